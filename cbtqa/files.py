@@ -1,0 +1,299 @@
+"""Reading and writing the file formats of this project, with `file:line` in every error.
+
+JSONL and JSON are UTF-8; a byte-order mark is accepted. Parquet goes through pyarrow, imported
+when first needed. A file written here is either the old one or the whole new one, never a part.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from cbtqa.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def open_text(path: Path, encoding: str = "utf-8") -> Iterator[IO[str]]:
+    """Opens a text file for reading; a UTF-8 byte-order mark is dropped.
+
+    Raises:
+        DataError: the file is missing, a folder, or not in `encoding` (with the byte position
+            and, when the bytes read as GB18030, the flag that says so).
+    """
+    codec = "utf-8-sig" if encoding.lower().replace("_", "-") in ("utf-8", "utf8") else encoding
+    try:
+        with path.open(encoding=codec, newline="") as stream:
+            yield stream
+    except FileNotFoundError:
+        raise DataError("no such file", where=str(path)) from None
+    except IsADirectoryError:
+        raise DataError("is a folder, not a file", where=str(path)) from None
+    except PermissionError:
+        raise DataError("may not be read (permission denied)", where=str(path)) from None
+    except LookupError:
+        raise DataError(f"unknown encoding '{encoding}'", where=str(path)) from None
+    except UnicodeDecodeError as error:
+        raise _wrong_encoding(path, encoding, error) from None
+
+
+def _wrong_encoding(path: Path, encoding: str, error: UnicodeDecodeError) -> DataError:
+    hint = None
+    if "gb" not in encoding.lower():
+        with suppress(UnicodeDecodeError):
+            head = path.read_bytes()[: 1 << 16]
+            head[: head.rfind(b"\n") + 1 or None].decode("gb18030")
+            hint = "the bytes read as GBK: if that is what it is, add --encoding gb18030"
+    return DataError(
+        f"not {encoding}: byte 0x{error.object[error.start]:02x} does not fit",
+        where=str(path),
+        hint=hint,
+    )
+
+
+def parse_record(model: type[ModelT], row: object, where: str) -> ModelT:
+    """Turns one decoded row into a record.
+
+    Raises:
+        DataError: a field is missing, unknown or wrong; names `where` and the field.
+    """
+    try:
+        return model.model_validate(row)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise DataError(first["msg"], where=f"{where}:{field}" if field else where) from None
+
+
+def read_json(path: Path) -> Any:
+    """One JSON document.
+
+    Raises:
+        DataError: missing, not UTF-8, or not JSON (with line and column).
+    """
+    with open_text(path) as stream:
+        try:
+            return json.load(stream)
+        except json.JSONDecodeError as error:
+            raise DataError(
+                f"not JSON: {error.msg} (column {error.colno})", where=f"{path}:{error.lineno}"
+            ) from None
+
+
+def read_jsonl(path: Path, model: type[ModelT]) -> Iterator[ModelT]:
+    """One record a line, in order; empty lines are passed over.
+
+    Raises:
+        DataError: at the first line that is not JSON or not this record.
+    """
+    for where, row in read_rows(path):
+        yield parse_record(model, row, where)
+
+
+def read_rows(path: Path, encoding: str = "utf-8") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of a JSONL, JSON array, CSV, TSV or Parquet file, or a folder of Parquet files.
+
+    Yields `(where, row)` where `where` is `file:line` (text) or `file:row N` (Parquet). Streams:
+    memory does not grow with the file, except for a JSON array, which is read whole (PsyQA's
+    own array is streamed by `cbtqa.psyqa`).
+
+    Raises:
+        DataError: unknown suffix, or a row that is not an object.
+    """
+    if path.is_dir():
+        parts = sorted(path.rglob("*.parquet"))
+        if not parts:
+            raise DataError("the folder holds no .parquet file", where=str(path))
+        for part in parts:
+            yield from _read_parquet(part)
+        return
+    reader = {
+        ".jsonl": _read_json_lines,
+        ".ndjson": _read_json_lines,
+        ".json": _read_json_array,
+        ".csv": _read_csv,
+        ".tsv": _read_csv,
+    }.get(path.suffix.lower())
+    if path.suffix.lower() == ".parquet":
+        yield from _read_parquet(path)
+    elif reader is None:
+        raise DataError(
+            f"do not know the format '{path.suffix}'",
+            where=str(path),
+            hint="use .jsonl, .json, .csv, .tsv, .parquet or a folder of Parquet files",
+        )
+    else:
+        yield from reader(path, encoding)
+
+
+def _read_json_lines(path: Path, encoding: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    with open_text(path, encoding) as stream:
+        for number, line in enumerate(stream, 1):
+            if not line.strip():
+                continue
+            where = f"{path}:{number}"
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(f"not JSON: {error.msg}", where=where) from None
+            if not isinstance(row, dict):
+                raise DataError(f"expected an object, found {type(row).__name__}", where=where)
+            yield where, row
+
+
+def _read_json_array(path: Path, encoding: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    with open_text(path, encoding) as stream:
+        try:
+            rows = json.load(stream)
+        except json.JSONDecodeError as error:
+            raise DataError(f"not JSON: {error.msg}", where=f"{path}:{error.lineno}") from None
+    if not isinstance(rows, list):
+        raise DataError("expected a JSON array of objects", where=str(path))
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise DataError("expected an object", where=f"{path}:item {number}")
+        yield f"{path}:item {number}", row
+
+
+def _read_csv(path: Path, encoding: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    with open_text(path, encoding) as stream:
+        reader = csv.DictReader(stream, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+        try:
+            for row in reader:
+                where = f"{path}:{reader.line_num}"
+                if None in row:
+                    raise DataError("more cells than columns", where=where)
+                yield where, {str(key): value for key, value in row.items()}
+        except csv.Error as error:
+            raise DataError(f"not CSV: {error}", where=f"{path}:{reader.line_num}") from None
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as parquet:
+            number = 0
+            for batch in parquet.iter_batches(batch_size=2048):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path}:row {number}", row
+    except FileNotFoundError:
+        raise DataError("no such file", where=str(path)) from None
+    except pa.ArrowInvalid as error:
+        raise DataError(f"not Parquet: {error}", where=str(path)) from None
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+# --- writing -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`; on leaving without error it takes `path`'s place, durably."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 text, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: BaseModel | Mapping[str, Any] | list[Any]) -> None:
+    """Writes one indented JSON document, whole or not at all."""
+    plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    write_text(path, json.dumps(plain, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+
+
+def json_line(record: BaseModel | Mapping[str, Any]) -> str:
+    """One record as a line of JSONL, with its newline."""
+    if isinstance(record, BaseModel):
+        return record.model_dump_json() + "\n"
+    return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write_jsonl(path: Path, records: Iterable[BaseModel | Mapping[str, Any]]) -> int:
+    """Writes records one a line, whole or not at all; returns how many."""
+    count = 0
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
+        for record in records:
+            stream.write(json_line(record))
+            count += 1
+    return count
+
+
+class ParquetRows:
+    """Streams rows into one Parquet file; the file appears when the block is left without error.
+
+    >>> with ParquetRows(path, schema) as rows:     # doctest: +SKIP
+    ...     rows.add({"id": "1", "question": "..."})
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema, rows_per_group: int = 5_000) -> None:
+        self.n_rows = 0
+        self._path, self._schema, self._rows_per_group = path, schema, rows_per_group
+        self._pending: list[dict[str, Any]] = []
+
+    def __enter__(self) -> ParquetRows:
+        import pyarrow.parquet as pq
+
+        self._replacing = replacing(self._path)
+        temporary = self._replacing.__enter__()
+        self._writer = pq.ParquetWriter(temporary, self._schema, compression="zstd")
+        return self
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Adds one row; keys are the schema's columns."""
+        self._pending.append(row)
+        self.n_rows += 1
+        if len(self._pending) >= self._rows_per_group:
+            self._flush()
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        if self._pending:
+            self._writer.write_table(pa.Table.from_pylist(self._pending, schema=self._schema))
+            self._pending.clear()
+
+    def __exit__(self, kind: Any, value: Any, trace: Any) -> None:
+        try:
+            if kind is None:
+                self._flush()
+        finally:
+            self._writer.close()
+            self._replacing.__exit__(kind, value, trace)

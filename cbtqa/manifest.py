@@ -1,0 +1,124 @@
+"""The provenance of a run: what went in, what was set, what came out.
+
+`manifest.json` is written last and atomically: a folder that holds one is complete.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+import cbtqa
+from cbtqa.errors import DataError, IncompleteRunError
+from cbtqa.files import parse_record, read_json, sha256_of, write_json
+from cbtqa.records import Record, Usage
+from cbtqa.settings import Resolved
+
+MANIFEST_NAME = "manifest.json"
+PACKAGES = ("openai", "pyarrow", "pydantic", "rensa", "aiohttp", "json-repair", "pyahocorasick")
+
+
+class SettingValue(Record):
+    """One setting and where its value came from."""
+
+    value: Any
+    origin: str
+
+
+class FileEntry(Record):
+    """One file by name, size and hash; the name is relative to the run's folder."""
+
+    name: str
+    n_bytes: int = Field(ge=0)
+    sha256: str
+
+
+class Manifest(Record):
+    """Everything needed to say how a folder was made."""
+
+    kind: str
+    """What the folder holds, such as `dataset`."""
+    format_version: int = 1
+    cbtqa_version: str = cbtqa.__version__
+    python: str = Field(default_factory=platform.python_version)
+    packages: dict[str, str] = Field(default_factory=dict)
+    settings: dict[str, SettingValue] = Field(default_factory=dict)
+    inputs: tuple[FileEntry, ...] = ()
+    prompts: dict[str, str] = Field(default_factory=dict)
+    """Prompt id to SHA-256 of its file."""
+    counts: dict[str, Any] = Field(default_factory=dict)
+    """Every input accounted for: `n_in`, `n_out`, `rejected` by reason, and more by kind."""
+    usage: Usage | None = None
+    cost: dict[str, Any] | None = None
+    """Price estimate with its currency and the date of the price table."""
+    acknowledgements: dict[str, str] = Field(default_factory=dict)
+    """Gates that a person opened, each with what was acknowledged and when."""
+    files: tuple[FileEntry, ...] = ()
+    started_at: str
+    finished_at: str
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the installed packages that can change a result."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def describe_file(path: Path, relative_to: Path | None = None) -> FileEntry:
+    """Name (never an absolute path), size and hash of a file."""
+    name = path.relative_to(relative_to).as_posix() if relative_to else path.name
+    return FileEntry(name=name, n_bytes=path.stat().st_size, sha256=sha256_of(path))
+
+
+def describe_settings(resolved: Resolved[Any]) -> dict[str, SettingValue]:
+    """Settings as manifest entries; a path is reduced to its last part."""
+    values = resolved.values.model_dump(mode="python")
+    return {
+        name: SettingValue(
+            value=value.name if isinstance(value, Path) else value,
+            origin=_without_folder(resolved.origins[name]),
+        )
+        for name, value in values.items()
+    }
+
+
+def _without_folder(origin: str) -> str:
+    return origin if origin.startswith("--") else origin.rsplit("/", 1)[-1]
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Writes the manifest; do this last."""
+    write_json(folder / MANIFEST_NAME, manifest)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a finished run.
+
+    Raises:
+        IncompleteRunError: the folder exists but holds no manifest: the run did not finish.
+        DataError: no such folder, or the manifest is damaged.
+    """
+    path = folder / MANIFEST_NAME
+    if not path.exists():
+        if not folder.is_dir():
+            raise DataError("no such folder", where=str(folder))
+        raise IncompleteRunError(
+            f"{folder} holds no {MANIFEST_NAME}: the run did not finish",
+            hint="run the command that made it again; it continues where it stopped",
+        )
+    return parse_record(Manifest, read_json(path), str(path))

@@ -1,0 +1,253 @@
+"""The frozen types that reach disk, and the invariants they keep.
+
+Nothing here reads files or knows a format. One record on disk, as JSON:
+
+    {"id": "4394", "question": "...", "description": "...", "keywords": ["恋爱"]}
+
+Text offsets are counted in Unicode code points, as Python counts them.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+NonEmptyText = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
+Risk = Literal["none", "concern", "explicit"]
+"""How strongly a text speaks of suicide or self-harm, as graded by `cbtqa.safety`."""
+
+STEP_NAMES = (
+    "validation_and_empathy",
+    "key_thought",
+    "challenge_or_reflection",
+    "strategy_or_insight",
+    "encouragement_and_foresight",
+)
+"""The five steps in the order of arXiv 2403.16008."""
+
+
+class Record(BaseModel):
+    """Base of all records: frozen, and unknown fields are an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Question(Record):
+    """One question of a help seeker, in PsyQA's terms."""
+
+    id: NonEmptyText
+    """Unique within a run; PsyQA's `questionID` as text."""
+    question: NonEmptyText
+    """The title (PsyQA: 13-25 characters)."""
+    description: str = ""
+    """The longer account (PsyQA: 22-400 characters); may be empty."""
+    keywords: tuple[str, ...] = ()
+    """Topic tags, broad to narrow."""
+
+    @property
+    def source_text(self) -> str:
+        """Title and description joined by a newline: what evidence is quoted from."""
+        return f"{self.question}\n{self.description}" if self.description else self.question
+
+
+class StrategySpan(Record):
+    """A stretch of a human answer labelled with a support strategy."""
+
+    start: int = Field(ge=0)
+    end: int = Field(gt=0)
+    type: NonEmptyText
+    """PsyQA's strategy name, such as `Direct Guidance`."""
+
+
+class ReferenceAnswer(Record):
+    """A human answer of PsyQA."""
+
+    question_id: NonEmptyText
+    text: NonEmptyText
+    strategies: tuple[StrategySpan, ...] = ()
+    """Empty when the answer is not labelled."""
+
+    @model_validator(mode="after")
+    def _spans_are_ordered_and_inside(self) -> Self:
+        position = 0
+        for span in self.strategies:
+            if not position <= span.start < span.end <= len(self.text):
+                raise ValueError(
+                    f"strategy span {span.start}-{span.end} is out of order or out of range "
+                    f"for a text of {len(self.text)} characters"
+                )
+            position = span.end
+        return self
+
+
+class CbtSteps(Record):
+    """The five steps of one answer; none may be empty. Source: arXiv 2403.16008."""
+
+    validation_and_empathy: NonEmptyText
+    key_thought: NonEmptyText
+    challenge_or_reflection: NonEmptyText
+    strategy_or_insight: NonEmptyText
+    encouragement_and_foresight: NonEmptyText
+
+    def joined(self) -> str:
+        """The answer as one flowing text: the five steps in order, nothing between them."""
+        return "".join(getattr(self, name) for name in STEP_NAMES)
+
+
+class DistortionLabel(Record):
+    """One cognitive distortion found in a question."""
+
+    id: NonEmptyText
+    """An id of the taxonomy in use, such as `mind_reading`."""
+    evidence: str | None = None
+    """Verbatim span of the question or description; None when the labeller names none."""
+    labeller: NonEmptyText
+    """Who assigned it: `patterns`, `trained:<name>`, `llm:<model>`, `answer`, `vote`, a person."""
+    confidence: float | None = Field(default=None, ge=0, le=1)
+    """0 to 1, or None when the labeller gives none."""
+
+    def is_evident_in(self, source_text: str) -> bool:
+        """True when the evidence is missing by design or really occurs in the text."""
+        return self.evidence is None or (bool(self.evidence) and self.evidence in source_text)
+
+
+class Usage(Record):
+    """Tokens that one reply cost, as the endpoint counted them."""
+
+    prompt_tokens: int = Field(default=0, ge=0)
+    completion_tokens: int = Field(default=0, ge=0)
+
+
+class Provenance(Record):
+    """Where a generated text comes from. Never holds a key or a full URL."""
+
+    model: NonEmptyText
+    """Model name as sent to the endpoint, or `template`."""
+    endpoint_host: str | None = None
+    """Host name only; None when nothing was sent anywhere."""
+    prompt_id: str | None = None
+    prompt_sha256: str | None = None
+    sampling: dict[str, float | int | str] = Field(default_factory=dict)
+    seed: int | None = None
+    usage: Usage | None = None
+    finish_reason: str | None = None
+    is_training_source: bool = True
+    """False for the rule-based template system, whose text should not train models."""
+    version: NonEmptyText
+    """Version of cbtqa."""
+    created_at: str | None = None
+    """UTC, ISO 8601; None when the text does not depend on when it was made."""
+
+
+class CbtAnswer(Record):
+    """One answer in CBT structure: made by a teacher, or predicted by a tuned model."""
+
+    question_id: NonEmptyText
+    system: NonEmptyText
+    """Short name of what wrote it, as in score tables."""
+    text: NonEmptyText
+    steps: CbtSteps | None = None
+    """None when the system writes one flowing text without step boundaries."""
+    distortions: tuple[DistortionLabel, ...] = ()
+    risk: Risk = "none"
+    """Risk graded on the question, not on the answer."""
+    provenance: Provenance
+
+    @model_validator(mode="after")
+    def _steps_rebuild_the_text(self) -> Self:
+        if self.steps is not None and self.steps.joined() != self.text:
+            raise ValueError("the five steps, joined in order, are not the text")
+        return self
+
+
+class Reason(StrEnum):
+    """Why an item was turned away. The text after the name is what a reader is told."""
+
+    BAD_ROW = "bad_row"
+    """The input row does not fit the schema."""
+    DUPLICATE_ID = "duplicate_id"
+    """Another row of the input has the same id."""
+    DUPLICATE_QUESTION = "duplicate_question"
+    """Another row holds the same question and description."""
+    CRISIS_DROPPED = "crisis_dropped"
+    """Crisis items were dropped by setting."""
+    REFUSAL = "refusal"
+    """The model declined to answer."""
+    CONTENT_FILTER = "content_filter"
+    """The provider's filter blocked the request or the reply."""
+    BAD_REQUEST = "bad_request"
+    """The endpoint refused this request for good, for another cause."""
+    EMPTY = "empty"
+    """The reply holds no text."""
+    CUT = "cut"
+    """The reply ended at the token limit."""
+    NOT_JSON = "not_json"
+    """The reply holds no JSON object, or a damaged one."""
+    MISSING_STEP = "missing_step"
+    """A step is missing or empty."""
+    STEP_TOO_SHORT = "step_too_short"
+    STEP_TOO_LONG = "step_too_long"
+    WRONG_LANGUAGE = "wrong_language"
+    """The text is not in the language asked for."""
+    HEADINGS = "headings"
+    """Headings, numbering or step names stand in the text."""
+    PROMPT_LEAK = "prompt_leak"
+    """Parts of the instruction stand in the text."""
+    BAD_LABEL = "bad_label"
+    """A distortion outside the taxonomy."""
+    EVIDENCE_NOT_FOUND = "evidence_not_found"
+    """Quoted evidence does not occur in the question."""
+    UNSAFE = "unsafe"
+    """Advice against safety, or no help route on a crisis item."""
+    DUPLICATE_ANSWER = "duplicate_answer"
+    """The same answer was given to another question."""
+    PERSONAL_DATA = "personal_data"
+    """The answer holds a phone number, an account or an address."""
+    OUT_OF_BUDGET = "out_of_budget"
+    """The budget ended before this item."""
+    ENDPOINT = "endpoint"
+    """The endpoint failed on this item until the retries were used up."""
+
+
+class Rejection(Record):
+    """One item that did not become a record, and why. Nothing disappears."""
+
+    item_id: str
+    """Id of the item, or `row N` when it has none."""
+    stage: Literal["input", "screen", "generate", "check", "label", "score", "collect"]
+    reason: Reason
+    detail: str = ""
+    """What was found and what was expected, for a person."""
+    where: str | None = None
+    """`file:line:field` for rows of a file."""
+    raw: str | None = None
+    """The model's text or the input row, whole."""
+
+
+class MetricScore(Record):
+    """One number and everything needed to trust it."""
+
+    metric: NonEmptyText
+    system: NonEmptyText
+    value: float | None
+    """None when nothing could be scored; never 0 or NaN in its place."""
+    low: float | None = None
+    """Lower end of the 95 % interval."""
+    high: float | None = None
+    unit: NonEmptyText
+    """The scale, such as `0-100` or `0-1`."""
+    n_scored: int = Field(ge=0)
+    n_total: int = Field(ge=0)
+    signature: NonEmptyText
+    """Every setting able to change the value, `key:value` joined by `|`."""
+    unscored_reason: str | None = None
+
+    @model_validator(mode="after")
+    def _counts_and_value_agree(self) -> Self:
+        if self.n_scored > self.n_total:
+            raise ValueError(f"n_scored {self.n_scored} is above n_total {self.n_total}")
+        if self.value is None and not self.unscored_reason:
+            raise ValueError("a missing value needs a reason")
+        return self

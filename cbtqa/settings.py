@@ -1,0 +1,114 @@
+"""Settings from four places, the later winning: defaults, YAML file, environment, flags.
+
+A settings model is a pydantic model whose fields carry a `description` (the help text of the
+flag made from it). `resolve` keeps where each value came from, for the manifest and for errors:
+
+    resolve(BuildSettings, file=Path("run.yaml"), flags={"limit": 10}).origins["limit"] == "--limit"
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from cbtqa.errors import ConfigError
+from cbtqa.files import open_text
+
+
+class Settings(BaseModel):
+    """Base of all settings models: frozen, and a key that no field has is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+SettingsT = TypeVar("SettingsT", bound=Settings)
+ENVIRONMENT_PREFIX = "CBTQA_"
+
+
+@dataclass(frozen=True)
+class Resolved(Generic[SettingsT]):
+    """Settings, and for every field where its value came from."""
+
+    values: SettingsT
+    origins: dict[str, str]
+
+
+def flag_of(field: str) -> str:
+    """The command-line flag of a field: `max_tokens` is `--max-tokens`."""
+    return "--" + field.replace("_", "-")
+
+
+def resolve(
+    model: type[SettingsT],
+    *,
+    file: Path | None = None,
+    flags: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Resolved[SettingsT]:
+    """Merges the four places into one checked model.
+
+    Args:
+        flags: values given on the command line; None means not given.
+        environ: the environment to read, the process's own by default.
+
+    Raises:
+        ConfigError: lists every unknown key and every bad value, each with its origin.
+    """
+    values: dict[str, Any] = {}
+    origins = dict.fromkeys(model.model_fields, "default")
+    problems: list[str] = []
+    if file is not None:
+        for key, (value, line) in _read_yaml(file).items():
+            origin = f"{file}:{line}"
+            if key not in model.model_fields:
+                problems.append(f"{origin}: unknown setting '{key}'{_did_you_mean(key, model)}")
+                continue
+            values[key], origins[key] = value, origin
+    for field in model.model_fields:
+        name = ENVIRONMENT_PREFIX + field.upper()
+        text = (os.environ if environ is None else environ).get(name)
+        if text is not None:
+            values[field], origins[field] = yaml.safe_load(text), name
+    for field, value in (flags or {}).items():
+        if value is not None:
+            values[field], origins[field] = value, flag_of(field)
+    try:
+        settings = model.model_validate(values)
+    except ValidationError as error:
+        for item in error.errors(include_url=False):
+            field = str(item["loc"][0]) if item["loc"] else ""
+            place = f"{origins.get(field, 'settings')}: {field}: " if field else ""
+            problems.append(f"{place}{item['msg']}" + (f", got {item['input']!r}" if field else ""))
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return Resolved(settings, origins)
+
+
+def _did_you_mean(key: str, model: type[BaseModel]) -> str:
+    close = difflib.get_close_matches(key, model.model_fields, n=1)
+    return f", did you mean '{close[0]}'?" if close else ""
+
+
+def _read_yaml(path: Path) -> dict[str, tuple[Any, int]]:
+    """Top-level keys of a YAML mapping with value and line."""
+    with open_text(path) as stream:
+        text = stream.read()
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}{line}: not YAML: {getattr(error, 'problem', error)}") from None
+    if node is None:
+        return {}
+    if not isinstance(node, yaml.MappingNode):
+        raise ConfigError(f"{path}: expected settings as `key: value` lines")
+    return {str(key.value): (values[key.value], key.start_mark.line + 1) for key, _ in node.value}
