@@ -1,0 +1,93 @@
+"""Near-duplicate questions: clusters whose members must share a split.
+
+MinHash signatures (rensa, 64 permutations over character 4-grams) are cut into bands; questions
+that agree in a band and whose estimated Jaccard similarity reaches the threshold are joined.
+A million questions take 256 MB of signatures.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+import rensa
+
+N_PERMUTATIONS = 64
+N_BANDS = 16  # 4 rows a band: a pair of similarity 0.7 meets in some band with probability 0.99
+GRAM = 4
+_MIX = np.uint64(0x9E3779B97F4A7C15)
+_NOT_TEXT = re.compile(r"[\W_]+")
+
+
+class NearDuplicates:
+    """Collects questions in order, then gives each the index of its cluster's first member."""
+
+    def __init__(self, threshold: float) -> None:
+        self._threshold = threshold
+        self._blocks: list[npt.NDArray[np.uint32]] = []
+        self._pending: list[list[int]] = []
+
+    def add(self, text: str) -> None:
+        """Adds the next question's title and description."""
+        plain = _NOT_TEXT.sub("", text)
+        grams = [plain[i : i + GRAM] for i in range(max(1, len(plain) - GRAM + 1))]
+        sketch = rensa.RMinHash(num_perm=N_PERMUTATIONS, seed=1)
+        sketch.update(grams)
+        self._pending.append(sketch.digest())
+        if len(self._pending) >= 4096:
+            self._pack()
+
+    def _pack(self) -> None:
+        if self._pending:
+            self._blocks.append(np.array(self._pending, dtype=np.uint32))
+            self._pending = []
+
+    def clusters(self) -> npt.NDArray[np.int64]:
+        """For every question, in the order added, the index of its cluster's first question."""
+        self._pack()
+        if not self._blocks:
+            return np.zeros(0, dtype=np.int64)
+        signatures = np.concatenate(self._blocks)
+        self._blocks = [signatures]
+        parent = np.arange(len(signatures), dtype=np.int64)
+        for first, second in _alike_pairs(signatures, self._threshold):
+            _join(parent, first, second)
+        return np.array([_root(parent, index) for index in range(len(parent))], dtype=np.int64)
+
+
+def _alike_pairs(signatures: npt.NDArray[np.uint32], threshold: float) -> Iterator[tuple[int, int]]:
+    """Pairs that agree in a band and are alike enough over the whole signature."""
+    rows = N_PERMUTATIONS // N_BANDS
+    for band in range(N_BANDS):
+        keys = np.zeros(len(signatures), dtype=np.uint64)
+        for column in range(band * rows, (band + 1) * rows):
+            # a mixing step, not a proof: what collides here is compared in full below
+            keys = (keys ^ signatures[:, column]) * _MIX
+        order = np.argsort(keys, kind="stable")
+        ordered = keys[order]
+        same = np.flatnonzero(ordered[1:] == ordered[:-1])
+        first, second = order[same], order[same + 1]
+        alike = (signatures[first] == signatures[second]).mean(axis=1) >= threshold
+        yield from zip(first[alike].tolist(), second[alike].tolist(), strict=True)
+
+
+def _root(parent: npt.NDArray[np.int64], index: int) -> int:
+    while parent[index] != index:
+        parent[index] = parent[parent[index]]
+        index = int(parent[index])
+    return index
+
+
+def _join(parent: npt.NDArray[np.int64], first: int, second: int) -> None:
+    a, b = _root(parent, first), _root(parent, second)
+    parent[max(a, b)] = min(a, b)
+
+
+def cluster_questions(texts: Iterable[str], threshold: float) -> npt.NDArray[np.int64]:
+    """Cluster index of each text (see `NearDuplicates`), shape `(n,)`."""
+    found = NearDuplicates(threshold)
+    for text in texts:
+        found.add(text)
+    return found.clusters()

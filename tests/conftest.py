@@ -1,0 +1,30 @@
+"""What all tests share: no network but loopback, no settings from the environment."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+_connect = socket.socket.connect
+
+
+def _loopback_only(self: socket.socket, address: Any) -> None:
+    host = address[0] if isinstance(address, tuple) else address
+    if isinstance(host, str) and self.family != socket.AF_UNIX and not (
+        host.startswith("127.") or host in ("localhost", "::1")
+    ):
+        raise AssertionError(f"a test tried to reach {host}")
+    _connect(self, address)
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(socket.socket, "connect", _loopback_only)
+    for name in list(os.environ):
+        if name.startswith("CBTQA_") and name != "CBTQA_PROGRAM":
+            monkeypatch.delenv(name)
+    yield

@@ -1,0 +1,57 @@
+"""Which room may import which library, and what `--help` must not load."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+ROOMS_OF_LIBRARY = {
+    "typer": ("cli/",),
+    "rich": ("cli/",),
+    "openai": ("llm/",),
+    "aiohttp": ("llm/",),
+    "ray": ("llm/cluster.py",),
+    "torch": ("tuning/", "metrics/", "distortions/"),
+    "transformers": ("tuning/", "metrics/", "distortions/"),
+    "peft": ("tuning/",),
+    "trl": (),
+    "huggingface_hub": ("hub/",),
+    "openpyxl": ("ratings/",),
+    "xlsxwriter": ("ratings/",),
+    "starlette": ("ratings/",),
+    "sacrebleu": ("metrics/",),
+    "jieba": ("metrics/",),
+    "rjieba": ("metrics/",),
+    "nltk": (),
+    "krippendorff": (),
+    "pingouin": (),
+}
+HEAVY = ("torch", "transformers", "datasets", "pandas", "openai", "aiohttp", "pyarrow", "numpy")
+
+
+def test_third_party_libraries_stay_in_their_rooms() -> None:
+    for path in sorted((ROOT / "cbtqa").rglob("*.py")):
+        room = path.relative_to(ROOT / "cbtqa").as_posix()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names = [node.module]
+            for name in names:
+                rooms = ROOMS_OF_LIBRARY.get(name.split(".")[0])
+                assert rooms is None or room.startswith(rooms), f"{room} imports {name}"
+
+
+def test_help_loads_no_heavy_library() -> None:
+    code = (
+        "import sys; from cbtqa.cli.main import _run; _run(['--help'], False);"
+        f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert done.stderr.strip() == "[]"
