@@ -1,0 +1,120 @@
+"""`cbtqa data`: look at question files before building from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cbtqa.cli.console import out, print_json, print_table
+from cbtqa.cli.options import AsJson
+from cbtqa.errors import DataError
+from cbtqa.psyqa import MAX_CHARS, DataReport, bundled_sample_path, check_file, parse_columns
+from cbtqa.psyqa.report import Fault, Spread
+
+app = typer.Typer(no_args_is_help=True, help="Look at question files before building from them.")
+
+
+@app.callback()
+def _group() -> None:
+    pass  # keeps `check` a subcommand while it is the only one
+
+
+@app.command()
+def check(
+    file: Annotated[
+        Path | None,
+        typer.Argument(
+            help="PsyQA's JSON, or JSONL, CSV, TSV, Parquet; without it, the bundled sample."
+        ),
+    ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option("--column", help="FIELD=COLUMN, where names differ: question=title."),
+    ] = None,
+    encoding: Annotated[str, typer.Option(help="Of a text file, such as gb18030.")] = "utf-8",
+    max_chars: Annotated[int, typer.Option(help="Longest text accepted.")] = MAX_CHARS,
+    as_json: AsJson = False,
+) -> None:
+    """What is in a file of questions, and which rows would be turned away, and why.
+
+    Example: cbtqa data check PsyQA_full.json
+
+    Exits with 4 when the file holds no usable question.
+    """
+    path = file or bundled_sample_path()
+    columns = parse_columns(column or [])
+    report = check_file(path, encoding=encoding, columns=columns, max_chars=max_chars)
+    if as_json:
+        print_json(report.model_dump(mode="json"))
+    else:
+        _print_report(report)
+    if not report.n_usable:
+        raise DataError(
+            "no usable question in the file",
+            where=str(path),
+            hint="see what is wrong with the rows above; --column FIELD=COLUMN names a column",
+        )
+
+
+def _print_report(report: DataReport) -> None:
+    for line in _headline(report):
+        out.print(line, markup=False, soft_wrap=True)
+    if report.n_usable:
+        rows = [
+            _spread_row(name, spread)
+            for name, spread in (
+                *report.lengths.items(),
+                ("answers each", report.answers_per_question),
+            )
+        ]
+        columns = ["characters", "n", "min", "median", "mean", "p95", "max"]
+        print_table("Lengths", columns, rows)
+    for title, counts in (
+        (f"Keywords ({report.n_distinct_keywords:,} distinct)", report.top_keywords),
+        (f"Strategies in {report.n_labelled_answers:,} labelled answers", report.strategies),
+        ("Risk", report.risk or {}),
+    ):
+        if counts:
+            shares = "  ".join(f"{name} {n:,}" for name, n in counts.items())
+            out.print(f"\n{title}\n  {shares}", markup=False, soft_wrap=True)
+    for reason, fault in report.rejected.items():
+        _print_fault(f"Rejected rows: {reason}", fault)
+    if report.rejected_answers:
+        _print_fault("Rejected answers (their questions stay)", report.rejected_answers)
+
+
+def _headline(report: DataReport) -> list[str]:
+    mark = ", with a byte-order mark" if report.has_bom else ""
+    n_rejected = report.n_rows - report.n_usable
+    lines = [
+        f"{report.file}: {report.format}, {report.encoding}{mark}, {report.n_bytes:,} bytes",
+        f"{report.n_rows:,} rows = {report.n_usable:,} usable + {n_rejected:,} rejected",
+        "columns: " + ", ".join(f"{field} from '{name}'" for field, name in report.columns.items()),
+    ]
+    notes = {
+        "not read: " + ", ".join(report.unused_columns): bool(report.unused_columns),
+        "no id column: ids are made from the content": report.makes_ids,
+        f"{report.n_without_description:,} without description": report.n_without_description,
+        f"{report.n_without_keywords:,} without keywords": report.n_without_keywords,
+        f"{report.n_cleaned:,} freed of control or invisible characters": report.n_cleaned,
+        f"{report.n_replacement:,} hold U+FFFD, traces of a wrong decoding": report.n_replacement,
+    }
+    if report.id_range:
+        low, high = report.id_range
+        lines.append(f"ids: whole numbers, {low} to {high}")
+    return lines + [note for note, holds in notes.items() if holds]
+
+
+def _spread_row(name: str, spread: Spread) -> list[str]:
+    numbers = (spread.min, spread.median, spread.mean, spread.p95, spread.max)
+    return [name, f"{spread.n:,}", *("-" if value is None else f"{value:g}" for value in numbers)]
+
+
+def _print_fault(title: str, fault: Fault) -> None:
+    out.print(f"\n{title}: {fault.n:,}", markup=False, soft_wrap=True)
+    for example in fault.examples:
+        out.print(f"  {example}", markup=False, soft_wrap=True)
+    if fault.n > len(fault.examples):
+        out.print(f"  ... and {fault.n - len(fault.examples):,} more", markup=False)

@@ -1,0 +1,32 @@
+"""PsyQA's published file and its common forks as records, whatever the file format.
+
+    for row in read_questions(Path("PsyQA_full.json"), with_answers=True):
+        match row:
+            case SourceItem(question, answers): ...
+            case Rejection(reason=reason, where=where): ...
+
+Nothing here judges or changes wording; see `cleaning` for the characters that are taken out.
+"""
+
+from cbtqa.psyqa.questions import (
+    ALIASES,
+    MAX_CHARS,
+    QuestionReader,
+    SourceItem,
+    bundled_sample_path,
+    parse_columns,
+    read_questions,
+)
+from cbtqa.psyqa.report import DataReport, check_file
+
+__all__ = [
+    "ALIASES",
+    "MAX_CHARS",
+    "DataReport",
+    "QuestionReader",
+    "SourceItem",
+    "bundled_sample_path",
+    "check_file",
+    "parse_columns",
+    "read_questions",
+]

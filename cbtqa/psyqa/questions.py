@@ -1,0 +1,357 @@
+"""PsyQA's rows, and its common forks', as records.
+
+Owns the schema: which column is which, what a row must hold, how text is cleaned, when two rows
+are the same. One row of the published file:
+
+    {"question": "...", "description": "...", "keywords": "恋爱,恋爱经营", "questionID": 4394,
+     "answers": [{"answer_text": "...", "has_label": false, "labels_sequence": null}]}
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from cbtqa.errors import DataError, UsageError
+from cbtqa.psyqa.answers import BadField, answer_list, as_json, name_of, read_answer
+from cbtqa.psyqa.cleaning import clean
+from cbtqa.psyqa.rows import Row, identify, iterate_rows
+from cbtqa.records import Question, Reason, ReferenceAnswer, Rejection
+
+ALIASES: dict[str, tuple[str, ...]] = {
+    "id": ("questionid", "qid", "idx", "id", "编号"),
+    "question": ("question", "title", "questiontitle", "标题", "问题"),
+    "description": ("description", "content", "desc", "questiondescription", "detail", "描述"),
+    "keywords": ("keywords", "keyword", "tags", "tag", "关键词", "标签"),
+    "answers": ("answers", "answer", "responses", "回答"),
+}
+"""Field to the column names in circulation, best first; case, `_`, `-` and blanks don't count."""
+MAX_CHARS = 20_000
+"""Default limit for one text, assumed: 50 times PsyQA's longest description (400)."""
+MAX_ID_CHARS = 200
+PATIENCE_ROWS = 20
+"""After so many rows without a question column the file is refused as a whole."""
+_keyword_separator = re.compile(r"[,，、;；]")
+
+
+@dataclass(frozen=True, slots=True)
+class SourceItem:
+    """One usable row: the question, its human answers, and what was turned away inside it."""
+
+    question: Question
+    answers: tuple[ReferenceAnswer, ...]
+    """Empty unless asked for."""
+    rejected_answers: tuple[Rejection, ...]
+    """Answers that do not fit the schema; the question stays."""
+    n_cleaned: int
+    """Characters removed or replaced: control, zero-width, half a surrogate pair."""
+    where: str
+    """`file:line`."""
+
+
+class _Seen:
+    """A set of 64-bit hashes at 8 to 16 bytes an entry, where Python's own set takes 70.
+
+    Two different texts of a million share a hash with a chance of 3 in 100 million.
+    """
+
+    def __init__(self) -> None:
+        self._slots, self._n = array("Q", bytes(8 << 12)), 0
+
+    def __contains__(self, key: int) -> bool:
+        return self._slots[self._slot_of(key)] == key
+
+    def add(self, key: int) -> None:
+        slot = self._slot_of(key)
+        if self._slots[slot] != key:
+            self._slots[slot] = key
+            self._n += 1
+            if 3 * self._n > 2 * len(self._slots):
+                self._double()
+
+    def _slot_of(self, key: int) -> int:
+        mask = len(self._slots) - 1
+        slot = key & mask
+        while self._slots[slot] not in (0, key):
+            slot = (slot + 1) & mask
+        return slot
+
+    def _double(self) -> None:
+        old, self._slots = self._slots, array("Q", bytes(16 * len(self._slots)))
+        for key in old:
+            if key:
+                self._slots[self._slot_of(key)] = key
+
+
+def _hash(text: str) -> int:
+    # 0 marks a free slot
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") or 1
+
+
+def parse_columns(pairs: Sequence[str]) -> dict[str, str]:
+    """`["question=title"]` as `{"question": "title"}`.
+
+    Raises:
+        UsageError: no `=`, or a field that questions do not have.
+    """
+    columns = {}
+    for pair in pairs:
+        field, _, column = (part.strip() for part in pair.partition("="))
+        if field not in ALIASES or not column:
+            raise UsageError(
+                f"--column {pair}: expected FIELD=COLUMN with FIELD one of {', '.join(ALIASES)}"
+            )
+        columns[field] = column
+    return columns
+
+
+class QuestionReader(Iterator[SourceItem | Rejection]):
+    """Reads a file once, row by row; every row comes out as an item or as a rejection.
+
+    Duplicates: of rows with the same id, or with the same cleaned question and description, the
+    first usable one stays. A file whose first row has no id column gets ids from its content
+    (`q-` and 16 hex digits of SHA-256), which do not depend on the order of the rows; in any
+    other file a row without an id is rejected.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        encoding: str,
+        columns: Mapping[str, str],
+        with_answers: bool,
+        max_chars: int,
+    ) -> None:
+        self.source = identify(path, encoding)
+        """What the file turned out to be."""
+        self.n_rows = 0
+        """Rows read so far."""
+        self.columns: dict[str, str] = {}
+        """Field to column, as found in the rows so far."""
+        self.unused_columns: dict[str, None] = {}
+        """Columns that belong to no field, in order of appearance."""
+        self.makes_ids = False
+        """True when the file has no id column."""
+        self._mapping, self._with_answers, self._max_chars = columns, with_answers, max_chars
+        self._resolved: dict[tuple[str, ...], dict[str, str]] = {}
+        self._ids, self._texts = _Seen(), _Seen()
+        self._rows = iterate_rows(self.source)
+
+    def __next__(self) -> SourceItem | Rejection:
+        row = self._next_row()
+        item_id = f"row {row.number}"
+        try:
+            if not isinstance(row.value, dict):
+                found = row.problem or f"expected an object, found {name_of(row.value)}"
+                raise BadField("", found)
+            columns = self._columns_of(row)
+            item_id = self._id_of(row.value, columns) or item_id
+            return self._item(row, row.value, columns, item_id)
+        except BadField as bad:
+            self._refuse_if_foreign(row)
+            return _reject(row, item_id, Reason.BAD_ROW, bad.field, bad.problem)
+
+    def _next_row(self) -> Row:
+        for row in self._rows:
+            self.n_rows = row.number
+            return row
+        if self.n_rows and "question" not in self.columns:
+            raise self._no_question_column("no row has a question", tuple(self.unused_columns))
+        raise StopIteration
+
+    def _item(
+        self, row: Row, value: dict[str, Any], columns: Mapping[str, str], item_id: str
+    ) -> SourceItem | Rejection:
+        title, n_title = self._text(value, columns, "question")
+        description, n_description = self._text(value, columns, "description")
+        if not title:
+            also = f"; the description has {len(description)} characters" if description else ""
+            raise BadField(columns.get("question", "question"), f"missing or empty{also}")
+        whole = f"{title}\n{description}"
+        if "id" not in columns:
+            if not self.makes_ids:
+                raise BadField("id", "this row has no id, other rows have one")
+            item_id = f"q-{hashlib.sha256(whole.encode()).hexdigest()[:16]}"
+        keys = _hash(item_id), _hash(whole)
+        if keys[1] in self._texts:
+            detail = "another row holds the same question and description"
+            return _reject(row, item_id, Reason.DUPLICATE_QUESTION, columns["question"], detail)
+        if keys[0] in self._ids:
+            detail = f"another row has the id {item_id}"
+            return _reject(row, item_id, Reason.DUPLICATE_ID, columns["id"], detail)
+        question = Question(
+            id=item_id,
+            question=title,
+            description=description,
+            keywords=_keywords(value, columns),
+        )
+        self._ids.add(keys[0])
+        self._texts.add(keys[1])
+        answers, rejected = self._answers(row, value, columns, item_id)
+        return SourceItem(question, answers, rejected, n_title + n_description, row.where)
+
+    # --- columns ---------------------------------------------------------------------------------
+
+    def _columns_of(self, row: Row) -> dict[str, str]:
+        assert isinstance(row.value, dict)
+        names = tuple(row.value)
+        found = self._resolved.get(names)
+        if found is None:
+            found = _resolve_columns(names, self._mapping)
+            if not self._resolved:
+                self.makes_ids = "id" not in found
+                if self.source.format in ("CSV", "Parquet") and "question" not in found:
+                    raise self._no_question_column("no column holds the question", names)
+            if len(self._resolved) < 1000:  # rows with ever new keys must not fill the memory
+                self._resolved[names] = found
+                self.columns = {**found, **self.columns}
+                others = dict.fromkeys(name for name in names if name not in found.values())
+                self.unused_columns.update(others)
+        return found
+
+    def _refuse_if_foreign(self, row: Row) -> None:
+        if row.number >= PATIENCE_ROWS and "question" not in self.columns:
+            raise self._no_question_column(
+                f"none of the first {row.number} rows has a question", tuple(self.unused_columns)
+            )
+
+    def _no_question_column(self, what: str, names: tuple[str, ...]) -> DataError:
+        return DataError(
+            f"{what}; columns: {', '.join(names[:12]) or 'none'}",
+            where=str(self.source.path),
+            hint="name it: --column question=COLUMN (also id, description, keywords, answers)",
+        )
+
+    # --- fields ----------------------------------------------------------------------------------
+
+    def _id_of(self, value: dict[str, Any], columns: Mapping[str, str]) -> str | None:
+        column = columns.get("id")
+        if column is None:
+            return None
+        found = value[column]
+        if isinstance(found, float) and found.is_integer():
+            found = int(found)  # what pandas makes of integers beside a gap
+        if isinstance(found, int) and not isinstance(found, bool):
+            return str(found)
+        if found is None or found == "":
+            raise BadField(column, "missing id")
+        if not isinstance(found, str):
+            raise BadField(column, f"expected a number or text, found {name_of(found)}")
+        text, _ = clean(found)
+        if not text or "\n" in text or len(text) > MAX_ID_CHARS:
+            raise BadField(column, f"expected one line of 1 to {MAX_ID_CHARS} characters")
+        return text
+
+    def _text(
+        self, value: dict[str, Any], columns: Mapping[str, str], field: str
+    ) -> tuple[str, int]:
+        column = columns.get(field)
+        found = value[column] if column is not None else None
+        if found is None:
+            return "", 0
+        if not isinstance(found, str):
+            raise BadField(column or field, f"expected text, found {name_of(found)}")
+        text, n_cleaned = clean(found)
+        if len(text) > self._max_chars:
+            raise BadField(
+                column or field, f"{len(text):,} characters; the limit is {self._max_chars:,}"
+            )
+        return text, n_cleaned
+
+    def _answers(
+        self, row: Row, value: dict[str, Any], columns: Mapping[str, str], question_id: str
+    ) -> tuple[tuple[ReferenceAnswer, ...], tuple[Rejection, ...]]:
+        column = columns.get("answers")
+        if not self._with_answers or column is None:
+            return (), ()
+        answers, rejected = [], []
+        for index, found in enumerate(answer_list(value[column])):
+            try:
+                answers.append(read_answer(found, question_id, self._max_chars))
+            except BadField as bad:
+                field = ".".join(part for part in (column, str(index), bad.field) if part)
+                part = row._replace(text=as_json(found))
+                rejected.append(_reject(part, question_id, Reason.BAD_ROW, field, bad.problem))
+        return tuple(answers), tuple(rejected)
+
+
+def read_questions(
+    path: Path,
+    *,
+    encoding: str = "utf-8",
+    columns: Mapping[str, str] | None = None,
+    with_answers: bool = False,
+    max_chars: int = MAX_CHARS,
+) -> QuestionReader:
+    """The rows of PsyQA's JSON, or of JSONL, CSV, TSV or Parquet, as items and rejections.
+
+    Streams: memory does not grow with the file, but for 32 bytes a question to know duplicates.
+
+    Args:
+        encoding: of text files; a UTF-8 byte-order mark is accepted and noted in `source`.
+        columns: field (id, question, description, keywords, answers) to column, where the names
+            in circulation do not fit.
+        with_answers: also read the human answers.
+        max_chars: longest text accepted, in characters.
+
+    Raises:
+        DataError: at once when the file is not what its name says; while reading when its syntax
+            is broken, with the line and the number of rows read before.
+    """
+    return QuestionReader(path, encoding, columns or {}, with_answers, max_chars)
+
+
+def bundled_sample_path() -> Path:
+    """The invented questions that come with the package, in PsyQA's schema."""
+    installed = Path(str(files("cbtqa"))) / "data" / "psyqa-sample.json"
+    if installed.is_file():
+        return installed
+    return Path(str(files("cbtqa"))).parent / "data" / "psyqa" / "sample.json"
+
+
+def _resolve_columns(names: tuple[str, ...], mapping: Mapping[str, str]) -> dict[str, str]:
+    plain = {re.sub(r"[\s_-]", "", name.lower()): name for name in reversed(names)}
+    found = {}
+    for field, aliases in ALIASES.items():
+        if field in mapping:
+            if mapping[field] in names:
+                found[field] = mapping[field]
+            continue
+        for alias in aliases:
+            if alias in plain and plain[alias] not in mapping.values():
+                found[field] = plain[alias]
+                break
+    return found
+
+
+def _keywords(value: dict[str, Any], columns: Mapping[str, str]) -> tuple[str, ...]:
+    column = columns.get("keywords")
+    found = value[column] if column is not None else None
+    if found is None:
+        return ()
+    if isinstance(found, str):
+        found = _keyword_separator.split(found)
+    elif not isinstance(found, list) or not all(isinstance(part, str) for part in found):
+        raise BadField(column or "", f"expected text or a list of texts, found {name_of(found)}")
+    cleaned = (clean(part)[0] for part in found)
+    return tuple(dict.fromkeys(part for part in cleaned if part))
+
+
+def _reject(row: Row, item_id: str, reason: Reason, field: str, detail: str) -> Rejection:
+    raw = row.text
+    if raw is None and row.value is not None:
+        raw = as_json(row.value)
+    return Rejection(
+        item_id=item_id,
+        stage="input",
+        reason=reason,
+        detail=detail,
+        where=f"{row.where}:{field}" if field else row.where,
+        raw=raw,
+    )

@@ -1,0 +1,235 @@
+"""What is in a file of questions: counts, lengths, tags, answers, and what does not fit.
+
+Memory does not grow with the file: lengths are kept as histograms, examples are bounded.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from pydantic import Field
+
+from cbtqa.psyqa.questions import MAX_CHARS, QuestionReader, SourceItem, read_questions
+from cbtqa.records import Question, Record, Rejection
+
+N_EXAMPLES = 3
+N_KEYWORDS = 20
+MAX_DISTINCT_KEYWORDS = 100_000
+
+
+class Spread(Record):
+    """Distribution of a count; all None when there is nothing to count."""
+
+    n: int
+    """How many were measured; empty texts are not."""
+    min: int | None = None
+    median: float | None = None
+    mean: float | None = None
+    p95: int | None = None
+    """Smallest value that at least 95 % do not exceed."""
+    max: int | None = None
+
+
+class Fault(Record):
+    """One kind of rejected row or answer."""
+
+    n: int
+    examples: tuple[str, ...]
+    """The first few, each `file:line:field: what is wrong`."""
+
+
+class DataReport(Record):
+    """What `check_file` found. Lengths are in characters (Unicode code points)."""
+
+    file: str
+    format: str
+    encoding: str
+    has_bom: bool
+    n_bytes: int
+    columns: dict[str, str]
+    """Field to the column it was read from."""
+    unused_columns: tuple[str, ...]
+    makes_ids: bool
+    """True when no row has an id, and ids are made from the content."""
+    n_rows: int
+    n_usable: int
+    """n_rows = n_usable + the sum of `rejected`."""
+    rejected: dict[str, Fault] = Field(default_factory=dict)
+    """Rows by `Reason`."""
+    id_range: tuple[int, int] | None = None
+    """Smallest and largest id, when all ids are whole numbers."""
+    lengths: dict[str, Spread]
+    """Of `question`, `description`, `answer`."""
+    n_without_description: int
+    n_without_keywords: int
+    n_distinct_keywords: int
+    top_keywords: dict[str, int]
+    """How many questions carry each, most frequent first."""
+    answers_per_question: Spread
+    n_answers: int
+    n_labelled_answers: int
+    """Answers with strategy spans."""
+    strategies: dict[str, int]
+    """Strategy spans by type, most frequent first."""
+    rejected_answers: Fault | None = None
+    """Answers that do not fit; their questions stay usable."""
+    n_cleaned: int
+    """Questions from which control or invisible characters were taken."""
+    n_replacement: int
+    """Questions holding U+FFFD: traces of a wrong decoding before this file was written."""
+    risk: dict[str, int] | None = None
+    """Questions by risk grade; None when no screen was given."""
+
+
+def check_file(
+    path: Path,
+    *,
+    encoding: str = "utf-8",
+    columns: Mapping[str, str] | None = None,
+    max_chars: int = MAX_CHARS,
+    grade: Callable[[Question], str] | None = None,
+) -> DataReport:
+    """Reads the whole file once and reports on it.
+
+    Args:
+        grade: gives the risk grade of a question, such as `cbtqa.safety` does.
+
+    Raises:
+        DataError: as `read_questions` does.
+    """
+    reader = read_questions(
+        path, encoding=encoding, columns=columns, with_answers=True, max_chars=max_chars
+    )
+    tally = _Tally(grade)
+    for row in reader:
+        if isinstance(row, Rejection):
+            tally.add_rejection(row)
+        else:
+            tally.add(row)
+    return tally.report(reader)
+
+
+class _Faults:
+    def __init__(self) -> None:
+        self.n = 0
+        self.examples: list[str] = []
+
+    def add(self, rejection: Rejection) -> None:
+        self.n += 1
+        if len(self.examples) < N_EXAMPLES:
+            self.examples.append(f"{rejection.where}: {rejection.detail}")
+
+    def freeze(self) -> Fault:
+        return Fault(n=self.n, examples=tuple(self.examples))
+
+
+class _Tally:
+    def __init__(self, grade: Callable[[Question], str] | None) -> None:
+        self._grade = grade
+        self._risk: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()
+        self._lengths: dict[str, Counter[int]] = {
+            name: Counter() for name in ("question", "description", "answer", "answers")
+        }
+        self._keywords: Counter[str] = Counter()
+        self._strategies: Counter[str] = Counter()
+        self._rejected: dict[str, _Faults] = {}
+        self._bad_answers = _Faults()
+        self._ids: tuple[int, int] | None = None
+        self._are_ids_numbers = True
+
+    def add_rejection(self, rejection: Rejection) -> None:
+        self._rejected.setdefault(str(rejection.reason), _Faults()).add(rejection)
+
+    def add(self, item: SourceItem) -> None:
+        question = item.question
+        self._counts["usable"] += 1
+        self._counts["cleaned"] += item.n_cleaned > 0
+        self._counts["replacement"] += "\ufffd" in question.source_text
+        self._counts["without_description"] += not question.description
+        self._counts["without_keywords"] += not question.keywords
+        self._lengths["question"][len(question.question)] += 1
+        if question.description:
+            self._lengths["description"][len(question.description)] += 1
+        for keyword in question.keywords:
+            if keyword in self._keywords or len(self._keywords) < MAX_DISTINCT_KEYWORDS:
+                self._keywords[keyword] += 1
+        self._add_id(question.id)
+        self._add_answers(item)
+        if self._grade is not None:
+            self._risk[self._grade(question)] += 1
+
+    def _add_id(self, item_id: str) -> None:
+        if not (item_id.isascii() and item_id.isdigit() and len(item_id) < 19):
+            self._are_ids_numbers = False
+            return
+        number = int(item_id)
+        low, high = self._ids or (number, number)
+        self._ids = min(low, number), max(high, number)
+
+    def _add_answers(self, item: SourceItem) -> None:
+        self._lengths["answers"][len(item.answers)] += 1
+        for answer in item.answers:
+            self._lengths["answer"][len(answer.text)] += 1
+            self._counts["labelled"] += bool(answer.strategies)
+            self._strategies.update(span.type for span in answer.strategies)
+        for rejection in item.rejected_answers:
+            self._bad_answers.add(rejection)
+
+    def report(self, reader: QuestionReader) -> DataReport:
+        source, counts = reader.source, self._counts
+        return DataReport(
+            file=source.path.name,
+            format=source.format,
+            encoding=source.encoding,
+            has_bom=source.has_bom,
+            n_bytes=source.n_bytes,
+            columns=reader.columns,
+            unused_columns=tuple(reader.unused_columns),
+            makes_ids=reader.makes_ids,
+            n_rows=reader.n_rows,
+            n_usable=counts["usable"],
+            rejected={name: faults.freeze() for name, faults in self._rejected.items()},
+            id_range=self._ids if self._are_ids_numbers else None,
+            lengths={
+                name: _spread(self._lengths[name]) for name in ("question", "description", "answer")
+            },
+            n_without_description=counts["without_description"],
+            n_without_keywords=counts["without_keywords"],
+            n_distinct_keywords=len(self._keywords),
+            top_keywords=dict(self._keywords.most_common(N_KEYWORDS)),
+            answers_per_question=_spread(self._lengths["answers"]),
+            n_answers=self._lengths["answer"].total(),
+            n_labelled_answers=counts["labelled"],
+            strategies=dict(self._strategies.most_common()),
+            rejected_answers=self._bad_answers.freeze() if self._bad_answers.n else None,
+            n_cleaned=counts["cleaned"],
+            n_replacement=counts["replacement"],
+            risk=dict(self._risk) if self._grade is not None else None,
+        )
+
+
+def _spread(histogram: Counter[int]) -> Spread:
+    n = histogram.total()
+    if not n:
+        return Spread(n=0)
+    low, high = _nth(histogram, (n - 1) // 2), _nth(histogram, n // 2)
+    return Spread(
+        n=n,
+        min=min(histogram),
+        median=(low + high) / 2,
+        mean=round(sum(value * times for value, times in histogram.items()) / n, 2),
+        p95=_nth(histogram, -(-n * 95 // 100) - 1),
+        max=max(histogram),
+    )
+
+
+def _nth(histogram: Counter[int], index: int) -> int:
+    """The value at an index (from 0) of the sorted values."""
+    for value in sorted(histogram):
+        index -= histogram[value]
+        if index < 0:
+            return value
+    raise IndexError(index)

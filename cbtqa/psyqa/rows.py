@@ -1,0 +1,369 @@
+"""From a file to its decoded rows, one at a time, each with its line.
+
+Knows formats and what files turn out to be; nothing about questions. Text formats are told apart
+by content (a JSON array named `.jsonl` is read as what it is), everything else must be what its
+name says. Memory does not grow with the file, not even for an array on one single line.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal, NamedTuple
+
+from cbtqa.errors import DataError
+from cbtqa.files import open_text, read_rows
+
+Format = Literal["JSON", "JSON Lines", "CSV", "Parquet"]
+UTF8_BOM = b"\xef\xbb\xbf"
+HEAD_BYTES = 1 << 20
+CHUNK_CHARS = 1 << 18
+MAX_ROW_CHARS = 1 << 26
+"""A JSON row beyond this is taken for an unclosed quote, so that memory stays bounded."""
+MAX_CELL_CHARS = 1 << 24
+
+# First bytes of what people hand in by mistake, what to call it, and the way out.
+LOOKALIKES: tuple[tuple[bytes, str, str], ...] = (
+    (b"\x1f\x8b", "a gzip archive", "unpack it first: gunzip FILE"),
+    (b"PK\x03\x04", "a zip archive", "unpack it first: unzip FILE"),
+    (b"PK\x05\x06", "an empty zip archive", "fetch the file again"),
+    (b"BZh", "a bzip2 archive", "unpack it first: bunzip2 FILE"),
+    (b"\xfd7zXZ\x00", "an xz archive", "unpack it first: unxz FILE"),
+    (b"\x28\xb5\x2f\xfd", "a zstd archive", "unpack it first: unzstd FILE"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", "unpack it first: 7z x FILE"),
+    (b"Rar!", "a RAR archive", "unpack it first"),
+    (b"%PDF", "a PDF document", "the questions are needed as JSON, JSONL, CSV or Parquet"),
+    (b"\xd0\xcf\x11\xe0", "an old Excel or Word file", "save it as CSV (UTF-8) and pass that"),
+    (b"PAR1", "a Parquet file", "rename it to end in .parquet"),
+    (b"version https://git-lfs", "a Git LFS pointer, not the data", "run: git lfs pull"),
+)
+SPREADSHEET_HINT = "save the sheet as CSV (UTF-8) and pass that"
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """What a file turned out to be."""
+
+    path: Path
+    format: Format
+    encoding: str
+    has_bom: bool
+    """True when a UTF-8 byte-order mark was found and dropped."""
+    n_bytes: int
+    delimiter: str = ","
+
+
+class Row(NamedTuple):
+    """One decoded row."""
+
+    number: int
+    """Position in the file, from 1."""
+    where: str
+    """`file:line` of the row's first character, or `file:row N` (Parquet)."""
+    value: object
+    text: str | None
+    """The row as it stands in the file; None for formats whose rows are not text."""
+    problem: str | None = None
+    """Set when the row could not be decoded; `value` is None then."""
+
+
+def identify(path: Path, encoding: str = "utf-8") -> SourceFile:
+    """What the file is, from its name and first bytes.
+
+    Raises:
+        DataError: missing, empty, or not one of the formats; names what it looks like.
+    """
+    if path.is_dir():
+        n_bytes = sum(part.stat().st_size for part in path.rglob("*.parquet"))
+        return SourceFile(path, "Parquet", "binary", False, n_bytes)
+    head, n_bytes = _read_head(path)
+    if path.suffix.lower() == ".parquet":
+        if not head.startswith(b"PAR1"):
+            raise DataError(
+                "named .parquet, but its first bytes are not Parquet's", where=str(path)
+            )
+        return SourceFile(path, "Parquet", "binary", False, n_bytes)
+    _refuse_lookalikes(path, head, encoding)
+    text = head.removeprefix(UTF8_BOM).decode(_known(encoding, path), errors="ignore")
+    text = text.lstrip("\ufeff").lstrip()
+    if not text:
+        raise DataError("the file is empty (blanks only)", where=str(path))
+    if text.startswith("<"):
+        raise DataError(
+            "looks like an HTML or XML page, not data",
+            where=str(path),
+            hint="a log-in or error page saved in place of the file? fetch it again",
+        )
+    found, delimiter = _text_format(path, text, n_bytes <= len(head))
+    return SourceFile(path, found, encoding, head.startswith(UTF8_BOM), n_bytes, delimiter)
+
+
+def _read_head(path: Path) -> tuple[bytes, int]:
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(HEAD_BYTES)
+        n_bytes = path.stat().st_size
+    except FileNotFoundError:
+        raise DataError("no such file", where=str(path)) from None
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}", where=str(path)) from None
+    if not head:
+        raise DataError("the file is empty (0 bytes)", where=str(path))
+    return head, n_bytes
+
+
+def _known(encoding: str, path: Path) -> str:
+    try:
+        "".encode(encoding)
+    except LookupError:
+        raise DataError(f"unknown encoding '{encoding}'", where=str(path)) from None
+    return encoding
+
+
+def _refuse_lookalikes(path: Path, head: bytes, encoding: str) -> None:
+    for magic, name, hint in LOOKALIKES:
+        if head.startswith(magic):
+            if name == "a zip archive" and b"[Content_Types].xml" in head:
+                name, hint = "an Excel or Word file", SPREADSHEET_HINT
+            raise DataError(f"looks like {name}", where=str(path), hint=hint)
+    if encoding.lower().replace("_", "-").startswith(("utf-16", "utf-32", "utf16", "utf32")):
+        return
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise DataError(
+            "looks like UTF-16 text",
+            where=str(path),
+            hint="add --encoding utf-16, or save as UTF-8",
+        )
+    if b"\x00" in head:
+        raise DataError(
+            f"holds a zero byte at position {head.index(0)}: binary data, or UTF-16 without a mark",
+            where=str(path),
+        )
+
+
+def _text_format(path: Path, text: str, is_whole: bool) -> tuple[Format, str]:
+    """Format and delimiter; `text` is the head without leading blanks."""
+    suffix = path.suffix.lower()
+    if suffix in (".csv", ".tsv"):
+        header = text.split("\n", 1)[0]
+        return "CSV", "\t" if suffix == ".tsv" else max(",;\t", key=header.count)
+    if suffix not in (".json", ".jsonl", ".ndjson"):
+        raise DataError(
+            f"do not know the format '{suffix or path.name}'",
+            where=str(path),
+            hint="use .json, .jsonl, .csv, .tsv, .parquet or a folder of Parquet files",
+        )
+    if text.startswith("["):
+        return "JSON", ","
+    if not text.startswith("{"):
+        raise DataError(
+            f"expected JSON, found text that begins with {text[:20]!r}", where=str(path)
+        )
+    if suffix != ".json" or _is_lines(text, is_whole):
+        return "JSON Lines", ","
+    keys = re.findall(r'"([^"\\]{1,40})"\s*:\s*\[', text[:4096])
+    raise DataError(
+        "a JSON object; expected an array of questions: [{...}, {...}]",
+        where=str(path),
+        hint=f"if the questions stand under '{keys[0]}': jq '.{keys[0]}' FILE > questions.json"
+        if keys
+        else None,
+    )
+
+
+def _is_lines(text: str, is_whole: bool) -> bool:
+    """True when an object ends with its line and another object begins on the next."""
+    try:
+        _, end = json.JSONDecoder().raw_decode(text)
+    except ValueError:
+        first_line = text.split("\n", 1)[0].rstrip()
+        # an object cut off by the end of the head: one long line is JSONL, an open brace is not
+        return not is_whole and len(first_line) > 4096
+    rest = text[end:]
+    return rest.lstrip(" \t\r").startswith("\n") and rest.lstrip().startswith("{")
+
+
+def iterate_rows(source: SourceFile) -> Iterator[Row]:
+    """The rows of a file, in order.
+
+    A row that cannot be decoded by itself (a broken line of JSONL, a CSV row with too many cells)
+    comes with its `problem`, and reading goes on.
+
+    Raises:
+        DataError: the syntax is broken so that no next row can be found; names the line and how
+            many rows were read before.
+    """
+    readers = {"JSON": _array, "JSON Lines": _lines, "CSV": _csv, "Parquet": _parquet}
+    yield from readers[source.format](source)
+
+
+# --- JSON array ----------------------------------------------------------------------------------
+
+_decode = json.JSONDecoder().raw_decode
+_blanks = re.compile(r"[ \t\n\r]*")
+# An error this close to the end of the window may come from a literal or escape cut in two.
+_EDGE_CHARS = 16
+
+
+class _Window:
+    """The stretch of a JSON text being decoded; grows and slides along a stream."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self.text, self.position, self.line = "", 0, 1
+        self._stream, self._is_at_end = stream, False
+
+    def peek(self) -> str:
+        """The next character that is not blank; empty at the end of the file."""
+        while True:
+            match = _blanks.match(self.text, self.position)
+            self._advance(match.end() if match else self.position)
+            if self.position < len(self.text):
+                return self.text[self.position]
+            if self._is_at_end:
+                return ""
+            self._grow()
+
+    def skip(self) -> None:
+        """Passes over one character that is no line end."""
+        self.position += 1
+
+    def decode(self) -> tuple[object, str]:
+        """The JSON value here and its text.
+
+        Raises:
+            ValueError: not JSON; the message names line and column.
+        """
+        while True:
+            try:
+                value, end = _decode(self.text, self.position)
+            except json.JSONDecodeError as error:
+                if not self._may_be_cut(error):
+                    raise ValueError(self._describe(error)) from None
+            else:
+                if end < len(self.text) or self._is_at_end:
+                    text = self.text[self.position : end]
+                    self._advance(end)
+                    return value, text
+            if len(self.text) - self.position > MAX_ROW_CHARS:
+                raise ValueError(
+                    f"the row is longer than {MAX_ROW_CHARS:,} characters: a quote not closed?"
+                )
+            self._grow()
+
+    def _may_be_cut(self, error: json.JSONDecodeError) -> bool:
+        is_near_edge = error.pos >= len(self.text) - _EDGE_CHARS
+        return not self._is_at_end and (is_near_edge or error.msg.startswith("Unterminated"))
+
+    def _describe(self, error: json.JSONDecodeError) -> str:
+        line = self.line + self.text.count("\n", self.position, error.pos)
+        column = error.pos - self.text.rfind("\n", 0, error.pos)
+        near = self.text[max(0, error.pos - 10) : error.pos + 10]
+        return f"not JSON: {error.msg} at line {line}, column {column}, near {near!r}"
+
+    def _advance(self, end: int) -> None:
+        self.line += self.text.count("\n", self.position, end)
+        self.position = end
+
+    def _grow(self) -> None:
+        kept = self.text[self.position :]
+        wanted = max(CHUNK_CHARS, len(kept))  # doubling: a long row is decoded few times over
+        more = self._stream.read(wanted)
+        self._is_at_end = len(more) < wanted
+        self.text, self.position = kept + more, 0
+
+
+def _array(source: SourceFile) -> Iterator[Row]:
+    with open_text(source.path, source.encoding) as stream:
+        window = _Window(stream)
+        window.peek()
+        window.skip()
+        number = 0
+        if window.peek() != "]":
+            while True:
+                number += 1
+                window.peek()
+                where = f"{source.path.name}:{window.line}"
+                try:
+                    value, text = window.decode()
+                except UnicodeDecodeError:  # a ValueError too, but open_text words it better
+                    raise
+                except (ValueError, RecursionError) as error:
+                    raise _broken(source, window.line, str(error), number - 1) from None
+                yield Row(number, where, value, text)
+                found = window.peek()
+                if found != ",":
+                    break
+                window.skip()
+            if found != "]":
+                what = (
+                    f"expected ',' or ']', found {found!r}"
+                    if found
+                    else ("the file ends before the array does: cut off on the way?")
+                )
+                raise _broken(source, window.line, what, number)
+        window.skip()
+        if window.peek():
+            raise _broken(source, window.line, "more text after the end of the array", number)
+
+
+def _broken(source: SourceFile, line: int, what: str, n_before: int) -> DataError:
+    return DataError(f"{what}; {n_before:,} rows were read before", where=f"{source.path}:{line}")
+
+
+# --- the other formats ---------------------------------------------------------------------------
+
+
+def _lines(source: SourceFile) -> Iterator[Row]:
+    number = 0
+    with open_text(source.path, source.encoding) as stream:
+        for line_number, line in enumerate(stream, 1):
+            text = line.strip()
+            if not text:
+                continue
+            number += 1
+            where = f"{source.path.name}:{line_number}"
+            try:
+                yield Row(number, where, json.loads(text), text)
+            except (ValueError, RecursionError) as error:
+                if number == 1:  # not one good line yet: this is no JSONL at all
+                    raise _broken(source, line_number, f"not JSON Lines: {error}", 0) from None
+                yield Row(number, where, None, text, f"not JSON: {error}")
+
+
+def _csv(source: SourceFile) -> Iterator[Row]:
+    # the module's default of 128 KiB is less than a cell that holds all answers of a question
+    csv.field_size_limit(MAX_CELL_CHARS)
+    number, start = 0, 1
+    with open_text(source.path, source.encoding) as stream:
+        reader = csv.reader(stream, delimiter=source.delimiter, strict=True)
+        try:
+            header = [name.strip() for name in next(reader)]
+            doubled = sorted({name for name in header if header.count(name) > 1})
+            if doubled:
+                raise DataError(f"column named twice: {doubled[0]!r}", where=f"{source.path}:1")
+            start = reader.line_num + 1
+            for cells in reader:
+                if cells:
+                    number += 1
+                    yield _csv_row(number, f"{source.path.name}:{start}", header, cells)
+                start = reader.line_num + 1
+        except csv.Error as error:
+            raise _broken(source, start, f"not CSV: {error}", number) from None
+
+
+def _csv_row(number: int, where: str, header: list[str], cells: list[str]) -> Row:
+    if len(cells) != len(header):
+        text = json.dumps(cells, ensure_ascii=False)
+        return Row(number, where, None, text, f"{len(cells)} cells for {len(header)} columns")
+    return Row(number, where, dict(zip(header, cells, strict=True)), None)
+
+
+def _parquet(source: SourceFile) -> Iterator[Row]:
+    root: Path = source.path if source.path.is_dir() else source.path.parent
+    value: dict[str, Any]
+    for number, (where, value) in enumerate(read_rows(source.path), 1):
+        yield Row(number, where.removeprefix(f"{root}/"), value, None)
