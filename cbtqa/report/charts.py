@@ -1,0 +1,322 @@
+"""Charts made of bars and intervals, each a function from plain values to one SVG string.
+
+    interval_chart([Interval("Baichuan-7B", 26.5, 25.1, 27.9)], title="BLEU", description="...")
+
+Every value also stands as text in the chart; a missing one says why and is never drawn as zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from cbtqa.report.svg import (
+    SERIES,
+    SMALL_SIZE,
+    WIDTH,
+    Canvas,
+    Scale,
+    fit_text,
+    round_ticks,
+    show_number,
+    text_width,
+)
+
+ROW = 27.0
+TOP, BOTTOM = 8.0, 30.0
+GAP = 12.0
+LABEL_SHARE = 0.42
+"""The most of the width that row labels may take."""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One row of a bar chart."""
+
+    label: str
+    value: float
+    shown: str
+    """The value as it is written beside the bar, such as `42 (18.4 %)`."""
+    second_label: str = ""
+    """The label in the other language, set smaller."""
+    reference: float | None = None
+    """A value to compare with, drawn as a mark; None when there is none."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """One row of an interval chart."""
+
+    label: str
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    missing: str = ""
+    """Shown instead when `value` is None: why."""
+
+
+@dataclass(frozen=True)
+class Levels:
+    """One row of stacked bars: how many items got each level, lowest level first."""
+
+    label: str
+    counts: tuple[int, ...]
+    shown: str = ""
+    """Text at the right, such as `1.73 [1.69, 1.78]`."""
+
+
+@dataclass(frozen=True)
+class HistogramBar:
+    """One bar: from `low` up to, but not including, `high` (None: and everything above)."""
+
+    low: float
+    high: float | None
+    n: int
+
+
+def label_width(labels: Sequence[tuple[str, str]]) -> float:
+    """Width of a column of row labels, each with its second label or an empty text."""
+    widest = max(
+        (text_width(a) + (8 + text_width(b, SMALL_SIZE) if b else 0) for a, b in labels), default=0
+    )
+    return min(widest, WIDTH * LABEL_SHARE) + GAP
+
+
+def draw_row_label(canvas: Canvas, y: float, width: float, label: str, second: str = "") -> None:
+    """Writes a row's label into the column, cut where it does not fit."""
+    room = width - GAP
+    shown = fit_text(label, room)
+    canvas.text(0, y, shown, tip=label if shown != label else None)
+    left = room - text_width(shown) - 8
+    if second and left > 24:
+        canvas.text(
+            text_width(shown) + 8,
+            y,
+            fit_text(second, left, SMALL_SIZE),
+            fill="soft",
+            size=SMALL_SIZE,
+        )
+
+
+def draw_legend(canvas: Canvas, x: float, y: float, entries: Sequence[tuple[str, str]]) -> None:
+    """Small squares with their names, left to right; entries are `(colour name, text)`."""
+    for fill, text in entries:
+        canvas.rect(x, y - 5, 10, 10, fill, radius=2)
+        canvas.text(x + 15, y, text, fill="soft", size=SMALL_SIZE)
+        x += 15 + text_width(text, SMALL_SIZE) + 18
+
+
+def bar_chart(
+    bars: Sequence[Bar], *, title: str, description: str, reference_name: str = ""
+) -> Markup:
+    """Horizontal bars from zero, with their values; marks where a reference value is given."""
+    has_reference = any(bar.reference is not None for bar in bars)
+    top = TOP + (22 if has_reference else 0)
+    canvas = Canvas(top + ROW * max(1, len(bars)))
+    left = label_width([(bar.label, bar.second_label) for bar in bars])
+    right = WIDTH - max((text_width(bar.shown) for bar in bars), default=0) - 10
+    highest = max([bar.value for bar in bars] + [bar.reference or 0 for bar in bars] + [0]) or 1
+    scale = Scale(0, highest, left, right)
+    if has_reference:
+        canvas.line((left + 5, TOP - 3), (left + 5, TOP + 11), "mark", width=3)
+        canvas.text(left + 15, TOP + 4, reference_name, fill="soft", size=SMALL_SIZE)
+    for place, bar in enumerate(bars):
+        y = top + ROW * (place + 0.5)
+        draw_row_label(canvas, y, left, bar.label, bar.second_label)
+        canvas.rect(left, y - 7, right - left, 14, "wash", radius=2)
+        canvas.rect(left, y - 7, scale(bar.value) - left, 14, "accent", radius=2, tip=bar.shown)
+        if bar.reference is not None:
+            x = scale(bar.reference)
+            canvas.line((x, y - 10), (x, y + 10), "mark", width=3, tip=reference_name)
+        canvas.text(WIDTH, y, bar.shown, anchor="end", fill="ink")
+    return canvas.to_svg(title, description)
+
+
+def interval_chart(
+    rows: Sequence[Interval],
+    *,
+    title: str,
+    description: str,
+    digits: int = 2,
+    low: float | None = None,
+    high: float | None = None,
+) -> Markup:
+    """Dots with their 95 % intervals on a common axis; `low` and `high` fix the axis."""
+    ends = [v for row in rows for v in (row.value, row.low, row.high) if v is not None]
+    ticks = round_ticks(
+        min(ends, default=0) if low is None else low, max(ends, default=1) if high is None else high
+    )
+    shown = [_interval_text(row, digits) for row in rows]
+    canvas = Canvas(TOP + ROW * max(1, len(rows)) + BOTTOM)
+    left = label_width([(row.label, "") for row in rows]) + 6
+    right = WIDTH - max((text_width(text) for text in shown), default=0) - GAP - 6
+    scale = Scale(ticks[0], ticks[-1], left, right)
+    floor = TOP + ROW * max(1, len(rows))
+    _vertical_grid(canvas, scale, ticks, floor)
+    for place, (row, text) in enumerate(zip(rows, shown, strict=True)):
+        y = TOP + ROW * (place + 0.5)
+        draw_row_label(canvas, y, left - 6, row.label)
+        fill = "soft" if row.value is None else "ink"
+        canvas.text(WIDTH, y, text, anchor="end", fill=fill)
+        if row.low is not None and row.high is not None:
+            canvas.line((scale(row.low), y), (scale(row.high), y), "accent", width=2.5)
+            for end in (row.low, row.high):
+                canvas.line((scale(end), y - 5), (scale(end), y + 5), "accent", width=1.5)
+        if row.value is not None:
+            canvas.circle(scale(row.value), y, 5, "accent", tip=f"{row.label}: {text}")
+    return canvas.to_svg(title, description)
+
+
+def _interval_text(row: Interval, digits: int) -> str:
+    if row.value is None:
+        return row.missing
+    text = show_number(row.value, digits)
+    if row.low is not None and row.high is not None:
+        text += f" [{show_number(row.low, digits)}, {show_number(row.high, digits)}]"
+    return text
+
+
+def _vertical_grid(canvas: Canvas, scale: Scale, ticks: Sequence[float], floor: float) -> None:
+    for tick in ticks:
+        canvas.line((scale(tick), TOP), (scale(tick), floor))
+        canvas.text(
+            scale(tick),
+            floor + 14,
+            show_number(tick),
+            anchor="middle",
+            fill="soft",
+            size=SMALL_SIZE,
+        )
+
+
+def stacked_bars(
+    rows: Sequence[Levels], levels: Sequence[str], *, title: str, description: str
+) -> Markup:
+    """Shares of each level, a row per system; for ratings on 0-1-2 the paper's three levels."""
+    fills = [f"level-{k}" for k in range(3)] if len(levels) == 3 else SERIES[: len(levels)]
+    canvas = Canvas(TOP + 26 + ROW * max(1, len(rows)))
+    left = label_width([(row.label, "") for row in rows])
+    right = WIDTH - max((text_width(row.shown) + GAP for row in rows if row.shown), default=0)
+    draw_legend(canvas, left, TOP + 4, list(zip(fills, levels, strict=True)))
+    for place, row in enumerate(rows):
+        y, total, x = TOP + 26 + ROW * (place + 0.5), sum(row.counts), left
+        draw_row_label(canvas, y, left, row.label)
+        for fill, level, count in zip(fills, levels, row.counts, strict=True):
+            width = (right - left) * count / total if total else 0
+            share = f"{count / total:.0%}" if total else ""
+            canvas.rect(x, y - 9, width, 18, fill, tip=f"{row.label}, {level}: {count} ({share})")
+            if width > text_width(share, SMALL_SIZE) + 8:
+                is_dark = fill not in ("level-0", "level-1")
+                canvas.text(
+                    x + width / 2,
+                    y,
+                    share,
+                    anchor="middle",
+                    size=SMALL_SIZE,
+                    fill="on-dark" if is_dark else "on-light",
+                )
+            x += width
+        canvas.text(WIDTH, y, row.shown, anchor="end")
+    return canvas.to_svg(title, description)
+
+
+def histogram(
+    bars: Sequence[HistogramBar],
+    *,
+    title: str,
+    description: str,
+    marks: Sequence[tuple[float, str]] = (),
+    height: float = 190.0,
+) -> Markup:
+    """Vertical bars of equal width; `marks` are dashed lines `(value, text)`, such as a median."""
+    canvas = Canvas(height)
+    top, floor = TOP + 20, height - BOTTOM
+    ticks = round_ticks(0, max((bar.n for bar in bars), default=1), 4)
+    left = max(text_width(show_number(tick), SMALL_SIZE) for tick in ticks) + 10
+    y = Scale(0, ticks[-1], floor, top)
+    for tick in ticks:
+        canvas.line((left, y(tick)), (WIDTH, y(tick)))
+        canvas.text(
+            left - 7, y(tick), show_number(tick), anchor="end", fill="soft", size=SMALL_SIZE
+        )
+    step = (WIDTH - left) / max(1, len(bars))
+    every = max(1, round(len(bars) / 10))
+    for place, bar in enumerate(bars):
+        x = left + place * step
+        span = f"≥ {bar.low:g}" if bar.high is None else f"{bar.low:g}–{bar.high - 1:g}"
+        fill = "accent-soft" if bar.high is None else "accent"
+        canvas.rect(x + 1, y(bar.n), step - 2, floor - y(bar.n), fill, tip=f"{span}: {bar.n}")
+        if bar.high is None:
+            canvas.text(
+                x + step / 2,
+                floor + 14,
+                f"≥{bar.low:g}",
+                anchor="middle",
+                fill="soft",
+                size=SMALL_SIZE,
+            )
+        elif place % every == 0 and place < len(bars) - 1:
+            canvas.text(
+                x, floor + 14, show_number(bar.low), anchor="middle", fill="soft", size=SMALL_SIZE
+            )
+    _histogram_marks(canvas, bars, marks, left, step, floor)
+    return canvas.to_svg(title, description)
+
+
+def _histogram_marks(
+    canvas: Canvas,
+    bars: Sequence[HistogramBar],
+    marks: Sequence[tuple[float, str]],
+    left: float,
+    step: float,
+    floor: float,
+) -> None:
+    closed = [bar for bar in bars if bar.high is not None]
+    if not closed:
+        return
+    scale = Scale(closed[0].low, closed[-1].high or 0, left, left + step * len(closed))
+    for value, text in marks:
+        x = scale(value)
+        canvas.line((x, TOP + 14), (x, floor), "mark", width=1.5, dash="4 3")
+        is_late = x > WIDTH * 0.75
+        canvas.text(
+            x,
+            TOP + 4,
+            text,
+            anchor="end" if is_late else "middle" if x > 80 else "start",
+            fill="mark",
+            size=SMALL_SIZE,
+        )
+
+
+def flow_bar(
+    parts: Sequence[tuple[str, int]], *, title: str, description: str, n_total: int
+) -> Markup:
+    """One bar whose parts add up to `n_total`; the first part is what came out.
+
+    Raises:
+        ValueError: the parts do not add up.
+    """
+    if sum(n for _, n in parts) != n_total:
+        raise ValueError(f"the parts add up to {sum(n for _, n in parts)}, not {n_total}")
+    canvas, x = Canvas(34.0), 0.0
+    for place, (name, n) in enumerate(parts):
+        width = WIDTH * n / n_total if n_total else 0
+        fill = "accent" if place == 0 else "mark"
+        tip = f"{name}: {n:,} ({n / n_total:.1%})" if n_total else name
+        canvas.rect(
+            x,
+            6,
+            max(width - 1, 1 if n else 0),
+            22,
+            fill,
+            radius=2,
+            opacity=1 if place == 0 else max(0.35, 1 - 0.15 * (place - 1)),
+            tip=tip,
+        )
+        if width > text_width(tip) + 16:
+            canvas.text(x + 10, 17, tip, fill="on-dark")
+        x += width
+    return canvas.to_svg(title, description)
