@@ -1,0 +1,46 @@
+"""Clauses and sentences of Chinese text, as spans: the units that evidence is quoted in."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+_CLAUSE_END = re.compile(r"[，。！？；：…\n\r\t,.!?;:~～　]+|(?<=[^\x00-\x7f]) +(?=[^\x00-\x7f])")
+_SENTENCE_END = re.compile(r"(?:[。！？…\n\r!?]|\.(?=\s|$)|;{2,})+[”’」』\"')）]*")
+
+
+class Span(NamedTuple):
+    """A stretch of a text, in code points; `end` is exclusive."""
+
+    start: int
+    end: int
+
+    def of(self, text: str) -> str:
+        """The stretch itself."""
+        return text[self.start : self.end]
+
+
+def split_clauses(text: str) -> list[Span]:
+    """Stretches between punctuation marks, in order, without blanks at the ends; none is empty."""
+    return _between(text, _CLAUSE_END, keep_mark=False)
+
+
+def split_sentences(text: str) -> list[Span]:
+    """Sentences with their closing marks, in order; none is empty."""
+    return _between(text, _SENTENCE_END, keep_mark=True)
+
+
+def _between(text: str, mark: re.Pattern[str], *, keep_mark: bool) -> list[Span]:
+    spans, start = [], 0
+    cuts = [(found.start(), found.end()) for found in mark.finditer(text)]
+    for cut_start, cut_end in [*cuts, (len(text), len(text))]:
+        end = cut_end if keep_mark else cut_start
+        while start < end and text[start].isspace():
+            start += 1
+        stop = end
+        while stop > start and text[stop - 1].isspace():
+            stop -= 1
+        if stop > start:
+            spans.append(Span(start, stop))
+        start = cut_end
+    return spans

@@ -1,0 +1,303 @@
+"""The pattern labeller: a readable rule file, compiled into one automaton.
+
+`patterns.zh.yaml` holds the rules. The end of every phrase goes into one Aho-Corasick automaton; a
+text is walked once, and only where a phrase ends are the phrase's beginning and its context looked
+at: negation, conditions, what other people said, whom the clause is about. The evidence is the
+clause that holds the hit.
+
+    PatternLabeller().label("她们都在笑，我觉得自己就是个废物")[0].id == "labeling"
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from bisect import bisect_right
+from collections.abc import Iterable
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ahocorasick
+import yaml
+from pydantic import Field
+
+from cbtqa.distortions.clauses import Span, split_clauses
+from cbtqa.distortions.labeller import Labels
+from cbtqa.distortions.taxonomy import Taxonomy, lift_id, load_taxonomy, shipped_concepts
+from cbtqa.errors import DataError
+from cbtqa.files import open_text, parse_record
+from cbtqa.records import DistortionLabel, NonEmptyText, Record
+
+SHIPPED_RULES = "patterns.zh.yaml"
+_MAX_EXPANSIONS = 3_000
+"""Words that one phrase may put into the automaton; what goes before them is matched by regex."""
+_CONTEXT_LENGTH = 24
+"""Characters before a hit that its context is read from."""
+
+_THIRD_PERSON = (
+    "孩子|儿子|女儿|宝宝|学生|弟弟|妹妹|哥哥|姐姐|老公|老婆|丈夫|妻子|男朋友|女朋友|男友|女友|"
+    "妈妈|爸爸|母亲|父亲|我妈|我爸|父母|爸妈|婆婆|公公|朋友|闺蜜|同学|同事|室友|舍友|领导|老师|"
+    "来访者|他们|她们|别人|人家|有的人|有些人|家人|他|她"
+)
+_NEGATED = re.compile(
+    r"(?:(?<!是)不是|并非|并不是|不觉得|不认为|没觉得|没有觉得|不再|从不|哪有|谁说|不会(?:觉得|认为)|"
+    r"不想(?:当|做|成为)|不愿(?:当|做|成为)|不要|别|停止|避免|克服|摆脱)[^，。！？；,]{0,6}$"
+)
+_SUPPOSED = re.compile(r"(?:如果|要是|假如|倘若|假设|即使|就算|哪怕|除非)[^。！？；]{0,16}$")
+_SAID_BY_OTHERS = re.compile(
+    rf"(?:{_THIRD_PERSON}|大家|所有人|人)[^，。！？；,]{{0,6}}"
+    r"(?:说|骂|吼|喊|批评|指责|数落|回复|告诉我|嫌|讽刺|骂我|说我)[^，。！？；,]{0,3}[:：，,]?[“\"'「]?[^，。！？；,]{0,3}$"
+)
+_ABOUT_OTHERS = re.compile(
+    rf"(?:^|[，。！？；,\n])(?:我|我的|我家|我们|这个|有个)?(?:{_THIRD_PERSON})[^我。！？]*$"
+)
+
+
+class PatternRule(Record):
+    """One rule of the file."""
+
+    id: NonEmptyText
+    type: NonEmptyText
+    """A concept id, or `distorted` where the rule cannot tell which."""
+    confidence: float = Field(gt=0, le=1)
+    says: tuple[NonEmptyText, ...]
+    as_if: bool = False
+    of_others: bool = False
+    negated: bool = False
+
+
+class PatternHit(NamedTuple):
+    """One place where a rule holds."""
+
+    rule: PatternRule
+    span: Span
+    """The end of the phrase, as found by the automaton."""
+    clause: Span
+
+
+class _Trigger(NamedTuple):
+    rule: PatternRule
+    before: re.Pattern[str] | None
+    """What must stand before the hit in the same clause; None when the phrase is whole."""
+
+
+class _Rules(NamedTuple):
+    automaton: Any
+    """Words to `(length, triggers)`."""
+    rules: tuple[PatternRule, ...]
+
+
+class PatternLabeller:
+    """Finds distortions by the rules of a file, the shipped one by default.
+
+    Args:
+        taxonomy: what labels are said in; rules whose type it has no place for stay silent.
+        rules_path: a rule file of your own.
+    """
+
+    name = "patterns"
+
+    def __init__(self, taxonomy: Taxonomy | None = None, rules_path: Path | None = None) -> None:
+        self.taxonomy = taxonomy or load_taxonomy()
+        self._rules = _load_rules(rules_path)
+        self._ids = {rule.type: lift_id(rule.type, self.taxonomy) for rule in self._rules.rules}
+
+    def label(self, text: str) -> Labels:
+        """One label for each type found, with its surest clause, surest first."""
+        best: dict[str, PatternHit] = {}
+        for hit in self.find_hits(text):
+            type_id = self._ids[hit.rule.type]
+            if type_id is None:
+                continue
+            held = best.get(type_id)
+            if held is None or hit.rule.confidence > held.rule.confidence:
+                best[type_id] = hit
+        ranked = sorted(best.items(), key=lambda item: -item[1].rule.confidence)
+        return tuple(
+            DistortionLabel(
+                id=type_id,
+                evidence=hit.clause.of(text),
+                labeller=self.name,
+                confidence=hit.rule.confidence,
+            )
+            for type_id, hit in ranked
+        )
+
+    def label_many(self, texts: Iterable[str]) -> list[Labels]:
+        """The labels of each text, in order."""
+        return [self.label(text) for text in texts]
+
+    def find_hits(self, text: str) -> list[PatternHit]:
+        """Every place where a rule holds, in the order of the text."""
+        hits: list[PatternHit] = []
+        clauses: list[Span] | None = None
+        starts: list[int] = []
+        for last, (length, triggers) in self._rules.automaton.iter(text):
+            if clauses is None:
+                clauses = split_clauses(text)
+                starts = [clause.start for clause in clauses]
+            start = last - length + 1
+            clause = clauses[bisect_right(starts, start) - 1]
+            hits.extend(
+                PatternHit(trigger.rule, Span(start, last + 1), clause)
+                for trigger in triggers
+                if _holds(trigger, text, start, clause)
+            )
+        return hits
+
+    def find_key_thought(self, text: str) -> tuple[str, str | None]:
+        """The clause that best carries the writer's thought, verbatim, and its type.
+
+        The type is an id of the labeller's taxonomy; None when no rule holds, and then the clause
+        is the one that sounds most like a belief about oneself. `("", None)` for a blank text.
+        """
+        hits = [hit for hit in self.find_hits(text) if self._ids[hit.rule.type] is not None]
+        if hits:
+            best = max(hits, key=lambda hit: (hit.rule.type != "distorted", hit.rule.confidence))
+            return best.clause.of(text), self._ids[best.rule.type]
+        clauses = [clause.of(text) for clause in split_clauses(text)]
+        return (max(clauses, key=_sounds_like_a_belief), None) if clauses else ("", None)
+
+
+def find_key_thought(text: str) -> tuple[str, str | None]:
+    """`PatternLabeller.find_key_thought` with the shipped rules and the default taxonomy."""
+    return _default_labeller().find_key_thought(text)
+
+
+@cache
+def _default_labeller() -> PatternLabeller:
+    return PatternLabeller()
+
+
+def _holds(trigger: _Trigger, text: str, start: int, clause: Span) -> bool:
+    rule, before = trigger
+    if before is not None:
+        found = before.search(text, clause.start, start)
+        if found is None:
+            return False
+        start = found.start()
+    context = text[max(0, start - _CONTEXT_LENGTH) : start]
+    if not rule.negated and _NEGATED.search(context):
+        return False
+    if not rule.as_if and _SUPPOSED.search(context):
+        return False
+    if rule.of_others:
+        return True
+    return not (_SAID_BY_OTHERS.search(context) or _ABOUT_OTHERS.search(context))
+
+
+_BELIEF = re.compile(r"觉得|感觉|认为|以为|害怕|担心|怀疑|相信|总想|希望")
+_SELF = re.compile(r"我|自己")
+_FEELING = re.compile(
+    r"难|痛|怕|焦虑|累|烦|伤|哭|绝望|压抑|迷茫|孤独|后悔|委屈|讨厌|无助|崩溃|不知道"
+)
+_ASKING = re.compile(r"怎么办|怎么|如何|请问|吗$|呢$|谢谢|你好")
+
+
+def _sounds_like_a_belief(clause: str) -> tuple[int, int]:
+    score = 3 * bool(_BELIEF.search(clause)) + 2 * bool(_FEELING.search(clause))
+    score += bool(_SELF.search(clause)) - 2 * bool(_ASKING.search(clause))
+    return score, min(len(clause), 40)
+
+
+# --- the rule file -------------------------------------------------------------------------------
+
+
+@cache
+def _load_rules(path: Path | None) -> _Rules:
+    if path is None:
+        entry = files("cbtqa.distortions") / SHIPPED_RULES
+        return _compile_rules(entry.read_text(encoding="utf-8"), SHIPPED_RULES)
+    with open_text(path) as stream:
+        return _compile_rules(stream.read(), str(path))
+
+
+def _compile_rules(text: str, where: str) -> _Rules:
+    """Builds the automaton.
+
+    Raises:
+        DataError: not YAML, a bad rule, an unknown word class, type, or too large a phrase.
+    """
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        raise DataError(
+            f"not YAML: {getattr(error, 'problem', error)}",
+            where=f"{where}:{mark.line + 1}" if mark else where,
+        ) from None
+    if not isinstance(raw, dict) or not isinstance(raw.get("rules"), list):
+        raise DataError("expected `words` and a list `rules`", where=where)
+    words: dict[str, list[str]] = raw.get("words", {})
+    gap = int(raw.get("gap", 8))
+    rules = tuple(
+        parse_record(PatternRule, entry, f"{where}:rules.{index}")
+        for index, entry in enumerate(raw["rules"])
+    )
+    triggers: dict[str, dict[tuple[str, str], _Trigger]] = {}
+    for rule in rules:
+        if rule.type not in shipped_concepts():
+            raise DataError(f"unknown type '{rule.type}'", where=f"{where}:{rule.id}")
+        for phrase in rule.says:
+            before, ends = _split_phrase(phrase, words, gap, f"{where}:{rule.id}")
+            for end in ends:
+                key = (rule.id, before.pattern if before else "")
+                triggers.setdefault(end, {})[key] = _Trigger(rule, before)
+    automaton = ahocorasick.Automaton()
+    for word, found in triggers.items():
+        automaton.add_word(word, (len(word), tuple(found.values())))
+    automaton.make_automaton()
+    return _Rules(automaton, rules)
+
+
+_PIECE = re.compile(r"\{(?P<word>[^}]+)\}|\((?P<options>[^)]*)\)|(?P<plain>[^{}()]+)")
+
+
+def _options(phrase: str, words: dict[str, list[str]], where: str) -> list[list[str]]:
+    """Alternatives of each piece of a phrase, in order."""
+    pieces: list[list[str]] = []
+    for piece in _PIECE.finditer(phrase):
+        if piece["word"] is not None:
+            if piece["word"] not in words:
+                raise DataError(f"unknown word class '{{{piece['word']}}}'", where=where)
+            pieces.append(words[piece["word"]])
+        elif piece["options"] is not None:
+            options: list[str] = []
+            for option in piece["options"].split("|"):
+                name = option.strip("{}")
+                options.extend(words.get(name, [option]) if "{" in option else [option])
+            pieces.append(options)
+        else:
+            pieces.append([piece["plain"]])
+    return pieces
+
+
+def _split_phrase(
+    phrase: str, words: dict[str, list[str]], gap: int, where: str
+) -> tuple[re.Pattern[str] | None, set[str]]:
+    """A phrase as (what must stand before, words for the automaton).
+
+    The automaton gets as many of the last pieces as expand to a bearable number of words.
+    """
+    *heads, last = (_options(part, words, where) for part in phrase.split("…"))
+    cut, size = len(last), 1
+    while cut and size * len(last[cut - 1]) <= _MAX_EXPANSIONS:
+        cut -= 1
+        size *= len(last[cut])
+    ends = {"".join(parts) for parts in itertools.product(*last[cut:])}
+    if "" in ends:
+        raise DataError(f"the end of '{phrase}' may be empty", where=where)
+    parts = ["".join(map(_either, head)) + f".{{0,{gap}}}" for head in heads]
+    pattern = "".join([*parts, *map(_either, last[:cut])])
+    return (_compiled(pattern + "$") if pattern else None), ends
+
+
+def _either(options: list[str]) -> str:
+    return f"(?:{'|'.join(map(re.escape, options))})"
+
+
+@cache
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern)
