@@ -1,0 +1,94 @@
+"""One spelling of a text for matching, and the way back to offsets of the original.
+
+Two steps. *Folding* replaces characters one for one (full-width, styled Latin, Kangxi radicals,
+traditional forms), so offsets stay. *Squeezing* deletes what people put inside words to get past
+filters: spaces, symbols, emoji, zero-width characters. Offsets are worked out only for hits.
+
+    squeeze(fold("我 想 自*殺"), "zh") == "我想自杀"
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from bisect import bisect_right
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+
+import yaml
+
+_COMPATIBILITY_RANGES = (
+    (0x2460, 0x24FF),  # circled letters and digits
+    (0x2E80, 0x2FDF),  # radicals that look like characters
+    (0xF900, 0xFAFF),  # compatibility ideographs
+    (0xFF01, 0xFF5E),  # full-width Latin, digits and punctuation
+    (0x1D400, 0x1D7FF),  # styled mathematical letters
+    (0x1F130, 0x1F189),  # squared letters
+)
+_SYMBOLS = (
+    r"\x00-\x09\x0b-\x1f*_~`^|\\#@+=<>(){}\[\]–·•●○◎★☆■□▪◆◇※→←↑↓♥♡✝†‡¥$%&"
+    r"\xa0\xad\u034f\u115f\u1160\u17b4\u17b5\u180e\u200b-\u200f\u2028-\u202f\u205f-\u2064\u2066-\u206f"
+    r"\u2190-\u2bff\u3000\u3013\u3164\u30fb\ufe00-\ufe0f\ufeff\uffa0\ufffc\ufffd"
+    r"\U0001f000-\U0001faff\U000e0000-\U000e01ef"
+)
+_ENTITY = r"&(?:nbsp|amp|ensp|emsp|zwnj|zwj);"
+_NOISE = {
+    "zh": re.compile(rf"{_ENTITY}|[ {_SYMBOLS}.\-—/…]+"),
+    # English words need their spaces: only what stands inside a word or doubles a space goes
+    "en": re.compile(
+        rf"{_ENTITY}|[{_SYMBOLS}]+|(?<=[a-z])[.\-/](?=[a-z])|(?<=\s)\s+"
+        r"|(?<=[^a-z][b-hj-z]) (?=[a-z](?![a-z]))|(?<=[^a-z][a-z]) (?=[b-hj-z](?![a-z]))"
+    ),
+}
+
+
+@cache
+def traditional_to_simplified() -> Mapping[str, str]:
+    """The traditional characters that the rules can meet, each with its simplified form."""
+    text = files(__package__).joinpath("rules/traditional.yaml").read_text(encoding="utf-8")
+    pairs: list[str] = yaml.safe_load(text)["pairs"].split()
+    return {pair[0]: pair[1] for pair in pairs}
+
+
+@cache
+def _fold_table() -> dict[int, str]:
+    table = {code: chr(code + 32) for code in range(ord("A"), ord("Z") + 1)}
+    for first, last in _COMPATIBILITY_RANGES:
+        for code in range(first, last + 1):
+            plain = unicodedata.normalize("NFKC", chr(code)).lower()
+            if len(plain) == 1 and plain != chr(code):
+                table[code] = plain
+    table.update({ord(char): plain for char, plain in traditional_to_simplified().items()})
+    table.update({ord("‘"): "'", ord("’"): "'", ord("「"): "“", ord("」"): "”"})
+    table.update(
+        {ord("『"): "“", ord("』"): "”", ord("〈"): "《", ord("〉"): "》", ord("\r"): "\n"}
+    )
+    return table
+
+
+def fold(text: str) -> str:
+    """The text with every character in its plain form; same length, same offsets."""
+    return text.translate(_fold_table())
+
+
+def squeeze(folded: str, language: str) -> str:
+    """The folded text without what may stand inside a word."""
+    return _NOISE[language].sub("", folded)
+
+
+class Offsets:
+    """Maps positions of the squeezed text back to the folded (and so the original) text."""
+
+    def __init__(self, folded: str, language: str) -> None:
+        self._starts = [0]
+        self._shifts = [0]
+        shift = 0
+        for match in _NOISE[language].finditer(folded):
+            shift += match.end() - match.start()
+            self._starts.append(match.end() - shift)
+            self._shifts.append(shift)
+
+    def original(self, position: int) -> int:
+        """Offset in the original of the character at `position` of the squeezed text."""
+        return position + self._shifts[bisect_right(self._starts, position) - 1]

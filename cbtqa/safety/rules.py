@@ -1,0 +1,245 @@
+"""Reads a rule file and compiles it: all anchors into one automaton, contexts into regexes.
+
+A rule file holds *families*. A family has anchors (the literals that the automaton looks for) and
+an ordered list of *cases*: the first case whose conditions fit the surroundings of a found anchor
+decides its grade. Cases may be named once under `contexts` and used by several families.
+
+    families:
+      - id: act
+        anchors: [自杀, 轻生]
+        cases:
+          - use: negated                                  # from `contexts`
+          - {id: plan, risk: explicit, left: '(?:想|打算)[^,。]{0,6}$'}
+        default: concern
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any, Literal, get_args
+
+import ahocorasick
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from cbtqa.errors import DataError
+from cbtqa.records import Risk
+from cbtqa.safety.normalise import fold, squeeze
+
+Language = Literal["zh", "en"]
+Subject = Literal["self", "third", "none"]
+_HOLE = re.compile(r"(?<!P)<([a-z_]+)>")  # not the name of a regex group
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class CaseEntry(_Entry):
+    """One condition and its verdict, as written in the file. All given conditions must hold."""
+
+    id: str = ""
+    use: str | None = None
+    """Name of a shared context instead of conditions of its own."""
+    risk: Risk = "none"
+    outcome: str = "stated"
+    """Why the hit counts or not: `negated`, `third_person`, `idiom`, `quotation`, `past`..."""
+    left: str | None = None
+    """Searched in the sentence before the anchor; end it with `$` to touch the anchor."""
+    right: str | None = None
+    """Matched at the start of the sentence's rest after the anchor."""
+    not_left: str | None = None
+    not_right: str | None = None
+    anchor: str | None = None
+    """Must match the whole anchor."""
+    text: str | None = None
+    """Searched in the whole text."""
+    subject: tuple[Subject, ...] | None = None
+    """Who the clause speaks of, as `mentions` finds it."""
+
+
+class FamilyEntry(_Entry):
+    """Anchors that share their cases."""
+
+    id: str
+    anchors: tuple[str, ...]
+    cases: tuple[CaseEntry, ...]
+    default: Risk
+    """Grade when no case fits."""
+
+
+class RuleFile(_Entry):
+    """A whole rule file."""
+
+    words: dict[str, list[str]] = Field(default_factory=dict)
+    """Lists for `<name>` in anchors and regexes (there as an alternation)."""
+    masks: tuple[str, ...] = ()
+    """Words that hold a negation but negate nothing (忍不住); hidden from regexes on the left."""
+    sounds: dict[str, list[str]] = Field(default_factory=dict)
+    """Other spellings of a character, for the anchors under `spelled`."""
+    spelled: tuple[str, ...] = ()
+    third: str
+    """Regex for a person who is not the writer, as the subject of a clause."""
+    self: str
+    """Regex for the writer as the subject."""
+    skip: str
+    """Regex for persons mentioned as objects, which are no subject."""
+    expressive: str
+    """Regex at the anchor's left that only fits the writer's own feeling (好想, 真的想)."""
+    topic_of_third: str
+    """Regex for a clause that goes on speaking of a third person in the next clause."""
+    contexts: dict[str, CaseEntry] = Field(default_factory=dict)
+    families: tuple[FamilyEntry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A compiled case."""
+
+    rule: str
+    risk: Risk
+    outcome: str
+    left: re.Pattern[str] | None
+    right: re.Pattern[str] | None
+    not_left: re.Pattern[str] | None
+    not_right: re.Pattern[str] | None
+    anchor: re.Pattern[str] | None
+    text: re.Pattern[str] | None
+    subject: tuple[Subject, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A compiled family: cases in order, the default last."""
+
+    id: str
+    cases: tuple[Case, ...]
+
+
+@dataclass(frozen=True)
+class RuleBook:
+    """Everything `screen` needs for one language."""
+
+    language: Language
+    automaton: Any
+    """pyahocorasick automaton over squeezed text; a value is (length, family indices)."""
+    families: tuple[Family, ...]
+    mentions: re.Pattern[str]
+    """Finds persons; the group that matched tells who: `skip`, `third` or `self`."""
+    expressive: re.Pattern[str]
+    topic_of_third: re.Pattern[str]
+    masks: re.Pattern[str] | None
+
+
+@cache
+def load_rules(language: Language) -> RuleBook:
+    """The shipped rules of a language, compiled once."""
+    name = f"rules/{language}.yaml"
+    return compile_rules(
+        files(__package__).joinpath(name).read_text(encoding="utf-8"), language, name
+    )
+
+
+def compile_rules(source: str, language: Language, where: str) -> RuleBook:
+    """Compiles the text of a rule file.
+
+    Raises:
+        DataError: not the schema, an unknown name, or a bad regex; names the place.
+    """
+    try:
+        entry = RuleFile.model_validate(yaml.safe_load(source))
+    except (yaml.YAMLError, ValueError) as error:
+        raise DataError(f"rule file: {error}", where=where) from None
+    compiler = _Compiler(entry, language, where)
+    return RuleBook(
+        language=language,
+        automaton=compiler.automaton(),
+        families=tuple(compiler.family(family) for family in entry.families),
+        mentions=compiler.regex(
+            f"(?P<skip>{entry.skip})|(?P<third>{entry.third})|(?P<self>{entry.self})", "mentions"
+        ),
+        expressive=compiler.regex(entry.expressive, "expressive"),
+        topic_of_third=compiler.regex(entry.topic_of_third, "topic_of_third"),
+        masks=compiler.regex("|".join(entry.masks), "masks") if entry.masks else None,
+    )
+
+
+class _Compiler:
+    def __init__(self, entry: RuleFile, language: Language, where: str) -> None:
+        self._entry, self._language, self._where = entry, language, where
+
+    def regex(self, pattern: str, rule: str) -> re.Pattern[str]:
+        def alternation(hole: re.Match[str]) -> str:
+            return "(?:" + "|".join(self._words(hole[1], rule)) + ")"
+
+        try:
+            return re.compile(_HOLE.sub(alternation, pattern))
+        except re.error as error:
+            raise DataError(f"rule {rule}: bad regex: {error}", where=self._where) from None
+
+    def _words(self, name: str, rule: str) -> list[str]:
+        try:
+            return self._entry.words[name]
+        except KeyError:
+            raise DataError(f"rule {rule}: unknown words <{name}>", where=self._where) from None
+
+    def automaton(self) -> Any:
+        owners: dict[str, list[int]] = {}
+        for index, family in enumerate(self._entry.families):
+            for literal in self._literals(family):
+                families = owners.setdefault(literal, [])
+                if index not in families:
+                    families.append(index)
+        automaton = ahocorasick.Automaton()
+        for literal, families in owners.items():
+            automaton.add_word(literal, (len(literal), tuple(families)))
+        automaton.make_automaton()
+        return automaton
+
+    def _literals(self, family: FamilyEntry) -> list[str]:
+        literals = []
+        for anchor in family.anchors:
+            parts = _HOLE.split(anchor)
+            choices = [
+                self._words(part, family.id) if is_hole else [part]
+                for part, is_hole in zip(parts, itertools.cycle((False, True)), strict=False)
+            ]
+            for chosen in itertools.product(*choices):
+                literal = squeeze(fold("".join(chosen)), self._language)
+                literals.append(literal)
+                if literal in self._entry.spelled:
+                    literals.extend(self._other_spellings(literal))
+        return literals
+
+    def _other_spellings(self, literal: str) -> list[str]:
+        sounds = self._entry.sounds
+        choices = [[char, *sounds.get(char, [])] for char in literal]
+        spellings = ["".join(chosen) for chosen in itertools.product(*choices)]
+        return [spelling for spelling in spellings if spelling != literal]
+
+    def family(self, entry: FamilyEntry) -> Family:
+        cases = [self._case(case, entry.id) for case in entry.cases]
+        outcome = "incidental" if entry.default == "none" else "stated"
+        default = CaseEntry(id="mentioned", risk=entry.default, outcome=outcome)
+        return Family(entry.id, (*cases, self._case(default, entry.id)))
+
+    def _case(self, case: CaseEntry, family: str) -> Case:
+        if case.use is not None:
+            if case.use not in self._entry.contexts:
+                raise DataError(f"{family}: unknown context '{case.use}'", where=self._where)
+            case = self._entry.contexts[case.use].model_copy(update={"id": case.use})
+        rule = f"{family}.{case.id}"
+        patterns = {
+            name: self.regex(pattern, rule) if (pattern := getattr(case, name)) else None
+            for name in ("left", "right", "not_left", "not_right", "anchor", "text")
+        }
+        return Case(
+            rule=rule, risk=case.risk, outcome=case.outcome, subject=case.subject, **patterns
+        )
+
+
+LANGUAGES: tuple[Language, ...] = get_args(Language)
