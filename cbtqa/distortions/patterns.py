@@ -24,7 +24,7 @@ import yaml
 from pydantic import Field
 
 from cbtqa.distortions.clauses import Span, split_clauses
-from cbtqa.distortions.labeller import Labels
+from cbtqa.distortions.labellers import Labels
 from cbtqa.distortions.taxonomy import Taxonomy, lift_id, load_taxonomy, shipped_concepts
 from cbtqa.errors import DataError
 from cbtqa.files import open_text, parse_record

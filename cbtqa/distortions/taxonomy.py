@@ -138,6 +138,12 @@ def is_no_distortion(name: str) -> bool:
     return normalise_name(name) in _none_names()
 
 
+@cache
+def ordinary_names() -> frozenset[str]:
+    """Names, in lower case, that running text also uses without meaning a distortion."""
+    return frozenset(str(name).casefold() for name in _maps()["ordinary"])
+
+
 def shipped_taxonomies() -> tuple[str, ...]:
     """Ids of the taxonomies that come with the package, sorted."""
     names = (entry.name.removesuffix(".yaml") for entry in _FOLDER.iterdir())
