@@ -1,0 +1,116 @@
+"""What a metric is: a small exact object that turns pairs into additive statistics and back.
+
+One matrix of statistics per system serves the corpus score, the score of each pair, the
+confidence interval and every paired test: a resampled corpus is a sum of rows.
+
+    statistics = metric.statistics(predictions, references)     # shape (pairs, columns)
+    metric.from_sums(statistics.sum(0))                         # the corpus score
+    metric.from_sums(statistics)                                # the score of each pair
+
+The shape follows sacrebleu's `Score`, `Signature`, `Metric`; `records.MetricScore` is the score.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+import cbtqa
+from cbtqa.metrics.texts import Texts
+
+Floats = NDArray[np.float64]
+SACREBLEU_VERSION = "2.6.0"
+"""The sacrebleu whose values ours equal, as the tests assert."""
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Every setting able to change a value, as `key:value` joined by `|`."""
+
+    fields: tuple[tuple[str, str], ...]
+
+    def __str__(self) -> str:
+        return "|".join(f"{key}:{value}" for key, value in self.fields)
+
+    def extended(self, **fields: object) -> Signature:
+        """With more fields at its end."""
+        return Signature((*self.fields, *((key, str(value)) for key, value in fields.items())))
+
+
+class Metric(ABC):
+    """Base of all metrics whose statistics add up over pairs."""
+
+    name: str
+    """Stable id, as on the command line and in files."""
+    label: str
+    """As printed at the head of a column."""
+    unit: str = "0-1"
+    n_columns: int
+    """Columns of the statistics."""
+    is_higher_better: ClassVar[bool | None] = True
+    """None when neither direction is better, as for a length."""
+    unscored_reason: str = "no pair could be scored"
+
+    @abstractmethod
+    def statistics(self, predictions: Texts, references: Texts) -> Floats:
+        """Shape (pairs, n_columns); a pair that cannot be scored is a row of zeros."""
+
+    @abstractmethod
+    def from_sums(self, sums: Floats) -> Floats:
+        """Scores from summed statistics, shape (..., n_columns) to (...); NaN when unscored."""
+
+    def per_pair(self, statistics: Floats) -> Floats:
+        """The score of each pair, shape (pairs,); NaN for a pair that cannot be scored."""
+        return self.from_sums(statistics)
+
+    def n_scored(self, statistics: Floats) -> int:
+        """How many pairs count."""
+        return len(statistics)
+
+    @abstractmethod
+    def own_fields(self) -> tuple[tuple[str, str], ...]:
+        """The settings of this metric, in the order of its signature."""
+
+    def signature(self) -> Signature:
+        """Name, own settings, and who computed it."""
+        return Signature((("metric", self.name), *self.own_fields(), ("by", _maker())))
+
+
+class MeanMetric(Metric):
+    """A metric whose corpus score is the mean of its pairs."""
+
+    n_columns = 2
+
+    @abstractmethod
+    def values(self, predictions: Texts, references: Texts) -> Floats:
+        """The score of each pair, shape (pairs,); NaN for a pair that cannot be scored."""
+
+    def statistics(self, predictions: Texts, references: Texts) -> Floats:
+        """`[value, 1]` for a scored pair, `[0, 0]` for the rest."""
+        values = self.values(predictions, references)
+        is_scored = ~np.isnan(values)
+        return np.stack([np.where(is_scored, values, 0.0), is_scored.astype(np.float64)], axis=1)
+
+    def from_sums(self, sums: Floats) -> Floats:
+        """Sum of the values by their number."""
+        return divided(sums[..., 0], sums[..., 1], empty=np.nan)
+
+    def n_scored(self, statistics: Floats) -> int:
+        """How many pairs have a value."""
+        return int(statistics[:, 1].sum())
+
+
+def divided(above: Floats, below: Floats, empty: float = 0.0) -> Floats:
+    """Element-wise quotient; `empty` where there is nothing to divide by."""
+    shape = np.broadcast_shapes(np.shape(above), np.shape(below))
+    out = np.full(shape, empty, np.result_type(above, below, np.float32))
+    np.divide(above, below, out=out, where=np.broadcast_to(np.asarray(below) > 0, shape))
+    return out
+
+
+def _maker() -> str:
+    return f"cbtqa-{cbtqa.__version__}"

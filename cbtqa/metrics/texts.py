@@ -1,0 +1,106 @@
+"""The texts of one side of a comparison, and each way of reading them, made once and shared.
+
+BLEU, METEOR and ROUGE on jieba words all read the same `words`; the references are read once for
+all systems.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from cbtqa.metrics.engines import Engine
+from cbtqa.metrics.porter import stem
+from cbtqa.metrics.sequences import Ints, Sequences, Vocabulary, characters
+from cbtqa.metrics.zh_tokens import ZhTokens
+from cbtqa.records import Risk
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """What is known of one answer, predicted or reference."""
+
+    text: str
+    has_steps: bool = False
+    """True when the record itself holds the five steps, in order."""
+    labels: frozenset[str] | None = None
+    """Ids of the distortions; None when the source says nothing about distortions."""
+    risk: Risk | None = None
+    """Risk of the question; None when the source does not say."""
+
+
+class Reading:
+    """The numberings that all sides of one run share, and the engine that counts."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.words = Vocabulary()
+        self.zh = ZhTokens()
+        self._folded = Vocabulary()
+        self._lower: list[int] = []
+        self._stem: list[int] = []
+        self._is_space: list[bool] = []
+
+    def _grow(self) -> None:
+        """Lower case and stem of the words that came since the last call."""
+        for word in list(self.words)[len(self._lower) :]:
+            lower = word.lower()
+            self._lower.append(self._folded[lower])
+            self._stem.append(self._folded[stem(lower)])
+            self._is_space.append(word.isspace())
+
+    def without_spaces(self, words: Sequences) -> Sequences:
+        """Words that are not whitespace."""
+        self._grow()
+        return words.kept(~np.array(self._is_space, np.bool_)[words.symbols])
+
+    def folded(self, words: Sequences) -> tuple[Sequences, Ints]:
+        """The words in lower case, and the number of each one's stem in the same numbering."""
+        self._grow()
+        lower = np.array(self._lower, np.int64)[words.symbols]
+        return Sequences(lower, words.offsets), np.array(self._stem, np.int64)[words.symbols]
+
+
+class Texts:
+    """One side of a block of pairs."""
+
+    def __init__(self, items: Sequence[Item], reading: Reading) -> None:
+        self.items = items
+        self.reading = reading
+        self.texts = [item.text for item in items]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @cached_property
+    def words(self) -> Sequences:
+        """jieba's words without whitespace."""
+        return self.reading.without_spaces(
+            self.reading.engine.words(self.texts, self.reading.words)
+        )
+
+    @cached_property
+    def characters(self) -> Sequences:
+        """Code points without whitespace."""
+        return characters(self.texts)
+
+    @cached_property
+    def zh(self) -> Sequences:
+        """sacrebleu's `zh` tokens."""
+        return self.reading.zh.sequences(self.texts)
+
+    @cached_property
+    def folded_words(self) -> tuple[Sequences, Ints]:
+        """Words in lower case and their stems, for METEOR."""
+        return self.reading.folded(self.words)
+
+    @cached_property
+    def folded_characters(self) -> tuple[Sequences, Ints]:
+        """Characters in lower case and their stems (themselves), for METEOR."""
+        codes, inverse = np.unique(self.characters.symbols, return_inverse=True)
+        number = self.reading.words.__getitem__
+        ids = np.array([number(chr(code)) for code in codes.tolist()], np.int64)
+        return self.reading.folded(Sequences(ids[inverse], self.characters.offsets))
