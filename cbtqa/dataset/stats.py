@@ -28,7 +28,7 @@ from cbtqa.records import STEP_NAMES, Record
 
 TEXT_COLUMNS = ("question", "description", "answer", *STEP_NAMES)
 COLUMNS = (
-    *("id", *TEXT_COLUMNS, "keywords", "distortions", "risk", "system", "model"),
+    *("id", *TEXT_COLUMNS, "keywords", "distortions", "risk", "system", "model", "endpoint_host"),
     *("is_training_source", "prompt_tokens", "completion_tokens"),
 )
 """The columns that are read; the others do not enter the statistics."""
@@ -76,6 +76,8 @@ class DatasetStatistics(Record):
     keywords: tuple[tuple[str, int], ...]
     systems: dict[str, int]
     models: dict[str, int]
+    hosts: dict[str, int]
+    """Host names of the endpoints that answered; empty when none was asked."""
     n_training_source: int
     n_with_steps: int
     prompt_tokens: int | None
@@ -153,7 +155,16 @@ class StatisticsTally:
     def __init__(self) -> None:
         self._counts: dict[str, Counter[Any]] = {
             name: Counter()
-            for name in ("split", "risk", "system", "model", "label", "evidence", "n_labels")
+            for name in (
+                "split",
+                "risk",
+                "system",
+                "model",
+                "host",
+                "label",
+                "evidence",
+                "n_labels",
+            )
         }
         self._pairs: Counter[tuple[str, str]] = Counter()
         self._lengths: dict[str, Counter[int]] = {name: Counter() for name in TEXT_COLUMNS}
@@ -166,6 +177,8 @@ class StatisticsTally:
         """Counts one row."""
         for name, value in (("split", split), *((n, row[n]) for n in ("risk", "system", "model"))):
             self._counts[name][value] += 1
+        if row["endpoint_host"] is not None:
+            self._counts["host"][row["endpoint_host"]] += 1
         for name in TEXT_COLUMNS:
             if row[name] is not None:
                 self._lengths[name][len(row[name])] += 1
@@ -219,6 +232,7 @@ class StatisticsTally:
             keywords=tuple(_ranked(self._keywords)[:TOP_KEYWORDS]),
             systems=dict(_ranked(counts["system"])),
             models=dict(_ranked(counts["model"])),
+            hosts=dict(_ranked(counts["host"])),
             n_training_source=self._n_training_source,
             n_with_steps=self._n_with_steps,
             prompt_tokens=self._tokens["prompt_tokens"],

@@ -162,7 +162,7 @@ def make_rows(n_entries: int, **kind: Any) -> list[tuple[str, dict[str, Any]]]:
     for index in range(n_entries):
         question, thought = make_question(index)
         risk = "explicit" if index % 25 == 24 else RISKS[index % len(RISKS)]
-        split = "crisis" if risk == "explicit" else "train"
+        split = "train" if risk == "none" else "crisis"
         if split == "train" and index % 10 in (3, 7):
             split = "validation" if index % 10 == 3 else "test"
         answer = make_answer(question, thought, index, risk=risk, **kind)
@@ -221,7 +221,7 @@ def _manifest(
             "rejected": dict(rejected),
             "splits": dict(splits),
             "risk": dict(Counter(row["risk"] for _, row in rows)),
-            "n_clusters": len(rows) - 2,
+            "n_near_duplicates": 2,
         },
         usage=None
         if is_template

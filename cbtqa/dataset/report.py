@@ -1,0 +1,90 @@
+"""The report of a dataset folder: one HTML page that says what is in it and how it came about.
+
+write_text(folder / "report.html", dataset_report(folder, manifest, statistics))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from cbtqa.dataset import report_sections as parts
+from cbtqa.dataset.report_sections import Material, say
+from cbtqa.dataset.stats import DatasetStatistics, folder_statistics
+from cbtqa.distortions.taxonomy import load_taxonomy, shipped_concepts
+from cbtqa.errors import DataError
+from cbtqa.manifest import Manifest, read_manifest
+from cbtqa.report.page import Page, Section, render_page
+from cbtqa.report.wording import Lang, Phrase
+
+
+def dataset_report(
+    folder: Path,
+    manifest: Manifest | None = None,
+    statistics: DatasetStatistics | None = None,
+    *,
+    lang: Lang = "zh",
+) -> str:
+    """The report as HTML.
+
+    Args:
+        manifest: read from the folder by default; a build passes its own, not yet written.
+        statistics: counted from the folder by default.
+        lang: language of headings and sentences; headings carry the other one beside them.
+
+    Raises:
+        IncompleteRunError: no manifest given and none in the folder.
+        DataError: a file of the folder is damaged.
+    """
+    manifest = manifest or read_manifest(folder)
+    statistics = statistics or folder_statistics(folder)
+    material = Material(folder, manifest, statistics, label_names(manifest, statistics), lang)
+    sections = {
+        "glance": parts.glance,
+        "made": parts.made,
+        "splits": parts.splits,
+        "lengths": parts.lengths,
+        "steps": parts.steps,
+        "distortions": parts.distortions,
+        "risk": parts.risk,
+        "rejects": parts.rejects,
+        "likeness": parts.likeness,
+        "examples": parts.examples,
+        "files": parts.files,
+        "load": parts.load,
+    }
+    page = Page(
+        title=say("title"),
+        kicker=say("kicker"),
+        lede=parts.lede(material),
+        opening=parts.opening(material),
+        sections=tuple(
+            Section(say(f"sections.{key}"), tuple(make(material)), key)
+            for key, make in sections.items()
+        ),
+        footer=say("footer", version=manifest.cbtqa_version),
+        lang=lang,
+    )
+    return render_page(page)
+
+
+def label_names(manifest: Manifest, statistics: DatasetStatistics) -> Mapping[str, Phrase]:
+    """Chinese and English names of all labels met; an unknown id stands for itself."""
+    names = {key: Phrase(zh=c.zh, en=c.en) for key, c in shipped_concepts().items()}
+    setting = manifest.settings.get("taxonomy")
+    if setting is not None:
+        try:
+            taxonomy = load_taxonomy(str(setting.value))
+            names |= {entry.id: Phrase(zh=entry.zh, en=entry.en) for entry in taxonomy.types}
+        except DataError:
+            pass  # a taxonomy file of the user's that is no longer where it was
+    return {
+        label.id: names.get(label.id, Phrase(zh=label.id, en=label.id))
+        for label in statistics.labels
+    }
+
+
+__all__ = ["Any", "Markup", "dataset_report", "label_names"]
