@@ -1,0 +1,212 @@
+"""Where requests go: presets by name, the key from the environment, and what counts as local.
+
+    Endpoint.parse("deepseek", "deepseek-chat")
+    Endpoint.parse("http://127.0.0.1:8000/v1", "qwen3-8b").is_local     # True
+
+Sending is done by `transport`; this file only says where and as whom.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+from typing import Literal
+from urllib.parse import urlsplit
+
+import yaml
+
+from cbtqa.errors import ConfigError, EndpointAuthError
+from cbtqa.records import Record
+
+ResponseFormat = Literal["json_schema", "json_object", "text"]
+TransportName = Literal["http", "sdk"]
+OWN_KEY = "CBTQA_API_KEY"
+"""Environment variable for the key of an endpoint given by URL."""
+
+
+class Preset(Record):
+    """One row of presets.yaml."""
+
+    base_url: str
+    key_env: str
+    format: ResponseFormat
+    max_tokens_field: str = "max_tokens"
+
+
+class PresetFile(Record):
+    """presets.yaml as a whole."""
+
+    as_of: object
+    presets: dict[str, Preset]
+    content_filter_marks: tuple[str, ...]
+    no_credit_marks: tuple[str, ...]
+    format_marks: tuple[str, ...]
+
+
+@cache
+def preset_file() -> PresetFile:
+    """The shipped presets and the words by which providers tell their errors."""
+    text = files("cbtqa.llm").joinpath("presets.yaml").read_text(encoding="utf-8")
+    return PresetFile.model_validate(yaml.safe_load(text))
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An OpenAI-compatible server and the model to ask there."""
+
+    base_url: str
+    model: str
+    key: str | None = field(default=None, repr=False)
+    """Never printed, logged, compared or written."""
+    format: ResponseFormat = "json_schema"
+    """The highest rung of structured output worth trying."""
+    max_tokens_field: str = "max_tokens"
+    transport: TransportName = "http"
+
+    @classmethod
+    def parse(
+        cls,
+        endpoint: str,
+        model: str,
+        *,
+        transport: TransportName = "http",
+        environ: Mapping[str, str] | None = None,
+    ) -> Endpoint:
+        """An endpoint from the words `--endpoint URL|PRESET --model NAME`.
+
+        The key comes from the preset's own variable, or from CBTQA_API_KEY for a URL: a
+        provider's key is never sent to a host that is not the provider's.
+
+        Raises:
+            ConfigError: no such preset, a URL that is none, or one that carries a secret.
+            EndpointAuthError: the endpoint is remote and its key variable is empty.
+        """
+        environ = os.environ if environ is None else environ
+        if not model.strip():
+            raise ConfigError("no model is named", hint="add --model NAME")
+        presets = preset_file().presets
+        preset = presets.get(endpoint)
+        if preset is None and "://" not in endpoint:
+            known = ", ".join(presets)
+            raise ConfigError(
+                f"'{endpoint}' is neither a preset nor a URL",
+                hint=f"presets: {known}; a URL starts with http:// or https://",
+            )
+        base_url = _checked_url(preset.base_url if preset else endpoint)
+        if preset is None:
+            preset = _preset_of_host(base_url)
+        variable = preset.key_env if preset else OWN_KEY
+        key = (environ.get(variable) or environ.get(OWN_KEY) or "").strip() or None
+        if key is None and not is_local(base_url):
+            raise EndpointAuthError(
+                f"no key for {urlsplit(base_url).hostname}", hint=f"export {variable}=..."
+            )
+        made = cls(base_url, model, key, transport=transport)
+        if preset is None:
+            return made
+        return cls(base_url, model, key, preset.format, preset.max_tokens_field, transport)
+
+    @property
+    def host(self) -> str:
+        """Host name only, as provenance keeps it."""
+        return urlsplit(self.base_url).hostname or ""
+
+    @property
+    def is_local(self) -> bool:
+        """True when what is sent stays on this machine or in its private network."""
+        return is_local(self.base_url)
+
+    def headers(self) -> dict[str, str]:
+        """Headers of every request; without `Authorization` when there is no key."""
+        common = {"Content-Type": "application/json", "Accept": "application/json"}
+        return common | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
+
+
+def _preset_of_host(base_url: str) -> Preset | None:
+    """The preset of the same remote host: a URL with another path is still that provider."""
+    host = urlsplit(base_url).hostname
+    for preset in preset_file().presets.values():
+        if urlsplit(preset.base_url).hostname == host and host not in (None, "127.0.0.1"):
+            return preset
+    return None
+
+
+def _checked_url(url: str) -> str:
+    url = url.strip().rstrip("/").removesuffix("/chat/completions")
+    parts = urlsplit(url)
+    try:
+        has_port = parts.port is None or parts.port > 0
+    except ValueError:
+        has_port = False
+    if parts.scheme not in ("http", "https") or not parts.hostname or not has_port:
+        raise ConfigError(f"'{parts.scheme}://{parts.netloc.rpartition('@')[2]}' is no HTTP URL")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ConfigError(
+            f"the URL of {parts.hostname} carries a user, a query or a fragment",
+            hint=f"give the bare address; a key goes into the environment, such as {OWN_KEY}",
+        )
+    return url
+
+
+# --- what counts as local ------------------------------------------------------------------------
+
+_LOCAL_NETWORKS = tuple(
+    map(
+        ipaddress.ip_network,
+        (
+            *("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16"),
+            *("0.0.0.0/32", "::/128", "::1/128", "fc00::/7", "fe80::/10"),
+        ),
+    )
+)
+"""Loopback, RFC 1918, link-local, unique local. Not `is_private`: that also counts ranges which
+are merely reserved, and 100.64.0.0/10 belongs to the internet provider."""
+_PRIVATE_SUFFIXES = (".internal", ".home.arpa", ".lan")
+"""Names that public DNS does not hand out, or that nobody can register there."""
+
+
+def is_local(url: str) -> bool:
+    """True when the host is this machine or a private address; a public name never is.
+
+    A dotted name is public even when it resolves to a private address today: who owns the name
+    can point it elsewhere tomorrow. A bare name (`gpu-box`, a container) and the private suffixes
+    are local when every address they resolve to is.
+    """
+    host = (urlsplit(url).hostname or "").rstrip(".").lower()
+    if not host:
+        return False
+    literal = _address_of(host)
+    if literal is not None:
+        return _is_local_address(literal)
+    if host == "localhost" or host.endswith((".localhost", ".local")):
+        return True
+    if "." in host and not host.endswith(_PRIVATE_SUFFIXES):
+        return False
+    return _resolves_locally(host)
+
+
+def _address_of(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    with suppress(ValueError):
+        return ipaddress.ip_address(text.partition("%")[0])
+    return None
+
+
+def _is_local_address(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    mapped = getattr(address, "ipv4_mapped", None)
+    address = mapped or address
+    return any(address in network for network in _LOCAL_NETWORKS)
+
+
+def _resolves_locally(host: str) -> bool:
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return False
+    addresses = [_address_of(str(entry[4][0])) for entry in found]
+    return bool(addresses) and all(one is not None and _is_local_address(one) for one in addresses)

@@ -1,0 +1,515 @@
+"""The crash-safe record of every paid reply: one SQLite file, one writer, nothing ever changed.
+
+    with Journal(folder / "journal.sqlite", {"prompt": "cbt_answer.v1 3f2a...", "model": "m"}) as j:
+        j.record([Entry("4394", 1, State.ACCEPTED, reply)])
+        for key, outcome in j.outcomes(["4394", "4395"]): ...      # caller's order; None: not done
+
+Every attempt on an item is a row, appended and never updated; the last row of an item is its
+state. A reply counts once its transaction is committed (WAL, synchronous=FULL: a power cut does
+not undo it). `put` gathers rows for 50 ms before a commit, on a thread of its own, so that an
+event loop never waits for the disk. Who may open the file is told in `journal_lock`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import sqlite3
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import IntEnum
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, TypeVar
+
+from cbtqa.errors import ConfigError, DataError, IncompleteRunError
+from cbtqa.llm.chat import Fault, Reply
+from cbtqa.llm.journal_lock import WriterLock, refuse_network_drive
+from cbtqa.records import Reason, Usage
+
+FORMAT_VERSION = "1"
+COMMIT_EVERY_S = 0.05
+COMMIT_ROWS = 512
+"""A commit does not wait for its 50 ms once so many rows have gathered."""
+BLOCK = 512
+"""Keys looked up, and rows held, at a time."""
+BULK_ROWS = 5_000
+
+
+class State(IntEnum):
+    """What a row says about its item."""
+
+    ACCEPTED = 0
+    """The reply is the item's outcome."""
+    FAULTY = 1
+    """The reply was paid and turned away; the item may be asked again while attempts are left."""
+    FINAL = 2
+    """Turned away for good: the same request would be refused again."""
+    ENDPOINT = 3
+    """No reply; the endpoint failed. Sent again when the run is continued."""
+    UNCHECKED = 4
+    """The reply arrived but its check did not end. Checked again, not paid again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One row: the n-th attempt (counted from 1) on one item."""
+
+    key: str
+    attempt: int
+    state: State
+    reply: Reply | None = None
+    fault: Fault | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The last word on one item."""
+
+    key: str
+    state: State
+    reply: Reply | None
+    fault: Fault | None
+    n_attempts: int
+    """Replies received."""
+    usage: Usage
+    """Of all attempts together."""
+
+    @property
+    def is_accepted(self) -> bool:
+        """True when the reply is the item's outcome."""
+        return self.state is State.ACCEPTED
+
+
+class Standing(NamedTuple):
+    """How far an item is: number and state of its last row."""
+
+    attempt: int
+    state: State
+
+    def is_done(self, max_attempts: int) -> bool:
+        """True when nothing is left to send for the item."""
+        if self.state is State.FAULTY:
+            return self.attempt >= max_attempts
+        return self.state in (State.ACCEPTED, State.FINAL)
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Sums over all rows of a journal, of this run and earlier ones."""
+
+    n_replies: int
+    usage: Usage
+    faults: dict[Reason, int]
+    """Attempts turned away, by reason; an item may count several times."""
+
+
+_SCHEMA = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE attempts (
+    id INTEGER PRIMARY KEY, key TEXT NOT NULL, attempt INTEGER NOT NULL, state INTEGER NOT NULL,
+    reason TEXT, detail TEXT, finish_reason TEXT, refusal TEXT, model TEXT, created_at TEXT,
+    latency_s REAL, prompt_tokens INTEGER, completion_tokens INTEGER, reasoning TEXT, text TEXT
+);
+CREATE INDEX attempts_by_key ON attempts (key, attempt, state);
+CREATE TABLE totals (
+    state INTEGER NOT NULL, reason TEXT NOT NULL, n INTEGER NOT NULL,
+    prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL,
+    PRIMARY KEY (state, reason)
+) WITHOUT ROWID;
+"""
+_COLUMNS = (
+    "key, attempt, state, reason, detail, finish_reason, refusal, model, created_at, latency_s, "
+    "prompt_tokens, completion_tokens, reasoning, text"
+)
+_INSERT = f"INSERT INTO attempts ({_COLUMNS}) VALUES ({', '.join('?' * 14)})"
+_ADD_TOTAL = (
+    "INSERT INTO totals VALUES (?, ?, ?, ?, ?) ON CONFLICT (state, reason) DO UPDATE SET "
+    "n = n + excluded.n, prompt_tokens = prompt_tokens + excluded.prompt_tokens, "
+    "completion_tokens = completion_tokens + excluded.completion_tokens"
+)
+
+
+class Journal:
+    """An open journal; close it, or use it in a `with` block."""
+
+    def __init__(
+        self, path: Path, fingerprint: Mapping[str, str] | None = None, *, read_only: bool = False
+    ) -> None:
+        """Opens or begins a journal.
+
+        Args:
+            fingerprint: everything that can change a reply, by name: prompt hash, model, sampling,
+                input hash. Kept when the journal is begun and compared ever after.
+            read_only: for reading beside a writer; no lock, no fingerprint.
+
+        Raises:
+            ConfigError: another process writes it, it lies on a network drive, or it was begun
+                with another fingerprint (the differences are shown).
+            DataError: not a journal, or missing when `read_only`.
+        """
+        self.path = path
+        self._lock: WriterLock | None = None
+        self._writer: _Writer | None = None
+        if not read_only:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            refuse_network_drive(path.parent)
+            self._lock = WriterLock(path)
+        elif not path.is_file():
+            raise DataError("no such journal", where=str(path))
+        try:
+            self._open(path, read_only)
+            if not read_only:
+                self._compare(dict(fingerprint or {}))
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, path: Path, read_only: bool) -> None:
+        self._reader = self._db = None
+        try:
+            if not read_only:
+                self._db = _connect(path, "rwc")
+                self._prepare(self._db)
+            # a connection of its own: WAL lets it read while a commit waits for the disk
+            self._reader = _connect(path, "ro" if read_only else "rw")
+            version = self.meta("format_version")
+        except sqlite3.DatabaseError as error:
+            raise DataError(f"is no journal of cbtqa: {error}", where=str(path)) from None
+        if version != FORMAT_VERSION:
+            raise DataError(
+                f"has format {version}, this cbtqa reads {FORMAT_VERSION}", where=str(path)
+            )
+
+    def _prepare(self, db: sqlite3.Connection) -> None:
+        if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone():
+            db.execute("PRAGMA page_size = 8192")  # 2-3 kB rows: less is lost at page ends
+        (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
+        if mode != "wal":
+            raise ConfigError(
+                f"{self.path.parent} cannot hold a journal: its file system has no shared memory",
+                hint="choose an output folder on a local disk",
+            )
+        db.execute("PRAGMA synchronous = FULL")
+        if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone():
+            version = f"INSERT INTO meta VALUES ('format_version', '{FORMAT_VERSION}');"
+            db.executescript(f"BEGIN; {_SCHEMA} {version} COMMIT;")
+        self.set_meta("writer_pid", str(os.getpid()))
+
+    def _compare(self, fingerprint: dict[str, str]) -> None:
+        text = self.meta("fingerprint")
+        if text is None:
+            self.set_meta("fingerprint", json.dumps(fingerprint, ensure_ascii=False))
+            return
+        begun: dict[str, str] = json.loads(text)
+        names = [name for name in begun | fingerprint if begun.get(name) != fingerprint.get(name)]
+        if names:
+            lines = [
+                f"  {name}: was {_short(begun.get(name))}, is {_short(fingerprint.get(name))}"
+                for name in names
+            ]
+            raise ConfigError(
+                "\n".join([f"{self.path} was begun with other settings:", *lines]),
+                hint="go back to the earlier settings, or add --fork to begin a journal beside it",
+            )
+
+    def close(self) -> None:
+        """Commits what was put, closes the file, and lets the next writer in."""
+        if self._writer is not None:
+            self._writer.stop()
+            self._writer = None
+        for db in (self._reader, self._db):
+            if db is not None:
+                db.close()
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # --- writing ---------------------------------------------------------------------------------
+
+    def record(self, entries: Iterable[Entry]) -> int:
+        """Appends rows and returns how many, all durable; for teachers that work offline.
+
+        Raises:
+            IncompleteRunError: the disk is full or failing.
+        """
+        count = 0
+        for block in blocks_of(entries, BULK_ROWS):
+            self._commit(block)
+            count += len(block)
+        return count
+
+    def put(self, entry: Entry) -> asyncio.Future[None]:
+        """Queues a row from a running event loop; the future is done once the row is durable."""
+        if self._writer is None:
+            self._writer = _Writer(self._commit)
+        return self._writer.put(entry)
+
+    def _commit(self, entries: Sequence[Entry]) -> None:
+        assert self._db is not None, "a journal opened for reading is not written"
+        rows = [_row_of(entry) for entry in entries]
+        counts: Counter[tuple[int, str]] = Counter()
+        prompt: Counter[tuple[int, str]] = Counter()
+        completion: Counter[tuple[int, str]] = Counter()
+        for row in rows:
+            group = (row[2], row[3] or "")
+            counts[group] += 1
+            prompt[group] += row[10] or 0
+            completion[group] += row[11] or 0
+        totals = [(*group, n, prompt[group], completion[group]) for group, n in counts.items()]
+        try:
+            with self._db:
+                self._db.execute("BEGIN IMMEDIATE")
+                self._db.executemany(_INSERT, rows)
+                self._db.executemany(_ADD_TOTAL, totals)
+        except sqlite3.Error as error:
+            raise IncompleteRunError(
+                f"the journal {self.path} cannot be written: {error}",
+                hint="free some disk space, then give the same command again",
+            ) from None
+
+    def meta(self, name: str) -> str | None:
+        """A named value kept in the journal, or None."""
+        db = self._reader or self._db
+        assert db is not None
+        row = db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def set_meta(self, name: str, value: str) -> None:
+        """Keeps a named value, durably."""
+        assert self._db is not None, "a journal opened for reading is not written"
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
+
+    # --- reading ---------------------------------------------------------------------------------
+
+    def standings(self, keys: Sequence[str]) -> dict[str, Standing]:
+        """How far each of these items is; an item without rows is missing. Reads an index only."""
+        found: dict[str, Standing] = {}
+        for block in blocks_of(keys, BLOCK):
+            for key, attempt, state in self._read(
+                "SELECT key, attempt, state FROM attempts "
+                "WHERE key IN (SELECT value FROM json_each(?)) ORDER BY key, attempt, id",
+                block,
+            ):
+                found[key] = Standing(attempt, State(state))
+        return found
+
+    def done_keys(self, max_attempts: int = 1) -> Iterator[str]:
+        """Keys for which nothing is left to send, in the order of the keys."""
+        last: tuple[str, Standing] | None = None
+        sql = "SELECT key, attempt, state FROM attempts ORDER BY key, attempt, id"
+        for key, attempt, state in self._connection().execute(sql):
+            if last is not None and last[0] != key and last[1].is_done(max_attempts):
+                yield last[0]
+            last = (key, Standing(attempt, State(state)))
+        if last is not None and last[1].is_done(max_attempts):
+            yield last[0]
+
+    def outcome(self, key: str) -> Outcome | None:
+        """The last word on one item, or None when there is none yet."""
+        return next(self.outcomes([key]))[1]
+
+    def outcomes(self, keys: Iterable[str]) -> Iterator[tuple[str, Outcome | None]]:
+        """Each key with its outcome, in the order given; memory does not grow with the number."""
+        for block in blocks_of(keys, BLOCK):
+            rows: dict[str, list[Any]] = {}
+            for row in self._read(
+                f"SELECT {_COLUMNS} FROM attempts "
+                "WHERE key IN (SELECT value FROM json_each(?)) ORDER BY key, attempt, id",
+                list(dict.fromkeys(block)),
+            ):
+                rows.setdefault(row[0], []).append(row)
+            for key in block:
+                yield key, _outcome_of(rows[key]) if key in rows else None
+
+    def last_paid(self, key: str) -> Entry | None:
+        """The newest row of an item that holds a reply, or None."""
+        sql = f"SELECT {_COLUMNS} FROM attempts WHERE key = ? ORDER BY attempt DESC, id DESC"
+        for row in self._connection().execute(sql, (key,)):
+            if row[13] is not None:
+                fault = Fault(Reason(row[3]), row[4]) if row[3] else None
+                return Entry(key, row[1], State(row[2]), _reply_of(row), fault)
+        return None
+
+    def totals(self) -> Totals:
+        """What all attempts cost and why they were turned away; kept as running sums."""
+        n_replies = prompt = completion = 0
+        faults: Counter[Reason] = Counter()
+        sql = "SELECT state, reason, n, prompt_tokens, completion_tokens FROM totals"
+        for state, reason, n, prompt_tokens, completion_tokens in self._connection().execute(sql):
+            if state in (State.ACCEPTED, State.FAULTY):
+                n_replies += n
+            prompt, completion = prompt + prompt_tokens, completion + completion_tokens
+            if reason:
+                faults[Reason(reason)] += n
+        usage = Usage(prompt_tokens=prompt, completion_tokens=completion)
+        return Totals(n_replies, usage, dict(faults))
+
+    def _connection(self) -> sqlite3.Connection:
+        assert self._reader is not None
+        return self._reader
+
+    def _read(self, sql: str, keys: Sequence[str]) -> Iterable[tuple[Any, ...]]:
+        return self._connection().execute(sql, (json.dumps(keys),))
+
+
+class _Writer:
+    """Gathers rows from an event loop and commits them on a thread."""
+
+    def __init__(self, commit: Any) -> None:
+        self._commit = commit
+        self._pending: list[tuple[Entry, asyncio.Future[None]]] = []
+        self._swap = threading.Lock()
+        self._wake, self._full = threading.Event(), threading.Event()
+        self._is_stopping = False
+        self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
+        self._thread.start()
+
+    def put(self, entry: Entry) -> asyncio.Future[None]:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        with self._swap:
+            self._pending.append((entry, future))
+        if not self._wake.is_set():
+            self._wake.set()
+        if len(self._pending) >= COMMIT_ROWS:
+            self._full.set()
+        return future
+
+    def stop(self) -> None:
+        self._is_stopping = True
+        self._full.set()
+        self._wake.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            self._wake.wait()
+            self._full.wait(COMMIT_EVERY_S)
+            # cleared before the swap: a row put after the swap sets them again
+            self._wake.clear()
+            self._full.clear()
+            with self._swap:
+                taken, self._pending = self._pending, []
+            if taken:
+                self._write(taken)
+            if self._is_stopping and not self._pending:
+                return
+
+    def _write(self, taken: list[tuple[Entry, asyncio.Future[None]]]) -> None:
+        failure: IncompleteRunError | None = IncompleteRunError("the journal's thread broke")
+        try:
+            self._commit([entry for entry, _ in taken])
+            failure = None
+        except IncompleteRunError as error:
+            failure = error
+        finally:
+            by_loop: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
+            for _, future in taken:
+                by_loop.setdefault(future.get_loop(), []).append(future)
+            for loop, futures in by_loop.items():
+                with suppress(RuntimeError):  # the loop was closed: nobody waits any more
+                    loop.call_soon_threadsafe(_settle, futures, failure)
+
+
+def _settle(futures: list[asyncio.Future[None]], failure: IncompleteRunError | None) -> None:
+    for future in futures:
+        if future.done():
+            continue
+        if failure is None:
+            future.set_result(None)
+        else:
+            future.set_exception(failure)
+
+
+def fork_path(path: Path, fingerprint: Mapping[str, str]) -> Path:
+    """Where `--fork` keeps the journal of other settings: the same settings give the same path."""
+    text = json.dumps(dict(sorted(fingerprint.items())), ensure_ascii=False)
+    mark = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return path.with_name(f"{path.stem}-{mark}{path.suffix}")
+
+
+ValueT = TypeVar("ValueT")
+
+
+def blocks_of(values: Iterable[ValueT], size: int) -> Iterator[list[ValueT]]:
+    """The values in lists of `size`, the last one shorter."""
+    iterator = iter(values)
+    while block := list(islice(iterator, size)):
+        yield block
+
+
+def _connect(path: Path, mode: str) -> sqlite3.Connection:
+    return sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode={mode}",
+        uri=True,
+        isolation_level=None,
+        check_same_thread=False,
+        timeout=30,
+    )
+
+
+def _short(value: str | None) -> str:
+    if value is None:
+        return "not set"
+    return value if len(value) <= 80 else value[:80] + "..."
+
+
+def _row_of(entry: Entry) -> tuple[Any, ...]:
+    reply, fault = entry.reply, entry.fault
+    head = (entry.key, entry.attempt, int(entry.state))
+    why = (fault.reason.value, fault.detail) if fault else (None, None)
+    if reply is None:
+        return (*head, *why, None, None, None, None, None, None, None, None, None)
+    usage = reply.usage
+    return (
+        *(*head, *why, reply.finish_reason, reply.refusal, reply.model, reply.created_at),
+        *(reply.latency_s, usage.prompt_tokens, usage.completion_tokens),
+        *(reply.reasoning, reply.text),
+    )
+
+
+def _outcome_of(rows: list[Any]) -> Outcome | None:
+    """The outcome told by an item's rows, oldest first; None while the last is unchecked."""
+    last = rows[-1]
+    key, attempt, state = last[0], last[1], State(last[2])
+    if state is State.UNCHECKED:
+        return None
+    usage = Usage(
+        prompt_tokens=sum(row[10] or 0 for row in rows),
+        completion_tokens=sum(row[11] or 0 for row in rows),
+    )
+    fault = Fault(Reason(last[3]), last[4]) if last[3] else None
+    n_attempts = attempt if last[13] is not None else attempt - 1
+    return Outcome(key, state, _reply_of(last), fault, n_attempts, usage)
+
+
+def _reply_of(row: Any) -> Reply | None:
+    if row[13] is None:
+        return None
+    return Reply(
+        text=row[13],
+        finish_reason=row[5],
+        refusal=row[6],
+        reasoning=row[12],
+        usage=Usage(prompt_tokens=row[10], completion_tokens=row[11]),
+        model=row[7],
+        created_at=row[8],
+        latency_s=row[9],
+    )

@@ -1,0 +1,245 @@
+"""How fast, how often and how long: the gate that every request passes.
+
+    gate = Gate(Limits(in_flight=256, rpm=3000))
+    await gate.enter(tokens=900)
+    try: ...send...
+    finally: gate.leave()
+
+The gate holds the number of requests in flight (lowered when the server says "too many", crept up
+again while it answers), paces them to requests and tokens a minute, waits when the server's
+headers say so, and notices when the endpoint is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import deque
+from collections.abc import Mapping
+
+from pydantic import Field
+
+from cbtqa.errors import EndpointError, RateLimitError
+from cbtqa.llm.protocol import duration_s
+from cbtqa.settings import Settings
+
+BACKOFF_FIRST_S, BACKOFF_MOST_S = 1.0, 60.0
+CREEP_ROUNDS = 32
+"""Rounds of replies in which the number in flight climbs from nothing to its maximum."""
+GONE_FAILURES = 8
+"""Failures in a row from which the endpoint is suspected to be gone, at least."""
+BURST_S = 1.0
+"""Requests of so many seconds may go out at once under a per-minute limit."""
+
+
+class Limits(Settings):
+    """Limits of one run. Also the settings that a command may offer as flags."""
+
+    in_flight: int = Field(64, ge=1, le=20_000, description="Most requests in flight at once.")
+    rpm: int | None = Field(None, ge=1, description="Most requests a minute.")
+    tpm: int | None = Field(None, ge=1, description="Most tokens a minute, both ways together.")
+    timeout_s: float = Field(120, gt=0, description="Seconds to wait for one whole answer.")
+    max_attempts: int = Field(3, ge=1, description="Most paid replies for one item.")
+    max_retries: int = Field(6, ge=0, description="Most repeats of one request that failed.")
+    retry_for_s: float = Field(300, ge=0, description="Seconds after which a repeat is given up.")
+    gone_after_s: float = Field(
+        60, ge=0, description="Seconds of nothing but failures after which the run stops."
+    )
+    grace_s: float = Field(
+        60, ge=0, description="Seconds that requests in flight get to end after Ctrl-C."
+    )
+    waits: bool = Field(True, description="False removes every wait; for tests.")
+
+
+class Pace:
+    """Spreads a number per minute over the minute, with a burst of one second's worth."""
+
+    def __init__(self, per_minute: float) -> None:
+        self._rate = per_minute / 60
+        self._due = 0.0
+
+    def reserve(self, amount: float, now: float) -> float:
+        """Books an amount; gives the seconds to wait before using it."""
+        self._due = max(self._due, now - BURST_S)
+        wait = self._due - now
+        self._due += amount / self._rate
+        return max(0.0, wait)
+
+    def correct(self, difference: float) -> None:
+        """Adds what was used beyond the amount booked; negative gives back."""
+        self._due += difference / self._rate
+
+
+class GateClosedError(Exception):
+    """The run is stopping; nothing more is sent."""
+
+
+class Gate:
+    """The one place where requests wait before they are sent."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limit: float = limits.in_flight
+        """How many may be in flight just now; at most `limits.in_flight`."""
+        self.in_flight = 0
+        """Requests between `enter` and `leave`."""
+        self.closed = asyncio.Event()
+        self._limits = limits
+        self._fresh: deque[asyncio.Future[None]] = deque()
+        self._again: deque[asyncio.Future[None]] = deque()
+        self._requests = Pace(limits.rpm) if limits.rpm else None
+        self._tokens = Pace(limits.tpm) if limits.tpm else None
+        self._hold_until = 0.0
+        self._lowered_at = 0.0
+        self._failures = 0
+        self._failing_since = 0.0
+        self._limit_before: float = self.limit
+        self._has_answered = False
+
+    # --- passing ---------------------------------------------------------------------------------
+
+    async def enter(self, tokens: float = 0, *, is_retry: bool = False) -> None:
+        """Waits for a place, for the pace and for a hold; retries pass before fresh requests.
+
+        Raises:
+            GateClosedError: the run is stopping.
+        """
+        if self.closed.is_set():
+            raise GateClosedError
+        if self._fresh or self._again or self.in_flight >= int(self.limit):
+            await self._queue(self._again if is_retry else self._fresh)
+        else:
+            self.in_flight += 1
+        try:
+            await self._keep_pace(tokens)
+        except BaseException:
+            self.leave()
+            raise
+
+    async def _queue(self, queue: deque[asyncio.Future[None]]) -> None:
+        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        queue.append(place)
+        try:
+            await place
+        except asyncio.CancelledError:
+            if place.done() and not place.cancelled() and place.exception() is None:
+                self.leave()  # the place was given and the taker left in the same moment
+            raise
+
+    async def _keep_pace(self, tokens: float) -> None:
+        if not self._limits.waits:
+            return
+        now = time.monotonic()
+        wait = self._requests.reserve(1, now) if self._requests else 0.0
+        if self._tokens:
+            wait = max(wait, self._tokens.reserve(tokens, now))
+        if wait > 0:
+            await self.sleep(wait)
+        while (wait := self._hold_until - time.monotonic()) > 0:
+            # spread over a tenth more, so that a crowd does not start in one instant
+            await self.sleep(wait * random.uniform(1.0, 1.1))
+        if self.closed.is_set():
+            raise GateClosedError
+
+    async def sleep(self, seconds: float) -> None:
+        """Sleeps, but not past the moment in which the gate closes.
+
+        Raises:
+            GateClosedError: it closed meanwhile.
+        """
+        if not self._limits.waits:
+            seconds = 0
+        try:
+            await asyncio.wait_for(self.closed.wait(), seconds)
+        except TimeoutError:
+            return
+        raise GateClosedError
+
+    def leave(self) -> None:
+        """Frees a place."""
+        self.in_flight -= 1
+        self._wake()
+
+    def close(self) -> None:
+        """Turns away everybody who waits or comes later; what is in flight goes on."""
+        self.closed.set()
+        for queue in (self._again, self._fresh):
+            while queue:
+                place = queue.popleft()
+                if not place.done():
+                    place.set_exception(GateClosedError())
+
+    def _wake(self) -> None:
+        while (self._again or self._fresh) and self.in_flight < int(self.limit):
+            place = (self._again or self._fresh).popleft()
+            if not place.done():
+                self.in_flight += 1
+                place.set_result(None)
+
+    # --- learning --------------------------------------------------------------------------------
+
+    def answered(self) -> None:
+        """Notes that the endpoint answered, be it with a refusal of one request."""
+        if self._failures:
+            if self.is_suspect:
+                self.limit = max(1.0, self._limit_before / 2)
+            self._failures = 0
+        self._has_answered = True
+        most = self._limits.in_flight
+        if self.limit < most:
+            self.limit = min(most, self.limit + max(1.0, most / CREEP_ROUNDS) / self.limit)
+            self._wake()
+
+    def heed(self, headers: Mapping[str, str], tokens_beyond: float) -> None:
+        """Heeds the limits named in a reply's headers, and tokens used beyond those booked."""
+        if self._tokens and tokens_beyond:
+            self._tokens.correct(tokens_beyond)
+        for kind in ("requests", "tokens"):
+            if headers.get(f"x-ratelimit-remaining-{kind}") == "0":
+                wait = duration_s(headers.get(f"x-ratelimit-reset-{kind}", ""))
+                self.hold(min(wait or 0.0, BACKOFF_MOST_S))
+
+    def failed(self, error: EndpointError, sent_at: float) -> None:
+        """Notes a failure of a request sent at a monotonic time; lowers the number in flight."""
+        now = time.monotonic()
+        if not self._failures:
+            self._failing_since = now
+        self._failures += 1
+        if isinstance(error, RateLimitError):
+            if error.retry_after_s:
+                self.hold(error.retry_after_s)
+            # answers to requests sent before the last lowering tell nothing new
+            if sent_at > self._lowered_at:
+                self._lowered_at = now
+                self.limit = max(1.0, self.limit / 2)
+        elif self.is_suspect and self.limit > 1:
+            self._limit_before, self.limit = self.limit, 1.0
+
+    def hold(self, seconds: float) -> None:
+        """Sends nothing more for so many seconds."""
+        self._hold_until = max(self._hold_until, time.monotonic() + seconds)
+
+    @property
+    def is_suspect(self) -> bool:
+        """True when so many requests failed in a row that the endpoint may be gone."""
+        few = GONE_FAILURES if not self._has_answered else self._limits.in_flight // 4
+        return self._failures >= max(GONE_FAILURES, few)
+
+    def is_gone(self, error: EndpointError) -> bool:
+        """True when the endpoint did nothing but fail for too long; `error` is the last failure."""
+        if not self.is_suspect:
+            return False
+        if not self._limits.waits:
+            return True
+        slow_down = isinstance(error, RateLimitError)
+        patience = self._limits.retry_for_s if slow_down else self._limits.gone_after_s
+        return time.monotonic() - self._failing_since >= patience
+
+
+def backoff_s(n_failures: int) -> float:
+    """Seconds before the next try: full jitter over a doubling span.
+
+    Source: M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
+    """
+    span = min(BACKOFF_MOST_S, BACKOFF_FIRST_S * 2 ** min(n_failures - 1, 30))
+    return random.uniform(0, span)

@@ -1,0 +1,200 @@
+"""How a run is doing: counters kept while it runs, told as `Progress`, closed as `BatchSummary`."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from dataclasses import dataclass, field
+
+from cbtqa.llm.cost import Price
+from cbtqa.llm.journal import Entry
+from cbtqa.records import Reason, Usage
+
+RATE_WINDOW_S = 30.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A moment of a run."""
+
+    n_total: int | None
+    """Items in all, or None when nobody knows."""
+    n_skipped: int
+    """Items that the journal held already."""
+    n_accepted: int
+    n_rejected: int
+    rejected: dict[Reason, int]
+    """Items turned away in this run, by reason."""
+    turned_away: dict[Reason, int]
+    """Replies turned away in this run and asked again, by reason."""
+    n_requests: int
+    n_repeats: int
+    """Requests sent again because the endpoint failed."""
+    in_flight: int
+    limit: int
+    """How many may be in flight just now."""
+    usage: Usage
+    cost: float | None
+    """Of this run, in the price's currency; None without a price."""
+    currency: str | None
+    elapsed_s: float
+    rate_per_s: float
+    """Items ended per second, over the last half minute."""
+    eta_s: float | None
+    oldest_s: float
+    """Age of the oldest request in flight: large at the end, it is a straggler."""
+
+    @property
+    def n_done(self) -> int:
+        """Items that need nothing more, earlier runs included."""
+        return self.n_skipped + self.n_accepted + self.n_rejected
+
+
+@dataclass(frozen=True)
+class BatchSummary:
+    """How a run ended. Counts items of this run; the journal's outcomes hold all."""
+
+    n_skipped: int
+    n_duplicates: int
+    n_accepted: int
+    n_rejected: int
+    n_unfinished: int
+    """Begun and left without an outcome because the run stopped."""
+    rejected: dict[Reason, int]
+    n_requests: int
+    n_repeats: int
+    usage: Usage
+    cost: float | None
+    currency: str | None
+    elapsed_s: float
+    stopped: str | None
+    """Why the run ended early, or None when every item has an outcome."""
+
+
+@dataclass
+class Meter:
+    """The counters of a run."""
+
+    n_total: int | None
+    price: Price | None
+    n_skipped: int = 0
+    n_duplicates: int = 0
+    n_accepted: int = 0
+    n_unfinished: int = 0
+    rejected: Counter[Reason] = field(default_factory=Counter)
+    asked_again: Counter[Reason] = field(default_factory=Counter)
+    n_requests: int = 0
+    n_repeats: int = 0
+    n_paid: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    reserved_prompt: int = 0
+    reserved_completion: int = 0
+
+    def __post_init__(self) -> None:
+        self._started = time.monotonic()
+        self._in_flight: dict[float, None] = {}
+        self._ends: deque[tuple[float, int]] = deque([(self._started, 0)])
+
+    def sent(self, booked: Usage, *, is_repeat: bool) -> float:
+        """Notes a request; gives its monotonic time, unique among those in flight."""
+        self.n_requests += 1
+        self.n_repeats += is_repeat
+        self.reserved_prompt += booked.prompt_tokens
+        self.reserved_completion += booked.completion_tokens
+        now = time.monotonic()
+        while now in self._in_flight:
+            now += 1e-7
+        self._in_flight[now] = None
+        return now
+
+    def returned(self, sent_at: float, booked: Usage) -> None:
+        """Notes that a request is no longer in flight."""
+        del self._in_flight[sent_at]
+        self.reserved_prompt -= booked.prompt_tokens
+        self.reserved_completion -= booked.completion_tokens
+
+    def paid(self, usage: Usage) -> None:
+        """Notes the tokens of a reply."""
+        self.n_paid += 1
+        self.prompt_tokens += usage.prompt_tokens
+        self.completion_tokens += usage.completion_tokens
+
+    def turned_away(self, entry: Entry) -> None:
+        """Notes a faulty reply whose item is asked again."""
+        if entry.fault:
+            self.asked_again[entry.fault.reason] += 1
+
+    def ended(self, entry: Entry) -> None:
+        """Notes the end of an item."""
+        if entry.fault is None:
+            self.n_accepted += 1
+        else:
+            self.rejected[entry.fault.reason] += 1
+
+    @property
+    def reserved(self) -> Usage:
+        """Tokens booked by the requests in flight."""
+        return Usage(prompt_tokens=self.reserved_prompt, completion_tokens=self.reserved_completion)
+
+    @property
+    def mean_completion_tokens(self) -> float | None:
+        """Mean length of the replies so far, or None before the first."""
+        return self.completion_tokens / self.n_paid if self.n_paid else None
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens of this run."""
+        return Usage(prompt_tokens=self.prompt_tokens, completion_tokens=self.completion_tokens)
+
+    def _rate(self, now: float) -> float:
+        n_ended = self.n_accepted + self.rejected.total()
+        self._ends.append((now, n_ended))
+        while len(self._ends) > 2 and now - self._ends[0][0] > RATE_WINDOW_S:
+            self._ends.popleft()
+        then, before = self._ends[0]
+        return (n_ended - before) / (now - then) if now > then else 0.0
+
+    def progress(self, limit: int) -> Progress:
+        """The counters as they stand."""
+        now = time.monotonic()
+        rate = self._rate(now)
+        n_ended = self.n_accepted + self.rejected.total()
+        left = None if self.n_total is None else self.n_total - self.n_skipped - n_ended
+        return Progress(
+            n_total=self.n_total,
+            n_skipped=self.n_skipped,
+            n_accepted=self.n_accepted,
+            n_rejected=self.rejected.total(),
+            rejected=dict(self.rejected),
+            turned_away=dict(self.asked_again),
+            n_requests=self.n_requests,
+            n_repeats=self.n_repeats,
+            in_flight=len(self._in_flight),
+            limit=limit,
+            usage=self.usage,
+            cost=self.price.of(self.usage) if self.price else None,
+            currency=self.price.currency if self.price else None,
+            elapsed_s=now - self._started,
+            rate_per_s=rate,
+            eta_s=max(0, left) / rate if left is not None and rate > 0 else None,
+            oldest_s=now - next(iter(self._in_flight), now),
+        )
+
+    def summary(self, stopped: str | None) -> BatchSummary:
+        """The counters at the end."""
+        return BatchSummary(
+            n_skipped=self.n_skipped,
+            n_duplicates=self.n_duplicates,
+            n_accepted=self.n_accepted,
+            n_rejected=self.rejected.total(),
+            n_unfinished=self.n_unfinished,
+            rejected=dict(self.rejected),
+            n_requests=self.n_requests,
+            n_repeats=self.n_repeats,
+            usage=self.usage,
+            cost=self.price.of(self.usage) if self.price else None,
+            currency=self.price.currency if self.price else None,
+            elapsed_s=time.monotonic() - self._started,
+            stopped=stopped,
+        )
