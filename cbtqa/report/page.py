@@ -91,6 +91,14 @@ class Notice:
 
 
 @dataclass(frozen=True)
+class Items:
+    """A list of short sentences."""
+
+    phrases: tuple[Phrase, ...]
+    kind: ClassVar[str] = "items"
+
+
+@dataclass(frozen=True)
 class Code:
     """A few lines to copy."""
 
@@ -106,7 +114,7 @@ class Fragment:
     kind: ClassVar[str] = "fragment"
 
 
-Block = Text | Facts | Table | Pairs | Figure | Notice | Code | Fragment
+Block = Text | Facts | Table | Pairs | Figure | Notice | Items | Code | Fragment
 
 
 @dataclass(frozen=True)
@@ -147,7 +155,9 @@ def _environment(package: str) -> Environment:
 
 def render_fragment(package: str, template: str, lang: Lang, **values: object) -> Fragment:
     """A block from a template in `package/templates`; all values are escaped."""
-    return Fragment(Markup(_environment(package).get_template(template).render(lang=lang, **values)))
+    return Fragment(
+        Markup(_environment(package).get_template(template).render(lang=lang, **values))
+    )
 
 
 def render_page(page: Page) -> str:

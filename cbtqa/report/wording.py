@@ -1,7 +1,7 @@
 """Phrases in Chinese and English, read from YAML files beside the code that shows them.
 
-    wording = load_wording("cbtqa.dataset", "report.yaml")
-    wording["sections.splits"].fill(n=4).zh
+wording = load_wording("cbtqa.dataset", "report.yaml")
+wording["sections.splits"].fill(n=4).zh
 """
 
 from __future__ import annotations

@@ -203,7 +203,13 @@ def _manifest(
     is_template: bool,
 ) -> Manifest:
     rejected = Counter(str(rejection.reason) for rejection in rejections)
-    settings = {"taxonomy": "socialcd-12", "crisis": "split", "seed": 0, "near_duplicate": 0.7}
+    settings: dict[str, object] = {
+        "input": "questions.json",
+        "taxonomy": "socialcd-12",
+        "crisis": "split",
+        "seed": 0,
+        "near_duplicate": 0.7,
+    }
     if not is_template:
         settings |= {"endpoint": "vllm", "model": "invented-chat-14b", "temperature": 0.7}
     return Manifest(
@@ -228,7 +234,13 @@ def _manifest(
         else Usage(prompt_tokens=610 * len(rows), completion_tokens=402 * len(rows)),
         cost=None
         if is_template
-        else {"amount": 0.0, "currency": "USD", "price_date": "2026-11-20"},
+        else {
+            "amount": 0.41,
+            "input": 0.5,
+            "output": 1.8,
+            "currency": "USD",
+            "as_of": "2026-11-20",
+        },
         files=tuple(
             describe_file(path, folder)
             for path in (*sorted(folder.glob("data/*.parquet")), folder / "rejects.jsonl")

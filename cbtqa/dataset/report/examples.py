@@ -46,7 +46,8 @@ def _most_varied(
     pool: Sequence[tuple[str, dict[str, Any]]], n: int
 ) -> list[tuple[str, dict[str, Any]]]:
     """Takes, again and again, the first entry with the most features seen least often so far."""
-    left, chosen = list(pool), []
+    left = list(pool)
+    chosen: list[tuple[str, dict[str, Any]]] = []
     seen: dict[str, int] = {}
     while left and len(chosen) < n:
         split, row = max(

@@ -7,12 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from markupsafe import Markup
-
-from cbtqa.dataset import report_sections as parts
-from cbtqa.dataset.report_sections import Material, say
+from cbtqa.dataset.report import items, measures, provenance
+from cbtqa.dataset.report.material import Material, say
 from cbtqa.dataset.stats import DatasetStatistics, folder_statistics
 from cbtqa.distortions.taxonomy import load_taxonomy, shipped_concepts
 from cbtqa.errors import DataError
@@ -43,24 +40,26 @@ def dataset_report(
     statistics = statistics or folder_statistics(folder)
     material = Material(folder, manifest, statistics, label_names(manifest, statistics), lang)
     sections = {
-        "glance": parts.glance,
-        "made": parts.made,
-        "splits": parts.splits,
-        "lengths": parts.lengths,
-        "steps": parts.steps,
-        "distortions": parts.distortions,
-        "risk": parts.risk,
-        "rejects": parts.rejects,
-        "likeness": parts.likeness,
-        "examples": parts.examples,
-        "files": parts.files,
-        "load": parts.load,
+        "glance": provenance.glance,
+        "made": provenance.made,
+        "splits": provenance.splits,
+        "topics": measures.topics,
+        "lengths": measures.lengths,
+        "steps": measures.steps,
+        "distortions": measures.distortions,
+        "risk": items.risk,
+        "rejects": items.rejects,
+        "likeness": measures.likeness,
+        "examples": items.examples,
+        "use": items.use,
+        "files": provenance.files,
+        "load": provenance.load,
     }
     page = Page(
         title=say("title"),
         kicker=say("kicker"),
-        lede=parts.lede(material),
-        opening=parts.opening(material),
+        lede=provenance.lede(material),
+        opening=provenance.opening(material),
         sections=tuple(
             Section(say(f"sections.{key}"), tuple(make(material)), key)
             for key, make in sections.items()
@@ -87,4 +86,4 @@ def label_names(manifest: Manifest, statistics: DatasetStatistics) -> Mapping[st
     }
 
 
-__all__ = ["Any", "Markup", "dataset_report", "label_names"]
+__all__ = ["dataset_report", "label_names"]

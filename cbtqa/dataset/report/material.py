@@ -1,0 +1,69 @@
+"""What every section of a dataset's report draws on, and how it writes words and numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cbtqa.dataset.stats import DatasetStatistics
+from cbtqa.manifest import Manifest
+from cbtqa.report.wording import Lang, Phrase, load_wording, same
+
+PACKAGE = "cbtqa.dataset.report"
+
+
+def wording() -> dict[str, Phrase]:
+    """Every phrase of the report by its dotted key."""
+    return load_wording(PACKAGE, "wording.yaml")
+
+
+def say(key: str, **values: object) -> Phrase:
+    """A phrase of `report.yaml`."""
+    return wording()[key].fill(**values)
+
+
+@dataclass(frozen=True)
+class Material:
+    """What all sections draw on."""
+
+    folder: Path
+    manifest: Manifest
+    statistics: DatasetStatistics
+    label_names: Mapping[str, Phrase]
+    lang: Lang
+
+    def setting(self, name: str) -> object:
+        """The value of a setting of the build, None when it is not recorded."""
+        entry = self.manifest.settings.get(name)
+        return entry.value if entry else None
+
+    @property
+    def is_template(self) -> bool:
+        """True when no entry may serve as training source."""
+        return self.statistics.n_entries > 0 and self.statistics.n_training_source == 0
+
+    @property
+    def is_bundled_sample(self) -> bool:
+        """True when the questions are the invented ones that come with the package."""
+        entry = self.manifest.settings.get("input")
+        return entry is not None and entry.value is None
+
+    def text(self, phrase: Phrase) -> str:
+        """A phrase in the page's language."""
+        return phrase.first(self.lang)
+
+
+def number(value: float, digits: int = 0) -> str:
+    """A number with thousands apart."""
+    return f"{value:,.{digits}f}"
+
+
+def percent(share: float | None) -> str:
+    """A share as percent with one decimal; an empty whole is `n/a`."""
+    return "n/a" if share is None else f"{share:.1%}".replace("%", " %")
+
+
+def known_phrase(group: str, name: str) -> Phrase:
+    """The phrase `group.name`, or the name itself when the wording has none."""
+    return wording().get(f"{group}.{name}", same(name))
