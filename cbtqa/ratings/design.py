@@ -1,0 +1,297 @@
+"""Makes a study: draws the questions, blinds the systems, assigns the raters, writes the folder.
+
+made = create_study(NewStudySettings(out=..., predictions=("a=a.jsonl", "b=b.jsonl")))
+made.folder.study.n_items == 200
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+import cbtqa
+from cbtqa.errors import UsageError
+from cbtqa.files import json_line, write_jsonl
+from cbtqa.manifest import describe_file, now
+from cbtqa.ratings.planning import assign_raters, draw_stratified, order_items, rarest_label
+from cbtqa.ratings.rubric import Language, Rubric, load_rubric
+from cbtqa.ratings.sources import Pool, SourceAnswer, read_pool
+from cbtqa.ratings.study import (
+    QUESTIONS_ONLY,
+    Item,
+    Presentation,
+    Study,
+    StudyFolder,
+    StudyKey,
+    require_new,
+    write_key,
+    write_study,
+)
+from cbtqa.settings import Settings
+
+Stratify = Literal["none", "risk", "distortion", "risk+distortion"]
+
+
+class NewStudySettings(Settings):
+    """How a rating study is made."""
+
+    out: Path = Field(description="Folder of the study; must be new or empty.")
+    predictions: tuple[str, ...] = Field(
+        default=(), description="PATH or NAME=PATH of one system's answers; give it once a system."
+    )
+    questions: Path | None = Field(
+        default=None, description="Questions, where the predictions do not hold their text."
+    )
+    rubric: str = Field(
+        default="cbt-llm",
+        description="Shipped rubric (distortions:TAXONOMY works), or the path of your own .yaml.",
+    )
+    n: int = Field(default=100, ge=1, description="Questions to draw, the same for every system.")
+    raters: int = Field(default=5, ge=1, le=200, description="Raters, named R1, R2, ...")
+    per_item: int | None = Field(
+        default=None, ge=1, description="Raters per question; all of them when not given."
+    )
+    repeat_share: float = Field(
+        default=0.05, ge=0, le=0.5, description="Share of items each rater sees a second time."
+    )
+    calibration: int = Field(
+        default=0, ge=0, description="Items to practise on first; the same for all, not counted."
+    )
+    stratify: Stratify = Field(default="none", description="Draw by shares of risk, label or both.")
+    seed: int = Field(default=0, description="Same inputs and seed give the same study.")
+    language: Language = Field(default="zh", description="Language of sheets and form: zh or en.")
+    title: str = Field(default="", description="Shown to raters; must not tell the systems.")
+    key: Path | None = Field(
+        default=None, description="Where the key with the system names goes; default OUT.key.json."
+    )
+    sheets: bool = Field(default=True, description="Write one xlsx per rater.")
+    csv: bool = Field(default=False, description="Write one CSV per rater as well.")
+
+    @field_validator("title")
+    @classmethod
+    def _one_line(cls, value: str) -> str:
+        return " ".join(value.split())
+
+
+@dataclass(frozen=True)
+class NewStudy:
+    """A study that was just made."""
+
+    folder: StudyFolder
+    key_path: Path
+    n_available: int
+    """Questions that every system answered."""
+    n_left_out: int
+    """Rows that could not be used; they are in `left_out.jsonl`."""
+    telling_items: tuple[str, ...]
+    """Items whose text holds a system's name, so that raters may guess it."""
+
+    def summary(self) -> dict[str, Any]:
+        """The counts as plain values."""
+        study = self.folder.study
+        return {
+            "study": study.id,
+            "rubric": study.rubric,
+            "n_available": self.n_available,
+            "n_questions": study.n_questions,
+            "n_items": study.n_items,
+            "n_arms": len(study.arms),
+            "n_raters": len(study.raters),
+            "per_item": study.per_item,
+            "n_presentations": len(self.folder.plan),
+            "n_calibration": study.n_calibration,
+            "n_repeats": study.n_repeats,
+            "n_left_out": self.n_left_out,
+            "telling_items": list(self.telling_items),
+        }
+
+
+def create_study(settings: NewStudySettings) -> NewStudy:
+    """Makes the study and writes its folder and its key; sheets are another step.
+
+    Raises:
+        UsageError: too few questions, raters or systems for what was asked.
+    """
+    rubric = load_rubric(settings.rubric)
+    pool = read_pool(settings.predictions, settings.questions, rubric.shows)
+    available = pool.common_ids()
+    n_wanted = settings.n + settings.calibration
+    if n_wanted > len(available):
+        systems = ", ".join(f"{name} {len(rows)}" for name, rows in pool.answers.items())
+        raise UsageError(
+            f"{n_wanted} questions wanted, {len(available)} are answered by every system"
+            + (f" (answers: {systems})" if systems else ""),
+            hint=f"add --n {max(1, len(available) - settings.calibration)}",
+        )
+    if (settings.per_item or 1) > settings.raters:
+        raise UsageError(f"--per-item {settings.per_item} is above --raters {settings.raters}")
+    key_path = settings.key or settings.out.with_name(settings.out.name + ".key.json")
+    if settings.out.resolve() in key_path.resolve().parents:
+        raise UsageError(
+            "the key must not lie in the study's folder: whoever holds the folder stays blind",
+            hint="choose a --key outside of --out",
+        )
+    require_new(settings.out, key_path)
+
+    strata = _strata(pool, available, settings.stratify)
+    drawn = draw_stratified(strata, n_wanted, settings.seed)
+    arms = _arms(pool, settings.seed)
+    items, calibration = _make_items(pool, drawn, arms, strata, settings)
+    plan = _make_plan(items, calibration, settings)
+    study = _describe(settings, rubric, items, calibration, plan, tuple(arms))
+    write_key(key_path, StudyKey(study_id=study.id, systems=arms))
+    folder = write_study(settings.out, study, rubric, [*calibration, *items], plan)
+    if pool.rejections:
+        write_jsonl(folder.path / "left_out.jsonl", pool.rejections)
+    telling = _telling_items([*calibration, *items], arms.values())
+    return NewStudy(folder, key_path, len(available), len(pool.rejections), telling)
+
+
+def _strata(pool: Pool, ids: Sequence[str], by: Stratify) -> dict[str, str]:
+    if by == "none":
+        return dict.fromkeys(ids, "all")
+    rarest = rarest_label({name: pool.questions[name].distortions for name in ids})
+    names = {}
+    for name in ids:
+        parts = []
+        if "risk" in by:
+            parts.append(f"risk:{pool.questions[name].risk}")
+        if "distortion" in by:
+            parts.append(f"distortion:{rarest[name]}")
+        names[name] = "|".join(parts)
+    return names
+
+
+def _arms(pool: Pool, seed: int) -> dict[str, str]:
+    """Letters in an order that does not follow the command line; the questions are one arm."""
+    systems = sorted(pool.answers) or [QUESTIONS_ONLY]
+    random.Random(f"arms:{seed}").shuffle(systems)
+    return {_letters(place): system for place, system in enumerate(systems)}
+
+
+def _letters(place: int) -> str:
+    """A, B, ..., Z, AA, AB, ..."""
+    before, last = divmod(place, 26)
+    return (_letters(before - 1) if before else "") + chr(ord("A") + last)
+
+
+def _make_items(
+    pool: Pool,
+    drawn: Sequence[str],
+    arms: Mapping[str, str],
+    strata: Mapping[str, str],
+    settings: NewStudySettings,
+) -> tuple[list[Item], list[Item]]:
+    """Main items (every arm of every question) and calibration items (one arm each, in turn)."""
+    n_main = settings.n
+    pairs = [(name, arm) for name in drawn[:n_main] for arm in arms]
+    letters = list(arms)
+    practice = [(name, letters[i % len(letters)]) for i, name in enumerate(drawn[n_main:])]
+    numbers = list(range(1, len(pairs) + len(practice) + 1))
+    random.Random(f"ids:{settings.seed}").shuffle(numbers)
+    width = len(str(len(numbers)))
+    made = []
+    for number, (name, arm) in zip(numbers, [*pairs, *practice], strict=True):
+        told = pool.questions[name]
+        answer = pool.answers[arms[arm]][name] if pool.answers else SourceAnswer()
+        made.append(
+            Item(
+                id=f"I{number:0{width}d}",
+                arm=arm,
+                question_id=name,
+                question=told.question,
+                description=told.description,
+                answer=answer.text,
+                turns=answer.turns,
+                risk=told.risk,
+                stratum=strata[name],
+            )
+        )
+    return made[: len(pairs)], made[len(pairs) :]
+
+
+def _make_plan(
+    items: Sequence[Item], calibration: Sequence[Item], settings: NewStudySettings
+) -> list[Presentation]:
+    raters = [f"R{number}" for number in range(1, settings.raters + 1)]
+    questions = list(dict.fromkeys(item.question_id for item in items))
+    teams = assign_raters(questions, raters, settings.per_item or len(raters), settings.seed)
+    plan = []
+    for rater in raters:
+        own = [(i.id, i.question_id) for i in items if rater in teams[i.question_id]]
+        n_repeats = round(settings.repeat_share * len(own))
+        order = order_items(own, n_repeats, f"{settings.seed}:{rater}")
+        seen: Counter[str] = Counter()
+        sequence = [*(item.id for item in calibration), *order]
+        width = max(3, len(str(len(sequence))))
+        for place, item_id in enumerate(sequence, 1):
+            plan.append(
+                Presentation(
+                    code=f"{rater}-{place:0{width}d}",
+                    rater=rater,
+                    order=place,
+                    item_id=item_id,
+                    repeat=seen[item_id],
+                    phase="calibration" if place <= len(calibration) else "main",
+                )
+            )
+            seen[item_id] += 1
+    return plan
+
+
+def _describe(
+    settings: NewStudySettings,
+    rubric: Rubric,
+    items: Sequence[Item],
+    calibration: Sequence[Item],
+    plan: Sequence[Presentation],
+    arms: tuple[str, ...],
+) -> Study:
+    paths = [Path(given.partition("=")[2] or given) for given in settings.predictions]
+    paths += [settings.questions] if settings.questions else []
+    content = "".join(json_line(record) for record in (*items, *calibration, *plan))
+    return Study(
+        id=hashlib.sha256((rubric.sha256 + content).encode()).hexdigest()[:12],
+        title=settings.title,
+        language=settings.language,
+        seed=settings.seed,
+        rubric=f"{rubric.id}.v{rubric.version}",
+        rubric_sha256=rubric.sha256,
+        raters=tuple(f"R{number}" for number in range(1, settings.raters + 1)),
+        arms=arms,
+        per_item=settings.per_item or settings.raters,
+        n_questions=settings.n,
+        n_items=len(items),
+        n_calibration=len(calibration),
+        n_repeats=max(Counter(p.rater for p in plan if p.repeat).values(), default=0),
+        stratified_by=settings.stratify,
+        # names of input files tell the systems: hashes stay, names do not
+        inputs=tuple(
+            describe_file(path).model_copy(update={"name": f"input {number}"})
+            for number, path in enumerate(paths, 1)
+            if path.is_file()
+        ),
+        cbtqa_version=cbtqa.__version__,
+        created_at=now(),
+    )
+
+
+def _telling_items(items: Sequence[Item], systems: Iterable[str]) -> tuple[str, ...]:
+    """Items in which a system's name (three letters or more) can be read."""
+    names = [re.escape(name) for name in systems if len(name) >= 3]
+    if not names:
+        return ()
+    pattern = re.compile("|".join(names), re.IGNORECASE)
+    return tuple(
+        item.id
+        for item in items
+        if pattern.search(item.answer) or any(pattern.search(turn.text) for turn in item.turns)
+    )

@@ -1,0 +1,259 @@
+"""Rubrics: what raters are asked, on which scale, in which words. Each is a YAML file.
+
+    rubric = load_rubric("cbt-llm")                # shipped, or the path of a file of your own
+    rubric.criterion("relevance").high == 2
+
+A criterion is a `scale` (a whole number from low to high, anchors on any of its points) or a
+`mark` (present or not, as for distortion labels). Marks share one rule: as soon as one of a row's
+marks is set, or `none` is, the others count as not present; a row with no mark at all is open.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from cbtqa.distortions.taxonomy import load_taxonomy
+from cbtqa.errors import DataError
+from cbtqa.files import open_text
+from cbtqa.records import NonEmptyText, Record
+
+Language = Literal["zh", "en"]
+NO_MARK = "none"
+"""The mark that says: none of the others."""
+
+
+class Words(Record):
+    """One text in Chinese and English; a missing one falls back to the other."""
+
+    zh: str = ""
+    en: str = ""
+
+    @model_validator(mode="after")
+    def _not_both_empty(self) -> Self:
+        if not (self.zh.strip() or self.en.strip()):
+            raise ValueError("needs a text in zh or en")
+        return self
+
+    def to(self, language: Language) -> str:
+        """The text in this language, or in the other when it has none."""
+        return (self.zh or self.en) if language == "zh" else (self.en or self.zh)
+
+
+class Section(Record):
+    """A group of criteria under one heading."""
+
+    id: NonEmptyText
+    title: Words
+    weight: float = Field(default=1.0, gt=0)
+    """Factor of this section's ratings inside a total, such as 0.75 for four items among threes."""
+
+
+class Total(Record):
+    """A sum or mean over the criteria of some sections; missing when one of them is."""
+
+    id: NonEmptyText
+    name: Words
+    sections: tuple[str, ...] = Field(min_length=1)
+    how: Literal["sum", "mean"] = "sum"
+
+
+class Criterion(Record):
+    """One thing to rate."""
+
+    id: NonEmptyText = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    name: Words
+    question: Words
+    kind: Literal["scale", "mark"] = "scale"
+    low: int = 0
+    high: int = 1
+    anchors: dict[int, Words] = Field(default_factory=dict)
+    """What a point means; points without one lie between their neighbours."""
+    section: str | None = None
+    reversed: bool = False
+    """True when a low rating is the good one; turned round inside totals only."""
+    required: bool = True
+    evidence: bool = False
+    """True when raters may quote the words (or `#turn`) that they rest on."""
+
+    @model_validator(mode="after")
+    def _scale_holds_together(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"{self.id}: low {self.low} is not below high {self.high}")
+        if self.high - self.low > 100:
+            raise ValueError(f"{self.id}: a scale of more than 101 points")
+        if self.kind == "mark" and (self.low, self.high) != (0, 1):
+            raise ValueError(f"{self.id}: a mark is 0 or 1")
+        outside = [point for point in self.anchors if not self.low <= point <= self.high]
+        if outside:
+            raise ValueError(f"{self.id}: anchor {outside[0]} lies outside {self.low}-{self.high}")
+        return self
+
+    @property
+    def points(self) -> range:
+        """Every value on offer, in order."""
+        return range(self.low, self.high + 1)
+
+
+class Rubric(Record):
+    """A whole form: criteria in order, with the text that explains them."""
+
+    id: NonEmptyText = Field(pattern=r"^[a-z][a-z0-9-]*$")
+    version: int = Field(ge=1)
+    title: Words
+    source: NonEmptyText
+    """Whom the idea comes from; the wording is ours unless a file of your own says otherwise."""
+    shows: Literal["answer", "question", "transcript"] = "answer"
+    """What is rated: an answer under its question, the question itself, or a whole session."""
+    guidelines: Words
+    sections: tuple[Section, ...] = ()
+    criteria: tuple[Criterion, ...] = Field(min_length=1)
+    totals: tuple[Total, ...] = ()
+
+    @model_validator(mode="after")
+    def _references_resolve(self) -> Self:
+        ids = [criterion.id for criterion in self.criteria]
+        doubled = sorted({name for name in ids if ids.count(name) > 1})
+        if doubled:
+            raise ValueError(f"criterion '{doubled[0]}' stands twice")
+        known = {section.id for section in self.sections}
+        used = {c.section for c in self.criteria if c.section is not None}
+        wanted = used | {name for total in self.totals for name in total.sections}
+        if wanted - known:
+            raise ValueError(f"unknown section '{sorted(wanted - known)[0]}'")
+        return self
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the content; comments and layout of the YAML do not count."""
+        plain = json.dumps(self.model_dump(mode="json"), sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(plain.encode()).hexdigest()
+
+    @property
+    def marks(self) -> tuple[Criterion, ...]:
+        """The criteria that are marks."""
+        return tuple(criterion for criterion in self.criteria if criterion.kind == "mark")
+
+    def criterion(self, name: str) -> Criterion:
+        """The criterion of this id.
+
+        Raises:
+            KeyError: there is none.
+        """
+        for criterion in self.criteria:
+            if criterion.id == name:
+                return criterion
+        raise KeyError(name)
+
+    def settle(self, values: Mapping[str, int | None]) -> dict[str, int | None]:
+        """Values with the rule of marks applied: unset marks become 0 once any mark is set.
+
+        Raises:
+            ValueError: `none` stands beside another mark.
+        """
+        settled = {criterion.id: values.get(criterion.id) for criterion in self.criteria}
+        set_marks = [mark.id for mark in self.marks if settled[mark.id] == 1]
+        if NO_MARK in set_marks and len(set_marks) > 1:
+            other = next(mark for mark in set_marks if mark != NO_MARK)
+            raise ValueError(f"'{NO_MARK}' and '{other}' exclude each other")
+        if set_marks:
+            settled.update({mark.id: int(mark.id in set_marks) for mark in self.marks})
+        return settled
+
+    def missing(self, values: Mapping[str, int | None]) -> list[str]:
+        """Required criteria without a value, in order; of open marks only the first is named."""
+        settled = self.settle(values)
+        names = [c.id for c in self.criteria if c.required and settled[c.id] is None]
+        marks = {mark.id for mark in self.marks}
+        first = next((name for name in names if name in marks), None)
+        return [name for name in names if name not in marks or name == first]
+
+
+def parse_rubric(text: str, where: str, taxonomy: str | None = None) -> Rubric:
+    """Reads one rubric.
+
+    Args:
+        taxonomy: fills a rubric that says `marks_from`; the file's own choice by default.
+
+    Raises:
+        DataError: not YAML, or not a rubric; names the field.
+    """
+    try:
+        raw = yaml.safe_load(text)
+        return Rubric.model_validate(_with_marks(raw, taxonomy))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{where}:{mark.line + 1}" if mark else where
+        raise DataError(f"not YAML: {getattr(error, 'problem', error)}", where=place) from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise DataError(first["msg"], where=f"{where}:{field}" if field else where) from None
+
+
+def _with_marks(raw: Any, taxonomy: str | None) -> Any:
+    """`marks_from` replaced by one mark per type of a taxonomy, and `none`."""
+    if not isinstance(raw, dict) or "marks_from" not in raw:
+        return raw
+    plain = {key: value for key, value in raw.items() if key not in ("marks_from", NO_MARK)}
+    chosen = taxonomy or str(raw["marks_from"])
+    loaded = load_taxonomy() if chosen == "default" else load_taxonomy(chosen)
+    marks: list[dict[str, Any]] = [
+        {
+            "id": entry.id,
+            "kind": "mark",
+            "name": {"zh": entry.zh, "en": entry.en},
+            "question": {"zh": entry.definition, "en": entry.definition_en},
+            "evidence": True,
+        }
+        for entry in loaded.types
+    ]
+    marks.append({"id": NO_MARK, "kind": "mark", **raw.get(NO_MARK, {})})
+    plain["criteria"] = [*plain.get("criteria", []), *marks]
+    plain["source"] = f"{plain.get('source', '')}; taxonomy {loaded.id}: {loaded.citation}"
+    return plain
+
+
+@cache
+def shipped_rubrics() -> Mapping[str, Rubric]:
+    """Every rubric of the package by id; `distortions` with the default taxonomy."""
+    rubrics = [parse_rubric(text, name) for name, text in _shipped_texts().items()]
+    return {rubric.id: rubric for rubric in rubrics}
+
+
+@cache
+def _shipped_texts() -> Mapping[str, str]:
+    folder = files("cbtqa.ratings") / "rubrics"
+    return {
+        entry.name: entry.read_text(encoding="utf-8")
+        for entry in sorted(folder.iterdir(), key=lambda entry: entry.name)
+        if entry.name.endswith(".yaml")
+    }
+
+
+def load_rubric(name: str) -> Rubric:
+    """A shipped rubric by id, or one of your own by the path of its YAML file.
+
+    `distortions:socialcd-12` fills the marks from that taxonomy (or the path of a taxonomy file).
+
+    Raises:
+        DataError: no such rubric, or the file is malformed.
+    """
+    base, _, taxonomy = name.partition(":")
+    if f"{base}.yaml" in _shipped_texts():
+        return parse_rubric(_shipped_texts()[f"{base}.yaml"], f"{base}.yaml", taxonomy or None)
+    if name.endswith((".yaml", ".yml")):
+        with open_text(Path(name)) as stream:
+            return parse_rubric(stream.read(), name)
+    raise DataError(
+        f"no rubric '{name}'",
+        hint="shipped: " + ", ".join(sorted(shipped_rubrics())) + "; or the path of a .yaml file",
+    )

@@ -1,0 +1,365 @@
+"""Writes the sheets: one xlsx (or CSV) per rater, for rating offline in any spreadsheet program.
+
+Everything that people or models wrote goes in as text: no cell becomes a formula, a link or a
+number, and nothing is cut. What a cell cannot hold is refused. Validation and protection help the
+rater only; `collect` trusts none of them.
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cbtqa.errors import DataError, MissingExtraError
+from cbtqa.files import replacing
+from cbtqa.ratings.answers import CANNOT_JUDGE, CRISIS, NOTE, VALUE
+from cbtqa.ratings.columns import (
+    CODE,
+    META_TAB,
+    Column,
+    sheet_columns,
+    sheet_words,
+)
+from cbtqa.ratings.rubric import Rubric
+from cbtqa.ratings.study import Item, StudyFolder
+from cbtqa.safety.hotlines import help_text
+
+CELL_LIMIT = 32_767
+"""Characters an xlsx cell holds; writers cut the rest without a word."""
+FORMULA_STARTS = "=+-@\t\r＝＋－＠"
+"""First characters that spreadsheets may take for a formula (OWASP, CWE-1236)."""
+_WIDTHS = {CODE: 9, "question": 26, "description": 46, "answer": 72, "session": 18, NOTE: 30}
+_LINE_HEIGHT, _MAX_ROW_HEIGHT = 15.5, 409.0
+_FIRST_ROW = 3  # hidden ids, progress, headings
+
+
+def write_sheets(folder: StudyFolder, *, as_csv: bool = False) -> list[Path]:
+    """Writes one sheet per rater into the study's `sheets/` and returns their paths.
+
+    Raises:
+        DataError: a text is longer than a cell can hold.
+        MissingExtraError: XlsxWriter is not installed.
+    """
+    for item in folder.items.values():
+        _check_lengths(item)
+    folder.sheets_path.mkdir(mode=0o700, exist_ok=True)
+    paths = []
+    for rater in folder.study.raters:
+        path = folder.sheets_path / f"{rater}.{'csv' if as_csv else 'xlsx'}"
+        with replacing(path) as temporary:
+            if as_csv:
+                _write_csv(folder, rater, temporary)
+            else:
+                _Workbook(folder, rater, temporary).write()
+        path.chmod(0o600)
+        paths.append(path)
+    folder.log("sheets written", kind="csv" if as_csv else "xlsx", n=len(paths))
+    return paths
+
+
+def _check_lengths(item: Item) -> None:
+    texts = [item.question, item.description, item.answer, *(turn.text for turn in item.turns)]
+    longest = max(map(_excel_length, texts))
+    if longest > CELL_LIMIT:
+        raise DataError(
+            f"{longest} characters; a spreadsheet cell holds {CELL_LIMIT} and would cut the rest",
+            where=item.id,
+            hint="use the web form for this study: --no-sheets, then cbtqa rate serve",
+        )
+
+
+def _excel_length(text: str) -> int:
+    return len(text.encode("utf-16-le")) // 2  # Excel counts UTF-16 units: an emoji is two
+
+
+def escape_formula(text: str) -> str:
+    """Text that no spreadsheet runs: a leading apostrophe before a formula's first character."""
+    return "'" + text if text[:1] and text[0] in FORMULA_STARTS else text
+
+
+def _write_csv(folder: StudyFolder, rater: str, path: Path) -> None:
+    columns = sheet_columns(folder.rubric, folder.study.language)
+    meta = [folder.study.id, folder.study.rubric_sha256, rater]
+    with path.open("w", encoding="utf-8-sig", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["study", "rubric", "rater", *(column.id for column in columns)])
+        writer.writerow(["", "", "", *(column.heading for column in columns)])
+        for shown in folder.shown_to(rater):
+            parts = {CODE: shown.code, **folder.item_of(shown).parts}
+            cells = [escape_formula(parts.get(column.id, "")) for column in columns]
+            writer.writerow([*meta, *cells])
+
+
+class _Workbook:
+    """One rater's xlsx while it is written."""
+
+    def __init__(self, folder: StudyFolder, rater: str, path: Path) -> None:
+        try:
+            import xlsxwriter
+        except ModuleNotFoundError:
+            raise MissingExtraError("xlsxwriter", "rate") from None
+        self._folder, self._rater = folder, rater
+        self._shown = folder.shown_to(rater)
+        self._words = sheet_words(folder.study.language)
+        self._columns = sheet_columns(folder.rubric, folder.study.language)
+        self._book = xlsxwriter.Workbook(
+            str(path),
+            {"strings_to_formulas": False, "strings_to_urls": False, "strings_to_numbers": False},
+        )
+        self._book.set_properties(
+            {
+                "title": f"{folder.study.id} {rater}",
+                "created": datetime.datetime.fromisoformat(folder.study.created_at),
+            }
+        )
+        base = {"valign": "top", "text_wrap": True, "font_size": 11, "border": 1}
+        base["border_color"] = "#D9D4CB"
+        self._styles = {
+            "text": self._book.add_format(base),
+            "fill": self._book.add_format({**base, "locked": False, "align": "center"}),
+            "write": self._book.add_format({**base, "locked": False}),
+            "code": self._book.add_format({**base, "font_color": "#6B6459"}),
+            "link": self._book.add_format({**base, "font_color": "#1F5FA8", "underline": 1}),
+            "head": self._book.add_format(
+                {**base, "bold": True, "bg_color": "#2F4B4A", "font_color": "#FFFFFF"}
+            ),
+            "open": self._book.add_format({"bg_color": "#FFF4C2"}),
+            "set_aside": self._book.add_format({"bg_color": "#E8E6E1", "font_color": "#8A857B"}),
+            "title": self._book.add_format({"bold": True, "font_size": 15}),
+            "plain": self._book.add_format({"text_wrap": True, "valign": "top"}),
+            "strong": self._book.add_format({"bold": True, "font_color": "#2F4B4A"}),
+        }
+
+    def write(self) -> None:
+        """Writes all tabs; the ratings come first, where a rater lands."""
+        guide_first = [self._words["guide_tab"], self._words["ratings_tab"]]
+        guide, ratings = (self._book.add_worksheet(name) for name in guide_first)
+        session_rows = self._write_sessions() if self._folder.rubric.shows == "transcript" else {}
+        self._write_guide(guide)
+        self._write_ratings(ratings, session_rows)
+        self._write_meta()
+        self._book.close()
+
+    def _write_meta(self) -> None:
+        tab = self._book.add_worksheet(META_TAB)
+        study = self._folder.study
+        rows = {"study": study.id, "rubric": study.rubric_sha256, "rater": self._rater}
+        for row, (key, value) in enumerate(rows.items()):
+            tab.write_string(row, 0, key)
+            tab.write_string(row, 1, value)
+        tab.very_hidden()
+
+    # --- ratings ---------------------------------------------------------------------------------
+
+    def _write_ratings(self, tab: Any, session_rows: dict[str, int]) -> None:
+        last = _FIRST_ROW + len(self._shown) - 1
+        for place, column in enumerate(self._columns):
+            tab.write_string(0, place, column.id)
+            tab.write_string(2, place, column.heading, self._styles["head"])
+            tab.set_column(place, place, _width(column))
+            if not column.is_shown:
+                self._guard_column(tab, place, column, last)
+        tab.set_row(0, None, None, {"hidden": True})
+        tab.set_row(2, 34)
+        self._write_progress(tab, last)
+        for row, shown in enumerate(self._shown, _FIRST_ROW):
+            item = self._folder.item_of(shown)
+            parts = {CODE: shown.code, **item.parts}
+            for place, column in enumerate(self._columns):
+                if column.id == "session":
+                    target = session_rows[shown.code]
+                    tab.write_url(
+                        row,
+                        place,
+                        f"internal:'{self._words['session_tab']}'!A{target}",
+                        self._styles["link"],
+                        self._words["see_session"].format(row=target),
+                    )
+                elif column.is_shown:
+                    style = self._styles["code" if column.id == CODE else "text"]
+                    write_text_cell(tab, row, place, parts.get(column.id, ""), style)
+                else:
+                    is_free = column.id.partition(":")[0] in ("evidence", NOTE)
+                    tab.write_blank(row, place, None, self._styles["write" if is_free else "fill"])
+            tab.set_row(row, _row_height(parts, self._columns))
+        self._finish_ratings(tab, last)
+
+    def _finish_ratings(self, tab: Any, last: int) -> None:
+        tab.freeze_panes(_FIRST_ROW, 1)
+        allowed = ("format_columns", "format_rows", "select_locked_cells", "select_unlocked_cells")
+        tab.protect("", dict.fromkeys(allowed, True))
+        tab.set_landscape()
+        tab.fit_to_pages(1, 0)
+        tab.repeat_rows(2)
+        tab.print_area(0, 0, last, len(self._columns) - 1)
+        tab.activate()
+
+    def _guard_column(self, tab: Any, place: int, column: Column, last: int) -> None:
+        """The drop-down of a rating column, and the colour of its blanks."""
+        area = (_FIRST_ROW, place, last, place)
+        kind = column.id.partition(":")[0]
+        if kind == VALUE and column.criterion is not None:
+            criterion = column.criterion
+            is_mark = criterion.kind == "mark"
+            limits = {"low": criterion.low, "high": criterion.high}
+            tab.data_validation(
+                *area,
+                {
+                    "validate": "list",
+                    "source": [1] if is_mark else list(criterion.points),
+                    "input_title": criterion.name.to(self._folder.study.language)[:32],
+                    "input_message": self._anchor_message(column)[:255],
+                    "error_title": self._words["bad_value_title"][:32],
+                    "error_message": self._words["bad_value"].format(**limits)[:255],
+                },
+            )
+            if criterion.required and not is_mark:
+                aside = f'=${_letter(self._place(CANNOT_JUDGE))}{_FIRST_ROW + 1}<>""'
+                rule = {"type": "formula", "criteria": aside, "stop_if_true": True}
+                tab.conditional_format(*area, {**rule, "format": self._styles["set_aside"]})
+                tab.conditional_format(*area, {"type": "blanks", "format": self._styles["open"]})
+        elif kind in (CANNOT_JUDGE, CRISIS):
+            tab.data_validation(*area, {"validate": "list", "source": [self._words["yes"]]})
+
+    def _anchor_message(self, column: Column) -> str:
+        language, criterion = self._folder.study.language, column.criterion
+        if criterion is None:
+            return ""
+        if criterion.kind == "mark":
+            return f"{self._words['mark']}\n{criterion.question.to(language)}"
+        anchors = sorted(criterion.anchors.items())
+        return "\n".join(f"{point}  {words.to(language)}" for point, words in anchors)
+
+    def _write_progress(self, tab: Any, last: int) -> None:
+        """A cell that counts finished rows as the rater goes."""
+        marks = [f"value:{c.id}" for c in self._folder.rubric.marks]
+        needed = [
+            f"value:{c.id}"
+            for c in self._folder.rubric.criteria
+            if c.required and c.kind == "scale"
+        ]
+        filled = [self._filled(name, last) for name in needed]
+        if marks:
+            filled.append("((" + "+".join(self._filled(name, last) for name in marks) + ")>0)")
+        done = "*".join(filled) or "1"
+        aside = self._filled(CANNOT_JUDGE, last)
+        total = len(self._shown)
+        formula = f'=SUMPRODUCT(--(({done}+{aside})>0))&" / {total}"'
+        tab.write_string(1, 0, self._words["progress"], self._styles["strong"])
+        tab.write_formula(1, 1, formula, self._styles["strong"], f"0 / {total}")
+
+    def _filled(self, column_id: str, last: int) -> str:
+        letter = _letter(self._place(column_id))
+        return f'({letter}{_FIRST_ROW + 1}:{letter}{last + 1}<>"")'
+
+    def _place(self, column_id: str) -> int:
+        return next(i for i, column in enumerate(self._columns) if column.id == column_id)
+
+    # --- guide and sessions ----------------------------------------------------------------------
+
+    def _write_guide(self, tab: Any) -> None:
+        language, rubric = self._folder.study.language, self._folder.rubric
+        tab.set_column(0, 0, 24)
+        tab.set_column(1, 1, 52)
+        tab.set_column(2, 2, 60)
+        title = self._folder.study.title or rubric.title.to(language)
+        tab.write_string(0, 0, f"{title} · {self._rater}", self._styles["title"])
+        row = 2
+        blocks = [
+            (rubric.title.to(language), rubric.guidelines.to(language)),
+            (self._words["how_title"], self._words["how"]),
+            (self._words["care_title"], self._words["care"]),
+            (self._words["helpline"], help_text(language, "page")),
+        ]
+        for heading, text in blocks:
+            tab.write_string(row, 0, heading, self._styles["strong"])
+            for line in text.strip().splitlines():
+                row += 1
+                tab.merge_range(row, 0, row, 2, "", self._styles["plain"])
+                write_text_cell(tab, row, 0, line, self._styles["plain"])
+                tab.set_row(row, _LINE_HEIGHT * max(1, math.ceil(display_width(line) / 130)))
+            row += 2
+        self._write_criteria(tab, row, rubric)
+        tab.protect("")
+
+    def _write_criteria(self, tab: Any, row: int, rubric: Rubric) -> None:
+        language = self._folder.study.language
+        heads = (self._words["criterion"], self._words["asked"], "")
+        for place, head in enumerate(heads):
+            tab.write_string(row, place, head, self._styles["head"])
+        for criterion in rubric.criteria:
+            row += 1
+            anchors = [f"{p}  {w.to(language)}" for p, w in sorted(criterion.anchors.items())]
+            scale = self._words["range"].format(low=criterion.low, high=criterion.high)
+            note = self._words["mark"] if criterion.kind == "mark" else "\n".join([scale, *anchors])
+            cells = (criterion.name.to(language), criterion.question.to(language), note)
+            for place, text in enumerate(cells):
+                write_text_cell(tab, row, place, text, self._styles["text"])
+            n_lines = max(len(note.splitlines()), math.ceil(display_width(cells[1]) / 50))
+            tab.set_row(row, _LINE_HEIGHT * n_lines)
+
+    def _write_sessions(self) -> dict[str, int]:
+        """The tab of whole sessions, a row per turn; returns where each presentation begins."""
+        tab = self._book.add_worksheet(self._words["session_tab"])
+        heads = (CODE, "turn", "role", "text")
+        for place, name in enumerate(heads):
+            tab.write_string(0, place, name)
+            tab.write_string(1, place, self._words[name], self._styles["head"])
+        tab.set_row(0, None, None, {"hidden": True})
+        tab.set_column(0, 2, 10)
+        tab.set_column(3, 3, 110)
+        tab.freeze_panes(2, 0)
+        row, begins = 2, {}
+        for shown in self._shown:
+            begins[shown.code] = row + 1
+            for number, turn in enumerate(self._folder.item_of(shown).turns, 1):
+                cells = (shown.code, f"#{number}", turn.role, turn.text)
+                for place, text in enumerate(cells):
+                    write_text_cell(tab, row, place, text, self._styles["text"])
+                n_lines = _n_lines(turn.text, 110)
+                tab.set_row(row, min(_MAX_ROW_HEIGHT, _LINE_HEIGHT * n_lines))
+                row += 1
+        tab.protect("", {"format_columns": True, "format_rows": True})
+        return begins
+
+
+def write_text_cell(tab: Any, row: int, place: int, text: str, style: Any) -> None:
+    """One cell of text, whatever it begins with."""
+    if text:
+        tab.write_string(row, place, text, style)
+    else:
+        tab.write_blank(row, place, None, style)
+
+
+def display_width(text: str) -> int:
+    """Width in half-width columns; Chinese characters take two."""
+    return sum(2 if ord(character) > 0x2E7F else 1 for character in text)
+
+
+def _n_lines(text: str, width: int) -> int:
+    return sum(max(1, math.ceil(display_width(line) / width)) for line in text.split("\n")) or 1
+
+
+def _width(column: Column) -> int:
+    kind = column.id.partition(":")[0]
+    if kind == VALUE:
+        return max(9, min(16, display_width(column.heading) + 2))
+    return {"evidence": 24, CANNOT_JUDGE: 11, CRISIS: 11}.get(kind) or _WIDTHS[column.id]
+
+
+def _row_height(parts: dict[str, str], columns: Sequence[Column]) -> float:
+    lines = [
+        _n_lines(parts[column.id], _width(column) - 2)
+        for column in columns
+        if column.is_shown and column.id in parts and column.id != "session"
+    ]
+    return min(_MAX_ROW_HEIGHT, _LINE_HEIGHT * max(lines, default=1) + 4)
+
+
+def _letter(place: int) -> str:
+    before, last = divmod(place, 26)
+    return (_letter(before - 1) if before else "") + chr(ord("A") + last)

@@ -1,0 +1,187 @@
+"""What a study is drawn from: the predictions of several systems, and the questions they answer.
+
+A prediction row is a `records.CbtAnswer`, a row of a built dataset, or any row with an id
+(`question_id`, `id`, `questionID`) and a text (`text`, `answer`, `prediction`); a session has
+`turns` of `role` and `text` (or `content`). A row without a usable text is a `Rejection`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+from cbtqa.errors import DataError, UsageError
+from cbtqa.files import read_rows
+from cbtqa.ratings.study import ShownTurn, clean_text
+from cbtqa.records import Reason, Rejection, Risk
+
+_ID_FIELDS = ("question_id", "questionID", "id", "q_id")
+_SESSION_ID_FIELDS = ("profile_id", *_ID_FIELDS)
+_TEXT_FIELDS = ("text", "answer", "prediction", "output")
+_RISKS = get_args(Risk)
+
+
+@dataclass(frozen=True)
+class SourceQuestion:
+    """A question as far as the inputs tell it."""
+
+    id: str
+    question: str = ""
+    description: str = ""
+    risk: Risk = "none"
+    distortions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SourceAnswer:
+    """What one system wrote for one question."""
+
+    text: str = ""
+    turns: tuple[ShownTurn, ...] = ()
+
+
+@dataclass
+class Pool:
+    """All questions and all answers by system, and the rows that could not be used."""
+
+    questions: dict[str, SourceQuestion] = field(default_factory=dict)
+    answers: dict[str, dict[str, SourceAnswer]] = field(default_factory=dict)
+    """System to question id to answer."""
+    rejections: list[Rejection] = field(default_factory=list)
+
+    def common_ids(self) -> list[str]:
+        """Questions that every system answered and whose text is known, in the order read."""
+        return [
+            name
+            for name in self.questions
+            if all(name in answers for answers in self.answers.values())
+        ]
+
+
+def read_pool(predictions: Sequence[str], questions: Path | None, shows: str) -> Pool:
+    """Reads everything a study may draw from.
+
+    Args:
+        predictions: paths, each optionally as `NAME=PATH`; without a name the row's `system`
+            field tells it, or else the file's name.
+        questions: file or folder with the question texts, needed when the predictions lack them.
+        shows: what the rubric shows; `question` needs no predictions.
+
+    Raises:
+        DataError: a row without id, or a second answer of one system to one question.
+        UsageError: nothing to read, or fewer systems than named.
+    """
+    pool = Pool()
+    if questions is not None:
+        for where, row in read_rows(questions):
+            name = _id_of(row, _ID_FIELDS, where)
+            pool.questions.setdefault(name, _question(name, row))
+    for given in predictions:
+        _read_predictions(pool, given, shows)
+    if shows == "question":
+        pool.answers = {}
+    elif not pool.answers:
+        raise UsageError(
+            "no predictions to rate", hint="add --predictions NAME=PATH, once a system"
+        )
+    known = [q for q in pool.questions.values() if q.question or q.description]
+    if shows != "transcript" and not known:
+        raise UsageError(
+            "the predictions do not hold the text of the questions",
+            hint="add --questions PATH (PsyQA's JSON, or a built dataset)",
+        )
+    return pool
+
+
+def _read_predictions(pool: Pool, given: str, shows: str) -> None:
+    name, separator, rest = given.partition("=")
+    path = Path(rest if separator else given)
+    is_session = shows == "transcript"
+    for where, row in read_rows(path):
+        system = name if separator else str(row.get("system") or row.get("arm") or path.stem)
+        item_id = _id_of(row, _SESSION_ID_FIELDS if is_session else _ID_FIELDS, where)
+        answer = _answer(row, is_session)
+        _keep_question(pool, item_id, row)
+        if answer is None:
+            detail = "no turns" if is_session else "no text"
+            pool.rejections.append(
+                Rejection(
+                    item_id=item_id,
+                    stage="input",
+                    reason=Reason.EMPTY,
+                    detail=f"{system}: {detail}",
+                    where=where,
+                )
+            )
+            continue
+        answers = pool.answers.setdefault(system, {})
+        if item_id in answers and shows != "question":
+            raise DataError(
+                f"a second answer of '{system}' to question {item_id}",
+                where=where,
+                hint="several systems in one file need a `system` field, or NAME=PATH per file",
+            )
+        answers[item_id] = answer
+
+
+def _keep_question(pool: Pool, item_id: str, row: Mapping[str, Any]) -> None:
+    """Takes from a prediction what the questions file did not tell."""
+    told, known = _question(item_id, row), pool.questions.get(item_id)
+    if known is None:
+        pool.questions[item_id] = told
+        return
+    pool.questions[item_id] = SourceQuestion(
+        id=item_id,
+        question=known.question or told.question,
+        description=known.description or told.description,
+        risk=max(known.risk, told.risk, key=_RISKS.index),
+        distortions=known.distortions or told.distortions,
+    )
+
+
+def _id_of(row: Mapping[str, Any], names: Sequence[str], where: str) -> str:
+    for name in names:
+        value = row.get(name)
+        if value not in (None, ""):
+            return str(value)
+    raise DataError(f"no id (looked for {', '.join(names)})", where=where)
+
+
+def _question(item_id: str, row: Mapping[str, Any]) -> SourceQuestion:
+    return SourceQuestion(
+        id=item_id,
+        question=_text(row, ("question", "title")),
+        description=_text(row, ("description",)),
+        risk=next((risk for risk in _RISKS if risk == row.get("risk")), "none"),
+        distortions=tuple(_label_ids(row.get("distortions"))),
+    )
+
+
+def _label_ids(value: Any) -> Iterator[str]:
+    for entry in value if isinstance(value, (list, tuple)) else ():
+        label = entry.get("id") if isinstance(entry, Mapping) else entry
+        if isinstance(label, str) and label:
+            yield label
+
+
+def _answer(row: Mapping[str, Any], is_session: bool) -> SourceAnswer | None:
+    if not is_session:
+        text = _text(row, _TEXT_FIELDS)
+        return SourceAnswer(text=text) if text else None
+    turns = row.get("turns") or row.get("messages") or ()
+    shown = []
+    for turn in turns if isinstance(turns, (list, tuple)) else ():
+        if isinstance(turn, Mapping):
+            text = _text(turn, ("text", "content"))
+            shown.append(ShownTurn(role=str(turn.get("role") or "?"), text=text))
+    return SourceAnswer(turns=tuple(shown)) if any(turn.text for turn in shown) else None
+
+
+def _text(row: Mapping[str, Any], names: Sequence[str]) -> str:
+    for name in names:
+        value = row.get(name)
+        if isinstance(value, str) and value.strip():
+            return clean_text(value)
+    return ""

@@ -1,0 +1,253 @@
+"""The one store of a study's ratings: append-only events in SQLite, safe against a crash.
+
+    with Store(folder.store_path) as store:
+        store.add("R1", "web", [Event("k1", Change("R1-001", "value:relevance", 2))])
+        store.answers()["R1-001"].values == {"relevance": 2}
+
+WAL with full sync, one transaction per `add`: when `add` returns, the events survive a kill or a
+power cut. Nothing is updated or deleted; the present state is the last event of each field. Each
+event has a key of the sender's making, so the same event sent twice counts once.
+
+Links of raters live here too, as hashes only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from cbtqa.errors import DataError
+from cbtqa.manifest import now
+from cbtqa.ratings.answers import Answer, Change
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS study (id TEXT PRIMARY KEY) STRICT;
+CREATE TABLE IF NOT EXISTS events (
+  seq INTEGER PRIMARY KEY AUTOINCREMENT,
+  key TEXT NOT NULL UNIQUE,
+  at TEXT NOT NULL,
+  source TEXT NOT NULL,
+  rater TEXT NOT NULL,
+  code TEXT NOT NULL,
+  field TEXT NOT NULL,
+  value TEXT NOT NULL,
+  seconds REAL
+) STRICT;
+CREATE INDEX IF NOT EXISTS events_by_rater ON events (rater, seq);
+CREATE TABLE IF NOT EXISTS links (
+  sha256 TEXT PRIMARY KEY, rater TEXT NOT NULL, issued_at TEXT NOT NULL, revoked_at TEXT
+) STRICT;
+CREATE TABLE IF NOT EXISTS visits (
+  sha256 TEXT PRIMARY KEY, link TEXT NOT NULL, csrf TEXT NOT NULL, began_at TEXT NOT NULL
+) STRICT;
+"""
+_NETWORK_FILESYSTEMS = {"nfs", "nfs4", "cifs", "smbfs", "smb3", "smb2", "afs", "fuse.sshfs", "9p"}
+
+
+@dataclass(frozen=True)
+class Event:
+    """A change with the key that makes it count once, and the active seconds it took."""
+
+    key: str
+    change: Change
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Visit:
+    """A signed-in browser."""
+
+    rater: str
+    csrf: str
+
+
+class Store:
+    """The ratings of one study. May be used from several threads."""
+
+    def __init__(self, path: Path, study_id: str) -> None:
+        """Opens the store, making it when it does not exist.
+
+        Raises:
+            DataError: the file is not a store, is damaged, or belongs to another study.
+        """
+        self._lock = threading.Lock()
+        is_new = not path.exists()
+        self._connection = sqlite3.connect(path, check_same_thread=False, timeout=30)
+        try:
+            self._prepare(study_id)
+        except sqlite3.DatabaseError as error:
+            self._connection.close()
+            raise DataError(f"not a store of ratings: {error}", where=str(path)) from None
+        if is_new:
+            path.chmod(0o600)
+        found = self._connection.execute("SELECT id FROM study").fetchone()[0]
+        if found != study_id:
+            self._connection.close()
+            raise DataError(f"holds study {found}, not {study_id}", where=str(path))
+
+    def _prepare(self, study_id: str) -> None:
+        self._connection.execute("PRAGMA journal_mode=WAL")
+        self._connection.execute("PRAGMA synchronous=FULL")
+        self._connection.executescript(_SCHEMA)
+        with self._connection:
+            self._connection.execute(
+                "INSERT INTO study SELECT ? WHERE NOT EXISTS (SELECT 1 FROM study)", (study_id,)
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the file; the store cannot be used afterwards."""
+        with self._lock:
+            self._connection.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock, self._connection:
+            yield self._connection
+
+    # --- events ----------------------------------------------------------------------------------
+
+    def add(self, rater: str, source: str, events: Sequence[Event]) -> int:
+        """Keeps these events for good, all or none; returns how many were new.
+
+        Args:
+            source: the front end: `web`, `sheet`, `csv` or `label-studio`.
+        """
+        at = now()
+        rows = [
+            (
+                event.key,
+                at,
+                source,
+                rater,
+                event.change.code,
+                event.change.field,
+                json.dumps(event.change.value, ensure_ascii=False),
+                event.seconds,
+            )
+            for event in events
+        ]
+        with self._transaction() as connection:
+            before = connection.total_changes
+            connection.executemany(
+                "INSERT OR IGNORE INTO events (key, at, source, rater, code, field, value, seconds)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                rows,
+            )
+            return connection.total_changes - before
+
+    def answers(self, rater: str | None = None) -> dict[str, Answer]:
+        """The present state by presentation code, of one rater or of all."""
+        clause, values = ("WHERE rater = ?", (rater,)) if rater else ("", ())
+        query = f"SELECT code, field, value, seconds FROM events {clause} ORDER BY seq"
+        answers: dict[str, Answer] = {}
+        for code, name, value, seconds in self._rows(query, values):
+            answer = answers.setdefault(code, Answer())
+            answer.set(name, json.loads(value))
+            if seconds is not None:
+                answer.seconds = (answer.seconds or 0.0) + seconds
+        return answers
+
+    def events(self, rater: str | None = None) -> list[dict[str, Any]]:
+        """Every event in order, for export and for a rater's own download."""
+        clause, values = ("WHERE rater = ?", (rater,)) if rater else ("", ())
+        columns = ("seq", "key", "at", "source", "rater", "code", "field", "value", "seconds")
+        query = f"SELECT {', '.join(columns)} FROM events {clause} ORDER BY seq"
+        return [
+            {**dict(zip(columns, row, strict=True)), "value": json.loads(row[7])}
+            for row in self._rows(query, values)
+        ]
+
+    def last_activity(self) -> dict[str, str]:
+        """When each rater last saved something, UTC."""
+        return dict(self._rows("SELECT rater, max(at) FROM events GROUP BY rater"))
+
+    def snapshot(self, path: Path) -> None:
+        """Copies the store while it is in use."""
+        with self._lock:
+            target = sqlite3.connect(path)
+            try:
+                self._connection.backup(target)
+            finally:
+                target.close()
+        path.chmod(0o600)
+
+    def _rows(self, query: str, values: Iterable[Any] = ()) -> list[tuple[Any, ...]]:
+        with self._lock:
+            return self._connection.execute(query, tuple(values)).fetchall()
+
+    # --- links and visits ------------------------------------------------------------------------
+
+    def issue_link(self, rater: str) -> str:
+        """A new token for this rater; an earlier one and its visits stop working."""
+        token = secrets.token_urlsafe(24)
+        with self._transaction() as connection:
+            connection.execute(
+                "UPDATE links SET revoked_at = ? WHERE rater = ? AND revoked_at IS NULL",
+                (now(), rater),
+            )
+            connection.execute(
+                "INSERT INTO links (sha256, rater, issued_at) VALUES (?, ?, ?)",
+                (_hash(token), rater, now()),
+            )
+        return token
+
+    def linked_raters(self) -> set[str]:
+        """Raters who hold a working link."""
+        return {row[0] for row in self._rows("SELECT rater FROM links WHERE revoked_at IS NULL")}
+
+    def begin_visit(self, token: str) -> str | None:
+        """Swaps a link's token for a cookie value; None when the link does not work."""
+        rows = self._rows(
+            "SELECT sha256 FROM links WHERE sha256 = ? AND revoked_at IS NULL", (_hash(token),)
+        )
+        if not rows:
+            return None
+        cookie = secrets.token_urlsafe(24)
+        with self._transaction() as connection:
+            connection.execute(
+                "INSERT INTO visits (sha256, link, csrf, began_at) VALUES (?, ?, ?, ?)",
+                (_hash(cookie), rows[0][0], secrets.token_urlsafe(24), now()),
+            )
+        return cookie
+
+    def visit(self, cookie: str) -> Visit | None:
+        """Whose browser this cookie is; None when its link was revoked or never was."""
+        rows = self._rows(
+            "SELECT links.rater, visits.csrf FROM visits JOIN links ON links.sha256 = visits.link"
+            " WHERE visits.sha256 = ? AND links.revoked_at IS NULL",
+            (_hash(cookie),),
+        )
+        return Visit(*rows[0]) if rows else None
+
+
+def _hash(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def network_filesystem(path: Path) -> str | None:
+    """The kind of network share this path lies on, or None; WAL's locks do not hold on shares."""
+    mounts = Path("/proc/self/mounts")
+    if not mounts.exists():
+        return None
+    resolved = path.resolve()
+    best, kind = -1, ""
+    for line in mounts.read_text(encoding="utf-8", errors="replace").splitlines():
+        fields = line.split(" ")
+        point = Path(fields[1].replace("\\040", " "))
+        if len(point.parts) > best and (point == resolved or point in resolved.parents):
+            best, kind = len(point.parts), fields[2]
+    return kind if kind in _NETWORK_FILESYSTEMS else None

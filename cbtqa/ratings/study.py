@@ -1,0 +1,303 @@
+"""A rating study on disk: what is shown, to whom, in which order. Never which system wrote it.
+
+    study.json       the design: id, seed, raters, arms by letter, counts
+    rubric.json      the rubric, frozen when the study was made
+    items.jsonl      every text to rate, under an opaque id, with the letter of its arm
+    plan.jsonl       every presentation: which rater sees which item, as number so-and-so
+    log.jsonl        what was done with the study, and when
+    ratings.sqlite   what raters did (see `store`)
+    sheets/          one xlsx per rater
+
+The one file that ties letters to system names is the key, written beside the folder, not into it:
+whoever holds the folder alone stays blind. `unblind` is a logged step that copies the names in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from cbtqa.errors import DataError, UsageError
+from cbtqa.files import json_line, parse_record, read_json, read_jsonl, write_json, write_jsonl
+from cbtqa.manifest import FileEntry, now
+from cbtqa.ratings.rubric import Language, Rubric
+from cbtqa.records import NonEmptyText, Record, Risk
+
+FORMAT_VERSION = 1
+QUESTIONS_ONLY = "questions"
+"""Stands for the system when the questions themselves are rated."""
+
+# XML 1.0 has no place for these, so neither has a sheet; they carry nothing to read
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
+
+
+def clean_text(text: str) -> str:
+    """Text as shown and compared: unix line ends, no control characters, no outer blanks."""
+    unix = text.replace("\r\n", "\n").replace("\r", "\n")
+    return _CONTROL.sub("", unix).strip()
+
+
+class ShownTurn(Record):
+    """One turn of a session under rating."""
+
+    role: NonEmptyText
+    text: str
+
+
+class Item(Record):
+    """One text to rate, and the question it belongs to."""
+
+    id: NonEmptyText
+    """Opaque: tells neither the system nor the question."""
+    arm: NonEmptyText
+    """A letter; the key file says which system it stands for."""
+    question_id: NonEmptyText
+    question: str = ""
+    description: str = ""
+    answer: str = ""
+    turns: tuple[ShownTurn, ...] = ()
+    risk: Risk = "none"
+    """Risk graded on the question; shown as a content note, never as a score."""
+    stratum: str = "all"
+    """What it was drawn for, such as `risk:explicit`."""
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """Everything that is shown, by part, empty parts left out."""
+        session = "\n".join(
+            f"#{number} {turn.role}: {turn.text}" for number, turn in enumerate(self.turns, 1)
+        )
+        shown = {
+            "question": self.question,
+            "description": self.description,
+            "answer": self.answer,
+            "session": session,
+        }
+        return {name: text for name, text in shown.items() if text}
+
+    @property
+    def text_sha256(self) -> str:
+        """Hash of what is shown: tells an edited text."""
+        return hashlib.sha256("\x1f".join(self.parts.values()).encode()).hexdigest()
+
+    def quotes(self, evidence: str) -> bool:
+        """True when the evidence stands in what is shown, or names a turn as `#12`."""
+        turn = re.fullmatch(r"#\s*(\d{1,6})", evidence.strip())
+        if turn and self.turns:
+            return 1 <= int(turn[1]) <= len(self.turns)
+        return any(clean_text(evidence) in text for text in self.parts.values())
+
+
+class Presentation(Record):
+    """One item put before one rater."""
+
+    code: NonEmptyText
+    """Unique in the study, such as `R2-017`: the rater and the place in that rater's order."""
+    rater: NonEmptyText
+    order: int = Field(ge=1)
+    item_id: NonEmptyText
+    repeat: int = Field(default=0, ge=0)
+    """1 when this rater has already had this item: it measures how steady the rater is."""
+    phase: Literal["calibration", "main"] = "main"
+    """Calibration items come first, are the same for all raters, and do not count."""
+
+
+class Study(Record):
+    """The design of a study."""
+
+    format_version: int = FORMAT_VERSION
+    id: NonEmptyText
+    title: str = ""
+    language: Language
+    seed: int
+    rubric: NonEmptyText
+    """Rubric id with version, such as `cbt-llm.v1`."""
+    rubric_sha256: NonEmptyText
+    raters: tuple[str, ...]
+    """R1, R2, ...; real names stay with whoever runs the study."""
+    arms: tuple[str, ...]
+    per_item: int
+    """Raters per item; all of them in a fully crossed study."""
+    n_questions: int
+    n_items: int
+    n_calibration: int = 0
+    n_repeats: int = 0
+    """Items that each rater sees twice."""
+    stratified_by: str = "none"
+    inputs: tuple[FileEntry, ...] = ()
+    cbtqa_version: str
+    created_at: str
+
+
+class StudyKey(Record):
+    """Which letter stands for which system. Kept apart from the study until it is unblinded."""
+
+    study_id: NonEmptyText
+    systems: dict[str, str]
+    """Arm letter to system name."""
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """A study as read from its folder."""
+
+    path: Path
+    study: Study
+    rubric: Rubric
+    items: Mapping[str, Item]
+    plan: tuple[Presentation, ...]
+
+    @property
+    def store_path(self) -> Path:
+        """Where the ratings are."""
+        return self.path / "ratings.sqlite"
+
+    @property
+    def sheets_path(self) -> Path:
+        """Where the sheets are."""
+        return self.path / "sheets"
+
+    @cached_property
+    def by_code(self) -> dict[str, Presentation]:
+        """Presentations by code."""
+        return {shown.code: shown for shown in self.plan}
+
+    @cached_property
+    def _by_rater(self) -> dict[str, tuple[Presentation, ...]]:
+        return {
+            rater: tuple(
+                sorted((p for p in self.plan if p.rater == rater), key=lambda shown: shown.order)
+            )
+            for rater in self.study.raters
+        }
+
+    def shown_to(self, rater: str) -> tuple[Presentation, ...]:
+        """This rater's presentations in order."""
+        return self._by_rater[rater]
+
+    def item_of(self, shown: Presentation) -> Item:
+        """The item of a presentation."""
+        return self.items[shown.item_id]
+
+    def systems(self) -> dict[str, str] | None:
+        """Arm letters to names, or None while the study is blind."""
+        path = self.path / "systems.json"
+        return parse_record(StudyKey, read_json(path), str(path)).systems if path.exists() else None
+
+    def log(self, action: str, **details: Any) -> None:
+        """Adds one line to the study's log, durably."""
+        line = json_line({"at": now(), "action": action, **details})
+        with (self.path / "log.jsonl").open("a", encoding="utf-8") as stream:
+            stream.write(line)
+            stream.flush()
+            os.fsync(stream.fileno())
+
+
+def require_new(path: Path, key_path: Path) -> None:
+    """Checks that a study and its key would overwrite nothing.
+
+    Raises:
+        UsageError: the folder already holds something, or the key file exists.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UsageError(
+            f"{path} is not an empty folder; a study is never written over",
+            hint="choose another --out, or remove it yourself",
+        )
+    if key_path.exists():
+        raise UsageError(f"{key_path} exists; a key is never written over", hint="choose --key")
+
+
+def write_study(
+    path: Path,
+    study: Study,
+    rubric: Rubric,
+    items: Iterable[Item],
+    plan: Iterable[Presentation],
+) -> StudyFolder:
+    """Writes a new study folder, readable by its owner only; `study.json` comes last."""
+    path.mkdir(parents=True, exist_ok=True)
+    path.chmod(0o700)
+    kept, shown = {item.id: item for item in items}, tuple(plan)
+    write_json(path / "rubric.json", rubric)
+    write_jsonl(path / "items.jsonl", kept.values())
+    write_jsonl(path / "plan.jsonl", shown)
+    write_json(path / "study.json", study)
+    folder = StudyFolder(path, study, rubric, kept, shown)
+    folder.log("created", rubric=study.rubric, seed=study.seed, n_items=study.n_items)
+    for file in path.iterdir():
+        file.chmod(0o600)
+    return folder
+
+
+def open_study(path: Path) -> StudyFolder:
+    """Reads a study folder and checks that its parts belong together.
+
+    Raises:
+        DataError: no study there, a damaged part, or a rubric other than the study was made with.
+    """
+    if not (path / "study.json").exists():
+        raise DataError("no study here", where=str(path), hint="make one with: cbtqa rate new")
+    study = parse_record(Study, read_json(path / "study.json"), str(path / "study.json"))
+    if study.format_version != FORMAT_VERSION:
+        raise DataError(
+            f"format version {study.format_version}; this cbtqa reads {FORMAT_VERSION}",
+            where=str(path / "study.json"),
+        )
+    rubric = parse_record(Rubric, read_json(path / "rubric.json"), str(path / "rubric.json"))
+    if rubric.sha256 != study.rubric_sha256:
+        raise DataError(
+            "the rubric is not the one the study was made with",
+            where=str(path / "rubric.json"),
+            hint="restore the file; a changed rubric is a new study",
+        )
+    items = {item.id: item for item in read_jsonl(path / "items.jsonl", Item)}
+    plan = tuple(read_jsonl(path / "plan.jsonl", Presentation))
+    unknown = next((shown for shown in plan if shown.item_id not in items), None)
+    if unknown is not None:
+        raise DataError(
+            f"{unknown.code} shows {unknown.item_id}, which items.jsonl does not hold",
+            where=str(path / "plan.jsonl"),
+        )
+    return StudyFolder(path, study, rubric, items, plan)
+
+
+def write_key(path: Path, key: StudyKey) -> None:
+    """Writes the key file, readable by its owner only."""
+    write_json(path, key)
+    path.chmod(0o600)
+
+
+def unblind(folder: StudyFolder, key_path: Path, by: str, n_ratings: int, digest: str) -> StudyKey:
+    """Brings the system names into the study and logs who did it, on which ratings.
+
+    Args:
+        by: who unblinds.
+        digest: hash of the ratings at this moment, so that later changes show.
+
+    Raises:
+        DataError: the key belongs to another study, or lacks an arm.
+    """
+    key = parse_record(StudyKey, read_json(key_path), str(key_path))
+    if key.study_id != folder.study.id:
+        raise DataError(
+            f"this key opens study {key.study_id}, not {folder.study.id}", where=str(key_path)
+        )
+    if set(key.systems) != set(folder.study.arms):
+        raise DataError(
+            f"the key names arms {sorted(key.systems)}, the study has {list(folder.study.arms)}",
+            where=str(key_path),
+        )
+    folder.log("unblinded", by=by, n_ratings=n_ratings, ratings_sha256=digest)
+    target = folder.path / "systems.json"
+    write_json(target, key)
+    target.chmod(0o600)
+    return key
