@@ -14,8 +14,10 @@ _connect = socket.socket.connect
 
 def _loopback_only(self: socket.socket, address: Any) -> None:
     host = address[0] if isinstance(address, tuple) else address
-    if isinstance(host, str) and self.family != socket.AF_UNIX and not (
-        host.startswith("127.") or host in ("localhost", "::1")
+    if (
+        isinstance(host, str)
+        and self.family != socket.AF_UNIX
+        and not (host.startswith("127.") or host in ("localhost", "::1"))
     ):
         raise AssertionError(f"a test tried to reach {host}")
     _connect(self, address)

@@ -95,11 +95,11 @@ class BuildSettings(Settings):
     in_flight: int = Field(
         64, ge=1, le=16384, description="Most requests at a time.", json_schema_extra=_ENGINE
     )
-    rpm: float | None = Field(
-        None, gt=0, description="Requests a minute, at most.", json_schema_extra=_ENGINE
+    rpm: int | None = Field(
+        None, ge=1, description="Requests a minute, at most.", json_schema_extra=_ENGINE
     )
-    tpm: float | None = Field(
-        None, gt=0, description="Tokens a minute, at most.", json_schema_extra=_ENGINE
+    tpm: int | None = Field(
+        None, ge=1, description="Tokens a minute, at most.", json_schema_extra=_ENGINE
     )
     timeout_s: float = Field(
         180.0, gt=0, description="Seconds one request may take.", json_schema_extra=_ENGINE

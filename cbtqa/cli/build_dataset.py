@@ -1,0 +1,122 @@
+"""`cbtqa build-dataset`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cbtqa.cli.console import print_json, print_table, say
+from cbtqa.cli.options import AsJson, settings_flags
+from cbtqa.cli.progress import describe_seconds, live_progress
+from cbtqa.dataset.settings import BuildSettings
+from cbtqa.settings import Resolved
+
+if TYPE_CHECKING:
+    from cbtqa.dataset.estimate import BuildEstimate
+    from cbtqa.dataset.run import BuildResult
+
+Fork = Annotated[
+    bool,
+    typer.Option(
+        "--fork",
+        help="Prompt, model or sampling differ from the journal in --out: set that journal aside "
+        "and start a new one.",
+    ),
+]
+Update = Annotated[
+    bool,
+    typer.Option(
+        "--update",
+        help="Write a finished folder again from its paid replies; ask only what is new or "
+        "failed at the endpoint.",
+    ),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Count requests, tokens, price and time; send nothing.")
+]
+
+
+@settings_flags(BuildSettings, positional="input")
+def build_dataset(
+    resolved: Resolved[BuildSettings],
+    dry_run: DryRun = False,
+    fork: Fork = False,
+    update: Update = False,
+    as_json: AsJson = False,
+) -> None:
+    """Build a Chinese CBT QA dataset from PsyQA questions.
+
+    Without arguments: the bundled sample, answered by the embedded template teacher, into
+    ./cbtqa-dataset. The same command continues a run that was interrupted.
+
+    [bold]Examples[/bold]
+
+    cbtqa build-dataset
+
+    cbtqa build-dataset PsyQA_full.json --endpoint vllm --model Qwen3-32B --out runs/psyqa
+    """
+    from cbtqa.dataset import estimate, run
+
+    if dry_run:
+        estimated = estimate.estimate_build(resolved)
+        print_json(estimated.model_dump(mode="json")) if as_json else _show_estimate(estimated)
+        return
+    with live_progress() as progress:
+        result = run.build_dataset(
+            resolved,
+            fork=fork,
+            update=update,
+            on_progress=progress.update,
+            on_stage=progress.stage,
+        )
+    print_json(_summary(result)) if as_json else _show_result(resolved.values, result)
+
+
+def _summary(result: BuildResult) -> dict[str, Any]:
+    manifest = result.manifest
+    return {
+        "folder": str(result.folder),
+        "was_complete": result.was_complete,
+        "counts": manifest.counts,
+        "usage": manifest.usage.model_dump() if manifest.usage else None,
+        "cost": manifest.cost,
+    }
+
+
+def _show_result(settings: BuildSettings, result: BuildResult) -> None:
+    counts = result.manifest.counts
+    if result.was_complete:
+        say(f"{result.folder} is complete already; nothing was done (--update writes it again)")
+    rows = [["questions in", f"{counts['n_in']:,}"], ["answers out", f"{counts['n_out']:,}"]]
+    rows += [[f"  {name}", f"{n:,}"] for name, n in counts["splits"].items()]
+    rows += [["rejected", f"{counts['n_rejected']:,}"]]
+    rows += [[f"  {reason}", f"{n:,}"] for reason, n in counts["rejected"].items()]
+    print_table(f"{result.folder}", ["", "n"], rows)
+    say(f"report:  {result.folder / 'report.html'}")
+    say(f"load it: datasets.load_dataset('{result.folder}')")
+    if settings.is_offline:
+        say(
+            "written by the template teacher (rules, no model): good for trying things out, no "
+            "source for training"
+        )
+        say(
+            "real data: cbtqa build-dataset PsyQA_full.json --endpoint URL --model NAME "
+            "--out runs/psyqa"
+        )
+
+
+def _show_estimate(estimated: BuildEstimate) -> None:
+    rows = [
+        ["questions", f"{estimated.n_questions:,}"],
+        ["rejected before asking", f"{estimated.n_rejected:,}"],
+        ["answered in the journal already", f"{estimated.n_done:,}"],
+        ["requests", f"{estimated.n_requests:,}"],
+        [f"prompt tokens ({estimated.tokenizer})", f"{estimated.prompt_tokens:,}"],
+        [f"completion tokens ({estimated.basis})", f"{estimated.completion_tokens:,}"],
+    ]
+    if estimated.price is not None:
+        rows.append(["price", f"{estimated.price:,.2f} {estimated.currency or ''}".strip()])
+    if estimated.seconds is not None:
+        rows.append([f"time ({estimated.pace})", describe_seconds(estimated.seconds)])
+    print_table("dry run: nothing was sent", ["", ""], rows)

@@ -1,0 +1,224 @@
+"""From a file of questions to a finished dataset folder.
+
+Two passes over the input. The first has every question answered into the journal; whatever stops
+it, the same command continues. The second reads the replies back in input order, checks them and
+writes the folder, so the result depends on the input and the journal alone, never on which reply
+came first. The manifest is written last: its presence means the folder is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cbtqa.dataset.check import CheckedAnswer
+from cbtqa.dataset.folder import DatasetWriter
+from cbtqa.dataset.instruction import Item
+from cbtqa.dataset.plan import SplitPlan
+from cbtqa.dataset.rows import answer_row, human_row
+from cbtqa.dataset.settings import BuildSettings
+from cbtqa.dataset.teachers import OnProgress, Teacher
+from cbtqa.llm.chat import Fault
+from cbtqa.llm.journal import Journal, Outcome
+from cbtqa.manifest import Manifest, describe_file, describe_settings, now, package_versions
+from cbtqa.psyqa import SourceItem, parse_columns, read_questions
+from cbtqa.records import CbtAnswer, Reason, Rejection, Risk, Usage
+from cbtqa.safety.screen import screen
+from cbtqa.settings import Resolved
+
+
+@dataclass
+class Build:
+    """One run: its settings, its teacher, and what it counts on the way."""
+
+    resolved: Resolved[BuildSettings]
+    teacher: Teacher
+    input_path: Path
+    started_at: str = field(default_factory=now)
+    acknowledgements: dict[str, str] = field(default_factory=dict)
+    n_in: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    risks: Counter[str] = field(default_factory=Counter)
+    n_human: int = 0
+    n_human_rejected: int = 0
+
+    @property
+    def settings(self) -> BuildSettings:
+        """The resolved values."""
+        return self.resolved.values
+
+    # --- the input, the same in both passes ------------------------------------------------------
+
+    def items(self) -> Iterator[tuple[Item, SourceItem] | Rejection]:
+        """Every row as an item with its risk, or as a rejection."""
+        reader = read_questions(
+            self.input_path,
+            encoding=self.settings.encoding,
+            columns=parse_columns(self.settings.column),
+            with_answers=self.settings.include_human,
+        )
+        for number, entry in enumerate(reader):
+            if self.settings.limit is not None and number >= self.settings.limit:
+                return
+            if isinstance(entry, Rejection):
+                yield entry
+                continue
+            risk = screen(entry.question.source_text).risk
+            if risk != "none" and self.settings.crisis == "drop":
+                yield _crisis_dropped(entry, risk)
+                continue
+            yield Item(entry.question, risk), entry
+
+    # --- first pass ------------------------------------------------------------------------------
+
+    def generate(self, journal: Journal, on_progress: OnProgress | None) -> SplitPlan:
+        """Has every question answered; returns where each belongs."""
+        plan = SplitPlan(self.settings)
+
+        def questions() -> Iterator[Item]:
+            for entry in self.items():
+                if not isinstance(entry, Rejection):
+                    plan.add(entry[0])
+                    yield entry[0]
+
+        n_total = None
+        if self.teacher.is_paid:  # worth a pass of its own: who waits and pays wants to see the end
+            n_total = sum(not isinstance(entry, Rejection) for entry in self.items())
+        self.teacher.generate(questions(), journal, n_total=n_total, on_progress=on_progress)
+        return plan
+
+    # --- second pass -----------------------------------------------------------------------------
+
+    def write(self, folder: Path, journal: Journal, plan: SplitPlan) -> dict[str, int]:
+        """Writes shards and rejects from the journal; returns rows per split."""
+        splits = plan.splits()
+        seen_answers: set[bytes] = set()
+        with DatasetWriter(folder) as writer:
+            for entry, outcome in _with_outcomes(self.items(), journal):
+                self.n_in += 1
+                if isinstance(entry, Rejection):
+                    self._reject(writer, entry)
+                    continue
+                item, source = entry
+                split = next(splits)
+                for human in source.answers:
+                    writer.add_human(human_row(human))
+                self.n_human += len(source.answers)
+                self.n_human_rejected += len(source.rejected_answers)
+                answer = self._finish(item, outcome, seen_answers)
+                if isinstance(answer, Rejection):
+                    self._reject(writer, answer)
+                    continue
+                self.risks[item.risk] += 1
+                writer.add_answer(split, answer_row(item.question, answer))
+            return writer.n_rows
+
+    def _reject(self, writer: DatasetWriter, rejection: Rejection) -> None:
+        self.rejected[rejection.reason.value] += 1
+        writer.add_rejection(rejection)
+
+    def _finish(
+        self, item: Item, outcome: Outcome | None, seen_answers: set[bytes]
+    ) -> CbtAnswer | Rejection:
+        """The record of one item, or why there is none."""
+
+        def turn_away(reason: Reason, detail: str, raw: str | None) -> Rejection:
+            stage = "generate" if checked is None else "check"
+            return Rejection(
+                item_id=item.question.id, stage=stage, reason=reason, detail=detail, raw=raw
+            )
+
+        checked: CheckedAnswer | Fault | None = None
+        if outcome is None:
+            return turn_away(Reason.ENDPOINT, "no reply in the journal", None)
+        raw = outcome.reply.text if outcome.reply else None
+        if outcome.fault or outcome.reply is None:
+            fault = outcome.fault or Fault(Reason.ENDPOINT)
+            return turn_away(fault.reason, fault.detail, raw)
+        checked = self.teacher.read(item, outcome.reply)
+        if isinstance(checked, Fault):
+            return turn_away(checked.reason, checked.detail, raw)
+        mark = hashlib.blake2b(checked.text.encode(), digest_size=8).digest()
+        if mark in seen_answers:
+            return turn_away(Reason.DUPLICATE_ANSWER, "another question has this answer", raw)
+        seen_answers.add(mark)
+        return CbtAnswer(
+            question_id=item.question.id,
+            system=self.teacher.system,
+            text=checked.text,
+            steps=checked.steps,
+            distortions=checked.distortions,
+            risk=item.risk,
+            provenance=self.teacher.provenance(outcome.reply),
+        )
+
+    # --- manifest --------------------------------------------------------------------------------
+
+    def _cost(self, usage: Usage) -> dict[str, Any] | None:
+        price = self.teacher.price
+        if price is None:
+            return None
+        return {"amount": round(price.of(usage), 4), **price.model_dump()}
+
+    def manifest(self, journal: Journal, splits: dict[str, int], plan: SplitPlan) -> Manifest:
+        """Everything counted, without the list of files."""
+        n_rejected = sum(self.rejected.values())
+        counts: dict[str, Any] = {
+            "n_in": self.n_in,
+            "n_out": sum(splits.values()),
+            "n_rejected": n_rejected,
+            "rejected": dict(self.rejected.most_common()),
+            "splits": splits,
+            "risk": dict(self.risks),
+            "n_near_duplicates": plan.n_near_duplicates,
+        }
+        if self.settings.include_human:
+            counts["n_human"] = self.n_human
+            counts["n_human_rejected"] = self.n_human_rejected
+        return Manifest(
+            kind="dataset",
+            packages=package_versions(),
+            settings=describe_settings(self.resolved),
+            inputs=(describe_file(self.input_path),),
+            prompts=dict(self.teacher.prompts),
+            counts=counts,
+            usage=journal.totals().usage,
+            cost=self._cost(journal.totals().usage),
+            acknowledgements=self.acknowledgements,
+            started_at=self.started_at,
+            finished_at=now(),
+        )
+
+
+def _with_outcomes(
+    entries: Iterator[tuple[Item, SourceItem] | Rejection], journal: Journal
+) -> Iterator[tuple[tuple[Item, SourceItem] | Rejection, Outcome | None]]:
+    """Pairs every item with its outcome in the journal, in order, in blocks."""
+    block: list[tuple[Item, SourceItem] | Rejection] = []
+
+    def paired() -> Iterator[tuple[tuple[Item, SourceItem] | Rejection, Outcome | None]]:
+        keys = [entry[0].key for entry in block if not isinstance(entry, Rejection)]
+        outcomes = journal.outcomes(keys)
+        for entry in block:
+            yield entry, None if isinstance(entry, Rejection) else next(outcomes)[1]
+
+    for entry in entries:
+        block.append(entry)
+        if len(block) == 1000:
+            yield from paired()
+            block = []
+    yield from paired()
+
+
+def _crisis_dropped(source: SourceItem, risk: Risk) -> Rejection:
+    return Rejection(
+        item_id=source.question.id,
+        stage="screen",
+        reason=Reason.CRISIS_DROPPED,
+        detail=f"risk {risk}; left out by --crisis drop",
+        where=source.where,
+    )

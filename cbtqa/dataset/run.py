@@ -1,0 +1,208 @@
+"""`build_dataset`: opens the gates, continues or refuses what is there, runs both passes.
+
+result = build_dataset(resolve(BuildSettings, flags={"out": Path("runs/demo")}))
+result.manifest.counts["n_out"]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cbtqa.dataset.build import Build
+from cbtqa.dataset.card import render_card
+from cbtqa.dataset.folder import CARD_NAME, JOURNAL_NAME, REPORT_NAME, data_files
+from cbtqa.dataset.report import dataset_report
+from cbtqa.dataset.settings import BuildSettings
+from cbtqa.dataset.stats import folder_statistics
+from cbtqa.dataset.teachers import EndpointTeacher, OfflineTeacher, OnProgress, Teacher
+from cbtqa.distortions.taxonomy import load_taxonomy
+from cbtqa.errors import ConfigError, DataError, IncompleteRunError, LicenceGateError
+from cbtqa.files import sha256_of, write_text
+from cbtqa.llm.endpoint import Endpoint
+from cbtqa.llm.journal import Journal
+from cbtqa.llm.journal_lock import WriterLock
+from cbtqa.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    describe_file,
+    describe_settings,
+    now,
+    read_manifest,
+    write_manifest,
+)
+from cbtqa.psyqa import bundled_sample_path
+from cbtqa.settings import Resolved
+
+WITHOUT_EFFECT = {
+    *("out", "input", "in_flight", "rpm", "tpm", "timeout_s", "transport", "budget"),
+    *("budget_tokens", "price_in", "price_out", "acknowledge_disclosure", "teacher"),
+}
+"""Settings that change neither the answers nor how the folder is written."""
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """A finished dataset folder."""
+
+    folder: Path
+    manifest: Manifest
+    was_complete: bool = False
+    """True when the folder already held this very dataset and nothing was done."""
+
+
+def build_dataset(
+    resolved: Resolved[BuildSettings],
+    *,
+    fork: bool = False,
+    update: bool = False,
+    on_progress: OnProgress | None = None,
+    on_stage: Callable[[str], None] = lambda stage: None,
+) -> BuildResult:
+    """Builds a dataset, or continues one that was interrupted.
+
+    Args:
+        fork: keep the replies of a journal made with other settings, and start a new one.
+        update: write a finished folder again from its paid replies, asking only what is new.
+        on_stage: told what is being done now, in a few words.
+
+    Raises:
+        ConfigError: settings are wrong, or the folder belongs to another run.
+        DataError: the input is not what it should be.
+        LicenceGateError: the text would leave this machine without acknowledgement.
+        IncompleteRunError: stopped early; or more was rejected than `max_rejected` allows.
+        EndpointError: the endpoint refuses every request.
+    """
+    build = prepare(resolved)
+    folder = build.settings.out
+    finished = _finished(folder, build, update)
+    if finished is not None:
+        return BuildResult(folder, finished, was_complete=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    if fork:
+        set_aside(folder / JOURNAL_NAME)
+    with Journal(folder / JOURNAL_NAME, build.teacher.fingerprint()) as journal:
+        on_stage(f"answering with {build.teacher.system}")
+        plan = build.generate(journal, on_progress)
+        (folder / MANIFEST_NAME).unlink(missing_ok=True)
+        on_stage("checking and writing")
+        splits = build.write(folder, journal, plan)
+        manifest = build.manifest(journal, splits, plan)
+    on_stage("summing up")
+    manifest = _describe(folder, manifest, build)
+    write_manifest(folder, manifest)
+    _refuse_too_many_rejects(manifest, build.settings)
+    return BuildResult(folder, manifest)
+
+
+def prepare(resolved: Resolved[BuildSettings]) -> Build:
+    """The run before its first question: input found, taxonomy loaded, gates passed."""
+    settings = resolved.values
+    input_path = settings.input or bundled_sample_path()
+    if not input_path.exists():
+        raise DataError("no such file", where=str(input_path))
+    taxonomy = load_taxonomy(settings.taxonomy)
+    acknowledgements: dict[str, str] = {}
+    teacher: Teacher
+    if settings.endpoint is None or settings.model is None:
+        teacher = OfflineTeacher(settings, taxonomy)
+    else:
+        endpoint = Endpoint.parse(settings.endpoint, settings.model, transport=settings.transport)
+        is_ours = input_path.samefile(bundled_sample_path())
+        acknowledgements = pass_disclosure_gate(endpoint, is_ours, settings.acknowledge_disclosure)
+        teacher = EndpointTeacher(settings, taxonomy, endpoint)
+    return Build(resolved, teacher, input_path, acknowledgements=acknowledgements)
+
+
+def pass_disclosure_gate(
+    endpoint: Endpoint, is_invented: bool, is_acknowledged: bool
+) -> dict[str, str]:
+    """What to write down about sending text away; empty when nothing is disclosed.
+
+    Loopback and private addresses, and our own invented sample, need no acknowledgement.
+
+    Raises:
+        LicenceGateError: a non-local endpoint and no acknowledgement.
+    """
+    if endpoint.is_local or is_invented:
+        return {}
+    if not is_acknowledged:
+        raise LicenceGateError(
+            f"the questions would be sent to {endpoint.host}. PsyQA's user agreement forbids "
+            "passing its text on to third parties, and a hosted model is one",
+            hint="use a local endpoint (--endpoint vllm, ollama, llama.cpp), or, if you have "
+            "permission or the data is yours, add --acknowledge-disclosure (recorded in the "
+            "manifest)",
+        )
+    return {"disclosure": f"text sent to {endpoint.host}; acknowledged {now()}"}
+
+
+def set_aside(journal_path: Path) -> None:
+    """Renames a journal, with what SQLite keeps beside it, so that a new one can begin."""
+    lock = WriterLock(journal_path)  # not under the feet of a process that writes it
+    number = 1
+    while journal_path.with_name(f"journal-{number}.sqlite").exists():
+        number += 1
+    for suffix in ("", "-wal", "-shm"):
+        part = journal_path.with_name(journal_path.name + suffix)
+        if part.exists():
+            part.rename(part.with_name(f"journal-{number}.sqlite{suffix}"))
+    lock.release()
+
+
+def _finished(folder: Path, build: Build, update: bool) -> Manifest | None:
+    """The manifest of a folder that is this very run's, None when there is work to do."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--out: {folder} is a file")
+    if not (folder / MANIFEST_NAME).exists():
+        foreign = [path for path in folder.glob("*") if not path.name.startswith(".")]
+        if foreign and not (folder / JOURNAL_NAME).exists():
+            raise ConfigError(
+                f"--out: {folder} is not empty and is no dataset", hint="name a new folder"
+            )
+        return None
+    if update:
+        return None
+    manifest = read_manifest(folder)
+    changes = _differences(manifest, build)
+    if changes:
+        raise ConfigError(
+            f"{folder} holds a finished dataset of other settings:\n" + "\n".join(changes),
+            hint="name a new --out, or add --update to write this one again from its paid replies",
+        )
+    return manifest
+
+
+def _differences(manifest: Manifest, build: Build) -> list[str]:
+    changes = []
+    given = describe_settings(build.resolved)
+    for name, entry in given.items():
+        before = manifest.settings.get(name)
+        old = before.value if before else None
+        new = list(entry.value) if isinstance(entry.value, tuple) else entry.value
+        if name not in WITHOUT_EFFECT and old != new:
+            changes.append(f"  {name}: {old!r} there, {new!r} now")
+    if manifest.inputs[0].sha256 != sha256_of(build.input_path):
+        changes.append(f"  input: {manifest.inputs[0].name} there, {build.input_path.name} now")
+    return changes
+
+
+def _describe(folder: Path, manifest: Manifest, build: Build) -> Manifest:
+    """Adds card and report to the folder, and the list of files to the manifest."""
+    statistics = folder_statistics(folder)
+    write_text(folder / CARD_NAME, render_card(folder, manifest, statistics))
+    write_text(folder / REPORT_NAME, dataset_report(folder, manifest, statistics))
+    files = tuple(describe_file(path, folder) for path in data_files(folder))
+    return manifest.model_copy(update={"files": files, "finished_at": now()})
+
+
+def _refuse_too_many_rejects(manifest: Manifest, settings: BuildSettings) -> None:
+    n_in, n_out = manifest.counts["n_in"], manifest.counts["n_out"]
+    n_dropped = manifest.counts["rejected"].get("crisis_dropped", 0)
+    if n_in and (n_in - n_out - n_dropped) / n_in > settings.max_rejected:
+        raise IncompleteRunError(
+            f"{n_in - n_out} of {n_in} questions were rejected, more than --max-rejected "
+            f"{settings.max_rejected:.0%} allows; the outputs are kept in {settings.out}",
+            hint=f"read {settings.out / 'rejects.jsonl'}, then change the prompt or the model",
+        )
