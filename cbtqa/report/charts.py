@@ -305,7 +305,7 @@ def flow_bar(
     for place, (name, n) in enumerate(parts):
         width = WIDTH * n / n_total if n_total else 0
         fill = "accent" if place == 0 else "mark"
-        tip = f"{name}: {n:,} ({n / n_total:.1%})" if n_total else name
+        tip = f"{name}  {n:,} ({n / n_total:.1%})".replace("%", " %") if n_total else name
         canvas.rect(
             x,
             6,
