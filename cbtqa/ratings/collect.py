@@ -1,0 +1,301 @@
+"""Takes filled sheets back: every cell is judged anew, good ones are kept, bad ones are named.
+
+    result = collect(folder, store, [Path("R1.xlsx"), Path("R2.csv")])
+    result.n_kept, [rejection.where for rejection in result.rejections]
+
+Nothing is guessed. A row counts only when its code belongs to the sheet's rater and its text is
+the text of the study (so rows may be sorted, but not mixed up or edited); a value only when it is
+plainly one of those on offer. Full-width digits and stray blanks are plain; `2分` is not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cbtqa.errors import DataError
+from cbtqa.ratings.answers import (
+    CANNOT_JUDGE,
+    CRISIS,
+    EVIDENCE,
+    NOTE,
+    VALUE,
+    Answer,
+    Change,
+    Scalar,
+    check_change,
+    is_done,
+)
+from cbtqa.ratings.columns import CODE, SHOWN_PARTS, sheet_columns
+from cbtqa.ratings.rubric import NO_MARK
+from cbtqa.ratings.sheet_files import Cell, Sheet, read_sheet
+from cbtqa.ratings.store import Event, Store
+from cbtqa.ratings.study import StudyFolder, clean_text
+from cbtqa.records import Reason, Rejection
+
+_YES = {"是", "有", "yes", "y", "1", "x", "√", "✓", "✔", "true"}
+_NO = {"否", "无", "没有", "no", "n", "0", "false"}
+
+
+@dataclass
+class CollectedSheet:
+    """What became of one file."""
+
+    name: str
+    rater: str | None = None
+    """None when the file was refused as a whole."""
+    n_kept: int = 0
+    """Cells newly stored."""
+    n_known: int = 0
+    """Cells that the store already held with the same value."""
+    n_done: int = 0
+    """Presentations of this rater that are complete now."""
+    n_shown: int = 0
+    rejections: list[Rejection] = field(default_factory=list)
+
+
+@dataclass
+class Collected:
+    """What became of all files."""
+
+    sheets: list[CollectedSheet] = field(default_factory=list)
+
+    @property
+    def rejections(self) -> list[Rejection]:
+        """Every refusal, in the order of files, rows and columns."""
+        return [rejection for sheet in self.sheets for rejection in sheet.rejections]
+
+    @property
+    def n_kept(self) -> int:
+        """Cells newly stored."""
+        return sum(sheet.n_kept for sheet in self.sheets)
+
+
+def collect(
+    folder: StudyFolder, store: Store, paths: Sequence[Path], *, replace: bool = False
+) -> Collected:
+    """Takes the good cells of these sheets into the store; the rest comes back as rejections.
+
+    Args:
+        replace: a value of the sheet takes the place of another one in the store; otherwise it
+            is refused, since nobody can tell which of the two the rater means.
+    """
+    collected = Collected()
+    for path in paths:
+        result = CollectedSheet(path.name)
+        collected.sheets.append(result)
+        try:
+            sheet = read_sheet(path)
+            _check_belongs(folder, sheet)
+        except DataError as error:
+            detail = str(error) + (f" ({error.hint})" if error.hint else "")
+            _refuse(result, path.name, detail, path.name)
+            continue
+        _Reading(folder, store, sheet, result, replace).run()
+    n_refused = len(collected.rejections)
+    folder.log("collected", n_files=len(paths), n_kept=collected.n_kept, n_refused=n_refused)
+    return collected
+
+
+def _check_belongs(folder: StudyFolder, sheet: Sheet) -> None:
+    study = folder.study
+    if sheet.study != study.id:
+        raise DataError(f"a sheet of study {sheet.study}, not {study.id}", where=sheet.name)
+    if sheet.rubric != study.rubric_sha256:
+        raise DataError(
+            f"made with another version of the rubric ({sheet.rubric[:8]}, the study has "
+            f"{study.rubric_sha256[:8]})",
+            where=sheet.name,
+        )
+    if sheet.rater not in study.raters:
+        raise DataError(f"rater '{sheet.rater}' is not in this study", where=sheet.name)
+    ids = {column.id for column in sheet_columns(folder.rubric, study.language)}
+    missing = sorted(ids - set(sheet.columns))
+    if missing:
+        raise DataError(f"columns are missing: {', '.join(missing)}", where=sheet.name)
+
+
+def _refuse(result: CollectedSheet, item: str, detail: str, where: str, raw: object = None) -> None:
+    result.rejections.append(
+        Rejection(
+            item_id=item,
+            stage="collect",
+            reason=Reason.BAD_ROW,
+            detail=detail,
+            where=where,
+            raw=None if raw is None else str(raw)[:1000],
+        )
+    )
+
+
+class _Reading:
+    """One sheet on its way into the store."""
+
+    def __init__(
+        self,
+        folder: StudyFolder,
+        store: Store,
+        sheet: Sheet,
+        result: CollectedSheet,
+        replace: bool,
+    ) -> None:
+        self._folder, self._store, self._sheet = folder, store, sheet
+        self._result, self._replace = result, replace
+        self._known = store.answers(sheet.rater)
+        self._events: list[Event] = []
+
+    def run(self) -> None:
+        """Judges every row and stores what is good, in one transaction."""
+        rater, result = self._sheet.rater, self._result
+        result.rater = rater
+        seen: dict[str, str] = {}
+        for row in self._sheet.rows:
+            code_cell = row[CODE]
+            code = unicodedata.normalize("NFKC", str(code_cell.value or "")).strip()
+            if not code:
+                self._refuse_orphan(row)
+            elif code in seen:
+                _refuse(result, code, f"the row stands twice (see {seen[code]})", code_cell.where)
+            else:
+                seen[code] = code_cell.where
+                self._read_row(code, row)
+        result.n_kept = self._store.add(rater, self._sheet.kind, self._events)
+        answers = self._store.answers(rater)
+        shown = self._folder.shown_to(rater)
+        result.n_shown = len(shown)
+        result.n_done = sum(is_done(self._folder, answers.get(p.code)) for p in shown)
+        for presentation in shown:
+            if presentation.code not in seen:
+                _refuse(result, presentation.code, "the row is missing", self._sheet.name)
+
+    def _refuse_orphan(self, row: Mapping[str, Cell]) -> None:
+        filled = [
+            cell
+            for name, cell in row.items()
+            if name not in (CODE, *SHOWN_PARTS) and not _is_blank(cell)
+        ]
+        if filled:
+            detail = "ratings in a row without a code"
+            _refuse(self._result, "?", detail, filled[0].where, filled[0].value)
+
+    def _read_row(self, code: str, row: Mapping[str, Cell]) -> None:
+        shown = self._folder.by_code.get(code)
+        if shown is None or shown.rater != self._sheet.rater:
+            owner = f" (it belongs to {shown.rater})" if shown else ""
+            detail = f"{code} is not in the plan of {self._sheet.rater}{owner}"
+            _refuse(self._result, code, detail, row[CODE].where)
+            return
+        edited = self._edited_part(code, row)
+        if edited is not None:
+            detail = "the text is not the one of the study: edited, or moved from another row"
+            _refuse(self._result, code, detail, edited.where)
+            return
+        answer = self._known.get(code, Answer())
+        clashing = self._clashing_marks(row)
+        for name in clashing:
+            detail = f"{name}: '{NO_MARK}' and another mark exclude each other; neither is taken"
+            _refuse(self._result, code, detail, row[name].where, row[name].value)
+        for column in sheet_columns(self._folder.rubric, self._folder.study.language):
+            is_open = not column.is_shown and column.id not in clashing
+            if is_open and not _is_blank(row[column.id]):
+                self._read_cell(code, column.id, row[column.id], answer)
+
+    def _clashing_marks(self, row: Mapping[str, Cell]) -> list[str]:
+        """Columns of set marks where `none` is set too: which one is meant cannot be told."""
+        names = []
+        for mark in self._folder.rubric.marks:
+            name = f"{VALUE}:{mark.id}"
+            with suppress(ValueError):
+                if not _is_blank(row[name]) and _plain_value(name, row[name]) == 1:
+                    names.append(name)
+        return names if f"{VALUE}:{NO_MARK}" in names and len(names) > 1 else []
+
+    def _edited_part(self, code: str, row: Mapping[str, Cell]) -> Cell | None:
+        """The first cell whose text differs from the study's, or None."""
+        parts = self._folder.item_of(self._folder.by_code[code]).parts
+        for name in SHOWN_PARTS:
+            if name not in row:
+                continue
+            found = row[name].text
+            if name == "session" and self._sheet.sessions is not None:
+                found = self._sheet.sessions.get(code, "")
+            if comparable(found) != comparable(parts.get(name, "")):
+                return row[name]
+        return None
+
+    def _read_cell(self, code: str, name: str, cell: Cell, answer: Answer) -> None:
+        """Adds one filled cell to what will be stored, or refuses it."""
+        try:
+            value = _plain_value(name, cell)
+            change = check_change(
+                self._folder, self._sheet.rater, Change(code, name, value), answer
+            )
+            stored = answer.get(name)
+            if stored == change.value:
+                self._result.n_known += 1
+                return
+            if stored is not None and not self._replace:
+                raise ValueError(
+                    f"the store already holds {stored!r}; --replace takes {change.value!r} instead"
+                )
+        except ValueError as error:
+            _refuse(self._result, code, f"{name}: {error}", cell.where, cell.value)
+            return
+        answer.set(name, change.value)
+        self._known[code] = answer
+        self._events.append(Event(self._key(change, stored), change))
+
+    def _key(self, change: Change, before: Scalar) -> str:
+        """The same cell of the same sheet, read twice, is one event."""
+        parts = (self._sheet.sha256, change.code, change.field, repr(before), repr(change.value))
+        return "sheet:" + hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
+
+
+def _is_blank(cell: Cell) -> bool:
+    return cell.value is None or (isinstance(cell.value, str) and not cell.text)
+
+
+def _plain_value(name: str, cell: Cell) -> Scalar:
+    """The value that a cell plainly holds.
+
+    Raises:
+        ValueError: a formula, or anything that would have to be guessed.
+    """
+    if cell.is_formula:
+        raise ValueError("a formula, expected a value")
+    kind = name.partition(":")[0]
+    if kind in (NOTE, EVIDENCE):
+        return cell.text
+    if kind == VALUE:
+        return _plain_number(cell)
+    if kind in (CANNOT_JUDGE, CRISIS):
+        word = unicodedata.normalize("NFKC", cell.text).strip().casefold()
+        if word in _YES or word in _NO:
+            return True if word in _YES else None
+        raise ValueError(f"found {cell.value!r}, expected 是 / yes, or empty")
+    raise ValueError(f"unknown column '{name}'")
+
+
+def _plain_number(cell: Cell) -> int:
+    value = cell.value
+    if isinstance(value, bool):
+        raise ValueError(f"found the logical value {str(value).upper()}, expected a whole number")
+    if isinstance(value, int):
+        return value
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    text = unicodedata.normalize("NFKC", cell.text).strip()
+    digits = text.removeprefix("-")
+    if digits.isascii() and digits.isdigit() and len(digits) <= 4:
+        return int(text)
+    raise ValueError(f"found {value!r}, expected a whole number")
+
+
+def comparable(text: str) -> str:
+    """Text with everything left out that a spreadsheet changes by itself."""
+    cleaned = clean_text(text.removeprefix("'"))
+    return "\n".join(line.rstrip() for line in cleaned.split("\n"))

@@ -1,0 +1,267 @@
+"""Opens a filled sheet, xlsx or CSV, without trusting it: caps, no macros, no entities.
+
+Only this module knows the two formats; `collect` sees rows of addressed cells.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import warnings
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cbtqa.errors import DataError, MissingExtraError
+from cbtqa.files import sha256_of
+from cbtqa.ratings.columns import CODE, META_KEYS, META_TAB
+from cbtqa.ratings.study import ShownTurn
+
+MAX_BYTES = 30 << 20
+MAX_UNPACKED_BYTES = 300 << 20
+MAX_PARTS = 500
+MAX_ROWS = 100_000
+MAX_COLUMNS = 300
+_OLD_OR_LOCKED = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell and where it stands."""
+
+    where: str
+    """`file:tab!G17` or `file:17:column`."""
+    value: Any
+    is_formula: bool = False
+
+    @property
+    def text(self) -> str:
+        """The value as text, without outer blanks."""
+        return "" if self.value is None else str(self.value).strip()
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A filled sheet as read."""
+
+    name: str
+    kind: str
+    """`sheet` or `csv`, as the store names its sources."""
+    study: str
+    rubric: str
+    rater: str
+    sha256: str
+    columns: tuple[str, ...]
+    rows: tuple[dict[str, Cell], ...]
+    sessions: dict[str, str] | None = None
+    """Session text by code, where sessions stand in a tab of their own."""
+
+
+def read_sheet(path: Path) -> Sheet:
+    """Reads one filled sheet.
+
+    Raises:
+        DataError: not a sheet of ours, too large, with macros, damaged, or of another format.
+        MissingExtraError: openpyxl or defusedxml is not installed.
+    """
+    suffix = path.suffix.lower()
+    if not path.is_file():
+        raise DataError("no such file", where=str(path))
+    if path.stat().st_size > MAX_BYTES:
+        megabytes = path.stat().st_size >> 20
+        raise DataError(f"{megabytes} MiB; a sheet has at most {MAX_BYTES >> 20}", where=path.name)
+    if suffix == ".csv":
+        return _read_csv(path)
+    if suffix == ".xlsx":
+        return _read_xlsx(path)
+    raise DataError(
+        f"'{suffix}' is not taken",
+        where=path.name,
+        hint="save it as .xlsx (Excel workbook, without macros) or .csv (UTF-8)",
+    )
+
+
+# --- xlsx ----------------------------------------------------------------------------------------
+
+
+def _read_xlsx(path: Path) -> Sheet:
+    _check_archive(path)
+    book = _open_workbook(path)
+    try:
+        if META_TAB not in book.sheetnames:
+            raise DataError(
+                "not a sheet of a rating study (its hidden tab is gone)", where=path.name
+            )
+        meta = _read_meta(book[META_TAB], path.name)
+        found = [
+            tab
+            for name, tab in zip(book.sheetnames, book.worksheets, strict=True)
+            if name != META_TAB and CODE in _ids_of(tab)
+        ]
+        ratings = [tab for tab in found if "note" in _ids_of(tab)]
+        if len(ratings) != 1:
+            raise DataError(
+                f"{len(ratings)} tabs of ratings, expected one; its hidden first row holds the "
+                "column names",
+                where=path.name,
+            )
+        sessions = next((tab for tab in found if "turn" in _ids_of(tab)), None)
+        ids = _ids_of(ratings[0])
+        rows = tuple(_rows_of(ratings[0], ids, path.name))
+        told = None if sessions is None else _sessions_of(sessions)
+    except (ValueError, KeyError, TypeError, AttributeError, SyntaxError) as error:
+        # what openpyxl raises on damaged parts; it has no error class of its own for them
+        raise DataError(f"damaged: {error}", where=path.name) from None
+    finally:
+        book.close()
+    return Sheet(path.name, "sheet", *meta, sha256_of(path), tuple(ids), rows, told)
+
+
+def _check_archive(path: Path) -> None:
+    with path.open("rb") as stream:
+        head = stream.read(8)
+    if head == _OLD_OR_LOCKED:
+        raise DataError(
+            "an old .xls, or protected by a password",
+            where=path.name,
+            hint="save it as .xlsx without a password",
+        )
+    try:
+        with zipfile.ZipFile(path) as archive:
+            parts = archive.infolist()
+    except (zipfile.BadZipFile, OSError) as error:
+        raise DataError(f"not an xlsx file: {error}", where=path.name) from None
+    names = [part.filename.lower() for part in parts]
+    if any("vbaproject" in name for name in names):
+        raise DataError(
+            "holds macros; they are never run and the file is not taken",
+            where=path.name,
+            hint="save it as an .xlsx workbook without macros",
+        )
+    unpacked = sum(part.file_size for part in parts)
+    if len(parts) > MAX_PARTS or unpacked > MAX_UNPACKED_BYTES:
+        raise DataError(
+            f"unpacks to {unpacked >> 20} MiB in {len(parts)} parts; more than a sheet has",
+            where=path.name,
+        )
+
+
+def _open_workbook(path: Path) -> Any:
+    try:
+        import openpyxl
+        from openpyxl.utils.exceptions import InvalidFileException
+    except ModuleNotFoundError:
+        raise MissingExtraError("openpyxl", "rate") from None
+    if not openpyxl.DEFUSEDXML:  # openpyxl takes defusedxml up by itself where it is installed
+        raise MissingExtraError("defusedxml", "rate")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # extensions of other programs that we do not read
+            return openpyxl.load_workbook(path, read_only=True, keep_links=False)
+    except (InvalidFileException, KeyError, ValueError, TypeError, SyntaxError) as error:
+        # a forbidden entity is a ValueError of defusedxml, broken XML a SyntaxError
+        detail = str(error) or type(error).__name__
+        raise DataError(f"damaged or unsafe: {detail}", where=path.name) from None
+
+
+def _read_meta(tab: Any, name: str) -> tuple[str, str, str]:
+    told = {
+        str(row[0]): str(row[1])
+        for row in tab.iter_rows(max_row=10, max_col=2, values_only=True)
+        if len(row) == 2 and row[0] is not None
+    }
+    missing = [key for key in META_KEYS if key not in told]
+    if missing:
+        raise DataError(f"its hidden tab does not tell the {missing[0]}", where=name)
+    return told["study"], told["rubric"], told["rater"]
+
+
+def _ids_of(tab: Any) -> list[str]:
+    """Column ids of the hidden first row; an empty one where a column has none."""
+    for row in tab.iter_rows(max_row=1, max_col=MAX_COLUMNS, values_only=True):
+        return [str(value) if value is not None else "" for value in row]
+    return []
+
+
+def _rows_of(tab: Any, ids: Sequence[str], name: str) -> Iterator[dict[str, Cell]]:
+    from openpyxl.utils import get_column_letter
+
+    for number, row in enumerate(tab.iter_rows(min_row=4, max_col=MAX_COLUMNS), 4):
+        if number > MAX_ROWS:
+            raise DataError(f"more than {MAX_ROWS} rows", where=name)
+        cells = {}
+        for place, column in enumerate(ids):
+            if column:
+                cell = row[place] if place < len(row) else None
+                where = f"{name}:{tab.title}!{get_column_letter(place + 1)}{number}"
+                value = getattr(cell, "value", None)
+                is_formula = getattr(cell, "data_type", "") == "f"
+                cells[column] = Cell(where, value, is_formula)
+        if any(cell.value is not None for cell in cells.values()):
+            yield cells
+
+
+def _sessions_of(tab: Any) -> dict[str, str]:
+    """Session text by code, as `study.Item.parts` writes it."""
+    turns: dict[str, list[ShownTurn]] = {}
+    for number, row in enumerate(tab.iter_rows(min_row=3, max_col=4, values_only=True)):
+        if number > MAX_ROWS:
+            raise DataError(f"more than {MAX_ROWS} turns")
+        code, _, role, text = (*row, None, None, None, None)[:4]
+        if code:
+            turn = ShownTurn(role=str(role or "?"), text=str(text or ""))
+            turns.setdefault(str(code), []).append(turn)
+    return {
+        code: "\n".join(f"#{place} {t.role}: {t.text}" for place, t in enumerate(shown, 1))
+        for code, shown in turns.items()
+    }
+
+
+# --- CSV -----------------------------------------------------------------------------------------
+
+
+def _read_csv(path: Path) -> Sheet:
+    text = _decode(path)
+    delimiter = ";" if text[:200].count(";") > text[:200].count(",") else ","
+    reader = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
+    rows: list[dict[str, Cell]] = []
+    told: set[tuple[str, str, str]] = set()
+    try:
+        ids = next(reader, [])
+        if not {*META_KEYS, CODE} <= set(ids):
+            raise DataError("not a sheet of a rating study (first row is gone)", where=path.name)
+        for row in reader:
+            cells = dict(zip(ids, row, strict=False))
+            if not cells.get("study") and not cells.get(CODE):
+                continue  # the row of headings
+            if len(rows) >= MAX_ROWS:
+                raise DataError(f"more than {MAX_ROWS} rows", where=path.name)
+            told.add((cells.get("study", ""), cells.get("rubric", ""), cells.get("rater", "")))
+            where = f"{path.name}:{reader.line_num}"
+            rows.append(
+                {name: Cell(f"{where}:{name}", cells.get(name) or None) for name in ids if name}
+            )
+    except csv.Error as error:
+        raise DataError(f"not CSV: {error}", where=f"{path.name}:{reader.line_num}") from None
+    if len(told) != 1:
+        kinds = f"{len(told)} different studies or raters in one file" if told else "no rows"
+        raise DataError(f"{kinds}; one file is one rater's sheet", where=path.name)
+    study, rubric, rater = told.pop()
+    return Sheet(path.name, "csv", study, rubric, rater, sha256_of(path), tuple(ids), tuple(rows))
+
+
+def _decode(path: Path) -> str:
+    """UTF-8, or GB18030 as Excel on a Chinese Windows saves it.
+
+    A wrong guess cannot slip through: every text is compared with the study's.
+    """
+    data = path.read_bytes()
+    for encoding in ("utf-8-sig", "gb18030"):
+        with suppress(UnicodeDecodeError):
+            text = data.decode(encoding)
+            if "\x00" not in text:
+                return text
+    raise DataError("neither UTF-8 nor GB18030 text", where=path.name)
