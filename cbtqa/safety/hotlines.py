@@ -54,7 +54,8 @@ class LocaleLines(Record):
     @property
     def numbers(self) -> frozenset[str]:
         """Every number of this locale as digits only."""
-        found = [entry.number for entry in (*self.lines, *self.emergencies)]
+        found = [line.number for line in self.lines]
+        found += [emergency.number for emergency in self.emergencies]
         return frozenset(number.replace("-", "") for number in found)
 
     @model_validator(mode="after")

@@ -33,6 +33,8 @@ from cbtqa.safety.normalise import fold, squeeze
 Language = Literal["zh", "en"]
 Subject = Literal["self", "third", "none"]
 _HOLE = re.compile(r"(?<!P)<([a-z_]+)>")  # not the name of a regex group
+_NEVER = "(?!)"
+_REGEX_LETTERS = frozenset("PABDSWZ")  # of (?P<...>) and escapes; texts hold no upper case
 
 
 class _Entry(BaseModel):
@@ -82,15 +84,15 @@ class RuleFile(_Entry):
     sounds: dict[str, list[str]] = Field(default_factory=dict)
     """Other spellings of a character, for the anchors under `spelled`."""
     spelled: tuple[str, ...] = ()
-    third: str
+    third: str = _NEVER
     """Regex for a person who is not the writer, as the subject of a clause."""
-    self: str
+    self: str = _NEVER
     """Regex for the writer as the subject."""
-    skip: str
+    skip: str = _NEVER
     """Regex for persons mentioned as objects, which are no subject."""
-    expressive: str
+    expressive: str = _NEVER
     """Regex at the anchor's left that only fits the writer's own feeling (好想, 真的想)."""
-    topic_of_third: str
+    topic_of_third: str = _NEVER
     """Regex for a clause that goes on speaking of a third person in the next clause."""
     contexts: dict[str, CaseEntry] = Field(default_factory=dict)
     families: tuple[FamilyEntry, ...]
@@ -136,9 +138,14 @@ class RuleBook:
 
 
 @cache
-def load_rules(language: Language) -> RuleBook:
-    """The shipped rules of a language, compiled once."""
-    name = f"rules/{language}.yaml"
+def load_rules(language: Language, purpose: Literal["screen", "answers"] = "screen") -> RuleBook:
+    """The shipped rules of a language, compiled once.
+
+    Args:
+        purpose: `screen` grades what people write, `answers` finds advice against safety; there
+            the grade `explicit` means a problem.
+    """
+    name = f"rules/{purpose}.{language}.yaml"
     return compile_rules(
         files(__package__).joinpath(name).read_text(encoding="utf-8"), language, name
     )
@@ -176,8 +183,14 @@ class _Compiler:
         def alternation(hole: re.Match[str]) -> str:
             return "(?:" + "|".join(self._words(hole[1], rule)) + ")"
 
+        full = _HOLE.sub(alternation, pattern)
+        odd = sorted({char for char in full if fold(char) != char and char not in _REGEX_LETTERS})
+        if odd:
+            raise DataError(
+                f"rule {rule}: {odd} cannot match, texts are folded first", where=self._where
+            )
         try:
-            return re.compile(_HOLE.sub(alternation, pattern))
+            return re.compile(full)
         except re.error as error:
             raise DataError(f"rule {rule}: bad regex: {error}", where=self._where) from None
 

@@ -1,0 +1,188 @@
+"""Checks what an answer tells a person: no advice against safety, and a way to help in a crisis.
+
+    check_answer("你可以停药，谁也别说。", "none")
+    # (Problem(rule="stop_medication", ...), Problem(rule="secrecy", ...))
+
+Advice against safety is found by rule files of the screen's format (`rules/answers.*.yaml`); help
+lines are compared with the dated file of `hotlines`. What a good answer *says* is no concern here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+import yaml
+
+from cbtqa.records import Record, Risk
+from cbtqa.safety.hotlines import Locale, LocaleLines, load_hotlines
+from cbtqa.safety.matching import find
+from cbtqa.safety.normalise import fold
+from cbtqa.safety.rules import load_rules
+
+_SENTENCE = re.compile(r"[^。!?;\n]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something in an answer that must not reach a reader."""
+
+    rule: str
+    """`stop_medication`, `refuse_help`, `secrecy`, `endorse_death`, `self_harm_method`,
+    `diagnosis`, `shaming`, `round_the_clock_promise`, `unknown_number`, `no_help_route`."""
+    start: int
+    end: int
+    """Span in the answer; empty and at its end when something is missing."""
+    text: str
+    detail: str
+    """What is wrong, for a person or for a re-ask."""
+
+    def __str__(self) -> str:
+        return f"{self.rule}: {self.detail}" + (f" ('{self.text}')" if self.text else "")
+
+
+class HelpWording(Record):
+    """Regexes of one locale, as `rules/help_routes.yaml` gives them."""
+
+    soft_route: str
+    round_the_clock: str
+    round_the_clock_denied: str
+    number: str
+    number_after_cue: str
+    number_denied: str
+
+
+@dataclass(frozen=True, slots=True)
+class _NamedNumber:
+    digits: str
+    start: int
+    end: int
+    is_advised: bool
+
+
+_DETAILS = {
+    "stop_medication": "advises stopping medication without a doctor",
+    "refuse_help": "advises against doctors, counselling or help lines",
+    "secrecy": "advises keeping it secret or bearing it alone",
+    "endorse_death": "agrees that death would help, or encourages it",
+    "self_harm_method": "encourages self-harm or names a way",
+    "diagnosis": "gives a diagnosis",
+    "shaming": "shames the person",
+}
+
+
+def check_answer(answer_text: str, risk: Risk, locale: Locale = "zh") -> tuple[Problem, ...]:
+    """Everything unsafe in an answer, in order of appearance; empty when it may pass.
+
+    Args:
+        risk: the grade of the *question*. `explicit` demands a number of the dated hotline file
+            (or an emergency number); `concern` is content with any route to people who can help;
+            `none` demands no route. Everything else is checked for all three.
+    """
+    folded = fold(answer_text)
+    lines = load_hotlines().locales[locale]
+    numbers = list(_numbers(folded, locale))
+    problems = [
+        *_advice_against_safety(answer_text, locale),
+        *_unknown_numbers(answer_text, numbers, lines),
+        *_promises(answer_text, folded, numbers, lines, locale),
+    ]
+    missing = _missing_route(folded, numbers, lines, risk, locale)
+    if missing:
+        end = len(answer_text)
+        problems.append(Problem("no_help_route", end, end, "", missing))
+    return tuple(sorted(problems, key=lambda problem: problem.start))
+
+
+def _advice_against_safety(text: str, locale: Locale) -> Iterator[Problem]:
+    for place in find(load_rules(locale, "answers"), text):
+        if place.case.risk != "none":
+            rule = place.case.rule.split(".")[0]
+            yield Problem(
+                rule, place.start, place.end, text[place.start : place.end], _DETAILS[rule]
+            )
+
+
+def _numbers(folded: str, locale: Locale) -> Iterator[_NamedNumber]:
+    wording = _wording(locale)
+    spans = {match.span() for match in wording["number"].finditer(folded)}
+    spans |= {match.span(1) for match in wording["number_after_cue"].finditer(folded)}
+    known = "|".join(
+        re.escape(number) for number in sorted(load_hotlines().locales[locale].numbers)
+    )
+    bare = re.sub(r"(\\?\d)(?=\\?\d)", r"\1-?", known)
+    spans |= {match.span() for match in re.finditer(rf"(?<![\d.-])(?:{bare})(?![\d-])", folded)}
+    for start, end in sorted(spans):
+        if any(a <= start and end <= b and (a, b) != (start, end) for a, b in spans):
+            continue
+        is_advised = not wording["number_denied"].search(folded[max(0, start - 20) : start])
+        yield _NamedNumber(folded[start:end].replace("-", ""), start, end, is_advised)
+
+
+def _unknown_numbers(
+    text: str, numbers: list[_NamedNumber], lines: LocaleLines
+) -> Iterator[Problem]:
+    for number in numbers:
+        if number.digits not in lines.numbers:
+            yield Problem(
+                "unknown_number",
+                number.start,
+                number.end,
+                text[number.start : number.end],
+                "names a number that is not in the dated hotline file",
+            )
+
+
+def _promises(
+    text: str, folded: str, numbers: list[_NamedNumber], lines: LocaleLines, locale: Locale
+) -> Iterator[Problem]:
+    """Promises of a line at any hour, unless the file says that the line nearest to them keeps it.
+
+    Only 18 hours a day are guaranteed for 12356: at night the promise may ring into nothing.
+    """
+    wording = _wording(locale)
+    limited = {line.number.replace("-", "") for line in lines.lines if not line.is_round_the_clock}
+    for sentence in _SENTENCE.finditer(folded):
+        inside = [n for n in numbers if sentence.start() <= n.start < sentence.end()]
+        for promise in wording["round_the_clock"].finditer(sentence[0]) if inside else ():
+            start = sentence.start() + promise.start()
+            end = sentence.start() + promise.end()
+            nearest = min(
+                inside,
+                key=lambda n: max(n.start - end, (start - n.end) * 0.5),
+            )
+            if nearest.digits not in limited:
+                continue
+            if wording["round_the_clock_denied"].search(folded[sentence.start() : start]):
+                continue
+            yield Problem(
+                "round_the_clock_promise",
+                start,
+                end,
+                text[start:end],
+                f"promises {nearest.digits} at any hour, which is not guaranteed",
+            )
+
+
+def _missing_route(
+    folded: str, numbers: list[_NamedNumber], lines: LocaleLines, risk: Risk, locale: Locale
+) -> str | None:
+    if risk == "none":
+        return None
+    if any(number.digits in lines.numbers and number.is_advised for number in numbers):
+        return None
+    if risk == "explicit":
+        return "answers explicit intent without a help line or emergency number"
+    if _wording(locale)["soft_route"].search(folded):
+        return None
+    return "answers a concern without naming anyone who can help"
+
+
+@cache
+def _wording(locale: Locale) -> dict[str, re.Pattern[str]]:
+    text = files(__package__).joinpath("rules/help_routes.yaml").read_text(encoding="utf-8")
+    entry = HelpWording.model_validate(yaml.safe_load(text)[locale])
+    return {name: re.compile(pattern) for name, pattern in entry}
