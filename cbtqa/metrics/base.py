@@ -77,7 +77,7 @@ class Metric(ABC):
 
     def signature(self) -> Signature:
         """Name, own settings, and who computed it."""
-        return Signature((("metric", self.name), *self.own_fields(), ("by", _maker())))
+        return Signature((("metric", self.name), *self.own_fields(), ("by", maker())))
 
 
 class MeanMetric(Metric):
@@ -112,5 +112,6 @@ def divided(above: Floats, below: Floats, empty: float = 0.0) -> Floats:
     return out
 
 
-def _maker() -> str:
+def maker() -> str:
+    """Signature value naming the program."""
     return f"cbtqa-{cbtqa.__version__}"

@@ -24,8 +24,8 @@ class Item:
     """What is known of one answer, predicted or reference."""
 
     text: str
-    has_steps: bool = False
-    """True when the record itself holds the five steps, in order."""
+    has_steps: bool | None = None
+    """Whether the record itself holds all five steps; None when it has no fields for them."""
     labels: frozenset[str] | None = None
     """Ids of the distortions; None when the source says nothing about distortions."""
     risk: Risk | None = None

@@ -1,0 +1,55 @@
+"""`cbtqa score`."""
+
+from __future__ import annotations
+
+from cbtqa.cli.console import print_json, print_table, say
+from cbtqa.cli.options import AsJson, settings_flags
+from cbtqa.manifest import now
+from cbtqa.metrics.scoring import Scored, ScoreSettings
+from cbtqa.settings import Resolved
+
+
+@settings_flags(ScoreSettings, positional="predictions")
+def score(resolved: Resolved[ScoreSettings], as_json: AsJson = False) -> None:
+    """Score predictions against references with Chinese metrics, several systems side by side.
+
+    Every number comes with its unit, 95 % interval, counts and signature.
+
+    [bold]Examples[/bold]
+
+    cbtqa score baichuan.jsonl qwen.jsonl --ref cbtqa-dataset --out runs/scores
+
+    cbtqa score baichuan.jsonl --ref answers.csv --ref-column reply --metrics paper
+    """
+    from cbtqa.metrics import scoring
+    from cbtqa.metrics.score_folder import refuse_existing, write_folder
+
+    started, out = now(), resolved.values.out
+    if out is not None:
+        refuse_existing(out)
+    scored = scoring.score(resolved.values)
+    if out is not None:
+        write_folder(out, scored, resolved, started)
+        say(f"written to {out}")
+    print_json(scored.report.model_dump(mode="json")) if as_json else _show(scored)
+
+
+def _show(scored: Scored) -> None:
+    from cbtqa.metrics.tables import paper_grid, paper_table, score_grid
+
+    report = scored.report
+    anchors = [one.system for one in report.systems if one.is_anchor]
+    print_table(f"{report.references}: {report.n_references} pairs", *score_grid(report.scores))
+    if {score.metric for score in report.scores} & {"bleu_jieba", "bertscore", "bleurt"}:
+        print_table(f"Beside {paper_table()['source']}", *paper_grid(report.scores, anchors))
+    columns = ["n_rows", "n_missing", "n_none", "n_empty", "n_identical", "n_repeated", "n_cut"]
+    rows = [
+        [one.system, *(str(getattr(one, column)) for column in columns)]
+        for one in report.systems
+        if not one.is_anchor
+    ]
+    print_table("Counts", ["system", *(column[2:] for column in columns)], rows)
+    for signature in dict.fromkeys(score.signature for score in report.scores):
+        say(signature)
+    for warning in report.warnings:
+        say(f"warning: {warning}")

@@ -1,0 +1,185 @@
+"""How template-like a system writes: distinct n-grams, self-BLEU, repeated openings.
+
+Fine-tuned models copy the frame of their training answers. None of these looks at a reference.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cbtqa.metrics.base import Floats
+from cbtqa.metrics.bleu import MAX_ORDER, bleu_from_sums
+from cbtqa.metrics.corpus import Collector, CorpusMetric
+from cbtqa.metrics.jieba_tables import words_signature
+from cbtqa.metrics.sequences import Ints
+from cbtqa.metrics.texts import Texts
+
+SELF_BLEU_SAMPLE = 1_000  # Source: Zhu et al., Texygen, SIGIR 2018, samples likewise
+SELF_BLEU_SEED = 12345
+OPENING_CHARACTERS = 8
+"""Two or three words: long enough to be a formula, short enough to catch its variants."""
+
+
+class Distinct(CorpusMetric):
+    """Distinct word n-grams by all of them, over all answers. Source: Li et al., NAACL 2016.
+
+    Falls with the number of texts: compare systems on the same questions only.
+    """
+
+    is_higher_better = True
+
+    def __init__(self, order: int) -> None:
+        self.order = order
+        self.name, self.label = f"distinct_{order}", f"distinct-{order}"
+
+    def collector(self) -> Collector:
+        """Counts grams in packed numbers."""
+        return _DistinctGrams(self.order)
+
+    def own_fields(self) -> tuple[tuple[str, str], ...]:
+        """Order and segmentation."""
+        return (("order", str(self.order)), *words_signature(), ("spaces", "dropped"))
+
+
+class _DistinctGrams(Collector):
+    def __init__(self, order: int) -> None:
+        self._order = order
+        self._total = 0
+        self._grams: Ints = np.empty(0, np.int64)
+
+    def add(self, predictions: Texts, is_scored: NDArray[np.bool_]) -> None:
+        words = predictions.words
+        text = np.repeat(np.arange(len(words)), words.lengths)
+        grams = words.symbols if self._order == 1 else words.symbols[:-1] << 31 | words.symbols[1:]
+        starts = len(grams)
+        inside = is_scored[text[:starts]] & (text[:starts] == text[self._order - 1 :])
+        self._total += int(inside.sum())
+        self._grams = np.union1d(self._grams, grams[inside])
+
+    def score(self) -> float | None:
+        return len(self._grams) / self._total if self._total else None
+
+
+class OpeningRepetition(CorpusMetric):
+    """Share of answers whose first eight characters also open another answer."""
+
+    is_higher_better = False
+
+    def __init__(self) -> None:
+        self.name, self.label = "opening_repetition", "repeated openings"
+
+    def collector(self) -> Collector:
+        """Counts openings."""
+        return _Openings()
+
+    def own_fields(self) -> tuple[tuple[str, str], ...]:
+        """Length of an opening."""
+        return (("characters", str(OPENING_CHARACTERS)), ("spaces", "dropped"))
+
+
+class _Openings(Collector):
+    def __init__(self) -> None:
+        self._counts: dict[str, int] = {}
+
+    def add(self, predictions: Texts, is_scored: NDArray[np.bool_]) -> None:
+        for text, counts in zip(predictions.texts, is_scored.tolist(), strict=True):
+            opening = "".join(text.split())[:OPENING_CHARACTERS]
+            if counts and opening:
+                self._counts[opening] = self._counts.get(opening, 0) + 1
+
+    def score(self) -> float | None:
+        total = sum(self._counts.values())
+        return sum(n for n in self._counts.values() if n > 1) / total if total else None
+
+
+class SelfBleu(CorpusMetric):
+    """Mean BLEU of each answer against all the others of a sample; high means alike."""
+
+    unit = "0-100"
+    is_higher_better = False
+
+    def __init__(self, n_sampled: int = SELF_BLEU_SAMPLE, seed: int = SELF_BLEU_SEED) -> None:
+        self.n_sampled, self.seed = n_sampled, seed
+        self.name, self.label = "self_bleu", "self-BLEU"
+
+    def collector(self) -> Collector:
+        """Keeps the words of a sample."""
+        return _Sample(self.n_sampled, self.seed)
+
+    def own_fields(self) -> tuple[tuple[str, str], ...]:
+        """BLEU's settings and the sample."""
+        return (
+            ("nrefs", "rest"),
+            ("eff", "yes"),
+            *words_signature(),
+            ("smooth", "exp"),
+            ("sample", str(self.n_sampled)),
+            ("sample_seed", str(self.seed)),
+        )
+
+
+class _Sample(Collector):
+    """A uniform sample of the texts seen so far (reservoir sampling)."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        self._size, self._seen = size, 0
+        self._rng = np.random.default_rng(seed)
+        self._kept: list[list[int]] = []
+
+    def add(self, predictions: Texts, is_scored: NDArray[np.bool_]) -> None:
+        words = predictions.words.rows()
+        for index in np.flatnonzero(is_scored).tolist():
+            self._seen += 1
+            if len(self._kept) < self._size:
+                self._kept.append(words[index])
+            elif (place := int(self._rng.integers(self._seen))) < self._size:
+                self._kept[place] = words[index]
+
+    def score(self) -> float | None:
+        texts = [text for text in self._kept if text]
+        return float(self_bleu(texts).mean()) if len(texts) > 1 else None
+
+
+def self_bleu(texts: list[list[int]]) -> Floats:
+    """BLEU (0-100, effective order) of each text against all the others, shape (texts,).
+
+    One pass instead of one per pair: of each gram it is enough to know the two highest counts,
+    for the highest among the others is the highest of all or, for its owner, the second.
+    """
+    lengths = np.array([len(text) for text in texts], np.float64)
+    sums = np.zeros((len(texts), 2 + 2 * MAX_ORDER), np.float64)
+    sums[:, 0] = lengths
+    sums[:, 1] = [_closest_other(lengths, index) for index in range(len(texts))]
+    for order in range(1, MAX_ORDER + 1):
+        counted = [_grams(text, order) for text in texts]
+        highest: dict[tuple[int, ...], tuple[int, int, int]] = {}
+        for index, counts in enumerate(counted):
+            for gram, count in counts.items():
+                first, owner, second = highest.get(gram, (0, -1, 0))
+                if count > first:
+                    highest[gram] = (count, index, first)
+                elif count > second:
+                    highest[gram] = (first, owner, count)
+        for index, counts in enumerate(counted):
+            shared = 0
+            for gram, count in counts.items():
+                first, owner, second = highest[gram]
+                shared += min(count, second if owner == index else first)
+            sums[index, 1 + order] = shared
+            sums[index, 1 + MAX_ORDER + order] = sum(counts.values())
+    return bleu_from_sums(sums, is_effective_order=True)
+
+
+def _grams(text: list[int], order: int) -> dict[tuple[int, ...], int]:
+    counts: dict[tuple[int, ...], int] = {}
+    for gram in zip(*(text[start:] for start in range(order)), strict=False):
+        counts[gram] = counts.get(gram, 0) + 1
+    return counts
+
+
+def _closest_other(lengths: Floats, index: int) -> float:
+    """The length among the other texts that is closest; of two equally close, the shorter."""
+    others = np.delete(lengths, index)
+    distance = np.abs(others - lengths[index])
+    return float(others[distance == distance.min()].min())

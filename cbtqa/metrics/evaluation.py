@@ -1,0 +1,190 @@
+"""From texts to numbers: statistics of every system and metric, scores with intervals.
+
+Pairs go through in blocks, so that memory holds the texts and the statistics but never the
+tokens of the whole corpus.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cbtqa.metrics.base import Floats, Metric, Signature
+from cbtqa.metrics.corpus import CorpusMetric
+from cbtqa.metrics.engines import Engine
+from cbtqa.metrics.pairs import Predictions, References
+from cbtqa.metrics.sequences import Ints
+from cbtqa.metrics.texts import Item, Reading, Texts
+from cbtqa.records import MetricScore
+from cbtqa.statistics.resampling import bootstrap_sums, percentile_interval, sum_by_cluster
+
+PAIRS_PER_BLOCK = 1_000
+CEILING, FLOOR = "references", "shuffled references"
+"""Names of the two anchor rows: each reference against itself, and against another's."""
+NOTHING = Item("")
+
+
+@dataclass(frozen=True)
+class SystemScores:
+    """One system's statistics, from which every score, interval and test follows."""
+
+    system: str
+    rows: Ints
+    """Numbers of the references that have an answer, ascending."""
+    matrices: dict[str, Floats]
+    """Metric name to statistics, one row an answer."""
+    whole: dict[str, float | None]
+    """Scores of the metrics that do not add up over pairs."""
+
+
+def evaluate(
+    references: References,
+    systems: Sequence[Predictions],
+    metrics: Sequence[Metric | CorpusMetric],
+    engine: Engine,
+    on_block: Callable[[int], None] = lambda n_pairs: None,
+) -> list[SystemScores]:
+    """Statistics of every system; a pair without a text on either side is left out.
+
+    Args:
+        on_block: told the number of pairs after each block, for progress.
+    """
+    reading = Reading(engine)
+    additive = [metric for metric in metrics if isinstance(metric, Metric)]
+    collecting = [metric for metric in metrics if isinstance(metric, CorpusMetric)]
+    collectors = [[metric.collector() for metric in collecting] for _ in systems]
+    parts: list[list[list[Floats]]] = [[[] for _ in additive] for _ in systems]
+    for first in range(0, len(references.ids), PAIRS_PER_BLOCK):
+        block = slice(first, first + PAIRS_PER_BLOCK)
+        theirs = Texts([item or NOTHING for item in references.items[block]], reading)
+        for number, system in enumerate(systems):
+            ours = Texts([item or NOTHING for item in system.items[block]], reading)
+            is_scored = _is_scored(system, references)[block]
+            for metric, part in zip(additive, parts[number], strict=True):
+                part.append(metric.statistics(ours, theirs)[is_scored])
+            for collector in collectors[number]:
+                collector.add(ours, is_scored)
+        on_block(len(theirs))
+    return [
+        SystemScores(
+            system.system,
+            np.flatnonzero(_is_scored(system, references)),
+            {m.name: np.concatenate(p) for m, p in zip(additive, parts[number], strict=True)},
+            {m.name: c.score() for m, c in zip(collecting, collectors[number], strict=True)},
+        )
+        for number, system in enumerate(systems)
+    ]
+
+
+def _is_scored(system: Predictions, references: References) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    return np.array(
+        [
+            ours is not None and theirs is not None
+            for ours, theirs in zip(system.items, references.items, strict=True)
+        ],
+        np.bool_,
+    )
+
+
+def anchors(references: References, seed: int) -> list[Predictions]:
+    """The ceiling and the floor of every metric on these references, as two systems.
+
+    The floor gives each question the answer to another one: what shared wording alone scores.
+    """
+    n = len(references.items)
+    order = np.random.default_rng(seed).permutation(n)
+    # turning a random cycle by one place leaves no reference at its own question
+    other = np.empty(n, np.int64)
+    other[order] = np.roll(order, 1)
+    shuffled = tuple(references.items[index] for index in other.tolist())
+    return [Predictions(CEILING, references.items, {}), Predictions(FLOOR, shuffled, {})]
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """How intervals are made."""
+
+    n_trials: int
+    seed: int
+
+
+def scores_of(
+    evaluated: Sequence[SystemScores],
+    metrics: Sequence[Metric | CorpusMetric],
+    references: References,
+    resampling: Resampling,
+) -> list[MetricScore]:
+    """One score per system and metric, with its interval and its signature."""
+    scores = []
+    for system in evaluated:
+        intervals = _intervals(system, metrics, references, resampling)
+        for metric in metrics:
+            signature = str(full_signature(metric, references, system, resampling))
+            if isinstance(metric, Metric):
+                value = float(metric.from_sums(system.matrices[metric.name].sum(0)))
+                n_scored = metric.n_scored(system.matrices[metric.name])
+            else:
+                whole = system.whole[metric.name]
+                value = np.nan if whole is None else whole
+                n_scored = len(system.rows)
+            is_scored = not np.isnan(value) and n_scored > 0
+            low, high = intervals.get(metric.name, (None, None)) if is_scored else (None, None)
+            scores.append(
+                MetricScore(
+                    metric=metric.name,
+                    system=system.system,
+                    value=value if is_scored else None,
+                    low=low,
+                    high=high,
+                    unit=metric.unit,
+                    n_scored=n_scored if is_scored else 0,
+                    n_total=len(references.ids),
+                    signature=signature,
+                    unscored_reason=None if is_scored else metric.unscored_reason,
+                )
+            )
+    return scores
+
+
+def _intervals(
+    system: SystemScores,
+    metrics: Sequence[Metric | CorpusMetric],
+    references: References,
+    resampling: Resampling,
+) -> dict[str, tuple[float | None, float | None]]:
+    """Percentile intervals of the additive metrics, all from the same draws."""
+    additive = [metric for metric in metrics if isinstance(metric, Metric)]
+    if not additive or not len(system.rows) or not resampling.n_trials:
+        return {}
+    joined = np.concatenate([system.matrices[metric.name] for metric in additive], axis=1)
+    clusters = [references.clusters[row] for row in system.rows.tolist()]
+    if len(set(clusters)) < len(clusters):
+        joined = sum_by_cluster(joined, clusters)
+    sums = bootstrap_sums(joined, resampling.n_trials, resampling.seed)
+    found: dict[str, tuple[float | None, float | None]] = {}
+    column = 0
+    for metric in additive:
+        drawn = metric.from_sums(sums[:, column : column + metric.n_columns])
+        column += metric.n_columns
+        drawn = drawn[~np.isnan(drawn)]
+        if len(drawn):
+            found[metric.name] = percentile_interval(drawn)
+    return found
+
+
+def full_signature(
+    metric: Metric | CorpusMetric,
+    references: References,
+    system: SystemScores,
+    resampling: Resampling,
+) -> Signature:
+    """The metric's own signature, what it was applied to, and how its interval was drawn."""
+    n_clusters = len({references.clusters[row] for row in system.rows.tolist()})
+    fields: dict[str, object] = {"n": len(system.rows), "refs": references.sha256[:12]}
+    if n_clusters != len(system.rows):
+        fields["clusters"] = n_clusters
+    if isinstance(metric, Metric) and resampling.n_trials:
+        fields |= {"bs": resampling.n_trials, "seed": resampling.seed}
+    return metric.signature().extended(**fields)

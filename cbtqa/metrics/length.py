@@ -1,0 +1,50 @@
+"""How long answers are, in characters without whitespace, and against their references."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cbtqa.metrics.base import Floats, MeanMetric, Metric, divided
+from cbtqa.metrics.texts import Texts
+
+
+class Length(MeanMetric):
+    """Mean characters of an answer."""
+
+    unit = "characters"
+    is_higher_better = None
+
+    def __init__(self) -> None:
+        self.name, self.label = "length", "length"
+
+    def values(self, predictions: Texts, references: Texts) -> Floats:
+        """Characters of each prediction."""
+        return predictions.characters.lengths.astype(np.float64)
+
+    def own_fields(self) -> tuple[tuple[str, str], ...]:
+        """What counts as a character."""
+        return (("spaces", "dropped"),)
+
+
+class LengthRatio(Metric):
+    """Characters of all predictions by characters of all references; 1 is as long."""
+
+    n_columns = 2
+    unit = "ratio"
+    is_higher_better = None
+
+    def __init__(self) -> None:
+        self.name, self.label = "length_ratio", "length ratio"
+
+    def statistics(self, predictions: Texts, references: Texts) -> Floats:
+        """Both lengths."""
+        lengths = (predictions.characters.lengths, references.characters.lengths)
+        return np.stack(lengths, axis=1).astype(np.float64)
+
+    def from_sums(self, sums: Floats) -> Floats:
+        """Their quotient; NaN against empty references."""
+        return divided(sums[..., 0], sums[..., 1], empty=np.nan)
+
+    def own_fields(self) -> tuple[tuple[str, str], ...]:
+        """What counts as a character."""
+        return (("spaces", "dropped"),)

@@ -1,0 +1,290 @@
+"""Reading predictions and references, and laying them side by side by question id.
+
+A file is JSONL, JSON, CSV, TSV, Parquet, a folder of Parquet, a folder that `datasets` saved, or
+a dataset built by `cbtqa build-dataset` (whose test split is read). Columns are found by their
+usual names or named by setting.
+
+    references = read_references(Path("cbtqa-dataset"), Columns(), split="test")
+    predictions = read_predictions(Path("baichuan.jsonl"), Columns(), references)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from cbtqa.errors import DataError, UsageError
+from cbtqa.files import read_rows
+from cbtqa.metrics.texts import Item
+from cbtqa.records import STEP_NAMES, Risk
+
+ID_NAMES = ("question_id", "id", "questionID")
+PREDICTION_NAMES = ("text", "prediction", "predict", "answer", "output", "response")
+REFERENCE_NAMES = ("answer", "reference", "text", "label", "output")
+SENTENCE_ENDS = "。！？!?….~～”’\"')）】》」』♡❤"
+"""A text that ends in none of these, nor in an emoji, looks cut."""
+N_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of columns; None lets the usual names decide."""
+
+    id: str | None = None
+    text: str | None = None
+    cluster: str | None = None
+    """Column that groups rows of one question; None: every row is its own question."""
+    encoding: str = "utf-8"
+
+
+@dataclass(frozen=True)
+class References:
+    """The pairs' one side, in the order of the file."""
+
+    name: str
+    ids: tuple[str, ...]
+    clusters: tuple[str, ...]
+    items: tuple[Item | None, ...]
+    """None where the file holds no answer."""
+
+    @property
+    def sha256(self) -> str:
+        """Of all ids and texts in order: resampling depends on the order."""
+        digest = hashlib.sha256()
+        for question_id, item in zip(self.ids, self.items, strict=True):
+            text = "" if item is None else item.text
+            digest.update(f"{question_id}\x1f{text}\x1e".encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """One system's answers, laid beside the references."""
+
+    system: str
+    items: tuple[Item | None, ...]
+    """One per reference; None where the system has no answer."""
+    counts: dict[str, int]
+    """Everything that is not a plain scored pair; see `docs/metrics.md`."""
+
+
+def read_references(path: Path, columns: Columns, split: str) -> References:
+    """The references of a file or dataset.
+
+    Raises:
+        DataError: missing file or column, an empty or repeated id, no row at all.
+    """
+    rows = list(_keyed_rows(path, columns, REFERENCE_NAMES, split))
+    if not rows:
+        raise DataError("holds no row", where=str(path))
+    clusters = tuple(
+        _cluster(row, columns.cluster, question_id, where) for where, question_id, _, row in rows
+    )
+    return References(
+        name=path.name,
+        ids=tuple(question_id for _, question_id, _, _ in rows),
+        clusters=clusters,
+        items=tuple(None if text is None else _item(text, row, w) for w, _, text, row in rows),
+    )
+
+
+def read_predictions(path: Path, columns: Columns, references: References) -> Predictions:
+    """One system's answers.
+
+    Raises:
+        DataError: missing file or column, an empty or repeated id, no id of the references.
+        UsageError: the file is a built dataset, as `--ref` should be.
+    """
+    if (path / "data").is_dir() and list((path / "data").glob("*.parquet")):
+        raise UsageError(
+            f"{path} is a dataset, but stands in the place of predictions",
+            hint="predictions come first, references after --ref; to score a dataset against "
+            "another, name one of its Parquet files",
+        )
+    found: dict[str, Item | None] = {}
+    systems: Counter[str] = Counter()
+    n_cut = 0
+    for where, question_id, text, row in _keyed_rows(path, columns, PREDICTION_NAMES, "all"):
+        item = None if text is None else _item(text, row, where)
+        found[question_id] = item
+        systems[str(row.get("system") or path.stem)] += 1
+        n_cut += item is not None and is_cut(item.text, _finish_reason(row))
+    known = set(references.ids)
+    extra = [question_id for question_id in found if question_id not in known]
+    if len(extra) == len(found):
+        shown = ", ".join(extra[:N_SHOWN]) or "no row at all"
+        raise DataError(
+            f"no id of {references.name} occurs here (found {shown})",
+            where=str(path),
+            hint=f"references have ids such as {', '.join(references.ids[:N_SHOWN])}; "
+            "is the split or the id column another?",
+        )
+    items = tuple(found.get(question_id) for question_id in references.ids)
+    counts = {
+        "n_rows": len(found),
+        "n_not_in_references": len(extra),
+        "n_missing": sum(question_id not in found for question_id in references.ids),
+        "n_none": sum(question_id in found and found[question_id] is None
+                      for question_id in references.ids),
+        "n_cut": n_cut,
+        **_text_counts(items, references.items),
+    }
+    system = next(iter(systems)) if len(systems) == 1 else path.stem
+    return Predictions(system, items, counts)
+
+
+def _text_counts(items: Sequence[Item | None], references: Sequence[Item | None]) -> dict[str, int]:
+    texts = [item.text.strip() for item in items if item is not None]
+    repeats = Counter(text for text in texts if text)
+    return {
+        "n_empty": sum(not text for text in texts),
+        "n_identical": sum(
+            item is not None and other is not None and item.text.strip() == other.text.strip()
+            for item, other in zip(items, references, strict=True)
+        ),
+        "n_repeated": sum(count for count in repeats.values() if count > 1),
+    }
+
+
+def is_cut(text: str, finish_reason: str | None) -> bool:
+    """True when the text was cut at the token limit, or ends inside a sentence."""
+    if finish_reason is not None:
+        return finish_reason == "length"
+    last = text.rstrip()[-1:]
+    return bool(last) and (last.isalnum() or last in "，、；：,;:") and last not in SENTENCE_ENDS
+
+
+def _finish_reason(row: Mapping[str, Any]) -> str | None:
+    made = row.get("provenance")
+    reason = made.get("finish_reason") if isinstance(made, dict) else row.get("finish_reason")
+    return str(reason) if reason else None
+
+
+def _rows(path: Path, split: str, encoding: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    data = path / "data"
+    if data.is_dir() and list(data.glob("*.parquet")):
+        for name in split.split(","):
+            shards = sorted(data.glob("*.parquet" if name == "all" else f"{name}-*.parquet"))
+            if not shards:
+                held = sorted({shard.name.split("-")[0] for shard in data.glob("*.parquet")})
+                raise DataError(
+                    f"the dataset has no split '{name}'",
+                    where=str(path),
+                    hint=f"--split takes {', '.join(held)} or all",
+                )
+            for shard in shards:
+                yield from read_rows(shard)
+    elif path.is_dir() and list(path.rglob("*.arrow")):
+        for shard in sorted(path.rglob("*.arrow")):
+            yield from _read_arrow(shard)
+    else:
+        yield from read_rows(path, encoding)
+
+
+def _read_arrow(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of one file that `datasets.save_to_disk` wrote."""
+    import pyarrow as pa
+
+    try:
+        with pa.ipc.open_stream(path) as reader:
+            number = 0
+            for batch in reader:
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path}:row {number}", row
+    except pa.ArrowInvalid as error:
+        raise DataError(f"not an Arrow stream: {error}", where=str(path)) from None
+
+
+def _keyed_rows(
+    path: Path, columns: Columns, text_names: Sequence[str], split: str
+) -> Iterator[tuple[str, str, str | None, dict[str, Any]]]:
+    """Yields where, id, text (None when there is no answer) and the whole row."""
+    seen: dict[str, str] = {}
+    id_name = text_name = ""
+    for where, row in _rows(path, split, columns.encoding):
+        if not id_name:
+            id_name = _column(row, columns.id, ID_NAMES, "an id", "--id-column", where)
+            text_name = _column(row, columns.text, text_names, "the text", "--…-column", where)
+        value, text = row.get(id_name), row.get(text_name)
+        if value is None or not str(value).strip():
+            raise DataError("the id is missing", where=f"{where}:{id_name}")
+        if text is not None and not isinstance(text, str):
+            raise DataError(
+                f"expected text, found {type(text).__name__}", where=f"{where}:{text_name}"
+            )
+        question_id = str(value)
+        if question_id in seen:
+            raise DataError(
+                f"the id {question_id} was already at {seen[question_id]}",
+                where=f"{where}:{id_name}",
+                hint="keep one row per id; for several answers to a question give each row an id "
+                "of its own and name the question with --cluster-column",
+            )
+        seen[question_id] = where
+        yield where, question_id, text, row
+
+
+def _column(
+    row: Mapping[str, Any],
+    wanted: str | None,
+    usual: Sequence[str],
+    what: str,
+    flag: str,
+    where: str,
+) -> str:
+    for name in [wanted] if wanted else usual:
+        if name in row:
+            return name
+    raise DataError(
+        f"no column '{wanted}'" if wanted else f"no column with {what} (none of {list(usual)})",
+        where=where,
+        hint=f"columns found: {', '.join(map(str, row))}; name the right one with {flag}",
+    )
+
+
+def _cluster(row: Mapping[str, Any], name: str | None, question_id: str, where: str) -> str:
+    if name is None:
+        return question_id
+    if row.get(name) is None:
+        raise DataError("the cluster is missing", where=f"{where}:{name}")
+    return str(row[name])
+
+
+def _item(text: str, row: Mapping[str, Any], where: str) -> Item:
+    risk = row.get("risk")
+    return Item(
+        text=text,
+        has_steps=_has_steps(row),
+        labels=_labels(row.get("distortions"), f"{where}:distortions"),
+        risk=risk if risk in get_args(Risk) else None,
+    )
+
+
+def _has_steps(row: Mapping[str, Any]) -> bool | None:
+    steps = row["steps"] if isinstance(row.get("steps"), dict) else row
+    if "steps" not in row and not any(name in steps for name in STEP_NAMES):
+        return None
+    return all(str(steps.get(name) or "").strip() for name in STEP_NAMES)
+
+
+def _labels(value: object, where: str) -> frozenset[str] | None:
+    """Distortion ids from a list of labels or of ids; None when the source has no such column."""
+    if isinstance(value, str):  # a list in a CSV cell
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError:
+            raise DataError("expected a JSON list of distortions", where=where) from None
+    if value is None:
+        return None
+    if not isinstance(value, list):
+        raise DataError(f"expected a list, found {type(value).__name__}", where=where)
+    ids = [label.get("id") if isinstance(label, dict) else label for label in value]
+    if not all(isinstance(label, str) for label in ids):
+        raise DataError("expected distortion ids", where=where)
+    return frozenset(str(label) for label in ids)

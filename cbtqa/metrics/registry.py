@@ -1,0 +1,99 @@
+"""Every metric by name, the presets, and the conventions we refuse.
+
+To add a metric: one file with a subclass of `Metric` (or `CorpusMetric`), one line here, one
+section in `docs/metrics.md`. A metric with heavy dependencies imports them inside its own file's
+functions, and its factory here imports that file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache, partial
+from importlib.resources import files
+
+import yaml
+
+from cbtqa.errors import UsageError
+from cbtqa.metrics.base import Metric
+from cbtqa.metrics.bleu import Bleu
+from cbtqa.metrics.chrf import Chrf
+from cbtqa.metrics.corpus import CorpusMetric
+from cbtqa.metrics.diversity import Distinct, OpeningRepetition, SelfBleu
+from cbtqa.metrics.labels import DistortionAgreement
+from cbtqa.metrics.length import Length, LengthRatio
+from cbtqa.metrics.meteor import Meteor
+from cbtqa.metrics.rouge import Rouge
+from cbtqa.metrics.structure import StepsInOrder, StepsInRecord, StructureComplete
+
+AnyMetric = Metric | CorpusMetric
+Factory = Callable[[], AnyMetric]
+METRICS: dict[str, Factory] = {
+    "bleu_zh": partial(Bleu, "zh"),
+    "bleu_jieba": partial(Bleu, "jieba"),
+    "bleu_char": partial(Bleu, "char"),
+    "chrf2": Chrf,
+    "meteor_jieba": partial(Meteor, "jieba"),
+    "meteor_char": partial(Meteor, "char"),
+    "rouge_1_jieba": partial(Rouge, "1", "jieba"),
+    "rouge_2_jieba": partial(Rouge, "2", "jieba"),
+    "rouge_l_jieba": partial(Rouge, "l", "jieba"),
+    "rouge_1_char": partial(Rouge, "1", "char"),
+    "rouge_2_char": partial(Rouge, "2", "char"),
+    "rouge_l_char": partial(Rouge, "l", "char"),
+    "cbt_record": StepsInRecord,
+    "cbt_steps": StepsInOrder,
+    "cbt_complete": StructureComplete,
+    "distortion_micro_f1": partial(DistortionAgreement, "micro"),
+    "length": Length,
+    "length_ratio": LengthRatio,
+    "distinct_1": partial(Distinct, 1),
+    "distinct_2": partial(Distinct, 2),
+    "self_bleu": SelfBleu,
+    "opening_repetition": OpeningRepetition,
+}
+PAPER: dict[str, Factory] = {
+    "bleu_jieba": partial(Bleu, "jieba", is_percent=False),
+    "meteor_jieba": partial(Meteor, "jieba"),
+}
+"""The paper's scale is 0-1; its segmentation is not known, words are the likelier reading."""
+PRESETS: dict[str, tuple[str, ...]] = {
+    "default": (
+        *("bleu_zh", "chrf2", "meteor_jieba", "rouge_l_jieba", "rouge_l_char"),
+        *("cbt_record", "cbt_steps", "cbt_complete", "distortion_micro_f1"),
+        *("length", "length_ratio", "distinct_1", "distinct_2", "self_bleu", "opening_repetition"),
+    ),
+    "lexical": ("bleu_zh", "bleu_jieba", "chrf2", "meteor_jieba"),
+    "paper": tuple(PAPER),
+    "all": tuple(METRICS),
+}
+
+
+@cache
+def refused_conventions() -> dict[str, str]:
+    """Names of conventions that mislead on Chinese, each with the reason and what to use."""
+    text = files(__package__).joinpath("refused.yaml").read_text(encoding="utf-8")
+    return {str(name): str(reason) for name, reason in yaml.safe_load(text).items()}
+
+
+def metrics_named(words: str) -> list[AnyMetric]:
+    """Metrics of a comma-separated list of names and presets, each once, in the order given.
+
+    Raises:
+        UsageError: an unknown name, or a convention that we refuse.
+    """
+    chosen: dict[str, Factory] = {}
+    for word in (part.strip() for part in words.split(",")):
+        if word == "paper":
+            chosen.update(PAPER)
+        elif word in PRESETS:
+            chosen.update({name: METRICS[name] for name in PRESETS[word]})
+        elif word in METRICS:
+            chosen[word] = METRICS[word]
+        elif word.lower() in refused_conventions():
+            raise UsageError(f"'{word}' is refused: {refused_conventions()[word.lower()]}")
+        else:
+            raise UsageError(
+                f"no metric '{word}'",
+                hint=f"presets: {', '.join(PRESETS)}; metrics: {', '.join(METRICS)}",
+            )
+    return [make() for make in chosen.values()]

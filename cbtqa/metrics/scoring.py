@@ -1,0 +1,218 @@
+"""`cbtqa score`: settings, the run, and what it leaves in its folder.
+
+    report = score(Resolved(ScoreSettings(predictions=("a.jsonl",), ref="cbtqa-dataset"), {}))
+    report.scores[0].metric == "bleu_zh"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pydantic import Field
+
+from cbtqa.errors import UsageError
+from cbtqa.metrics.engines import EngineName, engine_for
+from cbtqa.metrics.evaluation import (
+    Resampling,
+    SystemScores,
+    anchors,
+    evaluate,
+    scores_of,
+)
+from cbtqa.metrics.pairs import (
+    Columns,
+    Predictions,
+    References,
+    read_predictions,
+    read_references,
+)
+from cbtqa.metrics.registry import AnyMetric, metrics_named
+from cbtqa.records import MetricScore, Record
+from cbtqa.settings import Settings
+from cbtqa.statistics.resampling import BOOTSTRAP_TRIALS, DEFAULT_SEED, FEW_ITEMS
+
+
+class ScoreSettings(Settings):
+    """Everything `cbtqa score` can be told."""
+
+    predictions: tuple[Path, ...] = Field(default=(), description="Files with predictions.")
+    ref: Path | None = Field(
+        default=None, description="References: a built dataset, or any file with answers."
+    )
+    split: str = Field(
+        default="test", description="Splits of a built dataset, comma-separated, or all."
+    )
+    metrics: str = Field(
+        default="default",
+        description="Metrics and presets, comma-separated: default, lexical, paper, all.",
+    )
+    id_column: str | None = Field(default=None, description="Id column of the predictions.")
+    prediction_column: str | None = Field(default=None, description="Column with the prediction.")
+    ref_id_column: str | None = Field(default=None, description="Id column of the references.")
+    ref_column: str | None = Field(default=None, description="Column with the reference.")
+    cluster_column: str | None = Field(
+        default=None, description="Column of the references that names a row's question."
+    )
+    encoding: str = Field(default="utf-8", description="Encoding of text files.")
+    bootstrap: int = Field(
+        default=BOOTSTRAP_TRIALS, ge=0, description="Resamples for the intervals; 0 for none."
+    )
+    seed: int = Field(default=DEFAULT_SEED, ge=0, description="Seed of all resampling.")
+    anchors: bool = Field(
+        default=True, description="Also score the references themselves and shuffled ones."
+    )
+    engine: EngineName = Field(
+        default="auto", description="Counting engine: auto, numpy, compiled; same values."
+    )
+    out: Path | None = Field(default=None, description="Folder for scores.json and tables.")
+
+    @property
+    def resampling(self) -> Resampling:
+        """How intervals are made."""
+        return Resampling(self.bootstrap, self.seed)
+
+
+class SystemCounts(Record):
+    """What became of one system's rows."""
+
+    system: str
+    is_anchor: bool
+    n_rows: int | None = None
+    """None for the anchors, which have no file."""
+    n_not_in_references: int = 0
+    n_missing: int = 0
+    """References that the file has no row for."""
+    n_none: int = 0
+    """Rows without an answer."""
+    n_empty: int = 0
+    """Answers of whitespace only; scored as they are."""
+    n_identical: int = 0
+    """Answers equal to their reference."""
+    n_repeated: int = 0
+    """Answers that the system also gave to another question."""
+    n_cut: int = 0
+    """Answers cut at the token limit or ending inside a sentence."""
+
+
+class ScoreReport(Record):
+    """Everything `cbtqa score` found."""
+
+    references: str
+    n_references: int
+    n_references_missing: int
+    """Rows of the references without an answer."""
+    references_sha256: str
+    scores: tuple[MetricScore, ...]
+    systems: tuple[SystemCounts, ...]
+    warnings: tuple[str, ...]
+    engine: str
+
+
+class Scored:
+    """A report together with the data it was made from, for files and comparisons."""
+
+    def __init__(
+        self,
+        report: ScoreReport,
+        references: References,
+        predictions: Sequence[Predictions],
+        evaluated: Sequence[SystemScores],
+        metrics: Sequence[AnyMetric],
+    ) -> None:
+        self.report, self.references, self.predictions = report, references, predictions
+        self.evaluated, self.metrics = evaluated, metrics
+
+
+def score(
+    settings: ScoreSettings, on_block: Callable[[int], None] = lambda n_pairs: None
+) -> Scored:
+    """Scores every file of predictions against the references.
+
+    Raises:
+        UsageError: nothing to score, an unknown or refused metric, two systems of one name.
+        DataError: a file that is not what it should be.
+    """
+    if settings.ref is None or not settings.predictions:
+        raise UsageError(
+            "nothing to score" if settings.ref else "no references",
+            hint="cbtqa score predictions.jsonl --ref cbtqa-dataset",
+        )
+    metrics = metrics_named(settings.metrics)
+    references = read_references(settings.ref, _reference_columns(settings), settings.split)
+    systems = _read_systems(settings, references)
+    everything = systems + (anchors(references, settings.seed) if settings.anchors else [])
+    engine = engine_for(len(references.ids) * (1 + len(everything)), settings.engine)
+    evaluated = evaluate(references, everything, metrics, engine, on_block)
+    report = ScoreReport(
+        references=references.name,
+        n_references=len(references.ids),
+        n_references_missing=sum(item is None for item in references.items),
+        references_sha256=references.sha256,
+        scores=tuple(scores_of(evaluated, metrics, references, settings.resampling)),
+        systems=tuple(
+            SystemCounts(system=one.system, is_anchor=not one.counts, **one.counts)
+            for one in everything
+        ),
+        warnings=tuple(_warnings(references, systems)),
+        engine=engine.name,
+    )
+    return Scored(report, references, everything, evaluated, metrics)
+
+
+def _reference_columns(settings: ScoreSettings) -> Columns:
+    return Columns(
+        settings.ref_id_column, settings.ref_column, settings.cluster_column, settings.encoding
+    )
+
+
+def _read_systems(settings: ScoreSettings, references: References) -> list[Predictions]:
+    columns = Columns(settings.id_column, settings.prediction_column, None, settings.encoding)
+    systems: list[Predictions] = []
+    for path in settings.predictions:
+        read = read_predictions(path, columns, references)
+        names = {system.system for system in systems}
+        # the same model from two files: the files' names tell them apart
+        name = path.stem if read.system in names else read.system
+        if name in names:
+            raise UsageError(f"two files name their system '{name}'", hint="rename one of the files")
+        systems.append(Predictions(name, read.items, read.counts))
+    return systems
+
+
+def _warnings(references: References, systems: Sequence[Predictions]) -> list[str]:
+    found = []
+    n_clusters = len(set(references.clusters))
+    if n_clusters < FEW_ITEMS:
+        found.append(
+            f"only {n_clusters} questions: below {FEW_ITEMS}, intervals and tests say little"
+        )
+    for system in systems:
+        counts = system.counts
+        if counts["n_missing"] or counts["n_none"]:
+            found.append(
+                f"{system.system}: {counts['n_missing']} references have no prediction and "
+                f"{counts['n_none']} predictions hold no answer; these are not scored"
+            )
+        if counts["n_not_in_references"]:
+            found.append(
+                f"{system.system}: {counts['n_not_in_references']} predictions have no reference"
+            )
+        if _is_hardly_chinese(system):
+            found.append(f"{system.system}: hardly any Chinese characters; is this the right column?")
+    found += _equal_systems(systems)
+    return found
+
+
+def _is_hardly_chinese(system: Predictions) -> bool:
+    text = "".join(item.text for item in system.items[:200] if item is not None)
+    return bool(text) and sum("\u4e00" <= character <= "\u9fff" for character in text) < len(text) / 5
+
+
+def _equal_systems(systems: Sequence[Predictions]) -> list[str]:
+    return [
+        f"{one.system} and {other.system} hold the same answers"
+        for index, one in enumerate(systems)
+        for other in systems[index + 1 :]
+        if [item and item.text for item in one.items] == [item and item.text for item in other.items]
+    ]

@@ -1,0 +1,150 @@
+"""Which of the five CBT steps an answer shows, and whether they come in order.
+
+`cbt_record` asks the record: does it hold five steps that are not empty? The other two read the
+text, sentence by sentence, so that systems with and without step boundaries compare fairly: a
+step model gives every sentence its evidence for every step, and the best division of the answer
+into stretches in the steps' order decides which steps are there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from functools import cache
+from importlib.resources import files
+from typing import Protocol
+
+import numpy as np
+import yaml
+
+from cbtqa.metrics.base import Floats, MeanMetric
+from cbtqa.metrics.texts import Texts
+from cbtqa.records import STEP_NAMES
+
+SENTENCE = re.compile(r"[^。！？!?；;\n]*[。！？!?；;\n]+[”’」』）)\"]*|[^。！？!?；;\n]+")
+
+
+class StepModel(Protocol):
+    """Anything that tells which steps a sentence speaks for."""
+
+    name: str
+    """With a hash of what decides, for the signature."""
+
+    def evidence(self, sentences: list[str]) -> Floats:
+        """Shape (sentences, 5): above 0 speaks for a step, below 0 against it."""
+
+
+class RuleModel:
+    """Counts the cue phrases of `steps.zh.yaml`."""
+
+    def __init__(self) -> None:
+        text = files(__package__).joinpath("steps.zh.yaml").read_bytes()
+        cues = yaml.safe_load(text)
+        self._cues = [[re.compile(cue) for cue in cues[step]] for step in STEP_NAMES]
+        self.name = f"rules-{hashlib.sha256(text).hexdigest()[:8]}"
+
+    def evidence(self, sentences: list[str]) -> Floats:
+        """How many of a step's cues occur in each sentence."""
+        return np.array(
+            [
+                [sum(cue.search(sentence) is not None for cue in cues) for cues in self._cues]
+                for sentence in sentences
+            ],
+            np.float64,
+        ).reshape(len(sentences), len(STEP_NAMES))
+
+
+@cache
+def rule_model() -> RuleModel:
+    """The rules, compiled once."""
+    return RuleModel()
+
+
+def sentences_of(text: str) -> list[str]:
+    """Sentences with their closing punctuation; whitespace alone is none."""
+    return [found for found in SENTENCE.findall(text) if found.strip()]
+
+
+def divide_in_order(evidence: Floats) -> list[int]:
+    """The step of each sentence in the best division into stretches in the steps' order.
+
+    Steps may be left out. Of equally good divisions the one that moves on latest wins.
+
+    Args:
+        evidence: shape (sentences, 5).
+    """
+    n_sentences, n_steps = evidence.shape
+    total = np.zeros((n_sentences + 1, n_steps))
+    came_from = np.zeros((n_sentences, n_steps), np.int64)
+    for index in range(n_sentences):
+        best = 0
+        for step in range(n_steps):
+            if total[index, step] > total[index, best]:
+                best = step
+            came_from[index, step] = best
+            total[index + 1, step] = total[index, best] + evidence[index, step]
+    path = []
+    step = int(np.argmax(total[-1]))
+    for index in range(n_sentences - 1, -1, -1):
+        path.append(step)
+        step = int(came_from[index, step])
+    return path[::-1]
+
+
+def steps_in_order(text: str, model: StepModel) -> frozenset[str]:
+    """Names of the steps found, each after the ones before it."""
+    sentences = sentences_of(text)
+    if not sentences:
+        return frozenset()
+    evidence = model.evidence(sentences)
+    found = np.zeros(len(STEP_NAMES))
+    for index, step in enumerate(divide_in_order(evidence)):
+        found[step] += max(evidence[index, step], 0.0)
+    return frozenset(name for name, weight in zip(STEP_NAMES, found, strict=True) if weight > 0)
+
+
+class StepsInOrder(MeanMetric):
+    """Mean share of the five steps that a text shows in order."""
+
+    def __init__(self, model: StepModel | None = None) -> None:
+        self.model = model or rule_model()
+        self.name, self.label = "cbt_steps", "CBT steps"
+
+    def values(self, predictions: Texts, references: Texts) -> Floats:
+        """Found steps by five."""
+        return np.array(
+            [len(steps_in_order(text, self.model)) / len(STEP_NAMES) for text in predictions.texts]
+        )
+
+    def own_fields(self) -> tuple[tuple[str, str], ...]:
+        """What found the steps."""
+        return (("steps", self.model.name), ("order", "yes"))
+
+
+class StructureComplete(StepsInOrder):
+    """Share of answers that show all five steps in order."""
+
+    def __init__(self, model: StepModel | None = None) -> None:
+        super().__init__(model)
+        self.name, self.label = "cbt_complete", "CBT complete"
+
+    def values(self, predictions: Texts, references: Texts) -> Floats:
+        """1 for an answer with all five, else 0."""
+        return np.floor(super().values(predictions, references))
+
+
+class StepsInRecord(MeanMetric):
+    """Share of records that hold the five steps themselves, none empty."""
+
+    def __init__(self) -> None:
+        self.name, self.label = "cbt_record", "CBT record"
+        self.unscored_reason = "the predictions have no step fields"
+
+    def values(self, predictions: Texts, references: Texts) -> Floats:
+        """1, 0, or NaN for a source without step fields."""
+        has_steps = [item.has_steps for item in predictions.items]
+        return np.array([np.nan if held is None else float(held) for held in has_steps])
+
+    def own_fields(self) -> tuple[tuple[str, str], ...]:
+        """Where the steps are read."""
+        return (("steps", "record"),)
