@@ -110,14 +110,15 @@ def read_splits(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every row of a dataset folder with its split, split by split; only `COLUMNS` are read.
 
     Raises:
-        DataError: no Parquet file under `data/`, or one that is damaged or lacks a column.
+        DataError: not a dataset folder, or a Parquet file is damaged or lacks a column. A dataset
+            of which everything was rejected has no rows and is no error.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     paths = sorted((folder / "data").glob("*.parquet"), key=_split_order)
-    if not paths:
-        raise DataError("no .parquet file", where=str(folder / "data"))
+    if not paths and not (folder / "rejects.jsonl").exists():
+        raise DataError("no dataset folder: no .parquet file under data/", where=str(folder))
     for path in paths:
         split = path.name.split("-")[0]
         try:

@@ -25,13 +25,18 @@ from cbtqa.safety.notices import Wording, load_notices
 RAW_CUT = 300
 """Characters shown of a rejected text."""
 EXAMPLES_PER_REASON = 2
+CRISIS_HANDLING = ("split", "keep", "drop")
+
+
+def crisis_handling(material: Material) -> Phrase:
+    """What was done with questions that show a sign of risk."""
+    handling = material.setting("crisis")
+    return say(f"risk.handling.{handling if handling in CRISIS_HANDLING else 'unknown'}")
 
 
 def risk(material: Material) -> list[Block]:
     """Entries by risk, and how crisis questions were handled."""
     statistics = material.statistics
-    handling = material.setting("crisis")
-    key = handling if handling in ("split", "keep", "drop") else "unknown"
     rows: list[list[Cell]] = [
         [known_phrase("risk", name), number(n), percent(n / statistics.n_entries)]
         for name, n in statistics.risk.items()
@@ -41,7 +46,7 @@ def risk(material: Material) -> list[Block]:
         rows.append([say("reasons.crisis_dropped"), number(dropped), "–"])
     columns = [say(f"columns.{name}") for name in ("risk", "entries", "share")]
     return [
-        Text(say(f"risk.handling.{key}")),
+        Text(crisis_handling(material)),
         Table(columns, rows),
         Text(say("risk.note"), is_note=True),
         Notice(say("risk.help"), (Phrase(zh=help_text("zh", "page"), en=help_text("en", "page")),)),

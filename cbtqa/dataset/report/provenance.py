@@ -119,7 +119,8 @@ def made(material: Material) -> list[Block]:
     if changed:
         rows.append((say("made.settings"), changed))
     rows.append((say("made.version"), manifest.cbtqa_version))
-    rows += _disclosure(material)
+    rows.append((say("made.disclosure"), disclosure(material)))
+    rows += [(say("made.acknowledged"), text) for text in manifest.acknowledgements.values()]
     return [Pairs(rows)]
 
 
@@ -135,17 +136,13 @@ def _price(material: Material) -> str:
     return f"{number(cost['amount'], 2)} {cost.get('currency', '')} ({material.text(basis)})"
 
 
-def _disclosure(material: Material) -> list[tuple[Phrase, Cell]]:
+def disclosure(material: Material) -> Phrase:
+    """Whether the questions left the machine, and where they went."""
     hosts = ", ".join(material.statistics.hosts)
-    acknowledged = material.manifest.acknowledgements
     if not hosts:
-        answer = say("made.disclosure_none")
-    elif "disclosure" in acknowledged:
-        answer = say("made.disclosure_open", host=hosts)
-    else:
-        answer = say("made.disclosure_local", host=hosts)
-    rows: list[tuple[Phrase, Cell]] = [(say("made.disclosure"), answer)]
-    return rows + [(say("made.acknowledged"), text) for text in acknowledged.values()]
+        return say("made.disclosure_none")
+    is_open = "disclosure" in material.manifest.acknowledgements
+    return say("made.disclosure_open" if is_open else "made.disclosure_local", host=hosts)
 
 
 def _with_hash(name: str, sha256: str) -> Markup:
