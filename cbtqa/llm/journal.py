@@ -20,120 +20,35 @@ import sqlite3
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from enum import IntEnum
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from cbtqa.errors import ConfigError, DataError, IncompleteRunError
-from cbtqa.llm.chat import Fault, Reply
+from cbtqa.llm.chat import Fault
 from cbtqa.llm.journal_lock import WriterLock, refuse_network_drive
+from cbtqa.llm.journal_rows import (
+    ADD_TOTAL,
+    COLUMNS,
+    INSERT,
+    SCHEMA,
+    Entry,
+    Outcome,
+    Standing,
+    State,
+    Totals,
+    outcome_of,
+    reply_of,
+    row_of,
+)
+from cbtqa.llm.journal_writer import GroupWriter
 from cbtqa.records import Reason, Usage
 
 FORMAT_VERSION = "1"
-COMMIT_EVERY_S = 0.05
-COMMIT_ROWS = 512
-"""A commit does not wait for its 50 ms once so many rows have gathered."""
 BLOCK = 512
 """Keys looked up, and rows held, at a time."""
 BULK_ROWS = 5_000
-
-
-class State(IntEnum):
-    """What a row says about its item."""
-
-    ACCEPTED = 0
-    """The reply is the item's outcome."""
-    FAULTY = 1
-    """The reply was paid and turned away; the item may be asked again while attempts are left."""
-    FINAL = 2
-    """Turned away for good: the same request would be refused again."""
-    ENDPOINT = 3
-    """No reply; the endpoint failed. Sent again when the run is continued."""
-    UNCHECKED = 4
-    """The reply arrived but its check did not end. Checked again, not paid again."""
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One row: the n-th attempt (counted from 1) on one item."""
-
-    key: str
-    attempt: int
-    state: State
-    reply: Reply | None = None
-    fault: Fault | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """The last word on one item."""
-
-    key: str
-    state: State
-    reply: Reply | None
-    fault: Fault | None
-    n_attempts: int
-    """Replies received."""
-    usage: Usage
-    """Of all attempts together."""
-
-    @property
-    def is_accepted(self) -> bool:
-        """True when the reply is the item's outcome."""
-        return self.state is State.ACCEPTED
-
-
-class Standing(NamedTuple):
-    """How far an item is: number and state of its last row."""
-
-    attempt: int
-    state: State
-
-    def is_done(self, max_attempts: int) -> bool:
-        """True when nothing is left to send for the item."""
-        if self.state is State.FAULTY:
-            return self.attempt >= max_attempts
-        return self.state in (State.ACCEPTED, State.FINAL)
-
-
-@dataclass(frozen=True, slots=True)
-class Totals:
-    """Sums over all rows of a journal, of this run and earlier ones."""
-
-    n_replies: int
-    usage: Usage
-    faults: dict[Reason, int]
-    """Attempts turned away, by reason; an item may count several times."""
-
-
-_SCHEMA = """
-CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE attempts (
-    id INTEGER PRIMARY KEY, key TEXT NOT NULL, attempt INTEGER NOT NULL, state INTEGER NOT NULL,
-    reason TEXT, detail TEXT, finish_reason TEXT, refusal TEXT, model TEXT, created_at TEXT,
-    latency_s REAL, prompt_tokens INTEGER, completion_tokens INTEGER, reasoning TEXT, text TEXT
-);
-CREATE INDEX attempts_by_key ON attempts (key, attempt, state);
-CREATE TABLE totals (
-    state INTEGER NOT NULL, reason TEXT NOT NULL, n INTEGER NOT NULL,
-    prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL,
-    PRIMARY KEY (state, reason)
-) WITHOUT ROWID;
-"""
-_COLUMNS = (
-    "key, attempt, state, reason, detail, finish_reason, refusal, model, created_at, latency_s, "
-    "prompt_tokens, completion_tokens, reasoning, text"
-)
-_INSERT = f"INSERT INTO attempts ({_COLUMNS}) VALUES ({', '.join('?' * 14)})"
-_ADD_TOTAL = (
-    "INSERT INTO totals VALUES (?, ?, ?, ?, ?) ON CONFLICT (state, reason) DO UPDATE SET "
-    "n = n + excluded.n, prompt_tokens = prompt_tokens + excluded.prompt_tokens, "
-    "completion_tokens = completion_tokens + excluded.completion_tokens"
-)
 
 
 class Journal:
@@ -156,7 +71,8 @@ class Journal:
         """
         self.path = path
         self._lock: WriterLock | None = None
-        self._writer: _Writer | None = None
+        self._writer: GroupWriter | None = None
+        self._writing = threading.Lock()
         if not read_only:
             path.parent.mkdir(parents=True, exist_ok=True)
             refuse_network_drive(path.parent)
@@ -199,7 +115,7 @@ class Journal:
         db.execute("PRAGMA synchronous = FULL")
         if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone():
             version = f"INSERT INTO meta VALUES ('format_version', '{FORMAT_VERSION}');"
-            db.executescript(f"BEGIN; {_SCHEMA} {version} COMMIT;")
+            db.executescript(f"BEGIN; {SCHEMA} {version} COMMIT;")
         self.set_meta("writer_pid", str(os.getpid()))
 
     def _compare(self, fingerprint: dict[str, str]) -> None:
@@ -259,12 +175,12 @@ class Journal:
     def put(self, entry: Entry) -> asyncio.Future[None]:
         """Queues a row from a running event loop; the future is done once the row is durable."""
         if self._writer is None:
-            self._writer = _Writer(self._commit)
+            self._writer = GroupWriter(self._commit)
         return self._writer.put(entry)
 
     def _commit(self, entries: Sequence[Entry]) -> None:
         assert self._db is not None, "a journal opened for reading is not written"
-        rows = [_row_of(entry) for entry in entries]
+        rows = [row_of(entry) for entry in entries]
         counts: Counter[tuple[int, str]] = Counter()
         prompt: Counter[tuple[int, str]] = Counter()
         completion: Counter[tuple[int, str]] = Counter()
@@ -275,10 +191,10 @@ class Journal:
             completion[group] += row[11] or 0
         totals = [(*group, n, prompt[group], completion[group]) for group, n in counts.items()]
         try:
-            with self._db:
+            with self._writing, self._db:
                 self._db.execute("BEGIN IMMEDIATE")
-                self._db.executemany(_INSERT, rows)
-                self._db.executemany(_ADD_TOTAL, totals)
+                self._db.executemany(INSERT, rows)
+                self._db.executemany(ADD_TOTAL, totals)
         except sqlite3.Error as error:
             raise IncompleteRunError(
                 f"the journal {self.path} cannot be written: {error}",
@@ -295,7 +211,8 @@ class Journal:
     def set_meta(self, name: str, value: str) -> None:
         """Keeps a named value, durably."""
         assert self._db is not None, "a journal opened for reading is not written"
-        self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
+        with self._writing:
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
 
     # --- reading ---------------------------------------------------------------------------------
 
@@ -331,21 +248,21 @@ class Journal:
         for block in blocks_of(keys, BLOCK):
             rows: dict[str, list[Any]] = {}
             for row in self._read(
-                f"SELECT {_COLUMNS} FROM attempts "
+                f"SELECT {COLUMNS} FROM attempts "
                 "WHERE key IN (SELECT value FROM json_each(?)) ORDER BY key, attempt, id",
                 list(dict.fromkeys(block)),
             ):
                 rows.setdefault(row[0], []).append(row)
             for key in block:
-                yield key, _outcome_of(rows[key]) if key in rows else None
+                yield key, outcome_of(rows[key]) if key in rows else None
 
     def last_paid(self, key: str) -> Entry | None:
         """The newest row of an item that holds a reply, or None."""
-        sql = f"SELECT {_COLUMNS} FROM attempts WHERE key = ? ORDER BY attempt DESC, id DESC"
+        sql = f"SELECT {COLUMNS} FROM attempts WHERE key = ? ORDER BY attempt DESC, id DESC"
         for row in self._connection().execute(sql, (key,)):
             if row[13] is not None:
                 fault = Fault(Reason(row[3]), row[4]) if row[3] else None
-                return Entry(key, row[1], State(row[2]), _reply_of(row), fault)
+                return Entry(key, row[1], State(row[2]), reply_of(row), fault)
         return None
 
     def totals(self) -> Totals:
@@ -368,74 +285,6 @@ class Journal:
 
     def _read(self, sql: str, keys: Sequence[str]) -> Iterable[tuple[Any, ...]]:
         return self._connection().execute(sql, (json.dumps(keys),))
-
-
-class _Writer:
-    """Gathers rows from an event loop and commits them on a thread."""
-
-    def __init__(self, commit: Any) -> None:
-        self._commit = commit
-        self._pending: list[tuple[Entry, asyncio.Future[None]]] = []
-        self._swap = threading.Lock()
-        self._wake, self._full = threading.Event(), threading.Event()
-        self._is_stopping = False
-        self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
-        self._thread.start()
-
-    def put(self, entry: Entry) -> asyncio.Future[None]:
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        with self._swap:
-            self._pending.append((entry, future))
-        if not self._wake.is_set():
-            self._wake.set()
-        if len(self._pending) >= COMMIT_ROWS:
-            self._full.set()
-        return future
-
-    def stop(self) -> None:
-        self._is_stopping = True
-        self._full.set()
-        self._wake.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while True:
-            self._wake.wait()
-            self._full.wait(COMMIT_EVERY_S)
-            # cleared before the swap: a row put after the swap sets them again
-            self._wake.clear()
-            self._full.clear()
-            with self._swap:
-                taken, self._pending = self._pending, []
-            if taken:
-                self._write(taken)
-            if self._is_stopping and not self._pending:
-                return
-
-    def _write(self, taken: list[tuple[Entry, asyncio.Future[None]]]) -> None:
-        failure: IncompleteRunError | None = IncompleteRunError("the journal's thread broke")
-        try:
-            self._commit([entry for entry, _ in taken])
-            failure = None
-        except IncompleteRunError as error:
-            failure = error
-        finally:
-            by_loop: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
-            for _, future in taken:
-                by_loop.setdefault(future.get_loop(), []).append(future)
-            for loop, futures in by_loop.items():
-                with suppress(RuntimeError):  # the loop was closed: nobody waits any more
-                    loop.call_soon_threadsafe(_settle, futures, failure)
-
-
-def _settle(futures: list[asyncio.Future[None]], failure: IncompleteRunError | None) -> None:
-    for future in futures:
-        if future.done():
-            continue
-        if failure is None:
-            future.set_result(None)
-        else:
-            future.set_exception(failure)
 
 
 def fork_path(path: Path, fingerprint: Mapping[str, str]) -> Path:
@@ -471,45 +320,4 @@ def _short(value: str | None) -> str:
     return value if len(value) <= 80 else value[:80] + "..."
 
 
-def _row_of(entry: Entry) -> tuple[Any, ...]:
-    reply, fault = entry.reply, entry.fault
-    head = (entry.key, entry.attempt, int(entry.state))
-    why = (fault.reason.value, fault.detail) if fault else (None, None)
-    if reply is None:
-        return (*head, *why, None, None, None, None, None, None, None, None, None)
-    usage = reply.usage
-    return (
-        *(*head, *why, reply.finish_reason, reply.refusal, reply.model, reply.created_at),
-        *(reply.latency_s, usage.prompt_tokens, usage.completion_tokens),
-        *(reply.reasoning, reply.text),
-    )
-
-
-def _outcome_of(rows: list[Any]) -> Outcome | None:
-    """The outcome told by an item's rows, oldest first; None while the last is unchecked."""
-    last = rows[-1]
-    key, attempt, state = last[0], last[1], State(last[2])
-    if state is State.UNCHECKED:
-        return None
-    usage = Usage(
-        prompt_tokens=sum(row[10] or 0 for row in rows),
-        completion_tokens=sum(row[11] or 0 for row in rows),
-    )
-    fault = Fault(Reason(last[3]), last[4]) if last[3] else None
-    n_attempts = attempt if last[13] is not None else attempt - 1
-    return Outcome(key, state, _reply_of(last), fault, n_attempts, usage)
-
-
-def _reply_of(row: Any) -> Reply | None:
-    if row[13] is None:
-        return None
-    return Reply(
-        text=row[13],
-        finish_reason=row[5],
-        refusal=row[6],
-        reasoning=row[12],
-        usage=Usage(prompt_tokens=row[10], completion_tokens=row[11]),
-        model=row[7],
-        created_at=row[8],
-        latency_s=row[9],
-    )
+__all__ = ["Entry", "Journal", "Outcome", "Standing", "State", "Totals", "blocks_of", "fork_path"]

@@ -66,8 +66,18 @@ def _response_format(request: ChatRequest, rung: ResponseFormat) -> dict[str, An
     if rung == "json_object":
         return {"type": "json_object"}
     schema = request.json_schema or {}
-    named = {"name": request.schema_name, "schema": dict(schema), "strict": _is_strict(schema)}
+    # a run asks thousands of times with one schema object: judged once, by identity
+    if id(schema) not in _strictness:
+        if len(_strictness) >= 256:
+            _strictness.clear()
+        _strictness[id(schema)] = (schema, _is_strict(schema))
+    _, is_strict = _strictness[id(schema)]
+    named = {"name": request.schema_name, "schema": schema, "strict": is_strict}
     return {"type": "json_schema", "json_schema": named}
+
+
+_strictness: dict[int, tuple[object, bool]] = {}
+"""By the id of a schema: the schema itself, so that its id stays its own, and the verdict."""
 
 
 def _is_strict(schema: object) -> bool:

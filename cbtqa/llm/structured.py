@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from cbtqa.llm.chat import Fault
@@ -35,11 +36,10 @@ def parse_object(text: str, fits: Fits | None = None) -> dict[str, Any] | Fault:
             and over repairs. Anything but an empty object fits when left out.
     """
     fits = fits or bool
+    text = _unwrapped(text)
     start = text.find("{")
     if start < 0:
-        return _decoded_twice(text, fits) or Fault(
-            Reason.NOT_JSON, "the reply holds no JSON object"
-        )
+        return Fault(Reason.NOT_JSON, "the reply holds no JSON object")
     first = _decode(text, start)
     if first is None:
         return _later(text, start, fits) or _repaired(text, start, fits)
@@ -52,6 +52,17 @@ def parse_object(text: str, fits: Fits | None = None) -> dict[str, Any] | Fault:
         if other != found and (fits(other) or not fits(found)):
             return Fault(Reason.NOT_JSON, "the reply holds several different objects")
     return found
+
+
+def _unwrapped(text: str) -> str:
+    """The inner text of an object that was encoded twice; any other text as it is."""
+    stripped = text.strip()
+    if stripped.startswith('"') and stripped.endswith('"'):
+        with suppress(ValueError):
+            inner = json.loads(stripped)
+            if isinstance(inner, str):
+                return inner
+    return text
 
 
 class _TwiceError(ValueError):
@@ -106,10 +117,6 @@ def _later(text: str, start: int, fits: Fits) -> dict[str, Any] | None:
     return next((found for found in _objects(text, start + 1) if fits(found)), None)
 
 
-def _decoded_twice(text: str, fits: Fits) -> dict[str, Any] | Fault | None:
-    return None
-
-
 def _repaired(text: str, start: int, fits: Fits) -> dict[str, Any] | Fault:
     from json_repair import loads
 
@@ -117,7 +124,10 @@ def _repaired(text: str, start: int, fits: Fits) -> dict[str, Any] | Fault:
     if end < start:
         return Fault(Reason.NOT_JSON, "the object does not end")
     damaged = text[start : end + 1]
-    found = loads(damaged, skip_json_loads=True)
+    try:
+        found = loads(damaged, skip_json_loads=True)
+    except (ValueError, RecursionError):
+        found = None
     if not isinstance(found, dict) or not found or not fits(found):
         return Fault(Reason.NOT_JSON, "the object is damaged")
     if not _accounts_for(found, damaged):

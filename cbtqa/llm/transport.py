@@ -25,6 +25,7 @@ from cbtqa.llm.endpoint import Endpoint
 from cbtqa.llm.protocol import error_of, parse_completion
 
 CONNECT_TIMEOUT_S = 15.0
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ class HttpTransport:
         await self._session.close()
 
     async def send(self, body: dict[str, Any], timeout_s: float) -> Received:
-        data = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+        data = _ENCODER.encode(body).encode()
         timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
         start = time.perf_counter()
         try:

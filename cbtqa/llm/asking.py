@@ -1,0 +1,169 @@
+"""One request until it has its reply: format, budget, gate, sending, repeats. See `batch`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from cbtqa.errors import EndpointError, RateLimitError
+from cbtqa.llm.chat import ChatRequest, Fault, Reply
+from cbtqa.llm.cost import Budget, estimate_tokens
+from cbtqa.llm.endpoint import Endpoint, ResponseFormat
+from cbtqa.llm.journal import State
+from cbtqa.llm.ladder import FormatLadder
+from cbtqa.llm.limits import Gate, GateClosedError, Limits, backoff_s
+from cbtqa.llm.progress import Meter
+from cbtqa.llm.protocol import RequestRefusedError, request_body
+from cbtqa.llm.transport import Transport
+from cbtqa.records import Reason, Usage
+
+MOST_RATE_LIMITED = 50
+"""Times that one request may be told "too many" before it is given up."""
+NOTHING = Usage()
+
+
+class ItemFailedError(Exception):
+    """The endpoint gave no reply to one item."""
+
+    def __init__(self, state: State, fault: Fault) -> None:
+        super().__init__(fault.detail)
+        self.state, self.fault = state, fault
+
+
+@dataclass
+class _Tries:
+    """How often one request was sent, and in which format."""
+
+    started_at: float = field(default_factory=time.monotonic)
+    floor: ResponseFormat = "json_schema"
+    """The highest rung left to this request."""
+    rung: ResponseFormat = "json_schema"
+    """The rung it was sent on last."""
+    n_sent: int = 0
+    n_failed: int = 0
+    n_limited: int = 0
+
+
+class Asker:
+    """Asks one endpoint within the limits of one run."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        transport: Transport,
+        gate: Gate,
+        limits: Limits,
+        meter: Meter,
+        budget: Budget | None,
+        ladder: FormatLadder,
+        stop: Callable[[str], None],
+    ) -> None:
+        """Args:
+        stop: ends the run for the reason given, and closes the gate.
+        """
+        self._endpoint, self._transport, self._gate = endpoint, transport, gate
+        self._limits, self._meter, self._budget = limits, meter, budget
+        self._ladder, self._stop = ladder, stop
+
+    async def ask(self, request: ChatRequest, attempt: int) -> Reply:
+        """A reply, after as many repeats as the limits allow.
+
+        Raises:
+            ItemFailedError: the endpoint refuses this request, or failed on it too often.
+            EndpointError: it refuses all requests.
+            GateClosedError: the run is stopping.
+        """
+        tries = _Tries()
+        while True:
+            try:
+                reply = await self._send(request, attempt, tries)
+            except RequestRefusedError as error:
+                lower = self._ladder.below(tries.rung, error) if request.json_schema else None
+                if lower is None:
+                    raise ItemFailedError(State.FINAL, error.fault) from None
+                tries.floor = lower
+            except EndpointError as error:
+                if not error.is_retryable:
+                    raise
+                await self._back_off(error, tries)
+            else:
+                if request.json_schema:
+                    self._ladder.answered(tries.rung)
+                return reply
+
+    async def _send(self, request: ChatRequest, attempt: int, tries: _Tries) -> Reply:
+        booked = self._book(request)
+        n_booked = booked.prompt_tokens + booked.completion_tokens
+        await self._gate.enter(n_booked, is_retry=attempt > 1 or tries.n_sent > 0)
+        try:
+            self._check_budget(booked)
+            # chosen only now: while this request waited, others may have found the right rung
+            tries.rung = self._ladder.lower_of(tries.floor)
+            body = request_body(request, self._endpoint, tries.rung, attempt)
+            sent_at = self._meter.sent(booked, is_repeat=tries.n_sent > 0)
+            tries.n_sent += 1
+            try:
+                received = await self._transport.send(body, self._limits.timeout_s)
+            except RequestRefusedError:
+                self._gate.answered()
+                raise
+            except EndpointError as error:
+                self._gate.failed(error, sent_at)
+                raise
+            finally:
+                self._meter.returned(sent_at, booked)
+        finally:
+            self._gate.leave()
+        usage = received.reply.usage
+        self._gate.answered()
+        self._gate.heed(received.headers, usage.prompt_tokens + usage.completion_tokens - n_booked)
+        self._meter.paid(usage)
+        if self._budget:
+            self._budget.spent = _sum_of(self._budget.spent, usage)
+        return received.reply
+
+    def _book(self, request: ChatRequest) -> Usage:
+        """Tokens that a request will probably use; nothing when nobody counts them."""
+        if self._budget is None and self._limits.tpm is None:
+            return NOTHING
+        n_in = sum(estimate_tokens(message["content"]) for message in request.messages)
+        most = request.sampling.max_tokens or 1000
+        n_out = min(most, self._meter.mean_completion_tokens or most)
+        return Usage(prompt_tokens=n_in, completion_tokens=round(n_out))
+
+    def _check_budget(self, booked: Usage) -> None:
+        if self._budget and self._budget.is_used_up(_sum_of(self._meter.reserved, booked)):
+            self._stop("the budget is used up")
+            raise GateClosedError
+
+    async def _back_off(self, error: EndpointError, tries: _Tries) -> None:
+        """Waits before the next try; a suspected outage does not use up an item's tries."""
+        wait_asked = error.retry_after_s if isinstance(error, RateLimitError) else None
+        if self._gate.is_gone(error):
+            self._stop(f"the endpoint is gone: {error}")
+            raise GateClosedError
+        if wait_asked is not None and wait_asked > max(self._limits.retry_for_s, 60):
+            self._stop(f"the endpoint asks to wait {wait_asked:.0f} s: {error}")
+            raise GateClosedError
+        if isinstance(error, RateLimitError):
+            tries.n_limited += 1
+        elif not self._gate.is_suspect:
+            tries.n_failed += 1
+        waited = time.monotonic() - tries.started_at
+        is_late = waited > self._limits.retry_for_s and not self._gate.is_suspect
+        too_often = tries.n_failed > self._limits.max_retries or tries.n_limited > MOST_RATE_LIMITED
+        if too_often or is_late:
+            n_tries = tries.n_failed + tries.n_limited
+            detail = f"given up after {n_tries} failures in {waited:.0f} s; the last: {error}"
+            raise ItemFailedError(State.ENDPOINT, Fault(Reason.ENDPOINT, detail))
+        await self._gate.sleep(
+            0 if wait_asked else backoff_s(max(1, tries.n_failed + tries.n_limited))
+        )
+
+
+def _sum_of(one: Usage, other: Usage) -> Usage:
+    return Usage(
+        prompt_tokens=one.prompt_tokens + other.prompt_tokens,
+        completion_tokens=one.completion_tokens + other.completion_tokens,
+    )

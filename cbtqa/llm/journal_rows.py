@@ -1,0 +1,148 @@
+"""What stands in a journal: the states of a row, its columns, and the outcome rows add up to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+from cbtqa.llm.chat import Fault, Reply
+from cbtqa.records import Reason, Usage
+
+
+class State(IntEnum):
+    """What a row says about its item."""
+
+    ACCEPTED = 0
+    """The reply is the item's outcome."""
+    FAULTY = 1
+    """The reply was paid and turned away; the item may be asked again while attempts are left."""
+    FINAL = 2
+    """Turned away for good: the same request would be refused again."""
+    ENDPOINT = 3
+    """No reply; the endpoint failed. Sent again when the run is continued."""
+    UNCHECKED = 4
+    """The reply arrived but its check did not end. Checked again, not paid again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One row: the n-th attempt (counted from 1) on one item."""
+
+    key: str
+    attempt: int
+    state: State
+    reply: Reply | None = None
+    fault: Fault | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The last word on one item."""
+
+    key: str
+    state: State
+    reply: Reply | None
+    fault: Fault | None
+    n_attempts: int
+    """Replies received."""
+    usage: Usage
+    """Of all attempts together."""
+
+    @property
+    def is_accepted(self) -> bool:
+        """True when the reply is the item's outcome."""
+        return self.state is State.ACCEPTED
+
+
+class Standing(NamedTuple):
+    """How far an item is: number and state of its last row."""
+
+    attempt: int
+    state: State
+
+    def is_done(self, max_attempts: int) -> bool:
+        """True when nothing is left to send for the item."""
+        if self.state is State.FAULTY:
+            return self.attempt >= max_attempts
+        return self.state in (State.ACCEPTED, State.FINAL)
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Sums over all rows of a journal, of this run and earlier ones."""
+
+    n_replies: int
+    usage: Usage
+    faults: dict[Reason, int]
+    """Attempts turned away, by reason; an item may count several times."""
+
+
+SCHEMA = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE attempts (
+    id INTEGER PRIMARY KEY, key TEXT NOT NULL, attempt INTEGER NOT NULL, state INTEGER NOT NULL,
+    reason TEXT, detail TEXT, finish_reason TEXT, refusal TEXT, model TEXT, created_at TEXT,
+    latency_s REAL, prompt_tokens INTEGER, completion_tokens INTEGER, reasoning TEXT, text TEXT
+);
+CREATE INDEX attempts_by_key ON attempts (key, attempt, state);
+CREATE TABLE totals (
+    state INTEGER NOT NULL, reason TEXT NOT NULL, n INTEGER NOT NULL,
+    prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL,
+    PRIMARY KEY (state, reason)
+) WITHOUT ROWID;
+"""
+COLUMNS = (
+    "key, attempt, state, reason, detail, finish_reason, refusal, model, created_at, latency_s, "
+    "prompt_tokens, completion_tokens, reasoning, text"
+)
+INSERT = f"INSERT INTO attempts ({COLUMNS}) VALUES ({', '.join('?' * 14)})"
+ADD_TOTAL = (
+    "INSERT INTO totals VALUES (?, ?, ?, ?, ?) ON CONFLICT (state, reason) DO UPDATE SET "
+    "n = n + excluded.n, prompt_tokens = prompt_tokens + excluded.prompt_tokens, "
+    "completion_tokens = completion_tokens + excluded.completion_tokens"
+)
+
+
+def row_of(entry: Entry) -> tuple[Any, ...]:
+    reply, fault = entry.reply, entry.fault
+    head = (entry.key, entry.attempt, int(entry.state))
+    why = (fault.reason.value, fault.detail) if fault else (None, None)
+    if reply is None:
+        return (*head, *why, None, None, None, None, None, None, None, None, None)
+    usage = reply.usage
+    return (
+        *(*head, *why, reply.finish_reason, reply.refusal, reply.model, reply.created_at),
+        *(reply.latency_s, usage.prompt_tokens, usage.completion_tokens),
+        *(reply.reasoning, reply.text),
+    )
+
+
+def outcome_of(rows: list[Any]) -> Outcome | None:
+    """The outcome told by an item's rows, oldest first; None while the last is unchecked."""
+    last = rows[-1]
+    key, attempt, state = last[0], last[1], State(last[2])
+    if state is State.UNCHECKED:
+        return None
+    usage = Usage(
+        prompt_tokens=sum(row[10] or 0 for row in rows),
+        completion_tokens=sum(row[11] or 0 for row in rows),
+    )
+    fault = Fault(Reason(last[3]), last[4]) if last[3] else None
+    n_attempts = attempt if last[13] is not None else attempt - 1
+    return Outcome(key, state, reply_of(last), fault, n_attempts, usage)
+
+
+def reply_of(row: Any) -> Reply | None:
+    if row[13] is None:
+        return None
+    return Reply(
+        text=row[13],
+        finish_reason=row[5],
+        refusal=row[6],
+        reasoning=row[12],
+        usage=Usage(prompt_tokens=row[10], completion_tokens=row[11]),
+        model=row[7],
+        created_at=row[8],
+        latency_s=row[9],
+    )
