@@ -12,6 +12,8 @@ from cbtqa.cli.options import AsJson
 from cbtqa.errors import DataError
 from cbtqa.psyqa import MAX_CHARS, DataReport, bundled_sample_path, check_file, parse_columns
 from cbtqa.psyqa.report import Fault, Spread
+from cbtqa.records import Question, Risk
+from cbtqa.safety.screen import screen
 
 app = typer.Typer(no_args_is_help=True, help="Look at question files before building from them.")
 
@@ -45,7 +47,7 @@ def check(
     """
     path = file or bundled_sample_path()
     columns = parse_columns(column or [])
-    report = check_file(path, encoding=encoding, columns=columns, max_chars=max_chars)
+    report = check_file(path, encoding=encoding, columns=columns, max_chars=max_chars, grade=_grade)
     if as_json:
         print_json(report.model_dump(mode="json"))
     else:
@@ -56,6 +58,10 @@ def check(
             where=str(path),
             hint="see what is wrong with the rows above; --column FIELD=COLUMN names a column",
         )
+
+
+def _grade(question: Question) -> Risk:
+    return screen(question.source_text).risk
 
 
 def _print_report(report: DataReport) -> None:
@@ -74,7 +80,7 @@ def _print_report(report: DataReport) -> None:
     for title, counts in (
         (f"Keywords ({report.n_distinct_keywords:,} distinct)", report.top_keywords),
         (f"Strategies in {report.n_labelled_answers:,} labelled answers", report.strategies),
-        ("Risk", report.risk or {}),
+        ("Risk by the crisis screen", report.risk or {}),
     ):
         if counts:
             shares = "  ".join(f"{name} {n:,}" for name, n in counts.items())

@@ -26,6 +26,7 @@ def test_check_without_a_file_reports_on_the_bundled_sample(run, capsys) -> None
     assert "usable + 0 rejected" in shown
     assert "ids: whole numbers, 900" in shown
     assert "Direct Guidance" in shown
+    assert "explicit" in shown and "concern" in shown
 
 
 def test_check_shows_each_kind_of_fault_with_its_place(run, tmp_path, capsys) -> None:
