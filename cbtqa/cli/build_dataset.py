@@ -20,8 +20,8 @@ Fork = Annotated[
     bool,
     typer.Option(
         "--fork",
-        help="Prompt, model or sampling differ from the journal in --out: set that journal aside "
-        "and start a new one.",
+        help="Prompt, model or sampling differ from the journal in --out: leave that one as it is "
+        "and use one of its own beside it.",
     ),
 ]
 Update = Annotated[

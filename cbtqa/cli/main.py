@@ -10,7 +10,10 @@ from typing import Annotated, Any
 import typer
 
 import cbtqa
+from cbtqa.cli import data
+from cbtqa.cli.build_dataset import build_dataset
 from cbtqa.cli.console import say
+from cbtqa.cli.stats import stats
 from cbtqa.errors import CbtqaError
 
 EXIT_CODES = (
@@ -44,6 +47,11 @@ def _root(
     ] = False,
 ) -> None:
     pass
+
+
+app.command()(build_dataset)
+app.command()(stats)
+app.add_typer(data.app, name="data")
 
 
 def main(arguments: list[str] | None = None) -> None:

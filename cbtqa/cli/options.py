@@ -66,19 +66,17 @@ def _parameter(name: str, field: FieldInfo, is_positional: bool) -> inspect.Para
     annotation = _without_none(field.annotation)
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     default = field.get_default(call_default_factory=True)
-    show: Any = str(default) if default not in (None, "", (), False) else False
+    words = field.description or ""
+    if default not in (None, "", (), False):
+        words += f" (default: {default})"
+    panel = str(extra["panel"]) if "panel" in extra else None
     if is_positional:
-        option: Any = typer.Argument(help=field.description, show_default=show)
+        option: Any = typer.Argument(help=words, show_default=False)
     else:
-        flags = [flag_of(name)]
-        if annotation is bool:
-            flags = [f"{flag_of(name)}/--no-{name.replace('_', '-')}"]
-        option = typer.Option(
-            *flags,
-            help=field.description,
-            show_default=show,
-            rich_help_panel=str(extra["panel"]) if "panel" in extra else None,
-        )
+        flag = flag_of(name)
+        if annotation is bool and default is True:
+            flag += f"/--no-{flag[2:]}"
+        option = typer.Option(flag, help=words, show_default=False, rich_help_panel=panel)
     if str(annotation).startswith("tuple["):
         annotation = list[get_args(annotation)[0]]  # type: ignore[misc]
     return inspect.Parameter(

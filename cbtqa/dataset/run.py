@@ -21,8 +21,7 @@ from cbtqa.distortions.taxonomy import load_taxonomy
 from cbtqa.errors import ConfigError, DataError, IncompleteRunError, LicenceGateError
 from cbtqa.files import sha256_of, write_text
 from cbtqa.llm.endpoint import Endpoint
-from cbtqa.llm.journal import Journal
-from cbtqa.llm.journal_lock import WriterLock
+from cbtqa.llm.journal import Journal, fork_path
 from cbtqa.manifest import (
     MANIFEST_NAME,
     Manifest,
@@ -63,7 +62,8 @@ def build_dataset(
     """Builds a dataset, or continues one that was interrupted.
 
     Args:
-        fork: keep the replies of a journal made with other settings, and start a new one.
+        fork: keep replies of other settings in a journal of their own beside the folder's first;
+            the same settings find the same journal again.
         update: write a finished folder again from its paid replies, asking only what is new.
         on_stage: told what is being done now, in a few words.
 
@@ -76,13 +76,14 @@ def build_dataset(
     """
     build = prepare(resolved)
     folder = build.settings.out
-    finished = _finished(folder, build, update)
+    finished = _finished(folder, build, fork=fork, update=update)
     if finished is not None:
         return BuildResult(folder, finished, was_complete=True)
     folder.mkdir(parents=True, exist_ok=True)
+    journal_path, fingerprint = folder / JOURNAL_NAME, build.teacher.fingerprint()
     if fork:
-        set_aside(folder / JOURNAL_NAME)
-    with Journal(folder / JOURNAL_NAME, build.teacher.fingerprint()) as journal:
+        journal_path = fork_path(journal_path, fingerprint)
+    with Journal(journal_path, fingerprint) as journal:
         on_stage(f"answering with {build.teacher.system}")
         plan = build.generate(journal, on_progress)
         (folder / MANIFEST_NAME).unlink(missing_ok=True)
@@ -138,20 +139,7 @@ def pass_disclosure_gate(
     return {"disclosure": f"text sent to {endpoint.host}; acknowledged {now()}"}
 
 
-def set_aside(journal_path: Path) -> None:
-    """Renames a journal, with what SQLite keeps beside it, so that a new one can begin."""
-    lock = WriterLock(journal_path)  # not under the feet of a process that writes it
-    number = 1
-    while journal_path.with_name(f"journal-{number}.sqlite").exists():
-        number += 1
-    for suffix in ("", "-wal", "-shm"):
-        part = journal_path.with_name(journal_path.name + suffix)
-        if part.exists():
-            part.rename(part.with_name(f"journal-{number}.sqlite{suffix}"))
-    lock.release()
-
-
-def _finished(folder: Path, build: Build, update: bool) -> Manifest | None:
+def _finished(folder: Path, build: Build, *, fork: bool, update: bool) -> Manifest | None:
     """The manifest of a folder that is this very run's, None when there is work to do."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--out: {folder} is a file")
@@ -166,6 +154,8 @@ def _finished(folder: Path, build: Build, update: bool) -> Manifest | None:
         return None
     manifest = read_manifest(folder)
     changes = _differences(manifest, build)
+    if changes and fork:
+        return None
     if changes:
         raise ConfigError(
             f"{folder} holds a finished dataset of other settings:\n" + "\n".join(changes),

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
+from pydantic.config import JsonDict
 
 from cbtqa.settings import Settings
 
-_INPUT = {"panel": "Input"}
-_TEACHER = {"panel": "Teacher"}
-_ENGINE = {"panel": "Engine"}
-_OUTPUT = {"panel": "Output"}
+_INPUT: JsonDict = {"panel": "Input"}
+_TEACHER: JsonDict = {"panel": "Teacher"}
+_ENGINE: JsonDict = {"panel": "Engine"}
+_OUTPUT: JsonDict = {"panel": "Output"}
 
 
 class BuildSettings(Settings):

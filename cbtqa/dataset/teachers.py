@@ -54,6 +54,9 @@ class Teacher(Protocol):
     def fingerprint(self) -> dict[str, str]:
         """Everything that, when changed, makes the journal's replies those of another run."""
 
+    def prompt_texts(self, item: Item) -> list[str]:
+        """The texts that would be sent for an item; for estimates."""
+
     def generate(
         self,
         items: Iterable[Item],
@@ -94,6 +97,10 @@ class OfflineTeacher:
             "taxonomy": self._checks.taxonomy.id,
             "seed": str(self._seed),
         }
+
+    def prompt_texts(self, item: Item) -> list[str]:
+        """Nothing is sent."""
+        return []
 
     def generate(
         self,
@@ -181,6 +188,10 @@ class EndpointTeacher:
             "taxonomy": self._taxonomy.id,
             "sampling": json.dumps(self._sampling.described(), sort_keys=True),
         }
+
+    def prompt_texts(self, item: Item) -> list[str]:
+        """System, examples and question."""
+        return [message["content"] for message in self._instruction.messages(item)]
 
     def generate(
         self,

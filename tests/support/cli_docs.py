@@ -31,7 +31,7 @@ def render_cli_docs() -> str:
         parts.append(f"## {words}\n\n{_plain(command.help or '')}\n")
         rows = [_row(parameter) for parameter in command.params if not _is_help(parameter)]
         if rows and not hasattr(command, "commands"):
-            parts.append("| flag | default | meaning |\n|---|---|---|\n" + "\n".join(rows) + "\n")
+            parts.append("| flag | meaning |\n|---|---|\n" + "\n".join(rows) + "\n")
     return "\n".join(parts)
 
 
@@ -43,9 +43,7 @@ def _row(parameter: Any) -> str:
     flags = [*getattr(parameter, "opts", []), *getattr(parameter, "secondary_opts", [])]
     is_argument = not any(flag.startswith("-") for flag in flags)
     name = f"`{parameter.name.upper()}`" if is_argument else ", ".join(f"`{f}`" for f in flags)
-    shown = getattr(parameter, "show_default", False)
-    default = f"`{shown}`" if isinstance(shown, str) else ""
-    return f"| {name} | {default} | {_plain(getattr(parameter, 'help', '') or '')} |"
+    return f"| {name} | {_plain(getattr(parameter, 'help', '') or '')} |"
 
 
 def _plain(text: str) -> str:
