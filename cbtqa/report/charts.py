@@ -301,22 +301,34 @@ def flow_bar(
     """
     if sum(n for _, n in parts) != n_total:
         raise ValueError(f"the parts add up to {sum(n for _, n in parts)}, not {n_total}")
-    canvas, x = Canvas(34.0), 0.0
+    shown = [f"{name} {n:,}" for name, n in parts[1:]]
+    places = _flow_legend(shown)
+    canvas, x = Canvas(34.0 + (20.0 * (places[-1][1] + 1) if places else 0)), 0.0
     for place, (name, n) in enumerate(parts):
         width = WIDTH * n / n_total if n_total else 0
         fill = "accent" if place == 0 else "mark"
+        faded = 1 if place == 0 else max(0.3, 1 - 0.18 * (place - 1))
         tip = f"{name}  {n:,} ({n / n_total:.1%})".replace("%", " %") if n_total else name
-        canvas.rect(
-            x,
-            6,
-            max(width - 1, 1 if n else 0),
-            22,
-            fill,
-            radius=2,
-            opacity=1 if place == 0 else max(0.35, 1 - 0.15 * (place - 1)),
-            tip=tip,
-        )
-        if width > text_width(tip) + 16:
+        canvas.rect(x, 6, max(width - 1, 1 if n else 0), 22, fill, radius=2, opacity=faded, tip=tip)
+        if place == 0 and width > text_width(tip) + 16:
             canvas.text(x + 10, 17, tip, fill="on-dark")
+        if place:
+            left, row = places[place - 1]
+            canvas.rect(left, 41 + 20 * row, 10, 10, fill, radius=2, opacity=faded)
+            text = shown[place - 1]
+            canvas.text(left + 15, 46 + 20 * row, text, fill="soft", size=SMALL_SIZE)
         x += width
     return canvas.to_svg(title, description)
+
+
+def _flow_legend(texts: Sequence[str]) -> list[tuple[float, int]]:
+    """Left edge and row of each legend entry, wrapped at the chart's width."""
+    places: list[tuple[float, int]] = []
+    x, row = 0.0, 0
+    for text in texts:
+        width = 15 + text_width(text, SMALL_SIZE) + 18
+        if x and x + width > WIDTH:
+            x, row = 0.0, row + 1
+        places.append((x, row))
+        x += width
+    return places
