@@ -1,8 +1,8 @@
 """Do arms differ? Rank tests for ratings, and corrections for asking several times.
 
-The same items rated for every arm: `friedman`, then `wilcoxon` for pairs with `holm`, or `nemenyi`.
-Independent groups: `kruskal`, then `dunn` with `holm`. Choosing the unpaired test for paired data
-costs power, so the two families are kept apart.
+The same items rated for every arm: `friedman`, then `wilcoxon` for pairs, or `nemenyi`.
+Independent groups: `kruskal`, then `dunn`. Raw p-values go through `resampling.holm`. The unpaired
+test on paired data costs power, so the two families are kept apart.
 
     friedman([base, tuned, large]).p
     wilcoxon(base, tuned).p
@@ -168,16 +168,6 @@ def nemenyi(arms: Sequence[Arm]) -> dict[tuple[int, int], float]:
         )
         for i, j in combinations(range(k), 2)
     }
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjusted p-values, in the order given. Source: Holm 1979."""
-    count, running = len(p_values), 0.0
-    adjusted = [0.0] * count
-    for place, index in enumerate(sorted(range(count), key=lambda i: p_values[i])):
-        running = max(running, min(1.0, (count - place) * p_values[index]))
-        adjusted[index] = running
-    return adjusted
 
 
 def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:

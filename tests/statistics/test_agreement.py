@@ -22,11 +22,11 @@ from cbtqa.statistics.agreement import (
 )
 from cbtqa.statistics.intraclass import intraclass_correlation
 from cbtqa.statistics.ranks import kendall_tau, kendall_w, spearman_rho
+from cbtqa.statistics.resampling import holm
 from cbtqa.statistics.tests_of_arms import (
     benjamini_hochberg,
     dunn,
     friedman,
-    holm,
     kruskal,
     nemenyi,
     wilcoxon,
