@@ -126,12 +126,12 @@ def test_the_same_questions_come_out_of_every_format(tmp_path) -> None:
 
 def test_a_csv_row_over_several_lines_is_named_by_its_first(tmp_path) -> None:
     path = tmp_path / "q.csv"
-    path.write_text('id,question,description\n1,甲,"一\n二"\n2,乙\n3,,丙\n', encoding="utf-8")
+    path.write_text('\nid,question,description\n1,甲,"一\n二"\n2,乙\n3,,丙\n', encoding="utf-8")
     first, short, untitled = read_questions(path)
     assert isinstance(first, SourceItem) and first.question.description == "一\n二"
-    assert isinstance(short, Rejection) and short.where == "q.csv:4"
+    assert isinstance(short, Rejection) and short.where == "q.csv:5"
     assert short.detail == "2 cells for 3 columns" and short.raw == '["2", "乙"]'
-    assert isinstance(untitled, Rejection) and untitled.where == "q.csv:5:question"
+    assert isinstance(untitled, Rejection) and untitled.where == "q.csv:6:question"
 
 
 @pytest.mark.parametrize(
@@ -399,6 +399,7 @@ def test_a_file_without_a_question_column_is_refused_as_a_whole(tmp_path) -> Non
         ("恋爱,恋爱经营", ("恋爱", "恋爱经营")),
         ("恋爱，恋爱经营、 边界 ,,恋爱", ("恋爱", "恋爱经营", "边界")),
         (["恋爱", " 边界 "], ("恋爱", "边界")),
+        ('["恋爱", "边界"]', ("恋爱", "边界")),
         ("", ()),
         (None, ()),
     ],
@@ -505,6 +506,19 @@ def test_answers_in_a_csv_cell_may_be_json(tmp_path) -> None:
     assert items[0].answers[0].strategies[0].type == "Others"
     assert "limit" not in items[3].rejected_answers[0].detail
     assert "200,000 characters" in items[3].rejected_answers[0].detail
+
+
+def test_half_a_surrogate_pair_does_no_harm_anywhere(tmp_path) -> None:
+    path = tmp_path / "q.json"
+    spans = [{"start": 0, "end": 2, "type": "Others\ud800"}]
+    odd = _row(1, answers=[{"answer_text": "你好", "labels_sequence": spans}])
+    odd |= {"questionID": "a\ud800", "keywords": "恋爱\ud800", "\udfff": "\udfff"}
+    path.write_text(json.dumps([odd, odd | {"question": 5}]), encoding="ascii")
+    item, rejected = read_questions(path, with_answers=True)
+    assert isinstance(item, SourceItem) and isinstance(rejected, Rejection)
+    for record in (item.question, *item.answers, rejected, check_file(path)):
+        record.model_dump_json().encode()
+    assert item.answers[0].strategies[0].type == "Others\ufffd"
 
 
 # --- the report ----------------------------------------------------------------------------------

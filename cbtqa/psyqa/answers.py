@@ -18,8 +18,8 @@ class BadField(Exception):
         self.field, self.problem = field, problem
 
 
-def answer_list(found: object) -> list[Any]:
-    """The cell of a row's answers as a list: a list, one text, JSON in a CSV cell, or nothing."""
+def as_list(found: object) -> list[Any]:
+    """A cell as a list: given as one, as JSON in a CSV cell, as one value, or empty."""
     if isinstance(found, str) and found.lstrip().startswith("["):
         try:  # a list in a CSV cell
             decoded = json.loads(found)
@@ -60,7 +60,7 @@ def _spans(labels: object, text: str, cleaned: str) -> tuple[StrategySpan, ...]:
         position = 0
         for start, end, name in found:
             is_whole = type(start) is int and type(end) is int
-            if not is_whole or not position <= start < end <= len(text) or not name.strip():
+            if not is_whole or not position <= start < end <= len(text) or not clean(name)[0]:
                 raise BadField(
                     "labels_sequence",
                     f"span {start}-{end} is empty, overlaps or leaves the text of {len(text)}",
@@ -71,7 +71,7 @@ def _spans(labels: object, text: str, cleaned: str) -> tuple[StrategySpan, ...]:
     if cleaned != text:
         found = [(move_offset(text, start), move_offset(text, end), n) for start, end, n in found]
     return tuple(
-        StrategySpan(start=start, end=end, type=name.strip())
+        StrategySpan(start=start, end=end, type=clean(name)[0])
         for start, end, name in found
         if start < end  # a span of blanks at either end is gone with them
     )

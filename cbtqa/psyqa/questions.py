@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from cbtqa.errors import DataError, UsageError
-from cbtqa.psyqa.answers import BadField, answer_list, as_json, name_of, read_answer
+from cbtqa.psyqa.answers import BadField, as_json, as_list, name_of, read_answer
 from cbtqa.psyqa.cleaning import clean
 from cbtqa.psyqa.rows import Row, identify, iterate_rows
 from cbtqa.records import Question, Reason, ReferenceAnswer, Rejection
@@ -211,7 +211,9 @@ class QuestionReader(Iterator[SourceItem | Rejection]):
             if len(self._resolved) < 1000:  # rows with ever new keys must not fill the memory
                 self._resolved[names] = found
                 self.columns = {**found, **self.columns}
-                others = dict.fromkeys(name for name in names if name not in found.values())
+                others = dict.fromkeys(
+                    clean(name)[0] for name in names if name not in found.values()
+                )
                 self.unused_columns.update(others)
         return found
 
@@ -271,7 +273,7 @@ class QuestionReader(Iterator[SourceItem | Rejection]):
         if not self._with_answers or column is None:
             return (), ()
         answers, rejected = [], []
-        for index, found in enumerate(answer_list(value[column])):
+        for index, found in enumerate(as_list(value[column])):
             try:
                 answers.append(read_answer(found, question_id, self._max_chars))
             except BadField as bad:
@@ -332,15 +334,13 @@ def _resolve_columns(names: tuple[str, ...], mapping: Mapping[str, str]) -> dict
 
 def _keywords(value: dict[str, Any], columns: Mapping[str, str]) -> tuple[str, ...]:
     column = columns.get("keywords")
-    found = value[column] if column is not None else None
-    if found is None:
+    if column is None:
         return ()
-    if isinstance(found, str):
-        found = _keyword_separator.split(found)
-    elif not isinstance(found, list) or not all(isinstance(part, str) for part in found):
-        raise BadField(column or "", f"expected text or a list of texts, found {name_of(found)}")
-    cleaned = (clean(part)[0] for part in found)
-    return tuple(dict.fromkeys(part for part in cleaned if part))
+    parts = as_list(value[column])
+    if not all(isinstance(part, str) for part in parts):
+        raise BadField(column, f"expected text or a list of texts, found {name_of(value[column])}")
+    tags = (clean(tag)[0] for part in parts for tag in _keyword_separator.split(part))
+    return tuple(dict.fromkeys(tag for tag in tags if tag))
 
 
 def _reject(row: Row, item_id: str, reason: Reason, field: str, detail: str) -> Rejection:

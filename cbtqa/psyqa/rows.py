@@ -262,7 +262,8 @@ class _Window:
         line = self.line + self.text.count("\n", self.position, error.pos)
         column = error.pos - self.text.rfind("\n", 0, error.pos)
         near = self.text[max(0, error.pos - 10) : error.pos + 10]
-        return f"not JSON: {error.msg} at line {line}, column {column}, near {near!r}"
+        what = error.msg.removesuffix(" at")
+        return f"not JSON: {what} (line {line}, column {column}, near {near!r})"
 
     def _advance(self, end: int) -> None:
         self.line += self.text.count("\n", self.position, end)
@@ -341,7 +342,7 @@ def _csv(source: SourceFile) -> Iterator[Row]:
     with open_text(source.path, source.encoding) as stream:
         reader = csv.reader(stream, delimiter=source.delimiter, strict=True)
         try:
-            header = [name.strip() for name in next(reader)]
+            header = [name.strip() for name in next(filter(None, reader), [])]
             doubled = sorted({name for name in header if header.count(name) > 1})
             if doubled:
                 raise DataError(f"column named twice: {doubled[0]!r}", where=f"{source.path}:1")
