@@ -371,7 +371,7 @@ def test_without_an_id_column_ids_come_from_the_content(tmp_path) -> None:
     assert {item.question.id for item in forth} == {item.question.id for item in back}
     assert all(item.question.id.startswith("q-") for item in forth)
     (lost,) = _rejections(_json(tmp_path / "c.json", [_row(1), data[0]]))
-    assert lost.detail == "this row has no id, other rows have one"
+    assert lost.detail == "this row has no id, and the first row has one"
 
 
 def test_numbers_read_by_pandas_as_floats_are_the_same_ids(tmp_path) -> None:
@@ -383,7 +383,7 @@ def test_a_file_without_a_question_column_is_refused_as_a_whole(tmp_path) -> Non
     rows_ = [{"id": n, "prompt": f"甲{n}"} for n in range(30)]
     for n_rows, n_read in ((3, 3), (30, 20)):
         reader = read_questions(_json(tmp_path / "q.json", rows_[:n_rows]))
-        with pytest.raises(DataError, match="prompt") as caught:
+        with pytest.raises(DataError, match="columns: id, prompt") as caught:
             for row in reader:
                 assert isinstance(row, Rejection)
         assert caught.value.hint and "--column question=" in caught.value.hint
@@ -391,6 +391,17 @@ def test_a_file_without_a_question_column_is_refused_as_a_whole(tmp_path) -> Non
     (tmp_path / "q.csv").write_text("id,prompt\n1,甲\n", encoding="utf-8")
     with pytest.raises(DataError, match="columns: id, prompt"):
         list(read_questions(tmp_path / "q.csv"))
+
+
+@pytest.mark.parametrize("suffix", ["json", "csv"])
+@pytest.mark.parametrize("field", ["id", "description", "keywords", "answers"])
+def test_a_column_named_by_flag_must_be_there(tmp_path, suffix, field) -> None:
+    path = tmp_path / f"q.{suffix}"
+    path.write_text('[{"id": 1, "question": "a"}]' if suffix == "json" else "id,question\n1,a\n")
+    with pytest.raises(DataError, match=r"no column 'typo'.*columns: .*id"):
+        list(read_questions(path, columns={field: "typo"}))
+    with pytest.raises(UsageError, match="no field 'titel'"):
+        read_questions(path, columns={"titel": "question"})
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ MAX_CHARS = 20_000
 """Default limit for one text, assumed: 50 times PsyQA's longest description (400)."""
 MAX_ID_CHARS = 200
 PATIENCE_ROWS = 20
-"""After so many rows without a question column the file is refused as a whole."""
+"""After so many rows without a column that must be there, the file is refused as a whole."""
 _keyword_separator = re.compile(r"[,，、;；]")
 
 
@@ -128,6 +128,8 @@ class QuestionReader(Iterator[SourceItem | Rejection]):
         with_answers: bool,
         max_chars: int,
     ) -> None:
+        if unknown := sorted(set(columns) - set(ALIASES)):
+            raise UsageError(f"questions have no field '{unknown[0]}': {', '.join(ALIASES)}")
         self.source = identify(path, encoding)
         """What the file turned out to be."""
         self.n_rows = 0
@@ -150,19 +152,20 @@ class QuestionReader(Iterator[SourceItem | Rejection]):
             if not isinstance(row.value, dict):
                 found = row.problem or f"expected an object, found {name_of(row.value)}"
                 raise BadField("", found)
-            columns = self._columns_of(row)
+            columns = self._columns_of(tuple(row.value))
             item_id = self._id_of(row.value, columns) or item_id
             return self._item(row, row.value, columns, item_id)
         except BadField as bad:
-            self._refuse_if_foreign(row)
             return _reject(row, item_id, Reason.BAD_ROW, bad.field, bad.problem)
 
     def _next_row(self) -> Row:
         for row in self._rows:
+            if row.number == PATIENCE_ROWS + 1:
+                self._require_columns(self.columns)
             self.n_rows = row.number
             return row
-        if self.n_rows and "question" not in self.columns:
-            raise self._no_question_column("no row has a question", tuple(self.unused_columns))
+        if 0 < self.n_rows <= PATIENCE_ROWS:
+            self._require_columns(self.columns)
         raise StopIteration
 
     def _item(
@@ -176,7 +179,7 @@ class QuestionReader(Iterator[SourceItem | Rejection]):
         whole = f"{title}\n{description}"
         if "id" not in columns:
             if not self.makes_ids:
-                raise BadField("id", "this row has no id, other rows have one")
+                raise BadField("id", "this row has no id, and the first row has one")
             item_id = f"q-{hashlib.sha256(whole.encode()).hexdigest()[:16]}"
         keys = _hash(item_id), _hash(whole)
         if keys[1] in self._texts:
@@ -184,7 +187,7 @@ class QuestionReader(Iterator[SourceItem | Rejection]):
             return _reject(row, item_id, Reason.DUPLICATE_QUESTION, columns["question"], detail)
         if keys[0] in self._ids:
             detail = f"another row has the id {item_id}"
-            return _reject(row, item_id, Reason.DUPLICATE_ID, columns["id"], detail)
+            return _reject(row, item_id, Reason.DUPLICATE_ID, columns.get("id", ""), detail)
         question = Question(
             id=item_id,
             question=title,
@@ -198,37 +201,34 @@ class QuestionReader(Iterator[SourceItem | Rejection]):
 
     # --- columns ---------------------------------------------------------------------------------
 
-    def _columns_of(self, row: Row) -> dict[str, str]:
-        assert isinstance(row.value, dict)
-        names = tuple(row.value)
+    def _columns_of(self, names: tuple[str, ...]) -> dict[str, str]:
         found = self._resolved.get(names)
         if found is None:
             found = _resolve_columns(names, self._mapping)
             if not self._resolved:
-                self.makes_ids = "id" not in found
-                if self.source.format in ("CSV", "Parquet") and "question" not in found:
-                    raise self._no_question_column("no column holds the question", names)
+                self.makes_ids = "id" not in found and "id" not in self._mapping
             if len(self._resolved) < 1000:  # rows with ever new keys must not fill the memory
                 self._resolved[names] = found
                 self.columns = {**found, **self.columns}
-                others = dict.fromkeys(
-                    clean(name)[0] for name in names if name not in found.values()
-                )
-                self.unused_columns.update(others)
+                others = (clean(name)[0] for name in names if name not in found.values())
+                self.unused_columns.update(dict.fromkeys(others))
+            if self.source.format in ("CSV", "Parquet"):
+                self._require_columns(found)
         return found
 
-    def _refuse_if_foreign(self, row: Row) -> None:
-        if row.number >= PATIENCE_ROWS and "question" not in self.columns:
-            raise self._no_question_column(
-                f"none of the first {row.number} rows has a question", tuple(self.unused_columns)
-            )
-
-    def _no_question_column(self, what: str, names: tuple[str, ...]) -> DataError:
-        return DataError(
-            f"{what}; columns: {', '.join(names[:12]) or 'none'}",
-            where=str(self.source.path),
-            hint="name it: --column question=COLUMN (also id, description, keywords, answers)",
-        )
+    def _require_columns(self, found: Mapping[str, str]) -> None:
+        """Refuses a file in which the question, or a column named by the caller, is not there."""
+        wanted = {"question": "that holds the question"}
+        wanted |= {field: f"'{column}'" for field, column in self._mapping.items()}
+        for field, column in wanted.items():
+            if field not in found:
+                names = [*self.columns.values(), *self.unused_columns]
+                raise DataError(
+                    f"no column {column} in the first rows; columns: "
+                    + (", ".join(names[:12]) or "none"),
+                    where=str(self.source.path),
+                    hint=f"name it: --column {field}=COLUMN",
+                )
 
     # --- fields ----------------------------------------------------------------------------------
 
@@ -303,8 +303,10 @@ def read_questions(
         max_chars: longest text accepted, in characters.
 
     Raises:
+        UsageError: `columns` names a field that questions do not have.
         DataError: at once when the file is not what its name says; while reading when its syntax
-            is broken, with the line and the number of rows read before.
+            is broken, with the line and the number of rows read before, or when no row has the
+            question or a column of `columns`.
     """
     return QuestionReader(path, encoding, columns or {}, with_answers, max_chars)
 
