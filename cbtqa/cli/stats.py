@@ -95,14 +95,14 @@ def _print_likeness(statistics: DatasetStatistics) -> None:
         [
             entry.column,
             f"{entry.n_distinct:,}",
-            f"{entry.n:,}",
             _percent(entry.n_distinct / entry.n),
             f"{entry.most_common[0][0]} × {entry.most_common[0][1]}" if entry.most_common else "-",
         ]
         for entry in likeness.openings
     ]
-    columns = ["opening of", "distinct", "sampled", "share", "most common"]
-    print_table("Template-likeness: first 8 characters", columns, rows)
+    columns = ["opening of", "distinct", "share", "most common"]
+    title = f"Template-likeness: first 8 characters of {likeness.n_sampled:,} sampled answers"
+    print_table(title, columns, rows)
 
 
 def _percent(share: float | None) -> str:

@@ -42,9 +42,9 @@ class LengthSummary(Record):
 def summarise_lengths(histogram: Counter[int]) -> LengthSummary:
     """Summary of at least one length; `histogram` holds the number of texts by length."""
     n = histogram.total()
-    mean = sum(value * count for value, count in histogram.items()) / n
-    variance = sum((value - mean) ** 2 * count for value, count in histogram.items()) / n
     ordered = sorted(histogram.items())
+    mean = sum(value * count for value, count in ordered) / n
+    variance = math.fsum((value - mean) ** 2 * count for value, count in ordered) / n
     return LengthSummary(
         n=n,
         mean=mean,
