@@ -6,13 +6,16 @@ that was not seen yet (types, risk, split, length), so that a report does not fl
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import heapq
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup, escape
 
 from cbtqa.dataset.likeness import sample_key
+from cbtqa.dataset.stats import COLUMNS
 
 POOL_SIZE = 400
 Row = Mapping[str, Any]
@@ -21,25 +24,33 @@ Row = Mapping[str, Any]
 def choose_examples(folder: Path, n: int = 10, seed: int = 0) -> list[tuple[str, dict[str, Any]]]:
     """`(split, row)` of up to `n` varied entries of a dataset folder, the same for the same seed.
 
-    Only ids are read in full; rows are read for the pool.
+    Memory holds one row group at a time, whatever the size of the dataset.
     """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    import pyarrow.dataset as ds
+    import pyarrow.parquet as pq
 
-    pool: list[tuple[str, dict[str, Any]]] = []
     paths = sorted((folder / "data").glob("*.parquet"))
-    keyed = [
-        (sample_key(item_id, f"examples {seed}"), item_id)
-        for path in paths
-        for item_id in ds.dataset(path).to_table(columns=["id"])["id"].to_pylist()
-    ]
-    wanted = pa.array([item_id for _, item_id in sorted(keyed)[:POOL_SIZE]], pa.string())
-    for path in paths:
-        found = ds.dataset(path).to_table(filter=pc.field("id").isin(wanted))
-        pool += [(path.name.split("-")[0], row) for row in found.to_pylist()]
-    pool.sort(key=lambda entry: (sample_key(entry[1]["id"], f"examples {seed}"), entry[1]["id"]))
-    return _most_varied(pool, n)
+    wanted = sorted(heapq.nsmallest(POOL_SIZE, _places(paths, seed)), key=lambda place: place[2:])
+    pool: dict[str, tuple[str, dict[str, Any]]] = {}
+    for (which, group), places in groupby(wanted, key=lambda place: place[2:4]):
+        with pq.ParquetFile(paths[which]) as parquet:
+            table = parquet.read_row_group(group, columns=list(COLUMNS))
+        split = paths[which].name.split("-")[0]
+        for row in table.take([place[4] for place in places]).to_pylist():
+            pool[row["id"]] = (split, row)
+    return _most_varied([pool[item_id] for _, item_id, *_ in sorted(wanted)], n)
+
+
+def _places(paths: Sequence[Path], seed: int) -> Iterator[tuple[int, str, int, int, int]]:
+    """Hash, id, file, row group and row of every entry."""
+    import pyarrow.parquet as pq
+
+    for which, path in enumerate(paths):
+        with pq.ParquetFile(path) as parquet:
+            for group in range(parquet.num_row_groups):
+                ids = parquet.read_row_group(group, columns=["id"])["id"].to_pylist()
+                for row, item_id in enumerate(ids):
+                    key = sample_key(item_id, f"examples {seed}")
+                    yield key, item_id, which, group, row
 
 
 def _most_varied(
