@@ -1,0 +1,250 @@
+"""Reads the public data sets of distortion labels, and files of your own, with their quirks.
+
+`importers.yaml` says for each set which columns hold what and on which terms it may be used. Label
+names go through the taxonomy's aliases; a name it does not have is an error with file and line.
+
+    gold = read_gold(Path("cogdis.tsv"))            # the set is told by its columns
+    gold.licence
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cbtqa.distortions.gold import GoldItem, GoldSet
+from cbtqa.distortions.taxonomy import Taxonomy, is_no_distortion, load_taxonomy, normalise_name
+from cbtqa.errors import DataError, UsageError
+from cbtqa.files import parse_record, read_rows
+from cbtqa.records import NonEmptyText, Record
+
+_SEPARATORS = re.compile(r"[;；|、,，/]+")
+_ORDER = ("socialcd", "therapist", "cbt-bench", "cogdis", "c2d2", "plain")
+"""The order in which columns are compared: from the most to the least peculiar."""
+
+
+class DataFormat(Record):
+    """One entry of `importers.yaml`."""
+
+    title: NonEmptyText
+    citation: NonEmptyText
+    licence: NonEmptyText
+    taxonomy: NonEmptyText
+    text: tuple[str, ...]
+    before_text: tuple[str, ...] = ()
+    """Columns whose text goes before the text, such as a situation."""
+    label_columns: tuple[str, ...] = ()
+    further_label_columns: tuple[str, ...] = ()
+    """Optional columns with a further type."""
+    one_column_per_type: bool = False
+
+
+Row = Mapping[str, Any]
+
+
+@cache
+def data_formats() -> Mapping[str, DataFormat]:
+    """The known data sets by name."""
+    text = (files("cbtqa.distortions") / "importers.yaml").read_text(encoding="utf-8")
+    raw = yaml.safe_load(text)
+    return {
+        name: parse_record(DataFormat, fields, f"importers.yaml:{name}")
+        for name, fields in raw.items()
+    }
+
+
+def read_gold(
+    path: Path, *, form: str = "auto", taxonomy: str | None = None, encoding: str = "utf-8"
+) -> GoldSet:
+    """A labelled data set.
+
+    Args:
+        form: a name of `data_formats`, or `auto` to tell it by the columns.
+        taxonomy: what the labels are said in; the data set's own when None.
+        encoding: of a text file; some older files are `gb18030`.
+
+    Raises:
+        DataError: wrong encoding, missing columns, an empty text, or a label that the taxonomy
+            does not have; says file and line.
+        UsageError: no such format.
+    """
+    rows = ((where, _clean_keys(row)) for where, row in read_rows(path, encoding))
+    first = next(rows, None)
+    if first is None:
+        raise DataError("holds no rows", where=str(path))
+    name = _tell_format(first[1], path) if form == "auto" else form
+    if name not in data_formats():
+        raise UsageError(f"no format '{name}'", hint=f"known: {', '.join(data_formats())}")
+    known = data_formats()[name]
+    chosen = load_taxonomy(taxonomy or known.taxonomy)
+    reader = _RowReader(known, chosen, first[1], path)
+    items: dict[str, GoldItem] = {}
+    n_rows = n_duplicates = n_contradictions = 0
+    for where, row in _chain(first, rows):
+        n_rows += 1
+        item = reader.read(where, row, n_rows)
+        held = items.setdefault(item.text, item)
+        if held is not item:
+            n_duplicates += held.types == item.types
+            n_contradictions += held.types != item.types
+    return GoldSet(
+        name,
+        chosen,
+        tuple(items.values()),
+        known.licence,
+        n_rows,
+        n_duplicates,
+        n_contradictions,
+    )
+
+
+def _chain(first: tuple[str, Row], rest: Iterator[tuple[str, Row]]) -> Iterator[tuple[str, Row]]:
+    yield first
+    yield from rest
+
+
+def _clean_keys(row: Row) -> dict[str, Any]:
+    """Column names without blanks at the ends and in lower case: some sets have ` Text`."""
+    return {str(key).strip().lower(): value for key, value in row.items()}
+
+
+def _first_of(names: tuple[str, ...], row: Row) -> str | None:
+    return next((name for name in names if name in row), None)
+
+
+def _tell_format(row: Row, path: Path) -> str:
+    for name in _ORDER:
+        known = data_formats()[name]
+        if _first_of(known.text, row) is None:
+            continue
+        if known.one_column_per_type:
+            if len(_type_columns(row, load_taxonomy(known.taxonomy))) > 1:
+                return name
+        elif _first_of(known.label_columns, row) is not None and _fits(name, row):
+            return name
+    raise DataError(
+        f"cannot tell the data set by its columns: {', '.join(row)}",
+        where=f"{path}:1",
+        hint=f"name it with --format: {', '.join(data_formats())}",
+    )
+
+
+def _fits(name: str, row: Row) -> bool:
+    """False where a yes/no column is no yes/no, so that a set of types is not read as binary."""
+    if name != "cogdis":
+        return True
+    value = row[_first_of(data_formats()[name].label_columns, row) or ""]
+    return str(value).strip() in ("0", "1", "True", "False", "true", "false")
+
+
+def _type_columns(row: Row, taxonomy: Taxonomy) -> dict[str, str]:
+    """Column name to type id, for columns named after a type."""
+    found = {}
+    for key in row:
+        entry = taxonomy.find(key)
+        if entry is not None:
+            found[key] = entry.id
+    return found
+
+
+class _RowReader:
+    """Turns rows of one file into gold items."""
+
+    def __init__(self, known: DataFormat, taxonomy: Taxonomy, first: Row, path: Path) -> None:
+        self._taxonomy = taxonomy
+        self._text = self._need(known.text, first, path, "the text")
+        self._before = _first_of(known.before_text, first)
+        self._by_column: dict[str, str] = {}
+        self._named: list[str] = []
+        if known.one_column_per_type:
+            self._by_column = _type_columns(first, taxonomy)
+            missing = [
+                entry.zh for entry in taxonomy.types if entry.id not in self._by_column.values()
+            ]
+            if missing:
+                raise DataError(f"no column for: {', '.join(missing)}", where=f"{path}:1")
+        else:
+            self._named = [self._need(known.label_columns, first, path, "the labels")]
+            further = _first_of(known.further_label_columns, first)
+            self._named += [further] if further else []
+
+    @staticmethod
+    def _need(names: tuple[str, ...], row: Row, path: Path, what: str) -> str:
+        found = _first_of(names, row)
+        if found is None:
+            raise DataError(
+                f"no column for {what}: expected one of {', '.join(names)}, "
+                f"found {', '.join(row)}",
+                where=f"{path}:1",
+            )
+        return found
+
+    def read(self, where: str, row: Row, number: int) -> GoldItem:
+        text = str(row.get(self._text) or "").strip()
+        if not text:
+            raise DataError("the text is empty", where=f"{where}:{self._text}")
+        before = str(row.get(self._before) or "").strip() if self._before else ""
+        types: set[str] = set()
+        for column, type_id in self._by_column.items():
+            if _is_marked(row.get(column), f"{where}:{column}"):
+                types.add(type_id)
+        for column in self._named:
+            types.update(self._types_named(row.get(column), f"{where}:{column}"))
+        return GoldItem(
+            id=str(row.get("id") or row.get("id_number") or number),
+            text=f"{before}\n{text}" if before else text,
+            types=frozenset(types),
+            where=where,
+        )
+
+    def _types_named(self, cell: Any, where: str) -> Iterator[str]:
+        for name in _names_in(cell):
+            if is_no_distortion(name):
+                continue
+            entry = self._taxonomy.find(name)
+            if entry is None:
+                raise DataError(
+                    f"'{name}' is not a type of {self._taxonomy.id}",
+                    where=where,
+                    hint=f"its types: {', '.join(entry.zh for entry in self._taxonomy.types)}",
+                )
+            yield entry.id
+
+
+def _is_marked(cell: Any, where: str) -> bool:
+    value = str("" if cell is None else cell).strip()
+    if value in ("1", "1.0", "True", "true"):
+        return True
+    if value in ("0", "0.0", "False", "false", ""):
+        return False
+    raise DataError(f"expected 0 or 1, found '{value}'", where=where)
+
+
+def _names_in(cell: Any) -> list[str]:
+    """Type names in a cell: a list, a list written as text, label records, or names with ; or |."""
+    if cell is None or cell == "":
+        return []
+    if isinstance(cell, bool):
+        return ["1" if cell else "0"]
+    if isinstance(cell, str) and cell.lstrip().startswith("["):
+        try:
+            cell = json.loads(cell.replace("'", '"'))
+        except json.JSONDecodeError:
+            return [cell]
+    if isinstance(cell, list | tuple):
+        return [
+            str(entry["id"] if isinstance(entry, Mapping) else entry).strip() for entry in cell
+        ]
+    whole = str(cell).strip()
+    if whole.lower() in ("true", "false"):
+        return ["1" if whole.lower() == "true" else "0"]
+    if normalise_name(whole) == normalise_name("Magnification/Minimization"):
+        return [whole]
+    return [name.strip() for name in _SEPARATORS.split(whole) if name.strip()]
