@@ -30,13 +30,28 @@ class Found:
 
 
 def find(book: RuleBook, text: str) -> list[Found]:
-    """Every anchor of the book in the text, in order of appearance."""
+    """Every anchor of the book in the text, in order of appearance.
+
+    Spaces may split a word or stand for a comma. Both readings are tried; where they find the
+    same place, the one with commas decides, because it knows where clauses end.
+    """
     folded = fold(text)
-    squeezed = squeeze(folded, book.language)
+    tight = squeeze(folded, book.language)
+    loose = squeeze(folded, book.language, keep_pauses=True)
+    found = _find(book, folded, loose, keep_pauses=True)
+    if tight != loose:
+        for place in _find(book, folded, tight, keep_pauses=False):
+            if not any(place.start < other.end and other.start < place.end for other in found):
+                found.append(place)
+        found.sort(key=lambda place: place.start)
+    return found
+
+
+def _find(book: RuleBook, folded: str, squeezed: str, *, keep_pauses: bool) -> list[Found]:
     places = _longest(book, squeezed)
     if not places:
         return []
-    offsets = Offsets(folded, book.language)
+    offsets = Offsets(folded, book.language, keep_pauses=keep_pauses)
     found = []
     for start, end, family in places:
         case, low, high = _decide(book, family, squeezed, start, end)
@@ -85,8 +100,9 @@ def _decide(
                 continue
         if case.anchor is not None and not case.anchor.fullmatch(squeezed, start, end):
             continue
+        before = masked if case.outcome == "negated" else left
         if case.left is not None:
-            match = case.left.search(masked)
+            match = case.left.search(before)
             if match is None:
                 continue
             low = left_start + match.start() if match.end() == len(left) else start
@@ -95,7 +111,7 @@ def _decide(
             if match is None:
                 continue
             high = end + match.end()
-        if case.not_left is not None and case.not_left.search(masked):
+        if case.not_left is not None and case.not_left.search(before):
             continue
         if case.not_right is not None and case.not_right.match(right):
             continue

@@ -15,9 +15,11 @@ from bisect import bisect_right
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
+from typing import Literal
 
 import yaml
 
+Language = Literal["zh", "en"]
 _COMPATIBILITY_RANGES = (
     (0x2460, 0x24FF),  # circled letters and digits
     (0x2E80, 0x2FDF),  # radicals that look like characters
@@ -27,9 +29,9 @@ _COMPATIBILITY_RANGES = (
     (0x1F130, 0x1F189),  # squared letters
 )
 _SYMBOLS = (
-    r"\x00-\x09\x0b-\x1f*_~`^|\\#@+=<>(){}\[\]–·•●○◎★☆■□▪◆◇※→←↑↓♥♡✝†‡¥$%&"
-    r"\xa0\xad\u034f\u115f\u1160\u17b4\u17b5\u180e\u200b-\u200f\u2028-\u202f\u205f-\u2064\u2066-\u206f"
-    r"\u2190-\u2bff\u3000\u3013\u3164\u30fb\ufe00-\ufe0f\ufeff\uffa0\ufffc\ufffd"
+    r"\x00-\x08\x0b-\x1f*_~`^|\\#@+=<>(){}\[\]【】〔〕〖〗–·•●○◎★☆■□▪◆◇※→←↑↓♥♡✝†‡¥$%&"
+    r"\xad\u034f\u115f\u1160\u17b4\u17b5\u180e\u200b-\u200f\u2028-\u202f\u205f-\u2064\u2066-\u206f"
+    r"\u2190-\u2bff\u3013\u3164\u30fb\ufe00-\ufe0f\ufeff\uffa0\ufffc\ufffd"
     r"\U0001f000-\U0001faff\U000e0000-\U000e01ef"
 )
 _ENTITY = r"&(?:nbsp|amp|ensp|emsp|zwnj|zwj);"
@@ -41,6 +43,10 @@ _NOISE = {
         r"|(?<=[^a-z][b-hj-z]) (?=[a-z](?![a-z]))|(?<=[^a-z][a-z]) (?=[b-hj-z](?![a-z]))"
     ),
 }
+_HAN_PAIR = "[\u4e00-\u9fff]{2}"
+_NOISE_BUT_PAUSES = re.compile(
+    rf"{_ENTITY}|[{_SYMBOLS}.\-—/…]+|(?<!{_HAN_PAIR}) +| (?= )| (?!{_HAN_PAIR})"
+)
 
 
 @cache
@@ -64,6 +70,7 @@ def _fold_table() -> dict[int, str]:
     table.update(
         {ord("『"): "“", ord("』"): "”", ord("〈"): "《", ord("〉"): "》", ord("\r"): "\n"}
     )
+    table.update(dict.fromkeys((0x09, 0xA0, 0x2002, 0x2003, 0x3000), " "))
     return table
 
 
@@ -72,19 +79,27 @@ def fold(text: str) -> str:
     return text.translate(_fold_table())
 
 
-def squeeze(folded: str, language: str) -> str:
-    """The folded text without what may stand inside a word."""
+def squeeze(folded: str, language: Language, *, keep_pauses: bool = False) -> str:
+    """The folded text without what may stand inside a word.
+
+    Args:
+        keep_pauses: in Chinese, spaces between longer pieces are pauses that people type in place
+            of commas; they become commas instead of going.
+    """
+    if keep_pauses and language == "zh":
+        return _NOISE_BUT_PAUSES.sub("", folded).replace(" ", ",")
     return _NOISE[language].sub("", folded)
 
 
 class Offsets:
     """Maps positions of the squeezed text back to the folded (and so the original) text."""
 
-    def __init__(self, folded: str, language: str) -> None:
+    def __init__(self, folded: str, language: Language, *, keep_pauses: bool = False) -> None:
         self._starts = [0]
         self._shifts = [0]
         shift = 0
-        for match in _NOISE[language].finditer(folded):
+        noise = _NOISE_BUT_PAUSES if keep_pauses and language == "zh" else _NOISE[language]
+        for match in noise.finditer(folded):
             shift += match.end() - match.start()
             self._starts.append(match.end() - shift)
             self._shifts.append(shift)

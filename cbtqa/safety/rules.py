@@ -28,9 +28,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cbtqa.errors import DataError
 from cbtqa.records import Risk
-from cbtqa.safety.normalise import fold, squeeze
+from cbtqa.safety.normalise import Language, fold, squeeze
 
-Language = Literal["zh", "en"]
 Subject = Literal["self", "third", "none"]
 _HOLE = re.compile(r"(?<!P)<([a-z_]+)>")  # not the name of a regex group
 _NEVER = "(?!)"
@@ -68,7 +67,10 @@ class FamilyEntry(_Entry):
     """Anchors that share their cases."""
 
     id: str
-    anchors: tuple[str, ...]
+    anchors: tuple[str, ...] = ()
+    """Literals with `<name>` holes; every combination is looked for."""
+    misspelled: tuple[str, ...] = ()
+    """Words looked for in every spelling that `sounds` gives, other than their own."""
     cases: tuple[CaseEntry, ...]
     default: Risk
     """Grade when no case fits."""
@@ -80,10 +82,9 @@ class RuleFile(_Entry):
     words: dict[str, list[str]] = Field(default_factory=dict)
     """Lists for `<name>` in anchors and regexes (there as an alternation)."""
     masks: tuple[str, ...] = ()
-    """Words that hold a negation but negate nothing (忍不住); hidden from regexes on the left."""
+    """Words that hold a negation but negate nothing (忍不住); hidden from `negated` cases."""
     sounds: dict[str, list[str]] = Field(default_factory=dict)
-    """Other spellings of a character, for the anchors under `spelled`."""
-    spelled: tuple[str, ...] = ()
+    """Other spellings of a character, for the words under `misspelled`."""
     third: str = _NEVER
     """Regex for a person who is not the writer, as the subject of a clause."""
     self: str = _NEVER
@@ -222,10 +223,9 @@ class _Compiler:
                 for part, is_hole in zip(parts, itertools.cycle((False, True)), strict=False)
             ]
             for chosen in itertools.product(*choices):
-                literal = squeeze(fold("".join(chosen)), self._language)
-                literals.append(literal)
-                if literal in self._entry.spelled:
-                    literals.extend(self._other_spellings(literal))
+                literals.append(squeeze(fold("".join(chosen)), self._language))
+        for word in family.misspelled:
+            literals.extend(self._other_spellings(word))
         return literals
 
     def _other_spellings(self, literal: str) -> list[str]:

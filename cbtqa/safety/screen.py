@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 from cbtqa.records import Risk
 from cbtqa.safety.matching import find
-from cbtqa.safety.rules import Language, load_rules
+from cbtqa.safety.normalise import Language
+from cbtqa.safety.rules import load_rules
 
 _RANK: dict[Risk, int] = {"none": 0, "concern": 1, "explicit": 2}
 
