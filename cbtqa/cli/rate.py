@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
-from cbtqa.cli.console import print_json, say
+from cbtqa.cli.console import print_json, print_table, say
 from cbtqa.cli.options import AsJson, settings_flags
 from cbtqa.ratings.design import NewStudySettings, create_study
 from cbtqa.ratings.sheets import write_sheets
+from cbtqa.ratings.store import Store
+from cbtqa.ratings.study import StudyFolder, open_study
 from cbtqa.settings import Resolved
 
 app = typer.Typer(
@@ -15,6 +20,13 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Blinded rating by people: sheets, a web form, agreement and tests.",
 )
+StudyPath = Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of the study.")]
+
+
+def open_both(path: Path) -> tuple[StudyFolder, Store]:
+    """A study and its store."""
+    folder = open_study(path)
+    return folder, Store(folder.store_path, folder.study.id)
 
 
 @app.command("new")
@@ -39,3 +51,105 @@ def new(resolved: Resolved[NewStudySettings], as_json: AsJson = False) -> None:
     say(f"in {made.folder.path}, {len(sheets)} sheets; key (keep it from raters): {made.key_path}")
     if as_json:
         print_json({**made.summary(), "sheets": [path.name for path in sheets]})
+
+
+@app.command("collect")
+def collect(
+    study: StudyPath,
+    sheets: Annotated[
+        list[Path], typer.Argument(metavar="SHEETS...", help="Filled .xlsx or .csv files.")
+    ],
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Where store and sheet differ, take the sheet's.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Take filled sheets back; every refused cell is named, good cells are kept (exit 4 if any).
+
+    Example: cbtqa rate collect study returned/R1.xlsx returned/R2.xlsx
+    """
+    from cbtqa.ratings.collect import collect as collect_sheets
+
+    folder, store = open_both(study)
+    with store:
+        collected = collect_sheets(folder, store, sheets, replace=replace)
+    for rejection in collected.rejections:
+        say(f"refused: {rejection.where}: {rejection.detail}")
+    if as_json:
+        print_json(collected.summary())
+    else:
+        columns = ["file", "rater", "kept", "known", "refused", "done"]
+        print_table(f"Study {folder.study.id}", columns, collected.rows())
+    if collected.rejections:
+        raise typer.Exit(4)
+
+
+@app.command("serve")
+def serve(
+    study: StudyPath,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8765,
+    lan: Annotated[
+        bool, typer.Option("--lan", help="Listen to the local network too, without encryption.")
+    ] = False,
+    name: Annotated[
+        list[str] | None,
+        typer.Option("--name", help="Another host name raters use, such as a tunnel's."),
+    ] = None,
+    new_link: Annotated[
+        list[str] | None,
+        typer.Option("--new-link", help="Replace this rater's link; the old one stops working."),
+    ] = None,
+) -> None:
+    """Serve the web form to raters until Ctrl-C; each gets a personal link.
+
+    Example: cbtqa rate serve study --port 8765
+    """
+    from cbtqa.ratings.web.server import LOOPBACK, check_place, lan_address
+    from cbtqa.ratings.web.server import serve as run_server
+
+    folder, store = open_both(study)
+    check_place(folder.path)
+    address = lan_address() if lan else LOOPBACK
+    names = [*(name or []), address]
+    if lan:
+        say(f"warning: open to the local network at {address}; links and texts travel unencrypted.")
+        say("         An SSH tunnel or the sheets are safer on a network you do not control.")
+    with store:
+        for rater, link in issue_links(folder, store, new_link or []).items():
+            say(f"{rater}: http://{(name or [address])[0]}:{port}/r/{link}")
+        say(f"serving study {folder.study.id} on {address}:{port}; stop with Ctrl-C")
+        run_server(folder, store, host="0.0.0.0" if lan else LOOPBACK, port=port, names=names)
+
+
+def issue_links(folder: StudyFolder, store: Store, replaced: list[str]) -> dict[str, str]:
+    """New tokens for raters who have none, and for those whose link is to be replaced."""
+    from cbtqa.errors import UsageError
+
+    unknown = sorted(set(replaced) - set(folder.study.raters))
+    if unknown:
+        raise UsageError(f"no rater {unknown[0]} in this study")
+    linked = store.linked_raters()
+    wanted = [r for r in folder.study.raters if r not in linked or r in replaced]
+    if len(wanted) < len(folder.study.raters):
+        say("links given out earlier still work; --new-link R1 makes a new one")
+    return {rater: store.issue_link(rater) for rater in wanted}
+
+
+@app.command("status")
+def status(study: StudyPath, as_json: AsJson = False) -> None:
+    """Show who has done how much, and agreement so far (not for steering the ratings).
+
+    Example: cbtqa rate status study
+    """
+    from cbtqa.ratings.status import study_status
+
+    folder, store = open_both(study)
+    with store:
+        progress = study_status(folder, store)
+    if as_json:
+        print_json(progress.model_dump(mode="json"))
+        return
+    columns = ["rater", "done", "of", "cannot judge", "crisis flags", "last saved (UTC)"]
+    print_table(f"Study {folder.study.id} ({folder.study.rubric})", columns, progress.rows())
+    columns = ["criterion", "alpha", "95 % interval", "items"]
+    print_table("Agreement so far: to watch, not to adjust ratings by", columns, progress.alphas())

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from cbtqa.errors import DataError
 from cbtqa.ratings.answers import (
@@ -73,6 +74,37 @@ class Collected:
     def n_kept(self) -> int:
         """Cells newly stored."""
         return sum(sheet.n_kept for sheet in self.sheets)
+
+    def rows(self) -> list[list[str]]:
+        """One table row per file."""
+        return [
+            [
+                sheet.name,
+                sheet.rater or "-",
+                str(sheet.n_kept),
+                str(sheet.n_known),
+                str(len(sheet.rejections)),
+                f"{sheet.n_done}/{sheet.n_shown}",
+            ]
+            for sheet in self.sheets
+        ]
+
+    def summary(self) -> dict[str, Any]:
+        """Counts and refusals as plain values."""
+        sheets = [
+            {
+                "file": sheet.name,
+                "rater": sheet.rater,
+                "n_kept": sheet.n_kept,
+                "n_known": sheet.n_known,
+                "n_refused": len(sheet.rejections),
+                "n_done": sheet.n_done,
+                "n_shown": sheet.n_shown,
+            }
+            for sheet in self.sheets
+        ]
+        refused = [rejection.model_dump(mode="json") for rejection in self.rejections]
+        return {"n_kept": self.n_kept, "sheets": sheets, "refused": refused}
 
 
 def collect(

@@ -1,0 +1,231 @@
+"""The routes of the form. Reading never changes anything; every change is one `POST /save`.
+
+GET  /r/<token>   personal link: swaps the token for a cookie
+GET  /            welcome, guide, overview
+GET  /item/<n>    the rater's n-th item
+POST /save        {"changes": [{"key", "code", "field", "value", "seconds"}]}
+GET  /mine.json   the rater's own events
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Collection
+from typing import TYPE_CHECKING, Any, get_args
+
+from pydantic import Field, StrictBool, StrictInt, StrictStr, ValidationError
+
+from cbtqa.errors import MissingExtraError
+from cbtqa.ratings.answers import Answer, Change, check_change, is_done
+from cbtqa.ratings.rubric import Language
+from cbtqa.ratings.store import Event, Store, Visit
+from cbtqa.ratings.study import StudyFolder
+from cbtqa.ratings.web import pages
+from cbtqa.ratings.web.guards import FailureLimit, Guard
+from cbtqa.records import NonEmptyText, Record
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+MAX_BODY_BYTES = 1 << 20
+MAX_CHANGES = 500
+LANGUAGE_COOKIE = "cbtqa-language"
+
+
+class SentChange(Record):
+    """One change as the browser sends it."""
+
+    key: NonEmptyText = Field(max_length=80)
+    code: NonEmptyText
+    field: NonEmptyText
+    value: StrictInt | StrictStr | StrictBool | None
+    seconds: float | None = Field(default=None, ge=0, le=86_400)
+
+
+class SentChanges(Record):
+    """The body of a save."""
+
+    changes: tuple[SentChange, ...] = Field(min_length=1, max_length=MAX_CHANGES)
+
+
+class Form:
+    """The endpoints over one study and its store."""
+
+    def __init__(self, folder: StudyFolder, store: Store) -> None:
+        self._folder, self._store = folder, store
+        self._cookie = f"cbtqa-{folder.study.id}"
+        self._failures = FailureLimit()
+
+    # --- entering --------------------------------------------------------------------------------
+
+    def enter(self, request: Request) -> Response:
+        """Swaps a link for a cookie. No redirect: a strict cookie would not follow one."""
+        language, client = self._language(request), request.client.host if request.client else ""
+        if self._failures.is_exceeded(client):
+            return _html(pages.render_message(language, "error_many"), 429)
+        cookie = self._store.begin_visit(request.path_params["token"])
+        if cookie is None:
+            self._failures.count(client)
+            return _html(pages.render_message(language, "error_link"), 403)
+        response = _html(pages.render_entry(language))
+        response.set_cookie(
+            self._cookie, cookie, max_age=180 * 86_400, httponly=True, samesite="strict"
+        )
+        return response
+
+    def _visit(self, request: Request) -> Visit | None:
+        cookie = request.cookies.get(self._cookie)
+        return self._store.visit(cookie) if cookie else None
+
+    def _language(self, request: Request) -> Language:
+        wanted = request.query_params.get("lang") or request.cookies.get(LANGUAGE_COOKIE)
+        return next(
+            (one for one in get_args(Language) if one == wanted), self._folder.study.language
+        )
+
+    # --- reading ---------------------------------------------------------------------------------
+
+    def welcome(self, request: Request) -> Response:
+        """The rater's start page."""
+        visit, language = self._visit(request), self._language(request)
+        if visit is None:
+            return _html(pages.render_message(language, "error_visit"), 403)
+        answers = self._store.answers(visit.rater)
+        page = pages.render_welcome(self._folder, visit.rater, answers, language)
+        return self._keep_language(request, _html(page))
+
+    def item(self, request: Request) -> Response:
+        """One item of the rater's list."""
+        visit, language = self._visit(request), self._language(request)
+        if visit is None:
+            return _html(pages.render_message(language, "error_visit"), 403)
+        plan = self._folder.shown_to(visit.rater)
+        number = request.path_params["number"]
+        if not 1 <= number <= len(plan):
+            return _html(pages.render_message(language, "error_missing"), 404)
+        answers = self._store.answers(visit.rater)
+        page = pages.render_item(self._folder, plan[number - 1], answers, visit.csrf, language)
+        return self._keep_language(request, _html(page))
+
+    def mine(self, request: Request) -> Response:
+        """Everything this rater has saved."""
+        visit = self._visit(request)
+        if visit is None:
+            return _json({"error": "no visit"}, 403)
+        hidden = ("key", "seq")
+        events = [
+            {name: value for name, value in event.items() if name not in hidden}
+            for event in self._store.events(visit.rater)
+        ]
+        response = _json({"study": self._folder.study.id, "rater": visit.rater, "events": events})
+        name = f"{self._folder.study.id}-{visit.rater}.json"
+        response.headers["Content-Disposition"] = f'attachment; filename="{name}"'
+        return response
+
+    def missing(self, request: Request, _error: Exception) -> Response:
+        """The page for an address that is none."""
+        return _html(pages.render_message(self._language(request), "error_missing"), 404)
+
+    def _keep_language(self, request: Request, response: Response) -> Response:
+        if "lang" in request.query_params:
+            response.set_cookie(LANGUAGE_COOKIE, self._language(request), samesite="strict")
+        return response
+
+    # --- saving ----------------------------------------------------------------------------------
+
+    async def save(self, request: Request) -> Response:
+        """Keeps changes for good and answers only then."""
+        from starlette.concurrency import run_in_threadpool
+
+        body = await _read_body(request)
+        if body is None:
+            return _json({"error": "too large"}, 413)
+        return await run_in_threadpool(self._save, request, body)
+
+    def _save(self, request: Request, body: bytes) -> Response:
+        visit = self._visit(request)
+        if visit is None:
+            return _json({"error": "no visit"}, 401)
+        if request.headers.get("x-csrf-token") != visit.csrf:
+            return _json({"error": "no CSRF token"}, 403)
+        try:
+            sent = SentChanges.model_validate_json(body)
+        except ValidationError as error:
+            return _json({"error": error.errors(include_url=False)[0]["msg"]}, 400)
+        answers = self._store.answers(visit.rater)
+        events, refused = [], []
+        for change in sent.changes:
+            answer = answers.setdefault(change.code, Answer())
+            try:
+                good = check_change(
+                    self._folder,
+                    visit.rater,
+                    Change(change.code, change.field, change.value),
+                    answer,
+                )
+            except ValueError as error:
+                refused.append({"key": change.key, "field": change.field, "detail": str(error)})
+                continue
+            answer.set(good.field, good.value)
+            events.append(Event(f"web:{visit.rater}:{change.key}", good, change.seconds))
+        self._store.add(visit.rater, "web", events)
+        plan = self._folder.shown_to(visit.rater)
+        n_done = sum(is_done(self._folder, answers.get(shown.code)) for shown in plan)
+        kept = [change.key for change in sent.changes]
+        return _json({"settled": kept, "refused": refused, "done": n_done, "total": len(plan)})
+
+
+def create_app(folder: StudyFolder, store: Store, hosts: Collection[str]) -> Starlette:
+    """The form as an ASGI application.
+
+    Args:
+        hosts: values of the Host header that are answered, with their port.
+
+    Raises:
+        MissingExtraError: Starlette is not installed.
+    """
+    try:
+        from starlette.applications import Starlette
+        from starlette.middleware import Middleware
+        from starlette.routing import Route
+    except ModuleNotFoundError:
+        raise MissingExtraError("starlette", "rate") from None
+    form = Form(folder, store)
+    routes = [
+        Route("/", form.welcome),
+        Route("/r/{token}", form.enter),
+        Route("/item/{number:int}", form.item),
+        Route("/mine.json", form.mine),
+        Route("/save", form.save, methods=["POST"]),
+    ]
+    handlers: dict[Any, Callable[[Request, Exception], Response | Awaitable[Response]]] = {
+        404: form.missing
+    }
+    return Starlette(
+        routes=routes, middleware=[Middleware(Guard, hosts=hosts)], exception_handlers=handlers
+    )
+
+
+async def _read_body(request: Request) -> bytes | None:
+    """The body, or None when it is larger than any honest save."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            return None
+    return bytes(body)
+
+
+def _html(page: str, status: int = 200) -> Response:
+    from starlette.responses import HTMLResponse
+
+    return HTMLResponse(page, status)
+
+
+def _json(value: dict[str, Any], status: int = 200) -> Response:
+    from starlette.responses import Response
+
+    text = json.dumps(value, ensure_ascii=False)
+    return Response(text, status, media_type="application/json")

@@ -1,0 +1,195 @@
+"""Templates and what they are given. Every text goes through autoescape, none is Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from markupsafe import Markup
+
+from cbtqa.errors import MissingExtraError
+from cbtqa.ratings.answers import Answer, is_done
+from cbtqa.ratings.rubric import Criterion, Language
+from cbtqa.ratings.study import Presentation, StudyFolder
+from cbtqa.ratings.web.guards import current_nonce
+from cbtqa.safety.hotlines import help_text
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+MARK_KEYS = "1234567890qwertyuiopasdhjklzvm"
+"""Keys of marks in order; those of the form's own actions (b c f g n x) are left out."""
+FEW_POINTS = 4
+"""Up to so many points each gets a button with its words; above, a row of numbers."""
+
+
+@cache
+def form_words(language: Language) -> Mapping[str, Any]:
+    """The words of the form in this language."""
+    text = (files("cbtqa.ratings") / "wording" / "form.yaml").read_text(encoding="utf-8")
+    words: Mapping[str, Any] = yaml.safe_load(text)[language]
+    return words
+
+
+@cache
+def _environment() -> Environment:
+    try:
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+    except ModuleNotFoundError:
+        raise MissingExtraError("jinja2", "rate") from None
+    return Environment(
+        loader=PackageLoader("cbtqa.ratings.web"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+@cache
+def _asset(name: str) -> Markup:
+    folder = files("cbtqa.ratings.web") / "templates"
+    return Markup((folder / name).read_text(encoding="utf-8"))
+
+
+def render(template: str, language: Language, title: str, **values: Any) -> str:
+    """One page."""
+    return (
+        _environment()
+        .get_template(template)
+        .render(
+            words=form_words(language),
+            language=language,
+            title=title,
+            nonce=current_nonce.get(),
+            style=_asset("form.css"),
+            helpline=help_text(language, "page"),
+            **values,
+        )
+    )
+
+
+def render_message(language: Language, name: str) -> str:
+    """A page with one sentence."""
+    words = form_words(language)
+    return render("message.html.j2", language, words["app"], message=words[name])
+
+
+def render_entry(language: Language) -> str:
+    """The page a personal link opens: it moves on at once, so that the cookie counts as ours."""
+    return render("entry.html.j2", language, form_words(language)["app"])
+
+
+def render_welcome(
+    folder: StudyFolder, rater: str, answers: Mapping[str, Answer], language: Language
+) -> str:
+    """Where a rater lands: what to do, the guide, and all items at a glance."""
+    shown = folder.shown_to(rater)
+    cells = [(p.order, is_done(folder, answers.get(p.code))) for p in shown]
+    n_done = sum(done for _, done in cells)
+    first_open = next((number for number, done in cells if not done), 1)
+    return render(
+        "welcome.html.j2",
+        language,
+        title_of(folder, language),
+        rater=rater,
+        cells=cells,
+        n_done=n_done,
+        n_total=len(cells),
+        first_open=first_open,
+        rubric=folder.rubric,
+        has_marks=bool(folder.rubric.marks),
+    )
+
+
+def render_item(
+    folder: StudyFolder,
+    shown: Presentation,
+    answers: Mapping[str, Answer],
+    csrf: str,
+    language: Language,
+) -> str:
+    """One item with its form."""
+    plan = folder.shown_to(shown.rater)
+    item, answer = folder.item_of(shown), answers.get(shown.code, Answer())
+    n_done = sum(is_done(folder, answers.get(p.code)) for p in plan)
+    data = {
+        "study": folder.study.id,
+        "rater": shown.rater,
+        "code": shown.code,
+        "csrf": csrf,
+        "language": language,
+        "previous": f"/item/{shown.order - 1}" if shown.order > 1 else "/",
+        "next": f"/item/{shown.order + 1}" if shown.order < len(plan) else "/",
+        "criteria": [_criterion_data(c) for c in folder.rubric.criteria],
+        "mark_keys": dict(zip((c.id for c in folder.rubric.marks), MARK_KEYS, strict=False)),
+        "answer": {
+            "values": answer.values,
+            "evidence": answer.evidence,
+            "note": answer.note,
+            "cannot_judge": answer.cannot_judge,
+            "crisis": answer.crisis,
+        },
+        "done": n_done,
+        "total": len(plan),
+        "words": {
+            name: form_words(language)[name]
+            for name in (
+                "saving",
+                "saved",
+                "unsaved",
+                "unsaved_note",
+                "link_dead",
+                "refused",
+                "stay",
+                "progress",
+            )
+        },
+    }
+    return render(
+        "item.html.j2",
+        language,
+        title_of(folder, language),
+        rater=shown.rater,
+        shown=shown,
+        item=item,
+        answer=answer,
+        rubric=folder.rubric,
+        groups=_groups(folder),
+        mark_keys=data["mark_keys"],
+        few_points=FEW_POINTS,
+        data=data,
+        script=_asset("form.js"),
+        is_last=shown.order == len(plan),
+        n_done=n_done,
+        n_total=len(plan),
+    )
+
+
+def title_of(folder: StudyFolder, language: Language) -> str:
+    """The study's title, or the rubric's."""
+    return folder.study.title or folder.rubric.title.to(language)
+
+
+def _criterion_data(criterion: Criterion) -> dict[str, Any]:
+    return {
+        "id": criterion.id,
+        "kind": criterion.kind,
+        "low": criterion.low,
+        "high": criterion.high,
+        "required": criterion.required,
+        "evidence": criterion.evidence,
+    }
+
+
+def _groups(folder: StudyFolder) -> list[tuple[str | None, list[Criterion]]]:
+    """Runs of criteria under the id of their section, in the rubric's order."""
+    groups: list[tuple[str | None, list[Criterion]]] = []
+    for criterion in folder.rubric.criteria:
+        if not groups or groups[-1][0] != criterion.section:
+            groups.append((criterion.section, []))
+        groups[-1][1].append(criterion)
+    return groups
