@@ -20,6 +20,9 @@ from cbtqa.records import Reason, Usage
 
 MOST_RATE_LIMITED = 50
 """Times that one request may be told "too many" before it is given up."""
+BUDGET_LOOK_S = 0.05
+UNKNOWN_TOKENS = 1000
+"""Booked for a reply of which neither the limit nor an example is known."""
 NOTHING = Usage()
 
 
@@ -93,11 +96,11 @@ class Asker:
                 return reply
 
     async def _send(self, request: ChatRequest, attempt: int, tries: _Tries) -> Reply:
-        booked = self._book(request)
-        n_booked = booked.prompt_tokens + booked.completion_tokens
-        await self._gate.enter(n_booked, is_retry=attempt > 1 or tries.n_sent > 0)
+        estimate = self._estimate(request)
+        paced = _total(self._book(estimate, request))
+        await self._gate.enter(paced, is_retry=attempt > 1 or tries.n_sent > 0)
         try:
-            self._check_budget(booked)
+            booked = await self._keep_budget(estimate, request)
             # chosen only now: while this request waited, others may have found the right rung
             tries.rung = self._ladder.lower_of(tries.floor)
             body = request_body(request, self._endpoint, tries.rung, attempt)
@@ -117,25 +120,47 @@ class Asker:
             self._gate.leave()
         usage = received.reply.usage
         self._gate.answered()
-        self._gate.heed(received.headers, usage.prompt_tokens + usage.completion_tokens - n_booked)
-        self._meter.paid(usage)
+        self._gate.heed(received.headers, _total(usage) - paced)
+        self._meter.paid(usage, estimate)
         if self._budget:
             self._budget.spent = _sum_of(self._budget.spent, usage)
         return received.reply
 
-    def _book(self, request: ChatRequest) -> Usage:
-        """Tokens that a request will probably use; nothing when nobody counts them."""
+    def _estimate(self, request: ChatRequest) -> int:
+        """Tokens of the prompt; 0 when nobody counts them."""
         if self._budget is None and self._limits.tpm is None:
-            return NOTHING
-        n_in = sum(estimate_tokens(message["content"]) for message in request.messages)
-        most = request.sampling.max_tokens or 1000
-        n_out = min(most, self._meter.mean_completion_tokens or most)
-        return Usage(prompt_tokens=n_in, completion_tokens=round(n_out))
+            return 0
+        return sum(estimate_tokens(message["content"]) for message in request.messages)
 
-    def _check_budget(self, booked: Usage) -> None:
-        if self._budget and self._budget.is_used_up(_sum_of(self._meter.reserved, booked)):
-            self._stop("the budget is used up")
-            raise GateClosedError
+    def _book(self, estimate: int, request: ChatRequest) -> Usage:
+        """What a request will probably use, going by the replies so far."""
+        if not estimate:
+            return NOTHING
+        most = request.sampling.max_tokens or UNKNOWN_TOKENS
+        n_out = min(most, self._meter.mean_completion_tokens or most)
+        n_in = estimate * self._meter.prompt_factor
+        return Usage(prompt_tokens=round(n_in), completion_tokens=round(n_out))
+
+    async def _keep_budget(self, estimate: int, request: ChatRequest) -> Usage:
+        """Books a request on the budget; waits while what is in flight may use it up.
+
+        Raises:
+            GateClosedError: the budget is used up, and the run has been stopped for it.
+        """
+        while True:
+            booked = self._book(estimate, request)
+            if self._budget is None or not self._budget.is_used_up(
+                _sum_of(self._meter.reserved, booked)
+            ):
+                return booked
+            if not self._meter.n_in_flight:
+                if self._meter.mean_completion_tokens is None and not self._budget.is_used_up(
+                    NOTHING
+                ):
+                    return booked  # the first reply of all tells what replies cost
+                self._stop("the budget is used up")
+                raise GateClosedError
+            await self._gate.sleep(BUDGET_LOOK_S)
 
     async def _back_off(self, error: EndpointError, tries: _Tries) -> None:
         """Waits before the next try; a suspected outage does not use up an item's tries."""
@@ -160,6 +185,10 @@ class Asker:
         await self._gate.sleep(
             0 if wait_asked else backoff_s(max(1, tries.n_failed + tries.n_limited))
         )
+
+
+def _total(usage: Usage) -> int:
+    return usage.prompt_tokens + usage.completion_tokens
 
 
 def _sum_of(one: Usage, other: Usage) -> Usage:

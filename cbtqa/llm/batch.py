@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import threading
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -31,7 +31,7 @@ from cbtqa.llm.ladder import FormatLadder
 from cbtqa.llm.limits import Gate, GateClosedError, Limits
 from cbtqa.llm.progress import BatchSummary, Meter, Progress
 from cbtqa.llm.transport import Transport, open_transport
-from cbtqa.records import Reason
+from cbtqa.records import Reason, Usage
 
 ItemT = TypeVar("ItemT")
 ItemT_contra = TypeVar("ItemT_contra", contravariant=True)
@@ -100,27 +100,17 @@ def run_batch(
         KeyboardInterrupt: Ctrl-C; what was in flight was kept.
     """
     run = _Run(items, task, endpoint, journal, limits, budget, price, n_total, on_progress)
-    return _run_anywhere(run.run())
+    _run_anywhere(run.run())
+    return run.conclude()
 
 
-def _run_anywhere(work: Coroutine[Any, Any, BatchSummary]) -> BatchSummary:
+def _run_anywhere(work: Coroutine[Any, Any, None]) -> None:
     """`asyncio.run`, also from inside a notebook, where a loop is running already."""
     if not _has_running_loop():
-        return asyncio.run(work)
-    results: list[BatchSummary | BaseException] = []
-
-    def target() -> None:
-        try:
-            results.append(asyncio.run(work))
-        except BaseException as error:  # noqa: BLE001 - handed to the caller's thread and raised
-            results.append(error)
-
-    thread = threading.Thread(target=target)
-    thread.start()
-    thread.join()
-    if isinstance(results[0], BaseException):
-        raise results[0]
-    return results[0]
+        asyncio.run(work)
+        return
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, work).result()
 
 
 def _has_running_loop() -> bool:
@@ -147,15 +137,17 @@ class _Run(Generic[ItemT]):
     ) -> None:
         self._items, self._task, self._endpoint = items, task, endpoint
         self._journal, self._limits, self._on_progress = journal, limits, on_progress
-        self._budget = replace(budget, spent=journal.totals().usage) if budget else None
-        self._meter = Meter(n_total, price or (budget.price if budget else None))
+        earlier = journal.totals()
+        self._budget = replace(budget, spent=earlier.usage) if budget else None
+        self._meter = Meter(n_total, price or (budget.price if budget else None), earlier)
         self._live: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._writes: set[asyncio.Future[None]] = set()
         self._stop_reason: str | None = None
         self._fatal: BaseException | None = None
         self._is_interrupted = False
 
-    async def run(self) -> BatchSummary:
+    async def run(self) -> None:
         limits = self._limits
         self._gate = Gate(limits)
         # room for items that wait for their retry or for the disk, beside those in flight
@@ -168,13 +160,14 @@ class _Run(Generic[ItemT]):
                     self._asker = self._make_asker(transport)
                     await self._feed()
                     await self._drain()
+                if self._writes:
+                    await asyncio.wait(self._writes)
         finally:
             if ticker:
                 ticker.cancel()
                 with suppress(asyncio.CancelledError):
                     await ticker
                 self._report()
-        return self._conclude()
 
     def _make_asker(self, transport: Transport) -> Asker:
         endpoint, journal = self._endpoint, self._journal
@@ -185,7 +178,8 @@ class _Run(Generic[ItemT]):
         parts = (endpoint, transport, self._gate, self._limits, self._meter, self._budget)
         return Asker(*parts, ladder, self._stop)
 
-    def _conclude(self) -> BatchSummary:
+    def conclude(self) -> BatchSummary:
+        """The summary, or what stopped the run."""
         summary = self._meter.summary(self._stop_reason)
         if self._is_interrupted:
             raise KeyboardInterrupt
@@ -278,7 +272,9 @@ class _Run(Generic[ItemT]):
             request = self._task.ask_again(item, entry.reply, entry.fault)
             attempt, reply = entry.attempt + 1, None
             if request is None:
-                await self._end(Entry(key, entry.attempt, State.FINAL, None, entry.fault))
+                # the row repeats the reply, so that it holds the raw text, but not its price
+                reply = replace(entry.reply, usage=Usage())
+                await self._end(Entry(key, entry.attempt, State.FINAL, reply, entry.fault))
                 return
         while True:
             if reply is None:
@@ -293,7 +289,7 @@ class _Run(Generic[ItemT]):
                 await self._end(entry)
                 return
             self._meter.turned_away(entry)
-            self._journal.put(entry).add_done_callback(self._kept)
+            self._keep(entry)
             attempt, reply = attempt + 1, None
 
     def _judge(
@@ -309,7 +305,7 @@ class _Run(Generic[ItemT]):
                 again = self._task.ask_again(item, reply, fault)
         except BaseException:
             # paid for and not judged: a mistake in the task must not cost the reply
-            self._journal.put(Entry(key, attempt, State.UNCHECKED, reply))
+            self._keep(Entry(key, attempt, State.UNCHECKED, reply))
             raise
         ends_here = again is None and attempt < self._limits.max_attempts
         is_final = ends_here or fault.reason is Reason.CONTENT_FILTER
@@ -320,7 +316,14 @@ class _Run(Generic[ItemT]):
         await self._journal.put(entry)
         self._meter.ended(entry)
 
+    def _keep(self, entry: Entry) -> None:
+        """Writes a row that nobody waits for."""
+        written = self._journal.put(entry)
+        self._writes.add(written)
+        written.add_done_callback(self._kept)
+
     def _kept(self, written: asyncio.Future[None]) -> None:
+        self._writes.discard(written)
         if not written.cancelled() and (error := written.exception()) is not None:
             self._fail(error)
 
@@ -337,20 +340,22 @@ class _Run(Generic[ItemT]):
         self._stop(str(error))
 
     @contextmanager
-    def _signals(self) -> Any:
+    def _signals(self) -> Iterator[None]:
         """The first Ctrl-C (or SIGTERM) stops sending, the second drops what is in flight."""
         loop = asyncio.get_running_loop()
-        caught = []
+        before = {}
         for number in (signal.SIGINT, signal.SIGTERM):
             # not on Windows, and not outside the main thread: there Ctrl-C cancels at once
             with suppress(NotImplementedError, RuntimeError, ValueError):
+                handler = signal.getsignal(number)
                 loop.add_signal_handler(number, self._interrupt, number)
-                caught.append(number)
+                before[number] = handler
         try:
             yield
         finally:
-            for number in caught:
+            for number, handler in before.items():
                 loop.remove_signal_handler(number)
+                signal.signal(number, handler)
 
     def _interrupt(self, number: int) -> None:
         if self._gate.closed.is_set():

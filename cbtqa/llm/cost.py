@@ -40,12 +40,12 @@ class Budget:
         """True when what is spent and what is under way leave nothing."""
         n_in = self.spent.prompt_tokens + reserved.prompt_tokens
         n_out = self.spent.completion_tokens + reserved.completion_tokens
-        if self.max_tokens is not None and n_in + n_out >= self.max_tokens:
+        if self.max_tokens is not None and n_in + n_out > self.max_tokens:
             return True
         if self.max_cost is None or self.price is None:
             return False
         total = Usage(prompt_tokens=n_in, completion_tokens=n_out)
-        return self.price.of(total) >= self.max_cost
+        return self.price.of(total) > self.max_cost
 
 
 def estimate_tokens(text: str) -> int:

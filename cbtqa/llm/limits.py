@@ -93,7 +93,7 @@ class Gate:
         self._lowered_at = 0.0
         self._failures = 0
         self._failing_since = 0.0
-        self._limit_before: float = self.limit
+        self._limit_before_outage: float | None = None
         self._has_answered = False
 
     # --- passing ---------------------------------------------------------------------------------
@@ -180,10 +180,10 @@ class Gate:
 
     def answered(self) -> None:
         """Notes that the endpoint answered, be it with a refusal of one request."""
-        if self._failures:
-            if self.is_suspect:
-                self.limit = max(1.0, self._limit_before / 2)
-            self._failures = 0
+        self._failures = 0
+        if self._limit_before_outage is not None:
+            self.limit = max(1.0, self._limit_before_outage / 2)
+            self._limit_before_outage = None
         self._has_answered = True
         most = self._limits.in_flight
         if self.limit < most:
@@ -213,7 +213,7 @@ class Gate:
                 self._lowered_at = now
                 self.limit = max(1.0, self.limit / 2)
         elif self.is_suspect and self.limit > 1:
-            self._limit_before, self.limit = self.limit, 1.0
+            self._limit_before_outage, self.limit = self.limit, 1.0
 
     def hold(self, seconds: float) -> None:
         """Sends nothing more for so many seconds."""

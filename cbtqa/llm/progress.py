@@ -7,7 +7,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 
 from cbtqa.llm.cost import Price
-from cbtqa.llm.journal import Entry
+from cbtqa.llm.journal import Entry, Totals
 from cbtqa.records import Reason, Usage
 
 RATE_WINDOW_S = 30.0
@@ -77,6 +77,8 @@ class Meter:
 
     n_total: int | None
     price: Price | None
+    earlier: Totals
+    """What the journal held when the run began."""
     n_skipped: int = 0
     n_duplicates: int = 0
     n_accepted: int = 0
@@ -88,6 +90,7 @@ class Meter:
     n_paid: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    estimated_prompt: int = 0
     reserved_prompt: int = 0
     reserved_completion: int = 0
 
@@ -114,8 +117,9 @@ class Meter:
         self.reserved_prompt -= booked.prompt_tokens
         self.reserved_completion -= booked.completion_tokens
 
-    def paid(self, usage: Usage) -> None:
-        """Notes the tokens of a reply."""
+    def paid(self, usage: Usage, estimate: int) -> None:
+        """Notes the tokens of a reply, and how many its prompt was thought to have."""
+        self.estimated_prompt += estimate
         self.n_paid += 1
         self.prompt_tokens += usage.prompt_tokens
         self.completion_tokens += usage.completion_tokens
@@ -133,14 +137,28 @@ class Meter:
             self.rejected[entry.fault.reason] += 1
 
     @property
+    def n_in_flight(self) -> int:
+        """Requests sent and not yet answered."""
+        return len(self._in_flight)
+
+    @property
     def reserved(self) -> Usage:
         """Tokens booked by the requests in flight."""
         return Usage(prompt_tokens=self.reserved_prompt, completion_tokens=self.reserved_completion)
 
     @property
     def mean_completion_tokens(self) -> float | None:
-        """Mean length of the replies so far, or None before the first."""
-        return self.completion_tokens / self.n_paid if self.n_paid else None
+        """Mean length of the replies in the journal, or None before the first."""
+        n_paid = self.n_paid + self.earlier.n_replies
+        n_tokens = self.completion_tokens + self.earlier.usage.completion_tokens
+        return n_tokens / n_paid if n_paid else None
+
+    @property
+    def prompt_factor(self) -> float:
+        """How many times longer prompts are than estimated; at least 1."""
+        return (
+            max(1.0, self.prompt_tokens / self.estimated_prompt) if self.estimated_prompt else 1.0
+        )
 
     @property
     def usage(self) -> Usage:

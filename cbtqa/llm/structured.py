@@ -13,6 +13,7 @@ a text, and a text that was dropped are never taken for success.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -21,6 +22,10 @@ from cbtqa.llm.chat import Fault
 from cbtqa.records import Reason
 
 QUOTES = "\"'“”‘’"
+_BRACE = re.compile("[{}]")
+_KEY = re.compile(r"""["'”’]\s*[:：]""")
+"""What only a key is followed by; outside the object it tells of a lost part."""
+_LOST = Fault(Reason.NOT_JSON, "a key stands outside the object")
 _BETWEEN = frozenset(QUOTES + "{}[],: \t\r\n")
 Fits = Callable[[dict[str, Any]], bool]
 
@@ -40,18 +45,17 @@ def parse_object(text: str, fits: Fits | None = None) -> dict[str, Any] | Fault:
     start = text.find("{")
     if start < 0:
         return Fault(Reason.NOT_JSON, "the reply holds no JSON object")
-    first = _decode(text, start)
-    if first is None:
+    if _decode(text, start) is None:
         return _later(text, start, fits) or _repaired(text, start, fits)
-    found, end = first
-    if isinstance(found, Fault):
-        return found
-    if not fits(found):
-        found = _later(text, start, fits) or found
-    for other in _objects(text, end):
-        if other != found and (fits(other) or not fits(found)):
-            return Fault(Reason.NOT_JSON, "the reply holds several different objects")
-    return found
+    found: list[dict[str, Any]] = []
+    for one in _top_level(text, start):
+        if isinstance(one, Fault):
+            return one
+        found.append(one)
+    fitting = list(filter(fits, found)) or found
+    if any(other != fitting[0] for other in fitting):
+        return Fault(Reason.NOT_JSON, "the reply holds several different objects")
+    return fitting[0]
 
 
 def _unwrapped(text: str) -> str:
@@ -96,15 +100,23 @@ def _decode(text: str, start: int) -> tuple[dict[str, Any] | Fault, int] | None:
     return found, end
 
 
-def _objects(text: str, start: int) -> Iterator[dict[str, Any]]:
-    """Whole objects from here on, none of them inside another."""
-    while (start := text.find("{", start)) >= 0:
-        decoded = _decode(text, start)
-        if decoded is None or isinstance(decoded[0], Fault):
-            start += 1
-        else:
-            yield decoded[0]
-            start = decoded[1]
+def _top_level(text: str, start: int) -> Iterator[dict[str, Any] | Fault]:
+    """The whole objects from here on; a brace that belongs to none of them is a fault.
+
+    `{"a": "x"}, "b": "y"}` begins with a whole object and has lost a text all the same; so has
+    one with a key outside.
+    """
+    outside = [text[:start]]
+    while brace := _BRACE.search(text, start):
+        decoded = _decode(text, brace.start()) if brace[0] == "{" else None
+        if decoded is None:
+            yield Fault(Reason.NOT_JSON, "a brace stands outside the object")
+            return
+        outside.append(text[start : brace.start()])
+        yield decoded[0]
+        start = decoded[1]
+    if any(map(_KEY.search, [*outside, text[start:]])):
+        yield _LOST
 
 
 def _later(text: str, start: int, fits: Fits) -> dict[str, Any] | None:
@@ -114,7 +126,11 @@ def _later(text: str, start: int, fits: Fits) -> dict[str, Any] | None:
     """
     if fits is bool:
         return None
-    return next((found for found in _objects(text, start + 1) if fits(found)), None)
+    while (start := text.find("{", start + 1)) >= 0:
+        decoded = _decode(text, start)
+        if decoded and isinstance(decoded[0], dict) and fits(decoded[0]):
+            return decoded[0]
+    return None
 
 
 def _repaired(text: str, start: int, fits: Fits) -> dict[str, Any] | Fault:
@@ -123,6 +139,8 @@ def _repaired(text: str, start: int, fits: Fits) -> dict[str, Any] | Fault:
     end = text.rfind("}")
     if end < start:
         return Fault(Reason.NOT_JSON, "the object does not end")
+    if _KEY.search(text[:start]) or _KEY.search(text[end:]):
+        return _LOST
     damaged = text[start : end + 1]
     try:
         found = loads(damaged, skip_json_loads=True)

@@ -1,0 +1,460 @@
+"""Many requests: every item ends as a reply or a reason, and nothing paid is paid again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cbtqa.errors import ConfigError, EndpointAuthError, EndpointError, IncompleteRunError
+from cbtqa.llm.batch import BatchStoppedError, BatchSummary, run_batch
+from cbtqa.llm.chat import ChatRequest, Fault, Reply, Sampling
+from cbtqa.llm.cost import Budget, Price
+from cbtqa.llm.endpoint import Endpoint
+from cbtqa.llm.journal import Journal, State
+from cbtqa.llm.limits import Limits
+from cbtqa.llm.progress import Progress
+from cbtqa.records import Reason
+from tests.support import endpoint as scripted
+from tests.support.endpoint import Answer, ScriptedEndpoint, Seen, ok
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"answer": {"type": "string"}},
+    "required": ["answer"],
+    "additionalProperties": False,
+}
+
+
+class EchoTask:
+    """Asks for a word and wants `好` in the reply; asked again with the fault named."""
+
+    def __init__(self, schema: dict[str, Any] | None = None) -> None:
+        self.schema = schema
+        self.checked: list[str] = []
+
+    def key(self, item: str) -> str:
+        return item
+
+    def request(self, item: str) -> ChatRequest:
+        return ChatRequest(
+            [{"role": "user", "content": item}], self.schema, sampling=Sampling(seed=7)
+        )
+
+    def check(self, item: str, reply: Reply) -> Fault | None:
+        self.checked.append(item)
+        return None if "好" in reply.text else Fault(Reason.NOT_JSON, f"no 好 in {reply.text}")
+
+    def ask_again(self, item: str, reply: Reply, fault: Fault) -> ChatRequest | None:
+        said = [{"role": "assistant", "content": reply.text or "-"}]
+        told = [{"role": "user", "content": f"fault: {fault.reason}"}]
+        return ChatRequest([*self.request(item).messages, *said, *told], self.schema)
+
+
+FAST = Limits(in_flight=8, waits=False, timeout_s=5)
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    with Journal(tmp_path / "journal.sqlite", {"model": "m"}) as opened:
+        yield opened
+
+
+def run(
+    server: ScriptedEndpoint,
+    journal: Journal,
+    items: list[str],
+    limits: Limits = FAST,
+    task: EchoTask | None = None,
+    **more: Any,
+) -> BatchSummary:
+    where = Endpoint.parse(server.url, "m", environ={}, transport=more.pop("transport", "http"))
+    return run_batch(items, task or EchoTask(), where, journal, limits, **more)
+
+
+def reasons(journal: Journal, items: list[str]) -> list[Reason | None]:
+    found = [outcome for _, outcome in journal.outcomes(items)]
+    return [one.fault.reason if one and one.fault else None for one in found]
+
+
+@pytest.mark.parametrize("transport", ["http", "sdk"])
+def test_every_item_gets_its_own_reply_in_the_callers_order(
+    journal: Journal, transport: str
+) -> None:
+    items = [f"词{number}" for number in range(40)]
+
+    def script(seen: Seen) -> Answer:
+        # early items are answered late, so that the order of completion is not the order asked
+        return scripted.slow(ok(f"好{seen.user_text}"), 0.05 if seen.number < 8 else 0)
+
+    with ScriptedEndpoint(script) as server:
+        summary = run(server, journal, items, transport=transport)
+    assert (summary.n_accepted, summary.n_rejected, summary.stopped) == (40, 0, None)
+    replies = [outcome.reply.text for _, outcome in journal.outcomes(items) if outcome]
+    assert replies == [f"好{item}" for item in items]
+
+
+def test_a_second_run_sends_nothing(journal: Journal) -> None:
+    with ScriptedEndpoint(ok("好")) as server:
+        run(server, journal, ["一", "二"])
+        summary = run(server, journal, ["一", "二"])
+        assert (summary.n_skipped, summary.n_requests, len(server.requests)) == (2, 0, 2)
+
+
+def test_a_faulty_reply_is_asked_again_with_its_fault_and_another_seed(journal: Journal) -> None:
+    with ScriptedEndpoint([ok("坏"), ok("好")]) as server:
+        run(server, journal, ["一"])
+        first, second = server.requests
+    assert "not_json" in second.last_text
+    assert first.body["seed"] == 7
+    outcome = journal.outcome("一")
+    assert outcome is not None and outcome.is_accepted
+    assert (outcome.n_attempts, outcome.usage.completion_tokens) == (2, 100)
+
+
+def test_the_seed_grows_with_the_attempt() -> None:
+    assert [Sampling(seed=7).for_attempt(n).seed for n in (1, 2, 3)] == [7, 8, 9]
+    assert Sampling().for_attempt(2).seed is None
+
+
+def test_attempts_are_bounded_and_the_last_fault_stays(journal: Journal) -> None:
+    with ScriptedEndpoint(ok("坏")) as server:
+        summary = run(server, journal, ["一"])
+        assert len(server.requests) == FAST.max_attempts
+        assert summary.rejected == {Reason.NOT_JSON: 1}
+        run(server, journal, ["一"])
+        assert len(server.requests) == FAST.max_attempts, "used-up attempts are not sent again"
+    outcome = journal.outcome("一")
+    assert outcome is not None and outcome.reply is not None and outcome.reply.text == "坏"
+
+
+def test_a_resumed_item_goes_on_with_its_next_attempt(journal: Journal) -> None:
+    with ScriptedEndpoint([ok("坏"), ok("好")]) as server:
+        run(server, journal, ["一"], Limits(in_flight=8, waits=False, max_attempts=1))
+        assert reasons(journal, ["一"]) == [Reason.NOT_JSON]
+        run(server, journal, ["一"])
+        assert "not_json" in server.requests[1].last_text
+    assert reasons(journal, ["一"]) == [None]
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason", "n_sent"),
+    [
+        (scripted.refusal(), Reason.REFUSAL, 3),
+        (scripted.null_content(), Reason.EMPTY, 3),
+        (ok("   "), Reason.EMPTY, 3),
+        (ok("<think>我想想"), Reason.EMPTY, 3),
+        (scripted.cut_by_length("好，但是"), Reason.CUT, 3),
+        (ok("好", finish_reason="content_filter"), Reason.CONTENT_FILTER, 1),
+        (scripted.content_filter(), Reason.CONTENT_FILTER, 1),
+        (scripted.failed(400, "too many tokens"), Reason.BAD_REQUEST, 1),
+        (scripted.failed(422, "what is this"), Reason.BAD_REQUEST, 1),
+    ],
+)
+@pytest.mark.parametrize("transport", ["http", "sdk"])
+def test_what_is_no_answer_becomes_a_reason_and_never_an_answer(
+    journal: Journal, answer: Answer, reason: Reason, n_sent: int, transport: str
+) -> None:
+    with ScriptedEndpoint({"坏": answer, "善": ok("好")}) as server:
+        summary = run(server, journal, ["坏", "善"], transport=transport)
+        n_asked = sum(seen.user_text == "坏" for seen in server.requests)
+        assert n_asked == n_sent
+        again = run(server, journal, ["坏", "善"], transport=transport)
+        assert again.n_skipped == 2, "what failed for good is not sent again"
+    assert summary.rejected == {reason: 1}
+    assert reasons(journal, ["坏", "善"]) == [reason, None]
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        scripted.rate_limited(),
+        scripted.rate_limited(0.01),
+        scripted.rate_limited("Wed, 21 Oct 2015 07:28:00 GMT"),
+        scripted.server_error(),
+        scripted.unavailable(),
+        scripted.cut_connection(),
+        scripted.cut_body(),
+        scripted.not_the_protocol(),
+        Answer(200, {"error": {"message": "upstream", "code": 502}}),
+        scripted.slow(ok("好"), 0.6),
+    ],
+)
+@pytest.mark.parametrize("transport", ["http", "sdk"])
+def test_a_passing_failure_is_repeated_and_costs_no_attempt(
+    journal: Journal, failure: Answer, transport: str
+) -> None:
+    limits = Limits(in_flight=8, waits=False, timeout_s=0.3, max_attempts=1)
+    with ScriptedEndpoint([failure, failure, ok("好")]) as server:
+        summary = run(server, journal, ["一"], limits, transport=transport)
+    assert (summary.n_accepted, summary.n_requests, summary.n_repeats) == (1, 3, 2)
+
+
+def test_an_item_that_keeps_failing_is_turned_away_but_tried_again_next_time(
+    journal: Journal,
+) -> None:
+    script = {"坏": scripted.server_error(), "善": ok("好")}
+    with ScriptedEndpoint(script) as server:
+        summary = run(server, journal, ["坏", "善"])
+    assert summary.rejected == {Reason.ENDPOINT: 1}
+    assert summary.n_requests == FAST.max_retries + 2
+    outcome = journal.outcome("坏")
+    assert outcome is not None and outcome.state is State.ENDPOINT and outcome.n_attempts == 0
+    with ScriptedEndpoint(ok("好")) as server:
+        assert run(server, journal, ["坏", "善"]).n_accepted == 1
+    assert reasons(journal, ["坏", "善"]) == [None, None]
+
+
+def test_an_endpoint_failure_after_a_paid_attempt_keeps_that_attempt(journal: Journal) -> None:
+    with ScriptedEndpoint([ok("坏"), scripted.server_error()]) as server:
+        run(server, journal, ["一"])
+    assert reasons(journal, ["一"]) == [Reason.ENDPOINT]
+    with ScriptedEndpoint(ok("好")) as server:
+        run(server, journal, ["一"])
+        assert "not_json" in server.requests[0].last_text, "it goes on with the second attempt"
+    outcome = journal.outcome("一")
+    assert outcome is not None and outcome.n_attempts == 2
+
+
+def test_an_endpoint_that_is_gone_stops_the_run_and_the_next_run_finishes(
+    journal: Journal,
+) -> None:
+    items = [f"词{number}" for number in range(50)]
+    script = [*[ok("好")] * 10, scripted.server_error()]
+    with ScriptedEndpoint(script) as server, pytest.raises(BatchStoppedError) as stopped:
+        run(server, journal, items)
+    assert "gone" in str(stopped.value) and isinstance(stopped.value, IncompleteRunError)
+    assert stopped.value.summary.n_accepted == 10
+    assert Reason.ENDPOINT not in stopped.value.summary.rejected
+    with ScriptedEndpoint(ok("好")) as server:
+        assert run(server, journal, items).n_accepted == 40
+        assert len(server.requests) == 40
+
+
+def test_a_long_wait_asked_for_stops_the_run(journal: Journal) -> None:
+    with (
+        ScriptedEndpoint(scripted.rate_limited(7200)) as server,
+        pytest.raises(BatchStoppedError, match="7200"),
+    ):
+        run(server, journal, ["一"])
+
+
+@pytest.mark.parametrize("transport", ["http", "sdk"])
+def test_a_refused_key_ends_the_run_and_is_not_shown(journal: Journal, transport: str) -> None:
+    with ScriptedEndpoint(ok("好"), key="right") as server:
+        where = Endpoint.parse(
+            server.url, "m", environ={"CBTQA_API_KEY": "wr0ng"}, transport=transport
+        )
+        with pytest.raises(EndpointAuthError) as refused:
+            run_batch(["一"], EchoTask(), where, journal, FAST)
+        assert "wr0ng" not in str(refused.value)
+        right = Endpoint.parse(
+            server.url, "m", environ={"CBTQA_API_KEY": "right"}, transport=transport
+        )
+        assert run_batch(["一"], EchoTask(), right, journal, FAST).n_accepted == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (scripted.failed(404, "model m does not exist"), "does not exist"),
+        (scripted.out_of_quota(), "quota"),
+        (scripted.failed(402, "Insufficient Balance"), "Balance"),
+        (Answer(307, {}, {"Location": "https://elsewhere.example/v1"}), "elsewhere.example"),
+    ],
+)
+@pytest.mark.parametrize("transport", ["http", "sdk"])
+def test_what_no_wait_helps_against_ends_the_run_at_once(
+    journal: Journal, answer: Answer, words: str, transport: str
+) -> None:
+    with ScriptedEndpoint(answer) as server, pytest.raises(EndpointError, match=words):
+        run(server, journal, ["一"], transport=transport)
+    assert len(server.requests) == 1
+    assert journal.outcome("一") is None, "it is not the item's fault"
+
+
+@pytest.mark.parametrize(
+    ("refused", "kind"),
+    [([], "json_schema"), (["json_schema"], "json_object"), (["json_schema", "json_object"], None)],
+)
+def test_the_response_format_steps_down_and_is_remembered(
+    journal: Journal, refused: list[str], kind: str | None
+) -> None:
+    items = [f"词{number}" for number in range(60)]
+    with ScriptedEndpoint(scripted.unless_format(refused, ok("好"))) as server:
+        summary = run(server, journal, items, task=EchoTask(SCHEMA))
+        assert summary.n_accepted == 60
+        assert server.n_paid == 60, "a refused format is not paid for"
+        n_refused = len(server.requests) - 60
+        assert n_refused <= len(refused) * FAST.in_flight, "later requests know the rung"
+        run(server, journal, ["新"], task=EchoTask(SCHEMA))
+        last = server.requests[-1].body.get("response_format", {})
+        assert last.get("type") == kind
+        assert len(server.requests) == n_refused + 61, "a resumed run begins on the known rung"
+
+
+def test_a_request_refused_for_its_own_sake_does_not_move_the_ladder(journal: Journal) -> None:
+    def script(seen: Seen) -> Answer:
+        return scripted.failed(400, "no") if seen.user_text == "坏" else ok("好")
+
+    with ScriptedEndpoint(script) as server:
+        run(server, journal, ["坏", "善", "美"], Limits(in_flight=1), task=EchoTask(SCHEMA))
+        kinds = [
+            seen.body.get("response_format", {}).get("type")
+            for seen in server.requests
+            if seen.user_text != "坏"
+        ]
+    assert kinds == ["json_schema", "json_schema"]
+    assert reasons(journal, ["坏", "善", "美"]) == [Reason.BAD_REQUEST, None, None]
+
+
+def test_a_budget_in_tokens_stops_before_it_is_passed_and_counts_earlier_runs(
+    journal: Journal,
+) -> None:
+    items = [f"词{number}" for number in range(100)]
+    budget = Budget(max_tokens=3000)  # a reply costs 150
+    with ScriptedEndpoint(scripted.slow(ok("好"), 0.01)) as server:
+        with pytest.raises(BatchStoppedError, match="budget") as stopped:
+            run(server, journal, items, budget=budget)
+        assert stopped.value.summary.n_accepted == server.n_paid == 20
+        with pytest.raises(BatchStoppedError, match="budget"):
+            run(server, journal, items, budget=budget)
+        assert server.n_paid == 20, "what an earlier run spent counts"
+        assert run(server, journal, items).n_accepted == 80
+
+
+def test_a_budget_in_money_stops_too(journal: Journal) -> None:
+    price = Price(input=1e6, output=1e6, currency="CNY")  # a token costs 1
+    budget = Budget(max_cost=1000, price=price)
+    items = [f"词{number}" for number in range(50)]
+    with ScriptedEndpoint(ok("好")) as server, pytest.raises(BatchStoppedError) as stopped:
+        run(server, journal, items, Limits(in_flight=1, waits=False), budget=budget)
+    cost = stopped.value.summary.cost
+    assert cost is not None and 500 <= cost <= 1000
+
+
+def test_a_key_in_work_or_done_is_not_sent_twice(journal: Journal) -> None:
+    with ScriptedEndpoint(scripted.slow(ok("好"), 0.02)) as server:
+        summary = run(server, journal, ["一", "二", "一", "二", "一"] * 60)
+        assert len(server.requests) == 2
+    assert summary.n_accepted == 2 and summary.n_duplicates + summary.n_skipped == 298
+
+
+def test_items_are_drawn_as_places_come_free(journal: Journal) -> None:
+    drawn = 0
+
+    def items() -> Iterator[str]:
+        nonlocal drawn
+        for number in range(1500):
+            drawn += 1
+            yield f"词{number}"
+
+    ahead: list[int] = []
+
+    def script(seen: Seen) -> Answer:
+        ahead.append(drawn - seen.number)
+        return ok("好")
+
+    with ScriptedEndpoint(script) as server:
+        where = Endpoint.parse(server.url, "m", environ={})
+        summary = run_batch(items(), EchoTask(), where, journal, Limits(in_flight=4))
+    assert summary.n_accepted == 1500
+    assert max(ahead) < 300
+
+
+def test_a_mistake_in_the_task_loses_no_paid_reply(journal: Journal) -> None:
+    class Broken(EchoTask):
+        def check(self, item: str, reply: Reply) -> Fault | None:
+            raise ZeroDivisionError
+
+    with ScriptedEndpoint(ok("好")) as server:
+        with pytest.raises(ZeroDivisionError):
+            run(server, journal, ["一"], task=Broken())
+        assert journal.outcome("一") is None
+        assert run(server, journal, ["一"]).n_accepted == 1
+        assert len(server.requests) == 1, "the reply is judged again, not bought again"
+
+
+def test_an_input_that_breaks_off_keeps_what_was_sent(journal: Journal) -> None:
+    def items() -> Iterator[str]:
+        yield from ("一", "二")
+        raise ConfigError("the input broke off")
+
+    with ScriptedEndpoint(scripted.slow(ok("好"), 0.05)) as server:
+        where = Endpoint.parse(server.url, "m", environ={})
+        with pytest.raises(ConfigError):
+            run_batch(items(), EchoTask(), where, journal, FAST)
+    assert len(list(journal.done_keys())) in (0, 2)
+
+
+def test_progress_tells_counts_cost_and_time_left(journal: Journal) -> None:
+    told: list[Progress] = []
+    items = [f"词{number}" for number in range(60)]
+    with ScriptedEndpoint(scripted.slow(ok("好"), 0.1)) as server:
+        run(
+            server,
+            journal,
+            items,
+            Limits(in_flight=8),
+            price=Price(input=2, output=8, currency="CNY"),
+            n_total=60,
+            on_progress=told.append,
+        )
+    middle, last = told[0], told[-1]
+    assert 0 < middle.in_flight <= 8 and middle.eta_s is not None and middle.oldest_s < 1
+    assert (last.n_done, last.in_flight, last.currency) == (60, 0, "CNY")
+    assert last.cost == pytest.approx(60 * (100 * 2 + 50 * 8) / 1e6)
+
+
+def test_it_runs_inside_a_running_loop_as_in_a_notebook(journal: Journal) -> None:
+    async def cell(server: ScriptedEndpoint) -> BatchSummary:
+        return run(server, journal, ["一"])
+
+    with ScriptedEndpoint(ok("好")) as server:
+        assert asyncio.run(cell(server)).n_accepted == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, BatchStoppedError)]
+)
+def test_an_interrupt_lets_requests_in_flight_end_and_keeps_them(
+    journal: Journal, number: int, error: type[BaseException]
+) -> None:
+    items = [f"词{number}" for number in range(100)]
+    with ScriptedEndpoint(scripted.slow(ok("好"), 0.4)) as server:
+
+        def interrupt() -> None:
+            while len(server.requests) < 8:
+                time.sleep(0.01)
+            os.kill(os.getpid(), number)
+
+        before = signal.getsignal(number)
+        threading.Thread(target=interrupt).start()
+        with pytest.raises(error):
+            run(server, journal, items)
+        assert signal.getsignal(number) is before
+        assert len(server.requests) == 8
+        assert len(list(journal.done_keys())) == 8
+
+
+def test_more_than_the_servers_limit_is_learned_from_its_429s(journal: Journal) -> None:
+    most = 0
+
+    def script(seen: Seen) -> Answer:
+        nonlocal most
+        busy = server._in_flight
+        most = max(most, busy)
+        return scripted.slow(ok("好"), 0.02) if busy <= 10 else scripted.rate_limited(0.05)
+
+    items = [f"词{number}" for number in range(300)]
+    with ScriptedEndpoint(script) as server:
+        summary = run(server, journal, items, Limits(in_flight=40))
+        assert summary.n_accepted == 300
+        assert summary.n_repeats < 300, "it learns instead of hammering"

@@ -1,0 +1,262 @@
+"""The journal: durable, single-writer, never mixed up, and read back in the caller's order."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cbtqa.errors import ConfigError, DataError, IncompleteRunError
+from cbtqa.llm.chat import Fault, Reply
+from cbtqa.llm.journal import Entry, Journal, State, fork_path
+from cbtqa.llm.journal_lock import refuse_network_drive
+from cbtqa.records import Reason, Usage
+
+USAGE = Usage(prompt_tokens=10, completion_tokens=5)
+
+
+def reply(text: str = "好") -> Reply:
+    return Reply(text, "stop", None, "想", USAGE, "m", "2026-01-01T00:00:00+00:00", 0.5)
+
+
+def faulty(key: str, attempt: int) -> Entry:
+    return Entry(key, attempt, State.FAULTY, reply("坏"), Fault(Reason.CUT, "cut"))
+
+
+def test_a_reply_comes_back_as_it_was(tmp_path: Path) -> None:
+    original = Reply("好\x00\n“引”", "stop", "no", "想", USAGE, "m", "2026-01-01T00:00:00Z", 1.25)
+    with Journal(tmp_path / "j") as journal:
+        journal.record([Entry("一", 1, State.ACCEPTED, original)])
+    with Journal(tmp_path / "j") as journal:
+        outcome = journal.outcome("一")
+    assert outcome is not None and outcome.reply == original and outcome.fault is None
+
+
+def test_outcomes_come_in_the_callers_order_with_gaps_and_repeats(tmp_path: Path) -> None:
+    with Journal(tmp_path / "j") as journal:
+        journal.record(Entry(f"k{n}", 1, State.ACCEPTED, reply(f"r{n}")) for n in range(2000))
+        wanted = [f"k{n}" for n in reversed(range(0, 2600, 2))] + ["k4", "k4"]
+        found = list(journal.outcomes(iter(wanted)))
+    assert [key for key, _ in found] == wanted
+    for key, outcome in found:
+        n = int(key[1:])
+        assert (outcome is None) == (n >= 2000)
+        assert outcome is None or (outcome.reply and outcome.reply.text) == f"r{n}"
+
+
+def test_the_last_attempt_decides_and_the_usage_of_all_adds_up(tmp_path: Path) -> None:
+    with Journal(tmp_path / "j") as journal:
+        journal.record([faulty("一", 1), Entry("一", 2, State.ACCEPTED, reply())])
+        gone = Entry("二", 2, State.ENDPOINT, None, Fault(Reason.ENDPOINT, "gone"))
+        journal.record([faulty("二", 1), gone])
+        one, two = (outcome for _, outcome in journal.outcomes(["一", "二"]))
+        assert one is not None and two is not None
+        assert (one.is_accepted, one.n_attempts, one.usage.prompt_tokens) == (True, 2, 20)
+        assert (two.fault, two.n_attempts) == (Fault(Reason.ENDPOINT, "gone"), 1)
+        standing = journal.standings(["一", "二", "三"])
+        assert standing["一"].is_done(9) and not standing["二"].is_done(1)
+        assert "三" not in standing
+        totals = journal.totals()
+        assert (totals.n_replies, totals.usage.prompt_tokens) == (3, 30)
+        assert totals.faults == {Reason.CUT: 2, Reason.ENDPOINT: 1}
+
+
+@pytest.mark.parametrize(
+    ("state", "attempt", "is_done"),
+    [
+        (State.ACCEPTED, 1, True),
+        (State.FINAL, 1, True),
+        (State.FAULTY, 2, False),
+        (State.FAULTY, 3, True),
+        (State.ENDPOINT, 1, False),
+        (State.UNCHECKED, 1, False),
+    ],
+)
+def test_done_means_that_nothing_is_left_to_send(
+    tmp_path: Path, state: State, attempt: int, is_done: bool
+) -> None:
+    fault = None if state is State.ACCEPTED else Fault(Reason.EMPTY)
+    with Journal(tmp_path / "j") as journal:
+        journal.record([Entry("一", attempt, state, reply(), fault), faulty("零", 1)])
+        assert list(journal.done_keys(max_attempts=3)) == (["一"] if is_done else [])
+
+
+def test_a_changed_fingerprint_is_refused_with_the_differences(tmp_path: Path) -> None:
+    with Journal(tmp_path / "j", {"model": "m1", "prompt": "p", "seed": "1"}):
+        pass
+    with pytest.raises(ConfigError) as refused:
+        Journal(tmp_path / "j", {"model": "m2", "prompt": "p", "extra": "x"})
+    message = str(refused.value)
+    assert "model: was m1, is m2" in message and "prompt" not in message
+    assert "seed: was 1, is not set" in message and "extra: was not set, is x" in message
+    assert "--fork" in str(refused.value.hint)
+    with Journal(tmp_path / "j", {"seed": "1", "prompt": "p", "model": "m1"}):
+        pass
+
+
+def test_a_fork_has_one_path_for_one_fingerprint(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite"
+    first = fork_path(path, {"a": "1", "b": "2"})
+    assert first == fork_path(path, {"b": "2", "a": "1"}) != fork_path(path, {"a": "1", "b": "3"})
+    assert first.parent == tmp_path and first.suffix == ".sqlite" and first != path
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from cbtqa.llm.journal import Journal
+journal = Journal(Path(sys.argv[1]))
+print("open", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_second_process_is_refused_by_name_and_a_dead_one_is_no_obstacle(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None
+    with holder.stdout:
+        assert holder.stdout.readline() == "open\n"
+        with pytest.raises(ConfigError, match=f"process {holder.pid}"):
+            Journal(path)
+        with Journal(path, read_only=True) as beside:
+            assert beside.totals().n_replies == 0
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+    with Journal(path) as journal:
+        assert journal.meta("writer_pid") == str(os.getpid())
+        with pytest.raises(ConfigError, match=f"process {os.getpid()}"):
+            Journal(path)
+
+
+WRITE = """
+import asyncio, os, sys
+from pathlib import Path
+from cbtqa.llm.chat import Reply
+from cbtqa.llm.journal import Entry, Journal, State
+
+async def main():
+    with Journal(Path(sys.argv[1])) as journal:
+        n = 0
+        while True:
+            group = [journal.put(Entry(f"k{n + i}", 1, State.ACCEPTED, Reply("好" * 700)))
+                     for i in range(20)]
+            await asyncio.gather(*group)
+            n += 20
+            os.write(1, b"%d\\n" % n)
+
+asyncio.run(main())
+"""
+
+
+def test_what_was_acknowledged_survives_kill_9(tmp_path: Path) -> None:
+    for number in range(5):
+        path = tmp_path / f"{number}.sqlite"
+        writer = subprocess.Popen([sys.executable, "-c", WRITE, str(path)], stdout=subprocess.PIPE)
+        assert writer.stdout is not None
+        with writer.stdout:
+            said = [writer.stdout.readline() for _ in range(3 + number)]
+            writer.send_signal(signal.SIGKILL)
+            said += writer.stdout.read().splitlines()
+            writer.wait()
+        n_acknowledged = int([line for line in said if line.strip()][-1])
+        with Journal(path) as journal:
+            kept = {key for key, one in journal.outcomes(f"k{n}" for n in range(9999)) if one}
+        assert {f"k{n}" for n in range(n_acknowledged)} <= kept
+
+
+def test_a_row_put_is_durable_when_its_future_is_done(tmp_path: Path) -> None:
+    async def put(journal: Journal) -> None:
+        await asyncio.gather(
+            *(journal.put(Entry(f"k{n}", 1, State.ACCEPTED, reply())) for n in range(1500))
+        )
+
+    with Journal(tmp_path / "j") as journal:
+        asyncio.run(put(journal))
+        with Journal(tmp_path / "j", read_only=True) as beside:
+            assert beside.totals().n_replies == 1500
+
+
+def test_closing_commits_what_was_put(tmp_path: Path) -> None:
+    async def put(journal: Journal) -> None:
+        journal.put(Entry("一", 1, State.ACCEPTED, reply()))
+
+    with Journal(tmp_path / "j") as journal:
+        asyncio.run(put(journal))
+    with Journal(tmp_path / "j", read_only=True) as journal:
+        assert journal.outcome("一") is not None
+
+
+def test_a_full_disk_is_told_and_loses_nothing_committed(tmp_path: Path) -> None:
+    with Journal(tmp_path / "j") as journal:
+        journal.record([Entry("一", 1, State.ACCEPTED, reply())])
+        assert journal._db is not None
+        pages = journal._db.execute("PRAGMA page_count").fetchone()[0]
+        journal._db.execute(f"PRAGMA max_page_count = {pages + 2}")
+        with pytest.raises(IncompleteRunError, match="full"):
+            journal.record(
+                Entry(f"k{n}", 1, State.ACCEPTED, reply("长" * 3000)) for n in range(200)
+            )
+        assert journal.outcome("一") is not None
+        assert journal.outcome("k0") is None, "a group is written whole or not at all"
+
+
+@pytest.mark.parametrize("content", [b"not a database, but long enough to be read as one" * 40])
+def test_a_file_that_is_no_journal_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "j"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="is no journal"):
+        Journal(path)
+    assert path.read_bytes() == content
+    with pytest.raises(DataError, match="no such journal"):
+        Journal(tmp_path / "missing", read_only=True)
+
+
+def test_a_journal_of_a_newer_format_is_refused(tmp_path: Path) -> None:
+    with Journal(tmp_path / "j") as journal:
+        journal.set_meta("format_version", "99")
+    with pytest.raises(DataError, match="format 99"):
+        Journal(tmp_path / "j")
+
+
+@pytest.mark.parametrize(
+    ("folder", "is_refused"),
+    [
+        ("/data/net/runs", True),
+        ("/data/netlike", False),
+        ("/data/net/local", False),
+        ("/data/with space/x", True),
+        ("/srv", False),
+    ],
+)
+def test_a_network_drive_is_refused(folder: str, is_refused: bool) -> None:
+    mounts = (
+        "/dev/vda / ext4 rw 0 0\n"
+        "host:/export /data/net nfs4 rw 0 0\n"
+        "/dev/vdb /data/net/local xfs rw 0 0\n"
+        "me@host: /data/with\\040space fuse.sshfs rw 0 0\n"
+    )
+    if is_refused:
+        with pytest.raises(ConfigError, match="network drive"):
+            refuse_network_drive(Path(folder), mounts)
+    else:
+        refuse_network_drive(Path(folder), mounts)
+
+
+def test_this_machines_own_mounts_can_be_read(tmp_path: Path) -> None:
+    refuse_network_drive(tmp_path)
+
+
+def test_the_file_is_in_wal_mode_and_synced_in_full(tmp_path: Path) -> None:
+    with Journal(tmp_path / "j") as journal:
+        assert isinstance(journal._db, sqlite3.Connection)
+        assert journal._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert journal._db.execute("PRAGMA synchronous").fetchone() == (2,)
