@@ -12,7 +12,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
@@ -34,8 +34,8 @@ def open_text(path: Path, encoding: str = "utf-8") -> Iterator[IO[str]]:
     """Opens a text file for reading; a UTF-8 byte-order mark is dropped.
 
     Raises:
-        DataError: the file is missing, a folder, or not in `encoding` (with the byte position
-            and, when the bytes read as GB18030, the flag that says so).
+        DataError: the file is missing, a folder, or not in `encoding` (with the flag that says so
+            when the bytes read as GB18030).
     """
     codec = "utf-8-sig" if encoding.lower().replace("_", "-") in ("utf-8", "utf8") else encoding
     try:
@@ -55,16 +55,21 @@ def open_text(path: Path, encoding: str = "utf-8") -> Iterator[IO[str]]:
 
 def _wrong_encoding(path: Path, encoding: str, error: UnicodeDecodeError) -> DataError:
     hint = None
-    if "gb" not in encoding.lower():
-        with suppress(UnicodeDecodeError):
-            head = path.read_bytes()[: 1 << 16]
-            head[: head.rfind(b"\n") + 1 or None].decode("gb18030")
-            hint = "the bytes read as GBK: if that is what it is, add --encoding gb18030"
-    return DataError(
-        f"not {encoding}: byte 0x{error.object[error.start]:02x} does not fit",
-        where=str(path),
-        hint=hint,
-    )
+    if "gb" not in encoding.lower() and _reads_as_gb18030(path):
+        hint = "the bytes read as GBK: if that is what it is, add --encoding gb18030"
+    found = f"not {encoding}: byte 0x{error.object[error.start]:02x} does not fit"
+    return DataError(found, where=str(path), hint=hint)
+
+
+def _reads_as_gb18030(path: Path) -> bool:
+    """True when the first lines with other than ASCII bytes decode as Chinese."""
+    with path.open("rb") as stream:
+        head = stream.read(1 << 16)
+    head = head[: head.rfind(b"\n") + 1 or None]
+    try:
+        return any("\u4e00" <= letter <= "\u9fff" for letter in head.decode("gb18030"))
+    except UnicodeDecodeError:
+        return False
 
 
 def parse_record(model: type[ModelT], row: object, where: str) -> ModelT:
@@ -197,7 +202,7 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                     yield f"{path}:row {number}", row
     except FileNotFoundError:
         raise DataError("no such file", where=str(path)) from None
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OSError) as error:
         raise DataError(f"not Parquet: {error}", where=str(path)) from None
 
 

@@ -56,14 +56,16 @@ def build_dataset(
 
     cbtqa build-dataset PsyQA_full.json --endpoint vllm --model Qwen3-32B --out runs/psyqa
     """
-    from cbtqa.dataset import estimate, run
-
     if dry_run:
-        estimated = estimate.estimate_build(resolved)
+        from cbtqa.dataset.estimate import estimate_build
+
+        estimated = estimate_build(resolved)
         print_json(estimated.model_dump(mode="json")) if as_json else _show_estimate(estimated)
         return
+    from cbtqa.dataset.run import build_dataset as build
+
     with live_progress() as progress:
-        result = run.build_dataset(
+        result = build(
             resolved,
             fork=fork,
             update=update,

@@ -62,12 +62,15 @@ def main(arguments: list[str] | None = None) -> None:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     is_debug = "--debug" in words or os.environ.get("CBTQA_DEBUG") == "1"
+    if not is_debug:
+        sys.excepthook = _report_bug
     sys.exit(_run([word for word in words if word != "--debug"], is_debug))
 
 
 def _run(words: list[str], is_debug: bool) -> int:
     try:
-        code = app(words, standalone_mode=False)
+        # not `app(...)`: calling it puts typer's own hook for unexpected errors in place of ours
+        code = typer.main.get_command(app).main(words, prog_name="cbtqa", standalone_mode=False)
     except CbtqaError as error:
         if is_debug:
             traceback.print_exc()
@@ -84,6 +87,10 @@ def _run(words: list[str], is_debug: bool) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return int(code or 0)
+
+
+def _report_bug(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    _report(f"unexpected {kind.__name__}: {error}", "a bug in cbtqa: --debug shows where")
 
 
 def _path_of(error: Any) -> str:

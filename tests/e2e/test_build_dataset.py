@@ -186,8 +186,8 @@ def test_killed_at_any_moment_and_continued_equals_an_uninterrupted_run(tmp_path
             process.wait()
         assert not (tmp_path / "killed" / "manifest.json").exists()
         run_cbtqa(*words, "--out", "killed", cwd=tmp_path)
-        # what was in flight at a kill is lost by anyone; four at a time, three kills
-        assert server.n_paid_again <= 12
+        # lost by a kill: four in flight, and what came in during the 50 ms before a commit
+        assert server.n_paid_again <= 3 * (4 + 4)
     whole, killed = rows_of(tmp_path / "whole"), rows_of(tmp_path / "killed")
     for row in (*whole, *killed):
         row.pop("created_at")
