@@ -11,7 +11,7 @@ from cbtqa.dataset.report.examples import choose_examples, mark_evidence
 from cbtqa.dataset.report.material import wording
 from cbtqa.errors import IncompleteRunError
 from cbtqa.files import ParquetRows
-from cbtqa.manifest import read_manifest, write_manifest
+from cbtqa.manifest import SettingValue, read_manifest, write_manifest
 from cbtqa.records import STEP_NAMES, Reason
 from tests.support.dataset_folder import make_rows, write_dataset_folder
 
@@ -68,7 +68,7 @@ def test_rejected_text_is_cut_and_says_how_long_it_was(html: str) -> None:
 
 
 def test_ten_examples_show_all_five_steps_by_name_in_both_languages(html: str) -> None:
-    assert html.count('<article class="example">') == 10
+    assert html.count('<article class="example"') == 10
     for name in STEP_NAMES:
         phrase = wording()[f"texts.{name}"]
         assert html.count(f"<dt>{phrase.zh} <span") >= 10
@@ -149,6 +149,39 @@ def test_a_disclosure_that_was_acknowledged_is_reported(tmp_path) -> None:
     assert "问题文本发给了 api.example.org；由操作者确认" in visible(
         dataset_report(folder, manifest)
     )
+
+
+@pytest.mark.parametrize(
+    ("input_value", "expected"),
+    [
+        ("questions.json", "只发给本机或内网的模型服务 127.0.0.1"),
+        (None, "只有随软件附带的虚构问题"),
+    ],
+)
+def test_without_acknowledgement_text_stayed_local_or_was_invented(
+    folder, input_value, expected: str
+) -> None:
+    manifest = read_manifest(folder)
+    entry = manifest.settings["input"].model_copy(update={"value": input_value})
+    settings = {**manifest.settings, "input": entry}
+    html = dataset_report(folder, manifest.model_copy(update={"settings": settings}))
+    assert expected in visible(html)
+
+
+def test_an_endpoint_address_with_a_secret_in_it_is_not_shown(folder) -> None:
+    manifest = read_manifest(folder)
+    entry = SettingValue(value="https://user:hunter2@host/v1", origin="--endpoint")
+    settings = {**manifest.settings, "endpoint": entry}
+    assert "hunter2" not in dataset_report(
+        folder, manifest.model_copy(update={"settings": settings})
+    )
+
+
+def test_tokens_that_were_not_counted_are_not_called_free(folder) -> None:
+    manifest = read_manifest(folder).model_copy(update={"usage": None, "cost": None})
+    text = visible(dataset_report(folder, manifest))
+    assert "未记录" in text
+    assert "未调用模型" not in text
 
 
 def test_the_english_report_reads_in_english(folder) -> None:

@@ -75,7 +75,7 @@ def steps(material: Material) -> list[Block]:
         texts, share = say(f"texts.{name}"), found[name].mean / total
         bars.append(
             Bar(
-                f"{place}  {material.text(texts)}",
+                f"{place} {material.text(texts)}",
                 share,
                 percent(share),
                 texts.second(material.lang),

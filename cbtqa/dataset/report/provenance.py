@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
 from markupsafe import Markup
 
@@ -14,6 +15,9 @@ from cbtqa.report.wording import Phrase
 from cbtqa.safety.hotlines import help_text
 from cbtqa.safety.notices import load_notices
 
+SHOWN_ELSEWHERE = ("out", "input", "endpoint", "model")
+"""Settings that other lines tell; an endpoint's address may hold more than its host."""
+
 
 def lede(material: Material) -> Phrase:
     """The first sentence: what this is, made by what and when."""
@@ -21,7 +25,7 @@ def lede(material: Material) -> Phrase:
     return say(
         f"lede.{kind}",
         n_out=number(material.statistics.n_entries),
-        model="、".join(material.statistics.models) or "?",
+        model=", ".join(material.statistics.models) or "?",
         date=material.manifest.finished_at[:10],
     )
 
@@ -69,15 +73,21 @@ def glance(material: Material) -> list[Block]:
 
 
 def _cost_fact(material: Material) -> Fact:
+    """What the run cost; a run without a model cost nothing, an uncounted one is said to be so."""
     usage, cost = material.manifest.usage, material.manifest.cost
     tokens = usage.prompt_tokens + usage.completion_tokens if usage else 0
-    if not tokens:
+    if material.is_template:
         return Fact("0", say("glance.cost_and_tokens"), material.text(say("glance.no_cost")))
+    if not tokens:
+        return Fact("–", say("glance.cost_and_tokens"), material.text(say("made.unknown")))
     shown = f"{number(tokens)} {material.text(say('glance.tokens'))}"
-    if cost and cost.get("amount") is not None:
-        amount = f"{number(cost['amount'], 2)} {cost.get('currency', '')}".strip()
-        return Fact(amount, say("glance.cost"), shown)
+    if cost:
+        return Fact(_amount(cost), say("glance.cost"), shown)
     return Fact(number(tokens), say("glance.tokens"))
+
+
+def _amount(cost: dict[str, Any]) -> str:
+    return f"{number(cost['amount'], 2)} {cost.get('currency', '')}".strip()
 
 
 def made(material: Material) -> list[Block]:
@@ -106,7 +116,7 @@ def made(material: Material) -> list[Block]:
         used = f"{number(manifest.usage.prompt_tokens)} + "
         rows.append((say("made.tokens"), used + number(manifest.usage.completion_tokens)))
     if manifest.cost:
-        rows.append((say("made.cost"), _price(material)))
+        rows.append((say("made.cost"), _price(material, manifest.cost)))
     if material.is_bundled_sample:
         rows.append((say("made.inputs"), say("made.sample")))
     for entry in manifest.inputs:
@@ -114,7 +124,7 @@ def made(material: Material) -> list[Block]:
     changed = ", ".join(
         f"{name} = {entry.value}"
         for name, entry in manifest.settings.items()
-        if entry.origin != "default" and name not in ("out", "input")
+        if entry.origin != "default" and name not in SHOWN_ELSEWHERE
     )
     if changed:
         rows.append((say("made.settings"), changed))
@@ -124,25 +134,30 @@ def made(material: Material) -> list[Block]:
     return [Pairs(rows)]
 
 
-def _price(material: Material) -> str:
+def _price(material: Material, cost: dict[str, Any]) -> str:
     """The amount with what it was reckoned from."""
-    cost = material.manifest.cost or {}
     basis = say(
         "made.price",
         input=cost.get("input", "?"),
         output=cost.get("output", "?"),
         as_of=cost.get("as_of") or material.text(say("made.price_given")),
     )
-    return f"{number(cost['amount'], 2)} {cost.get('currency', '')} ({material.text(basis)})"
+    return f"{_amount(cost)} ({material.text(basis)})"
 
 
 def disclosure(material: Material) -> Phrase:
-    """Whether the questions left the machine, and where they went."""
+    """Whether the questions left the machine, and where they went.
+
+    The gate of a build lets text go to a host that is not local only when a person acknowledged
+    it, or when the questions are the invented sample.
+    """
     hosts = ", ".join(material.statistics.hosts)
     if not hosts:
         return say("made.disclosure_none")
-    is_open = "disclosure" in material.manifest.acknowledgements
-    return say("made.disclosure_open" if is_open else "made.disclosure_local", host=hosts)
+    if "disclosure" in material.manifest.acknowledgements:
+        return say("made.disclosure_open", host=hosts)
+    kind = "invented" if material.is_bundled_sample else "local"
+    return say(f"made.disclosure_{kind}", host=hosts)
 
 
 def _with_hash(name: str, sha256: str) -> Markup:
@@ -169,7 +184,7 @@ def splits(material: Material) -> list[Block]:
 
 
 def files(material: Material) -> list[Block]:
-    """The dataset's files with their hashes, as far as the manifest lists them."""
+    """The dataset's files with their hashes."""
     entries = [
         describe_file(path, material.folder)
         for path in (
