@@ -112,7 +112,7 @@ class Asker:
                 self._gate.answered()
                 raise
             except EndpointError as error:
-                self._gate.failed(error, sent_at)
+                self._gate.failed(error)
                 raise
             finally:
                 self._meter.returned(sent_at, booked)

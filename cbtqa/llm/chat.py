@@ -108,7 +108,7 @@ def split_reasoning(text: str) -> tuple[str, str | None]:
     if opened := _OPEN.match(text):
         thoughts.append(text[opened.end() :].strip())
         text = ""
-    elif not thoughts and (closed := _CLOSE.search(text)):
+    elif not thoughts and (closed := _CLOSE.search(text)) and "<think" not in text:
         thoughts.append(text[: closed.start()].strip())
         text = text[closed.end() :]
     return (text.lstrip(), "\n".join(thoughts)) if thoughts else (text, None)

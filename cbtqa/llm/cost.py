@@ -1,23 +1,42 @@
-"""What a run costs: prices, tokens, the budget.
+"""What a run costs: prices, tokens, the budget, and the numbers of a dry run.
 
-Price(input=2.0, output=8.0, currency="CNY").of(Usage(prompt_tokens=520, ...))
+price = find_price("gpt-4o-mini")
+plan = plan_run(map(task.request, items), endpoint, Limits(in_flight=64), price=price)
+plan.cost, plan.seconds
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+from typing import Any
 
+import yaml
+from pydantic import Field
+
+from cbtqa.llm.chat import ChatRequest
 from cbtqa.records import Record, Usage
+
+REPLY_TOKENS = 600
+"""Taken for a reply when nobody says more: five steps of 100-200 Chinese characters; assumed."""
+MESSAGE_TOKENS = 4
+"""Marks round each message in the usual chat templates; assumed."""
+COUNTED_REQUESTS = 500
+"""Requests whose tokens a dry run counts before it begins to take every 2nd, 4th, 8th..."""
 
 
 class Price(Record):
     """Money for a million tokens."""
 
-    input: float
-    output: float
+    input: float = Field(ge=0)
+    output: float = Field(ge=0)
     currency: str = "USD"
     as_of: str = ""
-    """When it was looked up; empty when a person gave it."""
+    """Year and month of the page it was read from; empty when a person gave the price."""
     source: str = ""
 
     def of(self, usage: Usage) -> float:
@@ -26,26 +45,45 @@ class Price(Record):
         return (n_in * self.input + n_out * self.output) / 1e6
 
 
+def find_price(model: str) -> Price | None:
+    """The table's price of a model, its date suffix ignored; None when it is not listed."""
+    plain = re.sub(r"-(\d{4}-\d{2}-\d{2}|\d{8}|\d{4}|latest)$", "", model.lower())
+    return _price_table().get(model.lower()) or _price_table().get(plain)
+
+
+@cache
+def _price_table() -> dict[str, Price]:
+    text = files("cbtqa.llm").joinpath("prices.yaml").read_text(encoding="utf-8")
+    table = {}
+    for row in yaml.safe_load(text)["prices"]:
+        price = Price(**{name: value for name, value in row.items() if name != "models"})
+        table.update(dict.fromkeys(row["models"], price))
+    return table
+
+
 @dataclass
 class Budget:
     """The most that a journal may cost, earlier runs included. What is in flight counts too."""
 
     max_cost: float | None = None
-    """In the price's currency."""
+    """In the price's currency; without a price it cannot be kept."""
     max_tokens: int | None = None
     price: Price | None = None
     spent: Usage = field(default_factory=Usage)
 
-    def is_used_up(self, reserved: Usage) -> bool:
-        """True when what is spent and what is under way leave nothing."""
-        n_in = self.spent.prompt_tokens + reserved.prompt_tokens
-        n_out = self.spent.completion_tokens + reserved.completion_tokens
+    def is_used_up(self, more: Usage) -> bool:
+        """True when `more` tokens on top of what is spent would pass the limit."""
+        n_in = self.spent.prompt_tokens + more.prompt_tokens
+        n_out = self.spent.completion_tokens + more.completion_tokens
         if self.max_tokens is not None and n_in + n_out > self.max_tokens:
             return True
         if self.max_cost is None or self.price is None:
             return False
         total = Usage(prompt_tokens=n_in, completion_tokens=n_out)
         return self.price.of(total) > self.max_cost
+
+
+# --- tokens --------------------------------------------------------------------------------------
 
 
 def estimate_tokens(text: str) -> int:
@@ -56,3 +94,106 @@ def estimate_tokens(text: str) -> int:
     """
     n_narrow = sum(map(str.isascii, text))
     return round(0.6 * (len(text) - n_narrow) + 0.3 * n_narrow)
+
+
+def token_counter(model: str) -> tuple[Callable[[str], int], str]:
+    """How to count tokens for a model, and the name of the way.
+
+    tiktoken, where it is installed, knows the model, and has its vocabulary at hand (it loads one
+    from the network otherwise, which a count must not do); else `estimate_tokens`.
+    """
+    with suppress(ImportError, KeyError, OSError):
+        import tiktoken
+
+        name = tiktoken.encoding_name_for_model(model)
+        encoding: Any = _cached_encoding(name)
+        return (lambda text: len(encoding.encode(text, disallowed_special=()))), f"tiktoken {name}"
+    return estimate_tokens, "estimate: 0.6 tokens per wide character, 0.3 per other"
+
+
+def _cached_encoding(name: str) -> Any:
+    """A tiktoken encoding whose vocabulary lies in TIKTOKEN_CACHE_DIR.
+
+    Raises:
+        OSError: it would have to be fetched.
+    """
+    import os
+
+    import tiktoken
+
+    if not os.environ.get("TIKTOKEN_CACHE_DIR"):
+        raise FileNotFoundError(name)
+    return tiktoken.get_encoding(name)
+
+
+# --- the dry run ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would take, if every item were answered at its first attempt."""
+
+    n_requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    counted_by: str
+    """The way tokens were counted."""
+    cost: float | None
+    """None without a price."""
+    price: Price | None
+    seconds: float
+    """At the limits, and at `latency_s` for one reply."""
+    bound_by: str
+    """Which limit sets the time: `in_flight`, `rpm` or `tpm`."""
+
+
+def plan_run(
+    requests: Iterable[ChatRequest],
+    model: str,
+    *,
+    in_flight: int,
+    rpm: int | None = None,
+    tpm: int | None = None,
+    price: Price | None = None,
+    reply_tokens: int = REPLY_TOKENS,
+    latency_s: float = 10.0,
+) -> Plan:
+    """Counts what a run would send, without sending; streams, so a million requests will do.
+
+    Args:
+        reply_tokens: expected tokens of one reply.
+        latency_s: seconds of one reply; 2-20 s is usual, 10 is assumed.
+    """
+    count, counted_by = token_counter(model)
+    n_requests = n_counted = tokens = weight = 0
+    stride = 1
+    for request in requests:
+        if n_requests % stride == 0:
+            said = (message["content"] for message in request.messages)
+            # a counted request stands for the `stride - 1` that are passed over after it
+            tokens += stride * sum(count(text) + MESSAGE_TOKENS for text in said)
+            weight += stride
+            n_counted += 1
+            if n_counted % COUNTED_REQUESTS == 0:
+                stride *= 2
+        n_requests += 1
+    mean = tokens / weight if weight else 0
+    usage = Usage(
+        prompt_tokens=round(mean * n_requests), completion_tokens=n_requests * reply_tokens
+    )
+    times = {"in_flight": n_requests / in_flight * latency_s}
+    if rpm:
+        times["rpm"] = 60 * n_requests / rpm
+    if tpm:
+        times["tpm"] = 60 * (usage.prompt_tokens + usage.completion_tokens) / tpm
+    bound_by = max(times, key=lambda name: times[name])
+    return Plan(
+        n_requests=n_requests,
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        counted_by=counted_by,
+        cost=price.of(usage) if price else None,
+        price=price,
+        seconds=times[bound_by],
+        bound_by=bound_by,
+    )

@@ -253,7 +253,7 @@ def duration_s(text: str) -> float | None:
         return plain
     total, number = 0.0, ""
     units = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-    rest = text.strip()
+    rest = text.strip() or "?"
     while rest:
         digits = len(rest) - len(rest.lstrip("0123456789."))
         number, rest = rest[:digits], rest[digits:]

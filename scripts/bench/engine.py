@@ -285,7 +285,7 @@ def main() -> None:
 
     rate = verb("rate", measure_rate, requests=5000, in_flight=256, latency=1.0)
     rate.add_argument("--transport", default="http", choices=["http", "sdk"])
-    verb("faults", measure_faults, requests=3000, in_flight=256, latency=0.5, share=0.3)
+    verb("faults", measure_faults, requests=8000, in_flight=256, latency=0.5, share=0.3)
     verb("kill", measure_kill, requests=1000, rounds=20, seed=1)
     verb("journal", measure_journal, rows=1_000_000)
     child = verb("child", run_child, requests=1000)

@@ -1,0 +1,67 @@
+"""Prices, tokens, and the numbers of a dry run."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import yaml
+
+from cbtqa.llm import cost
+from cbtqa.llm.chat import ChatRequest
+from cbtqa.llm.cost import Budget, Price, estimate_tokens, find_price, plan_run
+from cbtqa.records import Usage
+
+
+def requests(n: int, content: str = "好" * 100) -> list[ChatRequest]:
+    return [ChatRequest([{"role": "user", "content": content}]) for _ in range(n)]
+
+
+def test_a_price_is_found_by_name_with_or_without_its_date() -> None:
+    assert find_price("gpt-4o-mini-2024-07-18") == find_price("GPT-4o-mini") is not None
+    assert find_price("qwen3-8b-at-home") is None
+
+
+def test_every_price_of_the_table_says_when_and_where_it_was_read() -> None:
+    for price in cost._price_table().values():
+        assert re.fullmatch(r"20\d\d-\d\d", price.as_of) and price.source
+
+
+def test_a_plan_adds_up_and_names_the_limit_that_binds() -> None:
+    price = Price(input=1, output=2, currency="CNY")
+    plan = plan_run(requests(1000), "m", in_flight=100, rpm=600, price=price, reply_tokens=500)
+    assert (plan.n_requests, plan.prompt_tokens, plan.completion_tokens) == (1000, 64000, 500_000)
+    assert plan.cost == pytest.approx(0.064 + 1.0)
+    assert (plan.bound_by, plan.seconds) == ("in_flight", 100)
+    assert plan_run(requests(1000), "m", in_flight=999, rpm=60).bound_by == "rpm"
+    slow = plan_run(requests(1000), "m", in_flight=999, tpm=66_400)
+    assert (slow.bound_by, round(slow.seconds)) == ("tpm", 600)
+
+
+def test_a_large_plan_samples_the_whole_input() -> None:
+    mixed = requests(3000, "好" * 10) + requests(3000, "好" * 1000)
+    plan = plan_run(iter(mixed), "m", in_flight=64)
+    true = 3000 * (6 + 4) + 3000 * (600 + 4)
+    assert plan.prompt_tokens == pytest.approx(true, rel=0.05)
+
+
+def test_an_empty_plan_is_free() -> None:
+    plan = plan_run([], "m", in_flight=8, price=Price(input=1, output=1))
+    assert (plan.n_requests, plan.cost, plan.seconds) == (0, 0, 0)
+
+
+def test_characters_are_weighed_by_width() -> None:
+    assert (estimate_tokens("好" * 10), estimate_tokens("a" * 10), estimate_tokens("")) == (6, 3, 0)
+
+
+def test_a_budget_counts_what_is_under_way() -> None:
+    budget = Budget(max_tokens=100, spent=Usage(prompt_tokens=60))
+    assert not budget.is_used_up(Usage(completion_tokens=40))
+    assert budget.is_used_up(Usage(completion_tokens=41))
+    assert not Budget().is_used_up(Usage(prompt_tokens=10**12))
+
+
+def test_prices_are_plain_yaml_without_duplicate_models() -> None:
+    text = cost.files("cbtqa.llm").joinpath("prices.yaml").read_text(encoding="utf-8")
+    models = [model for row in yaml.safe_load(text)["prices"] for model in row["models"]]
+    assert len(models) == len(set(models))
