@@ -83,8 +83,8 @@ def _bins(ordered: list[tuple[int, int]], n: int) -> tuple[Bin, ...]:
     shown = _value_at(ordered, math.floor(TAIL * (n - 1)))
     if high <= low + 1.5 * (shown - low):
         shown = high
-    width = next((w for w in BIN_WIDTHS if (shown - low) // w < MAX_BINS), None)
-    width = width or math.ceil((shown - low + 1) / MAX_BINS)
+    width = next((w for w in BIN_WIDTHS if shown // w - low // w < MAX_BINS), None)
+    width = width or math.ceil((shown - low + 1) / (MAX_BINS - 1))
     start = low // width * width
     last = (shown - start) // width
     counts: Counter[int] = Counter()

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cbtqa.dataset.lengths import MAX_BINS, summarise_lengths
@@ -37,6 +37,8 @@ def test_length_summaries_agree_with_numpy(lengths: list[int]) -> None:
     assert found.p95 == pytest.approx(np.quantile(lengths, 0.95))
 
 
+@example([401, 3400, 4900])
+@example([1, 30_990, 46_485])
 @given(st.lists(st.integers(0, 50_000), min_size=1, max_size=300))
 def test_histogram_bars_hold_every_length_once_and_stay_few(lengths: list[int]) -> None:
     bins = summarise_lengths(Counter(lengths)).bins
