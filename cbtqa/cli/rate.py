@@ -153,3 +153,65 @@ def status(study: StudyPath, as_json: AsJson = False) -> None:
     print_table(f"Study {folder.study.id} ({folder.study.rubric})", columns, progress.rows())
     columns = ["criterion", "alpha", "95 % interval", "items"]
     print_table("Agreement so far: to watch, not to adjust ratings by", columns, progress.alphas())
+
+
+@app.command("report")
+def report(
+    study: StudyPath,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the report; default STUDY/report.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write scores, tests, agreement, a datasheet and a methods text; HTML page and JSON.
+
+    Example: cbtqa rate report study
+    """
+    from cbtqa.cli.rating_page import rating_page
+    from cbtqa.files import write_text
+    from cbtqa.ratings.analysis import analyse
+    from cbtqa.ratings.outputs import write_outputs
+    from cbtqa.report.page import render_page
+
+    folder, store = open_both(study)
+    target = out or folder.path / "report"
+    with store:
+        answers, sources = store.answers(), store.sources()
+    found = analyse(folder, answers)
+    write_outputs(target, folder, answers, found, sources)
+    write_text(target / "report.html", render_page(rating_page(folder, found)))
+    say(f"{found.n_done} of {found.n_shown} presentations done; report: {target / 'report.html'}")
+    if found.is_blind:
+        say("systems are letters still; to name them: cbtqa rate unblind STUDY --key KEY --by NAME")
+    if as_json:
+        print_json(found.model_dump(mode="json"))
+    else:
+        columns = ["criterion", "system", "mean", "95 % interval", "sd", "ratings"]
+        print_table(f"Study {folder.study.id}", columns, found.score_rows())
+
+
+@app.command("unblind")
+def unblind(
+    study: StudyPath,
+    key: Annotated[Path, typer.Option("--key", help="The key file that `rate new` wrote.")],
+    by: Annotated[str, typer.Option("--by", help="Who unblinds; goes into the study's log.")],
+    as_json: AsJson = False,
+) -> None:
+    """Bring the system names into the study; logged, with a hash of the ratings so far.
+
+    Example: cbtqa rate unblind study --key study.key.json --by "Li Hua"
+    """
+    from cbtqa.ratings.answers import digest_ratings, make_ratings
+    from cbtqa.ratings.study import unblind as unblind_study
+
+    folder, store = open_both(study)
+    with store:
+        ratings = make_ratings(folder, store.answers())
+    rated = [rating for rating in ratings if rating.value is not None]
+    digest = digest_ratings(ratings)
+    systems = unblind_study(folder, key, by, len(rated), digest).systems
+    say(f"unblinded by {by} on {len(rated)} ratings (sha256 {digest[:12]}); logged")
+    if as_json:
+        print_json({"systems": systems, "n_ratings": len(rated), "ratings_sha256": digest})
+    else:
+        print_table("Systems", ["arm", "system"], [[arm, name] for arm, name in systems.items()])

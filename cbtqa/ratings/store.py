@@ -171,6 +171,11 @@ class Store:
             for row in self._rows(query, values)
         ]
 
+    def sources(self) -> list[str]:
+        """The front ends that ratings came through, in the order of their first use."""
+        query = "SELECT source FROM events GROUP BY source ORDER BY min(seq)"
+        return [row[0] for row in self._rows(query)]
+
     def last_activity(self) -> dict[str, str]:
         """When each rater last saved something, UTC."""
         return dict(self._rows("SELECT rater, max(at) FROM events GROUP BY rater"))
