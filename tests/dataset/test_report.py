@@ -10,9 +10,9 @@ from cbtqa.dataset.report import dataset_report
 from cbtqa.dataset.report.examples import choose_examples, mark_evidence
 from cbtqa.dataset.report.material import wording
 from cbtqa.errors import IncompleteRunError
-from cbtqa.files import ParquetRows
+from cbtqa.files import ParquetRows, write_jsonl
 from cbtqa.manifest import SettingValue, read_manifest, write_manifest
-from cbtqa.records import STEP_NAMES, Reason
+from cbtqa.records import STEP_NAMES, Reason, Rejection
 from tests.support.dataset_folder import make_rows, write_dataset_folder
 
 
@@ -67,6 +67,21 @@ def test_rejected_text_is_cut_and_says_how_long_it_was(html: str) -> None:
     assert "questions.json:item 17:question" in visible(html)
 
 
+def test_at_most_two_examples_of_each_reason_are_shown(tmp_path) -> None:
+    folder = write_dataset_folder(tmp_path / "d", 4)
+    many = [
+        Rejection(item_id=f"n{k}", stage="check", reason=Reason.REFUSAL, raw=f"第{k}次说不")
+        for k in range(5)
+    ]
+    write_jsonl(folder / "rejects.jsonl", many)
+    manifest = read_manifest(folder)
+    counts = {**manifest.counts, "n_in": 9, "rejected": {"refusal": 5}}
+    text = visible(dataset_report(folder, manifest.model_copy(update={"counts": counts})))
+    assert "第0次说不" in text
+    assert "第1次说不" in text
+    assert "第2次说不" not in text
+
+
 def test_ten_examples_show_all_five_steps_by_name_in_both_languages(html: str) -> None:
     assert html.count('<article class="example"') == 10
     for name in STEP_NAMES:
@@ -112,6 +127,10 @@ def test_fewer_entries_than_examples_are_all_shown(tmp_path) -> None:
         (
             [("丙", 1), ("甲", 2)],
             "<mark>甲<sup>2</sup></mark>乙<mark>丙<sup>1</sup></mark>丁&lt;戊",
+        ),
+        (
+            [("甲", 1), ("乙", 2)],
+            "<mark>甲<sup>1</sup></mark><mark>乙<sup>2</sup></mark>丙丁&lt;戊",
         ),
         ([("没有", 1), ("", 2)], "甲乙丙丁&lt;戊"),
     ],
