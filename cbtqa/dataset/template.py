@@ -1,0 +1,179 @@
+"""The embedded default teacher: writes five-step answers by rules, offline, always the same.
+
+It is a template system and no therapist, and its text is no source to train models on. What it
+says hangs on what `template_facts` finds in the question and on the kinds of thinking that the
+pattern labeller finds; the language lies in `template/*.yaml`. A question that speaks of suicide
+or self-harm gets the parts of `crisis.yaml`, which put safety first, name help routes, and never
+treat the wish to die as a thinking error.
+
+    TemplateTeacher().answer(question, "none").steps.joined()
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import NamedTuple
+
+from cbtqa.dataset.template_facts import Facts, quote_evidence, read_facts
+from cbtqa.dataset.template_grammar import Part, Writer
+from cbtqa.dataset.template_language import Language, Pools, load_language
+from cbtqa.distortions.patterns import PatternLabeller
+from cbtqa.distortions.taxonomy import load_taxonomy
+from cbtqa.records import STEP_NAMES, CbtSteps, DistortionLabel, Question, Risk
+
+_GROUP_ODDS = 4
+"""A topic's own parts are taken, but those of its group one time in so many."""
+_MAX_LABELLED = 4_000
+"""Characters of a question that distortions are looked for in; PsyQA's longest has 425."""
+
+
+class TemplateAnswer(NamedTuple):
+    """Five steps, and the distortions found in the question; none where its risk is not none."""
+
+    steps: CbtSteps
+    distortions: tuple[DistortionLabel, ...]
+
+
+class _Thought(NamedTuple):
+    """One kind of thinking found in the question."""
+
+    concept: str
+    term: str
+    quote: str | None
+    """How it is quoted, verbatim; None where it cannot be."""
+
+
+class TemplateTeacher:
+    """Writes answers; the same seed, id and text give the same answer on every machine.
+
+    Args:
+        taxonomy: id or path of the label set that distortions are said in.
+        seed: another seed chooses other wordings.
+
+    Raises:
+        DataError: no such taxonomy.
+    """
+
+    def __init__(self, taxonomy: str = "burns-10", seed: int = 0) -> None:
+        self._taxonomy = load_taxonomy(taxonomy)
+        self._labeller = PatternLabeller(self._taxonomy)
+        self._merged = frozenset(
+            type_id for type_id in self._taxonomy.ids if self._taxonomy.finer_ids(type_id)
+        )
+        self._language = load_language()
+        self._seed = seed
+
+    def answer(self, question: Question, risk: Risk) -> TemplateAnswer:
+        """The answer to one question; `risk` is its grade by `cbtqa.safety.screen`."""
+        facts = read_facts(question)
+        labels: tuple[DistortionLabel, ...] = ()
+        thoughts: list[_Thought] = []
+        if risk == "none":
+            text = question.source_text[:_MAX_LABELLED]
+            labels = self._labeller.label(text)
+            thoughts = self._thoughts(text, labels)
+            self._add_thoughts(facts, thoughts)
+        composer = _Composer(self._language, facts, thoughts, risk, self._seed_of(question))
+        return TemplateAnswer(composer.write(), labels)
+
+    def _seed_of(self, question: Question) -> int:
+        told = f"{self._seed}\0{question.id}\0{question.source_text}"
+        return int.from_bytes(hashlib.sha256(told.encode("utf-8", "replace")).digest()[:8])
+
+    def _thoughts(self, text: str, labels: tuple[DistortionLabel, ...]) -> list[_Thought]:
+        finer: dict[str, str] = {}
+        if any(label.id in self._merged for label in labels):
+            for hit in self._labeller.find_hits(text):
+                finer.setdefault(hit.clause.of(text), hit.rule.type)
+        thoughts = []
+        for label in labels:
+            concept = label.id
+            if concept in self._merged and finer.get(label.evidence or "") in self._finer(concept):
+                concept = finer[label.evidence or ""]
+            if concept not in self._language.types:
+                continue
+            name = self._language.terms.get(concept) or self._taxonomy.zh_name(concept)
+            quote = quote_evidence(label.evidence) if label.evidence else None
+            thoughts.append(_Thought(concept, f"「{name}」", quote))
+        return thoughts
+
+    def _finer(self, type_id: str) -> tuple[str, ...]:
+        return self._taxonomy.finer_ids(type_id)
+
+    def _add_thoughts(self, facts: Facts, thoughts: list[_Thought]) -> None:
+        """The first two thoughts as facts; a quotation serves one purpose only."""
+        holes = facts.holes
+        for suffix, thought in zip(("", "2"), thoughts, strict=False):
+            facts.flags.add("second" if suffix else "typed")
+            holes[f"term{suffix}"] = thought.term
+            if thought.quote and (not suffix or thought.quote != holes.get("thought")):
+                holes[f"thought{suffix}"] = thought.quote
+        said = [holes[name] for name in ("thought", "thought2") if name in holes]
+        quotes = [holes.pop(name) for name in ("quote", "quote2", "quote3") if name in holes]
+        free = [quote for quote in quotes if not any(quote in s or s in quote for s in said)]
+        holes.update(zip(("quote", "quote2", "quote3"), free, strict=False))
+        for name in ("asked", "retold"):
+            told = holes.get(name, "").replace("你", "我")
+            if told and any(told in s or s in told for s in said):
+                del holes[name]
+
+
+class _Composer:
+    """Writes the five steps of one answer."""
+
+    def __init__(
+        self, language: Language, facts: Facts, thoughts: list[_Thought], risk: Risk, seed: int
+    ) -> None:
+        self._language, self._risk = language, risk
+        self._topic = language.topics[facts.topic]
+        self._group = language.groups[language.group_of.get(facts.topic, "any")]
+        self._types: list[Pools] = [language.types[thought.concept] for thought in thoughts[:2]]
+        bits = language.lexis.facts
+        mask = 0
+        for name in (*facts.flags, *facts.holes, "belief", "gist2"):
+            mask |= bits.get(name, 0)
+        self._holes = facts.holes
+        self._writer = Writer(mask, self._holes, seed)
+
+    def write(self) -> CbtSteps:
+        plans = self._language.plans[self._risk]
+        return CbtSteps(**{name: self._step(plans[name]) for name in STEP_NAMES})
+
+    def _step(self, plans: tuple[Part, ...]) -> str:
+        plan = self._writer.pick(plans)
+        if plan is None:
+            raise AssertionError("every step has a plan without conditions")
+        said = []
+        for kind in self._writer.say(plan).split():
+            if kind.endswith("?"):
+                if self._writer.chance(2):
+                    continue
+                kind = kind[:-1]
+            said.append(self._say(kind))
+        return "".join(said)
+
+    def _say(self, kind: str) -> str:
+        part = self._pick(kind)
+        if part is None:
+            return ""
+        if kind == "belief":
+            self._holes["belief"] = self._say("topic.belief")
+        elif kind == "second":
+            self._holes["gist2"] = self._say("type2.gist")
+        return self._writer.say(part)
+
+    def _pick(self, kind: str) -> Part | None:
+        source, _, name = kind.rpartition(".")
+        if source == "topic":
+            pools = [self._topic.get(name, ()), self._group[name]]
+            if self._writer.chance(_GROUP_ODDS):
+                pools.reverse()
+            return self._writer.pick(pools[0]) or self._writer.pick(pools[1])
+        if source == "type":
+            return self._writer.pick(self._types[0][name])
+        if source == "type2":
+            return self._writer.pick(self._types[1][name])
+        if source == "cue":
+            return self._writer.pick(self._language.shared[f"{name}_cue"])
+        pools_of_mode = self._language.shared if self._risk == "none" else self._language.crisis
+        return self._writer.pick(pools_of_mode[kind])

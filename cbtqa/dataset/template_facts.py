@@ -1,0 +1,294 @@
+"""What a question says, as far as words tell: topic, cues, feelings, people, quotable clauses.
+
+One pass of an automaton over the folded text finds every word of `template/facts.yaml`; the
+clauses around the words are looked at only where a fact or a quotation may come from them.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+import ahocorasick
+import yaml
+
+from cbtqa.records import Question
+from cbtqa.safety.normalise import fold
+
+READ_AT_MOST = 1_500
+"""Characters of a question that facts are read from; PsyQA's longest description has 400."""
+_TITLE_WEIGHT, _KEYWORD_WEIGHT = 2, 3
+_MIN_QUOTE, _MIN_RETOLD, _MAX_QUOTE = 6, 8, 24
+_MIN_THOUGHT, _MAX_THOUGHT = 3, 32
+_CLAUSE_END = re.compile(r"[,。!?;:…\n\r\t.~ 、]+")
+_HAN = re.compile(r"[\u4e00-\u9fff]")
+_PLAIN = re.compile(r"[\u4e00-\u9fff，0-9a-zA-Z]+")
+_RISKY_LETTERS = re.compile(r"[0-9]{4,}|[a-zA-Z]{4,}|[a-zA-Z][0-9]|[0-9][a-zA-Z]")
+_MENTION = re.compile(r"我(?!们)|我们")
+
+
+class Clause(NamedTuple):
+    """A stretch between punctuation marks, in code points of the source text."""
+
+    start: int
+    end: int
+    mark: str
+    """The folded punctuation that ends it; empty at the end of the text."""
+
+
+@dataclass
+class Facts:
+    """What was found in one question."""
+
+    topic: str = "general"
+    holes: dict[str, str] = field(default_factory=dict)
+    """Verbatim or named facts, for the holes of the grammar."""
+    flags: set[str] = field(default_factory=set)
+    """Cues, audience, kind of question, register."""
+
+
+class _Lexicon(NamedTuple):
+    automaton: Any
+    """Folded words to tuples of (kind, value, weight)."""
+    raw: Mapping[str, Any]
+    lead: re.Pattern[str]
+    bad_start: re.Pattern[str]
+    bad_end: re.Pattern[str]
+    never: re.Pattern[str]
+    not_before: re.Pattern[str]
+    of_others: re.Pattern[str]
+    duration: re.Pattern[str]
+
+
+def _alternation(words: Iterable[str]) -> str:
+    return "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
+
+
+@cache
+def load_lexicon() -> _Lexicon:
+    """The shipped word lists, compiled once."""
+    source = files("cbtqa.dataset").joinpath("template/facts.yaml")
+    raw = yaml.safe_load(source.read_text(encoding="utf-8"))
+    entries: dict[str, list[tuple[str, str, int]]] = defaultdict(list)
+    for topic, words in raw["topics"].items():
+        for weight, key in ((3, "strong"), (1, "weak")):
+            for word in words.get(key, ()):
+                entries[word].append(("topic", topic, weight))
+    for kind in ("cues", "audience", "emotions", "people", "asks"):
+        for name, words in raw[kind].items():
+            for word in words:
+                entries[word].append((kind, name, 0))
+    for kind in ("adult", "scenes"):
+        for word in raw[kind]:
+            entries[word].append((kind, word, 0))
+    for weight, words in raw["quote_weights"].items():
+        for word in words:
+            entries[word].append(("quote", word, int(weight)))
+    automaton = ahocorasick.Automaton()
+    for word, found in entries.items():
+        automaton.add_word(word, (len(word), tuple(found)))
+    automaton.make_automaton()
+    return _Lexicon(
+        automaton=automaton,
+        raw=raw,
+        lead=re.compile(f"(?:{_alternation(raw['lead_words'])})+"),
+        bad_start=re.compile(f"(?:{_alternation(raw['bad_starts'])})"),
+        bad_end=re.compile(f"(?:{_alternation(raw['bad_ends'])})$"),
+        never=re.compile(_alternation(raw["never_quoted"])),
+        not_before=re.compile(f"(?:{_alternation(raw['not_before'])}).?$"),
+        of_others=re.compile(f"(?:{_alternation(raw['others'])})"),
+        duration=re.compile(raw["duration"]),
+    )
+
+
+def read_facts(question: Question) -> Facts:
+    """Everything the language can hang on, of one question."""
+    return _Reader(question).read()
+
+
+class _Reader:
+    """One question while it is read."""
+
+    def __init__(self, question: Question) -> None:
+        self._lexicon = load_lexicon()
+        self._text = question.source_text[:READ_AT_MOST]
+        self._folded = fold(self._text)
+        self._title_end = len(question.question)
+        self._keywords = ",".join(question.keywords)
+        self._clauses = self._split()
+        self._ends = [clause.end for clause in self._clauses]
+        self._scores = [0] * len(self._clauses)
+        self._topics: dict[str, int] = defaultdict(int)
+        self._found: dict[str, dict[str, int]] = defaultdict(dict)
+        """kind -> name -> place of its first word"""
+        self._facts = Facts()
+
+    def read(self) -> Facts:
+        self._walk()
+        facts = self._facts
+        if self._topics:
+            best = max(self._topics.values())
+            facts.topic = next(topic for topic, score in self._topics.items() if score == best)
+        self._read_people()
+        self._read_flags()
+        self._read_quotes()
+        return facts
+
+    def _split(self) -> list[Clause]:
+        clauses, start = [], 0
+        for match in _CLAUSE_END.finditer(self._folded):
+            if match.start() > start:
+                clauses.append(Clause(start, match.start(), match[0]))
+            start = match.end()
+        if start < len(self._folded):
+            clauses.append(Clause(start, len(self._folded), ""))
+        return clauses
+
+    def _walk(self) -> None:
+        seen: set[tuple[str, str]] = set()
+        for last, (length, entries) in self._lexicon.automaton.iter(self._folded):
+            start = last + 1 - length
+            for kind, value, weight in entries:
+                if kind == "quote":
+                    self._scores[bisect_right(self._ends, start)] += weight
+                elif kind == "topic":
+                    key = (value, self._folded[start : last + 1])
+                    in_title = start < self._title_end
+                    if key not in seen:
+                        seen.add(key)
+                        self._topics[value] += weight * (_TITLE_WEIGHT if in_title else 1)
+                elif kind == "emotions":
+                    if value not in self._found[kind] and self._is_own_feeling(start):
+                        self._found[kind][value] = start
+                elif kind == "people":
+                    self._found[kind].setdefault(f"{value}:{self._text[start : last + 1]}", start)
+                else:
+                    self._found[kind].setdefault(value, start)
+        if self._keywords:
+            for _, (_, entries) in self._lexicon.automaton.iter(self._keywords):
+                for kind, value, weight in entries:
+                    if kind == "topic":
+                        self._topics[value] += weight * _KEYWORD_WEIGHT
+
+    def _clause_at(self, place: int) -> Clause:
+        return self._clauses[bisect_right(self._ends, place)]
+
+    def _is_own_feeling(self, start: int) -> bool:
+        clause = self._clause_at(start)
+        before = self._folded[clause.start : start]
+        if self._lexicon.not_before.search(before):
+            return False
+        return "我" in before[1:] or not self._lexicon.of_others.match(before)
+
+    def _read_people(self) -> None:
+        said = self._lexicon.raw["people_said"]
+        wrong = self._lexicon.raw["not_people"]
+        holes = self._facts.holes
+        for name, place in self._found["people"].items():
+            role, word = name.split(":", 1)
+            around = self._folded[max(0, place - 1) : place + len(word) + 1]
+            if role not in holes and not any(bad in around for bad in wrong):
+                holes[role] = said.get(word, word)
+
+    def _read_flags(self) -> None:
+        facts, found = self._facts, self._found
+        facts.flags.update(found["cues"])
+        is_adult = bool(found["adult"])
+        audience = next((name for name in ("minor", "campus") if name in found["audience"]), None)
+        facts.flags.add("adult" if is_adult or audience is None else audience)
+        feelings = list(found["emotions"])
+        for hole, feeling in zip(("feeling", "feeling2"), feelings, strict=False):
+            facts.holes[hole] = feeling
+        facts.flags.add("distress" if feelings else "calm")
+        asks = [name for name in ("how", "why", "whether") if name in found["asks"]]
+        if asks:
+            facts.flags.add(asks[0])
+        if found["scenes"]:
+            facts.holes["scene"] = next(iter(found["scenes"]))
+        n_han = len(_HAN.findall(self._text))
+        facts.flags.add("long" if n_han > 120 else "short" if n_han < 12 else "medium")
+        if n_han < 4:
+            facts.topic = "unclear"
+        match = self._lexicon.duration.search(self._folded)
+        if match:
+            place = match.span("a" if match["a"] else "b")
+            facts.holes["span"] = self._text[slice(*place)]
+
+    # --- quotations ------------------------------------------------------------------------------
+
+    def _read_quotes(self) -> None:
+        holes = self._facts.holes
+        taken: list[str] = []
+        order = sorted(range(len(self._clauses)), key=lambda at: -self._scores[at])
+        for at in order[:12]:
+            if len(taken) >= 3 or self._scores[at] < 2:
+                break
+            quote = self._quotable(self._clauses[at])
+            if quote and not any(quote in other or other in quote for other in taken):
+                taken.append(quote)
+        self._read_asked(taken)
+        self._read_retold(taken)
+        for hole, quote in zip(("quote", "quote2", "quote3"), taken, strict=False):
+            holes[hole] = quote
+
+    def _quotable(self, clause: Clause) -> str | None:
+        if "?" in clause.mark:
+            return None
+        return self._trim(clause, _MIN_QUOTE)
+
+    def _trim(self, clause: Clause, shortest: int) -> str | None:
+        text = self._text[clause.start : clause.end]
+        folded = self._folded[clause.start : clause.end]
+        return _trim(text, folded, shortest, _MAX_QUOTE)
+
+    def _read_asked(self, taken: list[str]) -> None:
+        for clause in self._clauses:
+            if "?" not in clause.mark:
+                continue
+            asked = self._trim(clause, _MIN_QUOTE)
+            if asked and not any(asked in other or other in asked for other in taken):
+                self._facts.holes["asked"] = asked
+                return
+
+    def _read_retold(self, taken: list[str]) -> None:
+        for clause in self._clauses:
+            text = self._text[clause.start : clause.end]
+            if not text.startswith("我") or "?" in clause.mark or "你" in text or "您" in text:
+                continue
+            if text.startswith(
+                ("我该", "我想问", "我是不是", "我要怎", "我应该", "我怎", "我想请")
+            ):
+                continue
+            retold = self._trim(clause, _MIN_RETOLD)
+            if retold and len(_MENTION.findall(retold)) <= 2 and retold not in taken:
+                self._facts.holes["retold"] = retold.replace("我", "你")
+                return
+
+
+def quote_evidence(evidence: str) -> str | None:
+    """A labelled clause as it can be quoted, verbatim; None where it cannot."""
+    return _trim(evidence, fold(evidence), _MIN_THOUGHT, _MAX_THOUGHT)
+
+
+def _trim(text: str, folded: str, shortest: int, longest: int) -> str | None:
+    """A clause without a hanging beginning, or None where it cannot stand alone."""
+    lexicon = load_lexicon()
+    lead = lexicon.lead.match(folded)
+    if lead:
+        text, folded = text[lead.end() :], folded[lead.end() :]
+    if (
+        not shortest <= len(text) <= longest
+        or not _PLAIN.fullmatch(text)
+        or _RISKY_LETTERS.search(folded)
+        or lexicon.bad_start.match(folded)
+        or lexicon.bad_end.search(folded)
+        or lexicon.never.search(folded)
+    ):
+        return None
+    return text

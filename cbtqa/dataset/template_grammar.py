@@ -1,0 +1,189 @@
+"""The small grammar that the template teacher's language is written in.
+
+A part is one or more whole sentences in a YAML list:
+
+    night & not bereaved => (夜里|夜深的时候)，<feeling>往往(来得更凶|更难挡)。
+
+`(a|b)` is a choice, `<name>` a hole for a found fact, and what stands before `=>` are conditions:
+facts that must hold, or after `not` must not. A part is only taken where its holes can be filled, at
+most once in an answer, and rather not when a telling word of it was used before.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from cbtqa.errors import DataError
+
+_NODE = re.compile(r"\((?P<options>[^()]*)\)|<(?P<hole>[a-z_0-9]+)>")
+_TRIES = 4
+"""Random picks in a list before it is walked in order; more only cost time."""
+
+
+class Option(NamedTuple):
+    """One wording of a choice."""
+
+    text: str
+    echoes: int
+    """Bits of the telling words in it."""
+
+
+class Hole(NamedTuple):
+    """A place for a found fact."""
+
+    name: str
+
+
+Node = str | tuple[Option, ...] | Hole
+
+
+class Part(NamedTuple):
+    """A compiled part; compared by identity, so that one part is used once."""
+
+    nodes: tuple[Node, ...]
+    needs: int
+    """Bits of the facts that must hold, those of its holes among them."""
+    avoids: int
+    echoes: int
+
+
+@dataclass
+class Lexis:
+    """Gives every fact name and every telling word a bit.
+
+    Args:
+        echo_words: words that tire a reader when an answer says them twice.
+    """
+
+    echo_words: Sequence[str]
+    facts: dict[str, int] = field(default_factory=dict)
+
+    def fact(self, name: str) -> int:
+        """The bit of a fact, the same for the same name."""
+        return self.facts.setdefault(name, 1 << len(self.facts))
+
+    def echoes(self, text: str) -> int:
+        """The bits of the telling words in a text."""
+        return sum(1 << at for at, word in enumerate(self.echo_words) if word in text)
+
+    def compile(self, source: str, where: str) -> Part:
+        """Compiles one part.
+
+        Raises:
+            DataError: an unclosed bracket, a choice of one, or a hole inside a choice.
+        """
+        conditions, arrow, body = source.rpartition("=>")
+        if not arrow:
+            body = source
+        needs = avoids = echoes = 0
+        for name in filter(None, (word.strip() for word in conditions.split("&"))):
+            if name.startswith("not "):
+                avoids |= self.fact(name[4:])
+            else:
+                needs |= self.fact(name)
+        nodes: list[Node] = []
+        at = 0
+        body = body.strip()
+        for match in _NODE.finditer(body):
+            nodes.append(body[at : match.start()])
+            at = match.end()
+            if match["hole"]:
+                nodes.append(Hole(match["hole"]))
+                needs |= self.fact(match["hole"])
+                continue
+            options = match["options"].split("|")
+            if len(options) < 2 or "<" in match["options"]:
+                raise DataError(f"not a choice of plain wordings: {match[0]}", where=where)
+            nodes.append(tuple(Option(text, self.echoes(text)) for text in options))
+        nodes.append(body[at:])
+        plain = "".join(node for node in nodes if isinstance(node, str))
+        if any(mark in plain for mark in "()<>|"):
+            raise DataError(f"a bracket without its partner: {source}", where=where)
+        echoes = self.echoes(plain)
+        return Part(tuple(node for node in nodes if node != ""), needs, avoids, echoes)
+
+    def compile_all(self, sources: Iterable[str], where: str) -> tuple[Part, ...]:
+        """Compiles a list of parts."""
+        return tuple(self.compile(source, where) for source in sources)
+
+
+class Dice:
+    """Numbers that depend on the seed alone, on every machine and Python version."""
+
+    __slots__ = ("_state",)
+
+    def __init__(self, seed: int) -> None:
+        self._state = seed & 0xFFFFFFFFFFFFFFFF
+
+    def roll(self, sides: int) -> int:
+        """A number from 0 to `sides` - 1. Source: Knuth's MMIX generator, its high bits."""
+        self._state = (self._state * 6364136223846793005 + 1442695040888963407) & 0xFFFFFFFFFFFFFFFF
+        return (self._state >> 33) % sides
+
+
+class Writer:
+    """Writes one answer: keeps what was used, so that nothing is said twice."""
+
+    __slots__ = ("_dice", "_echoed", "_facts", "_holes", "_used")
+
+    def __init__(self, facts: int, holes: Mapping[str, str], seed: int) -> None:
+        self._facts, self._holes, self._dice = facts, holes, Dice(seed)
+        self._used: set[int] = set()
+        self._echoed = 0
+
+    def chance(self, sides: int) -> bool:
+        """True once in `sides`."""
+        return self._dice.roll(sides) == 0
+
+    def pick(self, pool: Sequence[Part]) -> Part | None:
+        """An unused part whose conditions hold, at best one without an echo; None if there is none.
+
+        A part that is picked counts as used.
+        """
+        n = len(pool)
+        if not n:
+            return None
+        for _ in range(_TRIES):
+            part = pool[self._dice.roll(n)]
+            if self._fits(part) and not part.echoes & self._echoed:
+                return self._take(part)
+        start, second_best = self._dice.roll(n), None
+        for at in range(n):
+            part = pool[(start + at) % n]
+            if self._fits(part):
+                if not part.echoes & self._echoed:
+                    return self._take(part)
+                second_best = second_best or part
+        return self._take(second_best) if second_best else None
+
+    def say(self, part: Part) -> str:
+        """The part with its choices made and its holes filled."""
+        said = []
+        for node in part.nodes:
+            if isinstance(node, str):
+                said.append(node)
+            elif isinstance(node, Hole):
+                said.append(self._holes[node.name])
+            else:
+                option = node[self._dice.roll(len(node))]
+                if option.echoes & self._echoed:
+                    option = next((o for o in node if not o.echoes & self._echoed), option)
+                self._echoed |= option.echoes
+                said.append(option.text)
+        return "".join(said)
+
+    def _fits(self, part: Part) -> bool:
+        facts = self._facts
+        return (
+            part.needs & facts == part.needs
+            and not part.avoids & facts
+            and id(part) not in self._used
+        )
+
+    def _take(self, part: Part) -> Part:
+        self._used.add(id(part))
+        self._echoed |= part.echoes
+        return part
