@@ -114,11 +114,15 @@ def _show_estimate(estimated: BuildEstimate) -> None:
         ["rejected before asking", f"{estimated.n_rejected:,}"],
         ["answered in the journal already", f"{estimated.n_done:,}"],
         ["requests", f"{estimated.n_requests:,}"],
-        [f"prompt tokens ({estimated.tokenizer})", f"{estimated.prompt_tokens:,}"],
-        [f"completion tokens ({estimated.basis})", f"{estimated.completion_tokens:,}"],
+        ["prompt tokens", f"{estimated.prompt_tokens:,}"],
+        ["completion tokens", f"{estimated.completion_tokens:,}"],
     ]
-    if estimated.price is not None:
-        rows.append(["price", f"{estimated.price:,.2f} {estimated.currency or ''}".strip()])
+    if estimated.cost is not None:
+        as_of = f" (prices of {estimated.price_as_of})" if estimated.price_as_of else ""
+        rows.append([f"price{as_of}", f"{estimated.cost:,.2f} {estimated.currency}".strip()])
     if estimated.seconds is not None:
-        rows.append([f"time ({estimated.pace})", describe_seconds(estimated.seconds)])
+        bound = {"in_flight": "10 s a reply, assumed"}.get(estimated.bound_by, estimated.bound_by)
+        rows.append([f"time, bound by {bound}", describe_seconds(estimated.seconds)])
     print_table("dry run: nothing was sent", ["", ""], rows)
+    if estimated.counted_by:
+        say(f"prompt tokens: {estimated.counted_by}; answers: {estimated.length_from}")

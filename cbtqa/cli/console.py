@@ -29,7 +29,8 @@ def print_json(value: dict[str, Any]) -> None:
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """A table on stdout; every column but the first is right-aligned. Cells are never markup."""
-    table = Table(title=title, title_justify="left", title_style="bold")
+    has_header = any(columns)
+    table = Table(title=title, title_justify="left", title_style="bold", show_header=has_header)
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right")
     for row in rows:

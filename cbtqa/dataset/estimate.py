@@ -2,44 +2,43 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from collections.abc import Iterator
+from contextlib import nullcontext
 
+from cbtqa.dataset.build import Build
 from cbtqa.dataset.folder import JOURNAL_NAME
 from cbtqa.dataset.run import prepare
 from cbtqa.dataset.settings import BuildSettings
-from cbtqa.llm.cost import token_counter
+from cbtqa.dataset.teachers import EndpointTeacher
+from cbtqa.llm.chat import ChatRequest
+from cbtqa.llm.cost import REPLY_TOKENS, plan_run
 from cbtqa.llm.journal import Journal
-from cbtqa.records import Record, Rejection, Usage
+from cbtqa.records import Record, Rejection
 from cbtqa.settings import Resolved
-
-ASSUMED_COMPLETION_TOKENS = 600
-"""Tokens of one answer when the journal holds none yet; about 500 to 900 Chinese characters."""
-ASSUMED_LATENCY_S = 20.0
-"""Seconds of one reply when no rate limit is given; hosted models take 5 to 40."""
 
 
 class BuildEstimate(Record):
-    """Numbers of a dry run."""
+    """Numbers of a dry run, if every question were answered at its first attempt."""
 
-    n_questions: int
-    n_rejected: int
+    n_questions: int = 0
+    n_rejected: int = 0
     """Rows turned away before anything would be asked."""
-    n_done: int
+    n_done: int = 0
     """Answered in the journal already."""
-    n_requests: int
-    """Without repeats of faulty replies."""
-    prompt_tokens: int
-    completion_tokens: int
-    tokenizer: str
+    n_requests: int = 0
+    prompt_tokens: int = 0
+    counted_by: str = ""
     """How prompt tokens were counted."""
-    basis: str
+    completion_tokens: int = 0
+    length_from: str = ""
     """Where the length of an answer comes from."""
-    price: float | None = Field(default=None)
+    cost: float | None = None
     """None when nothing is paid or no price is known."""
     currency: str | None = None
+    price_as_of: str | None = None
     seconds: float | None = None
-    """None for the template teacher."""
-    pace: str = ""
+    """At the limits given; None for the template teacher."""
+    bound_by: str = ""
     """Which limit decides the time."""
 
 
@@ -47,68 +46,63 @@ def estimate_build(resolved: Resolved[BuildSettings]) -> BuildEstimate:
     """Counts requests, tokens, price and time of a build.
 
     Raises:
-        the errors of `run.prepare`.
+        CbtqaError: the errors of `run.prepare`.
     """
     build = prepare(resolved)
     settings, teacher = build.settings, build.teacher
-    count_tokens, tokenizer = token_counter(settings.model)
+    counts = {"n_questions": 0, "n_rejected": 0, "n_done": 0}
     path = settings.out / JOURNAL_NAME
-    journal = Journal(path, read_only=True) if path.exists() else None
-    n_questions = n_rejected = n_done = prompt_tokens = 0
-    for entry in build.items():
-        if isinstance(entry, Rejection):
-            n_rejected += 1
-            continue
-        n_questions += 1
-        item = entry[0]
-        if journal is not None and item.key in journal.standings([item.key]):
-            n_done += 1
-            continue
-        prompt_tokens += sum(count_tokens(text) for text in teacher.prompt_texts(item))
-    n_requests = n_questions - n_done if teacher.is_paid else 0
-    each, basis = _answer_length(journal)
-    completion_tokens = round(n_requests * each)
-    if journal is not None:
-        journal.close()
-    usage = Usage(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
-    seconds, pace = _seconds(settings, n_requests, usage)
-    price = teacher.price
+    with Journal(path, read_only=True) if path.exists() else nullcontext() as journal:
+        requests = _requests(build, journal, counts)
+        if not isinstance(teacher, EndpointTeacher):
+            for _ in requests:
+                pass
+            return BuildEstimate(**counts)
+        length, length_from = _answer_length(journal)
+        plan = plan_run(
+            requests,
+            teacher.system,
+            in_flight=settings.in_flight,
+            rpm=settings.rpm,
+            tpm=settings.tpm,
+            price=teacher.price,
+            reply_tokens=length,
+        )
     return BuildEstimate(
-        n_questions=n_questions,
-        n_rejected=n_rejected,
-        n_done=n_done,
-        n_requests=n_requests,
-        prompt_tokens=prompt_tokens,
-        completion_tokens=completion_tokens,
-        tokenizer=tokenizer,
-        basis=basis,
-        price=price.of(usage) if price else None,
-        currency=price.currency if price else None,
-        seconds=seconds if teacher.is_paid else None,
-        pace=pace,
+        **counts,
+        n_requests=plan.n_requests,
+        prompt_tokens=plan.prompt_tokens,
+        counted_by=plan.counted_by,
+        completion_tokens=plan.completion_tokens,
+        length_from=length_from,
+        cost=plan.cost,
+        currency=plan.price.currency if plan.price else None,
+        price_as_of=plan.price.as_of or None if plan.price else None,
+        seconds=plan.seconds,
+        bound_by=plan.bound_by,
     )
 
 
-def _answer_length(journal: Journal | None) -> tuple[float, str]:
+def _requests(
+    build: Build, journal: Journal | None, counts: dict[str, int]
+) -> Iterator[ChatRequest]:
+    """The requests that are still to be sent; keeps the counts on the way."""
+    for entry in build.items():
+        if isinstance(entry, Rejection):
+            counts["n_rejected"] += 1
+            continue
+        item = entry[0]
+        counts["n_questions"] += 1
+        if journal is not None and journal.standings([item.key]):
+            counts["n_done"] += 1
+        elif isinstance(build.teacher, EndpointTeacher):
+            yield build.teacher.request(item)
+
+
+def _answer_length(journal: Journal | None) -> tuple[int, str]:
     """Mean completion tokens of an answer, and where the number comes from."""
     totals = journal.totals() if journal else None
     if totals and totals.n_replies and totals.usage.completion_tokens:
         mean = totals.usage.completion_tokens / totals.n_replies
-        return mean, f"mean of {totals.n_replies:,} replies in the journal"
-    return float(ASSUMED_COMPLETION_TOKENS), f"{ASSUMED_COMPLETION_TOKENS} an answer, assumed"
-
-
-def _seconds(settings: BuildSettings, n_requests: int, usage: Usage) -> tuple[float, str]:
-    """The longest of what the limits allow, and its name."""
-    n_tokens = usage.prompt_tokens + usage.completion_tokens
-    bounds = {
-        f"{settings.in_flight} in flight, {ASSUMED_LATENCY_S:.0f} s a reply, assumed": (
-            n_requests / settings.in_flight * ASSUMED_LATENCY_S
-        )
-    }
-    if settings.rpm:
-        bounds[f"{settings.rpm:,} requests a minute"] = 60 * n_requests / settings.rpm
-    if settings.tpm:
-        bounds[f"{settings.tpm:,} tokens a minute"] = 60 * n_tokens / settings.tpm
-    pace = max(bounds, key=lambda name: bounds[name])
-    return bounds[pace], pace
+        return round(mean), f"mean of {totals.n_replies:,} replies in the journal"
+    return REPLY_TOKENS, f"{REPLY_TOKENS} an answer, assumed"

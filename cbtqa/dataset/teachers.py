@@ -20,7 +20,7 @@ from cbtqa.distortions.taxonomy import Taxonomy
 from cbtqa.errors import ConfigError
 from cbtqa.llm.batch import run_batch
 from cbtqa.llm.chat import ChatRequest, Fault, Message, Reply, Sampling
-from cbtqa.llm.cost import Budget, Price
+from cbtqa.llm.cost import Budget, Price, find_price
 from cbtqa.llm.endpoint import Endpoint
 from cbtqa.llm.journal import BULK_ROWS, Entry, Journal, State, blocks_of
 from cbtqa.llm.limits import Limits
@@ -53,9 +53,6 @@ class Teacher(Protocol):
 
     def fingerprint(self) -> dict[str, str]:
         """Everything that, when changed, makes the journal's replies those of another run."""
-
-    def prompt_texts(self, item: Item) -> list[str]:
-        """The texts that would be sent for an item; for estimates."""
 
     def generate(
         self,
@@ -98,10 +95,6 @@ class OfflineTeacher:
             "seed": str(self._seed),
         }
 
-    def prompt_texts(self, item: Item) -> list[str]:
-        """Nothing is sent."""
-        return []
-
     def generate(
         self,
         items: Iterable[Item],
@@ -111,7 +104,7 @@ class OfflineTeacher:
         on_progress: OnProgress | None,
     ) -> None:
         """Writes the answers one after the other; a kill costs at most one block of them."""
-        meter = Meter(n_total, price=None)
+        meter = Meter(n_total, price=None, earlier=journal.totals())
         for block in blocks_of(items, BULK_ROWS):
             done = journal.standings([item.key for item in block])
             meter.n_accepted += journal.record(
@@ -188,10 +181,6 @@ class EndpointTeacher:
             "taxonomy": self._taxonomy.id,
             "sampling": json.dumps(self._sampling.described(), sort_keys=True),
         }
-
-    def prompt_texts(self, item: Item) -> list[str]:
-        """System, examples and question."""
-        return [message["content"] for message in self._instruction.messages(item)]
 
     def generate(
         self,
@@ -283,6 +272,8 @@ class EndpointTeacher:
 def price_from(settings: BuildSettings, endpoint: Endpoint) -> Price | None:
     """The price given by flags, else that of the dated table, else None.
 
+    A local endpoint has no price of its own.
+
     Raises:
         ConfigError: a budget in money without any price.
     """
@@ -290,12 +281,13 @@ def price_from(settings: BuildSettings, endpoint: Endpoint) -> Price | None:
         return Price(input=settings.price_in, output=settings.price_out, currency="")
     if (settings.price_in is None) != (settings.price_out is None):
         raise ConfigError("--price-in and --price-out go together")
-    if settings.budget is not None:
+    known = None if endpoint.is_local else find_price(endpoint.model)
+    if known is None and settings.budget is not None:
         raise ConfigError(
             f"--budget: no price is known for {endpoint.model}",
             hint="add --price-in and --price-out, or use --budget-tokens",
         )
-    return None
+    return known
 
 
 def _has_all_steps(value: Mapping[str, Any]) -> bool:
