@@ -51,7 +51,7 @@ class LinearModel:
     coefficients: Floats32
     """`(rows, types)`."""
     rules: tuple[str, ...]
-    """Ids of the pattern rules that are features; empty when none are."""
+    """Rules and their types as features, see `rule_features`; empty when none are used."""
     rule_coefficients: Floats32
     """`(rules, types)`."""
     bias: Floats32
@@ -144,8 +144,8 @@ class LinearLabeller:
         hits = self._rule_hits(texts)
         scores = np.add.reduceat(added[1:], encoded.starts).astype(np.float64) + self.model.bias
         for row, found in enumerate(hits):
-            for rule in {hit.rule.id for hit in found if hit.rule.id in self._rule_row}:
-                scores[row] += RULE_WEIGHT * self.model.rule_coefficients[self._rule_row[rule]]
+            for name in {name for hit in found for name in features_of_hit(hit)}:
+                scores[row] += RULE_WEIGHT * self.model.rule_coefficients[self._rule_row[name]]
         self._add_hits(added, hits, encoded.starts)
         slope, offset = self.model.platt.T.astype(np.float64)
         probabilities = 1 / (1 + np.exp(-np.clip(scores * slope + offset, -500, 500)))
@@ -166,9 +166,19 @@ class LinearLabeller:
         """Lets a rule's weight count for the clause that it holds in."""
         for start, found in zip(starts, hits, strict=False):
             for hit in found:
-                row = self._rule_row.get(hit.rule.id)
-                if row is not None:
+                for name in features_of_hit(hit):
                     # `added` is shifted by one, and the text by its start mark
                     added[start + hit.span.start + 2] += (
-                        RULE_WEIGHT * self.model.rule_coefficients[row]
+                        RULE_WEIGHT * self.model.rule_coefficients[self._rule_row[name]]
                     )
+
+
+def rule_features() -> tuple[str, ...]:
+    """Names of the features that the shipped rules give: one for each rule and each type."""
+    rules = PatternLabeller(load_taxonomy("binary")).rules
+    return (*(rule.id for rule in rules), *sorted({f"type:{rule.type}" for rule in rules}))
+
+
+def features_of_hit(hit: PatternHit) -> tuple[str, str]:
+    """The features that one hit sets: its rule and its type."""
+    return hit.rule.id, f"type:{hit.rule.type}"

@@ -105,9 +105,9 @@ class PatternLabeller:
         self._ids = {rule.type: lift_id(rule.type, self.taxonomy) for rule in self._rules.rules}
 
     @property
-    def rule_ids(self) -> tuple[str, ...]:
-        """Ids of all rules of the file, in its order."""
-        return tuple(rule.id for rule in self._rules.rules)
+    def rules(self) -> tuple[PatternRule, ...]:
+        """All rules of the file, in its order."""
+        return self._rules.rules
 
     def label(self, text: str) -> Labels:
         """One label for each type found, with its surest clause, surest first."""

@@ -14,7 +14,14 @@ import numpy.typing as npt
 from pydantic import Field
 
 from cbtqa.distortions.features import EncodedTexts, N_BUCKETS, encode_texts, hash_ngrams
-from cbtqa.distortions.linear import ORDER_WEIGHTS, RULE_WEIGHT, LinearLabeller, LinearModel
+from cbtqa.distortions.linear import (
+    ORDER_WEIGHTS,
+    RULE_WEIGHT,
+    LinearLabeller,
+    LinearModel,
+    features_of_hit,
+    rule_features,
+)
 from cbtqa.distortions.logistic import Linear, SparseRows, fit_logistic, fit_platt
 from cbtqa.distortions.patterns import PatternLabeller
 from cbtqa.distortions.taxonomy import Taxonomy, load_taxonomy
@@ -36,7 +43,7 @@ class TrainingSettings(Settings):
     min_texts: int = Field(2, ge=1, description="Leave out n-grams that stand in fewer texts.")
     rules: bool = Field(True, description="Use hits of the pattern file as features, too.")
     min_probability: float = Field(
-        0.2, ge=0, lt=1, description="Never give a type below this probability."
+        0.1, ge=0, lt=1, description="Never give a type below this probability."
     )
     inner_folds: int = Field(5, ge=2, description="Folds for calibration and thresholds.")
     seed: int = Field(0, description="Seed of every split into folds.")
@@ -66,7 +73,8 @@ def read_features(texts: Sequence[str], rules: tuple[str, ...]) -> Features:
         place = {rule: column for column, rule in enumerate(rules)}
         labeller = PatternLabeller(load_taxonomy("binary"))
         for row, text in zip(hits, texts, strict=True):
-            row[[place[hit.rule.id] for hit in labeller.find_hits(text)]] = True
+            for hit in labeller.find_hits(text):
+                row[[place[name] for name in features_of_hit(hit)]] = True
     return Features(encoded, hash_ngrams(encoded, len(ORDER_WEIGHTS)), hits)
 
 
@@ -140,7 +148,7 @@ def train_linear(
 ) -> LinearModel:
     """A model from texts and a `(texts, types)` matrix of what they hold."""
     settings = settings or TrainingSettings()
-    rules = _rule_ids() if settings.rules else ()
+    rules = rule_features() if settings.rules else ()
     features = read_features(texts, rules)
     trainer = _Trainer(features, gold, taxonomy, settings, rules, name, tick)
     return trainer.train(np.arange(len(texts)))
@@ -161,7 +169,7 @@ def cross_validate(
     it. A value > 0 means that the type was given.
     """
     settings = settings or TrainingSettings()
-    rules = _rule_ids() if settings.rules else ()
+    rules = rule_features() if settings.rules else ()
     features = read_features(texts, rules)
     trainer = _Trainer(features, gold, taxonomy, settings, rules, "fold", tick, n_folds)
     outcome = np.zeros(gold.shape)
@@ -233,30 +241,61 @@ class _Trainer:
 
     def _calibrate(
         self, scores: Floats, gold: Bools
-    ) -> tuple[list[tuple[float, float]], list[float]]:
-        platt, thresholds = [], []
-        for column_scores, column_gold in zip(scores.T, gold.T, strict=True):
-            slope, offset = fit_platt(column_scores, column_gold)
-            probabilities = 1 / (1 + np.exp(-np.clip(column_scores * slope + offset, -500, 500)))
-            platt.append((slope, offset))
-            best = best_threshold(probabilities, column_gold)
-            thresholds.append(max(best, self._settings.min_probability))
-        return platt, thresholds
+    ) -> tuple[list[tuple[float, float]], Floats]:
+        platt = [fit_platt(*columns) for columns in zip(scores.T, gold.T, strict=True)]
+        slope, offset = np.array(platt).T
+        probabilities = 1 / (1 + np.exp(-np.clip(scores * slope + offset, -500, 500)))
+        return platt, choose_thresholds(probabilities, gold, self._settings.min_probability)
 
 
-def best_threshold(probabilities: Floats, gold: Bools) -> float:
-    """The probability from which giving the type makes the best F1.
+def choose_thresholds(probabilities: Floats, gold: Bools, floor: float) -> Floats:
+    """For each type the probability from which it is given, `(types,)`.
 
-    The peak of the curve is an accident of the sample, so the mean of all thresholds within
-    0.004 of the peak is taken.
+    Thresholds are chosen together to make the mean of micro and macro F1 best: alone, a rare type
+    gains most by being given nearly always, which floods the rest. The peak of such a curve is an
+    accident of the sample, so of all candidates nearly as good as the best the mean is taken. A
+    type without a single example is never given.
     """
-    if not gold.any():
-        return 1.0
-    order = np.argsort(-probabilities, kind="stable")
-    hits = np.cumsum(gold[order])
-    f1 = 2 * hits / (np.arange(1, len(order) + 1) + gold.sum())
-    return float(probabilities[order][f1 >= f1.max() - 0.004].mean())
+    n_types = gold.shape[1]
+    candidates = [_candidates(column, floor) for column in probabilities.T]
+    counts = [
+        np.array([[(given & truth).sum(), given.sum()] for given in column[None] >= grid[:, None]])
+        for column, truth, grid in zip(probabilities.T, gold.T, candidates, strict=True)
+    ]
+    support = gold.sum(axis=0)
+    chosen = np.array([_best(_f1(count, n)) for count, n in zip(counts, support, strict=True)])
+    for _ in range(_ROUNDS if n_types > 1 else 0):
+        for column in range(n_types):
+            totals = sum(
+                counts[other][chosen[other]] for other in range(n_types) if other != column
+            )
+            micro = _f1(counts[column] + totals, int(support.sum()))
+            own = _f1(counts[column], int(support[column])) / n_types
+            chosen[column] = _best(micro + own)
+    thresholds = np.ones(n_types)
+    for column in np.flatnonzero(support):
+        thresholds[column] = candidates[column][chosen[column]]
+    return thresholds
 
 
-def _rule_ids() -> tuple[str, ...]:
-    return PatternLabeller(load_taxonomy("binary")).rule_ids
+_ROUNDS = 4
+_NEARLY = 0.002
+_SMOOTHING = 2
+"""Errors added to every F1, so that a hit or two do not look like skill."""
+
+
+def _candidates(probabilities: Floats, floor: float) -> Floats:
+    ends = np.quantile(probabilities, np.linspace(0, 1, 400))
+    return np.unique(np.append(ends[ends > floor], max(floor, 1e-6)))
+
+
+def _f1(counts: npt.NDArray[np.int64], support: int) -> Floats:
+    return np.asarray(2 * counts[:, 0] / (counts[:, 1] + support + _SMOOTHING))
+
+
+def _best(values: Floats) -> int:
+    """The middle of the candidates that are nearly as good as the best."""
+    good = np.flatnonzero(values >= values.max() - _NEARLY)
+    return int(good[len(good) // 2])
+
+
