@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -14,6 +14,9 @@ from cbtqa.ratings.sheets import write_sheets
 from cbtqa.ratings.store import Store
 from cbtqa.ratings.study import StudyFolder, open_study
 from cbtqa.settings import Resolved
+
+if TYPE_CHECKING:
+    from cbtqa.ratings.collect import Collected
 
 app = typer.Typer(
     name="rate",
@@ -73,6 +76,11 @@ def collect(
     folder, store = open_both(study)
     with store:
         collected = collect_sheets(folder, store, sheets, replace=replace)
+    show_collected(folder, collected, as_json)
+
+
+def show_collected(folder: StudyFolder, collected: Collected, as_json: bool) -> None:
+    """Every refusal on stderr, the counts on stdout; ends the program with 4 after a refusal."""
     for rejection in collected.rejections:
         say(f"refused: {rejection.where}: {rejection.detail}")
     if as_json:
@@ -215,3 +223,69 @@ def unblind(
         print_json({"systems": systems, "n_ratings": len(rated), "ratings_sha256": digest})
     else:
         print_table("Systems", ["arm", "system"], [[arm, name] for arm, name in systems.items()])
+
+
+@app.command("export")
+def export(
+    study: StudyPath,
+    to: Annotated[
+        Literal["label-studio", "potato", "ratings"],
+        typer.Option("--to", help="label-studio or potato (a study to rate there), or ratings."),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write to.")],
+    as_json: AsJson = False,
+) -> None:
+    """Hand the study to another rating tool, or the ratings to another program.
+
+    Example: cbtqa rate export study --to label-studio --out ls
+    """
+    from cbtqa.ratings.exchange import export_label_studio, export_potato, export_ratings
+
+    folder, store = open_both(study)
+    with store:
+        if to == "ratings":
+            paths = export_ratings(folder, store, out)
+        else:
+            paths = (export_label_studio if to == "label-studio" else export_potato)(folder, out)
+    say(f"{len(paths)} files in {out}")
+    if as_json:
+        print_json({"files": [path.relative_to(out).as_posix() for path in paths]})
+
+
+@app.command("import")
+def import_(
+    study: StudyPath,
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILES...", help="Label Studio's JSON exports.")
+    ],
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Where store and file differ, take the file's.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Take ratings made in Label Studio back (JSON export); exit 4 when anything was refused.
+
+    Example: cbtqa rate import study project-1.json
+    """
+    from cbtqa.ratings.exchange import import_label_studio
+
+    folder, store = open_both(study)
+    with store:
+        collected = import_label_studio(folder, store, files, replace=replace)
+    show_collected(folder, collected, as_json)
+
+
+@app.command("rubrics")
+def rubrics(as_json: AsJson = False) -> None:
+    """List the shipped rubrics.
+
+    Example: cbtqa rate rubrics
+    """
+    from cbtqa.ratings.rubric import shipped_rubrics
+
+    shipped = shipped_rubrics().values()
+    if as_json:
+        print_json({rubric.id: rubric.model_dump(mode="json") for rubric in shipped})
+        return
+    rows = [[r.id, str(len(r.criteria)), r.scale_text(), r.shows, r.title.en] for r in shipped]
+    print_table("Rubrics", ["id", "criteria", "scale", "shows", "title"], rows)

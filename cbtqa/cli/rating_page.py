@@ -124,9 +124,10 @@ class _Builder:
             blocks.append(self._score_table(criterion, scores))
             chart = self._score_chart(criterion, scores)
             if chart is not None:
-                blocks.append(
-                    Figure(chart, self._words["scores.chart"].fill(name=self._name(criterion)))
-                )
+                name = self._names[criterion]
+                shown = self._words["scores.chart"]
+                caption = Phrase(zh=shown.fill(name=name.zh).zh, en=shown.fill(name=name.en).en)
+                blocks.append(Figure(chart, caption))
         printed = self._report.published
         if printed:
             rows = self._published_rows()
@@ -196,7 +197,7 @@ class _Builder:
     def _difference_blocks(self) -> list[Block]:
         if not self._report.differences:
             return []
-        heads = ("pair", "difference", "interval", "effect", "p", "p_holm")
+        heads = ("pair", "difference", "interval", "effect", "n", "p", "p_holm")
         words = {**self._words, "differences.interval": self._words["scores.interval"]}
         rows: list[Sequence[Cell]] = [
             (
@@ -205,6 +206,7 @@ class _Builder:
                 f"{one.difference:+.3f}",
                 _span(one.low, one.high),
                 _number(one.test.effect, 2),
+                str(one.test.n),
                 _p(one.test.p),
                 _p(one.p_holm),
             )
@@ -255,8 +257,8 @@ class _Builder:
                 f"{coefficient.value:.3f}",
                 _span(coefficient.low, coefficient.high),
             )
-        cells = (coefficient.name, value, interval, str(coefficient.n_items))
-        return (self._names[criterion], *cells)
+        name = self._words.get(f"coefficients.{coefficient.name}", same(coefficient.name))
+        return (self._names[criterion], name, value, interval, str(coefficient.n_items))
 
     def _pair_table(self, criterion: str) -> Table:
         entry = next(one for one in self._report.agreement if one.criterion == criterion)
@@ -270,7 +272,8 @@ class _Builder:
             ]
             rows.append((first, *cells))
         columns = (self._words["agreement.first"], *(same(rater) for rater in raters[1:]))
-        name = f"{self._name(criterion)}, {entry.pairs[0].kappa.name}"
+        kappa = self._words[f"coefficients.{entry.pairs[0].kappa.name}"]
+        name = f"{self._name(criterion)}, {kappa.first(self._folder.study.language)}"
         return Table(columns, rows, caption=self._words["agreement.pairs"].fill(name=name))
 
     # --- raters, labels, flags -------------------------------------------------------------------

@@ -261,30 +261,43 @@ class _Reading:
 
     def _read_cell(self, code: str, name: str, cell: Cell, answer: Answer) -> None:
         """Adds one filled cell to what will be stored, or refuses it."""
+        stored = answer.get(name)
         try:
-            value = _plain_value(name, cell)
-            change = check_change(
-                self._folder, self._sheet.rater, Change(code, name, value), answer
-            )
-            stored = answer.get(name)
-            if stored == change.value:
-                self._result.n_known += 1
-                return
-            if stored is not None and not self._replace:
-                raise ValueError(
-                    f"the store already holds {stored!r}; --replace takes {change.value!r} instead"
-                )
+            change = Change(code, name, _plain_value(name, cell))
+            admitted = admit(self._folder, self._sheet.rater, change, answer, self._replace)
         except ValueError as error:
             _refuse(self._result, code, f"{name}: {error}", cell.where, cell.value)
             return
-        answer.set(name, change.value)
+        if admitted is None:
+            self._result.n_known += 1
+            return
         self._known[code] = answer
-        self._events.append(Event(self._key(change, stored), change))
+        self._events.append(Event(self._key(admitted, stored), admitted))
 
     def _key(self, change: Change, before: Scalar) -> str:
         """The same cell of the same sheet, read twice, is one event."""
         parts = (self._sheet.sha256, change.code, change.field, repr(before), repr(change.value))
         return "sheet:" + hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
+
+
+def admit(
+    folder: StudyFolder, rater: str, change: Change, answer: Answer, replace: bool
+) -> Change | None:
+    """The change to store, already taken into `answer`; None when it is stored as it is.
+
+    Raises:
+        ValueError: it is not allowed, or the store holds another value and `replace` is not set.
+    """
+    checked = check_change(folder, rater, change, answer)
+    stored = answer.get(checked.field)
+    if stored == checked.value:
+        return None
+    if stored is not None and not replace:
+        raise ValueError(
+            f"the store already holds {stored!r}; --replace takes {checked.value!r} instead"
+        )
+    answer.set(checked.field, checked.value)
+    return checked
 
 
 def _is_blank(cell: Cell) -> bool:

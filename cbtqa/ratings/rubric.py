@@ -142,6 +142,11 @@ class Rubric(Record):
         """The criteria that are marks."""
         return tuple(criterion for criterion in self.criteria if criterion.kind == "mark")
 
+    def scale_text(self) -> str:
+        """The scales in short, such as `0-2` or `marks`."""
+        kinds = ["marks" if c.kind == "mark" else f"{c.low}-{c.high}" for c in self.criteria]
+        return ", ".join(dict.fromkeys(kinds))
+
     def criterion(self, name: str) -> Criterion:
         """The criterion of this id.
 
