@@ -117,10 +117,9 @@ def made(material: Material) -> list[Block]:
         rows.append((say("made.tokens"), used + number(manifest.usage.completion_tokens)))
     if manifest.cost:
         rows.append((say("made.cost"), _price(material, manifest.cost)))
-    if material.is_bundled_sample:
-        rows.append((say("made.inputs"), say("made.sample")))
+    sample = f" · {material.text(say('made.sample'))}" if material.is_bundled_sample else ""
     for entry in manifest.inputs:
-        rows.append((say("made.inputs"), _with_hash(entry.name, entry.sha256)))
+        rows.append((say("made.inputs"), _with_hash(entry.name + sample, entry.sha256)))
     changed = ", ".join(
         f"{name} = {entry.value}"
         for name, entry in manifest.settings.items()
