@@ -36,18 +36,17 @@ def find(book: RuleBook, text: str) -> list[Found]:
     same place, the one with commas decides, because it knows where clauses end.
     """
     folded = fold(text)
-    tight = squeeze(folded, book.language)
-    loose = squeeze(folded, book.language, keep_pauses=True)
-    found = _find(book, folded, loose, keep_pauses=True)
-    if tight != loose:
-        for place in _find(book, folded, tight, keep_pauses=False):
+    found = _find(book, folded, squeeze(folded, book.language, keep_pauses=True), True)
+    if book.language == "zh" and " " in folded:
+        tight = squeeze(folded, book.language)
+        for place in _find(book, folded, tight, False):
             if not any(place.start < other.end and other.start < place.end for other in found):
                 found.append(place)
         found.sort(key=lambda place: place.start)
     return found
 
 
-def _find(book: RuleBook, folded: str, squeezed: str, *, keep_pauses: bool) -> list[Found]:
+def _find(book: RuleBook, folded: str, squeezed: str, keep_pauses: bool) -> list[Found]:
     places = _longest(book, squeezed)
     if not places:
         return []

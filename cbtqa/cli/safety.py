@@ -1,0 +1,202 @@
+"""`cbtqa safety`: screen, evaluate, scrub, hotlines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from cbtqa.cli.console import out as stdout
+from cbtqa.cli.console import print_json, print_table, say
+from cbtqa.cli.options import AsJson
+from cbtqa.safety.evaluation import GradeScores, Share, evaluate_file, parse_labels
+from cbtqa.safety.hotlines import Locale, help_text, load_hotlines, stale_warning
+from cbtqa.safety.survey import ScreenedText, ScreenSurvey, screen_file, scrub_file
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Grade crisis content, mask personal data, list the dated help lines.",
+)
+File = Annotated[
+    Path, typer.Argument(help="JSONL, JSON array, CSV, TSV, Parquet, or a folder of Parquet.")
+]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option("--column", help="Text column; repeat to join several. Default: the usual ones."),
+]
+Encoding = Annotated[str, typer.Option(help="Of a text file, such as gb18030.")]
+Lang = Annotated[Locale, typer.Option(help="Language of the texts.")]
+_COLOURS = {"explicit": "bold white on red", "concern": "black on yellow", "none": "dim underline"}
+
+
+@app.command()
+def screen(
+    file: File,
+    column: Columns = None,
+    language: Lang = "zh",
+    encoding: Encoding = "utf-8",
+    out: Annotated[
+        Path | None, typer.Option(help="JSONL with grade and hits of every item.")
+    ] = None,
+    explain: Annotated[
+        int, typer.Option(help="Show so many flagged items with their spans coloured.")
+    ] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Grade every text of a file: none, concern or explicit, and say by which rules.
+
+    Example: cbtqa safety screen questions.jsonl --explain 5 --out screened.jsonl
+    """
+    survey = screen_file(
+        file,
+        columns=column or (),
+        language=language,
+        encoding=encoding,
+        out=out,
+        max_shown=explain,
+    )
+    if as_json:
+        print_json(survey.model_dump(mode="json"))
+    else:
+        _show_survey(survey)
+    for item in survey.shown if not as_json else ():
+        _show_item(item)
+    if out is not None:
+        say(f"written to {out}")
+
+
+@app.command()
+def evaluate(
+    gold: File,
+    column: Columns = None,
+    label_column: Annotated[str, typer.Option(help="Column with the true grade.")] = "risk",
+    label: Annotated[
+        list[str] | None,
+        typer.Option(help="LABEL=GRADE, where labels are no grades: 1=explicit 0=none."),
+    ] = None,
+    language: Lang = "zh",
+    encoding: Encoding = "utf-8",
+    max_errors: Annotated[int, typer.Option(help="Errors to show.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """Compare the screen with true grades: recall and precision with intervals, and the errors.
+
+    Example: cbtqa safety evaluate gold.tsv --label-column high_risk --label 1=explicit
+    --label 0=none
+    """
+    report = evaluate_file(
+        gold,
+        columns=column or (),
+        label_column=label_column,
+        grade_of=parse_labels(label or ()),
+        language=language,
+        encoding=encoding,
+    )
+    if as_json:
+        print_json(report.model_dump(mode="json"))
+        return
+    print_table(
+        f"{gold}: {report.n_texts} texts",
+        ["grade", "recall", "precision", "F1"],
+        [
+            ["explicit", *_scores(report.explicit)],
+            ["concern or explicit", *_scores(report.flagged)],
+        ],
+    )
+    print_table(
+        "Gold (rows) by grade found",
+        ["gold", *report.confusion],
+        [[g, *(str(n) for n in found.values())] for g, found in report.confusion.items()],
+    )
+    for error in report.errors[:max_errors]:
+        stdout.print(
+            f"{error.where}  {error.gold} -> {error.found}  {error.text[:80]}  "
+            f"{', '.join(error.rules) or 'no rule'}",
+            markup=False,
+        )
+    say(f"{len(report.errors)} errors; {report.signature}")
+
+
+@app.command()
+def scrub(
+    file: File,
+    column: Columns = None,
+    encoding: Encoding = "utf-8",
+    out: Annotated[
+        Path | None, typer.Option(help="JSONL with all columns, the text columns masked.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Count and mask personal data: numbers, accounts, addresses, names after cues.
+
+    Example: cbtqa safety scrub questions.jsonl --out masked.jsonl
+    """
+    survey = scrub_file(file, columns=column or (), encoding=encoding, out=out)
+    if as_json:
+        print_json(survey.model_dump(mode="json"))
+    else:
+        print_table(
+            f"{file}: {survey.n_texts_with_data} of {survey.n_texts} texts hold personal data",
+            ["kind", "places"],
+            [[kind, str(n)] for kind, n in survey.n_by_kind.items()],
+        )
+    if out is not None:
+        say(f"written to {out}")
+
+
+@app.command()
+def hotlines(locale: Lang = "zh", as_json: AsJson = False) -> None:
+    """The dated help lines that answers and pages may name.
+
+    Example: cbtqa safety hotlines --locale en
+    """
+    found = load_hotlines()
+    lines = found.locales[locale]
+    if as_json:
+        print_json({"checked_on": str(found.checked_on), **lines.model_dump(mode="json")})
+    else:
+        print_table(
+            f"{lines.region}, checked on {found.checked_on}",
+            ["line", "number", "hours", "coverage"],
+            [[one.name, one.number, one.hours, one.coverage] for one in lines.lines]
+            + [[one.name, one.number, "", ""] for one in lines.emergencies],
+        )
+        stdout.print(help_text(locale, "page"), markup=False)
+    if warning := stale_warning():
+        say(f"warning: {warning}")
+
+
+def _show_survey(survey: ScreenSurvey) -> None:
+    rows = [[risk, str(n), f"{n / survey.n_texts:.1%}"] for risk, n in survey.n_by_risk.items()]
+    print_table(f"{survey.n_texts} texts", ["grade", "texts", "share"], rows)
+    if survey.n_by_rule:
+        counted = [[rule, str(n)] for rule, n in list(survey.n_by_rule.items())[:15]]
+        print_table("Rules that counted most", ["rule", "hits"], counted)
+    if survey.n_suppressed:
+        dropped = [[why, str(n)] for why, n in survey.n_suppressed.items()]
+        print_table("Hits that did not count", ["why", "hits"], dropped)
+
+
+def _show_item(item: ScreenedText) -> None:
+    text = Text(f"\n{item.where}  {item.risk}\n", style="bold")
+    body = Text(item.text)
+    for hit in item.hits:
+        body.stylize(_COLOURS[hit.risk], hit.start, hit.end)
+    stdout.print(text + body)
+    for hit in item.hits:
+        stdout.print(
+            f"  {hit.risk:8} {hit.rule} ({hit.outcome}) {hit.start}-{hit.end}", markup=False
+        )
+
+
+def _scores(scores: GradeScores) -> list[str]:
+    f1 = "-" if scores.f1 is None else f"{scores.f1:.3f}"
+    return [_share(scores.recall), _share(scores.precision), f1]
+
+
+def _share(share: Share) -> str:
+    if share.value is None:
+        return "-"
+    return f"{share.value:.3f} [{share.low:.3f}, {share.high:.3f}] ({share.n}/{share.n_total})"
