@@ -52,7 +52,7 @@ def colour(name: str) -> str:
 def text_width(text: str, size: float = TEXT_SIZE) -> float:
     """Width of a text in user units: about one em for a Chinese character, half for a Latin one."""
     wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
-    return size * (wide + 0.56 * (len(text) - wide))
+    return size * (wide + 0.53 * (len(text) - wide))
 
 
 def fit_text(text: str, width: float, size: float = TEXT_SIZE) -> str:
