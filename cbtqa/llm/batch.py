@@ -13,6 +13,7 @@ replies: the same call continues.
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -60,6 +61,23 @@ class Task(Protocol[ItemT_contra]):
         `fault` is what `check` found, or REFUSAL, EMPTY or CUT found by the engine.
         """
         ...
+
+
+def judge(
+    task: Task[ItemT], item: ItemT, received: Entry, limits: Limits
+) -> tuple[Entry, ChatRequest | None]:
+    """The row that a reply becomes, and the next question when there is to be one."""
+    reply, attempt = received.reply, received.attempt
+    assert reply is not None
+    fault = fault_of_reply(reply) or task.check(item, reply)
+    if fault is None:
+        return replace(received, state=State.ACCEPTED), None
+    is_blocked = fault.reason is Reason.CONTENT_FILTER
+    is_last = attempt >= limits.max_attempts
+    again = None if is_blocked or is_last else task.ask_again(item, reply, fault)
+    is_final = is_blocked or (again is None and not is_last)
+    state = State.FINAL if is_final else State.FAULTY
+    return replace(received, state=state, fault=fault), again
 
 
 class BatchStoppedError(IncompleteRunError):
@@ -113,6 +131,21 @@ def _run_anywhere(work: Coroutine[Any, Any, None]) -> None:
         thread.submit(asyncio.run, work).result()
 
 
+@contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Makes the garbage collector rare while thousands of requests are alive.
+
+    Every full collection walks all of them and finds nothing: at 4,096 in flight that was a third
+    of the CPU (0.56 against 0.40 s per 1,000 replies).
+    """
+    before = gc.get_threshold()
+    gc.set_threshold(100_000, 50, 100)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
 def _has_running_loop() -> bool:
     with suppress(RuntimeError):
         asyncio.get_running_loop()
@@ -155,7 +188,7 @@ class _Run(Generic[ItemT]):
         self._idle = asyncio.Event()
         ticker = asyncio.create_task(self._tick()) if self._on_progress else None
         try:
-            with self._signals():
+            with self._signals(), _rare_collections():
                 async with open_transport(self._endpoint, limits.in_flight) as transport:
                     self._asker = self._make_asker(transport)
                     await self._feed()
@@ -295,22 +328,13 @@ class _Run(Generic[ItemT]):
     def _judge(
         self, item: ItemT, key: str, attempt: int, reply: Reply
     ) -> tuple[Entry, ChatRequest | None]:
-        """The row that a reply becomes, and the next question when there is to be one."""
+        received = Entry(key, attempt, State.UNCHECKED, reply)
         try:
-            fault = fault_of_reply(reply) or self._task.check(item, reply)
-            if fault is None:
-                return Entry(key, attempt, State.ACCEPTED, reply), None
-            again = None
-            if fault.reason is not Reason.CONTENT_FILTER and attempt < self._limits.max_attempts:
-                again = self._task.ask_again(item, reply, fault)
+            return judge(self._task, item, received, self._limits)
         except BaseException:
             # paid for and not judged: a mistake in the task must not cost the reply
-            self._keep(Entry(key, attempt, State.UNCHECKED, reply))
+            self._keep(received)
             raise
-        ends_here = again is None and attempt < self._limits.max_attempts
-        is_final = ends_here or fault.reason is Reason.CONTENT_FILTER
-        state = State.FINAL if is_final else State.FAULTY
-        return Entry(key, attempt, state, reply, fault), again
 
     async def _end(self, entry: Entry) -> None:
         await self._journal.put(entry)

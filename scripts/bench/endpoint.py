@@ -77,7 +77,7 @@ class Counts:
     def __init__(self) -> None:
         self.n_requests = self.in_flight = self.peak = 0
         self.answered: Counter[str] = Counter()
-        self.first = self.last = 0.0
+        self.first = self.last = self.peak_at = 0.0
         self.paid: Counter[bytes] = Counter()
         self.failed: set[bytes] = set()
         self.cpu_at_start = time.process_time()
@@ -88,6 +88,7 @@ class Counts:
             "requests": self.n_requests,
             "answered": dict(self.answered),
             "peak_in_flight": self.peak,
+            "peak_after_s": round(self.peak_at - self.first, 3),
             "span_s": round(span, 3),
             "distinct": len(self.paid),
             "paid_again": self.paid.total() - len(self.paid),
@@ -178,7 +179,8 @@ class Connection(asyncio.Protocol):
         counts.first = counts.first or now
         counts.n_requests += 1
         counts.in_flight += 1
-        counts.peak = max(counts.peak, counts.in_flight)
+        if counts.in_flight > counts.peak:
+            counts.peak, counts.peak_at = counts.in_flight, now
         self.loop.call_later(self.server.latency, self.answer, body, counts)
 
     def answer(self, body: bytes, counts: Counts) -> None:

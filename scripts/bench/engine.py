@@ -135,6 +135,7 @@ def measure_rate(arguments: argparse.Namespace) -> None:
             peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
             endpoint_cpu_s=stats["cpu_s"],
             endpoint_peak_in_flight=stats["peak_in_flight"],
+            peak_after_s=stats["peak_after_s"],
         )
 
 
