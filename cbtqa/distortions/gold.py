@@ -60,9 +60,7 @@ class GoldSet:
         return digest.hexdigest()
 
 
-def type_matrix(
-    type_sets: Iterable[Iterable[str]], taxonomy: Taxonomy
-) -> npt.NDArray[np.bool_]:
+def type_matrix(type_sets: Iterable[Iterable[str]], taxonomy: Taxonomy) -> npt.NDArray[np.bool_]:
     """`(items, types)`: which types each item has, in the taxonomy's order."""
     place = {type_id: column for column, type_id in enumerate(taxonomy.ids)}
     rows = [[place[type_id] for type_id in types] for types in type_sets]

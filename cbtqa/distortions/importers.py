@@ -180,8 +180,7 @@ class _RowReader:
         found = _first_of(names, row)
         if found is None:
             raise DataError(
-                f"no column for {what}: expected one of {', '.join(names)}, "
-                f"found {', '.join(row)}",
+                f"no column for {what}: expected one of {', '.join(names)}, found {', '.join(row)}",
                 where=f"{path}:1",
             )
         return found
@@ -239,9 +238,7 @@ def _names_in(cell: Any) -> list[str]:
         except json.JSONDecodeError:
             return [cell]
     if isinstance(cell, list | tuple):
-        return [
-            str(entry["id"] if isinstance(entry, Mapping) else entry).strip() for entry in cell
-        ]
+        return [str(entry["id"] if isinstance(entry, Mapping) else entry).strip() for entry in cell]
     whole = str(cell).strip()
     if whole.lower() in ("true", "false"):
         return ["1" if whole.lower() == "true" else "0"]

@@ -95,12 +95,20 @@ class PatternLabeller:
     Args:
         taxonomy: what labels are said in; rules whose type it has no place for stay silent.
         rules_path: a rule file of your own.
+        min_confidence: rules below it give no label; `find_hits` still reports them.
     """
 
     name = "patterns"
 
-    def __init__(self, taxonomy: Taxonomy | None = None, rules_path: Path | None = None) -> None:
+    def __init__(
+        self,
+        taxonomy: Taxonomy | None = None,
+        rules_path: Path | None = None,
+        *,
+        min_confidence: float = 0.5,
+    ) -> None:
         self.taxonomy = taxonomy or load_taxonomy()
+        self._min_confidence = min_confidence
         self._rules = _load_rules(rules_path)
         self._ids = {rule.type: lift_id(rule.type, self.taxonomy) for rule in self._rules.rules}
 
@@ -114,7 +122,7 @@ class PatternLabeller:
         best: dict[str, PatternHit] = {}
         for hit in self.find_hits(text):
             type_id = self._ids[hit.rule.type]
-            if type_id is None:
+            if type_id is None or hit.rule.confidence < self._min_confidence:
                 continue
             held = best.get(type_id)
             if held is None or hit.rule.confidence > held.rule.confidence:
@@ -158,7 +166,11 @@ class PatternLabeller:
         The type is an id of the labeller's taxonomy; None when no rule holds, and then the clause
         is the one that sounds most like a belief about oneself. `("", None)` for a blank text.
         """
-        hits = [hit for hit in self.find_hits(text) if self._ids[hit.rule.type] is not None]
+        hits = [
+            hit
+            for hit in self.find_hits(text)
+            if self._ids[hit.rule.type] and hit.rule.confidence >= self._min_confidence
+        ]
         if hits:
             best = max(hits, key=lambda hit: (hit.rule.type != "distorted", hit.rule.confidence))
             return best.clause.of(text), self._ids[best.rule.type]

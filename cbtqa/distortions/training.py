@@ -6,14 +6,14 @@ from inner folds of the training part alone, and `cross_validate` repeats all of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from cbtqa.distortions.features import EncodedTexts, N_BUCKETS, encode_texts, hash_ngrams
+from cbtqa.distortions.features import N_BUCKETS, EncodedTexts, encode_texts, hash_ngrams
 from cbtqa.distortions.linear import (
     ORDER_WEIGHTS,
     RULE_WEIGHT,
@@ -101,8 +101,9 @@ def build_rows(features: Features, space: FeatureSpace) -> SparseRows:
     n_columns = len(space.buckets) + n_rules + 1
     column_of = np.full(N_BUCKETS + 1, -1, np.int64)
     column_of[space.buckets] = np.arange(len(space.buckets))
-    texts, columns, values = [np.arange(n_texts)], [np.full(n_texts, n_columns - 1)], []
-    values.append(np.zeros(n_texts))
+    texts: list[Ints] = [np.arange(n_texts)]
+    columns: list[Ints] = [np.full(n_texts, n_columns - 1)]
+    values: list[Floats] = [np.zeros(n_texts)]
     for weight, buckets in zip(ORDER_WEIGHTS, features.ngrams, strict=True):
         found = column_of[buckets]
         kept = found >= 0
@@ -122,7 +123,7 @@ def build_rows(features: Features, space: FeatureSpace) -> SparseRows:
 def _merge(texts: Ints, columns: Ints, values: Floats, n_columns: int) -> SparseRows:
     """Sorted by text and column, entries of one cell added up."""
     cells, place = np.unique(texts * n_columns + columns, return_inverse=True)
-    summed = np.bincount(place, weights=values)
+    summed = np.bincount(place, weights=values).astype(np.float64)
     text_of = cells // n_columns
     starts = np.searchsorted(text_of, np.arange(text_of[-1] + 1))
     return SparseRows(cells % n_columns, summed, starts, n_columns)
@@ -239,9 +240,7 @@ class _Trainer:
             self._tick(self._n_done, self._n_fits)
         return space, models
 
-    def _calibrate(
-        self, scores: Floats, gold: Bools
-    ) -> tuple[list[tuple[float, float]], Floats]:
+    def _calibrate(self, scores: Floats, gold: Bools) -> tuple[list[tuple[float, float]], Floats]:
         platt = [fit_platt(*columns) for columns in zip(scores.T, gold.T, strict=True)]
         slope, offset = np.array(platt).T
         probabilities = 1 / (1 + np.exp(-np.clip(scores * slope + offset, -500, 500)))
@@ -273,7 +272,7 @@ def choose_thresholds(probabilities: Floats, gold: Bools, floor: float) -> Float
             own = _f1(counts[column], int(support[column])) / n_types
             chosen[column] = _best(micro + own)
     thresholds = np.ones(n_types)
-    for column in np.flatnonzero(support):
+    for column in np.flatnonzero(support).tolist():
         thresholds[column] = candidates[column][chosen[column]]
     return thresholds
 
@@ -297,5 +296,3 @@ def _best(values: Floats) -> int:
     """The middle of the candidates that are nearly as good as the best."""
     good = np.flatnonzero(values >= values.max() - _NEARLY)
     return int(good[len(good) // 2])
-
-

@@ -1,0 +1,198 @@
+"""Saved labellers: a folder with arrays, a signature, and a card that a person can read.
+
+`model.json` says what the model is (taxonomy, data hash, settings, measured quality), `model.npz`
+holds the arrays, `README.md` is the card. Nothing is unpickled. An encoder's folder holds
+`model.json` with `kind: encoder` beside the transformers files; `load_labeller` tells them apart.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+import cbtqa
+from cbtqa.distortions.gold import GoldSet
+from cbtqa.distortions.labellers import Labeller
+from cbtqa.distortions.linear import LinearLabeller, LinearModel, rule_features
+from cbtqa.distortions.taxonomy import Taxonomy, load_taxonomy
+from cbtqa.errors import DataError
+from cbtqa.files import parse_record, read_json, replacing, sha256_of, write_json, write_text
+from cbtqa.manifest import now
+from cbtqa.records import NonEmptyText, Record
+
+SIGNATURE_NAME, ARRAYS_NAME, CARD_NAME = "model.json", "model.npz", "README.md"
+_ARRAYS = ("buckets", "idf", "coefficients", "rule_coefficients", "bias", "platt", "thresholds")
+
+
+class ModelSignature(Record):
+    """What a saved labeller is and what it was made from."""
+
+    format_version: Literal[1] = 1
+    kind: Literal["linear", "encoder"]
+    name: NonEmptyText
+    taxonomy: NonEmptyText
+    types: tuple[str, ...]
+    """Ids in the order of the arrays' columns."""
+    data_name: str
+    data_sha256: str
+    data_licence: str
+    n_texts: int
+    support: dict[str, int]
+    """Training texts of each type."""
+    settings: dict[str, Any]
+    rules: tuple[str, ...] = ()
+    """Features that come from the pattern file; the file itself is part of the version."""
+    arrays_sha256: str | None = None
+    estimate: dict[str, Any] | None = None
+    """Cross-validated quality on the training data; None when it was not measured."""
+    cbtqa_version: str = cbtqa.__version__
+    created_at: str
+
+
+@dataclass(frozen=True)
+class SavedLabeller:
+    """A labeller read from a folder, with what is known about it."""
+
+    labeller: Labeller
+    signature: ModelSignature
+
+
+def describe_model(
+    kind: Literal["linear", "encoder"],
+    name: str,
+    gold: GoldSet,
+    settings: Mapping[str, Any],
+    estimate: dict[str, Any] | None,
+) -> ModelSignature:
+    """The signature of a model that was trained on `gold`."""
+    support = gold.matrix.sum(axis=0)
+    return ModelSignature(
+        kind=kind,
+        name=name,
+        taxonomy=gold.taxonomy.id,
+        types=gold.taxonomy.ids,
+        data_name=gold.name,
+        data_sha256=gold.sha256,
+        data_licence=gold.licence,
+        n_texts=len(gold.items),
+        support={
+            type_id: int(count) for type_id, count in zip(gold.taxonomy.ids, support, strict=True)
+        },
+        settings=dict(settings),
+        estimate=estimate,
+        created_at=now(),
+    )
+
+
+def save_linear(folder: Path, model: LinearModel, signature: ModelSignature) -> ModelSignature:
+    """Writes the model; the signature goes last, so a folder that holds one is whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = {name: getattr(model, name) for name in _ARRAYS}
+    with replacing(folder / ARRAYS_NAME) as temporary, temporary.open("wb") as stream:
+        np.savez_compressed(stream, **arrays)
+    whole = signature.model_copy(
+        update={"rules": model.rules, "arrays_sha256": sha256_of(folder / ARRAYS_NAME)}
+    )
+    write_text(folder / CARD_NAME, model_card(whole))
+    write_json(folder / SIGNATURE_NAME, whole)
+    return whole
+
+
+def load_labeller(folder: Path, taxonomy: Taxonomy | None = None) -> SavedLabeller:
+    """The labeller of a folder.
+
+    Args:
+        taxonomy: when given, the one the model must have been trained for.
+
+    Raises:
+        DataError: no model there, damaged, or trained for another taxonomy.
+    """
+    path = folder / SIGNATURE_NAME
+    if not path.is_file():
+        raise DataError(
+            f"holds no {SIGNATURE_NAME}: not a trained labeller",
+            where=str(folder),
+            hint="train one: cbtqa distortions train DATA --out FOLDER",
+        )
+    signature = parse_record(ModelSignature, read_json(path), str(path))
+    own = load_taxonomy(signature.taxonomy)
+    if own.ids != signature.types:
+        raise DataError(
+            f"trained for {len(signature.types)} types that the taxonomy {own.id} does not have "
+            "in this order",
+            where=f"{path}:types",
+        )
+    if taxonomy is not None and taxonomy.id != own.id:
+        raise DataError(
+            f"trained for the taxonomy {own.id}, wanted {taxonomy.id}",
+            where=f"{path}:taxonomy",
+            hint=f"use --taxonomy {own.id}, or train on data in {taxonomy.id}",
+        )
+    if signature.kind == "encoder":
+        from cbtqa.distortions.encoder import EncoderLabeller
+
+        return SavedLabeller(EncoderLabeller.load(folder, signature.name, own), signature)
+    return SavedLabeller(LinearLabeller(_read_linear(folder, signature, own)), signature)
+
+
+def _read_linear(folder: Path, signature: ModelSignature, taxonomy: Taxonomy) -> LinearModel:
+    path = folder / ARRAYS_NAME
+    if not path.is_file() or sha256_of(path) != signature.arrays_sha256:
+        raise DataError(f"missing, or not the arrays that {SIGNATURE_NAME} names", where=str(path))
+    unknown = set(signature.rules) - set(rule_features())
+    if unknown:
+        raise DataError(
+            f"uses rules that this version does not have: {', '.join(sorted(unknown))}",
+            where=str(folder / SIGNATURE_NAME),
+            hint=f"made by cbtqa {signature.cbtqa_version}, this is {cbtqa.__version__}: "
+            "train it again",
+        )
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in _ARRAYS}
+    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+        raise DataError(f"damaged: {error}", where=str(path)) from None
+    return LinearModel(taxonomy=taxonomy, name=signature.name, rules=signature.rules, **found)
+
+
+def model_card(signature: ModelSignature) -> str:
+    """The card, in Markdown."""
+    lines = [
+        f"# Distortion labeller `{signature.name}`",
+        "",
+        f"A {_KINDS[signature.kind]} that marks cognitive distortions in Chinese text, in the "
+        f"taxonomy `{signature.taxonomy}`. For research; it diagnoses nobody, and a mark is a "
+        "guess that comes with the clause it rests on.",
+        "",
+        f"- trained on: {signature.data_name}, {signature.n_texts:,} texts "
+        f"(SHA-256 of texts and labels `{signature.data_sha256[:16]}`)",
+        f"- terms of the data: {signature.data_licence}. Weights of n-grams are counts over these "
+        "texts: pass the model on only where the data's terms allow it.",
+        f"- made by cbtqa {signature.cbtqa_version} at {signature.created_at}",
+        "- settings: " + ", ".join(f"{key} {value}" for key, value in signature.settings.items()),
+        "",
+        "| type | training texts | F1 |",
+        "|---|---|---|",
+    ]
+    per_type = (signature.estimate or {}).get("types", {})
+    for type_id, support in signature.support.items():
+        f1 = per_type.get(type_id, {}).get("f1")
+        lines.append(f"| {type_id} | {support} | {'not measured' if f1 is None else f'{f1:.3f}'} |")
+    if signature.estimate:
+        micro, macro = signature.estimate["micro_f1"], signature.estimate["macro_f1"]
+        lines += [
+            "",
+            f"Measured by {signature.estimate['n_folds']}-fold cross-validation with calibration "
+            f"and thresholds chosen inside the training folds: micro F1 {micro:.3f}, macro F1 "
+            f"{macro:.3f}.",
+        ]
+    lines += ["", "Types with few training texts are hardly learned: look at the table."]
+    return "\n".join(lines) + "\n"
+
+
+_KINDS = {"linear": "linear model on character n-grams and rules", "encoder": "tuned encoder"}
