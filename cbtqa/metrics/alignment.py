@@ -59,9 +59,7 @@ def _join(partner: Ints, pair_a: Ints, pair_b: Ints, symbols_a: Ints, symbols_b:
         return
     bits = max(1, int(symbols.max()).bit_length())
     pairs = np.concatenate([pair_a[free_a], pair_b[free_b]])
-    group, n_groups = dense_numbers(
-        (pairs << bits) | symbols, bits + int(pairs.max()).bit_length()
-    )
+    group, n_groups = dense_numbers((pairs << bits) | symbols, bits + int(pairs.max()).bit_length())
     group_a, group_b = group[: len(free_a)], group[len(free_a) :]
     order_a, rank_a = _ranks_from_end(group_a, n_groups)
     order_b, rank_b = _ranks_from_end(group_b, n_groups)
@@ -93,6 +91,8 @@ def _chunks(partner: Ints, pair: Ints, n_pairs: int) -> Ints:
     position = np.flatnonzero(partner >= 0)
     starts: NDArray[np.bool_] = np.ones(len(position), np.bool_)
     starts[1:] = (
-        (np.diff(position) != 1) | (np.diff(partner[position]) != 1) | (np.diff(pair[position]) != 0)
+        (np.diff(position) != 1)
+        | (np.diff(partner[position]) != 1)
+        | (np.diff(pair[position]) != 0)
     )
     return np.bincount(pair[position[starts]], minlength=n_pairs)

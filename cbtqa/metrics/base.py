@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import cbtqa
+from cbtqa.metrics.sequences import Ints
 from cbtqa.metrics.texts import Texts
 
 Floats = NDArray[np.float64]
@@ -104,7 +105,7 @@ class MeanMetric(Metric):
         return int(statistics[:, 1].sum())
 
 
-def divided(above: Floats, below: Floats, empty: float = 0.0) -> Floats:
+def divided(above: Floats, below: Floats | Ints, empty: float = 0.0) -> Floats:
     """Element-wise quotient; `empty` where there is nothing to divide by."""
     shape = np.broadcast_shapes(np.shape(above), np.shape(below))
     out = np.full(shape, empty, np.result_type(above, below, np.float32))

@@ -28,9 +28,7 @@ class Chrf(Metric):
     def statistics(self, predictions: Texts, references: Texts) -> Floats:
         """`[prediction, reference, shared]` per order."""
         engine = predictions.reading.engine
-        counts = engine.ngram_counts(
-            predictions.characters, references.characters, CHARACTER_ORDER
-        )
+        counts = engine.ngram_counts(predictions.characters, references.characters, CHARACTER_ORDER)
         # sacrebleu counts no grams of an order that the reference does not reach
         counts[:, 0::3][counts[:, 1::3] == 0] = 0
         return counts.astype(np.float64)

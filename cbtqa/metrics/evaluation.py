@@ -78,7 +78,9 @@ def evaluate(
     ]
 
 
-def _is_scored(system: Predictions, references: References) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+def _is_scored(
+    system: Predictions, references: References
+) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
     return np.array(
         [
             ours is not None and theirs is not None

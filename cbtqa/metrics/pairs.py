@@ -15,6 +15,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
@@ -52,7 +53,7 @@ class References:
     items: tuple[Item | None, ...]
     """None where the file holds no answer."""
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """Of all ids and texts in order: resampling depends on the order."""
         digest = hashlib.sha256()
@@ -129,8 +130,9 @@ def read_predictions(path: Path, columns: Columns, references: References) -> Pr
         "n_rows": len(found),
         "n_not_in_references": len(extra),
         "n_missing": sum(question_id not in found for question_id in references.ids),
-        "n_none": sum(question_id in found and found[question_id] is None
-                      for question_id in references.ids),
+        "n_none": sum(
+            question_id in found and found[question_id] is None for question_id in references.ids
+        ),
         "n_cut": n_cut,
         **_text_counts(items, references.items),
     }

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from itertools import pairwise
 
 IRREGULAR = {
     "sky": "sky",
@@ -93,11 +94,11 @@ def _is_consonant(word: str) -> list[bool]:
 def _measure(word: str) -> int:
     """How often a consonant follows a vowel: Porter's m."""
     flags = _is_consonant(word)
-    return sum(not before and after for before, after in zip(flags, flags[1:], strict=False))
+    return sum(not before and after for before, after in pairwise(flags))
 
 
 def _ends_short(word: str) -> bool:
-    """Porter's *o: consonant, vowel, consonant other than w, x, y; nltk: or just vowel, consonant."""
+    """Porter's *o: ends consonant, vowel, consonant but w, x, y; nltk: or is vowel, consonant."""
     flags = _is_consonant(word)
     if len(word) == 2:
         return flags == [False, True]

@@ -97,3 +97,15 @@ def metrics_named(words: str) -> list[AnyMetric]:
                 hint=f"presets: {', '.join(PRESETS)}; metrics: {', '.join(METRICS)}",
             )
     return [make() for make in chosen.values()]
+
+
+def additive_metric(name: str, unit: str) -> Metric | None:
+    """The metric behind a stored score, on the scale it was stored in; None when it has no pairs.
+
+    Raises:
+        UsageError: a name or scale that this version does not know.
+    """
+    for factories in (METRICS, PAPER):
+        if name in factories and (metric := factories[name]()).unit == unit:
+            return metric if isinstance(metric, Metric) else None
+    raise UsageError(f"the stored metric '{name}' ({unit}) is not known to this version")

@@ -1,8 +1,8 @@
 """The folder that `cbtqa score --out` leaves, and how `cbtqa compare` reads it back.
 
-    scores.json     every score with unit, interval, counts and signature
-    pairs.parquet   every pair of every system: texts, scores, additive statistics
-    scores.md, scores.tex, manifest.json (written last)
+scores.json     every score with unit, interval, counts and signature
+pairs.parquet   every pair of every system: texts, scores, additive statistics
+scores.md, scores.tex, manifest.json (written last)
 """
 
 from __future__ import annotations
@@ -41,20 +41,22 @@ STATISTICS = ".statistics"
 """Suffix of the columns with additive statistics."""
 
 
-def refuse_existing(folder: Path) -> None:
+def refuse_existing(folder: Path, marker: str = MANIFEST_NAME) -> None:
     """Stops before work is done that could not be written.
 
     Raises:
         UsageError: the folder holds a finished run.
     """
-    if (folder / MANIFEST_NAME).exists():
+    if (folder / marker).exists():
         raise UsageError(
             f"{folder} already holds the results of a run",
             hint="name another folder with --out, or remove this one",
         )
 
 
-def write_folder(folder: Path, scored: Scored, resolved: Resolved[ScoreSettings], started: str) -> None:
+def write_folder(
+    folder: Path, scored: Scored, resolved: Resolved[ScoreSettings], started: str
+) -> None:
     """Writes all files of a run, the manifest last."""
     _write_pairs(folder / PAIRS_NAME, scored)
     write_json(folder / SCORES_NAME, scored.report)
@@ -129,9 +131,7 @@ def _pair_rows(
 ) -> Iterator[dict[str, Any]]:
     """One row a reference, also for those without an answer (their scores are null)."""
     place = {row: index for index, row in enumerate(evaluated.rows.tolist())}
-    per_pair = {
-        metric.name: metric.per_pair(evaluated.matrices[metric.name]) for metric in metrics
-    }
+    per_pair = {metric.name: metric.per_pair(evaluated.matrices[metric.name]) for metric in metrics}
     for row, question_id in enumerate(references.ids):
         ours, theirs = system.items[row], references.items[row]
         values: dict[str, Any] = {
@@ -164,8 +164,7 @@ class StoredScores:
         if manifest.kind != "scores":
             raise DataError(f"holds a {manifest.kind}, not scores", where=str(folder))
         place = str(folder / SCORES_NAME)
-        self.report = parse_record(ScoreReport, _tupled(read_json(folder / SCORES_NAME)), place)
-        self.seed = int(manifest.settings["seed"].value)
+        self.report = parse_record(ScoreReport, read_json(folder / SCORES_NAME), place)
         self.predictions: list[Predictions] = []
         self.evaluated: list[SystemScores] = []
         self._read_pairs(folder / PAIRS_NAME)
@@ -209,7 +208,3 @@ class StoredScores:
 
 def _item(text: str | None) -> Item | None:
     return None if text is None else Item(text)
-
-
-def _tupled(value: Any) -> Any:
-    return value

@@ -1,7 +1,7 @@
 """`cbtqa score`: settings, the run, and what it leaves in its folder.
 
-    report = score(Resolved(ScoreSettings(predictions=("a.jsonl",), ref="cbtqa-dataset"), {}))
-    report.scores[0].metric == "bleu_zh"
+report = score(Resolved(ScoreSettings(predictions=("a.jsonl",), ref="cbtqa-dataset"), {}))
+report.scores[0].metric == "bleu_zh"
 """
 
 from __future__ import annotations
@@ -175,7 +175,9 @@ def _read_systems(settings: ScoreSettings, references: References) -> list[Predi
         # the same model from two files: the files' names tell them apart
         name = path.stem if read.system in names else read.system
         if name in names:
-            raise UsageError(f"two files name their system '{name}'", hint="rename one of the files")
+            raise UsageError(
+                f"two files name their system '{name}'", hint="rename one of the files"
+            )
         systems.append(Predictions(name, read.items, read.counts))
     return systems
 
@@ -199,14 +201,18 @@ def _warnings(references: References, systems: Sequence[Predictions]) -> list[st
                 f"{system.system}: {counts['n_not_in_references']} predictions have no reference"
             )
         if _is_hardly_chinese(system):
-            found.append(f"{system.system}: hardly any Chinese characters; is this the right column?")
+            found.append(
+                f"{system.system}: hardly any Chinese characters; is this the right column?"
+            )
     found += _equal_systems(systems)
     return found
 
 
 def _is_hardly_chinese(system: Predictions) -> bool:
     text = "".join(item.text for item in system.items[:200] if item is not None)
-    return bool(text) and sum("\u4e00" <= character <= "\u9fff" for character in text) < len(text) / 5
+    return (
+        bool(text) and sum("\u4e00" <= character <= "\u9fff" for character in text) < len(text) / 5
+    )
 
 
 def _equal_systems(systems: Sequence[Predictions]) -> list[str]:
@@ -214,5 +220,6 @@ def _equal_systems(systems: Sequence[Predictions]) -> list[str]:
         f"{one.system} and {other.system} hold the same answers"
         for index, one in enumerate(systems)
         for other in systems[index + 1 :]
-        if [item and item.text for item in one.items] == [item and item.text for item in other.items]
+        if [item and item.text for item in one.items]
+        == [item and item.text for item in other.items]
     ]

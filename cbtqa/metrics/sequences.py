@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,7 +48,7 @@ class Sequences:
     def rows(self) -> list[list[int]]:
         """The symbols of each text as a list."""
         flat, ends = self.symbols.tolist(), self.offsets.tolist()
-        return [flat[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+        return [flat[start:end] for start, end in pairwise(ends)]
 
     def kept(self, keep: NDArray[np.bool_]) -> Sequences:
         """Without the tokens where `keep`, shape (tokens,), is False."""

@@ -57,7 +57,9 @@ def score_grid(scores: Sequence[MetricScore]) -> tuple[list[str], Grid]:
     return heads, rows
 
 
-def paper_grid(scores: Sequence[MetricScore], left_out: Sequence[str] = ()) -> tuple[list[str], Grid]:
+def paper_grid(
+    scores: Sequence[MetricScore], left_out: Sequence[str] = ()
+) -> tuple[list[str], Grid]:
     """The paper's rows, then ours brought to its scale where we have the metric.
 
     Args:

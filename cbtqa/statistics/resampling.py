@@ -81,16 +81,17 @@ def swapped_sums(
     n_items = len(baseline)
     rng = np.random.default_rng(seed)
     difference = baseline - system
-    # float32 products are twice as fast and still exact while the integers stay small
-    is_exact = bool(np.all(difference == np.rint(difference))) and bool(
-        np.all(np.abs(difference).sum(0) < EXACT_IN_FLOAT32)
-    )
-    kind: type[np.floating] = np.float32 if is_exact else np.float64
-    difference = difference.astype(kind)
+    # float32 products are twice as fast, and exact while integers and their sums stay small
+    is_small = np.abs(difference).sum(0) < EXACT_IN_FLOAT32
+    is_exact = is_small & np.all(difference == np.rint(difference), axis=0)
+    fast, slow = difference[:, is_exact].astype(np.float32), difference[:, ~is_exact]
     moved = np.empty((n_trials, baseline.shape[1]), np.float64)
     for first, last in _chunks(n_trials, n_items):
         heads = rng.integers(2, size=(last - first, n_items), dtype=np.bool_)
-        moved[first:last] = heads.astype(kind) @ difference
+        if fast.size:
+            moved[first:last, is_exact] = heads.astype(np.float32) @ fast
+        if slow.size:
+            moved[first:last, ~is_exact] = heads.astype(np.float64) @ slow
     total = system.sum(0)
     return total + moved, baseline.sum(0) - moved
 
@@ -118,16 +119,25 @@ def p_value(under_null: Floats, observed: float) -> float:
 def bootstrap_p(baseline: Floats, system: Floats, observed: float) -> float:
     """Two-sided p of the paired bootstrap, in the form of Moses and sacrebleu.
 
+    Two equal scores get 1: sacrebleu would call them different at the smallest p there is.
+
     Args:
         baseline: scores of the resampled baseline, and `system` alike, from the same draws.
         observed: difference of the two scores on the whole corpus.
     """
+    if observed == 0:
+        return 1.0
     differences = np.abs(system - baseline)
     return p_value(differences - differences.mean(), abs(observed))
 
 
 def randomisation_p(first: Floats, second: Floats, observed: float) -> float:
-    """Two-sided p of approximate randomisation, from the scores of the swapped systems."""
+    """Two-sided p of approximate randomisation, from the scores of the swapped systems.
+
+    Two equal scores get 1, as in `bootstrap_p`.
+    """
+    if observed == 0:
+        return 1.0
     return p_value(np.abs(first - second), abs(observed))
 
 

@@ -1,0 +1,298 @@
+"""The counts of `ngrams`, `alignment` and `subsequences` as compiled loops, with equal results.
+
+Each pair gets dense numbers for its own symbols from a small hash table that is never cleared:
+an entry counts only if its stamp is that of the current use.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cbtqa.metrics.compiled import compiled
+from cbtqa.metrics.sequences import Ints, Sequences
+
+Array = Any
+"""A numpy array inside compiled code, whose types numba infers."""
+
+
+class Table(NamedTuple):
+    """A hash table from key to small number."""
+
+    keys: Array
+    stamps: Array
+    numbers: Array
+
+
+@compiled
+def _longest(offsets: Array, others: Array) -> int:
+    longest = 1
+    for pair in range(offsets.shape[0] - 1):
+        longest = max(longest, offsets[pair + 1] - offsets[pair])
+        longest = max(longest, others[pair + 1] - others[pair])
+    return longest
+
+
+@compiled
+def _table(longest: int) -> Table:
+    capacity = 1024
+    while capacity < 4 * longest:
+        capacity *= 2
+    return Table(
+        np.zeros(capacity, np.int64), np.zeros(capacity, np.int64), np.zeros(capacity, np.int32)
+    )
+
+
+@compiled
+def _slot(table: Table, stamp: int, key: int) -> int:
+    mask = table.keys.shape[0] - 1
+    mixed = np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)
+    place = np.int64(mixed >> np.uint64(44)) & mask
+    while table.stamps[place] == stamp and table.keys[place] != key:
+        place = (place + 1) & mask
+    return place
+
+
+class Grams(NamedTuple):
+    """Working memory of the n-gram count, reused for all pairs."""
+
+    ours: Array
+    """Number of the gram at each place of the prediction, -1 where it is not shared."""
+    theirs: Array
+    free: Array
+    """By gram: how often it occurs in the reference and is not yet taken."""
+    is_met: Array
+
+
+@compiled
+def _number_grams(symbols: Array, order: int, grams: Grams, table: Table, stamp: int) -> None:
+    """Numbers the reference's grams of this order whose two parts are shared."""
+    n_known = 0
+    for place in range(symbols.shape[0] - order + 1):
+        if grams.theirs[place] < 0 or grams.theirs[place + 1] < 0:
+            grams.theirs[place] = -1
+            continue
+        key = (np.int64(grams.theirs[place]) << 32) | symbols[place + order - 1]
+        slot = _slot(table, stamp, key)
+        if table.stamps[slot] != stamp:
+            table.stamps[slot] = stamp
+            table.keys[slot] = key
+            table.numbers[slot] = n_known
+            grams.free[n_known] = 0
+            grams.is_met[n_known] = False
+            n_known += 1
+        grams.theirs[place] = table.numbers[slot]
+        grams.free[table.numbers[slot]] += 1
+
+
+@compiled
+def _meet_grams(symbols: Array, order: int, grams: Grams, table: Table, stamp: int) -> int:
+    """How many of the prediction's grams of this order are shared, each occurrence once."""
+    shared = 0
+    for place in range(symbols.shape[0] - order + 1):
+        gram = -1
+        if grams.ours[place] >= 0 and grams.ours[place + 1] >= 0:
+            key = (np.int64(grams.ours[place]) << 32) | symbols[place + order - 1]
+            slot = _slot(table, stamp, key)
+            if table.stamps[slot] == stamp:
+                gram = table.numbers[slot]
+                grams.is_met[gram] = True
+                if grams.free[gram] > 0:
+                    grams.free[gram] -= 1
+                    shared += 1
+        grams.ours[place] = gram
+    return shared
+
+
+@compiled
+def _count_ngrams(
+    symbols_a: Array, offsets_a: Array, symbols_b: Array, offsets_b: Array, counts: Array
+) -> None:
+    longest = _longest(offsets_a, offsets_b)
+    table = _table(longest)
+    grams = Grams(
+        np.empty(longest + 1, np.int32),
+        np.empty(longest + 1, np.int32),
+        np.empty(longest + 1, np.int32),
+        np.empty(longest + 1, np.bool_),
+    )
+    stamp = 0
+    for pair in range(counts.shape[0]):
+        ours = symbols_a[offsets_a[pair] : offsets_a[pair + 1]]
+        theirs = symbols_b[offsets_b[pair] : offsets_b[pair + 1]]
+        grams.ours[: ours.shape[0] + 1] = 0  # the empty gram, shared everywhere
+        grams.theirs[: theirs.shape[0] + 1] = 0
+        for order in range(1, counts.shape[1] // 3 + 1):
+            stamp += 1
+            _number_grams(theirs, order, grams, table, stamp)
+            shared = _meet_grams(ours, order, grams, table, stamp)
+            for place in range(theirs.shape[0] - order + 1):
+                gram = grams.theirs[place]
+                if gram >= 0 and not grams.is_met[gram]:
+                    grams.theirs[place] = -1
+            counts[pair, 3 * order - 3] = max(0, ours.shape[0] - order + 1)
+            counts[pair, 3 * order - 2] = max(0, theirs.shape[0] - order + 1)
+            counts[pair, 3 * order - 1] = shared
+
+
+def ngram_counts(predictions: Sequences, references: Sequences, max_order: int) -> Ints:
+    """As `ngrams.ngram_counts`."""
+    counts = np.zeros((len(predictions), 3 * max_order), np.int64)
+    _count_ngrams(
+        predictions.symbols, predictions.offsets, references.symbols, references.offsets, counts
+    )
+    return counts
+
+
+class Stacks(NamedTuple):
+    """The free places of each word of a reference, last place on top."""
+
+    top: Array
+    below: Array
+
+
+@compiled
+def _align(
+    ours: Array,
+    theirs: Array,
+    partner: Array,
+    is_taken: Array,
+    stacks: Stacks,
+    table: Table,
+    stamp: int,
+) -> int:
+    """Gives each free word of the prediction, from its end, the last free equal word."""
+    n_known = 0
+    for place in range(theirs.shape[0]):
+        if is_taken[place]:
+            continue
+        slot = _slot(table, stamp, theirs[place])
+        if table.stamps[slot] != stamp:
+            table.stamps[slot] = stamp
+            table.keys[slot] = theirs[place]
+            table.numbers[slot] = n_known
+            stacks.top[n_known] = -1
+            n_known += 1
+        word = table.numbers[slot]
+        stacks.below[place] = stacks.top[word]
+        stacks.top[word] = place
+    n_aligned = 0
+    for place in range(ours.shape[0] - 1, -1, -1):
+        if partner[place] >= 0:
+            continue
+        slot = _slot(table, stamp, ours[place])
+        if table.stamps[slot] == stamp and stacks.top[table.numbers[slot]] >= 0:
+            other = stacks.top[table.numbers[slot]]
+            stacks.top[table.numbers[slot]] = stacks.below[other]
+            partner[place] = other
+            is_taken[other] = True
+            n_aligned += 1
+    return n_aligned
+
+
+@compiled
+def _align_pairs(
+    symbols_a: Array,
+    stems_a: Array,
+    offsets_a: Array,
+    symbols_b: Array,
+    stems_b: Array,
+    offsets_b: Array,
+    matches: Array,
+    chunks: Array,
+) -> None:
+    longest = _longest(offsets_a, offsets_b)
+    table = _table(longest)
+    stacks = Stacks(np.empty(longest, np.int32), np.empty(longest, np.int32))
+    partner = np.empty(longest, np.int32)
+    is_taken = np.empty(longest, np.bool_)
+    for pair in range(matches.shape[0]):
+        a, end_a = offsets_a[pair], offsets_a[pair + 1]
+        b, end_b = offsets_b[pair], offsets_b[pair + 1]
+        partner[: end_a - a] = -1
+        is_taken[: end_b - b] = False
+        words, others = symbols_a[a:end_a], symbols_b[b:end_b]
+        matches[pair] = _align(words, others, partner, is_taken, stacks, table, 2 * pair + 1)
+        stems, other_stems = stems_a[a:end_a], stems_b[b:end_b]
+        if not (np.array_equal(words, stems) and np.array_equal(others, other_stems)):
+            matches[pair] += _align(
+                stems, other_stems, partner, is_taken, stacks, table, 2 * pair + 2
+            )
+        last = last_partner = -2
+        for place in range(end_a - a):
+            if partner[place] >= 0:
+                if place != last + 1 or partner[place] != last_partner + 1:
+                    chunks[pair] += 1
+                last, last_partner = place, partner[place]
+
+
+def aligned_counts(
+    predictions: Sequences,
+    references: Sequences,
+    prediction_stems: Ints,
+    reference_stems: Ints,
+) -> tuple[Ints, Ints]:
+    """As `alignment.aligned_counts`."""
+    matches = np.zeros(len(predictions), np.int64)
+    chunks = np.zeros(len(predictions), np.int64)
+    _align_pairs(
+        predictions.symbols,
+        prediction_stems,
+        predictions.offsets,
+        references.symbols,
+        reference_stems,
+        references.offsets,
+        matches,
+        chunks,
+    )
+    return matches, chunks
+
+
+@compiled
+def _count_common(
+    symbols_a: Array, offsets_a: Array, symbols_b: Array, offsets_b: Array, lengths: Array
+) -> None:
+    longest = _longest(offsets_a, offsets_b)
+    table = _table(longest)
+    n_limbs = (longest + 63) // 64
+    places = np.zeros((longest, n_limbs), np.uint64)
+    row = np.empty(n_limbs, np.uint64)
+    one = np.uint64(1)
+    for pair in range(lengths.shape[0]):
+        theirs = symbols_b[offsets_b[pair] : offsets_b[pair + 1]]
+        limbs = (theirs.shape[0] + 63) // 64
+        n_known = 0
+        for place in range(theirs.shape[0]):
+            slot = _slot(table, pair + 1, theirs[place])
+            if table.stamps[slot] != pair + 1:
+                table.stamps[slot] = pair + 1
+                table.keys[slot] = theirs[place]
+                table.numbers[slot] = n_known
+                places[n_known, :limbs] = 0
+                n_known += 1
+            places[table.numbers[slot], place // 64] |= one << np.uint64(place % 64)
+        row[:limbs] = ~np.uint64(0)
+        for place in range(offsets_a[pair], offsets_a[pair + 1]):
+            slot = _slot(table, pair + 1, symbols_a[place])
+            if table.stamps[slot] != pair + 1:
+                continue
+            carry = np.uint64(0)
+            for limb in range(limbs):
+                old = row[limb]
+                met = old & places[table.numbers[slot], limb]
+                added = old + met
+                total = added + carry
+                carry = np.uint64(added < old) | np.uint64(total < added)
+                row[limb] = total | (old & ~met)
+        for place in range(theirs.shape[0]):
+            lengths[pair] += 1 - np.int64((row[place // 64] >> np.uint64(place % 64)) & one)
+
+
+def common_lengths(predictions: Sequences, references: Sequences) -> Ints:
+    """As `subsequences.common_lengths`."""
+    lengths = np.zeros(len(predictions), np.int64)
+    _count_common(
+        predictions.symbols, predictions.offsets, references.symbols, references.offsets, lengths
+    )
+    return lengths

@@ -1,0 +1,206 @@
+"""Model weights: where they are, what they hash to, and how they come onto a device.
+
+A model is a folder, or a Hub id that transformers fetches into its own cache. Whatever is missing
+becomes a `ConfigError` that names the next command. Code from a checkpoint is never run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.metadata
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cbtqa.errors import ConfigError, MissingExtraError
+from cbtqa.files import sha256_of
+from cbtqa.metrics.neural.settings import NeuralSettings
+
+EXTRA = "neural"
+WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
+
+
+def require(module: str) -> Any:
+    """An optional library; typed as Any because torch's and transformers' types are partial.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(error.name or module, EXTRA) from None
+
+
+def versions(*packages: str) -> tuple[tuple[str, str], ...]:
+    """Signature fields with the versions of libraries that compute."""
+    return tuple((name, importlib.metadata.version(name)) for name in packages)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model that was found."""
+
+    given: str
+    """Folder or Hub id, as transformers wants it."""
+    flag: str
+    """The flag that names it, for messages."""
+    config: Path
+    files: tuple[Path, ...]
+
+    @property
+    def name(self) -> str:
+        """Hub id, or the folder's own name: never a path."""
+        return Path(self.given).resolve().name if Path(self.given).is_dir() else self.given
+
+    def sha256(self) -> str:
+        """Of the weights; of the hashes of their parts when there are several."""
+        hashes = [sha256_of(path) for path in self.files]
+        return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+    def beside(self, name: str) -> Path | None:
+        """Another file of the checkpoint, or None when it has none of this name."""
+        return _finder(self.given, self.flag)(name)
+
+    def state(self) -> dict[str, Any]:
+        """All tensors by name.
+
+        Raises:
+            ConfigError: a file is damaged or holds more than tensors.
+        """
+        tensors: dict[str, Any] = {}
+        for path in self.files:
+            tensors.update(_read_tensors(path))
+        return tensors
+
+
+def find_checkpoint(given: str, flag: str) -> Checkpoint:
+    """Looks for a model in a folder, in the Hub's cache, or on the Hub.
+
+    Args:
+        flag: the flag that named it, such as `--bleurt-model`.
+
+    Raises:
+        ConfigError: nothing there, no network, no access; the hint names the next command.
+    """
+    path = Path(given).expanduser()
+    if not path.is_dir() and (path.exists() or given.startswith((".", "/", "~"))):
+        raise ConfigError(f"{flag}: {given} is not a folder with a model")
+    given = str(path) if path.is_dir() else given
+    find = _finder(given, flag)
+    config = find("config.json")
+    if config is None:
+        what = "a TensorFlow checkpoint" if find("saved_model.pb") else "no model of transformers"
+        raise ConfigError(
+            f"{flag}: {given} is {what}: it has no config.json",
+            hint=_download_hint("ORGANISATION/NAME", flag),
+        )
+    for name in WEIGHT_NAMES:
+        single, index = find(name), find(f"{name}.index.json")
+        if single is not None:
+            return Checkpoint(given, flag, config, (single,))
+        if index is not None:
+            parts = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+            found = [find(part) for part in dict.fromkeys(parts)]
+            if None not in found:
+                return Checkpoint(given, flag, config, tuple(part for part in found if part))
+    raise ConfigError(
+        f"{flag}: {given} has no weights ({' or '.join(WEIGHT_NAMES)})",
+        hint="the download may have been interrupted: " + _download_hint(given, flag),
+    )
+
+
+def _finder(given: str, flag: str) -> Callable[[str], Path | None]:
+    if Path(given).is_dir():
+        folder = Path(given)
+        return lambda name: folder / name if (folder / name).is_file() else None
+    hub = require("transformers.utils.hub")
+
+    def find(name: str) -> Path | None:
+        try:
+            found = hub.cached_file(given, name, _raise_exceptions_for_missing_entries=False)
+        except OSError as error:
+            raise cannot_load(given, flag, error) from None
+        return None if found is None else Path(found)
+
+    return find
+
+
+def cannot_load(given: str, flag: str, error: Exception) -> ConfigError:
+    """What a failure to fetch or read a model is told as."""
+    words = str(error).strip().partition("\n")[0]
+    if "gated" in str(error).lower():
+        hint = f"accept the model's terms on its page, then: hf auth login; hf download {given}"
+    else:
+        hint = _download_hint(given, flag)
+    return ConfigError(f"{flag}: cannot load {given}: {words}", hint=hint)
+
+
+def _download_hint(given: str, flag: str) -> str:
+    folder = given.rpartition("/")[2] or "NAME"
+    return f"where there is a network: hf download {given} --local-dir {folder}; then {flag} {folder}"
+
+
+def _read_tensors(path: Path) -> Mapping[str, Any]:
+    torch = require("torch")
+    if path.suffix == ".safetensors":
+        safetensors = require("safetensors.torch")
+        damaged: tuple[type[Exception], ...] = (require("safetensors").SafetensorError,)
+    else:
+        import pickle
+
+        damaged = (pickle.UnpicklingError, RuntimeError, EOFError)
+    try:
+        if path.suffix == ".safetensors":
+            return dict(safetensors.load_file(path))
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
+    except damaged as error:
+        raise ConfigError(
+            f"{path}: the weights are damaged: {str(error).partition(chr(10))[0]}",
+            hint="fetch the file again",
+        ) from None
+
+
+def device_of(settings: NeuralSettings) -> str:
+    """The device asked for; `auto` takes a GPU when there is one.
+
+    Raises:
+        ConfigError: no such device here.
+    """
+    torch = require("torch")
+    if settings.device == "auto":
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(1, device=settings.device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        words = str(error).partition("\n")[0]
+        raise ConfigError(f"--device {settings.device}: {words}", hint="--device cpu") from None
+    return settings.device
+
+
+def on_device(model: Any, settings: NeuralSettings) -> Any:
+    """The model in the precision and on the device asked for, ready for inference."""
+    torch = require("torch")
+    model = model.to(device=device_of(settings), dtype=getattr(torch, settings.dtype))
+    return model.eval().requires_grad_(False)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without transformers' bars and load reports: what is missing, we check and raise."""
+    logging = require("transformers.utils.logging")
+    before, had_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        if had_bar:
+            logging.enable_progress_bar()
