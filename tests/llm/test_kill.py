@@ -43,7 +43,7 @@ def test_acknowledged_replies_are_never_paid_twice(tmp_path: Path) -> None:
     with ScriptedEndpoint(script) as server:
         command = [sys.executable, "-c", CLIENT, str(path), server.url]
         kept: set[str] = set()
-        for n_wanted in (1, 60, 150, 290, None):
+        for n_wanted in (60, 200, None):
             n_before = len(server.requests)
             child = subprocess.Popen(command, stdout=subprocess.PIPE)
             assert child.stdout is not None
