@@ -10,6 +10,7 @@ import platform
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from pydantic import Field
 
@@ -86,15 +87,20 @@ def describe_file(path: Path, relative_to: Path | None = None) -> FileEntry:
 
 
 def describe_settings(resolved: Resolved[Any]) -> dict[str, SettingValue]:
-    """Settings as manifest entries; a path is reduced to its last part."""
+    """Settings as manifest entries; a path is reduced to its last part, a URL to its host."""
     values = resolved.values.model_dump(mode="python")
     return {
-        name: SettingValue(
-            value=value.name if isinstance(value, Path) else value,
-            origin=_without_folder(resolved.origins[name]),
-        )
+        name: SettingValue(value=_told(value), origin=_without_folder(resolved.origins[name]))
         for name, value in values.items()
     }
+
+
+def _told(value: Any) -> Any:
+    if isinstance(value, Path):
+        return value.name
+    if isinstance(value, str) and "://" in value:
+        return urlsplit(value).hostname
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _without_folder(origin: str) -> str:

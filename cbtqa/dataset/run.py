@@ -170,9 +170,8 @@ def _differences(manifest: Manifest, build: Build) -> list[str]:
     for name, entry in given.items():
         before = manifest.settings.get(name)
         old = before.value if before else None
-        new = list(entry.value) if isinstance(entry.value, tuple) else entry.value
-        if name not in WITHOUT_EFFECT and old != new:
-            changes.append(f"  {name}: {old!r} there, {new!r} now")
+        if name not in WITHOUT_EFFECT and old != entry.value:
+            changes.append(f"  {name}: {old!r} there, {entry.value!r} now")
     if manifest.inputs[0].sha256 != sha256_of(build.input_path):
         changes.append(f"  input: {manifest.inputs[0].name} there, {build.input_path.name} now")
     return changes
