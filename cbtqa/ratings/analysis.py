@@ -12,8 +12,8 @@ from cbtqa.ratings.behaviour import (
     rater_effects,
     repeat_agreement,
 )
-from cbtqa.ratings.results import (
-    StudyReport,
+from cbtqa.ratings.results import StudyReport
+from cbtqa.ratings.scores import (
     compare_systems,
     flags_of,
     make_marks,

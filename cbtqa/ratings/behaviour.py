@@ -11,14 +11,13 @@ from cbtqa.ratings.answers import Rating
 from cbtqa.ratings.results import (
     CriterionAgreement,
     Disagreement,
-    Mark,
     OrderEffect,
     PairAgreement,
     RaterEffect,
     RepeatAgreement,
-    Scale,
 )
 from cbtqa.ratings.rubric import Rubric
+from cbtqa.ratings.scores import Mark, Scale
 from cbtqa.statistics.agreement import (
     Coefficient,
     Floats,

@@ -12,8 +12,9 @@ from typing import Any
 import yaml
 
 import cbtqa
-from cbtqa.ratings.results import N_RESAMPLES, StudyReport, scales_of
+from cbtqa.ratings.results import StudyReport
 from cbtqa.ratings.rubric import Criterion, Language
+from cbtqa.ratings.scores import N_RESAMPLES, scales_of
 from cbtqa.ratings.study import StudyFolder
 from cbtqa.statistics.agreement import Coefficient
 

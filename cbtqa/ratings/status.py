@@ -6,7 +6,7 @@ from pydantic import Field
 
 from cbtqa.ratings.answers import Answer, is_done, make_ratings
 from cbtqa.ratings.behaviour import table_of
-from cbtqa.ratings.results import make_marks, scales_of
+from cbtqa.ratings.scores import make_marks, scales_of
 from cbtqa.ratings.store import Store
 from cbtqa.ratings.study import StudyFolder
 from cbtqa.records import Record
