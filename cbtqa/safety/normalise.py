@@ -61,9 +61,10 @@ class _Folding(dict[int, int | str]):
 
 @cache
 def traditional_to_simplified() -> Mapping[str, str]:
-    """The traditional characters that the rules can meet, each with its simplified form."""
+    """Traditional characters that the rules can meet, and pictures, each with its plain form."""
     text = files(__package__).joinpath("rules/traditional.yaml").read_text(encoding="utf-8")
-    pairs: list[str] = yaml.safe_load(text)["pairs"].split()
+    entry = yaml.safe_load(text)
+    pairs: list[str] = [*entry["pairs"].split(), *entry["pictures"].split()]
     return {pair[0]: pair[1] for pair in pairs}
 
 
