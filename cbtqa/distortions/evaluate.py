@@ -161,7 +161,8 @@ def evaluate(
     )
 
 
-def _any(matrix: Bools) -> Bools:
+def any_type(matrix: Bools) -> Bools:
+    """`(texts,)`: whether a text has any type."""
     return np.asarray(matrix.any(axis=1))
 
 
@@ -201,7 +202,7 @@ def _system_report(
     additive = _Additive.of(truth, given)
     draws = additive.f1(bootstrap_sums(additive.table, n_resamples, seed)) if n_resamples else None
     ids, n_types = gold.taxonomy.ids, truth.shape[1]
-    any_truth, any_given = _any(truth), _any(given)
+    any_truth, any_given = any_type(truth), any_type(given)
 
     def f1_of(column: int, of_truth: Bools, of_given: Bools) -> F1:
         interval = _interval(draws[:, column]) if draws is not None else (None, None)
@@ -345,9 +346,9 @@ def compare_pairs(
             decisions: list[tuple[str, Bools, Bools, Bools]] = [
                 (
                     "any",
-                    _any(truth),
-                    _any(matrices[first]),
-                    _any(matrices[second]),
+                    any_type(truth),
+                    any_type(matrices[first]),
+                    any_type(matrices[second]),
                 )
             ]
             if len(ids) > 1:

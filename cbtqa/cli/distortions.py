@@ -1,0 +1,169 @@
+"""`cbtqa distortions`: label, train, evaluate, agree, annotate, taxonomies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cbtqa.cli.console import print_json, print_table, say
+from cbtqa.cli.options import AsJson, settings_flags
+from cbtqa.cli.progress import live_progress
+from cbtqa.distortions.labelling import LabelSettings, label_file, result_path, write_labels
+from cbtqa.distortions.sampling import AnnotateSettings, draw_for_annotation
+from cbtqa.distortions.studies import (
+    EvaluateSettings,
+    TrainSettings,
+    evaluate_labellers,
+    read_annotations,
+    train_labeller,
+)
+from cbtqa.distortions.tables import (
+    rows_of_agreement,
+    rows_of_evaluation,
+    rows_of_taxonomies,
+    rows_of_taxonomy,
+    rows_of_training,
+    rows_of_types,
+    summarise_labels,
+)
+from cbtqa.distortions.taxonomy import load_taxonomy
+from cbtqa.settings import Resolved
+
+app = typer.Typer(
+    name="distortions",
+    no_args_is_help=True,
+    help="Labels of cognitive distortions: give them, learn them, measure them.",
+)
+
+
+@app.command("label")
+@settings_flags(LabelSettings, positional="input")
+def label(resolved: Resolved[LabelSettings], as_json: AsJson = False) -> None:
+    """Mark the distortions in every text of a file or dataset, each with the clause it rests on.
+
+    Example: cbtqa distortions label questions.jsonl --level both --out labels.parquet
+    """
+    settings = resolved.values
+    with live_progress() as progress:
+        run = label_file(settings, on_progress=progress.update)
+    path = result_path(settings)
+    write_labels(path, run.rows)
+    summary = summarise_labels(run, path)
+    for rejection in run.rejections[:20]:
+        say(f"no label for {rejection.item_id}: {rejection.reason}: {rejection.detail}")
+    if as_json:
+        print_json(summary)
+    else:
+        print_table(f"{len(run.rows):,} rows in {path}", ["type", "rows"], rows_of_types(summary))
+
+
+@app.command("train")
+@settings_flags(TrainSettings, positional="data")
+def train(resolved: Resolved[TrainSettings], as_json: AsJson = False) -> None:
+    """Train a labeller, measure it by cross-validation, save it without pickle.
+
+    Example: cbtqa distortions train cogdis.tsv --out model
+    """
+    settings = resolved.values
+    say(f"reading {settings.data}")
+    trained = train_labeller(settings, say=say)
+    if as_json:
+        print_json(trained.model_dump(mode="json"))
+    else:
+        columns = ["type", "texts", "precision", "recall", "F1"]
+        print_table(f"{trained.name} in {settings.out}", columns, rows_of_training(trained))
+
+
+@app.command("evaluate")
+@settings_flags(EvaluateSettings, positional="data")
+def evaluate(resolved: Resolved[EvaluateSettings], as_json: AsJson = False) -> None:
+    """Measure labellers against gold labels, beside the paper's Table 3.
+
+    Example: cbtqa distortions evaluate gold.tsv --labeller patterns --labeller model
+    """
+    report = evaluate_labellers(resolved.values, say=say)
+    if as_json:
+        print_json(report.model_dump(mode="json"))
+        return
+    for title, columns, rows in rows_of_evaluation(report):
+        print_table(title, columns, rows)
+
+
+@app.command("agree")
+def agree(
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILES...", help="One labelled file per annotator; ids in common."),
+    ],
+    taxonomy: Annotated[str, typer.Option(help="Taxonomy of the labels.")] = "burns-10",
+    as_json: AsJson = False,
+) -> None:
+    """Agreement of annotators: Krippendorff's alpha for each type, and MASI over the sets.
+
+    Example: cbtqa distortions agree anna.jsonl ben.jsonl
+    """
+    agreement = read_annotations(files, load_taxonomy(taxonomy))
+    if as_json:
+        print_json(agreement.model_dump(mode="json"))
+        return
+    columns = ["type", "alpha", "95 % interval", "texts"]
+    print_table(f"{len(agreement.raters)} annotators", columns, rows_of_agreement(agreement))
+
+
+@app.command("annotate")
+@settings_flags(AnnotateSettings, positional="input")
+def annotate(resolved: Resolved[AnnotateSettings], as_json: AsJson = False) -> None:
+    """Draw a stratified sample and make a blinded annotation study of it (sheets and web form).
+
+    Example: cbtqa distortions annotate questions.jsonl --n 500 --raters 2 --out study
+    """
+    from cbtqa.ratings.design import NewStudySettings, create_study
+    from cbtqa.ratings.sheets import write_sheets
+
+    settings = resolved.values
+    sample = draw_for_annotation(settings)
+    study = NewStudySettings(
+        out=settings.out,
+        questions=sample.path,
+        rubric=f"distortions:{settings.taxonomy}",
+        n=sample.n,
+        raters=settings.raters,
+        seed=settings.seed,
+    )
+    made = create_study(study)
+    sheets = write_sheets(made.folder)
+    say(
+        f"{sample.n} texts, {settings.raters} raters; sheets: {len(sheets)}; form: cbtqa rate serve"
+    )
+    if as_json:
+        print_json({**sample.summary(), "study": str(settings.out), "sheets": len(sheets)})
+    else:
+        print_table(f"Sample in {sample.path}", ["stratum", "texts", "drawn"], sample.rows())
+
+
+@app.command("taxonomies")
+def taxonomies(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Explain this taxonomy's types.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the taxonomies, or explain the types of one.
+
+    Example: cbtqa distortions taxonomies burns-10
+    """
+    if name is None:
+        rows = rows_of_taxonomies()
+        if as_json:
+            print_json({"taxonomies": [{"id": row[0], "types": int(row[1])} for row in rows]})
+        else:
+            print_table("Taxonomies", ["id", "types", "title", "source"], rows)
+        return
+    taxonomy = load_taxonomy(name)
+    if as_json:
+        print_json(taxonomy.model_dump(mode="json"))
+    else:
+        columns = ["id", "names", "meaning", "example"]
+        print_table(f"{taxonomy.id}: {taxonomy.citation}", columns, rows_of_taxonomy(taxonomy))

@@ -1,0 +1,180 @@
+"""Labels by a language model: closed set of types, evidence checked to stand in the text.
+
+Goes through the batch engine, so every paid reply is in a journal and a run continues where it
+stopped. A reply that names an unknown type, or quotes what the text does not hold, is asked again
+with the fault named, and turned away when it stays so.
+
+    task = LabellingTask(load_taxonomy("burns-10"), "qwen-plus")
+    run_batch(texts, task, endpoint, journal, Limits())
+    list(read_outcomes(texts, task, journal))
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from cbtqa.distortions.labellers import Labels
+from cbtqa.distortions.taxonomy import Taxonomy
+from cbtqa.llm.chat import ChatRequest, Fault, Reply, Sampling
+from cbtqa.llm.journal import Journal
+from cbtqa.llm.structured import parse_object
+from cbtqa.prompts import fence, load_prompt
+from cbtqa.records import DistortionLabel, Reason, Rejection
+
+DEFAULT_SAMPLING = Sampling(temperature=0.0, max_tokens=1024)
+"""Labelling wants the likeliest answer; 1,024 tokens hold ten labels with their quotes."""
+
+
+class TextToLabel(NamedTuple):
+    """One text with its id."""
+
+    id: str
+    text: str
+
+
+class LabellingTask:
+    """What is asked about a text, and what is wrong with a reply; the engine's task."""
+
+    def __init__(
+        self,
+        taxonomy: Taxonomy,
+        model: str,
+        *,
+        prompt: str = "distortion_labels",
+        sampling: Sampling = DEFAULT_SAMPLING,
+    ) -> None:
+        self.taxonomy, self.name = taxonomy, f"llm:{model}"
+        self._prompt, self._sampling = load_prompt(prompt), sampling
+        self._types = "\n".join(
+            f"- {entry.id}：{entry.zh}。{entry.definition}例如：{entry.example}"
+            for entry in taxonomy.types
+        )
+        self._schema = labels_schema(taxonomy)
+
+    def fingerprint(self) -> dict[str, str]:
+        """Everything that can change a reply, for the journal."""
+        return {
+            "task": "distortion labels",
+            "labeller": self.name,
+            "prompt": self._prompt.name,
+            "prompt_sha256": self._prompt.sha256,
+            "types_sha256": hashlib.sha256(self._types.encode()).hexdigest(),
+            "sampling": repr(sorted(self._sampling.described().items())),
+        }
+
+    def key(self, item: TextToLabel) -> str:
+        """The id, and a hash that changes with the text."""
+        return f"{item.id}:{hashlib.blake2b(item.text.encode(), digest_size=8).hexdigest()}"
+
+    def request(self, item: TextToLabel) -> ChatRequest:
+        """The question about one text."""
+        messages = self._prompt.render(taxonomy=self._types, text=fence(item.text))
+        return ChatRequest(
+            messages, self._schema, schema_name="distortion_labels", sampling=self._sampling
+        )
+
+    def check(self, item: TextToLabel, reply: Reply) -> Fault | None:
+        """The first thing wrong with a reply, or None."""
+        found = self.read(item, reply)
+        return found if isinstance(found, Fault) else None
+
+    def ask_again(self, item: TextToLabel, reply: Reply, fault: Fault) -> ChatRequest | None:
+        """The question again, with the reply and what was wrong with it; not after a refusal."""
+        if fault.reason in (Reason.REFUSAL, Reason.CONTENT_FILTER):
+            return None
+        first = self.request(item)
+        messages = [
+            *first.messages,
+            {"role": "assistant", "content": reply.text or "……"},
+            {"role": "user", "content": f"{_COMPLAINTS[fault.reason]}（{fault.detail}）"},
+        ]
+        return ChatRequest(
+            messages, self._schema, schema_name="distortion_labels", sampling=self._sampling
+        )
+
+    def read(self, item: TextToLabel, reply: Reply) -> Labels | Fault:
+        """The labels of a reply, or the first thing wrong with it."""
+        found = parse_object(reply.text, fits=lambda value: isinstance(value.get("labels"), list))
+        if isinstance(found, Fault):
+            return found
+        if not isinstance(found.get("labels"), list):
+            return Fault(Reason.NOT_JSON, "no list `labels`")
+        labels: dict[str, DistortionLabel] = {}
+        for entry in found["labels"]:
+            label = self._read_label(item, entry)
+            if isinstance(label, Fault):
+                return label
+            labels.setdefault(label.id, label)
+        return tuple(sorted(labels.values(), key=lambda label: -(label.confidence or 0)))
+
+    def _read_label(self, item: TextToLabel, entry: object) -> DistortionLabel | Fault:
+        if not isinstance(entry, Mapping):
+            return Fault(Reason.BAD_LABEL, f"a label is no object: {entry!r}")
+        kind = self.taxonomy.find(str(entry.get("id", "")))
+        if kind is None:
+            return Fault(Reason.BAD_LABEL, f"'{entry.get('id')}' is not in the list of types")
+        evidence = str(entry.get("evidence") or "").strip()
+        if not evidence or evidence not in item.text:
+            return Fault(Reason.EVIDENCE_NOT_FOUND, f"'{evidence}' does not stand in the text")
+        confidence = entry.get("confidence")
+        if confidence is not None and (
+            isinstance(confidence, bool)
+            or not isinstance(confidence, int | float)
+            or not 0 <= confidence <= 1
+        ):
+            return Fault(Reason.BAD_LABEL, f"confidence {confidence!r} is not from 0 to 1")
+        return DistortionLabel(
+            id=kind.id, evidence=evidence, labeller=self.name, confidence=confidence
+        )
+
+
+def read_outcomes(
+    items: Sequence[TextToLabel] | Iterable[TextToLabel], task: LabellingTask, journal: Journal
+) -> Iterator[Labels | Rejection]:
+    """For each text the labels of its accepted reply, or why there are none."""
+    for item in items:
+        outcome = journal.outcome(task.key(item))
+        if outcome is not None and outcome.is_accepted and outcome.reply is not None:
+            found = task.read(item, outcome.reply)
+        else:
+            found = (outcome.fault if outcome else None) or Fault(Reason.ENDPOINT, "no reply yet")
+        if isinstance(found, Fault):
+            yield Rejection(
+                item_id=item.id,
+                stage="label",
+                reason=found.reason,
+                detail=found.detail,
+                raw=outcome.reply.text if outcome and outcome.reply else None,
+            )
+        else:
+            yield found
+
+
+def labels_schema(taxonomy: Taxonomy) -> dict[str, Any]:
+    """JSON schema of the reply: strict, ids as an enumeration."""
+    label = {
+        "type": "object",
+        "properties": {
+            "id": {"type": "string", "enum": list(taxonomy.ids)},
+            "evidence": {"type": "string"},
+            "confidence": {"type": "number"},
+        },
+        "required": ["id", "evidence", "confidence"],
+        "additionalProperties": False,
+    }
+    return {
+        "type": "object",
+        "properties": {"labels": {"type": "array", "items": label}},
+        "required": ["labels"],
+        "additionalProperties": False,
+    }
+
+
+_FORMAT = "上面的回复不合要求，请只输出约定的 JSON 对象。"
+_COMPLAINTS = dict.fromkeys(Reason, _FORMAT) | {
+    Reason.BAD_LABEL: "上面的标注不合要求：类型只能用表中的英文 id，把握为 0 到 1。请重新输出。",
+    Reason.EVIDENCE_NOT_FOUND: "上面的证据不是原文中的原话。请逐字照抄后重新输出。",
+    Reason.CUT: "上面的回复没有写完。请只输出 JSON 对象，证据取得短一些。",
+}

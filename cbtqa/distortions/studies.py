@@ -1,0 +1,208 @@
+"""What `cbtqa distortions train`, `evaluate` and `agree` do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from cbtqa.distortions.annotators import LabelAgreement, measure_agreement
+from cbtqa.distortions.evaluate import F1, EvaluationReport, any_type, count_f1, evaluate
+from cbtqa.distortions.gold import GoldSet
+from cbtqa.distortions.importers import read_gold
+from cbtqa.distortions.labelling import open_labeller
+from cbtqa.distortions.models import describe_model, model_card, save_linear
+from cbtqa.distortions.taxonomy import Taxonomy
+from cbtqa.distortions.training import TrainingSettings, cross_validate, train_linear
+from cbtqa.errors import ConfigError, UsageError
+from cbtqa.files import write_json, write_text
+from cbtqa.records import Record
+from cbtqa.settings import Settings
+
+Say = Callable[[str], None]
+
+
+class GoldSettings(Settings):
+    """Where gold labels come from."""
+
+    data: Path = Field(description="Labelled texts: .tsv, .csv, .jsonl, .json or .parquet.")
+    format: str = Field(
+        "auto",
+        description="cogdis, socialcd, c2d2, cbt-bench, therapist, plain; auto tells it by the "
+        "columns.",
+    )
+    taxonomy: str | None = Field(
+        None, description="Taxonomy of the labels. Default: the data set's own."
+    )
+    encoding: str = Field("utf-8", description="Encoding of a text file, such as gb18030.")
+
+
+class TrainSettings(GoldSettings):
+    """What `cbtqa distortions train` can be told."""
+
+    out: Path = Field(Path("distortion-model"), description="Folder of the model.")
+    name: str = Field("linear", description="Short name, for labels `trained:NAME`.")
+    folds: int = Field(5, ge=0, le=20, description="Folds that measure it; 0 leaves it out.")
+    encoder: str | None = Field(
+        None,
+        description="Tune this transformers encoder (folder or Hub id) instead of the light "
+        "model; needs the extra `neural`.",
+    )
+    epochs: int = Field(4, ge=1, description="For --encoder: passes over the texts.")
+    strength: float = Field(3.0, gt=0, description="How closely the weights follow the data.")
+    seed: int = Field(0, description="Seed of every split.")
+
+
+class EvaluateSettings(GoldSettings):
+    """What `cbtqa distortions evaluate` can be told."""
+
+    labeller: tuple[str, ...] = Field(
+        ("patterns",), description="patterns, or the folder of a trained model; may be repeated."
+    )
+    resamples: int = Field(1000, ge=0, description="Bootstrap resamples for the intervals.")
+    errors: int = Field(10, ge=0, description="Instructive errors to show for each labeller.")
+    out: Path | None = Field(None, description="Write the whole report there as JSON.")
+
+
+# --- train ---------------------------------------------------------------------------------------
+
+
+class TrainedReport(Record):
+    """A saved model and how good it is."""
+
+    name: str
+    kind: Literal["linear", "encoder"]
+    taxonomy: str
+    n_texts: int
+    n_duplicates: int
+    n_contradictions: int
+    n_folds: int
+    binary: F1 | None
+    micro: F1 | None
+    macro_f1: float | None
+    types: dict[str, F1]
+
+
+def train_labeller(settings: TrainSettings, say: Say) -> TrainedReport:
+    """Reads the data, measures a model by cross-validation, trains on all of it, saves it."""
+    gold = _read_gold(settings, say)
+    if settings.out.exists() and any(settings.out.iterdir()):
+        raise ConfigError(
+            f"--out: {settings.out} is not empty",
+        )
+    if settings.encoder is not None:
+        return _tune(settings, gold, say)
+    training = TrainingSettings(strength=settings.strength, seed=settings.seed)
+    given = None
+    if settings.folds:
+        say(f"measuring by {settings.folds}-fold cross-validation (seed {settings.seed})")
+        given = cross_validate(
+            gold.texts, gold.matrix, gold.taxonomy, training, n_folds=settings.folds
+        )
+    report = _report(settings, gold, None if given is None else given > 0)
+    say(f"training on {len(gold.items):,} texts")
+    model = train_linear(gold.texts, gold.matrix, gold.taxonomy, training, name=settings.name)
+    estimate = _estimate(report) if settings.folds else None
+    signature = describe_model("linear", settings.name, gold, training.model_dump(), estimate)
+    save_linear(settings.out, model, signature)
+    return report
+
+
+def _tune(settings: TrainSettings, gold: GoldSet, say: Say) -> TrainedReport:
+    from cbtqa.distortions.encoder import EncoderSettings, tune_encoder
+
+    encoder = EncoderSettings(
+        encoder=str(settings.encoder), epochs=settings.epochs, seed=settings.seed
+    )
+
+    def on_step(step: int, n_steps: int, loss: float) -> None:
+        if step % 50 == 0 or step == n_steps:
+            say(f"step {step} of {n_steps}, loss {loss:.4f}")
+
+    tune_encoder(gold, encoder, settings.out, name=settings.name, on_step=on_step)
+    described = {**encoder.model_dump(), "encoder": Path(encoder.encoder).name}
+    signature = describe_model("encoder", settings.name, gold, described, None)
+    write_text(settings.out / "README.md", model_card(signature))
+    write_json(settings.out / "model.json", signature)
+    return _report(settings, gold, None)
+
+
+def _report(settings: TrainSettings, gold: GoldSet, given: Any) -> TrainedReport:
+    truth = gold.matrix
+    types = {
+        type_id: count_f1(truth[:, column], given[:, column])
+        for column, type_id in enumerate(gold.taxonomy.ids if given is not None else ())
+    }
+    values = [entry.f1 for entry in types.values() if entry.f1 is not None]
+    return TrainedReport(
+        name=settings.name,
+        kind="encoder" if settings.encoder else "linear",
+        taxonomy=gold.taxonomy.id,
+        n_texts=len(gold.items),
+        n_duplicates=gold.n_duplicates,
+        n_contradictions=gold.n_contradictions,
+        n_folds=settings.folds if given is not None else 0,
+        binary=None if given is None else count_f1(any_type(truth), any_type(given)),
+        micro=None if given is None else count_f1(truth, given),
+        macro_f1=sum(values) / len(values) if values else None,
+        types=types,
+    )
+
+
+def _estimate(report: TrainedReport) -> dict[str, Any]:
+    return {
+        "n_folds": report.n_folds,
+        "micro_f1": report.micro.f1 if report.micro else None,
+        "macro_f1": report.macro_f1,
+        "binary_f1": report.binary.f1 if report.binary else None,
+        "types": {type_id: entry.model_dump() for type_id, entry in report.types.items()},
+    }
+
+
+def _read_gold(settings: GoldSettings, say: Say) -> GoldSet:
+    gold = read_gold(
+        settings.data,
+        form=settings.format,
+        taxonomy=settings.taxonomy,
+        encoding=settings.encoding,
+    )
+    say(f"{gold.name}: {len(gold.items):,} of {gold.n_rows:,} rows; taxonomy {gold.taxonomy.id}")
+    if gold.n_duplicates or gold.n_contradictions:
+        say(f"left out: {gold.n_duplicates} repeated, {gold.n_contradictions} contradictory rows")
+    say(f"terms of the data: {gold.licence}")
+    return gold
+
+
+# --- evaluate, agree -----------------------------------------------------------------------------
+
+
+def evaluate_labellers(settings: EvaluateSettings, say: Say) -> EvaluationReport:
+    """Runs the labellers over the gold texts and measures them."""
+    gold = _read_gold(settings, say)
+    labellers = [open_labeller(spec, gold.taxonomy) for spec in settings.labeller]
+    names = [labeller.name for labeller in labellers]
+    if len(set(names)) < len(names):
+        raise UsageError(f"two labellers have one name: {', '.join(names)}")
+    given = {labeller.name: labeller.label_many(gold.texts) for labeller in labellers}
+    report = evaluate(gold, given, n_resamples=settings.resamples, n_errors=settings.errors)
+    if settings.out is not None:
+        write_json(settings.out, report)
+    return report
+
+
+def read_annotations(files: Sequence[Path], taxonomy: Taxonomy) -> LabelAgreement:
+    """Agreement of annotators, one labelled file each, items told by id.
+
+    Raises:
+        UsageError: fewer than two files, or two with the same name.
+        DataError: a file that is no labelled file in this taxonomy.
+    """
+    if len({path.stem for path in files}) < max(2, len(files)):
+        raise UsageError("give two or more files, each with a name of its own")
+    annotations = {}
+    for path in files:
+        gold = read_gold(path, form="plain", taxonomy=taxonomy.id)
+        annotations[path.stem] = {item.id: item.types for item in gold.items}
+    return measure_agreement(taxonomy, annotations)
