@@ -9,6 +9,7 @@ import csv
 import io
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -131,22 +132,35 @@ def _check_archive(path: Path) -> None:
         )
     try:
         with zipfile.ZipFile(path) as archive:
-            parts = archive.infolist()
-    except (zipfile.BadZipFile, OSError) as error:
+            _check_parts(archive, path.name)
+    except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError, zlib.error) as error:
+        # RuntimeError is what zipfile raises for an encrypted part
         raise DataError(f"not an xlsx file: {error}", where=path.name) from None
-    names = [part.filename.lower() for part in parts]
-    if any("vbaproject" in name for name in names):
+
+
+def _check_parts(archive: zipfile.ZipFile, name: str) -> None:
+    parts = archive.infolist()
+    if any("vbaproject" in part.filename.lower() for part in parts):
         raise DataError(
             "holds macros; they are never run and the file is not taken",
-            where=path.name,
+            where=name,
             hint="save it as an .xlsx workbook without macros",
         )
     unpacked = sum(part.file_size for part in parts)
     if len(parts) > MAX_PARTS or unpacked > MAX_UNPACKED_BYTES:
         raise DataError(
             f"unpacks to {unpacked >> 20} MiB in {len(parts)} parts; more than a sheet has",
-            where=path.name,
+            where=name,
         )
+    for part in parts:
+        # the format knows no document types; with lxml installed openpyxl would let them pass
+        if part.filename.endswith((".xml", ".rels")) and _declares_type(archive.read(part)):
+            raise DataError(f"declares XML entities in {part.filename}; not taken", where=name)
+
+
+def _declares_type(xml: bytes) -> bool:
+    plain = xml.replace(b"\0", b"")  # UTF-16 would hide it
+    return b"<!DOCTYPE" in plain or b"<!ENTITY" in plain
 
 
 def _open_workbook(path: Path) -> Any:
@@ -162,7 +176,7 @@ def _open_workbook(path: Path) -> Any:
             warnings.simplefilter("ignore")  # extensions of other programs that we do not read
             return openpyxl.load_workbook(path, read_only=True, keep_links=False)
     except (InvalidFileException, KeyError, ValueError, TypeError, SyntaxError) as error:
-        # a forbidden entity is a ValueError of defusedxml, broken XML a SyntaxError
+        # broken XML is a SyntaxError, whichever parser openpyxl found
         detail = str(error) or type(error).__name__
         raise DataError(f"damaged or unsafe: {detail}", where=path.name) from None
 
@@ -235,7 +249,7 @@ def _read_csv(path: Path) -> Sheet:
             raise DataError("not a sheet of a rating study (first row is gone)", where=path.name)
         for row in reader:
             cells = dict(zip(ids, row, strict=False))
-            if not cells.get("study") and not cells.get(CODE):
+            if not rows and not told and not any(cells.get(key) for key in META_KEYS):
                 continue  # the row of headings
             if len(rows) >= MAX_ROWS:
                 raise DataError(f"more than {MAX_ROWS} rows", where=path.name)

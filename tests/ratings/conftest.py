@@ -67,7 +67,8 @@ def write_inputs(
             }
             for place, row in enumerate(questions)
         ]
-        rows[0]["text"], rows[1]["text"] = HOSTILE, FORMULA
+        for row, text in zip(rows, (HOSTILE, FORMULA), strict=False):
+            row["text"] = text
         paths.append(f"{system}={write_rows(folder / f'{system}.jsonl', rows)}")
     source = write_rows(folder / "questions.jsonl", questions)
     return {"predictions": tuple(paths), "questions": source, "n": n, "raters": 3}
