@@ -12,8 +12,9 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from cbtqa.dataset.check import CheckedAnswer
 from cbtqa.dataset.folder import DatasetWriter
@@ -30,6 +31,8 @@ from cbtqa.records import CbtAnswer, Reason, Rejection, Risk, Usage
 from cbtqa.safety.screen import screen
 from cbtqa.settings import Resolved
 
+_RISKS: tuple[Risk, ...] = get_args(Risk)
+
 
 @dataclass
 class Build:
@@ -45,6 +48,7 @@ class Build:
     risks: Counter[str] = field(default_factory=Counter)
     n_human: int = 0
     n_human_rejected: int = 0
+    _grades: bytearray = field(default_factory=bytearray)
 
     @property
     def settings(self) -> BuildSettings:
@@ -61,17 +65,23 @@ class Build:
             columns=parse_columns(self.settings.column),
             with_answers=self.settings.include_human,
         )
-        for number, entry in enumerate(reader):
-            if self.settings.limit is not None and number >= self.settings.limit:
-                return
+        n_graded = 0
+        for entry in islice(reader, self.settings.limit):
             if isinstance(entry, Rejection):
                 yield entry
                 continue
-            risk = screen(entry.question.source_text).risk
+            risk = self._grade(entry, n_graded)
+            n_graded += 1
             if risk != "none" and self.settings.crisis == "drop":
                 yield _crisis_dropped(entry, risk)
                 continue
             yield Item(entry.question, risk), entry
+
+    def _grade(self, source: SourceItem, place: int) -> Risk:
+        """The risk of the n-th usable row; screened once, remembered for the next pass."""
+        if place == len(self._grades):
+            self._grades.append(_RISKS.index(screen(source.question.source_text).risk))
+        return _RISKS[self._grades[place]]
 
     # --- first pass ------------------------------------------------------------------------------
 
@@ -96,7 +106,7 @@ class Build:
     def write(self, folder: Path, journal: Journal, plan: SplitPlan) -> dict[str, int]:
         """Writes shards and rejects from the journal; returns rows per split."""
         splits = plan.splits()
-        seen_answers: set[bytes] = set()
+        seen_answers: set[int] = set()
         with DatasetWriter(folder) as writer:
             for entry, outcome in _with_outcomes(self.items(), journal):
                 self.n_in += 1
@@ -107,6 +117,8 @@ class Build:
                 split = next(splits)
                 for human in source.answers:
                     writer.add_human(human_row(human))
+                for rejection in source.rejected_answers:
+                    writer.add_rejection(rejection)
                 self.n_human += len(source.answers)
                 self.n_human_rejected += len(source.rejected_answers)
                 answer = self._finish(item, outcome, seen_answers)
@@ -122,7 +134,7 @@ class Build:
         writer.add_rejection(rejection)
 
     def _finish(
-        self, item: Item, outcome: Outcome | None, seen_answers: set[bytes]
+        self, item: Item, outcome: Outcome | None, seen_answers: set[int]
     ) -> CbtAnswer | Rejection:
         """The record of one item, or why there is none."""
 
@@ -142,7 +154,8 @@ class Build:
         checked = self.teacher.read(item, outcome.reply)
         if isinstance(checked, Fault):
             return turn_away(checked.reason, checked.detail, raw)
-        mark = hashlib.blake2b(checked.text.encode(), digest_size=8).digest()
+        digest = hashlib.blake2b(checked.text.encode(), digest_size=8).digest()
+        mark = int.from_bytes(digest, "big")
         if mark in seen_answers:
             return turn_away(Reason.DUPLICATE_ANSWER, "another question has this answer", raw)
         seen_answers.add(mark)

@@ -13,10 +13,11 @@ from pathlib import Path
 from cbtqa.dataset.build import Build
 from cbtqa.dataset.card import render_card
 from cbtqa.dataset.folder import CARD_NAME, JOURNAL_NAME, REPORT_NAME, data_files
+from cbtqa.dataset.offline import OfflineTeacher
 from cbtqa.dataset.report import dataset_report
 from cbtqa.dataset.settings import BuildSettings
 from cbtqa.dataset.stats import folder_statistics
-from cbtqa.dataset.teachers import EndpointTeacher, OfflineTeacher, OnProgress, Teacher
+from cbtqa.dataset.teachers import EndpointTeacher, OnProgress, Teacher
 from cbtqa.distortions.taxonomy import load_taxonomy
 from cbtqa.errors import ConfigError, DataError, IncompleteRunError, LicenceGateError
 from cbtqa.files import sha256_of, write_text

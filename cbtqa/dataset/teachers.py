@@ -1,7 +1,7 @@
-"""Who writes the answers: the embedded template teacher, or a model behind an endpoint.
+"""Who writes the answers, and the teacher behind an endpoint (`offline` holds the embedded one).
 
-Both put their replies into the run's journal and read them back from it the same way, so that a
-run is finished from its journal alone, whoever wrote it.
+Every teacher puts its replies into the run's journal and reads them back from it the same way, so
+that a run is finished from its journal alone, whoever wrote it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import cbtqa
 from cbtqa.dataset.check import AnswerChecks, CheckedAnswer, answer_json_schema, wording
 from cbtqa.dataset.instruction import Instruction, Item
 from cbtqa.dataset.settings import BuildSettings
-from cbtqa.dataset.template import TemplateTeacher
 from cbtqa.distortions.labellers import labels_named_in
 from cbtqa.distortions.taxonomy import Taxonomy
 from cbtqa.errors import ConfigError
@@ -22,9 +21,9 @@ from cbtqa.llm.batch import run_batch
 from cbtqa.llm.chat import ChatRequest, Fault, Message, Reply, Sampling
 from cbtqa.llm.cost import Budget, Price, find_price
 from cbtqa.llm.endpoint import Endpoint
-from cbtqa.llm.journal import BULK_ROWS, Entry, Journal, State, blocks_of
+from cbtqa.llm.journal import Journal
 from cbtqa.llm.limits import Limits
-from cbtqa.llm.progress import Meter, Progress
+from cbtqa.llm.progress import Progress
 from cbtqa.llm.structured import parse_object
 from cbtqa.prompts import load_prompt
 from cbtqa.records import STEP_NAMES, Provenance
@@ -69,75 +68,6 @@ class Teacher(Protocol):
 
     def provenance(self, reply: Reply) -> Provenance:
         """Where the reply comes from."""
-
-
-class OfflineTeacher:
-    """The rule-based default: no model, no key, no network, the same answer each time."""
-
-    system = "template"
-    prompts: Mapping[str, str] = {}
-    is_paid = False
-    price = None
-
-    def __init__(self, settings: BuildSettings, taxonomy: Taxonomy) -> None:
-        self._template = TemplateTeacher(taxonomy=taxonomy.id, seed=settings.seed)
-        self._seed = settings.seed
-        self._checks = AnswerChecks(
-            taxonomy, "patterns", settings.min_step_chars, settings.max_step_chars
-        )
-
-    def fingerprint(self) -> dict[str, str]:
-        """The version decides: the rules change with it."""
-        return {
-            "teacher": "template",
-            "version": cbtqa.__version__,
-            "taxonomy": self._checks.taxonomy.id,
-            "seed": str(self._seed),
-        }
-
-    def generate(
-        self,
-        items: Iterable[Item],
-        journal: Journal,
-        *,
-        n_total: int | None,
-        on_progress: OnProgress | None,
-    ) -> None:
-        """Writes the answers one after the other; a kill costs at most one block of them."""
-        meter = Meter(n_total, price=None, earlier=journal.totals())
-        for block in blocks_of(items, BULK_ROWS):
-            done = journal.standings([item.key for item in block])
-            meter.n_accepted += journal.record(
-                Entry(item.key, 1, State.ACCEPTED, self._write(item))
-                for item in block
-                if item.key not in done
-            )
-            meter.n_skipped += len(done)
-            if on_progress is not None:
-                on_progress(meter.progress(limit=1))
-
-    def _write(self, item: Item) -> Reply:
-        answer = self._template.answer(item.question, item.risk)
-        value = answer.steps.model_dump()
-        value["distortions"] = [
-            {"id": label.id, "evidence": label.evidence, "confidence": label.confidence}
-            for label in answer.distortions
-        ]
-        text = json.dumps(value, ensure_ascii=False)
-        return Reply(text, finish_reason="stop", model="template")
-
-    def read(self, item: Item, reply: Reply) -> CheckedAnswer | Fault:
-        """Checked like any other answer."""
-        return self._checks.check_object(item.question, item.risk, json.loads(reply.text))
-
-    def provenance(self, reply: Reply) -> Provenance:
-        """Says that this text is no training source."""
-        return Provenance(
-            model="template",
-            seed=self._seed,
-            is_training_source=False,
-            version=cbtqa.__version__,
-        )
 
 
 class EndpointTeacher:
