@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ from cbtqa.ratings.sheets import write_sheets
 from cbtqa.ratings.store import Store
 from cbtqa.ratings.study import StudyFolder
 from cbtqa.ratings.web.app import create_app
-from cbtqa.ratings.web.server import allowed_hosts
+from cbtqa.ratings.web.server import allowed_hosts, tcp_listener
 
 HOSTILE = (
     '<script>document.title="owned"</script><img src=x onerror="document.title=1"> & {{ 7*7 }}'
@@ -132,7 +131,7 @@ class RunningForm:
     """The form on a port of its own, in a thread."""
 
     def __init__(self, folder: StudyFolder, store: Store) -> None:
-        self.listener = socket.socket()
+        self.listener = tcp_listener()
         self.listener.bind(("127.0.0.1", 0))
         self.port: int = self.listener.getsockname()[1]
         app = create_app(folder, store, allowed_hosts(self.port))
