@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import ExitStack
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from typing import Any
 
 import cbtqa
@@ -152,7 +154,17 @@ _worker: _Writer | None = None
 
 def _start_worker(settings: BuildSettings) -> None:
     global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _worker = _Writer(settings, load_taxonomy(settings.taxonomy))
+
+
+def _end_with_parent() -> None:
+    """A worker would wait for ever for blocks from a parent that was killed."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _write_block(items: list[Item]) -> list[Entry]:

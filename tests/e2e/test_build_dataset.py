@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import time
@@ -192,6 +193,30 @@ def test_killed_at_any_moment_and_continued_equals_an_uninterrupted_run(tmp_path
     for row in (*whole, *killed):
         row.pop("created_at")
     assert whole == killed
+
+
+def test_a_killed_template_run_leaves_no_process_behind_and_continues(tmp_path: Path) -> None:
+    questions = write_questions(tmp_path / "q.json", 4000)
+    words = ["build-dataset", str(questions), "--out", "a"]
+    process = subprocess.Popen(
+        [*program(), *words],
+        cwd=tmp_path,
+        env=environment(),
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    journal = tmp_path / "a" / "journal.sqlite-wal"
+    while not (journal.exists() and journal.stat().st_size > 4_000_000):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    with pytest.raises(ProcessLookupError):  # nobody of its group is left, within ten seconds
+        for _ in range(100):
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)
+    run_cbtqa(*words, cwd=tmp_path)
+    assert counts_of(tmp_path / "a")["n_out"] == 4000
 
 
 def test_a_second_process_on_the_same_output_is_refused(tmp_path: Path) -> None:
