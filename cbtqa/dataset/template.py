@@ -72,7 +72,7 @@ class TemplateTeacher:
             text = question.source_text[:_MAX_LABELLED]
             labels = self._labeller.label(text)
             thoughts = self._thoughts(text, labels)
-            self._add_thoughts(facts, thoughts)
+            _add_thoughts(facts, thoughts)
         composer = _Composer(self._language, facts, thoughts, risk, self._seed_of(question))
         return TemplateAnswer(composer.write(), labels)
 
@@ -100,22 +100,23 @@ class TemplateTeacher:
     def _finer(self, type_id: str) -> tuple[str, ...]:
         return self._taxonomy.finer_ids(type_id)
 
-    def _add_thoughts(self, facts: Facts, thoughts: list[_Thought]) -> None:
-        """The first two thoughts as facts; a quotation serves one purpose only."""
-        holes = facts.holes
-        for suffix, thought in zip(("", "2"), thoughts, strict=False):
-            facts.flags.add("second" if suffix else "typed")
-            holes[f"term{suffix}"] = thought.term
-            if thought.quote and (not suffix or thought.quote != holes.get("thought")):
-                holes[f"thought{suffix}"] = thought.quote
-        said = [holes[name] for name in ("thought", "thought2") if name in holes]
-        quotes = [holes.pop(name) for name in ("quote", "quote2", "quote3") if name in holes]
-        free = [quote for quote in quotes if not any(quote in s or s in quote for s in said)]
-        holes.update(zip(("quote", "quote2", "quote3"), free, strict=False))
-        for name in ("asked", "retold"):
-            told = holes.get(name, "").replace("你", "我")
-            if told and any(told in s or s in told for s in said):
-                del holes[name]
+
+def _add_thoughts(facts: Facts, thoughts: list[_Thought]) -> None:
+    """The first two thoughts as facts; a stretch of the question is quoted for one purpose only."""
+    holes = facts.holes
+    for suffix, thought in zip(("", "2"), thoughts, strict=False):
+        if suffix and thought.quote == holes.get("thought"):
+            continue
+        facts.flags.add("second" if suffix else "typed")
+        holes[f"term{suffix}"] = thought.term
+        if thought.quote:
+            holes[f"thought{suffix}"] = thought.quote
+    said = [holes[name] for name in ("thought", "thought2") if name in holes]
+    facts.quotes = [q for q in facts.quotes if not any(q in s or s in q for s in said)]
+    for name in ("asked", "retold"):
+        told = holes.get(name, "").replace("你", "我")
+        if told and any(told in s or s in told for s in said):
+            del holes[name]
 
 
 class _Composer:
@@ -128,12 +129,10 @@ class _Composer:
         self._topic = language.topics[facts.topic]
         self._group = language.groups[language.group_of.get(facts.topic, "any")]
         self._types: list[Pools] = [language.types[thought.concept] for thought in thoughts[:2]]
-        bits = language.lexis.facts
-        mask = 0
-        for name in (*facts.flags, *facts.holes, "belief", "gist2"):
-            mask |= bits.get(name, 0)
-        self._holes = facts.holes
-        self._writer = Writer(mask, self._holes, seed)
+        holes, quotes = facts.holes, facts.quotes
+        if not thoughts and quotes:
+            holes["core"], *quotes = quotes
+        self._writer = Writer(language.lexis, {*facts.flags, *holes}, holes, quotes, seed)
 
     def write(self) -> CbtSteps:
         plans = self._language.plans[self._risk]
@@ -153,14 +152,12 @@ class _Composer:
         return "".join(said)
 
     def _say(self, kind: str) -> str:
-        part = self._pick(kind)
-        if part is None:
-            return ""
         if kind == "belief":
-            self._holes["belief"] = self._say("topic.belief")
+            self._writer.fill("belief", self._say("topic.belief"))
         elif kind == "second":
-            self._holes["gist2"] = self._say("type2.gist")
-        return self._writer.say(part)
+            self._writer.fill("gist2", self._say("type2.gist"))
+        part = self._pick(kind)
+        return self._writer.say(part) if part else ""
 
     def _pick(self, kind: str) -> Part | None:
         source, _, name = kind.rpartition(".")
@@ -174,6 +171,7 @@ class _Composer:
         if source == "type2":
             return self._writer.pick(self._types[1][name])
         if source == "cue":
-            return self._writer.pick(self._language.shared[f"{name}_cue"])
+            shared = self._language.shared
+            return self._writer.pick(shared[f"{name}_cue"]) or self._writer.pick(shared[name])
         pools_of_mode = self._language.shared if self._risk == "none" else self._language.crisis
         return self._writer.pick(pools_of_mode[kind])

@@ -23,13 +23,15 @@ from cbtqa.safety.normalise import fold
 
 READ_AT_MOST = 1_500
 """Characters of a question that facts are read from; PsyQA's longest description has 400."""
-_TITLE_WEIGHT, _KEYWORD_WEIGHT = 2, 3
+_TITLE_WEIGHT, _KEYWORD_WEIGHT, _COUNT_AT_MOST = 3, 2, 3
 _MIN_QUOTE, _MIN_RETOLD, _MAX_QUOTE = 6, 8, 24
 _MIN_THOUGHT, _MAX_THOUGHT = 3, 32
 _CLAUSE_END = re.compile(r"[,。!?;:…\n\r\t.~ 、]+")
 _HAN = re.compile(r"[\u4e00-\u9fff]")
 _PLAIN = re.compile(r"[\u4e00-\u9fff，0-9a-zA-Z]+")
 _RISKY_LETTERS = re.compile(r"[0-9]{4,}|[a-zA-Z]{4,}|[a-zA-Z][0-9]|[0-9][a-zA-Z]")
+_NOT_RETOLD = re.compile("我(?:该|想问|想请|是不是|要怎|应该|怎|就|也|还|又|却|才|都)")
+"""Beginnings that ask, or that hang on the clause before."""
 _MENTION = re.compile(r"我(?!们)|我们")
 
 
@@ -49,6 +51,8 @@ class Facts:
     topic: str = "general"
     holes: dict[str, str] = field(default_factory=dict)
     """Verbatim or named facts, for the holes of the grammar."""
+    quotes: list[str] = field(default_factory=list)
+    """Clauses worth quoting, verbatim, the most telling first."""
     flags: set[str] = field(default_factory=set)
     """Cues, audience, kind of question, register."""
 
@@ -60,10 +64,13 @@ class _Lexicon(NamedTuple):
     lead: re.Pattern[str]
     bad_start: re.Pattern[str]
     bad_end: re.Pattern[str]
+    tail: re.Pattern[str]
     never: re.Pattern[str]
     not_before: re.Pattern[str]
     of_others: re.Pattern[str]
     duration: re.Pattern[str]
+    asked_start: re.Pattern[str]
+    asks: Mapping[str, re.Pattern[str]]
 
 
 def _alternation(words: Iterable[str]) -> str:
@@ -80,7 +87,7 @@ def load_lexicon() -> _Lexicon:
         for weight, key in ((3, "strong"), (1, "weak")):
             for word in words.get(key, ()):
                 entries[word].append(("topic", topic, weight))
-    for kind in ("cues", "audience", "emotions", "people", "asks"):
+    for kind in ("cues", "audience", "emotions", "people"):
         for name, words in raw[kind].items():
             for word in words:
                 entries[word].append((kind, name, 0))
@@ -97,13 +104,16 @@ def load_lexicon() -> _Lexicon:
     return _Lexicon(
         automaton=automaton,
         raw=raw,
-        lead=re.compile(f"(?:{_alternation(raw['lead_words'])})+"),
+        lead=re.compile(f"(?:{'|'.join(sorted(raw['lead_words'], key=len, reverse=True))})+"),
         bad_start=re.compile(f"(?:{_alternation(raw['bad_starts'])})"),
         bad_end=re.compile(f"(?:{_alternation(raw['bad_ends'])})$"),
         never=re.compile(_alternation(raw["never_quoted"])),
         not_before=re.compile(f"(?:{_alternation(raw['not_before'])}).?$"),
         of_others=re.compile(f"(?:{_alternation(raw['others'])})"),
         duration=re.compile(raw["duration"]),
+        asked_start=re.compile(_alternation(raw["asked_starts"])),
+        asks={name: re.compile(_alternation(words)) for name, words in raw["asks"].items()},
+        tail=re.compile(f"(?:{_alternation(raw['tail_words'])})+$"),
     )
 
 
@@ -151,7 +161,8 @@ class _Reader:
         return clauses
 
     def _walk(self) -> None:
-        seen: set[tuple[str, str]] = set()
+        times: dict[tuple[str, str], int] = defaultdict(int)
+        person_end = -1
         for last, (length, entries) in self._lexicon.automaton.iter(self._folded):
             start = last + 1 - length
             for kind, value, weight in entries:
@@ -159,22 +170,25 @@ class _Reader:
                     self._scores[bisect_right(self._ends, start)] += weight
                 elif kind == "topic":
                     key = (value, self._folded[start : last + 1])
-                    in_title = start < self._title_end
-                    if key not in seen:
-                        seen.add(key)
+                    times[key] += 1
+                    if times[key] <= _COUNT_AT_MOST:
+                        in_title = start < self._title_end
                         self._topics[value] += weight * (_TITLE_WEIGHT if in_title else 1)
                 elif kind == "emotions":
                     if value not in self._found[kind] and self._is_own_feeling(start):
                         self._found[kind][value] = start
                 elif kind == "people":
-                    self._found[kind].setdefault(f"{value}:{self._text[start : last + 1]}", start)
+                    # of words that end in one place the longest comes first: 女朋友, not 朋友
+                    if last != person_end:
+                        word = self._text[start : last + 1]
+                        self._found[kind].setdefault(f"{value}:{word}", start)
+                    person_end = last
                 else:
                     self._found[kind].setdefault(value, start)
-        if self._keywords:
-            for _, (_, entries) in self._lexicon.automaton.iter(self._keywords):
-                for kind, value, weight in entries:
-                    if kind == "topic":
-                        self._topics[value] += weight * _KEYWORD_WEIGHT
+        for _, (_, entries) in self._lexicon.automaton.iter(self._keywords):
+            for kind, value, weight in entries:
+                if kind == "topic":
+                    self._topics[value] += weight * _KEYWORD_WEIGHT
 
     def _clause_at(self, place: int) -> Clause:
         return self._clauses[bisect_right(self._ends, place)]
@@ -184,6 +198,9 @@ class _Reader:
         before = self._folded[clause.start : start]
         if self._lexicon.not_before.search(before):
             return False
+        lead = self._lexicon.lead.match(before)
+        if lead:
+            before = before[lead.end() :]
         return "我" in before[1:] or not self._lexicon.of_others.match(before)
 
     def _read_people(self) -> None:
@@ -200,15 +217,14 @@ class _Reader:
         facts, found = self._facts, self._found
         facts.flags.update(found["cues"])
         is_adult = bool(found["adult"])
-        audience = next((name for name in ("minor", "campus") if name in found["audience"]), None)
-        facts.flags.add("adult" if is_adult or audience is None else audience)
+        names = (name for name in ("campus", "minor", "dorm") if name in found["audience"])
+        audience = "adult" if is_adult else next(names, "adult")
+        facts.flags.add("campus" if audience == "dorm" else audience)
         feelings = list(found["emotions"])
         for hole, feeling in zip(("feeling", "feeling2"), feelings, strict=False):
             facts.holes[hole] = feeling
-        facts.flags.add("distress" if feelings else "calm")
-        asks = [name for name in ("how", "why", "whether") if name in found["asks"]]
-        if asks:
-            facts.flags.add(asks[0])
+        heavy = facts.flags.intersection(self._lexicon.raw["heavy_cues"])
+        facts.flags.add("distress" if feelings or heavy else "calm")
         if found["scenes"]:
             facts.holes["scene"] = next(iter(found["scenes"]))
         n_han = len(_HAN.findall(self._text))
@@ -223,7 +239,6 @@ class _Reader:
     # --- quotations ------------------------------------------------------------------------------
 
     def _read_quotes(self) -> None:
-        holes = self._facts.holes
         taken: list[str] = []
         order = sorted(range(len(self._clauses)), key=lambda at: -self._scores[at])
         for at in order[:12]:
@@ -234,8 +249,7 @@ class _Reader:
                 taken.append(quote)
         self._read_asked(taken)
         self._read_retold(taken)
-        for hole, quote in zip(("quote", "quote2", "quote3"), taken, strict=False):
-            holes[hole] = quote
+        self._facts.quotes = taken
 
     def _quotable(self, clause: Clause) -> str | None:
         if "?" in clause.mark:
@@ -248,12 +262,17 @@ class _Reader:
         return _trim(text, folded, shortest, _MAX_QUOTE)
 
     def _read_asked(self, taken: list[str]) -> None:
+        lexicon = self._lexicon
         for clause in self._clauses:
             if "?" not in clause.mark:
                 continue
             asked = self._trim(clause, _MIN_QUOTE)
-            if asked and not any(asked in other or other in asked for other in taken):
+            if not asked or not lexicon.asked_start.match(asked):
+                continue
+            if not any(asked in other or other in asked for other in taken):
                 self._facts.holes["asked"] = asked
+                kinds = lexicon.asks.items()
+                self._facts.flags.update(name for name, words in kinds if words.search(asked))
                 return
 
     def _read_retold(self, taken: list[str]) -> None:
@@ -261,9 +280,7 @@ class _Reader:
             text = self._text[clause.start : clause.end]
             if not text.startswith("我") or "?" in clause.mark or "你" in text or "您" in text:
                 continue
-            if text.startswith(
-                ("我该", "我想问", "我是不是", "我要怎", "我应该", "我怎", "我想请")
-            ):
+            if _NOT_RETOLD.match(text):
                 continue
             retold = self._trim(clause, _MIN_RETOLD)
             if retold and len(_MENTION.findall(retold)) <= 2 and retold not in taken:
@@ -282,6 +299,9 @@ def _trim(text: str, folded: str, shortest: int, longest: int) -> str | None:
     lead = lexicon.lead.match(folded)
     if lead:
         text, folded = text[lead.end() :], folded[lead.end() :]
+    tail = lexicon.tail.search(folded)
+    if tail:
+        text, folded = text[: tail.start()], folded[: tail.start()]
     if (
         not shortest <= len(text) <= longest
         or not _PLAIN.fullmatch(text)

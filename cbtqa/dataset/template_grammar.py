@@ -5,8 +5,8 @@ A part is one or more whole sentences in a YAML list:
     night & not bereaved => (夜里|夜深的时候)，<feeling>往往(来得更凶|更难挡)。
 
 `(a|b)` is a choice, `<name>` a hole for a found fact, and what stands before `=>` are conditions:
-facts that must hold, or after `not` must not. A part is only taken where its holes can be filled, at
-most once in an answer, and rather not when a telling word of it was used before.
+facts that must hold, or after `not` must not. A part is only taken where its holes can be filled,
+at most once in an answer, and rather not when a telling word of it was used before.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from typing import NamedTuple
 from cbtqa.errors import DataError
 
 _NODE = re.compile(r"\((?P<options>[^()]*)\)|<(?P<hole>[a-z_0-9]+)>")
+ONCE = frozenset({"core", "asked", "retold", "thought2", "span"})
+"""Holes whose filling an answer repeats to the asker only once."""
 _TRIES = 4
 """Random picks in a list before it is walked in order; more only cost time."""
 
@@ -125,14 +127,36 @@ class Dice:
 
 
 class Writer:
-    """Writes one answer: keeps what was used, so that nothing is said twice."""
+    """Writes one answer: keeps what was used, so that nothing is said or quoted twice.
 
-    __slots__ = ("_dice", "_echoed", "_facts", "_holes", "_used")
+    Args:
+        flags: names of the facts that hold.
+        holes: facts that fill holes.
+        quotes: fillings of `<quote>`; each is used once, in order.
+    """
 
-    def __init__(self, facts: int, holes: Mapping[str, str], seed: int) -> None:
-        self._facts, self._holes, self._dice = facts, holes, Dice(seed)
+    __slots__ = ("_dice", "_echoed", "_facts", "_holes", "_lexis", "_quotes", "_used")
+
+    def __init__(
+        self,
+        lexis: Lexis,
+        flags: Iterable[str],
+        holes: Mapping[str, str],
+        quotes: Sequence[str],
+        seed: int,
+    ) -> None:
+        self._lexis, self._holes, self._dice = lexis, dict(holes), Dice(seed)
+        self._quotes = list(reversed(quotes))
+        self._facts = 0
+        for name in (*flags, *holes, *(("quote",) if quotes else ())):
+            self._facts |= lexis.facts.get(name, 0)
         self._used: set[int] = set()
         self._echoed = 0
+
+    def fill(self, name: str, text: str) -> None:
+        """Adds a filling that was itself written."""
+        self._holes[name] = text
+        self._facts |= self._lexis.fact(name)
 
     def chance(self, sides: int) -> bool:
         """True once in `sides`."""
@@ -166,7 +190,7 @@ class Writer:
             if isinstance(node, str):
                 said.append(node)
             elif isinstance(node, Hole):
-                said.append(self._holes[node.name])
+                said.append(self._filling(node.name))
             else:
                 option = node[self._dice.roll(len(node))]
                 if option.echoes & self._echoed:
@@ -174,6 +198,16 @@ class Writer:
                 self._echoed |= option.echoes
                 said.append(option.text)
         return "".join(said)
+
+    def _filling(self, name: str) -> str:
+        if name == "quote":
+            text = self._quotes.pop()
+            if not self._quotes:
+                self._facts &= ~self._lexis.fact(name)
+            return text
+        if name in ONCE:
+            self._facts &= ~self._lexis.fact(name)
+        return self._holes[name]
 
     def _fits(self, part: Part) -> bool:
         facts = self._facts
