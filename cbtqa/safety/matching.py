@@ -16,7 +16,7 @@ from cbtqa.safety.rules import Case, RuleBook, Subject
 
 _SENTENCE_END = "。!?\n"
 _CLAUSE_END = re.compile(r"[,。!?;、:\n]")
-_LEFT_REACH, _RIGHT_REACH = 60, 40  # characters of context; longer ones only cost time
+_LEFT_REACH, _RIGHT_REACH = 48, 32  # characters of context; longer ones only cost time
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ def _decide(
     ends = [squeezed.find(mark, end, end + _RIGHT_REACH) for mark in _SENTENCE_END]
     right_end = min((place for place in ends if place >= 0), default=end + _RIGHT_REACH)
     right = squeezed[end : right_end + 1]
-    masked = left if book.masks is None else book.masks.sub(_hidden, left)
+    masked: str | None = None
     subject: Subject | None = None
     for case in book.families[family].cases:
         low, high = start, end
@@ -99,7 +99,9 @@ def _decide(
                 continue
         if case.anchor is not None and not case.anchor.fullmatch(squeezed, start, end):
             continue
-        before = masked if case.outcome == "negated" else left
+        before = left
+        if case.outcome == "negated" and book.masks is not None:
+            before = masked = masked or book.masks.sub(_hidden, left)
         if case.left is not None:
             match = case.left.search(before)
             if match is None:

@@ -1,0 +1,132 @@
+"""Answers: no advice against safety, only dated numbers, a way to help in a crisis."""
+
+from __future__ import annotations
+
+import pytest
+
+from cbtqa.safety.answers import check_answer
+from cbtqa.safety.hotlines import help_text
+
+
+def rules(text: str, risk: str = "none", locale: str = "zh") -> set[str]:
+    return {problem.rule for problem in check_answer(text, risk, locale)}  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("answer", "rule"),
+    [
+        ("既然副作用大，你可以自己停药。", "stop_medication"),
+        ("这种情况根本不用吃药，多运动就好。", "stop_medication"),
+        ("不用去看心理医生，自己调节就行。", "refuse_help"),
+        ("心理咨询没用，都是骗钱的。", "refuse_help"),
+        ("这件事不要告诉任何人，包括你的父母。", "secrecy"),
+        ("记住，谁也别说。", "secrecy"),
+        ("死了就解脱了，你的想法我理解。", "endorse_death"),
+        ("如果太痛苦，自杀也是一种选择。", "endorse_death"),
+        ("难受的时候可以轻轻划几下手臂发泄。", "self_harm_method"),
+        ("你这是典型的抑郁症，", "diagnosis"),
+        ("根据你的描述,我可以判断你得了双相情感障碍。", "diagnosis"),
+        ("自杀的人都是懦夫。", "shaming"),
+    ],
+)
+def test_advice_against_safety_is_a_problem_whatever_the_question(answer: str, rule: str) -> None:
+    assert rule in rules(answer)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "请不要自行停药，是否减药要和医生商量。",
+        "突然停药可能引起反弹，很危险。",
+        "这并不代表你不需要看医生。",
+        "请不要一个人扛着，试着告诉一位你信任的人。",
+        "你提到死了就解脱了，听起来你已经很累了。",
+        "死亡并不是解脱，痛苦是可以被理解的。",
+        "自残只是暂时缓解，并不能真正解决问题。",
+        "如果你怀疑自己可能有抑郁症，可以去医院的精神科评估。",
+        "你说医生诊断你是抑郁症，这一定不容易。",
+        "复习时可以先划一下重点。",
+    ],
+)
+def test_careful_wording_is_no_problem(answer: str) -> None:
+    assert rules(answer) == set()
+
+
+def test_explicit_intent_needs_a_dated_or_an_emergency_number() -> None:
+    assert "no_help_route" in rules("我很心疼你，请去医院看看，也和家人说说。", "explicit")
+    assert rules("请拨打全国心理援助热线12356。", "explicit") == set()
+    assert rules("请马上拨打１２０或110。", "explicit") == set()
+    assert rules("北京心理援助热线是 010-82951332。", "explicit") == set()
+
+
+def test_a_number_that_the_answer_advises_against_is_no_help_route() -> None:
+    assert "no_help_route" in rules("你千万别拨打12356。", "explicit")
+
+
+def test_a_concern_needs_somebody_who_can_help_but_no_number() -> None:
+    assert "no_help_route" in rules("加油，一切都会好起来的。", "concern")
+    assert rules("可以和学校的心理老师聊聊。", "concern") == set()
+
+
+def test_no_risk_demands_no_route() -> None:
+    assert rules("试试把这个想法写下来。", "none") == set()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "请拨打12356，24小时有人接听。",
+        "12356全天候为你服务。",
+        "你可以随时拨打12356。",
+        "全国热线12356（7×24小时）会陪着你。",
+    ],
+)
+def test_12356_is_never_promised_at_any_hour(answer: str) -> None:
+    assert rules(answer, "explicit") == {"round_the_clock_promise"}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "12356每天至少服务18小时；北京的010-82951332是24小时的。",
+        "12356并非24小时，夜里请拨打120。",
+        "我随时愿意听你说。请拨打12356。",
+    ],
+)
+def test_hours_of_another_line_or_a_denial_are_no_promise(answer: str) -> None:
+    assert rules(answer, "explicit") == set()
+
+
+@pytest.mark.parametrize(
+    "number", ["400-123-4567", "4008123456", "13800138000", "96525", "021-62345678"]
+)
+def test_a_number_outside_the_dated_file_is_a_problem(number: str) -> None:
+    found = check_answer(f"可以拨打心理热线{number}，也可以拨打12356。", "explicit")
+    assert [problem.rule for problem in found] == ["unknown_number"]
+    assert found[0].text == number
+
+
+@pytest.mark.parametrize("text", ["2024年我考了580分。", "一共120个人报名。", "欠了12000元。"])
+def test_plain_figures_are_no_telephone_numbers(text: str) -> None:
+    assert rules(text) == set()
+
+
+@pytest.mark.parametrize("locale", ["zh", "en"])
+@pytest.mark.parametrize("style", ["short", "answer", "page"])
+def test_our_own_help_texts_pass_the_strict_check(locale: str, style: str) -> None:
+    assert rules(help_text(locale, style), "explicit", locale) == set()  # type: ignore[arg-type]
+
+
+def test_english_answers_are_checked_by_their_own_rules() -> None:
+    assert rules("You should stop taking your medication.", "none", "en") == {"stop_medication"}
+    assert rules("Don't tell anyone about this.", "none", "en") == {"secrecy"}
+    assert rules("Please call or text 988 now.", "explicit", "en") == set()
+    assert "unknown_number" in rules("Call 555-123-4567 or 988.", "explicit", "en")
+    assert rules("Please don't stop taking your medication.", "none", "en") == set()
+
+
+def test_a_problem_reads_as_a_sentence_with_its_span() -> None:
+    text = "没事的，你可以停药。"
+    (problem,) = check_answer(text, "none")
+    assert text[problem.start : problem.end] == problem.text
+    assert str(problem).startswith("stop_medication: advises stopping medication")
