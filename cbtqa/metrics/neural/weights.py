@@ -60,7 +60,9 @@ class Checkpoint:
     def sha256(self) -> str:
         """Of the weights; of the hashes of their parts when there are several."""
         hashes = [sha256_of(path) for path in self.files]
-        return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+        return (
+            hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+        )
 
     def beside(self, name: str) -> Path | None:
         """Another file of the checkpoint, or None when it has none of this name."""
@@ -92,7 +94,7 @@ def find_checkpoint(given: str, flag: str) -> Checkpoint:
         raise ConfigError(f"{flag}: {given} is not a folder with a model")
     given = str(path) if path.is_dir() else given
     find = _finder(given, flag)
-    config = find("config.json")
+    config = _finder(given, flag, is_needed=True)("config.json")
     if config is None:
         what = "a TensorFlow checkpoint" if find("saved_model.pb") else "no model of transformers"
         raise ConfigError(
@@ -114,7 +116,8 @@ def find_checkpoint(given: str, flag: str) -> Checkpoint:
     )
 
 
-def _finder(given: str, flag: str) -> Callable[[str], Path | None]:
+def _finder(given: str, flag: str, *, is_needed: bool = False) -> Callable[[str], Path | None]:
+    """Finds files by name; one that is needed and not to be had raises with the Hub's own words."""
     if Path(given).is_dir():
         folder = Path(given)
         return lambda name: folder / name if (folder / name).is_file() else None
@@ -122,7 +125,7 @@ def _finder(given: str, flag: str) -> Callable[[str], Path | None]:
 
     def find(name: str) -> Path | None:
         try:
-            found = hub.cached_file(given, name, _raise_exceptions_for_missing_entries=False)
+            found = hub.cached_file(given, name, _raise_exceptions_for_missing_entries=is_needed)
         except OSError as error:
             raise cannot_load(given, flag, error) from None
         return None if found is None else Path(found)
@@ -142,7 +145,9 @@ def cannot_load(given: str, flag: str, error: Exception) -> ConfigError:
 
 def _download_hint(given: str, flag: str) -> str:
     folder = given.rpartition("/")[2] or "NAME"
-    return f"where there is a network: hf download {given} --local-dir {folder}; then {flag} {folder}"
+    return (
+        f"where there is a network: hf download {given} --local-dir {folder}; then {flag} {folder}"
+    )
 
 
 def _read_tensors(path: Path) -> Mapping[str, Any]:

@@ -1,0 +1,288 @@
+"""BERTScore with bert-score's numbers. Source: Zhang et al., ICLR 2020; bert-score 0.3.13.
+
+The computation is our own: bert_score keeps every embedding of a call in memory (65 GB for 22,000
+pairs of 500 characters), fails on an empty text under transformers 5, sorts Chinese not at all,
+and signs a version that is not its own. On everything it can score, values are equal to it.
+
+    scorer = BertScorer(NeuralSettings(bertscore_model="weights/bert-base-chinese"))
+    BertScore(scorer).statistics(predictions, references)
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from cbtqa.errors import ConfigError, DataError
+from cbtqa.files import open_text, sha256_of
+from cbtqa.metrics.base import Floats
+from cbtqa.metrics.neural.encoder import Encoder, ReadText, known_models
+from cbtqa.metrics.neural.metric import NeuralMetric
+from cbtqa.metrics.neural.settings import NeuralSettings
+from cbtqa.metrics.neural.weights import require, versions
+from cbtqa.metrics.texts import Texts
+
+PAIRS_PER_BLOCK = 500
+"""Pairs whose reference embeddings are held: 0.8 GB at 512 tokens of 768 float32 numbers."""
+MOST_UNKNOWN = 0.5
+"""Share of unknown tokens from which a score says nothing about the texts."""
+Part = Literal["f1", "p", "r"]
+PARTS: tuple[Part, ...] = ("p", "r", "f1")
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One side of a block: what was read, embeddings and token weights."""
+
+    read: list[ReadText | None]
+    """None for a text without anything to read."""
+    embeddings: list[Any]
+    weights: list[Any]
+
+
+class BertScorer:
+    """Scores pairs; loads the model when first needed and keeps the last references' embeddings."""
+
+    def __init__(self, settings: NeuralSettings | None = None) -> None:
+        self.settings = settings or NeuralSettings()
+        self._references: dict[bool, tuple[tuple[str, ...], _Side]] = {}
+        self._pairs: dict[bool, tuple[Texts, Texts, Floats]] = {}
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The model; see `Encoder` for what may be wrong with it."""
+        return Encoder(self.settings)
+
+    @cached_property
+    def baseline(self) -> tuple[Floats, str]:
+        """Baseline P, R, F of the layer and the hash of their table.
+
+        Raises:
+            ConfigError: there is no table for this model, or it lacks the layer.
+        """
+        path = self.settings.bertscore_baseline
+        if path is None:
+            name = self.encoder.checkpoint.name.rpartition("/")[2]
+            table = known_models().get(name, {}).get("baseline")
+            if table is None:
+                raise ConfigError(
+                    f"no baseline to rescale {name} by is shipped",
+                    hint="name its table with --bertscore-baseline FILE, or report bertscore",
+                )
+            path = Path(str(files("cbtqa.metrics") / "baselines" / table))
+        return _read_baseline(path, self.encoder.layer), sha256_of(path)
+
+    @cached_property
+    def _idf(self) -> dict[int, float] | None:
+        """Weight of every token of the idf file, and under -1 that of tokens not in it."""
+        path = self.settings.bertscore_idf
+        if path is None:
+            return None
+        with open_text(path) as stream:
+            documents = [line for line in stream.read().splitlines() if line.strip()]
+        if not documents:
+            raise DataError("holds no document", where=str(path))
+        counts = Counter(token for read in self.encoder.read(documents) for token in set(read.ids))
+        n = len(documents)
+        weights = {token: math.log((n + 1) / (count + 1)) for token, count in counts.items()}
+        return weights | {-1: math.log(n + 1)}
+
+    # --- scoring ---------------------------------------------------------------------------------
+
+    def score(
+        self, predictions: Sequence[str], references: Sequence[str], *, is_windowed: bool = False
+    ) -> Floats:
+        """Precision, recall and F1 of each pair and what was read, shape (pairs, 7).
+
+        Columns: P, R, F1, prediction cut, reference cut, unknown tokens and tokens of the
+        prediction. A pair with a text of whitespace only scores 0, as bert_score means it to; NaN
+        stands where idf weighs every token of a text with 0.
+
+        Raises:
+            ConfigError: most tokens of a block are unknown to the model.
+        """
+        rows = []
+        for first in range(0, len(predictions), PAIRS_PER_BLOCK):
+            block = slice(first, first + PAIRS_PER_BLOCK)
+            theirs = self._reference_side(tuple(references[block]), is_windowed)
+            rows.append(self._score_block(predictions[block], theirs, is_windowed))
+        return np.concatenate(rows) if rows else np.empty((0, 7), np.float64)
+
+    def of_texts(self, predictions: Texts, references: Texts, *, is_windowed: bool) -> Floats:
+        """`score`, remembered for the last pair of sides, so that P, R and F1 cost one run."""
+        last = self._pairs.get(is_windowed)
+        if last is None or last[0] is not predictions or last[1] is not references:
+            scored = self.score(predictions.texts, references.texts, is_windowed=is_windowed)
+            last = self._pairs[is_windowed] = (predictions, references, scored)
+        return last[2]
+
+    def _reference_side(self, texts: tuple[str, ...], is_windowed: bool) -> _Side:
+        kept = self._references.get(is_windowed)
+        if kept is None or kept[0] != texts:
+            self._references.pop(is_windowed, None)  # freed before the next ones are made
+            kept = self._references[is_windowed] = (texts, self._side(texts, is_windowed))
+        return kept[1]
+
+    def _score_block(self, predictions: Sequence[str], theirs: _Side, is_windowed: bool) -> Floats:
+        rows = np.zeros((len(predictions), 7), np.float64)
+        # the longest first, so that pairs of like length are matched together
+        order = sorted(range(len(predictions)), key=lambda place: -len(predictions[place]))
+        size = self.settings.batch_size
+        for first in range(0, len(order), size):
+            places = order[first : first + size]
+            ours = self._side([predictions[place] for place in places], is_windowed)
+            self._match(rows, places, ours, theirs)
+        n_unknown, n_tokens = rows[:, 5].sum(), rows[:, 6].sum()
+        if n_tokens and n_unknown / n_tokens > MOST_UNKNOWN:
+            raise ConfigError(
+                f"{self.encoder.checkpoint.name} does not know {n_unknown / n_tokens:.0%} of the "
+                "tokens of the answers",
+                hint="take a model with a Chinese vocabulary: --bertscore-model bert-base-chinese",
+            )
+        return rows
+
+    def _side(self, texts: Sequence[str], is_windowed: bool) -> _Side:
+        torch = require("torch")
+        distinct = dict.fromkeys(text for text in texts if text.strip())
+        numbers = {text: number for number, text in enumerate(distinct)}
+        if is_windowed:
+            windowed = [self.encoder.read_windows(text) for text in numbers]
+            reads = [read for _, read in windowed]
+            groups = [windows for windows, _ in windowed]
+        else:
+            reads = self.encoder.read(list(numbers))
+            groups = [[read.ids] for read in reads]
+        flat = iter(self.encoder.embed([ids for group in groups for ids in group]))
+        embeddings = [_joined(torch, [next(flat) for _ in group]) for group in groups]
+        weights = [self._weights([token for ids in group for token in ids]) for group in groups]
+        place_of = [numbers.get(text) if text.strip() else None for text in texts]
+        return _Side(
+            [None if k is None else reads[k] for k in place_of],
+            [None if k is None else embeddings[k] for k in place_of],
+            [None if k is None else weights[k] for k in place_of],
+        )
+
+    def _weights(self, ids: Sequence[int]) -> Any:
+        torch, idf = require("torch"), self._idf
+        if idf is None:
+            values = [float(token not in self.encoder.special) for token in ids]
+        else:
+            values = [idf.get(token, idf[-1]) for token in ids]
+        weights = torch.tensor(values, device=self.encoder.device)
+        return weights / weights.sum()
+
+    def _match(self, rows: Floats, places: Sequence[int], ours: _Side, theirs: _Side) -> None:
+        """Fills the rows of one batch of pairs."""
+        pairs = []
+        for number, place in enumerate(places):
+            mine, other = ours.read[number], theirs.read[place]
+            if mine is not None:
+                rows[place, 5:7] = mine.n_unknown, mine.n_tokens
+            if mine is not None and other is not None:
+                rows[place, 3:5] = mine.is_cut, other.is_cut
+                pairs.append((number, place))
+        if not pairs:
+            return
+        precision, recall = _greedy(
+            [ours.embeddings[number] for number, _ in pairs],
+            [ours.weights[number] for number, _ in pairs],
+            [theirs.embeddings[place] for _, place in pairs],
+            [theirs.weights[place] for _, place in pairs],
+        )
+        for (_, place), p, r in zip(pairs, precision, recall, strict=True):
+            rows[place, :3] = p, r, 2 * p * r / (p + r) if p + r else 0.0
+
+
+def _joined(torch: Any, parts: list[Any]) -> Any:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _greedy(
+    ours: list[Any], our_weights: list[Any], theirs: list[Any], their_weights: list[Any]
+) -> tuple[list[float], list[float]]:
+    """Weighted means of each token's best cosine on the other side, both ways."""
+    torch = require("torch")
+    pad = torch.nn.utils.rnn.pad_sequence
+    with torch.inference_mode():
+        first, second = pad(ours, batch_first=True), pad(theirs, batch_first=True)
+        cosines = torch.bmm(first, second.transpose(1, 2)).float()
+        for number, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+            cosines[number, len(one) :, :] = -torch.inf
+            cosines[number, :, len(other) :] = -torch.inf
+        best, weights = cosines.amax(2), pad(our_weights, batch_first=True)
+        precision = (torch.where(best.isinf(), 0.0, best) * weights).sum(1)
+        best, weights = cosines.amax(1), pad(their_weights, batch_first=True)
+        recall = (torch.where(best.isinf(), 0.0, best) * weights).sum(1)
+    return precision.tolist(), recall.tolist()
+
+
+def _read_baseline(path: Path, layer: int) -> Floats:
+    with open_text(path) as stream:
+        rows = list(csv.DictReader(stream))
+    for row in rows:
+        if set(row) < {"LAYER", "P", "R", "F"}:
+            raise DataError("expected the columns LAYER, P, R, F", where=str(path))
+        if row["LAYER"] == str(layer):
+            return np.array([float(row[name]) for name in ("P", "R", "F")])
+    raise DataError(f"has no row for layer {layer}", where=str(path))
+
+
+class BertScore(NeuralMetric):
+    """One of precision, recall and F1, raw or rescaled by the model's baseline."""
+
+    def __init__(
+        self,
+        scorer: BertScorer,
+        part: Part = "f1",
+        *,
+        is_rescaled: bool = False,
+        is_windowed: bool = False,
+    ) -> None:
+        self.scorer, self.part = scorer, part
+        self.is_rescaled, self.is_windowed = is_rescaled, is_windowed
+        marks = ["" if part == "f1" else part, "rescaled" if is_rescaled else ""]
+        marks = [mark for mark in (*marks, "windowed" if is_windowed else "") if mark]
+        self.name = "_".join(["bertscore", *marks])
+        self.label = " ".join(["BERTScore", *(mark.upper()[:1] + mark[1:] for mark in marks)])
+        self.unit = "rescaled" if is_rescaled else "0-1"
+
+    def statistics(self, predictions: Texts, references: Texts) -> Floats:
+        """The columns of `neural.metric`."""
+        scored = self.scorer.of_texts(predictions, references, is_windowed=self.is_windowed)
+        column = PARTS.index(self.part)
+        values = scored[:, column].copy()
+        if self.is_rescaled:
+            baseline = self.scorer.baseline[0][column]
+            values = (values - baseline) / (1 - baseline)
+        is_scored = ~np.isnan(values)
+        rows = np.column_stack([np.where(is_scored, values, 0.0), is_scored, scored[:, 3:7]])
+        return rows.astype(np.float64)
+
+    def own_fields(self) -> tuple[tuple[str, str], ...]:
+        """Weights, vocabulary, layer, weighting, length, precision, libraries."""
+        encoder, settings = self.scorer.encoder, self.scorer.settings
+        idf = "no" if settings.bertscore_idf is None else sha256_of(settings.bertscore_idf)[:12]
+        fields: tuple[tuple[str, str], ...] = (
+            ("part", self.part),
+            ("model", encoder.checkpoint.name),
+            ("weights", encoder.sha256[:12]),
+            ("vocab", encoder.vocabulary_sha256()[:12]),
+            ("layer", str(encoder.layer)),
+            ("idf", idf),
+            ("max_length", str(encoder.max_length)),
+            ("long", "windowed" if self.is_windowed else "cut"),
+            ("empty", "0"),
+            ("dtype", settings.dtype),
+        )
+        if self.is_rescaled:
+            fields += (("baseline", self.scorer.baseline[1][:12]),)
+        return (*fields, ("like", "bert-score-0.3.13"), *versions("torch", "transformers"))
