@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cbtqa.distortions.clauses import split_clauses
+from cbtqa.distortions.clauses import Span, split_clauses
 from cbtqa.distortions.features import N_BUCKETS, encode_texts, hash_ngrams
 from cbtqa.distortions.labellers import Labels
 from cbtqa.distortions.patterns import PatternHit, PatternLabeller
@@ -29,7 +29,7 @@ from cbtqa.records import DistortionLabel
 
 Floats32 = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float64]
-_BATCH = 2048
+_BATCH = 1024
 
 ORDER_WEIGHTS = (1.0, 1.0, 0.7, 0.5)
 """Weight of the block of n-grams of length 1, 2, 3, 4; measured, see docs/distortions.md."""
@@ -65,10 +65,10 @@ class LinearModel:
 class _Scored(NamedTuple):
     probabilities: Floats
     """`(texts, types)`."""
-    by_character: Floats
-    """`(characters + 1, types)`: running sum of what each character's n-grams add."""
+    added: Floats32
+    """`(characters, types)`: what the n-grams and rules that begin at a character add."""
     starts: npt.NDArray[np.int64]
-    """`(texts,)`."""
+    """`(texts,)`: where each text's start mark stands among the characters."""
 
 
 class LinearLabeller:
@@ -109,30 +109,37 @@ class LinearLabeller:
     def _label_batch(self, texts: list[str]) -> list[Labels]:
         scored = self._score(texts)
         given = scored.probabilities >= self.model.thresholds
-        ids = self.taxonomy.ids
-        labels: list[list[DistortionLabel]] = [[] for _ in texts]
-        for row in np.flatnonzero(given.any(axis=1)):
-            text, start = texts[row], int(scored.starts[row]) + 1
-            spans = split_clauses(text)
-            columns = np.flatnonzero(given[row])
-            edges = np.array(spans) + start if spans else np.zeros((0, 2), int)
-            added = scored.by_character[edges[:, 1]] - scored.by_character[edges[:, 0]]
-            for column in columns[np.argsort(-scored.probabilities[row, columns])]:
-                evidence = spans[int(added[:, column].argmax())].of(text) if spans else None
-                labels[row].append(
-                    DistortionLabel(
-                        id=ids[column],
-                        evidence=evidence,
-                        labeller=self.name,
-                        confidence=float(scored.probabilities[row, column]),
+        rows = np.flatnonzero(given.any(axis=1)).tolist()
+        spans = [split_clauses(texts[row]) for row in rows]
+        evidence = iter(_heaviest_spans(scored, rows, spans))
+        labels: list[Labels] = [()] * len(texts)
+        for row, spans_here in zip(rows, spans, strict=True):
+            heaviest = next(evidence) if spans_here else []
+            found = [
+                DistortionLabel(
+                    id=type_id,
+                    evidence=spans_here[heaviest[column]].of(texts[row]) if heaviest else None,
+                    labeller=self.name,
+                    confidence=probability,
+                )
+                for column, (type_id, is_given, probability) in enumerate(
+                    zip(
+                        self.taxonomy.ids,
+                        given[row].tolist(),
+                        scored.probabilities[row].tolist(),
+                        strict=True,
                     )
                 )
-        return [tuple(found) for found in labels]
+                if is_given
+            ]
+            found.sort(key=lambda label: -(label.confidence or 0))
+            labels[row] = tuple(found)
+        return labels
 
     def _score(self, texts: Sequence[str]) -> _Scored:
         encoded = encode_texts(texts)
         n_types = len(self.taxonomy.ids)
-        added = np.zeros((len(encoded.codes) + 1, n_types), np.float32)
+        added = np.zeros((len(encoded.codes), n_types), np.float32)
         for weight, buckets in zip(
             ORDER_WEIGHTS, hash_ngrams(encoded, len(ORDER_WEIGHTS)), strict=True
         ):
@@ -140,37 +147,60 @@ class LinearLabeller:
             lengths = np.sqrt(np.add.reduceat(self._squares[rows], encoded.starts))
             scale = np.where(lengths > 0, weight / np.maximum(lengths, 1e-6), 0)
             scale = scale.astype(np.float32)[encoded.text_of]
-            added[1:] += self._weights[rows] * scale[:, None]
+            added += self._weights[rows] * scale[:, None]
         hits = self._rule_hits(texts)
-        scores = np.add.reduceat(added[1:], encoded.starts).astype(np.float64) + self.model.bias
-        for row, found in enumerate(hits):
-            for name in {name for hit in found for name in features_of_hit(hit)}:
-                scores[row] += RULE_WEIGHT * self.model.rule_coefficients[self._rule_row[name]]
-        self._add_hits(added, hits, encoded.starts)
+        scores = np.add.reduceat(added, encoded.starts).astype(np.float64) + self.model.bias
+        if any(hits):
+            self._add_hits(added, scores, hits, encoded.starts)
         slope, offset = self.model.platt.T.astype(np.float64)
         probabilities = 1 / (1 + np.exp(-np.clip(scores * slope + offset, -500, 500)))
-        running = np.cumsum(added, axis=0, dtype=np.float64)
-        return _Scored(probabilities, running, encoded.starts)
+        return _Scored(probabilities, added, encoded.starts)
 
     def _rule_hits(self, texts: Sequence[str]) -> list[list[PatternHit]]:
-        if self._patterns is None:
+        if self._patterns is None or not self._rule_row:
             return []
         return [self._patterns.find_hits(text) for text in texts]
 
     def _add_hits(
         self,
         added: Floats32,
+        scores: Floats,
         hits: list[list[PatternHit]],
         starts: npt.NDArray[np.int64],
     ) -> None:
-        """Lets a rule's weight count for the clause that it holds in."""
-        for start, found in zip(starts, hits, strict=False):
+        """Adds each rule once to its text's score, and to the clause of every hit."""
+        score_rows: list[int] = []
+        score_rules: list[int] = []
+        places: list[int] = []
+        place_rules: list[int] = []
+        for row, found in enumerate(hits):
+            once: set[int] = set()
             for hit in found:
-                for name in features_of_hit(hit):
-                    # `added` is shifted by one, and the text by its start mark
-                    added[start + hit.span.start + 2] += (
-                        RULE_WEIGHT * self.model.rule_coefficients[self._rule_row[name]]
-                    )
+                rules = [self._rule_row[name] for name in features_of_hit(hit)]
+                once.update(rules)
+                place = int(starts[row]) + 1 + hit.span.start
+                places += [place] * len(rules)
+                place_rules += rules
+            score_rows += [row] * len(once)
+            score_rules += once
+        weights = RULE_WEIGHT * self.model.rule_coefficients
+        np.add.at(scores, score_rows, weights[score_rules])
+        np.add.at(added, places, weights[place_rules])
+
+
+def _heaviest_spans(scored: _Scored, rows: list[int], spans: list[list[Span]]) -> list[list[int]]:
+    """For each text that has clauses, the clause that adds most to each type."""
+    edges: list[int] = []
+    for row, spans_here in zip(rows, spans, strict=True):
+        start = int(scored.starts[row]) + 1
+        for span in spans_here:
+            edges += (start + span.start, start + span.end)
+    if not edges:
+        return []
+    # every second sum is that of a clause, the others are of what lies between clauses
+    sums = np.add.reduceat(scored.added, edges)[::2]
+    cuts = np.cumsum([len(spans_here) for spans_here in spans if spans_here])[:-1]
+    return [part.argmax(axis=0).tolist() for part in np.split(sums, cuts)]
 
 
 def rule_features() -> tuple[str, ...]:

@@ -145,19 +145,20 @@ class PatternLabeller:
     def find_hits(self, text: str) -> list[PatternHit]:
         """Every place where a rule holds, in the order of the text."""
         hits: list[PatternHit] = []
-        clauses: list[Span] | None = None
+        clauses: list[Span] = []
         starts: list[int] = []
         for last, (length, triggers) in self._rules.automaton.iter(text):
-            if clauses is None:
+            if not clauses:
                 clauses = split_clauses(text)
-                starts = [clause.start for clause in clauses]
+                starts = [clause[0] for clause in clauses]
             start = last - length + 1
             clause = clauses[bisect_right(starts, start) - 1]
-            hits.extend(
-                PatternHit(trigger.rule, Span(start, last + 1), clause)
-                for trigger in triggers
-                if _holds(trigger, text, start, clause)
-            )
+            for rule, before in triggers:
+                found = before.search(text, clause[0], start) if before else None
+                if before and found is None:
+                    continue
+                if _holds(rule, text, found.start() if found else start):
+                    hits.append(PatternHit(rule, Span(start, last + 1), clause))
         return hits
 
     def find_key_thought(self, text: str) -> tuple[str, str | None]:
@@ -188,14 +189,11 @@ def _default_labeller() -> PatternLabeller:
     return PatternLabeller()
 
 
-def _holds(trigger: _Trigger, text: str, start: int, clause: Span) -> bool:
-    rule, before = trigger
-    if before is not None:
-        found = before.search(text, clause.start, start)
-        if found is None:
-            return False
-        start = found.start()
+def _holds(rule: PatternRule, text: str, start: int) -> bool:
+    """Whether what stands before a phrase leaves it the writer's own, meant thought."""
     context = text[max(0, start - _CONTEXT_LENGTH) : start]
+    if not context:
+        return True
     if not rule.negated and _NEGATED.search(context):
         return False
     if not rule.as_if and _SUPPOSED.search(context):
