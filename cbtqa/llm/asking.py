@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from cbtqa.errors import EndpointError, RateLimitError
 from cbtqa.llm.chat import ChatRequest, Fault, Reply
@@ -38,7 +38,8 @@ class ItemFailedError(Exception):
 class _Tries:
     """How often one request was sent, and in which format."""
 
-    started_at: float = field(default_factory=time.monotonic)
+    failing_since: float | None = None
+    """Monotonic time of the first failure; what came before was waiting for its turn."""
     floor: ResponseFormat = "json_schema"
     """The highest rung left to this request."""
     rung: ResponseFormat = "json_schema"
@@ -123,7 +124,11 @@ class Asker:
         self._gate.heed(received.headers, _total(usage) - paced)
         self._meter.paid(usage, estimate)
         if self._budget:
-            self._budget.spent = _sum_of(self._budget.spent, usage)
+            # a server that counts nothing must not make the budget endless
+            text = received.reply.text + (received.reply.reasoning or "")
+            guess = Usage(prompt_tokens=estimate, completion_tokens=estimate_tokens(text))
+            spent = usage if _total(usage) else guess
+            self._budget.spent = _sum_of(self._budget.spent, spent)
         return received.reply
 
     def _estimate(self, request: ChatRequest) -> int:
@@ -175,7 +180,8 @@ class Asker:
             tries.n_limited += 1
         elif not self._gate.is_suspect:
             tries.n_failed += 1
-        waited = time.monotonic() - tries.started_at
+        tries.failing_since = tries.failing_since or time.monotonic()
+        waited = time.monotonic() - tries.failing_since
         is_late = waited > self._limits.retry_for_s and not self._gate.is_suspect
         too_often = tries.n_failed > self._limits.max_retries or tries.n_limited > MOST_RATE_LIMITED
         if too_often or is_late:

@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 from pydantic import Field
 
+from cbtqa.errors import ConfigError
 from cbtqa.llm.chat import ChatRequest
 from cbtqa.records import Record, Usage
 
@@ -66,10 +67,18 @@ class Budget:
     """The most that a journal may cost, earlier runs included. What is in flight counts too."""
 
     max_cost: float | None = None
-    """In the price's currency; without a price it cannot be kept."""
+    """In the price's currency."""
     max_tokens: int | None = None
     price: Price | None = None
     spent: Usage = field(default_factory=Usage)
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError when money is limited and nobody knows the price."""
+        if self.max_cost is not None and self.price is None:
+            raise ConfigError(
+                "a budget in money needs a price",
+                hint="add --price-in and --price-out (per million tokens), or limit the tokens",
+            )
 
     def is_used_up(self, more: Usage) -> bool:
         """True when `more` tokens on top of what is spent would pass the limit."""

@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-import aiohttp
-
 from cbtqa.errors import EndpointError, EndpointTimeoutError
 from cbtqa.llm.chat import Reply
 from cbtqa.llm.endpoint import Endpoint
@@ -85,6 +83,9 @@ class HttpTransport:
         self._url = f"{endpoint.base_url}/chat/completions"
 
     async def __aenter__(self) -> Self:
+        import aiohttp
+
+        self._aiohttp = aiohttp
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=300),
             headers=self._endpoint.headers(),
@@ -98,6 +99,7 @@ class HttpTransport:
         await self._session.close()
 
     async def send(self, body: dict[str, Any], timeout_s: float) -> Received:
+        aiohttp = self._aiohttp
         data = _ENCODER.encode(body).encode()
         timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
         start = time.perf_counter()

@@ -1,7 +1,7 @@
 """Our engine, curator and distilabel against the same endpoint: rate and CPU of the process tree.
 
     python -m venv /tmp/curator && /tmp/curator/bin/pip install bespokelabs-curator
-    python -m venv /tmp/distilabel && /tmp/distilabel/bin/pip install 'distilabel[openai]'
+    python -m venv /tmp/distilabel && /tmp/distilabel/bin/pip install 'distilabel[openai]' requests
     python scripts/bench/engine_peers.py --curator /tmp/curator --distilabel /tmp/distilabel
 
 Every client asks the same questions, 256 in flight at 1 s, without retries of its own making. A
@@ -25,6 +25,11 @@ from engine import ask, endpoint, say
 
 CURATOR = """
 import os, sys
+from importlib.util import find_spec
+from pathlib import Path
+# curator counts tokens with a vocabulary that it would fetch; litellm brings a copy
+own = Path(find_spec("litellm").origin).parent / "litellm_core_utils" / "tokenizers"
+os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(own))
 os.environ["CURATOR_VIEWER"] = "0"
 os.environ["TELEMETRY_ENABLED"] = "false"
 from bespokelabs import curator
@@ -98,7 +103,7 @@ def measure(name: str, python: str, code: str, arguments: argparse.Namespace) ->
                 env=os.environ | {"OPENAI_API_KEY": "none", "HF_HUB_OFFLINE": "1"},
                 check=False,
             )
-            failure = ended.stderr.strip().splitlines()[-1:] if ended.returncode else None
+            failure = ended.stderr.strip().splitlines()[-3:] if ended.returncode else None
         except subprocess.TimeoutExpired:
             failure = [f"did not end within {arguments.timeout} s"]
         wall = time.perf_counter() - start
@@ -113,7 +118,7 @@ def measure(name: str, python: str, code: str, arguments: argparse.Namespace) ->
             answered=stats["answered"].get("ok", 0),
             wall_s=round(wall, 1),
             span_at_endpoint_s=stats["span_s"],
-            of_limit_while_asking=round(stats["requests"] / stats["span_s"] / limit, 3),
+            of_limit_while_asking=round(stats["requests"] / max(stats["span_s"], 1e-3) / limit, 3),
             cpu_s_per_1000=round(1000 * cpu / max(1, stats["requests"]), 2),
             peak_in_flight=stats["peak_in_flight"],
         )

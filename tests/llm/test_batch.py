@@ -340,6 +340,19 @@ def test_a_budget_in_money_stops_too(journal: Journal) -> None:
     assert cost is not None and 500 <= cost <= 1000
 
 
+def test_a_budget_holds_where_the_server_counts_no_tokens(journal: Journal) -> None:
+    silent = ok("好" * 100, prompt_tokens=0, completion_tokens=0)
+    items = [f"词{number}" for number in range(100)]
+    with ScriptedEndpoint(silent) as server, pytest.raises(BatchStoppedError, match="budget"):
+        run(server, journal, items, budget=Budget(max_tokens=2000))
+    assert 5 <= server.n_paid <= 33
+
+
+def test_a_budget_in_money_without_a_price_is_refused() -> None:
+    with pytest.raises(ConfigError, match="price"):
+        Budget(max_cost=5)
+
+
 def test_a_key_in_work_or_done_is_not_sent_twice(journal: Journal) -> None:
     with ScriptedEndpoint(scripted.slow(ok("好"), 0.02)) as server:
         summary = run(server, journal, ["一", "二", "一", "二", "一"] * 60)
