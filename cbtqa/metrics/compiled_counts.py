@@ -45,7 +45,7 @@ def _table(longest: int) -> Table:
 
 
 @compiled
-def _slot(table: Table, stamp: int, key: int) -> int:
+def _slot(table: Table, stamp: int, key: int) -> Array:
     mask = table.keys.shape[0] - 1
     mixed = np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)
     place = np.int64(mixed >> np.uint64(44)) & mask

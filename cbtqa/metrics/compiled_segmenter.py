@@ -22,17 +22,17 @@ OTHER, WORD_CHARACTER, HAN = 0, 1, 2
 FIRST_HAN, LAST_HAN = 0x4E00, 0x9FD5
 PLANE = 0x10000
 """Blocks lie in the basic plane, so tables by character end there."""
-CHARACTER_BITS = 21
+CHARACTER_BITS, NODE_BITS = 16, 24
+"""An entry packs a node, a character and the child's node into 64 bits: one look in memory."""
 NO_WORD = 1.0
 """Weight of a trie node that ends no word; real weights are logarithms below 0."""
 B, M, E, S = 0, 1, 2, 3
 
 
 class Trie(NamedTuple):
-    """A hash table from (node, character) to child, and each node's weight."""
+    """A hash table of (node, character, child) in one number each, and each node's weight."""
 
-    keys: Array
-    children: Array
+    entries: Array
     roots: Array
     """Node of each first character; 0 for none."""
     weights: Array
@@ -58,27 +58,32 @@ class Scratch(NamedTuple):
 
 
 @compiled
-def _slot(keys: Array, key: int) -> int:
-    """Where the key is, or where it would go."""
-    mask = keys.shape[0] - 1
-    place = np.int64((np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(40)) & mask
-    while keys[place] != -1 and keys[place] != key:
-        place = (place + 1) & mask
+def _slot(entries: Array, key: Array) -> Array:
+    """Where the entry of the key is, or where it would go."""
+    mask = np.uint64(entries.shape[0] - 1)
+    place = ((key * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(32)) & mask
+    while entries[place] != 0 and entries[place] >> np.uint64(NODE_BITS) != key:
+        place = (place + np.uint64(1)) & mask
     return place
 
 
 @compiled
-def _child(trie: Trie, node: int, character: int) -> int:
-    place = _slot(trie.keys, (np.int64(node) << CHARACTER_BITS) | np.int64(character))
-    return trie.children[place] if trie.keys[place] != -1 else 0
+def _key(node: Array, character: Array) -> Array:
+    return (np.uint64(node) << np.uint64(CHARACTER_BITS)) | np.uint64(character)
+
+
+@compiled
+def _child(entries: Array, node: Array, character: Array) -> Array:
+    """The child's number; 0 for none."""
+    entry = entries[_slot(entries, _key(node, character))]
+    return np.int64(entry & np.uint64((1 << NODE_BITS) - 1))
 
 
 @compiled
 def _build(codes: Array, offsets: Array, weights: Array, capacity: int) -> Array:
-    keys = np.full(capacity, -1, np.int64)
-    children = np.zeros(capacity, np.int32)
-    roots = np.zeros(PLANE, np.int32)
-    of_node = np.full(capacity, NO_WORD)
+    entries = np.zeros(capacity, np.uint64)
+    roots = np.zeros(PLANE, np.int64)
+    of_node = np.full(codes.shape[0] + 1, NO_WORD)
     n_nodes = 1
     for word in range(weights.shape[0]):
         start = offsets[word]
@@ -88,54 +93,57 @@ def _build(codes: Array, offsets: Array, weights: Array, capacity: int) -> Array
             roots[codes[start]] = node
             n_nodes += 1
         for index in range(start + 1, offsets[word + 1]):
-            key = (np.int64(node) << CHARACTER_BITS) | codes[index]
-            place = _slot(keys, key)
-            if keys[place] == -1:
-                keys[place] = key
-                children[place] = n_nodes
+            key = _key(node, codes[index])
+            place = _slot(entries, key)
+            if entries[place] == 0:
+                entries[place] = (key << np.uint64(NODE_BITS)) | np.uint64(n_nodes)
                 n_nodes += 1
-            node = children[place]
+            node = np.int64(entries[place] & np.uint64((1 << NODE_BITS) - 1))
         of_node[node] = weights[word]
-    return keys, children, roots, of_node[:n_nodes].copy()
+    return entries, roots, of_node[:n_nodes].copy()
 
 
 @compiled
 def _find_best_ends(codes: Array, first: int, last: int, trie: Trie, work: Scratch) -> None:
     """Fills `work.ends` with the length of the word at each place of the best path."""
+    # arrays out of their tuples first: numba counts references at each access inside one
+    entries, roots, weights, unknown = trie
+    score, ends = work.score, work.ends
     size = last - first
-    work.score[size] = 0.0
+    score[size] = 0.0
     for place in range(size - 1, -1, -1):
-        node = trie.roots[codes[first + place]]
+        node = roots[codes[first + place]]
         best = 0.0
         best_length = 0
         length = 1
         while node != 0:
-            if trie.weights[node] != NO_WORD:
-                total = trie.weights[node] + work.score[place + length]
+            if weights[node] != NO_WORD:
+                total = weights[node] + score[place + length]
                 if best_length == 0 or total >= best:
                     best = total
                     best_length = length
             if place + length >= size:
                 break
-            node = _child(trie, node, codes[first + place + length])
+            node = _child(entries, node, codes[first + place + length])
             length += 1
         if best_length == 0:
-            best = trie.unknown + work.score[place + 1]
+            best = unknown + score[place + 1]
             best_length = 1
-        work.score[place] = best
-        work.ends[place] = best_length
+        score[place] = best
+        ends[place] = best_length
 
 
 @compiled
 def _find_states(codes: Array, first: int, last: int, model: Model, work: Scratch) -> None:
     """Fills `work.state` by Viterbi; of equal paths the one from the later letter, B E M S."""
-    value, back, trans = work.value, work.back, model.trans
+    value, back, states = work.value, work.back, work.state
+    emit, start, trans = model
     for state in range(4):
-        value[0, state] = model.start[state] + model.emit[state, codes[first] - FIRST_HAN]
+        value[0, state] = start[state] + emit[state, codes[first] - FIRST_HAN]
     for place in range(1, last - first):
         character = codes[first + place] - FIRST_HAN
         for state, one, other in ((B, E, S), (M, B, M), (E, B, M), (S, E, S)):
-            emitted = model.emit[state, character]
+            emitted = emit[state, character]
             by_one = value[place - 1, one] + trans[one, state] + emitted
             by_other = value[place - 1, other] + trans[other, state] + emitted
             if by_other >= by_one:
@@ -147,19 +155,20 @@ def _find_states(codes: Array, first: int, last: int, model: Model, work: Scratc
     end = last - first - 1
     state = S if value[end, S] >= value[end, E] else E
     for place in range(end, -1, -1):
-        work.state[place] = state
+        states[place] = state
         if place > 0:
             state = back[place, state]
 
 
 @compiled
-def _is_word(codes: Array, first: int, last: int, trie: Trie) -> bool:
-    node = trie.roots[codes[first]]
+def _is_word(codes: Array, first: int, last: int, trie: Trie) -> Array:
+    entries, roots, weights, _ = trie
+    node = roots[codes[first]]
     for place in range(first + 1, last):
         if node == 0:
             return False
-        node = _child(trie, node, codes[place])
-    return node != 0 and trie.weights[node] != NO_WORD
+        node = _child(entries, node, codes[place])
+    return node != 0 and weights[node] != NO_WORD
 
 
 @compiled
@@ -346,11 +355,7 @@ class CompiledSegmenter:
     """Cuts blocks of texts straight into numbered words."""
 
     def __init__(self, tables: JiebaTables) -> None:
-        words = list(tables.log_weights)
-        points = code_points(words)
-        weights = np.array(list(tables.log_weights.values()))
-        parts = _build(points.symbols, points.offsets, weights, _capacity(len(points.symbols)))
-        self._trie = Trie(*parts, tables.unknown)
+        self._trie = _trie(tables)
         emit = np.full((len(STATES), LAST_HAN - FIRST_HAN + 1), MIN_FLOAT)
         for row, state in enumerate(STATES):
             for character, weight in tables.emit[state].items():
@@ -382,6 +387,12 @@ class CompiledSegmenter:
         return Sequences(table[numbers], before)
 
 
-def _capacity(n_characters: int) -> int:
-    """A power of two, at most half full."""
-    return 1 << (2 * n_characters).bit_length()
+def _trie(tables: JiebaTables) -> Trie:
+    # a character beyond the basic plane stands in no block, so its words are never met
+    words = [word for word in tables.log_weights if ord(max(word)) < PLANE]
+    points = code_points(words)
+    assert len(points.symbols) < 1 << NODE_BITS
+    weights = np.array([tables.log_weights[word] for word in words])
+    capacity = 1 << (2 * len(points.symbols)).bit_length()  # at most half full
+    entries, roots, of_node = _build(points.symbols, points.offsets, weights, capacity)
+    return Trie(entries, roots, of_node, tables.unknown)

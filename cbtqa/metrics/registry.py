@@ -19,6 +19,7 @@ from cbtqa.metrics.bleu import Bleu
 from cbtqa.metrics.chrf import Chrf
 from cbtqa.metrics.corpus import CorpusMetric
 from cbtqa.metrics.diversity import Distinct, OpeningRepetition, SelfBleu
+from cbtqa.metrics.help_route import HelpRoute
 from cbtqa.metrics.labels import DistortionAgreement
 from cbtqa.metrics.length import Length, LengthRatio
 from cbtqa.metrics.meteor import Meteor
@@ -44,6 +45,7 @@ METRICS: dict[str, Factory] = {
     "cbt_steps": StepsInOrder,
     "cbt_complete": StructureComplete,
     "distortion_micro_f1": partial(DistortionAgreement, "micro"),
+    "help_route": HelpRoute,
     "length": Length,
     "length_ratio": LengthRatio,
     "distinct_1": partial(Distinct, 1),
@@ -59,7 +61,7 @@ PAPER: dict[str, Factory] = {
 PRESETS: dict[str, tuple[str, ...]] = {
     "default": (
         *("bleu_zh", "chrf2", "meteor_jieba", "rouge_l_jieba", "rouge_l_char"),
-        *("cbt_record", "cbt_steps", "cbt_complete", "distortion_micro_f1"),
+        *("cbt_record", "cbt_steps", "cbt_complete", "distortion_micro_f1", "help_route"),
         *("length", "length_ratio", "distinct_1", "distinct_2", "self_bleu", "opening_repetition"),
     ),
     "lexical": ("bleu_zh", "bleu_jieba", "chrf2", "meteor_jieba"),

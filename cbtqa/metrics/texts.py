@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 
 import numpy as np
 
@@ -40,28 +41,30 @@ class Reading:
         self.words = Vocabulary()
         self.zh = ZhTokens()
         self._folded = Vocabulary()
-        self._lower: list[int] = []
-        self._stem: list[int] = []
-        self._is_space: list[bool] = []
+        self._lower = np.empty(0, np.int64)
+        self._stem = np.empty(0, np.int64)
+        self._is_space = np.empty(0, np.bool_)
 
     def _grow(self) -> None:
         """Lower case and stem of the words that came since the last call."""
-        for word in list(self.words)[len(self._lower) :]:
-            lower = word.lower()
-            self._lower.append(self._folded[lower])
-            self._stem.append(self._folded[stem(lower)])
-            self._is_space.append(word.isspace())
+        new = list(islice(self.words, len(self._lower), None))
+        if new:
+            lower = [word.lower() for word in new]
+            number = self._folded.__getitem__
+            self._lower = np.append(self._lower, list(map(number, lower)))
+            self._stem = np.append(self._stem, list(map(number, map(stem, lower))))
+            self._is_space = np.append(self._is_space, [word.isspace() for word in new])
 
     def without_spaces(self, words: Sequences) -> Sequences:
         """Words that are not whitespace."""
         self._grow()
-        return words.kept(~np.array(self._is_space, np.bool_)[words.symbols])
+        return words.kept(~self._is_space[words.symbols])
 
     def folded(self, words: Sequences) -> tuple[Sequences, Ints]:
         """The words in lower case, and the number of each one's stem in the same numbering."""
         self._grow()
-        lower = np.array(self._lower, np.int64)[words.symbols]
-        return Sequences(lower, words.offsets), np.array(self._stem, np.int64)[words.symbols]
+        lower = Sequences(self._lower[words.symbols], words.offsets)
+        return lower, self._stem[words.symbols]
 
 
 class Texts:

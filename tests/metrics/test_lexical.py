@@ -1,0 +1,213 @@
+"""Lexical metrics against the programs whose values they promise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from sacrebleu.metrics import BLEU, CHRF
+
+from cbtqa.metrics.base import Metric
+from cbtqa.metrics.bleu import Bleu
+from cbtqa.metrics.chrf import Chrf
+from cbtqa.metrics.engines import Engine
+from cbtqa.metrics.meteor import Meteor
+from cbtqa.metrics.porter import stem
+from cbtqa.metrics.rouge import Rouge
+from cbtqa.metrics.texts import Item, Reading, Texts
+from tests.metrics.conftest import random_pairs
+
+CORPUS = [
+    (Bleu("zh"), "bleu_zh"),
+    (Bleu("char"), "bleu_char"),
+    (Bleu("jieba"), "bleu_jieba_none"),
+    (Chrf(), "chrf2"),
+    (Meteor("jieba"), "meteor_jieba_mean"),
+    (Meteor("char"), "meteor_char_mean"),
+]
+PER_CASE = [
+    (Bleu("zh"), "bleu_zh_effective_order"),
+    (Bleu("jieba"), "bleu_jieba_effective_order"),
+    (Chrf(), "chrf2"),
+    (Meteor("jieba"), "meteor_jieba"),
+    (Meteor("char"), "meteor_char"),
+    *(
+        (Rouge(kind, tokens), f"rouge{kind.upper()}_f_{tokens}")  # type: ignore[arg-type]
+        for kind in ("1", "2", "l")
+        for tokens in ("jieba", "char")
+    ),
+]
+
+
+class NoWordNet:
+    """Knows no synonym, as nltk's WordNet knows none in Chinese."""
+
+    @staticmethod
+    def synsets(_word: str) -> list[str]:
+        return []
+
+
+def read(predictions: list[str], references: list[str], engine: Engine) -> tuple[Texts, Texts]:
+    """Both sides, read in one numbering."""
+    reading = Reading(engine)
+    return (
+        Texts([Item(text) for text in predictions], reading),
+        Texts([Item(text) for text in references], reading),
+    )
+
+
+@pytest.mark.parametrize("system", ["a", "b"])
+@pytest.mark.parametrize(("metric", "key"), CORPUS, ids=lambda value: getattr(value, "name", value))
+def test_corpus_scores_are_the_golden_ones(
+    golden: dict[str, Any], engine: Engine, system: str, metric: Metric, key: str
+) -> None:
+    ours, theirs = read(golden["inputs"][system], golden["inputs"]["ref"], engine)
+    expected = golden[system]["corpus"][key]
+    expected = expected["score"] if isinstance(expected, dict) else expected
+    assert metric.from_sums(metric.statistics(ours, theirs).sum(0)) == pytest.approx(
+        expected, abs=1e-6
+    )
+
+
+@pytest.mark.parametrize("system", ["a", "b"])
+@pytest.mark.parametrize(
+    ("metric", "key"), PER_CASE, ids=lambda value: getattr(value, "name", value)
+)
+def test_each_pair_scores_as_the_golden_one(
+    golden: dict[str, Any], engine: Engine, system: str, metric: Metric, key: str
+) -> None:
+    ours, theirs = read(golden["inputs"][system], golden["inputs"]["ref"], engine)
+    scores = metric.per_pair(metric.statistics(ours, theirs))
+    expected = golden[system]["per_case"][key]
+    assert scores == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "bleu", "chrf", "meteor"),
+    [
+        ("", "你好", 0, 0, 0),
+        ("你好", "", 0, 0, 0),
+        ("好", "好", 100, 100, 0.5),
+        ("我很好", "我很好", 100, 100, 0.981481),
+        ("“好”——", "“好”——", 100, 100, 0.996),
+        ("我很开心😊", "我很开心😊", 100, 100, 0.992188),
+        ("𠮷野家", "𠮷野家", 100, 100, 0.9375),
+    ],
+)
+def test_edge_cases(
+    engine: Engine, prediction: str, reference: str, bleu: float, chrf: float, meteor: float
+) -> None:
+    ours, theirs = read([prediction], [reference], engine)
+    found = [m.per_pair(m.statistics(ours, theirs))[0] for m in (Bleu(), Chrf(), Meteor())]
+    assert found == pytest.approx([bleu, chrf, meteor], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("metric", "theirs"),
+    [
+        (Bleu("zh"), lambda: BLEU(tokenize="zh")),
+        (Bleu("char"), lambda: BLEU(tokenize="char")),
+        (Chrf(), CHRF),
+    ],
+    ids=["bleu_zh", "bleu_char", "chrf2"],
+)
+def test_statistics_equal_sacrebleu_row_by_row_on_random_text(
+    engine: Engine, metric: Metric, theirs: Callable[[], Any]
+) -> None:
+    predictions, references = random_pairs(2_000, seed=5)
+    expected = theirs()._extract_corpus_statistics(predictions, [references])
+    found = metric.statistics(*read(predictions, references, engine))
+    assert np.array_equal(found, np.array(expected))
+
+
+def test_bleu_on_words_equals_sacrebleu_on_jieba_joined_text(
+    engine: Engine, jieba_cut: Any
+) -> None:
+    predictions, references = random_pairs(1_000, seed=6)
+    bleu = BLEU(tokenize="none", force=True)
+    expected = bleu._extract_corpus_statistics(
+        [" ".join(jieba_cut(text)) for text in predictions],
+        [[" ".join(jieba_cut(text)) for text in references]],
+    )
+    found = Bleu("jieba").statistics(*read(predictions, references, engine))
+    assert np.array_equal(found, np.array(expected))
+
+
+def test_scores_equal_sacrebleu_down_to_degenerate_corpora(engine: Engine) -> None:
+    """Short and unmatched texts, where smoothing and missing orders decide."""
+    predictions, references = random_pairs(400, seed=8)
+    predictions += ["好", "你好", "啊", "", "我很"]
+    references += ["好", "你坏", "噢", "我", ""]
+    corpus, single = BLEU(tokenize="zh"), BLEU(tokenize="zh", effective_order=True)
+    metric = Bleu("zh")
+    statistics = metric.statistics(*read(predictions, references, engine))
+    for size in (1, 2, 5):
+        for first in range(0, len(predictions) - size, size):
+            part = slice(first, first + size)
+            expected = corpus.corpus_score(predictions[part], [references[part]]).score
+            assert metric.from_sums(statistics[part].sum(0)) == pytest.approx(expected, abs=1e-9)
+    each = [single.sentence_score(p, [r]).score for p, r in zip(predictions, references, strict=True)]
+    assert metric.per_pair(statistics) == pytest.approx(each, abs=1e-9)
+
+
+@pytest.mark.parametrize("tokens", ["jieba", "char"])
+def test_meteor_equals_nltk_on_random_text(engine: Engine, jieba_cut: Any, tokens: str) -> None:
+    meteor = pytest.importorskip("nltk.translate.meteor_score")
+    predictions, references = random_pairs(1_500, seed=9)
+    cut = jieba_cut if tokens == "jieba" else list
+
+    def words(text: str) -> list[str]:
+        return [word for word in cut(text) if not word.isspace()]
+
+    expected = [
+        meteor.meteor_score([words(r)], words(p), wordnet=NoWordNet())
+        for p, r in zip(predictions, references, strict=True)
+    ]
+    found = Meteor(tokens).values(*read(predictions, references, engine))  # type: ignore[arg-type]
+    assert np.abs(found - expected).max() < 1e-12
+
+
+@pytest.mark.parametrize("tokens", ["jieba", "char"])
+def test_rouge_equals_rouge_score_given_the_same_tokens(
+    engine: Engine, jieba_cut: Any, tokens: str
+) -> None:
+    rouge_scorer = pytest.importorskip("rouge_score.rouge_scorer")
+    predictions, references = random_pairs(500, seed=10)
+
+    class Tokens:
+        @staticmethod
+        def tokenize(text: str) -> list[str]:
+            cut = jieba_cut(text) if tokens == "jieba" else list(text)
+            return [word for word in cut if not word.isspace()]
+
+    scorer = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"], tokenizer=Tokens())
+    expected = [scorer.score(r, p) for p, r in zip(predictions, references, strict=True)]
+    sides = read(predictions, references, engine)
+    for kind in ("1", "2", "l"):
+        found = Rouge(kind, tokens).values(*sides)  # type: ignore[arg-type]
+        theirs = [scores[f"rouge{kind.upper()}"].fmeasure for scores in expected]
+        assert np.abs(found - theirs).max() < 1e-12
+
+
+def test_stems_equal_nltk() -> None:
+    porter = pytest.importorskip("nltk.stem.porter")
+    parts = "a re con hop fil run sky y happ logi troubl tann fall siz nation oper i o 我 卡拉 cry".split()
+    endings = (
+        "ed ing s es ies ied eed y alli logi ational tional ation bli abli ization ness ful "
+        "fulli icate ement ion tion sion er e ll al ance ive izer eli ousli ator iti ate"
+    ).split()
+    words = [a + b + c for a in parts for b in ["", *endings] for c in ["", *endings]]
+    words += ["dying", "news", "flies", "", "a", "be", "agreed", "feed", "hoping", "sized"]
+    reference = porter.PorterStemmer()
+    assert [word for word in words if stem(word) != reference.stem(word)] == []
+
+
+def test_the_paper_scale_is_a_hundredth_and_says_so(golden: dict[str, Any], engine: Engine) -> None:
+    sides = read(golden["inputs"]["a"], golden["inputs"]["ref"], engine)
+    percent, share = Bleu("jieba"), Bleu("jieba", is_percent=False)
+    statistics = percent.statistics(*sides).sum(0)
+    assert share.from_sums(statistics) * 100 == pytest.approx(percent.from_sums(statistics))
+    assert (percent.unit, share.unit) == ("0-100", "0-1")
+    assert str(percent.signature()) != str(share.signature())
