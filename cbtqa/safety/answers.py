@@ -52,6 +52,7 @@ class HelpWording(Record):
     round_the_clock_denied: str
     number: str
     number_after_cue: str
+    counted: str
     number_denied: str
 
 
@@ -110,11 +111,7 @@ def _numbers(folded: str, locale: Locale) -> Iterator[_NamedNumber]:
     wording = _wording(locale)
     spans = {match.span() for match in wording["number"].finditer(folded)}
     spans |= {match.span(1) for match in wording["number_after_cue"].finditer(folded)}
-    known = "|".join(
-        re.escape(number) for number in sorted(load_hotlines().locales[locale].numbers)
-    )
-    bare = re.sub(r"(\\?\d)(?=\\?\d)", r"\1-?", known)
-    spans |= {match.span() for match in re.finditer(rf"(?<![\d.-])(?:{bare})(?![\d-])", folded)}
+    spans |= {match.span() for match in wording["known"].finditer(folded)}
     for start, end in sorted(spans):
         if any(a <= start and end <= b and (a, b) != (start, end) for a, b in spans):
             continue
@@ -185,4 +182,9 @@ def _missing_route(
 def _wording(locale: Locale) -> dict[str, re.Pattern[str]]:
     text = files(__package__).joinpath("rules/help_routes.yaml").read_text(encoding="utf-8")
     entry = HelpWording.model_validate(yaml.safe_load(text)[locale])
-    return {name: re.compile(pattern) for name, pattern in entry}
+    numbers = load_hotlines().locales[locale].numbers
+    known = "|".join("-?".join(number) for number in sorted(numbers, key=len, reverse=True))
+    return {
+        **{name: re.compile(pattern) for name, pattern in entry},
+        "known": re.compile(rf"(?<![\d.-])(?:{known})(?![\d-]|{entry.counted})"),
+    }

@@ -1,0 +1,106 @@
+"""Speed of the crisis screen, and how it grades the two invented lists.
+
+    python scripts/bench/safety.py                      # invented questions and both lists
+    python scripts/bench/safety.py --texts FILE         # your own texts as the speed sample
+    python scripts/bench/safety.py --texts FILE --column text --chars 0    # as they are, uncut
+
+The speed sample is cut to pieces of --chars characters (150, as the target says). Time is CPU
+time of one process; the best of --repeats runs counts, since other work on the machine only
+ever adds. Prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cbtqa.psyqa import bundled_sample_path
+from cbtqa.safety.answers import check_answer
+from cbtqa.safety.evaluation import share
+from cbtqa.safety.personal_data import scrub
+from cbtqa.safety.screen import screen
+from cbtqa.safety.texts import read_texts
+
+LISTS = Path(__file__).parents[2] / "tests" / "safety"
+
+
+def speed_sample(path: Path, columns: list[str], n_chars: int) -> list[str]:
+    """The file's texts, joined and cut into pieces of `n_chars`; 0 leaves them as they are."""
+    texts = [item.text for item in read_texts(path, columns)]
+    if not n_chars:
+        return texts
+    joined = "\n".join(texts)
+    return [joined[i : i + n_chars] for i in range(0, len(joined) - n_chars + 1, n_chars)]
+
+
+def per_second(work: Any, texts: list[str], n_repeats: int, min_calls: int = 2_000) -> float:
+    """Calls per CPU second, best of the repeats."""
+    rounds = max(1, min_calls // len(texts))
+    work(texts[0])
+    best = float("inf")
+    for _ in range(n_repeats):
+        start = time.process_time()
+        for _ in range(rounds):
+            for text in texts:
+                work(text)
+        best = min(best, time.process_time() - start)
+    return rounds * len(texts) / best
+
+
+def grade_lists(part: str) -> dict[str, Any]:
+    """Recall and precision for explicit intent over one part of the lists."""
+    explicit, negatives = (
+        yaml.safe_load((LISTS / name).read_text(encoding="utf-8"))
+        for name in ("explicit.zh.yaml", "hard_negatives.zh.yaml")
+    )
+    parts = ("known", "held_out") if part == "all" else (part,)
+    found = [screen(t).risk for entry in explicit.values() for p in parts for t in entry[p]]
+    others = [
+        (entry["grade"], screen(t).risk)
+        for entry in negatives.values()
+        for p in parts
+        for t in entry[p]
+    ]
+    n_hit, n_false = found.count("explicit"), sum(risk == "explicit" for _, risk in others)
+    n_none = sum(grade == "none" for grade, _ in others)
+    n_flagged = sum(grade == "none" and risk != "none" for grade, risk in others)
+    return {
+        "recall": share(n_hit, len(found)).model_dump(),
+        "precision": share(n_hit, n_hit + n_false).model_dump(),
+        "flagged_at_all": share(len(found) - found.count("none"), len(found)).model_dump(),
+        "harmless_but_flagged": share(n_flagged, n_none).model_dump(),
+    }
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--texts", type=Path, default=bundled_sample_path())
+    parser.add_argument("--column", action="append", default=[])
+    parser.add_argument("--chars", type=int, default=150)
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    texts = speed_sample(options.texts, options.column, options.chars)
+    flagged = sum(screen(text).risk != "none" for text in texts)
+    speed = {
+        "screen": per_second(screen, texts, options.repeats),
+        "scrub": per_second(scrub, texts, options.repeats),
+        "check_answer": per_second(lambda text: check_answer(text, "none"), texts, options.repeats),
+    }
+    report = {
+        "n_pieces": len(texts),
+        "mean_chars": round(sum(map(len, texts)) / len(texts), 1),
+        "share_flagged": round(flagged / len(texts), 4),
+        "per_cpu_second": {name: round(value) for name, value in speed.items()},
+        "lists": {part: grade_lists(part) for part in ("known", "held_out", "all")},
+    }
+    print(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()
