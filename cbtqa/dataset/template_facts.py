@@ -27,7 +27,9 @@ _TITLE_WEIGHT, _KEYWORD_WEIGHT, _COUNT_AT_MOST = 3, 2, 3
 _MIN_QUOTE, _MIN_RETOLD, _MAX_QUOTE = 6, 8, 24
 _MIN_THOUGHT, _MAX_THOUGHT = 3, 32
 _CLAUSE_END = re.compile(r"[,。!?;:…\n\r\t.~ 、]+")
-_HAN = re.compile(r"[\u4e00-\u9fff]")
+_SOME_HAN = re.compile(r"(?:[\u4e00-\u9fff][^\u4e00-\u9fff]*){4}")
+_STRONG, _SELF_WEIGHT, _OTHERS_WEIGHT = 3, 2, -2
+_LONG, _SHORT = 140, 14
 _PLAIN = re.compile(r"[\u4e00-\u9fff，0-9a-zA-Z]+")
 _RISKY_LETTERS = re.compile(r"[0-9]{4,}|[a-zA-Z]{4,}|[a-zA-Z][0-9]|[0-9][a-zA-Z]")
 _NOT_RETOLD = re.compile("我(?:该|想问|想请|是不是|要怎|应该|怎|就|也|还|又|却|才|都)")
@@ -57,9 +59,20 @@ class Facts:
     """Cues, audience, kind of question, register."""
 
 
+class _Word(NamedTuple):
+    """What one word of the lists tells."""
+
+    length: int
+    quote_weight: int
+    topics: tuple[tuple[str, int], ...]
+    """(topic, weight)"""
+    told: tuple[tuple[str, str], ...]
+    """(kind, name) of everything else"""
+
+
 class _Lexicon(NamedTuple):
     automaton: Any
-    """Folded words to tuples of (kind, value, weight)."""
+    """Folded words to `_Word`."""
     raw: Mapping[str, Any]
     lead: re.Pattern[str]
     bad_start: re.Pattern[str]
@@ -68,7 +81,7 @@ class _Lexicon(NamedTuple):
     never: re.Pattern[str]
     not_before: re.Pattern[str]
     of_others: re.Pattern[str]
-    duration: re.Pattern[str]
+    duration: Mapping[str, re.Pattern[str]]
     asked_start: re.Pattern[str]
     asks: Mapping[str, re.Pattern[str]]
 
@@ -82,24 +95,26 @@ def load_lexicon() -> _Lexicon:
     """The shipped word lists, compiled once."""
     source = files("cbtqa.dataset").joinpath("template/facts.yaml")
     raw = yaml.safe_load(source.read_text(encoding="utf-8"))
-    entries: dict[str, list[tuple[str, str, int]]] = defaultdict(list)
+    topics: dict[str, list[tuple[str, int]]] = defaultdict(list)
     for topic, words in raw["topics"].items():
-        for weight, key in ((3, "strong"), (1, "weak")):
+        for weight, key in ((_STRONG, "strong"), (1, "weak")):
             for word in words.get(key, ()):
-                entries[word].append(("topic", topic, weight))
+                topics[word].append((topic, weight))
+    told: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for kind in ("cues", "audience", "emotions", "people"):
         for name, words in raw[kind].items():
             for word in words:
-                entries[word].append((kind, name, 0))
+                told[word].append((kind, name))
     for kind in ("adult", "scenes"):
         for word in raw[kind]:
-            entries[word].append((kind, word, 0))
-    for weight, words in raw["quote_weights"].items():
-        for word in words:
-            entries[word].append(("quote", word, int(weight)))
+            told[word].append((kind, word))
+    weights = {word: weight for weight, words in raw["quote_weights"].items() for word in words}
     automaton = ahocorasick.Automaton()
-    for word, found in entries.items():
-        automaton.add_word(word, (len(word), tuple(found)))
+    for word in {*topics, *told, *weights}:
+        entry = _Word(
+            len(word), weights.get(word, 0), tuple(topics.get(word, ())), tuple(told.get(word, ()))
+        )
+        automaton.add_word(word, entry)
     automaton.make_automaton()
     return _Lexicon(
         automaton=automaton,
@@ -110,7 +125,7 @@ def load_lexicon() -> _Lexicon:
         never=re.compile(_alternation(raw["never_quoted"])),
         not_before=re.compile(f"(?:{_alternation(raw['not_before'])}).?$"),
         of_others=re.compile(f"(?:{_alternation(raw['others'])})"),
-        duration=re.compile(raw["duration"]),
+        duration={name: re.compile(pattern) for name, pattern in raw["duration"].items()},
         asked_start=re.compile(_alternation(raw["asked_starts"])),
         asks={name: re.compile(_alternation(words)) for name, words in raw["asks"].items()},
         tail=re.compile(f"(?:{_alternation(raw['tail_words'])})+$"),
@@ -161,34 +176,33 @@ class _Reader:
         return clauses
 
     def _walk(self) -> None:
+        folded, title_end = self._folded, self._title_end
         times: dict[tuple[str, str], int] = defaultdict(int)
-        person_end = -1
-        for last, (length, entries) in self._lexicon.automaton.iter(self._folded):
+        last_person = -1
+        for last, (length, quote_weight, topics, told) in self._lexicon.automaton.iter(folded):
             start = last + 1 - length
-            for kind, value, weight in entries:
-                if kind == "quote":
-                    self._scores[bisect_right(self._ends, start)] += weight
-                elif kind == "topic":
-                    key = (value, self._folded[start : last + 1])
-                    times[key] += 1
-                    if times[key] <= _COUNT_AT_MOST:
-                        in_title = start < self._title_end
-                        self._topics[value] += weight * (_TITLE_WEIGHT if in_title else 1)
-                elif kind == "emotions":
-                    if value not in self._found[kind] and self._is_own_feeling(start):
-                        self._found[kind][value] = start
-                elif kind == "people":
+            if quote_weight:
+                self._scores[bisect_right(self._ends, start)] += quote_weight
+            for topic, weight in topics:
+                key = (topic, folded[start : last + 1])
+                times[key] += 1
+                if times[key] <= _COUNT_AT_MOST:
+                    self._topics[topic] += weight * (_TITLE_WEIGHT if start < title_end else 1)
+            for kind, name in told:
+                if kind == "people":
                     # of words that end in one place the longest comes first: 女朋友, not 朋友
-                    if last != person_end:
-                        word = self._text[start : last + 1]
-                        self._found[kind].setdefault(f"{value}:{word}", start)
-                    person_end = last
-                else:
-                    self._found[kind].setdefault(value, start)
-        for _, (_, entries) in self._lexicon.automaton.iter(self._keywords):
-            for kind, value, weight in entries:
-                if kind == "topic":
-                    self._topics[value] += weight * _KEYWORD_WEIGHT
+                    if last != last_person:
+                        self._found[kind].setdefault(
+                            f"{name}:{self._text[start : last + 1]}", start
+                        )
+                    last_person = last
+                elif name not in self._found[kind] and (
+                    kind != "emotions" or self._is_own_feeling(start)
+                ):
+                    self._found[kind][name] = start
+        for _, word in self._lexicon.automaton.iter(self._keywords):
+            for topic, weight in word.topics:
+                self._topics[topic] += weight * _KEYWORD_WEIGHT
 
     def _clause_at(self, place: int) -> Clause:
         return self._clauses[bisect_right(self._ends, place)]
@@ -227,19 +241,34 @@ class _Reader:
         facts.flags.add("distress" if feelings or heavy else "calm")
         if found["scenes"]:
             facts.holes["scene"] = next(iter(found["scenes"]))
-        n_han = len(_HAN.findall(self._text))
-        facts.flags.add("long" if n_han > 120 else "short" if n_han < 12 else "medium")
-        if n_han < 4:
+        n = len(self._text)
+        facts.flags.add("long" if n > _LONG else "short" if n < _SHORT else "medium")
+        if not _SOME_HAN.search(self._text):
             facts.topic = "unclear"
-        match = self._lexicon.duration.search(self._folded)
-        if match:
-            place = match.span("a" if match["a"] else "b")
-            facts.holes["span"] = self._text[slice(*place)]
+        span = self._read_span()
+        if span:
+            facts.holes["span"] = span
+
+    def _read_span(self) -> str | None:
+        rules, folded = self._lexicon.duration, self._folded
+        for match in rules["amount"].finditer(folded):
+            start, end = match.span()
+            if rules["after"].match(folded, end) or (
+                rules["before"].search(folded[max(0, start - 8) : start])
+                and not rules["not_after"].match(folded, end)
+            ):
+                return self._text[start:end]
+        return None
 
     # --- quotations ------------------------------------------------------------------------------
 
     def _read_quotes(self) -> None:
         taken: list[str] = []
+        for at, clause in enumerate(self._clauses):
+            if "我" in self._folded[clause.start : clause.end]:
+                self._scores[at] += _SELF_WEIGHT
+            if self._lexicon.of_others.match(self._folded, clause.start):
+                self._scores[at] += _OTHERS_WEIGHT
         order = sorted(range(len(self._clauses)), key=lambda at: -self._scores[at])
         for at in order[:12]:
             if len(taken) >= 3 or self._scores[at] < 2:

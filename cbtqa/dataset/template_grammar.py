@@ -172,7 +172,7 @@ class Writer:
             return None
         for _ in range(_TRIES):
             part = pool[self._dice.roll(n)]
-            if self._fits(part) and not part.echoes & self._echoed:
+            if not part.echoes & self._echoed and self._fits(part):
                 return self._take(part)
         start, second_best = self._dice.roll(n), None
         for at in range(n):
@@ -193,9 +193,10 @@ class Writer:
                 said.append(self._filling(node.name))
             else:
                 option = node[self._dice.roll(len(node))]
-                if option.echoes & self._echoed:
-                    option = next((o for o in node if not o.echoes & self._echoed), option)
-                self._echoed |= option.echoes
+                if option.echoes:
+                    if option.echoes & self._echoed:
+                        option = next((o for o in node if not o.echoes & self._echoed), option)
+                    self._echoed |= option.echoes
                 said.append(option.text)
         return "".join(said)
 
