@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -130,9 +131,16 @@ def rate_rows(rate: Callable[[str, str], Any]) -> Callable[[Any, dict[str, int]]
 class RunningForm:
     """The form on a port of its own, in a thread."""
 
-    def __init__(self, folder: StudyFolder, store: Store) -> None:
+    def __init__(
+        self,
+        folder: StudyFolder,
+        store: Store,
+        port: int = 0,
+        links: dict[str, str] | None = None,
+    ) -> None:
         self.listener = tcp_listener()
-        self.listener.bind(("127.0.0.1", 0))
+        self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.listener.bind(("127.0.0.1", port))
         self.port: int = self.listener.getsockname()[1]
         app = create_app(folder, store, allowed_hosts(self.port))
         config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off")
@@ -141,7 +149,7 @@ class RunningForm:
         self.thread.start()
         while not self.server.started:
             time.sleep(0.01)
-        self.links = {rater: store.issue_link(rater) for rater in folder.study.raters}
+        self.links = links or {rater: store.issue_link(rater) for rater in folder.study.raters}
 
     @property
     def address(self) -> str:

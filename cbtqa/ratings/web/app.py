@@ -203,9 +203,11 @@ def create_app(folder: StudyFolder, store: Store, hosts: Collection[str]) -> Sta
     handlers: dict[Any, Callable[[Request, Exception], Response | Awaitable[Response]]] = {
         404: form.missing
     }
-    return Starlette(
+    app = Starlette(
         routes=routes, middleware=[Middleware(Guard, hosts=hosts)], exception_handlers=handlers
     )
+    app.router.redirect_slashes = False
+    return app
 
 
 async def _read_body(request: Request) -> bytes | None:
