@@ -1,0 +1,176 @@
+"""Metrics of the answer itself: diversity, length, steps, labels, help routes."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from sacrebleu.metrics import BLEU
+
+from cbtqa.metrics.corpus import CorpusMetric
+from cbtqa.metrics.diversity import Distinct, OpeningRepetition, SelfBleu, self_bleu
+from cbtqa.metrics.engines import numpy_engine
+from cbtqa.metrics.help_route import HelpRoute
+from cbtqa.metrics.labels import DistortionAgreement
+from cbtqa.metrics.length import Length, LengthRatio
+from cbtqa.metrics.structure import (
+    StepsInOrder,
+    StepsInRecord,
+    StructureComplete,
+    divide_in_order,
+    rule_model,
+    sentences_of,
+    steps_in_order,
+)
+from cbtqa.metrics.texts import Item, Reading, Texts
+from cbtqa.records import STEP_NAMES
+
+ANSWER = (
+    "听起来你最近压力很大，一定很辛苦。"
+    "你提到自己考砸一次就觉得前途全毁了，这背后可能是一种以偏概全的想法。"
+    "不妨想一想，有没有证据说明一次考试就能决定一切？"
+    "建议你每天花十分钟写下当天做成的一件小事。"
+    "改变需要时间，相信你会慢慢好起来。"
+)
+
+
+def texts(*items: str | Item) -> Texts:
+    """One side."""
+    made = [item if isinstance(item, Item) else Item(item) for item in items]
+    return Texts(made, Reading(numpy_engine()))
+
+
+def whole(metric: CorpusMetric, *blocks: Texts) -> float | None:
+    """The score of texts that come in blocks."""
+    collector = metric.collector()
+    for block in blocks:
+        collector.add(block, np.ones(len(block), np.bool_))
+    return collector.score()
+
+
+def test_distinct_counts_each_gram_once_over_all_blocks() -> None:
+    reading = Reading(numpy_engine())
+    blocks = [Texts([Item("我很好，我很好")], reading), Texts([Item("我很坏")], reading)]
+    # words: 我 很 好 ， 我 很 好 | 我 很 坏
+    assert whole(Distinct(1), *blocks) == pytest.approx(5 / 10)
+    assert whole(Distinct(2), *blocks) == pytest.approx(5 / 8)
+    assert whole(Distinct(1), texts("")) is None
+
+
+def test_distinct_passes_over_what_is_not_scored() -> None:
+    side = texts("我很好", "坏坏坏坏")
+    collector = Distinct(1).collector()
+    collector.add(side, np.array([True, False]))
+    assert collector.score() == 1.0
+
+
+def test_repeated_openings_are_counted_in_all_their_answers() -> None:
+    side = texts("听起来你最近很累呢，一。", "听起来你 最近很累啊，二。", "另一种开头的回答。", "")
+    assert whole(OpeningRepetition(), side) == pytest.approx(2 / 3)
+
+
+def test_self_bleu_is_sacrebleu_against_all_the_others() -> None:
+    rng = np.random.default_rng(1)
+    sample = [rng.integers(0, 8, rng.integers(1, 15)).tolist() for _ in range(25)]
+    lines = [" ".join(map(str, text)) for text in sample]
+    bleu = BLEU(tokenize="none", force=True, effective_order=True)
+    expected = [
+        bleu.sentence_score(line, lines[:index] + lines[index + 1 :]).score
+        for index, line in enumerate(lines)
+    ]
+    assert self_bleu(sample) == pytest.approx(expected, abs=1e-9)
+
+
+def test_self_bleu_of_equal_answers_is_full_and_of_one_answer_unknown() -> None:
+    assert whole(SelfBleu(), texts(*["我今天过得很好"] * 3)) == pytest.approx(100)
+    assert whole(SelfBleu(), texts("我今天过得很好")) is None
+
+
+def test_self_bleu_samples_the_same_texts_for_the_same_seed() -> None:
+    side = texts(*(("我很累，" * (n % 7) + "走了很远的路。" * (n % 5))[n % 4 :] for n in range(60)))
+    first, second = (whole(SelfBleu(10, seed=3), side) for _ in range(2))
+    assert first == second != whole(SelfBleu(10, seed=4), side)
+
+
+def test_lengths_are_characters_without_whitespace() -> None:
+    ours, theirs = texts("你 好\n", "好"), texts("你好吗？", "好")
+    statistics = Length().statistics(ours, theirs)
+    assert Length().from_sums(statistics.sum(0)) == 1.5
+    assert LengthRatio().from_sums(LengthRatio().statistics(ours, theirs).sum(0)) == 3 / 5
+
+
+def test_sentences_keep_their_closing_marks_and_lose_nothing() -> None:
+    text = "他说：“我很好。”真的吗？！\n也许……后来呢"
+    assert "".join(sentences_of(text)) == text
+    assert sentences_of(text)[0] == "他说：“我很好。”"
+
+
+def test_the_rules_find_five_steps_in_order() -> None:
+    assert steps_in_order(ANSWER, rule_model()) == frozenset(STEP_NAMES)
+    assert StructureComplete().values(texts(ANSWER), texts("")).tolist() == [1.0]
+
+
+def test_steps_out_of_order_do_not_count_as_five() -> None:
+    backwards = "".join(reversed(sentences_of(ANSWER)))
+    score = StepsInOrder().values(texts(backwards), texts(""))[0]
+    assert score <= 0.4
+
+
+def test_a_missing_step_costs_a_fifth() -> None:
+    sentences = sentences_of(ANSWER)
+    without = "".join(sentences[:3] + sentences[4:])
+    assert steps_in_order(without, rule_model()) == frozenset(STEP_NAMES) - {STEP_NAMES[3]}
+
+
+@pytest.mark.parametrize("text", ["", "   ", "今天天气不错。", "1234"])
+def test_text_without_cues_shows_no_step(text: str) -> None:
+    assert steps_in_order(text, rule_model()) == frozenset()
+
+
+def test_the_division_is_the_best_of_all_orderly_ones() -> None:
+    rng = np.random.default_rng(2)
+    for _ in range(40):
+        evidence = rng.integers(-2, 4, (4, 5)).astype(np.float64)
+        path = divide_in_order(evidence)
+        assert path == sorted(path)
+        orderly = (
+            (a, b, c, d)
+            for a in range(5)
+            for b in range(a, 5)
+            for c in range(b, 5)
+            for d in range(c, 5)
+        )
+        best = max(sum(evidence[i, step] for i, step in enumerate(steps)) for steps in orderly)
+        assert sum(evidence[i, step] for i, step in enumerate(path)) == best
+
+
+def test_the_record_is_believed_when_it_has_step_fields() -> None:
+    side = texts(Item("a", has_steps=True), Item("b", has_steps=False), Item("c"))
+    metric = StepsInRecord()
+    statistics = metric.statistics(side, side)
+    assert (metric.from_sums(statistics.sum(0)), metric.n_scored(statistics)) == (0.5, 2)
+
+
+def test_label_agreement_is_micro_f1_over_labelled_pairs() -> None:
+    def labelled(*labels: str) -> Item:
+        return Item("x", labels=frozenset(labels))
+
+    ours = texts(labelled("a", "b"), labelled(), labelled("c"), Item("x"))
+    theirs = texts(labelled("a"), labelled(), labelled("d"), labelled("a"))
+    metric = DistortionAgreement()
+    statistics = metric.statistics(ours, theirs)
+    assert metric.from_sums(statistics.sum(0)) == pytest.approx(2 / (2 + 2 + 1))
+    assert metric.n_scored(statistics) == 3
+    per_pair = metric.per_pair(statistics)
+    assert per_pair[:3].tolist() == pytest.approx([2 / 3, 1, 0]) and math.isnan(per_pair[3])
+
+
+def test_a_help_route_is_wanted_on_crisis_items_only() -> None:
+    ours = texts("你可以拨打12356。", "加油！", "加油！", "加油！")
+    theirs = texts(
+        Item("", risk="explicit"), Item("", risk="explicit"), Item("", risk="none"), Item("")
+    )
+    metric = HelpRoute()
+    statistics = metric.statistics(ours, theirs)
+    assert (metric.from_sums(statistics.sum(0)), metric.n_scored(statistics)) == (0.5, 2)

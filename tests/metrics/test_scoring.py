@@ -1,0 +1,323 @@
+"""From files to a report: reading, laying side by side, counting, refusing."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cbtqa.errors import DataError, UsageError
+from cbtqa.metrics.evaluation import CEILING, FLOOR
+from cbtqa.metrics.pairs import is_cut
+from cbtqa.metrics.scoring import Scored, ScoreSettings, score
+from cbtqa.records import STEP_NAMES
+
+ANSWERS = {
+    str(number): f"第{number}个问题让你很难受，我能理解。不妨每天散步{number}分钟。"
+    for number in range(12)
+}
+PREDICTED = {
+    key: text.replace("难受", "辛苦") if int(key) % 3 else f"第{key}个问题很难，加油。"
+    for key, text in ANSWERS.items()
+}
+
+
+def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Rows as JSONL, CSV or Parquet, by the suffix."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".csv":
+        with path.open("w", encoding="utf-8", newline="") as stream:
+            writer = csv.DictWriter(stream, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    elif path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist([dict(row) for row in rows]), path)
+    else:
+        lines = (json.dumps(row, ensure_ascii=False) for row in rows)
+        path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def predictions(folder: Path, texts: Mapping[str, str | None], name: str = "sys.jsonl") -> Path:
+    """A file of predictions in the project's own columns."""
+    rows = [{"question_id": key, "text": text} for key, text in texts.items()]
+    return write(folder / name, rows)
+
+
+@pytest.fixture
+def ref(tmp_path: Path) -> Path:
+    return write(
+        tmp_path / "ref.jsonl", [{"id": key, "answer": text} for key, text in ANSWERS.items()]
+    )
+
+
+def run(*files: Path, ref: Path, **settings: Any) -> Scored:
+    """Scores with few resamples."""
+    return score(ScoreSettings(predictions=files, ref=ref, **{"bootstrap": 50, **settings}))
+
+
+def values(scored: Scored, system: str) -> dict[str, float | None]:
+    """Metric to value of one system."""
+    return {one.metric: one.value for one in scored.report.scores if one.system == system}
+
+
+def test_a_file_of_any_format_gives_the_same_scores(tmp_path: Path, ref: Path) -> None:
+    rows = [{"question_id": key, "text": text} for key, text in PREDICTED.items()]
+    found = [
+        values(run(write(tmp_path / name, rows), ref=ref), "sys")
+        for name in ("sys.jsonl", "sys.csv", "p/sys.parquet")
+    ]
+    assert found[0]["bleu_zh"] is not None
+    assert 30 < found[0]["bleu_zh"] < 100
+    assert found[0] == found[1] == found[2]
+
+
+def test_a_built_dataset_gives_its_test_split(tmp_path: Path) -> None:
+    rows = [
+        {
+            "id": key,
+            "answer": text,
+            **dict.fromkeys(STEP_NAMES, "一步。"),
+            "distortions": [{"id": "mind_reading"}],
+            "risk": "explicit" if key == "3" else "none",
+        }
+        for key, text in ANSWERS.items()
+    ]
+    dataset = tmp_path / "dataset"
+    write(dataset / "data" / "test-00000-of-00001.parquet", rows)
+    write(dataset / "data" / "train-00000-of-00001.parquet", [{**rows[0], "id": "99"}])
+    answers = {**PREDICTED, "3": "请拨打12356，或者去最近的医院急诊。"}
+    rows = [
+        {"question_id": key, "text": text, "distortions": ["mind_reading", "labeling"]}
+        for key, text in answers.items()
+    ]
+    scored = run(write(tmp_path / "sys.jsonl", rows), ref=dataset, metrics="default")
+    assert scored.report.n_references == 12
+    found = values(scored, "sys")
+    assert found["distortion_micro_f1"] == pytest.approx(2 * 12 / (2 * 12 + 12))
+    assert found["help_route"] == 1.0
+    assert values(scored, FLOOR)["help_route"] == 0.0
+    assert found["cbt_record"] is None
+    assert values(scored, CEILING)["cbt_record"] == 1.0
+
+
+def test_a_missing_split_names_those_there_are(tmp_path: Path) -> None:
+    dataset = tmp_path / "dataset"
+    write(dataset / "data" / "train-00000-of-00001.parquet", [{"id": "1", "answer": "好。"}])
+    with pytest.raises(DataError, match="no split 'test'") as caught:
+        run(predictions(tmp_path, PREDICTED), ref=dataset)
+    assert caught.value.hint is not None and "train" in caught.value.hint
+
+
+def test_a_folder_that_datasets_saved_is_read(tmp_path: Path, ref: Path) -> None:
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    rows = [{"question_id": key, "text": text} for key, text in PREDICTED.items()]
+    table = pa.Table.from_pylist(rows)
+    with pa.ipc.new_stream(folder / "data-00000-of-00001.arrow", table.schema) as writer:
+        writer.write_table(table)
+    assert values(run(folder, ref=ref), "saved")["chrf2"] is not None
+
+
+def test_what_is_not_scored_is_counted(tmp_path: Path, ref: Path) -> None:
+    texts: dict[str, str | None] = {**PREDICTED, "1": None, "2": "  ", "3": ANSWERS["3"]}
+    texts |= {"4": "还没说完，", "5": texts["6"], "77": "没有这个问题。"}
+    del texts["0"]
+    scored = run(predictions(tmp_path, texts), ref=ref)
+    counts = scored.report.systems[0]
+    assert (counts.n_missing, counts.n_none, counts.n_empty) == (1, 1, 1)
+    assert (counts.n_identical, counts.n_repeated, counts.n_cut) == (1, 2, 1)
+    assert counts.n_not_in_references == 1
+    one = scored.report.scores[0]
+    assert (one.n_scored, one.n_total) == (10, 12)
+    warnings = " ".join(scored.report.warnings)
+    assert "1 references have no prediction and 1 predictions hold no answer" in warnings
+
+
+def test_a_missing_answer_leaves_the_score_of_the_rest(tmp_path: Path, ref: Path) -> None:
+    kept = {key: text for key, text in PREDICTED.items() if key != "5"}
+    with_none = {**PREDICTED, "5": None}
+    found = [
+        values(run(predictions(tmp_path, texts), ref=ref), "sys") for texts in (kept, with_none)
+    ]
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"question_id": "1", "text": "好"}, {"question_id": "1", "text": "坏"}], "already at"),
+        ([{"question_id": "", "text": "好"}], "id is missing"),
+        ([{"question_id": None, "text": "好"}], "id is missing"),
+        ([{"key": "1", "text": "好"}], "no column with an id"),
+        ([{"question_id": "1", "words": "好"}], "no column with the text"),
+        ([{"question_id": "1", "text": 5}], "expected text, found int"),
+        ([{"question_id": "x1", "text": "好"}], "no id of ref.jsonl occurs"),
+        ([{"question_id": "1", "text": "好", "distortions": "x"}], "expected a JSON list"),
+    ],
+)
+def test_bad_rows_are_named_with_their_place(
+    tmp_path: Path, ref: Path, rows: list[dict[str, Any]], message: str
+) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        run(write(tmp_path / "sys.jsonl", rows), ref=ref)
+    assert "sys.jsonl" in str(caught.value)
+
+
+def test_text_in_another_encoding_is_an_error_with_the_flag(tmp_path: Path, ref: Path) -> None:
+    path = tmp_path / "sys.csv"
+    path.write_bytes("question_id,text\n1,你好\n".encode("gb18030"))
+    with pytest.raises(DataError, match="not utf-8") as caught:
+        run(path, ref=ref)
+    assert caught.value.hint is not None and "gb18030" in caught.value.hint
+
+
+def test_swapped_arguments_are_refused(tmp_path: Path, ref: Path) -> None:
+    dataset = tmp_path / "dataset"
+    write(dataset / "data" / "test-00000-of-00001.parquet", [{"id": "1", "answer": "好。"}])
+    with pytest.raises(UsageError, match="place of predictions"):
+        run(dataset, ref=ref)
+
+
+@pytest.mark.parametrize("name", ["bleu_13a", "bleu", "chrf++", "meteor", "rougeL", "bertscore_en"])
+def test_conventions_that_mislead_on_chinese_are_refused(
+    tmp_path: Path, ref: Path, name: str
+) -> None:
+    with pytest.raises(UsageError, match="is refused"):
+        run(predictions(tmp_path, PREDICTED), ref=ref, metrics=name)
+
+
+def test_an_unknown_metric_lists_what_there_is(tmp_path: Path, ref: Path) -> None:
+    with pytest.raises(UsageError, match="no metric 'blue'") as caught:
+        run(predictions(tmp_path, PREDICTED), ref=ref, metrics="blue")
+    assert caught.value.hint is not None and "bleu_zh" in caught.value.hint
+
+
+def test_text_that_is_hardly_chinese_is_warned_about(tmp_path: Path, ref: Path) -> None:
+    english = dict.fromkeys(PREDICTED, "I can see how hard this is for you.")
+    warnings = run(predictions(tmp_path, english), ref=ref).report.warnings
+    assert any("hardly any Chinese" in warning for warning in warnings)
+
+
+def test_few_questions_are_warned_about(tmp_path: Path, ref: Path) -> None:
+    warnings = run(predictions(tmp_path, PREDICTED), ref=ref).report.warnings
+    assert any("only 12 questions" in warning for warning in warnings)
+
+
+def test_the_anchors_bound_the_scores(tmp_path: Path) -> None:
+    texts = {
+        "1": "昨晚又失眠了吧，先深呼吸几次。",
+        "2": "和母亲争吵之后，写封信也是办法。",
+        "3": "考试失利不代表全部，给自己一点时间。",
+        "4": "朋友不回消息，原因可能有很多种。",
+    }
+    ref = write(tmp_path / "ref.jsonl", [{"id": k, "answer": t} for k, t in texts.items()])
+    half = {key: text[:9] + "之类的话。" for key, text in texts.items()}
+    scored = run(predictions(tmp_path, half), ref=ref, metrics="lexical")
+    floor, mine, ceiling = (values(scored, name) for name in (FLOOR, "sys", CEILING))
+    for metric in ("bleu_zh", "bleu_jieba", "chrf2", "meteor_jieba"):
+        assert floor[metric] < mine[metric] < ceiling[metric]  # type: ignore[operator]
+    assert ceiling["bleu_zh"] == pytest.approx(100)
+
+
+def test_the_floor_never_meets_its_own_question(tmp_path: Path) -> None:
+    texts = {str(number): "甲乙丙丁戊"[number] * 9 for number in range(5)}
+    ref = write(tmp_path / "ref.jsonl", [{"id": k, "answer": t} for k, t in texts.items()])
+    for seed in range(20):
+        scored = run(predictions(tmp_path, texts), ref=ref, metrics="chrf2", seed=seed)
+        assert values(scored, FLOOR)["chrf2"] == 0
+
+
+def test_every_number_carries_everything_that_can_change_it(tmp_path: Path, ref: Path) -> None:
+    path = predictions(tmp_path, PREDICTED)
+    scored = run(path, ref=ref, metrics="bleu_jieba")
+    fields = dict(field.split(":", 1) for field in scored.report.scores[0].signature.split("|"))
+    assert fields["tok"] == "jieba-0.42.1+hmm"
+    assert fields["n"] == "12" and fields["bs"] == "50" and fields["seed"] == "12345"
+    assert len(fields["dict"]) == len(fields["refs"]) == 12
+    changed = write(
+        tmp_path / "other.jsonl", [{"id": k, "answer": t + "。"} for k, t in ANSWERS.items()]
+    )
+    other = run(path, ref=changed, metrics="bleu_jieba").report.scores[0].signature
+    assert other != scored.report.scores[0].signature
+
+
+def test_the_same_seed_gives_the_same_report(tmp_path: Path, ref: Path) -> None:
+    path = predictions(tmp_path, PREDICTED)
+    first, second = (run(path, ref=ref, seed=9).report for _ in range(2))
+    assert first == second
+    assert first.scores[0].low != run(path, ref=ref, seed=10).report.scores[0].low
+
+
+def test_both_engines_give_the_same_report(tmp_path: Path, ref: Path) -> None:
+    pytest.importorskip("numba")
+    path = predictions(tmp_path, PREDICTED)
+    plain, fast = (
+        run(path, ref=ref, metrics="all", engine=engine).report for engine in ("numpy", "compiled")
+    )
+    assert plain.scores == fast.scores
+    assert (plain.engine, fast.engine) == ("numpy", "compiled")
+
+
+def test_intervals_draw_questions_not_rows(tmp_path: Path) -> None:
+    rows = [
+        {"id": f"{number}-{copy}", "answer": ANSWERS[str(number)], "q": str(number)}
+        for number in range(12)
+        for copy in range(4)
+    ]
+    ref = write(tmp_path / "ref.jsonl", rows)
+    texts = {
+        row["id"]: PREDICTED[row["q"]] if int(row["q"]) % 2 else "完全不同的话。" for row in rows
+    }
+    path = predictions(tmp_path, texts)
+    settings = {"metrics": "chrf2", "bootstrap": 500}
+    by_row, by_question = (
+        run(path, ref=ref, cluster_column=column, **settings).report.scores[0]
+        for column in (None, "q")
+    )
+    assert by_row.value == by_question.value
+    assert by_question.high is not None and by_question.low is not None
+    assert by_row.high is not None and by_row.low is not None
+    assert by_question.high - by_question.low > 1.4 * (by_row.high - by_row.low)
+    assert "clusters:12" in by_question.signature
+
+
+def test_two_files_of_one_model_are_told_apart_by_their_names(tmp_path: Path, ref: Path) -> None:
+    rows = [{"question_id": k, "text": t, "system": "m"} for k, t in PREDICTED.items()]
+    files = [write(tmp_path / name, rows) for name in ("one.jsonl", "two.jsonl")]
+    report = run(*files, ref=ref).report
+    assert [one.system for one in report.systems[:2]] == ["m", "two"]
+    assert any("hold the same answers" in warning for warning in report.warnings)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "expected"),
+    [
+        ("说完了。", None, False),
+        ("说完了", None, True),
+        ("还没有，", None, True),
+        ("加油😊", None, False),
+        ("说完了", "stop", False),
+        ("说完了。", "length", True),
+        ("", None, False),
+    ],
+)
+def test_a_cut_text_is_known_by_its_end_or_by_the_record(
+    text: str, reason: str | None, expected: bool
+) -> None:
+    assert is_cut(text, reason) is expected
+
+
+def test_no_value_is_ever_nan(tmp_path: Path) -> None:
+    ref = write(tmp_path / "ref.jsonl", [{"id": "1", "answer": ""}, {"id": "2", "answer": None}])
+    scored = run(predictions(tmp_path, {"1": "", "2": "好。"}), ref=ref, metrics="all")
+    for one in scored.report.scores:
+        assert one.value is None or not math.isnan(one.value)
+        assert (one.value is None) == (one.unscored_reason is not None)

@@ -1,0 +1,135 @@
+"""Resampling against sacrebleu for its seed, and against closed forms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from sacrebleu.metrics import BLEU, CHRF
+from sacrebleu.significance import PairedTest
+
+from cbtqa.metrics.bleu import Bleu
+from cbtqa.metrics.chrf import Chrf
+from cbtqa.statistics.resampling import (
+    bootstrap_p,
+    bootstrap_sums,
+    holm,
+    p_value,
+    percentile_interval,
+    randomisation_p,
+    sum_by_cluster,
+    swapped_sums,
+)
+
+WORDS = ["我们", "可以", "先", "把", "担心", "的", "事情", "写", "下来", "再", "去", "看", "压力", "很大", "，", "。", "睡眠", "不好", "朋友", "聊聊"]
+
+
+def corpus(n_pairs: int) -> tuple[list[str], list[str], list[str]]:
+    """References and two systems, the second a little worse."""
+    rng = np.random.default_rng(4)
+    references = ["".join(rng.choice(WORDS, size=20)) for _ in range(n_pairs)]
+
+    def damaged(share: float) -> list[str]:
+        return ["".join(c if rng.random() > share else "啊" for c in text) for text in references]
+
+    return references, damaged(0.30), damaged(0.32)
+
+
+@pytest.mark.parametrize("n_pairs", [5, 40, 333])
+def test_intervals_and_p_values_are_those_of_sacrebleu(n_pairs: int) -> None:
+    references, first, second = corpus(n_pairs)
+    theirs: dict[str, Any] = {"BLEU": BLEU(tokenize="zh"), "chrF2": CHRF()}
+    ours = {"BLEU": Bleu("zh"), "chrF2": Chrf()}
+    found = {
+        kind: PairedTest([("a", first), ("b", second)], theirs, [references], test_type=kind)()[1]
+        for kind in ("bs", "ar")
+    }
+    for name, metric in ours.items():
+        one, other = (
+            np.array(theirs[name]._extract_corpus_statistics(side, [references]), np.float64)
+            for side in (first, second)
+        )
+        values = [float(metric.from_sums(side.sum(0))) for side in (one, other)]
+        sums = bootstrap_sums(np.concatenate([one, other], axis=1))
+        drawn = [
+            metric.from_sums(part)
+            for part in (sums[:, : metric.n_columns], sums[:, metric.n_columns :])
+        ]
+        swapped = [metric.from_sums(half) for half in swapped_sums(one, other)]
+        expected = found["bs"][name][1]
+        low, high = percentile_interval(drawn[1])
+        # sacrebleu sums in single precision, hence the tolerance on mean and width only
+        assert drawn[1].mean() == pytest.approx(expected.mean, rel=1e-5)
+        assert (high - low) / 2 == pytest.approx(expected.ci, rel=1e-4, abs=1e-5)
+        difference = values[1] - values[0]
+        assert bootstrap_p(drawn[0], drawn[1], difference) == expected.p_value
+        assert randomisation_p(swapped[0], swapped[1], difference) == found["ar"][name][1].p_value
+
+
+def test_draws_do_not_depend_on_how_they_are_chunked(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(1)
+    one, other = (rng.integers(0, 50, (77, 4)).astype(np.float64) for _ in range(2))
+    whole = bootstrap_sums(one, 333), *swapped_sums(one, other, 333)
+    monkeypatch.setattr("cbtqa.statistics.resampling.CELLS_PER_CHUNK", 77 * 32)
+    parts = bootstrap_sums(one, 333), *swapped_sums(one, other, 333)
+    assert all(np.array_equal(a, b) for a, b in zip(whole, parts, strict=True))
+
+
+def test_swapped_sums_are_exact_beyond_single_precision() -> None:
+    """Counts so large that float32 would round them."""
+    rng = np.random.default_rng(2)
+    one, other = (rng.integers(0, 1 << 22, (64, 2)).astype(np.float64) for _ in range(2))
+    first, second = swapped_sums(one, other, 64)
+    heads = np.random.default_rng(12345).integers(2, size=(64, 64), dtype=np.bool_)
+    expected = heads.astype(np.float64) @ one + (~heads).astype(np.float64) @ other
+    assert np.array_equal(first, expected)
+    assert np.array_equal(first + second, np.tile(one.sum(0) + other.sum(0), (64, 1)))
+
+
+def test_the_interval_of_a_mean_has_the_width_of_the_closed_form() -> None:
+    values = np.random.default_rng(3).normal(10, 2, 400)
+    sums = bootstrap_sums(np.stack([values, np.ones(400)], axis=1), 4_000)
+    low, high = percentile_interval(sums[:, 0] / sums[:, 1])
+    error = values.std(ddof=1) / np.sqrt(400)
+    assert (high - low) / 2 == pytest.approx(1.96 * error, rel=0.06)
+    assert low < values.mean() < high
+
+
+def test_clusters_are_drawn_whole() -> None:
+    """Ten copies of each row carry no more information than one."""
+    values = np.random.default_rng(5).normal(0, 1, 60)
+    rows = np.stack([np.repeat(values, 10), np.ones(600)], axis=1)
+    clusters = [str(number) for number in np.repeat(np.arange(60), 10)]
+    summed = sum_by_cluster(rows, clusters)
+    assert np.allclose(summed, np.stack([values * 10, np.full(60, 10)], axis=1))
+
+    def width(statistics: np.ndarray[Any, np.dtype[np.float64]]) -> float:
+        sums = bootstrap_sums(statistics)
+        low, high = percentile_interval(sums[:, 0] / sums[:, 1])
+        return high - low
+
+    assert width(summed) > 2.5 * width(rows)
+
+
+def test_p_is_never_zero_and_equal_scores_get_one() -> None:
+    assert p_value(np.zeros(999), 1.0) == pytest.approx(0.001)
+    same = np.ones(100)
+    assert bootstrap_p(same, same, 0.0) == randomisation_p(same, same, 0.0) == 1.0
+
+
+def test_randomisation_keeps_its_error_rate_when_nothing_differs() -> None:
+    """Of many pairs of equally good systems, about one in twenty is called different."""
+    rng = np.random.default_rng(6)
+    found = 0
+    for _ in range(200):
+        one, other = rng.normal(0, 1, (2, 40, 1))
+        first, second = swapped_sums(one, other, 320)
+        found += randomisation_p(first[:, 0], second[:, 0], float((other - one).sum())) < 0.05
+    assert 2 <= found <= 22
+
+
+def test_holm_multiplies_by_what_is_left_and_never_decreases() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
