@@ -171,6 +171,11 @@ class Asker:
         """Waits before the next try; a suspected outage does not use up an item's tries."""
         wait_asked = error.retry_after_s if isinstance(error, RateLimitError) else None
         if self._gate.is_gone(error):
+            if not self._gate.has_answered and not isinstance(error, RateLimitError):
+                raise EndpointError(
+                    f"no answer from {self._endpoint.host}: {error}",
+                    hint="is the server running, and is --endpoint right?",
+                )
             self._stop(f"the endpoint is gone: {error}")
             raise GateClosedError
         if wait_asked is not None and wait_asked > max(self._limits.retry_for_s, 60):

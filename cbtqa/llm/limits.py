@@ -52,6 +52,10 @@ class Limits(Settings):
     waits: bool = Field(True, description="False removes every wait; for tests.")
 
 
+NEVER_THERE_S = 8.0
+"""Patience with an endpoint that has not answered once in this run: most likely a wrong address."""
+
+
 class Pace:
     """Spreads a number per minute over the minute, with a burst of one second's worth."""
 
@@ -94,7 +98,7 @@ class Gate:
         self._failures = 0
         self._failing_since = 0.0
         self._limit_before_outage: float | None = None
-        self._has_answered = False
+        self.has_answered = False
 
     # --- passing ---------------------------------------------------------------------------------
 
@@ -184,7 +188,7 @@ class Gate:
         if self._limit_before_outage is not None:
             self.limit = max(1.0, self._limit_before_outage / 2)
             self._limit_before_outage = None
-        self._has_answered = True
+        self.has_answered = True
         self._n_outcomes += 1
         most = self._limits.in_flight
         if self.limit < most:
@@ -233,7 +237,7 @@ class Gate:
     @property
     def is_suspect(self) -> bool:
         """True when so many requests failed in a row that the endpoint may be gone."""
-        few = GONE_FAILURES if not self._has_answered else self._limits.in_flight // 4
+        few = GONE_FAILURES if not self.has_answered else self._limits.in_flight // 4
         return self._failures >= max(GONE_FAILURES, few)
 
     def is_gone(self, error: EndpointError) -> bool:
@@ -242,8 +246,11 @@ class Gate:
             return False
         if not self._limits.waits:
             return True
-        slow_down = isinstance(error, RateLimitError)
-        patience = self._limits.retry_for_s if slow_down else self._limits.gone_after_s
+        patience = self._limits.gone_after_s
+        if isinstance(error, RateLimitError):
+            patience = self._limits.retry_for_s
+        elif not self.has_answered:
+            patience = min(patience, NEVER_THERE_S)
         return time.monotonic() - self._failing_since >= patience
 
 

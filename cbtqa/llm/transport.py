@@ -113,6 +113,9 @@ class HttpTransport:
             raise EndpointTimeoutError(f"no whole answer within {timeout_s:g} s") from None
         except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError) as error:
             raise EndpointError(f"no secure connection: {error}") from None
+        except aiohttp.ClientConnectorError as error:
+            place = f"{error.host}:{error.port}"
+            raise EndpointTimeoutError(f"cannot connect to {place}: {error.strerror}") from None
         except aiohttp.ClientError as error:
             raise EndpointTimeoutError(f"the connection broke: {error!r}") from None
         if response.status != 200:
