@@ -42,8 +42,8 @@ def test_explicit_intent_is_found_and_hard_negatives_are_left_alone() -> None:
     missed = [text for text in explicit if screen(text).risk != "explicit"]
     false = [text for text in negatives if screen(text).risk == "explicit"]
     n_found = len(explicit) - len(missed)
-    assert n_found / len(explicit) >= 0.97, missed  # the documented figure is higher
-    assert n_found / (n_found + len(false)) >= 0.98, false
+    assert n_found / len(explicit) >= 0.98, missed
+    assert n_found / (n_found + len(false)) >= 0.95, false
 
 
 def test_held_out_sentences_are_graded_nearly_as_well() -> None:
