@@ -82,13 +82,7 @@ def _decide(
     book: RuleBook, family: int, squeezed: str, start: int, end: int
 ) -> tuple[Case, int, int]:
     """The case that fits, and the span in the squeezed text that it rests on."""
-    floor = max(0, start - _LEFT_REACH)
-    left_start = max(squeezed.rfind(mark, floor, start) for mark in _SENTENCE_END) + 1
-    left_start = max(left_start, floor)
-    left = squeezed[left_start:start]
-    ends = [squeezed.find(mark, end, end + _RIGHT_REACH) for mark in _SENTENCE_END]
-    right_end = min((place for place in ends if place >= 0), default=end + _RIGHT_REACH)
-    right = squeezed[end : right_end + 1]
+    left_start, left, right = _sentence(squeezed, start, end)
     masked: str | None = None
     subject: Subject | None = None
     for case in book.families[family].cases:
@@ -120,6 +114,16 @@ def _decide(
             continue
         return case, low, high
     raise AssertionError("a family ends with a case without conditions")
+
+
+def _sentence(squeezed: str, start: int, end: int) -> tuple[int, str, str]:
+    """Where the anchor's sentence begins, what it says before the anchor, and what after it."""
+    floor = max(0, start - _LEFT_REACH)
+    left_start = max(floor, *(squeezed.rfind(mark, floor, start) + 1 for mark in _SENTENCE_END))
+    limit = end + _RIGHT_REACH
+    ends = [squeezed.find(mark, end, limit) for mark in _SENTENCE_END]
+    right_end = min((place for place in ends if place >= 0), default=limit)
+    return left_start, squeezed[left_start:start], squeezed[end : right_end + 1]
 
 
 def _hidden(match: re.Match[str]) -> str:

@@ -20,7 +20,7 @@ import re
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import ahocorasick
 import yaml
@@ -253,6 +253,3 @@ class _Compiler:
         return Case(
             rule=rule, risk=case.risk, outcome=case.outcome, subject=case.subject, **patterns
         )
-
-
-LANGUAGES: tuple[Language, ...] = get_args(Language)
