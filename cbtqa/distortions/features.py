@@ -59,13 +59,14 @@ def hash_ngrams(encoded: EncodedTexts, longest: int) -> list[Buckets]:
     found = []
     rolling = np.zeros(len(codes), np.uint32)
     for n in range(1, longest + 1):
+        n_whole = max(0, len(codes) - n + 1)
         shifted = np.zeros(len(codes), np.uint32)
-        shifted[: len(codes) - n + 1] = codes[n - 1 :]
+        shifted[:n_whole] = codes[n - 1 :]
         rolling = rolling * _PRIME + shifted + np.uint32(n)
         mixed = rolling ^ (rolling >> np.uint32(15))
         buckets = (mixed * _MIX) >> np.uint32(32 - BUCKET_BITS)
         inside = np.zeros(len(codes), bool)
-        inside[: len(codes) - n + 1] = text_of[: len(codes) - n + 1] == text_of[n - 1 :]
+        inside[:n_whole] = text_of[:n_whole] == text_of[n - 1 :]
         buckets[~inside] = NO_BUCKET
         found.append(buckets)
     return found

@@ -157,8 +157,9 @@ class PatternLabeller:
                 found = before.search(text, clause[0], start) if before else None
                 if before and found is None:
                     continue
-                if _holds(rule, text, found.start() if found else start):
-                    hits.append(PatternHit(rule, Span(start, last + 1), clause))
+                span = Span(start, last + 1)
+                if _holds(rule, text, found.start() if found else start, span):
+                    hits.append(PatternHit(rule, span, clause))
         return hits
 
     def find_key_thought(self, text: str) -> tuple[str, str | None]:
@@ -189,18 +190,30 @@ def _default_labeller() -> PatternLabeller:
     return PatternLabeller()
 
 
-def _holds(rule: PatternRule, text: str, start: int) -> bool:
-    """Whether what stands before a phrase leaves it the writer's own, meant thought."""
-    context = text[max(0, start - _CONTEXT_LENGTH) : start]
+def _holds(rule: PatternRule, text: str, start: int, end_piece: Span) -> bool:
+    """Whether the context leaves a phrase the writer's own, meant thought.
+
+    Read up to the phrase's last piece, so that a 不 inside the phrase's gap is seen, too.
+    """
+    context = text[max(0, start - _CONTEXT_LENGTH) : end_piece.start]
     if not context:
         return True
-    if not rule.negated and _NEGATED.search(context):
+    if not rule.negated and (_NEGATED.search(context) or _ends_in_not(text, start)):
         return False
     if not rule.as_if and _SUPPOSED.search(context):
         return False
     if rule.of_others:
         return True
-    return not (_SAID_BY_OTHERS.search(context) or _ABOUT_OTHERS.search(context))
+    if _SAID_BY_OTHERS.search(context):
+        return False
+    return "我" in text[start : end_piece.end] or not _ABOUT_OTHERS.search(context)
+
+
+def _ends_in_not(text: str, start: int) -> bool:
+    """A 不 right before the phrase, but not that of 是不是, 会不会 or 要不."""
+    if start == 0 or text[start - 1] != "不":
+        return False
+    return start < 2 or text[start - 2] not in "是会要好能"
 
 
 _BELIEF = re.compile(r"觉得|感觉|认为|以为|害怕|担心|怀疑|相信|总想|希望")

@@ -1,0 +1,139 @@
+"""Measures against values worked out by hand or by the closed form."""
+
+from __future__ import annotations
+
+import pytest
+
+from cbtqa.distortions.annotators import masi_alpha, masi_distance, measure_agreement
+from cbtqa.distortions.evaluate import evaluate, mcnemar_p
+from cbtqa.distortions.gold import GoldItem, GoldSet
+from cbtqa.distortions.taxonomy import load_taxonomy
+from cbtqa.records import DistortionLabel
+
+TAXONOMY = load_taxonomy("c2d2-7")
+A, B, C = "labeling", "mind_reading", "personalization"
+
+
+def gold_of(*types: set[str]) -> GoldSet:
+    items = tuple(
+        GoldItem(id=str(n), text=f"第{n}句", types=frozenset(kinds), where=f"g:{n}")
+        for n, kinds in enumerate(types, 1)
+    )
+    return GoldSet("invented", TAXONOMY, items, "ours", len(items))
+
+
+def labels(*kinds: str, confidence: float | None = None) -> tuple[DistortionLabel, ...]:
+    return tuple(DistortionLabel(id=kind, labeller="x", confidence=confidence) for kind in kinds)
+
+
+GOLD = gold_of({A}, {A, B}, set(), {B}, {C}, set())
+GIVEN = [labels(A), labels(A), labels(A), labels(C), labels(C), ()]
+
+
+def test_counts_and_means_are_those_worked_out_by_hand() -> None:
+    system = evaluate(GOLD, {"x": GIVEN}, n_resamples=0).systems["x"]
+    # hits: A 2, C 1; given 5; gold 5
+    assert system.micro.f1 == pytest.approx(2 * 3 / (5 + 5))
+    assert system.types[A].precision == pytest.approx(2 / 3)
+    assert system.types[A].recall == 1
+    assert system.types[B].f1 == 0
+    assert system.types[B].precision is None, "never given"
+    assert system.types["overgeneralization"].f1 is None, "neither gold nor given"
+    assert system.n_types_in_macro == 3
+    assert system.macro_f1 == pytest.approx((0.8 + 0 + 2 / 3) / 3)
+    assert system.binary.recall == 1
+    assert system.accuracy == pytest.approx(5 / 6)
+    assert system.subset_accuracy == pytest.approx(3 / 6)
+    assert system.samples_f1 == pytest.approx((1 + 2 / 3 + 0 + 0 + 1 + 1) / 6)
+    assert [(pair.gold, pair.given, pair.n) for pair in system.confusions] == [(B, C, 1)]
+    assert system.calibration_error is None
+
+
+def test_the_interval_holds_the_value_and_shrinks_with_more_texts() -> None:
+    few = evaluate(GOLD, {"x": GIVEN}).systems["x"].micro
+    many_gold = gold_of(*([{A}, {A, B}, set(), {B}, {C}, set()] * 40))
+    many = evaluate(many_gold, {"x": GIVEN * 40}).systems["x"].micro
+    assert few.low <= few.f1 <= few.high
+    assert many.low < many.f1 < many.high
+    assert many.high - many.low < (few.high - few.low) / 3
+
+
+def test_calibration_error_is_the_weighted_gap() -> None:
+    gold = gold_of({A}, {A}, {A}, set())
+    given = [labels(A, confidence=0.9)] * 3 + [labels(A, confidence=0.35)]
+    system = evaluate(gold, {"x": given}, n_resamples=0).systems["x"]
+    assert [(entry.n, entry.share_right) for entry in system.calibration] == [(1, 0.0), (3, 1.0)]
+    assert system.calibration_error == pytest.approx((3 * 0.1 + 1 * 0.35) / 4)
+
+
+def test_the_surest_errors_come_first_and_misses_after() -> None:
+    gold = gold_of(set(), set(), {B})
+    given = [labels(A, confidence=0.6), labels(C, confidence=0.9), ()]
+    errors = evaluate(gold, {"x": given}, n_errors=3, n_resamples=0).systems["x"].errors
+    assert [(error.kind, error.type, error.text) for error in errors] == [
+        ("given", C, "第2句"),
+        ("given", A, "第1句"),
+        ("missed", B, "第3句"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "p"), [(0, 0, 1.0), (5, 5, 1.0), (0, 6, 2 / 64), (1, 9, 22 / 1024)]
+)
+def test_mcnemar_is_the_exact_binomial(first: int, second: int, p: float) -> None:
+    assert mcnemar_p(first, second) == pytest.approx(p)
+
+
+def test_two_labellers_are_compared_on_any_and_each_type_with_holm() -> None:
+    gold = gold_of(*[{A}] * 12)
+    report = evaluate(gold, {"good": [labels(A)] * 12, "mute": [()] * 12}, n_resamples=0)
+    by_decision = {entry.decision: entry for entry in report.comparisons}
+    assert len(by_decision) == 8
+    assert (by_decision[A].only_first_right, by_decision[A].only_second_right) == (12, 0)
+    assert by_decision[A].p_holm == pytest.approx(8 * 2 / 2**12)
+    assert by_decision[B].p_holm == 1
+
+
+def test_a_labeller_must_answer_for_every_text() -> None:
+    with pytest.raises(ValueError, match="5 entries for 6 texts"):
+        evaluate(GOLD, {"x": GIVEN[:5]})
+
+
+def test_masi_distance_follows_its_definition() -> None:
+    assert masi_distance({A}, {A}) == 0
+    assert masi_distance(set(), set()) == 0
+    assert masi_distance({A}, {B}) == 1
+    assert masi_distance({A}, {A, B}) == pytest.approx(1 - 1 / 2 * 2 / 3)
+    assert masi_distance({A, B}, {B, C}) == pytest.approx(1 - 1 / 3 * 1 / 3)
+
+
+def test_masi_alpha_is_that_of_the_reference_formula() -> None:
+    # worked by hand: pairs (A, A), (A, AB), (B, B); 3 texts, 6 sets
+    annotations = {
+        "r1": {"1": {A}, "2": {A}, "3": {B}},
+        "r2": {"1": {A}, "2": {A, B}, "3": {B}},
+    }
+    near = 2 / 3
+    observed = 2 * near / 6
+    expected = (3 * 2 * 1 + 3 * 1 * near + 2 * 1 * near) * 2 / (6 * 5)
+    assert masi_alpha(annotations).value == pytest.approx(1 - observed / expected)
+
+
+def test_agreement_per_type_leaves_out_what_one_rater_did_not_see() -> None:
+    annotations = {
+        "r1": {"1": {A}, "2": set(), "3": {B}, "4": {A}},
+        "r2": {"1": {A}, "2": set(), "3": {B}},
+    }
+    agreement = measure_agreement(TAXONOMY, annotations, n_resamples=50)
+    assert agreement.n_items == 3
+    assert agreement.types[A].value == 1
+    assert agreement.types[C].value is None
+    assert "no variation" in str(agreement.types[C].reason)
+    assert agreement.masi.value == 1
+
+
+def test_agreement_that_nothing_can_tell_says_why() -> None:
+    nothing = masi_alpha({"r1": {"1": {A}}, "r2": {"2": {A}}})
+    assert nothing.value is None and "no item" in str(nothing.reason)
+    same = masi_alpha({"r1": {"1": {A}}, "r2": {"1": {A}}})
+    assert same.value is None and "no variation" in str(same.reason)

@@ -1,0 +1,133 @@
+"""The pattern labeller: what it hears, and what it must not hear."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cbtqa.distortions.clauses import split_clauses, split_sentences
+from cbtqa.distortions.patterns import PatternLabeller, find_key_thought
+from cbtqa.distortions.taxonomy import load_taxonomy
+from cbtqa.errors import DataError
+
+FINE = PatternLabeller(load_taxonomy("socialcd-12"))
+BINARY = PatternLabeller(load_taxonomy("binary"))
+
+
+@pytest.mark.parametrize(
+    ("text", "type_id", "evidence"),
+    [
+        ("昨天搞砸了汇报，我就是个废物。", "labeling", "我就是个废物"),
+        ("升职没轮到我，觉得自己特别没用", "labeling", "觉得自己特别没用"),
+        ("她们进门就笑，感觉大家都在嘲笑我", "mind_reading", "感觉大家都在嘲笑我"),
+        ("分手以后，我这辈子都不会幸福了。", "fortune_telling", "我这辈子都不会幸福了"),
+        ("弟弟生病住院，都是我的错。", "personalization", "都是我的错"),
+        ("怎么说呢，我根本就不该活着", "should", "我根本就不该活着"),
+        ("换了三份工作，做什么都失败。", "overgeneralization", "做什么都失败"),
+        ("我会变成这样，都怪我妈", "blaming_others", "都怪我妈"),
+    ],
+)
+def test_a_typical_thought_is_named_with_its_clause(text, type_id, evidence) -> None:
+    found = {label.id: label.evidence for label in FINE.label(text)}
+    assert found.get(type_id) == evidence
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "我不是废物",
+        "我不觉得自己没用，只是有点累",
+        "如果我是个废物，你还会喜欢我吗",
+        "我妈总骂我是个废物",
+        "孩子总觉得自己没用，我该怎么开导他",
+        "请问周末去哪里爬山比较好？",
+        "我想知道怎样和室友好好沟通",
+        "",
+        "。。。",
+    ],
+)
+def test_negation_conditions_and_other_people_are_left_alone(text: str) -> None:
+    assert FINE.label(text) == ()
+
+
+def test_a_question_whether_i_am_one_is_no_denial() -> None:
+    assert [label.id for label in FINE.label("我是不是很没用")] == ["labeling"]
+
+
+def test_labels_are_said_in_the_taxonomy_in_use() -> None:
+    text = "感觉大家都在嘲笑我，我这辈子都不会幸福了"
+    assert {label.id for label in PatternLabeller().label(text)} == {"jumping_to_conclusions"}
+    assert {label.id for label in BINARY.label(text)} == {"distorted"}
+    mind_reading_only = PatternLabeller(load_taxonomy("cbt-llm-5"))
+    assert [label.id for label in mind_reading_only.label(text)] == ["mind_reading"]
+
+
+def test_evidence_always_stands_in_the_text_as_it_is() -> None:
+    text = " 我　真的好差劲 ！\n\t觉得自己 是个 loser,没有人会喜欢我～～以后也好不了了"
+    labels = FINE.label(text)
+    assert len(labels) >= 2
+    assert all(label.is_evident_in(text) and label.evidence for label in labels)
+    confidences = [label.confidence for label in labels]
+    assert confidences == sorted(confidences, reverse=True)
+
+
+def test_the_key_thought_is_the_surest_clause_or_else_the_one_most_like_a_belief() -> None:
+    assert find_key_thought("今天下雨了。我就是个废物。怎么办？") == ("我就是个废物", "labeling")
+    clause, type_id = find_key_thought("上周换了部门。我很害怕跟新同事说话。请问怎么办？")
+    assert (clause, type_id) == ("我很害怕跟新同事说话", None)
+    assert find_key_thought(" \n") == ("", None)
+
+
+def test_clauses_and_sentences_cover_the_text_without_its_marks() -> None:
+    text = "好吧，我 试试see you 再说！“行吗？”最后一句"
+    assert [span.of(text) for span in split_clauses(text)] == [
+        "好吧",
+        "我",
+        "试试see you 再说",
+        "“行吗",
+        "”最后一句",
+    ]
+    assert [span.of(text) for span in split_sentences(text)] == [
+        "好吧，我 试试see you 再说！",
+        "“行吗？”",
+        "最后一句",
+    ]
+
+
+def test_a_clause_without_spaces_is_cut_the_same_by_both_ways() -> None:
+    text = "一，二。三！四\n五……六～七:八"
+    with_space = text + "，九 十"
+    assert [s.of(text) for s in split_clauses(text)] == list("一二三四五六七八")
+    assert [s.of(with_space) for s in split_clauses(with_space)] == list("一二三四五六七八九十")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("rules: [", "not YAML"),
+        ("words: {}", "a list `rules`"),
+        ("rules: [{id: a, type: made_up, confidence: 0.5, says: [甲]}]", "unknown type 'made_up'"),
+        ("rules: [{id: a, type: should, confidence: 0.5, says: ['{x}']}]", "unknown word class"),
+        ("rules: [{id: a, type: should, confidence: 5, says: [甲]}]", "less than or equal to 1"),
+        ("rules: [{id: a, type: should, confidence: 0.5, says: ['甲…']}]", "may be empty"),
+    ],
+)
+def test_a_bad_rule_file_is_refused_with_its_place(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "rules.yaml"
+    path.write_text(text)
+    with pytest.raises(DataError, match=message) as error:
+        PatternLabeller(rules_path=path)
+    assert str(path) in str(error.value)
+
+
+def test_a_rule_file_of_your_own_replaces_the_shipped_one(tmp_path: Path) -> None:
+    path = tmp_path / "rules.yaml"
+    path.write_text(
+        "gap: 3\nwords: {who: [俺, 咱]}\n"
+        "rules: [{id: a, type: labeling, confidence: 0.8, says: ['{who}…(可|太)笨']}]"
+    )
+    own = PatternLabeller(rules_path=path)
+    assert own.label("俺真的太笨")[0].confidence == 0.8
+    assert own.label("俺今天真的真的太笨") == (), "five characters are more than the gap"
+    assert own.label("我就是个废物") == ()

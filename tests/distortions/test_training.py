@@ -1,0 +1,181 @@
+"""The light model: features, the solver, thresholds, evidence, and files that are refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cbtqa.distortions.features import NO_BUCKET, encode_texts, hash_ngrams
+from cbtqa.distortions.linear import LinearLabeller
+from cbtqa.distortions.logistic import SparseRows, fit_logistic, fit_platt
+from cbtqa.distortions.models import describe_model, load_labeller, save_linear
+from cbtqa.distortions.taxonomy import load_taxonomy
+from cbtqa.distortions.training import (
+    TrainingSettings,
+    choose_thresholds,
+    cross_validate,
+    train_linear,
+)
+from cbtqa.errors import DataError
+from tests.distortions.texts import invented_gold
+
+GOLD = invented_gold()
+SETTINGS = TrainingSettings(inner_folds=3)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return train_linear(GOLD.texts, GOLD.matrix, GOLD.taxonomy, SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def saved(model, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "light"
+    signature = describe_model("linear", "light", GOLD, SETTINGS.model_dump(), None)
+    save_linear(folder, model, signature)
+    return folder
+
+
+def buckets_of(text: str, n: int) -> list[int]:
+    return [b for b in hash_ngrams(encode_texts([text]), n)[n - 1].tolist() if b != NO_BUCKET]
+
+
+def test_ngrams_do_not_reach_into_the_next_text() -> None:
+    together = hash_ngrams(encode_texts(["甲乙", "丙"]), 3)
+    for n, buckets in enumerate(together, 1):
+        kept = [bucket for bucket in buckets.tolist() if bucket != NO_BUCKET]
+        assert kept == buckets_of("甲乙", n) + buckets_of("丙", n)
+
+
+def test_width_and_case_do_not_matter_and_positions_stay() -> None:
+    assert buckets_of("ＡBc！　", 2) == buckets_of("abc! ", 2)
+    assert buckets_of("甲乙", 1) != buckets_of("乙甲", 1)
+    assert len(buckets_of("𠮷好", 1)) == 4, "two characters and two marks"
+
+
+def test_the_solver_finds_the_minimum() -> None:
+    generator = np.random.default_rng(5)
+    dense = generator.normal(size=(60, 7)) * (generator.random((60, 7)) < 0.6)
+    dense[:, 0] = 1e-9
+    targets = dense @ generator.normal(size=7) + generator.normal(size=60) > 0
+    rows, columns = np.nonzero(dense)
+    starts = np.searchsorted(rows, np.arange(60))
+    sparse = SparseRows(columns, dense[rows, columns], starts, 7)
+    fitted = fit_logistic(sparse, targets, 2.0)
+    signs = np.where(targets, 1.0, -1.0)
+
+    def loss(weights, bias) -> float:
+        margins = signs * (dense @ weights + bias)
+        return 0.5 * weights @ weights + 2.0 * np.logaddexp(0, -margins).sum()
+
+    best = loss(fitted.weights, fitted.bias)
+    for _ in range(200):
+        step = generator.normal(size=8) * 0.02
+        assert loss(fitted.weights + step[:7], fitted.bias + step[7]) > best - 1e-4
+    taken = sparse.take(np.array([3, 3, 59]))
+    np.testing.assert_allclose(taken.dot(fitted.weights), dense[[3, 3, 59]] @ fitted.weights)
+
+
+def test_platt_turns_scores_into_frequencies() -> None:
+    generator = np.random.default_rng(1)
+    scores = generator.normal(size=4000)
+    truth = generator.random(4000) < 1 / (1 + np.exp(-(2 * scores - 1)))
+    slope, offset = fit_platt(scores, truth)
+    assert slope == pytest.approx(2, abs=0.2)
+    assert offset == pytest.approx(-1, abs=0.2)
+
+
+def test_thresholds_part_what_can_be_parted_and_never_give_a_type_without_examples() -> None:
+    probabilities = np.array([[0.9, 0.3], [0.8, 0.4], [0.3, 0.2], [0.2, 0.1]] * 10)
+    gold = np.array([[True, False], [True, False], [False, False], [False, False]] * 10)
+    thresholds = choose_thresholds(probabilities, gold, 0.1)
+    assert 0.3 < thresholds[0] <= 0.8
+    assert thresholds[1] == 1.0
+
+
+def test_cross_validation_learns_what_is_learnable_and_is_the_same_every_time() -> None:
+    outcome = cross_validate(GOLD.texts, GOLD.matrix, GOLD.taxonomy, SETTINGS, n_folds=3)
+    given = outcome > 0
+    right = 2 * (given & GOLD.matrix).sum() / (given.sum() + GOLD.matrix.sum())
+    assert right > 0.95
+    again = cross_validate(GOLD.texts, GOLD.matrix, GOLD.taxonomy, SETTINGS, n_folds=3)
+    np.testing.assert_array_equal(outcome, again)
+
+
+def test_cross_validation_learns_nothing_from_shuffled_labels() -> None:
+    gold = np.random.default_rng(3).permutation(GOLD.matrix[:, [9]])
+    outcome = cross_validate(GOLD.texts, gold, load_taxonomy("binary"), SETTINGS, n_folds=3)
+    given, share = outcome > 0, gold.mean()
+    f1 = 2 * (given & gold).sum() / (given.sum() + gold.sum())
+    assert f1 < 2 * share / (1 + share) + 0.08, "no better than giving it always"
+
+
+def test_evidence_is_the_clause_that_carries_the_label(model) -> None:
+    text = "打算周末去爬山，我就是个废物，想问问怎么安排时间。"
+    labels = LinearLabeller(model).label(text)
+    assert [(label.id, label.evidence) for label in labels] == [("labeling", "我就是个废物")]
+    assert labels[0].labeller == "trained:linear"
+    assert labels[0].confidence is not None and labels[0].confidence > 0.5
+
+
+def test_a_text_is_labelled_alike_alone_and_in_a_batch(model) -> None:
+    labeller = LinearLabeller(model)
+    texts = ["", "？", "𠮷", *GOLD.texts[:20], "a" * 5000]
+    together = labeller.label_many(texts)
+    for text, labels in zip(texts, together, strict=True):
+        alone = labeller.label(text)
+        assert [(a.id, a.evidence) for a in alone] == [(b.id, b.evidence) for b in labels]
+        assert all(label.is_evident_in(text) for label in labels)
+    assert labeller.label_many([]) == []
+    assert labeller.probabilities([]).shape == (0, 12)
+
+
+def test_a_saved_model_labels_as_before_and_holds_no_pickle(model, saved: Path) -> None:
+    loaded = load_labeller(saved, GOLD.taxonomy)
+    texts = GOLD.texts[:30]
+    before = LinearLabeller(model).probabilities(texts)
+    np.testing.assert_array_equal(loaded.labeller.probabilities(texts), before)
+    assert loaded.labeller.name == "trained:light"
+    with np.load(saved / "model.npz", allow_pickle=False) as arrays:
+        assert all(arrays[name].dtype != object for name in arrays)
+    card = (saved / "README.md").read_text()
+    assert "socialcd-12" in card and "| labeling | " in card and "not measured" in card
+
+
+def test_a_model_for_another_taxonomy_is_refused(saved: Path) -> None:
+    with pytest.raises(DataError, match="trained for the taxonomy socialcd-12, wanted burns-10"):
+        load_labeller(saved, load_taxonomy("burns-10"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"types": ["labeling"]}, "does not have in this order"),
+        ({"rules": ["made_up_rule"]}, "rules that this version does not have: made_up_rule"),
+        ({"format_version": 9}, "Input should be 1"),
+        ({"arrays_sha256": "0"}, "not the arrays"),
+        ({"surprise": 1}, "Extra inputs"),
+    ],
+)
+def test_a_signature_that_does_not_fit_is_refused(saved, tmp_path, change, message) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(saved, folder)
+    path = folder / "model.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(DataError, match=message) as error:
+        load_labeller(folder)
+    assert str(folder) in str(error.value)
+
+
+def test_damaged_arrays_and_foreign_folders_are_refused(saved: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(saved, folder)
+    (folder / "model.npz").write_bytes(b"PK not a zip")
+    with pytest.raises(DataError, match="not the arrays"):
+        load_labeller(folder)
+    with pytest.raises(DataError, match="not a trained labeller"):
+        load_labeller(tmp_path)
