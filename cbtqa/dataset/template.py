@@ -104,6 +104,9 @@ class TemplateTeacher:
 def _add_thoughts(facts: Facts, thoughts: list[_Thought]) -> None:
     """The first two thoughts as facts; a stretch of the question is quoted for one purpose only."""
     holes = facts.holes
+    if thoughts:
+        facts.flags.discard("calm")
+        facts.flags.add("distress")
     for suffix, thought in zip(("", "2"), thoughts, strict=False):
         if suffix and thought.quote == holes.get("thought"):
             continue
@@ -163,7 +166,7 @@ class _Composer:
         source, _, name = kind.rpartition(".")
         if source == "topic":
             pools = [self._topic.get(name, ()), self._group[name]]
-            if self._writer.chance(_GROUP_ODDS):
+            if name != "belief" and self._writer.chance(_GROUP_ODDS):
                 pools.reverse()
             return self._writer.pick(pools[0]) or self._writer.pick(pools[1])
         if source == "type":

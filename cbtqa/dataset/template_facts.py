@@ -28,7 +28,8 @@ _MIN_QUOTE, _MIN_RETOLD, _MAX_QUOTE = 6, 8, 24
 _MIN_THOUGHT, _MAX_THOUGHT = 3, 32
 _CLAUSE_END = re.compile(r"[,。!?;:…\n\r\t.~ 、]+")
 _SOME_HAN = re.compile(r"(?:[\u4e00-\u9fff][^\u4e00-\u9fff]*){4}")
-_STRONG, _SELF_WEIGHT, _OTHERS_WEIGHT = 3, 2, -2
+_MAX_QUOTES, _TELLING = 3, 3
+_STRONG, _SELF_WEIGHT, _OTHERS_WEIGHT, _TITLE_CLAUSE_WEIGHT = 3, 2, -2, 1
 _LONG, _SHORT = 140, 14
 _PLAIN = re.compile(r"[\u4e00-\u9fff，0-9a-zA-Z]+")
 _RISKY_LETTERS = re.compile(r"[0-9]{4,}|[a-zA-Z]{4,}|[a-zA-Z][0-9]|[0-9][a-zA-Z]")
@@ -82,6 +83,8 @@ class _Lexicon(NamedTuple):
     not_before: re.Pattern[str]
     of_others: re.Pattern[str]
     duration: Mapping[str, re.Pattern[str]]
+    adult_age: re.Pattern[str]
+    asking_start: re.Pattern[str]
     asked_start: re.Pattern[str]
     asks: Mapping[str, re.Pattern[str]]
 
@@ -121,11 +124,13 @@ def load_lexicon() -> _Lexicon:
         raw=raw,
         lead=re.compile(f"(?:{'|'.join(sorted(raw['lead_words'], key=len, reverse=True))})+"),
         bad_start=re.compile(f"(?:{_alternation(raw['bad_starts'])})"),
-        bad_end=re.compile(f"(?:{_alternation(raw['bad_ends'])})$"),
+        bad_end=re.compile(f"(?:{_alternation(raw['bad_ends'])}|[0-9a-z])$"),
         never=re.compile(_alternation(raw["never_quoted"])),
         not_before=re.compile(f"(?:{_alternation(raw['not_before'])}).?$"),
         of_others=re.compile(f"(?:{_alternation(raw['others'])})"),
         duration={name: re.compile(pattern) for name, pattern in raw["duration"].items()},
+        adult_age=re.compile(raw["adult_age"]),
+        asking_start=re.compile(_alternation(raw["asking_starts"])),
         asked_start=re.compile(_alternation(raw["asked_starts"])),
         asks={name: re.compile(_alternation(words)) for name, words in raw["asks"].items()},
         tail=re.compile(f"(?:{_alternation(raw['tail_words'])})+$"),
@@ -145,7 +150,8 @@ class _Reader:
         self._text = question.source_text[:READ_AT_MOST]
         self._folded = fold(self._text)
         self._title_end = len(question.question)
-        self._keywords = ",".join(question.keywords)
+        broad = self._lexicon.raw["broad_keywords"]
+        self._keywords = ",".join(word for word in question.keywords if word not in broad)
         self._clauses = self._split()
         self._ends = [clause.end for clause in self._clauses]
         self._scores = [0] * len(self._clauses)
@@ -157,8 +163,8 @@ class _Reader:
     def read(self) -> Facts:
         self._walk()
         facts = self._facts
-        if self._topics:
-            best = max(self._topics.values())
+        best = max(self._topics.values(), default=0)
+        if best >= _STRONG:
             facts.topic = next(topic for topic, score in self._topics.items() if score == best)
         self._read_people()
         self._read_flags()
@@ -230,10 +236,7 @@ class _Reader:
     def _read_flags(self) -> None:
         facts, found = self._facts, self._found
         facts.flags.update(found["cues"])
-        is_adult = bool(found["adult"])
-        names = (name for name in ("campus", "minor", "dorm") if name in found["audience"])
-        audience = "adult" if is_adult else next(names, "adult")
-        facts.flags.add("campus" if audience == "dorm" else audience)
+        facts.flags.add(self._read_audience())
         feelings = list(found["emotions"])
         for hole, feeling in zip(("feeling", "feeling2"), feelings, strict=False):
             facts.holes[hole] = feeling
@@ -248,6 +251,18 @@ class _Reader:
         span = self._read_span()
         if span:
             facts.holes["span"] = span
+
+    def _read_audience(self) -> str:
+        named = self._found["audience"]
+        if self._found["adult"]:
+            return "adult"
+        if "campus" in named:
+            return "campus"
+        if self._lexicon.adult_age.search(self._folded):
+            return "adult"
+        if "minor" in named:
+            return "minor"
+        return "campus" if "dorm" in named else "adult"
 
     def _read_span(self) -> str | None:
         rules, folded = self._lexicon.duration, self._folded
@@ -269,9 +284,11 @@ class _Reader:
                 self._scores[at] += _SELF_WEIGHT
             if self._lexicon.of_others.match(self._folded, clause.start):
                 self._scores[at] += _OTHERS_WEIGHT
+            if clause.start < self._title_end:
+                self._scores[at] += _TITLE_CLAUSE_WEIGHT
         order = sorted(range(len(self._clauses)), key=lambda at: -self._scores[at])
         for at in order[:12]:
-            if len(taken) >= 3 or self._scores[at] < 2:
+            if len(taken) >= _MAX_QUOTES or self._scores[at] < _TELLING:
                 break
             quote = self._quotable(self._clauses[at])
             if quote and not any(quote in other or other in quote for other in taken):
@@ -283,7 +300,8 @@ class _Reader:
     def _quotable(self, clause: Clause) -> str | None:
         if "?" in clause.mark:
             return None
-        return self._trim(clause, _MIN_QUOTE)
+        quote = self._trim(clause, _MIN_QUOTE)
+        return quote if quote and not self._lexicon.asking_start.match(quote) else None
 
     def _trim(self, clause: Clause, shortest: int) -> str | None:
         text = self._text[clause.start : clause.end]
