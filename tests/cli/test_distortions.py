@@ -139,12 +139,10 @@ def test_a_label_outside_the_taxonomy_and_a_wrong_encoding_exit_with_4(
 
 def test_a_language_model_labels_through_the_journal(run, questions, tmp_path, capsys) -> None:
     label = {"id": "labeling", "evidence": "我就是个废物", "confidence": 0.8}
-    script = {
-        "废物": ok(json.dumps({"labels": [label]}, ensure_ascii=False)),
-        "早睡": ok('{"labels": [{"id": "laziness", "evidence": "早睡", "confidence": 1}]}'),
-    }
+    good = ok(json.dumps({"labels": [label]}, ensure_ascii=False))
+    unknown = ok('{"labels": [{"id": "laziness", "evidence": "早睡", "confidence": 1}]}')
     out = tmp_path / "l.jsonl"
-    with ScriptedEndpoint(script) as server:
+    with ScriptedEndpoint(lambda seen: unknown if "早睡" in seen.user_text else good) as server:
         words = ["--labeller", "llm", "--endpoint", server.url, "--model", "m", "--out", out]
         assert run("label", questions, *words, "--json") == 0
         first = json.loads(capsys.readouterr().out)
