@@ -175,19 +175,12 @@ def report(
 
     Example: cbtqa rate report study
     """
-    from cbtqa.cli.rating_page import rating_page
-    from cbtqa.files import write_text
-    from cbtqa.ratings.analysis import analyse
-    from cbtqa.ratings.outputs import write_outputs
-    from cbtqa.report.page import render_page
+    from cbtqa.cli.rating_page import write_report
 
     folder, store = open_both(study)
     target = out or folder.path / "report"
     with store:
-        answers, sources = store.answers(), store.sources()
-    found = analyse(folder, answers)
-    write_outputs(target, folder, answers, found, sources)
-    write_text(target / "report.html", render_page(rating_page(folder, found)))
+        found = write_report(folder, store, target)
     say(f"{found.n_done} of {found.n_shown} presentations done; report: {target / 'report.html'}")
     if found.is_blind:
         say("systems are letters still; to name them: cbtqa rate unblind STUDY --key KEY --by NAME")

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from markupsafe import Markup
 
+from cbtqa.files import write_text
+from cbtqa.ratings.analysis import analyse
 from cbtqa.ratings.documents import methods_text
+from cbtqa.ratings.outputs import write_outputs
 from cbtqa.ratings.results import Score, StudyReport
+from cbtqa.ratings.store import Store
 from cbtqa.ratings.study import StudyFolder
 from cbtqa.report.charts import Interval, Levels, interval_chart, stacked_bars
 from cbtqa.report.page import (
@@ -21,6 +26,7 @@ from cbtqa.report.page import (
     Section,
     Table,
     Text,
+    render_page,
 )
 from cbtqa.report.svg import SERIES
 from cbtqa.report.wording import Phrase, load_wording, same
@@ -31,6 +37,15 @@ from cbtqa.statistics.resampling import FEW_ITEMS
 MAX_ROWS = 60
 """Longest table of single items on the page; the files beside it hold all."""
 GAP = "—"
+
+
+def write_report(folder: StudyFolder, store: Store, out: Path) -> StudyReport:
+    """Analyses the study as it is now and writes the page and the files beside it."""
+    answers = store.answers()
+    report = analyse(folder, answers)
+    write_outputs(out, folder, answers, report, store.sources())
+    write_text(out / "report.html", render_page(rating_page(folder, report)))
+    return report
 
 
 def rating_page(folder: StudyFolder, report: StudyReport) -> Page:

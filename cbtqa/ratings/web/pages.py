@@ -25,6 +25,17 @@ MARK_KEYS = "1234567890qwertyuiopasdhjklzvm"
 FEW_POINTS = 4
 """Up to so many points each gets a button with its words; above, a row of numbers."""
 
+_WORDS_OF_SCRIPT = (
+    "saving",
+    "saved",
+    "unsaved",
+    "unsaved_note",
+    "link_dead",
+    "refused",
+    "stay",
+    "progress",
+)
+
 
 @cache
 def form_words(language: Language) -> Mapping[str, Any]:
@@ -101,7 +112,6 @@ def render_welcome(
         n_total=len(cells),
         first_open=first_open,
         rubric=folder.rubric,
-        has_marks=bool(folder.rubric.marks),
     )
 
 
@@ -114,49 +124,19 @@ def render_item(
 ) -> str:
     """One item with its form."""
     plan = folder.shown_to(shown.rater)
-    item, answer = folder.item_of(shown), answers.get(shown.code, Answer())
     n_done = sum(is_done(folder, answers.get(p.code)) for p in plan)
     data = {
-        "study": folder.study.id,
-        "rater": shown.rater,
-        "code": shown.code,
+        **_item_data(folder, shown, answers.get(shown.code, Answer())),
         "csrf": csrf,
-        "language": language,
-        "previous": f"/item/{shown.order - 1}" if shown.order > 1 else "/",
         "next": f"/item/{shown.order + 1}" if shown.order < len(plan) else "/",
-        "criteria": [_criterion_data(c) for c in folder.rubric.criteria],
-        "mark_keys": dict(zip((c.id for c in folder.rubric.marks), MARK_KEYS, strict=False)),
-        "answer": {
-            "values": answer.values,
-            "evidence": answer.evidence,
-            "note": answer.note,
-            "cannot_judge": answer.cannot_judge,
-            "crisis": answer.crisis,
-        },
-        "done": n_done,
-        "total": len(plan),
-        "words": {
-            name: form_words(language)[name]
-            for name in (
-                "saving",
-                "saved",
-                "unsaved",
-                "unsaved_note",
-                "link_dead",
-                "refused",
-                "stay",
-                "progress",
-            )
-        },
+        "words": {name: form_words(language)[name] for name in _WORDS_OF_SCRIPT},
     }
     return render(
         "item.html.j2",
         language,
         title_of(folder, language),
-        rater=shown.rater,
         shown=shown,
-        item=item,
-        answer=answer,
+        item=folder.item_of(shown),
         rubric=folder.rubric,
         groups=_groups(folder),
         mark_keys=data["mark_keys"],
@@ -167,6 +147,26 @@ def render_item(
         n_done=n_done,
         n_total=len(plan),
     )
+
+
+def _item_data(folder: StudyFolder, shown: Presentation, answer: Answer) -> dict[str, Any]:
+    """What the script needs of one item."""
+    marks = (mark.id for mark in folder.rubric.marks)
+    return {
+        "study": folder.study.id,
+        "rater": shown.rater,
+        "code": shown.code,
+        "previous": f"/item/{shown.order - 1}" if shown.order > 1 else "/",
+        "criteria": [_criterion_data(criterion) for criterion in folder.rubric.criteria],
+        "mark_keys": dict(zip(marks, MARK_KEYS, strict=False)),
+        "answer": {
+            "values": answer.values,
+            "evidence": answer.evidence,
+            "note": answer.note,
+            "cannot_judge": answer.cannot_judge,
+            "crisis": answer.crisis,
+        },
+    }
 
 
 def title_of(folder: StudyFolder, language: Language) -> str:
