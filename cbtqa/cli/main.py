@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 import traceback
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 import cbtqa
-from cbtqa.cli import data
-from cbtqa.cli.build_dataset import build_dataset
 from cbtqa.cli.console import say
-from cbtqa.cli.stats import stats
 from cbtqa.errors import CbtqaError
 
 EXIT_CODES = (
@@ -22,8 +22,56 @@ EXIT_CODES = (
 )
 _UsageError: Any = typer.BadParameter.__base__  # typer does not export the base of its usage errors
 
+VERBS = {
+    "build-dataset": "Build a Chinese CBT QA dataset from PsyQA questions.",
+    "stats": "Count a dataset, with the paper's figures beside it.",
+    "data": "Look at question files before building from them.",
+    "distortions": "Label cognitive distortions, train and evaluate labellers.",
+    "safety": "Grade crisis content, mask personal data, list the dated help lines.",
+    "score": "Score predictions with Chinese metrics, several systems side by side.",
+    "compare": "Test whether systems differ: intervals, adjusted p, win rates.",
+    "judge": "Rate answers 0-2 with a language model, never without its agreement.",
+    "rate": "Have people rate answers blindly: sheets, a web form, agreement.",
+}
+"""Verb to the line that `cbtqa --help` shows; `cbtqa.cli.<verb>` holds the command."""
+
+
+class _LazyGroup(TyperGroup):
+    """Imports a verb's module when the verb is used: `cbtqa --help` imports none."""
+
+    _is_listing = False
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in VERBS:
+            return None
+        if self._is_listing:
+            return TyperCommand(cmd_name, help=VERBS[cmd_name])
+        name = cmd_name.replace("-", "_")
+        module = import_module(f"cbtqa.cli.{name}")
+        if hasattr(module, "app"):
+            # not get_command: it would add the completion flags to every group
+            command = typer.main.get_group(module.app)
+        else:
+            single = typer.Typer(add_completion=False, rich_markup_mode="rich")
+            single.command()(getattr(module, name))
+            command = typer.main.get_command(single)
+        command.name = cmd_name
+        return command
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        self._is_listing = True
+        try:
+            super().format_help(ctx, formatter)
+        finally:
+            self._is_listing = False
+
+
 app = typer.Typer(
     name="cbtqa",
+    cls=_LazyGroup,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -49,11 +97,6 @@ def _root(
     pass
 
 
-app.command()(build_dataset)
-app.command()(stats)
-app.add_typer(data.app, name="data")
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Runs the program and exits with the code that `errors` draws.
 
@@ -77,7 +120,7 @@ def _run(words: list[str], is_debug: bool) -> int:
         _report(str(error), error.hint)
         return error.exit_code
     except _UsageError as error:
-        _report(error.format_message(), f"{_path_of(error)} --help")
+        _report(error.format_message(), _usage_hint(error, words))
         return 2
     except (KeyboardInterrupt, typer.Abort):
         say("interrupted")
@@ -93,8 +136,12 @@ def _report_bug(kind: type[BaseException], error: BaseException, trace: Any) -> 
     _report(f"unexpected {kind.__name__}: {error}", "a bug in cbtqa: --debug shows where")
 
 
-def _path_of(error: Any) -> str:
-    return str(error.ctx.command_path) if getattr(error, "ctx", None) else "cbtqa"
+def _usage_hint(error: Any, words: list[str]) -> str:
+    path = error.ctx.command_path if getattr(error, "ctx", None) else "cbtqa"
+    close = difflib.get_close_matches(words[0], VERBS, n=1) if words else []
+    if close and words[0] not in VERBS:
+        return f"did you mean: cbtqa {close[0]}"
+    return f"{path} --help"
 
 
 def _report(message: str, hint: str | None) -> None:

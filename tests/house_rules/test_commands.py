@@ -13,7 +13,7 @@ from tests.support.cli_docs import render_cli_docs, walk_commands
 ROOT = Path(__file__).parents[2]
 MAX_STATEMENTS = 15
 COMMANDS = [(words, command) for words, command in walk_commands()]
-LEAVES = [(words, command) for words, command in COMMANDS if not hasattr(command, "commands")]
+LEAVES = [(words, command) for words, command in COMMANDS if not hasattr(command, "list_commands")]
 
 
 @pytest.mark.parametrize(("words", "command"), LEAVES, ids=[words for words, _ in LEAVES])

@@ -14,8 +14,10 @@ def walk_commands() -> list[tuple[str, Any]]:
 
     def walk(words: str, command: Any) -> list[tuple[str, Any]]:
         found = [(words, command)]
-        for name, child in getattr(command, "commands", {}).items():
-            found += walk(f"{words} {name}", child)
+        if hasattr(command, "list_commands"):
+            context = typer.Context(command)
+            for name in command.list_commands(context):
+                found += walk(f"{words} {name}", command.get_command(context, name))
         return found
 
     return walk("cbtqa", typer.main.get_command(app))[1:]
@@ -30,7 +32,7 @@ def render_cli_docs() -> str:
     for words, command in walk_commands():
         parts.append(f"## {words}\n\n{_plain(command.help or '')}\n")
         rows = [_row(parameter) for parameter in command.params if not _is_help(parameter)]
-        if rows and not hasattr(command, "commands"):
+        if rows and not hasattr(command, "list_commands"):
             parts.append("| flag | meaning |\n|---|---|\n" + "\n".join(rows) + "\n")
     return "\n".join(parts)
 
