@@ -1,0 +1,248 @@
+"""`cbtqa judge`: settings, the run through the engine, and the folder it leaves.
+
+journal.sqlite         every paid reply; the same command continues from it
+judge_ratings.jsonl    one rating a line: answer, criterion, repeat, evidence
+judge.json             means, agreement with people, corrected means, alarms
+manifest.json          written last
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from pydantic import Field
+
+from cbtqa.errors import ConfigError, LicenceGateError, UsageError
+from cbtqa.files import write_json, write_jsonl
+from cbtqa.llm.batch import run_batch
+from cbtqa.llm.chat import Sampling
+from cbtqa.llm.cost import Budget
+from cbtqa.llm.endpoint import Endpoint
+from cbtqa.llm.journal import Journal
+from cbtqa.llm.limits import Limits
+from cbtqa.llm.progress import Progress
+from cbtqa.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    describe_file,
+    describe_settings,
+    now,
+    package_versions,
+    write_manifest,
+)
+from cbtqa.metrics.base import Signature, maker
+from cbtqa.metrics.judge.inputs import Answers, read_answers, read_human_ratings
+from cbtqa.metrics.judge.report import JudgeReport, make_report
+from cbtqa.metrics.judge.task import JudgeRating, JudgeRubric, JudgeTask, read_ratings
+from cbtqa.metrics.pairs import Columns
+from cbtqa.records import Usage
+from cbtqa.settings import Resolved, Settings
+
+JOURNAL_NAME, RATINGS_NAME, REPORT_NAME = "journal.sqlite", "judge_ratings.jsonl", "judge.json"
+
+
+class JudgeSettings(Settings):
+    """Everything `cbtqa judge` can be told."""
+
+    predictions: tuple[Path, ...] = Field(default=(), description="Files with predictions.")
+    questions: Path | None = Field(
+        default=None, description="Questions: PsyQA's file, or a built dataset."
+    )
+    split: str = Field(
+        default="test", description="Splits of a built dataset, comma-separated, or all."
+    )
+    sample: int | None = Field(
+        default=None, ge=1, description="Judge only so many questions, drawn by a fixed seed."
+    )
+    human: Path | None = Field(
+        default=None, description="Ratings by people (ratings.jsonl of a study) to check against."
+    )
+    rubric: str = Field(default="cbt-llm", description="Rubric id, or the path of your own.")
+    endpoint: str | None = Field(
+        default=None, description="Base URL of an OpenAI-compatible endpoint, or a preset."
+    )
+    model: str | None = Field(default=None, description="The judge's model name.")
+    acknowledge_disclosure: bool = Field(
+        default=False,
+        description="I may pass these texts on to the operator of a non-local endpoint.",
+    )
+    prompt: str = Field(default="judge_cbt_llm", description="Prompt, or the path of your own.")
+    repeats: int = Field(default=3, ge=1, le=20, description="Ratings of each answer.")
+    temperature: float = Field(
+        default=0.7, ge=0, le=2, description="Assumed: repeats at 0 would only echo each other."
+    )
+    seed: int = Field(default=0, ge=0, description="Seed of the first repeat.")
+    max_tokens: int = Field(default=1024, ge=64, description="Token limit of one reply.")
+    id_column: str | None = Field(default=None, description="Id column of the predictions.")
+    prediction_column: str | None = Field(default=None, description="Column with the prediction.")
+    encoding: str = Field(default="utf-8", description="Encoding of text files.")
+    in_flight: int = Field(default=32, ge=1, le=16384, description="Most requests at a time.")
+    rpm: int | None = Field(default=None, ge=1, description="Requests a minute, at most.")
+    tpm: int | None = Field(default=None, ge=1, description="Tokens a minute, at most.")
+    timeout_s: float = Field(default=180.0, gt=0, description="Seconds one request may take.")
+    max_attempts: int = Field(
+        default=3, ge=1, le=10, description="Replies asked for per rating, faulty ones included."
+    )
+    budget_tokens: int | None = Field(
+        default=None, gt=0, description="Stop after this many tokens."
+    )
+    out: Path = Field(default=Path("cbtqa-judge"), description="Folder of journal and results.")
+
+    @property
+    def columns(self) -> Columns:
+        """Columns of the predictions."""
+        return Columns(self.id_column, self.prediction_column, None, self.encoding)
+
+
+def judge(
+    resolved: Resolved[JudgeSettings],
+    rubric: JudgeRubric,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> JudgeReport:
+    """Rates every answer, or continues a run that was interrupted, and sums up.
+
+    Raises:
+        UsageError: predictions, questions, endpoint or model are missing.
+        ConfigError: the folder belongs to another judge.
+        DataError: a file that is not what it should be.
+        LicenceGateError: texts would go to a non-local endpoint without acknowledgement.
+        IncompleteRunError: stopped early; the same call continues.
+    """
+    settings, started = resolved.values, now()
+    if settings.questions is None or settings.endpoint is None or settings.model is None:
+        raise UsageError(
+            "the judge wants --questions, --endpoint and --model",
+            hint="cbtqa judge a.jsonl --questions PsyQA.json --endpoint vllm --model Qwen3-32B",
+        )
+    endpoint = Endpoint.parse(settings.endpoint, settings.model)
+    acknowledgements = _disclosure(endpoint, is_acknowledged=settings.acknowledge_disclosure)
+    answers = read_answers(
+        settings.predictions, settings.questions, settings.split, settings.columns, settings.sample
+    )
+    names = [system.system for system in answers.systems]
+    human = read_human_ratings(settings.human, rubric, names) if settings.human else None
+    task = _task(settings, rubric, endpoint)
+    ratings, usage = _rate(settings, task, endpoint, answers, on_progress)
+    report = make_report(
+        ratings,
+        rubric,
+        dict.fromkeys(names, len(answers.questions)),
+        _signature(settings, task, answers),
+        settings.repeats,
+        human,
+    )
+    write_jsonl(settings.out / RATINGS_NAME, ratings)
+    write_json(settings.out / REPORT_NAME, report)
+    manifest = _manifest(resolved, task, answers).model_copy(
+        update={"usage": usage, "acknowledgements": acknowledgements, "started_at": started}
+    )
+    write_manifest(settings.out, manifest)
+    return report
+
+
+def _rate(
+    settings: JudgeSettings,
+    task: JudgeTask,
+    endpoint: Endpoint,
+    answers: Answers,
+    on_progress: Callable[[Progress], None] | None,
+) -> tuple[list[JudgeRating], Usage]:
+    """Every rating, and the tokens that all of them cost so far."""
+    asks = answers.asks(settings.repeats)
+    with _journal(settings.out, task) as journal:
+        (settings.out / MANIFEST_NAME).unlink(missing_ok=True)
+        run_batch(
+            asks,
+            task,
+            endpoint,
+            journal,
+            _limits(settings),
+            budget=Budget(max_tokens=settings.budget_tokens) if settings.budget_tokens else None,
+            n_total=len(asks),
+            on_progress=on_progress,
+        )
+        return list(read_ratings(asks, task, journal)), journal.totals().usage
+
+
+def _manifest(resolved: Resolved[JudgeSettings], task: JudgeTask, answers: Answers) -> Manifest:
+    settings = resolved.values
+    inputs = (*settings.predictions, settings.questions, settings.human)
+    return Manifest(
+        kind="judge",
+        packages=package_versions(),
+        settings=describe_settings(resolved),
+        inputs=tuple(describe_file(path) for path in inputs if path and path.is_file()),
+        prompts={task.prompt.name: task.prompt.sha256},
+        counts=_counts(answers, len(answers.asks(settings.repeats))),
+        files=tuple(
+            describe_file(settings.out / name, settings.out) for name in (RATINGS_NAME, REPORT_NAME)
+        ),
+        started_at=now(),
+        finished_at=now(),
+    )
+
+
+def _disclosure(endpoint: Endpoint, *, is_acknowledged: bool) -> dict[str, str]:
+    if endpoint.is_local:
+        return {}
+    if not is_acknowledged:
+        raise LicenceGateError(
+            f"questions and answers would be sent to {endpoint.host}, a third party; PsyQA's user "
+            "agreement forbids passing its text on",
+            hint="use a local endpoint (--endpoint vllm, ollama, llama.cpp), or, if you have "
+            "permission or the data is yours, add --acknowledge-disclosure",
+        )
+    return {"disclosure": f"text sent to {endpoint.host}; acknowledged {now()}"}
+
+
+def _task(settings: JudgeSettings, rubric: JudgeRubric, endpoint: Endpoint) -> JudgeTask:
+    sampling = Sampling(
+        temperature=settings.temperature, max_tokens=settings.max_tokens, seed=settings.seed
+    )
+    return JudgeTask(rubric, sampling, endpoint.model, host=endpoint.host, prompt=settings.prompt)
+
+
+def _journal(folder: Path, task: JudgeTask) -> Journal:
+    try:
+        return Journal(folder / JOURNAL_NAME, task.fingerprint())
+    except ConfigError as error:
+        hint = "one folder holds one judge: name another with --out"
+        raise ConfigError(str(error), hint=hint) from None
+
+
+def _limits(settings: JudgeSettings) -> Limits:
+    return Limits(
+        in_flight=settings.in_flight,
+        rpm=settings.rpm,
+        tpm=settings.tpm,
+        timeout_s=settings.timeout_s,
+        max_attempts=settings.max_attempts,
+    )
+
+
+def _counts(answers: Answers, n_asked: int) -> dict[str, object]:
+    return {
+        "n_questions": len(answers.questions),
+        "n_asked": n_asked,
+        "systems": {
+            system.system: {**system.counts, "n_without_text": answers.n_without_text(system)}
+            for system in answers.systems
+        },
+    }
+
+
+def _signature(settings: JudgeSettings, task: JudgeTask, answers: Answers) -> Signature:
+    return Signature(
+        (
+            ("judge", task.model),
+            ("host", task.host),
+            ("prompt", f"{task.prompt.name}-{task.prompt.sha256[:12]}"),
+            ("rubric", f"{task.rubric.id}-{task.rubric.sha256[:12]}"),
+            ("repeats", str(settings.repeats)),
+            ("temperature", f"{settings.temperature:g}"),
+            ("seed", str(settings.seed)),
+            ("questions", answers.questions_sha256[:12]),
+            ("by", maker()),
+        )
+    )
