@@ -1,0 +1,253 @@
+"""From ratings to scores: numbers per presentation, means with intervals, paired tests of systems.
+
+marks = make_marks(rubric, ratings)
+score_systems(scale, marks, systems)[0].mean
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from itertools import combinations
+from typing import Literal
+
+import numpy as np
+import yaml
+
+from cbtqa.ratings.answers import Rating
+from cbtqa.ratings.results import Difference, Flag, Omnibus, PublishedScore, Score
+from cbtqa.ratings.rubric import Rubric, Total
+from cbtqa.ratings.study import StudyFolder
+from cbtqa.statistics.agreement import Floats, Level
+from cbtqa.statistics.resampling import (
+    DEFAULT_SEED,
+    bootstrap_sums,
+    holm,
+    percentile_interval,
+)
+from cbtqa.statistics.tests_of_arms import TestResult, friedman, wilcoxon
+
+N_RESAMPLES = 2_000
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One number that enters the statistics: a rating, or a total over one presentation."""
+
+    system: str
+    question: str
+    item: str
+    rater: str
+    criterion: str
+    value: float | None
+    reason: Literal["open", "cannot_judge"] | None
+    order: int
+    repeat: int
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What statistics need to know of a criterion or total."""
+
+    id: str
+    level: Level
+    points: tuple[int, ...]
+    """Every value on offer; empty for totals."""
+
+
+def scales_of(rubric: Rubric) -> list[Scale]:
+    """Criteria and totals in order."""
+    scales = [
+        Scale(c.id, "nominal" if c.kind == "mark" else "ordinal", tuple(c.points))
+        for c in rubric.criteria
+    ]
+    return scales + [Scale(f"total:{total.id}", "interval", ()) for total in rubric.totals]
+
+
+def make_marks(rubric: Rubric, ratings: Iterable[Rating]) -> list[Mark]:
+    """Ratings of the main phase as numbers, followed by each presentation's totals."""
+    marks: list[Mark] = []
+    groups: dict[tuple[str, str, int], dict[str, Mark]] = {}
+    for rating in ratings:
+        if rating.phase == "main":
+            mark = Mark(
+                rating.system,
+                rating.question_id,
+                rating.item_id,
+                rating.rater,
+                rating.criterion,
+                None if rating.value is None else float(rating.value),
+                rating.unrated_reason,
+                rating.order,
+                rating.repeat,
+                rating.seconds,
+            )
+            marks.append(mark)
+            key = (rating.rater, rating.item_id, rating.repeat)
+            groups.setdefault(key, {})[rating.criterion] = mark
+    for total in rubric.totals:
+        marks += [_total_of(rubric, total, group) for group in groups.values()]
+    return marks
+
+
+def _total_of(rubric: Rubric, total: Total, group: Mapping[str, Mark]) -> Mark:
+    """A total of one presentation; missing as soon as one of its ratings is."""
+    weights = {section.id: section.weight for section in rubric.sections}
+    parts: list[tuple[float, float]] = []
+    gap: Mark | None = None
+    for criterion in rubric.criteria:
+        if criterion.section not in total.sections:
+            continue
+        mark = group[criterion.id]
+        if mark.value is None:
+            gap = gap or mark
+            continue
+        value = criterion.low + criterion.high - mark.value if criterion.reversed else mark.value
+        parts.append((value, weights[criterion.section]))
+    first = next(iter(group.values()))
+    weighted = sum(value * weight for value, weight in parts)
+    below = sum(weight for _, weight in parts) if total.how == "mean" else 1.0
+    return Mark(
+        first.system,
+        first.question,
+        first.item,
+        first.rater,
+        f"total:{total.id}",
+        None if gap else weighted / below,
+        gap.reason if gap else None,
+        first.order,
+        first.repeat,
+        first.seconds,
+    )
+
+
+# --- scores and differences ----------------------------------------------------------------------
+
+
+def score_systems(scale: Scale, marks: Sequence[Mark], systems: Sequence[str]) -> list[Score]:
+    """Every system on one criterion; the same draws of questions for all."""
+    questions = list(dict.fromkeys(mark.question for mark in marks))
+    row = {name: number for number, name in enumerate(questions)}
+    sums = np.zeros((len(questions), 2 * len(systems)))
+    own = {system: [mark for mark in marks if mark.system == system] for system in systems}
+    for place, system in enumerate(systems):
+        for mark in own[system]:
+            if mark.value is not None:
+                sums[row[mark.question], 2 * place : 2 * place + 2] += (mark.value, 1)
+    drawn = bootstrap_sums(sums, N_RESAMPLES, DEFAULT_SEED) if questions else sums
+    scores = []
+    for place, system in enumerate(systems):
+        values = [mark.value for mark in own[system] if mark.value is not None]
+        low, high = _interval_of_mean(drawn[:, 2 * place : 2 * place + 2])
+        n_questions = int((sums[:, 2 * place + 1] > 0).sum())
+        scores.append(
+            Score(
+                system=system,
+                criterion=scale.id,
+                n_ratings=len(values),
+                n_questions=n_questions,
+                n_open=sum(mark.reason == "open" for mark in own[system]),
+                n_cannot_judge=sum(mark.reason == "cannot_judge" for mark in own[system]),
+                mean=float(np.mean(values)) if values else None,
+                sd=float(np.std(values, ddof=1)) if len(values) > 1 else None,
+                low=low if n_questions > 1 else None,
+                high=high if n_questions > 1 else None,
+                counts={point: values.count(point) for point in scale.points},
+            )
+        )
+    return scores
+
+
+def _interval_of_mean(drawn: Floats) -> tuple[float | None, float | None]:
+    """Interval of sum over count; draws without any rating are left out."""
+    kept = drawn[drawn[:, 1] > 0]
+    return percentile_interval(kept[:, 0] / kept[:, 1]) if len(kept) else (None, None)
+
+
+def compare_systems(
+    scale: Scale, marks: Sequence[Mark], systems: Sequence[str]
+) -> tuple[list[Difference], list[Omnibus]]:
+    """Every pair of systems over questions, and one test over all when there are more than two."""
+    means = {system: question_means(marks, system) for system in systems}
+    found: list[tuple[str, str, Floats, TestResult]] = []
+    for first, second in combinations(systems, 2):
+        common = [question for question in means[first] if question in means[second]]
+        if common:
+            a = np.array([means[first][question] for question in common])
+            b = np.array([means[second][question] for question in common])
+            found.append((first, second, b - a, wilcoxon(a, b)))
+    tested = [test.p for *_, test in found if test.p is not None]
+    adjusted = iter(holm(tested))
+    differences = [
+        _difference(scale.id, first, second, gaps, test, None if test.p is None else next(adjusted))
+        for first, second, gaps, test in found
+    ]
+    shared = [q for q in means[systems[0]] if all(q in means[system] for system in systems)]
+    if len(systems) < 3 or not shared:
+        return differences, []
+    arms = [[means[system][question] for question in shared] for system in systems]
+    return differences, [Omnibus(criterion=scale.id, test=friedman(arms))]
+
+
+def _difference(
+    criterion: str,
+    first: str,
+    second: str,
+    gaps: Floats,
+    test: TestResult,
+    p_holm: float | None,
+) -> Difference:
+    drawn = bootstrap_sums(gaps[:, None], N_RESAMPLES, DEFAULT_SEED)[:, 0] / len(gaps)
+    low, high = percentile_interval(drawn)
+    return Difference(
+        criterion=criterion,
+        first=first,
+        second=second,
+        difference=float(gaps.mean()),
+        low=low,
+        high=high,
+        n_questions=len(gaps),
+        test=test,
+        p_holm=p_holm,
+    )
+
+
+def question_means(marks: Sequence[Mark], system: str) -> dict[str, float]:
+    """Mean rating per question, rounded so that equal means are ties."""
+    values: dict[str, list[float]] = {}
+    for mark in marks:
+        if mark.system == system and mark.value is not None:
+            values.setdefault(mark.question, []).append(mark.value)
+    return {name: round(sum(own) / len(own), 9) for name, own in values.items()}
+
+
+@cache
+def published_scores(rubric: str) -> tuple[PublishedScore, ...]:
+    """Values that papers print for a rubric, by its id with version."""
+    text = (files("cbtqa.ratings") / "published.yaml").read_text(encoding="utf-8")
+    return tuple(
+        PublishedScore(source=entry["source"], system=system, criterion=criterion, value=value)
+        for entry in yaml.safe_load(text)
+        if entry["rubric"] == rubric.partition(".")[0]
+        for system, row in entry["systems"].items()
+        for criterion, value in row.items()
+    )
+
+
+def flags_of(folder: StudyFolder, ratings: Iterable[Rating]) -> list[Flag]:
+    """Crisis flags and notes, one per presentation, crisis first."""
+    found: dict[tuple[str, str, int], Flag] = {}
+    for rating in ratings:
+        if rating.is_crisis or rating.note:
+            found[rating.item_id, rating.rater, rating.repeat] = Flag(
+                item_id=rating.item_id,
+                system=rating.system,
+                rater=rating.rater,
+                is_crisis=rating.is_crisis,
+                note=rating.note,
+            )
+    order = {rater: place for place, rater in enumerate(folder.study.raters)}
+    return sorted(found.values(), key=lambda f: (not f.is_crisis, f.item_id, order[f.rater]))
