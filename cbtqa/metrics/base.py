@@ -55,6 +55,8 @@ class Metric(ABC):
     is_higher_better: ClassVar[bool | None] = True
     """None when neither direction is better, as for a length."""
     unscored_reason: str = "no pair could be scored"
+    pairs_per_block: ClassVar[int | None] = None
+    """Most pairs it wants at a time; None when any number will do."""
 
     @abstractmethod
     def statistics(self, predictions: Texts, references: Texts) -> Floats:
@@ -71,6 +73,10 @@ class Metric(ABC):
     def n_scored(self, statistics: Floats) -> int:
         """How many pairs count."""
         return len(statistics)
+
+    def notes(self, statistics: Floats) -> list[str]:
+        """What a reader must know about one system's scores, such as texts not read to the end."""
+        return []
 
     @abstractmethod
     def own_fields(self) -> tuple[tuple[str, str], ...]:

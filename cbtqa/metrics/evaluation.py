@@ -56,8 +56,9 @@ def evaluate(
     collecting = [metric for metric in metrics if isinstance(metric, CorpusMetric)]
     collectors = [[metric.collector() for metric in collecting] for _ in systems]
     parts: list[list[list[Floats]]] = [[[] for _ in additive] for _ in systems]
-    for first in range(0, len(references.ids), PAIRS_PER_BLOCK):
-        block = slice(first, first + PAIRS_PER_BLOCK)
+    size = min([PAIRS_PER_BLOCK, *(m.pairs_per_block for m in additive if m.pairs_per_block)])
+    for first in range(0, len(references.ids), size):
+        block = slice(first, first + size)
         theirs = Texts([item or NOTHING for item in references.items[block]], reading)
         for number, system in enumerate(systems):
             ours = Texts([item or NOTHING for item in system.items[block]], reading)

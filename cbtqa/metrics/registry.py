@@ -23,6 +23,8 @@ from cbtqa.metrics.help_route import HelpRoute
 from cbtqa.metrics.labels import DistortionAgreement
 from cbtqa.metrics.length import Length, LengthRatio
 from cbtqa.metrics.meteor import Meteor
+from cbtqa.metrics.neural.named import neural_metrics
+from cbtqa.metrics.neural.settings import NeuralSettings
 from cbtqa.metrics.rouge import Rouge
 from cbtqa.metrics.structure import StepsInOrder, StepsInRecord, StructureComplete
 
@@ -68,6 +70,12 @@ PRESETS: dict[str, tuple[str, ...]] = {
     "paper": tuple(PAPER),
     "all": tuple(METRICS),
 }
+"""No preset holds the neural metrics: they want weights, and a GPU for more than a few pairs."""
+
+
+def known_metrics(neural: NeuralSettings | None = None) -> dict[str, Factory]:
+    """Every metric by name; the neural ones share one model, loaded at the first score."""
+    return {**METRICS, **neural_metrics(neural)}
 
 
 @cache
@@ -77,26 +85,27 @@ def refused_conventions() -> dict[str, str]:
     return {str(name): str(reason) for name, reason in yaml.safe_load(text).items()}
 
 
-def metrics_named(words: str) -> list[AnyMetric]:
+def metrics_named(words: str, neural: NeuralSettings | None = None) -> list[AnyMetric]:
     """Metrics of a comma-separated list of names and presets, each once, in the order given.
 
     Raises:
         UsageError: an unknown name, or a convention that we refuse.
     """
     chosen: dict[str, Factory] = {}
+    known = known_metrics(neural)
     for word in (part.strip() for part in words.split(",")):
         if word == "paper":
             chosen.update(PAPER)
         elif word in PRESETS:
             chosen.update({name: METRICS[name] for name in PRESETS[word]})
-        elif word in METRICS:
-            chosen[word] = METRICS[word]
+        elif word in known:
+            chosen[word] = known[word]
         elif word.lower() in refused_conventions():
             raise UsageError(f"'{word}' is refused: {refused_conventions()[word.lower()]}")
         else:
             raise UsageError(
                 f"no metric '{word}'",
-                hint=f"presets: {', '.join(PRESETS)}; metrics: {', '.join(METRICS)}",
+                hint=f"presets: {', '.join(PRESETS)}; metrics: {', '.join(known)}",
             )
     return [make() for make in chosen.values()]
 
@@ -107,7 +116,7 @@ def additive_metric(name: str, unit: str) -> Metric | None:
     Raises:
         UsageError: a name or scale that this version does not know.
     """
-    for factories in (METRICS, PAPER):
+    for factories in (known_metrics(), PAPER):
         if name in factories and (metric := factories[name]()).unit == unit:
             return metric if isinstance(metric, Metric) else None
     raise UsageError(f"the stored metric '{name}' ({unit}) is not known to this version")

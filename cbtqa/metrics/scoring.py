@@ -12,6 +12,7 @@ from pathlib import Path
 from pydantic import Field
 
 from cbtqa.errors import UsageError
+from cbtqa.metrics.base import Metric
 from cbtqa.metrics.engines import EngineName, engine_for
 from cbtqa.metrics.evaluation import (
     Resampling,
@@ -20,6 +21,7 @@ from cbtqa.metrics.evaluation import (
     evaluate,
     scores_of,
 )
+from cbtqa.metrics.neural.settings import NeuralSettings
 from cbtqa.metrics.pairs import (
     Columns,
     Predictions,
@@ -29,11 +31,10 @@ from cbtqa.metrics.pairs import (
 )
 from cbtqa.metrics.registry import AnyMetric, metrics_named
 from cbtqa.records import MetricScore, Record
-from cbtqa.settings import Settings
 from cbtqa.statistics.resampling import BOOTSTRAP_TRIALS, DEFAULT_SEED, FEW_ITEMS
 
 
-class ScoreSettings(Settings):
+class ScoreSettings(NeuralSettings):
     """Everything `cbtqa score` can be told."""
 
     predictions: tuple[Path, ...] = Field(default=(), description="Files with predictions.")
@@ -138,7 +139,7 @@ def score(
             "nothing to score" if settings.ref else "no references",
             hint="cbtqa score predictions.jsonl --ref cbtqa-dataset",
         )
-    metrics = metrics_named(settings.metrics)
+    metrics = metrics_named(settings.metrics, NeuralSettings.part_of(settings))
     references = read_references(settings.ref, _reference_columns(settings), settings.split)
     systems = _read_systems(settings, references)
     everything = systems + (anchors(references, settings.seed) if settings.anchors else [])
@@ -154,7 +155,7 @@ def score(
             SystemCounts(system=one.system, is_anchor=not one.counts, **one.counts)
             for one in everything
         ),
-        warnings=tuple(_warnings(references, systems)),
+        warnings=(*_warnings(references, systems), *_notes(evaluated, metrics)),
         engine=engine.name,
     )
     return Scored(report, references, everything, evaluated, metrics)
@@ -180,6 +181,17 @@ def _read_systems(settings: ScoreSettings, references: References) -> list[Predi
             )
         systems.append(Predictions(name, read.items, read.counts))
     return systems
+
+
+def _notes(evaluated: Sequence[SystemScores], metrics: Sequence[AnyMetric]) -> list[str]:
+    """What the metrics tell of each system beside its scores."""
+    return [
+        f"{system.system}: {note}"
+        for system in evaluated
+        for metric in metrics
+        if isinstance(metric, Metric)
+        for note in metric.notes(system.matrices[metric.name])
+    ]
 
 
 def _warnings(references: References, systems: Sequence[Predictions]) -> list[str]:

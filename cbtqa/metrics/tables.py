@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from cbtqa.metrics.registry import METRICS
+from cbtqa.metrics.registry import known_metrics
 from cbtqa.records import MetricScore
 
 DECIMALS = {"0-100": 2, "0-1": 4, "characters": 1, "ratio": 3}
@@ -41,7 +41,8 @@ def cell(score: MetricScore) -> str:
 
 def label_of(metric: str) -> str:
     """The head of a metric's column."""
-    return METRICS[metric]().label if metric in METRICS else metric
+    known = known_metrics()
+    return known[metric]().label if metric in known else metric
 
 
 def score_grid(scores: Sequence[MetricScore]) -> tuple[list[str], Grid]:

@@ -266,9 +266,8 @@ def test_a_run_that_was_stopped_continues_from_its_journal(tmp_path: Path) -> No
     n_paid = 4
     good = rating_by(lambda answer: 1)
     broken = lambda seen: good(seen) if seen.number < n_paid else out_of_quota()  # noqa: E731
-    with ScriptedEndpoint(broken) as server:
-        with pytest.raises(EndpointError, match="quota"):
-            run(server, given, repeats=1, in_flight=1)
+    with ScriptedEndpoint(broken) as server, pytest.raises(EndpointError, match="quota"):
+        run(server, given, repeats=1, in_flight=1)
     assert not (given["out"] / "manifest.json").exists()
     with ScriptedEndpoint(good) as server:
         report = run(server, {**given, "endpoint": server.url}, repeats=1)

@@ -26,13 +26,11 @@ from cbtqa.errors import ConfigError, DataError
 from cbtqa.files import open_text, sha256_of
 from cbtqa.metrics.base import Floats
 from cbtqa.metrics.neural.encoder import Encoder, ReadText, known_models
-from cbtqa.metrics.neural.metric import NeuralMetric
+from cbtqa.metrics.neural.metric import PAIRS_PER_BLOCK, NeuralMetric
 from cbtqa.metrics.neural.settings import NeuralSettings
 from cbtqa.metrics.neural.weights import require, versions
 from cbtqa.metrics.texts import Texts
 
-PAIRS_PER_BLOCK = 500
-"""Pairs whose reference embeddings are held: 0.8 GB at 512 tokens of 768 float32 numbers."""
 MOST_UNKNOWN = 0.5
 """Share of unknown tokens from which a score says nothing about the texts."""
 Part = Literal["f1", "p", "r"]

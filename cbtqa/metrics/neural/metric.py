@@ -7,6 +7,8 @@ import numpy as np
 from cbtqa.metrics.base import Floats, Metric, divided
 
 VALUE, SCORED, CUT_PREDICTION, CUT_REFERENCE, UNKNOWN, TOKENS = range(6)
+PAIRS_PER_BLOCK = 500
+"""Pairs whose reference embeddings are held: 0.8 GB at 512 tokens of 768 float32 numbers."""
 MANY_UNKNOWN = 0.05
 """Share of unknown tokens above which a warning is given; a Chinese model has under one percent."""
 
@@ -15,6 +17,7 @@ class NeuralMetric(Metric):
     """A mean over pairs whose statistics also count texts that were cut and unknown tokens."""
 
     n_columns = 6
+    pairs_per_block = PAIRS_PER_BLOCK
 
     def from_sums(self, sums: Floats) -> Floats:
         """Sum of the values by their number."""
