@@ -43,8 +43,10 @@ Node = str | tuple[Option, ...] | Hole
 
 
 class Part(NamedTuple):
-    """A compiled part; compared by identity, so that one part is used once."""
+    """A compiled part."""
 
+    number: int
+    """Its own in this language, so that one part is used once."""
     nodes: tuple[Node, ...]
     needs: int
     """Bits of the facts that must hold, those of its holes among them."""
@@ -62,6 +64,7 @@ class Lexis:
 
     echo_words: Sequence[str]
     facts: dict[str, int] = field(default_factory=dict)
+    n_parts: int = 0
 
     def fact(self, name: str) -> int:
         """The bit of a fact, the same for the same name."""
@@ -105,7 +108,9 @@ class Lexis:
         if any(mark in plain for mark in "()<>|"):
             raise DataError(f"a bracket without its partner: {source}", where=where)
         echoes = self.echoes(plain)
-        return Part(tuple(node for node in nodes if node != ""), needs, avoids, echoes)
+        self.n_parts += 1
+        kept = tuple(node for node in nodes if node != "")
+        return Part(self.n_parts, kept, needs, avoids, echoes)
 
     def compile_all(self, sources: Iterable[str], where: str) -> tuple[Part, ...]:
         """Compiles a list of parts."""
@@ -170,15 +175,16 @@ class Writer:
         n = len(pool)
         if not n:
             return None
+        roll, echoed = self._dice.roll, self._echoed
         for _ in range(_TRIES):
-            part = pool[self._dice.roll(n)]
-            if not part.echoes & self._echoed and self._fits(part):
+            part = pool[roll(n)]
+            if not part.echoes & echoed and self._fits(part):
                 return self._take(part)
-        start, second_best = self._dice.roll(n), None
-        for at in range(n):
-            part = pool[(start + at) % n]
+        start, second_best = roll(n), None
+        for at in range(start, start + n):
+            part = pool[at % n]
             if self._fits(part):
-                if not part.echoes & self._echoed:
+                if not part.echoes & echoed:
                     return self._take(part)
                 second_best = second_best or part
         return self._take(second_best) if second_best else None
@@ -212,13 +218,9 @@ class Writer:
 
     def _fits(self, part: Part) -> bool:
         facts = self._facts
-        return (
-            part.needs & facts == part.needs
-            and not part.avoids & facts
-            and id(part) not in self._used
-        )
+        return not (part.needs & ~facts or part.avoids & facts or part.number in self._used)
 
     def _take(self, part: Part) -> Part:
-        self._used.add(id(part))
+        self._used.add(part.number)
         self._echoed |= part.echoes
         return part

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from cbtqa.dataset.template import TemplateAnswer, TemplateTeacher
 from cbtqa.dataset.template_facts import read_facts
-from cbtqa.dataset.template_grammar import Lexis
+from cbtqa.dataset.template_grammar import Dice, Hole, Lexis, Writer
 from cbtqa.dataset.template_language import load_language
 from cbtqa.distortions.taxonomy import load_taxonomy, shipped_taxonomies
 from cbtqa.errors import DataError
@@ -168,6 +168,15 @@ def test_the_same_input_gives_the_same_answer_in_another_process() -> None:
     assert prints == {hashlib.sha256(text.encode()).hexdigest() + "\n"}
 
 
+def test_the_dice_are_those_of_knuths_generator() -> None:
+    state, expected = 42, []
+    for _ in range(3):
+        state = (6364136223846793005 * state + 1442695040888963407) % 2**64
+        expected.append((state // 2**33) % 6)
+    dice = Dice(42)
+    assert [dice.roll(6) for _ in range(3)] == expected == [4, 2, 4]
+
+
 def test_another_seed_or_id_gives_another_wording(teacher: TemplateTeacher) -> None:
     question = Question(id="a", question="室友总是很晚睡，我该怎么开口？")
     other_id = question.model_copy(update={"id": "b"})
@@ -300,9 +309,28 @@ def test_every_hole_can_be_filled() -> None:
         for parts in pool.values()
         for part in parts
         for node in part.nodes
-        if not isinstance(node, (str, tuple)) or hasattr(node, "name")
+        if isinstance(node, Hole)
     }
     assert used <= known
+
+
+def test_a_part_is_said_once_and_rather_without_an_echo() -> None:
+    lexis = Lexis(["慢慢"])
+    first, echo, other = lexis.compile_all(["慢慢走。", "慢慢来。", "night => 睡吧。"], "here")
+    for seed in range(20):
+        writer = Writer(lexis, ["night"], {}, [], seed)
+        assert writer.pick([first]) is first
+        assert writer.pick([first, echo, other]) is other
+        assert writer.pick([first, echo, other]) is echo
+        assert writer.pick([first, echo, other]) is None
+        assert Writer(lexis, [], {}, [], seed).pick([other]) is None
+
+
+def test_someone_who_fears_for_another_is_told_how_to_help(teacher: TemplateTeacher) -> None:
+    told = "他给我发消息，我不知道他是不是认真的，我该怎么帮他？"
+    question = Question(id="q", question="朋友总说不想活，怎么帮他？", description=told)
+    text = teacher.answer(question, "concern").steps.joined()
+    assert "对方" in text and "12356" in text and "伤害自己的部分" not in text
 
 
 @pytest.mark.parametrize("source", ["(一个|两个", "（好）(单)", "(<quote>|别的)", "a|b"])
