@@ -67,7 +67,9 @@ def _parameter(name: str, field: FieldInfo, is_positional: bool) -> inspect.Para
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     default = field.get_default(call_default_factory=True)
     words = field.description or ""
-    if default not in (None, "", (), False):
+    if field.is_required():
+        words += " (required)"
+    elif default not in (None, "", (), False):
         words += f" (default: {default})"
     panel = str(extra["panel"]) if "panel" in extra else None
     if is_positional:
