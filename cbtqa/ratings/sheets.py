@@ -284,6 +284,8 @@ class _Workbook:
                 tab.set_row(row, _LINE_HEIGHT * max(1, math.ceil(display_width(line) / 130)))
             row += 2
         self._write_criteria(tab, row, rubric)
+        tab.set_landscape()
+        tab.fit_to_pages(1, 0)
         tab.protect("")
 
     def _write_criteria(self, tab: Any, row: int, rubric: Rubric) -> None:
