@@ -69,6 +69,8 @@ class _Scored(NamedTuple):
     """`(characters, types)`: what the n-grams and rules that begin at a character add."""
     starts: npt.NDArray[np.int64]
     """`(texts,)`: where each text's start mark stands among the characters."""
+    clauses: list[list[Span]]
+    """Of each text, where the rules needed them; else empty."""
 
 
 class LinearLabeller:
@@ -110,7 +112,7 @@ class LinearLabeller:
         scored = self._score(texts)
         given = scored.probabilities >= self.model.thresholds
         rows = np.flatnonzero(given.any(axis=1)).tolist()
-        spans = [split_clauses(texts[row]) for row in rows]
+        spans = [scored.clauses[row] or split_clauses(texts[row]) for row in rows]
         evidence = iter(_heaviest_spans(scored, rows, spans))
         labels: list[Labels] = [()] * len(texts)
         for row, spans_here in zip(rows, spans, strict=True):
@@ -140,6 +142,7 @@ class LinearLabeller:
         encoded = encode_texts(texts)
         n_types = len(self.taxonomy.ids)
         added = np.zeros((len(encoded.codes), n_types), np.float32)
+        one_order = np.empty_like(added)
         for weight, buckets in zip(
             ORDER_WEIGHTS, hash_ngrams(encoded, len(ORDER_WEIGHTS)), strict=True
         ):
@@ -147,19 +150,25 @@ class LinearLabeller:
             lengths = np.sqrt(np.add.reduceat(self._squares[rows], encoded.starts))
             scale = np.where(lengths > 0, weight / np.maximum(lengths, 1e-6), 0)
             scale = scale.astype(np.float32)[encoded.text_of]
-            added += self._weights[rows] * scale[:, None]
-        hits = self._rule_hits(texts)
+            np.take(self._weights, rows, axis=0, out=one_order, mode="clip")
+            one_order *= scale[:, None]
+            added += one_order
+        clauses = [split_clauses(text) if self._patterns else [] for text in texts]
+        hits = self._rule_hits(texts, clauses)
         scores = np.add.reduceat(added, encoded.starts).astype(np.float64) + self.model.bias
         if any(hits):
             self._add_hits(added, scores, hits, encoded.starts)
         slope, offset = self.model.platt.T.astype(np.float64)
         probabilities = 1 / (1 + np.exp(-np.clip(scores * slope + offset, -500, 500)))
-        return _Scored(probabilities, added, encoded.starts)
+        return _Scored(probabilities, added, encoded.starts, clauses)
 
-    def _rule_hits(self, texts: Sequence[str]) -> list[list[PatternHit]]:
-        if self._patterns is None or not self._rule_row:
+    def _rule_hits(self, texts: Sequence[str], clauses: list[list[Span]]) -> list[list[PatternHit]]:
+        if self._patterns is None:
             return []
-        return [self._patterns.find_hits(text) for text in texts]
+        return [
+            self._patterns.find_hits(text, spans)
+            for text, spans in zip(texts, clauses, strict=True)
+        ]
 
     def _add_hits(
         self,

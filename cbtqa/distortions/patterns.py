@@ -142,17 +142,20 @@ class PatternLabeller:
         """The labels of each text, in order."""
         return [self.label(text) for text in texts]
 
-    def find_hits(self, text: str) -> list[PatternHit]:
-        """Every place where a rule holds, in the order of the text."""
+    def find_hits(self, text: str, clauses: list[Span] | None = None) -> list[PatternHit]:
+        """Every place where a rule holds, in the order of the text.
+
+        Args:
+            clauses: of the text, when they are at hand.
+        """
         hits: list[PatternHit] = []
-        clauses: list[Span] = []
         starts: list[int] = []
         for last, (length, triggers) in self._rules.automaton.iter(text):
-            if not clauses:
-                clauses = split_clauses(text)
+            if not starts:
+                clauses = clauses or split_clauses(text)
                 starts = [clause[0] for clause in clauses]
             start = last - length + 1
-            clause = clauses[bisect_right(starts, start) - 1]
+            clause = (clauses or [])[bisect_right(starts, start) - 1]
             for rule, before in triggers:
                 found = before.search(text, clause[0], start) if before else None
                 if before and found is None:
