@@ -66,18 +66,21 @@ class TemplateTeacher:
     def answer(self, question: Question, risk: Risk) -> TemplateAnswer:
         """The answer to one question; `risk` is its grade by `cbtqa.safety.screen`."""
         facts = read_facts(question)
+        source_text = question.source_text
         labels: tuple[DistortionLabel, ...] = ()
         thoughts: list[_Thought] = []
         if risk == "none":
-            text = question.source_text[:_MAX_LABELLED]
+            text = source_text[:_MAX_LABELLED]
             labels = self._labeller.label(text)
             thoughts = self._thoughts(text, labels)
             _add_thoughts(facts, thoughts)
-        composer = _Composer(self._language, facts, thoughts, risk, self._seed_of(question))
+        composer = _Composer(
+            self._language, facts, thoughts, risk, self._seed_of(question.id, source_text)
+        )
         return TemplateAnswer(composer.write(), labels)
 
-    def _seed_of(self, question: Question) -> int:
-        told = f"{self._seed}\0{question.id}\0{question.source_text}"
+    def _seed_of(self, item_id: str, source_text: str) -> int:
+        told = f"{self._seed}\0{item_id}\0{source_text}"
         return int.from_bytes(hashlib.sha256(told.encode("utf-8", "replace")).digest()[:8])
 
     def _thoughts(self, text: str, labels: tuple[DistortionLabel, ...]) -> list[_Thought]:
@@ -88,17 +91,15 @@ class TemplateTeacher:
         thoughts = []
         for label in labels:
             concept = label.id
-            if concept in self._merged and finer.get(label.evidence or "") in self._finer(concept):
-                concept = finer[label.evidence or ""]
+            if concept in self._merged:
+                found = finer.get(label.evidence or "", concept)
+                concept = found if found in self._taxonomy.finer_ids(concept) else concept
             if concept not in self._language.types:
                 continue
             name = self._language.terms.get(concept) or self._taxonomy.zh_name(concept)
             quote = quote_evidence(label.evidence) if label.evidence else None
             thoughts.append(_Thought(concept, f"「{name}」", quote))
         return thoughts
-
-    def _finer(self, type_id: str) -> tuple[str, ...]:
-        return self._taxonomy.finer_ids(type_id)
 
 
 def _add_thoughts(facts: Facts, thoughts: list[_Thought]) -> None:
@@ -146,35 +147,30 @@ class _Composer:
         if plan is None:
             raise AssertionError("every step has a plan without conditions")
         said = []
-        for kind in self._writer.say(plan).split():
-            if kind.endswith("?"):
-                if self._writer.chance(2):
-                    continue
-                kind = kind[:-1]
-            said.append(self._say(kind))
+        for source, kind, is_optional in self._language.kinds_of_plan[plan.number]:
+            if not (is_optional and self._writer.chance(2)):
+                said.append(self._say(source, kind))
         return "".join(said)
 
-    def _say(self, kind: str) -> str:
-        if kind == "belief":
-            self._writer.fill("belief", self._say("topic.belief"))
+    def _say(self, source: str, kind: str) -> str:
+        if kind == "belief" and not source:
+            self._writer.fill("belief", self._say("topic", "belief"))
         elif kind == "second":
-            self._writer.fill("gist2", self._say("type2.gist"))
-        part = self._pick(kind)
+            self._writer.fill("gist2", self._say("type2", "gist"))
+        part = self._pick(source, kind)
         return self._writer.say(part) if part else ""
 
-    def _pick(self, kind: str) -> Part | None:
-        source, _, name = kind.rpartition(".")
+    def _pick(self, source: str, kind: str) -> Part | None:
+        pick, shared = self._writer.pick, self._language.shared
         if source == "topic":
-            pools = [self._topic.get(name, ()), self._group[name]]
-            if name != "belief" and self._writer.chance(_GROUP_ODDS):
-                pools.reverse()
-            return self._writer.pick(pools[0]) or self._writer.pick(pools[1])
+            own, group = self._topic.get(kind, ()), self._group[kind]
+            if kind != "belief" and self._writer.chance(_GROUP_ODDS):
+                own, group = group, own
+            return pick(own) or pick(group)
         if source == "type":
-            return self._writer.pick(self._types[0][name])
+            return pick(self._types[0][kind])
         if source == "type2":
-            return self._writer.pick(self._types[1][name])
+            return pick(self._types[1][kind])
         if source == "cue":
-            shared = self._language.shared
-            return self._writer.pick(shared[f"{name}_cue"]) or self._writer.pick(shared[name])
-        pools_of_mode = self._language.shared if self._risk == "none" else self._language.crisis
-        return self._writer.pick(pools_of_mode[kind])
+            return pick(shared[f"{kind}_cue"]) or pick(shared[kind])
+        return pick(shared[kind] if self._risk == "none" else self._language.crisis[kind])

@@ -81,7 +81,7 @@ class _Lexicon(NamedTuple):
     tail: re.Pattern[str]
     never: re.Pattern[str]
     not_before: re.Pattern[str]
-    of_others: re.Pattern[str]
+    others: tuple[str, ...]
     duration: Mapping[str, re.Pattern[str]]
     adult_age: re.Pattern[str]
     asking_start: re.Pattern[str]
@@ -127,7 +127,7 @@ def load_lexicon() -> _Lexicon:
         bad_end=re.compile(f"(?:{_alternation(raw['bad_ends'])}|[0-9a-z])$"),
         never=re.compile(_alternation(raw["never_quoted"])),
         not_before=re.compile(f"(?:{_alternation(raw['not_before'])}).?$"),
-        of_others=re.compile(f"(?:{_alternation(raw['others'])})"),
+        others=tuple(raw["others"]),
         duration={name: re.compile(pattern) for name, pattern in raw["duration"].items()},
         adult_age=re.compile(raw["adult_age"]),
         asking_start=re.compile(_alternation(raw["asking_starts"])),
@@ -221,7 +221,7 @@ class _Reader:
         lead = self._lexicon.lead.match(before)
         if lead:
             before = before[lead.end() :]
-        return "我" in before[1:] or not self._lexicon.of_others.match(before)
+        return "我" in before[1:] or not before.startswith(self._lexicon.others)
 
     def _read_people(self) -> None:
         said = self._lexicon.raw["people_said"]
@@ -279,14 +279,15 @@ class _Reader:
 
     def _read_quotes(self) -> None:
         taken: list[str] = []
-        for at, clause in enumerate(self._clauses):
-            if "我" in self._folded[clause.start : clause.end]:
-                self._scores[at] += _SELF_WEIGHT
-            if self._lexicon.of_others.match(self._folded, clause.start):
-                self._scores[at] += _OTHERS_WEIGHT
-            if clause.start < self._title_end:
-                self._scores[at] += _TITLE_CLAUSE_WEIGHT
-        order = sorted(range(len(self._clauses)), key=lambda at: -self._scores[at])
+        scores, folded, others = self._scores, self._folded, self._lexicon.others
+        for at, (start, end, _) in enumerate(self._clauses):
+            if folded.find("我", start, end) >= 0:
+                scores[at] += _SELF_WEIGHT
+            if start < self._title_end:
+                scores[at] += _TITLE_CLAUSE_WEIGHT
+            if scores[at] >= _TELLING and folded.startswith(others, start):
+                scores[at] += _OTHERS_WEIGHT
+        order = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)
         for at in order[:12]:
             if len(taken) >= _MAX_QUOTES or self._scores[at] < _TELLING:
                 break
@@ -324,10 +325,10 @@ class _Reader:
 
     def _read_retold(self, taken: list[str]) -> None:
         for clause in self._clauses:
-            text = self._text[clause.start : clause.end]
-            if not text.startswith("我") or "?" in clause.mark or "你" in text or "您" in text:
+            if not self._text.startswith("我", clause.start) or "?" in clause.mark:
                 continue
-            if _NOT_RETOLD.match(text):
+            text = self._text[clause.start : clause.end]
+            if "你" in text or "您" in text or _NOT_RETOLD.match(text):
                 continue
             retold = self._trim(clause, _MIN_RETOLD)
             if retold and len(_MENTION.findall(retold)) <= 2 and retold not in taken:

@@ -192,18 +192,20 @@ class Writer:
     def say(self, part: Part) -> str:
         """The part with its choices made and its holes filled."""
         said = []
+        roll = self._dice.roll
         for node in part.nodes:
             if isinstance(node, str):
                 said.append(node)
             elif isinstance(node, Hole):
                 said.append(self._filling(node.name))
             else:
-                option = node[self._dice.roll(len(node))]
-                if option.echoes:
-                    if option.echoes & self._echoed:
-                        option = next((o for o in node if not o.echoes & self._echoed), option)
-                    self._echoed |= option.echoes
-                said.append(option.text)
+                text, echoes = node[roll(len(node))]
+                if echoes:
+                    if echoes & self._echoed:
+                        fresh = (option for option in node if not option.echoes & self._echoed)
+                        text, echoes = next(fresh, (text, echoes))
+                    self._echoed |= echoes
+                said.append(text)
         return "".join(said)
 
     def _filling(self, name: str) -> str:

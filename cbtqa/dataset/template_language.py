@@ -18,12 +18,23 @@ _TOPIC_KINDS = ("feel", "worry", "belief", "ask", "act", "hope")
 Pools = Mapping[str, tuple[Part, ...]]
 
 
+class PlannedKind(NamedTuple):
+    """One item of a plan."""
+
+    source: str
+    """`topic`, `type`, `type2`, `cue`, or empty for parts that any topic shares."""
+    kind: str
+    is_optional: bool
+
+
 class Language(NamedTuple):
     """All parts, compiled; a pool is a list of parts of one kind."""
 
     lexis: Lexis
     plans: Mapping[str, Pools]
     """Risk -> step -> plans, each a part that lists kinds."""
+    kinds_of_plan: Mapping[int, tuple[PlannedKind, ...]]
+    """By the plan's number"""
     shared: Pools
     crisis: Pools
     topics: Mapping[str, Pools]
@@ -64,6 +75,12 @@ def load_language() -> Language:
     return Language(
         lexis=lexis,
         plans=plans,
+        kinds_of_plan={
+            plan.number: _read_plan(plan)
+            for steps in plans.values()
+            for found in steps.values()
+            for plan in found
+        },
         shared=_pools(lexis, general, "language"),
         crisis=_pools(lexis, crisis, "crisis"),
         topics=topics,
@@ -89,3 +106,11 @@ def _load(name: str) -> dict[str, Any]:
     if not isinstance(loaded, dict):
         raise DataError("expected a mapping", where=f"template/{name}.yaml")
     return loaded
+
+
+def _read_plan(plan: Part) -> tuple[PlannedKind, ...]:
+    kinds = []
+    for word in "".join(node for node in plan.nodes if isinstance(node, str)).split():
+        source, _, kind = word.removesuffix("?").rpartition(".")
+        kinds.append(PlannedKind(source, kind, word.endswith("?")))
+    return tuple(kinds)
