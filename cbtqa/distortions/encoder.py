@@ -145,6 +145,32 @@ def tune_encoder(
     held_out = split_folds(len(gold.items), 10, settings.seed)[0]
     part = np.setdiff1d(np.arange(len(gold.items)), held_out)
     texts, matrix = gold.texts, gold.matrix
+    _run_epochs(transformers, model, tokenizer, gold, part, settings, on_step)
+    model.eval()
+    seen = _predict(model, tokenizer, [texts[row] for row in held_out], settings.max_length)
+    thresholds = choose_thresholds(seen, matrix[held_out], 0.1)
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder, safe_serialization=True)
+    tokenizer.save_pretrained(folder)
+    stored = {"thresholds": thresholds.tolist(), "max_length": settings.max_length}
+    write_json(folder / _THRESHOLDS_NAME, stored)
+    return EncoderLabeller(model, tokenizer, thresholds, gold.taxonomy, name, settings.max_length)
+
+
+def _run_epochs(
+    transformers: Any,
+    model: Any,
+    tokenizer: Any,
+    gold: GoldSet,
+    part: npt.NDArray[np.int64],
+    settings: EncoderSettings,
+    on_step: Callable[[int, int, float], None] | None,
+) -> None:
+    """AdamW with a tenth of the steps to warm up, then linear to 0; gradients cut at norm 1."""
+    import torch
+
+    device = str(next(model.parameters()).device)
+    texts, matrix = gold.texts, gold.matrix
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.01)
     n_steps = settings.epochs * -(-len(part) // settings.batch_size)
     schedule = transformers.get_linear_schedule_with_warmup(optimizer, n_steps // 10, n_steps)
@@ -157,9 +183,8 @@ def tune_encoder(
             rows = order[start : start + settings.batch_size]
             batch = _encode(tokenizer, [texts[row] for row in rows], settings.max_length, device)
             targets = torch.tensor(matrix[rows], dtype=torch.float32, device=device)
-            loss = torch.nn.functional.binary_cross_entropy_with_logits(
-                model(**batch).logits, targets
-            )
+            logits = model(**batch).logits
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets)
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -168,15 +193,6 @@ def tune_encoder(
             step += 1
             if on_step:
                 on_step(step, n_steps, float(loss.detach()))
-    model.eval()
-    seen = _predict(model, tokenizer, [texts[row] for row in held_out], settings.max_length)
-    thresholds = choose_thresholds(seen, matrix[held_out], 0.1)
-    folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder, safe_serialization=True)
-    tokenizer.save_pretrained(folder)
-    stored = {"thresholds": thresholds.tolist(), "max_length": settings.max_length}
-    write_json(folder / _THRESHOLDS_NAME, stored)
-    return EncoderLabeller(model, tokenizer, thresholds, gold.taxonomy, name, settings.max_length)
 
 
 def _transformers() -> Any:

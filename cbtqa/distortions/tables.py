@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cbtqa.distortions.annotators import LabelAgreement
-from cbtqa.distortions.evaluate import F1, EvaluationReport, count_types
+from cbtqa.distortions.evaluate import F1, EvaluationReport, SystemReport, count_types
 from cbtqa.distortions.labelling import LabellingRun
 from cbtqa.distortions.studies import TrainedReport
 from cbtqa.distortions.taxonomy import Taxonomy, load_taxonomy, shipped_taxonomies
@@ -53,7 +53,27 @@ def rows_of_training(report: TrainedReport) -> list[list[str]]:
 
 
 def rows_of_evaluation(report: EvaluationReport) -> list[Table]:
-    """Tables of a report: any distortion beside the paper, types, comparisons, errors."""
+    """Tables of a report: any distortion beside the paper, then each labeller, then tests."""
+    tables = [_table_of_any(report)]
+    for name, system in report.systems.items():
+        tables += _tables_of_system(name, system)
+    comparisons = [
+        [
+            entry.decision,
+            entry.first,
+            entry.second,
+            f"{entry.only_first_right} / {entry.only_second_right}",
+            f"{entry.p_holm:.4f}",
+        ]
+        for entry in report.comparisons
+    ]
+    if comparisons:
+        columns = ["decision", "first", "second", "only one right", "p (Holm)"]
+        tables.append(("McNemar's exact test", columns, comparisons))
+    return tables
+
+
+def _table_of_any(report: EvaluationReport) -> Table:
     columns = ["labeller", "accuracy", "precision", "recall", "F1", "95 % interval"]
     rows = [
         [
@@ -75,55 +95,43 @@ def rows_of_evaluation(report: EvaluationReport) -> list[Table]:
             f"n = {paper['n']:.0f}, other texts",
         ]
     )
-    tables: list[Table] = [(f"Any distortion, {report.n_texts:,} texts", columns, rows)]
-    for name, system in report.systems.items():
-        body = [
-            [*_f1_row(type_id, entry), _range(entry.low, entry.high)]
-            for type_id, entry in system.types.items()
-        ]
-        body.append([*_f1_row("micro", system.micro), _range(system.micro.low, system.micro.high)])
-        macro = ["", "", "", _figure(system.macro_f1), _range(system.macro_low, system.macro_high)]
-        body.append([f"macro of {system.n_types_in_macro}", *macro])
-        body.append(["samples", "", "", "", _figure(system.samples_f1), ""])
-        body.append(["exactly right", "", "", "", _figure(system.subset_accuracy), ""])
-        columns = ["type", "texts", "precision", "recall", "F1", "95 % interval"]
-        tables.append((name, columns, body))
-        if system.confusions:
-            pairs = [[pair.gold, pair.given, str(pair.n)] for pair in system.confusions[:8]]
-            tables.append((f"{name}: missed and given instead", ["gold", "given", "n"], pairs))
-        if system.calibration:
-            title = f"{name}: reliability (expected calibration error "
-            title += f"{_figure(system.calibration_error)})"
-            bins = [
-                [
-                    f"{b.low:.1f}-{b.high:.1f}",
-                    str(b.n),
-                    _figure(b.mean_confidence),
-                    _figure(b.share_right),
-                ]
-                for b in system.calibration
-            ]
-            tables.append((title, ["confidence", "labels", "mean", "right"], bins))
-        errors = [
-            [error.kind, error.type, _figure(error.confidence), error.where, error.text]
-            for error in system.errors
-        ]
-        if errors:
-            columns = ["what", "type", "confidence", "where", "text"]
-            tables.append((f"{name}: instructive errors", columns, errors))
-    comparisons = [
-        [
-            entry.decision,
-            entry.first,
-            entry.second,
-            f"{entry.only_first_right} / {entry.only_second_right}",
-            f"{entry.p_holm:.4f}",
-        ]
-        for entry in report.comparisons
+    return f"Any distortion, {report.n_texts:,} texts", columns, rows
+
+
+def _tables_of_system(name: str, system: SystemReport) -> list[Table]:
+    body = [
+        [*_f1_row(type_id, entry), _range(entry.low, entry.high)]
+        for type_id, entry in system.types.items()
     ]
-    if comparisons:
-        columns = ["decision", "first", "second", "only one right", "p (Holm)"]
-        tables.append(("McNemar's exact test", columns, comparisons))
+    body.append([*_f1_row("micro", system.micro), _range(system.micro.low, system.micro.high)])
+    macro = ["", "", "", _figure(system.macro_f1), _range(system.macro_low, system.macro_high)]
+    body.append([f"macro of {system.n_types_in_macro}", *macro])
+    body.append(["samples", "", "", "", _figure(system.samples_f1), ""])
+    body.append(["exactly right", "", "", "", _figure(system.subset_accuracy), ""])
+    columns = ["type", "texts", "precision", "recall", "F1", "95 % interval"]
+    tables: list[Table] = [(name, columns, body)]
+    pairs = [[pair.gold, pair.given, str(pair.n)] for pair in system.confusions[:8]]
+    if pairs:
+        tables.append((f"{name}: missed and given instead", ["gold", "given", "n"], pairs))
+    bins = [
+        [
+            f"{entry.low:.1f}-{entry.high:.1f}",
+            str(entry.n),
+            _figure(entry.mean_confidence),
+            _figure(entry.share_right),
+        ]
+        for entry in system.calibration
+    ]
+    if bins:
+        title = f"{name}: reliability (expected error {_figure(system.calibration_error)})"
+        tables.append((title, ["confidence", "labels", "mean", "right"], bins))
+    errors = [
+        [error.kind, error.type, _figure(error.confidence), error.where, error.text]
+        for error in system.errors
+    ]
+    if errors:
+        columns = ["what", "type", "confidence", "where", "text"]
+        tables.append((f"{name}: instructive errors", columns, errors))
     return tables
 
 
