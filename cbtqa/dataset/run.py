@@ -32,7 +32,7 @@ from cbtqa.manifest import (
     read_manifest,
     write_manifest,
 )
-from cbtqa.psyqa import bundled_sample_path
+from cbtqa.psyqa import bundled_sample_path, is_bundled_sample
 from cbtqa.settings import Resolved
 
 WITHOUT_EFFECT = {
@@ -111,7 +111,7 @@ def prepare(resolved: Resolved[BuildSettings]) -> Build:
         teacher = OfflineTeacher(settings, taxonomy)
     else:
         endpoint = Endpoint.parse(settings.endpoint, settings.model, transport=settings.transport)
-        is_ours = input_path.samefile(bundled_sample_path())
+        is_ours = is_bundled_sample(sha256_of(input_path))
         acknowledgements = pass_disclosure_gate(endpoint, is_ours, settings.acknowledge_disclosure)
         teacher = EndpointTeacher(settings, taxonomy, endpoint)
     return Build(resolved, teacher, input_path, acknowledgements=acknowledgements)

@@ -14,6 +14,7 @@ from cbtqa.psyqa.questions import (
     QuestionReader,
     SourceItem,
     bundled_sample_path,
+    is_bundled_sample,
     parse_columns,
     read_questions,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "SourceItem",
     "bundled_sample_path",
     "check_file",
+    "is_bundled_sample",
     "parse_columns",
     "read_questions",
 ]

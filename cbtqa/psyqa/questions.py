@@ -14,11 +14,13 @@ import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from cbtqa.errors import DataError, UsageError
+from cbtqa.files import sha256_of
 from cbtqa.psyqa.answers import BadField, as_json, as_list, name_of, read_answer
 from cbtqa.psyqa.cleaning import clean
 from cbtqa.psyqa.rows import Row, identify, iterate_rows
@@ -317,6 +319,16 @@ def bundled_sample_path() -> Path:
     if installed.is_file():
         return installed
     return Path(str(files("cbtqa"))).parent / "data" / "psyqa" / "sample.json"
+
+
+@cache
+def _bundled_sample_sha256() -> str:
+    return sha256_of(bundled_sample_path())
+
+
+def is_bundled_sample(sha256: str) -> bool:
+    """True for the hash of our own invented questions, wherever the file lies."""
+    return sha256 == _bundled_sample_sha256()
 
 
 def _resolve_columns(names: tuple[str, ...], mapping: Mapping[str, str]) -> dict[str, str]:

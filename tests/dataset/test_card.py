@@ -12,7 +12,8 @@ from cbtqa.dataset.card import render_card
 from cbtqa.dataset.rows import human_row, human_schema
 from cbtqa.dataset.stats import folder_statistics
 from cbtqa.files import ParquetRows, write_text
-from cbtqa.manifest import Manifest, SettingValue, read_manifest
+from cbtqa.manifest import Manifest, describe_file, read_manifest
+from cbtqa.psyqa import bundled_sample_path
 from cbtqa.records import ReferenceAnswer, StrategySpan
 from tests.support.dataset_folder import make_rows, write_dataset_folder
 
@@ -80,8 +81,8 @@ def test_a_dataset_of_a_model_carries_no_such_warning(folder) -> None:
 
 def test_the_bundled_sample_is_said_to_be_invented_and_is_freely_licensed(folder) -> None:
     manifest = read_manifest(folder)
-    settings = {**manifest.settings, "input": SettingValue(value=None, origin="default")}
-    card = card_of(folder, manifest.model_copy(update={"settings": settings}))
+    inputs = (describe_file(bundled_sample_path()),)
+    card = card_of(folder, manifest.model_copy(update={"inputs": inputs}))
     assert "虚构样例" in card
     assert "壹心理" not in card
     assert front_matter(card)["license"] == "apache-2.0"

@@ -74,7 +74,7 @@ def test_each_fault_has_its_reason(changed: dict[str, Any], reason: Reason | Non
 
 
 def test_an_english_answer_is_the_wrong_language() -> None:
-    english = {name: "I hear how hard this must be for you right now." for name in steps()}
+    english = dict.fromkeys(steps(), "I hear how hard this must be for you right now.")
     found = check({**english, "distortions": []})
     assert isinstance(found, Fault) and found.reason is Reason.WRONG_LANGUAGE
 

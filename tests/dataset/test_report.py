@@ -11,7 +11,8 @@ from cbtqa.dataset.report.examples import choose_examples, mark_evidence
 from cbtqa.dataset.report.material import wording
 from cbtqa.errors import IncompleteRunError
 from cbtqa.files import ParquetRows, write_jsonl
-from cbtqa.manifest import SettingValue, read_manifest, write_manifest
+from cbtqa.manifest import SettingValue, describe_file, read_manifest, write_manifest
+from cbtqa.psyqa import bundled_sample_path
 from cbtqa.records import STEP_NAMES, Reason, Rejection
 from tests.support.dataset_folder import make_rows, write_dataset_folder
 
@@ -171,20 +172,20 @@ def test_a_disclosure_that_was_acknowledged_is_reported(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("input_value", "expected"),
+    ("is_ours", "expected"),
     [
-        ("questions.json", "只发给本机或内网的模型服务 127.0.0.1"),
-        (None, "只有随软件附带的虚构问题"),
+        (False, "只发给本机或内网的模型服务 127.0.0.1"),
+        (True, "只有随软件附带的虚构问题"),
     ],
 )
 def test_without_acknowledgement_text_stayed_local_or_was_invented(
-    folder, input_value, expected: str
+    folder, is_ours: bool, expected: str
 ) -> None:
     manifest = read_manifest(folder)
-    entry = manifest.settings["input"].model_copy(update={"value": input_value})
-    settings = {**manifest.settings, "input": entry}
-    html = dataset_report(folder, manifest.model_copy(update={"settings": settings}))
-    assert expected in visible(html)
+    if is_ours:
+        inputs = (describe_file(bundled_sample_path()),)
+        manifest = manifest.model_copy(update={"inputs": inputs})
+    assert expected in visible(dataset_report(folder, manifest))
 
 
 def test_an_endpoint_address_with_a_secret_in_it_is_not_shown(folder) -> None:

@@ -84,9 +84,15 @@ def test_every_answer_on_the_sample_is_well_formed_and_quotes_verbatim(
         assert_well_formed(question, answer, screen(question.source_text).risk)
 
 
-def test_most_answers_quote_the_asker(answers: list[TemplateAnswer]) -> None:
-    quoting = [answer for answer in answers if QUOTED.search(answer.steps.joined())]
-    assert len(quoting) >= 0.8 * len(answers)  # those in crisis are not held up with their words
+def test_most_answers_quote_the_asker(
+    sample: list[Question], answers: list[TemplateAnswer]
+) -> None:
+    calmer = [
+        answer.steps.joined()
+        for question, answer in zip(sample, answers, strict=True)
+        if screen(question.source_text).risk != "explicit"  # those are not held up with their words
+    ]
+    assert sum(bool(QUOTED.search(text)) for text in calmer) >= 0.8 * len(calmer)
 
 
 def test_answers_to_different_questions_are_clearly_different(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cbtqa.dataset.stats import DatasetStatistics
 from cbtqa.manifest import Manifest
+from cbtqa.psyqa import is_bundled_sample
 from cbtqa.report.wording import Lang, Phrase, load_wording, same
 
 PACKAGE = "cbtqa.dataset.report"
@@ -46,8 +47,8 @@ class Material:
     @property
     def is_bundled_sample(self) -> bool:
         """True when the questions are the invented ones that come with the package."""
-        entry = self.manifest.settings.get("input")
-        return entry is not None and entry.value is None
+        inputs = self.manifest.inputs
+        return bool(inputs) and all(is_bundled_sample(entry.sha256) for entry in inputs)
 
     def text(self, phrase: Phrase) -> str:
         """A phrase in the page's language."""
