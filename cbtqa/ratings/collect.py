@@ -58,6 +58,19 @@ class CollectedSheet:
     n_shown: int = 0
     rejections: list[Rejection] = field(default_factory=list)
 
+    def refuse(self, item: str, detail: str, where: str, raw: object = None) -> None:
+        """Takes note of one refusal; `raw` is what was found, when that is a single value."""
+        self.rejections.append(
+            Rejection(
+                item_id=item,
+                stage="collect",
+                reason=Reason.BAD_ROW,
+                detail=detail,
+                where=where,
+                raw=None if raw is None else str(raw)[:1000],
+            )
+        )
+
 
 @dataclass
 class Collected:
@@ -125,7 +138,7 @@ def collect(
             _check_belongs(folder, sheet)
         except DataError as error:
             detail = str(error) + (f" ({error.hint})" if error.hint else "")
-            _refuse(result, path.name, detail, path.name)
+            result.refuse(path.name, detail, path.name)
             continue
         _Reading(folder, store, sheet, result, replace).run()
     n_refused = len(collected.rejections)
@@ -149,19 +162,6 @@ def _check_belongs(folder: StudyFolder, sheet: Sheet) -> None:
     missing = sorted(ids - set(sheet.columns))
     if missing:
         raise DataError(f"columns are missing: {', '.join(missing)}", where=sheet.name)
-
-
-def _refuse(result: CollectedSheet, item: str, detail: str, where: str, raw: object = None) -> None:
-    result.rejections.append(
-        Rejection(
-            item_id=item,
-            stage="collect",
-            reason=Reason.BAD_ROW,
-            detail=detail,
-            where=where,
-            raw=None if raw is None else str(raw)[:1000],
-        )
-    )
 
 
 class _Reading:
@@ -191,7 +191,7 @@ class _Reading:
             if not code:
                 self._refuse_orphan(row)
             elif code in seen:
-                _refuse(result, code, f"the row stands twice (see {seen[code]})", code_cell.where)
+                result.refuse(code, f"the row stands twice (see {seen[code]})", code_cell.where)
             else:
                 seen[code] = code_cell.where
                 self._read_row(code, row)
@@ -202,7 +202,7 @@ class _Reading:
         result.n_done = sum(is_done(self._folder, answers.get(p.code)) for p in shown)
         for presentation in shown:
             if presentation.code not in seen:
-                _refuse(result, presentation.code, "the row is missing", self._sheet.name)
+                result.refuse(presentation.code, "the row is missing", self._sheet.name)
 
     def _refuse_orphan(self, row: Mapping[str, Cell]) -> None:
         filled = [
@@ -212,25 +212,25 @@ class _Reading:
         ]
         if filled:
             detail = "ratings in a row without a code"
-            _refuse(self._result, "?", detail, filled[0].where, filled[0].value)
+            self._result.refuse("?", detail, filled[0].where, filled[0].value)
 
     def _read_row(self, code: str, row: Mapping[str, Cell]) -> None:
         shown = self._folder.by_code.get(code)
         if shown is None or shown.rater != self._sheet.rater:
             owner = f" (it belongs to {shown.rater})" if shown else ""
             detail = f"{code} is not in the plan of {self._sheet.rater}{owner}"
-            _refuse(self._result, code, detail, row[CODE].where)
+            self._result.refuse(code, detail, row[CODE].where)
             return
         edited = self._edited_part(code, row)
         if edited is not None:
             detail = "the text is not the one of the study: edited, or moved from another row"
-            _refuse(self._result, code, detail, edited.where)
+            self._result.refuse(code, detail, edited.where)
             return
         answer = self._known.get(code, Answer())
         clashing = self._clashing_marks(row)
         for name in clashing:
             detail = f"{name}: '{NO_MARK}' and another mark exclude each other; neither is taken"
-            _refuse(self._result, code, detail, row[name].where, row[name].value)
+            self._result.refuse(code, detail, row[name].where, row[name].value)
         for column in sheet_columns(self._folder.rubric, self._folder.study.language):
             is_open = not column.is_shown and column.id not in clashing
             if is_open and not _is_blank(row[column.id]):
@@ -266,7 +266,7 @@ class _Reading:
             change = Change(code, name, _plain_value(name, cell))
             admitted = admit(self._folder, self._sheet.rater, change, answer, self._replace)
         except ValueError as error:
-            _refuse(self._result, code, f"{name}: {error}", cell.where, cell.value)
+            self._result.refuse(code, f"{name}: {error}", cell.where, cell.value)
             return
         if admitted is None:
             self._result.n_known += 1

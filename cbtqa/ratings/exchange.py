@@ -37,7 +37,6 @@ from cbtqa.ratings.rubric import Criterion
 from cbtqa.ratings.sheet_files import MAX_BYTES
 from cbtqa.ratings.store import Event, Store
 from cbtqa.ratings.study import Item, Presentation, StudyFolder
-from cbtqa.records import Reason, Rejection
 
 MARKS = "marks"
 FLAGS = "flags"
@@ -204,7 +203,7 @@ def import_label_studio(
         try:
             tasks = _read_tasks(path)
         except DataError as error:
-            _refuse(result, path.name, str(error), path.name)
+            result.refuse(path.name, str(error), path.name)
             continue
         for number, task in enumerate(tasks, 1):
             _take_task(folder, store, task, f"{path.name}:task {number}", result, replace)
@@ -226,12 +225,6 @@ def _read_tasks(path: Path) -> list[dict[str, Any]]:
     return tasks
 
 
-def _refuse(result: CollectedSheet, item: str, detail: str, where: str) -> None:
-    result.rejections.append(
-        Rejection(item_id=item, stage="collect", reason=Reason.BAD_ROW, detail=detail, where=where)
-    )
-
-
 def _take_task(
     folder: StudyFolder,
     store: Store,
@@ -246,7 +239,7 @@ def _take_task(
         code = shown.code
         finished = _finished(task)
     except ValueError as error:
-        _refuse(result, code, str(error), where)
+        result.refuse(code, str(error), where)
         return
     result.rater = result.rater or shown.rater
     if finished is None:
@@ -258,7 +251,7 @@ def _take_task(
         try:
             change = admit(folder, shown.rater, Change(code, name, value), answer, replace)
         except ValueError as error:
-            _refuse(result, code, f"{name}: {error}", where)
+            result.refuse(code, f"{name}: {error}", where)
             continue
         if change is None:
             result.n_known += 1

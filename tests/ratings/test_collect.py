@@ -241,9 +241,10 @@ def test_unsafe_and_foreign_files_get_a_clear_line_and_good_files_beside_them_co
     old.write_bytes(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + b"\0" * 100)
     ods = tmp_path / "sheet.ods"
     ods.write_bytes(b"x")
+    monkeypatch.setattr("cbtqa.ratings.sheet_files.MAX_UNPACKED_BYTES", 5 << 20)
     zeros = tmp_path / "zeros.xlsx"
     with zipfile.ZipFile(zeros, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("xl/worksheets/sheet1.xml", b"0" * (301 << 20))
+        archive.writestr("xl/worksheets/sheet1.xml", b"0" * (6 << 20))
     large = tmp_path / "large.xlsx"
     with large.open("wb") as stream:
         stream.truncate(100 << 20)
@@ -256,7 +257,7 @@ def test_unsafe_and_foreign_files_get_a_clear_line_and_good_files_beside_them_co
         "cut.xlsx": "not an xlsx file",
         "old.xlsx": "protected by a password",
         "sheet.ods": "save it as .xlsx",
-        "zeros.xlsx": "unpacks to 301 MiB",
+        "zeros.xlsx": "unpacks to 6 MiB",
         "large.xlsx": "100 MiB; a sheet has at most 30",
         "nowhere.xlsx": "no such file",
     }.items():

@@ -19,7 +19,7 @@ from cbtqa.ratings.store import Store
 from cbtqa.ratings.study import StudyFolder
 from tests.ratings.conftest import MakeStudy
 
-N_RATERS, LOAD_S = 8, 2.0
+N_RATERS, LOAD_S = 8, 1.5
 
 
 def start(folder: StudyFolder, port: int, *more: str) -> tuple[subprocess.Popen[str], list[str]]:
