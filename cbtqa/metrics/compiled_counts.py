@@ -36,20 +36,21 @@ def _longest(offsets: Array, others: Array) -> int:
 
 @compiled
 def _table(longest: int) -> Table:
-    capacity = 1024
-    while capacity < 4 * longest:
+    # at most half full, and small enough for the first cache
+    capacity = 256
+    while capacity < 2 * longest:
         capacity *= 2
     return Table(
-        np.zeros(capacity, np.int64), np.zeros(capacity, np.int64), np.zeros(capacity, np.int32)
+        np.zeros(capacity, np.int64), np.zeros(capacity, np.int32), np.zeros(capacity, np.int32)
     )
 
 
 @compiled
-def _slot(table: Table, stamp: int, key: int) -> Array:
-    mask = table.keys.shape[0] - 1
+def _slot(keys: Array, stamps: Array, stamp: int, key: int) -> Array:
+    mask = keys.shape[0] - 1
     mixed = np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)
     place = np.int64(mixed >> np.uint64(44)) & mask
-    while table.stamps[place] == stamp and table.keys[place] != key:
+    while stamps[place] == stamp and keys[place] != key:
         place = (place + 1) & mask
     return place
 
@@ -66,42 +67,47 @@ class Grams(NamedTuple):
 
 
 @compiled
-def _number_grams(symbols: Array, order: int, grams: Grams, table: Table, stamp: int) -> None:
+def _number_grams(symbols: Array, order: int, memory: Grams, table: Table, stamp: int) -> None:
     """Numbers the reference's grams of this order whose two parts are shared."""
+    # arrays out of their tuples first: numba counts references at each access inside one
+    keys, stamps, numbers = table
+    _, grams, free, is_met = memory
     n_known = 0
     for place in range(symbols.shape[0] - order + 1):
-        if grams.theirs[place] < 0 or grams.theirs[place + 1] < 0:
-            grams.theirs[place] = -1
+        if grams[place] < 0 or grams[place + 1] < 0:
+            grams[place] = -1
             continue
-        key = (np.int64(grams.theirs[place]) << 32) | symbols[place + order - 1]
-        slot = _slot(table, stamp, key)
-        if table.stamps[slot] != stamp:
-            table.stamps[slot] = stamp
-            table.keys[slot] = key
-            table.numbers[slot] = n_known
-            grams.free[n_known] = 0
-            grams.is_met[n_known] = False
+        key = (np.int64(grams[place]) << 32) | symbols[place + order - 1]
+        slot = _slot(keys, stamps, stamp, key)
+        if stamps[slot] != stamp:
+            stamps[slot] = stamp
+            keys[slot] = key
+            numbers[slot] = n_known
+            free[n_known] = 0
+            is_met[n_known] = False
             n_known += 1
-        grams.theirs[place] = table.numbers[slot]
-        grams.free[table.numbers[slot]] += 1
+        grams[place] = numbers[slot]
+        free[numbers[slot]] += 1
 
 
 @compiled
-def _meet_grams(symbols: Array, order: int, grams: Grams, table: Table, stamp: int) -> int:
+def _meet_grams(symbols: Array, order: int, memory: Grams, table: Table, stamp: int) -> int:
     """How many of the prediction's grams of this order are shared, each occurrence once."""
+    keys, stamps, numbers = table
+    grams, _, free, is_met = memory
     shared = 0
     for place in range(symbols.shape[0] - order + 1):
         gram = -1
-        if grams.ours[place] >= 0 and grams.ours[place + 1] >= 0:
-            key = (np.int64(grams.ours[place]) << 32) | symbols[place + order - 1]
-            slot = _slot(table, stamp, key)
-            if table.stamps[slot] == stamp:
-                gram = table.numbers[slot]
-                grams.is_met[gram] = True
-                if grams.free[gram] > 0:
-                    grams.free[gram] -= 1
+        if grams[place] >= 0 and grams[place + 1] >= 0:
+            key = (np.int64(grams[place]) << 32) | symbols[place + order - 1]
+            slot = _slot(keys, stamps, stamp, key)
+            if stamps[slot] == stamp:
+                gram = numbers[slot]
+                is_met[gram] = True
+                if free[gram] > 0:
+                    free[gram] -= 1
                     shared += 1
-        grams.ours[place] = gram
+        grams[place] = gram
     return shared
 
 
@@ -163,28 +169,30 @@ def _align(
     stamp: int,
 ) -> int:
     """Gives each free word of the prediction, from its end, the last free equal word."""
+    keys, stamps, numbers = table
+    top, below = stacks
     n_known = 0
     for place in range(theirs.shape[0]):
         if is_taken[place]:
             continue
-        slot = _slot(table, stamp, theirs[place])
-        if table.stamps[slot] != stamp:
-            table.stamps[slot] = stamp
-            table.keys[slot] = theirs[place]
-            table.numbers[slot] = n_known
-            stacks.top[n_known] = -1
+        slot = _slot(keys, stamps, stamp, theirs[place])
+        if stamps[slot] != stamp:
+            stamps[slot] = stamp
+            keys[slot] = theirs[place]
+            numbers[slot] = n_known
+            top[n_known] = -1
             n_known += 1
-        word = table.numbers[slot]
-        stacks.below[place] = stacks.top[word]
-        stacks.top[word] = place
+        word = numbers[slot]
+        below[place] = top[word]
+        top[word] = place
     n_aligned = 0
     for place in range(ours.shape[0] - 1, -1, -1):
         if partner[place] >= 0:
             continue
-        slot = _slot(table, stamp, ours[place])
-        if table.stamps[slot] == stamp and stacks.top[table.numbers[slot]] >= 0:
-            other = stacks.top[table.numbers[slot]]
-            stacks.top[table.numbers[slot]] = stacks.below[other]
+        slot = _slot(keys, stamps, stamp, ours[place])
+        if stamps[slot] == stamp and top[numbers[slot]] >= 0:
+            other = top[numbers[slot]]
+            top[numbers[slot]] = below[other]
             partner[place] = other
             is_taken[other] = True
             n_aligned += 1
@@ -254,7 +262,7 @@ def _count_common(
     symbols_a: Array, offsets_a: Array, symbols_b: Array, offsets_b: Array, lengths: Array
 ) -> None:
     longest = _longest(offsets_a, offsets_b)
-    table = _table(longest)
+    keys, stamps, numbers = _table(longest)
     n_limbs = (longest + 63) // 64
     places = np.zeros((longest, n_limbs), np.uint64)
     row = np.empty(n_limbs, np.uint64)
@@ -264,23 +272,23 @@ def _count_common(
         limbs = (theirs.shape[0] + 63) // 64
         n_known = 0
         for place in range(theirs.shape[0]):
-            slot = _slot(table, pair + 1, theirs[place])
-            if table.stamps[slot] != pair + 1:
-                table.stamps[slot] = pair + 1
-                table.keys[slot] = theirs[place]
-                table.numbers[slot] = n_known
+            slot = _slot(keys, stamps, pair + 1, theirs[place])
+            if stamps[slot] != pair + 1:
+                stamps[slot] = pair + 1
+                keys[slot] = theirs[place]
+                numbers[slot] = n_known
                 places[n_known, :limbs] = 0
                 n_known += 1
-            places[table.numbers[slot], place // 64] |= one << np.uint64(place % 64)
+            places[numbers[slot], place // 64] |= one << np.uint64(place % 64)
         row[:limbs] = ~np.uint64(0)
         for place in range(offsets_a[pair], offsets_a[pair + 1]):
-            slot = _slot(table, pair + 1, symbols_a[place])
-            if table.stamps[slot] != pair + 1:
+            slot = _slot(keys, stamps, pair + 1, symbols_a[place])
+            if stamps[slot] != pair + 1:
                 continue
             carry = np.uint64(0)
             for limb in range(limbs):
                 old = row[limb]
-                met = old & places[table.numbers[slot], limb]
+                met = old & places[numbers[slot], limb]
                 added = old + met
                 total = added + carry
                 carry = np.uint64(added < old) | np.uint64(total < added)

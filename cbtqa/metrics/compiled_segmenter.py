@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cbtqa.metrics.compiled import compiled
+from cbtqa.metrics.compiled_trie import NO_WORD, PLANE, Trie, child, make_trie
 from cbtqa.metrics.jieba_tables import MIN_FLOAT, STATES, JiebaTables
 from cbtqa.metrics.segmentation import BLOCK
 from cbtqa.metrics.sequences import Sequences, Vocabulary, code_points
@@ -20,23 +21,7 @@ Array = Any
 """A numpy array inside compiled code, whose types numba infers."""
 OTHER, WORD_CHARACTER, HAN = 0, 1, 2
 FIRST_HAN, LAST_HAN = 0x4E00, 0x9FD5
-PLANE = 0x10000
-"""Blocks lie in the basic plane, so tables by character end there."""
-CHARACTER_BITS, NODE_BITS = 16, 24
-"""An entry packs a node, a character and the child's node into 64 bits: one look in memory."""
-NO_WORD = 1.0
-"""Weight of a trie node that ends no word; real weights are logarithms below 0."""
 B, M, E, S = 0, 1, 2, 3
-
-
-class Trie(NamedTuple):
-    """A hash table of (node, character, child) in one number each, and each node's weight."""
-
-    entries: Array
-    roots: Array
-    """Node of each first character; 0 for none."""
-    weights: Array
-    unknown: float
 
 
 class Model(NamedTuple):
@@ -55,52 +40,6 @@ class Scratch(NamedTuple):
     value: Array
     back: Array
     state: Array
-
-
-@compiled
-def _slot(entries: Array, key: Array) -> Array:
-    """Where the entry of the key is, or where it would go."""
-    mask = np.uint64(entries.shape[0] - 1)
-    place = ((key * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(32)) & mask
-    while entries[place] != 0 and entries[place] >> np.uint64(NODE_BITS) != key:
-        place = (place + np.uint64(1)) & mask
-    return place
-
-
-@compiled
-def _key(node: Array, character: Array) -> Array:
-    return (np.uint64(node) << np.uint64(CHARACTER_BITS)) | np.uint64(character)
-
-
-@compiled
-def _child(entries: Array, node: Array, character: Array) -> Array:
-    """The child's number; 0 for none."""
-    entry = entries[_slot(entries, _key(node, character))]
-    return np.int64(entry & np.uint64((1 << NODE_BITS) - 1))
-
-
-@compiled
-def _build(codes: Array, offsets: Array, weights: Array, capacity: int) -> Array:
-    entries = np.zeros(capacity, np.uint64)
-    roots = np.zeros(PLANE, np.int64)
-    of_node = np.full(codes.shape[0] + 1, NO_WORD)
-    n_nodes = 1
-    for word in range(weights.shape[0]):
-        start = offsets[word]
-        node = roots[codes[start]]
-        if node == 0:
-            node = n_nodes
-            roots[codes[start]] = node
-            n_nodes += 1
-        for index in range(start + 1, offsets[word + 1]):
-            key = _key(node, codes[index])
-            place = _slot(entries, key)
-            if entries[place] == 0:
-                entries[place] = (key << np.uint64(NODE_BITS)) | np.uint64(n_nodes)
-                n_nodes += 1
-            node = np.int64(entries[place] & np.uint64((1 << NODE_BITS) - 1))
-        of_node[node] = weights[word]
-    return entries, roots, of_node[:n_nodes].copy()
 
 
 @compiled
@@ -124,7 +63,7 @@ def _find_best_ends(codes: Array, first: int, last: int, trie: Trie, work: Scrat
                     best_length = length
             if place + length >= size:
                 break
-            node = _child(entries, node, codes[first + place + length])
+            node = child(entries, node, codes[first + place + length])
             length += 1
         if best_length == 0:
             best = unknown + score[place + 1]
@@ -167,7 +106,7 @@ def _is_word(codes: Array, first: int, last: int, trie: Trie) -> Array:
     for place in range(first + 1, last):
         if node == 0:
             return False
-        node = _child(entries, node, codes[place])
+        node = child(entries, node, codes[place])
     return node != 0 and weights[node] != NO_WORD
 
 
@@ -269,11 +208,16 @@ def _cut_block(
     n_out: int,
 ) -> int:
     _find_best_ends(codes, first, last, trie, work)
+    lengths = work.ends
     place = singles = first
     while place < last:
-        length = work.ends[place - first]
+        length = lengths[place - first]
         if length > 1:
-            n_out = _cut_singles(codes, singles, place, trie, model, kinds, work, out, n_out)
+            if place - singles == 1:  # the commonest run by far, not worth a call
+                out[n_out] = place
+                n_out += 1
+            elif place > singles:
+                n_out = _cut_singles(codes, singles, place, trie, model, kinds, work, out, n_out)
             out[n_out] = singles = place + length
             n_out += 1
         place += length
@@ -355,7 +299,7 @@ class CompiledSegmenter:
     """Cuts blocks of texts straight into numbered words."""
 
     def __init__(self, tables: JiebaTables) -> None:
-        self._trie = _trie(tables)
+        self._trie = make_trie(tables)
         emit = np.full((len(STATES), LAST_HAN - FIRST_HAN + 1), MIN_FLOAT)
         for row, state in enumerate(STATES):
             for character, weight in tables.emit[state].items():
@@ -385,14 +329,3 @@ class CompiledSegmenter:
         ]
         table = np.array([vocabulary[word] for word in words], np.int64)
         return Sequences(table[numbers], before)
-
-
-def _trie(tables: JiebaTables) -> Trie:
-    # a character beyond the basic plane stands in no block, so its words are never met
-    words = [word for word in tables.log_weights if ord(max(word)) < PLANE]
-    points = code_points(words)
-    assert len(points.symbols) < 1 << NODE_BITS
-    weights = np.array([tables.log_weights[word] for word in words])
-    capacity = 1 << (2 * len(points.symbols)).bit_length()  # at most half full
-    entries, roots, of_node = _build(points.symbols, points.offsets, weights, capacity)
-    return Trie(entries, roots, of_node, tables.unknown)

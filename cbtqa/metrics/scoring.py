@@ -1,7 +1,7 @@
 """`cbtqa score`: settings, the run, and what it leaves in its folder.
 
-report = score(Resolved(ScoreSettings(predictions=("a.jsonl",), ref="cbtqa-dataset"), {}))
-report.scores[0].metric == "bleu_zh"
+scored = score(ScoreSettings(predictions=(Path("a.jsonl"),), ref=Path("cbtqa-dataset")))
+scored.report.scores[0].metric == "bleu_zh"
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from cbtqa.metrics.pairs import (
     read_references,
 )
 from cbtqa.metrics.registry import AnyMetric, metrics_named
+from cbtqa.metrics.step_model import read_steps, train_step_model
+from cbtqa.metrics.structure import StepsInOrder
 from cbtqa.records import MetricScore, Record
 from cbtqa.statistics.resampling import BOOTSTRAP_TRIALS, DEFAULT_SEED, FEW_ITEMS
 
@@ -65,6 +67,10 @@ class ScoreSettings(NeuralSettings):
     )
     engine: EngineName = Field(
         default="auto", description="Counting engine: auto, numpy, compiled; same values."
+    )
+    step_classifier: Path | None = Field(
+        default=None,
+        description="Built dataset whose train split teaches the CBT step metrics; else rules.",
     )
     out: Path | None = Field(default=None, description="Folder for scores.json and tables.")
 
@@ -140,6 +146,8 @@ def score(
             hint="cbtqa score predictions.jsonl --ref cbtqa-dataset",
         )
     metrics = metrics_named(settings.metrics, NeuralSettings.part_of(settings))
+    if settings.step_classifier is not None:
+        _teach_steps(metrics, settings.step_classifier)
     references = read_references(settings.ref, _reference_columns(settings), settings.split)
     systems = _read_systems(settings, references)
     everything = systems + (anchors(references, settings.seed) if settings.anchors else [])
@@ -159,6 +167,13 @@ def score(
         engine=engine.name,
     )
     return Scored(report, references, everything, evaluated, metrics)
+
+
+def _teach_steps(metrics: Sequence[AnyMetric], dataset: Path) -> None:
+    model = train_step_model(read_steps(dataset))
+    for metric in metrics:
+        if isinstance(metric, StepsInOrder):
+            metric.model = model
 
 
 def _reference_columns(settings: ScoreSettings) -> Columns:

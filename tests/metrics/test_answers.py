@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from sacrebleu.metrics import BLEU
 
+from cbtqa.errors import DataError
 from cbtqa.metrics.corpus import CorpusMetric
 from cbtqa.metrics.diversity import Distinct, OpeningRepetition, SelfBleu, self_bleu
 from cbtqa.metrics.engines import numpy_engine
 from cbtqa.metrics.help_route import HelpRoute
 from cbtqa.metrics.labels import DistortionAgreement
 from cbtqa.metrics.length import Length, LengthRatio
+from cbtqa.metrics.step_model import train_step_model
 from cbtqa.metrics.structure import (
     StepsInOrder,
     StepsInRecord,
@@ -174,3 +176,25 @@ def test_a_help_route_is_wanted_on_crisis_items_only() -> None:
     metric = HelpRoute()
     statistics = metric.statistics(ours, theirs)
     assert (metric.from_sums(statistics.sum(0)), metric.n_scored(statistics)) == (0.5, 2)
+
+
+def test_a_trained_model_tells_the_steps_of_unseen_answers_apart() -> None:
+    """Learnt from answers to other questions, in other words of the same kind."""
+    sentences = sentences_of(ANSWER)
+    taught = [
+        tuple(sentence.replace("考", other) for sentence in sentences) for other in ("说", "做")
+    ]
+    model = train_step_model(taught)
+    assert model.evidence(sentences).argmax(axis=1).tolist() == [0, 1, 2, 3, 4]
+    assert steps_in_order(ANSWER, model) == frozenset(STEP_NAMES)
+    assert steps_in_order(sentences[0], model) == {STEP_NAMES[0]}
+
+
+def test_the_name_of_a_trained_model_changes_with_its_data() -> None:
+    one, other = (
+        train_step_model([tuple(word * 3 for word in words)])
+        for words in ("甲乙丙丁戊", "甲乙丙丁己")
+    )
+    assert one.name != other.name
+    with pytest.raises(DataError, match="no answer"):
+        train_step_model([])

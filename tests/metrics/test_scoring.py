@@ -321,3 +321,15 @@ def test_no_value_is_ever_nan(tmp_path: Path) -> None:
     for one in scored.report.scores:
         assert one.value is None or not math.isnan(one.value)
         assert (one.value is None) == (one.unscored_reason is not None)
+
+
+def test_the_step_classifier_learns_from_the_train_split(tmp_path: Path, ref: Path) -> None:
+    parts = ["你很难受，我理解。", "你觉得都完了。", "真的吗？", "每天散步吧。", "会好的，加油。"]
+    rows = [{"id": "1", "answer": "".join(parts), **dict(zip(STEP_NAMES, parts, strict=True))}]
+    write(tmp_path / "ds" / "data" / "train-00000-of-00001.parquet", rows)
+    path = predictions(tmp_path, dict.fromkeys(PREDICTED, "".join(parts)))
+    one = run(path, ref=ref, metrics="cbt_complete", step_classifier=tmp_path / "ds")
+    assert values(one, "sys")["cbt_complete"] == 1.0
+    assert "steps:bayes-" in one.report.scores[0].signature
+    with pytest.raises(DataError, match="no train split"):
+        run(path, ref=ref, metrics="cbt_steps", step_classifier=tmp_path / "none")
