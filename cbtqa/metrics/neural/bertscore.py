@@ -111,8 +111,7 @@ class BertScorer:
         rows = []
         for first in range(0, len(predictions), PAIRS_PER_BLOCK):
             block = slice(first, first + PAIRS_PER_BLOCK)
-            theirs = self._reference_side(tuple(references[block]), is_windowed)
-            rows.append(self._score_block(predictions[block], theirs, is_windowed))
+            rows.append(self._score_block(predictions[block], references[block], is_windowed))
         return np.concatenate(rows) if rows else np.empty((0, 7), np.float64)
 
     def of_texts(self, predictions: Texts, references: Texts, *, is_windowed: bool) -> Floats:
@@ -124,13 +123,15 @@ class BertScorer:
         return last[2]
 
     def _reference_side(self, texts: tuple[str, ...], is_windowed: bool) -> _Side:
-        kept = self._references.get(is_windowed)
-        if kept is None or kept[0] != texts:
+        if is_windowed not in self._references or self._references[is_windowed][0] != texts:
             self._references.pop(is_windowed, None)  # freed before the next ones are made
-            kept = self._references[is_windowed] = (texts, self._side(texts, is_windowed))
-        return kept[1]
+            self._references[is_windowed] = (texts, self._side(texts, is_windowed))
+        return self._references[is_windowed][1]
 
-    def _score_block(self, predictions: Sequence[str], theirs: _Side, is_windowed: bool) -> Floats:
+    def _score_block(
+        self, predictions: Sequence[str], references: Sequence[str], is_windowed: bool
+    ) -> Floats:
+        theirs = self._reference_side(tuple(references), is_windowed)
         rows = np.zeros((len(predictions), 7), np.float64)
         # the longest first, so that pairs of like length are matched together
         order = sorted(range(len(predictions)), key=lambda place: -len(predictions[place]))
