@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from typing import Protocol
 
@@ -99,6 +99,7 @@ def _expected_places(n_sentences: int) -> Floats:
     return -PLACE_WEIGHT * np.abs(place - due)
 
 
+@lru_cache(1 << 13)  # both metrics ask for the same block of texts, one after the other
 def steps_in_order(text: str, model: StepModel) -> frozenset[str]:
     """Names of the steps found, each after the ones before it."""
     sentences = sentences_of(text)
