@@ -90,7 +90,7 @@ class NewStudy:
     n_available: int
     """Questions that every system answered."""
     n_left_out: int
-    """Rows that could not be used; they are in `left_out.jsonl`."""
+    """Rows that could not be used; they are in `<study>.left_out.jsonl` beside the key."""
     telling_items: tuple[str, ...]
     """Items whose text holds a system's name, so that raters may guess it."""
 
@@ -150,7 +150,8 @@ def create_study(settings: NewStudySettings) -> NewStudy:
     write_key(key_path, StudyKey(study_id=study.id, systems=arms))
     folder = write_study(settings.out, study, rubric, [*calibration, *items], plan)
     if pool.rejections:
-        write_jsonl(folder.path / "left_out.jsonl", pool.rejections)
+        # beside the folder like the key, since these rows name the systems
+        write_jsonl(key_path.with_name(f"{settings.out.name}.left_out.jsonl"), pool.rejections)
     telling = _telling_items([*calibration, *items], arms.values())
     return NewStudy(folder, key_path, len(available), len(pool.rejections), telling)
 

@@ -243,9 +243,12 @@ def _hash(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
-def network_filesystem(path: Path) -> str | None:
-    """The kind of network share this path lies on, or None; WAL's locks do not hold on shares."""
-    mounts = Path("/proc/self/mounts")
+def network_filesystem(path: Path, mounts: Path = Path("/proc/self/mounts")) -> str | None:
+    """The kind of network share this path lies on, or None; WAL's locks do not hold on shares.
+
+    Args:
+        mounts: the kernel's table of mounts; None is the answer where there is none.
+    """
     if not mounts.exists():
         return None
     resolved = path.resolve()

@@ -101,7 +101,8 @@ def test_a_system_that_answered_less_narrows_the_choice_and_says_so(tmp_path: Pa
         create_study(NewStudySettings(**values, out=tmp_path / "s"))
     made = create_study(NewStudySettings(**{**values, "n": 4}, out=tmp_path / "s"))
     assert (made.n_available, made.n_left_out) == (4, 4)
-    left_out = (made.folder.path / "left_out.jsonl").read_text(encoding="utf-8")
+    left_out = (tmp_path / "s.left_out.jsonl").read_text(encoding="utf-8")
+    assert not [p for p in made.folder.path.rglob("*") if "left_out" in p.name]
     assert left_out.count('"reason":"empty"') == 4
 
 

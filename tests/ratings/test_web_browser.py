@@ -137,7 +137,9 @@ def test_a_dead_server_shows_not_saved_and_the_queue_is_replayed_once_it_is_back
     rater.press("1", "0")
     rater.wait_for_state("unsaved")
     assert "未保存，已留在本机" in rater.page.inner_text("#state")
-    assert "2 处改动" in rater.page.inner_text("#banner-text")
+    rater.page.wait_for_function(
+        "document.getElementById('banner-text').textContent.includes('2 处改动')"
+    )
     rater.press("Enter")
     rater.page.wait_for_timeout(400)
     assert rater.page.url.endswith("/item/1")
@@ -183,6 +185,31 @@ def test_a_withdrawn_link_keeps_the_changes_and_says_so(rater: Rater, store: Sto
     rater.wait_for_state("unsaved")
     assert "链接已失效" in rater.page.inner_text("#banner-text")
     rater.page.evaluate("localStorage.clear()")
+
+
+def test_opening_the_link_again_elsewhere_does_not_lock_the_first_page_out(
+    rater: Rater, store: Store
+) -> None:
+    rater.open()
+    second = rater.context.new_page()
+    second.goto(f"{rater.form.address}/r/{rater.form.links['R1']}")
+    second.wait_for_selector("#start")
+    rater.press("2", "1")
+    rater.page.wait_for_load_state()
+    rater.wait_for_state("saved")
+    assert rater.page.locator(".criterion [aria-checked=true]").count() == 2
+    assert store.answers()["R1-001"].values == {"relevance": 2, "structure": 1}
+
+
+def test_a_note_typed_just_before_closing_is_not_lost(rater: Rater, store: Store) -> None:
+    rater.open()
+    rater.press("c")
+    rater.page.keyboard.type("最后一句")
+    rater.page.goto("about:blank")
+    rater.hosts.discard("")
+    rater.open()
+    rater.wait_for_state("saved")
+    assert store.answers()["R1-001"].note == "最后一句"
 
 
 def test_hostile_texts_are_inert(rater: Rater, folder: StudyFolder) -> None:

@@ -15,6 +15,8 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
 from cbtqa.ratings.store import Store
 from cbtqa.ratings.study import StudyFolder
 from tests.ratings.conftest import MakeStudy
@@ -141,19 +143,28 @@ def test_no_token_is_said_twice_or_logged_and_restarting_keeps_links(
     process.communicate(timeout=10)
 
 
-def test_the_server_listens_on_loopback_alone_unless_told(make_study: MakeStudy) -> None:
+def listening_on(port: int) -> set[str]:
+    """Addresses, in the kernel's hexadecimal, on which this port is open."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return {r[1].split(":")[0] for r in rows if r[1].endswith(f":{port:04X}") and r[3] == "0A"}
+
+
+@pytest.mark.parametrize(("words", "address"), [((), "0100007F"), (("--lan",), "00000000")])
+def test_the_server_listens_on_loopback_alone_unless_told_and_then_warns(
+    make_study: MakeStudy, words: tuple[str, ...], address: str
+) -> None:
     folder = make_study(n=2, raters=1).folder
     port = free_port()
-    process, said = start(folder, port)
-    listening = {
-        line.split()[1].split(":")[0]
-        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]
-        if line.split()[1].endswith(f":{port:04X}") and line.split()[3] == "0A"
-    }
+    process, said = start(folder, port, *words)
+    found = listening_on(port)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection.request("GET", "/", headers={"Host": f"elsewhere.example:{port}"})
+    status = connection.getresponse().status
+    connection.close()
     process.kill()
     process.communicate(timeout=10)
-    assert listening == {"0100007F"}
-    assert "warning" not in "".join(said)
+    assert (found, status) == ({address}, 400)
+    assert ("unencrypted" in "".join(said)) == bool(words)
 
 
 def test_the_store_opens_after_a_kill_without_any_repair(make_study: MakeStudy) -> None:

@@ -22,7 +22,11 @@
   };
   const newKey = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (b) => b.toString(16).padStart(2, "0")).join("");
 
-  let isSending = false, failures = 0, timer = 0, isDead = false;
+  // keeps a word for this tab and gives back the one before; true where nothing can be kept
+  const remember = (name, value) => {
+    try { const before = sessionStorage.getItem(name); sessionStorage.setItem(name, value); return before; } catch { return "1"; }
+  };
+  let isLeaving = false, isSending = false, failures = 0, timer = 0, isDead = false;
   const show = (state) => {
     byId("state").className = `state ${state}`;
     byId("state").textContent = words[state];
@@ -64,8 +68,11 @@
     } catch { reply = null; }
     isSending = false;
     isDead = status === 401 || status === 403;
+    // the link was opened again in another tab: a fresh page has the new token, the queue waits
+    if (status === 403 && !remember("reloaded", "1")) { isLeaving = true; location.reload(); return false; }
     if (!reply) return fail();
     failures = 0;
+    remember("reloaded", "");
     settle(reply);
     return flush();
   }
@@ -84,7 +91,7 @@
     queue.push({ key: newKey(), code: data.code, field, value, seconds });
     seconds = 0;
     writeQueue(queue);
-    if (!failures) show("saving");
+    show(failures ? "unsaved" : "saving");
     flush();
   };
 
@@ -176,7 +183,6 @@
   byId("form").addEventListener("submit", (event) => event.preventDefault());
 
   // --- moving -----------------------------------------------------------------------------------
-  let isLeaving = false;
   const leave = async (address) => {
     if (document.activeElement && document.activeElement.blur) document.activeElement.blur();
     keepNote();
@@ -198,6 +204,7 @@
   });
   addEventListener("beforeunload", (event) => { if (readQueue().length && !isLeaving) event.preventDefault(); });
   addEventListener("online", flush);
+  addEventListener("pagehide", keepNote);
   addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });
 
   // --- keys -------------------------------------------------------------------------------------
