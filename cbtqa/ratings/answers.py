@@ -84,7 +84,7 @@ class Answer:
     seconds: float | None = None
 
     def get(self, name: str) -> Scalar:
-        """The value of a field as `Change` names it; None when it is not set."""
+        """The value of a field as `Change` names it; None when it is not set, or no field."""
         kind, _, criterion = name.partition(":")
         if kind == VALUE:
             return self.values.get(criterion)
@@ -92,7 +92,8 @@ class Answer:
             return self.evidence.get(criterion) or None
         if kind == NOTE:
             return self.note or None
-        return True if getattr(self, kind) else None
+        flags = {CANNOT_JUDGE: self.cannot_judge, CRISIS: self.crisis}
+        return True if flags.get(kind) else None
 
     def set(self, name: str, value: Scalar) -> None:
         """Takes over a change that `check_change` has passed."""
@@ -191,7 +192,7 @@ def make_ratings(folder: StudyFolder, answers: Mapping[str, Answer]) -> list[Rat
     ratings = []
     for shown in folder.plan:
         item, answer = folder.item_of(shown), answers.get(shown.code, Answer())
-        settled = folder.rubric.settle(answer.values)
+        settled = _settle(folder, answer)
         for criterion in folder.rubric.criteria:
             value = None if answer.cannot_judge else settled[criterion.id]
             reason: Literal["open", "cannot_judge"] = (
@@ -218,6 +219,18 @@ def make_ratings(folder: StudyFolder, answers: Mapping[str, Answer]) -> list[Rat
                 )
             )
     return ratings
+
+
+def _settle(folder: StudyFolder, answer: Answer) -> dict[str, int | None]:
+    """Values with the rule of marks applied; marks that contradict each other count as open.
+
+    No front end lets that happen, but two of them writing at the same moment could.
+    """
+    try:
+        return folder.rubric.settle(answer.values)
+    except ValueError:
+        marks = {mark.id for mark in folder.rubric.marks}
+        return folder.rubric.settle({k: v for k, v in answer.values.items() if k not in marks})
 
 
 def digest_ratings(ratings: Iterable[Rating]) -> str:

@@ -292,15 +292,19 @@ def _finished(task: Mapping[str, Any]) -> dict[str, Any] | None:
 def _fields_of(folder: StudyFolder, annotation: Mapping[str, Any]) -> Iterator[tuple[str, Scalar]]:
     """Fields and values of one annotation, as `Change` names them."""
     results = annotation.get("result")
+    words = sheet_words(folder.study.language)
+    # a version of Label Studio that does not know aliases gives the words of the option back
+    flags = {words[flag]: flag for flag in (CANNOT_JUDGE, CRISIS)}
+    marks = {_heading(mark, folder): mark.id for mark in folder.rubric.marks}
     for result in results if isinstance(results, list) else ():
-        name, value = str(result.get("from_name")), result.get("value")
-        if not isinstance(value, dict):
+        if not isinstance(result, dict) or not isinstance(result.get("value"), dict):
             continue
+        name, value = str(result.get("from_name")), result["value"]
         chosen = [str(choice) for choice in value.get("choices") or []]
         if name == FLAGS:
-            yield from ((flag, True) for flag in chosen)
+            yield from ((flags.get(flag, flag), True) for flag in chosen)
         elif name == MARKS:
-            yield from ((f"{VALUE}:{mark}", 1) for mark in chosen)
+            yield from ((f"{VALUE}:{marks.get(mark, mark)}", 1) for mark in chosen)
         elif name == NOTE:
             yield NOTE, "\n".join(str(text) for text in value.get("text") or [])
         else:

@@ -93,3 +93,9 @@ def test_a_rating_keeps_its_own_range() -> None:
         Rating(**plain, value=None)
     with pytest.raises(ValidationError, match="either a value or a reason"):
         Rating(**plain, value=1, unrated_reason="open")
+
+
+def test_marks_that_contradict_each_other_in_the_store_count_as_open(make_study: MakeStudy) -> None:
+    folder = make_study(predictions=(), rubric="distortions", raters=1).folder
+    ratings = make_ratings(folder, {"R1-001": Answer(values={"none": 1, "labeling": 1})})
+    assert {r.unrated_reason for r in ratings if r.order == 1} == {"open"}

@@ -113,11 +113,20 @@ def test_bad_tasks_are_named_and_good_ones_kept(
 
 def test_marks_come_back(make_study: MakeStudy, tmp_path: Path) -> None:
     folder = make_study(predictions=(), rubric="distortions", raters=1).folder
-    fields = ("marks", {"choices": ["labeling", "mental_filter"]})
-    path = save(tmp_path / "back.json", annotated(exported(folder, tmp_path), fields))
+    tasks = exported(folder, tmp_path)
+    by_alias = ("marks", {"choices": ["labeling", "mental_filter"]})
+    path = save(tmp_path / "back.json", annotated(tasks[:3], by_alias))
+    mark = folder.rubric.criterion("labeling")
+    by_words = ("marks", {"choices": [f"{mark.name.zh}: {mark.question.zh}"]})
+    flags = ("flags", {"choices": ["危机标记", "想不出来的旗"]})
+    other = save(tmp_path / "words.json", annotated(tasks[3:4], by_words, flags))
     with Store(folder.store_path, folder.study.id) as store:
         assert import_label_studio(folder, store, [path]).rejections == []
         assert store.answers()["R1-001"].values == {"labeling": 1, "mental_filter": 1}
+        (refused,) = import_label_studio(folder, store, [other]).rejections
+        assert "unknown field '想不出来的旗'" in refused.detail
+        answer = store.answers()["R1-004"]
+        assert (answer.values, answer.crisis) == ({"labeling": 1}, True)
 
 
 def test_a_session_goes_out_as_a_dialogue(make_study: MakeStudy, tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_a_network_share_is_told_from_a_local_disk_by_the_deepest_mount(tmp_path
     )
     found = {
         place: network_filesystem(Path(place), mounts)
-        for place in ("/home/x", "/mnt/our share/study", "/mnt/our share/local/study", "/nas/s")
+        for place in ("/data/x", "/mnt/our share/study", "/mnt/our share/local/study", "/nas/s")
     }
     assert list(found.values()) == [None, "nfs4", None, "cifs"]
     assert network_filesystem(tmp_path, tmp_path / "none") is None

@@ -10,6 +10,7 @@ GET  /mine.json   the rater's own events
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Awaitable, Callable, Collection
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -57,6 +58,7 @@ class Form:
         self._folder, self._store = folder, store
         self._cookie = f"cbtqa-{folder.study.id}"
         self._failures = FailureLimit()
+        self._saving = threading.Lock()  # what may stand together is judged on the latest state
 
     # --- entering --------------------------------------------------------------------------------
 
@@ -154,6 +156,10 @@ class Form:
             sent = SentChanges.model_validate_json(body)
         except ValidationError as error:
             return _json({"error": error.errors(include_url=False)[0]["msg"]}, 400)
+        with self._saving:
+            return self._keep(visit, sent)
+
+    def _keep(self, visit: Visit, sent: SentChanges) -> Response:
         answers = self._store.answers(visit.rater)
         events, refused = [], []
         for change in sent.changes:
