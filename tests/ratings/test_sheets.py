@@ -5,17 +5,21 @@ from __future__ import annotations
 import csv
 import shutil
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import openpyxl
 import pytest
 
-from cbtqa.errors import DataError
+from cbtqa.errors import DataError, MissingExtraError
 from cbtqa.ratings.collect import collect
+from cbtqa.ratings.sheet_files import read_sheet
 from cbtqa.ratings.sheets import CELL_LIMIT, FORMULA_STARTS, escape_formula, write_sheets
 from cbtqa.ratings.store import Store
 from cbtqa.ratings.study import StudyFolder
+from cbtqa.ratings.web.app import create_app
 from tests.ratings.conftest import (
     FORMULA,
     MakeStudy,
@@ -165,6 +169,23 @@ def test_a_session_stands_in_a_tab_of_its_own_with_a_row_per_turn(
         assert collect(folder, store, [sheet]).rejections == []
         edited = edit_sheet(sheet, tmp_path / "edited.xlsx", change_a_turn, tab="Sessions")
         assert "not the one of the study" in collect(folder, store, [edited]).rejections[0].detail
+
+
+@pytest.mark.parametrize(
+    ("module", "step"),
+    [
+        ("xlsxwriter", lambda folder, store: write_sheets(folder)),
+        ("openpyxl", lambda folder, store: read_sheet(folder.sheets_path / "R1.xlsx")),
+        ("starlette.applications", lambda folder, store: create_app(folder, store, ())),
+    ],
+)
+def test_a_missing_library_names_the_extra_to_install(
+    folder: StudyFolder, store: Store, module: str, step: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingExtraError) as caught:
+        step(folder, store)
+    assert caught.value.hint == "pip install 'cbtqa[rate]'"
 
 
 def test_sheets_are_for_their_owner_only(folder: StudyFolder) -> None:

@@ -8,7 +8,6 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from markupsafe import Markup
 
 from cbtqa.errors import MissingExtraError
 from cbtqa.ratings.answers import Answer, is_done
@@ -19,6 +18,7 @@ from cbtqa.safety.hotlines import help_text
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from markupsafe import Markup
 
 MARK_KEYS = "1234567890qwertyuiopasdhjklzvm"
 """Keys of marks in order; those of the form's own actions (b c f g n x) are left out."""
@@ -62,6 +62,9 @@ def _environment() -> Environment:
 
 @cache
 def _asset(name: str) -> Markup:
+    """Our own style or script, which needs no escaping."""
+    from markupsafe import Markup
+
     folder = files("cbtqa.ratings.web") / "templates"
     return Markup((folder / name).read_text(encoding="utf-8"))
 
