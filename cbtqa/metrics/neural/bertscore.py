@@ -13,9 +13,9 @@ from __future__ import annotations
 import csv
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -37,14 +37,17 @@ Part = Literal["f1", "p", "r"]
 PARTS: tuple[Part, ...] = ("p", "r", "f1")
 
 
-@dataclass(frozen=True)
-class _Side:
-    """One side of a block: what was read, embeddings and token weights."""
+@dataclass(frozen=True, slots=True)
+class _Embedded:
+    """A text as it enters the matching."""
 
-    read: list[ReadText | None]
-    """None for a text without anything to read."""
-    embeddings: list[Any]
-    weights: list[Any]
+    read: ReadText
+    embeddings: Any
+    weights: Any
+    """Of its tokens, with sum 1."""
+
+
+Known = Mapping[str, _Embedded]
 
 
 class BertScorer:
@@ -52,7 +55,7 @@ class BertScorer:
 
     def __init__(self, settings: NeuralSettings | None = None) -> None:
         self.settings = settings or NeuralSettings()
-        self._references: dict[bool, tuple[tuple[str, ...], _Side]] = {}
+        self._references: dict[bool, tuple[tuple[str, ...], Known]] = {}
         self._pairs: dict[bool, tuple[Texts, Texts, Floats]] = {}
 
     @cached_property
@@ -122,24 +125,27 @@ class BertScorer:
             last = self._pairs[is_windowed] = (predictions, references, scored)
         return last[2]
 
-    def _reference_side(self, texts: tuple[str, ...], is_windowed: bool) -> _Side:
+    def _known_references(self, texts: tuple[str, ...], is_windowed: bool) -> Known:
         if is_windowed not in self._references or self._references[is_windowed][0] != texts:
             self._references.pop(is_windowed, None)  # freed before the next ones are made
-            self._references[is_windowed] = (texts, self._side(texts, is_windowed))
+            self._references[is_windowed] = (texts, self._embedded(texts, is_windowed))
         return self._references[is_windowed][1]
 
     def _score_block(
         self, predictions: Sequence[str], references: Sequence[str], is_windowed: bool
     ) -> Floats:
-        theirs = self._reference_side(tuple(references), is_windowed)
+        known = self._known_references(tuple(references), is_windowed)
         rows = np.zeros((len(predictions), 7), np.float64)
         # the longest first, so that pairs of like length are matched together
         order = sorted(range(len(predictions)), key=lambda place: -len(predictions[place]))
         size = self.settings.batch_size
         for first in range(0, len(order), size):
             places = order[first : first + size]
-            ours = self._side([predictions[place] for place in places], is_windowed)
-            self._match(rows, places, ours, theirs)
+            new = [predictions[place] for place in places if predictions[place] not in known]
+            batch = {**known, **self._embedded(new, is_windowed)}
+            ours = [batch.get(predictions[place]) for place in places]
+            theirs = [known.get(references[place]) for place in places]
+            rows[places] = _match(ours, theirs)
         n_unknown, n_tokens = rows[:, 5].sum(), rows[:, 6].sum()
         if n_tokens and n_unknown / n_tokens > MOST_UNKNOWN:
             raise ConfigError(
@@ -149,26 +155,24 @@ class BertScorer:
             )
         return rows
 
-    def _side(self, texts: Sequence[str], is_windowed: bool) -> _Side:
+    def _embedded(self, texts: Sequence[str], is_windowed: bool) -> dict[str, _Embedded]:
+        """Every distinct text that holds anything but whitespace."""
         torch = require("torch")
-        distinct = dict.fromkeys(text for text in texts if text.strip())
-        numbers = {text: number for number, text in enumerate(distinct)}
+        distinct = list(dict.fromkeys(text for text in texts if text.strip()))
         if is_windowed:
-            windowed = [self.encoder.read_windows(text) for text in numbers]
-            reads = [read for _, read in windowed]
-            groups = [windows for windows, _ in windowed]
+            windowed = [self.encoder.read_windows(text) for text in distinct]
+            reads, groups = [read for _, read in windowed], [ids for ids, _ in windowed]
         else:
-            reads = self.encoder.read(list(numbers))
+            reads = self.encoder.read(distinct)
             groups = [[read.ids] for read in reads]
         flat = iter(self.encoder.embed([ids for group in groups for ids in group]))
-        embeddings = [_joined(torch, [next(flat) for _ in group]) for group in groups]
-        weights = [self._weights([token for ids in group for token in ids]) for group in groups]
-        place_of = [numbers.get(text) if text.strip() else None for text in texts]
-        return _Side(
-            [None if k is None else reads[k] for k in place_of],
-            [None if k is None else embeddings[k] for k in place_of],
-            [None if k is None else weights[k] for k in place_of],
-        )
+        found = {}
+        for text, read, group in zip(distinct, reads, groups, strict=True):
+            parts = [next(flat) for _ in group]
+            embeddings = parts[0] if len(parts) == 1 else torch.cat(parts)
+            weights = self._weights([token for ids in group for token in ids])
+            found[text] = _Embedded(read, embeddings, weights)
+        return found
 
     def _weights(self, ids: Sequence[int]) -> Any:
         torch, idf = require("torch"), self._idf
@@ -179,49 +183,45 @@ class BertScorer:
         weights = torch.tensor(values, device=self.encoder.device)
         return weights / weights.sum()
 
-    def _match(self, rows: Floats, places: Sequence[int], ours: _Side, theirs: _Side) -> None:
-        """Fills the rows of one batch of pairs."""
-        pairs = []
-        for number, place in enumerate(places):
-            mine, other = ours.read[number], theirs.read[place]
-            if mine is not None:
-                rows[place, 5:7] = mine.n_unknown, mine.n_tokens
-            if mine is not None and other is not None:
-                rows[place, 3:5] = mine.is_cut, other.is_cut
-                pairs.append((number, place))
-        if not pairs:
-            return
-        precision, recall = _greedy(
-            [ours.embeddings[number] for number, _ in pairs],
-            [ours.weights[number] for number, _ in pairs],
-            [theirs.embeddings[place] for _, place in pairs],
-            [theirs.weights[place] for _, place in pairs],
-        )
-        for (_, place), p, r in zip(pairs, precision, recall, strict=True):
-            rows[place, :3] = p, r, 2 * p * r / (p + r) if p + r else 0.0
 
-
-def _joined(torch: Any, parts: list[Any]) -> Any:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+def _match(ours: Sequence[_Embedded | None], theirs: Sequence[_Embedded | None]) -> Floats:
+    """The rows of one batch of pairs; None stands for an empty text."""
+    rows = np.zeros((len(ours), 7), np.float64)
+    pairs: list[tuple[int, _Embedded, _Embedded]] = []
+    for row, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
+        if mine is not None:
+            rows[row, 5:7] = mine.read.n_unknown, mine.read.n_tokens
+        if mine is not None and other is not None:
+            rows[row, 3:5] = mine.read.is_cut, other.read.is_cut
+            pairs.append((row, mine, other))
+    if pairs:
+        precision, recall = _greedy([mine for _, mine, _ in pairs], [one for _, _, one in pairs])
+        for (row, _, _), p, r in zip(pairs, precision, recall, strict=True):
+            rows[row, :3] = p, r, 2 * p * r / (p + r) if p + r else 0.0
+    return rows
 
 
 def _greedy(
-    ours: list[Any], our_weights: list[Any], theirs: list[Any], their_weights: list[Any]
+    ours: Sequence[_Embedded], theirs: Sequence[_Embedded]
 ) -> tuple[list[float], list[float]]:
     """Weighted means of each token's best cosine on the other side, both ways."""
     torch = require("torch")
-    pad = torch.nn.utils.rnn.pad_sequence
+    pad = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
     with torch.inference_mode():
-        first, second = pad(ours, batch_first=True), pad(theirs, batch_first=True)
+        first, second = pad([one.embeddings for one in ours]), pad([o.embeddings for o in theirs])
         cosines = torch.bmm(first, second.transpose(1, 2)).float()
         for number, (one, other) in enumerate(zip(ours, theirs, strict=True)):
-            cosines[number, len(one) :, :] = -torch.inf
-            cosines[number, :, len(other) :] = -torch.inf
-        best, weights = cosines.amax(2), pad(our_weights, batch_first=True)
-        precision = (torch.where(best.isinf(), 0.0, best) * weights).sum(1)
-        best, weights = cosines.amax(1), pad(their_weights, batch_first=True)
-        recall = (torch.where(best.isinf(), 0.0, best) * weights).sum(1)
-    return precision.tolist(), recall.tolist()
+            cosines[number, len(one.embeddings) :, :] = -torch.inf
+            cosines[number, :, len(other.embeddings) :] = -torch.inf
+        precision = _weighted(torch, cosines.amax(2), pad([one.weights for one in ours]))
+        recall = _weighted(torch, cosines.amax(1), pad([one.weights for one in theirs]))
+    return precision, recall
+
+
+def _weighted(torch: Any, best: Any, weights: Any) -> list[float]:
+    """Sums over tokens; padding, whose best is minus infinity, counts nothing."""
+    means: list[float] = (torch.where(best.isinf(), 0.0, best) * weights).sum(1).tolist()
+    return means
 
 
 def _read_baseline(path: Path, layer: int) -> Floats:

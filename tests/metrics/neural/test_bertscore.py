@@ -145,6 +145,7 @@ def test_references_are_embedded_once_for_several_systems_and_metrics(bert: Path
         ours = texts(invented(3, seed=seed), reading)
         for part in ("p", "r", "f1"):
             BertScore(scorer, part).statistics(ours, references)  # type: ignore[arg-type]
+    BertScore(scorer).statistics(references, references)  # type: ignore[arg-type]
     assert sum(read) == 3 + 3 + 3
 
 
