@@ -31,8 +31,7 @@ def analyse(folder: StudyFolder, answers: Mapping[str, Answer]) -> StudyReport:
         MissingExtraError: scipy is not installed (intervals of the intraclass correlation).
     """
     study, rubric = folder.study, folder.rubric
-    names = folder.systems()
-    systems = tuple(sorted((names or {arm: arm for arm in study.arms}).values()))
+    systems = tuple(sorted(folder.names_of_arms().values()))
     ratings = make_ratings(folder, answers)
     marks = make_marks(rubric, ratings)
     scores, differences, omnibus = [], [], []
@@ -54,7 +53,7 @@ def analyse(folder: StudyFolder, answers: Mapping[str, Answer]) -> StudyReport:
         study_id=study.id,
         title=study.title,
         rubric=study.rubric,
-        is_blind=names is None and len(study.arms) > 1,
+        is_blind=folder.systems() is None and len(study.arms) > 1,
         systems=systems,
         criteria=tuple(scale.id for scale in scales_of(rubric)),
         n_questions=study.n_questions,
@@ -63,7 +62,9 @@ def analyse(folder: StudyFolder, answers: Mapping[str, Answer]) -> StudyReport:
         per_item=study.per_item,
         n_shown=len(counted),
         n_done=sum(is_done(folder, answers.get(shown.code)) for shown in counted),
-        n_ratings=sum(score.n_ratings for score in scores),
+        n_ratings=sum(
+            score.n_ratings for score in scores if not score.criterion.startswith("total:")
+        ),
         scores=tuple(scores),
         differences=tuple(differences),
         omnibus=tuple(omnibus),

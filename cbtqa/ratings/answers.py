@@ -188,7 +188,7 @@ def make_ratings(folder: StudyFolder, answers: Mapping[str, Answer]) -> list[Rat
 
     The order and the numbers do not depend on which front end they came through.
     """
-    systems = folder.systems() or {arm: arm for arm in folder.study.arms}
+    systems = folder.names_of_arms()
     ratings = []
     for shown in folder.plan:
         item, answer = folder.item_of(shown), answers.get(shown.code, Answer())

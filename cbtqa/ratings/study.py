@@ -192,6 +192,13 @@ class StudyFolder:
         path = self.path / "systems.json"
         return parse_record(StudyKey, read_json(path), str(path)).systems if path.exists() else None
 
+    def names_of_arms(self) -> dict[str, str]:
+        """Arm letters to what they are called now: names, or the letters while blind."""
+        named = self.systems()
+        if named is None and self.rubric.shows == "question":
+            return dict.fromkeys(self.study.arms, QUESTIONS_ONLY)
+        return named or {arm: arm for arm in self.study.arms}
+
     def log(self, action: str, **details: Any) -> None:
         """Adds one line to the study's log, durably."""
         line = json_line({"at": now(), "action": action, **details})

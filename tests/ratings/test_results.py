@@ -163,6 +163,7 @@ def test_totals_turn_reversed_items_and_weigh_sections(
     means = {s.criterion: s.mean for s in report.scores}
     assert means["total:sum"] == pytest.approx((8 - 2) * 0.5 + 5)
     assert means["total:mean"] == pytest.approx(((8 - 2) * 0.5 + 5) / 1.5)
+    assert report.n_ratings == 2 * 3 * 8  # totals are not ratings
     answers = answer_all(folder, lambda _, name: 2)
     answers["R1-001"].values["a"] = None
     partial = analyse(folder, answers)
@@ -186,6 +187,7 @@ def test_labels_that_raters_differ_on_are_listed_for_adjudication(
         (item, "none", ("R1", "R3"), ("R2",)),
     ]
     assert report.disagreements[0].evidence == {"R2": text}
+    assert (report.systems, report.is_blind) == (("questions",), False)
     assert report.agreement[0].coefficients[0].name == "alpha_nominal"
     write_outputs(tmp_path / "out", folder, answers, report, ["sheet"])
     lines = (tmp_path / "out" / "adjudication.csv").read_text("utf-8-sig").splitlines()
