@@ -29,7 +29,8 @@ from cbtqa.metrics.neural.bertscore import PAIRS_PER_BLOCK, BertScorer
 from cbtqa.metrics.neural.settings import NeuralSettings
 
 CHARACTERS = [chr(code) for code in range(0x4E00, 0x4E00 + 6_000)]
-BATCH = 16
+BATCH = 4
+"""Small, so that few pairs make several batches; in real runs hundreds of pairs make many."""
 
 
 def save_model(folder: Path, n_layers: int) -> None:
