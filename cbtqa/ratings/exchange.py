@@ -166,7 +166,6 @@ def _potato_config(folder: StudyFolder, rater: str) -> str:
         "data_files": ["items.jsonl"],
         "item_properties": {"id_key": "id", "text_key": "text"},
         "output_annotation_dir": "annotation_output",
-        "output_annotation_format": "jsonl",
         "ui_language": language,
         "assignment_strategy": "fixed_order",
         "host": "127.0.0.1",
