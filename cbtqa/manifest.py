@@ -21,7 +21,10 @@ from cbtqa.records import Record, Usage
 from cbtqa.settings import Resolved
 
 MANIFEST_NAME = "manifest.json"
-PACKAGES = ("openai", "pyarrow", "pydantic", "rensa", "aiohttp", "json-repair", "pyahocorasick")
+PACKAGES = (
+    *("openai", "pyarrow", "pydantic", "rensa", "aiohttp", "json-repair", "pyahocorasick"),
+    *("numpy", "jieba", "rjieba", "numba", "torch", "transformers"),
+)
 
 
 class SettingValue(Record):
