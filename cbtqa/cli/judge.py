@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from cbtqa.cli.console import print_json, print_table, say
 from cbtqa.cli.options import AsJson, settings_flags
@@ -15,9 +17,15 @@ if TYPE_CHECKING:
     from cbtqa.metrics.judge.task import JudgeRubric
     from cbtqa.statistics.agreement import Coefficient
 
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Count answers, requests and tokens; send nothing.")
+]
+
 
 @settings_flags(JudgeSettings, positional="predictions")
-def judge(resolved: Resolved[JudgeSettings], as_json: AsJson = False) -> None:
+def judge(
+    resolved: Resolved[JudgeSettings], dry_run: DryRun = False, as_json: AsJson = False
+) -> None:
     """Let a language model rate answers on the rubric people use, and check it against people.
 
     Each answer is rated alone, several times, without its system's name. Give --human, or the
@@ -28,9 +36,14 @@ def judge(resolved: Resolved[JudgeSettings], as_json: AsJson = False) -> None:
     cbtqa judge tuned.jsonl base.jsonl --questions PsyQA_full.json --endpoint vllm
     --model Qwen3-32B --human study/report/ratings.jsonl --out runs/judge
     """
+    from cbtqa.metrics.judge.run import estimate
     from cbtqa.metrics.judge.run import judge as run_judge
 
     rubric = judge_rubric(resolved.values.rubric)
+    if dry_run:
+        counted = estimate(resolved, rubric).model_dump(mode="json")
+        print_json(counted) if as_json else _show_estimate(counted)
+        return
     with live_progress() as progress:
         report = run_judge(resolved, rubric, progress.update)
     print_json(report.model_dump(mode="json")) if as_json else _show(report)
@@ -62,6 +75,15 @@ def judge_rubric(name: str) -> JudgeRubric:
             for criterion in scales
         ),
     )
+
+
+def _show_estimate(counted: dict[str, Any]) -> None:
+    rows = [
+        [name.replace("n_", "").replace("_", " "), f"{value:,}"]
+        for name, value in counted.items()
+        if isinstance(value, int)
+    ]
+    print_table(f"Nothing sent; tokens by {counted['tokenizer']}", ["", "n"], rows)
 
 
 def _show(report: JudgeReport) -> None:

@@ -30,7 +30,7 @@ from cbtqa.files import read_jsonl, write_jsonl
 from cbtqa.llm.chat import Reply, Sampling
 from cbtqa.metrics.judge.correction import corrected_mean
 from cbtqa.metrics.judge.report import JudgeReport
-from cbtqa.metrics.judge.run import JudgeSettings, judge
+from cbtqa.metrics.judge.run import JudgeSettings, estimate, judge
 from cbtqa.metrics.judge.task import Ask, JudgeRating, JudgeTask, stands_in
 from cbtqa.records import Reason
 from cbtqa.settings import Resolved, resolve
@@ -261,6 +261,19 @@ def test_the_same_command_again_pays_nothing_and_more_repeats_pay_the_new_ones(
     assert first == again
 
 
+def test_a_dry_run_counts_what_is_left_and_sends_nothing(tmp_path: Path) -> None:
+    given = make_files(tmp_path, 4, {"a": written, "b": written})
+    with ScriptedEndpoint(rating_by(lambda answer: 1)) as server:
+        before = estimate(settings_of(server, given), RUBRIC)
+        assert server.requests == []
+        run(server, given, repeats=1)
+        after = estimate(settings_of(server, given), RUBRIC)
+    assert (before.n_answers, before.n_requests, before.n_done) == (8, 12, 0)
+    assert (after.n_requests, after.n_done) == (8, 4)
+    assert before.prompt_tokens == pytest.approx(12 / 8 * after.prompt_tokens, abs=2)
+    assert before.prompt_tokens > 12 * 200
+
+
 def test_a_run_that_was_stopped_continues_from_its_journal(tmp_path: Path) -> None:
     given = make_files(tmp_path, 10, {"a": written})
     n_paid = 4
@@ -410,6 +423,26 @@ def test_ratings_that_do_not_belong_here_are_passed_over_or_refused(tmp_path: Pa
         write_jsonl(path, [{"question_id": "1", "value": 3}])
         with pytest.raises(DataError, match="no column 'system'"):
             run(server, given, human=path)
+
+
+def test_raters_with_gaps_and_criteria_that_nobody_rated(tmp_path: Path) -> None:
+    given = make_files(tmp_path, 9, {"a": written})
+    path = human_file(tmp_path, {str(i): [i % 3, 2 - i % 3] for i in range(6)})
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    kept = [row for row in rows if row["criterion"] == "relevance"]
+    kept = [row for row in kept if row["rater"] == "R1" or row["question_id"] in "01"]
+    write_jsonl(path, kept)
+    with ScriptedEndpoint(rating_by(lambda answer: number_of(answer) % 3)) as server:
+        report = run(server, given, human=path, repeats=1)
+    relevance, structure, _ = report.agreement
+    assert (relevance.n_items, relevance.n_raters) == (6, 2)
+    kappa = relevance.judge_human[0]
+    assert kappa.n_items == 6 + 2
+    assert relevance.human_human[0].n_items == 2
+    assert (structure.n_items, structure.n_raters, structure.bias) == (0, 0, None)
+    assert all(one.value is None and one.reason for one in structure.judge_human)
+    assert structure.human_human == ()
+    assert [one.criterion for one in report.corrections] == ["relevance"]
 
 
 def test_the_corrected_interval_covers_the_truth_where_the_judges_own_does_not() -> None:

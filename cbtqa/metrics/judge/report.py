@@ -223,26 +223,31 @@ def _criterion_agreement(
     gaps = mine - theirs
     bias = float(gaps.mean()) if len(gaps) else None
     half = 1.96 * float(gaps.std(ddof=1)) if len(gaps) > 1 else None
-    judge_human = [
+    judge_human = (
         _mean_kappa([cohen_kappa(judge, row, labels, "quadratic") for row in rows]),
         krippendorff_alpha([judge, *rows], "ordinal", n_resamples=BOOTSTRAP_TRIALS),
         intraclass_correlation(np.stack([mine, theirs]), "A"),
         spearman_rho(mine, theirs),
         kendall_tau(mine, theirs),
-    ]
-    pairs = combinations(rows, 2)
-    human_human = [
-        _mean_kappa([cohen_kappa(one, other, labels, "quadratic") for one, other in pairs]),
-        krippendorff_alpha(rows, "ordinal", n_resamples=BOOTSTRAP_TRIALS),
-    ]
+    )
     return CriterionAgreement(
         criterion=criterion.id,
         n_items=len(keys),
         n_raters=len(raters),
-        judge_human=tuple(judge_human),
-        human_human=tuple(human_human) if len(rows) > 1 else (),
+        judge_human=judge_human,
+        human_human=_among_people(rows, labels) if len(rows) > 1 else (),
         bias=bias,
         limits=None if bias is None or half is None else (bias - half, bias + half),
+    )
+
+
+def _among_people(
+    rows: Sequence[Sequence[int | None]], labels: Sequence[float]
+) -> tuple[Coefficient, ...]:
+    pairs = combinations(rows, 2)
+    return (
+        _mean_kappa([cohen_kappa(one, other, labels, "quadratic") for one, other in pairs]),
+        krippendorff_alpha(rows, "ordinal", n_resamples=BOOTSTRAP_TRIALS),
     )
 
 

@@ -9,6 +9,7 @@ manifest.json          written last
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import Field
@@ -17,7 +18,7 @@ from cbtqa.errors import ConfigError, LicenceGateError, UsageError
 from cbtqa.files import write_json, write_jsonl
 from cbtqa.llm.batch import run_batch
 from cbtqa.llm.chat import Sampling
-from cbtqa.llm.cost import Budget
+from cbtqa.llm.cost import Budget, token_counter
 from cbtqa.llm.endpoint import Endpoint
 from cbtqa.llm.journal import Journal
 from cbtqa.llm.limits import Limits
@@ -36,9 +37,11 @@ from cbtqa.metrics.judge.inputs import Answers, read_answers, read_human_ratings
 from cbtqa.metrics.judge.report import JudgeReport, make_report
 from cbtqa.metrics.judge.task import JudgeRating, JudgeRubric, JudgeTask, read_ratings
 from cbtqa.metrics.pairs import Columns
-from cbtqa.records import Usage
+from cbtqa.records import Record, Usage
 from cbtqa.settings import Resolved, Settings
 
+ASSUMED_REPLY_TOKENS = 80
+"""Tokens of one criterion in a reply: a quote, a sentence, a number."""
 JOURNAL_NAME, RATINGS_NAME, REPORT_NAME = "journal.sqlite", "judge_ratings.jsonl", "judge.json"
 
 
@@ -109,21 +112,12 @@ def judge(
         LicenceGateError: texts would go to a non-local endpoint without acknowledgement.
         IncompleteRunError: stopped early; the same call continues.
     """
-    settings, started = resolved.values, now()
-    if settings.questions is None or settings.endpoint is None or settings.model is None:
-        raise UsageError(
-            "the judge wants --questions, --endpoint and --model",
-            hint="cbtqa judge a.jsonl --questions PsyQA.json --endpoint vllm --model Qwen3-32B",
-        )
-    endpoint = Endpoint.parse(settings.endpoint, settings.model)
-    acknowledgements = _disclosure(endpoint, is_acknowledged=settings.acknowledge_disclosure)
-    answers = read_answers(
-        settings.predictions, settings.questions, settings.split, settings.columns, settings.sample
-    )
+    started, settings = now(), resolved.values
+    prepared = _prepare(settings, rubric)
+    answers, task = prepared.answers, prepared.task
     names = [system.system for system in answers.systems]
     human = read_human_ratings(settings.human, rubric, names) if settings.human else None
-    task = _task(settings, rubric, endpoint)
-    ratings, usage = _rate(settings, task, endpoint, answers, on_progress)
+    ratings, usage = _rate(settings, prepared, on_progress)
     report = make_report(
         ratings,
         rubric,
@@ -135,27 +129,91 @@ def judge(
     write_jsonl(settings.out / RATINGS_NAME, ratings)
     write_json(settings.out / REPORT_NAME, report)
     manifest = _manifest(resolved, task, answers).model_copy(
-        update={"usage": usage, "acknowledgements": acknowledgements, "started_at": started}
+        update={
+            "usage": usage,
+            "acknowledgements": prepared.acknowledgements,
+            "started_at": started,
+        }
     )
     write_manifest(settings.out, manifest)
     return report
 
 
+class JudgeEstimate(Record):
+    """Numbers of a dry run; nothing was sent."""
+
+    n_answers: int
+    n_requests: int
+    """Without re-asks, and without what the journal holds already."""
+    n_done: int
+    prompt_tokens: int
+    completion_tokens: int
+    """At the assumed length of a reply."""
+    tokenizer: str
+
+
+def estimate(resolved: Resolved[JudgeSettings], rubric: JudgeRubric) -> JudgeEstimate:
+    """Counts requests and tokens of a run; raises what `judge` raises before it asks."""
+    settings = resolved.values
+    prepared = _prepare(settings, rubric)
+    answers, task = prepared.answers, prepared.task
+    asks = {task.key(ask): ask for ask in answers.asks(settings.repeats)}
+    path, done = settings.out / JOURNAL_NAME, 0
+    if path.exists():
+        with Journal(path, read_only=True) as journal:
+            standings = journal.standings(list(asks)).values()
+            done = sum(one.is_done(settings.max_attempts) for one in standings)
+    count, tokenizer = token_counter(task.model)
+    texts = (m["content"] for ask in asks.values() for m in task.request(ask).messages)
+    n_prompt = sum(map(count, texts))
+    n_requests = len(asks) - done
+    return JudgeEstimate(
+        n_answers=len(answers.asks(1)),
+        n_requests=n_requests,
+        n_done=done,
+        prompt_tokens=round(n_prompt * n_requests / len(asks)) if asks else 0,
+        completion_tokens=n_requests * ASSUMED_REPLY_TOKENS * len(rubric.criteria),
+        tokenizer=tokenizer,
+    )
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A run before its first request: gates passed, inputs read."""
+
+    endpoint: Endpoint
+    answers: Answers
+    task: JudgeTask
+    acknowledgements: dict[str, str]
+
+
+def _prepare(settings: JudgeSettings, rubric: JudgeRubric) -> _Prepared:
+    if settings.questions is None or settings.endpoint is None or settings.model is None:
+        raise UsageError(
+            "the judge wants --questions, --endpoint and --model",
+            hint="cbtqa judge a.jsonl --questions PsyQA.json --endpoint vllm --model Qwen3-32B",
+        )
+    endpoint = Endpoint.parse(settings.endpoint, settings.model)
+    acknowledgements = _disclosure(endpoint, is_acknowledged=settings.acknowledge_disclosure)
+    answers = read_answers(
+        settings.predictions, settings.questions, settings.split, settings.columns, settings.sample
+    )
+    return _Prepared(endpoint, answers, _task(settings, rubric, endpoint), acknowledgements)
+
+
 def _rate(
     settings: JudgeSettings,
-    task: JudgeTask,
-    endpoint: Endpoint,
-    answers: Answers,
+    prepared: _Prepared,
     on_progress: Callable[[Progress], None] | None,
 ) -> tuple[list[JudgeRating], Usage]:
     """Every rating, and the tokens that all of them cost so far."""
-    asks = answers.asks(settings.repeats)
+    task, asks = prepared.task, prepared.answers.asks(settings.repeats)
     with _journal(settings.out, task) as journal:
         (settings.out / MANIFEST_NAME).unlink(missing_ok=True)
         run_batch(
             asks,
             task,
-            endpoint,
+            prepared.endpoint,
             journal,
             _limits(settings),
             budget=Budget(max_tokens=settings.budget_tokens) if settings.budget_tokens else None,

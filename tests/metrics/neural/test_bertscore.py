@@ -16,6 +16,7 @@ from cbtqa.metrics.base import Floats
 from cbtqa.metrics.engines import numpy_engine
 from cbtqa.metrics.neural.bertscore import BertScore, BertScorer
 from cbtqa.metrics.neural.settings import NeuralSettings
+from cbtqa.metrics.neural.weights import cannot_load
 from cbtqa.metrics.texts import Item, Reading, Texts
 from tests.metrics.neural.tiny_models import CHARACTERS, forget_length, save_bert
 
@@ -201,6 +202,41 @@ def test_half_precision_is_close_and_signed(bert: Path) -> None:
     assert "dtype:bfloat16" in str(BertScore(half).signature())
 
 
+def test_positions_that_begin_behind_the_padding_are_not_overrun(tmp_path: Path) -> None:
+    from transformers import BertTokenizer, XLMRobertaConfig, XLMRobertaModel
+
+    tokens = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]", *CHARACTERS]
+    config = XLMRobertaConfig(
+        vocab_size=len(tokens),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=34,
+        pad_token_id=1,
+    )
+    XLMRobertaModel(config).save_pretrained(tmp_path / "model")
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    BertTokenizer(vocab=vocabulary, model_max_length=512).save_pretrained(tmp_path / "model")
+    scorer = BertScorer(settings(tmp_path / "model"))
+    assert scorer.encoder.max_length == 32
+    assert scorer.score(["我" * 50], ["好" * 20])[0, 3:5].tolist() == [1, 0]
+
+
+def test_a_byte_level_english_model_is_refused(tmp_path: Path) -> None:
+    from transformers import RobertaConfig, RobertaModel, RobertaTokenizer
+
+    vocabulary = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4, "a": 5, "b": 6}
+    config = RobertaConfig(
+        vocab_size=7, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
+    )
+    RobertaModel(config).save_pretrained(tmp_path / "roberta-large")
+    RobertaTokenizer(vocab=vocabulary, merges=[]).save_pretrained(tmp_path / "roberta-large")
+    with pytest.raises(ConfigError, match="reads bytes, as English models do") as caught:
+        _ = BertScorer(settings(tmp_path / "roberta-large")).encoder
+    assert "bert-base-chinese" in (caught.value.hint or "")
+
+
 def test_an_unknown_layer_is_asked_for(bert: Path) -> None:
     with pytest.raises(ConfigError, match="which of the 3 layers of tiny-bert"):
         _ = BertScorer(settings(bert, bertscore_layer=None)).encoder
@@ -217,6 +253,16 @@ def test_a_missing_model_is_named_with_the_next_command(name: str, words: str) -
         _ = BertScorer(NeuralSettings(bertscore_model=name)).encoder
     hint = caught.value.hint or ""
     assert name.startswith(".") or "hf download nobody/nothing --local-dir nothing" in hint
+
+
+def test_a_gated_model_is_told_how_to_get_in() -> None:
+    words = "You are trying to access a gated repo.\nMake sure to have access to it."
+    error = cannot_load("owner/name", "--bleurt-model", OSError(words))
+    assert str(error) == (
+        "--bleurt-model: cannot load owner/name: You are trying to access a gated repo."
+    )
+    assert error.hint is not None
+    assert "hf auth login; hf download owner/name" in error.hint
 
 
 def test_damaged_and_missing_weights_are_told_apart(bert: Path, tmp_path: Path) -> None:
