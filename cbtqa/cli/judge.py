@@ -9,7 +9,7 @@ import typer
 from cbtqa.cli.console import print_json, print_table, say
 from cbtqa.cli.options import AsJson, settings_flags
 from cbtqa.cli.progress import live_progress
-from cbtqa.metrics.judge.run import JudgeSettings
+from cbtqa.metrics.judge.settings import JudgeSettings
 from cbtqa.settings import Resolved
 
 if TYPE_CHECKING:

@@ -1,31 +1,31 @@
-"""From ratings to numbers: means with intervals, agreement with people, corrected means, alarms.
+"""The judge's report: means with intervals, use of the scale, what people say of it, alarms.
 
 A judge's mean never stands alone: without human ratings the report says that it is uncorrected.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import combinations
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from pydantic import Field
 
 from cbtqa.metrics.base import Signature
-from cbtqa.metrics.judge.correction import CorrectedMean, corrected_mean
+from cbtqa.metrics.judge.agreement import (
+    Cells,
+    Consistency,
+    Correction,
+    CriterionAgreement,
+    agreement_with,
+    cells_of,
+    corrected_by,
+    means_of,
+    self_alpha,
+)
 from cbtqa.metrics.judge.inputs import HumanRatings
 from cbtqa.metrics.judge.task import JudgeCriterion, JudgeRating, JudgeRubric
 from cbtqa.records import MetricScore, Record
-from cbtqa.statistics.agreement import (
-    Coefficient,
-    Floats,
-    cohen_kappa,
-    krippendorff_alpha,
-    undefined,
-)
-from cbtqa.statistics.intraclass import intraclass_correlation
-from cbtqa.statistics.ranks import kendall_tau, spearman_rho
 from cbtqa.statistics.resampling import (
     BOOTSTRAP_TRIALS,
     DEFAULT_SEED,
@@ -34,43 +34,8 @@ from cbtqa.statistics.resampling import (
     percentile_interval,
 )
 
-Key = tuple[str, str]
-"""Question id and system."""
 ONE_POINT, MUCH_UNSCORED, MUCH_BIAS = 0.9, 0.05, 0.25
 """Alarms: share of one point of the scale; share without a rating; bias by share of the range."""
-
-
-class CriterionAgreement(Record):
-    """The judge against people on one criterion."""
-
-    criterion: str
-    n_items: int
-    """Answers that the judge and at least one person rated."""
-    n_raters: int
-    judge_human: tuple[Coefficient, ...]
-    human_human: tuple[Coefficient, ...]
-    """The ceiling: the same coefficients among people, where two or more rated."""
-    bias: float | None
-    """Mean of judge less people; positive when the judge is the milder one."""
-    limits: tuple[float, float] | None
-    """Between these, 95 % of the differences lie (Bland and Altman 1986)."""
-
-
-class Consistency(Record):
-    """How far the judge agrees with itself on one criterion."""
-
-    criterion: str
-    alpha: Coefficient
-
-
-class Correction(Record):
-    """One system on one criterion, as people would rate it."""
-
-    system: str
-    criterion: str
-    judge_mean: float
-    human_mean: float
-    corrected: CorrectedMean
 
 
 class RangeUse(Record):
@@ -111,15 +76,15 @@ def make_report(
         totals: system to number of questions, those without an answer included.
         signature: everything able to change a rating.
     """
-    cells = _cells(ratings)
+    cells = cells_of(ratings)
     scores, use = [], []
     for system, n_total in totals.items():
         for criterion in rubric.criteria:
             own = [one for one in ratings if (one.system, one.criterion) == (system, criterion.id)]
             scores.append(_score(system, criterion, cells[criterion.id], n_total, signature))
             use.append(_use(system, criterion, own))
-    agreement = _agreement(rubric, cells, human) if human else []
-    corrections = _corrections(rubric, totals, cells, human) if human else []
+    agreement = agreement_with(rubric, cells, human) if human else []
+    corrections = corrected_by(rubric, totals, cells, human) if human else []
     return JudgeReport(
         judge=ratings[0].judge if ratings else "",
         rubric=rubric.id,
@@ -127,7 +92,7 @@ def make_report(
         scores=tuple(scores),
         use=tuple(use),
         consistency=tuple(
-            Consistency(criterion=one.id, alpha=_self_alpha(cells[one.id], n_repeats))
+            Consistency(criterion=one.id, alpha=self_alpha(cells[one.id], n_repeats))
             for one in rubric.criteria
         ),
         agreement=tuple(agreement),
@@ -137,29 +102,11 @@ def make_report(
     )
 
 
-Cells = dict[Key, dict[int, int]]
-"""An answer's ratings by repeat, the scored ones only."""
-
-
-def _cells(ratings: Iterable[JudgeRating]) -> dict[str, Cells]:
-    found: dict[str, Cells] = defaultdict(dict)
-    for one in ratings:
-        cell = found[one.criterion].setdefault((one.question_id, one.system), {})
-        if one.value is not None:
-            cell[one.repeat] = one.value
-    return found
-
-
-def _means(cells: Cells) -> dict[Key, float]:
-    """The judge's mean rating of each answer that has one."""
-    return {key: sum(cell.values()) / len(cell) for key, cell in cells.items() if cell}
-
-
 def _score(
     system: str, criterion: JudgeCriterion, cells: Cells, n_total: int, signature: Signature
 ) -> MetricScore:
     """The judge's own mean, uncorrected; its interval is over questions."""
-    values = np.array([mean for key, mean in _means(cells).items() if key[1] == system])
+    values = np.array([mean for key, mean in means_of(cells).items() if key[1] == system])
     low = high = None
     if len(values) > 1:
         rows = np.stack([values, np.ones_like(values)], axis=1)
@@ -187,110 +134,6 @@ def _use(system: str, criterion: JudgeCriterion, ratings: Sequence[JudgeRating])
         points={p: points[p] for p in range(criterion.low, criterion.high + 1)},
         unscored=dict(Counter(one.unscored_reason for one in ratings if one.unscored_reason)),
     )
-
-
-def _self_alpha(cells: Cells, n_repeats: int) -> Coefficient:
-    if n_repeats < 2 or not cells:
-        return undefined("alpha_ordinal", "needs two repeats")
-    table = [[cell.get(repeat) for cell in cells.values()] for repeat in range(n_repeats)]
-    return krippendorff_alpha(table, "ordinal", n_resamples=BOOTSTRAP_TRIALS)
-
-
-# --- people --------------------------------------------------------------------------------------
-
-
-def _agreement(
-    rubric: JudgeRubric, cells: Mapping[str, Cells], human: HumanRatings
-) -> list[CriterionAgreement]:
-    return [
-        _criterion_agreement(criterion, cells[criterion.id], human.values[criterion.id])
-        for criterion in rubric.criteria
-    ]
-
-
-def _criterion_agreement(
-    criterion: JudgeCriterion, cells: Cells, people: Mapping[Key, Mapping[str, int]]
-) -> CriterionAgreement:
-    means = _means(cells)
-    keys = [key for key in people if key in means]
-    raters = sorted({rater for key in keys for rater in people[key]})
-    labels = list(range(criterion.low, criterion.high + 1))
-    # the judge as one rater among others: the middle one of its repeats, a whole number
-    judge = [sorted(cells[key].values())[(len(cells[key]) - 1) // 2] for key in keys]
-    rows = [[people[key].get(rater) for key in keys] for rater in raters]
-    mine = np.array([means[key] for key in keys])
-    theirs = np.array([sum(people[key].values()) / len(people[key]) for key in keys])
-    gaps = mine - theirs
-    bias = float(gaps.mean()) if len(gaps) else None
-    half = 1.96 * float(gaps.std(ddof=1)) if len(gaps) > 1 else None
-    judge_human = (
-        _mean_kappa([cohen_kappa(judge, row, labels, "quadratic") for row in rows]),
-        krippendorff_alpha([judge, *rows], "ordinal", n_resamples=BOOTSTRAP_TRIALS),
-        intraclass_correlation(np.stack([mine, theirs]), "A"),
-        spearman_rho(mine, theirs),
-        kendall_tau(mine, theirs),
-    )
-    return CriterionAgreement(
-        criterion=criterion.id,
-        n_items=len(keys),
-        n_raters=len(raters),
-        judge_human=judge_human,
-        human_human=_among_people(rows, labels) if len(rows) > 1 else (),
-        bias=bias,
-        limits=None if bias is None or half is None else (bias - half, bias + half),
-    )
-
-
-def _among_people(
-    rows: Sequence[Sequence[int | None]], labels: Sequence[float]
-) -> tuple[Coefficient, ...]:
-    pairs = combinations(rows, 2)
-    return (
-        _mean_kappa([cohen_kappa(one, other, labels, "quadratic") for one, other in pairs]),
-        krippendorff_alpha(rows, "ordinal", n_resamples=BOOTSTRAP_TRIALS),
-    )
-
-
-def _mean_kappa(kappas: Sequence[Coefficient]) -> Coefficient:
-    """Mean over pairs of raters, weighted by the items they share."""
-    defined = [one for one in kappas if one.value is not None]
-    n_items, n_ratings = (sum(one.n_items for one in defined), sum(o.n_ratings for o in defined))
-    if not n_items:
-        reason = kappas[0].reason if kappas else None
-        return undefined("mean_kappa_quadratic", reason or "no pair of raters")
-    value = sum((one.value or 0.0) * one.n_items for one in defined) / n_items
-    return Coefficient(
-        name="mean_kappa_quadratic", value=value, n_items=n_items, n_ratings=n_ratings
-    )
-
-
-def _corrections(
-    rubric: JudgeRubric,
-    systems: Iterable[str],
-    cells: Mapping[str, Cells],
-    human: HumanRatings,
-) -> list[Correction]:
-    found = []
-    for system in systems:
-        for criterion in rubric.criteria:
-            means = {k: m for k, m in _means(cells[criterion.id]).items() if k[1] == system}
-            people = human.values[criterion.id]
-            rated = [key for key in means if key in people]
-            theirs = np.array([sum(people[k].values()) / len(people[k]) for k in rated])
-            mine: Floats = np.array([means[key] for key in rated])
-            others = np.array([mean for key, mean in means.items() if key not in people])
-            corrected = corrected_mean(theirs, mine, others)
-            if corrected is not None:
-                found.append(
-                    Correction(
-                        system=system,
-                        criterion=criterion.id,
-                        judge_mean=float(np.mean(list(means.values()))),
-                        human_mean=float(theirs.mean()),
-                        corrected=corrected,
-                    )
-                )
-    return found
 
 
 # --- alarms --------------------------------------------------------------------------------------
