@@ -21,7 +21,13 @@ from typing import Any
 from cbtqa.errors import ConfigError, DataError
 from cbtqa.files import sha256_of
 from cbtqa.metrics.neural.settings import NeuralSettings
-from cbtqa.metrics.neural.weights import Checkpoint, find_checkpoint, on_device, require
+from cbtqa.metrics.neural.weights import (
+    Checkpoint,
+    enough_memory,
+    find_checkpoint,
+    on_device,
+    require,
+)
 
 FLAG = "--bleurt-model"
 MAX_LENGTH = 512  # Source: bleurt_config.json of BLEURT-20, max_seq_length
@@ -67,7 +73,7 @@ class BleurtModel:
         ]
         mask = [torch.ones_like(one) for one in ids]
         padded = [pad(part, batch_first=True).to(self.device) for part in (ids, mask, kinds)]
-        with torch.inference_mode():
+        with enough_memory(self.settings), torch.inference_mode():
             pooled = self.encoder(
                 input_ids=padded[0], attention_mask=padded[1], token_type_ids=padded[2]
             ).pooler_output

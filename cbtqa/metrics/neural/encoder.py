@@ -21,6 +21,7 @@ from cbtqa.errors import ConfigError
 from cbtqa.metrics.neural.settings import NeuralSettings
 from cbtqa.metrics.neural.weights import (
     cannot_load,
+    enough_memory,
     find_checkpoint,
     on_device,
     quiet_transformers,
@@ -194,7 +195,7 @@ class Encoder:
             pad = torch.nn.utils.rnn.pad_sequence
             ids = pad(tensors, batch_first=True, padding_value=self.tokenizer.pad_token_id)
             mask = pad([torch.ones_like(ids) for ids in tensors], batch_first=True)
-            with torch.inference_mode():
+            with enough_memory(self.settings), torch.inference_mode():
                 hidden = self.model(
                     ids.to(self.device), attention_mask=mask.to(self.device)
                 ).last_hidden_state

@@ -37,8 +37,12 @@ def require(module: str) -> Any:
 
 
 def versions(*packages: str) -> tuple[tuple[str, str], ...]:
-    """Signature fields with the versions of libraries that compute."""
-    return tuple((name, importlib.metadata.version(name)) for name in packages)
+    """Signature fields with the versions of libraries that compute.
+
+    Without the build (`+cpu`, `+cu126`): it moves the last digits only, and two machines' scores
+    stay comparable.
+    """
+    return tuple((name, importlib.metadata.version(name).partition("+")[0]) for name in packages)
 
 
 @dataclass(frozen=True)
@@ -101,11 +105,11 @@ def find_checkpoint(given: str, flag: str) -> Checkpoint:
             f"{flag}: {given} is {what}: it has no config.json",
             hint=_download_hint("ORGANISATION/NAME", flag),
         )
-    for name in WEIGHT_NAMES:
-        single, index = find(name), find(f"{name}.index.json")
-        if single is not None:
+    for name in WEIGHT_NAMES:  # whole files first: each name asked of a Hub out of reach costs time
+        if (single := find(name)) is not None:
             return Checkpoint(given, flag, config, (single,))
-        if index is not None:
+    for name in WEIGHT_NAMES:
+        if (index := find(f"{name}.index.json")) is not None:
             parts = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
             found = [find(part) for part in dict.fromkeys(parts)]
             if None not in found:
@@ -194,6 +198,22 @@ def on_device(model: Any, settings: NeuralSettings) -> Any:
     torch = require("torch")
     model = model.to(device=device_of(settings), dtype=getattr(torch, settings.dtype))
     return model.eval().requires_grad_(False)
+
+
+@contextmanager
+def enough_memory(settings: NeuralSettings) -> Iterator[None]:
+    """Turns a device's lack of memory into the advice that helps.
+
+    Raises:
+        ConfigError: the device ran out of memory.
+    """
+    torch = require("torch")
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        words = str(error).partition("\n")[0][:200]
+        hint = f"--batch-size {max(1, settings.batch_size // 2)}, or --dtype bfloat16"
+        raise ConfigError(f"--device {settings.device}: {words}", hint=hint) from None
 
 
 @contextmanager
