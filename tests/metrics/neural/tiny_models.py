@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
+import pytest
 
+torch = pytest.importorskip("torch")
 CHARACTERS = sorted(
     set(
         "我很好今天压力大晚上睡不着可以把担心的事情写下来一件去看谢谢你愿意说出这并容易觉得什么都做想法是种以偏概全。，！？“”、；"
