@@ -54,6 +54,17 @@ class EchoTask:
         return ChatRequest([{"role": "user", "content": f"{item} again"}])
 
 
+class TellingTask(EchoTask):
+    """Leaves the numbers of the processes in which it checks."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def check(self, item: str, reply: Reply) -> Fault | None:
+        (self._folder / f"{os.getpid()}.pid").touch()
+        return super().check(item, reply)
+
+
 class RowTask(EchoTask):
     """Asks about rows of a Dataset."""
 
@@ -203,7 +214,7 @@ def test_a_dataset_is_worked_off_row_by_row_within_the_limits(ray: Any, journal:
 def test_what_a_dead_actor_had_is_asked_by_others_and_nothing_kept_is_paid_again(
     ray: Any, journal: Journal, tmp_path: Path
 ) -> None:
-    items = [f"词{number}" for number in range(200)]
+    items = [f"词{number}" for number in range(500)]
     kept: set[str] = set()
 
     with ScriptedEndpoint(slow(ok("好"), 0.05)) as server:
@@ -211,31 +222,20 @@ def test_what_a_dead_actor_had_is_asked_by_others_and_nothing_kept_is_paid_again
         def shoot() -> None:
             while server.n_paid < 60:
                 time.sleep(0.005)
-            pids = [pid for pid in _processes() if b"Shard" in _title(pid)]
             with Journal(journal.path, read_only=True) as reader:
                 kept.update(reader.done_keys())
-            os.kill(pids[0], signal.SIGKILL)
+            os.kill(int(next(tmp_path.glob("*.pid")).stem), signal.SIGKILL)
 
         killer = threading.Thread(target=shoot)
         killer.start()
-        summary = run_cluster(items, EchoTask(), at(server), journal, FAST)
+        summary = run_cluster(items, TellingTask(tmp_path), at(server), journal, FAST)
         killer.join()
         asked_again = {body for body, times in server.paid.items() if times > 1}
-        assert summary.n_accepted == 200 and len(kept) > 10
+        assert summary.n_accepted == 500 and len(kept) > 10
+        assert len(list(tmp_path.glob("*.pid"))) == 3, "two, and one in the place of the dead"
         assert not [key for key in kept if any(f'"{key}"' in body for body in asked_again)]
         # at most what the dead actor had in flight or not yet told
         assert server.n_paid_again <= 2 * FAST.in_flight + 64
-
-
-def _processes() -> list[int]:
-    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
-
-
-def _title(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
 
 
 @pytest.mark.slow
