@@ -24,6 +24,7 @@ from cbtqa.safety.normalise import fold
 from cbtqa.safety.rules import load_rules
 
 _SENTENCE = re.compile(r"[^。!?;\n]+")
+_DIGIT = re.compile(r"[0-9]")  # of folded text, where every other form of a digit is plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ def check_answer(answer_text: str, risk: Risk, locale: Locale = "zh") -> tuple[P
     lines = load_hotlines().locales[locale]
     numbers = list(_numbers(folded, locale))
     problems = [
-        *_advice_against_safety(answer_text, locale),
+        *_advice_against_safety(answer_text, folded, locale),
         *_unknown_numbers(answer_text, numbers, lines),
         *_promises(answer_text, folded, numbers, lines, locale),
     ]
@@ -98,8 +99,8 @@ def check_answer(answer_text: str, risk: Risk, locale: Locale = "zh") -> tuple[P
     return tuple(sorted(problems, key=lambda problem: problem.start))
 
 
-def _advice_against_safety(text: str, locale: Locale) -> Iterator[Problem]:
-    for place in find(load_rules(locale, "answers"), text):
+def _advice_against_safety(text: str, folded: str, locale: Locale) -> Iterator[Problem]:
+    for place in find(load_rules(locale, "answers"), text, folded):
         if place.case.risk != "none":
             rule = place.case.rule.split(".")[0]
             yield Problem(
@@ -108,6 +109,8 @@ def _advice_against_safety(text: str, locale: Locale) -> Iterator[Problem]:
 
 
 def _numbers(folded: str, locale: Locale) -> Iterator[_NamedNumber]:
+    if not _DIGIT.search(folded):  # as in most answers
+        return
     wording = _wording(locale)
     spans = {match.span() for match in wording["number"].finditer(folded)}
     spans |= {match.span(1) for match in wording["number_after_cue"].finditer(folded)}
@@ -140,6 +143,8 @@ def _promises(
 
     Only 18 hours a day are guaranteed for 12356: at night the promise may ring into nothing.
     """
+    if not numbers:
+        return
     wording = _wording(locale)
     limited = {line.number.replace("-", "") for line in lines.lines if not line.is_round_the_clock}
     for sentence in _SENTENCE.finditer(folded):
