@@ -77,6 +77,23 @@ def grade_lists(part: str) -> dict[str, Any]:
     }
 
 
+def grade_batches() -> dict[str, Any]:
+    """Recall and precision of each batch that was written without sight of the rules."""
+    batches = yaml.safe_load((LISTS / "blind.zh.yaml").read_text(encoding="utf-8"))
+    report = {}
+    for name, batch in batches.items():
+        explicit, harmless = (
+            [screen(t).risk == "explicit" for texts in batch[kind].values() for t in texts]
+            for kind in ("explicit", "harmless")
+        )
+        n_hit = sum(explicit)
+        report[name] = {
+            "recall": share(n_hit, len(explicit)).model_dump(),
+            "precision": share(n_hit, n_hit + sum(harmless)).model_dump(),
+        }
+    return report
+
+
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -98,6 +115,7 @@ def main() -> None:
         "share_flagged": round(flagged / len(texts), 4),
         "per_cpu_second": {name: round(value) for name, value in speed.items()},
         "lists": {part: grade_lists(part) for part in ("known", "held_out", "all")},
+        "blind_batches": grade_batches(),
     }
     print(json.dumps(report, indent=2))
 

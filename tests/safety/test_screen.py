@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cbtqa.psyqa import bundled_sample_path
 from cbtqa.safety.screen import screen
 
 HERE = Path(__file__).parent
@@ -52,6 +54,34 @@ def test_held_out_sentences_are_graded_nearly_as_well() -> None:
     n_false = sum(screen(text).risk == "explicit" for text in negatives)
     assert n_found / len(explicit) >= 0.90
     assert n_found / (n_found + n_false) >= 0.95
+
+
+@pytest.mark.parametrize(
+    ("batch", "recall", "precision"),
+    [("blind-A", 0.98, 0.95), ("blind-B", 0.98, 0.95), ("blind-C", 0.93, 0.95)],
+)
+def test_batches_written_without_sight_of_the_rules_are_graded(
+    batch: str, recall: float, precision: float
+) -> None:
+    entry = load("blind.zh.yaml")[batch]
+    found, false = (
+        sum(screen(text).risk == "explicit" for texts in entry[kind].values() for text in texts)
+        for kind in ("explicit", "harmless")
+    )
+    assert found / sum(map(len, entry["explicit"].values())) >= recall
+    assert found / (found + false) >= precision
+
+
+def test_the_bundled_sample_gets_the_grades_of_its_key() -> None:
+    golden = json.loads((HERE.parent / "golden" / "sample_key.json").read_text(encoding="utf-8"))
+    rows = json.loads(bundled_sample_path().read_text(encoding="utf-8"))
+    graded = {
+        str(row["questionID"]): screen(f"{row['question']}\n{row['description']}").risk
+        for row in rows
+    }
+    explicit = {item for item, risk in graded.items() if risk == "explicit"}
+    assert {item for item, key in golden.items() if key["risk"] == "explicit"} <= explicit
+    assert graded["900009"] == "none"
 
 
 @pytest.mark.parametrize("phenomenon", load(EXPLICIT))
