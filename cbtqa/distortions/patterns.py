@@ -31,10 +31,13 @@ from cbtqa.files import open_text, parse_record
 from cbtqa.records import DistortionLabel, NonEmptyText, Record
 
 SHIPPED_RULES = "patterns.zh.yaml"
-_MAX_EXPANSIONS = 3_000
+_MAX_EXPANSIONS = 12_000
 """Words that one phrase may put into the automaton; what goes before them is matched by regex."""
 _CONTEXT_LENGTH = 24
 """Characters before a hit that its context is read from."""
+
+_LONGEST_ACROSS = 40
+"""Characters that a phrase over several clauses may span; assumed."""
 
 _THIRD_PERSON = (
     "孩子|儿子|女儿|宝宝|学生|弟弟|妹妹|哥哥|姐姐|老公|老婆|丈夫|妻子|男朋友|女朋友|男友|女友|"
@@ -66,6 +69,8 @@ class PatternRule(Record):
     as_if: bool = False
     of_others: bool = False
     negated: bool = False
+    across: bool = False
+    """The phrase may reach over commas, back to the beginning of its sentence."""
 
 
 class PatternHit(NamedTuple):
@@ -157,12 +162,19 @@ class PatternLabeller:
             start = last - length + 1
             clause = (clauses or [])[bisect_right(starts, start) - 1]
             for rule, before in triggers:
-                found = before.search(text, clause[0], start) if before else None
-                if before and found is None:
-                    continue
+                begin, whole = start, clause
+                if before is not None:
+                    since = _sentence_start(text, start) if rule.across else clause[0]
+                    found = before.search(text, since, start)
+                    if found is None:
+                        continue
+                    begin = found.start()
+                    if begin < clause[0]:
+                        first = (clauses or [])[bisect_right(starts, begin) - 1]
+                        whole = Span(first[0], clause[1])
                 span = Span(start, last + 1)
-                if _holds(rule, text, found.start() if found else start, span):
-                    hits.append(PatternHit(rule, span, clause))
+                if _holds(rule, text, begin, span):
+                    hits.append(PatternHit(rule, span, whole))
         return hits
 
     def find_key_thought(self, text: str) -> tuple[str, str | None]:
@@ -193,12 +205,20 @@ def _default_labeller() -> PatternLabeller:
     return PatternLabeller()
 
 
+def _sentence_start(text: str, place: int) -> int:
+    """Where the sentence that `place` lies in begins, or where an across-phrase stops looking."""
+    since = max(0, place - _LONGEST_ACROSS)
+    return max(since, *(text.rfind(mark, since, place) + 1 for mark in "。！？!?\n"))
+
+
 def _holds(rule: PatternRule, text: str, start: int, end_piece: Span) -> bool:
     """Whether the context leaves a phrase the writer's own, meant thought.
 
     Read up to the phrase's last piece, so that a 不 inside the phrase's gap is seen, too.
     """
-    context = text[max(0, start - _CONTEXT_LENGTH) : end_piece.start]
+    # a last piece that begins with 是 may be that of 不是
+    until = end_piece.start + text.startswith("是", end_piece.start)
+    context = text[max(0, start - _CONTEXT_LENGTH) : until]
     if not context:
         return True
     if not rule.negated and (_NEGATED.search(context) or _ends_in_not(text, start)):
@@ -209,7 +229,17 @@ def _holds(rule: PatternRule, text: str, start: int, end_piece: Span) -> bool:
         return True
     if _SAID_BY_OTHERS.search(context):
         return False
+    if _is_a_not_a(text, end_piece):
+        return False
     return "我" in text[start : end_piece.end] or not _ABOUT_OTHERS.search(context)
+
+
+def _is_a_not_a(text: str, end: Span) -> bool:
+    """A question such as 好不好 or 行不行: the phrase's 不好 is then no verdict."""
+    return (
+        text[end.end - 2 : end.end - 1] == "不"
+        and text[end.end - 3 : end.end - 2] == (text[end.end - 1])
+    )
 
 
 def _ends_in_not(text: str, start: int) -> bool:
