@@ -10,7 +10,7 @@ import typer
 from cbtqa.cli.console import print_json, print_table, say
 from cbtqa.cli.options import AsJson, settings_flags
 from cbtqa.cli.progress import live_progress
-from cbtqa.distortions.labelling import LabelSettings, label_file, result_path, write_labels
+from cbtqa.distortions.labelling import LabelSettings, label_file
 from cbtqa.distortions.sampling import AnnotateSettings, draw_for_annotation
 from cbtqa.distortions.studies import (
     EvaluateSettings,
@@ -26,7 +26,6 @@ from cbtqa.distortions.tables import (
     rows_of_taxonomy,
     rows_of_training,
     rows_of_types,
-    summarise_labels,
 )
 from cbtqa.distortions.taxonomy import load_taxonomy
 from cbtqa.settings import Resolved
@@ -48,15 +47,14 @@ def label(resolved: Resolved[LabelSettings], as_json: AsJson = False) -> None:
     settings = resolved.values
     with live_progress() as progress:
         run = label_file(settings, on_progress=progress.update)
-    path = result_path(settings)
-    write_labels(path, run.rows)
-    summary = summarise_labels(run, path)
-    for rejection in run.rejections[:20]:
-        say(f"no label for {rejection.item_id}: {rejection.reason}: {rejection.detail}")
+    summary = run.model_dump(mode="json")
+    if run.rejects:
+        say(f"{run.n_rejected:,} parts without labels, with reasons: {run.rejects}")
     if as_json:
         print_json(summary)
     else:
-        print_table(f"{len(run.rows):,} rows in {path}", ["type", "rows"], rows_of_types(summary))
+        columns = ["type", "rows"]
+        print_table(f"{run.n_rows:,} rows in {run.out}", columns, rows_of_types(summary))
 
 
 @app.command("train")

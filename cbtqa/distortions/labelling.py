@@ -1,5 +1,7 @@
 """Labels a whole file or dataset: texts in, rows with labels out, each row accounted for.
 
+The input is read as a stream and the result written as one; only ids and counts stay in memory.
+
 One output row:
 
     {"id": "4394", "level": "document", "part": 0, "text": "...", "labels": [{"id": ...}]}
@@ -9,22 +11,25 @@ One output row:
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, TextIO
 
 from pydantic import Field
 
 from cbtqa.distortions.clauses import split_sentences
+from cbtqa.distortions.label_files import LabelledText, write_labels
 from cbtqa.distortions.labellers import Labeller, Labels, VoteRule, count_votes, labels_named_in
 from cbtqa.distortions.llm_labeller import LabellingTask, TextToLabel, read_outcomes
 from cbtqa.distortions.models import load_labeller
 from cbtqa.distortions.patterns import PatternLabeller
 from cbtqa.distortions.taxonomy import Taxonomy, load_taxonomy, map_labels
 from cbtqa.errors import ConfigError, DataError, LicenceGateError
-from cbtqa.files import ParquetRows, read_rows, replacing, write_jsonl
+from cbtqa.files import json_line, read_rows, replacing
 from cbtqa.llm.batch import run_batch
 from cbtqa.llm.endpoint import Endpoint
 from cbtqa.llm.journal import Journal
@@ -71,16 +76,6 @@ class LabelSettings(Settings):
     )
 
 
-class LabelledText(Record):
-    """One text with its labels: a row of the result."""
-
-    id: NonEmptyText
-    level: Literal["document", "sentence"]
-    part: int = Field(ge=0)
-    text: NonEmptyText
-    labels: tuple[DistortionLabel, ...]
-
-
 class SourceText(Record):
     """One text of the input."""
 
@@ -93,14 +88,23 @@ class SourceText(Record):
 
 
 class LabellingRun(Record):
-    """What came of a run."""
+    """What came of a run, in counts; the rows are in `out`."""
 
-    rows: tuple[LabelledText, ...]
-    rejections: tuple[Rejection, ...]
-    """Parts that a language model's labels could not be had for."""
+    out: Path
+    rejects: Path | None
+    """File of rejections; None when there was none."""
     labellers: tuple[str, ...]
     n_texts: int
     n_parts: int
+    n_rows: int
+    n_labelled: int
+    """Rows with at least one label."""
+    n_rejected: int
+    """Parts that a language model's labels could not be had for."""
+    rejected: dict[str, int]
+    """The same by reason."""
+    types: dict[str, int]
+    """Rows with each type, most frequent first."""
     lost: dict[str, int]
     """Labels that the taxonomy has no place for, by id."""
 
@@ -154,42 +158,111 @@ def _read_text(row: Mapping[str, Any], where: str, number: int) -> SourceText:
 def label_file(
     settings: LabelSettings, *, on_progress: Callable[[Progress], None] | None = None
 ) -> LabellingRun:
-    """Labels every text of the input.
+    """Labels every text of the input and writes the rows; turned-away parts go beside them.
 
     Raises:
         DataError: the input, or a model for another taxonomy.
         ConfigError: labellers that do not fit together.
         LicenceGateError: texts would go to a non-local endpoint without acknowledgement.
     """
-    taxonomy = load_taxonomy(settings.taxonomy)
-    sources = list(read_texts(settings.input, settings.encoding))
-    parts = [part for source in sources for part in _parts_of(source, settings.level)]
-    lost: dict[str, int] = {}
-    rejections: list[Rejection] = []
-    ballots: list[list[Labels | None]] = []
-    for spec in settings.labeller:
-        if spec == "llm":
-            ballot = _label_by_llm(parts, taxonomy, settings, rejections, on_progress)
-        elif spec == "answer":
-            ballot = _label_by_answer(sources, settings, taxonomy, lost)
-        else:
-            ballot = list(open_labeller(spec, taxonomy).label_many(part.text for part in parts))
-        ballots.append(ballot)
-    rows = []
-    for part, *given in zip(parts, *ballots, strict=True):
-        votes = [labels for labels in given if labels is not None]
-        if len(votes) < len(given):
-            continue
-        won = votes[0] if len(votes) == 1 else count_votes(votes, settings.vote)
-        rows.append(part.model_copy(update={"labels": won}))
+    out, rejects = result_path(settings), rejects_path(settings)
+    counts = _Counts()
+    with ExitStack() as stack:
+        labellers = [
+            _open_part_labeller(spec, settings, counts, stack, on_progress)
+            for spec in settings.labeller
+        ]
+        turned_away = stack.enter_context(replacing(rejects))
+        rejections = stack.enter_context(turned_away.open("w", encoding="utf-8"))
+        write_labels(out, _labelled_rows(settings, labellers, counts, rejections))
+    if not counts.rejected:
+        rejects.unlink()
     return LabellingRun(
-        rows=tuple(rows),
-        rejections=tuple(rejections),
+        out=out,
+        rejects=rejects if counts.rejected else None,
         labellers=settings.labeller,
-        n_texts=len(sources),
-        n_parts=len(parts),
-        lost=lost,
+        n_texts=counts.n_texts,
+        n_parts=counts.n_parts,
+        n_rows=counts.n_rows,
+        n_labelled=counts.n_labelled,
+        n_rejected=counts.rejected.total(),
+        rejected=dict(counts.rejected),
+        types=dict(counts.types.most_common()),
+        lost=dict(counts.lost),
     )
+
+
+class _Part(NamedTuple):
+    source: SourceText
+    row: LabelledText
+    """Without its labels."""
+
+
+PartLabeller = Callable[[Sequence[_Part]], Sequence[Labels | Rejection]]
+
+
+@dataclass
+class _Counts:
+    n_texts: int = 0
+    n_parts: int = 0
+    n_rows: int = 0
+    n_labelled: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    types: Counter[str] = field(default_factory=Counter)
+    lost: Counter[str] = field(default_factory=Counter)
+
+
+def _labelled_rows(
+    settings: LabelSettings,
+    labellers: Sequence[PartLabeller],
+    counts: _Counts,
+    rejections: TextIO,
+) -> Iterator[LabelledText]:
+    parts = _read_parts(settings, counts)
+    while chunk := list(islice(parts, _CHUNK)):
+        counts.n_parts += len(chunk)
+        ballots = [labeller(chunk) for labeller in labellers]
+        for part, *given in zip(chunk, *ballots, strict=True):
+            turned_away = next((one for one in given if isinstance(one, Rejection)), None)
+            if turned_away is not None:
+                counts.rejected[str(turned_away.reason)] += 1
+                rejections.write(json_line(turned_away))
+                continue
+            votes = [one for one in given if not isinstance(one, Rejection)]
+            won = votes[0] if len(votes) == 1 else count_votes(votes, settings.vote)
+            counts.n_rows += 1
+            counts.n_labelled += bool(won)
+            counts.types.update({label.id for label in won})
+            yield part.row.model_copy(update={"labels": won})
+
+
+_CHUNK = 1024
+
+
+def _read_parts(settings: LabelSettings, counts: _Counts | None = None) -> Iterator[_Part]:
+    for source in read_texts(settings.input, settings.encoding):
+        if counts:
+            counts.n_texts += 1
+        for row in _parts_of(source, settings.level):
+            yield _Part(source, row)
+
+
+def _open_part_labeller(
+    spec: str,
+    settings: LabelSettings,
+    counts: _Counts,
+    stack: ExitStack,
+    on_progress: Callable[[Progress], None] | None,
+) -> PartLabeller:
+    taxonomy = load_taxonomy(settings.taxonomy)
+    if spec == "llm":
+        return _ask_llm(taxonomy, settings, stack, on_progress)
+    if spec == "answer":
+        if settings.level != "document":
+            raise ConfigError("--labeller answer labels whole texts: use --level document")
+        return lambda parts: [_label_by_answer(part, settings, taxonomy, counts) for part in parts]
+    labeller = open_labeller(spec, taxonomy)
+    return lambda parts: labeller.label_many(part.row.text for part in parts)
 
 
 def open_labeller(spec: str, taxonomy: Taxonomy) -> Labeller:
@@ -214,33 +287,25 @@ def _parts_of(source: SourceText, level: Level) -> Iterator[LabelledText]:
 
 
 def _label_by_answer(
-    sources: Sequence[SourceText], settings: LabelSettings, taxonomy: Taxonomy, lost: dict[str, int]
-) -> list[Labels | None]:
-    if settings.level != "document":
-        raise ConfigError("--labeller answer labels whole texts: use --level document")
-    found: list[Labels | None] = []
-    for source in sources:
-        if source.answer_labels is None and source.answer is None:
-            raise DataError(
-                "has no answer and no labels", where=f"{settings.input}: text {source.id}"
-            )
-        if source.answer_labels is None:
-            found.append(labels_named_in(str(source.answer), taxonomy))
-            continue
-        mapped = map_labels(source.answer_labels, taxonomy, taxonomy)
-        found.append(mapped.labels)
-        for label in mapped.lost:
-            lost[label.id] = lost.get(label.id, 0) + (label.became is None)
-    return found
+    part: _Part, settings: LabelSettings, taxonomy: Taxonomy, counts: _Counts
+) -> Labels:
+    source = part.source
+    if source.answer_labels is None and source.answer is None:
+        raise DataError("has no answer and no labels", where=f"{settings.input}: text {source.id}")
+    if source.answer_labels is None:
+        return labels_named_in(str(source.answer), taxonomy)
+    mapped = map_labels(source.answer_labels, taxonomy, taxonomy)
+    counts.lost.update(label.id for label in mapped.lost if label.became is None)
+    return mapped.labels
 
 
-def _label_by_llm(
-    parts: Sequence[LabelledText],
+def _ask_llm(
     taxonomy: Taxonomy,
     settings: LabelSettings,
-    rejections: list[Rejection],
+    stack: ExitStack,
     on_progress: Callable[[Progress], None] | None,
-) -> list[Labels | None]:
+) -> PartLabeller:
+    """Has every part answered into the journal; gives what reads the answers from it."""
     if not settings.endpoint or not settings.model:
         raise ConfigError("--labeller llm needs --endpoint and --model")
     endpoint = Endpoint.parse(settings.endpoint, settings.model)
@@ -251,19 +316,16 @@ def _label_by_llm(
             "--acknowledge-disclosure",
         )
     task = LabellingTask(taxonomy, settings.model, prompt=settings.prompt)
-    items = [TextToLabel(f"{part.id}/{part.part}", part.text) for part in parts]
-    path = journal_path(settings)
+    n_parts = sum(1 for _ in _read_parts(settings))  # a bad line shows before anything is paid
+    journal = stack.enter_context(Journal(journal_path(settings), task.fingerprint()))
+    items = (_to_label(part) for part in _read_parts(settings))
     limits = Limits(in_flight=settings.in_flight)
-    with Journal(path, task.fingerprint()) as journal:
-        run_batch(
-            items, task, endpoint, journal, limits, n_total=len(items), on_progress=on_progress
-        )
-        outcomes = list(read_outcomes(items, task, journal))
-    rejections.extend(outcome for outcome in outcomes if isinstance(outcome, Rejection))
-    return [None if isinstance(outcome, Rejection) else outcome for outcome in outcomes]
+    run_batch(items, task, endpoint, journal, limits, n_total=n_parts, on_progress=on_progress)
+    return lambda parts: list(read_outcomes(map(_to_label, parts), task, journal))
 
 
-# --- writing -------------------------------------------------------------------------------------
+def _to_label(part: _Part) -> TextToLabel:
+    return TextToLabel(f"{part.row.id}/{part.row.part}", part.row.text)
 
 
 def result_path(settings: LabelSettings) -> Path:
@@ -276,54 +338,7 @@ def journal_path(settings: LabelSettings) -> Path:
     return result_path(settings).with_suffix(".journal.sqlite")
 
 
-def write_labels(path: Path, rows: Iterable[LabelledText]) -> None:
-    """Writes rows as the suffix says; CSV and TSV get one column `types` and the labels as JSON.
-
-    Raises:
-        DataError: an unknown suffix.
-    """
-    suffix = path.suffix.lower()
-    if suffix in (".jsonl", ".ndjson"):
-        write_jsonl(path, rows)
-    elif suffix == ".parquet":
-        _write_parquet(path, rows)
-    elif suffix in (".csv", ".tsv"):
-        with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as out:
-            writer = csv.writer(out, delimiter="\t" if suffix == ".tsv" else ",")
-            writer.writerow(["id", "level", "part", "text", "types", "labels"])
-            for row in rows:
-                labels = [label.model_dump() for label in row.labels]
-                types = ";".join(label.id for label in row.labels)
-                cells = [row.id, row.level, row.part, row.text, types]
-                writer.writerow([*cells, json.dumps(labels, ensure_ascii=False)])
-    else:
-        raise DataError(
-            f"do not know the format '{suffix}'",
-            where=str(path),
-            hint="use .jsonl, .parquet, .csv or .tsv",
-        )
-
-
-def _write_parquet(path: Path, rows: Iterable[LabelledText]) -> None:
-    import pyarrow as pa
-
-    label = pa.struct(
-        [
-            ("id", pa.string()),
-            ("evidence", pa.string()),
-            ("labeller", pa.string()),
-            ("confidence", pa.float64()),
-        ]
-    )
-    schema = pa.schema(
-        [
-            ("id", pa.string()),
-            ("level", pa.string()),
-            ("part", pa.int32()),
-            ("text", pa.string()),
-            ("labels", pa.list_(label)),
-        ]
-    )
-    with ParquetRows(path, schema) as parquet:
-        for row in rows:
-            parquet.add(row.model_dump())
+def rejects_path(settings: LabelSettings) -> Path:
+    """Where parts without labels go, with the reason and the model's own words."""
+    out = result_path(settings)
+    return out.with_name(f"{out.name}.rejects.jsonl")

@@ -31,9 +31,9 @@ Floats32 = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float64]
 _BATCH = 1024
 
-ORDER_WEIGHTS = (1.0, 1.0, 0.7, 0.5)
-"""Weight of the block of n-grams of length 1, 2, 3, 4; measured, see docs/distortions.md."""
-RULE_WEIGHT = 0.3
+ORDER_WEIGHTS = (1.0, 1.0, 0.7)
+"""Weight of the block of n-grams of length 1, 2, 3; measured, see docs/log.md."""
+RULE_WEIGHT = 0.6
 """Weight of one rule of the pattern file that holds somewhere in the text; measured likewise."""
 
 
@@ -60,6 +60,31 @@ class LinearModel:
     """`(types, 2)`: slope and offset from score to probability."""
     thresholds: Floats32
     """`(types,)`: the probability from which a type is given."""
+    at_least_one: bool = False
+    """Whether a text in which no type passes is given the one nearest to its threshold."""
+
+
+def decide(
+    probabilities: Floats, thresholds: npt.ArrayLike, *, at_least_one: bool
+) -> npt.NDArray[np.bool_]:
+    """`(texts, types)`: which types are given.
+
+    Args:
+        at_least_one: a row that would get none is given the type whose odds come nearest to those
+            of its threshold; a type whose threshold is 1 is never given.
+    """
+    limits = np.asarray(thresholds, np.float64)
+    given = probabilities >= limits
+    if at_least_one:
+        margins = _log_odds(probabilities) - _log_odds(limits)
+        empty = np.flatnonzero(~given.any(axis=1))
+        given[empty, margins[empty].argmax(axis=1)] = True
+    return given
+
+
+def _log_odds(probabilities: Floats) -> Floats:
+    bounded = np.clip(probabilities, 1e-9, 1 - 1e-9)
+    return np.asarray(np.log(bounded / (1 - bounded)))
 
 
 class _Scored(NamedTuple):
@@ -110,11 +135,15 @@ class LinearLabeller:
 
     def _label_batch(self, texts: list[str]) -> list[Labels]:
         scored = self._score(texts)
-        given = scored.probabilities >= self.model.thresholds
+        given = decide(
+            scored.probabilities, self.model.thresholds, at_least_one=self.model.at_least_one
+        )
+        given[[not text.strip() for text in texts]] = False
         rows = np.flatnonzero(given.any(axis=1)).tolist()
         spans = [scored.clauses[row] or split_clauses(texts[row]) for row in rows]
         evidence = iter(_heaviest_spans(scored, rows, spans))
         labels: list[Labels] = [()] * len(texts)
+        ids = self.taxonomy.ids
         for row, spans_here in zip(rows, spans, strict=True):
             heaviest = next(evidence) if spans_here else []
             found = [
@@ -126,7 +155,7 @@ class LinearLabeller:
                 )
                 for column, (type_id, is_given, probability) in enumerate(
                     zip(
-                        self.taxonomy.ids,
+                        ids,
                         given[row].tolist(),
                         scored.probabilities[row].tolist(),
                         strict=True,

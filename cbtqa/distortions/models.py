@@ -19,7 +19,7 @@ import cbtqa
 from cbtqa.distortions.gold import GoldSet
 from cbtqa.distortions.labellers import Labeller
 from cbtqa.distortions.linear import LinearLabeller, LinearModel, rule_features
-from cbtqa.distortions.taxonomy import Taxonomy, load_taxonomy
+from cbtqa.distortions.taxonomy import Taxonomy, is_shipped, load_taxonomy
 from cbtqa.errors import DataError
 from cbtqa.files import parse_record, read_json, replacing, sha256_of, write_json, write_text
 from cbtqa.manifest import now
@@ -32,10 +32,12 @@ _ARRAYS = ("buckets", "idf", "coefficients", "rule_coefficients", "bias", "platt
 class ModelSignature(Record):
     """What a saved labeller is and what it was made from."""
 
-    format_version: Literal[1] = 1
+    format_version: Literal[2] = 2
     kind: Literal["linear", "encoder"]
     name: NonEmptyText
     taxonomy: NonEmptyText
+    own_taxonomy: Taxonomy | None = None
+    """The taxonomy itself where it is not a shipped one: the folder stands without its file."""
     types: tuple[str, ...]
     """Ids in the order of the arrays' columns."""
     data_name: str
@@ -47,6 +49,8 @@ class ModelSignature(Record):
     settings: dict[str, Any]
     rules: tuple[str, ...] = ()
     """Features that come from the pattern file; the file itself is part of the version."""
+    at_least_one: bool = False
+    """Whether a text in which no type passes is given the likeliest; as the training data was."""
     arrays_sha256: str | None = None
     estimate: dict[str, Any] | None = None
     """Cross-validated quality on the training data; None when it was not measured."""
@@ -75,6 +79,7 @@ def describe_model(
         kind=kind,
         name=name,
         taxonomy=gold.taxonomy.id,
+        own_taxonomy=None if is_shipped(gold.taxonomy) else gold.taxonomy,
         types=gold.taxonomy.ids,
         data_name=gold.name,
         data_sha256=gold.sha256,
@@ -96,7 +101,11 @@ def save_linear(folder: Path, model: LinearModel, signature: ModelSignature) -> 
     with replacing(folder / ARRAYS_NAME) as temporary, temporary.open("wb") as stream:
         np.savez_compressed(stream, **arrays)
     whole = signature.model_copy(
-        update={"rules": model.rules, "arrays_sha256": sha256_of(folder / ARRAYS_NAME)}
+        update={
+            "rules": model.rules,
+            "at_least_one": model.at_least_one,
+            "arrays_sha256": sha256_of(folder / ARRAYS_NAME),
+        }
     )
     write_text(folder / CARD_NAME, model_card(whole))
     write_json(folder / SIGNATURE_NAME, whole)
@@ -120,7 +129,7 @@ def load_labeller(folder: Path, taxonomy: Taxonomy | None = None) -> SavedLabell
             hint="train one: cbtqa distortions train DATA --out FOLDER",
         )
     signature = parse_record(ModelSignature, read_json(path), str(path))
-    own = load_taxonomy(signature.taxonomy)
+    own = signature.own_taxonomy or load_taxonomy(signature.taxonomy)
     if own.ids != signature.types:
         raise DataError(
             f"trained for {len(signature.types)} types that the taxonomy {own.id} does not have "
@@ -132,6 +141,12 @@ def load_labeller(folder: Path, taxonomy: Taxonomy | None = None) -> SavedLabell
             f"trained for the taxonomy {own.id}, wanted {taxonomy.id}",
             where=f"{path}:taxonomy",
             hint=f"use --taxonomy {own.id}, or train on data in {taxonomy.id}",
+        )
+    if taxonomy is not None and signature.own_taxonomy and taxonomy.sha256 != own.sha256:
+        raise DataError(
+            f"trained for another state of the taxonomy {own.id}: its file has changed since",
+            where=f"{path}:own_taxonomy",
+            hint="give the taxonomy file that the model was trained with, or train it again",
         )
     if signature.kind == "encoder":
         from cbtqa.distortions.encoder import EncoderLabeller
@@ -157,7 +172,13 @@ def _read_linear(folder: Path, signature: ModelSignature, taxonomy: Taxonomy) ->
             found = {name: arrays[name] for name in _ARRAYS}
     except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
         raise DataError(f"damaged: {error}", where=str(path)) from None
-    return LinearModel(taxonomy=taxonomy, name=signature.name, rules=signature.rules, **found)
+    return LinearModel(
+        taxonomy=taxonomy,
+        name=signature.name,
+        rules=signature.rules,
+        at_least_one=signature.at_least_one,
+        **found,
+    )
 
 
 def model_card(signature: ModelSignature) -> str:
@@ -190,6 +211,13 @@ def model_card(signature: ModelSignature) -> str:
             f"Measured by {signature.estimate['n_folds']}-fold cross-validation with calibration "
             f"and thresholds chosen inside the training folds: micro F1 {micro:.3f}, macro F1 "
             f"{macro:.3f}.",
+        ]
+    if signature.at_least_one:
+        lines += [
+            "",
+            "Every training text has at least one type, so every text is given at least one: the "
+            "likeliest, where none passes its threshold. Do not run it over texts that may hold "
+            "no distortion, or train with `--at-least-one no`.",
         ]
     lines += ["", "Types with few training texts are hardly learned: look at the table."]
     return "\n".join(lines) + "\n"

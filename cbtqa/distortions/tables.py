@@ -2,38 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from cbtqa.distortions.annotators import LabelAgreement
-from cbtqa.distortions.evaluate import F1, EvaluationReport, SystemReport, count_types
-from cbtqa.distortions.labelling import LabellingRun
+from cbtqa.distortions.evaluate import F1, EvaluationReport, SystemReport
 from cbtqa.distortions.studies import TrainedReport
 from cbtqa.distortions.taxonomy import Taxonomy, load_taxonomy, shipped_taxonomies
 from cbtqa.statistics.agreement import Coefficient
 
 Table = tuple[str, list[str], list[list[str]]]
 """Title, columns, rows."""
-
-
-def summarise_labels(run: LabellingRun, path: Path) -> dict[str, Any]:
-    """Counts of a labelling run, for `--json`."""
-    types = count_types([row.labels for row in run.rows])
-    reasons = Counter(str(rejection.reason) for rejection in run.rejections)
-    return {
-        "out": str(path),
-        "labellers": list(run.labellers),
-        "n_texts": run.n_texts,
-        "n_parts": run.n_parts,
-        "n_rows": len(run.rows),
-        "n_labelled": sum(bool(row.labels) for row in run.rows),
-        "n_rejected": len(run.rejections),
-        "rejected": dict(reasons),
-        "types": types,
-        "lost": run.lost,
-    }
 
 
 def rows_of_types(summary: Mapping[str, Any]) -> list[list[str]]:

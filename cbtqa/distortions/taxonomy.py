@@ -11,6 +11,7 @@ conclusions), the finer names still find the merged type, and `finer_ids` lists 
 
 from __future__ import annotations
 
+import hashlib
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
@@ -64,6 +65,11 @@ class Taxonomy(Record):
     def ids(self) -> tuple[str, ...]:
         """Type ids in the file's order."""
         return tuple(entry.id for entry in self.types)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of all it says, the same wherever its file lies."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
     def find(self, name: str) -> DistortionType | None:
         """The type with this id, name or alias, or that a finer concept of this name falls under.
@@ -148,6 +154,11 @@ def shipped_taxonomies() -> tuple[str, ...]:
     """Ids of the taxonomies that come with the package, sorted."""
     names = (entry.name.removesuffix(".yaml") for entry in _FOLDER.iterdir())
     return tuple(sorted(name for name in names if name not in _NOT_TAXONOMIES))
+
+
+def is_shipped(taxonomy: Taxonomy) -> bool:
+    """Whether it is one of the package's own, word for word."""
+    return taxonomy.id in shipped_taxonomies() and load_taxonomy(taxonomy.id) == taxonomy
 
 
 @cache

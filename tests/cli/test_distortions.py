@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import tracemalloc
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -150,8 +151,34 @@ def test_a_language_model_labels_through_the_journal(run, questions, tmp_path, c
         assert run("label", questions, *words, "--json") == 0
         assert len(server.requests) == n_asked, "nothing is paid twice"
     assert (first["n_rows"], first["rejected"]) == (1, {"bad_label": 1})
+    rejected = json.loads(Path(first["rejects"]).read_text())
+    assert first["rejects"] == f"{out}.rejects.jsonl"
+    assert (rejected["item_id"], rejected["reason"]) == ("b/0", "bad_label")
+    assert "laziness" in rejected["raw"], "the model's own words are kept whole"
     row = json.loads(out.read_text())
     assert row["labels"][0]["labeller"] == "llm:m"
+
+
+def test_many_texts_are_labelled_without_being_held(run, tmp_path, capsys) -> None:
+    path = tmp_path / "many.jsonl"
+    lines = [json.dumps({"id": n, "text": f"{n} 我就是个废物" + "啊" * 900}) for n in range(5_000)]
+    path.write_text("\n".join(lines))
+    size = path.stat().st_size
+    del lines
+    tracemalloc.start()
+    try:
+        assert run("label", path, "--json") == 0
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["n_rows"], summary["types"], summary["rejects"]) == (
+        5_000,
+        {"labeling": 5_000},
+        None,
+    )
+    assert peak < size, "a chunk at a time, not the file"
+    assert not Path(f"{summary['out']}.rejects.jsonl").exists()
 
 
 def test_texts_do_not_leave_for_a_hosted_model_without_acknowledgement(

@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 
 from cbtqa.distortions.features import NO_BUCKET, encode_texts, hash_ngrams
-from cbtqa.distortions.linear import LinearLabeller
+from cbtqa.distortions.gold import GoldItem, GoldSet
+from cbtqa.distortions.linear import LinearLabeller, decide
 from cbtqa.distortions.logistic import SparseRows, fit_logistic, fit_platt
 from cbtqa.distortions.models import describe_model, load_labeller, save_linear
 from cbtqa.distortions.taxonomy import load_taxonomy
 from cbtqa.distortions.training import (
     TrainingSettings,
     choose_thresholds,
+    contrast_columns,
     cross_validate,
     train_linear,
 )
@@ -156,7 +158,7 @@ def test_a_model_for_another_taxonomy_is_refused(saved: Path) -> None:
     [
         ({"types": ["labeling"]}, "does not have in this order"),
         ({"rules": ["made_up_rule"]}, "rules that this version does not have: made_up_rule"),
-        ({"format_version": 9}, "Input should be 1"),
+        ({"format_version": 9}, "Input should be 2"),
         ({"arrays_sha256": "0"}, "not the arrays"),
         ({"surprise": 1}, "Extra inputs"),
     ],
@@ -179,3 +181,65 @@ def test_damaged_arrays_and_foreign_folders_are_refused(saved: Path, tmp_path: P
         load_labeller(folder)
     with pytest.raises(DataError, match="not a trained labeller"):
         load_labeller(tmp_path)
+
+
+def test_a_model_carries_a_taxonomy_of_ones_own_and_knows_when_its_file_changed(tmp_path) -> None:
+    text = """
+id: own
+title: Two kinds
+citation: ours
+types:
+  - {id: labeling}
+  - {id: gloom, zh: 悲观, en: Gloom, definition: 只想到坏的将来。, example: 以后不会好了。}
+"""
+    here, moved, changed = (tmp_path / f"{name}.yaml" for name in ("here", "moved", "changed"))
+    here.write_text(text)
+    moved.write_text(text)
+    changed.write_text(text.replace("只想到坏的将来", "凡事往坏处想"))
+    own = load_taxonomy(str(here))
+    items = tuple(
+        GoldItem(id=item.id, text=item.text, types=frozenset(types))
+        for item in GOLD.items
+        for types in [
+            {"labeling"} & item.types | ({"gloom"} if "fortune_telling" in item.types else set())
+        ]
+    )
+    gold = GoldSet("own", own, items, "ours", len(items))
+    model = train_linear(gold.texts, gold.matrix, own, SETTINGS)
+    folder = tmp_path / "model"
+    save_linear(folder, model, describe_model("linear", "own", gold, SETTINGS.model_dump(), None))
+    here.unlink()
+    for taxonomy in (None, load_taxonomy(str(moved))):
+        labeller = load_labeller(folder, taxonomy).labeller
+        found = labeller.label("考完试回家，我看不到未来。")
+        assert [label.id for label in found] == ["gloom"]
+    with pytest.raises(DataError, match="another state of the taxonomy own"):
+        load_labeller(folder, load_taxonomy(str(changed)))
+
+
+def test_a_text_gets_its_likeliest_type_where_every_training_text_has_one() -> None:
+    kept = [n for n, row in enumerate(GOLD.matrix) if row.any()]
+    texts = [GOLD.texts[n] for n in kept]
+    labelled = train_linear(texts, GOLD.matrix[kept], GOLD.taxonomy, SETTINGS)
+    assert labelled.at_least_one
+    unlike = ["窗外有一只鸟。", "", " "]
+    assert [len(labels) for labels in LinearLabeller(labelled).label_many(unlike)] == [1, 0, 0]
+    never = SETTINGS.model_copy(update={"at_least_one": "no"})
+    assert not train_linear(texts, GOLD.matrix[kept], GOLD.taxonomy, never).at_least_one
+    assert not train_linear(GOLD.texts, GOLD.matrix, GOLD.taxonomy, SETTINGS).at_least_one
+
+
+def test_the_one_type_given_is_the_nearest_to_its_threshold() -> None:
+    probabilities = np.array([[0.2, 0.4, 0.9], [0.05, 0.1, 0.9], [0.6, 0.7, 0.1]])
+    thresholds = [0.25, 0.6, 1.0]
+    given = decide(probabilities, thresholds, at_least_one=True)
+    assert given.tolist() == [[True, False, False], [True, False, False], [True, True, False]]
+    assert decide(probabilities, thresholds, at_least_one=False).sum() == 2
+
+
+def test_contrast_favours_what_tells_a_type_from_the_rest_and_silences_nothing() -> None:
+    columns = np.array([0, 1, 0, 1, 1, 2, 1, 2])
+    rows = SparseRows(columns, np.ones(8), np.array([0, 2, 4, 6]), 4)
+    scale = contrast_columns(rows, np.array([True, True, False, False]))
+    assert scale[0] > scale[1] > scale[2]
+    assert np.all(scale != 0)
