@@ -139,32 +139,28 @@ class LinearLabeller:
             scored.probabilities, self.model.thresholds, at_least_one=self.model.at_least_one
         )
         given[[not text.strip() for text in texts]] = False
-        rows = np.flatnonzero(given.any(axis=1)).tolist()
-        spans = [scored.clauses[row] or split_clauses(texts[row]) for row in rows]
-        evidence = iter(_heaviest_spans(scored, rows, spans))
-        labels: list[Labels] = [()] * len(texts)
+        rows, columns = np.nonzero(given)
+        sure = scored.probabilities[rows, columns].tolist()
+        with_labels = np.unique(rows).tolist()
+        spans = {row: scored.clauses[row] or split_clauses(texts[row]) for row in with_labels}
+        sums = _clause_sums(scored, spans)
         ids = self.taxonomy.ids
-        for row, spans_here in zip(rows, spans, strict=True):
-            heaviest = next(evidence) if spans_here else []
-            found = [
-                DistortionLabel(
-                    id=type_id,
-                    evidence=spans_here[heaviest[column]].of(texts[row]) if heaviest else None,
-                    labeller=self.name,
-                    confidence=probability,
+        found: dict[int, list[DistortionLabel]] = {row: [] for row in with_labels}
+        evidence: str | None
+        for row, column, probability in zip(rows.tolist(), columns.tolist(), sure, strict=True):
+            evidence = None
+            if here := spans[row]:
+                heaviest = int(sums[row][:, column].argmax()) if len(here) > 1 else 0
+                evidence = here[heaviest].of(texts[row])
+            found[row].append(
+                # unchecked: all four fields are right by construction, and checking costs a tenth
+                DistortionLabel.model_construct(
+                    id=ids[column], evidence=evidence, labeller=self.name, confidence=probability
                 )
-                for column, (type_id, is_given, probability) in enumerate(
-                    zip(
-                        ids,
-                        given[row].tolist(),
-                        scored.probabilities[row].tolist(),
-                        strict=True,
-                    )
-                )
-                if is_given
-            ]
-            found.sort(key=lambda label: -(label.confidence or 0))
-            labels[row] = tuple(found)
+            )
+        labels: list[Labels] = [()] * len(texts)
+        for row, given_here in found.items():
+            labels[row] = tuple(sorted(given_here, key=lambda label: -(label.confidence or 0)))
         return labels
 
     def _score(self, texts: Sequence[str]) -> _Scored:
@@ -226,19 +222,23 @@ class LinearLabeller:
         np.add.at(added, places, weights[place_rules])
 
 
-def _heaviest_spans(scored: _Scored, rows: list[int], spans: list[list[Span]]) -> list[list[int]]:
-    """For each text that has clauses, the clause that adds most to each type."""
+def _clause_sums(scored: _Scored, spans: dict[int, list[Span]]) -> dict[int, Floats32]:
+    """For each text of several clauses, `(clauses, types)`: what each clause adds to each type."""
+    several = {row: here for row, here in spans.items() if len(here) > 1}
     edges: list[int] = []
-    for row, spans_here in zip(rows, spans, strict=True):
+    ends: list[int] = []
+    for row, here in several.items():
         start = int(scored.starts[row]) + 1
-        for span in spans_here:
+        for span in here:
             edges += (start + span.start, start + span.end)
+        ends.append(len(edges) // 2)
     if not edges:
-        return []
+        return {}
     # every second sum is that of a clause, the others are of what lies between clauses
     sums = np.add.reduceat(scored.added, edges)[::2]
-    cuts = np.cumsum([len(spans_here) for spans_here in spans if spans_here])[:-1]
-    return [part.argmax(axis=0).tolist() for part in np.split(sums, cuts)]
+    return {
+        row: sums[begin:end] for row, begin, end in zip(several, [0, *ends], ends, strict=False)
+    }
 
 
 def rule_features() -> tuple[str, ...]:
