@@ -253,3 +253,69 @@ class MetricScore(Record):
         if self.value is None and not self.unscored_reason:
             raise ValueError("a missing value needs a reason")
         return self
+
+
+class Turn(Record):
+    """One utterance of a therapy session."""
+
+    role: Literal["therapist", "patient"]
+    text: NonEmptyText
+    """What was said aloud, without the reasoning."""
+    reasoning: str | None = None
+    """What the model thought before speaking; never shown to patient, judge or rater."""
+    event: str | None = None
+    """Note given to the patient before this turn, such as a bad message; None most of the time."""
+
+
+StopReason = Literal["ended", "max_turns", "context", "no_answer", "endpoint", "imported"]
+"""Why a session stopped: its explicit end token, the maximum of turns, the context budget, a
+reply without an answer, the endpoint's failure, or unknown because it was read from a file."""
+
+
+class Session(Record):
+    """One multi-turn session between a therapist and a patient.
+
+    Roles alternate in every session that cbtqa makes; transcripts read from elsewhere need not,
+    and `cbtqa simulate lint` says where they don't.
+    """
+
+    id: NonEmptyText
+    """Unique within a study."""
+    arm: NonEmptyText
+    """Short name of the system that played the therapist."""
+    profile_id: NonEmptyText
+    """The patient; the grouping unit of all statistics."""
+    number: int = Field(default=1, ge=1)
+    """Place in a course of sessions, from 1."""
+    replicate: int = Field(default=1, ge=1)
+    """Repeat of the same arm and patient with another seed, from 1."""
+    turns: tuple[Turn, ...]
+    stop_reason: StopReason
+    seed: int | None = None
+    """Seed shared by all arms for this patient, number and replicate."""
+    provenance: Provenance
+    """Of the therapist."""
+    patient_provenance: Provenance | None = None
+
+
+class ItemRating(Record):
+    """One item of one instrument, given to one session by one judge in one repeat."""
+
+    session_id: NonEmptyText
+    instrument: NonEmptyText
+    """Id of the instrument, such as `ctrs` or `act-fm`."""
+    item: NonEmptyText
+    value: int | None
+    """None when the item could not be scored; never 0, 1 or the middle in its place."""
+    unscored_reason: str | None = None
+    evidence: str | None = None
+    """Verbatim span of the transcript; None when the judge named none."""
+    judge: NonEmptyText
+    """Model name or blinded rater id."""
+    repeat: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _either_value_or_reason(self) -> Self:
+        if (self.value is None) != bool(self.unscored_reason):
+            raise ValueError("an item has either a value or a reason why it has none")
+        return self
