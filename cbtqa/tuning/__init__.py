@@ -1,0 +1,1 @@
+"""Tuning: backbones, weight conversion, LoRA training, merging, local inference."""

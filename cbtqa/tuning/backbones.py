@@ -1,0 +1,402 @@
+"""The base models that can be tuned: what they are, where they are, how they are addressed.
+
+`backbones.yaml` declares the known ones. A local folder and any other Hub id work too: what the
+file does not say is then read from their own `config.json`.
+
+    find_backbone("baichuan").needs_conversion          # True: cbtqa convert comes first
+    find_backbone("baichuan-7b-llama").source_id        # "baichuan", from its conversion record
+"""
+
+from __future__ import annotations
+
+import difflib
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field
+
+from cbtqa.errors import ConfigError, DataError, UsageError
+from cbtqa.files import open_text, read_json
+from cbtqa.records import NonEmptyText, Record
+from cbtqa.tuning.libraries import require
+
+Conversion = Literal["baichuan", "baichuan2", "qwen"]
+"""Which layout a checkpoint has that transformers cannot read without remote code."""
+RECORD_NAMES = ("conversion.json", "merge.json")
+"""Records that `cbtqa convert` and `cbtqa merge` leave in what they write; each has `backbone`."""
+DEFAULT_TEMPLATE = "cbt-llm-card.jinja"
+"""For models whose tokenizer has no chat template: plain text, so every vocabulary can write it."""
+ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class Shape(Record):
+    """The sizes that decide memory and arithmetic: enough to build the model without a download."""
+
+    hidden: int = Field(gt=0)
+    layers: int = Field(gt=0)
+    heads: int = Field(gt=0)
+    kv_heads: int = Field(gt=0)
+    intermediate: int = Field(gt=0)
+    vocab: int = Field(gt=0)
+    """Rows of the embedding, padding rows included."""
+    head_dim: int | None = None
+    """None: `hidden / heads`."""
+    tied: bool = False
+    """True when the output head is the embedding."""
+    norm_eps: float = 1e-6
+    rope: dict[str, Any] = Field(default_factory=dict)
+    """transformers' `rope_parameters`; empty: the architecture's default."""
+    more: dict[str, Any] = Field(default_factory=dict)
+    """Further keys of the architecture's configuration."""
+
+
+class Title(Record):
+    """A model's name as people of either language write it."""
+
+    en: NonEmptyText
+    zh: NonEmptyText
+
+
+class Backbone(Record):
+    """One base model."""
+
+    id: NonEmptyText
+    """Name on the command line; for a folder or foreign Hub id that name itself."""
+    title: Title
+    aliases: tuple[str, ...] = ()
+    hub_id: str | None = None
+    """None for a local folder that names no origin."""
+    revision: str | None = None
+    """Commit to download; None: the Hub's newest."""
+    path: Path | None = None
+    """Folder that holds the weights; None: they come from the Hub."""
+    source_id: str | None = None
+    """The known backbone that a folder was made from, by its record or its name."""
+    source_architecture: str | None = None
+    """Class named by the published config.json; None: the same as `architecture`."""
+    conversion: Conversion | None = None
+    """Layout that `cbtqa convert` must rewrite first; None: transformers reads it as it is."""
+    architecture: str | None = None
+    """transformers class once converted; None: not read yet (a Hub id that is not listed)."""
+    model_type: str | None = None
+    """transformers' `model_type` once converted; None as above."""
+    template: str | None = None
+    """File in `templates/`; None: the tokenizer's own chat template."""
+    end_of_turn: str | None = None
+    """Token that closes an answer and is learned with it; None: the tokenizer's end token."""
+    stop_tokens: tuple[str, ...] = ()
+    """Tokens any of which ends generation; empty: `end_of_turn` alone."""
+    pad_token: str | None = None
+    """Token of padding, never in a label; None: the tokenizer's own."""
+    target_modules: tuple[str, ...] = ALL_LINEAR
+    """Linear layers that get an adapter, after conversion."""
+    licence: str = "unknown: see the model's card"
+    gated: bool = False
+    """True when the Hub asks for the licence to be accepted before the download."""
+    context: int | None = None
+    """Tokens the model was made for."""
+    shape: Shape | None = None
+    assumed: tuple[str, ...] = ()
+    """What is taken for granted here without having been read from the checkpoint."""
+
+    @property
+    def needs_conversion(self) -> bool:
+        """True when `cbtqa convert` has to run before training."""
+        return self.conversion is not None
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Tokens any of which ends generation."""
+        return self.stop_tokens or ((self.end_of_turn,) if self.end_of_turn else ())
+
+    @property
+    def location(self) -> str:
+        """What transformers loads: the folder, or the Hub id."""
+        return str(self.path) if self.path else self.hub_id or self.id
+
+    @property
+    def told_name(self) -> str:
+        """Name for records: the folder's last part or the Hub id, never a path."""
+        return self.path.resolve().name if self.path else self.hub_id or self.id
+
+
+@cache
+def load_backbones() -> dict[str, Backbone]:
+    """All known backbones by id, in the file's order."""
+    text = (files("cbtqa.tuning") / "backbones.yaml").read_text(encoding="utf-8")
+    rows = yaml.safe_load(text)["backbones"]
+    return {name: Backbone(id=name, **row) for name, row in rows.items()}
+
+
+def find_backbone(given: str | Path) -> Backbone:
+    """The backbone of a name, alias, local folder or Hub id; reads no network.
+
+    A folder that `cbtqa convert` or `cbtqa merge` wrote is known by its record, another one by its
+    config.json. For a Hub id that is not listed, `shape` and `architecture` stay None until
+    `completed` reads its configuration.
+
+    Raises:
+        UsageError: no such name; the hint lists the close ones.
+        DataError: a folder without a usable config.json.
+        ConfigError: a model that can be neither read nor converted (13B Baichuan).
+    """
+    name = str(given)
+    known = _named(name)
+    path = Path(given).expanduser()
+    if path.is_dir() and (known is None or "/" in name or name.startswith(".")):
+        return _folder_backbone(path)
+    if known is not None:
+        return known
+    if _is_hub_id(name) and not path.exists():
+        return Backbone(id=name, title=Title(en=name, zh=name), hub_id=name, assumed=_FOREIGN)
+    raise UsageError(f"no backbone '{name}'", hint=_hint_for(name))
+
+
+_FOREIGN = ("not a listed backbone: adapters on the usual linear layers, licence not looked up",)
+
+
+def _named(name: str) -> Backbone | None:
+    folded = name.strip().casefold()
+    for backbone in load_backbones().values():
+        names = {backbone.id, *backbone.aliases, backbone.title.en, backbone.title.zh}
+        names |= {backbone.hub_id or backbone.id}
+        if folded in {each.casefold() for each in names}:
+            return backbone
+    return None
+
+
+def _is_hub_id(name: str) -> bool:
+    owner, slash, model = name.partition("/")
+    return bool(slash and owner and model) and "/" not in model and not name.startswith((".", "~"))
+
+
+def _hint_for(name: str) -> str:
+    names = {each: b.id for b in load_backbones().values() for each in (b.id, *b.aliases)}
+    close = difflib.get_close_matches(name.casefold(), names, n=3, cutoff=0.5)
+    listed = ", ".join(dict.fromkeys(names[each] for each in close))
+    also = "a folder or a Hub id (owner/name) works too; all names: cbtqa backbones"
+    return f"did you mean {listed}? {also}" if listed else also
+
+
+# --- folders -------------------------------------------------------------------------------------
+
+
+def _folder_backbone(path: Path) -> Backbone:
+    config = read_config(path)
+    source = _recorded_source(path) or _same_kind(path.resolve().name, config)
+    named = source or Backbone(id=path.resolve().name, title=_plain_title(path))
+    known: dict[str, Any] = {"path": path, "id": path.resolve().name, "title": _plain_title(path)}
+    if source is None:
+        known["assumed"] = _FOREIGN
+        known["template"] = None if _has_chat_template(path) else DEFAULT_TEMPLATE
+    else:
+        known["source_id"], known["aliases"] = source.id, ()
+    return named.model_copy(update={**known, **_from_config(config, str(path))})
+
+
+def _plain_title(path: Path) -> Title:
+    name = path.resolve().name
+    return Title(en=name, zh=name)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A model folder's config.json.
+
+    Raises:
+        DataError: none there, or not a model's.
+    """
+    file = path / "config.json"
+    if not file.is_file():
+        if (path / "adapter_config.json").is_file():
+            raise DataError(
+                "an adapter, not a base model", where=str(path), hint="merge it: cbtqa merge"
+            )
+        raise DataError("no config.json: not a model's folder", where=str(path))
+    config = read_json(file)
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise DataError("names no model_type", where=str(file))
+    return config
+
+
+def _recorded_source(path: Path) -> Backbone | None:
+    for name in RECORD_NAMES:
+        if (path / name).is_file():
+            record = read_json(path / name)
+            given = record.get("backbone") if isinstance(record, dict) else None
+            return load_backbones().get(str(given))
+    return None
+
+
+def _same_kind(name: str, config: dict[str, Any]) -> Backbone | None:
+    """The known backbone of which a folder is the download, by name, type and vocabulary."""
+    for backbone in load_backbones().values():
+        last = (backbone.hub_id or "").rpartition("/")[2]
+        if name.casefold() not in (last.casefold(), backbone.id):
+            continue
+        is_original = conversion_of(config, name) == backbone.conversion
+        if is_original and backbone.shape and config.get("vocab_size") == backbone.shape.vocab:
+            return backbone
+    return None
+
+
+def _has_chat_template(path: Path) -> bool:
+    if (path / "chat_template.jinja").is_file():
+        return True
+    settings = path / "tokenizer_config.json"
+    if not settings.is_file():
+        return False
+    with open_text(settings) as stream:
+        return '"chat_template"' in stream.read()
+
+
+def conversion_of(config: dict[str, Any], where: str) -> Conversion | None:
+    """The conversion a configuration asks for; None when transformers reads it as it is.
+
+    Raises:
+        ConfigError: ALiBi position encoding (Baichuan 13B), which no native class has.
+    """
+    kind, classes = config.get("model_type"), " ".join(config.get("architectures") or ())
+    if kind == "qwen" or "QWenLMHeadModel" in classes:
+        return "qwen"
+    if kind != "baichuan" and "aichuan" not in classes.replace("BaiChuan", "Baichuan"):
+        return None
+    if "max_position_embeddings" not in config or config.get("hidden_size") == 5120:
+        raise ConfigError(
+            f"{where}: a 13B Baichuan model: its ALiBi positions fit no native class",
+            hint="use Baichuan-7B or Baichuan2-7B: cbtqa backbones",
+        )
+    if config.get("vocab_size") in (64000, 125696):
+        return "baichuan2" if config["vocab_size"] == 125696 else "baichuan"
+    return "baichuan" if "BaiChuan" in classes else "baichuan2"
+
+
+def _from_config(config: dict[str, Any], where: str) -> dict[str, Any]:
+    """What a config.json settles: layout, class, sizes."""
+    conversion = conversion_of(config, where)
+    classes = config.get("architectures") or [None]
+    found: dict[str, Any] = {"conversion": conversion, "source_architecture": classes[0]}
+    if conversion is None:
+        found |= {"architecture": classes[0], "model_type": config["model_type"]}
+    else:
+        is_qwen = conversion == "qwen"
+        found["architecture"] = "Qwen2ForCausalLM" if is_qwen else "LlamaForCausalLM"
+        found["model_type"] = "qwen2" if is_qwen else "llama"
+    context = config.get("seq_length" if conversion == "qwen" else "max_position_embeddings")
+    return {**found, "context": context, "shape": _shape_of(config, conversion)}
+
+
+def _shape_of(config: dict[str, Any], conversion: Conversion | None) -> Shape | None:
+    """Sizes from a config.json; None when it names them otherwise than Llama does."""
+    base = config.get("rotary_emb_base" if conversion == "qwen" else "rope_theta")
+    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    rope = {"rope_type": "default", **({"rope_theta": float(base)} if base else {}), **scaling}
+    if "type" in rope and "rope_type" not in scaling:
+        rope["rope_type"] = rope.pop("type")
+    try:
+        return Shape(
+            hidden=config["hidden_size"],
+            layers=config["num_hidden_layers"],
+            heads=config["num_attention_heads"],
+            kv_heads=config.get("num_key_value_heads") or config["num_attention_heads"],
+            intermediate=config["intermediate_size"] // (2 if conversion == "qwen" else 1),
+            vocab=config["vocab_size"],
+            head_dim=config.get("head_dim"),
+            tied=bool(config.get("tie_word_embeddings", False)),
+            norm_eps=config.get("rms_norm_eps") or config.get("layer_norm_epsilon") or 1e-6,
+            rope=rope,
+        )
+    except KeyError:
+        return None
+
+
+# --- configurations ------------------------------------------------------------------------------
+
+
+def completed(backbone: Backbone) -> Backbone:
+    """The backbone with class and sizes known: reads a Hub id's config.json where they are not.
+
+    Raises:
+        ConfigError: not to be had: no network, no such model, gated.
+    """
+    if backbone.model_type is not None:
+        return backbone
+    from cbtqa.tuning.downloads import fetch
+
+    path = fetch(backbone.location, "config.json", revision=backbone.revision)
+    return backbone.model_copy(update=_from_config(read_config(path.parent), backbone.location))
+
+
+def to_config(backbone: Backbone) -> Any:
+    """transformers' configuration of the real size, after conversion; loads no weights.
+
+    Raises:
+        MissingExtraError: transformers is not installed.
+        ConfigError: a type that the installed transformers does not know.
+    """
+    backbone = completed(backbone)
+    auto = require("transformers").AutoConfig
+    try:
+        if backbone.shape is None or (backbone.path and not backbone.needs_conversion):
+            return auto.from_pretrained(backbone.location, revision=backbone.revision or "main")
+        return auto.for_model(backbone.model_type, **_config_words(backbone, backbone.shape))
+    except (ValueError, OSError) as error:
+        raise ConfigError(
+            f"{backbone.told_name}: {str(error).strip().partition(chr(10))[0]}",
+            hint="models that need remote code are not supported: cbtqa backbones lists those that "
+            "work without",
+        ) from None
+
+
+def _config_words(backbone: Backbone, shape: Shape) -> dict[str, Any]:
+    words: dict[str, Any] = {
+        "vocab_size": shape.vocab,
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.intermediate,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "rms_norm_eps": shape.norm_eps,
+        "tie_word_embeddings": shape.tied,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,
+        "architectures": [backbone.architecture],
+    }
+    if backbone.context:
+        words["max_position_embeddings"] = backbone.context
+    if shape.head_dim:
+        words["head_dim"] = shape.head_dim
+    if shape.rope:
+        words["rope_parameters"] = dict(shape.rope)
+    return {**words, **shape.more}
+
+
+def count_parameters(shape: Shape) -> int:
+    """Weights of the model, biases and norms left out (under 0.1 % of a 7B model)."""
+    return shape.vocab * shape.hidden * (1 if shape.tied else 2) + shape.layers * (
+        _attention_size(shape) + 3 * shape.hidden * shape.intermediate
+    )
+
+
+def _attention_size(shape: Shape) -> int:
+    more = shape.more
+    if "kv_lora_rank" in more:  # multi-head latent attention, as in MiniCPM3
+        per_head = more["qk_nope_head_dim"] + more["qk_rope_head_dim"]
+        queries = more["q_lora_rank"] * (shape.hidden + shape.heads * per_head)
+        keys = shape.hidden * (more["kv_lora_rank"] + more["qk_rope_head_dim"])
+        values = (
+            more["kv_lora_rank"] * shape.heads * (more["qk_nope_head_dim"] + more["v_head_dim"])
+        )
+        return int(queries + keys + values + shape.heads * more["v_head_dim"] * shape.hidden)
+    head_dim = shape.head_dim or shape.hidden // shape.heads
+    return 2 * shape.hidden * head_dim * (shape.heads + shape.kv_heads)
+
+
+def template_text(backbone: Backbone) -> str | None:
+    """The chat template (Jinja), or None when the tokenizer's own is to be used."""
+    if backbone.template is None:
+        return None
+    return (files("cbtqa.tuning") / "templates" / backbone.template).read_text(encoding="utf-8")
