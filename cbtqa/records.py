@@ -255,6 +255,12 @@ class MetricScore(Record):
         return self
 
 
+TurnMark = Literal["end_too_early", "not_accepted", "unsupervised", "cut", "cut_at_label", "loose"]
+"""What a reader of a turn must know: the end was asked before the minimum of turns; the supervisor
+never accepted it; the supervisor gave no verdict; it stopped at the token limit; it went on to
+speak for the other side and was cut there; its tags were incomplete but its answer plain."""
+
+
 class Turn(Record):
     """One utterance of a therapy session."""
 
@@ -264,12 +270,35 @@ class Turn(Record):
     reasoning: str | None = None
     """What the model thought before speaking; never shown to patient, judge or rater."""
     event: str | None = None
-    """Note given to the patient before this turn, such as a bad message; None most of the time."""
+    """Id of the note given to the patient before this turn, such as `bad_message`."""
+    marks: tuple[TurnMark, ...] = ()
+    complaint: str | None = None
+    """What the supervisor last found wrong with a turn that it did not accept."""
+    n_revisions: int = Field(default=0, ge=0)
+    """How often the turn was written again before it was taken."""
 
 
-StopReason = Literal["ended", "max_turns", "context", "no_answer", "endpoint", "imported"]
+StopReason = Literal[
+    "ended", "max_turns", "context", "no_answer", "refused", "endpoint", "written", "imported"
+]
 """Why a session stopped: its explicit end token, the maximum of turns, the context budget, a
-reply without an answer, the endpoint's failure, or unknown because it was read from a file."""
+reply without an answer, a refusal or a provider's filter, the endpoint's failure; written whole
+by one model, so that nothing stopped it; or unknown because it was read from a file."""
+
+
+class SessionState(Record):
+    """What one session of a course hands to the next."""
+
+    agenda: tuple[NonEmptyText, ...]
+    """What is planned for the next session."""
+    homework: tuple[NonEmptyText, ...]
+    """Set in this session, to be reviewed in the next; empty when none was set."""
+    conceptualisation: NonEmptyText
+    """How the patient's difficulties are understood so far."""
+    mood: int | None = Field(default=None, ge=0, le=10)
+    """The patient's own rating at the end, 0 (worst) to 10; None when it was not asked."""
+    summary: NonEmptyText
+    """What was said and done, for whoever leads the next session."""
 
 
 class Session(Record):
@@ -289,13 +318,24 @@ class Session(Record):
     """Place in a course of sessions, from 1."""
     replicate: int = Field(default=1, ge=1)
     """Repeat of the same arm and patient with another seed, from 1."""
+    phase: str | None = None
+    """Phase of the course, such as `assessment`; None outside a course."""
     turns: tuple[Turn, ...]
     stop_reason: StopReason
+    stop_detail: str = ""
+    """What was found, for a person: the endpoint's words, the tokens counted."""
     seed: int | None = None
     """Seed shared by all arms for this patient, number and replicate."""
+    state: SessionState | None = None
+    """What is carried to the next session; None outside a course."""
     provenance: Provenance
     """Of the therapist."""
     patient_provenance: Provenance | None = None
+
+    @property
+    def n_therapist_turns(self) -> int:
+        """How often the therapist spoke."""
+        return sum(turn.role == "therapist" for turn in self.turns)
 
 
 class ItemRating(Record):

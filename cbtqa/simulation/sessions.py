@@ -1,0 +1,158 @@
+"""A study on disk, and transcripts read from elsewhere.
+
+folder = StudyFolder(Path("study"))
+folder.study().arms            # the declaration, as it was resolved
+folder.read_sessions()         # in the order arm, patient, number, replicate
+transcript_text(session)       # what judges and raters see: no reasoning, no arm
+
+study/
+  study.json        the declaration: arms with their settings, patients, instruments, judges
+  profiles.jsonl    the patients
+  turns.sqlite      the journal: every paid turn, durable before it is used
+  sessions.jsonl    one Session a line
+  manifest.json     written last; names hashes and counts
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cbtqa
+from cbtqa.errors import DataError
+from cbtqa.files import parse_record, read_json, read_jsonl, read_rows, write_json, write_jsonl
+from cbtqa.records import Provenance, Session, Turn
+from cbtqa.simulation.study import StudySettings
+
+STUDY_NAME = "study.json"
+PROFILES_NAME = "profiles.jsonl"
+SESSIONS_NAME = "sessions.jsonl"
+JOURNAL_NAME = "turns.sqlite"
+SPEAKERS = {"therapist": "Therapist", "patient": "Patient"}
+ROLES = {
+    **dict.fromkeys(("therapist", "assistant", "counselor", "counsellor", "gpt"), "therapist"),
+    **dict.fromkeys(("patient", "client", "user", "human"), "patient"),
+}
+"""Names of the two roles in other people's transcripts."""
+
+
+def session_id(arm: str, profile_id: str, number: int, replicate: int) -> str:
+    """The id of a session within its study."""
+    return f"{arm}/{profile_id}/s{number}/r{replicate}"
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """A folder that `cbtqa simulate run` or `corpus` made."""
+
+    path: Path
+
+    @property
+    def sessions_path(self) -> Path:
+        """Where the sessions lie."""
+        return self.path / SESSIONS_NAME
+
+    @property
+    def journal_path(self) -> Path:
+        """Where the paid turns lie."""
+        return self.path / JOURNAL_NAME
+
+    def study(self) -> StudySettings:
+        """The declaration of the study.
+
+        Raises:
+            DataError: no such folder, or it holds no study.
+        """
+        path = self.path / STUDY_NAME
+        if not path.exists():
+            raise DataError(
+                f"holds no {STUDY_NAME}",
+                where=str(self.path),
+                hint="make a study first: cbtqa simulate run",
+            )
+        return parse_record(StudySettings, read_json(path), str(path))
+
+    def write_study(self, study: StudySettings) -> None:
+        """Keeps the declaration, whole or not at all."""
+        write_json(self.path / STUDY_NAME, study)
+
+    def read_sessions(self) -> Iterator[Session]:
+        """Every finished session.
+
+        Raises:
+            DataError: none was finished yet, or a line is damaged.
+        """
+        if not self.sessions_path.exists():
+            raise DataError(
+                f"holds no {SESSIONS_NAME}", where=str(self.path), hint="cbtqa simulate run"
+            )
+        return read_jsonl(self.sessions_path, Session)
+
+    def write_sessions(self, sessions: Iterable[Session]) -> int:
+        """Writes sessions in their order; gives their number."""
+        return write_jsonl(self.sessions_path, sessions)
+
+
+def transcript_text(session: Session) -> str:
+    """The session as text, a line `Therapist: ...` or `Patient: ...` a turn; no reasoning."""
+    return "\n".join(f"{SPEAKERS[turn.role]}: {turn.text}" for turn in session.turns)
+
+
+def read_transcripts(path: Path) -> Iterator[Session]:
+    """Sessions of a study folder, a `sessions.jsonl`, or transcripts made elsewhere.
+
+    A foreign row holds `turns` or `messages`: a list of objects with a speaker (`role`, `speaker`
+    or `from`: therapist/assistant/counselor or patient/client/user) and a text (`text`, `content`
+    or `value`); `id`, `arm` and `patient` (or `profile_id`) where they are known.
+
+    Raises:
+        DataError: `file:line` of a row that is no transcript, or in which only one side speaks.
+    """
+    if path.is_dir():
+        yield from StudyFolder(path).read_sessions()
+        return
+    for number, (where, row) in enumerate(read_rows(path), 1):
+        session = (
+            parse_record(Session, row, where)
+            if "stop_reason" in row
+            else _imported(row, where, f"{path.stem}-{number}")
+        )
+        roles = {turn.role for turn in session.turns}
+        if len(roles) < 2:
+            said = f"only the {roles.pop()} speaks" if roles else "nobody speaks"
+            raise DataError(f"no dialogue: {said} in {session.id}", where=where)
+        yield session
+
+
+def _imported(row: Mapping[str, Any], where: str, default_id: str) -> Session:
+    turns = row.get("turns", row.get("messages"))
+    if not isinstance(turns, list):
+        raise DataError("expected a list `turns` or `messages`", where=where)
+    made = [_imported_turn(one, f"{where}:turn {place}") for place, one in enumerate(turns, 1)]
+    return Session(
+        id=str(row.get("id") or default_id),
+        arm=str(row.get("arm") or "imported"),
+        profile_id=str(row.get("profile_id") or row.get("patient") or row.get("id") or default_id),
+        turns=tuple(turn for turn in made if turn is not None),
+        stop_reason="imported",
+        provenance=Provenance(model=str(row.get("model") or "unknown"), version=cbtqa.__version__),
+    )
+
+
+def _imported_turn(value: object, where: str) -> Turn | None:
+    """One turn; None for a system message, which nobody says."""
+    if not isinstance(value, Mapping):
+        raise DataError("expected an object with a speaker and a text", where=where)
+    speaker = next((value[key] for key in ("role", "speaker", "from") if key in value), None)
+    text = next((value[key] for key in ("text", "content", "value") if key in value), None)
+    if str(speaker).lower() == "system":
+        return None
+    role = ROLES.get(str(speaker).strip().lower())
+    if role is None:
+        known = ", ".join(ROLES)
+        raise DataError(f"unknown speaker {speaker!r}", where=where, hint=f"known: {known}")
+    if not isinstance(text, str) or not text.strip():
+        raise DataError("the text is empty", where=where)
+    return parse_record(Turn, {"role": role, "text": text.strip()}, where)

@@ -1,0 +1,316 @@
+"""What a study declares in its YAML file: arms, patients, turns, events, instruments, judges.
+
+    study = load_study(Path("recipes/tahir-act.yaml"))
+    [arm.name for arm in study.arms]
+    study.therapist_prompt(study.arms[0])      # session_therapist_act
+
+An arm is one condition of a study. Everything outside `arms` holds for all arms alike; what may
+differ between arms stands inside them, so that `simulate lint` can compare it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from cbtqa.errors import ConfigError
+from cbtqa.files import open_text
+from cbtqa.llm.chat import Sampling
+from cbtqa.records import NonEmptyText
+from cbtqa.settings import Settings
+
+HistoryForm = Literal["answers", "answers_and_reasoning"]
+"""What the therapist sees of its own earlier turns."""
+ReasoningForm = Literal["plain", "cot"]
+"""Whether the therapist answers at once, or thinks in a block of its own before it answers."""
+
+
+class Player(Settings):
+    """Who plays a part: the built-in rules, a model behind an endpoint, or a model on this machine.
+
+    Exactly one of `scripted`, `endpoint` (with `model`) and `backbone` is set.
+    """
+
+    scripted: str | None = None
+    """A variant of the built-in rules (no model), such as `attentive`."""
+    endpoint: str | None = None
+    """URL or preset, as everywhere in cbtqa; the key comes from the environment."""
+    model: str | None = None
+    backbone: str | None = None
+    """Preset, folder or Hub id of a model run on this machine."""
+    adapter: Path | None = None
+    """LoRA adapter folder made by `cbtqa finetune`, on top of `backbone`."""
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    max_tokens: int = Field(default=512, ge=1)
+    stop: tuple[str, ...] = ()
+    extra: dict[str, Any] = Field(default_factory=dict)
+    """Further fields of the request, such as `top_k`."""
+    price_in: float | None = Field(default=None, ge=0)
+    """Price of a million prompt tokens; the dated table's when left out."""
+    price_out: float | None = Field(default=None, ge=0)
+
+    @model_validator(mode="after")
+    def _is_exactly_one(self) -> Self:
+        given = [name for name in ("scripted", "endpoint", "backbone") if getattr(self, name)]
+        if len(given) != 1:
+            raise ValueError(
+                f"a player is one of scripted, endpoint or backbone; found {given or 'none'}"
+            )
+        if self.endpoint and not self.model:
+            raise ValueError("endpoint wants model")
+        if self.adapter and not self.backbone:
+            raise ValueError("adapter wants the backbone that it was trained on")
+        if (self.price_in is None) != (self.price_out is None):
+            raise ValueError("price_in and price_out go together")
+        return self
+
+    @property
+    def name(self) -> str:
+        """Model name as tables and provenance show it."""
+        if self.scripted:
+            return f"scripted:{self.scripted}"
+        if self.backbone:
+            adapter = f"+{self.adapter.name}" if self.adapter else ""
+            return f"{self.backbone.rstrip('/').rsplit('/', 1)[-1]}{adapter}"
+        return str(self.model)
+
+    def sampling(self, seed: int | None) -> Sampling:
+        """How its words are drawn, for one request."""
+        return Sampling(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            max_tokens=self.max_tokens,
+            seed=seed,
+            stop=self.stop,
+            extra=self.extra,
+        )
+
+
+class Training(Settings):
+    """How an arm's model was tuned, as far as it is known; compared by `simulate lint`."""
+
+    method: str | None = None
+    """Such as `sft` or `orpo`."""
+    teacher: str | None = None
+    """The model whose words it learned."""
+    data: str | None = None
+    prompt: str | None = None
+    """Prompt that stood in the training rows, where it is not the one used in the sessions."""
+    history: HistoryForm | None = None
+    """Form of the history in the training rows."""
+
+
+class Observed(Settings):
+    """What is known of sessions that lie elsewhere; measured sessions take its place."""
+
+    n_sessions: int = Field(gt=0)
+    words_per_turn: float | None = Field(default=None, gt=0)
+    stops: dict[str, int] = Field(default_factory=dict)
+    """Stop reason to number of sessions, early ones only."""
+
+
+class Arm(Settings):
+    """One condition: who plays the therapist, and how."""
+
+    name: NonEmptyText
+    therapist: Player
+    reasoning: ReasoningForm = "plain"
+    prompt: str | None = None
+    """Therapist prompt (id or path); the study's own by default."""
+    history: HistoryForm = "answers"
+    levels: dict[str, str] = Field(default_factory=dict)
+    """Factor to level, such as `model: llama`, for models with several factors."""
+    training: Training | None = None
+    observed: Observed | None = None
+
+
+class Patients(Settings):
+    """Which patients are played: ready-made ones, a file of your own, or drawn ones."""
+
+    ready: Literal["test", "archetypes"] | None = None
+    """`test`: five patients for CBT. `archetypes`: four kinds for ACT."""
+    file: Path | None = None
+    """YAML file of profiles, or a `profiles.jsonl`; relative to the study file."""
+    draw: str | None = None
+    """Attribute table: `cbt`, `act`, or a YAML file."""
+    n: int | None = Field(default=None, ge=1)
+    """How many are drawn, or the first so many of the others."""
+
+    @model_validator(mode="after")
+    def _is_exactly_one(self) -> Self:
+        given = [name for name in ("ready", "file", "draw") if getattr(self, name)]
+        if len(given) != 1:
+            raise ValueError(
+                f"patients come from one of ready, file, draw; found {given or 'none'}"
+            )
+        if self.draw and self.n is None:
+            raise ValueError("draw wants n, the number of patients")
+        return self
+
+
+class TurnLimits(Settings):
+    """When a session may and must end, counted in therapist turns."""
+
+    min: int = Field(default=4, ge=1)
+    """An end token before so many turns is taken out, marked and does not end the session."""
+    max: int = Field(default=25, ge=1)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is above max {self.max}")
+        return self
+
+
+class Events(Settings):
+    """Notes given to the patient in mid-session."""
+
+    set: str = "default"
+    """Shipped set of events, or a YAML file."""
+    first: int = Field(default=8, ge=1)
+    last: int = Field(default=18, ge=1)
+    """Patient turns in which an event may fall, both included."""
+    probability: float = Field(default=0.0, ge=0, le=1)
+    """Chance of an event in each of these turns; 0 means none."""
+    most: int | None = Field(default=None, ge=1)
+    drawn: Literal["shared", "per_arm"] = "shared"
+    """`per_arm` draws them anew for every arm, a fault of the original kept for comparison."""
+
+
+class Judge(Settings):
+    """A language model that rates sessions."""
+
+    player: Player
+    repeats: int = Field(default=3, ge=1)
+
+
+class Deviation(Settings):
+    """Where this recipe departs from the study that it follows."""
+
+    original: NonEmptyText
+    here: NonEmptyText
+    why: NonEmptyText
+
+
+class StudySettings(Settings):
+    """A whole study."""
+
+    id: NonEmptyText
+    title: str = ""
+    seed: int = 0
+    approach: Literal["cbt", "act"]
+    factor: tuple[str, ...] = ("therapist.model", "therapist.scripted", "therapist.adapter")
+    """What the arms are meant to differ in: fields of an arm, such as `reasoning`."""
+    arms: tuple[Arm, ...] = Field(min_length=1)
+    patients: Patients = Patients(ready="test")
+    patient: Player = Player(scripted="patient")
+    patient_prompt: str = "session_patient"
+    patient_sees: int | None = Field(default=None, ge=1)
+    """So many messages of the history at most are shown to the patient; None: all."""
+    prompt: str | None = None
+    """Therapist prompt of all arms; `session_therapist_<approach>` by default."""
+    sessions: int = Field(default=1, ge=1)
+    """Sessions of each patient with each arm, one after the other."""
+    replicates: int = Field(default=1, ge=1)
+    turns: TurnLimits = TurnLimits()
+    end_token: bool = True
+    """Whether the therapist may end the session; else it always runs to `turns.max`."""
+    context_tokens: int = Field(default=9_000, ge=200)
+    """Estimated tokens of prompt, history and reply together."""
+    when_full: Literal["stop", "drop_oldest"] = "stop"
+    cut_replies: Literal["refuse", "keep"] = "refuse"
+    """A reply cut at the token limit is asked again and then ends the session, or is kept up to
+    its last whole sentence and marked."""
+    attempts: int = Field(default=3, ge=1, le=20)
+    """Replies asked for in one place, faulty ones included."""
+    events: Events = Events()
+    supervisor: Player | None = None
+    """Reads each therapist turn before it is said; None: nobody does."""
+    validator: Player | None = None
+    """Reads each patient turn likewise."""
+    revisions: int = Field(default=2, ge=0)
+    """Times a turn is written again on the supervisor's word; then it is kept and marked."""
+    summariser: Player | None = None
+    """Writes what a session hands to the next; wanted when `sessions` is above 1."""
+    instruments: tuple[str, ...] = ()
+    judges: tuple[Judge, ...] = ()
+    deviations: tuple[Deviation, ...] = ()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        names = [arm.name for arm in self.arms]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"arms of one name: {', '.join(twice)}")
+        if self.sessions > 1 and self.summariser is None:
+            raise ValueError("several sessions want a summariser (scripted: summariser)")
+        return self
+
+    def therapist_prompt(self, arm: Arm) -> str:
+        """Name of the prompt that an arm's therapist is given."""
+        return arm.prompt or self.prompt or f"session_therapist_{self.approach}"
+
+    def arm(self, name: str) -> Arm:
+        """The arm of this name.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        for arm in self.arms:
+            if arm.name == name:
+                return arm
+        known = ", ".join(arm.name for arm in self.arms)
+        raise ConfigError(f"no arm '{name}' in study {self.id}", hint=f"arms: {known}")
+
+
+def load_study(path: Path | None = None) -> StudySettings:
+    """The study declared in a YAML file; the built-in offline demo when None.
+
+    Raises:
+        ConfigError: not YAML, an unknown key or a wrong value; each with file and field.
+        DataError: no such file.
+    """
+    if path is None:
+        text, where = files(__package__).joinpath("demo.yaml").read_text("utf-8"), "demo.yaml"
+    else:
+        with open_text(path) as stream:
+            text, where = stream.read(), str(path)
+    return parse_study(_yaml_mapping(text, where), where, path.parent if path else None)
+
+
+def _yaml_mapping(text: str, where: str) -> Mapping[str, Any]:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: not YAML: {error}") from None
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where}: expected `key: value` lines")
+    return value
+
+
+def parse_study(value: Mapping[str, Any], where: str, folder: Path | None = None) -> StudySettings:
+    """Checked settings; file names inside them become relative to `folder`.
+
+    Raises:
+        ConfigError: lists every bad field as `file: field: what`.
+    """
+    try:
+        study = StudySettings.model_validate(value)
+    except ValidationError as error:
+        lines = []
+        for item in error.errors(include_url=False):
+            field = ".".join(str(part) for part in item["loc"])
+            what = "unknown key" if item["type"] == "extra_forbidden" else item["msg"]
+            lines.append(f"{where}: {field}: {what}" if field else f"{where}: {what}")
+        raise ConfigError("\n".join(lines)) from None
+    file = study.patients.file
+    if folder is not None and file is not None and not file.is_absolute():
+        patients = study.patients.model_copy(update={"file": folder / file})
+        return study.model_copy(update={"patients": patients})
+    return study
