@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from cbtqa.dataset.check import CheckedAnswer
 from cbtqa.dataset.folder import DatasetWriter
-from cbtqa.dataset.instruction import Item
+from cbtqa.dataset.instruction import Grades, Item
 from cbtqa.dataset.plan import SplitPlan
 from cbtqa.dataset.rows import answer_row, human_row
 from cbtqa.dataset.settings import BuildSettings
@@ -28,10 +28,7 @@ from cbtqa.llm.journal import Journal, Outcome
 from cbtqa.manifest import Manifest, describe_file, describe_settings, now, package_versions
 from cbtqa.psyqa import SourceItem, parse_columns, read_questions
 from cbtqa.records import CbtAnswer, Reason, Rejection, Risk, Usage
-from cbtqa.safety.screen import screen
 from cbtqa.settings import Resolved
-
-_RISKS: tuple[Risk, ...] = get_args(Risk)
 
 
 @dataclass
@@ -48,7 +45,8 @@ class Build:
     risks: Counter[str] = field(default_factory=Counter)
     n_human: int = 0
     n_human_rejected: int = 0
-    _grades: bytearray = field(default_factory=bytearray)
+    n_near_duplicates: int = 0
+    _grades: Grades = field(default_factory=Grades)
 
     @property
     def settings(self) -> BuildSettings:
@@ -65,46 +63,37 @@ class Build:
             columns=parse_columns(self.settings.column),
             with_answers=self.settings.include_human,
         )
-        n_graded = 0
+        place = 0
         for entry in islice(reader, self.settings.limit):
             if isinstance(entry, Rejection):
                 yield entry
                 continue
-            risk = self._grade(entry, n_graded)
-            n_graded += 1
-            if risk != "none" and self.settings.crisis == "drop":
-                yield _crisis_dropped(entry, risk)
+            item = Item(entry.question, place, self._grades)
+            place += 1
+            if self.settings.crisis == "drop" and item.risk != "none":
+                yield _crisis_dropped(entry, item.risk)
                 continue
-            yield Item(entry.question, risk), entry
+            yield item, entry
 
-    def _grade(self, source: SourceItem, place: int) -> Risk:
-        """The risk of the n-th usable row; screened once, remembered for the next pass."""
-        if place == len(self._grades):
-            self._grades.append(_RISKS.index(screen(source.question.source_text).risk))
-        return _RISKS[self._grades[place]]
+    def questions(self) -> Iterator[Item]:
+        """The items alone."""
+        return (entry[0] for entry in self.items() if not isinstance(entry, Rejection))
 
     # --- first pass ------------------------------------------------------------------------------
 
-    def generate(self, journal: Journal, on_progress: OnProgress | None) -> SplitPlan:
-        """Has every question answered; returns where each belongs."""
-        plan = SplitPlan(self.settings)
-
-        def questions() -> Iterator[Item]:
-            for entry in self.items():
-                if not isinstance(entry, Rejection):
-                    plan.add(entry[0])
-                    yield entry[0]
-
+    def generate(self, journal: Journal, on_progress: OnProgress | None) -> None:
+        """Has every question answered."""
         n_total = None
         if self.teacher.is_paid:  # worth a pass of its own: who waits and pays wants to see the end
-            n_total = sum(not isinstance(entry, Rejection) for entry in self.items())
-        self.teacher.generate(questions(), journal, n_total=n_total, on_progress=on_progress)
-        return plan
+            n_total = sum(1 for _ in self.questions())
+        self.teacher.generate(self.questions(), journal, n_total=n_total, on_progress=on_progress)
 
     # --- second pass -----------------------------------------------------------------------------
 
-    def write(self, folder: Path, journal: Journal, plan: SplitPlan) -> dict[str, int]:
+    def write(self, folder: Path, journal: Journal) -> dict[str, int]:
         """Writes shards and rejects from the journal; returns rows per split."""
+        plan = SplitPlan(self.settings, self.questions())
+        self.n_near_duplicates = plan.n_near_duplicates
         splits = plan.splits()
         seen_answers: set[int] = set()
         with DatasetWriter(folder) as writer:
@@ -177,7 +166,7 @@ class Build:
             return None
         return {"amount": round(price.of(usage), 4), **price.model_dump()}
 
-    def manifest(self, journal: Journal, splits: dict[str, int], plan: SplitPlan) -> Manifest:
+    def manifest(self, journal: Journal, splits: dict[str, int]) -> Manifest:
         """Everything counted, without the list of files."""
         n_rejected = sum(self.rejected.values())
         counts: dict[str, Any] = {
@@ -187,7 +176,7 @@ class Build:
             "rejected": dict(self.rejected.most_common()),
             "splits": splits,
             "risk": dict(self.risks),
-            "n_near_duplicates": plan.n_near_duplicates,
+            "n_near_duplicates": self.n_near_duplicates,
         }
         if self.settings.include_human:
             counts["n_human"] = self.n_human

@@ -26,8 +26,8 @@ LEAK_GRAM = 14
 """So many characters in a row shared with the instruction count as a leak of it (assumed)."""
 MIN_SHARE_HAN = 0.6
 """Below this share of Chinese characters among the letters a text is not Chinese (assumed)."""
-_HAN = re.compile(r"[\u3400-\u9fff\U00020000-\U0003ffff]")
-_OTHER_LETTER = re.compile(r"[A-Za-z\u00c0-\u024f\u0400-\u04ff\u3040-\u30ff\uac00-\ud7af]")
+_HAN = re.compile(r"[\u3400-\u9fff\U00020000-\U0003ffff]+")
+_OTHER_LETTER = re.compile(r"[A-Za-z\u00c0-\u024f\u0400-\u04ff\u3040-\u30ff\uac00-\ud7af]+")
 _LOOSE = re.compile(r"[\s\W_]+")
 
 
@@ -139,7 +139,8 @@ class AnswerChecks:
         return None
 
     def _check_text(self, parts: Any, text: str, risk: Risk) -> Fault | None:
-        n_han, n_other = len(_HAN.findall(text)), len(_OTHER_LETTER.findall(text))
+        n_han = sum(map(len, _HAN.findall(text)))
+        n_other = sum(map(len, _OTHER_LETTER.findall(text)))
         if n_han < MIN_SHARE_HAN * (n_han + n_other) or n_han == 0:
             return Fault(Reason.WRONG_LANGUAGE, f"{n_han} Chinese of {n_han + n_other} letters")
         for part in parts:

@@ -8,7 +8,8 @@ A million questions take 256 MB of signatures.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -21,32 +22,35 @@ _MIX = np.uint64(0x9E3779B97F4A7C15)
 _NOT_TEXT = re.compile(r"[\W_]+")
 
 
+Sketches: TypeAlias = npt.NDArray[np.uint32]
+"""MinHash signatures, shape `(n, N_PERMUTATIONS)`."""
+
+
+def sketch(texts: Sequence[str]) -> Sketches:
+    """The signature of each text (title and description), over its character 4-grams."""
+    found = np.zeros((len(texts), N_PERMUTATIONS), dtype=np.uint32)
+    for row, text in enumerate(texts):
+        plain = _NOT_TEXT.sub("", text)
+        grams = [plain[i : i + GRAM] for i in range(max(1, len(plain) - GRAM + 1))]
+        minhash = rensa.RMinHash(num_perm=N_PERMUTATIONS, seed=1)
+        minhash.update(grams)
+        found[row] = minhash.digest()
+    return found
+
+
 class NearDuplicates:
-    """Collects questions in order, then gives each the index of its cluster's first member."""
+    """Collects signatures in order, then gives each the index of its cluster's first member."""
 
     def __init__(self, threshold: float) -> None:
         self._threshold = threshold
-        self._blocks: list[npt.NDArray[np.uint32]] = []
-        self._pending: list[list[int]] = []
+        self._blocks: list[Sketches] = []
 
-    def add(self, text: str) -> None:
-        """Adds the next question's title and description."""
-        plain = _NOT_TEXT.sub("", text)
-        grams = [plain[i : i + GRAM] for i in range(max(1, len(plain) - GRAM + 1))]
-        sketch = rensa.RMinHash(num_perm=N_PERMUTATIONS, seed=1)
-        sketch.update(grams)
-        self._pending.append(sketch.digest())
-        if len(self._pending) >= 4096:
-            self._pack()
-
-    def _pack(self) -> None:
-        if self._pending:
-            self._blocks.append(np.array(self._pending, dtype=np.uint32))
-            self._pending = []
+    def add(self, sketches: Sketches) -> None:
+        """Adds the next questions."""
+        self._blocks.append(sketches)
 
     def clusters(self) -> npt.NDArray[np.int64]:
         """For every question, in the order added, the index of its cluster's first question."""
-        self._pack()
         if not self._blocks:
             return np.zeros(0, dtype=np.int64)
         signatures = np.concatenate(self._blocks)
@@ -85,9 +89,8 @@ def _join(parent: npt.NDArray[np.int64], first: int, second: int) -> None:
     parent[max(a, b)] = min(a, b)
 
 
-def cluster_questions(texts: Iterable[str], threshold: float) -> npt.NDArray[np.int64]:
+def cluster_questions(texts: Sequence[str], threshold: float) -> npt.NDArray[np.int64]:
     """Cluster index of each text (see `NearDuplicates`), shape `(n,)`."""
     found = NearDuplicates(threshold)
-    for text in texts:
-        found.add(text)
+    found.add(sketch(texts))
     return found.clusters()

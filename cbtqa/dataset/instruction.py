@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
@@ -17,20 +17,65 @@ from cbtqa.errors import ConfigError
 from cbtqa.llm.chat import Message
 from cbtqa.prompts import Prompt, fence
 from cbtqa.records import Question, Risk
+from cbtqa.safety.screen import screen
+
+RISKS: tuple[Risk, ...] = get_args(Risk)
+
+
+class Grades:
+    """The risk of every question by its place in the input, one byte each.
+
+    Screened when first asked for, so that questions answered long ago don't hold up a run that is
+    resumed.
+    """
+
+    def __init__(self) -> None:
+        self._known = bytearray()
+
+    def is_known(self, place: int) -> bool:
+        """Whether the question at this place was graded."""
+        return place < len(self._known) and self._known[place] > 0
+
+    def note(self, place: int, risk: Risk) -> None:
+        """Keeps a grade."""
+        if place >= len(self._known):
+            self._known.extend(bytes(place + 1 - len(self._known)))
+        self._known[place] = 1 + RISKS.index(risk)
+
+    def of(self, place: int, text: str) -> Risk:
+        """The grade, screened now if it is not known yet."""
+        if not self.is_known(place):
+            self.note(place, screen(text).risk)
+        return RISKS[self._known[place] - 1]
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One question to be answered, with its risk grade."""
+    """One question to be answered, at its place among the usable rows of the input."""
 
     question: Question
-    risk: Risk
+    place: int
+    grades: Grades
+
+    @property
+    def risk(self) -> Risk:
+        """How strongly the question speaks of suicide or self-harm."""
+        return self.grades.of(self.place, self.question.source_text)
+
+    def note(self, risk: Risk) -> None:
+        """Keeps a grade found elsewhere."""
+        self.grades.note(self.place, risk)
 
     @property
     def key(self) -> str:
-        """Names the paid reply: the id, and a hash that changes with the text."""
-        text = hashlib.blake2b(self.question.source_text.encode(), digest_size=8).hexdigest()
-        return f"{self.question.id}:{text}"
+        """See `key_of`."""
+        return key_of(self.question)
+
+
+def key_of(question: Question) -> str:
+    """Names the paid reply: the id, and a hash that changes with the text."""
+    text = hashlib.blake2b(question.source_text.encode(), digest_size=8).hexdigest()
+    return f"{question.id}:{text}"
 
 
 @cache

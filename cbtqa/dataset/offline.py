@@ -1,25 +1,19 @@
 """The embedded default teacher: rules, no model, no key, no network, the same answer each time.
 
-Blocks of questions are written by as many processes as there are processors; what they write does
-not depend on how many there are. Answers are checked where they are written.
+Answers are written by several processes (see `processes`) and checked where they are written.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import ExitStack
-from multiprocessing import get_context, parent_process
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import cbtqa
 from cbtqa.dataset.check import AnswerChecks, CheckedAnswer
-from cbtqa.dataset.instruction import Item
+from cbtqa.dataset.instruction import Item, key_of
+from cbtqa.dataset.processes import map_blocks
 from cbtqa.dataset.settings import BuildSettings
 from cbtqa.dataset.teachers import OnProgress
 from cbtqa.dataset.template import TemplateTeacher
@@ -27,11 +21,10 @@ from cbtqa.distortions.taxonomy import Taxonomy, load_taxonomy
 from cbtqa.llm.chat import Fault, Reply
 from cbtqa.llm.journal import Entry, Journal, State, blocks_of
 from cbtqa.llm.progress import Meter
-from cbtqa.records import STEP_NAMES, CbtSteps, DistortionLabel, Provenance
+from cbtqa.records import STEP_NAMES, CbtSteps, DistortionLabel, Provenance, Question, Risk
+from cbtqa.safety.screen import screen
 
 BLOCK = 500
-BLOCKS_ALONE = 4
-"""So many blocks are written before other processes are worth their start."""
 LABELLER = "patterns"
 
 
@@ -45,7 +38,6 @@ class OfflineTeacher:
 
     def __init__(self, settings: BuildSettings, taxonomy: Taxonomy) -> None:
         self._taxonomy, self._seed = taxonomy, settings.seed
-        self._writer = _Writer(settings, taxonomy)
         self._settings = settings
 
     def fingerprint(self) -> dict[str, str]:
@@ -69,40 +61,25 @@ class OfflineTeacher:
         """Writes what the journal does not hold; a kill costs at most a few blocks."""
         meter = Meter(n_total, price=None, earlier=journal.totals())
 
-        def missing() -> Iterator[list[Item]]:
+        asked: deque[list[Item]] = deque()
+
+        def missing() -> Iterator[list[Question]]:
             for block in blocks_of(items, BLOCK):
                 done = journal.standings([item.key for item in block])
                 meter.n_skipped += len(done)
-                yield [item for item in block if item.key not in done]
+                left = [item for item in block if item.key not in done]
+                if left:
+                    asked.append(left)
+                    yield [item.question for item in left]
 
-        for entries in self._written(missing()):
+        for written in map_blocks(_make_writer, (self._settings,), missing()):
+            entries = []
+            for item, (entry, risk) in zip(asked.popleft(), written, strict=True):
+                item.note(risk)
+                entries.append(entry)
             meter.n_accepted += journal.record(entries)
             if on_progress is not None:
                 on_progress(meter.progress(limit=1))
-
-    def _written(self, blocks: Iterator[list[Item]]) -> Iterator[list[Entry]]:
-        """The entries of each block in order, by several processes once it is worth it."""
-        n_workers = os.cpu_count() or 1
-        pending: deque[Future[list[Entry]]] = deque()
-        with ExitStack() as stack:
-            pool: ProcessPoolExecutor | None = None
-            for number, block in enumerate(block for block in blocks if block):
-                if number < BLOCKS_ALONE or n_workers == 1:
-                    yield self._writer.write(block)
-                    continue
-                if pool is None:
-                    pool = ProcessPoolExecutor(
-                        n_workers,
-                        mp_context=get_context("spawn"),
-                        initializer=_start_worker,
-                        initargs=(self._settings,),
-                    )
-                    stack.callback(pool.shutdown, cancel_futures=True)
-                pending.append(pool.submit(_write_block, block))
-                while len(pending) > 2 * n_workers:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
 
     def read(self, item: Item, reply: Reply) -> CheckedAnswer | Fault:
         """Taken as it was written: it was checked then."""
@@ -122,20 +99,22 @@ class OfflineTeacher:
 
 
 class _Writer:
-    """Writes and checks answers; one in every process."""
+    """Grades, answers and checks; one in every process."""
 
-    def __init__(self, settings: BuildSettings, taxonomy: Taxonomy) -> None:
+    def __init__(self, settings: BuildSettings) -> None:
+        taxonomy = load_taxonomy(settings.taxonomy)
         self._template = TemplateTeacher(taxonomy=settings.taxonomy, seed=settings.seed)
         self._checks = AnswerChecks(
             taxonomy, LABELLER, settings.min_step_chars, settings.max_step_chars
         )
 
-    def write(self, items: list[Item]) -> list[Entry]:
-        """One entry an item: accepted, or turned away for good by a check."""
-        return [self._entry(item) for item in items]
+    def write(self, questions: list[Question]) -> list[tuple[Entry, Risk]]:
+        """One entry a question: accepted, or turned away for good by a check."""
+        graded = ((question, screen(question.source_text).risk) for question in questions)
+        return [(self._entry(question, risk), risk) for question, risk in graded]
 
-    def _entry(self, item: Item) -> Entry:
-        answer = self._template.answer(item.question, item.risk)
+    def _entry(self, question: Question, risk: Risk) -> Entry:
+        answer = self._template.answer(question, risk)
         value: dict[str, Any] = answer.steps.model_dump()
         value["distortions"] = [
             {"id": label.id, "evidence": label.evidence, "confidence": label.confidence}
@@ -143,30 +122,13 @@ class _Writer:
         ]
         text = json.dumps(value, ensure_ascii=False)
         reply = Reply(text, finish_reason="stop", model="template")
-        found = self._checks.check_object(item.question, item.risk, value)
+        found = self._checks.check_object(question, risk, value)
         if isinstance(found, Fault):
-            return Entry(item.key, 1, State.FINAL, reply, found)
-        return Entry(item.key, 1, State.ACCEPTED, reply)
+            return Entry(key_of(question), 1, State.FINAL, reply, found)
+        return Entry(key_of(question), 1, State.ACCEPTED, reply)
 
 
-_worker: _Writer | None = None
-
-
-def _start_worker(settings: BuildSettings) -> None:
-    global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _worker = _Writer(settings, load_taxonomy(settings.taxonomy))
-
-
-def _end_with_parent() -> None:
-    """A worker would wait for ever for blocks from a parent that was killed."""
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _write_block(items: list[Item]) -> list[Entry]:
-    assert _worker is not None, "a worker begins with _start_worker"
-    return _worker.write(items)
+def _make_writer(
+    settings: BuildSettings,
+) -> Callable[[list[Question]], list[tuple[Entry, Risk]]]:
+    return _Writer(settings).write

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from cbtqa.dataset.template_facts import Facts, quote_evidence, read_facts
 from cbtqa.dataset.template_grammar import Part, Writer
 from cbtqa.dataset.template_language import Language, Pools, load_language
-from cbtqa.distortions.patterns import PatternLabeller
+from cbtqa.distortions.patterns import PatternHit, PatternLabeller
 from cbtqa.distortions.taxonomy import load_taxonomy
 from cbtqa.records import STEP_NAMES, CbtSteps, DistortionLabel, Question, Risk
 
@@ -57,9 +57,8 @@ class TemplateTeacher:
     def __init__(self, taxonomy: str = "burns-10", seed: int = 0) -> None:
         self._taxonomy = load_taxonomy(taxonomy)
         self._labeller = PatternLabeller(self._taxonomy)
-        self._merged = frozenset(
-            type_id for type_id in self._taxonomy.ids if self._taxonomy.finer_ids(type_id)
-        )
+        finer = {type_id: self._taxonomy.finer_ids(type_id) for type_id in self._taxonomy.ids}
+        self._finer_ids = {type_id: found for type_id, found in finer.items() if found}
         self._language = load_language()
         self._seed = seed
 
@@ -71,8 +70,9 @@ class TemplateTeacher:
         thoughts: list[_Thought] = []
         if risk == "none":
             text = source_text[:_MAX_LABELLED]
-            labels = self._labeller.label(text)
-            thoughts = self._thoughts(text, labels)
+            hits = self._labeller.find_hits(text)
+            labels = self._labeller.label(text, hits)
+            thoughts = self._thoughts(text, labels, hits)
             _add_thoughts(facts, thoughts)
         composer = _Composer(
             self._language, facts, thoughts, risk, self._seed_of(question.id, source_text)
@@ -83,17 +83,19 @@ class TemplateTeacher:
         told = f"{self._seed}\0{item_id}\0{source_text}"
         return int.from_bytes(hashlib.sha256(told.encode("utf-8", "replace")).digest()[:8])
 
-    def _thoughts(self, text: str, labels: tuple[DistortionLabel, ...]) -> list[_Thought]:
-        finer: dict[str, str] = {}
-        if any(label.id in self._merged for label in labels):
-            for hit in self._labeller.find_hits(text):
-                finer.setdefault(hit.clause.of(text), hit.rule.type)
+    def _thoughts(
+        self, text: str, labels: tuple[DistortionLabel, ...], hits: list[PatternHit]
+    ) -> list[_Thought]:
+        types: dict[str, str] = {}
+        if any(label.id in self._finer_ids for label in labels):
+            for hit in hits:
+                types.setdefault(hit.clause.of(text), hit.rule.type)
         thoughts = []
         for label in labels:
             concept = label.id
-            if concept in self._merged:
-                found = finer.get(label.evidence or "", concept)
-                concept = found if found in self._taxonomy.finer_ids(concept) else concept
+            if concept in self._finer_ids:
+                found = types.get(label.evidence or "", concept)
+                concept = found if found in self._finer_ids[concept] else concept
             if concept not in self._language.types:
                 continue
             name = self._language.terms.get(concept) or self._taxonomy.zh_name(concept)

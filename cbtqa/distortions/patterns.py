@@ -122,10 +122,14 @@ class PatternLabeller:
         """All rules of the file, in its order."""
         return self._rules.rules
 
-    def label(self, text: str) -> Labels:
-        """One label for each type found, with its surest clause, surest first."""
+    def label(self, text: str, hits: Iterable[PatternHit] | None = None) -> Labels:
+        """One label for each type found, with its surest clause, surest first.
+
+        Args:
+            hits: `find_hits` of the text, when they are at hand.
+        """
         best: dict[str, PatternHit] = {}
-        for hit in self.find_hits(text):
+        for hit in self.find_hits(text) if hits is None else hits:
             type_id = self._ids[hit.rule.type]
             if type_id is None or hit.rule.confidence < self._min_confidence:
                 continue

@@ -61,7 +61,7 @@ class Taxonomy(Record):
     citation: NonEmptyText
     types: tuple[DistortionType, ...]
 
-    @property
+    @cached_property
     def ids(self) -> tuple[str, ...]:
         """Type ids in the file's order."""
         return tuple(entry.id for entry in self.types)
