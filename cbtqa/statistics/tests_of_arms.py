@@ -66,7 +66,7 @@ def friedman(arms: Sequence[Arm]) -> TestResult:
         return _no_result("friedman", n, w.reason or "")
     statistic = n * (k - 1) * w.value
     return TestResult(
-        name="friedman", statistic=statistic, p=_chi2_tail(statistic, k - 1), effect=w.value, n=n
+        name="friedman", statistic=statistic, p=chi2_tail(statistic, k - 1), effect=w.value, n=n
     )
 
 
@@ -82,7 +82,7 @@ def kruskal(groups: Sequence[Arm]) -> TestResult:
     return TestResult(
         name="kruskal",
         statistic=float(statistic),
-        p=_chi2_tail(float(statistic), len(groups) - 1),
+        p=chi2_tail(float(statistic), len(groups) - 1),
         n=n,
     )
 
@@ -195,7 +195,7 @@ def _ranked_parts(groups: Sequence[Arm], pooled: Floats) -> list[Floats]:
     return np.split(ranks(pooled), ends)
 
 
-def _chi2_tail(statistic: float, df: int) -> float:
+def chi2_tail(statistic: float, df: int) -> float:
     """Upper tail of the chi-squared distribution, by its finite sums for whole degrees."""
     half = statistic / 2
     if half <= 0:

@@ -1,0 +1,280 @@
+"""Linear model with a random intercept per group (patient): y = X b + u[group] + e.
+
+    fit = fit_mixed(y, x, ("intercept", "tuned"), patients, method="reml")
+    fit.effect("tuned").estimate, fit.var_group, fit.engine
+
+Three ways to the same maximum. *Closed form*: every group has the same rows of X (balanced), so
+the answer is sums of squares. *Profile*: any data; all but the ratio of the two variances is
+solved exactly, and the likelihood is searched along that one ratio. *statsmodels*: the
+established program, started at the profile's maximum, since its own search stops early on flat
+likelihoods. Left to choose, the closed form is taken where it holds and statsmodels elsewhere;
+`engine` says which one it was.
+
+Source: Laird & Ware 1982; closed form: Searle, Casella & McCulloch, Variance Components, ch. 4.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from cbtqa.errors import MissingExtraError
+from cbtqa.records import NonEmptyText, Record
+from cbtqa.statistics.agreement import Floats
+from cbtqa.statistics.resampling import percentile_interval
+from cbtqa.statistics.variance_ratio import (
+    GroupSums,
+    Method,
+    closed_ratio,
+    search_ratio,
+    solve,
+)
+
+Engine = Literal["auto", "closed_form", "profile", "statsmodels"]
+NORMAL_95 = 1.959963984540054
+BOUNDARY = 1e-7
+
+
+class Effect(Record):
+    """One fixed effect."""
+
+    name: NonEmptyText
+    estimate: float
+    se: float
+    z: float
+    p: float
+    """Two-sided, from the normal distribution."""
+    low: float
+    """Lower end of the 95 % interval."""
+    high: float
+
+
+class MixedFit(Record):
+    """A fitted model."""
+
+    engine: NonEmptyText
+    """What computed it: `closed form`, `profile likelihood`, or statsmodels with its version."""
+    method: Method
+    n: int
+    n_groups: int
+    effects: tuple[Effect, ...]
+    covariance: tuple[tuple[float, ...], ...]
+    """Of the fixed effects, in their order."""
+    var_group: float
+    var_residual: float
+    log_likelihood: float
+    aic: float | None
+    """None under REML, whose likelihoods of different X are not comparable."""
+    is_balanced: bool
+    is_boundary: bool
+    """True when the variance between groups is estimated as 0."""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def icc(self) -> float:
+        """Share of the variance, beyond the fixed effects, that lies between groups."""
+        return self.var_group / (self.var_group + self.var_residual)
+
+    @property
+    def estimates(self) -> Floats:
+        """The fixed effects as a vector."""
+        return np.array([effect.estimate for effect in self.effects])
+
+    def effect(self, name: str) -> Effect:
+        """The effect of this name.
+
+        Raises:
+            KeyError: there is none.
+        """
+        for effect in self.effects:
+            if effect.name == name:
+                return effect
+        raise KeyError(name)
+
+
+def fit_mixed(
+    y: Sequence[float] | Floats,
+    x: Floats,
+    names: Sequence[str],
+    groups: Sequence[str],
+    *,
+    method: Method = "reml",
+    engine: Engine = "auto",
+) -> MixedFit:
+    """Fits the model.
+
+    Args:
+        y: outcome, shape (n,).
+        x: fixed effects, shape (n, p); a column of ones is the intercept and must be there.
+        names: of the columns of x.
+        groups: the group of each row, such as the patient.
+        engine: `closed_form` refuses unbalanced data.
+
+    Raises:
+        ValueError: fewer than two groups, too few rows, gaps, columns of x that depend on each
+            other, or a closed form asked of unbalanced data.
+        MissingExtraError: statsmodels was asked for and is not installed.
+    """
+    outcome, design = np.asarray(y, dtype=np.float64), np.asarray(x, dtype=np.float64)
+    _check(outcome, design, names, groups)
+    sums = GroupSums.of(outcome, design, groups)
+    is_balanced = _has_equal_groups(design, groups)
+    notes: list[str] = []
+    if engine == "closed_form" and not is_balanced:
+        raise ValueError("the closed form wants the same rows of x in every group")
+    if is_balanced and engine in ("auto", "closed_form"):
+        ratio, name = closed_ratio(sums, method), "closed form"
+    else:
+        ratio, name = search_ratio(sums, method), "profile likelihood"
+        if engine == "auto":
+            engine = "statsmodels" if _has_statsmodels() else "profile"
+            if engine == "profile":
+                notes.append("unbalanced, and statsmodels is not installed: own search instead")
+    if engine == "statsmodels":
+        ratio, name = _statsmodels_ratio(outcome, design, groups, method, ratio, notes)
+    return _make_fit(sums, ratio, names, method, name, is_balanced, notes)
+
+
+def bootstrap_icc(
+    y: Sequence[float] | Floats,
+    x: Floats,
+    groups: Sequence[str],
+    *,
+    method: Method = "reml",
+    n_trials: int = 500,
+    seed: int = 12345,
+) -> tuple[float, float] | None:
+    """95 % percentile interval of the ICC, drawing whole groups; None below three groups.
+
+    A drawing in which the fixed effects cannot be told apart any more is left out.
+    """
+    sums = GroupSums.of(np.asarray(y, np.float64), np.asarray(x, np.float64), groups)
+    n_groups = len(sums.sizes)
+    if n_groups < 3:
+        return None
+    generator = np.random.default_rng(seed)
+    found = []
+    for _ in range(n_trials):
+        counts = np.bincount(generator.integers(0, n_groups, n_groups), minlength=n_groups)
+        drawn = sums.drawn(counts.astype(np.float64))
+        if np.linalg.matrix_rank(drawn.xx) == drawn.p:
+            ratio = search_ratio(drawn, method)
+            found.append(ratio / (1 + ratio))
+    return percentile_interval(np.array(found)) if len(found) > n_trials // 2 else None
+
+
+def _has_statsmodels() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("statsmodels") is not None
+
+
+def _statsmodels_ratio(
+    y: Floats,
+    x: Floats,
+    groups: Sequence[str],
+    method: Method,
+    start: float,
+    notes: list[str],
+) -> tuple[float, str]:
+    """The ratio statsmodels ends at, with its name; what it warns of becomes a note."""
+    try:
+        import statsmodels
+        from statsmodels.regression.mixed_linear_model import MixedLM, MixedLMParams
+    except ModuleNotFoundError:
+        raise MissingExtraError("statsmodels", "simulate") from None
+    name = f"statsmodels {statsmodels.__version__}"
+    if start == 0:
+        notes.append(f"no variance between groups, where {name} has no gradient: own search kept")
+        return 0.0, "profile likelihood"
+    begin = MixedLMParams.from_components(
+        fe_params=np.zeros(x.shape[1]), cov_re=np.array([[start]])
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit = MixedLM(y, x, np.asarray(groups)).fit(
+            start_params=begin, reml=method == "reml", method=["bfgs", "lbfgs", "powell"]
+        )
+    notes += dict.fromkeys(f"{name}: {str(one.message).splitlines()[0]}" for one in caught)
+    return float(fit.cov_re[0, 0] / fit.scale), name
+
+
+# --- checks and results --------------------------------------------------------------------------
+
+
+def _check(y: Floats, x: Floats, names: Sequence[str], groups: Sequence[str]) -> None:
+    if x.ndim != 2 or not len(y) == len(x) == len(groups) or x.shape[1] != len(names):
+        raise ValueError("y, x, names and groups do not fit each other")
+    if not (np.isfinite(y).all() and np.isfinite(x).all()):
+        raise ValueError("y or x has gaps; leave out what is missing first")
+    if len(set(groups)) < 2:
+        raise ValueError("a random intercept needs at least two groups")
+    if not (x == 1).all(axis=0).any():
+        raise ValueError("x needs a column of ones, the intercept")
+    if len(y) < x.shape[1] + 2:
+        raise ValueError(f"{len(y)} rows are too few for {x.shape[1]} effects")
+    if np.linalg.matrix_rank(x) < x.shape[1]:
+        raise ValueError(f"the columns {', '.join(names)} depend on each other")
+
+
+def _has_equal_groups(x: Floats, groups: Sequence[str]) -> bool:
+    """True when every group has the same rows of x, in whatever order."""
+    rows: dict[str, list[tuple[float, ...]]] = {}
+    for group, row in zip(groups, x.tolist(), strict=True):
+        rows.setdefault(group, []).append(tuple(row))
+    sorted_rows = [sorted(own) for own in rows.values()]
+    return all(own == sorted_rows[0] for own in sorted_rows)
+
+
+def _make_fit(
+    sums: GroupSums,
+    ratio: float,
+    names: Sequence[str],
+    method: Method,
+    engine: str,
+    is_balanced: bool,
+    notes: list[str],
+) -> MixedFit:
+    solved, n = solve(sums, ratio), sums.n
+    variance = solved.residual_variance(n, method)
+    covariance = variance * np.linalg.inv(solved.precision)
+    height = solved.log_likelihood(n, method)
+    is_boundary = ratio < BOUNDARY
+    if is_boundary:
+        notes.append("the variance between groups is estimated as 0")
+    return MixedFit(
+        engine=engine,
+        method=method,
+        n=n,
+        n_groups=len(sums.sizes),
+        effects=tuple(
+            make_effect(name, float(beta), math.sqrt(float(square)))
+            for name, beta, square in zip(names, solved.beta, np.diag(covariance), strict=True)
+        ),
+        covariance=tuple(tuple(float(cell) for cell in row) for row in covariance),
+        var_group=ratio * variance,
+        var_residual=variance,
+        log_likelihood=height,
+        aic=2 * (sums.p + 2) - 2 * height if method == "ml" else None,
+        is_balanced=is_balanced,
+        is_boundary=is_boundary,
+        notes=tuple(notes),
+    )
+
+
+def make_effect(name: str, estimate: float, se: float) -> Effect:
+    """An estimate with its z, two-sided p and 95 % interval; a zero standard error gives z 0."""
+    z = estimate / se if se > 0 else 0.0
+    return Effect(
+        name=name,
+        estimate=estimate,
+        se=se,
+        z=z,
+        p=math.erfc(abs(z) / math.sqrt(2)),
+        low=estimate - NORMAL_95 * se,
+        high=estimate + NORMAL_95 * se,
+    )
