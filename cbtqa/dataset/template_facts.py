@@ -76,9 +76,10 @@ class _Lexicon(NamedTuple):
     """Folded words to `_Word`."""
     raw: Mapping[str, Any]
     lead: re.Pattern[str]
-    bad_start: re.Pattern[str]
-    bad_end: re.Pattern[str]
-    tail: re.Pattern[str]
+    bad_starts: tuple[str, ...]
+    bad_ends: tuple[str, ...]
+    tails: tuple[str, ...]
+    """Longest first."""
     never: re.Pattern[str]
     not_before: re.Pattern[str]
     others: tuple[str, ...]
@@ -123,8 +124,8 @@ def load_lexicon() -> _Lexicon:
         automaton=automaton,
         raw=raw,
         lead=re.compile(f"(?:{'|'.join(sorted(raw['lead_words'], key=len, reverse=True))})+"),
-        bad_start=re.compile(f"(?:{_alternation(raw['bad_starts'])})"),
-        bad_end=re.compile(f"(?:{_alternation(raw['bad_ends'])}|[0-9a-z])$"),
+        bad_starts=tuple(raw["bad_starts"]),
+        bad_ends=(*raw["bad_ends"], *"0123456789abcdefghijklmnopqrstuvwxyz"),
         never=re.compile(_alternation(raw["never_quoted"])),
         not_before=re.compile(f"(?:{_alternation(raw['not_before'])}).?$"),
         others=tuple(raw["others"]),
@@ -133,7 +134,7 @@ def load_lexicon() -> _Lexicon:
         asking_start=re.compile(_alternation(raw["asking_starts"])),
         asked_start=re.compile(_alternation(raw["asked_starts"])),
         asks={name: re.compile(_alternation(words)) for name, words in raw["asks"].items()},
-        tail=re.compile(f"(?:{_alternation(raw['tail_words'])})+$"),
+        tails=tuple(sorted(raw["tail_words"], key=len, reverse=True)),
     )
 
 
@@ -347,15 +348,15 @@ def _trim(text: str, folded: str, shortest: int, longest: int) -> str | None:
     lead = lexicon.lead.match(folded)
     if lead:
         text, folded = text[lead.end() :], folded[lead.end() :]
-    tail = lexicon.tail.search(folded)
-    if tail:
-        text, folded = text[: tail.start()], folded[: tail.start()]
+    while folded.endswith(lexicon.tails):
+        folded = folded[: -len(next(word for word in lexicon.tails if folded.endswith(word)))]
+    text = text[: len(folded)]
     if (
         not shortest <= len(text) <= longest
+        or folded.startswith(lexicon.bad_starts)
+        or folded.endswith(lexicon.bad_ends)
         or not _PLAIN.fullmatch(text)
         or _RISKY_LETTERS.search(folded)
-        or lexicon.bad_start.match(folded)
-        or lexicon.bad_end.search(folded)
         or lexicon.never.search(folded)
     ):
         return None
