@@ -57,6 +57,12 @@ class Item:
     place: int
     grades: Grades
 
+    def __reduce__(self) -> tuple[type[Item], tuple[Question, int, Grades]]:
+        """Travels to another machine with its own grade alone."""
+        grades = Grades()
+        grades.note(0, self.risk)
+        return Item, (self.question, 0, grades)
+
     @property
     def risk(self) -> Risk:
         """How strongly the question speaks of suicide or self-harm."""

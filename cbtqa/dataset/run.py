@@ -19,8 +19,9 @@ from cbtqa.dataset.settings import BuildSettings
 from cbtqa.dataset.stats import folder_statistics
 from cbtqa.dataset.teachers import EndpointTeacher, OnProgress, Teacher
 from cbtqa.distortions.taxonomy import load_taxonomy
-from cbtqa.errors import ConfigError, DataError, IncompleteRunError, LicenceGateError
+from cbtqa.errors import ConfigError, DataError, IncompleteRunError
 from cbtqa.files import sha256_of, write_text
+from cbtqa.llm.disclosure import pass_disclosure_gate
 from cbtqa.llm.endpoint import Endpoint
 from cbtqa.llm.journal import Journal, fork_path
 from cbtqa.manifest import (
@@ -38,6 +39,7 @@ from cbtqa.settings import Resolved
 WITHOUT_EFFECT = {
     *("out", "input", "in_flight", "rpm", "tpm", "timeout_s", "transport", "budget"),
     *("budget_tokens", "price_in", "price_out", "acknowledge_disclosure", "teacher"),
+    *("cluster", "cluster_actors"),
 }
 """Settings that change neither the answers nor how the folder is written."""
 
@@ -112,32 +114,14 @@ def prepare(resolved: Resolved[BuildSettings]) -> Build:
     else:
         endpoint = Endpoint.parse(settings.endpoint, settings.model, transport=settings.transport)
         is_ours = is_bundled_sample(sha256_of(input_path))
-        acknowledgements = pass_disclosure_gate(endpoint, is_ours, settings.acknowledge_disclosure)
+        acknowledgements = pass_disclosure_gate(
+            endpoint,
+            "the questions",
+            is_acknowledged=settings.acknowledge_disclosure,
+            is_invented=is_ours,
+        )
         teacher = EndpointTeacher(settings, taxonomy, endpoint)
     return Build(resolved, teacher, input_path, acknowledgements=acknowledgements)
-
-
-def pass_disclosure_gate(
-    endpoint: Endpoint, is_invented: bool, is_acknowledged: bool
-) -> dict[str, str]:
-    """What to write down about sending text away; empty when nothing is disclosed.
-
-    Loopback and private addresses, and our own invented sample, need no acknowledgement.
-
-    Raises:
-        LicenceGateError: a non-local endpoint and no acknowledgement.
-    """
-    if endpoint.is_local or is_invented:
-        return {}
-    if not is_acknowledged:
-        raise LicenceGateError(
-            f"the questions would be sent to {endpoint.host}. PsyQA's user agreement forbids "
-            "passing its text on to third parties, and a hosted model is one",
-            hint="use a local endpoint (--endpoint vllm, ollama, llama.cpp), or, if you have "
-            "permission or the data is yours, add --acknowledge-disclosure (recorded in the "
-            "manifest)",
-        )
-    return {"disclosure": f"text sent to {endpoint.host}; acknowledged {now()}"}
 
 
 def _finished(folder: Path, build: Build, *, fork: bool, update: bool) -> Manifest | None:

@@ -117,6 +117,15 @@ class BuildSettings(Settings):
         description="http is the thin road; sdk sends through the openai package.",
         json_schema_extra=_ENGINE,
     )
+    cluster: str | None = Field(
+        None,
+        description="Ask from the actors of a Ray cluster: its address, or local. The endpoint's "
+        "address is resolved on their machines.",
+        json_schema_extra=_ENGINE,
+    )
+    cluster_actors: int = Field(
+        2, ge=1, le=256, description="Actors that share the limits.", json_schema_extra=_ENGINE
+    )
     price_in: float | None = Field(
         None, ge=0, description="Price of a million prompt tokens.", json_schema_extra=_ENGINE
     )
@@ -185,6 +194,8 @@ class BuildSettings(Settings):
             raise ValueError("--teacher endpoint wants --endpoint")
         if self.endpoint and not self.model:
             raise ValueError("--endpoint wants --model")
+        if self.cluster and not self.endpoint:
+            raise ValueError("--cluster wants --endpoint: the template teacher asks nobody")
         if self.validation + self.test >= 1:
             raise ValueError("validation and test leave nothing for train")
         if self.min_step_chars >= self.max_step_chars:

@@ -120,7 +120,7 @@ class EndpointTeacher:
         n_total: int | None,
         on_progress: OnProgress | None,
     ) -> None:
-        """Sends what is not answered yet; see `llm.batch.run_batch` for what stops it."""
+        """Sends what is not answered yet; `llm.batch` and `llm.cluster` say what stops it."""
         settings = self._settings
         limits = Limits(
             in_flight=settings.in_flight,
@@ -130,17 +130,19 @@ class EndpointTeacher:
             max_attempts=settings.max_attempts,
         )
         budget = Budget(settings.budget, settings.budget_tokens, self.price)
-        run_batch(
-            items,
-            self,
-            self._endpoint,
-            journal,
-            limits,
-            budget=budget if settings.budget or settings.budget_tokens else None,
-            price=self.price,
-            n_total=n_total,
-            on_progress=on_progress,
-        )
+        options: dict[str, Any] = {
+            "budget": budget if settings.budget or settings.budget_tokens else None,
+            "price": self.price,
+            "n_total": n_total,
+            "on_progress": on_progress,
+        }
+        if settings.cluster:
+            from cbtqa.llm.cluster import run_cluster
+
+            options |= {"address": settings.cluster, "n_actors": settings.cluster_actors}
+            run_cluster(items, self, self._endpoint, journal, limits, **options)
+        else:
+            run_batch(items, self, self._endpoint, journal, limits, **options)
 
     # --- the engine's task -----------------------------------------------------------------------
 

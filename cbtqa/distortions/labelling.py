@@ -28,9 +28,10 @@ from cbtqa.distortions.llm_labeller import LabellingTask, TextToLabel, read_outc
 from cbtqa.distortions.models import load_labeller
 from cbtqa.distortions.patterns import PatternLabeller
 from cbtqa.distortions.taxonomy import Taxonomy, load_taxonomy, map_labels
-from cbtqa.errors import ConfigError, DataError, LicenceGateError
+from cbtqa.errors import ConfigError, DataError
 from cbtqa.files import json_line, read_rows, replacing
 from cbtqa.llm.batch import run_batch
+from cbtqa.llm.disclosure import pass_disclosure_gate
 from cbtqa.llm.endpoint import Endpoint
 from cbtqa.llm.journal import Journal
 from cbtqa.llm.limits import Limits
@@ -309,12 +310,7 @@ def _ask_llm(
     if not settings.endpoint or not settings.model:
         raise ConfigError("--labeller llm needs --endpoint and --model")
     endpoint = Endpoint.parse(settings.endpoint, settings.model)
-    if not endpoint.is_local and not settings.acknowledge_disclosure:
-        raise LicenceGateError(
-            f"the texts would be sent to {endpoint.host}, a third party",
-            hint="use a local endpoint, or, if you may pass the texts on, add "
-            "--acknowledge-disclosure",
-        )
+    pass_disclosure_gate(endpoint, "the texts", is_acknowledged=settings.acknowledge_disclosure)
     task = LabellingTask(taxonomy, settings.model, prompt=settings.prompt)
     n_parts = sum(1 for _ in _read_parts(settings))  # a bad line shows before anything is paid
     journal = stack.enter_context(Journal(journal_path(settings), task.fingerprint()))

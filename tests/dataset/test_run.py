@@ -12,9 +12,10 @@ import pytest
 from cbtqa.dataset.estimate import estimate_build
 from cbtqa.dataset.folder import JOURNAL_NAME
 from cbtqa.dataset.rows import answer_of, answer_row, question_of
-from cbtqa.dataset.run import BuildResult, build_dataset, pass_disclosure_gate
+from cbtqa.dataset.run import BuildResult, build_dataset
 from cbtqa.dataset.settings import BuildSettings
 from cbtqa.errors import ConfigError, IncompleteRunError, LicenceGateError
+from cbtqa.llm.disclosure import pass_disclosure_gate
 from cbtqa.llm.endpoint import Endpoint
 from cbtqa.settings import Resolved, resolve
 from tests.support.answers import good_answer, steps
@@ -192,11 +193,12 @@ def test_the_gate_is_open_inside_and_shut_outside() -> None:
     environ = {"DEEPSEEK_API_KEY": "invented"}
     outside = Endpoint.parse("deepseek", "m", environ=environ)
     inside = Endpoint.parse("http://192.168.1.7:8000/v1", "m", environ={})
-    assert pass_disclosure_gate(inside, False, False) == {}
-    assert pass_disclosure_gate(outside, True, False) == {}
+    assert pass_disclosure_gate(inside, "texts", is_acknowledged=False) == {}
+    assert pass_disclosure_gate(outside, "texts", is_acknowledged=False, is_invented=True) == {}
     with pytest.raises(LicenceGateError):
-        pass_disclosure_gate(outside, False, False)
-    assert "deepseek" in pass_disclosure_gate(outside, False, True)["disclosure"]
+        pass_disclosure_gate(outside, "texts", is_acknowledged=False)
+    found = pass_disclosure_gate(outside, "texts", is_acknowledged=True)
+    assert "deepseek" in found["disclosure"]
 
 
 def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path: Path) -> None:

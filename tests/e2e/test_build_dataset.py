@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -323,3 +324,18 @@ def test_a_file_that_is_not_what_it_says_ends_with_one_clear_error(
     (tmp_path / name).write_bytes(content)
     done = run_cbtqa("build-dataset", name, cwd=tmp_path, code=4)
     assert part in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
+def test_a_cluster_asks_in_actors_and_gives_the_dataset_of_one_process(tmp_path: Path) -> None:
+    questions = write_questions(tmp_path / "questions.json", 40)
+    with ScriptedEndpoint(lambda seen: ok(good_answer(seen))) as server:
+        words = ["build-dataset", questions, "--endpoint", server.url, "--model", "m"]
+        run_cbtqa(*words, "--out", "one", cwd=tmp_path)
+        run_cbtqa(*words, "--out", "many", "--cluster", "local", cwd=tmp_path)
+        assert server.n_paid == 80
+    one, many = (rows_of(tmp_path / name) for name in ("one", "many"))
+    for row in (*one, *many):
+        del row["created_at"]
+    assert one == many

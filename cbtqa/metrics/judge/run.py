@@ -12,11 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cbtqa.errors import ConfigError, LicenceGateError, UsageError
+from cbtqa.errors import ConfigError, UsageError
 from cbtqa.files import write_json, write_jsonl
 from cbtqa.llm.batch import run_batch
 from cbtqa.llm.chat import Sampling
 from cbtqa.llm.cost import Budget, token_counter
+from cbtqa.llm.disclosure import pass_disclosure_gate
 from cbtqa.llm.endpoint import Endpoint
 from cbtqa.llm.journal import Journal
 from cbtqa.llm.limits import Limits
@@ -139,7 +140,9 @@ def _prepare(settings: JudgeSettings, rubric: JudgeRubric) -> _Prepared:
             hint="cbtqa judge a.jsonl --questions PsyQA.json --endpoint vllm --model Qwen3-32B",
         )
     endpoint = Endpoint.parse(settings.endpoint, settings.model)
-    acknowledgements = _disclosure(endpoint, is_acknowledged=settings.acknowledge_disclosure)
+    acknowledgements = pass_disclosure_gate(
+        endpoint, "questions and answers", is_acknowledged=settings.acknowledge_disclosure
+    )
     answers = read_answers(
         settings.predictions, settings.questions, settings.split, settings.columns, settings.sample
     )
@@ -184,19 +187,6 @@ def _manifest(resolved: Resolved[JudgeSettings], task: JudgeTask, answers: Answe
         started_at=now(),
         finished_at=now(),
     )
-
-
-def _disclosure(endpoint: Endpoint, *, is_acknowledged: bool) -> dict[str, str]:
-    if endpoint.is_local:
-        return {}
-    if not is_acknowledged:
-        raise LicenceGateError(
-            f"questions and answers would be sent to {endpoint.host}, a third party; PsyQA's user "
-            "agreement forbids passing its text on",
-            hint="use a local endpoint (--endpoint vllm, ollama, llama.cpp), or, if you have "
-            "permission or the data is yours, add --acknowledge-disclosure",
-        )
-    return {"disclosure": f"text sent to {endpoint.host}; acknowledged {now()}"}
 
 
 def _task(settings: JudgeSettings, rubric: JudgeRubric, endpoint: Endpoint) -> JudgeTask:
