@@ -58,12 +58,16 @@ class Section(Record):
 
 
 class Total(Record):
-    """A sum or mean over the criteria of some sections; missing when one of them is."""
+    """A sum or mean over the criteria of some sections."""
 
     id: NonEmptyText
     name: Words
     sections: tuple[str, ...] = Field(min_length=1)
     how: Literal["sum", "mean"] = "sum"
+    max_missing: int = Field(default=0, ge=0)
+    """So many criteria may lack a rating: the mean of the others then stands for them."""
+    cutoff: float | None = None
+    """Published point from which on a total counts as competent; None when there is none."""
 
 
 class Criterion(Record):
@@ -172,6 +176,42 @@ class Rubric(Record):
         if set_marks:
             settled.update({mark.id: int(mark.id in set_marks) for mark in self.marks})
         return settled
+
+    def parts_of(self, total: Total) -> list[tuple[Criterion, float]]:
+        """The criteria that enter a total, each with its weight."""
+        weights = {section.id: section.weight for section in self.sections}
+        inside = [c for c in self.criteria if c.section in total.sections]
+        return [(criterion, weights[str(criterion.section)]) for criterion in inside]
+
+    def total_of(self, total: Total, values: Mapping[str, float | None]) -> float | None:
+        """A total; None when more than `max_missing` of its ratings are missing.
+
+        Reversed criteria are turned round.
+        """
+        summed = present = whole = 0.0
+        n_missing = 0
+        for criterion, weight in self.parts_of(total):
+            value = values.get(criterion.id)
+            whole += weight
+            if value is None:
+                n_missing += 1
+                continue
+            turned = criterion.low + criterion.high - value if criterion.reversed else value
+            summed, present = summed + weight * turned, present + weight
+        if not present or n_missing > total.max_missing:
+            return None
+        if total.how == "mean":
+            return summed / present
+        return summed * whole / present if n_missing else summed
+
+    def range_of(self, total: Total) -> tuple[float, float]:
+        """The lowest and the highest value that a total can take."""
+        parts = self.parts_of(total)
+        below = sum(weight for _, weight in parts) if total.how == "mean" else 1.0
+        return (
+            sum(weight * criterion.low for criterion, weight in parts) / below,
+            sum(weight * criterion.high for criterion, weight in parts) / below,
+        )
 
     def missing(self, values: Mapping[str, int | None]) -> list[str]:
         """Required criteria without a value, in order; of open marks only the first is named."""

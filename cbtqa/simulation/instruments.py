@@ -1,0 +1,250 @@
+"""Instruments for whole sessions: CTRS in two ladders, CTS-R, ACT-FM, TES.
+
+    ctrs = load_instrument("ctrs")                       # the rubric that people rate on, too
+    ctrs.totals({"agenda": 4, ...})[0].value             # None while an item is missing
+    load_instrument("ctrs", wording=Path("ctrs-exact.yaml"))
+
+One YAML file per instrument (`cbtqa/ratings/rubrics`) serves judges and people alike. Its wording
+is ours: topics, short, cited. `wording` lays the exact text of a published form over it, for those
+who may use it; ranges, groups and totals stay those of the instrument.
+
+A missing item is missing: a total that lacks more items than its rule allows is None, with the
+reason. Totals of different ladders are never compared (`comparable`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from cbtqa.errors import DataError, UsageError
+from cbtqa.files import open_text
+from cbtqa.metrics.judge.task import JudgeCriterion
+from cbtqa.ratings.rubric import Criterion, Rubric, Section, Total, Words, load_rubric
+from cbtqa.ratings.rubric import shipped_rubrics as all_rubrics
+from cbtqa.records import NonEmptyText, Record
+
+OWN_WORDING = "cbtqa"
+
+
+class ItemWording(Record):
+    """The words of one item; what is left out stays ours."""
+
+    name: str | None = None
+    question: str | None = None
+    anchors: dict[int, str] = Field(default_factory=dict)
+
+
+class Wording(Record):
+    """A file with the exact words of a published form, in English."""
+
+    instrument: NonEmptyText
+    source: NonEmptyText
+    """The form and the permission under which it is used."""
+    guidelines: str | None = None
+    items: dict[str, ItemWording] = Field(min_length=1)
+
+
+class TotalScore(Record):
+    """One total of one session."""
+
+    instrument: NonEmptyText
+    total: NonEmptyText
+    value: float | None
+    low: float
+    """Lowest value on this ladder."""
+    high: float
+    reason: str | None = None
+    """Why there is no value."""
+
+    @model_validator(mode="after")
+    def _value_or_reason(self) -> TotalScore:
+        if (self.value is None) == (self.reason is None):
+            raise ValueError("a total has either a value or a reason why it has none")
+        return self
+
+
+@dataclass(frozen=True)
+class Instrument:
+    """A rubric for sessions, in the words chosen."""
+
+    rubric: Rubric
+    wording: str = OWN_WORDING
+    """`cbtqa`, or the name of the file that the words came from."""
+
+    @property
+    def id(self) -> str:
+        """Such as `ctrs`; the same whatever the wording."""
+        return self.rubric.id
+
+    @property
+    def items(self) -> tuple[Criterion, ...]:
+        """The items in their order."""
+        return self.rubric.criteria
+
+    @cached_property
+    def scales(self) -> dict[str, tuple[int, int]]:
+        """Item to lowest and highest point."""
+        return {item.id: (item.low, item.high) for item in self.items}
+
+    @property
+    def headline(self) -> Total:
+        """The total that studies report first."""
+        return self.rubric.totals[0]
+
+    @property
+    def scale(self) -> str:
+        """Ladder in short, such as `11 x 0-6`: what must be equal for totals to be compared."""
+        return f"{len(self.items)} x {self.rubric.scale_text()}"
+
+    def judge_criteria(self) -> list[JudgeCriterion]:
+        """The items as a judge is shown them, in English."""
+        return [
+            JudgeCriterion(
+                id=item.id,
+                name=item.name.to("en"),
+                question=item.question.to("en"),
+                low=item.low,
+                high=item.high,
+                anchors={point: words.to("en") for point, words in item.anchors.items()},
+            )
+            for item in self.items
+        ]
+
+    def totals(self, values: Mapping[str, float | None]) -> list[TotalScore]:
+        """Every total of one session's item ratings, headline first.
+
+        Raises:
+            ValueError: an item of another instrument, or a value outside its scale.
+        """
+        self._check(values)
+        return [self._total(total, values) for total in self.rubric.totals]
+
+    def areas(self, values: Mapping[str, float | None]) -> list[TotalScore]:
+        """The sum of each section, weighted: ACT-FM's areas 0-9, CTRS's two halves."""
+        self._check(values)
+        return [self._total(_area(section), values) for section in self.rubric.sections]
+
+    def _check(self, values: Mapping[str, float | None]) -> None:
+        for item, value in values.items():
+            if item not in self.scales:
+                raise ValueError(f"{self.id} has no item '{item}'")
+            low, high = self.scales[item]
+            if value is not None and not low <= value <= high:
+                raise ValueError(f"{self.id} {item}: {value:g} lies outside {low}-{high}")
+
+    def _total(self, total: Total, values: Mapping[str, float | None]) -> TotalScore:
+        low, high = self.rubric.range_of(total)
+        value = self.rubric.total_of(total, values)
+        gaps = [c.id for c, _ in self.rubric.parts_of(total) if values.get(c.id) is None]
+        reason = f"no rating of {', '.join(gaps)}" if value is None else None
+        return TotalScore(
+            instrument=self.id, total=total.id, value=value, low=low, high=high, reason=reason
+        )
+
+
+def _area(section: Section) -> Total:
+    return Total(id=section.id, name=section.title, sections=(section.id,))
+
+
+def shipped_instruments() -> list[str]:
+    """Ids of the instruments of the package."""
+    return [name for name, rubric in all_rubrics().items() if rubric.shows == "transcript"]
+
+
+def load_instrument(name: str, wording: Path | None = None) -> Instrument:
+    """A shipped instrument by id, or one of your own by the path of its rubric file.
+
+    Args:
+        wording: a file with exact words to lay over it; see `Wording`.
+
+    Raises:
+        DataError: no such instrument, or a wording that does not fit it.
+    """
+    try:
+        rubric = load_rubric(name)
+    except DataError as error:
+        known = ", ".join(shipped_instruments())
+        hint = f"shipped: {known}; or the path of a .yaml file"
+        raise DataError(f"no instrument: {error}", hint=hint) from None
+    if rubric.shows != "transcript" or rubric.marks or not rubric.totals:
+        raise DataError(
+            f"'{rubric.id}' is no instrument for sessions: it must show a transcript, hold scales "
+            "only and have a total",
+            hint=f"shipped: {', '.join(shipped_instruments())}",
+        )
+    if wording is None:
+        return Instrument(rubric)
+    return Instrument(_with_wording(rubric, _read_wording(wording), str(wording)), wording.name)
+
+
+def _read_wording(path: Path) -> Wording:
+    with open_text(path) as stream:
+        try:
+            return Wording.model_validate(yaml.safe_load(stream.read()))
+        except yaml.YAMLError as error:
+            raise DataError(f"not YAML: {error}", where=str(path)) from None
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            field = ".".join(str(part) for part in first["loc"])
+            raise DataError(first["msg"], where=f"{path}:{field}") from None
+
+
+def _with_wording(rubric: Rubric, wording: Wording, where: str) -> Rubric:
+    if wording.instrument != rubric.id:
+        raise DataError(f"words of '{wording.instrument}', not of '{rubric.id}'", where=where)
+    unknown = sorted(set(wording.items) - {item.id for item in rubric.criteria})
+    if unknown:
+        raise DataError(f"'{rubric.id}' has no item '{unknown[0]}'", where=f"{where}:items")
+    plain = rubric.model_dump()
+    for item in plain["criteria"]:
+        _reword(item, wording.items.get(item["id"], ItemWording()))
+    if wording.guidelines is not None:
+        plain["guidelines"] = {"en": wording.guidelines}
+    plain["source"] = f"{rubric.source}; words: {wording.source}"
+    try:
+        return Rubric.model_validate(plain)
+    except ValidationError as error:
+        raise DataError(error.errors(include_url=False)[0]["msg"], where=where) from None
+
+
+def _reword(item: dict[str, Any], words: ItemWording) -> None:
+    """Puts exact words in; anchors are replaced as a whole, since ours may not fit beside them."""
+    for field, text in (("name", words.name), ("question", words.question)):
+        if text is not None:
+            item[field] = Words(en=text).model_dump()
+    if words.anchors:
+        item["anchors"] = {point: {"en": text} for point, text in words.anchors.items()}
+
+
+def comparable(first: TotalScore, second: TotalScore) -> bool:
+    """True when two totals stand on the same ladder."""
+    return _ladder(first) == _ladder(second)
+
+
+def _ladder(score: TotalScore) -> tuple[str, str, float, float]:
+    return score.instrument, score.total, score.low, score.high
+
+
+def mean_of(scores: Iterable[TotalScore]) -> float | None:
+    """Mean of totals that have a value; None when none has.
+
+    Raises:
+        UsageError: totals of different ladders.
+    """
+    kept = list(scores)
+    ladders = dict.fromkeys(map(_ladder, kept))
+    if len(ladders) > 1:
+        shown = " and ".join(f"{name} {low:g}-{high:g}" for name, _, low, high in ladders)
+        raise UsageError(
+            f"totals of different ladders are not compared: {shown}",
+            hint="analyse each instrument by itself",
+        )
+    values = [score.value for score in kept if score.value is not None]
+    return sum(values) / len(values) if values else None
