@@ -1,0 +1,191 @@
+"""Attention in which packed documents do not see each other, without flash-attn and without a mask.
+
+Registered with transformers under a name of its own; the name holds no "flash", for which
+transformers would look for a kernel package. On CUDA it is `torch.nn.attention.varlen`, elsewhere
+(and for float32) one causal SDPA call per document. It wants the documents' boundaries as
+`cu_seq_lens_q`; without them a row is one document.
+
+Documents stay apart only if, besides, positions restart with each, no mask is given, and no cache
+is used; `documents_stay_apart` shows on the model at hand that they do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain, pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+DOCUMENTS = "cbtqa_documents"
+"""The name to give as `attn_implementation`."""
+_HALF = (torch.float16, torch.bfloat16)
+_TOLERANCE = {torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 1e-1}
+"""Largest difference of hidden states, relative to their size, that rounding alone explains."""
+
+
+def register_attention() -> str:
+    """Makes the attention known to transformers; gives its name."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(DOCUMENTS, attend)
+    AttentionMaskInterface.register(DOCUMENTS, _no_mask)
+    return DOCUMENTS
+
+
+def _no_mask(*_: Any, **__: Any) -> None:
+    """transformers' mask builder: a dense (tokens, tokens) mask is what we are here to avoid."""
+
+
+def attend(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention over `(rows, heads, tokens, width)`; gives `(rows, tokens, heads, width)`.
+
+    Args:
+        cu_seq_lens_q: int32, shape (documents + 1,): where each document begins in the one row.
+        max_length_q: tokens of the longest document.
+
+    Raises:
+        NotImplementedError: the model caps its scores or adds sinks, which no kernel here does.
+    """
+    if softcap is not None or s_aux is not None:
+        raise NotImplementedError("attention with capped scores or sinks")
+    if cu_seq_lens_q is None:
+        attended = _one_document(query, key, value, scaling, dropout, sliding_window)
+        return attended.transpose(1, 2).contiguous(), None
+    if query.is_cuda and query.dtype in _HALF and not dropout:
+        return _varlen(query, key, value, scaling, sliding_window, cu_seq_lens_q, max_length_q)
+    starts = cu_seq_lens_q.tolist()
+    parts = [
+        _one_document(
+            query[:, :, start:end],
+            key[:, :, start:end],
+            value[:, :, start:end],
+            scaling,
+            dropout,
+            sliding_window,
+        )
+        for start, end in pairwise(starts)
+    ]
+    return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _one_document(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float | None,
+    dropout: float,
+    sliding_window: int | None,
+) -> Tensor:
+    n_queries, n_keys = query.shape[2], key.shape[2]
+    mask = None
+    if (sliding_window is not None and n_keys > sliding_window) or 1 < n_queries < n_keys:
+        mask = _band(n_queries, n_keys, sliding_window, query.device)
+    return scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        dropout_p=dropout,
+        is_causal=mask is None and n_queries > 1,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+
+
+def _band(n_queries: int, n_keys: int, window: int | None, device: torch.device) -> Tensor:
+    """True where a query sees a key: not later, and within the window; the last query is last."""
+    behind = torch.arange(n_keys - n_queries, n_keys, device=device)[:, None] - torch.arange(
+        n_keys, device=device
+    )
+    return (behind >= 0) if window is None else (behind >= 0) & (behind < window)
+
+
+def _varlen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float | None,
+    sliding_window: int | None,
+    starts: Tensor,
+    longest: int | None,
+) -> tuple[Tensor, None]:
+    from torch.nn.attention.varlen import varlen_attn
+
+    q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
+    limit = int(longest or q.shape[0])
+    attended = varlen_attn(
+        q,
+        k,
+        v,
+        starts,
+        starts,
+        limit,
+        limit,
+        scale=scaling,
+        window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
+    assert isinstance(attended, torch.Tensor)
+    return attended[None], None
+
+
+def pack_inputs(
+    documents: Sequence[Sequence[int]], device: torch.device | str = "cpu"
+) -> dict[str, Any]:
+    """The model inputs of one packed row: ids, restarting positions, boundaries."""
+    lengths = torch.tensor([len(ids) for ids in documents])
+    starts = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32).to(device)
+    longest = int(lengths.max())
+    return {
+        "input_ids": torch.tensor([list(chain.from_iterable(documents))], device=device),
+        "position_ids": torch.cat([torch.arange(int(n)) for n in lengths])[None].to(device),
+        "cu_seq_lens_q": starts,
+        "cu_seq_lens_k": starts,
+        "max_length_q": longest,
+        "max_length_k": longest,
+        "use_cache": False,
+    }
+
+
+def documents_stay_apart(model: Any) -> bool:
+    """True when this model gives a packed document the same states as the document alone.
+
+    Two short documents, two forward passes. False for models that mix tokens outside their
+    attention (linear attention, convolutions) or attend in a way of their own.
+    """
+    body = getattr(model, model.base_model_prefix)
+    n_ids = model.config.get_text_config().vocab_size
+    first, second = ([(17 * k + 3) % n_ids for k in range(n)] for n in (7, 12))
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            packed = body(**pack_inputs([first, second], model.device)).last_hidden_state[0]
+            alone = body(**pack_inputs([second], model.device)).last_hidden_state[0]
+    except NotImplementedError:
+        return False
+    finally:
+        model.train(was_training)
+    difference = (packed[len(first) :].float() - alone.float()).norm()
+    tolerance = _TOLERANCE.get(alone.dtype, 1e-1)
+    return bool(difference <= tolerance * alone.float().norm())

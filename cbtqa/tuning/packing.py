@@ -1,0 +1,159 @@
+"""Which items go through the model together: optimiser steps, and micro-batches within a step.
+
+A step is `batch_size` items of a shuffled epoch. How it is divided into micro-batches and among
+processes follows from the token budget; it changes speed and memory, never which items make a
+step. So the same seed gives the same steps on one process or eight, with any budget.
+
+    plan = StepPlan(lengths, batch_size=16, epochs=3, seed=0, budget=8192)
+    plan.step(0).micro_batches[0]        # of process 0: lists of item numbers
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+Members = list[int]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimiser step."""
+
+    number: int
+    epoch: int
+    """From 0."""
+    members: tuple[int, ...]
+    """Item numbers, over all processes."""
+    micro_batches: tuple[tuple[tuple[int, ...], ...], ...]
+    """Per process, then per micro-batch: item numbers. Every process has as many micro-batches; one
+    may be empty."""
+
+
+class StepPlan:
+    """The steps of a whole run, in order; each is found without making those before it.
+
+    Args:
+        lengths: tokens of each item.
+        batch_size: items per step, all processes together.
+        epochs: passes over the items; may end inside one.
+        max_steps: None for no limit.
+        budget: tokens of one micro-batch; a longer item goes alone.
+        n_processes: processes that share a step.
+        is_packed: False for padded micro-batches, whose cost is items times the longest.
+        is_shuffled: False keeps the order, as an evaluation does.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        *,
+        batch_size: int,
+        epochs: float = 1.0,
+        max_steps: int | None = None,
+        seed: int = 0,
+        budget: int = 8192,
+        n_processes: int = 1,
+        is_packed: bool = True,
+        is_shuffled: bool = True,
+    ) -> None:
+        self._lengths = list(lengths)
+        self._batch_size, self._seed, self._budget = batch_size, seed, budget
+        self._n_processes, self._is_packed, self._is_shuffled = n_processes, is_packed, is_shuffled
+        self.steps_per_epoch = math.ceil(len(self._lengths) / batch_size)
+        n_steps = math.ceil(round(epochs * self.steps_per_epoch, 6))
+        self.n_steps = min(n_steps, max_steps) if max_steps else n_steps
+        self._order = lru_cache(maxsize=2)(self._make_order)
+
+    def __len__(self) -> int:
+        return self.n_steps
+
+    def step(self, number: int) -> Step:
+        """The step of this number, from 0."""
+        epoch, place = divmod(number, self.steps_per_epoch)
+        start = place * self._batch_size
+        members = self._order(epoch)[start : start + self._batch_size]
+        lengths = [self._lengths[member] for member in members]
+        divided = divide(lengths, self._budget, self._n_processes, is_packed=self._is_packed)
+        micro_batches = tuple(
+            tuple(tuple(members[place] for place in group) for group in of_process)
+            for of_process in divided
+        )
+        return Step(number, epoch, members, micro_batches)
+
+    def _make_order(self, epoch: int) -> tuple[int, ...]:
+        n = len(self._lengths)
+        if not self._is_shuffled:
+            return tuple(range(n))
+        return tuple(np.random.default_rng([self._seed, epoch]).permutation(n).tolist())
+
+
+def divide(
+    lengths: Sequence[int], budget: int, n_processes: int = 1, *, is_packed: bool = True
+) -> list[list[Members]]:
+    """Items divided into micro-batches within the budget, the same number for every process.
+
+    Returns:
+        Per process, then per micro-batch: places in `lengths`. The k-th micro-batches of all
+        processes are of similar size, so that none waits for another. A micro-batch is empty only
+        when there are fewer items than micro-batches.
+    """
+    groups = (best_fit if is_packed else group_by_length)(lengths, budget)
+    while len(groups) % n_processes:
+        largest = max(groups, key=lambda group: (len(group) > 1, _sum(lengths, group)))
+        if len(largest) > 1:
+            groups.remove(largest)
+            groups += _halves(lengths, largest)
+        else:
+            groups.append([])
+    groups.sort(key=lambda group: _sum(lengths, group), reverse=True)
+    return [groups[rank::n_processes] for rank in range(n_processes)]
+
+
+def best_fit(lengths: Sequence[int], budget: int) -> list[Members]:
+    """Places packed into groups of at most `budget` tokens, longest first, each into the group
+    with the least room that still takes it. A place longer than the budget is a group alone."""
+    groups: list[Members] = []
+    room: list[tuple[int, int]] = []  # (tokens left, group), sorted
+    for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
+        found = bisect.bisect_left(room, (lengths[place], -1))
+        if found == len(room):
+            groups.append([place])
+            bisect.insort(room, (max(0, budget - lengths[place]), len(groups) - 1))
+        else:
+            left, group = room.pop(found)
+            groups[group].append(place)
+            bisect.insort(room, (left - lengths[place], group))
+    return groups
+
+
+def group_by_length(lengths: Sequence[int], budget: int) -> list[Members]:
+    """Places grouped with those of similar length, items times the longest within the budget."""
+    groups: list[Members] = []
+    for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
+        if groups and (len(groups[-1]) + 1) * lengths[groups[-1][0]] <= budget:
+            groups[-1].append(place)
+        else:
+            groups.append([place])
+    return groups
+
+
+def fill_of(lengths: Sequence[int], groups: Sequence[Members], budget: int) -> float:
+    """Share of the budget that groups use, 0 to 1; what is left is unused, never computed."""
+    return sum(lengths) / max(1, sum(max(budget, _sum(lengths, group)) for group in groups))
+
+
+def _sum(lengths: Sequence[int], group: Members) -> int:
+    return sum(lengths[place] for place in group)
+
+
+def _halves(lengths: Sequence[int], group: Members) -> list[Members]:
+    halves: list[Members] = [[], []]
+    for place in sorted(group, key=lambda place: -lengths[place]):
+        min(halves, key=lambda half: _sum(lengths, half)).append(place)
+    return halves
