@@ -39,6 +39,12 @@ class OfflineTeacher:
     def __init__(self, settings: BuildSettings, taxonomy: Taxonomy) -> None:
         self._taxonomy, self._seed = taxonomy, settings.seed
         self._settings = settings
+        self._provenance = Provenance(
+            model="template",
+            seed=settings.seed,
+            is_training_source=False,
+            version=cbtqa.__version__,
+        )
 
     def fingerprint(self) -> dict[str, str]:
         """The version decides: the rules change with it."""
@@ -90,12 +96,7 @@ class OfflineTeacher:
 
     def provenance(self, reply: Reply) -> Provenance:
         """Says that this text is no training source."""
-        return Provenance(
-            model="template",
-            seed=self._seed,
-            is_training_source=False,
-            version=cbtqa.__version__,
-        )
+        return self._provenance
 
 
 class _Writer:
