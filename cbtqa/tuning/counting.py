@@ -1,0 +1,232 @@
+"""Counts what one training step of a shape takes, without its weights and without a GPU.
+
+The model is built on the meta device with its adapters, and one micro-batch goes forward and
+backward under the meters. What comes out are counts:
+
+    count = count_shape(to_config(find_backbone("baichuan")), LoraConfig(r=16, ...))
+    count.plain.saved_per_token / 2**20          # 5.2 MiB
+    count.n_trainable                      # 39,976,960
+
+Not counted, because no allocation of ours: the CUDA context, kernels' workspaces and the
+allocator's unused rests; `estimate` states what it adds for them.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import get_peft_model
+from peft.helpers import disable_input_dtype_casting
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
+
+from cbtqa.tuning.loss import head_log_probs
+from cbtqa.tuning.meters import LiveBytes, SavedBytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torch import Tensor
+
+N_TOKENS = 1021
+"""Tokens of the counted micro-batch. A prime: a storage whose size it divides holds tokens."""
+ATTENTION = "cbtqa-counted"
+
+
+@dataclass(frozen=True)
+class PassCount:
+    """Bytes of activations in one forward and backward pass, the head left out."""
+
+    saved_per_token: float
+    """Kept for the backward pass."""
+    saved_fixed: int
+    """Kept whatever the number of tokens: adapters cast for the matrix products."""
+    peak_per_token: float
+    """The highest sum alive at once, temporaries included."""
+
+
+@dataclass(frozen=True)
+class ShapeCount:
+    """Sizes of a model with adapters, and what its passes keep."""
+
+    n_frozen: int
+    n_trainable: int
+    frozen_bytes: int
+    """At the dtype the weights are loaded in."""
+    trainable_bytes: int
+    adapted_weights: int
+    """Numbers in frozen matrices that have an adapter: what QLoRA holds in 4 bits."""
+    weight_width: int
+    """Bytes of one frozen number."""
+    largest_matrix: int
+    """Numbers in the largest adapted matrix."""
+    n_layers: int
+    layer_bytes: int
+    """Weights of the largest layer: what FSDP gathers at a time."""
+    hidden: int
+    attention_width: int
+    """Heads times their size."""
+    vocabulary: int
+    body_weights: int
+    """Numbers in the layers' matrices, which every token is multiplied with."""
+    adapter_weights: int
+    """Numbers in the adapters' matrices."""
+    plain: PassCount
+    recomputed: PassCount
+    """With gradient checkpointing: layers keep their input and run twice."""
+
+
+def count_shape(
+    config: Any,
+    lora: Any,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    upcasts: bool = False,
+    autocasts: bool = True,
+) -> ShapeCount:
+    """Counts a shape with adapters.
+
+    Args:
+        config: transformers' configuration of the real size.
+        lora: a `peft.LoraConfig`.
+        dtype: of the frozen weights, and of the matrix products under `autocasts`.
+        upcasts: True as PEFT does by default: the input of every adapter becomes 32 bits wide.
+        autocasts: True under automatic mixed precision, as transformers' Trainer runs.
+    """
+    model = build_on_meta(config, lora, dtype)
+    _behave_like_cuda(model, dtype if autocasts else None)
+    plain = _count_pass(model, upcasts=upcasts)
+    with warnings.catch_warnings():
+        # renamed in transformers 5.23, and those before it do not know the new name
+        warnings.simplefilter("ignore", FutureWarning)
+        model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+    recomputed = _count_pass(model, upcasts=upcasts)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    frozen = [p for p in model.parameters() if not p.requires_grad]
+    adapted = [m.base_layer.weight for m in model.modules() if hasattr(m, "lora_A")]
+    layers = model.get_base_model().get_decoder().layers
+    in_layers = [p for p in layers.parameters() if p.dim() == 2 and not p.requires_grad]
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return ShapeCount(
+        n_frozen=_numbers(frozen),
+        n_trainable=_numbers(trained),
+        frozen_bytes=_bytes(frozen),
+        trainable_bytes=_bytes(trained),
+        adapted_weights=_numbers(adapted),
+        weight_width=dtype.itemsize,
+        largest_matrix=max(weight.numel() for weight in adapted),
+        n_layers=len(layers),
+        layer_bytes=max(_bytes(layer.parameters()) for layer in layers),
+        hidden=config.hidden_size,
+        attention_width=head_dim * config.num_attention_heads,
+        vocabulary=config.vocab_size,
+        body_weights=_numbers(in_layers),
+        adapter_weights=_numbers(p for p in trained if p.dim() == 2),
+        plain=plain,
+        recomputed=recomputed,
+    )
+
+
+def count_head(
+    hidden: int, vocabulary: int, n_labelled: int, dtype: torch.dtype = torch.bfloat16
+) -> int:
+    """Bytes of the highest sum alive at once in the head's loss, over what the body keeps."""
+    with FakeTensorMode():  # not meta: the loss asks for autocast, which meta tensors have not
+        states = torch.empty(n_labelled, hidden, dtype=dtype, requires_grad=True)
+        head = torch.empty(vocabulary, hidden, dtype=dtype)
+        targets = torch.empty(n_labelled, dtype=torch.long)
+        live = LiveBytes(states, head, targets)
+        with live:
+            # gathered from all positions first, as in training
+            loss = head_log_probs(states[targets], head, targets).sum()
+            torch.autograd.backward(loss)
+    return live.peak
+
+
+def build_on_meta(config: Any, lora: Any, dtype: torch.dtype) -> Any:
+    """The model with adapters, all of it shape and no content, in training mode."""
+    config = copy.deepcopy(config)
+    config._attn_implementation = ATTENTION
+    AttentionInterface.register(ATTENTION, _attend)
+    AttentionMaskInterface.register(ATTENTION, lambda *args, **kwargs: None)
+    with torch.device("meta"), warnings.catch_warnings():
+        # peft 0.21 asks transformers 5.23 for a property by its old name
+        warnings.simplefilter("ignore", FutureWarning)
+        made: Any = AutoModelForCausalLM
+        return get_peft_model(made.from_config(config, dtype=dtype), lora).train()
+
+
+class _Kernel(torch.autograd.Function):
+    """Keeps what a flash kernel keeps: queries, keys, values, result, log-sums."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        result = torch.empty_like(query)
+        sums = torch.empty(query.shape[:-1], dtype=torch.float32, device=query.device)
+        ctx.save_for_backward(query, key, value, result, sums)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3])
+
+
+def _attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
+) -> tuple[Tensor, None]:
+    turned = (tensor.transpose(1, 2) for tensor in (query, key, value))
+    apply: Any = _Kernel.apply
+    return apply(*turned), None
+
+
+def _behave_like_cuda(model: nn.Module, compute: torch.dtype | None) -> None:
+    """Makes meta tensors keep what CUDA tensors would: autocast, and dropout's mask in bytes.
+
+    torch's own autocast does not act on meta tensors, and their dropout keeps its mask as floats.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.forward = partial(_drop, module)  # type: ignore[method-assign]
+        elif isinstance(module, nn.Linear) and compute and module.weight.dtype != compute:
+            module.forward = partial(_cast_and_multiply, module, compute)  # type: ignore[method-assign]
+
+
+def _drop(module: nn.Dropout, tensor: Tensor) -> Tensor:
+    return torch.native_dropout(tensor, module.p, module.training)[0]
+
+
+def _cast_and_multiply(module: nn.Linear, compute: torch.dtype, tensor: Tensor) -> Tensor:
+    return nn.functional.linear(tensor.to(compute), module.weight.to(compute))
+
+
+def _count_pass(model: Any, *, upcasts: bool) -> PassCount:
+    ids = torch.zeros(1, N_TOKENS, dtype=torch.long, device="meta")
+    known = (*model.parameters(), *model.buffers())
+    saved, live = SavedBytes(*known), LiveBytes(*known)
+    body = model.get_base_model().get_decoder()
+    with live, nullcontext() if upcasts else disable_input_dtype_casting(model):
+        with saved:
+            # a mask is named only so that transformers does not look into position_ids for one
+            out = body(ids, attention_mask=torch.ones_like(ids), use_cache=False).last_hidden_state
+        sizes = saved.sizes
+        saved.release()
+        out.backward(torch.empty_like(out))
+    model.zero_grad()
+    of_tokens = sum(size for size in sizes if size % N_TOKENS == 0)
+    fixed = sum(sizes) - of_tokens
+    return PassCount(of_tokens / N_TOKENS, fixed, (live.peak - fixed) / N_TOKENS)
+
+
+def _numbers(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() for tensor in tensors)
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
