@@ -186,14 +186,18 @@ def _hint_for(name: str) -> str:
 
 def _folder_backbone(path: Path) -> Backbone:
     config = read_config(path)
-    source = _recorded_source(path) or _same_kind(path.resolve().name, config)
+    record = _record_of(path)
+    # a source that is none of the known ones still has the formats of its layout
+    formats = load_backbones().get(str(record.get("backbone") or record.get("conversion")))
+    source = formats or _same_kind(path.resolve().name, config)
     named = source or Backbone(id=path.resolve().name, title=_plain_title(path))
     known: dict[str, Any] = {"path": path, "id": path.resolve().name, "title": _plain_title(path)}
     if source is None:
         known["assumed"] = _FOREIGN
         known["template"] = None if _has_chat_template(path) else DEFAULT_TEMPLATE
     else:
-        known["source_id"], known["aliases"] = source.id, ()
+        known["source_id"] = record.get("backbone") if record else source.id
+        known["aliases"] = ()
     return named.model_copy(update={**known, **_from_config(config, str(path))})
 
 
@@ -221,13 +225,13 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _recorded_source(path: Path) -> Backbone | None:
+def _record_of(path: Path) -> dict[str, Any]:
+    """The record that `cbtqa convert` or `cbtqa merge` left in a folder; empty when none did."""
     for name in RECORD_NAMES:
         if (path / name).is_file():
             record = read_json(path / name)
-            given = record.get("backbone") if isinstance(record, dict) else None
-            return load_backbones().get(str(given))
-    return None
+            return record if isinstance(record, dict) else {}
+    return {}
 
 
 def _same_kind(name: str, config: dict[str, Any]) -> Backbone | None:

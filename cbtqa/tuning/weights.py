@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,7 +120,7 @@ def _recorded_hash(folder: Path) -> str | None:
 
 
 def commit_of(files: Iterable[Path]) -> str | None:
-    """The Hub commit of files in its cache (`.../snapshots/COMMIT/FILE`); None for other folders."""
+    """The commit of files in the Hub's cache (`.../snapshots/COMMIT/FILE`), or None."""
     for file in files:
         parts = file.parts
         if "snapshots" in parts:
@@ -168,16 +168,17 @@ def open_tensors(path: Path) -> Iterator[TensorFile]:
 @contextmanager
 def _open_safetensors(path: Path) -> Iterator[TensorFile]:
     safetensors = require("safetensors")
-    try:
-        with safetensors.safe_open(path, framework="pt", device="cpu") as file:
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(safetensors.safe_open(path, framework="pt", device="cpu"))
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no dict
-            yield TensorFile(
-                {name: tuple(part.get_shape()) for name, part in slices.items()},
-                {name: _torch_name(part.get_dtype()) for name, part in slices.items()},
-                file.get_tensor,
-            )
-    except safetensors.SafetensorError as error:
-        raise _damaged(path, error) from None
+        except safetensors.SafetensorError as error:
+            raise _damaged(path, error) from None
+        yield TensorFile(
+            {name: tuple(part.get_shape()) for name, part in slices.items()},
+            {name: _torch_name(part.get_dtype()) for name, part in slices.items()},
+            file.get_tensor,
+        )
 
 
 def _torch_name(dtype: str) -> str:

@@ -1,0 +1,133 @@
+"""A model's folder that appears whole or not at all, and the small files in it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cbtqa.errors import ConfigError, DataError, UsageError
+from cbtqa.files import read_json, write_json
+from cbtqa.manifest import FileEntry, describe_file
+from cbtqa.tuning.backbones import Backbone
+from cbtqa.tuning.downloads import fetch_if_present
+from cbtqa.tuning.libraries import require
+from cbtqa.tuning.shards import GIB
+
+PLAN_NAME = "plan.json"
+NOTICE_NAMES = ("LICENSE", "NOTICE", "LICENSE.txt", "NOTICE.txt")
+PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "sentencepiece", "peft")
+
+
+def refuse_existing(out: Path) -> None:
+    """Checks that the target is free.
+
+    Raises:
+        UsageError: something is there; nothing is ever overwritten.
+    """
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UsageError(f"{out} exists already", hint="give another --out, or remove it first")
+
+
+@contextmanager
+def building(out: Path, plan: dict[str, Any]) -> Iterator[Path]:
+    """A folder beside `out` to fill; on leaving without error it becomes `out`.
+
+    Args:
+        plan: what is being made, from what. What an earlier run left is kept when its plan was
+            the same, and cleared away otherwise.
+    """
+    partial = out.parent / f".{out.name}.partial"
+    if not (partial / PLAN_NAME).is_file() or read_json(partial / PLAN_NAME) != plan:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        write_json(partial / PLAN_NAME, plan)
+    for left in partial.glob(".*.part"):
+        left.unlink()
+    yield partial
+    (partial / PLAN_NAME).unlink()
+    if out.is_dir():
+        out.rmdir()
+    partial.rename(out)
+    handle = os.open(out.parent, os.O_RDONLY)
+    try:
+        os.fsync(handle)  # the new name itself, or a power cut could take the folder back
+    finally:
+        os.close(handle)
+
+
+def check_space(out: Path, n_bytes: int) -> None:
+    """Checks that a model of this size fits, beside what an earlier run has written of it.
+
+    Raises:
+        ConfigError: it does not; says how much is missing.
+    """
+    folder = out.parent.resolve()
+    while not folder.exists():
+        folder = folder.parent
+    written = out.parent / f".{out.name}.partial"
+    n_written = sum(path.stat().st_size for path in written.glob("*.safetensors"))
+    missing = n_bytes - n_written - shutil.disk_usage(folder).free
+    if missing > 0:
+        raise ConfigError(
+            f"{out} needs {n_bytes / GIB:.1f} GiB: {missing / GIB:.1f} GiB more than are free",
+            hint="make room, or give --out on another disk",
+        )
+
+
+def describe_folder(folder: Path) -> tuple[FileEntry, ...]:
+    """All files of a folder by name, size and hash."""
+    names = sorted(path for path in folder.iterdir() if path.name != PLAN_NAME)
+    return tuple(describe_file(path) for path in names if path.is_file())
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that take part, those installed."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def make_generation_config(
+    given: dict[str, Any], tokenizer: Any, family: Backbone
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """A generation_config.json that stops at every token that ends an answer.
+
+    Returns:
+        The configuration, and the keys of the given one that no native class knows.
+    """
+    known = set(require("transformers").GenerationConfig().to_dict())
+    kept = {key: value for key, value in given.items() if key in known}
+    unknown = tuple(sorted(set(given) - known - {"_from_model_config"}))
+    for key in ("_from_model_config", "transformers_version", "trust_remote_code"):
+        kept.pop(key, None)
+    stops = [tokenizer.convert_tokens_to_ids(token) for token in family.stops]
+    stops = [number for number in stops if number is not None and number != tokenizer.unk_token_id]
+    stops = list(dict.fromkeys([*stops, *_as_list(kept.get("eos_token_id"))]))
+    if not stops:
+        raise DataError(f"the tokenizer knows none of the end tokens {', '.join(family.stops)}")
+    kept["eos_token_id"] = stops[0] if len(stops) == 1 else stops
+    kept["pad_token_id"] = tokenizer.pad_token_id
+    if tokenizer.bos_token_id is not None:
+        kept["bos_token_id"] = tokenizer.bos_token_id
+    return kept, unknown
+
+
+def _as_list(value: Any) -> list[int]:
+    return [] if value is None else list(value) if isinstance(value, list) else [value]
+
+
+def carry_notices(source: Backbone, folder: Path) -> None:
+    """Copies the licence and notice that came with the source, as licences ask."""
+    for name in NOTICE_NAMES:
+        found = fetch_if_present(source.location, name, revision=source.revision)
+        if found is not None:
+            shutil.copyfile(found, folder / name)

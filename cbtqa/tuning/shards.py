@@ -1,0 +1,136 @@
+"""Writes tensors as safetensors shards, each read, made and written in turn.
+
+Memory holds one shard. A shard that is there already was written whole (it takes its name last),
+so a run that was stopped goes on behind it.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from cbtqa.errors import IncompleteRunError
+from cbtqa.files import replacing, write_json
+from cbtqa.tuning.libraries import require
+from cbtqa.tuning.weights import TensorFile, open_tensors
+
+GIB = 1 << 30
+SHARD_BYTES = 2 * GIB
+INDEX_NAME = "model.safetensors.index.json"
+_BYTES = {"float64": 8, "int64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclass(frozen=True)
+class Output:
+    """One tensor to write and how it is made."""
+
+    name: str
+    file: Path
+    """Where its source is read from."""
+    source: str
+    shape: tuple[int, ...]
+    dtype: str
+    make: Callable[[Any], Any]
+    """From the source's tensor to the one to write."""
+
+    @property
+    def n_values(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def n_bytes(self) -> int:
+        return self.n_values * _BYTES.get(self.dtype, 1)
+
+
+@dataclass(frozen=True)
+class Step:
+    """How far the writing is."""
+
+    number: int
+    total: int
+    name: str
+    n_bytes: int
+    seconds: float
+    is_kept: bool
+    """True when an earlier run had written it."""
+
+
+OnStep = Callable[[Step], None]
+
+
+def cut_into_shards(outputs: Sequence[Output], limit: int = SHARD_BYTES) -> dict[str, list[Output]]:
+    """File name to its tensors, in order; a tensor larger than `limit` has a file of its own."""
+    shards: list[list[Output]] = []
+    size = 0
+    for output in outputs:
+        if not shards or size + output.n_bytes > limit:
+            shards.append([])
+            size = 0
+        shards[-1].append(output)
+        size += output.n_bytes
+    if len(shards) == 1:
+        return {"model.safetensors": shards[0]}
+    width = len(shards)
+    return {f"model-{n:05}-of-{width:05}.safetensors": s for n, s in enumerate(shards, 1)}
+
+
+def write_shards(shards: dict[str, list[Output]], folder: Path, on_step: OnStep) -> None:
+    """Writes what is not there yet, then the index when there is more than one file.
+
+    Raises:
+        IncompleteRunError: the disk is full; finished shards stay.
+        DataError: a source file is damaged.
+    """
+    for number, (name, outputs) in enumerate(shards.items(), 1):
+        started, path = time.monotonic(), folder / name
+        is_kept = path.is_file()
+        if not is_kept:
+            _write(path, _made(outputs))
+        seconds = time.monotonic() - started
+        on_step(Step(number, len(shards), name, path.stat().st_size, seconds, is_kept))
+    if len(shards) > 1:
+        weight_map = {output.name: name for name, outputs in shards.items() for output in outputs}
+        total = sum(output.n_bytes for outputs in shards.values() for output in outputs)
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        write_json(folder / INDEX_NAME, index)
+
+
+def _made(outputs: Iterable[Output]) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    with ExitStack() as stack:
+        opened: dict[Path, TensorFile] = {}
+        for output in outputs:
+            if output.file not in opened:
+                opened[output.file] = stack.enter_context(open_tensors(output.file))
+            made[output.name] = output.make(opened[output.file].read(output.source))
+    return made
+
+
+def _write(path: Path, tensors: dict[str, Any]) -> None:
+    safetensors = require("safetensors")
+    try:
+        with replacing(path) as temporary:
+            require("safetensors.torch").save_file(tensors, temporary, metadata={"format": "pt"})
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise _disk_full(path) from None
+    except safetensors.SafetensorError as error:
+        if not any(f"code: {code}" in str(error) for code in _FULL):
+            raise
+        raise _disk_full(path) from None
+
+
+def _disk_full(path: Path) -> IncompleteRunError:
+    n = len(list(path.parent.glob("*.safetensors")))
+    return IncompleteRunError(
+        f"{path.parent}: no space left while writing {path.name}; {n} finished files are kept",
+        hint="make room, then run the same command again: it goes on from there",
+    )
