@@ -1,0 +1,207 @@
+"""The backbone as training wants it: tokenizer with its chat format, weights, adapter.
+
+Code from the Hub is never run. A checkpoint whose layout needs it is refused, and the error names
+`cbtqa convert`.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from cbtqa.errors import ConfigError
+from cbtqa.files import open_text
+from cbtqa.tuning.backbones import Backbone, completed, find_backbone, template_text
+from cbtqa.tuning.chat_format import ChatFormat
+from cbtqa.tuning.downloads import cannot_get
+from cbtqa.tuning.libraries import require
+from cbtqa.tuning.settings import FinetuneSettings, LoraSettings, Precision
+
+ComputeType = Literal["bf16", "fp16", "fp32"]
+HEADS = ("lm_head", "embed_tokens", "wte", "embed_out")
+
+
+def choose_backbone(settings: FinetuneSettings) -> Backbone:
+    """The backbone that settings name, ready to be loaded.
+
+    Raises:
+        ConfigError: none named, or one that must be converted first.
+    """
+    if not settings.backbone:
+        raise ConfigError(
+            "no backbone named",
+            hint="--backbone NAME, a folder or a Hub id; names: cbtqa backbones",
+        )
+    backbone = completed(find_backbone(settings.backbone))
+    if settings.revision:
+        backbone = backbone.model_copy(update={"revision": settings.revision})
+    if backbone.needs_conversion:
+        target = f"{backbone.id.lower()}-converted"
+        raise ConfigError(
+            f"{backbone.told_name} was published with code of its own, which is never run here",
+            hint=f"cbtqa convert {settings.backbone} --out {target}, then --backbone {target}",
+        )
+    return backbone
+
+
+def choose_precision(wanted: Precision) -> ComputeType:
+    """What the matrix products run in, by device.
+
+    Raises:
+        ConfigError: the device cannot.
+    """
+    cuda = require("torch").cuda
+    has_bf16 = cuda.is_available() and cuda.is_bf16_supported(including_emulation=False)
+    if wanted == "auto":
+        return "bf16" if has_bf16 else "fp16" if cuda.is_available() else "fp32"
+    if wanted == "fp16" and not cuda.is_available():
+        raise ConfigError("--precision fp16 needs a CUDA card", hint="use --precision fp32 or bf16")
+    if wanted == "bf16" and cuda.is_available() and not has_bf16:
+        raise ConfigError("--precision: this card has no bf16", hint="use --precision fp16")
+    return wanted
+
+
+def load_chat(backbone: Backbone, chat_format: str | None = None) -> ChatFormat:
+    """The tokenizer with its chat format; the template is set on it, so it travels when saved.
+
+    Args:
+        chat_format: a template's name or file; None for the backbone's own.
+
+    Raises:
+        ConfigError: no tokenizer to be had, or a template that does not fit it.
+    """
+    auto = require("transformers").AutoTokenizer
+    try:
+        tokenizer = auto.from_pretrained(
+            backbone.location, revision=backbone.revision or "main", trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        raise _not_loaded(backbone, error) from None
+    template = template_text(backbone) if chat_format is None else find_template(chat_format)
+    if template is not None:
+        tokenizer.chat_template = template
+    if backbone.pad_token and backbone.pad_token in tokenizer.get_vocab():
+        tokenizer.pad_token = backbone.pad_token
+    elif tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return ChatFormat(tokenizer, end_of_turn=backbone.end_of_turn if chat_format is None else None)
+
+
+def find_template(name: str) -> str:
+    """The text of a chat template, by name or as a file.
+
+    Raises:
+        ConfigError: no such template.
+    """
+    if name.endswith(".jinja") and Path(name).is_file():
+        with open_text(Path(name)) as stream:
+            return stream.read()
+    folder = files("cbtqa.tuning") / "templates"
+    shipped = sorted(entry.name[:-6] for entry in folder.iterdir() if entry.name[-6:] == ".jinja")
+    if name.removesuffix(".jinja") not in shipped:
+        raise ConfigError(
+            f"--chat-format: no chat format '{name}'",
+            hint=f"shipped: {', '.join(shipped)}; or the path of a .jinja file",
+        )
+    return (folder / f"{name.removesuffix('.jinja')}.jinja").read_text(encoding="utf-8")
+
+
+def load_base(
+    backbone: Backbone, precision: ComputeType, *, in_4_bits: bool = False, place: Any = None
+) -> Any:
+    """The base model, frozen, in the precision of the matrix products.
+
+    Args:
+        in_4_bits: NF4 with double quantisation, by bitsandbytes.
+        place: device to load to; None for the CPU.
+
+    Raises:
+        ConfigError: not to be had, gated, damaged, or a type that needs remote code.
+    """
+    torch, transformers = require("torch"), require("transformers")
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
+    more: dict[str, Any] = {}
+    if in_4_bits:
+        require("bitsandbytes", "qlora")
+        more["quantization_config"] = transformers.BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    if place is not None:
+        more["device_map"] = {"": place}
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            backbone.location,
+            revision=backbone.revision or "main",
+            dtype=dtype,
+            trust_remote_code=False,
+            **more,
+        )
+    except (OSError, ValueError) as error:
+        raise _not_loaded(backbone, error) from None
+    return model.requires_grad_(False)
+
+
+def _not_loaded(backbone: Backbone, error: Exception) -> ConfigError:
+    words = str(error)
+    if "trust_remote_code" in words or "does not recognize this architecture" in words:
+        return ConfigError(
+            f"{backbone.told_name} needs code from the Hub, which is never run here",
+            hint="cbtqa backbones lists models that work without; Baichuan-7B, Baichuan2-7B and "
+            "Qwen-7B: cbtqa convert",
+        )
+    return cannot_get(backbone.told_name, error)
+
+
+def lora_config(settings: LoraSettings, backbone: Backbone) -> Any:
+    """peft's configuration of the adapter.
+
+    Raises:
+        ConfigError: an adapter on the output head or the embedding.
+    """
+    targets = settings.target_module or backbone.target_modules
+    refused = [name for name in targets if name.rpartition(".")[2] in HEADS or name == "all-linear"]
+    if refused:
+        raise ConfigError(
+            f"--target-module {', '.join(refused)}: the output head and the embedding stay frozen: "
+            "the loss runs on a frozen head, and some models tie the two",
+            hint="name projections: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj",
+        )
+    return require("peft").LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=list(targets),
+        use_rslora=settings.rslora,
+        use_dora=settings.dora,
+        task_type="CAUSAL_LM",
+    )
+
+
+def add_adapter(model: Any, config: Any, backbone: Backbone) -> Any:
+    """The model with a fresh adapter, in float32 masters; only the adapter is trainable.
+
+    Raises:
+        ConfigError: a target module that the model does not have.
+    """
+    torch, peft = require("torch"), require("peft")
+    linear = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+    missing = sorted(set(config.target_modules) - linear)
+    if missing:
+        raise ConfigError(
+            f"{backbone.told_name} has no linear layer {', '.join(missing)}",
+            hint=f"--target-module, one of: {', '.join(sorted(linear - set(HEADS)))}",
+        )
+    config.base_model_name_or_path = backbone.told_name
+    config.revision = backbone.revision
+    adapted = peft.get_peft_model(model, config)
+    # peft writes the loaded path here, which names this machine's folders
+    adapted.peft_config["default"].base_model_name_or_path = backbone.told_name
+    return adapted
