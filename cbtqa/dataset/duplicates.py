@@ -49,12 +49,22 @@ class NearDuplicates:
         """Adds the next questions."""
         self._blocks.append(sketches)
 
+    def _whole(self) -> Sketches:
+        """All signatures as one array; each block goes as soon as it is copied."""
+        whole = np.empty((sum(map(len, self._blocks)), N_PERMUTATIONS), dtype=np.uint32)
+        at = len(whole)
+        while self._blocks:
+            block = self._blocks.pop()
+            whole[at - len(block) : at] = block
+            at -= len(block)
+        self._blocks = [whole]
+        return whole
+
     def clusters(self) -> npt.NDArray[np.int64]:
         """For every question, in the order added, the index of its cluster's first question."""
         if not self._blocks:
             return np.zeros(0, dtype=np.int64)
-        signatures = np.concatenate(self._blocks)
-        self._blocks = [signatures]
+        signatures = self._whole()
         parent = np.arange(len(signatures), dtype=np.int64)
         for first, second in _alike_pairs(signatures, self._threshold):
             _join(parent, first, second)
