@@ -1,0 +1,443 @@
+"""`run_study`: every therapist with every patient, resumed turn by turn from the journal.
+
+    result = run_study(load_study(None), Path("study"))
+    result.counts["stops"]             # {"attentive": {"ended": 10}, ...}
+
+Each course (one arm, one patient, one repeat: one session, or several in order) is a coroutine.
+Sessions are always rebuilt from the journal, so a run that was killed, one that continues and one
+that finds everything done are the same thing; sessions that an endpoint's failure stopped are
+taken up again by the same command.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cbtqa
+from cbtqa.errors import ConfigError, DataError, IncompleteRunError
+from cbtqa.files import write_jsonl
+from cbtqa.llm.chat import Fault
+from cbtqa.llm.journal import Journal
+from cbtqa.llm.limits import GateClosedError, Limits
+from cbtqa.llm.progress import Meter
+from cbtqa.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    SettingValue,
+    describe_file,
+    now,
+    package_versions,
+    write_manifest,
+)
+from cbtqa.records import Provenance, Reason, Session, StopReason, Usage
+from cbtqa.safety.notices import not_a_therapist
+from cbtqa.simulation.carrying import ask_state
+from cbtqa.simulation.desk import Desk
+from cbtqa.simulation.messages import Casting
+from cbtqa.simulation.playing import Cast, play_session, session_seed
+from cbtqa.simulation.profiles import Profile, choose_profiles
+from cbtqa.simulation.sessions import (
+    PROFILES_NAME,
+    SESSIONS_NAME,
+    STUDY_NAME,
+    StudyFolder,
+    session_id,
+)
+from cbtqa.simulation.study import Arm, StudySettings
+from cbtqa.simulation.voices import Exchange, Purse
+
+JOURNAL_FINGERPRINT = {"journal": "simulated sessions"}
+PROGRESS_EVERY_S = 0.5
+NOTICE = "Simulated sessions for research; no patient is real."
+
+
+@dataclass(frozen=True)
+class StudyProgress:
+    """A moment of a run."""
+
+    n_sessions: int
+    """Sessions in all."""
+    n_done: int
+    n_answers: int
+    """Answers asked for in this run."""
+    n_found: int
+    """Answers that the journal held."""
+    usage: Usage
+    cost: float | None
+    """In this run and before; None when a price is unknown."""
+    elapsed_s: float
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished study folder."""
+
+    folder: StudyFolder
+    manifest: Manifest
+    was_complete: bool
+    """True when nothing had to be asked."""
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """The manifest's counts."""
+        return self.manifest.counts
+
+
+@dataclass(frozen=True)
+class RunLimits:
+    """How fast and how much; nothing here changes a word."""
+
+    engine: Limits = field(default_factory=Limits)
+    """`in_flight` is also the number of sessions played at a time."""
+    budget: float | None = None
+    budget_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Course:
+    """One arm, one patient, one repeat."""
+
+    study: StudySettings
+    arm: Arm
+    profile: Profile
+    replicate: int
+
+    @property
+    def name(self) -> str:
+        """`arm/patient/repeat`."""
+        return f"{self.arm.name}/{self.profile.id}/r{self.replicate}"
+
+    def casting(self, number: int = 1) -> Casting:
+        """The views of one of its sessions, before anything is carried over."""
+        return Casting(self.study, self.arm, self.profile, number)
+
+
+def plan_courses(study: StudySettings, profiles: Sequence[Profile]) -> list[Course]:
+    """Every course of a study, in the order in which sessions are written."""
+    return [
+        Course(study, arm, profile, replicate)
+        for arm in study.arms
+        for profile in profiles
+        for replicate in range(1, study.replicates + 1)
+    ]
+
+
+def run_study(
+    study: StudySettings,
+    out: Path,
+    *,
+    limits: RunLimits | None = None,
+    update: bool = False,
+    on_progress: Callable[[StudyProgress], None] | None = None,
+) -> RunResult:
+    """Plays a study, or continues one that was interrupted.
+
+    Args:
+        update: play anew what was begun with other settings; its paid turns stay in the journal.
+
+    Raises:
+        ConfigError: settings are wrong, or the folder holds these sessions with other settings.
+        IncompleteRunError: stopped early, or an endpoint's failure left sessions unfinished.
+        EndpointError: an endpoint refuses every request.
+        KeyboardInterrupt: Ctrl-C; what was in flight was kept.
+    """
+    limits = limits or RunLimits()
+    profiles = choose_profiles(study.patients, study.seed)
+    courses = plan_courses(study, profiles)
+    folder = _open_folder(out)
+    started_at = now()
+    with Journal(folder.journal_path, JOURNAL_FINGERPRINT) as journal:
+        _refuse_other_settings(journal, courses, folder, update=update)
+        (out / MANIFEST_NAME).unlink(missing_ok=True)
+        folder.write_study(study)
+        write_jsonl(out / PROFILES_NAME, profiles)
+        run = _Run(courses, journal, limits, on_progress)
+        sessions = run.run()
+        folder.write_sessions(sessions)
+        run.raise_what_stopped_it()
+        manifest = _manifest(folder, study, sessions, journal, run, started_at)
+    write_manifest(out, manifest)
+    _refuse_unfinished(sessions)
+    return RunResult(folder, manifest, was_complete=run.meter.n_requests == 0 and not run.n_asked)
+
+
+def _open_folder(out: Path) -> StudyFolder:
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out: {out} is a file")
+    folder = StudyFolder(out)
+    foreign = [path for path in out.glob("*") if not path.name.startswith(".")]
+    if foreign and not folder.journal_path.exists():
+        raise ConfigError(f"--out: {out} is not empty and is no study", hint="name a new folder")
+    out.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _refuse_other_settings(
+    journal: Journal, courses: Sequence[Course], folder: StudyFolder, *, update: bool
+) -> None:
+    """Compares every course with how it was begun; keeps what is new."""
+    known: dict[str, str] = json.loads(journal.meta("courses") or "{}")
+    given = {course.name: course.casting().fingerprint for course in courses}
+    changed = [name for name, mark in given.items() if known.get(name, mark) != mark]
+    if changed and not update:
+        raise ConfigError(
+            "\n".join(
+                [
+                    f"{folder.path} holds {len(changed)} of these courses with other settings, "
+                    f"such as {changed[0]}:",
+                    *_differences(folder, courses[0].study),
+                ]
+            ),
+            hint="name a new --out, or add --update to play them anew",
+        )
+    journal.set_meta("courses", json.dumps(known | given))
+
+
+def _differences(folder: StudyFolder, study: StudySettings) -> list[str]:
+    """The settings that differ from those in the folder, one a line."""
+    try:
+        before = folder.study().model_dump(mode="json")
+    except DataError:
+        return []
+    after = study.model_dump(mode="json")
+    was, now_is = _flat(before), _flat(after)
+    names = [name for name in was | now_is if was.get(name) != now_is.get(name)]
+    lines = [f"  {name}: was {was.get(name)!r}, is {now_is.get(name)!r}" for name in names]
+    return lines or ["  a prompt, a sentence of the messages or a profile changed"]
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        inner = value.items()
+    elif isinstance(value, list):
+        inner = {
+            (one.get("name", n) if isinstance(one, dict) else n): one for n, one in enumerate(value)
+        }.items()
+    else:
+        return {prefix: value}
+    found: dict[str, Any] = {}
+    for key, one in inner:
+        found |= _flat(one, f"{prefix}.{key}" if prefix else str(key))
+    return found
+
+
+class _Run:
+    """One call of `run_study`."""
+
+    def __init__(
+        self,
+        courses: Sequence[Course],
+        journal: Journal,
+        limits: RunLimits,
+        on_progress: Callable[[StudyProgress], None] | None,
+    ) -> None:
+        self._courses, self._journal, self._limits = courses, journal, limits
+        self._on_progress = on_progress
+        self.meter = Meter(None, None, journal.totals())
+        self.cost: float | None = 0.0
+        self.n_asked = 0
+        self._n_done = 0
+        self._fatal: BaseException | None = None
+        self._stop_reason: str | None = None
+        self._is_interrupted = False
+
+    def run(self) -> list[Session]:
+        """Finished sessions in the order of the courses."""
+        return asyncio.run(self._play())
+
+    def raise_what_stopped_it(self) -> None:
+        """Raises when the run ended before its sessions did."""
+        if self._is_interrupted:
+            raise KeyboardInterrupt
+        if self._fatal is not None:
+            raise self._fatal
+        if self._stop_reason is not None:
+            raise IncompleteRunError(
+                f"{self._stop_reason}; {self._n_done} sessions are finished",
+                hint="give the same command again to continue",
+            )
+
+    async def _play(self) -> list[Session]:
+        purse = Purse(self._limits.budget, self._limits.budget_tokens)
+        study = self._courses[0].study
+        async with Exchange(self._journal, self._limits.engine, self.meter, purse) as exchange:
+            self._exchange = exchange
+            desk = Desk(self._journal, self.meter, study.attempts)
+            exchange.on_stop = desk.stop
+            casts = {arm.name: await _cast(exchange, study, arm) for arm in study.arms}
+            ticker = asyncio.create_task(self._tick())
+            # so many courses at a time: finished sessions come early, memory stays small
+            room = asyncio.Semaphore(self._limits.engine.in_flight)
+            work = [
+                asyncio.create_task(self._course(course, casts[course.arm.name], desk, room))
+                for course in self._courses
+            ]
+            found = await asyncio.gather(*work)
+            ticker.cancel()
+            with suppress(asyncio.CancelledError):
+                await ticker
+            self._stop_reason, self._is_interrupted = exchange.stop_reason, exchange.is_interrupted
+            self.cost = exchange.cost
+        self.n_asked = self.meter.n_accepted + self.meter.rejected.total()
+        self._report()
+        return [session for course in found for session in course]
+
+    async def _course(
+        self, course: Course, cast: Cast, desk: Desk, room: asyncio.Semaphore
+    ) -> list[Session]:
+        """The finished sessions of one course; what stops it stops the run."""
+        sessions: list[Session] = []
+        async with room:
+            try:
+                await self._sessions(course, cast, desk, sessions)
+            except GateClosedError:
+                pass
+            except BaseException as error:
+                self._fatal = self._fatal or error
+                self._exchange.stop(str(error))
+                if isinstance(error, asyncio.CancelledError):
+                    raise
+        return sessions
+
+    async def _sessions(
+        self, course: Course, cast: Cast, desk: Desk, sessions: list[Session]
+    ) -> None:
+        casting = course.casting()
+        for number in range(1, course.study.sessions + 1):
+            casting = Casting(course.study, course.arm, course.profile, number, casting.state)
+            session = await play_session(casting, course.replicate, cast, desk)
+            state = await self._carried(course, casting, session, cast, desk)
+            if not isinstance(state, Fault) and state is not None:
+                session = session.model_copy(update={"state": state})
+                casting = Casting(course.study, course.arm, course.profile, number, state)
+            sessions.append(session)
+            self._n_done += 1
+            if isinstance(state, Fault):
+                sessions += _not_played(course, number + 1, state)
+                return
+
+    async def _carried(
+        self, course: Course, casting: Casting, session: Session, cast: Cast, desk: Desk
+    ) -> Any:
+        """State for the next session; None after the last; a fault ends the course."""
+        study = course.study
+        if study.sessions == 1 or study.summariser is None or cast.summariser is None:
+            return None
+        if session.stop_reason == "endpoint":
+            return Fault(Reason.ENDPOINT, f"session {session.number} did not end")
+        if session.n_therapist_turns == 0:
+            return Fault(Reason.EMPTY, f"session {session.number} has no therapist turn")
+        return await ask_state(desk, cast.summariser, study.summariser, casting, session)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(PROGRESS_EVERY_S)
+            self.cost = self._exchange.cost
+            self._report()
+
+    def _report(self) -> None:
+        if self._on_progress is None:
+            return
+        progress = self.meter.progress(limit=self._limits.engine.in_flight)
+        self._on_progress(
+            StudyProgress(
+                n_sessions=len(self._courses) * self._courses[0].study.sessions,
+                n_done=self._n_done,
+                n_answers=progress.n_accepted + progress.n_rejected,
+                n_found=progress.n_skipped,
+                usage=progress.usage,
+                cost=self.cost,
+                elapsed_s=progress.elapsed_s,
+            )
+        )
+
+
+async def _cast(exchange: Exchange, study: StudySettings, arm: Arm) -> Cast:
+    others = (study.supervisor, study.validator, study.summariser)
+    voices = [await exchange.voice(player) if player else None for player in others]
+    return Cast(
+        await exchange.voice(arm.therapist),
+        await exchange.voice(study.patient),
+        *voices,
+    )
+
+
+def _not_played(course: Course, first: int, fault: Fault) -> list[Session]:
+    """The rest of a course that broke off: sessions without turns, with the reason."""
+    reason: StopReason = "endpoint" if fault.reason is Reason.ENDPOINT else "no_answer"
+    return [
+        Session(
+            id=session_id(course.arm.name, course.profile.id, number, course.replicate),
+            arm=course.arm.name,
+            profile_id=course.profile.id,
+            number=number,
+            replicate=course.replicate,
+            phase=course.casting(number).phase,
+            turns=(),
+            stop_reason=reason,
+            stop_detail=f"not played: {fault.detail}",
+            seed=session_seed(course.casting(number), course.replicate),
+            provenance=Provenance(model=course.arm.therapist.name, version=cbtqa.__version__),
+        )
+        for number in range(first, course.study.sessions + 1)
+    ]
+
+
+def _manifest(
+    folder: StudyFolder,
+    study: StudySettings,
+    sessions: Sequence[Session],
+    journal: Journal,
+    run: _Run,
+    started_at: str,
+) -> Manifest:
+    names = (STUDY_NAME, PROFILES_NAME, SESSIONS_NAME)
+    castings = {arm.name: Casting(study, arm, _anyone()) for arm in study.arms}
+    prompts = [one.therapist_prompt for one in castings.values()]
+    prompts += [castings[study.arms[0].name].patient_prompt]
+    return Manifest(
+        kind="study",
+        packages=package_versions(),
+        settings={"study": SettingValue(value=study.id, origin=STUDY_NAME)},
+        prompts={prompt.name: prompt.sha256 for prompt in prompts},
+        counts=count_sessions(sessions),
+        usage=journal.totals().usage,
+        cost=None if run.cost is None else {"value": round(run.cost, 6)},
+        acknowledgements={"notice": f"{NOTICE} {not_a_therapist('en')}"},
+        files=tuple(describe_file(folder.path / name, folder.path) for name in names),
+        started_at=started_at,
+        finished_at=now(),
+    )
+
+
+def _anyone() -> Profile:
+    return Profile(id="anyone", name="anyone", narrative="anyone")
+
+
+def count_sessions(sessions: Sequence[Session]) -> dict[str, Any]:
+    """Sessions, turns and stop reasons by arm."""
+    stops: dict[str, Counter[str]] = {}
+    for session in sessions:
+        stops.setdefault(session.arm, Counter())[session.stop_reason] += 1
+    return {
+        "n_sessions": len(sessions),
+        "n_turns": sum(len(session.turns) for session in sessions),
+        "stops": {arm: dict(sorted(found.items())) for arm, found in stops.items()},
+    }
+
+
+def _refuse_unfinished(sessions: Sequence[Session]) -> None:
+    failed = [session for session in sessions if session.stop_reason == "endpoint"]
+    if failed:
+        raise IncompleteRunError(
+            f"an endpoint failed in {len(failed)} of {len(sessions)} sessions, such as "
+            f"{failed[0].id}: {failed[0].stop_detail}",
+            hint="give the same command again; it takes these sessions up where they stopped",
+        )

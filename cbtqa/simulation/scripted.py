@@ -1,0 +1,231 @@
+"""The built-in players: seeded rules, no model, so that everything runs without key or network.
+
+    scripted_reply("attentive", scene)      # Reply(model="scripted:attentive", ...)
+
+Variants of the therapist differ in what they do and when they end, so that arms differ. What they
+write is for trying things out and for tests; it is marked as no source of training data.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import yaml
+
+from cbtqa.errors import ConfigError
+from cbtqa.llm.chat import Reply
+from cbtqa.records import Turn
+from cbtqa.simulation.course import cbt_course
+from cbtqa.simulation.draws import Draw
+from cbtqa.simulation.events import load_events
+from cbtqa.simulation.messages import filled, turn_content
+from cbtqa.simulation.scenes import Scene
+
+ECHO_WORDS = 9
+DWELL_FROM = 6
+"""Step of a plan at which a long session goes round the last four once more."""
+
+
+@cache
+def lines() -> Any:
+    """The sentences of scripted.yaml."""
+    text = files(__package__).joinpath("scripted.yaml").read_text(encoding="utf-8")
+    return yaml.safe_load(text)
+
+
+def scripted_variants() -> tuple[str, ...]:
+    """Names of the therapists there are."""
+    return tuple(lines()["therapist"]["variants"])
+
+
+def scripted_reply(variant: str, scene: Scene, attempt: int = 1) -> Reply:
+    """The rules' answer, the same for the same scene.
+
+    Raises:
+        ConfigError: no such variant of the therapist.
+    """
+    is_therapist = scene.part == "therapist"
+    text = _therapist(variant, scene) if is_therapist else _PARTS[scene.part](scene)
+    return Reply(text, finish_reason="stop", model=f"scripted:{variant}")
+
+
+def _facts(scene: Scene) -> dict[str, str]:
+    """What this patient's story is about, also with a capital at the beginning."""
+    profile = scene.casting.profile
+    options = lines()["vignettes"]
+    first = Draw("vignette", profile.id).number(0, len(options) - 1)
+    # a course turns to another matter every third session
+    facts = dict(options[(first + (scene.casting.number - 1) // 3) % len(options)])
+    facts["name"] = profile.name
+    return facts | {key.capitalize(): value[0].upper() + value[1:] for key, value in facts.items()}
+
+
+def _one(options: Sequence[str], draw: Draw, facts: Mapping[str, str]) -> str:
+    return filled(draw.one(options), **facts)
+
+
+# --- the patient ---------------------------------------------------------------------------------
+
+_TOPICS = (
+    ("mood", "from 0 to 10", "sum up"),
+    ("try", "step", "homework"),
+    ("matter", "towards", "room for", "want to be"),
+    ("doesn't fit", "leaves out", "fairer", "friend told"),
+    ("mind", "say to yourself", "radio"),
+    ("feel", "body", "notice", "shows up"),
+    ("do then", "cost", "tried so far", "the way"),
+    ("happened", "step by step", "came first", "tell me more"),
+)
+_ANSWERS = ("closing", "plan", "matters", "found", "thought", "feel", "avoid", "tell")
+
+
+def _patient(scene: Scene) -> str:
+    said = lines()["patient"]
+    draw = Draw("patient", scene.seed, scene.revision)
+    facts = _facts(scene) | {"mood": str(draw.number(3, 7))}
+    if scene.event is not None:
+        event = load_events(scene.casting.study.events.set)[scene.event]
+        if event.says:
+            return draw.one(event.says)
+    if not scene.turns:
+        key = "opening_later" if scene.casting.state else "opening"
+        return _one(said[key], draw, facts)
+    heard = scene.turns[-1].text.lower()
+    answer = next(
+        (
+            key
+            for words, key in zip(_TOPICS, _ANSWERS, strict=True)
+            if any(w in heard for w in words)
+        ),
+        "doubt",
+    )
+    if scene.turns[-1].text.count(" ") > 45 and draw.share() < 0.7:
+        return str(draw.one(said["brief"]))  # nobody answers a lecture at length
+    told = [_one(said[answer], draw, facts)]
+    archetype = scene.casting.profile.archetype
+    if archetype in said["manners"] and draw.share() < 0.5:
+        told.append(draw.one(said["manners"][archetype]))
+    elif answer != "doubt" and draw.share() < 0.25:
+        told.append(draw.one(said["doubt"]))
+    return " ".join(told)
+
+
+# --- the therapist -------------------------------------------------------------------------------
+
+
+def _therapist(variant: str, scene: Scene) -> str:
+    own = lines()["therapist"]
+    if variant not in own["variants"]:
+        known = ", ".join(own["variants"])
+        raise ConfigError(f"no scripted therapist '{variant}'", hint=f"there are: {known}")
+    rules = own["variants"][variant]
+    draw = Draw("therapist", variant, scene.seed)
+    facts = _facts(scene) | {"echo": _echo(scene.turns)}
+    reasoning = filled(rules["thinking"], **facts)
+    text = _therapist_words(rules, own, scene, draw, facts)
+    n_last = _last_turn(rules, scene)
+    is_crisis = cbt_course().speaks_of_risk(scene.turns[-1].text)
+    ends = scene.casting.study.end_token and scene.turn >= n_last and not is_crisis
+    turn = Turn(role="therapist", text=text, reasoning=reasoning)
+    return turn_content(turn, scene.casting.arm.reasoning, ends=ends)
+
+
+def _last_turn(rules: Mapping[str, Any], scene: Scene) -> int:
+    """The turn after which this therapist ends: drawn once for the whole session."""
+    casting = scene.casting
+    draw = Draw("end", casting.study.seed, casting.profile.id, casting.number, rules["about"])
+    return draw.number(*rules["ends_after"])
+
+
+def _therapist_words(
+    rules: Mapping[str, Any],
+    own: Mapping[str, Any],
+    scene: Scene,
+    draw: Draw,
+    facts: dict[str, str],
+) -> str:
+    if cbt_course().speaks_of_risk(scene.turns[-1].text):
+        return str(own["crisis"])
+    if scene.revision:
+        return filled(own["brief"], **facts)
+    n_last = _last_turn(rules, scene)
+    if scene.turn >= n_last and scene.casting.study.end_token:
+        return str(rules["close"])
+    steps = rules["steps"]
+    if len(steps) < 6:
+        # no plan: any step may come at any time
+        return _one(steps[draw.number(0, len(steps) - 1)], draw, facts)
+    n_turns = n_last - 1 if scene.casting.study.end_token else scene.casting.study.turns.max
+    return _one(steps[_place(scene.turn - 1, len(steps), n_turns)], draw, facts)
+
+
+def _place(number: int, n_steps: int, n_turns: int) -> int:
+    """Where in the plan a turn (from 0) is: a short session leaves out, a long one dwells."""
+    if n_turns <= n_steps:
+        return min(number * (n_steps - 1) // max(1, n_turns - 1), n_steps - 1)
+    n_more = n_turns - n_steps
+    if number < DWELL_FROM:
+        return number
+    if number < DWELL_FROM + n_more:
+        return DWELL_FROM - 1 - (number - DWELL_FROM) % 4
+    return min(number - n_more, n_steps - 1)
+
+
+def _echo(turns: Sequence[Turn]) -> str:
+    """A few words of what the patient said last."""
+    text = turns[-1].text if turns else ""
+    sentences = re.split(r"(?<=[.!?])\s+", text.strip())
+    words = max(sentences, key=len).rstrip(".!?").split()
+    return " ".join(words[:ECHO_WORDS])
+
+
+# --- those who watch and write down --------------------------------------------------------------
+
+
+def _supervisor(scene: Scene) -> str:
+    rules = lines()["supervisor"]
+    earlier = {turn.text for turn in scene.turns if turn.role == "therapist"}
+    if len(scene.draft.split()) > rules["most_words"]:
+        return _verdict(rules["too_long"])
+    return _verdict(rules["repeats"] if scene.draft in earlier else "")
+
+
+def _validator(scene: Scene) -> str:
+    earlier = {turn.text for turn in scene.turns if turn.role == "patient"}
+    return _verdict(lines()["validator"]["repeats"] if scene.draft in earlier else "")
+
+
+def _verdict(complaint: str) -> str:
+    return json.dumps({"accepted": not complaint, "feedback": complaint})
+
+
+def _summariser(scene: Scene) -> str:
+    return json.dumps(scripted_state(scene))
+
+
+def scripted_state(scene: Scene) -> dict[str, Any]:
+    """What the rules hand to the next session."""
+    rules, facts = lines()["summariser"], _facts(scene)
+    moods = [re.search(r"\b(\d+) (?:out )?of ten\b", turn.text) for turn in scene.turns]
+    named = [int(found[1]) for found in moods if found]
+    agreed = any("homework" in turn.text or "step" in turn.text for turn in scene.turns)
+    return {
+        "agenda": [filled(item, **facts) for item in rules["agenda"]],
+        "homework": [facts["step"]] if agreed else [],
+        "conceptualisation": filled(rules["conceptualisation"], **facts),
+        "mood": named[-1] if named else None,
+        "summary": filled(rules["summary"], **facts),
+    }
+
+
+_PARTS: dict[str, Callable[[Scene], str]] = {
+    "patient": _patient,
+    "supervisor": _supervisor,
+    "validator": _validator,
+    "summariser": _summariser,
+}
