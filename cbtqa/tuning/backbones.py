@@ -10,47 +10,32 @@ file does not say is then read from their own `config.json`.
 from __future__ import annotations
 
 import difflib
+import re
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import Field
 
-from cbtqa.errors import ConfigError, DataError, UsageError
+from cbtqa.errors import ConfigError, UsageError
 from cbtqa.files import open_text, read_json
 from cbtqa.records import NonEmptyText, Record
 from cbtqa.tuning.libraries import require
+from cbtqa.tuning.model_config import (
+    Conversion,
+    Shape,
+    conversion_of,
+    facts_of_config,
+    no_native_class,
+    read_config,
+)
 
-Conversion = Literal["baichuan", "baichuan2", "qwen"]
-"""Which layout a checkpoint has that transformers cannot read without remote code."""
 RECORD_NAMES = ("conversion.json", "merge.json")
 """Records that `cbtqa convert` and `cbtqa merge` leave in what they write; each has `backbone`."""
 DEFAULT_TEMPLATE = "cbt-llm-card.jinja"
 """For models whose tokenizer has no chat template: plain text, so every vocabulary can write it."""
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-
-class Shape(Record):
-    """The sizes that decide memory and arithmetic: enough to build the model without a download."""
-
-    hidden: int = Field(gt=0)
-    layers: int = Field(gt=0)
-    heads: int = Field(gt=0)
-    kv_heads: int = Field(gt=0)
-    intermediate: int = Field(gt=0)
-    vocab: int = Field(gt=0)
-    """Rows of the embedding, padding rows included."""
-    head_dim: int | None = None
-    """None: `hidden / heads`."""
-    tied: bool = False
-    """True when the output head is the embedding."""
-    norm_eps: float = 1e-6
-    rope: dict[str, Any] = Field(default_factory=dict)
-    """transformers' `rope_parameters`; empty: the architecture's default."""
-    more: dict[str, Any] = Field(default_factory=dict)
-    """Further keys of the architecture's configuration."""
 
 
 class Title(Record):
@@ -150,6 +135,8 @@ def find_backbone(given: str | Path) -> Backbone:
         return _folder_backbone(path)
     if known is not None:
         return known
+    if re.search(r"baichuan2?-?13b", name.casefold()):
+        raise no_native_class(name)
     if _is_hub_id(name) and not path.exists():
         return Backbone(id=name, title=Title(en=name, zh=name), hub_id=name, assumed=_FOREIGN)
     raise UsageError(f"no backbone '{name}'", hint=_hint_for(name))
@@ -198,31 +185,12 @@ def _folder_backbone(path: Path) -> Backbone:
     else:
         known["source_id"] = record.get("backbone") if record else source.id
         known["aliases"] = ()
-    return named.model_copy(update={**known, **_from_config(config, str(path))})
+    return named.model_copy(update={**known, **facts_of_config(config, str(path))})
 
 
 def _plain_title(path: Path) -> Title:
     name = path.resolve().name
     return Title(en=name, zh=name)
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """A model folder's config.json.
-
-    Raises:
-        DataError: none there, or not a model's.
-    """
-    file = path / "config.json"
-    if not file.is_file():
-        if (path / "adapter_config.json").is_file():
-            raise DataError(
-                "an adapter, not a base model", where=str(path), hint="merge it: cbtqa merge"
-            )
-        raise DataError("no config.json: not a model's folder", where=str(path))
-    config = read_json(file)
-    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
-        raise DataError("names no model_type", where=str(file))
-    return config
 
 
 def _record_of(path: Path) -> dict[str, Any]:
@@ -256,66 +224,6 @@ def _has_chat_template(path: Path) -> bool:
         return '"chat_template"' in stream.read()
 
 
-def conversion_of(config: dict[str, Any], where: str) -> Conversion | None:
-    """The conversion a configuration asks for; None when transformers reads it as it is.
-
-    Raises:
-        ConfigError: ALiBi position encoding (Baichuan 13B), which no native class has.
-    """
-    kind, classes = config.get("model_type"), " ".join(config.get("architectures") or ())
-    if kind == "qwen" or "QWenLMHeadModel" in classes:
-        return "qwen"
-    if kind != "baichuan" and "aichuan" not in classes.replace("BaiChuan", "Baichuan"):
-        return None
-    if "max_position_embeddings" not in config or config.get("hidden_size") == 5120:
-        raise ConfigError(
-            f"{where}: a 13B Baichuan model: its ALiBi positions fit no native class",
-            hint="use Baichuan-7B or Baichuan2-7B: cbtqa backbones",
-        )
-    if config.get("vocab_size") in (64000, 125696):
-        return "baichuan2" if config["vocab_size"] == 125696 else "baichuan"
-    return "baichuan" if "BaiChuan" in classes else "baichuan2"
-
-
-def _from_config(config: dict[str, Any], where: str) -> dict[str, Any]:
-    """What a config.json settles: layout, class, sizes."""
-    conversion = conversion_of(config, where)
-    classes = config.get("architectures") or [None]
-    found: dict[str, Any] = {"conversion": conversion, "source_architecture": classes[0]}
-    if conversion is None:
-        found |= {"architecture": classes[0], "model_type": config["model_type"]}
-    else:
-        is_qwen = conversion == "qwen"
-        found["architecture"] = "Qwen2ForCausalLM" if is_qwen else "LlamaForCausalLM"
-        found["model_type"] = "qwen2" if is_qwen else "llama"
-    context = config.get("seq_length" if conversion == "qwen" else "max_position_embeddings")
-    return {**found, "context": context, "shape": _shape_of(config, conversion)}
-
-
-def _shape_of(config: dict[str, Any], conversion: Conversion | None) -> Shape | None:
-    """Sizes from a config.json; None when it names them otherwise than Llama does."""
-    base = config.get("rotary_emb_base" if conversion == "qwen" else "rope_theta")
-    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    rope = {"rope_type": "default", **({"rope_theta": float(base)} if base else {}), **scaling}
-    if "type" in rope and "rope_type" not in scaling:
-        rope["rope_type"] = rope.pop("type")
-    try:
-        return Shape(
-            hidden=config["hidden_size"],
-            layers=config["num_hidden_layers"],
-            heads=config["num_attention_heads"],
-            kv_heads=config.get("num_key_value_heads") or config["num_attention_heads"],
-            intermediate=config["intermediate_size"] // (2 if conversion == "qwen" else 1),
-            vocab=config["vocab_size"],
-            head_dim=config.get("head_dim"),
-            tied=bool(config.get("tie_word_embeddings", False)),
-            norm_eps=config.get("rms_norm_eps") or config.get("layer_norm_epsilon") or 1e-6,
-            rope=rope,
-        )
-    except KeyError:
-        return None
-
-
 # --- configurations ------------------------------------------------------------------------------
 
 
@@ -330,7 +238,7 @@ def completed(backbone: Backbone) -> Backbone:
     from cbtqa.tuning.downloads import fetch
 
     path = fetch(backbone.location, "config.json", revision=backbone.revision)
-    return backbone.model_copy(update=_from_config(read_config(path.parent), backbone.location))
+    return backbone.model_copy(update=facts_of_config(read_config(path.parent), backbone.location))
 
 
 def to_config(backbone: Backbone) -> Any:
@@ -376,27 +284,6 @@ def _config_words(backbone: Backbone, shape: Shape) -> dict[str, Any]:
     if shape.rope:
         words["rope_parameters"] = dict(shape.rope)
     return {**words, **shape.more}
-
-
-def count_parameters(shape: Shape) -> int:
-    """Weights of the model, biases and norms left out (under 0.1 % of a 7B model)."""
-    return shape.vocab * shape.hidden * (1 if shape.tied else 2) + shape.layers * (
-        _attention_size(shape) + 3 * shape.hidden * shape.intermediate
-    )
-
-
-def _attention_size(shape: Shape) -> int:
-    more = shape.more
-    if "kv_lora_rank" in more:  # multi-head latent attention, as in MiniCPM3
-        per_head = more["qk_nope_head_dim"] + more["qk_rope_head_dim"]
-        queries = more["q_lora_rank"] * (shape.hidden + shape.heads * per_head)
-        keys = shape.hidden * (more["kv_lora_rank"] + more["qk_rope_head_dim"])
-        values = (
-            more["kv_lora_rank"] * shape.heads * (more["qk_nope_head_dim"] + more["v_head_dim"])
-        )
-        return int(queries + keys + values + shape.heads * more["v_head_dim"] * shape.hidden)
-    head_dim = shape.head_dim or shape.hidden // shape.heads
-    return 2 * shape.hidden * head_dim * (shape.heads + shape.kv_heads)
 
 
 def template_text(backbone: Backbone) -> str | None:

@@ -10,6 +10,7 @@ goes on behind the last shard it finished.
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,17 +19,11 @@ from cbtqa.errors import DataError, UsageError
 from cbtqa.files import read_json, write_json
 from cbtqa.manifest import FileEntry, describe_file, now
 from cbtqa.records import Record
-from cbtqa.tuning.backbones import (
-    Backbone,
-    Conversion,
-    conversion_of,
-    find_backbone,
-    load_backbones,
-    read_config,
-)
+from cbtqa.tuning.backbones import Backbone, find_backbone, load_backbones
 from cbtqa.tuning.downloads import fetch, fetch_if_present
 from cbtqa.tuning.layouts import LAYOUTS, Layout, Target, plan_targets
 from cbtqa.tuning.libraries import require
+from cbtqa.tuning.model_config import Conversion, conversion_of, read_config
 from cbtqa.tuning.model_folder import (
     building,
     carry_notices,
@@ -224,8 +219,10 @@ def _check_against_class(config: dict[str, Any], outputs: list[Output], backbone
 def _hashed(paths: tuple[Path, ...], on_step: OnStep) -> tuple[FileEntry, ...]:
     files = []
     for number, path in enumerate(paths, 1):
+        started = time.monotonic()
         files.append(describe_file(path))
-        on_step(Step(number, len(paths), path.name, files[-1].n_bytes, 0.0, is_kept=False))
+        seconds = time.monotonic() - started
+        on_step(Step("read", number, len(paths), path.name, files[-1].n_bytes, seconds, False))
     return tuple(files)
 
 

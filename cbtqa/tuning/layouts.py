@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from cbtqa.errors import ConfigError, DataError
-from cbtqa.tuning.backbones import Conversion
 from cbtqa.tuning.libraries import require
+from cbtqa.tuning.model_config import Conversion
 
 ROWS_AT_ONCE = 8192
 """Rows of a head normalised at once: 128 MiB of float32 at a hidden size of 4,096."""

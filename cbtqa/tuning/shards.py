@@ -51,8 +51,10 @@ class Output:
 
 @dataclass(frozen=True)
 class Step:
-    """How far the writing is."""
+    """One file done."""
 
+    what: str
+    """`read` or `written`."""
     number: int
     total: int
     name: str
@@ -94,7 +96,7 @@ def write_shards(shards: dict[str, list[Output]], folder: Path, on_step: OnStep)
         if not is_kept:
             _write(path, _made(outputs))
         seconds = time.monotonic() - started
-        on_step(Step(number, len(shards), name, path.stat().st_size, seconds, is_kept))
+        on_step(Step("written", number, len(shards), name, path.stat().st_size, seconds, is_kept))
     if len(shards) > 1:
         weight_map = {output.name: name for name, outputs in shards.items() for output in outputs}
         total = sum(output.n_bytes for outputs in shards.values() for output in outputs)

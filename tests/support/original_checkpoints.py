@@ -7,6 +7,7 @@ nothing with the package or with transformers. A tokenizer file of the right kin
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import math
 import re
@@ -101,7 +102,7 @@ def save_tiktoken(folder: Path, n_merges: int = 180) -> int:
     ]
     ranks = {bytes([byte]): byte for byte in range(256)}
     for _ in range(n_merges):
-        pairs = Counter(pair for word in words for pair in zip(word, word[1:], strict=False))
+        pairs = Counter(pair for word in words for pair in itertools.pairwise(word))
         left, right = max(pairs, key=lambda pair: (pairs[pair], pair))
         ranks[left + right] = len(ranks)
         words = [_merged(word, left, right) for word in words]
