@@ -1,0 +1,241 @@
+"""The Hub's own library behind a handful of calls, its failures turned into our errors.
+
+    hub = Hub(token="hf_...", repo_id="my-lab/cbt-qa", kind="dataset")
+    hub.state()                  # None, or who may see it and where its head is
+
+Nothing here decides what may be published; see `upload` for the order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import cbtqa
+from cbtqa.errors import EndpointAuthError, MissingExtraError
+from cbtqa.hub.failures import TOKEN_HINT, NotOnHubError, failures_told, patiently
+from cbtqa.hub.plan import PlannedFile, RepoKind
+from cbtqa.hub.settings import Gate
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+
+@dataclass(frozen=True)
+class RepoState:
+    """A repository as it is now."""
+
+    is_private: bool
+    gate: Gate
+    head: str
+    """Commit of the branch `main`."""
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file as the Hub records it."""
+
+    n_bytes: int
+    git_sha1: str
+    """Of the blob, for small files; of the pointer, for large ones."""
+    sha256: str | None
+    """Of the content; None for small files."""
+
+
+@dataclass(frozen=True)
+class Account:
+    """Whose token it is, and what it may do."""
+
+    name: str
+    orgs: dict[str, str | None]
+    """Organisation to the role in it."""
+    role: str | None
+    """`read`, `write` or `fineGrained`; None when the Hub does not say."""
+    writable: tuple[str, ...]
+    """Users, organisations and repositories that a fine-grained token may write to."""
+
+
+def require_hub() -> None:
+    """Raises MissingExtraError unless the Hub's library is installed."""
+    try:
+        import huggingface_hub  # noqa: F401 - asked for, not used
+    except ImportError:
+        raise MissingExtraError("huggingface_hub", "hub") from None
+
+
+def find_token() -> str:
+    """The token of HF_TOKEN or of `hf auth login`; no network.
+
+    Raises:
+        MissingExtraError: huggingface_hub is not installed.
+        EndpointAuthError: there is no token.
+    """
+    require_hub()
+    from huggingface_hub import get_token
+
+    token = get_token()
+    if not token:
+        raise EndpointAuthError("no token for the Hub", hint=TOKEN_HINT)
+    return token
+
+
+class Hub:
+    """One repository, reached with one token."""
+
+    def __init__(
+        self, token: str, repo_id: str, kind: RepoKind, *, endpoint: str | None = None
+    ) -> None:
+        """Args:
+        endpoint: of a mirror or a private Hub; HF_ENDPOINT or the public Hub by default.
+        """
+        require_hub()
+        from huggingface_hub import HfApi
+
+        self.repo_id, self.kind = repo_id, kind
+        self._api: HfApi = HfApi(
+            endpoint=endpoint, token=token, library_name="cbtqa", library_version=cbtqa.__version__
+        )
+
+    @property
+    def url(self) -> str:
+        """The repository's page."""
+        prefix = "datasets/" if self.kind == "dataset" else ""
+        return f"{self._api.endpoint}/{prefix}{self.repo_id}"
+
+    @property
+    def _where(self) -> dict[str, Any]:
+        return {"repo_id": self.repo_id, "repo_type": self.kind}
+
+    # --- reading ---------------------------------------------------------------------------------
+
+    def account(self) -> Account:
+        """Who the token belongs to."""
+        told = patiently("asking who the token belongs to", self._api.whoami)
+        token = told.get("auth", {}).get("accessToken", {})
+        scopes = token.get("fineGrained", {}).get("scoped", [])
+        return Account(
+            name=told["name"],
+            orgs={org["name"]: org.get("roleInOrg") for org in told.get("orgs", [])},
+            role=token.get("role"),
+            writable=tuple(
+                str(scope.get("entity", {}).get("name"))
+                for scope in scopes
+                if "repo.write" in scope.get("permissions", [])
+            ),
+        )
+
+    def state(self) -> RepoState | None:
+        """The repository as it is now; None when there is none (or it is hidden from the token)."""
+        from huggingface_hub.errors import RepositoryNotFoundError
+
+        try:
+            info = patiently("looking at the repository", self._api.repo_info, **self._where)
+        except NotOnHubError as error:
+            if isinstance(error.__cause__, RepositoryNotFoundError):
+                return None
+            raise
+        gate: Gate = "none" if not info.gated else "auto" if info.gated == "auto" else "manual"
+        # what the Hub does not say counts as public
+        return RepoState(info.private is True, gate, str(info.sha or ""))
+
+    def files(self, revision: str) -> dict[str, RemoteFile]:
+        """Every file at a commit by its path."""
+        from huggingface_hub.hf_api import RepoFile
+
+        def listed() -> dict[str, RemoteFile]:
+            tree = self._api.list_repo_tree(**self._where, recursive=True, revision=revision)
+            return {
+                item.path: RemoteFile(
+                    item.size, item.blob_id, item.lfs.sha256 if item.lfs else None
+                )
+                for item in tree
+                if isinstance(item, RepoFile)
+            }
+
+        return patiently("listing the repository", listed)
+
+    def tags(self) -> dict[str, str]:
+        """Tags and the commits they name."""
+        refs = patiently("reading the tags", self._api.list_repo_refs, **self._where)
+        return {tag.name: tag.target_commit for tag in refs.tags}
+
+    def read(self, path: str, revision: str) -> bytes:
+        """The bytes of a small file at a commit, past every cache."""
+        from huggingface_hub import hf_hub_url
+        from huggingface_hub.utils import (  # type: ignore[attr-defined] # documented, not declared
+            build_hf_headers,
+            get_session,
+            hf_raise_for_status,
+        )
+
+        address = hf_hub_url(
+            self.repo_id, path, repo_type=self.kind, revision=revision, endpoint=self._api.endpoint
+        )
+        headers = build_hf_headers(token=self._api.token, library_name="cbtqa")
+
+        def got() -> bytes:
+            response = get_session().get(address, headers=headers, follow_redirects=True)
+            hf_raise_for_status(response)
+            return bytes(response.content)
+
+        return patiently(f"reading {path} back", got)
+
+    # --- writing ---------------------------------------------------------------------------------
+
+    def create_private(self) -> None:
+        """Creates the repository, visible to its owner alone.
+
+        Raises:
+            failures.NameTakenError: there is one of this name that the token cannot see.
+        """
+
+        def create() -> Any:
+            return self._api.create_repo(**self._where, private=True, exist_ok=False)
+
+        patiently("creating the repository", create)
+
+    def set_gate(self, gate: Gate) -> None:
+        """Sets who may read once the repository is public."""
+        value: Any = False if gate == "none" else gate
+        patiently("setting the gate", self._api.update_repo_settings, **self._where, gated=value)
+
+    def commit(
+        self, changed: Sequence[PlannedFile], removed: Sequence[str], message: str, parent: str
+    ) -> str:
+        """Uploads files and makes one commit on top of `parent`; returns its id.
+
+        The files' bytes go first and belong to nothing until the commit names them: a break on the
+        way leaves the repository as it was.
+        """
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+        operations: list[Any] = [
+            *(CommitOperationAdd(file.path, str(file.source)) for file in changed),
+            *(CommitOperationDelete(path) for path in removed),
+        ]
+        with failures_told("uploading"):
+            made = self._api.create_commit(
+                **self._where,
+                operations=operations,
+                commit_message=message,
+                parent_commit=parent or None,
+            )
+        return str(made.oid)
+
+    def tag(self, name: str, commit: str) -> None:
+        """Names a commit."""
+        patiently(
+            "tagging",
+            self._api.create_tag,
+            **self._where,
+            tag=name,
+            revision=commit,
+            exist_ok=False,
+        )
+
+    def make_public(self) -> None:
+        """Shows the repository to everybody."""
+        patiently(
+            "making it public", self._api.update_repo_settings, **self._where, visibility="public"
+        )

@@ -1,0 +1,232 @@
+"""Human ratings for publishing: what `cbtqa rate report` wrote, less what could identify or quote.
+
+Notes and quoted evidence are free text of raters and questions: they stay behind. Raters are R1,
+R2, ...; any other name of a rater is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict
+
+from cbtqa.errors import DataError
+from cbtqa.files import parse_record, read_json, read_jsonl
+from cbtqa.hub.plan import PublishRefusedError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+REPORT_NAME, RATINGS_NAME = "report.json", "ratings.jsonl"
+RATER = re.compile(r"R\d{1,4}")
+SUMMARY_SPLIT = "summary"
+
+
+class _Lenient(BaseModel):
+    """A part of a file that another room writes; fields that are not published are passed over."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class RatingRow(_Lenient):
+    """One rating as it is published."""
+
+    item_id: str
+    question_id: str
+    system: str
+    rater: str
+    criterion: str
+    value: int | None
+    low: int
+    high: int
+    unrated_reason: str | None = None
+    is_crisis: bool = False
+    order: int
+    repeat: int = 0
+    phase: str = "main"
+    seconds: float | None = None
+
+
+class ScoreOfSystem(_Lenient):
+    """One system on one criterion."""
+
+    system: str
+    criterion: str
+    n_ratings: int
+    n_questions: int
+    n_open: int
+    n_cannot_judge: int
+    mean: float | None
+    sd: float | None
+    low: float | None = None
+    high: float | None = None
+
+
+class Agreement(_Lenient):
+    """One coefficient of agreement."""
+
+    name: str
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    reason: str | None = None
+
+
+class CriterionAgreement(_Lenient):
+    """All raters on one criterion; the first coefficient is Krippendorff's alpha."""
+
+    criterion: str
+    coefficients: tuple[Agreement, ...] = ()
+
+
+class RatingReport(_Lenient):
+    """The parts of `report.json` that cards and tables show."""
+
+    study_id: str
+    rubric: str
+    is_blind: bool
+    n_raters: int
+    n_questions: int
+    scores: tuple[ScoreOfSystem, ...]
+    agreement: tuple[CriterionAgreement, ...]
+
+    def agreement_on(self, criterion: str) -> Agreement | None:
+        """The alpha of a criterion."""
+        of_criterion = next((a for a in self.agreement if a.criterion == criterion), None)
+        return of_criterion.coefficients[0] if of_criterion and of_criterion.coefficients else None
+
+
+class RatedStudy(BaseModel):
+    """One study's report and its ratings file."""
+
+    report: RatingReport
+    ratings_path: Path
+
+    def rows(self) -> Iterator[RatingRow]:
+        """Every rating, open ones included.
+
+        Raises:
+            PublishRefusedError: a rater goes by another name than R1, R2, ...
+        """
+        for row in read_jsonl(self.ratings_path, RatingRow):
+            if not RATER.fullmatch(row.rater):
+                raise PublishRefusedError(
+                    f"{self.ratings_path} names a rater; only R1, R2, ... are published",
+                    hint="replace the names in the file by R1, R2, ...",
+                )
+            yield row
+
+
+def read_study(folder: Path) -> RatedStudy:
+    """A folder of `cbtqa rate report`.
+
+    Raises:
+        DataError: no report there, or a damaged one.
+        PublishRefusedError: its systems are letters still.
+    """
+    path, ratings_path = folder / REPORT_NAME, folder / RATINGS_NAME
+    for needed in (path, ratings_path):
+        if not needed.exists():
+            raise DataError(
+                f"no {needed.name} in it",
+                where=str(folder),
+                hint="make it with: cbtqa rate report STUDY",
+            )
+    report = parse_record(RatingReport, read_json(path), str(path))
+    if report.is_blind:
+        raise PublishRefusedError(
+            f"{path}: the systems of study {report.study_id} are letters still",
+            hint="cbtqa rate unblind STUDY --key KEY --by NAME, then cbtqa rate report STUDY",
+        )
+    return RatedStudy(report=report, ratings_path=ratings_path)
+
+
+def rating_schema() -> pa.Schema:
+    """Columns of the config `ratings`: one row an item, rater and criterion."""
+    import pyarrow as pa
+
+    text, whole = pa.string(), pa.int64()
+    return pa.schema(
+        [
+            *(("study", text), ("rubric", text), ("item_id", text), ("question_id", text)),
+            *(("system", text), ("rater", text), ("criterion", text), ("value", whole)),
+            *(("low", whole), ("high", whole), ("unrated_reason", text)),
+            *(("is_crisis", pa.bool_()), ("order", whole), ("repeat", whole), ("phase", text)),
+            ("seconds", pa.float64()),
+        ]
+    )
+
+
+def rating_row(report: RatingReport, rating: RatingRow) -> dict[str, Any]:
+    """A row of `rating_schema`."""
+    return {"study": report.study_id, "rubric": report.rubric, **rating.model_dump()}
+
+
+def summary_schema() -> pa.Schema:
+    """Columns of the config `ratings_summary`: one row a study, system and criterion."""
+    import pyarrow as pa
+
+    text, whole, real = pa.string(), pa.int64(), pa.float64()
+    return pa.schema(
+        [
+            *(("study", text), ("rubric", text), ("system", text), ("criterion", text)),
+            *(("n_questions", whole), ("n_raters", whole), ("n_ratings", whole)),
+            *(("n_open", whole), ("n_cannot_judge", whole)),
+            *(("mean", real), ("low", real), ("high", real), ("sd", real)),
+            *(("agreement_name", text), ("agreement", real)),
+            *(("agreement_low", real), ("agreement_high", real), ("agreement_reason", text)),
+        ]
+    )
+
+
+def summary_rows(report: RatingReport) -> Iterator[dict[str, Any]]:
+    """Rows of `summary_schema`."""
+    for score in report.scores:
+        alpha = report.agreement_on(score.criterion)
+        yield {
+            "study": report.study_id,
+            "rubric": report.rubric,
+            "n_raters": report.n_raters,
+            **score.model_dump(),
+            "agreement_name": alpha.name if alpha else None,
+            "agreement": alpha.value if alpha else None,
+            "agreement_low": alpha.low if alpha else None,
+            "agreement_high": alpha.high if alpha else None,
+            "agreement_reason": alpha.reason if alpha else None,
+        }
+
+
+def card_rows(
+    studies: Iterable[RatedStudy], system: str | None = None
+) -> list[tuple[str, str, str, str, str]]:
+    """Rows for a card: system, criterion, mean with interval, ratings, agreement.
+
+    Args:
+        system: only this one; all by default.
+    """
+    rows = []
+    for study in studies:
+        for score in study.report.scores:
+            if system is not None and score.system != system:
+                continue
+            alpha = study.report.agreement_on(score.criterion)
+            rows.append(
+                (
+                    score.system,
+                    f"{score.criterion} ({study.report.rubric})",
+                    _with_interval(score.mean, score.low, score.high),
+                    f"{score.n_ratings:,}",
+                    _with_interval(alpha.value, alpha.low, alpha.high) if alpha else "-",
+                )
+            )
+    return rows
+
+
+def _with_interval(value: float | None, low: float | None, high: float | None) -> str:
+    if value is None:
+        return "-"
+    interval = f" [{low:.3f}, {high:.3f}]" if low is not None and high is not None else ""
+    return f"{value:.3f}{interval}"

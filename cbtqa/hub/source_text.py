@@ -1,0 +1,118 @@
+"""Whether a text repeats protected text: runs of characters looked up by hash.
+
+    index = SourceIndex()
+    index.add("...description of a question...")
+    index.first_hit("...an answer...")      # (start, end) in the answer, or None
+
+Compared are letters and digits only, folded (width, case, traditional forms), so that changed
+punctuation does not hide a copy. The index keeps 8 bytes a character and never the text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from cbtqa.safety.normalise import fold
+
+QUESTION_RUN = 12
+"""Characters in common with a question that count as its text. Assumed: below this, set phrases
+and a quoted thought of a few words; PsyQA's titles have 13 to 25 characters."""
+ANSWER_RUN = 20
+"""The same for human answers, whose greetings and wishes repeat all over the collection."""
+SHORTEST_RUN = 8
+"""A text between this and the run's length counts when it is repeated whole."""
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)
+_IGNORED = re.compile(r"[\W_]+")
+Hashes = npt.NDArray[np.uint64]
+
+
+class SourceIndex:
+    """Hashes of every run of characters of the texts that must not be repeated."""
+
+    def __init__(self) -> None:
+        self._pending: dict[int, list[Hashes]] = {}
+        self._sorted: dict[int, Hashes] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._pending or self._sorted)
+
+    def add(self, text: str, run: int = QUESTION_RUN) -> None:
+        """Adds one text; shorter than `SHORTEST_RUN` letters it is too common to protect."""
+        plain = _IGNORED.sub("", fold(text))
+        length = min(run, len(plain))
+        if length >= SHORTEST_RUN:
+            self._pending.setdefault(length, []).append(np.unique(_hashes(_codes(plain), length)))
+
+    def _tables(self) -> dict[int, Hashes]:
+        for length, parts in self._pending.items():
+            known = [self._sorted[length]] if length in self._sorted else []
+            self._sorted[length] = np.unique(np.concatenate([*known, *parts]))
+        self._pending.clear()
+        return self._sorted
+
+    def first_hit(self, text: str) -> tuple[int, int] | None:
+        """Span of the first repeated run, in code points of the text as given."""
+        found = self.hits([text])
+        return found[0][1:] if found else None
+
+    def hits(self, texts: Sequence[str]) -> list[tuple[int, int, int]]:
+        """`(number of the text, start, end)` of the first repeated run of each text with one."""
+        tables = self._tables()
+        plain = [_IGNORED.sub("", fold(text)) for text in texts]
+        # one array for all texts: a 0 between them keeps runs from crossing
+        joined = _codes("\0".join(plain))
+        starts = np.cumsum([0, *(len(text) + 1 for text in plain)])
+        first: dict[int, tuple[int, int]] = {}
+        for length, table in tables.items():
+            windows = _hashes(joined, length)
+            for place in np.flatnonzero(_contains(table, windows)).tolist():
+                number = int(np.searchsorted(starts, place, side="right")) - 1
+                start = place - int(starts[number])
+                if start + length > len(plain[number]):
+                    continue
+                if number not in first or start < first[number][0]:
+                    first[number] = (start, start + length)
+        return [(number, *_unplain_span(texts[number], *first[number])) for number in sorted(first)]
+
+
+def _codes(text: str) -> Hashes:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
+
+
+def _hashes(codes: Hashes, length: int) -> Hashes:
+    """A 64-bit hash of each window of `length` codes."""
+    n_windows = len(codes) - length + 1
+    if n_windows <= 0:
+        return np.zeros(0, np.uint64)
+    value = np.zeros(n_windows, np.uint64)
+    for offset in range(length):
+        value = value * _FACTOR + codes[offset : offset + n_windows]
+    return value ^ (value >> np.uint64(29))
+
+
+def _contains(table: Hashes, values: Hashes) -> npt.NDArray[np.bool_]:
+    if not len(table) or not len(values):
+        return np.zeros(len(values), np.bool_)
+    places = np.searchsorted(table, values)
+    places[places == len(table)] = 0
+    found: npt.NDArray[np.bool_] = table[places] == values
+    return found
+
+
+def _unplain_span(text: str, start: int, end: int) -> tuple[int, int]:
+    """A span of the compared letters as a span of the text itself."""
+    folded = fold(text)  # same length, same offsets
+    kept = [place for place, char in enumerate(folded) if not _IGNORED.match(char)]
+    return kept[start], kept[end - 1] + 1
+
+
+def index_texts(texts: Iterable[str]) -> SourceIndex:
+    """An index of questions' texts."""
+    index = SourceIndex()
+    for text in texts:
+        index.add(text)
+    return index

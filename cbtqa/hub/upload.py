@@ -1,0 +1,255 @@
+"""The order that cannot leak: from a plan that passed the scan to a private, gated repository.
+
+    check the token -> look at the repository, refuse a public one -> create it private -> gate
+    it -> upload onto the head that was seen -> tag that commit -> read back and compare
+
+The repository holds the old state or the whole new one, never a part; nothing here makes anything
+public. Every step looks at what is there first, so running it again after a break continues.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cbtqa.errors import BadResponseError, EndpointAuthError, RateLimitError
+from cbtqa.files import write_json
+from cbtqa.hub.client import Account, Hub, RemoteFile, RepoState
+from cbtqa.hub.failures import AGAIN, NameTakenError, wait_or_raise
+from cbtqa.hub.plan import PROVENANCE_PATH, STAGING, PlannedFile, PublishPlan, PublishRefusedError
+from cbtqa.manifest import now, read_manifest, write_manifest
+
+OF_THE_HUB = frozenset({".gitattributes"})
+"""Files that the Hub itself puts into a new repository."""
+RECORD_NAME = "record.json"
+OnStage = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Uploaded:
+    """What is on the Hub now."""
+
+    url: str
+    commit: str
+    tag: str
+    is_private: bool
+    n_sent: int
+    """Files whose bytes were sent; 0 when everything was there."""
+    n_kept: int
+    n_removed: int
+
+    def summary(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "url": self.url,
+            "commit": self.commit,
+            "tag": self.tag,
+            "visibility": "private" if self.is_private else "public",
+            "n_sent": self.n_sent,
+            "n_kept": self.n_kept,
+            "n_removed": self.n_removed,
+        }
+
+
+def upload(
+    plan: PublishPlan,
+    hub: Hub,
+    *,
+    run: Path,
+    tag: str | None = None,
+    allow_public: bool = False,
+    on_stage: OnStage = lambda stage: None,
+) -> Uploaded:
+    """Brings a plan onto the Hub. The plan must have passed `scan.refuse_findings`.
+
+    Args:
+        run: folder of the run; what was published is recorded in it.
+
+    Raises:
+        EndpointError: no token, a token that may not write, a name that is taken, a broken
+            connection, a failing or overloaded Hub. The repository is as it was before.
+        PublishRefusedError: the repository is public, or belongs to something else.
+    """
+    on_stage("checking the token")
+    _require_write(hub.account(), plan.repo_id)
+    on_stage("looking at the repository")
+    state = _opened(plan, hub, allow_public, on_stage)
+    if state.gate != plan.gate:
+        on_stage("setting the gate")
+        hub.set_gate(plan.gate)
+    _record_acknowledgements(run, plan)
+    commit, n_sent, n_removed = _sent(plan, hub, state, allow_public, on_stage)
+    on_stage("tagging")
+    name = _tagged(hub, commit, tag)
+    on_stage("reading back")
+    _compare(plan, hub, commit)
+    after = hub.state()
+    if after is None or not (after.is_private or allow_public):
+        raise PublishRefusedError(
+            f"{plan.repo_id} is not private any more: somebody changed it meanwhile",
+            hint=f"look at {hub.url}/settings",
+        )
+    done = Uploaded(
+        hub.url, commit, name, after.is_private, n_sent, len(plan.files) - n_sent, n_removed
+    )
+    _record(run, plan, done)
+    return done
+
+
+def _require_write(account: Account, repo_id: str) -> None:
+    owner = repo_id.split("/")[0]
+    mine = {account.name, *account.orgs}
+    if account.role == "read":
+        raise EndpointAuthError(
+            "the token may only read",
+            hint="make one with the role 'write' at https://huggingface.co/settings/tokens",
+        )
+    if owner not in mine or account.orgs.get(owner) == "read":
+        places = sorted(name for name in mine if account.orgs.get(name) != "read")
+        raise EndpointAuthError(
+            f"the token of {account.name} may not write to {owner}",
+            hint=f"publish to one of: {', '.join(places)}",
+        )
+    if account.role == "fineGrained" and not {owner, repo_id} & set(account.writable):
+        raise EndpointAuthError(
+            f"this fine-grained token has no write permission for {repo_id}",
+            hint="give it 'write access to contents/settings of repos' for this owner",
+        )
+
+
+def _opened(plan: PublishPlan, hub: Hub, allow_public: bool, on_stage: OnStage) -> RepoState:
+    """A repository that may be written to: private, and empty or ours."""
+    state = hub.state()
+    if state is None:
+        on_stage("creating it, private")
+        try:
+            hub.create_private()
+        except NameTakenError as error:
+            raise NameTakenError(
+                f"the name {plan.repo_id} is taken by a repository that this token cannot see",
+                hint="choose another name",
+            ) from error
+        # asked again, not believed: an organisation's rules or a second publisher may differ
+        state = hub.state()
+        if state is None:
+            raise BadResponseError("the repository was created and is not there", hint=AGAIN)
+    _refuse_public(hub, state, allow_public)
+    present = set(hub.files(state.head)) - OF_THE_HUB if state.head else set()
+    if present and PROVENANCE_PATH not in present:
+        raise PublishRefusedError(
+            f"the name {plan.repo_id} is taken: the repository holds files that cbtqa did not "
+            f"write, such as {min(present)}",
+            hint="publish to another name",
+        )
+    return state
+
+
+def _refuse_public(hub: Hub, state: RepoState, allow_public: bool) -> None:
+    if not state.is_private and not allow_public:
+        raise PublishRefusedError(
+            f"{hub.url} is public: everything sent there can be read at once",
+            hint="publish to another name, make it private, or add --allow-public if that is meant",
+        )
+
+
+def _sent(
+    plan: PublishPlan, hub: Hub, state: RepoState, allow_public: bool, on_stage: OnStage
+) -> tuple[str, int, int]:
+    """The commit that holds the plan; files that are there already are not sent again."""
+    planned = {file.path for file in plan.files}
+    attempt, n_sent, n_removed = 0, 0, 0
+    while True:
+        attempt += 1
+        remote = hub.files(state.head) if state.head else {}
+        changed = [file for file in plan.files if not _is_same(file, remote.get(file.path))]
+        removed = sorted(set(remote) - planned - OF_THE_HUB)
+        if not changed and not removed:
+            return state.head, n_sent, n_removed
+        n_sent, n_removed = len(changed), len(removed)
+        on_stage(f"uploading {n_sent} files, {sum(file.n_bytes for file in changed):,} bytes")
+        try:
+            return _committed(plan, hub, changed, removed, state.head), n_sent, n_removed
+        except (RateLimitError, BadResponseError) as error:
+            # the commit may have been made although its answer was a failure: look again
+            wait_or_raise(error, attempt, max_attempts=3)
+            state = hub.state() or state
+            _refuse_public(hub, state, allow_public)
+
+
+def _committed(
+    plan: PublishPlan, hub: Hub, changed: list[PlannedFile], removed: list[str], head: str
+) -> str:
+    try:
+        return hub.commit(changed, removed, f"Publish with cbtqa ({plan.kind})", head)
+    except NameTakenError as error:
+        raise NameTakenError(
+            "the repository changed while its files were uploaded; nothing was overwritten",
+            hint=AGAIN,
+        ) from error
+
+
+def _is_same(file: PlannedFile, remote: RemoteFile | None) -> bool:
+    if remote is None or remote.n_bytes != file.n_bytes:
+        return False
+    if remote.sha256 is not None:
+        return remote.sha256 == file.sha256
+    return remote.git_sha1 == _git_sha1(file.source.read_bytes())
+
+
+def _git_sha1(data: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
+def _tagged(hub: Hub, commit: str, wanted: str | None) -> str:
+    """The name of the version: the one wanted, the one the commit has, or the next number."""
+    tags = hub.tags()
+    if wanted is not None:
+        if tags.get(wanted, commit) != commit:
+            raise PublishRefusedError(
+                f"the tag {wanted} names another commit, and a tag is never moved",
+                hint="give the version another name with --tag",
+            )
+        name = wanted
+    else:
+        numbered = {int(tag[1:]): tag for tag in tags if tag[:1] == "v" and tag[1:].isdigit()}
+        own = [tag for _, tag in sorted(numbered.items()) if tags[tag] == commit]
+        name = own[-1] if own else f"v{max(numbered, default=0) + 1}"
+    if name not in tags:
+        hub.tag(name, commit)
+    return name
+
+
+def _compare(plan: PublishPlan, hub: Hub, commit: str) -> None:
+    """Compares every file with the Hub's: small ones byte for byte, large ones by SHA-256.
+
+    Raises:
+        BadResponseError: a file is missing or differs.
+    """
+    remote = hub.files(commit)
+    for file in plan.files:
+        found = remote.get(file.path)
+        same = _is_same(file, found)
+        if same and found is not None and found.sha256 is None:
+            same = hub.read(file.path, commit) == file.source.read_bytes()
+        if not same:
+            raise BadResponseError(
+                f"{file.path} on the Hub is not what was sent; the repository is private still",
+                hint=AGAIN,
+            )
+
+
+def _record_acknowledgements(run: Path, plan: PublishPlan) -> None:
+    """Writes into the run's manifest what a person permitted, before anything is sent."""
+    manifest = read_manifest(run)
+    merged: Mapping[str, str] = {**manifest.acknowledgements, **plan.acknowledgements}
+    if merged != manifest.acknowledgements:
+        write_manifest(run, manifest.model_copy(update={"acknowledgements": dict(merged)}))
+
+
+def _record(run: Path, plan: PublishPlan, done: Uploaded) -> None:
+    """Leaves beside the run what went where."""
+    record = {**plan.summary(), **done.summary(), "published_at": now()}
+    write_json(run / STAGING / RECORD_NAME, record)
