@@ -77,6 +77,13 @@ class Instrument:
     rubric: Rubric
     wording: str = OWN_WORDING
     """`cbtqa`, or the name of the file that the words came from."""
+    plain: Rubric | None = None
+    """The same in our words, where `rubric` holds a form's exact ones: what may be written out."""
+
+    @property
+    def printable(self) -> Rubric:
+        """The rubric without foreign words, for folders that may be passed on."""
+        return self.plain or self.rubric
 
     @property
     def id(self) -> str:
@@ -181,7 +188,8 @@ def load_instrument(name: str, wording: Path | None = None) -> Instrument:
         )
     if wording is None:
         return Instrument(rubric)
-    return Instrument(_with_wording(rubric, _read_wording(wording), str(wording)), wording.name)
+    worded = _with_wording(rubric, _read_wording(wording), str(wording))
+    return Instrument(worded, wording.name, rubric)
 
 
 def _read_wording(path: Path) -> Wording:

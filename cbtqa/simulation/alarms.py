@@ -1,0 +1,220 @@
+"""What a reader must know before believing a study: faults of scale, judge, length and design.
+
+Each check was a fault of a published study first: no item above 7 of 10 in 6,523 ratings, scores
+that follow length, arms that stop early, one judge nobody compared with people.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+
+from cbtqa.simulation.audits import POOLED, WITHIN
+from cbtqa.simulation.results import (
+    AgreementRow,
+    Alarm,
+    EndingRow,
+    InstrumentResult,
+    ItemUse,
+    LengthCorrelation,
+    LengthRow,
+    OutcomeResult,
+)
+from cbtqa.simulation.rule_judge import RULES
+from cbtqa.statistics.resampling import FEW_ITEMS
+
+ONE_VALUE = 0.9
+"""Share of one point of the scale."""
+MUCH_UNSCORED = 0.05
+ITEMS_ALIKE = 0.95
+"""Cronbach's alpha above which items are hardly told apart."""
+FOLLOWS_LENGTH = 0.3
+"""Correlation of score and length."""
+LENGTH_RATIO = 1.5
+"""Longest by shortest arm."""
+EARLY_GAP = 0.05
+"""Difference between arms in the share of sessions that stopped early."""
+MUCH_BIAS = 0.25
+"""Of the judge against people, by share of the scale's range."""
+FEW_PATIENTS = 10
+"""All thresholds here are assumed: they say when to look, not what is true."""
+
+
+def scale_alarms(result: InstrumentResult) -> Iterator[Alarm]:
+    """Ceiling, floor, points never given, one-value items, unscored items, items alike."""
+    name = result.instrument
+    pooled: Counter[int] = Counter()
+    for use in result.use:
+        pooled.update(use.counts)
+    n = sum(pooled.values())
+    if n >= FEW_ITEMS and _is_one_ladder(result.use):
+        yield from _range_alarms(result, pooled, n)
+    for use in result.use:
+        yield from _item_alarms(name, use)
+    unscored = Counter[str]()
+    for use in result.use:
+        unscored.update(use.unscored)
+    share = unscored.total() / (n + unscored.total()) if unscored else 0.0
+    if share > MUCH_UNSCORED:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in unscored.most_common(4))
+        yield Alarm(
+            kind="unscored",
+            instrument=name,
+            text=f"{share:.0%} of the items are unscored ({reasons})",
+        )
+    if result.alpha is not None and result.alpha > ITEMS_ALIKE:
+        text = f"the items are hardly told apart: Cronbach's alpha {result.alpha:.3f}"
+        yield Alarm(kind="items_alike", instrument=name, text=text)
+
+
+def _is_one_ladder(use: Sequence[ItemUse]) -> bool:
+    return len({tuple(one.counts) for one in use}) == 1
+
+
+def _range_alarms(result: InstrumentResult, pooled: Counter[int], n: int) -> Iterator[Alarm]:
+    given = [point for point, count in pooled.items() if count]
+    low, high = min(pooled), max(pooled)
+    n_items, ratings = len(result.use), f"{n:,} ratings"
+    if max(given) < high:
+        text = (
+            f"ceiling: no item above {max(given)} of {high} in {ratings}; totals cannot pass "
+            f"{max(given) * n_items} of {high * n_items}"
+        )
+        if not _is_plain_sum(result):
+            text = f"ceiling: no item above {max(given)} of {high} in {ratings}"
+        yield Alarm(kind="ceiling", instrument=result.instrument, text=text)
+    elif pooled[high] / n > ONE_VALUE / 2:
+        text = f"ceiling: {pooled[high] / n:.0%} of the ratings are the highest point, {high}"
+        yield Alarm(kind="ceiling", instrument=result.instrument, text=text)
+    if min(given) > low:
+        text = f"floor: no item below {min(given)} (the scale begins at {low}) in {ratings}"
+        yield Alarm(kind="floor", instrument=result.instrument, text=text)
+    rare = [str(p) for p, c in sorted(pooled.items()) if not c and min(given) < p < max(given)]
+    if rare:
+        text = f"points never given between others: {', '.join(rare)}"
+        yield Alarm(kind="unused", instrument=result.instrument, text=text)
+
+
+def _is_plain_sum(result: InstrumentResult) -> bool:
+    """True when the headline total adds up all items without weights."""
+    low = sum(min(use.counts) for use in result.use)
+    return bool(result.outcomes) and result.outcomes[0].low == low
+
+
+def _item_alarms(instrument: str, use: ItemUse) -> Iterator[Alarm]:
+    n = sum(use.counts.values())
+    if n < FEW_ITEMS:
+        return
+    point, count = max(use.counts.items(), key=lambda entry: entry[1])
+    if count / n > ONE_VALUE:
+        text = f"{use.item}: {point} in {count / n:.0%} of the ratings"
+        yield Alarm(kind="one_value", instrument=instrument, text=text)
+
+
+def judge_alarms(
+    instrument: str, values: dict[str, list[int]], span: tuple[int, int]
+) -> Iterator[Alarm]:
+    """A judge that gives (nearly) one value whatever it reads.
+
+    Args:
+        values: judge to all its ratings of this instrument.
+    """
+    for judge, given in values.items():
+        if judge == RULES:
+            text = "rated by built-in rules that count words: no model, and nothing to be believed"
+            yield Alarm(kind="people", instrument=instrument, text=text)
+        if len(given) < FEW_ITEMS:
+            continue
+        point, count = Counter(given).most_common(1)[0]
+        if count / len(given) > ONE_VALUE:
+            text = f"{judge} gives {point} (of {span[0]}-{span[1]}) in {count / len(given):.0%}"
+            yield Alarm(kind="one_value", instrument=instrument, text=text)
+
+
+def length_alarms(
+    correlations: Sequence[LengthCorrelation], rows: Sequence[LengthRow]
+) -> Iterator[Alarm]:
+    """Scores that follow length, and arms of unequal length."""
+    for one in correlations:
+        is_clear = one.low > 0 or one.high < 0
+        if one.scope in (POOLED, WITHIN) and abs(one.r) >= FOLLOWS_LENGTH and is_clear:
+            text = (
+                f"{one.total} follows the therapist's words, {one.scope}: r {one.r:+.2f} "
+                f"[{one.low:+.2f}, {one.high:+.2f}]"
+            )
+            yield Alarm(kind="length", instrument=one.instrument, text=text)
+    if len(rows) > 1:
+        longest = max(rows, key=lambda row: row.words)
+        shortest = min(rows, key=lambda row: row.words)
+        if longest.words > LENGTH_RATIO * shortest.words:
+            text = (
+                f"arms differ in length: {longest.arm} {longest.words:,.0f} words a session, "
+                f"{shortest.arm} {shortest.words:,.0f}"
+            )
+            yield Alarm(kind="length", text=text)
+
+
+def ending_alarms(rows: Sequence[EndingRow]) -> Iterator[Alarm]:
+    """Early stops that differ between arms: those sessions are scored with the rest."""
+    shares = {row.arm: row.n_early / row.n for row in rows if row.n}
+    if not shares or max(shares.values()) - min(shares.values()) <= EARLY_GAP:
+        return
+    shown = ", ".join(f"{row.arm} {row.n_early} of {row.n}" for row in rows if row.n_early)
+    yield Alarm(kind="endings", text=f"early stops differ between arms: {shown}")
+
+
+def people_alarms(
+    rows: Iterable[AgreementRow], instruments: Sequence[InstrumentResult]
+) -> Iterator[Alarm]:
+    """No people, or a judge far from them."""
+    checked = [row for row in rows if row.kind == "judge-people"]
+    for result in instruments:
+        if any(row.instrument == result.instrument for row in checked):
+            continue
+        text = (
+            "no human ratings: these figures are a judge's opinion, uncorrected; judges overrate "
+            "sessions and miss faults of safety"
+        )
+        yield Alarm(kind="people", instrument=result.instrument, text=text)
+    for row in checked:
+        outcome = _outcome(row, instruments)
+        if outcome is None or row.bias is None:
+            continue
+        if abs(row.bias) > MUCH_BIAS * (outcome.high - outcome.low):
+            word = "milder" if row.bias > 0 else "stricter"
+            text = f"{row.item.removeprefix('total:')}: {row.who} is {word} by {abs(row.bias):.1f}"
+            yield Alarm(kind="bias", instrument=row.instrument, text=text)
+
+
+def _outcome(row: AgreementRow, instruments: Sequence[InstrumentResult]) -> OutcomeResult | None:
+    for result in instruments:
+        for outcome in result.outcomes:
+            if (result.instrument, f"total:{outcome.total}") == (row.instrument, row.item):
+                return outcome
+    return None
+
+
+def design_alarms(result: InstrumentResult, n_patients: int) -> Iterator[Alarm]:
+    """Few patients, a model at its boundary, cells of unequal size, no model at all."""
+    for outcome in result.outcomes:
+        if outcome.fit is None:
+            text = f"{outcome.total}: no mixed model ({outcome.no_fit_reason})"
+            yield Alarm(kind="no_model", instrument=result.instrument, text=text)
+            continue
+        notes = "; ".join(outcome.fit.notes)
+        if notes:
+            yield Alarm(
+                kind="design", instrument=result.instrument, text=f"{outcome.total}: {notes}"
+            )
+    sizes = {one.arm: one.n for one in result.outcomes[0].arms}
+    if sizes and max(sizes.values()) != min(sizes.values()):
+        most = max(sizes.values())
+        shown = ", ".join(f"{arm} lacks {most - n}" for arm, n in sizes.items() if n < most)
+        text = f"arms have unequal numbers of scored sessions: {shown} of {most}"
+        yield Alarm(kind="design", instrument=result.instrument, text=text)
+    if n_patients < FEW_PATIENTS:
+        text = (
+            f"{n_patients} patients: the variance between patients and its interval say little, "
+            "and results do not reach beyond these patients"
+        )
+        yield Alarm(kind="design", instrument=result.instrument, text=text)
