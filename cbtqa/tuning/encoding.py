@@ -133,7 +133,7 @@ def encode(found: ExampleSet, chat: ChatFormat, settings: FinetuneSettings) -> E
             _add(encoded, example, item, chat, settings)
     encoded.dropped = +encoded.dropped
     if not encoded.items:
-        raise _nothing_left(encoded, settings)
+        raise nothing_left(encoded, settings)
     return encoded
 
 
@@ -210,7 +210,7 @@ def _question_ids(question: Question, chat: ChatFormat, settings: FinetuneSettin
     return chat.prompt_ids([messages])[0]
 
 
-def _nothing_left(encoded: EncodedSet, settings: FinetuneSettings) -> DataError:
+def nothing_left(encoded: EncodedSet, settings: FinetuneSettings) -> DataError:
     reasons = ", ".join(f"{reason} {n:,}" for reason, n in sorted(encoded.dropped.items()))
     hint = None
     if "too_long" in encoded.dropped:
