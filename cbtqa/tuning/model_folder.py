@@ -109,11 +109,12 @@ def make_generation_config(
     unknown = tuple(sorted(set(given) - known - {"_from_model_config"}))
     for key in ("_from_model_config", "transformers_version", "trust_remote_code"):
         kept.pop(key, None)
-    stops = [tokenizer.convert_tokens_to_ids(token) for token in family.stops]
-    stops = [number for number in stops if number is not None and number != tokenizer.unk_token_id]
-    stops = list(dict.fromkeys([*stops, *_as_list(kept.get("eos_token_id"))]))
+    vocabulary = tokenizer.get_vocab()
+    named = [vocabulary[token] for token in family.stops if token in vocabulary]
+    given_ends = [*_as_list(kept.get("eos_token_id")), *_as_list(tokenizer.eos_token_id)]
+    stops = list(dict.fromkeys([*named, *given_ends]))
     if not stops:
-        raise DataError(f"the tokenizer knows none of the end tokens {', '.join(family.stops)}")
+        raise DataError("neither tokenizer nor configuration names a token that ends an answer")
     kept["eos_token_id"] = stops[0] if len(stops) == 1 else stops
     kept["pad_token_id"] = tokenizer.pad_token_id
     if tokenizer.bos_token_id is not None:

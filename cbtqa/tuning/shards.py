@@ -6,7 +6,6 @@ so a run that was stopped goes on behind it.
 
 from __future__ import annotations
 
-import errno
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
@@ -17,6 +16,7 @@ from typing import Any
 
 from cbtqa.errors import IncompleteRunError
 from cbtqa.files import replacing, write_json
+from cbtqa.tuning.failures import is_disk_full
 from cbtqa.tuning.libraries import require
 from cbtqa.tuning.weights import TensorFile, open_tensors
 
@@ -24,7 +24,6 @@ GIB = 1 << 30
 SHARD_BYTES = 2 * GIB
 INDEX_NAME = "model.safetensors.index.json"
 _BYTES = {"float64": 8, "int64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -120,12 +119,8 @@ def _write(path: Path, tensors: dict[str, Any]) -> None:
     try:
         with replacing(path) as temporary:
             require("safetensors.torch").save_file(tensors, temporary, metadata={"format": "pt"})
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        raise _disk_full(path) from None
-    except safetensors.SafetensorError as error:
-        if not any(f"code: {code}" in str(error) for code in _FULL):
+    except (OSError, safetensors.SafetensorError) as error:
+        if not is_disk_full(error):
             raise
         raise _disk_full(path) from None
 

@@ -1,0 +1,293 @@
+"""Merges an adapter into its base: a plain model that needs neither peft nor us.
+
+    merge(Path("run"), Path("merged"), base="baichuan-7b-llama")
+
+Each weight is read, changed in float32 and cast once; memory holds one shard and the adapter,
+never the model. Merging in 16 bits, as is often done, is off by a thousand times as much.
+"""
+
+from __future__ import annotations
+
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import cbtqa
+from cbtqa.errors import ConfigError, DataError, UsageError
+from cbtqa.files import read_json, write_json
+from cbtqa.manifest import FileEntry, describe_file, now
+from cbtqa.records import Record
+from cbtqa.tuning.adapter_weights import CONFIG_NAME, WEIGHT_NAMES, Adapter, Delta, read_adapter
+from cbtqa.tuning.backbones import Backbone, find_backbone
+from cbtqa.tuning.downloads import fetch, fetch_if_present
+from cbtqa.tuning.libraries import require
+from cbtqa.tuning.model_folder import (
+    building,
+    carry_notices,
+    check_space,
+    describe_folder,
+    library_versions,
+    make_generation_config,
+    refuse_existing,
+)
+from cbtqa.tuning.shards import SHARD_BYTES, OnStep, Output, cut_into_shards, write_shards
+from cbtqa.tuning.weights import (
+    BaseRecord,
+    combine_hashes,
+    describe_base,
+    find_weights,
+    open_tensors,
+    read_base_record,
+)
+
+RECORD_NAME = "merge.json"
+DType = Literal["float32", "float16", "bfloat16"]
+TOKENIZER_NAMES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("tokenizer.model", "vocab.json", "merges.txt", "chat_template.jinja"),
+)
+
+
+class MergeRecord(Record):
+    """How a merged folder was made: `merge.json`, written last."""
+
+    kind: Literal["merge"] = "merge"
+    format_version: int = 1
+    cbtqa_version: str = cbtqa.__version__
+    backbone: str | None
+    """Known backbone at the bottom; None when it is none of them."""
+    base: BaseRecord
+    adapter: str
+    """The adapter folder's own name."""
+    adapter_files: tuple[FileEntry, ...]
+    method: str
+    """`LoRA`, `rsLoRA` or `DoRA`."""
+    n_merged: int
+    """Weights that the adapter changed."""
+    n_replaced: int
+    """Weights that were trained whole and put in the place of the base's."""
+    dtypes: tuple[str, ...]
+    notes: tuple[str, ...]
+    weights_sha256: str
+    packages: dict[str, str]
+    files: tuple[FileEntry, ...]
+    finished_at: str
+
+
+def merge(
+    adapter: Path,
+    out: Path,
+    *,
+    base: str | None = None,
+    dtype: DType | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    on_step: OnStep = lambda step: None,
+) -> MergeRecord:
+    """Merges an adapter into the folder `out`.
+
+    Args:
+        base: name, folder or Hub id; None: what the adapter names.
+        dtype: type of the merged weights; None: each as in the base.
+        shard_bytes: size of the files written, which is also what memory has to hold.
+
+    Raises:
+        UsageError: `out` exists, or the base is not found by the adapter's own word for it.
+        ConfigError: a base in 4 bits or in need of conversion; an adapter of another kind.
+        DataError: another base than the one the adapter was trained on; damaged files.
+        IncompleteRunError: the disk filled up; the same command goes on.
+    """
+    refuse_existing(out)
+    opened = read_adapter(adapter)
+    recorded = read_base_record(adapter)
+    backbone = _find_base(opened, base, recorded)
+    config = _base_config(backbone)
+    found, notes = _checked_base(backbone, recorded)
+    outputs = _planned(opened, find_weights(backbone.location, backbone.revision), dtype)
+    check_space(out, sum(output.n_bytes for output in outputs))
+    files = tuple(describe_file(p) for name in WEIGHT_NAMES if (p := adapter / name).is_file())
+    plan = {
+        "base": found.weights_sha256,
+        "adapter": [each.sha256 for each in files],
+        "settings": [dtype, shard_bytes, opened.config],
+    }
+    with building(out, plan) as folder:
+        _write_small_files(opened, backbone, folder, config, outputs)
+        write_shards(cut_into_shards(outputs, shard_bytes), folder, on_step)
+        written = describe_folder(folder)
+        record = MergeRecord(
+            backbone=found.backbone,
+            base=found,
+            adapter=adapter.resolve().name,
+            adapter_files=(describe_file(adapter / CONFIG_NAME), *files),
+            method=opened.method,
+            n_merged=len(opened.deltas),
+            n_replaced=len(opened.replaced),
+            dtypes=tuple(sorted({output.dtype for output in outputs})),
+            notes=notes,
+            weights_sha256=combine_hashes(f for f in written if f.name.endswith(".safetensors")),
+            packages=library_versions(),
+            files=written,
+            finished_at=now(),
+        )
+        write_json(folder / RECORD_NAME, record)
+    return record
+
+
+# --- the base ------------------------------------------------------------------------------------
+
+
+def _find_base(adapter: Adapter, given: str | None, recorded: BaseRecord | None) -> Backbone:
+    named = recorded.name if recorded else adapter.config.get("base_model_name_or_path")
+    if given is None and not named:
+        raise UsageError("the adapter names no base", hint="name it: --base FOLDER")
+    try:
+        backbone = find_backbone(given or str(named))
+    except UsageError as error:
+        if given is not None:
+            raise
+        raise UsageError(
+            f"the adapter's base is called '{named}', which is not found from here",
+            hint="give its folder: --base FOLDER",
+        ) from error
+    if backbone.path is None and recorded is not None and backbone.revision is None:
+        return backbone.model_copy(update={"revision": recorded.revision})
+    return backbone
+
+
+def _base_config(backbone: Backbone) -> dict[str, Any]:
+    """The base's config.json.
+
+    Raises:
+        ConfigError: weights in 4 or 8 bits, or a layout that has to be converted first.
+    """
+    if backbone.needs_conversion:
+        raise ConfigError(
+            f"{backbone.told_name} is in its published layout, adapters are for the converted one",
+            hint="give the folder that cbtqa convert wrote: --base FOLDER",
+        )
+    path = fetch(backbone.location, "config.json", revision=backbone.revision)
+    config: dict[str, Any] = read_json(path)
+    if config.get("quantization_config"):
+        raise ConfigError(
+            f"{backbone.told_name} holds quantised weights: merging into them would lose what was "
+            "learned",
+            hint="give the 16-bit model that it was made from: --base FOLDER",
+        )
+    return config
+
+
+def _checked_base(
+    backbone: Backbone, recorded: BaseRecord | None
+) -> tuple[BaseRecord, tuple[str, ...]]:
+    """The base as it is, and what has to be said about it.
+
+    Raises:
+        DataError: its weights are not those the adapter was trained on.
+    """
+    found = describe_base(backbone)
+    if recorded is None:
+        return found, ("the adapter records no base: that it is this one rests on shapes alone",)
+    if found.weights_sha256 != recorded.weights_sha256:
+        raise DataError(
+            f"the adapter was trained on {recorded.name} (weights {recorded.weights_sha256[:12]}), "
+            f"this base is {found.name} ({found.weights_sha256[:12]})",
+            where=backbone.told_name,
+            hint=f"give that base: --base FOLDER-OF-{recorded.name}",
+        )
+    if recorded.is_quantized:
+        return found, (
+            "trained on the base in 4 bits, merged into its full weights: answers differ slightly "
+            "from those seen in training",
+        )
+    return found, ()
+
+
+# --- weights -------------------------------------------------------------------------------------
+
+
+def _planned(adapter: Adapter, paths: tuple[Path, ...], dtype: DType | None) -> list[Output]:
+    outputs: list[Output] = []
+    for path in paths:
+        with open_tensors(path) as tensors:
+            for name, shape in tensors.shapes.items():
+                kind = tensors.dtypes[name]
+                written = dtype if dtype and "float" in kind else kind
+                make = _maker(adapter, name, written)
+                outputs.append(Output(name, path, name, shape, written, make))
+    names = {output.name for output in outputs}
+    lost = [name for name in (*adapter.deltas, *adapter.replaced) if name not in names]
+    if lost:
+        raise DataError(
+            f"the base has no weight {lost[0]} (and {len(lost) - 1} more): another base, or a head "
+            "tied to the embedding",
+            where=adapter.folder.name,
+        )
+    return outputs
+
+
+def _maker(adapter: Adapter, name: str, dtype: str) -> Any:
+    if name in adapter.replaced:
+        return partial(_replace, adapter.replaced[name], dtype)
+    return partial(_change, adapter.deltas.get(name), dtype)
+
+
+def _change(delta: Delta | None, dtype: str, weight: Any) -> Any:
+    made = weight if delta is None else delta.merged_into(weight)
+    return made.to(getattr(require("torch"), dtype), copy=True).contiguous()
+
+
+def _replace(new: Any, dtype: str, weight: Any) -> Any:
+    if new.shape != weight.shape:
+        raise DataError(f"trained {list(new.shape)}, the base has {list(weight.shape)}")
+    return new.to(getattr(require("torch"), dtype), copy=True).contiguous()
+
+
+# --- the other files -----------------------------------------------------------------------------
+
+
+def _write_small_files(
+    adapter: Adapter,
+    backbone: Backbone,
+    folder: Path,
+    config: dict[str, Any],
+    outputs: list[Output],
+) -> None:
+    _carry_tokenizer(adapter, backbone, folder)
+    carry_notices(backbone, folder)
+    tokenizer = require("transformers").AutoTokenizer.from_pretrained(folder)
+    if len(tokenizer) > config.get("vocab_size", len(tokenizer)):
+        raise DataError(
+            f"the tokenizer has {len(tokenizer):,} tokens, the base {config['vocab_size']:,} rows",
+            where=adapter.folder.name,
+        )
+    path = fetch_if_present(backbone.location, "generation_config.json", revision=backbone.revision)
+    own = adapter.folder / "generation_config.json"
+    given = read_json(own) if own.is_file() else read_json(path) if path else {}
+    generation, _ = make_generation_config(given, tokenizer, backbone)
+    write_json(folder / "generation_config.json", generation)
+    dtypes = {output.dtype for output in outputs}
+    for key in ("torch_dtype", "dtype"):
+        config.pop(key, None)
+    if len(dtypes) == 1:
+        config["torch_dtype"] = dtypes.pop()
+    write_json(folder / "config.json", config)
+
+
+def _carry_tokenizer(adapter: Adapter, backbone: Backbone, folder: Path) -> None:
+    """Tokenizer and chat template: the adapter's own where it has them, else the base's."""
+    has_own = (adapter.folder / "tokenizer_config.json").is_file()
+    for name in TOKENIZER_NAMES:
+        found = fetch_if_present(backbone.location, name, revision=backbone.revision)
+        own = adapter.folder / name
+        if own.is_file():
+            found = own
+        elif has_own and name != "tokenizer.model":
+            continue  # the adapter's files are a whole; a second one beside them might contradict
+        if found is not None:
+            shutil.copyfile(found, folder / name)
+    settings = folder / "tokenizer_config.json"
+    words = read_json(settings) if settings.is_file() else {}
+    if words.get("tokenizer_class") == "TokenizersBackend":
+        # transformers 5's name for the class that all versions know by this one
+        write_json(settings, {**words, "tokenizer_class": "PreTrainedTokenizerFast"})
