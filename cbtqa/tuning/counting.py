@@ -152,8 +152,9 @@ def count_head(
 
 def build_on_meta(config: Any, lora: Any, dtype: torch.dtype) -> Any:
     """The model with adapters, all of it shape and no content, in training mode."""
-    config = copy.deepcopy(config)
+    config, lora = copy.deepcopy(config), copy.deepcopy(lora)
     config._attn_implementation = ATTENTION
+    config.quantization_config = None  # 4 bits are added up by `estimate`
     AttentionInterface.register(ATTENTION, _attend)
     AttentionMaskInterface.register(ATTENTION, lambda *args, **kwargs: None)
     with torch.device("meta"), warnings.catch_warnings():
@@ -168,7 +169,7 @@ class _Kernel(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        result = torch.empty_like(query)
+        result = query.new_empty((*query.shape[:-1], value.shape[-1]))
         sums = torch.empty(query.shape[:-1], dtype=torch.float32, device=query.device)
         ctx.save_for_backward(query, key, value, result, sums)
         return result

@@ -49,7 +49,6 @@ class Memory:
     """Alive above that for a moment: in the loss, or in the backward pass."""
     overhead: int
     """CUDA context and the allocator's slack: assumed, everything else is counted."""
-    checkpointing: bool
 
     @property
     def total(self) -> int:
@@ -102,7 +101,6 @@ def memory_of(
         activations=kept,
         temporaries=above,
         overhead=CONTEXT_BYTES + round(SLACK * (kept + above)),
-        checkpointing=checkpointing,
     )
 
 

@@ -1,0 +1,256 @@
+"""What a training run would be: data in tokens, memory on named cards, arithmetic, time.
+
+Nothing is trained, downloaded or sent. Sizes come from the backbone's configuration, token counts
+from its tokenizer where that is on this machine:
+
+    found = dry_run(resolved)
+    found.cards[0].plain.total, found.cards[0].seconds
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from cbtqa.errors import ConfigError
+from cbtqa.manifest import describe_settings
+from cbtqa.settings import Resolved
+from cbtqa.tuning.approximate import approximate
+from cbtqa.tuning.backbones import Backbone, completed, find_backbone, to_config
+from cbtqa.tuning.cards import Card, load_cards
+from cbtqa.tuning.chat_format import ChatFormat
+from cbtqa.tuning.dry_run_report import CardEstimate, DryRun, Layout, MemoryParts, Piece
+from cbtqa.tuning.encoding import IGNORED, EncodedSet, encode
+from cbtqa.tuning.examples import ExampleSet, read_training_examples, read_validation_examples
+from cbtqa.tuning.flops import TokenFlops, expected_seconds, flops_per_token
+from cbtqa.tuning.libraries import require
+from cbtqa.tuning.loading import load_chat, lora_config
+from cbtqa.tuning.packing import StepPlan
+from cbtqa.tuning.settings import FinetuneSettings
+
+STEPS_LAID_OUT = 500
+FSDP_CARDS = (2, 4, 8)
+
+
+def dry_run(
+    resolved: Resolved[FinetuneSettings],
+    *,
+    cards: Iterable[Card] | None = None,
+    n_processes: int = 1,
+) -> DryRun:
+    """Works a run out.
+
+    Args:
+        cards: None for all that `cards.yaml` names.
+        n_processes: cards that share each step (DDP).
+
+    Raises:
+        ConfigError, DataError: as the run itself would; what is not downloaded or converted yet
+            becomes a note instead.
+        MissingExtraError: torch, transformers or peft are not installed.
+    """
+    for module in ("torch", "transformers", "peft"):
+        require(module)
+    # only now: these import torch
+    from cbtqa.tuning.counting import count_shape
+    from cbtqa.tuning.prepare import resolve_for_run
+
+    resolved = resolve_for_run(resolved)
+    settings = resolved.values
+    backbone, notes = _choose(settings)
+    config = to_config(backbone)
+    chat = _chat_on_this_machine(backbone, settings)
+    if chat is None:
+        notes.append("the tokenizer is not on this machine: token counts are approximate (+-20 %)")
+    train = _encode(read_training_examples(settings), chat, settings, config.vocab_size)
+    validation = read_validation_examples(settings)
+    splits = {"train": train}
+    if validation is not None:
+        splits["validation"] = _encode(validation, chat, settings, config.vocab_size)
+    statistics = train.statistics(settings.loss_on)
+    layout = _lay_out(train.lengths, settings, n_processes)
+    count = count_shape(config, lora_config(settings, backbone))
+    labelled = statistics["n_learnt_tokens"] / max(1, statistics["n_tokens"])
+    flops = flops_per_token(count, length=_document_length(train), labelled=labelled)
+    total_tokens = round(
+        sum(train.lengths) * layout.n_steps * settings.batch_size / len(train.items)
+    )
+    sizing = _Sizing(count, layout, labelled, settings, n_processes)
+    cards = load_cards().values() if cards is None else cards
+    return DryRun(
+        settings=describe_settings(resolved),
+        backbone=backbone.told_name,
+        licence=backbone.licence,
+        notes=tuple(notes),
+        tokens_by="approximation" if chat is None else "tokenizer",
+        data={name: split.statistics(settings.loss_on) for name, split in splits.items()},
+        layout=layout,
+        n_parameters=count.n_frozen + count.n_trainable,
+        n_trainable=count.n_trainable,
+        bytes_per_token=count.plain.saved_per_token,
+        checkpointed_bytes_per_token=count.recomputed.saved_per_token,
+        flops_per_token=flops.total(checkpointing=False),
+        total_tokens=total_tokens,
+        n_processes=n_processes,
+        memory={
+            "plain": MemoryParts(**asdict(sizing.plain), total=sizing.plain.total),
+            "checkpointed": MemoryParts(
+                **asdict(sizing.checkpointed), total=sizing.checkpointed.total
+            ),
+        },
+        cards=tuple(sizing.on(card, flops, total_tokens) for card in cards),
+        example=_show_example(train, chat, settings),
+    )
+
+
+def _choose(settings: FinetuneSettings) -> tuple[Backbone, list[str]]:
+    if not settings.backbone:
+        raise ConfigError(
+            "no backbone named",
+            hint="--backbone NAME, a folder or a Hub id; names: cbtqa backbones",
+        )
+    backbone = completed(find_backbone(settings.backbone))
+    notes = []
+    if backbone.needs_conversion:
+        notes.append(
+            f"first: cbtqa convert {settings.backbone} --out {backbone.id.lower()}-converted"
+        )
+    if backbone.gated:
+        notes.append(f"gated: accept the licence on the page of {backbone.hub_id}, hf auth login")
+    return backbone, notes
+
+
+def _chat_on_this_machine(backbone: Backbone, settings: FinetuneSettings) -> ChatFormat | None:
+    """The chat format, when the tokenizer is at hand and needs no conversion."""
+    if backbone.needs_conversion:
+        return None
+    if backbone.path is None:
+        cached = require("transformers.utils.hub").cached_file(
+            backbone.location,
+            "tokenizer_config.json",
+            revision=backbone.revision,
+            local_files_only=True,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        if cached is None:
+            return None
+        # the cache's own folder: a Hub id would be looked up on the network again
+        backbone = backbone.model_copy(update={"path": Path(cached).parent, "revision": None})
+    return load_chat(backbone, settings.chat_format)
+
+
+def _encode(
+    found: ExampleSet, chat: ChatFormat | None, settings: FinetuneSettings, vocabulary: int
+) -> EncodedSet:
+    if chat is None:
+        return approximate(found, vocabulary, settings)
+    return encode(found, chat, settings)
+
+
+def _lay_out(lengths: Sequence[int], settings: FinetuneSettings, n_processes: int) -> Layout:
+    """Lays the first steps out as the run would."""
+    plan = StepPlan(
+        lengths,
+        batch_size=settings.batch_size,
+        epochs=settings.epochs,
+        max_steps=settings.max_steps,
+        seed=settings.seed,
+        budget=settings.micro_batch_tokens,
+        n_processes=n_processes,
+        is_packed=settings.packing,
+    )
+    n_steps = min(len(plan), STEPS_LAID_OUT)
+    real, computed = [], []
+    for number in range(n_steps):
+        for of_process in plan.step(number).micro_batches:
+            for members in of_process:
+                sizes = [lengths[member] for member in members] or [0]
+                real.append(sum(sizes))
+                computed.append(sum(sizes) if settings.packing else len(sizes) * max(sizes))
+    return Layout(
+        n_items=len(lengths),
+        n_steps=len(plan),
+        n_steps_laid_out=n_steps,
+        n_micro_batches=len(real) / max(1, n_steps) / n_processes,
+        mean_tokens=sum(real) / max(1, len(real)),
+        most_tokens=max(computed, default=0),
+        fill=sum(real) / max(1, sum(max(settings.micro_batch_tokens, n) for n in computed)),
+        padding=1 - sum(real) / max(1, sum(computed)),
+    )
+
+
+def _document_length(encoded: EncodedSet) -> float:
+    """Mean length of the document that a token stands in."""
+    lengths = [len(document) for item in encoded.items for document in item.documents]
+    return sum(n * n for n in lengths) / max(1, sum(lengths))
+
+
+class _Sizing:
+    """Memory of this run, however it is divided."""
+
+    def __init__(
+        self, count: Any, layout: Layout, labelled: float, settings: FinetuneSettings, n_cards: int
+    ) -> None:
+        self._count, self._settings, self._n_cards = count, settings, n_cards
+        self._tokens, self._labelled = layout.most_tokens, labelled
+        self.plain, self.checkpointed = self._memory(False), self._memory(True)
+
+    def _memory(self, checkpointing: bool, n_fsdp_cards: int | None = None) -> Any:
+        from cbtqa.tuning.estimate import StepSize, memory_of
+
+        return memory_of(
+            self._count,
+            StepSize(self._tokens, self._labelled),
+            checkpointing=checkpointing,
+            is_quantized=self._settings.method == "qlora",
+            optimizer=self._settings.optimizer,
+            n_cards=n_fsdp_cards or self._n_cards,
+            sharding="fsdp" if n_fsdp_cards else "ddp",
+        )
+
+    def on(self, card: Card, flops: TokenFlops, total_tokens: int) -> CardEstimate:
+        """What the run would be on cards of this kind."""
+        wanted = self._settings.gradient_checkpointing
+        is_tight = not self.plain.fits(card.memory_bytes)
+        checkpointing = wanted == "on" or (wanted == "auto" and is_tight)
+        needed = self.checkpointed if checkpointing else self.plain
+        fits = needed.fits(card.memory_bytes)
+        divided = () if fits else FSDP_CARDS
+        seconds = expected_seconds(
+            total_tokens,
+            flops.total(checkpointing=checkpointing),
+            tflops=card.tflops,
+            share=card.share,
+            n_cards=self._n_cards,
+        )
+        holding = (n for n in divided if self._memory(checkpointing, n).fits(card.memory_bytes))
+        return CardEstimate(
+            card=card.name,
+            memory_bytes=card.memory_bytes,
+            checkpointing=checkpointing,
+            needed_bytes=needed.total,
+            fits=fits,
+            n_fsdp_cards=next(holding, None),
+            seconds=seconds if fits else None,
+            assumed_share=card.share,
+        )
+
+
+def _show_example(
+    encoded: EncodedSet, chat: ChatFormat | None, settings: FinetuneSettings
+) -> tuple[Piece, ...]:
+    """The first example in stretches of learnt and not learnt text."""
+    example, document = encoded.examples[0], encoded.items[0].documents[0]
+    if chat is None:
+        prompt = "\n".join(turn["content"] for turn in example.prompt)
+        is_whole = settings.loss_on == "text"
+        return (Piece(text=prompt, is_learnt=is_whole), Piece(text=example.answer, is_learnt=True))
+    pairs = zip(document.ids.tolist(), document.labels(settings.loss_on).tolist(), strict=True)
+    return tuple(
+        Piece(text=chat.tokenizer.decode([token for token, _ in run]), is_learnt=is_learnt)
+        for is_learnt, run in groupby(pairs, key=lambda pair: pair[1] != IGNORED)
+    )
