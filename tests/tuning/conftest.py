@@ -1,0 +1,22 @@
+"""What the tests of tuning share: no Hub, one thread."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    # the variable is read when huggingface_hub is first imported, which may have been before
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Tiny models lose more to threads that wait for each other than they gain."""
+    torch = pytest.importorskip("torch")
+    torch.set_num_threads(1)
