@@ -147,8 +147,8 @@ class StepData(torch.utils.data.Dataset[StepBatches]):
         is_packed: bool = True,
         pad_id: int = 0,
     ) -> None:
-        self.plan = plan
-        self._items, self._choice, self._process = items, choice, process
+        self.plan, self.choice = plan, choice
+        self._items, self._process = items, process
         self._is_packed, self._pad_id = is_packed, pad_id
 
     def __len__(self) -> int:
@@ -160,7 +160,7 @@ class StepData(torch.utils.data.Dataset[StepBatches]):
         return StepBatches(
             tuple(self._batch(step, members) for members in step.micro_batches[self._process]),
             n_items=len(items),
-            n_learnt=sum(map(self._choice.n_learnt, items)),
+            n_learnt=sum(map(self.choice.n_learnt, items)),
             n_tokens=sum(item.n_tokens for item in items),
             documents=tuple(len(document) for item in items for document in item.documents),
         )
@@ -169,11 +169,11 @@ class StepData(torch.utils.data.Dataset[StepBatches]):
         if members:
             return make_batch(
                 [self._items[member] for member in members],
-                self._choice,
+                self.choice,
                 is_packed=self._is_packed,
                 pad_id=self._pad_id,
             )
         shortest = min(
             (self._items[member] for member in step.members), key=lambda item: item.n_tokens
         )
-        return make_filler(shortest, self._choice, is_packed=self._is_packed, pad_id=self._pad_id)
+        return make_filler(shortest, self.choice, is_packed=self._is_packed, pad_id=self._pad_id)

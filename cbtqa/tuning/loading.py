@@ -6,6 +6,7 @@ Code from the Hub is never run. A checkpoint whose layout needs it is refused, a
 
 from __future__ import annotations
 
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -199,9 +200,9 @@ def add_adapter(model: Any, config: Any, backbone: Backbone) -> Any:
             f"{backbone.told_name} has no linear layer {', '.join(missing)}",
             hint=f"--target-module, one of: {', '.join(sorted(linear - set(HEADS)))}",
         )
-    config.base_model_name_or_path = backbone.told_name
-    config.revision = backbone.revision
     adapted = peft.get_peft_model(model, config)
     # peft writes the loaded path here, which names this machine's folders
-    adapted.peft_config["default"].base_model_name_or_path = backbone.told_name
+    config.base_model_name_or_path, config.revision = backbone.told_name, backbone.revision
+    # without it peft asks the Hub for the base's vocabulary at every save
+    adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)
     return adapted

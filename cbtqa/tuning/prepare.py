@@ -1,0 +1,197 @@
+"""A run up to its first step: data encoded, backbone loaded, adapter added, steps planned."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from cbtqa.errors import ConfigError
+from cbtqa.manifest import FileEntry
+from cbtqa.settings import Resolved
+from cbtqa.tuning.attention import documents_stay_apart, register_attention
+from cbtqa.tuning.backbones import Backbone
+from cbtqa.tuning.batches import LossChoice, StepData
+from cbtqa.tuning.chat_format import ChatFormat
+from cbtqa.tuning.encoding import EncodedSet, encode
+from cbtqa.tuning.examples import read_training_examples, read_validation_examples
+from cbtqa.tuning.loading import (
+    ComputeType,
+    add_adapter,
+    load_base,
+    load_chat,
+    lora_config,
+)
+from cbtqa.tuning.loss import attach_log_probs
+from cbtqa.tuning.packing import StepPlan
+from cbtqa.tuning.settings import FinetuneSettings
+
+OnStage = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class TrainingSets:
+    """What there is to learn and to evaluate on, as tokens."""
+
+    chat: ChatFormat
+    train: EncodedSet
+    validation: EncodedSet | None
+    inputs: tuple[FileEntry, ...]
+
+    def ids(self) -> dict[str, list[str]]:
+        """Ids of the items of each split, in order."""
+        sets = [self.train] + ([self.validation] if self.validation else [])
+        names = ("train", "validation")
+        return {name: [item.id for item in of.items] for name, of in zip(names, sets, strict=False)}
+
+
+def prepare_sets(settings: FinetuneSettings, backbone: Backbone) -> TrainingSets:
+    """Reads and encodes the data.
+
+    Raises:
+        ConfigError, DataError: as reading, encoding and loading the tokenizer say.
+    """
+    chat = load_chat(backbone, settings.chat_format)
+    training = read_training_examples(settings)
+    validation = read_validation_examples(settings)
+    return TrainingSets(
+        chat,
+        encode(training, chat, settings),
+        encode(validation, chat, settings) if validation is not None else None,
+        (*training.files, *(validation.files if validation is not None else ())),
+    )
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A model that can be trained, and how."""
+
+    model: Any
+    is_packed: bool
+    """False when the settings say so, or the backbone mixes packed documents."""
+    head_is_chunked: bool
+    is_checkpointing: bool
+    notes: tuple[str, ...]
+    """What differs from what was asked for, for the log."""
+
+
+def prepare_model(
+    settings: FinetuneSettings, backbone: Backbone, precision: ComputeType, longest: int
+) -> Ready:
+    """Loads the backbone and adds the adapter.
+
+    Args:
+        longest: tokens of the longest item.
+
+    Raises:
+        ConfigError: see `loading`.
+    """
+    from transformers import set_seed
+
+    config = lora_config(settings, backbone)
+    is_4_bit = settings.method == "qlora"
+    base = load_base(backbone, precision, in_4_bits=is_4_bit, place=_place(is_4_bit))
+    notes = []
+    is_packed = settings.packing
+    if is_packed:
+        base.set_attn_implementation(register_attention())
+        is_packed = documents_stay_apart(base)
+        if not is_packed:
+            base.set_attn_implementation("sdpa")
+            notes.append(f"{backbone.told_name} mixes packed documents: padded batches instead")
+    head_is_chunked = attach_log_probs(base)
+    if not head_is_chunked:
+        notes.append(f"{backbone.told_name} does more with its logits: all of them are computed")
+    is_checkpointing = _checkpointing(settings, base, config, longest)
+    if is_checkpointing:
+        base.gradient_checkpointing_enable({"use_reentrant": False})
+        notes.append("activations are recomputed: it would not fit otherwise")
+    set_seed(settings.seed)
+    with warnings.catch_warnings():
+        # peft 0.21 asks transformers 5.23 for a property by its old name
+        warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+        model = add_adapter(base, config, backbone)
+    return Ready(model, is_packed, head_is_chunked, is_checkpointing, tuple(notes))
+
+
+def _place(is_4_bit: bool) -> Any:
+    """Device to load to: its card at once, except for FSDP, which divides on the CPU."""
+    is_sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")
+    if is_sharded or not torch.cuda.is_available():
+        return "cpu" if is_4_bit else None
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def _checkpointing(settings: FinetuneSettings, base: Any, config: Any, longest: int) -> bool:
+    if settings.gradient_checkpointing != "auto" or not torch.cuda.is_available():
+        return settings.gradient_checkpointing == "on"
+    from cbtqa.tuning.counting import count_shape
+    from cbtqa.tuning.estimate import StepSize, needs_checkpointing
+
+    count = count_shape(base.config, config, dtype=base.dtype)
+    size = StepSize(tokens=max(settings.micro_batch_tokens, longest), labelled=1.0)
+    memory = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    return needs_checkpointing(memory, count, size, is_quantized=settings.method == "qlora")
+
+
+def plan_steps(
+    settings: FinetuneSettings,
+    sets: TrainingSets,
+    *,
+    is_packed: bool,
+    process: int = 0,
+    n_processes: int = 1,
+) -> tuple[StepData, StepData | None]:
+    """The training steps, and the evaluation as steps in the data's order."""
+    choice = LossChoice.of(settings)
+    pad_id = sets.chat.tokenizer.pad_token_id or 0
+
+    def steps(of: EncodedSet, **words: Any) -> StepData:
+        plan = StepPlan(
+            of.lengths,
+            budget=settings.micro_batch_tokens,
+            n_processes=n_processes,
+            is_packed=is_packed,
+            **words,
+        )
+        return StepData(of.items, plan, choice, process=process, is_packed=is_packed, pad_id=pad_id)
+
+    training = steps(
+        sets.train,
+        batch_size=settings.batch_size,
+        epochs=settings.epochs,
+        max_steps=settings.max_steps,
+        seed=settings.seed,
+    )
+    if sets.validation is None:
+        return training, None
+    whole = len(sets.validation.items)
+    return training, steps(sets.validation, batch_size=whole, is_shuffled=False)
+
+
+def describe_sets(settings: FinetuneSettings, sets: TrainingSets) -> dict[str, Any]:
+    """Token statistics of every split, under stable keys."""
+    whole = {"train": sets.train, "validation": sets.validation}
+    return {name: of.statistics(settings.loss_on) for name, of in whole.items() if of is not None}
+
+
+def resolve_for_run(resolved: Resolved[FinetuneSettings]) -> Resolved[FinetuneSettings]:
+    """Preset put under the flags, and all checked.
+
+    Raises:
+        ConfigError: see `presets` and `check`.
+    """
+    from cbtqa.tuning.check import check_settings
+    from cbtqa.tuning.presets import resolve_preset
+
+    merged = resolve_preset(resolved)
+    check_settings(merged, int(os.environ.get("WORLD_SIZE", "1")))
+    if merged.values.data is None:
+        raise ConfigError(
+            "no data named", hint="cbtqa finetune cbtqa-dataset --backbone qwen2.5 --out runs/tuned"
+        )
+    return merged
