@@ -1,0 +1,259 @@
+"""Backbones: what is declared agrees with itself, with the classes it names, and with folders."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from cbtqa.errors import CbtqaError, ConfigError, DataError, UsageError
+from cbtqa.tuning.backbones import (
+    Backbone,
+    completed,
+    find_backbone,
+    load_backbones,
+    template_text,
+    to_config,
+)
+from cbtqa.tuning.model_config import count_parameters
+from tests.support.program import run_cbtqa
+from tests.support.tiny_backbones import tiny_random_model
+
+KNOWN = list(load_backbones().values())
+PUBLISHED_BILLIONS = {
+    "qwen": 7.72,
+    "llama-chinese": 6.74,
+    "qwen2.5": 7.62,
+    "qwen2.5-0.5b": 0.49,
+    "qwen3": 8.19,
+    "qwen3-4b": 4.02,
+    "yi": 6.06,
+    "yi-9b": 8.83,
+    "glm4": 9.40,
+    "mistral": 7.25,
+    "llama3.1": 8.03,
+    "llama3.2": 3.21,
+    "llama3.2-1b": 1.24,
+}
+"""Parameters in billions as the models' pages on the Hub state them."""
+
+
+def _different(backbones: list[Backbone]) -> Iterator[Backbone]:
+    """One backbone for each shape and class."""
+    seen = set()
+    for backbone in backbones:
+        key = (backbone.model_type, repr(backbone.shape))
+        if key not in seen:
+            seen.add(key)
+            yield backbone
+
+
+# --- what is declared ----------------------------------------------------------------------------
+
+
+def test_the_four_backbones_of_the_paper_and_those_of_the_extension_are_listed() -> None:
+    wanted = {"baichuan", "qwen", "llama-chinese", "alpaca-chinese", "baichuan2", "qwen2.5"}
+    wanted |= {"qwen3", "internlm", "glm4", "yi", "minicpm", "deepseek", "mistral"}
+    assert wanted | {"llama3.1", "llama3.2", "cbt-llm"} <= set(load_backbones())
+
+
+def test_real_shapes_build_the_named_class_without_memory_and_count_right() -> None:
+    for backbone in _different(KNOWN):
+        assert backbone.shape is not None
+        with torch.device("meta"):
+            model = transformers.AutoModelForCausalLM.from_config(to_config(backbone))
+        assert type(model).__name__ == backbone.architecture, backbone.id
+        n = sum(weight.numel() for weight in model.parameters())
+        assert count_parameters(backbone.shape) == pytest.approx(n, rel=1e-3), backbone.id
+        if backbone.id in PUBLISHED_BILLIONS:
+            assert n / 1e9 == pytest.approx(PUBLISHED_BILLIONS[backbone.id], abs=0.006), backbone.id
+
+
+def test_adapters_go_on_every_linear_layer_but_the_head() -> None:
+    for backbone in _different(KNOWN):
+        model = tiny_random_model(backbone)
+        linear = {
+            name.rpartition(".")[2]
+            for name, module in model.named_modules()
+            if isinstance(module, torch.nn.Linear)
+        }
+        assert set(backbone.target_modules) == linear - {"lm_head"}, backbone.id
+        logits = model(torch.arange(3, 23)[None]).logits
+        assert logits.shape == (1, 20, 320)
+        assert torch.isfinite(logits).all()
+
+
+def test_names_aliases_and_hub_ids_are_unique() -> None:
+    names = [
+        name.casefold()
+        for backbone in KNOWN
+        for name in {backbone.id, *backbone.aliases, backbone.hub_id or ""}
+    ]
+    assert len(names) == len(set(names))
+
+
+# --- chat formats --------------------------------------------------------------------------------
+
+
+def _render(backbone: Backbone, messages: list[dict[str, str]], *, asks: bool = False) -> str:
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(template_text(backbone) or "")
+    return template.render(
+        messages=messages, add_generation_prompt=asks, bos_token="<s>", eos_token="</s>"
+    )
+
+
+@pytest.mark.parametrize("backbone", KNOWN, ids=lambda b: b.id)
+def test_an_answer_stands_in_training_as_it_is_asked_for(backbone: Backbone) -> None:
+    end = "</s>" if backbone.end_of_turn in ("</s>", "<｜end▁of▁sentence｜>") else None
+    end = end or backbone.end_of_turn or ""
+    system = {"role": "system", "content": "角色"}
+    first = {"role": "user", "content": "第一问"}
+    answer = {"role": "assistant", "content": "第一答"}
+    second = {"role": "user", "content": "第二问"}
+    for turns in ([first], [system, first], [system, first, answer, second]):
+        prompt = _render(backbone, turns, asks=True)
+        whole = _render(backbone, [*turns, {"role": "assistant", "content": "回答"}])
+        assert whole.startswith(prompt + "回答" + end)
+        assert [text["content"] in prompt for text in turns] == [True] * len(turns)
+    assert backbone.end_of_turn in backbone.stops
+
+
+def test_the_cbt_llm_card_is_written_as_the_card_writes_it() -> None:
+    messages = [
+        {"role": "system", "content": "你是咨询师。"},
+        {"role": "user", "content": "标题描述"},
+    ]
+    prompt = _render(find_backbone("cbt-llm"), messages, asks=True)
+    assert prompt == "你是咨询师。\nHuman: 标题描述\nAssistant: "
+
+
+def test_every_template_is_used_and_every_name_is_a_template() -> None:
+    folder = files("cbtqa.tuning") / "templates"
+    shipped = {entry.name for entry in folder.iterdir() if entry.name.endswith(".jinja")}
+    assert {backbone.template for backbone in KNOWN} == shipped
+
+
+# --- finding -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["baichuan", "Baichuan-7B", "百川-7B", "baichuan-inc/baichuan-7b"])
+def test_a_backbone_answers_to_its_names_in_both_languages(name: str) -> None:
+    assert find_backbone(name).id == "baichuan"
+
+
+def test_an_unknown_name_is_answered_with_close_ones() -> None:
+    with pytest.raises(UsageError, match="no backbone 'baichaun'") as caught:
+        find_backbone("baichaun")
+    assert "baichuan" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("name", ["baichuan-inc/Baichuan-13B-Base", "baichuan2-13b-chat"])
+def test_13b_models_are_refused_by_name(name: str) -> None:
+    with pytest.raises(ConfigError, match="ALiBi"):
+        find_backbone(name)
+
+
+def test_a_13b_folder_is_refused_by_its_configuration(tmp_path: Path) -> None:
+    config = {"model_type": "baichuan", "architectures": ["BaichuanForCausalLM"]}
+    config |= {"hidden_size": 5120, "vocab_size": 125696, "model_max_length": 4096}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match="ALiBi"):
+        find_backbone(tmp_path)
+
+
+def test_a_hub_id_that_is_not_listed_is_taken_and_read_only_when_it_is_loaded() -> None:
+    backbone = find_backbone("someone/some-model")
+    assert (backbone.location, backbone.shape, backbone.needs_conversion) == (
+        "someone/some-model",
+        None,
+        False,
+    )
+    with pytest.raises(ConfigError) as caught:
+        completed(backbone)
+    assert "hf download someone/some-model" in (caught.value.hint or "")
+
+
+def _write(folder: Path, config: dict[str, object]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_a_folder_is_described_by_its_own_configuration(tmp_path: Path) -> None:
+    tiny = tiny_random_model(find_backbone("qwen2.5"))
+    tiny.save_pretrained(tmp_path / "mine")
+    backbone = find_backbone(tmp_path / "mine")
+    assert (backbone.architecture, backbone.model_type) == ("Qwen2ForCausalLM", "qwen2")
+    assert backbone.shape is not None
+    assert (backbone.shape.vocab, backbone.shape.rope["rope_theta"]) == (320, 1000000.0)
+    assert backbone.told_name == "mine"
+    assert to_config(backbone).hidden_size == 64
+    assert backbone.template == "cbt-llm-card.jinja"
+    (tmp_path / "mine" / "chat_template.jinja").write_text("{{ messages }}")
+    assert find_backbone(tmp_path / "mine").template is None
+
+
+def test_the_download_of_a_listed_model_keeps_its_formats(tmp_path: Path) -> None:
+    config = {"model_type": "qwen2", "vocab_size": 152064, "architectures": ["Qwen2ForCausalLM"]}
+    backbone = find_backbone(_write(tmp_path / "Qwen2.5-7B-Instruct", config))
+    assert (backbone.source_id, backbone.end_of_turn) == ("qwen2.5", "<|im_end|>")
+    other = find_backbone(_write(tmp_path / "Baichuan-7B", config))
+    assert other.source_id is None
+
+
+@pytest.mark.parametrize(
+    ("files_", "words"),
+    [
+        ({}, "no config.json"),
+        ({"adapter_config.json": "{}"}, "an adapter, not a base model"),
+        ({"config.json": "{}"}, "names no model_type"),
+    ],
+)
+def test_a_folder_that_is_no_model_is_told_so(
+    tmp_path: Path, files_: dict[str, str], words: str
+) -> None:
+    for name, text in files_.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=words):
+        find_backbone(tmp_path)
+
+
+def test_a_type_that_needs_code_from_the_hub_is_refused(tmp_path: Path) -> None:
+    backbone = find_backbone(_write(tmp_path, {"model_type": "internlm2", "vocab_size": 5}))
+    with pytest.raises(CbtqaError) as caught:
+        to_config(backbone)
+    assert "remote code" in (caught.value.hint or "")
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+def test_the_command_lists_explains_and_speaks_json(tmp_path: Path) -> None:
+    listed = run_cbtqa("backbones", cwd=tmp_path).stdout
+    assert all(name in listed for name in load_backbones())
+    told = run_cbtqa("backbones", "百川-7B", cwd=tmp_path)
+    assert "baichuan-inc/Baichuan-7B, a download of about 13.0 GiB" in told.stdout
+    assert "the paper trained in the format of the CBT-LLM card" in told.stdout
+    assert "first: cbtqa convert 百川-7B" in told.stderr
+    one = json.loads(run_cbtqa("backbones", "qwen", "--json", cwd=tmp_path).stdout)
+    assert (one["conversion"], one["stops"]) == ("qwen", ["<|im_end|>", "<|endoftext|>"])
+    failed = run_cbtqa("backbones", "qwen9", cwd=tmp_path, code=2)
+    assert "did you mean qwen" in failed.stderr
+
+
+def test_the_list_loads_no_heavy_library() -> None:
+    code = (
+        "import sys; from cbtqa.cli.main import _run; _run(['backbones', 'baichuan'], False);"
+        "print([n for n in ('torch', 'transformers', 'numpy') if n in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip().endswith("[]")
