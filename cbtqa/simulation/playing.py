@@ -136,10 +136,15 @@ class _Stage:
             stop_reason=reason,
             stop_detail=detail,
             seed=self._seed,
-            provenance=self._provenance(
-                "therapist", casting.arm.therapist, casting.therapist_prompt
+            provenance=provenance_of(
+                casting.arm.therapist,
+                casting.therapist_prompt,
+                self._seed,
+                self._spent["therapist"],
             ),
-            patient_provenance=self._provenance("patient", study.patient, casting.patient_prompt),
+            patient_provenance=provenance_of(
+                study.patient, casting.patient_prompt, self._seed, self._spent["patient"]
+            ),
         )
 
     # --- turns -----------------------------------------------------------------------------------
@@ -279,26 +284,29 @@ class _Stage:
     def _sampling(self, player: Player, scene: Scene) -> Sampling:
         return player.sampling(seed_of(scene.seed, scene.revision))
 
-    def _provenance(self, role: Role, player: Player, prompt: Prompt) -> Provenance:
-        outcomes = self._spent[role]
-        usage = Usage(
-            prompt_tokens=sum(one.usage.prompt_tokens for one in outcomes),
-            completion_tokens=sum(one.usage.completion_tokens for one in outcomes),
-        )
-        made_at = [one.reply.created_at for one in outcomes if one.reply and one.reply.created_at]
-        is_rules = player.scripted is not None
-        return Provenance(
-            model=player.name,
-            endpoint_host=endpoint_of(player).host if player.endpoint else None,
-            prompt_id=None if is_rules else prompt.name,
-            prompt_sha256=None if is_rules else prompt.sha256,
-            sampling={} if is_rules else player.sampling(None).described(),
-            seed=self._seed,
-            usage=None if is_rules else usage,
-            is_training_source=not is_rules,
-            version=cbtqa.__version__,
-            created_at=max(made_at, default=None),
-        )
+
+def provenance_of(
+    player: Player, prompt: Prompt, seed: int | None, outcomes: Sequence[Outcome]
+) -> Provenance:
+    """Where the words of a player in one session come from; rules are no source for training."""
+    is_rules = player.scripted is not None
+    usage = Usage(
+        prompt_tokens=sum(one.usage.prompt_tokens for one in outcomes),
+        completion_tokens=sum(one.usage.completion_tokens for one in outcomes),
+    )
+    made_at = [one.reply.created_at for one in outcomes if one.reply and one.reply.created_at]
+    return Provenance(
+        model=player.name,
+        endpoint_host=endpoint_of(player).host if player.endpoint else None,
+        prompt_id=None if is_rules else prompt.name,
+        prompt_sha256=None if is_rules else prompt.sha256,
+        sampling={} if is_rules else player.sampling(None).described(),
+        seed=seed,
+        usage=None if is_rules else usage,
+        is_training_source=not is_rules,
+        version=cbtqa.__version__,
+        created_at=max(made_at, default=None),
+    )
 
 
 def _fault_in(outcome: Outcome) -> Fault:

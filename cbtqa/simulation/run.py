@@ -16,7 +16,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from cbtqa.files import write_jsonl
 from cbtqa.llm.chat import Fault
 from cbtqa.llm.journal import Journal
 from cbtqa.llm.limits import GateClosedError, Limits
-from cbtqa.llm.progress import Meter
+from cbtqa.llm.progress import Meter, Progress
 from cbtqa.manifest import (
     MANIFEST_NAME,
     Manifest,
@@ -36,8 +36,7 @@ from cbtqa.manifest import (
     package_versions,
     write_manifest,
 )
-from cbtqa.records import Provenance, Reason, Session, StopReason, Usage
-from cbtqa.safety.notices import not_a_therapist
+from cbtqa.records import Provenance, Reason, Session, SessionState, StopReason
 from cbtqa.simulation.carrying import ask_state
 from cbtqa.simulation.desk import Desk
 from cbtqa.simulation.messages import Casting
@@ -52,27 +51,13 @@ from cbtqa.simulation.sessions import (
 )
 from cbtqa.simulation.study import Arm, StudySettings
 from cbtqa.simulation.voices import Exchange, Purse
+from cbtqa.simulation.writing import write_session
 
 JOURNAL_FINGERPRINT = {"journal": "simulated sessions"}
 PROGRESS_EVERY_S = 0.5
-NOTICE = "Simulated sessions for research; no patient is real."
-
-
-@dataclass(frozen=True)
-class StudyProgress:
-    """A moment of a run."""
-
-    n_sessions: int
-    """Sessions in all."""
-    n_done: int
-    n_answers: int
-    """Answers asked for in this run."""
-    n_found: int
-    """Answers that the journal held."""
-    usage: Usage
-    cost: float | None
-    """In this run and before; None when a price is unknown."""
-    elapsed_s: float
+NOTICE = (
+    "Simulated sessions for research: no patient is real, and nothing here is fit to treat anyone."
+)
 
 
 @dataclass(frozen=True)
@@ -135,12 +120,13 @@ def run_study(
     *,
     limits: RunLimits | None = None,
     update: bool = False,
-    on_progress: Callable[[StudyProgress], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> RunResult:
     """Plays a study, or continues one that was interrupted.
 
     Args:
         update: play anew what was begun with other settings; its paid turns stay in the journal.
+        on_progress: told twice a second; items are sessions.
 
     Raises:
         ConfigError: settings are wrong, or the folder holds these sessions with other settings.
@@ -236,7 +222,7 @@ class _Run:
         courses: Sequence[Course],
         journal: Journal,
         limits: RunLimits,
-        on_progress: Callable[[StudyProgress], None] | None,
+        on_progress: Callable[[Progress], None] | None,
     ) -> None:
         self._courses, self._journal, self._limits = courses, journal, limits
         self._on_progress = on_progress
@@ -312,9 +298,14 @@ class _Run:
         casting = course.casting()
         for number in range(1, course.study.sessions + 1):
             casting = Casting(course.study, course.arm, course.profile, number, casting.state)
-            session = await play_session(casting, course.replicate, cast, desk)
-            state = await self._carried(course, casting, session, cast, desk)
-            if not isinstance(state, Fault) and state is not None:
+            state: SessionState | Fault | None
+            if course.study.written:
+                session = await write_session(casting, course.replicate, cast.therapist, desk)
+                state = session.state or _unwritten(session)
+            else:
+                session = await play_session(casting, course.replicate, cast, desk)
+                state = await self._carried(course, casting, session, cast, desk)
+            if isinstance(state, SessionState):
                 session = session.model_copy(update={"state": state})
                 casting = Casting(course.study, course.arm, course.profile, number, state)
             sessions.append(session)
@@ -325,7 +316,7 @@ class _Run:
 
     async def _carried(
         self, course: Course, casting: Casting, session: Session, cast: Cast, desk: Desk
-    ) -> Any:
+    ) -> SessionState | Fault | None:
         """State for the next session; None after the last; a fault ends the course."""
         study = course.study
         if study.sessions == 1 or study.summariser is None or cast.summariser is None:
@@ -345,18 +336,26 @@ class _Run:
     def _report(self) -> None:
         if self._on_progress is None:
             return
-        progress = self.meter.progress(limit=self._limits.engine.in_flight)
+        plain = self.meter.progress(limit=self._limits.engine.in_flight)
+        n_total = len(self._courses) * self._courses[0].study.sessions
+        rate = self._n_done / plain.elapsed_s if plain.elapsed_s else 0.0
         self._on_progress(
-            StudyProgress(
-                n_sessions=len(self._courses) * self._courses[0].study.sessions,
-                n_done=self._n_done,
-                n_answers=progress.n_accepted + progress.n_rejected,
-                n_found=progress.n_skipped,
-                usage=progress.usage,
-                cost=self.cost,
-                elapsed_s=progress.elapsed_s,
+            replace(
+                plain,
+                n_total=n_total,
+                n_skipped=0,
+                n_accepted=self._n_done,
+                n_rejected=0,
+                cost=self.cost or None,
+                rate_per_s=rate,
+                eta_s=(n_total - self._n_done) / rate if rate else None,
             )
         )
+
+
+def _unwritten(session: Session) -> Fault:
+    reason = Reason.ENDPOINT if session.stop_reason == "endpoint" else Reason.EMPTY
+    return Fault(reason, f"session {session.number} was not written to its end")
 
 
 async def _cast(exchange: Exchange, study: StudySettings, arm: Arm) -> Cast:
@@ -410,7 +409,7 @@ def _manifest(
         counts=count_sessions(sessions),
         usage=journal.totals().usage,
         cost=None if run.cost is None else {"value": round(run.cost, 6)},
-        acknowledgements={"notice": f"{NOTICE} {not_a_therapist('en')}"},
+        acknowledgements={"notice": NOTICE},
         files=tuple(describe_file(folder.path / name, folder.path) for name in names),
         started_at=started_at,
         finished_at=now(),

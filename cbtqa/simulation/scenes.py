@@ -8,9 +8,7 @@ from typing import Literal
 from cbtqa.records import Turn
 from cbtqa.simulation.messages import Casting
 
-Part = Literal[
-    "therapist", "patient", "supervisor", "validator", "summariser", "story", "course_part"
-]
+Part = Literal["therapist", "patient", "supervisor", "validator", "summariser", "course_part"]
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ def scripted_reply(variant: str, scene: Scene, attempt: int = 1) -> Reply:
     return Reply(text, finish_reason="stop", model=f"scripted:{variant}")
 
 
-def _facts(scene: Scene) -> dict[str, str]:
+def facts_of(scene: Scene) -> dict[str, str]:
     """What this patient's story is about, also with a capital at the beginning."""
     profile = scene.casting.profile
     options = lines()["vignettes"]
@@ -84,10 +84,11 @@ _TOPICS = (
 _ANSWERS = ("closing", "plan", "matters", "found", "thought", "feel", "avoid", "tell")
 
 
-def _patient(scene: Scene) -> str:
+def patient_words(scene: Scene) -> str:
+    """What the patient says next."""
     said = lines()["patient"]
     draw = Draw("patient", scene.seed, scene.revision)
-    facts = _facts(scene) | {"mood": str(draw.number(3, 7))}
+    facts = facts_of(scene) | {"mood": str(draw.number(3, 7))}
     if scene.event is not None:
         event = load_events(scene.casting.study.events.set)[scene.event]
         if event.says:
@@ -118,14 +119,23 @@ def _patient(scene: Scene) -> str:
 # --- the therapist -------------------------------------------------------------------------------
 
 
-def _therapist(variant: str, scene: Scene) -> str:
-    own = lines()["therapist"]
-    if variant not in own["variants"]:
-        known = ", ".join(own["variants"])
+def therapist_rules(variant: str) -> Mapping[str, Any]:
+    """The rules of a therapist.
+
+    Raises:
+        ConfigError: no such variant.
+    """
+    variants: Mapping[str, Mapping[str, Any]] = lines()["therapist"]["variants"]
+    if variant not in variants:
+        known = ", ".join(variants)
         raise ConfigError(f"no scripted therapist '{variant}'", hint=f"there are: {known}")
-    rules = own["variants"][variant]
+    return variants[variant]
+
+
+def _therapist(variant: str, scene: Scene) -> str:
+    own, rules = lines()["therapist"], therapist_rules(variant)
     draw = Draw("therapist", variant, scene.seed)
-    facts = _facts(scene) | {"echo": _echo(scene.turns)}
+    facts = facts_of(scene) | {"echo": echo_of(scene.turns)}
     reasoning = filled(rules["thinking"], **facts)
     text = _therapist_words(rules, own, scene, draw, facts)
     n_last = _last_turn(rules, scene)
@@ -152,16 +162,23 @@ def _therapist_words(
     if cbt_course().speaks_of_risk(scene.turns[-1].text):
         return str(own["crisis"])
     if scene.revision:
-        return filled(own["brief"], **facts)
+        return _one(own["brief"], Draw("brief", scene.seed, scene.revision), facts)
     n_last = _last_turn(rules, scene)
     if scene.turn >= n_last and scene.casting.study.end_token:
         return str(rules["close"])
+    n_turns = n_last - 1 if scene.casting.study.end_token else scene.casting.study.turns.max
+    return step_words(rules, scene.turn, n_turns, draw, facts)
+
+
+def step_words(
+    rules: Mapping[str, Any], turn: int, n_turns: int, draw: Draw, facts: Mapping[str, str]
+) -> str:
+    """What a therapist of these rules says in its n-th turn (from 1) of so many."""
     steps = rules["steps"]
     if len(steps) < 6:
         # no plan: any step may come at any time
         return _one(steps[draw.number(0, len(steps) - 1)], draw, facts)
-    n_turns = n_last - 1 if scene.casting.study.end_token else scene.casting.study.turns.max
-    return _one(steps[_place(scene.turn - 1, len(steps), n_turns)], draw, facts)
+    return _one(steps[_place(turn - 1, len(steps), n_turns)], draw, facts)
 
 
 def _place(number: int, n_steps: int, n_turns: int) -> int:
@@ -176,7 +193,7 @@ def _place(number: int, n_steps: int, n_turns: int) -> int:
     return min(number - n_more, n_steps - 1)
 
 
-def _echo(turns: Sequence[Turn]) -> str:
+def echo_of(turns: Sequence[Turn]) -> str:
     """A few words of what the patient said last."""
     text = turns[-1].text if turns else ""
     sentences = re.split(r"(?<=[.!?])\s+", text.strip())
@@ -210,7 +227,7 @@ def _summariser(scene: Scene) -> str:
 
 def scripted_state(scene: Scene) -> dict[str, Any]:
     """What the rules hand to the next session."""
-    rules, facts = lines()["summariser"], _facts(scene)
+    rules, facts = lines()["summariser"], facts_of(scene)
     moods = [re.search(r"\b(\d+) (?:out )?of ten\b", turn.text) for turn in scene.turns]
     named = [int(found[1]) for found in moods if found]
     agreed = any("homework" in turn.text or "step" in turn.text for turn in scene.turns)
@@ -224,7 +241,7 @@ def scripted_state(scene: Scene) -> dict[str, Any]:
 
 
 _PARTS: dict[str, Callable[[Scene], str]] = {
-    "patient": _patient,
+    "patient": patient_words,
     "supervisor": _supervisor,
     "validator": _validator,
     "summariser": _summariser,

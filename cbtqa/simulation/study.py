@@ -209,6 +209,8 @@ class StudySettings(Settings):
     """What the arms are meant to differ in: fields of an arm, such as `reasoning`."""
     arms: tuple[Arm, ...] = Field(min_length=1)
     patients: Patients = Patients(ready="test")
+    written: bool = False
+    """True for a corpus in which one model writes whole sessions, part by part, both sides."""
     patient: Player = Player(scripted="patient")
     patient_prompt: str = "session_patient"
     patient_sees: int | None = Field(default=None, ge=1)
@@ -248,7 +250,9 @@ class StudySettings(Settings):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"arms of one name: {', '.join(twice)}")
-        if self.sessions > 1 and self.summariser is None:
+        if self.written and (len(self.arms) > 1 or self.approach != "cbt"):
+            raise ValueError("a written corpus has one arm, and a course of CBT")
+        if self.sessions > 1 and self.summariser is None and not self.written:
             raise ValueError("several sessions want a summariser (scripted: summariser)")
         return self
 

@@ -31,6 +31,7 @@ from cbtqa.records import Usage
 from cbtqa.simulation.desk import Voice
 from cbtqa.simulation.scenes import Scene
 from cbtqa.simulation.scripted import scripted_reply
+from cbtqa.simulation.scripted_writer import scripted_part
 from cbtqa.simulation.study import Player
 
 
@@ -81,6 +82,8 @@ class ScriptedVoice:
 
     async def answer(self, request: ChatRequest, attempt: int, scene: Scene) -> Reply:
         """Answers from the scene; the messages are for models."""
+        if scene.part == "course_part":
+            return scripted_part(self._variant, scene)
         return scripted_reply(self._variant, scene, attempt)
 
     def paid_before(self, usage: Usage) -> None:
