@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import cbtqa
-from cbtqa.errors import ConfigError, DataError, UsageError
+from cbtqa.errors import ConfigError, DataError
 from cbtqa.files import read_json, write_json
 from cbtqa.manifest import FileEntry, describe_file, now
 from cbtqa.records import Record
+from cbtqa.tuning.adapter_base import check_base, find_base
 from cbtqa.tuning.adapter_weights import CONFIG_NAME, WEIGHT_NAMES, Adapter, Delta, read_adapter
-from cbtqa.tuning.backbones import Backbone, find_backbone
+from cbtqa.tuning.backbones import Backbone
 from cbtqa.tuning.downloads import fetch, fetch_if_present
 from cbtqa.tuning.libraries import require
 from cbtqa.tuning.model_folder import (
@@ -35,7 +36,6 @@ from cbtqa.tuning.shards import SHARD_BYTES, OnStep, Output, cut_into_shards, wr
 from cbtqa.tuning.weights import (
     BaseRecord,
     combine_hashes,
-    describe_base,
     find_weights,
     open_tensors,
     read_base_record,
@@ -100,9 +100,9 @@ def merge(
     refuse_existing(out)
     opened = read_adapter(adapter)
     recorded = read_base_record(adapter)
-    backbone = _find_base(opened, base, recorded)
+    backbone = find_base(opened.config, base, recorded)
     config = _base_config(backbone)
-    found, notes = _checked_base(backbone, recorded)
+    found, notes = check_base(backbone, recorded)
     outputs = _planned(opened, find_weights(backbone.location, backbone.revision), dtype)
     check_space(out, sum(output.n_bytes for output in outputs))
     files = tuple(describe_file(p) for name in WEIGHT_NAMES if (p := adapter / name).is_file())
@@ -137,24 +137,6 @@ def merge(
 # --- the base ------------------------------------------------------------------------------------
 
 
-def _find_base(adapter: Adapter, given: str | None, recorded: BaseRecord | None) -> Backbone:
-    named = recorded.name if recorded else adapter.config.get("base_model_name_or_path")
-    if given is None and not named:
-        raise UsageError("the adapter names no base", hint="name it: --base FOLDER")
-    try:
-        backbone = find_backbone(given or str(named))
-    except UsageError as error:
-        if given is not None:
-            raise
-        raise UsageError(
-            f"the adapter's base is called '{named}', which is not found from here",
-            hint="give its folder: --base FOLDER",
-        ) from error
-    if backbone.path is None and recorded is not None and backbone.revision is None:
-        return backbone.model_copy(update={"revision": recorded.revision})
-    return backbone
-
-
 def _base_config(backbone: Backbone) -> dict[str, Any]:
     """The base's config.json.
 
@@ -175,32 +157,6 @@ def _base_config(backbone: Backbone) -> dict[str, Any]:
             hint="give the 16-bit model that it was made from: --base FOLDER",
         )
     return config
-
-
-def _checked_base(
-    backbone: Backbone, recorded: BaseRecord | None
-) -> tuple[BaseRecord, tuple[str, ...]]:
-    """The base as it is, and what has to be said about it.
-
-    Raises:
-        DataError: its weights are not those the adapter was trained on.
-    """
-    found = describe_base(backbone)
-    if recorded is None:
-        return found, ("the adapter records no base: that it is this one rests on shapes alone",)
-    if found.weights_sha256 != recorded.weights_sha256:
-        raise DataError(
-            f"the adapter was trained on {recorded.name} (weights {recorded.weights_sha256[:12]}), "
-            f"this base is {found.name} ({found.weights_sha256[:12]})",
-            where=backbone.told_name,
-            hint=f"give that base: --base FOLDER-OF-{recorded.name}",
-        )
-    if recorded.is_quantized:
-        return found, (
-            "trained on the base in 4 bits, merged into its full weights: answers differ slightly "
-            "from those seen in training",
-        )
-    return found, ()
 
 
 # --- weights -------------------------------------------------------------------------------------
