@@ -337,7 +337,7 @@ def _attend(packed: Any, base: float) -> Any:
     size = width // HEADS
     positions = torch.arange(n_tokens, dtype=torch.float32)
     exponents = torch.arange(0, size, 2, dtype=torch.float32) / size
-    angles = positions[:, None] / base ** exponents[None, :]
+    angles = positions[:, None] * (1.0 / base**exponents)[None, :]
     cos, sin = angles.cos(), angles.sin()
 
     def turn(part: Any) -> Any:
