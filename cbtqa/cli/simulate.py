@@ -9,6 +9,7 @@ import typer
 from cbtqa.cli.console import print_json, print_table, say
 from cbtqa.cli.options import AsJson, settings_flags
 from cbtqa.cli.progress import live_progress
+from cbtqa.cli.simulate_study import analyse, instruments, judge
 from cbtqa.settings import Resolved
 from cbtqa.simulation.run_settings import RunSettings
 
@@ -108,3 +109,8 @@ def _show_run(result: RunResult, as_json: bool) -> None:
     say(f"sessions: {result.folder.sessions_path}")
     say(f"next:     cbtqa simulate lint {result.folder.path}")
     say(result.manifest.acknowledgements["notice"])
+
+
+app.command("judge")(judge)
+app.command("analyse")(analyse)
+app.command("instruments")(instruments)

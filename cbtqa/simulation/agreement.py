@@ -14,6 +14,7 @@ from itertools import combinations
 
 import numpy as np
 
+from cbtqa.metrics.judge.agreement import mean_kappa
 from cbtqa.metrics.judge.correction import corrected_mean
 from cbtqa.records import ItemRating, Session
 from cbtqa.simulation.instruments import Instrument
@@ -24,7 +25,6 @@ from cbtqa.statistics.agreement import (
     Floats,
     cohen_kappa,
     krippendorff_alpha,
-    undefined,
 )
 from cbtqa.statistics.intraclass import intraclass_correlation
 
@@ -202,19 +202,7 @@ def _coefficients(
     labels = [float(point) for point in range(low, high + 1)]
     kappas = [cohen_kappa(a, b, labels, "quadratic") for a, b in combinations(whole, 2)]
     alpha = krippendorff_alpha(whole, "ordinal", n_resamples=N_RESAMPLES)
-    return [*found, alpha, _mean_kappa(kappas)]
-
-
-def _mean_kappa(kappas: Sequence[Coefficient]) -> Coefficient:
-    """Mean over pairs of raters, weighted by the sessions that they share."""
-    name = "mean_kappa_quadratic"
-    defined = [one for one in kappas if one.value is not None]
-    n_items = sum(one.n_items for one in defined)
-    if not n_items:
-        return undefined(name, (kappas[0].reason if kappas else None) or "no pair of raters")
-    value = sum((one.value or 0.0) * one.n_items for one in defined) / n_items
-    n_ratings = sum(one.n_ratings for one in defined)
-    return Coefficient(name=name, value=value, n_items=n_items, n_ratings=n_ratings)
+    return [*found, alpha, mean_kappa(kappas)]
 
 
 # --- corrected means -----------------------------------------------------------------------------

@@ -77,17 +77,17 @@ def _range_alarms(result: InstrumentResult, pooled: Counter[int], n: int) -> Ite
     n_items, ratings = len(result.use), f"{n:,} ratings"
     if max(given) < high:
         text = (
-            f"ceiling: no item above {max(given)} of {high} in {ratings}; totals cannot pass "
+            f"no item above {max(given)} of {high} in {ratings}; totals cannot pass "
             f"{max(given) * n_items} of {high * n_items}"
         )
         if not _is_plain_sum(result):
-            text = f"ceiling: no item above {max(given)} of {high} in {ratings}"
+            text = f"no item above {max(given)} of {high} in {ratings}"
         yield Alarm(kind="ceiling", instrument=result.instrument, text=text)
     elif pooled[high] / n > ONE_VALUE / 2:
-        text = f"ceiling: {pooled[high] / n:.0%} of the ratings are the highest point, {high}"
+        text = f"{pooled[high] / n:.0%} of the ratings are the highest point, {high}"
         yield Alarm(kind="ceiling", instrument=result.instrument, text=text)
     if min(given) > low:
-        text = f"floor: no item below {min(given)} (the scale begins at {low}) in {ratings}"
+        text = f"no item below {min(given)} (the scale begins at {low}) in {ratings}"
         yield Alarm(kind="floor", instrument=result.instrument, text=text)
     rare = [str(p) for p, c in sorted(pooled.items()) if not c and min(given) < p < max(given)]
     if rare:

@@ -14,7 +14,9 @@ from cbtqa.simulation.judged_text import JudgeLimits
 class SessionJudgeSettings(Settings):
     """Everything `cbtqa simulate judge` can be told."""
 
-    sessions: Path = Field(description="Study folder, or a file with transcripts.")
+    sessions: Path = Field(
+        default=Path("cbtqa-study"), description="Study folder, or a file with transcripts."
+    )
     instrument: tuple[str, ...] = Field(
         default=(), description="Instrument id or rubric file; several: several calls each."
     )

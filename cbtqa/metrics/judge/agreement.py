@@ -111,7 +111,7 @@ def _criterion_agreement(
     bias = float(gaps.mean()) if len(gaps) else None
     half = 1.96 * float(gaps.std(ddof=1)) if len(gaps) > 1 else None
     judge_human = (
-        _mean_kappa([cohen_kappa(judge, row, labels, "quadratic") for row in rows]),
+        mean_kappa([cohen_kappa(judge, row, labels, "quadratic") for row in rows]),
         krippendorff_alpha([judge, *rows], "ordinal", n_resamples=BOOTSTRAP_TRIALS),
         intraclass_correlation(np.stack([mine, theirs]), "A"),
         spearman_rho(mine, theirs),
@@ -133,12 +133,12 @@ def _among_people(
 ) -> tuple[Coefficient, ...]:
     pairs = combinations(rows, 2)
     return (
-        _mean_kappa([cohen_kappa(one, other, labels, "quadratic") for one, other in pairs]),
+        mean_kappa([cohen_kappa(one, other, labels, "quadratic") for one, other in pairs]),
         krippendorff_alpha(rows, "ordinal", n_resamples=BOOTSTRAP_TRIALS),
     )
 
 
-def _mean_kappa(kappas: Sequence[Coefficient]) -> Coefficient:
+def mean_kappa(kappas: Sequence[Coefficient]) -> Coefficient:
     """Mean over pairs of raters, weighted by the items they share."""
     defined = [one for one in kappas if one.value is not None]
     n_items, n_ratings = (sum(one.n_items for one in defined), sum(o.n_ratings for o in defined))
