@@ -1,8 +1,8 @@
 """Which words of a prediction METEOR pairs with which words of the reference, and in how many runs.
 
 nltk walks the prediction from its end and gives each word the last free occurrence in the
-reference. So the k-th last occurrence of a word meets the k-th last occurrence: a join, done
-here for all pairs at once by sorting.
+reference. So the k-th last occurrence of a word meets the k-th last occurrence: done here for all
+pairs at once, last occurrences first, then the last of those that are left, and so on.
 """
 
 from __future__ import annotations
@@ -10,10 +10,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from cbtqa.metrics.ngrams import dense_numbers
+from cbtqa.metrics.ngrams import blocks_of_pairs, numbers_of
 from cbtqa.metrics.sequences import Ints, Sequences
-
-PAIRS_PER_BLOCK = 512
 
 
 def aligned_counts(
@@ -30,8 +28,7 @@ def aligned_counts(
     """
     matches = np.zeros(len(predictions), np.int64)
     chunks = np.zeros(len(predictions), np.int64)
-    for first in range(0, len(predictions), PAIRS_PER_BLOCK):
-        last = min(first + PAIRS_PER_BLOCK, len(predictions))
+    for first, last in blocks_of_pairs(predictions, references):
         a, b = predictions.offsets[first : last + 1], references.offsets[first : last + 1]
         ours, theirs = slice(a[0], a[-1]), slice(b[0], b[-1])
         partner = np.full(int(a[-1] - a[0]), -1, np.int64)
@@ -50,40 +47,28 @@ def aligned_counts(
 
 def _join(partner: Ints, pair_a: Ints, pair_b: Ints, symbols_a: Ints, symbols_b: Ints) -> None:
     """Fills `partner` for the words of the prediction that are still free."""
-    free_a = np.flatnonzero(partner < 0)
+    place_a = np.flatnonzero(partner < 0)
     is_free_b = np.ones(len(symbols_b), np.bool_)
     is_free_b[partner[partner >= 0]] = False
-    free_b = np.flatnonzero(is_free_b)
-    symbols = np.concatenate([symbols_a[free_a], symbols_b[free_b]])
-    if not len(free_a) or not len(free_b):
-        return
-    bits = max(1, int(symbols.max()).bit_length())
-    pairs = np.concatenate([pair_a[free_a], pair_b[free_b]])
-    group, n_groups = dense_numbers((pairs << bits) | symbols, bits + int(pairs.max()).bit_length())
-    group_a, group_b = group[: len(free_a)], group[len(free_a) :]
-    order_a, rank_a = _ranks_from_end(group_a, n_groups)
-    order_b, rank_b = _ranks_from_end(group_b, n_groups)
-    longest = 1 + max(int(rank_a.max()), int(rank_b.max()))
-    # both key lists ascend: within a group, ranks count up from the end of the text
-    key_a, key_b = group_a[order_a] * longest + rank_a, group_b[order_b] * longest + rank_b
-    place = np.searchsorted(key_b, key_a)
-    place[place == len(key_b)] = 0
-    is_met = key_b[place] == key_a
-    partner[free_a[order_a[is_met]]] = free_b[order_b[place[is_met]]]
-
-
-def _ranks_from_end(group: Ints, n_groups: int) -> tuple[Ints, Ints]:
-    """An order by group and, within it, from the last position; and each one's rank there."""
-    bits = max(1, (len(group) - 1).bit_length())
-    mirrored = len(group) - 1 - np.arange(len(group))
-    if n_groups.bit_length() + bits <= 63:
-        packed = np.sort((group << bits) | mirrored)
-        order = len(group) - 1 - (packed & ((1 << bits) - 1))
-    else:
-        order = np.lexsort((mirrored, group))
-    sizes = np.bincount(group, minlength=n_groups)
-    before = np.cumsum(sizes) - sizes
-    return order, np.arange(len(group)) - before[group[order]]
+    place_b = np.flatnonzero(is_free_b)
+    symbols = np.concatenate([symbols_a[place_a], symbols_b[place_b]])
+    pairs = np.concatenate([pair_a[place_a], pair_b[place_b]])
+    word = numbers_of((pairs << int(symbols.max(initial=1)).bit_length()) | symbols)
+    word_a, word_b = word[: len(place_a)], word[len(place_a) :]
+    last_a, last_b = np.full(len(word), -1, np.int64), np.full(len(word), -1, np.int64)
+    while len(word_a) and len(word_b):
+        # of several places written for one word, the last one stays
+        last_a[word_a], last_b[word_b] = place_a, place_b
+        is_last_a, is_last_b = last_a[word_a] == place_a, last_b[word_b] == place_b
+        other = last_b[word_a]
+        is_met = is_last_a & (other >= 0)
+        partner[place_a[is_met]] = other[is_met]
+        # words that either side has run out of are done
+        keep_a, keep_b = ~is_last_a & (other >= 0), ~is_last_b & (last_a[word_b] >= 0)
+        last_a[word_a] = -1
+        last_b[word_b] = -1
+        place_a, word_a = place_a[keep_a], word_a[keep_a]
+        place_b, word_b = place_b[keep_b], word_b[keep_b]
 
 
 def _chunks(partner: Ints, pair: Ints, n_pairs: int) -> Ints:

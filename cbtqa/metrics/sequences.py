@@ -85,20 +85,3 @@ def _whitespace() -> NDArray[np.bool_]:
 
 IS_WHITESPACE = _whitespace()
 """By code point, as `str.isspace` and `str.split` see it."""
-
-
-def characters(texts: Sequence[str]) -> Sequences:
-    """Code points of each text without any whitespace."""
-    points = code_points(texts)
-    return points.kept(~IS_WHITESPACE[points.symbols])
-
-
-def renumbered(first: Sequences, second: Sequences) -> tuple[Ints, Ints, int]:
-    """The symbols of both as numbers from 0 without gaps; last, how many there are."""
-    top = 1 + max(int(side.symbols.max(initial=-1)) for side in (first, second))
-    table = np.zeros(top, np.int64)
-    table[first.symbols] = 1
-    table[second.symbols] = 1
-    np.cumsum(table, out=table)
-    count = int(table[-1]) if top else 0
-    return table[first.symbols] - 1, table[second.symbols] - 1, count

@@ -15,7 +15,7 @@ import numpy as np
 
 from cbtqa.metrics.engines import Engine
 from cbtqa.metrics.porter import stem
-from cbtqa.metrics.sequences import Ints, Sequences, Vocabulary, characters
+from cbtqa.metrics.sequences import IS_WHITESPACE, Ints, Sequences, Vocabulary, code_points
 from cbtqa.metrics.zh_tokens import ZhTokens
 from cbtqa.records import Risk
 
@@ -86,9 +86,14 @@ class Texts:
         )
 
     @cached_property
+    def points(self) -> Sequences:
+        """Code points of every character."""
+        return code_points(self.texts)
+
+    @cached_property
     def characters(self) -> Sequences:
         """Code points without whitespace."""
-        return characters(self.texts)
+        return self.points.kept(~IS_WHITESPACE[self.points.symbols])
 
     @cached_property
     def zh(self) -> Sequences:
