@@ -5,8 +5,10 @@ transformers would look for a kernel package. On CUDA it is `torch.nn.attention.
 (and for float32) one causal SDPA call per document. It wants the documents' boundaries as
 `cu_seq_lens_q`; without them a row is one document.
 
-Documents stay apart only if, besides, positions restart with each, no mask is given, and no cache
-is used; `documents_stay_apart` shows on the model at hand that they do.
+The boundaries alone keep documents apart here. transformers' own attention guesses them from
+positions that restart, and mixes documents when a mask is given or a cache is used; so positions
+restart, no mask is given and no cache is used. `documents_stay_apart` shows on the model at hand
+that all this holds.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ Code from the Hub is never run. A checkpoint whose layout needs it is refused, a
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -200,7 +201,10 @@ def add_adapter(model: Any, config: Any, backbone: Backbone) -> Any:
             f"{backbone.told_name} has no linear layer {', '.join(missing)}",
             hint=f"--target-module, one of: {', '.join(sorted(linear - set(HEADS)))}",
         )
-    adapted = peft.get_peft_model(model, config)
+    with warnings.catch_warnings():
+        # peft 0.21 asks transformers 5.23 for a property by its old name
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        adapted = peft.get_peft_model(model, config)
     # peft writes the loaded path here, which names this machine's folders
     config.base_model_name_or_path, config.revision = backbone.told_name, backbone.revision
     # without it peft asks the Hub for the base's vocabulary at every save

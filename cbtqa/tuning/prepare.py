@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -108,13 +107,10 @@ def prepare_model(
         notes.append(f"{backbone.told_name} does more with its logits: all of them are computed")
     is_checkpointing = _checkpointing(settings, base, config, longest)
     if is_checkpointing:
-        base.gradient_checkpointing_enable({"use_reentrant": False})
+        _switch_on_checkpointing(base)
         notes.append("activations are recomputed: it would not fit otherwise")
     set_seed(settings.seed)
-    with warnings.catch_warnings():
-        # peft 0.21 asks transformers 5.23 for a property by its old name
-        warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-        model = add_adapter(base, config, backbone)
+    model = add_adapter(base, config, backbone)
     return Ready(model, is_packed, head_is_chunked, is_checkpointing, tuple(notes))
 
 
@@ -136,6 +132,12 @@ def _checkpointing(settings: FinetuneSettings, base: Any, config: Any, longest: 
     size = StepSize(tokens=max(settings.micro_batch_tokens, longest), labelled=1.0)
     memory = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
     return needs_checkpointing(memory, count, size, is_quantized=settings.method == "qlora")
+
+
+def _switch_on_checkpointing(model: Any) -> None:
+    # renamed in transformers 5.23; those before it know the old name alone
+    new = getattr(model, "activation_checkpointing_enable", None)
+    (new or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def plan_steps(
