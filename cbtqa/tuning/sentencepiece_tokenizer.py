@@ -105,12 +105,18 @@ def _normalizer(tokenizers: Any, spec: Any) -> Any:
     made = tokenizers.normalizers
     steps = []
     if spec.precompiled_charsmap:
-        steps.append(made.Precompiled(spec.precompiled_charsmap))
+        # the map sees "\r\n" as one character, sentencepiece as two of one kind
+        steps += [made.Replace("\r\n", "\n\n"), made.Precompiled(spec.precompiled_charsmap)]
     if spec.remove_extra_whitespaces:
-        steps += [made.Strip(), made.Replace(tokenizers.Regex(" {2,}"), " ")]
+        for pattern, left in ((r"\A +| +\z", ""), (" {2,}", " ")):
+            steps.append(made.Replace(tokenizers.Regex(pattern), left))
     if spec.add_dummy_prefix:
         steps.append(made.Prepend(SPACE))
-    return made.Sequence([*steps, made.Replace(" ", SPACE)])
+    steps.append(made.Replace(" ", SPACE))
+    if spec.remove_extra_whitespaces:
+        # the sign itself, spelled out at the end of a text, is dropped like a space
+        steps.append(made.Replace(tokenizers.Regex(rf"{SPACE}+\z"), ""))
+    return made.Sequence(steps)
 
 
 def _decoder(tokenizers: Any, has_prefix: bool) -> Any:
