@@ -13,11 +13,10 @@ from pathlib import Path
 
 from pydantic import Field
 
-from cbtqa.llm.chat import Message
-from cbtqa.llm.cost import MESSAGE_TOKENS, estimate_tokens
+from cbtqa.llm.cost import MESSAGE_TOKENS
 from cbtqa.llm.journal import Journal
 from cbtqa.records import Record, Usage
-from cbtqa.simulation.messages import Casting
+from cbtqa.simulation.messages import Casting, tokens_of
 from cbtqa.simulation.profiles import choose_profiles
 from cbtqa.simulation.run import plan_courses
 from cbtqa.simulation.sessions import StudyFolder
@@ -94,19 +93,15 @@ def _session(casting: Casting) -> Iterator[tuple[Player, int, Usage]]:
     history = spoken * n * (n - 1) // 2
     seen = history if study.patient_sees is None else min(history, n * study.patient_sees * spoken)
     own = history + kept * n * (n - 1) // 2 + n * (PATIENT_TOKENS + MESSAGE_TOKENS)
-    head = _tokens(casting.therapist_messages(()))
+    head = tokens_of(casting.therapist_messages(()))
     yield arm.therapist, n, _usage(n * head + own, n * (THERAPIST_TOKENS + extra))
-    head = _tokens(casting.patient_messages((), None))
+    head = tokens_of(casting.patient_messages((), None))
     yield study.patient, n, _usage(n * head + seen, n * PATIENT_TOKENS)
     for reader in (study.supervisor, study.validator):
         if reader is not None:
             yield reader, n, _usage(n * INSTRUCTION_TOKENS + history, n * VERDICT_TOKENS)
     if study.summariser is not None and study.sessions > 1:
         yield study.summariser, 1, _usage(INSTRUCTION_TOKENS + n * spoken, STATE_TOKENS)
-
-
-def _tokens(messages: list[Message]) -> int:
-    return sum(estimate_tokens(one["content"]) + MESSAGE_TOKENS for one in messages)
 
 
 def _usage(prompt_tokens: int, completion_tokens: int) -> Usage:

@@ -23,6 +23,7 @@ from typing import Any
 import yaml
 
 from cbtqa.llm.chat import Fault, Message, Reply
+from cbtqa.llm.cost import MESSAGE_TOKENS, estimate_tokens
 from cbtqa.prompts import Prompt, load_prompt
 from cbtqa.records import Reason, SessionState, Turn, TurnMark
 from cbtqa.simulation.course import cbt_course
@@ -148,6 +149,18 @@ class Casting:
             summary=self.state.summary,
         )
 
+    def fitting(self, view: list[Message]) -> list[Message] | None:
+        """The therapist's view within the context budget, room for the reply included.
+
+        None when it does not fit and the study does not drop old exchanges.
+        """
+        room = self.study.context_tokens - self.arm.therapist.max_tokens
+        while tokens_of(view) > room:
+            if self.study.when_full == "stop" or len(view) <= 4:
+                return None
+            view = drop_oldest(view)
+        return view
+
     @property
     def fingerprint(self) -> str:
         """Everything that shapes this patient's sessions in this arm, as a short hash.
@@ -159,7 +172,7 @@ class Casting:
             mode="json",
             exclude={
                 *("id", "title", "factor", "arms", "patients", "sessions", "replicates"),
-                *("instruments", "judges", "deviations"),
+                *("instruments", "judges", "pairs", "deviations"),
             },
         )
         arm = self.arm.model_dump(mode="json", exclude={"levels", "training", "observed"})
@@ -188,6 +201,11 @@ def _newest(messages: list[dict[str, str]], most: int | None) -> list[dict[str, 
         return messages
     kept = messages[-most:]
     return kept if kept[0]["role"] == "assistant" else kept[1:]
+
+
+def tokens_of(messages: Sequence[Message]) -> int:
+    """Estimated tokens of a view, by the same count for every arm."""
+    return sum(estimate_tokens(message["content"]) + MESSAGE_TOKENS for message in messages)
 
 
 def drop_oldest(messages: list[Message]) -> list[Message]:

@@ -17,7 +17,6 @@ from typing import Literal
 
 import cbtqa
 from cbtqa.llm.chat import Fault, Message, Reply, Sampling
-from cbtqa.llm.cost import MESSAGE_TOKENS, estimate_tokens
 from cbtqa.llm.journal import Outcome, State
 from cbtqa.prompts import Prompt
 from cbtqa.records import Provenance, Reason, Session, StopReason, Turn, TurnMark, Usage
@@ -28,11 +27,11 @@ from cbtqa.simulation.messages import (
     Casting,
     Spoken,
     answer_is_cut,
-    drop_oldest,
     filled,
     read_patient,
     read_therapist,
     retold,
+    tokens_of,
     whole_sentences,
     wording,
 )
@@ -159,8 +158,11 @@ class _Stage:
 
     async def _therapist_turn(self, number: int) -> None:
         study = self._casting.study
-        view = self._fitting(self._casting.therapist_messages(self._turns))
+        whole = self._casting.therapist_messages(self._turns)
+        view = self._casting.fitting(whole)
         if view is None:
+            need = tokens_of(whole) + self._casting.arm.therapist.max_tokens
+            self._stop = ("context", f"about {need} of {study.context_tokens} tokens")
             return
         line = await self._line("therapist", number, view, None)
         if line is None:
@@ -175,18 +177,6 @@ class _Stage:
             self._stop = ("ended", "")
         elif self._stop is None and number >= study.turns.max:
             self._stop = ("max_turns", f"{number} turns")
-
-    def _fitting(self, view: list[Message]) -> list[Message] | None:
-        """The view within the context budget, or None with the stop reason set."""
-        study = self._casting.study
-        room = study.context_tokens - self._casting.arm.therapist.max_tokens
-        while (n_tokens := _tokens_of(view)) > room:
-            if study.when_full == "stop" or len(view) <= 4:
-                need = n_tokens + self._casting.arm.therapist.max_tokens
-                self._stop = ("context", f"about {need} of {study.context_tokens} tokens")
-                return None
-            view = drop_oldest(view)
-        return view
 
     # --- one line, supervised where the study says so --------------------------------------------
 
@@ -322,8 +312,3 @@ def _stop_of(fault: Fault) -> StopReason:
     if fault.reason is Reason.BAD_REQUEST:
         return "context" if _TOO_LONG.search(fault.detail) else "refused"
     return "endpoint" if fault.reason is Reason.ENDPOINT else "no_answer"
-
-
-def _tokens_of(messages: Sequence[Message]) -> int:
-    """Estimated tokens of a view, by the same count for every arm."""
-    return sum(estimate_tokens(message["content"]) + MESSAGE_TOKENS for message in messages)

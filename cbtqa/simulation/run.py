@@ -298,10 +298,9 @@ class _Run:
         casting = course.casting()
         for number in range(1, course.study.sessions + 1):
             casting = Casting(course.study, course.arm, course.profile, number, casting.state)
-            state: SessionState | Fault | None
             if course.study.written:
                 session = await write_session(casting, course.replicate, cast.therapist, desk)
-                state = session.state or _unwritten(session)
+                state: SessionState | Fault | None = session.state or _unwritten(session)
             else:
                 session = await play_session(casting, course.replicate, cast, desk)
                 state = await self._carried(course, casting, session, cast, desk)

@@ -51,7 +51,7 @@ class _StoryTask:
     def request(self, item: Profile) -> ChatRequest:
         """Attributes in, one field for each content out."""
         table = _table_of(item)
-        shape = {key: "..." for key in table.contents}
+        shape = dict.fromkeys(table.contents, "...")
         messages = self._prompt.render(
             contents="\n".join(f"- {key}: {one.asks}" for key, one in table.contents.items()),
             shape=json.dumps(shape),

@@ -190,6 +190,15 @@ class Judge(Settings):
     repeats: int = Field(default=3, ge=1)
 
 
+class Pairs(Settings):
+    """Who writes the two sides of preference pairs, from one and the same prompt."""
+
+    chosen: Player | None = None
+    """A strong model; None takes the words of the corpus itself."""
+    rejected: Player
+    """Such as the model to be tuned, as it is before tuning."""
+
+
 class Deviation(Settings):
     """Where this recipe departs from the study that it follows."""
 
@@ -242,6 +251,8 @@ class StudySettings(Settings):
     """Writes what a session hands to the next; wanted when `sessions` is above 1."""
     instruments: tuple[str, ...] = ()
     judges: tuple[Judge, ...] = ()
+    pairs: Pairs | None = None
+    """For `cbtqa simulate export`; None: no preference pairs."""
     deviations: tuple[Deviation, ...] = ()
 
     @model_validator(mode="after")

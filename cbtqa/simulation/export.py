@@ -1,0 +1,311 @@
+"""`cbtqa simulate export`: sessions as training rows, split by patient, ready for `cbtqa finetune`.
+
+    export/
+      sft/train.jsonl            {"prompt": [messages], "completion": [message]}
+      sft/train.meta.jsonl       session, patient, turn of each row, in the same order
+      orpo/train.jsonl           {"prompt": [...], "chosen": [...], "rejected": [...]}: all messages
+      messages/train.jsonl       {"messages": [...]}: one whole session a row, where asked for
+      manifest.json              counts by split and by reason; the TRL releases this is meant for
+
+All sessions of a patient are in one split; with a single patient, all turns of a session are.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from cbtqa.errors import ConfigError, DataError
+from cbtqa.files import read_jsonl, write_jsonl
+from cbtqa.llm.progress import Progress
+from cbtqa.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    describe_file,
+    describe_settings,
+    now,
+    package_versions,
+    write_manifest,
+)
+from cbtqa.records import Session, SessionState
+from cbtqa.settings import Resolved
+from cbtqa.simulation.messages import Casting
+from cbtqa.simulation.pairs import make_pairs
+from cbtqa.simulation.patient_splits import split_sessions
+from cbtqa.simulation.profiles import Profile
+from cbtqa.simulation.rows import TherapistRow, session_messages, therapist_rows
+from cbtqa.simulation.run import NOTICE
+from cbtqa.simulation.run_settings import EngineSettings
+from cbtqa.simulation.sessions import PROFILES_NAME, StudyFolder
+from cbtqa.simulation.study import Arm, StudySettings, load_study
+from cbtqa.splits import SPLITS
+
+TRL = {
+    "range": ">=1.10,<2",
+    "sft": "trl.SFTTrainer: prompt and completion, loss on the completion by default",
+    "orpo": "trl.experimental.orpo.ORPOTrainer: all three columns are lists of messages",
+}
+PAIRS_JOURNAL = "pairs.sqlite"
+
+
+class ExportSettings(EngineSettings):
+    """Flags of `cbtqa simulate export`."""
+
+    sessions: Path = Field(
+        Path("cbtqa-study"), description="Folder of `cbtqa simulate corpus` or `run`."
+    )
+    out: Path = Field(Path("cbtqa-export"), description="Folder of the training rows.")
+    serve: Path | None = Field(
+        None,
+        description="Study file in which the tuned model will play: rows take its prompts, form "
+        "and limits. Default: the folder's own.",
+    )
+    arm: str | None = Field(
+        None, description="Arm of --serve that will play. Default: its only arm."
+    )
+    reasoning: Literal["as_played", "cot", "plain"] = Field(
+        "as_played", description="Learn to think before the answer, or the answer alone."
+    )
+    pairs: bool = Field(
+        True, description="Make preference pairs where the study declares who writes them."
+    )
+    messages: bool = Field(False, description="Also write whole sessions as message lists.")
+    keep_marked: bool = Field(
+        False, description="Keep turns that a supervisor never accepted or that were cut."
+    )
+    validation: float = Field(0.1, ge=0, lt=1, description="Share of patients.")
+    test: float = Field(0.1, ge=0, lt=1, description="Share of patients.")
+    split_seed: int = Field(0, description="Seed of the split.")
+
+
+@dataclass
+class Exported:
+    """What was written."""
+
+    folder: Path
+    manifest: Manifest
+    warnings: list[str] = field(default_factory=list)
+
+
+def export_sessions(
+    resolved: Resolved[ExportSettings], *, on_progress: Callable[[Progress], None] | None = None
+) -> Exported:
+    """Writes the rows of a study folder.
+
+    Raises:
+        ConfigError: settings that do not fit together, or an `--out` that is something else.
+        DataError: no study there, or no row came out of it.
+        IncompleteRunError: stopped early while pairs were made; the same command continues.
+    """
+    settings = resolved.values
+    if settings.validation + settings.test >= 1:
+        raise ConfigError("validation and test leave nothing for train")
+    started_at = now()
+    work = _Export(settings, StudyFolder(settings.sessions))
+    counts = work.write(_open_out(settings.out), on_progress)
+    manifest = Manifest(
+        kind="training rows",
+        packages=package_versions(),
+        settings=describe_settings(resolved),
+        inputs=(describe_file(work.source.sessions_path),),
+        prompts=work.prompts,
+        counts=counts,
+        acknowledgements={"notice": NOTICE},
+        files=tuple(
+            describe_file(path, settings.out) for path in sorted(settings.out.rglob("*.jsonl"))
+        ),
+        started_at=started_at,
+        finished_at=now(),
+    )
+    write_manifest(settings.out, manifest)
+    return Exported(settings.out, manifest, work.warnings(counts))
+
+
+class _Export:
+    """One call of `export_sessions`."""
+
+    def __init__(self, settings: ExportSettings, source: StudyFolder) -> None:
+        self._settings, self.source = settings, source
+        played = source.study()
+        study, arm_of = _serving(settings, played)
+        self._pairs = (study.pairs or played.pairs) if settings.pairs else None
+        self._attempts = study.attempts
+        self._sessions = [one for one in source.read_sessions() if one.arm in arm_of]
+        self._castings = _castings(source, self._sessions, study, arm_of)
+        self._split_of, self._split_by = split_sessions(
+            self._sessions,
+            validation=settings.validation,
+            test=settings.test,
+            seed=settings.split_seed,
+        )
+
+    @property
+    def prompts(self) -> dict[str, str]:
+        """Therapist prompts of the rows by hash."""
+        used = [casting.therapist_prompt for casting in self._castings.values()]
+        return {prompt.name: prompt.sha256 for prompt in used}
+
+    def write(self, out: Path, on_progress: Callable[[Progress], None] | None) -> dict[str, Any]:
+        """Writes all kinds of rows; gives the counts."""
+        dropped: Counter[str] = Counter()
+        rows = self._rows(dropped)
+        counts: dict[str, Any] = {
+            "n_sessions": len(self._sessions),
+            "split_by": self._split_by,
+            "trl": TRL,
+            "sft": self._write_rows(out / "sft", rows, _sft_row),
+        }
+        if self._settings.messages:
+            counts["messages"] = self._write_sessions(out / "messages")
+        if self._pairs is not None:
+            made = make_pairs(
+                rows,
+                self._pairs,
+                out / PAIRS_JOURNAL,
+                self._settings.limits(),
+                dropped,
+                attempts=self._attempts,
+                on_progress=on_progress,
+            )
+            words = {id(row): (chosen, rejected) for row, chosen, rejected in made}
+            counts["orpo"] = self._write_rows(
+                out / "orpo",
+                [row for row, _, _ in made],
+                lambda row: _pair_row(row, *words[id(row)]),
+            )
+        return counts | {"dropped": dict(sorted(dropped.items()))}
+
+    def _rows(self, dropped: Counter[str]) -> list[TherapistRow]:
+        keeps_marked = self._settings.keep_marked
+        rows = [
+            row
+            for one in self._sessions
+            for row in therapist_rows(
+                one, self._castings[one.id], dropped, keeps_marked=keeps_marked
+            )
+        ]
+        if not rows:
+            why = ", ".join(f"{reason} {n}" for reason, n in dropped.items()) or "no turns at all"
+            raise DataError(f"no training row came out of it: {why}", where=str(self.source.path))
+        return rows
+
+    def _write_rows(
+        self,
+        folder: Path,
+        rows: Sequence[TherapistRow],
+        shape: Callable[[TherapistRow], dict[str, Any]],
+    ) -> dict[str, int]:
+        counts: dict[str, int] = {}
+        for split in SPLITS:
+            own = [row for row in rows if self._split_of[row.session.id] == split]
+            counts[split] = write_jsonl(folder / f"{split}.jsonl", map(shape, own))
+            write_jsonl(folder / f"{split}.meta.jsonl", (row.meta() for row in own))
+        return counts
+
+    def _write_sessions(self, folder: Path) -> dict[str, int]:
+        counts: dict[str, int] = {}
+        for split in SPLITS:
+            own = [one for one in self._sessions if one.turns and self._split_of[one.id] == split]
+            rows = ({"messages": session_messages(one, self._castings[one.id])} for one in own)
+            counts[split] = write_jsonl(folder / f"{split}.jsonl", rows)
+            metas = ({"session_id": one.id, "profile_id": one.profile_id} for one in own)
+            write_jsonl(folder / f"{split}.meta.jsonl", metas)
+        return counts
+
+    def warnings(self, counts: Mapping[str, Any]) -> list[str]:
+        """What a user of the rows should know."""
+        found = []
+        n_rules = sum(not one.provenance.is_training_source for one in self._sessions)
+        if n_rules:
+            found.append(
+                f"{n_rules} of {len(self._sessions)} sessions were written by built-in rules: good "
+                "for trying things out, no source for training"
+            )
+        if self._split_by == "session":
+            found.append("there is one patient only: the splits share it and are not independent")
+        empty = [split for split in SPLITS if not counts["sft"][split]]
+        return [*found, *([f"no rows in {', '.join(empty)}"] if empty else [])]
+
+
+def _open_out(out: Path) -> Path:
+    if out.is_file():
+        raise ConfigError(f"--out: {out} is a file")
+    known = ("sft", "orpo", "messages", PAIRS_JOURNAL, MANIFEST_NAME)
+    foreign = [path.name for path in out.glob("[!.]*") if not path.name.startswith(known)]
+    if foreign:
+        raise ConfigError(
+            f"--out: {out} holds {foreign[0]} and is no export", hint="name a new one"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    (out / MANIFEST_NAME).unlink(missing_ok=True)
+    return out
+
+
+# --- who sees what -------------------------------------------------------------------------------
+
+
+def _serving(
+    settings: ExportSettings, played: StudySettings
+) -> tuple[StudySettings, Mapping[str, Arm]]:
+    """The study in whose form rows are written, and for each arm played the arm that will serve."""
+    study = played
+    if settings.serve is not None:
+        study = load_study(settings.serve)
+    arms = study.arms if settings.arm is None else (study.arm(settings.arm),)
+    if settings.serve is not None and len(arms) > 1:
+        names = ", ".join(arm.name for arm in arms)
+        raise ConfigError(f"--serve has several arms: {names}", hint="name one with --arm")
+    chosen = {
+        arm.name: arms[0] if settings.serve is not None else arm
+        for arm in played.arms
+        if settings.serve is not None or arm in arms
+    }
+    if settings.reasoning != "as_played":
+        changes = {"reasoning": settings.reasoning}
+        chosen = {name: arm.model_copy(update=changes) for name, arm in chosen.items()}
+    return study, chosen
+
+
+def _castings(
+    source: StudyFolder,
+    sessions: Sequence[Session],
+    study: StudySettings,
+    arm_of: Mapping[str, Arm],
+) -> dict[str, Casting]:
+    """The views of every session, with the state that the session before handed over."""
+    path = source.path / PROFILES_NAME
+    profiles = {profile.id: profile for profile in read_jsonl(path, Profile)}
+    states: dict[tuple[str, str, int, int], SessionState | None] = {
+        (one.arm, one.profile_id, one.replicate, one.number): one.state for one in sessions
+    }
+    castings = {}
+    for one in sessions:
+        if one.profile_id not in profiles:
+            raise DataError(f"no profile '{one.profile_id}' of {one.id}", where=str(path))
+        before = states.get((one.arm, one.profile_id, one.replicate, one.number - 1))
+        profile = profiles[one.profile_id]
+        castings[one.id] = Casting(study, arm_of[one.arm], profile, one.number, before)
+    return castings
+
+
+# --- rows ----------------------------------------------------------------------------------------
+
+
+def _sft_row(row: TherapistRow) -> dict[str, Any]:
+    return {
+        "prompt": list(row.prompt),
+        "completion": [{"role": "assistant", "content": row.completion}],
+    }
+
+
+def _pair_row(row: TherapistRow, chosen: str, rejected: str) -> dict[str, Any]:
+    return {
+        "prompt": list(row.prompt),
+        "chosen": [{"role": "assistant", "content": chosen}],
+        "rejected": [{"role": "assistant", "content": rejected}],
+    }
