@@ -13,6 +13,7 @@ from cbtqa.simulation.audits import POOLED, WITHIN
 from cbtqa.simulation.results import (
     AgreementRow,
     Alarm,
+    AlarmKind,
     EndingRow,
     InstrumentResult,
     ItemUse,
@@ -36,8 +37,20 @@ EARLY_GAP = 0.05
 """Difference between arms in the share of sessions that stopped early."""
 MUCH_BIAS = 0.25
 """Of the judge against people, by share of the scale's range."""
+RULES_TEXT = "rated by built-in rules that count words: no model, and nothing to be believed"
 FEW_PATIENTS = 10
 """All thresholds here are assumed: they say when to look, not what is true."""
+
+
+ORDER: tuple[AlarmKind, ...] = (
+    *("people", "no_model", "ceiling", "floor", "unused", "one_value", "items_alike"),
+    *("unscored", "bias", "endings", "length", "design"),
+)
+
+
+def order_of(kind: AlarmKind) -> int:
+    """Place of a kind of alarm in a report."""
+    return ORDER.index(kind)
 
 
 def scale_alarms(result: InstrumentResult) -> Iterator[Alarm]:
@@ -49,8 +62,7 @@ def scale_alarms(result: InstrumentResult) -> Iterator[Alarm]:
     n = sum(pooled.values())
     if n >= FEW_ITEMS and _is_one_ladder(result.use):
         yield from _range_alarms(result, pooled, n)
-    for use in result.use:
-        yield from _item_alarms(name, use)
+    yield from _item_alarms(result)
     unscored = Counter[str]()
     for use in result.use:
         unscored.update(use.unscored)
@@ -97,18 +109,25 @@ def _range_alarms(result: InstrumentResult, pooled: Counter[int], n: int) -> Ite
 
 def _is_plain_sum(result: InstrumentResult) -> bool:
     """True when the headline total adds up all items without weights."""
-    low = sum(min(use.counts) for use in result.use)
-    return bool(result.outcomes) and result.outcomes[0].low == low
+    high = sum(max(use.counts) for use in result.use)
+    return bool(result.outcomes) and result.outcomes[0].high == high
 
 
-def _item_alarms(instrument: str, use: ItemUse) -> Iterator[Alarm]:
-    n = sum(use.counts.values())
-    if n < FEW_ITEMS:
-        return
-    point, count = max(use.counts.items(), key=lambda entry: entry[1])
-    if count / n > ONE_VALUE:
-        text = f"{use.item}: {point} in {count / n:.0%} of the ratings"
-        yield Alarm(kind="one_value", instrument=instrument, text=text)
+def _item_alarms(result: InstrumentResult) -> Iterator[Alarm]:
+    """Items that (nearly) always get one value, told together."""
+    found = []
+    for use in result.use:
+        n = sum(use.counts.values())
+        point, count = max(use.counts.items(), key=lambda entry: entry[1])
+        if n >= FEW_ITEMS and count / n > ONE_VALUE:
+            found.append(f"{use.item} {point}")
+    if found:
+        more = f" and {len(found) - 8} more" if len(found) > 8 else ""
+        text = (
+            f"{len(found)} of {len(result.use)} items get one value in more than {ONE_VALUE:.0%} "
+            f"of the ratings: {', '.join(found[:8])}{more}"
+        )
+        yield Alarm(kind="one_value", instrument=result.instrument, text=text)
 
 
 def judge_alarms(
@@ -121,8 +140,7 @@ def judge_alarms(
     """
     for judge, given in values.items():
         if judge == RULES:
-            text = "rated by built-in rules that count words: no model, and nothing to be believed"
-            yield Alarm(kind="people", instrument=instrument, text=text)
+            yield Alarm(kind="people", text=RULES_TEXT)
         if len(given) < FEW_ITEMS:
             continue
         point, count = Counter(given).most_common(1)[0]
@@ -168,14 +186,14 @@ def people_alarms(
 ) -> Iterator[Alarm]:
     """No people, or a judge far from them."""
     checked = [row for row in rows if row.kind == "judge-people"]
-    for result in instruments:
-        if any(row.instrument == result.instrument for row in checked):
-            continue
+    seen = {row.instrument for row in checked}
+    lacking = [one.instrument for one in instruments if one.instrument not in seen]
+    if lacking:
         text = (
-            "no human ratings: these figures are a judge's opinion, uncorrected; judges overrate "
-            "sessions and miss faults of safety"
+            f"no human ratings on {', '.join(lacking)}: these figures are a judge's opinion, "
+            "uncorrected; judges overrate sessions and miss faults of safety"
         )
-        yield Alarm(kind="people", instrument=result.instrument, text=text)
+        yield Alarm(kind="people", text=text)
     for row in checked:
         outcome = _outcome(row, instruments)
         if outcome is None or row.bias is None:
@@ -217,4 +235,4 @@ def design_alarms(result: InstrumentResult, n_patients: int) -> Iterator[Alarm]:
             f"{n_patients} patients: the variance between patients and its interval say little, "
             "and results do not reach beyond these patients"
         )
-        yield Alarm(kind="design", instrument=result.instrument, text=text)
+        yield Alarm(kind="design", text=text)

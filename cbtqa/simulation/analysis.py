@@ -27,6 +27,7 @@ from cbtqa.simulation.alarms import (
     ending_alarms,
     judge_alarms,
     length_alarms,
+    order_of,
     people_alarms,
     scale_alarms,
 )
@@ -116,7 +117,9 @@ def analyse(resolved: Resolved[AnalysisSettings]) -> tuple[AnalysisReport, Mater
         alarms=(),
         methods="",
     )
-    alarms = tuple(dict.fromkeys(_alarms(report, material)))
+    alarms = tuple(
+        sorted(dict.fromkeys(_alarms(report, material)), key=lambda one: order_of(one.kind))
+    )
     report = report.model_copy(update={"alarms": alarms})
     return report.model_copy(update={"methods": methods_text(report, settings).en}), material
 

@@ -24,9 +24,9 @@ from cbtqa.simulation.judged_text import is_quoted
 
 RULES = "rules"
 """The judge's name wherever models have theirs."""
-FULL_SHARE, FEWEST_FULL = 0.34, 3
-"""The highest point is reached when a third of the therapist's turns, but at least three, show an
-item's cues; assumed."""
+FIRST, EACH = 0.4, 0.2
+"""Share of the scale for the first sentence with a cue, and for each further one that says
+something else; assumed."""
 _SENTENCE = re.compile(r"[^.!?\n]+[.!?]*")
 
 
@@ -68,8 +68,9 @@ class RuleJudge:
             return Verdict(None, Fault(Reason.BAD_RATING, f"the rules know no cues of '{item}'"))
         hits = [found for text in said if (found := _sentence_with(pattern, text))]
         hits = [hit for hit in hits if is_quoted(hit, ask.turns)]
-        full = max(FEWEST_FULL, FULL_SHARE * len(said))
-        value = low + round((high - low) * min(1.0, len(hits) / full))
+        hits = list(dict.fromkeys(hits))  # a phrase said again and again counts once
+        share = min(1.0, FIRST + EACH * (len(hits) - 1)) if hits else 0.0
+        value = low + round((high - low) * share)
         return Verdict(value, evidence=hits[0] if hits else None)
 
 

@@ -152,7 +152,9 @@ def bootstrap_icc(
 
     A drawing in which the fixed effects cannot be told apart any more is left out.
     """
-    sums = GroupSums.of(np.asarray(y, np.float64), np.asarray(x, np.float64), groups)
+    design = np.asarray(x, np.float64)
+    sums = GroupSums.of(np.asarray(y, np.float64), design, groups)
+    ratio_of = closed_ratio if _has_equal_groups(design, groups) else search_ratio
     n_groups = len(sums.sizes)
     if n_groups < 3:
         return None
@@ -162,7 +164,7 @@ def bootstrap_icc(
         counts = np.bincount(generator.integers(0, n_groups, n_groups), minlength=n_groups)
         drawn = sums.drawn(counts.astype(np.float64))
         if np.linalg.matrix_rank(drawn.xx) == drawn.p:
-            ratio = search_ratio(drawn, method)
+            ratio = ratio_of(drawn, method)
             found.append(ratio / (1 + ratio))
     return percentile_interval(np.array(found)) if len(found) > n_trials // 2 else None
 
@@ -245,7 +247,7 @@ def _make_fit(
     height = solved.log_likelihood(n, method)
     is_boundary = ratio < BOUNDARY
     if is_boundary:
-        notes.append("the variance between groups is estimated as 0")
+        notes.append("the variance between groups (patients) is estimated as 0")
     return MixedFit(
         engine=engine,
         method=method,

@@ -113,18 +113,20 @@ def solve(sums: GroupSums, ratio: float) -> Solved:
 
 def closed_ratio(sums: GroupSums, method: Method) -> float:
     """From the mean squares between and within groups, for groups with the same x."""
-    m, size = len(sums.sizes), float(sums.sizes[0])
-    within_xx = sums.xx - sums.group_x.T @ sums.group_x / size
-    within_xy = sums.xy - sums.group_x.T @ sums.group_y / size
+    m, size, weights = sums.weights.sum(), float(sums.sizes[0]), sums.weights
+    means = sums.group_x * weights[:, None]
+    within_xx = sums.xx - means.T @ sums.group_x / size
+    within_xy = sums.xy - means.T @ sums.group_y / size
     explained = float(within_xy @ np.linalg.pinv(within_xx) @ within_xy)
-    ss_within = sums.yy - float(sums.group_y @ sums.group_y) / size - explained
-    ss_between = float(((sums.group_y - sums.group_y.mean()) ** 2).sum()) / size
-    # the intercept is the only column that varies between groups not at all within them
+    ss_within = sums.yy - float(weights @ sums.group_y**2) / size - explained
+    off_mean = sums.group_y - weights @ sums.group_y / m
+    ss_between = float(weights @ off_mean**2) / size
+    # the intercept is the only column that does not vary within groups
     df_within = m * (size - 1) - ((sums.p - 1) if method == "reml" else 0)
     df_between = m - 1 if method == "reml" else m
     if ss_within <= 0:
         return LARGEST_SHARE / (1 - LARGEST_SHARE)
-    return max(0.0, (ss_between / df_between) / (ss_within / df_within) - 1) / size
+    return float(max(0.0, (ss_between / df_between) / (ss_within / df_within) - 1) / size)
 
 
 def search_ratio(sums: GroupSums, method: Method) -> float:

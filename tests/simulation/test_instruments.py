@@ -1,0 +1,183 @@
+"""Instruments: ranges, totals, gaps, ladders that do not mix, exact wording from a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cbtqa.errors import DataError, UsageError
+from cbtqa.simulation.instruments import (
+    Instrument,
+    comparable,
+    load_instrument,
+    mean_of,
+    shipped_instruments,
+)
+
+
+def all_at(instrument: Instrument, value: int) -> dict[str, float | None]:
+    return {item.id: float(value) for item in instrument.items}
+
+
+@pytest.mark.parametrize(
+    ("name", "n_items", "low", "high", "totals"),
+    [
+        ("ctrs", 11, 0, 6, {"total": (0, 66)}),
+        ("ctrs-ladder", 11, 1, 10, {"total": (11, 110)}),
+        ("cts-r", 12, 0, 6, {"total": (0, 72)}),
+        ("act-fm", 25, 0, 3, {"consistent": (0, 36), "inconsistent": (0, 36)}),
+        ("tes", 9, 1, 7, {"mean": (1, 7)}),
+    ],
+)
+def test_every_instrument_has_its_published_size(
+    name: str, n_items: int, low: int, high: int, totals: dict[str, tuple[int, int]]
+) -> None:
+    instrument = load_instrument(name)
+    assert len(instrument.items) == n_items
+    assert set(instrument.scales.values()) == {(low, high)}
+    for value, end in ((low, 0), (high, 1)):
+        found = instrument.totals(all_at(instrument, value))
+        assert {one.total: one.value for one in found} == {k: v[end] for k, v in totals.items()}
+    assert "cbtqa" in instrument.rubric.source or "Tahir" in instrument.rubric.source
+    assert name in shipped_instruments()
+
+
+def test_act_fm_stance_counts_three_quarters_and_areas_end_at_nine() -> None:
+    act = load_instrument("act-fm")
+    values = dict.fromkeys((item.id for item in act.items), 0.0)
+    values |= {f"stance_{i}": 3.0 for i in (1, 2, 3, 4)}
+    assert {one.total: one.value for one in act.totals(values)} == {
+        "consistent": 9,
+        "inconsistent": 0,
+    }
+    areas = {one.total: one for one in act.areas(values)}
+    assert areas["stance"].value == 9
+    assert {(one.low, one.high) for one in areas.values()} == {(0, 9)}
+    values["stance_1"] = 1.0
+    assert act.totals(values)[0].value == 7.5
+
+
+def test_a_missing_item_is_missing_and_so_is_its_total_but_not_the_other_one() -> None:
+    act = load_instrument("act-fm")
+    values = all_at(act, 2)
+    values["open_2"] = None
+    consistent, inconsistent = act.totals(values)
+    assert consistent.value is None
+    assert consistent.reason == "no rating of open_2"
+    assert inconsistent.value == 24
+    assert {one.total for one in act.areas(values) if one.value is None} == {"open"}
+    tes = load_instrument("tes")
+    assert tes.totals({"warmth": 7.0})[0].value is None
+
+
+def test_an_instrument_of_ones_own_may_let_items_be_missing(tmp_path: Path) -> None:
+    plain = load_instrument("ctrs").rubric.model_dump(mode="json")
+    plain["id"], plain["totals"][0]["max_missing"] = "own", 2
+    path = tmp_path / "own.yaml"
+    path.write_text(yaml.safe_dump(plain), encoding="utf-8")
+    own = load_instrument(str(path))
+    values = all_at(own, 4)
+    values |= {"agenda": None, "homework": None}
+    assert own.totals(values)[0].value == pytest.approx(44)
+    values["focus"] = None
+    assert own.totals(values)[0].value is None
+
+
+@given(st.data())
+def test_a_total_never_leaves_its_range(data: st.DataObject) -> None:
+    instrument = load_instrument(data.draw(st.sampled_from(shipped_instruments())))
+    values: dict[str, float | None] = {
+        item.id: data.draw(st.none() | st.floats(item.low, item.high)) for item in instrument.items
+    }
+    for one in (*instrument.totals(values), *instrument.areas(values)):
+        if one.value is not None:
+            assert one.low - 1e-9 <= one.value <= one.high + 1e-9
+
+
+def test_values_of_another_form_or_off_the_scale_are_no_ratings() -> None:
+    ctrs = load_instrument("ctrs")
+    with pytest.raises(ValueError, match="no item 'stance_1'"):
+        ctrs.totals({"stance_1": 1.0})
+    with pytest.raises(ValueError, match="outside 0-6"):
+        ctrs.totals({"agenda": 7.0})
+
+
+def test_totals_of_different_ladders_are_not_compared() -> None:
+    ctrs, ladder = load_instrument("ctrs"), load_instrument("ctrs-ladder")
+    one, other = ctrs.totals(all_at(ctrs, 4))[0], ladder.totals(all_at(ladder, 4))[0]
+    assert one.value == other.value == 44
+    assert not comparable(one, other)
+    with pytest.raises(UsageError, match="different ladders"):
+        mean_of([one, other])
+    assert mean_of([one, one]) == 44
+    consistent, inconsistent = load_instrument("act-fm").totals({})
+    assert not comparable(consistent, inconsistent)
+
+
+def test_published_cut_offs_belong_to_their_own_ladder() -> None:
+    cutoffs = {name: load_instrument(name).headline.cutoff for name in shipped_instruments()}
+    assert cutoffs == {
+        "ctrs": 40,
+        "cts-r": 36,
+        "ctrs-ladder": None,
+        "act-fm": None,
+        "tes": None,
+    }
+
+
+# --- wording -------------------------------------------------------------------------------------
+
+
+def wording_file(folder: Path, **changed: Any) -> Path:
+    plain = {
+        "instrument": "ctrs",
+        "source": "an invented form, used with permission",
+        "items": {
+            "agenda": {"question": "Exact words about the plan?", "anchors": {0: "None", 6: "All"}}
+        },
+    }
+    path = folder / "exact.yaml"
+    path.write_text(yaml.safe_dump({**plain, **changed}), encoding="utf-8")
+    return path
+
+
+def test_exact_words_replace_ours_and_leave_ranges_and_totals_alone(tmp_path: Path) -> None:
+    ours, exact = load_instrument("ctrs"), load_instrument("ctrs", wording_file(tmp_path))
+    agenda, feedback = exact.judge_criteria()[:2]
+    assert agenda.question == "Exact words about the plan?"
+    assert agenda.anchors == {0: "None", 6: "All"}
+    assert feedback == ours.judge_criteria()[1]
+    assert exact.scales == ours.scales
+    assert exact.id == ours.id
+    assert exact.rubric.sha256 != ours.rubric.sha256
+    assert exact.wording == "exact.yaml"
+    assert "Exact words" not in exact.printable.model_dump_json()
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"instrument": "tes"}, "words of 'tes'"),
+        ({"items": {"stance_1": {"question": "?"}}}, "no item 'stance_1'"),
+        ({"items": {"agenda": {"anchors": {9: "off"}}}}, "outside 0-6"),
+        ({"items": {}}, "at least 1"),
+        ({"scale": 7}, "scale"),
+    ],
+)
+def test_a_wording_that_does_not_fit_is_refused(
+    tmp_path: Path, changed: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(DataError, match=words):
+        load_instrument("ctrs", wording_file(tmp_path, **changed))
+
+
+@pytest.mark.parametrize("name", ["cbt-llm", "distortions", "nothing", "missing.yaml"])
+def test_what_is_no_instrument_for_sessions_is_refused(name: str) -> None:
+    with pytest.raises(DataError) as caught:
+        load_instrument(name)
+    assert "act-fm" in str(caught.value.hint)
