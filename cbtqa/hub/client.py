@@ -8,8 +8,10 @@ Nothing here decides what may be published; see `upload` for the order.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cbtqa
@@ -64,20 +66,54 @@ def require_hub() -> None:
         raise MissingExtraError("huggingface_hub", "hub") from None
 
 
+def saved_token() -> str | None:
+    """The token of HF_TOKEN or of `hf auth login`, None without one; no network."""
+    try:
+        from huggingface_hub import get_token
+    except ImportError:
+        return None
+    return get_token()
+
+
 def find_token() -> str:
-    """The token of HF_TOKEN or of `hf auth login`; no network.
+    """The token to publish with; no network.
 
     Raises:
         MissingExtraError: huggingface_hub is not installed.
         EndpointAuthError: there is no token.
     """
     require_hub()
-    from huggingface_hub import get_token
-
-    token = get_token()
+    token = saved_token()
     if not token:
         raise EndpointAuthError("no token for the Hub", hint=TOKEN_HINT)
     return token
+
+
+def show_progress(is_wanted: bool) -> None:
+    """Lets the Hub's library draw its bars on stderr, or keeps it silent."""
+    from huggingface_hub.utils import (  # type: ignore[attr-defined] # documented, not declared
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    (enable_progress_bars if is_wanted else disable_progress_bars)()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+
+
+def download_dataset(repo_id: str, revision: str | None, patterns: Sequence[str]) -> Path:
+    """A dataset's files as a local folder, from the Hub's cache where they are there already.
+
+    Raises:
+        EndpointError: it is not there, not open to this token, or the Hub cannot be reached.
+    """
+    require_hub()
+    from huggingface_hub import snapshot_download
+
+    with failures_told(f"downloading {repo_id}"):
+        folder = snapshot_download(
+            repo_id, repo_type="dataset", revision=revision, allow_patterns=list(patterns)
+        )
+    return Path(folder)
 
 
 class Hub:

@@ -20,7 +20,7 @@ from cbtqa.dataset.stats import DatasetStatistics, StatisticsTally
 from cbtqa.errors import DataError
 from cbtqa.files import read_rows, sha256_of, write_text
 from cbtqa.hub.dataset_card import CardFacts, render_dataset_card
-from cbtqa.hub.permission import KEY, Permission, pass_permission_gate
+from cbtqa.hub.permission import KEY, Permission, is_invented, pass_permission_gate
 from cbtqa.hub.plan import (
     CARD_PATH,
     PublishPlan,
@@ -89,9 +89,10 @@ def plan_dataset(settings: DatasetSettings) -> tuple[PublishPlan, Watch]:
     permission = pass_permission_gate(settings, manifest)
     studies = [read_study(folder) for folder in settings.ratings]
     index = protected_text(settings)
-    for row in _unsplit(settings.run):
-        index.add(row["question"])
-        index.add(row["description"] or "")
+    if not is_invented(manifest):
+        for _, row in _split_rows(settings.run):
+            index.add(row["question"])
+            index.add(row["description"] or "")
     staging = fresh_staging(settings.run)
     counted, statistics = _write_tables(settings, permission, index, studies, staging)
     facts = CardFacts(
@@ -230,11 +231,6 @@ def _split_rows(run: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _split_order(path: Path) -> tuple[int, str]:
     split = path.name.split("-")[0]
     return (SPLITS.index(split) if split in SPLITS else len(SPLITS), path.name)
-
-
-def _unsplit(run: Path) -> Iterator[dict[str, Any]]:
-    for _, row in _split_rows(run):
-        yield row
 
 
 def _remarks(counted: Published, permission: Permission) -> tuple[str, ...]:

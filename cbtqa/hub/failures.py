@@ -87,6 +87,9 @@ def failures_told(what: str) -> Iterator[None]:
         if isinstance(cause, HfHubHTTPError):
             raise _error_of(what, cause) from error
         raise _broken(what, cause or error) from error
+    except OSError as error:
+        # hf_xet's own failures, a local file that is gone, and HF_HUB_OFFLINE
+        raise _broken(what, error) from error
     except ValueError as error:
         lines = " ".join(str(error).split())[:300]
         raise EndpointError(f"the Hub did not accept it while {what}: {lines}") from error
@@ -95,7 +98,7 @@ def failures_told(what: str) -> Iterator[None]:
 def _broken(what: str, error: BaseException) -> EndpointTimeoutError:
     hint = AGAIN
     if "xet" in f"{type(error).__module__} {error}".lower():
-        hint += "; where the Xet storage cannot be reached, set HF_HUB_DISABLE_XET=1"
+        hint += "; a mirror without Xet storage wants HF_HUB_DISABLE_XET=1"
     return EndpointTimeoutError(
         f"the connection to the Hub broke while {what} ({_first_line(error)})", hint=hint
     )

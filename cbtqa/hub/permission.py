@@ -28,6 +28,11 @@ class Permission:
     """What the person should know before going on."""
 
 
+def is_invented(manifest: Manifest) -> bool:
+    """True when all questions are the sample that comes with cbtqa: nobody's text."""
+    return bool(manifest.inputs) and all(is_bundled_sample(e.sha256) for e in manifest.inputs)
+
+
 def pass_permission_gate(settings: DatasetSettings, manifest: Manifest) -> Permission:
     """Decides whether question text goes out.
 
@@ -37,9 +42,8 @@ def pass_permission_gate(settings: DatasetSettings, manifest: Manifest) -> Permi
     """
     if not settings.include_source_text:
         return Permission(False)
-    is_ours = bool(manifest.inputs) and all(is_bundled_sample(e.sha256) for e in manifest.inputs)
     if settings.permission is None:
-        if is_ours:
+        if is_invented(manifest):
             return Permission(True, remark="the questions are the invented sample of cbtqa")
         raise PublishRefusedError(
             "--include-source-text wants --permission FILE: PsyQA's user agreement forbids copying "
@@ -53,7 +57,7 @@ def pass_permission_gate(settings: DatasetSettings, manifest: Manifest) -> Permi
             hint="name the file that permits publishing the questions",
         )
     until = settings.permission_until
-    if until is not None and until < datetime.date.today():
+    if until is not None and datetime.date.fromisoformat(until) < datetime.date.today():
         raise PublishRefusedError(
             f"the permission ended on {until}", hint="renew it, or publish without the text"
         )
@@ -76,7 +80,7 @@ def _sentence(settings: DatasetSettings, manifest: Manifest) -> str:
     return f"{ground}; acknowledged {datetime.date.today()}"
 
 
-def _remark(until: datetime.date | None) -> str | None:
+def _remark(until: str | None) -> str | None:
     if until is not None:
         return None
     return (

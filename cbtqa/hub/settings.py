@@ -5,9 +5,9 @@ from __future__ import annotations
 import datetime
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 from pydantic.config import JsonDict
 
 from cbtqa.settings import Settings
@@ -19,11 +19,21 @@ Gate = Literal["manual", "auto", "none"]
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
 
+def _checked_id(value: str) -> str:
+    if not REPO_ID.fullmatch(value) or "--" in value or ".." in value:
+        raise ValueError("expected owner/name, such as my-lab/cbt-qa")
+    return value
+
+
+RepoId = Annotated[str, AfterValidator(_checked_id)]
+"""A repository of the Hub: owner/name."""
+
+
 class PublishSettings(Settings):
     """What datasets and models share."""
 
     run: Path = Field(description="Folder of the finished run.")
-    to: str = Field(description="Repository on the Hub: owner/name.")
+    to: RepoId = Field(description="Repository on the Hub: owner/name.")
     gate: Gate = Field(
         "manual",
         description="Who may read once it is public: manual (you approve each person), auto (who "
@@ -73,13 +83,6 @@ class PublishSettings(Settings):
         json_schema_extra=_CHECKS,
     )
 
-    @field_validator("to")
-    @classmethod
-    def _is_repository(cls, value: str) -> str:
-        if not REPO_ID.fullmatch(value) or "--" in value or ".." in value:
-            raise ValueError("expected owner/name, such as my-lab/cbt-qa")
-        return value
-
     @field_validator("tag")
     @classmethod
     def _is_tag(cls, value: str | None) -> str | None:
@@ -103,7 +106,7 @@ class DatasetSettings(PublishSettings):
         "the file itself is not uploaded.",
         json_schema_extra=_CHECKS,
     )
-    permission_until: datetime.date | None = Field(
+    permission_until: str | None = Field(
         None,
         description="Last day of the permission, such as 2027-05-18.",
         json_schema_extra=_CHECKS,
@@ -124,6 +127,12 @@ class DatasetSettings(PublishSettings):
         description="JSON that `cbtqa distortions evaluate --json` printed, for the card.",
         json_schema_extra=_CARD,
     )
+
+    @field_validator("permission_until", mode="before")
+    @classmethod
+    def _is_day(cls, value: object) -> str | None:
+        # YAML files give dates, flags give text
+        return None if value is None else datetime.date.fromisoformat(str(value)).isoformat()
 
     @model_validator(mode="after")
     def _permission_fits(self) -> DatasetSettings:
@@ -178,7 +187,4 @@ class ModelSettings(PublishSettings):
     @field_validator("dataset")
     @classmethod
     def _are_repositories(cls, values: tuple[str, ...]) -> tuple[str, ...]:
-        for value in values:
-            if not REPO_ID.fullmatch(value):
-                raise ValueError(f"expected owner/name, got {value}")
-        return values
+        return tuple(_checked_id(value) for value in values)

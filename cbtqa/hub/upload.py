@@ -74,7 +74,7 @@ def upload(
         PublishRefusedError: the repository is public, or belongs to something else.
     """
     on_stage("checking the token")
-    _require_write(hub.account(), plan.repo_id)
+    require_write(hub.account(), plan.repo_id)
     on_stage("looking at the repository")
     state = _opened(plan, hub, allow_public, on_stage)
     if state.gate != plan.gate:
@@ -99,7 +99,7 @@ def upload(
     return done
 
 
-def _require_write(account: Account, repo_id: str) -> None:
+def require_write(account: Account, repo_id: str) -> None:
     owner = repo_id.split("/")[0]
     mine = {account.name, *account.orgs}
     if account.role == "read":
@@ -243,6 +243,8 @@ def _compare(plan: PublishPlan, hub: Hub, commit: str) -> None:
 
 def _record_acknowledgements(run: Path, plan: PublishPlan) -> None:
     """Writes into the run's manifest what a person permitted, before anything is sent."""
+    if not plan.acknowledgements:
+        return
     manifest = read_manifest(run)
     merged: Mapping[str, str] = {**manifest.acknowledgements, **plan.acknowledgements}
     if merged != manifest.acknowledgements:

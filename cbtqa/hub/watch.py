@@ -6,6 +6,7 @@ from pathlib import Path
 
 from cbtqa.errors import DataError
 from cbtqa.files import open_text
+from cbtqa.hub.client import saved_token
 from cbtqa.hub.scan import Watch, places_of, secrets_of_environment
 from cbtqa.hub.settings import PublishSettings
 from cbtqa.hub.source_text import ANSWER_RUN, SourceIndex
@@ -53,4 +54,6 @@ def watch_for(settings: PublishSettings, index: SourceIndex) -> Watch:
     if settings.names is not None:
         with open_text(settings.names) as stream:
             names = tuple(name for line in stream if (name := line.strip()))
-    return Watch(index, names, secrets_of_environment(), places_of(settings.run))
+    token = saved_token()
+    secrets = (*secrets_of_environment(), *([token] if token else []))
+    return Watch(index, names, secrets, places_of(settings.run))

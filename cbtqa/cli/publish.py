@@ -1,0 +1,138 @@
+"""`cbtqa publish`: datasets and models to the Hugging Face Hub, private first."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from cbtqa.cli.console import print_json, print_table, say
+from cbtqa.cli.options import AsJson, settings_flags
+from cbtqa.hub.settings import DatasetSettings, ModelSettings
+from cbtqa.settings import Resolved
+
+if TYPE_CHECKING:
+    from cbtqa.hub.publish import Prepared
+    from cbtqa.hub.release import Checked
+
+app = typer.Typer(
+    name="publish",
+    no_args_is_help=True,
+    help="Publish to the Hugging Face Hub: scanned, private, gated; public only when you say so.",
+)
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Show what would be sent; no network, no token needed."),
+]
+
+
+@app.command("dataset")
+@settings_flags(DatasetSettings, positional="run")
+def dataset(
+    resolved: Resolved[DatasetSettings], dry_run: DryRun = False, as_json: AsJson = False
+) -> None:
+    """Publish a built dataset: ids, hashes, generated answers and labels, without question text.
+
+    Everything is written to RUN/publish first, scanned, and only then uploaded: to a private
+    repository, tagged and read back. The same command continues after a break.
+
+    Example: cbtqa publish dataset runs/psyqa --to my-lab/cbt-qa --dry-run
+    """
+    from cbtqa.hub.publish import prepare_dataset
+
+    _finish(prepare_dataset(resolved.values), dry_run, as_json)
+
+
+@app.command("model")
+@settings_flags(ModelSettings, positional="run")
+def model(
+    resolved: Resolved[ModelSettings], dry_run: DryRun = False, as_json: AsJson = False
+) -> None:
+    """Publish an adapter, or merged weights, with a card that says what they are and are not.
+
+    Example: cbtqa publish model cbtqa-adapter --to my-lab/cbt-adapter --scores runs/scores
+    """
+    from cbtqa.hub.publish import prepare_model
+
+    _finish(prepare_model(resolved.values), dry_run, as_json)
+
+
+@app.command("release")
+def release(
+    repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="What to make public.")],
+    kind: Annotated[
+        Literal["dataset", "model"] | None,
+        typer.Option("--type", help="Needed when a dataset and a model have this name."),
+    ] = None,
+    confirm: Annotated[
+        str | None,
+        typer.Option("--confirm", help="The name once more, instead of typing it when asked."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a published repository public, after checking it again and typing out its name.
+
+    Example: cbtqa publish release my-lab/cbt-qa
+    """
+    from cbtqa.hub.release import check_release
+    from cbtqa.hub.release import release as make_public
+
+    checked = check_release(repository, kind)
+    _show_checked(checked)
+    url = make_public(checked, confirm if confirm is not None else _typed(repository))
+    say(f"public now: {url}")
+    if as_json:
+        print_json({**checked.summary(), "visibility": "public"})
+
+
+def _finish(prepared: Prepared, dry_run: bool, as_json: bool) -> None:
+    """Shows the plan, then publishes it unless that is all that was asked for."""
+    from cbtqa.hub.publish import publish
+    from cbtqa.hub.scan import refuse_findings
+
+    _show_plan(prepared)
+    say(f"preview: {prepared.write_preview()}")
+    refuse_findings(prepared.findings)
+    if dry_run:
+        say("dry run: nothing was sent")
+        summary = {**prepared.plan.summary(), "card": prepared.plan.card, "sent": False}
+        print_json(summary) if as_json else print(prepared.plan.card)
+        return
+    done = publish(
+        prepared, with_bars=sys.stderr.isatty(), on_stage=lambda what: say(f"{what} ...")
+    )
+    if as_json:
+        print_json({**prepared.plan.summary(), **done.summary(), "sent": True})
+    else:
+        rows = [["commit", done.commit], ["tag", done.tag], ["sent", f"{done.n_sent} files"]]
+        rows += [["there already", f"{done.n_kept} files"], ["address", done.url]]
+        print_table(
+            "Published, private" if done.is_private else "Published, public", ["", ""], rows
+        )
+    if done.is_private:
+        say(f"to make it public: cbtqa publish release {prepared.plan.repo_id}")
+
+
+def _show_plan(prepared: Prepared) -> None:
+    plan = prepared.plan
+    say(f"{plan.kind} {plan.repo_id}: private, gate {plan.gate}, {len(plan.files)} files")
+    for file in plan.files:
+        say(f"  {file.n_bytes:>14,}  {file.path}")
+    for path, why in plan.left_out:
+        say(f"  stays behind: {path} ({why})")
+    for remark in plan.remarks:
+        say(f"  note: {remark}")
+
+
+def _show_checked(checked: Checked) -> None:
+    rows = [
+        [name, "-" if value is None else str(value)] for name, value in checked.summary().items()
+    ]
+    for name, value in rows:
+        say(f"{name}: {value}")
+
+
+def _typed(repository: str) -> str:
+    say(f"Everybody will be able to see it. Type {repository} to make it public.")
+    return str(typer.prompt("name", err=True))

@@ -1,0 +1,277 @@
+"""`cbtqa join`: puts question text back into a text-free dataset, from the user's own file.
+
+    joined = join(JoinSettings(published="my-lab/cbt-qa", questions=Path("PsyQA_full.json")))
+    joined.n_joined, joined.n_missing, joined.n_other
+
+Every question is checked by its hash before it is used: the file must hold the very text that the
+answers were made from. The result is a dataset folder like that of `cbtqa build-dataset`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from cbtqa.dataset.card import render_card
+from cbtqa.dataset.folder import CARD_NAME, REPORT_NAME, DatasetWriter, data_files
+from cbtqa.dataset.report import dataset_report
+from cbtqa.dataset.rows import SPLITS, answer_schema
+from cbtqa.dataset.stats import folder_statistics
+from cbtqa.errors import ConfigError, DataError, IncompleteRunError, UsageError
+from cbtqa.files import read_json, read_rows, sha256_of, write_text
+from cbtqa.hub.client import download_dataset
+from cbtqa.hub.plan import PROVENANCE_PATH
+from cbtqa.hub.quotes import Quote, restore_quotes
+from cbtqa.hub.rows import ANSWER_COLUMNS, source_hash
+from cbtqa.hub.settings import REPO_ID
+from cbtqa.manifest import (
+    Manifest,
+    SettingValue,
+    describe_file,
+    now,
+    package_versions,
+    write_manifest,
+)
+from cbtqa.psyqa import SourceItem, parse_columns, read_questions
+from cbtqa.records import Question, Reason, Rejection
+from cbtqa.settings import Settings
+
+
+class JoinSettings(Settings):
+    """What `cbtqa join` can be told."""
+
+    published: str = Field(description="The published dataset: owner/name, or a local folder.")
+    questions: Path = Field(description="Your own file with the questions, such as PsyQA's.")
+    out: Path = Field(Path("cbtqa-joined"), description="Folder of the joined dataset.")
+    revision: str | None = Field(
+        None, description="Tag or commit of the published dataset. Default: the newest."
+    )
+    encoding: str = Field("utf-8", description="Encoding of the questions, such as gb18030.")
+    column: tuple[str, ...] = Field(
+        (), description="Name a column of the questions: question=title. May be repeated."
+    )
+    partial: bool = Field(
+        False, description="Entries whose question is not found do not make the result incomplete."
+    )
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A joined dataset."""
+
+    folder: Path
+    n_joined: int
+    n_missing: int
+    """Entries whose id the file does not have."""
+    n_other: int
+    """Entries whose question reads differently in the file."""
+
+    def summary(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "folder": str(self.folder),
+            "n_joined": self.n_joined,
+            "n_missing": self.n_missing,
+            "n_other": self.n_other,
+        }
+
+
+def join(settings: JoinSettings) -> Joined:
+    """Writes the joined dataset.
+
+    Raises:
+        UsageError: the dataset holds its text already.
+        ConfigError: the folder to write to is not empty.
+        DataError: no such dataset, files that were changed, or no question that fits.
+        IncompleteRunError: some questions were not found; what could be joined is written.
+        EndpointError: the dataset cannot be downloaded.
+    """
+    if settings.out.exists() and any(settings.out.iterdir()):
+        raise ConfigError(f"--out: {settings.out} is not empty", hint="name a new folder")
+    started = now()
+    published = _fetched(settings)
+    tables = _checked_tables(published)
+    labels = _labels_of(tables)
+    wanted = {row["id"] for _, row in _rows(tables, "qa")}
+    questions = _questions(settings, wanted)
+    counts = {"joined": 0, "missing": 0, "other": 0}
+    settings.out.mkdir(parents=True, exist_ok=True)
+    with DatasetWriter(settings.out) as writer:
+        for split, row in _rows(tables, "qa"):
+            question = questions.get(row["id"])
+            problem = _problem(row, question)
+            if question is None or problem is not None:
+                counts["missing" if question is None else "other"] += 1
+                writer.add_rejection(_rejection(row["id"], problem or "not in the file"))
+                continue
+            writer.add_answer(split, _restored(row, question, labels.get(row["id"], [])))
+            counts["joined"] += 1
+        splits = writer.n_rows
+    if not counts["joined"]:
+        raise DataError(
+            f"none of {len(wanted):,} entries has its question in this file",
+            where=str(settings.questions),
+            hint="is it the file the dataset was built from? cbtqa data check FILE shows its ids",
+        )
+    _finish(settings, published, counts, splits, started)
+    joined = Joined(settings.out, counts["joined"], counts["missing"], counts["other"])
+    if joined.n_joined < len(wanted) and not settings.partial:
+        raise IncompleteRunError(
+            f"{joined.n_missing:,} entries have no question in {settings.questions.name} and "
+            f"{joined.n_other:,} another one; {joined.n_joined:,} are joined in {settings.out}",
+            hint="see rejects.jsonl there; --partial accepts it",
+        )
+    return joined
+
+
+# --- what was published --------------------------------------------------------------------------
+
+
+def _fetched(settings: JoinSettings) -> Path:
+    folder = Path(settings.published)
+    if folder.is_dir():
+        return folder
+    if not REPO_ID.fullmatch(settings.published):
+        raise DataError("neither a folder nor owner/name", where=settings.published)
+    patterns = (PROVENANCE_PATH, "qa/*.parquet", "distortions/*.parquet")
+    return download_dataset(settings.published, settings.revision, patterns)
+
+
+def _checked_tables(folder: Path) -> list[Path]:
+    """The tables that the provenance lists, after each was compared with it, split by split."""
+    path = folder / PROVENANCE_PATH
+    if not path.is_file():
+        raise DataError(f"no {PROVENANCE_PATH}: not a dataset of cbtqa publish", where=str(folder))
+    provenance: dict[str, Any] = read_json(path)
+    if provenance.get("kind") != "dataset":
+        raise DataError(f"holds a {provenance.get('kind')}, not a dataset", where=str(folder))
+    if provenance.get("has_source_text"):
+        raise UsageError("the dataset holds its questions already", hint="load it as it is")
+    tables = []
+    for entry in provenance["files"]:
+        if not entry["path"].startswith(("qa/", "distortions/")):
+            continue
+        table = folder / entry["path"]
+        if not table.is_file() or sha256_of(table) != entry["sha256"]:
+            raise DataError("missing or not what was published", where=str(table))
+        tables.append(table)
+    order = {split: place for place, split in enumerate(SPLITS)}
+    return sorted(tables, key=lambda path: (order.get(_split_of(path), len(order)), path.name))
+
+
+def _split_of(table: Path) -> str:
+    return table.name.split("-")[0]
+
+
+def _rows(tables: list[Path], config: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for table in tables:
+        if table.parent.name == config:
+            for _, row in read_rows(table):
+                yield _split_of(table), row
+
+
+def _labels_of(tables: list[Path]) -> dict[str, list[dict[str, Any]]]:
+    """The labels by question, each in its published order."""
+    labels: dict[str, list[dict[str, Any]]] = {}
+    for _, row in _rows(tables, "distortions"):
+        labels.setdefault(row["id"], []).append(row)
+    return labels
+
+
+# --- putting text back ---------------------------------------------------------------------------
+
+
+def _questions(settings: JoinSettings, wanted: set[str]) -> dict[str, Question]:
+    columns = parse_columns(settings.column)
+    items = read_questions(settings.questions, encoding=settings.encoding, columns=columns)
+    return {
+        item.question.id: item.question
+        for item in items
+        if isinstance(item, SourceItem) and item.question.id in wanted
+    }
+
+
+def _problem(row: Mapping[str, Any], question: Question | None) -> str | None:
+    if question is None:
+        return "the file has no question of this id"
+    if source_hash(question.source_text) != row["question_sha256"]:
+        return "the question reads differently from the one that was answered"
+    return None
+
+
+def _rejection(item_id: str, detail: str) -> Rejection:
+    return Rejection(item_id=item_id, stage="input", reason=Reason.BAD_ROW, detail=detail)
+
+
+def _restored(
+    row: Mapping[str, Any], question: Question, labels: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """A row of `answer_schema`: what was published, with the question's words back in."""
+    text = question.source_text
+    made = {name: row.get(name) for name in answer_schema().names}
+    made |= {
+        "question": question.question,
+        "description": question.description,
+        "keywords": list(question.keywords),
+        "distortions": [_label(label, text) for label in labels],
+    }
+    for name in ANSWER_COLUMNS:
+        quotes = [Quote(q["start"], q["end"]) for q in row["quotes"] if q["column"] == name]
+        if quotes:
+            made[name] = restore_quotes(row[name], quotes, text)
+    return made
+
+
+def _label(label: Mapping[str, Any], text: str) -> dict[str, Any]:
+    start, end = label["evidence_start"], label["evidence_end"]
+    return {
+        "id": label["label"],
+        "evidence": None if start is None else text[start:end],
+        "labeller": label["labeller"],
+        "confidence": label["confidence"],
+    }
+
+
+def _finish(
+    settings: JoinSettings,
+    published: Path,
+    counts: Mapping[str, int],
+    splits: Mapping[str, int],
+    started: str,
+) -> None:
+    """Card, report and, last, the manifest."""
+    run, folder = read_json(published / PROVENANCE_PATH)["run"], settings.out
+    n_left_out = counts["missing"] + counts["other"]
+    origin = f"published as {Path(settings.published).name}"
+    before = {name: SettingValue(value=v, origin=origin) for name, v in run["settings"].items()}
+    manifest = Manifest(
+        kind="dataset",
+        packages=package_versions(),
+        settings=before,
+        inputs=(
+            describe_file(settings.questions),
+            describe_file(published / PROVENANCE_PATH),
+        ),
+        prompts=run["prompts"],
+        counts={
+            "n_in": counts["joined"] + n_left_out,
+            "n_out": counts["joined"],
+            "n_rejected": n_left_out,
+            "rejected": {str(Reason.BAD_ROW): n_left_out} if n_left_out else {},
+            "splits": dict(splits),
+        },
+        usage=run["usage"],
+        cost=run["cost"],
+        acknowledgements=run["acknowledgements"],
+        started_at=started,
+        finished_at=now(),
+    )
+    statistics = folder_statistics(folder)
+    write_text(folder / CARD_NAME, render_card(folder, manifest, statistics))
+    write_text(folder / REPORT_NAME, dataset_report(folder, manifest, statistics))
+    files = tuple(describe_file(path, folder) for path in data_files(folder))
+    write_manifest(folder, manifest.model_copy(update={"files": files, "finished_at": now()}))

@@ -1,0 +1,229 @@
+"""`cbtqa publish model`: an adapter, or merged weights, as the files of a repository.
+
+    plan, watch = plan_model(ModelSettings(run=Path("cbtqa-adapter"), to="my-lab/cbt-adapter"))
+    refuse_findings(scan_plan(plan, watch))
+
+Only what a reader needs is taken: weights in safetensors, configuration, tokenizer, licence and
+notice files. Everything else of the run stays behind and is listed.
+"""
+
+from __future__ import annotations
+
+import shutil
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, Literal
+
+from cbtqa.errors import DataError
+from cbtqa.files import read_json, write_json, write_text
+from cbtqa.hub.base_model import BaseModel, find_base
+from cbtqa.hub.model_card import ModelFacts, render_model_card
+from cbtqa.hub.plan import (
+    CARD_PATH,
+    STAGING,
+    PlannedFile,
+    PublishPlan,
+    PublishRefusedError,
+    fresh_staging,
+    open_run,
+    staged_files,
+)
+from cbtqa.hub.provenance import write_provenance
+from cbtqa.hub.ratings import read_study
+from cbtqa.hub.scan import Watch, load_refusals
+from cbtqa.hub.scores import read_scores
+from cbtqa.hub.settings import ModelSettings
+from cbtqa.hub.watch import protected_text, read_notes, watch_for
+from cbtqa.manifest import Manifest, package_versions
+
+Form = Literal["adapter", "merged"]
+ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model*.safetensors", "adapter_config.json"
+MERGED_WEIGHTS, MERGE_RECORD = "model*.safetensors", "merge.json"
+TOKENIZER = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "*.tiktoken"),
+    *("chat_template.jinja", "chat_template.json"),
+)
+NOTICES = ("license*", "notice*", "use_policy*")
+TAKEN: dict[Form, tuple[str, ...]] = {
+    "adapter": (ADAPTER_WEIGHTS, *TOKENIZER, *NOTICES),
+    "merged": (MERGED_WEIGHTS, "model.safetensors.index.json", *TOKENIZER, *NOTICES),
+}
+REWRITTEN: dict[Form, tuple[str, ...]] = {
+    "adapter": (ADAPTER_CONFIG,),
+    "merged": ("config.json", "generation_config.json"),
+}
+PATH_KEYS = ("_name_or_path", "name_or_path")
+"""Keys in which the training's libraries leave the folder that a model was loaded from."""
+
+
+def plan_model(settings: ModelSettings) -> tuple[PublishPlan, Watch]:
+    """Writes what is generated to `RUN/publish/files` and lists it with the weights.
+
+    Raises:
+        PublishRefusedError: the run is not finished, its weights are pickles, its base is not
+            named, or merged weights lack the base's licence.
+        DataError: no weights there, or a damaged file.
+    """
+    if not (settings.run / MERGE_RECORD).is_file():
+        open_run(settings.run)
+    form = _form_of(settings.run)
+    manifest = _open_model(settings.run, form)
+    base = find_base(settings, manifest.counts)
+    staging = fresh_staging(settings.run)
+    for path in settings.licence_file:
+        shutil.copyfile(path, staging / path.name)
+    _write_configs(settings.run, staging, form, base)
+    taken = _taken(settings.run, staging, form)
+    if form == "merged" and not _has_licence(staging, taken):
+        raise PublishRefusedError(
+            "merged weights carry their base's licence, and there is no licence file in the run",
+            hint=f"fetch it from {base.hub_id} and add --licence-file LICENSE",
+        )
+    facts = ModelFacts(
+        settings=settings,
+        manifest=manifest,
+        form=form,
+        base=base,
+        method=_method(staging),
+        scores=tuple(read_scores(folder, settings.system) for folder in settings.scores),
+        studies=tuple(read_study(folder) for folder in settings.ratings),
+        notes=read_notes(settings.notes),
+        notice_files=tuple(sorted(_notice_names(staging, taken))),
+    )
+    write_text(staging / CARD_PATH, render_model_card(facts))
+    write_provenance(
+        staging,
+        "model",
+        manifest,
+        acknowledgements=manifest.acknowledgements,
+        more={
+            "form": form,
+            "base": {"hub_id": base.hub_id, "revision": base.revision},
+            "weights": [
+                {"path": file.path, "n_bytes": file.n_bytes, "sha256": file.sha256}
+                for file in taken
+                if file.path.endswith(".safetensors")
+            ],
+        },
+    )
+    files = sorted((*staged_files(staging), *taken), key=lambda file: file.path)
+    plan = PublishPlan(
+        kind="model",
+        repo_id=settings.to,
+        files=tuple(files),
+        gate=settings.gate,
+        left_out=_left_out(settings.run, {file.path for file in files}),
+        remarks=_remarks(settings, base),
+    )
+    return plan, watch_for(settings, protected_text(settings))
+
+
+def _form_of(run: Path) -> Form:
+    if not run.is_dir():
+        raise DataError("no such folder", where=str(run))
+    if any(run.glob(ADAPTER_WEIGHTS)):
+        return "adapter"
+    if any(run.glob(MERGED_WEIGHTS)) and (run / "config.json").is_file():
+        return "merged"
+    pickles = [path.name for kind in ("*.bin", "*.pt", "*.pth") for path in run.glob(kind)]
+    if pickles:
+        raise PublishRefusedError(
+            f"{run} holds its weights as pickles ({pickles[0]}), which run code when loaded",
+            hint="save them as safetensors: cbtqa finetune and cbtqa merge do",
+        )
+    raise DataError(
+        "no adapter_model.safetensors and no model.safetensors in it",
+        where=str(run),
+        hint="RUN is the folder that cbtqa finetune or cbtqa merge wrote",
+    )
+
+
+def _open_model(run: Path, form: Form) -> Manifest:
+    """The manifest of an adapter; merged weights are finished by `merge.json` instead."""
+    if form == "merged" and (run / MERGE_RECORD).is_file():
+        record: dict[str, Any] = read_json(run / MERGE_RECORD)
+        finished = str(record.get("finished_at", ""))
+        return Manifest(
+            kind="merged",
+            packages={**package_versions(), **record.get("packages", {})},
+            counts={key: record.get(key) for key in ("method", "n_merged", "n_replaced", "dtypes")},
+            started_at=finished,
+            finished_at=finished,
+        )
+    return open_run(run)
+
+
+def _write_configs(run: Path, staging: Path, form: Form, base: BaseModel) -> None:
+    """Configuration files with the base's Hub id where the training left a folder's name."""
+    for name in REWRITTEN[form]:
+        if not (run / name).is_file():
+            if name == "generation_config.json":
+                continue
+            raise DataError(f"no {name} in it", where=str(run))
+        config: dict[str, Any] = read_json(run / name)
+        if name == ADAPTER_CONFIG:
+            config |= {"base_model_name_or_path": base.hub_id, "revision": base.revision}
+        write_json(staging / name, {k: v for k, v in config.items() if k not in PATH_KEYS})
+    settings = run / "tokenizer_config.json"
+    if settings.is_file():
+        config = read_json(settings)
+        if set(PATH_KEYS) & set(config):
+            kept = {key: value for key, value in config.items() if key not in PATH_KEYS}
+            write_json(staging / settings.name, kept)
+
+
+def _taken(run: Path, staging: Path, form: Form) -> tuple[PlannedFile, ...]:
+    """Files of the run that go out as they are."""
+    return tuple(
+        PlannedFile(path.name, path)
+        for path in sorted(run.iterdir())
+        if path.is_file()
+        and any(fnmatch(path.name.lower(), kind) for kind in TAKEN[form])
+        and not (staging / path.name).exists()
+    )
+
+
+def _notice_names(staging: Path, taken: tuple[PlannedFile, ...]) -> set[str]:
+    names = {path.name for path in staging.iterdir()} | {file.path for file in taken}
+    return {name for name in names if any(fnmatch(name.lower(), kind) for kind in NOTICES)}
+
+
+def _has_licence(staging: Path, taken: tuple[PlannedFile, ...]) -> bool:
+    return any(fnmatch(name.lower(), "license*") for name in _notice_names(staging, taken))
+
+
+def _method(staging: Path) -> dict[str, Any]:
+    """What the card tells of the adapter's shape; empty for merged weights."""
+    path = staging / ADAPTER_CONFIG
+    if not path.is_file():
+        return {}
+    config = read_json(path)
+    keys = ("peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora")
+    return {key: config[key] for key in keys if config.get(key) is not None}
+
+
+def _left_out(run: Path, published: set[str]) -> tuple[tuple[str, str], ...]:
+    """Every file that stays behind, with the reason."""
+    found = []
+    for path in sorted(run.rglob("*")):
+        name = path.relative_to(run).as_posix()
+        if not path.is_file() or name in published or name.startswith(f"{STAGING}/"):
+            continue
+        rules = load_refusals().left_out
+        reason = next((rule.why for rule in rules if fnmatch(name, rule.match)), "not for readers")
+        found.append((name, reason))
+    return tuple(found)
+
+
+def _remarks(settings: ModelSettings, base: BaseModel) -> tuple[str, ...]:
+    remarks = []
+    if base.is_converted:
+        remarks.append(
+            f"readers have to convert {base.hub_id} first; the card says so (cbtqa convert)"
+        )
+    if settings.source is None:
+        remarks.append("texts are not compared with PsyQA: name its file with --source")
+    if not settings.scores:
+        remarks.append("the card shows no scores: --scores FOLDER adds them")
+    return tuple(remarks)

@@ -1,0 +1,81 @@
+"""From a run to the Hub: plan, scan, and only then the network.
+
+prepared = prepare_dataset(DatasetSettings(run=Path("runs/psyqa"), to="my-lab/cbt-qa"))
+publish(prepared, on_stage=print)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cbtqa.files import write_text
+from cbtqa.hub.client import Hub, find_token, show_progress
+from cbtqa.hub.dataset import check_dataset, plan_dataset
+from cbtqa.hub.model import plan_model
+from cbtqa.hub.plan import STAGING, PublishPlan
+from cbtqa.hub.preview import preview_page
+from cbtqa.hub.scan import Finding, refuse_findings, scan_plan
+from cbtqa.hub.settings import DatasetSettings, ModelSettings, PublishSettings
+from cbtqa.hub.upload import Uploaded, upload
+
+PREVIEW_NAME = "preview.html"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A plan and what the scan found in it; no network was touched."""
+
+    plan: PublishPlan
+    settings: PublishSettings
+    findings: tuple[Finding, ...]
+
+    def write_preview(self, path: Path | None = None) -> Path:
+        """Writes the page that shows the plan; returns where."""
+        target = path or self.settings.run / STAGING / PREVIEW_NAME
+        write_text(target, preview_page(self.plan, self.findings))
+        return target
+
+
+def prepare_dataset(settings: DatasetSettings) -> Prepared:
+    """Plans and scans a dataset; see `dataset.plan_dataset` for what it raises."""
+    plan, watch = plan_dataset(settings)
+    return Prepared(plan, settings, tuple(check_dataset(plan, watch, settings)))
+
+
+def prepare_model(settings: ModelSettings) -> Prepared:
+    """Plans and scans a model; see `model.plan_model` for what it raises."""
+    plan, watch = plan_model(settings)
+    return Prepared(plan, settings, tuple(scan_plan(plan, watch)))
+
+
+def publish(
+    prepared: Prepared,
+    *,
+    endpoint: str | None = None,
+    with_bars: bool = False,
+    on_stage: Callable[[str], None] = lambda stage: None,
+) -> Uploaded:
+    """Uploads what was prepared, privately.
+
+    Args:
+        endpoint: of a mirror or a private Hub; HF_ENDPOINT or the public Hub by default.
+        with_bars: let the Hub's library draw progress bars on stderr.
+
+    Raises:
+        PublishRefusedError: the scan found something, or the repository is public.
+        EndpointError: see `upload.upload`.
+    """
+    refuse_findings(prepared.findings)
+    settings = prepared.settings
+    hub = Hub(find_token(), settings.to, prepared.plan.kind, endpoint=endpoint)
+    show_progress(with_bars)
+    return upload(
+        prepared.plan,
+        hub,
+        run=settings.run,
+        tag=settings.tag,
+        allow_public=settings.allow_public,
+        on_stage=on_stage,
+    )
