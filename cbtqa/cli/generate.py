@@ -1,0 +1,59 @@
+"""`cbtqa generate`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from cbtqa.cli.console import print_json, print_table, say
+from cbtqa.cli.options import AsJson, settings_flags
+from cbtqa.cli.progress import live_progress
+from cbtqa.settings import Resolved
+from cbtqa.tuning.generate_settings import GenerateSettings
+
+if TYPE_CHECKING:
+    from cbtqa.tuning.generate import GenerateResult
+
+
+@settings_flags(GenerateSettings, positional="data")
+def generate(resolved: Resolved[GenerateSettings], as_json: AsJson = False) -> None:
+    """Let a tuned model, any model or an endpoint answer a dataset's questions.
+
+    The answers are what cbtqa score takes. The same command continues a run that was interrupted;
+    empty, cut and leaking answers are counted, not scored.
+
+    [bold]Examples[/bold]
+
+    cbtqa generate runs/psyqa --adapter runs/tuned --out runs/answers
+
+    cbtqa generate runs/psyqa --model merged --limit 100 --out runs/try
+
+    cbtqa generate runs/psyqa --endpoint vllm --model tuned --out runs/answers
+    """
+    from cbtqa.tuning.generate import generate as answer
+
+    with live_progress() as progress:
+        result = answer(resolved, on_progress=progress.update, on_stage=progress.stage)
+    print_json(_summary(result)) if as_json else _show(resolved.values, result)
+
+
+def _summary(result: GenerateResult) -> dict[str, Any]:
+    usage = result.manifest.usage
+    return {
+        "folder": str(result.folder),
+        "answers": str(result.folder / "answers.jsonl"),
+        "counts": result.manifest.counts,
+        "usage": usage.model_dump() if usage else None,
+    }
+
+
+def _show(settings: GenerateSettings, result: GenerateResult) -> None:
+    counts, usage = result.manifest.counts, result.manifest.usage
+    rows = [["questions", f"{counts['n_in']:,}"], ["answers", f"{counts['n_out']:,}"]]
+    if counts["mode"] == "steps":
+        rows.append(["  with all five steps", f"{counts['n_with_steps']:,}"])
+    rows.append(["rejected", f"{counts['n_rejected']:,}"])
+    rows += [[f"  {reason}", f"{n:,}"] for reason, n in counts["rejected"].items()]
+    if usage:
+        rows.append(["tokens written", f"{usage.completion_tokens:,}"])
+    print_table(f"{counts['system']}: {result.folder}", ["", "n"], rows)
+    say(f"next: cbtqa score {result.folder / 'answers.jsonl'} --ref {settings.data}")
