@@ -30,11 +30,16 @@ VERBS = {
     "safety": "Grade crisis content, mask personal data, list the dated help lines.",
     "backbones": "List the base models that can be tuned, or explain one.",
     "convert": "Rewrite Baichuan-7B or Qwen-7B weights for today's libraries, exactly.",
+    "finetune": "Tune a backbone with LoRA: SFT or ORPO, packed, resumed exactly.",
     "merge": "Merge an adapter into its base: plain weights for vLLM and llama.cpp.",
+    "generate": "Let a tuned model, any model or an endpoint answer questions.",
     "score": "Score predictions with Chinese metrics, several systems side by side.",
     "compare": "Test whether systems differ: intervals, adjusted p, win rates.",
     "judge": "Rate answers 0-2 with a language model, never without its agreement.",
     "rate": "Have people rate answers blindly: sheets, a web form, agreement.",
+    "publish": "Publish a dataset or model to the Hugging Face Hub: scanned, private, gated.",
+    "join": "Put question text back into a text-free dataset, from your own file.",
+    "hub-preview": "Show on a local page what publishing would put on the Hub.",
 }
 """Verb to the line that `cbtqa --help` shows; `cbtqa.cli.<verb>` holds the command."""
 

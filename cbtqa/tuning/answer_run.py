@@ -116,6 +116,9 @@ def prepare(resolved: Resolved[GenerateSettings], on_stage: OnStage) -> AnswerRu
         return AnswerRun(resolved, mode, asked, started, acknowledgements, endpoint, None)
     for module in ("torch", "transformers", "peft"):
         require(module)
+    talk = require("transformers").logging
+    talk.set_verbosity_error()
+    talk.disable_progress_bar()
     asked = read_asked(settings, mode, prompt)
     on_stage("checking the model")
     opened = open_model(settings)
