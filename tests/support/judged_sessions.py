@@ -26,11 +26,12 @@ def session(
     extra_words: int = 0,
 ) -> Session:
     """A short session that differs by arm, patient, number and replicate."""
-    mark = f"({arm} {patient} {number} {replicate})"
+    code = sum(map(ord, arm))  # tells arms apart without their name
     made = turns or (
         Turn(role="therapist", text=OPENING, reasoning="SECRET THOUGHT"),
         Turn(
-            role="patient", text=f"{ANSWER} This is what {patient} says, time {number}{replicate}."
+            role="patient",
+            text=f"{ANSWER} This is what {patient} says, time {number}{replicate} ({code}).",
         ),
         Turn(role="therapist", text=CLOSING + " word" * extra_words),
     )
@@ -42,7 +43,7 @@ def session(
         replicate=replicate,
         turns=made,
         stop_reason=stop,
-        provenance=Provenance(model=f"model-of-{arm}", version="0", created_at=mark),
+        provenance=Provenance(model=f"model-of-{arm}", version="0"),
     )
 
 

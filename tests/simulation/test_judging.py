@@ -1,0 +1,272 @@
+"""`simulate judge` end to end: engine, journal, several judges, resume, gates, rules."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from cbtqa.cli.simulate import app
+from cbtqa.errors import (
+    ConfigError,
+    DataError,
+    IncompleteRunError,
+    LicenceGateError,
+    UsageError,
+)
+from cbtqa.files import read_jsonl, write_jsonl
+from cbtqa.manifest import read_manifest
+from cbtqa.records import ItemRating, Session, Turn
+from cbtqa.settings import resolve
+from cbtqa.simulation.judge_settings import SessionJudgeSettings
+from cbtqa.simulation.judging import JudgedForm, judge_sessions, plan_judging
+from cbtqa.simulation.session_scores import read_judged, score_sessions
+from cbtqa.simulation.sessions import StudyFolder
+from cbtqa.simulation.study import StudySettings
+from tests.support.endpoint import Answer, ScriptedEndpoint, Seen, ok, refusal
+from tests.support.judged_sessions import OPENING, instrument_in, reply, session
+
+
+def make_study(folder: Path, sessions: list[Session], **declared: Any) -> Path:
+    """A study folder as `simulate run` leaves it."""
+    study = StudyFolder(folder)
+    arms = [{"name": name, "therapist": {"scripted": "plain"}} for name in ("base", "tuned")]
+    study.write_study(
+        StudySettings.model_validate({"id": "t", "approach": "cbt", "arms": arms, **declared})
+    )
+    study.write_sessions(sessions)
+    return folder
+
+
+def few(n_patients: int = 3) -> list[Session]:
+    return [session(arm, f"p{i}") for arm in ("base", "tuned") for i in range(n_patients)]
+
+
+def settings_of(study: Path, **flags: Any) -> Any:
+    return resolve(SessionJudgeSettings, flags={"sessions": study, **flags}, environ={})
+
+
+def judged(study: Path, server: ScriptedEndpoint, **flags: Any) -> list[JudgedForm]:
+    given = {"endpoint": server.url, "model": ("m",), "instrument": ("ctrs",), **flags}
+    return judge_sessions(settings_of(study, **given))
+
+
+def always(value: int = 3) -> Any:
+    return lambda seen: ok(reply(instrument_in(seen), value))
+
+
+def ratings_in(study: Path, instrument: str = "ctrs", judge: str = "m") -> list[ItemRating]:
+    return list(read_jsonl(study / f"judged/{instrument}/{judge}/ratings.jsonl", ItemRating))
+
+
+def test_every_session_is_rated_as_often_as_asked_one_instrument_a_call(tmp_path: Path) -> None:
+    study = make_study(tmp_path, few())
+    with ScriptedEndpoint(always(2)) as server:
+        forms = judged(study, server, instrument=("ctrs", "tes"), repeats=2)
+    assert len(server.requests) == 2 * 6 * 2
+    assert [(f.instrument, f.n_ratings, f.n_scored) for f in forms] == [
+        ("ctrs", 6 * 2 * 11, 6 * 2 * 11),
+        ("tes", 6 * 2 * 9, 6 * 2 * 9),
+    ]
+    found = ratings_in(study)
+    assert {one.value for one in found} == {2}
+    assert {one.repeat for one in found} == {1, 2}
+    assert {one.evidence for one in found} == {OPENING}
+    bodies = json.dumps([seen.body for seen in server.requests])
+    assert "model-of" not in bodies
+    assert '"tuned"' not in bodies
+    assert read_manifest(study / "judged/ctrs/m").counts["n_scored"] == 132
+
+
+def test_faulty_replies_are_asked_again_and_then_unscored(tmp_path: Path) -> None:
+    study = make_study(tmp_path, few(1))
+
+    def answer(seen: Seen) -> Answer:
+        return ok(reply(agenda={"rating": 9}) if seen.body["seed"] != 1 else reply(value=4))
+
+    with ScriptedEndpoint(answer) as server:
+        (form,) = judged(study, server, repeats=1, seed=0)
+    assert form.n_scored == form.n_ratings == 22
+    assert {one.value for one in ratings_in(study)} == {4}
+    with ScriptedEndpoint(ok(reply(agenda={"rating": 9}))) as server:
+        (form,) = judged(study, server, repeats=1, out=tmp_path / "other")
+    assert len(server.requests) == 3 * 1 + 3 * 1
+    assert form.n_scored == 0
+    assert form.unscored == {"bad_rating": 22}
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (ok(""), "empty"),
+        (ok(reply()[:300], finish_reason="length"), "cut"),
+        (refusal("I cannot rate this."), "refusal"),
+        (ok(reply("tes")), "bad_rating"),
+    ],
+)
+def test_what_is_no_rating_is_never_a_number(tmp_path: Path, answer: Answer, reason: str) -> None:
+    study = make_study(tmp_path, few(1))
+    with ScriptedEndpoint(answer) as server:
+        (form,) = judged(study, server, repeats=1)
+    assert form.n_scored == 0
+    assert form.unscored == {reason: 22}
+    rows = score_sessions(read_judged(study / "judged")["ctrs"], few(1))
+    assert [row.total("total") for row in rows] == [None, None]
+
+
+def test_sessions_that_cannot_be_judged_are_not_sent_and_not_lost(tmp_path: Path) -> None:
+    monologue = session("base", "mute", turns=(Turn(role="therapist", text="Hello?"),))
+    study = make_study(tmp_path, [*few(1), monologue])
+    with ScriptedEndpoint(always()) as server:
+        (form,) = judged(study, server)
+    assert len(server.requests) == 2 * 3
+    assert form.unscored == {"one_speaker": 3 * 11}
+    assert form.n_ratings == 3 * 3 * 11
+
+
+def test_a_run_that_was_stopped_continues_without_asking_twice(tmp_path: Path) -> None:
+    study = make_study(tmp_path, few(6))
+    with ScriptedEndpoint(always()) as server:
+        with pytest.raises(IncompleteRunError):
+            judged(study, server, budget_tokens=2_000, in_flight=1)
+        n_before = len(server.requests)
+        assert 0 < n_before < 36
+        assert not (study / "judged/ctrs/m/manifest.json").exists()
+        with pytest.raises(DataError, match="no judge has ended"):
+            read_judged(study / "judged")
+        plan = plan_judging(
+            settings_of(study, endpoint=server.url, model=("m",), instrument=("ctrs",))
+        )
+        assert (plan[0].n_done, plan[0].n_requests) == (n_before, 36 - n_before)
+        (form,) = judged(study, server)
+        assert form.n_scored == 36 * 11
+        assert sum(server.paid.values()) == 36
+        again = (study / "judged/ctrs/m/ratings.jsonl").read_bytes()
+        judged(study, server)
+        assert len(server.requests) == 36
+        assert (study / "judged/ctrs/m/ratings.jsonl").read_bytes() == again
+
+
+def test_the_same_words_in_two_arms_are_asked_about_once(tmp_path: Path) -> None:
+    first = session("base", "p0")
+    twin = session("tuned", "p0", turns=first.turns)
+    study = make_study(tmp_path, [first, twin])
+    with ScriptedEndpoint(always()) as server:
+        (form,) = judged(study, server)
+    assert len(server.requests) == 3
+    assert form.n_scored == 2 * 3 * 11
+
+
+def test_judges_and_instruments_added_later_stand_beside_the_others(tmp_path: Path) -> None:
+    study = make_study(tmp_path, few(2))
+    with ScriptedEndpoint(
+        lambda seen: ok(reply(value=2 if seen.body["model"] == "m" else 5))
+    ) as server:
+        judged(study, server)
+        judged(study, server, model=("org/other model", "m"))
+    found = read_judged(study / "judged")["ctrs"]
+    assert sorted(found.ratings) == ["m", "org/other model"]
+    rows = score_sessions(found, few(2))
+    assert {row.total("total") for row in rows} == {3.5 * 11}
+
+
+def test_another_wording_or_prompt_never_mixes_with_ratings_that_lie_there(tmp_path: Path) -> None:
+    study = make_study(tmp_path, few(1))
+    with ScriptedEndpoint(always()) as server:
+        judged(study, server)
+        with pytest.raises(ConfigError) as caught:
+            judged(study, server, temperature=0.1)
+    assert "--out" in str(caught.value.hint)
+
+
+def test_exact_wording_reaches_the_judge_and_no_file(tmp_path: Path) -> None:
+    study = make_study(tmp_path / "study", few(1))
+    words = tmp_path / "exact.yaml"
+    text = "instrument: ctrs\nsource: invented\nitems:\n  agenda: {question: 'Zanzibar words?'}\n"
+    words.write_text(text, encoding="utf-8")
+    with ScriptedEndpoint(always()) as server:
+        judged(study, server, wording=words)
+    assert all("Zanzibar" in seen.body["messages"][0]["content"] for seen in server.requests)
+    for path in (study / "judged").rglob("*"):
+        assert not path.is_file() or b"Zanzibar" not in path.read_bytes()
+    assert read_manifest(study / "judged/ctrs/m").counts["wording"] == "exact.yaml"
+
+
+def test_a_dry_run_counts_requests_tokens_and_cost_and_sends_nothing(tmp_path: Path) -> None:
+    study = make_study(tmp_path, few(2))
+    flags = {"endpoint": "http://127.0.0.1:9/v1", "model": ("m",), "instrument": ("ctrs", "act-fm")}
+    plans = plan_judging(settings_of(study, **flags, price_in=1.0, price_out=2.0))
+    assert [plan.n_requests for plan in plans] == [12, 12]
+    first = plans[0]
+    assert first.cost == pytest.approx((first.prompt_tokens + 2 * first.completion_tokens) / 1e6)
+    assert plans[1].completion_tokens > first.completion_tokens
+    assert not (study / "judged").exists()
+
+
+def test_the_study_declares_its_judges_and_instruments(tmp_path: Path) -> None:
+    with ScriptedEndpoint(always(1)) as server:
+        player = {"endpoint": server.url, "model": "declared", "temperature": 0.3}
+        declared = [{"player": player, "repeats": 2}, {"player": {"scripted": "rules"}}]
+        study = make_study(tmp_path, few(1), judges=declared, instruments=["tes"])
+        forms = judge_sessions(settings_of(study))
+        assert [(f.judge, f.instrument, f.n_repeats) for f in forms] == [
+            ("declared", "tes", 2),
+            ("rules", "tes", 1),
+        ]
+        assert {seen.body["temperature"] for seen in server.requests} == {0.3}
+
+
+def test_without_any_judge_the_rules_rate_and_say_what_they_are(tmp_path: Path) -> None:
+    study = make_study(tmp_path, few(1))
+    done = CliRunner().invoke(app, ["judge", str(study), "--instrument", "ctrs"])
+    assert done.exit_code == 0, done.output
+    assert "no model" in done.stderr
+    assert read_manifest(study / "judged/ctrs/rules").counts["host"] is None
+    assert ratings_in(study, judge="rules")[0].judge == "rules"
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({}, "no instrument"),
+        ({"instrument": ("ctrs",), "model": ("m",)}, "go together"),
+        ({"instrument": ("ctrs", "tes"), "wording": Path("w.yaml")}, "one instrument"),
+    ],
+)
+def test_words_that_do_not_fit_together_are_refused(
+    tmp_path: Path, flags: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        judge_sessions(settings_of(make_study(tmp_path, few(1)), **flags))
+
+
+def test_imported_transcripts_leave_the_machine_only_with_acknowledgement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CBTQA_API_KEY", "k")
+    path = tmp_path / "real.jsonl"
+    turns = [{"role": "user", "content": "I am tired."}, {"role": "assistant", "content": "Since?"}]
+    write_jsonl(path, [{"id": "a", "messages": turns}])
+    flags = {"instrument": ("tes",), "out": tmp_path / "o", "model": ("m",)}
+    with pytest.raises(LicenceGateError, match="third party"):
+        judge_sessions(settings_of(path, **flags, endpoint="https://api.example.com/v1"))
+    with ScriptedEndpoint(lambda seen: ok(reply("tes", 1, evidence=""))) as server:
+        (form,) = judge_sessions(settings_of(path, **flags, endpoint=server.url))
+    assert form.n_scored == 27
+
+
+def test_a_transcript_file_wants_a_folder_to_write_to(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    write_jsonl(path, [session()])
+    with pytest.raises(UsageError, match="--out"):
+        judge_sessions(settings_of(path, instrument=("tes",)))
+
+
+def test_a_budget_in_money_without_a_price_is_refused(tmp_path: Path) -> None:
+    study = make_study(tmp_path, few(1))
+    with ScriptedEndpoint(always()) as server, pytest.raises(ConfigError, match="price"):
+        judged(study, server, budget=1.0)
+    assert not server.requests
