@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cbtqa.cli.console import print_json, print_table, say
+from cbtqa.cli.console import out, print_json, print_table, say
 from cbtqa.cli.options import AsJson, settings_flags
 from cbtqa.cli.progress import live_progress
 from cbtqa.cli.simulate_study import analyse, instruments, judge
 from cbtqa.settings import Resolved
-from cbtqa.simulation.run_settings import RunSettings
+from cbtqa.simulation.export import ExportSettings
+from cbtqa.simulation.patients import PatientSettings
+from cbtqa.simulation.run_settings import CorpusSettings, RunSettings
+from cbtqa.splits import SPLITS
 
 if TYPE_CHECKING:
     from cbtqa.simulation.estimate import StudyEstimate
+    from cbtqa.simulation.lint import LintReport
     from cbtqa.simulation.run import RunResult
 
 app = typer.Typer(
@@ -34,6 +39,43 @@ Update = Annotated[
 ]
 
 
+@app.command("profiles")
+@settings_flags(PatientSettings, positional="source")
+def profiles(resolved: Resolved[PatientSettings], as_json: AsJson = False) -> None:
+    """Draw simulated patients by seed, or check a file of your own; nobody in them is real.
+
+    Example: cbtqa simulate profiles act --n 150 --seed 7 --out patients.yaml
+    """
+    from cbtqa.simulation.patients import make_patients
+
+    with live_progress() as progress:
+        made = make_patients(resolved.values, on_progress=progress.update)
+    if as_json:
+        print_json({"profiles": [profile.model_dump(mode="json") for profile in made]})
+        return
+    rows = [[one.id, one.name, one.archetype or "-", _short(one.narrative)] for one in made]
+    print_table(f"{len(made)} simulated patients", ["id", "name", "kind", "story"], rows)
+    if resolved.values.out:
+        say(f"written to {resolved.values.out}; in a study: patients: {{file: ...}}")
+
+
+@app.command("corpus")
+@settings_flags(CorpusSettings, positional="study")
+def corpus(
+    resolved: Resolved[CorpusSettings],
+    dry_run: DryRun = False,
+    update: Update = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make transcripts to learn from: written courses of CBT, or supervised sessions of ACT.
+
+    Without arguments: three courses of twenty sessions by built-in rules, offline.
+
+    Example: cbtqa simulate corpus recipes/tahir-cbt-corpus.yaml --out runs/cbt-corpus --dry-run
+    """
+    _play(resolved.values, dry_run, update, as_json)
+
+
 @app.command("run")
 @settings_flags(RunSettings, positional="study")
 def run(
@@ -48,7 +90,66 @@ def run(
 
     Example: cbtqa simulate run recipes/tahir-act.yaml --patients 5 --dry-run
     """
-    settings = resolved.values
+    _play(resolved.values, dry_run, update, as_json)
+
+
+@app.command("export")
+@settings_flags(ExportSettings, positional="sessions")
+def export(resolved: Resolved[ExportSettings], as_json: AsJson = False) -> None:
+    """Turn sessions into rows for `cbtqa finetune`: SFT and ORPO, split by patient, form as served.
+
+    Example: cbtqa simulate export cbtqa-corpus --reasoning plain --out rows
+    """
+    from cbtqa.simulation.export import export_sessions
+
+    with live_progress() as progress:
+        made = export_sessions(resolved, on_progress=progress.update)
+    for warning in made.warnings:
+        say(f"warning: {warning}")
+    counts = made.manifest.counts
+    if as_json:
+        print_json({"folder": str(made.folder), "counts": counts, "warnings": made.warnings})
+        return
+    kinds = [kind for kind in ("sft", "orpo", "messages") if kind in counts]
+    rows = [[kind, *(f"{counts[kind][split]:,}" for split in SPLITS)] for kind in kinds]
+    print_table(f"{made.folder}: rows, split by {counts['split_by']}", ["", *SPLITS], rows)
+    for reason, n in counts["dropped"].items():
+        say(f"left out: {reason} {n:,}")
+    say(f"for TRL {counts['trl']['range']}; next: cbtqa simulate lint {made.folder}")
+
+
+@app.command("lint")
+def lint(
+    path: Annotated[
+        Path,
+        typer.Argument(help="Study file, study folder, export folder, or file of transcripts."),
+    ] = Path("cbtqa-study"),
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            "--against", help="For an export: study file whose patients must not be in training."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Name all in which arms differ besides the factor; audit endings, lengths, splits, speakers.
+
+    Exit code 4 when anything worse than a note was found.
+
+    Example: cbtqa simulate lint recipes/tahir-act-as-published.yaml
+    """
+    from cbtqa.simulation.lint import lint as check
+
+    report = check(path, against=against)
+    if as_json:
+        print_json({**report.model_dump(mode="json"), "is_clean": report.is_clean})
+    else:
+        _show_lint(report)
+    if not report.is_clean:
+        raise typer.Exit(4)
+
+
+def _play(settings: RunSettings, dry_run: bool, update: bool, as_json: bool) -> None:
     study = settings.declared()
     if dry_run:
         from cbtqa.simulation.estimate import estimate_study
@@ -67,6 +168,33 @@ def run(
             on_progress=progress.update,
         )
     _show_run(result, as_json)
+
+
+def _short(text: str, most: int = 60) -> str:
+    return text if len(text) <= most else text[: most - 3].rstrip() + "..."
+
+
+def _show_lint(report: LintReport) -> None:
+    if report.arms:
+        rows = [
+            [
+                arm,
+                str(one.n_sessions),
+                "-" if one.early_share is None else f"{one.early_share:.0%}",
+                "-" if one.therapist_turns is None else f"{one.therapist_turns:.1f}",
+                "-" if one.words_per_turn is None else f"{one.words_per_turn:.1f}",
+                ", ".join(f"{reason} {n}" for reason, n in one.stops.items()) or "-",
+            ]
+            for arm, one in report.arms.items()
+        ]
+        columns = ["arm", "sessions", "early ends", "turns", "words a turn", "endings"]
+        print_table("endings and lengths", columns, rows)
+    if report.factor:
+        say(f"meant to differ: {', '.join(report.factor)}")
+    for finding in report.findings:
+        out.print(f"{finding.severity}: {finding.message}", markup=False, soft_wrap=True)
+    if report.is_clean:
+        say(f"{report.kind}: nothing worse than a note")
 
 
 def _show_estimate(estimated: StudyEstimate) -> None:

@@ -16,6 +16,7 @@ from pydantic import Field
 from cbtqa.llm.cost import MESSAGE_TOKENS
 from cbtqa.llm.journal import Journal
 from cbtqa.records import Record, Usage
+from cbtqa.simulation.course import cbt_course
 from cbtqa.simulation.messages import Casting, tokens_of
 from cbtqa.simulation.profiles import choose_profiles
 from cbtqa.simulation.run import plan_courses
@@ -27,6 +28,8 @@ THERAPIST_TOKENS, REASONING_TOKENS, PATIENT_TOKENS = 80, 150, 50
 """Of one turn: one to four sentences, 50-150 words of reasoning, one to five sentences; assumed."""
 VERDICT_TOKENS, STATE_TOKENS, INSTRUCTION_TOKENS = 40, 350, 450
 """Of a supervisor's answer, of the notes on a session, and of either's instruction; assumed."""
+PART_TOKENS, PART_INSTRUCTION_TOKENS = 600, 1_000
+"""Of one part of a written session, and of the instruction for it; assumed."""
 
 
 class PlayerEstimate(Record):
@@ -59,7 +62,6 @@ def estimate_study(study: StudySettings, out: Path | None = None) -> StudyEstima
 
     Raises:
         ConfigError, DataError: the study or its patients are not what they should be.
-        EndpointAuthError: a remote endpoint's key is missing.
     """
     profiles = choose_profiles(study.patients, study.seed)
     spent: dict[str, tuple[Player, int, Usage]] = {}
@@ -85,6 +87,9 @@ def estimate_study(study: StudySettings, out: Path | None = None) -> StudyEstima
 def _session(casting: Casting) -> Iterator[tuple[Player, int, Usage]]:
     """Each player of one session: calls and tokens."""
     study, arm = casting.study, casting.arm
+    if study.written:
+        yield arm.therapist, *_written_session(study.sessions > 1)
+        return
     n = study.turns.max
     extra = REASONING_TOKENS if arm.reasoning == "cot" else 0
     kept = extra if arm.history == "answers_and_reasoning" else 0
@@ -102,6 +107,15 @@ def _session(casting: Casting) -> Iterator[tuple[Player, int, Usage]]:
             yield reader, n, _usage(n * INSTRUCTION_TOKENS + history, n * VERDICT_TOKENS)
     if study.summariser is not None and study.sessions > 1:
         yield study.summariser, 1, _usage(INSTRUCTION_TOKENS + n * spoken, STATE_TOKENS)
+
+
+def _written_session(hands_over: bool) -> tuple[int, Usage]:
+    """Calls and tokens of a session written in parts."""
+    n_parts = len(cbt_course().parts)
+    before = PART_TOKENS * n_parts * (n_parts - 1) // 2
+    state = STATE_TOKENS if hands_over else 0
+    n_in = n_parts * (PART_INSTRUCTION_TOKENS + state) + before
+    return n_parts, _usage(n_in, n_parts * PART_TOKENS + STATE_TOKENS)
 
 
 def _usage(prompt_tokens: int, completion_tokens: int) -> Usage:

@@ -190,7 +190,11 @@ class Casting:
 
 def _without_prices(value: Any) -> Any:
     if isinstance(value, Mapping):
-        kept = {key: one for key, one in value.items() if key not in ("price_in", "price_out")}
+        kept = {
+            key: one
+            for key, one in value.items()
+            if key not in ("price_in", "price_out", "key_env")
+        }
         return {key: _without_prices(one) for key, one in kept.items()}
     return [_without_prices(one) for one in value] if isinstance(value, list) else value
 

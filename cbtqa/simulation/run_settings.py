@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from pydantic.config import JsonDict
@@ -82,7 +83,9 @@ class RunSettings(EngineSettings):
             ConfigError: the file is wrong, or it has no such arm.
             DataError: no such file.
         """
-        study = load_study(self.study)
+        return self._replaced(load_study(self.study))
+
+    def _replaced(self, study: StudySettings) -> StudySettings:
         changes: dict[str, object] = {}
         if self.seed is not None:
             changes["seed"] = self.seed
@@ -93,3 +96,23 @@ class RunSettings(EngineSettings):
         if self.arm:
             changes["arms"] = tuple(study.arm(name) for name in self.arm)
         return study.model_copy(update=changes)
+
+
+class CorpusSettings(RunSettings):
+    """Flags of `cbtqa simulate corpus`."""
+
+    study: Path | None = Field(
+        None,
+        description="YAML file of the corpus, such as recipes/tahir-cbt-corpus.yaml. Default: a "
+        "small one by the built-in players (rules, no model).",
+    )
+    approach: Literal["cbt", "act"] = Field(
+        "cbt",
+        description="Which built-in corpus: cbt writes courses of twenty sessions in four calls "
+        "each, act plays single sessions turn by turn under a supervisor.",
+    )
+    out: Path = Field(Path("cbtqa-corpus"), description="Folder of the corpus.")
+
+    def declared(self) -> StudySettings:
+        """The corpus file with what the flags replace; raises as `RunSettings.declared`."""
+        return self._replaced(load_study(self.study, built_in=f"demo-corpus-{self.approach}"))

@@ -41,6 +41,8 @@ class Player(Settings):
     endpoint: str | None = None
     """URL or preset, as everywhere in cbtqa; the key comes from the environment."""
     model: str | None = None
+    key_env: str | None = None
+    """Environment variable that holds the key, where a study asks several providers by URL."""
     backbone: str | None = None
     """Preset, folder or Hub id of a model run on this machine."""
     adapter: Path | None = None
@@ -284,15 +286,19 @@ class StudySettings(Settings):
         raise ConfigError(f"no arm '{name}' in study {self.id}", hint=f"arms: {known}")
 
 
-def load_study(path: Path | None = None) -> StudySettings:
-    """The study declared in a YAML file; the built-in offline demo when None.
+def load_study(path: Path | None = None, *, built_in: str = "demo") -> StudySettings:
+    """The study declared in a YAML file; a built-in one of scripted players when None.
+
+    Args:
+        built_in: `demo`, `demo-corpus-cbt` or `demo-corpus-act`.
 
     Raises:
         ConfigError: not YAML, an unknown key or a wrong value; each with file and field.
         DataError: no such file.
     """
     if path is None:
-        text, where = files(__package__).joinpath("demo.yaml").read_text("utf-8"), "demo.yaml"
+        where = f"{built_in}.yaml"
+        text = files(__package__).joinpath(where).read_text(encoding="utf-8")
     else:
         with open_text(path) as stream:
             text, where = stream.read(), str(path)

@@ -10,6 +10,7 @@ for each arm; one budget covers them all.
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
@@ -21,7 +22,7 @@ from cbtqa.errors import ConfigError
 from cbtqa.llm.asking import Asker
 from cbtqa.llm.chat import ChatRequest, Reply
 from cbtqa.llm.cost import Budget, Price, find_price
-from cbtqa.llm.endpoint import Endpoint
+from cbtqa.llm.endpoint import OWN_KEY, Endpoint, is_local, preset_file
 from cbtqa.llm.journal import Journal
 from cbtqa.llm.ladder import FormatLadder
 from cbtqa.llm.limits import Gate, Limits
@@ -37,14 +38,18 @@ from cbtqa.simulation.study import Player
 
 def endpoint_of(player: Player) -> Endpoint:
     """Where an endpoint player is asked; see `Endpoint.parse` for what it raises."""
-    return Endpoint.parse(player.endpoint or "", player.model or "")
+    environ = dict(os.environ)
+    if player.key_env:
+        environ[OWN_KEY] = environ.get(player.key_env, "")
+    return Endpoint.parse(player.endpoint or "", player.model or "", environ=environ)
 
 
 def price_of(player: Player) -> Price | None:
     """What a player's tokens cost; nothing for rules and this machine, None when unknown."""
     if player.price_in is not None and player.price_out is not None:
         return Price(input=player.price_in, output=player.price_out, currency="")
-    if player.endpoint is None or endpoint_of(player).is_local:
+    preset = preset_file().presets.get(player.endpoint or "")
+    if player.endpoint is None or is_local(preset.base_url if preset else player.endpoint):
         return Price(input=0, output=0)
     return find_price(player.model or "")
 
