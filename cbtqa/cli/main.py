@@ -36,6 +36,7 @@ VERBS = {
     "score": "Score predictions with Chinese metrics, several systems side by side.",
     "compare": "Test whether systems differ: intervals, adjusted p, win rates.",
     "judge": "Rate answers 0-2 with a language model, never without its agreement.",
+    "simulate": "Play, export, check and judge simulated English therapy sessions.",
     "rate": "Have people rate answers blindly: sheets, a web form, agreement.",
     "publish": "Publish a dataset or model to the Hugging Face Hub: scanned, private, gated.",
     "join": "Put question text back into a text-free dataset, from your own file.",
