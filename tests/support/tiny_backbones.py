@@ -7,6 +7,7 @@ from typing import Any
 from cbtqa.tuning.backbones import Backbone, to_config
 from cbtqa.tuning.model_config import Shape
 
+VOCAB = 576
 LATENT = {"q_lora_rank": 16, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8}
 
 
@@ -25,7 +26,7 @@ def shrunk(backbone: Backbone) -> Backbone:
         heads=heads,
         kv_heads=kv_heads,
         intermediate=96,
-        vocab=320,
+        vocab=VOCAB,
         head_dim=16 if shape.head_dim else None,
         tied=shape.tied,
         norm_eps=shape.norm_eps,

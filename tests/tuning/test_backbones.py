@@ -25,7 +25,7 @@ from cbtqa.tuning.backbones import (
 )
 from cbtqa.tuning.model_config import count_parameters
 from tests.support.program import run_cbtqa
-from tests.support.tiny_backbones import tiny_random_model
+from tests.support.tiny_backbones import VOCAB, tiny_random_model
 
 KNOWN = list(load_backbones().values())
 PUBLISHED_BILLIONS = {
@@ -87,7 +87,7 @@ def test_adapters_go_on_every_linear_layer_but_the_head() -> None:
         }
         assert set(backbone.target_modules) == linear - {"lm_head"}, backbone.id
         logits = model(torch.arange(3, 23)[None]).logits
-        assert logits.shape == (1, 20, 320)
+        assert logits.shape == (1, 20, VOCAB)
         assert torch.isfinite(logits).all()
 
 
@@ -194,7 +194,7 @@ def test_a_folder_is_described_by_its_own_configuration(tmp_path: Path) -> None:
     backbone = find_backbone(tmp_path / "mine")
     assert (backbone.architecture, backbone.model_type) == ("Qwen2ForCausalLM", "qwen2")
     assert backbone.shape is not None
-    assert (backbone.shape.vocab, backbone.shape.rope["rope_theta"]) == (320, 1000000.0)
+    assert (backbone.shape.vocab, backbone.shape.rope["rope_theta"]) == (VOCAB, 1000000.0)
     assert backbone.told_name == "mine"
     assert to_config(backbone).hidden_size == 64
     assert backbone.template == "cbt-llm-card.jinja"

@@ -16,6 +16,7 @@ import pytest
 import torch
 import transformers
 
+from cbtqa.cli.main import _run as run
 from cbtqa.errors import CbtqaError, ConfigError, DataError, IncompleteRunError, UsageError
 from cbtqa.files import read_json, sha256_of
 from cbtqa.tuning.backbones import find_backbone
@@ -29,7 +30,6 @@ from tests.support.original_checkpoints import (
     save_original,
     save_tensors,
 )
-from tests.support.program import run_cbtqa
 
 KINDS: tuple[Kind, ...] = ("baichuan", "baichuan2", "qwen")
 CLASSES = {"baichuan": "LlamaForCausalLM", "baichuan2": "LlamaForCausalLM"}
@@ -393,12 +393,17 @@ def test_too_little_room_is_told_before_anything_is_written(
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
-def test_the_command_tells_each_file_and_what_comes_next(tmp_path: Path) -> None:
+def test_the_command_tells_each_file_and_what_comes_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     save_original(tmp_path / "source", "qwen")
-    done = run_cbtqa("convert", "source", "--out", "out", cwd=tmp_path)
-    assert "Loading" not in done.stderr
-    assert "written 1 of 1: model.safetensors" in done.stderr
-    assert "next: cbtqa finetune --backbone out --dry-run" in done.stderr
-    assert "texts cut alike" in done.stdout
-    again = run_cbtqa("convert", "source", "--out", "out", cwd=tmp_path, code=2)
-    assert "out exists already" in again.stderr
+    monkeypatch.chdir(tmp_path)
+    assert run(["convert", "source", "--out", "out"], is_debug=False) == 0
+    told = capsys.readouterr()
+    assert "written 1 of 1: model.safetensors" in told.err
+    assert "next: cbtqa finetune --backbone out --dry-run" in told.err
+    assert "texts cut alike" in told.out
+    assert run(["convert", "source", "--out", "out"], is_debug=False) == 2
+    assert "out exists already" in capsys.readouterr().err
+    assert run(["convert", "source", "--out", "again", "--json"], is_debug=False) == 0
+    assert json.loads(capsys.readouterr().out)["conversion"] == "qwen"

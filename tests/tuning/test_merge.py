@@ -1,0 +1,318 @@
+"""Merging: the merged model answers as base and adapter do, and only for the right base."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from cbtqa.cli.main import _run as run
+from cbtqa.errors import ConfigError, DataError, UsageError
+from cbtqa.files import read_json, write_json
+from cbtqa.tuning.adapter_weights import read_adapter
+from cbtqa.tuning.backbones import find_backbone
+from cbtqa.tuning.convert import convert
+from cbtqa.tuning.gguf import CONVERTER
+from cbtqa.tuning.merge import MergeRecord, merge
+from cbtqa.tuning.weights import (
+    describe_base,
+    find_weights,
+    hash_weights,
+    read_base_record,
+    write_base_record,
+)
+from tests.support.original_checkpoints import save_original
+from tests.support.tiny_backbones import tiny_random_model
+
+# peft 0.21 reads an attribute that transformers 5.23 calls deprecated
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+IDS = torch.randint(3, 300, (2, 40), generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A converted tiny Baichuan-7B in float32."""
+    folder = tmp_path_factory.mktemp("base")
+    save_original(folder / "source", "baichuan")
+    convert(folder / "source", folder / "converted", shard_bytes=80_000)
+    return folder / "converted"
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    transformers.logging.disable_progress_bar()
+    yield
+
+
+def _load(folder: Path, dtype: Any = torch.float32) -> Any:
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+
+
+def _logits(model: Any) -> Any:
+    """Computed in float64, so that what is compared is the weights and not the kernels."""
+    with torch.no_grad():
+        return model.eval().double()(IDS).logits
+
+
+def _distance(found: Any, expected: Any) -> float:
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+def save_adapter(folder: Path, base: Path, *, seed: int = 0, **words: Any) -> Any:
+    """An adapter with random weights on both sides, as peft saves it; gives its logits."""
+    import peft
+
+    backbone = find_backbone(base)
+    config = peft.LoraConfig(
+        **{
+            "r": 4,
+            "lora_alpha": 8,
+            "target_modules": list(backbone.target_modules),
+            "task_type": "CAUSAL_LM",
+            **words,
+        }
+    )
+    torch.manual_seed(seed)
+    model = peft.get_peft_model(_load(base), config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name or "magnitude" in name or "modules_to_save" in name:
+                weight.add_(torch.randn_like(weight) * 0.1)
+    model.peft_config["default"].base_model_name_or_path = backbone.told_name
+    model.save_pretrained(folder, save_embedding_layers=False)
+    write_base_record(folder, describe_base(backbone))
+    return _logits(model)
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "LoRA": {},
+    "rsLoRA": {"use_rslora": True},
+    "DoRA": {"use_dora": True},
+    "patterns": {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {r"layers\.1\.mlp\.down_proj": 3}},
+    "whole weights": {"modules_to_save": ["lm_head"]},
+}
+
+
+# --- exactness -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_merged_answers_as_base_and_adapter_together(
+    base: Path, tmp_path: Path, variant: str
+) -> None:
+    with_adapter = save_adapter(tmp_path / "adapter", base, **VARIANTS[variant])
+    record = merge(tmp_path / "adapter", tmp_path / "out", base=str(base), shard_bytes=80_000)
+    merged = _load(tmp_path / "out")
+    assert type(merged).__name__ == "LlamaForCausalLM"
+    assert _distance(_logits(merged), with_adapter) < 1e-6
+    assert _distance(_logits(_load(base)), with_adapter) > 1e-2  # the adapter does something
+    assert record.n_merged == 14
+    assert record.n_replaced == (variant == "whole weights")
+    assert record.method == (variant if variant in ("rsLoRA", "DoRA") else "LoRA")
+
+
+@pytest.mark.parametrize("name", ["llama3.2", "glm4", "qwen3", "minicpm"])
+def test_other_classes_tied_or_fused_merge_too(base: Path, tmp_path: Path, name: str) -> None:
+    model = tiny_random_model(find_backbone(name))
+    model.save_pretrained(tmp_path / "base")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "base" / file).write_bytes((base / file).read_bytes())
+    modules = list(find_backbone(name).target_modules)
+    with_adapter = save_adapter(tmp_path / "adapter", tmp_path / "base", target_modules=modules)
+    merge(tmp_path / "adapter", tmp_path / "out", base=str(tmp_path / "base"))
+    assert _distance(_logits(_load(tmp_path / "out")), with_adapter) < 1e-6
+
+
+def test_sixteen_bits_are_reached_by_one_cast(base: Path, tmp_path: Path) -> None:
+    save_adapter(tmp_path / "adapter", base)
+    merge(tmp_path / "adapter", tmp_path / "full", base=str(base))
+    record = merge(tmp_path / "adapter", tmp_path / "half", base=str(base), dtype="bfloat16")
+    assert record.dtypes == ("bfloat16",)
+    full, half = _load(tmp_path / "full"), _load(tmp_path / "half", torch.bfloat16)
+    for (name, one), (_, other) in zip(
+        full.state_dict().items(), half.state_dict().items(), strict=True
+    ):
+        assert torch.equal(one.to(torch.bfloat16), other), name
+
+
+# --- what is written -----------------------------------------------------------------------------
+
+
+def test_tokenizer_format_ends_and_record_go_with_it(base: Path, tmp_path: Path) -> None:
+    save_adapter(tmp_path / "adapter", base)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = "{{ messages[0].content }}: mine"
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    record = merge(tmp_path / "adapter", tmp_path / "out", base=str(base))
+    made = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    message = [{"role": "user", "content": "你好"}]
+    assert made.apply_chat_template(message, tokenize=False) == "你好: mine"
+    text = "  先看看，这个 <reserved_106> 想法😀。"
+    assert made(text)["input_ids"] == tokenizer(text)["input_ids"]
+    settings = read_json(tmp_path / "out" / "tokenizer_config.json")
+    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert read_json(tmp_path / "out" / "generation_config.json")["eos_token_id"] == 2
+    assert (tmp_path / "out" / "LICENSE").is_file()
+    assert MergeRecord.model_validate(read_json(tmp_path / "out" / "merge.json")) == record
+    assert record.base == read_base_record(tmp_path / "adapter")
+    assert record.weights_sha256 == hash_weights(find_weights(str(tmp_path / "out")))
+    text = "".join(path.read_text(encoding="utf-8") for path in (tmp_path / "out").glob("*.json"))
+    assert str(tmp_path) not in text
+    assert "peft_type" not in text
+
+
+def test_a_merged_folder_is_a_backbone_again(base: Path, tmp_path: Path) -> None:
+    save_adapter(tmp_path / "one", base)
+    merge(tmp_path / "one", tmp_path / "merged", base=str(base))
+    backbone = find_backbone(tmp_path / "merged")
+    assert (backbone.needs_conversion, backbone.architecture) == (False, "LlamaForCausalLM")
+    with_both = save_adapter(tmp_path / "two", tmp_path / "merged", seed=1)
+    merge(tmp_path / "two", tmp_path / "again", base=str(tmp_path / "merged"))
+    assert _distance(_logits(_load(tmp_path / "again")), with_both) < 1e-6
+
+
+# --- what is refused -----------------------------------------------------------------------------
+
+
+def test_another_base_of_the_same_shape_is_refused(base: Path, tmp_path: Path) -> None:
+    save_adapter(tmp_path / "adapter", base)
+    save_original(tmp_path / "source", "baichuan", seed=9)
+    convert(tmp_path / "source", tmp_path / "other")
+    with pytest.raises(DataError, match=r"trained on converted .* this base is other"):
+        merge(tmp_path / "adapter", tmp_path / "out", base=str(tmp_path / "other"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_without_a_record_is_merged_with_a_word_of_warning(
+    base: Path, tmp_path: Path
+) -> None:
+    save_adapter(tmp_path / "adapter", base)
+    (tmp_path / "adapter" / "base.json").unlink()
+    record = merge(tmp_path / "adapter", tmp_path / "out", base=str(base))
+    assert "rests on shapes alone" in record.notes[0]
+    save_original(tmp_path / "source", "baichuan", layers=1)
+    convert(tmp_path / "source", tmp_path / "short")
+    with pytest.raises(DataError, match=r"no weight model\.layers\.1\..*and 6 more"):
+        merge(tmp_path / "adapter", tmp_path / "out2", base=str(tmp_path / "short"))
+
+
+def test_a_base_in_four_bits_is_refused(base: Path, tmp_path: Path) -> None:
+    save_adapter(tmp_path / "adapter", base)
+    quantised = tmp_path / "quantised"
+    quantised.mkdir()
+    config = {**read_json(base / "config.json"), "quantization_config": {"load_in_4bit": True}}
+    write_json(quantised / "config.json", config)
+    with pytest.raises(ConfigError, match="quantised weights"):
+        merge(tmp_path / "adapter", tmp_path / "out", base=str(quantised))
+
+
+def test_an_adapter_trained_on_four_bits_says_so(base: Path, tmp_path: Path) -> None:
+    save_adapter(tmp_path / "adapter", base)
+    record = describe_base(find_backbone(base), is_quantized=True)
+    write_base_record(tmp_path / "adapter", record)
+    assert "4 bits" in merge(tmp_path / "adapter", tmp_path / "out", base=str(base)).notes[0]
+
+
+def test_the_published_layout_is_no_base(base: Path, tmp_path: Path) -> None:
+    save_adapter(tmp_path / "adapter", base)
+    save_original(tmp_path / "source", "baichuan")
+    with pytest.raises(ConfigError, match="published layout") as caught:
+        merge(tmp_path / "adapter", tmp_path / "out", base=str(tmp_path / "source"))
+    assert "cbtqa convert" in (caught.value.hint or "")
+
+
+def test_a_base_known_by_name_only_asks_for_its_folder(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_adapter(tmp_path / "adapter", base)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="called 'converted', which is not found") as caught:
+        merge(tmp_path / "adapter", tmp_path / "out")
+    assert "--base" in (caught.value.hint or "")
+    monkeypatch.chdir(base.parent)
+    merge(tmp_path / "adapter", tmp_path / "out")  # stands beside: found by its name
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"peft_type": "IA3"}, "type IA3"),
+        ({"fan_in_fan_out": True}, "the other way round"),
+        ({"layer_replication": [[0, 2]]}, "replicated layers"),
+        ({"init_lora_weights": "pissa_niter_4"}, "initialised by pissa"),
+    ],
+)
+def test_adapters_of_another_arithmetic_are_refused_by_name(
+    base: Path, tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    save_adapter(tmp_path / "adapter", base)
+    path = tmp_path / "adapter" / "adapter_config.json"
+    write_json(path, {**read_json(path), **change})
+    with pytest.raises(ConfigError, match=words) as caught:
+        merge(tmp_path / "adapter", tmp_path / "out", base=str(base))
+    assert "merge_and_unload" in (caught.value.hint or "")
+
+
+def test_what_is_no_adapter_is_told_so(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="not an adapter"):
+        read_adapter(base)
+    save_adapter(tmp_path / "adapter", base)
+    (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
+    with pytest.raises(DataError, match="training has not finished"):
+        read_adapter(tmp_path / "adapter")
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+_STAND_IN = """
+import pathlib, sys
+folder, out = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[3])
+assert (folder / "merge.json").is_file() and sys.argv[2:6:2] == ["--outfile", "--outtype"]
+print("talk of the converter")
+out.write_bytes(sys.stdin.buffer.read(0) + {content!r})
+"""
+
+
+def test_the_command_prints_what_to_serve_and_writes_gguf(
+    base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    save_adapter(tmp_path / "adapter", base)
+    (tmp_path / CONVERTER).write_text(_STAND_IN.format(content=b"GGUF and more"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LLAMA_CPP", raising=False)
+    words = ["merge", "adapter", "--out", "out", "--base", str(base), "--gguf", "out.gguf"]
+    assert run(words, is_debug=False) == 3
+    assert "git clone https://github.com/ggml-org/llama.cpp" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()  # told before the work, not after it
+    monkeypatch.setenv("LLAMA_CPP", str(tmp_path))
+    assert run([*words, "--json"], is_debug=False) == 0
+    told = capfd.readouterr()
+    serve = json.loads(told.out)["serve"]
+    assert serve["vllm"].startswith("vllm serve out ")
+    assert CONVERTER in serve["llama.cpp"]
+    assert "talk of the converter" in told.err
+    assert (tmp_path / "out.gguf").read_bytes().startswith(b"GGUF")
+
+
+def test_a_converter_that_fails_leaves_no_gguf(base: Path, tmp_path: Path) -> None:
+    from cbtqa.tuning.gguf import write_gguf
+
+    (tmp_path / "merged").mkdir()
+    (tmp_path / "merged" / "merge.json").write_text("{}")
+    script = tmp_path / CONVERTER
+    for text, words in (
+        ("raise SystemExit(3)", "ended with 3"),
+        (_STAND_IN.format(content=b"no"), "not GGUF"),
+    ):
+        script.write_text(text)
+        with pytest.raises(DataError, match=words):
+            write_gguf(tmp_path / "merged", tmp_path / "out.gguf", script)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [CONVERTER, "merged"]
