@@ -39,5 +39,7 @@ def _problems(settings: FinetuneSettings, n_processes: int) -> Iterator[tuple[st
     if settings.objective == "orpo" and settings.loss_on == "text":
         yield "loss_on", "is for sft; for orpo: --orpo-nll"
     for name in settings.tracker:
-        if importlib.util.find_spec(name) is None:
+        if name not in _INSTALL:
+            yield "tracker", f"no tracker '{name}': {' or '.join(_INSTALL)}"
+        elif importlib.util.find_spec(name) is None:
             yield "tracker", f"{name} is not installed: {_INSTALL[name]}"

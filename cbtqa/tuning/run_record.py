@@ -66,8 +66,13 @@ def start_of(
     ids: dict[str, list[str]],
 ) -> RunStart:
     """The record of a run that begins now."""
+    told = describe_settings(resolved)
+    for name in ("backbone", "preset", "chat_format"):
+        value = told[name].value
+        if value and Path(value).exists():  # a folder of this machine
+            told[name] = told[name].model_copy(update={"value": Path(value).resolve().name})
     return RunStart(
-        settings=describe_settings(resolved),
+        settings=told,
         inputs=tuple(inputs),
         base=base,
         split_sha256={name: hash_ids(of_split) for name, of_split in ids.items()},

@@ -256,7 +256,7 @@ class FinetuneSettings(LoraSettings):
     log_steps: int = Field(
         10, ge=1, description="A log line each N steps.", json_schema_extra=_EVALUATION
     )
-    tracker: tuple[Literal["tensorboard", "wandb"], ...] = Field(
+    tracker: tuple[str, ...] = Field(
         (),
         description="Also log to tensorboard or wandb, where installed. May be repeated.",
         json_schema_extra=_EVALUATION,

@@ -96,7 +96,7 @@ def write_rows(path: Path, n_rows: int, *, is_pair: bool = False, n_sentences: i
     rows = []
     for k in range(n_rows):
         chance = random.Random(k)
-        lines = [chance.choice(SENTENCES[:7]) for _ in range(2 * n_sentences)]
+        lines = [chance.choice(SENTENCES[:7]) for _ in range(2 + n_sentences)]
         row: dict[str, Any] = {"id": f"r{k}", "prompt": f"第{k}问：" + "".join(lines[:2])}
         answer = "".join(lines[2 : 2 + chance.randint(1, n_sentences)])
         if is_pair:

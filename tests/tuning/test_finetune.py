@@ -1,0 +1,344 @@
+"""A whole training run: what it learns, writes, resumes and refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cbtqa.errors import CbtqaError, ConfigError, DataError, IncompleteRunError
+from cbtqa.files import read_rows
+from cbtqa.manifest import read_manifest
+from cbtqa.settings import resolve
+from cbtqa.tuning.failures import is_disk_full, is_out_of_memory
+from cbtqa.tuning.settings import FinetuneSettings
+from cbtqa.tuning.train import FinetuneResult, finetune
+from cbtqa.tuning.trainer import COMPLETE_NAME, last_checkpoint
+from tests.support.dataset_folder import write_dataset_folder
+from tests.support.tiny_models import write_rows, write_tiny_model
+
+QUICK = {
+    "epochs": 2,
+    "batch_size": 4,
+    "eval_steps": 5,
+    "n_samples": 2,
+    "sample_tokens": 8,
+    "log_steps": 1,
+    "learning_rate": 5e-3,
+    "micro_batch_tokens": 600,
+}
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny base and some rows."""
+    folder = tmp_path_factory.mktemp("bench")
+    write_tiny_model(folder / "base")
+    write_rows(folder / "rows.jsonl", 20)
+    write_rows(folder / "other.jsonl", 6)
+    write_rows(folder / "pairs.jsonl", 12, is_pair=True)
+    return folder
+
+
+def _run(bench: Path, out: Path, **flags: Any) -> FinetuneResult:
+    words = {
+        "data": bench / "rows.jsonl",
+        "validation_data": bench / "other.jsonl",
+        "backbone": str(bench / "base"),
+        "out": out,
+        **QUICK,
+        **flags,
+    }
+    kept = {name: value for name, value in words.items() if value is not None}
+    return finetune(resolve(FinetuneSettings, flags=kept, environ={}))
+
+
+@pytest.fixture(scope="module")
+def finished(bench: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run") / "tuned"
+    _run(bench, out)
+    return out
+
+
+def test_a_run_leaves_adapter_record_curve_samples_and_log(finished: Path, bench: Path) -> None:
+    manifest = read_manifest(finished)
+    counts = manifest.counts
+    assert manifest.kind == "adapter"
+    assert counts["n_steps"] == counts["n_steps_planned"] == 10
+    assert counts["train"]["n_items"] == 20 and counts["validation"]["n_items"] == 6
+    assert counts["last_loss"] < counts["first_loss"]
+    assert counts["base"]["name"] == "base" and len(counts["base"]["weights_sha256"]) == 64
+    assert set(counts["split_sha256"]) == {"train", "validation"}
+    assert {"torch", "transformers", "peft", "accelerate"} <= set(manifest.packages)
+    assert manifest.settings["rank"].origin.startswith("preset modern")
+    assert manifest.settings["batch_size"].origin == "--batch-size"
+    assert [entry.name for entry in manifest.inputs] == ["rows.jsonl", "other.jsonl"]
+    written = {entry.name for entry in manifest.files}
+    assert {"adapter_model.safetensors", "base.json", "loss.svg", "samples.jsonl"} <= written
+    assert (finished / "loss.svg").read_text().startswith("<svg")
+    readme = (finished / "README.md").read_text()
+    assert "PeftModel.from_pretrained" in readme and "$" not in readme
+
+
+def test_no_folder_of_this_machine_is_told_in_what_is_published(finished: Path) -> None:
+    for name in ("adapter_config.json", "manifest.json", "base.json", "README.md", "run.json"):
+        assert str(finished.parent.parent) not in (finished / name).read_text(), name
+    config = json.loads((finished / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "base"
+
+
+def test_every_log_line_tells_the_speed(finished: Path) -> None:
+    lines = [row for _, row in read_rows(finished / "log.jsonl")]
+    training = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in training] == list(range(1, 11))
+    assert all(line["tokens_per_s"] > 0 and line["tflops_per_s"] > 0 for line in training)
+    assert training[-1]["epoch"] == 2.0 and training[4]["epoch"] == 1.0
+    evaluations = [line for line in lines if "eval_loss" in line]
+    assert [line["step"] for line in evaluations] == [5, 10]
+    assert all("sample_chrf2" in line and "sample_bleu_zh" in line for line in evaluations)
+    samples = [row for _, row in read_rows(finished / "samples.jsonl")]
+    assert [(row["step"], row["id"]) for row in samples] == [
+        (5, "r0"),
+        (5, "r1"),
+        (10, "r0"),
+        (10, "r1"),
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft 0.21's
+def test_the_adapter_loads_in_peft_and_gives_the_recorded_loss(finished: Path, bench: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from cbtqa.tuning.batches import LossChoice, make_batch
+    from cbtqa.tuning.chat_format import ChatFormat
+    from cbtqa.tuning.encoding import encode
+    from cbtqa.tuning.examples import read_training_examples
+    from cbtqa.tuning.loss import attach_log_probs
+
+    settings = FinetuneSettings(data=bench / "other.jsonl")
+    chat = ChatFormat(AutoTokenizer.from_pretrained(finished))
+    items = encode(read_training_examples(settings), chat, settings).items
+    base = AutoModelForCausalLM.from_pretrained(bench / "base", dtype=torch.float32)
+    attach_log_probs(base)
+    model = PeftModel.from_pretrained(base, finished).eval()
+    choice = LossChoice("sft", "answer", "text", 0.1)
+    with torch.no_grad():
+        log_probs = torch.cat([model(**make_batch([item], choice).inputs) for item in items])
+    recorded = read_manifest(finished).counts["eval_loss"]
+    assert -log_probs.mean().item() == pytest.approx(recorded, abs=1e-5)
+
+
+def test_the_same_command_again_does_nothing(finished: Path, bench: Path) -> None:
+    before = (finished / "adapter_model.safetensors").stat().st_mtime_ns
+    assert _run(bench, finished).was_complete
+    assert (finished / "adapter_model.safetensors").stat().st_mtime_ns == before
+
+
+def test_other_settings_or_other_data_are_refused_with_the_difference(
+    finished: Path, bench: Path
+) -> None:
+    with pytest.raises(ConfigError, match="rank: 16 there, 4 now"):
+        _run(bench, finished, rank=4)
+    with pytest.raises(ConfigError, match="data: other"):
+        _run(bench, finished, data=bench / "other.jsonl")
+    with pytest.raises(ConfigError, match="not empty"):
+        _run(bench, bench)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_budget_the_same_losses(
+    finished: Path, bench: Path, tmp_path: Path
+) -> None:
+    _run(bench, tmp_path / "again")
+    first, again = (
+        load_file(folder / "adapter_model.safetensors") for folder in (finished, tmp_path / "again")
+    )
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    _run(bench, tmp_path / "whole", micro_batch_tokens=50_000)
+    losses = [
+        [row["loss"] for _, row in read_rows(folder / "log.jsonl") if "loss" in row]
+        for folder in (finished, tmp_path / "whole")
+    ]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_padded_micro_batches_learn_the_same(finished: Path, bench: Path, tmp_path: Path) -> None:
+    _run(bench, tmp_path / "padded", packing=False)
+    losses = [
+        [row["loss"] for _, row in read_rows(folder / "log.jsonl") if "loss" in row]
+        for folder in (finished, tmp_path / "padded")
+    ]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert read_manifest(tmp_path / "padded").counts["is_packed"] is False
+
+
+def test_recomputed_activations_learn_the_same(finished: Path, bench: Path, tmp_path: Path) -> None:
+    _run(bench, tmp_path / "recomputed", gradient_checkpointing="on")
+    losses = [
+        [row["loss"] for _, row in read_rows(folder / "log.jsonl") if "loss" in row]
+        for folder in (finished, tmp_path / "recomputed")
+    ]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert read_manifest(tmp_path / "recomputed").counts["is_checkpointing"] is True
+
+
+def test_an_orpo_run_comes_to_prefer_the_chosen_answers(bench: Path, tmp_path: Path) -> None:
+    pairs = bench / "pairs.jsonl"
+    flags = {"data": pairs, "validation_data": pairs, "objective": "orpo", "epochs": 8}
+    _run(bench, tmp_path / "orpo", **flags, learning_rate=2e-2, beta=2.0)
+    lines = [row for _, row in read_rows(tmp_path / "orpo/log.jsonl") if "eval_loss" in row]
+    assert lines[-1]["eval_loss"] < lines[0]["eval_loss"]
+    assert lines[-1]["eval_margin"] > lines[0]["eval_margin"]
+    assert 0 <= lines[-1]["eval_preferred"] <= 1
+
+
+@pytest.mark.parametrize("flags", [{"rslora": True}, {"dora": True}, {"precision": "bf16"}])
+def test_the_variants_train(bench: Path, tmp_path: Path, flags: dict[str, Any]) -> None:
+    counts = _run(bench, tmp_path / "variant", **flags).manifest.counts
+    assert counts["last_loss"] < counts["first_loss"]
+
+
+def test_training_stops_early_and_keeps_the_best(bench: Path, tmp_path: Path) -> None:
+    flags = {"early_stopping": 2, "epochs": 40, "eval_steps": 1, "learning_rate": 0.5}
+    counts = _run(bench, tmp_path / "early", **flags, n_samples=0).manifest.counts
+    lines = [row for _, row in read_rows(tmp_path / "early/log.jsonl") if "eval_loss" in row]
+    assert counts["n_steps"] < counts["n_steps_planned"]
+    assert counts["eval_loss"] == min(line["eval_loss"] for line in lines)
+    assert counts["best_step"] == counts["n_steps"] - 2
+    best = tmp_path / f"early/checkpoints/checkpoint-{counts['best_step']}"
+    kept = load_file(best / "adapter_model.safetensors")
+    final = load_file(tmp_path / "early/adapter_model.safetensors")
+    assert all(torch.equal(kept[name], final[name]) for name in kept)
+
+
+def test_a_checkpoint_cut_off_while_being_written_is_not_used(tmp_path: Path) -> None:
+    for number in (5, 10, 15):
+        (tmp_path / f"checkpoint-{number}").mkdir()
+        if number < 15:
+            (tmp_path / f"checkpoint-{number}" / COMPLETE_NAME).write_text("{}")
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    assert not (tmp_path / "checkpoint-15").exists()
+
+
+def test_a_dataset_without_validation_split_is_trained_without_evaluation(
+    bench: Path, tmp_path: Path
+) -> None:
+    counts = _run(bench, tmp_path / "plain", validation_data=None, epochs=1).manifest.counts
+    assert counts["eval_loss"] is None and "validation" not in counts
+    assert not (tmp_path / "plain/samples.jsonl").exists()
+
+
+def test_a_tiny_model_overfits_twenty_examples_and_reproduces_them(
+    bench: Path, tmp_path: Path
+) -> None:
+    rows = write_rows(tmp_path / "short.jsonl", 20, n_sentences=1)
+    # a frozen random head must be able to be sure of itself: weights of 0.02 never are
+    base = write_tiny_model(tmp_path / "base", initializer_range=0.3)
+    flags = {"data": rows, "validation_data": rows, "backbone": str(base), "rank": 32, "alpha": 64}
+    more = {"epochs": 45, "batch_size": 10, "eval_steps": 90, "n_samples": 20, "sample_tokens": 80}
+    _run(bench, tmp_path / "overfit", **flags, **more, learning_rate=1e-2, warmup=0.1)
+    samples = [row for _, row in read_rows(tmp_path / "overfit/samples.jsonl")]
+    assert len(samples) == 20
+    wrong = [row["id"] for row in samples if row["text"] != row["reference"]]
+    assert not wrong
+    assert {row["finish_reason"] for row in samples} == {"stop"}
+
+
+# --- refusals ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "error", "words", "hint"),
+    [
+        ({"backbone": None}, ConfigError, "no backbone", "cbtqa backbones"),
+        ({"data": None, "validation_data": None}, ConfigError, "no data", "cbtqa finetune"),
+        ({"backbone": "baichuan"}, ConfigError, "never run here", "cbtqa convert baichuan"),
+        ({"target_module": ("lm_head",)}, ConfigError, "stay frozen", "q_proj"),
+        ({"target_module": ("W_pack",)}, ConfigError, "no linear layer W_pack", "q_proj"),
+        ({"precision": "fp16"}, ConfigError, "needs a CUDA card", "--precision fp32"),
+        ({"max_length": 20}, DataError, "too_long", "--max-length"),
+        ({"chat_format": "none-such"}, ConfigError, "no chat format", "chatml"),
+        ({"mode": "cot"}, ConfigError, "for built datasets", ""),
+        ({"revision": "v9", "backbone": "nobody/none-such"}, ConfigError, "nobody/none-such", "hf"),
+    ],
+)
+def test_bad_input_is_told_with_the_next_step(
+    bench: Path,
+    tmp_path: Path,
+    flags: dict[str, Any],
+    error: type[CbtqaError],
+    words: str,
+    hint: str,
+) -> None:
+    with pytest.raises(error, match=words) as caught:
+        _run(bench, tmp_path / "out", **flags)
+    assert hint in (caught.value.hint or "")
+
+
+def test_a_disk_without_room_for_checkpoints_is_told_before_training(
+    bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    with pytest.raises(ConfigError, match="GB free"):
+        _run(bench, tmp_path / "out")
+
+
+def test_a_template_dataset_is_refused_and_trains_when_allowed(bench: Path, tmp_path: Path) -> None:
+    data = write_dataset_folder(tmp_path / "built", n_entries=20, is_template=True)
+    flags = {"data": data, "validation_data": None, "epochs": 1, "mode": "steps"}
+    with pytest.raises(ConfigError, match="template teacher"):
+        _run(bench, tmp_path / "out", **flags)
+    counts = _run(bench, tmp_path / "out", **flags, allow_template=True).manifest.counts
+    assert counts["validation"]["n_items"] > 0
+
+
+def test_a_loss_that_is_no_number_ends_the_run(bench: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="not a number") as caught:
+        _run(bench, tmp_path / "out", learning_rate=1e30, max_grad_norm=1e30, warmup=0)
+    assert "--learning-rate" in str(caught.value.hint)
+
+
+def test_a_signal_saves_and_the_same_command_continues_to_the_same_bits(
+    finished: Path, bench: Path, tmp_path: Path
+) -> None:
+    import os
+    import signal
+
+    def stop_at_three(line: dict[str, float]) -> None:
+        if line["step"] == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    words = {
+        "data": bench / "rows.jsonl",
+        "validation_data": bench / "other.jsonl",
+        "backbone": str(bench / "base"),
+        "out": tmp_path / "out",
+        **QUICK,
+    }
+    resolved = resolve(FinetuneSettings, flags=words, environ={})
+    with pytest.raises(IncompleteRunError, match="stopped by a signal"):
+        finetune(resolved, on_line=stop_at_three)
+    assert not (tmp_path / "out/manifest.json").exists()
+    finetune(resolved)
+    first, again = (
+        load_file(folder / "adapter_model.safetensors") for folder in (finished, tmp_path / "out")
+    )
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    steps = [row["step"] for _, row in read_rows(tmp_path / "out/log.jsonl") if "loss" in row]
+    assert steps == list(range(1, 11))
+
+
+def test_machine_failures_are_recognised_as_the_libraries_word_them() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 50)
+    assert is_out_of_memory(caught.value)
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"))
+    assert not is_out_of_memory(RuntimeError("shapes cannot be multiplied"))
+    assert is_disk_full(OSError(28, "No space left on device"))
+    assert is_disk_full(RuntimeError("PytorchStreamWriter failed writing file data/0"))
+    assert not is_disk_full(OSError(13, "Permission denied"))
