@@ -1,0 +1,256 @@
+"""Memory and arithmetic of a step: counted without weights, equal to what a real run keeps."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from peft.helpers import disable_input_dtype_casting
+from transformers import AutoModelForCausalLM
+
+from cbtqa.errors import ConfigError
+from cbtqa.tuning.backbones import find_backbone, load_backbones, to_config
+from cbtqa.tuning.cards import GIB, card_of_device, find_card, load_cards
+from cbtqa.tuning.counting import ATTENTION, N_TOKENS, ShapeCount, count_head, count_shape
+from cbtqa.tuning.estimate import StepSize, memory_of, needs_checkpointing
+from cbtqa.tuning.flops import expected_seconds, flops_per_token
+from cbtqa.tuning.loading import lora_config
+from cbtqa.tuning.meters import BLOCK_BYTES, LiveBytes, SavedBytes
+from cbtqa.tuning.settings import FinetuneSettings
+from tests.support.tiny_models import tiny_config
+
+MIB = 2**20
+SIZE = StepSize(tokens=8192, labelled=0.7)
+LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def _lora(**words: Any) -> LoraConfig:
+    return LoraConfig(**{"r": 4, "target_modules": LAYERS, "task_type": "CAUSAL_LM", **words})
+
+
+@pytest.fixture(scope="module")
+def baichuan() -> ShapeCount:
+    backbone = find_backbone("baichuan")
+    return count_shape(to_config(backbone), lora_config(FinetuneSettings(), backbone))
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft 0.21's
+@pytest.mark.parametrize("kind", ["qwen2", "llama"])
+@pytest.mark.parametrize("upcasts", [False, True])
+def test_what_is_counted_without_weights_is_what_a_real_run_keeps(kind: str, upcasts: bool) -> None:
+    config = tiny_config(kind, hidden_size=96, num_hidden_layers=3)
+    count = count_shape(config, _lora(), upcasts=upcasts)
+    real = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    real.set_attn_implementation(ATTENTION)
+    model = get_peft_model(real, _lora()).train()
+    ids = torch.ones(1, N_TOKENS, dtype=torch.long)
+    known = (*model.parameters(), *model.buffers())
+    saved, live = SavedBytes(*known), LiveBytes(*known)
+    casting = (
+        torch.autocast("cpu", torch.bfloat16) if upcasts else disable_input_dtype_casting(model)
+    )
+    with live, torch.autocast("cpu", torch.bfloat16), casting:
+        with saved:
+            out = model.get_base_model().model(ids, use_cache=False).last_hidden_state
+        sizes = saved.sizes
+        saved.release()
+        out.backward(torch.empty_like(out))
+    assert count.plain.saved_per_token * N_TOKENS + count.plain.saved_fixed == sum(sizes)
+    counted = count.plain.peak_per_token * N_TOKENS + count.plain.saved_fixed
+    assert counted == pytest.approx(live.peak, rel=0.02)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_parameters_are_those_that_peft_counts(baichuan: ShapeCount) -> None:
+    config = tiny_config()
+    count = count_shape(config, _lora())
+    model = get_peft_model(AutoModelForCausalLM.from_config(config), _lora())
+    assert (count.n_trainable, count.n_trainable + count.n_frozen) == (
+        model.get_nb_trainable_parameters()
+    )
+    by_hand = 32 * 16 * (4 * (4096 + 4096) + 3 * (4096 + 11008))
+    assert baichuan.n_trainable == by_hand == 39_976_960
+    assert baichuan.n_frozen == 7_000_559_616
+
+
+def test_a_7b_shape_keeps_what_the_parts_of_a_layer_add_up_to(baichuan: ShapeCount) -> None:
+    hidden, inner, rank, layers = 4096, 11008, 16, 32
+    norms = 2 * (4 + 2) * hidden + 2 * 4  # float32 input, 16-bit output, its scale
+    attention = 4 * 2 * hidden + 4 * 32  # queries, keys, values, result; log-sums of 32 heads
+    mlp = 4 * 2 * inner  # gate, its activation, up, product
+    adapters = 7 * 2 * rank
+    rotary, last = 2 * 2 * 128, (4 + 0) * hidden + 4
+    expected = layers * (norms + attention + mlp + adapters) + rotary + last
+    assert baichuan.plain.saved_per_token == pytest.approx(expected, rel=0.01)
+    assert baichuan.plain.saved_per_token / MIB == pytest.approx(5.20, abs=0.01)
+
+
+def test_dropout_and_the_input_cast_cost_what_they_store() -> None:
+    config = to_config(find_backbone("baichuan"))
+    config.num_hidden_layers = 2
+    plain = count_shape(config, _lora(r=16)).plain.saved_per_token
+    usual = count_shape(config, _lora(r=16, lora_dropout=0.05), upcasts=True).plain.saved_per_token
+    inputs = 6 * 4096 + 11008  # of the seven adapters of a layer
+    shared = 2 * 4096 + 11008  # kept once for several of them when nothing copies them
+    unmasked = 3 * 4096  # nothing before the first layer is trained: its inputs want no mask
+    assert usual - plain == 2 * (3 * inputs - 2 * shared) - unmasked
+
+
+def test_recomputing_keeps_one_input_per_layer(baichuan: ShapeCount) -> None:
+    kept = baichuan.recomputed.saved_per_token
+    assert kept == pytest.approx(32 * 2 * 4096, rel=0.08)
+    assert kept < baichuan.recomputed.peak_per_token < 0.1 * baichuan.plain.peak_per_token
+
+
+def test_the_head_takes_a_chunk_of_logits_not_all_of_them() -> None:
+    few, many = count_head(4096, 151_936, 2_000), count_head(4096, 151_936, 8_000)
+    all_logits = 8_000 * 151_936 * 4
+    assert many < 0.25 * all_logits
+    # beyond one chunk only states, gradients and targets grow
+    assert many - few < 6_000 * (4 * 2 * 4096 + 64)
+
+
+def test_every_listed_backbone_can_be_counted() -> None:
+    seen = set()
+    for name, backbone in load_backbones().items():
+        if (backbone.model_type, backbone.target_modules) in seen:
+            continue
+        seen.add((backbone.model_type, backbone.target_modules))
+        config = to_config(backbone)
+        config.num_hidden_layers = 1
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[:1]
+        count = count_shape(config, lora_config(FinetuneSettings(), backbone))
+        assert count.n_trainable > 0 and count.n_layers == 1, name
+        assert 0 < count.plain.saved_per_token < count.plain.peak_per_token, name
+
+
+def test_memory_is_the_sum_of_its_parts(baichuan: ShapeCount) -> None:
+    memory = memory_of(baichuan, SIZE)
+    assert memory.weights == 2 * baichuan.n_frozen
+    assert memory.adapters == memory.gradients == 4 * baichuan.n_trainable
+    assert memory.optimizer == 8 * baichuan.n_trainable
+    assert memory.activations == pytest.approx(8192 * 5.199 * MIB, rel=0.01)
+    assert memory.total == sum(vars(memory).values())
+    assert memory.fits(memory.total) and not memory.fits(memory.total - 1)
+
+
+def test_4_bits_shrink_the_weights_and_fsdp_divides_them(baichuan: ShapeCount) -> None:
+    plain = memory_of(baichuan, SIZE)
+    quantized = memory_of(baichuan, SIZE, is_quantized=True)
+    rest = plain.weights - 2 * baichuan.adapted_weights  # embedding, head, norms
+    largest = 2 * 4096 * 11008
+    assert quantized.weights == pytest.approx(
+        rest + largest + 0.516 * baichuan.adapted_weights, rel=0.001
+    )
+    divided = memory_of(baichuan, SIZE, n_cards=8, sharding="fsdp")
+    assert divided.weights == plain.weights // 8 + 2 * baichuan.layer_bytes
+    assert divided.activations == plain.activations
+    assert memory_of(baichuan, SIZE, n_cards=8).gradients == 2 * plain.gradients
+
+
+def test_checkpointing_is_for_cards_that_are_too_small(baichuan: ShapeCount) -> None:
+    assert not needs_checkpointing(find_card("h100").memory_bytes, baichuan, SIZE)
+    assert needs_checkpointing(find_card("a100-40").memory_bytes, baichuan, SIZE)
+    small = memory_of(baichuan, SIZE, checkpointing=True)
+    assert small.fits(find_card("rtx4090").memory_bytes)
+
+
+def test_live_bytes_follow_what_is_freed() -> None:
+    with LiveBytes() as live:
+        first = torch.zeros(1000)
+        second = torch.zeros(5000)
+        del first
+        view = second[10:]
+        third = torch.zeros(1)
+        assert live.now == 20_480 + BLOCK_BYTES
+        del second, view, third
+    assert live.now == 0
+    assert live.peak == 4096 + 20_480
+
+
+class _Sizes(NamedTuple):
+    """A model's arithmetic by hand: hidden, inner, layers, width of keys, vocabulary, rank 16."""
+
+    hidden: int
+    inner: int
+    n_layers: int
+    keys: int
+    vocabulary: int
+
+    @property
+    def body_weights(self) -> int:
+        attention = 2 * self.hidden * (self.hidden + self.keys)
+        return self.n_layers * (attention + 3 * self.hidden * self.inner)
+
+    @property
+    def adapter_weights(self) -> int:
+        attention = 2 * 2 * self.hidden + 2 * (self.hidden + self.keys)
+        return 16 * self.n_layers * (attention + 3 * (self.hidden + self.inner))
+
+    @property
+    def attention_width(self) -> int:
+        return self.hidden
+
+
+BY_HAND = {
+    "baichuan": _Sizes(4096, 11008, 32, 4096, 64_000),
+    "qwen": _Sizes(4096, 11008, 32, 4096, 151_936),
+    "llama3.1": _Sizes(4096, 14336, 32, 1024, 128_256),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "gflop", "with_recompute"),
+    [("baichuan", 27.5, 41.0), ("qwen", 28.5, 42.5), ("llama3.1", 30.3, 45.2)],
+)
+def test_arithmetic_agrees_with_the_published_accounting(
+    name: str, gflop: float, with_recompute: float
+) -> None:
+    # forward 2N, backward 2N through frozen weights; 700-token documents, 70 % in the loss
+    flops = flops_per_token(BY_HAND[name], length=700, labelled=0.7)
+    assert flops.total(checkpointing=False) / 1e9 == pytest.approx(gflop, rel=0.005)
+    # our head is not recomputed, which the published figure has it do
+    assert flops.total(checkpointing=True) / 1e9 == pytest.approx(with_recompute, rel=0.03)
+
+
+def test_counted_sizes_give_the_arithmetic_of_sizes_by_hand(baichuan: ShapeCount) -> None:
+    counted = flops_per_token(baichuan, length=700, labelled=0.7)
+    assert counted == flops_per_token(BY_HAND["baichuan"], length=700, labelled=0.7)
+
+
+def test_expected_time_is_work_over_throughput() -> None:
+    assert expected_seconds(1e6, 28e9, tflops=989, share=0.4) == pytest.approx(70.78, rel=1e-3)
+    assert expected_seconds(1e6, 28e9, tflops=989, share=0.4, n_cards=2) == pytest.approx(
+        35.39, rel=1e-3
+    )
+
+
+@pytest.mark.parametrize(
+    ("driver_name", "gib", "card"),
+    [
+        ("NVIDIA H200", 139.8, "h200"),
+        ("NVIDIA H100 80GB HBM3", 79.2, "h100"),
+        ("NVIDIA A100-SXM4-80GB", 79.3, "a100-80"),
+        ("NVIDIA A100-SXM4-40GB", 39.5, "a100-40"),
+        ("NVIDIA GeForce RTX 4090", 23.6, "rtx4090"),
+        ("NVIDIA RTX A6000", 47.4, "a6000"),
+        ("NVIDIA L40S", 44.5, "l40s"),
+        ("Tesla V100-SXM2-32GB", 31.7, "v100"),
+        ("Tesla V100-SXM2-16GB", 15.8, None),
+        ("Some Card 9000", 24.0, None),
+    ],
+)
+def test_a_device_is_known_by_its_name_and_memory(
+    driver_name: str, gib: float, card: str | None
+) -> None:
+    found = card_of_device(driver_name, int(gib * GIB))
+    assert (found.id if found else None) == card
+
+
+def test_an_unknown_card_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError) as told:
+        find_card("h9000")
+    assert all(name in str(told.value.hint) for name in load_cards())
