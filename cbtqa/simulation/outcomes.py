@@ -91,9 +91,6 @@ def analyse_outcome(
         )
     except ValueError as error:
         return result.model_copy(update={"no_fit_reason": str(error)})
-    if fit.var_residual <= 0:
-        reason = "no variation: every session of an arm has the same total"
-        return result.model_copy(update={"no_fit_reason": reason})
     found = _with_model(result, fit, x, present, data, choices)
     return found.model_copy(
         update={

@@ -37,6 +37,9 @@ from cbtqa.statistics.variance_ratio import (
 Engine = Literal["auto", "closed_form", "profile", "statsmodels"]
 NORMAL_95 = 1.959963984540054
 BOUNDARY = 1e-7
+LARGEST_RATIO = 1e6
+NOTHING = 1e-10
+"""Share of the variance below which nothing but rounding is left."""
 
 
 class Effect(Record):
@@ -116,7 +119,7 @@ def fit_mixed(
 
     Raises:
         ValueError: fewer than two groups, too few rows, gaps, columns of x that depend on each
-            other, or a closed form asked of unbalanced data.
+            other, no variation left, or a closed form asked of unbalanced data.
         MissingExtraError: statsmodels was asked for and is not installed.
     """
     outcome, design = np.asarray(y, dtype=np.float64), np.asarray(x, dtype=np.float64)
@@ -134,6 +137,8 @@ def fit_mixed(
             engine = "statsmodels" if _has_statsmodels() else "profile"
             if engine == "profile":
                 notes.append("unbalanced, and statsmodels is not installed: own search instead")
+    if ratio > LARGEST_RATIO or solve(sums, 0.0).rss <= NOTHING * float(outcome.var()) * sums.n:
+        raise ValueError("no variation is left beside the effects and the groups")
     if engine == "statsmodels":
         ratio, name = _statsmodels_ratio(outcome, design, groups, method, ratio, notes)
     return _make_fit(sums, ratio, names, method, name, is_balanced, notes)

@@ -143,6 +143,9 @@ def test_no_spread_between_patients_is_the_boundary_and_not_a_failure() -> None:
         (lambda y, x, g: (y, x[:, 1:], g), "intercept"),
         (lambda y, x, g: (y[:7], x[:7], g[:7]), "too few"),
         (lambda y, x, g: (y[1:], x, g), "do not fit"),
+        (lambda y, x, g: (np.full(len(y), 3.0), x, g), "no variation is left"),
+        (lambda y, x, g: (x @ np.arange(6.0), x, g), "no variation is left"),
+        (lambda y, x, g: (x[:, 1] + [float(one[1:]) for one in g], x, g), "no variation is left"),
     ],
 )
 def test_data_that_give_no_model_are_refused_in_words(change: Any, words: str) -> None:
