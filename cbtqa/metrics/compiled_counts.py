@@ -56,59 +56,94 @@ def _slot(keys: Array, stamps: Array, stamp: int, key: int) -> Array:
 
 
 class Grams(NamedTuple):
-    """Working memory of the n-gram count, reused for all pairs."""
+    """Places of one text whose grams are shared so far, ascending, and the grams' numbers."""
 
-    ours: Array
-    """Number of the gram at each place of the prediction, -1 where it is not shared."""
-    theirs: Array
+    places: Array
+    numbers: Array
+
+
+class Tally(NamedTuple):
+    """What is known of each gram, by number."""
+
     free: Array
-    """By gram: how often it occurs in the reference and is not yet taken."""
+    """How often it occurs in the reference and is not yet taken."""
     is_met: Array
 
 
 @compiled
-def _number_grams(symbols: Array, order: int, memory: Grams, table: Table, stamp: int) -> None:
-    """Numbers the reference's grams of this order whose two parts are shared."""
+def _extend(grams: Grams, n_grams: int, size: int, order: int, keys: Array) -> int:
+    """Joins neighbouring grams to grams of the next order; how many there are, keys filled in.
+
+    Two grams side by side differ in one token only, so their two numbers tell them apart.
+    """
+    places, numbers = grams
+    kept = 0
+    for index in range(n_grams - 1):
+        place = places[index]
+        if places[index + 1] == place + 1 and place + order <= size:
+            keys[kept] = (np.int64(numbers[index]) << 32) | numbers[index + 1]
+            places[kept] = place
+            kept += 1
+    return kept
+
+
+@compiled
+def _number_grams(
+    keys: Array, n_grams: int, grams: Grams, tally: Tally, table: Table, stamp: int
+) -> None:
+    """Numbers the reference's grams."""
     # arrays out of their tuples first: numba counts references at each access inside one
-    keys, stamps, numbers = table
-    _, grams, free, is_met = memory
+    known, stamps, numbers = table
+    free, is_met = tally
+    found = grams.numbers
     n_known = 0
-    for place in range(symbols.shape[0] - order + 1):
-        if grams[place] < 0 or grams[place + 1] < 0:
-            grams[place] = -1
-            continue
-        key = (np.int64(grams[place]) << 32) | symbols[place + order - 1]
-        slot = _slot(keys, stamps, stamp, key)
+    for index in range(n_grams):
+        slot = _slot(known, stamps, stamp, keys[index])
         if stamps[slot] != stamp:
             stamps[slot] = stamp
-            keys[slot] = key
+            known[slot] = keys[index]
             numbers[slot] = n_known
             free[n_known] = 0
             is_met[n_known] = False
             n_known += 1
-        grams[place] = numbers[slot]
+        found[index] = numbers[slot]
         free[numbers[slot]] += 1
 
 
 @compiled
-def _meet_grams(symbols: Array, order: int, memory: Grams, table: Table, stamp: int) -> int:
-    """How many of the prediction's grams of this order are shared, each occurrence once."""
-    keys, stamps, numbers = table
-    grams, _, free, is_met = memory
-    shared = 0
-    for place in range(symbols.shape[0] - order + 1):
-        gram = -1
-        if grams[place] >= 0 and grams[place + 1] >= 0:
-            key = (np.int64(grams[place]) << 32) | symbols[place + order - 1]
-            slot = _slot(keys, stamps, stamp, key)
-            if stamps[slot] == stamp:
-                gram = numbers[slot]
-                is_met[gram] = True
-                if free[gram] > 0:
-                    free[gram] -= 1
-                    shared += 1
-        grams[place] = gram
-    return shared
+def _meet_grams(
+    keys: Array, n_grams: int, grams: Grams, tally: Tally, table: Table, stamp: int
+) -> tuple[int, int]:
+    """Keeps the prediction's grams that are shared; how many, and each occurrence taken once."""
+    known, stamps, numbers = table
+    free, is_met = tally
+    places, found = grams
+    kept = shared = 0
+    for index in range(n_grams):
+        slot = _slot(known, stamps, stamp, keys[index])
+        if stamps[slot] == stamp:
+            number = numbers[slot]
+            is_met[number] = True
+            if free[number] > 0:
+                free[number] -= 1
+                shared += 1
+            places[kept] = places[index]
+            found[kept] = number
+            kept += 1
+    return kept, shared
+
+
+@compiled
+def _keep_met(grams: Grams, n_grams: int, is_met: Array) -> int:
+    """Keeps the reference's grams that are shared."""
+    places, numbers = grams
+    kept = 0
+    for index in range(n_grams):
+        if is_met[numbers[index]]:
+            places[kept] = places[index]
+            numbers[kept] = numbers[index]
+            kept += 1
+    return kept
 
 
 @compiled
@@ -117,28 +152,30 @@ def _count_ngrams(
 ) -> None:
     longest = _longest(offsets_a, offsets_b)
     table = _table(longest)
-    grams = Grams(
-        np.empty(longest + 1, np.int32),
-        np.empty(longest + 1, np.int32),
-        np.empty(longest + 1, np.int32),
-        np.empty(longest + 1, np.bool_),
-    )
+    ours = Grams(np.empty(longest, np.int32), np.empty(longest, np.int32))
+    theirs = Grams(np.empty(longest, np.int32), np.empty(longest, np.int32))
+    tally = Tally(np.empty(longest, np.int32), np.empty(longest, np.bool_))
+    keys = np.empty(longest, np.int64)
     stamp = 0
     for pair in range(counts.shape[0]):
-        ours = symbols_a[offsets_a[pair] : offsets_a[pair + 1]]
-        theirs = symbols_b[offsets_b[pair] : offsets_b[pair + 1]]
-        grams.ours[: ours.shape[0] + 1] = 0  # the empty gram, shared everywhere
-        grams.theirs[: theirs.shape[0] + 1] = 0
+        words = symbols_a[offsets_a[pair] : offsets_a[pair + 1]]
+        others = symbols_b[offsets_b[pair] : offsets_b[pair + 1]]
+        n_ours, n_theirs = words.shape[0], others.shape[0]
         for order in range(1, counts.shape[1] // 3 + 1):
+            counts[pair, 3 * order - 3] = max(0, words.shape[0] - order + 1)
+            counts[pair, 3 * order - 2] = max(0, others.shape[0] - order + 1)
             stamp += 1
-            _number_grams(theirs, order, grams, table, stamp)
-            shared = _meet_grams(ours, order, grams, table, stamp)
-            for place in range(theirs.shape[0] - order + 1):
-                gram = grams.theirs[place]
-                if gram >= 0 and not grams.is_met[gram]:
-                    grams.theirs[place] = -1
-            counts[pair, 3 * order - 3] = max(0, ours.shape[0] - order + 1)
-            counts[pair, 3 * order - 2] = max(0, theirs.shape[0] - order + 1)
+            if order == 1:
+                theirs.places[:n_theirs] = np.arange(n_theirs)
+                _number_grams(others, n_theirs, theirs, tally, table, stamp)
+                ours.places[:n_ours] = np.arange(n_ours)
+                n_ours, shared = _meet_grams(words, n_ours, ours, tally, table, stamp)
+            else:
+                n_theirs = _extend(theirs, n_theirs, others.shape[0], order, keys)
+                _number_grams(keys, n_theirs, theirs, tally, table, stamp)
+                n_ours = _extend(ours, n_ours, words.shape[0], order, keys)
+                n_ours, shared = _meet_grams(keys, n_ours, ours, tally, table, stamp)
+            n_theirs = _keep_met(theirs, n_theirs, tally.is_met)
             counts[pair, 3 * order - 1] = shared
 
 

@@ -1,7 +1,9 @@
 """jieba's segmentation over arrays of code points, compiled; equal to `segmentation` to the word.
 
-The dictionary becomes a trie in flat arrays; no Python object is made per word. Words are
-numbered within a block by comparing characters, and each distinct word becomes a string once.
+The dictionary becomes a trie in flat arrays; no Python object is made per word. A word is known
+by its character or by its node in the trie; only the rest, such as names that the hidden Markov
+model puts together, are told apart by comparing characters. Each distinct word becomes a string
+once.
 """
 
 from __future__ import annotations
@@ -12,20 +14,24 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cbtqa.metrics.compiled import compiled
-from cbtqa.metrics.compiled_trie import NO_WORD, PLANE, Trie, child, make_trie
+from cbtqa.metrics.compiled_trie import IS_WORD, LEADS_ON, PLANE, Trie, child, make_trie
 from cbtqa.metrics.jieba_tables import MIN_FLOAT, STATES, JiebaTables
 from cbtqa.metrics.segmentation import BLOCK
-from cbtqa.metrics.sequences import Sequences, Vocabulary, code_points
+from cbtqa.metrics.sequences import LAST_CODE_POINT, Ints, Sequences, Vocabulary, code_points
 
 Array = Any
 """A numpy array inside compiled code, whose types numba infers."""
 OTHER, WORD_CHARACTER, HAN = 0, 1, 2
 FIRST_HAN, LAST_HAN = 0x4E00, 0x9FD5
 B, M, E, S = 0, 1, 2, 3
+FIRST_NODE = LAST_CODE_POINT + 1
+"""Key of the trie's node 0; the key of a single character is its code point."""
+NO_KEY = -1
+"""Of a word that is neither a character nor a word the trie led to."""
 
 
 class Model(NamedTuple):
-    """The hidden Markov model: emission by state and character, start, transition."""
+    """The hidden Markov model: emission by character and state, start, transition."""
 
     emit: Array
     start: Array
@@ -36,78 +42,97 @@ class Scratch(NamedTuple):
     """Working memory as long as the longest text."""
 
     score: Array
-    ends: Array
-    value: Array
+    lengths: Array
+    nodes: Array
     back: Array
     state: Array
 
 
+class Words(NamedTuple):
+    """Where each word ends, and its key."""
+
+    ends: Array
+    keys: Array
+
+
 @compiled
-def _find_best_ends(codes: Array, first: int, last: int, trie: Trie, work: Scratch) -> None:
-    """Fills `work.ends` with the length of the word at each place of the best path."""
+def _add(words: Words, n_words: int, codes: Array, start: int, end: int) -> int:
+    """One more word that the trie did not give."""
+    words.ends[n_words] = end
+    words.keys[n_words] = codes[start] if end - start == 1 else NO_KEY
+    return n_words + 1
+
+
+@compiled
+def _find_best_path(codes: Array, first: int, last: int, trie: Trie, work: Scratch) -> None:
+    """Fills in length and node of the word at each place of the best path; node 0 for none."""
     # arrays out of their tuples first: numba counts references at each access inside one
     entries, roots, weights, unknown = trie
-    score, ends = work.score, work.ends
+    score, lengths, nodes = work.score, work.lengths, work.nodes
     size = last - first
     score[size] = 0.0
     for place in range(size - 1, -1, -1):
-        node = roots[codes[first + place]]
-        best = 0.0
-        best_length = 0
+        step = np.int64(roots[codes[first + place]])
+        best = unknown + score[place + 1]
+        best_length = best_node = 0
         length = 1
-        while node != 0:
-            if weights[node] != NO_WORD:
-                total = weights[node] + score[place + length]
+        while step != 0:
+            if step & IS_WORD:
+                total = weights[step >> 2] + score[place + length]
                 if best_length == 0 or total >= best:
                     best = total
                     best_length = length
-            if place + length >= size:
+                    best_node = step >> 2
+            if not step & LEADS_ON or place + length >= size:
                 break
-            node = child(entries, node, codes[first + place + length])
+            step = child(entries, step >> 2, codes[first + place + length])
             length += 1
-        if best_length == 0:
-            best = unknown + score[place + 1]
-            best_length = 1
         score[place] = best
-        ends[place] = best_length
+        lengths[place] = max(best_length, 1)
+        nodes[place] = best_node
 
 
 @compiled
 def _find_states(codes: Array, first: int, last: int, model: Model, work: Scratch) -> None:
-    """Fills `work.state` by Viterbi; of equal paths the one from the later letter, B E M S."""
-    value, back, states = work.value, work.back, work.state
+    """Fills `work.state` by Viterbi; of equal paths the one from the later letter, B E M S.
+
+    Each of the four states can be reached from two, so one bit a state says where it came from.
+    """
+    back, states = work.back, work.state
     emit, start, trans = model
-    for state in range(4):
-        value[0, state] = start[state] + emit[state, codes[first] - FIRST_HAN]
+    code = codes[first] - FIRST_HAN
+    b, m = start[B] + emit[code, B], start[M] + emit[code, M]
+    e, s = start[E] + emit[code, E], start[S] + emit[code, S]
     for place in range(1, last - first):
-        character = codes[first + place] - FIRST_HAN
-        for state, one, other in ((B, E, S), (M, B, M), (E, B, M), (S, E, S)):
-            emitted = emit[state, character]
-            by_one = value[place - 1, one] + trans[one, state] + emitted
-            by_other = value[place - 1, other] + trans[other, state] + emitted
-            if by_other >= by_one:
-                value[place, state] = by_other
-                back[place, state] = other
-            else:
-                value[place, state] = by_one
-                back[place, state] = one
-    end = last - first - 1
-    state = S if value[end, S] >= value[end, E] else E
-    for place in range(end, -1, -1):
+        code = codes[first + place] - FIRST_HAN
+        b_e, b_s = e + trans[E, B] + emit[code, B], s + trans[S, B] + emit[code, B]
+        m_b, m_m = b + trans[B, M] + emit[code, M], m + trans[M, M] + emit[code, M]
+        e_b, e_m = b + trans[B, E] + emit[code, E], m + trans[M, E] + emit[code, E]
+        s_e, s_s = e + trans[E, S] + emit[code, S], s + trans[S, S] + emit[code, S]
+        back[place] = (b_s >= b_e) | (m_m >= m_b) << M | (e_m >= e_b) << E | (s_s >= s_e) << S
+        b = b_s if b_s >= b_e else b_e
+        m = m_m if m_m >= m_b else m_b
+        e = e_m if e_m >= e_b else e_b
+        s = s_s if s_s >= s_e else s_e
+    state = S if s >= e else E
+    for place in range(last - first - 1, -1, -1):
         states[place] = state
-        if place > 0:
-            state = back[place, state]
+        is_later = back[place] >> state & 1
+        if state == B or state == S:
+            state = S if is_later else E
+        else:
+            state = M if is_later else B
 
 
 @compiled
 def _is_word(codes: Array, first: int, last: int, trie: Trie) -> Array:
-    entries, roots, weights, _ = trie
-    node = roots[codes[first]]
+    entries, roots, _, _ = trie
+    step = np.int64(roots[codes[first]])
     for place in range(first + 1, last):
-        if node == 0:
+        if not step & LEADS_ON:
             return False
-        node = child(entries, node, codes[place])
-    return node != 0 and weights[node] != NO_WORD
+        step = child(entries, step >> 2, codes[place])
+    return step & IS_WORD != 0
 
 
 @compiled
@@ -121,7 +146,7 @@ def _is_latin(code: int) -> bool:
 
 
 @compiled
-def _cut_latin(codes: Array, first: int, last: int, out: Array, n_out: int) -> int:
+def _cut_latin(codes: Array, first: int, last: int, words: Words, n_words: int) -> int:
     """Letters and digits with `.5` and `%` behind them are words; so is what stands between."""
     rest = place = first
     while place < last:
@@ -129,8 +154,8 @@ def _cut_latin(codes: Array, first: int, last: int, out: Array, n_out: int) -> i
             place += 1
             continue
         if rest < place:
-            out[n_out] = place
-            n_out += 1
+            n_words = _add(words, n_words, codes, rest, place)
+        rest = place
         while place < last and _is_latin(codes[place]):
             place += 1
         if place + 1 < last and codes[place] == 46 and _is_digit(codes[place + 1]):
@@ -139,29 +164,23 @@ def _cut_latin(codes: Array, first: int, last: int, out: Array, n_out: int) -> i
                 place += 1
         if place < last and codes[place] == 37:
             place += 1
-        out[n_out] = rest = place
-        n_out += 1
-    if rest < last:
-        out[n_out] = last
-        n_out += 1
-    return n_out
+        n_words = _add(words, n_words, codes, rest, place)
+        rest = place
+    return _add(words, n_words, codes, rest, last) if rest < last else n_words
 
 
 @compiled
 def _cut_han(
-    codes: Array, first: int, last: int, model: Model, work: Scratch, out: Array, n_out: int
+    codes: Array, first: int, last: int, model: Model, work: Scratch, words: Words, n_words: int
 ) -> int:
     _find_states(codes, first, last, model, work)
+    states = work.state
     end = first
     for place in range(first, last):
-        if work.state[place - first] >= E:
+        if states[place - first] >= E:
+            n_words = _add(words, n_words, codes, end, place + 1)
             end = place + 1
-            out[n_out] = end
-            n_out += 1
-    if end < last:
-        out[n_out] = last
-        n_out += 1
-    return n_out
+    return _add(words, n_words, codes, end, last) if end < last else n_words
 
 
 @compiled
@@ -173,26 +192,25 @@ def _cut_singles(
     model: Model,
     kinds: Array,
     work: Scratch,
-    out: Array,
-    n_out: int,
+    words: Words,
+    n_words: int,
 ) -> int:
     """A run of single characters: split if it is a word, else through the model."""
     if last - first < 2 or _is_word(codes, first, last, trie):
         for place in range(first, last):
-            out[n_out] = place + 1
-            n_out += 1
-        return n_out
+            n_words = _add(words, n_words, codes, place, place + 1)
+        return n_words
     while first < last:
         stop = first
         is_han = kinds[codes[first]] == HAN
         while stop < last and (kinds[codes[stop]] == HAN) == is_han:
             stop += 1
         if is_han:
-            n_out = _cut_han(codes, first, stop, model, work, out, n_out)
+            n_words = _cut_han(codes, first, stop, model, work, words, n_words)
         else:
-            n_out = _cut_latin(codes, first, stop, out, n_out)
+            n_words = _cut_latin(codes, first, stop, words, n_words)
         first = stop
-    return n_out
+    return n_words
 
 
 @compiled
@@ -204,42 +222,47 @@ def _cut_block(
     model: Model,
     kinds: Array,
     work: Scratch,
-    out: Array,
-    n_out: int,
+    words: Words,
+    n_words: int,
 ) -> int:
-    _find_best_ends(codes, first, last, trie, work)
-    lengths = work.ends
+    _find_best_path(codes, first, last, trie, work)
+    lengths, nodes = work.lengths, work.nodes
+    ends, keys = words
     place = singles = first
     while place < last:
         length = lengths[place - first]
         if length > 1:
             if place - singles == 1:  # the commonest run by far, not worth a call
-                out[n_out] = place
-                n_out += 1
+                ends[n_words] = place
+                keys[n_words] = codes[singles]
+                n_words += 1
             elif place > singles:
-                n_out = _cut_singles(codes, singles, place, trie, model, kinds, work, out, n_out)
-            out[n_out] = singles = place + length
-            n_out += 1
+                n_words = _cut_singles(
+                    codes, singles, place, trie, model, kinds, work, words, n_words
+                )
+            ends[n_words] = singles = place + length
+            keys[n_words] = FIRST_NODE + nodes[place - first]
+            n_words += 1
         place += length
-    return _cut_singles(codes, singles, last, trie, model, kinds, work, out, n_out)
+    return _cut_singles(codes, singles, last, trie, model, kinds, work, words, n_words)
 
 
 @compiled
 def _cut_texts(codes: Array, offsets: Array, trie: Trie, model: Model, kinds: Array) -> Array:
-    """End of every word, and the number of words before each text."""
+    """End and key of every word, and the number of words before each text."""
     longest = 1
     for text in range(offsets.shape[0] - 1):
         longest = max(longest, offsets[text + 1] - offsets[text])
     work = Scratch(
         np.empty(longest + 1),
-        np.empty(longest + 1, np.int64),
-        np.empty((longest + 1, 4)),
-        np.empty((longest + 1, 4), np.int8),
+        np.empty(longest + 1, np.int32),
+        np.empty(longest + 1, np.int32),
+        np.zeros(longest + 1, np.uint8),
         np.empty(longest + 1, np.int8),
     )
-    out = np.empty(codes.shape[0], np.int64)
+    words = Words(np.empty(codes.shape[0], np.int64), np.empty(codes.shape[0], np.int32))
     before = np.zeros(offsets.shape[0], np.int64)
-    n_out = 0
+    n_words = 0
     for text in range(offsets.shape[0] - 1):
         place, last = offsets[text], offsets[text + 1]
         while place < last:
@@ -247,52 +270,47 @@ def _cut_texts(codes: Array, offsets: Array, trie: Trie, model: Model, kinds: Ar
             while stop < last and codes[stop] < PLANE and kinds[codes[stop]] != OTHER:
                 stop += 1
             if stop > place:
-                n_out = _cut_block(codes, place, stop, trie, model, kinds, work, out, n_out)
+                n_words = _cut_block(codes, place, stop, trie, model, kinds, work, words, n_words)
             else:
                 is_line_end = codes[place] == 13 and place + 1 < last and codes[place + 1] == 10
                 stop = place + 2 if is_line_end else place + 1
-                out[n_out] = stop
-                n_out += 1
+                n_words = _add(words, n_words, codes, place, stop)
             place = stop
-        before[text + 1] = n_out
-    return out[:n_out].copy(), before
+        before[text + 1] = n_words
+    return words.ends[:n_words].copy(), words.keys[:n_words].copy(), before
 
 
 @compiled
-def _number_words(codes: Array, ends: Array) -> Array:
-    """A number for each distinct word of the block, and where each first stands."""
+def _number_words(codes: Array, starts: Array, ends: Array) -> Array:
+    """A number for each distinct word, and which of them is the first of its kind."""
     capacity = 1024
     while capacity < 2 * ends.shape[0]:
         capacity *= 2
     table = np.full(capacity, -1, np.int32)
     number = np.empty(ends.shape[0], np.int32)
-    first_at = np.empty(ends.shape[0], np.int64)
+    first_of = np.empty(ends.shape[0], np.int64)
     n_words = 0
-    start = 0
-    for token in range(ends.shape[0]):
-        end = ends[token]
+    for word in range(ends.shape[0]):
+        start, size = starts[word], ends[word] - starts[word]
         mixed = np.uint64(0xCBF29CE484222325)
-        for place in range(start, end):
-            mixed = (mixed ^ np.uint64(codes[place])) * np.uint64(0x100000001B3)
+        for step in range(size):
+            mixed = (mixed ^ np.uint64(codes[start + step])) * np.uint64(0x100000001B3)
         slot = np.int64((mixed ^ (mixed >> np.uint64(29))) & np.uint64(capacity - 1))
         while table[slot] != -1:
-            other = first_at[table[slot]]
-            other_start = 0 if other == 0 else ends[other - 1]
-            is_same = ends[other] - other_start == end - start
-            for step in range(end - start):
-                if not is_same or codes[other_start + step] != codes[start + step]:
-                    is_same = False
-                    break
-            if is_same:
+            other = first_of[table[slot]]
+            step = 0
+            if ends[other] - starts[other] == size:
+                while step < size and codes[starts[other] + step] == codes[start + step]:
+                    step += 1
+            if step == size:
                 break
             slot = (slot + 1) & (capacity - 1)
         if table[slot] == -1:
             table[slot] = n_words
-            first_at[n_words] = token
+            first_of[n_words] = word
             n_words += 1
-        number[token] = table[slot]
-        start = end
-    return number, first_at[:n_words].copy()
+        number[word] = table[slot]
+    return number, first_of[:n_words].copy()
 
 
 class CompiledSegmenter:
@@ -300,11 +318,11 @@ class CompiledSegmenter:
 
     def __init__(self, tables: JiebaTables) -> None:
         self._trie = make_trie(tables)
-        emit = np.full((len(STATES), LAST_HAN - FIRST_HAN + 1), MIN_FLOAT)
-        for row, state in enumerate(STATES):
+        emit = np.full((LAST_HAN - FIRST_HAN + 1, len(STATES)), MIN_FLOAT)
+        for column, state in enumerate(STATES):
             for character, weight in tables.emit[state].items():
                 if FIRST_HAN <= ord(character) <= LAST_HAN:
-                    emit[row, ord(character) - FIRST_HAN] = weight
+                    emit[ord(character) - FIRST_HAN, column] = weight
         self._model = Model(
             emit,
             np.array([tables.start[state] for state in STATES]),
@@ -313,19 +331,33 @@ class CompiledSegmenter:
         self._kinds = np.zeros(PLANE, np.uint8)
         self._kinds[[ord(c) for c in map(chr, range(128)) if BLOCK.match(c)]] = WORD_CHARACTER
         self._kinds[FIRST_HAN : LAST_HAN + 1] = HAN
+        self._vocabulary: Vocabulary | None = None
+        self._by_key = np.empty(0, np.int64)
 
     def sequences(self, texts: Sequence[str], vocabulary: Vocabulary) -> Sequences:
         """The words of each text, whitespace included, as numbers of `vocabulary`."""
-        points = code_points(texts)
-        ends, before = _cut_texts(
-            points.symbols, points.offsets, self._trie, self._model, self._kinds
+        if vocabulary is not self._vocabulary:
+            self._vocabulary = vocabulary
+            self._by_key = np.full(FIRST_NODE + len(self._trie.weights), -1, np.int64)
+        codes = code_points(texts)
+        ends, keys, before = _cut_texts(
+            codes.symbols, codes.offsets, self._trie, self._model, self._kinds
         )
-        numbers, first_at = _number_words(points.symbols, ends)
         starts = np.concatenate([[0], ends[:-1]])
         joined = "".join(texts)
-        words = [
-            joined[start:end]
-            for start, end in zip(starts[first_at].tolist(), ends[first_at].tolist(), strict=True)
-        ]
-        table = np.array([vocabulary[word] for word in words], np.int64)
-        return Sequences(table[numbers], before)
+
+        def numbers(words: Ints) -> list[int]:
+            bounds = zip(starts[words].tolist(), ends[words].tolist(), strict=True)
+            return [vocabulary[joined[start:end]] for start, end in bounds]
+
+        symbols = self._by_key[keys]
+        keyless = np.flatnonzero(keys == NO_KEY)
+        if len(keyless):
+            kind, first_of = _number_words(codes.symbols, starts[keyless], ends[keyless])
+            symbols[keyless] = np.array(numbers(keyless[first_of]), np.int64)[kind]
+        unknown = np.flatnonzero((symbols < 0) & (keys != NO_KEY))
+        if len(unknown):
+            new, first_of = np.unique(keys[unknown], return_index=True)
+            self._by_key[new] = numbers(unknown[first_of])
+            symbols[unknown] = self._by_key[keys[unknown]]
+        return Sequences(symbols, before)

@@ -20,7 +20,7 @@ from cbtqa.metrics.texts import Item, Reading, Texts
 from cbtqa.records import MetricScore
 from cbtqa.statistics.resampling import bootstrap_sums, percentile_interval, sum_by_cluster
 
-PAIRS_PER_BLOCK = 4_000
+PAIRS_PER_BLOCK = 500
 CEILING, FLOOR = "references", "shuffled references"
 """Names of the two anchor rows: each reference against itself, and against another's."""
 NOTHING = Item("")

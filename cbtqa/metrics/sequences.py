@@ -23,8 +23,14 @@ LAST_CODE_POINT = 0x10FFFF
 class Vocabulary(dict[str, int]):
     """Tokens numbered in the order in which they first came."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens: list[str] = []
+        """By number."""
+
     def __missing__(self, token: str) -> int:
         number = self[token] = len(self)
+        self.tokens.append(token)
         return number
 
 

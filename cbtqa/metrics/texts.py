@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 
 import numpy as np
 
@@ -40,20 +39,37 @@ class Reading:
         self.engine = engine
         self.words = Vocabulary()
         self.zh = ZhTokens()
-        self._folded = Vocabulary()
+        self._n_read = 0
         self._lower = np.empty(0, np.int64)
         self._stem = np.empty(0, np.int64)
         self._is_space = np.empty(0, np.bool_)
 
     def _grow(self) -> None:
-        """Lower case and stem of the words that came since the last call."""
-        new = list(islice(self.words, len(self._lower), None))
-        if new:
-            lower = [word.lower() for word in new]
-            number = self._folded.__getitem__
-            self._lower = np.append(self._lower, list(map(number, lower)))
-            self._stem = np.append(self._stem, list(map(number, map(stem, lower))))
-            self._is_space = np.append(self._is_space, [word.isspace() for word in new])
+        """Reads lower case and stem of the words that came since the last call.
+
+        Both are words of the same vocabulary; of nearly every Chinese word, itself.
+        """
+        while self._n_read < len(self.words):
+            first, last = self._n_read, len(self.words)
+            self._reserve(last)
+            self._lower[first:last] = self._stem[first:last] = np.arange(first, last)
+            for number, word in enumerate(self.words.tokens[first:last], first):
+                lower = word.lower()
+                if lower != word:
+                    self._lower[number] = self._stem[number] = self.words[lower]
+                if "a" <= lower[-1:] <= "z":
+                    self._stem[number] = self.words[stem(lower)]
+                elif word.isspace():
+                    self._is_space[number] = True
+            self._n_read = last
+
+    def _reserve(self, size: int) -> None:
+        """Room for so many words, doubled when it runs out."""
+        if size > len(self._lower):
+            room = 2 * size - len(self._lower)
+            self._lower = np.append(self._lower, np.zeros(room, np.int64))
+            self._stem = np.append(self._stem, np.zeros(room, np.int64))
+            self._is_space = np.append(self._is_space, np.zeros(room, np.bool_))
 
     def without_spaces(self, words: Sequences) -> Sequences:
         """Words that are not whitespace."""
@@ -98,7 +114,7 @@ class Texts:
     @cached_property
     def zh(self) -> Sequences:
         """sacrebleu's `zh` tokens."""
-        return self.reading.zh.sequences(self.texts)
+        return self.reading.zh.sequences(self.texts, self.points)
 
     @cached_property
     def folded_words(self) -> tuple[Sequences, Ints]:

@@ -13,8 +13,14 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from cbtqa.metrics.sequences import IS_WHITESPACE, LAST_CODE_POINT, Ints, Sequences, Vocabulary
-from cbtqa.metrics.sequences import code_points as read_code_points
+from cbtqa.metrics.sequences import (
+    IS_WHITESPACE,
+    LAST_CODE_POINT,
+    Ints,
+    Sequences,
+    Vocabulary,
+    code_points,
+)
 
 CHINESE_RANGES = (
     (0x3400, 0x4DB5),
@@ -70,10 +76,15 @@ class ZhTokens:
         self._runs = Vocabulary()
         self._memo: dict[str, list[int]] = {}
 
-    def sequences(self, texts: Sequence[str]) -> Sequences:
-        """One symbol a token: a Chinese character's code point, else a number above them all."""
-        texts = [text.strip() for text in texts]
-        points = read_code_points(texts)
+    def sequences(self, texts: Sequence[str], points: Sequences) -> Sequences:
+        """One symbol a token: a Chinese character's code point, else a number above them all.
+
+        Args:
+            points: the texts' code points.
+        """
+        stripped = [text.strip() for text in texts]
+        if stripped != texts:
+            texts, points = stripped, code_points(stripped)
         codes, offsets = points.symbols, points.offsets
         is_chinese = IS_CHINESE[codes]
         starts, stops = _runs(~is_chinese, offsets)

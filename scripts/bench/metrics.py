@@ -1,14 +1,15 @@
 """What scoring costs, ours against jieba + sacrebleu + nltk, at identical values.
 
-    python scripts/bench/metrics.py --pairs 2000             # both chains, ratio of CPU seconds
-    python scripts/bench/metrics.py --pairs 22000 --only ours
+    python scripts/bench/metrics.py --pairs 2000             # both engines and the usual chain
+    python scripts/bench/metrics.py --pairs 22000 --only ours --engine compiled
     python scripts/bench/metrics.py --pairs 22000            # the full job; the usual chain is slow
 
 The job: two systems, BLEU on sacrebleu's zh tokens and on jieba words, chrF2, METEOR on jieba
 words, 95 % intervals, paired bootstrap (1,000) and approximate randomisation (10,000).
 Texts are synthetic: words drawn from jieba's dictionary by frequency, some Latin and digits,
 about 500 characters; a system shares about a third of its clauses with the reference.
-Each chain runs in a process of its own, so that peak memory is its own. Needs nltk.
+Each chain runs in a process of its own, so that peak memory is its own, and on one thread, so
+that a processor second is work and not waiting for another thread. Needs nltk.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import json
 import logging
 import math
 import multiprocessing
+import os
 import random
 import resource
 import sys
@@ -204,30 +206,28 @@ def _paired(metrics: dict[str, Any], sides: dict[str, list[str]], test: str) -> 
     return dict(zip(metrics, values, strict=True))
 
 
-def _child(which: str, folder: Path, engine: str) -> None:
-    found = run_peers(folder) if which == "peers" else run_ours(folder, engine)
+def _child(which: str, folder: Path) -> None:
+    found = run_peers(folder) if which == "peers" else run_ours(folder, which)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     used = sum(found["steps"].values())  # type: ignore[attr-defined]
     (folder / f"{which}.json").write_text(json.dumps({**found, "cpu_s": used, "peak_gb": peak}))
 
 
-def measure(which: str, folder: Path, engine: str) -> dict[str, object]:
+def measure(which: str, folder: Path) -> dict[str, Any]:
     """Runs one chain in its own process and prints its steps."""
-    process = multiprocessing.get_context("spawn").Process(
-        target=_child, args=(which, folder, engine)
-    )
+    process = multiprocessing.get_context("spawn").Process(target=_child, args=(which, folder))
     began = time.perf_counter()
     process.start()
     process.join()
     if process.exitcode:
         sys.exit(f"{which} failed")
-    found: dict[str, object] = json.loads((folder / f"{which}.json").read_text())
+    found: dict[str, Any] = json.loads((folder / f"{which}.json").read_text())
     print(
         f"{which}: {found['cpu_s']:.2f} CPU s, peak {found['peak_gb']:.2f} GB, "
         f"wall {time.perf_counter() - began:.1f} s"
     )
-    for step, seconds in found["steps"].items():  # type: ignore[attr-defined]
-        print(f"    {step:34s} {seconds:8.2f}")
+    for step, seconds in found["steps"].items():
+        print(f"    {step:34s} {seconds:8.2f}", flush=True)
     return found
 
 
@@ -236,19 +236,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=2000)
     parser.add_argument("--only", choices=("ours", "peers"))
-    parser.add_argument("--engine", default="auto", choices=("auto", "numpy", "compiled"))
+    engines = ("numpy", "compiled")
+    parser.add_argument("--engine", nargs="+", default=engines, choices=(*engines, "auto"))
     chosen = parser.parse_args()
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
     with TemporaryDirectory() as name:
         folder = Path(name)
         sides = dict(zip(("ref", "a", "b"), make_texts(chosen.pairs), strict=True))
         (folder / "texts.json").write_text(json.dumps(sides, ensure_ascii=False), encoding="utf-8")
-        ours = measure("ours", folder, chosen.engine) if chosen.only != "peers" else None
-        peers = measure("peers", folder, chosen.engine) if chosen.only != "ours" else None
-    if ours and peers:
+        engines = () if chosen.only == "peers" else chosen.engine
+        ours = {engine: measure(engine, folder) for engine in engines}
+        peers = measure("peers", folder) if chosen.only != "ours" else None
+    for engine, found in ours.items() if peers else ():
         for kind in ("scores", "p"):
-            off = max(abs(ours[kind][key] - value) for key, value in peers[kind].items())  # type: ignore[attr-defined,index]
-            print(f"largest difference in {kind}: {off:.2e}")
-        print(f"ratio of CPU seconds: {peers['cpu_s'] / ours['cpu_s']:.1f}")  # type: ignore[operator]
+            off = max(abs(found[kind][key] - value) for key, value in peers[kind].items())
+            print(f"{engine}: largest difference in {kind} {off:.2e}")
+        print(f"{engine}: ratio of CPU seconds {peers['cpu_s'] / found['cpu_s']:.1f}")
 
 
 if __name__ == "__main__":
