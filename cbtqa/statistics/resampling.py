@@ -23,8 +23,8 @@ BOOTSTRAP_TRIALS = 1_000  # Source: sacrebleu, after Koehn, EMNLP 2004
 RANDOMISATION_TRIALS = 10_000  # Source: sacrebleu, after Riezler and Maxwell, 2005
 FEW_ITEMS = 30
 """Below this many items, intervals and p-values say little; callers warn."""
-CELLS_PER_CHUNK = 4_000_000
-"""Random draws held at once: some tens of megabytes, whatever the number of trials."""
+CELLS_PER_CHUNK = 1_000_000
+"""Random draws held at once: few enough for the third cache, whatever the number of trials."""
 EXACT_IN_FLOAT32 = 1 << 24
 
 
