@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cbtqa.cli import simulate_study
 from cbtqa.cli.console import out, print_json, print_table, say
 from cbtqa.cli.options import AsJson, settings_flags
 from cbtqa.cli.progress import live_progress
@@ -147,6 +148,11 @@ def lint(
         _show_lint(report)
     if not report.is_clean:
         raise typer.Exit(4)
+
+
+app.command("judge")(simulate_study.judge)
+app.command("analyse")(simulate_study.analyse)
+app.command("instruments")(simulate_study.instruments)
 
 
 def _play(settings: RunSettings, dry_run: bool, update: bool, as_json: bool) -> None:

@@ -17,9 +17,9 @@ from cbtqa.llm.cost import MESSAGE_TOKENS
 from cbtqa.llm.journal import Journal
 from cbtqa.records import Record, Usage
 from cbtqa.simulation.course import cbt_course
+from cbtqa.simulation.courses import plan_courses
 from cbtqa.simulation.messages import Casting, tokens_of
 from cbtqa.simulation.profiles import choose_profiles
-from cbtqa.simulation.run import plan_courses
 from cbtqa.simulation.sessions import StudyFolder
 from cbtqa.simulation.study import Player, StudySettings
 from cbtqa.simulation.voices import price_of

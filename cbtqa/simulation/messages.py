@@ -17,11 +17,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.resources import files
+from pathlib import Path
 from string import Template
 from typing import Any
 
 import yaml
 
+from cbtqa.files import sha256_of
 from cbtqa.llm.chat import Fault, Message, Reply
 from cbtqa.llm.cost import MESSAGE_TOKENS, estimate_tokens
 from cbtqa.prompts import Prompt, load_prompt
@@ -161,7 +163,7 @@ class Casting:
             view = drop_oldest(view)
         return view
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Everything that shapes this patient's sessions in this arm, as a short hash.
 
@@ -182,10 +184,20 @@ class Casting:
             "arm": arm,
             "profile": self.profile.model_dump(mode="json"),
             "prompts": [self.therapist_prompt.sha256, self.patient_prompt.sha256],
+            "adapters": [
+                adapter_mark(player.adapter) for player in (self.arm.therapist, self.study.patient)
+            ],
             "wording": wording(),
         }
         text = json.dumps(_without_prices(parts), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@cache
+def adapter_mark(folder: Path | None) -> str | None:
+    """Hash of an adapter's weights: trained anew in the same folder, it is another player."""
+    found = sorted(folder.glob("adapter_model.*")) if folder is not None else []
+    return sha256_of(found[0]) if found else None
 
 
 def _without_prices(value: Any) -> Any:

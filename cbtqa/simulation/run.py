@@ -12,7 +12,6 @@ taken up again by the same command.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -20,8 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import cbtqa
-from cbtqa.errors import ConfigError, DataError, IncompleteRunError
+from cbtqa.errors import ConfigError, IncompleteRunError
 from cbtqa.files import write_jsonl
 from cbtqa.llm.chat import Fault
 from cbtqa.llm.journal import Journal
@@ -36,18 +34,18 @@ from cbtqa.manifest import (
     package_versions,
     write_manifest,
 )
-from cbtqa.records import Provenance, Reason, Session, SessionState, StopReason
+from cbtqa.records import Reason, Session, SessionState
 from cbtqa.simulation.carrying import ask_state
+from cbtqa.simulation.courses import Course, not_played, plan_courses, refuse_other_settings
 from cbtqa.simulation.desk import Desk
 from cbtqa.simulation.messages import Casting
-from cbtqa.simulation.playing import Cast, play_session, session_seed
+from cbtqa.simulation.playing import Cast, play_session
 from cbtqa.simulation.profiles import Profile, choose_profiles
 from cbtqa.simulation.sessions import (
     PROFILES_NAME,
     SESSIONS_NAME,
     STUDY_NAME,
     StudyFolder,
-    session_id,
 )
 from cbtqa.simulation.study import Arm, StudySettings
 from cbtqa.simulation.voices import Exchange, Purse
@@ -85,35 +83,6 @@ class RunLimits:
     budget_tokens: int | None = None
 
 
-@dataclass(frozen=True)
-class Course:
-    """One arm, one patient, one repeat."""
-
-    study: StudySettings
-    arm: Arm
-    profile: Profile
-    replicate: int
-
-    @property
-    def name(self) -> str:
-        """`arm/patient/repeat`."""
-        return f"{self.arm.name}/{self.profile.id}/r{self.replicate}"
-
-    def casting(self, number: int = 1) -> Casting:
-        """The views of one of its sessions, before anything is carried over."""
-        return Casting(self.study, self.arm, self.profile, number)
-
-
-def plan_courses(study: StudySettings, profiles: Sequence[Profile]) -> list[Course]:
-    """Every course of a study, in the order in which sessions are written."""
-    return [
-        Course(study, arm, profile, replicate)
-        for arm in study.arms
-        for profile in profiles
-        for replicate in range(1, study.replicates + 1)
-    ]
-
-
 def run_study(
     study: StudySettings,
     out: Path,
@@ -140,7 +109,7 @@ def run_study(
     folder = _open_folder(out)
     started_at = now()
     with Journal(folder.journal_path, JOURNAL_FINGERPRINT) as journal:
-        _refuse_other_settings(journal, courses, folder, update=update)
+        refuse_other_settings(journal, courses, folder, update=update)
         (out / MANIFEST_NAME).unlink(missing_ok=True)
         folder.write_study(study)
         write_jsonl(out / PROFILES_NAME, profiles)
@@ -163,55 +132,6 @@ def _open_folder(out: Path) -> StudyFolder:
         raise ConfigError(f"--out: {out} is not empty and is no study", hint="name a new folder")
     out.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-def _refuse_other_settings(
-    journal: Journal, courses: Sequence[Course], folder: StudyFolder, *, update: bool
-) -> None:
-    """Compares every course with how it was begun; keeps what is new."""
-    known: dict[str, str] = json.loads(journal.meta("courses") or "{}")
-    given = {course.name: course.casting().fingerprint for course in courses}
-    changed = [name for name, mark in given.items() if known.get(name, mark) != mark]
-    if changed and not update:
-        raise ConfigError(
-            "\n".join(
-                [
-                    f"{folder.path} holds {len(changed)} of these courses with other settings, "
-                    f"such as {changed[0]}:",
-                    *_differences(folder, courses[0].study),
-                ]
-            ),
-            hint="name a new --out, or add --update to play them anew",
-        )
-    journal.set_meta("courses", json.dumps(known | given))
-
-
-def _differences(folder: StudyFolder, study: StudySettings) -> list[str]:
-    """The settings that differ from those in the folder, one a line."""
-    try:
-        before = folder.study().model_dump(mode="json")
-    except DataError:
-        return []
-    after = study.model_dump(mode="json")
-    was, now_is = _flat(before), _flat(after)
-    names = [name for name in was | now_is if was.get(name) != now_is.get(name)]
-    lines = [f"  {name}: was {was.get(name)!r}, is {now_is.get(name)!r}" for name in names]
-    return lines or ["  a prompt, a sentence of the messages or a profile changed"]
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, dict):
-        inner = value.items()
-    elif isinstance(value, list):
-        inner = {
-            (one.get("name", n) if isinstance(one, dict) else n): one for n, one in enumerate(value)
-        }.items()
-    else:
-        return {prefix: value}
-    found: dict[str, Any] = {}
-    for key, one in inner:
-        found |= _flat(one, f"{prefix}.{key}" if prefix else str(key))
-    return found
 
 
 class _Run:
@@ -310,7 +230,7 @@ class _Run:
             sessions.append(session)
             self._n_done += 1
             if isinstance(state, Fault):
-                sessions += _not_played(course, number + 1, state)
+                sessions += not_played(course, number + 1, state)
                 return
 
     async def _carried(
@@ -365,27 +285,6 @@ async def _cast(exchange: Exchange, study: StudySettings, arm: Arm) -> Cast:
         await exchange.voice(study.patient),
         *voices,
     )
-
-
-def _not_played(course: Course, first: int, fault: Fault) -> list[Session]:
-    """The rest of a course that broke off: sessions without turns, with the reason."""
-    reason: StopReason = "endpoint" if fault.reason is Reason.ENDPOINT else "no_answer"
-    return [
-        Session(
-            id=session_id(course.arm.name, course.profile.id, number, course.replicate),
-            arm=course.arm.name,
-            profile_id=course.profile.id,
-            number=number,
-            replicate=course.replicate,
-            phase=course.casting(number).phase,
-            turns=(),
-            stop_reason=reason,
-            stop_detail=f"not played: {fault.detail}",
-            seed=session_seed(course.casting(number), course.replicate),
-            provenance=Provenance(model=course.arm.therapist.name, version=cbtqa.__version__),
-        )
-        for number in range(first, course.study.sessions + 1)
-    ]
 
 
 def _manifest(

@@ -33,7 +33,8 @@ ReasoningForm = Literal["plain", "cot"]
 class Player(Settings):
     """Who plays a part: the built-in rules, a model behind an endpoint, or a model on this machine.
 
-    Exactly one of `scripted`, `endpoint` (with `model`) and `backbone` is set.
+    Exactly one of `scripted`, `endpoint` (with `model`) and a model on this machine (`backbone`,
+    `adapter`, or both) is named.
     """
 
     scripted: str | None = None
@@ -46,7 +47,8 @@ class Player(Settings):
     backbone: str | None = None
     """Preset, folder or Hub id of a model run on this machine."""
     adapter: Path | None = None
-    """LoRA adapter folder made by `cbtqa finetune`, on top of `backbone`."""
+    """LoRA adapter folder made by `cbtqa finetune`; on the base that it names when `backbone` is
+    left out."""
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
     max_tokens: int = Field(default=512, ge=1)
@@ -59,27 +61,32 @@ class Player(Settings):
 
     @model_validator(mode="after")
     def _is_exactly_one(self) -> Self:
-        given = [name for name in ("scripted", "endpoint", "backbone") if getattr(self, name)]
+        given = [name for name in ("scripted", "endpoint") if getattr(self, name)]
+        given += ["backbone or adapter"] if self.is_local else []
         if len(given) != 1:
+            found = " and ".join(given) or "none"
             raise ValueError(
-                f"a player is one of scripted, endpoint or backbone; found {given or 'none'}"
+                f"a player is one of scripted, endpoint, backbone (or adapter); found {found}"
             )
         if self.endpoint and not self.model:
             raise ValueError("endpoint wants model")
-        if self.adapter and not self.backbone:
-            raise ValueError("adapter wants the backbone that it was trained on")
         if (self.price_in is None) != (self.price_out is None):
             raise ValueError("price_in and price_out go together")
         return self
+
+    @property
+    def is_local(self) -> bool:
+        """True for a model in this process."""
+        return self.backbone is not None or self.adapter is not None
 
     @property
     def name(self) -> str:
         """Model name as tables and provenance show it."""
         if self.scripted:
             return f"scripted:{self.scripted}"
-        if self.backbone:
-            adapter = f"+{self.adapter.name}" if self.adapter else ""
-            return f"{self.backbone.rstrip('/').rsplit('/', 1)[-1]}{adapter}"
+        if self.is_local:
+            base = (self.backbone or "").rstrip("/").rsplit("/", 1)[-1]
+            return "+".join(part for part in (base, self.adapter and self.adapter.name) if part)
         return str(self.model)
 
     def sampling(self, seed: int | None) -> Sampling:

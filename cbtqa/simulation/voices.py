@@ -150,7 +150,7 @@ class Exchange:
         """
         if player.scripted:
             return ScriptedVoice(player.scripted)
-        if player.backbone:
+        if player.is_local:
             name = f"{player.backbone}\n{player.adapter}"
             if name not in self._voices:
                 from cbtqa.simulation.local import LocalVoice
