@@ -51,7 +51,7 @@ class Repo:
     """One repository."""
 
     kind: Kind
-    id: str
+    repo_id: str
     is_private: bool
     gated: Any = False
     commits: dict[str, dict[str, Blob]] = field(default_factory=dict)
@@ -251,8 +251,8 @@ class StandInHub:
         return _error(404, "NotFound", f"no route {request.method} {request.path}")
 
     def _routes(self) -> list[tuple[str, str, Callable[..., web.Response]]]:
-        repo = r"/api/(?P<kind>models|datasets)/(?P<id>[^/]+/[^/]+)"
-        plain = r"/(?P<kind>datasets/|)(?P<id>[^/]+/[^/]+)"
+        repo = r"/api/(?P<kind>models|datasets)/(?P<repo_id>[^/]+/[^/]+)"
+        plain = r"/(?P<kind>datasets/|)(?P<repo_id>[^/]+/[^/]+)"
         return [
             ("GET", "/api/whoami-v2", self._whoami),
             ("POST", "/api/repos/create", self._create),
@@ -328,8 +328,8 @@ class StandInHub:
         self.add_repo(kind, repo_id, is_private=asked.get("visibility") == "private")
         return web.json_response({"url": f"{self.url}/{path}", "name": repo_id})
 
-    def _settings(self, request: web.Request, body: bytes, kind: str, id: str) -> web.Response:  # noqa: A002
-        repo = self._opened(request, kind, id, to_write=True)
+    def _settings(self, request: web.Request, body: bytes, kind: str, repo_id: str) -> web.Response:
+        repo = self._opened(request, kind, repo_id, to_write=True)
         if isinstance(repo, web.Response):
             return repo
         asked = json.loads(body)
@@ -343,10 +343,10 @@ class StandInHub:
         request: web.Request,
         body: bytes,
         kind: str,
-        id: str,
-        rev: str | None = None,  # noqa: A002
+        repo_id: str,
+        rev: str | None = None,
     ) -> web.Response:
-        repo = self._opened(request, kind, id)
+        repo = self._opened(request, kind, repo_id)
         if isinstance(repo, web.Response):
             return repo
         commit = repo.commit_of(rev or "main")
@@ -355,8 +355,8 @@ class StandInHub:
         return web.json_response(
             {
                 "_id": "0" * 24,
-                "id": id,
-                "author": id.split("/")[0],
+                "id": repo_id,
+                "author": repo_id.split("/")[0],
                 "sha": commit,
                 "private": repo.is_private,
                 "gated": repo.gated,
@@ -391,10 +391,10 @@ class StandInHub:
         request: web.Request,
         body: bytes,
         kind: str,
-        id: str,
-        rev: str,  # noqa: A002
+        repo_id: str,
+        rev: str,
     ) -> web.Response:
-        repo = self._opened(request, kind, id, to_write=True)
+        repo = self._opened(request, kind, repo_id, to_write=True)
         if isinstance(repo, web.Response):
             return repo
         files = []
@@ -416,10 +416,10 @@ class StandInHub:
         request: web.Request,
         body: bytes,
         kind: str,
-        id: str,
-        rev: str,  # noqa: A002
+        repo_id: str,
+        rev: str,
     ) -> web.Response:
-        repo = self._opened(request, kind, id, to_write=True)
+        repo = self._opened(request, kind, repo_id, to_write=True)
         if isinstance(repo, web.Response):
             return repo
         expires = int(time.time()) + 3600
@@ -431,8 +431,8 @@ class StandInHub:
         }
         return web.json_response(told, headers=headers)
 
-    def _batch(self, request: web.Request, body: bytes, kind: str, id: str) -> web.Response:  # noqa: A002
-        repo = self._opened(request, kind, id, to_write=True)
+    def _batch(self, request: web.Request, body: bytes, kind: str, repo_id: str) -> web.Response:
+        repo = self._opened(request, kind, repo_id, to_write=True)
         if isinstance(repo, web.Response):
             return repo
         objects = []
@@ -482,10 +482,10 @@ class StandInHub:
         request: web.Request,
         body: bytes,
         kind: str,
-        id: str,
-        rev: str,  # noqa: A002
+        repo_id: str,
+        rev: str,
     ) -> web.Response:
-        repo = self._opened(request, kind, id, to_write=True)
+        repo = self._opened(request, kind, repo_id, to_write=True)
         if isinstance(repo, web.Response):
             return repo
         files = dict(repo.files)
@@ -506,7 +506,7 @@ class StandInHub:
             elif key == "deletedFile":
                 del files[value["path"]]
         commit = self._add_commit(repo, files)
-        url = f"{self.url}/{id}/commit/{commit}"
+        url = f"{self.url}/{repo_id}/commit/{commit}"
         return web.json_response({"success": True, "commitOid": commit, "commitUrl": url})
 
     def _add_commit(self, repo: Repo, files: dict[str, Blob]) -> str:
@@ -520,10 +520,10 @@ class StandInHub:
         request: web.Request,
         body: bytes,
         kind: str,
-        id: str,
-        rev: str,  # noqa: A002
+        repo_id: str,
+        rev: str,
     ) -> web.Response:
-        repo = self._opened(request, kind, id, to_write=True)
+        repo = self._opened(request, kind, repo_id, to_write=True)
         if isinstance(repo, web.Response):
             return repo
         name, commit = json.loads(body)["tag"], repo.commit_of(rev)
@@ -536,8 +536,8 @@ class StandInHub:
 
     # --- reading ---------------------------------------------------------------------------------
 
-    def _refs(self, request: web.Request, body: bytes, kind: str, id: str) -> web.Response:  # noqa: A002
-        repo = self._opened(request, kind, id)
+    def _refs(self, request: web.Request, body: bytes, kind: str, repo_id: str) -> web.Response:
+        repo = self._opened(request, kind, repo_id)
         if isinstance(repo, web.Response):
             return repo
         branches = [{"name": "main", "ref": "refs/heads/main", "targetCommit": repo.head}]
@@ -552,11 +552,11 @@ class StandInHub:
         request: web.Request,
         body: bytes,
         kind: str,
-        id: str,  # noqa: A002
+        repo_id: str,
         rev: str,
         path: str | None = None,
     ) -> web.Response:
-        repo = self._opened(request, kind, id)
+        repo = self._opened(request, kind, repo_id)
         if isinstance(repo, web.Response):
             return repo
         commit = repo.commit_of(rev)
@@ -589,10 +589,10 @@ class StandInHub:
         request: web.Request,
         body: bytes,
         kind: str,
-        id: str,
-        rev: str,  # noqa: A002
+        repo_id: str,
+        rev: str,
     ) -> web.Response:
-        repo = self._opened(request, kind, id)
+        repo = self._opened(request, kind, repo_id)
         if isinstance(repo, web.Response):
             return repo
         commit = repo.commit_of(rev)
@@ -611,11 +611,11 @@ class StandInHub:
         request: web.Request,
         body: bytes,
         kind: str,
-        id: str,  # noqa: A002
+        repo_id: str,
         rev: str,
         path: str,
     ) -> web.Response:
-        repo = self._opened(request, "datasets" if kind else "models", id)
+        repo = self._opened(request, "datasets" if kind else "models", repo_id)
         if isinstance(repo, web.Response):
             return repo
         commit = repo.commit_of(rev)
