@@ -179,10 +179,25 @@ def _from_study(settings: AnalysisSettings) -> Material:
     found = tuple(dict.fromkeys(session.arm for session in sessions))
     declared = tuple(arm.name for arm in study.arms) if study else ()
     arms = tuple(arm for arm in declared if arm in found) or found
-    unfinished = [f"{name}: {folder}" for name, one in judged.items() for folder in one.unfinished]
-    notes = tuple(f"a judge has not ended and is left out: {one}" for one in unfinished)
+    notes = tuple(note for one in scored for note in _gaps(one, sessions))
     title = (study.title or study.id) if study else settings.source.name
     return Material(title, settings.source.name, tuple(scored), arms, sessions, notes)
+
+
+def _gaps(scored: Scored, sessions: Sequence[Session]) -> Iterable[str]:
+    """Judges that have not ended, and sessions that no judge was given."""
+    judged = scored.judged
+    assert judged is not None
+    for folder in judged.unfinished:
+        yield f"{judged.instrument.id}: the judge {folder} has not ended and is left out"
+    for judge, ratings in judged.ratings.items():
+        known = {one.session_id for one in ratings}
+        n_lacking = sum(session.id not in known for session in sessions)
+        if n_lacking:
+            yield (
+                f"{judged.instrument.id}: {judge} was not given {n_lacking} of {len(sessions)} "
+                "sessions; cbtqa simulate judge continues"
+            )
 
 
 def _people(
@@ -262,6 +277,7 @@ def _analyse_one(
     return InstrumentResult(
         instrument=instrument.id,
         title=instrument.rubric.title.to("en"),
+        title_zh=instrument.rubric.title.to("zh"),
         scale=instrument.scale,
         source=instrument.rubric.source,
         judges=tuple(scored.judged.ratings) if scored.judged else (),

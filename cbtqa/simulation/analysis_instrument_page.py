@@ -22,6 +22,7 @@ from cbtqa.simulation.results import (
 from cbtqa.statistics.contrasts import Wald
 
 WORDS = load_wording("cbtqa.simulation", "analysis.yaml")
+NO_BREAK = "\u00a0"
 
 
 def overview_section(report: AnalysisReport, lang: Lang) -> Section:
@@ -29,15 +30,21 @@ def overview_section(report: AnalysisReport, lang: Lang) -> Section:
     blocks: list[Block] = []
     for result in report.instruments:
         for outcome in result.outcomes:
-            caption = WORDS["captions.outcome"].fill(
-                instrument=result.title,
-                total=outcome.total,
-                low=f"{outcome.low:g}",
-                high=f"{outcome.high:g}",
-            )
+            caption = _caption(result, outcome)
             blocks.append(Figure(_arms_chart(outcome, caption, lang), caption))
     blocks.append(Text(WORDS["notes.interval"], is_note=True))
     return Section(WORDS["sections.overview"], tuple(blocks), "overview")
+
+
+def _caption(result: InstrumentResult, outcome: OutcomeResult) -> Phrase:
+    return WORDS["captions.outcome"].fill(
+        instrument=result.title,
+        instrument_zh=result.title_zh,
+        total=outcome.name,
+        total_zh=outcome.name_zh,
+        low=f"{outcome.low:g}",
+        high=f"{outcome.high:g}",
+    )
 
 
 def _arms_chart(outcome: OutcomeResult, caption: Phrase, lang: Lang) -> Markup:
@@ -52,12 +59,17 @@ def instrument_section(report: AnalysisReport, result: InstrumentResult, lang: L
     """Everything about one instrument."""
     blocks: list[Block] = [Pairs(tuple(_head(result)))]
     for outcome in result.outcomes:
-        blocks += _outcome_blocks(outcome)
+        blocks += _outcome_blocks(outcome, _caption(result, outcome))
+    if any(outcome.adjusted for outcome in result.outcomes):
+        blocks.append(Text(WORDS["notes.length"], is_note=True))
     if result.regression is not None:
         blocks.append(_regression_table(result.regression))
     blocks.append(Figure(_profile_chart(result, report.arms, lang), WORDS["captions.profile"]))
+    blocks.append(Text(WORDS["notes.profile"], is_note=True))
+    blocks += _areas_table(result, report.arms)
     blocks.append(_use_table(result.use))
-    return Section(same(result.title), tuple(blocks), f"instrument-{result.instrument}")
+    title = Phrase(zh=result.title_zh, en=result.title)
+    return Section(title, tuple(blocks), f"instrument-{result.instrument}")
 
 
 def _head(result: InstrumentResult) -> Iterator[tuple[Phrase, Cell]]:
@@ -68,8 +80,7 @@ def _head(result: InstrumentResult) -> Iterator[tuple[Phrase, Cell]]:
         yield WORDS["facts_of_model.alpha"], f"{result.alpha:.3f}"
 
 
-def _outcome_blocks(outcome: OutcomeResult) -> Iterator[Block]:
-    caption = same(f"{outcome.instrument}: {outcome.total} ({outcome.low:g}–{outcome.high:g})")
+def _outcome_blocks(outcome: OutcomeResult, caption: Phrase) -> Iterator[Block]:
     names = ["arm", "n", "missing", "mean", "sd", "interval"]
     names += ["competent"] if outcome.cutoff is not None else []
     columns = [WORDS[f"columns.{name}"] for name in names]
@@ -80,8 +91,6 @@ def _outcome_blocks(outcome: OutcomeResult) -> Iterator[Block]:
     yield Pairs(tuple(_model_facts(outcome)))
     if outcome.contrasts:
         yield _contrast_table(outcome)
-    if outcome.adjusted is not None:
-        yield Text(WORDS["notes.length"], is_note=True)
 
 
 def _arm_row(one: ArmResult) -> list[Cell]:
@@ -126,26 +135,29 @@ def _wald(test: Wald) -> str:
 
 
 def _contrast_table(outcome: OutcomeResult) -> Table:
-    names = ["pair", "difference", "interval", "p", "p_adjusted", "d"]
     adjusted = outcome.adjusted.contrasts if outcome.adjusted else ()
-    names += ["adjusted", "adjusted_p"] if adjusted else []
-    columns = [WORDS[f"columns.{name}"] for name in names]
-    columns[2] = same("95 %")
+    names = ["pair", "difference", "p_adjusted", "d"]
+    names += ["adjusted", "p_adjusted"] if adjusted else []
     rows: list[list[Cell]] = []
     for place, one in enumerate(outcome.contrasts):
         row: list[Cell] = [
-            f"{one.second} − {one.first}",
-            f"{one.difference:+.2f}",
-            f"{one.low:+.2f} to {one.high:+.2f}",
-            show_p(one.p).removeprefix("= "),
+            f"{one.second} − {one.first}".replace(" ", NO_BREAK),
+            f"{signed(one.difference)} [{signed(one.low)}, {signed(one.high)}]",
             show_p(one.p_adjusted).removeprefix("= "),
-            f"{one.d:+.2f}",
+            signed(one.d),
         ]
         if adjusted:
             held = adjusted[place]
-            row += [f"{held.difference:+.2f}", show_p(held.p_adjusted).removeprefix("= ")]
+            row += [signed(held.difference), show_p(held.p_adjusted).removeprefix("= ")]
         rows.append(row)
+    columns = [WORDS[f"columns.{name}"] for name in names]
     return Table(columns, rows, caption=WORDS["captions.contrasts"])
+
+
+def signed(value: float) -> str:
+    """Two digits with a sign, and no minus before zero."""
+    text = f"{value:+.2f}"
+    return "0.00" if text in ("-0.00", "+0.00") else text
 
 
 def _regression_table(regression: Regression) -> Table:
@@ -163,14 +175,9 @@ def _regression_table(regression: Regression) -> Table:
     ]
     fit = regression.fit
     aic = "" if fit.aic is None else f", AIC {fit.aic:.1f}"
-    rows.append(
-        [
-            f"n = {fit.n}{aic}; {fit.engine}",
-            *("",) * 4,
-        ]
-    )
     title = WORDS["captions.regression"]
-    caption = Phrase(zh=f"{title.zh}：{regression.formula}", en=f"{title.en}: {regression.formula}")
+    rest = f"{regression.formula}; n = {fit.n}{aic}; {fit.engine}"
+    caption = Phrase(zh=title.zh, en=f"{title.en}: {rest}")
     return Table(columns, rows, caption=caption)
 
 
@@ -184,6 +191,20 @@ def _profile_chart(result: InstrumentResult, arms: tuple[str, ...], lang: Lang) 
         description=result.title,
         digits=1,
     )
+
+
+def _areas_table(result: InstrumentResult, arms: tuple[str, ...]) -> Iterator[Table]:
+    areas = [one for one in result.profile if one.is_area]
+    rows: list[list[Cell]] = [
+        [
+            Phrase(zh=one.name_zh, en=f"{one.name} ({one.low:g}–{one.high:g})"),
+            *("-" if one.means[arm] is None else f"{one.means[arm]:.2f}" for arm in arms),
+        ]
+        for one in areas
+    ]
+    if rows:
+        columns = [same(""), *map(same, arms)]
+        yield Table(columns, rows, caption=WORDS["captions.areas"])
 
 
 def _use_table(use: tuple[ItemUse, ...]) -> Table:

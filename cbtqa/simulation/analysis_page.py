@@ -19,6 +19,7 @@ from cbtqa.report.page import (
 from cbtqa.report.wording import Lang, Phrase, load_wording, same
 from cbtqa.simulation.analysis_agreement_page import agreement_section
 from cbtqa.simulation.analysis_instrument_page import instrument_section, overview_section
+from cbtqa.simulation.audits import POOLED, WITHIN
 from cbtqa.simulation.results import AnalysisReport
 
 WORDS = load_wording("cbtqa.simulation", "analysis.yaml")
@@ -114,6 +115,7 @@ def _endings_section(report: AnalysisReport) -> Iterator[Section]:
                 f"{one.low:+.2f} to {one.high:+.2f}",
             ]
             for one in report.correlations
+            if one.scope in (POOLED, WITHIN)
         ]
         columns[-1] = same("95 %")
         blocks.append(Table(columns, follows, n_text=2, caption=WORDS["captions.follows"]))

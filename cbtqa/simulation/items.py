@@ -37,12 +37,13 @@ def item_profiles(
         yield ItemProfile(
             item=item.id,
             name=item.name.to("en"),
+            name_zh=item.name.to("zh"),
             is_area=False,
             low=item.low,
             high=item.high,
             means=means,
         )
-    titles = {section.id: section.title.to("en") for section in instrument.rubric.sections}
+    titles = {section.id: section.title for section in instrument.rubric.sections}
     if len(titles) < 2:
         return
     for area in instrument.areas({}):
@@ -51,7 +52,8 @@ def item_profiles(
         }
         yield ItemProfile(
             item=area.total,
-            name=titles[area.total],
+            name=titles[area.total].to("en"),
+            name_zh=titles[area.total].to("zh"),
             is_area=True,
             low=area.low,
             high=area.high,

@@ -47,7 +47,11 @@ def _sentences(report: AnalysisReport, settings: AnalysisSettings) -> Iterator[P
 
 
 def _rated(words: dict[str, Phrase], result: InstrumentResult) -> Phrase:
-    values = {"instrument": result.title, "scale": result.scale}
+    values = {
+        "instrument": result.title,
+        "instrument_zh": result.title_zh,
+        "scale": result.scale,
+    }
     if not result.judges:
         return words["methods.table"].fill(**values)
     if result.judges == (RULES,):
@@ -60,7 +64,9 @@ def _figures(words: dict[str, Phrase], result: InstrumentResult) -> Iterator[Phr
         if outcome.omnibus is not None and outcome.explained is not None:
             yield words["methods.omnibus"].fill(
                 instrument=result.title,
-                total=outcome.total,
+                instrument_zh=result.title_zh,
+                total=outcome.name,
+                total_zh=outcome.name_zh,
                 df=outcome.omnibus.df,
                 chi2=f"{outcome.omnibus.chi2:.2f}",
                 p=show_p(outcome.omnibus.p),

@@ -74,6 +74,8 @@ def analyse_outcome(
     result = OutcomeResult(
         instrument=instrument.id,
         total=total.id,
+        name=total.name.to("en"),
+        name_zh=total.name.to("zh"),
         low=low,
         high=high,
         n=len(scored),

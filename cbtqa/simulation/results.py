@@ -68,6 +68,9 @@ class OutcomeResult(Record):
 
     instrument: str
     total: str
+    name: str
+    """The total's name in English."""
+    name_zh: str
     low: float
     """Ends of the total's ladder."""
     high: float
@@ -114,6 +117,7 @@ class ItemProfile(Record):
 
     item: str
     name: str
+    name_zh: str
     is_area: bool
     low: float
     high: float
@@ -125,6 +129,7 @@ class InstrumentResult(Record):
 
     instrument: str
     title: str
+    title_zh: str
     scale: str
     source: str
     judges: tuple[str, ...]

@@ -43,6 +43,7 @@ def result_of(values: Any, name: str = "ctrs-ladder", n: int = 20) -> Instrument
     return InstrumentResult(
         instrument=instrument.id,
         title="t",
+        title_zh="t",
         scale=instrument.scale,
         source="s",
         judges=("judge",),

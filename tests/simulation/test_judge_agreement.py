@@ -226,3 +226,21 @@ def test_a_study_with_people_is_analysed_with_bias_and_corrected_means(tmp_path:
     assert not any("no human ratings" in alarm.text for alarm in report.alarms)
     assert "People rated" in report.methods
     assert [row.n for row in report.endings] == [20, 20]
+
+
+def test_a_judge_that_has_not_ended_or_not_seen_all_is_told(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "sessions.jsonl", SESSIONS)
+    folder = tmp_path / "judged" / "tes" / "m"
+    write_json(folder.parent / "instrument.json", TES.rubric)
+    (folder.parent / "stopped").mkdir(parents=True)
+    some = {one.id: truth()[one.id] for one in SESSIONS if one.profile_id != "p7"}
+    write_jsonl(folder / "ratings.jsonl", rated(some, judge="m"))
+    counts = {"judge": "m"}
+    write_manifest(
+        folder, Manifest(kind="session-ratings", counts=counts, started_at="-", finished_at="-")
+    )
+    flags = {"source": tmp_path / "sessions.jsonl", "judged": tmp_path / "judged", "bootstrap": 0}
+    report, _ = analyse(resolve(AnalysisSettings, flags=flags, environ={}))
+    told = [alarm.text for alarm in report.alarms if alarm.kind == "design"]
+    assert "tes: the judge stopped has not ended and is left out" in told
+    assert any("m was not given 2 of 40 sessions" in text for text in told)
