@@ -173,7 +173,7 @@ def _sentencepiece_settings(source: Backbone, model: Any, family: Backbone) -> d
         "eos_token": token("eos_token", trainer.eos_piece),
         "unk_token": unknown,
         "pad_token": token("pad_token", family.pad_token or unknown),
-        "add_bos_token": bool(given.get("add_bos_token", False)),
+        "add_bos_token": bool(given.get("add_bos_token", True)),  # the published class's default
         "add_eos_token": False,
         "clean_up_tokenization_spaces": False,
         "model_max_length": family.context,

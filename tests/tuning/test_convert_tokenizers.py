@@ -180,9 +180,7 @@ def test_added_tokens_and_the_start_token_are_carried(tmp_path: Path) -> None:
         model_file=str(tmp_path / "source" / "tokenizer.model")
     ).vocab_size()
     source = tmp_path / "source"
-    settings = (
-        '{"add_bos_token": true, "pad_token": "<pad>", "tokenizer_class": "BaiChuanTokenizer"}'
-    )
+    settings = '{"pad_token": "<pad>", "tokenizer_class": "BaiChuanTokenizer"}'
     (source / "tokenizer_config.json").write_text(settings)
     (source / "added_tokens.json").write_text(f'{{"<pad>": {size}}}')
     with pytest.raises(DataError, match="embedding"):
@@ -193,7 +191,7 @@ def test_added_tokens_and_the_start_token_are_carried(tmp_path: Path) -> None:
         (tmp_path / "wide" / name).write_bytes((source / name).read_bytes())
     convert(tmp_path / "wide", tmp_path / "out")
     made = _loaded(tmp_path / "out")
-    assert made("你好")["input_ids"][0] == 1
+    assert made("你好")["input_ids"][0] == 1  # the published class adds it unless told not to
     assert (made.pad_token, made.pad_token_id) == ("<pad>", size)
 
 
