@@ -15,7 +15,7 @@ analysis/
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cbtqa.errors import DataError, UsageError
@@ -72,7 +72,7 @@ class Material:
     scored: tuple[Scored, ...]
     arms: tuple[str, ...]
     sessions: tuple[Session, ...] = ()
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
     """Alarms from reading."""
 
 
@@ -138,9 +138,7 @@ def read_material(settings: AnalysisSettings) -> Material:
         if settings.baseline not in arms:
             raise UsageError(f"no arm '{settings.baseline}'", hint=f"arms: {', '.join(arms)}")
         arms = (settings.baseline, *(arm for arm in arms if arm != settings.baseline))
-    return Material(
-        material.title, material.source, material.scored, arms, material.sessions, material.notes
-    )
+    return replace(material, arms=arms)
 
 
 def _from_table(settings: AnalysisSettings) -> Material:
@@ -237,19 +235,12 @@ def _with_equal_patients(material: Material, is_common: bool) -> Material:
             hint="finish the study, or add --common-patients to compare on those that all have",
         )
     scored = tuple(
-        Scored(
-            one.instrument,
-            tuple(row for row in one.rows if row.patient in shared),
-            one.judged,
-            one.people,
-        )
+        replace(one, rows=tuple(row for row in one.rows if row.patient in shared))
         for one in material.scored
     )
-    note = f"{len(every - shared)} patients are left out: not every arm has them"
     sessions = tuple(s for s in material.sessions if s.profile_id in shared)
-    return Material(
-        material.title, material.source, scored, material.arms, sessions, (*material.notes, note)
-    )
+    note = f"{len(every - shared)} patients are left out: not every arm has them"
+    return replace(material, scored=scored, sessions=sessions, notes=(*material.notes, note))
 
 
 # --- one instrument ------------------------------------------------------------------------------
