@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cbtqa.cli.console import print_json, print_table, say
 from cbtqa.cli.options import AsJson, settings_flags
+from cbtqa.cli.score import say_blocks
 from cbtqa.metrics.comparison import CompareSettings, Comparison
 from cbtqa.settings import Resolved
 
@@ -27,7 +28,7 @@ def compare(resolved: Resolved[CompareSettings], as_json: AsJson = False) -> Non
     out = resolved.values.out
     if out is not None:
         refuse_existing(out, COMPARISON_NAME)
-    found = comparison.compare(resolved.values)
+    found = comparison.compare(resolved.values, say_blocks())
     if out is not None:
         write_comparison(out, found)
         say(f"written to {out}")

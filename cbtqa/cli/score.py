@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 from cbtqa.cli.console import print_json, print_table, say
 from cbtqa.cli.options import AsJson, settings_flags
+from cbtqa.cli.progress import describe_seconds
 from cbtqa.manifest import now
 from cbtqa.metrics.scoring import Scored, ScoreSettings
 from cbtqa.settings import Resolved
@@ -27,11 +31,27 @@ def score(resolved: Resolved[ScoreSettings], as_json: AsJson = False) -> None:
     started, out = now(), resolved.values.out
     if out is not None:
         refuse_existing(out)
-    scored = scoring.score(resolved.values)
+    scored = scoring.score(resolved.values, say_blocks())
     if out is not None:
         write_folder(out, scored, resolved, started)
         say(f"written to {out}")
     print_json(scored.report.model_dump(mode="json")) if as_json else _show(scored)
+
+
+def say_blocks(every_s: float = 10.0) -> Callable[[int, int], None]:
+    """Tells on stderr how far scoring has come, now and then, and nothing when it is soon done."""
+    began = time.monotonic()
+    next_at = began + every_s
+
+    def on_block(n_done: int, n_total: int) -> None:
+        nonlocal next_at
+        now = time.monotonic()
+        if now >= next_at and n_done < n_total:
+            next_at = now + every_s
+            left_s = (now - began) / n_done * (n_total - n_done)
+            say(f"{n_done:,} of {n_total:,} references scored, {describe_seconds(left_s)} left")
+
+    return on_block
 
 
 def _show(scored: Scored) -> None:

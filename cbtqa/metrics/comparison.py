@@ -24,6 +24,7 @@ from cbtqa.metrics.contenders import (
     refuse_other_references,
     shared_metrics,
 )
+from cbtqa.metrics.evaluation import OnBlock
 from cbtqa.metrics.scoring import ScoreSettings
 from cbtqa.records import Record
 from cbtqa.statistics.resampling import (
@@ -125,14 +126,19 @@ class Comparison(Record):
     warnings: tuple[str, ...]
 
 
-def compare(settings: CompareSettings) -> Comparison:
+def compare(
+    settings: CompareSettings, on_block: OnBlock = lambda n_done, n_total: None
+) -> Comparison:
     """Compares systems on the questions that they share.
+
+    Args:
+        on_block: told now and then how many references are scored, and of how many.
 
     Raises:
         UsageError: fewer than two systems, or an unknown baseline or metric.
         DataError: the systems were scored on other questions, references or settings.
     """
-    contenders = gather(settings)
+    contenders = gather(settings, on_block)
     refuse_other_references(contenders)
     contenders = on_same_rows(contenders, is_common=settings.common)
     metrics = shared_metrics(contenders)

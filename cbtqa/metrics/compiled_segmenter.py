@@ -118,10 +118,12 @@ def _find_states(codes: Array, first: int, last: int, model: Model, work: Scratc
     for place in range(last - first - 1, -1, -1):
         states[place] = state
         is_later = back[place] >> state & 1
-        if state == B or state == S:
+        if state in (B, S):
             state = S if is_later else E
+        elif is_later:
+            state = M
         else:
-            state = M if is_later else B
+            state = B
 
 
 @compiled

@@ -13,7 +13,7 @@ import numpy as np
 
 from cbtqa.errors import DataError, UsageError
 from cbtqa.metrics.base import Floats, Metric
-from cbtqa.metrics.evaluation import SystemScores
+from cbtqa.metrics.evaluation import OnBlock, SystemScores
 from cbtqa.metrics.pairs import Predictions, References
 from cbtqa.metrics.registry import additive_metric
 from cbtqa.metrics.score_folder import SCORES_NAME, StoredScores
@@ -53,7 +53,7 @@ def signatures_of(report: ScoreReport, system: str) -> dict[str, tuple[str, str]
     }
 
 
-def gather(settings: ScoreSettings) -> list[Contender]:
+def gather(settings: ScoreSettings, on_block: OnBlock) -> list[Contender]:
     """Every system of the folders and files named, the folders' first.
 
     Raises:
@@ -73,7 +73,7 @@ def gather(settings: ScoreSettings) -> list[Contender]:
             if settings.anchors or answers.system not in anchors
         ]
     if rest:
-        scored = score(settings.model_copy(update={"predictions": rest}))
+        scored = score(settings.model_copy(update={"predictions": rest}), on_block)
         found += [
             Contender(
                 answers, scores, scored.references, signatures_of(scored.report, answers.system)

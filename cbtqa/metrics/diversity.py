@@ -12,6 +12,7 @@ from cbtqa.metrics.base import Floats
 from cbtqa.metrics.bleu import MAX_ORDER, bleu_from_sums
 from cbtqa.metrics.corpus import Collector, CorpusMetric
 from cbtqa.metrics.jieba_tables import words_signature
+from cbtqa.metrics.ngrams import numbers_of
 from cbtqa.metrics.sequences import Ints
 from cbtqa.metrics.texts import Texts
 
@@ -147,35 +148,38 @@ def self_bleu(texts: list[list[int]]) -> Floats:
     One pass instead of one per pair: of each gram it is enough to know the two highest counts,
     for the highest among the others is the highest of all or, for its owner, the second.
     """
-    lengths = np.array([len(text) for text in texts], np.float64)
+    lengths = np.array([len(text) for text in texts], np.int64)
     sums = np.zeros((len(texts), 2 + 2 * MAX_ORDER), np.float64)
     sums[:, 0] = lengths
-    sums[:, 1] = [_closest_other(lengths, index) for index in range(len(texts))]
+    sums[:, 1] = [_closest_other(sums[:, 0], index) for index in range(len(texts))]
+    words = np.array([word for text in texts for word in text], np.int64)
+    text_of = np.repeat(np.arange(len(texts)), lengths)
+    grams = numbers_of(words)
+    first = grams
     for order in range(1, MAX_ORDER + 1):
-        counted = [_grams(text, order) for text in texts]
-        highest: dict[tuple[int, ...], tuple[int, int, int]] = {}
-        for index, counts in enumerate(counted):
-            for gram, count in counts.items():
-                first, owner, second = highest.get(gram, (0, -1, 0))
-                if count > first:
-                    highest[gram] = (count, index, first)
-                elif count > second:
-                    highest[gram] = (first, owner, count)
-        for index, counts in enumerate(counted):
-            shared = 0
-            for gram, count in counts.items():
-                first, owner, second = highest[gram]
-                shared += min(count, second if owner == index else first)
-            sums[index, 1 + order] = shared
-            sums[index, 1 + MAX_ORDER + order] = sum(counts.values())
+        if order > 1:
+            goes_on = text_of[: len(grams) - 1] == text_of[order - 1 :]
+            longer = grams[:-1] << 32 | first[order - 1 :]
+            # a gram that would run into the next text is no gram; its number is its own place
+            grams = np.where(goes_on, numbers_of(longer), -1)
+        owners = text_of[: len(grams)][grams >= 0]
+        sums[:, 1 + order] = _shared_with_others(grams[grams >= 0], owners, len(texts))
+        sums[:, 1 + MAX_ORDER + order] = np.maximum(lengths - order + 1, 0)
     return bleu_from_sums(sums, is_effective_order=True)
 
 
-def _grams(text: list[int], order: int) -> dict[tuple[int, ...], int]:
-    counts: dict[tuple[int, ...], int] = {}
-    for gram in zip(*(text[start:] for start in range(order)), strict=False):
-        counts[gram] = counts.get(gram, 0) + 1
-    return counts
+def _shared_with_others(grams: Ints, owners: Ints, n_texts: int) -> Floats:
+    """How many grams of each text another text has too, each as often as the other at most."""
+    pairs, counts = np.unique(grams * n_texts + owners, return_counts=True)
+    gram, owner = np.divmod(pairs, n_texts)
+    order = np.lexsort((-counts, gram))
+    gram, owner, counts = gram[order], owner[order], counts[order]
+    is_top = np.diff(gram, prepend=-1) != 0
+    top = np.maximum.accumulate(np.where(is_top, np.arange(len(gram)), 0))
+    has_second = np.append(~is_top[1:], False)[top]
+    second = np.where(has_second, counts[np.minimum(top + 1, len(counts) - 1)], 0)
+    among_others = np.where(is_top, second, counts[top])
+    return np.bincount(owner, weights=np.minimum(counts, among_others), minlength=n_texts)
 
 
 def _closest_other(lengths: Floats, index: int) -> float:

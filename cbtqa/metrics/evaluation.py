@@ -24,6 +24,8 @@ PAIRS_PER_BLOCK = 500
 CEILING, FLOOR = "references", "shuffled references"
 """Names of the two anchor rows: each reference against itself, and against another's."""
 NOTHING = Item("")
+OnBlock = Callable[[int, int], None]
+"""Told after each block how many references are done, and of how many."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,9 @@ def evaluate(
     systems: Sequence[Predictions],
     metrics: Sequence[Metric | CorpusMetric],
     engine: Engine,
-    on_block: Callable[[int], None] = lambda n_pairs: None,
+    on_block: OnBlock = lambda n_done, n_total: None,
 ) -> list[SystemScores]:
-    """Statistics of every system; a pair without a text on either side is left out.
-
-    Args:
-        on_block: told the number of pairs after each block, for progress.
-    """
+    """Statistics of every system; a pair without a text on either side is left out."""
     reading = Reading(engine)
     additive = [metric for metric in metrics if isinstance(metric, Metric)]
     collecting = [metric for metric in metrics if isinstance(metric, CorpusMetric)]
@@ -67,7 +65,7 @@ def evaluate(
                 part.append(metric.statistics(ours, theirs)[is_scored])
             for collector in collectors[number]:
                 collector.add(ours, is_scored)
-        on_block(len(theirs))
+        on_block(min(first + size, len(references.ids)), len(references.ids))
     return [
         SystemScores(
             system.system,

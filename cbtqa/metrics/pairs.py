@@ -94,26 +94,40 @@ def read_references(path: Path, columns: Columns, split: str) -> References:
     )
 
 
-def read_predictions(path: Path, columns: Columns, references: References) -> Predictions:
+def is_dataset(path: Path) -> bool:
+    """True for a folder that `cbtqa build-dataset` made."""
+    return any((path / "data").glob("*.parquet"))
+
+
+def read_predictions(
+    path: Path, columns: Columns, references: References, split: str | None = None
+) -> Predictions:
     """One system's answers.
+
+    Args:
+        split: the split to take when `path` is a built dataset; None when the references are
+            none, for then the two were swapped.
 
     Raises:
         DataError: missing file or column, an empty or repeated id, no id of the references.
-        UsageError: the file is a built dataset, as `--ref` should be.
+        UsageError: predictions and references seem to be swapped.
     """
-    if (path / "data").is_dir() and list((path / "data").glob("*.parquet")):
-        raise UsageError(
-            f"{path} is a dataset, but stands in the place of predictions",
-            hint="predictions come first, references after --ref; to score a dataset against "
-            "another, name one of its Parquet files",
-        )
+    text_names = PREDICTION_NAMES
+    if is_dataset(path):
+        text_names = REFERENCE_NAMES
+        if split is None:
+            raise UsageError(
+                f"{path} is a dataset and stands in the place of predictions, but --ref is none",
+                hint="predictions come first, references after --ref",
+            )
+    own_name = path.name if path.is_dir() else path.stem
     found: dict[str, Item | None] = {}
     systems: Counter[str] = Counter()
     n_cut = 0
-    for where, question_id, text, row in _keyed_rows(path, columns, PREDICTION_NAMES, "all"):
+    for where, question_id, text, row in _keyed_rows(path, columns, text_names, split or "all"):
         item = None if text is None else _item(text, row, where)
         found[question_id] = item
-        systems[str(row.get("system") or path.stem)] += 1
+        systems[str(row.get("system") or own_name)] += 1
         n_cut += item is not None and is_cut(item.text, _finish_reason(row))
     known = set(references.ids)
     extra = [question_id for question_id in found if question_id not in known]
@@ -136,7 +150,7 @@ def read_predictions(path: Path, columns: Columns, references: References) -> Pr
         "n_cut": n_cut,
         **_text_counts(items, references.items),
     }
-    system = next(iter(systems)) if len(systems) == 1 else path.stem
+    system = next(iter(systems)) if len(systems) == 1 else own_name
     return Predictions(system, items, counts)
 
 
@@ -169,7 +183,7 @@ def _finish_reason(row: Mapping[str, Any]) -> str | None:
 
 def _rows(path: Path, split: str, encoding: str) -> Iterator[tuple[str, dict[str, Any]]]:
     data = path / "data"
-    if data.is_dir() and list(data.glob("*.parquet")):
+    if is_dataset(path):
         for name in split.split(","):
             shards = sorted(data.glob("*.parquet" if name == "all" else f"{name}-*.parquet"))
             if not shards:

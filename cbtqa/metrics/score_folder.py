@@ -63,14 +63,15 @@ def write_folder(
     heads, rows = score_grid(scored.report.scores)
     write_text(folder / "scores.md", _page(scored, markdown(heads, rows)))
     write_text(folder / "scores.tex", latex(heads, rows))
-    inputs = [path for path in (*resolved.values.predictions, resolved.values.ref) if path]
+    named = [path for path in (*resolved.values.predictions, resolved.values.ref) if path]
+    inputs = [file for path in named for file in _files_of(path)]
     write_manifest(
         folder,
         Manifest(
             kind="scores",
             packages=package_versions(),
             settings=describe_settings(resolved),
-            inputs=tuple(describe_file(path) for path in inputs if path.is_file()),
+            inputs=tuple(map(describe_file, inputs)),
             counts={one.system: one.model_dump() for one in scored.report.systems},
             files=tuple(
                 describe_file(folder / name, folder)
@@ -80,6 +81,13 @@ def write_folder(
             finished_at=now(),
         ),
     )
+
+
+def _files_of(path: Path) -> list[Path]:
+    """A file, or the files with rows in a folder."""
+    if path.is_file():
+        return [path]
+    return sorted(file for file in path.rglob("*") if file.suffix in (".parquet", ".arrow"))
 
 
 def _page(scored: Scored, table: str) -> str:

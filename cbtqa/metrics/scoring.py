@@ -6,7 +6,7 @@ scored.report.scores[0].metric == "bleu_zh"
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import Field
@@ -15,6 +15,7 @@ from cbtqa.errors import UsageError
 from cbtqa.metrics.base import Metric
 from cbtqa.metrics.engines import EngineName, engine_for
 from cbtqa.metrics.evaluation import (
+    OnBlock,
     Resampling,
     SystemScores,
     anchors,
@@ -26,6 +27,7 @@ from cbtqa.metrics.pairs import (
     Columns,
     Predictions,
     References,
+    is_dataset,
     read_predictions,
     read_references,
 )
@@ -39,7 +41,9 @@ from cbtqa.statistics.resampling import BOOTSTRAP_TRIALS, DEFAULT_SEED, FEW_ITEM
 class ScoreSettings(NeuralSettings):
     """Everything `cbtqa score` can be told."""
 
-    predictions: tuple[Path, ...] = Field(default=(), description="Files with predictions.")
+    predictions: tuple[Path, ...] = Field(
+        default=(), description="Files with predictions, or built datasets where --ref is one."
+    )
     ref: Path | None = Field(
         default=None, description="References: a built dataset, or any file with answers."
     )
@@ -131,10 +135,11 @@ class Scored:
         self.evaluated, self.metrics = evaluated, metrics
 
 
-def score(
-    settings: ScoreSettings, on_block: Callable[[int], None] = lambda n_pairs: None
-) -> Scored:
+def score(settings: ScoreSettings, on_block: OnBlock = lambda n_done, n_total: None) -> Scored:
     """Scores every file of predictions against the references.
+
+    Args:
+        on_block: told now and then how many references are done, and of how many.
 
     Raises:
         UsageError: nothing to score, an unknown or refused metric, two systems of one name.
@@ -184,12 +189,20 @@ def _reference_columns(settings: ScoreSettings) -> Columns:
 
 def _read_systems(settings: ScoreSettings, references: References) -> list[Predictions]:
     columns = Columns(settings.id_column, settings.prediction_column, None, settings.encoding)
+    assert settings.ref is not None
+    split = settings.split if is_dataset(settings.ref) else None
     systems: list[Predictions] = []
     for path in settings.predictions:
-        read = read_predictions(path, columns, references)
+        if path.exists() and path.samefile(settings.ref):
+            raise UsageError(
+                f"{path} is given as predictions and as references",
+                hint="the row `references` already shows what they score against themselves",
+            )
+        read = read_predictions(path, columns, references, split)
         names = {system.system for system in systems}
         # the same model from two files: the files' names tell them apart
-        name = path.stem if read.system in names else read.system
+        own_name = path.name if path.is_dir() else path.stem
+        name = own_name if read.system in names else read.system
         if name in names:
             raise UsageError(
                 f"two files name their system '{name}'", hint="rename one of the files"
