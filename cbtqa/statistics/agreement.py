@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
+from cbtqa.errors import DataError
 from cbtqa.records import NonEmptyText, Record
 
 Level = Literal["nominal", "ordinal", "interval", "ratio"]
@@ -63,7 +64,10 @@ def as_table(cells: Cells) -> Floats:
 
     Raises:
         ValueError: rows of unequal length.
+        DataError: no row at all.
     """
+    if not len(cells):
+        raise DataError("no ratings to compare: not one rater has a row")
     if isinstance(cells, np.ndarray):
         return np.atleast_2d(cells.astype(np.float64))
     if len({len(row) for row in cells}) > 1:
