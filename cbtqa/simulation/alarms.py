@@ -26,6 +26,8 @@ from cbtqa.statistics.resampling import FEW_ITEMS
 
 ONE_VALUE = 0.9
 """Share of one point of the scale."""
+HEAPED = 0.5
+"""Share of the highest point over all items."""
 MUCH_UNSCORED = 0.05
 ITEMS_ALIKE = 0.95
 """Cronbach's alpha above which items are hardly told apart."""
@@ -95,7 +97,7 @@ def _range_alarms(result: InstrumentResult, pooled: Counter[int], n: int) -> Ite
         if not _is_plain_sum(result):
             text = f"no item above {max(given)} of {high} in {ratings}"
         yield Alarm(kind="ceiling", instrument=result.instrument, text=text)
-    elif pooled[high] / n > ONE_VALUE / 2:
+    elif pooled[high] / n >= HEAPED:
         text = f"{pooled[high] / n:.0%} of the ratings are the highest point, {high}"
         yield Alarm(kind="ceiling", instrument=result.instrument, text=text)
     if min(given) > low:
