@@ -131,7 +131,8 @@ def find_backbone(given: str | Path) -> Backbone:
     name = str(given)
     known = _named(name)
     path = Path(given).expanduser()
-    if path.is_dir() and (known is None or "/" in name or name.startswith(".")):
+    # a folder wins over a name: `hf download Qwen/Qwen-7B --local-dir Qwen-7B` makes one
+    if path.is_dir() and (known is None or (path / "config.json").is_file()):
         return _folder_backbone(path)
     if known is not None:
         return known

@@ -20,7 +20,7 @@ from cbtqa.files import read_json, write_json
 from cbtqa.manifest import FileEntry, describe_file, now
 from cbtqa.records import Record
 from cbtqa.tuning.backbones import Backbone, find_backbone, load_backbones
-from cbtqa.tuning.downloads import fetch, fetch_if_present
+from cbtqa.tuning.downloads import commit_of, fetch, fetch_if_present
 from cbtqa.tuning.layouts import LAYOUTS, Layout, Target, plan_targets
 from cbtqa.tuning.libraries import require
 from cbtqa.tuning.model_config import Conversion, conversion_of, read_config
@@ -35,7 +35,7 @@ from cbtqa.tuning.model_folder import (
 )
 from cbtqa.tuning.shards import SHARD_BYTES, OnStep, Output, Step, cut_into_shards, write_shards
 from cbtqa.tuning.tokenizer_conversion import TokenizerFacts, write_tokenizer
-from cbtqa.tuning.weights import combine_hashes, commit_of, find_weights, open_tensors
+from cbtqa.tuning.weights import combine_hashes, find_weights, open_tensors
 
 RECORD_NAME = "conversion.json"
 
@@ -118,9 +118,7 @@ def convert(
         record = ConversionRecord(
             backbone=backbone.source_id,
             conversion=backbone.conversion,
-            source=SourceRecord(
-                name=backbone.told_name, revision=backbone.revision or commit_of(paths), files=files
-            ),
+            source=SourceRecord(name=backbone.told_name, revision=backbone.revision, files=files),
             dropped=dropped,
             dropped_settings=unknown,
             exactness=(*rules.notes, *tokenizer.notes),
@@ -153,10 +151,7 @@ def _opened(
     """The backbone with its layout settled, and its published configuration."""
     backbone = find_backbone(source)
     known = backbone.source_id or (None if backbone.path or not backbone.shape else backbone.id)
-    backbone = backbone.model_copy(
-        update={"revision": revision or backbone.revision, "source_id": known}
-    )
-    config_path = fetch(backbone.location, "config.json", revision=backbone.revision)
+    config_path = fetch(backbone.location, "config.json", revision=revision or backbone.revision)
     config = read_config(config_path.parent)
     kind = layout or conversion_of(config, backbone.told_name)
     if kind is None:
@@ -164,7 +159,9 @@ def _opened(
             f"{backbone.told_name} is a {config['model_type']} model: nothing to convert",
             hint=f"train on it as it is: cbtqa finetune --backbone {source}",
         )
-    return backbone.model_copy(update={"conversion": kind}), config
+    # the commit found now, so that a push in the meantime cannot mix two states of the model
+    words = {"conversion": kind, "source_id": known, "revision": commit_of(config_path)}
+    return backbone.model_copy(update=words), config
 
 
 def _planned(rules: Layout, paths: tuple[Path, ...]) -> tuple[list[Output], tuple[str, ...]]:

@@ -21,7 +21,7 @@ from cbtqa.records import Record
 from cbtqa.tuning.adapter_base import check_base, find_base
 from cbtqa.tuning.adapter_weights import CONFIG_NAME, WEIGHT_NAMES, Adapter, Delta, read_adapter
 from cbtqa.tuning.backbones import Backbone
-from cbtqa.tuning.downloads import fetch, fetch_if_present
+from cbtqa.tuning.downloads import commit_of, fetch, fetch_if_present
 from cbtqa.tuning.libraries import require
 from cbtqa.tuning.model_folder import (
     building,
@@ -100,8 +100,7 @@ def merge(
     refuse_existing(out)
     opened = read_adapter(adapter)
     recorded = read_base_record(adapter)
-    backbone = find_base(opened.config, base, recorded)
-    config = _base_config(backbone)
+    backbone, config = _opened_base(find_base(opened.config, base, recorded))
     found, notes = check_base(backbone, recorded)
     outputs = _planned(opened, find_weights(backbone.location, backbone.revision), dtype)
     check_space(out, sum(output.n_bytes for output in outputs))
@@ -137,8 +136,8 @@ def merge(
 # --- the base ------------------------------------------------------------------------------------
 
 
-def _base_config(backbone: Backbone) -> dict[str, Any]:
-    """The base's config.json.
+def _opened_base(backbone: Backbone) -> tuple[Backbone, dict[str, Any]]:
+    """The base at the commit found now, and its config.json.
 
     Raises:
         ConfigError: weights in 4 or 8 bits, or a layout that has to be converted first.
@@ -156,7 +155,7 @@ def _base_config(backbone: Backbone) -> dict[str, Any]:
             "learned",
             hint="give the 16-bit model that it was made from: --base FOLDER",
         )
-    return config
+    return backbone.model_copy(update={"revision": commit_of(path)}), config
 
 
 # --- weights -------------------------------------------------------------------------------------

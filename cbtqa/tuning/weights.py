@@ -19,7 +19,7 @@ from cbtqa.files import read_json, sha256_of, write_json
 from cbtqa.manifest import FileEntry
 from cbtqa.records import Record
 from cbtqa.tuning.backbones import RECORD_NAMES, Backbone
-from cbtqa.tuning.downloads import fetch, fetch_if_present
+from cbtqa.tuning.downloads import commit_of, download_hint, fetch, fetch_if_present
 from cbtqa.tuning.libraries import require
 
 WHOLE_NAMES = ("model.safetensors", "pytorch_model.bin")
@@ -46,7 +46,11 @@ def find_weights(location: str, revision: str | None = None) -> tuple[Path, ...]
         whole = fetch_if_present(location, name, revision=revision)
         if whole is not None:
             return (whole,)
-    raise DataError(f"no weights: neither {' nor '.join(WHOLE_NAMES)}, nor parts", where=location)
+    raise DataError(
+        f"no weights: neither {' nor '.join(WHOLE_NAMES)}, nor parts",
+        where=location,
+        hint=None if Path(location).is_dir() else download_hint(location),
+    )
 
 
 def _check_parts(index: Path, parts: list[str]) -> None:
@@ -99,7 +103,7 @@ def describe_base(backbone: Backbone, *, is_quantized: bool = False) -> BaseReco
     return BaseRecord(
         backbone=known,
         name=backbone.told_name,
-        revision=backbone.revision or commit_of(files),
+        revision=commit_of(files[0]) if files else backbone.revision,
         weights_sha256=recorded or hash_weights(files),
         is_quantized=is_quantized,
     )
@@ -116,15 +120,6 @@ def _recorded_hash(folder: Path) -> str | None:
                 for each, size in sizes.items()
             )
             return str(record["weights_sha256"]) if is_intact else None
-    return None
-
-
-def commit_of(files: Iterable[Path]) -> str | None:
-    """The commit of files in the Hub's cache (`.../snapshots/COMMIT/FILE`), or None."""
-    for file in files:
-        parts = file.parts
-        if "snapshots" in parts:
-            return parts[parts.index("snapshots") + 1]
     return None
 
 

@@ -210,6 +210,17 @@ def test_the_download_of_a_listed_model_keeps_its_formats(tmp_path: Path) -> Non
     assert other.source_id is None
 
 
+def test_a_downloaded_folder_wins_over_the_name_it_shares(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "qwen-7b").mkdir()
+    assert find_backbone("qwen-7b").path is None  # nothing in it yet
+    _write(tmp_path / "qwen-7b", {"model_type": "qwen", "vocab_size": 151936})
+    backbone = find_backbone("qwen-7b")
+    assert (backbone.path, backbone.source_id) == (Path("qwen-7b"), "qwen")
+
+
 @pytest.mark.parametrize(
     ("files_", "words"),
     [
