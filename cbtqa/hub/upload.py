@@ -125,17 +125,7 @@ def _opened(plan: PublishPlan, hub: Hub, allow_public: bool, on_stage: OnStage) 
     state = hub.state()
     if state is None:
         on_stage("creating it, private")
-        try:
-            hub.create_private()
-        except NameTakenError as error:
-            raise NameTakenError(
-                f"the name {plan.repo_id} is taken by a repository that this token cannot see",
-                hint="choose another name",
-            ) from error
-        # asked again, not believed: an organisation's rules or a second publisher may differ
-        state = hub.state()
-        if state is None:
-            raise BadResponseError("the repository was created and is not there", hint=AGAIN)
+        state = _created(plan, hub)
     _refuse_public(hub, state, allow_public)
     present = set(hub.files(state.head)) - OF_THE_HUB if state.head else set()
     if present and PROVENANCE_PATH not in present:
@@ -144,6 +134,23 @@ def _opened(plan: PublishPlan, hub: Hub, allow_public: bool, on_stage: OnStage) 
             f"write, such as {min(present)}",
             hint="publish to another name",
         )
+    return state
+
+
+def _created(plan: PublishPlan, hub: Hub) -> RepoState:
+    """The new repository as the Hub shows it: asked again, not believed, since an organisation's
+    rules, a second publisher or a lost answer may have made it otherwise."""
+    conflict: NameTakenError | None = None
+    try:
+        hub.create_private()
+    except NameTakenError as error:
+        conflict = error
+    state = hub.state()
+    if state is None:
+        raise NameTakenError(
+            f"the name {plan.repo_id} is taken by a repository that this token cannot see",
+            hint="choose another name",
+        ) from conflict
     return state
 
 

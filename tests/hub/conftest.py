@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from cbtqa.hub.publish import Prepared, prepare_dataset
+from cbtqa.hub.settings import DatasetSettings
 from tests.hub.runs import copy_of, write_adapter, write_dataset
 from tests.support.hub import StandInHub
 
@@ -50,3 +52,9 @@ def run(finished: Path, tmp_path: Path) -> Path:
 def adapter(tmp_path: Path) -> Path:
     """A finished adapter of one's own."""
     return write_adapter(tmp_path / "adapter")
+
+
+@pytest.fixture(scope="session")
+def ready(finished: Path) -> Prepared:
+    """A dataset planned and scanned once, for tests that change nothing in it."""
+    return prepare_dataset(DatasetSettings(run=finished, to="lab/cbt-qa"))

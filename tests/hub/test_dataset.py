@@ -182,7 +182,13 @@ def test_the_card_is_complete_in_both_languages(run: Path, tmp_path: Path) -> No
             "12356",
             "心理互助问答，非心理咨询",
         ),
-        *("cbtqa join lab/cbt-qa", "invented board", "2024.lrec-main.261", "到达长度上限被截断 2", "alpha"),
+        *(
+            "cbtqa join lab/cbt-qa",
+            "invented board",
+            "2024.lrec-main.261",
+            "到达长度上限被截断 2",
+            "alpha",
+        ),
     ):
         assert told in card, told
 

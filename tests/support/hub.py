@@ -51,7 +51,7 @@ class Repo:
     """One repository."""
 
     kind: Kind
-    repo_id: str
+    id: str
     is_private: bool
     gated: Any = False
     commits: dict[str, dict[str, Blob]] = field(default_factory=dict)
@@ -432,7 +432,7 @@ class StandInHub:
         return web.json_response(told, headers=headers)
 
     def _batch(self, request: web.Request, body: bytes, kind: str, repo_id: str) -> web.Response:
-        repo = self._opened(request, kind, repo_id, to_write=True)
+        repo = self._opened(request, kind or "models", repo_id, to_write=True)
         if isinstance(repo, web.Response):
             return repo
         objects = []
