@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
-from cbtqa.simulation.audits import POOLED, WITHIN
+from cbtqa.simulation.audit import LENGTHS_APART, STOPS_APART
+from cbtqa.simulation.length_audit import POOLED, WITHIN
 from cbtqa.simulation.results import (
     AgreementRow,
     Alarm,
@@ -33,10 +34,6 @@ ITEMS_ALIKE = 0.95
 """Cronbach's alpha above which items are hardly told apart."""
 FOLLOWS_LENGTH = 0.3
 """Correlation of score and length."""
-LENGTH_RATIO = 1.5
-"""Longest by shortest arm."""
-EARLY_GAP = 0.05
-"""Difference between arms in the share of sessions that stopped early."""
 MUCH_BIAS = 0.25
 """Of the judge against people, by share of the scale's range."""
 RULES_TEXT = "rated by built-in rules that count words: no model, and nothing to be believed"
@@ -166,7 +163,7 @@ def length_alarms(
     if len(rows) > 1:
         longest = max(rows, key=lambda row: row.words)
         shortest = min(rows, key=lambda row: row.words)
-        if longest.words > LENGTH_RATIO * shortest.words:
+        if longest.words > LENGTHS_APART * shortest.words:
             text = (
                 f"arms differ in length: {longest.arm} {longest.words:,.0f} words a session, "
                 f"{shortest.arm} {shortest.words:,.0f}"
@@ -177,7 +174,7 @@ def length_alarms(
 def ending_alarms(rows: Sequence[EndingRow]) -> Iterator[Alarm]:
     """Early stops that differ between arms: those sessions are scored with the rest."""
     shares = {row.arm: row.n_early / row.n for row in rows if row.n}
-    if not shares or max(shares.values()) - min(shares.values()) <= EARLY_GAP:
+    if not shares or max(shares.values()) - min(shares.values()) <= STOPS_APART:
         return
     shown = ", ".join(f"{row.arm} {row.n_early} of {row.n}" for row in rows if row.n_early)
     yield Alarm(kind="endings", text=f"early stops differ between arms: {shown}")

@@ -32,13 +32,13 @@ from cbtqa.simulation.alarms import (
     scale_alarms,
 )
 from cbtqa.simulation.analysis_settings import AnalysisSettings, split_names
-from cbtqa.simulation.audits import endings, length_correlations, lengths
+from cbtqa.simulation.human_ratings import read_people
 from cbtqa.simulation.instruments import Instrument, load_instrument
 from cbtqa.simulation.items import cronbach_alpha, item_profiles, item_use
 from cbtqa.simulation.judging import JUDGED
+from cbtqa.simulation.length_audit import endings, length_correlations, lengths
 from cbtqa.simulation.methods import methods_text
 from cbtqa.simulation.outcomes import analyse_outcome, regress
-from cbtqa.simulation.people import read_people
 from cbtqa.simulation.results import (
     AgreementRow,
     Alarm,

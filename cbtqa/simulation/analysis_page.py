@@ -19,7 +19,7 @@ from cbtqa.report.page import (
 from cbtqa.report.wording import Lang, Phrase, load_wording, same
 from cbtqa.simulation.analysis_agreement_page import agreement_section
 from cbtqa.simulation.analysis_instrument_page import instrument_section, overview_section
-from cbtqa.simulation.audits import POOLED, WITHIN
+from cbtqa.simulation.length_audit import POOLED, WITHIN
 from cbtqa.simulation.results import AnalysisReport
 
 WORDS = load_wording("cbtqa.simulation", "analysis.yaml")

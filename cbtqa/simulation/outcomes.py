@@ -14,6 +14,7 @@ import numpy as np
 
 from cbtqa.errors import UsageError
 from cbtqa.ratings.rubric import Total
+from cbtqa.simulation.audit import EARLY_STOPS
 from cbtqa.simulation.instruments import Instrument
 from cbtqa.simulation.results import Adjusted, ArmResult, OutcomeResult, Regression
 from cbtqa.simulation.session_scores import SessionScore
@@ -35,8 +36,6 @@ from cbtqa.statistics.mixed_model import (
 from cbtqa.statistics.variance_ratio import Method
 
 INTERCEPT = "intercept"
-EARLY_STOPS = frozenset({"context", "no_answer", "endpoint"})
-"""Stop reasons that are no ending of a session."""
 LENGTH = "words"
 _STANDARDISED = re.compile(r"^z\((\w+)\)$")
 

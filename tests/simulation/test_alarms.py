@@ -15,9 +15,9 @@ from cbtqa.simulation.alarms import (
     order_of,
     scale_alarms,
 )
-from cbtqa.simulation.audits import endings, length_correlations, lengths
 from cbtqa.simulation.instruments import load_instrument
 from cbtqa.simulation.items import cronbach_alpha, item_profiles, item_use
+from cbtqa.simulation.length_audit import endings, length_correlations, lengths
 from cbtqa.simulation.outcomes import Choices, analyse_outcome
 from cbtqa.simulation.results import Alarm, InstrumentResult
 from cbtqa.simulation.session_scores import Judged, SessionScore, score_sessions

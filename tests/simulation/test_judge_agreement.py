@@ -16,8 +16,8 @@ from cbtqa.settings import resolve
 from cbtqa.simulation.agreement import agreement_rows, corrected_rows
 from cbtqa.simulation.analysis import analyse
 from cbtqa.simulation.analysis_settings import AnalysisSettings
+from cbtqa.simulation.human_ratings import read_people
 from cbtqa.simulation.instruments import load_instrument
-from cbtqa.simulation.people import read_people
 from cbtqa.simulation.results import AgreementRow
 from cbtqa.simulation.session_scores import Judged
 from tests.support.judged_sessions import ratings, session

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from cbtqa.records import Session
-from cbtqa.simulation.outcomes import EARLY_STOPS, LENGTH
+from cbtqa.simulation.audit import EARLY_STOPS
+from cbtqa.simulation.outcomes import LENGTH
 from cbtqa.simulation.results import EndingRow, LengthCorrelation, LengthRow
 from cbtqa.simulation.session_scores import SessionScore
 from cbtqa.statistics.agreement import Floats
