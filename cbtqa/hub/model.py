@@ -96,15 +96,11 @@ def plan_model(settings: ModelSettings) -> tuple[PublishPlan, Watch]:
         staging,
         "model",
         manifest,
+        taken=taken,
         acknowledgements=manifest.acknowledgements,
         more={
             "form": form,
             "base": {"hub_id": base.hub_id, "revision": base.revision},
-            "weights": [
-                {"path": file.path, "n_bytes": file.n_bytes, "sha256": file.sha256}
-                for file in taken
-                if file.path.endswith(".safetensors")
-            ],
         },
     )
     files = sorted((*staged_files(staging), *taken), key=lambda file: file.path)

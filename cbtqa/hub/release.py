@@ -6,6 +6,7 @@ release(checked, typed="my-lab/cbt-qa")
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from dataclasses import dataclass
@@ -125,15 +126,12 @@ def _provenance(hub: Hub, head: str) -> dict[str, Any]:
 
 def _refuse_strangers(hub: Hub, head: str, provenance: dict[str, Any]) -> None:
     """Refuses files that no publication of ours put there, and a card that does not pass."""
-    known = {
-        entry["path"]: entry for part in ("files", "weights") for entry in provenance.get(part, ())
-    }
+    known = {entry["path"]: entry["sha256"] for entry in provenance.get("files", ())}
     for path, file in hub.files(head).items():
-        entry = known.get(path)
-        is_ours = path in (CARD_PATH, PROVENANCE_PATH) or path in OF_THE_HUB
-        if is_ours:
+        if path in (CARD_PATH, PROVENANCE_PATH) or path in OF_THE_HUB:
             continue
-        if entry is None or (file.sha256 is not None and file.sha256 != entry["sha256"]):
+        sha256 = file.sha256 or hashlib.sha256(hub.read(path, head)).hexdigest()
+        if known.get(path) != sha256:
             raise PublishRefusedError(
                 f"{path} on the Hub is not what was published",
                 hint="run cbtqa publish again; it brings the repository into order",

@@ -49,7 +49,9 @@ def test_an_adapter_goes_out_with_its_base_by_hub_id_and_no_path(adapter: Path) 
         assert str(adapter.parent).encode() not in file.source.read_bytes()
     weights = plan.file("adapter_model.safetensors")
     assert weights.source == adapter / "adapter_model.safetensors"
-    assert json_of(plan, "provenance.json")["weights"][0]["sha256"] == weights.sha256
+    recorded = {file["path"]: file["sha256"] for file in json_of(plan, "provenance.json")["files"]}
+    assert recorded["adapter_model.safetensors"] == weights.sha256
+    assert set(recorded) == {file.path for file in plan.files} - {"README.md", "provenance.json"}
 
 
 def test_optimiser_states_and_pickles_stay_behind_with_a_reason(adapter: Path) -> None:
