@@ -42,13 +42,14 @@ def keep_until(path: Path, step: int) -> None:
         write_jsonl(path, rows)
 
 
-class LastEvaluation(TrainerCallback):
-    """Asks for an evaluation after the last step, whatever step that is."""
+class LastStep(TrainerCallback):
+    """Asks for a log line and an evaluation after the last step, whatever step that is."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """A step was done."""
-        if state.global_step >= state.max_steps and args.eval_strategy != "no":
-            control.should_evaluate = True
+        if state.global_step >= state.max_steps:
+            control.should_log = True
+            control.should_evaluate = args.eval_strategy != "no"
 
 
 class SampleAnswers(TrainerCallback):

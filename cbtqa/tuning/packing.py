@@ -42,7 +42,7 @@ class StepPlan:
         lengths: tokens of each item.
         batch_size: items per step, all processes together.
         epochs: passes over the items; may end inside one.
-        max_steps: None for no limit.
+        max_steps: steps in place of epochs; None for whole epochs.
         budget: tokens of one micro-batch; a longer item goes alone.
         n_processes: processes that share a step.
         is_packed: False for padded micro-batches, whose cost is items times the longest.
@@ -66,8 +66,7 @@ class StepPlan:
         self._batch_size, self._seed, self._budget = batch_size, seed, budget
         self._n_processes, self._is_packed, self._is_shuffled = n_processes, is_packed, is_shuffled
         self.steps_per_epoch = math.ceil(len(self._lengths) / batch_size)
-        n_steps = math.ceil(round(epochs * self.steps_per_epoch, 6))
-        self.n_steps = min(n_steps, max_steps) if max_steps else n_steps
+        self.n_steps = max_steps or math.ceil(round(epochs * self.steps_per_epoch, 6))
         self._order = lru_cache(maxsize=2)(self._make_order)
 
     def __len__(self) -> int:

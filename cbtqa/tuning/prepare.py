@@ -40,6 +40,8 @@ class TrainingSets:
     train: EncodedSet
     validation: EncodedSet | None
     inputs: tuple[FileEntry, ...]
+    notes: tuple[str, ...] = ()
+    """What differs from what was asked for."""
 
     def ids(self) -> dict[str, list[str]]:
         """Ids of the items of each split, in order."""
@@ -55,6 +57,12 @@ def prepare_sets(settings: FinetuneSettings, backbone: Backbone) -> TrainingSets
         ConfigError, DataError: as reading, encoding and loading the tokenizer say.
     """
     chat = load_chat(backbone, settings.chat_format)
+    notes = []
+    if backbone.context and settings.max_length > backbone.context:
+        notes.append(
+            f"{backbone.told_name} takes {backbone.context:,} tokens: longer rows left out"
+        )
+        settings = settings.model_copy(update={"max_length": backbone.context})
     training = read_training_examples(settings)
     validation = read_validation_examples(settings)
     return TrainingSets(
@@ -62,6 +70,7 @@ def prepare_sets(settings: FinetuneSettings, backbone: Backbone) -> TrainingSets
         encode(training, chat, settings),
         encode(validation, chat, settings) if validation is not None else None,
         (*training.files, *(validation.files if validation is not None else ())),
+        tuple(notes),
     )
 
 

@@ -18,7 +18,7 @@ from cbtqa.tuning.backbones import Backbone
 from cbtqa.tuning.callbacks import (
     LOG_NAME,
     SAMPLES_NAME,
-    LastEvaluation,
+    LastStep,
     LogLines,
     OnLine,
     SampleAnswers,
@@ -75,7 +75,7 @@ def run_training(
         ready = prepare_model(settings, backbone, precision, longest)
         _check_disk(settings, ready.model)
         trainer, stop = _make_trainer(settings, backbone, sets, ready, args, on_line)
-        for note in ready.notes:
+        for note in (*sets.notes, *ready.notes):
             on_stage(note)
         resumed = last_checkpoint(Path(str(args.output_dir)))
         if is_first:
@@ -181,7 +181,7 @@ def _make_trainer(
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         answers = False  # one process alone does not hold the weights
     answer = partial(_answer, settings, backbone, sets, trainer) if answers else None
-    callbacks = [LogLines(settings.out, on_line), LastEvaluation(), stop]
+    callbacks = [LogLines(settings.out, on_line), LastStep(), stop]
     for callback in (*callbacks, SampleAnswers(settings.out, settings.mode, answer)):
         trainer.add_callback(callback)
     if settings.early_stopping is not None:
@@ -290,7 +290,7 @@ def _counts(
         "is_packed": ready.is_packed,
         "head_is_chunked": ready.head_is_chunked,
         "is_checkpointing": ready.is_checkpointing,
-        "notes": list(ready.notes),
+        "notes": [*sets.notes, *ready.notes],
         "first_loss": losses[0] if losses else None,
         "last_loss": losses[-1] if losses else None,
         "best_step": state.best_global_step,

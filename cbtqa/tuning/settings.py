@@ -148,7 +148,10 @@ class FinetuneSettings(LoraSettings):
         3.0, gt=0, description="Passes over the data.", json_schema_extra=_TRAINING
     )
     max_steps: int | None = Field(
-        None, ge=1, description="Stop after this many steps.", json_schema_extra=_TRAINING
+        None,
+        ge=1,
+        description="This many steps, in place of --epochs.",
+        json_schema_extra=_TRAINING,
     )
     batch_size: int = Field(
         16,

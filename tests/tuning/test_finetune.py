@@ -44,17 +44,18 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def _flags(bench: Path, out: Path) -> dict[str, Any]:
+    places = {"data": bench / "rows.jsonl", "validation_data": bench / "other.jsonl"}
+    return {**places, "backbone": str(bench / "base"), "out": out, **QUICK}
+
+
 def _run(bench: Path, out: Path, **flags: Any) -> FinetuneResult:
-    words = {
-        "data": bench / "rows.jsonl",
-        "validation_data": bench / "other.jsonl",
-        "backbone": str(bench / "base"),
-        "out": out,
-        **QUICK,
-        **flags,
-    }
-    kept = {name: value for name, value in words.items() if value is not None}
-    return finetune(resolve(FinetuneSettings, flags=kept, environ={}))
+    return finetune(resolve(FinetuneSettings, flags=_flags(bench, out) | flags, environ={}))
+
+
+def _same_bits(first: Path, second: Path) -> bool:
+    one, two = (load_file(folder / "adapter_model.safetensors") for folder in (first, second))
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
 @pytest.fixture(scope="module")
@@ -154,10 +155,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_budget_the_same_losses(
     finished: Path, bench: Path, tmp_path: Path
 ) -> None:
     _run(bench, tmp_path / "again")
-    first, again = (
-        load_file(folder / "adapter_model.safetensors") for folder in (finished, tmp_path / "again")
-    )
-    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert _same_bits(finished, tmp_path / "again")
     _run(bench, tmp_path / "whole", micro_batch_tokens=50_000)
     losses = [
         [row["loss"] for _, row in read_rows(folder / "log.jsonl") if "loss" in row]
@@ -279,6 +277,16 @@ def test_bad_input_is_told_with_the_next_step(
     assert hint in (caught.value.hint or "")
 
 
+def test_rows_beyond_the_context_of_the_backbone_are_left_out_and_told(
+    bench: Path, tmp_path: Path
+) -> None:
+    short = write_tiny_model(tmp_path / "short", max_position_embeddings=230)
+    counts = _run(bench, tmp_path / "out", backbone=str(short), epochs=1).manifest.counts
+    assert counts["train"]["dropped"]["too_long"] > 0
+    assert counts["train"]["tokens"]["max"] <= 230
+    assert any("takes 230 tokens" in note for note in counts["notes"])
+
+
 def test_a_disk_without_room_for_checkpoints_is_told_before_training(
     bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -313,24 +321,78 @@ def test_a_signal_saves_and_the_same_command_continues_to_the_same_bits(
         if line["step"] == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    words = {
-        "data": bench / "rows.jsonl",
-        "validation_data": bench / "other.jsonl",
-        "backbone": str(bench / "base"),
-        "out": tmp_path / "out",
-        **QUICK,
-    }
+    words = _flags(bench, tmp_path / "out")
     resolved = resolve(FinetuneSettings, flags=words, environ={})
     with pytest.raises(IncompleteRunError, match="stopped by a signal"):
         finetune(resolved, on_line=stop_at_three)
     assert not (tmp_path / "out/manifest.json").exists()
     finetune(resolved)
-    first, again = (
-        load_file(folder / "adapter_model.safetensors") for folder in (finished, tmp_path / "out")
-    )
-    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert _same_bits(finished, tmp_path / "out")
     steps = [row["step"] for _, row in read_rows(tmp_path / "out/log.jsonl") if "loss" in row]
     assert steps == list(range(1, 11))
+
+
+def test_a_disk_that_fills_up_keeps_what_was_done_and_the_command_continues(
+    finished: Path, bench: Path, tmp_path: Path
+) -> None:
+    import resource
+    import signal
+
+    def fill_the_disk(line: dict[str, float]) -> None:
+        if line["step"] == 7:  # behind the checkpoint of step 5
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resolved = resolve(FinetuneSettings, flags=_flags(bench, tmp_path / "out"), environ={})
+    try:
+        with pytest.raises(IncompleteRunError, match="disk is full") as caught:
+            finetune(resolved, on_line=fill_the_disk)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert "make room" in str(caught.value.hint)
+    assert last_checkpoint(tmp_path / "out/checkpoints").name == "checkpoint-5"
+    finetune(resolved)
+    assert _same_bits(finished, tmp_path / "out")
+
+
+def test_a_card_without_memory_names_the_ways_out_and_the_run_continues(
+    finished: Path, bench: Path, tmp_path: Path
+) -> None:
+    def no_memory(line: dict[str, float]) -> None:
+        if line["step"] == 6:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    words = _flags(bench, tmp_path / "out") | {"max_length": 500}
+    resolved = resolve(FinetuneSettings, flags=words, environ={})
+    with pytest.raises(IncompleteRunError, match="no memory left") as caught:
+        finetune(resolved, on_line=no_memory)
+    assert "--micro-batch-tokens 500" in str(caught.value.hint)
+    smaller = resolve(FinetuneSettings, flags={**words, "micro_batch_tokens": 300}, environ={})
+    assert finetune(smaller).manifest.counts["n_steps"] == 10
+
+
+def test_without_torch_the_install_line_is_named(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    from tests.support.program import environment
+
+    code = (
+        "import sys; sys.modules['torch'] = None; from cbtqa.cli.main import main;"
+        "main(['finetune', 'rows.jsonl', '--backbone', 'baichuan'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[2],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 3
+    assert "pip install 'cbtqa[train]'" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_machine_failures_are_recognised_as_the_libraries_word_them() -> None:

@@ -69,3 +69,4 @@ def test_an_epoch_holds_every_item_once_and_epochs_differ() -> None:
 def test_epochs_may_end_inside_one_and_max_steps_wins() -> None:
     assert len(StepPlan([5] * 20, batch_size=4, epochs=1.4)) == 7
     assert len(StepPlan([5] * 20, batch_size=4, epochs=3, max_steps=2)) == 2
+    assert len(StepPlan([5] * 20, batch_size=4, epochs=3, max_steps=40)) == 40
