@@ -1,7 +1,7 @@
 """Counts what one training step of a shape takes, without its weights and without a GPU.
 
 The model is built on the meta device with its adapters, and one micro-batch goes forward and
-backward under the meters. What comes out are counts:
+backward under the meters, at two depths that tell every other. What comes out are counts:
 
     count = count_shape(to_config(find_backbone("baichuan")), LoraConfig(r=16, ...))
     count.plain.saved_per_token / 2**20          # 5.2 MiB
@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import warnings
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 N_TOKENS = 1021
 """Tokens of the counted micro-batch. A prime: a storage whose size it divides holds tokens."""
 ATTENTION = "cbtqa-counted"
+DEPTHS = (2, 3)
+"""Layers of the models whose passes are counted; a first and a last layer may differ."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class PassCount:
 
     saved_per_token: float
     """Kept for the backward pass."""
-    saved_fixed: int
+    saved_fixed: float
     """Kept whatever the number of tokens: adapters cast for the matrix products."""
     peak_per_token: float
     """The highest sum alive at once, temporaries included."""
@@ -101,13 +103,8 @@ def count_shape(
         autocasts: True under automatic mixed precision, as transformers' Trainer runs.
     """
     model = build_on_meta(config, lora, dtype)
-    _behave_like_cuda(model, dtype if autocasts else None)
-    plain = _count_pass(model, upcasts=upcasts)
-    with warnings.catch_warnings():
-        # renamed in transformers 5.23, and those before it do not know the new name
-        warnings.simplefilter("ignore", FutureWarning)
-        model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
-    recomputed = _count_pass(model, upcasts=upcasts)
+    compute = dtype if autocasts else None
+    plain, recomputed = _count_passes(config, lora, dtype, compute, upcasts)
     trained = [p for p in model.parameters() if p.requires_grad]
     frozen = [p for p in model.parameters() if not p.requires_grad]
     adapted = [m.base_layer.weight for m in model.modules() if hasattr(m, "lora_A")]
@@ -205,6 +202,50 @@ def _drop(module: nn.Dropout, tensor: Tensor) -> Tensor:
 
 def _cast_and_multiply(module: nn.Linear, compute: torch.dtype, tensor: Tensor) -> Tensor:
     return nn.functional.linear(tensor.to(compute), module.weight.to(compute))
+
+
+def _count_passes(
+    config: Any, lora: Any, dtype: torch.dtype, compute: torch.dtype | None, upcasts: bool
+) -> tuple[PassCount, PassCount]:
+    """Plain, and with every layer recomputed.
+
+    Layers of one kind add the same each: two depths tell all depths, in a tenth of the time.
+    """
+    kinds = set(getattr(config, "layer_types", None) or ["one"])
+    if len(kinds) > 1 or config.num_hidden_layers <= max(DEPTHS):
+        return _count_both(config, lora, dtype, compute, upcasts)
+    few, more = (
+        _count_both(_with_depth(config, depth), lora, dtype, compute, upcasts) for depth in DEPTHS
+    )
+    n_steps = (config.num_hidden_layers - DEPTHS[0]) / (DEPTHS[1] - DEPTHS[0])
+    plain, recomputed = (
+        PassCount(
+            *(a + n_steps * (b - a) for a, b in zip(astuple(one), astuple(other), strict=True))
+        )
+        for one, other in zip(few, more, strict=True)
+    )
+    return plain, recomputed
+
+
+def _with_depth(config: Any, n_layers: int) -> Any:
+    config = copy.deepcopy(config)
+    config.num_hidden_layers = n_layers
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:n_layers]
+    return config
+
+
+def _count_both(
+    config: Any, lora: Any, dtype: torch.dtype, compute: torch.dtype | None, upcasts: bool
+) -> tuple[PassCount, PassCount]:
+    model = build_on_meta(config, lora, dtype)
+    _behave_like_cuda(model, compute)
+    plain = _count_pass(model, upcasts=upcasts)
+    with warnings.catch_warnings():
+        # renamed in transformers 5.23, and those before it do not know the new name
+        warnings.simplefilter("ignore", FutureWarning)
+        model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+    return plain, _count_pass(model, upcasts=upcasts)
 
 
 def _count_pass(model: Any, *, upcasts: bool) -> PassCount:

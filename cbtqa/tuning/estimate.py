@@ -89,7 +89,7 @@ def memory_of(
     # DDP sends gradients from buckets of its own, as large as the gradients together
     copies = 2 if n_cards > 1 and sharding == "ddp" else 1
     passes = count.recomputed if checkpointing else count.plain
-    kept = passes.saved_fixed + round(passes.saved_per_token * size.tokens)
+    kept = round(passes.saved_fixed + passes.saved_per_token * size.tokens)
     # above what is kept: in the head's loss, or later in the backward pass, not in both
     head = count_head(count.hidden, count.vocabulary, max(1, round(size.tokens * size.labelled)))
     above = max(head, round((passes.peak_per_token - passes.saved_per_token) * size.tokens))

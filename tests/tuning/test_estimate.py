@@ -87,6 +87,18 @@ def test_a_7b_shape_keeps_what_the_parts_of_a_layer_add_up_to(baichuan: ShapeCou
     assert baichuan.plain.saved_per_token / MIB == pytest.approx(5.20, abs=0.01)
 
 
+@pytest.mark.parametrize("kind", ["qwen2", "llama"])
+def test_two_depths_tell_every_other(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_config(kind, num_hidden_layers=9)
+    told = count_shape(config, _lora())
+    monkeypatch.setattr("cbtqa.tuning.counting.DEPTHS", (2, 9))  # now all nine are counted
+    counted = count_shape(config, _lora())
+    for one, other in ((told.plain, counted.plain), (told.recomputed, counted.recomputed)):
+        assert one.saved_per_token == other.saved_per_token
+        assert one.saved_fixed == other.saved_fixed
+        assert one.peak_per_token == pytest.approx(other.peak_per_token, rel=2e-3)
+
+
 def test_dropout_and_the_input_cast_cost_what_they_store() -> None:
     config = to_config(find_backbone("baichuan"))
     config.num_hidden_layers = 2
