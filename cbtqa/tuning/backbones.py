@@ -31,7 +31,8 @@ from cbtqa.tuning.model_config import (
     read_config,
 )
 
-RECORD_NAMES = ("conversion.json", "merge.json")
+MERGE_RECORD = "merge.json"
+RECORD_NAMES = ("conversion.json", MERGE_RECORD)
 """Records that `cbtqa convert` and `cbtqa merge` leave in what they write; each has `backbone`."""
 DEFAULT_TEMPLATE = "cbt-llm-card.jinja"
 """For models whose tokenizer has no chat template: plain text, so every vocabulary can write it."""
@@ -186,6 +187,9 @@ def _folder_backbone(path: Path) -> Backbone:
     else:
         known["source_id"] = record.get("backbone") if record else source.id
         known["aliases"] = ()
+        if (path / MERGE_RECORD).is_file() and _has_chat_template(path):
+            # an adapter may have been trained in another format than its base's
+            known |= {"template": None, "end_of_turn": None, "stop_tokens": ()}
     return named.model_copy(update={**known, **facts_of_config(config, str(path))})
 
 

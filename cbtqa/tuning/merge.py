@@ -20,7 +20,8 @@ from cbtqa.manifest import FileEntry, describe_file, now
 from cbtqa.records import Record
 from cbtqa.tuning.adapter_base import check_base, find_base
 from cbtqa.tuning.adapter_weights import CONFIG_NAME, WEIGHT_NAMES, Adapter, Delta, read_adapter
-from cbtqa.tuning.backbones import Backbone
+from cbtqa.tuning.backbones import MERGE_RECORD, Backbone
+from cbtqa.tuning.chat_format import ChatFormat
 from cbtqa.tuning.downloads import commit_of, fetch, fetch_if_present
 from cbtqa.tuning.libraries import require
 from cbtqa.tuning.model_folder import (
@@ -41,7 +42,6 @@ from cbtqa.tuning.weights import (
     read_base_record,
 )
 
-RECORD_NAME = "merge.json"
 DType = Literal["float32", "float16", "bfloat16"]
 TOKENIZER_NAMES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
@@ -129,7 +129,7 @@ def merge(
             files=written,
             finished_at=now(),
         )
-        write_json(folder / RECORD_NAME, record)
+        write_json(folder / MERGE_RECORD, record)
     return record
 
 
@@ -219,7 +219,7 @@ def _write_small_files(
     path = fetch_if_present(backbone.location, "generation_config.json", revision=backbone.revision)
     own = adapter.folder / "generation_config.json"
     given = read_json(own) if own.is_file() else read_json(path) if path else {}
-    generation, _ = make_generation_config(given, tokenizer, backbone)
+    generation, _ = make_generation_config(given, tokenizer, backbone, _learned_ends(tokenizer))
     write_json(folder / "generation_config.json", generation)
     dtypes = {output.dtype for output in outputs}
     for key in ("torch_dtype", "dtype"):
@@ -227,6 +227,17 @@ def _write_small_files(
     if len(dtypes) == 1:
         config["torch_dtype"] = dtypes.pop()
     write_json(folder / "config.json", config)
+
+
+def _learned_ends(tokenizer: Any) -> list[int]:
+    """What closes an answer in the chat format that travels with the adapter; it may be another
+    than the base's own."""
+    if not tokenizer.chat_template:
+        return []
+    try:
+        return ChatFormat(tokenizer).end_ids
+    except ConfigError:  # a format that writes no answers: nothing to learn from it
+        return []
 
 
 def _carry_tokenizer(adapter: Adapter, backbone: Backbone, folder: Path) -> None:

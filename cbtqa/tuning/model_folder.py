@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -97,9 +97,12 @@ def library_versions() -> dict[str, str]:
 
 
 def make_generation_config(
-    given: dict[str, Any], tokenizer: Any, family: Backbone
+    given: dict[str, Any], tokenizer: Any, family: Backbone, ends: Sequence[int] = ()
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """A generation_config.json that stops at every token that ends an answer.
+
+    Args:
+        ends: token ids that end an answer besides those of the family and of the given one.
 
     Returns:
         The configuration, and the keys of the given one that no native class knows.
@@ -112,7 +115,7 @@ def make_generation_config(
     vocabulary = tokenizer.get_vocab()
     named = [vocabulary[token] for token in family.stops if token in vocabulary]
     given_ends = [*_as_list(kept.get("eos_token_id")), *_as_list(tokenizer.eos_token_id)]
-    stops = list(dict.fromkeys([*named, *given_ends]))
+    stops = list(dict.fromkeys([*ends, *named, *given_ends]))
     if not stops:
         raise DataError("neither tokenizer nor configuration names a token that ends an answer")
     kept["eos_token_id"] = stops[0] if len(stops) == 1 else stops

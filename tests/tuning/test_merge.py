@@ -166,6 +166,26 @@ def test_tokenizer_format_ends_and_record_go_with_it(base: Path, tmp_path: Path)
     assert "peft_type" not in text
 
 
+def test_the_format_that_was_learned_outlives_the_base_s_own(base: Path, tmp_path: Path) -> None:
+    """An adapter of Baichuan trained in another chat format ends its answers otherwise."""
+    save_adapter(tmp_path / "adapter", base)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<reserved_106>' if m.role == 'user' else '<reserved_107>' }}"
+        "{{ m.content }}{{ '<reserved_108>' if m.role == 'assistant' }}{% endfor %}"
+        "{% if add_generation_prompt %}<reserved_107>{% endif %}"
+    )
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    merge(tmp_path / "adapter", tmp_path / "out", base=str(base))
+    end = tokenizer.convert_tokens_to_ids("<reserved_108>")
+    assert read_json(tmp_path / "out" / "generation_config.json")["eos_token_id"] == [end, 2]
+    record = tmp_path / "out" / "merge.json"
+    write_json(record, {**read_json(record), "backbone": "baichuan"})
+    merged = find_backbone(tmp_path / "out")
+    assert (merged.source_id, merged.licence) == ("baichuan", find_backbone("baichuan").licence)
+    assert (merged.template, merged.end_of_turn, merged.stops) == (None, None, ())
+
+
 def test_a_merged_folder_is_a_backbone_again(base: Path, tmp_path: Path) -> None:
     save_adapter(tmp_path / "one", base)
     merge(tmp_path / "one", tmp_path / "merged", base=str(base))
