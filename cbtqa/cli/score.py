@@ -71,5 +71,7 @@ def _show(scored: Scored) -> None:
     print_table("Counts", ["system", *(column[2:] for column in columns)], rows)
     for signature in dict.fromkeys(score.signature for score in report.scores):
         say(signature)
+    for note in report.notes:
+        say(note)
     for warning in report.warnings:
         say(f"warning: {warning}")

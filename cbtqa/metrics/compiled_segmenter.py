@@ -72,7 +72,7 @@ def _find_best_path(codes: Array, first: int, last: int, trie: Trie, work: Scrat
     size = last - first
     score[size] = 0.0
     for place in range(size - 1, -1, -1):
-        step = np.int64(roots[codes[first + place]])
+        step: Array = np.int64(roots[codes[first + place]])
         best = unknown + score[place + 1]
         best_length = best_node = 0
         length = 1

@@ -179,7 +179,8 @@ def _shared_with_others(grams: Ints, owners: Ints, n_texts: int) -> Floats:
     has_second = np.append(~is_top[1:], False)[top]
     second = np.where(has_second, counts[np.minimum(top + 1, len(counts) - 1)], 0)
     among_others = np.where(is_top, second, counts[top])
-    return np.bincount(owner, weights=np.minimum(counts, among_others), minlength=n_texts)
+    shared = np.minimum(counts, among_others).astype(np.float64)
+    return np.bincount(owner, weights=shared, minlength=n_texts)
 
 
 def _closest_other(lengths: Floats, index: int) -> float:

@@ -90,7 +90,10 @@ def read_references(path: Path, columns: Columns, split: str) -> References:
         name=path.name,
         ids=tuple(question_id for _, question_id, _, _ in rows),
         clusters=clusters,
-        items=tuple(None if text is None else _item(text, row, w) for w, _, text, row in rows),
+        items=tuple(
+            None if text is None else _item(text, question_id, row, where)
+            for where, question_id, text, row in rows
+        ),
     )
 
 
@@ -112,7 +115,7 @@ def read_predictions(
         DataError: missing file or column, an empty or repeated id, no id of the references.
         UsageError: predictions and references seem to be swapped.
     """
-    text_names = PREDICTION_NAMES
+    text_names: Sequence[str] = PREDICTION_NAMES
     if is_dataset(path):
         text_names = REFERENCE_NAMES
         if split is None:
@@ -125,7 +128,7 @@ def read_predictions(
     systems: Counter[str] = Counter()
     n_cut = 0
     for where, question_id, text, row in _keyed_rows(path, columns, text_names, split or "all"):
-        item = None if text is None else _item(text, row, where)
+        item = None if text is None else _item(text, question_id, row, where)
         found[question_id] = item
         systems[str(row.get("system") or own_name)] += 1
         n_cut += item is not None and is_cut(item.text, _finish_reason(row))
@@ -272,13 +275,14 @@ def _cluster(row: Mapping[str, Any], name: str | None, question_id: str, where: 
     return str(row[name])
 
 
-def _item(text: str, row: Mapping[str, Any], where: str) -> Item:
+def _item(text: str, question_id: str, row: Mapping[str, Any], where: str) -> Item:
     risk = row.get("risk")
     return Item(
         text=text,
         has_steps=_has_steps(row),
         labels=_labels(row.get("distortions"), f"{where}:distortions"),
         risk=risk if risk in get_args(Risk) else None,
+        question_id=question_id,
     )
 
 

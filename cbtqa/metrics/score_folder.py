@@ -98,6 +98,7 @@ def _page(scored: Scored, table: str) -> str:
         f"# Scores against {report.references}\n",
         table,
         "Values with 95 % percentile bootstrap intervals over questions.\n",
+        *(f"- {note}.\n" for note in report.notes),
         *(f"- Warning: {warning}\n" for warning in report.warnings),
         f"## Beside {paper_table()['source']}\n",
         markdown(*paper_grid(report.scores, anchors)),

@@ -32,8 +32,8 @@ from cbtqa.metrics.pairs import (
     read_references,
 )
 from cbtqa.metrics.registry import AnyMetric, metrics_named
-from cbtqa.metrics.step_model import read_steps, train_step_model
-from cbtqa.metrics.structure import StepsInOrder
+from cbtqa.metrics.step_model import cross_fitted, measure, read_steps, train_step_model
+from cbtqa.metrics.structure import StepModel, StepsInOrder
 from cbtqa.records import MetricScore, Record
 from cbtqa.statistics.resampling import BOOTSTRAP_TRIALS, DEFAULT_SEED, FEW_ITEMS
 
@@ -72,9 +72,10 @@ class ScoreSettings(NeuralSettings):
     engine: EngineName = Field(
         default="auto", description="Counting engine: auto, numpy, compiled; same values."
     )
-    step_classifier: Path | None = Field(
-        default=None,
-        description="Built dataset whose train split teaches the CBT step metrics; else rules.",
+    step_classifier: str = Field(
+        default="auto",
+        description="What finds CBT steps in text: rules, a built dataset whose train split "
+        "teaches it, or auto: cross-fitted on --ref where that is a built dataset, else rules.",
     )
     out: Path | None = Field(default=None, description="Folder for scores.json and tables.")
 
@@ -117,6 +118,8 @@ class ScoreReport(Record):
     scores: tuple[MetricScore, ...]
     systems: tuple[SystemCounts, ...]
     warnings: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    """What a reader should know of how metrics were made ready."""
     engine: str
 
 
@@ -151,8 +154,7 @@ def score(settings: ScoreSettings, on_block: OnBlock = lambda n_done, n_total: N
             hint="cbtqa score predictions.jsonl --ref cbtqa-dataset",
         )
     metrics = metrics_named(settings.metrics, NeuralSettings.part_of(settings))
-    if settings.step_classifier is not None:
-        _teach_steps(metrics, settings.step_classifier)
+    notes = _teach_steps(metrics, settings)
     references = read_references(settings.ref, _reference_columns(settings), settings.split)
     systems = _read_systems(settings, references)
     everything = systems + (anchors(references, settings.seed) if settings.anchors else [])
@@ -169,16 +171,40 @@ def score(settings: ScoreSettings, on_block: OnBlock = lambda n_done, n_total: N
             for one in everything
         ),
         warnings=(*_warnings(references, systems), *_notes(evaluated, metrics)),
+        notes=tuple(notes),
         engine=engine.name,
     )
     return Scored(report, references, everything, evaluated, metrics)
 
 
-def _teach_steps(metrics: Sequence[AnyMetric], dataset: Path) -> None:
-    model = train_step_model(read_steps(dataset))
-    for metric in metrics:
-        if isinstance(metric, StepsInOrder):
-            metric.model = model
+def _teach_steps(metrics: Sequence[AnyMetric], settings: ScoreSettings) -> list[str]:
+    """Gives the CBT step metrics the model asked for; what is to be said of it.
+
+    Raises:
+        DataError: the dataset named holds nothing to learn from.
+    """
+    mine = [metric for metric in metrics if isinstance(metric, StepsInOrder)]
+    wanted, ref = settings.step_classifier, settings.ref
+    if not mine or wanted == "rules":
+        return []
+    if wanted != "auto":
+        models: tuple[StepModel, ...] = (train_step_model(read_steps(Path(wanted), "train")),)
+        note = f"CBT steps by a classifier learnt from {wanted}"
+    else:
+        known = list(read_steps(ref, "all")) if ref and is_dataset(ref) else []
+        if len(known) < FEW_ITEMS:
+            return []
+        models = fitted = cross_fitted(known)
+        right = measure(fitted, known)
+        note = (
+            "CBT steps by a classifier cross-fitted on the references; of "
+            f"{right.n_answers} of their answers, which have all five, it finds {right.steps:.3f} "
+            f"of the steps, puts {right.sentences:.3f} of the sentences into the right one, and "
+            f"calls {right.complete:.3f} complete"
+        )
+    for metric in mine:
+        metric.models = models
+    return [note]
 
 
 def _reference_columns(settings: ScoreSettings) -> Columns:

@@ -75,22 +75,30 @@ def divide_in_order(evidence: Floats) -> list[int]:
     Args:
         evidence: shape (sentences, 5).
     """
-    n_sentences, n_steps = evidence.shape
-    total = np.zeros((n_sentences + 1, n_steps))
-    came_from = np.zeros((n_sentences, n_steps), np.int64)
-    for index in range(n_sentences):
-        best = 0
-        for step in range(n_steps):
-            if total[index, step] > total[index, best]:
+    total = [0.0] * len(STEP_NAMES)
+    came_from: list[list[int]] = []
+    for row in evidence.tolist():
+        best, before, total_now = 0, [], []
+        for step, weight in enumerate(row):
+            if total[step] > total[best]:
                 best = step
-            came_from[index, step] = best
-            total[index + 1, step] = total[index, best] + evidence[index, step]
+            before.append(best)
+            total_now.append(total[best] + weight)
+        came_from.append(before)
+        total = total_now
     path = []
-    step = int(np.argmax(total[-1]))
-    for index in range(n_sentences - 1, -1, -1):
+    step = total.index(max(total))
+    for before in reversed(came_from):
         path.append(step)
-        step = int(came_from[index, step])
+        step = before[step]
     return path[::-1]
+
+
+def fold_of(question_id: str, n_folds: int) -> int:
+    """Which of the folds a question is dealt to, by its id alone."""
+    if n_folds == 1:
+        return 0
+    return int.from_bytes(hashlib.sha256(question_id.encode("utf-8")).digest()[:4]) % n_folds
 
 
 def _expected_places(n_sentences: int) -> Floats:
@@ -116,26 +124,31 @@ def steps_in_order(text: str, model: StepModel) -> frozenset[str]:
 class StepsInOrder(MeanMetric):
     """Mean share of the five steps that a text shows in order."""
 
-    def __init__(self, model: StepModel | None = None) -> None:
-        self.model = model or rule_model()
+    def __init__(self, *models: StepModel) -> None:
+        self.models = models or (rule_model(),)
+        """One for all texts, or one for each fold of question ids."""
         self.name, self.label = "cbt_steps", "CBT steps"
 
     def values(self, predictions: Texts, references: Texts) -> Floats:
         """Found steps by five."""
-        return np.array(
-            [len(steps_in_order(text, self.model)) / len(STEP_NAMES) for text in predictions.texts]
-        )
+        n_folds = len(self.models)
+        found = [
+            steps_in_order(item.text, self.models[fold_of(item.question_id, n_folds)])
+            for item in predictions.items
+        ]
+        return np.array([len(steps) / len(STEP_NAMES) for steps in found])
 
     def own_fields(self) -> tuple[tuple[str, str], ...]:
         """What found the steps."""
-        return (("steps", self.model.name), ("order", "yes"))
+        folds = (("folds", str(len(self.models))),) if len(self.models) > 1 else ()
+        return (("steps", self.models[0].name), *folds, ("order", "yes"))
 
 
 class StructureComplete(StepsInOrder):
     """Share of answers that show all five steps in order."""
 
-    def __init__(self, model: StepModel | None = None) -> None:
-        super().__init__(model)
+    def __init__(self, *models: StepModel) -> None:
+        super().__init__(*models)
         self.name, self.label = "cbt_complete", "CBT complete"
 
     def values(self, predictions: Texts, references: Texts) -> Floats:

@@ -30,6 +30,8 @@ class Item:
     """Ids of the distortions; None when the source says nothing about distortions."""
     risk: Risk | None = None
     """Risk of the question; None when the source does not say."""
+    question_id: str = ""
+    """Of the question it answers; empty where only the text is known."""
 
 
 class Reading:

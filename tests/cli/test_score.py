@@ -140,3 +140,15 @@ def test_neither_numba_nor_torch_is_loaded_for_a_small_job(files: dict[str, Path
         text=True,
     )
     assert done.stderr.splitlines()[-1] == "[]"
+
+
+def test_long_scoring_tells_on_stderr_how_far_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    from cbtqa.cli.score import say_blocks
+
+    soon_done, slow = say_blocks(), say_blocks(every_s=0.0)
+    for tell in (soon_done, slow):
+        tell(500, 1_200)
+        tell(1_200, 1_200)
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.splitlines() == ["500 of 1,200 references scored, 0 s left"]

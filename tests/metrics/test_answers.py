@@ -15,12 +15,13 @@ from cbtqa.metrics.engines import numpy_engine
 from cbtqa.metrics.help_route import HelpRoute
 from cbtqa.metrics.labels import DistortionAgreement
 from cbtqa.metrics.length import Length, LengthRatio
-from cbtqa.metrics.step_model import train_step_model
+from cbtqa.metrics.step_model import N_FOLDS, cross_fitted, measure, train_step_model
 from cbtqa.metrics.structure import (
     StepsInOrder,
     StepsInRecord,
     StructureComplete,
     divide_in_order,
+    fold_of,
     rule_model,
     sentences_of,
     steps_in_order,
@@ -182,7 +183,8 @@ def test_a_trained_model_tells_the_steps_of_unseen_answers_apart() -> None:
     """Learnt from answers to other questions, in other words of the same kind."""
     sentences = sentences_of(ANSWER)
     taught = [
-        tuple(sentence.replace("考", other) for sentence in sentences) for other in ("说", "做")
+        (other, tuple(sentence.replace("考", other) for sentence in sentences))
+        for other in ("说", "做")
     ]
     model = train_step_model(taught)
     assert model.evidence(sentences).argmax(axis=1).tolist() == [0, 1, 2, 3, 4]
@@ -192,9 +194,37 @@ def test_a_trained_model_tells_the_steps_of_unseen_answers_apart() -> None:
 
 def test_the_name_of_a_trained_model_changes_with_its_data() -> None:
     one, other = (
-        train_step_model([tuple(word * 3 for word in words)])
+        train_step_model([("1", tuple(word * 3 for word in words))])
         for words in ("甲乙丙丁戊", "甲乙丙丁己")
     )
     assert one.name != other.name
     with pytest.raises(DataError, match="no answer"):
         train_step_model([])
+
+
+def test_no_answer_is_judged_by_a_model_that_saw_it() -> None:
+    """Words that stand in one answer only: the model of its fold knows none of them."""
+    answers = [
+        (str(number), tuple(chr(0x4E00 + 5 * number + step) * 4 for step in range(5)))
+        for number in range(40)
+    ]
+    models = cross_fitted(answers)
+    assert len({fold_of(question_id, N_FOLDS) for question_id, _ in answers}) == N_FOLDS
+    for question_id, steps in answers:
+        mine = fold_of(question_id, N_FOLDS)
+        for fold, model in enumerate(models):
+            evidence = model.evidence(list(steps))
+            if fold == mine:
+                assert np.ptp(evidence, axis=1).max() < 1e-12
+            else:
+                assert evidence.argmax(axis=1).tolist() == [0, 1, 2, 3, 4]
+    assert measure(models, answers).complete == 0.0
+
+
+def test_the_measured_accuracy_is_that_of_held_out_answers() -> None:
+    steps = tuple(sentences_of(ANSWER))
+    answers = [(str(number), steps) for number in range(30)]
+    found = measure(cross_fitted(answers), answers)
+    assert (found.n_answers, found.sentences, found.steps, found.complete) == (30, 1, 1, 1)
+    astray = [(str(number), tuple(reversed(steps))) for number in range(30)]
+    assert measure(cross_fitted(answers), astray).sentences < 0.5

@@ -186,6 +186,62 @@ def test_swapped_arguments_are_refused(tmp_path: Path, ref: Path) -> None:
         run(dataset, ref=ref)
 
 
+def built(folder: Path, answers: Mapping[str, str], split: str = "test") -> Path:
+    """A dataset with the five steps of each answer."""
+    rows = []
+    for key, text in answers.items():
+        steps = [*text.split("，")[:4], "慢慢来。"]
+        rows.append({"id": key, "answer": text, **dict(zip(STEP_NAMES, steps, strict=True))})
+    write(folder / "data" / f"{split}-00000-of-00001.parquet", rows)
+    return folder
+
+
+STEPPED = {
+    str(
+        number
+    ): f"听起来你为第{number}件事难受，你觉得全完了，真有那么多证据吗，每天走{number}步，慢慢来。"
+    for number in range(40)
+}
+
+
+def test_a_dataset_is_scored_against_another_on_the_same_split(tmp_path: Path) -> None:
+    ref = built(tmp_path / "first.v1", STEPPED)
+    second = built(
+        tmp_path / "second.v1", {k: t.replace("难受", "伤心") for k, t in STEPPED.items()}
+    )
+    built(second, {"99": "啊，啊，啊，啊"}, split="train")
+    scored = run(second, ref=ref, metrics="bleu_zh,cbt_record")
+    assert 50 < (values(scored, "second.v1")["bleu_zh"] or 0) < 100
+    assert values(scored, "second.v1")["cbt_record"] == 1.0
+    assert scored.report.systems[0].n_rows == 40
+    with pytest.raises(UsageError, match="as predictions and as references"):
+        run(ref, ref=ref)
+
+
+def test_steps_are_learnt_from_the_references_and_the_accuracy_is_told(tmp_path: Path) -> None:
+    ref = built(tmp_path / "ds", STEPPED)
+    path = predictions(tmp_path, STEPPED)
+    learnt = run(path, ref=ref, metrics="cbt_steps").report
+    assert "folds:5" in learnt.scores[0].signature
+    assert len(learnt.notes) == 1 and "of 40 of their answers" in learnt.notes[0]
+    for settings in ({"step_classifier": "rules"}, {"metrics": "cbt_steps", "split": "train"}):
+        if "split" in settings:
+            built(ref, {"1": STEPPED["1"]}, split="train")
+            (ref / "data" / "test-00000-of-00001.parquet").unlink()
+        report = run(path, ref=ref, **{"metrics": "cbt_steps", **settings}).report
+        # too few answers to learn from is as good as none
+        assert "steps:rules-" in report.scores[0].signature and report.notes == ()
+
+
+def test_progress_ends_at_the_number_of_references(tmp_path: Path, ref: Path) -> None:
+    told: list[tuple[int, int]] = []
+    settings = ScoreSettings(
+        predictions=(predictions(tmp_path, PREDICTED),), ref=ref, metrics="chrf2"
+    )
+    score(settings, lambda *counts: told.append(counts))
+    assert told == [(12, 12)]
+
+
 @pytest.mark.parametrize("name", ["bleu_13a", "bleu", "chrf++", "meteor", "rougeL", "bertscore_en"])
 def test_conventions_that_mislead_on_chinese_are_refused(
     tmp_path: Path, ref: Path, name: str
@@ -328,8 +384,8 @@ def test_the_step_classifier_learns_from_the_train_split(tmp_path: Path, ref: Pa
     rows = [{"id": "1", "answer": "".join(parts), **dict(zip(STEP_NAMES, parts, strict=True))}]
     write(tmp_path / "ds" / "data" / "train-00000-of-00001.parquet", rows)
     path = predictions(tmp_path, dict.fromkeys(PREDICTED, "".join(parts)))
-    one = run(path, ref=ref, metrics="cbt_complete", step_classifier=tmp_path / "ds")
+    one = run(path, ref=ref, metrics="cbt_complete", step_classifier=str(tmp_path / "ds"))
     assert values(one, "sys")["cbt_complete"] == 1.0
     assert "steps:bayes-" in one.report.scores[0].signature
     with pytest.raises(DataError, match="no train split"):
-        run(path, ref=ref, metrics="cbt_steps", step_classifier=tmp_path / "none")
+        run(path, ref=ref, metrics="cbt_steps", step_classifier=str(tmp_path / "none"))

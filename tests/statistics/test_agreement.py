@@ -13,8 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cbtqa.errors import DataError
 from cbtqa.statistics.agreement import (
     agreement_share,
+    as_table,
     cohen_kappa,
     fleiss_kappa,
     krippendorff_alpha,
@@ -252,3 +254,9 @@ def test_no_table_makes_a_nan_and_the_order_of_raters_does_not_matter(
         if result.value is not None:
             assert result.value <= 1 + 1e-12
             assert turned.value == pytest.approx(result.value)
+
+
+def test_no_ratings_at_all_are_an_error_in_words() -> None:
+    for cells in ([], np.empty((0, 3))):
+        with pytest.raises(DataError, match="not one rater"):
+            as_table(cells)
