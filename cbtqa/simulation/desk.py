@@ -20,7 +20,7 @@ from cbtqa.llm.chat import ChatRequest, Fault, Message, Reply, Sampling
 from cbtqa.llm.journal import Entry, Journal, Outcome, State
 from cbtqa.llm.limits import GateClosedError, Limits
 from cbtqa.llm.progress import Meter
-from cbtqa.records import Reason, Usage
+from cbtqa.records import Reason
 from cbtqa.simulation.messages import filled, retold, wording
 
 if TYPE_CHECKING:
@@ -40,10 +40,6 @@ class Voice(Protocol):
             GateClosedError: the run is stopping.
             EndpointError: every question would fail.
         """
-        ...
-
-    def paid_before(self, usage: Usage) -> None:
-        """Notes what an answer found in the journal had cost."""
         ...
 
 
@@ -135,7 +131,6 @@ class Desk:
         outcome = self._journal.outcome(call.key_text)
         assert outcome is not None, "a call that is done has an outcome"
         self._meter.n_skipped += 1
-        call.voice.paid_before(outcome.usage)
         return outcome
 
     def _taken_up(self, call: Call) -> tuple[int, ChatRequest, Reply | None]:

@@ -14,7 +14,7 @@ from cbtqa.errors import ConfigError, MissingExtraError
 from cbtqa.llm.asking import ItemFailedError
 from cbtqa.llm.chat import ChatRequest, Fault, Reply, Sampling
 from cbtqa.llm.journal import State
-from cbtqa.records import Reason, Usage
+from cbtqa.records import Reason
 from cbtqa.simulation.scenes import Scene
 from cbtqa.simulation.study import Player
 
@@ -80,9 +80,6 @@ class LocalVoice:
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work())
         return await waiting.answer
-
-    def paid_before(self, usage: Usage) -> None:
-        """This machine costs nothing."""
 
     async def _work(self) -> None:
         while self._queue:

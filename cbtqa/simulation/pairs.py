@@ -88,6 +88,7 @@ class _Asking:
         purse = Purse(self._limits.budget, self._limits.budget_tokens)
         async with Exchange(self._journal, self._limits.engine, self._meter, purse) as exchange:
             exchange.on_stop = self._desk.stop
+            players = {"chosen": self._pairs.chosen, "rejected": self._pairs.rejected}
             self._voices = {
                 side: await exchange.voice(player)
                 for side, player in (
@@ -96,6 +97,7 @@ class _Asking:
                 )
                 if player is not None
             }
+            exchange.book_earlier(lambda key: players.get(key.split("|")[-2]))
             self._meter.n_total = len(rows) * (2 if self._pairs.chosen else 1)
             room = asyncio.Semaphore(2 * self._limits.engine.in_flight)
             work = [asyncio.create_task(self._pair(row, room)) for row in rows]

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ from cbtqa.simulation.sessions import (
     STUDY_NAME,
     StudyFolder,
 )
-from cbtqa.simulation.study import Arm, StudySettings
+from cbtqa.simulation.study import Arm, Player, StudySettings
 from cbtqa.simulation.voices import Exchange, Purse
 from cbtqa.simulation.writing import write_session
 
@@ -178,6 +179,7 @@ class _Run:
             desk = Desk(self._journal, self.meter, study.attempts)
             exchange.on_stop = desk.stop
             casts = {arm.name: await _cast(exchange, study, arm) for arm in study.arms}
+            exchange.book_earlier(partial(_player_of, study))
             ticker = asyncio.create_task(self._tick())
             # so many courses at a time: finished sessions come early, memory stays small
             room = asyncio.Semaphore(self._limits.engine.in_flight)
@@ -275,6 +277,18 @@ class _Run:
 def _unwritten(session: Session) -> Fault:
     reason = Reason.ENDPOINT if session.stop_reason == "endpoint" else Reason.EMPTY
     return Fault(reason, f"session {session.number} was not written to its end")
+
+
+def _player_of(study: StudySettings, key: str) -> Player | None:
+    """Who answered under a key such as `arm/patient/s1/r1|3f2a...|therapist3|v0`."""
+    session, _, part, *_ = (*key.split("|"), "", "")
+    arms = {arm.name: arm.therapist for arm in study.arms}
+    role = part.rstrip("0123456789")
+    if role in ("therapist", "part"):
+        return arms.get(session.split("/")[0])
+    others = {"patient": study.patient, "supervisor": study.supervisor}
+    others |= {"validator": study.validator, "summary": study.summariser}
+    return others.get(role)
 
 
 async def _cast(exchange: Exchange, study: StudySettings, arm: Arm) -> Cast:

@@ -127,7 +127,8 @@ class Observed(Settings):
 class Arm(Settings):
     """One condition: who plays the therapist, and how."""
 
-    name: NonEmptyText
+    name: str = Field(pattern=r"^[^/|\s][^/|]*$")
+    """Stands in session ids: any letters but `/` and `|`."""
     therapist: Player
     reasoning: ReasoningForm = "plain"
     prompt: str | None = None

@@ -91,27 +91,16 @@ class ScriptedVoice:
             return scripted_part(self._variant, scene)
         return scripted_reply(self._variant, scene, attempt)
 
-    def paid_before(self, usage: Usage) -> None:
-        """Rules cost nothing."""
-
 
 class EndpointVoice:
     """A model behind an endpoint."""
 
     def __init__(self, asker: Asker, budget: Budget) -> None:
-        self._asker, self._budget = asker, budget
+        self._asker, self.budget = asker, budget
 
     async def answer(self, request: ChatRequest, attempt: int, scene: Scene) -> Reply:
         """Asks within the limits, repeating what may be repeated."""
         return await self._asker.ask(request, attempt)
-
-    def paid_before(self, usage: Usage) -> None:
-        """Books an earlier run's answer on the budget."""
-        spent = self._budget.spent
-        self._budget.spent = Usage(
-            prompt_tokens=spent.prompt_tokens + usage.prompt_tokens,
-            completion_tokens=spent.completion_tokens + usage.completion_tokens,
-        )
 
 
 class Exchange:
@@ -150,17 +139,14 @@ class Exchange:
         """
         if player.scripted:
             return ScriptedVoice(player.scripted)
-        if player.is_local:
-            name = f"{player.backbone}\n{player.adapter}"
-            if name not in self._voices:
+        name = _line_name(player)
+        if name not in self._voices:
+            if player.is_local:
                 from cbtqa.simulation.local import LocalVoice
 
                 self._voices[name] = LocalVoice(player)
-            return self._voices[name]
-        endpoint = endpoint_of(player)
-        name = f"{endpoint.base_url}\n{endpoint.model}"
-        if name not in self._voices:
-            self._voices[name] = await self._open(endpoint, price_of(player))
+            else:
+                self._voices[name] = await self._open(endpoint_of(player), price_of(player))
         return self._voices[name]
 
     async def _open(self, endpoint: Endpoint, price: Price | None) -> Voice:
@@ -184,6 +170,22 @@ class Exchange:
         parts = (endpoint, transport, gate, self._limits, self._meter, budget)
         return EndpointVoice(Asker(*parts, ladder, self.stop), budget)
 
+    def book_earlier(self, player_of: Callable[[str], Player | None]) -> None:
+        """Books what the journal holds on the budgets of the voices that were opened.
+
+        Args:
+            player_of: who answered under a key of the journal; None for one of another study.
+        """
+        for key, outcome in self._journal.outcomes(self._journal.done_keys()):
+            player = player_of(key)
+            voice = self._voices.get(_line_name(player)) if player else None
+            if outcome is not None and isinstance(voice, EndpointVoice):
+                spent = voice.budget.spent
+                voice.budget.spent = Usage(
+                    prompt_tokens=spent.prompt_tokens + outcome.usage.prompt_tokens,
+                    completion_tokens=spent.completion_tokens + outcome.usage.completion_tokens,
+                )
+
     def stop(self, reason: str) -> None:
         """Ends the run: no further question is sent anywhere."""
         if self.stop_reason is None:
@@ -201,3 +203,10 @@ class Exchange:
         """Money spent on all lines; None when a price is unknown."""
         costs = [line.price.of(line.spent) if line.price else None for line in self._purse.lines]
         return None if None in costs else sum(cost or 0 for cost in costs)
+
+
+def _line_name(player: Player) -> str:
+    """What players of one model at one place have in common."""
+    if player.endpoint is None:
+        return f"here\n{player.backbone}\n{player.adapter}"
+    return f"{player.endpoint}\n{player.model}"

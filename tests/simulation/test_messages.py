@@ -1,0 +1,170 @@
+"""What players are shown and how their replies are read."""
+
+from __future__ import annotations
+
+import pytest
+
+from cbtqa.llm.chat import Fault, Reply
+from cbtqa.records import SessionState, Turn
+from cbtqa.simulation.messages import (
+    Casting,
+    Spoken,
+    end_token,
+    read_patient,
+    read_therapist,
+    turn_content,
+    whole_sentences,
+)
+from cbtqa.simulation.profiles import ready_profiles
+from cbtqa.simulation.study import ReasoningForm
+from tests.support.sessions import study_of
+
+TURNS = (
+    Turn(role="patient", text="I slept badly."),
+    Turn(role="therapist", text="What kept you awake?", reasoning="Ask one thing."),
+    Turn(role="patient", text="The bank."),
+)
+STATE = SessionState(
+    agenda=("the letter",),
+    homework=("open one letter",),
+    conceptualisation="Avoiding keeps the fear alive.",
+    mood=4,
+    summary="They spoke about the bank.",
+)
+
+
+def _casting(**changes: object) -> Casting:
+    study = study_of(**changes)
+    return Casting(study, study.arms[0], ready_profiles("test")[0])
+
+
+def _says(text: str, form: ReasoningForm = "plain", reasoning: str | None = None) -> Spoken | Fault:
+    return read_therapist(Reply(text, finish_reason="stop", reasoning=reasoning), form)
+
+
+def test_a_thinking_reply_is_taken_apart() -> None:
+    said = _says("<thinking>Stay.</thinking>\n<answer>Tell me more.</answer>", "cot")
+    assert said == Spoken("Tell me more.", "Stay.")
+
+
+def test_reasoning_that_the_server_took_apart_counts_too() -> None:
+    assert _says("<answer>Tell me.</answer>", "cot", "Stay.") == Spoken("Tell me.", "Stay.")
+    assert _says("Tell me.", "cot", "Stay.") == Spoken("Tell me.", "Stay.", ("loose",))
+
+
+@pytest.mark.parametrize(
+    "text", ["Tell me more.", "<thinking>I wonder", "   ", "<thinking>a</thinking>"]
+)
+def test_a_thinking_reply_without_an_answer_is_none(text: str) -> None:
+    assert isinstance(_says(text, "cot"), Fault)
+
+
+def test_an_answer_that_is_not_closed_is_taken_and_marked() -> None:
+    said = _says("<thinking>Stay.</thinking><answer>Tell me more.", "cot")
+    assert said == Spoken("Tell me more.", "Stay.", ("loose",))
+
+
+@pytest.mark.parametrize("token", [end_token(), "<end_session>", "</ END_SESSION >"])
+def test_the_end_token_is_heard_and_never_spoken(token: str) -> None:
+    assert _says(f"Until then. {token}") == Spoken("Until then.", asks_to_end=True)
+    assert _says(token) == Spoken("", asks_to_end=True)
+    inside = f"<thinking>x</thinking><answer>Until then.{token}</answer>"
+    assert _says(inside, "cot") == Spoken("Until then.", "x", asks_to_end=True)
+
+
+def test_words_like_take_care_end_nothing() -> None:
+    said = _says("Take care of your sleep first. Don't hesitate to reach out. See you next week!")
+    assert isinstance(said, Spoken) and not said.asks_to_end
+
+
+def test_speaking_for_the_other_side_is_cut_there_and_marked() -> None:
+    said = _says("Therapist: What then?\nPatient: I cried.\nTherapist: I see.")
+    assert said == Spoken("What then?", marks=("cut_at_label",))
+    heard = read_patient(Reply("**Patient**: I cried.\n\nTherapist: I see."))
+    assert heard == Spoken("I cried.", marks=("cut_at_label",))
+
+
+def test_a_patient_cannot_end_the_session() -> None:
+    assert read_patient(Reply(f"Bye then. {end_token()}")) == Spoken("Bye then.")
+    assert isinstance(read_patient(Reply(end_token())), Fault)
+
+
+def test_a_cut_text_keeps_its_whole_sentences() -> None:
+    assert whole_sentences('One. "Two?" And then the') == 'One. "Two?"'
+    assert whole_sentences("no end at all") == "no end at all"
+
+
+@pytest.mark.parametrize("form", ["plain", "cot"])
+@pytest.mark.parametrize("ends", [False, True])
+def test_what_is_learned_is_what_is_read(form: ReasoningForm, ends: bool) -> None:
+    written = turn_content(TURNS[1], form, ends=ends)
+    reasoning = TURNS[1].reasoning if form == "cot" else None
+    assert _says(written, form) == Spoken(TURNS[1].text, reasoning, asks_to_end=ends)
+
+
+def test_every_view_alternates_and_begins_with_the_user() -> None:
+    casting = _casting()
+    therapist = [message["role"] for message in casting.therapist_messages(TURNS)]
+    patient = [message["role"] for message in casting.patient_messages(TURNS[:2], None)]
+    assert therapist == ["system", "user", "assistant", "user"]
+    assert patient == ["system", "user", "assistant", "user"]
+
+
+def test_reasoning_stays_out_of_the_history_unless_the_arm_keeps_it() -> None:
+    arm = {"name": "a", "therapist": {"scripted": "present"}, "reasoning": "cot"}
+    plain = _casting(arms=[arm]).therapist_messages(TURNS)
+    kept = _casting(arms=[arm | {"history": "answers_and_reasoning"}]).therapist_messages(TURNS)
+    assert plain[2]["content"] == "What kept you awake?"
+    assert kept[2]["content"] == turn_content(TURNS[1], "cot")
+
+
+def test_the_patient_sees_neither_reasoning_nor_arm_and_the_note_only_now() -> None:
+    casting = _casting()
+    messages = casting.patient_messages(TURNS[:2], "Your phone rings.")
+    text = "\n".join(message["content"] for message in messages)
+    assert "Ask one thing." not in text and "attentive" not in text
+    assert "Your phone rings." in messages[-1]["content"]
+    assert "phone" not in casting.patient_messages(TURNS[:2], None)[-1]["content"]
+
+
+def test_a_patient_who_sees_few_messages_sees_the_newest_and_still_alternates() -> None:
+    casting = _casting(patient_sees=2)
+    turns = (*TURNS, Turn(role="therapist", text="And then?"))
+    messages = casting.patient_messages(turns, None)
+    assert [message["role"] for message in messages] == ["system", "user", "assistant", "user"]
+    assert [message["content"] for message in messages[2:]] == ["The bank.", "And then?"]
+
+
+def test_notes_of_the_last_session_reach_the_therapist_typed_and_the_patient_as_memory() -> None:
+    study = study_of(sessions=20, summariser={"scripted": "summariser"})
+    casting = Casting(study, study.arms[0], ready_profiles("test")[0], 5, STATE)
+    system = casting.therapist_messages(TURNS)[0]["content"]
+    for said in ("session 5", "initial", "the letter", "open one letter", "Avoiding keeps"):
+        assert said in system
+    patient = casting.patient_messages((), None)[0]["content"]
+    assert "They spoke about the bank." in patient and "Avoiding keeps" not in patient
+
+
+def test_a_full_context_stops_or_drops_the_oldest_exchange() -> None:
+    long = tuple(
+        Turn(role=role, text=f"{n} " + "word " * 80)
+        for n, role in enumerate(("patient", "therapist") * 6 + ("patient",))
+    )
+    for when_full, expected in (("stop", None), ("drop_oldest", "12 ")):
+        casting = _casting(context_tokens=1600, when_full=when_full)
+        view = casting.fitting(casting.therapist_messages(long))
+        if expected is None:
+            assert view is None
+        else:
+            assert view is not None and view[-1]["content"].startswith(expected)
+            assert [one["role"] for one in view[:3]] == ["system", "user", "assistant"]
+            assert len(view) < 14
+
+
+def test_the_fingerprint_names_what_shapes_words_and_nothing_else() -> None:
+    base = _casting().fingerprint
+    assert _casting(id="other", title="x", replicates=4, instruments=["ctrs"]).fingerprint == base
+    priced = {"scripted": "patient", "price_in": 1.0, "price_out": 2.0}
+    assert _casting(patient=priced).fingerprint == base
+    for change in ({"seed": 6}, {"turns": {"min": 2, "max": 7}}, {"end_token": False}):
+        assert _casting(**change).fingerprint != base
