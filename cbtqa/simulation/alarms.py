@@ -16,6 +16,7 @@ from cbtqa.simulation.results import (
     Alarm,
     AlarmKind,
     EndingRow,
+    HaloRow,
     InstrumentResult,
     ItemUse,
     LengthCorrelation,
@@ -32,6 +33,8 @@ HEAPED = 0.5
 MUCH_UNSCORED = 0.05
 ITEMS_ALIKE = 0.95
 """Cronbach's alpha above which items are hardly told apart."""
+HALO = 0.85
+"""Correlation of two instruments; .875 from a single call in arXiv 2509.09712."""
 FOLLOWS_LENGTH = 0.3
 """Correlation of score and length."""
 MUCH_BIAS = 0.25
@@ -43,6 +46,7 @@ FEW_PATIENTS = 10
 
 ORDER: tuple[AlarmKind, ...] = (
     *("people", "no_model", "ceiling", "floor", "unused", "one_value", "items_alike"),
+    "halo",
     *("unscored", "bias", "endings", "length", "design"),
 )
 
@@ -169,6 +173,17 @@ def length_alarms(
                 f"{shortest.arm} {shortest.words:,.0f}"
             )
             yield Alarm(kind="length", text=text)
+
+
+def halo_alarms(rows: Sequence[HaloRow]) -> Iterator[Alarm]:
+    """Instruments that say the same, although they ask different things."""
+    for row in rows:
+        if row.r >= HALO:
+            text = (
+                f"{row.first} and {row.second} rise and fall together: r {row.r:+.2f} "
+                f"[{row.low:+.2f}, {row.high:+.2f}]"
+            )
+            yield Alarm(kind="halo", text=text)
 
 
 def ending_alarms(rows: Sequence[EndingRow]) -> Iterator[Alarm]:

@@ -25,6 +25,7 @@ from cbtqa.simulation.agreement import agreement_rows, corrected_rows
 from cbtqa.simulation.alarms import (
     design_alarms,
     ending_alarms,
+    halo_alarms,
     judge_alarms,
     length_alarms,
     order_of,
@@ -36,7 +37,7 @@ from cbtqa.simulation.human_ratings import read_people
 from cbtqa.simulation.instruments import Instrument, load_instrument
 from cbtqa.simulation.items import cronbach_alpha, item_profiles, item_use
 from cbtqa.simulation.judging import JUDGED
-from cbtqa.simulation.length_audit import endings, length_correlations, lengths
+from cbtqa.simulation.length_audit import endings, halo_rows, length_correlations, lengths
 from cbtqa.simulation.methods import methods_text
 from cbtqa.simulation.outcomes import analyse_outcome, regress
 from cbtqa.simulation.results import (
@@ -112,6 +113,7 @@ def analyse(resolved: Resolved[AnalysisSettings]) -> tuple[AnalysisReport, Mater
         endings=tuple(endings(material.sessions, material.arms)) if material.sessions else (),
         lengths=tuple(lengths(first, material.arms)),
         correlations=tuple(correlations),
+        halo=tuple(halo_rows(_headlines(material))),
         agreement=tuple(agreement),
         corrected=tuple(corrected),
         alarms=(),
@@ -122,6 +124,10 @@ def analyse(resolved: Resolved[AnalysisSettings]) -> tuple[AnalysisReport, Mater
     )
     report = report.model_copy(update={"alarms": alarms})
     return report.model_copy(update={"methods": methods_text(report, settings).en}), material
+
+
+def _headlines(material: Material) -> dict[str, tuple[str, Sequence[SessionScore]]]:
+    return {one.instrument.id: (one.instrument.headline.id, one.rows) for one in material.scored}
 
 
 # --- reading -------------------------------------------------------------------------------------
@@ -298,6 +304,7 @@ def _alarms(report: AnalysisReport, material: Material) -> Iterable[Alarm]:
     for note in material.notes:
         yield Alarm(kind="design", text=note)
     yield from ending_alarms(report.endings)
+    yield from halo_alarms(report.halo)
     own: Mapping[str, list[LengthCorrelation]] = {
         one.instrument: [c for c in report.correlations if c.instrument == one.instrument]
         for one in report.instruments

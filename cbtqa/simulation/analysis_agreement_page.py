@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from statistics import median
 
 from cbtqa.report.page import Block, Cell, Section, Table, Text
-from cbtqa.report.wording import load_wording
+from cbtqa.report.wording import load_wording, same
 from cbtqa.simulation.agreement import TOTAL
 from cbtqa.simulation.results import AgreementRow, AnalysisReport
 from cbtqa.statistics.agreement import Coefficient
@@ -26,6 +26,8 @@ def agreement_section(report: AnalysisReport) -> Iterator[Section]:
         blocks.append(Text(WORDS["notes.agreement"], is_note=True))
     else:
         blocks.append(Text(WORDS["notes.no_agreement"]))
+    if report.halo:
+        blocks.append(_halo_table(report))
     if report.corrected:
         blocks.append(_corrected_table(report))
     yield Section(WORDS["sections.agreement"], tuple(blocks), "agreement")
@@ -85,6 +87,20 @@ def _shown(one: Coefficient) -> str:
         return "-"
     text = f"{one.value:.3f}"
     return text if one.low is None else f"{text} [{one.low:.2f}, {one.high:.2f}]"
+
+
+def _halo_table(report: AnalysisReport) -> Table:
+    body: list[list[Cell]] = [
+        [
+            f"{one.first}, {one.second}",
+            str(one.n),
+            f"{one.r:+.2f}",
+            f"{one.low:+.2f} to {one.high:+.2f}",
+        ]
+        for one in report.halo
+    ]
+    columns = [WORDS["columns.where"], WORDS["columns.n"], WORDS["columns.r"], same("95 %")]
+    return Table(columns, body, caption=WORDS["captions.halo"])
 
 
 def _corrected_table(report: AnalysisReport) -> Table:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import combinations
 
 import numpy as np
 
 from cbtqa.records import Session
 from cbtqa.simulation.audit import EARLY_STOPS
 from cbtqa.simulation.outcomes import LENGTH
-from cbtqa.simulation.results import EndingRow, LengthCorrelation, LengthRow
+from cbtqa.simulation.results import EndingRow, HaloRow, LengthCorrelation, LengthRow
 from cbtqa.simulation.session_scores import SessionScore
 from cbtqa.statistics.agreement import Floats
 from cbtqa.statistics.mixed_model import NORMAL_95
@@ -92,6 +93,30 @@ def length_correlations(
                 instrument=instrument, total=total, scope=scope, n=len(a), r=r, low=low, high=high
             )
         )
+    return found
+
+
+def halo_rows(tables: Mapping[str, tuple[str, Sequence[SessionScore]]]) -> list[HaloRow]:
+    """Correlation of every two instruments over sessions that have both totals.
+
+    Args:
+        tables: instrument to its headline total and its rows.
+    """
+    values = {
+        name: {row.session_id: value for row in rows if (value := row.total(total)) is not None}
+        for name, (total, rows) in tables.items()
+    }
+    found = []
+    for first, second in combinations(values, 2):
+        shared = [key for key in values[first] if key in values[second]]
+        a = np.array([values[first][key] for key in shared])
+        b = np.array([values[second][key] for key in shared])
+        r = _correlation(a, b)
+        if r is not None:
+            low, high = _fisher_interval(r, len(shared) - 3)
+            found.append(
+                HaloRow(first=first, second=second, n=len(shared), r=r, low=low, high=high)
+            )
     return found
 
 

@@ -18,6 +18,7 @@ AlarmKind = Literal[
     "unused",
     "one_value",
     "items_alike",
+    "halo",
     "unscored",
     "length",
     "endings",
@@ -176,6 +177,17 @@ class LengthCorrelation(Record):
     high: float
 
 
+class HaloRow(Record):
+    """Headline totals of two instruments over the same sessions: how far one tells the other."""
+
+    first: str
+    second: str
+    n: int
+    r: float
+    low: float
+    high: float
+
+
 class AgreementRow(Record):
     """Agreement on one item or total."""
 
@@ -217,6 +229,7 @@ class AnalysisReport(Record):
     endings: tuple[EndingRow, ...]
     lengths: tuple[LengthRow, ...]
     correlations: tuple[LengthCorrelation, ...]
+    halo: tuple[HaloRow, ...]
     agreement: tuple[AgreementRow, ...]
     corrected: tuple[CorrectedRow, ...]
     alarms: tuple[Alarm, ...]

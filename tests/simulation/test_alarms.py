@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
 from cbtqa.records import Session, Turn
+from cbtqa.report.wording import load_wording
 from cbtqa.simulation.alarms import (
     ending_alarms,
+    halo_alarms,
     judge_alarms,
     length_alarms,
     order_of,
@@ -17,9 +19,9 @@ from cbtqa.simulation.alarms import (
 )
 from cbtqa.simulation.instruments import load_instrument
 from cbtqa.simulation.items import cronbach_alpha, item_profiles, item_use
-from cbtqa.simulation.length_audit import endings, length_correlations, lengths
+from cbtqa.simulation.length_audit import endings, halo_rows, length_correlations, lengths
 from cbtqa.simulation.outcomes import Choices, analyse_outcome
-from cbtqa.simulation.results import Alarm, InstrumentResult
+from cbtqa.simulation.results import Alarm, AlarmKind, InstrumentResult
 from cbtqa.simulation.session_scores import Judged, SessionScore, score_sessions
 from tests.support.judged_sessions import ratings, session
 
@@ -193,6 +195,18 @@ def test_early_stops_that_differ_between_arms_are_told() -> None:
     assert not list(ending_alarms(endings(both, ARMS)))
 
 
+def test_instruments_that_rise_and_fall_together_are_told() -> None:
+    mild = [score("base", i, 1 + i % 10, 10.0) for i in range(30)]
+    other = [score("base", i, 1 + (i * 7) % 10, 10.0) for i in range(30)]
+    tables = {"a": ("total", mild), "b": ("total", mild), "c": ("total", other)}
+    rows = halo_rows(tables)
+    assert [(row.first, row.second, round(row.r, 6)) for row in rows][0] == ("a", "b", 1)
+    assert len(rows) == 3
+    (alarm,) = halo_alarms(rows)
+    assert alarm.text.startswith("a and b rise and fall together: r +1.00")
+    assert halo_rows({"a": ("total", mild[:3]), "b": ("total", mild)}) == []
+
+
 def test_lengths_count_the_therapists_words_and_short_sessions() -> None:
     turns = (
         Turn(role="therapist", text="one two three"),
@@ -210,3 +224,10 @@ def test_the_heaviest_alarms_come_first() -> None:
     alarms = [Alarm(kind=kind, text="x") for kind in kinds]  # type: ignore[arg-type]
     ordered = sorted(alarms, key=lambda one: order_of(one.kind))
     assert [one.kind for one in ordered] == ["people", "ceiling", "length", "design"]
+
+
+def test_every_kind_of_alarm_has_its_words_and_its_place() -> None:
+    words = load_wording("cbtqa.simulation", "analysis.yaml")
+    for kind in get_args(AlarmKind):
+        assert words[f"alarm_kinds.{kind}"].en
+        assert order_of(kind) >= 0
