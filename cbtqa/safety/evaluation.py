@@ -107,7 +107,7 @@ def evaluate_file(
         flagged=_scores(pairs, {"concern", "explicit"}),
         per_grade={grade: _scores(pairs, {grade}) for grade in GRADES},
         errors=tuple(errors),
-        signature=f"screen:rules|language:{language}|labels:{mapped}|interval:wilson95",
+        signature=f"screen:rules+second_stage|language:{language}|labels:{mapped}|interval:wilson95",
     )
 
 

@@ -15,6 +15,7 @@ from cbtqa.safety.normalise import Offsets, fold, squeeze
 from cbtqa.safety.rules import Case, RuleBook, Subject
 
 _SENTENCE_END = "。!?\n"
+_SENTENCE_MARK = re.compile(f"[{_SENTENCE_END}]")
 _CLAUSE_END = re.compile(r"[,。!?;、:\n]")
 _LEFT_REACH, _RIGHT_REACH = 48, 32  # characters of context; longer ones only cost time
 
@@ -53,12 +54,14 @@ def _find(book: RuleBook, folded: str, squeezed: str, keep_pauses: bool) -> list
     places = _longest(book, squeezed)
     if not places:
         return []
+    decided = [_decide(book, family, squeezed, start, end) for start, end, family in places]
+    if len(squeezed) == len(folded):
+        return [Found(case, low, high) for case, low, high in decided]
     offsets = Offsets(folded, book.language, keep_pauses=keep_pauses)
-    found = []
-    for start, end, family in places:
-        case, low, high = _decide(book, family, squeezed, start, end)
-        found.append(Found(case, offsets.original(low), offsets.original(high - 1) + 1))
-    return found
+    return [
+        Found(case, offsets.original(low), offsets.original(high - 1) + 1)
+        for case, low, high in decided
+    ]
 
 
 def _longest(book: RuleBook, squeezed: str) -> list[tuple[int, int, int]]:
@@ -122,10 +125,12 @@ def _decide(
 def _sentence(squeezed: str, start: int, end: int) -> tuple[int, str, str]:
     """Where the anchor's sentence begins, what it says before the anchor, and what after it."""
     floor = max(0, start - _LEFT_REACH)
-    left_start = max(floor, *(squeezed.rfind(mark, floor, start) + 1 for mark in _SENTENCE_END))
+    left_start = floor
+    for mark in _SENTENCE_END:
+        left_start = max(left_start, squeezed.rfind(mark, left_start, start) + 1)
     limit = end + _RIGHT_REACH
-    ends = [squeezed.find(mark, end, limit) for mark in _SENTENCE_END]
-    right_end = min((place for place in ends if place >= 0), default=limit)
+    found = _SENTENCE_MARK.search(squeezed, end, limit)
+    right_end = found.start() if found else limit
     return left_start, squeezed[left_start:start], squeezed[end : right_end + 1]
 
 

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 
 from cbtqa.records import Risk
 from cbtqa.safety.matching import find
-from cbtqa.safety.normalise import Language
+from cbtqa.safety.normalise import Language, fold
 from cbtqa.safety.rules import load_rules
+from cbtqa.safety.second_stage import THRESHOLD, shipped_second_stage, unit_round
 
 _RANK: dict[Risk, int] = {"none": 0, "concern": 1, "explicit": 2}
 
@@ -48,11 +49,20 @@ class Screening:
 
 
 _NOTHING = Screening("none", ())
+_OPEN = frozenset({"incidental", "stated", "ambiguous", "passive"})
+"""Outcomes after which the second stage may look: no rule gave a reason to lower the place."""
+_WEAK = frozenset({"trip_other", "tool_other", "over", "initials"})
+"""Cases that call a place idiom only because its company is missing."""
 
 
-def screen(text: str, language: Language = "zh") -> Screening:
-    """Grades one text; nothing in it is too odd to grade, an empty text is `none`."""
-    found = find(load_rules(language), text)
+def screen(text: str, language: Language = "zh", *, second_stage: bool = True) -> Screening:
+    """Grades one text; nothing in it is too odd to grade, an empty text is `none`.
+
+    Args:
+        second_stage: let the trained model look at what the rules left open (Chinese only).
+    """
+    folded = fold(text)
+    found = find(load_rules(language), text, folded)
     if not found:
         return _NOTHING
     hits = tuple(
@@ -66,4 +76,28 @@ def screen(text: str, language: Language = "zh") -> Screening:
         )
         for place in found
     )
-    return Screening(max((hit.risk for hit in hits), key=_RANK.__getitem__), hits)
+    risk: Risk = max((hit.risk for hit in hits), key=_RANK.__getitem__)
+    if second_stage and language == "zh" and risk != "explicit":
+        further = _look_again(text, folded, hits)
+        if further is not None:
+            return Screening("explicit", (*hits, further))
+    return Screening(risk, hits)
+
+
+def _look_again(text: str, folded: str, hits: tuple[Hit, ...]) -> Hit | None:
+    """The first sentence with nothing but open hits that the trained model calls explicit."""
+    is_open = {
+        hit.start: hit.outcome in _OPEN or hit.rule.partition(".")[2] in _WEAK for hit in hits
+    }
+    if not any(is_open.values()):
+        return None
+    units: dict[tuple[int, int], bool] = {}
+    for place, may_look in is_open.items():
+        unit = unit_round(text, place)
+        units[unit] = units.get(unit, True) and may_look
+    for (start, end), may_look in units.items():
+        if not may_look:
+            continue
+        if shipped_second_stage().probability(folded[start:end]) >= THRESHOLD:
+            return Hit("second_stage.explicit", "explicit", start, end, text[start:end], "stated")
+    return None
