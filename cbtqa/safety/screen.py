@@ -17,7 +17,7 @@ from cbtqa.records import Risk
 from cbtqa.safety.matching import find
 from cbtqa.safety.normalise import Language, fold
 from cbtqa.safety.rules import load_rules
-from cbtqa.safety.second_stage import THRESHOLD, shipped_second_stage, unit_round
+from cbtqa.safety.second_stage import CONCERN, EXPLICIT, shipped_second_stage, unit_round
 
 _RANK: dict[Risk, int] = {"none": 0, "concern": 1, "explicit": 2}
 
@@ -79,13 +79,13 @@ def screen(text: str, language: Language = "zh", *, second_stage: bool = True) -
     risk: Risk = max((hit.risk for hit in hits), key=_RANK.__getitem__)
     if second_stage and language == "zh" and risk != "explicit":
         further = _look_again(text, folded, hits)
-        if further is not None:
-            return Screening("explicit", (*hits, further))
+        if further is not None and _RANK[further.risk] > _RANK[risk]:
+            return Screening(further.risk, (*hits, further))
     return Screening(risk, hits)
 
 
 def _look_again(text: str, folded: str, hits: tuple[Hit, ...]) -> Hit | None:
-    """The first sentence with nothing but open hits that the trained model calls explicit."""
+    """Of sentences with nothing but open hits the likeliest, if the trained model raises it."""
     is_open = {
         hit.start: hit.outcome in _OPEN or hit.rule.partition(".")[2] in _WEAK for hit in hits
     }
@@ -95,9 +95,13 @@ def _look_again(text: str, folded: str, hits: tuple[Hit, ...]) -> Hit | None:
     for place, may_look in is_open.items():
         unit = unit_round(text, place)
         units[unit] = units.get(unit, True) and may_look
-    for (start, end), may_look in units.items():
-        if not may_look:
-            continue
-        if shipped_second_stage().probability(folded[start:end]) >= THRESHOLD:
-            return Hit("second_stage.explicit", "explicit", start, end, text[start:end], "stated")
-    return None
+    judged = [
+        (shipped_second_stage().probability(folded[start:end]), start, end)
+        for (start, end), may_look in units.items()
+        if may_look
+    ]
+    probability, start, end = max(judged, default=(0.0, 0, 0))
+    if probability < CONCERN:
+        return None
+    risk: Risk = "explicit" if probability >= EXPLICIT else "concern"
+    return Hit(f"second_stage.{risk}", risk, start, end, text[start:end], "stated")

@@ -26,9 +26,9 @@ from cbtqa.safety.normalise import squeeze
 MODEL_NAME = "second_stage.zh.json"
 LONGEST = 3
 """Characters of the longest n-gram."""
-THRESHOLD = 0.6
-"""Probability from which a sentence is explicit. 0.5 to 0.8 were looked at on batches A to D, each
-held out of training: recall falls and precision rises slowly, none stands out."""
+EXPLICIT, CONCERN = 0.8, 0.6
+"""Probabilities from which a sentence is graded so. Lower ones were looked at too: on batches A to
+D, each held out of training, they find a little more, and on real questions mostly distress."""
 _SHORT = 80
 """A text up to this length is read whole; of a longer one only the sentence..."""
 _REACH = 40

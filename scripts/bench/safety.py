@@ -32,7 +32,7 @@ from cbtqa.safety.evaluation import share
 from cbtqa.safety.normalise import fold
 from cbtqa.safety.personal_data import scrub
 from cbtqa.safety.screen import screen
-from cbtqa.safety.second_stage import THRESHOLD, SecondStage, all_grams, read_grams
+from cbtqa.safety.second_stage import EXPLICIT, SecondStage, all_grams, read_grams
 from cbtqa.safety.texts import read_texts
 
 PARTS = ("known", "held_out")
@@ -165,7 +165,7 @@ def held_out() -> dict[str, Any]:
         screen_module.shipped_second_stage = lambda stage=stage: stage
         graders: dict[str, Any] = {
             "rules": lambda t: _rules(t) == "explicit",
-            "second_stage_alone": lambda t, s=stage: s.probability(fold(t)) >= THRESHOLD,
+            "second_stage_alone": lambda t, s=stage: s.probability(fold(t)) >= EXPLICIT,
             "both": lambda t: screen(t).risk == "explicit",
         }
         for grader, says in graders.items():
