@@ -180,7 +180,7 @@ def _shared_with_others(grams: Ints, owners: Ints, n_texts: int) -> Floats:
     second = np.where(has_second, counts[np.minimum(top + 1, len(counts) - 1)], 0)
     among_others = np.where(is_top, second, counts[top])
     shared = np.minimum(counts, among_others).astype(np.float64)
-    return np.bincount(owner, weights=shared, minlength=n_texts)
+    return np.bincount(owner, weights=shared, minlength=n_texts).astype(np.float64)
 
 
 def _closest_other(lengths: Floats, index: int) -> float:

@@ -10,6 +10,7 @@ usual names or named by setting.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 from collections import Counter
@@ -41,6 +42,9 @@ class Columns:
     cluster: str | None = None
     """Column that groups rows of one question; None: every row is its own question."""
     encoding: str = "utf-8"
+    """Of text files that are not UTF-8."""
+    prefix: str = "--"
+    """What the flags that name these columns start with."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class References:
     clusters: tuple[str, ...]
     items: tuple[Item | None, ...]
     """None where the file holds no answer."""
+    text_column: str = ""
 
     @cached_property
     def sha256(self) -> str:
@@ -72,6 +77,7 @@ class Predictions:
     """One per reference; None where the system has no answer."""
     counts: dict[str, int]
     """Everything that is not a plain scored pair; see `docs/metrics.md`."""
+    text_column: str = ""
 
 
 def read_references(path: Path, columns: Columns, split: str) -> References:
@@ -94,6 +100,7 @@ def read_references(path: Path, columns: Columns, split: str) -> References:
             None if text is None else _item(text, question_id, row, where)
             for where, question_id, text, row in rows
         ),
+        text_column=_text_column(rows[0][3], columns, REFERENCE_NAMES, rows[0][0]),
     )
 
 
@@ -126,8 +133,9 @@ def read_predictions(
     own_name = path.name if path.is_dir() else path.stem
     found: dict[str, Item | None] = {}
     systems: Counter[str] = Counter()
-    n_cut = 0
+    n_cut, text_column = 0, ""
     for where, question_id, text, row in _keyed_rows(path, columns, text_names, split or "all"):
+        text_column = text_column or _text_column(row, columns, text_names, where)
         item = None if text is None else _item(text, question_id, row, where)
         found[question_id] = item
         systems[str(row.get("system") or own_name)] += 1
@@ -154,7 +162,7 @@ def read_predictions(
         **_text_counts(items, references.items),
     }
     system = next(iter(systems)) if len(systems) == 1 else own_name
-    return Predictions(system, items, counts)
+    return Predictions(system, items, counts, text_column)
 
 
 def _text_counts(items: Sequence[Item | None], references: Sequence[Item | None]) -> dict[str, int]:
@@ -185,6 +193,7 @@ def _finish_reason(row: Mapping[str, Any]) -> str | None:
 
 
 def _rows(path: Path, split: str, encoding: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    is_told = encoding.lower().replace("_", "-") not in ("utf-8", "utf8")
     data = path / "data"
     if is_dataset(path):
         for name in split.split(","):
@@ -202,7 +211,20 @@ def _rows(path: Path, split: str, encoding: str) -> Iterator[tuple[str, dict[str
         for shard in sorted(path.rglob("*.arrow")):
             yield from _read_arrow(shard)
     else:
-        yield from read_rows(path, encoding)
+        yield from read_rows(path, "utf-8" if is_told and _is_utf8(path) else encoding)
+
+
+def _is_utf8(path: Path) -> bool:
+    """Whether a text file can be read without being told its encoding."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                decoder.decode(block)
+            decoder.decode(b"", final=True)
+    except (UnicodeDecodeError, OSError):
+        return False
+    return True
 
 
 def _read_arrow(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -228,8 +250,9 @@ def _keyed_rows(
     id_name = text_name = ""
     for where, row in _rows(path, split, columns.encoding):
         if not id_name:
-            id_name = _column(row, columns.id, ID_NAMES, "an id", "--id-column", where)
-            text_name = _column(row, columns.text, text_names, "the text", "--…-column", where)
+            flag = f"{columns.prefix}id-column"
+            id_name = _column(row, columns.id, ID_NAMES, "an id", flag, where)
+            text_name = _text_column(row, columns, text_names, where)
         value, text = row.get(id_name), row.get(text_name)
         if value is None or not str(value).strip():
             raise DataError("the id is missing", where=f"{where}:{id_name}")
@@ -247,6 +270,11 @@ def _keyed_rows(
             )
         seen[question_id] = where
         yield where, question_id, text, row
+
+
+def _text_column(row: Mapping[str, Any], columns: Columns, names: Sequence[str], where: str) -> str:
+    flag = "--prediction-column" if columns.prefix == "--" else f"{columns.prefix}column"
+    return _column(row, columns.text, names, "the text", flag, where)
 
 
 def _column(

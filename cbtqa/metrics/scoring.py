@@ -7,6 +7,7 @@ scored.report.scores[0].metric == "bleu_zh"
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import Field
@@ -61,7 +62,7 @@ class ScoreSettings(NeuralSettings):
     cluster_column: str | None = Field(
         default=None, description="Column of the references that names a row's question."
     )
-    encoding: str = Field(default="utf-8", description="Encoding of text files.")
+    encoding: str = Field(default="utf-8", description="Encoding of text files that are not UTF-8.")
     bootstrap: int = Field(
         default=BOOTSTRAP_TRIALS, ge=0, description="Resamples for the intervals; 0 for none."
     )
@@ -209,7 +210,11 @@ def _teach_steps(metrics: Sequence[AnyMetric], settings: ScoreSettings) -> list[
 
 def _reference_columns(settings: ScoreSettings) -> Columns:
     return Columns(
-        settings.ref_id_column, settings.ref_column, settings.cluster_column, settings.encoding
+        settings.ref_id_column,
+        settings.ref_column,
+        settings.cluster_column,
+        settings.encoding,
+        prefix="--ref-",
     )
 
 
@@ -233,7 +238,7 @@ def _read_systems(settings: ScoreSettings, references: References) -> list[Predi
             raise UsageError(
                 f"two files name their system '{name}'", hint="rename one of the files"
             )
-        systems.append(Predictions(name, read.items, read.counts))
+        systems.append(replace(read, system=name))
     return systems
 
 
@@ -248,6 +253,13 @@ def _notes(evaluated: Sequence[SystemScores], metrics: Sequence[AnyMetric]) -> l
     ]
 
 
+PREDICTED, REFERRED = (
+    ("prediction", "predict", "response", "text"),
+    ("reference", "label", "answer"),
+)
+"""Columns that speak for predictions and for references, when each stands on the other side."""
+
+
 def _warnings(references: References, systems: Sequence[Predictions]) -> list[str]:
     found = []
     n_clusters = len(set(references.clusters))
@@ -257,6 +269,11 @@ def _warnings(references: References, systems: Sequence[Predictions]) -> list[st
         )
     for system in systems:
         counts = system.counts
+        if references.text_column in PREDICTED and system.text_column in REFERRED:
+            found.append(
+                f"{system.system}: its text stands in `{system.text_column}`, that of the "
+                f"references in `{references.text_column}`; are the two swapped?"
+            )
         if counts["n_missing"] or counts["n_none"]:
             found.append(
                 f"{system.system}: {counts['n_missing']} references have no prediction and "

@@ -242,6 +242,31 @@ def test_progress_ends_at_the_number_of_references(tmp_path: Path, ref: Path) ->
     assert told == [(12, 12)]
 
 
+def test_files_that_look_swapped_are_warned_about(tmp_path: Path, ref: Path) -> None:
+    path = predictions(tmp_path, PREDICTED)
+    assert any("swapped" in warning for warning in run(ref, ref=path).report.warnings)
+    assert not any("swapped" in warning for warning in run(path, ref=ref).report.warnings)
+
+
+def test_the_encoding_is_that_of_the_files_that_need_it(tmp_path: Path, ref: Path) -> None:
+    path = predictions(tmp_path, PREDICTED)
+    expected = values(run(path, ref=ref), "sys")
+    path.write_bytes(path.read_text("utf-8").encode("gb18030"))
+    assert values(run(path, ref=ref, encoding="gb18030"), "sys") == expected
+
+
+@pytest.mark.parametrize(
+    ("named", "flag"), [("ref", "--ref-column"), ("predictions", "--prediction-column")]
+)
+def test_a_wrong_column_is_answered_with_its_flag(
+    tmp_path: Path, ref: Path, named: str, flag: str
+) -> None:
+    odd = write(tmp_path / "odd.jsonl", [{"id": "1", "words": "好。"}])
+    with pytest.raises(DataError, match="the text") as caught:
+        run(*([odd] if named == "predictions" else [ref]), ref=odd if named == "ref" else ref)
+    assert caught.value.hint is not None and f"with {flag}" in caught.value.hint
+
+
 @pytest.mark.parametrize("name", ["bleu_13a", "bleu", "chrf++", "meteor", "rougeL", "bertscore_en"])
 def test_conventions_that_mislead_on_chinese_are_refused(
     tmp_path: Path, ref: Path, name: str
