@@ -6,13 +6,14 @@ A kind that is not listed here is not read, and so is not published.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cbtqa.errors import DataError
-from cbtqa.files import open_text
+from cbtqa.files import open_text, read_json
 
 PASSAGES_PER_BLOCK = 2_000
 TEXT_KINDS = ("*.md", "*.json", "*.txt", "*.jinja", "*.bib", "license*", "notice*")
@@ -54,8 +55,12 @@ def passages_of(path: str, source: Path) -> Iterator[list[Passage]]:
     elif name.endswith(".safetensors"):
         yield _of_header(source)
     elif fnmatch(name, "*.model"):
-        # protobuf of a tokenizer: its text parts are UTF-8, the rest is skipped
-        yield [Passage("whole", source.read_bytes().decode("utf-8", "ignore"))]
+        # protobuf of a tokenizer: its pieces are UTF-8, one after the other
+        pieces = re.findall(r"[^\W_].{11,}", source.read_bytes().decode("utf-8", "replace"))
+        yield [Passage("piece", piece) for piece in pieces]
+    elif is_vocabulary(name) and name.endswith(".json"):
+        # piece by piece: side by side on one line they make up patterns that none of them is
+        yield [Passage(*pair) for pair in _strings(read_json(source), "")]
     else:
         yield from _of_text(source)
 
@@ -71,11 +76,8 @@ def _of_text(source: Path) -> Iterator[list[Passage]]:
         text = stream.read()
     yield [Passage(str(number), line) for number, line in enumerate(text.splitlines(), 1)]
     if source.suffix.lower() == ".json":
-        try:
-            # escapes such as \u4f60 hide text from a plain search
-            yield [Passage(*pair) for pair in _strings(json.loads(text), "")]
-        except json.JSONDecodeError as error:
-            raise DataError(f"not JSON: {error.msg}", where=str(source)) from None
+        # escapes such as \u4f60 hide text from a plain search
+        yield [Passage(*pair) for pair in _strings(read_json(source), "")]
     elif text.count("\n") > 1:
         yield [Passage("across lines", text)]
 

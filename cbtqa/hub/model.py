@@ -72,6 +72,8 @@ def plan_model(settings: ModelSettings) -> tuple[PublishPlan, Watch]:
     base = find_base(settings, manifest.counts)
     staging = fresh_staging(settings.run)
     for path in settings.licence_file:
+        if not path.is_file():
+            raise DataError("no such file", where=str(path))
         shutil.copyfile(path, staging / path.name)
     _write_configs(settings.run, staging, form, base)
     taken = _taken(settings.run, staging, form)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from cbtqa.errors import LicenceGateError
+from cbtqa.errors import ConfigError, LicenceGateError
 from cbtqa.files import sha256_of
 from cbtqa.hub.settings import Gate
 from cbtqa.manifest import MANIFEST_NAME, Manifest, read_manifest
@@ -113,11 +113,21 @@ def open_run(folder: Path) -> Manifest:
 
 
 def fresh_staging(run: Path) -> Path:
-    """An empty folder for the files to publish, inside the run."""
+    """An empty folder for the files to publish, inside the run.
+
+    Raises:
+        ConfigError: nothing can be written there.
+    """
     staging = run / STAGING / "files"
-    if staging.exists():
-        shutil.rmtree(staging)
-    staging.mkdir(parents=True)
+    try:
+        if staging.exists():
+            shutil.rmtree(staging)
+        staging.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(
+            f"the files to publish cannot be written to {staging}: {error.strerror}",
+            hint="copy the run to a folder that you may write to",
+        ) from None
     return staging
 
 

@@ -29,7 +29,7 @@ from cbtqa.safety.personal_data import find_personal_data
 PERSONAL_KINDS = {"phone", "landline", "id_card", "bank_card", "email", "wechat", "qq"}
 """Kinds told by form and checksum; names and addresses after a cue are too often invented ones."""
 SHORTEST_SECRET = 12
-"""Characters; a shorter value of the environment is no key and may be a common word."""
+"""Characters; what is shorter is no key, and may be a common word."""
 MAX_SHOWN = 10
 _SECRET_NAME = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD)$")
 
@@ -184,8 +184,9 @@ class _TextScan:
         self._literals = [
             (value, "a key that is in use on this machine") for value in watch.secrets
         ]
-        self._literals += [(value, "a name that must not appear") for value in watch.names]
         self._literals += [(value, "a path of this machine") for value in watch.places]
+        if has_plain_text:  # a vocabulary knows every name
+            self._literals += [(value, "a name that must not appear") for value in watch.names]
         self._secrets = [(kind.id, re.compile(kind.pattern)) for kind in load_refusals().secrets]
         self._paths = re.compile("|".join(load_refusals().paths), re.MULTILINE)
 
@@ -208,6 +209,8 @@ class _TextScan:
         for value, what in self._literals:
             if value in text:
                 yield what
+        if len(text) < SHORTEST_SECRET:
+            return
         for name, pattern in self._secrets:
             found = pattern.search(text)
             if found:

@@ -113,6 +113,16 @@ def test_forbidden_kinds_are_refused_by_name(name: str, tmp_path: Path) -> None:
     assert len(scan_plan(planned(tmp_path, name, b"x"), Watch())) == 1
 
 
+def test_a_vocabulary_is_read_piece_by_piece(tmp_path: Path) -> None:
+    pieces = {"://": 1129, "@": 31, "password": 3965, "/usr/local": 7, "我": 9, "王小明": 12}
+    watch = Watch(names=("王小明",))
+    plain = json.dumps({"model": {"vocab": pieces}}, separators=(",", ":"), ensure_ascii=False)
+    assert scan_plan(planned(tmp_path, "tokenizer.json", plain), watch) == []
+    pieces[SECRETS["GitHub"]] = 13
+    hidden = json.dumps({"model": {"vocab": pieces}}, separators=(",", ":"))
+    assert "GitHub" in scan_plan(planned(tmp_path, "tokenizer.json", hidden), watch)[0].what
+
+
 def test_forbidden_kinds_are_refused_under_innocent_names(tmp_path: Path) -> None:
     store = tmp_path / "ratings.db"
     with sqlite3.connect(store) as connection:
