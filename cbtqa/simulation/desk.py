@@ -10,6 +10,7 @@ journalled and when it is asked again is the batch engine's own `judge`.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,17 +21,25 @@ from cbtqa.llm.chat import ChatRequest, Fault, Message, Reply, Sampling
 from cbtqa.llm.journal import Entry, Journal, Outcome, State
 from cbtqa.llm.limits import GateClosedError, Limits
 from cbtqa.llm.progress import Meter
-from cbtqa.records import Reason
+from cbtqa.records import Reason, Usage
 from cbtqa.simulation.messages import filled, retold, wording
 
 if TYPE_CHECKING:
     from cbtqa.simulation.scenes import Scene
 
+MOST_UNWRITTEN = 2_000
+"""Free answers that may wait for the disk at a time."""
 Check = Callable[[Reply], Fault | None]
 
 
 class Voice(Protocol):
     """Whoever answers for a player."""
+
+    @property
+    def is_free(self) -> bool:
+        """True when an answer costs nothing and comes out the same again: it need not be durable
+        before it is used."""
+        ...
 
     async def answer(self, request: ChatRequest, attempt: int, scene: Scene) -> Reply:
         """One reply.
@@ -90,10 +99,20 @@ class Desk:
         self._journal, self._meter = journal, meter
         self._limits = Limits(max_attempts=attempts)
         self._is_stopping = False
+        self._unwritten: set[asyncio.Future[None]] = set()
 
     def stop(self) -> None:
         """Ends the run: no further call is begun."""
         self._is_stopping = True
+
+    async def settle(self) -> None:
+        """Waits until everything answered is durable.
+
+        Raises:
+            IncompleteRunError: the journal cannot be written.
+        """
+        while self._unwritten:
+            await asyncio.gather(*self._unwritten)
 
     async def ask(self, call: Call) -> Outcome:
         """The last word on a call, durable.
@@ -117,12 +136,14 @@ class Desk:
                 try:
                     reply = await call.voice.answer(request, attempt, call.scene)
                 except ItemFailedError as failed:
-                    return await self._end(Entry(key, attempt, failed.state, None, failed.fault))
+                    return await self._end(
+                        call, Entry(key, attempt, failed.state, None, failed.fault)
+                    )
             entry, again = judge(
                 call, call, Entry(key, attempt, State.UNCHECKED, reply), self._limits
             )
             if again is None:
-                return await self._end(entry)
+                return await self._end(call, entry)
             self._meter.turned_away(entry)
             await self._journal.put(entry)
             attempt, request, reply = attempt + 1, again, None
@@ -143,9 +164,15 @@ class Desk:
         again = call.ask_again(call, last.reply, last.fault)
         return last.attempt + 1, again or call.request(call), None
 
-    async def _end(self, entry: Entry) -> Outcome:
-        await self._journal.put(entry)
+    async def _end(self, call: Call, entry: Entry) -> Outcome:
+        written = self._journal.put(entry)
         self._meter.ended(entry)
+        if call.voice.is_free and len(self._unwritten) < MOST_UNWRITTEN:
+            self._unwritten.add(written)
+            written.add_done_callback(self._unwritten.discard)
+            state, reply, fault = entry.state, entry.reply, entry.fault
+            return Outcome(entry.key, state, reply, fault, entry.attempt, Usage())
+        await written
         outcome = self._journal.outcome(entry.key)
         assert outcome is not None, "what was put is there"
         return outcome

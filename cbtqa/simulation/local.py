@@ -40,6 +40,9 @@ class _Waiting:
 class LocalVoice:
     """A model in this process."""
 
+    is_free = False
+    """Not money, but time: what it said is kept before it is used."""
+
     def __init__(self, player: Player) -> None:
         """Finds and checks the model; its weights are loaded with the first question.
 

@@ -102,6 +102,7 @@ class _Asking:
             room = asyncio.Semaphore(2 * self._limits.engine.in_flight)
             work = [asyncio.create_task(self._pair(row, room)) for row in rows]
             found = await asyncio.gather(*work, return_exceptions=True)
+            await self._desk.settle()
         if exchange.is_interrupted:
             raise KeyboardInterrupt
         for one in found:

@@ -188,6 +188,7 @@ class _Run:
                 for course in self._courses
             ]
             found = await asyncio.gather(*work)
+            await desk.settle()
             ticker.cancel()
             with suppress(asyncio.CancelledError):
                 await ticker

@@ -82,11 +82,14 @@ class LineBudget(Budget):
 class ScriptedVoice:
     """The built-in rules."""
 
+    is_free = True
+
     def __init__(self, variant: str) -> None:
         self._variant = variant
 
     async def answer(self, request: ChatRequest, attempt: int, scene: Scene) -> Reply:
         """Answers from the scene; the messages are for models."""
+        await asyncio.sleep(0)  # others have their turn: rules never wait for anything
         if scene.part == "course_part":
             return scripted_part(self._variant, scene)
         return scripted_reply(self._variant, scene, attempt)
@@ -94,6 +97,8 @@ class ScriptedVoice:
 
 class EndpointVoice:
     """A model behind an endpoint."""
+
+    is_free = False
 
     def __init__(self, asker: Asker, budget: Budget) -> None:
         self._asker, self.budget = asker, budget

@@ -1,0 +1,87 @@
+"""`cbtqa simulate` as a user types it: the offline road from patients to rows, and exit codes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cbtqa.cli.main import main
+
+ROOT = Path(__file__).parents[2]
+
+
+def _run(capsys: pytest.CaptureFixture[str], *words: str | Path, code: int = 0) -> Any:
+    with pytest.raises(SystemExit) as ended:
+        main(["simulate", *map(str, words)])
+    shown = capsys.readouterr()
+    assert ended.value.code == code, shown.err
+    assert "Traceback" not in shown.err
+    return json.loads(shown.out) if "--json" in words and code in (0, 4) and shown.out else shown
+
+
+def test_the_offline_road_from_patients_to_rows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = _run(capsys, "profiles", "act", "--n", "3", "--out", "p.yaml", "--json")
+    assert len(made["profiles"]) == 3 and (tmp_path / "p.yaml").exists()
+    study = tmp_path / "study.yaml"
+    study.write_text(
+        "id: own\napproach: act\nturns: {min: 2, max: 4}\npatients: {file: p.yaml}\n"
+        "arms: [{name: a, therapist: {scripted: present}}]\npairs: {rejected: {scripted: plain}}\n"
+    )
+    plan = _run(capsys, "run", study, "--out", "s", "--dry-run", "--json")
+    assert plan["n_sessions"] == 3 and plan["n_done"] == 0 and not (tmp_path / "s").exists()
+    played = _run(capsys, "run", study, "--out", "s", "--json")
+    assert played["counts"]["n_sessions"] == 3 and not played["was_complete"]
+    rows = _run(capsys, "export", "s", "--out", "e", "--json")
+    assert set(rows["counts"]) >= {"sft", "orpo", "trl", "dropped"}
+    assert _run(capsys, "lint", "e", "--json")["is_clean"]
+    shown = _run(capsys, "run", study, "--out", "s")
+    assert "nothing was asked" in shown.err and "no patient is real" in shown.err
+
+
+def test_corpora_are_made_without_arguments_by_both_approaches(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    written = _run(capsys, "corpus", "--patients", "1", "--json")
+    assert written["counts"]["stops"] == {"corpus": {"written": 20}}
+    acted = _run(capsys, "corpus", "--approach", "act", "--out", "act", "--json")
+    assert acted["counts"]["stops"] == {"corpus": {"max_turns": 6}}
+
+
+def test_confounds_are_printed_and_end_with_code_4(capsys: pytest.CaptureFixture[str]) -> None:
+    path = ROOT / "recipes/tahir-act-as-published.yaml"
+    shown = _run(capsys, "lint", path, code=4)
+    assert "training.teacher differs" in shown.out and "early" in shown.out
+    report = _run(capsys, "lint", path, "--json", code=4)
+    assert not report["is_clean"] and len(report["findings"]) == 10
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("run", "missing.yaml"), 4, "no such file"),
+        (("run", "--arm", "wise"), 3, "no arm 'wise'"),
+        (("lint", "missing"), 4, "no such file"),
+        (("export", "missing"), 4, "holds no study.json"),
+        (("profiles", "mine.yaml"), 4, "mine.yaml:profiles[0].nmae: unknown key"),
+        (("profiles", "cbd"), 3, "no attribute table"),
+    ],
+)
+def test_wrong_words_end_with_a_line_and_a_code(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+    code: int,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("profiles:\n- {id: a, nmae: A, narrative: One.}\n")
+    shown = _run(capsys, *words, code=code)
+    assert message in shown.err.replace("\n", " ")
