@@ -15,6 +15,7 @@ from cbtqa.simulation.results import (
     AgreementRow,
     Alarm,
     AlarmKind,
+    CorrectedRow,
     EndingRow,
     HaloRow,
     InstrumentResult,
@@ -216,6 +217,17 @@ def people_alarms(
             word = "milder" if row.bias > 0 else "stricter"
             text = f"{row.item.removeprefix('total:')}: {row.who} is {word} by {abs(row.bias):.1f}"
             yield Alarm(kind="bias", instrument=row.instrument, text=text)
+
+
+def corrected_alarms(rows: Iterable[CorrectedRow]) -> Iterator[Alarm]:
+    """Corrections that rest on few sessions."""
+    few = sorted({row.arm for row in rows if row.corrected.n_human < FEW_ITEMS})
+    if few:
+        text = (
+            f"fewer than {FEW_ITEMS} sessions of {', '.join(few)} have human ratings: the "
+            "corrected intervals say little"
+        )
+        yield Alarm(kind="people", text=text)
 
 
 def _outcome(row: AgreementRow, instruments: Sequence[InstrumentResult]) -> OutcomeResult | None:

@@ -23,6 +23,7 @@ from cbtqa.records import ItemRating, Session
 from cbtqa.settings import Resolved
 from cbtqa.simulation.agreement import agreement_rows, corrected_rows
 from cbtqa.simulation.alarms import (
+    corrected_alarms,
     design_alarms,
     ending_alarms,
     halo_alarms,
@@ -172,14 +173,14 @@ def _from_study(settings: AnalysisSettings) -> Material:
         raise UsageError(
             f"nobody has judged on '{unknown[0]}'", hint=f"judged: {', '.join(judged)}"
         )
+    if settings.instrument:
+        judged = {name: judged[name] for name in settings.instrument}
+    people = _people(settings.human, judged, sessions)
     levels = {arm.name: arm.levels for arm in study.arms} if study else {}
     scored = []
     for name, one in judged.items():
-        if settings.instrument and name not in settings.instrument:
-            continue
         rows = tuple(score_sessions(one, sessions, levels))
-        people = _people(settings.human, one.instrument, sessions)
-        scored.append(Scored(one.instrument, rows, one, people))
+        scored.append(Scored(one.instrument, rows, one, people[name]))
     found = tuple(dict.fromkeys(session.arm for session in sessions))
     declared = tuple(arm.name for arm in study.arms) if study else ()
     arms = tuple(arm for arm in declared if arm in found) or found
@@ -205,17 +206,15 @@ def _gaps(scored: Scored, sessions: Sequence[Session]) -> Iterable[str]:
 
 
 def _people(
-    paths: Sequence[Path], instrument: Instrument, sessions: Sequence[Session]
-) -> tuple[ItemRating, ...]:
-    """Of several files, those that rate on this instrument; the error of the only one is told."""
-    found: list[ItemRating] = []
+    paths: Sequence[Path], judged: Mapping[str, Judged], sessions: Sequence[Session]
+) -> dict[str, tuple[ItemRating, ...]]:
+    """People's ratings by instrument."""
+    found: dict[str, tuple[ItemRating, ...]] = dict.fromkeys(judged, ())
     for path in paths:
-        try:
-            found += read_people(path, instrument, sessions)
-        except DataError:
-            if len(paths) == 1:
-                raise
-    return tuple(found)
+        instruments = [one.instrument for one in judged.values()]
+        name, ratings = read_people(path, instruments, sessions)
+        found[name] += tuple(ratings)
+    return found
 
 
 def _with_equal_patients(material: Material, is_common: bool) -> Material:
@@ -321,3 +320,4 @@ def _alarms(report: AnalysisReport, material: Material) -> Iterable[Alarm]:
         yield from length_alarms(own[result.instrument], report.lengths)
         yield from design_alarms(result, report.n_patients)
     yield from people_alarms(report.agreement, report.instruments)
+    yield from corrected_alarms(report.corrected)

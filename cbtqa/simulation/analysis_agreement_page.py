@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from statistics import median
 
 from cbtqa.report.page import Block, Cell, Section, Table, Text
-from cbtqa.report.wording import load_wording, same
+from cbtqa.report.wording import Phrase, load_wording, same
 from cbtqa.simulation.agreement import TOTAL
 from cbtqa.simulation.results import AgreementRow, AnalysisReport
 from cbtqa.statistics.agreement import Coefficient
@@ -34,7 +34,7 @@ def agreement_section(report: AnalysisReport) -> Iterator[Section]:
 
 
 def _totals_table(rows: Sequence[AgreementRow]) -> Table:
-    names = ("total", "scope", "who", "n", "icc_a", "icc_c", "alpha", "bias")
+    names = ("total", "n", "icc_a", "icc_c", "alpha", "bias")
     body: list[list[Cell]] = []
     for row in rows:
         if not row.item.startswith(TOTAL):
@@ -42,16 +42,14 @@ def _totals_table(rows: Sequence[AgreementRow]) -> Table:
         found = {_short(one.name): one for one in row.coefficients}
         body.append(
             [
-                f"{row.instrument} {row.item.removeprefix(TOTAL)}",
-                WORDS[f"kinds.{row.kind}"],
-                row.who,
+                _named(f"{row.instrument} {row.item.removeprefix(TOTAL)}", row.kind, row.who),
                 str(found["icc_a"].n_items),
                 *(_shown(found[name]) for name in ("icc_a", "icc_c", "alpha")),
                 "-" if row.bias is None else f"{row.bias:+.2f}",
             ]
         )
     columns = [WORDS[f"columns.{name}"] for name in names]
-    return Table(columns, body, n_text=3, caption=WORDS["captions.agreement"])
+    return Table(columns, body, caption=WORDS["captions.agreement"])
 
 
 def _items_table(rows: Sequence[AgreementRow]) -> Table:
@@ -61,8 +59,8 @@ def _items_table(rows: Sequence[AgreementRow]) -> Table:
             groups.setdefault((row.instrument, row.kind, row.who), []).append(row)
     body: list[list[Cell]] = []
     for (instrument, kind, who), members in groups.items():
-        cells: list[Cell] = [instrument, WORDS[f"kinds.{kind}"], who, str(len(members))]
-        for name in ("icc_a", "icc_c", "alpha", "kappa"):
+        cells: list[Cell] = [_named(instrument, kind, who), str(len(members))]
+        for name in ("icc_a", "alpha", "kappa"):
             values = [
                 one.value
                 for row in members
@@ -73,9 +71,14 @@ def _items_table(rows: Sequence[AgreementRow]) -> Table:
                 f"{median(values):.2f} ({min(values):.2f}–{max(values):.2f})" if values else "-"
             )
         body.append(cells)
-    names = ("where", "scope", "who", "items", "icc_a", "icc_c", "alpha", "kappa")
+    names = ("where", "items", "icc_a", "alpha", "kappa")
     columns = [WORDS[f"columns.{name}"] for name in names]
-    return Table(columns, body, n_text=3, caption=WORDS["captions.items"])
+    return Table(columns, body, caption=WORDS["captions.items"])
+
+
+def _named(what: str, kind: str, who: str) -> Phrase:
+    """Such as `ctrs total: gemma with people`."""
+    return WORDS[f"kinds.{kind}"].fill(what=what, who=who)
 
 
 def _short(name: str) -> str:

@@ -147,7 +147,9 @@ def human_rows(sessions: list[Session], value: int = 4, **changed: Any) -> list[
 
 def people_of(folder: Path, rows: list[dict[str, Any]]) -> list[ItemRating]:
     write_jsonl(folder / "ratings.jsonl", rows)
-    return read_people(folder / "ratings.jsonl", TES, SESSIONS)
+    name, found = read_people(folder / "ratings.jsonl", [load_instrument("ctrs"), TES], SESSIONS)
+    assert name == "tes"
+    return found
 
 
 def test_ratings_of_people_find_their_session_by_patient_and_arm(tmp_path: Path) -> None:
@@ -163,7 +165,7 @@ def test_the_second_session_of_a_patient_is_told_from_the_first(tmp_path: Path) 
     first, second = session("base", "ana"), session("base", "ana", number=2)
     rows = human_rows([first], 2) + human_rows([second], 6, question_id="ana/s2/r1")
     write_jsonl(tmp_path / "r.jsonl", rows)
-    found = read_people(tmp_path / "r.jsonl", TES, [first, second])
+    _, found = read_people(tmp_path / "r.jsonl", [TES], [first, second])
     assert {(one.session_id, one.value) for one in found} == {(first.id, 2), (second.id, 6)}
 
 
@@ -189,7 +191,7 @@ def test_open_items_stay_open_with_their_reason(tmp_path: Path) -> None:
         ({"value": 9}, DataError, "whole number from 1 to 7"),
         ({"value": 3.5}, DataError, "whole number"),
         ({"system": "A"}, DataError, "no rating of these sessions"),
-        ({"criterion": "agenda"}, DataError, "none on this instrument"),
+        ({"criterion": "agenda"}, DataError, "items of none of: ctrs, tes"),
     ],
 )
 def test_ratings_that_are_not_of_these_sessions_or_this_ladder_are_refused(
@@ -197,6 +199,23 @@ def test_ratings_that_are_not_of_these_sessions_or_this_ladder_are_refused(
 ) -> None:
     with pytest.raises(error, match=words):
         people_of(tmp_path, human_rows(SESSIONS[:1], **changed))
+
+
+def test_forms_that_share_items_are_told_apart(tmp_path: Path) -> None:
+    ctrs, revised, ladder = (load_instrument(name) for name in ("ctrs", "cts-r", "ctrs-ladder"))
+    rows = [
+        {**row, "criterion": item, "low": 0, "high": 6}
+        for item in ctrs.scales
+        for row in human_rows(SESSIONS[:1])[:1]
+    ]
+    write_jsonl(tmp_path / "r.jsonl", rows)
+    name, found = read_people(tmp_path / "r.jsonl", [ladder, revised, ctrs], SESSIONS)
+    assert name == "ctrs"
+    assert {one.item for one in found} == set(ctrs.scales)
+    with pytest.raises(DataError, match="items of none of: cts-r"):
+        read_people(tmp_path / "r.jsonl", [revised], SESSIONS)
+    with pytest.raises(UsageError, match="0-6, ctrs-ladder is 1-10"):
+        read_people(tmp_path / "r.jsonl", [ladder], SESSIONS)
 
 
 def test_a_study_with_people_is_analysed_with_bias_and_corrected_means(tmp_path: Path) -> None:
