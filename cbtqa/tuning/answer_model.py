@@ -18,12 +18,15 @@ from cbtqa.tuning.adapter_base import check_base, find_base
 from cbtqa.tuning.adapter_weights import CONFIG_NAME, WEIGHT_NAMES
 from cbtqa.tuning.backbones import Backbone
 from cbtqa.tuning.chat_format import ChatFormat
+from cbtqa.tuning.downloads import fetch_if_present
 from cbtqa.tuning.generate_settings import GenerateSettings
 from cbtqa.tuning.libraries import require
 from cbtqa.tuning.loading import ComputeType, choose_backbone, load_base, load_chat
 from cbtqa.tuning.run_record import RUN_NAME, RunStart
 from cbtqa.tuning.settings import FinetuneSettings, Mode
 from cbtqa.tuning.weights import combine_hashes, describe_base, read_base_record
+
+GENERATION_NAME = "generation_config.json"
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,15 @@ class AnswerModel:
         """Tokens any of which ends an answer."""
         tokenizer = self.chat.tokenizer
         named = tokenizer.convert_tokens_to_ids(list(self.backbone.stops))
-        found = {*self.chat.end_ids, tokenizer.eos_token_id, *named}
+        found = {*self.chat.end_ids, tokenizer.eos_token_id, *named, *self._own_stops()}
         return sorted(found - {None, tokenizer.unk_token_id})
+
+    def _own_stops(self) -> list[int | None]:
+        """What the model's own generation_config.json names; none when it has no such file."""
+        place = self.backbone
+        file = fetch_if_present(place.location, GENERATION_NAME, revision=place.revision)
+        given = read_json(file).get("eos_token_id") if file else None
+        return given if isinstance(given, list) else [given]
 
     def load(self, device: str, precision: ComputeType) -> Any:
         """The model in evaluation mode, ready to generate.
@@ -114,15 +124,9 @@ def open_model(settings: GenerateSettings) -> AnswerModel:
         return _open_adapter(settings, settings.adapter)
     named = FinetuneSettings(backbone=settings.model, revision=settings.revision)
     backbone = choose_backbone(named)
-    chat = load_chat(_with_own_template(backbone), settings.chat_format)
+    chat = load_chat(backbone, settings.chat_format)
     sha256 = describe_base(backbone).weights_sha256
     return AnswerModel(backbone, chat, None, backbone.told_name, sha256)
-
-
-def _with_own_template(backbone: Backbone) -> Backbone:
-    """The backbone, its saved chat template before the listed one: it is what it was tuned with."""
-    is_merged = backbone.path is not None and (backbone.path / "chat_template.jinja").is_file()
-    return backbone.model_copy(update={"template": None}) if is_merged else backbone
 
 
 def _open_adapter(settings: GenerateSettings, folder: Path) -> AnswerModel:

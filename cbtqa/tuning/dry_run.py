@@ -56,11 +56,13 @@ def dry_run(
         require(module)
     # only now: these import torch
     from cbtqa.tuning.counting import count_shape
-    from cbtqa.tuning.prepare import resolve_for_run
+    from cbtqa.tuning.prepare import resolve_for_run, within_context
 
     resolved = resolve_for_run(resolved)
     settings = resolved.values
     backbone, notes = _choose(settings)
+    settings, about_length = within_context(settings, backbone)
+    notes += about_length
     config = to_config(backbone)
     chat = _chat_on_this_machine(backbone, settings)
     if chat is None:

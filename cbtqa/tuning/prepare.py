@@ -57,12 +57,7 @@ def prepare_sets(settings: FinetuneSettings, backbone: Backbone) -> TrainingSets
         ConfigError, DataError: as reading, encoding and loading the tokenizer say.
     """
     chat = load_chat(backbone, settings.chat_format)
-    notes = []
-    if backbone.context and settings.max_length > backbone.context:
-        notes.append(
-            f"{backbone.told_name} takes {backbone.context:,} tokens: longer rows left out"
-        )
-        settings = settings.model_copy(update={"max_length": backbone.context})
+    settings, notes = within_context(settings, backbone)
     training = read_training_examples(settings)
     validation = read_validation_examples(settings)
     return TrainingSets(
@@ -70,8 +65,18 @@ def prepare_sets(settings: FinetuneSettings, backbone: Backbone) -> TrainingSets
         encode(training, chat, settings),
         encode(validation, chat, settings) if validation is not None else None,
         (*training.files, *(validation.files if validation is not None else ())),
-        tuple(notes),
+        notes,
     )
+
+
+def within_context(
+    settings: FinetuneSettings, backbone: Backbone
+) -> tuple[FinetuneSettings, tuple[str, ...]]:
+    """The settings with no more length than the backbone takes, and a note where that changed."""
+    if not backbone.context or settings.max_length <= backbone.context:
+        return settings, ()
+    note = f"{backbone.told_name} takes {backbone.context:,} tokens: longer rows left out"
+    return settings.model_copy(update={"max_length": backbone.context}), (note,)
 
 
 @dataclass(frozen=True)
