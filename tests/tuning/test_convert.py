@@ -306,6 +306,23 @@ def test_a_model_that_is_not_to_be_had_names_the_download(tmp_path: Path) -> Non
     assert "hf download baichuan-inc/Baichuan-7B" in (caught.value.hint or "")
 
 
+def test_a_download_in_the_hub_s_cache_is_recorded_with_its_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    model = tmp_path / "cache" / "models--baichuan-inc--Baichuan-7B"
+    (model / "refs").mkdir(parents=True)
+    (model / "refs" / "main").write_text(commit)
+    save_original(model / "snapshots" / commit, "baichuan", parts=2)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    record = convert("baichuan", tmp_path / "out")
+    assert record.backbone == "baichuan"
+    assert (record.source.name, record.source.revision) == ("baichuan-inc/Baichuan-7B", commit)
+    backbone = find_backbone(tmp_path / "out")
+    assert (backbone.source_id, backbone.needs_conversion) == ("baichuan", False)
+    assert "Baichuan-7B licence" in backbone.licence
+
+
 def test_the_layout_can_be_told_where_the_configuration_is_wrong(tmp_path: Path) -> None:
     tensors = save_original(tmp_path / "source", "baichuan2")
     assert convert(tmp_path / "source", tmp_path / "a", layout="baichuan").conversion == "baichuan"
