@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cbtqa.errors import ConfigError, UsageError
-from cbtqa.files import write_json, write_jsonl
+from cbtqa.files import parse_record, read_json, write_json, write_jsonl
 from cbtqa.llm.batch import run_batch
 from cbtqa.llm.cost import Budget, plan_run
 from cbtqa.llm.journal import Journal
@@ -32,6 +32,7 @@ from cbtqa.manifest import (
     package_versions,
     write_manifest,
 )
+from cbtqa.ratings.rubric import Rubric
 from cbtqa.records import ItemRating, Record, Session, Usage
 from cbtqa.settings import Resolved
 from cbtqa.simulation.instruments import Instrument, load_instrument
@@ -103,7 +104,8 @@ class _Work:
         return self.resolved.values
 
     def folder(self, instrument: Instrument, judge: JudgeSpec) -> Path:
-        return self.out / instrument.id / re.sub(r"[^\w.+-]+", "-", judge.name)
+        name = re.sub(r"[^\w.+-]+", "-", judge.name).strip(".") or "judge"
+        return self.out / instrument.id / name
 
     def pairs(self) -> list[tuple[Instrument, JudgeSpec]]:
         return [(one, judge) for one in self.instruments for judge in self.judges]
@@ -171,6 +173,7 @@ def _judge_one(
     unfit = {s.id: unfit_reason(s, work.settings.judge_limits) for s in work.sessions}
     fit = [session for session in work.sessions if unfit[session.id] is None]
     asks = [SessionAsk.of(s, repeat + 1) for s in fit for repeat in range(judge.n_repeats)]
+    _keep_instrument(folder.parent / INSTRUMENT_NAME, instrument)
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
     usage: Usage | None = None
     prompts: dict[str, str] = {}
@@ -189,10 +192,21 @@ def _judge_one(
         if reason := unfit[session.id]:
             ratings += unfit_ratings(session, instrument, reason, judge.name, judge.n_repeats)
     write_jsonl(folder / RATINGS_NAME, ratings)
-    write_json(folder.parent / INSTRUMENT_NAME, instrument.printable)
     form = _form(work, instrument, judge, ratings, usage)
     write_manifest(folder, _manifest(work, instrument, judge, form, prompts, started))
     return form
+
+
+def _keep_instrument(path: Path, instrument: Instrument) -> None:
+    """Writes the form beside its judges, once: two forms of one name never share a folder."""
+    if path.exists():
+        if parse_record(Rubric, read_json(path), str(path)) != instrument.printable:
+            raise ConfigError(
+                f"{path.parent} holds ratings on another form called '{instrument.id}'",
+                hint="name another folder with --out, or give your rubric an id of its own",
+            )
+        return
+    write_json(path, instrument.printable)
 
 
 def _asked(

@@ -87,9 +87,7 @@ def analyse_outcome(
     try:
         x = _arm_columns(data.arms, present)
         names = (INTERCEPT, *present[1:])
-        fit = fit_mixed(
-            data.y, x, names, data.patients, method=choices.method, engine=choices.engine
-        )
+        fit = _fit(data, x, names, choices)
     except ValueError as error:
         return result.model_copy(update={"no_fit_reason": str(error)})
     found = _with_model(result, fit, x, present, data, choices)
@@ -104,6 +102,10 @@ def analyse_outcome(
 def _data(rows: Sequence[SessionScore], total: str) -> _Data:
     values = np.array([row.total(total) for row in rows], dtype=np.float64)
     return _Data(values, [row.arm for row in rows], [row.patient for row in rows])
+
+
+def _fit(data: _Data, x: Floats, names: Sequence[str], choices: Choices) -> MixedFit:
+    return fit_mixed(data.y, x, names, data.patients, method=choices.method, engine=choices.engine)
 
 
 def _is(arms: Sequence[str], arm: str) -> Floats:
@@ -179,9 +181,7 @@ def _adjusted(
     x = np.hstack([_arm_columns(data.arms, arms), _standardised(words)[:, None]])
     names = (INTERCEPT, *arms[1:], f"z({LENGTH})")
     try:
-        fit = fit_mixed(
-            data.y, x, names, data.patients, method=choices.method, engine=choices.engine
-        )
+        fit = _fit(data, x, names, choices)
     except ValueError:
         return None
     lines = [np.append(line, 0.0) for line in _arm_columns(arms, arms)]
@@ -203,9 +203,7 @@ def _without_early(
     try:
         x = _arm_columns(data.arms, arms)
         names = (INTERCEPT, *arms[1:])
-        fit = fit_mixed(
-            data.y, x, names, data.patients, method=choices.method, engine=choices.engine
-        )
+        fit = _fit(data, x, names, choices)
     except ValueError:
         return None
     return wald(fit, arms[1:], "arms, without early stops")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from cbtqa.cli.simulate import app
@@ -21,6 +22,7 @@ from cbtqa.files import read_jsonl, write_jsonl
 from cbtqa.manifest import read_manifest
 from cbtqa.records import ItemRating, Session, Turn
 from cbtqa.settings import resolve
+from cbtqa.simulation.instruments import load_instrument
 from cbtqa.simulation.judge_settings import SessionJudgeSettings
 from cbtqa.simulation.judging import JudgedForm, judge_sessions, plan_judging
 from cbtqa.simulation.session_scores import read_judged, score_sessions
@@ -180,6 +182,20 @@ def test_another_wording_or_prompt_never_mixes_with_ratings_that_lie_there(tmp_p
         with pytest.raises(ConfigError) as caught:
             judged(study, server, temperature=0.1)
     assert "--out" in str(caught.value.hint)
+
+
+def test_two_forms_of_one_name_never_share_a_folder(tmp_path: Path) -> None:
+    study = make_study(tmp_path / "study", few(1))
+    plain = load_instrument("tes").rubric.model_dump(mode="json")
+    for item in plain["criteria"]:
+        item["high"], item["anchors"] = 9, {}
+    own = tmp_path / "own.yaml"
+    own.write_text(yaml.safe_dump(plain), encoding="utf-8")
+    judge_sessions(settings_of(study, instrument=("tes",)))
+    before = ratings_in(study, "tes", "rules")
+    with pytest.raises(ConfigError, match="another form called 'tes'"):
+        judge_sessions(settings_of(study, instrument=(str(own),)))
+    assert ratings_in(study, "tes", "rules") == before
 
 
 def test_exact_wording_reaches_the_judge_and_no_file(tmp_path: Path) -> None:
