@@ -107,6 +107,7 @@ def _broken(what: str, error: BaseException) -> EndpointTimeoutError:
 def _error_of(what: str, error: HfHubHTTPError) -> EndpointError:
     from huggingface_hub.errors import (
         EntryNotFoundError,
+        GatedRepoError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -114,8 +115,14 @@ def _error_of(what: str, error: HfHubHTTPError) -> EndpointError:
     status = error.response.status_code if error.response is not None else None
     told = (error.server_message or "").splitlines()
     detail = f": {told[0]}" if told else ""
+    if isinstance(error, GatedRepoError):
+        return EndpointAuthError(
+            f"access has to be asked for first, while {what}",
+            hint="open the repository's page on the Hub and fill in its form",
+        )
     if isinstance(error, RepositoryNotFoundError | EntryNotFoundError | RevisionNotFoundError):
-        return NotOnHubError(f"the Hub has no such thing while {what}{detail}", status=status)
+        hint = "check its name and the revision; a private one wants a token that may read it"
+        return NotOnHubError(f"not found on the Hub while {what}{detail}", status=status, hint=hint)
     if status == 401:
         return EndpointAuthError(f"the Hub refused the token while {what}{detail}", hint=TOKEN_HINT)
     if status in (402, 403):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,9 +42,10 @@ class PlannedFile:
         """Size now."""
         return self.source.stat().st_size
 
-    @property
+    @cached_property
     def sha256(self) -> str:
-        """Hash of the bytes, in hex; read anew each time."""
+        """Hash of the bytes, in hex, as they were when first asked: a file that changes between
+        plan and upload shows when the upload is compared."""
         return sha256_of(self.source)
 
 

@@ -100,6 +100,11 @@ def upload(
 
 
 def require_write(account: Account, repo_id: str) -> None:
+    """Checks that the token may write to this repository, as far as the Hub tells.
+
+    Raises:
+        EndpointAuthError: it may not; says what would help.
+    """
     owner = repo_id.split("/")[0]
     mine = {account.name, *account.orgs}
     if account.role == "read":
@@ -243,7 +248,7 @@ def _compare(plan: PublishPlan, hub: Hub, commit: str) -> None:
             same = hub.read(file.path, commit) == file.source.read_bytes()
         if not same:
             raise BadResponseError(
-                f"{file.path} on the Hub is not what was sent; the repository is private still",
+                f"{file.path} on the Hub is not what was scanned and sent",
                 hint=AGAIN,
             )
 

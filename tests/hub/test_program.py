@@ -126,6 +126,12 @@ def test_a_published_dataset_is_joined_and_released_by_name_only(
     assert "stays private" in refused.stderr and hub.became_public == []
     run_cbtqa("publish", "release", REPO, "--confirm", REPO, cwd=tmp_path, **more)
     assert not hub.repo("dataset", REPO).is_private
+    hub.add_token("hf_" + "r8" * 17, "reader")
+    more |= {"HF_TOKEN": "hf_" + "r8" * 17, "HF_HOME": str(tmp_path / "reader")}
+    words = ("join", REPO, "--questions", source, "--out", tmp_path / "again")
+    assert "access has to be asked for" in run_cbtqa(*words, cwd=tmp_path, code=5, **more).stderr
+    words = ("join", "lab/other", "--questions", source, "--out", tmp_path / "again")
+    assert "not found on the Hub" in run_cbtqa(*words, cwd=tmp_path, code=5, **more).stderr
 
 
 @pytest.mark.slow

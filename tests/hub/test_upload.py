@@ -114,6 +114,7 @@ def test_the_default_way_through_xet_works_too(
 ) -> None:
     from huggingface_hub import constants
 
+    pytest.importorskip("hf_xet")
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
     done = published(run, hub)
     assert any("xet-write-token" in request.path for request in hub.requests)
@@ -475,8 +476,27 @@ def test_bytes_that_come_back_otherwise_are_noticed(ready: Prepared, hub: StandI
             )
 
     hub.on_request = damage
-    with pytest.raises(BadResponseError, match=r"LICENSE\.md on the Hub is not what was sent"):
+    with pytest.raises(
+        BadResponseError, match=r"LICENSE\.md on the Hub is not what was scanned and sent"
+    ):
         publish(ready, endpoint=hub.url)
+
+
+def test_a_file_that_changes_after_the_scan_is_noticed(run: Path, hub: StandInHub) -> None:
+    ready = prepared(run)
+    assert [file.sha256 for file in ready.plan.files]
+    table = next(file for file in ready.plan.files if file.path.startswith("qa/train"))
+
+    def swap(moment: str, request: Request) -> None:
+        if moment == "after" and request.path == "/api/validate-yaml":
+            data = bytearray(table.source.read_bytes())
+            data[len(data) // 2] ^= 1
+            table.source.write_bytes(data)
+
+    hub.on_request = swap
+    with pytest.raises(BadResponseError, match="not what was scanned and sent"):
+        publish(ready, endpoint=hub.url)
+    assert hub.repo("dataset", REPO).is_private
 
 
 def test_a_dead_address_is_told_in_one_line(
@@ -491,6 +511,7 @@ def test_a_mirror_without_xet_names_the_way_out(
 ) -> None:
     from huggingface_hub import constants
 
+    pytest.importorskip("hf_xet")
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
     hub.fail("GET", "xet-write-token", status=404, times=100)
     with pytest.raises(EndpointTimeoutError) as caught:

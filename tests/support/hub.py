@@ -618,6 +618,8 @@ class StandInHub:
         repo = self._opened(request, "datasets" if kind else "models", repo_id)
         if isinstance(repo, web.Response):
             return repo
+        if repo.gated and not self._may(self._account(request), repo_id, to_write=False):
+            return _error(403, "GatedRepo", f"Access to {repo_id} is restricted")
         commit = repo.commit_of(rev)
         if commit is None:
             return _error(404, "RevisionNotFound", f"Invalid rev id: {rev}")
