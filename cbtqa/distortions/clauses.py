@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 _CLAUSE_END = re.compile(
@@ -26,8 +27,13 @@ class Span(NamedTuple):
 
 def split_clauses(text: str) -> list[Span]:
     """Stretches between punctuation marks, in order, without blanks at the ends; none is empty."""
+    return [Span(*bound) for bound in clause_bounds(text)]
+
+
+def clause_bounds(text: str) -> Sequence[tuple[int, int]]:
+    """The same as plain pairs, for who needs few of them as spans."""
     if " " not in text:
-        return [Span(*found.span()) for found in _CLAUSE.finditer(text)]
+        return [found.span() for found in _CLAUSE.finditer(text)]
     return _between(text, _CLAUSE_END, keep_mark=False)
 
 

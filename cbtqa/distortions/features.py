@@ -1,16 +1,19 @@
-"""Character n-grams of many texts at once, hashed with numpy: what the light models look at.
+"""N-grams of many texts at once, hashed with numpy: what the light models look at.
+
+Three blocks are of characters (n = 1, 2, 3). Two are of a reading (n = 1, 2) in which every word
+of a class (看不起, 嘲笑, 嫌弃...) stands as its class: what one word taught holds for the others.
 
 Every text is read as code points between a start and an end mark; Latin letters are lower-cased
 and full-width forms made half-width, one for one, so that positions stay those of the text. An
-n-gram is a bucket of a fixed table; nothing is looked up in a dictionary, and a batch of texts is
-one array per n-gram length.
+n-gram is a bucket of a fixed table, and a batch of texts is one array per block.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
+import ahocorasick
 import numpy as np
 import numpy.typing as npt
 
@@ -22,6 +25,14 @@ BUCKET_BITS = 20
 N_BUCKETS = 1 << BUCKET_BITS
 NO_BUCKET = N_BUCKETS
 """Stands where an n-gram would reach into the next text."""
+BLOCK_WEIGHTS = (1.0, 1.0, 0.7, 0.5, 0.6)
+"""Weight of each block: characters by ones, twos, threes, then classes by ones and twos; measured,
+see docs/log.md."""
+_LONGEST = 3
+_FIRST_CLASS = 0x110000
+"""Classes are code points beyond the last one."""
+_CLASS_SEED = np.uint32(97)
+_LENGTH_BITS = 6
 _PRIME = np.uint32(16777619)
 _MIX = np.uint32(2654435769)
 
@@ -50,14 +61,73 @@ def encode_texts(texts: Sequence[str]) -> EncodedTexts:
     return EncodedTexts(codes, starts, np.repeat(np.arange(len(texts)), lengths))
 
 
-def hash_ngrams(encoded: EncodedTexts, longest: int) -> list[Buckets]:
+class Block(NamedTuple):
+    """The n-grams of one kind in a batch of texts."""
+
+    buckets: Buckets
+    """`(units,)`: the n-gram that begins at each unit; `NO_BUCKET` where it leaves its text."""
+    text_of: Ints
+    """`(units,)`: which text each unit belongs to."""
+    starts: Ints
+    """`(texts,)`: where each text's units begin."""
+    places: Ints | None
+    """`(units,)`: the character that each unit begins at; None where units are characters."""
+
+
+class WordClasses:
+    """Finds words of named classes, the longest first, from left to right.
+
+    Args:
+        words: words of each class; a word in several belongs to the first. Empty words are left
+            out, and so are words of more than 63 characters.
+    """
+
+    def __init__(self, words: Mapping[str, Sequence[str]]) -> None:
+        self._automaton: Any = ahocorasick.Automaton()
+        for number, members in enumerate(words.values()):
+            for word in members:
+                if 0 < len(word) < 1 << _LENGTH_BITS and word not in self._automaton:
+                    self._automaton.add_word(word, number << _LENGTH_BITS | len(word))
+        self._automaton.make_automaton()
+
+    def read_blocks(self, encoded: EncodedTexts) -> list[Block]:
+        """All blocks of the texts, in the order of `BLOCK_WEIGHTS`."""
+        blocks = [
+            Block(buckets, encoded.text_of, encoded.starts, None)
+            for buckets in hash_ngrams(encoded, _LONGEST)
+        ]
+        classed, places = self._classed(encoded)
+        return blocks + [
+            Block(buckets, classed.text_of, classed.starts, places)
+            for buckets in hash_ngrams(classed, 2, seed=_CLASS_SEED)
+        ]
+
+    def _classed(self, encoded: EncodedTexts) -> tuple[EncodedTexts, Ints]:
+        """The texts with each word of a class as one unit, and where each unit begins."""
+        joined = encoded.codes.tobytes().decode("utf-32-le")
+        found = list(self._automaton.iter_long(joined))
+        values = np.fromiter((value for _, value in found), np.int64, len(found))
+        ends = np.fromiter((last + 1 for last, _ in found), np.int64, len(found))
+        begins = ends - (values & ((1 << _LENGTH_BITS) - 1))
+        codes = encoded.codes.copy()
+        codes[begins] = _FIRST_CLASS + (values >> _LENGTH_BITS)
+        depth = np.zeros(len(codes) + 1, np.int8)
+        depth[begins + 1] += 1
+        depth[ends] -= 1
+        places = np.flatnonzero(np.cumsum(depth[:-1], dtype=np.int8) == 0)
+        starts = np.searchsorted(places, encoded.starts)
+        return EncodedTexts(codes[places], starts, encoded.text_of[places]), places
+
+
+def hash_ngrams(encoded: EncodedTexts, longest: int, *, seed: np.uint32 | int = 0) -> list[Buckets]:
     """For n = 1 to `longest`, the bucket of the n-gram that begins at each character.
 
-    Each array is `(characters,)`; `NO_BUCKET` where the n-gram would leave its text.
+    Each array is `(characters,)`; `NO_BUCKET` where the n-gram would leave its text. N-grams of
+    different seeds share no bucket but by accident.
     """
     codes, _, text_of = encoded
     found = []
-    rolling = np.zeros(len(codes), np.uint32)
+    rolling = np.full(len(codes), seed, np.uint32)
     for n in range(1, longest + 1):
         n_whole = max(0, len(codes) - n + 1)
         shifted = np.zeros(len(codes), np.uint32)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from typing import NamedTuple
 
@@ -21,7 +22,12 @@ import numpy as np
 import numpy.typing as npt
 
 from cbtqa.distortions.clauses import Span, split_clauses
-from cbtqa.distortions.features import N_BUCKETS, encode_texts, hash_ngrams
+from cbtqa.distortions.features import (
+    BLOCK_WEIGHTS,
+    N_BUCKETS,
+    WordClasses,
+    encode_texts,
+)
 from cbtqa.distortions.labellers import Labels
 from cbtqa.distortions.patterns import PatternHit, PatternLabeller
 from cbtqa.distortions.taxonomy import Taxonomy, load_taxonomy
@@ -31,8 +37,6 @@ Floats32 = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float64]
 _BATCH = 1024
 
-ORDER_WEIGHTS = (1.0, 1.0, 0.7)
-"""Weight of the block of n-grams of length 1, 2, 3; measured, see docs/log.md."""
 RULE_WEIGHT = 0.6
 """Weight of one rule of the pattern file that holds somewhere in the text; measured likewise."""
 
@@ -110,6 +114,7 @@ class LinearLabeller:
         unknown = np.zeros((1, len(model.taxonomy.ids)), np.float32)
         self._weights = np.vstack([unknown, model.coefficients * model.idf[:, None]])
         self._squares = np.concatenate([[np.float32(0)], model.idf**2])
+        self._classes = word_classes()
         self._patterns = PatternLabeller(load_taxonomy("binary")) if model.rules else None
         self._rule_row = {rule: row for row, rule in enumerate(model.rules)}
 
@@ -167,17 +172,17 @@ class LinearLabeller:
         encoded = encode_texts(texts)
         n_types = len(self.taxonomy.ids)
         added = np.zeros((len(encoded.codes), n_types), np.float32)
-        one_order = np.empty_like(added)
-        for weight, buckets in zip(
-            ORDER_WEIGHTS, hash_ngrams(encoded, len(ORDER_WEIGHTS)), strict=True
-        ):
+        blocks = self._classes.read_blocks(encoded)
+        for weight, (buckets, text_of, starts, places) in zip(BLOCK_WEIGHTS, blocks, strict=True):
             rows = self._row_of[buckets]
-            lengths = np.sqrt(np.add.reduceat(self._squares[rows], encoded.starts))
+            lengths = np.sqrt(np.add.reduceat(self._squares[rows], starts))
             scale = np.where(lengths > 0, weight / np.maximum(lengths, 1e-6), 0)
-            scale = scale.astype(np.float32)[encoded.text_of]
-            np.take(self._weights, rows, axis=0, out=one_order, mode="clip")
-            one_order *= scale[:, None]
-            added += one_order
+            here = self._weights.take(rows, axis=0, mode="clip")
+            here *= scale.astype(np.float32)[text_of][:, None]
+            if places is None:
+                added += here
+            else:
+                added[places] += here
         clauses = [split_clauses(text) if self._patterns else [] for text in texts]
         hits = self._rule_hits(texts, clauses)
         scores = np.add.reduceat(added, encoded.starts).astype(np.float64) + self.model.bias
@@ -239,6 +244,12 @@ def _clause_sums(scored: _Scored, spans: dict[int, list[Span]]) -> dict[int, Flo
     return {
         row: sums[begin:end] for row, begin, end in zip(several, [0, *ends], ends, strict=False)
     }
+
+
+@cache
+def word_classes() -> WordClasses:
+    """The word classes of the shipped rule file."""
+    return WordClasses(PatternLabeller(load_taxonomy("binary")).words)
 
 
 def rule_features() -> tuple[str, ...]:

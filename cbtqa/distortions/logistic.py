@@ -22,7 +22,7 @@ Ints = npt.NDArray[np.int64]
 _MEMORY = 10
 _SUFFICIENT_DECREASE = 1e-4
 _MAX_STEPS = 200
-_TOLERANCE = 1e-3
+_TOLERANCE = 1e-2
 """Largest gradient norm at the end, relative to the one at the start."""
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import re
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -23,7 +23,7 @@ import ahocorasick
 import yaml
 from pydantic import Field
 
-from cbtqa.distortions.clauses import Span, split_clauses
+from cbtqa.distortions.clauses import Span, clause_bounds, split_clauses
 from cbtqa.distortions.labellers import Labels
 from cbtqa.distortions.taxonomy import Taxonomy, lift_id, load_taxonomy, shipped_concepts
 from cbtqa.errors import DataError
@@ -92,6 +92,7 @@ class _Rules(NamedTuple):
     automaton: Any
     """Words to `(length, triggers)`."""
     rules: tuple[PatternRule, ...]
+    words: Mapping[str, Sequence[str]]
 
 
 class PatternLabeller:
@@ -122,6 +123,11 @@ class PatternLabeller:
         """All rules of the file, in its order."""
         return self._rules.rules
 
+    @property
+    def words(self) -> Mapping[str, Sequence[str]]:
+        """The word classes of the file."""
+        return self._rules.words
+
     def label(self, text: str, hits: Iterable[PatternHit] | None = None) -> Labels:
         """One label for each type found, with its surest clause, surest first.
 
@@ -138,7 +144,8 @@ class PatternLabeller:
                 best[type_id] = hit
         ranked = sorted(best.items(), key=lambda item: -item[1].rule.confidence)
         return tuple(
-            DistortionLabel(
+            # unchecked: right by construction, and checking costs a tenth
+            DistortionLabel.model_construct(
                 id=type_id,
                 evidence=hit.clause.of(text),
                 labeller=self.name,
@@ -159,12 +166,13 @@ class PatternLabeller:
         """
         hits: list[PatternHit] = []
         starts: list[int] = []
+        bounds: Sequence[tuple[int, int]] = ()
         for last, (length, triggers) in self._rules.automaton.iter(text):
             if not starts:
-                clauses = clauses or split_clauses(text)
-                starts = [clause[0] for clause in clauses]
+                bounds = clauses or clause_bounds(text)
+                starts = [bound[0] for bound in bounds]
             start = last - length + 1
-            clause = (clauses or [])[bisect_right(starts, start) - 1]
+            clause = bounds[bisect_right(starts, start) - 1]
             for rule, before in triggers:
                 begin, whole = start, clause
                 if before is not None:
@@ -174,11 +182,10 @@ class PatternLabeller:
                         continue
                     begin = found.start()
                     if begin < clause[0]:
-                        first = (clauses or [])[bisect_right(starts, begin) - 1]
-                        whole = Span(first[0], clause[1])
+                        whole = (bounds[bisect_right(starts, begin) - 1][0], clause[1])
                 span = Span(start, last + 1)
                 if _holds(rule, text, begin, span):
-                    hits.append(PatternHit(rule, span, whole))
+                    hits.append(PatternHit(rule, span, Span(*whole)))
         return hits
 
     def find_key_thought(self, text: str) -> tuple[str, str | None]:
@@ -314,7 +321,7 @@ def _compile_rules(text: str, where: str) -> _Rules:
     for word, found in triggers.items():
         automaton.add_word(word, (len(word), tuple(found.values())))
     automaton.make_automaton()
-    return _Rules(automaton, rules)
+    return _Rules(automaton, rules, words)
 
 
 _PIECE = re.compile(r"\{(?P<word>[^}]+)\}|\((?P<options>[^)]*)\)|(?P<plain>[^{}()]+)")

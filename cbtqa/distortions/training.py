@@ -13,15 +13,15 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from cbtqa.distortions.features import N_BUCKETS, EncodedTexts, encode_texts, hash_ngrams
+from cbtqa.distortions.features import BLOCK_WEIGHTS, N_BUCKETS, Block, encode_texts
 from cbtqa.distortions.linear import (
-    ORDER_WEIGHTS,
     RULE_WEIGHT,
     LinearLabeller,
     LinearModel,
     decide,
     features_of_hit,
     rule_features,
+    word_classes,
 )
 from cbtqa.distortions.logistic import Linear, SparseRows, fit_logistic, fit_platt
 from cbtqa.distortions.patterns import PatternLabeller
@@ -44,7 +44,7 @@ class TrainingSettings(Settings):
     min_texts: int = Field(2, ge=1, description="Leave out n-grams that stand in fewer texts.")
     rules: bool = Field(True, description="Use hits of the pattern file as features, too.")
     min_probability: float = Field(
-        0.1, ge=0, lt=1, description="Never give a type below this probability."
+        0.05, ge=0, lt=1, description="Never give a type below this probability."
     )
     at_least_one: Literal["auto", "yes", "no"] = Field(
         "auto",
@@ -58,8 +58,7 @@ class TrainingSettings(Settings):
 class Features(NamedTuple):
     """What the texts of one call look like, before any of it is chosen or weighted."""
 
-    encoded: EncodedTexts
-    ngrams: list[npt.NDArray[np.uint32]]
+    blocks: list[Block]
     rule_hits: Bools
     """`(texts, rules)`."""
 
@@ -73,7 +72,6 @@ class FeatureSpace(NamedTuple):
 
 def read_features(texts: Sequence[str], rules: tuple[str, ...]) -> Features:
     """Hashes the n-grams and looks for the rules, once for all folds."""
-    encoded = encode_texts(texts)
     hits = np.zeros((len(texts), len(rules)), bool)
     if rules:
         place = {rule: column for column, rule in enumerate(rules)}
@@ -81,17 +79,17 @@ def read_features(texts: Sequence[str], rules: tuple[str, ...]) -> Features:
         for row, text in zip(hits, texts, strict=True):
             for hit in labeller.find_hits(text):
                 row[[place[name] for name in features_of_hit(hit)]] = True
-    return Features(encoded, hash_ngrams(encoded, len(ORDER_WEIGHTS)), hits)
+    return Features(word_classes().read_blocks(encode_texts(texts)), hits)
 
 
 def choose_space(features: Features, part: Ints, min_texts: int) -> FeatureSpace:
     """N-grams that stand in enough texts of the part, with idf counted there."""
-    in_part = np.zeros(len(features.encoded.starts), bool)
+    in_part = np.zeros(len(features.rule_hits), bool)
     in_part[part] = True
     n_texts = np.zeros(N_BUCKETS, np.int64)
-    for buckets in features.ngrams:
-        kept = in_part[features.encoded.text_of] & (buckets != N_BUCKETS)
-        pairs = features.encoded.text_of[kept] * N_BUCKETS + buckets[kept]
+    for buckets, text_of, _, _ in features.blocks:
+        kept = in_part[text_of] & (buckets != N_BUCKETS)
+        pairs = text_of[kept] * N_BUCKETS + buckets[kept]
         n_texts += np.bincount(np.unique(pairs) % N_BUCKETS, minlength=N_BUCKETS)
     chosen = np.flatnonzero(n_texts >= min_texts)
     # the root, because the classes' own counts weight n-grams once more, see `contrast_columns`
@@ -111,10 +109,10 @@ def build_rows(features: Features, space: FeatureSpace) -> SparseRows:
     texts: list[Ints] = [np.arange(n_texts)]
     columns: list[Ints] = [np.full(n_texts, n_columns - 1)]
     values: list[Floats] = [np.zeros(n_texts)]
-    for weight, buckets in zip(ORDER_WEIGHTS, features.ngrams, strict=True):
-        found = column_of[buckets]
+    for weight, block in zip(BLOCK_WEIGHTS, features.blocks, strict=True):
+        found = column_of[block.buckets]
         kept = found >= 0
-        text_of, columns_here = features.encoded.text_of[kept], found[kept]
+        text_of, columns_here = block.text_of[kept], found[kept]
         idf = space.idf[columns_here]
         lengths = np.sqrt(np.bincount(text_of, weights=idf**2, minlength=n_texts))
         texts.append(text_of)
@@ -224,24 +222,24 @@ class _Trainer:
         self._n_done, self._n_fits = 0, n_models * (settings.inner_folds + 1)
 
     def train(self, part: Ints) -> LinearModel:
-        """Weights from the part; contrast, calibration and thresholds from its inner folds."""
+        """Weights from the part; contrasts, calibration and thresholds from its inner folds."""
         settings = self._settings
-        both = np.zeros((2, len(part), self._gold.shape[1]))
+        scores = np.zeros((len(_CONTRASTS), len(part), self._gold.shape[1]))
         for held_out in split_folds(len(part), settings.inner_folds, settings.seed + 1):
-            space, rows = self._rows(np.delete(part, held_out), part[held_out])
-            seen = self._gold[np.delete(part, held_out)]
-            for contrast in (0, 1):
-                for column, targets in enumerate(seen.T):
-                    model = fit_type(rows.seen, targets, settings.strength, contrast=bool(contrast))
-                    both[contrast, held_out, column] = rows.unseen.dot(model.weights) + model.bias
+            seen = np.delete(part, held_out)
+            _, rows = self._rows(seen, part[held_out])
+            for column in range(self._gold.shape[1]):
+                for place, model in enumerate(self._fit(rows.seen, seen, column, _CONTRASTS)):
+                    scores[place, held_out, column] = rows.unseen.dot(model.weights) + model.bias
             self._count_fit()
         gold = self._gold[part]
-        plain, contrasted = (self._calibrate(scores, gold) for scores in both)
-        contrast = contrasted.quality > plain.quality
-        platt, thresholds, _ = contrasted if contrast else plain
+        plain, mixed = self._calibrate(scores[0], gold), self._calibrate(scores.mean(axis=0), gold)
+        contrasts = _CONTRASTS if mixed.quality > plain.quality else _CONTRASTS[:1]
+        platt, thresholds, _ = mixed if mixed.quality > plain.quality else plain
         space, rows = self._rows(part, part[:1])
         models = [
-            fit_type(rows.seen, targets, settings.strength, contrast=contrast) for targets in gold.T
+            mean_model(self._fit(rows.seen, part, column, contrasts))
+            for column in range(gold.shape[1])
         ]
         self._count_fit()
         weights = np.stack([model.weights for model in models], axis=1)
@@ -259,6 +257,18 @@ class _Trainer:
             thresholds=np.array(thresholds, np.float32),
             at_least_one=self._at_least_one,
         )
+
+    def _fit(
+        self, rows: SparseRows, part: Ints, column: int, contrasts: Sequence[float]
+    ) -> list[Linear]:
+        """One model of a type for each share of contrast."""
+        trust = np.ones(rows.n_columns)
+        if self._gold.shape[1] > 1:
+            own = f"type:{self._taxonomy.ids[column]}"
+            first_rule = rows.n_columns - 1 - len(self._rules)
+            trust[[first_rule + n for n, rule in enumerate(self._rules) if rule == own]] = _TRUST
+        targets, strength = self._gold[part, column], self._settings.strength
+        return [fit_type(rows, targets, strength, share, trust) for share in contrasts]
 
     def _rows(self, seen: Ints, unseen: Ints) -> tuple[FeatureSpace, _Split]:
         space = choose_space(self._features, seen, self._settings.min_texts)
@@ -282,21 +292,34 @@ class _Trainer:
         return _Calibrated(platt, thresholds, float(micro + by_type.mean()))
 
 
-def fit_type(rows: SparseRows, targets: Bools, strength: float, *, contrast: bool) -> Linear:
-    """The model of one type, with columns weighted by `contrast_columns` or left as they are."""
-    if not contrast:
-        return fit_logistic(rows, targets, strength)
-    scale = contrast_columns(rows, targets)
+def fit_type(
+    rows: SparseRows, targets: Bools, strength: float, contrast: float, trust: Floats
+) -> Linear:
+    """The model of one type.
+
+    Args:
+        contrast: share of a column's own contrast in its scale, see `contrast_columns`; 0 leaves
+            all columns alike.
+        trust: `(columns,)`: factor of each column, so that trusted ones need less evidence.
+    """
+    scale = trust if contrast == 0 else trust * contrast_columns(rows, targets, contrast)
     scaled = rows._replace(values=rows.values * scale[rows.columns])
     fitted = fit_logistic(scaled, targets, strength)
     return Linear(fitted.weights * scale, fitted.bias)
 
 
-def contrast_columns(rows: SparseRows, targets: Bools) -> Floats:
+def mean_model(models: Sequence[Linear]) -> Linear:
+    """The model whose score is the mean of their scores."""
+    weights = np.mean([model.weights for model in models], axis=0)
+    return Linear(weights, float(np.mean([model.bias for model in models])))
+
+
+def contrast_columns(rows: SparseRows, targets: Bools, share: float) -> Floats:
     """`(columns,)`: how much each column tells texts of a type from the others, signed.
 
     The log ratio of the column's share among texts with the type and among the rest, held within
-    `_MOST_CONTRAST` and drawn towards the mean size, so that no column is silenced.
+    `_MOST_CONTRAST` and, below a share of 1, drawn towards the mean size, so that no column is
+    silenced.
 
     Source: Wang and Manning, Baselines and Bigrams (ACL 2012), section 2.3.
     """
@@ -306,12 +329,15 @@ def contrast_columns(rows: SparseRows, targets: Bools) -> Floats:
     without = np.bincount(present[~has_type], minlength=rows.n_columns) + 1.0
     ratio = np.log(with_type / with_type.sum()) - np.log(without / without.sum())
     ratio = np.clip(ratio, -_MOST_CONTRAST, _MOST_CONTRAST)
-    return np.asarray(_CONTRAST * ratio + (1 - _CONTRAST) * np.abs(ratio).mean())
+    return np.asarray(share * ratio + (1 - share) * np.abs(ratio).mean())
 
 
-_CONTRAST = 0.6
-"""Share of the column's own ratio against the mean of all."""
+_CONTRASTS = (0.0, 0.6, 1.0)
+"""Shares of contrast; the models of all are averaged where inner folds say that this beats 0."""
 _MOST_CONTRAST = 3.0
+_TRUST = 3.0
+"""Scale of the feature that rules of a type's own name give, against other rules: what a few
+texts are too few to teach is taken from the rule file."""
 
 
 def choose_thresholds(
@@ -344,6 +370,6 @@ def choose_thresholds(
 
 
 _TURNS = 20
-_MACRO_SHARE = 2.0
+_MACRO_SHARE = 1.0
 _PRIOR_LABELS, _PRIOR_F1 = 2, 0.25
 """What a type's F1 is taken for before anything is seen, so that a hit or two show no skill."""

@@ -28,6 +28,12 @@ BINARY = PatternLabeller(load_taxonomy("binary"))
         ("怎么说呢，我根本就不该活着", "should", "我根本就不该活着"),
         ("换了三份工作，做什么都失败。", "overgeneralization", "做什么都失败"),
         ("我会变成这样，都怪我妈", "blaming_others", "都怪我妈"),
+        (
+            "爸妈和室友都对我很好，可我还是高兴不起来。",
+            "disqualifying_positive",
+            "爸妈和室友都对我很好，可我还是高兴不起来",
+        ),
+        ("生日那天，觉得自己根本不配得到礼物", "labeling", "觉得自己根本不配得到礼物"),
     ],
 )
 def test_a_typical_thought_is_named_with_its_clause(text, type_id, evidence) -> None:

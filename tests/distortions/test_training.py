@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cbtqa.distortions.features import NO_BUCKET, encode_texts, hash_ngrams
+from cbtqa.distortions.features import NO_BUCKET, WordClasses, encode_texts, hash_ngrams
 from cbtqa.distortions.gold import GoldItem, GoldSet
 from cbtqa.distortions.linear import LinearLabeller, decide
-from cbtqa.distortions.logistic import SparseRows, fit_logistic, fit_platt
+from cbtqa.distortions.logistic import Linear, SparseRows, fit_logistic, fit_platt
 from cbtqa.distortions.models import describe_model, load_labeller, save_linear
 from cbtqa.distortions.taxonomy import load_taxonomy
 from cbtqa.distortions.training import (
@@ -20,6 +20,8 @@ from cbtqa.distortions.training import (
     choose_thresholds,
     contrast_columns,
     cross_validate,
+    fit_type,
+    mean_model,
     train_linear,
 )
 from cbtqa.errors import DataError
@@ -158,7 +160,7 @@ def test_a_model_for_another_taxonomy_is_refused(saved: Path) -> None:
     [
         ({"types": ["labeling"]}, "does not have in this order"),
         ({"rules": ["made_up_rule"]}, "rules that this version does not have: made_up_rule"),
-        ({"format_version": 9}, "Input should be 2"),
+        ({"format_version": 9}, "Input should be 3"),
         ({"arrays_sha256": "0"}, "not the arrays"),
         ({"surprise": 1}, "Extra inputs"),
     ],
@@ -240,6 +242,37 @@ def test_the_one_type_given_is_the_nearest_to_its_threshold() -> None:
 def test_contrast_favours_what_tells_a_type_from_the_rest_and_silences_nothing() -> None:
     columns = np.array([0, 1, 0, 1, 1, 2, 1, 2])
     rows = SparseRows(columns, np.ones(8), np.array([0, 2, 4, 6]), 4)
-    scale = contrast_columns(rows, np.array([True, True, False, False]))
+    scale = contrast_columns(rows, np.array([True, True, False, False]), 0.6)
     assert scale[0] > scale[1] > scale[2]
     assert np.all(scale != 0)
+
+
+def test_words_of_one_class_read_alike_and_keep_their_places() -> None:
+    classes = WordClasses({"reject": ["嫌弃", "看不起", "看"], "all": ["大家", ""]})
+    texts = ["大家嫌弃我", "大家看不起我", "看我"]
+    *characters, ones, twos = classes.read_blocks(encode_texts(texts))
+    assert len(characters) == 3
+    first, second = (twos.buckets[twos.text_of == n] for n in (0, 1))
+    assert first.tolist() == second.tolist()
+    assert len(ones.buckets) == 14
+    assert ones.starts.tolist() == [0, 5, 10]
+    assert ones.places is not None
+    assert ones.places.tolist() == [0, 1, 3, 5, 6, 7, 8, 10, 13, 14, 15, 16, 17, 18]
+    characters_of = set(np.concatenate([block.buckets for block in characters]).tolist())
+    assert not (set(twos.buckets.tolist()) & characters_of) - {NO_BUCKET}
+
+
+def test_a_trusted_column_weighs_more_on_the_same_evidence() -> None:
+    rows = SparseRows(np.array([0, 1, 0, 1, 2, 2]), np.ones(6), np.array([0, 2, 4, 5]), 3)
+    targets = np.array([True, True, False, False])
+    plain = fit_type(rows, targets, 1.0, 0.0, np.ones(3))
+    trusting = fit_type(rows, targets, 1.0, 0.0, np.array([3.0, 1.0, 1.0]))
+    assert plain.weights[0] == pytest.approx(plain.weights[1], abs=1e-2)
+    assert trusting.weights[0] > 2 * trusting.weights[1]
+
+
+def test_the_mean_model_scores_the_mean() -> None:
+    rows = SparseRows(np.array([0, 1]), np.ones(2), np.array([0, 1]), 2)
+    first, second = Linear(np.array([1.0, 0.0]), 1.0), Linear(np.array([3.0, -2.0]), 0.0)
+    mean = mean_model([first, second])
+    np.testing.assert_allclose(rows.dot(mean.weights) + mean.bias, [2.5, -0.5])
