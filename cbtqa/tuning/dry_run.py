@@ -24,7 +24,7 @@ from cbtqa.tuning.cards import Card, load_cards
 from cbtqa.tuning.chat_format import ChatFormat
 from cbtqa.tuning.dry_run_report import CardEstimate, DryRun, Layout, MemoryParts, Piece
 from cbtqa.tuning.encoding import IGNORED, EncodedSet, encode
-from cbtqa.tuning.examples import ExampleSet, read_training_examples, read_validation_examples
+from cbtqa.tuning.examples import read_training_examples, read_validation_examples
 from cbtqa.tuning.flops import TokenFlops, expected_seconds, flops_per_token
 from cbtqa.tuning.libraries import require
 from cbtqa.tuning.loading import load_chat, lora_config
@@ -33,6 +33,7 @@ from cbtqa.tuning.settings import FinetuneSettings
 
 STEPS_LAID_OUT = 500
 FSDP_CARDS = (2, 4, 8)
+ROUGH = "the tokenizer is not on this machine: token counts are approximate (+-20 %)"
 
 
 def dry_run(
@@ -59,35 +60,27 @@ def dry_run(
     from cbtqa.tuning.prepare import resolve_for_run, within_context
 
     resolved = resolve_for_run(resolved)
-    settings = resolved.values
-    backbone, notes = _choose(settings)
-    settings, about_length = within_context(settings, backbone)
-    notes += about_length
+    backbone, notes = _choose(resolved.values)
+    settings, about_length = within_context(resolved.values, backbone)
     config = to_config(backbone)
     chat = _chat_on_this_machine(backbone, settings)
-    if chat is None:
-        notes.append("the tokenizer is not on this machine: token counts are approximate (+-20 %)")
-    train = _encode(read_training_examples(settings), chat, settings, config.vocab_size)
-    validation = read_validation_examples(settings)
-    splits = {"train": train}
-    if validation is not None:
-        splits["validation"] = _encode(validation, chat, settings, config.vocab_size)
-    statistics = train.statistics(settings.loss_on)
+    splits = _read_splits(settings, chat, config.vocab_size)
+    train, statistics = splits["train"], splits["train"].statistics(settings.loss_on)
     layout = _lay_out(train.lengths, settings, n_processes)
-    count = count_shape(config, lora_config(settings, backbone))
+    dtype = require("torch").float32 if settings.precision == "fp32" else require("torch").bfloat16
+    count = count_shape(config, lora_config(settings, backbone), dtype=dtype)
     labelled = statistics["n_learnt_tokens"] / max(1, statistics["n_tokens"])
     flops = flops_per_token(count, length=_document_length(train), labelled=labelled)
-    total_tokens = round(
-        sum(train.lengths) * layout.n_steps * settings.batch_size / len(train.items)
-    )
+    n_seen = layout.n_steps * settings.batch_size
+    total_tokens = round(sum(train.lengths) * n_seen / len(train.items))
     sizing = _Sizing(count, layout, labelled, settings, n_processes)
     cards = load_cards().values() if cards is None else cards
     return DryRun(
         settings=describe_settings(resolved),
         backbone=backbone.told_name,
         licence=backbone.licence,
-        notes=tuple(notes),
-        tokens_by="approximation" if chat is None else "tokenizer",
+        notes=(*notes, *about_length, *(() if chat else (ROUGH,))),
+        tokens_by="tokenizer" if chat else "approximation",
         data={name: split.statistics(settings.loss_on) for name, split in splits.items()},
         layout=layout,
         n_parameters=count.n_frozen + count.n_trainable,
@@ -97,15 +90,27 @@ def dry_run(
         flops_per_token=flops.total(checkpointing=False),
         total_tokens=total_tokens,
         n_processes=n_processes,
-        memory={
-            "plain": MemoryParts(**asdict(sizing.plain), total=sizing.plain.total),
-            "checkpointed": MemoryParts(
-                **asdict(sizing.checkpointed), total=sizing.checkpointed.total
-            ),
-        },
+        memory={"plain": _parts(sizing.plain), "checkpointed": _parts(sizing.checkpointed)},
         cards=tuple(sizing.on(card, flops, total_tokens) for card in cards),
         example=_show_example(train, chat, settings),
     )
+
+
+def _parts(memory: Any) -> MemoryParts:
+    return MemoryParts(**asdict(memory), total=memory.total)
+
+
+def _read_splits(
+    settings: FinetuneSettings, chat: ChatFormat | None, vocabulary: int
+) -> dict[str, EncodedSet]:
+    """Every split, encoded; by approximation without a chat format."""
+    found = {"train": read_training_examples(settings)}
+    validation = read_validation_examples(settings)
+    if validation is not None:
+        found["validation"] = validation
+    if chat is None:
+        return {name: approximate(of, vocabulary, settings) for name, of in found.items()}
+    return {name: encode(of, chat, settings) for name, of in found.items()}
 
 
 def _choose(settings: FinetuneSettings) -> tuple[Backbone, list[str]]:
@@ -143,14 +148,6 @@ def _chat_on_this_machine(backbone: Backbone, settings: FinetuneSettings) -> Cha
         # the cache's own folder: a Hub id would be looked up on the network again
         backbone = backbone.model_copy(update={"path": Path(cached).parent, "revision": None})
     return load_chat(backbone, settings.chat_format)
-
-
-def _encode(
-    found: ExampleSet, chat: ChatFormat | None, settings: FinetuneSettings, vocabulary: int
-) -> EncodedSet:
-    if chat is None:
-        return approximate(found, vocabulary, settings)
-    return encode(found, chat, settings)
 
 
 def _lay_out(lengths: Sequence[int], settings: FinetuneSettings, n_processes: int) -> Layout:

@@ -12,6 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 from cbtqa.tuning.counting import ShapeCount, count_head
 
 Sharding = Literal["ddp", "fsdp"]
@@ -91,7 +93,9 @@ def memory_of(
     passes = count.recomputed if checkpointing else count.plain
     kept = round(passes.saved_fixed + passes.saved_per_token * size.tokens)
     # above what is kept: in the head's loss, or later in the backward pass, not in both
-    head = count_head(count.hidden, count.vocabulary, max(1, round(size.tokens * size.labelled)))
+    n_labelled = max(1, round(size.tokens * size.labelled))
+    dtype = torch.float32 if count.weight_width == 4 else torch.bfloat16
+    head = count_head(count.hidden, count.vocabulary, n_labelled, dtype)
     above = max(head, round((passes.peak_per_token - passes.saved_per_token) * size.tokens))
     return Memory(
         weights=weights // share + gathered,

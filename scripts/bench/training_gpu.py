@@ -97,6 +97,15 @@ def check_attention(device: str, dtype: torch.dtype) -> float:
     )
 
 
+def check(device: str) -> tuple[float, str]:
+    """The attention's error, and the device's name; in a process of its own, as every run."""
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    error = check_attention(device, dtype)
+    if error > TOLERANCE[dtype]:
+        raise ValueError(f"the attention is off by {error:.1e}: nothing is measured")
+    return error, "CPU" if device == "cpu" else torch.cuda.get_device_name()
+
+
 def make_config(job: Job) -> Any:
     """The shape under test."""
     config = to_config(find_backbone(job.backbone))
@@ -271,6 +280,12 @@ def table(rows: list[dict[str, Any]], error: float, device: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def apart(function: Any, argument: Any) -> Any:
+    """Calls in a fresh process: nobody else's memory or context is on the card."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, (argument,))
+
+
 def main() -> None:
     """Reads the arguments, checks, measures, writes."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -284,19 +299,15 @@ def main() -> None:
     device = "cpu" if arguments.cpu else "cuda"
     if device == "cuda" and not torch.cuda.is_available():
         sys.exit("no CUDA device; --cpu --tiny runs the code path")
-    error = check_attention(device, torch.float32 if arguments.cpu else torch.bfloat16)
-    if error > TOLERANCE[torch.float32 if arguments.cpu else torch.bfloat16]:
-        sys.exit(f"the attention is off by {error:.1e}: nothing is measured")
+    error, name = apart(check, device)
     whom = [("ours", False), ("ours", True), ("trl padded", False), ("trl grouped", False)]
     whom.append(("trl padded", True))  # TRL's own default
     shared = (arguments.backbone, arguments.steps, device, arguments.tiny)
     jobs = [Job(who, n, again, *shared) for n in arguments.budgets for who, again in whom]
     rows = []
     for job in jobs:
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            rows.append(pool.apply(run, (job,)))
+        rows.append(apart(run, job))
         print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
-    name = "CPU" if arguments.cpu else torch.cuda.get_device_name()
     arguments.out.write_text(table(rows, error, name), encoding="utf-8")
     print(table(rows, error, name))
 

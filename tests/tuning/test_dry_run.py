@@ -74,6 +74,12 @@ def test_the_layout_is_the_one_that_would_be_trained(bench: Path) -> None:
     assert padded.padding > 0 and padded.most_tokens > padded.mean_tokens
 
 
+def test_32_bits_take_twice_the_weights(bench: Path) -> None:
+    half, whole = _plan(bench).memory["plain"], _plan(bench, precision="fp32").memory["plain"]
+    assert whole.weights == 2 * half.weights and whole.adapters == half.adapters
+    assert 1.5 * half.activations < whole.activations < 2.5 * half.activations
+
+
 def test_settings_come_with_their_origin(bench: Path) -> None:
     settings = _plan(bench, rank=4).settings
     assert (settings["rank"].value, settings["rank"].origin) == (4, "--rank")
