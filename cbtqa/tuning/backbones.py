@@ -21,6 +21,7 @@ import yaml
 from cbtqa.errors import ConfigError, UsageError
 from cbtqa.files import open_text, read_json
 from cbtqa.records import NonEmptyText, Record
+from cbtqa.tuning.downloads import fetch
 from cbtqa.tuning.libraries import require
 from cbtqa.tuning.model_config import (
     Conversion,
@@ -97,6 +98,12 @@ class Backbone(Record):
     def stops(self) -> tuple[str, ...]:
         """Tokens any of which ends generation."""
         return self.stop_tokens or ((self.end_of_turn,) if self.end_of_turn else ())
+
+    @property
+    def known_id(self) -> str | None:
+        """The listed backbone that this is or was made from; None when it is none of them."""
+        is_listed = self.path is None and self.id in load_backbones()
+        return self.id if is_listed else self.source_id
 
     @property
     def location(self) -> str:
@@ -240,8 +247,6 @@ def completed(backbone: Backbone) -> Backbone:
     """
     if backbone.model_type is not None:
         return backbone
-    from cbtqa.tuning.downloads import fetch
-
     path = fetch(backbone.location, "config.json", revision=backbone.revision)
     return backbone.model_copy(update=facts_of_config(read_config(path.parent), backbone.location))
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import cbtqa
 from cbtqa.errors import DataError, UsageError
 from cbtqa.files import read_json, write_json
-from cbtqa.manifest import FileEntry, describe_file, now
+from cbtqa.manifest import FileEntry, describe_file
 from cbtqa.records import Record
 from cbtqa.tuning.backbones import Backbone, find_backbone, load_backbones
 from cbtqa.tuning.downloads import commit_of, fetch, fetch_if_present
@@ -25,17 +25,17 @@ from cbtqa.tuning.layouts import LAYOUTS, Layout, Target, plan_targets
 from cbtqa.tuning.libraries import require
 from cbtqa.tuning.model_config import Conversion, conversion_of, read_config
 from cbtqa.tuning.model_folder import (
+    ModelRecord,
     building,
     carry_notices,
     check_space,
-    describe_folder,
-    library_versions,
+    describe_written,
     make_generation_config,
     refuse_existing,
 )
 from cbtqa.tuning.shards import SHARD_BYTES, OnStep, Output, Step, cut_into_shards, write_shards
 from cbtqa.tuning.tokenizer_conversion import TokenizerFacts, write_tokenizer
-from cbtqa.tuning.weights import combine_hashes, find_weights, open_tensors
+from cbtqa.tuning.weights import find_weights, open_tensors
 
 RECORD_NAME = "conversion.json"
 
@@ -50,14 +50,10 @@ class SourceRecord(Record):
     files: tuple[FileEntry, ...]
 
 
-class ConversionRecord(Record):
+class ConversionRecord(ModelRecord):
     """How a folder was made from a published checkpoint: `conversion.json`, written last."""
 
     kind: Literal["conversion"] = "conversion"
-    format_version: int = 1
-    cbtqa_version: str = cbtqa.__version__
-    backbone: str | None
-    """Known backbone; None when the source is none of them."""
     conversion: Conversion
     source: SourceRecord
     dropped: tuple[str, ...]
@@ -67,11 +63,6 @@ class ConversionRecord(Record):
     exactness: tuple[str, ...]
     tokenizer: TokenizerFacts
     n_parameters: int
-    dtypes: tuple[str, ...]
-    weights_sha256: str
-    packages: dict[str, str]
-    files: tuple[FileEntry, ...]
-    finished_at: str
 
 
 def convert(
@@ -107,16 +98,18 @@ def convert(
     _check_against_class(made_config, outputs, backbone)
     check_space(out, sum(output.n_bytes for output in outputs))
     files = _hashed(paths, on_step)
-    family = load_backbones()[backbone.source_id or backbone.conversion]
-    plan = {"files": [file.model_dump() for file in files], "shard_bytes": shard_bytes}
-    with building(out, {**plan, "conversion": backbone.conversion}) as folder:
+    family = load_backbones()[backbone.known_id or backbone.conversion]
+    plan = {
+        "source": [file.model_dump() for file in files],
+        "settings": [backbone.conversion, shard_bytes, cbtqa.__version__],
+    }
+    with building(out, plan) as folder:
         tokenizer = write_tokenizer(backbone, folder, family, made_config["vocab_size"])
         unknown = _write_configs(backbone, folder, family, made_config, outputs)
         carry_notices(backbone, folder)
         write_shards(cut_into_shards(outputs, shard_bytes), folder, on_step)
-        written = describe_folder(folder)
         record = ConversionRecord(
-            backbone=backbone.source_id,
+            backbone=backbone.known_id,
             conversion=backbone.conversion,
             source=SourceRecord(name=backbone.told_name, revision=backbone.revision, files=files),
             dropped=dropped,
@@ -124,11 +117,7 @@ def convert(
             exactness=(*rules.notes, *tokenizer.notes),
             tokenizer=tokenizer,
             n_parameters=sum(output.n_values for output in outputs),
-            dtypes=tuple(sorted({output.dtype for output in outputs})),
-            weights_sha256=combine_hashes(f for f in written if f.name.endswith(".safetensors")),
-            packages=library_versions(),
-            files=written,
-            finished_at=now(),
+            **describe_written(folder, outputs),
         )
         write_json(folder / RECORD_NAME, record)
     return record
@@ -150,7 +139,6 @@ def _opened(
 ) -> tuple[Backbone, dict[str, Any]]:
     """The backbone with its layout settled, and its published configuration."""
     backbone = find_backbone(source)
-    known = backbone.source_id or (None if backbone.path or not backbone.shape else backbone.id)
     config_path = fetch(backbone.location, "config.json", revision=revision or backbone.revision)
     config = read_config(config_path.parent)
     kind = layout or conversion_of(config, backbone.told_name)
@@ -160,7 +148,7 @@ def _opened(
             hint=f"train on it as it is: cbtqa finetune --backbone {source}",
         )
     # the commit found now, so that a push in the meantime cannot mix two states of the model
-    words = {"conversion": kind, "source_id": known, "revision": commit_of(config_path)}
+    words = {"conversion": kind, "revision": commit_of(config_path)}
     return backbone.model_copy(update=words), config
 
 

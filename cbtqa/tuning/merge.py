@@ -16,8 +16,7 @@ from typing import Any, Literal
 import cbtqa
 from cbtqa.errors import ConfigError, DataError
 from cbtqa.files import read_json, write_json
-from cbtqa.manifest import FileEntry, describe_file, now
-from cbtqa.records import Record
+from cbtqa.manifest import FileEntry, describe_file
 from cbtqa.tuning.adapter_base import check_base, find_base
 from cbtqa.tuning.adapter_weights import CONFIG_NAME, WEIGHT_NAMES, Adapter, Delta, read_adapter
 from cbtqa.tuning.backbones import MERGE_RECORD, Backbone
@@ -25,18 +24,17 @@ from cbtqa.tuning.chat_format import ChatFormat
 from cbtqa.tuning.downloads import commit_of, fetch, fetch_if_present
 from cbtqa.tuning.libraries import require
 from cbtqa.tuning.model_folder import (
+    ModelRecord,
     building,
     carry_notices,
     check_space,
-    describe_folder,
-    library_versions,
+    describe_written,
     make_generation_config,
     refuse_existing,
 )
 from cbtqa.tuning.shards import SHARD_BYTES, OnStep, Output, cut_into_shards, write_shards
 from cbtqa.tuning.weights import (
     BaseRecord,
-    combine_hashes,
     find_weights,
     open_tensors,
     read_base_record,
@@ -49,14 +47,10 @@ TOKENIZER_NAMES = (
 )
 
 
-class MergeRecord(Record):
+class MergeRecord(ModelRecord):
     """How a merged folder was made: `merge.json`, written last."""
 
     kind: Literal["merge"] = "merge"
-    format_version: int = 1
-    cbtqa_version: str = cbtqa.__version__
-    backbone: str | None
-    """Known backbone at the bottom; None when it is none of them."""
     base: BaseRecord
     adapter: str
     """The adapter folder's own name."""
@@ -67,12 +61,7 @@ class MergeRecord(Record):
     """Weights that the adapter changed."""
     n_replaced: int
     """Weights that were trained whole and put in the place of the base's."""
-    dtypes: tuple[str, ...]
     notes: tuple[str, ...]
-    weights_sha256: str
-    packages: dict[str, str]
-    files: tuple[FileEntry, ...]
-    finished_at: str
 
 
 def merge(
@@ -108,12 +97,11 @@ def merge(
     plan = {
         "base": found.weights_sha256,
         "adapter": [each.sha256 for each in files],
-        "settings": [dtype, shard_bytes, opened.config],
+        "settings": [dtype, shard_bytes, opened.config, cbtqa.__version__],
     }
     with building(out, plan) as folder:
         _write_small_files(opened, backbone, folder, config, outputs)
         write_shards(cut_into_shards(outputs, shard_bytes), folder, on_step)
-        written = describe_folder(folder)
         record = MergeRecord(
             backbone=found.backbone,
             base=found,
@@ -122,12 +110,8 @@ def merge(
             method=opened.method,
             n_merged=len(opened.deltas),
             n_replaced=len(opened.replaced),
-            dtypes=tuple(sorted({output.dtype for output in outputs})),
             notes=notes,
-            weights_sha256=combine_hashes(f for f in written if f.name.endswith(".safetensors")),
-            packages=library_versions(),
-            files=written,
-            finished_at=now(),
+            **describe_written(folder, outputs),
         )
         write_json(folder / MERGE_RECORD, record)
     return record

@@ -5,22 +5,53 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import cbtqa
 from cbtqa.errors import ConfigError, DataError, UsageError
 from cbtqa.files import read_json, write_json
-from cbtqa.manifest import FileEntry, describe_file
+from cbtqa.manifest import FileEntry, describe_file, now
+from cbtqa.records import Record
 from cbtqa.tuning.backbones import Backbone
 from cbtqa.tuning.downloads import fetch_if_present
 from cbtqa.tuning.libraries import require
-from cbtqa.tuning.shards import GIB
+from cbtqa.tuning.shards import GIB, Output
+from cbtqa.tuning.weights import combine_hashes
 
 PLAN_NAME = "plan.json"
 NOTICE_NAMES = ("LICENSE", "NOTICE", "LICENSE.txt", "NOTICE.txt")
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "sentencepiece", "peft")
+
+
+class ModelRecord(Record):
+    """What is recorded of every model folder written here."""
+
+    format_version: int = 1
+    cbtqa_version: str = cbtqa.__version__
+    backbone: str | None
+    """Listed backbone at the bottom; None when it is none of them."""
+    dtypes: tuple[str, ...]
+    weights_sha256: str
+    """See `weights.hash_weights`."""
+    packages: dict[str, str]
+    files: tuple[FileEntry, ...]
+    """Every other file of the folder."""
+    finished_at: str
+
+
+def describe_written(folder: Path, outputs: Iterable[Output]) -> dict[str, Any]:
+    """The fields of a record that can be told once everything else is written."""
+    written = describe_folder(folder)
+    return {
+        "dtypes": tuple(sorted({output.dtype for output in outputs})),
+        "weights_sha256": combine_hashes(f for f in written if f.name.endswith(".safetensors")),
+        "packages": library_versions(),
+        "files": written,
+        "finished_at": now(),
+    }
 
 
 def refuse_existing(out: Path) -> None:
@@ -110,7 +141,7 @@ def make_generation_config(
     known = set(require("transformers").GenerationConfig().to_dict())
     kept = {key: value for key, value in given.items() if key in known}
     unknown = tuple(sorted(set(given) - known - {"_from_model_config"}))
-    for key in ("_from_model_config", "transformers_version", "trust_remote_code"):
+    for key in ("_from_model_config", "transformers_version"):
         kept.pop(key, None)
     vocabulary = tokenizer.get_vocab()
     named = [vocabulary[token] for token in family.stops if token in vocabulary]

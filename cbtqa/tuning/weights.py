@@ -99,9 +99,8 @@ def describe_base(backbone: Backbone, *, is_quantized: bool = False) -> BaseReco
     """
     recorded = _recorded_hash(backbone.path) if backbone.path else None
     files = () if recorded else find_weights(backbone.location, backbone.revision)
-    known = backbone.source_id or (None if backbone.path or not backbone.shape else backbone.id)
     return BaseRecord(
-        backbone=known,
+        backbone=backbone.known_id,
         name=backbone.told_name,
         revision=commit_of(files[0]) if files else backbone.revision,
         weights_sha256=recorded or hash_weights(files),
