@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import Field
 
+from cbtqa.llm.cost import estimate_tokens
 from cbtqa.records import Record, Session
 from cbtqa.simulation.course import cbt_course
 from cbtqa.simulation.events import event_file, names_help
@@ -71,6 +72,7 @@ def audit_sessions(sessions: Sequence[Session], study: StudySettings | None) -> 
         *_unequal_patients(by_arm),
         *_unequal_events(by_arm, study),
         *_faulty_dialogues(sessions),
+        *_over_context(sessions, study),
         *_missing_referrals(sessions),
         *_marked(arms),
     ]
@@ -214,6 +216,20 @@ def _faulty_dialogues(sessions: Sequence[Session]) -> list[Finding]:
         for code, severity, ids, what in rows
         if ids
     ]
+
+
+def _over_context(sessions: Sequence[Session], study: StudySettings | None) -> list[Finding]:
+    """Sessions whose words alone are more than the study's context holds."""
+    if study is None:
+        return []
+    room = study.context_tokens
+    over = [
+        one.id for one in sessions if sum(estimate_tokens(turn.text) for turn in one.turns) > room
+    ]
+    if not over:
+        return []
+    message = f"{len(over)} sessions are longer than {room} tokens: {_some(over)}"
+    return [Finding(code="over_context", severity="note", subject=over[0], message=message)]
 
 
 def _missing_referrals(sessions: Sequence[Session]) -> list[Finding]:

@@ -100,6 +100,7 @@ class Desk:
         self._limits = Limits(max_attempts=attempts)
         self._is_stopping = False
         self._unwritten: set[asyncio.Future[None]] = set()
+        self._failure: BaseException | None = None
 
     def stop(self) -> None:
         """Ends the run: no further call is begun."""
@@ -111,8 +112,16 @@ class Desk:
         Raises:
             IncompleteRunError: the journal cannot be written.
         """
-        while self._unwritten:
-            await asyncio.gather(*self._unwritten)
+        if self._unwritten:
+            await asyncio.wait(self._unwritten)
+        if self._failure is not None:
+            raise self._failure
+
+    def _noted(self, written: asyncio.Future[None]) -> None:
+        self._unwritten.discard(written)
+        if not written.cancelled() and (error := written.exception()) is not None:
+            self._failure = error
+            self.stop()
 
     async def ask(self, call: Call) -> Outcome:
         """The last word on a call, durable.
@@ -139,9 +148,13 @@ class Desk:
                     return await self._end(
                         call, Entry(key, attempt, failed.state, None, failed.fault)
                     )
-            entry, again = judge(
-                call, call, Entry(key, attempt, State.UNCHECKED, reply), self._limits
-            )
+            received = Entry(key, attempt, State.UNCHECKED, reply)
+            try:
+                entry, again = judge(call, call, received, self._limits)
+            except BaseException:
+                # paid for and not judged: a mistake in a check must not cost the reply
+                await self._journal.put(received)
+                raise
             if again is None:
                 return await self._end(call, entry)
             self._meter.turned_away(entry)
@@ -169,7 +182,7 @@ class Desk:
         self._meter.ended(entry)
         if call.voice.is_free and len(self._unwritten) < MOST_UNWRITTEN:
             self._unwritten.add(written)
-            written.add_done_callback(self._unwritten.discard)
+            written.add_done_callback(self._noted)
             state, reply, fault = entry.state, entry.reply, entry.fault
             return Outcome(entry.key, state, reply, fault, entry.attempt, Usage())
         await written

@@ -101,6 +101,7 @@ class _Asking:
             self._meter.n_total = len(rows) * (2 if self._pairs.chosen else 1)
             room = asyncio.Semaphore(2 * self._limits.engine.in_flight)
             work = [asyncio.create_task(self._pair(row, room)) for row in rows]
+            exchange.on_second_stop = lambda: [one.cancel() for one in work]
             found = await asyncio.gather(*work, return_exceptions=True)
             await self._desk.settle()
         if exchange.is_interrupted:

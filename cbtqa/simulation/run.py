@@ -37,6 +37,7 @@ from cbtqa.manifest import (
 )
 from cbtqa.records import Reason, Session, SessionState
 from cbtqa.simulation.carrying import ask_state
+from cbtqa.simulation.course import cbt_course
 from cbtqa.simulation.courses import Course, not_played, plan_courses, refuse_other_settings
 from cbtqa.simulation.desk import Desk
 from cbtqa.simulation.messages import Casting
@@ -49,7 +50,7 @@ from cbtqa.simulation.sessions import (
     StudyFolder,
 )
 from cbtqa.simulation.study import Arm, Player, StudySettings
-from cbtqa.simulation.voices import Exchange, Purse
+from cbtqa.simulation.voices import Exchange, Purse, endpoint_of
 from cbtqa.simulation.writing import write_session
 
 JOURNAL_FINGERPRINT = {"journal": "simulated sessions"}
@@ -105,6 +106,7 @@ def run_study(
         KeyboardInterrupt: Ctrl-C; what was in flight was kept.
     """
     limits = limits or RunLimits()
+    _check(study)
     profiles = choose_profiles(study.patients, study.seed)
     courses = plan_courses(study, profiles)
     folder = _open_folder(out)
@@ -122,6 +124,16 @@ def run_study(
     write_manifest(out, manifest)
     _refuse_unfinished(sessions)
     return RunResult(folder, manifest, was_complete=run.meter.n_requests == 0 and not run.n_asked)
+
+
+def _check(study: StudySettings) -> None:
+    """Refuses before anything is written: endpoints that are none, missing keys, long courses."""
+    for player in study.players():
+        if player.endpoint is not None:
+            endpoint_of(player)
+    most = cbt_course().n_sessions
+    if study.written and study.sessions > most:
+        raise ConfigError(f"sessions: {study.sessions} wanted, the course to be written has {most}")
 
 
 def _open_folder(out: Path) -> StudyFolder:
@@ -187,7 +199,8 @@ class _Run:
                 asyncio.create_task(self._course(course, casts[course.arm.name], desk, room))
                 for course in self._courses
             ]
-            found = await asyncio.gather(*work)
+            exchange.on_second_stop = lambda: [one.cancel() for one in work]
+            found = await asyncio.gather(*work, return_exceptions=True)
             await desk.settle()
             ticker.cancel()
             with suppress(asyncio.CancelledError):
@@ -196,7 +209,7 @@ class _Run:
             self.cost = exchange.cost
         self.n_asked = self.meter.n_accepted + self.meter.rejected.total()
         self._report()
-        return [session for course in found for session in course]
+        return [session for course in found if isinstance(course, list) for session in course]
 
     async def _course(
         self, course: Course, cast: Cast, desk: Desk, room: asyncio.Semaphore
@@ -208,11 +221,12 @@ class _Run:
                 await self._sessions(course, cast, desk, sessions)
             except GateClosedError:
                 pass
+            except asyncio.CancelledError:
+                raise
             except BaseException as error:
                 self._fatal = self._fatal or error
                 self._exchange.stop(str(error))
-                if isinstance(error, asyncio.CancelledError):
-                    raise
+                raise
         return sessions
 
     async def _sessions(

@@ -146,7 +146,7 @@ class Patients(Settings):
     ready: Literal["test", "archetypes"] | None = None
     """`test`: five patients for CBT. `archetypes`: four kinds for ACT."""
     file: Path | None = None
-    """YAML file of profiles, or a `profiles.jsonl`; relative to the study file."""
+    """YAML file of profiles, or a `profiles.jsonl`."""
     draw: str | None = None
     """Attribute table: `cbt`, `act`, or a YAML file."""
     n: int | None = Field(default=None, ge=1)
@@ -281,6 +281,11 @@ class StudySettings(Settings):
         """Name of the prompt that an arm's therapist is given."""
         return arm.prompt or self.prompt or f"session_therapist_{self.approach}"
 
+    def players(self) -> tuple[Player, ...]:
+        """Everyone who is asked in a session."""
+        others = (self.patient, self.supervisor, self.validator, self.summariser)
+        return (*(arm.therapist for arm in self.arms), *(one for one in others if one))
+
     def arm(self, name: str) -> Arm:
         """The arm of this name.
 
@@ -310,7 +315,7 @@ def load_study(path: Path | None = None, *, built_in: str = "demo") -> StudySett
     else:
         with open_text(path) as stream:
             text, where = stream.read(), str(path)
-    return parse_study(_yaml_mapping(text, where), where, path.parent if path else None)
+    return parse_study(_yaml_mapping(text, where), where)
 
 
 def _yaml_mapping(text: str, where: str) -> Mapping[str, Any]:
@@ -323,14 +328,14 @@ def _yaml_mapping(text: str, where: str) -> Mapping[str, Any]:
     return value
 
 
-def parse_study(value: Mapping[str, Any], where: str, folder: Path | None = None) -> StudySettings:
-    """Checked settings; file names inside them become relative to `folder`.
+def parse_study(value: Mapping[str, Any], where: str) -> StudySettings:
+    """Checked settings.
 
     Raises:
         ConfigError: lists every bad field as `file: field: what`.
     """
     try:
-        study = StudySettings.model_validate(value)
+        return StudySettings.model_validate(value)
     except ValidationError as error:
         lines = []
         for item in error.errors(include_url=False):
@@ -338,8 +343,3 @@ def parse_study(value: Mapping[str, Any], where: str, folder: Path | None = None
             what = "unknown key" if item["type"] == "extra_forbidden" else item["msg"]
             lines.append(f"{where}: {field}: {what}" if field else f"{where}: {what}")
         raise ConfigError("\n".join(lines)) from None
-    file = study.patients.file
-    if folder is not None and file is not None and not file.is_absolute():
-        patients = study.patients.model_copy(update={"file": folder / file})
-        return study.model_copy(update={"patients": patients})
-    return study

@@ -120,6 +120,8 @@ class Exchange:
         """Why the run ends early, or None."""
         self.is_interrupted = False
         self.on_stop: Callable[[], None] = lambda: None
+        self.on_second_stop: Callable[[], object] = lambda: None
+        """Called when a second Ctrl-C comes: what is in flight is dropped."""
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
@@ -200,6 +202,8 @@ class Exchange:
             gate.close()
 
     def _interrupt(self, number: int) -> None:
+        if self.stop_reason is not None:
+            self.on_second_stop()
         self.is_interrupted |= number == signal.SIGINT
         self.stop(f"stopped by {signal.Signals(number).name}")
 

@@ -88,3 +88,25 @@ def test_a_large_study_killed_ten_times_equals_the_whole_one_byte_for_byte() -> 
     told = json.loads(done.stdout)
     assert told["sessions"] == 120 and len(told["rows_at_kill"]) == 10
     assert told["same_bytes"] and told["answers_made_twice"] == 0
+
+
+def test_ctrl_c_keeps_what_is_finished_and_ends_with_130(tmp_path: Path) -> None:
+    with ScriptedEndpoint(_reply) as server:
+        study, out = _study(tmp_path / "c.yaml", server.url), tmp_path / "c"
+        words = [*program(), "simulate", "run", str(study), "--out", str(out), "--in-flight", "2"]
+        child = subprocess.Popen(
+            words, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        while server.n_paid < 20 and child.poll() is None:
+            time.sleep(0.002)
+        child.send_signal(signal.SIGINT)
+        _, said = child.communicate(timeout=60)
+        assert child.returncode == 130, said
+        assert b"Traceback" not in said
+        kept = _sessions(out)
+        assert 2 <= len(kept) < 10 and not (out / "manifest.json").exists()
+        assert all(one["stop_reason"] == "max_turns" for one in kept)
+        result = run_study(load_study(study), out)
+        assert result.counts["n_sessions"] == 10 and server.n_paid_again == 0
+        whole = {one["id"]: one for one in _sessions(out)}
+        assert all(whole[one["id"]] == one for one in kept)

@@ -459,3 +459,22 @@ def test_a_dry_run_is_an_upper_bound_of_the_calls_made(tmp_path: Path) -> None:
     run_study(study, tmp_path / "s", limits=QUICK)
     after = estimate_study(study, tmp_path / "s")
     assert after.n_done == most == 2 * 2 * 6 * 2
+
+
+def test_an_address_with_a_secret_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    study = asked_study("http://127.0.0.1:1/v1?key=hidden-word")
+    with pytest.raises(ConfigError) as caught:
+        run_study(study, tmp_path / "s", limits=QUICK)
+    assert "hidden-word" not in str(caught.value) and not (tmp_path / "s").exists()
+
+
+def test_a_journal_that_cannot_be_written_stops_the_run(tmp_path: Path) -> None:
+    run_study(study_of(), tmp_path / "s", limits=QUICK)
+    with sqlite3.connect(tmp_path / "s/turns.sqlite") as db:
+        db.execute("DELETE FROM attempts WHERE key LIKE 'lecturing/test-gordon%'")
+        db.execute(
+            "CREATE TRIGGER full BEFORE INSERT ON attempts BEGIN SELECT RAISE(FAIL, 'disk full'); END"
+        )
+    with pytest.raises(IncompleteRunError, match="cannot be written"):
+        run_study(study_of(), tmp_path / "s", limits=QUICK)
+    assert not (tmp_path / "s/manifest.json").exists()
