@@ -6,7 +6,7 @@ import csv
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from cbtqa.errors import UsageError
+from cbtqa.errors import DataError, UsageError
 from cbtqa.files import replacing, write_json, write_text
 from cbtqa.manifest import (
     MANIFEST_NAME,
@@ -34,9 +34,14 @@ def run_analysis(resolved: Resolved[AnalysisSettings]) -> tuple[AnalysisReport, 
     """Analyses and writes the folder; gives the report and where it lies.
 
     Raises:
+        DataError: there is no such source.
         UsageError: a table without `out`; else what `analysis.analyse` raises.
     """
     started, settings = now(), resolved.values
+    if not settings.source.exists():
+        raise DataError(
+            "no such study or table", where=str(settings.source), hint="cbtqa simulate run"
+        )
     out = settings.out or (settings.source / ANALYSIS if settings.source.is_dir() else None)
     if out is None:
         raise UsageError("where to? a table wants --out", hint="add --out FOLDER")

@@ -35,9 +35,6 @@ class SessionJudgeSettings(Settings):
     acknowledge_disclosure: bool = Field(
         default=False, description="I may pass imported transcripts on to a non-local endpoint."
     )
-    human: tuple[Path, ...] = Field(
-        default=(), description="Ratings by people (ratings.jsonl of a rating study)."
-    )
     prompt: str = Field(default="judge_session", description="Prompt, or the path of your own.")
     repeats: int = Field(default=3, ge=1, le=20, description="Ratings of each session.")
     temperature: float = Field(

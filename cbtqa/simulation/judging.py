@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cbtqa.errors import ConfigError, UsageError
+from cbtqa.errors import ConfigError, DataError, UsageError
 from cbtqa.files import parse_record, read_json, write_json, write_jsonl
 from cbtqa.llm.batch import run_batch
 from cbtqa.llm.cost import Budget, plan_run
@@ -145,6 +145,10 @@ def plan_judging(resolved: Resolved[SessionJudgeSettings]) -> list[JudgePlan]:
 
 def _prepare(resolved: Resolved[SessionJudgeSettings]) -> _Work:
     settings = resolved.values
+    if not settings.sessions.exists():
+        raise DataError(
+            "no such study or file", where=str(settings.sessions), hint="cbtqa simulate run"
+        )
     study = StudyFolder(settings.sessions).study() if settings.sessions.is_dir() else None
     names = settings.instrument or (study.instruments if study else ())
     if not names:

@@ -281,6 +281,13 @@ def test_a_transcript_file_wants_a_folder_to_write_to(tmp_path: Path) -> None:
         judge_sessions(settings_of(path, instrument=("tes",)))
 
 
+@pytest.mark.parametrize("verb", ["judge", "analyse"])
+def test_a_study_that_is_not_there_is_named(tmp_path: Path, verb: str) -> None:
+    done = CliRunner().invoke(app, [verb, str(tmp_path / "gone"), "--instrument", "tes"])
+    assert isinstance(done.exception, DataError)
+    assert "gone: no such study" in str(done.exception)
+
+
 def test_a_budget_in_money_without_a_price_is_refused(tmp_path: Path) -> None:
     study = make_study(tmp_path, few(1))
     with ScriptedEndpoint(always()) as server, pytest.raises(ConfigError, match="price"):
