@@ -56,4 +56,6 @@ def _show(settings: GenerateSettings, result: GenerateResult) -> None:
     if usage:
         rows.append(["tokens written", f"{usage.completion_tokens:,}"])
     print_table(f"{counts['system']}: {result.folder}", ["", "n"], rows)
-    say(f"next: cbtqa score {result.folder / 'answers.jsonl'} --ref {settings.data}")
+    if settings.data is not None and settings.data.is_dir():
+        more = "" if settings.split == "test" else f" --split {settings.split}"
+        say(f"next: cbtqa score {result.folder / 'answers.jsonl'} --ref {settings.data}{more}")
