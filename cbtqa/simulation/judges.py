@@ -60,7 +60,14 @@ def _declared(player: Player, n_repeats: int, default: Sampling) -> JudgeSpec:
             "a judge is an endpoint with a model, or scripted rules",
             hint="serve a local model (vllm, llama.cpp, ollama) and name its endpoint",
         )
-    own = {"top_p": player.top_p, "stop": player.stop, "extra": player.extra}
+    # a player's default limit fits one turn of a session, not twenty-five items with quotes
+    n_tokens = max(player.max_tokens, default.max_tokens or 0)
+    own = {
+        "top_p": player.top_p,
+        "stop": player.stop,
+        "extra": player.extra,
+        "max_tokens": n_tokens,
+    }
     sampling = default.model_copy(update=own)
     if player.temperature is not None:
         sampling = sampling.model_copy(update={"temperature": player.temperature})

@@ -224,7 +224,12 @@ def test_a_dry_run_counts_requests_tokens_and_cost_and_sends_nothing(tmp_path: P
 
 def test_the_study_declares_its_judges_and_instruments(tmp_path: Path) -> None:
     with ScriptedEndpoint(always(1)) as server:
-        player = {"endpoint": server.url, "model": "declared", "temperature": 0.3}
+        player = {
+            "endpoint": server.url,
+            "model": "declared",
+            "temperature": 0.3,
+            "max_tokens": 9000,
+        }
         declared = [{"player": player, "repeats": 2}, {"player": {"scripted": "rules"}}]
         study = make_study(tmp_path, few(1), judges=declared, instruments=["tes"])
         forms = judge_sessions(settings_of(study))
@@ -232,7 +237,8 @@ def test_the_study_declares_its_judges_and_instruments(tmp_path: Path) -> None:
             ("declared", "tes", 2),
             ("rules", "tes", 1),
         ]
-        assert {seen.body["temperature"] for seen in server.requests} == {0.3}
+        sent = {(seen.body["temperature"], seen.body["max_tokens"]) for seen in server.requests}
+        assert sent == {(0.3, 9000)}
 
 
 def test_without_any_judge_the_rules_rate_and_say_what_they_are(tmp_path: Path) -> None:
