@@ -43,6 +43,7 @@ from cbtqa.simulation.desk import Desk
 from cbtqa.simulation.messages import Casting
 from cbtqa.simulation.playing import Cast, play_session
 from cbtqa.simulation.profiles import Profile, choose_profiles
+from cbtqa.simulation.scripted import therapist_rules
 from cbtqa.simulation.sessions import (
     PROFILES_NAME,
     SESSIONS_NAME,
@@ -127,10 +128,13 @@ def run_study(
 
 
 def _check(study: StudySettings) -> None:
-    """Refuses before anything is written: endpoints that are none, missing keys, long courses."""
+    """Refuses, before anything is written, players that are not there and too long courses."""
     for player in study.players():
         if player.endpoint is not None:
             endpoint_of(player)
+    for arm in study.arms:
+        if arm.therapist.scripted is not None:
+            therapist_rules(arm.therapist.scripted)
     most = cbt_course().n_sessions
     if study.written and study.sessions > most:
         raise ConfigError(f"sessions: {study.sessions} wanted, the course to be written has {most}")

@@ -38,11 +38,6 @@ def lines() -> Any:
     return yaml.safe_load(text)
 
 
-def scripted_variants() -> tuple[str, ...]:
-    """Names of the therapists there are."""
-    return tuple(lines()["therapist"]["variants"])
-
-
 def scripted_reply(variant: str, scene: Scene, attempt: int = 1) -> Reply:
     """The rules' answer, the same for the same scene.
 

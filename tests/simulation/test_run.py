@@ -435,6 +435,7 @@ def test_an_unknown_scripted_therapist_is_a_clear_error(tmp_path: Path) -> None:
     arms = [{"name": "x", "therapist": {"scripted": "wise"}}]
     with pytest.raises(ConfigError, match="no scripted therapist 'wise'"):
         run_study(study_of(arms=arms), tmp_path / "s", limits=QUICK)
+    assert not (tmp_path / "s").exists()
 
 
 # --- the dry run ---------------------------------------------------------------------------------
