@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -64,8 +65,17 @@ def _check_parts(index: Path, parts: list[str]) -> None:
 
 
 def hash_weights(files: Iterable[Path]) -> str:
-    """One SHA-256 for all weight files: of their names and hashes. Reads every byte once."""
-    return combine_hashes(FileEntry(name=p.name, n_bytes=0, sha256=sha256_of(p)) for p in files)
+    """One SHA-256 for all weight files, of their names and hashes.
+
+    Reads every byte once, but for files in the Hub's cache, which are stored under their hash.
+    """
+    return combine_hashes(FileEntry(name=p.name, n_bytes=0, sha256=_sha256(p)) for p in files)
+
+
+def _sha256(path: Path) -> str:
+    stored = path.resolve()
+    is_named_by_hash = stored.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", stored.name)
+    return stored.name if is_named_by_hash else sha256_of(path)
 
 
 def combine_hashes(files: Iterable[FileEntry]) -> str:

@@ -24,6 +24,7 @@ from cbtqa.tuning.convert import convert, read_conversion
 from cbtqa.tuning.layouts import normalise_rows
 from cbtqa.tuning.shards import Step
 from cbtqa.tuning.weights import describe_base, find_weights, hash_weights
+from tests.support.hub import StandInHub
 from tests.support.original_checkpoints import (
     Kind,
     original_logits,
@@ -180,6 +181,23 @@ def test_a_record_is_not_believed_once_the_weights_have_changed(tmp_path: Path) 
     assert describe_base(find_backbone(tmp_path / "out")).weights_sha256 != record.weights_sha256
 
 
+def test_weights_in_the_hub_s_cache_are_known_by_the_hash_they_are_stored_under(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "blobs").mkdir()
+    content = b"weights"
+    plain = tmp_path / "model.safetensors"
+    plain.write_bytes(content)
+    blob = tmp_path / "blobs" / sha256_of(plain)
+    blob.write_bytes(content)
+    (tmp_path / "snapshot").mkdir()
+    link = tmp_path / "snapshot" / "model.safetensors"
+    link.symlink_to(blob)
+    assert hash_weights([link]) == hash_weights([plain])
+    blob.write_bytes(b"not read again")
+    assert hash_weights([link]) == hash_weights([plain])
+
+
 def test_generation_stops_at_every_token_that_ends_an_answer(tmp_path: Path) -> None:
     save_original(tmp_path / "source", "qwen")
     convert(tmp_path / "source", tmp_path / "out")
@@ -321,6 +339,47 @@ def test_a_download_in_the_hub_s_cache_is_recorded_with_its_commit(
     backbone = find_backbone(tmp_path / "out")
     assert (backbone.source_id, backbone.needs_conversion) == ("baichuan", False)
     assert "Baichuan-7B licence" in backbone.licence
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandInHub]:
+    """A Hub on loopback with an empty cache before it."""
+    with StandInHub() as server:
+        for name, value in {
+            "ENDPOINT": server.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": server.url + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_CACHE": str(tmp_path / "cache"),
+            "HF_HUB_OFFLINE": False,
+        }.items():
+            monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+        monkeypatch.delenv("HF_HUB_OFFLINE")
+        yield server
+
+
+def test_a_model_is_downloaded_file_by_file_and_held_to_one_commit(
+    tmp_path: Path, hub: StandInHub
+) -> None:
+    save_original(tmp_path / "source", "qwen", form="safetensors", parts=2)
+    files = {path.name: path.read_bytes() for path in (tmp_path / "source").iterdir()}
+    repo = hub.add_repo("model", "Qwen/Qwen-7B", is_private=False, **files)
+    record = convert("qwen", tmp_path / "out")
+    assert (record.backbone, record.source.revision) == ("qwen", repo.head)
+    fetched = {request.path.rpartition("/")[2] for request in hub.requests}
+    assert set(files) - {"tokenizer_config.json"} <= fetched
+    asked = [r.path for r in hub.requests if r.path.endswith(".safetensors")]
+    assert all(f"/resolve/{repo.head}/" in path for path in asked)
+
+
+def test_gated_and_missing_models_name_the_next_step(tmp_path: Path, hub: StandInHub) -> None:
+    hub.add_repo(
+        "model", "Qwen/Qwen-7B", is_private=False, **{"config.json": b"{}"}
+    ).gated = "manual"
+    with pytest.raises(ConfigError, match="gated") as caught:
+        convert("qwen", tmp_path / "out")
+    assert "hf auth login" in (caught.value.hint or "")
+    with pytest.raises(ConfigError, match="not a valid model identifier") as caught:
+        convert("nobody/nothing", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir() if path.name == "out"] == []
 
 
 def test_the_layout_can_be_told_where_the_configuration_is_wrong(tmp_path: Path) -> None:
