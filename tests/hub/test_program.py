@@ -1,21 +1,25 @@
-"""`cbtqa publish`, `join` and `hub-preview` as processes, with HF_ENDPOINT at the stand-in."""
+"""`cbtqa publish`, `join` and `hub-preview` as a user meets them; round trips as processes."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cbtqa.cli.main import main
+from cbtqa.hub.publish import Prepared, publish
 from tests.hub.conftest import TOKEN
-from tests.hub.runs import copy_of, edit_rows, rows_of, write_psyqa, write_ratings
+from tests.hub.runs import copy_of, rows_of, write_psyqa, write_ratings
 from tests.support.hub import StandInHub
 from tests.support.program import environment, run_cbtqa
 
 REPO = "lab/cbt-qa"
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
 
 def at(hub: StandInHub, tmp_path: Path, **more: str) -> dict[str, str]:
@@ -43,6 +47,41 @@ def python(code: str, **more: str) -> Any:
     return json.loads(done.stdout)
 
 
+class Program:
+    """The program in this process, with the stand-in as its Hub."""
+
+    def __init__(self, hub: StandInHub, read: Callable[[], tuple[str, str]]) -> None:
+        self.hub, self._read = hub, read
+
+    def __call__(self, *words: str | Path, code: int = 0) -> tuple[str, str]:
+        """Runs a command; gives stdout and stderr."""
+        with pytest.raises(SystemExit) as ended:
+            main([str(word) for word in words])
+        out, err = self._read()
+        assert ended.value.code == code, f"exit {ended.value.code}\n{out}\n{err}"
+        return out, err
+
+
+@pytest.fixture
+def cbtqa(
+    hub: StandInHub,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> Program:
+    """The program, told what HF_ENDPOINT and HF_HOME tell a process at its start."""
+    from huggingface_hub import constants
+
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf-cache"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    return Program(hub, lambda: tuple(capsys.readouterr()))
+
+
 def test_a_dry_run_needs_no_token_and_sends_nothing(
     finished: Path, hub: StandInHub, tmp_path: Path
 ) -> None:
@@ -59,7 +98,7 @@ def test_a_dry_run_needs_no_token_and_sends_nothing(
 
 @pytest.mark.parametrize("plant", ["secret", "question", "path"])
 def test_a_plant_ends_with_7_and_no_request(
-    plant: str, run: Path, hub: StandInHub, tmp_path: Path
+    plant: str, run: Path, cbtqa: Program, tmp_path: Path
 ) -> None:
     texts = {
         "secret": "密钥 ghp_" + "q8W" * 12,
@@ -70,11 +109,10 @@ def test_a_plant_ends_with_7_and_no_request(
     }
     notes = tmp_path / "notes.md"
     notes.write_text(f"Funding: none.\n\n{texts[plant]}\n", "utf-8")
-    words = ("publish", "dataset", run, "--to", REPO, "--notes", notes)
-    done = run_cbtqa(*words, cwd=tmp_path, code=7, **at(hub, tmp_path))
-    assert hub.requests == []
-    assert "error: README.md:" in done.stderr and "hint: nothing was sent" in done.stderr
-    assert texts["secret"] not in done.stderr
+    _, err = cbtqa("publish", "dataset", run, "--to", REPO, "--notes", notes, code=7)
+    assert cbtqa.hub.requests == []
+    assert "error: README.md:" in err and "hint: nothing was sent" in err
+    assert texts["secret"] not in err
 
 
 @pytest.mark.parametrize(
@@ -88,50 +126,66 @@ def test_a_plant_ends_with_7_and_no_request(
     ],
 )
 def test_what_stands_in_the_way_is_one_clear_line(
-    arrange: str, code: int, told: str, run: Path, hub: StandInHub, tmp_path: Path
+    arrange: str,
+    code: int,
+    told: str,
+    run: Path,
+    cbtqa: Program,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     words: list[str | Path] = ["publish", "dataset", run, "--to", REPO]
-    more = at(hub, tmp_path)
     if arrange == "no token":
-        more["HF_TOKEN"] = ""
+        monkeypatch.delenv("HF_TOKEN")
     elif arrange == "public":
-        hub.add_repo("dataset", REPO, is_private=False)
+        cbtqa.hub.add_repo("dataset", REPO, is_private=False)
     elif arrange == "unfinished":
         (run / "manifest.json").unlink()
     elif arrange == "no permission":
         words.append("--include-source-text")
     else:
         words[-1] = "no-owner"
-    done = run_cbtqa(*words, cwd=tmp_path, code=code, **more)
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    _, err = cbtqa(*words, code=code)
+    errors = [line for line in err.splitlines() if line.startswith("error:")]
     assert len(errors) == 1 and told in errors[0]
-    assert hub.writes() == []
+    assert cbtqa.hub.writes() == []
 
 
-@pytest.mark.slow
 def test_a_published_dataset_is_joined_and_released_by_name_only(
-    run: Path, hub: StandInHub, tmp_path: Path
+    run: Path, cbtqa: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    more = at(hub, tmp_path)
-    done = run_cbtqa("publish", "dataset", run, "--to", REPO, "--json", cwd=tmp_path, **more)
-    told = json.loads(done.stdout)
+    out, _ = cbtqa("publish", "dataset", run, "--to", REPO, "--json")
+    told = json.loads(out)
     assert told["sent"] and told["visibility"] == "private" and told["tag"] == "v1"
     source = write_psyqa(run, tmp_path / "psyqa.json")
-    words = ("join", REPO, "--questions", source, "--out", tmp_path / "joined", "--revision", "v1")
-    assert json.loads(run_cbtqa(*words, "--json", cwd=tmp_path, **more).stdout)["n_joined"] == 30
+    words = ("join", REPO, "--questions", source, "--revision", "v1")
+    out, _ = cbtqa(*words, "--out", tmp_path / "joined", "--json")
+    assert json.loads(out)["n_joined"] == 30
     assert rows_of(tmp_path / "joined") == [{**r, "endpoint_host": None} for r in rows_of(run)]
-    refused = run_cbtqa(
-        "publish", "release", REPO, "--confirm", "cbt-qa", cwd=tmp_path, code=2, **more
-    )
-    assert "stays private" in refused.stderr and hub.became_public == []
-    run_cbtqa("publish", "release", REPO, "--confirm", REPO, cwd=tmp_path, **more)
-    assert not hub.repo("dataset", REPO).is_private
-    hub.add_token("hf_" + "r8" * 17, "reader")
-    more |= {"HF_TOKEN": "hf_" + "r8" * 17, "HF_HOME": str(tmp_path / "reader")}
-    words = ("join", REPO, "--questions", source, "--out", tmp_path / "again")
-    assert "access has to be asked for" in run_cbtqa(*words, cwd=tmp_path, code=5, **more).stderr
-    words = ("join", "lab/other", "--questions", source, "--out", tmp_path / "again")
-    assert "not found on the Hub" in run_cbtqa(*words, cwd=tmp_path, code=5, **more).stderr
+    _, err = cbtqa("publish", "release", REPO, "--confirm", "cbt-qa", code=2)
+    assert "stays private" in err and cbtqa.hub.became_public == []
+    out, _ = cbtqa("publish", "release", REPO, "--confirm", REPO, "--json")
+    assert json.loads(out)["visibility"] == "public"
+    assert not cbtqa.hub.repo("dataset", REPO).is_private
+
+
+def test_joining_what_is_gated_or_missing_says_so(
+    ready: Prepared,
+    cbtqa: Program,
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    publish(ready, endpoint=cbtqa.hub.url)
+    cbtqa.hub.repo("dataset", REPO).is_private = False
+    monkeypatch.setenv("HF_TOKEN", cbtqa.hub.add_token("hf_" + "r8" * 17, "reader"))
+    source = write_psyqa(finished, tmp_path / "psyqa.json")
+    words = ("--questions", source, "--out", tmp_path / "joined")
+    _, err = cbtqa("join", REPO, *words, code=5)
+    assert "access has to be asked for" in err
+    _, err = cbtqa("join", "lab/other", *words, code=5)
+    assert "not found on the Hub" in err
+    _, err = cbtqa("join", "no such thing", *words, code=4)
+    assert "neither a folder nor owner/name" in err
 
 
 @pytest.mark.slow
@@ -217,11 +271,9 @@ print(json.dumps(dict(largest_difference=largest, adapter_effect=effect)))
 
 
 def test_hub_preview_writes_a_page_and_sends_nothing(
-    run: Path, hub: StandInHub, tmp_path: Path
+    run: Path, cbtqa: Program, tmp_path: Path
 ) -> None:
-    edit_rows(run, lambda row: None)
-    words = ("hub-preview", run, "--out", tmp_path / "page.html", "--json")
-    done = run_cbtqa(*words, cwd=tmp_path, **at(hub, tmp_path))
-    assert json.loads(done.stdout)["findings"] == []
+    out, _ = cbtqa("hub-preview", run, "--out", tmp_path / "page.html", "--json")
+    assert json.loads(out)["findings"] == []
     assert "申请访问" in (tmp_path / "page.html").read_text("utf-8")
-    assert hub.requests == []
+    assert cbtqa.hub.requests == []

@@ -247,7 +247,10 @@ class StandInHub:
         for method, pattern, handler in self._routes():
             found = re.fullmatch(pattern, request.path)
             if found and request.method in method.split("|"):
-                return handler(request, body, **found.groupdict())
+                try:
+                    return handler(request, body, **found.groupdict())
+                except _RefusedError as refused:
+                    return refused.response
         return _error(404, "NotFound", f"no route {request.method} {request.path}")
 
     def _routes(self) -> list[tuple[str, str, Callable[..., web.Response]]]:
@@ -302,16 +305,17 @@ class StandInHub:
 
     def _opened(
         self, request: web.Request, kind: str, repo_id: str, *, to_write: bool = False
-    ) -> Repo | web.Response:
+    ) -> Repo:
         repo = self.repos.get((_kind(kind), repo_id))
         account = self._account(request)
         hidden = (
             repo is not None and repo.is_private and not self._may(account, repo_id, to_write=False)
         )
         if repo is None or hidden:
-            return _error(401 if account is None else 404, "RepoNotFound", "Repository not found")
+            status = 401 if account is None else 404
+            raise _RefusedError(_error(status, "RepoNotFound", "Repository not found"))
         if to_write and not self._may(account, repo_id, to_write=True):
-            return _error(403, None, "you don't have the rights to write here")
+            raise _RefusedError(_error(403, None, "you don't have the rights to write here"))
         return repo
 
     def _create(self, request: web.Request, body: bytes) -> web.Response:
@@ -330,8 +334,6 @@ class StandInHub:
 
     def _settings(self, request: web.Request, body: bytes, kind: str, repo_id: str) -> web.Response:
         repo = self._opened(request, kind, repo_id, to_write=True)
-        if isinstance(repo, web.Response):
-            return repo
         asked = json.loads(body)
         repo.gated = asked.get("gated", repo.gated)
         if "visibility" in asked:
@@ -347,11 +349,7 @@ class StandInHub:
         rev: str | None = None,
     ) -> web.Response:
         repo = self._opened(request, kind, repo_id)
-        if isinstance(repo, web.Response):
-            return repo
-        commit = repo.commit_of(rev or "main")
-        if commit is None:
-            return _error(404, "RevisionNotFound", f"Invalid rev id: {rev}")
+        commit = _known(repo, rev or "main")
         return web.json_response(
             {
                 "_id": "0" * 24,
@@ -395,8 +393,6 @@ class StandInHub:
         rev: str,
     ) -> web.Response:
         repo = self._opened(request, kind, repo_id, to_write=True)
-        if isinstance(repo, web.Response):
-            return repo
         files = []
         for asked in json.loads(body)["files"]:
             known = repo.files.get(asked["path"])
@@ -419,9 +415,7 @@ class StandInHub:
         repo_id: str,
         rev: str,
     ) -> web.Response:
-        repo = self._opened(request, kind, repo_id, to_write=True)
-        if isinstance(repo, web.Response):
-            return repo
+        self._opened(request, kind, repo_id, to_write=True)
         expires = int(time.time()) + 3600
         told = {"casUrl": self.xet_url, "exp": expires, "accessToken": "xet"}
         headers = {
@@ -432,9 +426,7 @@ class StandInHub:
         return web.json_response(told, headers=headers)
 
     def _batch(self, request: web.Request, body: bytes, kind: str, repo_id: str) -> web.Response:
-        repo = self._opened(request, kind or "models", repo_id, to_write=True)
-        if isinstance(repo, web.Response):
-            return repo
+        self._opened(request, kind or "models", repo_id, to_write=True)
         objects = []
         for asked in json.loads(body)["objects"]:
             oid, size = asked["oid"], asked["size"]
@@ -486,8 +478,6 @@ class StandInHub:
         rev: str,
     ) -> web.Response:
         repo = self._opened(request, kind, repo_id, to_write=True)
-        if isinstance(repo, web.Response):
-            return repo
         files = dict(repo.files)
         for line in body.splitlines():
             entry = json.loads(line)
@@ -524,11 +514,7 @@ class StandInHub:
         rev: str,
     ) -> web.Response:
         repo = self._opened(request, kind, repo_id, to_write=True)
-        if isinstance(repo, web.Response):
-            return repo
-        name, commit = json.loads(body)["tag"], repo.commit_of(rev)
-        if commit is None:
-            return _error(404, "RevisionNotFound", f"Invalid rev id: {rev}")
+        name, commit = json.loads(body)["tag"], _known(repo, rev)
         if name in repo.tags:
             return _error(409, None, "Tag reference exists already")
         repo.tags[name] = commit
@@ -538,8 +524,6 @@ class StandInHub:
 
     def _refs(self, request: web.Request, body: bytes, kind: str, repo_id: str) -> web.Response:
         repo = self._opened(request, kind, repo_id)
-        if isinstance(repo, web.Response):
-            return repo
         branches = [{"name": "main", "ref": "refs/heads/main", "targetCommit": repo.head}]
         tags = [
             {"name": name, "ref": f"refs/tags/{name}", "targetCommit": commit}
@@ -557,11 +541,7 @@ class StandInHub:
         path: str | None = None,
     ) -> web.Response:
         repo = self._opened(request, kind, repo_id)
-        if isinstance(repo, web.Response):
-            return repo
-        commit = repo.commit_of(rev)
-        if commit is None:
-            return _error(404, "RevisionNotFound", f"Invalid rev id: {rev}")
+        commit = _known(repo, rev)
         prefix = f"{path}/" if path else ""
         is_deep = request.query.get("recursive", "").lower() in ("true", "1")
         entries: dict[str, dict[str, Any]] = {}
@@ -593,11 +573,7 @@ class StandInHub:
         rev: str,
     ) -> web.Response:
         repo = self._opened(request, kind, repo_id)
-        if isinstance(repo, web.Response):
-            return repo
-        commit = repo.commit_of(rev)
-        if commit is None:
-            return _error(404, "RevisionNotFound", f"Invalid rev id: {rev}")
+        commit = _known(repo, rev)
         files, told = repo.commits[commit], []
         for path in _form_values(body, "paths"):
             if path in files:
@@ -616,13 +592,9 @@ class StandInHub:
         path: str,
     ) -> web.Response:
         repo = self._opened(request, "datasets" if kind else "models", repo_id)
-        if isinstance(repo, web.Response):
-            return repo
         if repo.gated and not self._may(self._account(request), repo_id, to_write=False):
             return _error(403, "GatedRepo", f"Access to {repo_id} is restricted")
-        commit = repo.commit_of(rev)
-        if commit is None:
-            return _error(404, "RevisionNotFound", f"Invalid rev id: {rev}")
+        commit = _known(repo, rev)
         blob = repo.commits[commit].get(path)
         if blob is None:
             return _error(404, "EntryNotFound", f"{path} does not exist")
@@ -638,6 +610,21 @@ class StandInHub:
             data, status = data[start : end + 1], 206
             headers["Content-Range"] = f"bytes {start}-{end}/{blob.size}"
         return web.Response(body=data, status=status, headers=headers)
+
+
+class _RefusedError(Exception):
+    """The answer to a request that may not go on."""
+
+    def __init__(self, response: web.Response) -> None:
+        super().__init__(response.status)
+        self.response = response
+
+
+def _known(repo: Repo, revision: str) -> str:
+    commit = repo.commit_of(revision)
+    if commit is None:
+        raise _RefusedError(_error(404, "RevisionNotFound", f"Invalid rev id: {revision}"))
+    return commit
 
 
 def _kind(plural: str) -> str:
