@@ -16,8 +16,8 @@ from cbtqa.llm.chat import Reply, split_reasoning
 from cbtqa.manifest import now
 from cbtqa.records import Usage
 from cbtqa.tuning.answer_model import AnswerModel
+from cbtqa.tuning.asked import Prompt
 from cbtqa.tuning.backbones import to_config
-from cbtqa.tuning.decoding import Prompt
 from cbtqa.tuning.generate_settings import GenerateSettings
 from cbtqa.tuning.libraries import require
 

@@ -47,6 +47,14 @@ class AskedItem:
         return f"{self.id}:{digest}"
 
 
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One prompt in tokens."""
+
+    key: str
+    ids: tuple[int, ...]
+
+
 @dataclass
 class Asked:
     """Everything that is to be answered."""

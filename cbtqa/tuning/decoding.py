@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,17 +26,10 @@ from cbtqa.errors import IncompleteRunError
 from cbtqa.llm.chat import Reply, split_reasoning
 from cbtqa.manifest import now
 from cbtqa.records import Usage
+from cbtqa.tuning.asked import Prompt
 from cbtqa.tuning.chat_format import ChatFormat
 from cbtqa.tuning.failures import is_out_of_memory
 from cbtqa.tuning.generate_settings import GenerateSettings
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """One prompt in tokens."""
-
-    key: str
-    ids: tuple[int, ...]
 
 
 def batches_of(
@@ -173,7 +165,8 @@ class GumbelNoise(LogitsProcessor):
         noise = torch.empty_like(scores, dtype=torch.float32)
         for row, generator in zip(noise, self._generators, strict=True):
             row.exponential_(generator=generator)
-        return scores.float() - noise.log()
+        # a zero, should one be drawn, would be an infinite score
+        return scores.float() - noise.clamp_(min=torch.finfo(torch.float32).tiny).log()
 
 
 def _generator(name: str, device: torch.device) -> torch.Generator:

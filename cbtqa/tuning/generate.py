@@ -20,7 +20,7 @@ from typing import Any
 import cbtqa
 from cbtqa.errors import ConfigError, IncompleteRunError
 from cbtqa.files import json_line, replacing
-from cbtqa.llm.chat import Reply
+from cbtqa.llm.chat import Fault, Reply
 from cbtqa.llm.journal import Entry, Journal, Outcome, State
 from cbtqa.llm.progress import Meter, Progress
 from cbtqa.manifest import (
@@ -37,7 +37,7 @@ from cbtqa.settings import Resolved
 from cbtqa.tuning.answer_checks import AnswerChecks, turn_mark_of
 from cbtqa.tuning.answer_endpoint import answer_by_endpoint
 from cbtqa.tuning.answer_run import AnswerRun, OnStage, prepare
-from cbtqa.tuning.asked import AskedItem
+from cbtqa.tuning.asked import AskedItem, Prompt
 from cbtqa.tuning.generate_settings import GenerateSettings
 from cbtqa.tuning.targets import read_target
 
@@ -129,8 +129,6 @@ def _answer(
     waiting = {item.key: item for item in items if item.key not in standings}
     if not waiting:
         return
-    from cbtqa.tuning.decoding import Prompt
-
     chat = run.opened.chat
     checks = AnswerChecks(turn_mark_of(chat))
     ids = chat.prompt_ids([item.messages for item in waiting.values()])
@@ -138,16 +136,22 @@ def _answer(
     on_stage(f"loading {run.opened.backbone.told_name}")
     meter = Meter(len(items), None, journal.totals())
     meter.n_skipped = len(items) - len(waiting)
-    fitting = _leave_out_too_long(run, prompts, journal, meter)
+    left_out = {entry.key: entry for entry in _leave_out(run, waiting, prompts)}
+    _keep(journal, meter, list(left_out.values()))
+    fitting = [prompt for prompt in prompts if prompt.key not in left_out]
     for replies in _decoder(run).answer(fitting) if fitting else ():
-        entries = [_judged(checks, waiting[key], reply) for key, reply in replies]
-        journal.record(entries)
-        for entry in entries:
-            assert entry.reply is not None
-            meter.paid(entry.reply.usage, 0)
-            meter.ended(entry)
+        _keep(journal, meter, [_judged(checks, waiting[key], reply) for key, reply in replies])
         if on_progress:
             on_progress(meter.progress(0))
+
+
+def _keep(journal: Journal, meter: Meter, entries: list[Entry]) -> None:
+    """Durable, then counted."""
+    journal.record(entries)
+    for entry in entries:
+        if entry.reply is not None:
+            meter.paid(entry.reply.usage, 0)
+        meter.ended(entry)
 
 
 def _decoder(run: AnswerRun) -> Any:
@@ -162,26 +166,23 @@ def _decoder(run: AnswerRun) -> Any:
     return Decoder(model, run.opened.chat, run.opened.stops, run.settings, run.model_name)
 
 
-def _leave_out_too_long(
-    run: AnswerRun, prompts: list[Any], journal: Journal, meter: Meter
-) -> list[Any]:
-    """The prompts that leave room for an answer; the others end as rejections."""
-    from cbtqa.llm.chat import Fault
-
+def _leave_out(
+    run: AnswerRun, waiting: dict[str, AskedItem], prompts: list[Prompt]
+) -> Iterator[Entry]:
+    """Rejections of prompts that cannot be asked."""
     assert run.opened is not None
-    context = run.opened.backbone.context
-    room = None if context is None else context - run.settings.max_new_tokens
-    too_long = [prompt for prompt in prompts if room is not None and len(prompt.ids) > room]
-    for prompt in too_long:
-        detail = (
-            f"{len(prompt.ids):,} tokens and {run.settings.max_new_tokens:,} for the answer, the "
-            f"model takes {context:,}"
-        )
-        entry = Entry(prompt.key, 1, State.FINAL, None, Fault(Reason.BAD_REQUEST, detail))
-        journal.record([entry])
-        meter.ended(entry)
-    left_out = {prompt.key for prompt in too_long}
-    return [prompt for prompt in prompts if prompt.key not in left_out]
+    context, n_new = run.opened.backbone.context, run.settings.max_new_tokens
+    for prompt in prompts:
+        said = [turn["content"] for turn in waiting[prompt.key].messages]
+        detail = None
+        if any(map(run.opened.chat.holds_special_token, said)):
+            # it would end the user's turn and speak for the system; left out in training, too
+            detail = "spells out a control token of the chat format"
+        elif context is not None and len(prompt.ids) + n_new > context:
+            n = len(prompt.ids)
+            detail = f"{n:,} tokens and {n_new:,} for the answer, the model takes {context:,}"
+        if detail is not None:
+            yield Entry(prompt.key, 1, State.FINAL, None, Fault(Reason.BAD_REQUEST, detail))
 
 
 def _judged(checks: AnswerChecks, item: AskedItem, reply: Reply) -> Entry:
