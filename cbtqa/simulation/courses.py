@@ -9,7 +9,6 @@ settings is refused, so that nothing paid for is mixed up or quietly paid for ag
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -79,14 +78,17 @@ def not_played(course: Course, first: int, fault: Fault) -> list[Session]:
 def refuse_other_settings(
     journal: Journal, courses: Sequence[Course], folder: StudyFolder, *, update: bool
 ) -> None:
-    """Compares every course with how it was begun in this folder; keeps what is new.
+    """Compares every course with the turns that the journal holds of it.
 
     Raises:
-        ConfigError: some were begun with other settings, and `update` is not set.
+        ConfigError: some were played with other settings, and `update` is not set.
     """
-    known: dict[str, str] = json.loads(journal.meta("courses") or "{}")
+    known: dict[str, set[str]] = {}
+    for key in journal.done_keys():
+        session, fingerprint, *_ = key.split("|")
+        known.setdefault(_course_of(session), set()).add(fingerprint)
     given = {course.name: course.casting().fingerprint for course in courses}
-    changed = [name for name, mark in given.items() if known.get(name, mark) != mark]
+    changed = [name for name, mark in given.items() if mark not in known.get(name, {mark})]
     if changed and not update:
         raise ConfigError(
             "\n".join(
@@ -98,7 +100,12 @@ def refuse_other_settings(
             ),
             hint="name a new --out, or add --update to play them anew",
         )
-    journal.set_meta("courses", json.dumps(known | given))
+
+
+def _course_of(session: str) -> str:
+    """`arm/patient/s3/r1` belongs to the course `arm/patient/r1`."""
+    arm, patient, _, replicate = session.split("/")
+    return f"{arm}/{patient}/{replicate}"
 
 
 def _differences(folder: StudyFolder, study: StudySettings) -> list[str]:

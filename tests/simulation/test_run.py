@@ -389,6 +389,7 @@ def test_other_settings_are_refused_with_the_difference_unless_asked_for(tmp_pat
         run_study(changed, tmp_path / "s", limits=QUICK)
     sessions = _played(changed, tmp_path / "s", update=True)
     assert max(one.n_therapist_turns for one in sessions) <= 4
+    assert run_study(study_of(), tmp_path / "s", limits=QUICK).was_complete, "its turns are kept"
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
