@@ -202,11 +202,11 @@ def _method(staging: Path) -> dict[str, Any]:
 
 
 def _left_out(run: Path, published: set[str]) -> tuple[tuple[str, str], ...]:
-    """Every file that stays behind, with the reason."""
+    """Every file and folder that stays behind, with the reason."""
     found = []
-    for path in sorted(run.rglob("*")):
-        name = path.relative_to(run).as_posix()
-        if not path.is_file() or name in published or name.startswith(f"{STAGING}/"):
+    for path in sorted(run.iterdir()):
+        name = f"{path.name}/" if path.is_dir() else path.name
+        if name in published or name == f"{STAGING}/":
             continue
         rules = load_refusals().left_out
         reason = next((rule.why for rule in rules if fnmatch(name, rule.match)), "not for readers")

@@ -56,7 +56,8 @@ def test_an_adapter_goes_out_with_its_base_by_hub_id_and_no_path(adapter: Path) 
 
 def test_optimiser_states_and_pickles_stay_behind_with_a_reason(adapter: Path) -> None:
     left = dict(plan_of(adapter).left_out)
-    assert left["checkpoint-10/optimizer.pt"] == "checkpoint of the training"
+    assert left["checkpoint-10/"] == "checkpoints of the training"
+    assert left["manifest.json"] == "its content is in provenance.json"
     assert left["training_args.bin"] == "pickled settings"
     assert "samples.jsonl" in left
 
