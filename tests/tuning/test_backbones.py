@@ -14,6 +14,7 @@ import torch
 import transformers
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from cbtqa.cli.main import _run as run
 from cbtqa.errors import CbtqaError, ConfigError, DataError, UsageError
 from cbtqa.tuning.backbones import (
     Backbone,
@@ -24,7 +25,6 @@ from cbtqa.tuning.backbones import (
     to_config,
 )
 from cbtqa.tuning.model_config import count_parameters
-from tests.support.program import run_cbtqa
 from tests.support.tiny_backbones import VOCAB, tiny_random_model
 
 KNOWN = list(load_backbones().values())
@@ -248,17 +248,20 @@ def test_a_type_that_needs_code_from_the_hub_is_refused(tmp_path: Path) -> None:
 # --- the command ---------------------------------------------------------------------------------
 
 
-def test_the_command_lists_explains_and_speaks_json(tmp_path: Path) -> None:
-    listed = run_cbtqa("backbones", cwd=tmp_path).stdout
+def test_the_command_lists_explains_and_speaks_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["backbones"], is_debug=False) == 0
+    listed = capsys.readouterr().out
     assert all(name in listed for name in load_backbones())
-    told = run_cbtqa("backbones", "百川-7B", cwd=tmp_path)
-    assert "baichuan-inc/Baichuan-7B, a download of about 13.0 GiB" in told.stdout
-    assert "the paper trained in the format of the CBT-LLM card" in told.stdout
-    assert "first: cbtqa convert 百川-7B" in told.stderr
-    one = json.loads(run_cbtqa("backbones", "qwen", "--json", cwd=tmp_path).stdout)
+    assert run(["backbones", "百川-7B"], is_debug=False) == 0
+    told = capsys.readouterr()
+    assert "baichuan-inc/Baichuan-7B, a download of about 13.0 GiB" in told.out
+    assert "the paper trained in the format of the CBT-LLM card" in told.out
+    assert "first: cbtqa convert 百川-7B" in told.err
+    assert run(["backbones", "qwen", "--json"], is_debug=False) == 0
+    one = json.loads(capsys.readouterr().out)
     assert (one["conversion"], one["stops"]) == ("qwen", ["<|im_end|>", "<|endoftext|>"])
-    failed = run_cbtqa("backbones", "qwen9", cwd=tmp_path, code=2)
-    assert "did you mean qwen" in failed.stderr
+    assert run(["backbones", "qwen9"], is_debug=False) == 2
+    assert "did you mean qwen" in capsys.readouterr().err
 
 
 def test_the_list_loads_no_heavy_library() -> None:
