@@ -73,7 +73,8 @@ def run_training(
     longest = max(sets.train.lengths)
     try:
         ready = prepare_model(settings, backbone, precision, longest)
-        _check_disk(settings, ready.model)
+        if is_first:
+            _check_disk(settings, ready.model)
         trainer, stop = _make_trainer(settings, backbone, sets, ready, args, on_line)
         for note in (*sets.notes, *ready.notes):
             on_stage(note)

@@ -57,6 +57,8 @@ def finetune(
 
     resolved = resolve_for_run(resolved)
     settings = resolved.values
+    if settings.method == "qlora" or settings.optimizer == "adamw_8bit":
+        require("bitsandbytes", "qlora")
     check_folder(settings.out)
     backbone = choose_backbone(settings)
     on_stage("reading data")
