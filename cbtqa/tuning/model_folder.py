@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import cbtqa
-from cbtqa.errors import ConfigError, DataError, UsageError
+from cbtqa.errors import ConfigError, DataError, IncompleteRunError, UsageError
 from cbtqa.files import read_json, write_json
 from cbtqa.manifest import FileEntry, describe_file, now
 from cbtqa.records import Record
 from cbtqa.tuning.backbones import Backbone
 from cbtqa.tuning.downloads import fetch_if_present
+from cbtqa.tuning.failures import is_disk_full
 from cbtqa.tuning.libraries import require
 from cbtqa.tuning.shards import GIB, Output
 from cbtqa.tuning.weights import combine_hashes
@@ -71,6 +72,9 @@ def building(out: Path, plan: dict[str, Any]) -> Iterator[Path]:
     Args:
         plan: what is being made, from what. What an earlier run left is kept when its plan was
             the same, and cleared away otherwise.
+
+    Raises:
+        IncompleteRunError: the disk is full; finished files stay.
     """
     partial = out.parent / f".{out.name}.partial"
     if not (partial / PLAN_NAME).is_file() or read_json(partial / PLAN_NAME) != plan:
@@ -79,7 +83,12 @@ def building(out: Path, plan: dict[str, Any]) -> Iterator[Path]:
         write_json(partial / PLAN_NAME, plan)
     for left in partial.glob(".*.part"):
         left.unlink()
-    yield partial
+    try:
+        yield partial
+    except (OSError, require("safetensors").SafetensorError) as error:
+        if not is_disk_full(error):
+            raise
+        raise _disk_full(partial) from None
     (partial / PLAN_NAME).unlink()
     if out.is_dir():
         out.rmdir()
@@ -89,6 +98,14 @@ def building(out: Path, plan: dict[str, Any]) -> Iterator[Path]:
         os.fsync(handle)  # the new name itself, or a power cut could take the folder back
     finally:
         os.close(handle)
+
+
+def _disk_full(partial: Path) -> IncompleteRunError:
+    n = len(list(partial.glob("*.safetensors")))
+    return IncompleteRunError(
+        f"no space left on the disk of {partial}; {n} finished files of weights are kept there",
+        hint="make room, then run the same command again: it goes on from there",
+    )
 
 
 def check_space(out: Path, n_bytes: int) -> None:

@@ -14,9 +14,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from cbtqa.errors import IncompleteRunError
 from cbtqa.files import replacing, write_json
-from cbtqa.tuning.failures import is_disk_full
 from cbtqa.tuning.libraries import require
 from cbtqa.tuning.weights import TensorFile, open_tensors
 
@@ -78,22 +76,23 @@ def cut_into_shards(outputs: Sequence[Output], limit: int = SHARD_BYTES) -> dict
         size += output.n_bytes
     if len(shards) == 1:
         return {"model.safetensors": shards[0]}
-    width = len(shards)
-    return {f"model-{n:05}-of-{width:05}.safetensors": s for n, s in enumerate(shards, 1)}
+    names = [f"model-{n:05}-of-{len(shards):05}.safetensors" for n in range(1, len(shards) + 1)]
+    return dict(zip(names, shards, strict=True))
 
 
 def write_shards(shards: dict[str, list[Output]], folder: Path, on_step: OnStep) -> None:
     """Writes what is not there yet, then the index when there is more than one file.
 
     Raises:
-        IncompleteRunError: the disk is full; finished shards stay.
         DataError: a source file is damaged.
     """
+    save_file = require("safetensors.torch").save_file
     for number, (name, outputs) in enumerate(shards.items(), 1):
         started, path = time.monotonic(), folder / name
         is_kept = path.is_file()
         if not is_kept:
-            _write(path, _made(outputs))
+            with replacing(path) as temporary:
+                save_file(_made(outputs), temporary, metadata={"format": "pt"})
         seconds = time.monotonic() - started
         on_step(Step("written", number, len(shards), name, path.stat().st_size, seconds, is_kept))
     if len(shards) > 1:
@@ -112,22 +111,3 @@ def _made(outputs: Iterable[Output]) -> dict[str, Any]:
                 opened[output.file] = stack.enter_context(open_tensors(output.file))
             made[output.name] = output.make(opened[output.file].read(output.source))
     return made
-
-
-def _write(path: Path, tensors: dict[str, Any]) -> None:
-    safetensors = require("safetensors")
-    try:
-        with replacing(path) as temporary:
-            require("safetensors.torch").save_file(tensors, temporary, metadata={"format": "pt"})
-    except (OSError, safetensors.SafetensorError) as error:
-        if not is_disk_full(error):
-            raise
-        raise _disk_full(path) from None
-
-
-def _disk_full(path: Path) -> IncompleteRunError:
-    n = len(list(path.parent.glob("*.safetensors")))
-    return IncompleteRunError(
-        f"{path.parent}: no space left while writing {path.name}; {n} finished files are kept",
-        hint="make room, then run the same command again: it goes on from there",
-    )
