@@ -29,6 +29,7 @@ from cbtqa.llm.cost import MESSAGE_TOKENS, estimate_tokens
 from cbtqa.prompts import Prompt, load_prompt
 from cbtqa.records import Reason, SessionState, Turn, TurnMark
 from cbtqa.simulation.course import cbt_course
+from cbtqa.simulation.events import load_events
 from cbtqa.simulation.profiles import Profile
 from cbtqa.simulation.study import Arm, ReasoningForm, StudySettings
 
@@ -163,30 +164,43 @@ class Casting:
             view = drop_oldest(view)
         return view
 
+    @property
+    def prompts(self) -> list[Prompt]:
+        """Every prompt file that a session of this kind is made with."""
+        study = self.study
+        if study.written:
+            return [load_prompt("course_part")]
+        names = ["session_supervisor"] if study.supervisor else []
+        names += ["session_patient_check"] if study.validator else []
+        names += ["session_summary"] if study.summariser and study.sessions > 1 else []
+        return [self.therapist_prompt, self.patient_prompt, *map(load_prompt, names)]
+
     @cached_property
     def fingerprint(self) -> str:
         """Everything that shapes this patient's sessions in this arm, as a short hash.
 
-        Left out is what changes no word: prices, factors, instruments, judges, and how many
-        sessions, repeats, arms and patients there are beside these.
+        Left out is what changes no word said: prices, factors, instruments, judges, how often a
+        faulty reply is asked again, and how many sessions, repeats, arms and patients there are
+        beside these.
         """
         study = self.study.model_dump(
             mode="json",
             exclude={
                 *("id", "title", "factor", "arms", "patients", "sessions", "replicates"),
-                *("instruments", "judges", "pairs", "deviations"),
+                *("attempts", "instruments", "judges", "pairs", "deviations"),
             },
         )
-        arm = self.arm.model_dump(mode="json", exclude={"levels", "training", "observed"})
+        is_course = self.study.sessions > 1
+        events = load_events(self.study.events.set) if self.study.events.probability else {}
+        players = (self.arm.therapist, self.study.patient)
         parts = {
             "study": study,
-            "is_course": self.study.sessions > 1,
-            "arm": arm,
+            "course": cbt_course().model_dump(mode="json") if is_course else None,
+            "arm": self.arm.model_dump(mode="json", exclude={"levels", "training", "observed"}),
             "profile": self.profile.model_dump(mode="json"),
-            "prompts": [self.therapist_prompt.sha256, self.patient_prompt.sha256],
-            "adapters": [
-                adapter_mark(player.adapter) for player in (self.arm.therapist, self.study.patient)
-            ],
+            "prompts": [prompt.sha256 for prompt in self.prompts],
+            "events": {key: event.note for key, event in events.items()},
+            "adapters": [adapter_mark(player.adapter) for player in players],
             "wording": wording(),
         }
         text = json.dumps(_without_prices(parts), sort_keys=True)

@@ -329,9 +329,7 @@ def _manifest(
     started_at: str,
 ) -> Manifest:
     names = (STUDY_NAME, PROFILES_NAME, SESSIONS_NAME)
-    castings = {arm.name: Casting(study, arm, _anyone()) for arm in study.arms}
-    prompts = [one.therapist_prompt for one in castings.values()]
-    prompts += [castings[study.arms[0].name].patient_prompt]
+    prompts = [prompt for arm in study.arms for prompt in Casting(study, arm, _anyone()).prompts]
     return Manifest(
         kind="study",
         packages=package_versions(),

@@ -166,5 +166,6 @@ def test_the_fingerprint_names_what_shapes_words_and_nothing_else() -> None:
     assert _casting(id="other", title="x", replicates=4, instruments=["ctrs"]).fingerprint == base
     priced = {"scripted": "patient", "price_in": 1.0, "price_out": 2.0}
     assert _casting(patient=priced).fingerprint == base
+    assert _casting(attempts=9).fingerprint == base
     for change in ({"seed": 6}, {"turns": {"min": 2, "max": 7}}, {"end_token": False}):
         assert _casting(**change).fingerprint != base
