@@ -26,6 +26,8 @@ from cbtqa.ratings.design import NewStudySettings, create_study
 from cbtqa.ratings.outputs import write_outputs
 from cbtqa.ratings.study import open_study, unblind
 from cbtqa.settings import resolve
+from cbtqa.tuning.merge import MergeRecord
+from cbtqa.tuning.weights import BaseRecord, write_base_record
 from tests.support.dataset_folder import write_dataset_folder
 
 BASE = "invented-lab/Tiny-Chat"
@@ -168,13 +170,18 @@ def write_adapter(folder: Path, *, base: dict[str, Any] | None = None) -> Path:
     write_json(folder / "tokenizer_config.json", {"name_or_path": local, "pad_token": "<pad>"})
     write_json(folder / "tokenizer.json", {"model": {"vocab": {"/usr/local": 0, "心理": 1}}})
     (folder / "README.md").write_text(f"base: {local}", encoding="utf-8")
-    recorded = base if base is not None else {"name": BASE, "revision": REVISION}
-    write_json(folder / "base.json", {"backbone": None, "weights_sha256": "c" * 64, **recorded})
+    recorded = _base_record(base if base is not None else {"name": BASE, "revision": REVISION})
+    write_base_record(folder, recorded)
     (folder / "checkpoint-10").mkdir()
     for name in ("checkpoint-10/optimizer.pt", "training_args.bin", "samples.jsonl"):
         (folder / name).write_bytes(b"\x80\x02state")
-    write_manifest(folder, _adapter_manifest(recorded))
+    write_manifest(folder, _adapter_manifest(recorded.model_dump()))
     return folder
+
+
+def _base_record(fields: dict[str, Any]) -> BaseRecord:
+    """The training's own record of a base; an empty name is one that says nothing."""
+    return BaseRecord(**{"backbone": None, "name": "", "weights_sha256": "c" * 64, **fields})
 
 
 def _adapter_manifest(base: dict[str, Any]) -> Manifest:
@@ -207,17 +214,22 @@ def write_merged(folder: Path, *, with_licence: bool = True) -> Path:
     write_json(folder / "tokenizer_config.json", {"pad_token": "<pad>"})
     if with_licence:
         (folder / "LICENSE").write_text("Licence of the base.\n", encoding="utf-8")
-    base = {"backbone": None, "name": BASE, "revision": REVISION, "weights_sha256": "c" * 64}
-    write_json(
-        folder / "merge.json",
-        {
-            "kind": "merge",
-            "base": base,
-            "method": "LoRA",
-            "n_merged": 1,
-            "finished_at": "2026-11-21T02:00:00+00:00",
-        },
+    record = MergeRecord(
+        backbone=None,
+        base=_base_record({"name": BASE, "revision": REVISION}),
+        adapter="adapter",
+        adapter_files=(),
+        method="LoRA",
+        n_merged=1,
+        n_replaced=0,
+        dtypes=("float32",),
+        notes=(),
+        weights_sha256="d" * 64,
+        packages={"torch": "2.13.0"},
+        files=(),
+        finished_at="2026-11-21T02:00:00+00:00",
     )
+    write_json(folder / "merge.json", record)
     return folder
 
 
