@@ -19,7 +19,7 @@ from cbtqa.simulation.scenes import Scene
 from cbtqa.simulation.study import Player
 
 if TYPE_CHECKING:
-    from cbtqa.tuning.decoding import Prompt
+    from cbtqa.tuning.asked import Prompt
 
 GATHER_S = 0.02
 """So long others may join a batch; a turn takes far longer."""
@@ -74,8 +74,13 @@ class LocalVoice:
         """One reply, made in a batch with what waits beside it.
 
         Raises:
-            ItemFailedError: the prompt leaves no room for an answer.
+            ItemFailedError: the prompt leaves no room for an answer, or spells out a control token,
+                which would end a turn or open one.
         """
+        said = [message["content"] for message in request.messages]
+        if any(map(self._opened.chat.holds_special_token, said)):
+            detail = "a message spells out a control token of the model"
+            raise ItemFailedError(State.FINAL, Fault(Reason.BAD_REQUEST, detail))
         loop = asyncio.get_running_loop()
         sampling = request.sampling.for_attempt(attempt)
         waiting = _Waiting(request, sampling, loop.create_future())
@@ -121,7 +126,8 @@ class LocalVoice:
 
     def _answer(self, batch: list[_Waiting]) -> list[Reply | Fault]:
         """The replies of a batch, in its order; runs on a thread."""
-        from cbtqa.tuning.decoding import Decoder, Prompt
+        from cbtqa.tuning.asked import Prompt
+        from cbtqa.tuning.decoding import Decoder
 
         if self._model is None:
             device = "cpu" if self._precision == "fp32" else "cuda"
