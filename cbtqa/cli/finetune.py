@@ -112,10 +112,11 @@ def _show(result: FinetuneResult) -> None:
         where = f" (step {counts['best_step']:,})"
         rows.append(["best validation loss", _number(counts["eval_loss"]) + where])
     print_table(f"{result.folder}", ["", ""], rows)
-    rows_of_notes = counts["notes"]
-    for note in rows_of_notes:
+    for note in counts["notes"]:
         say(note)
-    say(f"loss curve: {result.folder / 'loss.svg'}; samples: {result.folder / 'samples.jsonl'}")
+    for what, name in (("loss curve", "loss.svg"), ("samples", "samples.jsonl")):
+        if (result.folder / name).exists():
+            say(f"{what}: {result.folder / name}")
     say(f"next: cbtqa generate DATASET --adapter {result.folder}; cbtqa merge {result.folder}")
 
 

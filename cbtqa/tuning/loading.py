@@ -144,6 +144,11 @@ def load_base(
         )
     except (OSError, ValueError) as error:
         raise _not_loaded(backbone, error) from None
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # on a CPU bitsandbytes would repack weights at the first evaluation, for good, and
+            # what it packs has no gradient
+            module.support_avx512bf16_for_cpu = False
     return model.requires_grad_(False)
 
 

@@ -145,6 +145,7 @@ def training_arguments(
         remove_unused_columns=False,
         label_names=[],
         average_tokens_across_devices=False,
+        ddp_find_unused_parameters=False,  # every adapter weight is in every forward pass
         dataloader_pin_memory=False,
     )
 

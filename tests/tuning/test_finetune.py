@@ -200,6 +200,15 @@ def test_the_variants_train(bench: Path, tmp_path: Path, flags: dict[str, Any]) 
     assert counts["last_loss"] < counts["first_loss"]
 
 
+@pytest.mark.filterwarnings("ignore:.*kernels.*:UserWarning")  # bitsandbytes on a CPU
+def test_weights_in_four_bits_train_and_the_base_says_so(bench: Path, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    flags = {"method": "qlora", "optimizer": "adamw", "epochs": 1, "n_samples": 0}
+    counts = _run(bench, tmp_path / "qlora", **flags).manifest.counts
+    assert counts["last_loss"] < counts["first_loss"]
+    assert counts["base"]["is_quantized"] is True
+
+
 def test_training_stops_early_and_keeps_the_best(bench: Path, tmp_path: Path) -> None:
     flags = {"early_stopping": 2, "epochs": 40, "eval_steps": 1, "learning_rate": 0.5}
     counts = _run(bench, tmp_path / "early", **flags, n_samples=0).manifest.counts
@@ -230,6 +239,7 @@ def test_a_dataset_without_validation_split_is_trained_without_evaluation(
     assert not (tmp_path / "plain/samples.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_a_tiny_model_overfits_twenty_examples_and_reproduces_them(
     bench: Path, tmp_path: Path
 ) -> None:
