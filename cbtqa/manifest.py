@@ -23,7 +23,8 @@ from cbtqa.settings import Resolved
 MANIFEST_NAME = "manifest.json"
 PACKAGES = (
     *("openai", "pyarrow", "pydantic", "rensa", "aiohttp", "json-repair", "pyahocorasick"),
-    *("numpy", "jieba", "rjieba", "numba", "torch", "transformers"),
+    *("numpy", "scipy", "jieba", "rjieba", "numba", "statsmodels"),
+    *("torch", "transformers", "peft", "accelerate", "datasets", "huggingface-hub"),
 )
 
 
