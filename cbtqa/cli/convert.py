@@ -15,7 +15,7 @@ from cbtqa.tuning.shards import GIB, Step
 
 MIB = 1 << 20
 Source = Annotated[str, typer.Argument(help="Name of a backbone, folder, or Hub id.")]
-Out = Annotated[Path, typer.Option("--out", help="Folder to write; must not exist yet (required).")]
+Out = Annotated[Path, typer.Option("--out", help="Folder to write; must not exist yet.")]
 Layout = Annotated[
     Literal["baichuan", "baichuan2", "qwen"] | None,
     typer.Option("--layout", help="What the checkpoint is, where its config.json is wrong."),

@@ -15,7 +15,7 @@ from cbtqa.tuning.gguf import find_converter, serving_lines, write_gguf
 from cbtqa.tuning.merge import MergeRecord
 
 AdapterFolder = Annotated[Path, typer.Argument(help="Folder of the adapter, from cbtqa finetune.")]
-Out = Annotated[Path, typer.Option("--out", help="Folder to write; must not exist yet (required).")]
+Out = Annotated[Path, typer.Option("--out", help="Folder to write; must not exist yet.")]
 Base = Annotated[
     str | None,
     typer.Option("--base", help="Base model: folder, name or Hub id (default: the adapter's)."),

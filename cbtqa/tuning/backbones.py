@@ -197,7 +197,16 @@ def _folder_backbone(path: Path) -> Backbone:
         if (path / MERGE_RECORD).is_file() and _has_chat_template(path):
             # an adapter may have been trained in another format than its base's
             known |= {"template": None, "end_of_turn": None, "stop_tokens": ()}
-    return named.model_copy(update={**known, **facts_of_config(config, str(path))})
+    facts = facts_of_config(config, str(path))
+    layers = _layers_of_type(facts["model_type"]) if source is None else {}
+    return named.model_copy(update={**layers, **known, **facts})
+
+
+def _layers_of_type(model_type: str) -> dict[str, Any]:
+    """The linear layers of a model that is not listed: those of the listed ones of its type."""
+    of_type = (b for b in load_backbones().values() if b.model_type == model_type)
+    same = next(of_type, None)
+    return {"target_modules": same.target_modules} if same else {}
 
 
 def _plain_title(path: Path) -> Title:
@@ -248,7 +257,8 @@ def completed(backbone: Backbone) -> Backbone:
     if backbone.model_type is not None:
         return backbone
     path = fetch(backbone.location, "config.json", revision=backbone.revision)
-    return backbone.model_copy(update=facts_of_config(read_config(path.parent), backbone.location))
+    facts = facts_of_config(read_config(path.parent), backbone.location)
+    return backbone.model_copy(update={**_layers_of_type(facts["model_type"]), **facts})
 
 
 def to_config(backbone: Backbone) -> Any:

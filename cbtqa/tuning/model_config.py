@@ -15,6 +15,10 @@ Conversion = Literal["baichuan", "baichuan2", "qwen"]
 """Which layout a checkpoint has that transformers cannot read without remote code."""
 
 
+LATENT_KEYS = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+"""Sizes of multi-head latent attention, as in MiniCPM3."""
+
+
 class Shape(Record):
     """The sizes that decide memory and arithmetic: enough to build the model without a download."""
 
@@ -115,6 +119,7 @@ def _shape_of(config: dict[str, Any], conversion: Conversion | None) -> Shape | 
             tied=bool(config.get("tie_word_embeddings", False)),
             norm_eps=config.get("rms_norm_eps") or config.get("layer_norm_epsilon") or 1e-6,
             rope=rope,
+            more={key: config[key] for key in LATENT_KEYS if key in config},
         )
     except KeyError:
         return None

@@ -202,6 +202,19 @@ def test_a_folder_is_described_by_its_own_configuration(tmp_path: Path) -> None:
     assert find_backbone(tmp_path / "mine").template is None
 
 
+@pytest.mark.parametrize("name", ["glm4", "minicpm"])
+def test_a_folder_of_a_listed_type_has_the_layers_and_the_size_of_its_type(
+    tmp_path: Path, name: str
+) -> None:
+    model = tiny_random_model(find_backbone(name))
+    model.save_pretrained(tmp_path)
+    backbone = find_backbone(tmp_path)
+    assert backbone.target_modules == find_backbone(name).target_modules
+    assert backbone.shape is not None
+    n = sum(weight.numel() for weight in model.parameters())
+    assert count_parameters(backbone.shape) == pytest.approx(n, rel=0.02)  # norms weigh more here
+
+
 def test_the_download_of_a_listed_model_keeps_its_formats(tmp_path: Path) -> None:
     config = {"model_type": "qwen2", "vocab_size": 152064, "architectures": ["Qwen2ForCausalLM"]}
     backbone = find_backbone(_write(tmp_path / "Qwen2.5-7B-Instruct", config))
