@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from cbtqa.errors import ConfigError, DataError, EndpointAuthError, IncompleteRunError
 from cbtqa.llm.limits import Limits
@@ -19,7 +20,7 @@ from cbtqa.simulation.messages import end_token
 from cbtqa.simulation.profiles import draw_profiles
 from cbtqa.simulation.run import RunLimits, run_study
 from cbtqa.simulation.sessions import StudyFolder
-from cbtqa.simulation.study import Events, load_study
+from cbtqa.simulation.study import Events, load_study, parse_study
 from tests.support.endpoint import (
     Answer,
     ScriptedEndpoint,
@@ -480,3 +481,10 @@ def test_a_journal_that_cannot_be_written_stops_the_run(tmp_path: Path) -> None:
     with pytest.raises(IncompleteRunError, match="cannot be written"):
         run_study(study_of(), tmp_path / "s", limits=QUICK)
     assert not (tmp_path / "s/manifest.json").exists()
+
+
+def test_the_study_in_the_documentation_is_a_study() -> None:
+    text = (Path(__file__).parents[2] / "docs/simulation.md").read_text(encoding="utf-8")
+    example = text.split("```yaml\n")[1].split("```")[0]
+    study = parse_study(yaml.safe_load(example), "docs/simulation.md")
+    assert [arm.name for arm in study.arms] == ["tuned", "instruct"]
