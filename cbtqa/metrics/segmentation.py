@@ -31,8 +31,10 @@ GLUED = re.compile(r"[_\-]|(?<![a-zA-Z0-9])\.|\.(?![0-9])")
 """Symbols that rjieba glues to letters and digits beside them: `b.A`, `GPT-4`, `a_b`."""
 UNGLUED = "&"
 """Cut alike by both, and to jieba no other symbol than those, but for the word `AT&T`."""
-STAYS = re.compile(r"AT[._\-]T|\.[0-9]+[a-zA-Z.]")
-"""Where no disguise helps: `AT-T` would become that word, and `1.2.3` or `3.5kg` stay whole."""
+STAYS = re.compile(r"AT[._\-]T|\.[0-9]+[a-zA-Z.]|常在")
+"""Where no disguise helps: `AT-T` would become that word, `1.2.3` or `3.5kg` stay whole, and
+`常在` before a single character is a tie to the seventh digit, which rjieba's rounded tables of
+the hidden Markov model decide otherwise; the only one among frequent characters."""
 
 
 class Segmenter(Protocol):

@@ -59,9 +59,9 @@ def test_the_fall_back_is_needed_and_used(jieba_cut: Any) -> None:
     """rjieba alone cuts this mixed run otherwise than jieba."""
     from rjieba import Jieba
 
-    text = "2.Dearfriend，Non-identification"
-    assert Jieba().cut(text) != jieba_cut(text)
-    assert RustSegmenter(Jieba()).cut(text) == jieba_cut(text)
+    for text in ("2.Dearfriend，Non-identification", "1.2.3", "3.5kg", "全国常在每直播"):
+        assert Jieba().cut(text) != jieba_cut(text)
+        assert RustSegmenter(Jieba()).cut(text) == jieba_cut(text)
 
 
 def test_a_word_added_to_the_global_jieba_changes_nothing_here() -> None:
