@@ -167,6 +167,10 @@ class Reason(StrEnum):
 
     BAD_ROW = "bad_row"
     """The input row does not fit the schema."""
+    SOURCE_MISSING = "source_missing"
+    """The file of questions does not hold this entry's question."""
+    SOURCE_DIFFERS = "source_differs"
+    """The question in the file reads differently from the one that was answered."""
     DUPLICATE_ID = "duplicate_id"
     """Another row of the input has the same id."""
     DUPLICATE_QUESTION = "duplicate_question"

@@ -103,13 +103,15 @@ def join(settings: JoinSettings) -> Joined:
     with DatasetWriter(settings.out) as writer:
         for split, row in _rows(tables, "qa"):
             question = questions.get(row["id"])
-            problem = _problem(row, question)
-            if question is None or problem is not None:
-                counts["missing" if question is None else "other"] += 1
-                writer.add_rejection(_rejection(row["id"], problem or "not in the file"))
-                continue
-            writer.add_answer(split, _restored(row, question, labels.get(row["id"], [])))
-            counts["joined"] += 1
+            if question is None:
+                counts["missing"] += 1
+                writer.add_rejection(_rejection(row["id"], Reason.SOURCE_MISSING))
+            elif source_hash(question.source_text) != row["question_sha256"]:
+                counts["other"] += 1
+                writer.add_rejection(_rejection(row["id"], Reason.SOURCE_DIFFERS))
+            else:
+                counts["joined"] += 1
+                writer.add_answer(split, _restored(row, question, labels.get(row["id"], [])))
         splits = writer.n_rows
     if not counts["joined"]:
         raise DataError(
@@ -195,16 +197,8 @@ def _questions(settings: JoinSettings, wanted: set[str]) -> dict[str, Question]:
     }
 
 
-def _problem(row: Mapping[str, Any], question: Question | None) -> str | None:
-    if question is None:
-        return "the file has no question of this id"
-    if source_hash(question.source_text) != row["question_sha256"]:
-        return "the question reads differently from the one that was answered"
-    return None
-
-
-def _rejection(item_id: str, detail: str) -> Rejection:
-    return Rejection(item_id=item_id, stage="input", reason=Reason.BAD_ROW, detail=detail)
+def _rejection(item_id: str, reason: Reason) -> Rejection:
+    return Rejection(item_id=item_id, stage="input", reason=reason)
 
 
 def _restored(
@@ -245,7 +239,8 @@ def _finish(
 ) -> None:
     """Card, report and, last, the manifest."""
     run, folder = read_json(published / PROVENANCE_PATH)["run"], settings.out
-    n_left_out = counts["missing"] + counts["other"]
+    left_out = {Reason.SOURCE_MISSING: counts["missing"], Reason.SOURCE_DIFFERS: counts["other"]}
+    n_left_out = sum(left_out.values())
     origin = f"published as {Path(settings.published).name}"
     before = {name: SettingValue(value=v, origin=origin) for name, v in run["settings"].items()}
     manifest = Manifest(
@@ -261,7 +256,7 @@ def _finish(
             "n_in": counts["joined"] + n_left_out,
             "n_out": counts["joined"],
             "n_rejected": n_left_out,
-            "rejected": {str(Reason.BAD_ROW): n_left_out} if n_left_out else {},
+            "rejected": {str(reason): n for reason, n in left_out.items() if n},
             "splits": dict(splits),
         },
         usage=run["usage"],

@@ -19,6 +19,8 @@ ROOMS_OF_LIBRARY = {
     "peft": ("tuning/",),
     "trl": (),
     "huggingface_hub": ("hub/",),
+    "httpx2": ("hub/",),
+    "markdown_it": ("hub/",),
     "openpyxl": ("ratings/",),
     "xlsxwriter": ("ratings/",),
     "starlette": ("ratings/",),
