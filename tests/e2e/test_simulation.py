@@ -61,12 +61,11 @@ def _finetune(folder: Path, form: str, objective: str) -> None:
 
     flags = {
         "data": folder / form / objective / "train.jsonl",
-        "validation_data": folder / form / objective / "validation.jsonl",
         "backbone": str(folder / "base"),
         "objective": objective,
         "out": folder / f"{objective}-{form}",
-        "max_steps": 2,
-        "batch_size": 2,
+        "max_steps": 1,
+        "batch_size": 1,
         "max_length": 4000,
         "n_samples": 0,
         "rank": 4,
@@ -116,7 +115,7 @@ def test_a_corpus_becomes_four_adapters_that_play_sessions_again(tmp_path: Path)
     for arm in ("sft-plain", "orpo-plain"):
         _was_played(sessions[arm], arm)
     for arm in ("sft-cot", "orpo-cot"):
-        # two steps teach no tags: the session stops for that reason, and says so
+        # one step teaches no tags: the session stops for that reason, and says so
         assert sessions[arm].stop_reason == "no_answer"
         assert sessions[arm].stop_detail.startswith("therapist:")
     assert len({one.turns[0].text for one in sessions.values()}) == 1
