@@ -58,6 +58,7 @@ class _LazyGroup(TyperGroup):
             return None
         if self._is_listing:
             return TyperCommand(cmd_name, help=VERBS[cmd_name])
+        command: Any
         name = cmd_name.replace("-", "_")
         module = import_module(f"cbtqa.cli.{name}")
         if hasattr(module, "app"):

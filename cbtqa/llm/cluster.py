@@ -372,15 +372,12 @@ def _connected(address: str, n_actors: int) -> Iterator[None]:
         return
     # where people's troubles are the text, nothing is told to others unasked
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    local = {"num_cpus": max(n_actors, os.cpu_count() or 1), "include_dashboard": False}
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+    if address == "local":
+        options |= {"num_cpus": max(n_actors, os.cpu_count() or 1), "include_dashboard": False}
     try:
         _knock(address)
-        ray.init(
-            address,
-            log_to_driver=False,
-            logging_level="error",
-            **(local if address == "local" else {}),
-        )
+        ray.init(address, **options)
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"no Ray cluster at '{address}': {error}",
