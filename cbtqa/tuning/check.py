@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from cbtqa.errors import ConfigError
 from cbtqa.settings import Resolved
+from cbtqa.tuning.examples import is_of_rows
 from cbtqa.tuning.settings import FinetuneSettings
 
 _INSTALL = {"tensorboard": "pip install tensorboard", "wandb": "pip install wandb"}
@@ -27,12 +28,13 @@ def check_settings(resolved: Resolved[FinetuneSettings], n_processes: int = 1) -
 
 
 def _problems(settings: FinetuneSettings, n_processes: int) -> Iterator[tuple[str, str]]:
-    is_file = settings.data is not None and settings.data.is_file()
-    if is_file and settings.mode != "answer":
+    is_rows = settings.data is not None and is_of_rows(settings.data)
+    if is_rows and settings.mode != "answer":
         yield "mode", f"{settings.mode} is for built datasets; a file's rows are learnt as they are"
-    if is_file and settings.system_prompt is not None:
+    if is_rows and settings.system_prompt is not None:
         yield "system_prompt", "is for built datasets; a file's rows bring their own"
-    if is_file and settings.early_stopping and settings.validation_data is None:
+    has_own = settings.data is not None and settings.data.is_dir()
+    if settings.early_stopping and settings.validation_data is None and not has_own:
         yield "early_stopping", "wants --validation-data: there is nothing to evaluate on"
     if settings.batch_size < n_processes:
         yield "batch_size", f"{settings.batch_size} examples for {n_processes} processes"

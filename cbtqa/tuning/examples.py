@@ -7,6 +7,7 @@ file has rows of one kind, told by their columns; further columns are left alone
     {"messages": [...]}                    SFT; every assistant turn with all that precedes it
     {"prompt": ..., "chosen": ..., "rejected": ...}    ORPO; `prompt` may stand inside both
 
+A folder with `train.jsonl`, as `cbtqa simulate export` writes, is read by split as well.
 What cannot become an example is counted under its reason.
 """
 
@@ -72,9 +73,7 @@ def read_training_examples(settings: FinetuneSettings) -> ExampleSet:
         raise ConfigError(
             "no data named", hint="cbtqa finetune cbtqa-dataset --backbone qwen2.5 --out runs/tuned"
         )
-    if settings.data.is_dir():
-        return _read_split(settings, settings.data, "train")
-    return _read_file(settings, settings.data)
+    return _read(settings, settings.data, "train")
 
 
 def read_validation_examples(settings: FinetuneSettings) -> ExampleSet | None:
@@ -84,14 +83,29 @@ def read_validation_examples(settings: FinetuneSettings) -> ExampleSet | None:
         DataError: as `read_training_examples`.
     """
     if settings.validation_data is not None:
-        if settings.validation_data.is_dir():
-            return _read_split(settings, settings.validation_data, "validation")
-        return _read_file(settings, settings.validation_data)
-    if settings.data is not None and settings.data.is_dir():
-        if not _parts(settings.data, "validation"):
-            return None
-        return _read_split(settings, settings.data, "validation")
-    return None
+        return _read(settings, settings.validation_data, "validation")
+    folder = settings.data
+    if folder is None or not folder.is_dir():
+        return None
+    if not _parts(folder, "validation") and not _rows_of(folder, "validation").is_file():
+        return None
+    return _read(settings, folder, "validation")
+
+
+def is_of_rows(path: Path) -> bool:
+    """True for a file of rows, and for a folder of them (`train.jsonl`); False for a dataset."""
+    return path.is_file() or _rows_of(path, "train").is_file()
+
+
+def _read(settings: FinetuneSettings, path: Path, split: str) -> ExampleSet:
+    if not path.is_dir():
+        return _read_file(settings, path)
+    rows = _rows_of(path, split)
+    return _read_file(settings, rows) if rows.is_file() else _read_split(settings, path, split)
+
+
+def _rows_of(folder: Path, split: str) -> Path:
+    return folder / f"{split}.jsonl"
 
 
 def _read_split(settings: FinetuneSettings, folder: Path, split: str) -> ExampleSet:

@@ -73,8 +73,8 @@ class FinetuneSettings(LoraSettings):
 
     data: Path | None = Field(
         None,
-        description="Built dataset, or a .jsonl/.json/.parquet file of rows prompt + completion, "
-        "messages, or prompt + chosen + rejected.",
+        description="Built dataset, folder of `cbtqa simulate export`, or a .jsonl/.json/.parquet "
+        "file of rows prompt + completion, messages, or prompt + chosen + rejected.",
     )
     backbone: str | None = Field(
         None,

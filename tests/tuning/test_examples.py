@@ -134,6 +134,17 @@ def test_every_assistant_turn_is_learnt_with_what_precedes_it(tmp_path: Path) ->
     ]
 
 
+def test_a_folder_of_exported_rows_is_read_by_split(tmp_path: Path) -> None:
+    for split in ("train", "validation", "test"):
+        _write(tmp_path / f"{split}.jsonl", {"id": split, "prompt": "问", "completion": "答"})
+    settings = FinetuneSettings(data=tmp_path)
+    validation = read_validation_examples(settings)
+    assert [e.id for e in read_training_examples(settings).examples] == ["train"]
+    assert validation is not None and [e.id for e in validation.examples] == ["validation"]
+    (tmp_path / "validation.jsonl").unlink()
+    assert read_validation_examples(settings) is None
+
+
 def test_pairs_may_carry_their_prompt_inside(tmp_path: Path) -> None:
     prompt = [{"role": "user", "content": "问"}]
     better, worse = ({"role": "assistant", "content": text} for text in ("好", "坏"))
