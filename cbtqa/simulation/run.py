@@ -369,3 +369,9 @@ def _refuse_unfinished(sessions: Sequence[Session]) -> None:
             f"{failed[0].id}: {failed[0].stop_detail}",
             hint="give the same command again; it takes these sessions up where they stopped",
         )
+    if not any(session.n_therapist_turns for session in sessions):
+        raise IncompleteRunError(
+            f"not one of {len(sessions)} sessions has a therapist turn; {sessions[0].id}: "
+            f"{sessions[0].stop_reason}, {sessions[0].stop_detail}",
+            hint="change what the message names in the study file, then play it with --update",
+        )

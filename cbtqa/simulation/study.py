@@ -55,6 +55,9 @@ class Player(Settings):
     stop: tuple[str, ...] = ()
     extra: dict[str, Any] = Field(default_factory=dict)
     """Further fields of the request, such as `top_k`."""
+    seed_field: str | None = "seed"
+    """Name of the request's seed, such as `random_seed` at Mistral; None for a server that knows
+    none."""
     price_in: float | None = Field(default=None, ge=0)
     """Price of a million prompt tokens; the dated table's when left out."""
     price_out: float | None = Field(default=None, ge=0)
@@ -70,6 +73,8 @@ class Player(Settings):
             )
         if self.endpoint and not self.model:
             raise ValueError("endpoint wants model")
+        if self.is_local and self.seed_field != "seed":
+            raise ValueError("seed_field is for endpoints")
         if (self.price_in is None) != (self.price_out is None):
             raise ValueError("price_in and price_out go together")
         return self
@@ -91,13 +96,15 @@ class Player(Settings):
 
     def sampling(self, seed: int | None) -> Sampling:
         """How its words are drawn, for one request."""
+        is_usual = self.seed_field == "seed"
+        has_other = self.seed_field is not None and not is_usual and seed is not None
         return Sampling(
             temperature=self.temperature,
             top_p=self.top_p,
             max_tokens=self.max_tokens,
-            seed=seed,
+            seed=seed if is_usual else None,
             stop=self.stop,
-            extra=self.extra,
+            extra=self.extra | ({str(self.seed_field): seed} if has_other else {}),
         )
 
 

@@ -488,3 +488,23 @@ def test_the_study_in_the_documentation_is_a_study() -> None:
     example = text.split("```yaml\n")[1].split("```")[0]
     study = parse_study(yaml.safe_load(example), "docs/simulation.md")
     assert [arm.name for arm in study.arms] == ["tuned", "instruct"]
+
+
+def test_a_server_that_refuses_every_question_is_no_finished_study(tmp_path: Path) -> None:
+    with ScriptedEndpoint(failed(422, "extra input: seed")) as server:
+        study = asked_study(server.url)
+        with pytest.raises(IncompleteRunError, match=r"not one of 1 sessions.*extra input: seed"):
+            run_study(study, tmp_path / "s", limits=QUICK)
+    (session,) = StudyFolder(tmp_path / "s").read_sessions()
+    assert session.stop_reason == "refused"
+
+
+@pytest.mark.parametrize(("field", "sent"), [("random_seed", True), (None, False)])
+def test_the_seed_goes_by_the_name_that_the_server_knows(
+    tmp_path: Path, field: str | None, sent: bool
+) -> None:
+    with ScriptedEndpoint(ok("Go on.")) as server:
+        player = {"endpoint": server.url, "model": "m", "seed_field": field}
+        _played(asked_study(server.url, arms=[{"name": "a", "therapist": player}]), tmp_path / "s")
+        bodies = [seen.body for seen in server.requests]
+    assert all("seed" not in body and ("random_seed" in body) == sent for body in bodies)

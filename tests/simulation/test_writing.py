@@ -179,13 +179,19 @@ def test_a_faulty_part_is_asked_for_again_with_the_complaint(tmp_path: Path) -> 
 
 
 def test_a_part_that_never_fits_ends_the_course_and_no_session_vanishes(tmp_path: Path) -> None:
-    with ScriptedEndpoint(ok("I'd rather not.")) as server:
+    def script(seen: Seen) -> Answer:
+        system = seen.body["messages"][0]["content"]
+        if "session 2 of 20" in system:
+            return ok("I'd rather not.")
+        return ok(json.dumps({"turns": GOOD, **({"state": STATE} if '"state"' in system else {})}))
+
+    with ScriptedEndpoint(script) as server:
         study = _course(server.url, attempts=2, patients={"draw": "cbt", "n": 1})
         result = run_study(study, tmp_path / "s", limits=QUICK)
-        assert server.n_paid == 2
+        assert server.n_paid == 4 + 2
     sessions = list(result.folder.read_sessions())
-    assert [one.stop_reason for one in sessions] == ["no_answer"] * 3
-    assert "opening" in sessions[0].stop_detail and "not played" in sessions[1].stop_detail
+    assert [one.stop_reason for one in sessions] == ["written", "no_answer", "no_answer"]
+    assert "opening" in sessions[1].stop_detail and "not played" in sessions[2].stop_detail
 
 
 def test_the_built_in_writer_keeps_every_rule_through_twenty_sessions(tmp_path: Path) -> None:
