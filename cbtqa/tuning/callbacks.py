@@ -100,7 +100,8 @@ class SoftStop(TrainerCallback):
         if self.is_asked:
             control.should_save = control.should_training_stop = True
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Training ended, or was stopped."""
+    def restore(self) -> None:
+        """Puts back what SIGTERM did before training."""
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
+            self._before = None

@@ -10,7 +10,12 @@ from typing import Any
 
 import torch
 from peft.helpers import disable_input_dtype_casting
-from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    PrinterCallback,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from cbtqa.errors import ConfigError, IncompleteRunError
 from cbtqa.manifest import Manifest
@@ -26,7 +31,7 @@ from cbtqa.tuning.callbacks import (
     keep_until,
 )
 from cbtqa.tuning.curve import write_curve
-from cbtqa.tuning.failures import is_out_of_memory
+from cbtqa.tuning.failures import is_disk_full, is_out_of_memory
 from cbtqa.tuning.loading import ComputeType, choose_precision
 from cbtqa.tuning.packing import StepPlan
 from cbtqa.tuning.prepare import (
@@ -70,12 +75,19 @@ def run_training(
     if is_first:
         write_start(settings.out, start)
     on_stage(f"loading {backbone.told_name}")
-    longest = max(sets.train.lengths)
+    stop = SoftStop()
     try:
-        ready = prepare_model(settings, backbone, precision, longest)
+        ready = prepare_model(settings, backbone, precision, max(sets.train.lengths))
         if is_first:
             _check_disk(settings, ready.model)
-        trainer, stop = _make_trainer(settings, backbone, sets, ready, args, on_line)
+        trainer = _make_trainer(
+            settings,
+            backbone,
+            sets,
+            ready,
+            args,
+            [LogLines(settings.out, on_line), LastStep(), stop],
+        )
         for note in (*sets.notes, *ready.notes):
             on_stage(note)
         resumed = last_checkpoint(Path(str(args.output_dir)))
@@ -84,18 +96,18 @@ def run_training(
         on_stage("training" if resumed is None else f"continuing from {resumed.name}")
         with disable_input_dtype_casting(ready.model):
             trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise _no_memory(settings) from None
-    if stop.is_asked:
-        raise IncompleteRunError(
-            f"stopped by a signal after step {trainer.state.global_step} of "
-            f"{trainer.state.max_steps}; a checkpoint was written",
-            hint="the same command continues",
-        )
-    on_stage("writing the adapter")
-    return _write(settings, sets, ready, trainer, start), is_first
+        if stop.is_asked:
+            raise _stopped(trainer)
+        on_stage("writing the adapter")
+        return _write(settings, sets, ready, trainer, start), is_first
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise _no_memory(settings) from None
+        if is_disk_full(error):
+            raise _no_room(settings) from None
+        raise
+    finally:
+        stop.restore()
 
 
 def training_arguments(
@@ -160,8 +172,8 @@ def _make_trainer(
     sets: TrainingSets,
     ready: Ready,
     args: TrainingArguments,
-    on_line: OnLine,
-) -> tuple[StepTrainer, SoftStop]:
+    callbacks: list[TrainerCallback],
+) -> StepTrainer:
     data, eval_data = plan_steps(
         settings,
         sets,
@@ -178,17 +190,15 @@ def _make_trainer(
         processing_class=sets.chat.tokenizer,
     )
     trainer.remove_callback(PrinterCallback)  # it prints; `on_line` is told instead
-    stop = SoftStop()
     answers = settings.n_samples > 0 and eval_data is not None and args.process_index == 0
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         answers = False  # one process alone does not hold the weights
     answer = partial(_answer, settings, backbone, sets, trainer) if answers else None
-    callbacks = [LogLines(settings.out, on_line), LastStep(), stop]
     for callback in (*callbacks, SampleAnswers(settings.out, settings.mode, answer)):
         trainer.add_callback(callback)
     if settings.early_stopping is not None:
         trainer.add_callback(EarlyStoppingCallback(settings.early_stopping))
-    return trainer, stop
+    return trainer
 
 
 def _answer(
@@ -229,6 +239,21 @@ def _check_disk(settings: FinetuneSettings, model: Any) -> None:
             f"{settings.out}: {free / 1e9:.1f} GB free, the checkpoints want {wanted / 1e9:.1f}",
             hint="make room, name an --out elsewhere, or lower --keep-checkpoints or --rank",
         )
+
+
+def _stopped(trainer: StepTrainer) -> IncompleteRunError:
+    return IncompleteRunError(
+        f"stopped by a signal after step {trainer.state.global_step} of "
+        f"{trainer.state.max_steps}; a checkpoint was written",
+        hint="the same command continues",
+    )
+
+
+def _no_room(settings: FinetuneSettings) -> IncompleteRunError:
+    return IncompleteRunError(
+        f"the disk is full: {settings.out} could not be written",
+        hint="make room and run the same command again; it continues from the last checkpoint",
+    )
 
 
 def _no_memory(settings: FinetuneSettings) -> IncompleteRunError:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import Trainer
 
-from cbtqa.errors import DataError, IncompleteRunError
+from cbtqa.errors import DataError
 from cbtqa.tuning.batches import Batch, StepBatches, StepData
 from cbtqa.tuning.failures import is_disk_full
 from cbtqa.tuning.loss import sft_loss
@@ -178,14 +178,9 @@ class StepTrainer(Trainer):
                 marker = {"step": self.state.global_step, "n_processes": self.args.world_size}
                 (folder / COMPLETE_NAME).write_text(json.dumps(marker), encoding="utf-8")
         except Exception as error:
-            if not is_disk_full(error):
-                raise
-            shutil.rmtree(folder, ignore_errors=True)
-            raise IncompleteRunError(
-                f"the disk is full: checkpoint {self.state.global_step} could not be written",
-                hint="make room and run the same command again; it continues from the checkpoint "
-                "before",
-            ) from None
+            if is_disk_full(error):
+                shutil.rmtree(folder, ignore_errors=True)  # at once: it takes what room there is
+            raise
         self.speed.pause(time.perf_counter() - started)
 
 
