@@ -96,9 +96,7 @@ def test_the_model_of_arms_equals_statsmodels(tmp_path: Path, n_lost: int) -> No
     constraint = np.eye(5)[1:4]
     expected = theirs.wald_test(constraint[:, : len(theirs.params)], scalar=True)
     assert outcome.omnibus is not None
-    assert outcome.omnibus.chi2 == pytest.approx(
-        expected.statistic, rel=0.05 if n_lost else 1e-6
-    )
+    assert outcome.omnibus.chi2 == pytest.approx(expected.statistic, rel=0.05 if n_lost else 1e-6)
     assert outcome.omnibus.df == 3
 
 
