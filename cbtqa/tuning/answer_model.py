@@ -86,9 +86,6 @@ class AnswerModel:
         model = load_base(self.backbone, precision, place=place)
         if self.adapter is not None:
             model = self._with_adapter(model, self.adapter)
-        # what a model's own generation_config.json sets (penalties, temperatures) is set by flags
-        # here, and recorded: nothing is inherited
-        model.generation_config = require("transformers").GenerationConfig()
         return model.eval()
 
     def _with_adapter(self, model: Any, folder: Path) -> Any:

@@ -144,6 +144,9 @@ def load_base(
         )
     except (OSError, ValueError) as error:
         raise _not_loaded(backbone, error) from None
+    # what a model's own generation_config.json sets (penalties, temperatures) is set by flags here,
+    # and recorded: nothing is inherited
+    model.generation_config = transformers.GenerationConfig()
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # on a CPU bitsandbytes would repack weights at the first evaluation, for good, and
