@@ -25,6 +25,7 @@ PACKAGES = (
     *("openai", "pyarrow", "pydantic", "rensa", "aiohttp", "json-repair", "pyahocorasick"),
     *("numpy", "scipy", "jieba", "rjieba", "numba", "statsmodels"),
     *("torch", "transformers", "peft", "accelerate", "datasets", "huggingface-hub"),
+    *("tokenizers", "safetensors", "sentencepiece", "bitsandbytes"),
 )
 
 

@@ -26,7 +26,7 @@ from cbtqa.llm.journal import Journal, Outcome
 from cbtqa.llm.structured import parse_object
 from cbtqa.metrics.judge.task import (
     CANNOT_JUDGE,
-    SEED_STEP,
+    JudgeAsking,
     JudgeCriterion,
     Verdict,
     ratings_schema,
@@ -59,7 +59,7 @@ class SessionAsk:
         return cls(session.id, shown_text(session), shown_turns(session), repeat)
 
 
-class SessionJudgeTask:
+class SessionJudgeTask(JudgeAsking[SessionAsk]):
     """The engine's task: asks, checks, asks again, reads back."""
 
     def __init__(
@@ -105,34 +105,14 @@ class SessionJudgeTask:
             transcript=fence(ask.text),
         )
         schema = _schema(rubric.id, criteria)
-        return ChatRequest(messages, schema, schema_name="ratings", sampling=self._for(ask))
-
-    def check(self, ask: SessionAsk, reply: Reply) -> Fault | None:
-        """The first thing wrong with a reply, or None."""
-        verdicts = self.read(ask, reply)
-        if isinstance(verdicts, Fault):
-            return verdicts
-        return next((verdict.fault for verdict in verdicts.values() if verdict.fault), None)
-
-    def ask_again(self, ask: SessionAsk, reply: Reply, fault: Fault) -> ChatRequest | None:
-        """The same question afresh, with another seed; not after a refusal.
-
-        The faulty reply is not shown again: it would anchor the new ratings to the old ones.
-        """
-        if fault.reason in (Reason.REFUSAL, Reason.CONTENT_FILTER):
-            return None
-        return self.request(ask)
+        return ChatRequest(
+            messages, schema, schema_name="ratings", sampling=self._sampling_of(ask.repeat - 1)
+        )
 
     def _turned(self, repeat: int) -> list[JudgeCriterion]:
         """The items, each repeat beginning with another one."""
         first = (repeat - 1) * max(1, len(self._criteria) // 3) % len(self._criteria)
         return self._criteria[first:] + self._criteria[:first]
-
-    def _for(self, ask: SessionAsk) -> Sampling:
-        seed = self._sampling.seed
-        if seed is None:
-            return self._sampling
-        return self._sampling.model_copy(update={"seed": seed + SEED_STEP * (ask.repeat - 1)})
 
     def read(self, ask: SessionAsk, reply: Reply) -> dict[str, Verdict] | Fault:
         """A verdict on every item, or what is wrong with the reply as a whole."""

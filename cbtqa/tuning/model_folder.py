@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,7 +12,7 @@ from typing import Any
 import cbtqa
 from cbtqa.errors import ConfigError, DataError, IncompleteRunError, UsageError
 from cbtqa.files import read_json, write_json
-from cbtqa.manifest import FileEntry, describe_file, now
+from cbtqa.manifest import FileEntry, describe_file, now, package_versions
 from cbtqa.records import Record
 from cbtqa.tuning.backbones import Backbone
 from cbtqa.tuning.downloads import fetch_if_present
@@ -24,7 +23,6 @@ from cbtqa.tuning.weights import combine_hashes
 
 PLAN_NAME = "plan.json"
 NOTICE_NAMES = ("LICENSE", "NOTICE", "LICENSE.txt", "NOTICE.txt")
-PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "sentencepiece", "peft")
 
 
 class ModelRecord(Record):
@@ -49,7 +47,7 @@ def describe_written(folder: Path, outputs: Iterable[Output]) -> dict[str, Any]:
     return {
         "dtypes": tuple(sorted({output.dtype for output in outputs})),
         "weights_sha256": combine_hashes(f for f in written if f.name.endswith(".safetensors")),
-        "packages": library_versions(),
+        "packages": package_versions(),
         "files": written,
         "finished_at": now(),
     }
@@ -131,17 +129,6 @@ def describe_folder(folder: Path) -> tuple[FileEntry, ...]:
     """All files of a folder by name, size and hash."""
     names = sorted(path for path in folder.iterdir() if path.name != PLAN_NAME)
     return tuple(describe_file(path) for path in names if path.is_file())
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of the libraries that take part, those installed."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def make_generation_config(

@@ -10,7 +10,6 @@ manifest, written last.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import subprocess
 from collections.abc import Iterable
 from importlib.resources import files
@@ -38,7 +37,6 @@ from cbtqa.tuning.settings import FinetuneSettings
 from cbtqa.tuning.weights import BaseRecord
 
 RUN_NAME, README_NAME = "run.json", "README.md"
-PACKAGES = ("peft", "accelerate", "tokenizers", "safetensors", "bitsandbytes")
 WITHOUT_EFFECT = {
     *("out", "data", "validation_data", "backbone", "micro_batch_tokens", "packing", "log_steps"),
     *("gradient_checkpointing", "compile", "keep_checkpoints", "tracker", "n_samples"),
@@ -167,7 +165,7 @@ def write_record(folder: Path, start: RunStart, counts: dict[str, Any]) -> Manif
     parts = sorted(path for path in folder.glob("*") if path.is_file() and path.name[0] != ".")
     manifest = Manifest(
         kind="adapter",
-        packages=package_versions() | _more_versions(),
+        packages=package_versions(),
         settings=start.settings,
         inputs=start.inputs,
         counts=told,
@@ -177,16 +175,6 @@ def write_record(folder: Path, start: RunStart, counts: dict[str, Any]) -> Manif
     )
     write_manifest(folder, manifest)
     return manifest
-
-
-def _more_versions() -> dict[str, str]:
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
 
 
 def source_revision() -> str | None:

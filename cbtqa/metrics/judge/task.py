@@ -14,9 +14,10 @@ from __future__ import annotations
 import hashlib
 import json
 import unicodedata
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -26,6 +27,7 @@ from cbtqa.llm.structured import parse_object
 from cbtqa.prompts import fence, load_prompt
 from cbtqa.records import NonEmptyText, Reason, Record
 
+AskT = TypeVar("AskT")
 SEED_STEP = 1_000
 """Between the seeds of two repeats, so that re-asks of one never take the seed of the next."""
 SHORTEST_EVIDENCE = 4
@@ -100,7 +102,44 @@ class Verdict:
     note: str = ""
 
 
-class JudgeTask:
+class JudgeAsking(ABC, Generic[AskT]):
+    """What every judge's task shares: another seed each repeat, no look back at a faulty reply."""
+
+    _sampling: Sampling
+
+    @abstractmethod
+    def request(self, ask: AskT) -> ChatRequest:
+        """The question."""
+
+    @abstractmethod
+    def read(self, ask: AskT, reply: Reply) -> dict[str, Verdict] | Fault:
+        """A verdict on every criterion, or what is wrong with the reply as a whole."""
+
+    def check(self, ask: AskT, reply: Reply) -> Fault | None:
+        """The first thing wrong with a reply, or None."""
+        verdicts = self.read(ask, reply)
+        if isinstance(verdicts, Fault):
+            return verdicts
+        return next((verdict.fault for verdict in verdicts.values() if verdict.fault), None)
+
+    def ask_again(self, ask: AskT, reply: Reply, fault: Fault) -> ChatRequest | None:
+        """The same question afresh, with another seed; not after a refusal.
+
+        The faulty reply is not shown again: it would anchor the new ratings to the old ones.
+        """
+        if fault.reason in (Reason.REFUSAL, Reason.CONTENT_FILTER):
+            return None
+        return self.request(ask)
+
+    def _sampling_of(self, n_before: int) -> Sampling:
+        """How the repeat after `n_before` others is sampled."""
+        seed = self._sampling.seed
+        if seed is None:
+            return self._sampling
+        return self._sampling.model_copy(update={"seed": seed + SEED_STEP * n_before})
+
+
+class JudgeTask(JudgeAsking[Ask]):
     """The engine's task: asks, checks, asks again, reads back."""
 
     def __init__(
@@ -145,36 +184,17 @@ class JudgeTask:
             answer=fence(ask.answer),
         )
         return ChatRequest(
-            messages, ratings_schema(criteria), schema_name="ratings", sampling=self._for(ask)
+            messages,
+            ratings_schema(criteria),
+            schema_name="ratings",
+            sampling=self._sampling_of(ask.repeat),
         )
-
-    def check(self, ask: Ask, reply: Reply) -> Fault | None:
-        """The first thing wrong with a reply, or None."""
-        verdicts = self.read(ask, reply)
-        if isinstance(verdicts, Fault):
-            return verdicts
-        return next((verdict.fault for verdict in verdicts.values() if verdict.fault), None)
-
-    def ask_again(self, ask: Ask, reply: Reply, fault: Fault) -> ChatRequest | None:
-        """The same question afresh, with another seed; not after a refusal.
-
-        The faulty reply is not shown again: it would anchor the new ratings to the old ones.
-        """
-        if fault.reason in (Reason.REFUSAL, Reason.CONTENT_FILTER):
-            return None
-        return self.request(ask)
 
     def _turned(self, repeat: int) -> list[JudgeCriterion]:
         """The criteria, each repeat beginning with another one."""
         criteria = list(self.rubric.criteria)
         first = repeat % len(criteria)
         return criteria[first:] + criteria[:first]
-
-    def _for(self, ask: Ask) -> Sampling:
-        seed = self._sampling.seed
-        if seed is None:
-            return self._sampling
-        return self._sampling.model_copy(update={"seed": seed + SEED_STEP * ask.repeat})
 
     def read(self, ask: Ask, reply: Reply) -> dict[str, Verdict] | Fault:
         """A verdict on every criterion, or what is wrong with the reply as a whole."""
