@@ -268,10 +268,13 @@ class ParquetRows:
     ...     rows.add({"id": "1", "question": "..."})
     """
 
+    _ROWS_PER_BATCH = 250  # as Python objects, rows take ten times the memory
+
     def __init__(self, path: Path, schema: pa.Schema, rows_per_group: int = 5_000) -> None:
         self.n_rows = 0
         self._path, self._schema, self._rows_per_group = path, schema, rows_per_group
         self._pending: list[dict[str, Any]] = []
+        self._group: list[pa.RecordBatch] = []
 
     def __enter__(self) -> ParquetRows:
         import pyarrow.parquet as pq
@@ -285,15 +288,25 @@ class ParquetRows:
         """Adds one row; keys are the schema's columns."""
         self._pending.append(row)
         self.n_rows += 1
-        if len(self._pending) >= self._rows_per_group:
+        if len(self._pending) >= self._ROWS_PER_BATCH:
+            self._pack()
+        if self.n_rows % self._rows_per_group == 0:
             self._flush()
+
+    def _pack(self) -> None:
+        import pyarrow as pa
+
+        if self._pending:
+            self._group.append(pa.RecordBatch.from_pylist(self._pending, schema=self._schema))
+            self._pending.clear()
 
     def _flush(self) -> None:
         import pyarrow as pa
 
-        if self._pending:
-            self._writer.write_table(pa.Table.from_pylist(self._pending, schema=self._schema))
-            self._pending.clear()
+        self._pack()
+        if self._group:
+            self._writer.write_table(pa.Table.from_batches(self._group))
+            self._group.clear()
 
     def __exit__(self, kind: Any, value: Any, trace: Any) -> None:
         try:

@@ -33,6 +33,7 @@ VERBS = {
     "finetune": "Tune a backbone with LoRA: SFT or ORPO, packed, resumed exactly.",
     "merge": "Merge an adapter into its base: plain weights for vLLM and llama.cpp.",
     "generate": "Let a tuned model, any model or an endpoint answer questions.",
+    "chat": "Try a model by hand, one question at a time, behind the safety checks.",
     "score": "Score predictions with Chinese metrics, several systems side by side.",
     "compare": "Test whether systems differ: intervals, adjusted p, win rates.",
     "judge": "Rate answers 0-2 with a language model, never without its agreement.",

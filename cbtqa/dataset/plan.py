@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
+import numpy as np
+
 from cbtqa.dataset.duplicates import NearDuplicates, Sketches, sketch
 from cbtqa.dataset.instruction import Item
 from cbtqa.dataset.processes import map_blocks
+from cbtqa.dataset.rows import SPLITS
 from cbtqa.dataset.settings import BuildSettings
 from cbtqa.llm.journal import blocks_of
 from cbtqa.records import Risk
@@ -22,10 +25,9 @@ class SplitPlan:
 
     def __init__(self, settings: BuildSettings, items: Iterable[Item]) -> None:
         """Reads all questions: compares their texts and grades those not graded yet."""
-        self._settings = settings
         near = NearDuplicates(settings.near_duplicate)
-        self._ids: list[str] = []
-        self._is_crisis = bytearray()
+        # by place: where the question alone would go, an index into SPLITS; whether it is apart
+        own, is_crisis = bytearray(), bytearray()
         blocks: deque[list[Item]] = deque()
 
         def texts() -> Iterator[list[tuple[str, bool]]]:
@@ -40,24 +42,24 @@ class SplitPlan:
             for item, risk in zip(blocks.popleft(), risks, strict=True):
                 if risk is not None:
                     item.note(risk)
-                self._ids.append(item.question.id)
-                self._is_crisis.append(item.risk != "none" and settings.crisis == "split")
-        self._clusters = near.clusters()
-        self.n_near_duplicates = int((self._clusters != range(len(self._clusters))).sum())
+                split = split_of(
+                    item.question.id,
+                    seed=settings.split_seed,
+                    validation=settings.validation,
+                    test=settings.test,
+                )
+                own.append(SPLITS.index(split))
+                is_crisis.append(item.risk != "none" and settings.crisis == "split")
+        first = near.clusters()
+        self.n_near_duplicates = int((first != np.arange(len(first))).sum())
         """Questions that joined the cluster of an earlier one."""
+        apart = np.frombuffer(is_crisis, dtype=bool)
+        together = np.frombuffer(own, dtype=np.uint8)[first]
+        self._places = np.where(apart, SPLITS.index("crisis"), together).astype(np.uint8).tobytes()
 
     def splits(self) -> Iterator[str]:
         """The split of each question, in the order added."""
-        for index, first in enumerate(self._clusters.tolist()):
-            if self._is_crisis[index]:
-                yield "crisis"
-            else:
-                yield split_of(
-                    self._ids[first],
-                    seed=self._settings.split_seed,
-                    validation=self._settings.validation,
-                    test=self._settings.test,
-                )
+        return (SPLITS[place] for place in self._places)
 
 
 def _make_reader() -> Callable[[list[tuple[str, bool]]], tuple[Sketches, list[Risk | None]]]:

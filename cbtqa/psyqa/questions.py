@@ -14,7 +14,7 @@ import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -70,17 +70,17 @@ class _Seen:
         return self._slots[self._slot_of(key)] == key
 
     def add(self, key: int) -> None:
-        slot = self._slot_of(key)
-        if self._slots[slot] != key:
-            self._slots[slot] = key
-            self._n += 1
-            if 3 * self._n > 2 * len(self._slots):
-                self._double()
+        """Adds a key that is not in the set."""
+        self._slots[self._slot_of(key)] = key
+        self._n += 1
+        if 3 * self._n > 2 * len(self._slots):
+            self._double()
 
     def _slot_of(self, key: int) -> int:
-        mask = len(self._slots) - 1
+        slots = self._slots
+        mask = len(slots) - 1
         slot = key & mask
-        while self._slots[slot] not in (0, key):
+        while (found := slots[slot]) and found != key:
             slot = (slot + 1) & mask
         return slot
 
@@ -353,6 +353,11 @@ def _keywords(value: dict[str, Any], columns: Mapping[str, str]) -> tuple[str, .
     parts = as_list(value[column])
     if not all(isinstance(part, str) for part in parts):
         raise BadField(column, f"expected text or a list of texts, found {name_of(value[column])}")
+    return _tags_in(tuple(parts))
+
+
+@lru_cache(maxsize=4096)  # a few hundred topics stand in a million rows
+def _tags_in(parts: tuple[str, ...]) -> tuple[str, ...]:
     tags = (clean(tag)[0] for part in parts for tag in _keyword_separator.split(part))
     return tuple(dict.fromkeys(tag for tag in tags if tag))
 

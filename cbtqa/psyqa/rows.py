@@ -319,14 +319,14 @@ def _broken(source: SourceFile, line: int, what: str, n_before: int) -> DataErro
 
 
 def _lines(source: SourceFile) -> Iterator[Row]:
-    number = 0
+    number, name = 0, source.path.name
     with open_text(source.path, source.encoding) as stream:
         for line_number, line in enumerate(stream, 1):
             text = line.strip()
             if not text:
                 continue
             number += 1
-            where = f"{source.path.name}:{line_number}"
+            where = f"{name}:{line_number}"
             try:
                 yield Row(number, where, json.loads(text), text)
             except (ValueError, RecursionError) as error:

@@ -15,10 +15,10 @@ from cbtqa.llm.limits import Limits
 from cbtqa.llm.progress import Progress
 from cbtqa.tuning.answer_checks import AnswerChecks
 from cbtqa.tuning.asked import AskedItem
-from cbtqa.tuning.generate_settings import GenerateSettings
+from cbtqa.tuning.generate_settings import GenerateSettings, SpeakerSettings
 
 
-def sampling_of(settings: GenerateSettings) -> Sampling:
+def sampling_of(settings: SpeakerSettings) -> Sampling:
     """The request's sampling; what the protocol has no field for goes along as vLLM takes it."""
     more: dict[str, float | int] = {}
     if settings.top_k:

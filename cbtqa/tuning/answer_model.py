@@ -7,19 +7,22 @@ model = loaded.load("cuda", "bf16")
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cbtqa.errors import ConfigError, DataError, UsageError
 from cbtqa.files import parse_record, read_json
+from cbtqa.llm.chat import Fault, Message
 from cbtqa.manifest import describe_file
+from cbtqa.records import Reason
 from cbtqa.tuning.adapter_base import check_base, find_base
 from cbtqa.tuning.adapter_weights import CONFIG_NAME, WEIGHT_NAMES
 from cbtqa.tuning.backbones import Backbone
 from cbtqa.tuning.chat_format import ChatFormat
 from cbtqa.tuning.downloads import fetch_if_present
-from cbtqa.tuning.generate_settings import GenerateSettings
+from cbtqa.tuning.generate_settings import SpeakerSettings
 from cbtqa.tuning.libraries import require
 from cbtqa.tuning.loading import ComputeType, choose_backbone, load_base, load_chat
 from cbtqa.tuning.run_record import RUN_NAME, RunStart
@@ -75,6 +78,21 @@ class AnswerModel:
         given = read_json(file).get("eos_token_id") if file else None
         return given if isinstance(given, list) else [given]
 
+    def fault_of_prompt(
+        self, messages: Sequence[Message], n_tokens: int, max_new_tokens: int
+    ) -> Fault | None:
+        """Why a prompt of so many tokens cannot be asked, or None."""
+        context, detail = self.backbone.context, None
+        if any(self.chat.holds_special_token(turn["content"]) for turn in messages):
+            # it would end the user's turn and speak for the system; left out in training, too
+            detail = "spells out a control token of the chat format"
+        elif context is not None and n_tokens + max_new_tokens > context:
+            detail = (
+                f"{n_tokens:,} tokens and {max_new_tokens:,} for the answer, "
+                f"the model takes {context:,}"
+            )
+        return Fault(Reason.BAD_REQUEST, detail) if detail else None
+
     def load(self, device: str, precision: ComputeType) -> Any:
         """The model in evaluation mode, ready to generate.
 
@@ -103,7 +121,7 @@ class AnswerModel:
             ) from None
 
 
-def open_model(settings: GenerateSettings) -> AnswerModel:
+def open_model(settings: SpeakerSettings) -> AnswerModel:
     """Finds the model, its base and its tokenizer, and checks that they belong together.
 
     Raises:
@@ -126,7 +144,7 @@ def open_model(settings: GenerateSettings) -> AnswerModel:
     return AnswerModel(backbone, chat, None, backbone.told_name, sha256)
 
 
-def _open_adapter(settings: GenerateSettings, folder: Path) -> AnswerModel:
+def _open_adapter(settings: SpeakerSettings, folder: Path) -> AnswerModel:
     if not (folder / CONFIG_NAME).is_file():
         raise DataError(
             f"no adapter here: no {CONFIG_NAME}",
@@ -155,7 +173,7 @@ def _open_adapter(settings: GenerateSettings, folder: Path) -> AnswerModel:
     )
 
 
-def _chat_of_adapter(settings: GenerateSettings, folder: Path, backbone: Backbone) -> ChatFormat:
+def _chat_of_adapter(settings: SpeakerSettings, folder: Path, backbone: Backbone) -> ChatFormat:
     """The tokenizer saved with the adapter, whose template is the one it was trained with."""
     if not (folder / "tokenizer_config.json").is_file():
         return load_chat(backbone, settings.chat_format)

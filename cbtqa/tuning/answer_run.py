@@ -16,7 +16,7 @@ from cbtqa.settings import Resolved
 from cbtqa.tuning.answer_endpoint import sampling_of
 from cbtqa.tuning.answer_model import AnswerModel, open_model, read_training
 from cbtqa.tuning.asked import Asked, read_asked
-from cbtqa.tuning.generate_settings import GenerateSettings
+from cbtqa.tuning.generate_settings import GenerateSettings, SpeakerSettings
 from cbtqa.tuning.libraries import require
 from cbtqa.tuning.loading import ComputeType, choose_precision
 from cbtqa.tuning.settings import Mode
@@ -98,14 +98,8 @@ def prepare(resolved: Resolved[GenerateSettings], on_stage: OnStage) -> AnswerRu
     prompt = trained.system_prompt if settings.system_prompt is None else settings.system_prompt
     if settings.out.is_file():
         raise ConfigError(f"--out: {settings.out} is a file")
-    if settings.endpoint is not None:
-        if settings.adapter is not None or settings.model is None:
-            raise UsageError(
-                "--endpoint goes with --model NAME, the model's name there",
-                hint="an adapter is served under a name of its own: vllm serve BASE --enable-lora "
-                "--lora-modules NAME=FOLDER",
-            )
-        endpoint = Endpoint.parse(settings.endpoint, settings.model)
+    endpoint = endpoint_of(settings)
+    if endpoint is not None:
         asked = read_asked(settings, mode, prompt)
         acknowledgements = pass_disclosure_gate(
             endpoint,
@@ -114,19 +108,56 @@ def prepare(resolved: Resolved[GenerateSettings], on_stage: OnStage) -> AnswerRu
             is_invented=all(is_bundled_sample(file.sha256) for file in asked.files),
         )
         return AnswerRun(resolved, mode, asked, started, acknowledgements, endpoint, None)
+    require_libraries()
+    asked = read_asked(settings, mode, prompt)
+    opened, device, precision = open_here(settings, on_stage)
+    return AnswerRun(resolved, mode, asked, started, {}, None, opened, device, precision)
+
+
+def endpoint_of(settings: SpeakerSettings) -> Endpoint | None:
+    """The endpoint that the settings name; None for a model in this process.
+
+    Raises:
+        UsageError: an endpoint without a model's name, or with an adapter.
+        ConfigError: not an address.
+    """
+    if settings.endpoint is None:
+        return None
+    if settings.adapter is not None or settings.model is None:
+        raise UsageError(
+            "--endpoint goes with --model NAME, the model's name there",
+            hint="an adapter is served under a name of its own: vllm serve BASE --enable-lora "
+            "--lora-modules NAME=FOLDER",
+        )
+    return Endpoint.parse(settings.endpoint, settings.model)
+
+
+def require_libraries() -> None:
+    """Imports what a model in this process needs, and silences its talk.
+
+    Raises:
+        MissingExtraError: torch, transformers or peft are not installed.
+    """
     for module in ("torch", "transformers", "peft"):
         require(module)
     talk = require("transformers").logging
     talk.set_verbosity_error()
     talk.disable_progress_bar()
-    asked = read_asked(settings, mode, prompt)
+
+
+def open_here(settings: SpeakerSettings, on_stage: OnStage) -> tuple[AnswerModel, str, ComputeType]:
+    """The model of this process, checked, with its device and precision.
+
+    Raises:
+        UsageError, ConfigError, DataError: as `answer_model.open_model`.
+    """
     on_stage("checking the model")
     opened = open_model(settings)
     for note in opened.notes:
         on_stage(note)
     device = _choose_device(settings.device)
     precision = choose_precision(settings.dtype) if device == "cuda" else _off_card(settings)
-    return AnswerRun(resolved, mode, asked, started, {}, None, opened, device, precision)
+    return opened, device, precision
 
 
 def _choose_device(wanted: str) -> str:
@@ -139,5 +170,5 @@ def _choose_device(wanted: str) -> str:
     return wanted
 
 
-def _off_card(settings: GenerateSettings) -> ComputeType:
+def _off_card(settings: SpeakerSettings) -> ComputeType:
     return "fp32" if settings.dtype == "auto" else settings.dtype

@@ -20,7 +20,7 @@ from typing import Any
 import cbtqa
 from cbtqa.errors import ConfigError, IncompleteRunError
 from cbtqa.files import json_line, replacing
-from cbtqa.llm.chat import Fault, Reply
+from cbtqa.llm.chat import Reply
 from cbtqa.llm.journal import Entry, Journal, Outcome, State
 from cbtqa.llm.progress import Meter, Progress
 from cbtqa.manifest import (
@@ -171,18 +171,11 @@ def _leave_out(
 ) -> Iterator[Entry]:
     """Rejections of prompts that cannot be asked."""
     assert run.opened is not None
-    context, n_new = run.opened.backbone.context, run.settings.max_new_tokens
     for prompt in prompts:
-        said = [turn["content"] for turn in waiting[prompt.key].messages]
-        detail = None
-        if any(map(run.opened.chat.holds_special_token, said)):
-            # it would end the user's turn and speak for the system; left out in training, too
-            detail = "spells out a control token of the chat format"
-        elif context is not None and len(prompt.ids) + n_new > context:
-            n = len(prompt.ids)
-            detail = f"{n:,} tokens and {n_new:,} for the answer, the model takes {context:,}"
-        if detail is not None:
-            yield Entry(prompt.key, 1, State.FINAL, None, Fault(Reason.BAD_REQUEST, detail))
+        messages, n_new = waiting[prompt.key].messages, run.settings.max_new_tokens
+        fault = run.opened.fault_of_prompt(messages, len(prompt.ids), n_new)
+        if fault is not None:
+            yield Entry(prompt.key, 1, State.FINAL, None, fault)
 
 
 def _judged(checks: AnswerChecks, item: AskedItem, reply: Reply) -> Entry:

@@ -1,4 +1,4 @@
-"""What can be set for `cbtqa generate`, with the help text of each flag."""
+"""What can be set for `cbtqa generate` and `cbtqa chat`, with the help text of each flag."""
 
 from __future__ import annotations
 
@@ -17,17 +17,8 @@ _COMPUTE: JsonDict = {"panel": "Compute"}
 _ENDPOINT: JsonDict = {"panel": "Endpoint"}
 
 
-class GenerateSettings(Settings):
-    """Everything `cbtqa generate` can be told."""
-
-    data: Path | None = Field(
-        None,
-        description="Built dataset, question file, or a .jsonl/.json/.parquet file of rows with "
-        "`prompt` or `messages`.",
-    )
-    split: str = Field("test", description="Splits of a built dataset, comma-separated, or all.")
-    limit: int | None = Field(None, ge=1, description="Only the first N questions.")
-    encoding: str = Field("utf-8", description="Encoding of a text file, such as gb18030.")
+class SpeakerSettings(Settings):
+    """Which model answers, and how it draws its words."""
 
     adapter: Path | None = Field(
         None, description="Folder of `cbtqa finetune`.", json_schema_extra=_MODEL
@@ -44,11 +35,6 @@ class GenerateSettings(Settings):
     )
     revision: str | None = Field(
         None, description="Commit or tag of a model on the Hub.", json_schema_extra=_MODEL
-    )
-    system: str | None = Field(
-        None,
-        description="Name of this system in score tables. Default: the folder's or model's name.",
-        json_schema_extra=_MODEL,
     )
 
     mode: Mode | None = Field(
@@ -99,18 +85,6 @@ class GenerateSettings(Settings):
         json_schema_extra=_TEXT,
     )
 
-    engine: Literal["transformers", "vllm"] = Field(
-        "transformers",
-        description="vllm, when installed, is several times faster on a GPU.",
-        json_schema_extra=_COMPUTE,
-    )
-    batch_tokens: int = Field(
-        16384,
-        ge=1,
-        description="Tokens of one batch, answers at their longest included. Halved by itself "
-        "when the device has no memory left.",
-        json_schema_extra=_COMPUTE,
-    )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
         "auto", description="auto: a CUDA card when there is one.", json_schema_extra=_COMPUTE
     )
@@ -130,6 +104,42 @@ class GenerateSettings(Settings):
         description="I may pass these questions on to the operator of a non-local endpoint.",
         json_schema_extra=_ENDPOINT,
     )
+    timeout_s: float = Field(
+        300.0, gt=0, description="Seconds one request may take.", json_schema_extra=_ENDPOINT
+    )
+
+
+class GenerateSettings(SpeakerSettings):
+    """Everything `cbtqa generate` can be told."""
+
+    data: Path | None = Field(
+        None,
+        description="Built dataset, question file, or a .jsonl/.json/.parquet file of rows with "
+        "`prompt` or `messages`.",
+    )
+    split: str = Field("test", description="Splits of a built dataset, comma-separated, or all.")
+    limit: int | None = Field(None, ge=1, description="Only the first N questions.")
+    encoding: str = Field("utf-8", description="Encoding of a text file, such as gb18030.")
+
+    system: str | None = Field(
+        None,
+        description="Name of this system in score tables. Default: the folder's or model's name.",
+        json_schema_extra=_MODEL,
+    )
+
+    engine: Literal["transformers", "vllm"] = Field(
+        "transformers",
+        description="vllm, when installed, is several times faster on a GPU.",
+        json_schema_extra=_COMPUTE,
+    )
+    batch_tokens: int = Field(
+        16384,
+        ge=1,
+        description="Tokens of one batch, answers at their longest included. Halved by itself "
+        "when the device has no memory left.",
+        json_schema_extra=_COMPUTE,
+    )
+
     in_flight: int = Field(
         64, ge=1, le=16384, description="Most requests at a time.", json_schema_extra=_ENDPOINT
     )
@@ -138,9 +148,6 @@ class GenerateSettings(Settings):
     )
     tpm: int | None = Field(
         None, ge=1, description="Tokens a minute, at most.", json_schema_extra=_ENDPOINT
-    )
-    timeout_s: float = Field(
-        300.0, gt=0, description="Seconds one request may take.", json_schema_extra=_ENDPOINT
     )
 
     out: Path = Field(Path("cbtqa-answers"), description="Folder of the answers.")

@@ -23,7 +23,7 @@ from cbtqa.errors import (
     UsageError,
 )
 from cbtqa.files import read_jsonl, read_rows
-from cbtqa.llm.chat import Reply
+from cbtqa.llm.chat import Fault, Reply
 from cbtqa.llm.progress import Progress
 from cbtqa.manifest import read_manifest
 from cbtqa.metrics.pairs import Columns, read_predictions, read_references
@@ -32,6 +32,7 @@ from cbtqa.settings import resolve
 from cbtqa.tuning.answer_checks import AnswerChecks, turn_mark_of
 from cbtqa.tuning.answer_model import open_model
 from cbtqa.tuning.asked import AskedItem, Prompt, read_asked
+from cbtqa.tuning.chat import ChatSettings, open_speaker
 from cbtqa.tuning.chat_format import ChatFormat
 from cbtqa.tuning.decoding import Decoder, GumbelNoise, batches_of
 from cbtqa.tuning.encoding import encode
@@ -154,6 +155,17 @@ def test_scoring_takes_the_answers_as_predictions(greedy: Path, dataset: Path) -
     assert read.system == "answering"
     assert read.counts["n_rows"] == len(_answers(greedy))
     assert read.counts["n_cut"] == read.counts["n_not_in_references"] == 0
+
+
+def test_the_chat_says_what_this_run_says(dataset: Path, answering: Path, greedy: Path) -> None:
+    settings = ChatSettings(model=str(answering), max_new_tokens=FEW["max_new_tokens"])
+    speaker = open_speaker(settings)
+    rows = {row["id"]: row for _, row in read_rows(next(dataset.glob("data/test-*")))}
+    for question_id, text in _texts(greedy).items():
+        assert speaker.answer(question_of(rows[question_id]), "none") == text
+    beyond = open_speaker(settings.model_copy(update={"max_new_tokens": 1_000_000}))
+    fault = beyond.answer(question_of(rows[question_id]), "none")
+    assert isinstance(fault, Fault) and fault.reason is Reason.BAD_REQUEST
 
 
 def test_prompts_are_those_of_training_token_for_token(

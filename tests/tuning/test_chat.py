@@ -1,0 +1,142 @@
+"""`cbtqa chat`: who answers, and what never reaches the person."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from cbtqa.cli import main as program
+from cbtqa.errors import EndpointError, LicenceGateError, UsageError
+from cbtqa.llm.chat import Fault
+from cbtqa.records import Question, Reason, Risk
+from cbtqa.safety.hotlines import help_text
+from cbtqa.safety.notices import required_notices
+from cbtqa.tuning.chat import ChatSettings, Turn, answer_safely, open_speaker
+from tests.support.endpoint import ScriptedEndpoint, ok, server_error
+
+HARMLESS = "同事没有回我消息，我觉得所有人都讨厌我"
+CONCERN = "最近活着没什么意思，觉得很累"
+EXPLICIT = "我今晚想自杀"
+
+
+class Says:
+    """A speaker that says one thing and counts how often it was asked."""
+
+    name = "says"
+
+    def __init__(self, said: str | Fault) -> None:
+        self.said, self.asked = said, 0
+
+    def answer(self, question: Question, risk: Risk) -> str | Fault:
+        self.asked += 1
+        return self.said
+
+
+def test_a_harmless_question_gets_the_answer_and_no_help_routes() -> None:
+    assert answer_safely(Says("慢慢来。"), HARMLESS) == Turn("none", None, "慢慢来。")
+
+
+@pytest.mark.parametrize(
+    ("text", "language"), [(EXPLICIT, "zh"), ("I want to kill myself tonight", "en")]
+)
+def test_explicit_danger_gets_help_routes_and_no_model_is_asked(text: str, language) -> None:
+    speaker = Says("慢慢来。")
+    turn = answer_safely(speaker, text)
+    assert turn == Turn("explicit", help_text(language, "answer"))
+    assert speaker.asked == 0
+
+
+def test_a_concern_gets_help_routes_beside_the_answer() -> None:
+    turn = answer_safely(Says("听起来很累。"), CONCERN)
+    assert turn == Turn("concern", help_text("zh", "short"), "听起来很累。")
+
+
+@pytest.mark.parametrize("unsafe", ["你可以自己把药停了。", "请拨打 800-999-1234 求助。"])
+def test_an_unsafe_answer_is_withheld_with_its_reason(unsafe: str) -> None:
+    turn = answer_safely(Says(unsafe), HARMLESS)
+    assert turn.text is None and turn.problems
+    assert unsafe not in str(turn.help)
+
+
+def test_a_reply_that_is_no_answer_is_told_as_such() -> None:
+    fault = Fault(Reason.CUT, "at the limit")
+    assert answer_safely(Says(fault), HARMLESS) == Turn("none", None, fault=fault)
+
+
+def test_without_a_model_the_template_system_answers_on_topic() -> None:
+    speaker = open_speaker(ChatSettings())
+    assert speaker.name == "template"
+    turn = answer_safely(speaker, HARMLESS)
+    assert turn.text is not None and "讨厌我" in turn.text
+    assert turn.text != answer_safely(speaker, "高考前一直失眠，怕考砸").text
+
+
+def test_an_endpoint_is_asked_with_the_models_own_system_text() -> None:
+    with ScriptedEndpoint(ok("慢慢来。")) as server:
+        settings = ChatSettings(endpoint=server.url, model="m", system_prompt="温和地回答")
+        assert answer_safely(open_speaker(settings), HARMLESS).text == "慢慢来。"
+    (seen,) = server.requests
+    assert [turn["content"] for turn in seen.body["messages"]] == ["温和地回答", HARMLESS]
+    assert seen.body["max_tokens"] == settings.max_new_tokens
+
+
+def test_a_reply_that_repeats_its_instruction_is_no_answer() -> None:
+    system = "你是一位温和的倾听者，回答分为五个部分。"
+    with ScriptedEndpoint(ok(f"好的，{system}")) as server:
+        settings = ChatSettings(endpoint=server.url, model="m", system_prompt=system)
+        turn = answer_safely(open_speaker(settings), HARMLESS)
+    assert turn.text is None and turn.fault is not None
+    assert turn.fault.reason is Reason.PROMPT_LEAK
+
+
+def test_a_failing_endpoint_is_an_error() -> None:
+    with ScriptedEndpoint(server_error()) as server:
+        speaker = open_speaker(ChatSettings(endpoint=server.url, model="m"))
+        with pytest.raises(EndpointError):
+            answer_safely(speaker, HARMLESS)
+
+
+def test_text_leaves_the_machine_only_with_acknowledgement(monkeypatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    with pytest.raises(LicenceGateError, match=r"api\.openai\.com"):
+        open_speaker(ChatSettings(endpoint="openai", model="m"))
+    told = ChatSettings(endpoint="openai", model="m", acknowledge_disclosure=True)
+    assert open_speaker(told).name == "m at api.openai.com"
+
+
+@pytest.mark.parametrize(
+    "flags", [{"endpoint": "vllm"}, {"base": "b"}, {"model": "m", "adapter": Path("a")}]
+)
+def test_flags_that_do_not_go_together_are_refused(flags) -> None:
+    with pytest.raises(UsageError):
+        open_speaker(ChatSettings(**flags))
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+def test_one_question_as_json(capsys) -> None:
+    assert program._run(["chat", "--ask", HARMLESS, "--json"], False) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["risk"] == "none" and told["text"] and not told["withheld_for"]
+    assert set(required_notices()) < set(told["notices"])
+
+
+def test_a_conversation_shows_notices_first_and_ends_at_an_empty_line(capsys, monkeypatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{HARMLESS}\n{EXPLICIT}\n\n{HARMLESS}\n"))
+    assert program._run(["chat"], False) == 0
+    printed = capsys.readouterr()
+    shown, talk = ("".join(part.split()) for part in (printed.out, printed.err))
+    for notice in required_notices():
+        assert "".join(notice.split()) in talk
+    assert shown.count("讨厌我") == 1
+    assert "".join(help_text("zh", "answer").split()) in shown
+
+
+def test_json_without_a_question_is_a_usage_error(capsys) -> None:
+    assert program._run(["chat", "--json"], False) == 2
+    assert program._run(["chat", "--ask", " "], False) == 2
+    assert "--ask" in capsys.readouterr().err
