@@ -5,6 +5,7 @@ What comes out does not depend on how many processes there are.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
@@ -66,6 +67,7 @@ def _start(make_worker: Callable[..., Callable[[list[Any]], Any]], arguments: An
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _worker = make_worker(*arguments)
+    gc.freeze()  # its rules stay: collections need not walk them again and again
 
 
 def _end_with_parent() -> None:

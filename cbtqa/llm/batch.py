@@ -132,18 +132,20 @@ def _run_anywhere(work: Coroutine[Any, Any, None]) -> None:
 
 
 @contextmanager
-def _rare_collections() -> Iterator[None]:
-    """Makes the garbage collector rare while thousands of requests are alive.
+def rare_collections() -> Iterator[None]:
+    """Makes the garbage collector rare, and has it pass over everything that exists already.
 
-    Every full collection walks all of them and finds nothing: at 4,096 in flight that was a third
-    of the CPU (0.56 against 0.40 s per 1,000 replies).
+    A full collection walks all that is alive and finds nothing: at 4,096 requests in flight that
+    was a third of the CPU (0.56 against 0.40 s per 1,000 replies).
     """
     before = gc.get_threshold()
+    gc.freeze()
     gc.set_threshold(100_000, 50, 100)
     try:
         yield
     finally:
         gc.set_threshold(*before)
+        gc.unfreeze()
 
 
 def _has_running_loop() -> bool:
@@ -188,7 +190,7 @@ class _Run(Generic[ItemT]):
         self._idle = asyncio.Event()
         ticker = asyncio.create_task(self._tick()) if self._on_progress else None
         try:
-            with self._signals(), _rare_collections():
+            with self._signals(), rare_collections():
                 async with open_transport(self._endpoint, limits.in_flight) as transport:
                     self._asker = self._make_asker(transport)
                     await self._feed()
