@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 _CLAUSE_END = re.compile(
     r"[，。！？；：…,.!?;:~～　\t-\r\x1c-\x1f\x85\u2028\u2029]+|(?<=[^\x00-\x7f]) +(?=[^\x00-\x7f])"
@@ -12,6 +12,10 @@ _CLAUSE_END = re.compile(
 _CLAUSE = re.compile(r"[^，。！？；：…,.!?;:~～　\s]+")
 """A clause of a text without spaces: the same as between `_CLAUSE_END`, in one pass."""
 _SENTENCE_END = re.compile(r"(?:[。！？…\n\r!?]|\.(?=\s|$)|;{2,})+[”’」』\"')）]*")
+
+
+Bounds: TypeAlias = Sequence[tuple[int, int]]
+"""Starts and ends of stretches of a text, in order."""
 
 
 class Span(NamedTuple):
@@ -30,7 +34,7 @@ def split_clauses(text: str) -> list[Span]:
     return [Span(*bound) for bound in clause_bounds(text)]
 
 
-def clause_bounds(text: str) -> Sequence[tuple[int, int]]:
+def clause_bounds(text: str) -> Bounds:
     """The same as plain pairs, for who needs few of them as spans."""
     if " " not in text:
         return [found.span() for found in _CLAUSE.finditer(text)]

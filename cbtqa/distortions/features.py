@@ -3,8 +3,9 @@
 Three blocks are of characters (n = 1, 2, 3). Two are of a reading (n = 1, 2) in which every word
 of a class (看不起, 嘲笑, 嫌弃...) stands as its class: what one word taught holds for the others.
 
-Every text is read as code points between a start and an end mark; Latin letters are lower-cased
-and full-width forms made half-width, one for one, so that positions stay those of the text. An
+Every text is read as code points between a start and an end mark; Latin letters are lower-cased,
+full-width letters and digits made half-width, one for one, so that positions stay those of the
+text. Punctuation keeps its width: who types which comma tells something (see docs/log.md). An
 n-gram is a bucket of a fixed table, and a batch of texts is one array per block.
 """
 
@@ -53,8 +54,8 @@ def encode_texts(texts: Sequence[str]) -> EncodedTexts:
     joined = START + (END + START).join(texts) + END
     codes = np.frombuffer(joined.encode("utf-32-le", "replace"), dtype=np.uint32).copy()
     lengths = np.fromiter((len(text) + 2 for text in texts), np.int64, len(texts))
-    full_width = (codes >= 0xFF01) & (codes <= 0xFF5E)
-    codes[full_width] -= np.uint32(0xFEE0)
+    for first, last in ("０９", "ＡＺ", "ａｚ"):
+        codes[(codes >= ord(first)) & (codes <= ord(last))] -= np.uint32(0xFEE0)
     codes[(codes >= 65) & (codes <= 90)] += np.uint32(32)
     codes[(codes == 0x3000) | ((codes >= 9) & (codes <= 13))] = 32
     starts = np.concatenate(([0], np.cumsum(lengths)[:-1]))
@@ -105,9 +106,8 @@ class WordClasses:
     def _classed(self, encoded: EncodedTexts) -> tuple[EncodedTexts, Ints]:
         """The texts with each word of a class as one unit, and where each unit begins."""
         joined = encoded.codes.tobytes().decode("utf-32-le")
-        found = list(self._automaton.iter_long(joined))
-        values = np.fromiter((value for _, value in found), np.int64, len(found))
-        ends = np.fromiter((last + 1 for last, _ in found), np.int64, len(found))
+        found = np.array([*self._automaton.iter_long(joined)], np.int64).reshape(-1, 2)
+        ends, values = found[:, 0] + 1, found[:, 1]
         begins = ends - (values & ((1 << _LENGTH_BITS) - 1))
         codes = encoded.codes.copy()
         codes[begins] = _FIRST_CLASS + (values >> _LENGTH_BITS)

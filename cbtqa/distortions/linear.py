@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cbtqa.distortions.clauses import Span, split_clauses
+from cbtqa.distortions.clauses import Bounds, clause_bounds
 from cbtqa.distortions.features import (
     BLOCK_WEIGHTS,
     N_BUCKETS,
@@ -98,7 +98,7 @@ class _Scored(NamedTuple):
     """`(characters, types)`: what the n-grams and rules that begin at a character add."""
     starts: npt.NDArray[np.int64]
     """`(texts,)`: where each text's start mark stands among the characters."""
-    clauses: list[list[Span]]
+    clauses: list[Bounds]
     """Of each text, where the rules needed them; else empty."""
 
 
@@ -147,7 +147,7 @@ class LinearLabeller:
         rows, columns = np.nonzero(given)
         sure = scored.probabilities[rows, columns].tolist()
         with_labels = np.unique(rows).tolist()
-        spans = {row: scored.clauses[row] or split_clauses(texts[row]) for row in with_labels}
+        spans = {row: scored.clauses[row] or clause_bounds(texts[row]) for row in with_labels}
         sums = _clause_sums(scored, spans)
         ids = self.taxonomy.ids
         found: dict[int, list[DistortionLabel]] = {row: [] for row in with_labels}
@@ -156,7 +156,8 @@ class LinearLabeller:
             evidence = None
             if here := spans[row]:
                 heaviest = int(sums[row][:, column].argmax()) if len(here) > 1 else 0
-                evidence = here[heaviest].of(texts[row])
+                start, end = here[heaviest]
+                evidence = texts[row][start:end]
             found[row].append(
                 # unchecked: all four fields are right by construction, and checking costs a tenth
                 DistortionLabel.model_construct(
@@ -183,7 +184,7 @@ class LinearLabeller:
                 added += here
             else:
                 added[places] += here
-        clauses = [split_clauses(text) if self._patterns else [] for text in texts]
+        clauses = [clause_bounds(text) if self._patterns else () for text in texts]
         hits = self._rule_hits(texts, clauses)
         scores = np.add.reduceat(added, encoded.starts).astype(np.float64) + self.model.bias
         if any(hits):
@@ -192,12 +193,12 @@ class LinearLabeller:
         probabilities = 1 / (1 + np.exp(-np.clip(scores * slope + offset, -500, 500)))
         return _Scored(probabilities, added, encoded.starts, clauses)
 
-    def _rule_hits(self, texts: Sequence[str], clauses: list[list[Span]]) -> list[list[PatternHit]]:
+    def _rule_hits(self, texts: Sequence[str], clauses: list[Bounds]) -> list[list[PatternHit]]:
         if self._patterns is None:
             return []
         return [
-            self._patterns.find_hits(text, spans)
-            for text, spans in zip(texts, clauses, strict=True)
+            self._patterns.find_hits(text, bounds)
+            for text, bounds in zip(texts, clauses, strict=True)
         ]
 
     def _add_hits(
@@ -227,15 +228,15 @@ class LinearLabeller:
         np.add.at(added, places, weights[place_rules])
 
 
-def _clause_sums(scored: _Scored, spans: dict[int, list[Span]]) -> dict[int, Floats32]:
+def _clause_sums(scored: _Scored, spans: dict[int, Bounds]) -> dict[int, Floats32]:
     """For each text of several clauses, `(clauses, types)`: what each clause adds to each type."""
     several = {row: here for row, here in spans.items() if len(here) > 1}
     edges: list[int] = []
     ends: list[int] = []
     for row, here in several.items():
         start = int(scored.starts[row]) + 1
-        for span in here:
-            edges += (start + span.start, start + span.end)
+        for begin, end in here:
+            edges += (start + begin, start + end)
         ends.append(len(edges) // 2)
     if not edges:
         return {}

@@ -23,7 +23,7 @@ import ahocorasick
 import yaml
 from pydantic import Field
 
-from cbtqa.distortions.clauses import Span, clause_bounds, split_clauses
+from cbtqa.distortions.clauses import Bounds, Span, clause_bounds, split_clauses
 from cbtqa.distortions.labellers import Labels
 from cbtqa.distortions.taxonomy import Taxonomy, lift_id, load_taxonomy, shipped_concepts
 from cbtqa.errors import DataError
@@ -158,7 +158,7 @@ class PatternLabeller:
         """The labels of each text, in order."""
         return [self.label(text) for text in texts]
 
-    def find_hits(self, text: str, clauses: list[Span] | None = None) -> list[PatternHit]:
+    def find_hits(self, text: str, clauses: Bounds | None = None) -> list[PatternHit]:
         """Every place where a rule holds, in the order of the text.
 
         Args:
@@ -166,7 +166,7 @@ class PatternLabeller:
         """
         hits: list[PatternHit] = []
         starts: list[int] = []
-        bounds: Sequence[tuple[int, int]] = ()
+        bounds: Bounds = ()
         for last, (length, triggers) in self._rules.automaton.iter(text):
             if not starts:
                 bounds = clauses or clause_bounds(text)
