@@ -53,15 +53,19 @@ def chat(resolved: Resolved[ChatSettings], ask: Ask = None, as_json: AsJson = Fa
     _introduce(speaker)
     if ask is not None:
         _show(answer_safely(speaker, ask))
-        return
+    else:
+        _converse(speaker)
+
+
+def _converse(speaker: Speaker) -> None:
     for question in _questions():
         try:
             with talk.status("answering"):
                 turn = answer_safely(speaker, question)
         except EndpointError as error:  # the next question may fare better
             say(f"error: {error}")
-            continue
-        _show(turn)
+        else:
+            _show(turn)
 
 
 def _introduce(speaker: Speaker) -> None:

@@ -21,7 +21,7 @@ from cbtqa.dataset.teachers import EndpointTeacher, OnProgress, Teacher
 from cbtqa.distortions.taxonomy import load_taxonomy
 from cbtqa.errors import ConfigError, DataError, IncompleteRunError
 from cbtqa.files import sha256_of, write_text
-from cbtqa.llm.batch import rare_collections
+from cbtqa.llm.collector import rare_collections
 from cbtqa.llm.disclosure import pass_disclosure_gate
 from cbtqa.llm.endpoint import Endpoint
 from cbtqa.llm.journal import Journal, fork_path

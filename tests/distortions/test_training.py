@@ -55,8 +55,9 @@ def test_ngrams_do_not_reach_into_the_next_text() -> None:
         assert kept == buckets_of("甲乙", n) + buckets_of("丙", n)
 
 
-def test_width_and_case_do_not_matter_and_positions_stay() -> None:
-    assert buckets_of("ＡBc！　", 2) == buckets_of("abc! ", 2)
+def test_width_and_case_of_letters_do_not_matter_and_positions_stay() -> None:
+    assert buckets_of("ＡBc９　", 2) == buckets_of("abc9 ", 2)
+    assert buckets_of("好，", 1) != buckets_of("好,", 1)
     assert buckets_of("甲乙", 1) != buckets_of("乙甲", 1)
     assert len(buckets_of("𠮷好", 1)) == 4, "two characters and two marks"
 
