@@ -206,6 +206,17 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise DataError(f"not Parquet: {error}", where=str(path)) from None
 
 
+def parse_yaml(text: str | bytes | IO[str]) -> Any:
+    """Plain values of YAML: `yaml.safe_load`, by libyaml where it is there (eight times faster).
+
+    Raises:
+        yaml.YAMLError: not YAML.
+    """
+    import yaml
+
+    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as stream:

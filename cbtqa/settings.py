@@ -19,7 +19,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cbtqa.errors import ConfigError
-from cbtqa.files import open_text
+from cbtqa.files import open_text, parse_yaml
 
 
 class Settings(BaseModel):
@@ -75,7 +75,7 @@ def resolve(
         name = ENVIRONMENT_PREFIX + field.upper()
         text = (os.environ if environ is None else environ).get(name)
         if text is not None:
-            values[field], origins[field] = yaml.safe_load(text), name
+            values[field], origins[field] = parse_yaml(text), name
     for field, value in (flags or {}).items():
         if value is not None:
             values[field], origins[field] = value, flag_of(field)
@@ -102,7 +102,7 @@ def _read_yaml(path: Path) -> dict[str, tuple[Any, int]]:
         text = stream.read()
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)
+        values = parse_yaml(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""

@@ -14,9 +14,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-import yaml
-
 from cbtqa.distortions.taxonomy import Taxonomy
+from cbtqa.files import parse_yaml
 from cbtqa.llm.chat import Fault
 from cbtqa.prompts import Prompt
 from cbtqa.records import STEP_NAMES, CbtSteps, DistortionLabel, Question, Reason, Risk
@@ -35,7 +34,7 @@ _LOOSE = re.compile(r"[\s\W_]+")
 def wording() -> Mapping[str, Any]:
     """The resource file of step names, headings, leaks, refusals and re-ask sentences."""
     text = (files("cbtqa.dataset") / "check.zh.yaml").read_text(encoding="utf-8")
-    loaded: Mapping[str, Any] = yaml.safe_load(text)
+    loaded: Mapping[str, Any] = parse_yaml(text)
     return loaded
 
 

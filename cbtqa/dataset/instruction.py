@@ -9,11 +9,10 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, get_args
 
-import yaml
-
 from cbtqa.dataset.settings import BuildSettings
 from cbtqa.distortions.taxonomy import Taxonomy
 from cbtqa.errors import ConfigError
+from cbtqa.files import parse_yaml
 from cbtqa.llm.chat import Message
 from cbtqa.prompts import Prompt, fence
 from cbtqa.records import Question, Risk
@@ -87,7 +86,7 @@ def key_of(question: Question) -> str:
 @cache
 def _parts_file() -> tuple[dict[str, Any], str]:
     text = (files("cbtqa.prompts") / "cbt_answer.parts.yaml").read_text(encoding="utf-8")
-    return yaml.safe_load(text), hashlib.sha256(text.encode()).hexdigest()
+    return parse_yaml(text), hashlib.sha256(text.encode()).hexdigest()
 
 
 class Instruction:

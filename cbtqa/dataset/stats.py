@@ -17,13 +17,13 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import Field
 
 from cbtqa.dataset.lengths import LengthSummary, summarise_lengths
 from cbtqa.dataset.likeness import AnswerSample, TemplateLikeness
 from cbtqa.dataset.rows import SPLITS
 from cbtqa.errors import DataError
+from cbtqa.files import parse_yaml
 from cbtqa.records import STEP_NAMES, Record
 
 TEXT_COLUMNS = ("question", "description", "answer", *STEP_NAMES)
@@ -103,7 +103,7 @@ class PaperFacts(Record):
 def paper_facts() -> PaperFacts:
     """Table 1 of arXiv 2403.16008, as far as it is known."""
     text = files("cbtqa.dataset").joinpath("table1.yaml").read_text(encoding="utf-8")
-    return PaperFacts.model_validate(yaml.safe_load(text))
+    return PaperFacts.model_validate(parse_yaml(text))
 
 
 def read_splits(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -16,8 +16,8 @@ from importlib.resources import files
 from typing import Any, NamedTuple
 
 import ahocorasick
-import yaml
 
+from cbtqa.files import parse_yaml
 from cbtqa.records import Question
 from cbtqa.safety.normalise import fold
 
@@ -98,7 +98,7 @@ def _alternation(words: Iterable[str]) -> str:
 def load_lexicon() -> _Lexicon:
     """The shipped word lists, compiled once."""
     source = files("cbtqa.dataset").joinpath("template/facts.yaml")
-    raw = yaml.safe_load(source.read_text(encoding="utf-8"))
+    raw = parse_yaml(source.read_text(encoding="utf-8"))
     topics: dict[str, list[tuple[str, int]]] = defaultdict(list)
     for topic, words in raw["topics"].items():
         for weight, key in ((_STRONG, "strong"), (1, "weak")):

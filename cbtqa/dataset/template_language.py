@@ -7,10 +7,9 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, NamedTuple
 
-import yaml
-
 from cbtqa.dataset.template_grammar import Lexis, Part
 from cbtqa.errors import DataError
+from cbtqa.files import parse_yaml
 
 TOPIC_FILES = ("topics_love", "topics_people", "topics_work", "topics_self", "topics_life")
 _TOPIC_KINDS = ("feel", "worry", "belief", "ask", "act", "hope")
@@ -102,7 +101,7 @@ def _pools(lexis: Lexis, kinds: Mapping[str, list[str]], where: str) -> Pools:
 
 def _load(name: str) -> dict[str, Any]:
     source = files("cbtqa.dataset").joinpath(f"template/{name}.yaml")
-    loaded = yaml.safe_load(source.read_text(encoding="utf-8"))
+    loaded = parse_yaml(source.read_text(encoding="utf-8"))
     if not isinstance(loaded, dict):
         raise DataError("expected a mapping", where=f"template/{name}.yaml")
     return loaded

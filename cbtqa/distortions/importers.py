@@ -17,12 +17,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cbtqa.distortions.gold import GoldItem, GoldSet
 from cbtqa.distortions.taxonomy import Taxonomy, is_no_distortion, load_taxonomy, normalise_name
 from cbtqa.errors import DataError, UsageError
-from cbtqa.files import parse_record, read_rows
+from cbtqa.files import parse_record, parse_yaml, read_rows
 from cbtqa.records import NonEmptyText, Record
 
 _SEPARATORS = re.compile(r"[;；|、,，/]+")
@@ -53,7 +51,7 @@ Row = Mapping[str, Any]
 def data_formats() -> Mapping[str, DataFormat]:
     """The known data sets by name."""
     text = (files("cbtqa.distortions") / "importers.yaml").read_text(encoding="utf-8")
-    raw = yaml.safe_load(text)
+    raw = parse_yaml(text)
     return {
         name: parse_record(DataFormat, fields, f"importers.yaml:{name}")
         for name, fields in raw.items()

@@ -27,7 +27,7 @@ from cbtqa.distortions.clauses import Bounds, Span, clause_bounds, split_clauses
 from cbtqa.distortions.labellers import Labels
 from cbtqa.distortions.taxonomy import Taxonomy, lift_id, load_taxonomy, shipped_concepts
 from cbtqa.errors import DataError
-from cbtqa.files import open_text, parse_record
+from cbtqa.files import open_text, parse_record, parse_yaml
 from cbtqa.records import DistortionLabel, NonEmptyText, Record
 
 SHIPPED_RULES = "patterns.zh.yaml"
@@ -293,7 +293,7 @@ def _compile_rules(text: str, where: str) -> _Rules:
         DataError: not YAML, a bad rule, an unknown word class, type, or too large a phrase.
     """
     try:
-        raw = yaml.safe_load(text)
+        raw = parse_yaml(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         raise DataError(

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from cbtqa.errors import DataError
-from cbtqa.files import open_text, parse_record
+from cbtqa.files import open_text, parse_record, parse_yaml
 from cbtqa.records import DistortionLabel, NonEmptyText, Record
 
 DEFAULT_TAXONOMY = "burns-10"
@@ -225,7 +225,7 @@ def _lift(concept_id: str, target_ids: frozenset[str]) -> _Lifted:
 @cache
 def shipped_concepts() -> Mapping[str, DistortionType]:
     """Every concept that a shipped taxonomy can name, by id."""
-    raw = yaml.safe_load((_FOLDER / "concepts.yaml").read_text(encoding="utf-8"))
+    raw = parse_yaml((_FOLDER / "concepts.yaml").read_text(encoding="utf-8"))
     return {
         key: parse_record(DistortionType, {"id": key, **fields}, f"concepts.yaml:{key}")
         for key, fields in raw.items()
@@ -234,7 +234,7 @@ def shipped_concepts() -> Mapping[str, DistortionType]:
 
 @cache
 def _maps() -> dict[str, Any]:
-    loaded: dict[str, Any] = yaml.safe_load((_FOLDER / "maps.yaml").read_text(encoding="utf-8"))
+    loaded: dict[str, Any] = parse_yaml((_FOLDER / "maps.yaml").read_text(encoding="utf-8"))
     return loaded
 
 
@@ -250,7 +250,7 @@ def _none_names() -> frozenset[str]:
 
 def _parse_taxonomy(text: str, where: str) -> Taxonomy:
     try:
-        raw = yaml.safe_load(text)
+        raw = parse_yaml(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         raise DataError(

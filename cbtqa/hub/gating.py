@@ -6,8 +6,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, Literal
 
-import yaml
-
+from cbtqa.files import parse_yaml
 from cbtqa.hub.settings import Gate
 from cbtqa.records import NonEmptyText, Record
 
@@ -40,7 +39,7 @@ class GateForm(Record):
 def load_gate() -> GateForm:
     """The shipped form."""
     text = files("cbtqa.hub").joinpath("gate.yaml").read_text(encoding="utf-8")
-    return GateForm.model_validate(yaml.safe_load(text))
+    return GateForm.model_validate(parse_yaml(text))
 
 
 def gate_front_matter(gate: Gate) -> dict[str, Any]:

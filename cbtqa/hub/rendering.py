@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from cbtqa.files import parse_yaml
+
 if TYPE_CHECKING:
     from jinja2 import Environment
 
@@ -34,7 +36,7 @@ def split_card(card: str) -> tuple[dict[str, Any], str]:
     found = re.match(r"---\n(.*?)\n---\n", card, re.DOTALL)
     if found is None:
         raise ValueError("the card has no front matter")
-    front: dict[str, Any] = yaml.safe_load(found[1])
+    front: dict[str, Any] = parse_yaml(found[1])
     return front, card[found.end() :]
 
 

@@ -18,8 +18,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
-import yaml
-
+from cbtqa.files import parse_yaml
 from cbtqa.hub.file_texts import Passage, is_known_kind, is_vocabulary, passages_of
 from cbtqa.hub.plan import CARD_PATH, PROVENANCE_PATH, PlannedFile, PublishPlan, PublishRefusedError
 from cbtqa.hub.source_text import SourceIndex
@@ -70,7 +69,7 @@ class Refusals(Record):
 def load_refusals() -> Refusals:
     """The shipped file."""
     text = files("cbtqa.hub").joinpath("refusals.yaml").read_text(encoding="utf-8")
-    return Refusals.model_validate(yaml.safe_load(text))
+    return Refusals.model_validate(parse_yaml(text))
 
 
 class Finding(NamedTuple):

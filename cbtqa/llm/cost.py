@@ -15,10 +15,10 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-import yaml
 from pydantic import Field
 
 from cbtqa.errors import ConfigError
+from cbtqa.files import parse_yaml
 from cbtqa.llm.chat import ChatRequest
 from cbtqa.records import Record, Usage
 
@@ -56,7 +56,7 @@ def find_price(model: str) -> Price | None:
 def _price_table() -> dict[str, Price]:
     text = files("cbtqa.llm").joinpath("prices.yaml").read_text(encoding="utf-8")
     table = {}
-    for row in yaml.safe_load(text)["prices"]:
+    for row in parse_yaml(text)["prices"]:
         price = Price(**{name: value for name, value in row.items() if name != "models"})
         table.update(dict.fromkeys(row["models"], price))
     return table

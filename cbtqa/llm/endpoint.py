@@ -19,9 +19,8 @@ from importlib.resources import files
 from typing import Literal
 from urllib.parse import urlsplit
 
-import yaml
-
 from cbtqa.errors import ConfigError, EndpointAuthError
+from cbtqa.files import parse_yaml
 from cbtqa.records import Record
 
 ResponseFormat = Literal["json_schema", "json_object", "text"]
@@ -53,7 +52,7 @@ class PresetFile(Record):
 def preset_file() -> PresetFile:
     """The shipped presets and the words by which providers tell their errors."""
     text = files("cbtqa.llm").joinpath("presets.yaml").read_text(encoding="utf-8")
-    return PresetFile.model_validate(yaml.safe_load(text))
+    return PresetFile.model_validate(parse_yaml(text))
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,8 @@ from collections.abc import Callable
 from functools import cache, partial
 from importlib.resources import files
 
-import yaml
-
 from cbtqa.errors import UsageError
+from cbtqa.files import parse_yaml
 from cbtqa.metrics.base import Metric
 from cbtqa.metrics.bleu import Bleu
 from cbtqa.metrics.chrf import Chrf
@@ -82,7 +81,7 @@ def known_metrics(neural: NeuralSettings | None = None) -> dict[str, Factory]:
 def refused_conventions() -> dict[str, str]:
     """Names of conventions that mislead on Chinese, each with the reason and what to use."""
     text = files(__package__).joinpath("refused.yaml").read_text(encoding="utf-8")
-    return {str(name): str(reason) for name, reason in yaml.safe_load(text).items()}
+    return {str(name): str(reason) for name, reason in parse_yaml(text).items()}
 
 
 def metrics_named(words: str, neural: NeuralSettings | None = None) -> list[AnyMetric]:

@@ -16,8 +16,8 @@ from importlib.resources import files
 from typing import Protocol
 
 import numpy as np
-import yaml
 
+from cbtqa.files import parse_yaml
 from cbtqa.metrics.base import Floats, MeanMetric
 from cbtqa.metrics.texts import Texts
 from cbtqa.records import STEP_NAMES
@@ -41,7 +41,7 @@ class RuleModel:
 
     def __init__(self) -> None:
         text = files(__package__).joinpath("steps.zh.yaml").read_bytes()
-        cues = yaml.safe_load(text)
+        cues = parse_yaml(text)
         self._cues = [[re.compile(cue) for cue in cues[step]] for step in STEP_NAMES]
         self._any_cue = [re.compile("|".join(cues[step])) for step in STEP_NAMES]
         self.name = f"rules-{hashlib.sha256(text).hexdigest()[:8]}"

@@ -7,8 +7,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-import yaml
-
+from cbtqa.files import parse_yaml
 from cbtqa.metrics.registry import known_metrics
 from cbtqa.records import MetricScore
 
@@ -20,7 +19,7 @@ Grid = list[list[str]]
 def paper_table() -> dict[str, Any]:
     """The scores that the paper reports; see `paper_table.yaml`."""
     text = files(__package__).joinpath("paper_table.yaml").read_text(encoding="utf-8")
-    table: dict[str, Any] = yaml.safe_load(text)
+    table: dict[str, Any] = parse_yaml(text)
     return table
 
 

@@ -24,6 +24,7 @@ from typing import Literal
 import yaml
 
 from cbtqa.errors import PromptError
+from cbtqa.files import parse_yaml
 from cbtqa.records import NonEmptyText, Record
 
 FENCE_OPEN, FENCE_CLOSE = "<<<", ">>>"
@@ -93,7 +94,7 @@ def parse_prompt(text: str, where: str) -> Prompt:
     if match is None:
         raise PromptError("expected front matter, `# system` and `# user`", where=where)
     try:
-        header = PromptHeader.model_validate(yaml.safe_load(match["header"]))
+        header = PromptHeader.model_validate(parse_yaml(match["header"]))
     except (yaml.YAMLError, ValueError) as error:
         raise PromptError(f"front matter: {error}", where=where) from None
     system, user = Template(match["system"].strip()), Template(match["user"].strip())

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-import yaml
-
+from cbtqa.files import parse_yaml
 from cbtqa.ratings.answers import CANNOT_JUDGE, CRISIS, EVIDENCE, NOTE, VALUE
 from cbtqa.ratings.rubric import Criterion, Language, Rubric
 
@@ -42,7 +41,7 @@ class Column:
 def sheet_words(language: Language) -> Mapping[str, str]:
     """The words of the sheets in this language."""
     text = (files("cbtqa.ratings") / "wording" / "sheet.yaml").read_text(encoding="utf-8")
-    words: Mapping[str, str] = yaml.safe_load(text)[language]
+    words: Mapping[str, str] = parse_yaml(text)[language]
     return words
 
 

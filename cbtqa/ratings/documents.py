@@ -9,9 +9,8 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
-import yaml
-
 import cbtqa
+from cbtqa.files import parse_yaml
 from cbtqa.ratings.results import StudyReport
 from cbtqa.ratings.rubric import Criterion, Language
 from cbtqa.ratings.scores import N_RESAMPLES, scales_of
@@ -22,7 +21,7 @@ from cbtqa.statistics.agreement import Coefficient
 @cache
 def _wording() -> Mapping[str, Any]:
     text = (files("cbtqa.ratings") / "wording" / "methods.yaml").read_text(encoding="utf-8")
-    wording: Mapping[str, Any] = yaml.safe_load(text)
+    wording: Mapping[str, Any] = parse_yaml(text)
     return wording
 
 

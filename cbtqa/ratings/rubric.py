@@ -23,7 +23,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from cbtqa.distortions.taxonomy import load_taxonomy
 from cbtqa.errors import DataError
-from cbtqa.files import open_text
+from cbtqa.files import open_text, parse_yaml
 from cbtqa.records import NonEmptyText, Record
 
 Language = Literal["zh", "en"]
@@ -232,7 +232,7 @@ def parse_rubric(text: str, where: str, taxonomy: str | None = None) -> Rubric:
         DataError: not YAML, or not a rubric; names the field.
     """
     try:
-        raw = yaml.safe_load(text)
+        raw = parse_yaml(text)
         return Rubric.model_validate(_with_marks(raw, taxonomy))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)

@@ -14,8 +14,8 @@ from itertools import combinations
 from typing import Literal
 
 import numpy as np
-import yaml
 
+from cbtqa.files import parse_yaml
 from cbtqa.ratings.answers import Rating
 from cbtqa.ratings.results import Difference, Flag, Omnibus, PublishedScore, Score
 from cbtqa.ratings.rubric import Rubric, Total
@@ -219,7 +219,7 @@ def published_scores(rubric: str) -> tuple[PublishedScore, ...]:
     text = (files("cbtqa.ratings") / "published.yaml").read_text(encoding="utf-8")
     return tuple(
         PublishedScore(source=entry["source"], system=system, criterion=criterion, value=value)
-        for entry in yaml.safe_load(text)
+        for entry in parse_yaml(text)
         if entry["rubric"] == rubric.partition(".")[0]
         for system, row in entry["systems"].items()
         for criterion, value in row.items()

@@ -12,8 +12,7 @@ from importlib.resources import files
 from string import Template
 from typing import Any, Literal
 
-import yaml
-
+from cbtqa.files import parse_yaml
 from cbtqa.records import Record
 
 Lang = Literal["zh", "en"]
@@ -49,7 +48,7 @@ def same(text: str) -> Phrase:
 @cache
 def load_wording(package: str, name: str) -> dict[str, Phrase]:
     """Phrases of a YAML resource by dotted key; a leaf is a mapping with just `zh` and `en`."""
-    return dict(_leaves("", yaml.safe_load(files(package).joinpath(name).read_text("utf-8"))))
+    return dict(_leaves("", parse_yaml(files(package).joinpath(name).read_text("utf-8"))))
 
 
 def _leaves(prefix: str, node: dict[str, Any]) -> Iterator[tuple[str, Phrase]]:

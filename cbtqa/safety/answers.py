@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-import yaml
-
+from cbtqa.files import parse_yaml
 from cbtqa.records import Record, Risk
 from cbtqa.safety.hotlines import Locale, LocaleLines, load_hotlines
 from cbtqa.safety.matching import find
@@ -186,7 +185,7 @@ def _missing_route(
 @cache
 def _wording(locale: Locale) -> dict[str, re.Pattern[str]]:
     text = files(__package__).joinpath("rules/help_routes.yaml").read_text(encoding="utf-8")
-    entry = HelpWording.model_validate(yaml.safe_load(text)[locale])
+    entry = HelpWording.model_validate(parse_yaml(text)[locale])
     numbers = load_hotlines().locales[locale].numbers
     known = "|".join("-?".join(number) for number in sorted(numbers, key=len, reverse=True))
     return {

@@ -11,10 +11,10 @@ from functools import cache
 from importlib.resources import files
 from typing import Literal, get_args
 
-import yaml
 from pydantic import model_validator
 
 from cbtqa.errors import ConfigError
+from cbtqa.files import parse_yaml
 from cbtqa.records import NonEmptyText, Record
 
 Locale = Literal["zh", "en"]
@@ -78,7 +78,7 @@ class Hotlines(Record):
 def load_hotlines() -> Hotlines:
     """The shipped file."""
     text = files(__package__).joinpath("hotlines.yaml").read_text(encoding="utf-8")
-    return Hotlines.model_validate(yaml.safe_load(text))
+    return Hotlines.model_validate(parse_yaml(text))
 
 
 def help_text(locale: Locale = "zh", style: Style = "short") -> str:

@@ -17,7 +17,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Literal
 
-import yaml
+from cbtqa.files import parse_yaml
 
 Language = Literal["zh", "en"]
 _COMPATIBILITY_RANGES = (
@@ -55,7 +55,7 @@ _NOISE_AND_ENTITIES = {
 def traditional_to_simplified() -> Mapping[str, str]:
     """Traditional characters that the rules can meet, and pictures, each with its plain form."""
     text = files(__package__).joinpath("rules/traditional.yaml").read_text(encoding="utf-8")
-    entry = yaml.safe_load(text)
+    entry = parse_yaml(text)
     pairs: list[str] = [*entry["pairs"].split(), *entry["pictures"].split()]
     return {pair[0]: pair[1] for pair in pairs}
 

@@ -10,8 +10,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Literal
 
-import yaml
-
+from cbtqa.files import parse_yaml
 from cbtqa.records import NonEmptyText, Record
 
 Locale = Literal["zh", "en"]
@@ -55,7 +54,7 @@ class UsageTerms(Record):
 def load_notices() -> Notices:
     """The shipped file."""
     text = files(__package__).joinpath("notices.yaml").read_text(encoding="utf-8")
-    return Notices.model_validate(yaml.safe_load(text))
+    return Notices.model_validate(parse_yaml(text))
 
 
 def required_notices(locale: Locale = "zh") -> tuple[str, ...]:

@@ -15,8 +15,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Literal
 
-import yaml
-
+from cbtqa.files import parse_yaml
 from cbtqa.records import NonEmptyText, Record
 from cbtqa.safety.hotlines import load_hotlines
 from cbtqa.safety.normalise import fold
@@ -110,7 +109,7 @@ def _places(text: str) -> list[tuple[int, int, _Kind]]:
 @cache
 def _kinds() -> tuple[_Kind, ...]:
     text = files(__package__).joinpath("personal_data.yaml").read_text(encoding="utf-8")
-    entry = KindFile.model_validate(yaml.safe_load(text))
+    entry = KindFile.model_validate(parse_yaml(text))
 
     def compiled(pattern: str) -> re.Pattern[str]:
         return re.compile(_HOLE.sub(lambda hole: entry.fragments[hole[1]], pattern))

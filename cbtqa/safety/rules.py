@@ -27,6 +27,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from cbtqa.errors import DataError
+from cbtqa.files import parse_yaml
 from cbtqa.records import Risk
 from cbtqa.safety.normalise import Language, fold, squeeze
 
@@ -159,7 +160,7 @@ def compile_rules(source: str, language: Language, where: str) -> RuleBook:
         DataError: not the schema, an unknown name, or a bad regex; names the place.
     """
     try:
-        entry = RuleFile.model_validate(yaml.safe_load(source))
+        entry = RuleFile.model_validate(parse_yaml(source))
     except (yaml.YAMLError, ValueError) as error:
         raise DataError(f"rule file: {error}", where=where) from None
     compiler = _Compiler(entry, language, where)

@@ -11,10 +11,10 @@ import re
 from functools import cache
 from importlib.resources import files
 
-import yaml
 from pydantic import Field, model_validator
 
 from cbtqa.errors import ConfigError
+from cbtqa.files import parse_yaml
 from cbtqa.records import NonEmptyText, Record
 
 
@@ -95,4 +95,4 @@ def _any(patterns: tuple[str, ...]) -> re.Pattern[str]:
 def cbt_course() -> Course:
     """The shipped course of twenty sessions."""
     text = files(__package__).joinpath("course.cbt.yaml").read_text(encoding="utf-8")
-    return Course.model_validate(yaml.safe_load(text))
+    return Course.model_validate(parse_yaml(text))

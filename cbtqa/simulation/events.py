@@ -12,11 +12,10 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-import yaml
 from pydantic import model_validator
 
 from cbtqa.errors import ConfigError
-from cbtqa.files import open_text, parse_record
+from cbtqa.files import open_text, parse_record, parse_yaml
 from cbtqa.records import NonEmptyText, Record
 from cbtqa.simulation.draws import Draw
 from cbtqa.simulation.study import Events
@@ -52,7 +51,7 @@ class EventFile(Record):
 def event_file() -> EventFile:
     """The shipped events."""
     text = files(__package__).joinpath("events.yaml").read_text(encoding="utf-8")
-    return EventFile.model_validate(yaml.safe_load(text))
+    return EventFile.model_validate(parse_yaml(text))
 
 
 @cache
@@ -70,7 +69,7 @@ def load_events(name: str) -> Mapping[str, Event]:
         known = ", ".join(shipped.sets)
         raise ConfigError(f"no event set '{name}'", hint=f"shipped: {known}; or a YAML file")
     with open_text(Path(name)) as stream:
-        value = yaml.safe_load(stream)
+        value = parse_yaml(stream)
     own = value if isinstance(value, dict) else {}
     made = {"sets": {}, "referral_words": shipped.referral_words, **own}
     return parse_record(EventFile, made, name).events

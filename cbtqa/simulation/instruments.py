@@ -24,7 +24,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from cbtqa.errors import DataError, UsageError
-from cbtqa.files import open_text
+from cbtqa.files import open_text, parse_yaml
 from cbtqa.metrics.judge.task import JudgeCriterion
 from cbtqa.ratings.rubric import Criterion, Rubric, Section, Total, Words, load_rubric
 from cbtqa.ratings.rubric import shipped_rubrics as all_rubrics
@@ -195,7 +195,7 @@ def load_instrument(name: str, wording: Path | None = None) -> Instrument:
 def _read_wording(path: Path) -> Wording:
     with open_text(path) as stream:
         try:
-            return Wording.model_validate(yaml.safe_load(stream.read()))
+            return Wording.model_validate(parse_yaml(stream.read()))
         except yaml.YAMLError as error:
             raise DataError(f"not YAML: {error}", where=str(path)) from None
         except ValidationError as error:

@@ -21,9 +21,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-import yaml
-
-from cbtqa.files import sha256_of
+from cbtqa.files import parse_yaml, sha256_of
 from cbtqa.llm.chat import Fault, Message, Reply
 from cbtqa.llm.cost import MESSAGE_TOKENS, estimate_tokens
 from cbtqa.prompts import Prompt, load_prompt
@@ -38,7 +36,7 @@ from cbtqa.simulation.study import Arm, ReasoningForm, StudySettings
 def wording() -> Any:
     """The sentences of wording.yaml."""
     text = files(__package__).joinpath("wording.yaml").read_text(encoding="utf-8")
-    return yaml.safe_load(text)
+    return parse_yaml(text)
 
 
 def filled(sentence: str, **values: object) -> str:

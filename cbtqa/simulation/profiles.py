@@ -21,7 +21,7 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from cbtqa.errors import ConfigError, DataError
-from cbtqa.files import open_text, parse_record, read_jsonl
+from cbtqa.files import open_text, parse_record, parse_yaml, read_jsonl
 from cbtqa.records import NonEmptyText, Provenance, Record
 from cbtqa.simulation.draws import Draw
 from cbtqa.simulation.study import Patients
@@ -120,7 +120,7 @@ def _several(value: str | tuple[str, ...]) -> tuple[str, ...]:
 
 def _people(name: str) -> Any:
     text = files(__package__).joinpath("people", f"{name}.yaml").read_text(encoding="utf-8")
-    return yaml.safe_load(text)
+    return parse_yaml(text)
 
 
 @cache
@@ -220,7 +220,7 @@ def _read_profile(row: object, where: str) -> Profile:
 def _read_yaml(path: Path) -> Any:
     with open_text(path) as stream:
         try:
-            return yaml.safe_load(stream)
+            return parse_yaml(stream)
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             where = f"{path}:{mark.line + 1}" if mark else str(path)

@@ -13,8 +13,7 @@ from functools import cache
 from importlib.resources import files
 from typing import NamedTuple
 
-import yaml
-
+from cbtqa.files import parse_yaml
 from cbtqa.llm.chat import Fault
 from cbtqa.metrics.judge.task import Verdict
 from cbtqa.records import Reason
@@ -37,7 +36,7 @@ class _Cues(NamedTuple):
 
 @cache
 def _cues() -> _Cues:
-    raw = yaml.safe_load((files(__package__) / "rule_judge.yaml").read_text(encoding="utf-8"))
+    raw = parse_yaml((files(__package__) / "rule_judge.yaml").read_text(encoding="utf-8"))
     patterns = {
         item: re.compile("|".join(f"(?:{cue})" for cue in cues), re.IGNORECASE)
         for item, cues in raw["cues"].items()

@@ -15,9 +15,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-import yaml
-
 from cbtqa.errors import ConfigError
+from cbtqa.files import parse_yaml
 from cbtqa.llm.chat import Reply
 from cbtqa.records import Turn
 from cbtqa.simulation.course import cbt_course
@@ -35,7 +34,7 @@ DWELL_FROM = 6
 def lines() -> Any:
     """The sentences of scripted.yaml."""
     text = files(__package__).joinpath("scripted.yaml").read_text(encoding="utf-8")
-    return yaml.safe_load(text)
+    return parse_yaml(text)
 
 
 def scripted_reply(variant: str, scene: Scene, attempt: int = 1) -> Reply:

@@ -19,7 +19,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from cbtqa.errors import ConfigError
-from cbtqa.files import open_text
+from cbtqa.files import open_text, parse_yaml
 from cbtqa.llm.chat import Sampling
 from cbtqa.records import NonEmptyText
 from cbtqa.settings import Settings
@@ -327,7 +327,7 @@ def load_study(path: Path | None = None, *, built_in: str = "demo") -> StudySett
 
 def _yaml_mapping(text: str, where: str) -> Mapping[str, Any]:
     try:
-        value = yaml.safe_load(text)
+        value = parse_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{where}: not YAML: {error}") from None
     if not isinstance(value, Mapping):

@@ -11,8 +11,8 @@ from importlib.resources import files
 from typing import Any
 
 import numpy as np
-import yaml
 
+from cbtqa.files import parse_yaml
 from cbtqa.tuning.encoding import Document, EncodedSet, Item, nothing_left
 from cbtqa.tuning.examples import Example, ExampleSet
 from cbtqa.tuning.settings import FinetuneSettings
@@ -23,7 +23,7 @@ _HAN = re.compile(r"[\u3400-\u9fff\u3000-\u303f\uff00-\uffef\U00020000-\U0003fff
 @cache
 def _rates() -> dict[str, Any]:
     text = (files("cbtqa.tuning") / "token_rates.yaml").read_text(encoding="utf-8")
-    loaded: dict[str, Any] = yaml.safe_load(text)
+    loaded: dict[str, Any] = parse_yaml(text)
     return loaded
 
 

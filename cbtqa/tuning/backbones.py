@@ -16,10 +16,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cbtqa.errors import ConfigError, UsageError
-from cbtqa.files import open_text, read_json
+from cbtqa.files import open_text, parse_yaml, read_json
 from cbtqa.records import NonEmptyText, Record
 from cbtqa.tuning.downloads import fetch
 from cbtqa.tuning.libraries import require
@@ -120,7 +118,7 @@ class Backbone(Record):
 def load_backbones() -> dict[str, Backbone]:
     """All known backbones by id, in the file's order."""
     text = (files("cbtqa.tuning") / "backbones.yaml").read_text(encoding="utf-8")
-    rows = yaml.safe_load(text)["backbones"]
+    rows = parse_yaml(text)["backbones"]
     return {name: Backbone(id=name, **row) for name, row in rows.items()}
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from functools import cache
 from importlib.resources import files
 
-import yaml
 from pydantic import Field
 
 from cbtqa.errors import ConfigError
+from cbtqa.files import parse_yaml
 from cbtqa.records import NonEmptyText, Record
 
 GIB = 2**30
@@ -38,7 +38,7 @@ class Card(Record):
 @cache
 def load_cards() -> dict[str, Card]:
     """Every named card by id, the largest first."""
-    loaded = yaml.safe_load((files("cbtqa.tuning") / "cards.yaml").read_text(encoding="utf-8"))
+    loaded = parse_yaml((files("cbtqa.tuning") / "cards.yaml").read_text(encoding="utf-8"))
     common = {"share": loaded["default_share"]}
     return {id_: Card(id=id_, **(common | row)) for id_, row in loaded["cards"].items()}
 

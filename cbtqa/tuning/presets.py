@@ -17,7 +17,7 @@ import yaml
 from pydantic import ValidationError
 
 from cbtqa.errors import ConfigError
-from cbtqa.files import open_text
+from cbtqa.files import open_text, parse_yaml
 from cbtqa.settings import Resolved
 from cbtqa.tuning.settings import FinetuneSettings
 
@@ -92,7 +92,7 @@ def read_preset(name: str) -> dict[str, PresetValue]:
             hint=f"shipped: {', '.join(shipped_presets())}; or the path of a YAML file",
         )
     try:
-        rows = yaml.safe_load(text) or {}
+        rows = parse_yaml(text) or {}
     except yaml.YAMLError as error:
         raise ConfigError(f"{title}: not YAML: {getattr(error, 'problem', error)}") from None
     if not isinstance(rows, dict):

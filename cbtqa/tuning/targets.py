@@ -13,9 +13,8 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
-import yaml
-
 from cbtqa.distortions.taxonomy import shipped_concepts
+from cbtqa.files import parse_yaml
 from cbtqa.records import STEP_NAMES, CbtAnswer, CbtSteps, Question
 from cbtqa.tuning.settings import Mode
 
@@ -38,7 +37,7 @@ class ReadTarget:
 def wording() -> dict[str, Any]:
     """The resource file `targets.zh.yaml`."""
     text = (files("cbtqa.tuning") / "targets.zh.yaml").read_text(encoding="utf-8")
-    loaded: dict[str, Any] = yaml.safe_load(text)
+    loaded: dict[str, Any] = parse_yaml(text)
     return loaded
 
 

@@ -13,10 +13,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cbtqa.errors import DataError
-from cbtqa.files import read_json, write_json, write_text
+from cbtqa.files import parse_yaml, read_json, write_json, write_text
 from cbtqa.records import Record
 from cbtqa.tuning import sentencepiece_tokenizer, tiktoken_tokenizer
 from cbtqa.tuning.backbones import Backbone, template_text
@@ -41,7 +39,7 @@ class TokenizerFacts(Record):
 def probe_texts() -> tuple[str, ...]:
     """The texts every converted tokenizer has to agree on."""
     text = (files("cbtqa.tuning") / "tokenizer_probes.yaml").read_text(encoding="utf-8")
-    return tuple(yaml.safe_load(text)["probes"])
+    return tuple(parse_yaml(text)["probes"])
 
 
 def write_tokenizer(source: Backbone, out: Path, family: Backbone, n_rows: int) -> TokenizerFacts:

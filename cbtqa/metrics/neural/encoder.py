@@ -15,9 +15,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-import yaml
-
 from cbtqa.errors import ConfigError
+from cbtqa.files import parse_yaml
 from cbtqa.metrics.neural.settings import NeuralSettings
 from cbtqa.metrics.neural.weights import (
     cannot_load,
@@ -38,7 +37,7 @@ UNSET_LENGTH = 1_000_000
 def known_models() -> dict[str, dict[str, Any]]:
     """Layer and baseline of the models that bert-score tuned; see `baselines/models.yaml`."""
     text = files("cbtqa.metrics") / "baselines" / "models.yaml"
-    known: dict[str, dict[str, Any]] = yaml.safe_load(text.read_text(encoding="utf-8"))
+    known: dict[str, dict[str, Any]] = parse_yaml(text.read_text(encoding="utf-8"))
     return known
 
 

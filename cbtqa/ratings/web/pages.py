@@ -7,9 +7,8 @@ from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from cbtqa.errors import MissingExtraError
+from cbtqa.files import parse_yaml
 from cbtqa.ratings.answers import Answer, is_done
 from cbtqa.ratings.rubric import Criterion, Language
 from cbtqa.ratings.study import Presentation, StudyFolder
@@ -41,7 +40,7 @@ _WORDS_OF_SCRIPT = (
 def form_words(language: Language) -> Mapping[str, Any]:
     """The words of the form in this language."""
     text = (files("cbtqa.ratings") / "wording" / "form.yaml").read_text(encoding="utf-8")
-    words: Mapping[str, Any] = yaml.safe_load(text)[language]
+    words: Mapping[str, Any] = parse_yaml(text)[language]
     return words
 
 
