@@ -214,7 +214,11 @@ def parse_yaml(text: str | bytes | IO[str]) -> Any:
     """
     import yaml
 
-    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    source = text if isinstance(text, str | bytes) else text.read()
+    try:
+        return yaml.load(source, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except yaml.YAMLError:
+        return yaml.safe_load(source)  # says what is wrong more plainly, and in which line
 
 
 def sha256_of(path: Path) -> str:
