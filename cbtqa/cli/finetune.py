@@ -8,6 +8,7 @@ import typer
 
 from cbtqa.cli.console import print_json, print_table, say
 from cbtqa.cli.options import AsJson, settings_flags
+from cbtqa.errors import UsageError
 from cbtqa.settings import Resolved
 from cbtqa.tuning.settings import FinetuneSettings
 
@@ -21,11 +22,17 @@ DryRunFlag = Annotated[
         help="Work out tokens, memory, arithmetic and time on named cards; train nothing.",
     ),
 ]
+Cards = Annotated[
+    int, typer.Option("--cards", min=1, help="With --dry-run: so many cards share each step.")
+]
 
 
 @settings_flags(FinetuneSettings, positional="data")
 def finetune(
-    resolved: Resolved[FinetuneSettings], dry_run: DryRunFlag = False, as_json: AsJson = False
+    resolved: Resolved[FinetuneSettings],
+    dry_run: DryRunFlag = False,
+    cards: Cards = 1,
+    as_json: AsJson = False,
 ) -> None:
     """Tune a backbone on a built dataset, or on rows of a file, with LoRA.
 
@@ -34,7 +41,7 @@ def finetune(
 
     [bold]Examples[/bold]
 
-    cbtqa finetune runs/psyqa --backbone qwen2.5 --out runs/tuned --dry-run
+    cbtqa finetune runs/psyqa --backbone qwen2.5 --dry-run --cards 4
 
     cbtqa finetune runs/psyqa --backbone baichuan-7b-llama --preset paper --out runs/paper
 
@@ -44,9 +51,14 @@ def finetune(
         from cbtqa.cli.dry_run_page import show_dry_run
         from cbtqa.tuning.dry_run import dry_run as work_out
 
-        found = work_out(resolved)
+        found = work_out(resolved, n_processes=cards)
         print_json(found.model_dump(mode="json")) if as_json else show_dry_run(found)
         return
+    if cards > 1:
+        raise UsageError(
+            "--cards goes with --dry-run",
+            hint=f"to train on {cards}: torchrun --nproc_per_node {cards} -m cbtqa finetune ...",
+        )
     from cbtqa.tuning.train import finetune as train
 
     result = train(resolved, on_stage=say_first, on_line=_say_line)

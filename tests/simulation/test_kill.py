@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 def _reply(seen: Seen) -> Answer:
     """Words that depend on all that was sent, after a moment."""
     mark = hashlib.sha256(json.dumps(seen.body, sort_keys=True).encode()).hexdigest()[:10]
-    return slow(ok(f"I hear you ({mark}). What happened then?"), 0.01)
+    return slow(ok(f"I hear you ({mark}). What happened then?"), 0.15)
 
 
 def _study(path: Path, url: str) -> Path:

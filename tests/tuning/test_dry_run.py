@@ -192,7 +192,15 @@ def test_the_command_prints_every_part(bench: Path, capsys: pytest.CaptureFixtur
         assert part in told.out, part
     assert "green is learnt" in told.out and "not measured" in told.err
     assert program._run([*words, "--json"], False) == 0
-    assert DryRun.model_validate(json.loads(capsys.readouterr().out)).n_processes == 1
+    alone = DryRun.model_validate(json.loads(capsys.readouterr().out))
+    assert alone.n_processes == 1
+    assert program._run([*words, "--cards", "4", "--json"], False) == 0
+    shared = DryRun.model_validate(json.loads(capsys.readouterr().out))
+    assert shared.n_processes == 4
+    for one, four in zip(alone.cards, shared.cards, strict=True):
+        assert four.seconds == pytest.approx(one.seconds / 4)
+    assert program._run([*words[:-1], "--cards", "4"], False) == 2
+    assert "torchrun --nproc_per_node 4" in capsys.readouterr().err
 
 
 def test_a_real_7b_shape_takes_seconds_and_under_two_gigabytes(bench: Path) -> None:
