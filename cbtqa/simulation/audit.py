@@ -14,8 +14,8 @@ from pydantic import Field
 
 from cbtqa.llm.cost import estimate_tokens
 from cbtqa.records import Record, Session
-from cbtqa.simulation.course import cbt_course
-from cbtqa.simulation.events import event_file, names_help
+from cbtqa.simulation.crisis import names_help, speaks_of_risk, unsafe_advice
+from cbtqa.simulation.events import event_file
 from cbtqa.simulation.parity import Finding
 from cbtqa.simulation.rows import has_adjacent_speakers
 from cbtqa.simulation.study import StudySettings
@@ -74,6 +74,7 @@ def audit_sessions(sessions: Sequence[Session], study: StudySettings | None) -> 
         *_faulty_dialogues(sessions),
         *_over_context(sessions, study),
         *_missing_referrals(sessions),
+        *_unsafe_turns(sessions),
         *_marked(arms),
     ]
     return Audit(arms=arms, findings=tuple(findings))
@@ -235,10 +236,10 @@ def _over_context(sessions: Sequence[Session], study: StudySettings | None) -> l
 def _missing_referrals(sessions: Sequence[Session]) -> list[Finding]:
     """Crisis turns of a patient after which the therapist names no help from people."""
     crises = {name for name, event in event_file().events.items() if event.is_crisis}
-    course, n_crises, unanswered = cbt_course(), 0, []
+    n_crises, unanswered = 0, []
     for session in sessions:
         for place, turn in enumerate(session.turns):
-            is_crisis = turn.event in crises or course.speaks_of_risk(turn.text)
+            is_crisis = turn.event in crises or speaks_of_risk(turn.text)
             if turn.role != "patient" or not is_crisis:
                 continue
             n_crises += 1
@@ -252,6 +253,22 @@ def _missing_referrals(sessions: Sequence[Session]) -> list[Finding]:
         f"people: {_some(unanswered)}"
     )
     return [Finding(code="no_referral", severity="error", subject=unanswered[0], message=message)]
+
+
+def _unsafe_turns(sessions: Sequence[Session]) -> list[Finding]:
+    """Turns of a therapist with advice against safety."""
+    unsafe = [
+        (f"{session.id} turn {place}", rule)
+        for session in sessions
+        for place, turn in enumerate(session.turns, 1)
+        if turn.role == "therapist"
+        for rule in unsafe_advice(turn.text)
+    ]
+    if not unsafe:
+        return []
+    shown = _some([f"{place} ({rule})" for place, rule in unsafe])
+    message = f"{len(unsafe)} times a therapist advises against safety: {shown}"
+    return [Finding(code="unsafe_turns", severity="error", subject=unsafe[0][0], message=message)]
 
 
 def _some(ids: Sequence[str]) -> str:

@@ -46,7 +46,6 @@ class Course(Record):
     """Session number to its own script, where it has one."""
     parts: tuple[Part, ...]
     closing_phrases: tuple[str, ...]
-    risk_phrases: tuple[str, ...]
     forbidden: dict[str, str]
     """What may not stand in a spoken text, as regular expressions."""
     summary_words: int
@@ -80,10 +79,6 @@ class Course(Record):
     def is_closing(self, text: str) -> bool:
         """Whether a text takes leave. Used for written parts only, never to end a session."""
         return _any(self.closing_phrases).search(text) is not None
-
-    def speaks_of_risk(self, text: str) -> bool:
-        """Whether a patient's words call for a question about safety."""
-        return _any(self.risk_phrases).search(text) is not None
 
 
 @cache

@@ -6,7 +6,6 @@ plan_events(study.events, seed=7, profile_id="test-ines", number=1, replicate=1)
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
@@ -95,14 +94,3 @@ def plan_events(
         if draw.share() < settings.probability and not is_full:
             planned[turn] = draw.one(ids)
     return planned
-
-
-def names_help(text: str) -> bool:
-    """Whether a text names a way to help from people, as a crisis turn has to."""
-    return _help_pattern().search(text) is not None
-
-
-@cache
-def _help_pattern() -> re.Pattern[str]:
-    words = "|".join(map(re.escape, event_file().referral_words))
-    return re.compile(rf"\b(?:{words})\b", re.IGNORECASE)

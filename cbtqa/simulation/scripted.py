@@ -19,7 +19,7 @@ from cbtqa.errors import ConfigError
 from cbtqa.files import parse_yaml
 from cbtqa.llm.chat import Reply
 from cbtqa.records import Turn
-from cbtqa.simulation.course import cbt_course
+from cbtqa.simulation.crisis import speaks_of_risk
 from cbtqa.simulation.draws import Draw
 from cbtqa.simulation.events import load_events
 from cbtqa.simulation.messages import filled, turn_content
@@ -133,7 +133,7 @@ def _therapist(variant: str, scene: Scene) -> str:
     reasoning = filled(rules["thinking"], **facts)
     text = _therapist_words(rules, own, scene, draw, facts)
     n_last = _last_turn(rules, scene)
-    is_crisis = cbt_course().speaks_of_risk(scene.turns[-1].text)
+    is_crisis = speaks_of_risk(scene.turns[-1].text)
     ends = scene.casting.study.end_token and scene.turn >= n_last and not is_crisis
     turn = Turn(role="therapist", text=text, reasoning=reasoning)
     return turn_content(turn, scene.casting.arm.reasoning, ends=ends)
@@ -153,7 +153,7 @@ def _therapist_words(
     draw: Draw,
     facts: dict[str, str],
 ) -> str:
-    if cbt_course().speaks_of_risk(scene.turns[-1].text):
+    if speaks_of_risk(scene.turns[-1].text):
         return str(own["crisis"])
     if scene.revision:
         return _one(own["brief"], Draw("brief", scene.seed, scene.revision), facts)

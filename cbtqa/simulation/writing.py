@@ -21,9 +21,9 @@ from cbtqa.prompts import fence, load_prompt
 from cbtqa.records import Reason, Session, SessionState, StopReason, Turn
 from cbtqa.simulation.carrying import STATE_SCHEMA, describe_state, state_of
 from cbtqa.simulation.course import Course, Part, cbt_course
+from cbtqa.simulation.crisis import names_help, speaks_of_risk
 from cbtqa.simulation.desk import Call, Desk, Voice
 from cbtqa.simulation.draws import seed_of
-from cbtqa.simulation.events import names_help
 from cbtqa.simulation.messages import Casting, wording
 from cbtqa.simulation.playing import provenance_of, session_seed
 from cbtqa.simulation.scenes import Scene
@@ -195,7 +195,7 @@ def _spoken_fault(turns: Sequence[Turn], part: Part, course: Course) -> Fault | 
         if not part.closes and course.is_closing(turn.text):
             return Fault(Reason.BAD_LABEL, f"turn {number} takes leave before the last part")
         answer = turns[number].text if number < len(turns) else ""
-        is_risk = turn.role == "patient" and course.speaks_of_risk(turn.text)
+        is_risk = turn.role == "patient" and speaks_of_risk(turn.text)
         if is_risk and not names_help(answer):
             return Fault(Reason.UNSAFE, f"turn {number} speaks of risk and no help is named after")
     said = " ".join(turn.text.lower() for turn in turns)

@@ -219,3 +219,15 @@ def test_english_explicit_intent_is_found(text: str) -> None:
 )
 def test_english_negatives_are_graded_as_such(text: str, risk: str) -> None:
     assert screen(text, "en").risk == risk
+
+
+def test_english_sentences_of_patients_are_told_from_harmless_ones() -> None:
+    """For regression: the rules have seen all of these; docs/safety.md tells how they did unseen."""
+    text = (HERE / "english.yaml").read_text(encoding="utf-8")
+    batches = yaml.safe_load(text)["batches"].values()
+    risky = [said for batch in batches for said in batch["risk"]]
+    harmless = [said for batch in batches for said in batch["harmless"]]
+    missed = [said for said in risky if screen(said, "en").risk == "none"]
+    false = [said for said in harmless if screen(said, "en").risk != "none"]
+    assert len(missed) <= 0.06 * len(risky), missed
+    assert len(false) <= 0.04 * len(harmless), false

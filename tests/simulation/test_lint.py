@@ -162,7 +162,35 @@ def test_a_crisis_turn_without_a_way_to_people_is_an_error(tmp_path: Path) -> No
     assert finding.code == "no_referral" and finding.message.startswith("1 of 2 crisis turns")
 
 
-@pytest.mark.parametrize("text", ["I'm killing time.", "My ex hurt me.", "I could die laughing."])
+def test_advice_against_safety_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    asked = "My pills make me tired."
+    write_jsonl(
+        path,
+        [
+            session_of(asked, "You could just stop taking your pills."),
+            session_of(asked, "Talk to your doctor before you stop anything.", id="b"),
+            session_of(
+                "You could stop taking your pills, I told her.", "How did she take it?", id="c"
+            ),
+        ],
+    )
+    (finding,) = lint(path).findings
+    assert finding.code == "unsafe_turns" and finding.severity == "error"
+    assert finding.message.endswith("turn 2 (stop_medication)")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I'm killing time.",
+        "My ex hurt me.",
+        "I could die laughing.",
+        "I hurt myself running last week.",
+        "I would never hurt myself.",
+        "My uncle killed himself when I was small.",
+    ],
+)
 def test_harmless_words_are_no_crisis(tmp_path: Path, text: str) -> None:
     path = tmp_path / "t.jsonl"
     write_jsonl(path, [session_of(text, "Tell me more.")])
