@@ -20,12 +20,11 @@ _UNSAFE = (
 
 
 def speaks_of_risk(text: str) -> bool:
-    """Whether a speaker tells of suicide or self-harm of their own.
+    """Whether a text tells of suicide or self-harm: now, once, or of somebody else.
 
-    What is denied, past, told of others or not meant does not count; see docs/safety.md.
+    What is denied or not meant does not count; see docs/safety.md.
     """
-    hits = screen(text, "en").hits
-    return any(hit.risk != "none" and hit.outcome == "stated" for hit in hits)
+    return screen(text, "en").risk != "none"
 
 
 def names_help(text: str) -> bool:

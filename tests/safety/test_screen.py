@@ -231,3 +231,29 @@ def test_english_sentences_of_patients_are_told_from_harmless_ones() -> None:
     false = [said for said in harmless if screen(said, "en").risk != "none"]
     assert len(missed) <= 0.06 * len(risky), missed
     assert len(false) <= 0.04 * len(harmless), false
+
+
+@pytest.mark.parametrize("deed", ["I cut myself", "I burn myself", "I keep hurting myself"])
+@pytest.mark.parametrize(
+    "when",
+    [
+        *("when I can't cope", "while everyone is asleep", "on the thighs", "on a bad day"),
+        *("at work", "at night", "falling asleep", "playing with a razor", "with a knife"),
+    ],
+)
+def test_a_circumstance_does_not_make_self_harm_an_accident(deed: str, when: str) -> None:
+    assert screen(f"{deed} {when}.", "en").risk == "explicit"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I'm tired of living here.",
+        "I don't want to wake up when I'm upset.",
+        "I never wake up for good things, I hope I never wake up for good.",
+        "I don't want to live in this body.",
+        "I don't want to live with this pain.",
+    ],
+)
+def test_a_place_or_a_time_does_not_silence_a_wish(text: str) -> None:
+    assert screen(text, "en").risk != "none"

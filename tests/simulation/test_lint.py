@@ -162,6 +162,21 @@ def test_a_crisis_turn_without_a_way_to_people_is_an_error(tmp_path: Path) -> No
     assert finding.code == "no_referral" and finding.message.startswith("1 of 2 crisis turns")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I attempted suicide last year.",
+        "I used to hurt myself.",
+        "They said they would kill themselves.",
+        "My sister died by suicide.",
+    ],
+)
+def test_what_is_past_or_of_others_is_a_crisis_turn_too(tmp_path: Path, text: str) -> None:
+    write_jsonl(tmp_path / "t.jsonl", [session_of(text, "Tell me about your week.")])
+    (finding,) = lint(tmp_path / "t.jsonl").findings
+    assert finding.code == "no_referral"
+
+
 def test_advice_against_safety_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     asked = "My pills make me tired."
@@ -188,7 +203,6 @@ def test_advice_against_safety_is_an_error(tmp_path: Path) -> None:
         "I could die laughing.",
         "I hurt myself running last week.",
         "I would never hurt myself.",
-        "My uncle killed himself when I was small.",
     ],
 )
 def test_harmless_words_are_no_crisis(tmp_path: Path, text: str) -> None:
