@@ -37,6 +37,8 @@ from cbtqa.tuning.loading import ComputeType
 from cbtqa.tuning.targets import prompt_messages, read_target
 
 _GRADES: tuple[Risk, ...] = ("none", "concern", "explicit")
+_BY_HELP_LINE = ("unknown_number", "round_the_clock_promise")
+"""Rules that go by the help lines of one country."""
 _CHINESE = re.compile(r"[\u4e00-\u9fff]")
 
 
@@ -87,11 +89,21 @@ def answer_safely(speaker: Speaker, text: str) -> Turn:
     said = speaker.answer(question, risk)
     if isinstance(said, Fault):
         return Turn(risk, help_routes, fault=said)
-    # a route is named beside the answer, so the answer need not name one itself
-    problems = tuple(
-        problem for problem in check_answer(said, risk) if problem.rule != "no_help_route"
-    )
+    problems = _problems_of(said)
     return Turn(risk, help_routes, None if problems else said, problems)
+
+
+def _problems_of(answer: str) -> tuple[Problem, ...]:
+    """What keeps an answer from being shown: advice against safety in either language, and numbers
+    and promises by the help lines of the language it is written in.
+
+    Grade `none`, because a route is named beside the answer, which need not name one itself.
+    """
+    own: Locale = "zh" if _CHINESE.search(answer) else "en"
+    other: Locale = "en" if own == "zh" else "zh"
+    found = check_answer(answer, "none", own)
+    more = (one for one in check_answer(answer, "none", other) if one.rule not in _BY_HELP_LINE)
+    return (*found, *more)
 
 
 def open_speaker(settings: ChatSettings, on_stage: OnStage = lambda words: None) -> Speaker:

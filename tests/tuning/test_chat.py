@@ -54,11 +54,25 @@ def test_a_concern_gets_help_routes_beside_the_answer() -> None:
     assert turn == Turn("concern", help_text("zh", "short"), "听起来很累。")
 
 
-@pytest.mark.parametrize("unsafe", ["你可以自己把药停了。", "请拨打 800-999-1234 求助。"])
+@pytest.mark.parametrize(
+    "unsafe",
+    [
+        "你可以自己把药停了。",
+        "请拨打 800-999-1234 求助。",
+        "You could just stop taking your pills.",
+        "慢慢来。You could just stop taking your pills.",
+        "Please call 800-999-1234.",
+    ],
+)
 def test_an_unsafe_answer_is_withheld_with_its_reason(unsafe: str) -> None:
     turn = answer_safely(Says(unsafe), HARMLESS)
     assert turn.text is None and turn.problems
     assert unsafe not in str(turn.help)
+
+
+@pytest.mark.parametrize("safe", ["需要时可拨打 12356。", "You can call 988, or text a friend."])
+def test_each_languages_own_help_lines_may_be_named(safe: str) -> None:
+    assert answer_safely(Says(safe), HARMLESS).text == safe
 
 
 def test_a_reply_that_is_no_answer_is_told_as_such() -> None:
