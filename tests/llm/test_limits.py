@@ -92,7 +92,7 @@ def test_requests_a_minute_are_kept() -> None:
             gate.leave()
 
         await asyncio.gather(*(visit() for _ in range(36)))
-        assert 0.65 <= time.monotonic() - start <= 8
+        assert 0.65 <= time.monotonic() - start <= 2
 
     asyncio.run(check())
 
@@ -110,7 +110,7 @@ def test_an_empty_allowance_in_the_headers_holds_everybody(headers: dict[str, st
         gate.heed(headers, 0)
         start = time.monotonic()
         await gate.enter()
-        assert 0.25 <= time.monotonic() - start <= 8
+        assert 0.25 <= time.monotonic() - start <= 1.5
 
     asyncio.run(check())
 
