@@ -6,6 +6,7 @@ when first needed. A file written here is either the old one or the whole new on
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
 import json
@@ -62,12 +63,12 @@ def _wrong_encoding(path: Path, encoding: str, error: UnicodeDecodeError) -> Dat
 
 
 def _reads_as_gb18030(path: Path) -> bool:
-    """True when the first lines with other than ASCII bytes decode as Chinese."""
+    """True when the file's beginning decodes as Chinese; a character cut at its end doesn't count."""
     with path.open("rb") as stream:
         head = stream.read(1 << 16)
-    head = head[: head.rfind(b"\n") + 1 or None]
     try:
-        return any("\u4e00" <= letter <= "\u9fff" for letter in head.decode("gb18030"))
+        text = codecs.getincrementaldecoder("gb18030")().decode(head)
+        return any("\u4e00" <= letter <= "\u9fff" for letter in text)
     except UnicodeDecodeError:
         return False
 

@@ -56,6 +56,16 @@ def test_a_byte_order_mark_is_dropped_and_another_encoding_is_named(tmp_path: Pa
         assert stream.read() == "我总是做不好\n"
 
 
+def test_one_long_line_in_another_encoding_is_named_too(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(
+        b"a" + "总".encode("gbk") * 50_000
+    )  # what is looked at ends inside a character
+    with pytest.raises(DataError, match="not utf-8") as caught, open_text(path) as stream:
+        stream.read()
+    assert "gb18030" in (caught.value.hint or "")
+
+
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".tsv", ".parquet"])
 def test_every_format_gives_the_same_rows(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"

@@ -70,7 +70,8 @@ def read_pool(predictions: Sequence[str], questions: Path | None, shows: str) ->
         shows: what the rubric shows; `question` needs no predictions.
 
     Raises:
-        DataError: a row without id, or a second answer of one system to one question.
+        DataError: a row without id, a second answer of one system to one question, or not one row
+            with an answer.
         UsageError: nothing to read, or fewer systems than named.
     """
     pool = Pool()
@@ -82,6 +83,12 @@ def read_pool(predictions: Sequence[str], questions: Path | None, shows: str) ->
         _read_predictions(pool, given, shows)
     if shows == "question":
         pool.answers = {}
+    elif not pool.answers and pool.rejections:
+        wanted = "turns" if shows == "transcript" else f"an answer (in {', '.join(_TEXT_FIELDS)})"
+        raise DataError(
+            f"none of the {len(pool.rejections):,} rows to rate holds {wanted}",
+            where=pool.rejections[0].where,
+        )
     elif not pool.answers:
         raise UsageError(
             "no predictions to rate", hint="add --predictions NAME=PATH, once a system"

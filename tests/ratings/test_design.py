@@ -117,6 +117,17 @@ def test_a_second_answer_to_a_question_is_refused_not_chosen_from(tmp_path: Path
         create_study(NewStudySettings(**values, out=tmp_path / "s"))
 
 
+def test_a_file_without_a_single_answer_is_not_called_missing(tmp_path: Path) -> None:
+    path = tmp_path / "questions.jsonl"
+    write_rows(path, [{"id": "q1", "question": "怎么办？"}, {"id": "q2", "question": "为什么？"}])
+    settings = NewStudySettings(
+        predictions=(f"a={path}",), questions=path, raters=2, out=tmp_path / "s"
+    )
+    with pytest.raises(DataError, match=r"questions.jsonl:1: none of the 2 rows") as caught:
+        create_study(settings)
+    assert "prediction" in str(caught.value)
+
+
 def test_predictions_without_question_texts_need_the_questions(tmp_path: Path) -> None:
     values = {**write_inputs(tmp_path), "questions": None, "out": tmp_path / "s"}
     with pytest.raises(UsageError, match="do not hold the text of the questions"):
