@@ -63,7 +63,7 @@ def _wrong_encoding(path: Path, encoding: str, error: UnicodeDecodeError) -> Dat
 
 
 def _reads_as_gb18030(path: Path) -> bool:
-    """True when the file's beginning decodes as Chinese; a character cut at its end doesn't count."""
+    """True when the file's beginning decodes as Chinese, a character cut at its end left out."""
     with path.open("rb") as stream:
         head = stream.read(1 << 16)
     try:
