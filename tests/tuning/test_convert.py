@@ -103,7 +103,11 @@ def test_sixteen_bit_weights_stay_bit_for_bit(tmp_path: Path, kind: Kind, dtype:
     made = torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight])
     assert torch.equal(made, packed)
     head = tensors["lm_head.weight"]
-    assert torch.equal(model.lm_head.weight, normalise_rows(head) if kind == "baichuan2" else head)
+    if kind == "baichuan2":  # divided, so the last bit depends on the machine
+        near = {"rtol": torch.finfo(head.dtype).eps, "atol": 0.0}
+        torch.testing.assert_close(model.lm_head.weight, normalise_rows(head), **near)
+    else:
+        assert torch.equal(model.lm_head.weight, head)
 
 
 def test_the_head_of_baichuan2_is_divided_in_float32_whatever_its_type() -> None:
@@ -112,7 +116,8 @@ def test_the_head_of_baichuan2_is_divided_in_float32_whatever_its_type() -> None
     assert torch.allclose(normalise_rows(weight).double(), weight.double() / lengths[:, None])
     half = weight.half()
     expected = (half.float() / half.float().norm(dim=-1, keepdim=True)).half()
-    assert torch.equal(normalise_rows(half), expected)
+    # another order of summing may turn a rare rounding; dividing in half precision turns many
+    assert (normalise_rows(half) != expected).float().mean() < 1e-3
 
 
 def test_an_old_pickle_that_cannot_be_mapped_is_read_whole(tmp_path: Path) -> None:

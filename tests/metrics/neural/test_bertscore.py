@@ -328,7 +328,7 @@ def test_weights_in_several_parts_are_found_and_hashed(bert: Path, tmp_path: Pat
     scorer = BertScorer(settings(model))
     whole = BertScorer(settings(bert))
     texts_given = invented(3), invented(3, seed=4)
-    np.testing.assert_array_equal(scorer.score(*texts_given), whole.score(*texts_given))
+    np.testing.assert_allclose(scorer.score(*texts_given), whole.score(*texts_given), atol=1e-5)
     assert scorer.encoder.sha256 != whole.encoder.sha256
     sorted(model.glob("*.safetensors"))[0].unlink()
     with pytest.raises(ConfigError, match="has no weights"):

@@ -166,9 +166,11 @@ def test_a_distilled_layout_in_safetensors_loads_too(bleurt: Made, tmp_path: Pat
     renamed = {name.replace("bleurt.", "rembert."): t.contiguous() for name, t in state.items()}
     save_file(renamed, folder / "model.safetensors")
     (folder / "pytorch_model.bin").unlink()
-    np.testing.assert_array_equal(
+    # weights mapped from another file lie elsewhere in memory, and sums are taken in another order
+    np.testing.assert_allclose(
         scorer(folder).score(PREDICTIONS, REFERENCES),
         scorer(bleurt[0]).score(PREDICTIONS, REFERENCES),
+        atol=1e-5,
     )
 
 
