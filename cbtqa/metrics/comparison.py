@@ -30,7 +30,9 @@ from cbtqa.records import Record
 from cbtqa.statistics.resampling import (
     BOOTSTRAP_TRIALS,
     FEW_ITEMS,
+    FEWEST_FOR_BOOTSTRAP,
     RANDOMISATION_TRIALS,
+    PConvention,
     bootstrap_p,
     bootstrap_sums,
     holm,
@@ -64,6 +66,11 @@ class CompareSettings(ScoreSettings):
     trials: int = Field(
         default=RANDOMISATION_TRIALS, ge=1, description="Trials of the randomisation test."
     )
+    p_convention: PConvention = Field(
+        default="ties",
+        description="What counts towards p: ties, every trial at least as far apart as the "
+        "systems; sacrebleu, only those farther apart, to match its printed p.",
+    )
     common: bool = Field(
         default=False, description="Compare on the questions that all systems answered."
     )
@@ -91,7 +98,7 @@ class PairComparison(Record):
     p_adjusted: float
     """After Holm over all pairs of systems of this metric."""
     test: str
-    """Test, trials and seed, as `ar:10000|seed:12345`."""
+    """Test, trials, seed and convention of p, as `ar:10000|seed:12345|p:ties`."""
     n: int
     n_wins: int
     """Questions on which the system scores above the baseline."""
@@ -135,12 +142,14 @@ def compare(
         on_block: told now and then how many references are scored, and of how many.
 
     Raises:
-        UsageError: fewer than two systems, or an unknown baseline or metric.
+        UsageError: fewer than two systems, an unknown baseline or metric, or too few questions
+            for the test.
         DataError: the systems were scored on other questions, references or settings.
     """
     contenders = gather(settings, on_block)
     refuse_other_references(contenders)
     contenders = on_same_rows(contenders, is_common=settings.common)
+    _refuse_bootstrap_test_of_few(contenders[0], settings)
     metrics = shared_metrics(contenders)
     by = _metric_for_examples(metrics, settings.by)
     pairs = _pairs(contenders, settings.baseline)
@@ -226,9 +235,11 @@ def _test_pair(
     difference = second - first
     low, high = percentile_interval(drawn[1] - drawn[0])
     if swapped is None:
-        p, test = bootstrap_p(drawn[0], drawn[1], difference), f"bs:{settings.bootstrap}"
+        p = bootstrap_p(drawn[0], drawn[1], difference, settings.p_convention)
+        test = f"bs:{settings.bootstrap}"
     else:
-        p, test = randomisation_p(swapped[0], swapped[1], difference), f"ar:{settings.trials}"
+        p = randomisation_p(swapped[0], swapped[1], difference, settings.p_convention)
+        test = f"ar:{settings.trials}"
     gains = _gains(pair, metric)
     n_wins, n_losses = int(np.sum(gains > TIE)), int(np.sum(gains < -TIE))
     return PairComparison(
@@ -243,7 +254,7 @@ def _test_pair(
         high=high,
         p=p,
         p_adjusted=p,
-        test=f"{test}|seed:{settings.seed}",
+        test=f"{test}|seed:{settings.seed}|p:{settings.p_convention}",
         n=len(gains),
         n_wins=n_wins,
         n_losses=n_losses,
@@ -297,13 +308,34 @@ def _example(pair: Pair, metric: Metric, place: int, gain: float) -> Example:
     )
 
 
+def _refuse_bootstrap_test_of_few(contender: Contender, settings: CompareSettings) -> None:
+    """sacrebleu's convention is left to those who ask for it by name."""
+    n_questions = _n_questions(contender)
+    if (
+        settings.test == "bs"
+        and settings.p_convention != "sacrebleu"
+        and n_questions < FEWEST_FOR_BOOTSTRAP
+    ):
+        raise UsageError(
+            f"--test bs finds too many differences on {n_questions} questions; it needs "
+            f"{FEWEST_FOR_BOOTSTRAP}",
+            hint="use --test ar, which holds on any number",
+        )
+
+
+def _n_questions(contender: Contender) -> int:
+    return len({contender.references.clusters[row] for row in contender.scores.rows.tolist()})
+
+
 def _warnings(contender: Contender, settings: CompareSettings) -> list[str]:
     found = []
-    n_questions = len(
-        {contender.references.clusters[row] for row in contender.scores.rows.tolist()}
-    )
+    n_questions = _n_questions(contender)
     if n_questions < FEW_ITEMS:
         found.append(f"only {n_questions} questions: below {FEW_ITEMS}, no test can be trusted")
-        if settings.test == "bs":
-            found.append("the bootstrap test is too sure on so few questions; prefer --test ar")
+    if settings.test == "bs" and n_questions < FEWEST_FOR_BOOTSTRAP:
+        found.append(f"the bootstrap test is too sure on {n_questions} questions; prefer --test ar")
+    if settings.p_convention == "sacrebleu":
+        found.append(
+            "p in sacrebleu's convention leaves ties out: it is too small where few differ"
+        )
     return found

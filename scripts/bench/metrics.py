@@ -118,7 +118,8 @@ def run_ours(folder: Path, engine: str) -> dict[str, object]:
     clock("load")
     evaluated = evaluate(references, systems, metrics, engine_for(3 * len(ids), engine))  # type: ignore[arg-type]
     clock("statistics")
-    settings = CompareSettings(engine=engine)  # type: ignore[arg-type]
+    # sacrebleu's p, for the peers' is compared with it
+    settings = CompareSettings(engine=engine, p_convention="sacrebleu")  # type: ignore[arg-type]
     values = scores_of(evaluated, metrics, references, settings.resampling)
     signatures = {one.metric: (one.unit, one.signature) for one in values}
     pair = tuple(

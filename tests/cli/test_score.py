@@ -95,6 +95,37 @@ def test_two_systems_are_compared_and_the_examples_written(
     assert (out / "compare.md").exists() and (out / "compare.tex").exists()
 
 
+STEPS = [
+    "听起来你最近压力很大，一定很辛苦。",
+    "你觉得考砸一次就什么都完了，这背后可能是一种以偏概全的想法。",
+    "不妨想一想，有没有证据说明一次考试就能决定一切？",
+    "建议你每天花十分钟写下当天做成的一件小事。",
+    "改变需要时间，相信你会慢慢好起来。",
+]
+
+
+def test_one_differing_answer_of_54_makes_no_metric_significant(tmp_path: Path) -> None:
+    """Swapping the one pair that differs changes no distance: every trial is a tie."""
+    whole = {str(number): f"{number}，" + "".join(STEPS) for number in range(54)}
+    without = {**whole, "7": whole["7"].replace(STEPS[3], "")}
+    paths = [tmp_path / f"{name}.jsonl" for name in ("ref", "whole", "without")]
+    for path, answers in zip(paths, (whole, whole, without), strict=True):
+        rows = [{"id": key, "answer": text} for key, text in answers.items()]
+        path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), "utf-8")
+    ref, *systems = paths
+    done = cbtqa(
+        *("compare", *systems, "--ref", ref, "--prediction-column", "answer", "--json"),
+        *("--metrics", "cbt_complete,cbt_steps,bleu_zh,chrf2,meteor_jieba"),
+    )
+    assert done.returncode == 0, done.stderr
+    pairs = {one["metric"]: one for one in json.loads(done.stdout)["pairs"]}
+    assert len(pairs) == 5
+    complete = pairs["cbt_complete"]
+    assert (complete["n_losses"], complete["n_ties"]) == (1, 53)
+    assert {one["difference"] < 0 for one in pairs.values()} == {True}
+    assert {(one["p"], one["p_adjusted"]) for one in pairs.values()} == {(1.0, 1.0)}
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [

@@ -89,7 +89,7 @@ def test_holm_runs_over_the_pairs_of_one_metric(files: list[Path], ref: Path) ->
 
 
 @pytest.mark.parametrize(("test", "trials"), [("ar", 10_000), ("bs", 1_000)])
-def test_p_values_are_those_of_sacrebleu(
+def test_p_values_of_its_convention_are_those_of_sacrebleu(
     files: list[Path], ref: Path, test: str, trials: int
 ) -> None:
     sides = [list(damaged(share, seed).values()) for seed, share in enumerate((0.2, 0.21))]
@@ -99,9 +99,19 @@ def test_p_values_are_those_of_sacrebleu(
         [list(ANSWERS.values())],
         test_type=test,
     )()
-    ours = run(*files[:2], ref=ref, test=test, trials=10_000).pairs[0]
+    ours = run(*files[:2], ref=ref, test=test, trials=10_000, p_convention="sacrebleu").pairs[0]
     assert ours.p == found["BLEU"][1].p_value
-    assert ours.test == f"{test}:{trials}|seed:12345"
+    assert ours.test == f"{test}:{trials}|seed:12345|p:sacrebleu"
+
+
+def test_the_test_is_told_with_its_convention(files: list[Path], ref: Path) -> None:
+    assert run(*files[:2], ref=ref).pairs[0].test == "ar:2000|seed:12345|p:ties"
+
+
+def test_the_bootstrap_test_is_refused_on_few_questions(files: list[Path], ref: Path) -> None:
+    with pytest.raises(UsageError, match=f"--test bs .* {N} questions") as caught:
+        run(*files[:2], ref=ref, test="bs")
+    assert "--test ar" in (caught.value.hint or "")
 
 
 def test_a_baseline_is_compared_with_each_of_the_rest(files: list[Path], ref: Path) -> None:
@@ -191,7 +201,7 @@ def test_one_system_cannot_be_compared(files: list[Path], ref: Path) -> None:
 def test_few_questions_are_warned_about(tmp_path: Path, ref: Path) -> None:
     short = write(tmp_path / "short.jsonl", [{"id": "1", "answer": ANSWERS["1"]}])
     files = [predictions(tmp_path, {"1": t}, f"{t}.jsonl") for t in ("你说", "可以")]
-    warnings = run(*files, ref=short, test="bs").warnings
+    warnings = run(*files, ref=short, test="bs", p_convention="sacrebleu").warnings
     assert any("only 1 questions" in one for one in warnings)
     assert any("prefer --test ar" in one for one in warnings)
 

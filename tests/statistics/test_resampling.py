@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,12 @@ from sacrebleu.significance import PairedTest
 from cbtqa.metrics.bleu import Bleu
 from cbtqa.metrics.chrf import Chrf
 from cbtqa.statistics.resampling import (
+    FEWEST_FOR_BOOTSTRAP,
+    Floats,
+    PConvention,
     bootstrap_p,
     bootstrap_sums,
     holm,
-    p_value,
     percentile_interval,
     randomisation_p,
     sum_by_cluster,
@@ -84,8 +87,9 @@ def test_intervals_and_p_values_are_those_of_sacrebleu(n_pairs: int) -> None:
         assert drawn[1].mean() == pytest.approx(expected.mean, rel=1e-5)
         assert (high - low) / 2 == pytest.approx(expected.ci, rel=1e-4, abs=1e-5)
         difference = values[1] - values[0]
-        assert bootstrap_p(drawn[0], drawn[1], difference) == expected.p_value
-        assert randomisation_p(swapped[0], swapped[1], difference) == found["ar"][name][1].p_value
+        ours_bs = bootstrap_p(drawn[0], drawn[1], difference, "sacrebleu")
+        ours_ar = randomisation_p(swapped[0], swapped[1], difference, "sacrebleu")
+        assert (ours_bs, ours_ar) == (expected.p_value, found["ar"][name][1].p_value)
 
 
 def test_draws_do_not_depend_on_how_they_are_chunked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,21 +137,103 @@ def test_clusters_are_drawn_whole() -> None:
     assert width(summed) > 2.5 * width(rows)
 
 
-def test_p_is_never_zero_and_equal_scores_get_one() -> None:
-    assert p_value(np.zeros(999), 1.0) == pytest.approx(0.001)
-    same = np.ones(100)
-    assert bootstrap_p(same, same, 0.0) == randomisation_p(same, same, 0.0) == 1.0
+CONVENTIONS: tuple[PConvention, ...] = ("ties", "sacrebleu")
 
 
-def test_randomisation_keeps_its_error_rate_when_nothing_differs() -> None:
-    """Of many pairs of equally good systems, about one in twenty is called different."""
-    rng = np.random.default_rng(6)
-    found = 0
-    for _ in range(200):
-        one, other = rng.normal(0, 1, (2, 40, 1))
-        first, second = swapped_sums(one, other, 320)
-        found += randomisation_p(first[:, 0], second[:, 0], float((other - one).sum())) < 0.05
-    assert 2 <= found <= 22
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_p_is_never_zero_and_equal_scores_get_one(convention: PConvention) -> None:
+    same = np.ones(999)
+    assert randomisation_p(same, same, 1.0, convention) == pytest.approx(0.001)
+    for p_of in (bootstrap_p, randomisation_p):
+        assert p_of(same, same, 0.0, convention) == 1.0
+
+
+def test_trials_as_far_apart_as_the_systems_count_as_ties_unless_sacrebleu_is_matched() -> None:
+    """One item of 54 differs: every swap gives the same distance, so nothing was learnt."""
+    one, other = np.zeros((2, 54, 1))
+    other[7] = 1
+    first, second = (half[:, 0] / 54 for half in swapped_sums(one, other, 999))
+    assert randomisation_p(first, second, 1 / 54) == 1
+    assert randomisation_p(first, second, 1 / 54, "sacrebleu") == pytest.approx(0.001)
+
+
+def test_ties_are_found_across_rounding() -> None:
+    """Distances equal but for the order of summation, at the size of a score of 0-100."""
+    rng = np.random.default_rng(7)
+    first = rng.normal(60, 1, 999)
+    second = first + rng.choice([-1, 1], 999) * (0.3 + rng.normal(0, 1e-14, 999))
+    assert randomisation_p(first, second, 0.3) == 1
+    assert randomisation_p(first, second, 0.3 + 1e-6) == pytest.approx(0.001)
+
+
+def test_the_bootstrap_null_is_centred_on_the_observed_difference() -> None:
+    baseline, system = np.zeros(4), np.array([0.5, 1.0, 1.5, 2.5])
+    assert bootstrap_p(baseline, system, 1.0) == pytest.approx((1 + 1) / 5)
+    assert bootstrap_p(system, baseline, -1.0) == pytest.approx((1 + 1) / 5)
+
+
+def equal_systems(kind: str, n_items: int) -> tuple[Floats, Floats]:
+    """Values of two systems, one column a pair of systems; the two may be exchanged everywhere."""
+    rng = np.random.default_rng(11)
+    shape = (n_items, N_EQUAL_PAIRS)
+    difficulty = rng.normal(0, 1, shape)
+    spread = {"normal": 1.0, "nearly always tied": 0.1, "often tied": 0.5}[kind]
+    one, other = (difficulty + rng.normal(0, spread, shape) for _ in range(2))
+    if kind == "normal":
+        return one, other
+    return (one > 0).astype(np.float64), (other > 0).astype(np.float64)
+
+
+def most_false_alarms(level: float = 0.05, error: float = 0.001) -> int:
+    """The number that a test of this level exceeds with a probability under `error`."""
+    n, more = N_EQUAL_PAIRS, 1.0
+    for number in range(n + 1):
+        more -= math.exp(
+            math.lgamma(n + 1)
+            - math.lgamma(number + 1)
+            - math.lgamma(n - number + 1)
+            + number * math.log(level)
+            + (n - number) * math.log1p(-level)
+        )
+        if more < error:
+            break
+    return number
+
+
+N_EQUAL_PAIRS = 2_000
+KINDS = ("normal", "nearly always tied", "often tied")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("n_items", [9, 54, 500])
+def test_randomisation_keeps_its_level_when_nothing_differs(kind: str, n_items: int) -> None:
+    one, other = equal_systems(kind, n_items)
+    first, second = (sums.T / n_items for sums in swapped_sums(one, other, 999))
+    observed = (other - one).mean(0)
+    p = [randomisation_p(*row) for row in zip(first, second, observed, strict=True)]
+    assert np.sum(np.array(p) <= 0.05) <= most_false_alarms()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("n_items", [FEWEST_FOR_BOOTSTRAP, 500])
+def test_the_bootstrap_test_keeps_its_level_from_its_floor_on(kind: str, n_items: int) -> None:
+    one, other = equal_systems(kind, n_items)
+    sums = bootstrap_sums(np.concatenate([one, other], axis=1), 999).T / n_items
+    observed = (other - one).mean(0)
+    sides = sums[:N_EQUAL_PAIRS], sums[N_EQUAL_PAIRS:]
+    p = [bootstrap_p(*row) for row in zip(*sides, observed, strict=True)]
+    assert np.sum(np.array(p) <= 0.05) <= most_false_alarms()
+
+
+def test_real_differences_are_still_found() -> None:
+    rng = np.random.default_rng(12)
+    one = rng.normal(0, 1, (200, 1))
+    other = one + rng.normal(0.3, 1, (200, 1))
+    observed = float((other - one).mean())
+    swapped = [half[:, 0] / 200 for half in swapped_sums(one, other, 999)]
+    drawn = bootstrap_sums(np.concatenate([one, other], axis=1), 999) / 200
+    assert randomisation_p(swapped[0], swapped[1], observed) < 0.01
+    assert bootstrap_p(drawn[:, 0], drawn[:, 1], observed) < 0.01
 
 
 def test_holm_multiplies_by_what_is_left_and_never_decreases() -> None:
