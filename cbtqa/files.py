@@ -10,6 +10,7 @@ import codecs
 import csv
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -248,6 +249,34 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def json_text(value: BaseModel | Mapping[str, Any] | list[Any], **layout: Any) -> str:
+    """Strict JSON, the one door to every file and to `--json`.
+
+    pydantic's own `model_dump_json` writes null for NaN, so that a missing figure would look
+    meant, and Python's `json` the word NaN, which other readers refuse.
+
+    Raises:
+        ValueError: NaN or an infinity in a field, which is named.
+    """
+    plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    try:
+        return json.dumps(plain, ensure_ascii=False, allow_nan=False, **layout)
+    except ValueError:
+        for field, number in _not_finite(plain):
+            raise ValueError(f"{field}: {number} is not JSON") from None
+        raise
+
+
+def _not_finite(value: Any, field: str = "") -> Iterator[tuple[str, float]]:
+    """Every number in a document that JSON has no word for, with its place."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield field, value
+    elif isinstance(value, Mapping | list | tuple):
+        parts = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, part in parts:
+            yield from _not_finite(part, f"{field}.{key}" if field else str(key))
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes UTF-8 text, whole or not at all."""
     with replacing(path) as temporary:
@@ -255,16 +284,22 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: BaseModel | Mapping[str, Any] | list[Any]) -> None:
-    """Writes one indented JSON document, whole or not at all."""
-    plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
-    write_text(path, json.dumps(plain, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+    """Writes one indented JSON document, whole or not at all.
+
+    Raises:
+        ValueError: NaN or an infinity in a field, which is named.
+    """
+    write_text(path, json_text(value, indent=2) + "\n")
 
 
 def json_line(record: BaseModel | Mapping[str, Any]) -> str:
-    """One record as a line of JSONL, with its newline."""
-    if isinstance(record, BaseModel):
-        return record.model_dump_json() + "\n"
-    return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+    """One record as a line of JSONL, with its newline.
+
+    Raises:
+        ValueError: NaN or an infinity in a field, which is named.
+    """
+    separators = (",", ":") if isinstance(record, BaseModel) else None
+    return json_text(record, separators=separators) + "\n"
 
 
 def write_jsonl(path: Path, records: Iterable[BaseModel | Mapping[str, Any]]) -> int:

@@ -96,6 +96,11 @@ class CbtSteps(Record):
         return "".join(getattr(self, name) for name in STEP_NAMES)
 
 
+def reads_question_only(labeller: str) -> bool:
+    """True for a `DistortionLabel.labeller` whose labels no answer can change."""
+    return labeller == "patterns" or labeller.startswith(("trained:", "llm:"))
+
+
 class DistortionLabel(Record):
     """One cognitive distortion found in a question."""
 
@@ -249,6 +254,10 @@ class MetricScore(Record):
     signature: NonEmptyText
     """Every setting able to change the value, `key:value` joined by `|`."""
     unscored_reason: str | None = None
+    interval_reason: str | None = None
+    """Why a value that could have an interval has none."""
+    n_left_out: int = Field(default=0, ge=0)
+    """Resamples left out of the interval because the metric is undefined in them."""
 
     @model_validator(mode="after")
     def _counts_and_value_agree(self) -> Self:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from pydantic import BaseModel
 
 from cbtqa.errors import DataError
 from cbtqa.files import (
@@ -119,7 +120,22 @@ def test_parquet_rows_appear_only_when_complete(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_not_a_number_never_reaches_a_file(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="JSON compliant"):
-        write_json(tmp_path / "a.json", {"value": float("nan")})
+class Measured(BaseModel):
+    """A record of another kind than the project's own."""
+
+    values: list[float]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_no_number_never_reaches_a_file_and_its_field_is_named(
+    tmp_path: Path, value: float
+) -> None:
+    for document in ({"a": [{"low": 1.0}, {"low": value}]}, [{"x": 1}, {"y": {"low": value}}]):
+        with pytest.raises(ValueError, match=r"^(a\.1|1\.y)\.low: .* is not JSON"):
+            write_json(tmp_path / "a.json", document)
+    for record in (Measured(values=[0.5, value]), {"values": [0.5, value]}):
+        with pytest.raises(ValueError, match=r"^values\.1: "):
+            write_json(tmp_path / "a.json", record)
+        with pytest.raises(ValueError, match=r"^values\.1: "):
+            write_jsonl(tmp_path / "a.jsonl", [record])
     assert list(tmp_path.iterdir()) == []

@@ -36,11 +36,19 @@ def compare(resolved: Resolved[CompareSettings], as_json: AsJson = False) -> Non
 
 
 def _show(found: Comparison) -> None:
-    from cbtqa.metrics.comparison_page import comparison_grid
+    from cbtqa.metrics.comparison_page import missing_figures, pair_tables, tests_made
+    from cbtqa.metrics.tables import label_of
 
-    print_table(f"Against {found.references}", *comparison_grid(found))
-    for title, examples in (("gains most", found.best), ("loses most", found.worst)):
+    for table in pair_tables(found):
+        print_table(f"{table.title}, against {found.references}", table.heads, table.rows)
+    say(tests_made(found))
+    for line in missing_figures(found):
+        say(line)
+    for title, examples in (("gains most over", found.best), ("loses most to", found.worst)):
         for one in examples[:3]:
-            say(f"{one.system} {title} over {one.baseline} at {one.id}: {one.difference:+.4f}")
+            say(
+                f"{one.system} {title} {one.baseline} at {one.id}: "
+                f"{label_of(one.metric)} {one.difference:+.4f}"
+            )
     for warning in found.warnings:
         say(f"warning: {warning}")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import sys
+from itertools import zip_longest
 from typing import Any
 
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
+
+from cbtqa.files import json_text
 
 talk = Console(stderr=True, highlight=False)
 """For people: what is happening. Never results."""
@@ -23,16 +26,37 @@ def say(message: str) -> None:
 
 def print_json(value: dict[str, Any]) -> None:
     """The one JSON object of a `--json` run, on stdout."""
-    json.dump(value, sys.stdout, ensure_ascii=False, indent=2, allow_nan=False)
-    sys.stdout.write("\n")
+    sys.stdout.write(json_text(value, indent=2) + "\n")
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """A table on stdout; every column but the first is right-aligned. Cells are never markup."""
     has_header = any(columns)
     table = Table(title=title, title_justify="left", title_style="bold", show_header=has_header)
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right")
+    widths = _widths([columns, *rows], out.width - 3 * len(columns) - 1)
+    for index, (column, width) in enumerate(zip(columns, widths, strict=True)):
+        justify: JustifyMethod = "left" if index == 0 else "right"
+        table.add_column(column, justify=justify, overflow="fold", width=width)
     for row in rows:
         table.add_row(*map(Text, row))
     out.print(table)
+
+
+def _widths(rows: list[list[str]], room: int) -> list[int | None]:
+    """Widths at which no word is broken; None each where rich may decide.
+
+    Rich shrinks columns by their share of the width, and so breaks words in narrow columns while
+    wide ones have room left.
+    """
+    cells = list(zip_longest(*rows, fillvalue=""))
+    natural = [max(map(cell_len, column)) for column in cells]
+    widths = [
+        max((cell_len(word) for cell in column for word in cell.split()), default=0)
+        for column in cells
+    ]
+    if sum(natural) <= room or sum(widths) > room:
+        return [None] * len(cells)
+    for _ in range(room - sum(widths)):
+        neediest = max(range(len(cells)), key=lambda index: natural[index] - widths[index])
+        widths[neediest] += 1
+    return list(widths)

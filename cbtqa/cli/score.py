@@ -55,7 +55,7 @@ def say_blocks(every_s: float = 10.0) -> Callable[[int, int], None]:
 
 
 def _show(scored: Scored) -> None:
-    from cbtqa.metrics.tables import paper_grid, paper_table, score_grid
+    from cbtqa.metrics.tables import missing_scores, paper_grid, paper_table, score_grid
 
     report = scored.report
     anchors = [one.system for one in report.systems if one.is_anchor]
@@ -71,7 +71,7 @@ def _show(scored: Scored) -> None:
     print_table("Counts", ["system", *(column[2:] for column in columns)], rows)
     for signature in dict.fromkeys(score.signature for score in report.scores):
         say(signature)
-    for note in report.notes:
-        say(note)
+    for line in (*missing_scores(report.scores), *report.notes):
+        say(line)
     for warning in report.warnings:
         say(f"warning: {warning}")

@@ -13,6 +13,7 @@ The shape follows sacrebleu's `Score`, `Signature`, `Metric`; `records.MetricSco
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 import cbtqa
 from cbtqa.metrics.sequences import Ints
-from cbtqa.metrics.texts import Texts
+from cbtqa.metrics.texts import Item, Texts
 
 Floats = NDArray[np.float64]
 SACREBLEU_VERSION = "2.6.0"
@@ -70,9 +71,19 @@ class Metric(ABC):
         """The score of each pair, shape (pairs,); NaN for a pair that cannot be scored."""
         return self.from_sums(statistics)
 
+    def is_scored(self, statistics: Floats) -> NDArray[np.bool_]:
+        """Which pairs the metric applies to."""
+        return ~np.isnan(self.per_pair(statistics))
+
     def n_scored(self, statistics: Floats) -> int:
         """How many pairs count."""
-        return len(statistics)
+        return int(self.is_scored(statistics).sum())
+
+    def why_unscored(
+        self, predictions: Sequence[Item | None], references: Sequence[Item | None]
+    ) -> str:
+        """Why it applies to none of these pairs."""
+        return self.unscored_reason
 
     def notes(self, statistics: Floats) -> list[str]:
         """What a reader must know about one system's scores, such as texts not read to the end."""
@@ -105,10 +116,6 @@ class MeanMetric(Metric):
     def from_sums(self, sums: Floats) -> Floats:
         """Sum of the values by their number."""
         return divided(sums[..., 0], sums[..., 1], empty=np.nan)
-
-    def n_scored(self, statistics: Floats) -> int:
-        """How many pairs have a value."""
-        return int(statistics[:, 1].sum())
 
 
 def divided(above: Floats, below: Floats | Ints, empty: float = 0.0) -> Floats:

@@ -1,8 +1,9 @@
 """`cbtqa compare`: is one system better than another, by how much, and where.
 
 For every metric and pair of systems: the difference with its bootstrap interval, a paired test
-with Holm's correction over all pairs, and on how many questions each system wins. Systems come
-from files of predictions, or from folders that `cbtqa score --out` left.
+with Holm's correction over the whole table, and on how many questions each system wins. A metric
+that does not apply to a question counts for neither system there. Systems come from files of
+predictions, or from folders that `cbtqa score --out` left.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import combinations, pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -18,6 +19,7 @@ from pydantic import Field
 from cbtqa.errors import UsageError
 from cbtqa.metrics.base import Floats, Metric
 from cbtqa.metrics.contenders import (
+    Bools,
     Contender,
     gather,
     on_same_rows,
@@ -35,16 +37,25 @@ from cbtqa.statistics.resampling import (
     PConvention,
     bootstrap_p,
     bootstrap_sums,
+    defined_interval,
     holm,
-    percentile_interval,
     randomisation_p,
     swapped_sums,
+    why_unreliable,
 )
 
 Pair = tuple[Contender, Contender]
 """Baseline and system."""
+Halves = tuple[Floats, Floats]
+"""Of the baseline and of the system: sums or scores, one row a resample."""
 TIE = 1e-9
 """Scores of a pair closer than this count as equal; they differ only in rounding."""
+NOTHING_COMPARED: dict[str, Any] = {
+    **dict.fromkeys(("baseline_value", "system_value", "difference", "low", "high")),
+    **dict.fromkeys(("p", "p_adjusted", "win_rate")),
+    **dict.fromkeys(("n_wins", "n_losses", "n_ties"), 0),
+}
+"""Fields of a `PairComparison` where the metric applies to no question on both sides."""
 
 
 class CompareSettings(ScoreSettings):
@@ -81,31 +92,45 @@ class CompareSettings(ScoreSettings):
 
 
 class PairComparison(Record):
-    """One metric, two systems."""
+    """One metric, two systems, on the questions where the metric applies to both.
+
+    What cannot be said is None with a reason, and never 0.
+    """
 
     metric: str
     unit: str
     baseline: str
     system: str
-    baseline_value: float
-    system_value: float
-    difference: float
+    baseline_value: float | None
+    system_value: float | None
+    difference: float | None
     """System minus baseline, in the metric's unit."""
-    low: float
-    high: float
+    unscored_reason: str | None = None
+    """Why there are no values: the metric applies to no question on both sides."""
+    low: float | None
+    high: float | None
     """95 % bootstrap interval of the difference."""
-    p: float
-    p_adjusted: float
-    """After Holm over all pairs of systems of this metric."""
+    interval_reason: str | None = None
+    """Why there is no interval."""
+    n_left_out: int = 0
+    """Resamples left out of the interval because the metric is undefined in them."""
+    p: float | None
+    p_adjusted: float | None
+    """After Holm over every p of the comparison: all metrics, all pairs of systems."""
+    p_reason: str | None = None
+    """Why there is no p."""
     test: str
     """Test, trials, seed and convention of p, as `ar:10000|seed:12345|p:ties`."""
     n: int
+    """Answers to which the metric applies in both systems."""
+    n_total: int
+    """Answers compared, whether the metric applies or not."""
     n_wins: int
-    """Questions on which the system scores above the baseline."""
+    """Those of the `n` on which the system scores above the baseline."""
     n_losses: int
     n_ties: int
-    win_rate: float
-    """Wins and half the ties, by all."""
+    win_rate: float | None
+    """Wins and half the ties, by `n`."""
     signature: str
 
 
@@ -156,7 +181,7 @@ def compare(
     best, worst = _examples(pairs, by, settings.examples)
     return Comparison(
         references=contenders[0].references.name,
-        pairs=tuple(compare_pairs(contenders, metrics, pairs, settings)),
+        pairs=tuple(compare_pairs(metrics, pairs, settings)),
         best=tuple(best),
         worst=tuple(worst),
         warnings=tuple(_warnings(contenders[0], settings)),
@@ -180,39 +205,40 @@ def _pairs(contenders: Sequence[Contender], baseline: str | None) -> list[Pair]:
 
 
 def compare_pairs(
-    contenders: Sequence[Contender],
-    metrics: Sequence[Metric],
-    pairs: Sequence[Pair],
-    settings: CompareSettings,
+    metrics: Sequence[Metric], pairs: Sequence[Pair], settings: CompareSettings
 ) -> list[PairComparison]:
-    """Every metric of every pair; the contenders answer the same questions."""
-    stacked = [contender.stacked(metrics) for contender in contenders]
-    width = stacked[0].shape[1]
-    # one set of draws for all systems and metrics, so that differences are comparable
-    sums = bootstrap_sums(np.concatenate(stacked, axis=1), settings.bootstrap, settings.seed)
-    place = {contender.name: index for index, contender in enumerate(contenders)}
-    tested: dict[str, list[PairComparison]] = {metric.name: [] for metric in metrics}
-    for pair in pairs:
-        indices = [place[contender.name] for contender in pair]
-        drawn = [sums[:, index * width : (index + 1) * width] for index in indices]
-        swapped = None
-        if settings.test == "ar":
-            first, second = (stacked[index] for index in indices)
-            swapped = swapped_sums(first, second, settings.trials, settings.seed)
-        for metric, columns in zip(metrics, _slices(metrics), strict=True):
-            tested[metric.name].append(
-                _test_pair(
-                    pair,
-                    metric,
-                    [metric.from_sums(half[:, columns]) for half in drawn],
-                    [metric.from_sums(half[:, columns]) for half in swapped] if swapped else None,
-                    settings,
-                )
-            )
+    """Every metric of every pair; the systems answer the same questions."""
+    by_pair = [_compare_pair(pair, metrics, settings) for pair in pairs]
+    rows = [one for of_metric in zip(*by_pair, strict=True) for one in of_metric]
+    adjusted = iter(holm([one.p for one in rows if one.p is not None]))
     return [
-        one.model_copy(update={"p_adjusted": adjusted})
-        for rows in tested.values()
-        for one, adjusted in zip(rows, holm([row.p for row in rows]), strict=True)
+        one.model_copy(update={"p_adjusted": None if one.p is None else next(adjusted)})
+        for one in rows
+    ]
+
+
+def _compare_pair(
+    pair: Pair, metrics: Sequence[Metric], settings: CompareSettings
+) -> list[PairComparison]:
+    """Every metric, without the adjustment for the others."""
+    first, second = pair
+    is_compared = [first.is_scored(metric) & second.is_scored(metric) for metric in metrics]
+    sides = [one.stacked(metrics, is_compared) for one in pair]
+    # the seed gives all pairs the same draws, so that their differences are comparable
+    sums = bootstrap_sums(np.concatenate(sides, axis=1), settings.bootstrap, settings.seed)
+    drawn: Halves = (sums[:, : sides[0].shape[1]], sums[:, sides[0].shape[1] :])
+    tested = drawn
+    if settings.test == "ar":
+        tested = swapped_sums(sides[0], sides[1], settings.trials, settings.seed)
+    return [
+        _compare_metric(
+            pair,
+            metric,
+            counts,
+            [_scores(metric, sums, columns) for sums in (drawn, tested)],
+            settings,
+        )
+        for metric, counts, columns in zip(metrics, is_compared, _slices(metrics), strict=True)
     ]
 
 
@@ -221,53 +247,104 @@ def _slices(metrics: Sequence[Metric]) -> list[slice]:
     return [slice(start, end) for start, end in pairwise(ends)]
 
 
-def _test_pair(
+def _scores(metric: Metric, sums: Halves, columns: slice) -> Halves:
+    return metric.from_sums(sums[0][:, columns]), metric.from_sums(sums[1][:, columns])
+
+
+def _compare_metric(
     pair: Pair,
     metric: Metric,
-    drawn: Sequence[Floats],
-    swapped: Sequence[Floats] | None,
+    is_compared: Bools,
+    resampled: Sequence[Halves],
     settings: CompareSettings,
 ) -> PairComparison:
-    """One metric of one pair; `p_adjusted` is filled in when all pairs are known."""
+    """One metric of one pair.
+
+    Args:
+        resampled: scores of both systems in the bootstrap's resamples, and in the test's.
+    """
+    n = int(is_compared.sum())
+    told: dict[str, Any] = {
+        "metric": metric.name,
+        "unit": metric.unit,
+        "baseline": pair[0].name,
+        "system": pair[1].name,
+        "test": f"{settings.test}:{_n_trials(settings)}|seed:{settings.seed}"
+        f"|p:{settings.p_convention}",
+        "n": n,
+        "n_total": len(is_compared),
+        "signature": pair[0].reported[metric.name].signature,
+    }
+    if n == 0:
+        reason = _why_not_compared(pair, metric)
+        reasons = ("unscored_reason", "interval_reason", "p_reason")
+        return PairComparison(**told, **dict.fromkeys(reasons, reason), **NOTHING_COMPARED)
     first, second = (
-        float(metric.from_sums(one.scores.matrices[metric.name].sum(0))) for one in pair
+        float(metric.from_sums(one.scores.matrices[metric.name][is_compared].sum(0)))
+        for one in pair
     )
-    difference = second - first
-    low, high = percentile_interval(drawn[1] - drawn[0])
-    if swapped is None:
-        p = bootstrap_p(drawn[0], drawn[1], difference, settings.p_convention)
-        test = f"bs:{settings.bootstrap}"
-    else:
-        p = randomisation_p(swapped[0], swapped[1], difference, settings.p_convention)
-        test = f"ar:{settings.trials}"
-    gains = _gains(pair, metric)
+    questions = {
+        name for name, counts in zip(pair[0].questions, is_compared.tolist(), strict=True) if counts
+    }
+    (drawn_first, drawn_second), tested = resampled
+    interval = defined_interval(drawn_second - drawn_first, len(questions))
+    p, p_reason = _p_value(tested, second - first, len(questions), settings)
+    gains = _gains(pair, metric)[is_compared]
     n_wins, n_losses = int(np.sum(gains > TIE)), int(np.sum(gains < -TIE))
     return PairComparison(
-        metric=metric.name,
-        unit=metric.unit,
-        baseline=pair[0].name,
-        system=pair[1].name,
+        **told,
         baseline_value=first,
         system_value=second,
-        difference=difference,
-        low=low,
-        high=high,
+        difference=second - first,
+        low=interval.low,
+        high=interval.high,
+        interval_reason=interval.reason,
+        n_left_out=interval.n_left_out,
         p=p,
         p_adjusted=p,
-        test=f"{test}|seed:{settings.seed}|p:{settings.p_convention}",
-        n=len(gains),
+        p_reason=p_reason,
         n_wins=n_wins,
         n_losses=n_losses,
-        n_ties=len(gains) - n_wins - n_losses,
-        win_rate=0.5 + (n_wins - n_losses) / (2 * len(gains)),
-        signature=pair[0].signatures[metric.name][1],
+        n_ties=n - n_wins - n_losses,
+        win_rate=0.5 + (n_wins - n_losses) / (2 * n),
     )
+
+
+def _n_trials(settings: CompareSettings) -> int:
+    return settings.bootstrap if settings.test == "bs" else settings.trials
+
+
+def _p_value(
+    tested: Halves, difference: float, n_questions: int, settings: CompareSettings
+) -> tuple[float | None, str | None]:
+    """p from the resamples in which both systems have a score, or why there is none."""
+    is_defined = ~np.isnan(tested[0] + tested[1])
+    n_left_out = int(np.sum(~is_defined))
+    if reason := why_unreliable(n_questions, n_left_out, len(is_defined)):
+        return None, reason
+    first, second = tested[0][is_defined], tested[1][is_defined]
+    if settings.test == "ar":
+        return randomisation_p(first, second, difference, settings.p_convention), None
+    if settings.p_convention == "ties" and n_questions < FEWEST_FOR_BOOTSTRAP:
+        return None, f"--test bs on {n_questions} questions, fewer than {FEWEST_FOR_BOOTSTRAP}"
+    return bootstrap_p(first, second, difference, settings.p_convention), None
+
+
+def _why_not_compared(pair: Pair, metric: Metric) -> str:
+    """Of two systems that share no question to which the metric applies."""
+    reasons = {one.name: one.reported[metric.name].unscored_reason for one in pair}
+    told = {name: reason for name, reason in reasons.items() if reason}
+    if not told:
+        return "no question to which it applies in both systems"
+    if len(told) == len(pair) and len(set(told.values())) == 1:
+        return next(iter(told.values()))
+    return "; ".join(f"{name}: {reason}" for name, reason in told.items())
 
 
 def _gains(pair: Pair, metric: Metric) -> Floats:
-    """System minus baseline for each question; 0 where either is not scored."""
+    """System minus baseline for each question; NaN where either is not scored."""
     first, second = (metric.per_pair(one.scores.matrices[metric.name]) for one in pair)
-    return np.nan_to_num(second - first)
+    return second - first
 
 
 def _examples(
@@ -277,7 +354,7 @@ def _examples(
     best: list[Example] = []
     worst: list[Example] = []
     for pair in pairs:
-        gains = _gains(pair, metric)
+        gains = np.nan_to_num(_gains(pair, metric))
         order = np.argsort(gains, kind="stable").tolist()
         best += [
             _example(pair, metric, place, float(gains[place]))

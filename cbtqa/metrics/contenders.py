@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cbtqa.errors import DataError, UsageError
 from cbtqa.metrics.base import Floats, Metric
@@ -19,7 +20,10 @@ from cbtqa.metrics.registry import additive_metric
 from cbtqa.metrics.score_folder import SCORES_NAME, StoredScores
 from cbtqa.metrics.scoring import ScoreReport, ScoreSettings, score
 from cbtqa.metrics.sequences import Ints
+from cbtqa.records import MetricScore
 from cbtqa.statistics.resampling import sum_by_cluster
+
+Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -29,28 +33,41 @@ class Contender:
     answers: Predictions
     scores: SystemScores
     references: References
-    signatures: dict[str, tuple[str, str]]
-    """Metric to unit and signature, for the metrics that have a value."""
+    reported: dict[str, MetricScore]
+    """Metric to the score it was given on all its answers."""
 
     @property
     def name(self) -> str:
         """The system's name."""
         return self.answers.system
 
-    def stacked(self, metrics: Sequence[Metric]) -> Floats:
-        """Statistics of all metrics side by side, one row a question."""
-        joined = np.concatenate([self.scores.matrices[metric.name] for metric in metrics], axis=1)
-        clusters = [self.references.clusters[row] for row in self.scores.rows.tolist()]
-        return sum_by_cluster(joined, clusters) if len(set(clusters)) < len(clusters) else joined
+    def is_scored(self, metric: Metric) -> Bools:
+        """Which of its answers the metric applies to."""
+        return metric.is_scored(self.scores.matrices[metric.name])
+
+    @property
+    def questions(self) -> list[str]:
+        """The question that each answer answers."""
+        return [self.references.clusters[row] for row in self.scores.rows.tolist()]
+
+    def stacked(self, metrics: Sequence[Metric], is_compared: Sequence[Bools]) -> Floats:
+        """Statistics of all metrics side by side, one row a question.
+
+        Args:
+            is_compared: for each metric which answers count; the others add nothing.
+        """
+        parts = [
+            self.scores.matrices[metric.name] * counts[:, None]
+            for metric, counts in zip(metrics, is_compared, strict=True)
+        ]
+        joined, questions = np.concatenate(parts, axis=1), self.questions
+        is_one_each = len(set(questions)) == len(questions)
+        return joined if is_one_each else sum_by_cluster(joined, questions)
 
 
-def signatures_of(report: ScoreReport, system: str) -> dict[str, tuple[str, str]]:
-    """Unit and signature of every metric that has a value for the system."""
-    return {
-        one.metric: (one.unit, one.signature)
-        for one in report.scores
-        if one.system == system and one.value is not None
-    }
+def reported_of(report: ScoreReport, system: str) -> dict[str, MetricScore]:
+    """The system's scores by metric."""
+    return {one.metric: one for one in report.scores if one.system == system}
 
 
 def gather(settings: ScoreSettings, on_block: OnBlock) -> list[Contender]:
@@ -67,7 +84,7 @@ def gather(settings: ScoreSettings, on_block: OnBlock) -> list[Contender]:
         anchors = {one.system for one in stored.report.systems if one.is_anchor}
         found += [
             Contender(
-                answers, scores, stored.references, signatures_of(stored.report, answers.system)
+                answers, scores, stored.references, reported_of(stored.report, answers.system)
             )
             for answers, scores in zip(stored.predictions, stored.evaluated, strict=True)
             if settings.anchors or answers.system not in anchors
@@ -76,7 +93,7 @@ def gather(settings: ScoreSettings, on_block: OnBlock) -> list[Contender]:
         scored = score(settings.model_copy(update={"predictions": rest}), on_block)
         found += [
             Contender(
-                answers, scores, scored.references, signatures_of(scored.report, answers.system)
+                answers, scores, scored.references, reported_of(scored.report, answers.system)
             )
             for answers, scores in zip(scored.predictions, scored.evaluated, strict=True)
         ]
@@ -134,7 +151,7 @@ def on_same_rows(contenders: Sequence[Contender], *, is_common: bool) -> list[Co
 def _restricted(scores: SystemScores, rows: Ints) -> SystemScores:
     keep = np.isin(scores.rows, rows)
     matrices = {name: matrix[keep] for name, matrix in scores.matrices.items()}
-    return SystemScores(scores.system, rows, matrices, scores.whole)
+    return replace(scores, rows=rows, matrices=matrices)
 
 
 def shared_metrics(contenders: Sequence[Contender]) -> list[Metric]:
@@ -144,19 +161,19 @@ def shared_metrics(contenders: Sequence[Contender]) -> list[Metric]:
         DataError: a metric was computed with other settings (shows both), or none is shared.
     """
     first = contenders[0]
-    mine = first.signatures
     metrics = []
-    for name, (unit, signature) in mine.items():
+    for name, score_of_first in first.reported.items():
+        signature = score_of_first.signature
         for other in contenders[1:]:
-            theirs = other.signatures.get(name)
-            if theirs and _settings_of(theirs[1]) != _settings_of(signature):
+            theirs = other.reported.get(name)
+            if theirs and _settings_of(theirs.signature) != _settings_of(signature):
                 raise DataError(
                     f"{name} of {first.name} and of {other.name} were computed with other "
-                    f"settings and cannot be compared:\n  {signature}\n  {theirs[1]}",
+                    f"settings and cannot be compared:\n  {signature}\n  {theirs.signature}",
                     hint="score both again with the same settings",
                 )
-        metric = additive_metric(name, unit)
-        if metric is not None and all(name in other.signatures for other in contenders):
+        metric = additive_metric(name, score_of_first.unit)
+        if metric is not None and all(name in other.reported for other in contenders):
             metrics.append(metric)
     if not metrics:
         raise DataError("the systems have no metric in common that can be tested")

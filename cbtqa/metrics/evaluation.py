@@ -18,12 +18,19 @@ from cbtqa.metrics.pairs import Predictions, References
 from cbtqa.metrics.sequences import Ints
 from cbtqa.metrics.texts import Item, Reading, Texts
 from cbtqa.records import MetricScore
-from cbtqa.statistics.resampling import bootstrap_sums, percentile_interval, sum_by_cluster
+from cbtqa.statistics.resampling import (
+    Interval,
+    bootstrap_sums,
+    defined_interval,
+    sum_by_cluster,
+)
 
 PAIRS_PER_BLOCK = 500
 CEILING, FLOOR = "references", "shuffled references"
 """Names of the two anchor rows: each reference against itself, and against another's."""
 NOTHING = Item("")
+NO_INTERVAL = Interval(None, None, None, 0)
+"""Of a score that cannot have one: nothing was scored, or it does not add up over pairs."""
 OnBlock = Callable[[int, int], None]
 """Told after each block how many references are done, and of how many."""
 
@@ -39,6 +46,8 @@ class SystemScores:
     """Metric name to statistics, one row an answer."""
     whole: dict[str, float | None]
     """Scores of the metrics that do not add up over pairs."""
+    why_unscored: dict[str, str]
+    """What to say of an additive metric that applies to none of the pairs."""
 
 
 def evaluate(
@@ -72,6 +81,7 @@ def evaluate(
             np.flatnonzero(_is_scored(system, references)),
             {m.name: np.concatenate(p) for m, p in zip(additive, parts[number], strict=True)},
             {m.name: c.score() for m, c in zip(collecting, collectors[number], strict=True)},
+            {m.name: m.why_unscored(system.items, references.items) for m in additive},
         )
         for number, system in enumerate(systems)
     ]
@@ -126,24 +136,27 @@ def scores_of(
             if isinstance(metric, Metric):
                 value = float(metric.from_sums(system.matrices[metric.name].sum(0)))
                 n_scored = metric.n_scored(system.matrices[metric.name])
+                reason = system.why_unscored[metric.name]
             else:
                 whole = system.whole[metric.name]
                 value = np.nan if whole is None else whole
-                n_scored = len(system.rows)
+                n_scored, reason = len(system.rows), metric.unscored_reason
             is_scored = not np.isnan(value) and n_scored > 0
-            low, high = intervals.get(metric.name, (None, None)) if is_scored else (None, None)
+            interval = (intervals.get(metric.name) if is_scored else None) or NO_INTERVAL
             scores.append(
                 MetricScore(
                     metric=metric.name,
                     system=system.system,
                     value=value if is_scored else None,
-                    low=low,
-                    high=high,
+                    low=interval.low,
+                    high=interval.high,
                     unit=metric.unit,
                     n_scored=n_scored if is_scored else 0,
                     n_total=len(references.ids),
                     signature=signature,
-                    unscored_reason=None if is_scored else metric.unscored_reason,
+                    unscored_reason=None if is_scored else reason,
+                    interval_reason=interval.reason,
+                    n_left_out=interval.n_left_out,
                 )
             )
     return scores
@@ -154,24 +167,23 @@ def _intervals(
     metrics: Sequence[Metric | CorpusMetric],
     references: References,
     resampling: Resampling,
-) -> dict[str, tuple[float | None, float | None]]:
+) -> dict[str, Interval]:
     """Percentile intervals of the additive metrics, all from the same draws."""
     additive = [metric for metric in metrics if isinstance(metric, Metric)]
     if not additive or not len(system.rows) or not resampling.n_trials:
         return {}
     joined = np.concatenate([system.matrices[metric.name] for metric in additive], axis=1)
-    clusters = [references.clusters[row] for row in system.rows.tolist()]
-    if len(set(clusters)) < len(clusters):
-        joined = sum_by_cluster(joined, clusters)
+    clusters = np.array([references.clusters[row] for row in system.rows.tolist()])
+    if len(set(clusters.tolist())) < len(clusters):
+        joined = sum_by_cluster(joined, clusters.tolist())
     sums = bootstrap_sums(joined, resampling.n_trials, resampling.seed)
-    found: dict[str, tuple[float | None, float | None]] = {}
+    found: dict[str, Interval] = {}
     column = 0
     for metric in additive:
         drawn = metric.from_sums(sums[:, column : column + metric.n_columns])
         column += metric.n_columns
-        drawn = drawn[~np.isnan(drawn)]
-        if len(drawn):
-            found[metric.name] = percentile_interval(drawn)
+        is_scored = metric.is_scored(system.matrices[metric.name])
+        found[metric.name] = defined_interval(drawn, len(set(clusters[is_scored].tolist())))
     return found
 
 

@@ -35,11 +35,12 @@ class LengthRatio(Metric):
 
     def __init__(self) -> None:
         self.name, self.label = "length_ratio", "length ratio"
+        self.unscored_reason = "every reference is empty"
 
     def statistics(self, predictions: Texts, references: Texts) -> Floats:
-        """Both lengths."""
-        lengths = (predictions.characters.lengths, references.characters.lengths)
-        return np.stack(lengths, axis=1).astype(np.float64)
+        """Both lengths; zeros against an empty reference, which has no ratio."""
+        ours, theirs = predictions.characters.lengths, references.characters.lengths
+        return np.stack([np.where(theirs > 0, ours, 0), theirs], axis=1).astype(np.float64)
 
     def from_sums(self, sums: Floats) -> Floats:
         """Their quotient; NaN against empty references."""

@@ -14,8 +14,8 @@ import codecs
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
@@ -23,7 +23,7 @@ from typing import Any, get_args
 from cbtqa.errors import DataError, UsageError
 from cbtqa.files import read_rows
 from cbtqa.metrics.texts import Item
-from cbtqa.records import STEP_NAMES, Risk
+from cbtqa.records import STEP_NAMES, Risk, reads_question_only
 
 ID_NAMES = ("question_id", "id", "questionID")
 PREDICTION_NAMES = ("text", "prediction", "predict", "answer", "output", "response")
@@ -96,7 +96,7 @@ def read_references(path: Path, columns: Columns, split: str) -> References:
         name=path.name,
         ids=tuple(question_id for _, question_id, _, _ in rows),
         clusters=clusters,
-        items=tuple(
+        items=_as_one_source(
             None if text is None else _item(text, question_id, row, where)
             for where, question_id, text, row in rows
         ),
@@ -150,6 +150,7 @@ def read_predictions(
             hint=f"references have ids such as {', '.join(references.ids[:N_SHOWN])}; "
             "is the split or the id column another?",
         )
+    found = dict(zip(found, _as_one_source(found.values()), strict=True))
     items = tuple(found.get(question_id) for question_id in references.ids)
     counts = {
         "n_rows": len(found),
@@ -305,10 +306,13 @@ def _cluster(row: Mapping[str, Any], name: str | None, question_id: str, where: 
 
 def _item(text: str, question_id: str, row: Mapping[str, Any], where: str) -> Item:
     risk = row.get("risk")
+    labels = _labels(row.get("distortions"), f"{where}:distortions")
     return Item(
         text=text,
         has_steps=_has_steps(row),
-        labels=_labels(row.get("distortions"), f"{where}:distortions"),
+        labels=None if labels is None else frozenset(label for label, _ in labels),
+        is_labelled_by_question=bool(labels)
+        and all(reads_question_only(labeller) for _, labeller in labels or ()),
         risk=risk if risk in get_args(Risk) else None,
         question_id=question_id,
     )
@@ -316,13 +320,39 @@ def _item(text: str, question_id: str, row: Mapping[str, Any], where: str) -> It
 
 def _has_steps(row: Mapping[str, Any]) -> bool | None:
     steps = row["steps"] if isinstance(row.get("steps"), dict) else row
-    if "steps" not in row and not any(name in steps for name in STEP_NAMES):
-        return None
-    return all(str(steps.get(name) or "").strip() for name in STEP_NAMES)
+    held = [bool(str(steps.get(name) or "").strip()) for name in STEP_NAMES]
+    return all(held) if any(held) else None
 
 
-def _labels(value: object, where: str) -> frozenset[str] | None:
-    """Distortion ids from a list of labels or of ids; None when the source has no such column."""
+def _as_one_source(rows: Iterable[Item | None]) -> tuple[Item | None, ...]:
+    """The rows of one file, where an empty cell means what the other rows make of it.
+
+    In a file with steps, an answer without any lacks them; in one of flowing text there is
+    nothing to lack. A list of labels that is empty in every row is no labelling. And a row
+    without labels was labelled by whatever labelled the others.
+    """
+    rows = tuple(rows)
+    items = [item for item in rows if item is not None]
+    has_steps = any(item.has_steps is not None for item in items)
+    labelled = [item for item in items if item.labels]
+    is_by_question = bool(labelled) and all(item.is_labelled_by_question for item in labelled)
+
+    def settled(item: Item) -> Item:
+        return replace(
+            item,
+            has_steps=bool(item.has_steps) if has_steps else None,
+            labels=item.labels if labelled else None,
+            is_labelled_by_question=item.is_labelled_by_question if item.labels else is_by_question,
+        )
+
+    return tuple(None if item is None else settled(item) for item in rows)
+
+
+def _labels(value: object, where: str) -> list[tuple[str, str]] | None:
+    """Distortion ids with their labellers, "" where only the id is told.
+
+    None when the source has no such column.
+    """
     if isinstance(value, str):  # a list in a CSV cell
         try:
             value = json.loads(value)
@@ -332,7 +362,7 @@ def _labels(value: object, where: str) -> frozenset[str] | None:
         return None
     if not isinstance(value, list):
         raise DataError(f"expected a list, found {type(value).__name__}", where=where)
-    ids = [label.get("id") if isinstance(label, dict) else label for label in value]
-    if not all(isinstance(label, str) for label in ids):
+    labels = [label if isinstance(label, dict) else {"id": label} for label in value]
+    if not all(isinstance(label.get("id"), str) for label in labels):
         raise DataError("expected distortion ids", where=where)
-    return frozenset(str(label) for label in ids)
+    return [(label["id"], str(label.get("labeller") or "")) for label in labels]

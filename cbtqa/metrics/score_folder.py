@@ -29,7 +29,14 @@ from cbtqa.metrics.base import Metric
 from cbtqa.metrics.evaluation import SystemScores
 from cbtqa.metrics.pairs import Predictions, References
 from cbtqa.metrics.scoring import Scored, ScoreReport, ScoreSettings
-from cbtqa.metrics.tables import latex, markdown, paper_grid, paper_table, score_grid
+from cbtqa.metrics.tables import (
+    latex,
+    markdown,
+    missing_scores,
+    paper_grid,
+    paper_table,
+    score_grid,
+)
 from cbtqa.metrics.texts import Item
 from cbtqa.settings import Resolved
 
@@ -98,7 +105,7 @@ def _page(scored: Scored, table: str) -> str:
         f"# Scores against {report.references}\n",
         table,
         "Values with 95 % percentile bootstrap intervals over questions.\n",
-        *(f"- {note}.\n" for note in report.notes),
+        *(f"- {line}.\n" for line in (*missing_scores(report.scores), *report.notes)),
         *(f"- Warning: {warning}\n" for warning in report.warnings),
         f"## Beside {paper_table()['source']}\n",
         markdown(*paper_grid(report.scores, anchors)),
@@ -212,7 +219,7 @@ class StoredScores:
                 )
                 for name, values in statistics.items()
             }
-            self.evaluated.append(SystemScores(system, rows, matrices, {}))
+            self.evaluated.append(SystemScores(system, rows, matrices, {}, {}))
 
 
 def _item(text: str | None) -> Item | None:

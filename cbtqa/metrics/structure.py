@@ -161,13 +161,13 @@ class StepsInRecord(MeanMetric):
 
     def __init__(self) -> None:
         self.name, self.label = "cbt_record", "CBT record"
-        self.unscored_reason = "the predictions have no step fields"
+        self.unscored_reason = "the predictions hold no CBT steps"
 
     def values(self, predictions: Texts, references: Texts) -> Floats:
-        """1, 0, or NaN for a source without step fields."""
+        """1, 0, or NaN for a source that holds no steps at all."""
         has_steps = [item.has_steps for item in predictions.items]
         return np.array([np.nan if held is None else float(held) for held in has_steps])
 
     def own_fields(self) -> tuple[tuple[str, str], ...]:
         """Where the steps are read."""
-        return (("steps", "record"),)
+        return (("steps", "record"), ("flowing_text", "unscored"))

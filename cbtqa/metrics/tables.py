@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
 from cbtqa.files import parse_yaml
 from cbtqa.metrics.registry import known_metrics
@@ -42,6 +42,42 @@ def label_of(metric: str) -> str:
     """The head of a metric's column."""
     known = known_metrics()
     return known[metric]().label if metric in known else metric
+
+
+class Missing(NamedTuple):
+    """A figure that is not there."""
+
+    what: str
+    """Such as `no interval`."""
+    metric: str
+    whose: str
+    """The system, or both systems."""
+    reason: str
+
+
+def explained(missing: Iterable[Missing]) -> list[str]:
+    """One line for every reason: what is missing, of which metrics and systems."""
+    by_reason: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for one in missing:
+        systems = by_reason.setdefault((one.what, one.reason), {})
+        systems.setdefault(label_of(one.metric), []).append(one.whose)
+    lines = []
+    for (what, reason), systems in by_reason.items():
+        metrics: dict[str, list[str]] = {}
+        for label, names in systems.items():
+            metrics.setdefault(", ".join(names), []).append(label)
+        parts = "; ".join(f"{', '.join(labels)} of {names}" for names, labels in metrics.items())
+        lines.append(f"{what}: {parts} ({reason})")
+    return lines
+
+
+def missing_scores(scores: Sequence[MetricScore]) -> list[str]:
+    """Why scores or their intervals are a dash."""
+    reasons = [("not scored", one, one.unscored_reason) for one in scores]
+    reasons += [("no interval", one, one.interval_reason) for one in scores]
+    return explained(
+        Missing(what, one.metric, one.system, reason) for what, one, reason in reasons if reason
+    )
 
 
 def score_grid(scores: Sequence[MetricScore]) -> tuple[list[str], Grid]:

@@ -25,9 +25,13 @@ class Item:
 
     text: str
     has_steps: bool | None = None
-    """Whether the record itself holds all five steps; None when it has no fields for them."""
+    """Whether the record itself holds all five steps; None when nothing
+    in its file holds steps."""
     labels: frozenset[str] | None = None
-    """Ids of the distortions; None when the source says nothing about distortions."""
+    """Ids of the distortions; None when the source says nothing about distortions,
+    or holds no label in any row."""
+    is_labelled_by_question: bool = False
+    """Whether the labels were read from the question alone, so that no answer can change them."""
     risk: Risk | None = None
     """Risk of the question; None when the source does not say."""
     question_id: str = ""

@@ -14,7 +14,7 @@ bears its name.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,10 @@ or few differ, most trials are ties, and leaving them out makes any difference s
 DEFAULT_SEED = 12345  # Source: sacrebleu's SACREBLEU_SEED
 BOOTSTRAP_TRIALS = 1_000  # Source: sacrebleu, after Koehn, EMNLP 2004
 RANDOMISATION_TRIALS = 10_000  # Source: sacrebleu, after Riezler and Maxwell, 2005
+FEWEST_SCORED = 10
+"""Below this many scored items there is no interval and no test: too few different resamples."""
+FEWEST_DEFINED = 0.95
+"""Share of the resamples in which a score must be defined for an interval or a test."""
 FEW_ITEMS = 30
 """Below this many items, intervals and p-values say little; callers warn."""
 FEWEST_FOR_BOOTSTRAP = 100
@@ -122,6 +126,41 @@ def percentile_interval(scores: Floats) -> tuple[float, float]:
     ordered = np.sort(scores)
     cut = len(ordered) // 40
     return float(ordered[cut]), float(ordered[len(ordered) - cut - 1])
+
+
+class Interval(NamedTuple):
+    """The 95 % interval of a score, or why it has none."""
+
+    low: float | None
+    high: float | None
+    reason: str | None
+    """None when there is an interval."""
+    n_left_out: int
+    """Resamples in which the score is undefined."""
+
+
+def defined_interval(scores: Floats, n_scored: int) -> Interval:
+    """`percentile_interval` of the resamples that have a score, if they can carry one.
+
+    Args:
+        scores: NaN where the score of a resample is undefined.
+        n_scored: items that the score rests on.
+    """
+    defined = scores[~np.isnan(scores)]
+    n_left_out = len(scores) - len(defined)
+    if reason := why_unreliable(n_scored, n_left_out, len(scores)):
+        return Interval(None, None, reason, n_left_out)
+    return Interval(*percentile_interval(defined), None, n_left_out)
+
+
+def why_unreliable(n_scored: int, n_left_out: int, n_drawn: int) -> str | None:
+    """Why resamples can carry neither interval nor test; None when they can."""
+    if n_scored < FEWEST_SCORED:
+        word = "question" if n_scored == 1 else "questions"
+        return f"{n_scored} scored {word}, fewer than {FEWEST_SCORED}"
+    if n_drawn - n_left_out < FEWEST_DEFINED * n_drawn:
+        return f"undefined in {n_left_out} of {n_drawn} resamples"
+    return None
 
 
 def bootstrap_p(

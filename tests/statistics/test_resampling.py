@@ -18,6 +18,7 @@ from cbtqa.statistics.resampling import (
     PConvention,
     bootstrap_p,
     bootstrap_sums,
+    defined_interval,
     holm,
     percentile_interval,
     randomisation_p,
@@ -240,3 +241,16 @@ def test_holm_multiplies_by_what_is_left_and_never_decreases() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.9, 0.8]) == [1.0, 1.0]
     assert holm([]) == []
+
+
+def test_an_interval_rests_on_enough_items_and_resamples_or_says_why_not() -> None:
+    drawn = np.linspace(0, 1, 1_000)
+    drawn[::25] = np.nan
+    found = defined_interval(drawn, n_scored=10)
+    assert (found.low, found.high) == percentile_interval(drawn[~np.isnan(drawn)])
+    assert (found.reason, found.n_left_out) == (None, 40)
+    few = defined_interval(drawn, n_scored=9)
+    assert few == (None, None, "9 scored questions, fewer than 10", 40)
+    drawn[1:500:25] = np.nan
+    assert defined_interval(drawn, 10) == (None, None, "undefined in 60 of 1000 resamples", 60)
+    assert defined_interval(np.full(50, np.nan), 1).reason == "1 scored question, fewer than 10"

@@ -30,8 +30,9 @@ from cbtqa.statistics.resampling import (
     BOOTSTRAP_TRIALS,
     DEFAULT_SEED,
     FEW_ITEMS,
+    Interval,
     bootstrap_sums,
-    percentile_interval,
+    defined_interval,
 )
 
 ONE_POINT, MUCH_UNSCORED, MUCH_BIAS = 0.9, 0.05, 0.25
@@ -107,17 +108,18 @@ def _score(
 ) -> MetricScore:
     """The judge's own mean, uncorrected; its interval is over questions."""
     values = np.array([mean for key, mean in means_of(cells).items() if key[1] == system])
-    low = high = None
-    if len(values) > 1:
+    interval = Interval(None, None, None, 0)
+    if len(values):
         rows = np.stack([values, np.ones_like(values)], axis=1)
         sums = bootstrap_sums(rows, BOOTSTRAP_TRIALS, DEFAULT_SEED)
-        low, high = percentile_interval(sums[:, 0] / sums[:, 1])
+        interval = defined_interval(sums[:, 0] / sums[:, 1], len(values))
     return MetricScore(
         metric=f"judge_{criterion.id}",
         system=system,
         value=float(values.mean()) if len(values) else None,
-        low=low,
-        high=high,
+        low=interval.low,
+        high=interval.high,
+        interval_reason=interval.reason,
         unit=f"{criterion.low}-{criterion.high}",
         n_scored=len(values),
         n_total=n_total,

@@ -23,10 +23,6 @@ class NeuralMetric(Metric):
         """Sum of the values by their number."""
         return divided(sums[..., VALUE], sums[..., SCORED], empty=np.nan)
 
-    def n_scored(self, statistics: Floats) -> int:
-        """Pairs that have a value."""
-        return int(statistics[:, SCORED].sum())
-
     def notes(self, statistics: Floats) -> list[str]:
         """What a reader must know about one system's scores: texts cut, tokens unknown."""
         n, sums = self.n_scored(statistics), statistics.sum(0)

@@ -26,11 +26,11 @@ NEURAL = "bertscore,bertscore_p,bertscore_r,bertscore_windowed,bleurt,bleurt_win
 
 @pytest.fixture
 def flags(bert: Path, bleurt: tuple[Path, Any, Any], tmp_path: Path) -> dict[str, Any]:
-    references, ours = invented(8), invented(8, seed=4)
+    references, ours = invented(12), invented(12, seed=4)
     write_jsonl(
         tmp_path / "ref.jsonl", [{"id": str(i), "answer": t} for i, t in enumerate(references)]
     )
-    for name, texts in (("a", ours), ("b", [*references[:4], *ours[4:7], " "])):
+    for name, texts in (("a", ours), ("b", [*references[:6], *ours[6:11], " "])):
         rows = [{"id": str(i), "text": text} for i, text in enumerate(texts)]
         write_jsonl(tmp_path / f"{name}.jsonl", rows)
     return {
@@ -52,14 +52,14 @@ def test_scores_are_means_over_pairs_with_intervals_counts_and_notes(flags: dict
     found = {(one.metric, one.system): one for one in report.scores}
     assert [metric for metric, system in found if system == "a"] == NEURAL.split(",")
     neural = NeuralSettings.part_of(settings)
-    ours, references = invented(8, seed=4), invented(8)
+    ours, references = invented(12, seed=4), invented(12)
     rows = BertScorer(neural).score(ours, references)
     for column, name in enumerate(("bertscore_p", "bertscore_r", "bertscore")):
         assert found[name, "a"].value == pytest.approx(rows[:, column].mean(), abs=1e-6)
     mean = BleurtScorer(neural).score(ours, references)[:, 0].mean()
     assert found["bleurt", "a"].value == pytest.approx(mean, abs=1e-6)
     one = found["bertscore", "b"]
-    assert (one.n_scored, one.n_total) == (8, 8)
+    assert (one.n_scored, one.n_total) == (12, 12)
     assert one.low is not None
     assert one.high is not None
     assert one.low < (one.value or 0) < one.high
