@@ -1,7 +1,8 @@
 """Reading and writing the file formats of this project, with `file:line` in every error.
 
 JSONL and JSON are UTF-8; a byte-order mark is accepted. Parquet goes through pyarrow, imported
-when first needed. A file written here is either the old one or the whole new one, never a part.
+when first needed. A file written here is either the old one or the whole new one, never a part, and
+holds no key of an endpoint: see `secrets`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from cbtqa.errors import DataError
+from cbtqa.secrets import masked, masked_value
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -251,20 +253,24 @@ def replacing(path: Path) -> Iterator[Path]:
 def write_text(path: Path, text: str) -> None:
     """Writes UTF-8 text, whole or not at all."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(masked(text), encoding="utf-8")
 
 
 def write_json(path: Path, value: BaseModel | Mapping[str, Any] | list[Any]) -> None:
     """Writes one indented JSON document, whole or not at all."""
     plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    plain = masked_value(plain)
     write_text(path, json.dumps(plain, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
 
 
 def json_line(record: BaseModel | Mapping[str, Any]) -> str:
     """One record as a line of JSONL, with its newline."""
     if isinstance(record, BaseModel):
-        return record.model_dump_json() + "\n"
-    return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+        line = record.model_dump_json()
+        if masked(line) == line:
+            return line + "\n"
+        record = record.model_dump(mode="json")
+    return json.dumps(masked_value(record), ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def write_jsonl(path: Path, records: Iterable[BaseModel | Mapping[str, Any]]) -> int:
@@ -302,7 +308,7 @@ class ParquetRows:
 
     def add(self, row: dict[str, Any]) -> None:
         """Adds one row; keys are the schema's columns."""
-        self._pending.append(row)
+        self._pending.append(masked_value(row))
         self.n_rows += 1
         if len(self._pending) >= self._ROWS_PER_BATCH:
             self._pack()
