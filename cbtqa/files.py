@@ -252,15 +252,20 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Writes UTF-8 text, whole or not at all."""
+    _replace(path, masked(text))
+
+
+def _replace(path: Path, text: str) -> None:
     with replacing(path) as temporary:
-        temporary.write_text(masked(text), encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: BaseModel | Mapping[str, Any] | list[Any]) -> None:
     """Writes one indented JSON document, whole or not at all."""
     plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    # value by value: a key made of digits must not be taken for a number
     plain = masked_value(plain)
-    write_text(path, json.dumps(plain, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+    _replace(path, json.dumps(plain, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
 
 
 def json_line(record: BaseModel | Mapping[str, Any]) -> str:

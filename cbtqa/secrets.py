@@ -49,10 +49,11 @@ def remember(key: str | None) -> None:
 def masked(text: str) -> str:
     """The text without the keys that are known."""
     for spellings in tuple(_known.values()):
+        if _AN_ESCAPE.search(text):
+            # first, or the backslash before a masked key would stay
+            text = spellings.escaped.sub(MASK, text)
         for plain in spellings.plain:
             text = text.replace(plain, MASK)
-        if _AN_ESCAPE.search(text):
-            text = spellings.escaped.sub(MASK, text)
     return text
 
 
@@ -81,11 +82,11 @@ def _escaped(key: str) -> re.Pattern[str]:
 
 def _letter(letter: str) -> str:
     code = ord(letter)
-    forms = [re.escape(letter)]
-    if not letter.isalnum():
-        forms.append(r"\\+" + re.escape(letter))  # \/ and \" in JSON
-    forms += ["".join("%" + _hex(byte, 2) for byte in letter.encode())]
-    forms += [r"\\+u" + _hex(code, 4)] if code < 0x10000 else []
+    forms = [r"\\+u" + _hex(code, 4)] if code < 0x10000 else []
+    # \/ and \" in JSON
+    forms += [] if letter.isalnum() else [r"\\+" + re.escape(letter)]
+    forms.append("".join("%" + _hex(byte, 2) for byte in letter.encode()))
+    forms.append(re.escape(letter))
     return f"(?:{'|'.join(forms)})"
 
 
