@@ -1,7 +1,8 @@
 """Reading and writing the file formats of this project, with `file:line` in every error.
 
 JSONL and JSON are UTF-8; a byte-order mark is accepted. Parquet goes through pyarrow, imported
-when first needed. A file written here is either the old one or the whole new one, never a part.
+when first needed. A file written here is either the old one or the whole new one, never a part, and
+holds no key of an endpoint: see `secrets`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from cbtqa.errors import DataError
+from cbtqa.secrets import masked, masked_value
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -250,7 +252,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def json_text(value: BaseModel | Mapping[str, Any] | list[Any], **layout: Any) -> str:
-    """Strict JSON, the one door to every file and to `--json`.
+    """Strict JSON without keys of endpoints: the one door to every file and to `--json`.
 
     pydantic's own `model_dump_json` writes null for NaN, so that a missing figure would look
     meant, and Python's `json` the word NaN, which other readers refuse.
@@ -259,6 +261,8 @@ def json_text(value: BaseModel | Mapping[str, Any] | list[Any], **layout: Any) -
         ValueError: NaN or an infinity in a field, which is named.
     """
     plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    # value by value: a key made of digits must not be taken for a number
+    plain = masked_value(plain)
     try:
         return json.dumps(plain, ensure_ascii=False, allow_nan=False, **layout)
     except ValueError:
@@ -279,6 +283,10 @@ def _not_finite(value: Any, field: str = "") -> Iterator[tuple[str, float]]:
 
 def write_text(path: Path, text: str) -> None:
     """Writes UTF-8 text, whole or not at all."""
+    _replace(path, masked(text))
+
+
+def _replace(path: Path, text: str) -> None:
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -289,7 +297,7 @@ def write_json(path: Path, value: BaseModel | Mapping[str, Any] | list[Any]) -> 
     Raises:
         ValueError: NaN or an infinity in a field, which is named.
     """
-    write_text(path, json_text(value, indent=2) + "\n")
+    _replace(path, json_text(value, indent=2) + "\n")
 
 
 def json_line(record: BaseModel | Mapping[str, Any]) -> str:
@@ -337,7 +345,7 @@ class ParquetRows:
 
     def add(self, row: dict[str, Any]) -> None:
         """Adds one row; keys are the schema's columns."""
-        self._pending.append(row)
+        self._pending.append(masked_value(row))
         self.n_rows += 1
         if len(self._pending) >= self._ROWS_PER_BATCH:
             self._pack()

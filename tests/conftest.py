@@ -1,4 +1,4 @@
-"""What all tests share: no network but loopback, no settings from the environment."""
+"""What all tests share: no network but loopback, no settings, no keys of another test."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
+from cbtqa import secrets
 
 _connect = socket.socket.connect
 
@@ -29,4 +31,5 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in list(os.environ):
         if name.startswith("CBTQA_") and name != "CBTQA_PROGRAM":
             monkeypatch.delenv(name)
+    monkeypatch.setattr(secrets, "_known", {})
     yield

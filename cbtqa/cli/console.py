@@ -1,10 +1,15 @@
-"""How commands talk: results to stdout, talk and progress to stderr, one object with `--json`."""
+"""How commands talk: results to stdout, talk and progress to stderr, one object with `--json`.
+
+Nothing printed holds the key of an endpoint: `masked_streams` is the last door (see `secrets`).
+"""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import zip_longest
-from typing import Any
+from typing import Any, TextIO
 
 from rich.cells import cell_len
 from rich.console import Console, JustifyMethod
@@ -12,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cbtqa.files import json_text
+from cbtqa.secrets import masked
 
 talk = Console(stderr=True, highlight=False)
 """For people: what is happening. Never results."""
@@ -21,7 +27,7 @@ out = Console(highlight=False)
 
 def say(message: str) -> None:
     """One line of talk on stderr; text from data is never read as markup."""
-    talk.print(message, markup=False, soft_wrap=True)
+    talk.print(masked(message), markup=False, soft_wrap=True)
 
 
 def print_json(value: dict[str, Any]) -> None:
@@ -38,7 +44,8 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
         justify: JustifyMethod = "left" if index == 0 else "right"
         table.add_column(column, justify=justify, overflow="fold", width=width)
     for row in rows:
-        table.add_row(*map(Text, row))
+        # masked before a cell is broken into lines: a piece of a key would not be found
+        table.add_row(*(Text(masked(cell)) for cell in row))
     out.print(table)
 
 
@@ -60,3 +67,32 @@ def _widths(rows: list[list[str]], room: int) -> list[int | None]:
         neediest = max(range(len(cells)), key=lambda index: natural[index] - widths[index])
         widths[neediest] += 1
     return list(widths)
+
+
+class _MaskedStream:
+    """A text stream into which no key is written; all else is the stream's own."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(masked(text))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def masked_streams() -> Iterator[None]:
+    """While the block runs, everything that this process prints is masked, by whomever."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = map(_MaskedStream, before)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before

@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 import cbtqa
-from cbtqa.cli.console import say
+from cbtqa.cli.console import masked_streams, say
 from cbtqa.errors import CbtqaError
 
 EXIT_CODES = (
@@ -111,14 +111,15 @@ def _root(
 def main(arguments: list[str] | None = None) -> None:
     """Runs the program and exits with the code that `errors` draws.
 
-    `--debug` anywhere on the line (or CBTQA_DEBUG=1) shows the traceback, never local values,
-    which may hold a key.
+    `--debug` anywhere on the line (or CBTQA_DEBUG=1) shows the traceback, never local values; the
+    key of an endpoint is masked in both.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     is_debug = "--debug" in words or os.environ.get("CBTQA_DEBUG") == "1"
-    if not is_debug:
-        sys.excepthook = _report_bug
-    sys.exit(_run([word for word in words if word != "--debug"], is_debug))
+    sys.excepthook = _show_trace if is_debug else _report_bug
+    with masked_streams():
+        code = _run([word for word in words if word != "--debug"], is_debug)
+    sys.exit(code)
 
 
 def _run(words: list[str], is_debug: bool) -> int:
@@ -145,6 +146,11 @@ def _run(words: list[str], is_debug: bool) -> int:
 
 def _report_bug(kind: type[BaseException], error: BaseException, trace: Any) -> None:
     _report(f"unexpected {kind.__name__}: {error}", "a bug in cbtqa: --debug shows where")
+
+
+def _show_trace(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    with masked_streams():
+        traceback.print_exception(kind, error, trace)
 
 
 def _usage_hint(error: Any, words: list[str]) -> str:

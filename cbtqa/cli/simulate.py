@@ -171,6 +171,7 @@ def _play(settings: RunSettings, dry_run: bool, update: bool, as_json: bool) -> 
             settings.out,
             limits=settings.limits(),
             update=update,
+            is_acknowledged=settings.acknowledge_disclosure,
             on_progress=progress.update,
         )
     _show_run(result, as_json)

@@ -48,7 +48,7 @@ def estimate_build(resolved: Resolved[BuildSettings]) -> BuildEstimate:
     Raises:
         CbtqaError: the errors of `run.prepare`.
     """
-    build = prepare(resolved)
+    build = prepare(resolved, sends=False)
     settings, teacher = build.settings, build.teacher
     counts = {"n_questions": 0, "n_rejected": 0, "n_done": 0}
     path = settings.out / JOURNAL_NAME

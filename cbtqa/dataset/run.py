@@ -102,8 +102,12 @@ def build_dataset(
     return BuildResult(folder, manifest)
 
 
-def prepare(resolved: Resolved[BuildSettings]) -> Build:
-    """The run before its first question: input found, taxonomy loaded, gates passed."""
+def prepare(resolved: Resolved[BuildSettings], *, sends: bool = True) -> Build:
+    """The run before its first question: input found, taxonomy loaded, gates passed.
+
+    Args:
+        sends: False for a dry run, which has nothing to acknowledge.
+    """
     settings = resolved.values
     input_path = settings.input or bundled_sample_path()
     if not input_path.exists():
@@ -115,13 +119,13 @@ def prepare(resolved: Resolved[BuildSettings]) -> Build:
         teacher = OfflineTeacher(settings, taxonomy)
     else:
         endpoint = Endpoint.parse(settings.endpoint, settings.model, transport=settings.transport)
-        is_ours = is_bundled_sample(sha256_of(input_path))
-        acknowledgements = pass_disclosure_gate(
-            endpoint,
-            "the questions",
-            is_acknowledged=settings.acknowledge_disclosure,
-            is_invented=is_ours,
-        )
+        if sends:
+            acknowledgements = pass_disclosure_gate(
+                endpoint,
+                "the questions",
+                is_acknowledged=settings.acknowledge_disclosure,
+                is_invented=is_bundled_sample(sha256_of(input_path)),
+            )
         teacher = EndpointTeacher(settings, taxonomy, endpoint)
     return Build(resolved, teacher, input_path, acknowledgements=acknowledgements)
 

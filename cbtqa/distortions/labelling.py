@@ -310,10 +310,14 @@ def _ask_llm(
     if not settings.endpoint or not settings.model:
         raise ConfigError("--labeller llm needs --endpoint and --model")
     endpoint = Endpoint.parse(settings.endpoint, settings.model)
-    pass_disclosure_gate(endpoint, "the texts", is_acknowledged=settings.acknowledge_disclosure)
+    acknowledged = pass_disclosure_gate(
+        endpoint, "the texts", is_acknowledged=settings.acknowledge_disclosure
+    )
     task = LabellingTask(taxonomy, settings.model, prompt=settings.prompt)
     n_parts = sum(1 for _ in _read_parts(settings))  # a bad line shows before anything is paid
     journal = stack.enter_context(Journal(journal_path(settings), task.fingerprint()))
+    for name, sentence in acknowledged.items():
+        journal.set_meta(name, sentence)
     items = (_to_label(part) for part in _read_parts(settings))
     limits = Limits(in_flight=settings.in_flight)
     run_batch(items, task, endpoint, journal, limits, n_total=n_parts, on_progress=on_progress)

@@ -7,6 +7,8 @@ which the manifest records.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from cbtqa.errors import LicenceGateError
 from cbtqa.llm.endpoint import Endpoint
 from cbtqa.manifest import now
@@ -24,14 +26,24 @@ def pass_disclosure_gate(
     Raises:
         LicenceGateError: a non-local endpoint and no acknowledgement.
     """
-    if endpoint.is_local or is_invented:
+    asked = [] if is_invented else [endpoint]
+    return pass_disclosure_gates(asked, what, is_acknowledged=is_acknowledged)
+
+
+def pass_disclosure_gates(
+    endpoints: Iterable[Endpoint], what: str, *, is_acknowledged: bool
+) -> dict[str, str]:
+    """The same for a run that asks several endpoints."""
+    hosts = dict.fromkeys(endpoint.host for endpoint in endpoints if not endpoint.is_local)
+    if not hosts:
         return {}
+    told = ", ".join(hosts)
     if not is_acknowledged:
         raise LicenceGateError(
-            f"{what} would be sent to {endpoint.host}. PsyQA's user agreement forbids passing its "
+            f"{what} would be sent to {told}. PsyQA's user agreement forbids passing its "
             "text on to third parties, and a hosted model is one",
             hint="use a local endpoint (--endpoint vllm, ollama, llama.cpp), or, if you have "
             "permission or the data is yours, add --acknowledge-disclosure (recorded in the "
             "manifest)",
         )
-    return {"disclosure": f"text sent to {endpoint.host}; acknowledged {now()}"}
+    return {"disclosure": f"text sent to {told}; acknowledged {now()}"}

@@ -17,16 +17,20 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from typing import Literal
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from cbtqa.errors import ConfigError, EndpointAuthError
 from cbtqa.files import parse_yaml
 from cbtqa.records import Record
+from cbtqa.secrets import remember
 
 ResponseFormat = Literal["json_schema", "json_object", "text"]
 TransportName = Literal["http", "sdk"]
 OWN_KEY = "CBTQA_API_KEY"
 """Environment variable for the key of an endpoint given by URL."""
+KEY_SUFFIX = "_API_KEY"
+OWN_VARIABLES = "CBTQA_KEY_VARIABLES"
+"""Environment variable in which a user lists further variables, by commas, that may hold keys."""
 
 
 class Preset(Record):
@@ -62,11 +66,19 @@ class Endpoint:
     base_url: str
     model: str
     key: str | None = field(default=None, repr=False)
-    """Never printed, logged, compared or written."""
+    """Never printed, logged or written; masked in all that this process tells (`secrets`)."""
     format: ResponseFormat = "json_schema"
     """The highest rung of structured output worth trying."""
     max_tokens_field: str = "max_tokens"
     transport: TransportName = "http"
+
+    def __post_init__(self) -> None:
+        remember(self.key)
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        # pickled to another process, such as an actor of a cluster, which is to mask it too
+        self.__dict__.update(state)
+        remember(self.key)
 
     @classmethod
     def parse(
@@ -83,7 +95,8 @@ class Endpoint:
         provider's key is never sent to a host that is not the provider's.
 
         Raises:
-            ConfigError: no such preset, a URL that is none, or one that carries a secret.
+            ConfigError: no such preset, a URL that is none, or one that carries a secret; or what
+                should be the key cannot be sent as one.
             EndpointAuthError: the endpoint is remote and its key variable is empty.
         """
         environ = os.environ if environ is None else environ
@@ -94,14 +107,18 @@ class Endpoint:
         if preset is None and "://" not in endpoint:
             known = ", ".join(presets)
             raise ConfigError(
-                f"'{endpoint}' is neither a preset nor a URL",
+                f"'{endpoint.rpartition('@')[2]}' is neither a preset nor a URL",
                 hint=f"presets: {known}; a URL starts with http:// or https://",
             )
-        base_url = _checked_url(preset.base_url if preset else endpoint)
+        base_url = checked_url(preset.base_url if preset else endpoint)
         if preset is None:
             preset = _preset_of_host(base_url)
         variable = preset.key_env if preset else OWN_KEY
         key = (environ.get(variable) or environ.get(OWN_KEY) or "").strip() or None
+        if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
+            raise ConfigError(
+                f"{variable} holds no key: a key is one word of ASCII letters, digits and signs"
+            )
         if key is None and not is_local(base_url):
             raise EndpointAuthError(
                 f"no key for {urlsplit(base_url).hostname}", hint=f"export {variable}=..."
@@ -136,9 +153,33 @@ def _preset_of_host(base_url: str) -> Preset | None:
     return None
 
 
-def _checked_url(url: str) -> str:
+def check_key_variable(name: str, environ: Mapping[str, str] | None = None) -> None:
+    """Refuses a name that a file gives for the variable with the key, unless it is one for keys.
+
+    A file may come from somebody else: it must not be able to send any secret of the environment.
+
+    Raises:
+        ConfigError: it does not end in `_API_KEY`, nor does CBTQA_KEY_VARIABLES list it.
+    """
+    environ = os.environ if environ is None else environ
+    own = {one.strip() for one in environ.get(OWN_VARIABLES, "").split(",")}
+    if not name.endswith(KEY_SUFFIX) and name not in own:
+        raise ConfigError(
+            f"key_env: '{name}' is no variable for a key: its name does not end in {KEY_SUFFIX} "
+            f"and {OWN_VARIABLES} does not list it"
+        )
+
+
+def checked_url(url: str) -> str:
+    """The base address of an endpoint.
+
+    Raises:
+        ConfigError: no HTTP URL, or one that carries a user, a query or a fragment; what it
+            carries is not repeated.
+    """
     url = url.strip().rstrip("/").removesuffix("/chat/completions")
     parts = urlsplit(url)
+    _remember_secrets_in(parts)
     try:
         has_port = parts.port is None or parts.port > 0
     except ValueError:
@@ -151,6 +192,15 @@ def _checked_url(url: str) -> str:
             hint=f"give the bare address; a key goes into the environment, such as {OWN_KEY}",
         )
     return url
+
+
+def _remember_secrets_in(parts: SplitResult) -> None:
+    """What an address carries beside a place is a secret, refused as it is."""
+    held = [parts.username, parts.password, parts.fragment]
+    held += [value for _, value in parse_qsl(parts.query, keep_blank_values=True)]
+    for one in filter(None, held):
+        remember(one)
+        remember(unquote(one))
 
 
 # --- what counts as local ------------------------------------------------------------------------

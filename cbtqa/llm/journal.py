@@ -44,6 +44,7 @@ from cbtqa.llm.journal_rows import (
 )
 from cbtqa.llm.journal_writer import GroupWriter
 from cbtqa.records import Reason, Usage
+from cbtqa.secrets import masked, masked_value
 
 FORMAT_VERSION = "1"
 BLOCK = 512
@@ -82,7 +83,7 @@ class Journal:
         try:
             self._open(path, read_only)
             if not read_only:
-                self._compare(dict(fingerprint or {}))
+                self._compare(masked_value(dict(fingerprint or {})))
         except BaseException:
             self.close()
             raise
@@ -212,7 +213,7 @@ class Journal:
         """Keeps a named value, durably."""
         assert self._db is not None, "a journal opened for reading is not written"
         with self._writing:
-            self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, masked(value)))
 
     # --- reading ---------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from cbtqa.llm.chat import Fault, Reply
 from cbtqa.records import Reason, Usage
+from cbtqa.secrets import masked_value
 
 
 class State(IntEnum):
@@ -105,16 +106,20 @@ ADD_TOTAL = (
 
 
 def row_of(entry: Entry) -> tuple[Any, ...]:
+    """The columns; no key of an endpoint stands in them, wherever the text came from."""
     reply, fault = entry.reply, entry.fault
     head = (entry.key, entry.attempt, int(entry.state))
     why = (fault.reason.value, fault.detail) if fault else (None, None)
     if reply is None:
-        return (*head, *why, None, None, None, None, None, None, None, None, None)
+        return (*head, *masked_value(why), None, None, None, None, None, None, None, None, None)
     usage = reply.usage
-    return (
-        *(*head, *why, reply.finish_reason, reply.refusal, reply.model, reply.created_at),
-        *(reply.latency_s, usage.prompt_tokens, usage.completion_tokens),
-        *(reply.reasoning, reply.text),
+    # not the item's own key: it is the caller's, and looked up by
+    return head + masked_value(
+        (
+            *(*why, reply.finish_reason, reply.refusal, reply.model, reply.created_at),
+            *(reply.latency_s, usage.prompt_tokens, usage.completion_tokens),
+            *(reply.reasoning, reply.text),
+        )
     )
 
 

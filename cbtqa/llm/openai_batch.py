@@ -17,20 +17,27 @@ import secrets
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar
 
-from cbtqa.errors import EndpointError, IncompleteRunError
+from cbtqa.errors import EndpointError, EndpointTimeoutError, IncompleteRunError
 from cbtqa.llm.batch import Task, judge
 from cbtqa.llm.chat import ChatRequest, Fault
 from cbtqa.llm.endpoint import Endpoint, ResponseFormat
 from cbtqa.llm.journal import Entry, Journal, State, blocks_of
 from cbtqa.llm.ladder import FormatLadder
 from cbtqa.llm.limits import Limits
-from cbtqa.llm.protocol import RequestRefusedError, error_of, reply_of, request_body
+from cbtqa.llm.protocol import (
+    RequestRefusedError,
+    described,
+    error_of,
+    reply_of,
+    request_body,
+)
 from cbtqa.records import Reason
 
 ItemT = TypeVar("ItemT")
@@ -88,7 +95,7 @@ def run_openai_batch(
         endpoint.format, proved=journal.meta(name), remember=partial(journal.set_meta, name)
     )
     run = _BatchRun(endpoint, journal, limits, ladder, poll_s, on_wait)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, closing(run):
         # a round more than the attempts for every repeat of what the endpoint failed on
         for _ in range(1 + limits.max_attempts + limits.max_retries):
             results = run.collect(Path(folder) / "results.jsonl")
@@ -187,10 +194,20 @@ class _BatchRun:
 
         self._endpoint, self._journal, self._limits = endpoint, journal, limits
         self._ladder, self._poll_s, self._on_wait = ladder, poll_s, on_wait
-        self._errors = openai.APIStatusError
+        self._openai = openai
         self._client = openai.OpenAI(
-            base_url=endpoint.base_url, api_key=endpoint.key or "none", timeout=limits.timeout_s
+            base_url=endpoint.base_url,
+            api_key=endpoint.key or "none",
+            timeout=limits.timeout_s,
+            # as in `transport`: neither text nor key may be carried elsewhere
+            http_client=openai.DefaultHttpxClient(
+                follow_redirects=False, trust_env=not endpoint.is_local
+            ),
         )
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._client.close()
 
     # --- what is under way -----------------------------------------------------------------------
 
@@ -299,19 +316,24 @@ class _BatchRun:
             time.sleep(self._poll_s if self._limits.waits else 0)
 
     def _mapped_errors(self) -> Any:
-        return _MappedErrors(self._errors)
+        return _MappedErrors(self._openai)
 
 
 class _MappedErrors:
-    """Turns the SDK's status errors into ours."""
+    """Turns the SDK's errors into ours."""
 
-    def __init__(self, kind: type[Exception]) -> None:
-        self._kind = kind
+    def __init__(self, openai: Any) -> None:
+        self._openai = openai
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if isinstance(error, self._kind):
-            answer = error.response  # type: ignore[attr-defined]
+        if isinstance(error, self._openai.APIStatusError):
+            answer = error.response
             raise error_of(answer.status_code, answer.headers, answer.content) from None
+        if isinstance(error, self._openai.APIConnectionError):
+            cause = error.__cause__ or error
+            raise EndpointTimeoutError(f"the connection broke: {described(cause)}") from None
+        if isinstance(error, self._openai.APIError):
+            raise EndpointError(f"answered what is no Batch API: {described(error)}") from None

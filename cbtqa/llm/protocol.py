@@ -1,6 +1,7 @@
 """The OpenAI chat protocol: request bodies, reply bodies, and what an HTTP error means.
 
-Used by every transport, so that both roads give the same `Reply` and the same errors.
+Used by every transport and by the Batch API, so that all roads give the same `Reply` and the same
+errors, and so that everything a server says passes here before it is read: a key in it is masked.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
+
+from pydantic import ValidationError
 
 from cbtqa.errors import (
     BadResponseError,
@@ -21,6 +24,7 @@ from cbtqa.errors import (
 from cbtqa.llm.chat import ChatRequest, Fault, Reply, split_reasoning
 from cbtqa.llm.endpoint import Endpoint, ResponseFormat, preset_file
 from cbtqa.records import Reason, Usage
+from cbtqa.secrets import masked, masked_value
 
 SHOWN = 300
 """Characters of a server's message that an error quotes."""
@@ -112,27 +116,34 @@ def parse_completion(data: bytes, latency_s: float) -> Reply:
 
 def reply_of(body: Any, latency_s: float) -> Reply:
     """A reply from a decoded completion object; raises as `parse_completion`."""
+    body = masked_value(body)
     try:
         choice = body["choices"][0]
         message = choice["message"]
         text = _text_of(message.get("content"))
-    except (KeyError, IndexError, TypeError, AttributeError):
+        refusal = _text_of(message.get("refusal")) or None
+        usage = _usage_of(body.get("usage") or {})
+    except (KeyError, IndexError, TypeError, AttributeError, ValidationError):
         raise _error_inside(body) from None
     text, thoughts = split_reasoning(text)
     apart = message.get("reasoning_content") or message.get("reasoning")
-    usage = body.get("usage") or {}
+    end = choice.get("finish_reason")
     return Reply(
         text=text,
-        finish_reason=choice.get("finish_reason"),
-        refusal=_text_of(message.get("refusal")) or None,
+        finish_reason=None if end is None else str(end),
+        refusal=refusal,
         reasoning=_encodable(apart) if isinstance(apart, str) else thoughts,
-        usage=Usage(
-            prompt_tokens=usage.get("prompt_tokens") or 0,
-            completion_tokens=usage.get("completion_tokens") or 0,
-        ),
+        usage=usage,
         model=str(body.get("model") or ""),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         latency_s=round(latency_s, 3),
+    )
+
+
+def _usage_of(told: Mapping[str, Any]) -> Usage:
+    return Usage(
+        prompt_tokens=told.get("prompt_tokens") or 0,
+        completion_tokens=told.get("completion_tokens") or 0,
     )
 
 
@@ -143,7 +154,8 @@ def _text_of(content: object) -> str:
     if isinstance(content, str):
         return _encodable(content)
     if isinstance(content, list):
-        return _encodable("".join(str(part.get("text", "")) for part in content))
+        # masked once more: each part may hold a piece of a key
+        return _encodable(masked("".join(str(part.get("text", "")) for part in content)))
     raise TypeError
 
 
@@ -173,11 +185,11 @@ def error_of(status: int, headers: Mapping[str, str], body: bytes | str) -> Endp
     `is_retryable` says whether the same request may help later; a `RequestRefusedError` concerns
     one request; every other error concerns the whole run.
     """
-    text = body.decode("utf-8", "replace") if isinstance(body, bytes) else body
+    text = masked(body.decode("utf-8", "replace") if isinstance(body, bytes) else body)
     marks = preset_file()
     said = f"answered {status}: {_shown(text)}"
     if 300 <= status < 400:
-        place = headers.get("Location", "elsewhere")
+        place = _shown(headers.get("Location", "elsewhere"))
         return EndpointError(f"redirects to {place}", status=status, hint="give that address")
     if status == 402 or (status in (400, 403, 429) and _has_mark(text, marks.no_credit_marks)):
         return EndpointError(said, status=status, hint="the account has no credit or quota left")
@@ -197,6 +209,14 @@ def error_of(status: int, headers: Mapping[str, str], body: bytes | str) -> Endp
     return _refused(said, status, Reason.BAD_REQUEST, _has_mark(text, marks.format_marks))
 
 
+def described(error: BaseException) -> str:
+    """A foreign exception by its type and its message; never its repr, which may hold headers."""
+    # aiohttp's str adds the address, and its repr the request with all its headers
+    message = getattr(error, "message", None)
+    said = _shown(message if isinstance(message, str) else str(error))
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
 def _refused(
     said: str, status: int, reason: Reason, names_format: bool = False
 ) -> RequestRefusedError:
@@ -210,8 +230,9 @@ def _has_mark(text: str, marks: tuple[str, ...]) -> bool:
 
 def _shown(text: bytes | str) -> str:
     if isinstance(text, bytes):
-        text = text[: 4 * SHOWN].decode("utf-8", "replace")
-    text = " ".join(text.split())
+        text = text.decode("utf-8", "replace")
+    # masked before it is cut: a piece of a key would not be found
+    text = masked(" ".join(text.split()))
     return text if len(text) <= SHOWN else text[:SHOWN] + "..."
 
 

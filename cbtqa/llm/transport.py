@@ -20,7 +20,7 @@ from typing import Any, Protocol, Self
 from cbtqa.errors import EndpointError, EndpointTimeoutError
 from cbtqa.llm.chat import Reply
 from cbtqa.llm.endpoint import Endpoint
-from cbtqa.llm.protocol import error_of, parse_completion
+from cbtqa.llm.protocol import described, error_of, parse_completion
 
 CONNECT_TIMEOUT_S = 15.0
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
@@ -112,12 +112,12 @@ class HttpTransport:
         except TimeoutError:
             raise EndpointTimeoutError(f"no whole answer within {timeout_s:g} s") from None
         except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError) as error:
-            raise EndpointError(f"no secure connection: {error}") from None
+            raise EndpointError(f"no secure connection: {described(error)}") from None
         except aiohttp.ClientConnectorError as error:
             place = f"{error.host}:{error.port}"
             raise EndpointTimeoutError(f"cannot connect to {place}: {error.strerror}") from None
         except aiohttp.ClientError as error:
-            raise EndpointTimeoutError(f"the connection broke: {error!r}") from None
+            raise EndpointTimeoutError(f"the connection broke: {described(error)}") from None
         if response.status != 200:
             raise error_of(response.status, response.headers, answer)
         return Received(parse_completion(answer, time.perf_counter() - start), response.headers)
@@ -168,7 +168,7 @@ class SdkTransport:
             raise EndpointTimeoutError(f"no whole answer within {timeout_s:g} s") from None
         except openai.APIConnectionError as error:
             cause = error.__cause__ or error
-            raise EndpointTimeoutError(f"the connection broke: {cause!r}") from None
+            raise EndpointTimeoutError(f"the connection broke: {described(cause)}") from None
         except openai.APIStatusError as error:
             answer = error.response
             raise error_of(answer.status_code, answer.headers, answer.content) from None

@@ -43,6 +43,7 @@ from cbtqa.simulation.run import NOTICE
 from cbtqa.simulation.run_settings import EngineSettings
 from cbtqa.simulation.sessions import PROFILES_NAME, StudyFolder
 from cbtqa.simulation.study import Arm, StudySettings, load_study
+from cbtqa.simulation.voices import pass_gate
 from cbtqa.splits import SPLITS
 
 TRL = {
@@ -100,6 +101,7 @@ def export_sessions(
     Raises:
         ConfigError: settings that do not fit together, or an `--out` that is something else.
         DataError: no study there, or no row came out of it.
+        LicenceGateError: prompts would go to a non-local endpoint without acknowledgement.
         IncompleteRunError: stopped early while pairs were made; the same command continues.
     """
     settings = resolved.values
@@ -107,6 +109,7 @@ def export_sessions(
         raise ConfigError("validation and test leave nothing for train")
     started_at = now()
     work = _Export(settings, StudyFolder(settings.sessions))
+    acknowledged = work.pass_gate()
     counts = work.write(_open_out(settings.out), on_progress)
     manifest = Manifest(
         kind="training rows",
@@ -115,7 +118,7 @@ def export_sessions(
         inputs=(describe_file(work.source.sessions_path),),
         prompts=work.prompts,
         counts=counts,
-        acknowledgements={"notice": NOTICE},
+        acknowledgements={"notice": NOTICE, **acknowledged},
         files=tuple(
             describe_file(path, settings.out) for path in sorted(settings.out.rglob("*.jsonl"))
         ),
@@ -149,6 +152,12 @@ class _Export:
         """Therapist prompts of the rows by hash."""
         used = [casting.therapist_prompt for casting in self._castings.values()]
         return {prompt.name: prompt.sha256 for prompt in used}
+
+    def pass_gate(self) -> dict[str, str]:
+        """What to write down about sending prompts to those who write the pairs."""
+        asked = (self._pairs.chosen, self._pairs.rejected) if self._pairs else ()
+        is_acknowledged = self._settings.acknowledge_disclosure
+        return pass_gate(asked, "the sessions", is_acknowledged=is_acknowledged)
 
     def write(self, out: Path, on_progress: Callable[[Progress], None] | None) -> dict[str, Any]:
         """Writes all kinds of rows; gives the counts."""

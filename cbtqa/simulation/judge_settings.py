@@ -33,7 +33,9 @@ class SessionJudgeSettings(Settings):
         default=False, description="Use the built-in rules (no model) whatever the study declares."
     )
     acknowledge_disclosure: bool = Field(
-        default=False, description="I may pass imported transcripts on to a non-local endpoint."
+        default=False,
+        description="I may pass the transcripts on to the operator of a non-local endpoint; "
+        "recorded in the manifest.",
     )
     prompt: str = Field(default="judge_session", description="Prompt, or the path of your own.")
     repeats: int = Field(default=3, ge=1, le=20, description="Ratings of each session.")

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cbtqa.errors import LicenceGateError, UsageError
+from cbtqa.errors import UsageError
 from cbtqa.llm.chat import Sampling
 from cbtqa.llm.cost import Price, find_price
 from cbtqa.llm.endpoint import Endpoint
-from cbtqa.records import Session
 from cbtqa.simulation.judge_settings import SessionJudgeSettings
 from cbtqa.simulation.rule_judge import RULES
 from cbtqa.simulation.study import Player, StudySettings
+from cbtqa.simulation.voices import endpoint_of
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def _declared(player: Player, n_repeats: int, default: Sampling) -> JudgeSpec:
     sampling = default.model_copy(update=own)
     if player.temperature is not None:
         sampling = sampling.model_copy(update={"temperature": player.temperature})
-    endpoint = Endpoint.parse(player.endpoint, player.model)
+    endpoint = endpoint_of(player)
     price = _price(player.price_in, player.price_out, player.model)
     return JudgeSpec(player.model, endpoint, sampling, n_repeats, price)
 
@@ -80,18 +80,3 @@ def _price(price_in: float | None, price_out: float | None, model: str) -> Price
     if price_in is not None and price_out is not None:
         return Price(input=price_in, output=price_out)
     return find_price(model)
-
-
-def check_disclosure(
-    settings: SessionJudgeSettings, sessions: Sequence[Session], judges: Sequence[JudgeSpec]
-) -> None:
-    """Transcripts from elsewhere may be of real people; simulated ones are nobody's secret."""
-    remote = [
-        judge.endpoint.host for judge in judges if judge.endpoint and not judge.endpoint.is_local
-    ]
-    imported = sum(session.stop_reason == "imported" for session in sessions)
-    if remote and imported and not settings.acknowledge_disclosure:
-        raise LicenceGateError(
-            f"{imported} transcripts made elsewhere would be sent to {remote[0]}, a third party",
-            hint="use a local endpoint, or, if they may be passed on, add --acknowledge-disclosure",
-        )

@@ -21,6 +21,7 @@ from cbtqa.errors import ConfigError, DataError, UsageError
 from cbtqa.files import parse_record, read_json, write_json, write_jsonl
 from cbtqa.llm.batch import run_batch
 from cbtqa.llm.cost import Budget, plan_run
+from cbtqa.llm.disclosure import pass_disclosure_gates
 from cbtqa.llm.journal import Journal
 from cbtqa.llm.progress import Progress
 from cbtqa.manifest import (
@@ -45,7 +46,7 @@ from cbtqa.simulation.judge_task import (
     unfit_ratings,
 )
 from cbtqa.simulation.judged_text import unfit_reason
-from cbtqa.simulation.judges import JudgeSpec, check_disclosure, judges_of
+from cbtqa.simulation.judges import JudgeSpec, judges_of
 from cbtqa.simulation.rule_judge import RULES, RuleJudge
 from cbtqa.simulation.sessions import StudyFolder, read_transcripts
 
@@ -98,6 +99,7 @@ class _Work:
     instruments: tuple[Instrument, ...]
     judges: tuple[JudgeSpec, ...]
     out: Path
+    acknowledgements: dict[str, str]
 
     @property
     def settings(self) -> SessionJudgeSettings:
@@ -122,7 +124,7 @@ def judge_sessions(
         UsageError: no instrument, no sessions, or no folder to write to.
         ConfigError: a folder belongs to another judge, prompt or wording.
         DataError: a file that is not what it should be.
-        LicenceGateError: imported transcripts would leave this machine without acknowledgement.
+        LicenceGateError: transcripts would leave this machine without acknowledgement.
         IncompleteRunError: stopped early; the same call continues.
     """
     work = _prepare(resolved)
@@ -135,15 +137,18 @@ def judge_sessions(
 
 
 def plan_judging(resolved: Resolved[SessionJudgeSettings]) -> list[JudgePlan]:
-    """Requests, tokens and cost of a run; raises what `judge_sessions` raises before it asks."""
-    work = _prepare(resolved)
+    """Requests, tokens and cost of a run; raises what `judge_sessions` raises before it asks.
+
+    Nothing is sent, so nothing has to be acknowledged.
+    """
+    work = _prepare(resolved, sends=False)
     return [_plan_one(work, instrument, judge) for instrument, judge in work.pairs()]
 
 
 # --- what is to be done --------------------------------------------------------------------------
 
 
-def _prepare(resolved: Resolved[SessionJudgeSettings]) -> _Work:
+def _prepare(resolved: Resolved[SessionJudgeSettings], *, sends: bool = True) -> _Work:
     settings = resolved.values
     if not settings.sessions.exists():
         raise DataError(
@@ -162,9 +167,13 @@ def _prepare(resolved: Resolved[SessionJudgeSettings]) -> _Work:
     if not sessions:
         raise UsageError("there are no sessions to judge", hint="cbtqa simulate run")
     judges = tuple(judges_of(settings, study))
-    check_disclosure(settings, sessions, judges)
+    acknowledgements = pass_disclosure_gates(
+        (judge.endpoint for judge in judges if judge.endpoint and sends),
+        "the transcripts",
+        is_acknowledged=settings.acknowledge_disclosure,
+    )
     instruments = tuple(load_instrument(name, settings.wording) for name in dict.fromkeys(names))
-    return _Work(resolved, sessions, instruments, judges, out)
+    return _Work(resolved, sessions, instruments, judges, out, acknowledgements)
 
 
 # --- doing it ------------------------------------------------------------------------------------
@@ -353,9 +362,7 @@ def _manifest(
         },
         usage=form.usage,
         cost={"amount": form.cost, "currency": judge.price.currency} if judge.price else None,
-        acknowledgements={"disclosure": f"acknowledged {started}"}
-        if work.settings.acknowledge_disclosure
-        else {},
+        acknowledgements=work.acknowledgements,
         files=(describe_file(folder / RATINGS_NAME, folder),),
         started_at=started,
         finished_at=now(),

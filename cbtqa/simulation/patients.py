@@ -20,7 +20,7 @@ from cbtqa.records import Rejection
 from cbtqa.settings import Settings
 from cbtqa.simulation.profiles import Profile, draw_profiles, read_profiles, ready_profiles
 from cbtqa.simulation.stories import tell_stories
-from cbtqa.simulation.study import Player
+from cbtqa.simulation.study import Player, refuse_secret_in
 
 
 class PatientSettings(Settings):
@@ -42,6 +42,11 @@ class PatientSettings(Settings):
     model: str | None = Field(None, description="Model name at the endpoint.")
     temperature: float | None = Field(0.7, ge=0, le=2, description="Of the stories.")
     max_tokens: int = Field(4096, ge=64, description="Token limit of one story.")
+    acknowledge_disclosure: bool = Field(
+        False,
+        description="I may pass the patients on to the operator of a non-local endpoint; recorded "
+        "in the journal.",
+    )
     in_flight: int = Field(64, ge=1, description="Most requests at a time.")
 
     @model_validator(mode="after")
@@ -50,6 +55,8 @@ class PatientSettings(Settings):
             raise ValueError("--endpoint wants --model")
         if self.endpoint and self.out is None:
             raise ValueError("--endpoint wants --out: stories cost money")
+        if self.endpoint:
+            refuse_secret_in(self.endpoint)
         return self
 
 
@@ -60,6 +67,7 @@ def make_patients(
 
     Raises:
         ConfigError, DataError: the table or the file is not what it should be.
+        LicenceGateError: patients would go to a non-local endpoint without acknowledgement.
         IncompleteRunError: some stories are missing; the others are written.
     """
     profiles = _find(settings)
@@ -74,7 +82,12 @@ def make_patients(
         journal = settings.out.with_suffix(".sqlite")
         limits = Limits(in_flight=settings.in_flight)
         profiles, rejections = tell_stories(
-            profiles, player, journal, limits, on_progress=on_progress
+            profiles,
+            player,
+            journal,
+            limits,
+            is_acknowledged=settings.acknowledge_disclosure,
+            on_progress=on_progress,
         )
     if settings.out is not None:
         write_profiles(settings.out, profiles)

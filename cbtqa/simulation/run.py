@@ -51,7 +51,7 @@ from cbtqa.simulation.sessions import (
     StudyFolder,
 )
 from cbtqa.simulation.study import Arm, Player, StudySettings
-from cbtqa.simulation.voices import Exchange, Purse, endpoint_of
+from cbtqa.simulation.voices import Exchange, Purse, endpoint_of, pass_gate
 from cbtqa.simulation.writing import write_session
 
 JOURNAL_FINGERPRINT = {"journal": "simulated sessions"}
@@ -92,22 +92,26 @@ def run_study(
     *,
     limits: RunLimits | None = None,
     update: bool = False,
+    is_acknowledged: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> RunResult:
     """Plays a study, or continues one that was interrupted.
 
     Args:
         update: play anew what was begun with other settings; its paid turns stay in the journal.
+        is_acknowledged: the sessions may be passed on to the non-local endpoints of the study.
         on_progress: told twice a second; items are sessions.
 
     Raises:
         ConfigError: settings are wrong, or the folder holds these sessions with other settings.
+        LicenceGateError: an endpoint is not local, and nobody acknowledged that.
         IncompleteRunError: stopped early, or an endpoint's failure left sessions unfinished.
         EndpointError: an endpoint refuses every request.
         KeyboardInterrupt: Ctrl-C; what was in flight was kept.
     """
     limits = limits or RunLimits()
     _check(study)
+    acknowledged = pass_gate(study.players(), "the sessions", is_acknowledged=is_acknowledged)
     profiles = choose_profiles(study.patients, study.seed)
     courses = plan_courses(study, profiles)
     folder = _open_folder(out)
@@ -122,6 +126,8 @@ def run_study(
         folder.write_sessions(sessions)
         run.raise_what_stopped_it()
         manifest = _manifest(folder, study, sessions, journal, run, started_at)
+    recorded = {**manifest.acknowledgements, **acknowledged}
+    manifest = manifest.model_copy(update={"acknowledgements": recorded})
     write_manifest(out, manifest)
     _refuse_unfinished(sessions)
     return RunResult(folder, manifest, was_complete=run.meter.n_requests == 0 and not run.n_asked)

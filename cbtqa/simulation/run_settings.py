@@ -45,6 +45,12 @@ class EngineSettings(Settings):
     budget_tokens: int | None = Field(
         None, gt=0, description="Stop after this many tokens.", json_schema_extra=_ENGINE
     )
+    acknowledge_disclosure: bool = Field(
+        False,
+        description="I may pass the sessions on to the operators of the non-local endpoints that "
+        "the study names; recorded in the manifest.",
+        json_schema_extra=_ENGINE,
+    )
 
     def limits(self) -> RunLimits:
         """The same as the run takes it."""

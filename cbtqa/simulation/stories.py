@@ -29,7 +29,7 @@ from cbtqa.simulation.messages import filled, retold, wording
 from cbtqa.simulation.playing import provenance_of
 from cbtqa.simulation.profiles import AttributeTable, Profile, load_table
 from cbtqa.simulation.study import Player
-from cbtqa.simulation.voices import endpoint_of, price_of
+from cbtqa.simulation.voices import endpoint_of, pass_gate, price_of
 
 FEWEST_WORDS, MOST_WORDS = 5, 150
 """Of one field: one to four sentences; assumed."""
@@ -102,17 +102,20 @@ def tell_stories(
     journal_path: Path,
     limits: Limits,
     *,
+    is_acknowledged: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> tuple[tuple[Profile, ...], tuple[Rejection, ...]]:
     """The profiles with their stories, and those that got none, with the reason.
 
     Raises:
         ConfigError: the player is no endpoint, or a profile was not drawn from a table.
+        LicenceGateError: the endpoint is not local, and nobody acknowledged that.
         BatchStoppedError: stopped early; the same call continues.
     """
     if player.endpoint is None:
         raise ConfigError("stories are written by a model", hint="add --endpoint and --model")
     task, prompt, endpoint = _StoryTask(player), load_prompt(PROMPT), endpoint_of(player)
+    acknowledged = pass_gate([player], "the patients", is_acknowledged=is_acknowledged)
     price = price_of(player)
     fingerprint = {
         "model": endpoint.model,
@@ -121,6 +124,8 @@ def tell_stories(
         "sampling": json.dumps(player.sampling(None).described(), sort_keys=True),
     }
     with Journal(journal_path, fingerprint) as journal:
+        for name, sentence in acknowledged.items():
+            journal.set_meta(name, sentence)
         run_batch(
             profiles,
             task,

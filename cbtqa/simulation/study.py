@@ -21,6 +21,7 @@ from pydantic import Field, ValidationError, model_validator
 from cbtqa.errors import ConfigError
 from cbtqa.files import open_text, parse_yaml
 from cbtqa.llm.chat import Sampling
+from cbtqa.llm.endpoint import checked_url
 from cbtqa.records import NonEmptyText
 from cbtqa.settings import Settings
 
@@ -43,7 +44,8 @@ class Player(Settings):
     """URL or preset, as everywhere in cbtqa; the key comes from the environment."""
     model: str | None = None
     key_env: str | None = None
-    """Environment variable that holds the key, where a study asks several providers by URL."""
+    """Environment variable that holds the key, where a study asks several providers by URL. Its
+    name ends in `_API_KEY`, or the user's own CBTQA_KEY_VARIABLES lists it."""
     backbone: str | None = None
     """Preset, folder or Hub id of a model run on this machine."""
     adapter: Path | None = None
@@ -73,6 +75,8 @@ class Player(Settings):
             )
         if self.endpoint and not self.model:
             raise ValueError("endpoint wants model")
+        if self.endpoint:
+            refuse_secret_in(self.endpoint)
         if self.is_local and self.seed_field != "seed":
             raise ValueError("seed_field is for endpoints")
         if (self.price_in is None) != (self.price_out is None):
@@ -106,6 +110,15 @@ class Player(Settings):
             stop=self.stop,
             extra=self.extra | ({str(self.seed_field): seed} if has_other else {}),
         )
+
+
+def refuse_secret_in(endpoint: str) -> None:
+    """Raises ValueError, which does not repeat it, when an address carries more than a place."""
+    if "://" in endpoint:
+        try:
+            checked_url(endpoint)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
 
 
 class Training(Settings):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,7 +22,8 @@ from cbtqa.errors import ConfigError
 from cbtqa.llm.asking import Asker
 from cbtqa.llm.chat import ChatRequest, Reply
 from cbtqa.llm.cost import Budget, Price, find_price
-from cbtqa.llm.endpoint import OWN_KEY, Endpoint, is_local, preset_file
+from cbtqa.llm.disclosure import pass_disclosure_gates
+from cbtqa.llm.endpoint import OWN_KEY, Endpoint, check_key_variable, is_local, preset_file
 from cbtqa.llm.journal import Journal
 from cbtqa.llm.ladder import FormatLadder
 from cbtqa.llm.limits import Gate, Limits
@@ -37,11 +38,24 @@ from cbtqa.simulation.study import Player
 
 
 def endpoint_of(player: Player) -> Endpoint:
-    """Where an endpoint player is asked; see `Endpoint.parse` for what it raises."""
+    """Where an endpoint player is asked; see `Endpoint.parse` for what it raises.
+
+    Raises:
+        ConfigError: also when `key_env` names a variable that is none for keys.
+    """
     environ = dict(os.environ)
     if player.key_env:
+        check_key_variable(player.key_env)
         environ[OWN_KEY] = environ.get(player.key_env, "")
     return Endpoint.parse(player.endpoint or "", player.model or "", environ=environ)
+
+
+def pass_gate(
+    players: Iterable[Player | None], what: str, *, is_acknowledged: bool
+) -> dict[str, str]:
+    """What to write down about sending text to these players; raises as `pass_disclosure_gates`."""
+    asked = [endpoint_of(player) for player in players if player and player.endpoint]
+    return pass_disclosure_gates(asked, what, is_acknowledged=is_acknowledged)
 
 
 def price_of(player: Player) -> Price | None:

@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from cbtqa.cli.main import main
+from cbtqa.llm import endpoint
+from cbtqa.manifest import read_manifest
+from tests.support.endpoint import ScriptedEndpoint, ok
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,6 +56,76 @@ def test_corpora_are_made_without_arguments_by_both_approaches(
     assert written["counts"]["stops"] == {"corpus": {"written": 20}}
     acted = _run(capsys, "corpus", "--approach", "act", "--out", "act", "--json")
     assert acted["counts"]["stops"] == {"corpus": {"max_turns": 6}}
+
+
+def _study_away(folder: Path, **player: str) -> Path:
+    """A study whose therapist, and whose pairs, are written by a hosted model."""
+    away = {"endpoint": "https://llm.example/v1", "model": "m", **player}
+    study = {
+        "id": "away",
+        "approach": "act",
+        "patients": {"ready": "archetypes", "n": 1},
+        "arms": [{"name": "a", "therapist": away}],
+        "pairs": {"rejected": away},
+    }
+    (folder / "away.yaml").write_text(yaml.safe_dump(study))
+    return folder / "away.yaml"
+
+
+@pytest.mark.parametrize("verb", ["run", "corpus", "export", "profiles", "judge"])
+def test_text_leaves_the_machine_only_with_acknowledgement(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CBTQA_API_KEY", "invented-key")
+    _run(capsys, "run", "--out", "s")
+    away = _study_away(tmp_path)
+    at = ("--endpoint", "https://llm.example/v1", "--model", "m")
+    words: dict[str, tuple[str | Path, ...]] = {
+        "run": (away, "--out", "o"),
+        "corpus": (away, "--out", "o"),
+        "export": ("s", "--serve", away, "--arm", "a", "--out", "o"),
+        "profiles": ("act", "--n", "1", "--out", "o/p.yaml", *at),
+        "judge": ("s", "--instrument", "ctrs", "--out", "o", *at),
+    }
+    shown = _run(capsys, verb, *words[verb], code=7)
+    said = " ".join(shown.err.split())
+    assert "would be sent to llm.example. PsyQA's user agreement forbids" in said
+    assert "--acknowledge-disclosure (recorded in the manifest)" in said
+    assert not (tmp_path / "o").exists()
+    if verb in ("run", "corpus", "judge"):
+        _run(capsys, verb, *words[verb], "--dry-run")
+
+
+def test_an_acknowledgement_is_recorded_with_what_was_sent(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(endpoint, "is_local", lambda url: False)
+    monkeypatch.setenv("CBTQA_API_KEY", "invented-key")
+    with ScriptedEndpoint(ok("Go on.")) as server:
+        study = _study_away(tmp_path, endpoint=server.url)
+        _run(capsys, "run", study, "--out", "s", code=7)
+        assert not server.requests
+        _run(capsys, "run", study, "--out", "s", "--acknowledge-disclosure")
+        _run(capsys, "export", "s", "--out", "e", "--acknowledge-disclosure")
+    for folder in ("s", "e"):
+        told = read_manifest(tmp_path / folder).acknowledgements
+        assert set(told) == {"notice", "disclosure"} and "127.0.0.1" in told["disclosure"]
+
+
+def test_a_study_names_a_variable_for_keys_or_one_that_the_user_lists(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LAB_TOKEN", "invented-token")
+    with ScriptedEndpoint(ok("Go on."), key="invented-token") as server:
+        study = _study_away(tmp_path, endpoint=server.url, key_env="LAB_TOKEN")
+        shown = _run(capsys, "run", study, "--out", "s", code=3)
+        assert "'LAB_TOKEN' is no variable for a key" in " ".join(shown.err.split())
+        assert not server.requests and not (tmp_path / "s").exists()
+        monkeypatch.setenv("CBTQA_KEY_VARIABLES", "LAB_TOKEN")
+        _run(capsys, "run", study, "--out", "s")
 
 
 def test_confounds_are_printed_and_end_with_code_4(capsys: pytest.CaptureFixture[str]) -> None:

@@ -272,6 +272,8 @@ def test_text_does_not_leave_the_machine_without_acknowledgement(tmp_path: Path)
     )
     assert "--acknowledge-disclosure" in done.stderr
     assert not (tmp_path / "cbtqa-dataset").exists()
+    words = ("--endpoint", "deepseek", "--model", "m", "--dry-run")
+    run_cbtqa("build-dataset", questions, *words, cwd=tmp_path, DEEPSEEK_API_KEY="sk-invented")
 
 
 def test_an_endpoint_that_is_gone_ends_with_its_own_code(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from cbtqa.errors import (
     RateLimitError,
 )
 from cbtqa.llm.chat import ChatRequest, Sampling, split_reasoning
-from cbtqa.llm.endpoint import Endpoint, is_local, preset_file
+from cbtqa.llm.endpoint import Endpoint, check_key_variable, is_local, preset_file
 from cbtqa.llm.protocol import (
     RequestRefusedError,
     duration_s,
@@ -28,6 +28,7 @@ from cbtqa.llm.protocol import (
     retry_after_s,
 )
 from cbtqa.records import Reason
+from cbtqa.secrets import masked
 from tests.support.endpoint import completion
 
 WANTED = {
@@ -75,13 +76,42 @@ def test_a_missing_key_names_its_variable() -> None:
         "http://",
         "http://host:99999/v1",
         "https://user:s3cret@host/v1",
+        "https://s3cret@host/v1",
         "https://host/v1?key=s3cret",
+        "https://host/v1#s3cret",
+        "user:s3cret@host/v1",
     ],
 )
 def test_what_is_no_endpoint_is_refused_without_repeating_secrets(words: str) -> None:
     with pytest.raises(ConfigError) as refused:
         Endpoint.parse(words, "m", environ={"CBTQA_API_KEY": "k"})
     assert "s3cret" not in f"{refused.value} {refused.value.hint}"
+
+
+def test_what_an_address_carried_is_masked_from_then_on() -> None:
+    with pytest.raises(ConfigError):
+        Endpoint.parse("https://anna-maria:pass%2Fw0rd@host/v1?token=t0ken-t0ken", "m", environ={})
+    for secret in ("anna-maria", "pass%2Fw0rd", "pass/w0rd", "t0ken-t0ken"):
+        assert masked(f"<{secret}>") == "<[key]>"
+
+
+@pytest.mark.parametrize("value", ["two words", "密钥密钥密钥密钥", "sk-a\r\nX-Other: b"])
+def test_what_cannot_be_sent_as_a_key_is_refused_and_not_repeated(value: str) -> None:
+    with pytest.raises(ConfigError, match="CBTQA_API_KEY holds no key") as refused:
+        Endpoint.parse("http://127.0.0.1:1/v1", "m", environ={"CBTQA_API_KEY": value})
+    assert value not in str(refused.value)
+
+
+def test_a_file_may_name_variables_for_keys_only() -> None:
+    own = {"CBTQA_KEY_VARIABLES": "LAB_TOKEN, OTHER"}
+    for name in [*(one.key_env for one in preset_file().presets.values()), "MY_API_KEY"]:
+        check_key_variable(name, {})
+    check_key_variable("LAB_TOKEN", own)
+    for name in ("HOME", "AWS_SECRET_ACCESS_KEY", "LAB_TOKEN", "my_api_key"):
+        with pytest.raises(ConfigError, match=f"'{name}' is no variable for a key"):
+            check_key_variable(name, {})
+    with pytest.raises(ConfigError, match="LAB"):
+        check_key_variable("LAB", own)
 
 
 def test_a_pasted_full_address_is_understood() -> None:

@@ -16,8 +16,10 @@ from cbtqa.llm.journal import Journal
 from cbtqa.llm.limits import Limits
 from cbtqa.llm.openai_batch import run_openai_batch
 from cbtqa.records import Reason
+from cbtqa.secrets import MASK
 from tests.support import endpoint as scripted
 from tests.support.endpoint import ScriptedEndpoint, ok
+from tests.support.hostile import HOSTILE, KEY, told_under, traces_in
 
 FAST = Limits(waits=False, max_attempts=2)
 
@@ -138,3 +140,29 @@ def test_an_endpoint_without_the_api_is_told(journal: Journal) -> None:
         where = Endpoint.parse(server.url.replace("/v1", "/v2"), "m", environ={})
         with pytest.raises(EndpointError, match="404"):
             run_openai_batch(["一"], EchoTask(), where, journal, FAST)
+
+
+def test_a_batch_whose_results_repeat_the_key_brings_it_nowhere(tmp_path: Path) -> None:
+    """Each line of a result file is one answer; those that are no HTTP at all have no line."""
+
+    def script(seen: scripted.Seen) -> scripted.Answer:
+        answer = HOSTILE[seen.user_text.removesuffix(" again")](seen, "好")
+        return scripted.server_error() if answer.raw or type(answer.body) is bytes else answer
+
+    with ScriptedEndpoint(script) as server:
+        where = Endpoint.parse(server.url, "m", environ={"CBTQA_API_KEY": KEY})
+        limits = Limits(waits=False, max_attempts=2, max_retries=0)
+        with (
+            Journal(tmp_path / "journal.sqlite") as journal,
+            pytest.raises(IncompleteRunError) as ended,
+        ):
+            run_openai_batch(list(HOSTILE), EchoTask(), where, journal, limits)
+    assert not traces_in(str(ended.value))
+    told = told_under(tmp_path)
+    assert MASK in told and not traces_in(told)
+
+
+def test_a_server_without_a_batch_api_is_told_apart_from_a_fault_of_ours(journal: Journal) -> None:
+    where = Endpoint.parse("http://127.0.0.1:9/v1", "m", environ={"CBTQA_API_KEY": KEY})
+    with pytest.raises(EndpointError, match="connection broke: ConnectError"):
+        run_openai_batch(["一"], EchoTask(), where, journal, FAST)

@@ -307,6 +307,7 @@ def test_texts_do_not_leave_for_a_third_party_without_acknowledgement(
     with pytest.raises(LicenceGateError, match=r"judge\.example\.com"):
         judge(resolve(JudgeSettings, flags=flags, environ={}), RUBRIC)
     assert not given["out"].exists()
+    assert estimate(resolve(JudgeSettings, flags=flags, environ={}), RUBRIC).n_requests
 
 
 def test_a_sample_is_the_same_every_time_and_smaller(tmp_path: Path) -> None:

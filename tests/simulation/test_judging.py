@@ -265,7 +265,7 @@ def test_words_that_do_not_fit_together_are_refused(
         judge_sessions(settings_of(make_study(tmp_path, few(1)), **flags))
 
 
-def test_imported_transcripts_leave_the_machine_only_with_acknowledgement(
+def test_transcripts_leave_the_machine_only_with_acknowledgement(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CBTQA_API_KEY", "k")
@@ -273,8 +273,11 @@ def test_imported_transcripts_leave_the_machine_only_with_acknowledgement(
     turns = [{"role": "user", "content": "I am tired."}, {"role": "assistant", "content": "Since?"}]
     write_jsonl(path, [{"id": "a", "messages": turns}])
     flags = {"instrument": ("tes",), "out": tmp_path / "o", "model": ("m",)}
-    with pytest.raises(LicenceGateError, match="third party"):
-        judge_sessions(settings_of(path, **flags, endpoint="https://api.example.com/v1"))
+    for source in (path, make_study(tmp_path / "study", few(1))):
+        with pytest.raises(LicenceGateError, match="third parties"):
+            judge_sessions(settings_of(source, **flags, endpoint="https://api.example.com/v1"))
+        assert not (tmp_path / "o").exists()
+        assert plan_judging(settings_of(source, **flags, endpoint="https://api.example.com/v1"))
     with ScriptedEndpoint(lambda seen: ok(reply("tes", 1, evidence=""))) as server:
         (form,) = judge_sessions(settings_of(path, **flags, endpoint=server.url))
     assert form.n_scored == 27

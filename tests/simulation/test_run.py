@@ -235,9 +235,9 @@ def test_a_refused_key_stops_the_run_and_stands_nowhere(
     with ScriptedEndpoint(ok("Go on."), key="right") as server:
         with pytest.raises(EndpointAuthError):
             _played(asked_study(server.url), tmp_path / "s")
-        monkeypatch.setenv("OWN_KEY_OF_STUDY", "right")
+        monkeypatch.setenv("OWN_API_KEY", "right")
         arm = {"name": "asked", "therapist": {"endpoint": server.url, "model": "m"}}
-        arm["therapist"] |= {"key_env": "OWN_KEY_OF_STUDY"}
+        arm["therapist"] |= {"key_env": "OWN_API_KEY"}
         _played(asked_study(server.url, arms=[arm]), tmp_path / "t")
     for path in (tmp_path / "s", tmp_path / "t"):
         for file in path.rglob("*"):
@@ -466,10 +466,15 @@ def test_a_dry_run_is_an_upper_bound_of_the_calls_made(tmp_path: Path) -> None:
 
 
 def test_an_address_with_a_secret_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    study = asked_study("http://127.0.0.1:1/v1?key=hidden-word")
-    with pytest.raises(ConfigError) as caught:
-        run_study(study, tmp_path / "s", limits=QUICK)
-    assert "hidden-word" not in str(caught.value) and not (tmp_path / "s").exists()
+    player = {"endpoint": "http://127.0.0.1:1/v1?key=hidden-word", "model": "m"}
+    for place in (
+        {"arms": [{"name": "asked", "therapist": player}]},
+        {"judges": [{"player": player}]},
+        {"pairs": {"rejected": player}},
+    ):
+        with pytest.raises(ConfigError, match="carries a user, a query") as caught:
+            run_study(study_of(**place), tmp_path / "s", limits=QUICK)
+        assert "hidden-word" not in str(caught.value) and not (tmp_path / "s").exists()
 
 
 def test_a_journal_that_cannot_be_written_stops_the_run(tmp_path: Path) -> None:

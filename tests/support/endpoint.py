@@ -38,6 +38,8 @@ class Answer:
     delay_s: float = 0.0
     cut: str | None = None
     """`connection`: nothing is sent; `body`: half of the body is sent, then the line drops."""
+    raw: bytes | None = None
+    """Sent as it is in place of an HTTP answer, be it one or not; then the line drops."""
 
 
 @dataclass(frozen=True)
@@ -291,7 +293,12 @@ class ScriptedEndpoint:
         if self._key and request.headers.get("Authorization") != f"Bearer {self._key}":
             return seen, failed(401, "Incorrect API key provided", code="invalid_api_key")
         answer = self._answer_to(seen)
-        if answer.status == 200 and isinstance(answer.body, dict) and not answer.cut:
+        if (
+            answer.status == 200
+            and isinstance(answer.body, dict)
+            and not answer.cut
+            and not answer.raw
+        ):
             self.paid[json.dumps(body, sort_keys=True, ensure_ascii=False)] += 1
         return seen, answer
 
@@ -307,6 +314,10 @@ class ScriptedEndpoint:
             self._in_flight -= 1
 
     async def _send(self, answer: Answer, request: web.Request) -> web.StreamResponse:
+        if answer.raw is not None and request.transport is not None:
+            request.transport.write(answer.raw)
+            request.transport.close()
+            return web.Response()
         data = answer.body
         if not isinstance(data, bytes):
             data = json.dumps(data, ensure_ascii=False).encode()

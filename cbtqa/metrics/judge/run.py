@@ -99,9 +99,12 @@ class JudgeEstimate(Record):
 
 
 def estimate(resolved: Resolved[JudgeSettings], rubric: JudgeRubric) -> JudgeEstimate:
-    """Counts requests and tokens of a run; raises what `judge` raises before it asks."""
+    """Counts requests and tokens of a run; raises what `judge` raises before it asks.
+
+    Nothing is sent, so nothing has to be acknowledged.
+    """
     settings = resolved.values
-    prepared = _prepare(settings, rubric)
+    prepared = _prepare(settings, rubric, sends=False)
     answers, task = prepared.answers, prepared.task
     asks = {task.key(ask): ask for ask in answers.asks(settings.repeats)}
     path, done = settings.out / JOURNAL_NAME, 0
@@ -133,16 +136,18 @@ class _Prepared:
     acknowledgements: dict[str, str]
 
 
-def _prepare(settings: JudgeSettings, rubric: JudgeRubric) -> _Prepared:
+def _prepare(settings: JudgeSettings, rubric: JudgeRubric, *, sends: bool = True) -> _Prepared:
     if settings.questions is None or settings.endpoint is None or settings.model is None:
         raise UsageError(
             "the judge wants --questions, --endpoint and --model",
             hint="cbtqa judge a.jsonl --questions PsyQA.json --endpoint vllm --model Qwen3-32B",
         )
     endpoint = Endpoint.parse(settings.endpoint, settings.model)
-    acknowledgements = pass_disclosure_gate(
-        endpoint, "questions and answers", is_acknowledged=settings.acknowledge_disclosure
-    )
+    acknowledgements: dict[str, str] = {}
+    if sends:
+        acknowledgements = pass_disclosure_gate(
+            endpoint, "questions and answers", is_acknowledged=settings.acknowledge_disclosure
+        )
     answers = read_answers(
         settings.predictions, settings.questions, settings.split, settings.columns, settings.sample
     )

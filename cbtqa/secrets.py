@@ -1,0 +1,111 @@
+"""The keys that this process knows, and the one door at which they are masked.
+
+    remember(key)                        # every `llm.endpoint.Endpoint` does it with its own
+    masked("refused: Bearer sk-...")     # "refused: Bearer [key]"
+
+Masked is what comes in from a server (`llm.protocol`), before anything is cut, read or checked,
+and what goes out to disk and screen (`files`, the journal's rows, `cli`), wherever it came from. A
+key is found as it is, URL-encoded, JSON-escaped and in base64, as `Authorization: Basic` has it.
+"""
+
+from __future__ import annotations
+
+import re
+from base64 import b64encode
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+MASK = "[key]"
+FEWEST_LETTERS = 8
+"""Shorter keys are left as they are: they are words that servers without a key are given (`none`,
+`EMPTY`), and masking them would damage ordinary text."""
+
+_AN_ESCAPE = re.compile(r"[%\\](?:[2-7][0-9A-Fa-f]|u00|[^\w\s])")
+"""What a text without an escaped ASCII letter does not hold: most texts are done with here."""
+
+
+@dataclass(frozen=True)
+class _Spellings:
+    """One key in the forms in which it is looked for."""
+
+    plain: tuple[str, ...]
+    escaped: re.Pattern[str]
+
+
+_known: dict[str, _Spellings] = {}
+
+
+def remember(key: str | None) -> None:
+    """From now on the key is masked in this process; a short one is not."""
+    if not key or len(key) < FEWEST_LETTERS or key in _known:
+        return
+    _known[key] = _Spellings((key, *_base64_of(key)), _escaped(key))
+    # a key that begins with another one is masked whole
+    for longer in sorted(_known, key=len, reverse=True):
+        _known[longer] = _known.pop(longer)
+
+
+def masked(text: str) -> str:
+    """The text without the keys that are known."""
+    for spellings in tuple(_known.values()):
+        if _AN_ESCAPE.search(text):
+            # first, or the backslash before a masked key would stay
+            text = spellings.escaped.sub(MASK, text)
+        for plain in spellings.plain:
+            text = text.replace(plain, MASK)
+    return text
+
+
+def masked_value(value: Any) -> Any:
+    """The same of every text in a value as JSON has them: in lists, in objects and in their names.
+
+    Numbers stay numbers, whatever digits a key is made of.
+    """
+    if not _known:
+        return value
+    if isinstance(value, str):
+        return masked(value)
+    if isinstance(value, Mapping):
+        return {masked_value(name): masked_value(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [masked_value(one) for one in value]
+    if type(value) is tuple:
+        return tuple(masked_value(one) for one in value)
+    return value
+
+
+def _escaped(key: str) -> re.Pattern[str]:
+    """The key with any of its letters written as `%2D` or `\\u002d`, or behind a backslash."""
+    return re.compile("".join(map(_letter, key)))
+
+
+def _letter(letter: str) -> str:
+    code = ord(letter)
+    forms = [r"\\+u" + _hex(code, 4)] if code < 0x10000 else []
+    # \/ and \" in JSON
+    forms += [] if letter.isalnum() else [r"\\+" + re.escape(letter)]
+    forms.append("".join("%" + _hex(byte, 2) for byte in letter.encode()))
+    forms.append(re.escape(letter))
+    return f"(?:{'|'.join(forms)})"
+
+
+def _hex(number: int, width: int) -> str:
+    """A number in hex as a pattern that takes either letter case."""
+    digits = f"{number:0{width}x}"
+    return "".join(f"[{one}{one.upper()}]" if one.isalpha() else one for one in digits)
+
+
+def _base64_of(key: str) -> tuple[str, ...]:
+    """What base64 makes of the key at each of the three places where it can begin in a text.
+
+    The letters that depend on what stands before and after it are left out.
+    """
+    found: dict[str, None] = {}
+    data = key.encode()
+    for before in range(3):
+        whole = b64encode(b"\0" * before + data).decode()
+        inner = whole[(0, 2, 3)[before] : (before + len(data)) * 8 // 6]
+        found[inner] = None
+        found[inner.replace("+", "-").replace("/", "_")] = None
+    return tuple(found)
