@@ -91,7 +91,7 @@ class _MaskedStream:
 def masked_streams() -> Iterator[None]:
     """While the block runs, everything that this process prints is masked, by whomever."""
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = map(_MaskedStream, before)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = map(_MaskedStream, before)
     try:
         yield
     finally:

@@ -114,13 +114,14 @@ def row_of(entry: Entry) -> tuple[Any, ...]:
         return (*head, *masked_value(why), None, None, None, None, None, None, None, None, None)
     usage = reply.usage
     # not the item's own key: it is the caller's, and looked up by
-    return head + masked_value(
+    columns: tuple[Any, ...] = masked_value(
         (
             *(*why, reply.finish_reason, reply.refusal, reply.model, reply.created_at),
             *(reply.latency_s, usage.prompt_tokens, usage.completion_tokens),
             *(reply.reasoning, reply.text),
         )
     )
+    return head + columns
 
 
 def outcome_of(rows: list[Any]) -> Outcome | None:
