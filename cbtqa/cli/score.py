@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from cbtqa.cli.console import print_json, print_table, say
+from cbtqa.cli.console import describe_seconds, print_json, print_table, say
 from cbtqa.cli.options import AsJson, settings_flags
-from cbtqa.cli.progress import describe_seconds
 from cbtqa.manifest import now
+from cbtqa.metrics.comparison import CompareSettings, Comparison
 from cbtqa.metrics.scoring import Scored, ScoreSettings
 from cbtqa.settings import Resolved
 
@@ -55,7 +55,7 @@ def say_blocks(every_s: float = 10.0) -> Callable[[int, int], None]:
 
 
 def _show(scored: Scored) -> None:
-    from cbtqa.metrics.tables import missing_scores, paper_grid, paper_table, score_grid
+    from cbtqa.metrics.score_folder import missing_scores, paper_grid, paper_table, score_grid
 
     report = scored.report
     anchors = [one.system for one in report.systems if one.is_anchor]
@@ -74,4 +74,53 @@ def _show(scored: Scored) -> None:
     for line in (*missing_scores(report.scores), *report.notes):
         say(line)
     for warning in report.warnings:
+        say(f"warning: {warning}")
+
+
+# --- compare -------------------------------------------------------------------------------------
+# `cbtqa compare`.
+
+
+@settings_flags(CompareSettings, positional="predictions")
+def compare(resolved: Resolved[CompareSettings], as_json: AsJson = False) -> None:
+    """Test whether systems differ: differences with intervals, adjusted p, win rates, examples.
+
+    Takes files of predictions with --ref, or folders made by cbtqa score --out.
+
+    [bold]Examples[/bold]
+
+    cbtqa compare base.jsonl tuned.jsonl --ref cbtqa-dataset --baseline base --out runs/compare
+
+    cbtqa compare runs/scores
+    """
+    from cbtqa.metrics import comparison
+    from cbtqa.metrics.comparison import COMPARISON_NAME, write_comparison
+    from cbtqa.metrics.score_folder import refuse_existing
+
+    out = resolved.values.out
+    if out is not None:
+        refuse_existing(out, COMPARISON_NAME)
+    found = comparison.compare(resolved.values, say_blocks())
+    if out is not None:
+        write_comparison(out, found)
+        say(f"written to {out}")
+    print_json(found.model_dump(mode="json")) if as_json else _compare_show(found)
+
+
+def _compare_show(found: Comparison) -> None:
+    from cbtqa.metrics.comparison import missing_figures, pair_tables, tests_made
+    from cbtqa.metrics.score_folder import label_of
+
+    for table in pair_tables(found):
+        print_table(f"{table.title}, against {found.references}", table.heads, table.rows)
+    say(tests_made(found))
+    for line in missing_figures(found):
+        say(line)
+    for title, examples in (("gains most over", found.best), ("loses most to", found.worst)):
+        for one in examples[:3]:
+            say(
+                f"{one.system} {title} {one.baseline} at {one.id}: "
+                f"{label_of(one.metric)} {one.difference:+.4f}"
+            )
+    for warning in found.warnings:
         say(f"warning: {warning}")

@@ -19,7 +19,7 @@ from cbtqa.metrics.pairs import Predictions, References
 from cbtqa.metrics.registry import additive_metric
 from cbtqa.metrics.score_folder import SCORES_NAME, StoredScores
 from cbtqa.metrics.scoring import ScoreReport, ScoreSettings, score
-from cbtqa.metrics.sequences import Ints
+from cbtqa.metrics.text.sequences import Ints
 from cbtqa.records import MetricScore
 from cbtqa.statistics.resampling import sum_by_cluster
 

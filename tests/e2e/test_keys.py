@@ -15,7 +15,7 @@ from cbtqa.cli.main import main
 from cbtqa.files import write_jsonl
 from cbtqa.llm import asking, limits
 from cbtqa.secrets import MASK
-from cbtqa.simulation.run import run_study
+from cbtqa.simulation.playing.run import run_study
 from cbtqa.simulation.study import parse_study
 from tests.support.answers import good_answer
 from tests.support.cli_docs import walk_commands

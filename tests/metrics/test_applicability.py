@@ -10,8 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cbtqa.metrics.comparison import CompareSettings, Comparison, PairComparison, compare
-from cbtqa.metrics.comparison_page import COMPARISON_NAME, write_comparison
+from cbtqa.metrics.comparison import (
+    COMPARISON_NAME,
+    CompareSettings,
+    Comparison,
+    PairComparison,
+    compare,
+    write_comparison,
+)
 from cbtqa.metrics.registry import METRICS
 from cbtqa.metrics.score_folder import SCORES_NAME, write_folder
 from cbtqa.metrics.scoring import ScoreSettings, score

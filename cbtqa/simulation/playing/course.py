@@ -1,0 +1,93 @@
+"""The plan of a course of sessions: which phase a session belongs to, and what may not be said.
+
+course = cbt_course()
+course.phase_of(5).id          # initial
+course.is_closing("See you next week.")
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from importlib.resources import files
+
+from pydantic import Field, model_validator
+
+from cbtqa.errors import ConfigError
+from cbtqa.files import parse_yaml
+from cbtqa.records import NonEmptyText, Record
+
+
+class Phase(Record):
+    """A run of sessions with one kind of work."""
+
+    id: NonEmptyText
+    first: int = Field(ge=1)
+    last: int = Field(ge=1)
+    goals: NonEmptyText
+
+
+class Part(Record):
+    """One of the calls in which a session is written."""
+
+    id: NonEmptyText
+    closes: bool
+    """True for the part that may close the session and hands over the state."""
+    asks: NonEmptyText
+    must_mention: tuple[str, ...] = ()
+
+
+class Course(Record):
+    """course.cbt.yaml as a whole."""
+
+    id: NonEmptyText
+    phases: tuple[Phase, ...]
+    scripts: dict[int, str]
+    """Session number to its own script, where it has one."""
+    parts: tuple[Part, ...]
+    closing_phrases: tuple[str, ...]
+    forbidden: dict[str, str]
+    """What may not stand in a spoken text, as regular expressions."""
+    summary_words: int
+    """Fewest words of a summary."""
+
+    @model_validator(mode="after")
+    def _phases_follow_each_other(self) -> Course:
+        expected = 1
+        for phase in self.phases:
+            if phase.first != expected or phase.last < phase.first:
+                raise ValueError(f"phase {phase.id} does not begin with session {expected}")
+            expected = phase.last + 1
+        return self
+
+    @property
+    def n_sessions(self) -> int:
+        """Sessions of the whole course."""
+        return self.phases[-1].last
+
+    def phase_of(self, number: int) -> Phase:
+        """The phase of a session.
+
+        Raises:
+            ConfigError: the course has fewer sessions.
+        """
+        for phase in self.phases:
+            if phase.first <= number <= phase.last:
+                return phase
+        raise ConfigError(f"course {self.id} has {self.n_sessions} sessions, not {number}")
+
+    def is_closing(self, text: str) -> bool:
+        """Whether a text takes leave. Used for written parts only, never to end a session."""
+        return _any(self.closing_phrases).search(text) is not None
+
+
+@cache
+def _any(patterns: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(f"(?:{one})" for one in patterns), re.IGNORECASE)
+
+
+@cache
+def cbt_course() -> Course:
+    """The shipped course of twenty sessions."""
+    text = files("cbtqa.simulation").joinpath("course.cbt.yaml").read_text(encoding="utf-8")
+    return Course.model_validate(parse_yaml(text))
