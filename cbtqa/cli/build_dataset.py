@@ -6,15 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cbtqa.cli.console import print_json, print_table, say
+from cbtqa.cli.console import describe_seconds, live_progress, print_json, print_table, say
 from cbtqa.cli.options import AsJson, settings_flags
-from cbtqa.cli.progress import describe_seconds, live_progress
 from cbtqa.dataset.settings import BuildSettings
 from cbtqa.settings import Resolved
 
 if TYPE_CHECKING:
-    from cbtqa.dataset.estimate import BuildEstimate
-    from cbtqa.dataset.run import BuildResult
+    from cbtqa.dataset.run import BuildEstimate, BuildResult
 
 Fork = Annotated[
     bool,
@@ -57,7 +55,7 @@ def build_dataset(
     cbtqa build-dataset PsyQA_full.json --endpoint vllm --model Qwen3-32B --out runs/psyqa
     """
     if dry_run:
-        from cbtqa.dataset.estimate import estimate_build
+        from cbtqa.dataset.run import estimate_build
 
         estimated = estimate_build(resolved)
         print_json(estimated.model_dump(mode="json")) if as_json else _show_estimate(estimated)

@@ -14,13 +14,12 @@ from rich.text import Text
 from cbtqa.cli.console import out, print_json, say, talk
 from cbtqa.cli.options import AsJson, settings_flags
 from cbtqa.errors import EndpointError, UsageError
-from cbtqa.safety.hotlines import help_text, stale_warning
-from cbtqa.safety.notices import not_a_therapist, required_notices
+from cbtqa.safety.notices import help_text, not_a_therapist, required_notices, stale_warning
 from cbtqa.settings import Resolved
-from cbtqa.tuning.chat import ChatSettings, answer_safely, open_speaker
+from cbtqa.tuning.answering.chat import ChatSettings, answer_safely, open_speaker
 
 if TYPE_CHECKING:
-    from cbtqa.tuning.chat import Speaker, Turn
+    from cbtqa.tuning.answering.chat import Speaker, Turn
 
 Ask = Annotated[
     str | None, typer.Option("--ask", help="Answer this one question and end.", metavar="TEXT")

@@ -7,11 +7,10 @@ from typing import Annotated
 
 import typer
 
-from cbtqa.cli.console import print_json, print_table, say
+from cbtqa.cli.console import live_progress, print_json, print_table, say
 from cbtqa.cli.options import AsJson, settings_flags
-from cbtqa.cli.progress import live_progress
+from cbtqa.distortions.annotators import AnnotateSettings, draw_for_annotation
 from cbtqa.distortions.labelling import LabelSettings, label_file
-from cbtqa.distortions.sampling import AnnotateSettings, draw_for_annotation
 from cbtqa.distortions.studies import (
     EvaluateSettings,
     TrainSettings,

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from cbtqa.cli.console import print_json, print_table, say
+from cbtqa.cli.console import live_progress, print_json, print_table, say
 from cbtqa.cli.options import AsJson, settings_flags
-from cbtqa.cli.progress import live_progress
 from cbtqa.settings import Resolved
-from cbtqa.tuning.generate_settings import GenerateSettings
+from cbtqa.tuning.answering.settings import GenerateSettings
 
 if TYPE_CHECKING:
-    from cbtqa.tuning.generate import GenerateResult
+    from cbtqa.tuning.answering.generate import GenerateResult
 
 
 @settings_flags(GenerateSettings, positional="data")
@@ -29,7 +28,7 @@ def generate(resolved: Resolved[GenerateSettings], as_json: AsJson = False) -> N
 
     cbtqa generate runs/psyqa --endpoint vllm --model tuned --out runs/answers
     """
-    from cbtqa.tuning.generate import generate as answer
+    from cbtqa.tuning.answering.generate import generate as answer
 
     with live_progress() as progress:
         result = answer(resolved, on_progress=progress.update, on_stage=progress.stage)

@@ -6,15 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cbtqa.cli.console import print_json, print_table, say
+from cbtqa.cli.console import live_progress, print_json, print_table, say
 from cbtqa.cli.options import AsJson, settings_flags
-from cbtqa.cli.progress import live_progress
-from cbtqa.metrics.judge.settings import JudgeSettings
+from cbtqa.judging.run import JudgeSettings
 from cbtqa.settings import Resolved
 
 if TYPE_CHECKING:
-    from cbtqa.metrics.judge.report import JudgeReport
-    from cbtqa.metrics.judge.task import JudgeRubric
+    from cbtqa.judging.answers import JudgeRubric
+    from cbtqa.judging.report import JudgeReport
     from cbtqa.statistics.agreement import Coefficient
 
 DryRun = Annotated[
@@ -36,8 +35,8 @@ def judge(
     cbtqa judge tuned.jsonl base.jsonl --questions PsyQA_full.json --endpoint vllm
     --model Qwen3-32B --human study/report/ratings.jsonl --out runs/judge
     """
-    from cbtqa.metrics.judge.run import estimate
-    from cbtqa.metrics.judge.run import judge as run_judge
+    from cbtqa.judging.run import estimate
+    from cbtqa.judging.run import judge as run_judge
 
     rubric = judge_rubric(resolved.values.rubric)
     if dry_run:
@@ -53,7 +52,7 @@ def judge(
 def judge_rubric(name: str) -> JudgeRubric:
     """The scales of a rubric for answers, in Chinese."""
     from cbtqa.errors import UsageError
-    from cbtqa.metrics.judge.task import JudgeCriterion, JudgeRubric
+    from cbtqa.judging.answers import JudgeCriterion, JudgeRubric
     from cbtqa.ratings.rubric import load_rubric
 
     rubric = load_rubric(name)

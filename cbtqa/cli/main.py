@@ -43,7 +43,16 @@ VERBS = {
     "join": "Put question text back into a text-free dataset, from your own file.",
     "hub-preview": "Show on a local page what publishing would put on the Hub.",
 }
-"""Verb to the line that `cbtqa --help` shows; `cbtqa.cli.<verb>` holds the command."""
+"""Verb to the line that `cbtqa --help` shows."""
+MODULES = {
+    "backbones": "weights",
+    "convert": "weights",
+    "merge": "weights",
+    "compare": "score",
+    "join": "publish",
+    "hub-preview": "publish",
+}
+"""Module in `cbtqa.cli` of the verbs that share one; the others have a module of their own name."""
 
 
 class _LazyGroup(TyperGroup):
@@ -61,8 +70,8 @@ class _LazyGroup(TyperGroup):
             return TyperCommand(cmd_name, help=VERBS[cmd_name])
         command: Any
         name = cmd_name.replace("-", "_")
-        module = import_module(f"cbtqa.cli.{name}")
-        if hasattr(module, "app"):
+        module = import_module(f"cbtqa.cli.{MODULES.get(cmd_name, name)}")
+        if cmd_name not in MODULES and hasattr(module, "app"):
             # not get_command: it would add the completion flags to every group
             command = typer.main.get_group(module.app)
         else:

@@ -9,12 +9,16 @@ import typer
 
 from cbtqa.cli.console import print_json, print_table, say
 from cbtqa.cli.options import AsJson, settings_flags
+from cbtqa.hub.join import Joined, JoinSettings
+from cbtqa.hub.join import join as join_dataset
+from cbtqa.hub.publish import PreviewSettings, prepare_preview
 from cbtqa.hub.settings import DatasetSettings, ModelSettings
 from cbtqa.settings import Resolved
 
 if TYPE_CHECKING:
     from cbtqa.hub.publish import Prepared
     from cbtqa.hub.release import Checked
+
 
 app = typer.Typer(
     name="publish",
@@ -136,3 +140,46 @@ def _show_checked(checked: Checked) -> None:
 def _typed(repository: str) -> str:
     say(f"Everybody will be able to see it. Type {repository} to make it public.")
     return str(typer.prompt("name", err=True))
+
+
+# --- join ----------------------------------------------------------------------------------------
+# `cbtqa join`.
+
+
+@settings_flags(JoinSettings, positional="published")
+def join(resolved: Resolved[JoinSettings], as_json: AsJson = False) -> None:
+    """Put question text back into a text-free dataset, from your own file, checked by hash.
+
+    Example: cbtqa join my-lab/cbt-qa --questions PsyQA_full.json --out my-dataset
+    """
+    joined: Joined = join_dataset(resolved.values)
+    if as_json:
+        print_json(joined.summary())
+        return
+    rows = [["joined", f"{joined.n_joined:,}"], ["no such question", f"{joined.n_missing:,}"]]
+    rows += [["question reads differently", f"{joined.n_other:,}"]]
+    print_table(str(joined.folder), ["", "entries"], rows)
+    say(f"load it: datasets.load_dataset('{joined.folder}')")
+
+
+# --- hub preview ---------------------------------------------------------------------------------
+# `cbtqa hub-preview`.
+
+
+@settings_flags(PreviewSettings, positional="run")
+def hub_preview(resolved: Resolved[PreviewSettings], as_json: AsJson = False) -> None:
+    """Write a local page of what publishing would show: card, access form, files, first rows.
+
+    Holds no text that would not be published. Nothing is sent.
+
+    Example: cbtqa hub-preview runs/psyqa --to my-lab/cbt-qa
+    """
+    settings = resolved.values
+    prepared = prepare_preview(settings)
+    path = prepared.write_preview(settings.out)
+    for finding in prepared.findings[:10]:
+        say(f"would be refused: {finding.where}: {finding.what}")
+    say(f"preview: {path}")
+    if as_json:
+        findings = [finding._asdict() for finding in prepared.findings]
+        print_json({**prepared.plan.summary(), "preview": str(path), "findings": findings})

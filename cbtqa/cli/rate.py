@@ -112,8 +112,8 @@ def serve(
 
     Example: cbtqa rate serve study --port 8765
     """
-    from cbtqa.ratings.web.server import LOOPBACK, check_place, lan_address
-    from cbtqa.ratings.web.server import serve as run_server
+    from cbtqa.ratings.web.app import LOOPBACK, check_place, lan_address
+    from cbtqa.ratings.web.app import serve as run_server
 
     folder, store = open_both(study)
     check_place(folder.path)
@@ -149,7 +149,7 @@ def status(study: StudyPath, as_json: AsJson = False) -> None:
 
     Example: cbtqa rate status study
     """
-    from cbtqa.ratings.status import study_status
+    from cbtqa.ratings.analysis import study_status
 
     folder, store = open_both(study)
     with store:
@@ -175,7 +175,7 @@ def report(
 
     Example: cbtqa rate report study
     """
-    from cbtqa.cli.rating_page import write_report
+    from cbtqa.ratings.page import write_report
 
     folder, store = open_both(study)
     target = out or folder.path / "report"

@@ -12,7 +12,7 @@ from cbtqa.cli.console import out as stdout
 from cbtqa.cli.console import print_json, print_table, say
 from cbtqa.cli.options import AsJson
 from cbtqa.safety.evaluation import GradeScores, Share, evaluate_file, parse_labels
-from cbtqa.safety.hotlines import Locale, help_text, load_hotlines, stale_warning
+from cbtqa.safety.notices import Locale, help_text, load_hotlines, stale_warning
 from cbtqa.safety.survey import ScreenedText, ScreenSurvey, screen_file, scrub_file
 
 app = typer.Typer(

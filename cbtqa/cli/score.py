@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from cbtqa.cli.console import print_json, print_table, say
+from cbtqa.cli.console import describe_seconds, print_json, print_table, say
 from cbtqa.cli.options import AsJson, settings_flags
-from cbtqa.cli.progress import describe_seconds
 from cbtqa.manifest import now
+from cbtqa.metrics.comparison import CompareSettings, Comparison
 from cbtqa.metrics.scoring import Scored, ScoreSettings
 from cbtqa.settings import Resolved
 
@@ -55,7 +55,7 @@ def say_blocks(every_s: float = 10.0) -> Callable[[int, int], None]:
 
 
 def _show(scored: Scored) -> None:
-    from cbtqa.metrics.tables import paper_grid, paper_table, score_grid
+    from cbtqa.metrics.score_folder import paper_grid, paper_table, score_grid
 
     report = scored.report
     anchors = [one.system for one in report.systems if one.is_anchor]
@@ -74,4 +74,45 @@ def _show(scored: Scored) -> None:
     for note in report.notes:
         say(note)
     for warning in report.warnings:
+        say(f"warning: {warning}")
+
+
+# --- compare -------------------------------------------------------------------------------------
+# `cbtqa compare`.
+
+
+@settings_flags(CompareSettings, positional="predictions")
+def compare(resolved: Resolved[CompareSettings], as_json: AsJson = False) -> None:
+    """Test whether systems differ: differences with intervals, adjusted p, win rates, examples.
+
+    Takes files of predictions with --ref, or folders made by cbtqa score --out.
+
+    [bold]Examples[/bold]
+
+    cbtqa compare base.jsonl tuned.jsonl --ref cbtqa-dataset --baseline base --out runs/compare
+
+    cbtqa compare runs/scores
+    """
+    from cbtqa.metrics import comparison
+    from cbtqa.metrics.comparison import COMPARISON_NAME, write_comparison
+    from cbtqa.metrics.score_folder import refuse_existing
+
+    out = resolved.values.out
+    if out is not None:
+        refuse_existing(out, COMPARISON_NAME)
+    found = comparison.compare(resolved.values, say_blocks())
+    if out is not None:
+        write_comparison(out, found)
+        say(f"written to {out}")
+    print_json(found.model_dump(mode="json")) if as_json else _compare_show(found)
+
+
+def _compare_show(found: Comparison) -> None:
+    from cbtqa.metrics.comparison import comparison_grid
+
+    print_table(f"Against {found.references}", *comparison_grid(found))
+    for title, examples in (("gains most", found.best), ("loses most", found.worst)):
+        for one in examples[:3]:
+            say(f"{one.system} {title} over {one.baseline} at {one.id}: {one.difference:+.4f}")
+    for warning in found.warnings:
         say(f"warning: {warning}")

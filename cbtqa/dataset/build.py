@@ -19,10 +19,10 @@ from typing import Any
 from cbtqa.dataset.check import CheckedAnswer
 from cbtqa.dataset.folder import DatasetWriter
 from cbtqa.dataset.instruction import Grades, Item
-from cbtqa.dataset.plan import SplitPlan
-from cbtqa.dataset.rows import answer_row, human_row
 from cbtqa.dataset.settings import BuildSettings
+from cbtqa.dataset.splitting import SplitPlan
 from cbtqa.dataset.teachers import OnProgress, Teacher
+from cbtqa.dataset_folder import answer_row, human_row
 from cbtqa.llm.chat import Fault
 from cbtqa.llm.journal import Journal, Outcome
 from cbtqa.manifest import Manifest, describe_file, describe_settings, now, package_versions

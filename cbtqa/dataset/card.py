@@ -21,10 +21,10 @@ from cbtqa.dataset.report.material import Material, known_phrase, number, percen
 from cbtqa.dataset.report.provenance import disclosure
 from cbtqa.dataset.stats import DatasetStatistics, paper_facts
 from cbtqa.manifest import Manifest
-from cbtqa.report.wording import Lang, Phrase
-from cbtqa.safety.hotlines import help_text
+from cbtqa.report.page import Lang, Phrase
 from cbtqa.safety.notices import (
     content_warning,
+    help_text,
     required_notices,
     usage_terms,
 )

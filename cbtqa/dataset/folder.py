@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from cbtqa.dataset.rows import SPLITS, answer_schema, human_schema
+from cbtqa.dataset_folder import SPLITS, answer_schema, human_schema
 from cbtqa.files import ParquetRows, json_line, replacing
 from cbtqa.records import Rejection
 

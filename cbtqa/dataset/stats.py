@@ -9,23 +9,213 @@ lengths (see `lengths`). Signs of a template are measured on a sample (see `like
 
 from __future__ import annotations
 
+import heapq
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
+from hashlib import blake2b
 from importlib.resources import files
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
-from cbtqa.dataset.lengths import LengthSummary, summarise_lengths
-from cbtqa.dataset.likeness import AnswerSample, TemplateLikeness
-from cbtqa.dataset.rows import SPLITS
+from cbtqa.dataset_folder import SPLITS
 from cbtqa.errors import DataError
 from cbtqa.files import parse_yaml
 from cbtqa.records import STEP_NAMES, Record
 
+# --- lengths -------------------------------------------------------------------------------------
+# Mean, spread, exact quantiles and histogram bars of text lengths, from counts per length.
+#
+# summarise_lengths(Counter({120: 3, 340: 1})).median == 120.0
+
+BIN_WIDTHS = (1, 2, 5, 10, 20, 25, 50, 100, 200, 250, 500, 1000)
+MAX_BINS = 30
+TAIL = 0.995
+"""The bars reach to this quantile when the longest text lies far beyond it."""
+
+
+class Bin(Record):
+    """One bar of a histogram."""
+
+    low: int
+    high: int | None
+    """The first length that no longer counts; None for a last bar that takes all beyond."""
+    n: int
+
+
+class LengthSummary(Record):
+    """Lengths of one column in characters, over the rows where it is not null."""
+
+    n: int
+    mean: float
+    sd: float
+    """Population standard deviation."""
+    min: int
+    median: float
+    p95: float
+    max: int
+    bins: tuple[Bin, ...]
+
+
+def summarise_lengths(histogram: Counter[int]) -> LengthSummary:
+    """Summary of at least one length; `histogram` holds the number of texts by length."""
+    n = histogram.total()
+    ordered = sorted(histogram.items())
+    mean = sum(value * count for value, count in ordered) / n
+    variance = math.fsum((value - mean) ** 2 * count for value, count in ordered) / n
+    return LengthSummary(
+        n=n,
+        mean=mean,
+        sd=math.sqrt(variance),
+        min=ordered[0][0],
+        median=_quantile(ordered, n, 0.5),
+        p95=_quantile(ordered, n, 0.95),
+        max=ordered[-1][0],
+        bins=_bins(ordered, n),
+    )
+
+
+def _quantile(ordered: list[tuple[int, int]], n: int, share: float) -> float:
+    """Linear between the two nearest values, as numpy's default."""
+    position = share * (n - 1)
+    low_rank = math.floor(position)
+    low, high = _value_at(ordered, low_rank), _value_at(ordered, math.ceil(position))
+    return low + (high - low) * (position - low_rank)
+
+
+def _value_at(ordered: list[tuple[int, int]], rank: int) -> int:
+    seen = 0
+    for value, count in ordered:
+        seen += count
+        if rank < seen:
+            return value
+    raise ValueError(f"rank {rank} is beyond {seen} values")
+
+
+def _bins(ordered: list[tuple[int, int]], n: int) -> tuple[Bin, ...]:
+    """At most 31 bars of a round width; empty ones between the first and the last are kept.
+
+    A few very long texts must not squeeze all others into one bar: then the last bar is open.
+    """
+    low, high = ordered[0][0], ordered[-1][0]
+    shown = _value_at(ordered, math.floor(TAIL * (n - 1)))
+    if high <= low + 1.5 * (shown - low):
+        shown = high
+    width = next((w for w in BIN_WIDTHS if shown // w - low // w < MAX_BINS), None)
+    width = width or math.ceil((shown - low + 1) / (MAX_BINS - 1))
+    start = low // width * width
+    last = (shown - start) // width
+    counts: Counter[int] = Counter()
+    for value, count in ordered:
+        counts[min((value - start) // width, last + 1)] += count
+    bars = [
+        Bin(low=start + k * width, high=start + (k + 1) * width, n=counts[k])
+        for k in range(last + 1)
+    ]
+    if counts[last + 1]:
+        bars.append(Bin(low=start + (last + 1) * width, high=None, n=counts[last + 1]))
+    return tuple(bars)
+
+
+# --- likeness ------------------------------------------------------------------------------------
+# How much a dataset's answers look as if one template wrote them.
+#
+# Measured on a sample of fixed size, chosen by a hash of the question id: distinct counts fall
+# as texts grow in number, so only samples of one size compare.
+
+SAMPLE_SIZE = 2_000
+OPENING = 8
+SHORT_OPENING = 6
+TOP_OPENINGS = 5
+
+
+class Openings(Record):
+    """How varied the first characters of one step (or of the whole answer) are in the sample."""
+
+    column: str
+    n: int
+    n_distinct_short: int
+    """Distinct first 6 characters."""
+    n_distinct: int
+    """Distinct first 8 characters."""
+    most_common: tuple[tuple[str, int], ...]
+    """Openings of 8 characters that occur more than once, most frequent first."""
+
+
+class TemplateLikeness(Record):
+    """Signs that the answers come from a template, on a sample of at most 2,000."""
+
+    n_sampled: int
+    distinct_2: float | None
+    """Distinct character pairs over all pairs of the sampled answers; None without any pair."""
+    n_repeated_answers: int
+    """Sampled answers whose whole text another sampled answer has too."""
+    openings: tuple[Openings, ...]
+
+
+def sample_key(item_id: str, salt: str = "") -> int:
+    """A number that depends on the id alone: the smallest N make a repeatable random sample."""
+    return int.from_bytes(blake2b(f"{salt}\0{item_id}".encode(), digest_size=8).digest())
+
+
+class AnswerSample:
+    """The `size` rows with the smallest hash of their id: the same whatever the order."""
+
+    def __init__(self, size: int = SAMPLE_SIZE) -> None:
+        self._size = size
+        self._heap: list[tuple[int, str, tuple[str, ...]]] = []
+
+    def offer(self, row: Mapping[str, Any]) -> None:
+        """Takes the row if it belongs to the sample of all rows offered so far."""
+        key = -sample_key(row["id"], "likeness")
+        if len(self._heap) < self._size:
+            heapq.heappush(self._heap, self._entry(key, row))
+        elif key > self._heap[0][0]:
+            heapq.heapreplace(self._heap, self._entry(key, row))
+
+    def _entry(self, key: int, row: Mapping[str, Any]) -> tuple[int, str, tuple[str, ...]]:
+        heads = tuple((row[name] or "")[:OPENING] for name in STEP_NAMES)
+        return key, row["answer"], heads
+
+    def likeness(self) -> TemplateLikeness:
+        """What the sampled answers have in common."""
+        answers = [answer for _, answer, _ in self._heap]
+        pairs: set[str] = set()
+        n_pairs = 0
+        for text in answers:
+            pairs.update(map("".join, pairwise(text)))
+            n_pairs += max(0, len(text) - 1)
+        columns = {"answer": [answer[:OPENING] for answer in answers]}
+        for place, name in enumerate(STEP_NAMES):
+            columns[name] = [heads[place] for _, _, heads in self._heap if heads[place]]
+        return TemplateLikeness(
+            n_sampled=len(answers),
+            distinct_2=len(pairs) / n_pairs if n_pairs else None,
+            n_repeated_answers=sum(n for n in Counter(answers).values() if n > 1),
+            openings=tuple(_openings(name, found) for name, found in columns.items() if found),
+        )
+
+
+def _openings(column: str, found: list[str]) -> Openings:
+    counts = Counter(found)
+    return Openings(
+        column=column,
+        n=len(found),
+        n_distinct_short=len({text[:SHORT_OPENING] for text in found}),
+        n_distinct=len(counts),
+        most_common=tuple(
+            item
+            for item in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:TOP_OPENINGS]
+            if item[1] > 1
+        ),
+    )
+
+
+# --- stats ---------------------------------------------------------------------------------------
 TEXT_COLUMNS = ("question", "description", "answer", *STEP_NAMES)
 COLUMNS = (
     *("id", *TEXT_COLUMNS, "keywords", "distortions", "risk", "system", "model", "endpoint_host"),

@@ -11,8 +11,10 @@ One output row:
 
 from __future__ import annotations
 
+import csv
+import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
@@ -22,23 +24,91 @@ from typing import Any, Literal, NamedTuple, TextIO
 from pydantic import Field
 
 from cbtqa.distortions.clauses import split_sentences
-from cbtqa.distortions.label_files import LabelledText, write_labels
 from cbtqa.distortions.labellers import Labeller, Labels, VoteRule, count_votes, labels_named_in
 from cbtqa.distortions.llm_labeller import LabellingTask, TextToLabel, read_outcomes
 from cbtqa.distortions.models import load_labeller
 from cbtqa.distortions.patterns import PatternLabeller
 from cbtqa.distortions.taxonomy import Taxonomy, load_taxonomy, map_labels
 from cbtqa.errors import ConfigError, DataError
-from cbtqa.files import json_line, read_rows, replacing
+from cbtqa.files import ParquetRows, json_line, read_rows, replacing, write_jsonl
 from cbtqa.llm.batch import run_batch
-from cbtqa.llm.disclosure import pass_disclosure_gate
-from cbtqa.llm.endpoint import Endpoint
+from cbtqa.llm.endpoint import Endpoint, pass_disclosure_gate
 from cbtqa.llm.journal import Journal
 from cbtqa.llm.limits import Limits
 from cbtqa.llm.progress import Progress
 from cbtqa.records import DistortionLabel, NonEmptyText, Record, Rejection
 from cbtqa.settings import Settings
 
+# --- label files ---------------------------------------------------------------------------------
+# Rows of labelled texts, and how they are written: JSONL, Parquet, CSV, TSV.
+#
+# write_labels(Path("labels.parquet"), rows)
+
+
+class LabelledText(Record):
+    """One text with its labels: a row of the result."""
+
+    id: NonEmptyText
+    level: Literal["document", "sentence"]
+    part: int = Field(ge=0)
+    text: NonEmptyText
+    labels: tuple[DistortionLabel, ...]
+
+
+def write_labels(path: Path, rows: Iterable[LabelledText]) -> None:
+    """Writes rows as the suffix says; CSV and TSV get one column `types` and the labels as JSON.
+
+    Raises:
+        DataError: an unknown suffix.
+    """
+    suffix = path.suffix.lower()
+    if suffix in (".jsonl", ".ndjson"):
+        write_jsonl(path, rows)
+    elif suffix == ".parquet":
+        _write_parquet(path, rows)
+    elif suffix in (".csv", ".tsv"):
+        with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as out:
+            writer = csv.writer(out, delimiter="\t" if suffix == ".tsv" else ",")
+            writer.writerow(["id", "level", "part", "text", "types", "labels"])
+            for row in rows:
+                labels = [label.model_dump() for label in row.labels]
+                types = ";".join(label.id for label in row.labels)
+                cells = [row.id, row.level, row.part, row.text, types]
+                writer.writerow([*cells, json.dumps(labels, ensure_ascii=False)])
+    else:
+        raise DataError(
+            f"do not know the format '{suffix}'",
+            where=str(path),
+            hint="use .jsonl, .parquet, .csv or .tsv",
+        )
+
+
+def _write_parquet(path: Path, rows: Iterable[LabelledText]) -> None:
+    import pyarrow as pa
+
+    label = pa.struct(
+        [
+            ("id", pa.string()),
+            ("evidence", pa.string()),
+            ("labeller", pa.string()),
+            ("confidence", pa.float64()),
+        ]
+    )
+    schema = pa.schema(
+        [
+            ("id", pa.string()),
+            ("level", pa.string()),
+            ("part", pa.int32()),
+            ("text", pa.string()),
+            ("labels", pa.list_(label)),
+        ]
+    )
+    with ParquetRows(path, schema) as parquet:
+        for row in rows:
+            parquet.add(row.model_dump())
+
+
+# --- labelling -----------------------------------------------------------------------------------
 Level = Literal["document", "sentence", "both"]
 _TEXT_COLUMNS = ("text", "文本", "内容", "sentence")
 _ID_COLUMNS = ("id", "question_id", "questionID", "item_id")

@@ -16,14 +16,17 @@ from pydantic import Field
 from cbtqa.distortions.features import BLOCK_WEIGHTS, N_BUCKETS, Block, encode_texts
 from cbtqa.distortions.linear import (
     RULE_WEIGHT,
+    Linear,
     LinearLabeller,
     LinearModel,
+    SparseRows,
     decide,
     features_of_hit,
+    fit_logistic,
+    fit_platt,
     rule_features,
     word_classes,
 )
-from cbtqa.distortions.logistic import Linear, SparseRows, fit_logistic, fit_platt
 from cbtqa.distortions.patterns import PatternLabeller
 from cbtqa.distortions.taxonomy import Taxonomy, load_taxonomy
 from cbtqa.settings import Settings

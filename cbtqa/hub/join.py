@@ -19,15 +19,15 @@ from pydantic import Field
 from cbtqa.dataset.card import render_card
 from cbtqa.dataset.folder import CARD_NAME, REPORT_NAME, DatasetWriter, data_files
 from cbtqa.dataset.report import dataset_report
-from cbtqa.dataset.rows import SPLITS, answer_schema
 from cbtqa.dataset.stats import folder_statistics
+from cbtqa.dataset_folder import SPLITS, answer_schema
 from cbtqa.errors import ConfigError, DataError, IncompleteRunError, UsageError
 from cbtqa.files import read_json, read_rows, sha256_of, write_text
 from cbtqa.hub.client import download_dataset
 from cbtqa.hub.plan import PROVENANCE_PATH
-from cbtqa.hub.quotes import Quote, restore_quotes
 from cbtqa.hub.rows import ANSWER_COLUMNS, source_hash
 from cbtqa.hub.settings import REPO_ID
+from cbtqa.hub.source_text import Quote, restore_quotes
 from cbtqa.manifest import (
     Manifest,
     SettingValue,

@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 from cbtqa.errors import DataError
 from cbtqa.files import read_json, write_json, write_text
-from cbtqa.hub.base_model import BaseModel, find_base
-from cbtqa.hub.model_card import ModelFacts, render_model_card
+from cbtqa.hub.cards import ModelFacts, render_model_card
+from cbtqa.hub.model_facts import BaseModel, find_base, read_scores
 from cbtqa.hub.plan import (
     CARD_PATH,
     STAGING,
@@ -27,13 +27,11 @@ from cbtqa.hub.plan import (
     fresh_staging,
     open_run,
     staged_files,
+    write_provenance,
 )
-from cbtqa.hub.provenance import write_provenance
 from cbtqa.hub.ratings import read_study
-from cbtqa.hub.scan import Watch, load_refusals
-from cbtqa.hub.scores import read_scores
+from cbtqa.hub.scan import Watch, load_refusals, protected_text, read_notes, watch_for
 from cbtqa.hub.settings import ModelSettings
-from cbtqa.hub.watch import protected_text, read_notes, watch_for
 from cbtqa.manifest import Manifest, package_versions
 
 Form = Literal["adapter", "merged"]

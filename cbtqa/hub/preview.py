@@ -13,22 +13,23 @@ from typing import Any
 from markupsafe import Markup
 
 from cbtqa.files import read_rows
-from cbtqa.hub.gating import load_gate
+from cbtqa.hub.cards import load_gate, split_card
 from cbtqa.hub.plan import PlannedFile, PublishPlan
-from cbtqa.hub.rendering import split_card
 from cbtqa.hub.scan import Finding
 from cbtqa.report.page import (
     Block,
     Items,
     Notice,
     Page,
+    Phrase,
     Section,
     Table,
     Text,
+    load_wording,
     render_fragment,
     render_page,
+    same,
 )
-from cbtqa.report.wording import Phrase, load_wording, same
 
 PACKAGE = "cbtqa.hub"
 N_ROWS = 3

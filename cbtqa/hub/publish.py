@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
 
 from cbtqa.files import write_text
 from cbtqa.hub.client import Hub, find_token, show_progress
@@ -17,8 +20,9 @@ from cbtqa.hub.model import plan_model
 from cbtqa.hub.plan import STAGING, PublishPlan
 from cbtqa.hub.preview import preview_page
 from cbtqa.hub.scan import Finding, refuse_findings, scan_plan
-from cbtqa.hub.settings import DatasetSettings, ModelSettings, PublishSettings
+from cbtqa.hub.settings import DatasetSettings, ModelSettings, PublishSettings, RepoId
 from cbtqa.hub.upload import Uploaded, upload
+from cbtqa.settings import Settings
 
 PREVIEW_NAME = "preview.html"
 
@@ -79,3 +83,40 @@ def publish(
         allow_public=settings.allow_public,
         on_stage=on_stage,
     )
+
+
+# --- preview run ---------------------------------------------------------------------------------
+# `cbtqa hub-preview`: the plan of a run with few settings, whatever kind of run it is.
+
+
+class PreviewSettings(Settings):
+    """What `cbtqa hub-preview` can be told; `cbtqa publish ... --dry-run` takes every flag."""
+
+    run: Path = Field(description="Folder of the finished run: a dataset, an adapter, a model.")
+    to: RepoId = Field("owner/name", description="Repository that the card names.")
+    out: Path | None = Field(
+        None, description="Page to write. Default: publish/preview.html in the run."
+    )
+    ratings: tuple[Path, ...] = Field(
+        (), description="Folder that `cbtqa rate report` wrote. May be repeated."
+    )
+    notes: Path | None = Field(None, description="Markdown file added to the card.")
+    quotes: Literal["refuse", "mask"] = Field(
+        "refuse", description="Datasets: what happens to answers that repeat their question."
+    )
+    base: str | None = Field(None, description="Models: the base as owner/name@revision.")
+    scores: tuple[Path, ...] = Field(
+        (), description="Models: folder that `cbtqa score --out` wrote. May be repeated."
+    )
+
+
+def prepare_preview(settings: PreviewSettings) -> Prepared:
+    """The plan and its findings; raises what planning a publication raises."""
+    shared = {"run": settings.run, "to": settings.to, "ratings": settings.ratings}
+    if any(settings.run.glob("*.safetensors")) or any(settings.run.glob("*.bin")):
+        return prepare_model(
+            ModelSettings(
+                **shared, notes=settings.notes, base=settings.base, scores=settings.scores
+            )
+        )
+    return prepare_dataset(DatasetSettings(**shared, notes=settings.notes, quotes=settings.quotes))

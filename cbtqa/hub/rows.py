@@ -12,9 +12,9 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from cbtqa.dataset.rows import answer_schema
+from cbtqa.dataset_folder import answer_schema
 from cbtqa.distortions.taxonomy import shipped_concepts
-from cbtqa.hub.quotes import mask_quotes
+from cbtqa.hub.source_text import mask_quotes
 from cbtqa.records import STEP_NAMES
 
 if TYPE_CHECKING:

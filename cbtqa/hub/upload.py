@@ -17,8 +17,15 @@ from typing import Any
 
 from cbtqa.errors import BadResponseError, EndpointAuthError, RateLimitError
 from cbtqa.files import write_json
-from cbtqa.hub.client import Account, Hub, RemoteFile, RepoState
-from cbtqa.hub.failures import AGAIN, NameTakenError, wait_or_raise
+from cbtqa.hub.client import (
+    AGAIN,
+    Account,
+    Hub,
+    NameTakenError,
+    RemoteFile,
+    RepoState,
+    wait_or_raise,
+)
 from cbtqa.hub.plan import PROVENANCE_PATH, STAGING, PlannedFile, PublishPlan, PublishRefusedError
 from cbtqa.manifest import now, read_manifest, write_manifest
 

@@ -13,6 +13,7 @@ replies: the same call continues.
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,13 +23,11 @@ from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 from cbtqa.errors import IncompleteRunError
-from cbtqa.llm.asking import Asker, ItemFailedError
+from cbtqa.llm.asking import Asker, FormatLadder, ItemFailedError
 from cbtqa.llm.chat import ChatRequest, Fault, Reply, fault_of_reply
-from cbtqa.llm.collector import rare_collections
 from cbtqa.llm.cost import Budget, Price
 from cbtqa.llm.endpoint import Endpoint
 from cbtqa.llm.journal import Entry, Journal, Standing, State, blocks_of
-from cbtqa.llm.ladder import FormatLadder
 from cbtqa.llm.limits import Gate, GateClosedError, Limits
 from cbtqa.llm.progress import BatchSummary, Meter, Progress
 from cbtqa.llm.transport import Transport, open_transport
@@ -383,3 +382,24 @@ class _Run(Generic[ItemT]):
     def _report(self) -> None:
         if self._on_progress:
             self._on_progress(self._meter.progress(int(self._gate.limit)))
+
+
+# --- collector -----------------------------------------------------------------------------------
+# Python's garbage collector during long runs.
+
+
+@contextmanager
+def rare_collections() -> Iterator[None]:
+    """Makes the garbage collector rare, and has it pass over everything that exists already.
+
+    A full collection walks all that is alive and finds nothing: at 4,096 requests in flight that
+    was a third of the CPU (0.56 against 0.40 s per 1,000 replies).
+    """
+    before = gc.get_threshold()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()

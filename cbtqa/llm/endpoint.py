@@ -19,8 +19,9 @@ from importlib.resources import files
 from typing import Literal
 from urllib.parse import urlsplit
 
-from cbtqa.errors import ConfigError, EndpointAuthError
+from cbtqa.errors import ConfigError, EndpointAuthError, LicenceGateError
 from cbtqa.files import parse_yaml
+from cbtqa.manifest import now
 from cbtqa.records import Record
 
 ResponseFormat = Literal["json_schema", "json_object", "text"]
@@ -209,3 +210,36 @@ def _resolves_locally(host: str) -> bool:
         return False
     addresses = [_address_of(str(entry[4][0])) for entry in found]
     return bool(addresses) and all(one is not None and _is_local_address(one) for one in addresses)
+
+
+# --- disclosure ----------------------------------------------------------------------------------
+# The gate before text leaves the machine.
+#
+# PsyQA's user agreement forbids passing its text on to third parties, and a hosted model is one.
+# So an endpoint that is neither loopback nor a private address needs an acknowledgement by a
+# person, which the manifest records.
+
+
+def pass_disclosure_gate(
+    endpoint: Endpoint, what: str, *, is_acknowledged: bool, is_invented: bool = False
+) -> dict[str, str]:
+    """What to write down about sending text away; empty when nothing is disclosed.
+
+    Args:
+        what: would be sent, such as `the questions`.
+        is_invented: it is our own invented text, which may go anywhere.
+
+    Raises:
+        LicenceGateError: a non-local endpoint and no acknowledgement.
+    """
+    if endpoint.is_local or is_invented:
+        return {}
+    if not is_acknowledged:
+        raise LicenceGateError(
+            f"{what} would be sent to {endpoint.host}. PsyQA's user agreement forbids passing its "
+            "text on to third parties, and a hosted model is one",
+            hint="use a local endpoint (--endpoint vllm, ollama, llama.cpp), or, if you have "
+            "permission or the data is yours, add --acknowledge-disclosure (recorded in the "
+            "manifest)",
+        )
+    return {"disclosure": f"text sent to {endpoint.host}; acknowledged {now()}"}

@@ -34,6 +34,7 @@ from cbtqa.llm.journal_rows import (
     INSERT,
     SCHEMA,
     Entry,
+    GroupWriter,
     Outcome,
     Standing,
     State,
@@ -42,7 +43,6 @@ from cbtqa.llm.journal_rows import (
     reply_of,
     row_of,
 )
-from cbtqa.llm.journal_writer import GroupWriter
 from cbtqa.records import Reason, Usage
 
 FORMAT_VERSION = "1"

@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar
 
 from cbtqa.errors import EndpointError, IncompleteRunError
+from cbtqa.llm.asking import FormatLadder
 from cbtqa.llm.batch import Task, judge
 from cbtqa.llm.chat import ChatRequest, Fault
 from cbtqa.llm.endpoint import Endpoint, ResponseFormat
 from cbtqa.llm.journal import Entry, Journal, State, blocks_of
-from cbtqa.llm.ladder import FormatLadder
 from cbtqa.llm.limits import Limits
 from cbtqa.llm.protocol import RequestRefusedError, error_of, reply_of, request_body
 from cbtqa.records import Reason

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import cbtqa
-from cbtqa.metrics.sequences import Ints
-from cbtqa.metrics.texts import Texts
+from cbtqa.metrics.text.sequences import Ints
+from cbtqa.metrics.text.texts import Texts
 
 Floats = NDArray[np.float64]
 SACREBLEU_VERSION = "2.6.0"
@@ -122,3 +122,41 @@ def divided(above: Floats, below: Floats | Ints, empty: float = 0.0) -> Floats:
 def maker() -> str:
     """Signature value naming the program."""
     return f"cbtqa-{cbtqa.__version__}"
+
+
+# --- corpus --------------------------------------------------------------------------------------
+# Metrics of a whole system that do not add up over pairs, such as the share of distinct words.
+
+
+class Collector(ABC):
+    """What one system's texts have come to so far."""
+
+    @abstractmethod
+    def add(self, predictions: Texts, is_scored: NDArray[np.bool_]) -> None:
+        """Takes in a block of texts; those not scored are passed over."""
+
+    @abstractmethod
+    def score(self) -> float | None:
+        """The score; None when there was nothing to score."""
+
+
+class CorpusMetric(ABC):
+    """Base of the metrics of a whole system; they carry no interval."""
+
+    name: str
+    label: str
+    unit: str = "0-1"
+    is_higher_better: ClassVar[bool | None] = None
+    unscored_reason: str = "no text could be scored"
+
+    @abstractmethod
+    def collector(self) -> Collector:
+        """A fresh collector for one system."""
+
+    @abstractmethod
+    def own_fields(self) -> tuple[tuple[str, str], ...]:
+        """The settings of this metric, in the order of its signature."""
+
+    def signature(self) -> Signature:
+        """Name, own settings, and who computed it."""
+        return Signature((("metric", self.name), *self.own_fields(), ("by", maker())))

@@ -11,9 +11,9 @@ from typing import Literal
 import numpy as np
 
 from cbtqa.metrics.base import SACREBLEU_VERSION, Floats, Metric, divided
-from cbtqa.metrics.jieba_tables import words_signature
-from cbtqa.metrics.sequences import Sequences
-from cbtqa.metrics.texts import Texts
+from cbtqa.metrics.text.segmentation import words_signature
+from cbtqa.metrics.text.sequences import Sequences
+from cbtqa.metrics.text.texts import Texts
 
 MAX_ORDER = 4
 Unit = Literal["zh", "jieba", "char"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from cbtqa.metrics.base import SACREBLEU_VERSION, Floats, Metric, divided
-from cbtqa.metrics.texts import Texts
+from cbtqa.metrics.text.texts import Texts
 
 CHARACTER_ORDER = 6  # Source: Popović 2015, and sacrebleu's default
 BETA = 2  # Source: Popović, WMT 2016

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cbtqa.metrics.compiled import compiled
-from cbtqa.metrics.sequences import Ints, Sequences
+from cbtqa.metrics.text.sequences import Ints, Sequences
 
 Array = Any
 """A numpy array inside compiled code, whose types numba infers."""

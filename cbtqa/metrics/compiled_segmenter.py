@@ -15,9 +15,8 @@ import numpy as np
 
 from cbtqa.metrics.compiled import compiled
 from cbtqa.metrics.compiled_trie import IS_WORD, LEADS_ON, PLANE, Trie, child, make_trie
-from cbtqa.metrics.jieba_tables import MIN_FLOAT, STATES, JiebaTables
-from cbtqa.metrics.segmentation import BLOCK
-from cbtqa.metrics.sequences import LAST_CODE_POINT, Ints, Sequences, Vocabulary, code_points
+from cbtqa.metrics.text.segmentation import BLOCK, MIN_FLOAT, STATES, JiebaTables
+from cbtqa.metrics.text.sequences import LAST_CODE_POINT, Ints, Sequences, Vocabulary, code_points
 
 Array = Any
 """A numpy array inside compiled code, whose types numba infers."""

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cbtqa.metrics.compiled import compiled
-from cbtqa.metrics.jieba_tables import JiebaTables
-from cbtqa.metrics.sequences import code_points
+from cbtqa.metrics.text.segmentation import JiebaTables
+from cbtqa.metrics.text.sequences import code_points
 
 Array = Any
 """A numpy array inside compiled code, whose types numba infers."""

@@ -8,13 +8,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from cbtqa.metrics.base import Floats
+from cbtqa.metrics.base import Collector, CorpusMetric, Floats
 from cbtqa.metrics.bleu import MAX_ORDER, bleu_from_sums
-from cbtqa.metrics.corpus import Collector, CorpusMetric
-from cbtqa.metrics.jieba_tables import words_signature
-from cbtqa.metrics.ngrams import numbers_of
-from cbtqa.metrics.sequences import Ints
-from cbtqa.metrics.texts import Texts
+from cbtqa.metrics.text.counts import numbers_of
+from cbtqa.metrics.text.segmentation import words_signature
+from cbtqa.metrics.text.sequences import Ints
+from cbtqa.metrics.text.texts import Texts
 
 SELF_BLEU_SAMPLE = 1_000  # Source: Zhu et al., Texygen, SIGIR 2018, samples likewise
 SELF_BLEU_SEED = 12345

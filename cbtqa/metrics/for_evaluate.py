@@ -1,6 +1,6 @@
 """Every metric of cbtqa for Hugging Face `evaluate`. Loaded by path, never by the package itself.
 
-    from cbtqa.metrics.score_lists import EVALUATE_MODULE
+    from cbtqa.metrics.evaluation import EVALUATE_MODULE
     bleu = evaluate.load(EVALUATE_MODULE, "bleu_zh")
     bleu.compute(predictions=["我很好。"], references=["我很好！"])
 
@@ -18,9 +18,9 @@ import datasets
 import evaluate
 
 from cbtqa.errors import ConfigError
-from cbtqa.metrics.neural.settings import NeuralSettings
+from cbtqa.metrics.evaluation import score_lists
+from cbtqa.metrics.neural.weights import NeuralSettings
 from cbtqa.metrics.registry import known_metrics
-from cbtqa.metrics.score_lists import score_lists
 
 
 class CbtqaMetric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types

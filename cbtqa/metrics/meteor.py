@@ -13,8 +13,8 @@ from typing import Literal
 import numpy as np
 
 from cbtqa.metrics.base import Floats, MeanMetric, divided
-from cbtqa.metrics.jieba_tables import words_signature
-from cbtqa.metrics.texts import Texts
+from cbtqa.metrics.text.segmentation import words_signature
+from cbtqa.metrics.text.texts import Texts
 
 ALPHA, BETA, GAMMA = 0.9, 3.0, 0.5  # Source: nltk's defaults
 

@@ -22,7 +22,7 @@ from typing import Any, get_args
 
 from cbtqa.errors import DataError, UsageError
 from cbtqa.files import read_rows
-from cbtqa.metrics.texts import Item
+from cbtqa.metrics.text.texts import Item
 from cbtqa.records import STEP_NAMES, Risk
 
 ID_NAMES = ("question_id", "id", "questionID")

@@ -13,17 +13,16 @@ from importlib.resources import files
 
 from cbtqa.errors import UsageError
 from cbtqa.files import parse_yaml
-from cbtqa.metrics.base import Metric
+from cbtqa.metrics.answers import DistortionAgreement, HelpRoute, Length, LengthRatio
+from cbtqa.metrics.base import CorpusMetric, Metric
 from cbtqa.metrics.bleu import Bleu
 from cbtqa.metrics.chrf import Chrf
-from cbtqa.metrics.corpus import CorpusMetric
 from cbtqa.metrics.diversity import Distinct, OpeningRepetition, SelfBleu
-from cbtqa.metrics.help_route import HelpRoute
-from cbtqa.metrics.labels import DistortionAgreement
-from cbtqa.metrics.length import Length, LengthRatio
 from cbtqa.metrics.meteor import Meteor
-from cbtqa.metrics.neural.named import neural_metrics
-from cbtqa.metrics.neural.settings import NeuralSettings
+from cbtqa.metrics.neural.bertscore import BertScore, BertScorer
+from cbtqa.metrics.neural.bleurt import Bleurt, BleurtScorer
+from cbtqa.metrics.neural.metric import NeuralMetric
+from cbtqa.metrics.neural.weights import NeuralSettings
 from cbtqa.metrics.rouge import Rouge
 from cbtqa.metrics.structure import StepsInOrder, StepsInRecord, StructureComplete
 
@@ -119,3 +118,22 @@ def additive_metric(name: str, unit: str) -> Metric | None:
         if name in factories and (metric := factories[name]()).unit == unit:
             return metric if isinstance(metric, Metric) else None
     raise UsageError(f"the stored metric '{name}' ({unit}) is not known to this version")
+
+
+# --- named ---------------------------------------------------------------------------------------
+# The neural metrics by name, sharing one loaded model a kind.
+
+
+def neural_metrics(settings: NeuralSettings | None = None) -> dict[str, Callable[[], NeuralMetric]]:
+    """Factories by name; nothing is loaded before the first score."""
+    bertscore, bleurt = BertScorer(settings), BleurtScorer(settings)
+    made: list[Callable[[], NeuralMetric]] = [
+        partial(BertScore, bertscore),
+        partial(BertScore, bertscore, "p"),
+        partial(BertScore, bertscore, "r"),
+        partial(BertScore, bertscore, is_rescaled=True),
+        partial(BertScore, bertscore, is_windowed=True),
+        partial(Bleurt, bleurt),
+        partial(Bleurt, bleurt, is_windowed=True),
+    ]
+    return {make().name: make for make in made}

@@ -11,8 +11,8 @@ from typing import Literal
 import numpy as np
 
 from cbtqa.metrics.base import Floats, MeanMetric, divided
-from cbtqa.metrics.jieba_tables import words_signature
-from cbtqa.metrics.texts import Texts
+from cbtqa.metrics.text.segmentation import words_signature
+from cbtqa.metrics.text.texts import Texts
 
 
 class Rouge(MeanMetric):

@@ -14,7 +14,6 @@ from pydantic import Field
 
 from cbtqa.errors import UsageError
 from cbtqa.metrics.base import Metric
-from cbtqa.metrics.engines import EngineName, engine_for
 from cbtqa.metrics.evaluation import (
     OnBlock,
     Resampling,
@@ -23,7 +22,7 @@ from cbtqa.metrics.evaluation import (
     evaluate,
     scores_of,
 )
-from cbtqa.metrics.neural.settings import NeuralSettings
+from cbtqa.metrics.neural.weights import NeuralSettings
 from cbtqa.metrics.pairs import (
     Columns,
     Predictions,
@@ -33,8 +32,15 @@ from cbtqa.metrics.pairs import (
     read_references,
 )
 from cbtqa.metrics.registry import AnyMetric, metrics_named
-from cbtqa.metrics.step_model import cross_fitted, measure, read_steps, train_step_model
-from cbtqa.metrics.structure import StepModel, StepsInOrder
+from cbtqa.metrics.structure import (
+    StepModel,
+    StepsInOrder,
+    cross_fitted,
+    measure,
+    read_steps,
+    train_step_model,
+)
+from cbtqa.metrics.text.engines import EngineName, engine_for
 from cbtqa.records import MetricScore, Record
 from cbtqa.statistics.resampling import BOOTSTRAP_TRIALS, DEFAULT_SEED, FEW_ITEMS
 

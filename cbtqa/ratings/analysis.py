@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Mapping
+from pathlib import Path
 
+from pydantic import Field
+
+from cbtqa.files import replacing, write_json, write_jsonl, write_text
 from cbtqa.ratings.answers import Answer, is_done, make_ratings
 from cbtqa.ratings.behaviour import (
     agree,
@@ -11,8 +16,10 @@ from cbtqa.ratings.behaviour import (
     order_effect,
     rater_effects,
     repeat_agreement,
+    table_of,
 )
-from cbtqa.ratings.results import StudyReport
+from cbtqa.ratings.documents import datasheet_text, methods_text
+from cbtqa.ratings.results import Disagreement, StudyReport
 from cbtqa.ratings.scores import (
     compare_systems,
     flags_of,
@@ -21,7 +28,11 @@ from cbtqa.ratings.scores import (
     scales_of,
     score_systems,
 )
+from cbtqa.ratings.sheets import escape_formula
+from cbtqa.ratings.store import Store
 from cbtqa.ratings.study import StudyFolder
+from cbtqa.records import Record
+from cbtqa.statistics.agreement import Coefficient, krippendorff_alpha
 
 
 def analyse(folder: StudyFolder, answers: Mapping[str, Answer]) -> StudyReport:
@@ -76,3 +87,123 @@ def analyse(folder: StudyFolder, answers: Mapping[str, Answer]) -> StudyReport:
         flags=tuple(flags_of(folder, ratings)),
         published=published_scores(study.rubric),
     )
+
+
+# --- outputs -------------------------------------------------------------------------------------
+# Files of an analysis, for a paper and for the next program; systems are named as in the study.
+#
+# report.json every figure of the page ratings.jsonl one `answers.Rating` a line, open ones
+# included heds.md datasheet, prefilled methods.md methods paragraph, zh and en adjudication.csv
+# labels on which raters differ (rubrics with marks)
+
+
+def write_outputs(
+    out: Path,
+    folder: StudyFolder,
+    answers: Mapping[str, Answer],
+    report: StudyReport,
+    sources: list[str],
+) -> None:
+    """Writes all files but the page, each whole or not at all."""
+    write_json(out / "report.json", report)
+    write_jsonl(out / "ratings.jsonl", make_ratings(folder, answers))
+    write_text(out / "heds.md", datasheet_text(folder, report, sources))
+    paragraphs = [methods_text(folder, report, language) for language in ("zh", "en")]
+    write_text(out / "methods.md", "\n\n".join(paragraphs) + "\n")
+    if folder.rubric.marks:
+        with replacing(out / "adjudication.csv") as temporary:
+            _write_adjudication(temporary, folder, report.disagreements)
+
+
+def _write_adjudication(path: Path, folder: StudyFolder, found: tuple[Disagreement, ...]) -> None:
+    with path.open("w", encoding="utf-8-sig", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["item", "question", "text", "label", "yes", "no", "evidence", "decision"])
+        for one in found:
+            quoted = "; ".join(f"{rater}: {text}" for rater, text in one.evidence.items())
+            text = "\n".join(folder.items[one.item_id].parts.values())
+            row = (one.item_id, one.question_id, text, one.criterion)
+            cells = [*row, " ".join(one.yes), " ".join(one.no), quoted, ""]
+            writer.writerow([escape_formula(cell) for cell in cells])
+
+
+# --- status --------------------------------------------------------------------------------------
+# How far a running study is: done per rater, and agreement so far.
+
+N_RESAMPLES = 500
+
+
+class RaterProgress(Record):
+    """One rater so far."""
+
+    rater: str
+    n_done: int = Field(ge=0)
+    n_shown: int = Field(ge=0)
+    n_cannot_judge: int = Field(ge=0)
+    n_crisis: int = Field(ge=0)
+    last_saved: str | None = None
+    """UTC; None when nothing was saved yet."""
+
+
+class StudyStatus(Record):
+    """A study so far."""
+
+    study: str
+    raters: tuple[RaterProgress, ...]
+    agreement: dict[str, Coefficient]
+    """Krippendorff's alpha by criterion."""
+
+    def rows(self) -> list[list[str]]:
+        """Progress as table rows."""
+        return [
+            [
+                one.rater,
+                str(one.n_done),
+                str(one.n_shown),
+                str(one.n_cannot_judge),
+                str(one.n_crisis),
+                one.last_saved or "-",
+            ]
+            for one in self.raters
+        ]
+
+    def alphas(self) -> list[list[str]]:
+        """Agreement as table rows; an undefined coefficient tells its reason."""
+        rows = []
+        for criterion, alpha in self.agreement.items():
+            if alpha.value is None:
+                rows.append([criterion, "-", alpha.reason or "", str(alpha.n_items)])
+                continue
+            has_interval = alpha.low is not None and alpha.high is not None
+            interval = f"{alpha.low:.2f} to {alpha.high:.2f}" if has_interval else "-"
+            rows.append([criterion, f"{alpha.value:.3f}", interval, str(alpha.n_items)])
+        return rows
+
+
+def study_status(folder: StudyFolder, store: Store) -> StudyStatus:
+    """The present state of a study, while it may be running."""
+    answers, last = store.answers(), store.last_activity()
+    raters = []
+    for rater in folder.study.raters:
+        shown = folder.shown_to(rater)
+        own = [answers.get(presentation.code, Answer()) for presentation in shown]
+        raters.append(
+            RaterProgress(
+                rater=rater,
+                n_done=sum(is_done(folder, answer) for answer in own),
+                n_shown=len(shown),
+                n_cannot_judge=sum(answer.cannot_judge for answer in own),
+                n_crisis=sum(answer.crisis for answer in own),
+                last_saved=last.get(rater),
+            )
+        )
+    marks = make_marks(folder.rubric, make_ratings(folder, answers))
+    agreement = {
+        scale.id: krippendorff_alpha(
+            table_of([mark for mark in marks if mark.criterion == scale.id], folder.study.raters),
+            scale.level,
+            n_resamples=N_RESAMPLES,
+        )
+        for scale in scales_of(folder.rubric)
+    }
+    return StudyStatus(study=folder.study.id, raters=tuple(raters), agreement=agreement)

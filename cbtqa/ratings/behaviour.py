@@ -27,7 +27,7 @@ from cbtqa.statistics.agreement import (
     krippendorff_alpha,
 )
 from cbtqa.statistics.intraclass import intraclass_correlation
-from cbtqa.statistics.ranks import spearman_rho
+from cbtqa.statistics.tests_of_arms import spearman_rho
 
 N_RESAMPLES = 1_000
 

@@ -31,9 +31,9 @@ from cbtqa.ratings.answers import (
     check_change,
     is_done,
 )
-from cbtqa.ratings.columns import CODE, SHOWN_PARTS, sheet_columns
 from cbtqa.ratings.rubric import NO_MARK
 from cbtqa.ratings.sheet_files import Cell, Sheet, read_sheet
+from cbtqa.ratings.sheets import CODE, SHOWN_PARTS, sheet_columns
 from cbtqa.ratings.store import Event, Store
 from cbtqa.ratings.study import StudyFolder, clean_text
 from cbtqa.records import Reason, Rejection

@@ -32,9 +32,9 @@ from cbtqa.ratings.answers import (
     make_ratings,
 )
 from cbtqa.ratings.collect import Collected, CollectedSheet, admit, comparable
-from cbtqa.ratings.columns import sheet_words
 from cbtqa.ratings.rubric import Criterion
 from cbtqa.ratings.sheet_files import MAX_BYTES
+from cbtqa.ratings.sheets import sheet_words
 from cbtqa.ratings.store import Event, Store
 from cbtqa.ratings.study import Item, Presentation, StudyFolder
 

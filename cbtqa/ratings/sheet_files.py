@@ -18,7 +18,7 @@ from typing import Any
 
 from cbtqa.errors import DataError, MissingExtraError
 from cbtqa.files import sha256_of
-from cbtqa.ratings.columns import CODE, META_KEYS, META_TAB
+from cbtqa.ratings.sheets import CODE, META_KEYS, META_TAB
 from cbtqa.ratings.study import ShownTurn
 
 MAX_BYTES = 30 << 20

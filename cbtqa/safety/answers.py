@@ -17,9 +17,9 @@ from importlib.resources import files
 
 from cbtqa.files import parse_yaml
 from cbtqa.records import Record, Risk
-from cbtqa.safety.hotlines import Locale, LocaleLines, load_hotlines
 from cbtqa.safety.matching import find
 from cbtqa.safety.normalise import fold
+from cbtqa.safety.notices import Locale, LocaleLines, load_hotlines
 from cbtqa.safety.rules import load_rules
 
 _SENTENCE = re.compile(r"[^。!?;\n]+")

@@ -6,10 +6,14 @@ usage_terms("en")            # intended and forbidden use
 
 from __future__ import annotations
 
+import datetime
 from functools import cache
 from importlib.resources import files
-from typing import Literal
+from typing import Literal, get_args
 
+from pydantic import model_validator
+
+from cbtqa.errors import ConfigError
 from cbtqa.files import parse_yaml
 from cbtqa.records import NonEmptyText, Record
 
@@ -78,4 +82,101 @@ def usage_terms(locale: Locale = "zh") -> UsageTerms:
     return UsageTerms(
         intended=notices.intended_use.in_locale(locale),
         forbidden=tuple(entry.in_locale(locale) for entry in notices.forbidden_use),
+    )
+
+
+# --- hotlines ------------------------------------------------------------------------------------
+# Help lines from one dated file, and the short texts that name them.
+#
+# help_text("zh", "short") # one sentence for an answer's end or a footer stale_warning() # None,
+# or a sentence when the numbers were checked too long ago
+
+Style = Literal["short", "answer", "page"]
+"""`short` is one sentence, `answer` a paragraph inside a reply, `page` a footer for readers."""
+
+
+class Line(Record):
+    """One help line."""
+
+    id: NonEmptyText
+    name: NonEmptyText
+    number: NonEmptyText
+    extension: str | None = None
+    hours: NonEmptyText
+    is_round_the_clock: bool
+    """True only where the source says so; answers must not promise it otherwise."""
+    coverage: NonEmptyText
+    source: NonEmptyText
+
+
+class Emergency(Record):
+    """A general emergency number."""
+
+    name: NonEmptyText
+    number: NonEmptyText
+
+
+class LocaleLines(Record):
+    """Lines, emergency numbers and ready texts of one locale."""
+
+    region: NonEmptyText
+    lines: tuple[Line, ...]
+    emergencies: tuple[Emergency, ...]
+    text: dict[Style, NonEmptyText]
+
+    @property
+    def numbers(self) -> frozenset[str]:
+        """Every number of this locale as digits only."""
+        found = [line.number for line in self.lines]
+        found += [emergency.number for emergency in self.emergencies]
+        return frozenset(number.replace("-", "") for number in found)
+
+    @model_validator(mode="after")
+    def _texts_exist(self) -> LocaleLines:
+        missing = set(get_args(Style)) - set(self.text)
+        if missing:
+            raise ValueError(f"no text for {sorted(missing)}")
+        return self
+
+
+class Hotlines(Record):
+    """The whole file."""
+
+    checked_on: datetime.date
+    stale_after_days: int
+    locales: dict[Locale, LocaleLines]
+
+
+@cache
+def load_hotlines() -> Hotlines:
+    """The shipped file."""
+    text = files(__package__).joinpath("hotlines.yaml").read_text(encoding="utf-8")
+    return Hotlines.model_validate(parse_yaml(text))
+
+
+def help_text(locale: Locale = "zh", style: Style = "short") -> str:
+    """A text that names help routes, for answers and pages.
+
+    Raises:
+        ConfigError: no such locale or style.
+    """
+    try:
+        return load_hotlines().locales[locale].text[style]
+    except KeyError as error:
+        raise ConfigError(f"no help text for {error} ({locale}, {style})") from None
+
+
+def stale_warning(today: datetime.date | None = None) -> str | None:
+    """A sentence when the numbers were last checked too long ago, else None.
+
+    Args:
+        today: the date to judge by; the clock's by default.
+    """
+    hotlines = load_hotlines()
+    age = ((today or datetime.date.today()) - hotlines.checked_on).days
+    if age <= hotlines.stale_after_days:
+        return None
+    return (
+        f"help lines were last checked on {hotlines.checked_on} ({age} days ago): "
+        "verify every number before relying on it"
     )

@@ -17,8 +17,8 @@ from typing import Literal
 
 from cbtqa.files import parse_yaml
 from cbtqa.records import NonEmptyText, Record
-from cbtqa.safety.hotlines import load_hotlines
 from cbtqa.safety.normalise import fold
+from cbtqa.safety.notices import load_hotlines
 
 _ID_WEIGHTS = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)  # GB 11643-1999
 _ID_CHECK = "10x98765432"

@@ -12,17 +12,24 @@ All sessions of a patient are in one split; with a single patient, all turns of 
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
+import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
-from cbtqa.errors import ConfigError, DataError
+from cbtqa.errors import ConfigError, DataError, IncompleteRunError
 from cbtqa.files import read_jsonl, write_jsonl
-from cbtqa.llm.progress import Progress
+from cbtqa.llm.chat import Fault, Message, Reply
+from cbtqa.llm.journal import Journal
+from cbtqa.llm.limits import GateClosedError
+from cbtqa.llm.progress import Meter, Progress
 from cbtqa.manifest import (
     MANIFEST_NAME,
     Manifest,
@@ -32,17 +39,15 @@ from cbtqa.manifest import (
     package_versions,
     write_manifest,
 )
-from cbtqa.records import Session, SessionState
+from cbtqa.records import Reason, Session, SessionState, Turn, TurnMark
 from cbtqa.settings import Resolved
-from cbtqa.simulation.messages import Casting
-from cbtqa.simulation.pairs import make_pairs
-from cbtqa.simulation.patient_splits import split_sessions
+from cbtqa.simulation.draws import seed_of
+from cbtqa.simulation.playing.messages import Casting, Scene, read_therapist, turn_content
+from cbtqa.simulation.playing.players import Call, Desk, Exchange, Purse
+from cbtqa.simulation.playing.run import NOTICE, EngineSettings, RunLimits
 from cbtqa.simulation.profiles import Profile
-from cbtqa.simulation.rows import TherapistRow, session_messages, therapist_rows
-from cbtqa.simulation.run import NOTICE
-from cbtqa.simulation.run_settings import EngineSettings
-from cbtqa.simulation.sessions import PROFILES_NAME, StudyFolder
-from cbtqa.simulation.study import Arm, StudySettings, load_study
+from cbtqa.simulation.sessions import PROFILES_NAME, StudyFolder, split_sessions
+from cbtqa.simulation.study import Arm, Pairs, Player, ReasoningForm, StudySettings, load_study
 from cbtqa.splits import SPLITS
 
 TRL = {
@@ -309,3 +314,241 @@ def _pair_row(row: TherapistRow, chosen: str, rejected: str) -> dict[str, Any]:
         "chosen": [{"role": "assistant", "content": chosen}],
         "rejected": [{"role": "assistant", "content": rejected}],
     }
+
+
+# --- rows ----------------------------------------------------------------------------------------
+# Training rows from sessions: the prompt of each row is the therapist's view at serve time.
+#
+#     for row in therapist_rows(session, casting): row.prompt, row.completion
+#
+# `Casting.therapist_messages` renders both a live session and a training row, so that a tuned
+# model is asked in the form in which it learned.
+
+UNFIT_MARKS: frozenset[TurnMark] = frozenset(
+    ("not_accepted", "unsupervised", "cut", "cut_at_label")
+)
+"""Turns with one of these are no example to learn from."""
+CLOSED: frozenset[str] = frozenset(("ended", "written"))
+"""Stop reasons after which the last therapist turn carries the end token."""
+
+
+@dataclass(frozen=True)
+class TherapistRow:
+    """One therapist turn to learn, with what the therapist saw before it."""
+
+    session: Session
+    turn: int
+    """Counts therapist turns, from 1."""
+    casting: Casting
+    history: tuple[Turn, ...]
+    prompt: tuple[Message, ...]
+    completion: str
+
+    def meta(self) -> dict[str, Any]:
+        """What stands beside the row, never inside it."""
+        return {
+            "session_id": self.session.id,
+            "profile_id": self.session.profile_id,
+            "arm": self.session.arm,
+            "number": self.session.number,
+            "turn": self.turn,
+        }
+
+
+def therapist_rows(
+    session: Session, casting: Casting, dropped: Counter[str], *, keeps_marked: bool = False
+) -> Iterator[TherapistRow]:
+    """The rows of one session; what becomes none is counted under its reason.
+
+    Args:
+        casting: the views at serve time, with the state that this session began with.
+    """
+    opens_rightly = bool(session.turns) and session.turns[0].role == "patient"
+    if has_adjacent_speakers(session.turns) or not opens_rightly:
+        dropped["turns_do_not_alternate"] += session.n_therapist_turns
+        return
+    number = 0
+    for place, turn in enumerate(session.turns):
+        if turn.role != "therapist":
+            continue
+        number += 1
+        history = session.turns[:place]
+        reason = None if keeps_marked else _unfit(turn, casting)
+        view = casting.fitting(casting.therapist_messages(history))
+        if view is None:
+            reason = "over_the_context"
+        if reason is not None or view is None:
+            dropped[reason or ""] += 1
+            continue
+        is_last = place == len(session.turns) - 1
+        ends = casting.study.end_token and is_last and session.stop_reason in CLOSED
+        completion = turn_content(turn, casting.arm.reasoning, ends=ends)
+        yield TherapistRow(session, number, casting, history, tuple(view), completion)
+
+
+def _unfit(turn: Turn, casting: Casting) -> str | None:
+    marks = sorted(UNFIT_MARKS.intersection(turn.marks))
+    if marks:
+        return f"marked_{marks[0]}"
+    if casting.arm.reasoning == "cot" and not turn.reasoning:
+        return "no_reasoning"
+    return None
+
+
+def has_adjacent_speakers(turns: Sequence[Turn]) -> bool:
+    """Whether one side speaks twice in a row."""
+    return any(one.role == other.role for one, other in pairwise(turns))
+
+
+def session_messages(session: Session, casting: Casting) -> list[Message]:
+    """A whole session as one list of messages, for trainers that learn from all turns at once."""
+    messages = casting.therapist_messages(session.turns)
+    if session.turns and session.turns[-1].role == "patient":
+        messages = messages[:-1]
+    return messages
+
+
+# --- pairs ---------------------------------------------------------------------------------------
+# Preference pairs: two models answer one and the same prompt.
+#
+#     pairs = make_pairs(rows, study.pairs, Path("export/pairs.sqlite"), limits)
+#
+# A pair is dropped, and counted, when a side gives no usable answer or both say the same.
+
+Pair = tuple[TherapistRow, str, str]
+"""Row, chosen words, rejected words."""
+
+
+def make_pairs(
+    rows: Sequence[TherapistRow],
+    pairs: Pairs,
+    journal_path: Path,
+    limits: RunLimits,
+    dropped: Counter[str],
+    *,
+    attempts: int = 3,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> list[Pair]:
+    """The pairs in the order of the rows; paid answers are kept in the journal.
+
+    Raises:
+        IncompleteRunError: stopped early; the same call continues.
+        EndpointError: an endpoint refuses every request.
+    """
+    with Journal(journal_path, {"journal": "preference pairs"}) as journal:
+        asking = _Asking(pairs, journal, limits, attempts, on_progress)
+        sides = asyncio.run(asking.both(rows))
+    made: list[Pair] = []
+    for row, (chosen, rejected) in zip(rows, sides, strict=True):
+        if isinstance(chosen, Fault) or isinstance(rejected, Fault):
+            side, fault = (
+                ("chosen", chosen) if isinstance(chosen, Fault) else ("rejected", rejected)
+            )
+            assert isinstance(fault, Fault)
+            dropped[f"{side}_{fault.reason.value}"] += 1
+        elif chosen == rejected:
+            dropped["both_sides_alike"] += 1
+        else:
+            made.append((row, chosen, rejected))
+    return made
+
+
+class _Asking:
+    """One call of `make_pairs`."""
+
+    def __init__(
+        self,
+        pairs: Pairs,
+        journal: Journal,
+        limits: RunLimits,
+        attempts: int,
+        on_progress: Callable[[Progress], None] | None,
+    ) -> None:
+        self._pairs, self._journal, self._limits = pairs, journal, limits
+        self._meter = Meter(None, None, journal.totals())
+        self._desk = Desk(journal, self._meter, attempts)
+        self._on_progress = on_progress
+
+    async def both(self, rows: Sequence[TherapistRow]) -> list[tuple[str | Fault, str | Fault]]:
+        """Chosen and rejected words of every row."""
+        purse = Purse(self._limits.budget, self._limits.budget_tokens)
+        async with Exchange(self._journal, self._limits.engine, self._meter, purse) as exchange:
+            exchange.on_stop = self._desk.stop
+            players = {"chosen": self._pairs.chosen, "rejected": self._pairs.rejected}
+            self._voices = {
+                side: await exchange.voice(player)
+                for side, player in (
+                    ("chosen", self._pairs.chosen),
+                    ("rejected", self._pairs.rejected),
+                )
+                if player is not None
+            }
+            exchange.book_earlier(lambda key: players.get(key.split("|")[-2]))
+            self._meter.n_total = len(rows) * (2 if self._pairs.chosen else 1)
+            room = asyncio.Semaphore(2 * self._limits.engine.in_flight)
+            work = [asyncio.create_task(self._pair(row, room)) for row in rows]
+            exchange.on_second_stop = lambda: [one.cancel() for one in work]
+            found = await asyncio.gather(*work, return_exceptions=True)
+            await self._desk.settle()
+        if exchange.is_interrupted:
+            raise KeyboardInterrupt
+        for one in found:
+            if isinstance(one, BaseException) and not isinstance(one, GateClosedError):
+                raise one
+        if exchange.stop_reason is not None:
+            raise IncompleteRunError(
+                exchange.stop_reason, hint="give the same command again to continue"
+            )
+        return [one for one in found if not isinstance(one, BaseException)]
+
+    async def _pair(
+        self, row: TherapistRow, room: asyncio.Semaphore
+    ) -> tuple[str | Fault, str | Fault]:
+        async with room:
+            chosen: str | Fault = row.completion
+            if self._pairs.chosen is not None:
+                chosen = await self._words(row, "chosen", self._pairs.chosen)
+            rejected = await self._words(row, "rejected", self._pairs.rejected)
+            if self._on_progress is not None:
+                self._on_progress(self._meter.progress(self._limits.engine.in_flight))
+        return chosen, rejected
+
+    async def _words(self, row: TherapistRow, side: str, player: Player) -> str | Fault:
+        """What a model says at this place, in the form of the training target."""
+        form = row.casting.arm.reasoning
+
+        def fault_of(reply: Reply) -> Fault | None:
+            found = _content(reply, form)
+            return found if isinstance(found, Fault) else None
+
+        asked = json.dumps([list(row.prompt), player.model_dump(mode="json")], sort_keys=True)
+        mark = hashlib.sha256(asked.encode()).hexdigest()[:12]
+        seed = seed_of("pair", row.session.seed, row.turn, side)
+        scene = Scene("therapist", row.casting, row.history, seed, row.turn)
+        outcome = await self._desk.ask(
+            Call(
+                key_text=f"{row.session.id}|{row.turn}|{side}|{mark}",
+                voice=self._voices[side],
+                scene=scene,
+                messages=row.prompt,
+                sampling=player.sampling(seed),
+                reads=fault_of,
+            )
+        )
+        if outcome.reply is None or not outcome.is_accepted:
+            assert outcome.fault is not None, "what is not accepted has a fault"
+            return outcome.fault
+        return _content(outcome.reply, form)
+
+
+def _content(reply: Reply, form: ReasoningForm) -> str | Fault:
+    """A reply as a training target: in its form, with nothing missing."""
+    spoken = read_therapist(reply, form)
+    if isinstance(spoken, Fault):
+        return spoken
+    if not spoken.text:
+        return Fault(Reason.EMPTY, "nothing but the end token")
+    if form == "cot" and not spoken.reasoning:
+        return Fault(Reason.EMPTY, "no reasoning")
+    turn = Turn(role="therapist", text=spoken.text, reasoning=spoken.reasoning)
+    return turn_content(turn, form, ends=spoken.asks_to_end)

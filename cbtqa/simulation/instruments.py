@@ -25,7 +25,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from cbtqa.errors import DataError, UsageError
 from cbtqa.files import open_text, parse_yaml
-from cbtqa.metrics.judge.task import JudgeCriterion
+from cbtqa.judging.answers import JudgeCriterion
 from cbtqa.ratings.rubric import Criterion, Rubric, Section, Total, Words, load_rubric
 from cbtqa.ratings.rubric import shipped_rubrics as all_rubrics
 from cbtqa.records import NonEmptyText, Record

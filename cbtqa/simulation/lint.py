@@ -20,8 +20,7 @@ from cbtqa.errors import DataError
 from cbtqa.files import read_jsonl, read_rows
 from cbtqa.manifest import MANIFEST_NAME
 from cbtqa.records import Record, Session
-from cbtqa.simulation.audit import ArmAudit, audit_sessions
-from cbtqa.simulation.parity import Finding, compare_arms
+from cbtqa.simulation.audit import ArmAudit, Finding, audit_sessions, compare_arms
 from cbtqa.simulation.profiles import choose_profiles
 from cbtqa.simulation.sessions import STUDY_NAME, StudyFolder, read_transcripts
 from cbtqa.simulation.study import StudySettings, load_study

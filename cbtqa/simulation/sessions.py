@@ -15,7 +15,7 @@ study/
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from cbtqa.errors import DataError
 from cbtqa.files import parse_record, read_json, read_jsonl, read_rows, write_json, write_jsonl
 from cbtqa.records import Provenance, Session, Turn
 from cbtqa.simulation.study import StudySettings
+from cbtqa.splits import Split, place_of
 
 STUDY_NAME = "study.json"
 PROFILES_NAME = "profiles.jsonl"
@@ -156,3 +157,32 @@ def _imported_turn(value: object, where: str) -> Turn | None:
     if not isinstance(text, str) or not text.strip():
         raise DataError("the text is empty", where=where)
     return parse_record(Turn, {"role": role, "text": text.strip()}, where)
+
+
+# --- patient splits ------------------------------------------------------------------------------
+# Train, validation and test without leakage: all sessions of a patient fall on one side.
+#
+# split_of, by = split_sessions(sessions, validation=0.1, test=0.1, seed=0)
+# split_of[sessions[0].id], by # "train", "patient"
+
+
+def split_sessions(
+    sessions: Sequence[Session], *, validation: float, test: float, seed: int
+) -> tuple[dict[str, Split], str]:
+    """Session id to split, and the unit that was divided: `patient`, or `session` for one patient.
+
+    Patients are put in the order of a hash and shared out, so that small numbers fill the splits
+    too; every share above 0 gets at least one once there are three.
+    """
+    by = "patient" if len({one.profile_id for one in sessions}) > 1 else "session"
+    units = {one.id: one.profile_id if by == "patient" else one.id for one in sessions}
+    ordered = sorted(set(units.values()), key=lambda unit: (place_of(unit, seed=seed), unit))
+    n_test, n_validation = _share(test, len(ordered)), _share(validation, len(ordered))
+    split_of_unit: dict[str, Split] = dict.fromkeys(ordered, "train")
+    split_of_unit |= dict.fromkeys(ordered[:n_test], "test")
+    split_of_unit |= dict.fromkeys(ordered[n_test : n_test + n_validation], "validation")
+    return {session: split_of_unit[unit] for session, unit in units.items()}, by
+
+
+def _share(share: float, n: int) -> int:
+    return max(1, round(share * n)) if share > 0 and n >= 3 else 0

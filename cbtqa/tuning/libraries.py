@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 from typing import Any
 
@@ -20,3 +21,28 @@ def require(module: str, extra: str = EXTRA) -> Any:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise MissingExtraError(error.name or module, extra) from None
+
+
+# --- failures ------------------------------------------------------------------------------------
+# What a failure of the machine is: a full disk, not enough memory.
+
+_DISK = ("no space left", "storagefull", "disk quota exceeded", "file too large")
+_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
+_WRITER = ("pytorchstreamwriter failed", "unexpected pos")
+"""torch.save on a full disk: its writer hides the cause."""
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """True when a write failed for want of room, however the library words it."""
+    codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    words = str(error).casefold()
+    is_known = isinstance(error, OSError) and error.errno in codes
+    return is_known or any(part in words for part in (*_DISK, *_WRITER))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True when the device, or the machine, had no memory left."""
+    words = str(error).casefold()
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(part in words for part in _MEMORY)
+    )

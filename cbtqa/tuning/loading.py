@@ -14,9 +14,8 @@ from typing import Any, Literal
 
 from cbtqa.errors import ConfigError
 from cbtqa.files import open_text
-from cbtqa.tuning.backbones import Backbone, completed, find_backbone, template_text
-from cbtqa.tuning.chat_format import ChatFormat
-from cbtqa.tuning.downloads import cannot_get
+from cbtqa.tuning.backbones import Backbone, cannot_get, completed, find_backbone, template_text
+from cbtqa.tuning.data.chat_format import ChatFormat
 from cbtqa.tuning.libraries import require
 from cbtqa.tuning.settings import FinetuneSettings, LoraSettings, Precision
 

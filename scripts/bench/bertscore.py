@@ -26,7 +26,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from cbtqa.metrics.neural.bertscore import PAIRS_PER_BLOCK, BertScorer
-from cbtqa.metrics.neural.settings import NeuralSettings
+from cbtqa.metrics.neural.weights import NeuralSettings
 
 CHARACTERS = [chr(code) for code in range(0x4E00, 0x4E00 + 6_000)]
 BATCH = 4

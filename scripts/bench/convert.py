@@ -23,9 +23,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from cbtqa.tuning.backbones import find_backbone, load_backbones
-from cbtqa.tuning.convert import convert
-from cbtqa.tuning.merge import merge
-from cbtqa.tuning.weights import describe_base, write_base_record
+from cbtqa.tuning.weights.convert import convert
+from cbtqa.tuning.weights.files import describe_base, write_base_record
+from cbtqa.tuning.weights.merge import merge
 from tests.support import original_checkpoints
 
 GIB, MIB = 1 << 30, 1 << 20

@@ -35,7 +35,7 @@ FOREIGN = ["20", "59.5", "OK", "GPT-4", "3,000", "100%", "T恤", "stress", "2.",
 
 def make_texts(n_pairs: int, seed: int = 7) -> tuple[list[str], list[str], list[str]]:
     """References and two systems."""
-    from cbtqa.metrics.jieba_tables import jieba_tables
+    from cbtqa.metrics.text.segmentation import jieba_tables
 
     rng = random.Random(seed)
     weights = sorted(jieba_tables().log_weights.items(), key=lambda item: -item[1])[:20_000]
@@ -102,13 +102,12 @@ def run_ours(folder: Path, engine: str) -> dict[str, object]:
     """Our chain, from texts in memory to every score, interval and p-value."""
     texts = json.loads((folder / "texts.json").read_text(encoding="utf-8"))
     clock = Clock()
-    from cbtqa.metrics.comparison import CompareSettings, compare_pairs
-    from cbtqa.metrics.contenders import Contender
-    from cbtqa.metrics.engines import engine_for
+    from cbtqa.metrics.comparison import CompareSettings, Contender, compare_pairs
     from cbtqa.metrics.evaluation import evaluate, scores_of
     from cbtqa.metrics.pairs import Predictions, References
     from cbtqa.metrics.registry import metrics_named
-    from cbtqa.metrics.texts import Item
+    from cbtqa.metrics.text.engines import engine_for
+    from cbtqa.metrics.text.texts import Item
 
     items = {name: tuple(map(Item, texts[name])) for name in texts}
     ids = tuple(map(str, range(len(items["ref"]))))

@@ -24,15 +24,14 @@ import numpy as np
 import yaml
 
 from cbtqa.distortions.clauses import split_sentences
-from cbtqa.distortions.logistic import SparseRows, fit_logistic
+from cbtqa.distortions.linear import SparseRows, fit_logistic
 from cbtqa.psyqa import bundled_sample_path
 from cbtqa.safety import screen as screen_module
 from cbtqa.safety.answers import check_answer
 from cbtqa.safety.evaluation import share
 from cbtqa.safety.normalise import fold
 from cbtqa.safety.personal_data import scrub
-from cbtqa.safety.screen import screen
-from cbtqa.safety.second_stage import EXPLICIT, SecondStage, all_grams, read_grams
+from cbtqa.safety.screen import EXPLICIT, SecondStage, all_grams, read_grams, screen
 from cbtqa.safety.texts import read_texts
 
 PARTS = ("known", "held_out")

@@ -16,7 +16,7 @@ import statistics
 import time
 from pathlib import Path
 
-from cbtqa.dataset.template import TemplateTeacher
+from cbtqa.dataset.template.teacher import TemplateTeacher
 from cbtqa.psyqa import SourceItem, bundled_sample_path, read_questions
 from cbtqa.records import STEP_NAMES, Question
 from cbtqa.safety.screen import screen

@@ -33,13 +33,16 @@ from peft.helpers import disable_input_dtype_casting  # noqa: E402
 
 from cbtqa.tuning.attention import register_attention  # noqa: E402
 from cbtqa.tuning.backbones import find_backbone, to_config  # noqa: E402
-from cbtqa.tuning.batches import LossChoice, StepData  # noqa: E402
-from cbtqa.tuning.counting import count_shape  # noqa: E402
-from cbtqa.tuning.encoding import Document, Item  # noqa: E402
-from cbtqa.tuning.loss import attach_log_probs  # noqa: E402
-from cbtqa.tuning.packing import StepPlan  # noqa: E402
-from cbtqa.tuning.speed import ModelSizes, Speed  # noqa: E402
-from cbtqa.tuning.trainer import StepTrainer  # noqa: E402
+from cbtqa.tuning.budget.counting import count_shape  # noqa: E402
+from cbtqa.tuning.budget.estimate import ModelSizes, Speed  # noqa: E402
+from cbtqa.tuning.data.encoding import Document, Item  # noqa: E402
+from cbtqa.tuning.data.packing import (  # noqa: E402
+    LossChoice,
+    StepData,
+    StepPlan,
+)
+from cbtqa.tuning.losses import attach_log_probs  # noqa: E402
+from cbtqa.tuning.training.trainer import StepTrainer  # noqa: E402
 
 VOCABULARY, BATCH = 1024, 16
 N_ITEMS = 320

@@ -31,14 +31,18 @@ from training import LAYERS, Clock, _tokenizer, common, make_items
 
 from cbtqa.tuning.attention import attend, register_attention
 from cbtqa.tuning.backbones import find_backbone, to_config
-from cbtqa.tuning.batches import LossChoice, StepData
-from cbtqa.tuning.counting import count_shape
-from cbtqa.tuning.estimate import CONTEXT_BYTES, StepSize, memory_of
-from cbtqa.tuning.flops import flops_per_token
-from cbtqa.tuning.loss import attach_log_probs
-from cbtqa.tuning.packing import StepPlan
-from cbtqa.tuning.speed import ModelSizes, Speed
-from cbtqa.tuning.trainer import StepTrainer
+from cbtqa.tuning.budget.counting import count_shape
+from cbtqa.tuning.budget.estimate import (
+    CONTEXT_BYTES,
+    ModelSizes,
+    Speed,
+    StepSize,
+    flops_per_token,
+    memory_of,
+)
+from cbtqa.tuning.data.packing import LossChoice, StepData, StepPlan
+from cbtqa.tuning.losses import attach_log_probs
+from cbtqa.tuning.training.trainer import StepTrainer
 
 GIB = 2**30
 REACHABLE_TFLOPS, SHEET_TFLOPS = 790, 989

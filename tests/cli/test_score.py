@@ -14,7 +14,7 @@ import pytest
 
 PROGRAM = (
     "import cbtqa.cli.main as program\n"
-    "from cbtqa.cli.compare import compare\n"
+    "from cbtqa.cli.score import compare\n"
     "from cbtqa.cli.score import score\n"
     "known = {one.name for one in program.app.registered_commands}\n"
     "for name, command in (('score', score), ('compare', compare)):\n"

@@ -9,7 +9,7 @@ import typer
 
 from cbtqa.cli import main as program
 from cbtqa.cli.stats import stats
-from cbtqa.dataset.rows import answer_schema
+from cbtqa.dataset_folder import answer_schema
 from cbtqa.files import ParquetRows
 from tests.support.dataset_folder import make_rows, write_dataset_folder
 

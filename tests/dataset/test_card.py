@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from cbtqa.dataset.card import render_card
-from cbtqa.dataset.rows import human_row, human_schema
 from cbtqa.dataset.stats import folder_statistics
+from cbtqa.dataset_folder import human_row, human_schema
 from cbtqa.files import ParquetRows, write_text
 from cbtqa.manifest import Manifest, describe_file, read_manifest
 from cbtqa.psyqa import bundled_sample_path

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from cbtqa.dataset.duplicates import cluster_questions
+from cbtqa.dataset.splitting import cluster_questions
 
 LONG = (
     "我今年二十六岁，在一家小公司做行政，最近半年换了新领导，她总是当着大家的面挑我的毛病，"

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from cbtqa.dataset.report import dataset_report
-from cbtqa.dataset.report.examples import choose_examples, mark_evidence
+from cbtqa.dataset.report.items import choose_examples, mark_evidence
 from cbtqa.dataset.report.material import wording
 from cbtqa.errors import IncompleteRunError
 from cbtqa.files import ParquetRows, write_jsonl
@@ -156,7 +156,7 @@ def test_a_template_dataset_is_said_to_be_no_training_source(tmp_path) -> None:
 def test_a_disclosure_that_was_acknowledged_is_reported(tmp_path) -> None:
     folder = write_dataset_folder(tmp_path / "d", 4)
     rows = [(s, {**row, "endpoint_host": "api.example.org"}) for s, row in make_rows(4)]
-    from cbtqa.dataset.rows import answer_schema
+    from cbtqa.dataset_folder import answer_schema
 
     for path in (folder / "data").glob("*"):
         path.unlink()
@@ -217,7 +217,7 @@ def test_a_dataset_of_which_everything_was_rejected_still_has_a_report(tmp_path)
 
 def test_labels_outside_every_taxonomy_stand_for_themselves(tmp_path) -> None:
     folder = write_dataset_folder(tmp_path / "d", 6)
-    from cbtqa.dataset.rows import answer_schema
+    from cbtqa.dataset_folder import answer_schema
 
     label = {"id": "my_own_type", "evidence": None, "labeller": "me", "confidence": None}
     path = folder / "data" / "train-00000-of-00001.parquet"

@@ -9,14 +9,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from cbtqa.dataset.estimate import estimate_build
 from cbtqa.dataset.folder import JOURNAL_NAME
-from cbtqa.dataset.rows import answer_of, answer_row, question_of
-from cbtqa.dataset.run import BuildResult, build_dataset
+from cbtqa.dataset.run import BuildResult, build_dataset, estimate_build
 from cbtqa.dataset.settings import BuildSettings
+from cbtqa.dataset_folder import answer_of, answer_row, question_of
 from cbtqa.errors import ConfigError, IncompleteRunError, LicenceGateError
-from cbtqa.llm.disclosure import pass_disclosure_gate
-from cbtqa.llm.endpoint import Endpoint
+from cbtqa.llm.endpoint import Endpoint, pass_disclosure_gate
 from cbtqa.settings import Resolved, resolve
 from tests.support.answers import good_answer, steps
 from tests.support.endpoint import ScriptedEndpoint, Seen, ok

@@ -11,14 +11,16 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cbtqa.dataset.lengths import MAX_BINS, summarise_lengths
-from cbtqa.dataset.likeness import AnswerSample, sample_key
 from cbtqa.dataset.stats import (
     KEYWORDS_HELD,
+    MAX_BINS,
+    AnswerSample,
     StatisticsTally,
     dataset_statistics,
     folder_statistics,
     paper_facts,
+    sample_key,
+    summarise_lengths,
 )
 from cbtqa.errors import DataError
 from cbtqa.files import write_text

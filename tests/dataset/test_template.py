@@ -14,10 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cbtqa.dataset.template import TemplateAnswer, TemplateTeacher
-from cbtqa.dataset.template_facts import read_facts
-from cbtqa.dataset.template_grammar import Dice, Hole, Lexis, Writer
-from cbtqa.dataset.template_language import load_language
+from cbtqa.dataset.template.facts import read_facts
+from cbtqa.dataset.template.grammar import Dice, Hole, Lexis, Writer, load_language
+from cbtqa.dataset.template.teacher import TemplateAnswer, TemplateTeacher
 from cbtqa.distortions.taxonomy import load_taxonomy, shipped_taxonomies
 from cbtqa.errors import DataError
 from cbtqa.psyqa import SourceItem, bundled_sample_path, read_questions
@@ -153,7 +152,7 @@ def test_a_question_in_crisis_gets_help_routes_and_no_talk_of_distortions(
 def test_the_same_input_gives_the_same_answer_in_another_process() -> None:
     program = (
         "import hashlib\n"
-        "from cbtqa.dataset.template import TemplateTeacher\n"
+        "from cbtqa.dataset.template.teacher import TemplateTeacher\n"
         "from tests.dataset.test_template import sample_questions\n"
         "teacher = TemplateTeacher(seed=7)\n"
         "text = ''.join(teacher.answer(q, 'none').steps.joined() for q in sample_questions()[:20])\n"

@@ -11,8 +11,14 @@ import pytest
 
 from cbtqa.distortions.features import NO_BUCKET, WordClasses, encode_texts, hash_ngrams
 from cbtqa.distortions.gold import GoldItem, GoldSet
-from cbtqa.distortions.linear import LinearLabeller, decide
-from cbtqa.distortions.logistic import Linear, SparseRows, fit_logistic, fit_platt
+from cbtqa.distortions.linear import (
+    Linear,
+    LinearLabeller,
+    SparseRows,
+    decide,
+    fit_logistic,
+    fit_platt,
+)
 from cbtqa.distortions.models import describe_model, load_labeller, save_linear
 from cbtqa.distortions.taxonomy import load_taxonomy
 from cbtqa.distortions.training import (

@@ -57,7 +57,7 @@ def _finetune(folder: Path, form: str, objective: str) -> None:
     # in this process: one start of torch instead of four
     from cbtqa.settings import resolve
     from cbtqa.tuning.settings import FinetuneSettings
-    from cbtqa.tuning.train import finetune
+    from cbtqa.tuning.training.finetune import finetune
 
     flags = {
         "data": folder / form / objective / "train.jsonl",

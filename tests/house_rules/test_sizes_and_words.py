@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = sorted((ROOT / "cbtqa").rglob("*.py"))
-MAX_MODULE_LINES = 400
+MAX_MODULE_LINES = 600
 MAX_FUNCTION_LINES = 60
 BANNED_MODULE_NAMES = {"utils", "helpers", "common", "manager", "misc"}
 

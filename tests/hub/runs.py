@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from cbtqa.dataset.rows import answer_schema, question_of
+from cbtqa.dataset_folder import answer_schema, question_of
 from cbtqa.files import ParquetRows, read_rows, write_json, write_jsonl
 from cbtqa.manifest import (
     FileEntry,
@@ -20,14 +20,13 @@ from cbtqa.manifest import (
 )
 from cbtqa.metrics.score_folder import write_folder
 from cbtqa.metrics.scoring import ScoreSettings, score
-from cbtqa.ratings.analysis import analyse
+from cbtqa.ratings.analysis import analyse, write_outputs
 from cbtqa.ratings.answers import Answer
 from cbtqa.ratings.design import NewStudySettings, create_study
-from cbtqa.ratings.outputs import write_outputs
 from cbtqa.ratings.study import open_study, unblind
 from cbtqa.settings import resolve
-from cbtqa.tuning.merge import MergeRecord
-from cbtqa.tuning.weights import BaseRecord, write_base_record
+from cbtqa.tuning.weights.files import BaseRecord, write_base_record
+from cbtqa.tuning.weights.merge import MergeRecord
 from tests.support.dataset_folder import write_dataset_folder
 
 BASE = "invented-lab/Tiny-Chat"

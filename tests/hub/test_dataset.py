@@ -10,18 +10,17 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from cbtqa.dataset.rows import human_row, human_schema
+from cbtqa.dataset_folder import human_row, human_schema
 from cbtqa.errors import ConfigError, DataError, IncompleteRunError, UsageError
 from cbtqa.files import ParquetRows, read_rows
 from cbtqa.hub.card_schema import DatasetFront, check_front
+from cbtqa.hub.cards import CONFIGS, split_card
 from cbtqa.hub.dataset import check_dataset, plan_dataset
-from cbtqa.hub.dataset_card import CONFIGS
 from cbtqa.hub.join import JoinSettings, join
 from cbtqa.hub.plan import PublishPlan, PublishRefusedError
-from cbtqa.hub.quotes import MASK
-from cbtqa.hub.rendering import split_card
 from cbtqa.hub.scan import Finding
 from cbtqa.hub.settings import DatasetSettings
+from cbtqa.hub.source_text import MASK
 from cbtqa.manifest import read_manifest
 from cbtqa.records import ReferenceAnswer
 from tests.hub.runs import (

@@ -10,9 +10,9 @@ import pytest
 
 from cbtqa.errors import DataError, UsageError
 from cbtqa.hub.card_schema import ModelFront, check_front
+from cbtqa.hub.cards import split_card
 from cbtqa.hub.model import plan_model
 from cbtqa.hub.plan import PublishPlan, PublishRefusedError
-from cbtqa.hub.rendering import split_card
 from cbtqa.hub.scan import scan_plan
 from cbtqa.hub.settings import ModelSettings
 from tests.hub.runs import (

@@ -11,8 +11,7 @@ import pytest
 
 from cbtqa.hub.plan import PublishRefusedError
 from cbtqa.hub.preview import preview_page
-from cbtqa.hub.preview_run import PreviewSettings, prepare_preview
-from cbtqa.hub.publish import Prepared
+from cbtqa.hub.publish import Prepared, PreviewSettings, prepare_preview
 from tests.hub.runs import BASE, edit_rows, rows_of, write_scores
 
 

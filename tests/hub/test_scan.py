@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 
 from cbtqa.hub.dataset import check_dataset, plan_dataset
 from cbtqa.hub.plan import PlannedFile, PublishPlan, PublishRefusedError
-from cbtqa.hub.quotes import MASK, mask_quotes, restore_quotes
 from cbtqa.hub.scan import Finding, Watch, find_blanks, refuse_findings, scan_plan
 from cbtqa.hub.settings import DatasetSettings
-from cbtqa.hub.source_text import ANSWER_RUN, SourceIndex
+from cbtqa.hub.source_text import ANSWER_RUN, MASK, SourceIndex, mask_quotes, restore_quotes
 
 SECRETS = {
     "Hugging Face": "hf_" + "Ab3dE6gH9j" * 3,

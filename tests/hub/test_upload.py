@@ -19,7 +19,7 @@ from cbtqa.errors import (
     EndpointTimeoutError,
     RateLimitError,
 )
-from cbtqa.hub.failures import NameTakenError
+from cbtqa.hub.client import NameTakenError
 from cbtqa.hub.plan import PublishRefusedError
 from cbtqa.hub.publish import Prepared, prepare_dataset, prepare_model, publish
 from cbtqa.hub.settings import DatasetSettings, ModelSettings

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cbtqa.metrics.engines import Engine, compiled_engine, numpy_engine
+from cbtqa.metrics.text.engines import Engine, compiled_engine, numpy_engine
 
 ALPHABET = [
     *"我你他的了是在不有这压力很大焦虑睡眠情绪认知行为疗法自己别人考试工作",

@@ -9,24 +9,25 @@ import pytest
 from sacrebleu.metrics import BLEU
 
 from cbtqa.errors import DataError
-from cbtqa.metrics.corpus import CorpusMetric
+from cbtqa.metrics.answers import DistortionAgreement, HelpRoute, Length, LengthRatio
+from cbtqa.metrics.base import CorpusMetric
 from cbtqa.metrics.diversity import Distinct, OpeningRepetition, SelfBleu, self_bleu
-from cbtqa.metrics.engines import numpy_engine
-from cbtqa.metrics.help_route import HelpRoute
-from cbtqa.metrics.labels import DistortionAgreement
-from cbtqa.metrics.length import Length, LengthRatio
-from cbtqa.metrics.step_model import N_FOLDS, cross_fitted, measure, train_step_model
 from cbtqa.metrics.structure import (
+    N_FOLDS,
     StepsInOrder,
     StepsInRecord,
     StructureComplete,
+    cross_fitted,
     divide_in_order,
     fold_of,
+    measure,
     rule_model,
     sentences_of,
     steps_in_order,
+    train_step_model,
 )
-from cbtqa.metrics.texts import Item, Reading, Texts
+from cbtqa.metrics.text.engines import numpy_engine
+from cbtqa.metrics.text.texts import Item, Reading, Texts
 from cbtqa.records import STEP_NAMES
 
 ANSWER = (

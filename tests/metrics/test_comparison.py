@@ -12,8 +12,7 @@ from sacrebleu.significance import PairedTest
 
 from cbtqa.errors import DataError, IncompleteRunError, UsageError
 from cbtqa.manifest import MANIFEST_NAME
-from cbtqa.metrics.comparison import CompareSettings, Comparison, compare
-from cbtqa.metrics.comparison_page import write_comparison
+from cbtqa.metrics.comparison import CompareSettings, Comparison, compare, write_comparison
 from cbtqa.metrics.score_folder import write_folder
 from cbtqa.metrics.scoring import ScoreSettings, score
 from cbtqa.settings import resolve

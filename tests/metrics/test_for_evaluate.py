@@ -12,8 +12,8 @@ import pytest
 
 from cbtqa.errors import CbtqaError, DataError
 from cbtqa.files import write_jsonl
+from cbtqa.metrics.evaluation import EVALUATE_MODULE, score_lists
 from cbtqa.metrics.registry import METRICS
-from cbtqa.metrics.score_lists import EVALUATE_MODULE, score_lists
 from cbtqa.metrics.scoring import ScoreSettings, score
 from tests.metrics.conftest import random_pairs
 
@@ -97,7 +97,7 @@ def test_a_metric_with_weights_takes_them_as_arguments(evaluate: Any, tmp_path: 
     got = load(evaluate, "bertscore", tmp_path).compute(
         predictions=texts[0], references=texts[1], **own
     )
-    from cbtqa.metrics.neural.settings import NeuralSettings
+    from cbtqa.metrics.neural.weights import NeuralSettings
 
     assert got["bertscore"] == score_lists("bertscore", *texts, NeuralSettings(**own)).value
     assert "layer:2" in got["bertscore_signature"]
@@ -115,7 +115,7 @@ def test_lists_that_do_not_fit_are_refused() -> None:
 
 def test_the_core_never_imports_evaluate() -> None:
     code = (
-        "import sys, cbtqa.metrics.scoring, cbtqa.metrics.comparison, cbtqa.metrics.score_lists;"
+        "import sys, cbtqa.metrics.scoring, cbtqa.metrics.comparison, cbtqa.metrics.evaluation;"
         "assert 'evaluate' not in sys.modules and 'datasets' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -27,12 +27,11 @@ from cbtqa.errors import (
     UsageError,
 )
 from cbtqa.files import read_jsonl, write_jsonl
+from cbtqa.judging.agreement import corrected_mean
+from cbtqa.judging.answers import Ask, JudgeRating, JudgeTask, stands_in
+from cbtqa.judging.report import JudgeReport
+from cbtqa.judging.run import JudgeSettings, estimate, judge
 from cbtqa.llm.chat import Reply, Sampling
-from cbtqa.metrics.judge.correction import corrected_mean
-from cbtqa.metrics.judge.report import JudgeReport
-from cbtqa.metrics.judge.run import estimate, judge
-from cbtqa.metrics.judge.settings import JudgeSettings
-from cbtqa.metrics.judge.task import Ask, JudgeRating, JudgeTask, stands_in
 from cbtqa.records import Reason
 from cbtqa.settings import Resolved, resolve
 from tests.support.endpoint import Answer, ScriptedEndpoint, Seen, ok, out_of_quota, refusal

@@ -12,11 +12,11 @@ from sacrebleu.metrics import BLEU, CHRF
 from cbtqa.metrics.base import Metric
 from cbtqa.metrics.bleu import Bleu
 from cbtqa.metrics.chrf import Chrf
-from cbtqa.metrics.engines import Engine
 from cbtqa.metrics.meteor import Meteor
-from cbtqa.metrics.porter import stem
 from cbtqa.metrics.rouge import Rouge
-from cbtqa.metrics.texts import Item, Reading, Texts
+from cbtqa.metrics.text.engines import Engine
+from cbtqa.metrics.text.porter import stem
+from cbtqa.metrics.text.texts import Item, Reading, Texts
 from tests.metrics.conftest import random_pairs
 
 CORPUS = [

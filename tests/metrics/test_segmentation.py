@@ -10,9 +10,14 @@ from typing import Any
 
 import pytest
 
-from cbtqa.metrics.jieba_tables import jieba_tables, words_signature
-from cbtqa.metrics.segmentation import PythonSegmenter, RustSegmenter, rust_segmenter
-from cbtqa.metrics.sequences import Vocabulary
+from cbtqa.metrics.text.segmentation import (
+    PythonSegmenter,
+    RustSegmenter,
+    jieba_tables,
+    rust_segmenter,
+    words_signature,
+)
+from cbtqa.metrics.text.sequences import Vocabulary
 from tests.metrics.conftest import random_texts
 
 
@@ -69,8 +74,8 @@ def test_a_word_added_to_the_global_jieba_changes_nothing_here() -> None:
         "import warnings; warnings.simplefilter('ignore')\n"
         "import jieba, logging; jieba.setLogLevel(logging.ERROR)\n"
         "jieba.add_word('我很好呀'); jieba.del_word('压力')\n"
-        "from cbtqa.metrics.segmentation import PythonSegmenter, rust_segmenter\n"
-        "from cbtqa.metrics.jieba_tables import jieba_tables\n"
+        "from cbtqa.metrics.text.segmentation import PythonSegmenter, rust_segmenter\n"
+        "from cbtqa.metrics.text.segmentation import jieba_tables\n"
         "for s in (PythonSegmenter(jieba_tables()), rust_segmenter()):\n"
         "    print(s.cut('我很好呀压力'))\n"
     )
@@ -83,8 +88,8 @@ def test_a_word_added_to_the_global_jieba_changes_nothing_here() -> None:
 def test_no_file_is_written_or_read_in_the_temporary_folder(tmp_path: Path) -> None:
     """jieba itself would leave, and next time load, `jieba.cache` there."""
     program = (
-        "from cbtqa.metrics.segmentation import PythonSegmenter\n"
-        "from cbtqa.metrics.jieba_tables import jieba_tables\n"
+        "from cbtqa.metrics.text.segmentation import PythonSegmenter\n"
+        "from cbtqa.metrics.text.segmentation import jieba_tables\n"
         "PythonSegmenter(jieba_tables()).cut('你好，3.5分')\n"
     )
     subprocess.run([sys.executable, "-c", program], env={"TMPDIR": str(tmp_path)}, check=True)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cbtqa.ratings.planning import assign_raters, draw_stratified, order_items, rarest_label
+from cbtqa.ratings.design import assign_raters, draw_stratified, order_items, rarest_label
 
 
 def test_a_stratified_draw_keeps_the_shares_and_the_seed() -> None:

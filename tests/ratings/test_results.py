@@ -10,14 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cbtqa.ratings.analysis import analyse
+from cbtqa.ratings.analysis import analyse, study_status, write_outputs
 from cbtqa.ratings.answers import Answer
 from cbtqa.ratings.collect import collect
 from cbtqa.ratings.documents import datasheet_text, methods_text
-from cbtqa.ratings.outputs import write_outputs
 from cbtqa.ratings.results import StudyReport
 from cbtqa.ratings.sheets import write_sheets
-from cbtqa.ratings.status import study_status
 from cbtqa.ratings.store import Store
 from cbtqa.ratings.study import Presentation, StudyFolder
 from cbtqa.statistics.agreement import krippendorff_alpha

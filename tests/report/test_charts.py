@@ -11,13 +11,17 @@ from cbtqa.report.charts import (
     HistogramBar,
     Interval,
     Levels,
+    Line,
+    ReliabilityBin,
     bar_chart,
     flow_bar,
+    heat_map,
     histogram,
     interval_chart,
+    line_chart,
+    reliability_chart,
     stacked_bars,
 )
-from cbtqa.report.plots import Line, ReliabilityBin, heat_map, line_chart, reliability_chart
 from cbtqa.report.svg import WIDTH, Scale, fit_text, round_ticks, text_width
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -9,7 +9,7 @@ from importlib.resources import files
 
 import pytest
 
-from cbtqa.report.fonts import font_css, font_slices, needed_slices
+from cbtqa.report.page import font_css, font_slices, needed_slices
 
 
 def _gb2312_characters() -> set[str]:

@@ -16,15 +16,18 @@ from cbtqa.report.page import (
     Facts,
     Figure,
     Items,
+    Lang,
     Notice,
     Page,
     Pairs,
+    Phrase,
     Section,
     Table,
     Text,
+    load_wording,
     render_page,
+    same,
 )
-from cbtqa.report.wording import Lang, Phrase, load_wording, same
 
 HOSTILE = '<img src=x onerror=alert(1)>&"'
 VOID = {"meta", "br", "img", "hr", "link", "input"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cbtqa.safety.answers import check_answer
-from cbtqa.safety.hotlines import help_text
+from cbtqa.safety.notices import help_text
 
 
 def rules(text: str, risk: str = "none", locale: str = "zh") -> set[str]:

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import datetime
 
-from cbtqa.safety.hotlines import load_hotlines, stale_warning
-from cbtqa.safety.notices import load_notices, not_a_therapist, required_notices, usage_terms
+from cbtqa.safety.notices import (
+    load_hotlines,
+    load_notices,
+    not_a_therapist,
+    required_notices,
+    stale_warning,
+    usage_terms,
+)
 
 
 def test_the_national_line_is_not_marked_as_round_the_clock() -> None:

@@ -10,8 +10,7 @@ import pytest
 
 import cbtqa.safety
 from cbtqa.safety.normalise import fold
-from cbtqa.safety.screen import screen
-from cbtqa.safety.second_stage import MODEL_NAME, SecondStage, shipped_second_stage, unit_round
+from cbtqa.safety.screen import MODEL_NAME, SecondStage, screen, shipped_second_stage, unit_round
 
 ROUNDABOUT = "我给自己定了期限，除夕之前走，药够了"
 BENCH = Path(__file__).parents[2] / "scripts" / "bench" / "safety.py"

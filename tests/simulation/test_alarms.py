@@ -8,21 +8,29 @@ import numpy as np
 import pytest
 
 from cbtqa.records import Session, Turn
-from cbtqa.report.wording import load_wording
-from cbtqa.simulation.alarms import (
+from cbtqa.report.page import load_wording
+from cbtqa.simulation.analysis.alarms import (
     ending_alarms,
+    endings,
     halo_alarms,
+    halo_rows,
     judge_alarms,
     length_alarms,
+    length_correlations,
+    lengths,
     order_of,
     scale_alarms,
 )
+from cbtqa.simulation.analysis.outcomes import (
+    Choices,
+    analyse_outcome,
+    cronbach_alpha,
+    item_profiles,
+    item_use,
+)
+from cbtqa.simulation.analysis.results import Alarm, AlarmKind, InstrumentResult
+from cbtqa.simulation.analysis.scores import Judged, SessionScore, score_sessions
 from cbtqa.simulation.instruments import load_instrument
-from cbtqa.simulation.items import cronbach_alpha, item_profiles, item_use
-from cbtqa.simulation.length_audit import endings, halo_rows, length_correlations, lengths
-from cbtqa.simulation.outcomes import Choices, analyse_outcome
-from cbtqa.simulation.results import Alarm, AlarmKind, InstrumentResult
-from cbtqa.simulation.session_scores import Judged, SessionScore, score_sessions
 from tests.support.judged_sessions import ratings, session
 
 LADDER = load_instrument("ctrs-ladder")

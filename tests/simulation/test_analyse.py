@@ -16,11 +16,11 @@ from typer.testing import CliRunner
 from cbtqa.cli.simulate import app
 from cbtqa.errors import DataError, UsageError
 from cbtqa.settings import resolve
-from cbtqa.simulation.analysis import analyse
-from cbtqa.simulation.analysis_files import run_analysis
-from cbtqa.simulation.analysis_settings import AnalysisSettings
+from cbtqa.simulation.analysis.analyse import analyse
+from cbtqa.simulation.analysis.results import AnalysisReport
+from cbtqa.simulation.analysis.run import run_analysis
+from cbtqa.simulation.analysis.settings import AnalysisSettings
 from cbtqa.simulation.instruments import load_instrument
-from cbtqa.simulation.results import AnalysisReport
 
 SCORES = os.environ.get("CBTQA_CTRS_SCORES")  # read at import: tests run without CBTQA_*
 ITEMS = [item.id for item in load_instrument("ctrs-ladder").items]

@@ -14,10 +14,9 @@ from cbtqa.records import Turn
 from cbtqa.settings import resolve
 from cbtqa.simulation.export import Exported, ExportSettings, export_sessions
 from cbtqa.simulation.lint import lint
-from cbtqa.simulation.messages import end_token, read_therapist
-from cbtqa.simulation.patient_splits import split_sessions
-from cbtqa.simulation.run import run_study
-from cbtqa.simulation.sessions import StudyFolder
+from cbtqa.simulation.playing.messages import end_token, read_therapist
+from cbtqa.simulation.playing.run import run_study
+from cbtqa.simulation.sessions import StudyFolder, split_sessions
 from tests.support.endpoint import ScriptedEndpoint, Seen, ok, refusal
 from tests.support.sessions import QUICK, asked_study, session_of, study_of
 

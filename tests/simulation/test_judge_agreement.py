@@ -13,13 +13,12 @@ from cbtqa.files import write_json, write_jsonl
 from cbtqa.manifest import Manifest, write_manifest
 from cbtqa.records import ItemRating, Session
 from cbtqa.settings import resolve
-from cbtqa.simulation.agreement import agreement_rows, corrected_rows
-from cbtqa.simulation.analysis import analyse
-from cbtqa.simulation.analysis_settings import AnalysisSettings
-from cbtqa.simulation.human_ratings import read_people
+from cbtqa.simulation.analysis.agreement import agreement_rows, corrected_rows
+from cbtqa.simulation.analysis.analyse import analyse
+from cbtqa.simulation.analysis.results import AgreementRow
+from cbtqa.simulation.analysis.scores import Judged, read_people
+from cbtqa.simulation.analysis.settings import AnalysisSettings
 from cbtqa.simulation.instruments import load_instrument
-from cbtqa.simulation.results import AgreementRow
-from cbtqa.simulation.session_scores import Judged
 from tests.support.judged_sessions import ratings, session
 
 TES = load_instrument("tes")

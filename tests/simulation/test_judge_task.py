@@ -11,15 +11,16 @@ import pytest
 from cbtqa.llm.chat import Fault, Reply, Sampling
 from cbtqa.records import Turn
 from cbtqa.simulation.instruments import load_instrument
-from cbtqa.simulation.judge_task import SessionAsk, SessionJudgeTask
-from cbtqa.simulation.judged_text import (
+from cbtqa.simulation.judging.task import (
     JudgeLimits,
+    RuleJudge,
+    SessionAsk,
+    SessionJudgeTask,
     is_quoted,
     shown_text,
     shown_turns,
     unfit_reason,
 )
-from cbtqa.simulation.rule_judge import RuleJudge
 from tests.support.judged_sessions import ANSWER, CLOSING, OPENING, reply, session
 
 TASK = SessionJudgeTask(load_instrument("ctrs"), Sampling(seed=5), "m")

@@ -22,10 +22,14 @@ from cbtqa.files import read_jsonl, write_jsonl
 from cbtqa.manifest import read_manifest
 from cbtqa.records import ItemRating, Session, Turn
 from cbtqa.settings import resolve
+from cbtqa.simulation.analysis.scores import read_judged, score_sessions
 from cbtqa.simulation.instruments import load_instrument
-from cbtqa.simulation.judge_settings import SessionJudgeSettings
-from cbtqa.simulation.judging import JudgedForm, judge_sessions, plan_judging
-from cbtqa.simulation.session_scores import read_judged, score_sessions
+from cbtqa.simulation.judging.run import (
+    JudgedForm,
+    SessionJudgeSettings,
+    judge_sessions,
+    plan_judging,
+)
 from cbtqa.simulation.sessions import StudyFolder
 from cbtqa.simulation.study import StudySettings
 from tests.support.endpoint import Answer, ScriptedEndpoint, Seen, ok, refusal

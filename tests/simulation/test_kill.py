@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cbtqa.simulation.run import run_study
+from cbtqa.simulation.playing.run import run_study
 from cbtqa.simulation.sessions import StudyFolder
 from cbtqa.simulation.study import load_study
 from tests.support.endpoint import Answer, ScriptedEndpoint, Seen, ok, slow

@@ -10,9 +10,9 @@ import pytest
 from cbtqa.errors import DataError
 from cbtqa.files import write_jsonl
 from cbtqa.records import Session, Turn
+from cbtqa.simulation.audit import compare_arms
 from cbtqa.simulation.lint import LintReport, lint
-from cbtqa.simulation.parity import compare_arms
-from cbtqa.simulation.run import run_study
+from cbtqa.simulation.playing.run import run_study
 from cbtqa.simulation.sessions import StudyFolder, read_transcripts
 from cbtqa.simulation.study import load_study
 from tests.support.sessions import QUICK, session_of, study_of

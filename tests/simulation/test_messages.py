@@ -6,7 +6,7 @@ import pytest
 
 from cbtqa.llm.chat import Fault, Reply
 from cbtqa.records import SessionState, Turn
-from cbtqa.simulation.messages import (
+from cbtqa.simulation.playing.messages import (
     Casting,
     Spoken,
     end_token,

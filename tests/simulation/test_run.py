@@ -14,12 +14,11 @@ from cbtqa.errors import ConfigError, DataError, EndpointAuthError, IncompleteRu
 from cbtqa.llm.limits import Limits
 from cbtqa.manifest import read_manifest
 from cbtqa.records import Session
-from cbtqa.simulation.crisis import names_help
-from cbtqa.simulation.estimate import estimate_study
-from cbtqa.simulation.events import plan_events
-from cbtqa.simulation.messages import end_token
+from cbtqa.simulation.playing.estimate import estimate_study
+from cbtqa.simulation.playing.events import names_help, plan_events
+from cbtqa.simulation.playing.messages import end_token
+from cbtqa.simulation.playing.run import RunLimits, run_study
 from cbtqa.simulation.profiles import draw_profiles
-from cbtqa.simulation.run import RunLimits, run_study
 from cbtqa.simulation.sessions import StudyFolder
 from cbtqa.simulation.study import Events, load_study, parse_study
 from tests.support.endpoint import (

@@ -10,11 +10,11 @@ import pytest
 
 from cbtqa.llm.chat import Fault, Reply
 from cbtqa.records import Reason, Turn
-from cbtqa.simulation.course import cbt_course
-from cbtqa.simulation.run import run_study
-from cbtqa.simulation.scripted import lines
+from cbtqa.simulation.playing.course import cbt_course
+from cbtqa.simulation.playing.run import run_study
+from cbtqa.simulation.playing.scripted import lines
+from cbtqa.simulation.playing.writing import WrittenPart, read_part
 from cbtqa.simulation.study import StudySettings
-from cbtqa.simulation.writing import WrittenPart, read_part
 from tests.support.endpoint import Answer, ScriptedEndpoint, Seen, ok
 from tests.support.sessions import QUICK, study_of
 

@@ -23,14 +23,16 @@ from cbtqa.statistics.agreement import (
     randolph_kappa,
 )
 from cbtqa.statistics.intraclass import intraclass_correlation
-from cbtqa.statistics.ranks import kendall_tau, kendall_w, spearman_rho
 from cbtqa.statistics.resampling import holm
 from cbtqa.statistics.tests_of_arms import (
     benjamini_hochberg,
     dunn,
     friedman,
+    kendall_tau,
+    kendall_w,
     kruskal,
     nemenyi,
+    spearman_rho,
     wilcoxon,
 )
 

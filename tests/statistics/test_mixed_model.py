@@ -23,8 +23,7 @@ from cbtqa.statistics.contrasts import (
     pairwise,
     wald,
 )
-from cbtqa.statistics.mixed_model import MixedFit, bootstrap_icc, fit_mixed
-from cbtqa.statistics.variance_ratio import Method
+from cbtqa.statistics.mixed_model import Method, MixedFit, bootstrap_icc, fit_mixed
 
 SCORES = os.environ.get("CBTQA_CTRS_SCORES")  # read at import: tests run without CBTQA_*
 ARMS = ("base", "base-cot", "tuned", "tuned-cot", "orpo", "orpo-cot")

@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from cbtqa.dataset.rows import answer_row, answer_schema
+from cbtqa.dataset_folder import answer_row, answer_schema
 from cbtqa.files import ParquetRows, write_jsonl, write_text
 from cbtqa.manifest import FileEntry, Manifest, SettingValue, describe_file, write_manifest
 from cbtqa.records import (

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cbtqa.tuning.backbones import Backbone, to_config
-from cbtqa.tuning.model_config import Shape
+from cbtqa.tuning.backbones import Backbone, Shape, to_config
 
 VOCAB = 576
 LATENT = {"q_lora_rank": 16, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8}

@@ -24,9 +24,9 @@ def trl() -> Any:
 
 
 def _items(path: Path, *, is_pair: bool) -> Any:
-    from cbtqa.tuning.chat_format import ChatFormat
-    from cbtqa.tuning.encoding import encode
-    from cbtqa.tuning.examples import read_training_examples
+    from cbtqa.tuning.data.chat_format import ChatFormat
+    from cbtqa.tuning.data.encoding import encode
+    from cbtqa.tuning.data.examples import read_training_examples
     from cbtqa.tuning.settings import FinetuneSettings
     from tests.support.tiny_models import tiny_tokenizer, write_rows
 
@@ -38,7 +38,7 @@ def _items(path: Path, *, is_pair: bool) -> Any:
 def _models() -> tuple[Any, Any]:
     """Theirs as transformers makes it, ours with our attention and head; the same weights."""
     from cbtqa.tuning.attention import register_attention
-    from cbtqa.tuning.loss import attach_log_probs
+    from cbtqa.tuning.losses import attach_log_probs
     from tests.support.tiny_models import tiny_model
 
     ours = tiny_model()
@@ -67,9 +67,8 @@ def _same(ours: Any, theirs: Any) -> float:
 def test_the_sft_loss_and_its_gradient_equal_trls(trl: Any, tmp_path: Path) -> None:
     from datasets import Dataset
 
-    from cbtqa.tuning.batches import LossChoice, StepData
-    from cbtqa.tuning.loss import sft_loss
-    from cbtqa.tuning.packing import StepPlan
+    from cbtqa.tuning.data.packing import LossChoice, StepData, StepPlan
+    from cbtqa.tuning.losses import sft_loss
     from tests.support.tiny_models import tiny_tokenizer
 
     items = _items(tmp_path / "rows.jsonl", is_pair=False)
@@ -102,8 +101,8 @@ def test_the_sft_loss_and_its_gradient_equal_trls(trl: Any, tmp_path: Path) -> N
 def test_the_orpo_loss_and_its_gradient_equal_trls(trl: Any, tmp_path: Path) -> None:
     from datasets import Dataset
 
-    from cbtqa.tuning.batches import LossChoice, make_batch
-    from cbtqa.tuning.orpo import orpo_terms
+    from cbtqa.tuning.data.packing import LossChoice, make_batch
+    from cbtqa.tuning.losses import orpo_terms
     from tests.support.tiny_models import tiny_tokenizer
 
     items = _items(tmp_path / "pairs.jsonl", is_pair=True)

@@ -19,12 +19,12 @@ from cbtqa.errors import CbtqaError, ConfigError, DataError, UsageError
 from cbtqa.tuning.backbones import (
     Backbone,
     completed,
+    count_parameters,
     find_backbone,
     load_backbones,
     template_text,
     to_config,
 )
-from cbtqa.tuning.model_config import count_parameters
 from tests.support.tiny_backbones import VOCAB, tiny_random_model
 
 KNOWN = list(load_backbones().values())

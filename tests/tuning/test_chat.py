@@ -12,9 +12,8 @@ from cbtqa.cli import main as program
 from cbtqa.errors import EndpointError, LicenceGateError, UsageError
 from cbtqa.llm.chat import Fault
 from cbtqa.records import Question, Reason, Risk
-from cbtqa.safety.hotlines import help_text
-from cbtqa.safety.notices import required_notices
-from cbtqa.tuning.chat import ChatSettings, Turn, answer_safely, open_speaker
+from cbtqa.safety.notices import help_text, required_notices
+from cbtqa.tuning.answering.chat import ChatSettings, Turn, answer_safely, open_speaker
 from tests.support.endpoint import ScriptedEndpoint, ok, server_error
 
 HARMLESS = "同事没有回我消息，我觉得所有人都讨厌我"

@@ -20,10 +20,8 @@ from cbtqa.cli.main import _run as run
 from cbtqa.errors import CbtqaError, ConfigError, DataError, IncompleteRunError, UsageError
 from cbtqa.files import read_json, sha256_of
 from cbtqa.tuning.backbones import find_backbone
-from cbtqa.tuning.convert import convert, read_conversion
-from cbtqa.tuning.layouts import normalise_rows
-from cbtqa.tuning.shards import Step
-from cbtqa.tuning.weights import describe_base, find_weights, hash_weights
+from cbtqa.tuning.weights.convert import convert, normalise_rows, read_conversion
+from cbtqa.tuning.weights.files import Step, describe_base, find_weights, hash_weights
 from tests.support.hub import StandInHub
 from tests.support.original_checkpoints import (
     Kind,
@@ -395,7 +393,7 @@ def test_the_layout_can_be_told_where_the_configuration_is_wrong(tmp_path: Path)
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
-from cbtqa.tuning.convert import convert
+from cbtqa.tuning.weights.convert import convert
 def stop(step):
     if step.what == "written" and step.number == 2:
         os.kill(os.getpid(), signal.SIGKILL)

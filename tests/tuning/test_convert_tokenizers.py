@@ -15,10 +15,14 @@ import tiktoken
 import transformers
 
 from cbtqa.errors import DataError
-from cbtqa.tuning.convert import convert, read_conversion
-from cbtqa.tuning.sentencepiece_tokenizer import build_tokenizer, read_model
-from cbtqa.tuning.tiktoken_tokenizer import read_ranks, reference_ids
-from cbtqa.tuning.tokenizer_conversion import probe_texts
+from cbtqa.tuning.weights.convert import convert, read_conversion
+from cbtqa.tuning.weights.tokenizers import (
+    build_sentencepiece_tokenizer,
+    probe_texts,
+    read_model,
+    read_ranks,
+    tiktoken_ids,
+)
 from tests.support.original_checkpoints import (
     QWEN_PATTERN,
     QWEN_SPECIALS,
@@ -98,7 +102,7 @@ def test_the_flag_on_the_leading_space_is_read_and_not_guessed(tmp_path: Path) -
     save_sentencepiece(tmp_path / "without", adds_leading_space=False)
     model = read_model(tmp_path / "without" / "tokenizer.model")
     model.normalizer_spec.add_dummy_prefix = True
-    wrong = build_tokenizer(model)
+    wrong = build_sentencepiece_tokenizer(model)
     original = sentencepiece.SentencePieceProcessor(
         model_file=str(tmp_path / "without" / "tokenizer.model")
     )
@@ -119,7 +123,7 @@ def test_the_flag_on_the_leading_space_is_read_and_not_guessed(tmp_path: Path) -
 def test_models_trained_otherwise_are_equal_too(tmp_path: Path, more: dict[str, Any]) -> None:
     save_sentencepiece(tmp_path, **more)
     path = tmp_path / "tokenizer.model"
-    made = build_tokenizer(read_model(path))
+    made = build_sentencepiece_tokenizer(read_model(path))
     original = sentencepiece.SentencePieceProcessor(model_file=str(path))
     texts = _random_texts(())
     for text in texts:
@@ -223,7 +227,7 @@ def test_pieces_equal_tiktoken_on_any_text(tmp_path: Path) -> None:
 
 def test_the_reference_that_conversion_compares_with_is_tiktoken(tmp_path: Path) -> None:
     save_tiktoken(tmp_path)
-    encode, original = reference_ids(read_ranks(tmp_path / "qwen.tiktoken")), _tiktoken(tmp_path)
+    encode, original = tiktoken_ids(read_ranks(tmp_path / "qwen.tiktoken")), _tiktoken(tmp_path)
     for text in _random_texts(QWEN_SPECIALS, seed=1)[:400]:
         plain = unicodedata.normalize("NFC", text)
         assert encode(text) == original.encode(plain, allowed_special="all")

@@ -16,14 +16,12 @@ from cbtqa.cli import main as program
 from cbtqa.errors import CbtqaError, ConfigError, DataError, MissingExtraError
 from cbtqa.files import read_rows
 from cbtqa.settings import resolve
-from cbtqa.tuning.approximate import approximate, approximate_tokens
-from cbtqa.tuning.cards import find_card
-from cbtqa.tuning.chat_format import ChatFormat
-from cbtqa.tuning.dry_run import dry_run
-from cbtqa.tuning.dry_run_report import DryRun
-from cbtqa.tuning.encoding import encode
-from cbtqa.tuning.examples import read_training_examples
+from cbtqa.tuning.budget.estimate import find_card
+from cbtqa.tuning.data.chat_format import ChatFormat
+from cbtqa.tuning.data.encoding import encode
+from cbtqa.tuning.data.examples import read_training_examples
 from cbtqa.tuning.settings import FinetuneSettings
+from cbtqa.tuning.training.dry_run import DryRun, approximate, approximate_tokens, dry_run
 from tests.support.dataset_folder import write_dataset_folder
 from tests.support.tiny_models import tiny_tokenizer, write_rows, write_tiny_model
 
@@ -46,7 +44,7 @@ def _plan(bench: Path, **flags: Any) -> DryRun:
 
 
 def test_tokens_steps_and_trained_parameters_are_those_of_the_run(bench: Path) -> None:
-    from cbtqa.tuning.train import finetune
+    from cbtqa.tuning.training.finetune import finetune
 
     flags = {"max_steps": 2, "batch_size": 4, "micro_batch_tokens": 400}
     found = _plan(bench, **flags)

@@ -12,12 +12,28 @@ from transformers import AutoModelForCausalLM
 
 from cbtqa.errors import ConfigError
 from cbtqa.tuning.backbones import find_backbone, load_backbones, to_config
-from cbtqa.tuning.cards import GIB, card_of_device, find_card, load_cards
-from cbtqa.tuning.counting import ATTENTION, N_TOKENS, ShapeCount, count_head, count_shape
-from cbtqa.tuning.estimate import StepSize, memory_of, needs_checkpointing
-from cbtqa.tuning.flops import expected_seconds, flops_per_token
+from cbtqa.tuning.budget.counting import (
+    ATTENTION,
+    BLOCK_BYTES,
+    N_TOKENS,
+    LiveBytes,
+    SavedBytes,
+    ShapeCount,
+    count_head,
+    count_shape,
+)
+from cbtqa.tuning.budget.estimate import (
+    GIB,
+    StepSize,
+    card_of_device,
+    expected_seconds,
+    find_card,
+    flops_per_token,
+    load_cards,
+    memory_of,
+    needs_checkpointing,
+)
 from cbtqa.tuning.loading import lora_config
-from cbtqa.tuning.meters import BLOCK_BYTES, LiveBytes, SavedBytes
 from cbtqa.tuning.settings import FinetuneSettings
 from tests.support.tiny_models import tiny_config
 
@@ -90,7 +106,7 @@ def test_a_7b_shape_keeps_what_the_parts_of_a_layer_add_up_to(baichuan: ShapeCou
 def test_two_depths_tell_every_other(monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_config(num_hidden_layers=9)
     told = count_shape(config, _lora())
-    monkeypatch.setattr("cbtqa.tuning.counting.DEPTHS", (2, 9))  # now all nine are counted
+    monkeypatch.setattr("cbtqa.tuning.budget.counting.DEPTHS", (2, 9))  # now all nine are counted
     counted = count_shape(config, _lora())
     for one, other in ((told.plain, counted.plain), (told.recomputed, counted.recomputed)):
         assert one.saved_per_token == other.saved_per_token

@@ -8,16 +8,22 @@ from typing import Any
 
 import pytest
 
-from cbtqa.dataset.rows import answer_of
+from cbtqa.dataset_folder import answer_of
 from cbtqa.errors import ConfigError, DataError, IncompleteRunError
 from cbtqa.files import read_rows
 from cbtqa.records import STEP_NAMES
-from cbtqa.tuning.chat_format import ChatFormat
-from cbtqa.tuning.encoding import encode
-from cbtqa.tuning.examples import read_training_examples, read_validation_examples
+from cbtqa.tuning.data.chat_format import ChatFormat
+from cbtqa.tuning.data.encoding import encode
+from cbtqa.tuning.data.examples import (
+    prompt_messages,
+    read_target,
+    read_training_examples,
+    read_validation_examples,
+    wording,
+    write_target,
+)
 from cbtqa.tuning.loading import find_template
 from cbtqa.tuning.settings import FinetuneSettings
-from cbtqa.tuning.targets import prompt_messages, read_target, wording, write_target
 from tests.support.dataset_folder import write_dataset_folder
 from tests.support.tiny_models import tiny_tokenizer, write_rows
 

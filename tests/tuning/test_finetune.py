@@ -14,10 +14,10 @@ from cbtqa.errors import CbtqaError, ConfigError, DataError, IncompleteRunError
 from cbtqa.files import read_rows
 from cbtqa.manifest import read_manifest
 from cbtqa.settings import resolve
-from cbtqa.tuning.failures import is_disk_full, is_out_of_memory
+from cbtqa.tuning.libraries import is_disk_full, is_out_of_memory
 from cbtqa.tuning.settings import FinetuneSettings
-from cbtqa.tuning.train import FinetuneResult, finetune
-from cbtqa.tuning.trainer import COMPLETE_NAME, last_checkpoint
+from cbtqa.tuning.training.finetune import FinetuneResult, finetune
+from cbtqa.tuning.training.trainer import COMPLETE_NAME, last_checkpoint
 from tests.support.dataset_folder import write_dataset_folder
 from tests.support.tiny_models import write_rows, write_tiny_model
 
@@ -115,11 +115,11 @@ def test_the_adapter_loads_in_peft_and_gives_the_recorded_loss(finished: Path, b
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from cbtqa.tuning.batches import LossChoice, make_batch
-    from cbtqa.tuning.chat_format import ChatFormat
-    from cbtqa.tuning.encoding import encode
-    from cbtqa.tuning.examples import read_training_examples
-    from cbtqa.tuning.loss import attach_log_probs
+    from cbtqa.tuning.data.chat_format import ChatFormat
+    from cbtqa.tuning.data.encoding import encode
+    from cbtqa.tuning.data.examples import read_training_examples
+    from cbtqa.tuning.data.packing import LossChoice, make_batch
+    from cbtqa.tuning.losses import attach_log_probs
 
     settings = FinetuneSettings(data=bench / "other.jsonl")
     chat = ChatFormat(AutoTokenizer.from_pretrained(finished))

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from cbtqa.dataset.rows import question_of
+from cbtqa.dataset_folder import question_of
 from cbtqa.errors import (
     ConfigError,
     DataError,
@@ -29,19 +29,23 @@ from cbtqa.manifest import read_manifest
 from cbtqa.metrics.pairs import Columns, read_predictions, read_references
 from cbtqa.records import CbtAnswer, Reason, Rejection
 from cbtqa.settings import resolve
-from cbtqa.tuning.answer_checks import AnswerChecks, turn_mark_of
-from cbtqa.tuning.answer_model import open_model
-from cbtqa.tuning.asked import AskedItem, Prompt, read_asked
-from cbtqa.tuning.chat import ChatSettings, open_speaker
-from cbtqa.tuning.chat_format import ChatFormat
-from cbtqa.tuning.decoding import Decoder, GumbelNoise, batches_of
-from cbtqa.tuning.encoding import encode
-from cbtqa.tuning.examples import read_training_examples
-from cbtqa.tuning.generate import GenerateResult, generate
-from cbtqa.tuning.generate_settings import GenerateSettings
+from cbtqa.tuning.answering.chat import ChatSettings, open_speaker
+from cbtqa.tuning.answering.decoding import Decoder, GumbelNoise, batches_of
+from cbtqa.tuning.answering.generate import GenerateResult, generate
+from cbtqa.tuning.answering.model import open_model
+from cbtqa.tuning.answering.questions import (
+    AnswerChecks,
+    AskedItem,
+    Prompt,
+    read_asked,
+    turn_mark_of,
+)
+from cbtqa.tuning.answering.settings import GenerateSettings
+from cbtqa.tuning.data.chat_format import ChatFormat
+from cbtqa.tuning.data.encoding import encode
+from cbtqa.tuning.data.examples import prompt_messages, read_training_examples
 from cbtqa.tuning.settings import FinetuneSettings
-from cbtqa.tuning.targets import prompt_messages
-from cbtqa.tuning.train import finetune
+from cbtqa.tuning.training.finetune import finetune
 from tests.support.dataset_folder import write_dataset_folder
 from tests.support.endpoint import ScriptedEndpoint, ok, refusal
 from tests.support.tiny_models import SENTENCES, tiny_model, tiny_tokenizer, write_tiny_model

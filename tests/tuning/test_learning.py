@@ -12,14 +12,12 @@ from peft import LoraConfig
 from cbtqa.tuning import attention
 from cbtqa.tuning.attention import documents_stay_apart, pack_inputs, register_attention
 from cbtqa.tuning.backbones import Backbone, Title
-from cbtqa.tuning.batches import LossChoice, StepData, make_batch, make_filler
-from cbtqa.tuning.chat_format import ChatFormat
-from cbtqa.tuning.encoding import IGNORED, Item, encode
-from cbtqa.tuning.examples import read_training_examples
+from cbtqa.tuning.data.chat_format import ChatFormat
+from cbtqa.tuning.data.encoding import IGNORED, Item, encode
+from cbtqa.tuning.data.examples import read_training_examples
+from cbtqa.tuning.data.packing import LossChoice, StepData, StepPlan, make_batch, make_filler
 from cbtqa.tuning.loading import add_adapter
-from cbtqa.tuning.loss import attach_log_probs, head_log_probs, sft_loss
-from cbtqa.tuning.orpo import orpo_terms
-from cbtqa.tuning.packing import StepPlan
+from cbtqa.tuning.losses import attach_log_probs, head_log_probs, orpo_terms, sft_loss
 from cbtqa.tuning.settings import FinetuneSettings
 from tests.support.tiny_models import tiny_model, tiny_tokenizer, write_rows
 
@@ -213,7 +211,7 @@ def test_the_chunked_head_gives_torchs_cross_entropy_and_gradient(
     plain = (hidden @ weight.T).log_softmax(-1).gather(-1, targets[:, None])[:, 0]
     (plain * scale).sum().backward()
     expected, hidden.grad = hidden.grad.clone(), None
-    monkeypatch.setattr("cbtqa.tuning.loss.LOGITS_AT_ONCE", 400)  # eight rows a chunk
+    monkeypatch.setattr("cbtqa.tuning.losses.LOGITS_AT_ONCE", 400)  # eight rows a chunk
     chunked = head_log_probs(hidden, weight, targets)
     (chunked * scale).sum().backward()
     assert torch.allclose(chunked, plain, atol=1e-6)

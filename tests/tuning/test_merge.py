@@ -14,18 +14,17 @@ import transformers
 from cbtqa.cli.main import _run as run
 from cbtqa.errors import ConfigError, DataError, UsageError
 from cbtqa.files import read_json, write_json
-from cbtqa.tuning.adapter_weights import read_adapter
 from cbtqa.tuning.backbones import find_backbone
-from cbtqa.tuning.convert import convert
-from cbtqa.tuning.gguf import CONVERTER
-from cbtqa.tuning.merge import MergeRecord, merge
-from cbtqa.tuning.weights import (
+from cbtqa.tuning.weights.adapter import read_adapter
+from cbtqa.tuning.weights.convert import convert
+from cbtqa.tuning.weights.files import (
     describe_base,
     find_weights,
     hash_weights,
     read_base_record,
     write_base_record,
 )
+from cbtqa.tuning.weights.merge import CONVERTER, MergeRecord, merge
 from tests.support.original_checkpoints import save_original
 from tests.support.tiny_backbones import tiny_random_model
 
@@ -323,7 +322,7 @@ def test_the_command_prints_what_to_serve_and_writes_gguf(
 
 
 def test_a_converter_that_fails_leaves_no_gguf(base: Path, tmp_path: Path) -> None:
-    from cbtqa.tuning.gguf import write_gguf
+    from cbtqa.tuning.weights.merge import write_gguf
 
     (tmp_path / "merged").mkdir()
     (tmp_path / "merged" / "merge.json").write_text("{}")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cbtqa.tuning.packing import StepPlan, best_fit, divide, fill_of, group_by_length
+from cbtqa.tuning.data.packing import StepPlan, best_fit, divide, fill_of, group_by_length
 
 lengths_of = st.lists(st.integers(1, 900), min_size=1, max_size=60)
 

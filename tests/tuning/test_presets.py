@@ -10,9 +10,14 @@ import yaml
 
 from cbtqa.errors import ConfigError
 from cbtqa.settings import Resolved, resolve
-from cbtqa.tuning.check import check_settings
-from cbtqa.tuning.presets import MARKS, read_preset, resolve_preset, shipped_presets
-from cbtqa.tuning.settings import FinetuneSettings
+from cbtqa.tuning.settings import (
+    MARKS,
+    FinetuneSettings,
+    read_preset,
+    resolve_preset,
+    shipped_presets,
+)
+from cbtqa.tuning.training.prepare import check_settings
 
 FOLDER = Path(__file__).parents[2] / "cbtqa/tuning/presets"
 

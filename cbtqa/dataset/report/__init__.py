@@ -14,8 +14,7 @@ from cbtqa.dataset.stats import DatasetStatistics, folder_statistics
 from cbtqa.distortions.taxonomy import load_taxonomy, shipped_concepts
 from cbtqa.errors import DataError
 from cbtqa.manifest import Manifest, read_manifest
-from cbtqa.report.page import Page, Section, render_page
-from cbtqa.report.wording import Lang, Phrase
+from cbtqa.report.page import Lang, Page, Phrase, Section, render_page
 
 
 def dataset_report(

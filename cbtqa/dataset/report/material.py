@@ -9,7 +9,7 @@ from pathlib import Path
 from cbtqa.dataset.stats import DatasetStatistics
 from cbtqa.manifest import Manifest
 from cbtqa.psyqa import is_bundled_sample
-from cbtqa.report.wording import Lang, Phrase, load_wording, same
+from cbtqa.report.page import Lang, Phrase, load_wording, same
 
 PACKAGE = "cbtqa.dataset.report"
 

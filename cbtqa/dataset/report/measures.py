@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from cbtqa.dataset.lengths import LengthSummary
 from cbtqa.dataset.report.material import Material, known_phrase, number, percent, say, wording
-from cbtqa.dataset.stats import paper_facts
+from cbtqa.dataset.stats import LengthSummary, paper_facts
 from cbtqa.records import STEP_NAMES
-from cbtqa.report.charts import Bar, HistogramBar, bar_chart, histogram
-from cbtqa.report.page import Block, Cell, Figure, Table, Text
-from cbtqa.report.plots import heat_map
-from cbtqa.report.wording import Phrase
+from cbtqa.report.charts import Bar, HistogramBar, bar_chart, heat_map, histogram
+from cbtqa.report.page import Block, Cell, Figure, Phrase, Table, Text
 
 TYPES_IN_HEAT_MAP = 12
 TOPICS = 12

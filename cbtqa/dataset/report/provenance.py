@@ -10,10 +10,20 @@ from markupsafe import Markup
 from cbtqa.dataset.report.material import Material, known_phrase, number, percent, say
 from cbtqa.manifest import describe_file
 from cbtqa.report.charts import flow_bar
-from cbtqa.report.page import Block, Cell, Code, Fact, Facts, Figure, Notice, Pairs, Table, Text
-from cbtqa.report.wording import Phrase
-from cbtqa.safety.hotlines import help_text
-from cbtqa.safety.notices import load_notices
+from cbtqa.report.page import (
+    Block,
+    Cell,
+    Code,
+    Fact,
+    Facts,
+    Figure,
+    Notice,
+    Pairs,
+    Phrase,
+    Table,
+    Text,
+)
+from cbtqa.safety.notices import help_text, load_notices
 
 SHOWN_ELSEWHERE = ("out", "input", "endpoint", "model")
 """Settings that other lines tell; an endpoint's address may hold more than its host."""

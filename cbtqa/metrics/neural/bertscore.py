@@ -27,9 +27,8 @@ from cbtqa.files import open_text, sha256_of
 from cbtqa.metrics.base import Floats
 from cbtqa.metrics.neural.encoder import Encoder, ReadText, known_models
 from cbtqa.metrics.neural.metric import PAIRS_PER_BLOCK, NeuralMetric
-from cbtqa.metrics.neural.settings import NeuralSettings
-from cbtqa.metrics.neural.weights import require, versions
-from cbtqa.metrics.texts import Texts
+from cbtqa.metrics.neural.weights import NeuralSettings, require, versions
+from cbtqa.metrics.text.texts import Texts
 
 MOST_UNKNOWN = 0.5
 """Share of unknown tokens from which a score says nothing about the texts."""

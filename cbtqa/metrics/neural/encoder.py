@@ -17,16 +17,16 @@ from typing import Any
 
 from cbtqa.errors import ConfigError
 from cbtqa.files import parse_yaml
-from cbtqa.metrics.neural.settings import NeuralSettings
 from cbtqa.metrics.neural.weights import (
+    NeuralSettings,
     cannot_load,
     enough_memory,
     find_checkpoint,
     on_device,
     quiet_transformers,
     require,
+    windows_within,
 )
-from cbtqa.metrics.neural.windows import windows_within
 
 FLAG = "--bertscore-model"
 UNSET_LENGTH = 1_000_000

@@ -10,16 +10,81 @@ import hashlib
 import importlib
 import importlib.metadata
 import json
-from collections.abc import Callable, Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
+
+from pydantic import Field
+from pydantic.config import JsonDict
 
 from cbtqa.errors import ConfigError, MissingExtraError
 from cbtqa.files import sha256_of
-from cbtqa.metrics.neural.settings import NeuralSettings
+from cbtqa.settings import Settings
 
+# --- settings ------------------------------------------------------------------------------------
+# What can be set for the neural metrics, with the help text of each flag.
+
+_PANEL: JsonDict = {"panel": "Neural metrics"}
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+class NeuralSettings(Settings):
+    """Weights, device and precision of BERTScore and BLEURT."""
+
+    bertscore_model: str = Field(
+        "bert-base-chinese",  # Source: bert-score's own choice for Chinese
+        description="BERTScore's model: a folder with weights, or a Hub id.",
+        json_schema_extra=_PANEL,
+    )
+    bertscore_layer: int | None = Field(
+        None,
+        ge=0,
+        description="Layer whose embeddings BERTScore compares; known for the usual models.",
+        json_schema_extra=_PANEL,
+    )
+    bertscore_baseline: Path | None = Field(
+        None,
+        description="Baseline table (LAYER,P,R,F) for bertscore_rescaled; shipped for "
+        "bert-base-chinese.",
+        json_schema_extra=_PANEL,
+    )
+    bertscore_idf: Path | None = Field(
+        None,
+        description="Text file, one document a line, whose rare tokens weigh more in BERTScore.",
+        json_schema_extra=_PANEL,
+    )
+    bleurt_model: str = Field(
+        "lucadiliello/BLEURT-20",
+        description="BLEURT's checkpoint in PyTorch: a folder, or a Hub id.",
+        json_schema_extra=_PANEL,
+    )
+    device: str = Field(
+        "auto",
+        description="Where models run: auto, cpu, cuda, cuda:1, mps.",
+        json_schema_extra=_PANEL,
+    )
+    dtype: Dtype = Field(
+        "float32",
+        description="Precision of the models: float32, bfloat16, float16; part of the signature.",
+        json_schema_extra=_PANEL,
+    )
+    batch_size: int = Field(
+        32, ge=1, description="Texts a model reads at a time.", json_schema_extra=_PANEL
+    )
+
+    @classmethod
+    def part_of(cls, settings: Self) -> NeuralSettings:
+        """These fields alone, of a larger settings model."""
+        return NeuralSettings(
+            **{name: getattr(settings, name) for name in NeuralSettings.model_fields}
+        )
+
+
+# --- weights -------------------------------------------------------------------------------------
 EXTRA = "neural"
 WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
 
@@ -229,3 +294,62 @@ def quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(before)
         if had_bar:
             logging.enable_progress_bar()
+
+
+# --- windows -------------------------------------------------------------------------------------
+# Cutting a long text into windows at the ends of sentences, on its tokens.
+#
+# Works on tokens, so that what a window holds is what the model would have read of the whole.
+
+ENDS, CLOSERS = frozenset("。！？!?…；;\n"), frozenset("”’」』）)】》\"'")
+"""What ends a sentence, and what may still follow its end."""
+
+
+def sentence_ends(tokens: Sequence[str]) -> list[int]:
+    """Positions between tokens at which a sentence has just ended, ascending."""
+    found = []
+    for position in range(1, len(tokens)):
+        if _is_closer(tokens[position]) or _is_end(tokens[position]):
+            continue
+        last = position - 1
+        while last > 0 and _is_closer(tokens[last]):
+            last -= 1
+        if _is_end(tokens[last]):
+            found.append(position)
+    return found
+
+
+def _is_end(token: str) -> bool:
+    return token[-1:] in ENDS
+
+
+def _is_closer(token: str) -> bool:
+    return bool(token) and CLOSERS.issuperset(token)
+
+
+def split_evenly(tokens: Sequence[str], n_windows: int) -> list[slice]:
+    """So many windows of about equal length, cut at sentence ends where one is near.
+
+    An end is near when it lies within half a window of the even cut; without one the cut is even.
+    """
+    ends, n = sentence_ends(tokens), len(tokens)
+    cuts = [0]
+    for number in range(1, n_windows):
+        even = round(number * n / n_windows)
+        low = max(cuts[-1] + 1, even - n // (2 * n_windows))
+        place = bisect_left(ends, even)
+        near = [end for end in ends[max(0, place - 1) : place + 1] if low <= end < n]
+        near = [end for end in near if abs(end - even) <= n // (2 * n_windows)]
+        cuts.append(min(near, key=lambda end: abs(end - even)) if near else max(even, cuts[-1]))
+    cuts.append(n)
+    return [slice(start, stop) for start, stop in pairwise(cuts)]
+
+
+def windows_within(tokens: Sequence[str], limit: int) -> list[slice]:
+    """The fewest even windows of at most `limit` tokens each; one window when all fits."""
+    n_windows = max(1, -(-len(tokens) // limit))
+    while True:
+        windows = split_evenly(tokens, n_windows)
+        if all(window.stop - window.start <= limit for window in windows):
+            return windows
+        n_windows += 1

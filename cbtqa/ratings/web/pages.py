@@ -13,7 +13,7 @@ from cbtqa.ratings.answers import Answer, is_done
 from cbtqa.ratings.rubric import Criterion, Language
 from cbtqa.ratings.study import Presentation, StudyFolder
 from cbtqa.ratings.web.guards import current_nonce
-from cbtqa.safety.hotlines import help_text
+from cbtqa.safety.notices import help_text
 
 if TYPE_CHECKING:
     from jinja2 import Environment

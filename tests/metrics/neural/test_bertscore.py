@@ -13,11 +13,10 @@ import pytest
 
 from cbtqa.errors import ConfigError, DataError
 from cbtqa.metrics.base import Floats
-from cbtqa.metrics.engines import numpy_engine
 from cbtqa.metrics.neural.bertscore import BertScore, BertScorer
-from cbtqa.metrics.neural.settings import NeuralSettings
-from cbtqa.metrics.neural.weights import cannot_load
-from cbtqa.metrics.texts import Item, Reading, Texts
+from cbtqa.metrics.neural.weights import NeuralSettings, cannot_load
+from cbtqa.metrics.text.engines import numpy_engine
+from cbtqa.metrics.text.texts import Item, Reading, Texts
 from tests.metrics.neural.tiny_models import CHARACTERS, forget_length, save_bert
 
 torch = pytest.importorskip("torch")

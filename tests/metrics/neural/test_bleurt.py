@@ -13,11 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cbtqa.errors import ConfigError, DataError
-from cbtqa.metrics.engines import numpy_engine
-from cbtqa.metrics.neural.bleurt import Bleurt, BleurtScorer, windowed_pairs
-from cbtqa.metrics.neural.bleurt_model import Pieces, PieceText, cut_pair
-from cbtqa.metrics.neural.settings import NeuralSettings
-from cbtqa.metrics.texts import Item, Reading, Texts
+from cbtqa.metrics.neural.bleurt import (
+    Bleurt,
+    BleurtScorer,
+    Pieces,
+    PieceText,
+    cut_pair,
+    windowed_pairs,
+)
+from cbtqa.metrics.neural.weights import NeuralSettings
+from cbtqa.metrics.text.engines import numpy_engine
+from cbtqa.metrics.text.texts import Item, Reading, Texts
 from tests.metrics.neural.tiny_models import save_bleurt
 
 torch = pytest.importorskip("torch")

@@ -14,7 +14,7 @@ from cbtqa.files import write_jsonl
 from cbtqa.metrics.comparison import CompareSettings, compare
 from cbtqa.metrics.neural.bertscore import BertScorer
 from cbtqa.metrics.neural.bleurt import BleurtScorer
-from cbtqa.metrics.neural.settings import NeuralSettings
+from cbtqa.metrics.neural.weights import NeuralSettings
 from cbtqa.metrics.registry import PRESETS, additive_metric, known_metrics
 from cbtqa.metrics.score_folder import write_folder
 from cbtqa.metrics.scoring import ScoreSettings, score

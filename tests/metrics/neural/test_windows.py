@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cbtqa.metrics.neural.windows import sentence_ends, split_evenly, windows_within
+from cbtqa.metrics.neural.weights import sentence_ends, split_evenly, windows_within
 
 TEXTS = st.text(alphabet="我你他，。！”", max_size=300)
 

@@ -1,0 +1,243 @@
+"""`cbtqa convert`: a checkpoint of 2023 that needs code from the Hub becomes a native one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from cbtqa.cli.console import print_facts, print_json, print_table, say
+from cbtqa.cli.options import AsJson
+from cbtqa.tuning.backbones import Backbone, count_parameters, find_backbone, load_backbones
+from cbtqa.tuning.weights.convert import ConversionRecord
+from cbtqa.tuning.weights.files import GIB, Step
+from cbtqa.tuning.weights.merge import MergeRecord, find_converter, serving_lines, write_gguf
+
+MIB = 1 << 20
+Source = Annotated[str, typer.Argument(help="Name of a backbone, folder, or Hub id.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder to write; must not exist yet.")]
+Layout = Annotated[
+    Literal["baichuan", "baichuan2", "qwen"] | None,
+    typer.Option("--layout", help="What the checkpoint is, where its config.json is wrong."),
+]
+Revision = Annotated[
+    str | None, typer.Option("--revision", help="Commit or branch on the Hub (default: newest).")
+]
+Shard = Annotated[
+    int, typer.Option("--shard-mib", min=1, help="Size of the files written; memory holds one.")
+]
+
+
+def convert(
+    source: Source,
+    out: Out,
+    layout: Layout = None,
+    revision: Revision = None,
+    shard_mib: Shard = 2048,
+    as_json: AsJson = False,
+) -> None:
+    """Rewrite Baichuan-7B, Baichuan2-7B or Qwen-7B (first generation) for today's libraries.
+
+    Baichuan becomes Llama, Qwen becomes Qwen2: weights in safetensors, tokenizer, generation
+    settings and a record with the hashes of what went in. No code from the Hub is run. A run that
+    was stopped goes on. Example: [bold]cbtqa convert baichuan --out baichuan-7b-llama[/bold]
+    """
+    from cbtqa.tuning.weights.convert import convert as convert_checkpoint
+
+    record = convert_checkpoint(
+        source,
+        out,
+        layout=layout,
+        revision=revision,
+        shard_bytes=shard_mib * MIB,
+        on_step=say_step,
+    )
+    if as_json:
+        print_json(record.model_dump(mode="json"))
+    else:
+        _print_record(record, out)
+
+
+def say_step(step: Step) -> None:
+    """One line of talk a file."""
+    size = f"{step.n_bytes / GIB:.2f} GiB"
+    how = "there already" if step.is_kept else f"{size}, {step.seconds:.0f} s"
+    say(f"{step.what} {step.number} of {step.total}: {step.name} ({how})")
+
+
+def _print_record(record: ConversionRecord, out: Path) -> None:
+    tokenizer = record.tokenizer
+    rows = [
+        ("source", record.source.name),
+        ("revision", record.source.revision or "a folder"),
+        ("layout", record.conversion),
+        ("parameters", f"{record.n_parameters:,} ({', '.join(record.dtypes)})"),
+        ("tokenizer", f"{tokenizer.kind}, {tokenizer.n_tokens:,} tokens"),
+        ("texts cut alike", f"{tokenizer.n_texts_compared:,} of {tokenizer.n_texts_compared:,}"),
+        ("dropped", ", ".join(record.dropped) or "nothing"),
+        *(("note", note) for note in record.exactness),
+        ("weights' SHA-256", record.weights_sha256),
+    ]
+    print_facts(f"Converted: {out}", rows)
+    say(f"next: cbtqa finetune --backbone {out} --dry-run")
+
+
+# --- merge ---------------------------------------------------------------------------------------
+# `cbtqa merge`: an adapter becomes a plain model, for vLLM, llama.cpp and everything else.
+
+AdapterFolder = Annotated[Path, typer.Argument(help="Folder of the adapter, from cbtqa finetune.")]
+Base = Annotated[
+    str | None,
+    typer.Option("--base", help="Base model: folder, name or Hub id (default: the adapter's)."),
+]
+DTypeOption = Annotated[
+    Literal["float32", "float16", "bfloat16"] | None,
+    typer.Option("--dtype", help="Type of the merged weights (default: the base's)."),
+]
+Gguf = Annotated[
+    Path | None, typer.Option("--gguf", help="Also write this GGUF file, with llama.cpp's script.")
+]
+LlamaCpp = Annotated[
+    Path | None,
+    typer.Option("--llama-cpp", help="Source folder of llama.cpp (default: LLAMA_CPP)."),
+]
+
+
+def merge(
+    adapter: AdapterFolder,
+    out: Out,
+    base: Base = None,
+    dtype: DTypeOption = None,
+    shard_mib: Shard = 2048,
+    gguf: Gguf = None,
+    llama_cpp: LlamaCpp = None,
+    as_json: AsJson = False,
+) -> None:
+    """Merge an adapter into its base: in float32, cast once, one shard in memory at a time.
+
+    The base must be the one the adapter was trained on, by hash. Tokenizer, chat format, end
+    tokens and a record go with it. Example: [bold]cbtqa merge run --out merged[/bold]
+    """
+    from cbtqa.tuning.weights.merge import merge as merge_adapter
+
+    converter = find_converter(llama_cpp) if gguf else None
+    record = merge_adapter(
+        adapter, out, base=base, dtype=dtype, shard_bytes=shard_mib * MIB, on_step=say_step
+    )
+    if gguf and converter:
+        write_gguf(out, gguf, converter)
+    if as_json:
+        print_json({**record.model_dump(mode="json"), "serve": serving_lines(out)})
+    else:
+        _merge_print_record(record, out)
+
+
+def _merge_print_record(record: MergeRecord, out: Path) -> None:
+    changed = f"{record.n_merged} by the adapter, {record.n_replaced} trained whole"
+    rows = [
+        ("base", record.base.name),
+        ("adapter", f"{record.adapter} ({record.method})"),
+        ("weights changed", changed),
+        ("type", ", ".join(record.dtypes)),
+        *(("note", note) for note in record.notes),
+        ("weights' SHA-256", record.weights_sha256),
+    ]
+    print_facts(f"Merged: {out}", rows)
+    for name, line in serving_lines(out).items():
+        say(f"{name}: {line}")
+
+
+# --- backbones -----------------------------------------------------------------------------------
+# `cbtqa backbones`: the base models that can be tuned, and everything known about one.
+
+Name = Annotated[
+    str | None,
+    typer.Argument(help="Name, alias, folder or Hub id to explain; without it, all are listed."),
+]
+
+
+def backbones(name: Name = None, as_json: AsJson = False) -> None:
+    """List the base models, or explain one: download, licence, conversion, format, assumptions.
+
+    Nothing is downloaded. Example: [bold]cbtqa backbones baichuan[/bold]
+    """
+    if name is None:
+        known = list(load_backbones().values())
+        if as_json:
+            print_json({"backbones": [_told(backbone) for backbone in known]})
+        else:
+            _print_all(known)
+        return
+    backbone = find_backbone(name)
+    if as_json:
+        print_json(_told(backbone))
+    else:
+        _print_one(backbone, name)
+
+
+def _told(backbone: Backbone) -> dict[str, Any]:
+    plain = backbone.model_dump(mode="json", exclude={"path", "stop_tokens"})
+    return {
+        **plain,
+        "name": backbone.told_name,
+        "needs_conversion": backbone.needs_conversion,
+        "stops": list(backbone.stops),
+        "n_parameters": count_parameters(backbone.shape) if backbone.shape else None,
+    }
+
+
+def _print_all(known: list[Backbone]) -> None:
+    rows = [
+        [
+            backbone.id,
+            backbone.hub_id or "",
+            _billions(backbone),
+            " ".join(_first_steps(backbone)) or "-",
+        ]
+        for backbone in known
+    ]
+    print_table("Backbones", ["name", "Hub id", "weights", "first"], rows)
+    say("one in detail: cbtqa backbones NAME; a folder or any other Hub id works too")
+
+
+def _print_one(backbone: Backbone, given: str) -> None:
+    shape = backbone.shape
+    rows = [
+        ("name", f"{backbone.title.en} / {backbone.title.zh}"),
+        ("also", ", ".join(backbone.aliases)),
+        ("made from", backbone.source_id or ""),
+        ("weights", f"{backbone.told_name}{_download_size(backbone)}"),
+        ("revision", backbone.revision or ("" if backbone.path else "newest (none is pinned)")),
+        ("licence", backbone.licence),
+        ("gate", "accept the licence on the model's page first" if backbone.gated else "none"),
+        ("published class", backbone.source_architecture or backbone.architecture or "not read"),
+        ("trained as", backbone.architecture or "read when it is loaded"),
+        ("parameters", _billions(backbone) or "read when it is loaded"),
+        ("layers x hidden", f"{shape.layers} x {shape.hidden:,}" if shape else ""),
+        ("vocabulary", f"{shape.vocab:,}" if shape else ""),
+        ("context", f"{backbone.context:,} tokens" if backbone.context else ""),
+        ("chat format", backbone.template or "the tokenizer's own"),
+        ("an answer ends with", " or ".join(backbone.stops) or "the tokenizer's end token"),
+        ("adapters on", ", ".join(backbone.target_modules)),
+        *(("assumed", statement) for statement in backbone.assumed),
+    ]
+    print_facts(backbone.id, rows)
+    if backbone.needs_conversion:
+        say(f"first: cbtqa convert {given} --out {backbone.id.lower()}-converted")
+        given = f"{backbone.id.lower()}-converted"
+    say(f"next: cbtqa finetune --backbone {given} --dry-run")
+
+
+def _first_steps(backbone: Backbone) -> list[str]:
+    return ["convert"] * backbone.needs_conversion + ["accept licence"] * backbone.gated
+
+
+def _billions(backbone: Backbone) -> str:
+    return f"{count_parameters(backbone.shape) / 1e9:.2f} G" if backbone.shape else ""
+
+
+def _download_size(backbone: Backbone) -> str:
+    if backbone.path or not backbone.shape:
+        return ""
+    return f", a download of about {2 * count_parameters(backbone.shape) / GIB:.1f} GiB"

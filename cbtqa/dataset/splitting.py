@@ -1,0 +1,164 @@
+"""Which split each question goes to: near-duplicates together, crisis items by setting."""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import rensa
+
+from cbtqa.dataset.instruction import Item
+from cbtqa.dataset.settings import BuildSettings
+from cbtqa.dataset_folder import SPLITS
+from cbtqa.llm.journal import blocks_of
+from cbtqa.processes import map_blocks
+from cbtqa.records import Risk
+from cbtqa.safety.screen import screen
+from cbtqa.splits import split_of
+
+BLOCK = 2000
+
+
+class SplitPlan:
+    """Where each question belongs: near-duplicates together, crisis items by setting."""
+
+    def __init__(self, settings: BuildSettings, items: Iterable[Item]) -> None:
+        """Reads all questions: compares their texts and grades those not graded yet."""
+        near = NearDuplicates(settings.near_duplicate)
+        # by place: where the question alone would go, an index into SPLITS; whether it is apart
+        own, is_crisis = bytearray(), bytearray()
+        blocks: deque[list[Item]] = deque()
+
+        def texts() -> Iterator[list[tuple[str, bool]]]:
+            for block in blocks_of(items, BLOCK):
+                blocks.append(block)
+                yield [
+                    (item.question.source_text, item.grades.is_known(item.place)) for item in block
+                ]
+
+        for sketches, risks in map_blocks(_make_reader, (), texts()):
+            near.add(sketches)
+            for item, risk in zip(blocks.popleft(), risks, strict=True):
+                if risk is not None:
+                    item.note(risk)
+                split = split_of(
+                    item.question.id,
+                    seed=settings.split_seed,
+                    validation=settings.validation,
+                    test=settings.test,
+                )
+                own.append(SPLITS.index(split))
+                is_crisis.append(item.risk != "none" and settings.crisis == "split")
+        first = near.clusters()
+        self.n_near_duplicates = int((first != np.arange(len(first))).sum())
+        """Questions that joined the cluster of an earlier one."""
+        apart = np.frombuffer(is_crisis, dtype=bool)
+        together = np.frombuffer(own, dtype=np.uint8)[first]
+        self._places = np.where(apart, SPLITS.index("crisis"), together).astype(np.uint8).tobytes()
+
+    def splits(self) -> Iterator[str]:
+        """The split of each question, in the order added."""
+        return (SPLITS[place] for place in self._places)
+
+
+def _make_reader() -> Callable[[list[tuple[str, bool]]], tuple[Sketches, list[Risk | None]]]:
+    return _read_block
+
+
+def _read_block(texts: list[tuple[str, bool]]) -> tuple[Sketches, list[Risk | None]]:
+    sketches = sketch([text for text, _ in texts])
+    return sketches, [None if is_graded else screen(text).risk for text, is_graded in texts]
+
+
+# --- duplicates ----------------------------------------------------------------------------------
+# Near-duplicate questions: clusters whose members must share a split.
+#
+# MinHash signatures (rensa, 64 permutations over character 4-grams) are cut into bands;
+# questions that agree in a band and whose estimated Jaccard similarity reaches the threshold are
+# joined. Of each minimum the lower 16 bits are kept: two that differ agree in them once in
+# 65,536. A million questions take 128 MB. Source: b-bit minwise hashing, arXiv 0910.3349.
+
+N_PERMUTATIONS = 64
+N_BANDS = 16  # 4 rows a band: a pair of similarity 0.7 meets in some band with probability 0.99
+GRAM = 4
+_PAIRS = 65_536
+"""Pairs compared at a time."""
+_NOT_TEXT = re.compile(r"[\W_]+")
+
+
+Sketches: TypeAlias = npt.NDArray[np.uint16]
+"""MinHash signatures, shape `(n, N_PERMUTATIONS)`, C order."""
+
+
+def sketch(texts: Sequence[str]) -> Sketches:
+    """The signature of each text (title and description), over its character 4-grams."""
+    found = np.zeros((len(texts), N_PERMUTATIONS), dtype=np.uint16)
+    for row, text in enumerate(texts):
+        plain = _NOT_TEXT.sub("", text)
+        grams = [plain[i : i + GRAM] for i in range(max(1, len(plain) - GRAM + 1))]
+        minhash = rensa.RMinHash(num_perm=N_PERMUTATIONS, seed=1)
+        minhash.update(grams)
+        found[row] = np.array(minhash.digest(), dtype=np.uint32).astype(np.uint16)
+    return found
+
+
+class NearDuplicates:
+    """Collects signatures in order, then gives each the index of its cluster's first member."""
+
+    def __init__(self, threshold: float) -> None:
+        self._threshold = threshold
+        self._blocks: list[Sketches] = []
+
+    def add(self, sketches: Sketches) -> None:
+        """Adds the next questions."""
+        self._blocks.append(sketches)
+
+    def clusters(self) -> npt.NDArray[np.int64]:
+        """For every question, in the order added, the index of its cluster's first question."""
+        if not self._blocks:
+            return np.zeros(0, dtype=np.int64)
+        signatures = np.concatenate(self._blocks)
+        self._blocks = [signatures]
+        parent = np.arange(len(signatures), dtype=np.int64)
+        for first, second in _alike_pairs(signatures, self._threshold):
+            _join(parent, first, second)
+        while ((above := parent[parent]) != parent).any():
+            parent = above
+        return parent
+
+
+def _alike_pairs(signatures: Sketches, threshold: float) -> Iterator[tuple[int, int]]:
+    """Pairs that agree in a band and are alike enough over the whole signature."""
+    bands = signatures.view(np.uint64)  # the 4 rows of a band are 64 bits together
+    for keys in bands.T:
+        order = np.argsort(keys, kind="stable")
+        ordered = keys[order]
+        same = np.flatnonzero(ordered[1:] == ordered[:-1])
+        for start in range(0, len(same), _PAIRS):
+            at = same[start : start + _PAIRS]
+            first, second = order[at], order[at + 1]
+            alike = (signatures[first] == signatures[second]).mean(axis=1) >= threshold
+            yield from zip(first[alike].tolist(), second[alike].tolist(), strict=True)
+
+
+def _root(parent: npt.NDArray[np.int64], index: int) -> int:
+    while parent[index] != index:
+        parent[index] = parent[parent[index]]
+        index = int(parent[index])
+    return index
+
+
+def _join(parent: npt.NDArray[np.int64], first: int, second: int) -> None:
+    a, b = _root(parent, first), _root(parent, second)
+    parent[max(a, b)] = min(a, b)
+
+
+def cluster_questions(texts: Sequence[str], threshold: float) -> npt.NDArray[np.int64]:
+    """Cluster index of each text (see `NearDuplicates`), shape `(n,)`."""
+    found = NearDuplicates(threshold)
+    found.add(sketch(texts))
+    return found.clusters()

@@ -1,0 +1,1 @@
+"""The embedded teacher: facts of a question, grammar of an answer, no model."""

@@ -1,0 +1,308 @@
+"""The embedded default teacher: writes five-step answers by rules, offline, always the same.
+
+It is a template system and no therapist, and its text is no source to train models on. What it
+says hangs on what `template_facts` finds in the question and on the kinds of thinking that the
+pattern labeller finds; the language lies in `template/*.yaml`. A question that speaks of suicide
+or self-harm gets the parts of `crisis.yaml`, which put safety first, name help routes, and never
+treat the wish to die as a thinking error.
+
+    TemplateTeacher().answer(question, "none").steps.joined()
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+import cbtqa
+from cbtqa.dataset.check import AnswerChecks, CheckedAnswer
+from cbtqa.dataset.instruction import Item
+from cbtqa.dataset.settings import BuildSettings
+from cbtqa.dataset.teachers import OnProgress
+from cbtqa.dataset.template.facts import Facts, quote_evidence, read_facts
+from cbtqa.dataset.template.grammar import Language, Part, Pools, Writer, load_language
+from cbtqa.distortions.patterns import PatternHit, PatternLabeller
+from cbtqa.distortions.taxonomy import Taxonomy, load_taxonomy
+from cbtqa.llm.chat import Fault, Reply
+from cbtqa.llm.journal import Entry, Journal, State, blocks_of
+from cbtqa.llm.progress import Meter
+from cbtqa.processes import map_blocks
+from cbtqa.records import STEP_NAMES, CbtSteps, DistortionLabel, Provenance, Question, Risk
+from cbtqa.safety.screen import screen
+
+_GROUP_ODDS = 4
+"""A topic's own parts are taken, but those of its group one time in so many."""
+_MAX_LABELLED = 4_000
+"""Characters of a question that distortions are looked for in; PsyQA's longest has 425."""
+
+
+class TemplateAnswer(NamedTuple):
+    """Five steps, and the distortions found in the question; none where its risk is not none."""
+
+    steps: CbtSteps
+    distortions: tuple[DistortionLabel, ...]
+
+
+class _Thought(NamedTuple):
+    """One kind of thinking found in the question."""
+
+    concept: str
+    term: str
+    quote: str | None
+    """How it is quoted, verbatim; None where it cannot be."""
+
+
+class TemplateTeacher:
+    """Writes answers; the same seed, id and text give the same answer on every machine.
+
+    Args:
+        taxonomy: id or path of the label set that distortions are said in.
+        seed: another seed chooses other wordings.
+
+    Raises:
+        DataError: no such taxonomy.
+    """
+
+    def __init__(self, taxonomy: str = "burns-10", seed: int = 0) -> None:
+        self._taxonomy = load_taxonomy(taxonomy)
+        self._labeller = PatternLabeller(self._taxonomy)
+        finer = {type_id: self._taxonomy.finer_ids(type_id) for type_id in self._taxonomy.ids}
+        self._finer_ids = {type_id: found for type_id, found in finer.items() if found}
+        self._language = load_language()
+        self._seed = seed
+
+    def answer(self, question: Question, risk: Risk) -> TemplateAnswer:
+        """The answer to one question; `risk` is its grade by `cbtqa.safety.screen`."""
+        facts = read_facts(question)
+        source_text = question.source_text
+        labels: tuple[DistortionLabel, ...] = ()
+        thoughts: list[_Thought] = []
+        if risk == "none":
+            text = source_text[:_MAX_LABELLED]
+            hits = self._labeller.find_hits(text)
+            labels = self._labeller.label(text, hits)
+            thoughts = self._thoughts(text, labels, hits)
+            _add_thoughts(facts, thoughts)
+        composer = _Composer(
+            self._language, facts, thoughts, risk, self._seed_of(question.id, source_text)
+        )
+        return TemplateAnswer(composer.write(), labels)
+
+    def _seed_of(self, item_id: str, source_text: str) -> int:
+        told = f"{self._seed}\0{item_id}\0{source_text}"
+        return int.from_bytes(hashlib.sha256(told.encode("utf-8", "replace")).digest()[:8])
+
+    def _thoughts(
+        self, text: str, labels: tuple[DistortionLabel, ...], hits: list[PatternHit]
+    ) -> list[_Thought]:
+        types: dict[str, str] = {}
+        if any(label.id in self._finer_ids for label in labels):
+            for hit in hits:
+                types.setdefault(hit.clause.of(text), hit.rule.type)
+        thoughts = []
+        for label in labels:
+            concept = label.id
+            if concept in self._finer_ids:
+                found = types.get(label.evidence or "", concept)
+                concept = found if found in self._finer_ids[concept] else concept
+            if concept not in self._language.types:
+                continue
+            name = self._language.terms.get(concept) or self._taxonomy.zh_name(concept)
+            quote = quote_evidence(label.evidence) if label.evidence else None
+            thoughts.append(_Thought(concept, f"「{name}」", quote))
+        return thoughts
+
+
+def _add_thoughts(facts: Facts, thoughts: list[_Thought]) -> None:
+    """The first two thoughts as facts; a stretch of the question is quoted for one purpose only."""
+    holes = facts.holes
+    if thoughts:
+        facts.flags.discard("calm")
+        facts.flags.add("distress")
+    for suffix, thought in zip(("", "2"), thoughts, strict=False):
+        if suffix and thought.quote == holes.get("thought"):
+            continue
+        facts.flags.add("second" if suffix else "typed")
+        holes[f"term{suffix}"] = thought.term
+        if thought.quote:
+            holes[f"thought{suffix}"] = thought.quote
+    said = [holes[name] for name in ("thought", "thought2") if name in holes]
+    facts.quotes = [q for q in facts.quotes if not any(q in s or s in q for s in said)]
+    for name in ("asked", "retold"):
+        told = holes.get(name, "").replace("你", "我")
+        if told and any(told in s or s in told for s in said):
+            del holes[name]
+
+
+class _Composer:
+    """Writes the five steps of one answer."""
+
+    def __init__(
+        self, language: Language, facts: Facts, thoughts: list[_Thought], risk: Risk, seed: int
+    ) -> None:
+        self._language, self._risk = language, risk
+        self._topic = language.topics[facts.topic]
+        self._group = language.groups[language.group_of.get(facts.topic, "any")]
+        self._types: list[Pools] = [language.types[thought.concept] for thought in thoughts[:2]]
+        holes, quotes = facts.holes, facts.quotes
+        if not thoughts and quotes:
+            holes["core"], *quotes = quotes
+        self._writer = Writer(language.lexis, {*facts.flags, *holes}, holes, quotes, seed)
+
+    def write(self) -> CbtSteps:
+        plans = self._language.plans[self._risk]
+        return CbtSteps(**{name: self._step(plans[name]) for name in STEP_NAMES})
+
+    def _step(self, plans: tuple[Part, ...]) -> str:
+        plan = self._writer.pick(plans)
+        if plan is None:
+            raise AssertionError("every step has a plan without conditions")
+        said = []
+        for source, kind, is_optional in self._language.kinds_of_plan[plan.number]:
+            if not (is_optional and self._writer.chance(2)):
+                said.append(self._say(source, kind))
+        return "".join(said)
+
+    def _say(self, source: str, kind: str) -> str:
+        if kind == "belief" and not source:
+            self._writer.fill("belief", self._say("topic", "belief"))
+        elif kind == "second":
+            self._writer.fill("gist2", self._say("type2", "gist"))
+        part = self._pick(source, kind)
+        return self._writer.say(part) if part else ""
+
+    def _pick(self, source: str, kind: str) -> Part | None:
+        pick, shared = self._writer.pick, self._language.shared
+        if source == "topic":
+            own, group = self._topic.get(kind, ()), self._group[kind]
+            if kind != "belief" and self._writer.chance(_GROUP_ODDS):
+                own, group = group, own
+            return pick(own) or pick(group)
+        if source == "type":
+            return pick(self._types[0][kind])
+        if source == "type2":
+            return pick(self._types[1][kind])
+        if source == "cue":
+            return pick(shared[f"{kind}_cue"]) or pick(shared[kind])
+        return pick(shared[kind] if self._risk == "none" else self._language.crisis[kind])
+
+
+# --- offline -------------------------------------------------------------------------------------
+# The embedded default teacher: rules, no model, no key, no network, the same answer each time.
+#
+# Answers are written by several processes (see `processes`) and checked where they are written.
+
+BLOCK = 500
+LABELLER = "patterns"
+Written: TypeAlias = tuple[str, Fault | None, Risk]
+"""Reply text, why it is turned away for good (or None), grade of the question. Plain, because it
+travels between processes: a whole `Entry` took a twentieth of the time of writing it."""
+
+
+class OfflineTeacher:
+    """Answers by template; see `template`."""
+
+    system = "template"
+    prompts: Mapping[str, str] = {}
+    is_paid = False
+    price = None
+
+    def __init__(self, settings: BuildSettings, taxonomy: Taxonomy) -> None:
+        self._taxonomy, self._seed = taxonomy, settings.seed
+        self._settings = settings
+        self._provenance = Provenance(
+            model="template",
+            seed=settings.seed,
+            is_training_source=False,
+            version=cbtqa.__version__,
+        )
+
+    def fingerprint(self) -> dict[str, str]:
+        """The version decides: the rules change with it."""
+        return {
+            "teacher": "template",
+            "version": cbtqa.__version__,
+            "taxonomy": self._taxonomy.id,
+            "seed": str(self._seed),
+            "step_chars": f"{self._settings.min_step_chars}-{self._settings.max_step_chars}",
+        }
+
+    def generate(
+        self,
+        items: Iterable[Item],
+        journal: Journal,
+        *,
+        n_total: int | None,
+        on_progress: OnProgress | None,
+    ) -> None:
+        """Writes what the journal does not hold; a kill costs at most a few blocks."""
+        meter = Meter(n_total, price=None, earlier=journal.totals())
+
+        asked: deque[list[Item]] = deque()
+
+        def missing() -> Iterator[list[Question]]:
+            for block in blocks_of(items, BLOCK):
+                done = journal.standings([item.key for item in block])
+                meter.n_skipped += len(done)
+                left = [item for item in block if item.key not in done]
+                if left:
+                    asked.append(left)
+                    yield [item.question for item in left]
+
+        for written in map_blocks(_make_writer, (self._settings,), missing()):
+            entries = []
+            for item, (text, fault, risk) in zip(asked.popleft(), written, strict=True):
+                item.note(risk)
+                state = State.FINAL if fault else State.ACCEPTED
+                reply = Reply(text, finish_reason="stop", model="template")
+                entries.append(Entry(item.key, 1, state, reply, fault))
+            meter.n_accepted += journal.record(entries)
+            if on_progress is not None:
+                on_progress(meter.progress(limit=1))
+
+    def read(self, item: Item, reply: Reply) -> CheckedAnswer | Fault:
+        """Taken as it was written: it was checked then."""
+        value = json.loads(reply.text)
+        steps = CbtSteps(**{name: value[name] for name in STEP_NAMES})
+        labels = (DistortionLabel(labeller=LABELLER, **label) for label in value["distortions"])
+        return CheckedAnswer(steps.joined(), steps, tuple(labels))
+
+    def provenance(self, reply: Reply) -> Provenance:
+        """Says that this text is no training source."""
+        return self._provenance
+
+
+class _Writer:
+    """Grades, answers and checks; one in every process."""
+
+    def __init__(self, settings: BuildSettings) -> None:
+        taxonomy = load_taxonomy(settings.taxonomy)
+        self._template = TemplateTeacher(taxonomy=settings.taxonomy, seed=settings.seed)
+        self._checks = AnswerChecks(
+            taxonomy, LABELLER, settings.min_step_chars, settings.max_step_chars
+        )
+
+    def write(self, questions: list[Question]) -> list[Written]:
+        """One text a question."""
+        return [self._write(question) for question in questions]
+
+    def _write(self, question: Question) -> Written:
+        risk = screen(question.source_text).risk
+        answer = self._template.answer(question, risk)
+        value: dict[str, Any] = answer.steps.model_dump()
+        value["distortions"] = [
+            {"id": label.id, "evidence": label.evidence, "confidence": label.confidence}
+            for label in answer.distortions
+        ]
+        found = self._checks.check_object(question, risk, value)
+        fault = found if isinstance(found, Fault) else None
+        return json.dumps(value, ensure_ascii=False), fault, risk
+
+
+def _make_writer(
+    settings: BuildSettings,
+) -> Callable[[list[Question]], list[Written]]:
+    return _Writer(settings).write

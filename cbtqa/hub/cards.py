@@ -1,0 +1,533 @@
+"""The card of a published dataset: front matter, Chinese, English, citation.
+
+Every figure comes from the manifest, the statistics of what is published, and reports that were
+named. The card holds no question and no answer: it stays readable for everybody.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import yaml
+
+from cbtqa.dataset.card import SIZE_NAMES, SIZES
+from cbtqa.dataset.report import label_names
+from cbtqa.dataset.report.items import crisis_handling
+from cbtqa.dataset.report.material import Material, known_phrase, number, percent, say
+from cbtqa.dataset.stats import DatasetStatistics, paper_facts
+from cbtqa.distortions.evaluate import F1, EvaluationReport
+from cbtqa.files import parse_record, parse_yaml, read_json, write_text
+from cbtqa.hub.card_schema import DatasetFront, ModelFront, check_front
+from cbtqa.hub.model_facts import BaseModel, ModelScores
+from cbtqa.hub.ratings import SUMMARY_SPLIT, RatedStudy, card_rows
+from cbtqa.hub.settings import DatasetSettings, Gate, ModelSettings
+from cbtqa.hub.source_text import MASK
+from cbtqa.manifest import Manifest
+from cbtqa.records import NonEmptyText, Record
+from cbtqa.report.page import Lang, Phrase
+from cbtqa.safety.notices import (
+    content_warning,
+    help_text,
+    not_a_therapist,
+    required_notices,
+    usage_terms,
+)
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+
+CONFIGS = ("qa", "distortions", "ratings", "ratings_summary")
+DATASET_TAGS = (
+    "mental-health",
+    "cognitive-behavioural-therapy",
+    "cognitive-distortions",
+    "synthetic",
+)
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """All that the card draws on."""
+
+    settings: DatasetSettings
+    manifest: Manifest
+    statistics: DatasetStatistics
+    """Of the entries that are published."""
+    n_rows: dict[str, dict[str, int]]
+    """Rows by config and split."""
+    has_source_text: bool
+    n_withheld: int
+    n_unmaskable: int
+    n_masked: int
+    studies: tuple[RatedStudy, ...]
+    notes: str | None
+
+
+def render_dataset_card(facts: CardFacts) -> str:
+    """The card as Markdown."""
+    material = Material(
+        facts.settings.run,
+        facts.manifest,
+        facts.statistics,
+        label_names(facts.manifest, facts.statistics),
+        "zh",
+    )
+    values = {**_values(facts, material), **_tables(facts, material)}
+    parts = [render(f"dataset.{lang}.md", values) for lang in ("zh", "en")]
+    front = check_front(DatasetFront, dataset_front_matter(facts, material))
+    return join_card(front, *parts, render("citation.md", values))
+
+
+def dataset_front_matter(facts: CardFacts, material: Material) -> dict[str, Any]:
+    """The YAML head; see the Hub's dataset card specification."""
+    n_entries = facts.statistics.n_entries
+    category = next((k for k, size in enumerate(SIZES) if n_entries < size), len(SIZES))
+    configs: list[dict[str, Any]] = []
+    for name in CONFIGS:
+        if name in facts.n_rows:
+            splits = [
+                {"split": split, "path": f"{name}/{split}-*.parquet"}
+                for split in facts.n_rows[name]
+            ]
+            first = {"config_name": name, **({"default": True} if name == "qa" else {})}
+            configs.append({**first, "data_files": splits})
+    annotators = ["machine-generated", *(["expert-generated"] if facts.studies else [])]
+    return {
+        "pretty_name": say("title").zh,
+        "language": ["zh"],
+        "license": "other",
+        "license_name": TERMS_NAME,
+        "license_link": TERMS_PATH,
+        "size_categories": [SIZE_NAMES[category]],
+        "task_categories": ["question-answering", "text-generation", "text-classification"],
+        "annotations_creators": annotators,
+        "language_creators": ["machine-generated"],
+        "source_datasets": ["original"] if material.is_bundled_sample else ["extended"],
+        "tags": [*DATASET_TAGS, "not-for-training"] if material.is_template else list(DATASET_TAGS),
+        "configs": configs,
+        **gate_front_matter(facts.settings.gate),
+    }
+
+
+def _values(facts: CardFacts, material: Material) -> dict[str, Any]:
+    manifest, statistics = facts.manifest, facts.statistics
+    rejected: dict[str, int] = manifest.counts.get("rejected", {})
+    return {
+        "repo_id": facts.settings.to,
+        "title": say("title"),
+        "version": manifest.cbtqa_version,
+        "date": manifest.finished_at[:10],
+        "started": manifest.started_at[:10],
+        "is_template": material.is_template,
+        "is_bundled_sample": material.is_bundled_sample,
+        "has_source_text": facts.has_source_text,
+        "mask": MASK,
+        "n_entries": number(statistics.n_entries),
+        "n_masked": number(facts.n_masked) if facts.n_masked else None,
+        "n_withheld": number(facts.n_withheld) if facts.n_withheld else None,
+        "n_unmaskable": number(facts.n_unmaskable) if facts.n_unmaskable else None,
+        "has_steps": statistics.n_with_steps > 0,
+        "models": list(statistics.models),
+        "prompts": manifest.prompts,
+        "inputs": manifest.inputs,
+        "sampling": _sampling(material),
+        "n_in": number(manifest.counts.get("n_in", 0)),
+        "n_out": number(manifest.counts.get("n_out", 0)),
+        "n_rejected": number(sum(rejected.values())),
+        "rejected": _listed("reasons", rejected),
+        "n_refused": number(rejected.get("refusal", 0) + rejected.get("content_filter", 0)),
+        "usage": manifest.usage,
+        "cost": manifest.cost,
+        "hosts": manifest.acknowledgements.get("disclosure"),
+        "permission": facts.settings.permission.name if facts.settings.permission else None,
+        "crisis": crisis_handling(material),
+        "risks": _listed("risk", statistics.risk),
+        "gate": facts.settings.gate,
+        "contact": facts.settings.contact,
+        "discussions": f"https://huggingface.co/datasets/{facts.settings.to}/discussions",
+        "notes": facts.notes,
+        "zh": notices_of("zh"),
+        "en": notices_of("en"),
+        "citation": files("cbtqa.dataset").joinpath("card", "citation.bib").read_text("utf-8"),
+    }
+
+
+def _tables(facts: CardFacts, material: Material) -> dict[str, Any]:
+    statistics = facts.statistics
+    lengths = [
+        (name, f"{s.mean:.0f}", f"{s.median:g}", f"{s.p95:.0f}", f"{s.max:,}")
+        for name, s in statistics.lengths.items()
+        if name in ("question", "description", "answer")
+    ]
+    labels = [
+        (
+            label.id,
+            material.label_names[label.id],
+            number(label.n_entries),
+            percent(label.share_of_entries),
+            percent(paper_facts().labels.get(label.id)).replace("n/a", "-"),
+        )
+        for label in statistics.labels
+    ]
+    return {
+        "configs": [
+            (config, split, number(n))
+            for config in CONFIGS
+            for split, n in facts.n_rows.get(config, {}).items()
+        ],
+        "config_names": [name for name in CONFIGS if name in facts.n_rows],
+        "summary_split": SUMMARY_SPLIT,
+        "lengths": lengths,
+        "labels": labels,
+        "share_distorted": percent(statistics.share_distorted),
+        "paper_share": percent(paper_facts().share_distorted),
+        "quality": read_label_quality(facts.settings.label_quality),
+        "ratings": card_rows(facts.studies),
+    }
+
+
+def _sampling(material: Material) -> str | None:
+    given = {name: material.setting(name) for name in ("temperature", "top_p", "max_tokens")}
+    shown = ", ".join(f"{name} {value}" for name, value in given.items() if value is not None)
+    return shown if shown and not material.is_template else None
+
+
+def _listed(group: str, counts: dict[str, int]) -> Phrase | None:
+    """Counts by name in both languages; None when there is nothing to count."""
+    if not counts:
+        return None
+    names = [(known_phrase(group, name), number(n)) for name, n in counts.items()]
+    return Phrase(
+        zh="，".join(f"{name.zh} {n}" for name, n in names),
+        en=", ".join(f"{name.en} {n}" for name, n in names),
+    )
+
+
+# --- model card ----------------------------------------------------------------------------------
+# The card of a published model: front matter with the scores, Chinese, English, citation.
+
+MODEL_TAGS = ("mental-health", "cognitive-behavioural-therapy", "psyqa")
+SHOWN_SETTINGS = (
+    *("preset", "objective", "mode", "method", "rank", "alpha", "dropout", "target_module"),
+    *("rslora", "dora", "learning_rate", "schedule", "warmup", "weight_decay", "optimizer"),
+    *("epochs", "max_steps", "batch_size", "max_length", "packing", "precision", "beta", "seed"),
+)
+"""Settings that a reader needs to train the same, where the run records them."""
+SHOWN_COUNTS = (
+    *("n_steps", "n_trainable", "n_frozen", "precision", "first_loss", "last_loss", "eval_loss"),
+    *("method", "n_merged", "dtypes"),
+)
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """All that the card draws on."""
+
+    settings: ModelSettings
+    manifest: Manifest
+    form: Literal["adapter", "merged"]
+    base: BaseModel
+    method: dict[str, Any]
+    """The adapter's shape, as its configuration says; empty for merged weights."""
+    scores: tuple[ModelScores, ...]
+    studies: tuple[RatedStudy, ...]
+    notes: str | None
+    notice_files: tuple[str, ...]
+
+
+def render_model_card(facts: ModelFacts) -> str:
+    """The card as Markdown."""
+    values = _model_values(facts)
+    parts = [render(f"model.{lang}.md", values) for lang in ("zh", "en")]
+    front = check_front(ModelFront, model_front_matter(facts))
+    return join_card(front, *parts, render("citation.md", values))
+
+
+def model_front_matter(facts: ModelFacts) -> dict[str, Any]:
+    """The YAML head; see the Hub's model card specification."""
+    settings, base = facts.settings, facts.base
+    licence: dict[str, Any] = {"license": settings.licence or "other"}
+    if licence["license"] == "other":
+        licence["license_name"] = "see-base-model"
+        licence["license_link"] = f"https://huggingface.co/{base.hub_id}"
+    front: dict[str, Any] = {
+        "language": ["zh"],
+        **licence,
+        "base_model": base.hub_id,
+        "base_model_relation": "adapter" if facts.form == "adapter" else "finetune",
+        "library_name": "peft" if facts.form == "adapter" else "transformers",
+        "pipeline_tag": "text-generation",
+        "inference": False,
+        "tags": [*MODEL_TAGS, *(["lora"] if facts.form == "adapter" else [])],
+    }
+    if settings.dataset:
+        front["datasets"] = list(settings.dataset)
+    entries = [scores.index_entry(settings.dataset) for scores in facts.scores]
+    entries = [entry for entry in entries if entry["metrics"]]
+    if entries:
+        named = [metric["type"] for entry in entries for metric in entry["metrics"]]
+        front["metrics"] = list(dict.fromkeys(named))
+        name = settings.to.split("/")[1]
+        front["model-index"] = [{"name": name, "results": entries}]
+    return {**front, **gate_front_matter(settings.gate)}
+
+
+def _model_values(facts: ModelFacts) -> dict[str, Any]:
+    settings, manifest = facts.settings, facts.manifest
+    return {
+        "repo_id": settings.to,
+        "name": settings.to.split("/")[1],
+        "form": facts.form,
+        "base": facts.base,
+        "method": facts.method,
+        "version": manifest.cbtqa_version,
+        "date": manifest.finished_at[:10],
+        "datasets": settings.dataset,
+        "inputs": manifest.inputs,
+        "hyper": [
+            (name, _plain(entry.value), entry.origin)
+            for name in SHOWN_SETTINGS
+            if (entry := manifest.settings.get(name)) is not None and entry.value not in (None, [])
+        ],
+        "counts": [
+            (name, _plain(manifest.counts[name]))
+            for name in SHOWN_COUNTS
+            if manifest.counts.get(name) is not None
+        ],
+        "packages": {
+            name: version
+            for name, version in manifest.packages.items()
+            if name in ("torch", "transformers", "peft", "accelerate")
+        },
+        "scores": [(one.references, one.system, one.rows()) for one in facts.scores],
+        "warnings": [warning for one in facts.scores for warning in one.warnings],
+        "ratings": card_rows(facts.studies),
+        "system": settings.system,
+        "notice_files": facts.notice_files,
+        "licence": settings.licence,
+        "gate": settings.gate,
+        "contact": settings.contact,
+        "discussions": f"https://huggingface.co/{settings.to}/discussions",
+        "notes": facts.notes,
+        "zh": notices_of("zh"),
+        "en": notices_of("en"),
+        "citation": files("cbtqa.dataset").joinpath("card", "citation.bib").read_text("utf-8"),
+    }
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+# --- label quality -------------------------------------------------------------------------------
+# How good the labels are, from what `cbtqa distortions evaluate --json` printed.
+#
+# Only figures are read: that report also quotes texts that were labelled wrongly.
+
+
+class QualityRow(NamedTuple):
+    """One labeller against people, as cells of a table."""
+
+    labeller: str
+    precision: str
+    recall: str
+    f1: str
+    accuracy: str
+    micro_f1: str
+
+
+class LabelQuality(NamedTuple):
+    """What was measured on which texts."""
+
+    data: str
+    n_texts: int
+    taxonomy: str
+    rows: tuple[QualityRow, ...]
+
+
+def read_label_quality(path: Path | None) -> LabelQuality | None:
+    """The figures of the report; None without one.
+
+    Raises:
+        DataError: not such a report.
+    """
+    if path is None:
+        return None
+    report = parse_record(EvaluationReport, read_json(path), str(path))
+    rows = tuple(
+        QualityRow(
+            labeller=name,
+            precision=_figure(system.binary.precision),
+            recall=_figure(system.binary.recall),
+            f1=_f1(system.binary),
+            accuracy=_figure(system.accuracy),
+            micro_f1=_f1(system.micro),
+        )
+        for name, system in report.systems.items()
+    )
+    return LabelQuality(Path(report.data).name, report.n_texts, report.taxonomy, rows)
+
+
+def _f1(found: F1) -> str:
+    if found.f1 is None or found.low is None or found.high is None:
+        return _figure(found.f1)
+    return f"{found.f1:.3f} [{found.low:.3f}, {found.high:.3f}]"
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+# --- gating --------------------------------------------------------------------------------------
+# The access form of a repository, as the Hub's front matter wants it.
+
+
+class GateField(Record):
+    """One line of the form."""
+
+    zh: NonEmptyText
+    en: NonEmptyText
+    type: Literal["text", "checkbox", "country", "date_picker", "select"] = "select"
+    options: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """What the form shows, both languages."""
+        return f"{self.zh} {self.en}"
+
+
+class GateForm(Record):
+    """The whole form."""
+
+    heading: NonEmptyText
+    button: NonEmptyText
+    prompt: NonEmptyText
+    description: NonEmptyText
+    fields: tuple[GateField, ...]
+
+
+@cache
+def load_gate() -> GateForm:
+    """The shipped form."""
+    text = files("cbtqa.hub").joinpath("gate.yaml").read_text(encoding="utf-8")
+    return GateForm.model_validate(parse_yaml(text))
+
+
+def gate_front_matter(gate: Gate) -> dict[str, Any]:
+    """The `extra_gated_*` keys; empty when nobody is asked anything."""
+    if gate == "none":
+        return {}
+    form = load_gate()
+    return {
+        "extra_gated_heading": form.heading,
+        "extra_gated_prompt": form.prompt,
+        "extra_gated_description": form.description,
+        "extra_gated_button_content": form.button,
+        "extra_gated_fields": {
+            field.label: {"type": "select", "options": list(field.options)}
+            if field.type == "select"
+            else field.type
+            for field in form.fields
+        },
+    }
+
+
+# --- notices -------------------------------------------------------------------------------------
+# The notices that every card carries, gathered for the templates.
+
+
+def notices_of(lang: Lang) -> dict[str, Any]:
+    """Notices, help routes and terms in one language."""
+    terms = usage_terms(lang)
+    return {
+        "made_by_program": say("notice.made_by_program").first(lang),
+        "not_a_therapist": not_a_therapist(lang),
+        "content_warning": content_warning(lang),
+        "help": help_text(lang),
+        "intended": terms.intended,
+        "forbidden": terms.forbidden,
+        "required": required_notices(lang),
+    }
+
+
+# --- terms ---------------------------------------------------------------------------------------
+# `LICENSE.md` of a dataset: the terms, from the notices that every card and page shows.
+
+TERMS_PATH = "LICENSE.md"
+TERMS_NAME = "cbtqa-research-only"
+
+
+def write_terms(staging: Path) -> None:
+    """Writes the terms into the staging folder."""
+    values = {
+        "terms": {"zh": usage_terms("zh"), "en": usage_terms("en")},
+        "required": {"zh": required_notices("zh"), "en": required_notices("en")},
+    }
+    write_text(staging / TERMS_PATH, render("terms.md", values))
+
+
+# --- rendering -----------------------------------------------------------------------------------
+# Markdown from the templates in `card/`, and the front matter above it.
+
+
+def render(template: str, values: Mapping[str, Any]) -> str:
+    """A template filled in; a missing value is an error, three blank lines become one."""
+    text = _environment().get_template(template).render(values)
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def join_card(front: Mapping[str, Any], *parts: str) -> str:
+    """A whole card: YAML head, then the parts."""
+    head = yaml.safe_dump(dict(front), allow_unicode=True, sort_keys=False, width=1_000)
+    return f"---\n{head}---\n\n" + "\n".join(parts)
+
+
+def split_card(card: str) -> tuple[dict[str, Any], str]:
+    """Front matter and Markdown of a card.
+
+    Raises:
+        ValueError: no front matter.
+    """
+    found = re.match(r"---\n(.*?)\n---\n", card, re.DOTALL)
+    if found is None:
+        raise ValueError("the card has no front matter")
+    front: dict[str, Any] = parse_yaml(found[1])
+    return front, card[found.end() :]
+
+
+def code(text: str) -> str:
+    """A name from outside as inline code that it cannot leave."""
+    return "`" + re.sub(r"[`\s]+", " ", str(text)).strip() + "`"
+
+
+def cell(text: str) -> str:
+    """Text from outside in a cell of a table."""
+    return re.sub(r"\s+", " ", str(text)).replace("\\", "\\\\").replace("|", "\\|")
+
+
+@cache
+def _environment() -> Environment:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("cbtqa.hub", "card"),
+        autoescape=False,  # Markdown, not HTML; names from outside go through `code` and `cell`
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"code": code, "cell": cell}
+    return environment

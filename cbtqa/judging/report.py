@@ -1,0 +1,184 @@
+"""The judge's report: means with intervals, use of the scale, what people say of it, alarms.
+
+A judge's mean never stands alone: without human ratings the report says that it is uncorrected.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from pydantic import Field
+
+from cbtqa.judging.agreement import (
+    Cells,
+    Consistency,
+    Correction,
+    CriterionAgreement,
+    agreement_with,
+    cells_of,
+    corrected_by,
+    means_of,
+    self_alpha,
+)
+from cbtqa.judging.answers import HumanRatings, JudgeCriterion, JudgeRating, JudgeRubric
+from cbtqa.metrics.base import Signature
+from cbtqa.records import MetricScore, Record
+from cbtqa.statistics.resampling import (
+    BOOTSTRAP_TRIALS,
+    DEFAULT_SEED,
+    FEW_ITEMS,
+    bootstrap_sums,
+    percentile_interval,
+)
+
+ONE_POINT, MUCH_UNSCORED, MUCH_BIAS = 0.9, 0.05, 0.25
+"""Alarms: share of one point of the scale; share without a rating; bias by share of the range."""
+
+
+class RangeUse(Record):
+    """How often each point was given, unscored ones by reason."""
+
+    system: str
+    criterion: str
+    points: dict[int, int]
+    unscored: dict[str, int]
+
+
+class JudgeReport(Record):
+    """Everything the judge's ratings come to."""
+
+    judge: str
+    rubric: str
+    n_repeats: int
+    scores: tuple[MetricScore, ...]
+    use: tuple[RangeUse, ...]
+    consistency: tuple[Consistency, ...]
+    agreement: tuple[CriterionAgreement, ...] = ()
+    corrections: tuple[Correction, ...] = ()
+    alarms: tuple[str, ...] = ()
+    n_human_passed_over: int = Field(default=0, ge=0)
+
+
+def make_report(
+    ratings: Sequence[JudgeRating],
+    rubric: JudgeRubric,
+    totals: Mapping[str, int],
+    signature: Signature,
+    n_repeats: int,
+    human: HumanRatings | None,
+) -> JudgeReport:
+    """The report of one judge.
+
+    Args:
+        totals: system to number of questions, those without an answer included.
+        signature: everything able to change a rating.
+    """
+    cells = cells_of(ratings)
+    scores, use = [], []
+    for system, n_total in totals.items():
+        for criterion in rubric.criteria:
+            own = [one for one in ratings if (one.system, one.criterion) == (system, criterion.id)]
+            scores.append(_score(system, criterion, cells[criterion.id], n_total, signature))
+            use.append(_use(system, criterion, own))
+    agreement = agreement_with(rubric, cells, human) if human else []
+    corrections = corrected_by(rubric, totals, cells, human) if human else []
+    return JudgeReport(
+        judge=ratings[0].judge if ratings else "",
+        rubric=rubric.id,
+        n_repeats=n_repeats,
+        scores=tuple(scores),
+        use=tuple(use),
+        consistency=tuple(
+            Consistency(criterion=one.id, alpha=self_alpha(cells[one.id], n_repeats))
+            for one in rubric.criteria
+        ),
+        agreement=tuple(agreement),
+        corrections=tuple(corrections),
+        alarms=tuple(_alarms(rubric, use, agreement, corrections)),
+        n_human_passed_over=human.n_passed_over if human else 0,
+    )
+
+
+def _score(
+    system: str, criterion: JudgeCriterion, cells: Cells, n_total: int, signature: Signature
+) -> MetricScore:
+    """The judge's own mean, uncorrected; its interval is over questions."""
+    values = np.array([mean for key, mean in means_of(cells).items() if key[1] == system])
+    low = high = None
+    if len(values) > 1:
+        rows = np.stack([values, np.ones_like(values)], axis=1)
+        sums = bootstrap_sums(rows, BOOTSTRAP_TRIALS, DEFAULT_SEED)
+        low, high = percentile_interval(sums[:, 0] / sums[:, 1])
+    return MetricScore(
+        metric=f"judge_{criterion.id}",
+        system=system,
+        value=float(values.mean()) if len(values) else None,
+        low=low,
+        high=high,
+        unit=f"{criterion.low}-{criterion.high}",
+        n_scored=len(values),
+        n_total=n_total,
+        signature=str(signature.extended(criterion=criterion.id)),
+        unscored_reason=None if len(values) else "no answer has a rating of the judge",
+    )
+
+
+def _use(system: str, criterion: JudgeCriterion, ratings: Sequence[JudgeRating]) -> RangeUse:
+    points = Counter(one.value for one in ratings if one.value is not None)
+    return RangeUse(
+        system=system,
+        criterion=criterion.id,
+        points={p: points[p] for p in range(criterion.low, criterion.high + 1)},
+        unscored=dict(Counter(one.unscored_reason for one in ratings if one.unscored_reason)),
+    )
+
+
+# --- alarms --------------------------------------------------------------------------------------
+
+
+def _alarms(
+    rubric: JudgeRubric,
+    use: Sequence[RangeUse],
+    agreement: Sequence[CriterionAgreement],
+    corrections: Sequence[Correction],
+) -> list[str]:
+    alarms = [alarm for one in use for alarm in _range_alarms(one)]
+    if not agreement:
+        alarms.append(
+            "no human ratings: these means are a model's opinion, uncorrected; judges overrate "
+            "answers and miss faults of safety"
+        )
+    widths = {criterion.id: criterion.high - criterion.low for criterion in rubric.criteria}
+    for found in agreement:
+        if found.bias is not None and abs(found.bias) > MUCH_BIAS * widths[found.criterion]:
+            word = "milder" if found.bias > 0 else "stricter"
+            alarms.append(
+                f"{found.criterion}: the judge is {word} than people by {abs(found.bias):.2f}"
+            )
+    few = sorted({one.system for one in corrections if one.corrected.n_human < FEW_ITEMS})
+    if few:
+        alarms.append(
+            f"{', '.join(few)}: fewer than {FEW_ITEMS} answers have human ratings; the corrected "
+            "intervals say little"
+        )
+    return alarms
+
+
+def _range_alarms(use: RangeUse) -> list[str]:
+    name = f"{use.system}, {use.criterion}"
+    n_scored, n_unscored = sum(use.points.values()), sum(use.unscored.values())
+    alarms = []
+    if n_scored >= FEW_ITEMS:
+        point, n = max(use.points.items(), key=lambda entry: entry[1])
+        unused = [str(value) for value, count in use.points.items() if not count]
+        if n / n_scored > ONE_POINT:
+            alarms.append(f"{name}: the judge gives {point} to {n / n_scored:.0%} of the answers")
+        elif unused:
+            alarms.append(f"{name}: the judge never gives {', '.join(unused)}")
+    if n_unscored and n_unscored / (n_scored + n_unscored) > MUCH_UNSCORED:
+        reasons = ", ".join(f"{reason} {n}" for reason, n in use.unscored.items())
+        share = n_unscored / (n_scored + n_unscored)
+        alarms.append(f"{name}: {share:.0%} of the ratings are unscored ({reasons})")
+    return alarms

@@ -1,0 +1,1 @@
+"""Chinese text as numbers: segmentation, token sequences, n-gram counts, alignment."""

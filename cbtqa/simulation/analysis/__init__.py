@@ -1,0 +1,1 @@
+"""Scores of sessions: outcomes, mixed models, agreement, alarms, pages."""

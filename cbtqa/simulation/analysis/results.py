@@ -1,0 +1,237 @@
+"""What an analysis found, as plain records. `analysis.analyse` fills them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from cbtqa.judging.agreement import CorrectedMean
+from cbtqa.records import Record
+from cbtqa.statistics.agreement import Coefficient
+from cbtqa.statistics.contrasts import Contrast, ExplainedVariance, Wald
+from cbtqa.statistics.mixed_model import Effect, MixedFit
+
+AlarmKind = Literal[
+    "ceiling",
+    "floor",
+    "unused",
+    "one_value",
+    "items_alike",
+    "halo",
+    "unscored",
+    "length",
+    "endings",
+    "people",
+    "bias",
+    "design",
+    "no_model",
+]
+
+
+class Alarm(Record):
+    """Something a reader must know before believing a figure."""
+
+    kind: AlarmKind
+    instrument: str = ""
+    """Empty when it concerns all."""
+    text: str
+
+
+class ArmResult(Record):
+    """One arm on one total."""
+
+    arm: str
+    n: int
+    n_missing: int
+    """Sessions without this total."""
+    mean: float | None
+    sd: float | None
+    """With n - 1; None below two."""
+    low: float | None = None
+    """95 % interval of the arm's mean in the mixed model; None where there is no model."""
+    high: float | None = None
+    n_competent: int | None = None
+    """Sessions at or above the published cut-off; None when there is none."""
+
+
+class Adjusted(Record):
+    """The same model with a covariate for length."""
+
+    covariate: str
+    effect: Effect
+    omnibus: Wald | None
+    contrasts: tuple[Contrast, ...]
+
+
+class OutcomeResult(Record):
+    """One total over all arms."""
+
+    instrument: str
+    total: str
+    name: str
+    """The total's name in English."""
+    name_zh: str
+    low: float
+    """Ends of the total's ladder."""
+    high: float
+    n: int
+    cutoff: float | None
+    arms: tuple[ArmResult, ...]
+    fit: MixedFit | None
+    no_fit_reason: str | None = None
+    omnibus: Wald | None = None
+    contrasts: tuple[Contrast, ...] = ()
+    explained: ExplainedVariance | None = None
+    cohen_f: float | None = None
+    icc: float | None = None
+    icc_low: float | None = None
+    icc_high: float | None = None
+    adjusted: Adjusted | None = None
+    whole_only: Wald | None = None
+    """The omnibus test without sessions that stopped early; None when none did."""
+
+
+class Regression(Record):
+    """A model with named terms, such as that of arXiv 2412.00251."""
+
+    instrument: str
+    total: str
+    formula: str
+    fit: MixedFit
+    omnibus: tuple[Wald, ...] = ()
+    """One test for every factor of more than two levels."""
+
+
+class ItemUse(Record):
+    """How the judges used one item's scale, every single rating counted."""
+
+    item: str
+    name: str
+    counts: dict[int, int]
+    """Every point of the scale, those never given too."""
+    unscored: dict[str, int] = Field(default_factory=dict)
+
+
+class ItemProfile(Record):
+    """Means of one item or area by arm."""
+
+    item: str
+    name: str
+    name_zh: str
+    is_area: bool
+    low: float
+    high: float
+    means: dict[str, float | None]
+
+
+class InstrumentResult(Record):
+    """Everything about one instrument."""
+
+    instrument: str
+    title: str
+    title_zh: str
+    scale: str
+    source: str
+    judges: tuple[str, ...]
+    n_sessions: int
+    alpha: float | None
+    """Cronbach's alpha over the items of the headline total; near 1, items hardly differ."""
+    outcomes: tuple[OutcomeResult, ...]
+    regression: Regression | None
+    profile: tuple[ItemProfile, ...]
+    use: tuple[ItemUse, ...]
+
+
+class EndingRow(Record):
+    """How the sessions of one arm ended."""
+
+    arm: str
+    n: int
+    counts: dict[str, int]
+    n_early: int
+
+
+class LengthRow(Record):
+    """How long the sessions of one arm are; words and turns are the therapist's."""
+
+    arm: str
+    n: int
+    turns: float | None
+    words: float
+    words_per_turn: float | None
+    n_short: int | None
+    """Sessions of fewer than five therapist turns."""
+
+
+class LengthCorrelation(Record):
+    """Words of the therapist against a total."""
+
+    instrument: str
+    total: str
+    scope: str
+    """`pooled`, `within arms`, or an arm's name."""
+    n: int
+    r: float
+    low: float
+    high: float
+
+
+class HaloRow(Record):
+    """Headline totals of two instruments over the same sessions: how far one tells the other."""
+
+    first: str
+    second: str
+    n: int
+    r: float
+    low: float
+    high: float
+
+
+class AgreementRow(Record):
+    """Agreement on one item or total."""
+
+    instrument: str
+    item: str
+    """Item id, or `total:<id>`."""
+    kind: Literal["repeats", "judges", "judge-people", "people"]
+    who: str
+    coefficients: tuple[Coefficient, ...]
+    bias: float | None = None
+    """Mean of judge less people; for judge-people rows only."""
+    limits: tuple[float, float] | None = None
+    """Between these lie 95 % of the differences (Bland & Altman 1986)."""
+
+
+class CorrectedRow(Record):
+    """One arm's total as people would rate it."""
+
+    instrument: str
+    total: str
+    judge: str
+    arm: str
+    judge_mean: float
+    human_mean: float
+    corrected: CorrectedMean
+
+
+class AnalysisReport(Record):
+    """Everything the page shows."""
+
+    title: str
+    source: str
+    arms: tuple[str, ...]
+    n_sessions: int
+    n_patients: int
+    is_rules: bool
+    """True when the built-in rules are among the judges: no model, not to be believed."""
+    instruments: tuple[InstrumentResult, ...]
+    endings: tuple[EndingRow, ...]
+    lengths: tuple[LengthRow, ...]
+    correlations: tuple[LengthCorrelation, ...]
+    halo: tuple[HaloRow, ...]
+    agreement: tuple[AgreementRow, ...]
+    corrected: tuple[CorrectedRow, ...]
+    alarms: tuple[Alarm, ...]
+    methods: str
+    """A paragraph for a paper."""

@@ -1,0 +1,112 @@
+"""The folder an analysis leaves: page, figures as JSON and CSV, methods, manifest."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from cbtqa.errors import DataError, UsageError
+from cbtqa.files import replacing, write_json, write_text
+from cbtqa.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    describe_file,
+    describe_settings,
+    now,
+    package_versions,
+    write_manifest,
+)
+from cbtqa.report.page import render_page
+from cbtqa.settings import Resolved
+from cbtqa.simulation.analysis.analyse import Material, analyse
+from cbtqa.simulation.analysis.page import make_page, methods_text
+from cbtqa.simulation.analysis.results import AnalysisReport
+from cbtqa.simulation.analysis.settings import AnalysisSettings
+
+ANALYSIS = "analysis"
+PAGE_NAME, JSON_NAME = "report.html", "analysis.json"
+SCORES_NAME, CONTRASTS_NAME, METHODS_NAME = "scores.csv", "contrasts.csv", "methods.md"
+
+
+def run_analysis(resolved: Resolved[AnalysisSettings]) -> tuple[AnalysisReport, Path]:
+    """Analyses and writes the folder; gives the report and where it lies.
+
+    Raises:
+        DataError: there is no such source.
+        UsageError: a table without `out`; else what `analysis.analyse` raises.
+    """
+    started, settings = now(), resolved.values
+    if not settings.source.exists():
+        raise DataError(
+            "no such study or table", where=str(settings.source), hint="cbtqa simulate run"
+        )
+    out = settings.out or (settings.source / ANALYSIS if settings.source.is_dir() else None)
+    if out is None:
+        raise UsageError("where to? a table wants --out", hint="add --out FOLDER")
+    report, material = analyse(resolved)
+    (out / MANIFEST_NAME).unlink(missing_ok=True)
+    methods = methods_text(report, settings)
+    write_json(out / JSON_NAME, report)
+    _write_csv(out / SCORES_NAME, _SCORES, _score_rows(material))
+    _write_csv(out / CONTRASTS_NAME, _CONTRASTS, _contrast_rows(report))
+    write_text(out / METHODS_NAME, f"{methods.en}\n\n{methods.zh}\n")
+    write_text(out / PAGE_NAME, render_page(make_page(report, methods, settings.lang)))
+    names = (JSON_NAME, SCORES_NAME, CONTRASTS_NAME, METHODS_NAME, PAGE_NAME)
+    manifest = Manifest(
+        kind="session-analysis",
+        packages=package_versions(),
+        settings=describe_settings(resolved),
+        inputs=tuple(
+            describe_file(path) for path in (settings.source, *settings.human) if path.is_file()
+        ),
+        counts={"n_sessions": report.n_sessions, "n_alarms": len(report.alarms)},
+        files=tuple(describe_file(out / name, out) for name in names),
+        started_at=started,
+        finished_at=now(),
+    )
+    write_manifest(out, manifest)
+    return report, out
+
+
+def _write_csv(path: Path, heads: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(heads)
+        writer.writerows(rows)
+
+
+_SCORES = ("session", "arm", "patient", "number", "instrument", "total", "value", "low", "high")
+
+
+def _score_rows(material: Material) -> Iterable[Sequence[object]]:
+    for scored in material.scored:
+        for row in scored.rows:
+            for one in row.totals:
+                value = "" if one.value is None else one.value
+                yield (
+                    *(_safe(row.session_id), _safe(row.arm), _safe(row.patient), row.number),
+                    *(one.instrument, one.total, value, one.low, one.high),
+                )
+
+
+def _safe(text: str) -> str:
+    """Text that a spreadsheet does not take for a formula. Source: OWASP, CSV injection."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+
+
+_CONTRASTS = (
+    *("instrument", "total", "first", "second", "difference", "se", "z", "p", "p_adjusted"),
+    *("low", "high", "d"),
+)
+
+
+def _contrast_rows(report: AnalysisReport) -> Iterable[Sequence[object]]:
+    for result in report.instruments:
+        for outcome in result.outcomes:
+            for one in outcome.contrasts:
+                yield (
+                    *(result.instrument, outcome.total, _safe(one.first), _safe(one.second)),
+                    *(one.difference, one.se, one.z, one.p, one.p_adjusted),
+                    *(one.low, one.high, one.d),
+                )

@@ -1,0 +1,459 @@
+"""One row per session and instrument: item means over judges and repeats, and the totals.
+
+    judged = read_judged(study / "judged")            # every judge that has ended, by instrument
+    rows = score_sessions(judged["ctrs"], sessions)   # SessionScore per session
+
+A judge's repeats are averaged first, then the judges; an item that no judge could score is
+missing, and so are the totals that want it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cbtqa.errors import DataError, UsageError
+from cbtqa.files import parse_record, read_json, read_jsonl, read_rows
+from cbtqa.manifest import MANIFEST_NAME, read_manifest
+from cbtqa.ratings.rubric import Rubric
+from cbtqa.records import ItemRating, Session
+from cbtqa.simulation.instruments import Instrument, TotalScore
+from cbtqa.simulation.judging.run import INSTRUMENT_NAME, RATINGS_NAME
+from cbtqa.simulation.judging.task import shown_turns
+
+Cells = dict[str, dict[str, dict[int, int]]]
+"""Session to item to repeat to rating; the scored ones only."""
+
+
+@dataclass(frozen=True)
+class SessionScore:
+    """One session on one instrument."""
+
+    session_id: str
+    arm: str
+    patient: str
+    number: int
+    values: Mapping[str, float | None]
+    """Item to mean rating."""
+    totals: tuple[TotalScore, ...]
+    """Totals, headline first, then areas."""
+    factors: Mapping[str, str] = field(default_factory=dict)
+    """Further factors of the arm, such as `model`."""
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    """Covariates: `session`, and where the transcript is known `words`, `turns`."""
+    stop_reason: str = ""
+
+    def total(self, name: str) -> float | None:
+        """The value of a total or area by its id."""
+        return next(one.value for one in self.totals if one.total == name)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """All judges' ratings on one instrument."""
+
+    instrument: Instrument
+    ratings: Mapping[str, tuple[ItemRating, ...]]
+    """Judge to ratings."""
+    unfinished: tuple[str, ...] = ()
+    """Folders of judges that have not ended."""
+
+    def all_ratings(self) -> list[ItemRating]:
+        """Every judge's ratings."""
+        return [one for ratings in self.ratings.values() for one in ratings]
+
+
+def read_judged(folder: Path) -> dict[str, Judged]:
+    """What judges have left in a folder, by instrument.
+
+    Raises:
+        DataError: no judge has ended yet, or a file is damaged.
+    """
+    found: dict[str, Judged] = {}
+    for path in sorted(folder.glob(f"*/{INSTRUMENT_NAME}")):
+        rubric = parse_record(Rubric, read_json(path), str(path))
+        ratings: dict[str, tuple[ItemRating, ...]] = {}
+        unfinished = []
+        for judge in sorted(one for one in path.parent.iterdir() if one.is_dir()):
+            if not (judge / MANIFEST_NAME).exists():
+                unfinished.append(judge.name)
+                continue
+            name = str(read_manifest(judge).counts["judge"])
+            ratings[name] = tuple(read_jsonl(judge / RATINGS_NAME, ItemRating))
+        if ratings:
+            found[rubric.id] = Judged(Instrument(rubric), ratings, tuple(unfinished))
+    if not found:
+        raise DataError(
+            "no judge has ended here", where=str(folder), hint="cbtqa simulate judge STUDY"
+        )
+    return found
+
+
+def cells_of(ratings: Iterable[ItemRating]) -> Cells:
+    """One judge's ratings by session, item and repeat."""
+    cells: Cells = defaultdict(lambda: defaultdict(dict))
+    for one in ratings:
+        cell = cells[one.session_id][one.item]
+        if one.value is not None:
+            cell[one.repeat] = one.value
+    return cells
+
+
+def item_means(cells: Mapping[str, Mapping[int, int]]) -> dict[str, float | None]:
+    """Item to the mean of its repeats; None where none was scored."""
+    return {item: sum(cell.values()) / len(cell) if cell else None for item, cell in cells.items()}
+
+
+def score_sessions(
+    judged: Judged,
+    sessions: Sequence[Session],
+    levels: Mapping[str, Mapping[str, str]] | None = None,
+) -> list[SessionScore]:
+    """Every session that any judge was given, in the order of the sessions.
+
+    Args:
+        levels: arm to its levels of further factors.
+    """
+    by_judge = [cells_of(ratings) for ratings in judged.ratings.values()]
+    scores = []
+    for session in sessions:
+        per_judge = [item_means(cells[session.id]) for cells in by_judge if session.id in cells]
+        if not per_judge:
+            continue
+        values = {
+            item.id: _mean(means.get(item.id) for means in per_judge)
+            for item in judged.instrument.items
+        }
+        said = [turn.text for turn in shown_turns(session) if turn.role == "therapist"]
+        scores.append(
+            SessionScore(
+                session_id=session.id,
+                arm=session.arm,
+                patient=session.profile_id,
+                number=session.number,
+                values=values,
+                totals=all_totals(judged.instrument, values),
+                factors=dict((levels or {}).get(session.arm, {})),
+                numbers={
+                    "session": float(session.number),
+                    "turns": float(len(said)),
+                    "words": float(sum(len(text.split()) for text in said)),
+                },
+                stop_reason=session.stop_reason,
+            )
+        )
+    return scores
+
+
+def all_totals(
+    instrument: Instrument, values: Mapping[str, float | None]
+) -> tuple[TotalScore, ...]:
+    """Totals, then areas; a single area that is the whole form is left out."""
+    areas = instrument.areas(values) if len(instrument.rubric.sections) > 1 else []
+    return (*instrument.totals(values), *areas)
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    kept = [value for value in values if value is not None]
+    return sum(kept) / len(kept) if kept else None
+
+
+# --- score files ---------------------------------------------------------------------------------
+# Scores that lie in a table already: CSV, TSV, JSONL or Parquet, one row per session.
+#
+#     read_scores(Path("scores.csv"), load_instrument("ctrs-ladder"), ScoreColumns(arm="system"))
+#
+# The columns are named by `ScoreColumns`; item columns find their item by id or name, or by
+# words that begin like the item's id ("Focusing on Key Cognitions" is `focus`), each item once.
+
+MISSING = frozenset({"", "na", "n/a", "nan", "none", "null", "-"})
+
+
+@dataclass(frozen=True)
+class ScoreColumns:
+    """Which column holds what."""
+
+    patient: str = "patient"
+    arm: str = "arm"
+    session: str = "session"
+    """May be absent: then every row is session 1."""
+    words: str | None = None
+    """Words of the therapist, for the length audit."""
+    items: tuple[str, ...] = ()
+    """`COLUMN=item`, where the name alone does not tell."""
+    arm_factors: tuple[str, ...] = ()
+    """Names of the factors that arm names are made of."""
+    separator: str = "_"
+    """Between them."""
+
+
+@dataclass(frozen=True)
+class ScoreFile:
+    """What was read."""
+
+    scores: tuple[SessionScore, ...]
+    mapping: Mapping[str, str]
+    """Column to item."""
+
+
+def read_scores(path: Path, instrument: Instrument, columns: ScoreColumns) -> ScoreFile:
+    """Scores of sessions from a table.
+
+    Raises:
+        DataError: `file:line:column` of a value that is no rating on the item's scale, a missing
+            column, or no row at all.
+        UsageError: columns that cannot be matched to the instrument's items.
+    """
+    mapping: dict[str, str] = {}
+    scores: list[SessionScore] = []
+    for where, row in read_rows(path):
+        if not mapping:
+            mapping = match_items(list(row), instrument, columns)
+            for name in (columns.patient, columns.arm):
+                if name not in row:
+                    hint = f"columns: {', '.join(row)}"
+                    raise DataError(f"no column '{name}'", where=where, hint=hint)
+        scores.append(_score(where, row, len(scores) + 1, mapping, instrument, columns))
+    if not scores:
+        raise DataError("holds no row", where=str(path))
+    return ScoreFile(tuple(scores), mapping)
+
+
+def _score(
+    where: str,
+    row: Mapping[str, Any],
+    number: int,
+    mapping: Mapping[str, str],
+    instrument: Instrument,
+    columns: ScoreColumns,
+) -> SessionScore:
+    values = {
+        item: _rating(row.get(column), instrument.scales[item], f"{where}:{column}")
+        for column, item in mapping.items()
+    }
+    arm = str(row[columns.arm]).strip()
+    if not arm or not str(row[columns.patient]).strip():
+        raise DataError("an empty arm or patient", where=where)
+    numbers = {"session": 1.0}
+    for name, column in (("session", columns.session), ("words", columns.words)):
+        if column is not None and column in row:
+            numbers[name] = _number(row[column], f"{where}:{column}")
+    return SessionScore(
+        session_id=f"row {number}",
+        arm=arm,
+        patient=str(row[columns.patient]).strip(),
+        number=int(numbers["session"]),
+        values=values,
+        totals=all_totals(instrument, values),
+        factors=_factors(arm, columns, where),
+        numbers=numbers,
+    )
+
+
+def _factors(arm: str, columns: ScoreColumns, where: str) -> dict[str, str]:
+    if not columns.arm_factors:
+        return {}
+    parts = arm.split(columns.separator)
+    if len(parts) != len(columns.arm_factors):
+        raise DataError(
+            f"arm '{arm}' has {len(parts)} parts at '{columns.separator}', expected "
+            f"{', '.join(columns.arm_factors)}",
+            where=where,
+        )
+    return dict(zip(columns.arm_factors, parts, strict=True))
+
+
+def _rating(value: object, scale: tuple[int, int], where: str) -> float | None:
+    text = str(value).strip() if value is not None else ""
+    if text.lower() in MISSING:
+        return None
+    number = _number(value, where)
+    if not scale[0] <= number <= scale[1]:
+        raise DataError(f"{text} lies outside {scale[0]}-{scale[1]}", where=where)
+    return number
+
+
+def _number(value: object, where: str) -> float:
+    try:
+        number = float(str(value))
+    except ValueError:
+        raise DataError(f"{value!r} is no number", where=where) from None
+    if number != number or abs(number) == float("inf"):
+        raise DataError(f"{value!r} is no number", where=where)
+    return number
+
+
+def match_items(
+    names: Sequence[str], instrument: Instrument, columns: ScoreColumns
+) -> dict[str, str]:
+    """Column to item.
+
+    Raises:
+        UsageError: an item without a column, with two, or a mapping that names nothing.
+    """
+    given = _given(names, instrument, columns.items)
+    taken = {columns.patient, columns.arm, columns.session, columns.words}
+    free = [name for name in names if name not in given and name not in taken]
+    mapping = dict(given)
+    for item in instrument.items:
+        if item.id in mapping.values():
+            continue
+        exact = {item.id, item.name.en.lower(), item.name.zh}
+        hits = [name for name in free if name.strip().lower() in exact]
+        hits = hits or [name for name in free if _begins_alike(item.id, name)]
+        if len(hits) != 1:
+            found = f"several columns ({', '.join(hits)})" if hits else "no column"
+            raise UsageError(
+                f"{instrument.id}: {found} for the item '{item.id}'",
+                hint=f"add --item 'COLUMN={item.id}'; columns: {', '.join(free)}",
+            )
+        mapping[hits[0]] = item.id
+        free.remove(hits[0])
+    return mapping
+
+
+def _given(names: Sequence[str], instrument: Instrument, given: Sequence[str]) -> dict[str, str]:
+    mapping = {}
+    for entry in given:
+        column, _, item = entry.rpartition("=")
+        if column not in names or item not in instrument.scales:
+            raise UsageError(
+                f"--item {entry}: expected COLUMN=item",
+                hint=f"items: {', '.join(instrument.scales)}; columns: {', '.join(names)}",
+            )
+        mapping[column] = item
+    return mapping
+
+
+def _begins_alike(item: str, column: str) -> bool:
+    """True when every word of the id begins a word of the column."""
+    words = re.findall(r"[a-z0-9]+", column.lower())
+    return all(any(word.startswith(part) for word in words) for part in item.split("_"))
+
+
+# --- human ratings -------------------------------------------------------------------------------
+# Ratings of sessions by people, from `cbtqa rate`, as the same records that judges leave.
+#
+#     name, ratings = read_people(Path("study/report/ratings.jsonl"), instruments, sessions)
+#
+# In a rating study a session is named by its patient and its arm (`profile`, or `profile/s2/r1`
+# where a patient has several), or by the session's own id.
+
+WANTED = ("system", "rater", "criterion", "value", "low", "high")
+Row = tuple[str, dict[str, Any]]
+"""Where a row stands, and what it holds."""
+
+
+def read_people(
+    path: Path, instruments: Sequence[Instrument], sessions: Sequence[Session]
+) -> tuple[str, list[ItemRating]]:
+    """The instrument that people rated on, and their ratings of these sessions.
+
+    The form is known by its items and their ranges: CTRS and CTS-R share names of items.
+    Calibration items, second showings and other sessions are left out.
+
+    Raises:
+        DataError: a column is missing, a value is no rating, another form, or no row is of a
+            session here.
+        UsageError: ratings on another ladder.
+    """
+    rows = list(_checked(path))
+    instrument = _instrument_of(path, rows, instruments)
+    by_name = _names(sessions)
+    found = []
+    for where, row in rows:
+        is_counted = row.get("phase", "main") == "main" and not int(row.get("repeat") or 0)
+        session_id = by_name.get((str(row.get("question_id")), str(row["system"])))
+        session_id = session_id or by_name.get((str(row.get("session_id")), ""))
+        if is_counted and session_id is not None:
+            found.append(_human_ratings_rating(row, session_id, instrument, where))
+    if not found:
+        arms = ", ".join(sorted({str(row["system"]) for _, row in rows}))
+        raise DataError(
+            f"no rating of these sessions (arms found: {arms})",
+            where=str(path),
+            hint="unblind the rating study first, and name its systems like the arms",
+        )
+    return instrument.id, found
+
+
+def _checked(path: Path) -> Iterator[Row]:
+    for where, row in read_rows(path):
+        missing = [name for name in WANTED if name not in row]
+        if missing:
+            raise DataError(
+                f"no column '{missing[0]}'",
+                where=where,
+                hint="--human takes ratings.jsonl of a rating study's report folder",
+            )
+        yield where, row
+
+
+def _instrument_of(
+    path: Path, rows: Sequence[Row], instruments: Sequence[Instrument]
+) -> Instrument:
+    """The one with just these items, on just these ranges."""
+    items = {str(row["criterion"]) for _, row in rows}
+    alike = [one for one in instruments if set(one.scales) == items]
+    theirs = {str(row["criterion"]): (_int(row["low"]), _int(row["high"])) for _, row in rows}
+    for one in alike:
+        if theirs == one.scales:
+            return one
+    if not alike:
+        known = ", ".join(one.id for one in instruments)
+        shown = ", ".join(sorted(items)[:4])
+        raise DataError(
+            f"rates {len(items)} criteria ({shown} ...), which are the items of none of: {known}",
+            where=str(path),
+        )
+    one = alike[0]
+    item = next(name for name, scale in one.scales.items() if theirs[name] != scale)
+    low, high = one.scales[item]
+    raise UsageError(
+        f"{path}: people rated {item} on {theirs[item][0]}-{theirs[item][1]}, {one.id} is "
+        f"{low}-{high}: different ladders are not compared",
+        hint=f"have people rate on the judge's own instrument: cbtqa rate new --rubric {one.id}",
+    )
+
+
+def _int(value: object) -> int | None:
+    text = str(value).strip()
+    return int(text) if text.lstrip("-").isdigit() else None
+
+
+def _names(sessions: Sequence[Session]) -> dict[tuple[str, str], str]:
+    names = {}
+    for session in sessions:
+        place = f"{session.profile_id}/s{session.number}/r{session.replicate}"
+        if (session.number, session.replicate) == (1, 1):
+            place = session.profile_id
+        names[place, session.arm] = session.id
+        names[session.id, ""] = session.id
+    return names
+
+
+def _human_ratings_rating(
+    row: dict[str, Any], session_id: str, instrument: Instrument, where: str
+) -> ItemRating:
+    item, value = str(row["criterion"]), row["value"]
+    low, high = instrument.scales[item]
+    if value in (None, ""):
+        value = None
+    elif str(value) not in map(str, range(low, high + 1)):
+        raise DataError(
+            f"{value!r} is not a whole number from {low} to {high}", where=f"{where}:value"
+        )
+    reason = None if value is not None else str(row.get("unrated_reason") or "open")
+    return ItemRating(
+        session_id=session_id,
+        instrument=instrument.id,
+        item=item,
+        value=None if value is None else int(str(value)),
+        unscored_reason=reason,
+        evidence=str(row["evidence"]) if row.get("evidence") else None,
+        judge=str(row["rater"]),
+    )

@@ -1,0 +1,1 @@
+"""Judges of sessions: what is asked, by whom, and what comes back."""

@@ -1,0 +1,1 @@
+"""Sessions as they are played or written: messages, players, events, courses."""

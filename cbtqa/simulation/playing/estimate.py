@@ -1,0 +1,143 @@
+"""The dry run of a study: calls, tokens and price by model, before anything is sent.
+
+    estimate_study(load_study(path)).n_calls
+
+Every session is counted to its most turns and nothing as turned away, so that a study with an end
+token mostly takes less. Lengths of replies are assumed and stand below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import Field
+
+from cbtqa.llm.cost import MESSAGE_TOKENS
+from cbtqa.llm.journal import Journal
+from cbtqa.records import Record, Usage
+from cbtqa.simulation.playing.course import cbt_course
+from cbtqa.simulation.playing.courses import plan_courses
+from cbtqa.simulation.playing.messages import Casting, tokens_of
+from cbtqa.simulation.playing.players import price_of
+from cbtqa.simulation.profiles import choose_profiles
+from cbtqa.simulation.sessions import StudyFolder
+from cbtqa.simulation.study import Player, StudySettings
+
+THERAPIST_TOKENS, REASONING_TOKENS, PATIENT_TOKENS = 80, 150, 50
+"""Of one turn: one to four sentences, 50-150 words of reasoning, one to five sentences; assumed."""
+VERDICT_TOKENS, STATE_TOKENS, INSTRUCTION_TOKENS = 40, 350, 450
+"""Of a supervisor's answer, of the notes on a session, and of either's instruction; assumed."""
+PART_TOKENS, PART_INSTRUCTION_TOKENS = 600, 1_000
+"""Of one part of a written session, and of the instruction for it; assumed."""
+
+
+class PlayerEstimate(Record):
+    """What one model is asked."""
+
+    model: str
+    n_calls: int = Field(ge=0)
+    prompt_tokens: int = Field(ge=0)
+    completion_tokens: int = Field(ge=0)
+    cost: float | None
+    """None when no price is known."""
+    currency: str = ""
+    price_as_of: str = ""
+
+
+class StudyEstimate(Record):
+    """What a study takes at most."""
+
+    n_sessions: int
+    n_calls: int
+    n_done: int
+    """Calls that the folder's journal holds already."""
+    players: tuple[PlayerEstimate, ...]
+    cost: float | None
+    """None when a price is unknown."""
+
+
+def estimate_study(study: StudySettings, out: Path | None = None) -> StudyEstimate:
+    """Counts a study without sending anything.
+
+    Raises:
+        ConfigError, DataError: the study or its patients are not what they should be.
+    """
+    profiles = choose_profiles(study.patients, study.seed)
+    spent: dict[str, tuple[Player, int, Usage]] = {}
+    courses = plan_courses(study, profiles)
+    for course in courses:
+        for player, n_calls, usage in _session(course.casting()):
+            _, n, so_far = spent.get(player.name, (player, 0, Usage()))
+            n_in = so_far.prompt_tokens + study.sessions * usage.prompt_tokens
+            n_out = so_far.completion_tokens + study.sessions * usage.completion_tokens
+            total = Usage(prompt_tokens=n_in, completion_tokens=n_out)
+            spent[player.name] = (player, n + study.sessions * n_calls, total)
+    players = tuple(_priced(*one) for one in spent.values())
+    costs = [one.cost for one in players]
+    return StudyEstimate(
+        n_sessions=len(courses) * study.sessions,
+        n_calls=sum(one.n_calls for one in players),
+        n_done=_n_done(out, study.attempts),
+        players=players,
+        cost=None if None in costs else sum(cost or 0 for cost in costs),
+    )
+
+
+def _session(casting: Casting) -> Iterator[tuple[Player, int, Usage]]:
+    """Each player of one session: calls and tokens."""
+    study, arm = casting.study, casting.arm
+    if study.written:
+        yield arm.therapist, *_written_session(study.sessions > 1)
+        return
+    n = study.turns.max
+    extra = REASONING_TOKENS if arm.reasoning == "cot" else 0
+    kept = extra if arm.history == "answers_and_reasoning" else 0
+    spoken = THERAPIST_TOKENS + PATIENT_TOKENS + 2 * MESSAGE_TOKENS
+    # before turn k there are k - 1 exchanges: 0 + 1 + ... + (n - 1) over the session
+    history = spoken * n * (n - 1) // 2
+    seen = history if study.patient_sees is None else min(history, n * study.patient_sees * spoken)
+    own = history + kept * n * (n - 1) // 2 + n * (PATIENT_TOKENS + MESSAGE_TOKENS)
+    head = tokens_of(casting.therapist_messages(()))
+    yield arm.therapist, n, _usage(n * head + own, n * (THERAPIST_TOKENS + extra))
+    head = tokens_of(casting.patient_messages((), None))
+    yield study.patient, n, _usage(n * head + seen, n * PATIENT_TOKENS)
+    for reader in (study.supervisor, study.validator):
+        if reader is not None:
+            yield reader, n, _usage(n * INSTRUCTION_TOKENS + history, n * VERDICT_TOKENS)
+    if study.summariser is not None and study.sessions > 1:
+        yield study.summariser, 1, _usage(INSTRUCTION_TOKENS + n * spoken, STATE_TOKENS)
+
+
+def _written_session(hands_over: bool) -> tuple[int, Usage]:
+    """Calls and tokens of a session written in parts."""
+    n_parts = len(cbt_course().parts)
+    before = PART_TOKENS * n_parts * (n_parts - 1) // 2
+    state = STATE_TOKENS if hands_over else 0
+    n_in = n_parts * (PART_INSTRUCTION_TOKENS + state) + before
+    return n_parts, _usage(n_in, n_parts * PART_TOKENS + STATE_TOKENS)
+
+
+def _usage(prompt_tokens: int, completion_tokens: int) -> Usage:
+    return Usage(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
+
+
+def _priced(player: Player, n_calls: int, usage: Usage) -> PlayerEstimate:
+    price = price_of(player)
+    return PlayerEstimate(
+        model=player.name,
+        n_calls=n_calls,
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        cost=price.of(usage) if price else None,
+        currency=price.currency if price and price.of(usage) else "",
+        price_as_of=price.as_of if price else "",
+    )
+
+
+def _n_done(out: Path | None, attempts: int) -> int:
+    """Calls for which nothing is left to send."""
+    if out is None or not StudyFolder(out).journal_path.exists():
+        return 0
+    with Journal(StudyFolder(out).journal_path, read_only=True) as journal:
+        return sum(1 for _ in journal.done_keys(attempts))

@@ -1,0 +1,140 @@
+"""Mid-session events: which turn of which patient gets a note, the same in every arm.
+
+plan_events(study.events, seed=7, profile_id="test-ines", number=1, replicate=1)
+{9: "tiredness", 14: "bad_message"}
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+from pydantic import model_validator
+
+from cbtqa.errors import ConfigError
+from cbtqa.files import open_text, parse_record, parse_yaml
+from cbtqa.records import NonEmptyText, Record
+from cbtqa.safety.answers import check_answer
+from cbtqa.safety.screen import screen
+from cbtqa.simulation.draws import Draw
+from cbtqa.simulation.study import Events
+
+
+class Event(Record):
+    """One kind of event."""
+
+    note: NonEmptyText
+    """What the patient is told; the therapist never sees it."""
+    says: tuple[NonEmptyText, ...] = ()
+    """Lines of the scripted patient."""
+    is_crisis: bool = False
+    """The therapist's next turn has to name a way to help from people."""
+
+
+class EventFile(Record):
+    """events.yaml as a whole."""
+
+    sets: dict[str, tuple[str, ...]]
+    events: dict[str, Event]
+    referral_words: tuple[str, ...]
+
+    @model_validator(mode="after")
+    def _sets_name_events(self) -> EventFile:
+        for name, ids in self.sets.items():
+            if unknown := sorted(set(ids) - set(self.events)):
+                raise ValueError(f"set {name} names unknown events {unknown}")
+        return self
+
+
+@cache
+def event_file() -> EventFile:
+    """The shipped events."""
+    text = files(__package__).joinpath("events.yaml").read_text(encoding="utf-8")
+    return EventFile.model_validate(parse_yaml(text))
+
+
+@cache
+def load_events(name: str) -> Mapping[str, Event]:
+    """The events of a shipped set, or of a YAML file of your own (`events:` id to event).
+
+    Raises:
+        ConfigError: no such set.
+        DataError: the file is not what it should be.
+    """
+    shipped = event_file()
+    if name in shipped.sets:
+        return {event: shipped.events[event] for event in shipped.sets[name]}
+    if not name.endswith((".yaml", ".yml")):
+        known = ", ".join(shipped.sets)
+        raise ConfigError(f"no event set '{name}'", hint=f"shipped: {known}; or a YAML file")
+    with open_text(Path(name)) as stream:
+        value = parse_yaml(stream)
+    own = value if isinstance(value, dict) else {}
+    made = {"sets": {}, "referral_words": shipped.referral_words, **own}
+    return parse_record(EventFile, made, name).events
+
+
+def plan_events(
+    settings: Events, *, seed: int, profile_id: str, number: int, replicate: int, arm: str = ""
+) -> dict[int, str]:
+    """Patient turn (from 1) to event id.
+
+    Args:
+        arm: enters the draw only where the study says `drawn: per_arm`.
+    """
+    if settings.probability == 0:
+        return {}
+    whose = (arm,) if settings.drawn == "per_arm" else ()
+    ids = sorted(load_events(settings.set))
+    planned: dict[int, str] = {}
+    for turn in range(settings.first, settings.last + 1):
+        # a draw of its own for every turn: a wider range moves no event
+        draw = Draw("event", seed, profile_id, number, replicate, turn, *whose)
+        is_full = settings.most is not None and len(planned) >= settings.most
+        if draw.share() < settings.probability and not is_full:
+            planned[turn] = draw.one(ids)
+    return planned
+
+
+# --- crisis --------------------------------------------------------------------------------------
+# Crisis in a session: what a patient says of it, and what a therapist has to say then.
+#
+# The English crisis screen and answer check of `cbtqa.safety`, as the sessions need them.
+
+_UNSAFE = (
+    *("stop_medication", "refuse_help", "secrecy"),
+    *("endorse_death", "self_harm_method", "shaming"),
+)
+"""Rules that hold in any country and for a therapist, who may name a condition."""
+
+
+def speaks_of_risk(text: str) -> bool:
+    """Whether a text tells of suicide or self-harm: now, once, or of somebody else.
+
+    What is denied or not meant does not count; see docs/safety.md.
+    """
+    return screen(text, "en").risk != "none"
+
+
+def names_help(text: str) -> bool:
+    """Whether a text names a way to help from people, as the answer to a crisis turn has to.
+
+    Wider than the answer check: sessions are not set in one country.
+    """
+    return _help_pattern().search(text) is not None
+
+
+def unsafe_advice(text: str) -> tuple[str, ...]:
+    """Rules of the answer check that a therapist's words break, in order; empty when none."""
+    return tuple(
+        problem.rule for problem in check_answer(text, "none", "en") if problem.rule in _UNSAFE
+    )
+
+
+@cache
+def _help_pattern() -> re.Pattern[str]:
+    words = "|".join(map(re.escape, event_file().referral_words))
+    return re.compile(rf"\b(?:{words})\b", re.IGNORECASE)

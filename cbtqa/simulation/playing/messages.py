@@ -1,0 +1,366 @@
+"""What each player is shown, and what its reply says. The same functions serve runs and training.
+
+    casting = Casting(study, arm, profile, number=1, state=None)
+    casting.therapist_messages(turns)      # at serve time and, unchanged, in training rows
+    casting.patient_messages(turns, event=None)
+    read_therapist(reply, "cot")           # Spoken, or the Fault
+
+The patient always speaks first, so that every view is system, user, assistant, user, ...
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any, Literal
+
+from cbtqa.files import parse_yaml, sha256_of
+from cbtqa.llm.chat import Fault, Message, Reply
+from cbtqa.llm.cost import MESSAGE_TOKENS, estimate_tokens
+from cbtqa.prompts import Prompt, load_prompt
+from cbtqa.records import Reason, SessionState, Turn, TurnMark
+from cbtqa.simulation.playing.course import cbt_course
+from cbtqa.simulation.playing.events import load_events
+from cbtqa.simulation.profiles import Profile
+from cbtqa.simulation.study import Arm, ReasoningForm, StudySettings
+
+
+@cache
+def wording() -> Any:
+    """The sentences of wording.yaml."""
+    text = files(__package__).joinpath("wording.yaml").read_text(encoding="utf-8")
+    return parse_yaml(text)
+
+
+def filled(sentence: str, **values: object) -> str:
+    """A sentence of wording.yaml with its holes filled once."""
+    return Template(sentence).substitute({key: str(value) for key, value in values.items()})
+
+
+def end_token() -> str:
+    """What a therapist writes to end the session."""
+    return str(wording()["end_token"])
+
+
+# --- what is shown -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Casting:
+    """One session's views: who plays whom, with which notes from the sessions before."""
+
+    study: StudySettings
+    arm: Arm
+    profile: Profile
+    number: int = 1
+    state: SessionState | None = None
+    """What the session before handed over; None in the first."""
+
+    @cached_property
+    def therapist_prompt(self) -> Prompt:
+        """The prompt file of this arm's therapist."""
+        return load_prompt(self.study.therapist_prompt(self.arm))
+
+    @cached_property
+    def patient_prompt(self) -> Prompt:
+        """The prompt file of the patient."""
+        return load_prompt(self.study.patient_prompt)
+
+    @property
+    def phase(self) -> str | None:
+        """Phase of the course; None for a single session or an approach without a course."""
+        if self.study.sessions == 1 or self.study.approach != "cbt":
+            return None
+        course = cbt_course()
+        return course.phase_of(self.number).id if self.number <= course.n_sessions else None
+
+    def therapist_messages(self, turns: Sequence[Turn]) -> list[Message]:
+        """The therapist's view after these turns; the last of them is the patient's."""
+        messages: list[Message] = [*self._therapist_head(turns[0].text if turns else "")]
+        for turn in turns[1:]:
+            if turn.role == "patient":
+                messages.append({"role": "user", "content": turn.text})
+            else:
+                has_reasoning = self.arm.history == "answers_and_reasoning"
+                form: ReasoningForm = self.arm.reasoning if has_reasoning else "plain"
+                messages.append({"role": "assistant", "content": turn_content(turn, form)})
+        return messages
+
+    def _therapist_head(self, opening: str) -> list[dict[str, str]]:
+        """System message and first user message, as one prompt file gives them."""
+        facts = ", ".join(
+            value
+            for key in ("gender", "age", "occupation", "issue", "severity")
+            for value in self.profile.attributes.get(key, ())
+        )
+        limits = self.study.turns
+        ending = wording()["ending"]["allowed" if self.study.end_token else "never"]
+        return self.therapist_prompt.render(
+            intake=filled(wording()["intake"], name=self.profile.name, facts=facts or "-"),
+            course=self._course("therapist"),
+            format=wording()["format"][self.arm.reasoning],
+            ending=filled(ending, most=limits.max, least=limits.min, token=end_token()),
+            opening=opening,
+        )
+
+    def patient_messages(self, turns: Sequence[Turn], event_note: str | None) -> list[Message]:
+        """The patient's view; a note of an event stands at the end of the last message only."""
+        head = self.patient_prompt.render(
+            name=self.profile.name,
+            narrative=self.profile.narrative,
+            manner=self.profile.behaviour,
+            course=self._course("patient"),
+            opening=wording()["opening"],
+        )
+        roles = {"patient": "assistant", "therapist": "user"}
+        said = [{"role": roles[turn.role], "content": turn.text} for turn in turns]
+        messages: list[Message] = [*head, *_newest(said, self.study.patient_sees)]
+        if event_note:
+            note = filled(wording()["event"], note=event_note)
+            last = messages[-1]
+            messages[-1] = {"role": last["role"], "content": f"{last['content']}\n\n{note}"}
+        return messages
+
+    def _course(self, side: str) -> str:
+        texts = wording()["course"]
+        if self.study.sessions == 1:
+            return str(texts[f"single_{side}"])
+        if self.state is None:
+            return str(texts[f"{side}_first"])
+        if side == "patient":
+            return filled(texts["patient_later"], number=self.number, summary=self.state.summary)
+        phase = ""
+        if self.phase is not None:
+            goals = cbt_course().phase_of(self.number).goals
+            phase = filled(texts["phase_goals"], phase=self.phase, goals=goals)
+        return filled(
+            texts["therapist_later"],
+            number=self.number,
+            phase=phase,
+            agenda="; ".join(self.state.agenda) or "-",
+            homework="; ".join(self.state.homework) or "none",
+            conceptualisation=self.state.conceptualisation,
+            summary=self.state.summary,
+        )
+
+    def fitting(self, view: list[Message]) -> list[Message] | None:
+        """The therapist's view within the context budget, room for the reply included.
+
+        None when it does not fit and the study does not drop old exchanges.
+        """
+        room = self.study.context_tokens - self.arm.therapist.max_tokens
+        while tokens_of(view) > room:
+            if self.study.when_full == "stop" or len(view) <= 4:
+                return None
+            view = drop_oldest(view)
+        return view
+
+    @property
+    def prompts(self) -> list[Prompt]:
+        """Every prompt file that a session of this kind is made with."""
+        study = self.study
+        if study.written:
+            return [load_prompt("course_part")]
+        names = ["session_supervisor"] if study.supervisor else []
+        names += ["session_patient_check"] if study.validator else []
+        names += ["session_summary"] if study.summariser and study.sessions > 1 else []
+        return [self.therapist_prompt, self.patient_prompt, *map(load_prompt, names)]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Everything that shapes this patient's sessions in this arm, as a short hash.
+
+        Left out is what changes no word said: prices, factors, instruments, judges, how often a
+        faulty reply is asked again, and how many sessions, repeats, arms and patients there are
+        beside these.
+        """
+        study = self.study.model_dump(
+            mode="json",
+            exclude={
+                *("id", "title", "factor", "arms", "patients", "sessions", "replicates"),
+                *("attempts", "instruments", "judges", "pairs", "deviations"),
+            },
+        )
+        is_course = self.study.sessions > 1
+        events = load_events(self.study.events.set) if self.study.events.probability else {}
+        players = (self.arm.therapist, self.study.patient)
+        parts = {
+            "study": study,
+            "course": cbt_course().model_dump(mode="json") if is_course else None,
+            "arm": self.arm.model_dump(mode="json", exclude={"levels", "training", "observed"}),
+            "profile": self.profile.model_dump(mode="json"),
+            "prompts": [prompt.sha256 for prompt in self.prompts],
+            "events": {key: event.note for key, event in events.items()},
+            "adapters": [adapter_mark(player.adapter) for player in players],
+            "wording": wording(),
+        }
+        text = json.dumps(_without_prices(parts), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@cache
+def adapter_mark(folder: Path | None) -> str | None:
+    """Hash of an adapter's weights: trained anew in the same folder, it is another player."""
+    found = sorted(folder.glob("adapter_model.*")) if folder is not None else []
+    return sha256_of(found[0]) if found else None
+
+
+def _without_prices(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        kept = {
+            key: one
+            for key, one in value.items()
+            if key not in ("price_in", "price_out", "key_env")
+        }
+        return {key: _without_prices(one) for key, one in kept.items()}
+    return [_without_prices(one) for one in value] if isinstance(value, list) else value
+
+
+def _newest(messages: list[dict[str, str]], most: int | None) -> list[dict[str, str]]:
+    """The last `most` messages, cut so that the first of them is the patient's own."""
+    if most is None or len(messages) <= most:
+        return messages
+    kept = messages[-most:]
+    return kept if kept[0]["role"] == "assistant" else kept[1:]
+
+
+def tokens_of(messages: Sequence[Message]) -> int:
+    """Estimated tokens of a view, by the same count for every arm."""
+    return sum(estimate_tokens(message["content"]) + MESSAGE_TOKENS for message in messages)
+
+
+def drop_oldest(messages: list[Message]) -> list[Message]:
+    """The view without its oldest exchange: system message and the newest words stay."""
+    return [messages[0], *messages[3:]]
+
+
+def turn_content(turn: Turn, form: ReasoningForm, *, ends: bool = False) -> str:
+    """A therapist turn as the model writes it: the target of training, and its own history.
+
+    Args:
+        ends: whether the end token follows.
+    """
+    said = f"{turn.text}\n{end_token()}" if ends else turn.text
+    if form == "plain":
+        return said
+    return f"<thinking>\n{turn.reasoning or ''}\n</thinking>\n<answer>\n{said}\n</answer>"
+
+
+# --- what is said --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """What a reply says aloud."""
+
+    text: str
+    """Empty only when all that was said is the end token."""
+    reasoning: str | None = None
+    marks: tuple[TurnMark, ...] = ()
+    asks_to_end: bool = False
+
+
+_END = re.compile(r"</?\s*end_session\s*/?\s*>", re.IGNORECASE)
+_THINKING = re.compile(r"<think(?:ing)?>(.*?)</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
+_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+_OPEN_ANSWER = re.compile(r"<answer>(.*)", re.DOTALL | re.IGNORECASE)
+_TAGS = re.compile(r"</?(?:think(?:ing)?|answer)>", re.IGNORECASE)
+_LABEL = re.compile(r"^\s*\**(therapist|patient|client|counsell?or)\**\s*:\s*", re.IGNORECASE)
+_FOREIGN = {
+    "therapist": re.compile(r"\n\s*\**(?:patient|client|user)\**\s*:", re.IGNORECASE),
+    "patient": re.compile(r"\n\s*\**(?:therapist|counsell?or|assistant)\**\s*:", re.IGNORECASE),
+}
+_SENTENCE_END = re.compile(r"[.!?][\"')\]]*(?=\s|$)")
+
+
+def read_therapist(reply: Reply, form: ReasoningForm) -> Spoken | Fault:
+    """What a therapist's reply says, its reasoning apart."""
+    text, marks = reply.text, list[TurnMark]()
+    reasoning = [reply.reasoning] if reply.reasoning else []
+    reasoning += [found.strip() for found in _THINKING.findall(text)]
+    asks_to_end = _END.search(text) is not None
+    text = _THINKING.sub("", _END.sub("", text))
+    answers = _ANSWER.findall(text)
+    if answers:
+        text = "\n".join(map(str.strip, answers))
+    elif opened := _OPEN_ANSWER.search(text):
+        text = opened[1]
+        marks.append("loose")
+    elif form == "cot":
+        if not reasoning:
+            return Fault(Reason.EMPTY, "no <thinking> and no <answer> block")
+        marks.append("loose")
+    if _TAGS.search(text):
+        return Fault(Reason.EMPTY, "an open <thinking> block and no answer")
+    spoken = _spoken(text, "therapist", marks)
+    if isinstance(spoken, Fault) and not asks_to_end:
+        return spoken
+    said, kept = ("", ()) if isinstance(spoken, Fault) else (spoken.text, spoken.marks)
+    return Spoken(said, "\n".join(reasoning) or None, kept, asks_to_end)
+
+
+def read_patient(reply: Reply) -> Spoken | Fault:
+    """What a patient's reply says; a patient cannot end the session."""
+    return _spoken(_END.sub("", _THINKING.sub("", reply.text)), "patient", [])
+
+
+def _spoken(text: str, role: str, marks: list[TurnMark]) -> Spoken | Fault:
+    """Words without a speaker's name before them, and without the other side's words after."""
+    text = _LABEL.sub("", text.strip())
+    if other := _FOREIGN[role].search(text):
+        text = text[: other.start()]
+        marks.append("cut_at_label")
+    text = text.strip()
+    return Spoken(text, marks=tuple(marks)) if text else Fault(Reason.EMPTY, "no spoken words")
+
+
+def whole_sentences(text: str) -> str:
+    """A cut text up to its last whole sentence; as it is when it holds none."""
+    ends = list(_SENTENCE_END.finditer(text))
+    return text[: ends[-1].end()] if ends else text
+
+
+def answer_is_cut(reply: Reply) -> bool:
+    """Whether the reply ended at the token limit."""
+    return reply.finish_reason == "length"
+
+
+def retold(messages: Sequence[Message], said: str, complaint: str) -> list[Message]:
+    """The view with a turned-away draft and why, for the next try; nobody else sees this."""
+    draft = [{"role": "assistant", "content": said}] if said else []
+    if not draft:
+        last = messages[-1]
+        merged = {"role": last["role"], "content": f"{last['content']}\n\n{complaint}"}
+        return [*messages[:-1], merged]
+    return [*messages, *draft, {"role": "user", "content": complaint}]
+
+
+# --- scenes --------------------------------------------------------------------------------------
+# The moment of a session at which a player is asked: what the built-in rules answer from.
+
+Part = Literal["therapist", "patient", "supervisor", "validator", "summariser", "course_part"]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Who is asked for what, and when."""
+
+    part: Part
+    casting: Casting
+    turns: tuple[Turn, ...]
+    seed: int
+    """Of this very question, without the arm."""
+    turn: int = 1
+    """Counts the turns of this role, from 1; the part of a written session, from 1."""
+    event: str | None = None
+    draft: str = ""
+    """What a supervisor or validator is to judge."""
+    revision: int = 0
+    """How often this turn was turned away before."""

@@ -1,0 +1,488 @@
+"""`run_study`: every therapist with every patient, resumed turn by turn from the journal.
+
+    result = run_study(load_study(None), Path("study"))
+    result.counts["stops"]             # {"attentive": {"ended": 10}, ...}
+
+Each course (one arm, one patient, one repeat: one session, or several in order) is a coroutine.
+Sessions are always rebuilt from the journal, so a run that was killed, one that continues and one
+that finds everything done are the same thing; sessions that an endpoint's failure stopped are
+taken up again by the same command.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+from pydantic.config import JsonDict
+
+from cbtqa.errors import ConfigError, IncompleteRunError
+from cbtqa.files import write_jsonl
+from cbtqa.llm.chat import Fault
+from cbtqa.llm.journal import Journal
+from cbtqa.llm.limits import GateClosedError, Limits
+from cbtqa.llm.progress import Meter, Progress
+from cbtqa.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    SettingValue,
+    describe_file,
+    now,
+    package_versions,
+    write_manifest,
+)
+from cbtqa.records import Reason, Session, SessionState
+from cbtqa.settings import Settings
+from cbtqa.simulation.playing.course import cbt_course
+from cbtqa.simulation.playing.courses import Course, not_played, plan_courses, refuse_other_settings
+from cbtqa.simulation.playing.messages import Casting
+from cbtqa.simulation.playing.players import Desk, Exchange, Purse, endpoint_of
+from cbtqa.simulation.playing.scripted import therapist_rules
+from cbtqa.simulation.playing.session import Cast, play_session
+from cbtqa.simulation.playing.supervision import ask_state
+from cbtqa.simulation.playing.writing import write_session
+from cbtqa.simulation.profiles import Profile, choose_profiles
+from cbtqa.simulation.sessions import (
+    PROFILES_NAME,
+    SESSIONS_NAME,
+    STUDY_NAME,
+    StudyFolder,
+)
+from cbtqa.simulation.study import Arm, Player, StudySettings, load_study
+
+JOURNAL_FINGERPRINT = {"journal": "simulated sessions"}
+PROGRESS_EVERY_S = 0.5
+NOTICE = (
+    "Simulated sessions for research: no patient is real, and nothing here is fit to treat anyone."
+)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished study folder."""
+
+    folder: StudyFolder
+    manifest: Manifest
+    was_complete: bool
+    """True when nothing had to be asked."""
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """The manifest's counts."""
+        return self.manifest.counts
+
+
+@dataclass(frozen=True)
+class RunLimits:
+    """How fast and how much; nothing here changes a word."""
+
+    engine: Limits = field(default_factory=Limits)
+    """`in_flight` is also the number of sessions played at a time."""
+    budget: float | None = None
+    budget_tokens: int | None = None
+
+
+def run_study(
+    study: StudySettings,
+    out: Path,
+    *,
+    limits: RunLimits | None = None,
+    update: bool = False,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> RunResult:
+    """Plays a study, or continues one that was interrupted.
+
+    Args:
+        update: play anew what was begun with other settings; its paid turns stay in the journal.
+        on_progress: told twice a second; items are sessions.
+
+    Raises:
+        ConfigError: settings are wrong, or the folder holds these sessions with other settings.
+        IncompleteRunError: stopped early, or an endpoint's failure left sessions unfinished.
+        EndpointError: an endpoint refuses every request.
+        KeyboardInterrupt: Ctrl-C; what was in flight was kept.
+    """
+    limits = limits or RunLimits()
+    _check(study)
+    profiles = choose_profiles(study.patients, study.seed)
+    courses = plan_courses(study, profiles)
+    folder = _open_folder(out)
+    started_at = now()
+    with Journal(folder.journal_path, JOURNAL_FINGERPRINT) as journal:
+        refuse_other_settings(journal, courses, folder, update=update)
+        (out / MANIFEST_NAME).unlink(missing_ok=True)
+        folder.write_study(study)
+        write_jsonl(out / PROFILES_NAME, profiles)
+        run = _Run(courses, journal, limits, on_progress)
+        sessions = run.run()
+        folder.write_sessions(sessions)
+        run.raise_what_stopped_it()
+        manifest = _manifest(folder, study, sessions, journal, run, started_at)
+    write_manifest(out, manifest)
+    _refuse_unfinished(sessions)
+    return RunResult(folder, manifest, was_complete=run.meter.n_requests == 0 and not run.n_asked)
+
+
+def _check(study: StudySettings) -> None:
+    """Refuses, before anything is written, players that are not there and too long courses."""
+    for player in study.players():
+        if player.endpoint is not None:
+            endpoint_of(player)
+    for arm in study.arms:
+        if arm.therapist.scripted is not None:
+            therapist_rules(arm.therapist.scripted)
+    most = cbt_course().n_sessions
+    if study.written and study.sessions > most:
+        raise ConfigError(f"sessions: {study.sessions} wanted, the course to be written has {most}")
+
+
+def _open_folder(out: Path) -> StudyFolder:
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out: {out} is a file")
+    folder = StudyFolder(out)
+    foreign = [path for path in out.glob("*") if not path.name.startswith(".")]
+    if foreign and not folder.journal_path.exists():
+        raise ConfigError(f"--out: {out} is not empty and is no study", hint="name a new folder")
+    out.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+class _Run:
+    """One call of `run_study`."""
+
+    def __init__(
+        self,
+        courses: Sequence[Course],
+        journal: Journal,
+        limits: RunLimits,
+        on_progress: Callable[[Progress], None] | None,
+    ) -> None:
+        self._courses, self._journal, self._limits = courses, journal, limits
+        self._on_progress = on_progress
+        self.meter = Meter(None, None, journal.totals())
+        self.cost: float | None = 0.0
+        self.n_asked = 0
+        self._n_done = 0
+        self._fatal: BaseException | None = None
+        self._stop_reason: str | None = None
+        self._is_interrupted = False
+
+    def run(self) -> list[Session]:
+        """Finished sessions in the order of the courses."""
+        return asyncio.run(self._play())
+
+    def raise_what_stopped_it(self) -> None:
+        """Raises when the run ended before its sessions did."""
+        if self._is_interrupted:
+            raise KeyboardInterrupt
+        if self._fatal is not None:
+            raise self._fatal
+        if self._stop_reason is not None:
+            raise IncompleteRunError(
+                f"{self._stop_reason}; {self._n_done} sessions are finished",
+                hint="give the same command again to continue",
+            )
+
+    async def _play(self) -> list[Session]:
+        purse = Purse(self._limits.budget, self._limits.budget_tokens)
+        study = self._courses[0].study
+        async with Exchange(self._journal, self._limits.engine, self.meter, purse) as exchange:
+            self._exchange = exchange
+            desk = Desk(self._journal, self.meter, study.attempts)
+            exchange.on_stop = desk.stop
+            casts = {arm.name: await _cast(exchange, study, arm) for arm in study.arms}
+            exchange.book_earlier(partial(_player_of, study))
+            ticker = asyncio.create_task(self._tick())
+            # so many courses at a time: finished sessions come early, memory stays small
+            room = asyncio.Semaphore(self._limits.engine.in_flight)
+            work = [
+                asyncio.create_task(self._course(course, casts[course.arm.name], desk, room))
+                for course in self._courses
+            ]
+            exchange.on_second_stop = lambda: [one.cancel() for one in work]
+            found = await asyncio.gather(*work, return_exceptions=True)
+            await desk.settle()
+            ticker.cancel()
+            with suppress(asyncio.CancelledError):
+                await ticker
+            self._stop_reason, self._is_interrupted = exchange.stop_reason, exchange.is_interrupted
+            self.cost = exchange.cost
+        self.n_asked = self.meter.n_accepted + self.meter.rejected.total()
+        self._report()
+        return [session for course in found if isinstance(course, list) for session in course]
+
+    async def _course(
+        self, course: Course, cast: Cast, desk: Desk, room: asyncio.Semaphore
+    ) -> list[Session]:
+        """The finished sessions of one course; what stops it stops the run."""
+        sessions: list[Session] = []
+        async with room:
+            try:
+                await self._sessions(course, cast, desk, sessions)
+            except GateClosedError:
+                pass
+            except asyncio.CancelledError:
+                raise
+            except BaseException as error:
+                self._fatal = self._fatal or error
+                self._exchange.stop(str(error))
+                raise
+        return sessions
+
+    async def _sessions(
+        self, course: Course, cast: Cast, desk: Desk, sessions: list[Session]
+    ) -> None:
+        casting = course.casting()
+        for number in range(1, course.study.sessions + 1):
+            casting = Casting(course.study, course.arm, course.profile, number, casting.state)
+            if course.study.written:
+                session = await write_session(casting, course.replicate, cast.therapist, desk)
+                state: SessionState | Fault | None = session.state or _unwritten(session)
+            else:
+                session = await play_session(casting, course.replicate, cast, desk)
+                state = await self._carried(course, casting, session, cast, desk)
+            if isinstance(state, SessionState):
+                session = session.model_copy(update={"state": state})
+                casting = Casting(course.study, course.arm, course.profile, number, state)
+            sessions.append(session)
+            self._n_done += 1
+            if isinstance(state, Fault):
+                sessions += not_played(course, number + 1, state)
+                return
+
+    async def _carried(
+        self, course: Course, casting: Casting, session: Session, cast: Cast, desk: Desk
+    ) -> SessionState | Fault | None:
+        """State for the next session; None after the last; a fault ends the course."""
+        study = course.study
+        if study.sessions == 1 or study.summariser is None or cast.summariser is None:
+            return None
+        if session.stop_reason == "endpoint":
+            return Fault(Reason.ENDPOINT, f"session {session.number} did not end")
+        if session.n_therapist_turns == 0:
+            return Fault(Reason.EMPTY, f"session {session.number} has no therapist turn")
+        return await ask_state(desk, cast.summariser, study.summariser, casting, session)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(PROGRESS_EVERY_S)
+            self.cost = self._exchange.cost
+            self._report()
+
+    def _report(self) -> None:
+        if self._on_progress is None:
+            return
+        plain = self.meter.progress(limit=self._limits.engine.in_flight)
+        n_total = len(self._courses) * self._courses[0].study.sessions
+        rate = self._n_done / plain.elapsed_s if plain.elapsed_s else 0.0
+        self._on_progress(
+            replace(
+                plain,
+                n_total=n_total,
+                n_skipped=0,
+                n_accepted=self._n_done,
+                n_rejected=0,
+                cost=self.cost or None,
+                rate_per_s=rate,
+                eta_s=(n_total - self._n_done) / rate if rate else None,
+            )
+        )
+
+
+def _unwritten(session: Session) -> Fault:
+    reason = Reason.ENDPOINT if session.stop_reason == "endpoint" else Reason.EMPTY
+    return Fault(reason, f"session {session.number} was not written to its end")
+
+
+def _player_of(study: StudySettings, key: str) -> Player | None:
+    """Who answered under a key such as `arm/patient/s1/r1|3f2a...|therapist3|v0`."""
+    session, _, part, *_ = (*key.split("|"), "", "")
+    arms = {arm.name: arm.therapist for arm in study.arms}
+    role = part.rstrip("0123456789")
+    if role in ("therapist", "part"):
+        return arms.get(session.split("/")[0])
+    others = {"patient": study.patient, "supervisor": study.supervisor}
+    others |= {"validator": study.validator, "summary": study.summariser}
+    return others.get(role)
+
+
+async def _cast(exchange: Exchange, study: StudySettings, arm: Arm) -> Cast:
+    others = (study.supervisor, study.validator, study.summariser)
+    voices = [await exchange.voice(player) if player else None for player in others]
+    return Cast(
+        await exchange.voice(arm.therapist),
+        await exchange.voice(study.patient),
+        *voices,
+    )
+
+
+def _manifest(
+    folder: StudyFolder,
+    study: StudySettings,
+    sessions: Sequence[Session],
+    journal: Journal,
+    run: _Run,
+    started_at: str,
+) -> Manifest:
+    names = (STUDY_NAME, PROFILES_NAME, SESSIONS_NAME)
+    prompts = [prompt for arm in study.arms for prompt in Casting(study, arm, _anyone()).prompts]
+    return Manifest(
+        kind="study",
+        packages=package_versions(),
+        settings={"study": SettingValue(value=study.id, origin=STUDY_NAME)},
+        prompts={prompt.name: prompt.sha256 for prompt in prompts},
+        counts=count_sessions(sessions),
+        usage=journal.totals().usage,
+        cost=None if run.cost is None else {"value": round(run.cost, 6)},
+        acknowledgements={"notice": NOTICE},
+        files=tuple(describe_file(folder.path / name, folder.path) for name in names),
+        started_at=started_at,
+        finished_at=now(),
+    )
+
+
+def _anyone() -> Profile:
+    return Profile(id="anyone", name="anyone", narrative="anyone")
+
+
+def count_sessions(sessions: Sequence[Session]) -> dict[str, Any]:
+    """Sessions, turns and stop reasons by arm."""
+    stops: dict[str, Counter[str]] = {}
+    for session in sessions:
+        stops.setdefault(session.arm, Counter())[session.stop_reason] += 1
+    return {
+        "n_sessions": len(sessions),
+        "n_turns": sum(len(session.turns) for session in sessions),
+        "stops": {arm: dict(sorted(found.items())) for arm, found in stops.items()},
+    }
+
+
+def _refuse_unfinished(sessions: Sequence[Session]) -> None:
+    failed = [session for session in sessions if session.stop_reason == "endpoint"]
+    if failed:
+        raise IncompleteRunError(
+            f"an endpoint failed in {len(failed)} of {len(sessions)} sessions, such as "
+            f"{failed[0].id}: {failed[0].stop_detail}",
+            hint="give the same command again; it takes these sessions up where they stopped",
+        )
+    if not any(session.n_therapist_turns for session in sessions):
+        raise IncompleteRunError(
+            f"not one of {len(sessions)} sessions has a therapist turn; {sessions[0].id}: "
+            f"{sessions[0].stop_reason}, {sessions[0].stop_detail}",
+            hint="change what the message names in the study file, then play it with --update",
+        )
+
+
+# --- run settings --------------------------------------------------------------------------------
+# What can be set for `cbtqa simulate run` beside the study file, with each flag's help text.
+
+_STUDY: JsonDict = {"panel": "Study"}
+_ENGINE: JsonDict = {"panel": "Engine"}
+
+
+class EngineSettings(Settings):
+    """How fast and how much; nothing here changes a word."""
+
+    in_flight: int = Field(
+        64,
+        ge=1,
+        le=16384,
+        description="Sessions played at a time; also the most requests at a time for one model.",
+        json_schema_extra=_ENGINE,
+    )
+    rpm: int | None = Field(
+        None, ge=1, description="Requests a minute to one model.", json_schema_extra=_ENGINE
+    )
+    tpm: int | None = Field(
+        None, ge=1, description="Tokens a minute to one model.", json_schema_extra=_ENGINE
+    )
+    timeout_s: float = Field(
+        180.0, gt=0, description="Seconds one request may take.", json_schema_extra=_ENGINE
+    )
+    budget: float | None = Field(
+        None,
+        gt=0,
+        description="Stop before this much is spent over all models, in the prices' currency.",
+        json_schema_extra=_ENGINE,
+    )
+    budget_tokens: int | None = Field(
+        None, gt=0, description="Stop after this many tokens.", json_schema_extra=_ENGINE
+    )
+
+    def limits(self) -> RunLimits:
+        """The same as the run takes it."""
+        engine = Limits(
+            in_flight=self.in_flight, rpm=self.rpm, tpm=self.tpm, timeout_s=self.timeout_s
+        )
+        return RunLimits(engine, self.budget, self.budget_tokens)
+
+
+class RunSettings(EngineSettings):
+    """Flags of `cbtqa simulate run`."""
+
+    study: Path | None = Field(
+        None,
+        description="YAML file of the study, such as recipes/tahir-act.yaml. Default: a small "
+        "study between built-in players (rules, no model).",
+    )
+    out: Path = Field(Path("cbtqa-study"), description="Folder of the study.")
+    seed: int | None = Field(
+        None, description="Seed in place of the file's.", json_schema_extra=_STUDY
+    )
+    replicates: int | None = Field(
+        None, ge=1, description="Repeats in place of the file's.", json_schema_extra=_STUDY
+    )
+    patients: int | None = Field(
+        None, ge=1, description="Only the first N patients.", json_schema_extra=_STUDY
+    )
+    arm: tuple[str, ...] = Field(
+        (), description="Only this arm. May be repeated.", json_schema_extra=_STUDY
+    )
+
+    def declared(self) -> StudySettings:
+        """The study file with what the flags replace.
+
+        Raises:
+            ConfigError: the file is wrong, or it has no such arm.
+            DataError: no such file.
+        """
+        return self._replaced(load_study(self.study))
+
+    def _replaced(self, study: StudySettings) -> StudySettings:
+        changes: dict[str, object] = {}
+        if self.seed is not None:
+            changes["seed"] = self.seed
+        if self.replicates is not None:
+            changes["replicates"] = self.replicates
+        if self.patients is not None:
+            changes["patients"] = study.patients.model_copy(update={"n": self.patients})
+        if self.arm:
+            changes["arms"] = tuple(study.arm(name) for name in self.arm)
+        return study.model_copy(update=changes)
+
+
+class CorpusSettings(RunSettings):
+    """Flags of `cbtqa simulate corpus`."""
+
+    study: Path | None = Field(
+        None,
+        description="YAML file of the corpus, such as recipes/tahir-cbt-corpus.yaml. Default: a "
+        "small one by the built-in players (rules, no model).",
+    )
+    approach: Literal["cbt", "act"] = Field(
+        "cbt",
+        description="Which built-in corpus: cbt writes courses of twenty sessions in four calls "
+        "each, act plays single sessions turn by turn under a supervisor.",
+    )
+    out: Path = Field(Path("cbtqa-corpus"), description="Folder of the corpus.")
+
+    def declared(self) -> StudySettings:
+        """The corpus file with what the flags replace; raises as `RunSettings.declared`."""
+        return self._replaced(load_study(self.study, built_in=f"demo-corpus-{self.approach}"))

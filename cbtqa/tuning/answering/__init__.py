@@ -1,0 +1,1 @@
+"""Answers from an adapter, a model or an endpoint; the chat."""

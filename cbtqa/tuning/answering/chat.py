@@ -1,0 +1,203 @@
+"""Questions typed by a person, each answered once, behind the safety checks: `cbtqa chat`.
+
+    speaker = open_speaker(ChatSettings(adapter=Path("runs/tuned")))
+    turn = answer_safely(speaker, "同事没有回我消息，我觉得大家都讨厌我")
+    turn.text            # None when nothing may be shown; turn.problems and turn.fault say why
+
+A model never speaks first to somebody in danger: an explicit question gets help routes and no
+model is asked. What a model says is shown whole or not at all, so nothing is streamed. Every
+question stands alone, as in the data that models are tuned on. Nothing is written down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from cbtqa.dataset.template.teacher import TemplateTeacher
+from cbtqa.errors import UsageError
+from cbtqa.llm.chat import ChatRequest, Fault, Reply
+from cbtqa.llm.endpoint import Endpoint, pass_disclosure_gate
+from cbtqa.llm.protocol import request_body
+from cbtqa.llm.transport import open_transport
+from cbtqa.records import Question, Risk
+from cbtqa.safety.answers import Problem, check_answer
+from cbtqa.safety.notices import Locale, help_text
+from cbtqa.safety.screen import screen
+from cbtqa.tuning.answering.generate import (
+    OnStage,
+    endpoint_of,
+    open_here,
+    require_libraries,
+    sampling_of,
+)
+from cbtqa.tuning.answering.model import AnswerModel, read_training
+from cbtqa.tuning.answering.questions import AnswerChecks, AskedItem, Prompt, turn_mark_of
+from cbtqa.tuning.answering.settings import GenerateSettings, SpeakerSettings
+from cbtqa.tuning.data.examples import prompt_messages, read_target
+from cbtqa.tuning.loading import ComputeType
+
+_GRADES: tuple[Risk, ...] = ("none", "concern", "explicit")
+_BY_HELP_LINE = ("unknown_number", "round_the_clock_promise")
+"""Rules that go by the help lines of one country."""
+_CHINESE = re.compile(r"[\u4e00-\u9fff]")
+
+
+class ChatSettings(SpeakerSettings):
+    """Everything `cbtqa chat` can be told; without a model the template system answers."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One question and what may be shown in reply."""
+
+    risk: Risk
+    """Of the question."""
+    help: str | None
+    """Help routes, to be shown before anything else; None when the question shows no risk."""
+    text: str | None = None
+    """The answer; None when no model was asked, none answered, or the answer is unsafe."""
+    problems: tuple[Problem, ...] = ()
+    """Why an answer is withheld."""
+    fault: Fault | None = None
+    """Why a reply is no answer."""
+
+
+class Speaker(Protocol):
+    """Answers one question."""
+
+    @property
+    def name(self) -> str:
+        """As it is introduced."""
+
+    def answer(self, question: Question, risk: Risk) -> str | Fault:
+        """The answer as text, unchecked.
+
+        Raises:
+            EndpointError: the endpoint did not answer.
+            IncompleteRunError: the device has no memory left.
+        """
+
+
+def answer_safely(speaker: Speaker, text: str) -> Turn:
+    """Grades a question, asks for an answer unless it is explicit, and checks the answer."""
+    language: Locale = "zh" if _CHINESE.search(text) else "en"
+    risk = max(screen(text, "zh").risk, screen(text, "en").risk, key=_GRADES.index)
+    if risk == "explicit":
+        return Turn(risk, help_text(language, "answer"))
+    help_routes = help_text(language, "short") if risk == "concern" else None
+    question = Question(id="chat", question=text)
+    said = speaker.answer(question, risk)
+    if isinstance(said, Fault):
+        return Turn(risk, help_routes, fault=said)
+    problems = _problems_of(said)
+    return Turn(risk, help_routes, None if problems else said, problems)
+
+
+def _problems_of(answer: str) -> tuple[Problem, ...]:
+    """What keeps an answer from being shown: advice against safety in either language, and numbers
+    and promises by the help lines of the language it is written in.
+
+    Grade `none`, because a route is named beside the answer, which need not name one itself.
+    """
+    own: Locale = "zh" if _CHINESE.search(answer) else "en"
+    other: Locale = "en" if own == "zh" else "zh"
+    found = check_answer(answer, "none", own)
+    more = (one for one in check_answer(answer, "none", other) if one.rule not in _BY_HELP_LINE)
+    return (*found, *more)
+
+
+def open_speaker(settings: ChatSettings, on_stage: OnStage = lambda words: None) -> Speaker:
+    """Who answers: an endpoint, a model or adapter in this process, or the template system.
+
+    Raises:
+        UsageError: flags that do not go together.
+        ConfigError, DataError: no such model, or one that does not fit.
+        MissingExtraError: torch, transformers or peft are not installed.
+        LicenceGateError: text would leave the machine without acknowledgement.
+    """
+    endpoint = endpoint_of(settings)
+    if endpoint is not None:
+        pass_disclosure_gate(
+            endpoint, "what is typed", is_acknowledged=settings.acknowledge_disclosure
+        )
+        return _EndpointSpeaker(settings, endpoint)
+    if settings.adapter is None and settings.model is None:
+        if settings.base is not None:
+            raise UsageError("--base goes with --adapter")
+        return _TemplateSpeaker(settings)
+    require_libraries()
+    opened, device, precision = open_here(settings, on_stage)
+    on_stage(f"loading {opened.backbone.told_name}")
+    return _ModelSpeaker(settings, opened, device, precision)
+
+
+class _TemplateSpeaker:
+    name = "template"
+
+    def __init__(self, settings: ChatSettings) -> None:
+        self._teacher = TemplateTeacher(seed=settings.seed)
+
+    def answer(self, question: Question, risk: Risk) -> str:
+        return self._teacher.answer(question, risk).steps.joined()
+
+
+class _PromptedSpeaker:
+    """What an endpoint and a model in this process have in common."""
+
+    def __init__(self, settings: ChatSettings, name: str, checks: AnswerChecks) -> None:
+        trained = read_training(settings.adapter)
+        self._mode = settings.mode or trained.mode or "answer"
+        self._system_prompt = (
+            trained.system_prompt if settings.system_prompt is None else settings.system_prompt
+        )
+        self.name, self._checks = name, checks
+
+    def answer(self, question: Question, risk: Risk) -> str | Fault:
+        messages = prompt_messages(question, self._mode, self._system_prompt)
+        item = AskedItem(question.id, tuple(messages), risk)
+        reply = self._reply(item)
+        if isinstance(reply, Fault):
+            return reply
+        return self._checks.fault_of(item, reply) or read_target(self._mode, reply.text).text
+
+    def _reply(self, item: AskedItem) -> Reply | Fault:
+        raise NotImplementedError
+
+
+class _EndpointSpeaker(_PromptedSpeaker):
+    def __init__(self, settings: ChatSettings, endpoint: Endpoint) -> None:
+        super().__init__(settings, f"{endpoint.model} at {endpoint.host}", AnswerChecks())
+        self._endpoint, self._settings = endpoint, settings
+
+    def _reply(self, item: AskedItem) -> Reply:
+        return asyncio.run(self._send(item))
+
+    async def _send(self, item: AskedItem) -> Reply:
+        request = ChatRequest(item.messages, sampling=sampling_of(self._settings))
+        body = request_body(request, self._endpoint, "text", 1)
+        async with open_transport(self._endpoint, 1) as transport:
+            return (await transport.send(body, self._settings.timeout_s)).reply
+
+
+class _ModelSpeaker(_PromptedSpeaker):
+    def __init__(
+        self, settings: ChatSettings, opened: AnswerModel, device: str, precision: ComputeType
+    ) -> None:
+        from cbtqa.tuning.answering.decoding import Decoder
+
+        super().__init__(settings, opened.name, AnswerChecks(turn_mark_of(opened.chat)))
+        model: Any = opened.load(device, precision)
+        told = GenerateSettings(**settings.model_dump())
+        self._opened, self._max_new_tokens = opened, settings.max_new_tokens
+        self._decoder = Decoder(model, opened.chat, opened.stops, told, opened.name)
+
+    def _reply(self, item: AskedItem) -> Reply | Fault:
+        (ids,) = self._opened.chat.prompt_ids([item.messages])
+        fault = self._opened.fault_of_prompt(item.messages, len(ids), self._max_new_tokens)
+        if fault is not None:
+            return fault
+        ((_, reply),) = next(self._decoder.answer([Prompt(item.key, tuple(ids))]))
+        return reply

@@ -1,0 +1,265 @@
+"""Answers by a model in this process: batches of similar length, each row drawn from its own seed.
+
+Prompts stand on the right of their rows (padding left), so that every answer begins at the same
+place. A row never sees another, and its random numbers come from a generator of its own: neither
+who shares its batch nor where a run was interrupted changes an answer (in 16 bits, rounding may).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers.generation.logits_process import (
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from cbtqa.errors import ConfigError, IncompleteRunError
+from cbtqa.llm.chat import Reply, split_reasoning
+from cbtqa.manifest import now
+from cbtqa.records import Usage
+from cbtqa.tuning.answering.model import AnswerModel
+from cbtqa.tuning.answering.questions import Prompt
+from cbtqa.tuning.answering.settings import GenerateSettings
+from cbtqa.tuning.backbones import to_config
+from cbtqa.tuning.data.chat_format import ChatFormat
+from cbtqa.tuning.libraries import is_out_of_memory, require
+
+
+def batches_of(
+    prompts: Sequence[Prompt], max_new_tokens: int, batch_tokens: int
+) -> Iterator[list[Prompt]]:
+    """Prompts of similar length, rows times (longest prompt + longest answer) within the budget.
+
+    The longest come first: when memory is short, it shows at once.
+    """
+    batch: list[Prompt] = []
+    for prompt in sorted(prompts, key=lambda prompt: -len(prompt.ids)):
+        longest = len(batch[0].ids) if batch else len(prompt.ids)
+        if batch and (len(batch) + 1) * (longest + max_new_tokens) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(prompt)
+    if batch:
+        yield batch
+
+
+class Decoder:
+    """Generates with one model.
+
+    Args:
+        stops: tokens any of which ends an answer.
+        name: the model's name, for replies.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        chat: ChatFormat,
+        stops: Sequence[int],
+        settings: GenerateSettings,
+        name: str,
+    ) -> None:
+        self._model, self._chat, self._stops = model, chat, list(stops)
+        self._settings, self._name = settings, name
+        pad = chat.tokenizer.pad_token_id
+        self._pad = pad if pad is not None else self._stops[0]
+
+    def answer(self, prompts: Sequence[Prompt]) -> Iterator[list[tuple[str, Reply]]]:
+        """Keys with replies, a batch at a time, the longest prompts first.
+
+        Raises:
+            IncompleteRunError: not even one row fits the device's memory.
+        """
+        settings = self._settings
+        waiting = list(batches_of(prompts, settings.max_new_tokens, settings.batch_tokens))
+        while waiting:
+            batch = waiting.pop(0)
+            try:
+                replies = self._answer_batch(batch)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                # handled outside: here the traceback still holds the batch's tensors
+                replies = None
+            if replies is None:
+                waiting = _in_halves([batch, *waiting])
+                torch.cuda.empty_cache()
+            else:
+                yield replies
+
+    @torch.no_grad()
+    def _answer_batch(self, batch: Sequence[Prompt]) -> list[tuple[str, Reply]]:
+        started = time.perf_counter()
+        longest = max(len(prompt.ids) for prompt in batch)
+        ids = torch.full((len(batch), longest), self._pad)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(batch):
+            ids[row, longest - len(prompt.ids) :] = torch.tensor(prompt.ids)
+            mask[row, longest - len(prompt.ids) :] = 1
+        device = self._model.device
+        found = self._model.generate(
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
+            generation_config=GenerationConfig(  # type: ignore[no-untyped-call]
+                max_new_tokens=self._settings.max_new_tokens,
+                do_sample=False,
+                eos_token_id=self._stops,
+                pad_token_id=self._pad,
+            ),
+            logits_processor=self._processors(batch, device),
+        )
+        seconds = round(time.perf_counter() - started, 3)
+        rows = found[:, longest:].tolist()
+        return [
+            (prompt.key, self._reply(prompt, row, seconds))
+            for prompt, row in zip(batch, rows, strict=True)
+        ]
+
+    def _processors(self, batch: Sequence[Prompt], device: torch.device) -> LogitsProcessorList:
+        settings, made = self._settings, LogitsProcessorList()
+        if settings.repetition_penalty != 1:
+            made.append(RepetitionPenaltyLogitsProcessor(settings.repetition_penalty))
+        if settings.temperature > 0:
+            made.append(TemperatureLogitsWarper(settings.temperature))
+            if settings.top_k:
+                made.append(TopKLogitsWarper(settings.top_k))
+            if settings.top_p < 1:
+                made.append(TopPLogitsWarper(settings.top_p))
+            made.append(GumbelNoise([prompt.key for prompt in batch], settings.seed, device))
+        return made
+
+    def _reply(self, prompt: Prompt, made: list[int], seconds: float) -> Reply:
+        end = next((place for place, token in enumerate(made) if token in self._stops), None)
+        is_ended, kept = end is not None, made[:end]
+        text = self._chat.tokenizer.decode(kept, skip_special_tokens=True).strip()
+        text, reasoning = split_reasoning(text)
+        n_made = len(kept) + is_ended
+        return Reply(
+            text=text,
+            finish_reason="stop" if is_ended else "length",
+            reasoning=reasoning,
+            usage=Usage(prompt_tokens=len(prompt.ids), completion_tokens=n_made),
+            model=self._name,
+            created_at=now(),
+            latency_s=seconds,
+        )
+
+
+class GumbelNoise(LogitsProcessor):
+    """Makes the largest score a draw from the distribution: Gumbel noise, a generator per row.
+
+    Source: the Gumbel-max trick; the argmax of logits plus Gumbel noise is distributed as softmax.
+    """
+
+    def __init__(self, keys: Sequence[str], seed: int, device: torch.device) -> None:
+        self._generators = [_generator(f"{seed}\x1f{key}", device) for key in keys]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        noise = torch.empty_like(scores, dtype=torch.float32)
+        for row, generator in zip(noise, self._generators, strict=True):
+            row.exponential_(generator=generator)
+        # a zero, should one be drawn, would be an infinite score
+        return scores.float() - noise.clamp_(min=torch.finfo(torch.float32).tiny).log()
+
+
+def _generator(name: str, device: torch.device) -> torch.Generator:
+    seed = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest(), "big")
+    return torch.Generator(device).manual_seed(seed)
+
+
+def _in_halves(batches: Sequence[list[Prompt]]) -> list[list[Prompt]]:
+    """Every batch in two; what is larger than memory once would be so again."""
+    if len(batches[0]) == 1:
+        raise IncompleteRunError(
+            f"the device has no memory left for one prompt of {len(batches[0][0].ids):,} tokens",
+            hint="lower --max-new-tokens, use another card, or a quantised model at an endpoint",
+        )
+    return [
+        half
+        for batch in batches
+        for half in (batch[: (len(batch) + 1) // 2], batch[(len(batch) + 1) // 2 :])
+        if half
+    ]
+
+
+# --- answer vllm ---------------------------------------------------------------------------------
+# Answers by vLLM inside this process, where it is installed.
+#
+# Not run by us: no machine with vLLM was at hand. It follows vLLM's documented offline interface
+# (`LLM.generate` on token ids, `LoRARequest`); the endpoint road (`vllm serve`, then --endpoint
+# vllm) is the tested one.
+
+BLOCK = 256
+"""Prompts handed over at once: so many answers a crash may cost."""
+
+
+class VllmDecoder:
+    """Generates with vLLM; the same interface as `decoding.Decoder`."""
+
+    def __init__(self, opened: AnswerModel, settings: GenerateSettings) -> None:
+        if find_spec("vllm") is None:
+            raise ConfigError(
+                "--engine vllm: vllm is not installed",
+                hint="pip install vllm, or serve the model elsewhere: --endpoint URL --model NAME",
+            )
+        vllm = require("vllm")
+        self._opened, self._settings = opened, settings
+        longest = getattr(to_config(opened.backbone), "max_position_embeddings", None)
+        words: dict[str, Any] = {"max_model_len": longest} if longest else {}
+        self._lora = None
+        if opened.adapter is not None:
+            request = require("vllm.lora.request").LoRARequest
+            self._lora = request("adapter", 1, str(opened.adapter))
+            words |= {"enable_lora": True, "max_lora_rank": 256}
+        names = {"auto": "auto", "bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+        self._engine = vllm.LLM(
+            opened.backbone.location,
+            revision=opened.backbone.revision,
+            dtype=names[settings.dtype],
+            seed=settings.seed,
+            generation_config="vllm",  # its own defaults, not those of the model's folder
+            **words,
+        )
+        self._sampling = vllm.SamplingParams(
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            top_k=settings.top_k or 0,
+            repetition_penalty=settings.repetition_penalty,
+            max_tokens=settings.max_new_tokens,
+            seed=settings.seed,
+            stop_token_ids=opened.stops,
+        )
+
+    def answer(self, prompts: Sequence[Prompt]) -> Iterator[list[tuple[str, Reply]]]:
+        """Keys with replies, a block at a time."""
+        for start in range(0, len(prompts), BLOCK):
+            block = prompts[start : start + BLOCK]
+            found = self._engine.generate(
+                [{"prompt_token_ids": list(prompt.ids)} for prompt in block],
+                self._sampling,
+                lora_request=self._lora,
+                use_tqdm=False,
+            )
+            pairs = zip(block, found, strict=True)
+            yield [(prompt.key, self._reply(prompt, one.outputs[0])) for prompt, one in pairs]
+
+    def _reply(self, prompt: Prompt, made: Any) -> Reply:
+        text, reasoning = split_reasoning(made.text.strip())
+        return Reply(
+            text=text,
+            finish_reason=made.finish_reason,
+            reasoning=reasoning,
+            usage=Usage(prompt_tokens=len(prompt.ids), completion_tokens=len(made.token_ids)),
+            model=self._opened.name,
+            created_at=now(),
+        )

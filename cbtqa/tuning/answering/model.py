@@ -1,0 +1,181 @@
+"""The model that answers: an adapter on its base, or a model of its own, with its chat format.
+
+loaded = open_model(settings)          # finds and checks everything; loads no weights yet
+model = loaded.load("cuda", "bf16")
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cbtqa.errors import ConfigError, DataError, UsageError
+from cbtqa.files import parse_record, read_json
+from cbtqa.llm.chat import Fault, Message
+from cbtqa.manifest import describe_file
+from cbtqa.records import Reason
+from cbtqa.tuning.answering.settings import SpeakerSettings
+from cbtqa.tuning.backbones import Backbone, fetch_if_present
+from cbtqa.tuning.data.chat_format import ChatFormat
+from cbtqa.tuning.libraries import require
+from cbtqa.tuning.loading import ComputeType, choose_backbone, load_base, load_chat
+from cbtqa.tuning.settings import FinetuneSettings, Mode
+from cbtqa.tuning.training.record import RUN_NAME, RunStart
+from cbtqa.tuning.weights.adapter import CONFIG_NAME, WEIGHT_NAMES, check_base, find_base
+from cbtqa.tuning.weights.files import combine_hashes, describe_base, read_base_record
+
+GENERATION_NAME = "generation_config.json"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """How an adapter was trained, as far as it decides what is asked; None where unknown."""
+
+    mode: Mode | None = None
+    system_prompt: str | None = None
+    chat_format: str | None = None
+
+
+def read_training(adapter: Path | None) -> Trained:
+    """What the adapter's `run.json` says; nothing for other models and other programs' adapters."""
+    if adapter is None or not (adapter / RUN_NAME).is_file():
+        return Trained()
+    start = parse_record(RunStart, read_json(adapter / RUN_NAME), str(adapter / RUN_NAME))
+    values = {name: start.settings[name].value for name in Trained.__annotations__}
+    return Trained(**values)
+
+
+@dataclass(frozen=True)
+class AnswerModel:
+    """A model that is known and checked, but whose weights are not loaded yet."""
+
+    backbone: Backbone
+    chat: ChatFormat
+    adapter: Path | None
+    name: str
+    """Short name: the adapter's folder, the model's folder or its Hub id."""
+    weights_sha256: str
+    """Of base and adapter together."""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def stops(self) -> list[int]:
+        """Tokens any of which ends an answer."""
+        tokenizer = self.chat.tokenizer
+        named = tokenizer.convert_tokens_to_ids(list(self.backbone.stops))
+        found = {*self.chat.end_ids, tokenizer.eos_token_id, *named, *self._own_stops()}
+        return sorted(found - {None, tokenizer.unk_token_id})
+
+    def _own_stops(self) -> list[int | None]:
+        """What the model's own generation_config.json names; none when it has no such file."""
+        place = self.backbone
+        file = fetch_if_present(place.location, GENERATION_NAME, revision=place.revision)
+        given = read_json(file).get("eos_token_id") if file else None
+        return given if isinstance(given, list) else [given]
+
+    def fault_of_prompt(
+        self, messages: Sequence[Message], n_tokens: int, max_new_tokens: int
+    ) -> Fault | None:
+        """Why a prompt of so many tokens cannot be asked, or None."""
+        context, detail = self.backbone.context, None
+        if any(self.chat.holds_special_token(turn["content"]) for turn in messages):
+            # it would end the user's turn and speak for the system; left out in training, too
+            detail = "spells out a control token of the chat format"
+        elif context is not None and n_tokens + max_new_tokens > context:
+            detail = (
+                f"{n_tokens:,} tokens and {max_new_tokens:,} for the answer, "
+                f"the model takes {context:,}"
+            )
+        return Fault(Reason.BAD_REQUEST, detail) if detail else None
+
+    def load(self, device: str, precision: ComputeType) -> Any:
+        """The model in evaluation mode, ready to generate.
+
+        Raises:
+            DataError: the adapter does not fit the base.
+            ConfigError: as `loading.load_base`.
+        """
+        place = None if device == "cpu" else device
+        model = load_base(self.backbone, precision, place=place)
+        if self.adapter is not None:
+            model = self._with_adapter(model, self.adapter)
+        return model.eval()
+
+    def _with_adapter(self, model: Any, folder: Path) -> Any:
+        try:
+            with warnings.catch_warnings():
+                # peft 0.21 asks transformers 5.23 for a property by its old name
+                warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+                return require("peft").PeftModel.from_pretrained(model, str(folder))
+        except (RuntimeError, ValueError) as error:
+            words = " ".join(str(error).split())[:200]
+            raise DataError(
+                f"the adapter does not fit {self.backbone.told_name}: {words}",
+                where=str(folder),
+                hint="name the base it was trained on: --base FOLDER",
+            ) from None
+
+
+def open_model(settings: SpeakerSettings) -> AnswerModel:
+    """Finds the model, its base and its tokenizer, and checks that they belong together.
+
+    Raises:
+        UsageError: neither an adapter nor a model named, or both.
+        DataError: no adapter there, or on another base than the one given.
+        ConfigError: a model that must be converted first, or is not to be had.
+    """
+    if (settings.adapter is None) == (settings.model is None):
+        raise UsageError(
+            "name one of --adapter and --model",
+            hint="--adapter FOLDER of cbtqa finetune; --model FOLDER or Hub id; with --endpoint "
+            "URL the model's name there",
+        )
+    if settings.adapter is not None:
+        return _open_adapter(settings, settings.adapter)
+    named = FinetuneSettings(backbone=settings.model, revision=settings.revision)
+    backbone = choose_backbone(named)
+    chat = load_chat(backbone, settings.chat_format)
+    sha256 = describe_base(backbone).weights_sha256
+    return AnswerModel(backbone, chat, None, backbone.told_name, sha256)
+
+
+def _open_adapter(settings: SpeakerSettings, folder: Path) -> AnswerModel:
+    if not (folder / CONFIG_NAME).is_file():
+        raise DataError(
+            f"no adapter here: no {CONFIG_NAME}",
+            where=str(folder),
+            hint="--adapter takes a folder of `cbtqa finetune`; a whole model: --model FOLDER",
+        )
+    weights = [path for name in WEIGHT_NAMES if (path := folder / name).is_file()]
+    if not weights:
+        raise DataError("the adapter has no weights", where=str(folder))
+    config, recorded = read_json(folder / CONFIG_NAME), read_base_record(folder)
+    backbone = find_base(config, settings.base, recorded)
+    if backbone.needs_conversion:
+        raise ConfigError(
+            f"{backbone.told_name} is in its published layout, adapters are for the converted one",
+            hint="give the folder that cbtqa convert wrote: --base FOLDER",
+        )
+    base, notes = check_base(backbone, recorded)
+    files = (*map(describe_file, weights), describe_file(folder / CONFIG_NAME))
+    return AnswerModel(
+        backbone,
+        _chat_of_adapter(settings, folder, backbone),
+        folder,
+        folder.resolve().name,
+        f"{base.weights_sha256}+{combine_hashes(files)}",
+        notes,
+    )
+
+
+def _chat_of_adapter(settings: SpeakerSettings, folder: Path, backbone: Backbone) -> ChatFormat:
+    """The tokenizer saved with the adapter, whose template is the one it was trained with."""
+    if not (folder / "tokenizer_config.json").is_file():
+        return load_chat(backbone, settings.chat_format)
+    words: dict[str, Any] = {"path": folder, "revision": None, "template": None}
+    if read_training(folder).chat_format is not None:
+        words["end_of_turn"] = None  # it was that of the format, which the template tells
+    return load_chat(backbone.model_copy(update=words), settings.chat_format)

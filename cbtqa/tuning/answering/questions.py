@@ -1,0 +1,250 @@
+"""What is to be answered: a dataset's questions, a question file, or rows of prompts.
+
+asked = read_asked(settings, mode, system_prompt)
+asked.items[0].messages, asked.rejections
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from cbtqa.dataset.folder import JOURNAL_NAME
+from cbtqa.dataset_folder import SPLITS, question_of
+from cbtqa.errors import ConfigError, DataError, UsageError
+from cbtqa.files import read_rows
+from cbtqa.llm.chat import Fault, Reply, fault_of_reply
+from cbtqa.manifest import FileEntry, describe_file, read_manifest
+from cbtqa.psyqa import read_questions
+from cbtqa.records import Reason, Rejection, Risk
+from cbtqa.safety.screen import screen
+from cbtqa.tuning.answering.settings import GenerateSettings
+from cbtqa.tuning.data.chat_format import ChatFormat
+from cbtqa.tuning.data.examples import ROLES, Message, prompt_messages
+from cbtqa.tuning.settings import Mode
+
+PROMPT_COLUMNS = ("prompt", "messages")
+
+
+@dataclass(frozen=True, slots=True)
+class AskedItem:
+    """One question as messages."""
+
+    id: str
+    messages: tuple[Message, ...]
+    risk: Risk
+    """Graded on the question."""
+
+    @property
+    def key(self) -> str:
+        """Names the answer in the journal: the id, and a hash that changes with the messages."""
+        text = json.dumps(self.messages, ensure_ascii=False, sort_keys=True)
+        digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+        return f"{self.id}:{digest}"
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One prompt in tokens."""
+
+    key: str
+    ids: tuple[int, ...]
+
+
+@dataclass
+class Asked:
+    """Everything that is to be answered."""
+
+    items: list[AskedItem] = field(default_factory=list)
+    rejections: list[Rejection] = field(default_factory=list)
+    """Rows of a question file that are no questions."""
+    files: tuple[FileEntry, ...] = ()
+    """What was read, by hash."""
+
+
+def read_asked(settings: GenerateSettings, mode: Mode, system_prompt: str | None) -> Asked:
+    """Reads the questions.
+
+    Args:
+        system_prompt: None for the mode's own. Rows of prompts bring their own.
+
+    Raises:
+        UsageError: no data named.
+        IncompleteRunError: a dataset whose build has not finished.
+        DataError: not a file of questions or prompts, no such split, an id twice, no row at all.
+    """
+    path = settings.data
+    if path is None:
+        raise UsageError(
+            "nothing to answer",
+            hint="cbtqa generate cbtqa-dataset --adapter runs/tuned --out runs/answers",
+        )
+    if path.is_dir():
+        files = _split_files(path, settings.split)
+        read: Iterator[AskedItem | Rejection] = _dataset_items(files, mode, system_prompt)
+        entries = tuple(describe_file(file, path) for file in files)
+    else:
+        is_prompts = _holds_prompts(path, settings.encoding)
+        read = (
+            _prompt_items(path, settings.encoding)
+            if is_prompts
+            else _question_items(path, settings.encoding, mode, system_prompt)
+        )
+        entries = (describe_file(path),)
+    asked, seen = Asked(files=entries), set[str]()
+    for found in islice(read, settings.limit):
+        if isinstance(found, Rejection):
+            asked.rejections.append(found)
+            continue
+        if found.id in seen:
+            raise DataError(f"the id {found.id} occurs twice", where=str(path))
+        seen.add(found.id)
+        asked.items.append(found)
+    if not asked.items:
+        raise DataError("holds no question", where=str(path))
+    return asked
+
+
+def _split_files(folder: Path, split: str) -> list[Path]:
+    if (folder / JOURNAL_NAME).exists():
+        read_manifest(folder)  # raises when the build has not finished
+    names = SPLITS if split == "all" else tuple(split.split(","))
+    held = {
+        name: found
+        for name in SPLITS
+        if (found := sorted((folder / "data").glob(f"{name}-*.parquet")))
+    }
+    if not held:
+        raise DataError(
+            "no dataset: no folder data/ with Parquet files",
+            where=str(folder),
+            hint="name a folder of `cbtqa build-dataset`, or a file of questions",
+        )
+    missing = [name for name in names if name not in held]
+    if missing and split != "all":
+        raise DataError(
+            f"the dataset has no split '{missing[0]}'",
+            where=str(folder),
+            hint=f"--split takes {', '.join(held)} or all",
+        )
+    return [file for name in names for file in held.get(name, ())]
+
+
+def _dataset_items(files: list[Path], mode: Mode, system_prompt: str | None) -> Iterator[AskedItem]:
+    for file in files:
+        for where, row in read_rows(file):
+            if not {"id", "question", "description", "keywords"} <= set(row):
+                raise DataError(f"not a dataset of cbtqa: found {', '.join(row)}", where=where)
+            question = question_of(row)
+            risk: Risk = row.get("risk") or screen(question.source_text).risk
+            messages = prompt_messages(question, mode, system_prompt)
+            yield AskedItem(question.id, tuple(messages), risk)
+
+
+def _question_items(
+    path: Path, encoding: str, mode: Mode, system_prompt: str | None
+) -> Iterator[AskedItem | Rejection]:
+    for row in read_questions(path, encoding=encoding):
+        if isinstance(row, Rejection):
+            yield row
+            continue
+        messages = prompt_messages(row.question, mode, system_prompt)
+        risk = screen(row.question.source_text).risk
+        yield AskedItem(row.question.id, tuple(messages), risk)
+
+
+def _holds_prompts(path: Path, encoding: str) -> bool:
+    """True when the file's first row has a prompt; a question file has none."""
+    if path.suffix.lower() not in (".jsonl", ".ndjson", ".json", ".parquet"):
+        return False
+    try:
+        _, row = next(read_rows(path, encoding), ("", {}))
+    except DataError:
+        return False  # a damaged question file is told better by its own reader
+    return any(name in row for name in PROMPT_COLUMNS)
+
+
+def _prompt_items(path: Path, encoding: str) -> Iterator[AskedItem]:
+    for number, (where, row) in enumerate(read_rows(path, encoding), 1):
+        messages = _messages(row.get("prompt", row.get("messages")), where)
+        said = "\n".join(turn["content"] for turn in messages if turn["role"] == "user")
+        yield AskedItem(str(row.get("id") or f"row {number}"), messages, screen(said).risk)
+
+
+def _messages(value: Any, where: str) -> tuple[Message, ...]:
+    """The messages up to the last of the user: an answer that stands behind it is not shown."""
+    if isinstance(value, str):
+        value = [{"role": "user", "content": value}]
+    turns = []
+    for turn in value if isinstance(value, list) else ():
+        fits = isinstance(turn, dict) and isinstance(turn.get("content"), str)
+        if not fits or turn.get("role") not in ROLES:
+            raise DataError(
+                f"expected messages with a role ({', '.join(ROLES)}) and a text", where=where
+            )
+        turns.append({"role": turn["role"], "content": turn["content"]})
+    while turns and turns[-1]["role"] == "assistant":
+        turns.pop()
+    if not turns or not turns[-1]["content"].strip():
+        raise DataError(
+            "expected a prompt: a text, or messages that end with the user's", where=where
+        )
+    return tuple(turns)
+
+
+# --- answer checks -------------------------------------------------------------------------------
+# What keeps a reply from being an answer: nothing in it, cut off, or the prompt itself in it.
+#
+# No more than that: whether an answer is good, safe or in five steps is for scores to say, and a
+# score over only the good ones would mean nothing.
+
+LEAK_CHARS = 14
+"""So many characters in a row of the system text count as a leak. assumed; as in `dataset.check`"""
+LEAST_MARK = 4
+"""Characters that a turn's mark must have to be looked for: `:` alone stands in many answers."""
+
+
+@dataclass(frozen=True)
+class AnswerChecks:
+    """The checks of one run."""
+
+    turn_mark: str = ""
+    """What the chat format writes before a user's turn, such as a line `Human:`: a model that
+    writes it talks to itself. Empty where it is not known, at an endpoint."""
+
+    def fault_of(self, item: AskedItem, reply: Reply) -> Fault | None:
+        """What is wrong with a reply, or None."""
+        return fault_of_reply(reply) or self.leak_in(item, reply.text)
+
+    def leak_in(self, item: AskedItem, text: str) -> Fault | None:
+        """PROMPT_LEAK when parts of the prompt stand in a text."""
+        if len(self.turn_mark.strip()) >= LEAST_MARK and self.turn_mark in text:
+            mark = self.turn_mark.strip()
+            return Fault(Reason.PROMPT_LEAK, f"goes on with a turn of the user: {mark}")
+        for turn in item.messages:
+            system = turn["content"] if turn["role"] == "system" else ""
+            for start in range(len(system) - LEAK_CHARS + 1):
+                part = system[start : start + LEAK_CHARS]
+                if part in text:
+                    return Fault(Reason.PROMPT_LEAK, f"repeats its instruction: {part}")
+        return None
+
+
+def turn_mark_of(chat: ChatFormat) -> str:
+    """What stands between an answer and the user's next question; special tokens left out, as
+    they are in decoded answers. Empty for a template that takes one question only."""
+    first, answer, second = "问题一", "回答一", "问题二"
+    turns = [("user", first), ("assistant", answer), ("user", second)]
+    try:
+        text = chat.prompt_text([{"role": role, "content": said} for role, said in turns])
+    except (ConfigError, ValueError, TypeError):
+        return ""
+    between = text.partition(answer)[2].partition(second)[0]
+    for token in (chat.end_text, *chat.tokenizer.all_special_tokens):
+        between = between.replace(token, "")
+    return between.rstrip(" ")

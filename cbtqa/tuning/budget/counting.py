@@ -1,0 +1,368 @@
+"""Counts what one training step of a shape takes, without its weights and without a GPU.
+
+The model is built on the meta device with its adapters, and one micro-batch goes forward and
+backward under the meters, at two depths that tell every other. What comes out are counts:
+
+    count = count_shape(to_config(find_backbone("baichuan")), LoraConfig(r=16, ...))
+    count.plain.saved_per_token / 2**20          # 5.2 MiB
+    count.n_trainable                      # 39,976,960
+
+Not counted, because no allocation of ours: the CUDA context, kernels' workspaces and the
+allocator's unused rests; `estimate` states what it adds for them.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+import weakref
+from contextlib import nullcontext
+from dataclasses import astuple, dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from peft import get_peft_model
+from peft.helpers import disable_input_dtype_casting
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
+
+from cbtqa.tuning.losses import head_log_probs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torch import Tensor
+
+
+N_TOKENS = 1021
+"""Tokens of the counted micro-batch. A prime: a storage whose size it divides holds tokens."""
+ATTENTION = "cbtqa-counted"
+DEPTHS = (2, 3)
+"""Layers of the models whose passes are counted; a first and a last layer may differ."""
+
+
+@dataclass(frozen=True)
+class PassCount:
+    """Bytes of activations in one forward and backward pass, the head left out."""
+
+    saved_per_token: float
+    """Kept for the backward pass."""
+    saved_fixed: float
+    """Kept whatever the number of tokens: adapters cast for the matrix products."""
+    peak_per_token: float
+    """The highest sum alive at once, temporaries included."""
+
+
+@dataclass(frozen=True)
+class ShapeCount:
+    """Sizes of a model with adapters, and what its passes keep."""
+
+    n_frozen: int
+    n_trainable: int
+    frozen_bytes: int
+    """At the dtype the weights are loaded in."""
+    trainable_bytes: int
+    adapted_weights: int
+    """Numbers in frozen matrices that have an adapter: what QLoRA holds in 4 bits."""
+    weight_width: int
+    """Bytes of one frozen number."""
+    largest_matrix: int
+    """Numbers in the largest adapted matrix."""
+    n_layers: int
+    layer_bytes: int
+    """Weights of the largest layer: what FSDP gathers at a time."""
+    hidden: int
+    attention_width: int
+    """Heads times their size."""
+    vocabulary: int
+    body_weights: int
+    """Numbers in the layers' matrices, which every token is multiplied with."""
+    adapter_weights: int
+    """Numbers in the adapters' matrices."""
+    plain: PassCount
+    recomputed: PassCount
+    """With gradient checkpointing: layers keep their input and run twice."""
+
+
+def count_shape(
+    config: Any,
+    lora: Any,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    upcasts: bool = False,
+    autocasts: bool = True,
+) -> ShapeCount:
+    """Counts a shape with adapters.
+
+    Args:
+        config: transformers' configuration of the real size.
+        lora: a `peft.LoraConfig`.
+        dtype: of the frozen weights, and of the matrix products under `autocasts`.
+        upcasts: True as PEFT does by default: the input of every adapter becomes 32 bits wide.
+        autocasts: True under automatic mixed precision, as transformers' Trainer runs.
+    """
+    model = build_on_meta(config, lora, dtype)
+    compute = dtype if autocasts else None
+    plain, recomputed = _count_passes(config, lora, dtype, compute, upcasts)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    frozen = [p for p in model.parameters() if not p.requires_grad]
+    adapted = [m.base_layer.weight for m in model.modules() if hasattr(m, "lora_A")]
+    layers = model.get_base_model().get_decoder().layers
+    in_layers = [p for p in layers.parameters() if p.dim() == 2 and not p.requires_grad]
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return ShapeCount(
+        n_frozen=_numbers(frozen),
+        n_trainable=_numbers(trained),
+        frozen_bytes=_bytes(frozen),
+        trainable_bytes=_bytes(trained),
+        adapted_weights=_numbers(adapted),
+        weight_width=dtype.itemsize,
+        largest_matrix=max(weight.numel() for weight in adapted),
+        n_layers=len(layers),
+        layer_bytes=max(_bytes(layer.parameters()) for layer in layers),
+        hidden=config.hidden_size,
+        attention_width=head_dim * config.num_attention_heads,
+        vocabulary=config.vocab_size,
+        body_weights=_numbers(in_layers),
+        adapter_weights=_numbers(p for p in trained if p.dim() == 2),
+        plain=plain,
+        recomputed=recomputed,
+    )
+
+
+def count_head(
+    hidden: int, vocabulary: int, n_labelled: int, dtype: torch.dtype = torch.bfloat16
+) -> int:
+    """Bytes of the highest sum alive at once in the head's loss, over what the body keeps."""
+    with FakeTensorMode():  # not meta: the loss asks for autocast, which meta tensors have not
+        states = torch.empty(n_labelled, hidden, dtype=dtype, requires_grad=True)
+        head = torch.empty(vocabulary, hidden, dtype=dtype)
+        targets = torch.empty(n_labelled, dtype=torch.long)
+        live = LiveBytes(states, head, targets)
+        with live:
+            # gathered from all positions first, as in training
+            loss = head_log_probs(states[targets], head, targets).sum()
+            torch.autograd.backward(loss)
+    return live.peak
+
+
+def build_on_meta(config: Any, lora: Any, dtype: torch.dtype) -> Any:
+    """The model with adapters, all of it shape and no content, in training mode."""
+    config, lora = copy.deepcopy(config), copy.deepcopy(lora)
+    config._attn_implementation = ATTENTION
+    config.quantization_config = None  # 4 bits are added up by `estimate`
+    AttentionInterface.register(ATTENTION, _attend)
+    AttentionMaskInterface.register(ATTENTION, lambda *args, **kwargs: None)
+    with torch.device("meta"), warnings.catch_warnings():
+        # peft 0.21 asks transformers 5.23 for a property by its old name
+        warnings.simplefilter("ignore", FutureWarning)
+        made: Any = AutoModelForCausalLM
+        return get_peft_model(made.from_config(config, dtype=dtype), lora).train()
+
+
+class _Kernel(torch.autograd.Function):
+    """Keeps what a flash kernel keeps: queries, keys, values, result, log-sums."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        result = query.new_empty((*query.shape[:-1], value.shape[-1]))
+        sums = torch.empty(query.shape[:-1], dtype=torch.float32, device=query.device)
+        ctx.save_for_backward(query, key, value, result, sums)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3])
+
+
+def _attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
+) -> tuple[Tensor, None]:
+    turned = (tensor.transpose(1, 2) for tensor in (query, key, value))
+    apply: Any = _Kernel.apply
+    return apply(*turned), None
+
+
+def _behave_like_cuda(model: nn.Module, compute: torch.dtype | None) -> None:
+    """Makes meta tensors keep what CUDA tensors would: autocast, and dropout's mask in bytes.
+
+    torch's own autocast does not act on meta tensors, and their dropout keeps its mask as floats.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.forward = partial(_drop, module)  # type: ignore[method-assign]
+        elif isinstance(module, nn.Linear) and compute and module.weight.dtype != compute:
+            module.forward = partial(_cast_and_multiply, module, compute)  # type: ignore[method-assign]
+
+
+def _drop(module: nn.Dropout, tensor: Tensor) -> Tensor:
+    return torch.native_dropout(tensor, module.p, module.training)[0]
+
+
+def _cast_and_multiply(module: nn.Linear, compute: torch.dtype, tensor: Tensor) -> Tensor:
+    return nn.functional.linear(tensor.to(compute), module.weight.to(compute))
+
+
+def _count_passes(
+    config: Any, lora: Any, dtype: torch.dtype, compute: torch.dtype | None, upcasts: bool
+) -> tuple[PassCount, PassCount]:
+    """Plain, and with every layer recomputed.
+
+    Layers of one kind add the same each: two depths tell all depths, in a tenth of the time.
+    """
+    kinds = set(getattr(config, "layer_types", None) or ["one"])
+    if len(kinds) > 1 or config.num_hidden_layers <= max(DEPTHS):
+        return _count_both(config, lora, dtype, compute, upcasts)
+    few, more = (
+        _count_both(_with_depth(config, depth), lora, dtype, compute, upcasts) for depth in DEPTHS
+    )
+    n_steps = (config.num_hidden_layers - DEPTHS[0]) / (DEPTHS[1] - DEPTHS[0])
+    plain, recomputed = (
+        PassCount(
+            *(a + n_steps * (b - a) for a, b in zip(astuple(one), astuple(other), strict=True))
+        )
+        for one, other in zip(few, more, strict=True)
+    )
+    return plain, recomputed
+
+
+def _with_depth(config: Any, n_layers: int) -> Any:
+    config = copy.deepcopy(config)
+    config.num_hidden_layers = n_layers
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:n_layers]
+    return config
+
+
+def _count_both(
+    config: Any, lora: Any, dtype: torch.dtype, compute: torch.dtype | None, upcasts: bool
+) -> tuple[PassCount, PassCount]:
+    model = build_on_meta(config, lora, dtype)
+    _behave_like_cuda(model, compute)
+    plain = _count_pass(model, upcasts=upcasts)
+    with warnings.catch_warnings():
+        # renamed in transformers 5.23, and those before it do not know the new name
+        warnings.simplefilter("ignore", FutureWarning)
+        model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+    return plain, _count_pass(model, upcasts=upcasts)
+
+
+def _count_pass(model: Any, *, upcasts: bool) -> PassCount:
+    ids = torch.zeros(1, N_TOKENS, dtype=torch.long, device="meta")
+    known = (*model.parameters(), *model.buffers())
+    saved, live = SavedBytes(*known), LiveBytes(*known)
+    body = model.get_base_model().get_decoder()
+    with live, nullcontext() if upcasts else disable_input_dtype_casting(model):
+        with saved:
+            # a mask is named only so that transformers does not look into position_ids for one
+            out = body(ids, attention_mask=torch.ones_like(ids), use_cache=False).last_hidden_state
+        sizes = saved.sizes
+        saved.release()
+        out.backward(torch.empty_like(out))
+    model.zero_grad()
+    of_tokens = sum(size for size in sizes if size % N_TOKENS == 0)
+    fixed = sum(sizes) - of_tokens
+    return PassCount(of_tokens / N_TOKENS, fixed, (live.peak - fixed) / N_TOKENS)
+
+
+def _numbers(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() for tensor in tensors)
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+# --- meters --------------------------------------------------------------------------------------
+# Counts bytes of a forward and backward pass, on any device, the meta device included.
+#
+# `SavedBytes` counts what autograd keeps for the backward pass; `LiveBytes` follows every
+# allocation and finds the highest sum of what was alive at once. Neither reads a value, so a 7B
+# shape on the meta device is counted in about a second, without weights:
+#
+#     with SavedBytes(*model.parameters()) as saved:
+#         loss = model(ids).loss
+#     saved.n_bytes
+
+BLOCK_BYTES = 512
+"""CUDA's caching allocator hands out multiples of this. Source: c10/cuda/CUDACachingAllocator."""
+
+
+class SavedBytes:
+    """Bytes kept for the backward pass; storages count once, however many views are kept.
+
+    Args:
+        known: tensors that were there before and don't count, such as a model's parameters.
+    """
+
+    def __init__(self, *known: Tensor) -> None:
+        self._own = weakref.WeakSet(tensor.untyped_storage() for tensor in known)
+        # the storage itself is held: its address must not be given to another while counting
+        self._storages: dict[int, torch.UntypedStorage] = {}
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor)
+
+    def _keep(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage not in self._own:
+            self._storages[storage._cdata] = storage
+        return tensor
+
+    def __enter__(self) -> Self:
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._hooks.__exit__(*error)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Bytes of every storage kept."""
+        return [storage.nbytes() for storage in self._storages.values()]
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all of them."""
+        return sum(self.sizes)
+
+    def release(self) -> None:
+        """Lets go of the storages, so that a backward pass frees them as it does in a real run."""
+        self._storages.clear()
+
+
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's is untyped
+    """Bytes alive at once of what the block allocates, in whole blocks of the allocator.
+
+    Args:
+        known: tensors that were there before and don't count, such as a model's parameters.
+    """
+
+    def __init__(self, *known: Tensor) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = 0
+        self.peak: int = 0
+        self._known = weakref.WeakSet(tensor.untyped_storage() for tensor in known)
+
+    def __torch_dispatch__(
+        self, operator: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = operator(*args, **(kwargs or {}))
+        for part in tree_iter(result):
+            if isinstance(part, torch.Tensor):
+                self._count(part.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        if storage in self._known:
+            return
+        self._known.add(storage)
+        n_bytes = -(-storage.nbytes() // BLOCK_BYTES) * BLOCK_BYTES
+        self.now += n_bytes
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._free, n_bytes)
+
+    def _free(self, n_bytes: int) -> None:
+        self.now -= n_bytes

@@ -1,0 +1,365 @@
+"""Memory of one training step on a card, and whether it fits: counted sizes added up.
+
+    count = count_shape(config, lora)
+    memory = memory_of(count, StepSize(tokens=8192, labelled=0.7))
+    memory.total / 2**30, memory.fits(find_card("a100-80").memory_bytes)
+
+What is counted and what is assumed is kept apart: `overhead` is the only assumed part.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any, Literal, Protocol
+
+import torch
+from pydantic import Field
+
+from cbtqa.errors import ConfigError
+from cbtqa.files import parse_yaml
+from cbtqa.records import NonEmptyText, Record
+from cbtqa.tuning.budget.counting import ShapeCount, count_head
+from cbtqa.tuning.data.packing import StepBatches
+
+Sharding = Literal["ddp", "fsdp"]
+CONTEXT_BYTES = 1 << 30
+"""CUDA context, cuBLAS workspaces, kernels. assumed; 0.5 to 1.2 GiB are usual."""
+SLACK = 0.05
+"""Share of the activations that the allocator cannot hand out again. assumed"""
+ADAMW_BYTES = {"adamw": 8.0, "adamw_8bit": 2.0}
+"""Bytes of optimiser state per trained number: two moments of 4 bytes, or of 1."""
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Bytes of a weight in NF4: 4 bits, one byte of scale per 64 weights, and a 32-bit scale for each
+256 of these. Source: arXiv 2305.14314, section 3 (double quantisation)."""
+
+
+@dataclass(frozen=True)
+class StepSize:
+    """What goes through a card at once."""
+
+    tokens: int
+    """Tokens of one micro-batch, padding included."""
+    labelled: float
+    """Share of them in the loss, 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one card at the highest moment of a step."""
+
+    weights: int
+    adapters: int
+    gradients: int
+    optimizer: int
+    activations: int
+    temporaries: int
+    """Alive above that for a moment: in the loss, or in the backward pass."""
+    overhead: int
+    """CUDA context and the allocator's slack: assumed, everything else is counted."""
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        state = self.weights + self.adapters + self.gradients + self.optimizer
+        return state + self.activations + self.temporaries + self.overhead
+
+    def fits(self, memory_bytes: int) -> bool:
+        """True when a card of so much memory holds it."""
+        return self.total <= memory_bytes
+
+
+def memory_of(
+    count: ShapeCount,
+    size: StepSize,
+    *,
+    checkpointing: bool = False,
+    is_quantized: bool = False,
+    optimizer: str = "adamw",
+    n_cards: int = 1,
+    sharding: Sharding = "ddp",
+) -> Memory:
+    """Memory of one card.
+
+    Args:
+        is_quantized: True for QLoRA: adapted matrices in NF4, the rest as it was.
+        n_cards: cards that share the work; each sees `size` at once.
+        sharding: `ddp` holds everything on each card; `fsdp` divides all but the activations and
+            gathers two layers at a time, the one at work and the next.
+    """
+    share = n_cards if sharding == "fsdp" else 1
+    weights = count.frozen_bytes
+    if is_quantized:
+        weights -= round(count.adapted_weights * (count.weight_width - NF4_BYTES))
+        # one matrix at a time is unpacked for its product
+        weights += count.largest_matrix * count.weight_width
+    gathered = 2 * count.layer_bytes if share > 1 else 0
+    # DDP sends gradients from buckets of its own, as large as the gradients together
+    copies = 2 if n_cards > 1 and sharding == "ddp" else 1
+    passes = count.recomputed if checkpointing else count.plain
+    kept = round(passes.saved_fixed + passes.saved_per_token * size.tokens)
+    # above what is kept: in the head's loss, or later in the backward pass, not in both
+    n_labelled = max(1, round(size.tokens * size.labelled))
+    dtype = torch.float32 if count.weight_width == 4 else torch.bfloat16
+    head = count_head(count.hidden, count.vocabulary, n_labelled, dtype)
+    above = max(head, round((passes.peak_per_token - passes.saved_per_token) * size.tokens))
+    return Memory(
+        weights=weights // share + gathered,
+        adapters=count.trainable_bytes // share,
+        gradients=copies * count.trainable_bytes // share,
+        optimizer=round(ADAMW_BYTES[optimizer] * count.n_trainable / share),
+        activations=kept,
+        temporaries=above,
+        overhead=CONTEXT_BYTES + round(SLACK * (kept + above)),
+    )
+
+
+def needs_checkpointing(
+    memory_bytes: int, count: ShapeCount, size: StepSize, *, is_quantized: bool = False
+) -> bool:
+    """True when a step fits a card only with every layer recomputed (or not even so)."""
+    return not memory_of(count, size, is_quantized=is_quantized).fits(memory_bytes)
+
+
+# --- flops ---------------------------------------------------------------------------------------
+# Arithmetic of LoRA training, and the time it takes on a card.
+#
+# A frozen matrix costs 2 operations a weight forward and 2 backward (only the gradient of its
+# input is wanted); an adapter 6; causal attention 4 * length/2 * width a layer forward and 2.5
+# times that backward. The output head runs on labelled tokens only.
+#
+# Source: the accounting of NVIDIA's NeMo AutoModel for LoRA fits 4 operations a weight and token
+# (402 TFLOP/s at 12,473 tokens/s on 8.03 G weights); attention's backward factor is that of
+# FlashAttention-2 (arXiv 2307.08691, section 3.1: 5 matrix products against 2).
+
+
+class Sizes(Protocol):
+    """What of a model decides its arithmetic; `counting.ShapeCount` is one."""
+
+    @property
+    def body_weights(self) -> int: ...
+    @property
+    def adapter_weights(self) -> int: ...
+    @property
+    def n_layers(self) -> int: ...
+    @property
+    def hidden(self) -> int: ...
+    @property
+    def attention_width(self) -> int: ...
+    @property
+    def vocabulary(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class TokenFlops:
+    """Operations per trained token, on average."""
+
+    forward: float
+    backward: float
+    recompute: float
+    """What gradient checkpointing adds: the layers' forward pass once more."""
+
+    def total(self, *, checkpointing: bool) -> float:
+        """All operations of a token."""
+        return self.forward + self.backward + (self.recompute if checkpointing else 0.0)
+
+
+def flops_per_token(sizes: Sizes, *, length: float, labelled: float) -> TokenFlops:
+    """Operations per token.
+
+    Args:
+        length: mean length of the document that a token stands in, in tokens: the sum of squared
+            lengths divided by the sum of lengths.
+        labelled: share of tokens in the loss, 0 to 1.
+    """
+    attention = 4 * (length / 2) * sizes.attention_width * sizes.n_layers
+    head = 2 * sizes.vocabulary * sizes.hidden * labelled
+    body = 2 * sizes.body_weights
+    adapters = 2 * sizes.adapter_weights
+    return TokenFlops(
+        forward=body + adapters + attention + head,
+        backward=body + 2 * adapters + 2.5 * attention + head,
+        recompute=body + adapters + attention,
+    )
+
+
+def expected_seconds(
+    n_tokens: float, flops: float, *, tflops: float, share: float, n_cards: int = 1
+) -> float:
+    """Seconds for so many tokens at a share of the cards' throughput."""
+    return n_tokens * flops / (tflops * 1e12 * share * n_cards)
+
+
+# --- cards ---------------------------------------------------------------------------------------
+# Named cards: how much they hold and how fast they multiply. See `cards.yaml` for the sources.
+
+GIB = 2**30
+
+
+class Card(Record):
+    """One kind of card."""
+
+    id: NonEmptyText
+    name: NonEmptyText
+    memory_gib: float = Field(gt=0)
+    """As the driver shows it, not as it is sold."""
+    tflops: float = Field(gt=0)
+    """Dense 16-bit matrix products with 32-bit sums, 10^12 operations a second."""
+    share: float = Field(gt=0, lt=1)
+    """Share of `tflops` that a run is taken to reach."""
+    bf16: bool = True
+    """False: the card trains in fp16."""
+    source: NonEmptyText
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of device memory."""
+        return int(self.memory_gib * GIB)
+
+
+@cache
+def load_cards() -> dict[str, Card]:
+    """Every named card by id, the largest first."""
+    loaded = parse_yaml((files("cbtqa.tuning") / "cards.yaml").read_text(encoding="utf-8"))
+    common = {"share": loaded["default_share"]}
+    return {id_: Card(id=id_, **(common | row)) for id_, row in loaded["cards"].items()}
+
+
+def find_card(name: str) -> Card:
+    """The card of a name as people or the driver write it: `h200`, `NVIDIA H200`, `RTX 4090`.
+
+    Raises:
+        ConfigError: no such card.
+    """
+    wanted = _plain(name)
+    for card in load_cards().values():
+        if wanted in (_plain(card.id), _plain(card.name)):
+            return card
+    raise ConfigError(f"no card '{name}' is known", hint=f"known: {', '.join(load_cards())}")
+
+
+def card_of_device(name: str, memory_bytes: int) -> Card | None:
+    """The named card that a device is, by its driver's name and its memory; None when unknown."""
+    told = _plain(name)
+    for card in load_cards().values():
+        words = _plain(card.name.split(" ")[-1] if "RTX" in card.name else card.name.split(" ")[0])
+        if words in told and abs(card.memory_bytes - memory_bytes) < 0.15 * memory_bytes:
+            return card
+    return None
+
+
+def _plain(name: str) -> str:
+    return "".join(c for c in name.casefold() if c.isalnum())
+
+
+# --- speed ---------------------------------------------------------------------------------------
+# Tokens per second and the share of the card's arithmetic that a run reaches (MFU).
+#
+# Counted over all processes, without the time of evaluations and checkpoints. MFU counts the
+# arithmetic the model needs; what gradient checkpointing computes twice is not counted twice.
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """What of a model decides its arithmetic."""
+
+    body_weights: int
+    adapter_weights: int
+    n_layers: int
+    hidden: int
+    attention_width: int
+    vocabulary: int
+
+    @classmethod
+    def of(cls, model: Any) -> ModelSizes:
+        """Counted on a model with adapters, quantised or not."""
+        config = model.config.get_text_config()
+        n_adapter = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        head_dim = getattr(config, "head_dim", None)
+        width = head_dim or config.hidden_size // config.num_attention_heads
+        linear = [
+            getattr(module, "base_layer", module)
+            for name, module in model.named_modules()
+            if _is_linear(module) and ".lora_" not in name and not name.endswith("base_layer")
+        ]
+        n_linear = sum(layer.in_features * layer.out_features for layer in linear)
+        n_head = config.vocab_size * config.hidden_size
+        return cls(
+            body_weights=n_linear - n_head,
+            adapter_weights=n_adapter,
+            n_layers=config.num_hidden_layers,
+            hidden=config.hidden_size,
+            attention_width=width * config.num_attention_heads,
+            vocabulary=config.vocab_size,
+        )
+
+
+def _is_linear(module: Any) -> bool:
+    layer = getattr(module, "base_layer", module)
+    return isinstance(layer, torch.nn.Linear)
+
+
+class Speed:
+    """Counts steps between log lines."""
+
+    def __init__(self, sizes: ModelSizes, card: Card | None, n_processes: int = 1) -> None:
+        self._sizes, self._card, self._n_processes = sizes, card, n_processes
+        self._tokens, self._flops, self._paused = 0, 0.0, 0.0
+        self._since = time.perf_counter()
+        self._all_tokens, self._all_seconds = 0, 0.0
+
+    def begin(self) -> None:
+        """Training begins now; what came before does not count."""
+        self._since, self._paused = time.perf_counter(), 0.0
+
+    def flops_of(self, step: StepBatches) -> float:
+        """Operations of a step."""
+        squares = sum(n * n for n in step.documents)
+        per_token = flops_per_token(
+            self._sizes,
+            length=squares / max(1, step.n_tokens),
+            labelled=step.n_learnt / max(1, step.n_tokens),
+        )
+        return per_token.total(checkpointing=False) * step.n_tokens
+
+    def add(self, step: StepBatches) -> None:
+        """A step was computed."""
+        self._tokens += step.n_tokens
+        self._flops += self.flops_of(step)
+
+    def pause(self, seconds: float) -> None:
+        """Time that went into something else."""
+        self._paused += seconds
+
+    @property
+    def mean_tokens_per_s(self) -> float | None:
+        """Over all log lines since the run was begun or continued; None before the first."""
+        return round(self._all_tokens / self._all_seconds, 1) if self._all_seconds else None
+
+    def lap(self) -> dict[str, float]:
+        """Figures since the last call, and a new start."""
+        now = time.perf_counter()
+        seconds = max(1e-9, now - self._since - self._paused)
+        figures = {
+            "tokens_per_s": round(self._tokens / seconds, 1),
+            "tflops_per_s": round(self._flops / seconds / 1e12, 6),
+        }
+        if self._card is not None:
+            peak = self._card.tflops * 1e12 * self._n_processes
+            figures["mfu"] = round(self._flops / seconds / peak, 4)
+        if torch.cuda.is_available():
+            figures["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+        self._all_tokens += self._tokens
+        self._all_seconds += seconds
+        self._since, self._tokens, self._flops, self._paused = now, 0, 0.0, 0.0
+        return figures
+
+
+def this_card() -> Card | None:
+    """The named card in use; None on a CPU or a card that is not in the list."""
+    if not torch.cuda.is_available():
+        return None
+    device = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return card_of_device(device.name, device.total_memory)

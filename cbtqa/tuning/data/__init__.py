@@ -1,0 +1,1 @@
+"""Examples as token ids: chat formats, encoding, packing."""

@@ -1,0 +1,378 @@
+"""Training examples from a built dataset or from a file of rows.
+
+A built dataset is read by split; its rows are written out in the mode asked for (`targets`). A
+file has rows of one kind, told by their columns; further columns are left alone:
+
+    {"prompt": ..., "completion": ...}     SFT; a text, or a list of messages, each
+    {"messages": [...]}                    SFT; every assistant turn with all that precedes it
+    {"prompt": ..., "chosen": ..., "rejected": ...}    ORPO; `prompt` may stand inside both
+
+A folder with `train.jsonl`, as `cbtqa simulate export` writes, is read by split as well.
+What cannot become an example is counted under its reason.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+from itertools import islice
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from cbtqa.dataset.folder import JOURNAL_NAME
+from cbtqa.dataset_folder import answer_of, question_of
+from cbtqa.distortions.taxonomy import shipped_concepts
+from cbtqa.errors import ConfigError, DataError
+from cbtqa.files import parse_yaml, read_rows
+from cbtqa.manifest import FileEntry, describe_file, read_manifest
+from cbtqa.records import STEP_NAMES, CbtAnswer, CbtSteps, Question
+from cbtqa.tuning.settings import FinetuneSettings, Mode, Objective
+
+# --- targets -------------------------------------------------------------------------------------
+# What a dataset's answer becomes as text to learn, and how a model's text is read back.
+#
+# write_target("steps", answer) gives "【理解与共情】..."; read_target("steps", text).steps gives
+# CbtSteps, or None when a heading is missing
+
+Message = dict[str, str]
+"""`{"role": "system" | "user" | "assistant", "content": ...}`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadTarget:
+    """A model's text, taken apart."""
+
+    text: str
+    """The answer alone; steps joined, without headings."""
+    steps: CbtSteps | None = None
+    reasoning: str | None = None
+    """What stood before the answer; None when the mode has none or the model wrote none."""
+
+
+@cache
+def wording() -> dict[str, Any]:
+    """The resource file `targets.zh.yaml`."""
+    text = (files("cbtqa.tuning") / "targets.zh.yaml").read_text(encoding="utf-8")
+    loaded: dict[str, Any] = parse_yaml(text)
+    return loaded
+
+
+def prompt_messages(
+    question: Question, mode: Mode = "answer", system_prompt: str | None = None
+) -> list[Message]:
+    """System text and question: the same at training and at generation.
+
+    Args:
+        system_prompt: None for the mode's own; an empty text for none at all.
+    """
+    system = wording()["system"][mode] if system_prompt is None else system_prompt
+    turns = [{"role": "system", "content": system}] if system.strip() else []
+    return [*turns, {"role": "user", "content": question.source_text.strip()}]
+
+
+def write_target(mode: Mode, answer: CbtAnswer) -> str | None:
+    """The text to learn; None when the answer lacks what the mode needs (steps)."""
+    if mode == "answer":
+        return answer.text.strip()
+    if mode == "steps":
+        if answer.steps is None:
+            return None
+        headings = wording()["headings"]
+        parts = (f"{headings[name]}{getattr(answer.steps, name).strip()}" for name in STEP_NAMES)
+        return "\n".join(parts)
+    words = wording()["cot"]
+    return f"{words['thinking']}{_thinking(answer)}\n{words['answer']}{answer.text.strip()}"
+
+
+def _thinking(answer: CbtAnswer) -> str:
+    words = wording()["cot"]
+    concepts = shipped_concepts()
+    found = []
+    for label in answer.distortions:
+        name = concepts[label.id].zh if label.id in concepts else label.id
+        form = words["with_evidence" if label.evidence else "without_evidence"]
+        found.append(Template(form).substitute(name=name, evidence=label.evidence or ""))
+    return "".join(found) or str(words["none"])
+
+
+def read_target(mode: Mode, text: str) -> ReadTarget:
+    """Takes a model's text apart; what does not follow the mode's form stays as it is."""
+    text = text.strip()
+    if mode == "steps":
+        return _read_steps(text)
+    if mode == "cot":
+        words = wording()["cot"]
+        before, mark, after = text.partition("\n" + words["answer"])
+        if mark and after.strip():
+            reasoning = before.strip().removeprefix(words["thinking"]).strip()
+            return ReadTarget(after.strip(), reasoning=reasoning or None)
+    return ReadTarget(text)
+
+
+def _read_steps(text: str) -> ReadTarget:
+    headings = [wording()["headings"][name] for name in STEP_NAMES]
+    pieces = re.split("|".join(map(re.escape, headings)), text)
+    order = re.findall("|".join(map(re.escape, headings)), text)
+    parts = [piece.strip() for piece in pieces]
+    if order != headings or parts[0] or not all(parts[1:]):
+        return ReadTarget(text)
+    steps = CbtSteps(**dict(zip(STEP_NAMES, parts[1:], strict=True)))
+    return ReadTarget(steps.joined(), steps=steps)
+
+
+# --- examples ------------------------------------------------------------------------------------
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One answer to learn, with what comes before it."""
+
+    id: str
+    prompt: tuple[Message, ...]
+    """Messages in order; the last is not the assistant's."""
+    answer: str
+    """ORPO: the chosen answer."""
+    rejected: str | None = None
+    """ORPO: the rejected answer; None in SFT."""
+    question: Question | None = None
+    """The dataset's question, whose description may be shortened; None for rows of a file."""
+
+
+@dataclass
+class ExampleSet:
+    """The examples of one split, and what was left out."""
+
+    name: str
+    """`train`, `validation`, ... or the file's name."""
+    examples: list[Example] = field(default_factory=list)
+    dropped: Counter[str] = field(default_factory=Counter)
+    """Reason to number of rows (messages: of turns)."""
+    n_in: int = 0
+    """Rows read."""
+    files: tuple[FileEntry, ...] = ()
+    """What was read, by hash."""
+
+
+def read_training_examples(settings: FinetuneSettings) -> ExampleSet:
+    """The examples to learn from.
+
+    Raises:
+        ConfigError: no data named, or text of the template teacher without `allow_template`.
+        DataError: columns that do not fit the objective, or damaged rows.
+    """
+    if settings.data is None:
+        raise ConfigError(
+            "no data named", hint="cbtqa finetune cbtqa-dataset --backbone qwen2.5 --out runs/tuned"
+        )
+    return _read(settings, settings.data, "train")
+
+
+def read_validation_examples(settings: FinetuneSettings) -> ExampleSet | None:
+    """The examples to evaluate on; None when there are none.
+
+    Raises:
+        DataError: as `read_training_examples`.
+    """
+    if settings.validation_data is not None:
+        return _read(settings, settings.validation_data, "validation")
+    folder = settings.data
+    if folder is None or not folder.is_dir():
+        return None
+    if not _parts(folder, "validation") and not _rows_of(folder, "validation").is_file():
+        return None
+    return _read(settings, folder, "validation")
+
+
+def is_of_rows(path: Path) -> bool:
+    """True for a file of rows, and for a folder of them (`train.jsonl`); False for a dataset."""
+    return path.is_file() or _rows_of(path, "train").is_file()
+
+
+def _read(settings: FinetuneSettings, path: Path, split: str) -> ExampleSet:
+    if not path.is_dir():
+        return _read_file(settings, path)
+    rows = _rows_of(path, split)
+    return _read_file(settings, rows) if rows.is_file() else _read_split(settings, path, split)
+
+
+def _rows_of(folder: Path, split: str) -> Path:
+    return folder / f"{split}.jsonl"
+
+
+def _read_split(settings: FinetuneSettings, folder: Path, split: str) -> ExampleSet:
+    parts = _parts(folder, split)
+    if (folder / JOURNAL_NAME).exists():
+        read_manifest(folder)
+    if not parts:
+        raise DataError(
+            f"no rows of split '{split}'",
+            where=str(folder),
+            hint="name a folder of `cbtqa build-dataset`, or a .jsonl file of rows",
+        )
+    if settings.objective == "orpo":
+        raise DataError(
+            "a built dataset has one answer per question, ORPO needs a chosen and a rejected one",
+            where=str(folder),
+            hint="use --objective sft, or a file of prompt, chosen and rejected",
+        )
+    found = ExampleSet(split, files=tuple(describe_file(path, folder) for path in parts))
+    rows = (pair for part in parts for pair in read_rows(part))
+    n_template = 0
+    for where, row in islice(rows, settings.limit):
+        if found.n_in == 0:
+            _check_dataset_columns(row, where)
+        found.n_in += 1
+        n_template += row["is_training_source"] is False
+        _add(found, _dataset_example(settings, row))
+    _refuse_template(settings, n_template, found)
+    return found
+
+
+def _parts(folder: Path, split: str) -> list[Path]:
+    return sorted((folder / "data").glob(f"{split}-*-of-*.parquet"))
+
+
+def _check_dataset_columns(row: Mapping[str, Any], where: str) -> None:
+    wanted = ("id", "question", "answer", "is_training_source", "model")
+    missing = [name for name in wanted if name not in row]
+    if missing:
+        raise DataError(
+            f"not a dataset of cbtqa: no column {', '.join(missing)}; found {', '.join(row)}",
+            where=where,
+            hint="name a folder of `cbtqa build-dataset`, or a .jsonl file of rows",
+        )
+
+
+def _dataset_example(settings: FinetuneSettings, row: Mapping[str, Any]) -> Example | str:
+    """An example, or the reason why there is none."""
+    answer, question = answer_of(row), question_of(row)
+    if answer.provenance.finish_reason == "length":
+        return "cut"
+    target = write_target(settings.mode, answer)
+    if target is None:
+        return "no_steps"
+    prompt = prompt_messages(question, settings.mode, settings.system_prompt)
+    return Example(question.id, tuple(prompt), target, question=question)
+
+
+def _refuse_template(settings: FinetuneSettings, n_template: int, found: ExampleSet) -> None:
+    if n_template and not settings.allow_template:
+        raise ConfigError(
+            f"{n_template:,} of {found.n_in:,} answers in {found.name} were written by the "
+            "template teacher (rules, no model), which is no source for training",
+            hint="build with a model: cbtqa build-dataset --endpoint URL --model NAME; to try "
+            "things out: --allow-template",
+        )
+
+
+def _read_file(settings: FinetuneSettings, path: Path) -> ExampleSet:
+    found = ExampleSet(path.stem)
+    n_template = 0
+    for where, row in islice(read_rows(path), settings.limit):
+        if found.n_in == 0:
+            _check_row_columns(settings.objective, row, where)
+        found.n_in += 1
+        n_template += row.get("is_training_source") is False
+        name = str(row.get("id") or f"row {found.n_in}")
+        for made in _row_examples(row, name, where):
+            _add(found, made)
+    if not found.n_in:
+        raise DataError("holds no row", where=str(path))
+    found.files = (describe_file(path),)
+    _refuse_template(settings, n_template, found)
+    return found
+
+
+def _check_row_columns(objective: Objective, row: Mapping[str, Any], where: str) -> None:
+    has_pair = "chosen" in row and "rejected" in row
+    if objective == "orpo" and not has_pair:
+        expected, other = "prompt, chosen and rejected", "--objective sft"
+    elif objective == "sft" and "messages" not in row and not {"prompt", "completion"} <= set(row):
+        expected, other = "prompt and completion, or messages", "--objective orpo"
+    else:
+        return
+    is_other = has_pair or "messages" in row or "completion" in row
+    raise DataError(
+        f"columns {', '.join(row)} do not fit: {objective} wants {expected}",
+        where=where,
+        hint=f"add {other}" if is_other else "rename the columns, or name a built dataset's folder",
+    )
+
+
+def _row_examples(row: Mapping[str, Any], name: str, where: str) -> Iterator[Example | str]:
+    if "chosen" in row:
+        yield _pair_example(row, name, where)
+    elif "messages" in row:
+        turns = _messages(row["messages"], "user", f"{where}:messages")
+        places = [k for k, turn in enumerate(turns) if turn["role"] == "assistant" and k]
+        if not places:
+            yield "no_answer"
+        for place in places:
+            content = turns[place]["content"]
+            yield _example(f"{name}#{place}", turns[:place], content)
+    else:
+        prompt = _messages(row["prompt"], "user", f"{where}:prompt")
+        yield _example(name, prompt, _answer(row["completion"], f"{where}:completion"))
+
+
+def _pair_example(row: Mapping[str, Any], name: str, where: str) -> Example | str:
+    chosen = _messages(row["chosen"], "assistant", f"{where}:chosen")
+    rejected = _messages(row["rejected"], "assistant", f"{where}:rejected")
+    if row.get("prompt") is None:
+        if len(chosen) < 2 or chosen[:-1] != rejected[:-1]:
+            raise DataError("chosen and rejected do not share their prompt", where=where)
+        prompt, chosen, rejected = chosen[:-1], chosen[-1:], rejected[-1:]
+    else:
+        prompt = _messages(row["prompt"], "user", f"{where}:prompt")
+    worse = _answer(rejected, f"{where}:rejected")
+    if not worse.strip():
+        return "empty_answer"
+    return _example(name, prompt, _answer(chosen, f"{where}:chosen"), worse)
+
+
+def _example(
+    name: str, prompt: list[Message], answer: str, rejected: str | None = None
+) -> Example | str:
+    if not answer.strip():
+        return "empty_answer"
+    if not any(turn["content"].strip() for turn in prompt) or prompt[-1]["role"] == "assistant":
+        return "no_prompt"
+    return Example(name, tuple(prompt), answer.strip(), rejected and rejected.strip())
+
+
+def _messages(value: Any, role: str, where: str) -> list[Message]:
+    """A text as one message of `role`, or a checked list of messages."""
+    if isinstance(value, str):
+        return [{"role": role, "content": value}]
+    if not isinstance(value, list):
+        raise DataError("expected a text or a list of messages", where=where)
+    turns = []
+    for turn in value:
+        fits = isinstance(turn, dict) and isinstance(turn.get("content"), str)
+        if not fits or turn.get("role") not in ROLES:
+            raise DataError(
+                f"expected messages with a role ({', '.join(ROLES)}) and a text as content",
+                where=where,
+            )
+        turns.append({"role": turn["role"], "content": turn["content"]})
+    return turns
+
+
+def _answer(value: Any, where: str) -> str:
+    turns = _messages(value, "assistant", where)
+    if len(turns) != 1 or turns[0]["role"] != "assistant":
+        raise DataError("expected a text or one assistant message", where=where)
+    return turns[0]["content"]
+
+
+def _add(found: ExampleSet, made: Example | str) -> None:
+    if isinstance(made, str):
+        found.dropped[made] += 1
+    else:
+        found.examples.append(made)

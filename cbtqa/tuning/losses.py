@@ -1,0 +1,187 @@
+"""Log-probabilities of the learnt tokens, without the logits of all others.
+
+The head runs in chunks on the positions that are learnt, and the gradient of each log-probability
+with respect to its hidden state is made in the same pass: no logits are kept, and none are made
+twice. That holds for a frozen head, which adapters have.
+
+    attach_log_probs(model)
+    log_probs = model(**inputs, learn_at=places, targets=ids)      # shape (learnt tokens,)
+    loss = -log_probs.sum() / n_learnt_in_step
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import MethodType
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+LOGITS_AT_ONCE = 1 << 26
+"""Logits of a chunk: 256 MiB in float32."""
+
+
+class _HeadLogProbs(torch.autograd.Function):
+    """log p(target) from hidden states and a frozen head."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        n_rows = max(1, LOGITS_AT_ONCE // weight.shape[0])
+        log_probs = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        for start in range(0, len(targets), n_rows):
+            part = slice(start, start + n_rows)
+            logits = (hidden[part] @ weight.T).float()
+            rows = torch.arange(len(logits), device=logits.device)
+            total = logits.logsumexp(-1)
+            log_probs[part] = logits[rows, targets[part]] - total
+            if gradient is not None:
+                slopes = logits.sub_(total[:, None]).exp_().neg_()
+                slopes[rows, targets[part]] += 1
+                gradient[part] = slopes.to(weight.dtype) @ weight
+        if gradient is not None:
+            ctx.save_for_backward(gradient)
+        return log_probs
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return (gradient * outer[0][:, None]).to(gradient.dtype), None, None
+
+
+def head_log_probs(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """log p(target | hidden), float32.
+
+    Args:
+        hidden: shape (n, width).
+        weight: the frozen head, shape (vocabulary, width).
+        targets: shape (n,).
+    """
+    with torch.autocast(hidden.device.type, enabled=False):
+        applied = _HeadLogProbs.apply(  # type: ignore[no-untyped-call]
+            hidden.to(weight.dtype), weight, targets
+        )
+    return cast(Tensor, applied)
+
+
+def attach_log_probs(model: Any) -> bool:
+    """Lets a causal language model give log-probabilities when called with `targets`.
+
+    The model is then called through all wrappers (adapters, DDP, FSDP) as usual. Called without
+    `targets` it does what it did before.
+
+    Returns:
+        True when the head is a plain matrix and runs in chunks; False when the model does more
+        with its logits (bias, scaling, caps), so that its own are used, all of them at once.
+    """
+    is_plain = _head_is_plain(model)
+    own_forward = model.forward
+
+    def forward(
+        self: Any, *args: Any, targets: Tensor | None = None, learn_at: Any = None, **inputs: Any
+    ) -> Any:
+        if targets is None:
+            return own_forward(*args, **inputs)
+        weight = self.get_output_embeddings().weight
+        if not is_plain or hasattr(weight, "ds_id"):  # ZeRO-3 gathers a weight in its own module
+            logits = own_forward(*args, **inputs).logits
+            rows = logits.flatten(0, 1)[learn_at].float().log_softmax(-1)
+            return rows.gather(-1, targets[:, None])[:, 0]
+        for unused in ("labels", "inputs_embeds"):
+            if inputs.get(unused) is None:
+                inputs.pop(unused, None)
+        body = getattr(self, self.base_model_prefix)
+        hidden = body(*args, **inputs).last_hidden_state
+        return head_log_probs(hidden.flatten(0, 1)[learn_at], weight, targets)
+
+    model.forward = MethodType(forward, model)
+    return is_plain
+
+
+def _head_is_plain(model: Any) -> bool:
+    """True when hidden states times the head's weight are the model's own logits."""
+    head = model.get_output_embeddings()
+    if getattr(head, "bias", None) is not None or not head.weight.dtype.is_floating_point:
+        return False
+    ids = torch.arange(1, 5, device=model.device)[None]
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        hidden = getattr(model, model.base_model_prefix)(ids, use_cache=False).last_hidden_state
+        own = model(ids, use_cache=False).logits.float()
+        plain = (hidden.to(head.weight.dtype) @ head.weight.T).float()
+    model.train(was_training)
+    tolerance = 1e-3 if head.weight.dtype == torch.float32 else 3e-2
+    return bool((own - plain).norm() <= tolerance * own.norm())
+
+
+def sft_loss(log_probs: Tensor, n_learnt: int) -> Tensor:
+    """A micro-batch's share of a step's loss: mean over the learnt tokens of the whole step."""
+    return -log_probs.sum() / max(1, n_learnt)
+
+
+# --- orpo ----------------------------------------------------------------------------------------
+# ORPO: likelihood of the chosen answer, and its odds against the rejected one.
+#
+#     loss = NLL - beta * mean(log sigmoid(log odds(chosen) - log odds(rejected)))
+#
+# with odds from the mean log-probability of the answer's tokens. Source: arXiv 2403.07691,
+# equations 4, 6 and 7; values as in TRL 1.16, where the likelihood term counts prompt and chosen
+# answer (`text`); `answer` counts the answer alone. A step's terms are means over the whole
+# step: over its tokens, and over its pairs, however it was divided into micro-batches.
+
+LOG_HALF = -0.6931471805599453
+
+
+@dataclass(frozen=True)
+class OrpoTerms:
+    """A micro-batch's share of a step, and what is told of it."""
+
+    loss: Tensor
+    nll: Tensor
+    """Share of the likelihood term."""
+    n_preferred: Tensor
+    """Pairs whose chosen answer is the likelier one."""
+    margin: Tensor
+    """Sum over pairs of beta times the difference of mean log-probabilities."""
+
+
+def log1mexp(x: Tensor) -> Tensor:
+    """log(1 - exp(x)) for x < 0, without cancellation near 0."""
+    return torch.where(x < LOG_HALF, torch.log1p(-torch.exp(x)), torch.log(-torch.expm1(x)))
+
+
+def orpo_terms(
+    log_probs: Tensor,
+    document: Tensor,
+    in_answer: Tensor,
+    *,
+    n_pairs: int,
+    n_pairs_in_step: int,
+    n_nll_in_step: int,
+    beta: float,
+) -> OrpoTerms:
+    """The loss of packed pairs.
+
+    Args:
+        log_probs: shape (n,), of every learnt token.
+        document: shape (n,): 2k for the chosen answer of pair k, 2k + 1 for its rejected one.
+        in_answer: shape (n,): False for tokens of a prompt, which count in the likelihood only.
+        n_pairs: pairs in this micro-batch.
+        n_nll_in_step: tokens of the likelihood term in the whole step.
+    """
+    empty = log_probs.new_zeros(2 * n_pairs)
+    weight = in_answer.to(log_probs.dtype)
+    sums = empty.index_add(0, document, log_probs * weight)
+    chosen, rejected = (sums / empty.index_add(0, document, weight)).view(-1, 2).unbind(1)
+    log_odds = (chosen - rejected) - (log1mexp(chosen) - log1mexp(rejected))
+    nll = -(log_probs * (document % 2 == 0)).sum() / max(1, n_nll_in_step)
+    odds = logsigmoid(log_odds).sum() / max(1, n_pairs_in_step)
+    return OrpoTerms(
+        loss=nll - beta * odds,
+        nll=nll.detach(),
+        n_preferred=(chosen > rejected).sum().detach(),
+        margin=(beta * (chosen - rejected)).sum().detach(),
+    )

@@ -1,0 +1,1 @@
+"""The training run: preparation, the trainer, its record."""

@@ -1,0 +1,386 @@
+"""transformers' Trainer, fed with whole steps: each batch of its loader is one optimiser step.
+
+A step's micro-batches go through the model one after another and their gradients add up, each
+weighted by its learnt tokens of all the step's, over all processes. The plan is the same in every
+process, so the weights are known without asking the others.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Trainer, TrainerCallback
+
+from cbtqa.errors import DataError
+from cbtqa.files import json_line, read_rows, write_jsonl
+from cbtqa.metrics.evaluation import score_lists
+from cbtqa.records import MetricScore, Record
+from cbtqa.tuning.budget.estimate import Speed
+from cbtqa.tuning.data.chat_format import ChatFormat
+from cbtqa.tuning.data.examples import Example, read_target
+from cbtqa.tuning.data.packing import Batch, StepBatches, StepData
+from cbtqa.tuning.libraries import is_disk_full
+from cbtqa.tuning.losses import orpo_terms, sft_loss
+from cbtqa.tuning.settings import Mode
+
+COMPLETE_NAME = "complete.json"
+"""Written last into a checkpoint: one without it was cut off while being written."""
+
+
+@dataclass
+class _Told:
+    """Sums since the last log line, over this process."""
+
+    sums: dict[str, float] = field(default_factory=dict)
+
+    def add(self, name: str, value: Tensor | float) -> None:
+        self.sums[name] = self.sums.get(name, 0.0) + float(value)
+
+
+class StepTrainer(Trainer):
+    """Trains on the steps of a plan.
+
+    Args:
+        data: steps to train on; `eval_data`: steps to evaluate on, or None.
+        speed: counts tokens and arithmetic for the log lines.
+    """
+
+    def __init__(
+        self,
+        *,
+        data: StepData,
+        eval_data: StepData | None,
+        speed: Speed,
+        **words: Any,
+    ) -> None:
+        super().__init__(train_dataset=data, eval_dataset=eval_data, **words)
+        self._steps, self._eval_steps, self._choice = data, eval_data, data.choice
+        self.speed, self._told = speed, _Told()
+
+    # --- what Trainer asks for --------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> Any:
+        """One item is one step of this process; the plan has shuffled and divided already."""
+        self.speed.begin()
+        return torch.utils.data.DataLoader(self._steps, batch_size=1, collate_fn=_only)
+
+    def _get_num_items_in_batch(self, *_: Any) -> None:
+        return None
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Operations of a step, over all processes."""
+        return int(self.speed.flops_of(inputs))
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """Forward and backward through all micro-batches of a step; gives this process' share of
+        the loss times the number of processes, whose mean over processes is the loss."""
+        step: StepBatches = inputs
+        model.train()
+        total = torch.zeros((), device=self.args.device)
+        for number, batch in enumerate(step.batches):
+            is_last = number == len(step.batches) - 1
+            self.accelerator.gradient_state._set_sync_gradients(is_last)
+            is_deepspeed = self.accelerator.distributed_type.value == "DEEPSPEED"
+            waits = not is_last and not is_deepspeed
+            with self.accelerator.no_sync(model) if waits else nullcontext():
+                loss = self._share_of(model, batch, step) * self.args.world_size
+                words = {"scale_wrt_gas": False} if is_deepspeed else {}
+                self.accelerator.backward(loss, **words)
+            total += loss.detach()
+        if not torch.isfinite(total):
+            raise DataError(
+                f"the loss of step {self.state.global_step + 1} is not a number",
+                hint="lower --learning-rate, or use --precision bf16 or fp32 in place of fp16",
+            )
+        self.speed.add(step)
+        return total
+
+    def _share_of(self, model: Any, batch: Batch, step: StepBatches) -> Tensor:
+        log_probs = model(**self._prepare_inputs(batch.inputs))
+        if not self._choice.is_orpo:
+            return sft_loss(log_probs, step.n_learnt)
+        terms = orpo_terms(
+            log_probs,
+            batch.document.to(log_probs.device),
+            batch.in_answer.to(log_probs.device),
+            n_pairs=batch.n_items,
+            n_pairs_in_step=step.n_items,
+            n_nll_in_step=step.n_learnt,
+            beta=self._choice.beta,
+        )
+        self._told.add("n_pairs", batch.n_items)
+        self._told.add("n_preferred", terms.n_preferred)
+        self._told.add("margin", terms.margin)
+        return terms.loss
+
+    # --- log lines --------------------------------------------------------------------------------
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds true epochs, tokens/s and MFU, and ORPO's share of preferred answers."""
+        if "loss" in logs:
+            logs |= self._pair_figures("")
+            logs |= self.speed.lap()
+        # Trainer sees the whole run as one epoch; callbacks and log lines are told the data's
+        plan = self._steps.plan
+        self.state.epoch = round(self.state.global_step / plan.steps_per_epoch, 4)
+        super().log(logs)
+
+    def _pair_figures(self, prefix: str) -> dict[str, float]:
+        if not self._choice.is_orpo:
+            return {}
+        names = ("n_pairs", "n_preferred", "margin")
+        sums = torch.tensor([self._told.sums.get(name, 0.0) for name in names], dtype=torch.float64)
+        sums = self.accelerator.reduce(sums.float().to(self.args.device), "sum")
+        self._told.sums.clear()
+        n_pairs, n_preferred, margin = sums.tolist()
+        return {
+            f"{prefix}preferred": n_preferred / max(1.0, n_pairs),
+            f"{prefix}margin": margin / max(1.0, n_pairs),
+        }
+
+    # --- evaluation -------------------------------------------------------------------------------
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Loss over the evaluation steps, as in training; then what callbacks add."""
+        assert self._eval_steps is not None and self.model is not None
+        started = time.perf_counter()
+        pending, self._told = self._told, _Told()
+        total = torch.zeros((), device=self.args.device)
+        self.model.eval()
+        with torch.no_grad():
+            for number in range(len(self._eval_steps)):
+                step = self._eval_steps[number]
+                for batch in step.batches:
+                    total += self._share_of(self.model, batch, step)
+        total = self.accelerator.reduce(total, "sum")
+        metrics = {"eval_loss": float(total), **self._pair_figures("eval_")}
+        self._told = pending
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        self.log(metrics)
+        self.accelerator.wait_for_everyone()
+        self.speed.pause(time.perf_counter() - started)
+        return metrics
+
+    # --- checkpoints ------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        started = time.perf_counter()
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                marker = {"step": self.state.global_step, "n_processes": self.args.world_size}
+                (folder / COMPLETE_NAME).write_text(json.dumps(marker), encoding="utf-8")
+        except Exception as error:
+            if is_disk_full(error):
+                shutil.rmtree(folder, ignore_errors=True)  # at once: it takes what room there is
+            raise
+        self.speed.pause(time.perf_counter() - started)
+
+
+def _only(items: list[StepBatches]) -> StepBatches:
+    return items[0]
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint in a folder; those cut off while being written are removed."""
+    found = []
+    for path in folder.glob("checkpoint-*"):
+        if (path / COMPLETE_NAME).is_file():
+            found.append(path)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+# --- callbacks -----------------------------------------------------------------------------------
+# What happens beside the steps: log lines to a file, samples, the last evaluation, a soft stop.
+
+LOG_NAME, SAMPLES_NAME = "log.jsonl", "samples.jsonl"
+OnLine = Callable[[dict[str, float]], None]
+
+
+class LogLines(TrainerCallback):
+    """Appends every log line to `log.jsonl` and passes it on; on the first process only."""
+
+    def __init__(self, folder: Path, on_line: OnLine) -> None:
+        self._path, self._on_line = folder / LOG_NAME, on_line
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        """A line was logged."""
+        if not state.is_world_process_zero or "train_runtime" in logs:
+            return
+        line = {"step": state.global_step, **logs}
+        with self._path.open("a", encoding="utf-8") as stream:
+            stream.write(json_line(line))
+        self._on_line(line)
+
+
+def keep_until(path: Path, step: int) -> None:
+    """Drops the lines of a JSONL file behind a step: what is done again is told again."""
+    if path.exists():
+        rows = [row for _, row in read_rows(path) if int(row["step"]) <= step]
+        write_jsonl(path, rows)
+
+
+class LastStep(TrainerCallback):
+    """Asks for a log line and an evaluation after the last step, whatever step that is."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """A step was done."""
+        if state.global_step >= state.max_steps:
+            control.should_log = True
+            control.should_evaluate = args.eval_strategy != "no"
+
+
+class SampleAnswers(TrainerCallback):
+    """Answers the same questions at each evaluation: `samples.jsonl`, and scores in the log.
+
+    Args:
+        answer: gives the samples of a step; None on processes that do not answer.
+    """
+
+    def __init__(
+        self, folder: Path, mode: Mode, answer: Callable[[int], Sequence[Sample]] | None
+    ) -> None:
+        self._path, self._mode, self._answer = folder / SAMPLES_NAME, mode, answer
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **words: Any) -> None:
+        """An evaluation was done; scores join its metrics before they are logged."""
+        if self._answer is None:
+            return
+        samples = self._answer(state.global_step)
+        with self._path.open("a", encoding="utf-8") as stream:
+            stream.writelines(json_line(sample) for sample in samples)
+        for score in score_samples(samples, self._mode):
+            if score.value is not None:
+                words["metrics"][f"sample_{score.metric}"] = round(score.value, 3)
+
+
+class SoftStop(TrainerCallback):
+    """On SIGTERM, as a scheduler sends before it kills: save after the step at hand, then stop."""
+
+    def __init__(self) -> None:
+        self.is_asked = False
+        self._before: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Training begins."""
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._ask)
+
+    def _ask(self, *_: Any) -> None:
+        self.is_asked = True
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """A step was done; the processes agree, or those not asked would wait for ever."""
+        if args.world_size > 1:
+            asked = torch.tensor(float(self.is_asked), device=args.device)
+            torch.distributed.all_reduce(asked)
+            self.is_asked = bool(asked)
+        if self.is_asked:
+            control.should_save = control.should_training_stop = True
+
+    def restore(self) -> None:
+        """Puts back what SIGTERM did before training."""
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+            self._before = None
+
+
+# --- samples -------------------------------------------------------------------------------------
+# Sample answers at each evaluation: the same questions each time, answered and scored.
+#
+# Greedy and without sampling, so that a run's samples repeat and no random state is spent.
+
+METRICS = ("chrf2", "bleu_zh")
+
+
+class Sample(Record):
+    """One line of `samples.jsonl`."""
+
+    step: int
+    id: str
+    text: str
+    """What the model wrote, headings included."""
+    reference: str
+    finish_reason: str
+    """`stop`, or `length` when it was cut at the token limit."""
+
+
+def answer_samples(
+    model: Any,
+    chat: ChatFormat,
+    examples: Sequence[Example],
+    *,
+    step: int,
+    max_new_tokens: int,
+    stops: Sequence[int],
+    autocast: Any,
+) -> list[Sample]:
+    """Answers each example's prompt; the model's mode is put back afterwards.
+
+    Args:
+        stops: tokens any of which ends an answer.
+        autocast: a context for the forward passes, as in training.
+    """
+    was_training = model.training
+    model.eval()
+    samples = []
+    with torch.no_grad(), autocast:
+        for example in examples:
+            ids = chat.prompt_ids([example.prompt])[0]
+            made = _generate(model, ids, max_new_tokens, stops, chat.tokenizer.pad_token_id)
+            is_ended = bool(made) and made[-1] in stops
+            text = chat.tokenizer.decode(made, skip_special_tokens=True).strip()
+            samples.append(
+                Sample(
+                    step=step,
+                    id=example.id,
+                    text=text,
+                    reference=example.answer,
+                    finish_reason="stop" if is_ended else "length",
+                )
+            )
+    model.train(was_training)
+    return samples
+
+
+def _generate(
+    model: Any, ids: list[int], max_new_tokens: int, stops: Sequence[int], pad: int | None
+) -> list[int]:
+    from transformers import GenerationConfig
+
+    prompt = torch.tensor([ids], device=model.device)
+    config = GenerationConfig(  # type: ignore[no-untyped-call]
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        eos_token_id=list(stops),
+        pad_token_id=pad if pad is not None else stops[0],
+    )
+    found = model.generate(
+        input_ids=prompt, attention_mask=torch.ones_like(prompt), generation_config=config
+    )
+    made: list[int] = found[0, len(ids) :].tolist()
+    return made
+
+
+def score_samples(samples: Sequence[Sample], mode: Mode) -> list[MetricScore]:
+    """chrF2 and BLEU of the answers, without headings or reasoning."""
+    predictions = [read_target(mode, sample.text).text for sample in samples]
+    references = [read_target(mode, sample.reference).text for sample in samples]
+    return [score_lists(name, predictions, references) for name in METRICS]

@@ -1,0 +1,496 @@
+"""Weight files of a model: which they are, what they hash to, their tensors read one at a time.
+
+Both formats, whole or in parts with an index: safetensors, and `.bin`, which is read as tensors
+only: a pickle that holds anything else is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import cbtqa
+from cbtqa.errors import ConfigError, DataError, IncompleteRunError, UsageError
+from cbtqa.files import read_json, replacing, sha256_of, write_json
+from cbtqa.manifest import FileEntry, describe_file, now, package_versions
+from cbtqa.records import Record
+from cbtqa.tuning.backbones import (
+    RECORD_NAMES,
+    Backbone,
+    commit_of,
+    download_hint,
+    fetch,
+    fetch_if_present,
+)
+from cbtqa.tuning.libraries import is_disk_full, require
+
+WHOLE_NAMES = ("model.safetensors", "pytorch_model.bin")
+BASE_RECORD = "base.json"
+
+
+# --- which files ---------------------------------------------------------------------------------
+
+
+def find_weights(location: str, revision: str | None = None) -> tuple[Path, ...]:
+    """The weight files of a folder or Hub id, safetensors before `.bin`.
+
+    Raises:
+        DataError: none, or an index that names a file which is not there.
+        ConfigError: the Hub cannot be reached, or the model is gated.
+    """
+    for name in WHOLE_NAMES:
+        index = fetch_if_present(location, f"{name}.index.json", revision=revision)
+        if index is not None:
+            parts = sorted(set(read_json(index).get("weight_map", {}).values()))
+            if location == str(index.parent):
+                _check_parts(index, parts)
+            return tuple(fetch(location, part, revision=revision) for part in parts)
+        whole = fetch_if_present(location, name, revision=revision)
+        if whole is not None:
+            return (whole,)
+    raise DataError(
+        f"no weights: neither {' nor '.join(WHOLE_NAMES)}, nor parts",
+        where=location,
+        hint=None if Path(location).is_dir() else download_hint(location),
+    )
+
+
+def _check_parts(index: Path, parts: list[str]) -> None:
+    missing = [part for part in parts if not (index.parent / part).is_file()]
+    if missing or not parts:
+        raise DataError(
+            f"names {len(parts)} files of weights, {len(missing)} are missing: {missing[:3]}",
+            where=str(index),
+            hint="the download may have been interrupted: run it again",
+        )
+
+
+def hash_weights(files: Iterable[Path]) -> str:
+    """One SHA-256 for all weight files, of their names and hashes.
+
+    Reads every byte once, but for files in the Hub's cache, which are stored under their hash.
+    """
+    return combine_hashes(FileEntry(name=p.name, n_bytes=0, sha256=_sha256(p)) for p in files)
+
+
+def _sha256(path: Path) -> str:
+    stored = path.resolve()
+    is_named_by_hash = stored.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", stored.name)
+    return stored.name if is_named_by_hash else sha256_of(path)
+
+
+def combine_hashes(files: Iterable[FileEntry]) -> str:
+    """One SHA-256 for several hashed files, whatever their order."""
+    lines = sorted(f"{file.sha256}  {file.name}\n" for file in files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+# --- which base an adapter belongs to ------------------------------------------------------------
+
+
+class BaseRecord(Record):
+    """Which base model an adapter was trained on; `base.json` beside the adapter."""
+
+    backbone: str | None
+    """Known backbone it is or was made from; None when it is none of them."""
+    name: str
+    """Hub id, or the folder's own name."""
+    revision: str | None = None
+    weights_sha256: str
+    """See `hash_weights`."""
+    is_quantized: bool = False
+    """True when the base was loaded in 4 bits while training (QLoRA)."""
+
+
+def describe_base(backbone: Backbone, *, is_quantized: bool = False) -> BaseRecord:
+    """The record of a base; a folder that we converted or merged is not hashed again.
+
+    Raises:
+        DataError, ConfigError: as `find_weights`.
+    """
+    recorded = _recorded_hash(backbone.path) if backbone.path else None
+    files = () if recorded else find_weights(backbone.location, backbone.revision)
+    return BaseRecord(
+        backbone=backbone.known_id,
+        name=backbone.told_name,
+        revision=commit_of(files[0]) if files else backbone.revision,
+        weights_sha256=recorded or hash_weights(files),
+        is_quantized=is_quantized,
+    )
+
+
+def _recorded_hash(folder: Path) -> str | None:
+    """The hash our own record gives, when the files still have the sizes it names."""
+    for name in RECORD_NAMES:
+        if (folder / name).is_file():
+            record = read_json(folder / name)
+            sizes = {file["name"]: file["n_bytes"] for file in record["files"]}
+            is_intact = all(
+                (folder / each).is_file() and (folder / each).stat().st_size == size
+                for each, size in sizes.items()
+            )
+            return str(record["weights_sha256"]) if is_intact else None
+    return None
+
+
+def write_base_record(folder: Path, record: BaseRecord) -> None:
+    """Writes `base.json` into an adapter's folder."""
+    write_json(folder / BASE_RECORD, record)
+
+
+def read_base_record(folder: Path) -> BaseRecord | None:
+    """An adapter's base, or None for an adapter that records none (made by another program)."""
+    path = folder / BASE_RECORD
+    return BaseRecord.model_validate(read_json(path)) if path.is_file() else None
+
+
+# --- tensors -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """The tensors of one file, each read when asked for."""
+
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, str]
+    """torch's names, such as `float16`."""
+    read: Callable[[str], Any]
+    """Name to tensor."""
+
+
+@contextmanager
+def open_tensors(path: Path) -> Iterator[TensorFile]:
+    """Opens a weight file; the tensors are mapped, not loaded.
+
+    Raises:
+        DataError: damaged, or a pickle with more than tensors in it.
+    """
+    opened = _open_safetensors if path.suffix == ".safetensors" else _open_pickle
+    with opened(path) as tensors:
+        yield tensors
+
+
+@contextmanager
+def _open_safetensors(path: Path) -> Iterator[TensorFile]:
+    safetensors = require("safetensors")
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(safetensors.safe_open(path, framework="pt", device="cpu"))
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no dict
+        except safetensors.SafetensorError as error:
+            raise _damaged(path, error) from None
+        yield TensorFile(
+            {name: tuple(part.get_shape()) for name, part in slices.items()},
+            {name: _torch_name(part.get_dtype()) for name, part in slices.items()},
+            file.get_tensor,
+        )
+
+
+def _torch_name(dtype: str) -> str:
+    floats = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
+    return floats.get(dtype, dtype)
+
+
+@contextmanager
+def _open_pickle(path: Path) -> Iterator[TensorFile]:
+    tensors = _load_pickle(path, mapped=True)
+    yield TensorFile(
+        {name: tuple(tensor.shape) for name, tensor in tensors.items()},
+        {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()},
+        tensors.__getitem__,
+    )
+
+
+def _load_pickle(path: Path, *, mapped: bool) -> dict[str, Any]:
+    torch = require("torch")
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as error:
+        raise DataError(
+            f"a pickle with more than tensors in it is not loaded: {_first_line(error)}",
+            where=str(path),
+        ) from None
+    except (RuntimeError, EOFError, ValueError) as error:
+        if mapped and "mmap" in str(error):  # the format before torch 1.6 cannot be mapped
+            return _load_pickle(path, mapped=False)
+        raise _damaged(path, error) from None
+    if not isinstance(loaded, dict) or not all(hasattr(each, "dtype") for each in loaded.values()):
+        raise DataError("expected tensors by name", where=str(path))
+    return loaded
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    return DataError(
+        f"damaged weights: {_first_line(error)}",
+        where=str(path),
+        hint="the download may have been interrupted: run it again",
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+# --- shards --------------------------------------------------------------------------------------
+# Writes tensors as safetensors shards, each read, made and written in turn.
+#
+# Memory holds one shard. A shard that is there already was written whole (it takes its name
+# last), so a run that was stopped goes on behind it.
+
+GIB = 1 << 30
+SHARD_BYTES = 2 * GIB
+INDEX_NAME = "model.safetensors.index.json"
+_BYTES = {"float64": 8, "int64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class Output:
+    """One tensor to write and how it is made."""
+
+    name: str
+    file: Path
+    """Where its source is read from."""
+    source: str
+    shape: tuple[int, ...]
+    dtype: str
+    make: Callable[[Any], Any]
+    """From the source's tensor to the one to write."""
+
+    @property
+    def n_values(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def n_bytes(self) -> int:
+        return self.n_values * _BYTES.get(self.dtype, 1)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One file done."""
+
+    what: str
+    """`read` or `written`."""
+    number: int
+    total: int
+    name: str
+    n_bytes: int
+    seconds: float
+    is_kept: bool
+    """True when an earlier run had written it."""
+
+
+OnStep = Callable[[Step], None]
+
+
+def cut_into_shards(outputs: Sequence[Output], limit: int = SHARD_BYTES) -> dict[str, list[Output]]:
+    """File name to its tensors, in order; a tensor larger than `limit` has a file of its own."""
+    shards: list[list[Output]] = []
+    size = 0
+    for output in outputs:
+        if not shards or size + output.n_bytes > limit:
+            shards.append([])
+            size = 0
+        shards[-1].append(output)
+        size += output.n_bytes
+    if len(shards) == 1:
+        return {"model.safetensors": shards[0]}
+    names = [f"model-{n:05}-of-{len(shards):05}.safetensors" for n in range(1, len(shards) + 1)]
+    return dict(zip(names, shards, strict=True))
+
+
+def write_shards(shards: dict[str, list[Output]], folder: Path, on_step: OnStep) -> None:
+    """Writes what is not there yet, then the index when there is more than one file.
+
+    Raises:
+        DataError: a source file is damaged.
+    """
+    save_file = require("safetensors.torch").save_file
+    for number, (name, outputs) in enumerate(shards.items(), 1):
+        started, path = time.monotonic(), folder / name
+        is_kept = path.is_file()
+        if not is_kept:
+            with replacing(path) as temporary:
+                save_file(_made(outputs), temporary, metadata={"format": "pt"})
+        seconds = time.monotonic() - started
+        on_step(Step("written", number, len(shards), name, path.stat().st_size, seconds, is_kept))
+    if len(shards) > 1:
+        weight_map = {output.name: name for name, outputs in shards.items() for output in outputs}
+        total = sum(output.n_bytes for outputs in shards.values() for output in outputs)
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        write_json(folder / INDEX_NAME, index)
+
+
+def _made(outputs: Iterable[Output]) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    with ExitStack() as stack:
+        opened: dict[Path, TensorFile] = {}
+        for output in outputs:
+            if output.file not in opened:
+                opened[output.file] = stack.enter_context(open_tensors(output.file))
+            made[output.name] = output.make(opened[output.file].read(output.source))
+    return made
+
+
+# --- model folder --------------------------------------------------------------------------------
+# A model's folder that appears whole or not at all, and the small files in it.
+
+PLAN_NAME = "plan.json"
+NOTICE_NAMES = ("LICENSE", "NOTICE", "LICENSE.txt", "NOTICE.txt")
+
+
+class ModelRecord(Record):
+    """What is recorded of every model folder written here."""
+
+    format_version: int = 1
+    cbtqa_version: str = cbtqa.__version__
+    backbone: str | None
+    """Listed backbone at the bottom; None when it is none of them."""
+    dtypes: tuple[str, ...]
+    weights_sha256: str
+    """See `weights.hash_weights`."""
+    packages: dict[str, str]
+    files: tuple[FileEntry, ...]
+    """Every other file of the folder."""
+    finished_at: str
+
+
+def describe_written(folder: Path, outputs: Iterable[Output]) -> dict[str, Any]:
+    """The fields of a record that can be told once everything else is written."""
+    written = describe_folder(folder)
+    return {
+        "dtypes": tuple(sorted({output.dtype for output in outputs})),
+        "weights_sha256": combine_hashes(f for f in written if f.name.endswith(".safetensors")),
+        "packages": package_versions(),
+        "files": written,
+        "finished_at": now(),
+    }
+
+
+def refuse_existing(out: Path) -> None:
+    """Checks that the target is free.
+
+    Raises:
+        UsageError: something is there; nothing is ever overwritten.
+    """
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UsageError(f"{out} exists already", hint="give another --out, or remove it first")
+
+
+@contextmanager
+def building(out: Path, plan: dict[str, Any]) -> Iterator[Path]:
+    """A folder beside `out` to fill; on leaving without error it becomes `out`.
+
+    Args:
+        plan: what is being made, from what. What an earlier run left is kept when its plan was
+            the same, and cleared away otherwise.
+
+    Raises:
+        IncompleteRunError: the disk is full; finished files stay.
+    """
+    partial = out.parent / f".{out.name}.partial"
+    if not (partial / PLAN_NAME).is_file() or read_json(partial / PLAN_NAME) != plan:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        write_json(partial / PLAN_NAME, plan)
+    for left in partial.glob(".*.part"):
+        left.unlink()
+    try:
+        yield partial
+    except (OSError, require("safetensors").SafetensorError) as error:
+        if not is_disk_full(error):
+            raise
+        raise _disk_full(partial) from None
+    (partial / PLAN_NAME).unlink()
+    if out.is_dir():
+        out.rmdir()
+    partial.rename(out)
+    handle = os.open(out.parent, os.O_RDONLY)
+    try:
+        os.fsync(handle)  # the new name itself, or a power cut could take the folder back
+    finally:
+        os.close(handle)
+
+
+def _disk_full(partial: Path) -> IncompleteRunError:
+    n = len(list(partial.glob("*.safetensors")))
+    return IncompleteRunError(
+        f"no space left on the disk of {partial}; {n} finished files of weights are kept there",
+        hint="make room, then run the same command again: it goes on from there",
+    )
+
+
+def check_space(out: Path, n_bytes: int) -> None:
+    """Checks that a model of this size fits, beside what an earlier run has written of it.
+
+    Raises:
+        ConfigError: it does not; says how much is missing.
+    """
+    folder = out.parent.resolve()
+    while not folder.exists():
+        folder = folder.parent
+    written = out.parent / f".{out.name}.partial"
+    n_written = sum(path.stat().st_size for path in written.glob("*.safetensors"))
+    missing = n_bytes - n_written - shutil.disk_usage(folder).free
+    if missing > 0:
+        raise ConfigError(
+            f"{out} needs {n_bytes / GIB:.1f} GiB: {missing / GIB:.1f} GiB more than are free",
+            hint="make room, or give --out on another disk",
+        )
+
+
+def describe_folder(folder: Path) -> tuple[FileEntry, ...]:
+    """All files of a folder by name, size and hash."""
+    names = sorted(path for path in folder.iterdir() if path.name != PLAN_NAME)
+    return tuple(describe_file(path) for path in names if path.is_file())
+
+
+def make_generation_config(
+    given: dict[str, Any], tokenizer: Any, family: Backbone, ends: Sequence[int] = ()
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """A generation_config.json that stops at every token that ends an answer.
+
+    Args:
+        ends: token ids that end an answer besides those of the family and of the given one.
+
+    Returns:
+        The configuration, and the keys of the given one that no native class knows.
+    """
+    known = set(require("transformers").GenerationConfig().to_dict())
+    kept = {key: value for key, value in given.items() if key in known}
+    unknown = tuple(sorted(set(given) - known - {"_from_model_config"}))
+    for key in ("_from_model_config", "transformers_version"):
+        kept.pop(key, None)
+    vocabulary = tokenizer.get_vocab()
+    named = [vocabulary[token] for token in family.stops if token in vocabulary]
+    given_ends = [*_as_list(kept.get("eos_token_id")), *_as_list(tokenizer.eos_token_id)]
+    stops = list(dict.fromkeys([*ends, *named, *given_ends]))
+    if not stops:
+        raise DataError("neither tokenizer nor configuration names a token that ends an answer")
+    kept["eos_token_id"] = stops[0] if len(stops) == 1 else stops
+    kept["pad_token_id"] = tokenizer.pad_token_id
+    if tokenizer.bos_token_id is not None:
+        kept["bos_token_id"] = tokenizer.bos_token_id
+    return kept, unknown
+
+
+def _as_list(value: Any) -> list[int]:
+    return [] if value is None else list(value) if isinstance(value, list) else [value]
+
+
+def carry_notices(source: Backbone, folder: Path) -> None:
+    """Copies the licence and notice that came with the source, as licences ask."""
+    for name in NOTICE_NAMES:
+        found = fetch_if_present(source.location, name, revision=source.revision)
+        if found is not None:
+            shutil.copyfile(found, folder / name)

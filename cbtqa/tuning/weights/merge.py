@@ -1,0 +1,319 @@
+"""Merges an adapter into its base: a plain model that needs neither peft nor us.
+
+    merge(Path("run"), Path("merged"), base="baichuan-7b-llama")
+
+Each weight is read, changed in float32 and cast once; memory holds one shard and the adapter,
+never the model. Merging in 16 bits, as is often done, is off by a thousand times as much.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import cbtqa
+from cbtqa.errors import ConfigError, DataError, UsageError
+from cbtqa.files import read_json, write_json
+from cbtqa.manifest import FileEntry, describe_file
+from cbtqa.tuning.backbones import MERGE_RECORD, Backbone, commit_of, fetch, fetch_if_present
+from cbtqa.tuning.data.chat_format import ChatFormat
+from cbtqa.tuning.libraries import require
+from cbtqa.tuning.weights.adapter import (
+    CONFIG_NAME,
+    WEIGHT_NAMES,
+    Adapter,
+    Delta,
+    check_base,
+    find_base,
+    read_adapter,
+)
+from cbtqa.tuning.weights.files import (
+    SHARD_BYTES,
+    BaseRecord,
+    ModelRecord,
+    OnStep,
+    Output,
+    building,
+    carry_notices,
+    check_space,
+    cut_into_shards,
+    describe_written,
+    find_weights,
+    make_generation_config,
+    open_tensors,
+    read_base_record,
+    refuse_existing,
+    write_shards,
+)
+
+DType = Literal["float32", "float16", "bfloat16"]
+TOKENIZER_NAMES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("tokenizer.model", "vocab.json", "merges.txt", "chat_template.jinja"),
+)
+
+
+class MergeRecord(ModelRecord):
+    """How a merged folder was made: `merge.json`, written last."""
+
+    kind: Literal["merge"] = "merge"
+    base: BaseRecord
+    adapter: str
+    """The adapter folder's own name."""
+    adapter_files: tuple[FileEntry, ...]
+    method: str
+    """`LoRA`, `rsLoRA` or `DoRA`."""
+    n_merged: int
+    """Weights that the adapter changed."""
+    n_replaced: int
+    """Weights that were trained whole and put in the place of the base's."""
+    notes: tuple[str, ...]
+
+
+def merge(
+    adapter: Path,
+    out: Path,
+    *,
+    base: str | None = None,
+    dtype: DType | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    on_step: OnStep = lambda step: None,
+) -> MergeRecord:
+    """Merges an adapter into the folder `out`.
+
+    Args:
+        base: name, folder or Hub id; None: what the adapter names.
+        dtype: type of the merged weights; None: each as in the base.
+        shard_bytes: size of the files written, which is also what memory has to hold.
+
+    Raises:
+        UsageError: `out` exists, or the base is not found by the adapter's own word for it.
+        ConfigError: a base in 4 bits or in need of conversion; an adapter of another kind.
+        DataError: another base than the one the adapter was trained on; damaged files.
+        IncompleteRunError: the disk filled up; the same command goes on.
+    """
+    refuse_existing(out)
+    opened = read_adapter(adapter)
+    recorded = read_base_record(adapter)
+    backbone, config = _opened_base(find_base(opened.config, base, recorded))
+    found, notes = check_base(backbone, recorded)
+    outputs = _planned(opened, find_weights(backbone.location, backbone.revision), dtype)
+    check_space(out, sum(output.n_bytes for output in outputs))
+    files = tuple(describe_file(p) for name in WEIGHT_NAMES if (p := adapter / name).is_file())
+    plan = {
+        "base": found.weights_sha256,
+        "adapter": [each.sha256 for each in files],
+        "settings": [dtype, shard_bytes, opened.config, cbtqa.__version__],
+    }
+    with building(out, plan) as folder:
+        _write_small_files(opened, backbone, folder, config, outputs)
+        write_shards(cut_into_shards(outputs, shard_bytes), folder, on_step)
+        record = MergeRecord(
+            backbone=found.backbone,
+            base=found,
+            adapter=adapter.resolve().name,
+            adapter_files=(describe_file(adapter / CONFIG_NAME), *files),
+            method=opened.method,
+            n_merged=len(opened.deltas),
+            n_replaced=len(opened.replaced),
+            notes=notes,
+            **describe_written(folder, outputs),
+        )
+        write_json(folder / MERGE_RECORD, record)
+    return record
+
+
+# --- the base ------------------------------------------------------------------------------------
+
+
+def _opened_base(backbone: Backbone) -> tuple[Backbone, dict[str, Any]]:
+    """The base at the commit found now, and its config.json.
+
+    Raises:
+        ConfigError: weights in 4 or 8 bits, or a layout that has to be converted first.
+    """
+    if backbone.needs_conversion:
+        raise ConfigError(
+            f"{backbone.told_name} is in its published layout, adapters are for the converted one",
+            hint="give the folder that cbtqa convert wrote: --base FOLDER",
+        )
+    path = fetch(backbone.location, "config.json", revision=backbone.revision)
+    config: dict[str, Any] = read_json(path)
+    if config.get("quantization_config"):
+        raise ConfigError(
+            f"{backbone.told_name} holds quantised weights: merging into them would lose what was "
+            "learned",
+            hint="give the 16-bit model that it was made from: --base FOLDER",
+        )
+    return backbone.model_copy(update={"revision": commit_of(path)}), config
+
+
+# --- weights -------------------------------------------------------------------------------------
+
+
+def _planned(adapter: Adapter, paths: tuple[Path, ...], dtype: DType | None) -> list[Output]:
+    outputs: list[Output] = []
+    for path in paths:
+        with open_tensors(path) as tensors:
+            for name, shape in tensors.shapes.items():
+                kind = tensors.dtypes[name]
+                written = dtype if dtype and "float" in kind else kind
+                make = _maker(adapter, name, written)
+                outputs.append(Output(name, path, name, shape, written, make))
+    names = {output.name for output in outputs}
+    lost = [name for name in (*adapter.deltas, *adapter.replaced) if name not in names]
+    if lost:
+        raise DataError(
+            f"the base has no weight {lost[0]} (and {len(lost) - 1} more): another base, or a head "
+            "tied to the embedding",
+            where=adapter.folder.name,
+        )
+    return outputs
+
+
+def _maker(adapter: Adapter, name: str, dtype: str) -> Any:
+    if name in adapter.replaced:
+        return partial(_replace, adapter.replaced[name], dtype)
+    return partial(_change, adapter.deltas.get(name), dtype)
+
+
+def _change(delta: Delta | None, dtype: str, weight: Any) -> Any:
+    made = weight if delta is None else delta.merged_into(weight)
+    return made.to(getattr(require("torch"), dtype), copy=True).contiguous()
+
+
+def _replace(new: Any, dtype: str, weight: Any) -> Any:
+    if new.shape != weight.shape:
+        raise DataError(f"trained {list(new.shape)}, the base has {list(weight.shape)}")
+    return new.to(getattr(require("torch"), dtype), copy=True).contiguous()
+
+
+# --- the other files -----------------------------------------------------------------------------
+
+
+def _write_small_files(
+    adapter: Adapter,
+    backbone: Backbone,
+    folder: Path,
+    config: dict[str, Any],
+    outputs: list[Output],
+) -> None:
+    _carry_tokenizer(adapter, backbone, folder)
+    carry_notices(backbone, folder)
+    tokenizer = require("transformers").AutoTokenizer.from_pretrained(folder)
+    if len(tokenizer) > config.get("vocab_size", len(tokenizer)):
+        raise DataError(
+            f"the tokenizer has {len(tokenizer):,} tokens, the base {config['vocab_size']:,} rows",
+            where=adapter.folder.name,
+        )
+    path = fetch_if_present(backbone.location, "generation_config.json", revision=backbone.revision)
+    own = adapter.folder / "generation_config.json"
+    given = read_json(own) if own.is_file() else read_json(path) if path else {}
+    generation, _ = make_generation_config(given, tokenizer, backbone, _learned_ends(tokenizer))
+    write_json(folder / "generation_config.json", generation)
+    dtypes = {output.dtype for output in outputs}
+    for key in ("torch_dtype", "dtype"):
+        config.pop(key, None)
+    if len(dtypes) == 1:
+        config["torch_dtype"] = dtypes.pop()
+    write_json(folder / "config.json", config)
+
+
+def _learned_ends(tokenizer: Any) -> list[int]:
+    """What closes an answer in the chat format that travels with the adapter; it may be another
+    than the base's own."""
+    if not tokenizer.chat_template:
+        return []
+    try:
+        return ChatFormat(tokenizer).end_ids
+    except ConfigError:  # a format that writes no answers: nothing to learn from it
+        return []
+
+
+def _carry_tokenizer(adapter: Adapter, backbone: Backbone, folder: Path) -> None:
+    """Tokenizer and chat template: the adapter's own where it has them, else the base's."""
+    has_own = (adapter.folder / "tokenizer_config.json").is_file()
+    for name in TOKENIZER_NAMES:
+        found = fetch_if_present(backbone.location, name, revision=backbone.revision)
+        own = adapter.folder / name
+        if own.is_file():
+            found = own
+        elif has_own and name != "tokenizer.model":
+            continue  # the adapter's files are a whole; a second one beside them might contradict
+        if found is not None:
+            shutil.copyfile(found, folder / name)
+    settings = folder / "tokenizer_config.json"
+    words = read_json(settings) if settings.is_file() else {}
+    if words.get("tokenizer_class") == "TokenizersBackend":
+        # transformers 5's name for the class that all versions know by this one
+        write_json(settings, {**words, "tokenizer_class": "PreTrainedTokenizerFast"})
+
+
+# --- gguf ----------------------------------------------------------------------------------------
+# The lines that serve a merged model, and GGUF through llama.cpp's own converter.
+
+CONVERTER = "convert_hf_to_gguf.py"
+VARIABLE = "LLAMA_CPP"
+"""Environment variable with the folder of llama.cpp's sources."""
+
+
+def serving_lines(folder: Path) -> dict[str, str]:
+    """What to type to serve a merged folder, by program."""
+    quoted, gguf = shlex.quote(str(folder)), shlex.quote(f"{folder}.gguf")
+    return {
+        "vllm": f"vllm serve {quoted} --served-model-name {shlex.quote(folder.name)}",
+        "llama.cpp": f"python {CONVERTER} {quoted} --outfile {gguf} --outtype f16 && "
+        f"llama-server -m {gguf}",
+    }
+
+
+def find_converter(llama_cpp: Path | None) -> Path:
+    """llama.cpp's converter script.
+
+    Args:
+        llama_cpp: its source folder; None: the one LLAMA_CPP names.
+
+    Raises:
+        ConfigError: no folder given, or the script is not in it.
+    """
+    given = llama_cpp or (Path(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else None)
+    if given is None or not (given / CONVERTER).is_file():
+        raise ConfigError(
+            f"--gguf needs llama.cpp's {CONVERTER}"
+            + (f", which is not in {given}" if given else ""),
+            hint="git clone https://github.com/ggml-org/llama.cpp, then --llama-cpp llama.cpp (or "
+            f"{VARIABLE}=llama.cpp)",
+        )
+    return given / CONVERTER
+
+
+def write_gguf(folder: Path, out: Path, converter: Path, outtype: str = "f16") -> None:
+    """Runs the converter on a merged folder; its talk goes to stderr.
+
+    Raises:
+        UsageError: `out` exists.
+        DataError: the converter failed, or wrote something else than GGUF.
+    """
+    if out.exists():
+        raise UsageError(f"{out} exists already", hint="give another --gguf")
+    partial = out.with_name(f".{out.name}.part")
+    words = [sys.executable, converter, folder, "--outfile", partial, "--outtype", outtype]
+    try:
+        done = subprocess.run(list(map(str, words)), stdout=sys.stderr, check=False)
+        if done.returncode != 0 or not partial.is_file():
+            raise DataError(
+                f"{CONVERTER} ended with {done.returncode}; the merged model itself is whole",
+                where=str(folder),
+            )
+        with partial.open("rb") as stream:
+            if stream.read(4) != b"GGUF":
+                raise DataError("not GGUF", where=str(out))
+        partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,424 @@
+"""Writes the fast tokenizer of a converted checkpoint, once it has shown equal to the original's.
+
+What is written loads without code from the Hub in transformers and vLLM (`tokenizer.json`) and in
+llama.cpp (`tokenizer.model` beside it, for sentencepiece).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+import shutil
+import unicodedata
+from collections.abc import Callable, Iterable
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from cbtqa.errors import DataError
+from cbtqa.files import parse_yaml, read_json, write_json, write_text
+from cbtqa.records import Record
+from cbtqa.tuning.backbones import Backbone, fetch, fetch_if_present, template_text
+from cbtqa.tuning.libraries import require
+
+
+class TokenizerFacts(Record):
+    """What was found and checked about a converted tokenizer."""
+
+    kind: str
+    """`sentencepiece` or `tiktoken`."""
+    n_tokens: int
+    n_texts_compared: int
+    """Texts on which its ids were equal to the original algorithm's, without exception."""
+    adds_leading_space: bool
+    """sentencepiece's `add_dummy_prefix`, as the file has it."""
+    adds_bos: bool
+    notes: tuple[str, ...] = ()
+
+
+@cache
+def probe_texts() -> tuple[str, ...]:
+    """The texts every converted tokenizer has to agree on."""
+    text = (files("cbtqa.tuning") / "tokenizer_probes.yaml").read_text(encoding="utf-8")
+    return tuple(parse_yaml(text)["probes"])
+
+
+def write_tokenizer(source: Backbone, out: Path, family: Backbone, n_rows: int) -> TokenizerFacts:
+    """Converts the tokenizer of `source` into `out`.
+
+    Args:
+        family: the known backbone whose chat template and end tokens apply.
+        n_rows: rows of the embedding, which no id may exceed.
+
+    Raises:
+        DataError: no tokenizer file, an unknown kind, or ids other than the original's.
+    """
+    make = _write_tiktoken if source.conversion == "qwen" else _write_sentencepiece
+    facts = make(source, out, family)
+    if facts.n_tokens > n_rows:
+        raise DataError(
+            f"the tokenizer has {facts.n_tokens:,} tokens, the embedding {n_rows:,} rows: these "
+            "are not files of one model",
+            where=source.location,
+        )
+    template = template_text(family)
+    if template is not None:
+        write_text(out / "chat_template.jinja", template)
+    return facts
+
+
+def _write_tiktoken(source: Backbone, out: Path, family: Backbone) -> TokenizerFacts:
+    path = fetch(source.location, "qwen.tiktoken", revision=source.revision)
+    ranks = read_ranks(path)
+    tokenizer = build_bpe_tokenizer(ranks)
+    n = _compare(
+        lambda text: tokenizer(text)["input_ids"],
+        tiktoken_ids(ranks),
+        [*probe_texts(), *(f"<|im_start|>user\n{text}<|im_end|>\n" for text in probe_texts())],
+        path,
+    )
+    tokenizer.model_max_length = family.context
+    tokenizer.save_pretrained(out)
+    return TokenizerFacts(
+        kind="tiktoken",
+        n_tokens=len(tokenizer),
+        n_texts_compared=n,
+        adds_leading_space=False,
+        adds_bos=False,
+    )
+
+
+def _write_sentencepiece(source: Backbone, out: Path, family: Backbone) -> TokenizerFacts:
+    path = fetch(source.location, "tokenizer.model", revision=source.revision)
+    model = read_model(path)
+    tokenizer = build_sentencepiece_tokenizer(model)
+    pieces = [piece.piece for piece in model.pieces if piece.type not in (2, 3)]
+    spelled = [piece.replace(SPACE, " ") for piece in pieces]
+    n = _compare(
+        lambda text: tokenizer.encode(text).ids,
+        sentencepiece_ids(path),
+        [*probe_texts(), *spelled],
+        path,
+    )
+    _add_extra_tokens(tokenizer, source)
+    settings = _sentencepiece_settings(source, model, family)
+    if settings["add_bos_token"]:
+        _put_bos_first(tokenizer, settings["bos_token"])
+    write_text(out / "tokenizer.json", tokenizer.to_str(pretty=True))
+    write_json(out / "tokenizer_config.json", settings)
+    shutil.copyfile(path, out / "tokenizer.model")
+    return TokenizerFacts(
+        kind="sentencepiece",
+        n_tokens=tokenizer.get_vocab_size(),
+        n_texts_compared=n,
+        adds_leading_space=bool(model.normalizer_spec.add_dummy_prefix),
+        adds_bos=settings["add_bos_token"],
+        notes=(
+            "a control token spelled out in a text (such as </s>) becomes that token, where "
+            "sentencepiece cuts it into letters",
+        ),
+    )
+
+
+def _compare(
+    made: Callable[[str], list[int]],
+    original: Callable[[str], list[int]],
+    texts: Iterable[str],
+    path: Path,
+) -> int:
+    """How many texts were compared.
+
+    Raises:
+        DataError: names the first text whose ids differ.
+    """
+    n = 0
+    for text in texts:
+        expected, found = original(text), made(text)
+        if found != expected:
+            raise DataError(
+                f"the fast tokenizer would cut {text!r} into {found[:8]}, the original into "
+                f"{expected[:8]}: refused",
+                where=str(path),
+            )
+        n += 1
+    return n
+
+
+def _add_extra_tokens(tokenizer: Any, source: Backbone) -> None:
+    """Tokens that were added behind the sentencepiece vocabulary, in the order of their ids."""
+    path = fetch_if_present(source.location, "added_tokens.json", revision=source.revision)
+    extra = read_json(path) if path else {}
+    for token, number in sorted(extra.items(), key=lambda pair: pair[1]):
+        if tokenizer.token_to_id(token) == number:
+            continue
+        if number != tokenizer.get_vocab_size():
+            raise DataError(f"token {token!r} has id {number}, behind a gap", where=str(path))
+        tokenizer.add_special_tokens([token])
+
+
+def _sentencepiece_settings(source: Backbone, model: Any, family: Backbone) -> dict[str, Any]:
+    path = fetch_if_present(source.location, "tokenizer_config.json", revision=source.revision)
+    given = read_json(path) if path else {}
+    trainer = model.trainer_spec
+
+    def token(name: str, default: str) -> str:
+        value = given.get(name) or default
+        return str(value["content"] if isinstance(value, dict) else value)
+
+    unknown = token("unk_token", trainer.unk_piece)
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",  # takes tokenizer.json as it is
+        "bos_token": token("bos_token", trainer.bos_piece),
+        "eos_token": token("eos_token", trainer.eos_piece),
+        "unk_token": unknown,
+        "pad_token": token("pad_token", family.pad_token or unknown),
+        "add_bos_token": bool(given.get("add_bos_token", True)),  # the published class's default
+        "add_eos_token": False,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": family.context,
+        "padding_side": "right",
+    }
+
+
+def _put_bos_first(tokenizer: Any, bos: str) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer.post_processor = TemplateProcessing(
+        single=f"{bos} $A",
+        pair=f"{bos} $A {bos} $B",
+        special_tokens=[(bos, tokenizer.token_to_id(bos))],
+    )
+
+
+# --- sentencepiece tokenizer ---------------------------------------------------------------------
+# A sentencepiece BPE model as a fast tokenizer that cuts every text into the same pieces.
+#
+# transformers' Llama tokenizer ignores what the model file says of its leading space, and drops
+# the one before a text that begins with a space. Here the normaliser is rebuilt from the file:
+# flags, character map and user-defined symbols; `cbtqa convert` then compares both on texts made
+# to tell them apart, and refuses to write a tokenizer that differs.
+
+SPACE = "\u2581"
+"""What sentencepiece writes for a space (lower one eighth block)."""
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 1, 2, 3, 4, 5
+
+
+def read_model(path: Path) -> Any:
+    """The parsed `.model` file (sentencepiece's own message).
+
+    Raises:
+        DataError: not one, or of another kind than byte-pair encoding.
+    """
+    message = require("sentencepiece.sentencepiece_model_pb2").ModelProto()
+    errors = require("google.protobuf.message")
+    try:
+        message.ParseFromString(path.read_bytes())
+    except errors.DecodeError:
+        raise DataError("not a sentencepiece model", where=str(path)) from None
+    if message.trainer_spec.model_type != 2:
+        raise DataError("a sentencepiece model, but not byte-pair encoding", where=str(path))
+    normalizer = message.normalizer_spec
+    if message.trainer_spec.treat_whitespace_as_suffix or not normalizer.escape_whitespaces:
+        raise DataError("spaces are coded in a way that no fast tokenizer has", where=str(path))
+    return message
+
+
+def build_sentencepiece_tokenizer(model: Any) -> Any:
+    """A `tokenizers.Tokenizer` with the ids of the sentencepiece model; adds no start token."""
+    tokenizers = require("tokenizers")
+    pieces = [(piece.piece, piece.score, piece.type) for piece in model.pieces]
+    symbols = [piece for piece, _, kind in pieces if kind == _USER_DEFINED]
+    unknown = next((piece for piece, _, kind in pieces if kind == _UNKNOWN), None)
+    has_prefix = bool(model.normalizer_spec.add_dummy_prefix)
+    tokenizer = tokenizers.Tokenizer(
+        tokenizers.models.BPE(
+            vocab={piece: number for number, (piece, _, _) in enumerate(pieces)},
+            merges=_merges(pieces),
+            unk_token=unknown,
+            fuse_unk=True,
+            byte_fallback=bool(model.trainer_spec.byte_fallback),
+            # a symbol cut out by `_cut_out` is one token although nothing merges into it
+            ignore_merges=bool(symbols) and has_prefix,
+        )
+    )
+    tokenizer.normalizer = _normalizer(tokenizers, model.normalizer_spec)
+    tokenizer.decoder = _decoder(tokenizers, has_prefix)
+    if symbols and has_prefix:
+        tokenizer.pre_tokenizer = _cut_out(tokenizers, symbols)
+    elif symbols:
+        tokenizer.add_tokens([_added(tokenizers, symbol, special=False) for symbol in symbols])
+    tokenizer.add_special_tokens(
+        [
+            _added(tokenizers, piece, special=True)
+            for piece, _, kind in pieces
+            if kind in (_UNKNOWN, _CONTROL)
+        ]
+    )
+    return tokenizer
+
+
+def _added(tokenizers: Any, token: str, *, special: bool) -> Any:
+    return tokenizers.AddedToken(token, special=special, normalized=False)
+
+
+def _cut_out(tokenizers: Any, symbols: list[str]) -> Any:
+    """Cuts user-defined symbols out of a text that has its leading space already.
+
+    As added tokens they would be cut out before, and what stands behind them would get a leading
+    space of its own, which sentencepiece does not write.
+    """
+    longest_first = sorted((s.replace(" ", SPACE) for s in symbols), key=len, reverse=True)
+    pattern = tokenizers.Regex("|".join(map(re.escape, longest_first)))
+    return tokenizers.pre_tokenizers.Split(pattern, "isolated")
+
+
+def _merges(pieces: list[tuple[str, float, int]]) -> list[tuple[str, str]]:
+    """Every way to make a piece of two others, best score first, as sentencepiece merges them."""
+    scores = {piece: score for piece, score, kind in pieces if kind in (_NORMAL, _UNUSED)}
+    ranked = sorted(scores, key=lambda piece: -scores[piece])
+    return [
+        (piece[:cut], piece[cut:])
+        for piece in ranked
+        for cut in range(1, len(piece))
+        if piece[:cut] in scores and piece[cut:] in scores
+    ]
+
+
+def _normalizer(tokenizers: Any, spec: Any) -> Any:
+    made = tokenizers.normalizers
+    steps = []
+    if spec.precompiled_charsmap:
+        # the map sees "\r\n" as one character, sentencepiece as two of one kind
+        steps += [made.Replace("\r\n", "\n\n"), made.Precompiled(spec.precompiled_charsmap)]
+    if spec.remove_extra_whitespaces:
+        for pattern, left in ((r"\A +| +\z", ""), (" {2,}", " ")):
+            steps.append(made.Replace(tokenizers.Regex(pattern), left))
+    if spec.add_dummy_prefix:
+        steps.append(made.Prepend(SPACE))
+    steps.append(made.Replace(" ", SPACE))
+    if spec.remove_extra_whitespaces:
+        # the sign itself, spelled out at the end of a text, is dropped like a space
+        steps.append(made.Replace(tokenizers.Regex(rf"{SPACE}+\z"), ""))
+    return made.Sequence(steps)
+
+
+def _decoder(tokenizers: Any, has_prefix: bool) -> Any:
+    made = tokenizers.decoders
+    steps = [made.Replace(SPACE, " "), made.ByteFallback(), made.Fuse()]
+    return made.Sequence([*steps, made.Strip(" ", 1, 0)] if has_prefix else steps)
+
+
+def sentencepiece_ids(path: Path) -> Any:
+    """Text to ids by sentencepiece itself, which the fast tokenizer has to equal."""
+    processor = require("sentencepiece").SentencePieceProcessor(model_file=str(path))
+    return lambda text: processor.encode(text)
+
+
+# --- tiktoken tokenizer --------------------------------------------------------------------------
+# Qwen's `qwen.tiktoken` as the fast tokenizer of Qwen2, with the same ids.
+#
+# The file lists byte strings by rank. A fast tokenizer wants the pair each of them is merged
+# from, which is what the ranks below it leave of it.
+
+SPECIAL_TOKENS = (
+    *("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+    *(f"<|extra_{number}|>" for number in range(205)),
+)
+"""In the order of their ids, from the number of ranks on. Source: Qwen-7B's tokenizer."""
+NO_RANK = 1 << 60
+
+
+def read_ranks(path: Path) -> dict[bytes, int]:
+    """Byte string to id.
+
+    Raises:
+        DataError: not base64 and a number a line, a byte without a token, or gaps between ids.
+    """
+    ranks: dict[bytes, int] = {}
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        if not line:
+            continue
+        try:
+            token, rank = line.split()
+            ranks[base64.b64decode(token, validate=True)] = int(rank)
+        except (ValueError, binascii.Error):
+            raise DataError("expected base64 and a number", where=f"{path}:{number}") from None
+    if sorted(ranks.values()) != list(range(len(ranks))):
+        raise DataError("the ids are not 0, 1, 2, ... without gaps", where=str(path))
+    if any(bytes([byte]) not in ranks for byte in range(256)):
+        raise DataError("not every byte has a token of its own", where=str(path))
+    return ranks
+
+
+def merge_below(token: bytes, ranks: dict[bytes, int], below: int = NO_RANK) -> list[bytes]:
+    """The parts left of a byte string when only tokens of a rank under `below` are merged."""
+    parts = [bytes([byte]) for byte in token]
+    while len(parts) > 1:
+        rank, place = min(
+            (ranks.get(parts[i] + parts[i + 1], NO_RANK), i) for i in range(len(parts) - 1)
+        )
+        if rank >= below:
+            break
+        parts[place : place + 2] = [parts[place] + parts[place + 1]]
+    return parts
+
+
+def build_bpe_tokenizer(ranks: dict[bytes, int]) -> Any:
+    """transformers' Qwen2 tokenizer with these ranks and Qwen's special tokens behind them.
+
+    Raises:
+        DataError: a token that no single pair makes.
+    """
+    transformers = require("transformers")
+    letters = byte_letters()
+
+    def written(token: bytes) -> str:
+        return "".join(letters[byte] for byte in token)
+
+    merges = []
+    for token, rank in sorted(ranks.items(), key=lambda pair: pair[1]):
+        if len(token) > 1:
+            parts = merge_below(token, ranks, rank)
+            if len(parts) != 2:
+                raise DataError(f"token {rank} is made of {len(parts)} parts, not of a pair")
+            merges.append((written(parts[0]), written(parts[1])))
+    tokenizer = transformers.Qwen2Tokenizer(
+        vocab={written(token): rank for token, rank in ranks.items()}, merges=merges
+    )
+    tokenizer.add_tokens(
+        [transformers.AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS],
+        special_tokens=True,
+    )
+    return tokenizer
+
+
+def byte_letters() -> dict[int, str]:
+    """The printable letter that stands for each byte, as GPT-2 wrote them down."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in plain]
+    shifted = {byte: chr(256 + place) for place, byte in enumerate(others)}
+    return {byte: shifted.get(byte, chr(byte)) for byte in range(256)}
+
+
+def tiktoken_ids(ranks: dict[bytes, int]) -> Callable[[str], list[int]]:
+    """Text to ids by tiktoken's own rule, written out: split by the pattern, merge by rank."""
+    regex = require("regex")
+    pattern = regex.compile(
+        require("transformers.models.qwen2.tokenization_qwen2").PRETOKENIZE_REGEX
+    )
+    specials = {token: len(ranks) + place for place, token in enumerate(SPECIAL_TOKENS)}
+    cut = regex.compile("(" + "|".join(map(regex.escape, SPECIAL_TOKENS)) + ")")
+
+    def encode(text: str) -> list[int]:
+        ids: list[int] = []
+        for part in cut.split(unicodedata.normalize("NFC", text)):
+            if part in specials:
+                ids.append(specials[part])
+                continue
+            for word in pattern.findall(part):
+                ids += [ranks[piece] for piece in merge_below(word.encode(), ranks)]
+        return ids
+
+    return encode
