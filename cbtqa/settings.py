@@ -1,7 +1,7 @@
 """Settings from four places, the later winning: defaults, YAML file, environment, flags.
 
-A settings model is a pydantic model whose fields carry a `description` (the help text of the
-flag made from it). `resolve` keeps where each value came from, for the manifest and for errors:
+A settings model is a pydantic model; the docstring under a field is the help text of the flag made
+from it. `resolve` keeps where each value came from, for the manifest and for errors:
 
     resolve(BuildSettings, file=Path("run.yaml"), flags={"limit": 10}).origins["limit"] == "--limit"
 """
@@ -25,7 +25,9 @@ from cbtqa.files import open_text, parse_yaml
 class Settings(BaseModel):
     """Base of all settings models: frozen, and a key that no field has is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True
+    )
 
 
 SettingsT = TypeVar("SettingsT", bound=Settings)

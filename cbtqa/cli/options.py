@@ -3,7 +3,7 @@
     @settings_flags(BuildSettings)
     def build_dataset(resolved: Resolved[BuildSettings], as_json: AsJson = False) -> None: ...
 
-Every field of the model becomes `--field-name` with the field's description as help and its
+Every field of the model becomes `--field-name` with the field's docstring as help and its
 default shown; `--config FILE` reads a YAML file; the command receives the merged result.
 """
 
@@ -66,7 +66,7 @@ def _parameter(name: str, field: FieldInfo, is_positional: bool) -> inspect.Para
     annotation = _without_none(field.annotation)
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     default = field.get_default(call_default_factory=True)
-    words = field.description or ""
+    words = " ".join((field.description or "").split())
     if field.is_required():
         words += " (required)"
     elif default not in (None, "", (), False):

@@ -131,13 +131,20 @@ def masi_alpha(annotations: Annotations) -> Coefficient:
 class AnnotateSettings(Settings):
     """What `cbtqa distortions annotate` can be told."""
 
-    input: Path = Field(description="Questions or texts, as for `label`.")
-    out: Path = Field(Path("annotation"), description="Folder of the study; must be new.")
-    n: int = Field(500, ge=1, description="Texts to draw. Source: 500 in arXiv 2403.16008.")
-    raters: int = Field(2, ge=1, description="Annotators.")
-    taxonomy: str = Field("burns-10", description="Taxonomy to annotate in.")
-    seed: int = Field(0, description="Seed of the draw.")
-    encoding: str = Field("utf-8", description="Encoding of a text file, such as gb18030.")
+    input: Path
+    """Questions or texts, as for `label`."""
+    out: Path = Path("annotation")
+    """Folder of the study; must be new."""
+    n: int = Field(500, ge=1)
+    """Texts to draw. Source: 500 in arXiv 2403.16008."""
+    raters: int = Field(2, ge=1)
+    """Annotators."""
+    taxonomy: str = "burns-10"
+    """Taxonomy to annotate in."""
+    seed: int = 0
+    """Seed of the draw."""
+    encoding: str = "utf-8"
+    """Encoding of a text file, such as gb18030."""
 
 
 class DrawnSample(Record):

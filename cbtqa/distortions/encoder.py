@@ -38,12 +38,18 @@ _EVAL_BATCH = 64
 class EncoderSettings(Settings):
     """How an encoder is tuned."""
 
-    encoder: str = Field(description="Folder or Hub id of an encoder with its tokenizer.")
-    epochs: int = Field(4, ge=1, description="Passes over the training texts.")
-    batch_size: int = Field(16, ge=1, description="Texts in a step.")
-    learning_rate: float = Field(3e-5, gt=0, description="Highest learning rate.")
-    max_length: int = Field(192, ge=8, description="Tokens of a text that are read.")
-    seed: int = Field(0, description="Seed of weights, order and held-out part.")
+    encoder: str
+    """Folder or Hub id of an encoder with its tokenizer."""
+    epochs: int = Field(4, ge=1)
+    """Passes over the training texts."""
+    batch_size: int = Field(16, ge=1)
+    """Texts in a step."""
+    learning_rate: float = Field(3e-5, gt=0)
+    """Highest learning rate."""
+    max_length: int = Field(192, ge=8)
+    """Tokens of a text that are read."""
+    seed: int = 0
+    """Seed of weights, order and held-out part."""
 
 
 class EncoderLabeller:

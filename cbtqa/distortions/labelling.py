@@ -117,34 +117,32 @@ _ID_COLUMNS = ("id", "question_id", "questionID", "item_id")
 class LabelSettings(Settings):
     """What `cbtqa distortions label` can be told."""
 
-    input: Path = Field(
-        description="JSONL, JSON, CSV, TSV, Parquet, or a dataset folder; columns `text`, or "
-        "`question` and `description`."
-    )
-    out: Path | None = Field(
-        None, description="Result: .jsonl, .parquet, .csv or .tsv. Default: INPUT.labels.jsonl."
-    )
-    labeller: tuple[str, ...] = Field(
-        ("patterns",),
-        description="patterns, answer (what a dataset's answers say), llm, or the folder of a "
-        "trained model. Several together vote.",
-    )
-    taxonomy: str = Field(
-        "burns-10", description="Taxonomy of the labels (see `cbtqa distortions taxonomies`)."
-    )
-    level: Level = Field("document", description="document, sentence, or both.")
-    vote: VoteRule = Field("majority", description="majority, any or all.")
-    encoding: str = Field("utf-8", description="Encoding of a text file, such as gb18030.")
-    endpoint: str | None = Field(
-        None, description="For llm: base URL or preset of an OpenAI-compatible endpoint."
-    )
-    model: str | None = Field(None, description="For llm: model name at the endpoint.")
-    prompt: str = Field("distortion_labels", description="For llm: prompt, or a path of your own.")
-    in_flight: int = Field(64, ge=1, description="For llm: most requests at a time.")
-    acknowledge_disclosure: bool = Field(
-        False,
-        description="For llm: I may pass these texts on to the operator of a non-local endpoint.",
-    )
+    input: Path
+    """JSONL, JSON, CSV, TSV, Parquet, or a dataset folder; columns `text`, or `question` and
+    `description`."""
+    out: Path | None = None
+    """Result: .jsonl, .parquet, .csv or .tsv. Default: INPUT.labels.jsonl."""
+    labeller: tuple[str, ...] = ("patterns",)
+    """patterns, answer (what a dataset's answers say), llm, or the folder of a trained model.
+    Several together vote."""
+    taxonomy: str = "burns-10"
+    """Taxonomy of the labels (see `cbtqa distortions taxonomies`)."""
+    level: Level = "document"
+    """document, sentence, or both."""
+    vote: VoteRule = "majority"
+    """majority, any or all."""
+    encoding: str = "utf-8"
+    """Encoding of a text file, such as gb18030."""
+    endpoint: str | None = None
+    """For llm: base URL or preset of an OpenAI-compatible endpoint."""
+    model: str | None = None
+    """For llm: model name at the endpoint."""
+    prompt: str = "distortion_labels"
+    """For llm: prompt, or a path of your own."""
+    in_flight: int = Field(64, ge=1)
+    """For llm: most requests at a time."""
+    acknowledge_disclosure: bool = False
+    """For llm: I may pass these texts on to the operator of a non-local endpoint."""
 
 
 class SourceText(Record):

@@ -27,43 +27,47 @@ Say = Callable[[str], None]
 class GoldSettings(Settings):
     """Where gold labels come from."""
 
-    data: Path = Field(description="Labelled texts: .tsv, .csv, .jsonl, .json or .parquet.")
-    format: str = Field(
-        "auto",
-        description="cogdis, socialcd, c2d2, cbt-bench, therapist, plain; auto tells it by the "
-        "columns.",
-    )
-    taxonomy: str | None = Field(
-        None, description="Taxonomy of the labels. Default: the data set's own."
-    )
-    encoding: str = Field("utf-8", description="Encoding of a text file, such as gb18030.")
+    data: Path
+    """Labelled texts: .tsv, .csv, .jsonl, .json or .parquet."""
+    format: str = "auto"
+    """cogdis, socialcd, c2d2, cbt-bench, therapist, plain; auto tells it by the columns."""
+    taxonomy: str | None = None
+    """Taxonomy of the labels. Default: the data set's own."""
+    encoding: str = "utf-8"
+    """Encoding of a text file, such as gb18030."""
 
 
 class TrainSettings(GoldSettings):
     """What `cbtqa distortions train` can be told."""
 
-    out: Path = Field(Path("distortion-model"), description="Folder of the model.")
-    name: str = Field("linear", description="Short name, for labels `trained:NAME`.")
-    folds: int = Field(5, ge=0, le=20, description="Folds that measure it; 0 leaves it out.")
-    encoder: str | None = Field(
-        None,
-        description="Tune this transformers encoder (folder or Hub id) instead of the light "
-        "model; needs the extra `neural`.",
-    )
-    epochs: int = Field(4, ge=1, description="For --encoder: passes over the texts.")
-    strength: float = Field(3.0, gt=0, description="How closely the weights follow the data.")
-    seed: int = Field(0, description="Seed of every split.")
+    out: Path = Path("distortion-model")
+    """Folder of the model."""
+    name: str = "linear"
+    """Short name, for labels `trained:NAME`."""
+    folds: int = Field(5, ge=0, le=20)
+    """Folds that measure it; 0 leaves it out."""
+    encoder: str | None = None
+    """Tune this transformers encoder (folder or Hub id) instead of the light model; needs the
+    extra `neural`."""
+    epochs: int = Field(4, ge=1)
+    """For --encoder: passes over the texts."""
+    strength: float = Field(3.0, gt=0)
+    """How closely the weights follow the data."""
+    seed: int = 0
+    """Seed of every split."""
 
 
 class EvaluateSettings(GoldSettings):
     """What `cbtqa distortions evaluate` can be told."""
 
-    labeller: tuple[str, ...] = Field(
-        ("patterns",), description="patterns, or the folder of a trained model; may be repeated."
-    )
-    resamples: int = Field(1000, ge=0, description="Bootstrap resamples for the intervals.")
-    errors: int = Field(10, ge=0, description="Instructive errors to show for each labeller.")
-    out: Path | None = Field(None, description="Write the whole report there as JSON.")
+    labeller: tuple[str, ...] = ("patterns",)
+    """patterns, or the folder of a trained model; may be repeated."""
+    resamples: int = Field(1000, ge=0)
+    """Bootstrap resamples for the intervals."""
+    errors: int = Field(10, ge=0)
+    """Instructive errors to show for each labeller."""
+    out: Path | None = None
+    """Write the whole report there as JSON."""
 
 
 # --- train ---------------------------------------------------------------------------------------

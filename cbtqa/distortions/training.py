@@ -41,21 +41,21 @@ Tick = Callable[[int, int], None]
 class TrainingSettings(Settings):
     """What shapes a light model."""
 
-    strength: float = Field(
-        3.0, gt=0, description="How closely the weights follow the data (C of the regression)."
-    )
-    min_texts: int = Field(2, ge=1, description="Leave out n-grams that stand in fewer texts.")
-    rules: bool = Field(True, description="Use hits of the pattern file as features, too.")
-    min_probability: float = Field(
-        0.05, ge=0, lt=1, description="Never give a type below this probability."
-    )
-    at_least_one: Literal["auto", "yes", "no"] = Field(
-        "auto",
-        description="Give every text its likeliest type where none passes; auto: when no training "
-        "text of a taxonomy of several types is without one.",
-    )
-    inner_folds: int = Field(5, ge=2, description="Folds for calibration and thresholds.")
-    seed: int = Field(0, description="Seed of every split into folds.")
+    strength: float = Field(3.0, gt=0)
+    """How closely the weights follow the data (C of the regression)."""
+    min_texts: int = Field(2, ge=1)
+    """Leave out n-grams that stand in fewer texts."""
+    rules: bool = True
+    """Use hits of the pattern file as features, too."""
+    min_probability: float = Field(0.05, ge=0, lt=1)
+    """Never give a type below this probability."""
+    at_least_one: Literal["auto", "yes", "no"] = "auto"
+    """Give every text its likeliest type where none passes; auto: when no training text of a
+    taxonomy of several types is without one."""
+    inner_folds: int = Field(5, ge=2)
+    """Folds for calibration and thresholds."""
+    seed: int = 0
+    """Seed of every split into folds."""
 
 
 class Features(NamedTuple):

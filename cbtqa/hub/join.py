@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
 from cbtqa.dataset.card import render_card
 from cbtqa.dataset.folder import CARD_NAME, REPORT_NAME, DatasetWriter, data_files
 from cbtqa.dataset.report import dataset_report
@@ -44,19 +42,20 @@ from cbtqa.settings import Settings
 class JoinSettings(Settings):
     """What `cbtqa join` can be told."""
 
-    published: str = Field(description="The published dataset: owner/name, or a local folder.")
-    questions: Path = Field(description="Your own file with the questions, such as PsyQA's.")
-    out: Path = Field(Path("cbtqa-joined"), description="Folder of the joined dataset.")
-    revision: str | None = Field(
-        None, description="Tag or commit of the published dataset. Default: the newest."
-    )
-    encoding: str = Field("utf-8", description="Encoding of the questions, such as gb18030.")
-    column: tuple[str, ...] = Field(
-        (), description="Name a column of the questions: question=title. May be repeated."
-    )
-    partial: bool = Field(
-        False, description="Entries whose question is not found do not make the result incomplete."
-    )
+    published: str
+    """The published dataset: owner/name, or a local folder."""
+    questions: Path
+    """Your own file with the questions, such as PsyQA's."""
+    out: Path = Path("cbtqa-joined")
+    """Folder of the joined dataset."""
+    revision: str | None = None
+    """Tag or commit of the published dataset. Default: the newest."""
+    encoding: str = "utf-8"
+    """Encoding of the questions, such as gb18030."""
+    column: tuple[str, ...] = ()
+    """Name a column of the questions: question=title. May be repeated."""
+    partial: bool = False
+    """Entries whose question is not found do not make the result incomplete."""
 
 
 @dataclass(frozen=True)

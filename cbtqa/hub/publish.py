@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
-
 from cbtqa.files import write_text
 from cbtqa.hub.client import Hub, find_token, show_progress
 from cbtqa.hub.dataset import check_dataset, plan_dataset
@@ -92,22 +90,22 @@ def publish(
 class PreviewSettings(Settings):
     """What `cbtqa hub-preview` can be told; `cbtqa publish ... --dry-run` takes every flag."""
 
-    run: Path = Field(description="Folder of the finished run: a dataset, an adapter, a model.")
-    to: RepoId = Field("owner/name", description="Repository that the card names.")
-    out: Path | None = Field(
-        None, description="Page to write. Default: publish/preview.html in the run."
-    )
-    ratings: tuple[Path, ...] = Field(
-        (), description="Folder that `cbtqa rate report` wrote. May be repeated."
-    )
-    notes: Path | None = Field(None, description="Markdown file added to the card.")
-    quotes: Literal["refuse", "mask"] = Field(
-        "refuse", description="Datasets: what happens to answers that repeat their question."
-    )
-    base: str | None = Field(None, description="Models: the base as owner/name@revision.")
-    scores: tuple[Path, ...] = Field(
-        (), description="Models: folder that `cbtqa score --out` wrote. May be repeated."
-    )
+    run: Path
+    """Folder of the finished run: a dataset, an adapter, a model."""
+    to: RepoId = "owner/name"
+    """Repository that the card names."""
+    out: Path | None = None
+    """Page to write. Default: publish/preview.html in the run."""
+    ratings: tuple[Path, ...] = ()
+    """Folder that `cbtqa rate report` wrote. May be repeated."""
+    notes: Path | None = None
+    """Markdown file added to the card."""
+    quotes: Literal["refuse", "mask"] = "refuse"
+    """Datasets: what happens to answers that repeat their question."""
+    base: str | None = None
+    """Models: the base as owner/name@revision."""
+    scores: tuple[Path, ...] = ()
+    """Models: folder that `cbtqa score --out` wrote. May be repeated."""
 
 
 def prepare_preview(settings: PreviewSettings) -> Prepared:

@@ -32,56 +32,32 @@ RepoId = Annotated[str, AfterValidator(_checked_id)]
 class PublishSettings(Settings):
     """What datasets and models share."""
 
-    run: Path = Field(description="Folder of the finished run.")
-    to: RepoId = Field(description="Repository on the Hub: owner/name.")
-    gate: Gate = Field(
-        "manual",
-        description="Who may read once it is public: manual (you approve each person), auto (who "
-        "fills in the form), none.",
-        json_schema_extra=_TARGET,
-    )
-    allow_public: bool = Field(
-        False,
-        description="Also write to a repository that is public already.",
-        json_schema_extra=_TARGET,
-    )
-    tag: str | None = Field(
-        None,
-        description="Name of the version. Default: v1, v2, ... A tag is never moved.",
-        json_schema_extra=_TARGET,
-    )
-    contact: str | None = Field(
-        None,
-        description="Where to write for questions and takedown: an address or a link. Default: "
-        "the repository's discussions.",
-        json_schema_extra=_CARD,
-    )
-    notes: Path | None = Field(
-        None,
-        description="Markdown file added to the card, such as ethics approval and funding.",
-        json_schema_extra=_CARD,
-    )
-    ratings: tuple[Path, ...] = Field(
-        (),
-        description="Folder that `cbtqa rate report` wrote. May be repeated.",
-        json_schema_extra=_CARD,
-    )
-    source: Path | None = Field(
-        None,
-        description="PsyQA file: nothing is published that repeats its questions or human answers.",
-        json_schema_extra=_CHECKS,
-    )
-    encoding: str = Field("utf-8", description="Encoding of --source.", json_schema_extra=_CHECKS)
-    column: tuple[str, ...] = Field(
-        (),
-        description="Name a column of --source: question=title. May be repeated.",
-        json_schema_extra=_CHECKS,
-    )
-    names: Path | None = Field(
-        None,
-        description="File with names that must not appear, one a line, such as the raters'.",
-        json_schema_extra=_CHECKS,
-    )
+    run: Path
+    """Folder of the finished run."""
+    to: RepoId
+    """Repository on the Hub: owner/name."""
+    gate: Gate = Field("manual", json_schema_extra=_TARGET)
+    """Who may read once it is public: manual (you approve each person), auto (who fills in the
+    form), none."""
+    allow_public: bool = Field(False, json_schema_extra=_TARGET)
+    """Also write to a repository that is public already."""
+    tag: str | None = Field(None, json_schema_extra=_TARGET)
+    """Name of the version. Default: v1, v2, ... A tag is never moved."""
+    contact: str | None = Field(None, json_schema_extra=_CARD)
+    """Where to write for questions and takedown: an address or a link. Default: the repository's
+    discussions."""
+    notes: Path | None = Field(None, json_schema_extra=_CARD)
+    """Markdown file added to the card, such as ethics approval and funding."""
+    ratings: tuple[Path, ...] = Field((), json_schema_extra=_CARD)
+    """Folder that `cbtqa rate report` wrote. May be repeated."""
+    source: Path | None = Field(None, json_schema_extra=_CHECKS)
+    """PsyQA file: nothing is published that repeats its questions or human answers."""
+    encoding: str = Field("utf-8", json_schema_extra=_CHECKS)
+    """Encoding of --source."""
+    column: tuple[str, ...] = Field((), json_schema_extra=_CHECKS)
+    """Name a column of --source: question=title. May be repeated."""
+    names: Path | None = Field(None, json_schema_extra=_CHECKS)
+    """File with names that must not appear, one a line, such as the raters'."""
 
     @field_validator("tag")
     @classmethod
@@ -94,39 +70,21 @@ class PublishSettings(Settings):
 class DatasetSettings(PublishSettings):
     """`cbtqa publish dataset`."""
 
-    include_source_text: bool = Field(
-        False,
-        description="Also publish questions, descriptions, keywords and quoted evidence. Needs "
-        "--permission; recorded in the manifest.",
-        json_schema_extra=_CHECKS,
-    )
-    permission: Path | None = Field(
-        None,
-        description="File that permits publishing the questions. Its name and hash are recorded, "
-        "the file itself is not uploaded.",
-        json_schema_extra=_CHECKS,
-    )
-    permission_until: str | None = Field(
-        None,
-        description="Last day of the permission, such as 2027-05-18.",
-        json_schema_extra=_CHECKS,
-    )
-    quotes: Literal["refuse", "mask"] = Field(
-        "refuse",
-        description="Answers that repeat long stretches of their question: refuse to publish, or "
-        "mask them (`cbtqa join` puts the words back).",
-        json_schema_extra=_CHECKS,
-    )
-    withhold_crisis: bool = Field(
-        False,
-        description="Leave out entries whose question shows a sign of risk (counted in the card).",
-        json_schema_extra=_CHECKS,
-    )
-    label_quality: Path | None = Field(
-        None,
-        description="JSON that `cbtqa distortions evaluate --json` printed, for the card.",
-        json_schema_extra=_CARD,
-    )
+    include_source_text: bool = Field(False, json_schema_extra=_CHECKS)
+    """Also publish questions, descriptions, keywords and quoted evidence. Needs --permission;
+    recorded in the manifest."""
+    permission: Path | None = Field(None, json_schema_extra=_CHECKS)
+    """File that permits publishing the questions. Its name and hash are recorded, the file itself
+    is not uploaded."""
+    permission_until: str | None = Field(None, json_schema_extra=_CHECKS)
+    """Last day of the permission, such as 2027-05-18."""
+    quotes: Literal["refuse", "mask"] = Field("refuse", json_schema_extra=_CHECKS)
+    """Answers that repeat long stretches of their question: refuse to publish, or mask them
+    (`cbtqa join` puts the words back)."""
+    withhold_crisis: bool = Field(False, json_schema_extra=_CHECKS)
+    """Leave out entries whose question shows a sign of risk (counted in the card)."""
+    label_quality: Path | None = Field(None, json_schema_extra=_CARD)
+    """JSON that `cbtqa distortions evaluate --json` printed, for the card."""
 
     @field_validator("permission_until", mode="before")
     @classmethod
@@ -144,45 +102,23 @@ class DatasetSettings(PublishSettings):
 class ModelSettings(PublishSettings):
     """`cbtqa publish model`."""
 
-    base: str | None = Field(
-        None,
-        description="Base model as owner/name@revision (commit or tag). Default: what the run "
-        "recorded.",
-        json_schema_extra=_CARD,
-    )
-    converted: bool | None = Field(
-        None,
-        description="The base was converted with `cbtqa convert` before training. Default: what "
-        "the run recorded.",
-        json_schema_extra=_CARD,
-    )
-    licence: str | None = Field(
-        None,
-        description="Licence of the base as the Hub names it, such as apache-2.0. Default: "
-        "other, deferring to the base.",
-        json_schema_extra=_CARD,
-    )
-    licence_file: tuple[Path, ...] = Field(
-        (),
-        description="Licence and notice files of the base; needed for merged weights unless they "
-        "lie in the run. May be repeated.",
-        json_schema_extra=_CARD,
-    )
-    dataset: tuple[str, ...] = Field(
-        (),
-        description="Training dataset on the Hub: owner/name. May be repeated.",
-        json_schema_extra=_CARD,
-    )
-    scores: tuple[Path, ...] = Field(
-        (),
-        description="Folder that `cbtqa score --out` wrote. May be repeated.",
-        json_schema_extra=_CARD,
-    )
-    system: str | None = Field(
-        None,
-        description="Name of this model in scores and ratings. Default: the only system there.",
-        json_schema_extra=_CARD,
-    )
+    base: str | None = Field(None, json_schema_extra=_CARD)
+    """Base model as owner/name@revision (commit or tag). Default: what the run recorded."""
+    converted: bool | None = Field(None, json_schema_extra=_CARD)
+    """The base was converted with `cbtqa convert` before training. Default: what the run
+    recorded."""
+    licence: str | None = Field(None, json_schema_extra=_CARD)
+    """Licence of the base as the Hub names it, such as apache-2.0. Default: other, deferring to
+    the base."""
+    licence_file: tuple[Path, ...] = Field((), json_schema_extra=_CARD)
+    """Licence and notice files of the base; needed for merged weights unless they lie in the run.
+    May be repeated."""
+    dataset: tuple[str, ...] = Field((), json_schema_extra=_CARD)
+    """Training dataset on the Hub: owner/name. May be repeated."""
+    scores: tuple[Path, ...] = Field((), json_schema_extra=_CARD)
+    """Folder that `cbtqa score --out` wrote. May be repeated."""
+    system: str | None = Field(None, json_schema_extra=_CARD)
+    """Name of this model in scores and ratings. Default: the only system there."""
 
     @field_validator("dataset")
     @classmethod

@@ -36,20 +36,26 @@ BURST_S = 1.0
 class Limits(Settings):
     """Limits of one run. Also the settings that a command may offer as flags."""
 
-    in_flight: int = Field(64, ge=1, le=20_000, description="Most requests in flight at once.")
-    rpm: int | None = Field(None, ge=1, description="Most requests a minute.")
-    tpm: int | None = Field(None, ge=1, description="Most tokens a minute, both ways together.")
-    timeout_s: float = Field(120, gt=0, description="Seconds to wait for one whole answer.")
-    max_attempts: int = Field(3, ge=1, description="Most paid replies for one item.")
-    max_retries: int = Field(6, ge=0, description="Most repeats of one request that failed.")
-    retry_for_s: float = Field(300, ge=0, description="Seconds after which a repeat is given up.")
-    gone_after_s: float = Field(
-        60, ge=0, description="Seconds of nothing but failures after which the run stops."
-    )
-    grace_s: float = Field(
-        60, ge=0, description="Seconds that requests in flight get to end after Ctrl-C."
-    )
-    waits: bool = Field(True, description="False removes every wait; for tests.")
+    in_flight: int = Field(64, ge=1, le=20_000)
+    """Most requests in flight at once."""
+    rpm: int | None = Field(None, ge=1)
+    """Most requests a minute."""
+    tpm: int | None = Field(None, ge=1)
+    """Most tokens a minute, both ways together."""
+    timeout_s: float = Field(120, gt=0)
+    """Seconds to wait for one whole answer."""
+    max_attempts: int = Field(3, ge=1)
+    """Most paid replies for one item."""
+    max_retries: int = Field(6, ge=0)
+    """Most repeats of one request that failed."""
+    retry_for_s: float = Field(300, ge=0)
+    """Seconds after which a repeat is given up."""
+    gone_after_s: float = Field(60, ge=0)
+    """Seconds of nothing but failures after which the run stops."""
+    grace_s: float = Field(60, ge=0)
+    """Seconds that requests in flight get to end after Ctrl-C."""
+    waits: bool = True
+    """False removes every wait; for tests."""
 
 
 NEVER_THERE_S = 8.0

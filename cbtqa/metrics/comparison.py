@@ -210,29 +210,24 @@ TIE = 1e-9
 class CompareSettings(ScoreSettings):
     """Everything `cbtqa compare` can be told; the fields of `cbtqa score` and these."""
 
-    predictions: tuple[Path, ...] = Field(
-        default=(), description="Files with predictions, or folders made by cbtqa score --out."
-    )
-    anchors: bool = Field(default=False, description="Also compare with the anchor rows.")
-    baseline: str | None = Field(
-        default=None, description="Compare only with this system; otherwise all pairs."
-    )
-    test: Literal["ar", "bs"] = Field(
-        default="ar", description="Paired test: ar approximate randomisation, bs bootstrap."
-    )
-    bootstrap: int = Field(
-        default=BOOTSTRAP_TRIALS, ge=1, description="Resamples for intervals and --test bs."
-    )
-    trials: int = Field(
-        default=RANDOMISATION_TRIALS, ge=1, description="Trials of the randomisation test."
-    )
-    common: bool = Field(
-        default=False, description="Compare on the questions that all systems answered."
-    )
-    by: str | None = Field(
-        default=None, description="Metric that picks the examples; the first one otherwise."
-    )
-    examples: int = Field(default=20, ge=0, description="Best and worst pairs to show.")
+    predictions: tuple[Path, ...] = ()
+    """Files with predictions, or folders made by cbtqa score --out."""
+    anchors: bool = False
+    """Also compare with the anchor rows."""
+    baseline: str | None = None
+    """Compare only with this system; otherwise all pairs."""
+    test: Literal["ar", "bs"] = "ar"
+    """Paired test: ar approximate randomisation, bs bootstrap."""
+    bootstrap: int = Field(default=BOOTSTRAP_TRIALS, ge=1)
+    """Resamples for intervals and --test bs."""
+    trials: int = Field(default=RANDOMISATION_TRIALS, ge=1)
+    """Trials of the randomisation test."""
+    common: bool = False
+    """Compare on the questions that all systems answered."""
+    by: str | None = None
+    """Metric that picks the examples; the first one otherwise."""
+    examples: int = Field(default=20, ge=0)
+    """Best and worst pairs to show."""
 
 
 class PairComparison(Record):

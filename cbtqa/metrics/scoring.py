@@ -48,43 +48,39 @@ from cbtqa.statistics.resampling import BOOTSTRAP_TRIALS, DEFAULT_SEED, FEW_ITEM
 class ScoreSettings(NeuralSettings):
     """Everything `cbtqa score` can be told."""
 
-    predictions: tuple[Path, ...] = Field(
-        default=(), description="Files with predictions, or built datasets where --ref is one."
-    )
-    ref: Path | None = Field(
-        default=None, description="References: a built dataset, or any file with answers."
-    )
-    split: str = Field(
-        default="test", description="Splits of a built dataset, comma-separated, or all."
-    )
-    metrics: str = Field(
-        default="default",
-        description="Metrics and presets, comma-separated: default, lexical, paper, all.",
-    )
-    id_column: str | None = Field(default=None, description="Id column of the predictions.")
-    prediction_column: str | None = Field(default=None, description="Column with the prediction.")
-    ref_id_column: str | None = Field(default=None, description="Id column of the references.")
-    ref_column: str | None = Field(default=None, description="Column with the reference.")
-    cluster_column: str | None = Field(
-        default=None, description="Column of the references that names a row's question."
-    )
-    encoding: str = Field(default="utf-8", description="Encoding of text files that are not UTF-8.")
-    bootstrap: int = Field(
-        default=BOOTSTRAP_TRIALS, ge=0, description="Resamples for the intervals; 0 for none."
-    )
-    seed: int = Field(default=DEFAULT_SEED, ge=0, description="Seed of all resampling.")
-    anchors: bool = Field(
-        default=True, description="Also score the references themselves and shuffled ones."
-    )
-    engine: EngineName = Field(
-        default="auto", description="Counting engine: auto, numpy, compiled; same values."
-    )
-    step_classifier: str = Field(
-        default="auto",
-        description="What finds CBT steps in text: rules, a built dataset whose train split "
-        "teaches it, or auto: cross-fitted on --ref where that is a built dataset, else rules.",
-    )
-    out: Path | None = Field(default=None, description="Folder for scores.json and tables.")
+    predictions: tuple[Path, ...] = ()
+    """Files with predictions, or built datasets where --ref is one."""
+    ref: Path | None = None
+    """References: a built dataset, or any file with answers."""
+    split: str = "test"
+    """Splits of a built dataset, comma-separated, or all."""
+    metrics: str = "default"
+    """Metrics and presets, comma-separated: default, lexical, paper, all."""
+    id_column: str | None = None
+    """Id column of the predictions."""
+    prediction_column: str | None = None
+    """Column with the prediction."""
+    ref_id_column: str | None = None
+    """Id column of the references."""
+    ref_column: str | None = None
+    """Column with the reference."""
+    cluster_column: str | None = None
+    """Column of the references that names a row's question."""
+    encoding: str = "utf-8"
+    """Encoding of text files that are not UTF-8."""
+    bootstrap: int = Field(default=BOOTSTRAP_TRIALS, ge=0)
+    """Resamples for the intervals; 0 for none."""
+    seed: int = Field(default=DEFAULT_SEED, ge=0)
+    """Seed of all resampling."""
+    anchors: bool = True
+    """Also score the references themselves and shuffled ones."""
+    engine: EngineName = "auto"
+    """Counting engine: auto, numpy, compiled; same values."""
+    step_classifier: str = "auto"
+    """What finds CBT steps in text: rules, a built dataset whose train split teaches it, or auto:
+    cross-fitted on --ref where that is a built dataset, else rules."""
+    out: Path | None = None
+    """Folder for scores.json and tables."""
 
     @property
     def resampling(self) -> Resampling:

@@ -43,37 +43,38 @@ Stratify = Literal["none", "risk", "distortion", "risk+distortion"]
 class NewStudySettings(Settings):
     """How a rating study is made."""
 
-    out: Path = Field(description="Folder of the study; must be new or empty.")
-    predictions: tuple[str, ...] = Field(
-        default=(), description="PATH or NAME=PATH of one system's answers; give it once a system."
-    )
-    questions: Path | None = Field(
-        default=None, description="Questions, where the predictions do not hold their text."
-    )
-    rubric: str = Field(
-        default="cbt-llm",
-        description="Shipped rubric (distortions:TAXONOMY works), or the path of your own .yaml.",
-    )
-    n: int = Field(default=100, ge=1, description="Questions to draw, the same for every system.")
-    raters: int = Field(default=5, ge=1, le=200, description="Raters, named R1, R2, ...")
-    per_item: int | None = Field(
-        default=None, ge=1, description="Raters per question; all of them when not given."
-    )
-    repeat_share: float = Field(
-        default=0.05, ge=0, le=0.5, description="Share of items each rater sees a second time."
-    )
-    calibration: int = Field(
-        default=0, ge=0, description="Items to practise on first; the same for all, not counted."
-    )
-    stratify: Stratify = Field(default="none", description="Draw by shares of risk, label or both.")
-    seed: int = Field(default=0, description="Same inputs and seed give the same study.")
-    language: Language = Field(default="zh", description="Language of sheets and form: zh or en.")
-    title: str = Field(default="", description="Shown to raters; must not tell the systems.")
-    key: Path | None = Field(
-        default=None, description="Where the key with the system names goes; default OUT.key.json."
-    )
-    sheets: bool = Field(default=True, description="Write one xlsx per rater.")
-    csv: bool = Field(default=False, description="Write one CSV per rater as well.")
+    out: Path
+    """Folder of the study; must be new or empty."""
+    predictions: tuple[str, ...] = ()
+    """PATH or NAME=PATH of one system's answers; give it once a system."""
+    questions: Path | None = None
+    """Questions, where the predictions do not hold their text."""
+    rubric: str = "cbt-llm"
+    """Shipped rubric (distortions:TAXONOMY works), or the path of your own .yaml."""
+    n: int = Field(default=100, ge=1)
+    """Questions to draw, the same for every system."""
+    raters: int = Field(default=5, ge=1, le=200)
+    """Raters, named R1, R2, ..."""
+    per_item: int | None = Field(default=None, ge=1)
+    """Raters per question; all of them when not given."""
+    repeat_share: float = Field(default=0.05, ge=0, le=0.5)
+    """Share of items each rater sees a second time."""
+    calibration: int = Field(default=0, ge=0)
+    """Items to practise on first; the same for all, not counted."""
+    stratify: Stratify = "none"
+    """Draw by shares of risk, label or both."""
+    seed: int = 0
+    """Same inputs and seed give the same study."""
+    language: Language = "zh"
+    """Language of sheets and form: zh or en."""
+    title: str = ""
+    """Shown to raters; must not tell the systems."""
+    key: Path | None = None
+    """Where the key with the system names goes; default OUT.key.json."""
+    sheets: bool = True
+    """Write one xlsx per rater."""
+    csv: bool = False
+    """Write one CSV per rater as well."""
 
     @field_validator("title")
     @classmethod

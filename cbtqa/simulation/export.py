@@ -61,31 +61,29 @@ PAIRS_JOURNAL = "pairs.sqlite"
 class ExportSettings(EngineSettings):
     """Flags of `cbtqa simulate export`."""
 
-    sessions: Path = Field(
-        Path("cbtqa-study"), description="Folder of `cbtqa simulate corpus` or `run`."
-    )
-    out: Path = Field(Path("cbtqa-export"), description="Folder of the training rows.")
-    serve: Path | None = Field(
-        None,
-        description="Study file in which the tuned model will play: rows take its prompts, form "
-        "and limits. Default: the folder's own.",
-    )
-    arm: str | None = Field(
-        None, description="Arm of --serve that will play. Default: its only arm."
-    )
-    reasoning: Literal["as_played", "cot", "plain"] = Field(
-        "as_played", description="Learn to think before the answer, or the answer alone."
-    )
-    pairs: bool = Field(
-        True, description="Make preference pairs where the study declares who writes them."
-    )
-    messages: bool = Field(False, description="Also write whole sessions as message lists.")
-    keep_marked: bool = Field(
-        False, description="Keep turns that a supervisor never accepted or that were cut."
-    )
-    validation: float = Field(0.1, ge=0, lt=1, description="Share of patients.")
-    test: float = Field(0.1, ge=0, lt=1, description="Share of patients.")
-    split_seed: int = Field(0, description="Seed of the split.")
+    sessions: Path = Path("cbtqa-study")
+    """Folder of `cbtqa simulate corpus` or `run`."""
+    out: Path = Path("cbtqa-export")
+    """Folder of the training rows."""
+    serve: Path | None = None
+    """Study file in which the tuned model will play: rows take its prompts, form and limits.
+    Default: the folder's own."""
+    arm: str | None = None
+    """Arm of --serve that will play. Default: its only arm."""
+    reasoning: Literal["as_played", "cot", "plain"] = "as_played"
+    """Learn to think before the answer, or the answer alone."""
+    pairs: bool = True
+    """Make preference pairs where the study declares who writes them."""
+    messages: bool = False
+    """Also write whole sessions as message lists."""
+    keep_marked: bool = False
+    """Keep turns that a supervisor never accepted or that were cut."""
+    validation: float = Field(0.1, ge=0, lt=1)
+    """Share of patients."""
+    test: float = Field(0.1, ge=0, lt=1)
+    """Share of patients."""
+    split_seed: int = 0
+    """Seed of the split."""
 
 
 @dataclass

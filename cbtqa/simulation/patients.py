@@ -45,23 +45,25 @@ from cbtqa.simulation.study import Player
 class PatientSettings(Settings):
     """Flags of `cbtqa simulate profiles`."""
 
-    source: str = Field(
-        "cbt",
-        description="Attribute table to draw from: cbt, act or a YAML file of `attributes:`; or "
-        "test, archetypes, or a YAML file of `profiles:`, to list and check them.",
-    )
-    n: int = Field(10, ge=1, description="Patients to draw.")
-    seed: int = Field(0, description="Seed of the draw.")
-    out: Path | None = Field(
-        None, description="File to write: .yaml (to edit) or .jsonl. Default: write nothing."
-    )
-    endpoint: str | None = Field(
-        None, description="URL or preset of a model that writes the stories; rules do by default."
-    )
-    model: str | None = Field(None, description="Model name at the endpoint.")
-    temperature: float | None = Field(0.7, ge=0, le=2, description="Of the stories.")
-    max_tokens: int = Field(4096, ge=64, description="Token limit of one story.")
-    in_flight: int = Field(64, ge=1, description="Most requests at a time.")
+    source: str = "cbt"
+    """Attribute table to draw from: cbt, act or a YAML file of `attributes:`; or test, archetypes,
+    or a YAML file of `profiles:`, to list and check them."""
+    n: int = Field(10, ge=1)
+    """Patients to draw."""
+    seed: int = 0
+    """Seed of the draw."""
+    out: Path | None = None
+    """File to write: .yaml (to edit) or .jsonl. Default: write nothing."""
+    endpoint: str | None = None
+    """URL or preset of a model that writes the stories; rules do by default."""
+    model: str | None = None
+    """Model name at the endpoint."""
+    temperature: float | None = Field(0.7, ge=0, le=2)
+    """Of the stories."""
+    max_tokens: int = Field(4096, ge=64)
+    """Token limit of one story."""
+    in_flight: int = Field(64, ge=1)
+    """Most requests at a time."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> PatientSettings:

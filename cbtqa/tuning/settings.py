@@ -34,245 +34,116 @@ _OUTPUT: JsonDict = {"panel": "Output"}
 class LoraSettings(Settings):
     """The shape of the adapter."""
 
-    method: Literal["lora", "qlora"] = Field(
-        "lora",
-        description="lora, or qlora: the frozen weights in 4 bits, for cards that are too small.",
-        json_schema_extra=_ADAPTER,
-    )
-    rank: int = Field(
-        16, ge=1, le=1024, description="Rank of the adapter.", json_schema_extra=_ADAPTER
-    )
-    alpha: int = Field(
-        32,
-        ge=1,
-        description="Scale of the adapter, before its division.",
-        json_schema_extra=_ADAPTER,
-    )
-    dropout: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="Dropout before the adapter. 0.05 takes 1.4 times the memory per token.",
-        json_schema_extra=_ADAPTER,
-    )
-    target_module: tuple[str, ...] = Field(
-        (),
-        description="Linear layer to adapt, such as q_proj. May be repeated. Default: the "
-        "backbone's own list.",
-        json_schema_extra=_ADAPTER,
-    )
-    rslora: bool = Field(
-        False,
-        description="Divide alpha by the root of the rank: steadier at rank 64 and above.",
-        json_schema_extra=_ADAPTER,
-    )
-    dora: bool = Field(
-        False,
-        description="Weight-decomposed adapter; about a quarter slower.",
-        json_schema_extra=_ADAPTER,
-    )
+    method: Literal["lora", "qlora"] = Field("lora", json_schema_extra=_ADAPTER)
+    """lora, or qlora: the frozen weights in 4 bits, for cards that are too small."""
+    rank: int = Field(16, ge=1, le=1024, json_schema_extra=_ADAPTER)
+    """Rank of the adapter."""
+    alpha: int = Field(32, ge=1, json_schema_extra=_ADAPTER)
+    """Scale of the adapter, before its division."""
+    dropout: float = Field(0.0, ge=0, lt=1, json_schema_extra=_ADAPTER)
+    """Dropout before the adapter. 0.05 takes 1.4 times the memory per token."""
+    target_module: tuple[str, ...] = Field((), json_schema_extra=_ADAPTER)
+    """Linear layer to adapt, such as q_proj. May be repeated. Default: the backbone's own list."""
+    rslora: bool = Field(False, json_schema_extra=_ADAPTER)
+    """Divide alpha by the root of the rank: steadier at rank 64 and above."""
+    dora: bool = Field(False, json_schema_extra=_ADAPTER)
+    """Weight-decomposed adapter; about a quarter slower."""
 
 
 class FinetuneSettings(LoraSettings):
     """Everything that shapes a training run. The defaults are the preset `modern`."""
 
-    data: Path | None = Field(
-        None,
-        description="Built dataset, folder of `cbtqa simulate export`, or a .jsonl/.json/.parquet "
-        "file of rows prompt + completion, messages, or prompt + chosen + rejected.",
-    )
-    backbone: str | None = Field(
-        None,
-        description="Backbone by name (`cbtqa backbones`), local folder or Hub id.",
-    )
-    revision: str | None = Field(
-        None,
-        description="Commit or tag of the backbone on the Hub. Default: the pinned one.",
-        json_schema_extra=_DATA,
-    )
-    preset: str = Field(
-        "modern",
-        description="modern, paper, tahir-cbt, tahir-act-sft, tahir-act-orpo, or a YAML file of "
-        "your own.",
-    )
-    objective: Objective = Field(
-        "sft",
-        description="sft (answers) or orpo (chosen against rejected answers).",
-        json_schema_extra=_TRAINING,
-    )
+    data: Path | None = None
+    """Built dataset, folder of `cbtqa simulate export`, or a .jsonl/.json/.parquet file of rows
+    prompt + completion, messages, or prompt + chosen + rejected."""
+    backbone: str | None = None
+    """Backbone by name (`cbtqa backbones`), local folder or Hub id."""
+    revision: str | None = Field(None, json_schema_extra=_DATA)
+    """Commit or tag of the backbone on the Hub. Default: the pinned one."""
+    preset: str = "modern"
+    """modern, paper, tahir-cbt, tahir-act-sft, tahir-act-orpo, or a YAML file of your own."""
+    objective: Objective = Field("sft", json_schema_extra=_TRAINING)
+    """sft (answers) or orpo (chosen against rejected answers)."""
 
-    validation_data: Path | None = Field(
-        None,
-        description="File to evaluate on. Default: the dataset's validation split.",
-        json_schema_extra=_DATA,
-    )
-    mode: Mode = Field(
-        "answer",
-        description="What a dataset's answers become: answer (flowing text, as in the paper), "
-        "steps (with headings), cot (distortions first, then the answer).",
-        json_schema_extra=_DATA,
-    )
-    system_prompt: str | None = Field(
-        None,
-        description="System text of a built dataset's prompts. Default: a counsellor's, by mode.",
-        json_schema_extra=_DATA,
-    )
-    chat_format: str | None = Field(
-        None,
-        description="Chat format by name or template file. Default: the backbone's own.",
-        json_schema_extra=_DATA,
-    )
-    max_length: int = Field(
-        2048,
-        ge=16,
-        description="Longest prompt and answer together, in tokens. Longer rows are left out and "
-        "counted, never cut.",
-        json_schema_extra=_DATA,
-    )
-    shorten_prompts: bool = Field(
-        False,
-        description="Shorten a too long prompt at the beginning of its description, so that the "
-        "answer fits.",
-        json_schema_extra=_DATA,
-    )
-    loss_on: Literal["answer", "text"] = Field(
-        "answer",
-        description="Tokens that are learnt: the answer with its end of turn, or the whole text.",
-        json_schema_extra=_DATA,
-    )
-    limit: int | None = Field(
-        None, ge=1, description="Only the first N rows of a split.", json_schema_extra=_DATA
-    )
-    allow_template: bool = Field(
-        False,
-        description="Train on text of the template teacher, which is no source for real models.",
-        json_schema_extra=_DATA,
-    )
+    validation_data: Path | None = Field(None, json_schema_extra=_DATA)
+    """File to evaluate on. Default: the dataset's validation split."""
+    mode: Mode = Field("answer", json_schema_extra=_DATA)
+    """What a dataset's answers become: answer (flowing text, as in the paper), steps (with
+    headings), cot (distortions first, then the answer)."""
+    system_prompt: str | None = Field(None, json_schema_extra=_DATA)
+    """System text of a built dataset's prompts. Default: a counsellor's, by mode."""
+    chat_format: str | None = Field(None, json_schema_extra=_DATA)
+    """Chat format by name or template file. Default: the backbone's own."""
+    max_length: int = Field(2048, ge=16, json_schema_extra=_DATA)
+    """Longest prompt and answer together, in tokens. Longer rows are left out and counted, never
+    cut."""
+    shorten_prompts: bool = Field(False, json_schema_extra=_DATA)
+    """Shorten a too long prompt at the beginning of its description, so that the answer fits."""
+    loss_on: Literal["answer", "text"] = Field("answer", json_schema_extra=_DATA)
+    """Tokens that are learnt: the answer with its end of turn, or the whole text."""
+    limit: int | None = Field(None, ge=1, json_schema_extra=_DATA)
+    """Only the first N rows of a split."""
+    allow_template: bool = Field(False, json_schema_extra=_DATA)
+    """Train on text of the template teacher, which is no source for real models."""
 
-    epochs: float = Field(
-        3.0, gt=0, description="Passes over the data.", json_schema_extra=_TRAINING
-    )
-    max_steps: int | None = Field(
-        None,
-        ge=1,
-        description="This many steps, in place of --epochs.",
-        json_schema_extra=_TRAINING,
-    )
-    batch_size: int = Field(
-        16,
-        ge=1,
-        description="Examples per optimiser step, over all processes. How they are divided into "
-        "micro-batches changes speed and memory, not the result.",
-        json_schema_extra=_TRAINING,
-    )
-    learning_rate: float = Field(
-        2e-4, gt=0, description="Highest learning rate.", json_schema_extra=_TRAINING
-    )
-    schedule: Literal["cosine", "linear", "constant"] = Field(
-        "cosine", description="Course of the learning rate.", json_schema_extra=_TRAINING
-    )
-    warmup: float = Field(
-        0.03,
-        ge=0,
-        description="Warm-up: a share of all steps below 1, a number of steps from 1 on.",
-        json_schema_extra=_TRAINING,
-    )
-    weight_decay: float = Field(
-        0.0, ge=0, description="Weight decay of the adapter.", json_schema_extra=_TRAINING
-    )
-    max_grad_norm: float = Field(
-        1.0, gt=0, description="Gradients above this norm are scaled.", json_schema_extra=_TRAINING
-    )
-    optimizer: Literal["adamw", "adamw_8bit"] = Field(
-        "adamw",
-        description="adamw_8bit needs bitsandbytes; with adapters it saves little.",
-        json_schema_extra=_TRAINING,
-    )
-    beta: float = Field(
-        0.1, gt=0, description="Weight of ORPO's odds term.", json_schema_extra=_TRAINING
-    )
-    orpo_nll: Literal["text", "answer"] = Field(
-        "text",
-        description="Tokens of ORPO's likelihood term: prompt and chosen answer (text, as in "
-        "TRL), or the answer alone.",
-        json_schema_extra=_TRAINING,
-    )
-    seed: int = Field(
-        0, ge=0, description="Seed of order, adapter and dropout.", json_schema_extra=_TRAINING
-    )
+    epochs: float = Field(3.0, gt=0, json_schema_extra=_TRAINING)
+    """Passes over the data."""
+    max_steps: int | None = Field(None, ge=1, json_schema_extra=_TRAINING)
+    """This many steps, in place of --epochs."""
+    batch_size: int = Field(16, ge=1, json_schema_extra=_TRAINING)
+    """Examples per optimiser step, over all processes. How they are divided into micro-batches
+    changes speed and memory, not the result."""
+    learning_rate: float = Field(2e-4, gt=0, json_schema_extra=_TRAINING)
+    """Highest learning rate."""
+    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", json_schema_extra=_TRAINING)
+    """Course of the learning rate."""
+    warmup: float = Field(0.03, ge=0, json_schema_extra=_TRAINING)
+    """Warm-up: a share of all steps below 1, a number of steps from 1 on."""
+    weight_decay: float = Field(0.0, ge=0, json_schema_extra=_TRAINING)
+    """Weight decay of the adapter."""
+    max_grad_norm: float = Field(1.0, gt=0, json_schema_extra=_TRAINING)
+    """Gradients above this norm are scaled."""
+    optimizer: Literal["adamw", "adamw_8bit"] = Field("adamw", json_schema_extra=_TRAINING)
+    """adamw_8bit needs bitsandbytes; with adapters it saves little."""
+    beta: float = Field(0.1, gt=0, json_schema_extra=_TRAINING)
+    """Weight of ORPO's odds term."""
+    orpo_nll: Literal["text", "answer"] = Field("text", json_schema_extra=_TRAINING)
+    """Tokens of ORPO's likelihood term: prompt and chosen answer (text, as in TRL), or the answer
+    alone."""
+    seed: int = Field(0, ge=0, json_schema_extra=_TRAINING)
+    """Seed of order, adapter and dropout."""
 
-    micro_batch_tokens: int = Field(
-        8192,
-        ge=16,
-        description="Tokens that go through the model at once, per process. Apart from "
-        "--max-length; a longer example goes alone.",
-        json_schema_extra=_COMPUTE,
-    )
-    packing: bool = Field(
-        True,
-        description="Lay examples end to end, each seeing only itself. Without: padded batches "
-        "of similar lengths.",
-        json_schema_extra=_COMPUTE,
-    )
-    precision: Precision = Field(
-        "auto",
-        description="auto: bf16 where the card has it, else fp16; fp32 on a CPU.",
-        json_schema_extra=_COMPUTE,
-    )
-    gradient_checkpointing: Literal["auto", "on", "off"] = Field(
-        "auto",
-        description="Recompute activations: a third slower, a tenth of the memory. auto: only "
-        "when the estimate says that it does not fit otherwise.",
-        json_schema_extra=_COMPUTE,
-    )
-    compile: bool = Field(
-        False,
-        description="torch.compile; faster on a GPU after minutes of compiling.",
-        json_schema_extra=_COMPUTE,
-    )
+    micro_batch_tokens: int = Field(8192, ge=16, json_schema_extra=_COMPUTE)
+    """Tokens that go through the model at once, per process. Apart from --max-length; a longer
+    example goes alone."""
+    packing: bool = Field(True, json_schema_extra=_COMPUTE)
+    """Lay examples end to end, each seeing only itself. Without: padded batches of similar
+    lengths."""
+    precision: Precision = Field("auto", json_schema_extra=_COMPUTE)
+    """auto: bf16 where the card has it, else fp16; fp32 on a CPU."""
+    gradient_checkpointing: Literal["auto", "on", "off"] = Field("auto", json_schema_extra=_COMPUTE)
+    """Recompute activations: a third slower, a tenth of the memory. auto: only when the estimate
+    says that it does not fit otherwise."""
+    compile: bool = Field(False, json_schema_extra=_COMPUTE)
+    """torch.compile; faster on a GPU after minutes of compiling."""
 
-    eval_steps: int | None = Field(
-        None,
-        ge=1,
-        description="Evaluate and save each N steps. Default: once an epoch.",
-        json_schema_extra=_EVALUATION,
-    )
-    n_samples: int = Field(
-        4,
-        ge=0,
-        description="Validation questions answered and scored at each evaluation.",
-        json_schema_extra=_EVALUATION,
-    )
-    sample_tokens: int = Field(
-        512,
-        ge=1,
-        description="Most new tokens of a sample answer.",
-        json_schema_extra=_EVALUATION,
-    )
-    early_stopping: int | None = Field(
-        None,
-        ge=1,
-        description="Stop after N evaluations without a lower loss.",
-        json_schema_extra=_EVALUATION,
-    )
-    keep_checkpoints: int = Field(
-        2,
-        ge=1,
-        description="Checkpoints kept beside the best one.",
-        json_schema_extra=_EVALUATION,
-    )
-    log_steps: int = Field(
-        10, ge=1, description="A log line each N steps.", json_schema_extra=_EVALUATION
-    )
-    tracker: tuple[str, ...] = Field(
-        (),
-        description="Also log to tensorboard or wandb, where installed. May be repeated.",
-        json_schema_extra=_EVALUATION,
-    )
+    eval_steps: int | None = Field(None, ge=1, json_schema_extra=_EVALUATION)
+    """Evaluate and save each N steps. Default: once an epoch."""
+    n_samples: int = Field(4, ge=0, json_schema_extra=_EVALUATION)
+    """Validation questions answered and scored at each evaluation."""
+    sample_tokens: int = Field(512, ge=1, json_schema_extra=_EVALUATION)
+    """Most new tokens of a sample answer."""
+    early_stopping: int | None = Field(None, ge=1, json_schema_extra=_EVALUATION)
+    """Stop after N evaluations without a lower loss."""
+    keep_checkpoints: int = Field(2, ge=1, json_schema_extra=_EVALUATION)
+    """Checkpoints kept beside the best one."""
+    log_steps: int = Field(10, ge=1, json_schema_extra=_EVALUATION)
+    """A log line each N steps."""
+    tracker: tuple[str, ...] = Field((), json_schema_extra=_EVALUATION)
+    """Also log to tensorboard or wandb, where installed. May be repeated."""
 
-    out: Path = Field(
-        Path("cbtqa-adapter"), description="Folder of the adapter.", json_schema_extra=_OUTPUT
-    )
+    out: Path = Field(Path("cbtqa-adapter"), json_schema_extra=_OUTPUT)
+    """Folder of the adapter."""
 
 
 # --- presets -------------------------------------------------------------------------------------

@@ -20,76 +20,52 @@ MODEL: JsonDict = {"panel": "Model"}
 class AnalysisSettings(Settings):
     """Everything `cbtqa simulate analyse` can be told."""
 
-    source: Path = Field(
-        default=Path("cbtqa-study"),
-        description="Judged study folder, or a table with one row per session.",
-    )
-    instrument: tuple[str, ...] = Field(
-        default=(), description="Only these instruments; for a table the one it holds."
-    )
-    judged: Path | None = Field(
-        default=None, description="Folder of the judges' ratings (default: judged/ in the study)."
-    )
-    human: tuple[Path, ...] = Field(
-        default=(), description="Ratings by people (ratings.jsonl of a rating study)."
-    )
-    baseline: str | None = Field(default=None, description="Arm to stand first.")
-    common_patients: bool = Field(
-        default=False, description="Leave out patients that not every arm has."
-    )
-    title: str | None = Field(default=None, description="Title of the report.")
-    lang: Lang = Field(default="en", description="Main language of the report: en or zh.")
-    out: Path | None = Field(
-        default=None, description="Folder of the results (default: analysis/ in the study)."
-    )
-    method: Method = Field(
-        default="reml", description="Likelihood of the models of arms.", json_schema_extra=MODEL
-    )
-    engine: Engine = Field(
-        default="auto",
-        description="auto: closed form when balanced, statsmodels otherwise.",
-        json_schema_extra=MODEL,
-    )
-    bootstrap: int = Field(
-        default=500, ge=0, description="Drawings for the ICC's interval.", json_schema_extra=MODEL
-    )
-    seed: int = Field(default=12345, ge=0, description="Of the drawings.", json_schema_extra=MODEL)
-    terms: str | None = Field(
-        default=None,
-        description="Also fit a model of these terms, such as model,variant,z(session).",
-        json_schema_extra=MODEL,
-    )
-    terms_method: Method = Field(
-        default="ml", description="Likelihood of the model of terms.", json_schema_extra=MODEL
-    )
-    reference: tuple[str, ...] = Field(
-        default=(),
-        description="FACTOR=LEVEL that the intercept stands for.",
-        json_schema_extra=MODEL,
-    )
-    patient_column: str = Field(
-        default="patient", description="Patient.", json_schema_extra=COLUMNS
-    )
-    arm_column: str = Field(default="arm", description="Arm.", json_schema_extra=COLUMNS)
-    session_column: str = Field(
-        default="session", description="Number of the session.", json_schema_extra=COLUMNS
-    )
-    words_column: str | None = Field(
-        default=None, description="Words of the therapist.", json_schema_extra=COLUMNS
-    )
-    item: tuple[str, ...] = Field(
-        default=(),
-        description="COLUMN=item, where the name does not tell.",
-        json_schema_extra=COLUMNS,
-    )
-    arm_factors: str | None = Field(
-        default=None,
-        description="Factors that arm names are made of, such as model,variant.",
-        json_schema_extra=COLUMNS,
-    )
-    arm_separator: str = Field(
-        default="_", min_length=1, description="Between them.", json_schema_extra=COLUMNS
-    )
+    source: Path = Path("cbtqa-study")
+    """Judged study folder, or a table with one row per session."""
+    instrument: tuple[str, ...] = ()
+    """Only these instruments; for a table the one it holds."""
+    judged: Path | None = None
+    """Folder of the judges' ratings (default: judged/ in the study)."""
+    human: tuple[Path, ...] = ()
+    """Ratings by people (ratings.jsonl of a rating study)."""
+    baseline: str | None = None
+    """Arm to stand first."""
+    common_patients: bool = False
+    """Leave out patients that not every arm has."""
+    title: str | None = None
+    """Title of the report."""
+    lang: Lang = "en"
+    """Main language of the report: en or zh."""
+    out: Path | None = None
+    """Folder of the results (default: analysis/ in the study)."""
+    method: Method = Field(default="reml", json_schema_extra=MODEL)
+    """Likelihood of the models of arms."""
+    engine: Engine = Field(default="auto", json_schema_extra=MODEL)
+    """auto: closed form when balanced, statsmodels otherwise."""
+    bootstrap: int = Field(default=500, ge=0, json_schema_extra=MODEL)
+    """Drawings for the ICC's interval."""
+    seed: int = Field(default=12345, ge=0, json_schema_extra=MODEL)
+    """Of the drawings."""
+    terms: str | None = Field(default=None, json_schema_extra=MODEL)
+    """Also fit a model of these terms, such as model,variant,z(session)."""
+    terms_method: Method = Field(default="ml", json_schema_extra=MODEL)
+    """Likelihood of the model of terms."""
+    reference: tuple[str, ...] = Field(default=(), json_schema_extra=MODEL)
+    """FACTOR=LEVEL that the intercept stands for."""
+    patient_column: str = Field(default="patient", json_schema_extra=COLUMNS)
+    """Patient."""
+    arm_column: str = Field(default="arm", json_schema_extra=COLUMNS)
+    """Arm."""
+    session_column: str = Field(default="session", json_schema_extra=COLUMNS)
+    """Number of the session."""
+    words_column: str | None = Field(default=None, json_schema_extra=COLUMNS)
+    """Words of the therapist."""
+    item: tuple[str, ...] = Field(default=(), json_schema_extra=COLUMNS)
+    """COLUMN=item, where the name does not tell."""
+    arm_factors: str | None = Field(default=None, json_schema_extra=COLUMNS)
+    """Factors that arm names are made of, such as model,variant."""
+    arm_separator: str = Field(default="_", min_length=1, json_schema_extra=COLUMNS)
+    """Between them."""
 
     @property
     def columns(self) -> ScoreColumns:

@@ -390,31 +390,18 @@ _ENGINE: JsonDict = {"panel": "Engine"}
 class EngineSettings(Settings):
     """How fast and how much; nothing here changes a word."""
 
-    in_flight: int = Field(
-        64,
-        ge=1,
-        le=16384,
-        description="Sessions played at a time; also the most requests at a time for one model.",
-        json_schema_extra=_ENGINE,
-    )
-    rpm: int | None = Field(
-        None, ge=1, description="Requests a minute to one model.", json_schema_extra=_ENGINE
-    )
-    tpm: int | None = Field(
-        None, ge=1, description="Tokens a minute to one model.", json_schema_extra=_ENGINE
-    )
-    timeout_s: float = Field(
-        180.0, gt=0, description="Seconds one request may take.", json_schema_extra=_ENGINE
-    )
-    budget: float | None = Field(
-        None,
-        gt=0,
-        description="Stop before this much is spent over all models, in the prices' currency.",
-        json_schema_extra=_ENGINE,
-    )
-    budget_tokens: int | None = Field(
-        None, gt=0, description="Stop after this many tokens.", json_schema_extra=_ENGINE
-    )
+    in_flight: int = Field(64, ge=1, le=16384, json_schema_extra=_ENGINE)
+    """Sessions played at a time; also the most requests at a time for one model."""
+    rpm: int | None = Field(None, ge=1, json_schema_extra=_ENGINE)
+    """Requests a minute to one model."""
+    tpm: int | None = Field(None, ge=1, json_schema_extra=_ENGINE)
+    """Tokens a minute to one model."""
+    timeout_s: float = Field(180.0, gt=0, json_schema_extra=_ENGINE)
+    """Seconds one request may take."""
+    budget: float | None = Field(None, gt=0, json_schema_extra=_ENGINE)
+    """Stop before this much is spent over all models, in the prices' currency."""
+    budget_tokens: int | None = Field(None, gt=0, json_schema_extra=_ENGINE)
+    """Stop after this many tokens."""
 
     def limits(self) -> RunLimits:
         """The same as the run takes it."""
@@ -427,24 +414,19 @@ class EngineSettings(Settings):
 class RunSettings(EngineSettings):
     """Flags of `cbtqa simulate run`."""
 
-    study: Path | None = Field(
-        None,
-        description="YAML file of the study, such as recipes/tahir-act.yaml. Default: a small "
-        "study between built-in players (rules, no model).",
-    )
-    out: Path = Field(Path("cbtqa-study"), description="Folder of the study.")
-    seed: int | None = Field(
-        None, description="Seed in place of the file's.", json_schema_extra=_STUDY
-    )
-    replicates: int | None = Field(
-        None, ge=1, description="Repeats in place of the file's.", json_schema_extra=_STUDY
-    )
-    patients: int | None = Field(
-        None, ge=1, description="Only the first N patients.", json_schema_extra=_STUDY
-    )
-    arm: tuple[str, ...] = Field(
-        (), description="Only this arm. May be repeated.", json_schema_extra=_STUDY
-    )
+    study: Path | None = None
+    """YAML file of the study, such as recipes/tahir-act.yaml. Default: a small study between
+    built-in players (rules, no model)."""
+    out: Path = Path("cbtqa-study")
+    """Folder of the study."""
+    seed: int | None = Field(None, json_schema_extra=_STUDY)
+    """Seed in place of the file's."""
+    replicates: int | None = Field(None, ge=1, json_schema_extra=_STUDY)
+    """Repeats in place of the file's."""
+    patients: int | None = Field(None, ge=1, json_schema_extra=_STUDY)
+    """Only the first N patients."""
+    arm: tuple[str, ...] = Field((), json_schema_extra=_STUDY)
+    """Only this arm. May be repeated."""
 
     def declared(self) -> StudySettings:
         """The study file with what the flags replace.
@@ -471,17 +453,14 @@ class RunSettings(EngineSettings):
 class CorpusSettings(RunSettings):
     """Flags of `cbtqa simulate corpus`."""
 
-    study: Path | None = Field(
-        None,
-        description="YAML file of the corpus, such as recipes/tahir-cbt-corpus.yaml. Default: a "
-        "small one by the built-in players (rules, no model).",
-    )
-    approach: Literal["cbt", "act"] = Field(
-        "cbt",
-        description="Which built-in corpus: cbt writes courses of twenty sessions in four calls "
-        "each, act plays single sessions turn by turn under a supervisor.",
-    )
-    out: Path = Field(Path("cbtqa-corpus"), description="Folder of the corpus.")
+    study: Path | None = None
+    """YAML file of the corpus, such as recipes/tahir-cbt-corpus.yaml. Default: a small one by the
+    built-in players (rules, no model)."""
+    approach: Literal["cbt", "act"] = "cbt"
+    """Which built-in corpus: cbt writes courses of twenty sessions in four calls each, act plays
+    single sessions turn by turn under a supervisor."""
+    out: Path = Path("cbtqa-corpus")
+    """Folder of the corpus."""
 
     def declared(self) -> StudySettings:
         """The corpus file with what the flags replace; raises as `RunSettings.declared`."""

@@ -20,134 +20,76 @@ _ENDPOINT: JsonDict = {"panel": "Endpoint"}
 class SpeakerSettings(Settings):
     """Which model answers, and how it draws its words."""
 
-    adapter: Path | None = Field(
-        None, description="Folder of `cbtqa finetune`.", json_schema_extra=_MODEL
-    )
-    base: str | None = Field(
-        None,
-        description="The adapter's base, by name, folder or Hub id. Default: what it names.",
-        json_schema_extra=_MODEL,
-    )
-    model: str | None = Field(
-        None,
-        description="Model folder, backbone name or Hub id; with --endpoint its name there.",
-        json_schema_extra=_MODEL,
-    )
-    revision: str | None = Field(
-        None, description="Commit or tag of a model on the Hub.", json_schema_extra=_MODEL
-    )
+    adapter: Path | None = Field(None, json_schema_extra=_MODEL)
+    """Folder of `cbtqa finetune`."""
+    base: str | None = Field(None, json_schema_extra=_MODEL)
+    """The adapter's base, by name, folder or Hub id. Default: what it names."""
+    model: str | None = Field(None, json_schema_extra=_MODEL)
+    """Model folder, backbone name or Hub id; with --endpoint its name there."""
+    revision: str | None = Field(None, json_schema_extra=_MODEL)
+    """Commit or tag of a model on the Hub."""
 
-    mode: Mode | None = Field(
-        None,
-        description="Form of the answers: answer, steps or cot. Default: as the adapter was "
-        "trained, else answer.",
-        json_schema_extra=_TEXT,
-    )
-    system_prompt: str | None = Field(
-        None,
-        description="System text. Default: as the adapter was trained, else a counsellor's, by "
-        "mode.",
-        json_schema_extra=_TEXT,
-    )
-    chat_format: str | None = Field(
-        None,
-        description="Chat format by name or template file. Default: as trained, else the model's "
-        "own.",
-        json_schema_extra=_TEXT,
-    )
-    max_new_tokens: int = Field(
-        1024,
-        ge=1,
-        description="Most tokens of an answer; one that reaches them is rejected as cut.",
-        json_schema_extra=_TEXT,
-    )
-    temperature: float = Field(
-        0.0,
-        ge=0,
-        le=2,
-        description="0 takes the likeliest token each time, so that a score can be repeated.",
-        json_schema_extra=_TEXT,
-    )
-    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling.", json_schema_extra=_TEXT)
-    top_k: int | None = Field(
-        None, ge=1, description="Only the K likeliest tokens.", json_schema_extra=_TEXT
-    )
-    repetition_penalty: float = Field(
-        1.0,
-        gt=0,
-        description="Above 1: repeated tokens become less likely.",
-        json_schema_extra=_TEXT,
-    )
-    seed: int = Field(
-        0,
-        ge=0,
-        description="Seed of sampling; each question draws from its own, whatever its batch.",
-        json_schema_extra=_TEXT,
-    )
+    mode: Mode | None = Field(None, json_schema_extra=_TEXT)
+    """Form of the answers: answer, steps or cot. Default: as the adapter was trained, else
+    answer."""
+    system_prompt: str | None = Field(None, json_schema_extra=_TEXT)
+    """System text. Default: as the adapter was trained, else a counsellor's, by mode."""
+    chat_format: str | None = Field(None, json_schema_extra=_TEXT)
+    """Chat format by name or template file. Default: as trained, else the model's own."""
+    max_new_tokens: int = Field(1024, ge=1, json_schema_extra=_TEXT)
+    """Most tokens of an answer; one that reaches them is rejected as cut."""
+    temperature: float = Field(0.0, ge=0, le=2, json_schema_extra=_TEXT)
+    """0 takes the likeliest token each time, so that a score can be repeated."""
+    top_p: float = Field(1.0, gt=0, le=1, json_schema_extra=_TEXT)
+    """Nucleus sampling."""
+    top_k: int | None = Field(None, ge=1, json_schema_extra=_TEXT)
+    """Only the K likeliest tokens."""
+    repetition_penalty: float = Field(1.0, gt=0, json_schema_extra=_TEXT)
+    """Above 1: repeated tokens become less likely."""
+    seed: int = Field(0, ge=0, json_schema_extra=_TEXT)
+    """Seed of sampling; each question draws from its own, whatever its batch."""
 
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
-        "auto", description="auto: a CUDA card when there is one.", json_schema_extra=_COMPUTE
-    )
-    dtype: Precision = Field(
-        "auto",
-        description="auto: bf16 where the card has it, else fp16; fp32 on a CPU.",
-        json_schema_extra=_COMPUTE,
-    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", json_schema_extra=_COMPUTE)
+    """auto: a CUDA card when there is one."""
+    dtype: Precision = Field("auto", json_schema_extra=_COMPUTE)
+    """auto: bf16 where the card has it, else fp16; fp32 on a CPU."""
 
-    endpoint: str | None = Field(
-        None,
-        description="Base URL of an OpenAI-compatible endpoint, or a preset.",
-        json_schema_extra=_ENDPOINT,
-    )
-    acknowledge_disclosure: bool = Field(
-        False,
-        description="I may pass these questions on to the operator of a non-local endpoint.",
-        json_schema_extra=_ENDPOINT,
-    )
-    timeout_s: float = Field(
-        300.0, gt=0, description="Seconds one request may take.", json_schema_extra=_ENDPOINT
-    )
+    endpoint: str | None = Field(None, json_schema_extra=_ENDPOINT)
+    """Base URL of an OpenAI-compatible endpoint, or a preset."""
+    acknowledge_disclosure: bool = Field(False, json_schema_extra=_ENDPOINT)
+    """I may pass these questions on to the operator of a non-local endpoint."""
+    timeout_s: float = Field(300.0, gt=0, json_schema_extra=_ENDPOINT)
+    """Seconds one request may take."""
 
 
 class GenerateSettings(SpeakerSettings):
     """Everything `cbtqa generate` can be told."""
 
-    data: Path | None = Field(
-        None,
-        description="Built dataset, question file, or a .jsonl/.json/.parquet file of rows with "
-        "`prompt` or `messages`.",
-    )
-    split: str = Field("test", description="Splits of a built dataset, comma-separated, or all.")
-    limit: int | None = Field(None, ge=1, description="Only the first N questions.")
-    encoding: str = Field("utf-8", description="Encoding of a text file, such as gb18030.")
+    data: Path | None = None
+    """Built dataset, question file, or a .jsonl/.json/.parquet file of rows with `prompt` or
+    `messages`."""
+    split: str = "test"
+    """Splits of a built dataset, comma-separated, or all."""
+    limit: int | None = Field(None, ge=1)
+    """Only the first N questions."""
+    encoding: str = "utf-8"
+    """Encoding of a text file, such as gb18030."""
 
-    system: str | None = Field(
-        None,
-        description="Name of this system in score tables. Default: the folder's or model's name.",
-        json_schema_extra=_MODEL,
-    )
+    system: str | None = Field(None, json_schema_extra=_MODEL)
+    """Name of this system in score tables. Default: the folder's or model's name."""
 
-    engine: Literal["transformers", "vllm"] = Field(
-        "transformers",
-        description="vllm, when installed, is several times faster on a GPU.",
-        json_schema_extra=_COMPUTE,
-    )
-    batch_tokens: int = Field(
-        16384,
-        ge=1,
-        description="Tokens of one batch, answers at their longest included. Halved by itself "
-        "when the device has no memory left.",
-        json_schema_extra=_COMPUTE,
-    )
+    engine: Literal["transformers", "vllm"] = Field("transformers", json_schema_extra=_COMPUTE)
+    """vllm, when installed, is several times faster on a GPU."""
+    batch_tokens: int = Field(16384, ge=1, json_schema_extra=_COMPUTE)
+    """Tokens of one batch, answers at their longest included. Halved by itself when the device has
+    no memory left."""
 
-    in_flight: int = Field(
-        64, ge=1, le=16384, description="Most requests at a time.", json_schema_extra=_ENDPOINT
-    )
-    rpm: int | None = Field(
-        None, ge=1, description="Requests a minute, at most.", json_schema_extra=_ENDPOINT
-    )
-    tpm: int | None = Field(
-        None, ge=1, description="Tokens a minute, at most.", json_schema_extra=_ENDPOINT
-    )
+    in_flight: int = Field(64, ge=1, le=16384, json_schema_extra=_ENDPOINT)
+    """Most requests at a time."""
+    rpm: int | None = Field(None, ge=1, json_schema_extra=_ENDPOINT)
+    """Requests a minute, at most."""
+    tpm: int | None = Field(None, ge=1, json_schema_extra=_ENDPOINT)
+    """Tokens a minute, at most."""
 
-    out: Path = Field(Path("cbtqa-answers"), description="Folder of the answers.")
+    out: Path = Path("cbtqa-answers")
+    """Folder of the answers."""
