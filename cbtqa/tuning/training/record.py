@@ -180,7 +180,7 @@ def write_record(folder: Path, start: RunStart, counts: dict[str, Any]) -> Manif
 
 def source_revision() -> str | None:
     """The commit of cbtqa's own source, with `-dirty` when changed; None for an installed copy."""
-    source = Path(__file__).parents[2]
+    source = Path(__file__).parents[3]
     if not (source / ".git").exists():
         return None
     try:
