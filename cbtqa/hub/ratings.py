@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from pydantic import BaseModel, ConfigDict
 
 from cbtqa.errors import DataError
 from cbtqa.files import parse_record, read_json, read_jsonl
 from cbtqa.hub.plan import PublishRefusedError
+from cbtqa.ratings.answers import Rating
+from cbtqa.ratings.results import StudyReport
+from cbtqa.statistics.agreement import Coefficient
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -23,95 +25,29 @@ if TYPE_CHECKING:
 REPORT_NAME, RATINGS_NAME = "report.json", "ratings.jsonl"
 RATER = re.compile(r"R\d{1,4}")
 SUMMARY_SPLIT = "summary"
+FREE_TEXT = {"note", "evidence"}
 
 
-class _Lenient(BaseModel):
-    """A part of a file that another room writes; fields that are not published are passed over."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class RatingRow(_Lenient):
-    """One rating as it is published."""
-
-    item_id: str
-    question_id: str
-    system: str
-    rater: str
-    criterion: str
-    value: int | None
-    low: int
-    high: int
-    unrated_reason: str | None = None
-    is_crisis: bool = False
-    order: int
-    repeat: int = 0
-    phase: str = "main"
-    seconds: float | None = None
+def _alpha(report: StudyReport, criterion: str) -> Coefficient | None:
+    """Krippendorff's alpha of a criterion, the first of its coefficients."""
+    found = next((one for one in report.agreement if one.criterion == criterion), None)
+    return found.coefficients[0] if found and found.coefficients else None
 
 
-class ScoreOfSystem(_Lenient):
-    """One system on one criterion."""
-
-    system: str
-    criterion: str
-    n_ratings: int
-    n_questions: int
-    n_open: int
-    n_cannot_judge: int
-    mean: float | None
-    sd: float | None
-    low: float | None = None
-    high: float | None = None
-
-
-class Agreement(_Lenient):
-    """One coefficient of agreement."""
-
-    name: str
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-    reason: str | None = None
-
-
-class CriterionAgreement(_Lenient):
-    """All raters on one criterion; the first coefficient is Krippendorff's alpha."""
-
-    criterion: str
-    coefficients: tuple[Agreement, ...] = ()
-
-
-class RatingReport(_Lenient):
-    """The parts of `report.json` that cards and tables show."""
-
-    study_id: str
-    rubric: str
-    is_blind: bool
-    n_raters: int
-    n_questions: int
-    scores: tuple[ScoreOfSystem, ...]
-    agreement: tuple[CriterionAgreement, ...]
-
-    def agreement_on(self, criterion: str) -> Agreement | None:
-        """The alpha of a criterion."""
-        of_criterion = next((a for a in self.agreement if a.criterion == criterion), None)
-        return of_criterion.coefficients[0] if of_criterion and of_criterion.coefficients else None
-
-
-class RatedStudy(BaseModel):
+@dataclass(frozen=True)
+class RatedStudy:
     """One study's report and its ratings file."""
 
-    report: RatingReport
+    report: StudyReport
     ratings_path: Path
 
-    def rows(self) -> Iterator[RatingRow]:
+    def rows(self) -> Iterator[Rating]:
         """Every rating, open ones included.
 
         Raises:
             PublishRefusedError: a rater goes by another name than R1, R2, ...
         """
-        for row in read_jsonl(self.ratings_path, RatingRow):
+        for row in read_jsonl(self.ratings_path, Rating):
             if not RATER.fullmatch(row.rater):
                 raise PublishRefusedError(
                     f"{self.ratings_path} names a rater; only R1, R2, ... are published",
@@ -135,7 +71,7 @@ def read_study(folder: Path) -> RatedStudy:
                 where=str(folder),
                 hint="make it with: cbtqa rate report STUDY",
             )
-    report = parse_record(RatingReport, read_json(path), str(path))
+    report = parse_record(StudyReport, read_json(path), str(path))
     if report.is_blind:
         raise PublishRefusedError(
             f"{path}: the systems of study {report.study_id} are letters still",
@@ -160,9 +96,10 @@ def rating_schema() -> pa.Schema:
     )
 
 
-def rating_row(report: RatingReport, rating: RatingRow) -> dict[str, Any]:
+def rating_row(report: StudyReport, rating: Rating) -> dict[str, Any]:
     """A row of `rating_schema`."""
-    return {"study": report.study_id, "rubric": report.rubric, **rating.model_dump()}
+    of_rating = rating.model_dump(exclude=FREE_TEXT)
+    return {"study": report.study_id, "rubric": report.rubric, **of_rating}
 
 
 def summary_schema() -> pa.Schema:
@@ -182,15 +119,15 @@ def summary_schema() -> pa.Schema:
     )
 
 
-def summary_rows(report: RatingReport) -> Iterator[dict[str, Any]]:
+def summary_rows(report: StudyReport) -> Iterator[dict[str, Any]]:
     """Rows of `summary_schema`."""
     for score in report.scores:
-        alpha = report.agreement_on(score.criterion)
+        alpha = _alpha(report, score.criterion)
         yield {
             "study": report.study_id,
             "rubric": report.rubric,
             "n_raters": report.n_raters,
-            **score.model_dump(),
+            **score.model_dump(exclude={"counts"}),
             "agreement_name": alpha.name if alpha else None,
             "agreement": alpha.value if alpha else None,
             "agreement_low": alpha.low if alpha else None,
@@ -212,7 +149,7 @@ def card_rows(
         for score in study.report.scores:
             if system is not None and score.system != system:
                 continue
-            alpha = study.report.agreement_on(score.criterion)
+            alpha = _alpha(study.report, score.criterion)
             rows.append(
                 (
                     score.system,

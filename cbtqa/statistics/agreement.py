@@ -8,7 +8,7 @@ A coefficient that the data do not define (all ratings alike, nothing rated twic
 value None and the reason in words, never as NaN and never as 0 or 1. Reading aid for alpha: .80
 and above is good, .667 to .80 tentative (Krippendorff, Content Analysis, ch. 12).
 
-Intraclass correlation is in `intraclass`, rank correlation and concordance in `ranks`.
+Intraclass correlation is in `intraclass`, rank correlation and concordance in `tests_of_arms`.
 """
 
 from __future__ import annotations
@@ -210,44 +210,6 @@ def cohen_kappa(
         return undefined(name, NO_VARIATION, n, 2 * n)
     value = 1 - float((disagreement * joint).sum() / expected)
     return Coefficient(name=name, value=value, n_items=n, n_ratings=2 * n)
-
-
-def fleiss_kappa(cells: Cells, *, labels: Sequence[float] | None = None) -> Coefficient:
-    """Fleiss' kappa: chance agreement from the pooled use of the values. Source: Fleiss 1971."""
-    return _many_rater_kappa("fleiss_kappa", cells, labels)
-
-
-def randolph_kappa(cells: Cells, *, labels: Sequence[float] | None = None) -> Coefficient:
-    """Randolph's free-marginal kappa: chance agreement is 1 / number of values.
-
-    Args:
-        labels: every value of the scale; by default the values that occur.
-
-    Source: Randolph 2005.
-    """
-    return _many_rater_kappa("randolph_kappa", cells, labels)
-
-
-def _many_rater_kappa(name: str, cells: Cells, labels: Sequence[float] | None) -> Coefficient:
-    table = as_table(cells)
-    values = np.unique(table[~np.isnan(table)]) if labels is None else np.array(labels, float)
-    counts = _count_values(table, values)
-    counts = counts[counts.sum(axis=1) > 0]
-    sizes = np.unique(counts.sum(axis=1))
-    n_items, n_ratings = len(counts), int(counts.sum())
-    if n_items == 0 or sizes.max() < 2:
-        return undefined(name, NOTHING_TO_COMPARE)
-    if len(sizes) > 1:
-        reason = "items have unequal numbers of ratings; Krippendorff's alpha allows that"
-        return undefined(name, reason, n_items, n_ratings)
-    size = sizes[0]
-    agreed = float(((counts**2).sum(axis=1) - size).mean() / (size * (size - 1)))
-    shares = counts.sum(axis=0) / n_ratings
-    chance = float((shares**2).sum()) if name == "fleiss_kappa" else 1 / len(values)
-    if chance >= 1:
-        return undefined(name, NO_VARIATION, n_items, n_ratings)
-    value = (agreed - chance) / (1 - chance)
-    return Coefficient(name=name, value=value, n_items=n_items, n_ratings=n_ratings)
 
 
 # --- plain shares -------------------------------------------------------------------------------

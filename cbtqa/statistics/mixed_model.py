@@ -3,12 +3,10 @@
     fit = fit_mixed(y, x, ("intercept", "tuned"), patients, method="reml")
     fit.effect("tuned").estimate, fit.var_group, fit.engine
 
-Three ways to the same maximum. *Closed form*: every group has the same rows of X (balanced), so
-the answer is sums of squares. *Profile*: any data; all but the ratio of the two variances is
-solved exactly, and the likelihood is searched along that one ratio. *statsmodels*: the
-established program, started at the profile's maximum, since its own search stops early on flat
-likelihoods. Left to choose, the closed form is taken where it holds and statsmodels elsewhere;
-`engine` says which one it was.
+Two ways to the same maximum; `engine` says which one it was. *Closed form*: every group has the
+same rows of X (balanced), so the answer is sums of squares. *Profile likelihood*: any data; all but
+the ratio of the two variances is solved exactly, and the likelihood is searched along that one
+ratio. statsmodels, which stops early on flat likelihoods, is the tests' oracle.
 
 Source: Laird & Ware 1982; closed form: Searle, Casella & McCulloch, Variance Components, ch. 4.
 """
@@ -16,27 +14,17 @@ Source: Laird & Ware 1982; closed form: Searle, Casella & McCulloch, Variance Co
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from cbtqa.errors import MissingExtraError
 from cbtqa.records import NonEmptyText, Record
 from cbtqa.statistics.agreement import Floats
 from cbtqa.statistics.resampling import percentile_interval
 
 # --- variance ratio ------------------------------------------------------------------------------
-# The ratio of two variances, between groups and residual, at the maximum of the likelihood.
-#
-#     sums = GroupSums.of(y, x, groups)
-#     solve(sums, search_ratio(sums, "reml")).beta
-#
-# All else in a model with a random intercept follows exactly from this one ratio. `mixed_model`
-# makes a fit of it.
-#
 # Source: the profile likelihood of Lindstrom & Bates 1988, for one random effect.
 
 Method = Literal["reml", "ml"]
@@ -189,7 +177,6 @@ def _slope(sums: GroupSums, ratio: float, method: Method) -> float:
 
 
 # --- mixed model ---------------------------------------------------------------------------------
-Engine = Literal["auto", "closed_form", "profile", "statsmodels"]
 NORMAL_95 = 1.959963984540054
 BOUNDARY = 1e-7
 LARGEST_RATIO = 1e6
@@ -215,7 +202,7 @@ class MixedFit(Record):
     """A fitted model."""
 
     engine: NonEmptyText
-    """What computed it: `closed form`, `profile likelihood`, or statsmodels with its version."""
+    """What computed it: `closed form` or `profile likelihood`."""
     method: Method
     n: int
     n_groups: int
@@ -230,7 +217,6 @@ class MixedFit(Record):
     is_balanced: bool
     is_boundary: bool
     """True when the variance between groups is estimated as 0."""
-    notes: tuple[str, ...] = ()
 
     @property
     def icc(self) -> float:
@@ -261,7 +247,6 @@ def fit_mixed(
     groups: Sequence[str],
     *,
     method: Method = "reml",
-    engine: Engine = "auto",
 ) -> MixedFit:
     """Fits the model.
 
@@ -270,33 +255,22 @@ def fit_mixed(
         x: fixed effects, shape (n, p); a column of ones is the intercept and must be there.
         names: of the columns of x.
         groups: the group of each row, such as the patient.
-        engine: `closed_form` refuses unbalanced data.
 
     Raises:
         ValueError: fewer than two groups, too few rows, gaps, columns of x that depend on each
-            other, no variation left, or a closed form asked of unbalanced data.
-        MissingExtraError: statsmodels was asked for and is not installed.
+            other, or no variation left.
     """
     outcome, design = np.asarray(y, dtype=np.float64), np.asarray(x, dtype=np.float64)
     _check(outcome, design, names, groups)
     sums = GroupSums.of(outcome, design, groups)
     is_balanced = _has_equal_groups(design, groups)
-    notes: list[str] = []
-    if engine == "closed_form" and not is_balanced:
-        raise ValueError("the closed form wants the same rows of x in every group")
-    if is_balanced and engine in ("auto", "closed_form"):
+    if is_balanced:
         ratio, name = closed_ratio(sums, method), "closed form"
     else:
         ratio, name = search_ratio(sums, method), "profile likelihood"
-        if engine == "auto":
-            engine = "statsmodels" if _has_statsmodels() else "profile"
-            if engine == "profile":
-                notes.append("unbalanced, and statsmodels is not installed: own search instead")
     if ratio > LARGEST_RATIO or solve(sums, 0.0).rss <= NOTHING * float(outcome.var()) * sums.n:
         raise ValueError("no variation is left beside the effects and the groups")
-    if engine == "statsmodels":
-        ratio, name = _statsmodels_ratio(outcome, design, groups, method, ratio, notes)
-    return _make_fit(sums, ratio, names, method, name, is_balanced, notes)
+    return _make_fit(sums, ratio, names, method, name, is_balanced)
 
 
 def bootstrap_icc(
@@ -327,42 +301,6 @@ def bootstrap_icc(
             ratio = ratio_of(drawn, method)
             found.append(ratio / (1 + ratio))
     return percentile_interval(np.array(found)) if len(found) > n_trials // 2 else None
-
-
-def _has_statsmodels() -> bool:
-    from importlib.util import find_spec
-
-    return find_spec("statsmodels") is not None
-
-
-def _statsmodels_ratio(
-    y: Floats,
-    x: Floats,
-    groups: Sequence[str],
-    method: Method,
-    start: float,
-    notes: list[str],
-) -> tuple[float, str]:
-    """The ratio statsmodels ends at, with its name; what it warns of becomes a note."""
-    try:
-        import statsmodels
-        from statsmodels.regression.mixed_linear_model import MixedLM, MixedLMParams
-    except ModuleNotFoundError:
-        raise MissingExtraError("statsmodels", "simulate") from None
-    name = f"statsmodels {statsmodels.__version__}"
-    if start == 0:
-        notes.append(f"no variance between groups, where {name} has no gradient: own search kept")
-        return 0.0, "profile likelihood"
-    begin = MixedLMParams.from_components(
-        fe_params=np.zeros(x.shape[1]), cov_re=np.array([[start]])
-    )
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        fit = MixedLM(y, x, np.asarray(groups)).fit(
-            start_params=begin, reml=method == "reml", method=["bfgs", "lbfgs", "powell"]
-        )
-    notes += dict.fromkeys(f"{name}: {str(one.message).splitlines()[0]}" for one in caught)
-    return float(fit.cov_re[0, 0] / fit.scale), name
 
 
 # --- checks and results --------------------------------------------------------------------------
@@ -399,15 +337,11 @@ def _make_fit(
     method: Method,
     engine: str,
     is_balanced: bool,
-    notes: list[str],
 ) -> MixedFit:
     solved, n = solve(sums, ratio), sums.n
     variance = solved.residual_variance(n, method)
     covariance = variance * np.linalg.inv(solved.precision)
     height = solved.log_likelihood(n, method)
-    is_boundary = ratio < BOUNDARY
-    if is_boundary:
-        notes.append("the variance between groups (patients) is estimated as 0")
     return MixedFit(
         engine=engine,
         method=method,
@@ -423,8 +357,7 @@ def _make_fit(
         log_likelihood=height,
         aic=2 * (sums.p + 2) - 2 * height if method == "ml" else None,
         is_balanced=is_balanced,
-        is_boundary=is_boundary,
-        notes=tuple(notes),
+        is_boundary=ratio < BOUNDARY,
     )
 
 

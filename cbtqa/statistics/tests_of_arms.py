@@ -1,8 +1,6 @@
-"""Do arms differ? Rank tests for ratings, and corrections for asking several times.
+"""Do arms differ? Rank tests for ratings of the same items, and correlation of ranks.
 
-The same items rated for every arm: `friedman`, then `wilcoxon` for pairs, or `nemenyi`.
-Independent groups: `kruskal`, then `dunn`. Raw p-values go through `resampling.holm`. The unpaired
-test on paired data costs power, so the two families are kept apart.
+`friedman` for all arms, then `wilcoxon` for pairs; raw p-values go through `resampling.holm`.
 
     friedman([base, tuned, large]).p
     wilcoxon(base, tuned).p
@@ -14,8 +12,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import combinations
-from typing import Literal, Self
+from importlib import import_module
+from typing import Any, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -77,23 +75,6 @@ def friedman(arms: Sequence[Arm]) -> TestResult:
     )
 
 
-def kruskal(groups: Sequence[Arm]) -> TestResult:
-    """Kruskal-Wallis test of independent groups, corrected for ties."""
-    pooled = np.concatenate([np.asarray(group, dtype=np.float64) for group in groups])
-    n = len(pooled)
-    correction = 1 - tie_term(pooled) / (n**3 - n) if n > 1 else 0.0
-    if correction <= 0:
-        return _no_result("kruskal", n, "no variation: all values are the same")
-    rank_sums = [part.sum() ** 2 / len(part) for part in _ranked_parts(groups, pooled)]
-    statistic = (12 / (n * (n + 1)) * sum(rank_sums) - 3 * (n + 1)) / correction
-    return TestResult(
-        name="kruskal",
-        statistic=float(statistic),
-        p=chi2_tail(float(statistic), len(groups) - 1),
-        n=n,
-    )
-
-
 def wilcoxon(
     first: Arm, second: Arm, method: Literal["auto", "exact", "approx"] = "auto"
 ) -> TestResult:
@@ -113,7 +94,7 @@ def wilcoxon(
     name = f"wilcoxon|zero:drop|method:{chosen}"
     if n == 0:
         return _no_result(name, 0, "no item differs between the two")
-    sizes = ranks(np.abs(differences))
+    sizes = _scipy("stats").rankdata(np.abs(differences))
     plus, total = float(sizes[differences > 0].sum()), n * (n + 1) / 2
     smaller = min(plus, total - plus)
     if chosen == "exact":
@@ -137,57 +118,6 @@ def _exact_signed_rank_p(sizes: Floats, smaller: float) -> float:
     return min(1.0, 2 * float(patterns[: round(2 * smaller) + 1].sum()))
 
 
-def dunn(groups: Sequence[Arm]) -> dict[tuple[int, int], float]:
-    """Raw two-sided p of Dunn's test for every pair of independent groups. Source: Dunn 1964."""
-    pooled = np.concatenate([np.asarray(group, dtype=np.float64) for group in groups])
-    n = len(pooled)
-    parts = _ranked_parts(groups, pooled)
-    variance = (n * (n + 1) - tie_term(pooled) / (n - 1)) / 12
-    result = {}
-    for i, j in combinations(range(len(parts)), 2):
-        spread = math.sqrt(variance * (1 / len(parts[i]) + 1 / len(parts[j])))
-        z = abs(float(parts[i].mean() - parts[j].mean())) / spread if spread else 0.0
-        result[i, j] = math.erfc(z / math.sqrt(2))
-    return result
-
-
-def nemenyi(arms: Sequence[Arm]) -> dict[tuple[int, int], float]:
-    """p of Nemenyi's test after Friedman for every pair of arms; already corrected for all pairs.
-
-    Raises:
-        MissingExtraError: scipy is not installed.
-
-    Source: Nemenyi 1963; Demsar 2006.
-    """
-    try:
-        from scipy.stats import studentized_range
-    except ModuleNotFoundError:
-        raise MissingExtraError("scipy", "rate") from None
-    table = _same_length(arms).T
-    n, k = table.shape
-    mean_ranks = np.array([ranks(row) for row in table]).mean(axis=0)
-    unit = math.sqrt(k * (k + 1) / (6 * n))
-    return {
-        (i, j): float(
-            studentized_range.sf(
-                abs(mean_ranks[i] - mean_ranks[j]) / unit * math.sqrt(2), k, math.inf
-            )
-        )
-        for i, j in combinations(range(k), 2)
-    }
-
-
-def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
-    """False-discovery-rate adjusted p-values, in the order given. Source: Benjamini & Hochberg."""
-    count, running = len(p_values), 1.0
-    adjusted = [0.0] * count
-    descending = sorted(range(count), key=lambda i: p_values[i], reverse=True)
-    for place, index in enumerate(descending):
-        running = min(running, p_values[index] * count / (count - place))
-        adjusted[index] = running
-    return adjusted
-
-
 def _same_length(arms: Sequence[Arm]) -> Floats:
     table = [np.asarray(arm, dtype=np.float64) for arm in arms]
     if len({len(row) for row in table}) != 1:
@@ -197,20 +127,20 @@ def _same_length(arms: Sequence[Arm]) -> Floats:
     return np.stack(table)
 
 
-def _ranked_parts(groups: Sequence[Arm], pooled: Floats) -> list[Floats]:
-    ends = np.cumsum([len(group) for group in groups])[:-1]
-    return np.split(ranks(pooled), ends)
-
-
 def chi2_tail(statistic: float, df: int) -> float:
-    """Upper tail of the chi-squared distribution, by its finite sums for whole degrees."""
-    half = statistic / 2
-    if half <= 0:
-        return 1.0
-    start = 0.5 if df % 2 else 0.0
-    powers = (start + i for i in range(1 if df % 2 == 0 else 0, df // 2))
-    first = math.erfc(math.sqrt(half)) if df % 2 else math.exp(-half)
-    return first + sum(math.exp(a * math.log(half) - math.lgamma(a + 1) - half) for a in powers)
+    """Upper tail of the chi-squared distribution.
+
+    Raises:
+        MissingExtraError: scipy is not installed.
+    """
+    return float(_scipy("special").chdtrc(df, max(statistic, 0.0)))
+
+
+def _scipy(module: str) -> Any:
+    try:
+        return import_module(f"scipy.{module}")
+    except ModuleNotFoundError:
+        raise MissingExtraError("scipy", "rate") from None
 
 
 def _no_result(name: str, n: int, reason: str) -> TestResult:
@@ -218,18 +148,6 @@ def _no_result(name: str, n: int, reason: str) -> TestResult:
 
 
 # --- ranks ---------------------------------------------------------------------------------------
-# Ranks with ties, rank correlation of two raters, and concordance of several.
-#
-# kendall_w([[1, 2, 3], [1, 2, 3]]).value == 1.0
-
-
-def ranks(values: Values) -> Floats:
-    """Ranks from 1, ties sharing their mean rank; the input has no gaps."""
-    data = np.asarray(values, dtype=np.float64)
-    _, inverse, counts = np.unique(data, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    result: Floats = (last - (counts - 1) / 2)[inverse]
-    return result
 
 
 def tie_term(values: Values) -> float:
@@ -245,7 +163,7 @@ def kendall_w(cells: Cells) -> Coefficient:
     m, n = table.shape
     if m < 2 or n < 2:
         return undefined("kendall_w", "needs two raters and two items rated by all", n, m * n)
-    ranked = np.array([ranks(row) for row in table])
+    ranked = _scipy("stats").rankdata(table, axis=1)
     spread = float(((ranked.sum(axis=0) - m * (n + 1) / 2) ** 2).sum())
     below = m**2 * (n**3 - n) - m * sum(tie_term(row) for row in table)
     if below <= 0:
@@ -254,40 +172,22 @@ def kendall_w(cells: Cells) -> Coefficient:
 
 
 def spearman_rho(first: Values, second: Values) -> Coefficient:
-    """Spearman's rank correlation: Pearson's on mean ranks. Gaps are passed over pairwise."""
-    a, b = _complete_pairs(first, second)
-    if len(a) < 2:
-        return undefined("spearman", "needs two pairs", len(a), 2 * len(a))
-    x, y = ranks(a) - (len(a) + 1) / 2, ranks(b) - (len(a) + 1) / 2
-    below = float(np.sqrt((x**2).sum() * (y**2).sum()))
-    return _correlation("spearman", float((x * y).sum()), below, len(a))
+    """Spearman's rank correlation. Gaps are passed over pairwise."""
+    return _correlation("spearman", "spearmanr", first, second)
 
 
 def kendall_tau(first: Values, second: Values) -> Coefficient:
     """Kendall's tau-b, which allows for ties. Gaps are passed over pairwise."""
-    a, b = _complete_pairs(first, second)
+    return _correlation("kendall_tau_b", "kendalltau", first, second)
+
+
+def _correlation(name: str, function: str, first: Values, second: Values) -> Coefficient:
+    table = as_table([list(first), list(second)])
+    a, b = table[:, ~np.isnan(table).any(axis=0)]
     n = len(a)
     if n < 2:
-        return undefined("kendall_tau_b", "needs two pairs", n, 2 * n)
-    score = tied_a = tied_b = 0.0
-    for i in range(n - 1):
-        sign_a, sign_b = np.sign(a[i + 1 :] - a[i]), np.sign(b[i + 1 :] - b[i])
-        score += float(sign_a @ sign_b)
-        tied_a += float((sign_a == 0).sum())
-        tied_b += float((sign_b == 0).sum())
-    n_pairs = n * (n - 1) / 2
-    return _correlation(
-        "kendall_tau_b", score, float(np.sqrt((n_pairs - tied_a) * (n_pairs - tied_b))), n
-    )
-
-
-def _complete_pairs(first: Values, second: Values) -> tuple[Floats, Floats]:
-    table = as_table([list(first), list(second)])
-    kept = table[:, ~np.isnan(table).any(axis=0)]
-    return kept[0], kept[1]
-
-
-def _correlation(name: str, above: float, below: float, n: int) -> Coefficient:
-    if below <= 0:
+        return undefined(name, "needs two pairs", n, 2 * n)
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
         return undefined(name, "no variation on one side", n, 2 * n)
-    return Coefficient(name=name, value=above / below, n_items=n, n_ratings=2 * n)
+    value = float(getattr(_scipy("stats"), function)(a, b).statistic)
+    return Coefficient(name=name, value=value, n_items=n, n_ratings=2 * n)

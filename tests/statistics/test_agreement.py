@@ -18,20 +18,14 @@ from cbtqa.statistics.agreement import (
     agreement_share,
     as_table,
     cohen_kappa,
-    fleiss_kappa,
     krippendorff_alpha,
-    randolph_kappa,
 )
 from cbtqa.statistics.intraclass import intraclass_correlation
 from cbtqa.statistics.resampling import holm
 from cbtqa.statistics.tests_of_arms import (
-    benjamini_hochberg,
-    dunn,
     friedman,
     kendall_tau,
     kendall_w,
-    kruskal,
-    nemenyi,
     spearman_rho,
     wilcoxon,
 )
@@ -88,7 +82,6 @@ def test_ratings_all_alike_are_undefined_with_a_reason_and_agree_exactly() -> No
     for coefficient in (
         krippendorff_alpha(same, "ordinal"),
         cohen_kappa(same[0], same[1], [0, 1, 2]),
-        fleiss_kappa(same),
         intraclass_correlation(same),
         kendall_w(same),
         spearman_rho(same[0], same[1]),
@@ -105,7 +98,6 @@ def test_nothing_rated_twice_is_undefined() -> None:
         krippendorff_alpha(apart),
         cohen_kappa(apart[0], apart[1], [1, 2]),
         agreement_share(apart),
-        fleiss_kappa(apart),
     ):
         assert coefficient.value is None
         assert coefficient.reason == "no item was rated by two raters"
@@ -132,15 +124,6 @@ def test_weighted_kappa_over_spaced_labels_equals_sklearn() -> None:
 def test_a_rating_outside_the_labels_is_an_error_not_a_silent_drop() -> None:
     with pytest.raises(ValueError, match="rating 3 is not among the labels"):
         cohen_kappa([1, 3], [1, 2], [1, 2])
-
-
-def test_many_rater_kappas_equal_the_independent_program() -> None:
-    assert fleiss_kappa(FULL).value == near(GOLDEN["fleiss_kappa_R"])
-    assert randolph_kappa(FULL).value == near(GOLDEN["randolph_kappa_R"])
-
-
-def test_fleiss_kappa_refuses_unequal_numbers_of_ratings_in_words() -> None:
-    assert "unequal" in (fleiss_kappa(GAPS).reason or "")
 
 
 @pytest.mark.parametrize("form", ["1", "A", "C"])
@@ -189,15 +172,6 @@ def test_paired_arms_equal_the_independent_program() -> None:
     assert raw == near([GOLDEN["wilcoxon_raw"][f"{a}|{b}"] for a, b in PAIRS])
     values = [p for p in raw if p is not None]
     assert holm(values) == near(list(GOLDEN["wilcoxon_holm"].values()))
-    assert benjamini_hochberg(values) == near(list(GOLDEN["wilcoxon_bh"].values()))
-    assert list(nemenyi(list(ARMS.values())).values()) == near(list(GOLDEN["nemenyi"].values()))
-
-
-def test_independent_groups_equal_the_independent_program() -> None:
-    result = kruskal(list(ARMS.values()))
-    assert [result.statistic, result.p] == near(GOLDEN["kruskal"])
-    raw = list(dunn(list(ARMS.values())).values())
-    assert holm(raw) == near(list(GOLDEN["dunn_holm"].values()))
 
 
 def test_the_exact_signed_rank_test_counts_sign_patterns_with_ties() -> None:
@@ -218,16 +192,12 @@ def test_the_exact_signed_rank_test_without_ties_equals_scipy() -> None:
     assert wilcoxon(np.zeros(10), differences, "exact").p == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("df", [1, 2, 3, 4, 7, 10])
+@pytest.mark.parametrize("df", [2, 3, 4, 7, 10])
 def test_friedman_tail_probabilities_equal_scipy_for_any_number_of_arms(df: int) -> None:
     stats = pytest.importorskip("scipy.stats")
     arms = np.random.default_rng(df).normal(size=(df + 1, 12)) + 0.4 * np.arange(df + 1)[:, None]
-    expected = kruskal_expected = None
-    if df >= 2:
-        expected = stats.friedmanchisquare(*arms).pvalue
-        assert friedman(list(arms)).p == pytest.approx(expected, rel=1e-9)
-    kruskal_expected = stats.kruskal(*arms).pvalue
-    assert kruskal(list(arms)).p == pytest.approx(kruskal_expected, rel=1e-9)
+    expected = stats.friedmanchisquare(*arms).pvalue
+    assert friedman(list(arms)).p == pytest.approx(expected, rel=1e-9)
 
 
 def test_arms_without_any_difference_have_no_p_value_but_a_reason() -> None:

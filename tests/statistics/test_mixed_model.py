@@ -23,7 +23,16 @@ from cbtqa.statistics.contrasts import (
     pairwise,
     wald,
 )
-from cbtqa.statistics.mixed_model import Method, MixedFit, bootstrap_icc, fit_mixed
+from cbtqa.statistics.mixed_model import (
+    GroupSums,
+    Method,
+    MixedFit,
+    bootstrap_icc,
+    closed_ratio,
+    fit_mixed,
+    search_ratio,
+    solve,
+)
 
 SCORES = os.environ.get("CBTQA_CTRS_SCORES")  # read at import: tests run without CBTQA_*
 ARMS = ("base", "base-cot", "tuned", "tuned-cot", "orpo", "orpo-cot")
@@ -89,7 +98,8 @@ def test_the_closed_form_equals_statsmodels_on_balanced_data(method: Method, see
 def test_the_profile_equals_statsmodels_on_unbalanced_data(method: Method, seed: int) -> None:
     y, x, groups = unbalanced(seed)
     names = (*NAMES, "covariate")
-    fit = fit_mixed(y, x, names, groups, method=method, engine="profile")
+    fit = fit_mixed(y, x, names, groups, method=method)
+    assert fit.engine == "profile likelihood"
     theirs = by_statsmodels(y, x, groups, method)
     assert fit.estimates == pytest.approx(theirs.fe_params, rel=1e-5, abs=1e-5)
     assert fit.var_group == pytest.approx(theirs.cov_re[0, 0], rel=1e-4)
@@ -99,24 +109,14 @@ def test_the_profile_equals_statsmodels_on_unbalanced_data(method: Method, seed:
     assert not fit.is_balanced
 
 
-def test_left_to_choose_unbalanced_data_go_to_statsmodels_and_the_fit_says_so() -> None:
-    y, x, groups = unbalanced(6)
-    names = (*NAMES, "covariate")
-    chosen = fit_mixed(y, x, names, groups)
-    own = fit_mixed(y, x, names, groups, engine="profile")
-    assert chosen.engine.startswith("statsmodels ")
-    assert chosen.estimates == pytest.approx(own.estimates, rel=1e-7)
-    assert chosen.log_likelihood == pytest.approx(own.log_likelihood, rel=1e-9)
-
-
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10_000), spread=st.floats(0, 8), method=st.sampled_from(["ml", "reml"]))
 def test_closed_form_and_profile_are_one(seed: int, spread: float, method: Method) -> None:
-    y, x, groups = balanced(seed, 8, spread)
-    closed = fit_mixed(y, x, NAMES, groups, method=method, engine="closed_form")
-    searched = fit_mixed(y, x, NAMES, groups, method=method, engine="profile")
-    assert searched.var_group == pytest.approx(closed.var_group, rel=1e-8, abs=1e-8)
-    assert searched.log_likelihood == pytest.approx(closed.log_likelihood, rel=1e-12)
+    sums = GroupSums.of(*balanced(seed, 8, spread))
+    closed, searched = closed_ratio(sums, method), search_ratio(sums, method)
+    assert searched == pytest.approx(closed, rel=1e-8, abs=1e-8)
+    heights = [solve(sums, ratio).log_likelihood(sums.n, method) for ratio in (searched, closed)]
+    assert heights[0] == pytest.approx(heights[1], rel=1e-12)
 
 
 def test_no_spread_between_patients_is_the_boundary_and_not_a_failure() -> None:
@@ -124,13 +124,12 @@ def test_no_spread_between_patients_is_the_boundary_and_not_a_failure() -> None:
     y = generator.normal(size=(10, 6))
     y -= y.mean(axis=1, keepdims=True)
     x, groups = np.tile(ROWS, (10, 1)), [f"p{i}" for i in range(10) for _ in range(6)]
-    for engine in ("closed_form", "profile", "statsmodels"):
-        fit = fit_mixed(y.ravel(), x, NAMES, groups, engine=engine)
-        assert fit.is_boundary
-        assert fit.var_group == 0
-        assert fit.icc == 0
-        ordinary = np.linalg.lstsq(x, y.ravel(), rcond=None)[0]
-        assert fit.estimates == pytest.approx(ordinary)
+    fit = fit_mixed(y.ravel(), x, NAMES, groups)
+    assert fit.is_boundary
+    assert fit.var_group == 0
+    assert fit.icc == 0
+    assert fit.estimates == pytest.approx(np.linalg.lstsq(x, y.ravel(), rcond=None)[0])
+    assert search_ratio(GroupSums.of(y.ravel(), x, groups), "reml") == 0
 
 
 @pytest.mark.parametrize(
@@ -152,12 +151,6 @@ def test_data_that_give_no_model_are_refused_in_words(change: Any, words: str) -
     names = [f"x{i}" for i in range(x.shape[1])]
     with pytest.raises(ValueError, match=words):
         fit_mixed(y, x, names, groups)
-
-
-def test_the_closed_form_refuses_unbalanced_data() -> None:
-    y, x, groups = balanced(1)
-    with pytest.raises(ValueError, match="same rows"):
-        fit_mixed(y[1:], x[1:], NAMES, groups[1:], engine="closed_form")
 
 
 # --- what follows from a fit ---------------------------------------------------------------------
@@ -254,8 +247,7 @@ def test_the_interval_of_the_icc_covers_the_truth_and_repeats_itself() -> None:
 
 
 @pytest.mark.skipif(SCORES is None, reason="CBTQA_CTRS_SCORES names no file")
-@pytest.mark.parametrize("engine", ["auto", "profile"])
-def test_published_coefficients_come_out_of_the_published_scores(engine: Any) -> None:
+def test_published_coefficients_come_out_of_the_published_scores() -> None:
     with Path(SCORES or "").open(encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     items = list(rows[0])[3:]
@@ -271,7 +263,7 @@ def test_published_coefficients_come_out_of_the_published_scores(engine: Any) ->
     names = ("intercept", "mistral", "qwen", "instruct", "session")
     patients = [row["patient"] for row in rows]
     x = np.stack(columns, axis=1).astype(float)
-    fit = fit_mixed(y, x, names, patients, method="ml", engine=engine)
+    fit = fit_mixed(y, x, names, patients, method="ml")
     assert [round(value, 3) for value in fit.estimates[:4]] == [69.508, -8.054, -4.16, -11.326]
     assert round(fit.effect("session").p, 3) == 0.675
     assert fit.n == 593

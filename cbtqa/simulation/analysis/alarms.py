@@ -253,11 +253,9 @@ def design_alarms(result: InstrumentResult, n_patients: int) -> Iterator[Alarm]:
             text = f"{outcome.total}: no mixed model ({outcome.no_fit_reason})"
             yield Alarm(kind="no_model", instrument=result.instrument, text=text)
             continue
-        notes = "; ".join(outcome.fit.notes)
-        if notes:
-            yield Alarm(
-                kind="design", instrument=result.instrument, text=f"{outcome.total}: {notes}"
-            )
+        if outcome.fit.is_boundary:
+            text = f"{outcome.total}: the variance between patients is estimated as 0"
+            yield Alarm(kind="design", instrument=result.instrument, text=text)
     sizes = {one.arm: one.n for one in result.outcomes[0].arms}
     if sizes and max(sizes.values()) != min(sizes.values()):
         most = max(sizes.values())

@@ -281,7 +281,6 @@ def _analyse_one(
             terms,
             references,
             settings.terms_method,
-            settings.engine if settings.engine != "closed_form" else "auto",
         )
     return InstrumentResult(
         instrument=instrument.id,

@@ -37,7 +37,6 @@ from cbtqa.statistics.contrasts import (
     wald,
 )
 from cbtqa.statistics.mixed_model import (
-    Engine,
     Method,
     MixedFit,
     bootstrap_icc,
@@ -54,7 +53,6 @@ class Choices:
     """How models are fitted."""
 
     method: Method = "reml"
-    engine: Engine = "auto"
     n_bootstrap: int = 500
     seed: int = 12345
 
@@ -114,7 +112,7 @@ def _data(rows: Sequence[SessionScore], total: str) -> _Data:
 
 
 def _fit(data: _Data, x: Floats, names: Sequence[str], choices: Choices) -> MixedFit:
-    return fit_mixed(data.y, x, names, data.patients, method=choices.method, engine=choices.engine)
+    return fit_mixed(data.y, x, names, data.patients, method=choices.method)
 
 
 def _is(arms: Sequence[str], arm: str) -> Floats:
@@ -233,7 +231,6 @@ def regress(
     terms: Sequence[str],
     references: Mapping[str, str],
     method: Method,
-    engine: Engine = "auto",
 ) -> Regression:
     """A mixed model of named terms.
 
@@ -259,7 +256,7 @@ def regress(
     x = np.stack(columns, axis=1)
     patients = [row.patient for row in scored]
     try:
-        fit = fit_mixed(y, x, names, patients, method=method, engine=engine)
+        fit = fit_mixed(y, x, names, patients, method=method)
     except ValueError as error:
         raise UsageError(f"no model of {' + '.join(terms)}: {error}") from None
     return Regression(

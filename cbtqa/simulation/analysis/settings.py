@@ -11,7 +11,7 @@ from cbtqa.report.page import Lang
 from cbtqa.settings import Settings
 from cbtqa.simulation.analysis.outcomes import Choices
 from cbtqa.simulation.analysis.scores import ScoreColumns
-from cbtqa.statistics.mixed_model import Engine, Method
+from cbtqa.statistics.mixed_model import Method
 
 COLUMNS: JsonDict = {"panel": "Columns of a table"}
 MODEL: JsonDict = {"panel": "Model"}
@@ -40,8 +40,6 @@ class AnalysisSettings(Settings):
     """Folder of the results (default: analysis/ in the study)."""
     method: Method = Field(default="reml", json_schema_extra=MODEL)
     """Likelihood of the models of arms."""
-    engine: Engine = Field(default="auto", json_schema_extra=MODEL)
-    """auto: closed form when balanced, statsmodels otherwise."""
     bootstrap: int = Field(default=500, ge=0, json_schema_extra=MODEL)
     """Drawings for the ICC's interval."""
     seed: int = Field(default=12345, ge=0, json_schema_extra=MODEL)
@@ -83,7 +81,7 @@ class AnalysisSettings(Settings):
     @property
     def choices(self) -> Choices:
         """How models are fitted."""
-        return Choices(self.method, self.engine, self.bootstrap, self.seed)
+        return Choices(self.method, self.bootstrap, self.seed)
 
 
 def split_names(text: str | None) -> tuple[str, ...]:
