@@ -10,7 +10,7 @@ import yaml
 
 from cbtqa.dataset.card import render_card
 from cbtqa.dataset.stats import folder_statistics
-from cbtqa.dataset_folder import human_row, human_schema
+from cbtqa.dataset_folder import arrow_schema, human_features
 from cbtqa.files import ParquetRows, write_text
 from cbtqa.manifest import Manifest, describe_file, read_manifest
 from cbtqa.psyqa import bundled_sample_path
@@ -134,8 +134,8 @@ def test_human_answers_are_a_configuration_of_their_own(folder, load) -> None:
         strategies=(StrategySpan(start=0, end=4, type="Approval and Reassurance"),),
     )  # fmt: skip
     path = folder / "human" / "human-00000-of-00001.parquet"
-    with ParquetRows(path, human_schema()) as out:
-        out.add(human_row(answer))
+    with ParquetRows(path, arrow_schema(human_features())) as out:
+        out.add(answer.model_dump())
     write_text(folder / "README.md", card_of(folder))
     loaded = load(folder, "human")
     assert loaded["human"][0]["strategies"][0]["type"] == "Approval and Reassurance"

@@ -156,11 +156,13 @@ def test_a_template_dataset_is_said_to_be_no_training_source(tmp_path) -> None:
 def test_a_disclosure_that_was_acknowledged_is_reported(tmp_path) -> None:
     folder = write_dataset_folder(tmp_path / "d", 4)
     rows = [(s, {**row, "endpoint_host": "api.example.org"}) for s, row in make_rows(4)]
-    from cbtqa.dataset_folder import answer_schema
+    from cbtqa.dataset_folder import answer_features, arrow_schema
 
     for path in (folder / "data").glob("*"):
         path.unlink()
-    with ParquetRows(folder / "data" / "train-00000-of-00001.parquet", answer_schema()) as out:
+    with ParquetRows(
+        folder / "data" / "train-00000-of-00001.parquet", arrow_schema(answer_features())
+    ) as out:
         for _, row in rows:
             out.add(row)
     manifest = read_manifest(folder).model_copy(
@@ -217,11 +219,11 @@ def test_a_dataset_of_which_everything_was_rejected_still_has_a_report(tmp_path)
 
 def test_labels_outside_every_taxonomy_stand_for_themselves(tmp_path) -> None:
     folder = write_dataset_folder(tmp_path / "d", 6)
-    from cbtqa.dataset_folder import answer_schema
+    from cbtqa.dataset_folder import answer_features, arrow_schema
 
     label = {"id": "my_own_type", "evidence": None, "labeller": "me", "confidence": None}
     path = folder / "data" / "train-00000-of-00001.parquet"
-    with ParquetRows(path, answer_schema()) as out:
+    with ParquetRows(path, arrow_schema(answer_features())) as out:
         for _, row in make_rows(4):
             out.add({**row, "distortions": [label]})
     manifest = read_manifest(folder)

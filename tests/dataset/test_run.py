@@ -9,10 +9,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from cbtqa.dataset.folder import JOURNAL_NAME
 from cbtqa.dataset.run import BuildResult, build_dataset, estimate_build
 from cbtqa.dataset.settings import BuildSettings
-from cbtqa.dataset_folder import answer_of, answer_row, question_of
+from cbtqa.dataset_folder import JOURNAL_NAME, answer_of, answer_row, question_of
 from cbtqa.errors import ConfigError, IncompleteRunError, LicenceGateError
 from cbtqa.llm.endpoint import Endpoint, pass_disclosure_gate
 from cbtqa.settings import Resolved, resolve
