@@ -391,7 +391,7 @@ DAMAGED = "write it again from its paid replies: cbtqa build-dataset with its --
 def unfinished(path: Path) -> IncompleteRunError:
     """What every command says of a dataset whose build has not finished."""
     return IncompleteRunError(
-        f"{path} is an unfinished dataset: it holds no {MANIFEST_NAME}",
+        f"{path} holds no {MANIFEST_NAME}: the run did not finish",
         hint=f"cbtqa build-dataset with the same settings and --out {path} continues it",
     )
 
@@ -436,7 +436,7 @@ class ParquetShards:
     def add(self, row: Mapping[str, Any]) -> None:
         """Adds a row; its keys are the schema's columns."""
         if self.n_rows % ROWS_PER_SHARD == 0:
-            self._close_shard(None)
+            self._close_shard(None, None, None)
             path = self._folder / f"{self._name}-{len(self._paths):05d}.parquet"
             self._paths.append(path)
             self._open = ParquetRows(path, self._schema, self._rows_per_group).__enter__()
@@ -444,15 +444,15 @@ class ParquetShards:
         self._open.add(row)
         self.n_rows += 1
 
-    def _close_shard(self, kind: Any) -> None:
+    def _close_shard(self, *error: Any) -> None:
         if self._open is not None:
-            self._open.__exit__(kind, None, None)
+            self._open.__exit__(*error)
             self._open = None
 
-    def close(self, kind: Any) -> None:
+    def close(self, *error: Any) -> None:
         """Finishes the last shard and gives all their final names (or drops it after an error)."""
-        self._close_shard(kind)
-        if kind is None:
+        self._close_shard(*error)
+        if error[0] is None:
             for index, path in enumerate(self._paths):
                 name = f"{self._name}-{index:05d}-of-{len(self._paths):05d}.parquet"
                 path.replace(path.with_name(name))
@@ -502,10 +502,10 @@ class DatasetWriter:
         """Rows per split, splits without rows left out."""
         return {name: shards.n_rows for name, shards in self._shards.items() if shards.n_rows}
 
-    def __exit__(self, kind: Any, value: Any, trace: Any) -> None:
+    def __exit__(self, *error: Any) -> None:
         for shards in (*self._shards.values(), self._human):
-            shards.close(kind)
-        self._stack.__exit__(kind, value, trace)
+            shards.close(*error)
+        self._stack.__exit__(*error)
 
 
 def data_files(folder: Path) -> list[Path]:

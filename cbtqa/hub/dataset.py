@@ -263,6 +263,6 @@ class Tables:
             counted.setdefault(config, {})[split] = part.n_rows
         return counted
 
-    def __exit__(self, kind: Any, value: Any, trace: Any) -> None:
+    def __exit__(self, *error: Any) -> None:
         for part in self._splits.values():
-            part.close(kind)
+            part.close(*error)

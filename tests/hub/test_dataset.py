@@ -251,7 +251,7 @@ def test_notes_with_a_blank_stop_it(run: Path, tmp_path: Path) -> None:
 
 def test_an_unfinished_run_is_refused(run: Path) -> None:
     (run / "manifest.json").unlink()
-    with pytest.raises(PublishRefusedError, match="did not finish"):
+    with pytest.raises(IncompleteRunError, match="did not finish"):
         plan_of(run)
 
 

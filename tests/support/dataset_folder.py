@@ -197,6 +197,13 @@ def write_dataset_folder(
     return folder
 
 
+def finish(folder: Path) -> Path:
+    """Gives a folder with Parquet files under `data` the manifest of a finished dataset."""
+    times = {"started_at": "2026-11-21T02:00:00+00:00", "finished_at": "2026-11-21T02:00:01+00:00"}
+    write_manifest(folder, Manifest(kind="dataset", **times))
+    return folder
+
+
 def _manifest(
     folder: Path,
     rows: list[tuple[str, dict[str, Any]]],
