@@ -236,9 +236,9 @@ QUESTION_COLUMNS = tuple(Question.model_fields)
 
 def is_dataset_folder(path: Path) -> bool:
     """Whether a path is to be opened as a dataset, be it unfinished or damaged."""
-    if (path / "data").is_dir():
-        return True
-    return (path / MANIFEST_NAME).is_file() and read_manifest(path).kind == "dataset"
+    if (path / MANIFEST_NAME).is_file():
+        return read_manifest(path).kind == "dataset"
+    return (path / JOURNAL_NAME).is_file()
 
 
 @dataclass(frozen=True)
@@ -266,7 +266,7 @@ class DatasetFolder:
             has_rows = any(path.glob("data/*.parquet")) or (path / REJECTS_NAME).exists()
             if partial and has_rows:
                 return cls(path, None)
-            if not (path / JOURNAL_NAME).exists():
+            if not has_rows and not (path / JOURNAL_NAME).exists():
                 raise DataError("is no dataset of cbtqa", where=str(path), hint=NO_DATASET)
             raise unfinished(path)
         manifest = read_manifest(path)
@@ -392,7 +392,7 @@ def unfinished(path: Path) -> IncompleteRunError:
     """What every command says of a dataset whose build has not finished."""
     return IncompleteRunError(
         f"{path} holds no {MANIFEST_NAME}: the run did not finish",
-        hint=f"cbtqa build-dataset with the same settings and --out {path} continues it",
+        hint=f"the command that made it continues it: cbtqa build-dataset ... --out {path}",
     )
 
 
@@ -411,10 +411,19 @@ def _read_shard(
 def source_rows(
     path: Path, split: str = "all", encoding: str = "utf-8"
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """`(where, row)` of a dataset's split, or of a file as `files.read_rows` takes it."""
+    """`(where, row)` of a dataset's split, or of what `files.read_rows` takes.
+
+    A clone of a repository of the Hub has the layout of a dataset and is read by split too.
+
+    Raises:
+        IncompleteRunError: a dataset whose build has not finished.
+        DataError: a folder without rows, no such split, or a damaged file.
+    """
+    is_clone = not is_dataset_folder(path) and any(path.glob("data/*.parquet"))
     is_folder = path.is_dir() or not (path.suffix or path.exists())
-    if is_folder and (is_dataset_folder(path) or not any(path.rglob("*.parquet"))):
-        for file in DatasetFolder.open(path).files(split):
+    if is_folder and (is_dataset_folder(path) or is_clone or not any(path.rglob("*.parquet"))):
+        folder = DatasetFolder(path, None) if is_clone else DatasetFolder.open(path)
+        for file in folder.files(split):
             yield from _read_shard(file)
     else:
         yield from read_rows(path, encoding)
