@@ -423,10 +423,8 @@ def source_rows(
     is_folder = path.is_dir() or not (path.suffix or path.exists())
     if is_folder and (is_dataset_folder(path) or is_clone or not any(path.rglob("*.parquet"))):
         folder = DatasetFolder(path, None) if is_clone else DatasetFolder.open(path)
-        for file in folder.files(split):
-            yield from _read_shard(file)
-    else:
-        yield from read_rows(path, encoding)
+        return (pair for file in folder.files(split) for pair in _read_shard(file))
+    return read_rows(path, encoding)
 
 
 # --- writing -------------------------------------------------------------------------------------

@@ -38,8 +38,8 @@ from cbtqa.files import (
     write_text,
 )
 from cbtqa.hub.client import download_dataset
+from cbtqa.hub.dataset import MASKED_COLUMNS, source_hash
 from cbtqa.hub.plan import PROVENANCE_PATH
-from cbtqa.hub.rows import MASKED_COLUMNS, source_hash
 from cbtqa.hub.settings import REPO_ID
 from cbtqa.hub.source_text import Quote, restore_quotes
 from cbtqa.manifest import (
