@@ -10,7 +10,7 @@ import typer
 from cbtqa.cli.console import print_json, print_table, say
 from cbtqa.cli.options import AsJson
 from cbtqa.dataset.stats import DatasetStatistics, folder_statistics, paper_facts
-from cbtqa.manifest import read_manifest
+from cbtqa.dataset_folder import DatasetFolder
 
 Folder = Annotated[Path, typer.Argument(help="Dataset folder made by cbtqa build-dataset.")]
 Partial = Annotated[
@@ -23,9 +23,7 @@ def stats(dataset: Folder, partial: Partial = False, as_json: AsJson = False) ->
 
     Lengths are in characters. Example: [bold]cbtqa stats cbtqa-dataset[/bold]
     """
-    if not partial:
-        read_manifest(dataset)
-    statistics = folder_statistics(dataset)
+    statistics = folder_statistics(DatasetFolder.open(dataset, partial=partial))
     if as_json:
         paper = paper_facts().model_dump(mode="json")
         print_json({"dataset": statistics.model_dump(mode="json"), "paper": paper})

@@ -218,9 +218,13 @@ def files(material: Material) -> list[Block]:
 def load(material: Material) -> list[Block]:
     """Lines to copy."""
     lines = [
-        "import datasets, pandas",
+        "from pathlib import Path",
         "",
-        'dataset = datasets.load_dataset("path/to/folder")',
-        'frame = pandas.read_parquet("path/to/folder/data")',
+        "from cbtqa.dataset_folder import DatasetFolder",
+        "from datasets import load_dataset",
+        "",
+        'dataset = load_dataset("path/to/folder")["train"]',
+        'risk = dataset.features["risk"].int2str(dataset[0]["risk"])',
+        'frame = DatasetFolder.open(Path("path/to/folder")).to_pandas()',
     ]
     return [Text(say("load.note")), Code("\n".join(lines))]
