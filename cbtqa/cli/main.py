@@ -10,10 +10,11 @@ from importlib import import_module
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand
 
 import cbtqa
 from cbtqa.cli.console import say
+from cbtqa.cli.help import CommandGroup, HelpGroup
 from cbtqa.errors import CbtqaError
 
 EXIT_CODES = (
@@ -55,7 +56,7 @@ MODULES = {
 """Module in `cbtqa.cli` of the verbs that share one; the others have a module of their own name."""
 
 
-class _LazyGroup(TyperGroup):
+class _LazyGroup(HelpGroup):
     """Imports a verb's module when the verb is used: `cbtqa --help` imports none."""
 
     _is_listing = False
@@ -75,7 +76,7 @@ class _LazyGroup(TyperGroup):
             # not get_command: it would add the completion flags to every group
             command = typer.main.get_group(module.app)
         else:
-            single = typer.Typer(add_completion=False, rich_markup_mode="rich")
+            single = CommandGroup(add_completion=False)
             single.command()(getattr(module, name))
             command = typer.main.get_command(single)
         command.name = cmd_name
@@ -89,12 +90,10 @@ class _LazyGroup(TyperGroup):
             self._is_listing = False
 
 
-app = typer.Typer(
+app = CommandGroup(
     name="cbtqa",
     cls=_LazyGroup,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
     epilog=EXIT_CODES,
     help="Chinese mental-health question answering in the structure of cognitive behavioural "
     "therapy. Research software, never a therapist. Start with: [bold]cbtqa build-dataset[/bold]",
