@@ -279,7 +279,7 @@ def _print_block(table: list[list[str]], width: int) -> None:
             Text("\n".join(wrap(column[0], given))),
             width=given,
             no_wrap=True,
-            justify="right" if index and (is_figures or given == natural[index]) else "left",
+            justify="right" if index and is_figures else "left",
         )
     for row in table[1:]:
         drawn.add_row(*(Text("\n".join(wrap(*pair))) for pair in zip(row, widths, strict=True)))

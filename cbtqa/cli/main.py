@@ -43,6 +43,7 @@ VERBS = {
     "publish": "Publish a dataset or model to the Hugging Face Hub: scanned, private, gated.",
     "join": "Put question text back into a text-free dataset, from your own file.",
     "hub-preview": "Show on a local page what publishing would put on the Hub.",
+    "env": "Say what an issue report needs: versions, cards, keys set or not, folders.",
 }
 """Verb to the line that `cbtqa --help` shows."""
 MODULES = {
@@ -126,7 +127,12 @@ def main(arguments: list[str] | None = None) -> None:
     is_debug = "--debug" in words or os.environ.get("CBTQA_DEBUG") == "1"
     if not is_debug:
         sys.excepthook = _report_bug
-    sys.exit(_run([word for word in words if word != "--debug"], is_debug))
+    code = _run([word for word in words if word != "--debug"], is_debug)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = _leave_pipe()
+    sys.exit(code)
 
 
 def _run(words: list[str], is_debug: bool) -> int:
@@ -145,10 +151,22 @@ def _run(words: list[str], is_debug: bool) -> int:
         say("interrupted")
         return 130
     except BrokenPipeError:
-        # the reader of our stdout left (`| head`): nothing to say, and nothing to flush
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return _leave_pipe()
+    except SystemExit as leaving:
+        # typer ends the program itself, with 1, when a pipe breaks
+        if isinstance(leaving.__context__, BrokenPipeError):
+            return _leave_pipe()
+        raise
     return int(code or 0)
+
+
+def _leave_pipe() -> int:
+    """What reads our output left (`| head`), which is no error: nothing to say or to flush."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.__stdout__, sys.__stderr__):
+        if stream is not None:
+            os.dup2(null, stream.fileno())
+    return 0
 
 
 def _report_bug(kind: type[BaseException], error: BaseException, trace: Any) -> None:
