@@ -85,7 +85,8 @@ def _print_report(report: DataReport) -> None:
     ):
         if counts:
             shares = "  ".join(f"{name} {n:,}" for name, n in counts.items())
-            show(f"\n{title}\n  {shares}")
+            show(f"\n{title}")
+            show(shares, indent=2)
     for reason, fault in report.rejected.items():
         _print_fault(f"Rejected rows: {reason}", fault)
     if report.rejected_answers:

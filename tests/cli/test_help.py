@@ -78,12 +78,29 @@ def test_a_bare_group_prints_its_help_and_is_no_error(
 
 @pytest.mark.parametrize(
     "words",
-    (
-        "convert; generate; score; compare; judge; join; hub-preview; stats; merge; "
-        "publish dataset; publish model; publish release; rate new; rate serve; "
-        "distortions label; distortions train; distortions annotate; distortions evaluate; "
-        "distortions agree; safety screen; safety evaluate"
-    ).split("; "),
+    [
+        "convert",
+        "generate",
+        "score",
+        "compare",
+        "judge",
+        "join",
+        "hub-preview",
+        "stats",
+        "merge",
+        "publish dataset",
+        "publish model",
+        "publish release",
+        "rate new",
+        "rate serve",
+        "distortions label",
+        "distortions train",
+        "distortions annotate",
+        "distortions evaluate",
+        "distortions agree",
+        "safety screen",
+        "safety evaluate",
+    ],
 )
 def test_a_missing_argument_is_a_usage_error(
     words: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
