@@ -70,7 +70,7 @@ def wrap(text: str, width: int, *, fold: bool = True) -> list[str]:
 
 def _lines(text: str, width: int, fold: bool) -> Iterator[tuple[int, int]]:
     """Start and end of every line in the cleaned text."""
-    at = 0
+    at, width = 0, max(1, width)
     for line in text.split("\n"):
         start, used = at, 0
         for unit_start, unit_end in _units(line):
@@ -254,7 +254,7 @@ def _frame(n_columns: int) -> int:
 def _least(column: Sequence[str], prose: int) -> int:
     """Columns in which nothing of it is broken inside a word or figure."""
     header, *body = column
-    need = max((cells(header[start:end].rstrip()) for start, end in _units(header)), default=0)
+    need = max((cells(header[start:end].rstrip()) for start, end in _units(header)), default=1)
     for cell in body:
         for line in cell.split("\n"):
             whole = cells(line)

@@ -67,7 +67,7 @@ def describe_environment(environ: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _packages() -> list[dict[str, Any]]:
-    """Every dependency and every extra's, with the extras that want it; none where not installed."""
+    """Every dependency and those of the extras; none where cbtqa itself is not installed."""
     wanted: dict[str, dict[str, Any]] = {}
     try:
         lines = requires("cbtqa") or []

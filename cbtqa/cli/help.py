@@ -9,8 +9,8 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -19,6 +19,7 @@ from cbtqa.cli.console import cells, terminal_width, wrap
 
 MAX_WIDTH = 100
 """Longer lines are hard to read, however wide the terminal is."""
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 _BOLD, _PLAIN = "\033[1m", "\033[0m"
 
 
@@ -48,7 +49,7 @@ class CommandGroup(typer.Typer):
     def __init__(self, *, cls: type[HelpGroup] = HelpGroup, **settings: Any) -> None:
         super().__init__(cls=cls, no_args_is_help=True, pretty_exceptions_enable=False, **settings)
 
-    def command(self, *words: Any, **settings: Any) -> Any:
+    def command(self, *words: Any, **settings: Any) -> Callable[[_Function], _Function]:
         """As `typer.Typer.command`."""
         return super().command(*words, cls=HelpCommand, **settings)
 
