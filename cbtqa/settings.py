@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cbtqa.errors import ConfigError
+from cbtqa.errors import ConfigError, UsageError
 from cbtqa.files import open_text, parse_yaml
 
 
@@ -62,10 +62,12 @@ def resolve(
 
     Raises:
         ConfigError: lists every unknown key and every bad value, each with its origin.
+        UsageError: nothing is wrong but that required settings are not given.
     """
     values: dict[str, Any] = {}
     origins = dict.fromkeys(model.model_fields, "default")
     problems: list[str] = []
+    missing: list[str] = []
     if file is not None:
         for key, (value, line) in _read_yaml(file).items():
             origin = f"{file}:{line}"
@@ -86,10 +88,18 @@ def resolve(
     except ValidationError as error:
         for item in error.errors(include_url=False):
             field = str(item["loc"][0]) if item["loc"] else ""
+            if item["type"] == "missing" and item["loc"] == (field,):
+                missing.append(field)
+                continue
             place = f"{origins.get(field, 'settings')}: {field}: " if field else ""
             problems.append(f"{place}{item['msg']}" + (f", got {item['input']!r}" if field else ""))
+    lines = [f"missing: {field.replace('_', '-')}" for field in missing]
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError("\n".join(problems + lines))
+    if missing:
+        names = ", ".join(ENVIRONMENT_PREFIX + field.upper() for field in missing)
+        hint = f"give it on the command line, in --config FILE or in the environment ({names})"
+        raise UsageError("\n".join(lines), hint=hint)
     return Resolved(settings, origins)
 
 

@@ -8,10 +8,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.padding import Padding
-from rich.text import Text
 
-from cbtqa.cli.console import out, print_json, say, talk
+from cbtqa.cli.console import print_json, say, show, waiting
 from cbtqa.cli.options import AsJson, settings_flags
 from cbtqa.errors import EndpointError, UsageError
 from cbtqa.safety.notices import help_text, not_a_therapist, required_notices, stale_warning
@@ -59,7 +57,7 @@ def chat(resolved: Resolved[ChatSettings], ask: Ask = None, as_json: AsJson = Fa
 def _converse(speaker: Speaker) -> None:
     for question in _questions():
         try:
-            with talk.status("answering"):
+            with waiting("answering"):
                 turn = answer_safely(speaker, question)
         except EndpointError as error:  # the next question may fare better
             say(f"error: {error}")
@@ -69,7 +67,7 @@ def _converse(speaker: Speaker) -> None:
 
 def _introduce(speaker: Speaker) -> None:
     notices = [not_a_therapist(), *required_notices(), help_text("zh", "page")]
-    talk.print(Padding("\n".join(notices), (0, 2)), markup=False, style="dim")
+    say("\n".join(notices), style="dim", indent=2)
     if warning := stale_warning():
         say(f"warning: {warning}")
     say(f"{speaker.name} answers; every question stands alone; an empty line or Ctrl-D ends\n")
@@ -79,9 +77,10 @@ def _questions() -> Iterator[str]:
     """Lines typed or piped in, up to an empty one."""
     with suppress(ImportError):
         import readline  # noqa: F401 - makes `input` edit wide characters properly
+    prompt = "> " if sys.stdin.isatty() and sys.stdout.isatty() else ""
     while True:
         try:
-            line = talk.input("[bold]> [/bold]" if sys.stdin.isatty() else "").strip()
+            line = input(prompt).strip()
         except EOFError:
             return
         if not line:
@@ -91,9 +90,9 @@ def _questions() -> Iterator[str]:
 
 def _show(turn: Turn) -> None:
     if turn.help is not None:
-        out.print(Padding(Text(turn.help, style="bold yellow"), (1, 2)))
+        show(f"\n{turn.help}\n", style="bold yellow", indent=2)
     if turn.text is not None:
-        out.print(Padding(Text(turn.text), (1, 2)))
+        show(f"\n{turn.text}\n", indent=2)
     elif turn.problems:
         say("the answer is withheld: " + "; ".join(f"{p.rule}, {p.detail}" for p in turn.problems))
     elif turn.fault is not None:

@@ -1,78 +1,202 @@
 """How commands talk: results to stdout, talk and progress to stderr, one object with `--json`.
 
-Nothing printed holds the key of an endpoint: `masked_streams` is the last door (see `secrets`).
+All text passes through `wrap` here: it is never markup, control characters do not reach the
+terminal, the keys of endpoints are masked, and lines break by Chinese rules. rich draws tables and
+live lines, and is imported only when one is drawn: `cbtqa --help` and errors do without.
 """
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 import time
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, TextIO
 
-from rich.cells import cell_len
-from rich.console import Console, JustifyMethod
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
-
-from cbtqa.files import json_text
 from cbtqa.secrets import masked
 
 if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.live import Live
+    from rich.text import Text
+
     from cbtqa.llm.progress import Progress
 
 
-talk = Console(stderr=True, highlight=False)
-"""For people: what is happening. Never results."""
-out = Console(highlight=False)
-"""Results for people. A command with `--json` prints `print_json` instead."""
+# --- lines ---------------------------------------------------------------------------------------
+
+_NEVER_FIRST = frozenset("，。、；：？！…‥～·・）」』】》〉〕］｝〗〙”’％‰℃々ー")
+"""Chinese line-breaking rules (GB/T 15834-2011, 5.1): these never begin a line, and ..."""
+_NEVER_LAST = frozenset("（「『【《〈〔［｛〖〘“‘￥＄")
+"""... these never end one."""
+_NOT_AFTER_WIDE = frozenset(",.!?:;)]}%/\"'")
+_NOT_BEFORE_WIDE = frozenset("([{/$#\"'")
+"""Their half-width likes stay beside a Chinese neighbour; between words only spaces break lines."""
+_SPACES = " \u3000"
+_JOINERS = frozenset("\u200d\u2060\ufeff")
+_CONTROLS = dict.fromkeys((*range(32), *range(0x7F, 0xA0)), "\ufffd")
+_CONTROLS |= {ord("\n"): "\n", ord("\t"): " ", ord("\r"): " "}
 
 
-def say(message: str) -> None:
-    """One line of talk on stderr; text from data is never read as markup."""
-    talk.print(masked(message), markup=False, soft_wrap=True)
+def clean(text: str) -> str:
+    """The text with control characters made visible, each as one character: positions hold."""
+    return text.translate(_CONTROLS)
+
+
+def cells(text: str) -> int:
+    """Columns that the text takes in a terminal, by East Asian width."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)
+
+
+def wrap(text: str, width: int, *, fold: bool = True) -> list[str]:
+    """The text as lines of at most `width` columns, broken by Chinese and English rules.
+
+    A line breaks at spaces and beside wide characters, but no line begins with closing or ends
+    with opening punctuation, and no number or Latin word is broken. Line breaks in the text hold.
+
+    Args:
+        fold: break what is wider than a line anywhere; otherwise it stays whole and sticks out,
+            so that a path or link can still be copied from the terminal.
+    """
+    text = clean(text)
+    return [text[start:end] for start, end in _lines(text, width, fold)]
+
+
+def _lines(text: str, width: int, fold: bool) -> Iterator[tuple[int, int]]:
+    """Start and end of every line in the cleaned text."""
+    at, width = 0, max(1, width)
+    for line in text.split("\n"):
+        start, used = at, 0
+        for unit_start, unit_end in _units(line):
+            begin, end = at + unit_start, at + unit_end
+            bare = cells(text[begin:end].rstrip(_SPACES))
+            if used and used + bare > width:
+                yield start, start + len(text[start:begin].rstrip(_SPACES))
+                start, used = begin, 0
+            while fold and used + bare > width:
+                cut = _first_columns(text, start, end, width)
+                yield start, cut
+                start, used, bare = cut, 0, cells(text[cut:end].rstrip(_SPACES))
+            used += cells(text[max(start, begin) : end])
+        yield start, start + len(text[start : at + len(line)].rstrip(_SPACES))
+        at += len(line) + 1
+
+
+def _units(line: str) -> Iterator[tuple[int, int]]:
+    """Stretches that no line break may divide, each with the spaces behind it."""
+    start = 0
+    for index in range(1, len(line)):
+        if _may_break(line, index):
+            yield start, index
+            start = index
+    if line:
+        yield start, len(line)
+
+
+def _may_break(line: str, index: int) -> bool:
+    after, before = line[index], line[index - 1]
+    if after in _SPACES or after in _NEVER_FIRST:
+        return False
+    if before in _SPACES:
+        while index and line[index - 1] in _SPACES:
+            index -= 1
+        return index > 0 and line[index - 1] not in _NEVER_LAST  # indentation stays with its word
+    if before in _NEVER_LAST or before in _NOT_BEFORE_WIDE or after in _NOT_AFTER_WIDE:
+        return False
+    if not (_is_wide(before) or _is_wide(after)) or before in _JOINERS:
+        return False
+    return cells(after) > 0 and not "\U0001f3fb" <= after <= "\U0001f3ff"
+
+
+def _is_wide(character: str) -> bool:
+    """Whether lines may break beside it: full-width digits and letters count as Latin words."""
+    if character < "\u1100":
+        return False
+    kind = unicodedata.east_asian_width(character)
+    return kind == "W" or (kind == "F" and not character.isalnum())
+
+
+def _first_columns(text: str, start: int, end: int, width: int) -> int:
+    """Where the first `width` columns of `text[start:end]` end: one character at least."""
+    cut = start + 1
+    while cut < end and cells(text[start : cut + 1]) <= width:
+        cut += 1
+    return cut
+
+
+def terminal_width(stream: TextIO) -> int:
+    """Columns of the terminal behind a stream; COLUMNS wins, 80 where there is none."""
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdigit() and int(columns):
+        return int(columns)
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    except (OSError, ValueError, AttributeError):  # a pipe, or no file at all
+        return 80
+
+
+# --- printing ------------------------------------------------------------------------------------
+
+
+def say(message: str, *, style: str = "", indent: int = 0) -> None:
+    """Talk on stderr, wrapped as `show` does."""
+    _write(sys.stderr, message, style, indent)
+
+
+def show(text: str | Text, *, style: str = "", indent: int = 0) -> None:
+    """A result on stdout; a terminal gets it wrapped, a pipe line by line as it is."""
+    _write(sys.stdout, text, style, indent)
+
+
+def _write(stream: TextIO, text: str | Text, style: str, indent: int) -> None:
+    # masked before a text is broken into lines: a piece of a key would not be found
+    text = masked(text) if isinstance(text, str) else text
+    plain = text if isinstance(text, str) else text.plain
+    width = terminal_width(stream) - indent if stream.isatty() else sys.maxsize
+    places = list(_lines(clean(plain), width, False))
+    pad = " " * indent
+    if isinstance(text, str) and not style:
+        lines = clean(text)
+        stream.write("".join(pad + lines[start:end] + "\n" for start, end in places))
+        return
+    from rich.text import Text
+
+    # the styled text keeps its spans: only its plain text is cleaned, character for character
+    styled = Text(plain, style) if isinstance(text, str) else text.copy()
+    styled.plain = clean(plain)
+    for start, end in places:
+        draw(Text(pad) + styled[start:end] if end > start else Text(), stream)
+
+
+def draw(what: RenderableType, stream: TextIO | None = None) -> None:
+    """Writes something of rich as it is, on stdout unless told otherwise."""
+    stream = stream or sys.stdout
+    console = _console(stream)
+    with console.capture() as drawn:
+        console.print(what, soft_wrap=True)
+    # not by rich: it ends the program itself when the reader of a pipe has left
+    stream.write(drawn.get())
+
+
+def _console(stream: TextIO) -> Console:
+    from rich.console import Console
+
+    width = terminal_width(stream)
+    return Console(file=stream, width=width, markup=False, emoji=False, highlight=False)
 
 
 def print_json(value: dict[str, Any]) -> None:
     """The one JSON object of a `--json` run, on stdout."""
+    from cbtqa.files import json_text
+
     sys.stdout.write(json_text(value, indent=2) + "\n")
-
-
-def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """A table on stdout; every column but the first is right-aligned. Cells are never markup."""
-    has_header = any(columns)
-    table = Table(title=title, title_justify="left", title_style="bold", show_header=has_header)
-    widths = _widths([columns, *rows], out.width - 3 * len(columns) - 1)
-    for index, (column, width) in enumerate(zip(columns, widths, strict=True)):
-        justify: JustifyMethod = "left" if index == 0 else "right"
-        table.add_column(column, justify=justify, overflow="fold", width=width)
-    for row in rows:
-        # masked before a cell is broken into lines: a piece of a key would not be found
-        table.add_row(*(Text(masked(cell)) for cell in row))
-    out.print(table)
-
-
-def _widths(rows: list[list[str]], room: int) -> list[int | None]:
-    """Widths at which no word is broken; None each where rich may decide.
-
-    Rich shrinks columns by their share of the width, and so breaks words in narrow columns while
-    wide ones have room left.
-    """
-    cells = list(zip_longest(*rows, fillvalue=""))
-    natural = [max(map(cell_len, column)) for column in cells]
-    widths = [
-        max((cell_len(word) for cell in column for word in cell.split()), default=0)
-        for column in cells
-    ]
-    if sum(natural) <= room or sum(widths) > room:
-        return [None] * len(cells)
-    for _ in range(room - sum(widths)):
-        neediest = max(range(len(cells)), key=lambda index: natural[index] - widths[index])
-        widths[neediest] += 1
-    return list(widths)
 
 
 class _MaskedStream:
@@ -104,24 +228,142 @@ def masked_streams() -> Iterator[None]:
         sys.stdout, sys.stderr = before
 
 
-# --- facts ---------------------------------------------------------------------------------------
-# Facts about one thing as lines of name and value: for values too long for a table's cell.
+# --- tables --------------------------------------------------------------------------------------
+
+_FIGURES = re.compile(r"[-+\d.,:%/()\[\]~<>=±×–−* ]*")
+"""A cell of figures, an interval included: never broken."""
+_PROSE_COLUMNS = (24, 16, 10)
+"""Columns that wrapped text is given at least, tried in turn."""
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on stdout, no wider than the terminal, with nothing cut.
+
+    Text wraps, figures do not. What is too wide as a whole is printed as several tables with the
+    first column repeated; where not even two columns fit, each row as a list of its cells.
+    """
+    width = terminal_width(sys.stdout)
+    table = [[clean(masked(cell)) for cell in row] for row in (columns, *rows)]
+    _print_title(title, width)
+    blocks = _blocks(table, width)
+    if not blocks:
+        for first, *others in table[1:]:
+            show("\n".join(wrap(first, width)), style="bold")
+            _print_facts(list(zip(table[0][1:], others, strict=True)), width, indent=2)
+        return
+    for indices in blocks:
+        _print_block([[row[index] for index in indices] for row in table], width)
+
+
+def _print_title(title: str, width: int) -> None:
+    if title:
+        show("\n".join(wrap(title, width)), style="bold")
+
+
+def _blocks(table: list[list[str]], width: int) -> list[list[int]]:
+    """The columns of each table to print; none where a pair of columns does not fit."""
+    n_columns = len(table[0])
+    for prose in _PROSE_COLUMNS:
+        least = [_least([row[index] for row in table], prose) for index in range(n_columns)]
+        if sum(least) + _frame(n_columns) <= width or n_columns == 1:
+            return [list(range(n_columns))]
+    least = [_least([row[index] for row in table], _PROSE_COLUMNS[1]) for index in range(n_columns)]
+    blocks: list[list[int]] = []
+    for index in range(1, n_columns):
+        if least[0] + least[index] + _frame(2) > width:
+            return []
+        fits = (
+            blocks
+            and sum(least[i] for i in [*blocks[-1], index]) + _frame(len(blocks[-1]) + 1) <= width
+        )
+        blocks[-1].append(index) if fits else blocks.append([0, index])
+    return blocks
+
+
+def _frame(n_columns: int) -> int:
+    return 3 * n_columns + 1
+
+
+def _least(column: Sequence[str], prose: int) -> int:
+    """Columns in which nothing of it is broken inside a word or figure."""
+    header, *body = column
+    need = max((cells(header[start:end].rstrip()) for start, end in _units(header)), default=1)
+    for cell in body:
+        for line in cell.split("\n"):
+            whole = cells(line)
+            if not _FIGURES.fullmatch(line):
+                units = (cells(line[start:end].rstrip()) for start, end in _units(line))
+                whole = max(min(whole, prose), *units, 0)
+            need = max(need, whole)
+    return need
+
+
+def _print_block(table: list[list[str]], width: int) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    columns = list(zip(*table, strict=True))
+    natural = [max(cells(line) for cell in one for line in cell.split("\n")) for one in columns]
+    widths = _shared(columns, natural, width - _frame(len(columns)))
+    drawn = Table(show_header=any(table[0]))
+    for index, (column, given) in enumerate(zip(columns, widths, strict=True)):
+        is_figures = any(cell and _FIGURES.fullmatch(cell) for cell in column[1:])
+        drawn.add_column(
+            Text("\n".join(wrap(column[0], given))),
+            width=given,
+            no_wrap=True,
+            justify="right" if index and is_figures else "left",
+        )
+    for row in table[1:]:
+        drawn.add_row(*(Text("\n".join(wrap(*pair))) for pair in zip(row, widths, strict=True)))
+    draw(drawn)
+
+
+def _shared(columns: Sequence[Sequence[str]], natural: list[int], width: int) -> list[int]:
+    """Widths of the columns: their least, and what is left over in equal parts to the others."""
+    for prose in _PROSE_COLUMNS:
+        widths = [_least(column, prose) for column in columns]
+        if sum(widths) <= width:
+            break
+    if len(widths) == 1:
+        return [max(1, min(natural[0], width))]
+    while short := [index for index, full in enumerate(natural) if widths[index] < full]:
+        left = width - sum(widths)
+        if left <= 0:
+            break
+        for index in short:
+            given = min(natural[index] - widths[index], max(1, left // len(short)), left)
+            widths[index] += given
+            left -= given
+    return widths
 
 
 def print_facts(title: str, rows: Sequence[tuple[str, str]]) -> None:
-    """Prints a title and its facts; facts without a value are left out, text is never markup."""
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(no_wrap=True)
-    grid.add_column(overflow="fold")
-    for name, value in rows:
-        if value:
-            grid.add_row(Text(name), Text(value))
-    out.print(Text(title, style="bold"))
-    out.print(grid)
+    """Prints a title and facts about one thing, those without a value left out."""
+    width = terminal_width(sys.stdout)
+    _print_title(title, width)
+    _print_facts(rows, width, indent=0)
+
+
+def _print_facts(rows: Sequence[tuple[str, str]], width: int, indent: int) -> None:
+    """Name and value side by side; a value with a word too long for that goes below its name."""
+    shown = [(clean(name), clean(masked(value))) for name, value in rows if value]
+    column = max((cells(name) for name, _ in shown), default=0) + 2
+    for name, value in shown:
+        beside = width - indent - column
+        if _least(["", value], beside) <= beside:
+            lines = wrap(value, beside)
+            lines = [name + " " * (column - cells(name)) + lines[0]] + [
+                " " * column + line for line in lines[1:]
+            ]
+        else:
+            lines = [*wrap(name, width - indent)]
+            lines += ["  " + line for line in wrap(value, width - indent - 2)]
+        sys.stdout.write("".join(f"{' ' * indent}{line}\n" for line in lines))
 
 
 # --- progress ------------------------------------------------------------------------------------
-# Progress of long work on stderr: one live line on a terminal, a line now and then elsewhere.
+# one live line on a terminal, a line now and then elsewhere
 
 PLAIN_EVERY_S = 10.0
 
@@ -137,49 +379,81 @@ class LiveProgress:
         if self._live is None:
             say(f"{words} ...")
         else:
-            self._live.update(Text(f"{words} ..."))
+            self._show([f"{words} ..."])
 
     def update(self, progress: Progress) -> None:
         """The engine's counters moved."""
         if self._live is not None:
-            self._live.update(Text(describe_progress(progress)))
+            self._show(progress_parts(progress))
         elif time.monotonic() >= self._next_plain:
             self._next_plain = time.monotonic() + PLAIN_EVERY_S
-            say(describe_progress(progress))
+            say(" | ".join(progress_parts(progress)))
+
+    def _show(self, parts: Sequence[str]) -> None:
+        from rich.text import Text
+
+        assert self._live is not None
+        # one column is left free: some terminals move to the next line after the last one
+        width = terminal_width(sys.stderr) - 1
+        self._live.update(Text(fit_parts(parts, width), no_wrap=True))
 
 
 @contextmanager
 def live_progress() -> Iterator[LiveProgress]:
     """Shows progress while the block runs."""
-    if not talk.is_terminal:
+    if not sys.stderr.isatty():
         yield LiveProgress(None)
         return
-    with Live(Text(""), console=talk, refresh_per_second=4, transient=True) as live:
+    from rich.live import Live
+
+    console = _console(sys.stderr)
+    with Live("", console=console, refresh_per_second=4, transient=True) as live:
         yield LiveProgress(live)
 
 
-def describe_progress(progress: Progress) -> str:
-    """One line: done, rate, time left, tokens, cost, retries, rejects."""
+def progress_parts(progress: Progress) -> list[str]:
+    """What the counters say, the most important first."""
     total = f" of {progress.n_total:,}" if progress.n_total is not None else ""
     parts = [f"{progress.n_done:,}{total} done", f"{progress.rate_per_s:,.1f}/s"]
     if progress.eta_s is not None:
         parts.append(f"{describe_seconds(progress.eta_s)} left")
-    if progress.in_flight:
-        parts.append(f"{progress.in_flight} of {progress.limit} in flight")
+    if progress.n_rejected:
+        parts.append(f"{progress.n_rejected:,} rejected")
+    if progress.cost is not None:
+        parts.append(f"{progress.cost:.2f} {progress.currency or ''}".strip())
     n_tokens = progress.usage.prompt_tokens + progress.usage.completion_tokens
     if n_tokens:
         parts.append(f"{n_tokens:,} tokens")
-    if progress.cost is not None:
-        parts.append(f"{progress.cost:.2f} {progress.currency or ''}".strip())
-    if progress.n_repeats:
-        parts.append(f"{progress.n_repeats:,} sent again")
-    if progress.n_rejected:
-        reasons = sorted(progress.rejected.items(), key=lambda pair: -pair[1])[:3]
-        shown = ", ".join(f"{reason.value} {n}" for reason, n in reasons)
-        parts.append(f"{progress.n_rejected:,} rejected ({shown})")
     if progress.oldest_s > 30:
         parts.append(f"oldest request {progress.oldest_s:.0f} s")
-    return " | ".join(parts)
+    if progress.in_flight:
+        parts.append(f"{progress.in_flight} of {progress.limit} in flight")
+    if progress.n_repeats:
+        parts.append(f"{progress.n_repeats:,} sent again")
+    reasons = sorted(progress.rejected.items(), key=lambda pair: -pair[1])[:3]
+    if reasons:
+        parts.append("rejected for " + ", ".join(f"{reason.value} {n}" for reason, n in reasons))
+    return parts
+
+
+def fit_parts(parts: Sequence[str], width: int) -> str:
+    """The parts that fit on one line, from the first on; none is cut."""
+    line = ""
+    for part in parts:
+        longer = f"{line} | {part}" if line else part
+        if cells(longer) <= width:
+            line = longer
+    return line
+
+
+@contextmanager
+def waiting(words: str) -> Iterator[None]:
+    """Shows on a terminal that the block is at work."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    with _console(sys.stderr).status(words):
+        yield
 
 
 def describe_seconds(seconds: float) -> str:

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from cbtqa.cli.console import out, print_json, print_table
+from cbtqa.cli.console import print_json, print_table, show
+from cbtqa.cli.help import CommandGroup
 from cbtqa.cli.options import AsJson
 from cbtqa.errors import DataError
 from cbtqa.psyqa import MAX_CHARS, DataReport, bundled_sample_path, check_file, parse_columns
@@ -15,7 +16,7 @@ from cbtqa.psyqa.report import Fault, Spread
 from cbtqa.records import Question, Risk
 from cbtqa.safety.screen import screen
 
-app = typer.Typer(no_args_is_help=True, help="Look at question files before building from them.")
+app = CommandGroup(help="Look at question files before building from them.")
 
 
 @app.callback()
@@ -66,7 +67,7 @@ def _grade(question: Question) -> Risk:
 
 def _print_report(report: DataReport) -> None:
     for line in _headline(report):
-        out.print(line, markup=False, soft_wrap=True)
+        show(line)
     if report.n_usable:
         rows = [
             _spread_row(name, spread)
@@ -84,7 +85,8 @@ def _print_report(report: DataReport) -> None:
     ):
         if counts:
             shares = "  ".join(f"{name} {n:,}" for name, n in counts.items())
-            out.print(f"\n{title}\n  {shares}", markup=False, soft_wrap=True)
+            show(f"\n{title}")
+            show(shares, indent=2)
     for reason, fault in report.rejected.items():
         _print_fault(f"Rejected rows: {reason}", fault)
     if report.rejected_answers:
@@ -119,8 +121,8 @@ def _spread_row(name: str, spread: Spread) -> list[str]:
 
 
 def _print_fault(title: str, fault: Fault) -> None:
-    out.print(f"\n{title}: {fault.n:,}", markup=False, soft_wrap=True)
+    show(f"\n{title}: {fault.n:,}")
     for example in fault.examples:
-        out.print(f"  {example}", markup=False, soft_wrap=True)
+        show(example, indent=2)
     if fault.n > len(fault.examples):
-        out.print(f"  ... and {fault.n - len(fault.examples):,} more", markup=False)
+        show(f"... and {fault.n - len(fault.examples):,} more", indent=2)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cbtqa.cli.console import live_progress, print_json, print_table, say
+from cbtqa.cli.help import CommandGroup
 from cbtqa.cli.options import AsJson, settings_flags
 from cbtqa.distortions.annotators import AnnotateSettings, draw_for_annotation
 from cbtqa.distortions.labelling import LabelSettings, label_file
@@ -29,9 +30,8 @@ from cbtqa.distortions.tables import (
 from cbtqa.distortions.taxonomy import load_taxonomy
 from cbtqa.settings import Resolved
 
-app = typer.Typer(
+app = CommandGroup(
     name="distortions",
-    no_args_is_help=True,
     help="Labels of cognitive distortions: give them, learn them, measure them.",
 )
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.text import Text
 
-from cbtqa.cli.console import describe_seconds, out, print_json, print_table, say
+from cbtqa.cli.console import describe_seconds, print_json, print_table, say, show
 from cbtqa.cli.options import AsJson, settings_flags
 from cbtqa.errors import UsageError
 from cbtqa.settings import Resolved
@@ -241,11 +240,13 @@ def _card(found: DryRun, one: CardEstimate) -> list[str]:
 
 
 def _show_example(found: DryRun) -> None:
+    from rich.text import Text
+
     text = Text("\nThe first example; ", style="bold")
     text.append("green is learnt", style=LEARNT).append(", the rest is only read\n")
     for piece in found.example:
         text.append(_shortened(piece.text), style=LEARNT if piece.is_learnt else PROMPT)
-    out.print(text)
+    show(text)
 
 
 def _shortened(text: str) -> str:

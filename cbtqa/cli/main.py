@@ -10,10 +10,11 @@ from importlib import import_module
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand
 
 import cbtqa
 from cbtqa.cli.console import masked_streams, say
+from cbtqa.cli.help import CommandGroup, HelpGroup
 from cbtqa.errors import CbtqaError
 
 EXIT_CODES = (
@@ -42,6 +43,7 @@ VERBS = {
     "publish": "Publish a dataset or model to the Hugging Face Hub: scanned, private, gated.",
     "join": "Put question text back into a text-free dataset, from your own file.",
     "hub-preview": "Show on a local page what publishing would put on the Hub.",
+    "env": "Say what an issue report needs: versions, cards, keys set or not, folders.",
 }
 """Verb to the line that `cbtqa --help` shows."""
 MODULES = {
@@ -55,7 +57,7 @@ MODULES = {
 """Module in `cbtqa.cli` of the verbs that share one; the others have a module of their own name."""
 
 
-class _LazyGroup(TyperGroup):
+class _LazyGroup(HelpGroup):
     """Imports a verb's module when the verb is used: `cbtqa --help` imports none."""
 
     _is_listing = False
@@ -75,7 +77,7 @@ class _LazyGroup(TyperGroup):
             # not get_command: it would add the completion flags to every group
             command = typer.main.get_group(module.app)
         else:
-            single = typer.Typer(add_completion=False, rich_markup_mode="rich")
+            single = CommandGroup(add_completion=False)
             single.command()(getattr(module, name))
             command = typer.main.get_command(single)
         command.name = cmd_name
@@ -89,12 +91,10 @@ class _LazyGroup(TyperGroup):
             self._is_listing = False
 
 
-app = typer.Typer(
+app = CommandGroup(
     name="cbtqa",
     cls=_LazyGroup,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
     epilog=EXIT_CODES,
     help="Chinese mental-health question answering in the structure of cognitive behavioural "
     "therapy. Research software, never a therapist. Start with: [bold]cbtqa build-dataset[/bold]",
@@ -128,6 +128,10 @@ def main(arguments: list[str] | None = None) -> None:
     sys.excepthook = _show_trace if is_debug else _report_bug
     with masked_streams():
         code = _run([word for word in words if word != "--debug"], is_debug)
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            code = _leave_pipe()
     sys.exit(code)
 
 
@@ -147,10 +151,22 @@ def _run(words: list[str], is_debug: bool) -> int:
         say("interrupted")
         return 130
     except BrokenPipeError:
-        # the reader of our stdout left (`| head`): nothing to say, and nothing to flush
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return _leave_pipe()
+    except SystemExit as leaving:
+        # typer ends the program itself, with 1, when a pipe breaks
+        if isinstance(leaving.__context__, BrokenPipeError):
+            return _leave_pipe()
+        raise
     return int(code or 0)
+
+
+def _leave_pipe() -> int:
+    """What reads our output left (`| head`), which is no error: nothing to say or to flush."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.__stdout__, sys.__stderr__):
+        if stream is not None:
+            os.dup2(null, stream.fileno())
+    return 0
 
 
 def _report_bug(kind: type[BaseException], error: BaseException, trace: Any) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from cbtqa.cli.console import print_json, print_table, say
+from cbtqa.cli.help import CommandGroup
 from cbtqa.cli.options import AsJson, settings_flags
 from cbtqa.hub.join import Joined, JoinSettings
 from cbtqa.hub.join import join as join_dataset
@@ -20,9 +21,8 @@ if TYPE_CHECKING:
     from cbtqa.hub.release import Checked
 
 
-app = typer.Typer(
+app = CommandGroup(
     name="publish",
-    no_args_is_help=True,
     help="Publish to the Hugging Face Hub: scanned, private, gated; public only when you say so.",
 )
 DryRun = Annotated[

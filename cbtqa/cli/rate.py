@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from cbtqa.cli.console import print_json, print_table, say
+from cbtqa.cli.help import CommandGroup
 from cbtqa.cli.options import AsJson, settings_flags
 from cbtqa.ratings.design import NewStudySettings, create_study
 from cbtqa.ratings.sheets import write_sheets
@@ -18,9 +19,8 @@ from cbtqa.settings import Resolved
 if TYPE_CHECKING:
     from cbtqa.ratings.collect import Collected
 
-app = typer.Typer(
+app = CommandGroup(
     name="rate",
-    no_args_is_help=True,
     help="Blinded rating by people: sheets, a web form, agreement and tests.",
 )
 StudyPath = Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of the study.")]

@@ -6,17 +6,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.text import Text
 
-from cbtqa.cli.console import out as stdout
-from cbtqa.cli.console import print_json, print_table, say
+from cbtqa.cli.console import print_json, print_table, say, show
+from cbtqa.cli.help import CommandGroup
 from cbtqa.cli.options import AsJson
 from cbtqa.safety.evaluation import GradeScores, Share, evaluate_file, parse_labels
 from cbtqa.safety.notices import Locale, help_text, load_hotlines, stale_warning
 from cbtqa.safety.survey import ScreenedText, ScreenSurvey, screen_file, scrub_file
 
-app = typer.Typer(
-    no_args_is_help=True,
+app = CommandGroup(
     help="Grade crisis content, mask personal data, list the dated help lines.",
 )
 File = Annotated[
@@ -111,10 +109,9 @@ def evaluate(
         [[g, *(str(n) for n in found.values())] for g, found in report.confusion.items()],
     )
     for error in report.errors[:max_errors]:
-        stdout.print(
+        show(
             f"{error.where}  {error.gold} -> {error.found}  {error.text[:80]}  "
-            f"{', '.join(error.rules) or 'no rule'}",
-            markup=False,
+            f"{', '.join(error.rules) or 'no rule'}"
         )
     say(f"{len(report.errors)} errors; {report.signature}")
 
@@ -163,7 +160,7 @@ def hotlines(locale: Lang = "zh", as_json: AsJson = False) -> None:
             [[one.name, one.number, one.hours, one.coverage] for one in lines.lines]
             + [[one.name, one.number, "", ""] for one in lines.emergencies],
         )
-        stdout.print(help_text(locale, "page"), markup=False)
+        show(help_text(locale, "page"))
     if warning := stale_warning():
         say(f"warning: {warning}")
 
@@ -180,15 +177,15 @@ def _show_survey(survey: ScreenSurvey) -> None:
 
 
 def _show_item(item: ScreenedText) -> None:
-    text = Text(f"\n{item.where}  {item.risk}\n", style="bold")
+    from rich.text import Text
+
+    show(f"\n{item.where}  {item.risk}", style="bold")
     body = Text(item.text)
     for hit in item.hits:
         body.stylize(_COLOURS[hit.risk], hit.start, hit.end)
-    stdout.print(text + body)
+    show(body)
     for hit in item.hits:
-        stdout.print(
-            f"  {hit.risk:8} {hit.rule} ({hit.outcome}) {hit.start}-{hit.end}", markup=False
-        )
+        show(f"{hit.risk:8} {hit.rule} ({hit.outcome}) {hit.start}-{hit.end}", indent=2)
 
 
 def _scores(scores: GradeScores) -> list[str]:

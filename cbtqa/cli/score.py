@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Annotated
+
+import typer
 
 from cbtqa.cli.console import describe_seconds, print_json, print_table, say
 from cbtqa.cli.options import AsJson, settings_flags
@@ -12,12 +15,21 @@ from cbtqa.metrics.comparison import CompareSettings, Comparison
 from cbtqa.metrics.scoring import Scored, ScoreSettings
 from cbtqa.settings import Resolved
 
+Signatures = Annotated[
+    bool,
+    typer.Option(
+        "--signatures", help="Also print every setting able to change a score, metric by metric."
+    ),
+]
+
 
 @settings_flags(ScoreSettings, positional="predictions")
-def score(resolved: Resolved[ScoreSettings], as_json: AsJson = False) -> None:
+def score(
+    resolved: Resolved[ScoreSettings], signatures: Signatures = False, as_json: AsJson = False
+) -> None:
     """Score predictions against references with Chinese metrics, several systems side by side.
 
-    Every number comes with its unit, 95 % interval, counts and signature.
+    Every number comes with its unit, 95 % interval and counts; its signature is in scores.md.
 
     [bold]Examples[/bold]
 
@@ -35,7 +47,7 @@ def score(resolved: Resolved[ScoreSettings], as_json: AsJson = False) -> None:
     if out is not None:
         write_folder(out, scored, resolved, started)
         say(f"written to {out}")
-    print_json(scored.report.model_dump(mode="json")) if as_json else _show(scored)
+    print_json(scored.report.model_dump(mode="json")) if as_json else _show(scored, signatures)
 
 
 def say_blocks(every_s: float = 10.0) -> Callable[[int, int], None]:
@@ -54,7 +66,7 @@ def say_blocks(every_s: float = 10.0) -> Callable[[int, int], None]:
     return on_block
 
 
-def _show(scored: Scored) -> None:
+def _show(scored: Scored, with_signatures: bool) -> None:
     from cbtqa.metrics.score_folder import missing_scores, paper_grid, paper_table, score_grid
 
     report = scored.report
@@ -69,8 +81,9 @@ def _show(scored: Scored) -> None:
         if not one.is_anchor
     ]
     print_table("Counts", ["system", *(column[2:] for column in columns)], rows)
-    for signature in dict.fromkeys(score.signature for score in report.scores):
-        say(signature)
+    if with_signatures:
+        for signature in dict.fromkeys(score.signature for score in report.scores):
+            say(signature)
     for line in (*missing_scores(report.scores), *report.notes):
         say(line)
     for warning in report.warnings:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cbtqa.cli import simulate as simulate_study
-from cbtqa.cli.console import live_progress, out, print_json, print_table, say
+from cbtqa.cli.console import live_progress, print_json, print_table, say, show
+from cbtqa.cli.help import CommandGroup
 from cbtqa.cli.options import AsJson, settings_flags
 from cbtqa.settings import Resolved
 from cbtqa.simulation.analysis.settings import AnalysisSettings
@@ -247,9 +248,8 @@ def _described(one: Instrument) -> dict[str, Any]:
 
 
 # --- simulate ------------------------------------------------------------------------------------
-app = typer.Typer(
+app = CommandGroup(
     name="simulate",
-    no_args_is_help=True,
     help="Multi-turn English therapy sessions between models: simulated, for research only, never "
     "for treating anyone. Start with: [bold]cbtqa simulate run[/bold]",
 )
@@ -423,7 +423,7 @@ def _show_lint(report: LintReport) -> None:
     if report.factor:
         say(f"meant to differ: {', '.join(report.factor)}")
     for finding in report.findings:
-        out.print(f"{finding.severity}: {finding.message}", markup=False, soft_wrap=True)
+        show(f"{finding.severity}: {finding.message}")
     if report.is_clean:
         say(f"{report.kind}: nothing worse than a note")
 

@@ -30,7 +30,7 @@ from cbtqa.distortions.llm_labeller import LabellingTask, TextToLabel, read_outc
 from cbtqa.distortions.models import load_labeller
 from cbtqa.distortions.patterns import PatternLabeller
 from cbtqa.distortions.taxonomy import Taxonomy, load_taxonomy, map_labels
-from cbtqa.errors import ConfigError, DataError
+from cbtqa.errors import ConfigError, DataError, UsageError
 from cbtqa.files import ParquetRows, json_line, replacing, write_jsonl
 from cbtqa.llm.batch import run_batch
 from cbtqa.llm.endpoint import Endpoint, pass_disclosure_gate
@@ -376,7 +376,7 @@ def _ask_llm(
 ) -> PartLabeller:
     """Has every part answered into the journal; gives what reads the answers from it."""
     if not settings.endpoint or not settings.model:
-        raise ConfigError("--labeller llm needs --endpoint and --model")
+        raise UsageError("--labeller llm needs --endpoint and --model")
     endpoint = Endpoint.parse(settings.endpoint, settings.model)
     acknowledged = pass_disclosure_gate(
         endpoint, "the texts", is_acknowledged=settings.acknowledge_disclosure

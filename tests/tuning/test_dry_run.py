@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from cbtqa.cli import main as program
-from cbtqa.errors import CbtqaError, ConfigError, DataError, MissingExtraError
+from cbtqa.errors import CbtqaError, ConfigError, DataError, MissingExtraError, UsageError
 from cbtqa.files import read_rows
 from cbtqa.settings import resolve
 from cbtqa.tuning.budget.estimate import find_card
@@ -163,7 +163,7 @@ def test_rough_items_have_the_real_ones_ids_and_drop_what_is_too_long(bench: Pat
     [
         ({"backbone": None}, ConfigError, "no backbone named"),
         ({"backbone": "no-such"}, CbtqaError, "no backbone 'no-such'"),
-        ({"data": None}, ConfigError, "no data named"),
+        ({"data": None}, UsageError, "no data named"),
         ({"target_module": ("lm_head",)}, ConfigError, "stay frozen"),
         ({"preset": "nothing"}, ConfigError, "no preset"),
     ],

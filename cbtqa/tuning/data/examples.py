@@ -26,7 +26,7 @@ from typing import Any
 
 from cbtqa.dataset_folder import DatasetFolder, answer_of, question_of
 from cbtqa.distortions.taxonomy import shipped_concepts
-from cbtqa.errors import ConfigError, DataError
+from cbtqa.errors import ConfigError, DataError, UsageError
 from cbtqa.files import parse_yaml, read_rows
 from cbtqa.manifest import FileEntry, describe_file
 from cbtqa.records import STEP_NAMES, CbtAnswer, CbtSteps, Question
@@ -162,11 +162,12 @@ def read_training_examples(settings: FinetuneSettings) -> ExampleSet:
     """The examples to learn from.
 
     Raises:
-        ConfigError: no data named, or text of the template teacher without `allow_template`.
+        UsageError: no data named.
+        ConfigError: text of the template teacher without `allow_template`.
         DataError: columns that do not fit the objective, or damaged rows.
     """
     if settings.data is None:
-        raise ConfigError(
+        raise UsageError(
             "no data named", hint="cbtqa finetune cbtqa-dataset --backbone qwen2.5 --out runs/tuned"
         )
     return _read(settings, settings.data, "train")

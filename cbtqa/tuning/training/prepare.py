@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from cbtqa.errors import ConfigError
+from cbtqa.errors import ConfigError, UsageError
 from cbtqa.manifest import FileEntry
 from cbtqa.settings import Resolved
 from cbtqa.tuning.attention import documents_stay_apart, register_attention
@@ -200,13 +200,14 @@ def resolve_for_run(resolved: Resolved[FinetuneSettings]) -> Resolved[FinetuneSe
 
     Raises:
         ConfigError: see `presets` and `check`.
+        UsageError: no data named.
     """
     from cbtqa.tuning.settings import resolve_preset
 
     merged = resolve_preset(resolved)
     check_settings(merged, int(os.environ.get("WORLD_SIZE", "1")))
     if merged.values.data is None:
-        raise ConfigError(
+        raise UsageError(
             "no data named", hint="cbtqa finetune cbtqa-dataset --backbone qwen2.5 --out runs/tuned"
         )
     return merged
