@@ -8,7 +8,7 @@ import typer
 from rich.text import Text
 
 from cbtqa.cli.console import describe_seconds, out, print_json, print_table, say
-from cbtqa.cli.options import AsJson, settings_flags
+from cbtqa.cli.options import AsJson, Newest, settings_flags
 from cbtqa.errors import UsageError
 from cbtqa.settings import Resolved
 from cbtqa.tuning.settings import FinetuneSettings
@@ -30,7 +30,7 @@ Cards = Annotated[
 ]
 
 
-@settings_flags(FinetuneSettings, positional="data")
+@settings_flags(FinetuneSettings, positional="data", newest={"data": Newest("dataset")})
 def finetune(
     resolved: Resolved[FinetuneSettings],
     dry_run: DryRunFlag = False,
@@ -43,6 +43,8 @@ def finetune(
     cards: torchrun --nproc_per_node 4 -m cbtqa finetune ...
 
     [bold]Examples[/bold]
+
+    cbtqa finetune --backbone baichuan-7b-llama
 
     cbtqa finetune runs/psyqa --backbone qwen2.5 --dry-run --cards 4
 
@@ -131,7 +133,7 @@ def _show(result: FinetuneResult) -> None:
     for what, name in (("loss curve", "loss.svg"), ("samples", "samples.jsonl")):
         if (result.folder / name).exists():
             say(f"{what}: {result.folder / name}")
-    say(f"next: cbtqa generate DATASET --adapter {result.folder}; cbtqa merge {result.folder}")
+    say(f"next: cbtqa generate --adapter {result.folder}; cbtqa merge {result.folder}")
 
 
 def _number(value: float | None) -> str:

@@ -6,20 +6,26 @@ import time
 from collections.abc import Callable
 
 from cbtqa.cli.console import describe_seconds, print_json, print_table, say
-from cbtqa.cli.options import AsJson, settings_flags
+from cbtqa.cli.options import AsJson, Newest, settings_flags
 from cbtqa.manifest import now
 from cbtqa.metrics.comparison import CompareSettings, Comparison
 from cbtqa.metrics.scoring import Scored, ScoreSettings
 from cbtqa.settings import Resolved
 
 
-@settings_flags(ScoreSettings, positional="predictions")
+@settings_flags(
+    ScoreSettings,
+    positional="predictions",
+    newest={"predictions": Newest("answers"), "ref": Newest("dataset")},
+)
 def score(resolved: Resolved[ScoreSettings], as_json: AsJson = False) -> None:
     """Score predictions against references with Chinese metrics, several systems side by side.
 
     Every number comes with its unit, 95 % interval, counts and signature.
 
     [bold]Examples[/bold]
+
+    cbtqa score
 
     cbtqa score baichuan.jsonl qwen.jsonl --ref cbtqa-dataset --out runs/scores
 
