@@ -55,7 +55,7 @@ def test_an_empty_file_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_wrong_keyword_is_reported_with_the_near_one() -> None:
-    with pytest.raises(ConfigError, match="unknown setting 'sede', did you mean 'seed'?"):
+    with pytest.raises(ConfigError, match="unknown setting 'sede', did you mean 'seed'"):
         resolve(Demo, flags={"sede": 1}, environ={})
 
 
