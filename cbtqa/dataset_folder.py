@@ -1,14 +1,42 @@
-"""The dataset's Parquet columns, and how an answer becomes a row and a row an answer again.
+"""A built dataset on disk: its columns, its only writer, and its only reader.
 
-Flat columns: the Hub's viewer, pandas and `datasets` show them as they are.
+    data/train-00000-of-00002.parquet ...   data/crisis-00000-of-00001.parquet
+    human/human-00000-of-00001.parquet      rejects.jsonl   journal.sqlite
+    report.html   README.md (card)          manifest.json, written last
+
+    folder = DatasetFolder.open(Path("cbtqa-dataset"))
+    folder.manifest.counts["n_out"], list(folder.splits)
+    for row in folder.rows("train", columns=("id", "answer", "risk")): ...
+
+The columns are told as `datasets.Features` write themselves (`ClassLabel` for risk and distortion
+types), in the Parquet files' own metadata: `load_dataset(folder)`, the Hub's viewer and
+`DatasetFolder` take the names from there. Folders of format 1 hold the names themselves.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, get_args
 
+from cbtqa.errors import DataError, IncompleteRunError
+from cbtqa.files import (
+    FEATURES_KEY,
+    ParquetRows,
+    class_names,
+    json_line,
+    parquet_schema,
+    parse_record,
+    read_parquet,
+    read_rows,
+    remove_leftovers,
+    replacing,
+)
+from cbtqa.manifest import MANIFEST_NAME, Manifest, read_manifest
 from cbtqa.records import (
     STEP_NAMES,
     CbtAnswer,
@@ -17,6 +45,8 @@ from cbtqa.records import (
     Provenance,
     Question,
     ReferenceAnswer,
+    Rejection,
+    Risk,
     Usage,
 )
 
@@ -24,65 +54,98 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SPLITS = ("train", "validation", "test", "crisis")
+FORMAT_VERSION = 2
+"""2: risk and `distortion_types` are class labels. 1: texts, and no `distortion_types`."""
+ROWS_PER_SHARD = 100_000
+JOURNAL_NAME = "journal.sqlite"
+REJECTS_NAME = "rejects.jsonl"
+REPORT_NAME = "report.html"
+CARD_NAME = "README.md"
+
+# --- columns -------------------------------------------------------------------------------------
+
+Feature = dict[str, Any]
+"""One column as `datasets.Features.to_dict` tells it."""
+TEXT: Feature = {"dtype": "string", "_type": "Value"}
+INTEGER: Feature = {"dtype": "int64", "_type": "Value"}
+NUMBER: Feature = {"dtype": "float64", "_type": "Value"}
+TRUTH: Feature = {"dtype": "bool", "_type": "Value"}
+RISK: Feature = {"names": list(get_args(Risk)), "_type": "ClassLabel"}
 
 
-def answer_schema() -> pa.Schema:
-    """Columns of the splits, in order."""
-    import pyarrow as pa
-
-    label = pa.struct(
-        [
-            ("id", pa.string()),
-            ("evidence", pa.string()),
-            ("labeller", pa.string()),
-            ("confidence", pa.float64()),
-        ]
-    )
-    return pa.schema(
-        [
-            ("id", pa.string()),
-            ("question", pa.string()),
-            ("description", pa.string()),
-            ("keywords", pa.list_(pa.string())),
-            ("answer", pa.string()),
-            *((name, pa.string()) for name in STEP_NAMES),
-            ("distortions", pa.list_(label)),
-            ("has_distortion", pa.bool_()),
-            ("risk", pa.string()),
-            ("system", pa.string()),
-            ("is_training_source", pa.bool_()),
-            ("model", pa.string()),
-            ("endpoint_host", pa.string()),
-            ("prompt_id", pa.string()),
-            ("prompt_sha256", pa.string()),
-            ("seed", pa.int64()),
-            ("sampling", pa.string()),
-            ("prompt_tokens", pa.int64()),
-            ("completion_tokens", pa.int64()),
-            ("finish_reason", pa.string()),
-            ("cbtqa_version", pa.string()),
-            ("created_at", pa.string()),
-        ]
-    )
+def list_of(feature: Feature) -> Feature:
+    """A list of such values; of a struct when `feature` maps names to features."""
+    return {"feature": feature, "_type": "List"}
 
 
-def human_schema() -> pa.Schema:
+def type_label(types: Sequence[str]) -> Feature:
+    """One distortion type: a class label of the taxonomy's types, a text where none are known."""
+    return {"names": list(types), "_type": "ClassLabel"} if types else TEXT
+
+
+def answer_features(types: Sequence[str] = ()) -> dict[str, Feature]:
+    """Columns of the splits, in order.
+
+    The viewer shows a class label inside a list as a number: the labels in `distortions` keep
+    their ids as texts, and `distortion_types` holds the same types as class labels.
+
+    Args:
+        types: ids of the taxonomy's types.
+    """
+    label = {"id": TEXT, "evidence": TEXT, "labeller": TEXT, "confidence": NUMBER}
+    texts = ("model", "endpoint_host", "prompt_id", "prompt_sha256")
+    return {
+        **dict.fromkeys(("id", "question", "description"), TEXT),
+        "keywords": list_of(TEXT),
+        **dict.fromkeys(("answer", *STEP_NAMES), TEXT),
+        "distortions": list_of(label),
+        "distortion_types": list_of(type_label(types)),
+        "has_distortion": TRUTH,
+        "risk": RISK,
+        "system": TEXT,
+        "is_training_source": TRUTH,
+        **dict.fromkeys(texts, TEXT),
+        "seed": INTEGER,
+        "sampling": TEXT,
+        **dict.fromkeys(("prompt_tokens", "completion_tokens"), INTEGER),
+        **dict.fromkeys(("finish_reason", "cbtqa_version", "created_at"), TEXT),
+    }
+
+
+ANSWER_COLUMNS = tuple(answer_features())
+
+
+def human_features() -> dict[str, Feature]:
     """Columns of the human answers, in order."""
+    span = {"start": INTEGER, "end": INTEGER, "type": TEXT}
+    return {"question_id": TEXT, "text": TEXT, "strategies": list_of(span)}
+
+
+def arrow_schema(features: Mapping[str, Feature]) -> pa.Schema:
+    """What `datasets.Features.arrow_schema` gives, without the seconds that importing it takes."""
     import pyarrow as pa
 
-    span = pa.struct([("start", pa.int64()), ("end", pa.int64()), ("type", pa.string())])
-    return pa.schema(
-        [("question_id", pa.string()), ("text", pa.string()), ("strategies", pa.list_(span))]
-    )
+    told = json.dumps({"info": {"features": dict(features)}})
+    fields = [(name, _arrow_type(feature)) for name, feature in features.items()]
+    return pa.schema(fields, {FEATURES_KEY: told})
 
 
-def human_row(answer: ReferenceAnswer) -> dict[str, Any]:
-    """One human answer as a row of `human_schema`."""
-    return answer.model_dump()
+def _arrow_type(feature: Feature) -> Any:
+    import pyarrow as pa
+
+    kind = feature.get("_type")
+    if kind is None:
+        return pa.struct([(name, _arrow_type(inner)) for name, inner in feature.items()])
+    if kind == "List":
+        return pa.list_(_arrow_type(feature["feature"]))
+    return pa.type_for_alias("int64" if kind == "ClassLabel" else feature["dtype"])
+
+
+# --- rows ----------------------------------------------------------------------------------------
 
 
 def answer_row(question: Question, answer: CbtAnswer) -> dict[str, Any]:
-    """One question with its answer as a row of `answer_schema`."""
+    """One question with its answer as a row of `answer_features`, class labels by name."""
     steps = {name: getattr(answer.steps, name, None) for name in STEP_NAMES}
     made = answer.provenance
     return {
@@ -101,6 +164,7 @@ def answer_row(question: Question, answer: CbtAnswer) -> dict[str, Any]:
             }
             for label in answer.distortions
         ],
+        "distortion_types": types_of(label.id for label in answer.distortions),
         "has_distortion": bool(answer.distortions),
         "risk": answer.risk,
         "system": answer.system,
@@ -117,6 +181,11 @@ def answer_row(question: Question, answer: CbtAnswer) -> dict[str, Any]:
         "cbtqa_version": made.version,
         "created_at": made.created_at,
     }
+
+
+def types_of(ids: Iterable[str]) -> list[str]:
+    """The distinct types in their order."""
+    return list(dict.fromkeys(ids))
 
 
 def answer_of(row: Mapping[str, Any]) -> CbtAnswer:
@@ -158,3 +227,298 @@ def question_of(row: Mapping[str, Any]) -> Question:
         description=row["description"],
         keywords=tuple(row["keywords"]),
     )
+
+
+QUESTION_COLUMNS = tuple(Question.model_fields)
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+def is_dataset_folder(path: Path) -> bool:
+    """Whether a path is to be opened as a dataset, be it unfinished or damaged."""
+    if (path / MANIFEST_NAME).is_file():
+        return read_manifest(path).kind == "dataset"
+    return (path / JOURNAL_NAME).is_file()
+
+
+@dataclass(frozen=True)
+class DatasetFolder:
+    """A built dataset, read as a stream: memory does not grow with it."""
+
+    path: Path
+    found: Manifest | None
+    """None for an unfinished folder that was opened with `partial`."""
+
+    @classmethod
+    def open(cls, path: Path, *, partial: bool = False) -> DatasetFolder:
+        """Opens a folder that `cbtqa build-dataset` or `cbtqa join` wrote.
+
+        Args:
+            partial: accept what an unfinished build has written so far.
+
+        Raises:
+            IncompleteRunError: the build has not finished.
+            DataError: no such folder, none of a dataset, or a file of it is missing.
+        """
+        if not path.is_dir():
+            raise DataError("is a file" if path.exists() else "no such folder", where=str(path))
+        if not (path / MANIFEST_NAME).exists():
+            has_rows = any(path.glob("data/*.parquet")) or (path / REJECTS_NAME).exists()
+            if partial and has_rows:
+                return cls(path, None)
+            if not has_rows and not (path / JOURNAL_NAME).exists():
+                raise DataError("is no dataset of cbtqa", where=str(path), hint=NO_DATASET)
+            raise unfinished(path)
+        manifest = read_manifest(path)
+        if manifest.kind != "dataset":
+            raise DataError(
+                f"holds {manifest.kind}, not a dataset", where=str(path), hint=NO_DATASET
+            )
+        if manifest.format_version > FORMAT_VERSION:
+            raise DataError(
+                f"is of format {manifest.format_version}, newer than this cbtqa can read",
+                where=str(path),
+                hint="pip install --upgrade cbtqa",
+            )
+        for entry in manifest.files:
+            if entry.name.endswith(".parquet") and not (path / entry.name).is_file():
+                raise DataError(
+                    f"lacks {entry.name}, which its manifest lists", where=str(path), hint=DAMAGED
+                )
+        return cls(path, manifest)
+
+    @property
+    def manifest(self) -> Manifest:
+        """How the dataset was made, and its counts.
+
+        Raises:
+            IncompleteRunError: the build has not finished.
+        """
+        if self.found is None:
+            raise unfinished(self.path)
+        return self.found
+
+    @cached_property
+    def splits(self) -> dict[str, tuple[Path, ...]]:
+        """The splits that hold rows, in their order, each with its files."""
+        files: dict[str, tuple[Path, ...]] = dict.fromkeys(SPLITS, ())
+        for file in sorted((self.path / "data").glob("*.parquet")):
+            name = file.name.split("-")[0]
+            files[name] = (*files.get(name, ()), file)
+        return {name: found for name, found in files.items() if found}
+
+    @cached_property
+    def types(self) -> tuple[str, ...]:
+        """The distortion types that a label can have; empty in format 1, which does not say."""
+        for files in self.splits.values():
+            return tuple(class_names(parquet_schema(files[0])).get("distortion_types", ()))
+        return ()
+
+    def files(self, split: str = "all") -> list[Path]:
+        """The Parquet files of one split, several (`train,test`) or all.
+
+        Raises:
+            DataError: no such split.
+        """
+        return [file for name in self._names(split) for file in self.splits[name]]
+
+    def _names(self, split: str) -> list[str]:
+        if split == "all":
+            return list(self.splits)
+        for name in split.split(","):
+            if name not in self.splits:
+                raise DataError(
+                    f"has no split '{name}'",
+                    where=str(self.path),
+                    hint=f"its splits are {', '.join(self.splits) or 'none'}",
+                )
+        return split.split(",")
+
+    def rows(
+        self,
+        split: str = "all",
+        columns: Sequence[str] | None = ANSWER_COLUMNS,
+        ids: Collection[str] | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        """Rows in order, class labels by name.
+
+        Args:
+            columns: what to read; None for every column of the files.
+            ids: only the rows of these questions.
+
+        Raises:
+            DataError: no such split, a column is missing, or a file is damaged.
+        """
+        for file in self.files(split):
+            yield from (row for _, row in _read_shard(file, columns, ids))
+
+    def answers(self, split: str = "all") -> Iterator[CbtAnswer]:
+        """The answers in order."""
+        return map(answer_of, self.rows(split))
+
+    def questions(self, split: str = "all") -> Iterator[Question]:
+        """The questions in order."""
+        return map(question_of, self.rows(split, QUESTION_COLUMNS))
+
+    def human_answers(self) -> Iterator[ReferenceAnswer]:
+        """PsyQA's own answers, where the build kept them."""
+        for file in sorted((self.path / "human").glob("*.parquet")):
+            for where, row in read_parquet(file):
+                yield parse_record(ReferenceAnswer, row, where)
+
+    def to_datasets(self) -> Any:
+        """A `datasets.DatasetDict` of the splits."""
+        from datasets import load_dataset
+
+        files = {name: [str(file) for file in found] for name, found in self.splits.items()}
+        return load_dataset("parquet", data_files=files)
+
+    def to_pandas(self, split: str = "all") -> Any:
+        """A `pandas.DataFrame` with a column `split` and class labels by name."""
+        import pandas as pd
+
+        names = self._names(split)
+        return pd.DataFrame(
+            [{"split": name, **row} for name in names for row in self.rows(name)],
+            columns=["split", *ANSWER_COLUMNS],
+        )
+
+
+NO_DATASET = "name a folder that cbtqa build-dataset wrote"
+DAMAGED = "write it again from its paid replies: cbtqa build-dataset with its --out and --update"
+
+
+def unfinished(path: Path) -> IncompleteRunError:
+    """What every command says of a dataset whose build has not finished."""
+    return IncompleteRunError(
+        f"{path} holds no {MANIFEST_NAME}: the run did not finish",
+        hint=f"the command that made it continues it: cbtqa build-dataset ... --out {path}",
+    )
+
+
+def _read_shard(
+    file: Path, columns: Sequence[str] | None = None, ids: Collection[str] | None = None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    is_old = "distortion_types" not in parquet_schema(file).names
+    if is_old and columns is not None:
+        columns = [name for name in columns if name != "distortion_types"]
+    for where, row in read_parquet(file, columns, ids):
+        if is_old and "distortions" in row:
+            row["distortion_types"] = types_of(label["id"] for label in row["distortions"])
+        yield where, row
+
+
+def source_rows(
+    path: Path, split: str = "all", encoding: str = "utf-8"
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """`(where, row)` of a dataset's split, or of what `files.read_rows` takes.
+
+    A clone of a repository of the Hub has the layout of a dataset and is read by split too.
+
+    Raises:
+        IncompleteRunError: a dataset whose build has not finished.
+        DataError: a folder without rows, no such split, or a damaged file.
+    """
+    is_clone = not is_dataset_folder(path) and any(path.glob("data/*.parquet"))
+    is_folder = path.is_dir() or not (path.suffix or path.exists())
+    if is_folder and (is_dataset_folder(path) or is_clone or not any(path.rglob("*.parquet"))):
+        folder = DatasetFolder(path, None) if is_clone else DatasetFolder.open(path)
+        for file in folder.files(split):
+            yield from _read_shard(file)
+    else:
+        yield from read_rows(path, encoding)
+
+
+# --- writing -------------------------------------------------------------------------------------
+
+
+class ParquetShards:
+    """Rows of one split, in shards that are named when their number is known; no row, no file."""
+
+    def __init__(self, folder: Path, name: str, schema: pa.Schema, rows_per_group: int) -> None:
+        self.n_rows = 0
+        self._folder, self._name, self._schema = folder, name, schema
+        self._rows_per_group = rows_per_group
+        self._paths: list[Path] = []
+        self._open: ParquetRows | None = None
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Adds a row; its keys are the schema's columns."""
+        if self.n_rows % ROWS_PER_SHARD == 0:
+            self._close_shard(None, None, None)
+            path = self._folder / f"{self._name}-{len(self._paths):05d}.parquet"
+            self._paths.append(path)
+            self._open = ParquetRows(path, self._schema, self._rows_per_group).__enter__()
+        assert self._open is not None
+        self._open.add(row)
+        self.n_rows += 1
+
+    def _close_shard(self, *error: Any) -> None:
+        if self._open is not None:
+            self._open.__exit__(*error)
+            self._open = None
+
+    def close(self, *error: Any) -> None:
+        """Finishes the last shard and gives all their final names (or drops it after an error)."""
+        self._close_shard(*error)
+        if error[0] is None:
+            for index, path in enumerate(self._paths):
+                name = f"{self._name}-{index:05d}-of-{len(self._paths):05d}.parquet"
+                path.replace(path.with_name(name))
+
+
+class DatasetWriter:
+    """Writes the files of a dataset folder, row by row; use as a context manager.
+
+    Args:
+        types: ids of the taxonomy's types, for the class labels.
+    """
+
+    def __init__(self, folder: Path, types: Sequence[str]) -> None:
+        self._folder = folder
+        schema, human = arrow_schema(answer_features(types)), arrow_schema(human_features())
+        self._shards = {
+            name: ParquetShards(folder / "data", name, schema, 5_000) for name in SPLITS
+        }
+        self._human = ParquetShards(folder / "human", "human", human, 5_000)
+        self._rejects: IO[str]
+        self._stack = ExitStack()
+
+    def __enter__(self) -> DatasetWriter:
+        remove_leftovers(self._folder)
+        for part in (self._folder / "data", self._folder / "human"):
+            remove_leftovers(part)
+            for stale in part.glob("*.parquet"):
+                stale.unlink()
+        temporary = self._stack.enter_context(replacing(self._folder / REJECTS_NAME))
+        self._rejects = self._stack.enter_context(temporary.open("w", encoding="utf-8"))
+        return self
+
+    def add_answer(self, split: str, row: Mapping[str, Any]) -> None:
+        """Adds a row of `answer_features` to a split, class labels by name."""
+        self._shards[split].add(row)
+
+    def add_human(self, answer: ReferenceAnswer) -> None:
+        """Adds a human answer."""
+        self._human.add(answer.model_dump())
+
+    def add_rejection(self, rejection: Rejection) -> None:
+        """Adds a line to `rejects.jsonl`."""
+        self._rejects.write(json_line(rejection))
+
+    @property
+    def n_rows(self) -> dict[str, int]:
+        """Rows per split, splits without rows left out."""
+        return {name: shards.n_rows for name, shards in self._shards.items() if shards.n_rows}
+
+    def __exit__(self, *error: Any) -> None:
+        for shards in (*self._shards.values(), self._human):
+            shards.close(*error)
+        self._stack.__exit__(*error)
+
+
+def data_files(folder: Path) -> list[Path]:
+    """Every file of a finished dataset that its manifest lists, in a stable order."""
+    names = (REJECTS_NAME, CARD_NAME, REPORT_NAME)
+    parts = sorted(folder.glob("data/*.parquet")) + sorted(folder.glob("human/*.parquet"))
+    return parts + [folder / name for name in names if (folder / name).exists()]

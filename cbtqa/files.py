@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
@@ -127,7 +127,7 @@ def read_rows(path: Path, encoding: str = "utf-8") -> Iterator[tuple[str, dict[s
         if not parts:
             raise DataError("the folder holds no .parquet file", where=str(path))
         for part in parts:
-            yield from _read_parquet(part)
+            yield from read_parquet(part)
         return
     reader = {
         ".jsonl": _read_json_lines,
@@ -137,7 +137,7 @@ def read_rows(path: Path, encoding: str = "utf-8") -> Iterator[tuple[str, dict[s
         ".tsv": _read_csv,
     }.get(path.suffix.lower())
     if path.suffix.lower() == ".parquet":
-        yield from _read_parquet(path)
+        yield from read_parquet(path)
     elif reader is None:
         raise DataError(
             f"do not know the format '{path.suffix}'",
@@ -190,17 +190,78 @@ def _read_csv(path: Path, encoding: str) -> Iterator[tuple[str, dict[str, Any]]]
             raise DataError(f"not CSV: {error}", where=f"{path}:{reader.line_num}") from None
 
 
-def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    import pyarrow as pa
+FEATURES_KEY = "huggingface"
+"""Under this key of its schema a Parquet file tells the `datasets.Features` of its columns."""
+
+
+def parquet_schema(path: Path) -> pa.Schema:
+    """The Arrow schema of a Parquet file.
+
+    Raises:
+        DataError: missing, or damaged.
+    """
     import pyarrow.parquet as pq
 
+    with _parquet_errors(path):
+        return pq.read_schema(path)
+
+
+def class_names(schema: pa.Schema) -> dict[str, list[str]]:
+    """The names of each column that holds class labels, alone or in a list, as numbers."""
+    told = json.loads((schema.metadata or {}).get(FEATURES_KEY.encode(), b"{}"))
+    names = {}
+    for column, feature in told.get("info", {}).get("features", {}).items():
+        inner = feature.get("feature", feature) if isinstance(feature, dict) else {}
+        is_label = inner.get("_type") == "ClassLabel" and column in schema.names
+        if is_label and "int" in str(schema.field(column).type):
+            names[column] = inner["names"]
+    return names
+
+
+def read_parquet(
+    path: Path, columns: Sequence[str] | None = None, ids: Collection[str] | None = None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """`(where, row)` of a Parquet file, as a stream; class labels by name.
+
+    Args:
+        columns: what to read; None for all.
+        ids: only the rows whose `id` is one of these.
+
+    Raises:
+        DataError: missing, damaged, or lacks a column.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    with _parquet_errors(path), pq.ParquetFile(path) as parquet:
+        schema = parquet.schema_arrow
+        if missing := set(columns or ()) - set(schema.names):
+            raise DataError(f"no column {', '.join(sorted(missing))}", where=str(path))
+        names = class_names(schema)
+        number = 0
+        for batch in parquet.iter_batches(batch_size=1024, columns=columns and list(columns)):
+            if ids is not None:
+                batch = batch.filter(pc.is_in(batch.column("id"), pa.array(ids, pa.string())))
+            for row in batch.to_pylist():
+                number += 1
+                for column in names.keys() & row.keys():
+                    row[column] = _named(row[column], names[column])
+                yield f"{path}:row {number}", row
+
+
+def _named(value: Any, names: list[str]) -> Any:
+    if isinstance(value, list):
+        return [_named(one, names) for one in value]
+    return names[value] if value is not None and 0 <= value < len(names) else None
+
+
+@contextmanager
+def _parquet_errors(path: Path) -> Iterator[None]:
+    import pyarrow as pa
+
     try:
-        with pq.ParquetFile(path) as parquet:
-            number = 0
-            for batch in parquet.iter_batches(batch_size=2048):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{path}:row {number}", row
+        yield
     except FileNotFoundError:
         raise DataError("no such file", where=str(path)) from None
     except (pa.ArrowException, OSError) as error:
@@ -248,6 +309,15 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Removes what `replacing` leaves in a folder when the process is killed.
+
+    Only for who holds the folder's lock: another process may be writing.
+    """
+    for path in folder.glob(".*.part"):
+        path.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes UTF-8 text, whole or not at all."""
     with replacing(path) as temporary:
@@ -280,6 +350,9 @@ def write_jsonl(path: Path, records: Iterable[BaseModel | Mapping[str, Any]]) ->
 class ParquetRows:
     """Streams rows into one Parquet file; the file appears when the block is left without error.
 
+    Class labels are given by name. Small groups and a page index let the Hub's viewer read a page
+    without the whole file.
+
     >>> with ParquetRows(path, schema) as rows:     # doctest: +SKIP
     ...     rows.add({"id": "1", "question": "..."})
     """
@@ -289,7 +362,11 @@ class ParquetRows:
     def __init__(self, path: Path, schema: pa.Schema, rows_per_group: int = 5_000) -> None:
         self.n_rows = 0
         self._path, self._schema, self._rows_per_group = path, schema, rows_per_group
-        self._pending: list[dict[str, Any]] = []
+        self._numbers = {
+            column: {name: number for number, name in enumerate(names)}
+            for column, names in class_names(schema).items()
+        }
+        self._pending: list[Mapping[str, Any]] = []
         self._group: list[pa.RecordBatch] = []
 
     def __enter__(self) -> ParquetRows:
@@ -297,11 +374,16 @@ class ParquetRows:
 
         self._replacing = replacing(self._path)
         temporary = self._replacing.__enter__()
-        self._writer = pq.ParquetWriter(temporary, self._schema, compression="zstd")
+        self._writer = pq.ParquetWriter(
+            temporary, self._schema, compression="zstd", write_page_index=True
+        )
         return self
 
-    def add(self, row: dict[str, Any]) -> None:
+    def add(self, row: Mapping[str, Any]) -> None:
         """Adds one row; keys are the schema's columns."""
+        if self._numbers:
+            numbers = {name: _numbered(row[name], of) for name, of in self._numbers.items()}
+            row = {**row, **numbers}
         self._pending.append(row)
         self.n_rows += 1
         if len(self._pending) >= self._ROWS_PER_BATCH:
@@ -331,3 +413,9 @@ class ParquetRows:
         finally:
             self._writer.close()
             self._replacing.__exit__(kind, value, trace)
+
+
+def _numbered(value: Any, numbers: Mapping[str, int]) -> Any:
+    if isinstance(value, list | tuple):
+        return [numbers[one] for one in value]
+    return None if value is None else numbers[value]

@@ -10,7 +10,7 @@ import typer
 from cbtqa.cli.console import print_json, print_table, say
 from cbtqa.cli.options import AsJson, take_newest
 from cbtqa.dataset.stats import DatasetStatistics, folder_statistics, paper_facts
-from cbtqa.manifest import read_manifest
+from cbtqa.dataset_folder import DatasetFolder
 
 Folder = Annotated[
     Path | None,
@@ -26,10 +26,8 @@ def stats(dataset: Folder = None, partial: Partial = False, as_json: AsJson = Fa
 
     Lengths are in characters. Example: [bold]cbtqa stats[/bold]
     """
-    dataset = dataset or Path(take_newest("dataset"))
-    if not partial:
-        read_manifest(dataset)
-    statistics = folder_statistics(dataset)
+    folder = dataset or Path(take_newest("dataset"))
+    statistics = folder_statistics(DatasetFolder.open(folder, partial=partial))
     if as_json:
         paper = paper_facts().model_dump(mode="json")
         print_json({"dataset": statistics.model_dump(mode="json"), "paper": paper})

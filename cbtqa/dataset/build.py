@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from cbtqa.dataset.check import CheckedAnswer
-from cbtqa.dataset.folder import DatasetWriter
 from cbtqa.dataset.instruction import Grades, Item
 from cbtqa.dataset.settings import BuildSettings
 from cbtqa.dataset.splitting import SplitPlan
 from cbtqa.dataset.teachers import OnProgress, Teacher
-from cbtqa.dataset_folder import answer_row, human_row
+from cbtqa.dataset_folder import FORMAT_VERSION, DatasetWriter, answer_row
 from cbtqa.llm.chat import Fault
 from cbtqa.llm.journal import Journal, Outcome
 from cbtqa.manifest import Manifest, describe_file, describe_settings, now, package_versions
@@ -38,6 +37,8 @@ class Build:
     resolved: Resolved[BuildSettings]
     teacher: Teacher
     input_path: Path
+    types: tuple[str, ...]
+    """Ids of the taxonomy's types."""
     started_at: str = field(default_factory=now)
     acknowledgements: dict[str, str] = field(default_factory=dict)
     n_in: int = 0
@@ -96,7 +97,7 @@ class Build:
         self.n_near_duplicates = plan.n_near_duplicates
         splits = plan.splits()
         seen_answers: set[int] = set()
-        with DatasetWriter(folder) as writer:
+        with DatasetWriter(folder, self.types) as writer:
             for entry, outcome in _with_outcomes(self.items(), journal):
                 self.n_in += 1
                 if isinstance(entry, Rejection):
@@ -105,7 +106,7 @@ class Build:
                 item, source = entry
                 split = next(splits)
                 for human in source.answers:
-                    writer.add_human(human_row(human))
+                    writer.add_human(human)
                 for rejection in source.rejected_answers:
                     writer.add_rejection(rejection)
                 self.n_human += len(source.answers)
@@ -183,6 +184,7 @@ class Build:
             counts["n_human_rejected"] = self.n_human_rejected
         return Manifest(
             kind="dataset",
+            format_version=FORMAT_VERSION,
             packages=package_versions(),
             settings=describe_settings(self.resolved),
             inputs=(describe_file(self.input_path),),

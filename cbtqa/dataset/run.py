@@ -13,12 +13,18 @@ from pathlib import Path
 
 from cbtqa.dataset.build import Build
 from cbtqa.dataset.card import render_card
-from cbtqa.dataset.folder import CARD_NAME, JOURNAL_NAME, REPORT_NAME, data_files
 from cbtqa.dataset.report import dataset_report
 from cbtqa.dataset.settings import BuildSettings
 from cbtqa.dataset.stats import folder_statistics
 from cbtqa.dataset.teachers import EndpointTeacher, OnProgress, Teacher
 from cbtqa.dataset.template.teacher import OfflineTeacher
+from cbtqa.dataset_folder import (
+    CARD_NAME,
+    JOURNAL_NAME,
+    REPORT_NAME,
+    DatasetFolder,
+    data_files,
+)
 from cbtqa.distortions.taxonomy import load_taxonomy
 from cbtqa.errors import ConfigError, DataError, IncompleteRunError
 from cbtqa.files import sha256_of, write_text
@@ -126,7 +132,9 @@ def prepare(resolved: Resolved[BuildSettings]) -> Build:
             is_invented=is_ours,
         )
         teacher = EndpointTeacher(settings, taxonomy, endpoint)
-    return Build(resolved, teacher, input_path, acknowledgements=acknowledgements)
+    return Build(
+        resolved, teacher, input_path, tuple(taxonomy.ids), acknowledgements=acknowledgements
+    )
 
 
 def _finished(folder: Path, build: Build, *, fork: bool, update: bool) -> Manifest | None:
@@ -169,7 +177,7 @@ def _differences(manifest: Manifest, build: Build) -> list[str]:
 
 def _describe(folder: Path, manifest: Manifest, build: Build) -> Manifest:
     """Adds card and report to the folder, and the list of files to the manifest."""
-    statistics = folder_statistics(folder)
+    statistics = folder_statistics(DatasetFolder.open(folder, partial=True))
     write_text(folder / CARD_NAME, render_card(folder, manifest, statistics))
     write_text(folder / REPORT_NAME, dataset_report(folder, manifest, statistics))
     files = tuple(describe_file(path, folder) for path in data_files(folder))

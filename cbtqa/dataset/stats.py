@@ -3,7 +3,7 @@
 Lengths are in characters (code points), their quantiles exact: they come from a histogram of
 lengths (see `lengths`). Signs of a template are measured on a sample (see `likeness`).
 
-    statistics = folder_statistics(Path("cbtqa-dataset"))
+    statistics = folder_statistics(DatasetFolder.open(Path("cbtqa-dataset")))
     statistics.share_distorted, statistics.lengths["answer"].median
 """
 
@@ -12,18 +12,16 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from hashlib import blake2b
 from importlib.resources import files
 from itertools import combinations, pairwise
-from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
-from cbtqa.dataset_folder import SPLITS
-from cbtqa.errors import DataError
+from cbtqa.dataset_folder import DatasetFolder
 from cbtqa.files import parse_yaml
 from cbtqa.records import STEP_NAMES, Record
 
@@ -296,47 +294,16 @@ def paper_facts() -> PaperFacts:
     return PaperFacts.model_validate(parse_yaml(text))
 
 
-def read_splits(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every row of a dataset folder with its split, split by split; only `COLUMNS` are read.
+def folder_statistics(folder: DatasetFolder) -> DatasetStatistics:
+    """Statistics of a dataset folder.
 
     Raises:
-        DataError: not a dataset folder, or a Parquet file is damaged or lacks a column. A dataset
-            of which everything was rejected has no rows and is no error.
+        DataError: a file is damaged or lacks a column.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    paths = sorted((folder / "data").glob("*.parquet"), key=_split_order)
-    if not paths and not (folder / "rejects.jsonl").exists():
-        raise DataError("no dataset folder: no .parquet file under data/", where=str(folder))
-    for path in paths:
-        split = path.name.split("-")[0]
-        try:
-            with pq.ParquetFile(path) as parquet:
-                missing = set(COLUMNS) - set(parquet.schema_arrow.names)
-                if missing:
-                    raise DataError(f"no column {', '.join(sorted(missing))}", where=str(path))
-                for batch in parquet.iter_batches(batch_size=1024, columns=list(COLUMNS)):
-                    yield from ((split, row) for row in batch.to_pylist())
-        except pa.ArrowInvalid as error:
-            raise DataError(f"not Parquet: {error}", where=str(path)) from None
-
-
-def _split_order(path: Path) -> tuple[int, str]:
-    split = path.name.split("-")[0]
-    return (SPLITS.index(split) if split in SPLITS else len(SPLITS), path.name)
-
-
-def folder_statistics(folder: Path) -> DatasetStatistics:
-    """Statistics of a dataset folder, whether or not its manifest is written yet."""
-    return dataset_statistics(read_splits(folder))
-
-
-def dataset_statistics(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> DatasetStatistics:
-    """Statistics of `(split, row)` pairs; a row holds at least `COLUMNS`."""
     tally = StatisticsTally()
-    for split, row in rows:
-        tally.add(split, row)
+    for split in folder.splits:
+        for row in folder.rows(split, COLUMNS):
+            tally.add(split, row)
     return tally.result()
 
 

@@ -17,10 +17,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from cbtqa.dataset_folder import source_rows
 from cbtqa.distortions.gold import GoldItem, GoldSet
 from cbtqa.distortions.taxonomy import Taxonomy, is_no_distortion, load_taxonomy, normalise_name
 from cbtqa.errors import DataError, UsageError
-from cbtqa.files import parse_record, parse_yaml, read_rows
+from cbtqa.files import parse_record, parse_yaml
 from cbtqa.records import NonEmptyText, Record
 
 _SEPARATORS = re.compile(r"[;；|、,，/]+")
@@ -73,7 +74,7 @@ def read_gold(
             does not have; says file and line.
         UsageError: no such format.
     """
-    rows = ((where, _clean_keys(row)) for where, row in read_rows(path, encoding))
+    rows = ((where, _clean_keys(row)) for where, row in source_rows(path, encoding=encoding))
     first = next(rows, None)
     if first is None:
         raise DataError("holds no rows", where=str(path))

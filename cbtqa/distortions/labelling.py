@@ -23,6 +23,7 @@ from typing import Any, Literal, NamedTuple, TextIO
 
 from pydantic import Field
 
+from cbtqa.dataset_folder import source_rows
 from cbtqa.distortions.clauses import split_sentences
 from cbtqa.distortions.labellers import Labeller, Labels, VoteRule, count_votes, labels_named_in
 from cbtqa.distortions.llm_labeller import LabellingTask, TextToLabel, read_outcomes
@@ -30,7 +31,7 @@ from cbtqa.distortions.models import load_labeller
 from cbtqa.distortions.patterns import PatternLabeller
 from cbtqa.distortions.taxonomy import Taxonomy, load_taxonomy, map_labels
 from cbtqa.errors import ConfigError, DataError
-from cbtqa.files import ParquetRows, json_line, read_rows, replacing, write_jsonl
+from cbtqa.files import ParquetRows, json_line, replacing, write_jsonl
 from cbtqa.llm.batch import run_batch
 from cbtqa.llm.endpoint import Endpoint, pass_disclosure_gate
 from cbtqa.llm.journal import Journal
@@ -185,8 +186,7 @@ def read_texts(path: Path, encoding: str = "utf-8") -> Iterator[SourceText]:
         DataError: no column with text, an empty text, or two rows with one id (file and line).
     """
     seen: set[str] = set()
-    source = path / "data" if (path / "data").is_dir() else path
-    for number, (where, row) in enumerate(read_rows(source, encoding), 1):
+    for number, (where, row) in enumerate(source_rows(path, encoding=encoding), 1):
         item = _read_text(row, where, number)
         if item.id in seen:
             raise DataError(f"the id '{item.id}' stands twice", where=where)

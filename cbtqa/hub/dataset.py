@@ -9,16 +9,14 @@ ratings, when there are any). Rejected items, journals, reports and human answer
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cbtqa.dataset.folder import ROWS_PER_SHARD, data_files
 from cbtqa.dataset.stats import DatasetStatistics, StatisticsTally
-from cbtqa.dataset_folder import SPLITS, answer_schema
+from cbtqa.dataset_folder import DatasetFolder, ParquetShards, arrow_schema, data_files
 from cbtqa.errors import DataError
-from cbtqa.files import read_rows, sha256_of, write_text
+from cbtqa.files import sha256_of, write_text
 from cbtqa.hub.cards import CardFacts, render_dataset_card, write_terms
 from cbtqa.hub.plan import (
     CARD_PATH,
@@ -27,7 +25,6 @@ from cbtqa.hub.plan import (
     PublishPlan,
     fresh_staging,
     is_invented,
-    open_run,
     pass_permission_gate,
     staged_files,
     write_provenance,
@@ -41,7 +38,7 @@ from cbtqa.hub.ratings import (
     summary_rows,
     summary_schema,
 )
-from cbtqa.hub.rows import label_rows, label_schema, qa_row, qa_schema
+from cbtqa.hub.rows import label_features, label_rows, qa_features, qa_row
 from cbtqa.hub.scan import Finding, Watch, protected_text, read_notes, scan_plan, watch_for
 from cbtqa.hub.settings import DatasetSettings
 from cbtqa.hub.source_text import SourceIndex
@@ -80,25 +77,21 @@ def plan_dataset(settings: DatasetSettings) -> tuple[PublishPlan, Watch]:
     """Writes every file of the repository to `RUN/publish/files` and says what must not be in them.
 
     Raises:
-        PublishRefusedError: the run is not finished, or a permission is missing.
+        IncompleteRunError: the build has not finished.
+        PublishRefusedError: a permission is missing.
         DataError: no dataset, or a damaged file.
     """
-    manifest = open_run(settings.run)
-    if manifest.kind != "dataset":
-        raise DataError(
-            f"holds a {manifest.kind}, not a dataset",
-            where=str(settings.run),
-            hint="cbtqa publish model RUN" if manifest.kind != "scores" else None,
-        )
+    folder = DatasetFolder.open(settings.run)
+    manifest = folder.manifest
     permission = pass_permission_gate(settings, manifest)
     studies = [read_study(folder) for folder in settings.ratings]
     index = protected_text(settings)
     if not is_invented(manifest):
-        for _, row in _split_rows(settings.run):
-            index.add(row["question"])
-            index.add(row["description"] or "")
+        for question in folder.questions():
+            index.add(question.question)
+            index.add(question.description)
     staging = fresh_staging(settings.run)
-    counted, statistics = _write_tables(settings, permission, index, studies, staging)
+    counted, statistics = _write_tables(folder, settings, permission, index, studies, staging)
     facts = CardFacts(
         settings=settings,
         manifest=manifest,
@@ -136,7 +129,7 @@ def plan_dataset(settings: DatasetSettings) -> tuple[PublishPlan, Watch]:
 
 def check_dataset(plan: PublishPlan, watch: Watch, settings: DatasetSettings) -> list[Finding]:
     """What must not leave, and files of the run that are not what its manifest says."""
-    manifest = open_run(settings.run)
+    manifest = DatasetFolder.open(settings.run).manifest
     known = {entry.name: entry.sha256 for entry in manifest.files}
     changed = [
         Finding(name, "is not the file that the run's manifest describes")
@@ -148,6 +141,7 @@ def check_dataset(plan: PublishPlan, watch: Watch, settings: DatasetSettings) ->
 
 
 def _write_tables(
+    folder: DatasetFolder,
     settings: DatasetSettings,
     permission: Permission,
     index: SourceIndex,
@@ -157,18 +151,19 @@ def _write_tables(
     has_text = permission.has_source_text
     masks = settings.quotes == "mask" and not has_text
     counted, tally, split_of = Published(), StatisticsTally(), {}
-    schemas = qa_schema(has_text), label_schema(has_text)
+    qa = arrow_schema(qa_features(folder.types, has_text))
+    labels = arrow_schema(label_features(folder.types, has_text))
     with Tables(staging) as tables:
-        for split, row in _split_rows(settings.run):
+        for split, row in ((name, row) for name in folder.splits for row in folder.rows(name)):
             if settings.withhold_crisis and row["risk"] != "none":
                 counted.n_withheld += 1
                 continue
             made = _masked_row(row, has_text, masks, index, counted)
             if made is None:
                 continue
-            tables.add("qa", split, schemas[0], made)
+            tables.add("qa", split, qa, made)
             for label in label_rows(row, has_source_text=has_text):
-                tables.add("distortions", split, schemas[1], label)
+                tables.add("distortions", split, labels, label)
             tally.add(split, row)
             split_of[row["id"]] = split
         if not split_of:
@@ -219,24 +214,6 @@ def _write_ratings(
                 tables.add("ratings_summary", SUMMARY_SPLIT, schemas[1], row)
 
 
-def _split_rows(run: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every row with its split, in a stable order."""
-    columns = set(answer_schema().names)
-    paths = sorted((run / "data").glob("*.parquet"), key=_split_order)
-    if not paths:
-        raise DataError("the dataset has no rows", where=str(run))
-    for path in paths:
-        for where, row in read_rows(path):
-            if missing := sorted(columns - set(row)):
-                raise DataError(f"no column {', '.join(missing)}", where=where)
-            yield path.name.split("-")[0], row
-
-
-def _split_order(path: Path) -> tuple[int, str]:
-    split = path.name.split("-")[0]
-    return (SPLITS.index(split) if split in SPLITS else len(SPLITS), path.name)
-
-
 def _remarks(counted: Published, permission: Permission) -> tuple[str, ...]:
     found = [
         (counted.n_withheld, "entries with a sign of risk are withheld"),
@@ -261,62 +238,12 @@ ROWS_PER_GROUP = 1_000
 """Small groups and a page index: the viewer reads a page without the whole file."""
 
 
-class _Split:
-    """One split of one config, in shards."""
-
-    def __init__(self, folder: Path, name: str, schema: pa.Schema) -> None:
-        self.n_rows = 0
-        self._folder, self._name, self._schema = folder, name, schema
-        self._paths: list[Path] = []
-        self._pending: list[dict[str, Any]] = []
-        self._writer: Any = None
-
-    def add(self, row: dict[str, Any]) -> None:
-        if self.n_rows % ROWS_PER_SHARD == 0:
-            self._open_shard()
-        self._pending.append(row)
-        self.n_rows += 1
-        if len(self._pending) == ROWS_PER_GROUP:
-            self._flush()
-
-    def _open_shard(self) -> None:
-        import pyarrow.parquet as pq
-
-        self._close_shard()
-        self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / f"{self._name}-{len(self._paths):05d}.parquet"
-        self._paths.append(path)
-        self._writer = pq.ParquetWriter(
-            path, self._schema, compression="zstd", write_page_index=True
-        )
-
-    def _flush(self) -> None:
-        import pyarrow as pa
-
-        if self._pending:
-            self._writer.write_table(pa.Table.from_pylist(self._pending, schema=self._schema))
-            self._pending.clear()
-
-    def _close_shard(self) -> None:
-        if self._writer is not None:
-            self._flush()
-            self._writer.close()
-            self._writer = None
-
-    def close(self) -> None:
-        """Writes what is pending and gives the shards their final names."""
-        self._close_shard()
-        for index, path in enumerate(self._paths):
-            name = f"{self._name}-{index:05d}-of-{len(self._paths):05d}.parquet"
-            path.replace(path.with_name(name))
-
-
 class Tables:
     """Writes rows into configs and splits; a split without rows leaves no file."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._splits: dict[tuple[str, str], _Split] = {}
+        self._splits: dict[tuple[str, str], ParquetShards] = {}
 
     def __enter__(self) -> Tables:
         return self
@@ -325,7 +252,7 @@ class Tables:
         """Adds a row; its keys are the schema's columns."""
         key = (config, split)
         if key not in self._splits:
-            self._splits[key] = _Split(self._folder / config, split, schema)
+            self._splits[key] = ParquetShards(self._folder / config, split, schema, ROWS_PER_GROUP)
         self._splits[key].add(row)
 
     @property
@@ -336,6 +263,6 @@ class Tables:
             counted.setdefault(config, {})[split] = part.n_rows
         return counted
 
-    def __exit__(self, kind: Any, value: Any, trace: Any) -> None:
+    def __exit__(self, *error: Any) -> None:
         for part in self._splits.values():
-            part.close()
+            part.close(*error)

@@ -15,15 +15,31 @@ from pathlib import Path
 from typing import Any
 
 from cbtqa.dataset.card import render_card
-from cbtqa.dataset.folder import CARD_NAME, REPORT_NAME, DatasetWriter, data_files
 from cbtqa.dataset.report import dataset_report
 from cbtqa.dataset.stats import folder_statistics
-from cbtqa.dataset_folder import SPLITS, answer_schema
+from cbtqa.dataset_folder import (
+    ANSWER_COLUMNS,
+    CARD_NAME,
+    FORMAT_VERSION,
+    REPORT_NAME,
+    SPLITS,
+    DatasetFolder,
+    DatasetWriter,
+    data_files,
+    types_of,
+)
 from cbtqa.errors import ConfigError, DataError, IncompleteRunError, UsageError
-from cbtqa.files import read_json, read_rows, sha256_of, write_text
+from cbtqa.files import (
+    class_names,
+    parquet_schema,
+    read_json,
+    read_rows,
+    sha256_of,
+    write_text,
+)
 from cbtqa.hub.client import download_dataset
 from cbtqa.hub.plan import PROVENANCE_PATH
-from cbtqa.hub.rows import ANSWER_COLUMNS, source_hash
+from cbtqa.hub.rows import MASKED_COLUMNS, source_hash
 from cbtqa.hub.settings import REPO_ID
 from cbtqa.hub.source_text import Quote, restore_quotes
 from cbtqa.manifest import (
@@ -99,7 +115,7 @@ def join(settings: JoinSettings) -> Joined:
     questions = _questions(settings, wanted)
     counts = {"joined": 0, "missing": 0, "other": 0}
     settings.out.mkdir(parents=True, exist_ok=True)
-    with DatasetWriter(settings.out) as writer:
+    with DatasetWriter(settings.out, _types_of(tables)) as writer:
         for split, row in _rows(tables, "qa"):
             question = questions.get(row["id"])
             if question is None:
@@ -183,6 +199,14 @@ def _labels_of(tables: list[Path]) -> dict[str, list[dict[str, Any]]]:
     return labels
 
 
+def _types_of(tables: list[Path]) -> list[str]:
+    """The types that the labels' column names; none where it holds texts."""
+    for table in tables:
+        if table.parent.name == "distortions":
+            return class_names(parquet_schema(table)).get("label", [])
+    return []
+
+
 # --- putting text back ---------------------------------------------------------------------------
 
 
@@ -203,16 +227,17 @@ def _rejection(item_id: str, reason: Reason) -> Rejection:
 def _restored(
     row: Mapping[str, Any], question: Question, labels: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """A row of `answer_schema`: what was published, with the question's words back in."""
+    """A row of `answer_features`: what was published, with the question's words back in."""
     text = question.source_text
-    made = {name: row.get(name) for name in answer_schema().names}
+    made = {name: row.get(name) for name in ANSWER_COLUMNS}
     made |= {
         "question": question.question,
         "description": question.description,
         "keywords": list(question.keywords),
         "distortions": [_label(label, text) for label in labels],
+        "distortion_types": types_of(label["label"] for label in labels),
     }
-    for name in ANSWER_COLUMNS:
+    for name in MASKED_COLUMNS:
         quotes = [Quote(q["start"], q["end"]) for q in row["quotes"] if q["column"] == name]
         if quotes:
             made[name] = restore_quotes(row[name], quotes, text)
@@ -244,6 +269,7 @@ def _finish(
     before = {name: SettingValue(value=v, origin=origin) for name, v in run["settings"].items()}
     manifest = Manifest(
         kind="dataset",
+        format_version=FORMAT_VERSION,
         packages=package_versions(),
         settings=before,
         inputs=(
@@ -264,7 +290,7 @@ def _finish(
         started_at=started,
         finished_at=now(),
     )
-    statistics = folder_statistics(folder)
+    statistics = folder_statistics(DatasetFolder.open(folder, partial=True))
     write_text(folder / CARD_NAME, render_card(folder, manifest, statistics))
     write_text(folder / REPORT_NAME, dataset_report(folder, manifest, statistics))
     files = tuple(describe_file(path, folder) for path in data_files(folder))

@@ -9,22 +9,28 @@ masked in the answer. Offsets count code points of the question, a newline and t
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-from cbtqa.dataset_folder import answer_schema
+from cbtqa.dataset_folder import (
+    INTEGER,
+    NUMBER,
+    TEXT,
+    Feature,
+    answer_features,
+    list_of,
+    type_label,
+    types_of,
+)
 from cbtqa.distortions.taxonomy import shipped_concepts
 from cbtqa.hub.source_text import mask_quotes
 from cbtqa.records import STEP_NAMES
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 SOURCE_COLUMNS = ("question", "description", "keywords")
 """The columns with the source's own text."""
 NOT_PUBLISHED = (*SOURCE_COLUMNS, "distortions", "endpoint_host")
 """Columns of a built dataset that `qa` lacks; hosts would tell where somebody computes."""
-ANSWER_COLUMNS = ("answer", *STEP_NAMES)
+MASKED_COLUMNS = ("answer", *STEP_NAMES)
 
 
 def source_hash(source_text: str) -> str:
@@ -38,46 +44,42 @@ def source_text_of(row: Mapping[str, Any]) -> str:
     return f"{question}\n{description}" if description else str(question)
 
 
-def qa_schema(has_source_text: bool) -> pa.Schema:
+def qa_features(types: Sequence[str], has_source_text: bool) -> dict[str, Feature]:
     """Columns of the config `qa`."""
-    import pyarrow as pa
+    built = answer_features(types)
+    source = {name: built[name] for name in SOURCE_COLUMNS} if has_source_text else {}
+    quote = {"column": TEXT, "start": INTEGER, "end": INTEGER}
+    return {
+        "id": TEXT,
+        "question_sha256": TEXT,
+        **source,
+        **{name: feature for name, feature in built.items() if name not in NOT_PUBLISHED},
+        "labels": list_of(TEXT),
+        "quotes": list_of(quote),
+    }
 
-    built = answer_schema()
-    kept = [field for field in built if field.name not in NOT_PUBLISHED]
-    source = [built.field(name) for name in SOURCE_COLUMNS] if has_source_text else []
-    quote = pa.struct([("column", pa.string()), ("start", pa.int64()), ("end", pa.int64())])
-    more = [("question_sha256", pa.string()), *((field.name, field.type) for field in source)]
-    ends = [("labels", pa.list_(pa.string())), ("quotes", pa.list_(quote))]
-    first, *rest = [(field.name, field.type) for field in kept]
-    return pa.schema([first, *more, *rest, *ends])
 
-
-def label_schema(has_source_text: bool) -> pa.Schema:
+def label_features(types: Sequence[str], has_source_text: bool) -> dict[str, Feature]:
     """Columns of the config `distortions`: one row a label."""
-    import pyarrow as pa
-
-    evidence = [("evidence", pa.string())] if has_source_text else []
-    return pa.schema(
-        [
-            ("id", pa.string()),
-            ("question_sha256", pa.string()),
-            ("label", pa.string()),
-            ("label_zh", pa.string()),
-            ("label_en", pa.string()),
-            ("labeller", pa.string()),
-            ("confidence", pa.float64()),
-            ("evidence_start", pa.int64()),
-            ("evidence_end", pa.int64()),
-            *evidence,
-        ]
-    )
+    return {
+        "id": TEXT,
+        "question_sha256": TEXT,
+        "label": type_label(types),
+        "label_zh": TEXT,
+        "label_en": TEXT,
+        "labeller": TEXT,
+        "confidence": NUMBER,
+        "evidence_start": INTEGER,
+        "evidence_end": INTEGER,
+        **({"evidence": TEXT} if has_source_text else {}),
+    }
 
 
 def qa_row(row: Mapping[str, Any], *, has_source_text: bool, masks: bool) -> dict[str, Any]:
-    """A row of `qa_schema`.
+    """A row of `qa_features`.
 
     Args:
-        row: a row of `dataset.rows.answer_schema`.
+        row: a row of `answer_features`.
         masks: replace words of the question in the answer by `quotes.MASK`.
 
     Raises:
@@ -88,10 +90,10 @@ def qa_row(row: Mapping[str, Any], *, has_source_text: bool, masks: bool) -> dic
     if has_source_text:
         made |= {name: row[name] for name in SOURCE_COLUMNS}
     made["question_sha256"] = source_hash(source_text)
-    made["labels"] = list(dict.fromkeys(label["id"] for label in row["distortions"]))
+    made["labels"] = types_of(label["id"] for label in row["distortions"])
     made["quotes"] = []
     if masks and not has_source_text:
-        for name in ANSWER_COLUMNS:
+        for name in MASKED_COLUMNS:
             if row[name] is not None:
                 made[name], found = mask_quotes(row[name], source_text)
                 made["quotes"] += [
@@ -101,7 +103,7 @@ def qa_row(row: Mapping[str, Any], *, has_source_text: bool, masks: bool) -> dic
 
 
 def label_rows(row: Mapping[str, Any], *, has_source_text: bool) -> Iterator[dict[str, Any]]:
-    """The labels of a question as rows of `label_schema`."""
+    """The labels of a question as rows of `label_features`."""
     source_text = source_text_of(row)
     concepts = shipped_concepts()
     for label in row["distortions"]:

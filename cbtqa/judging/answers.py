@@ -24,6 +24,7 @@ from typing import Any, Generic, Self, TypeVar
 
 from pydantic import Field, model_validator
 
+from cbtqa.dataset_folder import DatasetFolder
 from cbtqa.errors import DataError, UsageError
 from cbtqa.files import read_rows
 from cbtqa.llm.chat import ChatRequest, Fault, Reply, Sampling
@@ -369,7 +370,7 @@ def read_answers(
         raise UsageError(
             "nothing to judge", hint="cbtqa judge answers.jsonl --questions PsyQA_full.json"
         )
-    known = {one.id: one for path in _files(questions, split) for one in _questions(path)}
+    known = {one.id: one for one in _questions(questions, split)}
     if not known:
         raise DataError("holds no usable question", where=str(questions))
     ids = tuple(known)
@@ -387,19 +388,13 @@ def read_answers(
     return Answers(tuple(known[one] for one in ids), tuple(systems.values()))
 
 
-def _files(questions: Path, split: str) -> list[Path]:
-    data = questions / "data"
-    if not data.is_dir():
-        return [questions]
-    names = ["*"] if split == "all" else [f"{name}-*" for name in split.split(",")]
-    found = [path for name in names for path in sorted(data.glob(f"{name}.parquet"))]
-    if not found:
-        raise DataError(f"the dataset has no split '{split}'", where=str(questions))
-    return found
-
-
-def _questions(path: Path) -> list[Question]:
-    return [row.question for row in read_questions(path) if not isinstance(row, Rejection)]
+def _questions(path: Path, split: str) -> Iterator[Question]:
+    if path.is_dir():
+        yield from DatasetFolder.open(path).questions(split)
+    else:
+        for row in read_questions(path):
+            if not isinstance(row, Rejection):
+                yield row.question
 
 
 @dataclass

@@ -20,8 +20,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
+from cbtqa.dataset_folder import is_dataset_folder, source_rows
 from cbtqa.errors import DataError, UsageError
-from cbtqa.files import read_rows
 from cbtqa.metrics.text.texts import Item
 from cbtqa.records import STEP_NAMES, Risk
 
@@ -104,11 +104,6 @@ def read_references(path: Path, columns: Columns, split: str) -> References:
     )
 
 
-def is_dataset(path: Path) -> bool:
-    """True for a folder that `cbtqa build-dataset` made."""
-    return any((path / "data").glob("*.parquet"))
-
-
 def read_predictions(
     path: Path, columns: Columns, references: References, split: str | None = None
 ) -> Predictions:
@@ -123,7 +118,7 @@ def read_predictions(
         UsageError: predictions and references seem to be swapped.
     """
     text_names: Sequence[str] = PREDICTION_NAMES
-    if is_dataset(path):
+    if is_dataset_folder(path):
         text_names = REFERENCE_NAMES
         if split is None:
             raise UsageError(
@@ -194,24 +189,11 @@ def _finish_reason(row: Mapping[str, Any]) -> str | None:
 
 def _rows(path: Path, split: str, encoding: str) -> Iterator[tuple[str, dict[str, Any]]]:
     is_told = encoding.lower().replace("_", "-") not in ("utf-8", "utf8")
-    data = path / "data"
-    if is_dataset(path):
-        for name in split.split(","):
-            shards = sorted(data.glob("*.parquet" if name == "all" else f"{name}-*.parquet"))
-            if not shards:
-                held = sorted({shard.name.split("-")[0] for shard in data.glob("*.parquet")})
-                raise DataError(
-                    f"the dataset has no split '{name}'",
-                    where=str(path),
-                    hint=f"--split takes {', '.join(held)} or all",
-                )
-            for shard in shards:
-                yield from read_rows(shard)
-    elif path.is_dir() and list(path.rglob("*.arrow")):
+    if path.is_dir() and not is_dataset_folder(path) and list(path.rglob("*.arrow")):
         for shard in sorted(path.rglob("*.arrow")):
             yield from _read_arrow(shard)
     else:
-        yield from read_rows(path, "utf-8" if is_told and _is_utf8(path) else encoding)
+        yield from source_rows(path, split, "utf-8" if is_told and _is_utf8(path) else encoding)
 
 
 def _is_utf8(path: Path) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from cbtqa.dataset_folder import DatasetFolder, is_dataset_folder
 from cbtqa.errors import UsageError
 from cbtqa.metrics.base import Metric
 from cbtqa.metrics.evaluation import (
@@ -27,7 +28,6 @@ from cbtqa.metrics.pairs import (
     Columns,
     Predictions,
     References,
-    is_dataset,
     read_predictions,
     read_references,
 )
@@ -191,10 +191,14 @@ def _teach_steps(metrics: Sequence[AnyMetric], settings: ScoreSettings) -> list[
     if not mine or wanted == "rules":
         return []
     if wanted != "auto":
-        models: tuple[StepModel, ...] = (train_step_model(read_steps(Path(wanted), "train")),)
+        models: tuple[StepModel, ...] = (
+            train_step_model(read_steps(DatasetFolder.open(Path(wanted)), "train")),
+        )
         note = f"CBT steps by a classifier learnt from {wanted}"
     else:
-        known = list(read_steps(ref, "all")) if ref and is_dataset(ref) else []
+        known = []
+        if ref and is_dataset_folder(ref):
+            known = list(read_steps(DatasetFolder.open(ref), "all"))
         if len(known) < FEW_ITEMS:
             return []
         models = fitted = cross_fitted(known)
@@ -223,7 +227,7 @@ def _reference_columns(settings: ScoreSettings) -> Columns:
 def _read_systems(settings: ScoreSettings, references: References) -> list[Predictions]:
     columns = Columns(settings.id_column, settings.prediction_column, None, settings.encoding)
     assert settings.ref is not None
-    split = settings.split if is_dataset(settings.ref) else None
+    split = settings.split if is_dataset_folder(settings.ref) else None
     systems: list[Predictions] = []
     for path in settings.predictions:
         if path.exists() and path.samefile(settings.ref):

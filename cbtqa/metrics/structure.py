@@ -14,13 +14,13 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 from functools import cache, lru_cache
 from heapq import nsmallest
 from importlib.resources import files
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+from cbtqa.dataset_folder import DatasetFolder
 from cbtqa.errors import DataError
-from cbtqa.files import parse_yaml, read_rows
+from cbtqa.files import parse_yaml
 from cbtqa.metrics.base import Floats, MeanMetric
 from cbtqa.metrics.text.texts import Texts
 from cbtqa.records import STEP_NAMES, Record
@@ -179,7 +179,7 @@ class StepsInRecord(MeanMetric):
 # --- step model ----------------------------------------------------------------------------------
 # A step model learnt from answers whose steps are known: naive Bayes over characters and pairs.
 #
-#     models = cross_fitted(read_steps(Path("cbtqa-dataset"), "all"))
+#     models = cross_fitted(read_steps(DatasetFolder.open(folder), "all"))
 #     models[fold_of("17")].evidence(["谢谢你愿意说出来。"]).argmax() == 0
 #
 # It knows the wording of the data it was trained on. So no answer is judged by a model that has
@@ -321,23 +321,16 @@ def measure(models: Sequence[TrainedModel], answers: Iterable[Answer]) -> StepAc
     )
 
 
-def read_steps(dataset: Path, split: str) -> Iterator[Answer]:
-    """The steps of a built dataset; rows without all five are passed over.
-
-    Args:
-        split: one split, or `all`.
+def read_steps(dataset: DatasetFolder, split: str) -> Iterator[Answer]:
+    """The steps of a built dataset's split, or of `all`; rows without all five are passed over.
 
     Raises:
-        DataError: the folder has no such split.
+        DataError: no such split.
     """
-    shards = sorted(dataset.glob("data/*.parquet" if split == "all" else f"data/{split}-*.parquet"))
-    if not shards:
-        raise DataError(f"no {split} split to learn the steps from", where=str(dataset))
-    for shard in shards:
-        for _, row in read_rows(shard):
-            steps = tuple(str(row.get(name) or "") for name in STEP_NAMES)
-            if all(step.strip() for step in steps):
-                yield str(row.get("id")), steps
+    for row in dataset.rows(split, ("id", *STEP_NAMES)):
+        steps = tuple(row[name] or "" for name in STEP_NAMES)
+        if all(step.strip() for step in steps):
+            yield row["id"], steps
 
 
 def _grams(sentence: str) -> set[str]:

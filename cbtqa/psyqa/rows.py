@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
 
+from cbtqa.dataset_folder import source_rows
 from cbtqa.errors import DataError
-from cbtqa.files import open_text, read_rows
+from cbtqa.files import open_text
 
 Format = Literal["JSON", "JSON Lines", "CSV", "Parquet"]
 UTF8_BOM = b"\xef\xbb\xbf"
@@ -366,5 +367,5 @@ def _csv_row(number: int, where: str, header: list[str], cells: list[str]) -> Ro
 def _parquet(source: SourceFile) -> Iterator[Row]:
     root: Path = source.path if source.path.is_dir() else source.path.parent
     value: dict[str, Any]
-    for number, (where, value) in enumerate(read_rows(source.path), 1):
+    for number, (where, value) in enumerate(source_rows(source.path), 1):
         yield Row(number, where.removeprefix(f"{root}/"), value, None)

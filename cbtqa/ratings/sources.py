@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
+from cbtqa.dataset_folder import source_rows
 from cbtqa.errors import DataError, UsageError
-from cbtqa.files import read_rows
 from cbtqa.ratings.study import ShownTurn, clean_text
 from cbtqa.records import Reason, Rejection, Risk
 
@@ -76,7 +76,7 @@ def read_pool(predictions: Sequence[str], questions: Path | None, shows: str) ->
     """
     pool = Pool()
     if questions is not None:
-        for where, row in read_rows(questions):
+        for where, row in source_rows(questions):
             name = _id_of(row, _ID_FIELDS, where)
             pool.questions.setdefault(name, _question(name, row))
     for given in predictions:
@@ -106,7 +106,7 @@ def _read_predictions(pool: Pool, given: str, shows: str) -> None:
     name, separator, rest = given.partition("=")
     path = Path(rest if separator else given)
     is_session = shows == "transcript"
-    for where, row in read_rows(path):
+    for where, row in source_rows(path):
         system = name if separator else str(row.get("system") or row.get("arm") or path.stem)
         item_id = _session_id(row, where) if is_session else _id_of(row, _ID_FIELDS, where)
         answer = _answer(row, is_session)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cbtqa.dataset_folder import source_rows
 from cbtqa.errors import DataError
-from cbtqa.files import read_rows
 
 _USUAL = (("question", "description"), ("text",), ("answer_text",), ("answer",))
 _ID_COLUMNS = ("id", "question_id", "questionID")
@@ -46,7 +46,7 @@ def read_texts(
     """
     chosen = tuple(columns)
     is_empty = True
-    for where, row in read_rows(path, encoding):
+    for where, row in source_rows(path, encoding=encoding):
         is_empty = False
         chosen = chosen or _usual_columns(row, where)
         parts = [_cell(row, column, where, column == chosen[0]) for column in chosen]

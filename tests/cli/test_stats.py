@@ -9,7 +9,7 @@ import typer
 
 from cbtqa.cli import main as program
 from cbtqa.cli.stats import stats
-from cbtqa.dataset_folder import answer_schema
+from cbtqa.dataset_folder import answer_features, arrow_schema
 from cbtqa.files import ParquetRows
 from tests.support.dataset_folder import make_rows, write_dataset_folder
 
@@ -59,7 +59,9 @@ def test_a_missing_folder_is_one_clear_error(run, tmp_path, capsys) -> None:
 
 def test_brackets_in_model_text_are_shown_as_they_are(run, tmp_path, capsys) -> None:
     folder = tmp_path / "d"
-    with ParquetRows(folder / "data" / "train-00000-of-00001.parquet", answer_schema()) as out:
+    with ParquetRows(
+        folder / "data" / "train-00000-of-00001.parquet", arrow_schema(answer_features())
+    ) as out:
         for _, row in make_rows(3):
             out.add({**row, "answer": "[/bold] 你好", "model": "[red]m[/red]"})
     assert run("stats", folder, "--partial") == 0

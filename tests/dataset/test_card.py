@@ -10,7 +10,7 @@ import yaml
 
 from cbtqa.dataset.card import render_card
 from cbtqa.dataset.stats import folder_statistics
-from cbtqa.dataset_folder import human_row, human_schema
+from cbtqa.dataset_folder import DatasetFolder, arrow_schema, human_features
 from cbtqa.files import ParquetRows, write_text
 from cbtqa.manifest import Manifest, describe_file, read_manifest
 from cbtqa.psyqa import bundled_sample_path
@@ -19,7 +19,9 @@ from tests.support.dataset_folder import make_rows, write_dataset_folder
 
 
 def card_of(folder, manifest: Manifest | None = None) -> str:
-    return render_card(folder, manifest or read_manifest(folder), folder_statistics(folder))
+    return render_card(
+        folder, manifest or read_manifest(folder), folder_statistics(DatasetFolder.open(folder))
+    )
 
 
 def front_matter(card: str) -> dict:
@@ -35,7 +37,7 @@ def test_the_card_tells_the_counts_of_this_dataset(folder) -> None:
     card = card_of(folder)
     assert "54 条输入 = 50 条收入 + 4 条剔除（到达长度上限被截断 2" in card
     assert "54 in = 50 kept + 4 left out" in card
-    for split, n in folder_statistics(folder).splits.items():
+    for split, n in folder_statistics(DatasetFolder.open(folder)).splits.items():
         assert card.count(f"| `{split}` | {n} |") == 2
     assert "54.4 %" in card
 
@@ -89,7 +91,7 @@ def test_the_bundled_sample_is_said_to_be_invented_and_is_freely_licensed(folder
 
 
 def test_a_model_name_cannot_write_into_the_card(folder) -> None:
-    statistics = folder_statistics(folder).model_copy(
+    statistics = folder_statistics(DatasetFolder.open(folder)).model_copy(
         update={"models": {"x`\n\n# injected\n---\nlicense: mit": 50}}
     )
     card = render_card(folder, read_manifest(folder), statistics)
@@ -115,9 +117,9 @@ def test_datasets_loads_the_folder_with_all_splits_and_features(folder, load) ->
     write_text(folder / "README.md", card_of(folder))
     write_text(folder / "report.html", "<p>")
     loaded = load(folder)
-    assert {name: part.num_rows for name, part in loaded.items()} == folder_statistics(
+    assert {name: part.num_rows for name, part in loaded.items()} == DatasetFolder.open(
         folder
-    ).splits
+    ).manifest.counts["splits"]
     rows = {row["id"]: row for _, row in make_rows(50)}
     for part in loaded.values():
         for row in part:
@@ -125,6 +127,9 @@ def test_datasets_loads_the_folder_with_all_splits_and_features(folder, load) ->
             assert row["distortions"] == wanted["distortions"]
             assert row["keywords"] == list(wanted["keywords"])
             assert row["answer"] == wanted["answer"]
+            assert part.features["risk"].int2str(row["risk"]) == wanted["risk"]
+            types = part.features["distortion_types"].feature
+            assert types.int2str(row["distortion_types"]) == wanted["distortion_types"]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -134,8 +139,8 @@ def test_human_answers_are_a_configuration_of_their_own(folder, load) -> None:
         strategies=(StrategySpan(start=0, end=4, type="Approval and Reassurance"),),
     )  # fmt: skip
     path = folder / "human" / "human-00000-of-00001.parquet"
-    with ParquetRows(path, human_schema()) as out:
-        out.add(human_row(answer))
+    with ParquetRows(path, arrow_schema(human_features())) as out:
+        out.add(answer.model_dump())
     write_text(folder / "README.md", card_of(folder))
     loaded = load(folder, "human")
     assert loaded["human"][0]["strategies"][0]["type"] == "Approval and Reassurance"

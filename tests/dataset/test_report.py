@@ -9,12 +9,13 @@ import pytest
 from cbtqa.dataset.report import dataset_report
 from cbtqa.dataset.report.items import choose_examples, mark_evidence
 from cbtqa.dataset.report.material import wording
+from cbtqa.dataset_folder import DatasetFolder, answer_features, arrow_schema
 from cbtqa.errors import IncompleteRunError
 from cbtqa.files import ParquetRows, write_jsonl
 from cbtqa.manifest import SettingValue, describe_file, read_manifest, write_manifest
 from cbtqa.psyqa import bundled_sample_path
 from cbtqa.records import STEP_NAMES, Reason, Rejection
-from tests.support.dataset_folder import make_rows, write_dataset_folder
+from tests.support.dataset_folder import finish, make_rows, write_dataset_folder
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +93,7 @@ def test_ten_examples_show_all_five_steps_by_name_in_both_languages(html: str) -
 
 
 def test_evidence_is_marked_in_the_question(folder, html: str) -> None:
-    chosen = choose_examples(folder)
+    chosen = choose_examples(DatasetFolder.open(folder))
     quotes = [label["evidence"] for _, row in chosen for label in row["distortions"]]
     quotes = [quote for quote in quotes if quote]
     assert quotes
@@ -101,10 +102,12 @@ def test_evidence_is_marked_in_the_question(folder, html: str) -> None:
 
 
 def test_examples_are_varied_and_the_same_on_every_run(folder) -> None:
-    chosen = choose_examples(folder)
-    assert [row["id"] for _, row in chosen] == [row["id"] for _, row in choose_examples(folder)]
+    chosen = choose_examples(DatasetFolder.open(folder))
+    assert [row["id"] for _, row in chosen] == [
+        row["id"] for _, row in choose_examples(DatasetFolder.open(folder))
+    ]
     assert [row["id"] for _, row in chosen] != [
-        row["id"] for _, row in choose_examples(folder, seed=1)
+        row["id"] for _, row in choose_examples(DatasetFolder.open(folder), seed=1)
     ]
     labels = {label["id"] for _, row in chosen for label in row["distortions"]}
     assert len(labels) >= 5
@@ -115,7 +118,7 @@ def test_examples_are_varied_and_the_same_on_every_run(folder) -> None:
 
 def test_fewer_entries_than_examples_are_all_shown(tmp_path) -> None:
     folder = write_dataset_folder(tmp_path / "d", 3)
-    assert len(choose_examples(folder)) == 3
+    assert len(choose_examples(DatasetFolder.open(folder))) == 3
 
 
 @pytest.mark.parametrize(
@@ -156,14 +159,16 @@ def test_a_template_dataset_is_said_to_be_no_training_source(tmp_path) -> None:
 def test_a_disclosure_that_was_acknowledged_is_reported(tmp_path) -> None:
     folder = write_dataset_folder(tmp_path / "d", 4)
     rows = [(s, {**row, "endpoint_host": "api.example.org"}) for s, row in make_rows(4)]
-    from cbtqa.dataset_folder import answer_schema
-
     for path in (folder / "data").glob("*"):
         path.unlink()
-    with ParquetRows(folder / "data" / "train-00000-of-00001.parquet", answer_schema()) as out:
+    manifest = read_manifest(folder)
+    finish(folder)
+    with ParquetRows(
+        folder / "data" / "train-00000-of-00001.parquet", arrow_schema(answer_features())
+    ) as out:
         for _, row in rows:
             out.add(row)
-    manifest = read_manifest(folder).model_copy(
+    manifest = manifest.model_copy(
         update={"acknowledgements": {"disclosure": "text sent to api.example.org"}}
     )
     assert "问题文本发给了 api.example.org；由操作者确认" in visible(
@@ -217,11 +222,9 @@ def test_a_dataset_of_which_everything_was_rejected_still_has_a_report(tmp_path)
 
 def test_labels_outside_every_taxonomy_stand_for_themselves(tmp_path) -> None:
     folder = write_dataset_folder(tmp_path / "d", 6)
-    from cbtqa.dataset_folder import answer_schema
-
     label = {"id": "my_own_type", "evidence": None, "labeller": "me", "confidence": None}
     path = folder / "data" / "train-00000-of-00001.parquet"
-    with ParquetRows(path, answer_schema()) as out:
+    with ParquetRows(path, arrow_schema(answer_features())) as out:
         for _, row in make_rows(4):
             out.add({**row, "distortions": [label]})
     manifest = read_manifest(folder)

@@ -9,11 +9,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from cbtqa.dataset.folder import JOURNAL_NAME
 from cbtqa.dataset.run import BuildResult, build_dataset, estimate_build
 from cbtqa.dataset.settings import BuildSettings
-from cbtqa.dataset_folder import answer_of, answer_row, question_of
+from cbtqa.dataset_folder import JOURNAL_NAME, answer_of, answer_row, question_of
 from cbtqa.errors import ConfigError, IncompleteRunError, LicenceGateError
+from cbtqa.files import read_rows
 from cbtqa.llm.endpoint import Endpoint, pass_disclosure_gate
 from cbtqa.settings import Resolved, resolve
 from tests.support.answers import good_answer, steps
@@ -47,7 +47,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
     return [
         {**row, "split": path.name.split("-")[0]}
         for path in sorted(folder.glob("data/*.parquet"))
-        for row in pq.read_table(path).to_pylist()
+        for _, row in read_rows(path)
     ]
 
 

@@ -10,9 +10,9 @@ import subprocess
 import time
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
+from cbtqa.files import read_rows
 from tests.support.answers import good_answer, steps
 from tests.support.endpoint import (
     ScriptedEndpoint,
@@ -27,11 +27,7 @@ from tests.support.program import environment, program, run_cbtqa
 
 
 def rows_of(folder: Path) -> list[dict]:
-    return [
-        row
-        for path in sorted(folder.glob("data/*.parquet"))
-        for row in pq.read_table(path).to_pylist()
-    ]
+    return [row for path in sorted(folder.glob("data/*.parquet")) for _, row in read_rows(path)]
 
 
 def counts_of(folder: Path) -> dict:

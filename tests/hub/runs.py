@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from cbtqa.dataset_folder import answer_schema, question_of
+from cbtqa.dataset_folder import answer_features, arrow_schema, question_of
 from cbtqa.files import ParquetRows, read_rows, write_json, write_jsonl
 from cbtqa.manifest import (
     FileEntry,
@@ -57,7 +57,7 @@ def edit_rows(run: Path, edit: Any, *, also_in_manifest: bool = True) -> None:
     """Changes every row in place, as a build with other answers would have written them."""
     for path in sorted((run / "data").glob("*.parquet")):
         rows = [row for _, row in read_rows(path)]
-        with ParquetRows(path, answer_schema()) as parquet:
+        with ParquetRows(path, arrow_schema(answer_features())) as parquet:
             for row in rows:
                 edit(row)
                 parquet.add(row)

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from cbtqa.dataset_folder import human_row, human_schema
+from cbtqa.dataset_folder import arrow_schema, human_features
 from cbtqa.errors import ConfigError, DataError, IncompleteRunError, UsageError
 from cbtqa.files import ParquetRows, read_rows
 from cbtqa.hub.card_schema import DatasetFront, check_front
@@ -142,8 +142,10 @@ def test_ratings_carry_numbers_and_neither_notes_nor_names(run: Path, tmp_path: 
 
 
 def test_what_stays_behind_is_named(run: Path) -> None:
-    with ParquetRows(run / "human" / "human-00000-of-00001.parquet", human_schema()) as rows:
-        rows.add(human_row(ReferenceAnswer(question_id="9000", text="一篇人写的回答")))
+    with ParquetRows(
+        run / "human" / "human-00000-of-00001.parquet", arrow_schema(human_features())
+    ) as rows:
+        rows.add(ReferenceAnswer(question_id="9000", text="一篇人写的回答").model_dump())
     plan = plan_of(run)
     assert {"rejects.jsonl", "journal.sqlite", "human", "manifest.json"} <= {
         path for path, _ in plan.left_out
@@ -249,7 +251,7 @@ def test_notes_with_a_blank_stop_it(run: Path, tmp_path: Path) -> None:
 
 def test_an_unfinished_run_is_refused(run: Path) -> None:
     (run / "manifest.json").unlink()
-    with pytest.raises(PublishRefusedError, match="did not finish"):
+    with pytest.raises(IncompleteRunError, match="did not finish"):
         plan_of(run)
 
 

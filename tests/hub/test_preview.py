@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cbtqa.hub.plan import PublishRefusedError
+from cbtqa.errors import IncompleteRunError
 from cbtqa.hub.preview import preview_page
 from cbtqa.hub.publish import Prepared, PreviewSettings, prepare_preview
 from tests.hub.runs import BASE, edit_rows, rows_of, write_scores
@@ -58,7 +58,7 @@ def test_a_model_shows_its_scores(adapter: Path, run: Path, tmp_path: Path) -> N
 
 def test_an_unfinished_run_has_no_preview(run: Path) -> None:
     (run / "manifest.json").unlink()
-    with pytest.raises(PublishRefusedError, match="did not finish"):
+    with pytest.raises(IncompleteRunError, match="did not finish"):
         prepare_preview(PreviewSettings(run=run))
 
 

@@ -120,7 +120,7 @@ def test_a_plant_ends_with_7_and_no_request(
     [
         ("no token", 5, "error: no token for the Hub"),
         ("public", 7, "is public"),
-        ("unfinished", 7, "the run did not finish"),
+        ("unfinished", 6, "the run did not finish"),
         ("no permission", 7, "--include-source-text wants --permission FILE"),
         ("bad name", 3, "expected owner/name"),
     ],

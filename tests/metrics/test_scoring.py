@@ -18,6 +18,7 @@ from cbtqa.metrics.evaluation import CEILING, FLOOR
 from cbtqa.metrics.pairs import is_cut
 from cbtqa.metrics.scoring import Scored, ScoreSettings, score
 from cbtqa.records import STEP_NAMES
+from tests.support.dataset_folder import finish
 
 ANSWERS = {
     str(number): f"第{number}个问题让你很难受，我能理解。不妨每天散步{number}分钟。"
@@ -93,6 +94,7 @@ def test_a_built_dataset_gives_its_test_split(tmp_path: Path) -> None:
     dataset = tmp_path / "dataset"
     write(dataset / "data" / "test-00000-of-00001.parquet", rows)
     write(dataset / "data" / "train-00000-of-00001.parquet", [{**rows[0], "id": "99"}])
+    finish(dataset)
     answers = {**PREDICTED, "3": "请拨打12356，或者去最近的医院急诊。"}
     rows = [
         {"question_id": key, "text": text, "distortions": ["mind_reading", "labeling"]}
@@ -111,8 +113,9 @@ def test_a_built_dataset_gives_its_test_split(tmp_path: Path) -> None:
 def test_a_missing_split_names_those_there_are(tmp_path: Path) -> None:
     dataset = tmp_path / "dataset"
     write(dataset / "data" / "train-00000-of-00001.parquet", [{"id": "1", "answer": "好。"}])
+    finish(dataset)
     with pytest.raises(DataError, match="no split 'test'") as caught:
-        run(predictions(tmp_path, PREDICTED), ref=dataset)
+        run(predictions(tmp_path, PREDICTED), ref=dataset, metrics="chrf2")
     assert caught.value.hint is not None and "train" in caught.value.hint
 
 
@@ -193,7 +196,7 @@ def built(folder: Path, answers: Mapping[str, str], split: str = "test") -> Path
         steps = [*text.split("，")[:4], "慢慢来。"]
         rows.append({"id": key, "answer": text, **dict(zip(STEP_NAMES, steps, strict=True))})
     write(folder / "data" / f"{split}-00000-of-00001.parquet", rows)
-    return folder
+    return finish(folder)
 
 
 STEPPED = {
@@ -408,9 +411,10 @@ def test_the_step_classifier_learns_from_the_train_split(tmp_path: Path, ref: Pa
     parts = ["你很难受，我理解。", "你觉得都完了。", "真的吗？", "每天散步吧。", "会好的，加油。"]
     rows = [{"id": "1", "answer": "".join(parts), **dict(zip(STEP_NAMES, parts, strict=True))}]
     write(tmp_path / "ds" / "data" / "train-00000-of-00001.parquet", rows)
+    finish(tmp_path / "ds")
     path = predictions(tmp_path, dict.fromkeys(PREDICTED, "".join(parts)))
     one = run(path, ref=ref, metrics="cbt_complete", step_classifier=str(tmp_path / "ds"))
     assert values(one, "sys")["cbt_complete"] == 1.0
     assert "steps:bayes-" in one.report.scores[0].signature
-    with pytest.raises(DataError, match="no train split"):
+    with pytest.raises(DataError, match="no such folder"):
         run(path, ref=ref, metrics="cbt_steps", step_classifier=str(tmp_path / "none"))

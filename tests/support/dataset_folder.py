@@ -10,7 +10,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from cbtqa.dataset_folder import answer_row, answer_schema
+from cbtqa.dataset_folder import FORMAT_VERSION, answer_features, answer_row, arrow_schema
+from cbtqa.distortions.taxonomy import load_taxonomy
 from cbtqa.files import ParquetRows, write_jsonl, write_text
 from cbtqa.manifest import FileEntry, Manifest, SettingValue, describe_file, write_manifest
 from cbtqa.records import (
@@ -181,9 +182,10 @@ def write_dataset_folder(
     """Writes the folder and returns it."""
     rows = make_rows(n_entries, is_fused=is_fused, is_template=is_template)
     splits = Counter(split for split, _ in rows)
+    schema = arrow_schema(answer_features(load_taxonomy("socialcd-12").ids))
     for split in splits:
         path = folder / "data" / f"{split}-00000-of-00001.parquet"
-        with ParquetRows(path, answer_schema()) as parquet:
+        with ParquetRows(path, schema) as parquet:
             for of_split, row in rows:
                 if of_split == split:
                     parquet.add(row)
@@ -192,6 +194,13 @@ def write_dataset_folder(
     write_text(folder / "journal.sqlite", "")
     if with_manifest:
         write_manifest(folder, _manifest(folder, rows, splits, rejections, is_template))
+    return folder
+
+
+def finish(folder: Path) -> Path:
+    """Gives a folder with Parquet files under `data` the manifest of a finished dataset."""
+    times = {"started_at": "2026-11-21T02:00:00+00:00", "finished_at": "2026-11-21T02:00:01+00:00"}
+    write_manifest(folder, Manifest(kind="dataset", **times))
     return folder
 
 
@@ -214,6 +223,7 @@ def _manifest(
         settings |= {"endpoint": "vllm", "model": "invented-chat-14b", "temperature": 0.7}
     return Manifest(
         kind="dataset",
+        format_version=FORMAT_VERSION,
         settings={
             name: SettingValue(value=value, origin="default") for name, value in settings.items()
         },

@@ -11,9 +11,10 @@ from pathlib import Path
 from cbtqa.dataset.report import items, measures, provenance
 from cbtqa.dataset.report.material import Material, say
 from cbtqa.dataset.stats import DatasetStatistics, folder_statistics
+from cbtqa.dataset_folder import DatasetFolder
 from cbtqa.distortions.taxonomy import load_taxonomy, shipped_concepts
 from cbtqa.errors import DataError
-from cbtqa.manifest import Manifest, read_manifest
+from cbtqa.manifest import Manifest
 from cbtqa.report.page import Lang, Page, Phrase, Section, render_page
 
 
@@ -35,8 +36,8 @@ def dataset_report(
         IncompleteRunError: no manifest given and none in the folder.
         DataError: a file of the folder is damaged.
     """
-    manifest = manifest or read_manifest(folder)
-    statistics = statistics or folder_statistics(folder)
+    manifest = manifest or DatasetFolder.open(folder).manifest
+    statistics = statistics or folder_statistics(DatasetFolder.open(folder, partial=True))
     material = Material(folder, manifest, statistics, label_names(manifest, statistics), lang)
     sections = {
         "glance": provenance.glance,

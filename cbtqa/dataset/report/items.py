@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import groupby
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup, escape
 
 from cbtqa.dataset.report.material import PACKAGE, Material, known_phrase, number, percent, say
 from cbtqa.dataset.stats import COLUMNS, sample_key
+from cbtqa.dataset_folder import REJECTS_NAME, DatasetFolder
 from cbtqa.files import read_jsonl
 from cbtqa.records import STEP_NAMES, Rejection
 from cbtqa.report.page import (
@@ -80,7 +79,7 @@ def _phrase(wording: Wording) -> Phrase:
 def rejects(material: Material) -> list[Block]:
     """Every reason with its number and up to two examples."""
     examples: dict[str, list[Rejection]] = {}
-    path = material.folder / "rejects.jsonl"
+    path = material.folder / REJECTS_NAME
     for rejection in read_jsonl(path, Rejection) if path.exists() else ():
         found = examples.setdefault(rejection.reason.value, [])
         if len(found) < EXAMPLES_PER_REASON:
@@ -117,7 +116,7 @@ def _reject_example(rejection: Rejection) -> dict[str, object]:
 
 def examples(material: Material) -> list[Block]:
     """Ten varied entries in full."""
-    chosen = choose_examples(material.folder)
+    chosen = choose_examples(DatasetFolder.open(material.folder, partial=True))
     return [
         Text(say("examples.note", n=len(chosen))),
         *(_example(material, split, row) for split, row in chosen),
@@ -162,36 +161,17 @@ POOL_SIZE = 400
 Row = Mapping[str, Any]
 
 
-def choose_examples(folder: Path, n: int = 10, seed: int = 0) -> list[tuple[str, dict[str, Any]]]:
-    """`(split, row)` of up to `n` varied entries of a dataset folder, the same for the same seed.
-
-    Memory holds one row group at a time, whatever the size of the dataset.
-    """
-    import pyarrow.parquet as pq
-
-    paths = sorted((folder / "data").glob("*.parquet"))
-    wanted = sorted(heapq.nsmallest(POOL_SIZE, _places(paths, seed)), key=lambda place: place[2:])
-    pool: dict[str, tuple[str, dict[str, Any]]] = {}
-    for (which, group), places in groupby(wanted, key=lambda place: place[2:4]):
-        with pq.ParquetFile(paths[which]) as parquet:
-            table = parquet.read_row_group(group, columns=list(COLUMNS))
-        split = paths[which].name.split("-")[0]
-        for row in table.take([place[4] for place in places]).to_pylist():
-            pool[row["id"]] = (split, row)
-    return _most_varied([pool[item_id] for _, item_id, *_ in sorted(wanted)], n)
-
-
-def _places(paths: Sequence[Path], seed: int) -> Iterator[tuple[int, str, int, int, int]]:
-    """Hash, id, file, row group and row of every entry."""
-    import pyarrow.parquet as pq
-
-    for which, path in enumerate(paths):
-        with pq.ParquetFile(path) as parquet:
-            for group in range(parquet.num_row_groups):
-                ids = parquet.read_row_group(group, columns=["id"])["id"].to_pylist()
-                for row, item_id in enumerate(ids):
-                    key = sample_key(item_id, f"examples {seed}")
-                    yield key, item_id, which, group, row
+def choose_examples(
+    folder: DatasetFolder, n: int = 10, seed: int = 0
+) -> list[tuple[str, dict[str, Any]]]:
+    """`(split, row)` of up to `n` varied entries of a dataset, the same for the same seed."""
+    ids = (row["id"] for row in folder.rows(columns=("id",)))
+    wanted = heapq.nsmallest(POOL_SIZE, ids, key=lambda one: sample_key(one, f"examples {seed}"))
+    places = {item_id: place for place, item_id in enumerate(wanted)}
+    pool = [
+        (split, row) for split in folder.splits for row in folder.rows(split, COLUMNS, set(wanted))
+    ]
+    return _most_varied(sorted(pool, key=lambda entry: places[entry[1]["id"]]), n)
 
 
 def _most_varied(

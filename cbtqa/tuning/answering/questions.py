@@ -14,12 +14,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from cbtqa.dataset.folder import JOURNAL_NAME
-from cbtqa.dataset_folder import SPLITS, question_of
+from cbtqa.dataset_folder import QUESTION_COLUMNS, DatasetFolder, question_of
 from cbtqa.errors import ConfigError, DataError, UsageError
 from cbtqa.files import read_rows
 from cbtqa.llm.chat import Fault, Reply, fault_of_reply
-from cbtqa.manifest import FileEntry, describe_file, read_manifest
+from cbtqa.manifest import FileEntry, describe_file
 from cbtqa.psyqa import read_questions
 from cbtqa.records import Reason, Rejection, Risk
 from cbtqa.safety.screen import screen
@@ -85,9 +84,10 @@ def read_asked(settings: GenerateSettings, mode: Mode, system_prompt: str | None
             hint="cbtqa generate cbtqa-dataset --adapter runs/tuned --out runs/answers",
         )
     if path.is_dir():
-        files = _split_files(path, settings.split)
-        read: Iterator[AskedItem | Rejection] = _dataset_items(files, mode, system_prompt)
-        entries = tuple(describe_file(file, path) for file in files)
+        folder = DatasetFolder.open(path)
+        entries = tuple(describe_file(file, path) for file in folder.files(settings.split))
+        read: Iterator[AskedItem | Rejection]
+        read = _dataset_items(folder, settings.split, mode, system_prompt)
     else:
         is_prompts = _holds_prompts(path, settings.encoding)
         read = (
@@ -110,40 +110,13 @@ def read_asked(settings: GenerateSettings, mode: Mode, system_prompt: str | None
     return asked
 
 
-def _split_files(folder: Path, split: str) -> list[Path]:
-    if (folder / JOURNAL_NAME).exists():
-        read_manifest(folder)  # raises when the build has not finished
-    names = SPLITS if split == "all" else tuple(split.split(","))
-    held = {
-        name: found
-        for name in SPLITS
-        if (found := sorted((folder / "data").glob(f"{name}-*.parquet")))
-    }
-    if not held:
-        raise DataError(
-            "no dataset: no folder data/ with Parquet files",
-            where=str(folder),
-            hint="name a folder of `cbtqa build-dataset`, or a file of questions",
-        )
-    missing = [name for name in names if name not in held]
-    if missing and split != "all":
-        raise DataError(
-            f"the dataset has no split '{missing[0]}'",
-            where=str(folder),
-            hint=f"--split takes {', '.join(held)} or all",
-        )
-    return [file for name in names for file in held.get(name, ())]
-
-
-def _dataset_items(files: list[Path], mode: Mode, system_prompt: str | None) -> Iterator[AskedItem]:
-    for file in files:
-        for where, row in read_rows(file):
-            if not {"id", "question", "description", "keywords"} <= set(row):
-                raise DataError(f"not a dataset of cbtqa: found {', '.join(row)}", where=where)
-            question = question_of(row)
-            risk: Risk = row.get("risk") or screen(question.source_text).risk
-            messages = prompt_messages(question, mode, system_prompt)
-            yield AskedItem(question.id, tuple(messages), risk)
+def _dataset_items(
+    folder: DatasetFolder, split: str, mode: Mode, system_prompt: str | None
+) -> Iterator[AskedItem]:
+    for row in folder.rows(split, (*QUESTION_COLUMNS, "risk")):
+        question = question_of(row)
+        messages = prompt_messages(question, mode, system_prompt)
+        yield AskedItem(question.id, tuple(messages), row["risk"])
 
 
 def _question_items(

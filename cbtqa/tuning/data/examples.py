@@ -24,12 +24,11 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from cbtqa.dataset.folder import JOURNAL_NAME
-from cbtqa.dataset_folder import answer_of, question_of
+from cbtqa.dataset_folder import DatasetFolder, answer_of, question_of
 from cbtqa.distortions.taxonomy import shipped_concepts
 from cbtqa.errors import ConfigError, DataError
 from cbtqa.files import parse_yaml, read_rows
-from cbtqa.manifest import FileEntry, describe_file, read_manifest
+from cbtqa.manifest import FileEntry, describe_file
 from cbtqa.records import STEP_NAMES, CbtAnswer, CbtSteps, Question
 from cbtqa.tuning.settings import FinetuneSettings, Mode, Objective
 
@@ -184,9 +183,11 @@ def read_validation_examples(settings: FinetuneSettings) -> ExampleSet | None:
     folder = settings.data
     if folder is None or not folder.is_dir():
         return None
-    if not _parts(folder, "validation") and not _rows_of(folder, "validation").is_file():
-        return None
-    return _read(settings, folder, "validation")
+    if is_of_rows(folder):
+        has_rows = _rows_of(folder, "validation").is_file()
+    else:
+        has_rows = "validation" in DatasetFolder.open(folder).splits
+    return _read(settings, folder, "validation") if has_rows else None
 
 
 def is_of_rows(path: Path) -> bool:
@@ -206,15 +207,8 @@ def _rows_of(folder: Path, split: str) -> Path:
 
 
 def _read_split(settings: FinetuneSettings, folder: Path, split: str) -> ExampleSet:
-    parts = _parts(folder, split)
-    if (folder / JOURNAL_NAME).exists():
-        read_manifest(folder)
-    if not parts:
-        raise DataError(
-            f"no rows of split '{split}'",
-            where=str(folder),
-            hint="name a folder of `cbtqa build-dataset`, or a .jsonl file of rows",
-        )
+    dataset = DatasetFolder.open(folder)
+    parts = dataset.files(split)
     if settings.objective == "orpo":
         raise DataError(
             "a built dataset has one answer per question, ORPO needs a chosen and a rejected one",
@@ -222,31 +216,13 @@ def _read_split(settings: FinetuneSettings, folder: Path, split: str) -> Example
             hint="use --objective sft, or a file of prompt, chosen and rejected",
         )
     found = ExampleSet(split, files=tuple(describe_file(path, folder) for path in parts))
-    rows = (pair for part in parts for pair in read_rows(part))
     n_template = 0
-    for where, row in islice(rows, settings.limit):
-        if found.n_in == 0:
-            _check_dataset_columns(row, where)
+    for row in islice(dataset.rows(split), settings.limit):
         found.n_in += 1
-        n_template += row["is_training_source"] is False
+        n_template += not row["is_training_source"]
         _add(found, _dataset_example(settings, row))
     _refuse_template(settings, n_template, found)
     return found
-
-
-def _parts(folder: Path, split: str) -> list[Path]:
-    return sorted((folder / "data").glob(f"{split}-*-of-*.parquet"))
-
-
-def _check_dataset_columns(row: Mapping[str, Any], where: str) -> None:
-    wanted = ("id", "question", "answer", "is_training_source", "model")
-    missing = [name for name in wanted if name not in row]
-    if missing:
-        raise DataError(
-            f"not a dataset of cbtqa: no column {', '.join(missing)}; found {', '.join(row)}",
-            where=where,
-            hint="name a folder of `cbtqa build-dataset`, or a .jsonl file of rows",
-        )
 
 
 def _dataset_example(settings: FinetuneSettings, row: Mapping[str, Any]) -> Example | str:
