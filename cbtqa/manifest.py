@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import platform
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +28,14 @@ PACKAGES = (
     *("torch", "transformers", "peft", "accelerate", "datasets", "huggingface-hub"),
     *("tokenizers", "safetensors", "sentencepiece", "bitsandbytes"),
 )
+
+
+MAKERS = {
+    "dataset": "cbtqa build-dataset",
+    "adapter": "cbtqa finetune --backbone NAME",
+    "answers": "cbtqa generate",
+}
+"""Kinds of folders that commands take by default, and what makes one."""
 
 
 class SettingValue(Record):
@@ -133,3 +142,20 @@ def read_manifest(folder: Path) -> Manifest:
             hint="run the command that made it again; it continues where it stopped",
         )
     return parse_record(Manifest, read_json(path), str(path))
+
+
+def newest_folder(kind: str, within: Path = Path()) -> Path | None:
+    """The finished folder of a kind that ended last, one or two levels down; None: there is none.
+
+    Files of the same name that other programs left are passed over.
+    """
+    found: list[tuple[str, int, Path]] = []
+    for pattern in (f"*/{MANIFEST_NAME}", f"*/*/{MANIFEST_NAME}"):
+        for path in within.glob(pattern):
+            try:
+                told = json.loads(path.read_bytes())
+                if told["kind"] == kind and "cbtqa_version" in told:
+                    found.append((str(told["finished_at"]), path.stat().st_mtime_ns, path.parent))
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+    return max(found)[2] if found else None

@@ -113,10 +113,6 @@ class DistortionLabel(Record):
     confidence: float | None = Field(default=None, ge=0, le=1)
     """0 to 1, or None when the labeller gives none."""
 
-    def is_evident_in(self, source_text: str) -> bool:
-        """True when the evidence is missing by design or really occurs in the text."""
-        return self.evidence is None or (bool(self.evidence) and self.evidence in source_text)
-
 
 class Usage(Record):
     """Tokens that one reply cost, as the endpoint counted them."""

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -42,6 +42,15 @@ class Resolved(Generic[SettingsT]):
     origins: dict[str, str]
 
 
+class Fallback(NamedTuple):
+    """A value that is looked for when nobody gave one, instead of the model's default."""
+
+    find: Callable[[], Any]
+    origin: str
+    unless: tuple[str, ...] = ()
+    """Settings that make it needless when they are given."""
+
+
 def flag_of(field: str) -> str:
     """The command-line flag of a field: `max_tokens` is `--max-tokens`."""
     return "--" + field.replace("_", "-")
@@ -53,12 +62,14 @@ def resolve(
     file: Path | None = None,
     flags: Mapping[str, Any] | None = None,
     environ: Mapping[str, str] | None = None,
+    fallbacks: Mapping[str, Fallback] | None = None,
 ) -> Resolved[SettingsT]:
     """Merges the four places into one checked model.
 
     Args:
-        flags: values given on the command line; None means not given.
+        flags: values given on the command line or as keywords; None means not given.
         environ: the environment to read, the process's own by default.
+        fallbacks: by field, what to take where none of the places has a value.
 
     Raises:
         ConfigError: lists every unknown key and every bad value, each with its origin.
@@ -81,8 +92,14 @@ def resolve(
         if text is not None:
             values[field], origins[field] = parse_yaml(text), name
     for field, value in (flags or {}).items():
-        if value is not None:
+        if field not in model.model_fields:
+            problems.append(f"unknown setting '{field}'{_did_you_mean(field, model)}")
+        elif value is not None:
             values[field], origins[field] = value, flag_of(field)
+    given = set(values)
+    for field, fallback in (fallbacks or {}).items():
+        if not given & {field, *fallback.unless}:
+            values[field], origins[field] = fallback.find(), fallback.origin
     try:
         settings = model.model_validate(values)
     except ValidationError as error:

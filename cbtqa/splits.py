@@ -13,7 +13,6 @@ never carries a question from test to validation or back.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 from typing import Literal
 
 from cbtqa.errors import ConfigError
@@ -23,7 +22,7 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
 def split_of(item_id: str, *, seed: int = 0, validation: float = 0.05, test: float = 0.05) -> Split:
-    """The split of a question, or of a cluster of near-duplicates by its `representative_of`.
+    """The split of a question, or of a cluster of near-duplicates by the id of its first question.
 
     Args:
         seed: another seed, another independent division.
@@ -48,15 +47,3 @@ def place_of(item_id: str, *, seed: int = 0) -> float:
     """The place of an id in [0, 1), uniform over ids: 53 bits of BLAKE2b, exact in a float."""
     digest = hashlib.blake2b(f"{seed}\n{item_id}".encode(), digest_size=8).digest()
     return (int.from_bytes(digest, "big") >> 11) / (1 << 53)
-
-
-def representative_of(ids: Iterable[str]) -> str:
-    """The id that stands for a cluster of near-duplicates: the shortest, then the smallest.
-
-    Independent of order, and for growing numbers as PsyQA's the oldest question: one that joins
-    the cluster later with a higher id moves none of the others.
-
-    Raises:
-        ValueError: no ids.
-    """
-    return min(ids, key=lambda item_id: (len(item_id), item_id))

@@ -12,6 +12,7 @@ from cbtqa.manifest import (
     Manifest,
     describe_file,
     describe_settings,
+    newest_folder,
     now,
     read_manifest,
     write_manifest,
@@ -53,3 +54,20 @@ def test_a_folder_without_manifest_is_an_unfinished_run(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{"kind": 3}')
     with pytest.raises(DataError, match=r"manifest\.json"):
         read_manifest(tmp_path)
+
+
+def test_the_newest_finished_folder_is_found_by_its_manifest_alone(tmp_path: Path) -> None:
+    def finish(name: str, kind: str, at: str) -> None:
+        (tmp_path / name).mkdir(parents=True)
+        write_manifest(tmp_path / name, Manifest(kind=kind, started_at=at, finished_at=at))
+
+    assert newest_folder("dataset", tmp_path) is None
+    finish("zz", "dataset", "2026-01-01T00:00:00+00:00")
+    finish("runs/late", "dataset", "2026-03-01T00:00:00+00:00")
+    finish("answers", "answers", "2026-04-01T00:00:00+00:00")
+    finish("a/too/deep", "dataset", "2026-05-01T00:00:00+00:00")
+    (tmp_path / "unfinished" / "data").mkdir(parents=True)
+    for name, text in (("web", '{"kind": "dataset"}'), ("list", "[]"), ("cut", '{"kind": ')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text(text)
+    assert newest_folder("dataset", tmp_path) == tmp_path / "runs/late"

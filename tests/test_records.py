@@ -9,7 +9,6 @@ from cbtqa.records import (
     STEP_NAMES,
     CbtAnswer,
     CbtSteps,
-    DistortionLabel,
     MetricScore,
     Provenance,
     Question,
@@ -51,13 +50,6 @@ def test_offsets_count_code_points_not_bytes() -> None:
         question_id="1", text="😊好𠮷", strategies=({"start": 0, "end": 3, "type": "Others"},)
     )
     assert answer.text[answer.strategies[0].start : answer.strategies[0].end] == "😊好𠮷"
-
-
-def test_evidence_counts_only_when_it_really_occurs() -> None:
-    label = DistortionLabel(id="labeling", evidence="我就是废物", labeller="a")
-    assert label.is_evident_in("他们说我就是废物，我也这么想")
-    assert not label.is_evident_in("我不是废物")
-    assert DistortionLabel(id="labeling", labeller="a").is_evident_in("")
 
 
 def test_records_are_frozen_and_know_their_fields() -> None:

@@ -8,7 +8,7 @@ import pytest
 from pydantic import Field
 
 from cbtqa.errors import ConfigError
-from cbtqa.settings import Settings, resolve
+from cbtqa.settings import Fallback, Settings, resolve
 
 
 class Demo(Settings):
@@ -52,3 +52,20 @@ def test_an_empty_file_changes_nothing(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("")
     assert resolve(Demo, file=file, environ={}).values == Demo()
+
+
+def test_a_wrong_keyword_is_reported_with_the_near_one() -> None:
+    with pytest.raises(ConfigError, match="unknown setting 'sede', did you mean 'seed'"):
+        resolve(Demo, flags={"sede": 1}, environ={})
+
+
+def test_a_fallback_is_looked_for_only_where_nobody_gave_a_value() -> None:
+    fallbacks = {
+        "name": Fallback(lambda: "found", "default: newest"),
+        "seed": Fallback(lambda: 9, "default: newest", unless=("name",)),
+    }
+    found = resolve(Demo, flags={}, environ={}, fallbacks=fallbacks)
+    assert found.values == Demo(name="found", seed=9), "what is found stops no other fallback"
+    assert found.origins["name"] == "default: newest"
+    found = resolve(Demo, flags={"name": "given"}, environ={}, fallbacks=fallbacks)
+    assert found.values == Demo(name="given") and found.origins["seed"] == "default"

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cbtqa.errors import ConfigError
-from cbtqa.splits import place_of, representative_of, split_of
+from cbtqa.splits import place_of, split_of
 
 ids = st.text(min_size=1, max_size=30)
 shares = st.tuples(st.floats(0, 0.5), st.floats(0, 0.5))
@@ -69,19 +69,3 @@ def test_shares_are_met_and_seeds_are_independent() -> None:
 def test_impossible_shares_are_refused(pair: tuple[float, float]) -> None:
     with pytest.raises(ConfigError, match="shares"):
         split_of("1", validation=pair[0], test=pair[1])
-
-
-@given(
-    st.lists(ids, min_size=1, max_size=6).flatmap(
-        lambda x: st.tuples(st.just(x), st.permutations(x))
-    )
-)
-def test_a_representative_does_not_depend_on_order(pair: tuple[list[str], list[str]]) -> None:
-    assert representative_of(pair[0]) == representative_of(pair[1]) in pair[0]
-
-
-@given(st.sets(st.integers(0, 10**6), min_size=1), st.integers(1, 10**6))
-def test_a_later_number_joins_a_cluster_without_moving_it(numbers: set[int], more: int) -> None:
-    cluster = [str(number) for number in numbers]
-    assert representative_of(cluster) == str(min(numbers))
-    assert representative_of([*cluster, str(max(numbers) + more)]) == representative_of(cluster)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cbtqa.cli.console import describe_seconds, print_json, print_table, say, show
-from cbtqa.cli.options import AsJson, settings_flags
+from cbtqa.cli.options import AsJson, Newest, settings_flags
 from cbtqa.errors import UsageError
 from cbtqa.settings import Resolved
 from cbtqa.tuning.settings import FinetuneSettings
@@ -29,7 +29,7 @@ Cards = Annotated[
 ]
 
 
-@settings_flags(FinetuneSettings, positional="data")
+@settings_flags(FinetuneSettings, positional="data", newest={"data": Newest("dataset")})
 def finetune(
     resolved: Resolved[FinetuneSettings],
     dry_run: DryRunFlag = False,
@@ -42,6 +42,8 @@ def finetune(
     cards: torchrun --nproc_per_node 4 -m cbtqa finetune ...
 
     [bold]Examples[/bold]
+
+    cbtqa finetune --backbone baichuan-7b-llama
 
     cbtqa finetune runs/psyqa --backbone qwen2.5 --dry-run --cards 4
 
@@ -130,7 +132,7 @@ def _show(result: FinetuneResult) -> None:
     for what, name in (("loss curve", "loss.svg"), ("samples", "samples.jsonl")):
         if (result.folder / name).exists():
             say(f"{what}: {result.folder / name}")
-    say(f"next: cbtqa generate DATASET --adapter {result.folder}; cbtqa merge {result.folder}")
+    say(f"next: cbtqa generate --adapter {result.folder}; cbtqa merge {result.folder}")
 
 
 def _number(value: float | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from cbtqa.cli.console import live_progress, print_json, print_table, say
-from cbtqa.cli.options import AsJson, settings_flags
+from cbtqa.cli.options import AsJson, Newest, settings_flags
 from cbtqa.settings import Resolved
 from cbtqa.tuning.answering.settings import GenerateSettings
 
@@ -13,7 +13,11 @@ if TYPE_CHECKING:
     from cbtqa.tuning.answering.generate import GenerateResult
 
 
-@settings_flags(GenerateSettings, positional="data")
+@settings_flags(
+    GenerateSettings,
+    positional="data",
+    newest={"data": Newest("dataset"), "adapter": Newest("adapter", unless=("model", "endpoint"))},
+)
 def generate(resolved: Resolved[GenerateSettings], as_json: AsJson = False) -> None:
     """Let a tuned model, any model or an endpoint answer a dataset's questions.
 
@@ -21,6 +25,8 @@ def generate(resolved: Resolved[GenerateSettings], as_json: AsJson = False) -> N
     empty, cut and leaking answers are counted, not scored.
 
     [bold]Examples[/bold]
+
+    cbtqa generate
 
     cbtqa generate runs/psyqa --adapter runs/tuned --out runs/answers
 

@@ -10,32 +10,68 @@ default shown; `--config FILE` reads a YAML file; the command receives the merge
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import NoneType
-from typing import Annotated, Any, get_args
+from types import MappingProxyType, NoneType
+from typing import Annotated, Any, NamedTuple, get_args
 
 import typer
 from pydantic.fields import FieldInfo
 
-from cbtqa.settings import Settings, SettingsT, flag_of, resolve
+from cbtqa.cli.console import say
+from cbtqa.errors import UsageError
+from cbtqa.manifest import MAKERS, newest_folder
+from cbtqa.settings import Fallback, Settings, SettingsT, flag_of, resolve
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
+class Newest(NamedTuple):
+    """A field that takes the newest finished folder of a kind when it is not given."""
+
+    kind: str
+    unless: tuple[str, ...] = ()
+    """Fields that make it needless when they are given."""
+
+
+FILES = {"answers": "answers.jsonl"}
+"""What is taken out of a folder, where not the folder itself."""
+
+
+def take_newest(kind: str, unless: Sequence[str] = ()) -> str:
+    """The newest finished folder of a kind in the current folder, or its file; says which.
+
+    Raises:
+        UsageError: there is none; the hint names the command that makes one.
+    """
+    found = newest_folder(kind)
+    if found is None:
+        raise UsageError(
+            f"no {kind} named, and none finished in the current folder",
+            hint=" or ".join([MAKERS[kind], *(f"give {flag_of(name)}" for name in unless)]),
+        )
+    path = found / FILES.get(kind, "")
+    say(f"{kind}: {path}, the newest here")
+    return str(path)
+
+
 def settings_flags(
-    model: type[SettingsT], *, positional: str | None = None
+    model: type[SettingsT],
+    *,
+    positional: str | None = None,
+    newest: Mapping[str, Newest] = MappingProxyType({}),
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Wraps a command whose first parameter takes `Resolved[model]`.
 
     Args:
         positional: a field that is an argument instead of a flag.
+        newest: fields that nobody need give when there is something to take.
     """
 
     def wrap(command: Callable[..., None]) -> Callable[..., None]:
         own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
         made = [
-            _parameter(name, field, name == positional)
+            _parameter(name, field, name == positional, newest.get(name))
             for name, field in model.model_fields.items()
         ]
         config = inspect.Parameter(
@@ -46,12 +82,13 @@ def settings_flags(
                 Path | None, typer.Option("--config", help="YAML file with settings.")
             ],
         )
+        fallbacks = {name: _fallback(model.model_fields[name], it) for name, it in newest.items()}
         own = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
 
         def run(**values: Any) -> None:
             extra = {parameter.name: values.pop(parameter.name) for parameter in own}
             file = values.pop("config")
-            command(resolve(model, file=file, flags=values), **extra)
+            command(resolve(model, file=file, flags=values, fallbacks=fallbacks), **extra)
 
         run.__name__, run.__doc__ = command.__name__, command.__doc__
         parameters = [*made, config, *own]
@@ -62,12 +99,26 @@ def settings_flags(
     return wrap
 
 
-def _parameter(name: str, field: FieldInfo, is_positional: bool) -> inspect.Parameter:
+def _fallback(field: FieldInfo, newest: Newest) -> Fallback:
+    is_many = str(field.annotation).startswith("tuple[")
+
+    def find() -> str | list[str]:
+        path = take_newest(newest.kind, newest.unless)
+        return [path] if is_many else path
+
+    return Fallback(find, "default: newest", newest.unless)
+
+
+def _parameter(
+    name: str, field: FieldInfo, is_positional: bool, newest: Newest | None
+) -> inspect.Parameter:
     annotation = _without_none(field.annotation)
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     default = field.get_default(call_default_factory=True)
     words = " ".join((field.description or "").split())
-    if field.is_required():
+    if newest is not None:
+        words += f" (default: the newest {newest.kind} here)"
+    elif field.is_required():
         words += " (required)"
     elif default not in (None, "", (), False):
         words += f" (default: {default})"

@@ -9,7 +9,7 @@ import typer
 
 from cbtqa.cli.console import print_json, print_table, say
 from cbtqa.cli.help import CommandGroup
-from cbtqa.cli.options import AsJson, settings_flags
+from cbtqa.cli.options import AsJson, Newest, settings_flags
 from cbtqa.hub.join import Joined, JoinSettings
 from cbtqa.hub.join import join as join_dataset
 from cbtqa.hub.publish import PreviewSettings, prepare_preview
@@ -32,7 +32,7 @@ DryRun = Annotated[
 
 
 @app.command("dataset")
-@settings_flags(DatasetSettings, positional="run")
+@settings_flags(DatasetSettings, positional="run", newest={"run": Newest("dataset")})
 def dataset(
     resolved: Resolved[DatasetSettings], dry_run: DryRun = False, as_json: AsJson = False
 ) -> None:
@@ -49,7 +49,7 @@ def dataset(
 
 
 @app.command("model")
-@settings_flags(ModelSettings, positional="run")
+@settings_flags(ModelSettings, positional="run", newest={"run": Newest("adapter")})
 def model(
     resolved: Resolved[ModelSettings], dry_run: DryRun = False, as_json: AsJson = False
 ) -> None:

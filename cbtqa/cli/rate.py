@@ -9,7 +9,7 @@ import typer
 
 from cbtqa.cli.console import print_json, print_table, say
 from cbtqa.cli.help import CommandGroup
-from cbtqa.cli.options import AsJson, settings_flags
+from cbtqa.cli.options import AsJson, Newest, settings_flags
 from cbtqa.ratings.design import NewStudySettings, create_study
 from cbtqa.ratings.sheets import write_sheets
 from cbtqa.ratings.store import Store
@@ -33,7 +33,13 @@ def open_both(path: Path) -> tuple[StudyFolder, Store]:
 
 
 @app.command("new")
-@settings_flags(NewStudySettings)
+@settings_flags(
+    NewStudySettings,
+    newest={
+        "predictions": Newest("answers", unless=("questions",)),
+        "questions": Newest("dataset", unless=("predictions",)),
+    },
+)
 def new(resolved: Resolved[NewStudySettings], as_json: AsJson = False) -> None:
     """Make a study: the same questions for every system, blinded, assigned, in random orders.
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from cbtqa.cli.console import describe_seconds, print_json, print_table, say
-from cbtqa.cli.options import AsJson, settings_flags
+from cbtqa.cli.options import AsJson, Newest, settings_flags
 from cbtqa.manifest import now
 from cbtqa.metrics.comparison import CompareSettings, Comparison
 from cbtqa.metrics.scoring import Scored, ScoreSettings
@@ -23,7 +23,11 @@ Signatures = Annotated[
 ]
 
 
-@settings_flags(ScoreSettings, positional="predictions")
+@settings_flags(
+    ScoreSettings,
+    positional="predictions",
+    newest={"predictions": Newest("answers"), "ref": Newest("dataset")},
+)
 def score(
     resolved: Resolved[ScoreSettings], signatures: Signatures = False, as_json: AsJson = False
 ) -> None:
@@ -32,6 +36,8 @@ def score(
     Every number comes with its unit, 95 % interval and counts; its signature is in scores.md.
 
     [bold]Examples[/bold]
+
+    cbtqa score
 
     cbtqa score baichuan.jsonl qwen.jsonl --ref cbtqa-dataset --out runs/scores
 

@@ -8,22 +8,26 @@ from typing import Annotated
 import typer
 
 from cbtqa.cli.console import print_json, print_table, say
-from cbtqa.cli.options import AsJson
+from cbtqa.cli.options import AsJson, take_newest
 from cbtqa.dataset.stats import DatasetStatistics, folder_statistics, paper_facts
 from cbtqa.dataset_folder import DatasetFolder
 
-Folder = Annotated[Path, typer.Argument(help="Dataset folder made by cbtqa build-dataset.")]
+Folder = Annotated[
+    Path | None,
+    typer.Argument(help="Built dataset (default: the newest dataset here).", show_default=False),
+]
 Partial = Annotated[
     bool, typer.Option("--partial", help="Count a folder whose build has not finished, too.")
 ]
 
 
-def stats(dataset: Folder, partial: Partial = False, as_json: AsJson = False) -> None:
+def stats(dataset: Folder = None, partial: Partial = False, as_json: AsJson = False) -> None:
     """Count a dataset: splits, distortions, lengths, risk, template-likeness, the paper beside it.
 
-    Lengths are in characters. Example: [bold]cbtqa stats cbtqa-dataset[/bold]
+    Lengths are in characters. Example: [bold]cbtqa stats[/bold]
     """
-    statistics = folder_statistics(DatasetFolder.open(dataset, partial=partial))
+    folder = dataset or Path(take_newest("dataset"))
+    statistics = folder_statistics(DatasetFolder.open(folder, partial=partial))
     if as_json:
         paper = paper_facts().model_dump(mode="json")
         print_json({"dataset": statistics.model_dump(mode="json"), "paper": paper})

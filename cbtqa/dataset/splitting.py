@@ -83,7 +83,6 @@ def _read_block(texts: list[tuple[str, bool]]) -> tuple[Sketches, list[Risk | No
 # 65,536. A million questions take 128 MB. Source: b-bit minwise hashing, arXiv 0910.3349.
 
 N_PERMUTATIONS = 64
-N_BANDS = 16  # 4 rows a band: a pair of similarity 0.7 meets in some band with probability 0.99
 GRAM = 4
 _PAIRS = 65_536
 """Pairs compared at a time."""
@@ -133,7 +132,9 @@ class NearDuplicates:
 
 def _alike_pairs(signatures: Sketches, threshold: float) -> Iterator[tuple[int, int]]:
     """Pairs that agree in a band and are alike enough over the whole signature."""
-    bands = signatures.view(np.uint64)  # the 4 rows of a band are 64 bits together
+    # 16 bands of 4 rows, 64 bits together: a pair of similarity 0.7 meets in some band with
+    # probability 0.99
+    bands = signatures.view(np.uint64)
     for keys in bands.T:
         order = np.argsort(keys, kind="stable")
         ordered = keys[order]
@@ -155,10 +156,3 @@ def _root(parent: npt.NDArray[np.int64], index: int) -> int:
 def _join(parent: npt.NDArray[np.int64], first: int, second: int) -> None:
     a, b = _root(parent, first), _root(parent, second)
     parent[max(a, b)] = min(a, b)
-
-
-def cluster_questions(texts: Sequence[str], threshold: float) -> npt.NDArray[np.int64]:
-    """Cluster index of each text (see `NearDuplicates`), shape `(n,)`."""
-    found = NearDuplicates(threshold)
-    found.add(sketch(texts))
-    return found.clusters()

@@ -1,4 +1,4 @@
-"""What a labeller is, and the two that need no model: the answer's own words, and a vote.
+"""What a labeller is, and what needs no model: the answer's own words, and a vote.
 
 A labeller is anything that reads a text and names its distortions, with evidence. Patterns live
 in `patterns`, trained models in `trained` and `encoder`, the language model in `llm_labeller`.
@@ -14,15 +14,14 @@ from functools import cache
 from typing import Literal, Protocol
 
 from cbtqa.distortions.taxonomy import Taxonomy, lift_id, ordinary_names, shipped_concepts
-from cbtqa.errors import ConfigError
-from cbtqa.records import CbtAnswer, DistortionLabel
+from cbtqa.records import DistortionLabel
 
 Labels = tuple[DistortionLabel, ...]
 VoteRule = Literal["majority", "any", "all"]
 
 
 class Labeller(Protocol):
-    """Patterns, a trained model, or a vote of several."""
+    """Patterns, or a trained model."""
 
     @property
     def name(self) -> str:
@@ -44,11 +43,6 @@ class Labeller(Protocol):
 _NEGATED = re.compile(r"(?:不是|并非|不算|不属于|没有|而非|不等于|避免|不再)[^，。！？；]{0,4}$")
 _NAMED_AS_TERM = re.compile(r"^(?:[”」』’\"']|的?(?:思维|认知|倾向|想法|陷阱|歪曲|扭曲|偏差|模式))")
 _QUOTED = re.compile(r"[“「『‘\"'（(]$")
-
-
-def labels_of_answer(answer: CbtAnswer, taxonomy: Taxonomy) -> Labels:
-    """The distortions an answer carries; those its text names when it carries none."""
-    return answer.distortions or labels_named_in(answer.text, taxonomy)
 
 
 def labels_named_in(answer_text: str, taxonomy: Taxonomy) -> Labels:
@@ -98,39 +92,6 @@ def _name_pattern(taxonomy: Taxonomy) -> tuple[re.Pattern[str], dict[str, str]]:
 
 
 # --- a vote --------------------------------------------------------------------------------------
-
-
-class VoteLabeller:
-    """Several labellers as one: a type is given when enough of them give it.
-
-    Args:
-        rule: `majority` means more than half of the voters.
-
-    Raises:
-        ConfigError: fewer than two voters, or voters of different taxonomies.
-    """
-
-    name = "vote"
-
-    def __init__(self, voters: Sequence[Labeller], rule: VoteRule = "majority") -> None:
-        taxonomies = {voter.taxonomy.id for voter in voters}
-        if len(voters) < 2 or len(taxonomies) > 1:
-            raise ConfigError(
-                "a vote needs two or more labellers of one taxonomy, got "
-                + ", ".join(f"{voter.name} ({voter.taxonomy.id})" for voter in voters)
-            )
-        self.taxonomy = voters[0].taxonomy
-        self._voters, self._rule = tuple(voters), rule
-
-    def label(self, text: str) -> Labels:
-        """The types that won the vote, most certain first."""
-        return self.label_many([text])[0]
-
-    def label_many(self, texts: Iterable[str]) -> list[Labels]:
-        """The same for many texts."""
-        texts = list(texts)
-        ballots = [voter.label_many(texts) for voter in self._voters]
-        return [count_votes(ballot, self._rule) for ballot in zip(*ballots, strict=True)]
 
 
 def count_votes(ballot: Sequence[Labels], rule: VoteRule) -> Labels:

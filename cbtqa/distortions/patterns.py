@@ -206,16 +206,6 @@ class PatternLabeller:
         return (max(clauses, key=_sounds_like_a_belief), None) if clauses else ("", None)
 
 
-def find_key_thought(text: str) -> tuple[str, str | None]:
-    """`PatternLabeller.find_key_thought` with the shipped rules and the default taxonomy."""
-    return _default_labeller().find_key_thought(text)
-
-
-@cache
-def _default_labeller() -> PatternLabeller:
-    return PatternLabeller()
-
-
 def _sentence_start(text: str, place: int) -> int:
     """Where the sentence that `place` lies in begins, or where an across-phrase stops looking."""
     since = max(0, place - _LONGEST_ACROSS)

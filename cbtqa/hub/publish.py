@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from cbtqa.errors import UsageError
 from cbtqa.files import write_text
 from cbtqa.hub.client import Hub, find_token, show_progress
 from cbtqa.hub.dataset import check_dataset, plan_dataset
@@ -18,7 +19,13 @@ from cbtqa.hub.model import plan_model
 from cbtqa.hub.plan import STAGING, PublishPlan
 from cbtqa.hub.preview import preview_page
 from cbtqa.hub.scan import Finding, refuse_findings, scan_plan
-from cbtqa.hub.settings import DatasetSettings, ModelSettings, PublishSettings, RepoId
+from cbtqa.hub.settings import (
+    NO_REPOSITORY,
+    DatasetSettings,
+    ModelSettings,
+    PublishSettings,
+    RepoId,
+)
 from cbtqa.hub.upload import Uploaded, upload
 from cbtqa.settings import Settings
 
@@ -66,11 +73,14 @@ def publish(
         with_bars: let the Hub's library draw progress bars on stderr.
 
     Raises:
+        UsageError: no repository was named.
         PublishRefusedError: the scan found something, or the repository is public.
         EndpointError: see `upload.upload`.
     """
     refuse_findings(prepared.findings)
     settings = prepared.settings
+    if settings.to == NO_REPOSITORY:
+        raise UsageError("no repository named", hint="add --to OWNER/NAME, or --dry-run")
     hub = Hub(find_token(), settings.to, prepared.plan.kind, endpoint=endpoint)
     show_progress(with_bars)
     return upload(
@@ -92,7 +102,7 @@ class PreviewSettings(Settings):
 
     run: Path
     """Folder of the finished run: a dataset, an adapter, a model."""
-    to: RepoId = "owner/name"
+    to: RepoId = NO_REPOSITORY
     """Repository that the card names."""
     out: Path | None = None
     """Page to write. Default: publish/preview.html in the run."""

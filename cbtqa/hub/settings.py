@@ -27,6 +27,8 @@ def _checked_id(value: str) -> str:
 
 RepoId = Annotated[str, AfterValidator(_checked_id)]
 """A repository of the Hub: owner/name."""
+NO_REPOSITORY = "owner/name"
+"""Stands in a card where no repository is named yet."""
 
 
 class PublishSettings(Settings):
@@ -34,8 +36,8 @@ class PublishSettings(Settings):
 
     run: Path
     """Folder of the finished run."""
-    to: RepoId
-    """Repository on the Hub: owner/name."""
+    to: RepoId = NO_REPOSITORY
+    """Repository on the Hub: owner/name. Only a dry run goes without."""
     gate: Gate = Field("manual", json_schema_extra=_TARGET)
     """Who may read once it is public: manual (you approve each person), auto (who fills in the
     form), none."""

@@ -2,7 +2,7 @@
 
     index = SourceIndex()
     index.add("...description of a question...")
-    index.first_hit("...an answer...")      # (start, end) in the answer, or None
+    index.hits(["...an answer..."])         # [(0, start, end)] in code points, or []
 
 Compared are letters and digits only, folded (width, case, traditional forms), so that changed
 punctuation does not hide a copy. The index keeps 8 bytes a character and never the text.
@@ -11,7 +11,7 @@ punctuation does not hide a copy. The index keeps 8 bytes a character and never 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -54,11 +54,6 @@ class SourceIndex:
             self._sorted[length] = np.unique(np.concatenate([*known, *parts]))
         self._pending.clear()
         return self._sorted
-
-    def first_hit(self, text: str) -> tuple[int, int] | None:
-        """Span of the first repeated run, in code points of the text as given."""
-        found = self.hits([text])
-        return found[0][1:] if found else None
 
     def hits(self, texts: Sequence[str]) -> list[tuple[int, int, int]]:
         """`(number of the text, start, end)` of the first repeated run of each text with one."""
@@ -109,14 +104,6 @@ def _unplain_span(text: str, start: int, end: int) -> tuple[int, int]:
     folded = fold(text)  # same length, same offsets
     kept = [place for place, char in enumerate(folded) if not _IGNORED.match(char)]
     return kept[start], kept[end - 1] + 1
-
-
-def index_texts(texts: Iterable[str]) -> SourceIndex:
-    """An index of questions' texts."""
-    index = SourceIndex()
-    for text in texts:
-        index.add(text)
-    return index
 
 
 # --- quotes --------------------------------------------------------------------------------------

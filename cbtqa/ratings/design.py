@@ -37,13 +37,15 @@ from cbtqa.ratings.study import (
 )
 from cbtqa.settings import Settings
 
+MOST_QUESTIONS = 100
+"""Questions drawn where nobody says how many; assumed."""
 Stratify = Literal["none", "risk", "distortion", "risk+distortion"]
 
 
 class NewStudySettings(Settings):
     """How a rating study is made."""
 
-    out: Path
+    out: Path = Path("cbtqa-study")
     """Folder of the study; must be new or empty."""
     predictions: tuple[str, ...] = ()
     """PATH or NAME=PATH of one system's answers; give it once a system."""
@@ -51,8 +53,8 @@ class NewStudySettings(Settings):
     """Questions, where the predictions do not hold their text."""
     rubric: str = "cbt-llm"
     """Shipped rubric (distortions:TAXONOMY works), or the path of your own .yaml."""
-    n: int = Field(default=100, ge=1)
-    """Questions to draw, the same for every system."""
+    n: int | None = Field(default=None, ge=1)
+    """Questions to draw, the same for every system. Default: 100, or all where there are fewer."""
     raters: int = Field(default=5, ge=1, le=200)
     """Raters, named R1, R2, ..."""
     per_item: int | None = Field(default=None, ge=1)
@@ -124,7 +126,8 @@ def create_study(settings: NewStudySettings) -> NewStudy:
     rubric = load_rubric(settings.rubric)
     pool = read_pool(settings.predictions, settings.questions, rubric.shows)
     available = pool.common_ids()
-    n_wanted = settings.n + settings.calibration
+    n_questions = settings.n or min(MOST_QUESTIONS, max(1, len(available) - settings.calibration))
+    n_wanted = n_questions + settings.calibration
     if n_wanted > len(available):
         systems = ", ".join(f"{name} {len(rows)}" for name, rows in pool.answers.items())
         raise UsageError(
@@ -193,7 +196,7 @@ def _make_items(
     settings: NewStudySettings,
 ) -> tuple[list[Item], list[Item]]:
     """Main items (every arm of every question) and calibration items (one arm each, in turn)."""
-    n_main = settings.n
+    n_main = len(drawn) - settings.calibration
     pairs = [(name, arm) for name in drawn[:n_main] for arm in arms]
     letters = list(arms)
     practice = [(name, letters[i % len(letters)]) for i, name in enumerate(drawn[n_main:])]
@@ -270,7 +273,7 @@ def _describe(
         raters=tuple(f"R{number}" for number in range(1, settings.raters + 1)),
         arms=arms,
         per_item=settings.per_item or settings.raters,
-        n_questions=settings.n,
+        n_questions=len({item.question_id for item in items}),
         n_items=len(items),
         n_calibration=len(calibration),
         n_repeats=max(Counter(p.rater for p in plan if p.repeat).values(), default=0),

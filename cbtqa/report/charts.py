@@ -349,15 +349,6 @@ class Line:
     band: tuple[tuple[float, float, float], ...] = ()
 
 
-@dataclass(frozen=True)
-class ReliabilityBin:
-    """Answers of similar stated confidence, and how often they were right."""
-
-    confidence: float
-    accuracy: float
-    n: int
-
-
 def heat_map(
     rows: Sequence[str],
     columns: Sequence[str],
@@ -466,37 +457,4 @@ def line_chart(
         if line.band:
             canvas.area([*upper, *lower], fill, 0.16)
         canvas.polyline([(x(a), y(b)) for a, b in line.points], fill, dash=dashes[k % len(dashes)])
-    return canvas.to_svg(title, description)
-
-
-def reliability_chart(
-    bins: Sequence[ReliabilityBin],
-    *,
-    title: str,
-    description: str,
-    x_name: str,
-    y_name: str,
-) -> Markup:
-    """Stated confidence against observed accuracy, both 0 to 1; dots grow with their number."""
-    side, left, top = 300.0, 52.0, TOP + 20
-    canvas = Canvas(top + side + BOTTOM + 14)
-    x, y = Scale(0, 1, left, left + side), Scale(0, 1, top + side, top)
-    for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
-        canvas.line((left, y(tick)), (left + side, y(tick)))
-        canvas.text(left - 8, y(tick), f"{tick:g}", anchor="end", fill="soft", size=SMALL_SIZE)
-        canvas.text(
-            x(tick), top + side + 14, f"{tick:g}", anchor="middle", fill="soft", size=SMALL_SIZE
-        )
-    canvas.line((x(0), y(0)), (x(1), y(1)), "soft", dash="4 4")
-    canvas.text(0, TOP + 4, y_name, fill="soft", size=SMALL_SIZE)
-    canvas.text(left + side, top + side + 32, x_name, anchor="end", fill="soft", size=SMALL_SIZE)
-    most = max((entry.n for entry in bins), default=1) or 1
-    filled = sorted((entry for entry in bins if entry.n), key=lambda entry: entry.confidence)
-    if len(filled) > 1:
-        canvas.polyline([(x(entry.confidence), y(entry.accuracy)) for entry in filled], "accent")
-    for place, entry in enumerate(filled):
-        radius = 3.5 + 6 * (entry.n / most) ** 0.5
-        text = f"{entry.confidence:.2f} → {entry.accuracy:.2f}  n = {entry.n:,}"
-        canvas.circle(x(entry.confidence), y(entry.accuracy), radius, "accent", tip=text)
-        canvas.text(left + side + 36, top + 10 + 20 * place, text, size=SMALL_SIZE)
     return canvas.to_svg(title, description)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -147,13 +147,6 @@ def read_grams(folded: str) -> tuple[str, float]:
     """A folded text as its n-grams are read, and the scale that its length gives each of them."""
     plain = f"^{squeeze(folded, 'zh', keep_pauses=True)}$"
     return plain, 1 / math.sqrt(len(plain) + _SMOOTHING)
-
-
-def all_grams(plain: str) -> Iterator[str]:
-    """Every n-gram of a text as `read_grams` gives it, as often as it occurs."""
-    for n in range(1, LONGEST + 1):
-        for start in range(len(plain) - n + 1):
-            yield plain[start : start + n]
 
 
 def unit_round(text: str, place: int) -> tuple[int, int]:

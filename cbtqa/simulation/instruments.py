@@ -14,7 +14,7 @@ reason. Totals of different ladders are never compared (`comparable`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from cbtqa.errors import DataError, UsageError
+from cbtqa.errors import DataError
 from cbtqa.files import open_text, parse_yaml
 from cbtqa.judging.answers import JudgeCriterion
 from cbtqa.ratings.rubric import Criterion, Rubric, Section, Total, Words, load_rubric
@@ -238,21 +238,3 @@ def comparable(first: TotalScore, second: TotalScore) -> bool:
 
 def _ladder(score: TotalScore) -> tuple[str, str, float, float]:
     return score.instrument, score.total, score.low, score.high
-
-
-def mean_of(scores: Iterable[TotalScore]) -> float | None:
-    """Mean of totals that have a value; None when none has.
-
-    Raises:
-        UsageError: totals of different ladders.
-    """
-    kept = list(scores)
-    ladders = dict.fromkeys(map(_ladder, kept))
-    if len(ladders) > 1:
-        shown = " and ".join(f"{name} {low:g}-{high:g}" for name, _, low, high in ladders)
-        raise UsageError(
-            f"totals of different ladders are not compared: {shown}",
-            hint="analyse each instrument by itself",
-        )
-    values = [score.value for score in kept if score.value is not None]
-    return sum(values) / len(values) if values else None

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 from pydantic.config import JsonDict
 
 from cbtqa.errors import ConfigError
@@ -142,8 +142,15 @@ class FinetuneSettings(LoraSettings):
     tracker: tuple[str, ...] = Field((), json_schema_extra=_EVALUATION)
     """Also log to tensorboard or wandb, where installed. May be repeated."""
 
-    out: Path = Field(Path("cbtqa-adapter"), json_schema_extra=_OUTPUT)
+    out: Path = Field(Path("cbtqa-tuned/BACKBONE"), json_schema_extra=_OUTPUT)
     """Folder of the adapter."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_after_the_backbone(cls, values: dict[str, Any]) -> dict[str, Any]:
+        if values.get("out") is None and values.get("backbone"):
+            values = {**values, "out": Path("cbtqa-tuned", Path(str(values["backbone"])).name)}
+        return values
 
 
 # --- presets -------------------------------------------------------------------------------------

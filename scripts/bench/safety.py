@@ -17,6 +17,7 @@ import argparse
 import json
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from cbtqa.safety.answers import check_answer
 from cbtqa.safety.evaluation import share
 from cbtqa.safety.normalise import fold
 from cbtqa.safety.personal_data import scrub
-from cbtqa.safety.screen import EXPLICIT, SecondStage, all_grams, read_grams, screen
+from cbtqa.safety.screen import EXPLICIT, LONGEST, SecondStage, read_grams, screen
 from cbtqa.safety.texts import read_texts
 
 PARTS = ("known", "held_out")
@@ -130,10 +131,17 @@ def _rules(text: str) -> str:
     return screen(text, second_stage=False).risk
 
 
+def _all_grams(plain: str) -> Iterator[str]:
+    """Every n-gram of a text as `read_grams` gives it, as often as it occurs."""
+    for n in range(1, LONGEST + 1):
+        for start in range(len(plain) - n + 1):
+            yield plain[start : start + n]
+
+
 def train(texts: list[str], labels: list[bool]) -> tuple[dict[str, float], float]:
     """Weights of the n-grams that stand in two texts or more, and the bias."""
     read = [read_grams(fold(text)) for text in texts]
-    counts = [Counter(all_grams(plain)) for plain, _ in read]
+    counts = [Counter(_all_grams(plain)) for plain, _ in read]
     spread = Counter(gram for count in counts for gram in count)
     column_of = {g: n for n, g in enumerate(sorted(g for g, k in spread.items() if k > 1))}
     columns, values, starts = [], [], []

@@ -129,8 +129,8 @@ def test_one_differing_answer_of_54_makes_no_metric_significant(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["score", "{a}"], 2, "no references"),
-        (["score", "--ref", "{ref}"], 2, "nothing to score"),
+        (["score", "{a}"], 2, "no dataset named"),
+        (["score", "--ref", "{ref}"], 2, "no answers named"),
         (["score", "{a}", "--ref", "{ref}", "--metrics", "bleu_13a"], 2, "is refused"),
         (["score", "none.jsonl", "--ref", "{ref}"], 4, "no such file"),
         (["score", "{a}", "--ref", "{ref}", "--prediction-column", "x"], 4, "no column 'x'"),

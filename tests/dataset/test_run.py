@@ -18,6 +18,7 @@ from cbtqa.llm.endpoint import Endpoint, pass_disclosure_gate
 from cbtqa.settings import Resolved, resolve
 from tests.support.answers import good_answer, steps
 from tests.support.endpoint import ScriptedEndpoint, Seen, ok
+from tests.support.labels import is_evident
 
 LONG = (
     "最近半年换了新领导，她总是当着大家的面挑我的毛病，我每天早上一想到要上班就胃疼，"
@@ -59,7 +60,7 @@ def test_every_row_of_the_sample_comes_back_as_the_record_it_was(tmp_path: Path)
         answer = answer_of(row)
         question = question_of(row)
         assert {**answer_row(question, answer), "keywords": list(question.keywords)} == row
-        assert all(label.is_evident_in(question.source_text) for label in answer.distortions)
+        assert all(is_evident(label, question.source_text) for label in answer.distortions)
 
 
 def test_two_builds_of_the_same_input_are_equal_to_the_byte(tmp_path: Path) -> None:

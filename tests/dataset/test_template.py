@@ -23,6 +23,7 @@ from cbtqa.psyqa import SourceItem, bundled_sample_path, read_questions
 from cbtqa.records import STEP_NAMES, Question, Risk
 from cbtqa.safety.answers import check_answer
 from cbtqa.safety.screen import screen
+from tests.support.labels import is_evident
 
 QUOTED = re.compile(r"“([^“”]*)”")
 ILL_FORMED = re.compile(
@@ -70,7 +71,7 @@ def assert_well_formed(question: Question, answer: TemplateAnswer, risk: Risk) -
     for quote in QUOTED.findall(text):
         assert quote in told, quote
     for label in answer.distortions:
-        assert label.evidence and label.is_evident_in(told)
+        assert label.evidence and is_evident(label, told)
     assert 180 <= len(text) <= 720, len(text)
     assert not NAMES.search(text)
     assert check_answer(text, risk) == ()

@@ -12,6 +12,7 @@ from cbtqa.distortions.models import describe_model, load_labeller
 from cbtqa.errors import ConfigError
 from cbtqa.files import write_json
 from tests.distortions.texts import invented_gold
+from tests.support.labels import is_evident
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("torch")
@@ -60,7 +61,7 @@ def test_an_encoder_is_tuned_saved_without_pickle_and_loaded_again(tiny, tmp_pat
     np.testing.assert_allclose(loaded.probabilities(texts), tuned.probabilities(texts), atol=1e-5)
     given = [label for text in texts for label in loaded.label(text)]
     assert given and all(label.evidence and label.confidence for label in given)
-    assert all(label.is_evident_in(text) for text in texts for label in loaded.label(text))
+    assert all(is_evident(label, text) for text in texts for label in loaded.label(text))
 
 
 def test_no_encoder_under_that_name_is_a_configuration_error(tmp_path) -> None:

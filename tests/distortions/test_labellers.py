@@ -4,16 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from cbtqa.distortions.labellers import (
-    VoteLabeller,
-    count_votes,
-    labels_named_in,
-    labels_of_answer,
-)
-from cbtqa.distortions.patterns import PatternLabeller
+from cbtqa.distortions.labellers import count_votes, labels_named_in
 from cbtqa.distortions.taxonomy import load_taxonomy
-from cbtqa.errors import ConfigError
-from cbtqa.records import CbtAnswer, DistortionLabel, Provenance
+from cbtqa.records import DistortionLabel
 
 BURNS = load_taxonomy("burns-10")
 
@@ -38,20 +31,6 @@ def test_names_count_where_they_are_meant_as_terms(text: str, ids: list[str]) ->
     labels = labels_named_in(text, BURNS)
     assert [label.id for label in labels] == ids
     assert all(label.evidence is None and label.labeller == "answer" for label in labels)
-
-
-def test_labels_that_an_answer_carries_go_before_its_words() -> None:
-    carried = DistortionLabel(id="should", evidence="必须", labeller="answer:m", confidence=None)
-    answer = CbtAnswer(
-        question_id="1",
-        system="s",
-        text="这有点以偏概全。",
-        distortions=(carried,),
-        provenance=Provenance(model="m", version="0"),
-    )
-    assert labels_of_answer(answer, BURNS) == (carried,)
-    bare = answer.model_copy(update={"distortions": ()})
-    assert [label.id for label in labels_of_answer(bare, BURNS)] == ["overgeneralization"]
 
 
 def one(type_id: str, confidence: float | None, evidence: str | None = None) -> DistortionLabel:
@@ -87,13 +66,3 @@ def test_the_surest_voter_lends_evidence_and_the_mean_over_all_is_the_confidence
 
 def test_half_of_the_voters_are_no_majority() -> None:
     assert count_votes([(one("should", 0.9),), ()], "majority") == ()
-
-
-def test_a_vote_needs_two_labellers_of_one_taxonomy() -> None:
-    patterns = PatternLabeller(BURNS)
-    with pytest.raises(ConfigError, match="two or more"):
-        VoteLabeller([patterns])
-    with pytest.raises(ConfigError, match="one taxonomy"):
-        VoteLabeller([patterns, PatternLabeller(load_taxonomy("c2d2-7"))])
-    voted = VoteLabeller([patterns, patterns], "all").label("我就是个废物")
-    assert [label.id for label in voted] == ["labeling"]

@@ -20,6 +20,7 @@ from cbtqa.llm.journal import Journal
 from cbtqa.llm.limits import Limits
 from cbtqa.records import Reason, Rejection
 from tests.support.endpoint import ScriptedEndpoint, ok
+from tests.support.labels import is_evident
 
 BURNS = load_taxonomy("burns-10")
 TASK = LabellingTask(BURNS, "m")
@@ -36,7 +37,7 @@ def test_good_labels_are_taken_and_aliases_become_ids() -> None:
     found = TASK.read(ITEM, reply(GOOD, other, GOOD))
     assert not isinstance(found, Fault)
     assert [label.id for label in found] == ["jumping_to_conclusions", "labeling"]
-    assert all(label.labeller == "llm:m" and label.is_evident_in(ITEM.text) for label in found)
+    assert all(label.labeller == "llm:m" and is_evident(label, ITEM.text) for label in found)
     assert TASK.read(ITEM, reply()) == ()
 
 

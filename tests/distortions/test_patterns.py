@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from cbtqa.distortions.clauses import split_clauses, split_sentences
-from cbtqa.distortions.patterns import PatternLabeller, find_key_thought
+from cbtqa.distortions.patterns import PatternLabeller
 from cbtqa.distortions.taxonomy import load_taxonomy
 from cbtqa.errors import DataError
+from tests.support.labels import is_evident
 
 FINE = PatternLabeller(load_taxonomy("socialcd-12"))
 BINARY = PatternLabeller(load_taxonomy("binary"))
@@ -75,12 +76,13 @@ def test_evidence_always_stands_in_the_text_as_it_is() -> None:
     text = " 我　真的好差劲 ！\n\t觉得自己 是个 loser,没有人会喜欢我～～以后也好不了了"
     labels = FINE.label(text)
     assert len(labels) >= 2
-    assert all(label.is_evident_in(text) and label.evidence for label in labels)
+    assert all(is_evident(label, text) and label.evidence for label in labels)
     confidences = [label.confidence for label in labels]
     assert confidences == sorted(confidences, reverse=True)
 
 
 def test_the_key_thought_is_the_surest_clause_or_else_the_one_most_like_a_belief() -> None:
+    find_key_thought = PatternLabeller().find_key_thought
     assert find_key_thought("今天下雨了。我就是个废物。怎么办？") == ("我就是个废物", "labeling")
     clause, type_id = find_key_thought("上周换了部门。我很害怕跟新同事说话。请问怎么办？")
     assert (clause, type_id) == ("我很害怕跟新同事说话", None)

@@ -32,6 +32,7 @@ from cbtqa.distortions.training import (
 )
 from cbtqa.errors import DataError
 from tests.distortions.texts import invented_gold
+from tests.support.labels import is_evident
 
 GOLD = invented_gold()
 SETTINGS = TrainingSettings(inner_folds=3)
@@ -140,7 +141,7 @@ def test_a_text_is_labelled_alike_alone_and_in_a_batch(model) -> None:
     for text, labels in zip(texts, together, strict=True):
         alone = labeller.label(text)
         assert [(a.id, a.evidence) for a in alone] == [(b.id, b.evidence) for b in labels]
-        assert all(label.is_evident_in(text) for label in labels)
+        assert all(is_evident(label, text) for label in labels)
     assert labeller.label_many([]) == []
     assert labeller.probabilities([]).shape == (0, 12)
 

@@ -190,22 +190,21 @@ QUESTION = "和室友冷战两个月了，每天回寝室都觉得喘不过气�
 def test_a_copied_run_is_found_whatever_its_punctuation_and_script(copy: str) -> None:
     index = SourceIndex()
     index.add(QUESTION)
-    hit = index.first_hit("前面是别的话。" + copy)
-    assert hit is not None
-    assert "寝" in copy[: hit[1]] or "寢" in copy[: hit[1]]
+    ((_, _, end),) = index.hits(["前面是别的话。" + copy])
+    assert "寝" in copy[:end] or "寢" in copy[:end]
 
 
 def test_short_runs_in_common_pass() -> None:
     index = SourceIndex()
     index.add(QUESTION)
-    assert index.first_hit("你说每天回寝室都难受，这很不容易，换作别人也会累") is None
+    assert not index.hits(["你说每天回寝室都难受，这很不容易，换作别人也会累"])
 
 
 def test_a_short_title_counts_when_it_is_repeated_whole() -> None:
     index = SourceIndex()
     index.add("室友总是翻我的抽屉")
-    assert index.first_hit("关于“室友总是翻我的抽屉”这件事") is not None
-    assert index.first_hit("室友总是翻我东西") is None
+    assert index.hits(["关于“室友总是翻我的抽屉”这件事"])
+    assert not index.hits(["室友总是翻我东西"])
 
 
 def test_runs_do_not_cross_from_one_text_into_the_next() -> None:
@@ -218,8 +217,8 @@ def test_runs_do_not_cross_from_one_text_into_the_next() -> None:
 def test_set_phrases_of_human_answers_need_a_longer_run() -> None:
     index = SourceIndex()
     index.add("楼主你好，希望我的回答能够对你有一点点帮助，世界和我爱着你", ANSWER_RUN)
-    assert index.first_hit("希望我的回答能够对你有一点") is None
-    assert index.first_hit("楼主你好，希望我的回答能够对你有一点点帮助") is not None
+    assert not index.hits(["希望我的回答能够对你有一点"])
+    assert index.hits(["楼主你好，希望我的回答能够对你有一点点帮助"])
 
 
 texts = st.text(alphabet="甲乙丙丁，。", max_size=60)

@@ -14,8 +14,7 @@ import pytest
 
 from cbtqa.errors import ConfigError, DataError, IncompleteRunError
 from cbtqa.llm.chat import Fault, Reply
-from cbtqa.llm.journal import Entry, Journal, State, fork_path
-from cbtqa.llm.journal_lock import refuse_network_drive
+from cbtqa.llm.journal import Entry, Journal, State, fork_path, refuse_network_drive
 from cbtqa.records import Reason, Usage
 
 USAGE = Usage(prompt_tokens=10, completion_tokens=5)

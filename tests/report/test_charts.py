@@ -12,14 +12,12 @@ from cbtqa.report.charts import (
     Interval,
     Levels,
     Line,
-    ReliabilityBin,
     bar_chart,
     flow_bar,
     heat_map,
     histogram,
     interval_chart,
     line_chart,
-    reliability_chart,
     stacked_bars,
 )
 from cbtqa.report.svg import WIDTH, Scale, fit_text, round_ticks, text_width
@@ -37,7 +35,6 @@ def _every_chart(label: str = "读心术") -> list[str]:
         histogram([HistogramBar(0, 10, 3), HistogramBar(10, None, 1)], marks=[(4, label)], **SAYS),
         heat_map([label, "b"], ["c", label], [[1, None], [0, 4]], **SAYS),
         line_chart([Line(label, ((0, 1), (5, 2)), ((0, 0.5, 1.5), (5, 1, 3)))], x_name="x", **SAYS),
-        reliability_chart([ReliabilityBin(0.5, 0.4, 9)], x_name=label, y_name="y", **SAYS),
         flow_bar([(label, 9), ("cut", 1)], n_total=10, **SAYS),
     ]  # fmt: skip
 
@@ -73,7 +70,7 @@ def test_charts_of_nothing_are_drawings_too() -> None:
     empty = [
         bar_chart([], **SAYS), interval_chart([], **SAYS), stacked_bars([], ["a", "b"], **SAYS),
         histogram([], **SAYS), heat_map([], [], [], **SAYS), line_chart([], **SAYS),
-        reliability_chart([], x_name="", y_name="", **SAYS), flow_bar([("a", 0)], n_total=0, **SAYS),
+        flow_bar([("a", 0)], n_total=0, **SAYS),
     ]  # fmt: skip
     for svg in empty:
         ET.fromstring(svg)

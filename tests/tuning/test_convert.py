@@ -18,9 +18,9 @@ import transformers
 
 from cbtqa.cli.main import _run as run
 from cbtqa.errors import CbtqaError, ConfigError, DataError, IncompleteRunError, UsageError
-from cbtqa.files import read_json, sha256_of
+from cbtqa.files import parse_record, read_json, sha256_of
 from cbtqa.tuning.backbones import find_backbone
-from cbtqa.tuning.weights.convert import convert, normalise_rows, read_conversion
+from cbtqa.tuning.weights.convert import RECORD_NAME, ConversionRecord, convert, normalise_rows
 from cbtqa.tuning.weights.files import Step, describe_base, find_weights, hash_weights
 from tests.support.hub import StandInHub
 from tests.support.original_checkpoints import (
@@ -136,7 +136,7 @@ def test_the_record_says_from_what_and_with_what_was_dropped(tmp_path: Path) -> 
     save_original(tmp_path / "source", "qwen", parts=2)
     steps: list[Step] = []
     made = convert(tmp_path / "source", tmp_path / "out", shard_bytes=80_000, on_step=steps.append)
-    record = read_conversion(tmp_path / "out")
+    record = parse_record(ConversionRecord, read_json(tmp_path / "out" / RECORD_NAME), "record")
     assert record == made
     assert (record.source.name, record.source.revision) == ("source", None)
     assert {file.name: file.sha256 for file in record.source.files} == {

@@ -15,7 +15,8 @@ import tiktoken
 import transformers
 
 from cbtqa.errors import DataError
-from cbtqa.tuning.weights.convert import convert, read_conversion
+from cbtqa.files import parse_record, read_json
+from cbtqa.tuning.weights.convert import RECORD_NAME, ConversionRecord, convert
 from cbtqa.tuning.weights.tokenizers import (
     build_sentencepiece_tokenizer,
     probe_texts,
@@ -86,7 +87,9 @@ def test_pieces_equal_sentencepiece_on_any_text(tmp_path: Path, adds_leading_spa
     made = _loaded(tmp_path / "out")
     texts = _random_texts(RESERVED)
     assert made(texts, add_special_tokens=False)["input_ids"] == original.encode(texts)
-    facts = read_conversion(tmp_path / "out").tokenizer
+    facts = parse_record(
+        ConversionRecord, read_json(tmp_path / "out" / RECORD_NAME), "record"
+    ).tokenizer
     assert facts.adds_leading_space is adds_leading_space
     assert facts.n_texts_compared > len(probe_texts()) + 500
     for text in texts[:300]:

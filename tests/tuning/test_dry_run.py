@@ -16,7 +16,7 @@ from cbtqa.cli import main as program
 from cbtqa.errors import CbtqaError, ConfigError, DataError, MissingExtraError, UsageError
 from cbtqa.files import read_rows
 from cbtqa.settings import resolve
-from cbtqa.tuning.budget.estimate import find_card
+from cbtqa.tuning.budget.estimate import load_cards
 from cbtqa.tuning.data.chat_format import ChatFormat
 from cbtqa.tuning.data.encoding import encode
 from cbtqa.tuning.data.examples import read_training_examples
@@ -97,7 +97,7 @@ def test_the_example_shows_what_is_learnt_and_nothing_is_lost(bench: Path) -> No
 def large(bench: Path) -> DryRun:
     """Baichuan-7B, unconverted and without its tokenizer, on five cards."""
     words = {"data": bench / "dataset", "backbone": "baichuan", "batch_size": 64}
-    cards = tuple(find_card(name) for name in ("h200", "a100-80", "a100-40", "rtx4090", "v100"))
+    cards = tuple(load_cards()[name] for name in ("h200", "a100-80", "a100-40", "rtx4090", "v100"))
     return dry_run(resolve(FinetuneSettings, flags=words, environ={}), cards=cards)
 
 
@@ -113,7 +113,7 @@ def test_a_larger_card_needs_no_recomputing_and_is_faster(large: DryRun) -> None
 
 
 def test_a_card_that_is_too_small_says_so_and_how_many_would_do(bench: Path) -> None:
-    small = find_card("v100").model_copy(update={"memory_gib": 1.0105})
+    small = load_cards()["v100"].model_copy(update={"memory_gib": 1.0105})
     words = {"data": bench / "rows.jsonl", "backbone": str(bench / "base")}
     words |= {"gradient_checkpointing": "off"}
     resolved = resolve(FinetuneSettings, flags=words, environ={})

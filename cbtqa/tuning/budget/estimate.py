@@ -2,7 +2,7 @@
 
     count = count_shape(config, lora)
     memory = memory_of(count, StepSize(tokens=8192, labelled=0.7))
-    memory.total / 2**30, memory.fits(find_card("a100-80").memory_bytes)
+    memory.total / 2**30, memory.fits(load_cards()["a100-80"].memory_bytes)
 
 What is counted and what is assumed is kept apart: `overhead` is the only assumed part.
 """
@@ -18,7 +18,6 @@ from typing import Any, Literal, Protocol
 import torch
 from pydantic import Field
 
-from cbtqa.errors import ConfigError
 from cbtqa.files import parse_yaml
 from cbtqa.records import NonEmptyText, Record
 from cbtqa.tuning.budget.counting import ShapeCount, count_head
@@ -225,19 +224,6 @@ def load_cards() -> dict[str, Card]:
     loaded = parse_yaml((files("cbtqa.tuning") / "cards.yaml").read_text(encoding="utf-8"))
     common = {"share": loaded["default_share"]}
     return {id_: Card(id=id_, **(common | row)) for id_, row in loaded["cards"].items()}
-
-
-def find_card(name: str) -> Card:
-    """The card of a name as people or the driver write it: `h200`, `NVIDIA H200`, `RTX 4090`.
-
-    Raises:
-        ConfigError: no such card.
-    """
-    wanted = _plain(name)
-    for card in load_cards().values():
-        if wanted in (_plain(card.id), _plain(card.name)):
-            return card
-    raise ConfigError(f"no card '{name}' is known", hint=f"known: {', '.join(load_cards())}")
 
 
 def card_of_device(name: str, memory_bytes: int) -> Card | None:

@@ -150,11 +150,6 @@ def group_by_length(lengths: Sequence[int], budget: int) -> list[Members]:
     return groups
 
 
-def fill_of(lengths: Sequence[int], groups: Sequence[Members], budget: int) -> float:
-    """Share of the budget that groups use, 0 to 1; what is left is unused, never computed."""
-    return sum(lengths) / max(1, sum(max(budget, _sum(lengths, group)) for group in groups))
-
-
 def _sum(lengths: Sequence[int], group: Members) -> int:
     return sum(lengths[place] for place in group)
 

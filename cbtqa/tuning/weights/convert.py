@@ -138,17 +138,6 @@ def convert(
     return record
 
 
-def read_conversion(folder: Path) -> ConversionRecord:
-    """The record of a converted folder.
-
-    Raises:
-        DataError: none there: not converted by `cbtqa convert`.
-    """
-    if not (folder / RECORD_NAME).is_file():
-        raise DataError(f"no {RECORD_NAME}: not made by cbtqa convert", where=str(folder))
-    return ConversionRecord.model_validate(read_json(folder / RECORD_NAME))
-
-
 def _opened(
     source: str | Path, layout: Conversion | None, revision: str | None
 ) -> tuple[Backbone, dict[str, Any]]:
