@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cbtqa.cli.console import describe_seconds, live_progress, print_json, print_table, say
+from cbtqa.cli.console import live_progress, print_json, print_table, say
 from cbtqa.cli.options import AsJson, settings_flags
 from cbtqa.dataset.settings import BuildSettings
+from cbtqa.report.words import seconds
 from cbtqa.settings import Resolved
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def _show_estimate(estimated: BuildEstimate) -> None:
         rows.append([f"price{as_of}", f"{estimated.cost:,.2f} {estimated.currency}".strip()])
     if estimated.seconds is not None:
         bound = {"in_flight": "10 s a reply, assumed"}.get(estimated.bound_by, estimated.bound_by)
-        rows.append([f"time, bound by {bound}", describe_seconds(estimated.seconds)])
+        rows.append([f"time, bound by {bound}", seconds(estimated.seconds)])
     print_table("dry run: nothing was sent", ["", ""], rows)
     if estimated.counted_by:
         say(f"prompt tokens: {estimated.counted_by}; answers: {estimated.length_from}")

@@ -14,8 +14,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from cbtqa.report.words import seconds
+
 if TYPE_CHECKING:
     from cbtqa.llm.progress import Progress
+    from cbtqa.report.table import Table as ReportTable
 
 
 talk = Console(stderr=True, highlight=False)
@@ -44,6 +47,11 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     for row in rows:
         table.add_row(*map(Text, row))
     out.print(table)
+
+
+def show_table(table: ReportTable, title: str = "") -> None:
+    """A table on stdout, under its own title or another one."""
+    print_table(title or table.title_in(), *table.cells())
 
 
 # --- facts ---------------------------------------------------------------------------------------
@@ -105,7 +113,7 @@ def describe_progress(progress: Progress) -> str:
     total = f" of {progress.n_total:,}" if progress.n_total is not None else ""
     parts = [f"{progress.n_done:,}{total} done", f"{progress.rate_per_s:,.1f}/s"]
     if progress.eta_s is not None:
-        parts.append(f"{describe_seconds(progress.eta_s)} left")
+        parts.append(f"{seconds(progress.eta_s)} left")
     if progress.in_flight:
         parts.append(f"{progress.in_flight} of {progress.limit} in flight")
     n_tokens = progress.usage.prompt_tokens + progress.usage.completion_tokens
@@ -122,11 +130,3 @@ def describe_progress(progress: Progress) -> str:
     if progress.oldest_s > 30:
         parts.append(f"oldest request {progress.oldest_s:.0f} s")
     return " | ".join(parts)
-
-
-def describe_seconds(seconds: float) -> str:
-    """Seconds as a person says them: `45 s`, `12 min`, `3 h 05 min`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

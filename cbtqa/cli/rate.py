@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cbtqa.cli.console import print_json, print_table, say
+from cbtqa.cli.console import print_json, print_table, say, show_table
 from cbtqa.cli.options import AsJson, settings_flags
 from cbtqa.ratings.design import NewStudySettings, create_study
 from cbtqa.ratings.sheets import write_sheets
@@ -86,8 +86,7 @@ def show_collected(folder: StudyFolder, collected: Collected, as_json: bool) -> 
     if as_json:
         print_json(collected.summary())
     else:
-        columns = ["file", "rater", "kept", "known", "refused", "done"]
-        print_table(f"Study {folder.study.id}", columns, collected.rows())
+        show_table(collected.table(), f"Study {folder.study.id}")
     if collected.rejections:
         raise typer.Exit(4)
 
@@ -157,10 +156,8 @@ def status(study: StudyPath, as_json: AsJson = False) -> None:
     if as_json:
         print_json(progress.model_dump(mode="json"))
         return
-    columns = ["rater", "done", "of", "cannot judge", "crisis flags", "last saved (UTC)"]
-    print_table(f"Study {folder.study.id} ({folder.study.rubric})", columns, progress.rows())
-    columns = ["criterion", "alpha", "95 % interval", "items"]
-    print_table("Agreement so far: to watch, not to adjust ratings by", columns, progress.alphas())
+    for table in progress.tables():
+        show_table(table)
 
 
 @app.command("report")
@@ -175,7 +172,7 @@ def report(
 
     Example: cbtqa rate report study
     """
-    from cbtqa.ratings.page import write_report
+    from cbtqa.ratings.page import score_tables, write_report
 
     folder, store = open_both(study)
     target = out or folder.path / "report"
@@ -187,8 +184,8 @@ def report(
     if as_json:
         print_json(found.model_dump(mode="json"))
     else:
-        columns = ["criterion", "system", "mean", "95 % interval", "sd", "ratings"]
-        print_table(f"Study {folder.study.id}", columns, found.score_rows())
+        for table in score_tables(folder, found):
+            show_table(table)
 
 
 @app.command("unblind")

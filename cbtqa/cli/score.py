@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from cbtqa.cli.console import describe_seconds, print_json, print_table, say
+from cbtqa.cli.console import print_json, say, show_table
 from cbtqa.cli.options import AsJson, settings_flags
 from cbtqa.manifest import now
 from cbtqa.metrics.comparison import CompareSettings, Comparison
 from cbtqa.metrics.scoring import Scored, ScoreSettings
+from cbtqa.report.table import Table
+from cbtqa.report.words import seconds, signed
 from cbtqa.settings import Resolved
 
 
@@ -49,26 +51,26 @@ def say_blocks(every_s: float = 10.0) -> Callable[[int, int], None]:
         if now >= next_at and n_done < n_total:
             next_at = now + every_s
             left_s = (now - began) / n_done * (n_total - n_done)
-            say(f"{n_done:,} of {n_total:,} references scored, {describe_seconds(left_s)} left")
+            say(f"{n_done:,} of {n_total:,} references scored, {seconds(left_s)} left")
 
     return on_block
 
 
 def _show(scored: Scored) -> None:
-    from cbtqa.metrics.score_folder import paper_grid, paper_table, score_grid
+    from cbtqa.metrics.score_folder import beside_paper, score_table
 
     report = scored.report
     anchors = [one.system for one in report.systems if one.is_anchor]
-    print_table(f"{report.references}: {report.n_references} pairs", *score_grid(report.scores))
+    show_table(score_table(report.scores), f"{report.references}: {report.n_references} pairs")
     if {score.metric for score in report.scores} & {"bleu_jieba", "bertscore", "bleurt"}:
-        print_table(f"Beside {paper_table()['source']}", *paper_grid(report.scores, anchors))
+        show_table(beside_paper(report.scores, anchors))
     columns = ["n_rows", "n_missing", "n_none", "n_empty", "n_identical", "n_repeated", "n_cut"]
     rows = [
-        [one.system, *(str(getattr(one, column)) for column in columns)]
+        [one.system, *(getattr(one, column) for column in columns)]
         for one in report.systems
         if not one.is_anchor
     ]
-    print_table("Counts", ["system", *(column[2:] for column in columns)], rows)
+    show_table(Table(["system", *(column[2:] for column in columns)], rows, "Counts"))
     for signature in dict.fromkeys(score.signature for score in report.scores):
         say(signature)
     for note in report.notes:
@@ -108,11 +110,13 @@ def compare(resolved: Resolved[CompareSettings], as_json: AsJson = False) -> Non
 
 
 def _compare_show(found: Comparison) -> None:
-    from cbtqa.metrics.comparison import comparison_grid
+    from cbtqa.metrics.comparison import comparison_table
 
-    print_table(f"Against {found.references}", *comparison_grid(found))
+    show_table(comparison_table(found))
     for title, examples in (("gains most", found.best), ("loses most", found.worst)):
         for one in examples[:3]:
-            say(f"{one.system} {title} over {one.baseline} at {one.id}: {one.difference:+.4f}")
+            say(
+                f"{one.system} {title} over {one.baseline} at {one.id}: {signed(one.difference, 4)}"
+            )
     for warning in found.warnings:
         say(f"warning: {warning}")

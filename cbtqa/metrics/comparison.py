@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Literal
@@ -22,18 +23,12 @@ from cbtqa.metrics.base import Floats, Metric
 from cbtqa.metrics.evaluation import OnBlock, SystemScores
 from cbtqa.metrics.pairs import Predictions, References
 from cbtqa.metrics.registry import additive_metric
-from cbtqa.metrics.score_folder import (
-    SCORES_NAME,
-    Grid,
-    StoredScores,
-    label_of,
-    latex,
-    markdown,
-    number,
-)
+from cbtqa.metrics.score_folder import SCORES_NAME, StoredScores, decimals, label_of
 from cbtqa.metrics.scoring import ScoreReport, ScoreSettings, score
 from cbtqa.metrics.text.sequences import Ints
 from cbtqa.records import Record
+from cbtqa.report.table import Column, Estimate, Table
+from cbtqa.report.words import number, p_value, signed
 from cbtqa.statistics.resampling import (
     BOOTSTRAP_TRIALS,
     FEW_ITEMS,
@@ -472,37 +467,32 @@ def _warnings(contender: Contender, settings: CompareSettings) -> list[str]:
 COMPARISON_NAME = "compare.json"
 
 
-def comparison_grid(comparison: Comparison) -> tuple[list[str], Grid]:
+def comparison_table(comparison: Comparison) -> Table:
     """One row a metric and pair of systems."""
-    heads = ["metric", "baseline", "system", "difference [95 %]", "p", "p adjusted", "win rate"]
-    rows = [
-        [
-            f"{label_of(one.metric)} ({one.unit})",
-            f"{one.baseline} {number(one.baseline_value, one.unit)}",
-            f"{one.system} {number(one.system_value, one.unit)}",
-            f"{_signed(one.difference, one.unit)} "
-            f"[{_signed(one.low, one.unit)}, {_signed(one.high, one.unit)}]",
-            f"{one.p:.4f}",
-            f"{one.p_adjusted:.4f}",
-            f"{one.win_rate:.3f}",
-        ]
-        for one in comparison.pairs
-    ]
-    return heads, rows
-
-
-def _signed(value: float, unit: str) -> str:
-    text = number(value, unit)
-    return text if text.startswith("-") else f"+{text}"
+    heads = ["metric", "baseline", "system", "difference [95% interval]"]
+    rows = []
+    for one in comparison.pairs:
+        n = decimals(one.unit)
+        rows.append(
+            (
+                f"{label_of(one.metric)} ({one.unit})",
+                f"{one.baseline} {number(one.baseline_value, n)}",
+                f"{one.system} {number(one.system_value, n)}",
+                Estimate(one.difference, one.low, one.high, show=partial(signed, digits=n)),
+                *(one.p, one.p_adjusted, one.win_rate),
+            )
+        )
+    ps = (Column(name, p_value) for name in ("p", "p adjusted"))
+    return Table([*heads, *ps, "win rate"], rows, f"Against {comparison.references}")
 
 
 def write_comparison(folder: Path, comparison: Comparison) -> None:
-    """`compare.json`, `compare.md` with the examples' text, and `compare.tex`."""
-    heads, rows = comparison_grid(comparison)
+    """`compare.json`, `compare.md` with the examples' text, `compare.tex` and `compare.csv`."""
+    table = comparison_table(comparison)
     tests = sorted({one.test for one in comparison.pairs})
     parts = [
         f"# Comparison against {comparison.references}\n",
-        markdown(heads, rows),
+        table.markdown(),
         f"Differences are system minus baseline. Tests: {', '.join(tests)}; p adjusted by Holm "
         "over the pairs of systems of a metric.\n",
         *(f"- Warning: {warning}\n" for warning in comparison.warnings),
@@ -513,7 +503,8 @@ def write_comparison(folder: Path, comparison: Comparison) -> None:
         "",
     ]
     write_text(folder / "compare.md", "\n".join(parts))
-    write_text(folder / "compare.tex", latex(heads, rows))
+    write_text(folder / "compare.tex", table.latex())
+    write_text(folder / "compare.csv", table.csv())
     write_json(folder / COMPARISON_NAME, comparison)
 
 
@@ -524,7 +515,7 @@ def _section(title: str, examples: Sequence[Example]) -> list[str]:
     for one in examples:
         lines += [
             f"### {one.id}: {one.system} against {one.baseline}, {one.metric} "
-            f"{one.difference:+.4f}\n",
+            f"{signed(one.difference, 4)}\n",
             _quoted("Reference", one.reference_text),
             _quoted(one.baseline, one.baseline_text),
             _quoted(one.system, one.system_text),
