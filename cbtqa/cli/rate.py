@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cbtqa.cli.console import print_json, print_table, say, show_table
+from cbtqa.cli.console import print_json, say, show_table
 from cbtqa.cli.options import AsJson, settings_flags
 from cbtqa.ratings.design import NewStudySettings, create_study
 from cbtqa.ratings.sheets import write_sheets
 from cbtqa.ratings.store import Store
 from cbtqa.ratings.study import StudyFolder, open_study
+from cbtqa.report.table import Table
 from cbtqa.settings import Resolved
 
 if TYPE_CHECKING:
@@ -212,7 +213,7 @@ def unblind(
     if as_json:
         print_json({"systems": systems, "n_ratings": len(rated), "ratings_sha256": digest})
     else:
-        print_table("Systems", ["arm", "system"], [[arm, name] for arm, name in systems.items()])
+        show_table(Table(["arm", "system"], list(systems.items()), "Systems"))
 
 
 @app.command("export")
@@ -277,5 +278,5 @@ def rubrics(as_json: AsJson = False) -> None:
     if as_json:
         print_json({rubric.id: rubric.model_dump(mode="json") for rubric in shipped})
         return
-    rows = [[r.id, str(len(r.criteria)), r.scale_text(), r.shows, r.title.en] for r in shipped]
-    print_table("Rubrics", ["id", "criteria", "scale", "shows", "title"], rows)
+    rows = [[r.id, len(r.criteria), r.scale_text(), r.shows, r.title.en] for r in shipped]
+    show_table(Table(["id", "criteria", "scale", "shows", "title"], rows, "Rubrics"))
