@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cbtqa.cli.console import describe_seconds, live_progress, print_json, print_table, say
+from cbtqa.cli.console import live_progress, print_json, say, show_table
 from cbtqa.cli.options import AsJson, settings_flags
 from cbtqa.dataset.settings import BuildSettings
+from cbtqa.report.table import Cell, Table
+from cbtqa.report.words import money, seconds
 from cbtqa.settings import Resolved
 
 if TYPE_CHECKING:
@@ -88,11 +90,11 @@ def _show_result(settings: BuildSettings, result: BuildResult) -> None:
     counts = result.manifest.counts
     if result.was_complete:
         say(f"{result.folder} is complete already; nothing was done (--update writes it again)")
-    rows = [["questions in", f"{counts['n_in']:,}"], ["answers out", f"{counts['n_out']:,}"]]
-    rows += [[f"  {name}", f"{n:,}"] for name, n in counts["splits"].items()]
-    rows += [["rejected", f"{counts['n_rejected']:,}"]]
-    rows += [[f"  {reason}", f"{n:,}"] for reason, n in counts["rejected"].items()]
-    print_table(f"{result.folder}", ["", "n"], rows)
+    rows: list[list[Cell]] = [["questions in", counts["n_in"]], ["answers out", counts["n_out"]]]
+    rows += [[f"  {name}", n] for name, n in counts["splits"].items()]
+    rows += [["rejected", counts["n_rejected"]]]
+    rows += [[f"  {reason}", n] for reason, n in counts["rejected"].items()]
+    show_table(Table(["", "n"], rows, str(result.folder)))
     say(f"report:  {result.folder / 'report.html'}")
     say(f"load it: datasets.load_dataset('{result.folder}')")
     if settings.is_offline:
@@ -107,20 +109,20 @@ def _show_result(settings: BuildSettings, result: BuildResult) -> None:
 
 
 def _show_estimate(estimated: BuildEstimate) -> None:
-    rows = [
-        ["questions", f"{estimated.n_questions:,}"],
-        ["rejected before asking", f"{estimated.n_rejected:,}"],
-        ["answered in the journal already", f"{estimated.n_done:,}"],
-        ["requests", f"{estimated.n_requests:,}"],
-        ["prompt tokens", f"{estimated.prompt_tokens:,}"],
-        ["completion tokens", f"{estimated.completion_tokens:,}"],
+    rows: list[list[Cell]] = [
+        ["questions", estimated.n_questions],
+        ["rejected before asking", estimated.n_rejected],
+        ["answered in the journal already", estimated.n_done],
+        ["requests", estimated.n_requests],
+        ["prompt tokens", estimated.prompt_tokens],
+        ["completion tokens", estimated.completion_tokens],
     ]
     if estimated.cost is not None:
         as_of = f" (prices of {estimated.price_as_of})" if estimated.price_as_of else ""
-        rows.append([f"price{as_of}", f"{estimated.cost:,.2f} {estimated.currency}".strip()])
+        rows.append([f"price{as_of}", money(estimated.cost, estimated.currency)])
     if estimated.seconds is not None:
         bound = {"in_flight": "10 s a reply, assumed"}.get(estimated.bound_by, estimated.bound_by)
-        rows.append([f"time, bound by {bound}", describe_seconds(estimated.seconds)])
-    print_table("dry run: nothing was sent", ["", ""], rows)
+        rows.append([f"time, bound by {bound}", seconds(estimated.seconds)])
+    show_table(Table(["", "n"], rows, "dry run: nothing was sent"))
     if estimated.counted_by:
         say(f"prompt tokens: {estimated.counted_by}; answers: {estimated.length_from}")

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
+from cbtqa.report.words import money, seconds
 from cbtqa.secrets import masked
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from cbtqa.llm.progress import Progress
+    from cbtqa.report.table import Table as ReportTable
 
 
 # --- lines ---------------------------------------------------------------------------------------
@@ -338,6 +340,14 @@ def _shared(columns: Sequence[Sequence[str]], natural: list[int], width: int) ->
     return widths
 
 
+def show_table(table: ReportTable, title: str = "") -> None:
+    """A table on stdout, under its own title or another one."""
+    print_table(title or table.title_in(), *table.cells())
+
+
+# --- facts ---------------------------------------------------------------------------------------
+
+
 def print_facts(title: str, rows: Sequence[tuple[str, str]]) -> None:
     """Prints a title and facts about one thing, those without a value left out."""
     width = terminal_width(sys.stdout)
@@ -416,11 +426,11 @@ def progress_parts(progress: Progress) -> list[str]:
     total = f" of {progress.n_total:,}" if progress.n_total is not None else ""
     parts = [f"{progress.n_done:,}{total} done", f"{progress.rate_per_s:,.1f}/s"]
     if progress.eta_s is not None:
-        parts.append(f"{describe_seconds(progress.eta_s)} left")
+        parts.append(f"{seconds(progress.eta_s)} left")
     if progress.n_rejected:
         parts.append(f"{progress.n_rejected:,} rejected")
     if progress.cost is not None:
-        parts.append(f"{progress.cost:.2f} {progress.currency or ''}".strip())
+        parts.append(money(progress.cost, progress.currency))
     n_tokens = progress.usage.prompt_tokens + progress.usage.completion_tokens
     if n_tokens:
         parts.append(f"{n_tokens:,} tokens")
@@ -454,11 +464,3 @@ def waiting(words: str) -> Iterator[None]:
         return
     with _console(sys.stderr).status(words):
         yield
-
-
-def describe_seconds(seconds: float) -> str:
-    """Seconds as a person says them: `45 s`, `12 min`, `3 h 05 min`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -7,13 +7,15 @@ from typing import Annotated
 
 import typer
 
-from cbtqa.cli.console import print_json, print_table, show
+from cbtqa.cli.console import print_json, show, show_table
 from cbtqa.cli.help import CommandGroup
 from cbtqa.cli.options import AsJson
 from cbtqa.errors import DataError
 from cbtqa.psyqa import MAX_CHARS, DataReport, bundled_sample_path, check_file, parse_columns
-from cbtqa.psyqa.report import Fault, Spread
+from cbtqa.psyqa.report import Fault
 from cbtqa.records import Question, Risk
+from cbtqa.report.table import AnyColumn, Column, Table
+from cbtqa.report.words import general
 from cbtqa.safety.screen import screen
 
 app = CommandGroup(help="Look at question files before building from them.")
@@ -69,15 +71,14 @@ def _print_report(report: DataReport) -> None:
     for line in _headline(report):
         show(line)
     if report.n_usable:
+        spreads = {**report.lengths, "answers each": report.answers_per_question}
         rows = [
-            _spread_row(name, spread)
-            for name, spread in (
-                *report.lengths.items(),
-                ("answers each", report.answers_per_question),
-            )
+            (name, one.n, one.min, one.median, one.mean, one.p95, one.max)
+            for name, one in spreads.items()
         ]
-        columns = ["characters", "n", "min", "median", "mean", "p95", "max"]
-        print_table("Lengths", columns, rows)
+        means = (Column(name, general) for name in ("median", "mean", "p95"))
+        heads: list[AnyColumn] = ["characters", "n", "min", *means, "max"]
+        show_table(Table(heads, rows, "Lengths"))
     for title, counts in (
         (f"Keywords ({report.n_distinct_keywords:,} distinct)", report.top_keywords),
         (f"Strategies in {report.n_labelled_answers:,} labelled answers", report.strategies),
@@ -113,11 +114,6 @@ def _headline(report: DataReport) -> list[str]:
         low, high = report.id_range
         lines.append(f"ids: whole numbers, {low} to {high}")
     return lines + [note for note, holds in notes.items() if holds]
-
-
-def _spread_row(name: str, spread: Spread) -> list[str]:
-    numbers = (spread.min, spread.median, spread.mean, spread.p95, spread.max)
-    return [name, f"{spread.n:,}", *("-" if value is None else f"{value:g}" for value in numbers)]
 
 
 def _print_fault(title: str, fault: Fault) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cbtqa.cli.console import live_progress, print_json, print_table, say
+from cbtqa.cli.console import live_progress, print_json, say, show_table
 from cbtqa.cli.help import CommandGroup
 from cbtqa.cli.options import AsJson, settings_flags
 from cbtqa.distortions.annotators import AnnotateSettings, draw_for_annotation
@@ -20,12 +20,12 @@ from cbtqa.distortions.studies import (
     train_labeller,
 )
 from cbtqa.distortions.tables import (
-    rows_of_agreement,
-    rows_of_evaluation,
-    rows_of_taxonomies,
-    rows_of_taxonomy,
-    rows_of_training,
-    rows_of_types,
+    agreement_table,
+    evaluation_tables,
+    taxonomies_table,
+    taxonomy_table,
+    training_table,
+    types_table,
 )
 from cbtqa.distortions.taxonomy import load_taxonomy
 from cbtqa.settings import Resolved
@@ -52,8 +52,7 @@ def label(resolved: Resolved[LabelSettings], as_json: AsJson = False) -> None:
     if as_json:
         print_json(summary)
     else:
-        columns = ["type", "rows"]
-        print_table(f"{run.n_rows:,} rows in {run.out}", columns, rows_of_types(summary))
+        show_table(types_table(summary), f"{run.n_rows:,} rows in {run.out}")
 
 
 @app.command("train")
@@ -69,8 +68,7 @@ def train(resolved: Resolved[TrainSettings], as_json: AsJson = False) -> None:
     if as_json:
         print_json(trained.model_dump(mode="json"))
     else:
-        columns = ["type", "texts", "precision", "recall", "F1"]
-        print_table(f"{trained.name} in {settings.out}", columns, rows_of_training(trained))
+        show_table(training_table(trained), f"{trained.name} in {settings.out}")
 
 
 @app.command("evaluate")
@@ -84,8 +82,8 @@ def evaluate(resolved: Resolved[EvaluateSettings], as_json: AsJson = False) -> N
     if as_json:
         print_json(report.model_dump(mode="json"))
         return
-    for title, columns, rows in rows_of_evaluation(report):
-        print_table(title, columns, rows)
+    for table in evaluation_tables(report):
+        show_table(table)
 
 
 @app.command("agree")
@@ -105,8 +103,8 @@ def agree(
     if as_json:
         print_json(agreement.model_dump(mode="json"))
         return
-    columns = ["type", "alpha", "95 % interval", "texts"]
-    print_table(f"{len(agreement.raters)} annotators", columns, rows_of_agreement(agreement))
+    table = agreement_table(agreement)
+    show_table(table)
 
 
 @app.command("annotate")
@@ -137,7 +135,7 @@ def annotate(resolved: Resolved[AnnotateSettings], as_json: AsJson = False) -> N
     if as_json:
         print_json({**sample.summary(), "study": str(settings.out), "sheets": len(sheets)})
     else:
-        print_table(f"Sample in {sample.path}", ["stratum", "texts", "drawn"], sample.rows())
+        show_table(sample.table(), f"Sample in {sample.path}")
 
 
 @app.command("taxonomies")
@@ -152,15 +150,15 @@ def taxonomies(
     Example: cbtqa distortions taxonomies burns-10
     """
     if name is None:
-        rows = rows_of_taxonomies()
+        table = taxonomies_table()
         if as_json:
-            print_json({"taxonomies": [{"id": row[0], "types": int(row[1])} for row in rows]})
+            print_json({"taxonomies": table.records()})
         else:
-            print_table("Taxonomies", ["id", "types", "title", "source"], rows)
+            show_table(table)
         return
     taxonomy = load_taxonomy(name)
     if as_json:
         print_json(taxonomy.model_dump(mode="json"))
     else:
-        columns = ["id", "names", "meaning", "example"]
-        print_table(f"{taxonomy.id}: {taxonomy.citation}", columns, rows_of_taxonomy(taxonomy))
+        table = taxonomy_table(taxonomy)
+        show_table(table)

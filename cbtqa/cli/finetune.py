@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cbtqa.cli.console import describe_seconds, print_json, print_table, say, show
+from cbtqa.cli.console import print_json, say, show, show_table
 from cbtqa.cli.options import AsJson, Newest, settings_flags
 from cbtqa.errors import UsageError
+from cbtqa.report.table import Cell, Column, Table
+from cbtqa.report.words import count, count_of, digits, number, seconds, share, size
 from cbtqa.settings import Resolved
 from cbtqa.tuning.settings import FinetuneSettings
 
@@ -114,19 +116,20 @@ def _show(result: FinetuneResult) -> None:
     counts = result.manifest.counts
     if result.was_complete:
         say(f"{result.folder} is complete already; nothing was done")
-    rows = [["backbone", counts["base"]["name"]]]
+    rows: list[tuple[Cell, Cell]] = [("backbone", counts["base"]["name"])]
     for split in ("train", "validation"):
         if split in counts:
             told = counts[split]
-            rows.append([split, f"{told['n_items']:,} examples, {told['n_tokens']:,} tokens"])
-            rows += [[f"  left out: {why}", f"{n:,}"] for why, n in told["dropped"].items()]
-    rows.append(["steps", f"{counts['n_steps']:,} of {counts['n_steps_planned']:,}"])
-    rows.append(["trainable parameters", f"{counts['n_trainable']:,}"])
-    rows.append(["loss", f"{_number(counts['first_loss'])} to {_number(counts['last_loss'])}"])
+            rows.append((split, f"{told['n_items']:,} examples, {told['n_tokens']:,} tokens"))
+            rows += [(f"  left out: {why}", n) for why, n in told["dropped"].items()]
+    rows.append(("steps", f"{counts['n_steps']:,} of {counts['n_steps_planned']:,}"))
+    rows.append(("trainable parameters", counts["n_trainable"]))
+    losses = (number(counts[name], 4) for name in ("first_loss", "last_loss"))
+    rows.append(("loss", " to ".join(losses)))
     if counts["eval_loss"] is not None:
-        where = f" (step {counts['best_step']:,})"
-        rows.append(["best validation loss", _number(counts["eval_loss"]) + where])
-    print_table(f"{result.folder}", ["", ""], rows)
+        where = f"{number(counts['eval_loss'], 4)} (step {counts['best_step']:,})"
+        rows.append(("best validation loss", where))
+    show_table(Table(["", ""], rows, str(result.folder)))
     for note in counts["notes"]:
         say(note)
     for what, name in (("loss curve", "loss.svg"), ("samples", "samples.jsonl")):
@@ -135,31 +138,28 @@ def _show(result: FinetuneResult) -> None:
     say(f"next: cbtqa generate --adapter {result.folder}; cbtqa merge {result.folder}")
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
-
-
 # --- dry run page --------------------------------------------------------------------------------
 # A training run's dry run on the terminal: `show_dry_run(found)`.
 
-GIB, MIB = 2**30, 2**20
+GIB = 2**30
 LEARNT, PROMPT = "bold green", "dim"
-SHOWN_CHARS = 600
-"""Of each stretch of the example: a terminal is no place for whole answers."""
 
 
 def show_dry_run(found: DryRun) -> None:
     """Prints tables and the example; notes go to stderr."""
-    print_table("Settings", ["", "value", "from"], _settings(found))
-    print_table(f"Data, tokens by {found.tokens_by}", _COLUMNS, _data(found))
-    print_table("Run", ["", ""], _run(found))
-    _show_memory(found)
-    rows = [_card(found, one) for one in found.cards]
-    print_table("Cards", ["", "has GiB", "needs GiB", "recomputes", "time"], rows)
+    settings = [
+        (name, "" if entry.value is None else str(entry.value), entry.origin)
+        for name, entry in found.settings.items()
+    ]
+    show_table(Table(["", "value", "from"], settings, "Settings"))
+    show_table(_data(found))
+    show_table(Table(["", ""], _run(found), "Run"))
+    show_table(_memory(found))
+    show_table(_cards(found))
     shares = sorted({one.assumed_share for one in found.cards})
     say(
         "times: at an assumed "
-        + " to ".join(f"{share:.0%}" for share in (shares[0], shares[-1]))
+        + " to ".join(share(of_card, 0) for of_card in (shares[0], shares[-1]))
         + " of a card's data-sheet throughput, by card (cards.yaml); not measured"
     )
     _show_example(found)
@@ -167,78 +167,68 @@ def show_dry_run(found: DryRun) -> None:
         say(f"note: {note}")
 
 
-_COLUMNS = ["", "items", "left out", "tokens", "learnt", "p5", "p50", "p95", "max"]
-
-
-def _settings(found: DryRun) -> list[list[str]]:
-    return [
-        [name, "" if entry.value is None else str(entry.value), entry.origin]
-        for name, entry in found.settings.items()
-    ]
-
-
-def _data(found: DryRun) -> list[list[str]]:
-    rows = []
+def _data(found: DryRun) -> Table:
+    rows: list[tuple[Cell, ...]] = []
+    spreads = ("p5", "p50", "p95", "max")
     for name, counts in found.data.items():
-        spread = counts["tokens"]
-        figures = (counts["n_items"], counts["n_dropped"], counts["n_tokens"])
-        spreads = (spread[key] for key in ("p5", "p50", "p95", "max"))
-        rows.append(
-            [name, *(f"{n:,}" for n in (*figures, counts["n_learnt_tokens"]))]
-            + [f"{n:,.0f}" for n in spreads]
-        )
-        rows += [
-            [f"  {reason}", "", f"{n:,}", *[""] * 6] for reason, n in counts["dropped"].items()
-        ]
-    return rows
+        figures = (counts[key] for key in ("n_items", "n_dropped", "n_tokens", "n_learnt_tokens"))
+        rows.append((name, *figures, *(round(counts["tokens"][key]) for key in spreads)))
+        rows += [(f"  {reason}", "", n, *[""] * 6) for reason, n in counts["dropped"].items()]
+    heads = ["", "items", "left out", "tokens", "learnt", *spreads]
+    return Table(heads, rows, f"Data, tokens by {found.tokens_by}")
 
 
-def _run(found: DryRun) -> list[list[str]]:
+def _run(found: DryRun) -> list[tuple[Cell, Cell]]:
     layout = found.layout
-    share = found.n_trainable / found.n_parameters
     return [
-        ["backbone", f"{found.backbone} ({found.licence})"],
-        ["parameters", f"{found.n_parameters:,}"],
-        ["trained", f"{found.n_trainable:,} ({share:.2%})"],
-        ["optimiser steps", f"{layout.n_steps:,}"],
-        ["micro-batches per step", f"{layout.n_micro_batches:.1f}"],
-        ["tokens per micro-batch", f"{layout.mean_tokens:,.0f} (at most {layout.most_tokens:,})"],
-        ["of the token budget used", f"{layout.fill:.1%}"],
-        ["padding", f"{layout.padding:.1%}"],
-        ["tokens in all", f"{found.total_tokens:,}"],
-        ["GFLOP per token", f"{found.flops_per_token / 1e9:.1f}"],
-        ["activations per token", f"{found.bytes_per_token / MIB:.2f} MiB"],
-        ["  recomputed", f"{found.checkpointed_bytes_per_token / MIB:.2f} MiB"],
+        ("backbone", f"{found.backbone} ({found.licence})"),
+        ("parameters", found.n_parameters),
+        ("trained", count_of(found.n_trainable, found.n_parameters, 2)),
+        ("optimiser steps", layout.n_steps),
+        ("micro-batches per step", number(layout.n_micro_batches, 1)),
+        (
+            "tokens per micro-batch",
+            f"{count(layout.mean_tokens)} (at most {count(layout.most_tokens)})",
+        ),
+        ("of the token budget used", share(layout.fill)),
+        ("padding", share(layout.padding)),
+        ("tokens in all", found.total_tokens),
+        ("GFLOP per token", number(found.flops_per_token / 1e9, 1)),
+        ("activations per token", size(found.bytes_per_token)),
+        ("  recomputed", size(found.checkpointed_bytes_per_token)),
     ]
 
 
-def _show_memory(found: DryRun) -> None:
+def _memory(found: DryRun) -> Table:
     parts = [name for name in type(found.memory["plain"]).model_fields if name != "total"]
     rows = [
-        [
+        (
             f"{name} (assumed)" if name == "overhead" else name,
-            *(f"{getattr(memory, name) / GIB:.2f}" for memory in found.memory.values()),
-        ]
+            *(getattr(memory, name) / GIB for memory in found.memory.values()),
+        )
         for name in [*parts, "total"]
     ]
     cards = f"each of {found.n_processes} cards" if found.n_processes > 1 else "one card"
-    print_table(f"GiB on {cards}, counted", ["", "as it is", "recomputing"], rows)
+    heads = (Column(name, number) for name in ("as it is", "recomputing"))
+    return Table(["", *heads], rows, f"GiB on {cards}, counted")
 
 
-def _card(found: DryRun, one: CardEstimate) -> list[str]:
-    time = "does not fit"
-    if one.seconds is not None:
-        time = describe_seconds(one.seconds)
-    elif one.n_fsdp_cards:
-        time += f"; FSDP on {one.n_fsdp_cards}"
-    recomputes = "yes" if one.checkpointing else "no"
-    return [
-        one.card,
-        f"{one.memory_bytes / GIB:.1f}",
-        f"{one.needed_bytes / GIB:.1f}",
-        recomputes,
-        time,
+def _cards(found: DryRun) -> Table:
+    rows = [
+        (
+            *(one.card, one.memory_bytes / GIB, one.needed_bytes / GIB),
+            *("yes" if one.checkpointing else "no", _time(one)),
+        )
+        for one in found.cards
     ]
+    heads = (Column(name, digits(1)) for name in ("has GiB", "needs GiB"))
+    return Table(["", *heads, "recomputes", "time"], rows, "Cards")
+
+
+def _time(one: CardEstimate) -> str:
+    if one.seconds is not None:
+        return seconds(one.seconds)
+    return "does not fit" + (f"; FSDP on {one.n_fsdp_cards}" if one.n_fsdp_cards else "")
 
 
 def _show_example(found: DryRun) -> None:
@@ -247,12 +237,5 @@ def _show_example(found: DryRun) -> None:
     text = Text("\nThe first example; ", style="bold")
     text.append("green is learnt", style=LEARNT).append(", the rest is only read\n")
     for piece in found.example:
-        text.append(_shortened(piece.text), style=LEARNT if piece.is_learnt else PROMPT)
+        text.append(piece.text, style=LEARNT if piece.is_learnt else PROMPT)
     show(text)
-
-
-def _shortened(text: str) -> str:
-    if len(text) <= SHOWN_CHARS:
-        return text
-    half = SHOWN_CHARS // 2
-    return f"{text[:half]} […{len(text) - 2 * half:,} characters…] {text[-half:]}"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from cbtqa.cli.console import live_progress, print_json, print_table, say
+from cbtqa.cli.console import live_progress, print_json, say, show_table
 from cbtqa.cli.options import AsJson, Newest, settings_flags
+from cbtqa.report.table import Table
 from cbtqa.settings import Resolved
 from cbtqa.tuning.answering.settings import GenerateSettings
 
@@ -53,14 +54,14 @@ def _summary(result: GenerateResult) -> dict[str, Any]:
 
 def _show(settings: GenerateSettings, result: GenerateResult) -> None:
     counts, usage = result.manifest.counts, result.manifest.usage
-    rows = [["questions", f"{counts['n_in']:,}"], ["answers", f"{counts['n_out']:,}"]]
+    rows = [["questions", counts["n_in"]], ["answers", counts["n_out"]]]
     if counts["mode"] == "steps":
-        rows.append(["  with all five steps", f"{counts['n_with_steps']:,}"])
-    rows.append(["rejected", f"{counts['n_rejected']:,}"])
-    rows += [[f"  {reason}", f"{n:,}"] for reason, n in counts["rejected"].items()]
+        rows.append(["  with all five steps", counts["n_with_steps"]])
+    rows.append(["rejected", counts["n_rejected"]])
+    rows += [[f"  {reason}", n] for reason, n in counts["rejected"].items()]
     if usage:
-        rows.append(["tokens written", f"{usage.completion_tokens:,}"])
-    print_table(f"{counts['system']}: {result.folder}", ["", "n"], rows)
+        rows.append(["tokens written", usage.completion_tokens])
+    show_table(Table(["", "n"], rows, f"{counts['system']}: {result.folder}"))
     if settings.data is not None and settings.data.is_dir():
         more = "" if settings.split == "test" else f" --split {settings.split}"
         say(f"next: cbtqa score {result.folder / 'answers.jsonl'} --ref {settings.data}{more}")

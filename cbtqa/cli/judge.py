@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cbtqa.cli.console import live_progress, print_json, print_table, say
+from cbtqa.cli.console import live_progress, print_json, say, show_table
 from cbtqa.cli.options import AsJson, settings_flags
 from cbtqa.judging.run import JudgeSettings
+from cbtqa.report.table import Table
 from cbtqa.settings import Resolved
 
 if TYPE_CHECKING:
     from cbtqa.judging.answers import JudgeRubric
     from cbtqa.judging.report import JudgeReport
-    from cbtqa.statistics.agreement import Coefficient
 
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Count answers, requests and tokens; send nothing.")
@@ -78,64 +78,19 @@ def judge_rubric(name: str) -> JudgeRubric:
 
 def _show_estimate(counted: dict[str, Any]) -> None:
     rows = [
-        [name.replace("n_", "").replace("_", " "), f"{value:,}"]
+        (name.replace("n_", "").replace("_", " "), value)
         for name, value in counted.items()
         if isinstance(value, int)
     ]
-    print_table(f"Nothing sent; tokens by {counted['tokenizer']}", ["", "n"], rows)
+    show_table(Table(["", "n"], rows, f"Nothing sent; tokens by {counted['tokenizer']}"))
 
 
 def _show(report: JudgeReport) -> None:
-    corrected = {(one.system, one.criterion): one for one in report.corrections}
-    rows = []
-    for score in report.scores:
-        found = corrected.get((score.system, score.metric.removeprefix("judge_")))
-        rows.append(
-            [
-                f"{score.system}, {score.metric.removeprefix('judge_')} ({score.unit})",
-                _interval(score.value, score.low, score.high),
-                f"{found.human_mean:.2f} (n {found.corrected.n_human})" if found else "-",
-                _interval(found.corrected.value, found.corrected.low, found.corrected.high)
-                if found
-                else "-",
-                f"{score.n_scored:,}/{score.n_total:,}",
-            ]
-        )
-    columns = ["", "judge", "people", "corrected", "scored"]
-    print_table(
-        f"Rated by {report.judge} on {report.rubric}, {report.n_repeats} times", columns, rows
-    )
-    _show_agreement(report)
+    from cbtqa.judging.report import agreement_table, score_table
+
+    show_table(score_table(report))
+    show_table(agreement_table(report))
     for alarm in report.alarms:
         say(f"warning: {alarm}")
     for signature in dict.fromkeys(score.signature for score in report.scores):
         say(signature)
-
-
-def _show_agreement(report: JudgeReport) -> None:
-    rows = []
-    for found in report.agreement:
-        groups = (("judge-people", found.judge_human), ("people", found.human_human))
-        for who, coefficients in groups:
-            rows += [
-                [f"{found.criterion}, {who}: {one.name}", *_cells(one)] for one in coefficients
-            ]
-        if found.bias is not None:
-            rows.append([f"{found.criterion}, judge less people", f"{found.bias:+.2f}", "", ""])
-    rows += [
-        [f"{one.criterion}, judge with itself: {one.alpha.name}", *_cells(one.alpha)]
-        for one in report.consistency
-    ]
-    print_table("Agreement", ["", "value", "95 % interval", "n"], rows)
-
-
-def _cells(one: Coefficient) -> list[str]:
-    value = f"{one.value:.3f}" if one.value is not None else f"undefined ({one.reason})"
-    interval = "" if one.low is None else f"{one.low:.3f} to {one.high:.3f}"
-    return [value, interval, f"{one.n_items:,}"]
-
-
-def _interval(value: float | None, low: float | None, high: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.2f}" if low is None else f"{value:.2f} [{low:.2f}, {high:.2f}]"

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cbtqa.cli.console import print_json, print_table, say
+from cbtqa.cli.console import print_json, say, show_table
 from cbtqa.cli.help import CommandGroup
 from cbtqa.cli.options import AsJson, Newest, settings_flags
 from cbtqa.hub.join import Joined, JoinSettings
 from cbtqa.hub.join import join as join_dataset
 from cbtqa.hub.publish import PreviewSettings, prepare_preview
 from cbtqa.hub.settings import DatasetSettings, ModelSettings
+from cbtqa.report.table import Table
 from cbtqa.settings import Resolved
 
 if TYPE_CHECKING:
@@ -111,9 +112,8 @@ def _finish(prepared: Prepared, dry_run: bool, as_json: bool) -> None:
     else:
         rows = [["commit", done.commit], ["tag", done.tag], ["sent", f"{done.n_sent} files"]]
         rows += [["there already", f"{done.n_kept} files"], ["address", done.url]]
-        print_table(
-            "Published, private" if done.is_private else "Published, public", ["", ""], rows
-        )
+        title = "Published, private" if done.is_private else "Published, public"
+        show_table(Table(["", ""], rows, title))
     if done.is_private:
         say(f"to make it public: cbtqa publish release {prepared.plan.repo_id}")
 
@@ -156,9 +156,9 @@ def join(resolved: Resolved[JoinSettings], as_json: AsJson = False) -> None:
     if as_json:
         print_json(joined.summary())
         return
-    rows = [["joined", f"{joined.n_joined:,}"], ["no such question", f"{joined.n_missing:,}"]]
-    rows += [["question reads differently", f"{joined.n_other:,}"]]
-    print_table(str(joined.folder), ["", "entries"], rows)
+    rows = [("joined", joined.n_joined), ("no such question", joined.n_missing)]
+    rows += [("question reads differently", joined.n_other)]
+    show_table(Table(["", "entries"], rows, str(joined.folder)))
     say(f"load it: datasets.load_dataset('{joined.folder}')")
 
 

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cbtqa.cli.console import print_json, print_table, say
+from cbtqa.cli.console import print_json, say, show_table
 from cbtqa.cli.help import CommandGroup
 from cbtqa.cli.options import AsJson, Newest, settings_flags
 from cbtqa.ratings.design import NewStudySettings, create_study
 from cbtqa.ratings.sheets import write_sheets
 from cbtqa.ratings.store import Store
 from cbtqa.ratings.study import StudyFolder, open_study
+from cbtqa.report.table import Table
 from cbtqa.settings import Resolved
 
 if TYPE_CHECKING:
@@ -92,8 +93,7 @@ def show_collected(folder: StudyFolder, collected: Collected, as_json: bool) -> 
     if as_json:
         print_json(collected.summary())
     else:
-        columns = ["file", "rater", "kept", "known", "refused", "done"]
-        print_table(f"Study {folder.study.id}", columns, collected.rows())
+        show_table(collected.table(), f"Study {folder.study.id}")
     if collected.rejections:
         raise typer.Exit(4)
 
@@ -163,10 +163,8 @@ def status(study: StudyPath, as_json: AsJson = False) -> None:
     if as_json:
         print_json(progress.model_dump(mode="json"))
         return
-    columns = ["rater", "done", "of", "cannot judge", "crisis flags", "last saved (UTC)"]
-    print_table(f"Study {folder.study.id} ({folder.study.rubric})", columns, progress.rows())
-    columns = ["criterion", "alpha", "95 % interval", "items"]
-    print_table("Agreement so far: to watch, not to adjust ratings by", columns, progress.alphas())
+    for table in progress.tables():
+        show_table(table)
 
 
 @app.command("report")
@@ -181,7 +179,7 @@ def report(
 
     Example: cbtqa rate report study
     """
-    from cbtqa.ratings.page import write_report
+    from cbtqa.ratings.page import score_tables, write_report
 
     folder, store = open_both(study)
     target = out or folder.path / "report"
@@ -193,8 +191,8 @@ def report(
     if as_json:
         print_json(found.model_dump(mode="json"))
     else:
-        columns = ["criterion", "system", "mean", "95 % interval", "sd", "ratings"]
-        print_table(f"Study {folder.study.id}", columns, found.score_rows())
+        for table in score_tables(folder, found):
+            show_table(table)
 
 
 @app.command("unblind")
@@ -221,7 +219,7 @@ def unblind(
     if as_json:
         print_json({"systems": systems, "n_ratings": len(rated), "ratings_sha256": digest})
     else:
-        print_table("Systems", ["arm", "system"], [[arm, name] for arm, name in systems.items()])
+        show_table(Table(["arm", "system"], list(systems.items()), "Systems"))
 
 
 @app.command("export")
@@ -286,5 +284,5 @@ def rubrics(as_json: AsJson = False) -> None:
     if as_json:
         print_json({rubric.id: rubric.model_dump(mode="json") for rubric in shipped})
         return
-    rows = [[r.id, str(len(r.criteria)), r.scale_text(), r.shows, r.title.en] for r in shipped]
-    print_table("Rubrics", ["id", "criteria", "scale", "shows", "title"], rows)
+    rows = [(r.id, len(r.criteria), r.scale_text(), r.shows, r.title.en) for r in shipped]
+    show_table(Table(["id", "criteria", "scale", "shows", "title"], rows, "Rubrics"))

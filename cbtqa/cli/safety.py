@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
-from cbtqa.cli.console import print_json, print_table, say, show
+from cbtqa.cli.console import print_json, say, show, show_table
 from cbtqa.cli.help import CommandGroup
 from cbtqa.cli.options import AsJson
+from cbtqa.report.table import AnyColumn, Cell, Column, Estimate, Table
+from cbtqa.report.words import share
 from cbtqa.safety.evaluation import GradeScores, Share, evaluate_file, parse_labels
 from cbtqa.safety.notices import Locale, help_text, load_hotlines, stale_warning
 from cbtqa.safety.survey import ScreenedText, ScreenSurvey, screen_file, scrub_file
@@ -95,22 +97,17 @@ def evaluate(
     if as_json:
         print_json(report.model_dump(mode="json"))
         return
-    print_table(
-        f"{gold}: {report.n_texts} texts",
-        ["grade", "recall", "precision", "F1"],
-        [
-            ["explicit", *_scores(report.explicit)],
-            ["concern or explicit", *_scores(report.flagged)],
-        ],
-    )
-    print_table(
-        "Gold (rows) by grade found",
-        ["gold", *report.confusion],
-        [[g, *(str(n) for n in found.values())] for g, found in report.confusion.items()],
-    )
+    scores = [
+        ("explicit", *_scores(report.explicit)),
+        ("concern or explicit", *_scores(report.flagged)),
+    ]
+    heads = ["grade", "recall [95% interval]", "precision [95% interval]", "F1"]
+    show_table(Table(heads, scores, f"{gold}: {report.n_texts} texts"))
+    rows = [(grade, *found.values()) for grade, found in report.confusion.items()]
+    show_table(Table(["gold", *report.confusion], rows, "Gold (rows) by grade found"))
     for error in report.errors[:max_errors]:
         show(
-            f"{error.where}  {error.gold} -> {error.found}  {error.text[:80]}  "
+            f"{error.where}  {error.gold} -> {error.found}  {error.text}  "
             f"{', '.join(error.rules) or 'no rule'}"
         )
     say(f"{len(report.errors)} errors; {report.signature}")
@@ -134,11 +131,8 @@ def scrub(
     if as_json:
         print_json(survey.model_dump(mode="json"))
     else:
-        print_table(
-            f"{file}: {survey.n_texts_with_data} of {survey.n_texts} texts hold personal data",
-            ["kind", "places"],
-            [[kind, str(n)] for kind, n in survey.n_by_kind.items()],
-        )
+        title = f"{file}: {survey.n_texts_with_data} of {survey.n_texts} texts hold personal data"
+        show_table(Table(["kind", "places"], list(survey.n_by_kind.items()), title))
     if out is not None:
         say(f"written to {out}")
 
@@ -154,26 +148,25 @@ def hotlines(locale: Lang = "zh", as_json: AsJson = False) -> None:
     if as_json:
         print_json({"checked_on": str(found.checked_on), **lines.model_dump(mode="json")})
     else:
-        print_table(
-            f"{lines.region}, checked on {found.checked_on}",
-            ["line", "number", "hours", "coverage"],
-            [[one.name, one.number, one.hours, one.coverage] for one in lines.lines]
-            + [[one.name, one.number, "", ""] for one in lines.emergencies],
-        )
+        rows = [(one.name, one.number, one.hours, one.coverage) for one in lines.lines]
+        rows += [(one.name, one.number, "", "") for one in lines.emergencies]
+        title = f"{lines.region}, checked on {found.checked_on}"
+        show_table(Table(["line", "number", "hours", "coverage"], rows, title))
         show(help_text(locale, "page"))
     if warning := stale_warning():
         say(f"warning: {warning}")
 
 
 def _show_survey(survey: ScreenSurvey) -> None:
-    rows = [[risk, str(n), f"{n / survey.n_texts:.1%}"] for risk, n in survey.n_by_risk.items()]
-    print_table(f"{survey.n_texts} texts", ["grade", "texts", "share"], rows)
+    rows = [(risk, n, n / survey.n_texts) for risk, n in survey.n_by_risk.items()]
+    heads: list[AnyColumn] = ["grade", "texts", Column("share", share)]
+    show_table(Table(heads, rows, f"{survey.n_texts} texts"))
     if survey.n_by_rule:
-        counted = [[rule, str(n)] for rule, n in list(survey.n_by_rule.items())[:15]]
-        print_table("Rules that counted most", ["rule", "hits"], counted)
+        counted = list(survey.n_by_rule.items())[:15]
+        show_table(Table(["rule", "hits"], counted, "Rules that counted most"))
     if survey.n_suppressed:
-        dropped = [[why, str(n)] for why, n in survey.n_suppressed.items()]
-        print_table("Hits that did not count", ["why", "hits"], dropped)
+        dropped = list(survey.n_suppressed.items())
+        show_table(Table(["why", "hits"], dropped, "Hits that did not count"))
 
 
 def _show_item(item: ScreenedText) -> None:
@@ -188,12 +181,9 @@ def _show_item(item: ScreenedText) -> None:
         show(f"{hit.risk:8} {hit.rule} ({hit.outcome}) {hit.start}-{hit.end}", indent=2)
 
 
-def _scores(scores: GradeScores) -> list[str]:
-    f1 = "-" if scores.f1 is None else f"{scores.f1:.3f}"
-    return [_share(scores.recall), _share(scores.precision), f1]
+def _scores(scores: GradeScores) -> tuple[Cell, ...]:
+    return (_estimate(scores.recall), _estimate(scores.precision), scores.f1)
 
 
-def _share(share: Share) -> str:
-    if share.value is None:
-        return "-"
-    return f"{share.value:.3f} [{share.low:.3f}, {share.high:.3f}] ({share.n}/{share.n_total})"
+def _estimate(of: Share) -> Estimate:
+    return Estimate(of.value, of.low, of.high, note=f"({of.n}/{of.n_total})")

@@ -8,11 +8,13 @@ from typing import Annotated
 
 import typer
 
-from cbtqa.cli.console import describe_seconds, print_json, print_table, say
+from cbtqa.cli.console import print_json, say, show_table
 from cbtqa.cli.options import AsJson, Newest, settings_flags
 from cbtqa.manifest import now
 from cbtqa.metrics.comparison import CompareSettings, Comparison
 from cbtqa.metrics.scoring import Scored, ScoreSettings
+from cbtqa.report.table import Table
+from cbtqa.report.words import seconds, signed
 from cbtqa.settings import Resolved
 
 Signatures = Annotated[
@@ -67,26 +69,26 @@ def say_blocks(every_s: float = 10.0) -> Callable[[int, int], None]:
         if now >= next_at and n_done < n_total:
             next_at = now + every_s
             left_s = (now - began) / n_done * (n_total - n_done)
-            say(f"{n_done:,} of {n_total:,} references scored, {describe_seconds(left_s)} left")
+            say(f"{n_done:,} of {n_total:,} references scored, {seconds(left_s)} left")
 
     return on_block
 
 
 def _show(scored: Scored, with_signatures: bool) -> None:
-    from cbtqa.metrics.score_folder import missing_scores, paper_grid, paper_table, score_grid
+    from cbtqa.metrics.score_folder import beside_paper, missing_scores, score_table
 
     report = scored.report
     anchors = [one.system for one in report.systems if one.is_anchor]
-    print_table(f"{report.references}: {report.n_references} pairs", *score_grid(report.scores))
+    show_table(score_table(report.scores), f"{report.references}: {report.n_references} pairs")
     if {score.metric for score in report.scores} & {"bleu_jieba", "bertscore", "bleurt"}:
-        print_table(f"Beside {paper_table()['source']}", *paper_grid(report.scores, anchors))
+        show_table(beside_paper(report.scores, anchors))
     columns = ["n_rows", "n_missing", "n_none", "n_empty", "n_identical", "n_repeated", "n_cut"]
     rows = [
-        [one.system, *(str(getattr(one, column)) for column in columns)]
+        [one.system, *(getattr(one, column) for column in columns)]
         for one in report.systems
         if not one.is_anchor
     ]
-    print_table("Counts", ["system", *(column[2:] for column in columns)], rows)
+    show_table(Table(["system", *(column[2:] for column in columns)], rows, "Counts"))
     if with_signatures:
         for signature in dict.fromkeys(score.signature for score in report.scores):
             say(signature)
@@ -131,7 +133,7 @@ def _compare_show(found: Comparison) -> None:
     from cbtqa.metrics.score_folder import label_of
 
     for table in pair_tables(found):
-        print_table(f"{table.title}, against {found.references}", table.heads, table.rows)
+        show_table(table, f"{table.title}, against {found.references}")
     say(tests_made(found))
     for line in missing_figures(found):
         say(line)
@@ -139,7 +141,7 @@ def _compare_show(found: Comparison) -> None:
         for one in examples[:3]:
             say(
                 f"{one.system} {title} {one.baseline} at {one.id}: "
-                f"{label_of(one.metric)} {one.difference:+.4f}"
+                f"{label_of(one.metric)} {signed(one.difference, 4)}"
             )
     for warning in found.warnings:
         say(f"warning: {warning}")

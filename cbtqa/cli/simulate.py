@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cbtqa.cli import simulate as simulate_study
-from cbtqa.cli.console import live_progress, print_json, print_table, say, show
+from cbtqa.cli.console import live_progress, print_json, say, show, show_table
 from cbtqa.cli.help import CommandGroup
 from cbtqa.cli.options import AsJson, settings_flags
+from cbtqa.report.table import AnyColumn, Column, Table
+from cbtqa.report.words import digits, money, share
 from cbtqa.settings import Resolved
 from cbtqa.simulation.analysis.settings import AnalysisSettings
 from cbtqa.simulation.export import ExportSettings
@@ -20,7 +23,7 @@ from cbtqa.simulation.playing.run import CorpusSettings, RunSettings
 from cbtqa.splits import SPLITS
 
 if TYPE_CHECKING:
-    from cbtqa.simulation.analysis.results import AnalysisReport, OutcomeResult
+    from cbtqa.simulation.analysis.results import AnalysisReport
     from cbtqa.simulation.instruments import Instrument
     from cbtqa.simulation.judging.run import JudgedForm, JudgePlan
     from cbtqa.simulation.lint import LintReport
@@ -109,96 +112,57 @@ def instruments(
 
 def _show_plans(plans: list[JudgePlan]) -> None:
     rows = [
-        [
-            f"{plan.judge}, {plan.instrument}",
-            f"{plan.n_sessions - plan.n_unfit:,} of {plan.n_sessions:,}",
-            f"{plan.n_requests:,}",
-            f"{plan.n_done:,}",
-            f"{plan.prompt_tokens:,}",
-            f"{plan.completion_tokens:,}",
-            "-" if plan.cost is None else f"{plan.cost:.2f} {plan.currency or ''}".strip(),
-        ]
+        (
+            *(f"{plan.judge}, {plan.instrument}", plan.n_sessions - plan.n_unfit),
+            *(plan.n_sessions, plan.n_requests, plan.n_done, plan.prompt_tokens),
+            *(plan.completion_tokens, money(plan.cost, plan.currency)),
+        )
         for plan in plans
     ]
-    columns = ["", "sessions", "requests", "done", "prompt tokens", "reply tokens", "cost"]
-    print_table("Nothing sent", columns, rows)
+    columns = ["judge, instrument", "fit", "sessions", "requests", "done", "prompt tokens"]
+    show_table(Table([*columns, "reply tokens", "cost"], rows, "Nothing sent"))
 
 
 def _show_forms(forms: list[JudgedForm], source: Path) -> None:
     rows = [
-        [
-            f"{form.judge}, {form.instrument}",
-            f"{form.n_sessions:,}",
-            str(form.n_repeats),
+        (
+            *(f"{form.judge}, {form.instrument}", form.n_sessions, form.n_repeats),
             f"{form.n_scored:,} of {form.n_ratings:,}",
-            ", ".join(f"{reason} {n}" for reason, n in form.unscored.items()) or "-",
-        ]
+            ", ".join(f"{reason} {n}" for reason, n in form.unscored.items()) or None,
+        )
         for form in forms
     ]
     columns = ["judge, instrument", "sessions", "repeats", "items scored", "unscored"]
-    print_table("Rated", columns, rows)
+    show_table(Table(columns, rows, "Rated"))
     if any(form.judge == "rules" for form in forms):
         say("warning: built-in rules count words; they are no model and nothing to be believed")
     say(f"next: cbtqa simulate analyse {source}")
 
 
 def _show_report(report: AnalysisReport) -> None:
+    from cbtqa.simulation.analysis.page import outcome_table, regression_table, wald_text
+
     for result in report.instruments:
         for outcome in result.outcomes:
-            _show_outcome(outcome)
+            table = outcome_table(result, outcome)
+            show_table(table)
+            if outcome.omnibus is not None and outcome.fit is not None:
+                clear = [one for one in outcome.contrasts if one.p_adjusted < 0.05]
+                say(
+                    f"arms differ: {wald_text(outcome.omnibus)}; {len(clear)} of "
+                    f"{len(outcome.contrasts)} pairs at adjusted p < 0.05; {outcome.fit.engine}"
+                )
+            elif outcome.no_fit_reason:
+                say(f"no model: {outcome.no_fit_reason}")
         if result.regression is not None:
-            fit = result.regression.fit
-            rows = [
-                [
-                    e.name,
-                    f"{e.estimate:.3f}",
-                    f"{e.se:.3f}",
-                    f"{e.low:.2f} to {e.high:.2f}",
-                    _p(e.p),
-                ]
-                for e in fit.effects
-            ]
-            columns = ["effect", "estimate", "SE", "95 % interval", "p"]
-            print_table(result.regression.formula, columns, rows)
-            aic = "" if fit.aic is None else f", AIC {fit.aic:.1f}"
-            say(f"n {fit.n}{aic}; {fit.engine}")
+            table = regression_table(result.regression)
+            show_table(table)
     for row in report.endings:
         if row.n_early:
             say(f"stopped early: {row.arm} {row.n_early} of {row.n}")
     for alarm in report.alarms:
         where = f"{alarm.instrument}: " if alarm.instrument else ""
         say(f"alarm ({alarm.kind.replace('_', ' ')}): {where}{alarm.text}")
-
-
-def _show_outcome(outcome: OutcomeResult) -> None:
-    rows = [
-        [
-            one.arm,
-            str(one.n),
-            "-" if one.mean is None else f"{one.mean:.2f}",
-            "-" if one.sd is None else f"{one.sd:.2f}",
-            "-" if one.low is None else f"{one.low:.2f} to {one.high:.2f}",
-            str(one.n_missing),
-        ]
-        for one in outcome.arms
-    ]
-    columns = ["arm", "n", "mean", "SD", "95 % interval", "missing"]
-    title = f"{outcome.instrument} {outcome.total} ({outcome.low:g}-{outcome.high:g})"
-    print_table(title, columns, rows)
-    if outcome.omnibus is not None and outcome.fit is not None:
-        test = outcome.omnibus
-        clear = [one for one in outcome.contrasts if one.p_adjusted < 0.05]
-        say(
-            f"arms differ: chi2({test.df}) = {test.chi2:.2f}, p {_p(test.p)}; "
-            f"{len(clear)} of {len(outcome.contrasts)} pairs at adjusted p < .05; "
-            f"{outcome.fit.engine}"
-        )
-    elif outcome.no_fit_reason:
-        say(f"no model: {outcome.no_fit_reason}")
-
-
-def _p(value: float) -> str:
-    return "< .001" if value < 0.001 else f"{value:.3f}"
 
 
 def _show_instruments(found: list[Instrument]) -> None:
@@ -211,7 +175,7 @@ def _show_instruments(found: list[Instrument]) -> None:
         ]
         for one in found
     ]
-    print_table("Instruments for sessions", ["id", "items", "totals", "title"], rows)
+    show_table(Table(["id", "items", "totals", "title"], rows, "Instruments for sessions"))
 
 
 def _show_instrument(one: Instrument) -> None:
@@ -219,7 +183,7 @@ def _show_instrument(one: Instrument) -> None:
         [item.id, item.section or "", f"{item.low}-{item.high}", item.question.to("en")]
         for item in one.items
     ]
-    print_table(one.rubric.title.to("en"), ["item", "group", "range", "asks"], rows)
+    show_table(Table(["item", "group", "range", "asks"], rows, one.rubric.title.to("en")))
     for total in one.totals({}):
         say(f"total: {total.total} {total.low:g}-{total.high:g}")
     say(one.rubric.source)
@@ -278,8 +242,8 @@ def profiles(resolved: Resolved[PatientSettings], as_json: AsJson = False) -> No
     if as_json:
         print_json({"profiles": [profile.model_dump(mode="json") for profile in made]})
         return
-    rows = [[one.id, one.name, one.archetype or "-", _short(one.narrative)] for one in made]
-    print_table(f"{len(made)} simulated patients", ["id", "name", "kind", "story"], rows)
+    rows = [(one.id, one.name, one.archetype, one.narrative) for one in made]
+    show_table(Table(["id", "name", "kind", "story"], rows, f"{len(made)} simulated patients"))
     if resolved.values.out:
         say(f"written to {resolved.values.out}; in a study: patients: {{file: ...}}")
 
@@ -336,8 +300,9 @@ def export(resolved: Resolved[ExportSettings], as_json: AsJson = False) -> None:
         print_json({"folder": str(made.folder), "counts": counts, "warnings": made.warnings})
         return
     kinds = [kind for kind in ("sft", "orpo", "messages") if kind in counts]
-    rows = [[kind, *(f"{counts[kind][split]:,}" for split in SPLITS)] for kind in kinds]
-    print_table(f"{made.folder}: rows, split by {counts['split_by']}", ["", *SPLITS], rows)
+    rows = [(kind, *(counts[kind][split] for split in SPLITS)) for kind in kinds]
+    title = f"{made.folder}: rows, split by {counts['split_by']}"
+    show_table(Table(["", *SPLITS], rows, title))
     for reason, n in counts["dropped"].items():
         say(f"left out: {reason} {n:,}")
     say(f"for TRL {counts['trl']['range']}; next: cbtqa simulate lint {made.folder}")
@@ -401,25 +366,19 @@ def _play(settings: RunSettings, dry_run: bool, update: bool, as_json: bool) -> 
     _show_run(result, as_json)
 
 
-def _short(text: str, most: int = 60) -> str:
-    return text if len(text) <= most else text[: most - 3].rstrip() + "..."
-
-
 def _show_lint(report: LintReport) -> None:
     if report.arms:
         rows = [
-            [
-                arm,
-                str(one.n_sessions),
-                "-" if one.early_share is None else f"{one.early_share:.0%}",
-                "-" if one.therapist_turns is None else f"{one.therapist_turns:.1f}",
-                "-" if one.words_per_turn is None else f"{one.words_per_turn:.1f}",
-                ", ".join(f"{reason} {n}" for reason, n in one.stops.items()) or "-",
-            ]
+            (
+                *(arm, one.n_sessions, one.early_share, one.therapist_turns, one.words_per_turn),
+                ", ".join(f"{reason} {n}" for reason, n in one.stops.items()) or None,
+            )
             for arm, one in report.arms.items()
         ]
-        columns = ["arm", "sessions", "early ends", "turns", "words a turn", "endings"]
-        print_table("endings and lengths", columns, rows)
+        early = Column("early ends", partial(share, digits=0))
+        lengths = (Column(name, digits(1)) for name in ("turns", "words a turn"))
+        columns: list[AnyColumn] = ["arm", "sessions", early, *lengths, "endings"]
+        show_table(Table(columns, rows, "endings and lengths"))
     if report.factor:
         say(f"meant to differ: {', '.join(report.factor)}")
     for finding in report.findings:
@@ -430,21 +389,18 @@ def _show_lint(report: LintReport) -> None:
 
 def _show_estimate(estimated: StudyEstimate) -> None:
     rows = [
-        [
-            one.model,
-            f"{one.n_calls:,}",
-            f"{one.prompt_tokens:,}",
-            f"{one.completion_tokens:,}",
-            "unknown" if one.cost is None else f"{one.cost:,.2f} {one.currency}".strip(),
-        ]
+        (
+            *(one.model, one.n_calls, one.prompt_tokens, one.completion_tokens),
+            money(one.cost, one.currency),
+        )
         for one in estimated.players
     ]
     columns = ["model", "calls at most", "prompt tokens", "completion tokens", "price"]
-    print_table("dry run: nothing was sent", columns, rows)
-    total = "unknown" if estimated.cost is None else f"{estimated.cost:,.2f}"
+    show_table(Table(columns, rows, "dry run: nothing was sent"))
     say(
         f"{estimated.n_sessions:,} sessions, {estimated.n_calls:,} calls at most, "
-        f"{estimated.n_done:,} of them in the journal already; price {total}"
+        f"{estimated.n_done:,} of them in the journal already; "
+        f"price {'unknown' if estimated.cost is None else money(estimated.cost)}"
     )
     say("every session counted to its most turns; lengths of replies assumed (docs/simulation.md)")
 
@@ -460,11 +416,11 @@ def _show_run(result: RunResult, as_json: bool) -> None:
         say(f"{result.folder.path} was complete already; nothing was asked")
     reasons = sorted({reason for stops in counts["stops"].values() for reason in stops})
     rows = [
-        [arm, *(str(stops.get(reason, 0)) for reason in reasons)]
+        (arm, *(stops.get(reason, 0) for reason in reasons))
         for arm, stops in counts["stops"].items()
     ]
     title = f"{counts['n_sessions']} simulated sessions by how they ended"
-    print_table(title, ["arm", *reasons], rows)
+    show_table(Table(["arm", *reasons], rows, title))
     say(f"sessions: {result.folder.sessions_path}")
     say(f"next:     cbtqa simulate lint {result.folder.path}")
     say(result.manifest.acknowledgements["notice"])

@@ -7,11 +7,13 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from cbtqa.cli.console import print_facts, print_json, print_table, say
+from cbtqa.cli.console import print_facts, print_json, say, show_table
 from cbtqa.cli.options import AsJson
+from cbtqa.report.table import Table
+from cbtqa.report.words import seconds, size
 from cbtqa.tuning.backbones import Backbone, count_parameters, find_backbone, load_backbones
 from cbtqa.tuning.weights.convert import ConversionRecord
-from cbtqa.tuning.weights.files import GIB, Step
+from cbtqa.tuning.weights.files import Step
 from cbtqa.tuning.weights.merge import MergeRecord, find_converter, serving_lines, write_gguf
 
 MIB = 1 << 20
@@ -61,8 +63,7 @@ def convert(
 
 def say_step(step: Step) -> None:
     """One line of talk a file."""
-    size = f"{step.n_bytes / GIB:.2f} GiB"
-    how = "there already" if step.is_kept else f"{size}, {step.seconds:.0f} s"
+    how = "there already" if step.is_kept else f"{size(step.n_bytes)}, {seconds(step.seconds)}"
     say(f"{step.what} {step.number} of {step.total}: {step.name} ({how})")
 
 
@@ -193,11 +194,11 @@ def _print_all(known: list[Backbone]) -> None:
             backbone.id,
             backbone.hub_id or "",
             _billions(backbone),
-            " ".join(_first_steps(backbone)) or "-",
+            " ".join(_first_steps(backbone)) or None,
         ]
         for backbone in known
     ]
-    print_table("Backbones", ["name", "Hub id", "weights", "first"], rows)
+    show_table(Table(["name", "Hub id", "weights", "first"], rows, "Backbones"))
     say("one in detail: cbtqa backbones NAME; a folder or any other Hub id works too")
 
 
@@ -240,4 +241,4 @@ def _billions(backbone: Backbone) -> str:
 def _download_size(backbone: Backbone) -> str:
     if backbone.path or not backbone.shape:
         return ""
-    return f", a download of about {2 * count_parameters(backbone.shape) / GIB:.1f} GiB"
+    return f", a download of about {size(2 * count_parameters(backbone.shape))}"

@@ -17,14 +17,16 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from cbtqa.dataset.report.items import crisis_handling
-from cbtqa.dataset.report.material import Material, known_phrase, number, percent, say
+from cbtqa.dataset.report.material import Material, known_phrase, say
 from cbtqa.dataset.report.provenance import disclosure
 from cbtqa.dataset.stats import DatasetStatistics, paper_facts
 from cbtqa.manifest import Manifest
 from cbtqa.report.page import Lang, Phrase
+from cbtqa.report.words import count, share
 from cbtqa.safety.notices import (
     content_warning,
     help_text,
+    not_a_therapist,
     required_notices,
     usage_terms,
 )
@@ -88,44 +90,45 @@ def _values(material: Material) -> dict[str, Any]:
     manifest, statistics = material.manifest, material.statistics
     rejected: dict[str, int] = manifest.counts.get("rejected", {})
     near = manifest.counts.get("n_near_duplicates")
-    share = statistics.share_distorted
     return {
         "title": say("title"),
-        "n_entries": number(statistics.n_entries),
+        "n_entries": count(statistics.n_entries),
         "n_distorted": statistics.n_distorted,
-        "share_distorted": percent(share) if share else None,
-        "paper_share": percent(paper_facts().share_distorted),
+        "share_distorted": share(statistics.share_distorted) if statistics.n_distorted else None,
+        "paper_share": share(paper_facts().share_distorted),
         "version": manifest.cbtqa_version,
         "date": manifest.finished_at[:10],
         "is_template": material.is_template,
         "is_bundled_sample": material.is_bundled_sample,
         "has_human": _has_human(material),
         "has_steps": statistics.n_with_steps > 0,
-        "splits": [(name, number(n)) for name, n in statistics.splits.items()],
+        "splits": [(name, count(n)) for name, n in statistics.splits.items()],
         "length_sentence": _length_sentence(statistics),
         "teacher": _teacher(material),
         "prompts": ", ".join(f"`{name}` ({h})" for name, h in manifest.prompts.items()),
         "inputs": ", ".join(
             f"{_code(entry.name)} (SHA-256 {entry.sha256})" for entry in manifest.inputs
         ),
-        "n_in": number(manifest.counts.get("n_in", 0)),
-        "n_out": number(statistics.n_entries),
-        "n_rejected": number(sum(rejected.values())),
-        "rejected": _listed("reasons", rejected) if rejected else None,
-        "n_near_duplicates": None if near is None else number(near),
+        "n_in": count(manifest.counts.get("n_in", 0)),
+        "n_out": count(statistics.n_entries),
+        "n_rejected": count(sum(rejected.values())),
+        "rejected": listed("reasons", rejected),
+        "n_near_duplicates": None if near is None else count(near),
         "disclosure": disclosure(material),
         "crisis": crisis_handling(material),
-        "risks": _listed("risk", statistics.risk),
-        "zh": _notices("zh"),
-        "en": _notices("en"),
+        "risks": listed("risk", statistics.risk),
+        "zh": notices_of("zh"),
+        "en": notices_of("en"),
         "citation": files("cbtqa.dataset").joinpath("card", "citation.bib").read_text("utf-8"),
     }
 
 
-def _notices(lang: Lang) -> dict[str, Any]:
+def notices_of(lang: Lang) -> dict[str, Any]:
+    """Notices, help routes and terms that every card carries, in one language."""
     terms = usage_terms(lang)
     return {
         "made_by_program": say("notice.made_by_program").first(lang),
+        "not_a_therapist": not_a_therapist(lang),
         "content_warning": content_warning(lang),
         "help": help_text(lang),
         "intended": terms.intended,
@@ -146,15 +149,17 @@ def _length_sentence(statistics: DatasetStatistics) -> Phrase:
     if not statistics.lengths:
         return Phrase(zh="", en="")
     medians = {
-        name: number(statistics.lengths[name].median)
+        name: count(statistics.lengths[name].median)
         for name in ("question", "description", "answer")
     }
     return say("lengths.sentence", **medians)
 
 
-def _listed(group: str, counts: dict[str, int]) -> Phrase:
-    """Counts by name in both languages, such as `cut 2, refusal 1`."""
-    names = [(known_phrase(group, name), number(n)) for name, n in counts.items()]
+def listed(group: str, counts: dict[str, int]) -> Phrase | None:
+    """Counts by name, such as `cut 2, refusal 1`; None when there is nothing to count."""
+    if not counts:
+        return None
+    names = [(known_phrase(group, name), count(n)) for name, n in counts.items()]
     return Phrase(
         zh="，".join(f"{name.zh} {n}" for name, n in names),
         en=", ".join(f"{name.en} {n}" for name, n in names),

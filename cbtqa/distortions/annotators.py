@@ -21,6 +21,7 @@ from cbtqa.distortions.patterns import PatternLabeller
 from cbtqa.distortions.taxonomy import Taxonomy, load_taxonomy
 from cbtqa.files import write_jsonl
 from cbtqa.records import Record
+from cbtqa.report.table import Table
 from cbtqa.settings import Settings
 from cbtqa.statistics.agreement import Coefficient, krippendorff_alpha
 
@@ -155,9 +156,10 @@ class DrawnSample(Record):
     strata: dict[str, tuple[int, int]]
     """Stratum to texts there and texts drawn."""
 
-    def rows(self) -> list[list[str]]:
-        """For a table."""
-        return [[name, str(there), str(drawn)] for name, (there, drawn) in self.strata.items()]
+    def table(self) -> Table:
+        """Texts there and drawn by stratum."""
+        rows = [(name, there, drawn) for name, (there, drawn) in self.strata.items()]
+        return Table(["stratum", "texts", "drawn"], rows)
 
     def summary(self) -> dict[str, Any]:
         """For `--json`."""

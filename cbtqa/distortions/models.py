@@ -24,6 +24,8 @@ from cbtqa.errors import DataError
 from cbtqa.files import parse_record, read_json, replacing, sha256_of, write_json, write_text
 from cbtqa.manifest import now
 from cbtqa.records import NonEmptyText, Record
+from cbtqa.report.table import Estimate, Table
+from cbtqa.report.words import number
 
 SIGNATURE_NAME, ARRAYS_NAME, CARD_NAME = "model.json", "model.npz", "README.md"
 _ARRAYS = ("buckets", "idf", "coefficients", "rule_coefficients", "bias", "platt", "thresholds")
@@ -197,20 +199,20 @@ def model_card(signature: ModelSignature) -> str:
         f"- made by cbtqa {signature.cbtqa_version} at {signature.created_at}",
         "- settings: " + ", ".join(f"{key} {value}" for key, value in signature.settings.items()),
         "",
-        "| type | training texts | F1 |",
-        "|---|---|---|",
     ]
     per_type = (signature.estimate or {}).get("types", {})
-    for type_id, support in signature.support.items():
-        f1 = per_type.get(type_id, {}).get("f1")
-        lines.append(f"| {type_id} | {support} | {'not measured' if f1 is None else f'{f1:.3f}'} |")
+    rows = [
+        (name, n, Estimate(per_type.get(name, {}).get("f1"), reason="not measured"))
+        for name, n in signature.support.items()
+    ]
+    lines.append(Table(["type", "training texts", "F1"], rows).markdown().rstrip())
     if signature.estimate:
         micro, macro = signature.estimate["micro_f1"], signature.estimate["macro_f1"]
         lines += [
             "",
             f"Measured by {signature.estimate['n_folds']}-fold cross-validation with calibration "
-            f"and thresholds chosen inside the training folds: micro F1 {micro:.3f}, macro F1 "
-            f"{macro:.3f}.",
+            f"and thresholds chosen inside the training folds: micro F1 {number(micro, 3)}, "
+            f"macro F1 {number(macro, 3)}.",
         ]
     if signature.at_least_one:
         lines += [

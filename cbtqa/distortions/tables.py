@@ -1,164 +1,134 @@
-"""Results as table rows and summaries, for the command line."""
+"""Results as tables, for the command line and for cards."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from cbtqa.distortions.annotators import LabelAgreement
 from cbtqa.distortions.evaluate import F1, EvaluationReport, SystemReport
 from cbtqa.distortions.studies import TrainedReport
 from cbtqa.distortions.taxonomy import Taxonomy, load_taxonomy, shipped_taxonomies
+from cbtqa.report.page import Phrase
+from cbtqa.report.table import AnyColumn, Cell, Column, Estimate, Table
+from cbtqa.report.words import count, number, p_value
 from cbtqa.statistics.agreement import Coefficient
 
-Table = tuple[str, list[str], list[list[str]]]
-"""Title, columns, rows."""
+FIGURES = ("type", "texts", "precision", "recall", "F1 [95% interval]")
 
 
-def rows_of_types(summary: Mapping[str, Any]) -> list[list[str]]:
+def types_table(summary: Mapping[str, Any]) -> Table:
     """Types with their rows, and how many rows have none."""
-    rows = [[type_id, f"{count:,}"] for type_id, count in summary["types"].items()]
-    return [*rows, ["(none)", f"{summary['n_rows'] - summary['n_labelled']:,}"]]
+    rows = [*summary["types"].items(), ("(none)", summary["n_rows"] - summary["n_labelled"])]
+    return Table(["type", "rows"], rows)
 
 
-def rows_of_training(report: TrainedReport) -> list[list[str]]:
+def training_table(report: TrainedReport) -> Table:
     """Types, then any distortion, micro and macro."""
     rows = [_f1_row(type_id, entry) for type_id, entry in report.types.items()]
     if report.binary and report.micro and len(report.types) > 1:
         rows.append(_f1_row("any distortion", report.binary))
         rows.append(_f1_row("micro", report.micro))
-        rows.append(["macro", "", "", "", _figure(report.macro_f1)])
-    return rows
+        rows.append(("macro", "", "", "", report.macro_f1))
+    return Table(FIGURES, rows)
 
 
-def rows_of_evaluation(report: EvaluationReport) -> list[Table]:
+def evaluation_tables(report: EvaluationReport) -> Iterator[Table]:
     """Tables of a report: any distortion beside the paper, then each labeller, then tests."""
-    tables = [_table_of_any(report)]
+    yield binary_table(report)
     for name, system in report.systems.items():
-        tables += _tables_of_system(name, system)
-    comparisons = [
-        [
-            entry.decision,
-            entry.first,
-            entry.second,
-            f"{entry.only_first_right} / {entry.only_second_right}",
-            f"{entry.p_holm:.4f}",
+        yield from _tables_of_system(name, system)
+    if report.comparisons:
+        rows = [
+            (
+                *(one.decision, one.first, one.second),
+                *(f"{one.only_first_right} / {one.only_second_right}", one.p_holm),
+            )
+            for one in report.comparisons
         ]
-        for entry in report.comparisons
+        heads = ("decision", "first", "second", "only one right")
+        columns: list[AnyColumn] = [*heads, Column("p (Holm)", p_value)]
+        yield Table(columns, rows, "McNemar's exact test")
+
+
+def binary_table(report: EvaluationReport) -> Table:
+    """Any distortion or none, labellers beside the paper."""
+    columns = [
+        Phrase(zh="标注者", en="labeller"),
+        Phrase(zh="准确率", en="accuracy"),
+        Phrase(zh="精确率", en="precision"),
+        Phrase(zh="召回率", en="recall"),
+        Phrase(zh="F1 [95% 区间]", en="F1 [95% interval]"),
+        Phrase(zh="类型微平均 F1", en="micro F1 of types"),
     ]
-    if comparisons:
-        columns = ["decision", "first", "second", "only one right", "p (Holm)"]
-        tables.append(("McNemar's exact test", columns, comparisons))
-    return tables
-
-
-def _table_of_any(report: EvaluationReport) -> Table:
-    columns = ["labeller", "accuracy", "precision", "recall", "F1", "95 % interval"]
-    rows = [
-        [
-            name,
-            _figure(system.accuracy),
-            *_f1_row("", system.binary)[2:],
-            _range(system.binary.low, system.binary.high),
-        ]
+    rows: list[tuple[Cell, ...]] = [
+        (name, system.accuracy, *_f1_row("", system.binary)[2:], _f1(system.micro))
         for name, system in report.systems.items()
     ]
     paper = report.paper
-    rows.append(
-        [
-            "arXiv 2403.16008, Table 3",
-            _figure(paper["accuracy"]),
-            "-",
-            _figure(paper["recall"]),
-            _figure(paper["f1"]),
-            f"n = {paper['n']:.0f}, other texts",
-        ]
-    )
-    return f"Any distortion, {report.n_texts:,} texts", columns, rows
+    source = f"arXiv 2403.16008, Table 3: {count(paper['n'])} other texts"
+    rows.append((source, paper["accuracy"], None, paper["recall"], paper["f1"], None))
+    return Table(columns, rows, f"Any distortion, {count(report.n_texts)} texts")
 
 
-def _tables_of_system(name: str, system: SystemReport) -> list[Table]:
-    body = [
-        [*_f1_row(type_id, entry), _range(entry.low, entry.high)]
-        for type_id, entry in system.types.items()
+def _tables_of_system(name: str, system: SystemReport) -> Iterator[Table]:
+    macro = Estimate(system.macro_f1, system.macro_low, system.macro_high)
+    rows = [
+        *(_f1_row(type_id, entry) for type_id, entry in system.types.items()),
+        _f1_row("micro", system.micro),
+        (f"macro of {system.n_types_in_macro}", "", "", "", macro),
+        ("samples", "", "", "", system.samples_f1),
+        ("exactly right", "", "", "", system.subset_accuracy),
     ]
-    body.append([*_f1_row("micro", system.micro), _range(system.micro.low, system.micro.high)])
-    macro = ["", "", "", _figure(system.macro_f1), _range(system.macro_low, system.macro_high)]
-    body.append([f"macro of {system.n_types_in_macro}", *macro])
-    body.append(["samples", "", "", "", _figure(system.samples_f1), ""])
-    body.append(["exactly right", "", "", "", _figure(system.subset_accuracy), ""])
-    columns = ["type", "texts", "precision", "recall", "F1", "95 % interval"]
-    tables: list[Table] = [(name, columns, body)]
-    pairs = [[pair.gold, pair.given, str(pair.n)] for pair in system.confusions[:8]]
-    if pairs:
-        tables.append((f"{name}: missed and given instead", ["gold", "given", "n"], pairs))
-    bins = [
-        [
-            f"{entry.low:.1f}-{entry.high:.1f}",
-            str(entry.n),
-            _figure(entry.mean_confidence),
-            _figure(entry.share_right),
+    yield Table(FIGURES, rows, name)
+    if system.confusions:
+        pairs = [(pair.gold, pair.given, pair.n) for pair in system.confusions[:8]]
+        yield Table(["gold", "given", "n"], pairs, f"{name}: missed and given instead")
+    if system.calibration:
+        bins = [
+            (f"{b.low:.1f}-{b.high:.1f}", b.n, b.mean_confidence, b.share_right)
+            for b in system.calibration
         ]
-        for entry in system.calibration
-    ]
-    if bins:
-        title = f"{name}: reliability (expected error {_figure(system.calibration_error)})"
-        tables.append((title, ["confidence", "labels", "mean", "right"], bins))
-    errors = [
-        [error.kind, error.type, _figure(error.confidence), error.where, error.text]
-        for error in system.errors
-    ]
-    if errors:
+        title = f"{name}: reliability (expected error {number(system.calibration_error, 3)})"
+        yield Table(["confidence", "labels", "mean", "right"], bins, title)
+    if system.errors:
+        errors = [(e.kind, e.type, e.confidence, e.where, e.text) for e in system.errors]
         columns = ["what", "type", "confidence", "where", "text"]
-        tables.append((f"{name}: instructive errors", columns, errors))
-    return tables
+        yield Table(columns, errors, f"{name}: instructive errors")
 
 
-def rows_of_agreement(agreement: LabelAgreement) -> list[list[str]]:
+def agreement_table(agreement: LabelAgreement) -> Table:
     """Alpha of each type, of any, and over the sets."""
     entries: list[tuple[str, Coefficient]] = [
         *agreement.types.items(),
         ("any distortion", agreement.any),
         ("sets (MASI)", agreement.masi),
     ]
-    return [
-        [
-            name,
-            entry.reason or _figure(entry.value),
-            _range(entry.low, entry.high),
-            str(entry.n_items),
-        ]
-        for name, entry in entries
-    ]
+    rows = [(name, Estimate.of(entry), entry.n_items) for name, entry in entries]
+    title = f"{len(agreement.raters)} annotators"
+    return Table(["type", "alpha [95% interval]", "texts"], rows, title)
 
 
-def rows_of_taxonomies() -> list[list[str]]:
+def taxonomies_table() -> Table:
     """The shipped taxonomies."""
     loaded = [load_taxonomy(name) for name in shipped_taxonomies()]
-    return [[entry.id, str(len(entry.types)), entry.title, entry.citation] for entry in loaded]
+    rows = [(entry.id, len(entry.types), entry.title, entry.citation) for entry in loaded]
+    return Table(["id", "types", "title", "source"], rows, "Taxonomies")
 
 
-def rows_of_taxonomy(taxonomy: Taxonomy) -> list[list[str]]:
+def taxonomy_table(taxonomy: Taxonomy) -> Table:
     """The types of one taxonomy."""
-    return [
-        [
-            entry.id,
-            f"{entry.zh} / {entry.en}",
-            entry.definition_en or entry.definition,
-            entry.example,
-        ]
-        for entry in taxonomy.types
+    rows = [
+        (one.id, f"{one.zh} / {one.en}", one.definition_en or one.definition, one.example)
+        for one in taxonomy.types
     ]
+    title = f"{taxonomy.id}: {taxonomy.citation}"
+    return Table(["id", "names", "meaning", "example"], rows, title)
 
 
-def _f1_row(name: str, entry: F1) -> list[str]:
-    figures = [_figure(entry.precision), _figure(entry.recall), _figure(entry.f1)]
-    return [name, str(entry.support), *figures]
+def _f1(entry: F1) -> Estimate:
+    return Estimate(entry.f1, entry.low, entry.high)
 
 
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _range(low: float | None, high: float | None) -> str:
-    return "" if low is None or high is None else f"{low:.3f} to {high:.3f}"
+def _f1_row(name: str, entry: F1) -> tuple[Cell, ...]:
+    return (name, entry.support, entry.precision, entry.recall, _f1(entry))

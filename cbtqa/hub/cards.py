@@ -7,7 +7,7 @@ named. The card holds no question and no answer: it stays readable for everybody
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -16,28 +16,26 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import yaml
 
-from cbtqa.dataset.card import SIZE_NAMES, SIZES
+from cbtqa.dataset.card import SIZE_NAMES, SIZES, listed, notices_of
 from cbtqa.dataset.report import label_names
 from cbtqa.dataset.report.items import crisis_handling
-from cbtqa.dataset.report.material import Material, known_phrase, number, percent, say
+from cbtqa.dataset.report.material import Material, say
+from cbtqa.dataset.report.measures import label_table, length_table
 from cbtqa.dataset.stats import DatasetStatistics, paper_facts
-from cbtqa.distortions.evaluate import F1, EvaluationReport
+from cbtqa.distortions.evaluate import EvaluationReport
+from cbtqa.distortions.tables import binary_table
 from cbtqa.files import parse_record, parse_yaml, read_json, write_text
 from cbtqa.hub.card_schema import DatasetFront, ModelFront, check_front
 from cbtqa.hub.model_facts import BaseModel, ModelScores
-from cbtqa.hub.ratings import SUMMARY_SPLIT, RatedStudy, card_rows
+from cbtqa.hub.ratings import SUMMARY_SPLIT, RatedStudy, card_table
 from cbtqa.hub.settings import DatasetSettings, Gate, ModelSettings
 from cbtqa.hub.source_text import MASK
 from cbtqa.manifest import Manifest
 from cbtqa.records import NonEmptyText, Record
-from cbtqa.report.page import Lang, Phrase
-from cbtqa.safety.notices import (
-    content_warning,
-    help_text,
-    not_a_therapist,
-    required_notices,
-    usage_terms,
-)
+from cbtqa.report.page import Phrase, same
+from cbtqa.report.table import Table, markdown_cell
+from cbtqa.report.words import count, share
+from cbtqa.safety.notices import required_notices, usage_terms
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -129,26 +127,26 @@ def _values(facts: CardFacts, material: Material) -> dict[str, Any]:
         "is_bundled_sample": material.is_bundled_sample,
         "has_source_text": facts.has_source_text,
         "mask": MASK,
-        "n_entries": number(statistics.n_entries),
-        "n_masked": number(facts.n_masked) if facts.n_masked else None,
-        "n_withheld": number(facts.n_withheld) if facts.n_withheld else None,
-        "n_unmaskable": number(facts.n_unmaskable) if facts.n_unmaskable else None,
+        "n_entries": count(statistics.n_entries),
+        "n_masked": count(facts.n_masked) if facts.n_masked else None,
+        "n_withheld": count(facts.n_withheld) if facts.n_withheld else None,
+        "n_unmaskable": count(facts.n_unmaskable) if facts.n_unmaskable else None,
         "has_steps": statistics.n_with_steps > 0,
         "models": list(statistics.models),
         "prompts": manifest.prompts,
         "inputs": manifest.inputs,
         "sampling": _sampling(material),
-        "n_in": number(manifest.counts.get("n_in", 0)),
-        "n_out": number(manifest.counts.get("n_out", 0)),
-        "n_rejected": number(sum(rejected.values())),
-        "rejected": _listed("reasons", rejected),
-        "n_refused": number(rejected.get("refusal", 0) + rejected.get("content_filter", 0)),
+        "n_in": count(manifest.counts.get("n_in", 0)),
+        "n_out": count(manifest.counts.get("n_out", 0)),
+        "n_rejected": count(sum(rejected.values())),
+        "rejected": listed("reasons", rejected),
+        "n_refused": count(rejected.get("refusal", 0) + rejected.get("content_filter", 0)),
         "usage": manifest.usage,
         "cost": manifest.cost,
         "hosts": manifest.acknowledgements.get("disclosure"),
         "permission": facts.settings.permission.name if facts.settings.permission else None,
         "crisis": crisis_handling(material),
-        "risks": _listed("risk", statistics.risk),
+        "risks": listed("risk", statistics.risk),
         "gate": facts.settings.gate,
         "contact": facts.settings.contact,
         "discussions": f"https://huggingface.co/datasets/{facts.settings.to}/discussions",
@@ -160,36 +158,28 @@ def _values(facts: CardFacts, material: Material) -> dict[str, Any]:
 
 
 def _tables(facts: CardFacts, material: Material) -> dict[str, Any]:
-    statistics = facts.statistics
-    lengths = [
-        (name, f"{s.mean:.0f}", f"{s.median:g}", f"{s.p95:.0f}", f"{s.max:,}")
-        for name, s in statistics.lengths.items()
-        if name in ("question", "description", "answer")
-    ]
-    labels = [
-        (
-            label.id,
-            material.label_names[label.id],
-            number(label.n_entries),
-            percent(label.share_of_entries),
-            percent(paper_facts().labels.get(label.id)).replace("n/a", "-"),
-        )
-        for label in statistics.labels
+    statistics, names = facts.statistics, material.label_names
+
+    def label_name(label: str) -> Phrase:
+        name = names.get(label, same(""))
+        return Phrase(zh=f"{name.zh} `{label}`", en=f"{name.en} `{label}`")
+
+    heads = [Phrase(zh="配置", en="config"), Phrase(zh="划分", en="split"), say("columns.entries")]
+    configs = [
+        (f"`{config}`", f"`{split}`", n)
+        for config in CONFIGS
+        for split, n in facts.n_rows.get(config, {}).items()
     ]
     return {
-        "configs": [
-            (config, split, number(n))
-            for config in CONFIGS
-            for split, n in facts.n_rows.get(config, {}).items()
-        ],
+        "configs": Table(heads, configs),
         "config_names": [name for name in CONFIGS if name in facts.n_rows],
         "summary_split": SUMMARY_SPLIT,
-        "lengths": lengths,
-        "labels": labels,
-        "share_distorted": percent(statistics.share_distorted),
-        "paper_share": percent(paper_facts().share_distorted),
+        "lengths": length_table(statistics, lambda column: f"`{column}`"),
+        "labels": label_table(statistics, label_name) if statistics.labels else None,
+        "share_distorted": share(statistics.share_distorted),
+        "paper_share": share(paper_facts().share_distorted),
         "quality": read_label_quality(facts.settings.label_quality),
-        "ratings": card_rows(facts.studies),
+        "ratings": card_table(facts.studies),
     }
 
 
@@ -197,17 +187,6 @@ def _sampling(material: Material) -> str | None:
     given = {name: material.setting(name) for name in ("temperature", "top_p", "max_tokens")}
     shown = ", ".join(f"{name} {value}" for name, value in given.items() if value is not None)
     return shown if shown and not material.is_template else None
-
-
-def _listed(group: str, counts: dict[str, int]) -> Phrase | None:
-    """Counts by name in both languages; None when there is nothing to count."""
-    if not counts:
-        return None
-    names = [(known_phrase(group, name), number(n)) for name, n in counts.items()]
-    return Phrase(
-        zh="，".join(f"{name.zh} {n}" for name, n in names),
-        en=", ".join(f"{name.en} {n}" for name, n in names),
-    )
 
 
 # --- model card ----------------------------------------------------------------------------------
@@ -286,29 +265,36 @@ def _model_values(facts: ModelFacts) -> dict[str, Any]:
         "name": settings.to.split("/")[1],
         "form": facts.form,
         "base": facts.base,
-        "method": facts.method,
         "version": manifest.cbtqa_version,
         "date": manifest.finished_at[:10],
         "datasets": settings.dataset,
         "inputs": manifest.inputs,
-        "hyper": [
-            (name, _plain(entry.value), entry.origin)
-            for name in SHOWN_SETTINGS
-            if (entry := manifest.settings.get(name)) is not None and entry.value not in (None, [])
-        ],
-        "counts": [
-            (name, _plain(manifest.counts[name]))
-            for name in SHOWN_COUNTS
-            if manifest.counts.get(name) is not None
-        ],
+        "method": _facts_table(_METHOD, facts.method.items()) if facts.method else None,
+        "hyper": _facts_table(
+            _HYPER,
+            (
+                (name, entry.value, entry.origin)
+                for name in SHOWN_SETTINGS
+                if (entry := manifest.settings.get(name)) is not None
+                and entry.value not in (None, [])
+            ),
+        ),
+        "counts": _facts_table(
+            _COUNTS,
+            (
+                (name, manifest.counts[name])
+                for name in SHOWN_COUNTS
+                if manifest.counts.get(name) is not None
+            ),
+        ),
         "packages": {
             name: version
             for name, version in manifest.packages.items()
             if name in ("torch", "transformers", "peft", "accelerate")
         },
-        "scores": [(one.references, one.system, one.rows()) for one in facts.scores],
+        "scores": [(one.references, one.system, one.table()) for one in facts.scores],
         "warnings": [warning for one in facts.scores for warning in one.warnings],
-        "ratings": card_rows(facts.studies),
+        "ratings": card_table(facts.studies),
         "system": settings.system,
         "notice_files": facts.notice_files,
         "licence": settings.licence,
@@ -322,14 +308,30 @@ def _model_values(facts: ModelFacts) -> dict[str, Any]:
     }
 
 
+_VALUE = Phrase(zh="值", en="value")
+_METHOD = (Phrase(zh="适配器", en="adapter"), _VALUE)
+_HYPER = (Phrase(zh="设置", en="setting"), _VALUE, Phrase(zh="来源", en="origin"))
+_COUNTS = (Phrase(zh="训练记录", en="record"), _VALUE)
+
+
+def _facts_table(heads: Sequence[Phrase], rows: Iterable[tuple[Any, ...]]) -> Table | None:
+    """Names as code, values as they are recorded; None without any."""
+    body = [(f"`{name}`", _plain(value), *rest) for name, value, *rest in rows]
+    return Table(heads, body) if body else None
+
+
 def _plain(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value))
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return (
+        count(value)
+        if isinstance(value, int)
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )
 
 
 # --- label quality -------------------------------------------------------------------------------
@@ -338,24 +340,13 @@ def _plain(value: Any) -> str:
 # Only figures are read: that report also quotes texts that were labelled wrongly.
 
 
-class QualityRow(NamedTuple):
-    """One labeller against people, as cells of a table."""
-
-    labeller: str
-    precision: str
-    recall: str
-    f1: str
-    accuracy: str
-    micro_f1: str
-
-
 class LabelQuality(NamedTuple):
     """What was measured on which texts."""
 
     data: str
     n_texts: int
     taxonomy: str
-    rows: tuple[QualityRow, ...]
+    table: Table
 
 
 def read_label_quality(path: Path | None) -> LabelQuality | None:
@@ -367,28 +358,8 @@ def read_label_quality(path: Path | None) -> LabelQuality | None:
     if path is None:
         return None
     report = parse_record(EvaluationReport, read_json(path), str(path))
-    rows = tuple(
-        QualityRow(
-            labeller=name,
-            precision=_figure(system.binary.precision),
-            recall=_figure(system.binary.recall),
-            f1=_f1(system.binary),
-            accuracy=_figure(system.accuracy),
-            micro_f1=_f1(system.micro),
-        )
-        for name, system in report.systems.items()
-    )
-    return LabelQuality(Path(report.data).name, report.n_texts, report.taxonomy, rows)
-
-
-def _f1(found: F1) -> str:
-    if found.f1 is None or found.low is None or found.high is None:
-        return _figure(found.f1)
-    return f"{found.f1:.3f} [{found.low:.3f}, {found.high:.3f}]"
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+    name = Path(report.data).name
+    return LabelQuality(name, report.n_texts, report.taxonomy, binary_table(report))
 
 
 # --- gating --------------------------------------------------------------------------------------
@@ -445,24 +416,6 @@ def gate_front_matter(gate: Gate) -> dict[str, Any]:
     }
 
 
-# --- notices -------------------------------------------------------------------------------------
-# The notices that every card carries, gathered for the templates.
-
-
-def notices_of(lang: Lang) -> dict[str, Any]:
-    """Notices, help routes and terms in one language."""
-    terms = usage_terms(lang)
-    return {
-        "made_by_program": say("notice.made_by_program").first(lang),
-        "not_a_therapist": not_a_therapist(lang),
-        "content_warning": content_warning(lang),
-        "help": help_text(lang),
-        "intended": terms.intended,
-        "forbidden": terms.forbidden,
-        "required": required_notices(lang),
-    }
-
-
 # --- terms ---------------------------------------------------------------------------------------
 # `LICENSE.md` of a dataset: the terms, from the notices that every card and page shows.
 
@@ -513,11 +466,6 @@ def code(text: str) -> str:
     return "`" + re.sub(r"[`\s]+", " ", str(text)).strip() + "`"
 
 
-def cell(text: str) -> str:
-    """Text from outside in a cell of a table."""
-    return re.sub(r"\s+", " ", str(text)).replace("\\", "\\\\").replace("|", "\\|")
-
-
 @cache
 def _environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -529,5 +477,5 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"code": code, "cell": cell}
+    environment.filters |= {"code": code, "cell": markdown_cell}
     return environment

@@ -16,9 +16,11 @@ from cbtqa.files import parse_record, read_json
 from cbtqa.hub.plan import PublishRefusedError
 from cbtqa.hub.settings import REPO_ID, ModelSettings
 from cbtqa.manifest import read_manifest
-from cbtqa.metrics.score_folder import SCORES_NAME, cell, label_of
+from cbtqa.metrics.score_folder import SCORES_NAME, estimate_of, label_of
 from cbtqa.metrics.scoring import ScoreReport
 from cbtqa.records import MetricScore
+from cbtqa.report.page import Phrase
+from cbtqa.report.table import Table
 
 MOVING = {"main", "master", "HEAD", "latest"}
 _GIVEN = re.compile(r"(?P<id>[^@\s]+)@(?P<revision>[\w.-]{1,100})", re.ASCII)
@@ -108,12 +110,17 @@ class ModelScores(NamedTuple):
     scores: tuple[MetricScore, ...]
     warnings: tuple[str, ...]
 
-    def rows(self) -> list[tuple[str, str, str, str]]:
-        """Rows for a card: metric, value with interval, unit, signature."""
-        return [
-            (label_of(score.metric), cell(score), score.unit, score.signature)
+    def table(self) -> Table:
+        """Metric, value with interval, unit, signature."""
+        heads = [
+            *(Phrase(zh="指标", en="metric"), Phrase(zh="值", en="value")),
+            *(Phrase(zh="单位", en="unit"), Phrase(zh="签名", en="signature")),
+        ]
+        rows = [
+            (label_of(score.metric), estimate_of(score), score.unit, f"`{score.signature}`")
             for score in self.scores
         ]
+        return Table(heads, rows)
 
     def index_entry(self, datasets: tuple[str, ...]) -> dict[str, Any]:
         """An entry of the model index; what was not scored has no place there."""
@@ -134,7 +141,7 @@ class ModelScores(NamedTuple):
                         "unit": score.unit,
                         "low": score.low,
                         "high": score.high,
-                        "interval": "95 % percentile bootstrap over questions",
+                        "interval": "95% percentile bootstrap over questions",
                         "n_scored": score.n_scored,
                         "n_total": score.n_total,
                     },

@@ -6,7 +6,7 @@ row is shown, so that the page holds no text that would not be published.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -16,25 +16,12 @@ from cbtqa.files import read_rows
 from cbtqa.hub.cards import load_gate, split_card
 from cbtqa.hub.plan import PlannedFile, PublishPlan
 from cbtqa.hub.scan import Finding
-from cbtqa.report.page import (
-    Block,
-    Items,
-    Notice,
-    Page,
-    Phrase,
-    Section,
-    Table,
-    Text,
-    load_wording,
-    render_fragment,
-    render_page,
-    same,
-)
+from cbtqa.report.page import Head, Phrase, load_wording, render_page, same
+from cbtqa.report.table import Column, Estimate, Table
+from cbtqa.report.words import number
 
 PACKAGE = "cbtqa.hub"
 N_ROWS = 3
-CELL_CHARS = 160
-"""Longest text shown of one value."""
 SHOWN_FRONT = (
     *("license", "license_name", "base_model", "library_name", "pipeline_tag", "language"),
     *("size_categories", "task_categories", "datasets", "tags"),
@@ -44,23 +31,25 @@ SHOWN_FRONT = (
 def preview_page(plan: PublishPlan, findings: Sequence[Finding] = ()) -> str:
     """The page as one HTML document."""
     front, body = split_card(plan.card)
-    sections = [
-        Section(_say("sections.files"), _files(plan), "files"),
-        Section(_say("sections.card"), (_front(front), _card(body)), "card"),
-    ]
-    if plan.gate != "none":
-        sections.append(Section(_say("sections.gate"), (_gate(plan),), "gate"))
-    if not findings and plan.kind == "dataset":
-        sections.append(Section(_say("sections.rows"), _rows(plan), "rows"))
+    has_rows = not findings and plan.kind == "dataset"
     return render_page(
-        Page(
-            title=same(plan.repo_id),
-            kicker=_say("kicker"),
-            lede=_say(f"lede.{plan.kind}"),
-            opening=(_verdict(findings),),
-            sections=tuple(sections),
-            footer=_say("footer"),
-        )
+        PACKAGE,
+        "preview.html.j2",
+        Head(same(plan.repo_id), _say("kicker"), _say(f"lede.{plan.kind}"), _say("footer")),
+        say=_say,
+        plan=plan,
+        findings=findings,
+        files=Table(
+            [_say("columns.file"), _say("columns.bytes")],
+            [(file.path, file.n_bytes) for file in plan.files],
+        ),
+        left_out=Table([_say("columns.left_out"), _say("columns.why")], plan.left_out),
+        front=_front(front),
+        scores=_scores(front),
+        card=_card(body),
+        form=load_gate(),
+        first_rows=list(_first_rows(plan)) if has_rows else None,
+        n_rows=N_ROWS,
     )
 
 
@@ -68,45 +57,26 @@ def _say(key: str, **values: object) -> Phrase:
     return load_wording(PACKAGE, "preview.yaml")[key].fill(**values)
 
 
-def _verdict(findings: Sequence[Finding]) -> Block:
-    if not findings:
-        return Notice(_say("verdict.passed"), (_say("verdict.passed_text"),))
-    shown = [same(f"{finding.where}: {finding.what}") for finding in findings[:20]]
-    return Notice(_say("verdict.refused", n=len(findings)), tuple(shown))
+def _front(front: dict[str, Any]) -> dict[str, list[Any]]:
+    shown = {key: front[key] for key in SHOWN_FRONT if front.get(key)}
+    return {key: value if isinstance(value, list) else [value] for key, value in shown.items()}
 
 
-def _files(plan: PublishPlan) -> tuple[Block, ...]:
-    rows = [[file.path, f"{file.n_bytes:,}"] for file in plan.files]
-    columns = [_say("columns.file"), _say("columns.bytes")]
-    blocks: list[Block] = [
-        Text(_say("visibility", gate=_say(f"gates.{plan.gate}").zh)),
-        Table(columns, rows),
-    ]
-    if plan.remarks:
-        blocks.append(Items(tuple(same(remark) for remark in plan.remarks)))
-    if plan.left_out:
-        left = [[path, why] for path, why in plan.left_out[:40]]
-        columns = [_say("columns.left_out"), _say("columns.why")]
-        blocks.append(Table(columns, left, n_text=2))
-    return tuple(blocks)
-
-
-def _front(front: dict[str, Any]) -> Block:
-    shown = {}
-    for key in SHOWN_FRONT:
-        value = front.get(key)
-        if value:
-            shown[key] = value if isinstance(value, list) else [value]
-    scores = [
-        (metric["name"], metric["value"], metric["args"])
+def _scores(front: dict[str, Any]) -> Table:
+    rows = [
+        (
+            metric["name"],
+            Estimate(metric["value"], metric["args"]["low"], metric["args"]["high"]),
+            Markup("<code>{}</code>").format(metric["args"]["signature"]),
+        )
         for model in front.get("model-index", ())
         for result in model["results"]
         for metric in result["metrics"]
     ]
-    return render_fragment(PACKAGE, "front.html.j2", "zh", front=shown, scores=scores)
+    return Table(["model-index", Column("value [95%]", number), "signature"], rows)
 
 
-def _card(body: str) -> Block:
+def _card(body: str) -> Markup:
     from markdown_it import MarkdownIt
 
     # raw HTML in a card is shown, never run
@@ -115,34 +85,14 @@ def _card(body: str) -> Block:
     for token in tokens:
         if token.type in ("heading_open", "heading_close"):
             token.tag = f"h{min(int(token.tag[1]) + 2, 6)}"
-    html = Markup(markdown.renderer.render(tokens, markdown.options, {}))
-    return render_fragment(PACKAGE, "card.html.j2", "zh", html=html)
+    return Markup(markdown.renderer.render(tokens, markdown.options, {}))
 
 
-def _gate(plan: PublishPlan) -> Block:
-    return render_fragment(PACKAGE, "gate.html.j2", "zh", form=load_gate(), gate=plan.gate)
-
-
-def _rows(plan: PublishPlan) -> tuple[Block, ...]:
-    """The first rows of each config, as a viewer would show them."""
+def _first_rows(plan: PublishPlan) -> Iterator[tuple[str, str, list[dict[str, Any]]]]:
+    """Config, file and first rows of each config, as a viewer would show them."""
     first: dict[str, PlannedFile] = {}
     for file in plan.files:
         if file.path.endswith(".parquet"):
             first.setdefault(file.path.split("/")[0], file)
-    blocks: list[Block] = [Text(_say("rows.note", n=N_ROWS), is_note=True)]
     for config, file in first.items():
-        rows = [row for _, row in islice(read_rows(file.source), N_ROWS)]
-        entries = [[(name, _cell(value)) for name, value in row.items()] for row in rows]
-        blocks.append(
-            render_fragment(
-                PACKAGE, "rows.html.j2", "zh", config=config, path=file.path, rows=entries
-            )
-        )
-    return tuple(blocks)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "–"
-    text = value if isinstance(value, str) else str(value)
-    return text if len(text) <= CELL_CHARS else f"{text[:CELL_CHARS]}…"
+        yield config, file.path, [row for _, row in islice(read_rows(file.source), N_ROWS)]

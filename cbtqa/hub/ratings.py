@@ -17,6 +17,8 @@ from cbtqa.files import parse_record, read_json, read_jsonl
 from cbtqa.hub.plan import PublishRefusedError
 from cbtqa.ratings.answers import Rating
 from cbtqa.ratings.results import StudyReport
+from cbtqa.report.page import Phrase
+from cbtqa.report.table import Cell, Estimate, Table
 from cbtqa.statistics.agreement import Coefficient
 
 if TYPE_CHECKING:
@@ -136,34 +138,19 @@ def summary_rows(report: StudyReport) -> Iterator[dict[str, Any]]:
         }
 
 
-def card_rows(
-    studies: Iterable[RatedStudy], system: str | None = None
-) -> list[tuple[str, str, str, str, str]]:
-    """Rows for a card: system, criterion, mean with interval, ratings, agreement.
-
-    Args:
-        system: only this one; all by default.
-    """
-    rows = []
+def card_table(studies: Iterable[RatedStudy]) -> Table | None:
+    """Systems with means and agreement on each criterion; None without any."""
+    heads = [
+        *(Phrase(zh="系统", en="system"), Phrase(zh="标准", en="criterion")),
+        *(Phrase(zh="均值", en="mean"), Phrase(zh="评分数", en="ratings")),
+        Phrase(zh="一致性", en="agreement"),
+    ]
+    rows: list[tuple[Cell, ...]] = []
     for study in studies:
         for score in study.report.scores:
-            if system is not None and score.system != system:
-                continue
             alpha = _alpha(study.report, score.criterion)
-            rows.append(
-                (
-                    score.system,
-                    f"{score.criterion} ({study.report.rubric})",
-                    _with_interval(score.mean, score.low, score.high),
-                    f"{score.n_ratings:,}",
-                    _with_interval(alpha.value, alpha.low, alpha.high) if alpha else "-",
-                )
-            )
-    return rows
-
-
-def _with_interval(value: float | None, low: float | None, high: float | None) -> str:
-    if value is None:
-        return "-"
-    interval = f" [{low:.3f}, {high:.3f}]" if low is not None and high is not None else ""
-    return f"{value:.3f}{interval}"
+            name = f"{score.criterion} ({study.report.rubric})"
+            mean = Estimate(score.mean, score.low, score.high)
+            agreed = Estimate(alpha.value, alpha.low, alpha.high, alpha.reason) if alpha else None
+            rows.append((score.system, name, mean, score.n_ratings, agreed))
+    return Table(heads, rows) if rows else None

@@ -25,6 +25,8 @@ from cbtqa.judging.agreement import (
 from cbtqa.judging.answers import HumanRatings, JudgeCriterion, JudgeRating, JudgeRubric
 from cbtqa.metrics.base import Signature
 from cbtqa.records import MetricScore, Record
+from cbtqa.report.table import Cell, Column, Estimate, Table
+from cbtqa.report.words import count, number, share, signed
 from cbtqa.statistics.resampling import (
     BOOTSTRAP_TRIALS,
     DEFAULT_SEED,
@@ -157,7 +159,7 @@ def _alarms(
         if found.bias is not None and abs(found.bias) > MUCH_BIAS * widths[found.criterion]:
             word = "milder" if found.bias > 0 else "stricter"
             alarms.append(
-                f"{found.criterion}: the judge is {word} than people by {abs(found.bias):.2f}"
+                f"{found.criterion}: the judge is {word} than people by {number(abs(found.bias))}"
             )
     few = sorted({one.system for one in corrections if one.corrected.n_human < FEW_ITEMS})
     if few:
@@ -176,11 +178,64 @@ def _range_alarms(use: RangeUse) -> list[str]:
         point, n = max(use.points.items(), key=lambda entry: entry[1])
         unused = [str(value) for value, count in use.points.items() if not count]
         if n / n_scored > ONE_POINT:
-            alarms.append(f"{name}: the judge gives {point} to {n / n_scored:.0%} of the answers")
+            alarms.append(
+                f"{name}: the judge gives {point} to {share(n / n_scored, 0)} of the answers"
+            )
         elif unused:
             alarms.append(f"{name}: the judge never gives {', '.join(unused)}")
     if n_unscored and n_unscored / (n_scored + n_unscored) > MUCH_UNSCORED:
         reasons = ", ".join(f"{reason} {n}" for reason, n in use.unscored.items())
-        share = n_unscored / (n_scored + n_unscored)
-        alarms.append(f"{name}: {share:.0%} of the ratings are unscored ({reasons})")
+        of_all = share(n_unscored / (n_scored + n_unscored), 0)
+        alarms.append(f"{name}: {of_all} of the ratings are unscored ({reasons})")
     return alarms
+
+
+# --- tables --------------------------------------------------------------------------------------
+
+
+def score_table(report: JudgeReport) -> Table:
+    """The judge's means beside those of people, and as people would rate."""
+    corrected = {(one.system, one.criterion): one for one in report.corrections}
+    rows: list[tuple[Cell, ...]] = []
+    for score in report.scores:
+        criterion = score.metric.removeprefix("judge_")
+        found = corrected.get((score.system, criterion))
+        held = found.corrected if found else None
+        rows.append(
+            (
+                f"{score.system}, {criterion} ({score.unit})",
+                Estimate(score.value, score.low, score.high, score.unscored_reason),
+                Estimate(found.human_mean, note=f"(n {held.n_human})") if found and held else None,
+                Estimate(held.value, held.low, held.high) if held else None,
+                f"{count(score.n_scored)}/{count(score.n_total)}",
+            )
+        )
+    heads = (Column(name, number) for name in ("judge", "people", "corrected"))
+    title = f"Rated by {report.judge} on {report.rubric}, {report.n_repeats} times"
+    return Table(["system, criterion", *heads, "scored"], rows, title)
+
+
+def agreement_table(report: JudgeReport) -> Table:
+    """The judge with people, people with each other, the judge with itself."""
+    rows: list[tuple[Cell, ...]] = []
+    for found in report.agreement:
+        for who, coefficients in (
+            ("judge-people", found.judge_human),
+            ("people", found.human_human),
+        ):
+            rows += [
+                (f"{found.criterion}, {who}: {one.name}", Estimate.of(one), one.n_items)
+                for one in coefficients
+            ]
+        if found.bias is not None:
+            bias = Estimate(found.bias, show=signed)
+            rows.append((f"{found.criterion}, judge less people", bias, ""))
+    rows += [
+        (
+            f"{one.criterion}, judge with itself: {one.alpha.name}",
+            Estimate.of(one.alpha),
+            one.alpha.n_items,
+        )
+        for one in report.consistency
+    ]
+    return Table(["what", "value [95% interval]", "n"], rows, "Agreement")

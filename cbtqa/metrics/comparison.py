@@ -9,9 +9,10 @@ predictions, or from folders that `cbtqa score --out` left.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import combinations, pairwise
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -28,9 +29,16 @@ from cbtqa.metrics.contenders import (
     shared_metrics,
 )
 from cbtqa.metrics.evaluation import OnBlock
-from cbtqa.metrics.score_folder import Grid, Missing, explained, label_of, latex, markdown, number
+from cbtqa.metrics.score_folder import (
+    Missing,
+    decimals,
+    explained,
+    label_of,
+)
 from cbtqa.metrics.scoring import ScoreSettings
 from cbtqa.records import Record
+from cbtqa.report.table import Cell, Column, Estimate, Table
+from cbtqa.report.words import number, p_value, signed
 from cbtqa.statistics.resampling import (
     BOOTSTRAP_TRIALS,
     FEW_ITEMS,
@@ -419,57 +427,30 @@ def _warnings(contender: Contender, settings: CompareSettings) -> list[str]:
 COMPARISON_NAME = "compare.json"
 
 
-class PairTable(NamedTuple):
-    """Two systems on every metric."""
-
-    title: str
-    heads: list[str]
-    rows: Grid
-
-
-def pair_tables(comparison: Comparison) -> list[PairTable]:
+def pair_tables(comparison: Comparison) -> list[Table]:
     """One table a pair of systems, one row a metric."""
-    by_pair: dict[tuple[str, str], Grid] = {}
+    by_pair: dict[tuple[str, str], list[tuple[Cell, ...]]] = {}
     for one in comparison.pairs:
+        n = decimals(one.unit)
+        applies = f"({one.n}/{one.n_total})" if one.n < one.n_total else ""
         by_pair.setdefault((one.baseline, one.system), []).append(
-            [
+            (
                 f"{label_of(one.metric)} ({one.unit})",
-                number(one.baseline_value, one.unit),
-                number(one.system_value, one.unit),
-                _difference(one),
-                "-" if one.p is None else f"{one.p:.4f}",
-                "-" if one.p_adjusted is None else f"{one.p_adjusted:.4f}",
-                _win_rate(one),
-            ]
+                number(one.baseline_value, n),
+                number(one.system_value, n),
+                Estimate(one.difference, one.low, one.high, show=partial(signed, digits=n)),
+                *(one.p, one.p_adjusted, Estimate(one.win_rate, note=applies)),
+            )
         )
+    ps = [Column(name, p_value) for name in ("p", "p adjusted")]
     return [
-        PairTable(
-            f"{system} minus {baseline}",
-            ["metric", baseline, system, "difference [95 %]", "p", "p adjusted", "win rate"],
+        Table(
+            ["metric", baseline, system, "difference [95% interval]", *ps, "win rate"],
             rows,
+            f"{system} minus {baseline}",
         )
         for (baseline, system), rows in by_pair.items()
     ]
-
-
-def _difference(one: PairComparison) -> str:
-    if one.difference is None:
-        return "-"
-    text = _signed(one.difference, one.unit)
-    if one.low is None or one.high is None:
-        return text
-    return f"{text} [{_signed(one.low, one.unit)}, {_signed(one.high, one.unit)}]"
-
-
-def _win_rate(one: PairComparison) -> str:
-    if one.win_rate is None:
-        return "-"
-    return f"{one.win_rate:.3f}" + (f" ({one.n}/{one.n_total})" if one.n < one.n_total else "")
-
-
-def _signed(value: float, unit: str) -> str:
-    text = number(value, unit)
-    return text if text.startswith("-") else f"+{text}"
 
 
 def missing_figures(comparison: Comparison) -> list[str]:
@@ -508,7 +489,7 @@ def write_comparison(folder: Path, comparison: Comparison) -> None:
     tables = pair_tables(comparison)
     parts = [
         f"# Comparison against {comparison.references}\n",
-        *(f"## {one.title}\n\n{markdown(one.heads, one.rows)}" for one in tables),
+        *(f"## {one.title}\n\n{one.markdown()}" for one in tables),
         "A question counts where the metric applies to it in both systems; n/all in brackets where "
         f"that is not all of them. What was tested: {tests_made(comparison)}.\n",
         *(f"- {line}.\n" for line in missing_figures(comparison)),
@@ -520,8 +501,7 @@ def write_comparison(folder: Path, comparison: Comparison) -> None:
         "",
     ]
     write_text(folder / "compare.md", "\n".join(parts))
-    tabulars = (f"% {one.title}\n{latex(one.heads, one.rows)}" for one in tables)
-    write_text(folder / "compare.tex", "\n".join(tabulars))
+    write_text(folder / "compare.tex", "\n".join(f"% {one.title}\n{one.latex()}" for one in tables))
     write_json(folder / COMPARISON_NAME, comparison)
 
 
@@ -532,7 +512,7 @@ def _section(title: str, examples: Sequence[Example]) -> list[str]:
     for one in examples:
         lines += [
             f"### {one.id}: {one.system} against {one.baseline}, {one.metric} "
-            f"{one.difference:+.4f}\n",
+            f"{signed(one.difference, 4)}\n",
             _quoted("Reference", one.reference_text),
             _quoted(one.baseline, one.baseline_text),
             _quoted(one.system, one.system_text),

@@ -2,7 +2,7 @@
 
 scores.json     every score with unit, interval, counts and signature
 pairs.parquet   every pair of every system: texts, scores, additive statistics
-scores.md, scores.tex, manifest.json (written last)
+scores.md, scores.tex, scores.csv, manifest.json (written last)
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ from cbtqa.metrics.registry import known_metrics
 from cbtqa.metrics.scoring import Scored, ScoreReport, ScoreSettings
 from cbtqa.metrics.text.texts import Item
 from cbtqa.records import MetricScore
+from cbtqa.report.table import Cell, Column, Estimate, Table
+from cbtqa.report.words import digits
 from cbtqa.settings import Resolved
 
 if TYPE_CHECKING:
@@ -64,9 +66,10 @@ def write_folder(
     """Writes all files of a run, the manifest last."""
     _write_pairs(folder / PAIRS_NAME, scored)
     write_json(folder / SCORES_NAME, scored.report)
-    heads, rows = score_grid(scored.report.scores)
-    write_text(folder / "scores.md", _page(scored, markdown(heads, rows)))
-    write_text(folder / "scores.tex", latex(heads, rows))
+    table = score_table(scored.report.scores)
+    write_text(folder / "scores.md", _page(scored, table.markdown()))
+    write_text(folder / "scores.tex", table.latex())
+    write_text(folder / "scores.csv", table.csv())
     named = [path for path in (*resolved.values.predictions, resolved.values.ref) if path]
     inputs = [file for path in named for file in _files_of(path)]
     write_manifest(
@@ -79,7 +82,7 @@ def write_folder(
             counts={one.system: one.model_dump() for one in scored.report.systems},
             files=tuple(
                 describe_file(folder / name, folder)
-                for name in (SCORES_NAME, PAIRS_NAME, "scores.md", "scores.tex")
+                for name in (SCORES_NAME, PAIRS_NAME, "scores.md", "scores.tex", "scores.csv")
             ),
             started_at=started,
             finished_at=now(),
@@ -98,14 +101,15 @@ def _page(scored: Scored, table: str) -> str:
     report = scored.report
     anchors = [one.system for one in report.systems if one.is_anchor]
     signatures = dict.fromkeys(score.signature for score in report.scores)
+    paper = beside_paper(report.scores, anchors)
     parts = [
         f"# Scores against {report.references}\n",
         table,
-        "Values with 95 % percentile bootstrap intervals over questions.\n",
+        "Values with 95% percentile bootstrap intervals over questions.\n",
         *(f"- {line}.\n" for line in (*missing_scores(report.scores), *report.notes)),
         *(f"- Warning: {warning}\n" for warning in report.warnings),
-        f"## Beside {paper_table()['source']}\n",
-        markdown(*paper_grid(report.scores, anchors)),
+        f"## {paper.title}\n",
+        paper.markdown(),
         "The paper's segmentation, BLEU form and test set are not known; its references are a "
         "language model's answers.\n",
         "## Signatures\n",
@@ -224,10 +228,8 @@ def _item(text: str | None) -> Item | None:
 
 
 # --- tables --------------------------------------------------------------------------------------
-# Scores as text: cells, Markdown and LaTeX, with the paper's rows beside ours.
 
-DECIMALS = {"0-100": 2, "0-1": 4, "characters": 1, "ratio": 3}
-Grid = list[list[str]]
+_DECIMALS = {"0-100": 2, "0-1": 4, "characters": 1, "ratio": 3}
 
 
 @cache
@@ -238,19 +240,22 @@ def paper_table() -> dict[str, Any]:
     return table
 
 
-def number(value: float | None, unit: str) -> str:
-    """A value at the precision of its unit; a dash for what is not scored."""
-    return "-" if value is None else f"{value:.{DECIMALS.get(unit, 3)}f}"
+def decimals(unit: str) -> int:
+    """Decimals that a value of this unit is written with."""
+    return _DECIMALS.get(unit, 3)
 
 
-def cell(score: MetricScore) -> str:
-    """`29.60 [28.91, 30.30]`, and how many were scored when not all were."""
-    text = number(score.value, score.unit)
-    if score.low is not None:
-        text += f" [{number(score.low, score.unit)}, {number(score.high, score.unit)}]"
-    if score.value is not None and score.n_scored < score.n_total:
-        text += f" ({score.n_scored}/{score.n_total})"
-    return text
+def estimate_of(score: MetricScore) -> Estimate:
+    """The score with its interval, and how many were scored when not all were.
+
+    Why there is none is a line below the table, `missing_scores`: too long for a cell.
+    """
+    is_part = score.value is not None and score.n_scored < score.n_total
+    return Estimate(
+        *(score.value, score.low, score.high),
+        note=f"({score.n_scored}/{score.n_total})" if is_part else "",
+        show=digits(decimals(score.unit)),
+    )
 
 
 def label_of(metric: str) -> str:
@@ -295,93 +300,39 @@ def missing_scores(scores: Sequence[MetricScore]) -> list[str]:
     )
 
 
-def score_grid(scores: Sequence[MetricScore]) -> tuple[list[str], Grid]:
+def score_table(scores: Sequence[MetricScore]) -> Table:
     """One row a metric, one column a system: many metrics, few systems."""
     systems = list(dict.fromkeys(score.system for score in scores))
     by_key = {(score.metric, score.system): score for score in scores}
-    heads = ["metric", *systems]
-    rows = []
+    rows: list[list[Cell]] = []
     for metric in dict.fromkeys(score.metric for score in scores):
         unit = by_key[metric, systems[0]].unit
-        cells = [cell(by_key[metric, system]) for system in systems]
+        cells = (estimate_of(by_key[metric, system]) for system in systems)
         rows.append([f"{label_of(metric)} ({unit})", *cells])
-    return heads, rows
+    return Table(["metric", *systems], rows)
 
 
-def paper_grid(
-    scores: Sequence[MetricScore], left_out: Sequence[str] = ()
-) -> tuple[list[str], Grid]:
+def beside_paper(scores: Sequence[MetricScore], left_out: Sequence[str] = ()) -> Table:
     """The paper's rows, then ours brought to its scale where we have the metric.
 
     Args:
         left_out: systems that have no place beside the paper's, such as the anchors.
     """
     table = paper_table()
-    columns = list(table["columns"])
-    heads = ["system", *(f"{name} (0-1)" for name in table["columns"].values())]
-    rows = [
-        [f"{row['system']}, reported", *(number(row[column], "0-1") for column in columns)]
+    rows: list[list[Cell]] = [
+        [f"{row['system']}, reported", *(row[column] for column in table["columns"])]
         for row in table["rows"]
     ]
     for system in dict.fromkeys(score.system for score in scores):
         mine = {score.metric: score for score in scores if score.system == system}
-        values = [_unit_scale(mine.get(column)) for column in columns]
+        values = [_unit_scale(mine.get(column)) for column in table["columns"]]
         if system not in left_out and any(value is not None for value in values):
-            rows.append([system, *(number(value, "0-1") for value in values)])
-    return heads, rows
+            rows.append([system, *values])
+    heads = [Column(f"{name} (0-1)", digits(4)) for name in table["columns"].values()]
+    return Table(["system", *heads], rows, f"Beside {table['source']}")
 
 
 def _unit_scale(score: MetricScore | None) -> float | None:
     if score is None or score.value is None:
         return None
     return score.value / 100 if score.unit == "0-100" else score.value
-
-
-def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A GitHub table; the first column left, the others right."""
-    lines = [
-        "| " + " | ".join(_escaped(head) for head in heads) + " |",
-        "| --- |" + " ---: |" * (len(heads) - 1),
-    ]
-    lines += ["| " + " | ".join(_escaped(text) for text in row) + " |" for row in rows]
-    return "\n".join(lines) + "\n"
-
-
-def _escaped(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
-
-
-LATEX_SPECIAL = str.maketrans(
-    {
-        "&": r"\&",
-        "%": r"\%",
-        "$": r"\$",
-        "#": r"\#",
-        "_": r"\_",
-        "{": r"\{",
-        "}": r"\}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "\\": r"\textbackslash{}",
-    }
-)
-
-
-def latex(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A `booktabs` tabular."""
-
-    def line(cells: Sequence[str]) -> str:
-        return " & ".join(text.translate(LATEX_SPECIAL) for text in cells) + r" \\"
-
-    return "\n".join(
-        [
-            r"\begin{tabular}{l" + "r" * (len(heads) - 1) + "}",
-            r"\toprule",
-            line(heads),
-            r"\midrule",
-            *(line(row) for row in rows),
-            r"\bottomrule",
-            r"\end{tabular}",
-            "",
-        ]
-    )

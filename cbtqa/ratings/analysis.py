@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import Field
 
-from cbtqa.files import replacing, write_json, write_jsonl, write_text
+from cbtqa.files import write_json, write_jsonl, write_text
 from cbtqa.ratings.answers import Answer, is_done, make_ratings
 from cbtqa.ratings.behaviour import (
     agree,
@@ -28,10 +27,10 @@ from cbtqa.ratings.scores import (
     scales_of,
     score_systems,
 )
-from cbtqa.ratings.sheets import escape_formula
 from cbtqa.ratings.store import Store
 from cbtqa.ratings.study import StudyFolder
 from cbtqa.records import Record
+from cbtqa.report.table import Estimate, Table
 from cbtqa.statistics.agreement import Coefficient, krippendorff_alpha
 
 
@@ -111,20 +110,22 @@ def write_outputs(
     paragraphs = [methods_text(folder, report, language) for language in ("zh", "en")]
     write_text(out / "methods.md", "\n\n".join(paragraphs) + "\n")
     if folder.rubric.marks:
-        with replacing(out / "adjudication.csv") as temporary:
-            _write_adjudication(temporary, folder, report.disagreements)
+        table = _adjudication(folder, report.disagreements)
+        # the byte-order mark tells Excel that it is UTF-8
+        write_text(out / "adjudication.csv", "\ufeff" + table.csv())
 
 
-def _write_adjudication(path: Path, folder: StudyFolder, found: tuple[Disagreement, ...]) -> None:
-    with path.open("w", encoding="utf-8-sig", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["item", "question", "text", "label", "yes", "no", "evidence", "decision"])
-        for one in found:
-            quoted = "; ".join(f"{rater}: {text}" for rater, text in one.evidence.items())
-            text = "\n".join(folder.items[one.item_id].parts.values())
-            row = (one.item_id, one.question_id, text, one.criterion)
-            cells = [*row, " ".join(one.yes), " ".join(one.no), quoted, ""]
-            writer.writerow([escape_formula(cell) for cell in cells])
+def _adjudication(folder: StudyFolder, found: tuple[Disagreement, ...]) -> Table:
+    heads = ["item", "question", "text", "label", "yes", "no", "evidence", "decision"]
+    rows = [
+        (
+            *(one.item_id, one.question_id, "\n".join(folder.items[one.item_id].parts.values())),
+            *(one.criterion, " ".join(one.yes), " ".join(one.no)),
+            *("; ".join(f"{rater}: {text}" for rater, text in one.evidence.items()), ""),
+        )
+        for one in found
+    ]
+    return Table(heads, rows)
 
 
 # --- status --------------------------------------------------------------------------------------
@@ -153,31 +154,19 @@ class StudyStatus(Record):
     agreement: dict[str, Coefficient]
     """Krippendorff's alpha by criterion."""
 
-    def rows(self) -> list[list[str]]:
-        """Progress as table rows."""
-        return [
-            [
-                one.rater,
-                str(one.n_done),
-                str(one.n_shown),
-                str(one.n_cannot_judge),
-                str(one.n_crisis),
-                one.last_saved or "-",
-            ]
-            for one in self.raters
+    def tables(self) -> list[Table]:
+        """Progress of the raters, and agreement so far."""
+        heads = ["rater", "done", "of", "cannot judge", "crisis flags", "last saved (UTC)"]
+        rows = [
+            (*(r.rater, r.n_done, r.n_shown, r.n_cannot_judge, r.n_crisis), r.last_saved)
+            for r in self.raters
         ]
-
-    def alphas(self) -> list[list[str]]:
-        """Agreement as table rows; an undefined coefficient tells its reason."""
-        rows = []
-        for criterion, alpha in self.agreement.items():
-            if alpha.value is None:
-                rows.append([criterion, "-", alpha.reason or "", str(alpha.n_items)])
-                continue
-            has_interval = alpha.low is not None and alpha.high is not None
-            interval = f"{alpha.low:.2f} to {alpha.high:.2f}" if has_interval else "-"
-            rows.append([criterion, f"{alpha.value:.3f}", interval, str(alpha.n_items)])
-        return rows
+        agreement = [(name, Estimate.of(c), c.n_items) for name, c in self.agreement.items()]
+        title = "Agreement so far: to watch, not to adjust ratings by"
+        return [
+            Table(heads, rows, self.study),
+            Table(["criterion", "alpha [95% interval]", "items"], agreement, title),
+        ]
 
 
 def study_status(folder: StudyFolder, store: Store) -> StudyStatus:

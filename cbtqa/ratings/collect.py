@@ -37,6 +37,7 @@ from cbtqa.ratings.sheets import CODE, SHOWN_PARTS, sheet_columns
 from cbtqa.ratings.store import Event, Store
 from cbtqa.ratings.study import StudyFolder, clean_text
 from cbtqa.records import Reason, Rejection
+from cbtqa.report.table import Table
 
 _YES = {"是", "有", "yes", "y", "1", "x", "√", "✓", "✔", "true"}
 _NO = {"否", "无", "没有", "no", "n", "0", "false"}
@@ -88,19 +89,16 @@ class Collected:
         """Cells newly stored."""
         return sum(sheet.n_kept for sheet in self.sheets)
 
-    def rows(self) -> list[list[str]]:
-        """One table row per file."""
-        return [
-            [
-                sheet.name,
-                sheet.rater or "-",
-                str(sheet.n_kept),
-                str(sheet.n_known),
-                str(len(sheet.rejections)),
-                f"{sheet.n_done}/{sheet.n_shown}",
-            ]
-            for sheet in self.sheets
+    def table(self) -> Table:
+        """One row per file."""
+        rows = [
+            (
+                *(one.name, one.rater, one.n_kept, one.n_known, len(one.rejections)),
+                f"{one.n_done}/{one.n_shown}",
+            )
+            for one in self.sheets
         ]
+        return Table(["file", "rater", "kept", "known", "refused", "done"], rows)
 
     def summary(self) -> dict[str, Any]:
         """Counts and refusals as plain values."""

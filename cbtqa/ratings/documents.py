@@ -15,6 +15,7 @@ from cbtqa.ratings.results import StudyReport
 from cbtqa.ratings.rubric import Criterion, Language
 from cbtqa.ratings.scores import N_RESAMPLES, scales_of
 from cbtqa.ratings.study import StudyFolder
+from cbtqa.report.words import digits, estimate
 from cbtqa.statistics.agreement import Coefficient
 
 
@@ -147,7 +148,5 @@ def coefficient_text(coefficient: Coefficient) -> str:
     """`alpha_ordinal 0.512 [0.431, 0.588]`, or the reason why there is no value."""
     if coefficient.value is None:
         return f"{coefficient.name} undefined ({coefficient.reason})"
-    text = f"{coefficient.name} {coefficient.value:.3f}"
-    if coefficient.low is not None and coefficient.high is not None:
-        text += f" [{coefficient.low:.3f}, {coefficient.high:.3f}]"
-    return text
+    shown = estimate(coefficient.value, coefficient.low, coefficient.high, digits(3))
+    return f"{coefficient.name} {shown}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from markupsafe import Markup
@@ -14,30 +14,16 @@ from cbtqa.ratings.results import Score, StudyReport
 from cbtqa.ratings.store import Store
 from cbtqa.ratings.study import StudyFolder
 from cbtqa.report.charts import Interval, Levels, interval_chart, stacked_bars
-from cbtqa.report.page import (
-    Block,
-    Cell,
-    Fact,
-    Facts,
-    Figure,
-    Notice,
-    Page,
-    Phrase,
-    Section,
-    Table,
-    Text,
-    load_wording,
-    render_page,
-    same,
-)
+from cbtqa.report.page import Head, Phrase, load_wording, render_page, same
 from cbtqa.report.svg import SERIES
+from cbtqa.report.table import AnyColumn, Cell, Column, Estimate, Table
+from cbtqa.report.words import count, digits, estimate, number, p_relation, p_value, signed
 from cbtqa.safety.notices import help_text
 from cbtqa.statistics.agreement import Coefficient
 from cbtqa.statistics.resampling import FEW_ITEMS
 
 MAX_ROWS = 60
 """Longest table of single items on the page; the files beside it hold all."""
-GAP = "—"
 
 
 def write_report(folder: StudyFolder, store: Store, out: Path) -> StudyReport:
@@ -45,342 +31,254 @@ def write_report(folder: StudyFolder, store: Store, out: Path) -> StudyReport:
     answers = store.answers()
     report = analyse(folder, answers)
     write_outputs(out, folder, answers, report, store.sources())
-    write_text(out / "report.html", render_page(rating_page(folder, report)))
+    write_text(out / "report.html", rating_page(folder, report))
     return report
 
 
-def rating_page(folder: StudyFolder, report: StudyReport) -> Page:
-    """The whole page."""
-    return _Builder(folder, report).page()
+def rating_page(folder: StudyFolder, report: StudyReport) -> str:
+    """The whole page as HTML."""
+    words, title = _words(), folder.rubric.title
+    footer = words["footer"]
+    head = Head(
+        title=same(report.title) if report.title else Phrase(zh=title.to("zh"), en=title.to("en")),
+        kicker=words["kicker"],
+        lede=words["lede"].fill(
+            n_systems=len(report.systems),
+            n_questions=report.n_questions,
+            n_raters=report.n_raters,
+            rubric=report.rubric,
+        ),
+        footer=Phrase(
+            zh=f"{footer.zh} {help_text('zh', 'page')}", en=f"{footer.en} {help_text('en', 'page')}"
+        ),
+        lang=folder.study.language,
+    )
+    return render_page(
+        "cbtqa.ratings",
+        "report.html.j2",
+        head,
+        words=words,
+        report=report,
+        tables=_Tables(folder, report),
+        max_rows=MAX_ROWS,
+        few_items=FEW_ITEMS,
+        methods=Phrase(
+            zh=methods_text(folder, report, "zh"), en=methods_text(folder, report, "en")
+        ),
+    )
 
 
-class _Builder:
-    """One page in the making."""
+def score_tables(folder: StudyFolder, report: StudyReport) -> list[Table]:
+    """The systems on each criterion."""
+    return _Tables(folder, report).scores()
+
+
+def _words() -> dict[str, Phrase]:
+    return load_wording("cbtqa.ratings", "wording/report.yaml")
+
+
+class _Tables:
+    """The tables and charts that the page's template asks for."""
 
     def __init__(self, folder: StudyFolder, report: StudyReport) -> None:
-        self._folder, self._report = folder, report
-        self._words = load_wording("cbtqa.ratings", "wording/report.yaml")
+        self._report, self._lang, self._words = report, folder.study.language, _words()
+        self._raters = folder.study.raters
+        named = {criterion.id: criterion.name for criterion in folder.rubric.criteria}
+        named |= {f"total:{total.id}": total.name for total in folder.rubric.totals}
         self._names = {
-            criterion.id: Phrase(zh=criterion.name.to("zh"), en=criterion.name.to("en"))
-            for criterion in folder.rubric.criteria
+            key: Phrase(zh=name.to("zh"), en=name.to("en")) for key, name in named.items()
         }
-        for total in folder.rubric.totals:
-            self._names[f"total:{total.id}"] = Phrase(
-                zh=total.name.to("zh"), en=total.name.to("en")
-            )
 
-    def page(self) -> Page:
-        """All sections in order; empty ones are left out."""
-        report, title = self._report, self._folder.rubric.title
-        found = (
-            self._section("scores", self._score_blocks()),
-            self._section("differences", self._difference_blocks()),
-            self._section("agreement", self._agreement_blocks()),
-            self._section("raters", self._rater_blocks()),
-            self._section("labels", self._label_blocks()),
-            self._section("flags", self._flag_blocks()),
-            Section(self._words["methods"], (Text(self._methods()),), "methods"),
-        )
-        return Page(
-            title=same(report.title)
-            if report.title
-            else Phrase(zh=title.to("zh"), en=title.to("en")),
-            kicker=self._words["kicker"],
-            lede=self._words["lede"].fill(
-                n_systems=len(report.systems),
-                n_questions=report.n_questions,
-                n_raters=report.n_raters,
-                rubric=report.rubric,
-            ),
-            opening=tuple(self._opening()),
-            sections=tuple(section for section in found if section is not None),
-            footer=Phrase(
-                zh=f"{self._words['footer'].zh} {help_text('zh', 'page')}",
-                en=f"{self._words['footer'].en} {help_text('en', 'page')}",
-            ),
-            lang=self._folder.study.language,
-        )
-
-    def _section(self, name: str, blocks: Sequence[Block]) -> Section | None:
-        if not blocks:
-            return None
-        lead = f"{name}.text"
-        opening = (Text(self._words[lead]),) if lead in self._words and name != "labels" else ()
-        return Section(self._words[f"{name}.title"], (*opening, *blocks), name)
-
-    def _methods(self) -> Phrase:
-        return Phrase(
-            zh=methods_text(self._folder, self._report, "zh"),
-            en=methods_text(self._folder, self._report, "en"),
-        )
-
-    def _opening(self) -> Iterator[Block]:
-        report, words = self._report, self._words
-        n_flags = sum(flag.is_crisis for flag in report.flags)
-        yield Facts(
-            (
-                Fact(f"{report.n_done}/{report.n_shown}", words["facts.done"]),
-                Fact(str(report.n_ratings), words["facts.ratings"]),
-                Fact(str(report.n_raters), words["facts.raters"]),
-                Fact(str(n_flags), words["facts.flags"]),
-            )
-        )
-        if report.is_blind:
-            yield Notice(words["blind.title"], (words["blind.text"],))
-        if report.n_done < report.n_shown:
-            n_open = report.n_shown - report.n_done
-            yield Notice(words["open.title"], (words["open.text"].fill(n=n_open),))
+    def _heads(self, *keys: str) -> list[Phrase]:
+        return [self._words[key] for key in keys]
 
     # --- scores ----------------------------------------------------------------------------------
 
-    def _score_blocks(self) -> list[Block]:
-        blocks: list[Block] = []
-        for criterion in self._report.criteria:
-            scores = [score for score in self._report.scores if score.criterion == criterion]
-            blocks.append(self._score_table(criterion, scores))
-            chart = self._score_chart(criterion, scores)
-            if chart is not None:
-                name = self._names[criterion]
-                shown = self._words["scores.chart"]
-                caption = Phrase(zh=shown.fill(name=name.zh).zh, en=shown.fill(name=name.en).en)
-                blocks.append(Figure(chart, caption))
-        printed = self._report.published
-        if printed:
-            rows = self._published_rows()
-            columns = (self._words["system"], *(self._names[c] for c in self._report.criteria))
-            caption = self._words["scores.paper"].fill(source=printed[0].source)
-            blocks.append(Table(columns, rows, caption=caption))
-        return blocks
-
-    def _name(self, criterion: str) -> str:
-        return self._names[criterion].first(self._folder.study.language)
-
-    def _score_table(self, criterion: str, scores: Sequence[Score]) -> Table:
-        heads = ("mean", "interval", "sd", "n", "cannot", "open")
-        rows = [
-            (
-                score.system,
-                _number(score.mean),
-                _span(score.low, score.high),
-                _number(score.sd),
-                str(score.n_ratings),
-                str(score.n_cannot_judge),
-                str(score.n_open),
+    def scores(self) -> list[Table]:
+        """The systems on each criterion."""
+        keys = ("system", *(f"scores.{name}" for name in ("mean", "sd", "n", "cannot", "open")))
+        return [
+            Table(
+                self._heads(*keys),
+                [
+                    (
+                        *(one.system, Estimate(one.mean, one.low, one.high), one.sd),
+                        *(one.n_ratings, one.n_cannot_judge, one.n_open),
+                    )
+                    for one in self._of(criterion)
+                ],
+                self._names[criterion],
             )
-            for score in scores
+            for criterion in self._report.criteria
         ]
-        columns = (self._words["system"], *(self._words[f"scores.{head}"] for head in heads))
-        return Table(columns, rows, caption=self._names[criterion])
 
-    def _score_chart(self, criterion: str, scores: Sequence[Score]) -> Markup | None:
+    def _of(self, criterion: str) -> list[Score]:
+        return [score for score in self._report.scores if score.criterion == criterion]
+
+    def charts(self) -> list[tuple[Markup, Phrase] | None]:
+        """A chart with its caption for each criterion; None where nothing is rated."""
+        shown = self._words["scores.chart"]
+        found: list[tuple[Markup, Phrase] | None] = []
+        for criterion in self._report.criteria:
+            name = self._names[criterion]
+            caption = Phrase(zh=shown.fill(name=name.zh).zh, en=shown.fill(name=name.en).en)
+            scores = self._of(criterion)
+            is_rated = any(score.n_ratings for score in scores)
+            found.append((self._chart(name.en, scores), caption) if is_rated else None)
+        return found
+
+    def _chart(self, title: str, scores: Sequence[Score]) -> Markup:
         points = list(scores[0].counts)
-        title = self._names[criterion].en
-        described = "; ".join(f"{score.system} {_number(score.mean)}" for score in scores)
-        if points and len(points) <= len(SERIES) and any(score.n_ratings for score in scores):
+        described = "; ".join(f"{one.system} {number(one.mean, 3)}" for one in scores)
+        if points and len(points) <= len(SERIES):
             rows = [
                 Levels(
-                    score.system,
-                    tuple(score.counts[point] for point in points),
-                    f"{_number(score.mean, 2)} {_span(score.low, score.high, 2)}",
+                    one.system,
+                    tuple(one.counts[point] for point in points),
+                    estimate(one.mean, one.low, one.high),
                 )
-                for score in scores
+                for one in scores
             ]
-            levels = [str(point) for point in points]
-            return stacked_bars(rows, levels, title=title, description=described)
-        if not any(score.n_ratings for score in scores):
-            return None
-        dots = [
-            Interval(score.system, score.mean, score.low, score.high, self._undefined())
-            for score in scores
-        ]
+            return stacked_bars(rows, [str(p) for p in points], title=title, description=described)
+        missing = self._words["undefined"].first(self._lang)
+        dots = [Interval(one.system, one.mean, one.low, one.high, missing) for one in scores]
         return interval_chart(dots, title=title, description=described)
 
-    def _undefined(self) -> str:
-        return self._words["undefined"].first(self._folder.study.language)
-
-    def _published_rows(self) -> list[tuple[str, ...]]:
-        ours = {(s.system, s.criterion): _number(s.mean) for s in self._report.scores}
-        theirs = {(p.system, p.criterion): _number(p.value) for p in self._report.published}
-        rows = []
-        for table, mark in ((ours, ""), (theirs, " *")):
-            for system in dict.fromkeys(system for system, _ in table):
-                cells = [table.get((system, c), GAP) for c in self._report.criteria]
-                rows.append((f"{system}{mark}", *cells))
-        return rows
+    def published(self) -> Table:
+        """Our means, and the printed ones marked by an asterisk."""
+        report = self._report
+        ours = {(one.system, one.criterion): one.mean for one in report.scores}
+        theirs = {(f"{one.system} *", one.criterion): one.value for one in report.published}
+        rows = [
+            (system, *(table.get((system, criterion)) for criterion in report.criteria))
+            for table in (ours, theirs)
+            for system in dict.fromkeys(system for system, _ in table)
+        ]
+        title = self._words["scores.paper"].fill(source=report.published[0].source)
+        heads = [self._words["system"], *(self._names[one] for one in report.criteria)]
+        return Table(heads, rows, title)
 
     # --- differences and agreement ---------------------------------------------------------------
 
-    def _difference_blocks(self) -> list[Block]:
-        if not self._report.differences:
-            return []
-        heads = ("pair", "difference", "interval", "effect", "n", "p", "p_holm")
-        words = {**self._words, "differences.interval": self._words["scores.interval"]}
-        rows: list[Sequence[Cell]] = [
+    def differences(self) -> Table:
+        """Every pair of systems on every criterion."""
+        words = self._words
+        columns: list[AnyColumn] = [
+            *(words["criterion"], words["differences.pair"]),
+            Column(words["differences.difference"], lambda value: signed(value, 3)),
+            Column(words["differences.effect"], number),
+            words["differences.n"],
+            *(Column(words[f"differences.{name}"], p_value) for name in ("p", "p_holm")),
+        ]
+        rows = [
             (
-                self._names[one.criterion],
-                f"{one.second} − {one.first}",
-                f"{one.difference:+.3f}",
-                _span(one.low, one.high),
-                _number(one.test.effect, 2),
-                str(one.test.n),
-                _p(one.test.p),
-                _p(one.p_holm),
+                *(self._names[one.criterion], f"{one.second} − {one.first}"),
+                Estimate(one.difference, one.low, one.high),
+                *(one.test.effect, one.test.n, one.test.p, one.p_holm),
             )
             for one in self._report.differences
         ]
-        columns = (words["criterion"], *(words[f"differences.{head}"] for head in heads))
-        blocks: list[Block] = [Table(columns, rows, n_text=2)]
-        for omnibus in self._report.omnibus:
-            told = f"Friedman χ² = {_number(omnibus.test.statistic, 2)}, p = {_p(omnibus.test.p)}"
-            blocks.append(Text(same(f"{self._name(omnibus.criterion)}: {told}"), is_note=True))
-        n_questions = max(one.n_questions for one in self._report.differences)
-        if n_questions < FEW_ITEMS:
-            blocks.append(Text(self._words["differences.few"].fill(n=n_questions), is_note=True))
-        return blocks
+        return Table(columns, rows)
 
-    def _agreement_blocks(self) -> list[Block]:
-        if self._report.n_raters < 2:
-            return []
-        rows = [
-            self._coefficient_row(entry.criterion, coefficient)
-            for entry in self._report.agreement
-            for coefficient in entry.coefficients
-        ]
-        blocks: list[Block] = [self._coefficient_table(rows)]
-        for entry in self._report.agreement:
-            if entry.pairs and self._report.n_raters > 2:
-                blocks.append(self._pair_table(entry.criterion))
-        return blocks
-
-    def _coefficient_table(
-        self, rows: Sequence[Sequence[Cell]], caption: Phrase | None = None
-    ) -> Table:
-        words = self._words
-        columns = (
-            words["criterion"],
-            words["agreement.coefficient"],
-            words["agreement.value"],
-            words["scores.interval"],
-            words["agreement.items"],
-        )
-        return Table(columns, rows, n_text=2, caption=caption)
-
-    def _coefficient_row(self, criterion: str, coefficient: Coefficient) -> Sequence[Cell]:
-        if coefficient.value is None:
-            value, interval = self._undefined(), coefficient.reason or ""
-        else:
-            value, interval = (
-                f"{coefficient.value:.3f}",
-                _span(coefficient.low, coefficient.high),
+    def omnibus(self) -> list[Phrase]:
+        """The test over all systems, as a sentence for each criterion."""
+        return [
+            same(
+                f"{self._names[one.criterion].first(self._lang)}: Friedman "
+                f"χ² = {number(one.test.statistic)}, "
+                + ("p -" if one.test.p is None else f"p {p_relation(one.test.p)}")
             )
-        name = self._words.get(f"coefficients.{coefficient.name}", same(coefficient.name))
-        return (self._names[criterion], name, value, interval, str(coefficient.n_items))
+            for one in self._report.omnibus
+        ]
 
-    def _pair_table(self, criterion: str) -> Table:
-        entry = next(one for one in self._report.agreement if one.criterion == criterion)
-        values = {(pair.first, pair.second): pair.kappa for pair in entry.pairs}
-        raters = self._folder.study.raters
-        rows = []
-        for first in raters[:-1]:
-            cells = [
-                _number(values[first, second].value, 2) if (first, second) in values else ""
-                for second in raters[1:]
+    def agreement(self) -> Table:
+        """All raters on each criterion."""
+        return self._coefficients(
+            (one.criterion, found) for one in self._report.agreement for found in one.coefficients
+        )
+
+    def repeats(self) -> Table:
+        """The same rater twice."""
+        return self._coefficients(
+            ((one.criterion, found) for one in self._report.repeats for found in one.coefficients),
+            "raters.repeats",
+        )
+
+    def order(self) -> Table:
+        """Drift along the list."""
+        found = ((one.criterion, one.rho) for one in self._report.order)
+        return self._coefficients(found, "raters.order")
+
+    def _coefficients(self, found: Iterable[tuple[str, Coefficient]], title: str = "") -> Table:
+        keys = ("criterion", *(f"agreement.{name}" for name in ("coefficient", "value", "items")))
+        rows: list[tuple[Cell, ...]] = [
+            (
+                self._names[criterion],
+                self._words.get(f"coefficients.{one.name}", same(one.name)),
+                *(Estimate.of(one), one.n_items),
+            )
+            for criterion, one in found
+        ]
+        return Table(self._heads(*keys), rows, self._words[title] if title else "")
+
+    def pairs(self) -> list[Table]:
+        """Kappa of every pair of raters, a table for each criterion."""
+        tables = []
+        for entry in self._report.agreement:
+            if not entry.pairs or self._report.n_raters < 3:
+                continue
+            values = {(pair.first, pair.second): pair.kappa.value for pair in entry.pairs}
+            heads: list[AnyColumn] = [
+                self._words["agreement.first"],
+                *(Column(rater, digits(2)) for rater in self._raters[1:]),
             ]
-            rows.append((first, *cells))
-        columns = (self._words["agreement.first"], *(same(rater) for rater in raters[1:]))
-        kappa = self._words[f"coefficients.{entry.pairs[0].kappa.name}"]
-        name = f"{self._name(criterion)}, {kappa.first(self._folder.study.language)}"
-        return Table(columns, rows, caption=self._words["agreement.pairs"].fill(name=name))
+            rows = [
+                (
+                    first,
+                    *(values.get((first, second), "") for second in self._raters[1:]),
+                )
+                for first in self._raters[:-1]
+            ]
+            kappa = self._words[f"coefficients.{entry.pairs[0].kappa.name}"]
+            names = (self._names[entry.criterion], kappa)
+            name = ", ".join(one.first(self._lang) for one in names)
+            tables.append(Table(heads, rows, self._words["agreement.pairs"].fill(name=name)))
+        return tables
 
     # --- raters, labels, flags -------------------------------------------------------------------
 
-    def _rater_blocks(self) -> list[Block]:
+    def raters(self) -> Table:
+        """How each rater used each criterion."""
         words = self._words
-        rows: list[Sequence[Cell]] = [
-            (
-                self._names[effect.criterion],
-                effect.rater,
-                str(effect.n),
-                _number(effect.mean, 2),
-                _number(effect.severity, 2, signed=True),
-                _number(effect.seconds_median, 0),
-            )
-            for effect in self._report.raters
+        columns: list[AnyColumn] = [
+            *(words["criterion"], words["agreement.first"], words["scores.n"]),
+            Column(words["raters.mean"], number),
+            Column(words["raters.severity"], signed),
+            Column(words["raters.seconds"], count),
         ]
-        columns = (
-            words["criterion"],
-            words["agreement.first"],
-            words["scores.n"],
-            words["raters.mean"],
-            words["raters.severity"],
-            words["raters.seconds"],
-        )
-        drift = [self._coefficient_row(one.criterion, one.rho) for one in self._report.order]
-        blocks: list[Block] = [
-            Table(columns, rows, n_text=2),
-            self._coefficient_table(drift, words["raters.order"]),
+        rows = [
+            (self._names[r.criterion], r.rater, r.n, r.mean, r.severity, r.seconds_median)
+            for r in self._report.raters
         ]
-        again = [
-            self._coefficient_row(one.criterion, coefficient)
-            for one in self._report.repeats
-            for coefficient in one.coefficients
-        ]
-        if again:
-            blocks.append(self._coefficient_table(again, words["raters.repeats"]))
-        return blocks
+        return Table(columns, rows)
 
-    def _label_blocks(self) -> list[Block]:
-        found = self._report.disagreements
-        if not found:
-            return []
-        columns = tuple(
-            self._words[f"labels.{name}"]
-            for name in ("item", "label", "is_yes", "is_no", "evidence")
-        )
-        rows: list[Sequence[Cell]] = [
+    def labels(self) -> Table:
+        """Marks on which raters differ."""
+        names = ("item", "label", "is_yes", "is_no", "evidence")
+        rows = [
             (
-                one.item_id,
-                self._names[one.criterion],
-                " ".join(one.yes),
-                " ".join(one.no),
+                *(one.item_id, self._names[one.criterion], " ".join(one.yes), " ".join(one.no)),
                 "; ".join(f"{rater}: {text}" for rater, text in one.evidence.items()),
             )
-            for one in found[:MAX_ROWS]
+            for one in self._report.disagreements[:MAX_ROWS]
         ]
-        lead = self._words["labels.text"].fill(n=len(found), shown=MAX_ROWS)
-        return [Text(lead), Table(columns, rows, n_text=5)]
+        return Table(self._heads(*(f"labels.{name}" for name in names)), rows)
 
-    def _flag_blocks(self) -> list[Block]:
-        if not self._report.flags:
-            return []
-        words = self._words
-        columns = (
-            words["labels.item"],
-            words["system"],
-            words["flags.rater"],
-            words["flags.flag"],
-            words["flags.note"],
-        )
+    def flags(self) -> Table:
+        """Crisis flags and notes."""
+        keys = ("labels.item", "system", "flags.rater", "flags.flag", "flags.note")
         rows = [
-            (flag.item_id, flag.system, flag.rater, "✓" if flag.is_crisis else "", flag.note)
-            for flag in self._report.flags[:MAX_ROWS]
+            (one.item_id, one.system, one.rater, "✓" if one.is_crisis else "", one.note)
+            for one in self._report.flags[:MAX_ROWS]
         ]
-        return [Table(columns, rows, n_text=5)]
-
-
-def _number(value: float | None, digits: int = 3, *, signed: bool = False) -> str:
-    if value is None:
-        return GAP
-    return f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
-
-
-def _span(low: float | None, high: float | None, digits: int = 3) -> str:
-    if low is None or high is None:
-        return GAP
-    return f"[{low:.{digits}f}, {high:.{digits}f}]"
-
-
-def _p(value: float | None) -> str:
-    if value is None:
-        return GAP
-    return "< .001" if value < 0.001 else f"{value:.3f}"
+        return Table(self._heads(*keys), rows)

@@ -161,17 +161,3 @@ class StudyReport(Record):
     disagreements: tuple[Disagreement, ...]
     flags: tuple[Flag, ...]
     published: tuple[PublishedScore, ...]
-
-    def score_rows(self) -> list[list[str]]:
-        """Scores as table rows."""
-        return [
-            [
-                score.criterion,
-                score.system,
-                "-" if score.mean is None else f"{score.mean:.3f}",
-                "-" if score.low is None else f"{score.low:.3f} to {score.high:.3f}",
-                "-" if score.sd is None else f"{score.sd:.3f}",
-                str(score.n_ratings),
-            ]
-            for score in self.scores
-        ]

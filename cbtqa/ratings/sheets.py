@@ -22,6 +22,7 @@ from cbtqa.files import parse_yaml, replacing
 from cbtqa.ratings.answers import CANNOT_JUDGE, CRISIS, EVIDENCE, NOTE, VALUE
 from cbtqa.ratings.rubric import Criterion, Language, Rubric
 from cbtqa.ratings.study import Item, StudyFolder
+from cbtqa.report.table import escape_formula
 from cbtqa.safety.notices import help_text
 
 # --- columns -------------------------------------------------------------------------------------
@@ -83,8 +84,6 @@ def sheet_columns(rubric: Rubric, language: Language) -> list[Column]:
 # --- sheets --------------------------------------------------------------------------------------
 CELL_LIMIT = 32_767
 """Characters an xlsx cell holds; writers cut the rest without a word."""
-FORMULA_STARTS = "=+-@\t\r＝＋－＠"
-"""First characters that spreadsheets may take for a formula (OWASP, CWE-1236)."""
 _WIDTHS = {CODE: 9, "question": 26, "description": 46, "answer": 72, "session": 18, NOTE: 30}
 _LINE_HEIGHT, _MAX_ROW_HEIGHT = 15.5, 409.0
 _FIRST_ROW = 3  # hidden ids, progress, headings
@@ -127,11 +126,6 @@ def _check_lengths(item: Item) -> None:
 
 def _excel_length(text: str) -> int:
     return len(text.encode("utf-16-le")) // 2  # Excel counts UTF-16 units: an emoji is two
-
-
-def escape_formula(text: str) -> str:
-    """Text that no spreadsheet runs: a leading apostrophe before a formula's first character."""
-    return "'" + text if text[:1] and text[0] in FORMULA_STARTS else text
 
 
 def _write_csv(folder: StudyFolder, rater: str, path: Path) -> None:

@@ -18,11 +18,16 @@ from cbtqa.report.svg import (
     WIDTH,
     Canvas,
     Scale,
-    fit_text,
+    fit_lines,
+    fit_size,
     round_ticks,
     show_number,
     text_width,
 )
+from cbtqa.report.words import count as show_count
+from cbtqa.report.words import count_of, estimate
+from cbtqa.report.words import digits as in_digits
+from cbtqa.report.words import share as percent
 
 ROW = 27.0
 TOP, BOTTOM = 8.0, 30.0
@@ -85,19 +90,21 @@ def label_width(labels: Sequence[tuple[str, str]]) -> float:
 
 
 def draw_row_label(canvas: Canvas, y: float, width: float, label: str, second: str = "") -> None:
-    """Writes a row's label into the column, cut where it does not fit."""
+    """Writes a row's label into the column, in two lines or smaller type where it is too long."""
     room = width - GAP
-    shown = fit_text(label, room)
-    canvas.text(0, y, shown, tip=label if shown != label else None)
-    left = room - text_width(shown) - 8
-    if second and left > 24:
-        canvas.text(
-            text_width(shown) + 8,
-            y,
-            fit_text(second, left, SMALL_SIZE),
-            fill="soft",
-            size=SMALL_SIZE,
-        )
+    used = text_width(label) + 8
+    if second and used + text_width(second, SMALL_SIZE) <= room:
+        canvas.text(0, y, label)
+        canvas.text(used, y, second, fill="soft", size=SMALL_SIZE)
+        return
+    if second:
+        size = fit_size(label, room, SMALL_SIZE + 0.5)
+        canvas.text(0, y - 6, label, size=size)
+        canvas.text(0, y + 6.5, second, fill="soft", size=fit_size(second, room, SMALL_SIZE - 1))
+        return
+    lines, size = fit_lines(label, room)
+    for place, line in enumerate(lines):
+        canvas.text(0, y + (place - (len(lines) - 1) / 2) * 12, line, size=size)
 
 
 def draw_legend(canvas: Canvas, x: float, y: float, entries: Sequence[tuple[str, str]]) -> None:
@@ -170,12 +177,11 @@ def interval_chart(
 
 
 def _interval_text(row: Interval, digits: int) -> str:
-    if row.value is None:
-        return row.missing
-    text = show_number(row.value, digits)
-    if row.low is not None and row.high is not None:
-        text += f" [{show_number(row.low, digits)}, {show_number(row.high, digits)}]"
-    return text
+    return (
+        row.missing
+        if row.value is None
+        else estimate(row.value, row.low, row.high, in_digits(digits))
+    )
 
 
 def _vertical_grid(canvas: Canvas, scale: Scale, ticks: Sequence[float], floor: float) -> None:
@@ -205,7 +211,7 @@ def stacked_bars(
         draw_row_label(canvas, y, left, row.label)
         for fill, level, count in zip(fills, levels, row.counts, strict=True):
             width = (right - left) * count / total if total else 0
-            share = f"{count / total:.0%}" if total else ""
+            share = percent(count / total, 0) if total else ""
             canvas.rect(x, y - 9, width, 18, fill, tip=f"{row.label}, {level}: {count} ({share})")
             if width > text_width(share, SMALL_SIZE) + 8:
                 is_dark = fill not in ("level-0", "level-1")
@@ -301,14 +307,14 @@ def flow_bar(
     """
     if sum(n for _, n in parts) != n_total:
         raise ValueError(f"the parts add up to {sum(n for _, n in parts)}, not {n_total}")
-    shown = [f"{name} {n:,}" for name, n in parts[1:]]
+    shown = [f"{name} {show_count(n)}" for name, n in parts[1:]]
     places = _flow_legend(shown)
     canvas, x = Canvas(34.0 + (20.0 * (places[-1][1] + 1) if places else 0)), 0.0
     for place, (name, n) in enumerate(parts):
         width = WIDTH * n / n_total if n_total else 0
         fill = "accent" if place == 0 else "mark"
         faded = 1 if place == 0 else max(0.3, 1 - 0.18 * (place - 1))
-        tip = f"{name}  {n:,} ({n / n_total:.1%})".replace("%", " %") if n_total else name
+        tip = f"{name}  {count_of(n, n_total)}" if n_total else name
         canvas.rect(x, 6, max(width - 1, 1 if n else 0), 22, fill, radius=2, opacity=faded, tip=tip)
         if place == 0 and width > text_width(tip) + 16:
             canvas.text(x + 10, 17, tip, fill="on-dark")
@@ -370,11 +376,10 @@ def heat_map(
         canvas.text(
             x - 4,
             top - 12,
-            fit_text(label, 120, SMALL_SIZE),
+            label,
             turn=-38,
             fill="soft",
-            size=SMALL_SIZE,
-            tip=label,
+            size=fit_size(label, 120, SMALL_SIZE),
         )
     for i, (label, line) in enumerate(zip(rows, values, strict=True)):
         y = top + ROW * (i + 0.5)

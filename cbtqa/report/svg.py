@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup, escape
 
+from cbtqa.report.words import general, number
+
 WIDTH = 720.0
 """User units across; the page scales the drawing to the column."""
 TEXT_SIZE, SMALL_SIZE = 13.0, 11.5
@@ -55,13 +57,22 @@ def text_width(text: str, size: float = TEXT_SIZE) -> float:
     return size * (wide + 0.53 * (len(text) - wide))
 
 
-def fit_text(text: str, width: float, size: float = TEXT_SIZE) -> str:
-    """The text, cut with an ellipsis where it would be wider than `width`."""
-    if text_width(text, size) <= width:
-        return text
-    while text and text_width(text + "…", size) > width:
-        text = text[:-1]
-    return text.rstrip() + "…"
+def fit_size(text: str, width: float, size: float = TEXT_SIZE) -> float:
+    """The size at which a line is no wider than `width`; `size` where it is not anyway."""
+    return min(size, size * width / max(text_width(text, size), 1e-9))
+
+
+def fit_lines(text: str, width: float) -> tuple[list[str], float]:
+    """The text on one line, or on two in smaller type where one is too short, and their size."""
+    if text_width(text) <= width:
+        return [text], TEXT_SIZE
+    middle = text_width(text) / 2
+    ends = [k for k in range(1, len(text)) if not (text[k - 1 : k + 1]).isascii() or text[k] == " "]
+    if not ends:
+        return [text], fit_size(text, width)
+    end = min(ends, key=lambda k: abs(text_width(text[:k]) - middle))
+    lines = [text[:end].strip(), text[end:].strip()]
+    return lines, min(fit_size(line, width, SMALL_SIZE) for line in lines)
 
 
 @dataclass(frozen=True)
@@ -92,9 +103,7 @@ def round_ticks(low: float, high: float, n_about: int = 5) -> tuple[float, ...]:
 
 def show_number(value: float, digits: int | None = None) -> str:
     """A number for people: thousands apart, no needless zeros unless `digits` are asked for."""
-    if digits is not None:
-        return f"{value:,.{digits}f}"
-    return f"{value:,.10g}" if abs(value) < 1e6 else f"{value:,.0f}"
+    return general(value) if digits is None else number(value, digits)
 
 
 def _attributes(values: dict[str, object]) -> str:

@@ -39,7 +39,7 @@ def test_the_card_tells_the_counts_of_this_dataset(folder) -> None:
     assert "54 in = 50 kept + 4 left out" in card
     for split, n in folder_statistics(DatasetFolder.open(folder)).splits.items():
         assert card.count(f"| `{split}` | {n} |") == 2
-    assert "54.4 %" in card
+    assert "54.4%" in card
 
 
 def test_the_card_has_no_blanks_and_no_question_text(folder) -> None:

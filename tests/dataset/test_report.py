@@ -55,7 +55,7 @@ def test_every_section_is_listed_and_there(html: str) -> None:
 
 def test_the_papers_figures_stand_beside_ours_and_the_rest_is_said_to_be_unknown(html) -> None:
     text = visible(html)
-    for expected in ("54.4 %", "12,136 / 22,327", "64.0 %", "59.0 %", "未知"):
+    for expected in ("54.4%", "12,136 / 22,327", "64.0%", "59.0%", "未知"):
         assert expected in text
 
 

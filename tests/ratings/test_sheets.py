@@ -16,10 +16,11 @@ import pytest
 from cbtqa.errors import DataError, MissingExtraError
 from cbtqa.ratings.collect import collect
 from cbtqa.ratings.sheet_files import read_sheet
-from cbtqa.ratings.sheets import CELL_LIMIT, FORMULA_STARTS, escape_formula, write_sheets
+from cbtqa.ratings.sheets import CELL_LIMIT, write_sheets
 from cbtqa.ratings.store import Store
 from cbtqa.ratings.study import StudyFolder
 from cbtqa.ratings.web.app import create_app
+from cbtqa.report.table import FORMULA_STARTS, escape_formula
 from tests.ratings.conftest import (
     FORMULA,
     MakeStudy,

@@ -20,7 +20,7 @@ from cbtqa.report.charts import (
     line_chart,
     stacked_bars,
 )
-from cbtqa.report.svg import WIDTH, Scale, fit_text, round_ticks, text_width
+from cbtqa.report.svg import TEXT_SIZE, WIDTH, Scale, fit_lines, fit_size, round_ticks, text_width
 
 SVG = "{http://www.w3.org/2000/svg}"
 SAYS = {"title": "标题 <1>", "description": 'says "what" & why'}
@@ -128,8 +128,19 @@ def test_a_scale_clamps_and_survives_an_empty_range() -> None:
     assert Scale(3, 3, 100, 200)(3) == 100
 
 
-def test_text_is_cut_to_its_room() -> None:
-    assert fit_text("读心术", 1000) == "读心术"
-    cut = fit_text("一个很长的名字", 60)
-    assert cut.endswith("…")
-    assert text_width(cut) <= 60
+@pytest.mark.parametrize(
+    "label", ["一个长得谁也放不下的名字" * 3, "a rather long name of a system " * 3]
+)
+def test_a_long_label_is_whole_on_two_lines_or_in_smaller_type(label: str) -> None:
+    label = label.strip()
+    for svg in (
+        bar_chart([Bar(label, 1, "1")], **SAYS),
+        heat_map([label], [label], [[1.0]], **SAYS),
+    ):
+        whole = "".join(_texts(svg)).replace(" ", "")
+        assert label.replace(" ", "") in whole and "…" not in whole
+    lines, size = fit_lines(label, 250)
+    assert len(lines) == 2
+    assert max(text_width(line, size) for line in lines) <= 250.01
+    assert fit_lines("读心术", 1000) == (["读心术"], TEXT_SIZE)
+    assert text_width("name" * 50, fit_size("name" * 50, 60)) <= 60.01

@@ -4,53 +4,56 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from markupsafe import Markup
 
-from cbtqa.report.page import (
-    Code,
-    Fact,
-    Facts,
-    Figure,
-    Items,
-    Lang,
-    Notice,
-    Page,
-    Pairs,
-    Phrase,
-    Section,
-    Table,
-    Text,
-    load_wording,
-    render_page,
-    same,
-)
+from cbtqa.report.page import Head, Lang, Phrase, load_wording, render_page, same
+from cbtqa.report.table import Estimate, Table
 
 HOSTILE = '<img src=x onerror=alert(1)>&"'
 VOID = {"meta", "br", "img", "hr", "link", "input"}
 
 
-def make_page(text: str = "文字", lang: Lang = "zh") -> str:
-    phrase = Phrase(zh=text, en="words")
-    blocks = (
-        Text(phrase),
-        Text(phrase, is_note=True),
-        Facts((Fact(text, phrase, text),)),
-        Table([phrase, phrase], [[text, "1"], [phrase, "2"]], caption=phrase),
-        Pairs([(phrase, text), (phrase, phrase)]),
-        Figure(Markup("<svg></svg>"), phrase),
-        Notice(phrase, (phrase,)),
-        Items((phrase,)),
-        Code(text),
-    )
-    section = Section(phrase, blocks, "one")
-    page = Page(
-        title=phrase, kicker=phrase, lede=phrase, sections=(section,), footer=phrase, lang=lang
-    )
-    return render_page(page)
+@pytest.fixture(scope="module")
+def page_maker(tmp_path_factory) -> Iterator[Callable[..., str]]:
+    """Renders a page of every part from a room of its own, as any other room would."""
+    room = tmp_path_factory.mktemp("rooms") / "page_room"
+    (room / "templates").mkdir(parents=True)
+    (room / "__init__.py").touch()
+    template = """
+{% extends "body.html.j2" %}
+{% block opening %}{{ ui.facts([(text, phrase, text)]) }}{% endblock %}
+{% block main %}
+{% call ui.section("one", phrase) %}
+{{ ui.text(phrase) }}{{ ui.note(phrase) }}{{ ui.table(table) }}{{ ui.pairs([(phrase, text)]) }}
+{{ ui.figure(svg, phrase) }}{{ ui.notice(phrase, [phrase]) }}{{ ui.items([phrase, text]) }}
+{{ ui.code(text) }}
+{% endcall %}
+{% endblock %}
+"""
+    (room / "templates" / "all_parts.html.j2").write_text(template, encoding="utf-8")
+    sys.path.insert(0, str(room.parent))
+
+    def make(text: str = "文字", lang: Lang = "zh") -> str:
+        phrase = Phrase(zh=text, en="words")
+        cells = [[text, Estimate(None, reason=text)], [phrase, 2]]
+        return render_page(
+            "page_room",
+            "all_parts.html.j2",
+            Head(phrase, phrase, phrase, phrase, lang),
+            text=text,
+            phrase=phrase,
+            table=Table([phrase, text], cells, phrase),
+            svg=Markup("<svg></svg>"),
+        )
+
+    yield make
+    sys.path.remove(str(room.parent))
 
 
 class _Balance(HTMLParser):
@@ -71,8 +74,10 @@ class _Balance(HTMLParser):
             self.faults.append(f"</{tag}>")
 
 
-def test_the_page_is_balanced_html_with_a_policy_against_scripts_and_requests() -> None:
-    html = make_page()
+def test_the_page_is_balanced_html_with_a_policy_against_scripts_and_requests(
+    page_maker: Callable[..., str],
+) -> None:
+    html = page_maker()
     parser = _Balance()
     parser.feed(html)
     assert parser.faults == []
@@ -83,8 +88,8 @@ def test_the_page_is_balanced_html_with_a_policy_against_scripts_and_requests() 
     assert set(re.findall(r"url\((\w+):", html)) == {"data"}
 
 
-def test_text_from_outside_cannot_become_markup() -> None:
-    html = make_page(HOSTILE)
+def test_text_from_outside_cannot_become_markup(page_maker: Callable[..., str]) -> None:
+    html = page_maker(HOSTILE)
     parser = _Balance()
     parser.feed(html)
     assert "<img" not in html
@@ -92,8 +97,10 @@ def test_text_from_outside_cannot_become_markup() -> None:
     assert html.count("&lt;img src=x") >= 9
 
 
-def test_the_main_language_leads_and_the_other_one_accompanies() -> None:
-    zh, en = make_page("中文"), make_page("中文", lang="en")
+def test_the_main_language_leads_and_the_other_one_accompanies(
+    page_maker: Callable[..., str],
+) -> None:
+    zh, en = page_maker("中文"), page_maker("中文", lang="en")
     assert '<html lang="zh-Hans">' in zh
     assert '<html lang="en">' in en
     assert re.search(r"<h1>中文<span[^>]*>words</span>", zh)
@@ -120,7 +127,7 @@ def test_wording_files_give_phrases_by_dotted_key() -> None:
 @pytest.mark.browser
 @pytest.mark.slow
 def test_chinese_shows_on_a_machine_without_chinese_fonts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page_maker: Callable[..., str]
 ) -> None:
     playwright = pytest.importorskip("playwright.sync_api")
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
@@ -134,7 +141,7 @@ def test_chinese_shows_on_a_machine_without_chinese_fonts(
     )
     monkeypatch.setenv("FONTCONFIG_FILE", str(fonts))
     page_path = tmp_path / "page.html"
-    page_path.write_text(make_page("忐忑不安，我的心读到了"), encoding="utf-8")
+    page_path.write_text(page_maker("忐忑不安，我的心读到了"), encoding="utf-8")
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = browser.new_page()

@@ -9,13 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cbtqa.dataset.report import items, measures, provenance
-from cbtqa.dataset.report.material import Material, say
-from cbtqa.dataset.stats import DatasetStatistics, folder_statistics
+from cbtqa.dataset.report.material import Material, known_phrase, say
+from cbtqa.dataset.stats import DatasetStatistics, folder_statistics, paper_facts
 from cbtqa.dataset_folder import DatasetFolder
 from cbtqa.distortions.taxonomy import load_taxonomy, shipped_concepts
 from cbtqa.errors import DataError
 from cbtqa.manifest import Manifest
-from cbtqa.report.page import Lang, Page, Phrase, Section, render_page
+from cbtqa.report.page import Head, Lang, Phrase, render_page, same
+from cbtqa.safety.notices import Wording, help_text, load_notices
 
 
 def dataset_report(
@@ -39,35 +40,49 @@ def dataset_report(
     manifest = manifest or DatasetFolder.open(folder).manifest
     statistics = statistics or folder_statistics(DatasetFolder.open(folder, partial=True))
     material = Material(folder, manifest, statistics, label_names(manifest, statistics), lang)
-    sections = {
-        "glance": provenance.glance,
-        "made": provenance.made,
-        "splits": provenance.splits,
-        "topics": measures.topics,
-        "lengths": measures.lengths,
-        "steps": measures.steps,
-        "distortions": measures.distortions,
-        "risk": items.risk,
-        "rejects": items.rejects,
-        "likeness": measures.likeness,
-        "examples": items.examples,
-        "use": items.use,
-        "files": provenance.files,
-        "load": provenance.load,
-    }
-    page = Page(
+    totals = provenance.totals(material)
+    head = Head(
         title=say("title"),
         kicker=say("kicker"),
         lede=provenance.lede(material),
-        opening=provenance.opening(material),
-        sections=tuple(
-            Section(say(f"sections.{key}"), tuple(make(material)), key)
-            for key, make in sections.items()
-        ),
         footer=say("footer", version=manifest.cbtqa_version),
         lang=lang,
     )
-    return render_page(page)
+    return render_page(
+        "cbtqa.dataset.report",
+        "report.html.j2",
+        head,
+        **_shared_with_templates(),
+        material=material,
+        folder=DatasetFolder.open(folder, partial=True),
+        statistics=statistics,
+        totals=totals,
+        adds_up=totals["n_in"] == totals["n_out"] + totals["n_rejected"],
+        label_name=lambda label: material.label_names.get(label, same(label)),
+        text_name=lambda column: known_phrase("texts", column),
+    )
+
+
+def _shared_with_templates() -> dict[str, object]:
+    """Functions that the report's template calls, and the texts that every report shows."""
+    notices = load_notices()
+    return {
+        "say": say,
+        "items": items,
+        "measures": measures,
+        "provenance": provenance,
+        "paper": paper_facts(),
+        "content_warning": _phrase(notices.content_warning),
+        "intended_use": _phrase(notices.intended_use),
+        "forbidden_use": [_phrase(entry) for entry in notices.forbidden_use],
+        "required": [_phrase(entry) for entry in notices.required],
+        "help": Phrase(zh=help_text("zh"), en=help_text("en")),
+        "help_page": Phrase(zh=help_text("zh", "page"), en=help_text("en", "page")),
+    }
+
+
+def _phrase(wording: Wording) -> Phrase:
+    return Phrase(zh=wording.zh, en=wording.en)
 
 
 def label_names(manifest: Manifest, statistics: DatasetStatistics) -> Mapping[str, Phrase]:

@@ -1,4 +1,4 @@
-"""Sections that show single items: risk and crisis handling, what was left out, examples."""
+"""What a report shows of single items: crisis handling, what was left out, examples."""
 
 from __future__ import annotations
 
@@ -8,24 +8,13 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from cbtqa.dataset.report.material import PACKAGE, Material, known_phrase, number, percent, say
+from cbtqa.dataset.report.material import Material, known_phrase, say
 from cbtqa.dataset.stats import COLUMNS, sample_key
 from cbtqa.dataset_folder import REJECTS_NAME, DatasetFolder
 from cbtqa.files import read_jsonl
 from cbtqa.records import STEP_NAMES, Rejection
-from cbtqa.report.page import (
-    Block,
-    Cell,
-    Fragment,
-    Items,
-    Notice,
-    Phrase,
-    Table,
-    Text,
-    render_fragment,
-    same,
-)
-from cbtqa.safety.notices import Wording, help_text, load_notices
+from cbtqa.report.page import Phrase, same
+from cbtqa.report.words import count
 
 RAW_CUT = 300
 """Characters shown of a rejected text."""
@@ -39,44 +28,7 @@ def crisis_handling(material: Material) -> Phrase:
     return say(f"risk.handling.{handling if handling in CRISIS_HANDLING else 'unknown'}")
 
 
-def risk(material: Material) -> list[Block]:
-    """Entries by risk, and how crisis questions were handled."""
-    statistics = material.statistics
-    rows: list[list[Cell]] = [
-        [known_phrase("risk", name), number(n), percent(n / statistics.n_entries)]
-        for name, n in statistics.risk.items()
-    ]
-    dropped = material.manifest.counts.get("rejected", {}).get("crisis_dropped", 0)
-    if dropped:
-        rows.append([say("reasons.crisis_dropped"), number(dropped), "–"])
-    columns = [say(f"columns.{name}") for name in ("risk", "entries", "share")]
-    return [
-        Text(crisis_handling(material)),
-        Table(columns, rows),
-        Text(say("risk.note"), is_note=True),
-        Notice(say("risk.help"), (Phrase(zh=help_text("zh", "page"), en=help_text("en", "page")),)),
-    ]
-
-
-def use(material: Material) -> list[Block]:
-    """Intended and forbidden use, and the notices that PsyQA's agreement asks for."""
-    notices = load_notices()
-    blocks: list[Block] = [
-        Text(_phrase(notices.intended_use)),
-        Text(say("use.forbidden")),
-        Items(tuple(_phrase(entry) for entry in notices.forbidden_use)),
-    ]
-    if material.is_bundled_sample:
-        return [*blocks, Text(say("use.invented"), is_note=True)]
-    required = tuple(_phrase(entry) for entry in notices.required)
-    return [*blocks, Text(say("use.required")), Items(required)]
-
-
-def _phrase(wording: Wording) -> Phrase:
-    return Phrase(zh=wording.zh, en=wording.en)
-
-
-def rejects(material: Material) -> list[Block]:
+def reject_groups(material: Material) -> list[dict[str, object]]:
     """Every reason with its number and up to two examples."""
     examples: dict[str, list[Rejection]] = {}
     path = material.folder / REJECTS_NAME
@@ -85,9 +37,7 @@ def rejects(material: Material) -> list[Block]:
         if len(found) < EXAMPLES_PER_REASON:
             found.append(rejection)
     rejected: dict[str, int] = material.manifest.counts.get("rejected", {})
-    if not rejected:
-        return [Text(say("rejects.none"))]
-    groups = [
+    return [
         {
             "name": say(f"reasons.{reason}"),
             "n": n,
@@ -95,8 +45,6 @@ def rejects(material: Material) -> list[Block]:
         }
         for reason, n in sorted(rejected.items(), key=lambda item: (-item[1], item[0]))
     ]
-    fragment = render_fragment(PACKAGE, "rejects.html.j2", material.lang, groups=groups)
-    return [Text(say("rejects.note", cut=RAW_CUT)), fragment]
 
 
 def _reject_example(rejection: Rejection) -> dict[str, object]:
@@ -106,7 +54,7 @@ def _reject_example(rejection: Rejection) -> dict[str, object]:
         "detail": rejection.detail,
         "where": rejection.where,
         "raw": raw[:RAW_CUT],
-        "cut": say("rejects.cut_at", n=number(len(raw)), cut=RAW_CUT)
+        "cut": say("rejects.cut_at", n=count(len(raw)), cut=RAW_CUT)
         if len(raw) > RAW_CUT
         else None
         if raw
@@ -114,16 +62,8 @@ def _reject_example(rejection: Rejection) -> dict[str, object]:
     }
 
 
-def examples(material: Material) -> list[Block]:
-    """Ten varied entries in full."""
-    chosen = choose_examples(DatasetFolder.open(material.folder, partial=True))
-    return [
-        Text(say("examples.note", n=len(chosen))),
-        *(_example(material, split, row) for split, row in chosen),
-    ]
-
-
-def _example(material: Material, split: str, row: dict[str, Any]) -> Fragment:
+def example_of(material: Material, split: str, row: dict[str, Any]) -> dict[str, object]:
+    """One entry with the evidence of its labels marked."""
     labels: list[dict[str, object]] = []
     quotes: list[tuple[str, int]] = []
     for label in row["distortions"]:
@@ -134,21 +74,16 @@ def _example(material: Material, split: str, row: dict[str, Any]) -> Fragment:
     description = str(row["description"] or "")
     in_title = [quote for quote in quotes if quote[0] not in description]
     steps = [(say(f"texts.{name}"), row[name]) for name in STEP_NAMES if row[name]]
-    return render_fragment(
-        PACKAGE,
-        "example.html.j2",
-        material.lang,
-        row=row,
-        title=mark_evidence(str(row["question"]), in_title),
-        description=mark_evidence(description, quotes),
-        labels=labels,
-        steps=steps or [(say("examples.whole"), row["answer"])],
-        split=known_phrase("splits", split),
-        risk=known_phrase("risk", str(row["risk"])),
-        keywords="、".join(row["keywords"] or ()),
-        no_label=say("examples.no_label"),
-        no_evidence=say("examples.no_evidence"),
-    )
+    return {
+        "id": row["id"],
+        "title": mark_evidence(str(row["question"]), in_title),
+        "description": mark_evidence(description, quotes),
+        "labels": labels,
+        "steps": steps or [(say("examples.whole"), row["answer"])],
+        "split": known_phrase("splits", split),
+        "risk": known_phrase("risk", str(row["risk"])),
+        "keywords": "、".join(row["keywords"] or ()),
+    }
 
 
 # --- examples ------------------------------------------------------------------------------------

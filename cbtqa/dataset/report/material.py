@@ -1,4 +1,4 @@
-"""What every section of a dataset's report draws on, and how it writes words and numbers."""
+"""What every section of a dataset's report draws on, and where its words come from."""
 
 from __future__ import annotations
 
@@ -53,16 +53,6 @@ class Material:
     def text(self, phrase: Phrase) -> str:
         """A phrase in the page's language."""
         return phrase.first(self.lang)
-
-
-def number(value: float, digits: int = 0) -> str:
-    """A number with thousands apart."""
-    return f"{value:,.{digits}f}"
-
-
-def percent(share: float | None) -> str:
-    """A share as percent with one decimal; an empty whole is `n/a`."""
-    return "n/a" if share is None else f"{share:.1%}".replace("%", " %")
 
 
 def known_phrase(group: str, name: str) -> Phrase:

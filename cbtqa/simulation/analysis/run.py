@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from cbtqa.errors import DataError, UsageError
-from cbtqa.files import replacing, write_json, write_text
+from cbtqa.files import write_json, write_text
 from cbtqa.manifest import (
     MANIFEST_NAME,
     Manifest,
@@ -17,10 +15,10 @@ from cbtqa.manifest import (
     package_versions,
     write_manifest,
 )
-from cbtqa.report.page import render_page
+from cbtqa.report.table import Table
 from cbtqa.settings import Resolved
 from cbtqa.simulation.analysis.analyse import Material, analyse
-from cbtqa.simulation.analysis.page import make_page, methods_text
+from cbtqa.simulation.analysis.page import analysis_page, methods_text
 from cbtqa.simulation.analysis.results import AnalysisReport
 from cbtqa.simulation.analysis.settings import AnalysisSettings
 
@@ -48,10 +46,10 @@ def run_analysis(resolved: Resolved[AnalysisSettings]) -> tuple[AnalysisReport, 
     (out / MANIFEST_NAME).unlink(missing_ok=True)
     methods = methods_text(report, settings)
     write_json(out / JSON_NAME, report)
-    _write_csv(out / SCORES_NAME, _SCORES, _score_rows(material))
-    _write_csv(out / CONTRASTS_NAME, _CONTRASTS, _contrast_rows(report))
+    write_text(out / SCORES_NAME, _score_table(material).csv())
+    write_text(out / CONTRASTS_NAME, _contrast_table(report).csv())
     write_text(out / METHODS_NAME, f"{methods.en}\n\n{methods.zh}\n")
-    write_text(out / PAGE_NAME, render_page(make_page(report, methods, settings.lang)))
+    write_text(out / PAGE_NAME, analysis_page(report, methods, settings.lang))
     names = (JSON_NAME, SCORES_NAME, CONTRASTS_NAME, METHODS_NAME, PAGE_NAME)
     manifest = Manifest(
         kind="session-analysis",
@@ -69,44 +67,29 @@ def run_analysis(resolved: Resolved[AnalysisSettings]) -> tuple[AnalysisReport, 
     return report, out
 
 
-def _write_csv(path: Path, heads: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(heads)
-        writer.writerows(rows)
+def _score_table(material: Material) -> Table:
+    heads = ("session", "arm", "patient", "number", "instrument", "total", "value")
+    rows = [
+        (
+            *(row.session_id, row.arm, row.patient, row.number, one.instrument, one.total),
+            *(one.value, one.low, one.high),
+        )
+        for scored in material.scored
+        for row in scored.rows
+        for one in row.totals
+    ]
+    return Table([*heads, "low", "high"], rows)
 
 
-_SCORES = ("session", "arm", "patient", "number", "instrument", "total", "value", "low", "high")
-
-
-def _score_rows(material: Material) -> Iterable[Sequence[object]]:
-    for scored in material.scored:
-        for row in scored.rows:
-            for one in row.totals:
-                value = "" if one.value is None else one.value
-                yield (
-                    *(_safe(row.session_id), _safe(row.arm), _safe(row.patient), row.number),
-                    *(one.instrument, one.total, value, one.low, one.high),
-                )
-
-
-def _safe(text: str) -> str:
-    """Text that a spreadsheet does not take for a formula. Source: OWASP, CSV injection."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
-
-
-_CONTRASTS = (
-    *("instrument", "total", "first", "second", "difference", "se", "z", "p", "p_adjusted"),
-    *("low", "high", "d"),
-)
-
-
-def _contrast_rows(report: AnalysisReport) -> Iterable[Sequence[object]]:
-    for result in report.instruments:
-        for outcome in result.outcomes:
-            for one in outcome.contrasts:
-                yield (
-                    *(result.instrument, outcome.total, _safe(one.first), _safe(one.second)),
-                    *(one.difference, one.se, one.z, one.p, one.p_adjusted),
-                    *(one.low, one.high, one.d),
-                )
+def _contrast_table(report: AnalysisReport) -> Table:
+    heads = ("instrument", "total", "first", "second", "difference", "se", "z", "p", "p_adjusted")
+    rows = [
+        (
+            *(result.instrument, outcome.total, one.first, one.second, one.difference, one.se),
+            *(one.z, one.p, one.p_adjusted, one.low, one.high, one.d),
+        )
+        for result in report.instruments
+        for outcome in result.outcomes
+        for one in outcome.contrasts
+    ]
+    return Table([*heads, "low", "high", "d"], rows)
