@@ -25,8 +25,6 @@ from cbtqa.metrics.text.sequences import Ints
 from cbtqa.metrics.text.texts import Item, Texts
 
 Floats = NDArray[np.float64]
-SACREBLEU_VERSION = "2.6.0"
-"""The sacrebleu whose values ours equal, as the tests assert."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from cbtqa.metrics.base import CorpusMetric, Floats, Metric, Signature
 from cbtqa.metrics.neural.weights import NeuralSettings
 from cbtqa.metrics.pairs import Predictions, References
 from cbtqa.metrics.registry import metrics_named
-from cbtqa.metrics.text.engines import Engine, engine_for
 from cbtqa.metrics.text.sequences import Ints
 from cbtqa.metrics.text.texts import Item, Reading, Texts
 from cbtqa.records import MetricScore
@@ -57,11 +56,10 @@ def evaluate(
     references: References,
     systems: Sequence[Predictions],
     metrics: Sequence[Metric | CorpusMetric],
-    engine: Engine,
     on_block: OnBlock = lambda n_done, n_total: None,
 ) -> list[SystemScores]:
     """Statistics of every system; a pair without a text on either side is left out."""
-    reading = Reading(engine)
+    reading = Reading()
     additive = [metric for metric in metrics if isinstance(metric, Metric)]
     collecting = [metric for metric in metrics if isinstance(metric, CorpusMetric)]
     collectors = [[metric.collector() for metric in collecting] for _ in systems]
@@ -243,7 +241,7 @@ def score_lists(
         value, n_scored = float(one.from_sums(rows.sum(0))), one.n_scored(rows)
     else:
         collector = one.collector()
-        side = _texts(predictions, Reading(engine_for(len(predictions))))
+        side = _texts(predictions, Reading())
         collector.add(side, np.ones(len(predictions), np.bool_))
         whole = collector.score()
         value = np.nan if whole is None else whole
@@ -274,7 +272,7 @@ def _texts(texts: Sequence[str], reading: Reading) -> Texts:
 
 
 def _statistics(metric: Metric, predictions: Sequence[str], references: Sequence[str]) -> Floats:
-    reading = Reading(engine_for(2 * len(predictions)))
+    reading = Reading()
     size = metric.pairs_per_block or PAIRS_PER_LIST_BLOCK
     rows = [
         metric.statistics(

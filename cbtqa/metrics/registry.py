@@ -15,15 +15,12 @@ from cbtqa.errors import UsageError
 from cbtqa.files import parse_yaml
 from cbtqa.metrics.answers import DistortionAgreement, HelpRoute, Length, LengthRatio
 from cbtqa.metrics.base import CorpusMetric, Metric
-from cbtqa.metrics.bleu import Bleu
-from cbtqa.metrics.chrf import Chrf
 from cbtqa.metrics.diversity import Distinct, OpeningRepetition, SelfBleu
-from cbtqa.metrics.meteor import Meteor
+from cbtqa.metrics.lexical import Bleu, Chrf, Meteor, Rouge
 from cbtqa.metrics.neural.bertscore import BertScore, BertScorer
 from cbtqa.metrics.neural.bleurt import Bleurt, BleurtScorer
 from cbtqa.metrics.neural.metric import NeuralMetric
 from cbtqa.metrics.neural.weights import NeuralSettings
-from cbtqa.metrics.rouge import Rouge
 from cbtqa.metrics.structure import StepsInOrder, StepsInRecord, StructureComplete
 
 AnyMetric = Metric | CorpusMetric

@@ -40,7 +40,6 @@ from cbtqa.metrics.structure import (
     read_steps,
     train_step_model,
 )
-from cbtqa.metrics.text.engines import EngineName, engine_for
 from cbtqa.records import MetricScore, Record
 from cbtqa.statistics.resampling import BOOTSTRAP_TRIALS, DEFAULT_SEED, FEW_ITEMS
 
@@ -74,8 +73,6 @@ class ScoreSettings(NeuralSettings):
     """Seed of all resampling."""
     anchors: bool = True
     """Also score the references themselves and shuffled ones."""
-    engine: EngineName = "auto"
-    """Counting engine: auto, numpy, compiled; same values."""
     step_classifier: str = "auto"
     """What finds CBT steps in text: rules, a built dataset whose train split teaches it, or auto:
     cross-fitted on --ref where that is a built dataset, else rules."""
@@ -123,7 +120,6 @@ class ScoreReport(Record):
     warnings: tuple[str, ...]
     notes: tuple[str, ...] = ()
     """What a reader should know of how metrics were made ready."""
-    engine: str
 
 
 class Scored:
@@ -161,8 +157,7 @@ def score(settings: ScoreSettings, on_block: OnBlock = lambda n_done, n_total: N
     references = read_references(settings.ref, _reference_columns(settings), settings.split)
     systems = _read_systems(settings, references)
     everything = systems + (anchors(references, settings.seed) if settings.anchors else [])
-    engine = engine_for(len(references.ids) * (1 + len(everything)), settings.engine)
-    evaluated = evaluate(references, everything, metrics, engine, on_block)
+    evaluated = evaluate(references, everything, metrics, on_block)
     report = ScoreReport(
         references=references.name,
         n_references=len(references.ids),
@@ -175,7 +170,6 @@ def score(settings: ScoreSettings, on_block: OnBlock = lambda n_done, n_total: N
         ),
         warnings=(*_warnings(references, systems), *_notes(evaluated, metrics)),
         notes=tuple(notes),
-        engine=engine.name,
     )
     return Scored(report, references, everything, evaluated, metrics)
 

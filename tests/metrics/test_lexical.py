@@ -10,11 +10,7 @@ import pytest
 from sacrebleu.metrics import BLEU, CHRF
 
 from cbtqa.metrics.base import Metric
-from cbtqa.metrics.bleu import Bleu
-from cbtqa.metrics.chrf import Chrf
-from cbtqa.metrics.meteor import Meteor
-from cbtqa.metrics.rouge import Rouge
-from cbtqa.metrics.text.engines import Engine
+from cbtqa.metrics.lexical import Bleu, Chrf, Meteor, Rouge
 from cbtqa.metrics.text.porter import stem
 from cbtqa.metrics.text.texts import Item, Reading, Texts
 from tests.metrics.conftest import random_pairs
@@ -49,9 +45,9 @@ class NoWordNet:
         return []
 
 
-def read(predictions: list[str], references: list[str], engine: Engine) -> tuple[Texts, Texts]:
+def read(predictions: list[str], references: list[str]) -> tuple[Texts, Texts]:
     """Both sides, read in one numbering."""
-    reading = Reading(engine)
+    reading = Reading()
     return (
         Texts([Item(text) for text in predictions], reading),
         Texts([Item(text) for text in references], reading),
@@ -61,9 +57,9 @@ def read(predictions: list[str], references: list[str], engine: Engine) -> tuple
 @pytest.mark.parametrize("system", ["a", "b"])
 @pytest.mark.parametrize(("metric", "key"), CORPUS, ids=lambda value: getattr(value, "name", value))
 def test_corpus_scores_are_the_golden_ones(
-    golden: dict[str, Any], engine: Engine, system: str, metric: Metric, key: str
+    golden: dict[str, Any], system: str, metric: Metric, key: str
 ) -> None:
-    ours, theirs = read(golden["inputs"][system], golden["inputs"]["ref"], engine)
+    ours, theirs = read(golden["inputs"][system], golden["inputs"]["ref"])
     expected = golden[system]["corpus"][key]
     expected = expected["score"] if isinstance(expected, dict) else expected
     assert metric.from_sums(metric.statistics(ours, theirs).sum(0)) == pytest.approx(
@@ -76,9 +72,9 @@ def test_corpus_scores_are_the_golden_ones(
     ("metric", "key"), PER_CASE, ids=lambda value: getattr(value, "name", value)
 )
 def test_each_pair_scores_as_the_golden_one(
-    golden: dict[str, Any], engine: Engine, system: str, metric: Metric, key: str
+    golden: dict[str, Any], system: str, metric: Metric, key: str
 ) -> None:
-    ours, theirs = read(golden["inputs"][system], golden["inputs"]["ref"], engine)
+    ours, theirs = read(golden["inputs"][system], golden["inputs"]["ref"])
     scores = metric.per_pair(metric.statistics(ours, theirs))
     expected = golden[system]["per_case"][key]
     assert scores == pytest.approx(expected, abs=1e-6)
@@ -97,9 +93,9 @@ def test_each_pair_scores_as_the_golden_one(
     ],
 )
 def test_edge_cases(
-    engine: Engine, prediction: str, reference: str, bleu: float, chrf: float, meteor: float
+    prediction: str, reference: str, bleu: float, chrf: float, meteor: float
 ) -> None:
-    ours, theirs = read([prediction], [reference], engine)
+    ours, theirs = read([prediction], [reference])
     found = [m.per_pair(m.statistics(ours, theirs))[0] for m in (Bleu(), Chrf(), Meteor())]
     assert found == pytest.approx([bleu, chrf, meteor], abs=1e-6)
 
@@ -114,35 +110,33 @@ def test_edge_cases(
     ids=["bleu_zh", "bleu_char", "chrf2"],
 )
 def test_statistics_equal_sacrebleu_row_by_row_on_random_text(
-    engine: Engine, metric: Metric, theirs: Callable[[], Any]
+    metric: Metric, theirs: Callable[[], Any]
 ) -> None:
     predictions, references = random_pairs(2_000, seed=5)
     expected = theirs()._extract_corpus_statistics(predictions, [references])
-    found = metric.statistics(*read(predictions, references, engine))
+    found = metric.statistics(*read(predictions, references))
     assert np.array_equal(found, np.array(expected))
 
 
-def test_bleu_on_words_equals_sacrebleu_on_jieba_joined_text(
-    engine: Engine, jieba_cut: Any
-) -> None:
+def test_bleu_on_words_equals_sacrebleu_on_jieba_joined_text(jieba_cut: Any) -> None:
     predictions, references = random_pairs(1_000, seed=6)
     bleu = BLEU(tokenize="none", force=True)
     expected = bleu._extract_corpus_statistics(
         [" ".join(jieba_cut(text)) for text in predictions],
         [[" ".join(jieba_cut(text)) for text in references]],
     )
-    found = Bleu("jieba").statistics(*read(predictions, references, engine))
+    found = Bleu("jieba").statistics(*read(predictions, references))
     assert np.array_equal(found, np.array(expected))
 
 
-def test_scores_equal_sacrebleu_down_to_degenerate_corpora(engine: Engine) -> None:
+def test_scores_equal_sacrebleu_down_to_degenerate_corpora() -> None:
     """Short and unmatched texts, where smoothing and missing orders decide."""
     predictions, references = random_pairs(400, seed=8)
     predictions += ["好", "你好", "啊", "", "我很"]
     references += ["好", "你坏", "噢", "我", ""]
     corpus, single = BLEU(tokenize="zh"), BLEU(tokenize="zh", effective_order=True)
     metric = Bleu("zh")
-    statistics = metric.statistics(*read(predictions, references, engine))
+    statistics = metric.statistics(*read(predictions, references))
     for size in (1, 2, 5):
         for first in range(0, len(predictions) - size, size):
             part = slice(first, first + size)
@@ -155,7 +149,7 @@ def test_scores_equal_sacrebleu_down_to_degenerate_corpora(engine: Engine) -> No
 
 
 @pytest.mark.parametrize("tokens", ["jieba", "char"])
-def test_meteor_equals_nltk_on_random_text(engine: Engine, jieba_cut: Any, tokens: str) -> None:
+def test_meteor_equals_nltk_on_random_text(jieba_cut: Any, tokens: str) -> None:
     meteor = pytest.importorskip("nltk.translate.meteor_score")
     predictions, references = random_pairs(1_500, seed=9)
     cut = jieba_cut if tokens == "jieba" else list
@@ -167,14 +161,12 @@ def test_meteor_equals_nltk_on_random_text(engine: Engine, jieba_cut: Any, token
         meteor.meteor_score([words(r)], words(p), wordnet=NoWordNet())
         for p, r in zip(predictions, references, strict=True)
     ]
-    found = Meteor(tokens).values(*read(predictions, references, engine))  # type: ignore[arg-type]
+    found = Meteor(tokens).values(*read(predictions, references))  # type: ignore[arg-type]
     assert np.abs(found - expected).max() < 1e-12
 
 
 @pytest.mark.parametrize("tokens", ["jieba", "char"])
-def test_rouge_equals_rouge_score_given_the_same_tokens(
-    engine: Engine, jieba_cut: Any, tokens: str
-) -> None:
+def test_rouge_equals_rouge_score_given_the_same_tokens(jieba_cut: Any, tokens: str) -> None:
     rouge_scorer = pytest.importorskip("rouge_score.rouge_scorer")
     predictions, references = random_pairs(500, seed=10)
 
@@ -186,7 +178,7 @@ def test_rouge_equals_rouge_score_given_the_same_tokens(
 
     scorer = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"], tokenizer=Tokens())
     expected = [scorer.score(r, p) for p, r in zip(predictions, references, strict=True)]
-    sides = read(predictions, references, engine)
+    sides = read(predictions, references)
     for kind in ("1", "2", "l"):
         found = Rouge(kind, tokens).values(*sides)  # type: ignore[arg-type]
         theirs = [scores[f"rouge{kind.upper()}"].fmeasure for scores in expected]
@@ -262,8 +254,8 @@ def test_stems_equal_nltk() -> None:
     assert [word for word in words if stem(word) != reference.stem(word)] == []
 
 
-def test_the_paper_scale_is_a_hundredth_and_says_so(golden: dict[str, Any], engine: Engine) -> None:
-    sides = read(golden["inputs"]["a"], golden["inputs"]["ref"], engine)
+def test_the_paper_scale_is_a_hundredth_and_says_so(golden: dict[str, Any]) -> None:
+    sides = read(golden["inputs"]["a"], golden["inputs"]["ref"])
     percent, share = Bleu("jieba"), Bleu("jieba", is_percent=False)
     statistics = percent.statistics(*sides).sum(0)
     assert share.from_sums(statistics) * 100 == pytest.approx(percent.from_sums(statistics))
