@@ -9,6 +9,7 @@ words, `char` characters.
 from __future__ import annotations
 
 import importlib.metadata
+from collections import Counter
 from typing import Literal
 
 import numpy as np
@@ -17,7 +18,7 @@ from cbtqa.errors import MissingExtraError
 from cbtqa.metrics.base import Floats, MeanMetric, Metric, divided
 from cbtqa.metrics.text.counts import aligned_counts, common_lengths, ngram_counts
 from cbtqa.metrics.text.segmentation import words_signature
-from cbtqa.metrics.text.sequences import Sequences
+from cbtqa.metrics.text.sequences import Ints, Sequences
 from cbtqa.metrics.text.texts import Texts
 
 
@@ -66,6 +67,26 @@ class Bleu(Metric):
         columns = [counts[:, :2], counts[:, 2::3], counts[:, 0::3]]
         return np.concatenate(columns, axis=1).astype(np.float64)
 
+    def best_statistics(self, predictions: Texts, references: Texts, starts: Ints) -> Floats:
+        """Against several references: the closest length, and a gram's highest count in any.
+
+        In plain Python, for it counts grams of groups of texts: some 5 ms a reference.
+        """
+        ours, theirs = self.units(predictions).rows(), self.units(references).rows()
+        ends = np.append(starts[1:], len(theirs))
+        rows = np.zeros((len(starts), self.n_columns), np.float64)
+        for row, first, end in zip(rows, starts.tolist(), ends.tolist(), strict=True):
+            mine, others = ours[first], theirs[first:end]
+            lengths = [len(other) for other in others]
+            row[:2] = len(mine), min(lengths, key=lambda n: (abs(n - len(mine)), n))
+            for order in range(1, MAX_ORDER + 1):
+                known: Counter[tuple[int, ...]] = Counter()
+                for other in others:
+                    known |= _grams(other, order)
+                row[1 + order] = (_grams(mine, order) & known).total()
+                row[1 + MAX_ORDER + order] = max(len(mine) - order + 1, 0)
+        return rows
+
     def from_sums(self, sums: Floats) -> Floats:
         """Corpus BLEU (`eff:no`)."""
         return self._scale * bleu_from_sums(sums, is_effective_order=False)
@@ -86,6 +107,10 @@ class Bleu(Metric):
             ("scale", self.unit),
             ("version", sacrebleu_version()),
         )
+
+
+def _grams(symbols: list[int], order: int) -> Counter[tuple[int, ...]]:
+    return Counter(zip(*(symbols[place:] for place in range(order)), strict=False))
 
 
 def bleu_from_sums(sums: Floats, *, is_effective_order: bool) -> Floats:
@@ -129,6 +154,7 @@ class Chrf(Metric):
     """
 
     n_columns = 3 * CHARACTER_ORDER
+    takes_best_reference = True
 
     def __init__(self, *, is_percent: bool = True) -> None:
         self.name, self.label = "chrf2", "chrF2"
@@ -185,6 +211,8 @@ class Meteor(MeanMetric):
     1 - 0.5 / m**3. Source: Lavie and Agarwal, WMT 2007; nltk 3.10 `meteor_score`.
     """
 
+    takes_best_reference = True
+
     def __init__(self, tokens: Literal["jieba", "char"] = "jieba") -> None:
         self.tokens = tokens
         self.name, self.label = f"meteor_{tokens}", f"METEOR {tokens}"
@@ -226,6 +254,8 @@ class Rouge(MeanMetric):
     letters and digits, so that a shared number scores 1.0 and Chinese text nothing. Source: Lin,
     2004.
     """
+
+    takes_best_reference = True
 
     def __init__(
         self, kind: Literal["1", "2", "l"], tokens: Literal["jieba", "char"] = "jieba"

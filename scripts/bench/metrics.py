@@ -120,9 +120,11 @@ def run_ours(folder: Path) -> dict[str, object]:
     # sacrebleu's p, for the peers' is compared with it
     settings = CompareSettings(p_convention="sacrebleu")
     values = scores_of(evaluated, metrics, references, settings.resampling)
-    signatures = {one.metric: (one.unit, one.signature) for one in values}
     pair = tuple(
-        Contender(answers, scores, references, signatures)
+        Contender(
+            *(answers, scores, references),
+            {one.metric: one for one in values if one.system == answers.system},
+        )
         for answers, scores in zip(systems, evaluated, strict=True)
     )
     clock("scores and intervals")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 import pytest
 from sacrebleu.metrics import BLEU, CHRF
 
+from cbtqa.errors import DataError
 from cbtqa.metrics.base import Metric
+from cbtqa.metrics.evaluation import score_lists
 from cbtqa.metrics.lexical import Bleu, Chrf, Meteor, Rouge
 from cbtqa.metrics.text.porter import stem
 from cbtqa.metrics.text.texts import Item, Reading, Texts
@@ -116,6 +120,86 @@ def test_statistics_equal_sacrebleu_row_by_row_on_random_text(
     expected = theirs()._extract_corpus_statistics(predictions, [references])
     found = metric.statistics(*read(predictions, references))
     assert np.array_equal(found, np.array(expected))
+
+
+def several_references(n_pairs: int, seed: int) -> tuple[list[str], list[list[str]]]:
+    """Predictions, each with one to four references, some of them equal or empty."""
+    rng = random.Random(seed)
+    predictions, first = random_pairs(n_pairs, seed)
+    others = [random_pairs(n_pairs, seed)[0], random_pairs(n_pairs, seed + 1)[1], first]
+    columns = [first, *others]
+    return predictions, [
+        [columns[place][row] for place in range(rng.randint(1, 4))] for row in range(n_pairs)
+    ]
+
+
+def columns_of(references: list[list[str]]) -> list[list[str | None]]:
+    """As sacrebleu takes them: the first of each prediction, then the second ..."""
+    return [list(column) for column in zip_longest(*references)]
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [
+        ("bleu_zh", lambda: BLEU(tokenize="zh")),
+        ("bleu_char", lambda: BLEU(tokenize="char")),
+        ("chrf2", CHRF),
+    ],
+)
+def test_several_references_score_as_sacrebleu_has_it(name: str, theirs: Callable[[], Any]) -> None:
+    predictions, references = several_references(300, seed=21)
+    for first in range(0, 300, 20):
+        part = slice(first, first + 20)
+        expected = theirs().corpus_score(predictions[part], columns_of(references[part])).score
+        found = score_lists(name, predictions[part], references[part])
+        assert found.value == pytest.approx(expected, rel=1e-12), first
+        assert "|nrefs:var|" in found.signature
+    twice = [[group[0], group[-1]] for group in references]
+    assert "|nrefs:2|" in score_lists(name, predictions, twice).signature
+
+
+def test_meteor_and_rouge_take_the_best_of_several_references() -> None:
+    meteor = pytest.importorskip("nltk.translate.meteor_score")
+    rouge_scorer = pytest.importorskip("rouge_score.rouge_scorer")
+    predictions, references = several_references(200, seed=22)
+
+    def words(text: str) -> list[str]:
+        return [word for word in text if not word.isspace()]
+
+    class Characters:
+        tokenize = staticmethod(words)
+
+    scorer = rouge_scorer.RougeScorer(["rouge2", "rougeL"], tokenizer=Characters())
+    pairs = list(zip(predictions, references, strict=True))
+    rouge = [scorer.score_multi(group, text) for text, group in pairs]
+    expected = {
+        "meteor_char": [
+            meteor.meteor_score([words(r) for r in group], words(text), wordnet=NoWordNet())
+            for text, group in pairs
+        ],
+        "rouge_2_char": [scores["rouge2"].fmeasure for scores in rouge],
+        "rouge_l_char": [scores["rougeL"].fmeasure for scores in rouge],
+    }
+    for name, values in expected.items():
+        found = score_lists(name, predictions, references).value
+        assert found == pytest.approx(np.mean(values), rel=1e-12), name
+
+
+def test_one_reference_in_a_list_scores_as_without_the_list() -> None:
+    predictions, references = random_pairs(50, seed=23)
+    for name in ("bleu_jieba", "chrf2", "length_ratio", "distinct_2"):
+        plain = score_lists(name, predictions, references)
+        assert score_lists(name, predictions, [[text] for text in references]) == plain
+
+
+def test_several_references_are_refused_where_they_have_no_definition() -> None:
+    texts = ["我很好。"], [["我很好！", "我好。"]]
+    for name in ("length_ratio", "distortion_micro_f1", "bleurt"):
+        with pytest.raises(DataError, match=f"{name} is not defined against several references"):
+            score_lists(name, *texts)
+    assert score_lists("length", *texts).value == 4
+    with pytest.raises(DataError, match="reference 1 is an empty list"):
+        score_lists("bleu_zh", ["好", "好"], [["好"], []])
 
 
 def test_bleu_on_words_equals_sacrebleu_on_jieba_joined_text(jieba_cut: Any) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from cbtqa.errors import ConfigError, DataError
 from cbtqa.metrics.base import Floats
+from cbtqa.metrics.evaluation import score_lists
 from cbtqa.metrics.neural.bertscore import BertScore, BertScorer
 from cbtqa.metrics.neural.weights import NeuralSettings, cannot_load
 from cbtqa.metrics.text.texts import Item, Reading, Texts
@@ -62,6 +63,18 @@ def test_values_equal_bert_score_for_short_and_for_cut_texts(bert: Path) -> None
     assert ours[:, 3].any()
     assert not ours[:, 3].all()
     np.testing.assert_allclose(ours[:, :3], upstream(bert, predictions, references), atol=1e-6)
+
+
+def test_several_references_count_their_best_as_in_bert_score(bert: Path) -> None:
+    predictions = invented(6, 30)
+    several = [
+        list(group) for group in zip(*(invented(6, 30, seed=n) for n in (4, 5, 6)), strict=True)
+    ]
+    expected = upstream(bert, predictions, several)  # type: ignore[arg-type]
+    for column, name in enumerate(("bertscore_p", "bertscore_r", "bertscore")):
+        found = score_lists(name, predictions, several, settings(bert))
+        assert found.value == pytest.approx(expected[:, column].mean(), abs=1e-6)
+        assert "|nrefs:3|" in found.signature
 
 
 def test_idf_weights_equal_bert_score(bert: Path, tmp_path: Path) -> None:
