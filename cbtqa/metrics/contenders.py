@@ -90,7 +90,9 @@ def gather(settings: ScoreSettings, on_block: OnBlock) -> list[Contender]:
             if settings.anchors or answers.system not in anchors
         ]
     if rest:
-        scored = score(settings.model_copy(update={"predictions": rest}), on_block)
+        scored = score(
+            settings.model_copy(update={"predictions": rest}), on_block, is_checked=False
+        )
         found += [
             Contender(
                 answers, scores, scored.references, reported_of(scored.report, answers.system)

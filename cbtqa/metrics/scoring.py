@@ -31,6 +31,7 @@ from cbtqa.metrics.pairs import (
     read_predictions,
     read_references,
 )
+from cbtqa.metrics.peers import PeerCheck, check_by_peers
 from cbtqa.metrics.registry import AnyMetric, metrics_named
 from cbtqa.metrics.structure import (
     StepModel,
@@ -119,7 +120,9 @@ class ScoreReport(Record):
     systems: tuple[SystemCounts, ...]
     warnings: tuple[str, ...]
     notes: tuple[str, ...] = ()
-    """What a reader should know of how metrics were made ready."""
+    """What a reader should know of how metrics were made ready, and what checked them."""
+    checks: tuple[PeerCheck, ...] = ()
+    """Scores recomputed by the programs that define them."""
 
 
 class Scored:
@@ -137,11 +140,17 @@ class Scored:
         self.evaluated, self.metrics = evaluated, metrics
 
 
-def score(settings: ScoreSettings, on_block: OnBlock = lambda n_done, n_total: None) -> Scored:
+def score(
+    settings: ScoreSettings,
+    on_block: OnBlock = lambda n_done, n_total: None,
+    *,
+    is_checked: bool = True,
+) -> Scored:
     """Scores every file of predictions against the references.
 
     Args:
         on_block: told now and then how many references are done, and of how many.
+        is_checked: whether sacrebleu, jieba and bert-score recompute scores of a sample.
 
     Raises:
         UsageError: nothing to score, an unknown or refused metric, two systems of one name.
@@ -158,6 +167,8 @@ def score(settings: ScoreSettings, on_block: OnBlock = lambda n_done, n_total: N
     systems = _read_systems(settings, references)
     everything = systems + (anchors(references, settings.seed) if settings.anchors else [])
     evaluated = evaluate(references, everything, metrics, on_block)
+    n = len(systems)  # the anchors follow
+    checks = check_by_peers(references, systems, evaluated[:n], metrics) if is_checked else []
     report = ScoreReport(
         references=references.name,
         n_references=len(references.ids),
@@ -168,8 +179,13 @@ def score(settings: ScoreSettings, on_block: OnBlock = lambda n_done, n_total: N
             SystemCounts(system=one.system, is_anchor=not one.counts, **one.counts)
             for one in everything
         ),
-        warnings=(*_warnings(references, systems), *_notes(evaluated, metrics)),
-        notes=tuple(notes),
+        warnings=(
+            *_warnings(references, systems),
+            *_notes(evaluated, metrics),
+            *(check.warning for check in checks if check.warning),
+        ),
+        notes=(*notes, *(check.line for check in checks)),
+        checks=tuple(checks),
     )
     return Scored(report, references, everything, evaluated, metrics)
 
