@@ -301,8 +301,7 @@ def export(resolved: Resolved[ExportSettings], as_json: AsJson = False) -> None:
         return
     kinds = [kind for kind in ("sft", "orpo", "messages") if kind in counts]
     rows = [(kind, *(counts[kind][split] for split in SPLITS)) for kind in kinds]
-    title = f"{made.folder}: rows, split by {counts['split_by']}"
-    show_table(Table(["", *SPLITS], rows, title))
+    show_table(Table(["", *SPLITS], rows, f"{made.folder}: rows, split by {counts['split_by']}"))
     for reason, n in counts["dropped"].items():
         say(f"left out: {reason} {n:,}")
     say(f"for TRL {counts['trl']['range']}; next: cbtqa simulate lint {made.folder}")
