@@ -278,5 +278,5 @@ def rubrics(as_json: AsJson = False) -> None:
     if as_json:
         print_json({rubric.id: rubric.model_dump(mode="json") for rubric in shipped})
         return
-    rows = [[r.id, len(r.criteria), r.scale_text(), r.shows, r.title.en] for r in shipped]
+    rows = [(r.id, len(r.criteria), r.scale_text(), r.shows, r.title.en) for r in shipped]
     show_table(Table(["id", "criteria", "scale", "shows", "title"], rows, "Rubrics"))

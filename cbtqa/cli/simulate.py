@@ -299,8 +299,11 @@ def export(resolved: Resolved[ExportSettings], as_json: AsJson = False) -> None:
     if as_json:
         print_json({"folder": str(made.folder), "counts": counts, "warnings": made.warnings})
         return
-    kinds = [kind for kind in ("sft", "orpo", "messages") if kind in counts]
-    rows = [(kind, *(counts[kind][split] for split in SPLITS)) for kind in kinds]
+    rows = [
+        (kind, *(counts[kind][split] for split in SPLITS))
+        for kind in ("sft", "orpo", "messages")
+        if kind in counts
+    ]
     title = f"{made.folder}: rows, split by {counts['split_by']}"
     show_table(Table(["", *SPLITS], rows, title))
     for reason, n in counts["dropped"].items():

@@ -146,7 +146,9 @@ class _Tables:
         reasons = list(dict.fromkeys(reason for row in found for reason in row.counts))
         rows: list[Row] = [
             (
-                *(row.arm, row.n, *(row.counts.get(reason, 0) for reason in reasons)),
+                row.arm,
+                row.n,
+                *(row.counts.get(reason, 0) for reason in reasons),
                 row.n_early / row.n if row.n else None,
             )
             for row in found
