@@ -92,7 +92,6 @@ def test_a_model_is_trained_measured_and_used_in_a_vote(run, gold, tmp_path, cap
     assert run("evaluate", gold, "--labeller", model, "--labeller", "patterns", *words) == 0
     shown = capsys.readouterr().out
     assert "trained:linear" in shown and "Table 3" in shown and "McNemar" in shown
-    assert "< 0.0001" in shown and "0.0000" not in shown
     out = tmp_path / "v.jsonl"
     vote = ["--labeller", "patterns", "--labeller", model, "--vote", "all"]
     assert run("label", gold, "--out", out, *vote, *words, "--json") == 0
