@@ -8,6 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from cbtqa.dataset.report.material import Material, known_phrase, number, percent, say
+from cbtqa.dataset_folder import data_files
 from cbtqa.manifest import describe_file
 from cbtqa.report.charts import flow_bar
 from cbtqa.report.page import (
@@ -196,11 +197,8 @@ def files(material: Material) -> list[Block]:
     """The dataset's files with their hashes."""
     entries = [
         describe_file(path, material.folder)
-        for path in (
-            *sorted(material.folder.glob("data/*.parquet")),
-            *sorted(material.folder.glob("human/*.parquet")),
-            *material.folder.glob("rejects.jsonl"),
-        )
+        for path in data_files(material.folder)
+        if path.suffix in (".parquet", ".jsonl")
     ]
     rows: list[list[Cell]] = [
         [
