@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 
 from cbtqa.dataset.build import Build
@@ -35,6 +34,7 @@ from cbtqa.llm.endpoint import Endpoint, pass_disclosure_gate
 from cbtqa.llm.journal import Journal, fork_path
 from cbtqa.manifest import (
     MANIFEST_NAME,
+    FolderResult,
     Manifest,
     describe_file,
     describe_settings,
@@ -54,16 +54,6 @@ WITHOUT_EFFECT = {
 """Settings that change neither the answers nor how the folder is written."""
 
 
-@dataclass(frozen=True)
-class BuildResult:
-    """A finished dataset folder."""
-
-    folder: Path
-    manifest: Manifest
-    was_complete: bool = False
-    """True when the folder already held this very dataset and nothing was done."""
-
-
 @rare_collections()
 def build_dataset(
     resolved: Resolved[BuildSettings],
@@ -72,7 +62,7 @@ def build_dataset(
     update: bool = False,
     on_progress: OnProgress | None = None,
     on_stage: Callable[[str], None] = lambda stage: None,
-) -> BuildResult:
+) -> FolderResult:
     """Builds a dataset, or continues one that was interrupted.
 
     Args:
@@ -92,7 +82,7 @@ def build_dataset(
     folder = build.settings.out
     finished = _finished(folder, build, fork=fork, update=update)
     if finished is not None:
-        return BuildResult(folder, finished, was_complete=True)
+        return FolderResult(folder, finished, was_complete=True)
     folder.mkdir(parents=True, exist_ok=True)
     journal_path, fingerprint = folder / JOURNAL_NAME, build.teacher.fingerprint()
     if fork:
@@ -108,7 +98,7 @@ def build_dataset(
     manifest = _describe(folder, manifest, build)
     write_manifest(folder, manifest)
     _refuse_too_many_rejects(manifest, build.settings)
-    return BuildResult(folder, manifest)
+    return FolderResult(folder, manifest)
 
 
 def prepare(resolved: Resolved[BuildSettings]) -> Build:

@@ -51,7 +51,7 @@ from cbtqa.manifest import (
     write_manifest,
 )
 from cbtqa.psyqa import SourceItem, parse_columns, read_questions
-from cbtqa.records import Question, Reason, Rejection
+from cbtqa.records import Question, Reason, Rejection, Tabular
 from cbtqa.settings import Settings
 
 
@@ -75,7 +75,7 @@ class JoinSettings(Settings):
 
 
 @dataclass(frozen=True)
-class Joined:
+class Joined(Tabular):
     """A joined dataset."""
 
     folder: Path
@@ -84,15 +84,6 @@ class Joined:
     """Entries whose id the file does not have."""
     n_other: int
     """Entries whose question reads differently in the file."""
-
-    def summary(self) -> dict[str, Any]:
-        """For `--json`."""
-        return {
-            "folder": str(self.folder),
-            "n_joined": self.n_joined,
-            "n_missing": self.n_missing,
-            "n_other": self.n_other,
-        }
 
 
 def join(settings: JoinSettings) -> Joined:

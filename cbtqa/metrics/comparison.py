@@ -31,7 +31,7 @@ from cbtqa.metrics.score_folder import (
     markdown,
     number,
 )
-from cbtqa.metrics.scoring import ScoreReport, ScoreSettings, score
+from cbtqa.metrics.scoring import Scored, ScoreReport, ScoreSettings, score
 from cbtqa.metrics.text.sequences import Ints
 from cbtqa.records import Record
 from cbtqa.statistics.resampling import (
@@ -85,8 +85,10 @@ def signatures_of(report: ScoreReport, system: str) -> dict[str, tuple[str, str]
     }
 
 
-def gather(settings: ScoreSettings, on_block: OnBlock) -> list[Contender]:
-    """Every system of the folders and files named, the folders' first.
+def gather(
+    settings: ScoreSettings, on_block: OnBlock, scored: Sequence[Scored] = ()
+) -> list[Contender]:
+    """Every system already scored, then of the folders and of the files named.
 
     Raises:
         UsageError: fewer than two systems, or two of one name.
@@ -94,24 +96,13 @@ def gather(settings: ScoreSettings, on_block: OnBlock) -> list[Contender]:
     folders = [path for path in settings.predictions if (path / SCORES_NAME).exists()]
     rest = tuple(path for path in settings.predictions if path not in folders)
     found: list[Contender] = []
+    for one in scored:
+        found += _contenders_of(one, with_anchors=settings.anchors)
     for folder in folders:
-        stored = StoredScores(folder)
-        anchors = {one.system for one in stored.report.systems if one.is_anchor}
-        found += [
-            Contender(
-                answers, scores, stored.references, signatures_of(stored.report, answers.system)
-            )
-            for answers, scores in zip(stored.predictions, stored.evaluated, strict=True)
-            if settings.anchors or answers.system not in anchors
-        ]
+        found += _contenders_of(StoredScores(folder), with_anchors=settings.anchors)
     if rest:
-        scored = score(settings.model_copy(update={"predictions": rest}), on_block)
-        found += [
-            Contender(
-                answers, scores, scored.references, signatures_of(scored.report, answers.system)
-            )
-            for answers, scores in zip(scored.predictions, scored.evaluated, strict=True)
-        ]
+        fresh = score(settings.model_copy(update={"predictions": rest}), on_block)
+        found += _contenders_of(fresh, with_anchors=True)
     names = [contender.name for contender in found]
     if len(names) < 2:
         raise UsageError(
@@ -121,6 +112,15 @@ def gather(settings: ScoreSettings, on_block: OnBlock) -> list[Contender]:
     if len(set(names)) < len(names):
         raise UsageError(f"two systems of one name among {', '.join(names)}")
     return found
+
+
+def _contenders_of(scored: Scored | StoredScores, *, with_anchors: bool) -> list[Contender]:
+    anchors = {one.system for one in scored.report.systems if one.is_anchor}
+    return [
+        Contender(answers, scores, scored.references, signatures_of(scored.report, answers.system))
+        for answers, scores in zip(scored.predictions, scored.evaluated, strict=True)
+        if with_anchors or answers.system not in anchors
+    ]
 
 
 def refuse_other_references(contenders: Sequence[Contender]) -> None:
@@ -284,18 +284,21 @@ class Comparison(Record):
 
 
 def compare(
-    settings: CompareSettings, on_block: OnBlock = lambda n_done, n_total: None
+    settings: CompareSettings,
+    on_block: OnBlock = lambda n_done, n_total: None,
+    scored: Sequence[Scored] = (),
 ) -> Comparison:
     """Compares systems on the questions that they share.
 
     Args:
+        scored: results of `score`, beside what the settings name.
         on_block: told now and then how many references are scored, and of how many.
 
     Raises:
         UsageError: fewer than two systems, or an unknown baseline or metric.
         DataError: the systems were scored on other questions, references or settings.
     """
-    contenders = gather(settings, on_block)
+    contenders = gather(settings, on_block, scored)
     refuse_other_references(contenders)
     contenders = on_same_rows(contenders, is_common=settings.common)
     metrics = shared_metrics(contenders)
