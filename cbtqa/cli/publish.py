@@ -55,7 +55,7 @@ def model(
 ) -> None:
     """Publish an adapter, or merged weights, with a card that says what they are and are not.
 
-    Example: cbtqa publish model cbtqa-adapter --to my-lab/cbt-adapter --scores runs/scores
+    Example: cbtqa publish model --to my-lab/cbt-adapter --scores runs/scores
     """
     from cbtqa.hub.publish import prepare_model
 
