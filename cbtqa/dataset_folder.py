@@ -23,7 +23,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, get_args
 
-from cbtqa.errors import DataError, IncompleteRunError
+from cbtqa.errors import DataError, IncompleteRunError, MissingExtraError
 from cbtqa.files import (
     FEATURES_KEY,
     ParquetRows,
@@ -47,6 +47,7 @@ from cbtqa.records import (
     ReferenceAnswer,
     Rejection,
     Risk,
+    Tabular,
     Usage,
 )
 
@@ -214,7 +215,7 @@ def is_dataset_folder(path: Path) -> bool:
 
 
 @dataclass(frozen=True)
-class DatasetFolder:
+class DatasetFolder(Tabular):
     """A built dataset, read as a stream: memory does not grow with it."""
 
     path: Path
@@ -338,19 +339,36 @@ class DatasetFolder:
             for where, row in read_parquet(file):
                 yield parse_record(ReferenceAnswer, row, where)
 
-    def to_datasets(self) -> Any:
-        """A `datasets.DatasetDict` of the splits."""
-        from datasets import load_dataset
+    def to_dict(self) -> dict[str, Any]:
+        """Where it is, and its counts."""
+        return {"folder": str(self.path), "counts": self.manifest.counts}
 
+    def to_rows(self) -> list[dict[str, Any]]:
+        """The splits with their numbers of rows."""
+        counts: dict[str, int] = self.manifest.counts["splits"]
+        return [{"split": name, "rows": n} for name, n in counts.items()]
+
+    def to_datasets(self) -> Any:
+        """A `datasets.DatasetDict` of the splits.
+
+        Raises:
+            MissingExtraError: datasets is not installed.
+        """
+        try:
+            from datasets import load_dataset
+        except ModuleNotFoundError:
+            raise MissingExtraError("datasets", "hub") from None
         files = {name: [str(file) for file in found] for name, found in self.splits.items()}
         return load_dataset("parquet", data_files=files)
 
     def to_pandas(self, split: str = "all") -> Any:
         """A `pandas.DataFrame` with a column `split` and class labels by name."""
-        import pandas as pd
-
+        try:
+            import pandas
+        except ModuleNotFoundError:
+            raise MissingExtraError("pandas", "hub") from None
         names = self._names(split)
-        return pd.DataFrame(
+        return pandas.DataFrame(
             [{"split": name, **row} for name in names for row in self.rows(name)],
             columns=["split", *ANSWER_COLUMNS],
         )

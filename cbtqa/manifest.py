@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from pydantic import Field
 import cbtqa
 from cbtqa.errors import DataError, IncompleteRunError
 from cbtqa.files import parse_record, read_json, sha256_of, write_json
-from cbtqa.records import Record, Usage
+from cbtqa.records import Record, Tabular, Usage
 from cbtqa.settings import Resolved
 
 MANIFEST_NAME = "manifest.json"
@@ -76,6 +77,36 @@ class Manifest(Record):
     files: tuple[FileEntry, ...] = ()
     started_at: str
     finished_at: str
+
+
+@dataclass(frozen=True)
+class FolderResult(Tabular):
+    """A finished run."""
+
+    folder: Path
+    manifest: Manifest
+    was_complete: bool = False
+    """True when the folder already held this very run and nothing was done."""
+
+    @property
+    def path(self) -> Path:
+        """What the next command takes: the folder, or the file in it."""
+        return self.folder
+
+    def to_dict(self) -> dict[str, Any]:
+        """Where it is, and what it came to."""
+        usage = self.manifest.usage
+        return {
+            "folder": str(self.folder),
+            "was_complete": self.was_complete,
+            "counts": self.manifest.counts,
+            "usage": usage.model_dump() if usage else None,
+            "cost": self.manifest.cost,
+        }
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """The counts as one row."""
+        return [self.manifest.counts]
 
 
 def now() -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,7 +14,8 @@ from cbtqa.report.words import money, seconds
 from cbtqa.settings import Resolved
 
 if TYPE_CHECKING:
-    from cbtqa.dataset.run import BuildEstimate, BuildResult
+    from cbtqa.dataset.run import BuildEstimate
+    from cbtqa.manifest import FolderResult
 
 Fork = Annotated[
     bool,
@@ -72,21 +73,10 @@ def build_dataset(
             on_progress=progress.update,
             on_stage=progress.stage,
         )
-    print_json(_summary(result)) if as_json else _show_result(resolved.values, result)
+    print_json(result.to_dict()) if as_json else _show_result(resolved.values, result)
 
 
-def _summary(result: BuildResult) -> dict[str, Any]:
-    manifest = result.manifest
-    return {
-        "folder": str(result.folder),
-        "was_complete": result.was_complete,
-        "counts": manifest.counts,
-        "usage": manifest.usage.model_dump() if manifest.usage else None,
-        "cost": manifest.cost,
-    }
-
-
-def _show_result(settings: BuildSettings, result: BuildResult) -> None:
+def _show_result(settings: BuildSettings, result: FolderResult) -> None:
     counts = result.manifest.counts
     if result.was_complete:
         say(f"{result.folder} is complete already; nothing was done (--update writes it again)")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cbtqa.cli.console import live_progress, print_json, say, show_table
 from cbtqa.cli.options import AsJson, Newest, settings_flags
@@ -39,17 +39,7 @@ def generate(resolved: Resolved[GenerateSettings], as_json: AsJson = False) -> N
 
     with live_progress() as progress:
         result = answer(resolved, on_progress=progress.update, on_stage=progress.stage)
-    print_json(_summary(result)) if as_json else _show(resolved.values, result)
-
-
-def _summary(result: GenerateResult) -> dict[str, Any]:
-    usage = result.manifest.usage
-    return {
-        "folder": str(result.folder),
-        "answers": str(result.folder / "answers.jsonl"),
-        "counts": result.manifest.counts,
-        "usage": usage.model_dump() if usage else None,
-    }
+    print_json(result.to_dict()) if as_json else _show(resolved.values, result)
 
 
 def _show(settings: GenerateSettings, result: GenerateResult) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 
 from cbtqa.dataset.build import Build
@@ -27,6 +26,7 @@ from cbtqa.llm.endpoint import Endpoint, pass_disclosure_gate
 from cbtqa.llm.journal import Journal, fork_path
 from cbtqa.manifest import (
     MANIFEST_NAME,
+    FolderResult,
     Manifest,
     describe_settings,
     read_manifest,
@@ -43,16 +43,6 @@ WITHOUT_EFFECT = {
 """Settings that change neither the answers nor how the folder is written."""
 
 
-@dataclass(frozen=True)
-class BuildResult:
-    """A finished dataset folder."""
-
-    folder: Path
-    manifest: Manifest
-    was_complete: bool = False
-    """True when the folder already held this very dataset and nothing was done."""
-
-
 @rare_collections()
 def build_dataset(
     resolved: Resolved[BuildSettings],
@@ -61,7 +51,7 @@ def build_dataset(
     update: bool = False,
     on_progress: OnProgress | None = None,
     on_stage: Callable[[str], None] = lambda stage: None,
-) -> BuildResult:
+) -> FolderResult:
     """Builds a dataset, or continues one that was interrupted.
 
     Args:
@@ -81,7 +71,7 @@ def build_dataset(
     folder = build.settings.out
     finished = _finished(folder, build, fork=fork, update=update)
     if finished is not None:
-        return BuildResult(folder, finished, was_complete=True)
+        return FolderResult(folder, finished, was_complete=True)
     folder.mkdir(parents=True, exist_ok=True)
     journal_path, fingerprint = folder / JOURNAL_NAME, build.teacher.fingerprint()
     if fork:
@@ -96,7 +86,7 @@ def build_dataset(
     on_stage("summing up")
     manifest = complete_folder(folder, manifest)
     _refuse_too_many_rejects(manifest, build.settings)
-    return BuildResult(folder, manifest)
+    return FolderResult(folder, manifest)
 
 
 def prepare(resolved: Resolved[BuildSettings], *, sends: bool = True) -> Build:

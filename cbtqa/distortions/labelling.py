@@ -31,7 +31,14 @@ from cbtqa.distortions.models import load_labeller
 from cbtqa.distortions.patterns import PatternLabeller
 from cbtqa.distortions.taxonomy import Taxonomy, load_taxonomy, map_labels
 from cbtqa.errors import ConfigError, DataError, UsageError
-from cbtqa.files import ParquetRows, json_line, replacing, write_jsonl
+from cbtqa.files import (
+    ParquetRows,
+    json_line,
+    parse_record,
+    read_rows,
+    replacing,
+    write_jsonl,
+)
 from cbtqa.llm.batch import run_batch
 from cbtqa.llm.endpoint import Endpoint, pass_disclosure_gate
 from cbtqa.llm.journal import Journal
@@ -159,6 +166,25 @@ class LabellingRun(Record):
     """Rows with each type, most frequent first."""
     lost: dict[str, int]
     """Labels that the taxonomy has no place for, by id."""
+
+
+class LabelledTexts(Record):
+    """The rows of a run."""
+
+    rows: tuple[LabelledText, ...]
+    n_rejected: int
+    """Parts that a language model's labels could not be had for."""
+
+
+def read_labels(run: LabellingRun) -> LabelledTexts:
+    """The rows that a run wrote, whatever its format."""
+    rows = []
+    for where, row in read_rows(run.out):
+        if isinstance(row["labels"], str):  # a cell of CSV
+            row["labels"] = json.loads(row["labels"])
+        told = {name: row[name] for name in LabelledText.model_fields}
+        rows.append(parse_record(LabelledText, told, where))
+    return LabelledTexts(rows=tuple(rows), n_rejected=run.n_rejected)
 
 
 def read_texts(path: Path, encoding: str = "utf-8") -> Iterator[SourceText]:

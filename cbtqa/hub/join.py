@@ -25,7 +25,7 @@ from cbtqa.hub.settings import REPO_ID
 from cbtqa.hub.source_text import Quote, restore_quotes
 from cbtqa.manifest import Manifest, SettingValue, describe_file, now, package_versions
 from cbtqa.psyqa import SourceItem, parse_columns, read_questions
-from cbtqa.records import Question, Reason, Rejection
+from cbtqa.records import Question, Reason, Rejection, Tabular
 from cbtqa.settings import Settings
 
 
@@ -49,7 +49,7 @@ class JoinSettings(Settings):
 
 
 @dataclass(frozen=True)
-class Joined:
+class Joined(Tabular):
     """A joined dataset."""
 
     folder: Path
@@ -58,15 +58,6 @@ class Joined:
     """Entries whose id the file does not have."""
     n_other: int
     """Entries whose question reads differently in the file."""
-
-    def summary(self) -> dict[str, Any]:
-        """For `--json`."""
-        return {
-            "folder": str(self.folder),
-            "n_joined": self.n_joined,
-            "n_missing": self.n_missing,
-            "n_other": self.n_other,
-        }
 
 
 def join(settings: JoinSettings) -> Joined:

@@ -9,12 +9,13 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from cbtqa.dataset.run import BuildResult, build_dataset, estimate_build
+from cbtqa.dataset.run import build_dataset, estimate_build
 from cbtqa.dataset.settings import BuildSettings
 from cbtqa.dataset_folder import JOURNAL_NAME, answer_of, answer_row, question_of
 from cbtqa.errors import ConfigError, IncompleteRunError, LicenceGateError
 from cbtqa.files import read_rows
 from cbtqa.llm.endpoint import Endpoint, pass_disclosure_gate
+from cbtqa.manifest import FolderResult
 from cbtqa.settings import Resolved, resolve
 from tests.support.answers import good_answer, steps
 from tests.support.endpoint import ScriptedEndpoint, Seen, ok
@@ -30,7 +31,7 @@ def resolved(tmp_path: Path, **flags: Any) -> Resolved[BuildSettings]:
     return resolve(BuildSettings, flags={"out": tmp_path / "out", **flags}, environ={})
 
 
-def build(tmp_path: Path, *, update: bool = False, **flags: Any) -> BuildResult:
+def build(tmp_path: Path, *, update: bool = False, **flags: Any) -> FolderResult:
     return build_dataset(resolved(tmp_path, **flags), update=update)
 
 

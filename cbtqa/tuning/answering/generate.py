@@ -21,7 +21,7 @@ from typing import Any
 
 import cbtqa
 from cbtqa.errors import ConfigError, IncompleteRunError, UsageError
-from cbtqa.files import json_line, replacing
+from cbtqa.files import json_line, read_rows, replacing
 from cbtqa.llm.batch import run_batch
 from cbtqa.llm.chat import ChatRequest, Fault, Reply, Sampling
 from cbtqa.llm.endpoint import Endpoint, pass_disclosure_gate
@@ -30,6 +30,7 @@ from cbtqa.llm.limits import Limits
 from cbtqa.llm.progress import Meter, Progress
 from cbtqa.manifest import (
     MANIFEST_NAME,
+    FolderResult,
     Manifest,
     describe_file,
     describe_settings,
@@ -59,12 +60,21 @@ JOURNAL_NAME, ANSWERS_NAME, REJECTS_NAME = "journal.sqlite", "answers.jsonl", "r
 OnProgress = Callable[[Progress], None]
 
 
-@dataclass(frozen=True)
-class GenerateResult:
+class GenerateResult(FolderResult):
     """A finished run."""
 
-    folder: Path
-    manifest: Manifest
+    @property
+    def path(self) -> Path:
+        """The answers, as `cbtqa score` takes them."""
+        return self.folder / ANSWERS_NAME
+
+    def to_dict(self) -> dict[str, Any]:
+        """Where the answers are, and what they came to."""
+        return {**super().to_dict(), "answers": str(self.path)}
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """The answers."""
+        return [row for _, row in read_rows(self.path)]
 
 
 def generate(
