@@ -105,7 +105,7 @@ def _told(value: Any) -> Any:
         return value.name
     if isinstance(value, str) and "://" in value:
         return urlsplit(value).hostname
-    return list(value) if isinstance(value, tuple) else value
+    return [_told(one) for one in value] if isinstance(value, tuple) else value
 
 
 def _without_folder(origin: str) -> str:

@@ -9,6 +9,7 @@ from it. `resolve` keeps where each value came from, for the manifest and for er
 from __future__ import annotations
 
 import difflib
+import inspect
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +24,10 @@ from cbtqa.files import open_text, parse_yaml
 
 
 class Settings(BaseModel):
-    """Base of all settings models: frozen, and a key that no field has is an error."""
+    """Base of all settings models: frozen, and a key that no field has is an error.
+
+    A class may name the help panel of the flags that it declares: `panel: ClassVar[str] = "Model"`.
+    """
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True
@@ -40,6 +44,21 @@ class Resolved(Generic[SettingsT]):
 
     values: SettingsT
     origins: dict[str, str]
+
+
+def panels_of(model: type[Settings]) -> dict[str, str | None]:
+    """Fields in the order of flags, each with its help panel: a class's own before its bases'.
+
+    The panel is named by the class that first declares the field; another default or help text
+    in a class below moves nothing.
+    """
+    panels: dict[str, str | None] = {}
+    for place in model.__mro__:
+        for name in inspect.get_annotations(place):
+            if name in model.model_fields:
+                panels.pop(name, None)
+                panels[name] = vars(place).get("panel")
+    return panels
 
 
 def flag_of(field: str) -> str:

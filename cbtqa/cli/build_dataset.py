@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cbtqa.cli.console import describe_seconds, live_progress, print_json, print_table, say
+from cbtqa.cli.console import live_progress, print_json, print_table, say
+from cbtqa.cli.dry_run import DryRun, print_estimate
 from cbtqa.cli.options import AsJson, settings_flags
 from cbtqa.dataset.settings import BuildSettings
 from cbtqa.settings import Resolved
 
 if TYPE_CHECKING:
-    from cbtqa.dataset.run import BuildEstimate, BuildResult
+    from cbtqa.dataset.run import BuildResult
 
 Fork = Annotated[
     bool,
@@ -29,9 +30,6 @@ Update = Annotated[
         help="Write a finished folder again from its paid replies; ask only what is new or "
         "failed at the endpoint.",
     ),
-]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Count requests, tokens, price and time; send nothing.")
 ]
 
 
@@ -57,8 +55,7 @@ def build_dataset(
     if dry_run:
         from cbtqa.dataset.run import estimate_build
 
-        estimated = estimate_build(resolved)
-        print_json(estimated.model_dump(mode="json")) if as_json else _show_estimate(estimated)
+        print_estimate(estimate_build(resolved), as_json)
         return
     from cbtqa.dataset.run import build_dataset as build
 
@@ -104,23 +101,3 @@ def _show_result(settings: BuildSettings, result: BuildResult) -> None:
             "real data: cbtqa build-dataset PsyQA_full.json --endpoint URL --model NAME "
             "--out runs/psyqa"
         )
-
-
-def _show_estimate(estimated: BuildEstimate) -> None:
-    rows = [
-        ["questions", f"{estimated.n_questions:,}"],
-        ["rejected before asking", f"{estimated.n_rejected:,}"],
-        ["answered in the journal already", f"{estimated.n_done:,}"],
-        ["requests", f"{estimated.n_requests:,}"],
-        ["prompt tokens", f"{estimated.prompt_tokens:,}"],
-        ["completion tokens", f"{estimated.completion_tokens:,}"],
-    ]
-    if estimated.cost is not None:
-        as_of = f" (prices of {estimated.price_as_of})" if estimated.price_as_of else ""
-        rows.append([f"price{as_of}", f"{estimated.cost:,.2f} {estimated.currency}".strip()])
-    if estimated.seconds is not None:
-        bound = {"in_flight": "10 s a reply, assumed"}.get(estimated.bound_by, estimated.bound_by)
-        rows.append([f"time, bound by {bound}", describe_seconds(estimated.seconds)])
-    print_table("dry run: nothing was sent", ["", ""], rows)
-    if estimated.counted_by:
-        say(f"prompt tokens: {estimated.counted_by}; answers: {estimated.length_from}")

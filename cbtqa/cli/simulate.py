@@ -9,6 +9,7 @@ import typer
 
 from cbtqa.cli import simulate as simulate_study
 from cbtqa.cli.console import live_progress, out, print_json, print_table, say
+from cbtqa.cli.dry_run import DryRun, print_estimate
 from cbtqa.cli.options import AsJson, settings_flags
 from cbtqa.settings import Resolved
 from cbtqa.simulation.analysis.settings import AnalysisSettings
@@ -21,23 +22,18 @@ from cbtqa.splits import SPLITS
 if TYPE_CHECKING:
     from cbtqa.simulation.analysis.results import AnalysisReport, OutcomeResult
     from cbtqa.simulation.instruments import Instrument
-    from cbtqa.simulation.judging.run import JudgedForm, JudgePlan
+    from cbtqa.simulation.judging.run import JudgedForm
     from cbtqa.simulation.lint import LintReport
-    from cbtqa.simulation.playing.estimate import StudyEstimate
     from cbtqa.simulation.playing.run import RunResult
 
 
 # --- simulate study ------------------------------------------------------------------------------
 # `cbtqa simulate judge`, `analyse` and `instruments`.
 
-JudgeDryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Count sessions, requests, tokens, cost; send nothing.")
-]
-
 
 @settings_flags(SessionJudgeSettings, positional="sessions")
 def judge(
-    resolved: Resolved[SessionJudgeSettings], dry_run: JudgeDryRun = False, as_json: AsJson = False
+    resolved: Resolved[SessionJudgeSettings], dry_run: DryRun = False, as_json: AsJson = False
 ) -> None:
     """Rate sessions on CTRS, ACT-FM, TES: one instrument a call, blind to the arm, quotes checked.
 
@@ -47,12 +43,10 @@ def judge(
 
     Example: cbtqa simulate judge cbtqa-study --instrument ctrs --endpoint vllm --model Qwen3-32B
     """
-    from cbtqa.simulation.judging.run import judge_sessions, plan_judging
+    from cbtqa.simulation.judging.run import estimate_judging, judge_sessions
 
     if dry_run:
-        plans = plan_judging(resolved)
-        told = {"plans": [plan.model_dump(mode="json") for plan in plans]}
-        print_json(told) if as_json else _show_plans(plans)
+        print_estimate(estimate_judging(resolved), as_json)
         return
     with live_progress() as progress:
         forms = judge_sessions(resolved, progress.update, progress.stage)
@@ -104,23 +98,6 @@ def instruments(
 
 
 # --- tables --------------------------------------------------------------------------------------
-
-
-def _show_plans(plans: list[JudgePlan]) -> None:
-    rows = [
-        [
-            f"{plan.judge}, {plan.instrument}",
-            f"{plan.n_sessions - plan.n_unfit:,} of {plan.n_sessions:,}",
-            f"{plan.n_requests:,}",
-            f"{plan.n_done:,}",
-            f"{plan.prompt_tokens:,}",
-            f"{plan.completion_tokens:,}",
-            "-" if plan.cost is None else f"{plan.cost:.2f} {plan.currency or ''}".strip(),
-        ]
-        for plan in plans
-    ]
-    columns = ["", "sessions", "requests", "done", "prompt tokens", "reply tokens", "cost"]
-    print_table("Nothing sent", columns, rows)
 
 
 def _show_forms(forms: list[JudgedForm], source: Path) -> None:
@@ -253,9 +230,6 @@ app = typer.Typer(
     help="Multi-turn English therapy sessions between models: simulated, for research only, never "
     "for treating anyone. Start with: [bold]cbtqa simulate run[/bold]",
 )
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Count calls, tokens and price by model; send nothing.")
-]
 Update = Annotated[
     bool,
     typer.Option(
@@ -266,13 +240,18 @@ Update = Annotated[
 
 @app.command("profiles")
 @settings_flags(PatientSettings, positional="source")
-def profiles(resolved: Resolved[PatientSettings], as_json: AsJson = False) -> None:
+def profiles(
+    resolved: Resolved[PatientSettings], dry_run: DryRun = False, as_json: AsJson = False
+) -> None:
     """Draw simulated patients by seed, or check a file of your own; nobody in them is real.
 
     Example: cbtqa simulate profiles act --n 150 --seed 7 --out patients.yaml
     """
-    from cbtqa.simulation.patients import make_patients
+    from cbtqa.simulation.patients import estimate_stories, make_patients
 
+    if dry_run:
+        print_estimate(estimate_stories(resolved.values), as_json)
+        return
     with live_progress() as progress:
         made = make_patients(resolved.values, on_progress=progress.update)
     if as_json:
@@ -320,13 +299,18 @@ def run(
 
 @app.command("export")
 @settings_flags(ExportSettings, positional="sessions")
-def export(resolved: Resolved[ExportSettings], as_json: AsJson = False) -> None:
+def export(
+    resolved: Resolved[ExportSettings], dry_run: DryRun = False, as_json: AsJson = False
+) -> None:
     """Turn sessions into rows for `cbtqa finetune`: SFT and ORPO, split by patient, form as served.
 
     Example: cbtqa simulate export cbtqa-corpus --reasoning plain --out rows
     """
-    from cbtqa.simulation.export import export_sessions
+    from cbtqa.simulation.export import estimate_export, export_sessions
 
+    if dry_run:
+        print_estimate(estimate_export(resolved.values), as_json)
+        return
     with live_progress() as progress:
         made = export_sessions(resolved, on_progress=progress.update)
     for warning in made.warnings:
@@ -384,8 +368,8 @@ def _play(settings: RunSettings, dry_run: bool, update: bool, as_json: bool) -> 
     if dry_run:
         from cbtqa.simulation.playing.estimate import estimate_study
 
-        estimated = estimate_study(study, settings.out)
-        print_json(estimated.model_dump(mode="json")) if as_json else _show_estimate(estimated)
+        limits = settings.run_limits.engine
+        print_estimate(estimate_study(study, settings.out, limits), as_json)
         return
     from cbtqa.simulation.playing.run import run_study
 
@@ -393,8 +377,9 @@ def _play(settings: RunSettings, dry_run: bool, update: bool, as_json: bool) -> 
         result = run_study(
             study,
             settings.out,
-            limits=settings.limits(),
+            limits=settings.run_limits,
             update=update,
+            is_acknowledged=settings.acknowledge_disclosure,
             on_progress=progress.update,
         )
     _show_run(result, as_json)
@@ -425,27 +410,6 @@ def _show_lint(report: LintReport) -> None:
         out.print(f"{finding.severity}: {finding.message}", markup=False, soft_wrap=True)
     if report.is_clean:
         say(f"{report.kind}: nothing worse than a note")
-
-
-def _show_estimate(estimated: StudyEstimate) -> None:
-    rows = [
-        [
-            one.model,
-            f"{one.n_calls:,}",
-            f"{one.prompt_tokens:,}",
-            f"{one.completion_tokens:,}",
-            "unknown" if one.cost is None else f"{one.cost:,.2f} {one.currency}".strip(),
-        ]
-        for one in estimated.players
-    ]
-    columns = ["model", "calls at most", "prompt tokens", "completion tokens", "price"]
-    print_table("dry run: nothing was sent", columns, rows)
-    total = "unknown" if estimated.cost is None else f"{estimated.cost:,.2f}"
-    say(
-        f"{estimated.n_sessions:,} sessions, {estimated.n_calls:,} calls at most, "
-        f"{estimated.n_done:,} of them in the journal already; price {total}"
-    )
-    say("every session counted to its most turns; lengths of replies assumed (docs/simulation.md)")
 
 
 def _show_run(result: RunResult, as_json: bool) -> None:

@@ -24,6 +24,8 @@ from cbtqa.records import Record, Usage
 
 REPLY_TOKENS = 600
 """Taken for a reply when nobody says more: five steps of 100-200 Chinese characters; assumed."""
+LATENCY_S = 10.0
+"""Seconds of one reply; 2-20 s is usual, 10 is assumed."""
 MESSAGE_TOKENS = 4
 """Marks round each message in the usual chat templates; assumed."""
 COUNTED_REQUESTS = 500
@@ -165,13 +167,13 @@ def plan_run(
     tpm: int | None = None,
     price: Price | None = None,
     reply_tokens: int = REPLY_TOKENS,
-    latency_s: float = 10.0,
+    latency_s: float = LATENCY_S,
 ) -> Plan:
     """Counts what a run would send, without sending; streams, so a million requests will do.
 
     Args:
         reply_tokens: expected tokens of one reply.
-        latency_s: seconds of one reply; 2-20 s is usual, 10 is assumed.
+        latency_s: seconds of one reply.
     """
     count, counted_by = token_counter(model)
     n_requests = n_counted = tokens = weight = 0
@@ -190,12 +192,7 @@ def plan_run(
     usage = Usage(
         prompt_tokens=round(mean * n_requests), completion_tokens=n_requests * reply_tokens
     )
-    times = {"in_flight": n_requests / in_flight * latency_s}
-    if rpm:
-        times["rpm"] = 60 * n_requests / rpm
-    if tpm:
-        times["tpm"] = 60 * (usage.prompt_tokens + usage.completion_tokens) / tpm
-    bound_by = max(times, key=lambda name: times[name])
+    seconds, bound_by = time_of(n_requests, usage, in_flight, rpm, tpm, latency_s)
     return Plan(
         n_requests=n_requests,
         prompt_tokens=usage.prompt_tokens,
@@ -203,6 +200,24 @@ def plan_run(
         counted_by=counted_by,
         cost=price.of(usage) if price else None,
         price=price,
-        seconds=times[bound_by],
+        seconds=seconds,
         bound_by=bound_by,
     )
+
+
+def time_of(
+    n_requests: int,
+    usage: Usage,
+    in_flight: int,
+    rpm: int | None = None,
+    tpm: int | None = None,
+    latency_s: float = LATENCY_S,
+) -> tuple[float, str]:
+    """Seconds of so many requests, and the limit that sets them."""
+    times = {"in_flight": n_requests / in_flight * latency_s}
+    if rpm:
+        times["rpm"] = 60 * n_requests / rpm
+    if tpm:
+        times["tpm"] = 60 * (usage.prompt_tokens + usage.completion_tokens) / tpm
+    bound_by = max(times, key=lambda name: times[name])
+    return times[bound_by], bound_by

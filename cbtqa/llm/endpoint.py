@@ -11,9 +11,9 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 from typing import Literal
@@ -25,7 +25,7 @@ from cbtqa.manifest import now
 from cbtqa.records import Record
 
 ResponseFormat = Literal["json_schema", "json_object", "text"]
-TransportName = Literal["http", "sdk"]
+TransportName = Literal["http", "sdk", "batch-api"]
 OWN_KEY = "CBTQA_API_KEY"
 """Environment variable for the key of an endpoint given by URL."""
 
@@ -68,6 +68,8 @@ class Endpoint:
     """The highest rung of structured output worth trying."""
     max_tokens_field: str = "max_tokens"
     transport: TransportName = "http"
+    key_env: str = OWN_KEY
+    """Environment variable that the key was looked for in."""
 
     @classmethod
     def parse(
@@ -81,11 +83,11 @@ class Endpoint:
         """An endpoint from the words `--endpoint URL|PRESET --model NAME`.
 
         The key comes from the preset's own variable, or from CBTQA_API_KEY for a URL: a
-        provider's key is never sent to a host that is not the provider's.
+        provider's key is never sent to a host that is not the provider's. A missing key is
+        `check_key`'s matter: an estimate needs none.
 
         Raises:
             ConfigError: no such preset, a URL that is none, or one that carries a secret.
-            EndpointAuthError: the endpoint is remote and its key variable is empty.
         """
         environ = os.environ if environ is None else environ
         if not model.strip():
@@ -103,14 +105,15 @@ class Endpoint:
             preset = _preset_of_host(base_url)
         variable = preset.key_env if preset else OWN_KEY
         key = (environ.get(variable) or environ.get(OWN_KEY) or "").strip() or None
-        if key is None and not is_local(base_url):
-            raise EndpointAuthError(
-                f"no key for {urlsplit(base_url).hostname}", hint=f"export {variable}=..."
-            )
-        made = cls(base_url, model, key, transport=transport)
+        made = cls(base_url, model, key, transport=transport, key_env=variable)
         if preset is None:
             return made
-        return cls(base_url, model, key, preset.format, preset.max_tokens_field, transport)
+        return replace(made, format=preset.format, max_tokens_field=preset.max_tokens_field)
+
+    def check_key(self) -> None:
+        """Raises EndpointAuthError when the endpoint is remote and there is no key for it."""
+        if self.key is None and not self.is_local:
+            raise EndpointAuthError(f"no key for {self.host}", hint=f"export {self.key_env}=...")
 
     @property
     def host(self) -> str:
@@ -220,26 +223,27 @@ def _resolves_locally(host: str) -> bool:
 # person, which the manifest records.
 
 
-def pass_disclosure_gate(
-    endpoint: Endpoint, what: str, *, is_acknowledged: bool, is_invented: bool = False
+def pass_disclosure_gates(
+    endpoints: Iterable[Endpoint], what: str, *, is_acknowledged: bool
 ) -> dict[str, str]:
     """What to write down about sending text away; empty when nothing is disclosed.
 
     Args:
         what: would be sent, such as `the questions`.
-        is_invented: it is our own invented text, which may go anywhere.
 
     Raises:
         LicenceGateError: a non-local endpoint and no acknowledgement.
     """
-    if endpoint.is_local or is_invented:
+    hosts = dict.fromkeys(endpoint.host for endpoint in endpoints if not endpoint.is_local)
+    if not hosts:
         return {}
+    told = ", ".join(hosts)
     if not is_acknowledged:
         raise LicenceGateError(
-            f"{what} would be sent to {endpoint.host}. PsyQA's user agreement forbids passing its "
+            f"{what} would be sent to {told}. PsyQA's user agreement forbids passing its "
             "text on to third parties, and a hosted model is one",
             hint="use a local endpoint (--endpoint vllm, ollama, llama.cpp), or, if you have "
             "permission or the data is yours, add --acknowledge-disclosure (recorded in the "
             "manifest)",
         )
-    return {"disclosure": f"text sent to {endpoint.host}; acknowledged {now()}"}
+    return {"disclosure": f"text sent to {told}; acknowledged {now()}"}

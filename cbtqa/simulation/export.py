@@ -29,7 +29,8 @@ from cbtqa.files import read_jsonl, write_jsonl
 from cbtqa.llm.chat import Fault, Message, Reply
 from cbtqa.llm.journal import Journal
 from cbtqa.llm.limits import GateClosedError
-from cbtqa.llm.progress import Meter, Progress
+from cbtqa.llm.progress import Meter
+from cbtqa.llm.runs import Estimate, OnProgress, open_run
 from cbtqa.manifest import (
     MANIFEST_NAME,
     Manifest,
@@ -39,12 +40,25 @@ from cbtqa.manifest import (
     package_versions,
     write_manifest,
 )
-from cbtqa.records import Reason, Session, SessionState, Turn, TurnMark
+from cbtqa.records import Reason, Session, SessionState, Turn, TurnMark, Usage
 from cbtqa.settings import Resolved
 from cbtqa.simulation.draws import seed_of
-from cbtqa.simulation.playing.messages import Casting, Scene, read_therapist, turn_content
+from cbtqa.simulation.playing.estimate import THERAPIST_TOKENS, count_done, estimate_players
+from cbtqa.simulation.playing.messages import (
+    Casting,
+    Scene,
+    read_therapist,
+    tokens_of,
+    turn_content,
+)
 from cbtqa.simulation.playing.players import Call, Desk, Exchange, Purse
-from cbtqa.simulation.playing.run import NOTICE, EngineSettings, RunLimits
+from cbtqa.simulation.playing.run import (
+    NOTICE,
+    PlayersSettings,
+    RunLimits,
+    at_endpoint,
+    service_of,
+)
 from cbtqa.simulation.profiles import Profile
 from cbtqa.simulation.sessions import PROFILES_NAME, StudyFolder, split_sessions
 from cbtqa.simulation.study import Arm, Pairs, Player, ReasoningForm, StudySettings, load_study
@@ -55,10 +69,10 @@ TRL = {
     "sft": "trl.SFTTrainer: prompt and completion, loss on the completion by default",
     "orpo": "trl.experimental.orpo.ORPOTrainer: all three columns are lists of messages",
 }
-PAIRS_JOURNAL = "pairs.sqlite"
+PAIRS_JOURNAL, FINGERPRINT = "pairs.sqlite", {"journal": "preference pairs"}
 
 
-class ExportSettings(EngineSettings):
+class ExportSettings(PlayersSettings):
     """Flags of `cbtqa simulate export`."""
 
     sessions: Path = Path("cbtqa-study")
@@ -96,13 +110,14 @@ class Exported:
 
 
 def export_sessions(
-    resolved: Resolved[ExportSettings], *, on_progress: Callable[[Progress], None] | None = None
+    resolved: Resolved[ExportSettings], *, on_progress: OnProgress | None = None
 ) -> Exported:
     """Writes the rows of a study folder.
 
     Raises:
         ConfigError: settings that do not fit together, or an `--out` that is something else.
         DataError: no study there, or no row came out of it.
+        LicenceGateError: prompts would go to a non-local endpoint without acknowledgement.
         IncompleteRunError: stopped early while pairs were made; the same command continues.
     """
     settings = resolved.values
@@ -110,7 +125,15 @@ def export_sessions(
         raise ConfigError("validation and test leave nothing for train")
     started_at = now()
     work = _Export(settings, StudyFolder(settings.sessions))
-    counts = work.write(_open_out(settings.out), on_progress)
+    out, acknowledged = _open_out(settings.out), {}
+    if work.pairs is None:
+        counts = work.write(out, None, on_progress)
+    else:
+        askers = (work.pairs.chosen, work.pairs.rejected)
+        limits, is_acknowledged = settings.run_limits, settings.acknowledge_disclosure
+        service = service_of(askers, limits, is_acknowledged=is_acknowledged)
+        with open_run(out / PAIRS_JOURNAL, FINGERPRINT, service, what="the sessions") as run:
+            counts, acknowledged = work.write(out, run.journal, on_progress), run.acknowledgements
     manifest = Manifest(
         kind="training rows",
         packages=package_versions(),
@@ -118,15 +141,32 @@ def export_sessions(
         inputs=(describe_file(work.source.sessions_path),),
         prompts=work.prompts,
         counts=counts,
-        acknowledgements={"notice": NOTICE},
-        files=tuple(
-            describe_file(path, settings.out) for path in sorted(settings.out.rglob("*.jsonl"))
-        ),
+        acknowledgements={"notice": NOTICE, **acknowledged},
+        files=tuple(describe_file(path, out) for path in sorted(out.rglob("*.jsonl"))),
         started_at=started_at,
         finished_at=now(),
     )
     write_manifest(settings.out, manifest)
     return Exported(settings.out, manifest, work.warnings(counts))
+
+
+def estimate_export(settings: ExportSettings) -> Estimate:
+    """What the writers of preference pairs would still be sent; all other rows ask nobody.
+
+    Raises:
+        ConfigError, DataError: as `export_sessions`.
+    """
+    work = _Export(settings, StudyFolder(settings.sessions))
+    rows = work.rows(Counter()) if work.pairs else []
+    usage = Usage(
+        prompt_tokens=sum(tokens_of(row.prompt) for row in rows),
+        completion_tokens=len(rows) * THERAPIST_TOKENS,
+    )
+    askers = (work.pairs.chosen, work.pairs.rejected) if work.pairs else ()
+    spent = [(player, len(rows), usage) for player in askers if player is not None]
+    n_done = count_done(settings.out / PAIRS_JOURNAL, work.attempts)
+    limits = settings.run_limits.engine
+    return estimate_players("pairs", len(rows), spent, n_done, limits)
 
 
 class _Export:
@@ -136,8 +176,13 @@ class _Export:
         self._settings, self.source = settings, source
         played = source.study()
         study, arm_of = _serving(settings, played)
-        self._pairs = (study.pairs or played.pairs) if settings.pairs else None
-        self._attempts = study.attempts
+        declared = (study.pairs or played.pairs) if settings.pairs else None
+        self.pairs = declared and Pairs(
+            chosen=declared.chosen and at_endpoint(declared.chosen, settings),
+            rejected=at_endpoint(declared.rejected, settings),
+        )
+        is_given = "max_attempts" in settings.model_fields_set
+        self.attempts = settings.max_attempts if is_given else study.attempts
         self._sessions = [one for one in source.read_sessions() if one.arm in arm_of]
         self._castings = _castings(source, self._sessions, study, arm_of)
         self._split_of, self._split_by = split_sessions(
@@ -153,10 +198,12 @@ class _Export:
         used = [casting.therapist_prompt for casting in self._castings.values()]
         return {prompt.name: prompt.sha256 for prompt in used}
 
-    def write(self, out: Path, on_progress: Callable[[Progress], None] | None) -> dict[str, Any]:
-        """Writes all kinds of rows; gives the counts."""
+    def write(
+        self, out: Path, journal: Journal | None, on_progress: OnProgress | None
+    ) -> dict[str, Any]:
+        """Writes all kinds of rows, pairs with a journal only; gives the counts."""
         dropped: Counter[str] = Counter()
-        rows = self._rows(dropped)
+        rows = self.rows(dropped)
         counts: dict[str, Any] = {
             "n_sessions": len(self._sessions),
             "split_by": self._split_by,
@@ -165,14 +212,14 @@ class _Export:
         }
         if self._settings.messages:
             counts["messages"] = self._write_sessions(out / "messages")
-        if self._pairs is not None:
+        if self.pairs is not None and journal is not None:
             made = make_pairs(
                 rows,
-                self._pairs,
-                out / PAIRS_JOURNAL,
-                self._settings.limits(),
+                self.pairs,
+                journal,
+                self._settings.run_limits,
                 dropped,
-                attempts=self._attempts,
+                attempts=self.attempts,
                 on_progress=on_progress,
             )
             words = {id(row): (chosen, rejected) for row, chosen, rejected in made}
@@ -183,7 +230,8 @@ class _Export:
             )
         return counts | {"dropped": dict(sorted(dropped.items()))}
 
-    def _rows(self, dropped: Counter[str]) -> list[TherapistRow]:
+    def rows(self, dropped: Counter[str]) -> list[TherapistRow]:
+        """A row for every therapist turn that is fit to learn from; counts what is not."""
         keeps_marked = self._settings.keep_marked
         rows = [
             row
@@ -409,7 +457,7 @@ def session_messages(session: Session, casting: Casting) -> list[Message]:
 # --- pairs ---------------------------------------------------------------------------------------
 # Preference pairs: two models answer one and the same prompt.
 #
-#     pairs = make_pairs(rows, study.pairs, Path("export/pairs.sqlite"), limits)
+#     pairs = make_pairs(rows, study.pairs, journal, limits, dropped)
 #
 # A pair is dropped, and counted, when a side gives no usable answer or both say the same.
 
@@ -420,12 +468,12 @@ Pair = tuple[TherapistRow, str, str]
 def make_pairs(
     rows: Sequence[TherapistRow],
     pairs: Pairs,
-    journal_path: Path,
+    journal: Journal,
     limits: RunLimits,
     dropped: Counter[str],
     *,
     attempts: int = 3,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> list[Pair]:
     """The pairs in the order of the rows; paid answers are kept in the journal.
 
@@ -433,9 +481,8 @@ def make_pairs(
         IncompleteRunError: stopped early; the same call continues.
         EndpointError: an endpoint refuses every request.
     """
-    with Journal(journal_path, {"journal": "preference pairs"}) as journal:
-        asking = _Asking(pairs, journal, limits, attempts, on_progress)
-        sides = asyncio.run(asking.both(rows))
+    asking = _Asking(pairs, journal, limits, attempts, on_progress)
+    sides = asyncio.run(asking.both(rows))
     made: list[Pair] = []
     for row, (chosen, rejected) in zip(rows, sides, strict=True):
         if isinstance(chosen, Fault) or isinstance(rejected, Fault):
@@ -460,7 +507,7 @@ class _Asking:
         journal: Journal,
         limits: RunLimits,
         attempts: int,
-        on_progress: Callable[[Progress], None] | None,
+        on_progress: OnProgress | None,
     ) -> None:
         self._pairs, self._journal, self._limits = pairs, journal, limits
         self._meter = Meter(None, None, journal.totals())

@@ -447,9 +447,10 @@ def test_a_dry_run_counts_calls_price_and_what_is_done_without_a_key(tmp_path: P
     arm = {"name": "x", "therapist": {"endpoint": "openai", "model": "gpt-4o-mini"}}
     study = study_of(arms=[arm], supervisor={"scripted": "supervisor"}, replicates=3)
     estimated = estimate_study(study, tmp_path / "none")
-    assert estimated.n_sessions == 6 and estimated.n_calls == 6 * 6 * 3
-    asked = estimated.players[0]
-    assert asked.model == "gpt-4o-mini" and asked.n_calls == 36
+    assert estimated.n_items == 6 and estimated.n_requests == 6 * 6 * 3
+    asked = estimated.parts[0]
+    assert asked.name == "gpt-4o-mini" and asked.n_requests == 36
+    assert estimated.seconds == 36 * 10 / 6  # six courses at a time
     expected = (asked.prompt_tokens * 0.15 + asked.completion_tokens * 0.60) / 1e6
     assert estimated.cost == pytest.approx(expected) and expected > 0
     unknown = study_of(arms=[{"name": "x", "therapist": {"endpoint": "openai", "model": "new"}}])
@@ -458,10 +459,10 @@ def test_a_dry_run_counts_calls_price_and_what_is_done_without_a_key(tmp_path: P
 
 def test_a_dry_run_is_an_upper_bound_of_the_calls_made(tmp_path: Path) -> None:
     study = study_of(end_token=False)
-    most = estimate_study(study).n_calls
+    most = estimate_study(study).n_requests
     run_study(study, tmp_path / "s", limits=QUICK)
     after = estimate_study(study, tmp_path / "s")
-    assert after.n_done == most == 2 * 2 * 6 * 2
+    assert after.n_done == most == 2 * 2 * 6 * 2 and after.n_requests == 0
 
 
 def test_an_address_with_a_secret_is_refused_before_anything_is_written(tmp_path: Path) -> None:

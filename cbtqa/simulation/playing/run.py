@@ -13,29 +13,28 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
-from pydantic.config import JsonDict
 
-from cbtqa.errors import ConfigError, IncompleteRunError
+from cbtqa.errors import ConfigError, IncompleteRunError, UsageError
 from cbtqa.files import write_jsonl
 from cbtqa.llm.chat import Fault
 from cbtqa.llm.journal import Journal
 from cbtqa.llm.limits import GateClosedError, Limits
 from cbtqa.llm.progress import Meter, Progress
+from cbtqa.llm.runs import EndpointSettings, Service, open_run, refuse_foreign
+from cbtqa.llm.runs import Run as OpenRun
 from cbtqa.manifest import (
     MANIFEST_NAME,
     Manifest,
     SettingValue,
     describe_file,
-    now,
-    package_versions,
     write_manifest,
 )
 from cbtqa.records import Reason, Session, SessionState
@@ -95,16 +94,19 @@ def run_study(
     *,
     limits: RunLimits | None = None,
     update: bool = False,
+    is_acknowledged: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> RunResult:
     """Plays a study, or continues one that was interrupted.
 
     Args:
         update: play anew what was begun with other settings; its paid turns stay in the journal.
+        is_acknowledged: the sessions may be passed on to the non-local endpoints of the study.
         on_progress: told twice a second; items are sessions.
 
     Raises:
         ConfigError: settings are wrong, or the folder holds these sessions with other settings.
+        LicenceGateError: an endpoint is not local, and nobody acknowledged that.
         IncompleteRunError: stopped early, or an endpoint's failure left sessions unfinished.
         EndpointError: an endpoint refuses every request.
         KeyboardInterrupt: Ctrl-C; what was in flight was kept.
@@ -113,9 +115,11 @@ def run_study(
     _check(study)
     profiles = choose_profiles(study.patients, study.seed)
     courses = plan_courses(study, profiles)
-    folder = _open_folder(out)
-    started_at = now()
-    with Journal(folder.journal_path, JOURNAL_FINGERPRINT) as journal:
+    folder = StudyFolder(out)
+    refuse_foreign(folder.journal_path, "study")
+    service = service_of(study.players(), limits, is_acknowledged=is_acknowledged)
+    with open_run(folder.journal_path, JOURNAL_FINGERPRINT, service, what="the sessions") as opened:
+        journal = opened.journal
         refuse_other_settings(journal, courses, folder, update=update)
         (out / MANIFEST_NAME).unlink(missing_ok=True)
         folder.write_study(study)
@@ -124,34 +128,30 @@ def run_study(
         sessions = run.run()
         folder.write_sessions(sessions)
         run.raise_what_stopped_it()
-        manifest = _manifest(folder, study, sessions, journal, run, started_at)
+        manifest = _manifest(folder, study, sessions, opened, run)
     write_manifest(out, manifest)
     _refuse_unfinished(sessions)
     return RunResult(folder, manifest, was_complete=run.meter.n_requests == 0 and not run.n_asked)
 
 
+def service_of(
+    players: Iterable[Player | None], limits: RunLimits, *, is_acknowledged: bool
+) -> Service | None:
+    """The endpoints of all players together, for the gate; None when none is at an endpoint."""
+    endpoints = tuple(endpoint_of(one) for one in players if one and one.endpoint)
+    if not endpoints:
+        return None
+    return Service(endpoints, limits.engine, is_acknowledged=is_acknowledged)
+
+
 def _check(study: StudySettings) -> None:
     """Refuses, before anything is written, players that are not there and too long courses."""
-    for player in study.players():
-        if player.endpoint is not None:
-            endpoint_of(player)
     for arm in study.arms:
         if arm.therapist.scripted is not None:
             therapist_rules(arm.therapist.scripted)
     most = cbt_course().n_sessions
     if study.written and study.sessions > most:
         raise ConfigError(f"sessions: {study.sessions} wanted, the course to be written has {most}")
-
-
-def _open_folder(out: Path) -> StudyFolder:
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out: {out} is a file")
-    folder = StudyFolder(out)
-    foreign = [path for path in out.glob("*") if not path.name.startswith(".")]
-    if foreign and not folder.journal_path.exists():
-        raise ConfigError(f"--out: {out} is not empty and is no study", hint="name a new folder")
-    out.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 class _Run:
@@ -327,24 +327,20 @@ def _manifest(
     folder: StudyFolder,
     study: StudySettings,
     sessions: Sequence[Session],
-    journal: Journal,
+    opened: OpenRun,
     run: _Run,
-    started_at: str,
 ) -> Manifest:
     names = (STUDY_NAME, PROFILES_NAME, SESSIONS_NAME)
     prompts = [prompt for arm in study.arms for prompt in Casting(study, arm, _anyone()).prompts]
-    return Manifest(
-        kind="study",
-        packages=package_versions(),
+    return opened.manifest(
+        "study",
+        None,
         settings={"study": SettingValue(value=study.id, origin=STUDY_NAME)},
         prompts={prompt.name: prompt.sha256 for prompt in prompts},
         counts=count_sessions(sessions),
-        usage=journal.totals().usage,
         cost=None if run.cost is None else {"value": round(run.cost, 6)},
-        acknowledgements={"notice": NOTICE},
+        acknowledgements={"notice": NOTICE, **opened.acknowledgements},
         files=tuple(describe_file(folder.path / name, folder.path) for name in names),
-        started_at=started_at,
-        finished_at=now(),
     )
 
 
@@ -383,35 +379,67 @@ def _refuse_unfinished(sessions: Sequence[Session]) -> None:
 # --- run settings --------------------------------------------------------------------------------
 # What can be set for `cbtqa simulate run` beside the study file, with each flag's help text.
 
-_STUDY: JsonDict = {"panel": "Study"}
-_ENGINE: JsonDict = {"panel": "Engine"}
+
+def at_endpoint(player: Player, settings: EndpointSettings) -> Player:
+    """The player as the flags have it: another server, model or price, further fields.
+
+    Only a player that is asked at an endpoint changes.
+    """
+    if player.endpoint is None:
+        return player
+    changes: dict[str, Any] = {}
+    if settings.endpoint:
+        changes["endpoint"] = settings.endpoint[0]
+    if settings.model:
+        changes["model"] = settings.model
+    if settings.price_in is not None:
+        changes |= {"price_in": settings.price_in, "price_out": settings.price_out}
+    if settings.extra:
+        changes["extra"] = player.extra | settings.extra
+    return player.model_copy(update=changes)
 
 
-class EngineSettings(Settings):
-    """How fast and how much; nothing here changes a word."""
+class PlayersSettings(EndpointSettings):
+    """The block of flags where a study file names who is asked; they hold for all its models."""
 
-    in_flight: int = Field(64, ge=1, le=16384, json_schema_extra=_ENGINE)
-    """Sessions played at a time; also the most requests at a time for one model."""
-    rpm: int | None = Field(None, ge=1, json_schema_extra=_ENGINE)
-    """Requests a minute to one model."""
-    tpm: int | None = Field(None, ge=1, json_schema_extra=_ENGINE)
-    """Tokens a minute to one model."""
-    timeout_s: float = Field(180.0, gt=0, json_schema_extra=_ENGINE)
-    """Seconds one request may take."""
-    budget: float | None = Field(None, gt=0, json_schema_extra=_ENGINE)
-    """Stop before this much is spent over all models, in the prices' currency."""
-    budget_tokens: int | None = Field(None, gt=0, json_schema_extra=_ENGINE)
-    """Stop after this many tokens."""
+    endpoint: tuple[str, ...] = ()
+    """Base URL or preset of the server that is asked in place of those in the study file."""
+    model: str | None = None
+    """Model that is asked in place of those at endpoints in the study file."""
+    max_attempts: int = Field(3, ge=1, le=20)
+    """Replies asked for in one place, faulty ones included. Default: the study file's."""
 
-    def limits(self) -> RunLimits:
-        """The same as the run takes it."""
-        engine = Limits(
-            in_flight=self.in_flight, rpm=self.rpm, tpm=self.tpm, timeout_s=self.timeout_s
-        )
-        return RunLimits(engine, self.budget, self.budget_tokens)
+    @property
+    def run_limits(self) -> RunLimits:
+        """How fast and how much, as a run takes it.
+
+        Raises:
+            UsageError: a way of sending that no session can be played over.
+        """
+        if self.cluster or self.transport != "http":
+            raise UsageError(
+                "sessions are played turn by turn over http: no --cluster, no --transport"
+            )
+        if len(self.endpoint) > 1:
+            raise UsageError("each player is asked at one server: give one --endpoint")
+        return RunLimits(self.limits, self.budget, self.budget_tokens)
 
 
-class RunSettings(EngineSettings):
+class _StudySettings(Settings):
+    """What the flags replace in a study file."""
+
+    panel: ClassVar[str] = "Study"
+    seed: int | None = None
+    """Seed in place of the file's."""
+    replicates: int | None = Field(None, ge=1)
+    """Repeats in place of the file's."""
+    patients: int | None = Field(None, ge=1)
+    """Only the first N patients."""
+    arm: tuple[str, ...] = ()
+    """Only this arm. May be repeated."""
+
+
+class RunSettings(_StudySettings, PlayersSettings):
     """Flags of `cbtqa simulate run`."""
 
     study: Path | None = None
@@ -419,14 +447,6 @@ class RunSettings(EngineSettings):
     built-in players (rules, no model)."""
     out: Path = Path("cbtqa-study")
     """Folder of the study."""
-    seed: int | None = Field(None, json_schema_extra=_STUDY)
-    """Seed in place of the file's."""
-    replicates: int | None = Field(None, ge=1, json_schema_extra=_STUDY)
-    """Repeats in place of the file's."""
-    patients: int | None = Field(None, ge=1, json_schema_extra=_STUDY)
-    """Only the first N patients."""
-    arm: tuple[str, ...] = Field((), json_schema_extra=_STUDY)
-    """Only this arm. May be repeated."""
 
     def declared(self) -> StudySettings:
         """The study file with what the flags replace.
@@ -434,6 +454,7 @@ class RunSettings(EngineSettings):
         Raises:
             ConfigError: the file is wrong, or it has no such arm.
             DataError: no such file.
+            UsageError: `--endpoint` or `--model` for a study that asks no endpoint.
         """
         return self._replaced(load_study(self.study))
 
@@ -445,9 +466,22 @@ class RunSettings(EngineSettings):
             changes["replicates"] = self.replicates
         if self.patients is not None:
             changes["patients"] = study.patients.model_copy(update={"n": self.patients})
-        if self.arm:
-            changes["arms"] = tuple(study.arm(name) for name in self.arm)
-        return study.model_copy(update=changes)
+        if "max_attempts" in self.model_fields_set:
+            changes["attempts"] = self.max_attempts
+        arms = tuple(study.arm(name) for name in self.arm) or study.arms
+        changes["arms"] = tuple(
+            arm.model_copy(update={"therapist": at_endpoint(arm.therapist, self)}) for arm in arms
+        )
+        for role in ("patient", "supervisor", "validator", "summariser"):
+            if (player := getattr(study, role)) is not None:
+                changes[role] = at_endpoint(player, self)
+        changed = study.model_copy(update=changes)
+        if (self.endpoint or self.model) and not any(one.endpoint for one in changed.players()):
+            raise UsageError(
+                f"--endpoint and --model: no player of study '{study.id}' is asked at an endpoint",
+                hint="name endpoints in a study file of your own: cbtqa simulate run mine.yaml",
+            )
+        return changed
 
 
 class CorpusSettings(RunSettings):
