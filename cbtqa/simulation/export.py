@@ -566,7 +566,9 @@ class _Asking:
             found = _content(reply, form)
             return found if isinstance(found, Fault) else None
 
-        asked = json.dumps([list(row.prompt), player.model_dump(mode="json")], sort_keys=True)
+        # what its tokens cost changes no word
+        unpriced = player.model_copy(update={"price_in": None, "price_out": None})
+        asked = json.dumps([list(row.prompt), unpriced.model_dump(mode="json")], sort_keys=True)
         mark = hashlib.sha256(asked.encode()).hexdigest()[:12]
         seed = seed_of("pair", row.session.seed, row.turn, side)
         scene = Scene("therapist", row.casting, row.history, seed, row.turn)

@@ -192,7 +192,7 @@ def test_the_gate_is_open_inside_and_shut_outside() -> None:
     outside = Endpoint.parse("deepseek", "m", environ=environ)
     inside = Endpoint.parse("http://192.168.1.7:8000/v1", "m", environ={})
     assert pass_disclosure_gates([inside], "texts", is_acknowledged=False) == {}
-    with pytest.raises(LicenceGateError, match="texts would be sent to api.deepseek.com"):
+    with pytest.raises(LicenceGateError, match=r"texts would be sent to api\.deepseek\.com"):
         pass_disclosure_gates([inside, outside], "texts", is_acknowledged=False)
     found = pass_disclosure_gates([inside, outside], "texts", is_acknowledged=True)
     assert "deepseek" in found["disclosure"]

@@ -27,8 +27,8 @@ from cbtqa.simulation.instruments import load_instrument
 from cbtqa.simulation.judging.run import (
     JudgedForm,
     SessionJudgeSettings,
-    judge_sessions,
     estimate_judging,
+    judge_sessions,
 )
 from cbtqa.simulation.sessions import StudyFolder
 from cbtqa.simulation.study import StudySettings

@@ -395,7 +395,7 @@ def test_other_settings_are_refused_with_the_difference_unless_asked_for(tmp_pat
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ConfigError, match="not empty and is no study"):
+    with pytest.raises(ConfigError, match="not empty and holds no study"):
         run_study(study_of(), tmp_path, limits=QUICK)
     with pytest.raises(DataError, match=r"holds no study\.json"):
         StudyFolder(tmp_path).study()
