@@ -47,18 +47,22 @@ class Resolved(Generic[SettingsT]):
 
 
 def panels_of(model: type[Settings]) -> dict[str, str | None]:
-    """Fields in the order of flags, each with its help panel: a class's own before its bases'.
+    """Fields in the order of flags, each with its help panel.
 
-    The panel is named by the class that first declares the field; another default or help text
-    in a class below moves nothing.
+    The panel is that of the nearest class that declares the field and names one. Fields without
+    come first, then panels in the order of the class statement; within one, bases come first.
     """
     panels: dict[str, str | None] = {}
     for place in model.__mro__:
         for name in inspect.get_annotations(place):
-            if name in model.model_fields:
-                panels.pop(name, None)
+            if name in model.model_fields and panels.get(name) is None:
                 panels[name] = vars(place).get("panel")
-    return panels
+    declared = [
+        name for place in reversed(model.__mro__) for name in inspect.get_annotations(place)
+    ]
+    order = [None, *(vars(place).get("panel") for place in model.__mro__)]
+    known = [name for name in dict.fromkeys(declared) if name in panels]
+    return {name: panels[name] for name in sorted(known, key=lambda n: order.index(panels[n]))}
 
 
 def flag_of(field: str) -> str:

@@ -9,7 +9,7 @@ import typer
 from cbtqa.cli.console import describe_seconds, print_json, print_table, say
 
 if TYPE_CHECKING:
-    from cbtqa.llm.runs import Estimate
+    from cbtqa.llm.cost import Estimate
 
 DryRun = Annotated[
     bool,

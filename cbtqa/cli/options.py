@@ -40,7 +40,9 @@ def settings_flags(
         own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
         made = [
             _parameter(name, model.model_fields[name], panel, name == positional)
-            for name, panel in panels_of(model).items()
+            for name, panel in sorted(
+                panels_of(model).items(), key=lambda entry: entry[0] != positional
+            )
         ]
         config = inspect.Parameter(
             "config",

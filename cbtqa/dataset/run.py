@@ -23,8 +23,9 @@ from cbtqa.distortions.taxonomy import load_taxonomy
 from cbtqa.errors import ConfigError, DataError, IncompleteRunError
 from cbtqa.files import sha256_of, write_text
 from cbtqa.llm.batch import rare_collections
+from cbtqa.llm.cost import Estimate
 from cbtqa.llm.journal import fork_path
-from cbtqa.llm.runs import Estimate, OnProgress, estimate_run, open_run, refuse_foreign
+from cbtqa.llm.runs import OnProgress, estimate_run, open_run, refuse_foreign
 from cbtqa.manifest import (
     MANIFEST_NAME,
     Manifest,

@@ -43,6 +43,8 @@ NOT_APPLICABLE = frozenset(
 class JudgingSettings(EndpointSettings):
     """What every judge can be told beside what it judges."""
 
+    panel: ClassVar[str] = "Judge"
+
     repeats: int = Field(default=3, ge=1, le=20)
     """Ratings of each answer or session."""
     temperature: float = Field(default=0.7, ge=0, le=2)

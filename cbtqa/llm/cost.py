@@ -8,7 +8,7 @@ plan.cost, plan.seconds
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -140,22 +140,53 @@ def _cached_encoding(name: str) -> Any:
 # --- the dry run ---------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Plan:
+class Estimate(Record):
     """What a run would take, if every item were answered at its first attempt."""
 
-    n_requests: int
-    prompt_tokens: int
-    completion_tokens: int
-    counted_by: str
-    """The way tokens were counted."""
-    cost: float | None
-    """None without a price."""
-    price: Price | None
-    seconds: float
-    """At the limits, and at `latency_s` for one reply."""
-    bound_by: str
-    """Which limit sets the time: `in_flight`, `rpm` or `tpm`."""
+    items: str = "requests"
+    """What is counted, such as `questions`."""
+    n_items: int = 0
+    n_left_out: int = 0
+    """Would not be sent: rejected rows, sessions that cannot be judged."""
+    name: str = ""
+    """Of a part: who is asked, and on what."""
+    n_done: int = 0
+    """Requests that the journal holds the replies of."""
+    n_requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    counted_by: str = ""
+    """How prompt tokens were counted."""
+    length_from: str = ""
+    """Where the length of a reply comes from."""
+    cost: float | None = 0.0
+    """None when no price is known; nothing is paid to a local endpoint."""
+    currency: str = ""
+    price_as_of: str = ""
+    seconds: float = 0.0
+    """At the limits, and at `LATENCY_S` for one reply."""
+    bound_by: str = ""
+    """Which limit sets the time: `in_flight`, `rpm`, `tpm` or `batch-api`."""
+    parts: tuple[Estimate, ...] = ()
+    """The same by model, where several are asked."""
+
+
+def sum_estimates(items: str, n_items: int, n_left_out: int, parts: Sequence[Estimate]) -> Estimate:
+    """The whole of several parts that are asked one after the other."""
+    costs = [part.cost for part in parts]
+    sums = ("n_done", "n_requests", "prompt_tokens", "completion_tokens", "seconds")
+    told = ("counted_by", "length_from", "currency", "price_as_of")
+    longest = max(parts, key=lambda part: part.seconds, default=Estimate())
+    return Estimate(
+        items=items,
+        n_items=n_items,
+        n_left_out=n_left_out,
+        cost=None if None in costs else sum(cost or 0 for cost in costs),
+        bound_by=longest.bound_by,
+        parts=tuple(parts),
+        **{name: sum(getattr(part, name) for part in parts) for name in sums},
+        **{name: next(filter(None, (getattr(one, name) for one in parts)), "") for name in told},
+    )
 
 
 def plan_run(
@@ -168,7 +199,7 @@ def plan_run(
     price: Price | None = None,
     reply_tokens: int = REPLY_TOKENS,
     latency_s: float = LATENCY_S,
-) -> Plan:
+) -> Estimate:
     """Counts what a run would send, without sending; streams, so a million requests will do.
 
     Args:
@@ -193,13 +224,14 @@ def plan_run(
         prompt_tokens=round(mean * n_requests), completion_tokens=n_requests * reply_tokens
     )
     seconds, bound_by = time_of(n_requests, usage, in_flight, rpm, tpm, latency_s)
-    return Plan(
+    return Estimate(
         n_requests=n_requests,
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
         counted_by=counted_by,
         cost=price.of(usage) if price else None,
-        price=price,
+        currency=price.currency if price else "",
+        price_as_of=price.as_of if price else "",
         seconds=seconds,
         bound_by=bound_by,
     )

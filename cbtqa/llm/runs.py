@@ -22,13 +22,13 @@ from pydantic import Field, field_validator, model_validator
 from cbtqa.errors import ConfigError, UsageError
 from cbtqa.llm.batch import Task, run_batch
 from cbtqa.llm.chat import ChatRequest, Sampling
-from cbtqa.llm.cost import REPLY_TOKENS, Budget, Price, find_price, plan_run
+from cbtqa.llm.cost import REPLY_TOKENS, Budget, Estimate, Price, find_price, plan_run
 from cbtqa.llm.endpoint import Endpoint, TransportName, pass_disclosure_gates
 from cbtqa.llm.journal import Journal
 from cbtqa.llm.limits import Limits
 from cbtqa.llm.progress import Progress
-from cbtqa.manifest import Manifest, describe_settings, now, package_versions
-from cbtqa.records import Record, Usage
+from cbtqa.manifest import Manifest, new_manifest, now
+from cbtqa.records import Usage
 from cbtqa.settings import Resolved, Settings
 
 ItemT = TypeVar("ItemT")
@@ -278,16 +278,8 @@ class Run:
 
     def manifest(self, kind: str, resolved: Resolved[Any] | None, **more: Any) -> Manifest:
         """The manifest of what was made: what every run knows, and `more` over it."""
-        known: dict[str, Any] = {
-            "packages": package_versions(),
-            "settings": describe_settings(resolved) if resolved else {},
-            "usage": self.usage,
-            "cost": self.cost,
-            "acknowledgements": self.acknowledgements,
-            "started_at": self.started_at,
-            "finished_at": now(),
-        }
-        return Manifest(kind=kind, **(known | more))
+        known = {"usage": self.usage, "cost": self.cost, "acknowledgements": self.acknowledgements}
+        return new_manifest(kind, resolved, self.started_at, **(known | more))
 
 
 @contextmanager
@@ -359,36 +351,6 @@ def _run_batch(
 # --- the dry run ---------------------------------------------------------------------------------
 
 
-class Estimate(Record):
-    """Numbers of a dry run, if every item were answered at its first attempt."""
-
-    items: str
-    """What is counted, such as `questions`."""
-    n_items: int = 0
-    n_left_out: int = 0
-    """Would not be sent: rejected rows, sessions that cannot be judged."""
-    name: str = ""
-    """Of a part: who is asked, and on what."""
-    n_done: int = 0
-    """Requests that the journal holds the replies of."""
-    n_requests: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    counted_by: str = ""
-    """How prompt tokens were counted."""
-    length_from: str = ""
-    """Where the length of a reply comes from."""
-    cost: float | None = 0.0
-    """None when no price is known; nothing is paid to a local endpoint."""
-    currency: str = ""
-    price_as_of: str = ""
-    seconds: float = 0.0
-    bound_by: str = ""
-    """Which limit sets the time."""
-    parts: tuple[Estimate, ...] = ()
-    """The same by model, where several are asked."""
-
-
 def estimate_run(
     service: Service | None,
     path: Path,
@@ -408,16 +370,31 @@ def estimate_run(
     """
     if service is None or task is None:
         return Estimate(items=name, n_items=sum(1 for _ in items))
+    limits, n_items, n_done = service.limits, 0, 0
+
+    def requests(journal: Journal | None) -> Iterator[ChatRequest]:
+        nonlocal n_items, n_done
+        seen: set[str] = set()  # items of one key share their request
+        for item in items:
+            n_items += 1
+            key = task.key(item)
+            if key in seen:
+                continue
+            seen.add(key)
+            standing = journal.standings([key]).get(key) if journal else None
+            if standing is not None and standing.is_done(limits.max_attempts):
+                n_done += 1
+            else:
+                yield task.request(item)
+
     with Journal(path, read_only=True) if path.exists() else nullcontext() as journal:
-        counted = _Counted(service, journal)
-        totals = journal.totals() if journal else None
         length_from = f"{reply_tokens} tokens a reply, assumed"
+        totals = journal.totals() if journal else None
         if totals and totals.n_replies and totals.usage.completion_tokens:
             reply_tokens = round(totals.usage.completion_tokens / totals.n_replies)
             length_from = f"mean of {totals.n_replies:,} replies in the journal"
-        limits = service.limits
         plan = plan_run(
-            counted.requests(items, task),
+            requests(journal),
             service.model,
             in_flight=limits.in_flight,
             rpm=limits.rpm,
@@ -425,67 +402,9 @@ def estimate_run(
             price=service.price,
             reply_tokens=reply_tokens,
         )
-    is_batch = service.endpoints[0].transport == "batch-api" and plan.n_requests > 0
-    is_free = service.price is None and all(one.is_local for one in service.endpoints)
-    return Estimate(
-        items=name,
-        n_items=counted.n_items,
-        n_done=counted.n_done,
-        n_requests=plan.n_requests,
-        prompt_tokens=plan.prompt_tokens,
-        completion_tokens=plan.completion_tokens,
-        counted_by=plan.counted_by,
-        length_from=length_from,
-        cost=0.0 if is_free else plan.cost,
-        currency=plan.price.currency if plan.price else "",
-        price_as_of=plan.price.as_of if plan.price else "",
-        seconds=BATCH_API_S if is_batch else plan.seconds,
-        bound_by="batch-api" if is_batch else plan.bound_by,
-    )
-
-
-class _Counted:
-    """Counts items on their way into a plan."""
-
-    def __init__(self, service: Service, journal: Journal | None) -> None:
-        self._most, self._journal = service.limits.max_attempts, journal
-        self.n_items = self.n_done = 0
-
-    def requests(self, items: Iterable[ItemT], task: Task[ItemT]) -> Iterator[ChatRequest]:
-        """The requests still to be sent; items of one key share theirs."""
-        seen: set[str] = set()
-        for item in items:
-            self.n_items += 1
-            key = task.key(item)
-            if key in seen:
-                continue
-            seen.add(key)
-            standing = self._journal.standings([key]).get(key) if self._journal else None
-            if standing is not None and standing.is_done(self._most):
-                self.n_done += 1
-            else:
-                yield task.request(item)
-
-
-def sum_estimates(items: str, n_items: int, n_left_out: int, parts: Sequence[Estimate]) -> Estimate:
-    """The whole of several parts that are asked one after the other."""
-    costs = [part.cost for part in parts]
-    paid = next((part for part in parts if part.cost), None)
-    longest = max(parts, key=lambda part: part.seconds, default=None)
-    return Estimate(
-        items=items,
-        n_items=n_items,
-        n_left_out=n_left_out,
-        n_done=sum(part.n_done for part in parts),
-        n_requests=sum(part.n_requests for part in parts),
-        prompt_tokens=sum(part.prompt_tokens for part in parts),
-        completion_tokens=sum(part.completion_tokens for part in parts),
-        counted_by=next((part.counted_by for part in parts if part.counted_by), ""),
-        length_from=next((part.length_from for part in parts if part.length_from), ""),
-        cost=None if None in costs else sum(cost or 0 for cost in costs),
-        currency=paid.currency if paid else "",
-        price_as_of=paid.price_as_of if paid else "",
-        seconds=sum(part.seconds for part in parts),
-        bound_by=longest.bound_by if longest else "",
-        parts=tuple(parts),
-    )
+    told: dict[str, Any] = {"items": name, "n_items": n_items, "n_done": n_done}
+    if service.price is None and all(one.is_local for one in service.endpoints):
+        told["cost"] = 0.0
+    if service.endpoints[0].transport == "batch-api" and plan.n_requests:
+        told |= {"seconds": BATCH_API_S, "bound_by": "batch-api"}
+    return plan.model_copy(update=told | {"length_from": length_from})

@@ -27,17 +27,17 @@ from pydantic import Field
 from cbtqa.errors import ConfigError, DataError, IncompleteRunError
 from cbtqa.files import read_jsonl, write_jsonl
 from cbtqa.llm.chat import Fault, Message, Reply
+from cbtqa.llm.cost import Estimate
 from cbtqa.llm.journal import Journal
 from cbtqa.llm.limits import GateClosedError
 from cbtqa.llm.progress import Meter
-from cbtqa.llm.runs import Estimate, OnProgress, open_run
+from cbtqa.llm.runs import OnProgress, open_run
 from cbtqa.manifest import (
     MANIFEST_NAME,
     Manifest,
     describe_file,
-    describe_settings,
+    new_manifest,
     now,
-    package_versions,
     write_manifest,
 )
 from cbtqa.records import Reason, Session, SessionState, Turn, TurnMark, Usage
@@ -134,17 +134,15 @@ def export_sessions(
         service = service_of(askers, limits, is_acknowledged=is_acknowledged)
         with open_run(out / PAIRS_JOURNAL, FINGERPRINT, service, what="the sessions") as run:
             counts, acknowledged = work.write(out, run.journal, on_progress), run.acknowledgements
-    manifest = Manifest(
-        kind="training rows",
-        packages=package_versions(),
-        settings=describe_settings(resolved),
+    manifest = new_manifest(
+        "training rows",
+        resolved,
+        started_at,
         inputs=(describe_file(work.source.sessions_path),),
         prompts=work.prompts,
         counts=counts,
         acknowledgements={"notice": NOTICE, **acknowledged},
         files=tuple(describe_file(path, out) for path in sorted(out.rglob("*.jsonl"))),
-        started_at=started_at,
-        finished_at=now(),
     )
     write_manifest(settings.out, manifest)
     return Exported(settings.out, manifest, work.warnings(counts))

@@ -8,15 +8,7 @@ from pathlib import Path
 
 from cbtqa.errors import DataError, UsageError
 from cbtqa.files import replacing, write_json, write_text
-from cbtqa.manifest import (
-    MANIFEST_NAME,
-    Manifest,
-    describe_file,
-    describe_settings,
-    now,
-    package_versions,
-    write_manifest,
-)
+from cbtqa.manifest import MANIFEST_NAME, describe_file, new_manifest, now, write_manifest
 from cbtqa.report.page import render_page
 from cbtqa.settings import Resolved
 from cbtqa.simulation.analysis.analyse import Material, analyse
@@ -53,17 +45,15 @@ def run_analysis(resolved: Resolved[AnalysisSettings]) -> tuple[AnalysisReport, 
     write_text(out / METHODS_NAME, f"{methods.en}\n\n{methods.zh}\n")
     write_text(out / PAGE_NAME, render_page(make_page(report, methods, settings.lang)))
     names = (JSON_NAME, SCORES_NAME, CONTRASTS_NAME, METHODS_NAME, PAGE_NAME)
-    manifest = Manifest(
-        kind="session-analysis",
-        packages=package_versions(),
-        settings=describe_settings(resolved),
+    manifest = new_manifest(
+        "session-analysis",
+        resolved,
+        started,
         inputs=tuple(
             describe_file(path) for path in (settings.source, *settings.human) if path.is_file()
         ),
         counts={"n_sessions": report.n_sessions, "n_alarms": len(report.alarms)},
         files=tuple(describe_file(out / name, out) for name in names),
-        started_at=started,
-        finished_at=now(),
     )
     write_manifest(out, manifest)
     return report, out

@@ -24,25 +24,9 @@ from cbtqa.errors import ConfigError, DataError, UsageError
 from cbtqa.files import parse_record, read_json, write_json, write_jsonl
 from cbtqa.judging.asking import JudgingSettings, rate
 from cbtqa.llm.chat import Sampling
-from cbtqa.llm.cost import Price
-from cbtqa.llm.runs import (
-    Estimate,
-    OnProgress,
-    Run,
-    Service,
-    estimate_run,
-    open_run,
-    sum_estimates,
-)
-from cbtqa.manifest import (
-    MANIFEST_NAME,
-    Manifest,
-    describe_file,
-    describe_settings,
-    now,
-    package_versions,
-    write_manifest,
-)
+from cbtqa.llm.cost import Estimate, Price, sum_estimates
+from cbtqa.llm.runs import OnProgress, Run, Service, estimate_run, open_run
+from cbtqa.manifest import MANIFEST_NAME, describe_file, new_manifest, now, write_manifest
 from cbtqa.ratings.rubric import Rubric
 from cbtqa.records import ItemRating, Record, Session, Usage
 from cbtqa.settings import Resolved
@@ -345,17 +329,11 @@ def _finish(
         },
         "files": (describe_file(folder / RATINGS_NAME, folder),),
     }
-    if run is not None:
-        manifest = run.manifest(KIND, work.resolved, **made)
-    else:
-        manifest = Manifest(
-            kind=KIND,
-            packages=package_versions(),
-            settings=describe_settings(work.resolved),
-            started_at=started,
-            finished_at=now(),
-            **made,
-        )
+    manifest = (
+        run.manifest(KIND, work.resolved, **made)
+        if run
+        else new_manifest(KIND, work.resolved, started, **made)
+    )
     write_manifest(folder, manifest)
     return form
 

@@ -11,10 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from cbtqa.llm.cost import MESSAGE_TOKENS, time_of
+from cbtqa.llm.cost import MESSAGE_TOKENS, Estimate, sum_estimates, time_of
 from cbtqa.llm.journal import Journal
 from cbtqa.llm.limits import Limits
-from cbtqa.llm.runs import Estimate, sum_estimates
 from cbtqa.records import Usage
 from cbtqa.simulation.playing.course import cbt_course
 from cbtqa.simulation.playing.courses import plan_courses
