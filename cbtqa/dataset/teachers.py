@@ -19,6 +19,7 @@ from cbtqa.distortions.taxonomy import Taxonomy
 from cbtqa.errors import ConfigError
 from cbtqa.llm.batch import run_batch
 from cbtqa.llm.chat import ChatRequest, Fault, Message, Reply, Sampling
+from cbtqa.llm.cluster import Cluster
 from cbtqa.llm.cost import Budget, Price, find_price
 from cbtqa.llm.endpoint import Endpoint
 from cbtqa.llm.journal import Journal
@@ -137,12 +138,8 @@ class EndpointTeacher:
             "on_progress": on_progress,
         }
         if settings.cluster:
-            from cbtqa.llm.cluster import run_cluster
-
-            options |= {"address": settings.cluster, "n_actors": settings.cluster_actors}
-            run_cluster(items, self, self._endpoint, journal, limits, **options)
-        else:
-            run_batch(items, self, self._endpoint, journal, limits, **options)
+            options["cluster"] = Cluster(settings.cluster, settings.cluster_actors)
+        run_batch(items, self, self._endpoint, journal, limits, **options)
 
     # --- the engine's task -----------------------------------------------------------------------
 
@@ -189,7 +186,7 @@ class EndpointTeacher:
         """Model, host, prompt, sampling, tokens."""
         return Provenance(
             model=self._endpoint.model,
-            endpoint_host=self._endpoint.host,
+            endpoint_host=reply.host or self._endpoint.host,
             prompt_id=self._prompt.name,
             prompt_sha256=self._prompt.sha256,
             sampling=self._sampling.described(),

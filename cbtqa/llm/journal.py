@@ -96,6 +96,9 @@ class Journal:
             # a connection of its own: WAL lets it read while a commit waits for the disk
             self._reader = _connect(path, "ro" if read_only else "rw")
             version = self.meta("format_version")
+            has_host = "host" in _columns_of(self._reader)
+            # a journal begun before hosts were kept, opened for reading
+            self._columns = COLUMNS if has_host else COLUMNS.replace("host", "NULL")
         except sqlite3.DatabaseError as error:
             raise DataError(f"is no journal of cbtqa: {error}", where=str(path)) from None
         if version != FORMAT_VERSION:
@@ -116,6 +119,8 @@ class Journal:
         if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone():
             version = f"INSERT INTO meta VALUES ('format_version', '{FORMAT_VERSION}');"
             db.executescript(f"BEGIN; {SCHEMA} {version} COMMIT;")
+        if "host" not in _columns_of(db):
+            db.execute("ALTER TABLE attempts ADD COLUMN host TEXT")
         self.set_meta("writer_pid", str(os.getpid()))
 
     def _compare(self, fingerprint: dict[str, str]) -> None:
@@ -248,7 +253,7 @@ class Journal:
         for block in blocks_of(keys, BLOCK):
             rows: dict[str, list[Any]] = {}
             for row in self._read(
-                f"SELECT {COLUMNS} FROM attempts "
+                f"SELECT {self._columns} FROM attempts "
                 "WHERE key IN (SELECT value FROM json_each(?)) ORDER BY key, attempt, id",
                 list(dict.fromkeys(block)),
             ):
@@ -258,7 +263,7 @@ class Journal:
 
     def last_paid(self, key: str) -> Entry | None:
         """The newest row of an item that holds a reply, or None."""
-        sql = f"SELECT {COLUMNS} FROM attempts WHERE key = ? ORDER BY attempt DESC, id DESC"
+        sql = f"SELECT {self._columns} FROM attempts WHERE key = ? ORDER BY attempt DESC, id DESC"
         for row in self._connection().execute(sql, (key,)):
             if row[13] is not None:
                 fault = Fault(Reason(row[3]), row[4]) if row[3] else None
@@ -312,6 +317,10 @@ def _connect(path: Path, mode: str) -> sqlite3.Connection:
         check_same_thread=False,
         timeout=30,
     )
+
+
+def _columns_of(db: sqlite3.Connection) -> set[str]:
+    return {row[1] for row in db.execute("PRAGMA table_info(attempts)")}
 
 
 def _short(value: str | None) -> str:
