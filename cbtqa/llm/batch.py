@@ -167,29 +167,31 @@ def run_batch(
     if budget:
         budget = replace(budget, price=price)
         budget.book(journal.totals().usage)
-    told = {"budget": budget, "price": price, "n_total": n_total, "on_progress": on_progress}
+    # the actors of a cluster, and files of requests, take the place of the line's own endpoints
+    own = () if is_batch or cluster else servers
+    line = Line(
+        own, journal, limits, budget=budget, price=price, n_total=n_total, on_progress=on_progress
+    )
     if is_batch:
         from cbtqa.llm.openai_batch import BatchRun
 
-        batch = BatchRun(items, task, servers[0], journal, limits, wait=wait, **told)
-        run_anywhere(batch.run())
-        return batch.line.conclude()
-    if cluster:
-        from cbtqa.llm.cluster import run_cluster
+        run_anywhere(BatchRun(line, items, task, servers[0], wait=wait).run())
+    elif cluster:
+        from cbtqa.llm.cluster import run_on_cluster
 
-        return run_cluster(cluster, items, task, servers, journal, limits, **told)
-    line = Line(servers, journal, limits, **told)
+        run_on_cluster(cluster, line, items, task, servers)
+    else:
+        run_anywhere(_ask_here(line, items, task, limits.in_flight * len(servers)))
+    return line.conclude()
 
+
+async def _ask_here(line: Line, items: Iterable[ItemT], task: Task[ItemT], in_flight: int) -> None:
     async def ask(item: ItemT, key: str, standing: Standing | None) -> None:
         questions = partial(task.check, item), partial(task.ask_again, item)
         await line.work(key, standing, task.request(item), *questions)
 
-    async def run() -> None:
-        async with line:
-            await ask_all(line, items, task, limits.in_flight * len(servers), ask)
-
-    run_anywhere(run())
-    return line.conclude()
+    async with line:
+        await ask_all(line, items, task, in_flight, ask)
 
 
 def run_anywhere(work: Coroutine[Any, Any, ItemT]) -> ItemT:
@@ -269,7 +271,9 @@ class Line:
         self.meter = Meter(n_total, price, journal.totals())
         self.stop_reason: str | None = None
         """Why the run ends early, or None."""
-        self.on_stop: list[Callable[[], None]] = []
+        self.on_stop: Callable[[], None] = lambda: None
+        self.describe: Callable[[Progress], Progress] = lambda progress: progress
+        """What is reported in place of the line's own counters."""
         self._endpoints = (endpoints,) if isinstance(endpoints, Endpoint) else tuple(endpoints)
         self._on_progress = on_progress
         self.models: list[Model] = []
@@ -475,8 +479,7 @@ class Line:
         self._closed.set()
         for model in self.models:
             model.close()
-        for tell in self.on_stop:
-            tell()
+        self.on_stop()
 
     def _fail(self, error: BaseException) -> None:
         if self._fatal is None:
@@ -518,7 +521,7 @@ class Line:
     def _report(self) -> None:
         if self._on_progress:
             limit = sum(model.limit for model in self.models)
-            self._on_progress(self.meter.progress(limit))
+            self._on_progress(self.describe(self.meter.progress(limit)))
 
 
 @contextmanager

@@ -26,12 +26,12 @@ from typing import Any, NamedTuple, cast
 
 from cbtqa.errors import ConfigError, IncompleteRunError, MissingExtraError
 from cbtqa.llm.asking import USED_UP, format_name
-from cbtqa.llm.batch import Line, OnProgress, Task, ask_all, run_anywhere
-from cbtqa.llm.cost import Budget, Price
+from cbtqa.llm.batch import Line, Task, ask_all, run_anywhere
+from cbtqa.llm.cost import Budget
 from cbtqa.llm.endpoint import Endpoint
 from cbtqa.llm.journal import Entry, Journal, Standing, Totals
 from cbtqa.llm.limits import GateClosedError, Limits
-from cbtqa.llm.progress import BatchSummary, Progress
+from cbtqa.llm.progress import Progress
 
 KNOCK_S = 10.0
 MOST_LOSSES = 8
@@ -165,19 +165,13 @@ class _Actor:
     told_at: float = field(default_factory=time.monotonic)
 
 
-def run_cluster(
+def run_on_cluster(
     cluster: Cluster,
+    line: Line,
     items: Iterable[Any] | Any,
     task: Task[Any],
     endpoints: Sequence[Endpoint],
-    journal: Journal,
-    limits: Limits,
-    *,
-    budget: Budget | None,
-    price: Price | None,
-    n_total: int | None,
-    on_progress: OnProgress | None,
-) -> BatchSummary:
+) -> None:
     """Does what `batch.run_batch` does, in actors of a Ray cluster; raises what that raises.
 
     The limits hold for all actors together: each gets an equal share. An actor that dies is
@@ -186,49 +180,36 @@ def run_cluster(
     Args:
         task: picklable; the actors' machines have this package and the task's modules.
         endpoints: their addresses are resolved on the actors' machines.
-        budget: kept to within one reply or so an actor.
     """
-    driver = _Driver(task, endpoints, journal, limits, budget)
-    tell = None if on_progress is None else (lambda plain: on_progress(driver.progress(plain)))
-    driver.line = Line((), journal, limits, price=price, n_total=n_total, on_progress=tell)
+    driver = _Driver(line, task, endpoints)
     rows = items.iter_rows() if hasattr(items, "iter_rows") else items
     with _connected(cluster.address, cluster.n_actors):
         try:
             run_anywhere(driver.run(rows, cluster.n_actors))
         finally:
             driver.kill()
-    return driver.line.conclude()
 
 
 class _Driver:
     """Hands items to actors, writes what they tell, replaces those that die."""
 
-    line: Line
-
-    def __init__(
-        self,
-        task: Task[Any],
-        endpoints: Sequence[Endpoint],
-        journal: Journal,
-        limits: Limits,
-        budget: Budget | None,
-    ) -> None:
-        self._task, self._endpoints, self._journal = task, tuple(endpoints), journal
-        self._limits, self._budget = limits, budget
-        self._earlier = journal.totals()
+    def __init__(self, line: Line, task: Task[Any], endpoints: Sequence[Endpoint]) -> None:
+        self._line, self._task, self._endpoints = line, task, tuple(endpoints)
+        self._journal, self._limits = line.journal, line.limits
+        self._earlier = line.journal.totals()
         self._actors: list[_Actor] = []
-        self._gone = Counts()
+        self._gone: list[Counts] = []
         self._n_losses = 0
+        line.on_stop, line.describe = self._stop_actors, self._progress
 
     async def run(self, items: Iterable[Any], n_actors: int) -> None:
         """Works everything off."""
-        self.line.on_stop.append(self._stop_actors)
         parts = shares(self._limits, n_actors)
         for part in parts:
-            self._start(part, share_of_budget(self._budget, len(parts)))
+            self._start(part, share_of_budget(self._line.budget, len(parts)))
         in_flight = self._limits.in_flight * len(self._endpoints)
-        async with self.line:
-            await ask_all(self.line, items, self._task, in_flight, self._work)
+        async with self._line:
+            await ask_all(self._line, items, self._task, in_flight, self._work)
 
     def kill(self) -> None:
         """Ends the actors."""
@@ -255,10 +236,10 @@ class _Driver:
         import ray
 
         paid = self._journal.last_paid(key) if standing else None
-        while not self.line.is_stopping:
+        while not self._line.is_stopping:
             able = [actor for actor in self._actors if not actor.is_used_up]
             if not able:
-                self.line.stop(USED_UP)
+                self._line.stop(USED_UP)
                 break
             actor = min(able, key=lambda one: one.n_live / one.limits.in_flight)
             actor.n_live += 1
@@ -284,20 +265,19 @@ class _Driver:
         for name, value in told.metas.items():
             if self._journal.meta(name) != value:
                 self._journal.set_meta(name, value)
-        *asked_again, last = told.rows or [None]
-        for row in asked_again if told.has_ended else told.rows:
-            self.line.meter.turned_away(row)
-            self.line.keep(row)
+        for row in told.rows[:-1] if told.has_ended else told.rows:
+            self._line.meter.turned_away(row)
+            self._line.keep(row)
         self._count()
-        if told.has_ended and last is not None:
-            await self.line.end(last)
+        if told.has_ended:
+            await self._line.end(told.rows[-1])
         if told.error is not None:
             raise told.error
         if told.stop_reason == USED_UP:
             # the others go on with what it leaves, until theirs is used up too
             actor.is_used_up = True
         elif told.stop_reason is not None:
-            self.line.stop(told.stop_reason)
+            self._line.stop(told.stop_reason)
 
     def _lost(self, actor: _Actor, error: Exception) -> None:
         """Replaces a dead actor; what it had is asked again unless it stands in the journal."""
@@ -307,28 +287,28 @@ class _Driver:
             return  # known already from another of its items
         ray.kill(actor.handle)  # unreachable is not dead: it must not go on asking
         self._actors.remove(actor)
-        self._gone = Counts(*(a + b for a, b in zip(self._gone, actor.counts[:5], strict=False)))
+        self._gone.append(actor.counts)
         self._n_losses += 1
         if self._n_losses > MOST_LOSSES:
             raise IncompleteRunError(
                 f"{self._n_losses} actors died in a row; the last: {error}",
                 hint="look at Ray's logs, then give the same command again",
             )
-        if not self.line.is_stopping:
+        if not self._line.is_stopping:
             self._start(actor.limits, actor.budget)
 
     def _stop_actors(self) -> None:
         for actor in self._actors:
-            actor.handle.stop.remote(self.line.stop_reason)
+            actor.handle.stop.remote(self._line.stop_reason)
 
     # --- progress --------------------------------------------------------------------------------
 
     def _count(self) -> None:
-        told = [self._gone, *(actor.counts for actor in self._actors)]
+        told = [*self._gone, *(actor.counts for actor in self._actors)]
         for place, name in enumerate(Counts._fields[:5]):
-            setattr(self.line.meter, name, sum(counts[place] for counts in told))
+            setattr(self._line.meter, name, sum(counts[place] for counts in told))
 
-    def progress(self, plain: Progress) -> Progress:
+    def _progress(self, plain: Progress) -> Progress:
         """The line's progress with what the actors are doing just now."""
         now, counts = time.monotonic(), [actor.counts for actor in self._actors]
         ages = [

@@ -24,16 +24,16 @@ from contextlib import contextmanager
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, Self, TypeVar
 
 from cbtqa.errors import DataError, EndpointError, EndpointTimeoutError, IncompleteRunError
 from cbtqa.llm.asking import NOTHING, RUNGS, USED_UP, ItemFailedError, ladder_of, probable_usage
-from cbtqa.llm.batch import Line, OnProgress, Task, ask_all
+from cbtqa.llm.batch import Line, Task, ask_all
 from cbtqa.llm.chat import ChatRequest, Fault, Reply
-from cbtqa.llm.cost import Budget, Price, estimate_tokens
+from cbtqa.llm.cost import estimate_tokens
 from cbtqa.llm.endpoint import Endpoint, ResponseFormat
-from cbtqa.llm.journal import Journal, Standing, State
-from cbtqa.llm.limits import GateClosedError, Limits
+from cbtqa.llm.journal import Standing, State
+from cbtqa.llm.limits import GateClosedError
 from cbtqa.llm.protocol import RequestRefusedError, error_of, reply_of, request_body
 from cbtqa.records import Reason, Usage
 
@@ -45,7 +45,7 @@ AT_A_TIME = 1_000
 UNDER_WAY = "openai_batches"
 """Name in the journal of a list of `{"token", "rung", "id"}`; an id is None until it is told."""
 ENDED = ("completed", "expired", "cancelled", "failed")
-URL = "/v1/chat/completions"
+URL: Literal["/v1/chat/completions"] = "/v1/chat/completions"
 
 
 class _Result(NamedTuple):
@@ -60,22 +60,16 @@ class BatchRun(Generic[ItemT]):
 
     def __init__(
         self,
+        line: Line,
         items: Iterable[ItemT],
         task: Task[ItemT],
         endpoint: Endpoint,
-        journal: Journal,
-        limits: Limits,
         *,
-        budget: Budget | None,
-        price: Price | None,
-        n_total: int | None,
-        on_progress: OnProgress | None,
         wait: bool,
     ) -> None:
-        self.line = Line((), journal, limits, price=price, n_total=n_total, on_progress=on_progress)
-        self._open, self._task, self._endpoint = list(items), task, endpoint
-        self._journal, self._limits, self._budget, self._wait = journal, limits, budget, wait
-        self._ladder = ladder_of(endpoint, journal)
+        self._line, self._open, self._task, self._endpoint = line, list(items), task, endpoint
+        self._journal, self._limits, self._budget = line.journal, line.limits, line.budget
+        self._wait, self._ladder = wait, ladder_of(endpoint, line.journal)
         self._results: dict[str, _Result] = {}
         self._failures: Counter[str] = Counter()
         self._booked: dict[str, Usage] = {}
@@ -85,12 +79,12 @@ class BatchRun(Generic[ItemT]):
         """Rounds until no question is open; `line.conclude` tells what ended them early."""
         place = _Folder(self._endpoint) if self._endpoint.folder else _Provider(self._endpoint)
         with tempfile.TemporaryDirectory() as folder:
-            async with self.line, place:
+            async with self._line, place:
                 while self._open:
                     await self._collect(place)
                     await self._ask(_Writer(Path(folder)), place)
                 if self._is_used_up:
-                    self.line.stop(USED_UP)
+                    self._line.stop(USED_UP)
 
     async def _ask(self, writer: _Writer, place: _Place) -> None:
         """Checks every result there is, and hands in what is still to be asked."""
@@ -100,17 +94,17 @@ class BatchRun(Generic[ItemT]):
             questions = partial(self._task.check, item), partial(self._task.ask_again, item)
             answer = partial(self._answer, item, key)
             request = self._task.request(item)
-            await self.line.work(key, standing, request, *questions, answer=answer)
+            await self._line.work(key, standing, request, *questions, answer=answer)
 
-        await ask_all(self.line, items, self._task, AT_A_TIME, ask)
-        await self.line.drain()
-        if self.line.is_stopping:
+        await ask_all(self._line, items, self._task, AT_A_TIME, ask)
+        await self._line.drain()
+        if self._line.is_stopping:
             raise GateClosedError
-        self.line.meter.n_unfinished = len(self._open)
+        self._line.meter.n_unfinished = len(self._open)
         # every result stands in the journal now
         self._note([])
         for path in writer.close():
-            await self.line.call(self._submit(path, place))
+            await self._line.call(self._submit(path, place))
         if not writer.names:
             self._open = []  # the budget is used up: nothing more will be sent
 
@@ -129,10 +123,10 @@ class BatchRun(Generic[ItemT]):
             if reply is not None:
                 return reply
         if name in self._writer.names:
-            self.line.meter.n_duplicates += 1
+            self._line.meter.n_duplicates += 1
             raise GateClosedError
         self._open.append(item)
-        booked = probable_usage(request, _estimate(request), self.line.meter)
+        booked = probable_usage(request, _estimate(request), self._line.meter)
         if self._budget:
             if self._budget.is_used_up(booked):
                 self._is_used_up = True
@@ -141,8 +135,8 @@ class BatchRun(Generic[ItemT]):
         self._booked[name] = booked
         body = request_body(request, self._endpoint, self._ladder.rung, attempt)
         self._writer.write({"custom_id": name, "method": "POST", "url": URL, "body": body})
-        self.line.meter.n_requests += 1
-        self.line.meter.n_repeats += key in self._failures
+        self._line.meter.n_requests += 1
+        self._line.meter.n_repeats += key in self._failures
         raise GateClosedError
 
     def _reply(
@@ -172,7 +166,7 @@ class BatchRun(Generic[ItemT]):
             return None
         if request.json_schema is not None:
             self._ladder.answered(result.rung)
-        self.line.meter.paid(reply.usage, _estimate(request))
+        self._line.meter.paid(reply.usage, _estimate(request))
         if self._budget:
             self._budget.book(reply.usage)
         return reply
@@ -200,23 +194,23 @@ class BatchRun(Generic[ItemT]):
         """
         out = []
         for entry in self._under_way():
-            name = entry["id"] or await self.line.call(place.find(entry["token"]))
+            name = entry["id"] or await self._line.call(place.find(entry["token"]))
             if name is None:
                 continue  # the upload never became a batch: nothing was paid
             if not await self._wait_for(name, place):
                 out.append(name)
                 continue
-            rows = await self.line.call(place.rows(name))
+            rows = await self._line.call(place.rows(name))
             if rows is None:
                 self._note([one for one in self._under_way() if one != entry])
                 raise IncompleteRunError(
-                    f"batch {name} ended without results: {self.line.meter.last_note}",
+                    f"batch {name} ended without results: {self._line.meter.last_note}",
                     hint="give the same command again to send its requests anew",
                 )
             found = {row["custom_id"]: _Result(row, entry["rung"]) for row in rows}
             self._results |= found
         if out:
-            self.line.stop(place.what_to_do(out))
+            self._line.stop(place.what_to_do(out))
             raise GateClosedError
 
     async def _wait_for(self, name: str, place: _Place) -> bool:
@@ -224,15 +218,15 @@ class BatchRun(Generic[ItemT]):
         n_failed = 0
         while True:
             try:
-                has_ended, note = await self.line.call(place.look(name))
+                has_ended, note = await self._line.call(place.look(name))
             except EndpointError as error:
                 n_failed, has_ended, note = n_failed + 1, False, str(error)
                 if not error.is_retryable or n_failed > self._limits.max_retries:
                     raise
-            self.line.meter.note(note)
+            self._line.meter.note(note)
             if has_ended or not (self._wait and place.can_wait):
                 return has_ended
-            await self.line.sleep(POLL_S)
+            await self._line.sleep(POLL_S)
 
 
 def _estimate(request: ChatRequest) -> int:
@@ -271,38 +265,8 @@ class _Writer:
 # --- where files are handed in -------------------------------------------------------------------
 
 
-class _Place(Protocol):
-    """Takes files of requests and gives results."""
-
-    can_wait: bool
-
-    async def __aenter__(self) -> Self: ...
-
-    async def __aexit__(self, *_: object) -> None: ...
-
-    async def submit(self, path: Path, token: str) -> str:
-        """Hands a file in; gives the batch's name."""
-        ...
-
-    async def find(self, token: str) -> str | None:
-        """The name of the batch that was handed in with this token, or None."""
-        ...
-
-    async def look(self, name: str) -> tuple[bool, str]:
-        """Whether it has ended, and how it is doing."""
-        ...
-
-    async def rows(self, name: str) -> list[dict[str, Any]] | None:
-        """All results of an ended batch; None when it has none at all."""
-        ...
-
-    def what_to_do(self, names: list[str]) -> str:
-        """What these batches wait for."""
-        ...
-
-
 class _Provider:
-    """A provider's Batch API."""
+    """A provider's Batch API: takes files of requests, gives results; `_Folder` does the same."""
 
     can_wait = True
 
@@ -326,6 +290,7 @@ class _Provider:
         await self._client.close()
 
     async def submit(self, path: Path, token: str) -> str:
+        """Hands a file in; gives the batch's name."""
         with self._mapped_errors():
             uploaded = await self._client.files.create(file=path, purpose="batch")
             started = await self._client.batches.create(
@@ -337,6 +302,7 @@ class _Provider:
         return started.id
 
     async def find(self, token: str) -> str | None:
+        """The name of the batch that was handed in with this token, or None."""
         with self._mapped_errors():
             async for batch in self._client.batches.list(limit=100):
                 if (batch.metadata or {}).get("cbtqa") == token:
@@ -344,6 +310,7 @@ class _Provider:
         return None
 
     async def look(self, name: str) -> tuple[bool, str]:
+        """Whether it has ended, and how it is doing."""
         with self._mapped_errors():
             batch = await self._client.batches.retrieve(name)
         counts = batch.request_counts
@@ -353,6 +320,7 @@ class _Provider:
         return batch.status in ENDED, said
 
     async def rows(self, name: str) -> list[dict[str, Any]] | None:
+        """All results of an ended batch; None when it has none at all."""
         rows: list[dict[str, Any]] | None = None
         with self._mapped_errors():
             batch = await self._client.batches.retrieve(name)
@@ -362,6 +330,7 @@ class _Provider:
         return rows
 
     def what_to_do(self, names: list[str]) -> str:
+        """What these batches wait for."""
         return f"under way at {self._host}: {', '.join(names)}"
 
     @contextmanager
@@ -439,3 +408,6 @@ def _rows_of(path: Path) -> Iterator[dict[str, Any]]:
                     raise DataError(problem, where=f"{path}:{number}") from None
                 return
             yield row
+
+
+_Place = _Provider | _Folder
