@@ -117,6 +117,8 @@ def _told(value: Any) -> Any:
         return value.name
     if isinstance(value, str) and "://" in value:
         return urlsplit(value).hostname
+    if isinstance(value, str) and value.startswith("batch-files:"):
+        return f"batch-files:{Path(value.partition(':')[2]).name}"
     return [_told(one) for one in value] if isinstance(value, tuple) else value
 
 

@@ -121,6 +121,8 @@ def describe_progress(progress: Progress) -> str:
         parts.append(f"{progress.n_rejected:,} rejected ({shown})")
     if progress.oldest_s > 30:
         parts.append(f"oldest request {progress.oldest_s:.0f} s")
+    if progress.note:
+        parts.append(progress.note)
     return " | ".join(parts)
 
 

@@ -42,7 +42,7 @@ from cbtqa.settings import Resolved
 WITHOUT_EFFECT = {
     *("out", "input", "in_flight", "rpm", "tpm", "timeout_s", "transport", "budget"),
     *("budget_tokens", "price_in", "price_out", "acknowledge_disclosure", "teacher"),
-    *("cluster", "cluster_actors"),
+    *("cluster", "cluster_actors", "wait"),
 }
 """Settings that change neither the answers nor how the folder is written."""
 

@@ -152,7 +152,7 @@ class EndpointTeacher:
         """Model, host, prompt, sampling, tokens."""
         return Provenance(
             model=self.service.model,
-            endpoint_host=self.service.host,
+            endpoint_host=reply.host or self.service.host,
             prompt_id=self._prompt.name,
             prompt_sha256=self._prompt.sha256,
             sampling=self._sampling.described(),

@@ -78,6 +78,8 @@ class Reply:
     created_at: str = ""
     """UTC, ISO 8601: when the reply arrived."""
     latency_s: float = 0.0
+    host: str = ""
+    """Which of the endpoints answered; empty when no endpoint was asked."""
 
 
 @dataclass(frozen=True, slots=True)

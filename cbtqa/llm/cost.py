@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -47,6 +47,11 @@ class Price(Record):
         n_in, n_out = usage.prompt_tokens, usage.completion_tokens
         return (n_in * self.input + n_out * self.output) / 1e6
 
+    def times(self, factor: float) -> Price:
+        """The same price, raised or lowered by a factor."""
+        changed = {"input": self.input * factor, "output": self.output * factor}
+        return self.model_copy(update=changed)
+
 
 def find_price(model: str) -> Price | None:
     """The table's price of a model, its date suffix ignored; None when it is not listed."""
@@ -72,7 +77,10 @@ class Budget:
     """In the price's currency."""
     max_tokens: int | None = None
     price: Price | None = None
-    spent: Usage = field(default_factory=Usage)
+    n_tokens: int = 0
+    """Spent, and booked for requests in flight."""
+    cost: float = 0.0
+    """Of these tokens, as far as prices are known."""
 
     def __post_init__(self) -> None:
         """Raises ConfigError when money is limited and nobody knows the price."""
@@ -82,16 +90,27 @@ class Budget:
                 hint="add --price-in and --price-out (per million tokens), or limit the tokens",
             )
 
-    def is_used_up(self, more: Usage) -> bool:
-        """True when `more` tokens on top of what is spent would pass the limit."""
-        n_in = self.spent.prompt_tokens + more.prompt_tokens
-        n_out = self.spent.completion_tokens + more.completion_tokens
-        if self.max_tokens is not None and n_in + n_out > self.max_tokens:
+    def book(self, usage: Usage, price: Price | None = None) -> None:
+        """Adds tokens at a price, the budget's own when left out."""
+        price = price or self.price
+        self.n_tokens += usage.prompt_tokens + usage.completion_tokens
+        self.cost += price.of(usage) if price else 0.0
+
+    def release(self, usage: Usage, price: Price | None = None) -> None:
+        """Takes back what was booked."""
+        price = price or self.price
+        self.n_tokens -= usage.prompt_tokens + usage.completion_tokens
+        self.cost -= price.of(usage) if price else 0.0
+
+    def is_used_up(self, more: Usage, price: Price | None = None) -> bool:
+        """True when `more` tokens on top would pass the limit."""
+        price = price or self.price
+        n_tokens = self.n_tokens + more.prompt_tokens + more.completion_tokens
+        if self.max_tokens is not None and n_tokens > self.max_tokens:
             return True
-        if self.max_cost is None or self.price is None:
+        if self.max_cost is None:
             return False
-        total = Usage(prompt_tokens=n_in, completion_tokens=n_out)
-        return self.price.of(total) > self.max_cost
+        return self.cost + (price.of(more) if price else 0.0) > self.max_cost
 
 
 # --- tokens --------------------------------------------------------------------------------------
@@ -197,16 +216,19 @@ def plan_run(
     rpm: int | None = None,
     tpm: int | None = None,
     price: Price | None = None,
+    price_factor: float = 1.0,
     reply_tokens: int = REPLY_TOKENS,
     latency_s: float = LATENCY_S,
 ) -> Estimate:
     """Counts what a run would send, without sending; streams, so a million requests will do.
 
     Args:
+        price_factor: of the way it is sent, `Endpoint.price_factor`.
         reply_tokens: expected tokens of one reply.
         latency_s: seconds of one reply.
     """
     count, counted_by = token_counter(model)
+    price = price.times(price_factor) if price else None
     n_requests = n_counted = tokens = weight = 0
     stride = 1
     for request in requests:

@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -25,7 +26,11 @@ from cbtqa.manifest import now
 from cbtqa.records import Record
 
 ResponseFormat = Literal["json_schema", "json_object", "text"]
-TransportName = Literal["http", "sdk", "batch-api"]
+TransportName = Literal["http", "sdk", "batch-api", "batch-files"]
+"""The two roads of `transport`, and the two kinds of batch of `openai_batch`."""
+BATCH_FILES = "batch-files:"
+BATCH_PRICE = 0.5
+"""Source: OpenAI, "Batch API": 50 % of the price of synchronous requests."""
 OWN_KEY = "CBTQA_API_KEY"
 """Environment variable for the key of an endpoint given by URL."""
 
@@ -80,7 +85,7 @@ class Endpoint:
         transport: TransportName = "http",
         environ: Mapping[str, str] | None = None,
     ) -> Endpoint:
-        """An endpoint from the words `--endpoint URL|PRESET --model NAME`.
+        """An endpoint from the words `--endpoint URL|PRESET|batch-files:FOLDER --model NAME`.
 
         The key comes from the preset's own variable, or from CBTQA_API_KEY for a URL: a
         provider's key is never sent to a host that is not the provider's. A missing key is
@@ -92,13 +97,16 @@ class Endpoint:
         environ = os.environ if environ is None else environ
         if not model.strip():
             raise ConfigError("no model is named", hint="add --model NAME")
+        if endpoint.startswith(BATCH_FILES):
+            return cls(endpoint, model, transport="batch-files")
         presets = preset_file().presets
         preset = presets.get(endpoint)
         if preset is None and "://" not in endpoint:
             known = ", ".join(presets)
             raise ConfigError(
                 f"'{endpoint}' is neither a preset nor a URL",
-                hint=f"presets: {known}; a URL starts with http:// or https://",
+                hint=f"presets: {known}; a URL starts with http:// or https://; "
+                f"{BATCH_FILES}FOLDER writes the requests to files",
             )
         base_url = _checked_url(preset.base_url if preset else endpoint)
         if preset is None:
@@ -117,13 +125,29 @@ class Endpoint:
 
     @property
     def host(self) -> str:
-        """Host name only, as provenance keeps it."""
-        return urlsplit(self.base_url).hostname or ""
+        """Host name only, as provenance keeps it; `batch-files` when nobody knows who answers."""
+        return "batch-files" if self.folder else urlsplit(self.base_url).hostname or ""
+
+    @property
+    def folder(self) -> Path | None:
+        """Where requests and results are files; None for a server."""
+        is_folder = self.base_url.startswith(BATCH_FILES)
+        return Path(self.base_url.removeprefix(BATCH_FILES)) if is_folder else None
 
     @property
     def is_local(self) -> bool:
         """True when what is sent stays on this machine or in its private network."""
-        return is_local(self.base_url)
+        return self.folder is not None or is_local(self.base_url)
+
+    @property
+    def is_batch(self) -> bool:
+        """True when requests are handed in as files and answered later."""
+        return self.transport in ("batch-api", "batch-files")
+
+    @property
+    def price_factor(self) -> float:
+        """What a request costs here by the price of one that is answered at once."""
+        return BATCH_PRICE if self.transport == "batch-api" else 1.0
 
     def headers(self) -> dict[str, str]:
         """Headers of every request; without `Authorization` when there is no key."""

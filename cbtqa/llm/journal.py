@@ -7,7 +7,7 @@
 Every attempt on an item is a row, appended and never updated; the last row of an item is its
 state. A reply counts once its transaction is committed (WAL, synchronous=FULL: a power cut does
 not undo it). `put` gathers rows for 50 ms before a commit, on a thread of its own, so that an
-event loop never waits for the disk. Who may open the file is told in `journal_lock`.
+event loop never waits for the disk. One process at a time may write it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import asyncio
 import hashlib
 import json
 import os
+import re
 import sqlite3
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,7 +29,6 @@ from typing import Any, TypeVar
 
 from cbtqa.errors import ConfigError, DataError, IncompleteRunError
 from cbtqa.llm.chat import Fault
-from cbtqa.llm.journal_lock import WriterLock, refuse_network_drive
 from cbtqa.llm.journal_rows import (
     ADD_TOTAL,
     COLUMNS,
@@ -96,6 +97,9 @@ class Journal:
             # a connection of its own: WAL lets it read while a commit waits for the disk
             self._reader = _connect(path, "ro" if read_only else "rw")
             version = self.meta("format_version")
+            has_host = "host" in _columns_of(self._reader)
+            # a journal begun before hosts were kept, opened for reading
+            self._columns = COLUMNS if has_host else COLUMNS.replace("host", "NULL")
         except sqlite3.DatabaseError as error:
             raise DataError(f"is no journal of cbtqa: {error}", where=str(path)) from None
         if version != FORMAT_VERSION:
@@ -116,6 +120,8 @@ class Journal:
         if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone():
             version = f"INSERT INTO meta VALUES ('format_version', '{FORMAT_VERSION}');"
             db.executescript(f"BEGIN; {SCHEMA} {version} COMMIT;")
+        if "host" not in _columns_of(db):
+            db.execute("ALTER TABLE attempts ADD COLUMN host TEXT")
         self.set_meta("writer_pid", str(os.getpid()))
 
     def _compare(self, fingerprint: dict[str, str]) -> None:
@@ -248,7 +254,7 @@ class Journal:
         for block in blocks_of(keys, BLOCK):
             rows: dict[str, list[Any]] = {}
             for row in self._read(
-                f"SELECT {COLUMNS} FROM attempts "
+                f"SELECT {self._columns} FROM attempts "
                 "WHERE key IN (SELECT value FROM json_each(?)) ORDER BY key, attempt, id",
                 list(dict.fromkeys(block)),
             ):
@@ -258,7 +264,7 @@ class Journal:
 
     def last_paid(self, key: str) -> Entry | None:
         """The newest row of an item that holds a reply, or None."""
-        sql = f"SELECT {COLUMNS} FROM attempts WHERE key = ? ORDER BY attempt DESC, id DESC"
+        sql = f"SELECT {self._columns} FROM attempts WHERE key = ? ORDER BY attempt DESC, id DESC"
         for row in self._connection().execute(sql, (key,)):
             if row[13] is not None:
                 fault = Fault(Reason(row[3]), row[4]) if row[3] else None
@@ -314,10 +320,102 @@ def _connect(path: Path, mode: str) -> sqlite3.Connection:
     )
 
 
+def _columns_of(db: sqlite3.Connection) -> set[str]:
+    return {row[1] for row in db.execute("PRAGMA table_info(attempts)")}
+
+
 def _short(value: str | None) -> str:
     if value is None:
         return "not set"
     return value if len(value) <= 80 else value[:80] + "..."
+
+
+# --- the one writer ------------------------------------------------------------------------------
+
+NETWORK_FILE_SYSTEMS = re.compile(
+    r"nfs\d*|cifs|smb\w*|afs|ncpfs|ceph|lustre|beegfs|gpfs|glusterfs|orangefs|ocfs2|gfs2|davfs\d*"
+    r"|fuse\.(sshfs|s3fs|rclone|gcsfuse|goofys|blobfuse2?|glusterfs|ceph|juicefs|mfs|vmhgfs-fuse)"
+)
+"""File systems without the shared memory or the locks that SQLite's WAL needs."""
+
+
+class WriterLock:
+    """Holds `<journal>.lock` until `release` or the end of the process, however it ends.
+
+    The lock is SQLite's own exclusive lock on an empty database: the operating system drops it
+    with the process, so a lock left by a dead process is no obstacle, and it works alike on
+    Linux, macOS and Windows.
+    """
+
+    def __init__(self, journal: Path) -> None:
+        """Raises ConfigError when another process, or another `Journal`, holds the lock."""
+        path = journal.with_name(journal.name + ".lock")
+        self._db = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
+        try:
+            self._db.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError as error:
+            self._db.close()
+            if "locked" not in str(error):
+                raise ConfigError(f"{path} cannot be locked: {error}") from None
+            raise ConfigError(
+                f"{journal} is being written by {_writer_of(journal)}",
+                hint="wait for it to end, or give another output",
+            ) from None
+
+    def release(self) -> None:
+        """Lets the next writer in."""
+        self._db.close()
+
+
+def _writer_of(journal: Path) -> str:
+    """`process N`, as the writer left it in the journal; WAL lets us read beside it."""
+    try:
+        db = sqlite3.connect(f"{journal.absolute().as_uri()}?mode=ro", uri=True)
+        try:
+            (pid,) = db.execute("SELECT value FROM meta WHERE name = 'writer_pid'").fetchone()
+        finally:
+            db.close()
+    except (sqlite3.Error, TypeError):
+        return "another process"
+    return f"process {pid}"
+
+
+def refuse_network_drive(folder: Path, mounts: str | None = None) -> None:
+    """Raises ConfigError when the folder lies on a network file system.
+
+    Known from /proc/mounts (Linux) and from `\\\\server` paths (Windows). Elsewhere nothing is
+    refused here; a drive without shared memory then fails when the journal is opened.
+
+    Args:
+        mounts: text in the form of /proc/mounts, to be read instead of it.
+    """
+    resolved = folder.resolve()
+    if sys.platform == "win32":
+        kind = "a network share" if str(resolved).startswith("\\\\") else ""
+    else:
+        kind = _file_system_of(resolved, mounts)
+        kind = kind if NETWORK_FILE_SYSTEMS.fullmatch(kind) else ""
+    if kind:
+        raise ConfigError(
+            f"{folder} lies on a network drive ({kind}); a journal there could be damaged",
+            hint="choose an output folder on a local disk and copy the result afterwards",
+        )
+
+
+def _file_system_of(resolved: Path, mounts: str | None) -> str:
+    if mounts is None:
+        table = Path("/proc/mounts")
+        mounts = table.read_text(encoding="utf-8", errors="replace") if table.exists() else ""
+    best, kind = -1, ""
+    for line in mounts.splitlines():
+        words = line.split()
+        if len(words) < 3:
+            continue
+        point = Path(re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), words[1]))
+        # of two mounts on one point the later hides the earlier
+        if resolved.is_relative_to(point) and len(point.parts) >= best:
+            best, kind = len(point.parts), words[2]
+    return kind
 
 
 __all__ = ["Entry", "Journal", "Outcome", "Standing", "State", "Totals", "blocks_of", "fork_path"]

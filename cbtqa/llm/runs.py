@@ -11,28 +11,27 @@ What is asked and what a reply is worth is a task's matter; `batch` sends.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
 from cbtqa.errors import ConfigError, UsageError
-from cbtqa.llm.batch import Task, run_batch
+from cbtqa.llm.batch import OnProgress, Task, run_batch
 from cbtqa.llm.chat import ChatRequest, Sampling
+from cbtqa.llm.cluster import Cluster
 from cbtqa.llm.cost import REPLY_TOKENS, Budget, Estimate, Price, find_price, plan_run
 from cbtqa.llm.endpoint import Endpoint, TransportName, pass_disclosure_gates
 from cbtqa.llm.journal import Journal
 from cbtqa.llm.limits import Limits
-from cbtqa.llm.progress import Progress
 from cbtqa.manifest import Manifest, new_manifest, now
 from cbtqa.records import Usage
 from cbtqa.settings import Resolved, Settings
 
 ItemT = TypeVar("ItemT")
-OnProgress = Callable[[Progress], None]
 BATCH_API_S = 24 * 3600.0
 """The window in which a provider's Batch API promises its replies."""
 
@@ -47,7 +46,7 @@ class ServerSettings(Settings):
     endpoint: tuple[str, ...] = ()
     """Base URL of an OpenAI-compatible endpoint, or a preset: openai, deepseek, dashscope, zhipu,
     moonshot, siliconflow, vllm, ollama, llama.cpp, transformers-serve. May be repeated: servers of
-    the same model share the work."""
+    the same model share the work. batch-files:FOLDER writes the requests to files."""
     model: str | None = None
     """Model name at the endpoint."""
     acknowledge_disclosure: bool = False
@@ -96,7 +95,7 @@ class EndpointSettings(ServerSettings):
 
     panel: ClassVar[str] = "Endpoint"
     in_flight: int = Field(64, ge=1, le=16384)
-    """Most requests at a time."""
+    """Most requests at a time, at each server."""
     rpm: int | None = Field(None, ge=1)
     """Requests a minute, at most."""
     tpm: int | None = Field(None, ge=1)
@@ -111,9 +110,11 @@ class EndpointSettings(ServerSettings):
     """Price of a million prompt tokens. Default: the dated table's."""
     price_out: float | None = Field(None, ge=0)
     """Price of a million completion tokens."""
-    transport: TransportName = "http"
+    transport: Literal["http", "sdk", "batch-api"] = "http"
     """http is the thin road; sdk sends through the openai package; batch-api through the
     provider's Batch API: cheaper, within a day."""
+    wait: bool = True
+    """Wait for batches; without, submit them and leave: the same command collects."""
     cluster: str | None = None
     """Ask from the actors of a Ray cluster: its address, or local. The endpoint's address is
     resolved on their machines."""
@@ -124,8 +125,6 @@ class EndpointSettings(ServerSettings):
     def _prices_go_together(self) -> Self:
         if (self.price_in is None) != (self.price_out is None):
             raise ValueError("--price-in and --price-out go together")
-        if self.cluster and self.transport == "batch-api":
-            raise ValueError("--cluster and --transport batch-api exclude each other")
         return self
 
     @property
@@ -157,13 +156,6 @@ class EndpointSettings(ServerSettings):
 # --- who is asked --------------------------------------------------------------------------------
 
 
-class Cluster(NamedTuple):
-    """A Ray cluster that asks."""
-
-    address: str
-    n_actors: int
-
-
 @dataclass(frozen=True)
 class Service:
     """A model behind one or several endpoints, and the limits under which it is asked."""
@@ -175,6 +167,7 @@ class Service:
     budget: Budget | None = None
     cluster: Cluster | None = None
     is_acknowledged: bool = False
+    waits: bool = True
 
     @classmethod
     def of(
@@ -197,7 +190,13 @@ class Service:
             Budget(settings.budget, settings.budget_tokens, price) if is_limited else None,
             Cluster(settings.cluster, settings.cluster_actors) if settings.cluster else None,
             settings.acknowledge_disclosure,
+            settings.wait,
         )
+
+    @property
+    def charged(self) -> Price | None:
+        """The price by its way of sending: batches cost less."""
+        return self.price and self.price.times(self.endpoints[0].price_factor)
 
     @property
     def model(self) -> str:
@@ -250,7 +249,7 @@ class Run:
         """Asks what the journal has no answer for; `batch.run_batch` says what stops it."""
         assert self.service is not None, "a run without a service asks nobody"
         service = self.service
-        _run_batch(
+        run_batch(
             items,
             task,
             service.endpoints,
@@ -261,6 +260,7 @@ class Run:
             n_total=n_total,
             on_progress=on_progress,
             cluster=service.cluster,
+            wait=service.waits,
         )
 
     @property
@@ -271,7 +271,7 @@ class Run:
     @property
     def cost(self) -> dict[str, Any] | None:
         """Money for them; None without a price."""
-        price = self.service.price if self.service else None
+        price = self.service.charged if self.service else None
         if price is None:
             return None
         return {"amount": round(price.of(self.usage), 4), **price.model_dump()}
@@ -322,32 +322,6 @@ def open_run(
         yield Run(journal, service, acknowledgements, started)
 
 
-# Until `run_batch` takes several endpoints, a cluster and the Batch API itself, this stands in its
-# place, under its coming signature; then: `from cbtqa.llm.batch import run_batch`.
-def _run_batch(
-    items: Iterable[ItemT],
-    task: Task[ItemT],
-    endpoints: Sequence[Endpoint],
-    journal: Journal,
-    limits: Limits,
-    *,
-    cluster: Cluster | None = None,
-    **options: Any,
-) -> None:
-    first = endpoints[0]
-    if first.transport == "batch-api":
-        from cbtqa.llm.openai_batch import run_openai_batch
-
-        run_openai_batch(list(items), task, first, journal, limits)
-    elif cluster is not None:
-        from cbtqa.llm.cluster import run_cluster
-
-        options |= {"address": cluster.address, "n_actors": cluster.n_actors}
-        run_cluster(items, task, first, journal, limits, **options)
-    else:
-        run_batch(items, task, first, journal, limits, **options)
-
-
 # --- the dry run ---------------------------------------------------------------------------------
 
 
@@ -396,10 +370,10 @@ def estimate_run(
         plan = plan_run(
             requests(journal),
             service.model,
-            in_flight=limits.in_flight,
+            in_flight=limits.in_flight * len(service.endpoints),
             rpm=limits.rpm,
             tpm=limits.tpm,
-            price=service.price,
+            price=service.charged,
             reply_tokens=reply_tokens,
         )
     told: dict[str, Any] = {"items": name, "n_items": n_items, "n_done": n_done}

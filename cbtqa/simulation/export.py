@@ -24,13 +24,12 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from cbtqa.errors import ConfigError, DataError, IncompleteRunError
+from cbtqa.errors import ConfigError, DataError
 from cbtqa.files import read_jsonl, write_jsonl
+from cbtqa.llm.batch import Line, run_anywhere
 from cbtqa.llm.chat import Fault, Message, Reply
 from cbtqa.llm.cost import Estimate
 from cbtqa.llm.journal import Journal
-from cbtqa.llm.limits import GateClosedError
-from cbtqa.llm.progress import Meter
 from cbtqa.llm.runs import OnProgress, open_run
 from cbtqa.manifest import (
     MANIFEST_NAME,
@@ -51,7 +50,7 @@ from cbtqa.simulation.playing.messages import (
     tokens_of,
     turn_content,
 )
-from cbtqa.simulation.playing.players import Call, Desk, Exchange, Purse
+from cbtqa.simulation.playing.players import Call, OpenPlayer, Players
 from cbtqa.simulation.playing.run import (
     NOTICE,
     PlayersSettings,
@@ -61,7 +60,7 @@ from cbtqa.simulation.playing.run import (
 )
 from cbtqa.simulation.profiles import Profile
 from cbtqa.simulation.sessions import PROFILES_NAME, StudyFolder, split_sessions
-from cbtqa.simulation.study import Arm, Pairs, Player, ReasoningForm, StudySettings, load_study
+from cbtqa.simulation.study import Arm, Pairs, ReasoningForm, StudySettings, load_study
 from cbtqa.splits import SPLITS
 
 TRL = {
@@ -480,7 +479,8 @@ def make_pairs(
         EndpointError: an endpoint refuses every request.
     """
     asking = _Asking(pairs, journal, limits, attempts, on_progress)
-    sides = asyncio.run(asking.both(rows))
+    sides = run_anywhere(asking.both(rows))
+    asking.line.conclude()
     made: list[Pair] = []
     for row, (chosen, rejected) in zip(rows, sides, strict=True):
         if isinstance(chosen, Fault) or isinstance(rejected, Fault):
@@ -507,58 +507,42 @@ class _Asking:
         attempts: int,
         on_progress: OnProgress | None,
     ) -> None:
-        self._pairs, self._journal, self._limits = pairs, journal, limits
-        self._meter = Meter(None, None, journal.totals())
-        self._desk = Desk(journal, self._meter, attempts)
-        self._on_progress = on_progress
+        engine = limits.engine.model_copy(update={"max_attempts": attempts})
+        budget = limits.study_budget()
+        self.line = Line((), journal, engine, budget=budget, on_progress=on_progress)
+        self._players, self._n_rooms = Players(self.line), 2 * engine.in_flight
+        self._sides = {"rejected": pairs.rejected}
+        if pairs.chosen is not None:
+            self._sides["chosen"] = pairs.chosen
+        self._made: dict[int, tuple[str | Fault, str | Fault]] = {}
 
     async def both(self, rows: Sequence[TherapistRow]) -> list[tuple[str | Fault, str | Fault]]:
-        """Chosen and rejected words of every row."""
-        purse = Purse(self._limits.budget, self._limits.budget_tokens)
-        async with Exchange(self._journal, self._limits.engine, self._meter, purse) as exchange:
-            exchange.on_stop = self._desk.stop
-            players = {"chosen": self._pairs.chosen, "rejected": self._pairs.rejected}
-            self._voices = {
-                side: await exchange.voice(player)
-                for side, player in (
-                    ("chosen", self._pairs.chosen),
-                    ("rejected", self._pairs.rejected),
-                )
-                if player is not None
-            }
-            exchange.book_earlier(lambda key: players.get(key.split("|")[-2]))
-            self._meter.n_total = len(rows) * (2 if self._pairs.chosen else 1)
-            room = asyncio.Semaphore(2 * self._limits.engine.in_flight)
-            work = [asyncio.create_task(self._pair(row, room)) for row in rows]
-            exchange.on_second_stop = lambda: [one.cancel() for one in work]
-            found = await asyncio.gather(*work, return_exceptions=True)
-            await self._desk.settle()
-        if exchange.is_interrupted:
-            raise KeyboardInterrupt
-        for one in found:
-            if isinstance(one, BaseException) and not isinstance(one, GateClosedError):
-                raise one
-        if exchange.stop_reason is not None:
-            raise IncompleteRunError(
-                exchange.stop_reason, hint="give the same command again to continue"
-            )
-        return [one for one in found if not isinstance(one, BaseException)]
+        """Chosen and rejected words of every row, as far as the run came."""
+        async with self.line as line:
+            opened = {side: await self._players.open(one) for side, one in self._sides.items()}
+            self._players.book_earlier(lambda key: self._sides.get(key.split("|")[-2]))
+            line.meter.n_total = len(rows) * len(opened)
+            room = asyncio.Semaphore(self._n_rooms)
+            for number, row in enumerate(rows):
+                line.start(self._pair(number, row, opened, room))
+        return [self._made[number] for number in sorted(self._made)]
 
     async def _pair(
-        self, row: TherapistRow, room: asyncio.Semaphore
-    ) -> tuple[str | Fault, str | Fault]:
+        self,
+        number: int,
+        row: TherapistRow,
+        opened: Mapping[str, OpenPlayer],
+        room: asyncio.Semaphore,
+    ) -> None:
         async with room:
             chosen: str | Fault = row.completion
-            if self._pairs.chosen is not None:
-                chosen = await self._words(row, "chosen", self._pairs.chosen)
-            rejected = await self._words(row, "rejected", self._pairs.rejected)
-            if self._on_progress is not None:
-                self._on_progress(self._meter.progress(self._limits.engine.in_flight))
-        return chosen, rejected
+            if "chosen" in opened:
+                chosen = await self._words(row, "chosen", opened["chosen"])
+            self._made[number] = chosen, await self._words(row, "rejected", opened["rejected"])
 
-    async def _words(self, row: TherapistRow, side: str, player: Player) -> str | Fault:
+    async def _words(self, row: TherapistRow, side: str, opened: OpenPlayer) -> str | Fault:
         """What a model says at this place, in the form of the training target."""
-        form = row.casting.arm.reasoning
+        form, player = row.casting.arm.reasoning, self._sides[side]
 
         def fault_of(reply: Reply) -> Fault | None:
             found = _content(reply, form)
@@ -570,14 +554,14 @@ class _Asking:
         mark = hashlib.sha256(asked.encode()).hexdigest()[:12]
         seed = seed_of("pair", row.session.seed, row.turn, side)
         scene = Scene("therapist", row.casting, row.history, seed, row.turn)
-        outcome = await self._desk.ask(
+        outcome = await self._players.ask(
             Call(
-                key_text=f"{row.session.id}|{row.turn}|{side}|{mark}",
-                voice=self._voices[side],
+                key=f"{row.session.id}|{row.turn}|{side}|{mark}",
+                player=opened,
                 scene=scene,
                 messages=row.prompt,
                 sampling=player.sampling(seed),
-                reads=fault_of,
+                check=fault_of,
             )
         )
         if outcome.reply is None or not outcome.is_accepted:

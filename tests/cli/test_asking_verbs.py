@@ -17,7 +17,7 @@ from tests.support.endpoint import ScriptedEndpoint, ok
 BLOCK = {
     *("--endpoint", "--model", "--in-flight", "--rpm", "--tpm", "--timeout-s", "--max-attempts"),
     *("--budget", "--budget-tokens", "--price-in", "--price-out", "--extra", "--transport"),
-    *("--cluster", "--cluster-actors", "--acknowledge-disclosure", "--dry-run"),
+    *("--cluster", "--cluster-actors", "--acknowledge-disclosure", "--dry-run", "--wait"),
 }
 LEAVES = {words: one for words, one in walk_commands() if not hasattr(one, "list_commands")}
 FLAGS = {words: {flag for p in one.params for flag in p.opts} for words, one in LEAVES.items()}

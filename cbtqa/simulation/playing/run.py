@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -24,10 +23,11 @@ from pydantic import Field
 
 from cbtqa.errors import ConfigError, IncompleteRunError, UsageError
 from cbtqa.files import write_jsonl
+from cbtqa.llm.batch import BatchStoppedError, Line, run_anywhere
 from cbtqa.llm.chat import Fault
 from cbtqa.llm.journal import Journal
-from cbtqa.llm.limits import GateClosedError, Limits
-from cbtqa.llm.progress import Meter, Progress
+from cbtqa.llm.limits import Limits
+from cbtqa.llm.progress import Progress
 from cbtqa.llm.runs import EndpointSettings, Service, open_run, refuse_foreign
 from cbtqa.llm.runs import Run as OpenRun
 from cbtqa.manifest import (
@@ -42,7 +42,7 @@ from cbtqa.settings import Settings
 from cbtqa.simulation.playing.course import cbt_course
 from cbtqa.simulation.playing.courses import Course, not_played, plan_courses, refuse_other_settings
 from cbtqa.simulation.playing.messages import Casting
-from cbtqa.simulation.playing.players import Desk, Exchange, Purse, endpoint_of
+from cbtqa.simulation.playing.players import Players, StudyBudget, endpoint_of
 from cbtqa.simulation.playing.scripted import therapist_rules
 from cbtqa.simulation.playing.session import Cast, play_session
 from cbtqa.simulation.playing.supervision import ask_state
@@ -57,7 +57,6 @@ from cbtqa.simulation.sessions import (
 from cbtqa.simulation.study import Arm, Player, StudySettings, load_study
 
 JOURNAL_FINGERPRINT = {"journal": "simulated sessions"}
-PROGRESS_EVERY_S = 0.5
 NOTICE = (
     "Simulated sessions for research: no patient is real, and nothing here is fit to treat anyone."
 )
@@ -86,6 +85,11 @@ class RunLimits:
     """`in_flight` is also the number of sessions played at a time."""
     budget: float | None = None
     budget_tokens: int | None = None
+
+    def study_budget(self) -> StudyBudget | None:
+        """The budget of all models together, or None without a limit."""
+        has_one = self.budget is not None or self.budget_tokens is not None
+        return StudyBudget(self.budget, self.budget_tokens) if has_one else None
 
 
 def run_study(
@@ -131,7 +135,7 @@ def run_study(
         manifest = _manifest(folder, study, sessions, opened, run)
     write_manifest(out, manifest)
     _refuse_unfinished(sessions)
-    return RunResult(folder, manifest, was_complete=run.meter.n_requests == 0 and not run.n_asked)
+    return RunResult(folder, manifest, was_complete=run.was_complete)
 
 
 def service_of(
@@ -164,101 +168,76 @@ class _Run:
         limits: RunLimits,
         on_progress: Callable[[Progress], None] | None,
     ) -> None:
-        self._courses, self._journal, self._limits = courses, journal, limits
-        self._on_progress = on_progress
-        self.meter = Meter(None, None, journal.totals())
-        self.cost: float | None = 0.0
-        self.n_asked = 0
+        self._courses, self._on_progress = courses, on_progress
+        self._study, self._in_flight = courses[0].study, limits.engine.in_flight
+        engine = limits.engine.model_copy(update={"max_attempts": self._study.attempts})
+        tell = self._report if on_progress else None
+        self._line = Line((), journal, engine, budget=limits.study_budget(), on_progress=tell)
+        self._players = Players(self._line)
+        self._finished: list[list[Session]] = [[] for _ in courses]
         self._n_done = 0
-        self._fatal: BaseException | None = None
-        self._stop_reason: str | None = None
-        self._is_interrupted = False
 
     def run(self) -> list[Session]:
         """Finished sessions in the order of the courses."""
-        return asyncio.run(self._play())
+        run_anywhere(self._play())
+        return [session for course in self._finished for session in course]
 
     def raise_what_stopped_it(self) -> None:
         """Raises when the run ended before its sessions did."""
-        if self._is_interrupted:
-            raise KeyboardInterrupt
-        if self._fatal is not None:
-            raise self._fatal
-        if self._stop_reason is not None:
+        try:
+            self._line.conclude()
+        except BatchStoppedError as stopped:
             raise IncompleteRunError(
-                f"{self._stop_reason}; {self._n_done} sessions are finished",
-                hint="give the same command again to continue",
-            )
+                f"{stopped}; {self._n_done} sessions are finished", hint=stopped.hint
+            ) from None
 
-    async def _play(self) -> list[Session]:
-        purse = Purse(self._limits.budget, self._limits.budget_tokens)
-        study = self._courses[0].study
-        async with Exchange(self._journal, self._limits.engine, self.meter, purse) as exchange:
-            self._exchange = exchange
-            desk = Desk(self._journal, self.meter, study.attempts)
-            exchange.on_stop = desk.stop
-            casts = {arm.name: await _cast(exchange, study, arm) for arm in study.arms}
-            exchange.book_earlier(partial(_player_of, study))
-            ticker = asyncio.create_task(self._tick())
+    @property
+    def cost(self) -> float | None:
+        """Money spent on all models, earlier runs included; None when a price is unknown."""
+        return self._players.cost
+
+    @property
+    def was_complete(self) -> bool:
+        """True when nothing had to be asked."""
+        meter = self._line.meter
+        return not (meter.n_requests or meter.n_accepted or meter.rejected)
+
+    async def _play(self) -> None:
+        async with self._line as line:
+            study, players = self._study, self._players
+            casts = {arm.name: await _cast(players, study, arm) for arm in study.arms}
+            players.book_earlier(partial(_player_of, study))
             # so many courses at a time: finished sessions come early, memory stays small
-            room = asyncio.Semaphore(self._limits.engine.in_flight)
-            work = [
-                asyncio.create_task(self._course(course, casts[course.arm.name], desk, room))
-                for course in self._courses
-            ]
-            exchange.on_second_stop = lambda: [one.cancel() for one in work]
-            found = await asyncio.gather(*work, return_exceptions=True)
-            await desk.settle()
-            ticker.cancel()
-            with suppress(asyncio.CancelledError):
-                await ticker
-            self._stop_reason, self._is_interrupted = exchange.stop_reason, exchange.is_interrupted
-            self.cost = exchange.cost
-        self.n_asked = self.meter.n_accepted + self.meter.rejected.total()
-        self._report()
-        return [session for course in found if isinstance(course, list) for session in course]
+            room = asyncio.Semaphore(self._in_flight)
+            for course, sessions in zip(self._courses, self._finished, strict=True):
+                line.start(self._course(course, casts[course.arm.name], room, sessions))
 
     async def _course(
-        self, course: Course, cast: Cast, desk: Desk, room: asyncio.Semaphore
-    ) -> list[Session]:
-        """The finished sessions of one course; what stops it stops the run."""
-        sessions: list[Session] = []
-        async with room:
-            try:
-                await self._sessions(course, cast, desk, sessions)
-            except GateClosedError:
-                pass
-            except asyncio.CancelledError:
-                raise
-            except BaseException as error:
-                self._fatal = self._fatal or error
-                self._exchange.stop(str(error))
-                raise
-        return sessions
-
-    async def _sessions(
-        self, course: Course, cast: Cast, desk: Desk, sessions: list[Session]
+        self, course: Course, cast: Cast, room: asyncio.Semaphore, sessions: list[Session]
     ) -> None:
-        casting = course.casting()
-        for number in range(1, course.study.sessions + 1):
-            casting = Casting(course.study, course.arm, course.profile, number, casting.state)
-            if course.study.written:
-                session = await write_session(casting, course.replicate, cast.therapist, desk)
-                state: SessionState | Fault | None = session.state or _unwritten(session)
-            else:
-                session = await play_session(casting, course.replicate, cast, desk)
-                state = await self._carried(course, casting, session, cast, desk)
-            if isinstance(state, SessionState):
-                session = session.model_copy(update={"state": state})
-                casting = Casting(course.study, course.arm, course.profile, number, state)
-            sessions.append(session)
-            self._n_done += 1
-            if isinstance(state, Fault):
-                sessions += not_played(course, number + 1, state)
-                return
+        """Adds the finished sessions of one course."""
+        async with room:
+            casting, players = course.casting(), self._players
+            for number in range(1, course.study.sessions + 1):
+                casting = Casting(course.study, course.arm, course.profile, number, casting.state)
+                if course.study.written:
+                    writer = cast.therapist
+                    session = await write_session(casting, course.replicate, writer, players)
+                    state: SessionState | Fault | None = session.state or _unwritten(session)
+                else:
+                    session = await play_session(casting, course.replicate, cast, players)
+                    state = await self._handed_over(course, casting, session, cast)
+                if isinstance(state, SessionState):
+                    session = session.model_copy(update={"state": state})
+                    casting = Casting(course.study, course.arm, course.profile, number, state)
+                sessions.append(session)
+                self._n_done += 1
+                if isinstance(state, Fault):
+                    sessions += not_played(course, number + 1, state)
+                    return
 
-    async def _carried(
-        self, course: Course, casting: Casting, session: Session, cast: Cast, desk: Desk
+    async def _handed_over(
+        self, course: Course, casting: Casting, session: Session, cast: Cast
     ) -> SessionState | Fault | None:
         """State for the next session; None after the last; a fault ends the course."""
         study = course.study
@@ -268,19 +247,12 @@ class _Run:
             return Fault(Reason.ENDPOINT, f"session {session.number} did not end")
         if session.n_therapist_turns == 0:
             return Fault(Reason.EMPTY, f"session {session.number} has no therapist turn")
-        return await ask_state(desk, cast.summariser, study.summariser, casting, session)
+        return await ask_state(self._players, cast.summariser, study.summariser, casting, session)
 
-    async def _tick(self) -> None:
-        while True:
-            await asyncio.sleep(PROGRESS_EVERY_S)
-            self.cost = self._exchange.cost
-            self._report()
-
-    def _report(self) -> None:
-        if self._on_progress is None:
-            return
-        plain = self.meter.progress(limit=self._limits.engine.in_flight)
-        n_total = len(self._courses) * self._courses[0].study.sessions
+    def _report(self, plain: Progress) -> None:
+        """The line's progress, counted in sessions."""
+        assert self._on_progress is not None
+        n_total = len(self._courses) * self._study.sessions
         rate = self._n_done / plain.elapsed_s if plain.elapsed_s else 0.0
         self._on_progress(
             replace(
@@ -289,6 +261,7 @@ class _Run:
                 n_skipped=0,
                 n_accepted=self._n_done,
                 n_rejected=0,
+                limit=self._in_flight,
                 cost=self.cost or None,
                 rate_per_s=rate,
                 eta_s=(n_total - self._n_done) / rate if rate else None,
@@ -313,14 +286,10 @@ def _player_of(study: StudySettings, key: str) -> Player | None:
     return others.get(role)
 
 
-async def _cast(exchange: Exchange, study: StudySettings, arm: Arm) -> Cast:
+async def _cast(players: Players, study: StudySettings, arm: Arm) -> Cast:
     others = (study.supervisor, study.validator, study.summariser)
-    voices = [await exchange.voice(player) if player else None for player in others]
-    return Cast(
-        await exchange.voice(arm.therapist),
-        await exchange.voice(study.patient),
-        *voices,
-    )
+    opened = [await players.open(player) if player else None for player in others]
+    return Cast(await players.open(arm.therapist), await players.open(study.patient), *opened)
 
 
 def _manifest(

@@ -245,7 +245,7 @@ def _record(run: AnswerRun, item: AskedItem, outcome: Outcome | None) -> CbtAnsw
         risk=item.risk,
         provenance=Provenance(
             model=run.model_name,
-            endpoint_host=run.service.host if run.service else None,
+            endpoint_host=(reply.host or run.service.host) if run.service else None,
             sampling=run.sampling(),
             seed=run.settings.seed,
             usage=reply.usage,
