@@ -23,9 +23,10 @@ from cbtqa.dataset.settings import BuildSettings
 from cbtqa.dataset.splitting import SplitPlan
 from cbtqa.dataset.teachers import Teacher
 from cbtqa.dataset_folder import answer_row, human_row
+from cbtqa.llm.batch import OnProgress
 from cbtqa.llm.chat import Fault
 from cbtqa.llm.journal import Journal, Outcome
-from cbtqa.llm.runs import OnProgress, Run
+from cbtqa.llm.runs import Run
 from cbtqa.manifest import Manifest, describe_file
 from cbtqa.psyqa import SourceItem, parse_columns, read_questions
 from cbtqa.records import CbtAnswer, Reason, Rejection, Risk

@@ -22,10 +22,10 @@ from cbtqa.dataset.template.teacher import OfflineTeacher
 from cbtqa.distortions.taxonomy import load_taxonomy
 from cbtqa.errors import ConfigError, DataError, IncompleteRunError
 from cbtqa.files import sha256_of, write_text
-from cbtqa.llm.batch import rare_collections
+from cbtqa.llm.batch import OnProgress, rare_collections
 from cbtqa.llm.cost import Estimate
 from cbtqa.llm.journal import fork_path
-from cbtqa.llm.runs import OnProgress, estimate_run, open_run, refuse_foreign
+from cbtqa.llm.runs import EndpointSettings, estimate_run, open_run, refuse_foreign
 from cbtqa.manifest import (
     MANIFEST_NAME,
     Manifest,
@@ -39,10 +39,8 @@ from cbtqa.psyqa import bundled_sample_path, is_bundled_sample
 from cbtqa.records import Rejection
 from cbtqa.settings import Resolved
 
-WITHOUT_EFFECT = {
-    *("out", "input", "in_flight", "rpm", "tpm", "timeout_s", "transport", "budget"),
-    *("budget_tokens", "price_in", "price_out", "acknowledge_disclosure", "teacher"),
-    *("cluster", "cluster_actors", "wait"),
+WITHOUT_EFFECT = {"out", "input", "teacher", *EndpointSettings.model_fields} - {
+    *("endpoint", "model", "extra", "max_attempts")
 }
 """Settings that change neither the answers nor how the folder is written."""
 

@@ -16,8 +16,9 @@ from cbtqa.dataset.instruction import Instruction, Item
 from cbtqa.dataset.settings import BuildSettings
 from cbtqa.distortions.labellers import labels_named_in
 from cbtqa.distortions.taxonomy import Taxonomy
+from cbtqa.llm.batch import OnProgress
 from cbtqa.llm.chat import ChatRequest, Fault, Message, Reply
-from cbtqa.llm.runs import OnProgress, Run, Service
+from cbtqa.llm.runs import Run, Service
 from cbtqa.llm.structured import parse_object
 from cbtqa.prompts import load_prompt
 from cbtqa.records import STEP_NAMES, Provenance

@@ -31,8 +31,9 @@ from cbtqa.distortions.patterns import PatternLabeller
 from cbtqa.distortions.taxonomy import Taxonomy, load_taxonomy, map_labels
 from cbtqa.errors import ConfigError, DataError
 from cbtqa.files import ParquetRows, json_line, read_rows, replacing, write_jsonl
+from cbtqa.llm.batch import OnProgress
 from cbtqa.llm.cost import Estimate
-from cbtqa.llm.runs import EndpointSettings, OnProgress, Service, estimate_run, open_run
+from cbtqa.llm.runs import EndpointSettings, Service, estimate_run, open_run
 from cbtqa.records import DistortionLabel, NonEmptyText, Record, Rejection
 
 # --- label files ---------------------------------------------------------------------------------

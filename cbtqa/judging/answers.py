@@ -80,7 +80,7 @@ def load_judged_rubric(name: str) -> Rubric:
 class AnswerJudge(JudgeTask[Ask]):
     """Rates one answer under its question, in Chinese."""
 
-    task, form, language = "judge", "rubric", "zh"
+    task, form = "judge", "rubric"
 
     def __init__(
         self,

@@ -20,12 +20,13 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import Field
 
+from cbtqa.llm.batch import OnProgress
 from cbtqa.llm.chat import ChatRequest, Fault, Reply, Sampling
 from cbtqa.llm.journal import Outcome
-from cbtqa.llm.runs import EndpointSettings, OnProgress, Run
+from cbtqa.llm.runs import EndpointSettings, Run
 from cbtqa.llm.structured import parse_object
 from cbtqa.prompts import load_prompt
-from cbtqa.ratings.rubric import Criterion, Language, Rubric
+from cbtqa.ratings.rubric import Criterion, Rubric
 from cbtqa.records import Reason
 
 AskT = TypeVar("AskT")
@@ -83,8 +84,6 @@ class JudgeTask(ABC, Generic[AskT]):
     """Name in the journal's fingerprint."""
     form: ClassVar[str]
     """What the rubric is called there: `rubric` or `instrument`."""
-    language: ClassVar[Language]
-    """Of the words of the form."""
 
     def __init__(
         self, rubric: Rubric, form_id: str, sampling: Sampling, model: str, host: str, prompt: str

@@ -24,8 +24,9 @@ from cbtqa.judging.answers import (
 )
 from cbtqa.judging.asking import JudgingSettings, rate
 from cbtqa.judging.report import JudgeReport, make_report
+from cbtqa.llm.batch import OnProgress
 from cbtqa.llm.cost import Estimate
-from cbtqa.llm.runs import OnProgress, Service, estimate_run, open_run, refuse_foreign
+from cbtqa.llm.runs import Service, estimate_run, open_run, refuse_foreign
 from cbtqa.manifest import MANIFEST_NAME, describe_file, write_manifest
 from cbtqa.metrics.base import Signature, maker
 from cbtqa.metrics.pairs import Columns

@@ -26,11 +26,11 @@ from pydantic import Field
 
 from cbtqa.errors import ConfigError, DataError
 from cbtqa.files import read_jsonl, write_jsonl
-from cbtqa.llm.batch import Line, run_anywhere
+from cbtqa.llm.batch import Line, OnProgress, run_anywhere
 from cbtqa.llm.chat import Fault, Message, Reply
 from cbtqa.llm.cost import Estimate
 from cbtqa.llm.journal import Journal
-from cbtqa.llm.runs import OnProgress, open_run
+from cbtqa.llm.runs import open_run
 from cbtqa.manifest import (
     MANIFEST_NAME,
     Manifest,

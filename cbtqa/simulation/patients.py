@@ -17,10 +17,11 @@ from pydantic import Field, model_validator
 
 from cbtqa.errors import ConfigError, IncompleteRunError
 from cbtqa.files import write_jsonl, write_text
+from cbtqa.llm.batch import OnProgress
 from cbtqa.llm.chat import ChatRequest, Fault, Reply
 from cbtqa.llm.cost import Estimate
 from cbtqa.llm.journal import Outcome
-from cbtqa.llm.runs import EndpointSettings, OnProgress, Service, estimate_run, open_run
+from cbtqa.llm.runs import EndpointSettings, Service, estimate_run, open_run
 from cbtqa.llm.structured import parse_object
 from cbtqa.prompts import load_prompt
 from cbtqa.records import Reason, Rejection

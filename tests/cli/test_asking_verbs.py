@@ -237,3 +237,32 @@ def test_a_flag_that_may_be_repeated_still_may(
             "--json",
         )
         assert run(capsys, *words).code == 0
+
+
+# --- ways of sending -----------------------------------------------------------------------------
+
+
+def test_several_servers_share_the_work(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"id": str(i), "text": f"第{i}次，大家都讨厌我。"} for i in range(40)]
+    write_jsonl(folder / "texts.jsonl", rows)
+    labels = ok(json.dumps({"labels": []}))
+    with ScriptedEndpoint(labels) as one, ScriptedEndpoint(labels) as other:
+        servers = ("--endpoint", one.url, "--endpoint", other.url, "--model", "m")
+        words = ("texts.jsonl", "--labeller", "llm", "--in-flight", "4", "--out", "out.jsonl")
+        ended = run(capsys, "distortions", "label", *words, *servers, "--json")
+        assert ended.code == 0 and json.loads(ended.out)["n_rows"] == 40
+        assert one.n_paid + other.n_paid == 40 and one.n_paid and other.n_paid
+
+
+def test_a_batch_is_submitted_left_and_collected_by_the_same_command(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ScriptedEndpoint(ok(json.dumps({"labels": []}))) as server:
+        words = ("questions.jsonl", "--labeller", "llm", "--out", "out.jsonl", "--json")
+        asked = ("--endpoint", server.url, "--model", "m", "--transport", "batch-api", "--no-wait")
+        dry = run(capsys, "distortions", "label", *words, *asked, "--dry-run")
+        assert json.loads(dry.out)["bound_by"] == "batch-api" and not server.batches
+        assert run(capsys, "distortions", "label", *words, *asked).code == 6
+        assert len(server.batches) == 1
+        codes = [run(capsys, "distortions", "label", *words, *asked).code for _ in range(2)]
+        assert codes[-1] == 0 and len(server.batches) == 1 and server.n_paid == 3

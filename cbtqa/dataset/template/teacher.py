@@ -25,10 +25,11 @@ from cbtqa.dataset.template.facts import Facts, quote_evidence, read_facts
 from cbtqa.dataset.template.grammar import Language, Part, Pools, Writer, load_language
 from cbtqa.distortions.patterns import PatternHit, PatternLabeller
 from cbtqa.distortions.taxonomy import Taxonomy, load_taxonomy
+from cbtqa.llm.batch import OnProgress
 from cbtqa.llm.chat import Fault, Reply
 from cbtqa.llm.journal import Entry, State, blocks_of
 from cbtqa.llm.progress import Meter
-from cbtqa.llm.runs import OnProgress, Run
+from cbtqa.llm.runs import Run
 from cbtqa.processes import map_blocks
 from cbtqa.records import STEP_NAMES, CbtSteps, DistortionLabel, Provenance, Question, Risk
 from cbtqa.safety.screen import screen

@@ -23,9 +23,10 @@ from pydantic import Field
 from cbtqa.errors import ConfigError, DataError, UsageError
 from cbtqa.files import parse_record, read_json, write_json, write_jsonl
 from cbtqa.judging.asking import JudgingSettings, rate
+from cbtqa.llm.batch import OnProgress
 from cbtqa.llm.chat import Sampling
 from cbtqa.llm.cost import Estimate, Price, sum_estimates
-from cbtqa.llm.runs import OnProgress, Run, Service, estimate_run, open_run
+from cbtqa.llm.runs import Run, Service, estimate_run, open_run
 from cbtqa.manifest import MANIFEST_NAME, describe_file, new_manifest, now, write_manifest
 from cbtqa.ratings.rubric import Rubric
 from cbtqa.records import ItemRating, Record, Session, Usage

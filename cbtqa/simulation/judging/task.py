@@ -55,7 +55,7 @@ class SessionAsk:
 class SessionJudge(JudgeTask[SessionAsk]):
     """Rates one session on one instrument, in English."""
 
-    task, form, language = "judge_session", "instrument", "en"
+    task, form = "judge_session", "instrument"
 
     def __init__(
         self,
