@@ -152,18 +152,18 @@ def run_batch(
 
     Raises:
         BatchStoppedError: the budget is used up, the endpoints are gone or ask for a long wait,
-            SIGTERM came, or the batches that were submitted are not waited for.
+            SIGTERM came, or batches are not waited for.
         EndpointAuthError, EndpointError: an endpoint refuses every request.
-        IncompleteRunError: the journal cannot be written; the cluster's actors keep dying.
-        ConfigError, MissingExtraError: no such cluster, or Ray is not installed.
+        IncompleteRunError: the journal cannot be written; actors keep dying.
+        ConfigError, MissingExtraError: no such cluster; no Ray.
         KeyboardInterrupt: Ctrl-C; what was in flight was kept.
     """
     servers = (endpoints,) if isinstance(endpoints, Endpoint) else tuple(endpoints)
     is_batch = any(server.is_batch for server in servers)
     if is_batch and (len(servers) > 1 or cluster):
         raise ConfigError("a batch goes to one endpoint, without a cluster")
-    price = price or (budget.price if budget else None)
-    price = price.times(servers[0].price_factor) if price else None
+    if price := price or (budget.price if budget else None):
+        price = price.times(servers[0].price_factor)
     if budget:
         budget = replace(budget, price=price)
         budget.book(journal.totals().usage)
