@@ -136,9 +136,8 @@ def run_batch(
 ) -> BatchSummary:
     """Asks about every item that the journal does not hold yet, and returns when all have ended.
 
-    Items are drawn as places come free, so memory does not grow with their number. An item whose
-    key is already in work is passed over and counted as a duplicate. An endpoint whose transport
-    is `batch-api` or `batch-files` is worked through `openai_batch`, which keeps the items.
+    Items are drawn as places come free, so memory does not grow with their number (but for batches,
+    see `openai_batch`). An item whose key is in work is passed over and counted as a duplicate.
 
     Args:
         items: with a cluster also a Ray Dataset; then an item is a row, a dict.
@@ -152,23 +151,22 @@ def run_batch(
 
     Raises:
         BatchStoppedError: the budget is used up, the endpoints are gone or ask for a long wait,
-            SIGTERM came, or the batches that were submitted are not waited for.
-        EndpointAuthError, EndpointError: an endpoint refuses every request.
-        IncompleteRunError: the journal cannot be written; the cluster's actors keep dying.
-        ConfigError, MissingExtraError: no such cluster, or Ray is not installed.
+            SIGTERM came, or batches are not waited for.
+        EndpointError: an endpoint refuses every request.
+        IncompleteRunError: the journal cannot be written; actors keep dying.
+        ConfigError, MissingExtraError: no such cluster; no Ray.
         KeyboardInterrupt: Ctrl-C; what was in flight was kept.
     """
     servers = (endpoints,) if isinstance(endpoints, Endpoint) else tuple(endpoints)
     is_batch = any(server.is_batch for server in servers)
     if is_batch and (len(servers) > 1 or cluster):
         raise ConfigError("a batch goes to one endpoint, without a cluster")
-    price = price or (budget.price if budget else None)
-    price = price.times(servers[0].price_factor) if price else None
+    if price := price or (budget.price if budget else None):
+        price = price.times(servers[0].price_factor)
     if budget:
         budget = replace(budget, price=price)
         budget.book(journal.totals().usage)
-    # the actors of a cluster, and files of requests, take the place of the line's own endpoints
-    own = () if is_batch or cluster else servers
+    own = () if is_batch or cluster else servers  # else others do the sending
     line = Line(
         own, journal, limits, budget=budget, price=price, n_total=n_total, on_progress=on_progress
     )

@@ -32,6 +32,7 @@ from cbtqa.llm.endpoint import Endpoint
 from cbtqa.llm.journal import Entry, Journal, Standing, Totals
 from cbtqa.llm.limits import GateClosedError, Limits
 from cbtqa.llm.progress import Progress
+from cbtqa.records import Usage
 
 KNOCK_S = 10.0
 MOST_LOSSES = 8
@@ -295,7 +296,11 @@ class _Driver:
                 hint="look at Ray's logs, then give the same command again",
             )
         if not self._line.is_stopping:
-            self._start(actor.limits, actor.budget)
+            budget = replace(actor.budget) if actor.budget else None
+            if budget is not None:
+                n_in, n_out = actor.counts.prompt_tokens, actor.counts.completion_tokens
+                budget.book(Usage(prompt_tokens=n_in, completion_tokens=n_out))
+            self._start(actor.limits, budget)
 
     def _stop_actors(self) -> None:
         for actor in self._actors:

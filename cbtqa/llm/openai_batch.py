@@ -21,6 +21,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -43,8 +44,9 @@ POLL_S = 60.0
 AT_A_TIME = 1_000
 """Items that are looked at together."""
 UNDER_WAY = "openai_batches"
-"""Name in the journal of a list of `{"token", "rung", "id"}`; an id is None until it is told."""
+"""Name in the journal of a list of `{"token", "id"}`; an id is None until it is told."""
 ENDED = ("completed", "expired", "cancelled", "failed")
+RUNG_NUMBERS = [str(number) for number, _ in enumerate(RUNGS)]
 URL: Literal["/v1/chat/completions"] = "/v1/chat/completions"
 
 
@@ -102,6 +104,7 @@ class BatchRun(Generic[ItemT]):
             raise GateClosedError
         self._line.meter.n_unfinished = len(self._open)
         # every result stands in the journal now
+        self._results.clear()
         self._note([])
         for path in writer.close():
             await self._line.call(self._submit(path, place))
@@ -133,8 +136,14 @@ class BatchRun(Generic[ItemT]):
                 raise GateClosedError
             self._budget.book(booked)
         self._booked[name] = booked
-        body = request_body(request, self._endpoint, self._ladder.rung, attempt)
-        self._writer.write({"custom_id": name, "method": "POST", "url": URL, "body": body})
+        rung = self._ladder.rung
+        body = request_body(request, self._endpoint, rung, attempt)
+        row = {
+            "custom_id": f"{name}-{RUNG_NUMBERS[RUNGS.index(rung)]}",
+            "method": "POST",
+            "url": URL,
+        }
+        self._writer.write(name, row | {"body": body})
         self._line.meter.n_requests += 1
         self._line.meter.n_repeats += key in self._failures
         raise GateClosedError
@@ -169,7 +178,7 @@ class BatchRun(Generic[ItemT]):
         self._line.meter.paid(reply.usage, _estimate(request))
         if self._budget:
             self._budget.book(reply.usage)
-        return reply
+        return replace(reply, host=self._endpoint.host)
 
     # --- batches under way -----------------------------------------------------------------------
 
@@ -182,7 +191,7 @@ class BatchRun(Generic[ItemT]):
 
     async def _submit(self, path: Path, place: _Place) -> None:
         under_way, token = self._under_way(), secrets.token_hex(8)
-        entry: dict[str, Any] = {"token": token, "rung": self._ladder.rung, "id": None}
+        entry: dict[str, Any] = {"token": token, "id": None}
         # noted before it exists: a kill between here and the answer must not cost a second batch
         self._note([*under_way, entry])
         self._note([*under_way, entry | {"id": await place.submit(path, token)}])
@@ -207,8 +216,10 @@ class BatchRun(Generic[ItemT]):
                     f"batch {name} ended without results: {self._line.meter.last_note}",
                     hint="give the same command again to send its requests anew",
                 )
-            found = {row["custom_id"]: _Result(row, entry["rung"]) for row in rows}
-            self._results |= found
+            for row in rows:
+                question, _, number = row["custom_id"].partition("-")
+                if number in RUNG_NUMBERS:  # else a result of somebody else's question
+                    self._results[question] = _Result(row, RUNGS[RUNG_NUMBERS.index(number)])
         if out:
             self._line.stop(place.what_to_do(out))
             raise GateClosedError
@@ -242,8 +253,8 @@ class _Writer:
         self._stream: Any = None
         self._n_rows = self._n_bytes = 0
 
-    def write(self, row: dict[str, Any]) -> None:
-        """Appends one request."""
+    def write(self, name: str, row: dict[str, Any]) -> None:
+        """Appends one request, the question's name beside it."""
         data = (json.dumps(row, ensure_ascii=False) + "\n").encode()
         is_full = self._n_rows >= MOST_REQUESTS or self._n_bytes + len(data) > MOST_BYTES
         if self._stream is None or is_full:
@@ -251,7 +262,7 @@ class _Writer:
             self._paths.append(self._folder / f"{len(self._paths)}.jsonl")
             self._stream, self._n_rows, self._n_bytes = self._paths[-1].open("wb"), 0, 0
         self._stream.write(data)
-        self.names.add(row["custom_id"])
+        self.names.add(name)
         self._n_rows, self._n_bytes = self._n_rows + 1, self._n_bytes + len(data)
 
     def close(self) -> list[Path]:

@@ -258,6 +258,21 @@ def test_a_budget_stops_a_study_which_goes_on_with_more(tmp_path: Path) -> None:
         assert server.n_paid_again == 0
 
 
+def test_models_of_different_prices_share_one_budget_in_money(tmp_path: Path) -> None:
+    with ScriptedEndpoint(ok("Go on.")) as server:
+        arms = []
+        for model, price in (("cheap", 1e6), ("dear", 2e6)):  # 150 and 300 a reply
+            player = {"endpoint": server.url, "model": model, "max_tokens": 50}
+            player |= {"price_in": price, "price_out": price}
+            arms.append({"name": model, "therapist": player})
+        study = study_of(arms=arms, patients={"ready": "test"}, end_token=False)
+        with pytest.raises(IncompleteRunError, match="budget is used up"):
+            limits = RunLimits(Limits(in_flight=2, waits=False), budget=3000)
+            run_study(study, tmp_path / "s", limits=limits)
+        models = [seen.body["model"] for seen in server.requests]
+    assert 1500 < 150 * models.count("cheap") + 300 * models.count("dear") <= 3000
+
+
 def test_several_arms_at_one_server_are_asked_at_the_same_time(tmp_path: Path) -> None:
     with ScriptedEndpoint(lambda seen: Answer(200, ok("Go on.").body, delay_s=0.05)) as server:
         arms = [
