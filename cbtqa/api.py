@@ -290,14 +290,13 @@ def judge(
         cbtqa.judge({"tuned": "runs/answers/answers.jsonl"}, questions="PsyQA_full.json",
                     endpoint="vllm", model="Qwen3-32B", human="study/report/ratings.jsonl")
     """
-    from cbtqa.cli.judge import judge_rubric
     from cbtqa.judging.run import JudgeSettings
     from cbtqa.judging.run import judge as rate
 
     with TemporaryDirectory() as folder, _watching(progress) as (on_progress, _):
         given = _as_files(predictions, Path(folder))
         resolved = _resolved(JudgeSettings, "predictions", given, settings)
-        return rate(resolved, judge_rubric(resolved.values.rubric), on_progress)
+        return rate(resolved, on_progress)
 
 
 def publish(

@@ -125,6 +125,18 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
+def new_manifest(
+    kind: str, resolved: Resolved[Any] | None, started_at: str, **more: Any
+) -> Manifest:
+    """The manifest of a run that ends now: what is known of every run, and `more` over it."""
+    known: dict[str, Any] = {
+        "packages": package_versions(),
+        "settings": describe_settings(resolved) if resolved else {},
+        "finished_at": now(),
+    }
+    return Manifest(kind=kind, started_at=started_at, **(known | more))
+
+
 def describe_file(path: Path, relative_to: Path | None = None) -> FileEntry:
     """Name (never an absolute path), size and hash of a file."""
     name = path.relative_to(relative_to).as_posix() if relative_to else path.name
@@ -145,7 +157,9 @@ def _told(value: Any) -> Any:
         return value.name
     if isinstance(value, str) and "://" in value:
         return urlsplit(value).hostname
-    return list(value) if isinstance(value, tuple) else value
+    if isinstance(value, str) and value.startswith("batch-files:"):
+        return f"batch-files:{Path(value.partition(':')[2]).name}"
+    return [_told(one) for one in value] if isinstance(value, tuple) else value
 
 
 def _without_folder(origin: str) -> str:

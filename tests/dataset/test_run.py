@@ -14,7 +14,7 @@ from cbtqa.dataset.settings import BuildSettings
 from cbtqa.dataset_folder import JOURNAL_NAME, answer_of, answer_row, question_of
 from cbtqa.errors import ConfigError, IncompleteRunError, LicenceGateError
 from cbtqa.files import read_rows
-from cbtqa.llm.endpoint import Endpoint, pass_disclosure_gate
+from cbtqa.llm.endpoint import Endpoint, pass_disclosure_gates
 from cbtqa.manifest import FolderResult
 from cbtqa.settings import Resolved, resolve
 from tests.support.answers import good_answer, steps
@@ -193,11 +193,10 @@ def test_the_gate_is_open_inside_and_shut_outside() -> None:
     environ = {"DEEPSEEK_API_KEY": "invented"}
     outside = Endpoint.parse("deepseek", "m", environ=environ)
     inside = Endpoint.parse("http://192.168.1.7:8000/v1", "m", environ={})
-    assert pass_disclosure_gate(inside, "texts", is_acknowledged=False) == {}
-    assert pass_disclosure_gate(outside, "texts", is_acknowledged=False, is_invented=True) == {}
-    with pytest.raises(LicenceGateError):
-        pass_disclosure_gate(outside, "texts", is_acknowledged=False)
-    found = pass_disclosure_gate(outside, "texts", is_acknowledged=True)
+    assert pass_disclosure_gates([inside], "texts", is_acknowledged=False) == {}
+    with pytest.raises(LicenceGateError, match=r"texts would be sent to api\.deepseek\.com"):
+        pass_disclosure_gates([inside, outside], "texts", is_acknowledged=False)
+    found = pass_disclosure_gates([inside, outside], "texts", is_acknowledged=True)
     assert "deepseek" in found["disclosure"]
 
 
