@@ -23,7 +23,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, get_args
 
-from cbtqa.errors import DataError, IncompleteRunError
+from cbtqa.errors import DataError, IncompleteRunError, MissingExtraError
 from cbtqa.files import (
     FEATURES_KEY,
     ParquetRows,
@@ -47,6 +47,7 @@ from cbtqa.records import (
     ReferenceAnswer,
     Rejection,
     Risk,
+    Tabular,
     Usage,
 )
 
@@ -70,6 +71,7 @@ TEXT: Feature = {"dtype": "string", "_type": "Value"}
 INTEGER: Feature = {"dtype": "int64", "_type": "Value"}
 NUMBER: Feature = {"dtype": "float64", "_type": "Value"}
 TRUTH: Feature = {"dtype": "bool", "_type": "Value"}
+LABEL: Feature = {"id": TEXT, "evidence": TEXT, "labeller": TEXT, "confidence": NUMBER}
 RISK: Feature = {"names": list(get_args(Risk)), "_type": "ClassLabel"}
 
 
@@ -92,13 +94,12 @@ def answer_features(types: Sequence[str] = ()) -> dict[str, Feature]:
     Args:
         types: ids of the taxonomy's types.
     """
-    label = {"id": TEXT, "evidence": TEXT, "labeller": TEXT, "confidence": NUMBER}
     texts = ("model", "endpoint_host", "prompt_id", "prompt_sha256")
     return {
         **dict.fromkeys(("id", "question", "description"), TEXT),
         "keywords": list_of(TEXT),
         **dict.fromkeys(("answer", *STEP_NAMES), TEXT),
-        "distortions": list_of(label),
+        "distortions": list_of(LABEL),
         "distortion_types": list_of(type_label(types)),
         "has_distortion": TRUTH,
         "risk": RISK,
@@ -144,42 +145,30 @@ def _arrow_type(feature: Feature) -> Any:
 # --- rows ----------------------------------------------------------------------------------------
 
 
+_MADE = (
+    *("model", "endpoint_host", "prompt_id", "prompt_sha256", "seed", "finish_reason"),
+    *("is_training_source", "created_at"),
+)
+"""Columns that are fields of the provenance under the same name."""
+
+
 def answer_row(question: Question, answer: CbtAnswer) -> dict[str, Any]:
     """One question with its answer as a row of `answer_features`, class labels by name."""
-    steps = {name: getattr(answer.steps, name, None) for name in STEP_NAMES}
     made = answer.provenance
     return {
-        "id": question.id,
-        "question": question.question,
-        "description": question.description,
-        "keywords": question.keywords,
+        **question.model_dump(),
         "answer": answer.text,
-        **steps,
-        "distortions": [
-            {
-                "id": label.id,
-                "evidence": label.evidence,
-                "labeller": label.labeller,
-                "confidence": label.confidence,
-            }
-            for label in answer.distortions
-        ],
+        **{name: getattr(answer.steps, name, None) for name in STEP_NAMES},
+        "distortions": [label.model_dump() for label in answer.distortions],
         "distortion_types": types_of(label.id for label in answer.distortions),
         "has_distortion": bool(answer.distortions),
         "risk": answer.risk,
         "system": answer.system,
-        "is_training_source": made.is_training_source,
-        "model": made.model,
-        "endpoint_host": made.endpoint_host,
-        "prompt_id": made.prompt_id,
-        "prompt_sha256": made.prompt_sha256,
-        "seed": made.seed,
+        **{name: getattr(made, name) for name in _MADE},
         "sampling": json.dumps(made.sampling, sort_keys=True) if made.sampling else None,
         "prompt_tokens": made.usage.prompt_tokens if made.usage else None,
         "completion_tokens": made.usage.completion_tokens if made.usage else None,
-        "finish_reason": made.finish_reason,
         "cbtqa_version": made.version,
-        "created_at": made.created_at,
     }
 
 
@@ -191,11 +180,7 @@ def types_of(ids: Iterable[str]) -> list[str]:
 def answer_of(row: Mapping[str, Any]) -> CbtAnswer:
     """The answer that `answer_row` wrote."""
     has_steps = row[STEP_NAMES[0]] is not None
-    usage = None
-    if row["prompt_tokens"] is not None:
-        usage = Usage(
-            prompt_tokens=row["prompt_tokens"], completion_tokens=row["completion_tokens"]
-        )
+    tokens = {name: row[name] for name in ("prompt_tokens", "completion_tokens")}
     return CbtAnswer(
         question_id=row["id"],
         system=row["system"],
@@ -204,29 +189,17 @@ def answer_of(row: Mapping[str, Any]) -> CbtAnswer:
         distortions=tuple(DistortionLabel(**label) for label in row["distortions"]),
         risk=row["risk"],
         provenance=Provenance(
-            model=row["model"],
-            endpoint_host=row["endpoint_host"],
-            prompt_id=row["prompt_id"],
-            prompt_sha256=row["prompt_sha256"],
+            **{name: row[name] for name in _MADE},
             sampling=json.loads(row["sampling"]) if row["sampling"] else {},
-            seed=row["seed"],
-            usage=usage,
-            finish_reason=row["finish_reason"],
-            is_training_source=row["is_training_source"],
+            usage=None if row["prompt_tokens"] is None else Usage(**tokens),
             version=row["cbtqa_version"],
-            created_at=row["created_at"],
         ),
     )
 
 
 def question_of(row: Mapping[str, Any]) -> Question:
     """The question that `answer_row` wrote."""
-    return Question(
-        id=row["id"],
-        question=row["question"],
-        description=row["description"],
-        keywords=tuple(row["keywords"]),
-    )
+    return Question(**{name: row[name] for name in QUESTION_COLUMNS})
 
 
 QUESTION_COLUMNS = tuple(Question.model_fields)
@@ -242,7 +215,7 @@ def is_dataset_folder(path: Path) -> bool:
 
 
 @dataclass(frozen=True)
-class DatasetFolder:
+class DatasetFolder(Tabular):
     """A built dataset, read as a stream: memory does not grow with it."""
 
     path: Path
@@ -366,19 +339,36 @@ class DatasetFolder:
             for where, row in read_parquet(file):
                 yield parse_record(ReferenceAnswer, row, where)
 
-    def to_datasets(self) -> Any:
-        """A `datasets.DatasetDict` of the splits."""
-        from datasets import load_dataset
+    def to_dict(self) -> dict[str, Any]:
+        """Where it is, and its counts."""
+        return {"folder": str(self.path), "counts": self.manifest.counts}
 
+    def to_rows(self) -> list[dict[str, Any]]:
+        """The splits with their numbers of rows."""
+        counts: dict[str, int] = self.manifest.counts["splits"]
+        return [{"split": name, "rows": n} for name, n in counts.items()]
+
+    def to_datasets(self) -> Any:
+        """A `datasets.DatasetDict` of the splits.
+
+        Raises:
+            MissingExtraError: datasets is not installed.
+        """
+        try:
+            from datasets import load_dataset
+        except ModuleNotFoundError:
+            raise MissingExtraError("datasets", "hub") from None
         files = {name: [str(file) for file in found] for name, found in self.splits.items()}
         return load_dataset("parquet", data_files=files)
 
     def to_pandas(self, split: str = "all") -> Any:
         """A `pandas.DataFrame` with a column `split` and class labels by name."""
-        import pandas as pd
-
+        try:
+            import pandas
+        except ModuleNotFoundError:
+            raise MissingExtraError("pandas", "hub") from None
         names = self._names(split)
-        return pd.DataFrame(
+        return pandas.DataFrame(
             [{"split": name, **row} for name in names for row in self.rows(name)],
             columns=["split", *ANSWER_COLUMNS],
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from pydantic import Field
 import cbtqa
 from cbtqa.errors import DataError, IncompleteRunError
 from cbtqa.files import parse_record, read_json, sha256_of, write_json
-from cbtqa.records import Record, Usage
+from cbtqa.records import Record, Tabular, Usage
 from cbtqa.settings import Resolved
 
 MANIFEST_NAME = "manifest.json"
@@ -78,6 +79,36 @@ class Manifest(Record):
     finished_at: str
 
 
+@dataclass(frozen=True)
+class FolderResult(Tabular):
+    """A finished run."""
+
+    folder: Path
+    manifest: Manifest
+    was_complete: bool = False
+    """True when the folder already held this very run and nothing was done."""
+
+    @property
+    def path(self) -> Path:
+        """What the next command takes: the folder, or the file in it."""
+        return self.folder
+
+    def to_dict(self) -> dict[str, Any]:
+        """Where it is, and what it came to."""
+        usage = self.manifest.usage
+        return {
+            "folder": str(self.folder),
+            "was_complete": self.was_complete,
+            "counts": self.manifest.counts,
+            "usage": usage.model_dump() if usage else None,
+            "cost": self.manifest.cost,
+        }
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """The counts as one row."""
+        return [self.manifest.counts]
+
+
 def now() -> str:
     """The time in UTC, ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
@@ -92,6 +123,18 @@ def package_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def new_manifest(
+    kind: str, resolved: Resolved[Any] | None, started_at: str, **more: Any
+) -> Manifest:
+    """The manifest of a run that ends now: what is known of every run, and `more` over it."""
+    known: dict[str, Any] = {
+        "packages": package_versions(),
+        "settings": describe_settings(resolved) if resolved else {},
+        "finished_at": now(),
+    }
+    return Manifest(kind=kind, started_at=started_at, **(known | more))
 
 
 def describe_file(path: Path, relative_to: Path | None = None) -> FileEntry:
@@ -114,7 +157,9 @@ def _told(value: Any) -> Any:
         return value.name
     if isinstance(value, str) and "://" in value:
         return urlsplit(value).hostname
-    return list(value) if isinstance(value, tuple) else value
+    if isinstance(value, str) and value.startswith("batch-files:"):
+        return f"batch-files:{Path(value.partition(':')[2]).name}"
+    return [_told(one) for one in value] if isinstance(value, tuple) else value
 
 
 def _without_folder(origin: str) -> str:

@@ -9,10 +9,21 @@ Text offsets are counted in Unicode code points, as Python counts them.
 
 from __future__ import annotations
 
+import json
 from enum import StrEnum
-from typing import Annotated, Literal, Self
+from html import escape
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    TypeAdapter,
+    model_validator,
+)
+
+from cbtqa.errors import MissingExtraError
 
 NonEmptyText = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
 Risk = Literal["none", "concern", "explicit"]
@@ -28,7 +39,61 @@ STEP_NAMES = (
 """The five steps in the order of arXiv 2403.16008."""
 
 
-class Record(BaseModel):
+N_SHOWN = 20
+"""Rows of a result that a notebook shows."""
+
+
+class Tabular:
+    """What every result can do in a notebook: become a dictionary, a frame, a small table."""
+
+    __slots__ = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result in plain values, as JSON can hold them."""
+        told: dict[str, Any] = TypeAdapter(type(self)).dump_python(self, mode="json")
+        return told
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """The result's first list of records, or else the result itself as one row."""
+        told = self.to_dict()
+        lists = [value for value in told.values() if isinstance(value, list) and value]
+        return next((rows for rows in lists if isinstance(rows[0], dict)), [told])
+
+    def to_pandas(self) -> Any:
+        """The rows as a `pandas.DataFrame`.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ModuleNotFoundError:
+            raise MissingExtraError("pandas", "hub") from None
+        return pandas.DataFrame(self.to_rows())
+
+    def _repr_html_(self) -> str:
+        rows = self.to_rows()
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        lines = ["".join(f"<th>{escape(name)}</th>" for name in names)]
+        lines += [
+            "".join(f"<td>{escape(_cell(row.get(name)))}</td>" for name in names)
+            for row in rows[:N_SHOWN]
+        ]
+        more = f", {N_SHOWN} of {len(rows):,} rows" if len(rows) > N_SHOWN else ""
+        body = "".join(f"<tr>{line}</tr>" for line in lines)
+        return f"<table><caption>{type(self).__name__}{more}</caption>{body}</table>"
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 120 else f"{text[:119]}…"
+
+
+class Record(Tabular, BaseModel):
     """Base of all records: frozen, and unknown fields are an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

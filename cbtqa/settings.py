@@ -9,6 +9,7 @@ from it. `resolve` keeps where each value came from, for the manifest and for er
 from __future__ import annotations
 
 import difflib
+import inspect
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,7 +24,10 @@ from cbtqa.files import open_text, parse_yaml
 
 
 class Settings(BaseModel):
-    """Base of all settings models: frozen, and a key that no field has is an error."""
+    """Base of all settings models: frozen, and a key that no field has is an error.
+
+    A class may name the help panel of the flags that it declares: `panel: ClassVar[str] = "Model"`.
+    """
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True
@@ -49,6 +53,25 @@ class Fallback(NamedTuple):
     origin: str
     unless: tuple[str, ...] = ()
     """Settings that make it needless when they are given."""
+
+
+def panels_of(model: type[Settings]) -> dict[str, str | None]:
+    """Fields in the order of flags, each with its help panel.
+
+    The panel is that of the nearest class that declares the field and names one. Fields without
+    come first, then panels in the order of the class statement; within one, bases come first.
+    """
+    panels: dict[str, str | None] = {}
+    for place in model.__mro__:
+        for name in inspect.get_annotations(place):
+            if name in model.model_fields and panels.get(name) is None:
+                panels[name] = vars(place).get("panel")
+    declared = [
+        name for place in reversed(model.__mro__) for name in inspect.get_annotations(place)
+    ]
+    order = [None, *(vars(place).get("panel") for place in model.__mro__)]
+    known = [name for name in dict.fromkeys(declared) if name in panels]
+    return {name: panels[name] for name in sorted(known, key=lambda n: order.index(panels[n]))}
 
 
 def flag_of(field: str) -> str:

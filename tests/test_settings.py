@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from pydantic import Field
 
 from cbtqa.errors import ConfigError
-from cbtqa.settings import Fallback, Settings, resolve
+from cbtqa.settings import Fallback, Settings, panels_of, resolve
 
 
 class Demo(Settings):
@@ -69,3 +70,34 @@ def test_a_fallback_is_looked_for_only_where_nobody_gave_a_value() -> None:
     assert found.origins["name"] == "default: newest"
     found = resolve(Demo, flags={"name": "given"}, environ={}, fallbacks=fallbacks)
     assert found.values == Demo(name="given") and found.origins["seed"] == "default"
+
+
+class Model(Settings):
+    panel: ClassVar[str] = "Model"
+    model: str = ""
+
+
+class Server(Settings):
+    panel: ClassVar[str] = "Endpoint"
+    endpoint: str = ""
+    model: str = ""
+
+
+class Pace(Server):
+    panel: ClassVar[str] = "Endpoint"
+    in_flight: int = 64
+
+
+class Verb(Model, Pace):
+    data: str = ""
+    in_flight: int = 8
+
+
+def test_a_panel_is_named_once_per_class_and_another_default_moves_nothing() -> None:
+    assert list(panels_of(Verb).items()) == [
+        ("data", None),
+        ("model", "Model"),
+        ("endpoint", "Endpoint"),
+        ("in_flight", "Endpoint"),
+    ]
+    assert set(panels_of(Verb)) == set(Verb.model_fields)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cbtqa.cli.console import live_progress, print_json, say, show_table
+from cbtqa.cli.dry_run import DryRun, print_estimate
 from cbtqa.cli.options import AsJson, settings_flags
 from cbtqa.dataset.settings import BuildSettings
 from cbtqa.report.table import Cell, Table
-from cbtqa.report.words import money, seconds
 from cbtqa.settings import Resolved
 
 if TYPE_CHECKING:
-    from cbtqa.dataset.run import BuildEstimate, BuildResult
+    from cbtqa.manifest import FolderResult
 
 Fork = Annotated[
     bool,
@@ -31,9 +31,6 @@ Update = Annotated[
         help="Write a finished folder again from its paid replies; ask only what is new or "
         "failed at the endpoint.",
     ),
-]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Count requests, tokens, price and time; send nothing.")
 ]
 
 
@@ -59,8 +56,7 @@ def build_dataset(
     if dry_run:
         from cbtqa.dataset.run import estimate_build
 
-        estimated = estimate_build(resolved)
-        print_json(estimated.model_dump(mode="json")) if as_json else _show_estimate(estimated)
+        print_estimate(estimate_build(resolved), as_json)
         return
     from cbtqa.dataset.run import build_dataset as build
 
@@ -72,21 +68,10 @@ def build_dataset(
             on_progress=progress.update,
             on_stage=progress.stage,
         )
-    print_json(_summary(result)) if as_json else _show_result(resolved.values, result)
+    print_json(result.to_dict()) if as_json else _show_result(resolved.values, result)
 
 
-def _summary(result: BuildResult) -> dict[str, Any]:
-    manifest = result.manifest
-    return {
-        "folder": str(result.folder),
-        "was_complete": result.was_complete,
-        "counts": manifest.counts,
-        "usage": manifest.usage.model_dump() if manifest.usage else None,
-        "cost": manifest.cost,
-    }
-
-
-def _show_result(settings: BuildSettings, result: BuildResult) -> None:
+def _show_result(settings: BuildSettings, result: FolderResult) -> None:
     counts = result.manifest.counts
     if result.was_complete:
         say(f"{result.folder} is complete already; nothing was done (--update writes it again)")
@@ -106,23 +91,3 @@ def _show_result(settings: BuildSettings, result: BuildResult) -> None:
             "real data: cbtqa build-dataset PsyQA_full.json --endpoint URL --model NAME "
             "--out runs/psyqa"
         )
-
-
-def _show_estimate(estimated: BuildEstimate) -> None:
-    rows: list[list[Cell]] = [
-        ["questions", estimated.n_questions],
-        ["rejected before asking", estimated.n_rejected],
-        ["answered in the journal already", estimated.n_done],
-        ["requests", estimated.n_requests],
-        ["prompt tokens", estimated.prompt_tokens],
-        ["completion tokens", estimated.completion_tokens],
-    ]
-    if estimated.cost is not None:
-        as_of = f" (prices of {estimated.price_as_of})" if estimated.price_as_of else ""
-        rows.append([f"price{as_of}", money(estimated.cost, estimated.currency)])
-    if estimated.seconds is not None:
-        bound = {"in_flight": "10 s a reply, assumed"}.get(estimated.bound_by, estimated.bound_by)
-        rows.append([f"time, bound by {bound}", seconds(estimated.seconds)])
-    show_table(Table(["", "n"], rows, "dry run: nothing was sent"))
-    if estimated.counted_by:
-        say(f"prompt tokens: {estimated.counted_by}; answers: {estimated.length_from}")

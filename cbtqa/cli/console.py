@@ -436,6 +436,8 @@ def progress_parts(progress: Progress) -> list[str]:
         parts.append(f"{n_tokens:,} tokens")
     if progress.oldest_s > 30:
         parts.append(f"oldest request {progress.oldest_s:.0f} s")
+    if progress.note:
+        parts.append(progress.note)
     if progress.in_flight:
         parts.append(f"{progress.in_flight} of {progress.limit} in flight")
     if progress.n_repeats:

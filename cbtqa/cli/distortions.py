@@ -8,10 +8,11 @@ from typing import Annotated
 import typer
 
 from cbtqa.cli.console import live_progress, print_json, say, show_table
+from cbtqa.cli.dry_run import DryRun, print_estimate
 from cbtqa.cli.help import CommandGroup
 from cbtqa.cli.options import AsJson, settings_flags
 from cbtqa.distortions.annotators import AnnotateSettings, draw_for_annotation
-from cbtqa.distortions.labelling import LabelSettings, label_file
+from cbtqa.distortions.labelling import LabelSettings, estimate_labels, label_file
 from cbtqa.distortions.studies import (
     EvaluateSettings,
     TrainSettings,
@@ -38,12 +39,17 @@ app = CommandGroup(
 
 @app.command("label")
 @settings_flags(LabelSettings, positional="input")
-def label(resolved: Resolved[LabelSettings], as_json: AsJson = False) -> None:
+def label(
+    resolved: Resolved[LabelSettings], dry_run: DryRun = False, as_json: AsJson = False
+) -> None:
     """Mark the distortions in every text of a file or dataset, each with the clause it rests on.
 
     Example: cbtqa distortions label questions.jsonl --level both --out labels.parquet
     """
     settings = resolved.values
+    if dry_run:
+        print_estimate(estimate_labels(settings), as_json)
+        return
     with live_progress() as progress:
         run = label_file(settings, on_progress=progress.update)
     summary = run.model_dump(mode="json")

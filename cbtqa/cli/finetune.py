@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -68,7 +68,7 @@ def finetune(
 
     result = train(resolved, on_stage=say_first, on_line=_say_line)
     if result.is_first_process:
-        print_json(_summary(result)) if as_json else _show(result)
+        print_json(result.to_dict()) if as_json else _show(result)
 
 
 def say_first(words: str) -> None:
@@ -102,14 +102,6 @@ LINE_FORMS = {
     "peak_gib": "peak {:.1f} GiB",
 }
 """What a log line shows, in this order."""
-
-
-def _summary(result: FinetuneResult) -> dict[str, Any]:
-    return {
-        "folder": str(result.folder),
-        "was_complete": result.was_complete,
-        "counts": result.manifest.counts,
-    }
 
 
 def _show(result: FinetuneResult) -> None:

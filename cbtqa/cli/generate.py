@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cbtqa.cli.console import live_progress, print_json, say, show_table
+from cbtqa.cli.dry_run import DryRun, print_estimate
 from cbtqa.cli.options import AsJson, Newest, settings_flags
 from cbtqa.report.table import Table
 from cbtqa.settings import Resolved
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
     positional="data",
     newest={"data": Newest("dataset"), "adapter": Newest("adapter", unless=("model", "endpoint"))},
 )
-def generate(resolved: Resolved[GenerateSettings], as_json: AsJson = False) -> None:
+def generate(
+    resolved: Resolved[GenerateSettings], dry_run: DryRun = False, as_json: AsJson = False
+) -> None:
     """Let a tuned model, any model or an endpoint answer a dataset's questions.
 
     The answers are what cbtqa score takes. The same command continues a run that was interrupted;
@@ -35,21 +38,16 @@ def generate(resolved: Resolved[GenerateSettings], as_json: AsJson = False) -> N
 
     cbtqa generate runs/psyqa --endpoint vllm --model tuned --out runs/answers
     """
+    if dry_run:
+        from cbtqa.tuning.answering.generate import estimate_answers
+
+        print_estimate(estimate_answers(resolved), as_json)
+        return
     from cbtqa.tuning.answering.generate import generate as answer
 
     with live_progress() as progress:
         result = answer(resolved, on_progress=progress.update, on_stage=progress.stage)
-    print_json(_summary(result)) if as_json else _show(resolved.values, result)
-
-
-def _summary(result: GenerateResult) -> dict[str, Any]:
-    usage = result.manifest.usage
-    return {
-        "folder": str(result.folder),
-        "answers": str(result.folder / "answers.jsonl"),
-        "counts": result.manifest.counts,
-        "usage": usage.model_dump() if usage else None,
-    }
+    print_json(result.to_dict()) if as_json else _show(resolved.values, result)
 
 
 def _show(settings: GenerateSettings, result: GenerateResult) -> None:

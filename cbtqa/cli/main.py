@@ -70,6 +70,8 @@ class _LazyGroup(HelpGroup):
             return None
         if self._is_listing:
             return TyperCommand(cmd_name, help=VERBS[cmd_name])
+        from cbtqa.cli.options import refuse_doubled_flags
+
         command: Any
         name = cmd_name.replace("-", "_")
         module = import_module(f"cbtqa.cli.{MODULES.get(cmd_name, name)}")
@@ -81,6 +83,7 @@ class _LazyGroup(HelpGroup):
             single.command()(getattr(module, name))
             command = typer.main.get_command(single)
         command.name = cmd_name
+        refuse_doubled_flags(command)
         return command
 
     def format_help(self, ctx: Any, formatter: Any) -> None:

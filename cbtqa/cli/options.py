@@ -4,16 +4,19 @@
     def build_dataset(resolved: Resolved[BuildSettings], as_json: AsJson = False) -> None: ...
 
 Every field of the model becomes `--field-name` with the field's docstring as help and its
-default shown; `--config FILE` reads a YAML file; the command receives the merged result.
+default shown, in the help panel of the class that declares it; `--config FILE` reads a YAML file;
+the command receives the merged result.
 """
 
 from __future__ import annotations
 
 import inspect
+import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, NoneType
-from typing import Annotated, Any, NamedTuple, get_args
+from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
@@ -21,7 +24,7 @@ from pydantic.fields import FieldInfo
 from cbtqa.cli.console import say
 from cbtqa.errors import UsageError
 from cbtqa.manifest import MAKERS, newest_folder
-from cbtqa.settings import Fallback, Settings, SettingsT, flag_of, resolve
+from cbtqa.settings import Fallback, SettingsT, flag_of, panels_of, resolve
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
@@ -71,8 +74,10 @@ def settings_flags(
     def wrap(command: Callable[..., None]) -> Callable[..., None]:
         own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
         made = [
-            _parameter(name, field, name == positional, newest.get(name))
-            for name, field in model.model_fields.items()
+            _parameter(name, model.model_fields[name], panel, name == positional, newest.get(name))
+            for name, panel in sorted(
+                panels_of(model).items(), key=lambda entry: entry[0] != positional
+            )
         ]
         config = inspect.Parameter(
             "config",
@@ -110,27 +115,28 @@ def _fallback(field: FieldInfo, newest: Newest) -> Fallback:
 
 
 def _parameter(
-    name: str, field: FieldInfo, is_positional: bool, newest: Newest | None
+    name: str, field: FieldInfo, panel: str | None, is_positional: bool, newest: Newest | None
 ) -> inspect.Parameter:
     annotation = _without_none(field.annotation)
-    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     default = field.get_default(call_default_factory=True)
     words = " ".join((field.description or "").split())
     if newest is not None:
         words += f" (default: the newest {newest.kind} here)"
     elif field.is_required():
         words += " (required)"
-    elif default not in (None, "", (), False):
+    elif default not in (None, "", (), False, {}):
         words += f" (default: {default})"
-    panel = str(extra["panel"]) if "panel" in extra else None
     if is_positional:
         option: Any = typer.Argument(help=words, show_default=False)
     else:
         flag = flag_of(name)
         if annotation is bool and default is True:
             flag += f"/--no-{flag[2:]}"
-        option = typer.Option(flag, help=words, show_default=False, rich_help_panel=panel)
-    if str(annotation).startswith("tuple["):
+        given: dict[str, Any] = {}
+        if get_origin(annotation) is dict:
+            annotation, given = str, {"parser": _json_object, "metavar": "JSON"}
+        option = typer.Option(flag, help=words, show_default=False, rich_help_panel=panel, **given)
+    if get_origin(annotation) is tuple:
         annotation = list[get_args(annotation)[0]]  # type: ignore[misc]
     return inspect.Parameter(
         name,
@@ -147,4 +153,39 @@ def _without_none(annotation: Any) -> Any:
     return annotation
 
 
-__all__ = ["AsJson", "Settings", "settings_flags"]
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise typer.BadParameter("expected a JSON object, such as '{\"enable_thinking\": false}'")
+    return value
+
+
+def refuse_doubled_flags(command: Any) -> None:
+    """Makes a command, and all below a group, refuse a flag for one value that is given twice.
+
+    The parser itself would keep the last value and drop the others without a word.
+    """
+    for child in getattr(command, "commands", {}).values():
+        refuse_doubled_flags(child)
+    make_parser = command.make_parser
+
+    def make_strict_parser(context: Any) -> Any:
+        parser = make_parser(context)
+        parse = parser.parse_args
+
+        def parse_args(args: list[str]) -> Any:
+            values, rest, order = parse(args=args)
+            for parameter, n in Counter(order).items():
+                if n > 1 and not parameter.multiple and not parameter.count:
+                    raise UsageError(
+                        f"{parameter.opts[0]} given twice", hint=f"{context.command_path} --help"
+                    )
+            return values, rest, order
+
+        parser.parse_args = parse_args
+        return parser
+
+    command.make_parser = make_strict_parser

@@ -56,7 +56,7 @@ def model(
 ) -> None:
     """Publish an adapter, or merged weights, with a card that says what they are and are not.
 
-    Example: cbtqa publish model cbtqa-adapter --to my-lab/cbt-adapter --scores runs/scores
+    Example: cbtqa publish model --to my-lab/cbt-adapter --scores runs/scores
     """
     from cbtqa.hub.publish import prepare_model
 
@@ -101,14 +101,13 @@ def _finish(prepared: Prepared, dry_run: bool, as_json: bool) -> None:
     refuse_findings(prepared.findings)
     if dry_run:
         say("dry run: nothing was sent")
-        summary = {**prepared.plan.summary(), "card": prepared.plan.card, "sent": False}
-        print_json(summary) if as_json else print(prepared.plan.card)
+        print_json(prepared.to_dict()) if as_json else print(prepared.plan.card)
         return
     done = publish(
         prepared, with_bars=sys.stderr.isatty(), on_stage=lambda what: say(f"{what} ...")
     )
     if as_json:
-        print_json({**prepared.plan.summary(), **done.summary(), "sent": True})
+        print_json({**prepared.plan.summary(), **done.to_dict(), "sent": True})
     else:
         rows = [["commit", done.commit], ["tag", done.tag], ["sent", f"{done.n_sent} files"]]
         rows += [["there already", f"{done.n_kept} files"], ["address", done.url]]
@@ -154,7 +153,7 @@ def join(resolved: Resolved[JoinSettings], as_json: AsJson = False) -> None:
     """
     joined: Joined = join_dataset(resolved.values)
     if as_json:
-        print_json(joined.summary())
+        print_json(joined.to_dict())
         return
     rows = [("joined", joined.n_joined), ("no such question", joined.n_missing)]
     rows += [("question reads differently", joined.n_other)]

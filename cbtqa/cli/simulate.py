@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cbtqa.cli import simulate as simulate_study
-from cbtqa.cli.console import live_progress, print_json, say, show, show_table
-from cbtqa.cli.help import CommandGroup
+from cbtqa.cli.console import live_progress, print_json, print_table, say, show, show_table
+from cbtqa.cli.dry_run import DryRun, print_estimate
 from cbtqa.cli.options import AsJson, settings_flags
 from cbtqa.report.table import AnyColumn, Column, Table
-from cbtqa.report.words import digits, money, share
+from cbtqa.report.words import digits, share
 from cbtqa.settings import Resolved
 from cbtqa.simulation.analysis.settings import AnalysisSettings
 from cbtqa.simulation.export import ExportSettings
@@ -24,24 +23,154 @@ from cbtqa.splits import SPLITS
 
 if TYPE_CHECKING:
     from cbtqa.simulation.analysis.results import AnalysisReport
+    from cbtqa.simulation.export import Exported
     from cbtqa.simulation.instruments import Instrument
-    from cbtqa.simulation.judging.run import JudgedForm, JudgePlan
+    from cbtqa.simulation.judging.run import JudgedForm
     from cbtqa.simulation.lint import LintReport
-    from cbtqa.simulation.playing.estimate import StudyEstimate
     from cbtqa.simulation.playing.run import RunResult
 
-
-# --- simulate study ------------------------------------------------------------------------------
-# `cbtqa simulate judge`, `analyse` and `instruments`.
-
-JudgeDryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Count sessions, requests, tokens, cost; send nothing.")
+app = typer.Typer(
+    name="simulate",
+    no_args_is_help=True,
+    help="Multi-turn English therapy sessions between models: simulated, for research only, never "
+    "for treating anyone. Start with: [bold]cbtqa simulate run[/bold]",
+)
+Update = Annotated[
+    bool,
+    typer.Option(
+        "--update", help="Play anew the sessions that the folder holds with other settings."
+    ),
 ]
 
 
+@app.command("profiles")
+@settings_flags(PatientSettings, positional="source")
+def profiles(
+    resolved: Resolved[PatientSettings], dry_run: DryRun = False, as_json: AsJson = False
+) -> None:
+    """Draw simulated patients by seed, or check a file of your own; nobody in them is real.
+
+    Example: cbtqa simulate profiles act --n 150 --seed 7 --out patients.yaml
+    """
+    from cbtqa.simulation.patients import estimate_stories, make_patients
+
+    if dry_run:
+        print_estimate(estimate_stories(resolved.values), as_json)
+        return
+    with live_progress() as progress:
+        made = make_patients(resolved.values, on_progress=progress.update)
+    if as_json:
+        print_json({"profiles": [profile.model_dump(mode="json") for profile in made]})
+        return
+    rows = [(one.id, one.name, one.archetype, one.narrative) for one in made]
+    show_table(Table(["id", "name", "kind", "story"], rows, f"{len(made)} simulated patients"))
+    if resolved.values.out:
+        say(f"written to {resolved.values.out}; in a study: patients: {{file: ...}}")
+
+
+@app.command("corpus")
+@settings_flags(CorpusSettings, positional="study")
+def corpus(
+    resolved: Resolved[CorpusSettings],
+    dry_run: DryRun = False,
+    update: Update = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make transcripts to learn from: written courses of CBT, or supervised sessions of ACT.
+
+    Without arguments: three courses of twenty sessions by built-in rules, offline.
+
+    Example: cbtqa simulate corpus recipes/tahir-cbt-corpus.yaml --out runs/cbt-corpus --dry-run
+    """
+    _play(resolved.values, dry_run, update, as_json)
+
+
+@app.command("run")
+@settings_flags(RunSettings, positional="study")
+def run(
+    resolved: Resolved[RunSettings],
+    dry_run: DryRun = False,
+    update: Update = False,
+    as_json: AsJson = False,
+) -> None:
+    """Play every arm of a study with the same patients, seeds and events; resume where it stopped.
+
+    Without arguments: a small study between built-in players, offline, into ./cbtqa-study.
+
+    Example: cbtqa simulate run recipes/tahir-act.yaml --patients 5 --dry-run
+    """
+    _play(resolved.values, dry_run, update, as_json)
+
+
+@app.command("export")
+@settings_flags(ExportSettings, positional="sessions")
+def export(
+    resolved: Resolved[ExportSettings], dry_run: DryRun = False, as_json: AsJson = False
+) -> None:
+    """Turn sessions into rows for `cbtqa finetune`: SFT and ORPO, split by patient, form as served.
+
+    Example: cbtqa simulate export cbtqa-corpus --reasoning plain --out rows
+    """
+    from cbtqa.simulation.export import estimate_export, export_sessions
+
+    if dry_run:
+        print_estimate(estimate_export(resolved.values), as_json)
+        return
+    with live_progress() as progress:
+        made = export_sessions(resolved, on_progress=progress.update)
+    _show_export(made, as_json)
+
+
+def _show_export(made: Exported, as_json: bool) -> None:
+    for warning in made.warnings:
+        say(f"warning: {warning}")
+    counts = made.manifest.counts
+    if as_json:
+        print_json({"folder": str(made.folder), "counts": counts, "warnings": made.warnings})
+        return
+    kinds = [kind for kind in ("sft", "orpo", "messages") if kind in counts]
+    rows = [[kind, *(f"{counts[kind][split]:,}" for split in SPLITS)] for kind in kinds]
+    print_table(f"{made.folder}: rows, split by {counts['split_by']}", ["", *SPLITS], rows)
+    for reason, n in counts["dropped"].items():
+        say(f"left out: {reason} {n:,}")
+    say(f"for TRL {counts['trl']['range']}; next: cbtqa simulate lint {made.folder}")
+
+
+@app.command("lint")
+def lint(
+    path: Annotated[
+        Path,
+        typer.Argument(help="Study file, study folder, export folder, or file of transcripts."),
+    ] = Path("cbtqa-study"),
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            "--against", help="For an export: study file whose patients must not be in training."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Name all in which arms differ besides the factor; audit endings, lengths, splits, speakers.
+
+    Exit code 4 when anything worse than a note was found.
+
+    Example: cbtqa simulate lint recipes/tahir-act-as-published.yaml
+    """
+    from cbtqa.simulation.lint import lint as check
+
+    report = check(path, against=against)
+    if as_json:
+        print_json({**report.model_dump(mode="json"), "is_clean": report.is_clean})
+    else:
+        _show_lint(report)
+    if not report.is_clean:
+        raise typer.Exit(4)
+
+
+@app.command("judge")
 @settings_flags(SessionJudgeSettings, positional="sessions")
 def judge(
-    resolved: Resolved[SessionJudgeSettings], dry_run: JudgeDryRun = False, as_json: AsJson = False
+    resolved: Resolved[SessionJudgeSettings], dry_run: DryRun = False, as_json: AsJson = False
 ) -> None:
     """Rate sessions on CTRS, ACT-FM, TES: one instrument a call, blind to the arm, quotes checked.
 
@@ -51,12 +180,10 @@ def judge(
 
     Example: cbtqa simulate judge cbtqa-study --instrument ctrs --endpoint vllm --model Qwen3-32B
     """
-    from cbtqa.simulation.judging.run import judge_sessions, plan_judging
+    from cbtqa.simulation.judging.run import estimate_judging, judge_sessions
 
     if dry_run:
-        plans = plan_judging(resolved)
-        told = {"plans": [plan.model_dump(mode="json") for plan in plans]}
-        print_json(told) if as_json else _show_plans(plans)
+        print_estimate(estimate_judging(resolved), as_json)
         return
     with live_progress() as progress:
         forms = judge_sessions(resolved, progress.update, progress.stage)
@@ -64,6 +191,7 @@ def judge(
     print_json(told) if as_json else _show_forms(forms, resolved.values.sessions)
 
 
+@app.command("analyse")
 @settings_flags(AnalysisSettings, positional="source")
 def analyse(resolved: Resolved[AnalysisSettings], as_json: AsJson = False) -> None:
     """Compare arms: mixed models, contrasts, audits of endings and length, agreement, alarms.
@@ -82,6 +210,7 @@ def analyse(resolved: Resolved[AnalysisSettings], as_json: AsJson = False) -> No
     say(f"page: {out / PAGE_NAME}")
 
 
+@app.command("instruments")
 def instruments(
     instrument: Annotated[
         str | None, typer.Argument(help="Show this one: an id, or the path of your rubric.")
@@ -108,19 +237,6 @@ def instruments(
 
 
 # --- tables --------------------------------------------------------------------------------------
-
-
-def _show_plans(plans: list[JudgePlan]) -> None:
-    rows = [
-        (
-            *(f"{plan.judge}, {plan.instrument}", plan.n_sessions - plan.n_unfit),
-            *(plan.n_sessions, plan.n_requests, plan.n_done, plan.prompt_tokens),
-            *(plan.completion_tokens, money(plan.cost, plan.currency)),
-        )
-        for plan in plans
-    ]
-    columns = ["judge, instrument", "fit", "sessions", "requests", "done", "prompt tokens"]
-    show_table(Table([*columns, "reply tokens", "cost"], rows, "Nothing sent"))
 
 
 def _show_forms(forms: list[JudgedForm], source: Path) -> None:
@@ -211,146 +327,13 @@ def _described(one: Instrument) -> dict[str, Any]:
     }
 
 
-# --- simulate ------------------------------------------------------------------------------------
-app = CommandGroup(
-    name="simulate",
-    help="Multi-turn English therapy sessions between models: simulated, for research only, never "
-    "for treating anyone. Start with: [bold]cbtqa simulate run[/bold]",
-)
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Count calls, tokens and price by model; send nothing.")
-]
-Update = Annotated[
-    bool,
-    typer.Option(
-        "--update", help="Play anew the sessions that the folder holds with other settings."
-    ),
-]
-
-
-@app.command("profiles")
-@settings_flags(PatientSettings, positional="source")
-def profiles(resolved: Resolved[PatientSettings], as_json: AsJson = False) -> None:
-    """Draw simulated patients by seed, or check a file of your own; nobody in them is real.
-
-    Example: cbtqa simulate profiles act --n 150 --seed 7 --out patients.yaml
-    """
-    from cbtqa.simulation.patients import make_patients
-
-    with live_progress() as progress:
-        made = make_patients(resolved.values, on_progress=progress.update)
-    if as_json:
-        print_json({"profiles": [profile.model_dump(mode="json") for profile in made]})
-        return
-    rows = [(one.id, one.name, one.archetype, one.narrative) for one in made]
-    show_table(Table(["id", "name", "kind", "story"], rows, f"{len(made)} simulated patients"))
-    if resolved.values.out:
-        say(f"written to {resolved.values.out}; in a study: patients: {{file: ...}}")
-
-
-@app.command("corpus")
-@settings_flags(CorpusSettings, positional="study")
-def corpus(
-    resolved: Resolved[CorpusSettings],
-    dry_run: DryRun = False,
-    update: Update = False,
-    as_json: AsJson = False,
-) -> None:
-    """Make transcripts to learn from: written courses of CBT, or supervised sessions of ACT.
-
-    Without arguments: three courses of twenty sessions by built-in rules, offline.
-
-    Example: cbtqa simulate corpus recipes/tahir-cbt-corpus.yaml --out runs/cbt-corpus --dry-run
-    """
-    _play(resolved.values, dry_run, update, as_json)
-
-
-@app.command("run")
-@settings_flags(RunSettings, positional="study")
-def run(
-    resolved: Resolved[RunSettings],
-    dry_run: DryRun = False,
-    update: Update = False,
-    as_json: AsJson = False,
-) -> None:
-    """Play every arm of a study with the same patients, seeds and events; resume where it stopped.
-
-    Without arguments: a small study between built-in players, offline, into ./cbtqa-study.
-
-    Example: cbtqa simulate run recipes/tahir-act.yaml --patients 5 --dry-run
-    """
-    _play(resolved.values, dry_run, update, as_json)
-
-
-@app.command("export")
-@settings_flags(ExportSettings, positional="sessions")
-def export(resolved: Resolved[ExportSettings], as_json: AsJson = False) -> None:
-    """Turn sessions into rows for `cbtqa finetune`: SFT and ORPO, split by patient, form as served.
-
-    Example: cbtqa simulate export cbtqa-corpus --reasoning plain --out rows
-    """
-    from cbtqa.simulation.export import export_sessions
-
-    with live_progress() as progress:
-        made = export_sessions(resolved, on_progress=progress.update)
-    for warning in made.warnings:
-        say(f"warning: {warning}")
-    counts = made.manifest.counts
-    if as_json:
-        print_json({"folder": str(made.folder), "counts": counts, "warnings": made.warnings})
-        return
-    kinds = [kind for kind in ("sft", "orpo", "messages") if kind in counts]
-    rows = [(kind, *(counts[kind][split] for split in SPLITS)) for kind in kinds]
-    title = f"{made.folder}: rows, split by {counts['split_by']}"
-    show_table(Table(["", *SPLITS], rows, title))
-    for reason, n in counts["dropped"].items():
-        say(f"left out: {reason} {n:,}")
-    say(f"for TRL {counts['trl']['range']}; next: cbtqa simulate lint {made.folder}")
-
-
-@app.command("lint")
-def lint(
-    path: Annotated[
-        Path,
-        typer.Argument(help="Study file, study folder, export folder, or file of transcripts."),
-    ] = Path("cbtqa-study"),
-    against: Annotated[
-        Path | None,
-        typer.Option(
-            "--against", help="For an export: study file whose patients must not be in training."
-        ),
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Name all in which arms differ besides the factor; audit endings, lengths, splits, speakers.
-
-    Exit code 4 when anything worse than a note was found.
-
-    Example: cbtqa simulate lint recipes/tahir-act-as-published.yaml
-    """
-    from cbtqa.simulation.lint import lint as check
-
-    report = check(path, against=against)
-    if as_json:
-        print_json({**report.model_dump(mode="json"), "is_clean": report.is_clean})
-    else:
-        _show_lint(report)
-    if not report.is_clean:
-        raise typer.Exit(4)
-
-
-app.command("judge")(simulate_study.judge)
-app.command("analyse")(simulate_study.analyse)
-app.command("instruments")(simulate_study.instruments)
-
-
 def _play(settings: RunSettings, dry_run: bool, update: bool, as_json: bool) -> None:
     study = settings.declared()
     if dry_run:
         from cbtqa.simulation.playing.estimate import estimate_study
 
-        estimated = estimate_study(study, settings.out)
-        print_json(estimated.model_dump(mode="json")) if as_json else _show_estimate(estimated)
+        limits = settings.run_limits.engine
+        print_estimate(estimate_study(study, settings.out, limits), as_json)
         return
     from cbtqa.simulation.playing.run import run_study
 
@@ -358,7 +341,7 @@ def _play(settings: RunSettings, dry_run: bool, update: bool, as_json: bool) -> 
         result = run_study(
             study,
             settings.out,
-            limits=settings.limits(),
+            limits=settings.run_limits,
             update=update,
             is_acknowledged=settings.acknowledge_disclosure,
             on_progress=progress.update,
@@ -387,24 +370,6 @@ def _show_lint(report: LintReport) -> None:
         say(f"{report.kind}: nothing worse than a note")
 
 
-def _show_estimate(estimated: StudyEstimate) -> None:
-    rows = [
-        (
-            *(one.model, one.n_calls, one.prompt_tokens, one.completion_tokens),
-            money(one.cost, one.currency),
-        )
-        for one in estimated.players
-    ]
-    columns = ["model", "calls at most", "prompt tokens", "completion tokens", "price"]
-    show_table(Table(columns, rows, "dry run: nothing was sent"))
-    say(
-        f"{estimated.n_sessions:,} sessions, {estimated.n_calls:,} calls at most, "
-        f"{estimated.n_done:,} of them in the journal already; "
-        f"price {'unknown' if estimated.cost is None else money(estimated.cost)}"
-    )
-    say("every session counted to its most turns; lengths of replies assumed (docs/simulation.md)")
-
-
 def _show_run(result: RunResult, as_json: bool) -> None:
     counts = result.counts
     if as_json:
@@ -424,8 +389,3 @@ def _show_run(result: RunResult, as_json: bool) -> None:
     say(f"sessions: {result.folder.sessions_path}")
     say(f"next:     cbtqa simulate lint {result.folder.path}")
     say(result.manifest.acknowledgements["notice"])
-
-
-app.command("judge")(judge)
-app.command("analyse")(analyse)
-app.command("instruments")(instruments)

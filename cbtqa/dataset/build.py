@@ -20,13 +20,15 @@ from cbtqa.dataset.check import CheckedAnswer
 from cbtqa.dataset.instruction import Grades, Item
 from cbtqa.dataset.settings import BuildSettings
 from cbtqa.dataset.splitting import SplitPlan
-from cbtqa.dataset.teachers import OnProgress, Teacher
-from cbtqa.dataset_folder import FORMAT_VERSION, DatasetWriter, answer_row
+from cbtqa.dataset.teachers import Teacher
+from cbtqa.dataset_folder import DatasetWriter, answer_row
+from cbtqa.llm.batch import OnProgress
 from cbtqa.llm.chat import Fault
 from cbtqa.llm.journal import Journal, Outcome
-from cbtqa.manifest import Manifest, describe_file, describe_settings, now, package_versions
+from cbtqa.llm.runs import Run
+from cbtqa.manifest import Manifest, describe_file
 from cbtqa.psyqa import SourceItem, parse_columns, read_questions
-from cbtqa.records import CbtAnswer, Reason, Rejection, Risk, Usage
+from cbtqa.records import CbtAnswer, Reason, Rejection, Risk
 from cbtqa.settings import Resolved
 
 
@@ -39,8 +41,6 @@ class Build:
     input_path: Path
     types: tuple[str, ...]
     """Ids of the taxonomy's types."""
-    started_at: str = field(default_factory=now)
-    acknowledgements: dict[str, str] = field(default_factory=dict)
     n_in: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     risks: Counter[str] = field(default_factory=Counter)
@@ -82,12 +82,12 @@ class Build:
 
     # --- first pass ------------------------------------------------------------------------------
 
-    def generate(self, journal: Journal, on_progress: OnProgress | None) -> None:
+    def generate(self, run: Run, on_progress: OnProgress | None) -> None:
         """Has every question answered."""
         n_total = None
-        if self.teacher.is_paid:  # worth a pass of its own: who waits and pays wants to see the end
+        if self.teacher.service:  # worth a pass of its own: who waits and pays wants to see the end
             n_total = sum(1 for _ in self.questions())
-        self.teacher.generate(self.questions(), journal, n_total=n_total, on_progress=on_progress)
+        self.teacher.generate(self.questions(), run, n_total=n_total, on_progress=on_progress)
 
     # --- second pass -----------------------------------------------------------------------------
 
@@ -161,13 +161,7 @@ class Build:
 
     # --- manifest --------------------------------------------------------------------------------
 
-    def _cost(self, usage: Usage) -> dict[str, Any] | None:
-        price = self.teacher.price
-        if price is None:
-            return None
-        return {"amount": round(price.of(usage), 4), **price.model_dump()}
-
-    def manifest(self, journal: Journal, splits: dict[str, int]) -> Manifest:
+    def manifest(self, run: Run, splits: dict[str, int]) -> Manifest:
         """Everything counted, without the list of files."""
         n_rejected = sum(self.rejected.values())
         counts: dict[str, Any] = {
@@ -182,19 +176,12 @@ class Build:
         if self.settings.include_human:
             counts["n_human"] = self.n_human
             counts["n_human_rejected"] = self.n_human_rejected
-        return Manifest(
-            kind="dataset",
-            format_version=FORMAT_VERSION,
-            packages=package_versions(),
-            settings=describe_settings(self.resolved),
+        return run.manifest(
+            "dataset",
+            self.resolved,
             inputs=(describe_file(self.input_path),),
             prompts=dict(self.teacher.prompts),
             counts=counts,
-            usage=journal.totals().usage,
-            cost=self._cost(journal.totals().usage),
-            acknowledgements=self.acknowledgements,
-            started_at=self.started_at,
-            finished_at=now(),
         )
 
 

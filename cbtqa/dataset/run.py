@@ -7,61 +7,37 @@ result.manifest.counts["n_out"]
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 
 from cbtqa.dataset.build import Build
-from cbtqa.dataset.card import render_card
-from cbtqa.dataset.report import dataset_report
+from cbtqa.dataset.card import complete_folder
+from cbtqa.dataset.instruction import Item
 from cbtqa.dataset.settings import BuildSettings
-from cbtqa.dataset.stats import folder_statistics
-from cbtqa.dataset.teachers import EndpointTeacher, OnProgress, Teacher
+from cbtqa.dataset.teachers import EndpointTeacher, Teacher
 from cbtqa.dataset.template.teacher import OfflineTeacher
-from cbtqa.dataset_folder import (
-    CARD_NAME,
-    JOURNAL_NAME,
-    REPORT_NAME,
-    DatasetFolder,
-    data_files,
-)
+from cbtqa.dataset_folder import JOURNAL_NAME
 from cbtqa.distortions.taxonomy import load_taxonomy
 from cbtqa.errors import ConfigError, DataError, IncompleteRunError
-from cbtqa.files import sha256_of, write_text
-from cbtqa.llm.batch import rare_collections
-from cbtqa.llm.chat import ChatRequest
-from cbtqa.llm.cost import REPLY_TOKENS, plan_run
-from cbtqa.llm.endpoint import Endpoint, pass_disclosure_gate
-from cbtqa.llm.journal import Journal, fork_path
+from cbtqa.files import sha256_of
+from cbtqa.llm.batch import OnProgress, rare_collections
+from cbtqa.llm.cost import Estimate
+from cbtqa.llm.journal import fork_path
+from cbtqa.llm.runs import EndpointSettings, estimate_run, open_run, refuse_foreign
 from cbtqa.manifest import (
     MANIFEST_NAME,
+    FolderResult,
     Manifest,
-    describe_file,
     describe_settings,
-    now,
     read_manifest,
-    write_manifest,
 )
 from cbtqa.psyqa import bundled_sample_path, is_bundled_sample
-from cbtqa.records import Record, Rejection
+from cbtqa.records import Rejection
 from cbtqa.settings import Resolved
 
-WITHOUT_EFFECT = {
-    *("out", "input", "in_flight", "rpm", "tpm", "timeout_s", "transport", "budget"),
-    *("budget_tokens", "price_in", "price_out", "acknowledge_disclosure", "teacher"),
-    *("cluster", "cluster_actors"),
+WITHOUT_EFFECT = {"out", "input", "teacher", *EndpointSettings.model_fields} - {
+    *("endpoint", "model", "extra", "max_attempts")
 }
 """Settings that change neither the answers nor how the folder is written."""
-
-
-@dataclass(frozen=True)
-class BuildResult:
-    """A finished dataset folder."""
-
-    folder: Path
-    manifest: Manifest
-    was_complete: bool = False
-    """True when the folder already held this very dataset and nothing was done."""
 
 
 @rare_collections()
@@ -72,7 +48,7 @@ def build_dataset(
     update: bool = False,
     on_progress: OnProgress | None = None,
     on_stage: Callable[[str], None] = lambda stage: None,
-) -> BuildResult:
+) -> FolderResult:
     """Builds a dataset, or continues one that was interrupted.
 
     Args:
@@ -92,65 +68,51 @@ def build_dataset(
     folder = build.settings.out
     finished = _finished(folder, build, fork=fork, update=update)
     if finished is not None:
-        return BuildResult(folder, finished, was_complete=True)
-    folder.mkdir(parents=True, exist_ok=True)
+        return FolderResult(folder, finished, was_complete=True)
     journal_path, fingerprint = folder / JOURNAL_NAME, build.teacher.fingerprint()
     if fork:
         journal_path = fork_path(journal_path, fingerprint)
-    with Journal(journal_path, fingerprint) as journal:
+    is_ours = is_bundled_sample(sha256_of(build.input_path))
+    with open_run(
+        journal_path,
+        fingerprint,
+        build.teacher.service,
+        what="the questions",
+        is_invented=is_ours,
+    ) as run:
         on_stage(f"answering with {build.teacher.system}")
-        build.generate(journal, on_progress)
+        build.generate(run, on_progress)
+        # only now: a finished folder that is written again stays whole when the asking stops
         (folder / MANIFEST_NAME).unlink(missing_ok=True)
         on_stage("checking and writing")
-        splits = build.write(folder, journal)
-        manifest = build.manifest(journal, splits)
+        splits = build.write(folder, run.journal)
+        manifest = build.manifest(run, splits)
     on_stage("summing up")
-    manifest = _describe(folder, manifest, build)
-    write_manifest(folder, manifest)
+    manifest = complete_folder(folder, manifest)
     _refuse_too_many_rejects(manifest, build.settings)
-    return BuildResult(folder, manifest)
+    return FolderResult(folder, manifest)
 
 
-def prepare(resolved: Resolved[BuildSettings], *, sends: bool = True) -> Build:
-    """The run before its first question: input found, taxonomy loaded, gates passed.
-
-    Args:
-        sends: False for a dry run, which has nothing to acknowledge.
-    """
+def prepare(resolved: Resolved[BuildSettings]) -> Build:
+    """The run before its first question: input found, taxonomy loaded; nothing is sent yet."""
     settings = resolved.values
     input_path = settings.input or bundled_sample_path()
     if not input_path.exists():
         raise DataError("no such file", where=str(input_path))
     taxonomy = load_taxonomy(settings.taxonomy)
-    acknowledgements: dict[str, str] = {}
-    teacher: Teacher
-    if settings.endpoint is None or settings.model is None:
-        teacher = OfflineTeacher(settings, taxonomy)
-    else:
-        endpoint = Endpoint.parse(settings.endpoint, settings.model, transport=settings.transport)
-        if sends:
-            acknowledgements = pass_disclosure_gate(
-                endpoint,
-                "the questions",
-                is_acknowledged=settings.acknowledge_disclosure,
-                is_invented=is_bundled_sample(sha256_of(input_path)),
-            )
-        teacher = EndpointTeacher(settings, taxonomy, endpoint)
-    return Build(
-        resolved, teacher, input_path, tuple(taxonomy.ids), acknowledgements=acknowledgements
+    service = settings.service()
+    teacher: Teacher = (
+        EndpointTeacher(settings, taxonomy, service)
+        if service
+        else OfflineTeacher(settings, taxonomy)
     )
+    return Build(resolved, teacher, input_path, tuple(taxonomy.ids))
 
 
 def _finished(folder: Path, build: Build, *, fork: bool, update: bool) -> Manifest | None:
     """The manifest of a folder that is this very run's, None when there is work to do."""
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"--out: {folder} is a file")
     if not (folder / MANIFEST_NAME).exists():
-        foreign = [path for path in folder.glob("*") if not path.name.startswith(".")]
-        if foreign and not (folder / JOURNAL_NAME).exists():
-            raise ConfigError(
-                f"--out: {folder} is not empty and is no dataset", hint="name a new folder"
-            )
+        refuse_foreign(folder / JOURNAL_NAME, "dataset")
         return None
     if update:
         return None
@@ -171,21 +133,16 @@ def _differences(manifest: Manifest, build: Build) -> list[str]:
     given = describe_settings(build.resolved)
     for name, entry in given.items():
         before = manifest.settings.get(name)
+        if before is None and entry.origin == "default":
+            continue  # a folder of an earlier version, which had no such setting
         old = before.value if before else None
+        if isinstance(entry.value, list) and isinstance(old, str):
+            old = [old]  # folders of earlier versions name one endpoint
         if name not in WITHOUT_EFFECT and old != entry.value:
             changes.append(f"  {name}: {old!r} there, {entry.value!r} now")
     if manifest.inputs[0].sha256 != sha256_of(build.input_path):
         changes.append(f"  input: {manifest.inputs[0].name} there, {build.input_path.name} now")
     return changes
-
-
-def _describe(folder: Path, manifest: Manifest, build: Build) -> Manifest:
-    """Adds card and report to the folder, and the list of files to the manifest."""
-    statistics = folder_statistics(DatasetFolder.open(folder, partial=True))
-    write_text(folder / CARD_NAME, render_card(folder, manifest, statistics))
-    write_text(folder / REPORT_NAME, dataset_report(folder, manifest, statistics))
-    files = tuple(describe_file(path, folder) for path in data_files(folder))
-    return manifest.model_copy(update={"files": files, "finished_at": now()})
 
 
 def _refuse_too_many_rejects(manifest: Manifest, settings: BuildSettings) -> None:
@@ -200,95 +157,26 @@ def _refuse_too_many_rejects(manifest: Manifest, settings: BuildSettings) -> Non
 
 
 # --- estimate ------------------------------------------------------------------------------------
-# What a build would cost, counted on the real questions and prompts; nothing is sent.
 
 
-class BuildEstimate(Record):
-    """Numbers of a dry run, if every question were answered at its first attempt."""
-
-    n_questions: int = 0
-    n_rejected: int = 0
-    """Rows turned away before anything would be asked."""
-    n_done: int = 0
-    """Answered in the journal already."""
-    n_requests: int = 0
-    prompt_tokens: int = 0
-    counted_by: str = ""
-    """How prompt tokens were counted."""
-    completion_tokens: int = 0
-    length_from: str = ""
-    """Where the length of an answer comes from."""
-    cost: float | None = None
-    """None when nothing is paid or no price is known."""
-    currency: str | None = None
-    price_as_of: str | None = None
-    seconds: float | None = None
-    """At the limits given; None for the template teacher."""
-    bound_by: str = ""
-    """Which limit decides the time."""
-
-
-def estimate_build(resolved: Resolved[BuildSettings]) -> BuildEstimate:
-    """Counts requests, tokens, price and time of a build.
+def estimate_build(resolved: Resolved[BuildSettings]) -> Estimate:
+    """What a build would still send, counted on the real questions and prompts.
 
     Raises:
-        CbtqaError: the errors of `run.prepare`.
+        CbtqaError: the errors of `prepare`.
     """
-    build = prepare(resolved, sends=False)
-    settings, teacher = build.settings, build.teacher
-    counts = {"n_questions": 0, "n_rejected": 0, "n_done": 0}
-    path = settings.out / JOURNAL_NAME
-    with Journal(path, read_only=True) if path.exists() else nullcontext() as journal:
-        requests = _requests(build, journal, counts)
-        if not isinstance(teacher, EndpointTeacher):
-            for _ in requests:
-                pass
-            return BuildEstimate(**counts)
-        length, length_from = _answer_length(journal)
-        plan = plan_run(
-            requests,
-            teacher.system,
-            in_flight=settings.in_flight,
-            rpm=settings.rpm,
-            tpm=settings.tpm,
-            price=teacher.price,
-            reply_tokens=length,
-        )
-    return BuildEstimate(
-        **counts,
-        n_requests=plan.n_requests,
-        prompt_tokens=plan.prompt_tokens,
-        counted_by=plan.counted_by,
-        completion_tokens=plan.completion_tokens,
-        length_from=length_from,
-        cost=plan.cost,
-        currency=plan.price.currency if plan.price else None,
-        price_as_of=plan.price.as_of or None if plan.price else None,
-        seconds=plan.seconds,
-        bound_by=plan.bound_by,
-    )
+    build = prepare(resolved)
+    n_rejected = 0
 
+    def questions() -> Iterator[Item]:
+        nonlocal n_rejected
+        for entry in build.items():
+            if isinstance(entry, Rejection):
+                n_rejected += 1
+            else:
+                yield entry[0]
 
-def _requests(
-    build: Build, journal: Journal | None, counts: dict[str, int]
-) -> Iterator[ChatRequest]:
-    """The requests that are still to be sent; keeps the counts on the way."""
-    for entry in build.items():
-        if isinstance(entry, Rejection):
-            counts["n_rejected"] += 1
-            continue
-        item = entry[0]
-        counts["n_questions"] += 1
-        if journal is not None and journal.standings([item.key]):
-            counts["n_done"] += 1
-        elif isinstance(build.teacher, EndpointTeacher):
-            yield build.teacher.request(item)
-
-
-def _answer_length(journal: Journal | None) -> tuple[int, str]:
-    """Mean completion tokens of an answer, and where the number comes from."""
-    totals = journal.totals() if journal else None
-    if totals and totals.n_replies and totals.usage.completion_tokens:
-        mean = totals.usage.completion_tokens / totals.n_replies
-        return round(mean), f"mean of {totals.n_replies:,} replies in the journal"
-    return REPLY_TOKENS, f"{REPLY_TOKENS} an answer, assumed"
+    teacher = build.teacher if isinstance(build.teacher, EndpointTeacher) else None
+    path = build.settings.out / JOURNAL_NAME
+    estimate = estimate_run(build.teacher.service, path, questions(), teacher)
+    return estimate.model_copy(update={"n_left_out": n_rejected})

@@ -7,7 +7,7 @@ that a run is finished from its journal alone, whoever wrote it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import cbtqa
@@ -16,19 +16,12 @@ from cbtqa.dataset.instruction import Instruction, Item
 from cbtqa.dataset.settings import BuildSettings
 from cbtqa.distortions.labellers import labels_named_in
 from cbtqa.distortions.taxonomy import Taxonomy
-from cbtqa.errors import ConfigError
-from cbtqa.llm.batch import run_batch
-from cbtqa.llm.chat import ChatRequest, Fault, Message, Reply, Sampling
-from cbtqa.llm.cost import Budget, Price, find_price
-from cbtqa.llm.endpoint import Endpoint
-from cbtqa.llm.journal import Journal
-from cbtqa.llm.limits import Limits
-from cbtqa.llm.progress import Progress
+from cbtqa.llm.batch import OnProgress
+from cbtqa.llm.chat import ChatRequest, Fault, Message, Reply
+from cbtqa.llm.runs import Run, Service
 from cbtqa.llm.structured import parse_object
 from cbtqa.prompts import load_prompt
 from cbtqa.records import STEP_NAMES, Provenance
-
-OnProgress = Callable[[Progress], None]
 
 
 class Teacher(Protocol):
@@ -43,12 +36,8 @@ class Teacher(Protocol):
         """Prompt name to SHA-256 of its file."""
 
     @property
-    def is_paid(self) -> bool:
-        """True when every reply costs time or money at an endpoint."""
-
-    @property
-    def price(self) -> Price | None:
-        """Price of its tokens; None when nobody knows or nothing is paid."""
+    def service(self) -> Service | None:
+        """Who is asked; None when the answers are written in this process."""
 
     def fingerprint(self) -> dict[str, str]:
         """Everything that, when changed, makes the journal's replies those of another run."""
@@ -56,7 +45,7 @@ class Teacher(Protocol):
     def generate(
         self,
         items: Iterable[Item],
-        journal: Journal,
+        run: Run,
         *,
         n_total: int | None,
         on_progress: OnProgress | None,
@@ -71,18 +60,16 @@ class Teacher(Protocol):
 
 
 class EndpointTeacher:
-    """A model behind an OpenAI-compatible endpoint; also the engine's task."""
+    """A model behind OpenAI-compatible endpoints; also the engine's task."""
 
-    is_paid = True
-
-    def __init__(self, settings: BuildSettings, taxonomy: Taxonomy, endpoint: Endpoint) -> None:
-        self._endpoint, self._settings = endpoint, settings
+    def __init__(self, settings: BuildSettings, taxonomy: Taxonomy, service: Service) -> None:
+        self.service, self.system = service, service.model
         self._prompt = load_prompt(settings.prompt)
         self._is_json = self._prompt.header.output == "json"
         self._taxonomy = taxonomy
         self._schema = answer_json_schema(taxonomy) if self._is_json else None
         self._instruction = Instruction(settings, self._prompt, taxonomy)
-        self._sampling = Sampling(
+        self._sampling = settings.sampling(
             temperature=settings.temperature,
             top_p=settings.top_p,
             max_tokens=settings.max_tokens,
@@ -90,21 +77,19 @@ class EndpointTeacher:
         )
         self._checks = AnswerChecks(
             taxonomy,
-            f"answer:{endpoint.model}",
+            f"answer:{service.model}",
             settings.min_step_chars,
             settings.max_step_chars,
             self._prompt,
         )
-        self.system = endpoint.model
-        self.price = price_from(settings, endpoint)
         self.prompts = {self._prompt.name: self._prompt.sha256}
 
     def fingerprint(self) -> dict[str, str]:
         """Prompt, parts, model, host and sampling."""
         return {
             "teacher": "endpoint",
-            "model": self._endpoint.model,
-            "endpoint_host": self._endpoint.host,
+            "model": self.service.model,
+            "endpoint_host": self.service.host,
             "prompt": self._prompt.name,
             "prompt_sha256": self._prompt.sha256,
             "instruction_sha256": self._instruction.sha256,
@@ -115,34 +100,13 @@ class EndpointTeacher:
     def generate(
         self,
         items: Iterable[Item],
-        journal: Journal,
+        run: Run,
         *,
         n_total: int | None,
         on_progress: OnProgress | None,
     ) -> None:
-        """Sends what is not answered yet; `llm.batch` and `llm.cluster` say what stops it."""
-        settings = self._settings
-        limits = Limits(
-            in_flight=settings.in_flight,
-            rpm=settings.rpm,
-            tpm=settings.tpm,
-            timeout_s=settings.timeout_s,
-            max_attempts=settings.max_attempts,
-        )
-        budget = Budget(settings.budget, settings.budget_tokens, self.price)
-        options: dict[str, Any] = {
-            "budget": budget if settings.budget or settings.budget_tokens else None,
-            "price": self.price,
-            "n_total": n_total,
-            "on_progress": on_progress,
-        }
-        if settings.cluster:
-            from cbtqa.llm.cluster import run_cluster
-
-            options |= {"address": settings.cluster, "n_actors": settings.cluster_actors}
-            run_cluster(items, self, self._endpoint, journal, limits, **options)
-        else:
-            run_batch(items, self, self._endpoint, journal, limits, **options)
+        """Sends what is not answered yet; see `Run.ask` for what stops it."""
+        run.ask(items, self, n_total=n_total, on_progress=on_progress)
 
     # --- the engine's task -----------------------------------------------------------------------
 
@@ -188,8 +152,8 @@ class EndpointTeacher:
     def provenance(self, reply: Reply) -> Provenance:
         """Model, host, prompt, sampling, tokens."""
         return Provenance(
-            model=self._endpoint.model,
-            endpoint_host=self._endpoint.host,
+            model=self.service.model,
+            endpoint_host=reply.host or self.service.host,
             prompt_id=self._prompt.name,
             prompt_sha256=self._prompt.sha256,
             sampling=self._sampling.described(),
@@ -199,27 +163,6 @@ class EndpointTeacher:
             version=cbtqa.__version__,
             created_at=reply.created_at,
         )
-
-
-def price_from(settings: BuildSettings, endpoint: Endpoint) -> Price | None:
-    """The price given by flags, else that of the dated table, else None.
-
-    A local endpoint has no price of its own.
-
-    Raises:
-        ConfigError: a budget in money without any price.
-    """
-    if settings.price_in is not None and settings.price_out is not None:
-        return Price(input=settings.price_in, output=settings.price_out, currency="")
-    if (settings.price_in is None) != (settings.price_out is None):
-        raise ConfigError("--price-in and --price-out go together")
-    known = None if endpoint.is_local else find_price(endpoint.model)
-    if known is None and settings.budget is not None:
-        raise ConfigError(
-            f"--budget: no price is known for {endpoint.model}",
-            hint="add --price-in and --price-out, or use --budget-tokens",
-        )
-    return known
 
 
 def _has_all_steps(value: Mapping[str, Any]) -> bool:

@@ -23,22 +23,26 @@ from typing import Any, Literal, NamedTuple, TextIO
 
 from pydantic import Field
 
-from cbtqa.dataset_folder import source_rows
+from cbtqa.dataset_folder import INTEGER, LABEL, TEXT, arrow_schema, list_of, source_rows
 from cbtqa.distortions.clauses import split_sentences
 from cbtqa.distortions.labellers import Labeller, Labels, VoteRule, count_votes, labels_named_in
-from cbtqa.distortions.llm_labeller import LabellingTask, TextToLabel, read_outcomes
+from cbtqa.distortions.llm_labeller import DRAWN, LabellingTask, TextToLabel, read_outcomes
 from cbtqa.distortions.models import load_labeller
 from cbtqa.distortions.patterns import PatternLabeller
 from cbtqa.distortions.taxonomy import Taxonomy, load_taxonomy, map_labels
 from cbtqa.errors import ConfigError, DataError, UsageError
-from cbtqa.files import ParquetRows, json_line, replacing, write_jsonl
-from cbtqa.llm.batch import run_batch
-from cbtqa.llm.endpoint import Endpoint, pass_disclosure_gate
-from cbtqa.llm.journal import Journal
-from cbtqa.llm.limits import Limits
-from cbtqa.llm.progress import Progress
+from cbtqa.files import (
+    ParquetRows,
+    json_line,
+    parse_record,
+    read_rows,
+    replacing,
+    write_jsonl,
+)
+from cbtqa.llm.batch import OnProgress
+from cbtqa.llm.cost import Estimate
+from cbtqa.llm.runs import EndpointSettings, Service, estimate_run, open_run
 from cbtqa.records import DistortionLabel, NonEmptyText, Record, Rejection
-from cbtqa.settings import Settings
 
 # --- label files ---------------------------------------------------------------------------------
 # Rows of labelled texts, and how they are written: JSONL, Parquet, CSV, TSV.
@@ -85,38 +89,22 @@ def write_labels(path: Path, rows: Iterable[LabelledText]) -> None:
 
 
 def _write_parquet(path: Path, rows: Iterable[LabelledText]) -> None:
-    import pyarrow as pa
-
-    label = pa.struct(
-        [
-            ("id", pa.string()),
-            ("evidence", pa.string()),
-            ("labeller", pa.string()),
-            ("confidence", pa.float64()),
-        ]
-    )
-    schema = pa.schema(
-        [
-            ("id", pa.string()),
-            ("level", pa.string()),
-            ("part", pa.int32()),
-            ("text", pa.string()),
-            ("labels", pa.list_(label)),
-        ]
-    )
-    with ParquetRows(path, schema) as parquet:
+    columns = {"id": TEXT, "level": TEXT, "part": INTEGER, "text": TEXT, "labels": list_of(LABEL)}
+    with ParquetRows(path, arrow_schema(columns)) as parquet:
         for row in rows:
             parquet.add(row.model_dump())
 
 
 # --- labelling -----------------------------------------------------------------------------------
+REPLY_TOKENS = 120
+"""Of two labels with their quotes; assumed for the dry run."""
 Level = Literal["document", "sentence", "both"]
 _TEXT_COLUMNS = ("text", "文本", "内容", "sentence")
 _ID_COLUMNS = ("id", "question_id", "questionID", "item_id")
 
 
-class LabelSettings(Settings):
-    """What `cbtqa distortions label` can be told."""
+class LabelSettings(EndpointSettings):
+    """What `cbtqa distortions label` can be told; the block about endpoints is for the llm."""
 
     input: Path
     """JSONL, JSON, CSV, TSV, Parquet, or a dataset folder; columns `text`, or `question` and
@@ -134,16 +122,8 @@ class LabelSettings(Settings):
     """majority, any or all."""
     encoding: str = "utf-8"
     """Encoding of a text file, such as gb18030."""
-    endpoint: str | None = None
-    """For llm: base URL or preset of an OpenAI-compatible endpoint."""
-    model: str | None = None
-    """For llm: model name at the endpoint."""
     prompt: str = "distortion_labels"
     """For llm: prompt, or a path of your own."""
-    in_flight: int = Field(64, ge=1)
-    """For llm: most requests at a time."""
-    acknowledge_disclosure: bool = False
-    """For llm: I may pass these texts on to the operator of a non-local endpoint."""
 
 
 class SourceText(Record):
@@ -177,6 +157,25 @@ class LabellingRun(Record):
     """Rows with each type, most frequent first."""
     lost: dict[str, int]
     """Labels that the taxonomy has no place for, by id."""
+
+
+class LabelledTexts(Record):
+    """The rows of a run."""
+
+    rows: tuple[LabelledText, ...]
+    n_rejected: int
+    """Parts that a language model's labels could not be had for."""
+
+
+def read_labels(run: LabellingRun) -> LabelledTexts:
+    """The rows that a run wrote, whatever its format."""
+    rows = []
+    for where, row in read_rows(run.out):
+        if isinstance(row["labels"], str):  # a cell of CSV
+            row["labels"] = json.loads(row["labels"])
+        told = {name: row[name] for name in LabelledText.model_fields}
+        rows.append(parse_record(LabelledText, told, where))
+    return LabelledTexts(rows=tuple(rows), n_rejected=run.n_rejected)
 
 
 def read_texts(path: Path, encoding: str = "utf-8") -> Iterator[SourceText]:
@@ -224,9 +223,7 @@ def _read_text(row: Mapping[str, Any], where: str, number: int) -> SourceText:
     return SourceText(id=str(key), text=text, answer=answer or None, answer_labels=labels)
 
 
-def label_file(
-    settings: LabelSettings, *, on_progress: Callable[[Progress], None] | None = None
-) -> LabellingRun:
+def label_file(settings: LabelSettings, *, on_progress: OnProgress | None = None) -> LabellingRun:
     """Labels every text of the input and writes the rows; turned-away parts go beside them.
 
     Raises:
@@ -321,7 +318,7 @@ def _open_part_labeller(
     settings: LabelSettings,
     counts: _Counts,
     stack: ExitStack,
-    on_progress: Callable[[Progress], None] | None,
+    on_progress: OnProgress | None,
 ) -> PartLabeller:
     taxonomy = load_taxonomy(settings.taxonomy)
     if spec == "llm":
@@ -372,24 +369,40 @@ def _ask_llm(
     taxonomy: Taxonomy,
     settings: LabelSettings,
     stack: ExitStack,
-    on_progress: Callable[[Progress], None] | None,
+    on_progress: OnProgress | None,
 ) -> PartLabeller:
     """Has every part answered into the journal; gives what reads the answers from it."""
-    if not settings.endpoint or not settings.model:
-        raise UsageError("--labeller llm needs --endpoint and --model")
-    endpoint = Endpoint.parse(settings.endpoint, settings.model)
-    acknowledged = pass_disclosure_gate(
-        endpoint, "the texts", is_acknowledged=settings.acknowledge_disclosure
-    )
-    task = LabellingTask(taxonomy, settings.model, prompt=settings.prompt)
+    service, task = _llm(taxonomy, settings)
     n_parts = sum(1 for _ in _read_parts(settings))  # a bad line shows before anything is paid
-    journal = stack.enter_context(Journal(journal_path(settings), task.fingerprint()))
-    for name, sentence in acknowledged.items():
-        journal.set_meta(name, sentence)
-    items = (_to_label(part) for part in _read_parts(settings))
-    limits = Limits(in_flight=settings.in_flight)
-    run_batch(items, task, endpoint, journal, limits, n_total=n_parts, on_progress=on_progress)
-    return lambda parts: list(read_outcomes(map(_to_label, parts), task, journal))
+    run = stack.enter_context(
+        open_run(journal_path(settings), task.fingerprint(), service, what="the texts")
+    )
+    run.ask(map(_to_label, _read_parts(settings)), task, n_total=n_parts, on_progress=on_progress)
+    return lambda parts: list(read_outcomes(map(_to_label, parts), task, run.journal))
+
+
+def _llm(taxonomy: Taxonomy, settings: LabelSettings) -> tuple[Service, LabellingTask]:
+    service = settings.service()
+    if service is None:
+        raise UsageError("--labeller llm needs --endpoint and --model")
+    sampling = settings.sampling(**DRAWN)
+    return service, LabellingTask(
+        taxonomy, service.model, prompt=settings.prompt, sampling=sampling
+    )
+
+
+def estimate_labels(settings: LabelSettings) -> Estimate:
+    """What the llm would still be sent; the other labellers ask nobody.
+
+    Raises:
+        DataError, ConfigError: as `label_file`.
+    """
+    service, task = None, None
+    if "llm" in settings.labeller:
+        service, task = _llm(load_taxonomy(settings.taxonomy), settings)
+    parts = map(_to_label, _read_parts(settings))
+    path = journal_path(settings)
+    return estimate_run(service, path, parts, task, name="texts", reply_tokens=REPLY_TOKENS)
 
 
 def _to_label(part: _Part) -> TextToLabel:

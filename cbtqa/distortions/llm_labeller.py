@@ -23,7 +23,7 @@ from cbtqa.llm.structured import parse_object
 from cbtqa.prompts import fence, load_prompt
 from cbtqa.records import DistortionLabel, Reason, Rejection
 
-DEFAULT_SAMPLING = Sampling(temperature=0.0, max_tokens=1024)
+DRAWN = {"temperature": 0.0, "max_tokens": 1024}
 """Labelling wants the likeliest answer; 1,024 tokens hold ten labels with their quotes."""
 
 
@@ -43,10 +43,10 @@ class LabellingTask:
         model: str,
         *,
         prompt: str = "distortion_labels",
-        sampling: Sampling = DEFAULT_SAMPLING,
+        sampling: Sampling | None = None,
     ) -> None:
         self.taxonomy, self.name = taxonomy, f"llm:{model}"
-        self._prompt, self._sampling = load_prompt(prompt), sampling
+        self._prompt, self._sampling = load_prompt(prompt), sampling or Sampling(**DRAWN)
         self._types = "\n".join(
             f"- {entry.id}：{entry.zh}。{entry.definition}例如：{entry.example}"
             for entry in taxonomy.types

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from cbtqa.errors import UsageError
 from cbtqa.files import write_text
@@ -27,18 +27,23 @@ from cbtqa.hub.settings import (
     RepoId,
 )
 from cbtqa.hub.upload import Uploaded, upload
+from cbtqa.records import Tabular
 from cbtqa.settings import Settings
 
 PREVIEW_NAME = "preview.html"
 
 
 @dataclass(frozen=True)
-class Prepared:
+class Prepared(Tabular):
     """A plan and what the scan found in it; no network was touched."""
 
     plan: PublishPlan
     settings: PublishSettings
     findings: tuple[Finding, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan: repository, files, card, what stays behind."""
+        return {**self.plan.summary(), "card": self.plan.card, "sent": False}
 
     def write_preview(self, path: Path | None = None) -> Path:
         """Writes the page that shows the plan; returns where."""
@@ -118,10 +123,15 @@ class PreviewSettings(Settings):
     """Models: folder that `cbtqa score --out` wrote. May be repeated."""
 
 
+def holds_weights(folder: Path) -> bool:
+    """True for a folder of a model or an adapter."""
+    return any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
+
+
 def prepare_preview(settings: PreviewSettings) -> Prepared:
     """The plan and its findings; raises what planning a publication raises."""
     shared = {"run": settings.run, "to": settings.to, "ratings": settings.ratings}
-    if any(settings.run.glob("*.safetensors")) or any(settings.run.glob("*.bin")):
+    if holds_weights(settings.run):
         return prepare_model(
             ModelSettings(
                 **shared, notes=settings.notes, base=settings.base, scores=settings.scores

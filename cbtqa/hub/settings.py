@@ -5,16 +5,12 @@ from __future__ import annotations
 import datetime
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
-from pydantic.config import JsonDict
+from pydantic import AfterValidator, field_validator, model_validator
 
 from cbtqa.settings import Settings
 
-_CARD: JsonDict = {"panel": "Card"}
-_CHECKS: JsonDict = {"panel": "What must not leave"}
-_TARGET: JsonDict = {"panel": "Repository"}
 Gate = Literal["manual", "auto", "none"]
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
@@ -31,35 +27,53 @@ NO_REPOSITORY = "owner/name"
 """Stands in a card where no repository is named yet."""
 
 
-class PublishSettings(Settings):
+class RepositorySettings(Settings):
+    """Where it goes, and who may read it."""
+
+    panel: ClassVar[str] = "Repository"
+    gate: Gate = "manual"
+    """Who may read once it is public: manual (you approve each person), auto (who fills in the
+    form), none."""
+    allow_public: bool = False
+    """Also write to a repository that is public already."""
+    tag: str | None = None
+    """Name of the version. Default: v1, v2, ... A tag is never moved."""
+
+
+class CardSettings(Settings):
+    """What the card says beside what the run recorded."""
+
+    panel: ClassVar[str] = "Card"
+    contact: str | None = None
+    """Where to write for questions and takedown: an address or a link. Default: the repository's
+    discussions."""
+    notes: Path | None = None
+    """Markdown file added to the card, such as ethics approval and funding."""
+    ratings: tuple[Path, ...] = ()
+    """Folder that `cbtqa rate report` wrote. May be repeated."""
+
+
+class CheckSettings(Settings):
+    """What is compared with the files before they leave."""
+
+    panel: ClassVar[str] = "What must not leave"
+    source: Path | None = None
+    """PsyQA file: nothing is published that repeats its questions or human answers."""
+    encoding: str = "utf-8"
+    """Encoding of --source."""
+    column: tuple[str, ...] = ()
+    """Name a column of --source: question=title. May be repeated."""
+    names: Path | None = None
+    """File with names that must not appear, one a line, such as the raters'."""
+
+
+class PublishSettings(RepositorySettings, CardSettings, CheckSettings):
     """What datasets and models share."""
 
     run: Path
     """Folder of the finished run."""
     to: RepoId = NO_REPOSITORY
     """Repository on the Hub: owner/name. Only a dry run goes without."""
-    gate: Gate = Field("manual", json_schema_extra=_TARGET)
-    """Who may read once it is public: manual (you approve each person), auto (who fills in the
-    form), none."""
-    allow_public: bool = Field(False, json_schema_extra=_TARGET)
-    """Also write to a repository that is public already."""
-    tag: str | None = Field(None, json_schema_extra=_TARGET)
-    """Name of the version. Default: v1, v2, ... A tag is never moved."""
-    contact: str | None = Field(None, json_schema_extra=_CARD)
-    """Where to write for questions and takedown: an address or a link. Default: the repository's
-    discussions."""
-    notes: Path | None = Field(None, json_schema_extra=_CARD)
-    """Markdown file added to the card, such as ethics approval and funding."""
-    ratings: tuple[Path, ...] = Field((), json_schema_extra=_CARD)
-    """Folder that `cbtqa rate report` wrote. May be repeated."""
-    source: Path | None = Field(None, json_schema_extra=_CHECKS)
-    """PsyQA file: nothing is published that repeats its questions or human answers."""
-    encoding: str = Field("utf-8", json_schema_extra=_CHECKS)
-    """Encoding of --source."""
-    column: tuple[str, ...] = Field((), json_schema_extra=_CHECKS)
-    """Name a column of --source: question=title. May be repeated."""
-    names: Path | None = Field(None, json_schema_extra=_CHECKS)
-    """File with names that must not appear, one a line, such as the raters'."""
 
     @field_validator("tag")
     @classmethod
@@ -69,24 +83,35 @@ class PublishSettings(Settings):
         return value
 
 
-class DatasetSettings(PublishSettings):
-    """`cbtqa publish dataset`."""
+class DatasetCardSettings(Settings):
+    """The card of a dataset."""
 
-    include_source_text: bool = Field(False, json_schema_extra=_CHECKS)
+    panel: ClassVar[str] = "Card"
+    label_quality: Path | None = None
+    """JSON that `cbtqa distortions evaluate --json` printed, for the card."""
+
+
+class SourceTextSettings(Settings):
+    """Text of the source."""
+
+    panel: ClassVar[str] = "What must not leave"
+    include_source_text: bool = False
     """Also publish questions, descriptions, keywords and quoted evidence. Needs --permission;
     recorded in the manifest."""
-    permission: Path | None = Field(None, json_schema_extra=_CHECKS)
+    permission: Path | None = None
     """File that permits publishing the questions. Its name and hash are recorded, the file itself
     is not uploaded."""
-    permission_until: str | None = Field(None, json_schema_extra=_CHECKS)
+    permission_until: str | None = None
     """Last day of the permission, such as 2027-05-18."""
-    quotes: Literal["refuse", "mask"] = Field("refuse", json_schema_extra=_CHECKS)
+    quotes: Literal["refuse", "mask"] = "refuse"
     """Answers that repeat long stretches of their question: refuse to publish, or mask them
     (`cbtqa join` puts the words back)."""
-    withhold_crisis: bool = Field(False, json_schema_extra=_CHECKS)
+    withhold_crisis: bool = False
     """Leave out entries whose question shows a sign of risk (counted in the card)."""
-    label_quality: Path | None = Field(None, json_schema_extra=_CARD)
-    """JSON that `cbtqa distortions evaluate --json` printed, for the card."""
+
+
+class DatasetSettings(PublishSettings, DatasetCardSettings, SourceTextSettings):
+    """`cbtqa publish dataset`."""
 
     @field_validator("permission_until", mode="before")
     @classmethod
@@ -101,26 +126,31 @@ class DatasetSettings(PublishSettings):
         return self
 
 
-class ModelSettings(PublishSettings):
-    """`cbtqa publish model`."""
+class ModelCardSettings(Settings):
+    """The card of a model."""
 
-    base: str | None = Field(None, json_schema_extra=_CARD)
+    panel: ClassVar[str] = "Card"
+    base: str | None = None
     """Base model as owner/name@revision (commit or tag). Default: what the run recorded."""
-    converted: bool | None = Field(None, json_schema_extra=_CARD)
+    converted: bool | None = None
     """The base was converted with `cbtqa convert` before training. Default: what the run
     recorded."""
-    licence: str | None = Field(None, json_schema_extra=_CARD)
+    licence: str | None = None
     """Licence of the base as the Hub names it, such as apache-2.0. Default: other, deferring to
     the base."""
-    licence_file: tuple[Path, ...] = Field((), json_schema_extra=_CARD)
+    licence_file: tuple[Path, ...] = ()
     """Licence and notice files of the base; needed for merged weights unless they lie in the run.
     May be repeated."""
-    dataset: tuple[str, ...] = Field((), json_schema_extra=_CARD)
+    dataset: tuple[str, ...] = ()
     """Training dataset on the Hub: owner/name. May be repeated."""
-    scores: tuple[Path, ...] = Field((), json_schema_extra=_CARD)
+    scores: tuple[Path, ...] = ()
     """Folder that `cbtqa score --out` wrote. May be repeated."""
-    system: str | None = Field(None, json_schema_extra=_CARD)
+    system: str | None = None
     """Name of this model in scores and ratings. Default: the only system there."""
+
+
+class ModelSettings(PublishSettings, ModelCardSettings):
+    """`cbtqa publish model`."""
 
     @field_validator("dataset")
     @classmethod

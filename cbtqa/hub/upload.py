@@ -28,6 +28,7 @@ from cbtqa.hub.client import (
 )
 from cbtqa.hub.plan import PROVENANCE_PATH, STAGING, PlannedFile, PublishPlan, PublishRefusedError
 from cbtqa.manifest import now, read_manifest, write_manifest
+from cbtqa.records import Tabular
 
 OF_THE_HUB = frozenset({".gitattributes"})
 """Files that the Hub itself puts into a new repository."""
@@ -36,7 +37,7 @@ OnStage = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Uploaded:
+class Uploaded(Tabular):
     """What is on the Hub now."""
 
     url: str
@@ -48,8 +49,8 @@ class Uploaded:
     n_kept: int
     n_removed: int
 
-    def summary(self) -> dict[str, Any]:
-        """For `--json`."""
+    def to_dict(self) -> dict[str, Any]:
+        """What is on the Hub, and what was sent."""
         return {
             "url": self.url,
             "commit": self.commit,
@@ -272,5 +273,5 @@ def _record_acknowledgements(run: Path, plan: PublishPlan) -> None:
 
 def _record(run: Path, plan: PublishPlan, done: Uploaded) -> None:
     """Leaves beside the run what went where."""
-    record = {**plan.summary(), **done.summary(), "published_at": now()}
+    record = {**plan.summary(), **done.to_dict(), "published_at": now()}
     write_json(run / STAGING / RECORD_NAME, record)

@@ -9,7 +9,8 @@ from itertools import combinations
 
 import numpy as np
 
-from cbtqa.judging.answers import HumanRatings, JudgeCriterion, JudgeRating, JudgeRubric
+from cbtqa.judging.answers import HumanRatings, JudgeRating
+from cbtqa.ratings.rubric import Criterion, Rubric
 from cbtqa.records import Record
 from cbtqa.statistics.agreement import (
     Coefficient,
@@ -153,22 +154,22 @@ def self_alpha(cells: Cells, n_repeats: int) -> Coefficient:
 
 
 def agreement_with(
-    rubric: JudgeRubric, cells: Mapping[str, Cells], human: HumanRatings
+    rubric: Rubric, cells: Mapping[str, Cells], human: HumanRatings
 ) -> list[CriterionAgreement]:
     """Judge against people, and people among themselves, criterion by criterion."""
     return [
         _criterion_agreement(criterion, cells[criterion.id], human.values[criterion.id])
-        for criterion in rubric.criteria
+        for criterion in rubric.scales
     ]
 
 
 def _criterion_agreement(
-    criterion: JudgeCriterion, cells: Cells, people: Mapping[Key, Mapping[str, int]]
+    criterion: Criterion, cells: Cells, people: Mapping[Key, Mapping[str, int]]
 ) -> CriterionAgreement:
     means = means_of(cells)
     keys = [key for key in people if key in means]
     raters = sorted({rater for key in keys for rater in people[key]})
-    labels = list(range(criterion.low, criterion.high + 1))
+    labels = list(criterion.points)
     # the judge as one rater among others: the middle one of its repeats, a whole number
     judge = [sorted(cells[key].values())[(len(cells[key]) - 1) // 2] for key in keys]
     rows = [[people[key].get(rater) for key in keys] for rater in raters]
@@ -219,7 +220,7 @@ def mean_kappa(kappas: Sequence[Coefficient]) -> Coefficient:
 
 
 def corrected_by(
-    rubric: JudgeRubric,
+    rubric: Rubric,
     systems: Iterable[str],
     cells: Mapping[str, Cells],
     human: HumanRatings,
@@ -227,7 +228,7 @@ def corrected_by(
     """Corrected means, where at least two answers of a system were rated by people."""
     found = []
     for system in systems:
-        for criterion in rubric.criteria:
+        for criterion in rubric.scales:
             means = {k: m for k, m in means_of(cells[criterion.id]).items() if k[1] == system}
             people = human.values[criterion.id]
             rated = [key for key in means if key in people]

@@ -1,67 +1,32 @@
-"""What the judge is asked about one answer, and what its reply is worth.
+"""What the judge is asked about one answer, and where questions, answers and people's ratings are.
 
-One call rates one answer on all criteria, without a word on who wrote it or what else there is.
-Repeats differ in seed and in the order of the criteria. A rating counts only when the words it
-rests on stand in the answer; whatever else comes back is unscored with a reason, never a 0.
-
-    task = JudgeTask(rubric, Sampling(temperature=0.7, seed=0), "qwen-plus")
-    run_batch(asks, task, endpoint, journal, limits)
-    list(read_ratings(asks, task, journal))
+task = AnswerJudge(load_judged_rubric("cbt-llm"), Sampling(temperature=0.7, seed=0), "qwen-plus")
+answers = read_answers(predictions, questions, "test", columns, None)
+ratings = [rating_of(*found, task.model) for found in rate(run, answers.asks(3), task)]
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import random
-import unicodedata
-from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Self, TypeVar
+from typing import Self
 
 from pydantic import Field, model_validator
 
 from cbtqa.dataset_folder import DatasetFolder
 from cbtqa.errors import DataError, UsageError
 from cbtqa.files import read_rows
-from cbtqa.llm.chat import ChatRequest, Fault, Reply, Sampling
-from cbtqa.llm.journal import Journal, Outcome
-from cbtqa.llm.structured import parse_object
+from cbtqa.judging.asking import JudgeTask, Verdict, is_quote_of
+from cbtqa.llm.chat import Sampling
 from cbtqa.metrics.pairs import Columns, Predictions, References, read_predictions
-from cbtqa.prompts import fence, load_prompt
+from cbtqa.prompts import fence
 from cbtqa.psyqa import read_questions
-from cbtqa.records import NonEmptyText, Question, Reason, Record, Rejection
-
-AskT = TypeVar("AskT")
-SEED_STEP = 1_000
-"""Between the seeds of two repeats, so that re-asks of one never take the seed of the next."""
-SHORTEST_EVIDENCE = 4
-"""Characters, punctuation not counted; less stands in nearly every answer."""
-CANNOT_JUDGE = "cannot_judge"
-"""The judge itself said that it cannot tell."""
-
-
-class JudgeCriterion(Record):
-    """One thing to rate, on a scale of whole numbers."""
-
-    id: NonEmptyText
-    name: NonEmptyText
-    question: NonEmptyText
-    low: int
-    high: int
-    anchors: dict[int, str] = Field(default_factory=dict)
-
-
-class JudgeRubric(Record):
-    """The criteria in the rubric's own order."""
-
-    id: NonEmptyText
-    """With version, such as `cbt-llm.v1`."""
-    sha256: NonEmptyText
-    criteria: tuple[JudgeCriterion, ...] = Field(min_length=1)
+from cbtqa.ratings.rubric import Criterion, Rubric, load_rubric
+from cbtqa.records import NonEmptyText, Question, Record, Rejection
 
 
 class JudgeRating(Record):
@@ -100,80 +65,34 @@ class Ask:
     repeat: int
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """What a reply says on one criterion."""
+def load_judged_rubric(name: str) -> Rubric:
+    """A rubric for answers, by id or path.
 
-    value: int | None
-    fault: Fault | None = None
-    evidence: str | None = None
-    note: str = ""
-
-
-class JudgeAsking(ABC, Generic[AskT]):
-    """What every judge's task shares: another seed each repeat, no look back at a faulty reply."""
-
-    _sampling: Sampling
-
-    @abstractmethod
-    def request(self, ask: AskT) -> ChatRequest:
-        """The question."""
-
-    @abstractmethod
-    def read(self, ask: AskT, reply: Reply) -> dict[str, Verdict] | Fault:
-        """A verdict on every criterion, or what is wrong with the reply as a whole."""
-
-    def check(self, ask: AskT, reply: Reply) -> Fault | None:
-        """The first thing wrong with a reply, or None."""
-        verdicts = self.read(ask, reply)
-        if isinstance(verdicts, Fault):
-            return verdicts
-        return next((verdict.fault for verdict in verdicts.values() if verdict.fault), None)
-
-    def ask_again(self, ask: AskT, reply: Reply, fault: Fault) -> ChatRequest | None:
-        """The same question afresh, with another seed; not after a refusal.
-
-        The faulty reply is not shown again: it would anchor the new ratings to the old ones.
-        """
-        if fault.reason in (Reason.REFUSAL, Reason.CONTENT_FILTER):
-            return None
-        return self.request(ask)
-
-    def _sampling_of(self, n_before: int) -> Sampling:
-        """How the repeat after `n_before` others is sampled."""
-        seed = self._sampling.seed
-        if seed is None:
-            return self._sampling
-        return self._sampling.model_copy(update={"seed": seed + SEED_STEP * n_before})
+    Raises:
+        UsageError: it shows something else, or has no scale.
+        DataError: no such rubric.
+    """
+    rubric = load_rubric(name)
+    if rubric.shows != "answer" or not rubric.scales:
+        raise UsageError(f"the rubric {rubric.id} has no scale for answers", hint="cbt-llm has")
+    return rubric
 
 
-class JudgeTask(JudgeAsking[Ask]):
-    """The engine's task: asks, checks, asks again, reads back."""
+class AnswerJudge(JudgeTask[Ask]):
+    """Rates one answer under its question, in Chinese."""
+
+    task, form = "judge", "rubric"
 
     def __init__(
         self,
-        rubric: JudgeRubric,
+        rubric: Rubric,
         sampling: Sampling,
         model: str,
         *,
         host: str = "",
         prompt: str = "judge_cbt_llm",
     ) -> None:
-        self.rubric, self.model, self.host = rubric, model, host
-        self.prompt, self._sampling = load_prompt(prompt), sampling
-
-    def fingerprint(self) -> dict[str, str]:
-        """Everything that can change a reply; the number of repeats may grow."""
-        return {
-            "task": "judge",
-            "model": self.model,
-            "endpoint_host": self.host,
-            "prompt": self.prompt.name,
-            "prompt_sha256": self.prompt.sha256,
-            "rubric": self.rubric.id,
-            "rubric_sha256": self.rubric.sha256,
-            "sampling": json.dumps(self._sampling.described(), sort_keys=True),
-        }
+        super().__init__(rubric, rubric.versioned_id, sampling, model, host, prompt)
 
     def key(self, ask: Ask) -> str:
         """Question, answer and repeat. Two systems with the same answer share their ratings."""
@@ -181,148 +100,48 @@ class JudgeTask(JudgeAsking[Ask]):
         digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
         return f"{ask.question_id}:{digest}:{ask.repeat}"
 
-    def request(self, ask: Ask) -> ChatRequest:
-        """The question about one answer."""
-        criteria = self._turned(ask.repeat)
-        messages = self.prompt.render(
-            criteria="\n".join(map(_described, criteria)),
-            shape=_shape(criteria),
-            question=fence(ask.question),
-            description=fence(ask.description or "（无）"),
-            answer=fence(ask.answer),
-        )
-        return ChatRequest(
-            messages,
-            ratings_schema(criteria),
-            schema_name="ratings",
-            sampling=self._sampling_of(ask.repeat),
-        )
+    def turn(self, ask: Ask) -> tuple[int, int]:
+        """Each repeat begins one criterion further on."""
+        return ask.repeat, ask.repeat
 
-    def _turned(self, repeat: int) -> list[JudgeCriterion]:
-        """The criteria, each repeat beginning with another one."""
-        criteria = list(self.rubric.criteria)
-        first = repeat % len(criteria)
-        return criteria[first:] + criteria[:first]
-
-    def read(self, ask: Ask, reply: Reply) -> dict[str, Verdict] | Fault:
-        """A verdict on every criterion, or what is wrong with the reply as a whole."""
-        ids = [criterion.id for criterion in self.rubric.criteria]
-        found = parse_object(reply.text, fits=lambda value: any(name in value for name in ids))
-        if isinstance(found, Fault):
-            return found
+    def holes(self, ask: Ask, criteria: Sequence[Criterion]) -> dict[str, str]:
+        """Criteria, question and answer."""
+        entry = '{"evidence": "回复里的原话", "reason": "一句理由", "rating": 分数}'
         return {
-            criterion.id: _verdict(criterion, found.get(criterion.id), ask.answer)
-            for criterion in self.rubric.criteria
+            "criteria": "\n".join(map(_described, criteria)),
+            "shape": "{" + ", ".join(f'"{one.id}": {entry}' for one in criteria) + "}",
+            "question": fence(ask.question),
+            "description": fence(ask.description or "（无）"),
+            "answer": fence(ask.answer),
         }
 
-
-def _verdict(criterion: JudgeCriterion, entry: object, answer: str) -> Verdict:
-    if not isinstance(entry, Mapping) or "rating" not in entry:
-        return Verdict(None, Fault(Reason.BAD_RATING, f"'{criterion.id}' has no rating"))
-    value, note = entry["rating"], str(entry.get("reason") or "").strip()
-    if value is None:
-        return Verdict(None, note=note)
-    is_whole = isinstance(value, int) and not isinstance(value, bool)
-    if not is_whole or not criterion.low <= value <= criterion.high:
-        scale = f"{criterion.low} to {criterion.high}"
-        found = json.dumps(value, ensure_ascii=False)[:40]
-        return Verdict(None, Fault(Reason.BAD_RATING, f"'{criterion.id}': {found}, not {scale}"))
-    evidence = str(entry.get("evidence") or "").strip()
-    if not stands_in(evidence, answer):
-        detail = f"'{criterion.id}': '{evidence[:80]}' does not stand in the answer"
-        return Verdict(None, Fault(Reason.EVIDENCE_NOT_FOUND, detail))
-    return Verdict(value, evidence=evidence, note=note)
+    def rests_on(self, ask: Ask, criterion: Criterion, value: int, evidence: str) -> bool:
+        """Words of the answer."""
+        return is_quote_of(evidence, ask.answer)
 
 
-def stands_in(evidence: str, answer: str) -> bool:
-    """True when the words are quoted from the answer.
-
-    Widths, blanks, punctuation and quotation marks do not count: models change them when they put
-    a quote into JSON. At least four characters, or the whole of a shorter answer.
-    """
-    quoted, whole = _bare(evidence), _bare(answer)
-    return len(quoted) >= min(SHORTEST_EVIDENCE, max(len(whole), 1)) and quoted in whole
-
-
-def _bare(text: str) -> str:
-    folded = unicodedata.normalize("NFKC", text).lower()
-    return "".join(c for c in folded if unicodedata.category(c)[0] not in "PZC")
-
-
-def _described(criterion: JudgeCriterion) -> str:
+def _described(criterion: Criterion) -> str:
     anchors = "".join(
-        f"\n  {point} 分：{text}" for point, text in sorted(criterion.anchors.items())
+        f"\n  {point} 分：{words.to('zh')}" for point, words in sorted(criterion.anchors.items())
     )
     scale = f"{criterion.low} 到 {criterion.high} 分，只用整数"
-    return f"- {criterion.id}（{criterion.name}，{scale}）：{criterion.question}{anchors}"
+    name, question = criterion.name.to("zh"), criterion.question.to("zh")
+    return f"- {criterion.id}（{name}，{scale}）：{question}{anchors}"
 
 
-def _shape(criteria: Iterable[JudgeCriterion]) -> str:
-    entry = '{"evidence": "回复里的原话", "reason": "一句理由", "rating": 分数}'
-    return "{" + ", ".join(f'"{criterion.id}": {entry}' for criterion in criteria) + "}"
-
-
-def ratings_schema(criteria: Iterable[JudgeCriterion]) -> dict[str, Any]:
-    """JSON schema of a reply: evidence and reason come before the rating."""
-    entries = {
-        criterion.id: {
-            "type": "object",
-            "properties": {
-                "evidence": {"type": "string"},
-                "reason": {"type": "string"},
-                "rating": {
-                    "type": ["integer", "null"],
-                    "enum": [*range(criterion.low, criterion.high + 1), None],
-                },
-            },
-            "required": ["evidence", "reason", "rating"],
-            "additionalProperties": False,
-        }
-        for criterion in criteria
-    }
-    return {
-        "type": "object",
-        "properties": entries,
-        "required": list(entries),
-        "additionalProperties": False,
-    }
-
-
-def read_ratings(asks: Iterable[Ask], task: JudgeTask, journal: Journal) -> Iterator[JudgeRating]:
-    """Every criterion of every ask, in order; what was turned away carries its reason.
-
-    Of a reply that was turned away for one criterion, the good ratings on the others are kept.
-    """
-    for ask in asks:
-        verdicts = _verdicts(ask, task, journal.outcome(task.key(ask)))
-        for criterion in task.rubric.criteria:
-            verdict = verdicts[criterion.id]
-            reason = verdict.fault.reason.value if verdict.fault else CANNOT_JUDGE
-            yield JudgeRating(
-                question_id=ask.question_id,
-                system=ask.system,
-                criterion=criterion.id,
-                repeat=ask.repeat,
-                value=verdict.value,
-                unscored_reason=reason if verdict.value is None else None,
-                evidence=verdict.evidence,
-                note=verdict.fault.detail if verdict.fault else verdict.note,
-                judge=task.model,
-            )
-
-
-def _verdicts(ask: Ask, task: JudgeTask, outcome: Outcome | None) -> dict[str, Verdict]:
-    fault = outcome.fault if outcome else Fault(Reason.ENDPOINT, "no reply yet")
-    whole = {
-        criterion.id: Verdict(None, fault or Fault(Reason.EMPTY, "the reply holds nothing"))
-        for criterion in task.rubric.criteria
-    }
-    if outcome is None or outcome.reply is None:
-        return whole
-    if fault and fault.reason not in (Reason.EVIDENCE_NOT_FOUND, Reason.BAD_RATING):
-        return whole
-    read = task.read(ask, outcome.reply)
-    return whole if isinstance(read, Fault) else read
+def rating_of(ask: Ask, criterion: str, verdict: Verdict, judge: str) -> JudgeRating:
+    """The record of one verdict."""
+    return JudgeRating(
+        question_id=ask.question_id,
+        system=ask.system,
+        criterion=criterion,
+        repeat=ask.repeat,
+        value=verdict.value,
+        unscored_reason=verdict.reason(in_full=False),
+        evidence=verdict.evidence,
+        note=verdict.fault.detail if verdict.fault else verdict.note,
+        judge=judge,
+    )
 
 
 # --- inputs --------------------------------------------------------------------------------------
@@ -406,7 +225,7 @@ class HumanRatings:
     """Rows that are no rating of an answer judged here: open, calibration, other systems."""
 
 
-def read_human_ratings(path: Path, rubric: JudgeRubric, systems: Sequence[str]) -> HumanRatings:
+def read_human_ratings(path: Path, rubric: Rubric, systems: Sequence[str]) -> HumanRatings:
     """The ratings of a study: rows with question_id, system, rater, criterion, value.
 
     Calibration items and second showings do not count.
@@ -415,8 +234,8 @@ def read_human_ratings(path: Path, rubric: JudgeRubric, systems: Sequence[str]) 
         DataError: a column is missing, a value is outside the scale, or no row is of a system
             judged here (a study that is still blind names letters).
     """
-    found = HumanRatings({criterion.id: defaultdict(dict) for criterion in rubric.criteria})
-    scales = {criterion.id: criterion for criterion in rubric.criteria}
+    found = HumanRatings({criterion.id: defaultdict(dict) for criterion in rubric.scales})
+    scales = {criterion.id: criterion for criterion in rubric.scales}
     named: set[str] = set()
     for where, row in read_rows(path):
         missing = [

@@ -22,8 +22,9 @@ from cbtqa.judging.agreement import (
     means_of,
     self_alpha,
 )
-from cbtqa.judging.answers import HumanRatings, JudgeCriterion, JudgeRating, JudgeRubric
+from cbtqa.judging.answers import HumanRatings, JudgeRating
 from cbtqa.metrics.base import Signature
+from cbtqa.ratings.rubric import Criterion, Rubric
 from cbtqa.records import MetricScore, Record
 from cbtqa.report.table import Cell, Column, Estimate, Table
 from cbtqa.report.words import count, number, share, signed
@@ -66,7 +67,7 @@ class JudgeReport(Record):
 
 def make_report(
     ratings: Sequence[JudgeRating],
-    rubric: JudgeRubric,
+    rubric: Rubric,
     totals: Mapping[str, int],
     signature: Signature,
     n_repeats: int,
@@ -81,7 +82,7 @@ def make_report(
     cells = cells_of(ratings)
     scores, use = [], []
     for system, n_total in totals.items():
-        for criterion in rubric.criteria:
+        for criterion in rubric.scales:
             own = [one for one in ratings if (one.system, one.criterion) == (system, criterion.id)]
             scores.append(_score(system, criterion, cells[criterion.id], n_total, signature))
             use.append(_use(system, criterion, own))
@@ -89,13 +90,13 @@ def make_report(
     corrections = corrected_by(rubric, totals, cells, human) if human else []
     return JudgeReport(
         judge=ratings[0].judge if ratings else "",
-        rubric=rubric.id,
+        rubric=rubric.versioned_id,
         n_repeats=n_repeats,
         scores=tuple(scores),
         use=tuple(use),
         consistency=tuple(
             Consistency(criterion=one.id, alpha=self_alpha(cells[one.id], n_repeats))
-            for one in rubric.criteria
+            for one in rubric.scales
         ),
         agreement=tuple(agreement),
         corrections=tuple(corrections),
@@ -105,7 +106,7 @@ def make_report(
 
 
 def _score(
-    system: str, criterion: JudgeCriterion, cells: Cells, n_total: int, signature: Signature
+    system: str, criterion: Criterion, cells: Cells, n_total: int, signature: Signature
 ) -> MetricScore:
     """The judge's own mean, uncorrected; its interval is over questions."""
     values = np.array([mean for key, mean in means_of(cells).items() if key[1] == system])
@@ -129,12 +130,12 @@ def _score(
     )
 
 
-def _use(system: str, criterion: JudgeCriterion, ratings: Sequence[JudgeRating]) -> RangeUse:
+def _use(system: str, criterion: Criterion, ratings: Sequence[JudgeRating]) -> RangeUse:
     points = Counter(one.value for one in ratings if one.value is not None)
     return RangeUse(
         system=system,
         criterion=criterion.id,
-        points={p: points[p] for p in range(criterion.low, criterion.high + 1)},
+        points={p: points[p] for p in criterion.points},
         unscored=dict(Counter(one.unscored_reason for one in ratings if one.unscored_reason)),
     )
 
@@ -143,7 +144,7 @@ def _use(system: str, criterion: JudgeCriterion, ratings: Sequence[JudgeRating])
 
 
 def _alarms(
-    rubric: JudgeRubric,
+    rubric: Rubric,
     use: Sequence[RangeUse],
     agreement: Sequence[CriterionAgreement],
     corrections: Sequence[Correction],
@@ -154,7 +155,7 @@ def _alarms(
             "no human ratings: these means are a model's opinion, uncorrected; judges overrate "
             "answers and miss faults of safety"
         )
-    widths = {criterion.id: criterion.high - criterion.low for criterion in rubric.criteria}
+    widths = {criterion.id: criterion.high - criterion.low for criterion in rubric.scales}
     for found in agreement:
         if found.bias is not None and abs(found.bias) > MUCH_BIAS * widths[found.criterion]:
             word = "milder" if found.bias > 0 else "stricter"

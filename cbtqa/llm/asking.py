@@ -1,20 +1,22 @@
-"""One request until it has its reply: format, budget, gate, sending, repeats. See `batch`."""
+"""One request until it has its reply: server, format, budget, sending, repeats. See `batch`."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 from cbtqa.errors import EndpointError, RateLimitError
 from cbtqa.llm.chat import ChatRequest, Fault, Reply
-from cbtqa.llm.cost import Budget, estimate_tokens
+from cbtqa.llm.cost import Budget, Price, estimate_tokens
 from cbtqa.llm.endpoint import Endpoint, ResponseFormat
-from cbtqa.llm.journal import State
-from cbtqa.llm.limits import Gate, GateClosedError, Limits, backoff_s
+from cbtqa.llm.journal import Journal, State
+from cbtqa.llm.limits import Gate, GateClosedError, Limits, Queue, backoff_s
 from cbtqa.llm.progress import Meter
 from cbtqa.llm.protocol import RequestRefusedError, request_body
-from cbtqa.llm.transport import Transport
+from cbtqa.llm.transport import Transport, open_transport
 from cbtqa.records import Reason, Usage
 
 MOST_RATE_LIMITED = 50
@@ -22,6 +24,7 @@ MOST_RATE_LIMITED = 50
 BUDGET_LOOK_S = 0.05
 UNKNOWN_TOKENS = 1000
 """Booked for a reply of which neither the limit nor an example is known."""
+USED_UP = "the budget is used up"
 NOTHING = Usage()
 
 
@@ -33,43 +36,71 @@ class ItemFailedError(Exception):
         self.state, self.fault = state, fault
 
 
+@dataclass(frozen=True, eq=False)
+class _Server:
+    """One of the servers that answer for one another."""
+
+    endpoint: Endpoint
+    transport: Transport
+    gate: Gate
+    ladder: FormatLadder
+
+
 @dataclass
 class _Tries:
-    """How often one request was sent, and in which format."""
+    """How often one request was sent, and where and in which format it was sent last."""
 
+    server: _Server
+    rung: ResponseFormat = "json_schema"
+    floors: dict[_Server, ResponseFormat] = field(default_factory=dict)
+    """The highest rung left to this request, where a server refused a higher one."""
     failing_since: float | None = None
     """Monotonic time of the first failure; what came before was waiting for its turn."""
-    floor: ResponseFormat = "json_schema"
-    """The highest rung left to this request."""
-    rung: ResponseFormat = "json_schema"
-    """The rung it was sent on last."""
     n_sent: int = 0
     n_failed: int = 0
     n_limited: int = 0
 
 
-class Asker:
-    """Asks one endpoint within the limits of one run."""
+class Model:
+    """One model at one or several interchangeable servers, asked within the limits of one run."""
 
     def __init__(
         self,
-        endpoint: Endpoint,
-        transport: Transport,
-        gate: Gate,
         limits: Limits,
         meter: Meter,
         budget: Budget | None,
-        ladder: FormatLadder,
+        price: Price | None,
         stop: Callable[[str], None],
     ) -> None:
         """Args:
-        stop: ends the run for the reason given, and closes the gate.
+        stop: ends the run for the reason given, and closes the gates.
         """
-        self._endpoint, self._transport, self._gate = endpoint, transport, gate
-        self._limits, self._meter, self._budget = limits, meter, budget
-        self._ladder, self._stop = ladder, stop
+        self.price, self.spent = price, NOTHING
+        self._limits, self._meter, self._budget, self._stop = limits, meter, budget, stop
+        self._queue = Queue(limits)
+        self._servers: list[_Server] = []
 
-    async def ask(self, request: ChatRequest, attempt: int) -> Reply:
+    async def open(
+        self, endpoints: Sequence[Endpoint], journal: Journal, stack: AsyncExitStack
+    ) -> None:
+        """Opens the connections to every server; `stack` closes them."""
+        for endpoint in endpoints:
+            transport = open_transport(endpoint, self._limits.in_flight * len(endpoints))
+            await stack.enter_async_context(transport)
+            gate, ladder = Gate(self._limits, self._queue), ladder_of(endpoint, journal)
+            self._servers.append(_Server(endpoint, transport, gate, ladder))
+
+    @property
+    def limit(self) -> int:
+        """How many requests may be in flight just now."""
+        return sum(int(server.gate.limit) for server in self._servers)
+
+    def close(self) -> None:
+        """Sends nothing more; what is in flight goes on."""
+        for server in self._servers:
+            server.gate.close()
+
+    async def answer(self, request: ChatRequest, attempt: int) -> Reply:
         """A reply, after as many repeats as the limits allow.
 
         Raises:
@@ -77,58 +108,68 @@ class Asker:
             EndpointError: it refuses all requests.
             GateClosedError: the run is stopping.
         """
-        tries = _Tries()
+        tries = _Tries(self._servers[0])
         while True:
             try:
                 reply = await self._send(request, attempt, tries)
             except RequestRefusedError as error:
-                lower = self._ladder.below(tries.rung, error) if request.json_schema else None
+                ladder = tries.server.ladder
+                lower = ladder.below(tries.rung, error) if request.json_schema else None
                 if lower is None:
                     raise ItemFailedError(State.FINAL, error.fault) from None
-                tries.floor = lower
+                tries.floors[tries.server] = lower
             except EndpointError as error:
                 if not error.is_retryable:
                     raise
                 await self._back_off(error, tries)
             else:
                 if request.json_schema:
-                    self._ladder.answered(tries.rung)
+                    tries.server.ladder.answered(tries.rung)
                 return reply
 
     async def _send(self, request: ChatRequest, attempt: int, tries: _Tries) -> Reply:
         estimate = self._estimate(request)
         paced = _total(self._book(estimate, request))
-        await self._gate.enter(paced, is_retry=attempt > 1 or tries.n_sent > 0)
+        door, is_retry = self._servers[0].gate, attempt > 1 or tries.n_sent > 0
+        gate = await door.enter(paced, is_retry=is_retry)
+        server = next(one for one in self._servers if one.gate is gate)
+        tries.server = server
         try:
             booked = await self._keep_budget(estimate, request)
             # chosen only now: while this request waited, others may have found the right rung
-            tries.rung = self._ladder.lower_of(tries.floor)
-            body = request_body(request, self._endpoint, tries.rung, attempt)
-            sent_at = self._meter.sent(booked, is_repeat=tries.n_sent > 0)
+            tries.rung = server.ladder.lower_of(tries.floors.get(server, "json_schema"))
+            body = request_body(request, server.endpoint, tries.rung, attempt)
+            sent_at = self._meter.sent(is_repeat=tries.n_sent > 0)
             tries.n_sent += 1
             try:
-                received = await self._transport.send(body, self._limits.timeout_s)
+                received = await server.transport.send(body, self._limits.timeout_s)
             except RequestRefusedError:
-                self._gate.answered()
+                gate.answered()
                 raise
             except EndpointError as error:
-                self._gate.failed(error)
+                gate.failed(error)
                 raise
             finally:
-                self._meter.returned(sent_at, booked)
+                self._meter.returned(sent_at)
+                if self._budget:
+                    self._budget.release(booked, self.price)
         finally:
-            self._gate.leave()
-        usage = received.reply.usage
-        self._gate.answered()
-        self._gate.heed(received.headers, _total(usage) - paced)
-        self._meter.paid(usage, estimate)
+            gate.leave()
+        gate.answered()
+        gate.heed(received.headers, _total(received.reply.usage) - paced)
+        self._pay(received.reply, estimate)
+        return replace(received.reply, host=server.endpoint.host)
+
+    def _pay(self, reply: Reply, estimate: int) -> None:
+        self._meter.paid(reply.usage, estimate)
+        spent = reply.usage
         if self._budget:
             # a server that counts nothing must not make the budget endless
-            text = received.reply.text + (received.reply.reasoning or "")
+            text = reply.text + (reply.reasoning or "")
             guess = Usage(prompt_tokens=estimate, completion_tokens=estimate_tokens(text))
-            spent = usage if _total(usage) else guess
-            self._budget.spent = _sum_of(self._budget.spent, spent)
-        return received.reply
+            spent = spent if _total(spent) else guess
+            self._budget.book(spent, self.price)
+        self.spent = sum_of(self.spent, spent)
 
     def _estimate(self, request: ChatRequest) -> int:
         """Tokens of the prompt; 0 when nobody counts them."""
@@ -138,12 +179,7 @@ class Asker:
 
     def _book(self, estimate: int, request: ChatRequest) -> Usage:
         """What a request will probably use, going by the replies so far."""
-        if not estimate:
-            return NOTHING
-        most = request.sampling.max_tokens or UNKNOWN_TOKENS
-        n_out = min(most, self._meter.mean_completion_tokens or most)
-        n_in = estimate * self._meter.prompt_factor
-        return Usage(prompt_tokens=round(n_in), completion_tokens=round(n_out))
+        return probable_usage(request, estimate, self._meter) if estimate else NOTHING
 
     async def _keep_budget(self, estimate: int, request: ChatRequest) -> Usage:
         """Books a request on the budget; waits while what is in flight may use it up.
@@ -153,65 +189,85 @@ class Asker:
         """
         while True:
             booked = self._book(estimate, request)
-            if self._budget is None or not self._budget.is_used_up(
-                _sum_of(self._meter.reserved, booked)
-            ):
+            budget = self._budget
+            if budget is None:
                 return booked
+            if not budget.is_used_up(booked, self.price):
+                break
             if not self._meter.n_in_flight:
-                if self._meter.mean_completion_tokens is None and not self._budget.is_used_up(
-                    NOTHING
-                ):
-                    return booked  # the first reply of all tells what replies cost
-                self._stop("the budget is used up")
+                if self._meter.mean_completion_tokens is None and not budget.is_used_up(NOTHING):
+                    break  # the first reply of all tells what replies cost
+                self._stop(USED_UP)
                 raise GateClosedError
-            await self._gate.sleep(BUDGET_LOOK_S)
+            await self._servers[0].gate.sleep(BUDGET_LOOK_S)
+        budget.book(booked, self.price)
+        return booked
 
     async def _back_off(self, error: EndpointError, tries: _Tries) -> None:
         """Waits before the next try; a suspected outage does not use up an item's tries."""
+        gate, host = tries.server.gate, tries.server.endpoint.host
         wait_asked = error.retry_after_s if isinstance(error, RateLimitError) else None
-        if self._gate.is_gone(error):
-            if not self._gate.has_answered and not isinstance(error, RateLimitError):
+        if gate.is_gone(error):
+            has_answered = any(server.gate.has_answered for server in self._servers)
+            if not has_answered and not isinstance(error, RateLimitError):
                 raise EndpointError(
-                    f"no answer from {self._endpoint.host}: {error}",
+                    f"no answer from {host}: {error}",
                     hint="is the server running, and is --endpoint right?",
                 )
             self._stop(f"the endpoint is gone: {error}")
             raise GateClosedError
+        if gate.has_stand_in and gate.is_suspect:
+            place = tries.server.endpoint.base_url
+            self._meter.note(f"{place} did not answer ({error}); the other servers went on")
+            return  # another server takes the request at once
         if wait_asked is not None and wait_asked > max(self._limits.retry_for_s, 60):
+            if gate.has_stand_in:
+                return
             self._stop(f"the endpoint asks to wait {wait_asked:.0f} s: {error}")
             raise GateClosedError
         if isinstance(error, RateLimitError):
             tries.n_limited += 1
-        elif not self._gate.is_suspect:
+        elif not gate.is_suspect:
             tries.n_failed += 1
         tries.failing_since = tries.failing_since or time.monotonic()
         waited = time.monotonic() - tries.failing_since
-        is_late = waited > self._limits.retry_for_s and not self._gate.is_suspect
+        is_late = waited > self._limits.retry_for_s and not gate.is_suspect
         too_often = tries.n_failed > self._limits.max_retries or tries.n_limited > MOST_RATE_LIMITED
         if too_often or is_late:
             n_tries = tries.n_failed + tries.n_limited
             detail = f"given up after {n_tries} failures in {waited:.0f} s; the last: {error}"
             raise ItemFailedError(State.ENDPOINT, Fault(Reason.ENDPOINT, detail))
-        await self._gate.sleep(
-            0 if wait_asked else backoff_s(max(1, tries.n_failed + tries.n_limited))
-        )
+        await gate.sleep(0 if wait_asked else backoff_s(max(1, tries.n_failed + tries.n_limited)))
+
+
+def probable_usage(request: ChatRequest, estimate: int, meter: Meter) -> Usage:
+    """What a request will probably use, going by the replies so far.
+
+    Args:
+        estimate: tokens of the prompt as `estimate_tokens` counts them.
+    """
+    most = request.sampling.max_tokens or UNKNOWN_TOKENS
+    n_out = min(most, meter.mean_completion_tokens or most)
+    return Usage(
+        prompt_tokens=round(estimate * meter.prompt_factor), completion_tokens=round(n_out)
+    )
 
 
 def _total(usage: Usage) -> int:
     return usage.prompt_tokens + usage.completion_tokens
 
 
-def _sum_of(one: Usage, other: Usage) -> Usage:
+def sum_of(one: Usage, other: Usage) -> Usage:
+    """The tokens of both together."""
     return Usage(
         prompt_tokens=one.prompt_tokens + other.prompt_tokens,
         completion_tokens=one.completion_tokens + other.completion_tokens,
     )
 
 
-# --- ladder --------------------------------------------------------------------------------------
-# Which response format a server takes: down the ladder when it refuses, remembered for the run.
-#
-#     json_schema -> json_object -> text
+# --- response formats ----------------------------------------------------------------------------
+# Which response format a server takes: json_schema -> json_object -> text, down the ladder when it
+# refuses, remembered for the run.
 #
 # A refusal with status 400 may mean the format or the request itself. The request is tried one
 # rung lower; only when that helps, or the refusal names the format, does the ladder itself move.
@@ -263,3 +319,15 @@ class FormatLadder:
         if error.names_format and not self.is_proved:
             self.rung = RUNGS[max(place + 1, RUNGS.index(self.rung))]
         return lower
+
+
+def format_name(endpoint: Endpoint) -> str:
+    """Under which name a journal keeps the rung that a server and model answer."""
+    return f"format:{endpoint.host}:{endpoint.model}"
+
+
+def ladder_of(endpoint: Endpoint, journal: Journal) -> FormatLadder:
+    """The ladder of a server and model, beginning where an earlier run of the journal ended."""
+    name = format_name(endpoint)
+    remember = partial(journal.set_meta, name)
+    return FormatLadder(endpoint.format, proved=journal.meta(name), remember=remember)

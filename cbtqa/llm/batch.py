@@ -1,7 +1,10 @@
-"""Many requests to one endpoint: bounded, resumed from the journal, streaming, with progress.
+"""Many requests to language models: bounded, resumed from the journal, streaming, with progress.
 
     summary = run_batch(questions, task, endpoint, journal, Limits(in_flight=256))
     for key, outcome in journal.outcomes(keys): ...
+
+    async with Line(endpoint, journal, limits) as line:      # where a question needs the last reply
+        outcome = await line.ask(key, request, check, ask_again)
 
 A task says what is asked about an item and what is wrong with a reply; the engine does the rest.
 Every item that was sent ends in the journal as an accepted reply or as a fault with a reason;
@@ -15,28 +18,40 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any, Generic, Protocol, TypeVar
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
-from cbtqa.errors import IncompleteRunError
-from cbtqa.llm.asking import Asker, FormatLadder, ItemFailedError
+from cbtqa.errors import ConfigError, IncompleteRunError
+from cbtqa.llm.asking import ItemFailedError, Model
 from cbtqa.llm.chat import ChatRequest, Fault, Reply, fault_of_reply
 from cbtqa.llm.cost import Budget, Price
 from cbtqa.llm.endpoint import Endpoint
-from cbtqa.llm.journal import Entry, Journal, Standing, State, blocks_of
-from cbtqa.llm.limits import Gate, GateClosedError, Limits
+from cbtqa.llm.journal import Entry, Journal, Outcome, Standing, State, blocks_of
+from cbtqa.llm.limits import GateClosedError, Limits
 from cbtqa.llm.progress import BatchSummary, Meter, Progress
-from cbtqa.llm.transport import Transport, open_transport
 from cbtqa.records import Reason, Usage
+
+if TYPE_CHECKING:
+    from cbtqa.llm.cluster import Cluster
 
 ItemT = TypeVar("ItemT")
 ItemT_contra = TypeVar("ItemT_contra", contravariant=True)
+Check = Callable[[Reply], Fault | None]
+"""What is wrong with a reply that holds text, or None when it is good."""
+AskAgain = Callable[[Reply, Fault], ChatRequest | None]
+"""The question with the fault named, or None to leave it at that."""
+Answer = Callable[[ChatRequest, int], Awaitable[Reply]]
+"""Request and number of the attempt to a reply; raises as `asking.Model.answer`."""
+OnProgress = Callable[[Progress], None]
 FEED_BLOCK = 64
 PROGRESS_EVERY_S = 0.5
+MOST_UNWRITTEN = 2_000
+"""Free answers that may wait for the disk at a time."""
 
 
 class Task(Protocol[ItemT_contra]):
@@ -62,21 +77,39 @@ class Task(Protocol[ItemT_contra]):
         ...
 
 
-def judge(
-    task: Task[ItemT], item: ItemT, received: Entry, limits: Limits
+def settle(
+    received: Entry, check: Check, ask_again: AskAgain, max_attempts: int
 ) -> tuple[Entry, ChatRequest | None]:
     """The row that a reply becomes, and the next question when there is to be one."""
     reply, attempt = received.reply, received.attempt
     assert reply is not None
-    fault = fault_of_reply(reply) or task.check(item, reply)
+    fault = fault_of_reply(reply) or check(reply)
     if fault is None:
         return replace(received, state=State.ACCEPTED), None
     is_blocked = fault.reason is Reason.CONTENT_FILTER
-    is_last = attempt >= limits.max_attempts
-    again = None if is_blocked or is_last else task.ask_again(item, reply, fault)
+    is_last = attempt >= max_attempts
+    again = None if is_blocked or is_last else ask_again(reply, fault)
     is_final = is_blocked or (again is None and not is_last)
     state = State.FINAL if is_final else State.FAULTY
     return replace(received, state=state, fault=fault), again
+
+
+def next_step(
+    last: Entry | None, request: ChatRequest, ask_again: AskAgain
+) -> tuple[int, ChatRequest | None, Reply | None]:
+    """Where an item goes on: number of the attempt, what to ask, or the reply to check first.
+
+    Args:
+        last: the newest row of the item that holds a reply.
+
+    Returns:
+        Neither question nor reply when the item is left at its last fault.
+    """
+    if last is None or last.reply is None:
+        return 1, request, None
+    if last.state is State.UNCHECKED or last.fault is None:
+        return last.attempt, None, last.reply
+    return last.attempt + 1, ask_again(last.reply, last.fault), None
 
 
 class BatchStoppedError(IncompleteRunError):
@@ -90,243 +123,292 @@ class BatchStoppedError(IncompleteRunError):
 def run_batch(
     items: Iterable[ItemT],
     task: Task[ItemT],
-    endpoint: Endpoint,
+    endpoints: Endpoint | Sequence[Endpoint],
     journal: Journal,
     limits: Limits,
     *,
     budget: Budget | None = None,
     price: Price | None = None,
     n_total: int | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: OnProgress | None = None,
+    cluster: Cluster | None = None,
+    wait: bool = True,
 ) -> BatchSummary:
     """Asks about every item that the journal does not hold yet, and returns when all have ended.
 
-    Items are drawn as places come free, so memory does not grow with their number. An item whose
-    key is already in work is passed over and counted as a duplicate.
+    Items are drawn as places come free, so memory does not grow with their number (but for batches,
+    see `openai_batch`). An item whose key is in work is passed over and counted as a duplicate.
 
     Args:
+        items: with a cluster also a Ray Dataset; then an item is a row, a dict.
+        endpoints: one, or several servers of the same model, which share the work by free places.
+        limits: `in_flight` holds for each server, `rpm` and `tpm` for all together.
         price: for the cost shown in progress and summary; the budget's own when left out.
         n_total: number of items when known, for the time left.
         on_progress: called twice a second on the event loop, and once at the end.
+        cluster: the Ray cluster whose actors ask and check.
+        wait: whether to wait for the batches of the Batch API, or to submit them and leave.
 
     Raises:
-        BatchStoppedError: the budget is used up, the endpoint is gone or asks for a long wait, or
-            SIGTERM came.
-        EndpointAuthError, EndpointError: the endpoint refuses every request.
-        IncompleteRunError: the journal cannot be written.
+        BatchStoppedError: the budget is used up, the endpoints are gone or ask for a long wait,
+            SIGTERM came, or batches are not waited for.
+        EndpointError: an endpoint refuses every request.
+        IncompleteRunError: the journal cannot be written; actors keep dying.
+        ConfigError, MissingExtraError: no such cluster; no Ray.
         KeyboardInterrupt: Ctrl-C; what was in flight was kept.
     """
-    run = _Run(items, task, endpoint, journal, limits, budget, price, n_total, on_progress)
-    _run_anywhere(run.run())
-    return run.conclude()
+    servers = (endpoints,) if isinstance(endpoints, Endpoint) else tuple(endpoints)
+    is_batch = any(server.is_batch for server in servers)
+    if is_batch and (len(servers) > 1 or cluster):
+        raise ConfigError("a batch goes to one endpoint, without a cluster")
+    if price := price or (budget.price if budget else None):
+        price = price.times(servers[0].price_factor)
+    if budget:
+        budget = replace(budget, price=price)
+        budget.book(journal.totals().usage)
+    own = () if is_batch or cluster else servers  # else others do the sending
+    line = Line(
+        own, journal, limits, budget=budget, price=price, n_total=n_total, on_progress=on_progress
+    )
+    if is_batch:
+        from cbtqa.llm.openai_batch import BatchRun
+
+        run_anywhere(BatchRun(line, items, task, servers[0], wait=wait).run())
+    elif cluster:
+        from cbtqa.llm.cluster import run_on_cluster
+
+        run_on_cluster(cluster, line, items, task, servers)
+    else:
+        run_anywhere(_ask_here(line, items, task, limits.in_flight * len(servers)))
+    return line.conclude()
 
 
-def _run_anywhere(work: Coroutine[Any, Any, None]) -> None:
+async def _ask_here(line: Line, items: Iterable[ItemT], task: Task[ItemT], in_flight: int) -> None:
+    async def ask(item: ItemT, key: str, standing: Standing | None) -> None:
+        questions = partial(task.check, item), partial(task.ask_again, item)
+        await line.work(key, standing, task.request(item), *questions)
+
+    async with line:
+        await ask_all(line, items, task, in_flight, ask)
+
+
+def run_anywhere(work: Coroutine[Any, Any, ItemT]) -> ItemT:
     """`asyncio.run`, also from inside a notebook, where a loop is running already."""
-    if not _has_running_loop():
-        asyncio.run(work)
-        return
-    with ThreadPoolExecutor(1) as thread:
-        thread.submit(asyncio.run, work).result()
-
-
-def _has_running_loop() -> bool:
-    with suppress(RuntimeError):
+    try:
         asyncio.get_running_loop()
-        return True
-    return False
+    except RuntimeError:
+        return asyncio.run(work)
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, work).result()
 
 
-class _Run(Generic[ItemT]):
-    """One call of `run_batch`."""
+async def ask_all(
+    line: Line,
+    items: Iterable[ItemT],
+    task: Task[ItemT],
+    in_flight: int,
+    ask: Callable[[ItemT, str, Standing | None], Awaitable[None]],
+) -> None:
+    """Begins work on every item that the journal does not hold, as room for it comes free."""
+    # room for items that wait for their retry or for the disk, beside those in flight
+    room = asyncio.Semaphore(2 * in_flight + 64)
+    live: set[str] = set()
+
+    async def work(item: ItemT, key: str, standing: Standing | None) -> None:
+        try:
+            await ask(item, key, standing)
+        finally:
+            live.discard(key)
+            room.release()
+
+    for block in blocks_of(items, FEED_BLOCK):
+        # a key in work has no standing yet; looked up in the same breath, so that none can
+        # leave the one and not yet stand in the other
+        keys = [task.key(item) for item in block]
+        taken = live.intersection(keys)
+        standings = line.journal.standings(keys)
+        for item, key in zip(block, keys, strict=True):
+            if key in taken:
+                line.meter.n_duplicates += 1
+                continue
+            taken.add(key)
+            standing = standings.get(key)
+            if standing is not None and standing.is_done(line.limits.max_attempts):
+                line.meter.n_skipped += 1
+                continue
+            await room.acquire()
+            if line.is_stopping:
+                return
+            live.add(key)
+            line.start(work(item, key, standing))
+        await asyncio.sleep(0)
+
+
+class Line:
+    """An open line to models: journal, limits, budget, signals and progress of one run.
+
+    Leaving the block waits for the work begun with `start`; `conclude` then tells how the run
+    ended. A line may be opened without endpoints, for players that bring their own `answer`.
+    """
 
     def __init__(
         self,
-        items: Iterable[ItemT],
-        task: Task[ItemT],
-        endpoint: Endpoint,
+        endpoints: Endpoint | Sequence[Endpoint],
         journal: Journal,
         limits: Limits,
-        budget: Budget | None,
-        price: Price | None,
-        n_total: int | None,
-        on_progress: Callable[[Progress], None] | None,
+        *,
+        budget: Budget | None = None,
+        price: Price | None = None,
+        n_total: int | None = None,
+        on_progress: OnProgress | None = None,
     ) -> None:
-        self._items, self._task, self._endpoint = items, task, endpoint
-        self._journal, self._limits, self._on_progress = journal, limits, on_progress
-        earlier = journal.totals()
-        self._budget = replace(budget, spent=earlier.usage) if budget else None
-        self._meter = Meter(n_total, price or (budget.price if budget else None), earlier)
-        self._live: set[str] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        """Args:
+        budget: with what was spent before already booked; the line books the rest on it.
+        """
+        self.journal, self.limits, self.budget = journal, limits, budget
+        self.meter = Meter(n_total, price, journal.totals())
+        self.stop_reason: str | None = None
+        """Why the run ends early, or None."""
+        self.on_stop: Callable[[], None] = lambda: None
+        self.describe: Callable[[Progress], Progress] = lambda progress: progress
+        """What is reported in place of the line's own counters."""
+        self._endpoints = (endpoints,) if isinstance(endpoints, Endpoint) else tuple(endpoints)
+        self._on_progress = on_progress
+        self.models: list[Model] = []
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._writes: set[asyncio.Future[None]] = set()
-        self._stop_reason: str | None = None
         self._fatal: BaseException | None = None
         self._is_interrupted = False
 
-    async def run(self) -> None:
-        limits = self._limits
-        self._gate = Gate(limits)
-        # room for items that wait for their retry or for the disk, beside those in flight
-        self._room = asyncio.Semaphore(2 * limits.in_flight + 64)
-        self._idle = asyncio.Event()
-        ticker = asyncio.create_task(self._tick()) if self._on_progress else None
-        try:
-            with self._signals(), rare_collections():
-                async with open_transport(self._endpoint, limits.in_flight) as transport:
-                    self._asker = self._make_asker(transport)
-                    await self._feed()
-                    await self._drain()
-                if self._writes:
-                    await asyncio.wait(self._writes)
-        finally:
-            if ticker:
-                ticker.cancel()
-                with suppress(asyncio.CancelledError):
-                    await ticker
-                self._report()
+    async def __aenter__(self) -> Self:
+        self._closed, self._idle = asyncio.Event(), asyncio.Event()
+        async with AsyncExitStack() as stack:
+            stack.callback(self._report)
+            stack.enter_context(_stop_signals(self._interrupt))
+            stack.enter_context(rare_collections())
+            if self._on_progress:
+                ticker = asyncio.create_task(self._tick())
+                stack.callback(ticker.cancel)
+            stack.push_async_callback(self._written)
+            self._stack = stack
+            if self._endpoints:
+                await self.model(self._endpoints, self.meter.price)
+            self._stack = stack.pop_all()
+        return self
 
-    def _make_asker(self, transport: Transport) -> Asker:
-        endpoint, journal = self._endpoint, self._journal
-        name = f"format:{endpoint.host}:{endpoint.model}"
-        ladder = FormatLadder(
-            endpoint.format, proved=journal.meta(name), remember=partial(journal.set_meta, name)
-        )
-        parts = (endpoint, transport, self._gate, self._limits, self._meter, self._budget)
-        return Asker(*parts, ladder, self._stop)
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        async with self._stack:
+            if error is not None:
+                self.stop("the items could not be read to their end")
+            await self.drain()
+        if isinstance(error, GateClosedError):
+            self.conclude()
 
-    def conclude(self) -> BatchSummary:
-        """The summary, or what stopped the run."""
-        summary = self._meter.summary(self._stop_reason)
-        if self._is_interrupted:
-            raise KeyboardInterrupt
-        if self._fatal is not None:
-            raise self._fatal
-        if self._stop_reason is not None:
-            raise BatchStoppedError(self._stop_reason, summary)
-        return summary
+    async def model(self, endpoints: Sequence[Endpoint], price: Price | None) -> Model:
+        """Another model behind endpoints, with gates of its own and the line's budget."""
+        model = Model(self.limits, self.meter, self.budget, price, self.stop)
+        self.models.append(model)
+        await model.open(endpoints, self.journal, self._stack)
+        return model
 
-    # --- feeding ---------------------------------------------------------------------------------
+    # --- asking ----------------------------------------------------------------------------------
 
-    async def _feed(self) -> None:
-        try:
-            for block in blocks_of(self._items, FEED_BLOCK):
-                # a key in work has no standing yet; looked up in the same breath, so that none can
-                # leave the one and not yet stand in the other
-                keys = [self._task.key(item) for item in block]
-                taken = self._live.intersection(keys)
-                standings = self._journal.standings(keys)
-                for item, key in zip(block, keys, strict=True):
-                    if key in taken:
-                        self._meter.n_duplicates += 1
-                        continue
-                    taken.add(key)
-                    await self._admit(item, key, standings.get(key))
-                await asyncio.sleep(0)
-        except GateClosedError:
-            return
-        except BaseException:
-            self._stop("the items could not be read to their end")
-            await self._drain()
-            raise
+    async def ask(
+        self,
+        key: str,
+        request: ChatRequest,
+        check: Check,
+        ask_again: AskAgain,
+        *,
+        answer: Answer | None = None,
+        is_free: bool = False,
+    ) -> Outcome:
+        """The last word on one question: from the journal when it was paid, else asked now.
 
-    async def _admit(self, item: ItemT, key: str, standing: Standing | None) -> None:
-        if standing is not None and standing.is_done(self._limits.max_attempts):
-            self._meter.n_skipped += 1
-            return
-        await self._room.acquire()
-        if self._gate.closed.is_set():
-            raise GateClosedError
-        self._live.add(key)
-        self._idle.clear()
-        work = asyncio.create_task(self._work(item, key, standing))
-        self._tasks.add(work)
-        work.add_done_callback(self._ended)
+        Args:
+            key: of the question in the journal; unique among those in work.
+            answer: who is asked; the line's endpoints when left out.
+            is_free: an answer costs nothing and comes out the same again, so that it need not be
+                durable before it is used.
 
-    def _ended(self, work: asyncio.Task[None]) -> None:
-        self._tasks.discard(work)
-        self._room.release()
-        if not self._tasks:
-            self._idle.set()
-        if work.cancelled():
-            return
-        error = work.exception()
-        if error is not None:
-            self._fail(error)
-
-    async def _drain(self) -> None:
-        """Lets what is in flight end; after a stop, for the grace at most."""
-        if not self._tasks:
-            return
-        idle = asyncio.create_task(self._idle.wait())
-        closed = asyncio.create_task(self._gate.closed.wait())
-        await asyncio.wait({idle, closed}, return_when=asyncio.FIRST_COMPLETED)
-        await asyncio.wait({idle}, timeout=self._limits.grace_s)
-        for waiter in (idle, closed, *self._tasks):
-            waiter.cancel()
-        await asyncio.gather(idle, closed, *self._tasks, return_exceptions=True)
-
-    # --- one item --------------------------------------------------------------------------------
-
-    async def _work(self, item: ItemT, key: str, standing: Standing | None) -> None:
-        try:
-            await self._work_through(item, key, standing)
-        except (GateClosedError, asyncio.CancelledError) as left:
-            self._meter.n_unfinished += 1
-            if isinstance(left, asyncio.CancelledError):
-                raise
-        finally:
-            self._live.discard(key)
-
-    async def _work_through(self, item: ItemT, key: str, standing: Standing | None) -> None:
-        entry = self._journal.last_paid(key) if standing else None
-        if entry is None:
-            attempt, request, reply = 1, self._task.request(item), None
-        elif entry.state is State.UNCHECKED:
-            attempt, request, reply = entry.attempt, None, entry.reply
+        Raises:
+            GateClosedError: the run is stopping and the journal holds no outcome.
+            EndpointError: every question would fail.
+            IncompleteRunError: the journal cannot be written.
+        """
+        standing = self.journal.standings([key]).get(key)
+        if standing is not None and standing.is_done(self.limits.max_attempts):
+            self.meter.n_skipped += 1
         else:
-            assert entry.reply is not None and entry.fault is not None
-            request = self._task.ask_again(item, entry.reply, entry.fault)
-            attempt, reply = entry.attempt + 1, None
-            if request is None:
-                # the row repeats the reply, so that it holds the raw text, but not its price
-                reply = replace(entry.reply, usage=Usage())
-                await self._end(Entry(key, entry.attempt, State.FINAL, reply, entry.fault))
-                return
+            questions = request, check, ask_again
+            entry = await self.work(key, standing, *questions, answer=answer, is_free=is_free)
+            if is_free:
+                return Outcome(key, entry.state, entry.reply, entry.fault, entry.attempt, Usage())
+        outcome = self.journal.outcome(key)
+        assert outcome is not None, "what has ended has an outcome"
+        return outcome
+
+    async def work(
+        self,
+        key: str,
+        standing: Standing | None,
+        request: ChatRequest,
+        check: Check,
+        ask_again: AskAgain,
+        *,
+        answer: Answer | None = None,
+        is_free: bool = False,
+    ) -> Entry:
+        """The row that ends a question which stands so in the journal; raises as `ask`."""
+        answer = answer or self.models[0].answer
+        last = self.journal.last_paid(key) if standing else None
+        attempt, question, reply = next_step(last, request, ask_again)
+        if question is None and reply is None:
+            assert last is not None and last.reply is not None
+            # the row repeats the reply, so that it holds the raw text, but not its price
+            repeated = replace(last.reply, usage=Usage())
+            final = replace(last, state=State.FINAL, reply=repeated)
+            return await self.end(final, is_free=is_free)
         while True:
             if reply is None:
-                assert request is not None
+                assert question is not None
+                if self.is_stopping:
+                    raise GateClosedError
                 try:
-                    reply = await self._asker.ask(request, attempt)
+                    reply = await answer(question, attempt)
                 except ItemFailedError as failed:
-                    await self._end(Entry(key, attempt, failed.state, None, failed.fault))
-                    return
-            entry, request = self._judge(item, key, attempt, reply)
-            if request is None:
-                await self._end(entry)
-                return
-            self._meter.turned_away(entry)
-            self._keep(entry)
+                    entry = Entry(key, attempt, failed.state, None, failed.fault)
+                    return await self.end(entry, is_free=is_free)
+            received = Entry(key, attempt, State.UNCHECKED, reply)
+            try:
+                entry, question = settle(received, check, ask_again, self.limits.max_attempts)
+            except BaseException:
+                # paid for and not judged: a mistake in the task must not cost the reply
+                self.keep(received)
+                raise
+            if question is None:
+                return await self.end(entry, is_free=is_free)
+            self.meter.turned_away(entry)
+            self.keep(entry)
             attempt, reply = attempt + 1, None
 
-    def _judge(
-        self, item: ItemT, key: str, attempt: int, reply: Reply
-    ) -> tuple[Entry, ChatRequest | None]:
-        received = Entry(key, attempt, State.UNCHECKED, reply)
-        try:
-            return judge(self._task, item, received, self._limits)
-        except BaseException:
-            # paid for and not judged: a mistake in the task must not cost the reply
-            self._keep(received)
-            raise
+    async def end(self, entry: Entry, *, is_free: bool = False) -> Entry:
+        """Writes the row that ends an item, and counts the item once the row is durable."""
+        if is_free and len(self._writes) < MOST_UNWRITTEN:
+            self.keep(entry)
+        else:
+            await self.journal.put(entry)
+        self.meter.ended(entry)
+        return entry
 
-    async def _end(self, entry: Entry) -> None:
-        await self._journal.put(entry)
-        self._meter.ended(entry)
-
-    def _keep(self, entry: Entry) -> None:
-        """Writes a row that nobody waits for."""
-        written = self._journal.put(entry)
+    def keep(self, entry: Entry) -> None:
+        """Writes a row that nobody waits for before the line closes."""
+        written = self.journal.put(entry)
         self._writes.add(written)
         written.add_done_callback(self._kept)
 
@@ -335,44 +417,99 @@ class _Run(Generic[ItemT]):
         if not written.cancelled() and (error := written.exception()) is not None:
             self._fail(error)
 
+    async def _written(self) -> None:
+        if self._writes:
+            await asyncio.wait(self._writes)
+
+    # --- work in parallel ------------------------------------------------------------------------
+
+    def start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Runs work beside the rest; what it raises stops the run, but for GateClosedError."""
+        self._idle.clear()
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    async def call(self, work: Coroutine[Any, Any, ItemT]) -> ItemT:
+        """What a piece of work gives; a second Ctrl-C drops it, a first lets it end."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        await asyncio.wait({task})
+        self._tasks.discard(task)
+        if task.cancelled():
+            raise GateClosedError
+        return task.result()
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not self._tasks:
+            self._idle.set()
+        error = None if task.cancelled() else task.exception()
+        if task.cancelled() or isinstance(error, GateClosedError):
+            self.meter.n_unfinished += 1
+        elif error is not None:
+            self._fail(error)
+
+    async def drain(self) -> None:
+        """Lets what is in flight end; after a stop, for the grace at most."""
+        if not self._tasks:
+            return
+        idle = asyncio.create_task(self._idle.wait())
+        closed = asyncio.create_task(self._closed.wait())
+        await asyncio.wait({idle, closed}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({idle}, timeout=self.limits.grace_s)
+        for waiter in (idle, closed, *self._tasks):
+            waiter.cancel()
+        await asyncio.gather(idle, closed, *self._tasks, return_exceptions=True)
+
     # --- stopping --------------------------------------------------------------------------------
 
-    def _stop(self, reason: str) -> None:
-        if self._stop_reason is None:
-            self._stop_reason = reason
-        self._gate.close()
+    @property
+    def is_stopping(self) -> bool:
+        """True once nothing more is to be asked."""
+        return self._closed.is_set()
+
+    def stop(self, reason: str) -> None:
+        """Ends the run: nothing more is sent; what is in flight may end."""
+        if self.stop_reason is None:
+            self.stop_reason = reason
+        self._closed.set()
+        for model in self.models:
+            model.close()
+        self.on_stop()
 
     def _fail(self, error: BaseException) -> None:
         if self._fatal is None:
             self._fatal = error
-        self._stop(str(error))
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """The first Ctrl-C (or SIGTERM) stops sending, the second drops what is in flight."""
-        loop = asyncio.get_running_loop()
-        before = {}
-        for number in (signal.SIGINT, signal.SIGTERM):
-            # not on Windows, and not outside the main thread: there Ctrl-C cancels at once
-            with suppress(NotImplementedError, RuntimeError, ValueError):
-                handler = signal.getsignal(number)
-                loop.add_signal_handler(number, self._interrupt, number)
-                before[number] = handler
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                loop.remove_signal_handler(number)
-                signal.signal(number, handler)
+        self.stop(str(error))
 
     def _interrupt(self, number: int) -> None:
-        if self._gate.closed.is_set():
+        """The first Ctrl-C (or SIGTERM) stops sending, the second drops what is in flight."""
+        if self.is_stopping:
             for work in self._tasks:
                 work.cancel()
         self._is_interrupted |= number == signal.SIGINT
-        self._stop(f"stopped by {signal.Signals(number).name}")
+        self.stop(f"stopped by {signal.Signals(number).name}")
 
-    # --- telling ---------------------------------------------------------------------------------
+    async def sleep(self, seconds: float) -> None:
+        """Sleeps; raises GateClosedError once the run is stopping."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._closed.wait(), seconds if self.limits.waits else 0)
+            raise GateClosedError
+
+    def conclude(self) -> BatchSummary:
+        """The summary, or what stopped the run."""
+        summary = self.meter.summary(self.stop_reason)
+        if self._is_interrupted:
+            raise KeyboardInterrupt
+        if self._fatal is not None:
+            raise self._fatal
+        if self.stop_reason is not None:
+            raise BatchStoppedError(self.stop_reason, summary)
+        return summary
+
+    # --- progress --------------------------------------------------------------------------------
 
     async def _tick(self) -> None:
         while True:
@@ -381,11 +518,27 @@ class _Run(Generic[ItemT]):
 
     def _report(self) -> None:
         if self._on_progress:
-            self._on_progress(self._meter.progress(int(self._gate.limit)))
+            limit = sum(model.limit for model in self.models)
+            self._on_progress(self.describe(self.meter.progress(limit)))
 
 
-# --- collector -----------------------------------------------------------------------------------
-# Python's garbage collector during long runs.
+@contextmanager
+def _stop_signals(interrupt: Callable[[int], None]) -> Iterator[None]:
+    """Ctrl-C and SIGTERM call `interrupt` while the block runs."""
+    loop = asyncio.get_running_loop()
+    before = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # not on Windows, and not outside the main thread: there Ctrl-C cancels at once
+        with suppress(NotImplementedError, RuntimeError, ValueError):
+            handler = signal.getsignal(number)
+            loop.add_signal_handler(number, interrupt, number)
+            before[number] = handler
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            loop.remove_signal_handler(number)
+            signal.signal(number, handler)
 
 
 @contextmanager

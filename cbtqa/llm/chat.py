@@ -32,7 +32,8 @@ class Sampling(Record):
     """Raised by one with every further attempt on an item, so that a re-ask can differ."""
     stop: tuple[str, ...] = ()
     extra: dict[str, Any] = Field(default_factory=dict)
-    """Further fields of the request body, such as `{"enable_thinking": false}`."""
+    """Further fields of the request body, such as `{"enable_thinking": false}`; None takes a field
+    out."""
 
     def for_attempt(self, attempt: int) -> Sampling:
         """The same sampling for the n-th attempt on an item, counted from 1."""
@@ -77,6 +78,8 @@ class Reply:
     created_at: str = ""
     """UTC, ISO 8601: when the reply arrived."""
     latency_s: float = 0.0
+    host: str = ""
+    """Which of the endpoints answered; empty when no endpoint was asked."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,363 +1,358 @@
-"""The same work on a Ray cluster: the engine of `batch` in several actors, one journal.
+"""The same work on a Ray cluster: actors ask and check, the driver keeps the one journal.
 
-    summary = run_cluster(items, task, endpoint, journal, Limits(in_flight=2048), n_actors=8)
-    summary = run_cluster(ray.data.read_parquet("s3://..."), task, ...)       # a task over its rows
+    run_batch(items, task, endpoint, journal, limits, cluster=Cluster("local", n_actors=8))
 
-Each actor runs the engine with its share of the limits. The driver draws the items, hands them
-out, writes what comes back into its journal and only then says so; an item counts after that. So
-the journal has one writer, and a killed driver or actor loses no more than what was in flight.
+The driver is the engine itself: it draws the items, looks them up, writes what comes back, and
+counts an item only then. Only the asking and checking of an item is done elsewhere: in an actor, by
+a line with a share of the limits and the budget. So the journal has one writer, and a killed driver
+or actor loses no more than what was in flight.
 
 A Ray Dataset is read and prepared by Ray Data and streamed through the driver. The asking itself
 is not a `map_batches`: that repeats whole blocks after a failure, replies paid for included, and
-waits for the slowest reply of each block. Replies are longer than questions and have to reach the
-journal anyway, so handing out items from the same place costs little.
+waits for the slowest reply of each block.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
-import signal
 import socket
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import count, islice
-from types import FrameType
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 from cbtqa.errors import ConfigError, IncompleteRunError, MissingExtraError
-from cbtqa.llm.batch import PROGRESS_EVERY_S, BatchStoppedError, Task
-from cbtqa.llm.cost import Budget, Price
+from cbtqa.llm.asking import USED_UP, format_name
+from cbtqa.llm.batch import Line, Task, ask_all, run_anywhere
+from cbtqa.llm.cost import Budget
 from cbtqa.llm.endpoint import Endpoint
-from cbtqa.llm.journal import Journal
-from cbtqa.llm.limits import Limits
-from cbtqa.llm.progress import BatchSummary, Meter, Progress
-from cbtqa.llm.shard import Counts, Handed, Report, Shard, share_of_budget, shares, sum_of
+from cbtqa.llm.journal import Entry, Journal, Standing, Totals
+from cbtqa.llm.limits import GateClosedError, Limits
+from cbtqa.llm.progress import Progress
 from cbtqa.records import Usage
 
-ItemT = TypeVar("ItemT")
-PATIENCE_S = 0.25
-"""Seconds in which an actor waits for something to tell."""
 KNOCK_S = 10.0
 MOST_LOSSES = 8
 """Actors that may die in a row, without a reply kept between them, before the run stops."""
-USED_UP = "the budget is used up"
-"""As `asking` says it: the one stop that ends an actor and not the run."""
 
 
-@dataclass
-class _Slot:
-    """A share of the limits, and the actor that has it just now."""
+class Cluster(NamedTuple):
+    """A Ray cluster."""
 
+    address: str = "local"
+    """Of the cluster; `local` starts Ray on this machine. A connection that the process already
+    has is used as it is."""
+    n_actors: int = 2
+    """Lowered to `in_flight`, `rpm` and `tpm` where those are smaller."""
+
+
+# --- in an actor ---------------------------------------------------------------------------------
+
+
+class Counts(NamedTuple):
+    """What one actor has sent and got so far, and what it is doing just now."""
+
+    n_requests: int = 0
+    n_repeats: int = 0
+    n_paid: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    in_flight: int = 0
+    limit: int = 0
+    oldest_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Told:
+    """What an actor tells of one item."""
+
+    rows: list[Entry]
+    """In the order in which they belong into the journal."""
+    has_ended: bool
+    """True when the last row ends the item."""
+    error: BaseException | None
+    """What breaks the whole run."""
+    stop_reason: str | None
+    """Why the actor asks no more."""
+    counts: Counts
+    metas: dict[str, str]
+
+
+class _Rows:
+    """The part of `Journal` that a line uses, in an actor: rows are kept for the driver."""
+
+    def __init__(self, earlier: Totals, metas: dict[str, str]) -> None:
+        self.rows: dict[str, list[Entry]] = {}
+        self.paid: dict[str, Entry] = {}
+        self.metas = metas
+        self.totals, self.meta, self.last_paid = lambda: earlier, metas.get, self.paid.get
+
+    def set_meta(self, name: str, value: str) -> None:
+        self.metas[name] = value
+
+    def put(self, entry: Entry) -> asyncio.Future[None]:
+        self.rows[entry.key].append(entry)
+        kept: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        kept.set_result(None)  # durable is what the driver has committed
+        return kept
+
+
+class Shard:
+    """The actor: a line of the engine on the actor's own event loop."""
+
+    async def begin(
+        self, earlier: Totals, metas: dict[str, str], task: Any, servers: Any, *parts: Any
+    ) -> None:
+        """Opens the line. Not the constructor: Ray may store its arguments, the key among them."""
+        limits, budget = parts
+        self._task, self._rows = task, _Rows(earlier, metas)
+        self._line = Line(servers, cast(Journal, self._rows), limits, budget=budget)
+        await self._line.__aenter__()
+
+    async def work(
+        self, item: Any, key: str, standing: Standing | None, paid: Entry | None
+    ) -> Told:
+        """Asks about an item until it has ended or the line stops."""
+        journal, line, task = self._rows, self._line, self._task
+        rows = journal.rows[key] = []
+        if paid is not None:
+            journal.paid[key] = paid
+
+        async def work() -> Entry:
+            questions = partial(task.check, item), partial(task.ask_again, item)
+            return await line.work(key, standing, task.request(item), *questions)
+
+        done = asyncio.ensure_future(work())
+        await asyncio.wait({done})
+        del journal.rows[key]
+        journal.paid.pop(key, None)
+        error = done.exception()
+        is_stop = isinstance(error, GateClosedError)
+        counts, metas = self._counts(), dict(journal.metas)
+        broken = None if is_stop else error
+        return Told(rows, error is None, broken, line.stop_reason, counts, metas)
+
+    def _counts(self) -> Counts:
+        meter = self._line.meter
+        now = meter.progress(sum(model.limit for model in self._line.models))
+        sent = (meter.n_requests, meter.n_repeats, meter.n_paid)
+        tokens = (meter.prompt_tokens, meter.completion_tokens)
+        return Counts(*sent, *tokens, now.in_flight, now.limit, now.oldest_s)
+
+    async def stop(self, reason: str) -> None:
+        """Sends nothing more; what is in flight may end."""
+        self._line.stop(reason)
+
+
+# --- in the driver -------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class _Actor:
+    """An actor with its share of the limits and the budget."""
+
+    handle: Any
+    begun: asyncio.Future[Any]
     limits: Limits
     budget: Budget | None
-    number: int = 0
-    """Of the actor; a new one for every actor."""
-    actor: Any = None
-    live: dict[str, Any] = field(default_factory=dict)
-    """Items handed to the actor and not ended, by key."""
-    durable: list[int] = field(default_factory=list)
-    spent: Usage = field(default_factory=Usage)
+    n_live: int = 0
+    """Items handed to it and not ended."""
+    is_used_up: bool = False
+    """Whether its share of the budget is spent."""
+    counts: Counts = field(default_factory=Counts)
+    told_at: float = field(default_factory=time.monotonic)
 
 
-def run_cluster(
-    items: Iterable[ItemT] | Any,
-    task: Task[ItemT],
-    endpoint: Endpoint,
-    journal: Journal,
-    limits: Limits,
-    *,
-    address: str = "local",
-    n_actors: int = 2,
-    budget: Budget | None = None,
-    price: Price | None = None,
-    n_total: int | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
-) -> BatchSummary:
-    """Does what `batch.run_batch` does, in actors of a Ray cluster.
+def run_on_cluster(
+    cluster: Cluster,
+    line: Line,
+    items: Iterable[Any] | Any,
+    task: Task[Any],
+    endpoints: Sequence[Endpoint],
+) -> None:
+    """Does what `batch.run_batch` does, in actors of a Ray cluster; raises what that raises.
 
     The limits hold for all actors together: each gets an equal share. An actor that dies is
     replaced, and its items are handed out again.
 
     Args:
-        items: an iterable, or a Ray Dataset; then an item is a row, a dict.
         task: picklable; the actors' machines have this package and the task's modules.
-        endpoint: its address is resolved on the actors' machines.
-        address: of the cluster; `local` starts Ray on this machine. A connection that the process
-            already has is used as it is.
-        n_actors: lowered to `limits.in_flight`, `rpm` and `tpm` where those are smaller.
-        budget: kept to within one reply or so an actor.
-
-    Raises:
-        MissingExtraError: Ray is not installed.
-        ConfigError: no cluster at this address.
-        IncompleteRunError: actors keep dying; or as `run_batch`, like all else.
+        endpoints: their addresses are resolved on the actors' machines.
     """
-    with _connected(address, n_actors):
-        driver = _Driver(items, task, endpoint, journal, limits, n_actors, budget, price, n_total)
-        return driver.run(on_progress)
+    driver = _Driver(line, task, endpoints)
+    rows = items.iter_rows() if hasattr(items, "iter_rows") else items
+    with _connected(cluster.address, cluster.n_actors):
+        try:
+            run_anywhere(driver.run(rows, cluster.n_actors))
+        finally:
+            driver.kill()
 
 
 class _Driver:
-    """Draws items, hands them out, writes rows, replaces actors; one call of `run_cluster`."""
+    """Hands items to actors, writes what they tell, replaces those that die."""
 
-    def __init__(
-        self,
-        items: Any,
-        task: Any,
-        endpoint: Endpoint,
-        journal: Journal,
-        limits: Limits,
-        n_actors: int,
-        budget: Budget | None,
-        price: Price | None,
-        n_total: int | None,
-    ) -> None:
-        self._task, self._endpoint, self._journal, self._limits = task, endpoint, journal, limits
-        self._price = price or (budget.price if budget else None)
-        self._earlier = journal.totals()
-        self._meter = Meter(n_total, self._price, self._earlier)
-        self._items = iter(items.iter_rows() if hasattr(items, "iter_rows") else items)
-        self._is_dry = False
-        self._again: deque[Any] = deque()
-        self._live: set[str] = set()
-        parts = shares(limits, n_actors)
-        budget = share_of_budget(budget, self._earlier.usage, len(parts))
-        self._slots = [_Slot(part, budget) for part in parts]
-        self._pending: dict[Any, _Slot] = {}
-        self._heard: deque[tuple[_Slot, Report]] = deque()
-        self._told: dict[int, Report] = {}
-        self._numbers = count(1)
-        self._n_losses = self._n_signals = 0
-        self._stop_reason: str | None = None
-        self._fatal: BaseException | None = None
-        self._is_interrupted = self._is_used_up = False
+    def __init__(self, line: Line, task: Task[Any], endpoints: Sequence[Endpoint]) -> None:
+        self._line, self._task, self._endpoints = line, task, tuple(endpoints)
+        self._journal, self._limits = line.journal, line.limits
+        self._earlier = line.journal.totals()
+        self._actors: list[_Actor] = []
+        self._gone: list[Counts] = []
+        self._n_losses = 0
+        line.on_stop, line.describe = self._stop_actors, self._progress
 
-    def run(self, on_progress: Callable[[Progress], None] | None) -> BatchSummary:
-        """Works everything off, then tells the summary or raises what stopped the run."""
+    async def run(self, items: Iterable[Any], n_actors: int) -> None:
+        """Works everything off."""
+        parts = shares(self._limits, n_actors)
+        for part in parts:
+            self._start(part, share_of_budget(self._line.budget, len(parts)))
+        in_flight = self._limits.in_flight * len(self._endpoints)
+        async with self._line:
+            await ask_all(self._line, items, self._task, in_flight, self._work)
+
+    def kill(self) -> None:
+        """Ends the actors."""
         import ray
 
-        try:
-            with self._signals():
-                for slot in self._slots:
-                    self._start(slot)
-                try:
-                    self._work_off(on_progress)
-                except BaseException:
-                    # the items or the task broke: what is in flight is paid for and ends first
-                    self._stop("the items could not be read to their end")
-                    self._work_off(on_progress)
-                    raise
-        finally:
-            for slot in self._slots:
-                if slot.actor is not None:
-                    ray.kill(slot.actor)
-            if on_progress:
-                on_progress(self._progress())
-        return self._conclude()
+        for actor in self._actors:
+            ray.kill(actor.handle)
 
-    def _work_off(self, on_progress: Callable[[Progress], None] | None) -> None:
-        told_at = 0.0
-        while (self._pending or self._heard) and self._n_signals < 2:
-            self._turn()
-            if on_progress and time.monotonic() - told_at > PROGRESS_EVERY_S:
-                told_at = time.monotonic()
-                on_progress(self._progress())
-        if self._is_used_up and (self._again or not self._is_dry):
-            self._stop(USED_UP)
-
-    def _turn(self) -> None:
-        """Hears the actors that have something to tell, commits it all at once, answers them."""
+    def _start(self, limits: Limits, budget: Budget | None) -> None:
         import ray
 
-        refs = list(self._pending)
-        if refs:
-            ray.wait(refs, num_returns=1, timeout=PATIENCE_S)
-        reports = []
-        for ref in ray.wait(refs, num_returns=len(refs), timeout=0)[0] if refs else ():
-            slot = self._pending.pop(ref)
+        # an actor waits more than it computes: it takes no CPU from Ray Data's own tasks
+        options = {"num_cpus": 0, "max_restarts": 0, "scheduling_strategy": "SPREAD"}
+        most = 2 * self._limits.in_flight * len(self._endpoints) + 72
+        handle = ray.remote(**options, max_concurrency=most)(Shard).remote()
+        names = {format_name(endpoint) for endpoint in self._endpoints}
+        metas = {name: value for name in names if (value := self._journal.meta(name))}
+        parts = (self._task, self._endpoints, limits, budget)
+        begun = asyncio.wrap_future(handle.begin.remote(self._earlier, metas, *parts).future())
+        self._actors.append(_Actor(handle, begun, limits, budget))
+
+    async def _work(self, item: Any, key: str, standing: Standing | None) -> None:
+        """Has one item worked off, by another actor when one dies or has spent its share."""
+        import ray
+
+        paid = self._journal.last_paid(key) if standing else None
+        while not self._line.is_stopping:
+            able = [actor for actor in self._actors if not actor.is_used_up]
+            if not able:
+                self._line.stop(USED_UP)
+                break
+            actor = min(able, key=lambda one: one.n_live / one.limits.in_flight)
+            actor.n_live += 1
             try:
-                reports.append((slot, ray.get(ref)))
+                await asyncio.shield(actor.begun)
+                told: Told = await actor.handle.work.remote(item, key, standing, paid)
             except ray.exceptions.RayActorError as error:
-                self._lost(slot, error)
-        self._record(reports)
-        self._heard.extend(reports)
-        while self._heard:
-            self._answer(*self._heard[0])
-            self._heard.popleft()
+                self._lost(actor, error)
+                continue
+            finally:
+                actor.n_live -= 1
+            await self._record(actor, told)
+            if told.has_ended:
+                return
+            if told.rows:
+                paid = told.rows[-1]
+                standing = Standing(paid.attempt, paid.state)
+        raise GateClosedError
 
-    # --- actors ----------------------------------------------------------------------------------
-
-    def _start(self, slot: _Slot) -> None:
-        import ray
-
-        # an engine waits more than it computes: it takes no CPU from Ray Data's own tasks
-        kind = ray.remote(num_cpus=0, max_restarts=0, scheduling_strategy="SPREAD")(Shard)
-        slot.actor, slot.number = kind.remote(), next(self._numbers)
-        slot.durable, slot.live = [], {}
-        format_name = f"format:{self._endpoint.host}:{self._endpoint.model}"
-        proved = self._journal.meta(format_name)
-        earlier = replace(self._earlier, usage=sum_of(self._earlier.usage, slot.spent))
-        parts = (self._task, self._endpoint, slot.limits, slot.budget, self._price)
-        metas = {format_name: proved} if proved else {}
-        self._pending[slot.actor.begin.remote(earlier, metas, *parts)] = slot
-
-    def _answer(self, slot: _Slot, report: Report) -> None:
-        if report.stop_reason and report.stop_reason != USED_UP:
-            self._stop(report.stop_reason)
-        if report.has_ended:
-            self._ended(slot, report.stop_reason)
-            return
-        handed = self._hand(slot)
-        is_over = self._is_dry and not self._again and not self._live
-        patience = 0.0 if handed else PATIENCE_S
-        answer = (handed, slot.durable, self._stop_reason, is_over, patience)
-        slot.durable = []
-        self._pending[slot.actor.exchange.remote(*answer)] = slot
-
-    def _ended(self, slot: _Slot, reason: str | None) -> None:
-        import ray
-
-        try:
-            ray.get(slot.actor.finish.remote())
-        except ray.exceptions.RayTaskError as error:
-            self._fatal = self._fatal or (error.cause if error.cause is not None else error)
-            self._stop(str(self._fatal))
-        except ray.exceptions.RayActorError as error:
-            self._lost(slot, error)
-        if reason == USED_UP:
+    async def _record(self, actor: _Actor, told: Told) -> None:
+        self._n_losses = 0
+        actor.counts, actor.told_at = told.counts, time.monotonic()
+        for name, value in told.metas.items():
+            if self._journal.meta(name) != value:
+                self._journal.set_meta(name, value)
+        for row in told.rows[:-1] if told.has_ended else told.rows:
+            self._line.meter.turned_away(row)
+            self._line.keep(row)
+        self._count()
+        if told.has_ended:
+            await self._line.end(told.rows[-1])
+        if told.error is not None:
+            raise told.error
+        if told.stop_reason == USED_UP:
             # the others go on with what it leaves, until theirs is used up too
-            self._is_used_up = True
-            self._give_back(slot)
+            actor.is_used_up = True
+        elif told.stop_reason is not None:
+            self._line.stop(told.stop_reason)
 
-    def _lost(self, slot: _Slot, error: Exception) -> None:
+    def _lost(self, actor: _Actor, error: Exception) -> None:
         """Replaces a dead actor; what it had is asked again unless it stands in the journal."""
         import ray
 
-        ray.kill(slot.actor)  # unreachable is not dead: it must not go on asking
-        self._give_back(slot)
+        if actor not in self._actors:
+            return  # known already from another of its items
+        ray.kill(actor.handle)  # unreachable is not dead: it must not go on asking
+        self._actors.remove(actor)
+        self._gone.append(actor.counts)
         self._n_losses += 1
         if self._n_losses > MOST_LOSSES:
-            self._fatal = self._fatal or IncompleteRunError(
+            raise IncompleteRunError(
                 f"{self._n_losses} actors died in a row; the last: {error}",
                 hint="look at Ray's logs, then give the same command again",
             )
-            self._stop("actors keep dying")
-        if self._stop_reason is None:
-            self._start(slot)
+        if not self._line.is_stopping:
+            budget = replace(actor.budget) if actor.budget else None
+            if budget is not None:
+                n_in, n_out = actor.counts.prompt_tokens, actor.counts.completion_tokens
+                budget.book(Usage(prompt_tokens=n_in, completion_tokens=n_out))
+            self._start(actor.limits, budget)
 
-    def _give_back(self, slot: _Slot) -> None:
-        self._again.extend(slot.live.values())
-        self._live.difference_update(slot.live)
-        slot.live = {}
+    def _stop_actors(self) -> None:
+        for actor in self._actors:
+            actor.handle.stop.remote(self._line.stop_reason)
 
-    # --- items -----------------------------------------------------------------------------------
-
-    def _hand(self, slot: _Slot) -> list[Handed]:
-        """As many items as the actor has room for, and what the journal knows of them."""
-        room = 2 * slot.limits.in_flight + 64 - len(slot.live)
-        # in helpings, so that the first actor does not take the whole of a small run
-        room = min(room, max(16, slot.limits.in_flight))
-        handed: list[Handed] = []
-        while len(handed) < room and self._stop_reason is None:
-            block = self._draw(room - len(handed))
-            if not block:
-                break
-            keys = [self._task.key(item) for item in block]
-            standings = self._journal.standings(keys)
-            for item, key in zip(block, keys, strict=True):
-                standing = standings.get(key)
-                if key in self._live:
-                    self._meter.n_duplicates += 1
-                elif standing is not None and standing.is_done(self._limits.max_attempts):
-                    self._meter.n_skipped += 1
-                else:
-                    self._live.add(key)
-                    slot.live[key] = item
-                    paid = self._journal.last_paid(key) if standing else None
-                    handed.append(Handed(item, key, standing, paid))
-        return handed
-
-    def _draw(self, n: int) -> list[Any]:
-        again = [self._again.popleft() for _ in range(min(n, len(self._again)))]
-        if again or self._is_dry:
-            return again
-        block = list(islice(self._items, n))
-        self._is_dry = not block
-        return block
-
-    # --- the journal -----------------------------------------------------------------------------
-
-    def _record(self, reports: list[tuple[_Slot, Report]]) -> None:
-        self._journal.record(row.entry for _, report in reports for row in report.rows)
-        for slot, report in reports:
-            self._told[slot.number] = report
-            for name, value in report.metas.items():
-                self._journal.set_meta(name, value)
-            for row in report.rows:
-                self._n_losses = 0
-                slot.durable.append(row.number)
-                if row.entry.reply is not None:
-                    slot.spent = sum_of(slot.spent, row.entry.reply.usage)
-                if row.is_end:
-                    self._meter.ended(row.entry)
-                    self._live.discard(row.entry.key)
-                    slot.live.pop(row.entry.key, None)
-                else:
-                    self._meter.turned_away(row.entry)
-
-    # --- stopping and telling --------------------------------------------------------------------
-
-    def _stop(self, reason: str) -> None:
-        self._stop_reason = self._stop_reason or reason
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """The first Ctrl-C (or SIGTERM) stops sending, the second drops what is in flight."""
-
-        def note(number: int, frame: FrameType | None) -> None:
-            self._n_signals += 1
-            self._is_interrupted |= number == signal.SIGINT
-            self._stop(f"stopped by {signal.Signals(number).name}")
-
-        before = {}
-        for number in (signal.SIGINT, signal.SIGTERM):
-            with suppress(ValueError):  # not in the main thread: there Ctrl-C is another's matter
-                before[number] = signal.signal(number, note)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    # --- progress --------------------------------------------------------------------------------
 
     def _count(self) -> None:
-        counts = [report.counts for report in self._told.values()]
-        total = Counts(*map(sum, zip(*counts, strict=True))) if counts else Counts()
-        for name, value in total._asdict().items():
-            setattr(self._meter, name, value)
-        self._meter.n_unfinished = len(self._live) + len(self._again)
+        told = [*self._gone, *(actor.counts for actor in self._actors)]
+        for place, name in enumerate(Counts._fields[:5]):
+            setattr(self._line.meter, name, sum(counts[place] for counts in told))
 
-    def _progress(self) -> Progress:
-        self._count()
-        now = [self._told[slot.number] for slot in self._slots if slot.number in self._told]
+    def _progress(self, plain: Progress) -> Progress:
+        """The line's progress with what the actors are doing just now."""
+        now, counts = time.monotonic(), [actor.counts for actor in self._actors]
+        ages = [
+            actor.counts.oldest_s + now - actor.told_at
+            for actor in self._actors
+            if actor.counts.in_flight
+        ]
         return replace(
-            self._meter.progress(sum(report.limit for report in now)),
-            in_flight=sum(report.in_flight for report in now),
-            oldest_s=max((report.oldest_s for report in now), default=0.0),
+            plain,
+            in_flight=sum(one.in_flight for one in counts),
+            limit=sum(one.limit for one in counts),
+            oldest_s=max(ages, default=0.0),
         )
 
-    def _conclude(self) -> BatchSummary:
-        self._count()
-        summary = self._meter.summary(self._stop_reason)
-        if self._is_interrupted:
-            raise KeyboardInterrupt
-        if self._fatal is not None:
-            raise self._fatal
-        if self._stop_reason is not None:
-            raise BatchStoppedError(self._stop_reason, summary)
-        return summary
+
+# --- shares --------------------------------------------------------------------------------------
+
+
+def shares(limits: Limits, n_actors: int) -> list[Limits]:
+    """The limits in equal parts that add up to the whole, none of them empty."""
+    whole = {name: getattr(limits, name) for name in ("in_flight", "rpm", "tpm")}
+    parts = {name: most for name, most in whole.items() if most is not None}
+    n = max(1, min(n_actors, *parts.values()))
+    return [
+        limits.model_copy(update={name: (most + i) // n for name, most in parts.items()})
+        for i in range(n)
+    ]
+
+
+def share_of_budget(budget: Budget | None, n: int) -> Budget | None:
+    """What was spent before, and an n-th of what is left."""
+    if budget is None:
+        return None
+    tokens, cost = budget.max_tokens, budget.max_cost
+    if tokens is not None:
+        tokens = budget.n_tokens + (tokens - budget.n_tokens) // n
+    if cost is not None:
+        cost = budget.cost + (cost - budget.cost) / n
+    return replace(budget, max_tokens=tokens, max_cost=cost)
 
 
 @contextmanager

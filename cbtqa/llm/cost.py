@@ -8,9 +8,9 @@ plan.cost, plan.seconds
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -24,6 +24,8 @@ from cbtqa.records import Record, Usage
 
 REPLY_TOKENS = 600
 """Taken for a reply when nobody says more: five steps of 100-200 Chinese characters; assumed."""
+LATENCY_S = 10.0
+"""Seconds of one reply; 2-20 s is usual, 10 is assumed."""
 MESSAGE_TOKENS = 4
 """Marks round each message in the usual chat templates; assumed."""
 COUNTED_REQUESTS = 500
@@ -44,6 +46,11 @@ class Price(Record):
         """The price of so many tokens."""
         n_in, n_out = usage.prompt_tokens, usage.completion_tokens
         return (n_in * self.input + n_out * self.output) / 1e6
+
+    def times(self, factor: float) -> Price:
+        """The same price, raised or lowered by a factor."""
+        changed = {"input": self.input * factor, "output": self.output * factor}
+        return self.model_copy(update=changed)
 
 
 def find_price(model: str) -> Price | None:
@@ -70,7 +77,10 @@ class Budget:
     """In the price's currency."""
     max_tokens: int | None = None
     price: Price | None = None
-    spent: Usage = field(default_factory=Usage)
+    n_tokens: int = 0
+    """Spent, and booked for requests in flight."""
+    cost: float = 0.0
+    """Of these tokens, as far as prices are known."""
 
     def __post_init__(self) -> None:
         """Raises ConfigError when money is limited and nobody knows the price."""
@@ -80,16 +90,27 @@ class Budget:
                 hint="add --price-in and --price-out (per million tokens), or limit the tokens",
             )
 
-    def is_used_up(self, more: Usage) -> bool:
-        """True when `more` tokens on top of what is spent would pass the limit."""
-        n_in = self.spent.prompt_tokens + more.prompt_tokens
-        n_out = self.spent.completion_tokens + more.completion_tokens
-        if self.max_tokens is not None and n_in + n_out > self.max_tokens:
+    def book(self, usage: Usage, price: Price | None = None) -> None:
+        """Adds tokens at a price, the budget's own when left out."""
+        price = price or self.price
+        self.n_tokens += usage.prompt_tokens + usage.completion_tokens
+        self.cost += price.of(usage) if price else 0.0
+
+    def release(self, usage: Usage, price: Price | None = None) -> None:
+        """Takes back what was booked."""
+        price = price or self.price
+        self.n_tokens -= usage.prompt_tokens + usage.completion_tokens
+        self.cost -= price.of(usage) if price else 0.0
+
+    def is_used_up(self, more: Usage, price: Price | None = None) -> bool:
+        """True when `more` tokens on top would pass the limit."""
+        price = price or self.price
+        n_tokens = self.n_tokens + more.prompt_tokens + more.completion_tokens
+        if self.max_tokens is not None and n_tokens > self.max_tokens:
             return True
-        if self.max_cost is None or self.price is None:
+        if self.max_cost is None:
             return False
-        total = Usage(prompt_tokens=n_in, completion_tokens=n_out)
-        return self.price.of(total) > self.max_cost
+        return self.cost + (price.of(more) if price else 0.0) > self.max_cost
 
 
 # --- tokens --------------------------------------------------------------------------------------
@@ -138,22 +159,53 @@ def _cached_encoding(name: str) -> Any:
 # --- the dry run ---------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Plan:
+class Estimate(Record):
     """What a run would take, if every item were answered at its first attempt."""
 
-    n_requests: int
-    prompt_tokens: int
-    completion_tokens: int
-    counted_by: str
-    """The way tokens were counted."""
-    cost: float | None
-    """None without a price."""
-    price: Price | None
-    seconds: float
-    """At the limits, and at `latency_s` for one reply."""
-    bound_by: str
-    """Which limit sets the time: `in_flight`, `rpm` or `tpm`."""
+    items: str = "requests"
+    """What is counted, such as `questions`."""
+    n_items: int = 0
+    n_left_out: int = 0
+    """Would not be sent: rejected rows, sessions that cannot be judged."""
+    name: str = ""
+    """Of a part: who is asked, and on what."""
+    n_done: int = 0
+    """Requests that the journal holds the replies of."""
+    n_requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    counted_by: str = ""
+    """How prompt tokens were counted."""
+    length_from: str = ""
+    """Where the length of a reply comes from."""
+    cost: float | None = 0.0
+    """None when no price is known; nothing is paid to a local endpoint."""
+    currency: str = ""
+    price_as_of: str = ""
+    seconds: float = 0.0
+    """At the limits, and at `LATENCY_S` for one reply."""
+    bound_by: str = ""
+    """Which limit sets the time: `in_flight`, `rpm`, `tpm` or `batch-api`."""
+    parts: tuple[Estimate, ...] = ()
+    """The same by model, where several are asked."""
+
+
+def sum_estimates(items: str, n_items: int, n_left_out: int, parts: Sequence[Estimate]) -> Estimate:
+    """The whole of several parts that are asked one after the other."""
+    costs = [part.cost for part in parts]
+    sums = ("n_done", "n_requests", "prompt_tokens", "completion_tokens", "seconds")
+    told = ("counted_by", "length_from", "currency", "price_as_of")
+    longest = max(parts, key=lambda part: part.seconds, default=Estimate())
+    return Estimate(
+        items=items,
+        n_items=n_items,
+        n_left_out=n_left_out,
+        cost=None if None in costs else sum(cost or 0 for cost in costs),
+        bound_by=longest.bound_by,
+        parts=tuple(parts),
+        **{name: sum(getattr(part, name) for part in parts) for name in sums},
+        **{name: next(filter(None, (getattr(one, name) for one in parts)), "") for name in told},
+    )
 
 
 def plan_run(
@@ -164,16 +216,19 @@ def plan_run(
     rpm: int | None = None,
     tpm: int | None = None,
     price: Price | None = None,
+    price_factor: float = 1.0,
     reply_tokens: int = REPLY_TOKENS,
-    latency_s: float = 10.0,
-) -> Plan:
+    latency_s: float = LATENCY_S,
+) -> Estimate:
     """Counts what a run would send, without sending; streams, so a million requests will do.
 
     Args:
+        price_factor: of the way it is sent, `Endpoint.price_factor`.
         reply_tokens: expected tokens of one reply.
-        latency_s: seconds of one reply; 2-20 s is usual, 10 is assumed.
+        latency_s: seconds of one reply.
     """
     count, counted_by = token_counter(model)
+    price = price.times(price_factor) if price else None
     n_requests = n_counted = tokens = weight = 0
     stride = 1
     for request in requests:
@@ -190,19 +245,33 @@ def plan_run(
     usage = Usage(
         prompt_tokens=round(mean * n_requests), completion_tokens=n_requests * reply_tokens
     )
+    seconds, bound_by = time_of(n_requests, usage, in_flight, rpm, tpm, latency_s)
+    return Estimate(
+        n_requests=n_requests,
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        counted_by=counted_by,
+        cost=price.of(usage) if price else None,
+        currency=price.currency if price else "",
+        price_as_of=price.as_of if price else "",
+        seconds=seconds,
+        bound_by=bound_by,
+    )
+
+
+def time_of(
+    n_requests: int,
+    usage: Usage,
+    in_flight: int,
+    rpm: int | None = None,
+    tpm: int | None = None,
+    latency_s: float = LATENCY_S,
+) -> tuple[float, str]:
+    """Seconds of so many requests, and the limit that sets them."""
     times = {"in_flight": n_requests / in_flight * latency_s}
     if rpm:
         times["rpm"] = 60 * n_requests / rpm
     if tpm:
         times["tpm"] = 60 * (usage.prompt_tokens + usage.completion_tokens) / tpm
     bound_by = max(times, key=lambda name: times[name])
-    return Plan(
-        n_requests=n_requests,
-        prompt_tokens=usage.prompt_tokens,
-        completion_tokens=usage.completion_tokens,
-        counted_by=counted_by,
-        cost=price.of(usage) if price else None,
-        price=price,
-        seconds=times[bound_by],
-        bound_by=bound_by,
-    )
+    return times[bound_by], bound_by

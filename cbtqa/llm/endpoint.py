@@ -13,9 +13,10 @@ import os
 import socket
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Literal
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
@@ -26,7 +27,11 @@ from cbtqa.records import Record
 from cbtqa.secrets import remember
 
 ResponseFormat = Literal["json_schema", "json_object", "text"]
-TransportName = Literal["http", "sdk"]
+TransportName = Literal["http", "sdk", "batch-api", "batch-files"]
+"""The two roads of `transport`, and the two kinds of batch of `openai_batch`."""
+BATCH_FILES = "batch-files:"
+BATCH_PRICE = 0.5
+"""Source: OpenAI, "Batch API": 50 % of the price of synchronous requests."""
 OWN_KEY = "CBTQA_API_KEY"
 """Environment variable for the key of an endpoint given by URL."""
 KEY_SUFFIX = "_API_KEY"
@@ -72,6 +77,8 @@ class Endpoint:
     """The highest rung of structured output worth trying."""
     max_tokens_field: str = "max_tokens"
     transport: TransportName = "http"
+    key_env: str = OWN_KEY
+    """Environment variable that the key was looked for in."""
 
     def __post_init__(self) -> None:
         remember(self.key)
@@ -90,26 +97,29 @@ class Endpoint:
         transport: TransportName = "http",
         environ: Mapping[str, str] | None = None,
     ) -> Endpoint:
-        """An endpoint from the words `--endpoint URL|PRESET --model NAME`.
+        """An endpoint from the words `--endpoint URL|PRESET|batch-files:FOLDER --model NAME`.
 
         The key comes from the preset's own variable, or from CBTQA_API_KEY for a URL: a
-        provider's key is never sent to a host that is not the provider's.
+        provider's key is never sent to a host that is not the provider's. A missing key is
+        `check_key`'s matter: an estimate needs none.
 
         Raises:
             ConfigError: no such preset, a URL that is none, or one that carries a secret; or what
                 should be the key cannot be sent as one.
-            EndpointAuthError: the endpoint is remote and its key variable is empty.
         """
         environ = os.environ if environ is None else environ
         if not model.strip():
             raise ConfigError("no model is named", hint="add --model NAME")
+        if endpoint.startswith(BATCH_FILES):
+            return cls(endpoint, model, transport="batch-files")
         presets = preset_file().presets
         preset = presets.get(endpoint)
         if preset is None and "://" not in endpoint:
             known = ", ".join(presets)
             raise ConfigError(
                 f"'{endpoint.rpartition('@')[2]}' is neither a preset nor a URL",
-                hint=f"presets: {known}; a URL starts with http:// or https://",
+                hint=f"presets: {known}; a URL starts with http:// or https://; "
+                f"{BATCH_FILES}FOLDER writes the requests to files",
             )
         base_url = checked_url(preset.base_url if preset else endpoint)
         if preset is None:
@@ -120,24 +130,41 @@ class Endpoint:
             raise ConfigError(
                 f"{variable} holds no key: a key is one word of ASCII letters, digits and signs"
             )
-        if key is None and not is_local(base_url):
-            raise EndpointAuthError(
-                f"no key for {urlsplit(base_url).hostname}", hint=f"export {variable}=..."
-            )
-        made = cls(base_url, model, key, transport=transport)
+        made = cls(base_url, model, key, transport=transport, key_env=variable)
         if preset is None:
             return made
-        return cls(base_url, model, key, preset.format, preset.max_tokens_field, transport)
+        return replace(made, format=preset.format, max_tokens_field=preset.max_tokens_field)
+
+    def check_key(self) -> None:
+        """Raises EndpointAuthError when the endpoint is remote and there is no key for it."""
+        if self.key is None and not self.is_local:
+            raise EndpointAuthError(f"no key for {self.host}", hint=f"export {self.key_env}=...")
 
     @property
     def host(self) -> str:
-        """Host name only, as provenance keeps it."""
-        return urlsplit(self.base_url).hostname or ""
+        """Host name only, as provenance keeps it; `batch-files` when nobody knows who answers."""
+        return "batch-files" if self.folder else urlsplit(self.base_url).hostname or ""
+
+    @property
+    def folder(self) -> Path | None:
+        """Where requests and results are files; None for a server."""
+        is_folder = self.base_url.startswith(BATCH_FILES)
+        return Path(self.base_url.removeprefix(BATCH_FILES)) if is_folder else None
 
     @property
     def is_local(self) -> bool:
         """True when what is sent stays on this machine or in its private network."""
-        return is_local(self.base_url)
+        return self.folder is not None or is_local(self.base_url)
+
+    @property
+    def is_batch(self) -> bool:
+        """True when requests are handed in as files and answered later."""
+        return self.transport in ("batch-api", "batch-files")
+
+    @property
+    def price_factor(self) -> float:
+        """What a request costs here by the price of one that is answered at once."""
+        return BATCH_PRICE if self.transport == "batch-api" else 1.0
 
     def headers(self) -> dict[str, str]:
         """Headers of every request; without `Authorization` when there is no key."""
@@ -270,26 +297,17 @@ def _resolves_locally(host: str) -> bool:
 # person, which the manifest records.
 
 
-def pass_disclosure_gate(
-    endpoint: Endpoint, what: str, *, is_acknowledged: bool, is_invented: bool = False
+def pass_disclosure_gates(
+    endpoints: Iterable[Endpoint], what: str, *, is_acknowledged: bool
 ) -> dict[str, str]:
     """What to write down about sending text away; empty when nothing is disclosed.
 
     Args:
         what: would be sent, such as `the questions`.
-        is_invented: it is our own invented text, which may go anywhere.
 
     Raises:
         LicenceGateError: a non-local endpoint and no acknowledgement.
     """
-    asked = [] if is_invented else [endpoint]
-    return pass_disclosure_gates(asked, what, is_acknowledged=is_acknowledged)
-
-
-def pass_disclosure_gates(
-    endpoints: Iterable[Endpoint], what: str, *, is_acknowledged: bool
-) -> dict[str, str]:
-    """The same for a run that asks several endpoints."""
     hosts = dict.fromkeys(endpoint.host for endpoint in endpoints if not endpoint.is_local)
     if not hosts:
         return {}

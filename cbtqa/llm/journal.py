@@ -7,7 +7,7 @@
 Every attempt on an item is a row, appended and never updated; the last row of an item is its
 state. A reply counts once its transaction is committed (WAL, synchronous=FULL: a power cut does
 not undo it). `put` gathers rows for 50 ms before a commit, on a thread of its own, so that an
-event loop never waits for the disk. One process writes at a time, and never over a network drive.
+event loop never waits for the disk. One process at a time may write it.
 """
 
 from __future__ import annotations
@@ -98,6 +98,9 @@ class Journal:
             # a connection of its own: WAL lets it read while a commit waits for the disk
             self._reader = _connect(path, "ro" if read_only else "rw")
             version = self.meta("format_version")
+            has_host = "host" in _columns_of(self._reader)
+            # a journal begun before hosts were kept, opened for reading
+            self._columns = COLUMNS if has_host else COLUMNS.replace("host", "NULL")
         except sqlite3.DatabaseError as error:
             raise DataError(f"is no journal of cbtqa: {error}", where=str(path)) from None
         if version != FORMAT_VERSION:
@@ -118,6 +121,8 @@ class Journal:
         if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone():
             version = f"INSERT INTO meta VALUES ('format_version', '{FORMAT_VERSION}');"
             db.executescript(f"BEGIN; {SCHEMA} {version} COMMIT;")
+        if "host" not in _columns_of(db):
+            db.execute("ALTER TABLE attempts ADD COLUMN host TEXT")
         self.set_meta("writer_pid", str(os.getpid()))
 
     def _compare(self, fingerprint: dict[str, str]) -> None:
@@ -250,7 +255,7 @@ class Journal:
         for block in blocks_of(keys, BLOCK):
             rows: dict[str, list[Any]] = {}
             for row in self._read(
-                f"SELECT {COLUMNS} FROM attempts "
+                f"SELECT {self._columns} FROM attempts "
                 "WHERE key IN (SELECT value FROM json_each(?)) ORDER BY key, attempt, id",
                 list(dict.fromkeys(block)),
             ):
@@ -260,7 +265,7 @@ class Journal:
 
     def last_paid(self, key: str) -> Entry | None:
         """The newest row of an item that holds a reply, or None."""
-        sql = f"SELECT {COLUMNS} FROM attempts WHERE key = ? ORDER BY attempt DESC, id DESC"
+        sql = f"SELECT {self._columns} FROM attempts WHERE key = ? ORDER BY attempt DESC, id DESC"
         for row in self._connection().execute(sql, (key,)):
             if row[13] is not None:
                 fault = Fault(Reason(row[3]), row[4]) if row[3] else None
@@ -316,16 +321,17 @@ def _connect(path: Path, mode: str) -> sqlite3.Connection:
     )
 
 
+def _columns_of(db: sqlite3.Connection) -> set[str]:
+    return {row[1] for row in db.execute("PRAGMA table_info(attempts)")}
+
+
 def _short(value: str | None) -> str:
     if value is None:
         return "not set"
     return value if len(value) <= 80 else value[:80] + "..."
 
 
-__all__ = ["Entry", "Journal", "Outcome", "Standing", "State", "Totals", "blocks_of", "fork_path"]
-
-
-# --- the writer's lock ---------------------------------------------------------------------------
+# --- the one writer ------------------------------------------------------------------------------
 
 NETWORK_FILE_SYSTEMS = re.compile(
     r"nfs\d*|cifs|smb\w*|afs|ncpfs|ceph|lustre|beegfs|gpfs|glusterfs|orangefs|ocfs2|gfs2|davfs\d*"
@@ -411,3 +417,6 @@ def _file_system_of(resolved: Path, mounts: str | None) -> str:
         if resolved.is_relative_to(point) and len(point.parts) >= best:
             best, kind = len(point.parts), words[2]
     return kind
+
+
+__all__ = ["Entry", "Journal", "Outcome", "Standing", "State", "Totals", "blocks_of", "fork_path"]

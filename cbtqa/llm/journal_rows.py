@@ -89,7 +89,8 @@ CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE attempts (
     id INTEGER PRIMARY KEY, key TEXT NOT NULL, attempt INTEGER NOT NULL, state INTEGER NOT NULL,
     reason TEXT, detail TEXT, finish_reason TEXT, refusal TEXT, model TEXT, created_at TEXT,
-    latency_s REAL, prompt_tokens INTEGER, completion_tokens INTEGER, reasoning TEXT, text TEXT
+    latency_s REAL, prompt_tokens INTEGER, completion_tokens INTEGER, reasoning TEXT, text TEXT,
+    host TEXT
 );
 CREATE INDEX attempts_by_key ON attempts (key, attempt, state);
 CREATE TABLE totals (
@@ -100,9 +101,9 @@ CREATE TABLE totals (
 """
 COLUMNS = (
     "key, attempt, state, reason, detail, finish_reason, refusal, model, created_at, latency_s, "
-    "prompt_tokens, completion_tokens, reasoning, text"
+    "prompt_tokens, completion_tokens, reasoning, text, host"
 )
-INSERT = f"INSERT INTO attempts ({COLUMNS}) VALUES ({', '.join('?' * 14)})"
+INSERT = f"INSERT INTO attempts ({COLUMNS}) VALUES ({', '.join('?' * 15)})"
 ADD_TOTAL = (
     "INSERT INTO totals VALUES (?, ?, ?, ?, ?) ON CONFLICT (state, reason) DO UPDATE SET "
     "n = n + excluded.n, prompt_tokens = prompt_tokens + excluded.prompt_tokens, "
@@ -116,14 +117,14 @@ def row_of(entry: Entry) -> tuple[Any, ...]:
     head = (entry.key, entry.attempt, int(entry.state))
     why = (fault.reason.value, fault.detail) if fault else (None, None)
     if reply is None:
-        return (*head, *masked_value(why), None, None, None, None, None, None, None, None, None)
+        return (*head, *masked_value(why), *[None] * 10)
     usage = reply.usage
     # not the item's own key: it is the caller's, and looked up by
     columns: tuple[Any, ...] = masked_value(
         (
             *(*why, reply.finish_reason, reply.refusal, reply.model, reply.created_at),
             *(reply.latency_s, usage.prompt_tokens, usage.completion_tokens),
-            *(reply.reasoning, reply.text),
+            *(reply.reasoning, reply.text, reply.host or None),
         )
     )
     return head + columns
@@ -156,6 +157,7 @@ def reply_of(row: Any) -> Reply | None:
         model=row[7],
         created_at=row[8],
         latency_s=row[9],
+        host=row[14] or "",
     )
 
 

@@ -1,13 +1,17 @@
 """How fast, how often and how long: the gate that every request passes.
 
     gate = Gate(Limits(in_flight=256, rpm=3000))
-    await gate.enter(tokens=900)
+    entered = await gate.enter(tokens=900)
     try: ...send...
-    finally: gate.leave()
+    finally: entered.leave()
 
 The gate holds the number of requests in flight (lowered when the server says "too many", crept up
 again while it answers), paces them to requests and tokens a minute, waits when the server's
 headers say so, and notices when the endpoint is gone.
+
+Servers that answer for one another have a gate each and share a `Queue`: whoever waits takes the
+first place that comes free at any of them. So `in_flight` holds per server, `rpm` and `tpm` hold
+for all of them together, and a server that fails is passed over while another answers.
 """
 
 from __future__ import annotations
@@ -29,6 +33,8 @@ CREEP_ROUNDS = 32
 """Rounds of replies in which the number in flight climbs from nothing to its maximum."""
 GONE_FAILURES = 8
 """Failures in a row from which the endpoint is suspected to be gone, at least."""
+REST_S = 10.0
+"""Seconds between two tries at a server that fails while another answers; assumed."""
 BURST_S = 1.0
 """Requests of so many seconds may go out at once under a per-minute limit."""
 
@@ -37,7 +43,7 @@ class Limits(Settings):
     """Limits of one run. Also the settings that a command may offer as flags."""
 
     in_flight: int = Field(64, ge=1, le=20_000)
-    """Most requests in flight at once."""
+    """Most requests in flight at once at one server."""
     rpm: int | None = Field(None, ge=1)
     """Most requests a minute."""
     tpm: int | None = Field(None, ge=1)
@@ -85,21 +91,49 @@ class GateClosedError(Exception):
     """The run is stopping; nothing more is sent."""
 
 
-class Gate:
-    """The one place where requests wait before they are sent."""
+class Queue:
+    """What the gates of interchangeable servers share: who waits, the pace, the end of the run."""
 
     def __init__(self, limits: Limits) -> None:
+        self.closed = asyncio.Event()
+        self.gates: list[Gate] = []
+        self.fresh: deque[asyncio.Future[Gate]] = deque()
+        self.again: deque[asyncio.Future[Gate]] = deque()
+        self.requests = Pace(limits.rpm) if limits.rpm else None
+        self.tokens = Pace(limits.tpm) if limits.tpm else None
+
+    def freest(self) -> Gate | None:
+        """The gate with the most free places, or None; one that is held only if all are."""
+        gates = self.gates
+        if len(gates) > 1:
+            now = time.monotonic()
+            gates = [gate for gate in gates if gate.hold_until <= now] or gates
+        gate = max(gates, key=lambda one: int(one.limit) - one.in_flight)
+        return gate if gate.in_flight < int(gate.limit) else None
+
+    def wake(self) -> None:
+        """Gives free places to those who wait, retries first."""
+        while (self.again or self.fresh) and (gate := self.freest()) is not None:
+            place = (self.again or self.fresh).popleft()
+            if not place.done():
+                gate.in_flight += 1
+                place.set_result(gate)
+
+
+class Gate:
+    """The one place where requests to a server wait before they are sent."""
+
+    def __init__(self, limits: Limits, queue: Queue | None = None) -> None:
         self.limit: float = limits.in_flight
         """How many may be in flight just now; at most `limits.in_flight`."""
         self.in_flight = 0
         """Requests between `enter` and `leave`."""
-        self.closed = asyncio.Event()
+        self.queue = queue or Queue(limits)
+        self.queue.gates.append(self)
+        self.closed = self.queue.closed
+        self.hold_until = 0.0
+        """Monotonic time before which nothing is sent."""
         self._limits = limits
-        self._fresh: deque[asyncio.Future[None]] = deque()
-        self._again: deque[asyncio.Future[None]] = deque()
-        self._requests = Pace(limits.rpm) if limits.rpm else None
-        self._tokens = Pace(limits.tpm) if limits.tpm else None
-        self._hold_until = 0.0
         self._n_outcomes = self._n_limited = 0
         self._failures = 0
         self._failing_since = 0.0
@@ -108,48 +142,61 @@ class Gate:
 
     # --- passing ---------------------------------------------------------------------------------
 
-    async def enter(self, tokens: float = 0, *, is_retry: bool = False) -> None:
+    async def enter(self, tokens: float = 0, *, is_retry: bool = False) -> Gate:
         """Waits for a place, for the pace and for a hold; retries pass before fresh requests.
+
+        Returns:
+            The gate of the server where the place is.
 
         Raises:
             GateClosedError: the run is stopping.
         """
         if self.closed.is_set():
             raise GateClosedError
-        if self._fresh or self._again or self.in_flight >= int(self.limit):
-            await self._queue(self._again if is_retry else self._fresh)
+        queue = self.queue
+        gate = None if queue.fresh or queue.again else queue.freest()
+        if gate is None:
+            gate = await self._wait_in(queue.again if is_retry else queue.fresh)
         else:
-            self.in_flight += 1
-        try:
-            await self._keep_pace(tokens)
-        except BaseException:
-            self.leave()
-            raise
+            gate.in_flight += 1
+        return await gate._keep_pace(tokens)
 
-    async def _queue(self, queue: deque[asyncio.Future[None]]) -> None:
-        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        queue.append(place)
+    async def _wait_in(self, line: deque[asyncio.Future[Gate]]) -> Gate:
+        place: asyncio.Future[Gate] = asyncio.get_running_loop().create_future()
+        line.append(place)
         try:
-            await place
+            return await place
         except asyncio.CancelledError:
             if place.done() and not place.cancelled() and place.exception() is None:
-                self.leave()  # the place was given and the taker left in the same moment
+                place.result().leave()  # given in the moment in which the taker left
             raise
 
-    async def _keep_pace(self, tokens: float) -> None:
+    async def _keep_pace(self, tokens: float) -> Gate:
+        """Waits with a place in hand; gives the gate of that place, another one after a hold."""
+        gate, queue = self, self.queue
         if not self._limits.waits:
-            return
-        now = time.monotonic()
-        wait = self._requests.reserve(1, now) if self._requests else 0.0
-        if self._tokens:
-            wait = max(wait, self._tokens.reserve(tokens, now))
-        if wait > 0:
-            await self.sleep(wait)
-        while (wait := self._hold_until - time.monotonic()) > 0:
-            # spread over a tenth more, so that a crowd does not start in one instant
-            await self.sleep(wait * random.uniform(1.0, 1.1))
-        if self.closed.is_set():
-            raise GateClosedError
+            return gate
+        try:
+            now = time.monotonic()
+            wait = queue.requests.reserve(1, now) if queue.requests else 0.0
+            if queue.tokens:
+                wait = max(wait, queue.tokens.reserve(tokens, now))
+            if wait > 0:
+                await gate.sleep(wait)
+            while (wait := gate.hold_until - time.monotonic()) > 0:
+                other = queue.freest()
+                if other is not None and other.hold_until < gate.hold_until:
+                    gate.in_flight, other.in_flight = gate.in_flight - 1, other.in_flight + 1
+                    gate = other
+                else:
+                    # spread over a tenth more, so that a crowd does not start in one instant
+                    await gate.sleep(wait * random.uniform(1.0, 1.1))
+            if self.closed.is_set():
+                raise GateClosedError
+        except BaseException:
+            gate.leave()
+            raise
+        return gate
 
     async def sleep(self, seconds: float) -> None:
         """Sleeps, but not past the moment in which the gate closes.
@@ -168,23 +215,16 @@ class Gate:
     def leave(self) -> None:
         """Frees a place."""
         self.in_flight -= 1
-        self._wake()
+        self.queue.wake()
 
     def close(self) -> None:
         """Turns away everybody who waits or comes later; what is in flight goes on."""
         self.closed.set()
-        for queue in (self._again, self._fresh):
-            while queue:
-                place = queue.popleft()
+        for line in (self.queue.again, self.queue.fresh):
+            while line:
+                place = line.popleft()
                 if not place.done():
                     place.set_exception(GateClosedError())
-
-    def _wake(self) -> None:
-        while (self._again or self._fresh) and self.in_flight < int(self.limit):
-            place = (self._again or self._fresh).popleft()
-            if not place.done():
-                self.in_flight += 1
-                place.set_result(None)
 
     # --- learning --------------------------------------------------------------------------------
 
@@ -199,7 +239,7 @@ class Gate:
         most = self._limits.in_flight
         if self.limit < most:
             self.limit = min(most, self.limit + max(1.0, most / CREEP_ROUNDS) / self.limit)
-            self._wake()
+            self.queue.wake()
 
     def _limited(self) -> None:
         """Lowers the number in flight once a round, by half the share of "too many" in it.
@@ -217,8 +257,8 @@ class Gate:
 
     def heed(self, headers: Mapping[str, str], tokens_beyond: float) -> None:
         """Heeds the limits named in a reply's headers, and tokens used beyond those booked."""
-        if self._tokens and tokens_beyond:
-            self._tokens.correct(tokens_beyond)
+        if self.queue.tokens and tokens_beyond:
+            self.queue.tokens.correct(tokens_beyond)
         for kind in ("requests", "tokens"):
             if headers.get(f"x-ratelimit-remaining-{kind}") == "0":
                 wait = duration_s(headers.get(f"x-ratelimit-reset-{kind}", ""))
@@ -233,12 +273,20 @@ class Gate:
             if error.retry_after_s:
                 self.hold(error.retry_after_s)
             self._limited()
-        elif self.is_suspect and self.limit > 1:
-            self._limit_before_outage, self.limit = self.limit, 1.0
+        elif self.is_suspect:
+            if self.limit > 1:
+                self._limit_before_outage, self.limit = self.limit, 1.0
+            if self.has_stand_in:
+                self.hold(REST_S)
 
     def hold(self, seconds: float) -> None:
         """Sends nothing more for so many seconds."""
-        self._hold_until = max(self._hold_until, time.monotonic() + seconds)
+        self.hold_until = max(self.hold_until, time.monotonic() + seconds)
+
+    @property
+    def has_stand_in(self) -> bool:
+        """True when another server answers."""
+        return any(not gate.is_suspect for gate in self.queue.gates if gate is not self)
 
     @property
     def is_suspect(self) -> bool:
@@ -247,8 +295,11 @@ class Gate:
         return self._failures >= max(GONE_FAILURES, few)
 
     def is_gone(self, error: EndpointError) -> bool:
-        """True when the endpoint did nothing but fail for too long; `error` is the last failure."""
-        if not self.is_suspect:
+        """True when the endpoint did nothing but fail for too long; `error` is the last failure.
+
+        Never while another server answers in its place.
+        """
+        if not self.is_suspect or self.has_stand_in:
             return False
         if not self._limits.waits:
             return True

@@ -1,13 +1,16 @@
-"""The same work through the provider's Batch API: cheaper, slower, into the same journal.
+"""The same work through files of requests: a provider's Batch API, or `vllm run-batch`.
 
-    summary = run_openai_batch(questions, task, endpoint, journal, Limits(max_attempts=3))
+    endpoint = Endpoint.parse("openai", "gpt-4o-mini", transport="batch-api")   # half the price
+    endpoint = Endpoint.parse("batch-files:requests", "Qwen3-32B")              # for vllm run-batch
+    run_batch(items, task, endpoint, journal, limits)
 
-Each round uploads the items that still want an answer as one or more files, waits until the
-provider has worked them off, and judges the replies as `run_batch` does; faulty ones are asked
-again in the next round. The journal keeps the ids of batches under way, so a run that was killed
-while waiting goes on waiting for the same batches instead of paying for new ones.
+Each round writes the questions that are open to one or more files and hands them in; when they are
+answered, the replies are checked as everywhere, and what is faulty is asked again in the next
+round. The journal knows the batches under way: a run that was killed or left while they are worked
+on goes on waiting for them, and pays for no second batch.
 
-Source: OpenAI API reference, "Batch" (50,000 requests and 200 MB a file, window 24h).
+Source: OpenAI API reference, "Batch" (50,000 requests and 200 MB a file, window 24 h); vLLM,
+"Offline inference with the OpenAI batch file format" (the same rows).
 """
 
 from __future__ import annotations
@@ -15,22 +18,30 @@ from __future__ import annotations
 import json
 import secrets
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import IO, Any, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, Self, TypeVar
 
-from cbtqa.errors import EndpointError, EndpointTimeoutError, IncompleteRunError
-from cbtqa.llm.asking import FormatLadder
-from cbtqa.llm.batch import Task, judge
-from cbtqa.llm.chat import ChatRequest, Fault
+from cbtqa.errors import DataError, EndpointError, EndpointTimeoutError, IncompleteRunError
+from cbtqa.llm.asking import (
+    NOTHING,
+    RUNGS,
+    USED_UP,
+    ItemFailedError,
+    ladder_of,
+    probable_usage,
+)
+from cbtqa.llm.batch import Line, Task, ask_all
+from cbtqa.llm.chat import ChatRequest, Fault, Reply
+from cbtqa.llm.cost import estimate_tokens
 from cbtqa.llm.endpoint import Endpoint, ResponseFormat
-from cbtqa.llm.journal import Entry, Journal, State, blocks_of
-from cbtqa.llm.limits import Limits
+from cbtqa.llm.journal import Standing, State
+from cbtqa.llm.limits import GateClosedError
 from cbtqa.llm.protocol import (
     RequestRefusedError,
     described,
@@ -38,178 +49,151 @@ from cbtqa.llm.protocol import (
     reply_of,
     request_body,
 )
-from cbtqa.records import Reason
+from cbtqa.records import Reason, Usage
 
 ItemT = TypeVar("ItemT")
 MOST_REQUESTS, MOST_BYTES = 50_000, 190_000_000
+POLL_S = 60.0
+AT_A_TIME = 1_000
+"""Items that are looked at together."""
 UNDER_WAY = "openai_batches"
-"""Name in the journal of a list of `{"token", "rung", "id"}`; an id is None until it is told."""
+"""Name in the journal of a list of `{"token", "id"}`; an id is None until it is told."""
 ENDED = ("completed", "expired", "cancelled", "failed")
-
-
-@dataclass(frozen=True)
-class _Open:
-    """One item's open question."""
-
-    key: str
-    attempt: int
-    request: ChatRequest
-
-    @property
-    def custom_id(self) -> str:
-        """Short, and the same in every run: keys may be longer than an id may be."""
-        return blake2b(f"{self.attempt}:{self.key}".encode(), digest_size=16).hexdigest()
+RUNG_NUMBERS = [str(number) for number, _ in enumerate(RUNGS)]
+URL: Literal["/v1/chat/completions"] = "/v1/chat/completions"
 
 
 class _Result(NamedTuple):
-    """One line of a batch's output, and the response format it was asked in."""
+    """One row of results, and the response format that was asked for."""
 
     row: dict[str, Any]
     rung: ResponseFormat
 
 
-def run_openai_batch(
-    items: Sequence[ItemT],
-    task: Task[ItemT],
-    endpoint: Endpoint,
-    journal: Journal,
-    limits: Limits,
-    *,
-    poll_s: float = 60.0,
-    on_wait: Callable[[str, int, int], None] | None = None,
-) -> None:
-    """Asks about every item that the journal does not hold yet; read `journal.outcomes` after.
-
-    Args:
-        items: a sequence, because every round goes over it again.
-        poll_s: seconds between looks at a batch.
-        on_wait: told `(status, n_completed, n_total)` at every look.
-
-    Raises:
-        IncompleteRunError: a batch was begun whose id never arrived and cannot be found, or a
-            batch ended without results.
-        EndpointError: the endpoint has no Batch API, or refuses.
-    """
-    name = f"format:{endpoint.host}:{endpoint.model}"
-    ladder = FormatLadder(
-        endpoint.format, proved=journal.meta(name), remember=partial(journal.set_meta, name)
-    )
-    run = _BatchRun(endpoint, journal, limits, ladder, poll_s, on_wait)
-    with tempfile.TemporaryDirectory() as folder, closing(run):
-        # a round more than the attempts for every repeat of what the endpoint failed on
-        for _ in range(1 + limits.max_attempts + limits.max_retries):
-            results = run.collect(Path(folder) / "results.jsonl")
-            if results:
-                _record_results(items, task, journal, limits, ladder, results)
-                run.forget()
-            questions = (open_ for _, open_ in _questions(items, task, journal, limits))
-            if not run.submit(questions, Path(folder)):
-                return
-        raise IncompleteRunError("the endpoint keeps failing on some requests of the batch")
-
-
-def _questions(
-    items: Sequence[ItemT], task: Task[ItemT], journal: Journal, limits: Limits
-) -> Iterator[tuple[ItemT, _Open]]:
-    """Each item that wants an answer, with its next question; a key counts once."""
-    seen: set[str] = set()
-    for block in blocks_of(items, 512):
-        keys = [task.key(item) for item in block]
-        standings = journal.standings(keys)
-        for item, key in zip(block, keys, strict=True):
-            standing = standings.get(key)
-            is_done = standing is not None and standing.is_done(limits.max_attempts)
-            if key in seen or is_done:
-                continue
-            seen.add(key)
-            last = journal.last_paid(key) if standing else None
-            if last is None or last.reply is None or last.fault is None:
-                yield item, _Open(key, 1, task.request(item))
-                continue
-            again = task.ask_again(item, last.reply, last.fault)
-            if again is not None:
-                yield item, _Open(key, last.attempt + 1, again)
-
-
-def _record_results(
-    items: Sequence[ItemT],
-    task: Task[ItemT],
-    journal: Journal,
-    limits: Limits,
-    ladder: FormatLadder,
-    results: dict[str, _Result],
-) -> None:
-    """Judges every result and writes its row; a result nobody asked for is passed over."""
-
-    def rows() -> Iterator[Entry]:
-        for item, question in _questions(items, task, journal, limits):
-            result = results.get(question.custom_id)
-            if result is not None:
-                yield _row_of(item, task, question, result, limits, ladder)
-
-    # whole before any is written: a row changes what the next question of an item is
-    journal.record(list(rows()))
-
-
-def _row_of(
-    item: ItemT,
-    task: Task[ItemT],
-    question: _Open,
-    result: _Result,
-    limits: Limits,
-    ladder: FormatLadder,
-) -> Entry:
-    key, attempt = question.key, question.attempt
-    response = result.row.get("response") or {}
-    status = response.get("status_code") or 0
-    try:
-        if status != 200:
-            said = json.dumps(response.get("body") or result.row.get("error"), ensure_ascii=False)
-            raise error_of(status or 500, {}, said)
-        reply = reply_of(response["body"], 0.0)
-    except RequestRefusedError as error:
-        is_format = error.names_format and ladder.below(result.rung, error) is not None
-        state = State.ENDPOINT if is_format else State.FINAL  # the next round asks a rung lower
-        return Entry(key, attempt, state, None, error.fault)
-    except EndpointError as error:
-        return Entry(key, attempt, State.ENDPOINT, None, Fault(Reason.ENDPOINT, str(error)))
-    if question.request.json_schema is not None:
-        ladder.answered(result.rung)
-    return judge(task, item, Entry(key, attempt, State.UNCHECKED, reply), limits)[0]
-
-
-class _BatchRun:
-    """Uploads, waits and downloads, and keeps in the journal what is under way."""
+class BatchRun(Generic[ItemT]):
+    """One call of `run_batch` for an endpoint that is handed files."""
 
     def __init__(
         self,
+        line: Line,
+        items: Iterable[ItemT],
+        task: Task[ItemT],
         endpoint: Endpoint,
-        journal: Journal,
-        limits: Limits,
-        ladder: FormatLadder,
-        poll_s: float,
-        on_wait: Callable[[str, int, int], None] | None,
+        *,
+        wait: bool,
     ) -> None:
-        import openai
+        self._line, self._open, self._task, self._endpoint = line, list(items), task, endpoint
+        self._journal, self._limits, self._budget = line.journal, line.limits, line.budget
+        self._wait, self._ladder = wait, ladder_of(endpoint, line.journal)
+        self._results: dict[str, _Result] = {}
+        self._failures: Counter[str] = Counter()
+        self._booked: dict[str, Usage] = {}
+        self._is_used_up = False
 
-        self._endpoint, self._journal, self._limits = endpoint, journal, limits
-        self._ladder, self._poll_s, self._on_wait = ladder, poll_s, on_wait
-        self._openai = openai
-        self._client = openai.OpenAI(
-            base_url=endpoint.base_url,
-            api_key=endpoint.key or "none",
-            timeout=limits.timeout_s,
-            # as in `transport`: neither text nor key may be carried elsewhere
-            http_client=openai.DefaultHttpxClient(
-                follow_redirects=False, trust_env=not endpoint.is_local
-            ),
-        )
+    async def run(self) -> None:
+        """Rounds until no question is open; `line.conclude` tells what ended them early."""
+        place = _Folder(self._endpoint) if self._endpoint.folder else _Provider(self._endpoint)
+        with tempfile.TemporaryDirectory() as folder:
+            async with self._line, place:
+                while self._open:
+                    await self._collect(place)
+                    await self._ask(_Writer(Path(folder)), place)
+                if self._is_used_up:
+                    self._line.stop(USED_UP)
 
-    def close(self) -> None:
-        """Closes the connections."""
-        self._client.close()
+    async def _ask(self, writer: _Writer, place: _Place) -> None:
+        """Checks every result there is, and hands in what is still to be asked."""
+        self._writer, items, self._open = writer, self._open, []
 
-    # --- what is under way -----------------------------------------------------------------------
+        async def ask(item: ItemT, key: str, standing: Standing | None) -> None:
+            questions = partial(self._task.check, item), partial(self._task.ask_again, item)
+            answer = partial(self._answer, item, key)
+            request = self._task.request(item)
+            await self._line.work(key, standing, request, *questions, answer=answer)
+
+        await ask_all(self._line, items, self._task, AT_A_TIME, ask)
+        await self._line.drain()
+        if self._line.is_stopping:
+            raise GateClosedError
+        self._line.meter.n_unfinished = len(self._open)
+        # every result stands in the journal now
+        self._results.clear()
+        self._note([])
+        for path in writer.close():
+            await self._line.call(self._submit(path, place))
+        if not writer.names:
+            self._open = []  # the budget is used up: nothing more will be sent
+
+    async def _answer(self, item: ItemT, key: str, request: ChatRequest, attempt: int) -> Reply:
+        """The reply among the results; else the question goes into a file.
+
+        Raises:
+            GateClosedError: it was written, or the budget is used up.
+            ItemFailedError: the request was refused, or failed too often.
+        """
+        # short, and the same in every run: keys may be longer than an id may be
+        name = blake2b(f"{attempt}:{key}".encode(), digest_size=16).hexdigest()
+        result = self._results.pop(name, None)
+        if result is not None:
+            reply = self._reply(key, request, result, self._booked.pop(name, NOTHING))
+            if reply is not None:
+                return reply
+        if name in self._writer.names:
+            self._line.meter.n_duplicates += 1
+            raise GateClosedError
+        self._open.append(item)
+        booked = probable_usage(request, _estimate(request), self._line.meter)
+        if self._budget:
+            if self._budget.is_used_up(booked):
+                self._is_used_up = True
+                raise GateClosedError
+            self._budget.book(booked)
+        self._booked[name] = booked
+        rung = self._ladder.rung
+        body = request_body(request, self._endpoint, rung, attempt)
+        row = {
+            "custom_id": f"{name}-{RUNG_NUMBERS[RUNGS.index(rung)]}",
+            "method": "POST",
+            "url": URL,
+        }
+        self._writer.write(name, row | {"body": body})
+        self._line.meter.n_requests += 1
+        self._line.meter.n_repeats += key in self._failures
+        raise GateClosedError
+
+    def _reply(
+        self, key: str, request: ChatRequest, result: _Result, booked: Usage
+    ) -> Reply | None:
+        """The reply in a result; None when the request is to be sent again."""
+        if self._budget:
+            self._budget.release(booked)
+        response = result.row.get("response") or {}
+        status = response.get("status_code") or 0
+        try:
+            if status != 200:
+                said = response.get("body") or result.row.get("error")
+                raise error_of(status or 500, {}, json.dumps(said, ensure_ascii=False))
+            reply = reply_of(response["body"], 0.0)
+        except RequestRefusedError as error:
+            lower = self._ladder.below(result.rung, error) if request.json_schema else None
+            self._failures[key] += 1
+            if lower is None or not error.names_format or self._failures[key] > len(RUNGS):
+                raise ItemFailedError(State.FINAL, error.fault) from None
+            return None  # once more, a rung lower
+        except EndpointError as error:
+            self._failures[key] += 1
+            if self._failures[key] > self._limits.max_retries:
+                fault = Fault(Reason.ENDPOINT, f"given up after {self._failures[key]}: {error}")
+                raise ItemFailedError(State.ENDPOINT, fault) from None
+            return None
+        if request.json_schema is not None:
+            self._ladder.answered(result.rung)
+        self._line.meter.paid(reply.usage, _estimate(request))
+        if self._budget:
+            self._budget.book(reply.usage)
+        return replace(reply, host=self._endpoint.host)
+
+    # --- batches under way -----------------------------------------------------------------------
 
     def _under_way(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = json.loads(self._journal.meta(UNDER_WAY) or "[]")
@@ -218,122 +202,238 @@ class _BatchRun:
     def _note(self, batches: list[dict[str, Any]]) -> None:
         self._journal.set_meta(UNDER_WAY, json.dumps(batches))
 
-    def forget(self) -> None:
-        """Notes that the results of all batches stand in the journal."""
-        self._note([])
-
-    # --- sending ---------------------------------------------------------------------------------
-
-    def submit(self, questions: Iterator[_Open], folder: Path) -> int:
-        """Uploads the questions in as many files as needed and starts their batches."""
-        count = 0
-        while (n_written := self._write_file(questions, folder / "batch.jsonl")) > 0:
-            self._start(folder / "batch.jsonl")
-            count += n_written
-        return count
-
-    def _write_file(self, questions: Iterator[_Open], path: Path) -> int:
-        n_bytes = count = 0
-        with path.open("w", encoding="utf-8") as stream:
-            while count < MOST_REQUESTS and n_bytes < MOST_BYTES:
-                question = next(questions, None)
-                if question is None:
-                    break
-                n_bytes += self._write_line(question, stream)
-                count += 1
-        return count
-
-    def _write_line(self, question: _Open, stream: IO[str]) -> int:
-        body = request_body(question.request, self._endpoint, self._ladder.rung, question.attempt)
-        line = {
-            "custom_id": question.custom_id,
-            "method": "POST",
-            "url": "/v1/chat/completions",
-            "body": body,
-        }
-        text = json.dumps(line, ensure_ascii=False) + "\n"
-        stream.write(text)
-        return len(text.encode())
-
-    def _start(self, path: Path) -> None:
-        token = secrets.token_hex(8)
-        under_way = self._under_way()
+    async def _submit(self, path: Path, place: _Place) -> None:
+        under_way, token = self._under_way(), secrets.token_hex(8)
+        entry: dict[str, Any] = {"token": token, "id": None}
         # noted before it exists: a kill between here and the answer must not cost a second batch
-        self._note([*under_way, {"token": token, "rung": self._ladder.rung, "id": None}])
+        self._note([*under_way, entry])
+        self._note([*under_way, entry | {"id": await place.submit(path, token)}])
+
+    async def _collect(self, place: _Place) -> None:
+        """Waits for every batch under way and reads its results; what is still out stops the run.
+
+        Results stay noted as under way until all of them stand in the journal.
+        """
+        out = []
+        for entry in self._under_way():
+            name = entry["id"] or await self._line.call(place.find(entry["token"]))
+            if name is None:
+                continue  # the upload never became a batch: nothing was paid
+            if not await self._wait_for(name, place):
+                out.append(name)
+                continue
+            rows = await self._line.call(place.rows(name))
+            if rows is None:
+                self._note([one for one in self._under_way() if one != entry])
+                raise IncompleteRunError(
+                    f"batch {name} ended without results: {self._line.meter.last_note}",
+                    hint="give the same command again to send its requests anew",
+                )
+            for row in rows:
+                question, _, number = row["custom_id"].partition("-")
+                if number in RUNG_NUMBERS:  # else a result of somebody else's question
+                    self._results[question] = _Result(row, RUNGS[RUNG_NUMBERS.index(number)])
+        if out:
+            self._line.stop(place.what_to_do(out))
+            raise GateClosedError
+
+    async def _wait_for(self, name: str, place: _Place) -> bool:
+        """Whether a batch has ended, after waiting for it where that is wanted."""
+        n_failed = 0
+        while True:
+            try:
+                has_ended, note = await self._line.call(place.look(name))
+            except EndpointError as error:
+                n_failed, has_ended, note = n_failed + 1, False, str(error)
+                if not error.is_retryable or n_failed > self._limits.max_retries:
+                    raise
+            self._line.meter.note(note)
+            if has_ended or not (self._wait and place.can_wait):
+                return has_ended
+            await self._line.sleep(POLL_S)
+
+
+def _estimate(request: ChatRequest) -> int:
+    return sum(estimate_tokens(message["content"]) for message in request.messages)
+
+
+class _Writer:
+    """Files of requests, each within the provider's limits."""
+
+    def __init__(self, folder: Path) -> None:
+        self.names: set[str] = set()
+        self._folder, self._paths = folder, list[Path]()
+        self._stream: Any = None
+        self._n_rows = self._n_bytes = 0
+
+    def write(self, name: str, row: dict[str, Any]) -> None:
+        """Appends one request, the question's name beside it."""
+        data = (json.dumps(row, ensure_ascii=False) + "\n").encode()
+        is_full = self._n_rows >= MOST_REQUESTS or self._n_bytes + len(data) > MOST_BYTES
+        if self._stream is None or is_full:
+            self.close()
+            self._paths.append(self._folder / f"{len(self._paths)}.jsonl")
+            self._stream, self._n_rows, self._n_bytes = self._paths[-1].open("wb"), 0, 0
+        self._stream.write(data)
+        self.names.add(name)
+        self._n_rows, self._n_bytes = self._n_rows + 1, self._n_bytes + len(data)
+
+    def close(self) -> list[Path]:
+        """The files, all on disk."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+        return self._paths
+
+
+# --- where files are handed in -------------------------------------------------------------------
+
+
+class _Provider:
+    """A provider's Batch API: takes files of requests, gives results; `_Folder` does the same."""
+
+    can_wait = True
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        import openai
+
+        self._openai, self._host = openai, endpoint.host
+        self._client = openai.AsyncOpenAI(
+            base_url=endpoint.base_url,
+            api_key=endpoint.key or "none",
+            max_retries=2,
+            http_client=openai.DefaultAsyncHttpxClient(
+                follow_redirects=False, trust_env=not endpoint.is_local
+            ),
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.close()
+
+    async def submit(self, path: Path, token: str) -> str:
+        """Hands a file in; gives the batch's name."""
         with self._mapped_errors():
-            with path.open("rb") as stream:
-                uploaded = self._client.files.create(file=stream, purpose="batch")
-            started = self._client.batches.create(
+            uploaded = await self._client.files.create(file=path, purpose="batch")
+            started = await self._client.batches.create(
                 input_file_id=uploaded.id,
-                endpoint="/v1/chat/completions",
+                endpoint=URL,
                 completion_window="24h",
                 metadata={"cbtqa": token},
             )
-        self._note([*under_way, {"token": token, "rung": self._ladder.rung, "id": started.id}])
+        return started.id
 
-    # --- receiving -------------------------------------------------------------------------------
-
-    def collect(self, path: Path) -> dict[str, _Result]:
-        """Waits for every batch under way; gives results by custom id."""
-        results: dict[str, _Result] = {}
-        for entry in self._under_way():
-            batch_id = entry["id"] or self._find(entry["token"])
-            if batch_id is None:
-                continue  # the upload never became a batch: nothing was paid
-            batch = self._wait(batch_id)
-            names = [batch.output_file_id, batch.error_file_id]
-            for name in filter(None, names):
-                with self._mapped_errors():
-                    self._client.files.content(name).write_to_file(path)
-                with path.open(encoding="utf-8") as stream:
-                    for line in filter(str.strip, stream):
-                        row = json.loads(line)
-                        results[row["custom_id"]] = _Result(row, entry["rung"])
-            if not any(names):
-                self.forget()
-                raise IncompleteRunError(
-                    f"batch {batch_id} ended as '{batch.status}' without results: {batch.errors}",
-                    hint="give the same command again to send its requests anew",
-                )
-        return results
-
-    def _find(self, token: str) -> str | None:
+    async def find(self, token: str) -> str | None:
+        """The name of the batch that was handed in with this token, or None."""
         with self._mapped_errors():
-            for batch in self._client.batches.list(limit=100):
+            async for batch in self._client.batches.list(limit=100):
                 if (batch.metadata or {}).get("cbtqa") == token:
-                    return str(batch.id)
+                    return batch.id
         return None
 
-    def _wait(self, batch_id: str) -> Any:
-        while True:
-            with self._mapped_errors():
-                batch = self._client.batches.retrieve(batch_id)
-            counts = batch.request_counts
-            if self._on_wait and counts is not None:
-                self._on_wait(batch.status, counts.completed, counts.total)
-            if batch.status in ENDED:
-                return batch
-            time.sleep(self._poll_s if self._limits.waits else 0)
+    async def look(self, name: str) -> tuple[bool, str]:
+        """Whether it has ended, and how it is doing."""
+        with self._mapped_errors():
+            batch = await self._client.batches.retrieve(name)
+        counts = batch.request_counts
+        done = f" {counts.completed:,} of {counts.total:,} requests" if counts else ""
+        trouble = [one.message for one in (batch.errors and batch.errors.data) or []]
+        said = "; ".join(filter(None, [f"{name}: {batch.status}{done}", *trouble]))
+        return batch.status in ENDED, said
 
-    def _mapped_errors(self) -> Any:
-        return _MappedErrors(self._openai)
+    async def rows(self, name: str) -> list[dict[str, Any]] | None:
+        """All results of an ended batch; None when it has none at all."""
+        rows: list[dict[str, Any]] | None = None
+        with self._mapped_errors():
+            batch = await self._client.batches.retrieve(name)
+            for file in filter(None, (batch.output_file_id, batch.error_file_id)):
+                content = await self._client.files.content(file)
+                rows = (rows or []) + [json.loads(line) for line in content.iter_lines() if line]
+        return rows
 
+    def what_to_do(self, names: list[str]) -> str:
+        """What these batches wait for."""
+        return f"under way at {self._host}: {', '.join(names)}"
 
-class _MappedErrors:
-    """Turns the SDK's errors into ours."""
-
-    def __init__(self, openai: Any) -> None:
-        self._openai = openai
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if isinstance(error, self._openai.APIStatusError):
+    @contextmanager
+    def _mapped_errors(self) -> Iterator[None]:
+        """Turns the SDK's errors into ours."""
+        try:
+            yield
+        except self._openai.APIStatusError as error:
             answer = error.response
             raise error_of(answer.status_code, answer.headers, answer.content) from None
-        if isinstance(error, self._openai.APIConnectionError):
+        except self._openai.APIConnectionError as error:
             cause = error.__cause__ or error
             raise EndpointTimeoutError(f"the connection broke: {described(cause)}") from None
-        if isinstance(error, self._openai.APIError):
+        except self._openai.APIError as error:
             raise EndpointError(f"answered what is no Batch API: {described(error)}") from None
+
+
+class _Folder:
+    """`requests-N.jsonl` in a folder; whoever answers them puts `requests-N-output.jsonl` beside.
+
+    Nobody knows when that happens, so the run ends after writing and is given again. A file of
+    requests that was deleted meanwhile is written anew.
+    """
+
+    can_wait = False
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        assert endpoint.folder is not None
+        self._folder, self._model = endpoint.folder, endpoint.model
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        return None
+
+    async def submit(self, path: Path, token: str) -> str:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        taken = [int(one.stem.split("-")[1]) for one in self._folder.glob("requests-[0-9]*.jsonl")]
+        target = self._folder / f"requests-{max(taken, default=0) + 1}.jsonl"
+        target.write_bytes(path.read_bytes())
+        return target.name
+
+    async def find(self, token: str) -> str | None:
+        return None  # killed before it was written, or written and unknown: written anew
+
+    async def look(self, name: str) -> tuple[bool, str]:
+        path = self._folder / name
+        if not path.is_file():
+            return True, f"{path} is gone"
+        asked = {row["custom_id"] for row in _rows_of(path)}
+        missing = asked - {row["custom_id"] for row in await self.rows(name)}
+        return not missing, f"{len(asked) - len(missing):,} of {len(asked):,} results for {name}"
+
+    async def rows(self, name: str) -> list[dict[str, Any]]:
+        paths = sorted(self._folder.glob(f"{Path(name).stem}-*.jsonl"))
+        return [row for path in paths for row in _rows_of(path)]
+
+    def what_to_do(self, names: list[str]) -> str:
+        stem = Path(names[0]).stem
+        return (
+            f"results are missing for {', '.join(names)} in {self._folder}; such as: vllm "
+            f"run-batch --model {self._model} -i {names[0]} -o {stem}-output.jsonl"
+        )
+
+
+def _rows_of(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a file; a last line that is still being written is left out."""
+    with path.open(encoding="utf-8") as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                row = json.loads(line)
+                assert isinstance(row["custom_id"], str)
+            except (ValueError, KeyError, TypeError, AssertionError):
+                if line.endswith("\n"):
+                    problem = "is no row of a batch's results (custom_id, response, error)"
+                    raise DataError(problem, where=f"{path}:{number}") from None
+                return
+            yield row
+
+
+_Place = _Provider | _Folder

@@ -43,6 +43,8 @@ class Progress:
     eta_s: float | None
     oldest_s: float
     """Age of the oldest request in flight: large at the end, it is a straggler."""
+    note: str = ""
+    """What the run waits for, or which server it goes on without; mostly empty."""
 
     @property
     def n_done(self) -> int:
@@ -91,31 +93,30 @@ class Meter:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     estimated_prompt: int = 0
-    reserved_prompt: int = 0
-    reserved_completion: int = 0
+    last_note: str = ""
 
     def __post_init__(self) -> None:
         self._started = time.monotonic()
         self._in_flight: dict[float, None] = {}
         self._ends: deque[tuple[float, int]] = deque([(self._started, 0)])
 
-    def sent(self, booked: Usage, *, is_repeat: bool) -> float:
+    def note(self, text: str) -> None:
+        """Notes what people should know of the run as it stands."""
+        self.last_note = text
+
+    def sent(self, *, is_repeat: bool) -> float:
         """Notes a request; gives its monotonic time, unique among those in flight."""
         self.n_requests += 1
         self.n_repeats += is_repeat
-        self.reserved_prompt += booked.prompt_tokens
-        self.reserved_completion += booked.completion_tokens
         now = time.monotonic()
         while now in self._in_flight:
             now += 1e-7
         self._in_flight[now] = None
         return now
 
-    def returned(self, sent_at: float, booked: Usage) -> None:
+    def returned(self, sent_at: float) -> None:
         """Notes that a request is no longer in flight."""
         del self._in_flight[sent_at]
-        self.reserved_prompt -= booked.prompt_tokens
-        self.reserved_completion -= booked.completion_tokens
 
     def paid(self, usage: Usage, estimate: int) -> None:
         """Notes the tokens of a reply, and how many its prompt was thought to have."""
@@ -140,11 +141,6 @@ class Meter:
     def n_in_flight(self) -> int:
         """Requests sent and not yet answered."""
         return len(self._in_flight)
-
-    @property
-    def reserved(self) -> Usage:
-        """Tokens booked by the requests in flight."""
-        return Usage(prompt_tokens=self.reserved_prompt, completion_tokens=self.reserved_completion)
 
     @property
     def mean_completion_tokens(self) -> float | None:
@@ -197,6 +193,7 @@ class Meter:
             rate_per_s=rate,
             eta_s=max(0, left) / rate if left is not None and rate > 0 else None,
             oldest_s=now - next(iter(self._in_flight), now),
+            note=self.last_note,
         )
 
     def summary(self, stopped: str | None) -> BatchSummary:

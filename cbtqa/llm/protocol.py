@@ -63,7 +63,8 @@ def request_body(
         body["stop"] = list(sampling.stop)
     if request.json_schema is not None and rung != "text":
         body["response_format"] = _response_format(request, rung)
-    return body | sampling.extra
+    # a field that `extra` gives as null is left to the server
+    return {name: value for name, value in (body | sampling.extra).items() if value is not None}
 
 
 def _response_format(request: ChatRequest, rung: ResponseFormat) -> dict[str, Any]:

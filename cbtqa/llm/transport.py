@@ -57,7 +57,12 @@ class Transport(Protocol):
 
 
 def open_transport(endpoint: Endpoint, n_connections: int) -> Transport:
-    """The transport that the endpoint names, with room for so many connections at once."""
+    """The transport that the endpoint names, with room for so many connections at once.
+
+    Raises:
+        EndpointAuthError: a remote endpoint, and no key for it.
+    """
+    endpoint.check_key()
     _allow_open_files(n_connections + 256)
     if endpoint.transport == "sdk":
         return SdkTransport(endpoint)

@@ -35,7 +35,7 @@ from cbtqa.metrics.score_folder import (
     explained,
     label_of,
 )
-from cbtqa.metrics.scoring import ScoreSettings
+from cbtqa.metrics.scoring import Scored, ScoreSettings
 from cbtqa.records import Record
 from cbtqa.report.table import Cell, Column, Estimate, Table
 from cbtqa.report.words import number, p_value, signed
@@ -162,11 +162,14 @@ class Comparison(Record):
 
 
 def compare(
-    settings: CompareSettings, on_block: OnBlock = lambda n_done, n_total: None
+    settings: CompareSettings,
+    on_block: OnBlock = lambda n_done, n_total: None,
+    scored: Sequence[Scored] = (),
 ) -> Comparison:
     """Compares systems on the questions that they share.
 
     Args:
+        scored: results of `score`, beside what the settings name.
         on_block: told now and then how many references are scored, and of how many.
 
     Raises:
@@ -174,7 +177,7 @@ def compare(
             for the test.
         DataError: the systems were scored on other questions, references or settings.
     """
-    contenders = gather(settings, on_block)
+    contenders = gather(settings, on_block, scored)
     refuse_other_references(contenders)
     contenders = on_same_rows(contenders, is_common=settings.common)
     _refuse_bootstrap_test_of_few(contenders[0], settings)

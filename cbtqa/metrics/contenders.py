@@ -18,7 +18,7 @@ from cbtqa.metrics.evaluation import OnBlock, SystemScores
 from cbtqa.metrics.pairs import Predictions, References
 from cbtqa.metrics.registry import additive_metric
 from cbtqa.metrics.score_folder import SCORES_NAME, StoredScores
-from cbtqa.metrics.scoring import ScoreReport, ScoreSettings, score
+from cbtqa.metrics.scoring import Scored, ScoreReport, ScoreSettings, score
 from cbtqa.metrics.text.sequences import Ints
 from cbtqa.records import MetricScore
 from cbtqa.statistics.resampling import sum_by_cluster
@@ -70,8 +70,10 @@ def reported_of(report: ScoreReport, system: str) -> dict[str, MetricScore]:
     return {one.metric: one for one in report.scores if one.system == system}
 
 
-def gather(settings: ScoreSettings, on_block: OnBlock) -> list[Contender]:
-    """Every system of the folders and files named, the folders' first.
+def gather(
+    settings: ScoreSettings, on_block: OnBlock, scored: Sequence[Scored] = ()
+) -> list[Contender]:
+    """Every system already scored, then of the folders and of the files named.
 
     Raises:
         UsageError: fewer than two systems, or two of one name.
@@ -79,26 +81,13 @@ def gather(settings: ScoreSettings, on_block: OnBlock) -> list[Contender]:
     folders = [path for path in settings.predictions if (path / SCORES_NAME).exists()]
     rest = tuple(path for path in settings.predictions if path not in folders)
     found: list[Contender] = []
+    for one in scored:
+        found += _contenders_of(one, with_anchors=settings.anchors)
     for folder in folders:
-        stored = StoredScores(folder)
-        anchors = {one.system for one in stored.report.systems if one.is_anchor}
-        found += [
-            Contender(
-                answers, scores, stored.references, reported_of(stored.report, answers.system)
-            )
-            for answers, scores in zip(stored.predictions, stored.evaluated, strict=True)
-            if settings.anchors or answers.system not in anchors
-        ]
+        found += _contenders_of(StoredScores(folder), with_anchors=settings.anchors)
     if rest:
-        scored = score(
-            settings.model_copy(update={"predictions": rest}), on_block, is_checked=False
-        )
-        found += [
-            Contender(
-                answers, scores, scored.references, reported_of(scored.report, answers.system)
-            )
-            for answers, scores in zip(scored.predictions, scored.evaluated, strict=True)
-        ]
+        fresh = score(settings.model_copy(update={"predictions": rest}), on_block, is_checked=False)
+        found += _contenders_of(fresh, with_anchors=True)
     names = [contender.name for contender in found]
     if len(names) < 2:
         raise UsageError(
@@ -108,6 +97,15 @@ def gather(settings: ScoreSettings, on_block: OnBlock) -> list[Contender]:
     if len(set(names)) < len(names):
         raise UsageError(f"two systems of one name among {', '.join(names)}")
     return found
+
+
+def _contenders_of(scored: Scored | StoredScores, *, with_anchors: bool) -> list[Contender]:
+    anchors = {one.system for one in scored.report.systems if one.is_anchor}
+    return [
+        Contender(answers, scores, scored.references, reported_of(scored.report, answers.system))
+        for answers, scores in zip(scored.predictions, scored.evaluated, strict=True)
+        if with_anchors or answers.system not in anchors
+    ]
 
 
 def refuse_other_references(contenders: Sequence[Contender]) -> None:

@@ -1,6 +1,6 @@
 """Every metric of cbtqa for Hugging Face `evaluate`. Loaded by path, never by the package itself.
 
-    from cbtqa.metrics.evaluation import EVALUATE_MODULE
+    from cbtqa import EVALUATE_MODULE
     bleu = evaluate.load(EVALUATE_MODULE, "bleu_zh")
     bleu.compute(predictions=["我很好。"], references=["我很好！"])
     bleu.compute(predictions=["我很好。"], references=[["我很好！", "我好。"]])

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
@@ -41,7 +42,7 @@ from cbtqa.metrics.structure import (
     read_steps,
     train_step_model,
 )
-from cbtqa.records import MetricScore, Record
+from cbtqa.records import MetricScore, Record, Tabular
 from cbtqa.statistics.resampling import BOOTSTRAP_TRIALS, DEFAULT_SEED, FEW_ITEMS
 
 
@@ -125,7 +126,7 @@ class ScoreReport(Record):
     """Scores recomputed by the programs that define them."""
 
 
-class Scored:
+class Scored(Tabular):
     """A report together with the data it was made from, for files and comparisons."""
 
     def __init__(
@@ -138,6 +139,10 @@ class Scored:
     ) -> None:
         self.report, self.references, self.predictions = report, references, predictions
         self.evaluated, self.metrics = evaluated, metrics
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report."""
+        return self.report.to_dict()
 
 
 def score(

@@ -22,7 +22,6 @@ from typing import Any
 
 from cbtqa.errors import DataError, UsageError
 from cbtqa.files import sha256_of
-from cbtqa.psyqa.cleaning import clean, move_offset
 from cbtqa.psyqa.rows import Row, identify, iterate_rows
 from cbtqa.records import Question, Reason, ReferenceAnswer, Rejection, StrategySpan
 
@@ -459,3 +458,43 @@ def name_of(value: object) -> str:
     if value is None:
         return "nothing"
     return names.get(type(value), f"the {type(value).__name__} {value!r}"[:60])
+
+
+# --- cleaning ------------------------------------------------------------------------------------
+# What text from outside is freed of. Removed: control characters but tab and newline, zero-width
+# and direction marks, the soft hyphen, byte-order marks. Kept: the zero-width joiner and variation
+# selectors, which hold emoji together. Half a surrogate pair, which no file can hold, becomes
+# U+FFFD. Line ends become `\n`, no-break blanks plain ones, blanks at both ends go. Wording,
+# spelling and punctuation stay untouched.
+
+_REPLACED = {"\u00a0": " ", "\r": ""}
+_odd_marks = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00a0\u00ad\u200b\u200c\u200e\u200f\u202a-\u202e"
+    "\u2060-\u2064\u2066-\u2069\ufeff\ud800-\udfff]"
+)
+
+
+def clean(text: str) -> tuple[str, int]:
+    """The cleaned text, and how many characters were odd (line ends and blanks don't count)."""
+    if _odd_marks.search(text) is None:
+        return text.strip(), 0
+    n_odd = sum(mark not in _REPLACED for mark in _odd_marks.findall(text))
+    return _scrub(text).strip(), n_odd
+
+
+def move_offset(text: str, offset: int) -> int:
+    """Where an offset into a raw text lies in its cleaned form."""
+    scrubbed = _scrub(text)
+    n_leading = len(scrubbed) - len(scrubbed.lstrip())
+    moved = len(_scrub(text[:offset])) - n_leading
+    return min(max(moved, 0), len(scrubbed.strip()))
+
+
+def _scrub(text: str) -> str:
+    """Character by character, so that a prefix of the text gives a prefix of the result."""
+    return _odd_marks.sub(_replacement, text)
+
+
+def _replacement(match: re.Match[str]) -> str:
+    mark = match[0]
+    return "\ufffd" if "\ud800" <= mark <= "\udfff" else _REPLACED.get(mark, "")

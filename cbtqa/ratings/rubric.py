@@ -142,6 +142,16 @@ class Rubric(Record):
         return hashlib.sha256(plain.encode()).hexdigest()
 
     @property
+    def versioned_id(self) -> str:
+        """Such as `cbt-llm.v1`."""
+        return f"{self.id}.v{self.version}"
+
+    @property
+    def scales(self) -> tuple[Criterion, ...]:
+        """The criteria that are scales."""
+        return tuple(criterion for criterion in self.criteria if criterion.kind == "scale")
+
+    @property
     def marks(self) -> tuple[Criterion, ...]:
         """The criteria that are marks."""
         return tuple(criterion for criterion in self.criteria if criterion.kind == "mark")

@@ -23,7 +23,7 @@ from typing import Any
 
 import ahocorasick
 
-from cbtqa.records import Risk
+from cbtqa.records import Risk, Tabular
 from cbtqa.safety.matching import find
 from cbtqa.safety.normalise import Language, fold, squeeze
 from cbtqa.safety.rules import load_rules
@@ -50,7 +50,7 @@ class Hit:
 
 
 @dataclass(frozen=True, slots=True)
-class Screening:
+class Screening(Tabular):
     """The grade of a text: the highest of its hits."""
 
     risk: Risk

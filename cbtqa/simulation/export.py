@@ -24,30 +24,47 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from cbtqa.errors import ConfigError, DataError, IncompleteRunError
+from cbtqa.errors import ConfigError, DataError
 from cbtqa.files import read_jsonl, write_jsonl
+from cbtqa.llm.batch import Line, OnProgress, run_anywhere
 from cbtqa.llm.chat import Fault, Message, Reply
+from cbtqa.llm.cost import Estimate
 from cbtqa.llm.journal import Journal
-from cbtqa.llm.limits import GateClosedError
-from cbtqa.llm.progress import Meter, Progress
+from cbtqa.llm.runs import open_run
 from cbtqa.manifest import (
     MANIFEST_NAME,
     Manifest,
     describe_file,
-    describe_settings,
+    new_manifest,
     now,
-    package_versions,
     write_manifest,
 )
-from cbtqa.records import Reason, Session, SessionState, Turn, TurnMark
+from cbtqa.records import Reason, Session, SessionState, Turn, TurnMark, Usage
 from cbtqa.settings import Resolved
 from cbtqa.simulation.draws import seed_of
-from cbtqa.simulation.playing.messages import Casting, Scene, read_therapist, turn_content
-from cbtqa.simulation.playing.players import Call, Desk, Exchange, Purse, pass_gate
-from cbtqa.simulation.playing.run import NOTICE, EngineSettings, RunLimits
+from cbtqa.simulation.playing.estimate import THERAPIST_TOKENS, count_done, estimate_players
+from cbtqa.simulation.playing.messages import (
+    Casting,
+    Scene,
+    read_therapist,
+    tokens_of,
+    turn_content,
+)
+from cbtqa.simulation.playing.players import (
+    Call,
+    OpenPlayer,
+    Players,
+)
+from cbtqa.simulation.playing.run import (
+    NOTICE,
+    PlayersSettings,
+    RunLimits,
+    at_endpoint,
+    service_of,
+)
 from cbtqa.simulation.profiles import Profile
 from cbtqa.simulation.sessions import PROFILES_NAME, StudyFolder, split_sessions
-from cbtqa.simulation.study import Arm, Pairs, Player, ReasoningForm, StudySettings, load_study
+from cbtqa.simulation.study import Arm, Pairs, ReasoningForm, StudySettings, load_study
 from cbtqa.splits import SPLITS
 
 TRL = {
@@ -55,10 +72,10 @@ TRL = {
     "sft": "trl.SFTTrainer: prompt and completion, loss on the completion by default",
     "orpo": "trl.experimental.orpo.ORPOTrainer: all three columns are lists of messages",
 }
-PAIRS_JOURNAL = "pairs.sqlite"
+PAIRS_JOURNAL, FINGERPRINT = "pairs.sqlite", {"journal": "preference pairs"}
 
 
-class ExportSettings(EngineSettings):
+class ExportSettings(PlayersSettings):
     """Flags of `cbtqa simulate export`."""
 
     sessions: Path = Path("cbtqa-study")
@@ -96,7 +113,7 @@ class Exported:
 
 
 def export_sessions(
-    resolved: Resolved[ExportSettings], *, on_progress: Callable[[Progress], None] | None = None
+    resolved: Resolved[ExportSettings], *, on_progress: OnProgress | None = None
 ) -> Exported:
     """Writes the rows of a study folder.
 
@@ -111,24 +128,46 @@ def export_sessions(
         raise ConfigError("validation and test leave nothing for train")
     started_at = now()
     work = _Export(settings, StudyFolder(settings.sessions))
-    acknowledged = work.pass_gate()
-    counts = work.write(_open_out(settings.out), on_progress)
-    manifest = Manifest(
-        kind="training rows",
-        packages=package_versions(),
-        settings=describe_settings(resolved),
+    out, acknowledged = _open_out(settings.out), {}
+    if work.pairs is None:
+        counts = work.write(out, None, on_progress)
+    else:
+        askers = (work.pairs.chosen, work.pairs.rejected)
+        limits, is_acknowledged = settings.run_limits, settings.acknowledge_disclosure
+        service = service_of(askers, limits, is_acknowledged=is_acknowledged)
+        with open_run(out / PAIRS_JOURNAL, FINGERPRINT, service, what="the sessions") as run:
+            counts, acknowledged = work.write(out, run.journal, on_progress), run.acknowledgements
+    manifest = new_manifest(
+        "training rows",
+        resolved,
+        started_at,
         inputs=(describe_file(work.source.sessions_path),),
         prompts=work.prompts,
         counts=counts,
         acknowledgements={"notice": NOTICE, **acknowledged},
-        files=tuple(
-            describe_file(path, settings.out) for path in sorted(settings.out.rglob("*.jsonl"))
-        ),
-        started_at=started_at,
-        finished_at=now(),
+        files=tuple(describe_file(path, out) for path in sorted(out.rglob("*.jsonl"))),
     )
     write_manifest(settings.out, manifest)
     return Exported(settings.out, manifest, work.warnings(counts))
+
+
+def estimate_export(settings: ExportSettings) -> Estimate:
+    """What the writers of preference pairs would still be sent; all other rows ask nobody.
+
+    Raises:
+        ConfigError, DataError: as `export_sessions`.
+    """
+    work = _Export(settings, StudyFolder(settings.sessions))
+    rows = work.rows(Counter()) if work.pairs else []
+    usage = Usage(
+        prompt_tokens=sum(tokens_of(row.prompt) for row in rows),
+        completion_tokens=len(rows) * THERAPIST_TOKENS,
+    )
+    askers = (work.pairs.chosen, work.pairs.rejected) if work.pairs else ()
+    spent = [(player, len(rows), usage) for player in askers if player is not None]
+    n_done = count_done(settings.out / PAIRS_JOURNAL, work.attempts)
+    limits = settings.run_limits.engine
+    return estimate_players("pairs", len(rows), spent, n_done, limits)
 
 
 class _Export:
@@ -138,8 +177,13 @@ class _Export:
         self._settings, self.source = settings, source
         played = source.study()
         study, arm_of = _serving(settings, played)
-        self._pairs = (study.pairs or played.pairs) if settings.pairs else None
-        self._attempts = study.attempts
+        declared = (study.pairs or played.pairs) if settings.pairs else None
+        self.pairs = declared and Pairs(
+            chosen=declared.chosen and at_endpoint(declared.chosen, settings),
+            rejected=at_endpoint(declared.rejected, settings),
+        )
+        is_given = "max_attempts" in settings.model_fields_set
+        self.attempts = settings.max_attempts if is_given else study.attempts
         self._sessions = [one for one in source.read_sessions() if one.arm in arm_of]
         self._castings = _castings(source, self._sessions, study, arm_of)
         self._split_of, self._split_by = split_sessions(
@@ -155,16 +199,12 @@ class _Export:
         used = [casting.therapist_prompt for casting in self._castings.values()]
         return {prompt.name: prompt.sha256 for prompt in used}
 
-    def pass_gate(self) -> dict[str, str]:
-        """What to write down about sending prompts to those who write the pairs."""
-        asked = (self._pairs.chosen, self._pairs.rejected) if self._pairs else ()
-        is_acknowledged = self._settings.acknowledge_disclosure
-        return pass_gate(asked, "the sessions", is_acknowledged=is_acknowledged)
-
-    def write(self, out: Path, on_progress: Callable[[Progress], None] | None) -> dict[str, Any]:
-        """Writes all kinds of rows; gives the counts."""
+    def write(
+        self, out: Path, journal: Journal | None, on_progress: OnProgress | None
+    ) -> dict[str, Any]:
+        """Writes all kinds of rows, pairs with a journal only; gives the counts."""
         dropped: Counter[str] = Counter()
-        rows = self._rows(dropped)
+        rows = self.rows(dropped)
         counts: dict[str, Any] = {
             "n_sessions": len(self._sessions),
             "split_by": self._split_by,
@@ -173,14 +213,14 @@ class _Export:
         }
         if self._settings.messages:
             counts["messages"] = self._write_sessions(out / "messages")
-        if self._pairs is not None:
+        if self.pairs is not None and journal is not None:
             made = make_pairs(
                 rows,
-                self._pairs,
-                out / PAIRS_JOURNAL,
-                self._settings.limits(),
+                self.pairs,
+                journal,
+                self._settings.run_limits,
                 dropped,
-                attempts=self._attempts,
+                attempts=self.attempts,
                 on_progress=on_progress,
             )
             words = {id(row): (chosen, rejected) for row, chosen, rejected in made}
@@ -191,7 +231,8 @@ class _Export:
             )
         return counts | {"dropped": dict(sorted(dropped.items()))}
 
-    def _rows(self, dropped: Counter[str]) -> list[TherapistRow]:
+    def rows(self, dropped: Counter[str]) -> list[TherapistRow]:
+        """A row for every therapist turn that is fit to learn from; counts what is not."""
         keeps_marked = self._settings.keep_marked
         rows = [
             row
@@ -417,7 +458,7 @@ def session_messages(session: Session, casting: Casting) -> list[Message]:
 # --- pairs ---------------------------------------------------------------------------------------
 # Preference pairs: two models answer one and the same prompt.
 #
-#     pairs = make_pairs(rows, study.pairs, Path("export/pairs.sqlite"), limits)
+#     pairs = make_pairs(rows, study.pairs, journal, limits, dropped)
 #
 # A pair is dropped, and counted, when a side gives no usable answer or both say the same.
 
@@ -428,12 +469,12 @@ Pair = tuple[TherapistRow, str, str]
 def make_pairs(
     rows: Sequence[TherapistRow],
     pairs: Pairs,
-    journal_path: Path,
+    journal: Journal,
     limits: RunLimits,
     dropped: Counter[str],
     *,
     attempts: int = 3,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> list[Pair]:
     """The pairs in the order of the rows; paid answers are kept in the journal.
 
@@ -441,9 +482,9 @@ def make_pairs(
         IncompleteRunError: stopped early; the same call continues.
         EndpointError: an endpoint refuses every request.
     """
-    with Journal(journal_path, {"journal": "preference pairs"}) as journal:
-        asking = _Asking(pairs, journal, limits, attempts, on_progress)
-        sides = asyncio.run(asking.both(rows))
+    asking = _Asking(pairs, journal, limits, attempts, on_progress)
+    sides = run_anywhere(asking.both(rows))
+    asking.line.conclude()
     made: list[Pair] = []
     for row, (chosen, rejected) in zip(rows, sides, strict=True):
         if isinstance(chosen, Fault) or isinstance(rejected, Fault):
@@ -468,77 +509,63 @@ class _Asking:
         journal: Journal,
         limits: RunLimits,
         attempts: int,
-        on_progress: Callable[[Progress], None] | None,
+        on_progress: OnProgress | None,
     ) -> None:
-        self._pairs, self._journal, self._limits = pairs, journal, limits
-        self._meter = Meter(None, None, journal.totals())
-        self._desk = Desk(journal, self._meter, attempts)
-        self._on_progress = on_progress
+        engine = limits.engine.model_copy(update={"max_attempts": attempts})
+        budget = limits.study_budget()
+        self.line = Line((), journal, engine, budget=budget, on_progress=on_progress)
+        self._players, self._n_rooms = Players(self.line), 2 * engine.in_flight
+        self._sides = {"rejected": pairs.rejected}
+        if pairs.chosen is not None:
+            self._sides["chosen"] = pairs.chosen
+        self._made: dict[int, tuple[str | Fault, str | Fault]] = {}
 
     async def both(self, rows: Sequence[TherapistRow]) -> list[tuple[str | Fault, str | Fault]]:
-        """Chosen and rejected words of every row."""
-        purse = Purse(self._limits.budget, self._limits.budget_tokens)
-        async with Exchange(self._journal, self._limits.engine, self._meter, purse) as exchange:
-            exchange.on_stop = self._desk.stop
-            players = {"chosen": self._pairs.chosen, "rejected": self._pairs.rejected}
-            self._voices = {
-                side: await exchange.voice(player)
-                for side, player in (
-                    ("chosen", self._pairs.chosen),
-                    ("rejected", self._pairs.rejected),
-                )
-                if player is not None
-            }
-            exchange.book_earlier(lambda key: players.get(key.split("|")[-2]))
-            self._meter.n_total = len(rows) * (2 if self._pairs.chosen else 1)
-            room = asyncio.Semaphore(2 * self._limits.engine.in_flight)
-            work = [asyncio.create_task(self._pair(row, room)) for row in rows]
-            exchange.on_second_stop = lambda: [one.cancel() for one in work]
-            found = await asyncio.gather(*work, return_exceptions=True)
-            await self._desk.settle()
-        if exchange.is_interrupted:
-            raise KeyboardInterrupt
-        for one in found:
-            if isinstance(one, BaseException) and not isinstance(one, GateClosedError):
-                raise one
-        if exchange.stop_reason is not None:
-            raise IncompleteRunError(
-                exchange.stop_reason, hint="give the same command again to continue"
-            )
-        return [one for one in found if not isinstance(one, BaseException)]
+        """Chosen and rejected words of every row, as far as the run came."""
+        async with self.line as line:
+            opened = {side: await self._players.open(one) for side, one in self._sides.items()}
+            self._players.book_earlier(lambda key: self._sides.get(key.split("|")[-2]))
+            line.meter.n_total = len(rows) * len(opened)
+            room = asyncio.Semaphore(self._n_rooms)
+            for number, row in enumerate(rows):
+                line.start(self._pair(number, row, opened, room))
+        return [self._made[number] for number in sorted(self._made)]
 
     async def _pair(
-        self, row: TherapistRow, room: asyncio.Semaphore
-    ) -> tuple[str | Fault, str | Fault]:
+        self,
+        number: int,
+        row: TherapistRow,
+        opened: Mapping[str, OpenPlayer],
+        room: asyncio.Semaphore,
+    ) -> None:
         async with room:
             chosen: str | Fault = row.completion
-            if self._pairs.chosen is not None:
-                chosen = await self._words(row, "chosen", self._pairs.chosen)
-            rejected = await self._words(row, "rejected", self._pairs.rejected)
-            if self._on_progress is not None:
-                self._on_progress(self._meter.progress(self._limits.engine.in_flight))
-        return chosen, rejected
+            if "chosen" in opened:
+                chosen = await self._words(row, "chosen", opened["chosen"])
+            self._made[number] = chosen, await self._words(row, "rejected", opened["rejected"])
 
-    async def _words(self, row: TherapistRow, side: str, player: Player) -> str | Fault:
+    async def _words(self, row: TherapistRow, side: str, opened: OpenPlayer) -> str | Fault:
         """What a model says at this place, in the form of the training target."""
-        form = row.casting.arm.reasoning
+        form, player = row.casting.arm.reasoning, self._sides[side]
 
         def fault_of(reply: Reply) -> Fault | None:
             found = _content(reply, form)
             return found if isinstance(found, Fault) else None
 
-        asked = json.dumps([list(row.prompt), player.model_dump(mode="json")], sort_keys=True)
+        # what its tokens cost changes no word
+        unpriced = player.model_copy(update={"price_in": None, "price_out": None})
+        asked = json.dumps([list(row.prompt), unpriced.model_dump(mode="json")], sort_keys=True)
         mark = hashlib.sha256(asked.encode()).hexdigest()[:12]
         seed = seed_of("pair", row.session.seed, row.turn, side)
         scene = Scene("therapist", row.casting, row.history, seed, row.turn)
-        outcome = await self._desk.ask(
+        outcome = await self._players.ask(
             Call(
-                key_text=f"{row.session.id}|{row.turn}|{side}|{mark}",
-                voice=self._voices[side],
+                key=f"{row.session.id}|{row.turn}|{side}|{mark}",
+                player=opened,
                 scene=scene,
                 messages=row.prompt,
                 sampling=player.sampling(seed),
-                reads=fault_of,
+                check=fault_of,
             )
         )
         if outcome.reply is None or not outcome.is_accepted:

@@ -25,7 +25,6 @@ from pydantic import Field, ValidationError, model_validator
 
 from cbtqa.errors import DataError
 from cbtqa.files import open_text, parse_yaml
-from cbtqa.judging.answers import JudgeCriterion
 from cbtqa.ratings.rubric import Criterion, Rubric, Section, Total, Words, load_rubric
 from cbtqa.ratings.rubric import shipped_rubrics as all_rubrics
 from cbtqa.records import NonEmptyText, Record
@@ -109,20 +108,6 @@ class Instrument:
     def scale(self) -> str:
         """Ladder in short, such as `11 x 0-6`: what must be equal for totals to be compared."""
         return f"{len(self.items)} x {self.rubric.scale_text()}"
-
-    def judge_criteria(self) -> list[JudgeCriterion]:
-        """The items as a judge is shown them, in English."""
-        return [
-            JudgeCriterion(
-                id=item.id,
-                name=item.name.to("en"),
-                question=item.question.to("en"),
-                low=item.low,
-                high=item.high,
-                anchors={point: words.to("en") for point, words in item.anchors.items()},
-            )
-            for item in self.items
-        ]
 
     def totals(self, values: Mapping[str, float | None]) -> list[TotalScore]:
         """Every total of one session's item ratings, headline first.

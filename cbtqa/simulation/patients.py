@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +17,16 @@ from pydantic import Field, model_validator
 
 from cbtqa.errors import ConfigError, IncompleteRunError
 from cbtqa.files import write_jsonl, write_text
-from cbtqa.llm.batch import run_batch
+from cbtqa.llm.batch import OnProgress
 from cbtqa.llm.chat import ChatRequest, Fault, Reply
-from cbtqa.llm.cost import Budget
-from cbtqa.llm.journal import Journal, Outcome
-from cbtqa.llm.limits import Limits
-from cbtqa.llm.progress import Progress
+from cbtqa.llm.cost import Estimate
+from cbtqa.llm.journal import Outcome
+from cbtqa.llm.runs import EndpointSettings, Service, estimate_run, open_run
 from cbtqa.llm.structured import parse_object
 from cbtqa.prompts import load_prompt
 from cbtqa.records import Reason, Rejection
-from cbtqa.settings import Settings
 from cbtqa.simulation.draws import seed_of
 from cbtqa.simulation.playing.messages import filled, retold, wording
-from cbtqa.simulation.playing.players import endpoint_of, pass_gate, price_of
 from cbtqa.simulation.playing.session import provenance_of
 from cbtqa.simulation.profiles import (
     AttributeTable,
@@ -39,10 +36,10 @@ from cbtqa.simulation.profiles import (
     read_profiles,
     ready_profiles,
 )
-from cbtqa.simulation.study import Player, refuse_secret_in
+from cbtqa.simulation.study import Player
 
 
-class PatientSettings(Settings):
+class PatientSettings(EndpointSettings):
     """Flags of `cbtqa simulate profiles`."""
 
     source: str = "cbt"
@@ -54,33 +51,20 @@ class PatientSettings(Settings):
     """Seed of the draw."""
     out: Path | None = None
     """File to write: .yaml (to edit) or .jsonl. Default: write nothing."""
-    endpoint: str | None = None
-    """URL or preset of a model that writes the stories; rules do by default."""
-    model: str | None = None
-    """Model name at the endpoint."""
     temperature: float | None = Field(0.7, ge=0, le=2)
     """Of the stories."""
     max_tokens: int = Field(4096, ge=64)
     """Token limit of one story."""
-    acknowledge_disclosure: bool = False
-    """I may pass the patients on to the operator of a non-local endpoint; recorded in the
-    journal."""
-    in_flight: int = Field(64, ge=1)
-    """Most requests at a time."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> PatientSettings:
-        if self.endpoint and not self.model:
-            raise ValueError("--endpoint wants --model")
         if self.endpoint and self.out is None:
             raise ValueError("--endpoint wants --out: stories cost money")
-        if self.endpoint:
-            refuse_secret_in(self.endpoint)
         return self
 
 
 def make_patients(
-    settings: PatientSettings, *, on_progress: Callable[[Progress], None] | None = None
+    settings: PatientSettings, *, on_progress: OnProgress | None = None
 ) -> tuple[Profile, ...]:
     """Draws or reads patients and writes them where `out` says.
 
@@ -91,23 +75,9 @@ def make_patients(
     """
     profiles = _find(settings)
     rejections: tuple[Rejection, ...] = ()
-    if settings.endpoint is not None and settings.out is not None:
-        player = Player(
-            endpoint=settings.endpoint,
-            model=settings.model,
-            temperature=settings.temperature,
-            max_tokens=settings.max_tokens,
-        )
-        journal = settings.out.with_suffix(".sqlite")
-        limits = Limits(in_flight=settings.in_flight)
-        profiles, rejections = tell_stories(
-            profiles,
-            player,
-            journal,
-            limits,
-            is_acknowledged=settings.acknowledge_disclosure,
-            on_progress=on_progress,
-        )
+    service = settings.service()
+    if service is not None and settings.out is not None:
+        profiles, rejections = tell_stories(profiles, settings, service, on_progress=on_progress)
     if settings.out is not None:
         write_profiles(settings.out, profiles)
     if rejections:
@@ -118,6 +88,19 @@ def make_patients(
             hint=f"the others are in {settings.out}; give the command again to try these",
         )
     return profiles
+
+
+def estimate_stories(settings: PatientSettings) -> Estimate:
+    """What a model would still be sent for the stories; drawing asks nobody.
+
+    Raises:
+        ConfigError, DataError: as `make_patients`.
+    """
+    profiles, service = _find(settings), settings.service()
+    if service is None:
+        return Estimate(items="patients", n_items=len(profiles))
+    task, path = _StoryTask(_teller(settings)), _journal_path(settings)
+    return estimate_run(service, path, profiles, task, name="patients", reply_tokens=REPLY_TOKENS)
 
 
 def _find(settings: PatientSettings) -> tuple[Profile, ...]:
@@ -148,7 +131,7 @@ def write_profiles(path: Path, profiles: tuple[Profile, ...]) -> None:
 # --- stories -------------------------------------------------------------------------------------
 # Stories of drawn patients, written by a model through the batch engine.
 #
-#     told = tell_stories(profiles, player, Path("people/stories.sqlite"), limits)
+#     told = tell_stories(profiles, settings, settings.service())
 #
 # The model fills one field for each thing that a story has to cover, so that none can be left
 # out; the narrative is the fields in order. Attributes stay as they were drawn.
@@ -156,6 +139,8 @@ def write_profiles(path: Path, profiles: tuple[Profile, ...]) -> None:
 FEWEST_WORDS, MOST_WORDS = 5, 150
 """Of one field: one to four sentences; assumed."""
 PROMPT = "profile_story"
+REPLY_TOKENS = 600
+"""Of one story: some 400 words; assumed for the dry run."""
 
 
 class _StoryTask:
@@ -220,48 +205,49 @@ def read_story(reply: Reply, table: AttributeTable) -> str | Fault:
 
 def tell_stories(
     profiles: Sequence[Profile],
-    player: Player,
-    journal_path: Path,
-    limits: Limits,
+    settings: PatientSettings,
+    service: Service,
     *,
-    is_acknowledged: bool = False,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> tuple[tuple[Profile, ...], tuple[Rejection, ...]]:
     """The profiles with their stories, and those that got none, with the reason.
 
     Raises:
-        ConfigError: the player is no endpoint, or a profile was not drawn from a table.
-        LicenceGateError: the endpoint is not local, and nobody acknowledged that.
+        ConfigError: a profile was not drawn from a table.
+        LicenceGateError: patients would go to a non-local endpoint without acknowledgement.
         BatchStoppedError: stopped early; the same call continues.
     """
-    if player.endpoint is None:
-        raise ConfigError("stories are written by a model", hint="add --endpoint and --model")
-    task, prompt, endpoint = _StoryTask(player), load_prompt(PROMPT), endpoint_of(player)
-    acknowledged = pass_gate([player], "the patients", is_acknowledged=is_acknowledged)
-    price = price_of(player)
+    player = _teller(settings)
+    task = _StoryTask(player)
     fingerprint = {
-        "model": endpoint.model,
-        "endpoint_host": endpoint.host,
-        "prompt_sha256": prompt.sha256,
+        "model": service.model,
+        "endpoint_host": service.host,
+        "prompt_sha256": load_prompt(PROMPT).sha256,
         "sampling": json.dumps(player.sampling(None).described(), sort_keys=True),
     }
-    with Journal(journal_path, fingerprint) as journal:
-        for name, sentence in acknowledged.items():
-            journal.set_meta(name, sentence)
-        run_batch(
-            profiles,
-            task,
-            endpoint,
-            journal,
-            limits,
-            budget=Budget(price=price) if price else None,
-            n_total=len(profiles),
-            on_progress=on_progress,
-        )
+    path = _journal_path(settings)
+    with open_run(path, fingerprint, service, what="the patients") as run:
+        run.ask(profiles, task, n_total=len(profiles), on_progress=on_progress)
         keys = {task.key(profile): profile for profile in profiles}
-        found = [_told(keys[key], outcome, player) for key, outcome in journal.outcomes(keys)]
+        found = [_told(keys[key], outcome, player) for key, outcome in run.journal.outcomes(keys)]
     told = tuple(one for one in found if isinstance(one, Profile))
     return told, tuple(one for one in found if isinstance(one, Rejection))
+
+
+def _teller(settings: PatientSettings) -> Player:
+    """Who writes the stories, as `Player` draws its words and provenance names it."""
+    return Player(
+        endpoint=settings.endpoint[0],
+        model=settings.model,
+        temperature=settings.temperature,
+        max_tokens=settings.max_tokens,
+        extra=settings.extra,
+    )
+
+
+def _journal_path(settings: PatientSettings) -> Path:
+    assert settings.out is not None, "an endpoint wants --out"
+    return settings.out.with_suffix(".sqlite")
 
 
 def _told(profile: Profile, outcome: Outcome | None, player: Player) -> Profile | Rejection:

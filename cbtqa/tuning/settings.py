@@ -9,11 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
-from pydantic.config import JsonDict
 
 from cbtqa.errors import ConfigError
 from cbtqa.files import open_text, parse_yaml
@@ -23,34 +22,144 @@ Objective = Literal["sft", "orpo"]
 Mode = Literal["answer", "steps", "cot"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
-_DATA: JsonDict = {"panel": "Data"}
-_ADAPTER: JsonDict = {"panel": "Adapter"}
-_TRAINING: JsonDict = {"panel": "Training"}
-_COMPUTE: JsonDict = {"panel": "Compute"}
-_EVALUATION: JsonDict = {"panel": "Evaluation"}
-_OUTPUT: JsonDict = {"panel": "Output"}
-
 
 class LoraSettings(Settings):
     """The shape of the adapter."""
 
-    method: Literal["lora", "qlora"] = Field("lora", json_schema_extra=_ADAPTER)
+    panel: ClassVar[str] = "Adapter"
+    method: Literal["lora", "qlora"] = "lora"
     """lora, or qlora: the frozen weights in 4 bits, for cards that are too small."""
-    rank: int = Field(16, ge=1, le=1024, json_schema_extra=_ADAPTER)
+    rank: int = Field(16, ge=1, le=1024)
     """Rank of the adapter."""
-    alpha: int = Field(32, ge=1, json_schema_extra=_ADAPTER)
+    alpha: int = Field(32, ge=1)
     """Scale of the adapter, before its division."""
-    dropout: float = Field(0.0, ge=0, lt=1, json_schema_extra=_ADAPTER)
+    dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout before the adapter. 0.05 takes 1.4 times the memory per token."""
-    target_module: tuple[str, ...] = Field((), json_schema_extra=_ADAPTER)
+    target_module: tuple[str, ...] = ()
     """Linear layer to adapt, such as q_proj. May be repeated. Default: the backbone's own list."""
-    rslora: bool = Field(False, json_schema_extra=_ADAPTER)
+    rslora: bool = False
     """Divide alpha by the root of the rank: steadier at rank 64 and above."""
-    dora: bool = Field(False, json_schema_extra=_ADAPTER)
+    dora: bool = False
     """Weight-decomposed adapter; about a quarter slower."""
 
 
-class FinetuneSettings(LoraSettings):
+class DataSettings(Settings):
+    """What is learnt, and in which form."""
+
+    panel: ClassVar[str] = "Data"
+    revision: str | None = None
+    """Commit or tag of the backbone on the Hub. Default: the pinned one."""
+    validation_data: Path | None = None
+    """File to evaluate on. Default: the dataset's validation split."""
+    mode: Mode = "answer"
+    """What a dataset's answers become: answer (flowing text, as in the paper), steps (with
+    headings), cot (distortions first, then the answer)."""
+    system_prompt: str | None = None
+    """System text of a built dataset's prompts. Default: a counsellor's, by mode."""
+    chat_format: str | None = None
+    """Chat format by name or template file. Default: the backbone's own."""
+    max_length: int = Field(2048, ge=16)
+    """Longest prompt and answer together, in tokens. Longer rows are left out and counted, never
+    cut."""
+    shorten_prompts: bool = False
+    """Shorten a too long prompt at the beginning of its description, so that the answer fits."""
+    loss_on: Literal["answer", "text"] = "answer"
+    """Tokens that are learnt: the answer with its end of turn, or the whole text."""
+    limit: int | None = Field(None, ge=1)
+    """Only the first N rows of a split."""
+    allow_template: bool = False
+    """Train on text of the template teacher, which is no source for real models."""
+
+
+class TrainingSettings(Settings):
+    """How it is learnt."""
+
+    panel: ClassVar[str] = "Training"
+    objective: Objective = "sft"
+    """sft (answers) or orpo (chosen against rejected answers)."""
+    epochs: float = Field(3.0, gt=0)
+    """Passes over the data."""
+    max_steps: int | None = Field(None, ge=1)
+    """This many steps, in place of --epochs."""
+    batch_size: int = Field(16, ge=1)
+    """Examples per optimiser step, over all processes. How they are divided into micro-batches
+    changes speed and memory, not the result."""
+    learning_rate: float = Field(2e-4, gt=0)
+    """Highest learning rate."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Course of the learning rate."""
+    warmup: float = Field(0.03, ge=0)
+    """Warm-up: a share of all steps below 1, a number of steps from 1 on."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Weight decay of the adapter."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients above this norm are scaled."""
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    """adamw_8bit needs bitsandbytes; with adapters it saves little."""
+    beta: float = Field(0.1, gt=0)
+    """Weight of ORPO's odds term."""
+    orpo_nll: Literal["text", "answer"] = "text"
+    """Tokens of ORPO's likelihood term: prompt and chosen answer (text, as in TRL), or the answer
+    alone."""
+    seed: int = Field(0, ge=0)
+    """Seed of order, adapter and dropout."""
+
+
+class ComputeSettings(Settings):
+    """How the arithmetic is done; the result stays the same."""
+
+    panel: ClassVar[str] = "Compute"
+    micro_batch_tokens: int = Field(8192, ge=16)
+    """Tokens that go through the model at once, per process. Apart from --max-length; a longer
+    example goes alone."""
+    packing: bool = True
+    """Lay examples end to end, each seeing only itself. Without: padded batches of similar
+    lengths."""
+    precision: Precision = "auto"
+    """auto: bf16 where the card has it, else fp16; fp32 on a CPU."""
+    gradient_checkpointing: Literal["auto", "on", "off"] = "auto"
+    """Recompute activations: a third slower, a tenth of the memory. auto: only when the estimate
+    says that it does not fit otherwise."""
+    compile: bool = False
+    """torch.compile; faster on a GPU after minutes of compiling."""
+
+
+class EvaluationSettings(Settings):
+    """What is looked at on the way."""
+
+    panel: ClassVar[str] = "Evaluation"
+    eval_steps: int | None = Field(None, ge=1)
+    """Evaluate and save each N steps. Default: once an epoch."""
+    n_samples: int = Field(4, ge=0)
+    """Validation questions answered and scored at each evaluation."""
+    sample_tokens: int = Field(512, ge=1)
+    """Most new tokens of a sample answer."""
+    early_stopping: int | None = Field(None, ge=1)
+    """Stop after N evaluations without a lower loss."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """Checkpoints kept beside the best one."""
+    log_steps: int = Field(10, ge=1)
+    """A log line each N steps."""
+    tracker: tuple[str, ...] = ()
+    """Also log to tensorboard or wandb, where installed. May be repeated."""
+
+
+class OutputSettings(Settings):
+    """What is written."""
+
+    panel: ClassVar[str] = "Output"
+    out: Path = Path("cbtqa-adapter")
+    """Folder of the adapter."""
+
+
+class FinetuneSettings(
+    DataSettings,
+    LoraSettings,
+    TrainingSettings,
+    ComputeSettings,
+    EvaluationSettings,
+    OutputSettings,
+):
     """Everything that shapes a training run. The defaults are the preset `modern`."""
 
     data: Path | None = None
@@ -58,92 +167,8 @@ class FinetuneSettings(LoraSettings):
     prompt + completion, messages, or prompt + chosen + rejected."""
     backbone: str | None = None
     """Backbone by name (`cbtqa backbones`), local folder or Hub id."""
-    revision: str | None = Field(None, json_schema_extra=_DATA)
-    """Commit or tag of the backbone on the Hub. Default: the pinned one."""
     preset: str = "modern"
     """modern, paper, tahir-cbt, tahir-act-sft, tahir-act-orpo, or a YAML file of your own."""
-    objective: Objective = Field("sft", json_schema_extra=_TRAINING)
-    """sft (answers) or orpo (chosen against rejected answers)."""
-
-    validation_data: Path | None = Field(None, json_schema_extra=_DATA)
-    """File to evaluate on. Default: the dataset's validation split."""
-    mode: Mode = Field("answer", json_schema_extra=_DATA)
-    """What a dataset's answers become: answer (flowing text, as in the paper), steps (with
-    headings), cot (distortions first, then the answer)."""
-    system_prompt: str | None = Field(None, json_schema_extra=_DATA)
-    """System text of a built dataset's prompts. Default: a counsellor's, by mode."""
-    chat_format: str | None = Field(None, json_schema_extra=_DATA)
-    """Chat format by name or template file. Default: the backbone's own."""
-    max_length: int = Field(2048, ge=16, json_schema_extra=_DATA)
-    """Longest prompt and answer together, in tokens. Longer rows are left out and counted, never
-    cut."""
-    shorten_prompts: bool = Field(False, json_schema_extra=_DATA)
-    """Shorten a too long prompt at the beginning of its description, so that the answer fits."""
-    loss_on: Literal["answer", "text"] = Field("answer", json_schema_extra=_DATA)
-    """Tokens that are learnt: the answer with its end of turn, or the whole text."""
-    limit: int | None = Field(None, ge=1, json_schema_extra=_DATA)
-    """Only the first N rows of a split."""
-    allow_template: bool = Field(False, json_schema_extra=_DATA)
-    """Train on text of the template teacher, which is no source for real models."""
-
-    epochs: float = Field(3.0, gt=0, json_schema_extra=_TRAINING)
-    """Passes over the data."""
-    max_steps: int | None = Field(None, ge=1, json_schema_extra=_TRAINING)
-    """This many steps, in place of --epochs."""
-    batch_size: int = Field(16, ge=1, json_schema_extra=_TRAINING)
-    """Examples per optimiser step, over all processes. How they are divided into micro-batches
-    changes speed and memory, not the result."""
-    learning_rate: float = Field(2e-4, gt=0, json_schema_extra=_TRAINING)
-    """Highest learning rate."""
-    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", json_schema_extra=_TRAINING)
-    """Course of the learning rate."""
-    warmup: float = Field(0.03, ge=0, json_schema_extra=_TRAINING)
-    """Warm-up: a share of all steps below 1, a number of steps from 1 on."""
-    weight_decay: float = Field(0.0, ge=0, json_schema_extra=_TRAINING)
-    """Weight decay of the adapter."""
-    max_grad_norm: float = Field(1.0, gt=0, json_schema_extra=_TRAINING)
-    """Gradients above this norm are scaled."""
-    optimizer: Literal["adamw", "adamw_8bit"] = Field("adamw", json_schema_extra=_TRAINING)
-    """adamw_8bit needs bitsandbytes; with adapters it saves little."""
-    beta: float = Field(0.1, gt=0, json_schema_extra=_TRAINING)
-    """Weight of ORPO's odds term."""
-    orpo_nll: Literal["text", "answer"] = Field("text", json_schema_extra=_TRAINING)
-    """Tokens of ORPO's likelihood term: prompt and chosen answer (text, as in TRL), or the answer
-    alone."""
-    seed: int = Field(0, ge=0, json_schema_extra=_TRAINING)
-    """Seed of order, adapter and dropout."""
-
-    micro_batch_tokens: int = Field(8192, ge=16, json_schema_extra=_COMPUTE)
-    """Tokens that go through the model at once, per process. Apart from --max-length; a longer
-    example goes alone."""
-    packing: bool = Field(True, json_schema_extra=_COMPUTE)
-    """Lay examples end to end, each seeing only itself. Without: padded batches of similar
-    lengths."""
-    precision: Precision = Field("auto", json_schema_extra=_COMPUTE)
-    """auto: bf16 where the card has it, else fp16; fp32 on a CPU."""
-    gradient_checkpointing: Literal["auto", "on", "off"] = Field("auto", json_schema_extra=_COMPUTE)
-    """Recompute activations: a third slower, a tenth of the memory. auto: only when the estimate
-    says that it does not fit otherwise."""
-    compile: bool = Field(False, json_schema_extra=_COMPUTE)
-    """torch.compile; faster on a GPU after minutes of compiling."""
-
-    eval_steps: int | None = Field(None, ge=1, json_schema_extra=_EVALUATION)
-    """Evaluate and save each N steps. Default: once an epoch."""
-    n_samples: int = Field(4, ge=0, json_schema_extra=_EVALUATION)
-    """Validation questions answered and scored at each evaluation."""
-    sample_tokens: int = Field(512, ge=1, json_schema_extra=_EVALUATION)
-    """Most new tokens of a sample answer."""
-    early_stopping: int | None = Field(None, ge=1, json_schema_extra=_EVALUATION)
-    """Stop after N evaluations without a lower loss."""
-    keep_checkpoints: int = Field(2, ge=1, json_schema_extra=_EVALUATION)
-    """Checkpoints kept beside the best one."""
-    log_steps: int = Field(10, ge=1, json_schema_extra=_EVALUATION)
-    """A log line each N steps."""
-    tracker: tuple[str, ...] = Field((), json_schema_extra=_EVALUATION)
-    """Also log to tensorboard or wandb, where installed. May be repeated."""
-
-    out: Path = Field(Path("cbtqa-tuned/BACKBONE"), json_schema_extra=_OUTPUT)
-    """Folder of the adapter."""
 
     @model_validator(mode="before")
     @classmethod

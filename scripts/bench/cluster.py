@@ -17,7 +17,7 @@ import ray
 from engine import BenchTask, endpoint, folder, say
 
 from cbtqa.llm.batch import run_batch
-from cbtqa.llm.cluster import run_cluster
+from cbtqa.llm.cluster import Cluster
 from cbtqa.llm.journal import Journal
 from cbtqa.llm.limits import Limits
 
@@ -42,13 +42,11 @@ def main() -> None:
         for kind in ("one process", "ray"):
             if kind == "ray":
                 ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-            run = run_cluster if kind == "ray" else run_batch
-            extra = {"n_actors": arguments.actors} if kind == "ray" else {}
+            cluster = Cluster("local", arguments.actors) if kind == "ray" else None
             with Journal(place / f"{kind}.sqlite") as journal:
                 before = time.process_time()
-                summary = run(
-                    range(arguments.requests), BenchTask(), where, journal, limits, **extra
-                )
+                items = range(arguments.requests)
+                summary = run_batch(items, BenchTask(), where, journal, limits, cluster=cluster)
                 own_cpu = time.process_time() - before
             per_s = summary.n_accepted / summary.elapsed_s
             say(

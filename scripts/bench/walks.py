@@ -30,7 +30,7 @@ from million import write_questions
 
 ROOT = str(Path(cbtqa.__file__).parent)
 FEW, MORE = 3, 9
-LAST = ("dataset/run.py", "_describe")
+LAST = ("dataset/card.py", "complete_folder")
 """Where a build goes over to its card and report."""
 
 

@@ -125,8 +125,8 @@ def test_the_distortion_report_lists_labels_to_adjudicate(tmp_path: Path) -> Non
     [
         (("status", "nowhere"), 4),
         (("new", "--out", "x"), 2),
-        (("new", "--out", "x", "--rubric", "none"), 4),
-        (("new", "--out", "x", "--n", "0"), 3),
+        (("new", "--out", "x", "--predictions", "a=x.jsonl", "--rubric", "none"), 4),
+        (("new", "--out", "x", "--predictions", "a=x.jsonl", "--n", "0"), 3),
         (("report", "nowhere"), 4),
     ],
 )

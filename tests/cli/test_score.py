@@ -70,8 +70,8 @@ def test_the_folder_holds_tables_pairs_and_a_manifest(
     assert done.returncode == 0, done.stderr
     assert "0.2648" in done.stdout and "BLEU jieba (0-1)" in " ".join(done.stdout.split())
     names = {path.name for path in out.iterdir()}
-    tables = {"scores.md", "scores.tex", "scores.csv"}
-    assert names == {"scores.json", *tables, "pairs.parquet", "manifest.json"}
+    tables = {f"scores.{kind}" for kind in ("json", "md", "tex", "csv")}
+    assert names == {*tables, "pairs.parquet", "manifest.json"}
     told = "checked against sacrebleu"
     assert told in done.stdout + done.stderr and told in (out / "scores.md").read_text("utf-8")
     (check,) = json.loads((out / "scores.json").read_text("utf-8"))["checks"]

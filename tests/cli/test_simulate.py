@@ -38,7 +38,7 @@ def test_the_offline_road_from_patients_to_rows(
         "arms: [{name: a, therapist: {scripted: present}}]\npairs: {rejected: {scripted: plain}}\n"
     )
     plan = _run(capsys, "run", study, "--out", "s", "--dry-run", "--json")
-    assert plan["n_sessions"] == 3 and plan["n_done"] == 0 and not (tmp_path / "s").exists()
+    assert plan["n_items"] == 3 and plan["n_done"] == 0 and not (tmp_path / "s").exists()
     played = _run(capsys, "run", study, "--out", "s", "--json")
     assert played["counts"]["n_sessions"] == 3 and not played["was_complete"]
     rows = _run(capsys, "export", "s", "--out", "e", "--json")

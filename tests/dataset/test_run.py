@@ -9,12 +9,13 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from cbtqa.dataset.run import BuildResult, build_dataset, estimate_build
+from cbtqa.dataset.run import build_dataset, estimate_build
 from cbtqa.dataset.settings import BuildSettings
 from cbtqa.dataset_folder import JOURNAL_NAME, answer_of, answer_row, question_of
 from cbtqa.errors import ConfigError, IncompleteRunError, LicenceGateError
 from cbtqa.files import read_rows
-from cbtqa.llm.endpoint import Endpoint, pass_disclosure_gate
+from cbtqa.llm.endpoint import Endpoint, pass_disclosure_gates
+from cbtqa.manifest import FolderResult
 from cbtqa.settings import Resolved, resolve
 from tests.support.answers import good_answer, steps
 from tests.support.endpoint import ScriptedEndpoint, Seen, ok
@@ -30,7 +31,7 @@ def resolved(tmp_path: Path, **flags: Any) -> Resolved[BuildSettings]:
     return resolve(BuildSettings, flags={"out": tmp_path / "out", **flags}, environ={})
 
 
-def build(tmp_path: Path, *, update: bool = False, **flags: Any) -> BuildResult:
+def build(tmp_path: Path, *, update: bool = False, **flags: Any) -> FolderResult:
     return build_dataset(resolved(tmp_path, **flags), update=update)
 
 
@@ -192,11 +193,10 @@ def test_the_gate_is_open_inside_and_shut_outside() -> None:
     environ = {"DEEPSEEK_API_KEY": "invented"}
     outside = Endpoint.parse("deepseek", "m", environ=environ)
     inside = Endpoint.parse("http://192.168.1.7:8000/v1", "m", environ={})
-    assert pass_disclosure_gate(inside, "texts", is_acknowledged=False) == {}
-    assert pass_disclosure_gate(outside, "texts", is_acknowledged=False, is_invented=True) == {}
-    with pytest.raises(LicenceGateError):
-        pass_disclosure_gate(outside, "texts", is_acknowledged=False)
-    found = pass_disclosure_gate(outside, "texts", is_acknowledged=True)
+    assert pass_disclosure_gates([inside], "texts", is_acknowledged=False) == {}
+    with pytest.raises(LicenceGateError, match=r"texts would be sent to api\.deepseek\.com"):
+        pass_disclosure_gates([inside, outside], "texts", is_acknowledged=False)
+    found = pass_disclosure_gates([inside, outside], "texts", is_acknowledged=True)
     assert "deepseek" in found["disclosure"]
 
 

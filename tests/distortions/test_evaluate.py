@@ -7,6 +7,7 @@ import pytest
 from cbtqa.distortions.annotators import masi_alpha, masi_distance, measure_agreement
 from cbtqa.distortions.evaluate import evaluate, mcnemar_p
 from cbtqa.distortions.gold import GoldItem, GoldSet
+from cbtqa.distortions.tables import evaluation_tables
 from cbtqa.distortions.taxonomy import load_taxonomy
 from cbtqa.records import DistortionLabel
 
@@ -92,6 +93,15 @@ def test_two_labellers_are_compared_on_any_and_each_type_with_holm() -> None:
     assert (by_decision[A].only_first_right, by_decision[A].only_second_right) == (12, 0)
     assert by_decision[A].p_holm == pytest.approx(8 * 2 / 2**12)
     assert by_decision[B].p_holm == 1
+
+
+def test_a_p_value_is_never_shown_as_zero() -> None:
+    gold = gold_of(*[{A}] * 60)
+    report = evaluate(gold, {"good": [labels(A)] * 60, "mute": [()] * 60}, n_resamples=0)
+    *_, tests = evaluation_tables(report)
+    heads, rows = tests.cells()
+    shown = {row[0]: row[heads.index("p (Holm)")] for row in rows}
+    assert shown[A] == "< 0.0001" and shown[B] == "1.0000"
 
 
 def test_a_labeller_must_answer_for_every_text() -> None:

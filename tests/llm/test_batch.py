@@ -8,13 +8,14 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cbtqa.errors import ConfigError, EndpointAuthError, EndpointError, IncompleteRunError
-from cbtqa.llm.batch import BatchStoppedError, BatchSummary, run_batch
+from cbtqa.llm.batch import BatchStoppedError, BatchSummary, Line, run_batch
 from cbtqa.llm.chat import ChatRequest, Fault, Reply, Sampling
 from cbtqa.llm.cost import Budget, Price
 from cbtqa.llm.endpoint import Endpoint
@@ -471,3 +472,135 @@ def test_more_than_the_servers_limit_is_learned_from_its_429s(journal: Journal) 
         summary = run(server, journal, items, Limits(in_flight=40))
         assert summary.n_accepted == 300
         assert summary.n_repeats < 300, "it learns instead of hammering"
+
+
+# --- several servers -----------------------------------------------------------------------------
+
+
+def at(*servers: ScriptedEndpoint) -> list[Endpoint]:
+    """The servers as endpoints; the second by another host name."""
+    names = ("127.0.0.1", "localhost")
+    urls = [
+        server.url.replace("127.0.0.1", name) for server, name in zip(servers, names, strict=False)
+    ]
+    return [Endpoint.parse(url, "m", environ={}) for url in urls]
+
+
+def test_servers_share_the_work_by_free_places_and_the_reply_keeps_its_host(
+    journal: Journal,
+) -> None:
+    items = [f"词{number}" for number in range(120)]
+    with (
+        ScriptedEndpoint(scripted.slow(ok("好"), 0.4)) as slow,
+        ScriptedEndpoint(scripted.slow(ok("好"), 0.05)) as fast,
+    ):
+        limits = Limits(in_flight=8)
+        summary = run_batch(items, EchoTask(), at(slow, fast), journal, limits)
+        assert summary.n_accepted == 120
+        assert max(slow.peak_in_flight, fast.peak_in_flight) <= 8, "the limit is per server"
+        assert fast.n_paid > 2 * slow.n_paid > 0
+        hosts = [one.reply.host for _, one in journal.outcomes(items) if one and one.reply]
+        assert hosts.count("localhost") == fast.n_paid
+        assert hosts.count("127.0.0.1") == slow.n_paid
+
+
+def test_a_server_that_dies_leaves_its_items_to_the_others(journal: Journal) -> None:
+    told: list[Progress] = []
+    items = [f"词{number}" for number in range(200)]
+
+    def script(seen: Seen) -> Answer:
+        answer = ok("好") if seen.number < 20 else scripted.cut_connection()
+        return scripted.slow(answer, 0.02)
+
+    with ScriptedEndpoint(script) as dies, ScriptedEndpoint(scripted.slow(ok("好"), 0.02)) as lives:
+        limits = Limits(in_flight=16)
+        summary = run_batch(
+            items, EchoTask(), at(dies, lives), journal, limits, on_progress=told.append
+        )
+        assert (summary.n_accepted, summary.stopped) == (200, None)
+        assert dies.n_paid == 20 and lives.n_paid == 180
+        assert len(dies.requests) < 60, "a dead server is asked now and then only"
+    assert f"{dies.url} did not answer" in told[-1].note
+
+
+def test_servers_that_are_all_gone_stop_the_run(journal: Journal) -> None:
+    items = [f"词{number}" for number in range(80)]
+    script = [*[ok("好")] * 10, scripted.server_error()]
+    with (
+        ScriptedEndpoint(script) as one,
+        ScriptedEndpoint(script) as other,
+        pytest.raises(BatchStoppedError, match="gone") as stopped,
+    ):
+        run_batch(items, EchoTask(), at(one, other), journal, FAST)
+    assert stopped.value.summary.n_accepted == 20
+    with ScriptedEndpoint(ok("好")) as server:
+        assert run(server, journal, items).n_accepted == 60
+
+
+def test_every_server_has_its_own_response_format(journal: Journal) -> None:
+    items = [f"词{number}" for number in range(60)]
+    plain = scripted.unless_format(["json_schema", "json_object"], scripted.slow(ok("好"), 0.01))
+    with ScriptedEndpoint(plain) as old, ScriptedEndpoint(scripted.slow(ok("好"), 0.01)) as new:
+        limits = Limits(in_flight=8)
+        summary = run_batch(items, EchoTask(SCHEMA), at(old, new), journal, limits)
+        assert summary.n_accepted == 60 and min(old.n_paid, new.n_paid) > 5
+        kinds = {seen.body.get("response_format", {}).get("type") for seen in new.requests}
+        assert kinds == {"json_schema"}
+
+
+# --- the open line -------------------------------------------------------------------------------
+
+
+def test_an_open_line_asks_one_question_after_the_other_and_pays_none_twice(
+    journal: Journal,
+) -> None:
+    task = EchoTask()
+
+    async def talk(line: Line) -> list[str]:
+        said = []
+        async with line:
+            for item in ("一", "二", "一"):
+                check, again = partial(task.check, item), partial(task.ask_again, item)
+                outcome = await line.ask(item, task.request(item), check, again)
+                assert outcome.reply is not None
+                said.append(outcome.reply.text)
+        return said
+
+    with ScriptedEndpoint({"一": [ok("坏"), ok("好一")], "二": ok("好二")}) as server:
+        line = Line(at(server)[0], journal, FAST)
+        assert asyncio.run(talk(line)) == ["好一", "好二", "好一"]
+        assert (line.conclude().n_skipped, server.n_paid) == (1, 3)
+
+
+def test_a_line_that_stops_ends_with_its_reason(journal: Journal) -> None:
+    task = EchoTask()
+
+    async def talk(line: Line) -> None:
+        async with line:
+            for item in ("一", "二"):
+                check, again = partial(task.check, item), partial(task.ask_again, item)
+                await line.ask(item, task.request(item), check, again)
+
+    with ScriptedEndpoint(ok("好")) as server:
+        line = Line(at(server)[0], journal, FAST, budget=Budget(max_tokens=160))
+        with pytest.raises(BatchStoppedError, match="budget"):
+            asyncio.run(talk(line))
+        assert server.n_paid == 1
+
+
+def test_a_second_ctrl_c_leaves_at_once(journal: Journal) -> None:
+    with ScriptedEndpoint(scripted.slow(ok("好"), 20)) as server:
+
+        def press_twice() -> None:
+            while not server.requests:
+                time.sleep(0.01)
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.2)
+
+        threading.Thread(target=press_twice).start()
+        began = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            run(server, journal, ["一"], Limits(in_flight=2))
+        assert time.monotonic() - began < 10
+    assert journal.outcome("一") is None

@@ -17,14 +17,13 @@ from typing import Any
 import pytest
 
 from cbtqa.errors import ConfigError, EndpointAuthError, MissingExtraError
-from cbtqa.llm.batch import BatchStoppedError, run_batch
+from cbtqa.llm.batch import BatchStoppedError, BatchSummary, run_batch
 from cbtqa.llm.chat import ChatRequest, Fault, Reply
-from cbtqa.llm.cluster import run_cluster
+from cbtqa.llm.cluster import Cluster, share_of_budget, shares
 from cbtqa.llm.cost import Budget
 from cbtqa.llm.endpoint import Endpoint
 from cbtqa.llm.journal import Journal
 from cbtqa.llm.limits import Limits
-from cbtqa.llm.shard import share_of_budget, shares
 from cbtqa.records import Reason, Usage
 from tests.support import endpoint as scripted
 from tests.support.endpoint import Answer, ScriptedEndpoint, Seen, ok, slow
@@ -103,6 +102,17 @@ def at(server: ScriptedEndpoint) -> Endpoint:
     return Endpoint.parse(server.url, "m", environ={})
 
 
+def run_cluster(
+    items: Any,
+    task: Any,
+    where: Endpoint,
+    journal: Journal,
+    limits: Limits,
+    budget: Budget | None = None,
+) -> BatchSummary:
+    return run_batch(items, task, where, journal, limits, budget=budget, cluster=Cluster())
+
+
 def found_in(journal: Journal, items: list[str]) -> list[Any]:
     return [
         outcome
@@ -143,11 +153,14 @@ def test_shares_add_up_to_the_limits_and_none_is_empty() -> None:
 
 def test_shares_of_a_budget_never_exceed_what_is_left() -> None:
     spent = Usage(prompt_tokens=60, completion_tokens=40)
-    part = share_of_budget(Budget(max_tokens=1000), spent, 4)
+    budget, used_up = Budget(max_tokens=1000), Budget(max_tokens=50)
+    budget.book(spent)
+    used_up.book(spent)
+    part = share_of_budget(budget, 4)
     assert part is not None and part.max_tokens == 100 + 225
-    used_up = share_of_budget(Budget(max_tokens=50), spent, 4)
-    assert used_up is not None and replace(used_up, spent=spent).is_used_up(Usage())
-    assert share_of_budget(None, spent, 4) is None
+    part = share_of_budget(used_up, 4)
+    assert part is not None and part.is_used_up(Usage())
+    assert share_of_budget(None, 4) is None
 
 
 def test_a_missing_ray_is_told_with_its_extra(
@@ -164,7 +177,7 @@ def test_an_address_where_nothing_listens_is_told_at_once(journal: Journal) -> N
     pytest.importorskip("ray", reason="needs ray: cbtqa[cluster]")
     where = Endpoint.parse("http://127.0.0.1:9/v1", "m", environ={})
     with pytest.raises(ConfigError, match="no Ray cluster"):
-        run_cluster(["一"], EchoTask(), where, journal, FAST, address="127.0.0.1:9")
+        run_batch(["一"], EchoTask(), where, journal, FAST, cluster=Cluster("127.0.0.1:9"))
 
 
 # --- with Ray ------------------------------------------------------------------------------------
@@ -260,9 +273,7 @@ def test_a_budget_is_kept_and_used_by_all_actors(ray: Any, journal: Journal) -> 
     items = [f"词{number}" for number in range(200)]
     with ScriptedEndpoint(slow(ok("好"), 0.01)) as server:
         with pytest.raises(BatchStoppedError, match="budget") as stopped:
-            run_cluster(
-                items, EchoTask(), at(server), journal, FAST, budget=Budget(max_tokens=6000)
-            )
+            run_cluster(items, EchoTask(), at(server), journal, FAST, Budget(max_tokens=6000))
         # 150 tokens a reply; each of two actors may stop a reply short
         assert 5600 <= 150 * server.n_paid <= 6000
         assert stopped.value.summary.n_accepted == server.n_paid
@@ -301,7 +312,8 @@ def test_ctrl_c_keeps_what_is_in_flight(ray: Any, journal: Journal) -> None:
 CLIENT = """
 import sys
 from pathlib import Path
-from cbtqa.llm.cluster import run_cluster
+from cbtqa.llm.batch import run_batch
+from cbtqa.llm.cluster import Cluster
 from cbtqa.llm.endpoint import Endpoint
 from cbtqa.llm.journal import Journal
 from cbtqa.llm.limits import Limits
@@ -315,7 +327,7 @@ class Echo:
 
 where = Endpoint.parse(sys.argv[2], "m", environ={})
 with Journal(Path(sys.argv[1]), {"model": "m"}) as journal:
-    run_cluster(range(200), Echo(), where, journal, Limits(in_flight=16))
+    run_batch(range(200), Echo(), where, journal, Limits(in_flight=16), cluster=Cluster())
 """
 
 

@@ -10,6 +10,7 @@ import yaml
 from cbtqa.llm import cost
 from cbtqa.llm.chat import ChatRequest
 from cbtqa.llm.cost import Budget, Price, estimate_tokens, find_price, plan_run
+from cbtqa.llm.endpoint import Endpoint
 from cbtqa.records import Usage
 
 
@@ -55,7 +56,7 @@ def test_characters_are_weighed_by_width() -> None:
 
 
 def test_a_budget_counts_what_is_under_way() -> None:
-    budget = Budget(max_tokens=100, spent=Usage(prompt_tokens=60))
+    budget = Budget(max_tokens=100, n_tokens=60)
     assert not budget.is_used_up(Usage(completion_tokens=40))
     assert budget.is_used_up(Usage(completion_tokens=41))
     assert not Budget().is_used_up(Usage(prompt_tokens=10**12))
@@ -65,3 +66,13 @@ def test_prices_are_plain_yaml_without_duplicate_models() -> None:
     text = cost.files("cbtqa.llm").joinpath("prices.yaml").read_text(encoding="utf-8")
     models = [model for row in yaml.safe_load(text)["prices"] for model in row["models"]]
     assert len(models) == len(set(models))
+
+
+def test_a_plan_through_the_batch_api_costs_half() -> None:
+    requests = [ChatRequest([{"role": "user", "content": "好" * 100}])] * 10
+    price = Price(input=1, output=1)
+    whole = plan_run(requests, "m", in_flight=8, price=price)
+    where = Endpoint.parse("http://127.0.0.1:9/v1", "m", environ={}, transport="batch-api")
+    factor = where.price_factor
+    half = plan_run(requests, "m", in_flight=8, price=price, price_factor=factor)
+    assert whole.cost is not None and half.cost == whole.cost / 2

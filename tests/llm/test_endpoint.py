@@ -27,6 +27,7 @@ from cbtqa.llm.protocol import (
     request_body,
     retry_after_s,
 )
+from cbtqa.llm.transport import open_transport
 from cbtqa.records import Reason
 from cbtqa.secrets import masked
 from tests.support.endpoint import completion
@@ -55,7 +56,7 @@ def test_the_key_comes_from_the_presets_variable_and_is_never_shown() -> None:
 def test_a_providers_key_goes_to_that_provider_only() -> None:
     environ = {"OPENAI_API_KEY": "s3cret"}
     with pytest.raises(EndpointAuthError, match="no key"):
-        Endpoint.parse("https://llm.example/v1", "m", environ=environ)
+        Endpoint.parse("https://llm.example/v1", "m", environ=environ).check_key()
     same_host = Endpoint.parse("https://api.openai.com/v1/", "m", environ=environ)
     assert same_host.key == "s3cret" and same_host.max_tokens_field == "max_completion_tokens"
     local = Endpoint.parse("http://127.0.0.1:8000/v1", "m", environ=environ)
@@ -63,8 +64,9 @@ def test_a_providers_key_goes_to_that_provider_only() -> None:
 
 
 def test_a_missing_key_names_its_variable() -> None:
+    endpoint = Endpoint.parse("dashscope", "qwen-plus", environ={})
     with pytest.raises(EndpointAuthError) as missing:
-        Endpoint.parse("dashscope", "qwen-plus", environ={})
+        open_transport(endpoint, 1)
     assert "DASHSCOPE_API_KEY" in str(missing.value.hint)
 
 

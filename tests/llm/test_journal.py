@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -259,3 +260,18 @@ def test_the_file_is_in_wal_mode_and_synced_in_full(tmp_path: Path) -> None:
         assert isinstance(journal._db, sqlite3.Connection)
         assert journal._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         assert journal._db.execute("PRAGMA synchronous").fetchone() == (2,)
+
+
+def test_a_journal_begun_before_hosts_were_kept_is_read_and_continued(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite"
+    with Journal(path) as journal:
+        journal.record([Entry("一", 1, State.ACCEPTED, reply())])
+    with sqlite3.connect(path) as db:
+        db.execute("ALTER TABLE attempts DROP COLUMN host")
+    with Journal(path, read_only=True) as journal:
+        outcome = journal.outcome("一")
+        assert outcome is not None and outcome.reply == reply()
+    with Journal(path) as journal:
+        journal.record([Entry("二", 1, State.ACCEPTED, replace(reply(), host="h"))])
+        found = [one.reply.host for _, one in journal.outcomes(["一", "二"]) if one and one.reply]
+    assert found == ["", "h"]

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from cbtqa.errors import BadResponseError, RateLimitError
-from cbtqa.llm.limits import Gate, GateClosedError, Limits, Pace, backoff_s
+from cbtqa.llm.limits import Gate, GateClosedError, Limits, Pace, Queue, backoff_s
 
 
 def test_no_more_pass_than_the_limit_and_retries_pass_first() -> None:
@@ -150,3 +150,31 @@ def test_backoff_is_full_jitter_within_a_doubling_bounded_span() -> None:
     for n_failures, span in ((1, 0.5), (3, 2), (10, 60), (1000, 60)):
         drawn = [backoff_s(n_failures) for _ in range(300)]
         assert 0 <= min(drawn) < 0.1 * span and 0.9 * span < max(drawn) <= span
+
+
+def test_a_rate_limit_holds_for_all_servers_together() -> None:
+    async def check() -> float:
+        limits = Limits(in_flight=8, rpm=600)
+        queue = Queue(limits)
+        gates = [Gate(limits, queue) for _ in range(2)]
+        began = time.monotonic()
+
+        async def visit() -> None:
+            (await gates[0].enter()).leave()
+
+        await asyncio.gather(*(visit() for _ in range(25)))
+        return time.monotonic() - began
+
+    # ten a second, of which the first second's worth goes out at once
+    assert 1.3 <= asyncio.run(check()) < 4
+
+
+def test_a_server_that_asks_to_wait_is_passed_over_while_another_has_places() -> None:
+    async def check() -> None:
+        limits = Limits(in_flight=2)
+        queue = Queue(limits)
+        held, free = Gate(limits, queue), Gate(limits, queue)
+        held.hold(30)
+        assert [await held.enter() for _ in range(2)] == [free, free]
+
+    asyncio.run(check())

@@ -15,7 +15,7 @@ from cbtqa.simulation.judging.task import (
     JudgeLimits,
     RuleJudge,
     SessionAsk,
-    SessionJudgeTask,
+    SessionJudge,
     is_quoted,
     shown_text,
     shown_turns,
@@ -23,7 +23,7 @@ from cbtqa.simulation.judging.task import (
 )
 from tests.support.judged_sessions import ANSWER, CLOSING, OPENING, reply, session
 
-TASK = SessionJudgeTask(load_instrument("ctrs"), Sampling(seed=5), "m")
+TASK = SessionJudge(load_instrument("ctrs"), Sampling(seed=5), "m")
 ASK = SessionAsk.of(session("zebra-7b"), 1)
 
 
@@ -38,7 +38,7 @@ def test_the_judge_sees_neither_arm_nor_reasoning_nor_other_instruments() -> Non
         assert hidden not in text
     assert OPENING in text
     assert "stance_1" not in text
-    for item in TASK.instrument.items:
+    for item in TASK.criteria:
         assert item.question.en in text
 
 
@@ -82,7 +82,7 @@ def test_a_transcript_cannot_leave_its_fence() -> None:
 def test_a_good_reply_is_read_whole() -> None:
     verdicts = read(reply(agenda={"rating": 5}, homework={"rating": 0, "evidence": ""}))
     assert {name: one.value for name, one in verdicts.items()} == {
-        **dict.fromkeys(TASK.instrument.scales, 3),
+        **dict.fromkeys((one.id for one in TASK.criteria), 3),
         "agenda": 5,
         "homework": 0,
     }

@@ -27,8 +27,8 @@ from cbtqa.simulation.instruments import load_instrument
 from cbtqa.simulation.judging.run import (
     JudgedForm,
     SessionJudgeSettings,
+    estimate_judging,
     judge_sessions,
-    plan_judging,
 )
 from cbtqa.simulation.sessions import StudyFolder
 from cbtqa.simulation.study import StudySettings
@@ -143,10 +143,10 @@ def test_a_run_that_was_stopped_continues_without_asking_twice(tmp_path: Path) -
         assert not (study / "judged/ctrs/m/manifest.json").exists()
         with pytest.raises(DataError, match="no judge has ended"):
             read_judged(study / "judged")
-        plan = plan_judging(
+        plan = estimate_judging(
             settings_of(study, endpoint=server.url, model=("m",), instrument=("ctrs",))
         )
-        assert (plan[0].n_done, plan[0].n_requests) == (n_before, 36 - n_before)
+        assert (plan.n_done, plan.n_requests) == (n_before, 36 - n_before)
         (form,) = judged(study, server)
         assert form.n_scored == 36 * 11
         assert sum(server.paid.values()) == 36
@@ -215,14 +215,16 @@ def test_exact_wording_reaches_the_judge_and_no_file(tmp_path: Path) -> None:
     assert read_manifest(study / "judged/ctrs/m").counts["wording"] == "exact.yaml"
 
 
-def test_a_dry_run_counts_requests_tokens_and_cost_and_sends_nothing(tmp_path: Path) -> None:
+def test_a_dry_run_counts_requests_tokens_cost_and_time_and_sends_nothing(tmp_path: Path) -> None:
     study = make_study(tmp_path, few(2))
     flags = {"endpoint": "http://127.0.0.1:9/v1", "model": ("m",), "instrument": ("ctrs", "act-fm")}
-    plans = plan_judging(settings_of(study, **flags, price_in=1.0, price_out=2.0))
-    assert [plan.n_requests for plan in plans] == [12, 12]
-    first = plans[0]
+    plan = estimate_judging(settings_of(study, **flags, price_in=1.0, price_out=2.0, in_flight=4))
+    first, second = plan.parts
+    assert [part.n_requests for part in plan.parts] == [12, 12]
     assert first.cost == pytest.approx((first.prompt_tokens + 2 * first.completion_tokens) / 1e6)
-    assert plans[1].completion_tokens > first.completion_tokens
+    assert second.completion_tokens > first.completion_tokens
+    assert (plan.n_items, plan.n_requests, plan.seconds) == (4, 24, 2 * 12 / 4 * 10)
+    assert plan.cost == pytest.approx((first.cost or 0) + (second.cost or 0))
     assert not (study / "judged").exists()
 
 
@@ -269,19 +271,17 @@ def test_words_that_do_not_fit_together_are_refused(
         judge_sessions(settings_of(make_study(tmp_path, few(1)), **flags))
 
 
-def test_transcripts_leave_the_machine_only_with_acknowledgement(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CBTQA_API_KEY", "k")
+def test_transcripts_leave_the_machine_only_with_acknowledgement(tmp_path: Path) -> None:
     path = tmp_path / "real.jsonl"
     turns = [{"role": "user", "content": "I am tired."}, {"role": "assistant", "content": "Since?"}]
     write_jsonl(path, [{"id": "a", "messages": turns}])
     flags = {"instrument": ("tes",), "out": tmp_path / "o", "model": ("m",)}
     for source in (path, make_study(tmp_path / "study", few(1))):
+        remote = settings_of(source, **flags, endpoint="https://api.example.com/v1")
         with pytest.raises(LicenceGateError, match="third parties"):
-            judge_sessions(settings_of(source, **flags, endpoint="https://api.example.com/v1"))
+            judge_sessions(remote)
         assert not (tmp_path / "o").exists()
-        assert plan_judging(settings_of(source, **flags, endpoint="https://api.example.com/v1"))
+        assert estimate_judging(remote).n_requests == (3 if source == path else 6)
     with ScriptedEndpoint(lambda seen: ok(reply("tes", 1, evidence=""))) as server:
         (form,) = judge_sessions(settings_of(path, **flags, endpoint=server.url))
     assert form.n_scored == 27

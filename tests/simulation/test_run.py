@@ -258,6 +258,21 @@ def test_a_budget_stops_a_study_which_goes_on_with_more(tmp_path: Path) -> None:
         assert server.n_paid_again == 0
 
 
+def test_models_of_different_prices_share_one_budget_in_money(tmp_path: Path) -> None:
+    with ScriptedEndpoint(ok("Go on.")) as server:
+        arms = []
+        for model, price in (("cheap", 1e6), ("dear", 2e6)):  # 150 and 300 a reply
+            player = {"endpoint": server.url, "model": model, "max_tokens": 50}
+            player |= {"price_in": price, "price_out": price}
+            arms.append({"name": model, "therapist": player})
+        study = study_of(arms=arms, patients={"ready": "test"}, end_token=False)
+        with pytest.raises(IncompleteRunError, match="budget is used up"):
+            limits = RunLimits(Limits(in_flight=2, waits=False), budget=3000)
+            run_study(study, tmp_path / "s", limits=limits)
+        models = [seen.body["model"] for seen in server.requests]
+    assert 1500 < 150 * models.count("cheap") + 300 * models.count("dear") <= 3000
+
+
 def test_several_arms_at_one_server_are_asked_at_the_same_time(tmp_path: Path) -> None:
     with ScriptedEndpoint(lambda seen: Answer(200, ok("Go on.").body, delay_s=0.05)) as server:
         arms = [
@@ -395,7 +410,7 @@ def test_other_settings_are_refused_with_the_difference_unless_asked_for(tmp_pat
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ConfigError, match="not empty and is no study"):
+    with pytest.raises(ConfigError, match="not empty and holds no study"):
         run_study(study_of(), tmp_path, limits=QUICK)
     with pytest.raises(DataError, match=r"holds no study\.json"):
         StudyFolder(tmp_path).study()
@@ -447,9 +462,10 @@ def test_a_dry_run_counts_calls_price_and_what_is_done_without_a_key(tmp_path: P
     arm = {"name": "x", "therapist": {"endpoint": "openai", "model": "gpt-4o-mini"}}
     study = study_of(arms=[arm], supervisor={"scripted": "supervisor"}, replicates=3)
     estimated = estimate_study(study, tmp_path / "none")
-    assert estimated.n_sessions == 6 and estimated.n_calls == 6 * 6 * 3
-    asked = estimated.players[0]
-    assert asked.model == "gpt-4o-mini" and asked.n_calls == 36
+    assert estimated.n_items == 6 and estimated.n_requests == 6 * 6 * 3
+    asked = estimated.parts[0]
+    assert asked.name == "gpt-4o-mini" and asked.n_requests == 36
+    assert estimated.seconds == 36 * 10 / 6  # six courses at a time
     expected = (asked.prompt_tokens * 0.15 + asked.completion_tokens * 0.60) / 1e6
     assert estimated.cost == pytest.approx(expected) and expected > 0
     unknown = study_of(arms=[{"name": "x", "therapist": {"endpoint": "openai", "model": "new"}}])
@@ -458,10 +474,10 @@ def test_a_dry_run_counts_calls_price_and_what_is_done_without_a_key(tmp_path: P
 
 def test_a_dry_run_is_an_upper_bound_of_the_calls_made(tmp_path: Path) -> None:
     study = study_of(end_token=False)
-    most = estimate_study(study).n_calls
+    most = estimate_study(study).n_requests
     run_study(study, tmp_path / "s", limits=QUICK)
     after = estimate_study(study, tmp_path / "s")
-    assert after.n_done == most == 2 * 2 * 6 * 2
+    assert after.n_done == most == 2 * 2 * 6 * 2 and after.n_requests == 0
 
 
 def test_an_address_with_a_secret_is_refused_before_anything_is_written(tmp_path: Path) -> None:

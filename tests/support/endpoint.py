@@ -212,6 +212,8 @@ class ScriptedEndpoint:
         self.peak_in_flight = 0
         self.batches: dict[str, dict[str, Any]] = {}
         self.files: dict[str, bytes] = {}
+        self.batch_trouble: str | None = None
+        """Why the next batches fail as a whole."""
         self._script, self._key = script, key
         self._turns: dict[str, int] = {}
         self._in_flight = 0
@@ -360,9 +362,13 @@ class ScriptedEndpoint:
         good, bad = [], []
         for line in self.files[asked["input_file_id"]].splitlines():
             row = json.loads(line)
+            if self.batch_trouble:
+                continue
             _, answer = self._see(row["body"], request)
             response = {"status_code": answer.status, "request_id": "r", "body": answer.body}
             result = {"id": "x", "custom_id": row["custom_id"], "response": response, "error": None}
+            if not answer.status:  # never executed, as in a batch that expired
+                result |= {"response": None, "error": answer.body}
             (good if answer.status == 200 else bad).append(json.dumps(result, ensure_ascii=False))
         self.batches[name] = {
             "id": name,
@@ -373,6 +379,9 @@ class ScriptedEndpoint:
             "created_at": 1_700_000_000,
             "status": "in_progress",
             "metadata": asked.get("metadata"),
+            "errors": {"object": "list", "data": [{"message": self.batch_trouble}]}
+            if self.batch_trouble
+            else None,
             "output_file_id": self._keep(good),
             "error_file_id": self._keep(bad),
             "request_counts": {
@@ -393,7 +402,7 @@ class ScriptedEndpoint:
     async def _get_batch(self, request: web.Request) -> web.Response:
         batch = self.batches[request.match_info["id"]]
         seen = dict(batch)
-        batch["status"] = "completed"
+        batch["status"] = "failed" if self.batch_trouble else "completed"
         return web.json_response(seen)
 
     async def _list_batches(self, request: web.Request) -> web.Response:

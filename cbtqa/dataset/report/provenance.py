@@ -8,6 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from cbtqa.dataset.report.material import Material, say
+from cbtqa.dataset_folder import data_files
 from cbtqa.manifest import describe_file
 from cbtqa.report.charts import flow_bar
 from cbtqa.report.page import Phrase
@@ -146,11 +147,8 @@ def file_table(material: Material) -> Table:
     """The dataset's files with their hashes."""
     entries = [
         describe_file(path, material.folder)
-        for path in (
-            *sorted(material.folder.glob("data/*.parquet")),
-            *sorted(material.folder.glob("human/*.parquet")),
-            *material.folder.glob("rejects.jsonl"),
-        )
+        for path in data_files(material.folder)
+        if path.suffix in (".parquet", ".jsonl")
     ]
     rows = [
         (

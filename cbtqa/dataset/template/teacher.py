@@ -21,14 +21,15 @@ import cbtqa
 from cbtqa.dataset.check import AnswerChecks, CheckedAnswer
 from cbtqa.dataset.instruction import Item
 from cbtqa.dataset.settings import BuildSettings
-from cbtqa.dataset.teachers import OnProgress
 from cbtqa.dataset.template.facts import Facts, quote_evidence, read_facts
 from cbtqa.dataset.template.grammar import Language, Part, Pools, Writer, load_language
 from cbtqa.distortions.patterns import PatternHit, PatternLabeller
 from cbtqa.distortions.taxonomy import Taxonomy, load_taxonomy
+from cbtqa.llm.batch import OnProgress
 from cbtqa.llm.chat import Fault, Reply
-from cbtqa.llm.journal import Entry, Journal, State, blocks_of
+from cbtqa.llm.journal import Entry, State, blocks_of
 from cbtqa.llm.progress import Meter
+from cbtqa.llm.runs import Run
 from cbtqa.processes import map_blocks
 from cbtqa.records import STEP_NAMES, CbtSteps, DistortionLabel, Provenance, Question, Risk
 from cbtqa.safety.screen import screen
@@ -207,8 +208,7 @@ class OfflineTeacher:
 
     system = "template"
     prompts: Mapping[str, str] = {}
-    is_paid = False
-    price = None
+    service = None
 
     def __init__(self, settings: BuildSettings, taxonomy: Taxonomy) -> None:
         self._taxonomy, self._seed = taxonomy, settings.seed
@@ -233,14 +233,14 @@ class OfflineTeacher:
     def generate(
         self,
         items: Iterable[Item],
-        journal: Journal,
+        run: Run,
         *,
         n_total: int | None,
         on_progress: OnProgress | None,
     ) -> None:
         """Writes what the journal does not hold; a kill costs at most a few blocks."""
+        journal = run.journal
         meter = Meter(n_total, price=None, earlier=journal.totals())
-
         asked: deque[list[Item]] = deque()
 
         def missing() -> Iterator[list[Question]]:

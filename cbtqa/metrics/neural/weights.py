@@ -16,10 +16,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field
-from pydantic.config import JsonDict
 
 from cbtqa.errors import ConfigError, MissingExtraError
 from cbtqa.files import sha256_of
@@ -28,28 +27,28 @@ from cbtqa.settings import Settings
 # --- settings ------------------------------------------------------------------------------------
 # What can be set for the neural metrics, with the help text of each flag.
 
-_PANEL: JsonDict = {"panel": "Neural metrics"}
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 class NeuralSettings(Settings):
     """Weights, device and precision of BERTScore and BLEURT."""
 
-    bertscore_model: str = Field("bert-base-chinese", json_schema_extra=_PANEL)
+    panel: ClassVar[str] = "Neural metrics"
+    bertscore_model: str = "bert-base-chinese"
     """BERTScore's model: a folder with weights, or a Hub id."""
-    bertscore_layer: int | None = Field(None, ge=0, json_schema_extra=_PANEL)
+    bertscore_layer: int | None = Field(None, ge=0)
     """Layer whose embeddings BERTScore compares; known for the usual models."""
-    bertscore_baseline: Path | None = Field(None, json_schema_extra=_PANEL)
+    bertscore_baseline: Path | None = None
     """Baseline table (LAYER,P,R,F) for bertscore_rescaled; shipped for bert-base-chinese."""
-    bertscore_idf: Path | None = Field(None, json_schema_extra=_PANEL)
+    bertscore_idf: Path | None = None
     """Text file, one document a line, whose rare tokens weigh more in BERTScore."""
-    bleurt_model: str = Field("lucadiliello/BLEURT-20", json_schema_extra=_PANEL)
+    bleurt_model: str = "lucadiliello/BLEURT-20"
     """BLEURT's checkpoint in PyTorch: a folder, or a Hub id."""
-    device: str = Field("auto", json_schema_extra=_PANEL)
+    device: str = "auto"
     """Where models run: auto, cpu, cuda, cuda:1, mps."""
-    dtype: Dtype = Field("float32", json_schema_extra=_PANEL)
+    dtype: Dtype = "float32"
     """Precision of the models: float32, bfloat16, float16; part of the signature."""
-    batch_size: int = Field(32, ge=1, json_schema_extra=_PANEL)
+    batch_size: int = Field(32, ge=1)
     """Texts a model reads at a time."""
 
     @classmethod

@@ -8,11 +8,9 @@ from cbtqa.errors import DataError, UsageError
 from cbtqa.files import write_json, write_text
 from cbtqa.manifest import (
     MANIFEST_NAME,
-    Manifest,
     describe_file,
-    describe_settings,
+    new_manifest,
     now,
-    package_versions,
     write_manifest,
 )
 from cbtqa.report.table import Table
@@ -51,17 +49,15 @@ def run_analysis(resolved: Resolved[AnalysisSettings]) -> tuple[AnalysisReport, 
     write_text(out / METHODS_NAME, f"{methods.en}\n\n{methods.zh}\n")
     write_text(out / PAGE_NAME, analysis_page(report, methods, settings.lang))
     names = (JSON_NAME, SCORES_NAME, CONTRASTS_NAME, METHODS_NAME, PAGE_NAME)
-    manifest = Manifest(
-        kind="session-analysis",
-        packages=package_versions(),
-        settings=describe_settings(resolved),
+    manifest = new_manifest(
+        "session-analysis",
+        resolved,
+        started,
         inputs=tuple(
             describe_file(path) for path in (settings.source, *settings.human) if path.is_file()
         ),
         counts={"n_sessions": report.n_sessions, "n_alarms": len(report.alarms)},
         files=tuple(describe_file(out / name, out) for name in names),
-        started_at=started,
-        finished_at=now(),
     )
     write_manifest(out, manifest)
     return report, out

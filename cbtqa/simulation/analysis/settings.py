@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import Field
-from pydantic.config import JsonDict
 
 from cbtqa.report.page import Lang
 from cbtqa.settings import Settings
@@ -13,11 +13,46 @@ from cbtqa.simulation.analysis.outcomes import Choices
 from cbtqa.simulation.analysis.scores import ScoreColumns
 from cbtqa.statistics.mixed_model import Method
 
-COLUMNS: JsonDict = {"panel": "Columns of a table"}
-MODEL: JsonDict = {"panel": "Model"}
+
+class ModelSettings(Settings):
+    """The models of arms and of terms."""
+
+    panel: ClassVar[str] = "Model"
+    method: Method = "reml"
+    """Likelihood of the models of arms."""
+    bootstrap: int = Field(500, ge=0)
+    """Drawings for the ICC's interval."""
+    seed: int = Field(12345, ge=0)
+    """Of the drawings."""
+    terms: str | None = None
+    """Also fit a model of these terms, such as model,variant,z(session)."""
+    terms_method: Method = "ml"
+    """Likelihood of the model of terms."""
+    reference: tuple[str, ...] = ()
+    """FACTOR=LEVEL that the intercept stands for."""
 
 
-class AnalysisSettings(Settings):
+class ColumnSettings(Settings):
+    """Columns of a table with one row per session."""
+
+    panel: ClassVar[str] = "Columns of a table"
+    patient_column: str = "patient"
+    """Patient."""
+    arm_column: str = "arm"
+    """Arm."""
+    session_column: str = "session"
+    """Number of the session."""
+    words_column: str | None = None
+    """Words of the therapist."""
+    item: tuple[str, ...] = ()
+    """COLUMN=item, where the name does not tell."""
+    arm_factors: str | None = None
+    """Factors that arm names are made of, such as model,variant."""
+    arm_separator: str = Field("_", min_length=1)
+    """Between them."""
+
+
+class AnalysisSettings(ModelSettings, ColumnSettings):
     """Everything `cbtqa simulate analyse` can be told."""
 
     source: Path = Path("cbtqa-study")
@@ -38,32 +73,6 @@ class AnalysisSettings(Settings):
     """Main language of the report: en or zh."""
     out: Path | None = None
     """Folder of the results (default: analysis/ in the study)."""
-    method: Method = Field(default="reml", json_schema_extra=MODEL)
-    """Likelihood of the models of arms."""
-    bootstrap: int = Field(default=500, ge=0, json_schema_extra=MODEL)
-    """Drawings for the ICC's interval."""
-    seed: int = Field(default=12345, ge=0, json_schema_extra=MODEL)
-    """Of the drawings."""
-    terms: str | None = Field(default=None, json_schema_extra=MODEL)
-    """Also fit a model of these terms, such as model,variant,z(session)."""
-    terms_method: Method = Field(default="ml", json_schema_extra=MODEL)
-    """Likelihood of the model of terms."""
-    reference: tuple[str, ...] = Field(default=(), json_schema_extra=MODEL)
-    """FACTOR=LEVEL that the intercept stands for."""
-    patient_column: str = Field(default="patient", json_schema_extra=COLUMNS)
-    """Patient."""
-    arm_column: str = Field(default="arm", json_schema_extra=COLUMNS)
-    """Arm."""
-    session_column: str = Field(default="session", json_schema_extra=COLUMNS)
-    """Number of the session."""
-    words_column: str | None = Field(default=None, json_schema_extra=COLUMNS)
-    """Words of the therapist."""
-    item: tuple[str, ...] = Field(default=(), json_schema_extra=COLUMNS)
-    """COLUMN=item, where the name does not tell."""
-    arm_factors: str | None = Field(default=None, json_schema_extra=COLUMNS)
-    """Factors that arm names are made of, such as model,variant."""
-    arm_separator: str = Field(default="_", min_length=1, json_schema_extra=COLUMNS)
-    """Between them."""
 
     @property
     def columns(self) -> ScoreColumns:

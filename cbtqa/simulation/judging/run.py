@@ -16,39 +16,35 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
 from cbtqa.errors import ConfigError, DataError, UsageError
 from cbtqa.files import parse_record, read_json, write_json, write_jsonl
-from cbtqa.llm.batch import run_batch
+from cbtqa.judging.asking import JudgingSettings, rate
+from cbtqa.llm.batch import OnProgress
 from cbtqa.llm.chat import Sampling
-from cbtqa.llm.cost import Budget, Price, find_price, plan_run
-from cbtqa.llm.endpoint import Endpoint, pass_disclosure_gates
-from cbtqa.llm.journal import Journal
-from cbtqa.llm.limits import Limits
-from cbtqa.llm.progress import Progress
+from cbtqa.llm.cost import Estimate, Price, sum_estimates
+from cbtqa.llm.runs import Run, Service, estimate_run, open_run
 from cbtqa.manifest import (
     MANIFEST_NAME,
-    Manifest,
     describe_file,
-    describe_settings,
+    new_manifest,
     now,
-    package_versions,
     write_manifest,
 )
 from cbtqa.ratings.rubric import Rubric
 from cbtqa.records import ItemRating, Record, Session, Usage
-from cbtqa.settings import Resolved, Settings
+from cbtqa.settings import Resolved
 from cbtqa.simulation.instruments import Instrument, load_instrument
 from cbtqa.simulation.judging.task import (
     RULES,
     JudgeLimits,
     RuleJudge,
     SessionAsk,
-    SessionJudgeTask,
+    SessionJudge,
     make_rating,
-    read_ratings,
     unfit_ratings,
     unfit_reason,
 )
@@ -56,82 +52,14 @@ from cbtqa.simulation.playing.players import endpoint_of
 from cbtqa.simulation.sessions import StudyFolder, read_transcripts
 from cbtqa.simulation.study import Player, StudySettings
 
-# --- judges --------------------------------------------------------------------------------------
-# Which judges rate a study: those named on the command line, those it declares, or the rules.
+JUDGED, JOURNAL_NAME, RATINGS_NAME = "judged", "journal.sqlite", "ratings.jsonl"
+INSTRUMENT_NAME = "instrument.json"
+KIND = "session-ratings"
+REPLY_TOKENS = 60
+"""Of one item in a reply: a quote, a sentence and a number; assumed for the dry run."""
 
 
-@dataclass(frozen=True)
-class JudgeSpec:
-    """One judge; without an endpoint it is the built-in rules."""
-
-    name: str
-    endpoint: Endpoint | None
-    sampling: Sampling
-    n_repeats: int
-    price: Price | None = None
-
-
-def judges_of(settings: SessionJudgeSettings, study: StudySettings | None) -> Iterator[JudgeSpec]:
-    """The judges of a run: those named, else those the study declares, else the rules.
-
-    Raises:
-        UsageError: half a judge is named, or one that is no endpoint.
-    """
-    sampling = Sampling(
-        temperature=settings.temperature, max_tokens=settings.max_tokens, seed=settings.seed
-    )
-    if settings.endpoint or settings.model:
-        if not (settings.endpoint and settings.model):
-            raise UsageError(
-                "--endpoint and --model go together", hint="--endpoint vllm --model Qwen3-32B"
-            )
-        for model in dict.fromkeys(settings.model):
-            endpoint = Endpoint.parse(settings.endpoint, model)
-            price = _price(settings.price_in, settings.price_out, model)
-            yield JudgeSpec(model, endpoint, sampling, settings.repeats, price)
-        return
-    declared = study.judges if study and not settings.rules else ()
-    if not declared:
-        yield JudgeSpec(RULES, None, sampling, 1)
-    for judge in declared:
-        yield _declared(judge.player, judge.repeats, sampling)
-
-
-def _declared(player: Player, n_repeats: int, default: Sampling) -> JudgeSpec:
-    if player.scripted:
-        return JudgeSpec(RULES, None, default, 1)
-    if not player.endpoint or not player.model:
-        raise UsageError(
-            "a judge is an endpoint with a model, or scripted rules",
-            hint="serve a local model (vllm, llama.cpp, ollama) and name its endpoint",
-        )
-    # a player's default limit fits one turn of a session, not twenty-five items with quotes
-    n_tokens = max(player.max_tokens, default.max_tokens or 0)
-    own = {
-        "top_p": player.top_p,
-        "stop": player.stop,
-        "extra": player.extra,
-        "max_tokens": n_tokens,
-    }
-    sampling = default.model_copy(update=own)
-    if player.temperature is not None:
-        sampling = sampling.model_copy(update={"temperature": player.temperature})
-    endpoint = endpoint_of(player)
-    price = _price(player.price_in, player.price_out, player.model)
-    return JudgeSpec(player.model, endpoint, sampling, n_repeats, price)
-
-
-def _price(price_in: float | None, price_out: float | None, model: str) -> Price | None:
-    if price_in is not None and price_out is not None:
-        return Price(input=price_in, output=price_out)
-    return find_price(model)
-
-
-# --- judge settings ------------------------------------------------------------------------------
-# What can be set for `cbtqa simulate judge`, with the help text of each flag.
-
-
-class SessionJudgeSettings(Settings):
+class SessionJudgeSettings(JudgingSettings):
     """Everything `cbtqa simulate judge` can be told."""
 
     sessions: Path = Path("cbtqa-study")
@@ -140,47 +68,18 @@ class SessionJudgeSettings(Settings):
     """Instrument id or rubric file; several: several calls each."""
     wording: Path | None = None
     """File with the exact words of the form, for those who may use it."""
-    endpoint: str | None = None
-    """Base URL of an OpenAI-compatible endpoint, or a preset."""
-    model: tuple[str, ...] = ()
-    """Judge at that endpoint; may be given several times."""
+    model: tuple[str, ...] = ()  # type: ignore[assignment]  # here several models may be named
+    """Judge at the endpoint. May be repeated."""
     rules: bool = False
     """Use the built-in rules (no model) whatever the study declares."""
-    acknowledge_disclosure: bool = False
-    """I may pass the transcripts on to the operator of a non-local endpoint; recorded in the
-    manifest."""
     prompt: str = "judge_session"
     """Prompt, or the path of your own."""
-    repeats: int = Field(default=3, ge=1, le=20)
-    """Ratings of each session."""
-    temperature: float = Field(default=0.7, ge=0, le=2)
-    """Assumed: repeats at 0 would only echo each other."""
-    seed: int = Field(default=0, ge=0)
-    """Seed of the first repeat."""
     max_tokens: int = Field(default=4096, ge=64)
     """Token limit of one reply."""
     max_turns: int = Field(default=250, ge=2)
     """Longer sessions stay unscored."""
     max_transcript_tokens: int = Field(default=24_000, ge=100)
     """Longer transcripts stay unscored (estimated tokens)."""
-    in_flight: int = Field(default=16, ge=1, le=16384)
-    """Most requests at a time."""
-    rpm: int | None = Field(default=None, ge=1)
-    """Requests a minute, at most."""
-    tpm: int | None = Field(default=None, ge=1)
-    """Tokens a minute, at most."""
-    timeout_s: float = Field(default=300.0, gt=0)
-    """Seconds one request may take."""
-    max_attempts: int = Field(default=3, ge=1, le=10)
-    """Replies asked for per rating, faulty ones included."""
-    budget: float | None = Field(default=None, gt=0)
-    """Stop at this cost, per judge and instrument."""
-    budget_tokens: int | None = Field(default=None, gt=0)
-    """Stop after this many tokens, per judge and instrument."""
-    price_in: float | None = Field(default=None, ge=0)
-    """Price of 1M prompt tokens."""
-    price_out: float | None = Field(default=None, ge=0)
-    """Price of 1M reply tokens."""
     out: Path | None = None
     """Folder of journals and ratings (default: judged/ in the study)."""
 
@@ -189,25 +88,70 @@ class SessionJudgeSettings(Settings):
         """What a judge is still given to read."""
         return JudgeLimits(self.max_turns, self.max_transcript_tokens)
 
-    @property
-    def limits(self) -> Limits:
-        """Limits of the engine."""
-        return Limits(
-            in_flight=self.in_flight,
-            rpm=self.rpm,
-            tpm=self.tpm,
-            timeout_s=self.timeout_s,
-            max_attempts=self.max_attempts,
+
+# --- judges --------------------------------------------------------------------------------------
+# Which judges rate a study: those named on the command line, those it declares, or the rules.
+
+
+@dataclass(frozen=True)
+class JudgeSpec:
+    """One judge; without a service it is the built-in rules."""
+
+    name: str
+    service: Service | None
+    sampling: Sampling
+    n_repeats: int
+
+
+def judges_of(settings: SessionJudgeSettings, study: StudySettings | None) -> Iterator[JudgeSpec]:
+    """The judges of a run: those named, else those the study declares, else the rules.
+
+    Raises:
+        UsageError: half a judge is named, or one that is no endpoint.
+    """
+    sampling = settings.drawn(settings.max_tokens)
+    if settings.endpoint or settings.model:
+        if not (settings.endpoint and settings.model):
+            raise UsageError(
+                "--endpoint and --model go together", hint="--endpoint vllm --model Qwen3-32B"
+            )
+        for model in dict.fromkeys(settings.model):
+            yield JudgeSpec(model, settings.service(model), sampling, settings.repeats)
+        return
+    declared = study.judges if study and not settings.rules else ()
+    if not declared:
+        yield JudgeSpec(RULES, None, sampling, 1)
+    for judge in declared:
+        yield _declared(settings, judge.player, judge.repeats, sampling)
+
+
+def _declared(
+    settings: SessionJudgeSettings, player: Player, n_repeats: int, default: Sampling
+) -> JudgeSpec:
+    if player.scripted:
+        return JudgeSpec(RULES, None, default, 1)
+    if not player.endpoint or not player.model:
+        raise UsageError(
+            "a judge is an endpoint with a model, or scripted rules",
+            hint="serve a local model (vllm, llama.cpp, ollama) and name its endpoint",
         )
+    own: dict[str, Any] = {
+        "top_p": player.top_p,
+        "stop": player.stop,
+        "extra": player.extra | settings.extra,
+        # a player's default limit fits one turn of a session, not twenty-five items with quotes
+        "max_tokens": max(player.max_tokens, default.max_tokens or 0),
+    }
+    if player.temperature is not None:
+        own["temperature"] = player.temperature
+    price = None
+    if player.price_in is not None and player.price_out is not None:
+        price = Price(input=player.price_in, output=player.price_out)
+    service = Service.of(settings, [endpoint_of(player)], price)
+    return JudgeSpec(player.model, service, default.model_copy(update=own), n_repeats)
 
 
 # --- run -----------------------------------------------------------------------------------------
-JUDGED, JOURNAL_NAME, RATINGS_NAME = "judged", "journal.sqlite", "ratings.jsonl"
-INSTRUMENT_NAME = "instrument.json"
-KIND = "session-ratings"
-REPLY_TOKENS_PER_ITEM = 60
-"""A quote, a sentence and a number; assumed for the dry run."""
-OnProgress = Callable[[Progress], None]
 
 
 class JudgedForm(Record):
@@ -225,50 +169,43 @@ class JudgedForm(Record):
     cost: float | None
 
 
-class JudgePlan(Record):
-    """One judge on one instrument, before anything is sent."""
-
-    judge: str
-    instrument: str
-    n_sessions: int
-    n_unfit: int
-    """Sessions that would not be sent."""
-    n_requests: int
-    n_done: int
-    """Held by the journal already."""
-    prompt_tokens: int
-    completion_tokens: int
-    cost: float | None
-    currency: str | None
-
-
 @dataclass(frozen=True)
 class _Work:
-    """What all judges share."""
+    """One judge on one instrument."""
 
     resolved: Resolved[SessionJudgeSettings]
     sessions: tuple[Session, ...]
-    instruments: tuple[Instrument, ...]
-    judges: tuple[JudgeSpec, ...]
+    unfit: dict[str, str]
+    """Session to the reason why it cannot be judged."""
+    instrument: Instrument
+    judge: JudgeSpec
     out: Path
-    acknowledgements: dict[str, str]
 
     @property
-    def settings(self) -> SessionJudgeSettings:
-        return self.resolved.values
+    def folder(self) -> Path:
+        name = re.sub(r"[^\w.+-]+", "-", self.judge.name).strip(".") or "judge"
+        return self.out / self.instrument.id / name
 
-    def folder(self, instrument: Instrument, judge: JudgeSpec) -> Path:
-        name = re.sub(r"[^\w.+-]+", "-", judge.name).strip(".") or "judge"
-        return self.out / instrument.id / name
+    @property
+    def name(self) -> str:
+        return f"{self.judge.name} on {self.instrument.id}"
 
-    def pairs(self) -> list[tuple[Instrument, JudgeSpec]]:
-        return [(one, judge) for one in self.instruments for judge in self.judges]
+    def asks(self) -> list[SessionAsk]:
+        fit = (session for session in self.sessions if session.id not in self.unfit)
+        n_repeats = self.judge.n_repeats
+        return [SessionAsk.of(one, repeat + 1) for one in fit for repeat in range(n_repeats)]
+
+    def task(self, service: Service) -> SessionJudge:
+        prompt, sampling = self.resolved.values.prompt, self.judge.sampling
+        return SessionJudge(
+            self.instrument, sampling, service.model, host=service.host, prompt=prompt
+        )
 
 
 def judge_sessions(
     resolved: Resolved[SessionJudgeSettings],
     on_progress: OnProgress | None = None,
-    on_stage: Callable[[str], None] | None = None,
+    on_stage: Callable[[str], None] = lambda words: None,
 ) -> list[JudgedForm]:
     """Rates every session with every judge on every instrument, or continues.
 
@@ -279,28 +216,36 @@ def judge_sessions(
         LicenceGateError: transcripts would leave this machine without acknowledgement.
         IncompleteRunError: stopped early; the same call continues.
     """
-    work = _prepare(resolved)
     forms = []
-    for instrument, judge in work.pairs():
-        if on_stage is not None:
-            on_stage(f"{judge.name} on {instrument.id}")
-        forms.append(_judge_one(work, instrument, judge, on_progress))
+    for work in _prepare(resolved):
+        on_stage(work.name)
+        forms.append(_judge_one(work, on_progress))
     return forms
 
 
-def plan_judging(resolved: Resolved[SessionJudgeSettings]) -> list[JudgePlan]:
-    """Requests, tokens and cost of a run; raises what `judge_sessions` raises before it asks.
+def estimate_judging(resolved: Resolved[SessionJudgeSettings]) -> Estimate:
+    """What a run would still send, by judge and instrument; the rules are sent nothing.
 
-    Nothing is sent, so nothing has to be acknowledged.
+    Raises:
+        CbtqaError: what `judge_sessions` raises before it asks.
     """
-    work = _prepare(resolved, sends=False)
-    return [_plan_one(work, instrument, judge) for instrument, judge in work.pairs()]
+    works, parts = _prepare(resolved), []
+    for work in works:
+        service = work.judge.service
+        part = estimate_run(
+            service,
+            work.folder / JOURNAL_NAME,
+            work.asks(),
+            work.task(service) if service else None,
+            name="sessions",
+            reply_tokens=REPLY_TOKENS * len(work.instrument.items),
+        )
+        parts.append(part.model_copy(update={"name": work.name}))
+    n_sessions, n_unfit = len(works[0].sessions), len(works[0].unfit)
+    return sum_estimates("sessions", n_sessions, n_unfit, parts)
 
 
-# --- what is to be done --------------------------------------------------------------------------
-
-
-def _prepare(resolved: Resolved[SessionJudgeSettings], *, sends: bool = True) -> _Work:
+def _prepare(resolved: Resolved[SessionJudgeSettings]) -> list[_Work]:
     settings = resolved.values
     if not settings.sessions.exists():
         raise DataError(
@@ -319,46 +264,84 @@ def _prepare(resolved: Resolved[SessionJudgeSettings], *, sends: bool = True) ->
     if not sessions:
         raise UsageError("there are no sessions to judge", hint="cbtqa simulate run")
     judges = tuple(judges_of(settings, study))
-    acknowledgements = pass_disclosure_gates(
-        (judge.endpoint for judge in judges if judge.endpoint and sends),
-        "the transcripts",
-        is_acknowledged=settings.acknowledge_disclosure,
-    )
-    instruments = tuple(load_instrument(name, settings.wording) for name in dict.fromkeys(names))
-    return _Work(resolved, sessions, instruments, judges, out, acknowledgements)
+    instruments = [load_instrument(name, settings.wording) for name in dict.fromkeys(names)]
+    reasons = {one.id: unfit_reason(one, settings.judge_limits) for one in sessions}
+    unfit = {name: reason for name, reason in reasons.items() if reason}
+    return [
+        _Work(resolved, sessions, unfit, instrument, judge, out)
+        for instrument in instruments
+        for judge in judges
+    ]
 
 
 # --- doing it ------------------------------------------------------------------------------------
 
 
-def _judge_one(
-    work: _Work, instrument: Instrument, judge: JudgeSpec, on_progress: OnProgress | None
-) -> JudgedForm:
-    started, folder = now(), work.folder(instrument, judge)
-    unfit = {s.id: unfit_reason(s, work.settings.judge_limits) for s in work.sessions}
-    fit = [session for session in work.sessions if unfit[session.id] is None]
-    asks = [SessionAsk.of(s, repeat + 1) for s in fit for repeat in range(judge.n_repeats)]
-    _keep_instrument(folder.parent / INSTRUMENT_NAME, instrument)
-    (folder / MANIFEST_NAME).unlink(missing_ok=True)
-    usage: Usage | None = None
-    prompts: dict[str, str] = {}
-    if judge.endpoint is None:
-        rules = RuleJudge(instrument)
+def _judge_one(work: _Work, on_progress: OnProgress | None) -> JudgedForm:
+    started, service = now(), work.judge.service
+    if service is None:
+        _begin(work)
+        rules = RuleJudge(work.instrument)
         ratings = [
-            make_rating(ask, instrument.id, item, verdict, RULES)
-            for ask in asks
+            make_rating(ask, work.instrument.id, item, verdict, RULES)
+            for ask in work.asks()
             for item, verdict in rules.rate(ask).items()
         ]
-    else:
-        task = _task(work.settings, instrument, judge)
-        prompts = {task.prompt.name: task.prompt.sha256}
-        ratings, usage = _asked(work.settings, folder, task, judge, asks, on_progress)
+        return _finish(work, ratings, started, None, {})
+    task = work.task(service)
+    with open_run(
+        work.folder / JOURNAL_NAME,
+        task.fingerprint(),
+        service,
+        what="the transcripts",
+        hint="ratings made otherwise lie there: name another folder with --out",
+    ) as run:
+        _begin(work)
+        ratings = [
+            make_rating(ask, work.instrument.id, item, verdict, task.model)
+            for ask, item, verdict in rate(run, work.asks(), task, on_progress)
+        ]
+        return _finish(work, ratings, started, run, {task.prompt.name: task.prompt.sha256})
+
+
+def _begin(work: _Work) -> None:
+    _keep_instrument(work.folder.parent / INSTRUMENT_NAME, work.instrument)
+    (work.folder / MANIFEST_NAME).unlink(missing_ok=True)
+
+
+def _finish(
+    work: _Work,
+    ratings: list[ItemRating],
+    started: str,
+    run: Run | None,
+    prompts: dict[str, str],
+) -> JudgedForm:
+    """Writes ratings and manifest."""
+    folder, instrument, judge = work.folder, work.instrument, work.judge
     for session in work.sessions:
-        if reason := unfit[session.id]:
+        if reason := work.unfit.get(session.id):
             ratings += unfit_ratings(session, instrument, reason, judge.name, judge.n_repeats)
     write_jsonl(folder / RATINGS_NAME, ratings)
-    form = _form(work, instrument, judge, ratings, usage)
-    write_manifest(folder, _manifest(work, instrument, judge, form, prompts, started))
+    form = _form(work, ratings, run)
+    source = work.resolved.values.sessions
+    path = StudyFolder(source).sessions_path if source.is_dir() else source
+    made: dict[str, Any] = {
+        "inputs": (describe_file(path),),
+        "prompts": prompts,
+        "counts": {
+            **form.model_dump(mode="json", exclude={"usage", "cost"}),
+            "instrument_sha256": instrument.rubric.sha256,
+            "wording": instrument.wording,
+            "host": judge.service.host if judge.service else None,
+        },
+        "files": (describe_file(folder / RATINGS_NAME, folder),),
+    }
+    manifest = (
+        run.manifest(KIND, work.resolved, **made)
+        if run
+        else new_manifest(KIND, work.resolved, started, **made)
+    )
+    write_manifest(folder, manifest)
     return form
 
 
@@ -374,148 +357,17 @@ def _keep_instrument(path: Path, instrument: Instrument) -> None:
     write_json(path, instrument.printable)
 
 
-def _asked(
-    settings: SessionJudgeSettings,
-    folder: Path,
-    task: SessionJudgeTask,
-    judge: JudgeSpec,
-    asks: Sequence[SessionAsk],
-    on_progress: OnProgress | None,
-) -> tuple[list[ItemRating], Usage]:
-    assert judge.endpoint is not None
-    budget = None
-    if settings.budget or settings.budget_tokens:
-        budget = Budget(settings.budget, settings.budget_tokens, judge.price)
-    with _journal(folder, task) as journal:
-        run_batch(
-            asks,
-            task,
-            judge.endpoint,
-            journal,
-            settings.limits,
-            budget=budget,
-            price=judge.price,
-            n_total=len(asks),
-            on_progress=on_progress,
-        )
-        return list(read_ratings(asks, task, journal)), journal.totals().usage
-
-
-def _task(
-    settings: SessionJudgeSettings, instrument: Instrument, judge: JudgeSpec
-) -> SessionJudgeTask:
-    assert judge.endpoint is not None
-    return SessionJudgeTask(
-        instrument,
-        judge.sampling,
-        judge.endpoint.model,
-        host=judge.endpoint.host,
-        prompt=settings.prompt,
-    )
-
-
-def _journal(folder: Path, task: SessionJudgeTask) -> Journal:
-    try:
-        return Journal(folder / JOURNAL_NAME, task.fingerprint())
-    except ConfigError as error:
-        hint = "ratings made otherwise lie there: name another folder with --out"
-        raise ConfigError(str(error), hint=hint) from None
-
-
-def _plan_one(work: _Work, instrument: Instrument, judge: JudgeSpec) -> JudgePlan:
-    settings = work.settings
-    fit = [s for s in work.sessions if unfit_reason(s, settings.judge_limits) is None]
-    n_unfit = len(work.sessions) - len(fit)
-    if judge.endpoint is None:
-        return JudgePlan(
-            judge=judge.name,
-            instrument=instrument.id,
-            n_sessions=len(work.sessions),
-            n_unfit=n_unfit,
-            n_requests=0,
-            n_done=0,
-            prompt_tokens=0,
-            completion_tokens=0,
-            cost=None,
-            currency=None,
-        )
-    task = _task(settings, instrument, judge)
-    asks = [SessionAsk.of(s, repeat + 1) for s in fit for repeat in range(judge.n_repeats)]
-    by_key = {task.key(ask): ask for ask in asks}
-    path = work.folder(instrument, judge) / JOURNAL_NAME
-    done: set[str] = set()
-    if path.exists():
-        with Journal(path, read_only=True) as journal:
-            standings = journal.standings(list(by_key))
-            done = {k for k, one in standings.items() if one.is_done(settings.max_attempts)}
-    plan = plan_run(
-        (task.request(ask) for key, ask in by_key.items() if key not in done),
-        task.model,
-        in_flight=settings.in_flight,
-        price=judge.price,
-        reply_tokens=REPLY_TOKENS_PER_ITEM * len(instrument.items),
-    )
-    return JudgePlan(
-        judge=judge.name,
-        instrument=instrument.id,
-        n_sessions=len(work.sessions),
-        n_unfit=n_unfit,
-        n_requests=plan.n_requests,
-        n_done=len(done),
-        prompt_tokens=plan.prompt_tokens,
-        completion_tokens=plan.completion_tokens,
-        cost=plan.cost,
-        currency=judge.price.currency if judge.price else None,
-    )
-
-
-def _form(
-    work: _Work,
-    instrument: Instrument,
-    judge: JudgeSpec,
-    ratings: Sequence[ItemRating],
-    usage: Usage | None,
-) -> JudgedForm:
+def _form(work: _Work, ratings: Sequence[ItemRating], run: Run | None) -> JudgedForm:
     reasons = (one.unscored_reason.partition(":")[0] for one in ratings if one.unscored_reason)
+    cost = run.cost if run else None
     return JudgedForm(
-        judge=judge.name,
-        instrument=instrument.id,
+        judge=work.judge.name,
+        instrument=work.instrument.id,
         n_sessions=len(work.sessions),
-        n_repeats=judge.n_repeats,
+        n_repeats=work.judge.n_repeats,
         n_ratings=len(ratings),
         n_scored=sum(one.value is not None for one in ratings),
         unscored=dict(Counter(reasons)),
-        usage=usage,
-        cost=judge.price.of(usage) if judge.price and usage else None,
-    )
-
-
-def _manifest(
-    work: _Work,
-    instrument: Instrument,
-    judge: JudgeSpec,
-    form: JudgedForm,
-    prompts: dict[str, str],
-    started: str,
-) -> Manifest:
-    folder, source = work.folder(instrument, judge), work.settings.sessions
-    path = StudyFolder(source).sessions_path if source.is_dir() else source
-    return Manifest(
-        kind=KIND,
-        packages=package_versions(),
-        settings=describe_settings(work.resolved),
-        inputs=(describe_file(path),),
-        prompts=prompts,
-        counts={
-            **form.model_dump(mode="json", exclude={"usage", "cost"}),
-            "instrument_sha256": instrument.rubric.sha256,
-            "wording": instrument.wording,
-            "host": judge.endpoint.host if judge.endpoint else None,
-        },
-        usage=form.usage,
-        cost={"amount": form.cost, "currency": judge.price.currency} if judge.price else None,
-        acknowledgements=work.acknowledgements,
-        files=(describe_file(folder / RATINGS_NAME, folder),),
-        started_at=started,
-        finished_at=now(),
+        usage=run.usage if run else None,
+        cost=cost["amount"] if cost else None,
     )

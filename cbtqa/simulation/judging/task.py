@@ -1,50 +1,37 @@
 """What a judge is asked about one session on one instrument, and what its reply is worth.
 
-    task = SessionJudgeTask(load_instrument("ctrs"), Sampling(temperature=0.7, seed=0), "qwen-plus")
-    run_batch(asks, task, endpoint, journal, limits)
-    list(read_ratings(asks, task, journal))
+    task = SessionJudge(load_instrument("ctrs"), Sampling(temperature=0.7, seed=0), "qwen-plus")
+    ratings = [make_rating(ask, "ctrs", item, verdict, task.model)
+               for ask, item, verdict in rate(run, asks, task)]
 
 One call rates one session on one instrument: a form with two of them shows halo (paper 2:
-r .875 between ACT-FM and TES from a single call). Repeats differ in seed and in the item they begin
-with. Whatever is not a whole number on the item's scale with words of the transcript to rest on is
-unscored with a reason.
+r .875 between ACT-FM and TES from a single call). How a judge is asked, checked and asked again
+is `judging.asking`'s matter; here is what is about sessions.
 
-A value outside the scale spoils the whole reply: a judge that gives 8 of 6 had another ladder in
+A value outside the scale rejects the whole reply: a judge that gives 8 of 6 had another ladder in
 mind, and its 5 means something else, too.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any, NamedTuple
 
 from cbtqa.files import parse_yaml
-from cbtqa.judging.answers import (
-    CANNOT_JUDGE,
-    JudgeAsking,
-    JudgeCriterion,
-    Verdict,
-    ratings_schema,
-    stands_in,
-)
-from cbtqa.llm.chat import ChatRequest, Fault, Reply, Sampling
+from cbtqa.judging.asking import JudgeTask, Verdict, is_quote_of, ratings_schema
+from cbtqa.llm.chat import Fault, Sampling
 from cbtqa.llm.cost import estimate_tokens
-from cbtqa.llm.journal import Journal, Outcome
-from cbtqa.llm.structured import parse_object
-from cbtqa.prompts import fence, load_prompt
+from cbtqa.prompts import fence
+from cbtqa.ratings.rubric import Criterion
 from cbtqa.records import ItemRating, Reason, Session, Turn
 from cbtqa.simulation.instruments import Instrument
 from cbtqa.simulation.sessions import transcript_text
 
-NOT_APPLICABLE = frozenset(
-    {"n/a", "na", "n.a.", "not applicable", "none", "null", "unable to rate"}
-)
 INSTRUMENT_KEY = "instrument"
 
 
@@ -65,8 +52,10 @@ class SessionAsk:
         return cls(session.id, shown_text(session), shown_turns(session), repeat)
 
 
-class SessionJudgeTask(JudgeAsking[SessionAsk]):
-    """The engine's task: asks, checks, asks again, reads back."""
+class SessionJudge(JudgeTask[SessionAsk]):
+    """Rates one session on one instrument, in English."""
+
+    task, form = "judge_session", "instrument"
 
     def __init__(
         self,
@@ -77,148 +66,85 @@ class SessionJudgeTask(JudgeAsking[SessionAsk]):
         host: str = "",
         prompt: str = "judge_session",
     ) -> None:
-        self.instrument, self.model, self.host = instrument, model, host
-        self.prompt, self._sampling = load_prompt(prompt), sampling
-        self._criteria = instrument.judge_criteria()
-
-    def fingerprint(self) -> dict[str, str]:
-        """Everything that can change a reply; sessions and repeats may grow."""
-        return {
-            "task": "judge_session",
-            "model": self.model,
-            "endpoint_host": self.host,
-            "prompt": self.prompt.name,
-            "prompt_sha256": self.prompt.sha256,
-            "instrument": self.instrument.id,
-            "instrument_sha256": self.instrument.rubric.sha256,
-            "sampling": json.dumps(self._sampling.described(), sort_keys=True),
-        }
+        super().__init__(instrument.rubric, instrument.id, sampling, model, host, prompt)
 
     def key(self, ask: SessionAsk) -> str:
         """Text and repeat: two arms with the same session share their ratings."""
         digest = hashlib.blake2b(ask.text.encode("utf-8", "surrogatepass"), digest_size=16)
         return f"{digest.hexdigest()}:{ask.repeat}"
 
-    def request(self, ask: SessionAsk) -> ChatRequest:
-        """The question about one session."""
-        rubric, criteria = self.instrument.rubric, self._turned(ask.repeat)
-        messages = self.prompt.render(
-            instrument=rubric.id,
-            title=rubric.title.to("en"),
-            guidelines=rubric.guidelines.to("en").strip(),
-            items="\n".join(map(_described, criteria)),
-            shape=_shape(rubric.id, criteria),
-            transcript=fence(ask.text),
-        )
-        schema = _schema(rubric.id, criteria)
-        return ChatRequest(
-            messages, schema, schema_name="ratings", sampling=self._sampling_of(ask.repeat - 1)
-        )
+    def turn(self, ask: SessionAsk) -> tuple[int, int]:
+        """Each repeat begins a third of the form further on."""
+        n_before = ask.repeat - 1
+        return n_before, n_before * max(1, len(self.criteria) // 3)
 
-    def _turned(self, repeat: int) -> list[JudgeCriterion]:
-        """The items, each repeat beginning with another one."""
-        first = (repeat - 1) * max(1, len(self._criteria) // 3) % len(self._criteria)
-        return self._criteria[first:] + self._criteria[:first]
-
-    def read(self, ask: SessionAsk, reply: Reply) -> dict[str, Verdict] | Fault:
-        """A verdict on every item, or what is wrong with the reply as a whole."""
-        scales = self.instrument.scales
-        found = parse_object(reply.text, fits=lambda value: any(name in value for name in scales))
-        if isinstance(found, Fault):
-            return found
-        if fault := _fault_of_form(found, self.instrument):
-            return fault
+    def holes(self, ask: SessionAsk, criteria: Sequence[Criterion]) -> dict[str, str]:
+        """Form and transcript."""
+        entry = (
+            '{"evidence": "words of one turn", "reason": "one sentence", "rating": number or null}'
+        )
+        items = ", ".join(f'"{one.id}": {entry}' for one in criteria)
         return {
-            item: _verdict(item, scale, found.get(item), ask.turns)
-            for item, scale in scales.items()
+            "instrument": self.form_id,
+            "title": self.rubric.title.to("en"),
+            "guidelines": self.rubric.guidelines.to("en").strip(),
+            "items": "\n".join(map(_described, criteria)),
+            "shape": f'{{"{INSTRUMENT_KEY}": "{self.form_id}", {items}}}',
+            "transcript": fence(ask.text),
         }
 
+    def schema(self, criteria: Sequence[Criterion]) -> dict[str, Any]:
+        """The instrument's name before its items."""
+        schema = ratings_schema(criteria)
+        named = {INSTRUMENT_KEY: {"type": "string", "enum": [self.form_id]}}
+        return {
+            **schema,
+            "properties": {**named, **schema["properties"]},
+            "required": [INSTRUMENT_KEY, *schema["required"]],
+        }
 
-def _fault_of_form(found: Mapping[str, Any], instrument: Instrument) -> Fault | None:
-    """What tells that the reply is about another form or on another ladder."""
-    named = found.get(INSTRUMENT_KEY)
-    if isinstance(named, str) and named.strip().lower() != instrument.id:
-        return Fault(Reason.BAD_RATING, f"another instrument: '{named[:40]}'")
-    for name, entry in found.items():
-        if not isinstance(entry, Mapping) or "rating" not in entry:
-            continue
-        if name not in instrument.scales:
-            return Fault(Reason.BAD_RATING, f"another instrument: '{name[:40]}' is no item")
-        value, (low, high) = entry["rating"], instrument.scales[name]
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if is_number and not low <= value <= high:
-            return Fault(
-                Reason.BAD_RATING, f"out of range: '{name}' {value:g}, not {low} to {high}"
-            )
-    return None
+    def fault_of_form(self, found: Mapping[str, Any]) -> Fault | None:
+        """What tells that the reply is about another form or on another ladder."""
+        named = found.get(INSTRUMENT_KEY)
+        if isinstance(named, str) and named.strip().lower() != self.form_id:
+            return Fault(Reason.BAD_RATING, f"another instrument: '{named[:40]}'")
+        known = {criterion.id: criterion for criterion in self.criteria}
+        for name, entry in found.items():
+            if not isinstance(entry, Mapping) or "rating" not in entry:
+                continue
+            if name not in known:
+                return Fault(Reason.BAD_RATING, f"another instrument: '{name[:40]}' is no item")
+            value, low, high = entry["rating"], known[name].low, known[name].high
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if is_number and not low <= value <= high:
+                detail = f"out of range: '{name}' {value:g}, not {low} to {high}"
+                return Fault(Reason.BAD_RATING, detail)
+        return None
 
-
-def _verdict(item: str, scale: tuple[int, int], entry: object, turns: tuple[Turn, ...]) -> Verdict:
-    if not isinstance(entry, Mapping) or "rating" not in entry:
-        return Verdict(None, Fault(Reason.BAD_RATING, f"'{item}' has no rating"))
-    value, note = entry["rating"], str(entry.get("reason") or "").strip()
-    if value is None or (isinstance(value, str) and value.strip().lower() in NOT_APPLICABLE):
-        return Verdict(None, note=note)
-    if not isinstance(value, int) or isinstance(value, bool):
-        found = json.dumps(value, ensure_ascii=False)[:40]
-        return Verdict(None, Fault(Reason.BAD_RATING, f"'{item}': {found} is no whole number"))
-    evidence = str(entry.get("evidence") or "").strip()
-    if not evidence and value == scale[0]:
-        return Verdict(value, note=note)
-    if not is_quoted(evidence, turns):
-        detail = f"'{item}': '{evidence[:80]}' does not stand in the transcript"
-        return Verdict(None, Fault(Reason.EVIDENCE_NOT_FOUND, detail))
-    return Verdict(value, evidence=evidence, note=note)
+    def rests_on(self, ask: SessionAsk, criterion: Criterion, value: int, evidence: str) -> bool:
+        """Words of one turn; the lowest point may rest on nothing, for nothing can be quoted."""
+        return (not evidence and value == criterion.low) or is_quoted(evidence, ask.turns)
 
 
-def _described(criterion: JudgeCriterion) -> str:
-    anchors = "; ".join(f"{point} = {text}" for point, text in sorted(criterion.anchors.items()))
+def _described(criterion: Criterion) -> str:
+    points = sorted(criterion.anchors.items())
+    anchors = "; ".join(f"{point} = {words.to('en')}" for point, words in points)
     scale = f"{criterion.low} to {criterion.high}"
-    return f"- {criterion.id} ({criterion.name}), {scale}: {criterion.question} [{anchors}]"
-
-
-def _shape(instrument: str, criteria: Iterable[JudgeCriterion]) -> str:
-    entry = '{"evidence": "words of one turn", "reason": "one sentence", "rating": number or null}'
-    items = ", ".join(f'"{criterion.id}": {entry}' for criterion in criteria)
-    return f'{{"{INSTRUMENT_KEY}": "{instrument}", {items}}}'
-
-
-def _schema(instrument: str, criteria: Iterable[JudgeCriterion]) -> dict[str, Any]:
-    schema = ratings_schema(criteria)
-    named = {INSTRUMENT_KEY: {"type": "string", "enum": [instrument]}}
-    return {
-        **schema,
-        "properties": {**named, **schema["properties"]},
-        "required": [INSTRUMENT_KEY, *schema["required"]],
-    }
-
-
-def read_ratings(
-    asks: Iterable[SessionAsk], task: SessionJudgeTask, journal: Journal
-) -> Iterator[ItemRating]:
-    """Every item of every ask, in order; what was turned away carries its reason.
-
-    Of a reply that was turned away for one item, the good ratings of the others are kept.
-    """
-    for ask in asks:
-        verdicts = _verdicts(ask, task, journal.outcome(task.key(ask)))
-        for item, verdict in verdicts.items():
-            yield make_rating(ask, task.instrument.id, item, verdict, task.model)
+    name, question = criterion.name.to("en"), criterion.question.to("en")
+    return f"- {criterion.id} ({name}), {scale}: {question} [{anchors}]"
 
 
 def make_rating(
     ask: SessionAsk, instrument: str, item: str, verdict: Verdict, judge: str
 ) -> ItemRating:
     """The record of one verdict; a fault becomes `reason: detail`."""
-    fault = verdict.fault
-    reason = f"{fault.reason.value}: {fault.detail}" if fault else CANNOT_JUDGE
     return ItemRating(
         session_id=ask.session_id,
         instrument=instrument,
         item=item,
         value=verdict.value,
-        unscored_reason=reason if verdict.value is None else None,
-        evidence=verdict.evidence or None,
+        unscored_reason=verdict.reason(in_full=True),
+        evidence=verdict.evidence,
         judge=judge,
         repeat=ask.repeat,
     )
@@ -239,20 +165,6 @@ def unfit_ratings(
                 judge=judge,
                 repeat=repeat,
             )
-
-
-def _verdicts(
-    ask: SessionAsk, task: SessionJudgeTask, outcome: Outcome | None
-) -> dict[str, Verdict]:
-    fault = outcome.fault if outcome else Fault(Reason.ENDPOINT, "no reply yet")
-    gone = Verdict(None, fault or Fault(Reason.EMPTY, "the reply holds nothing"))
-    whole = dict.fromkeys(task.instrument.scales, gone)
-    if outcome is None or outcome.reply is None:
-        return whole
-    if fault and fault.reason not in (Reason.EVIDENCE_NOT_FOUND, Reason.BAD_RATING):
-        return whole
-    read = task.read(ask, outcome.reply)
-    return whole if isinstance(read, Fault) else read
 
 
 # --- judged text ---------------------------------------------------------------------------------
@@ -314,7 +226,7 @@ def is_quoted(evidence: str, turns: tuple[Turn, ...]) -> bool:
     parts = [part for part in _GAP.split(_LABEL.sub("", evidence)) if part.strip()]
     n_words = sum(len(re.findall(r"\w+", part)) for part in parts)
     return any(
-        all(stands_in(part, turn.text) for part in parts)
+        all(is_quote_of(part, turn.text) for part in parts)
         and (n_words >= min(FEWEST_WORDS, len(re.findall(r"\w+", turn.text))) or _is_unspaced(turn))
         for turn in turns
         if parts

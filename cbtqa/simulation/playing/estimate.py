@@ -1,6 +1,6 @@
 """The dry run of a study: calls, tokens and price by model, before anything is sent.
 
-    estimate_study(load_study(path)).n_calls
+    estimate_study(load_study(path)).n_requests
 
 Every session is counted to its most turns and nothing as turned away, so that a study with an end
 token mostly takes less. Lengths of replies are assumed and stand below.
@@ -8,14 +8,13 @@ token mostly takes less. Lengths of replies are assumed and stand below.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pydantic import Field
-
-from cbtqa.llm.cost import MESSAGE_TOKENS
+from cbtqa.llm.cost import MESSAGE_TOKENS, Estimate, sum_estimates, time_of
 from cbtqa.llm.journal import Journal
-from cbtqa.records import Record, Usage
+from cbtqa.llm.limits import Limits
+from cbtqa.records import Usage
 from cbtqa.simulation.playing.course import cbt_course
 from cbtqa.simulation.playing.courses import plan_courses
 from cbtqa.simulation.playing.messages import Casting, tokens_of
@@ -32,33 +31,10 @@ PART_TOKENS, PART_INSTRUCTION_TOKENS = 600, 1_000
 """Of one part of a written session, and of the instruction for it; assumed."""
 
 
-class PlayerEstimate(Record):
-    """What one model is asked."""
-
-    model: str
-    n_calls: int = Field(ge=0)
-    prompt_tokens: int = Field(ge=0)
-    completion_tokens: int = Field(ge=0)
-    cost: float | None
-    """None when no price is known."""
-    currency: str = ""
-    price_as_of: str = ""
-
-
-class StudyEstimate(Record):
-    """What a study takes at most."""
-
-    n_sessions: int
-    n_calls: int
-    n_done: int
-    """Calls that the folder's journal holds already."""
-    players: tuple[PlayerEstimate, ...]
-    cost: float | None
-    """None when a price is unknown."""
-
-
-def estimate_study(study: StudySettings, out: Path | None = None) -> StudyEstimate:
-    """Counts a study without sending anything.
+def estimate_study(
+    study: StudySettings, out: Path | None = None, limits: Limits | None = None
+) -> Estimate:
+    """What a study would still send at most, by model, without sending anything.
 
     Raises:
         ConfigError, DataError: the study or its patients are not what they should be.
@@ -73,15 +49,30 @@ def estimate_study(study: StudySettings, out: Path | None = None) -> StudyEstima
             n_out = so_far.completion_tokens + study.sessions * usage.completion_tokens
             total = Usage(prompt_tokens=n_in, completion_tokens=n_out)
             spent[player.name] = (player, n + study.sessions * n_calls, total)
-    players = tuple(_priced(*one) for one in spent.values())
-    costs = [one.cost for one in players]
-    return StudyEstimate(
-        n_sessions=len(courses) * study.sessions,
-        n_calls=sum(one.n_calls for one in players),
-        n_done=_n_done(out, study.attempts),
-        players=players,
-        cost=None if None in costs else sum(cost or 0 for cost in costs),
-    )
+    n_done = count_done(StudyFolder(out).journal_path, study.attempts) if out else 0
+    limits = limits or Limits()
+    # the turns of a course come one after the other, so no more than its courses are in flight
+    limits = limits.model_copy(update={"in_flight": min(limits.in_flight, len(courses))})
+    n_sessions = len(courses) * study.sessions
+    return estimate_players("sessions", n_sessions, list(spent.values()), n_done, limits)
+
+
+def estimate_players(
+    items: str,
+    n_items: int,
+    spent: Sequence[tuple[Player, int, Usage]],
+    n_done: int,
+    limits: Limits,
+) -> Estimate:
+    """What is left to send, by model, of calls and tokens at most.
+
+    Args:
+        n_done: calls of all players that the journal holds; they count for each in equal share.
+    """
+    n_calls = sum(n for _, n, _ in spent)
+    left = max(0.0, 1 - n_done / n_calls) if n_calls else 0.0
+    parts = [_priced(items, player, n, usage, left, limits) for player, n, usage in spent]
+    return sum_estimates(items, n_items, 0, parts).model_copy(update={"n_done": n_done})
 
 
 def _session(casting: Casting) -> Iterator[tuple[Player, int, Usage]]:
@@ -122,22 +113,33 @@ def _usage(prompt_tokens: int, completion_tokens: int) -> Usage:
     return Usage(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
 
 
-def _priced(player: Player, n_calls: int, usage: Usage) -> PlayerEstimate:
-    price = price_of(player)
-    return PlayerEstimate(
-        model=player.name,
-        n_calls=n_calls,
+def _priced(
+    items: str, player: Player, n_calls: int, usage: Usage, left: float, limits: Limits
+) -> Estimate:
+    price, n_calls = price_of(player), round(left * n_calls)
+    usage = _usage(round(left * usage.prompt_tokens), round(left * usage.completion_tokens))
+    seconds, bound_by = 0.0, ""
+    if player.endpoint is not None:
+        seconds, bound_by = time_of(n_calls, usage, limits.in_flight, limits.rpm, limits.tpm)
+    return Estimate(
+        items=items,
+        name=player.name,
+        n_requests=n_calls,
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
+        counted_by="estimate, every session to its most turns",
+        length_from="assumed (docs/simulation.md)",
         cost=price.of(usage) if price else None,
         currency=price.currency if price and price.of(usage) else "",
         price_as_of=price.as_of if price else "",
+        seconds=seconds,
+        bound_by=bound_by,
     )
 
 
-def _n_done(out: Path | None, attempts: int) -> int:
-    """Calls for which nothing is left to send."""
-    if out is None or not StudyFolder(out).journal_path.exists():
+def count_done(path: Path, attempts: int) -> int:
+    """Calls in a journal for which nothing is left to send; 0 where there is none."""
+    if not path.exists():
         return 0
-    with Journal(StudyFolder(out).journal_path, read_only=True) as journal:
+    with Journal(path, read_only=True) as journal:
         return sum(1 for _ in journal.done_keys(attempts))

@@ -37,7 +37,7 @@ class _Waiting:
     answer: asyncio.Future[Reply]
 
 
-class LocalVoice:
+class LocalPlayer:
     """A model in this process."""
 
     is_free = False

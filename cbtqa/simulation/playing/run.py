@@ -13,29 +13,28 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
-from pydantic.config import JsonDict
 
-from cbtqa.errors import ConfigError, IncompleteRunError
+from cbtqa.errors import ConfigError, IncompleteRunError, UsageError
 from cbtqa.files import write_jsonl
+from cbtqa.llm.batch import BatchStoppedError, Line, run_anywhere
 from cbtqa.llm.chat import Fault
 from cbtqa.llm.journal import Journal
-from cbtqa.llm.limits import GateClosedError, Limits
-from cbtqa.llm.progress import Meter, Progress
+from cbtqa.llm.limits import Limits
+from cbtqa.llm.progress import Progress
+from cbtqa.llm.runs import EndpointSettings, Service, open_run, refuse_foreign
+from cbtqa.llm.runs import Run as OpenRun
 from cbtqa.manifest import (
     MANIFEST_NAME,
     Manifest,
     SettingValue,
     describe_file,
-    now,
-    package_versions,
     write_manifest,
 )
 from cbtqa.records import Reason, Session, SessionState
@@ -43,7 +42,11 @@ from cbtqa.settings import Settings
 from cbtqa.simulation.playing.course import cbt_course
 from cbtqa.simulation.playing.courses import Course, not_played, plan_courses, refuse_other_settings
 from cbtqa.simulation.playing.messages import Casting
-from cbtqa.simulation.playing.players import Desk, Exchange, Purse, endpoint_of, pass_gate
+from cbtqa.simulation.playing.players import (
+    Players,
+    StudyBudget,
+    endpoint_of,
+)
 from cbtqa.simulation.playing.scripted import therapist_rules
 from cbtqa.simulation.playing.session import Cast, play_session
 from cbtqa.simulation.playing.supervision import ask_state
@@ -58,7 +61,6 @@ from cbtqa.simulation.sessions import (
 from cbtqa.simulation.study import Arm, Player, StudySettings, load_study
 
 JOURNAL_FINGERPRINT = {"journal": "simulated sessions"}
-PROGRESS_EVERY_S = 0.5
 NOTICE = (
     "Simulated sessions for research: no patient is real, and nothing here is fit to treat anyone."
 )
@@ -88,6 +90,11 @@ class RunLimits:
     budget: float | None = None
     budget_tokens: int | None = None
 
+    def study_budget(self) -> StudyBudget | None:
+        """The budget of all models together, or None without a limit."""
+        has_one = self.budget is not None or self.budget_tokens is not None
+        return StudyBudget(self.budget, self.budget_tokens) if has_one else None
+
 
 def run_study(
     study: StudySettings,
@@ -114,12 +121,13 @@ def run_study(
     """
     limits = limits or RunLimits()
     _check(study)
-    acknowledged = pass_gate(study.players(), "the sessions", is_acknowledged=is_acknowledged)
     profiles = choose_profiles(study.patients, study.seed)
     courses = plan_courses(study, profiles)
-    folder = _open_folder(out)
-    started_at = now()
-    with Journal(folder.journal_path, JOURNAL_FINGERPRINT) as journal:
+    folder = StudyFolder(out)
+    refuse_foreign(folder.journal_path, "study")
+    service = service_of(study.players(), limits, is_acknowledged=is_acknowledged)
+    with open_run(folder.journal_path, JOURNAL_FINGERPRINT, service, what="the sessions") as opened:
+        journal = opened.journal
         refuse_other_settings(journal, courses, folder, update=update)
         (out / MANIFEST_NAME).unlink(missing_ok=True)
         folder.write_study(study)
@@ -128,36 +136,30 @@ def run_study(
         sessions = run.run()
         folder.write_sessions(sessions)
         run.raise_what_stopped_it()
-        manifest = _manifest(folder, study, sessions, journal, run, started_at)
-    recorded = {**manifest.acknowledgements, **acknowledged}
-    manifest = manifest.model_copy(update={"acknowledgements": recorded})
+        manifest = _manifest(folder, study, sessions, opened, run)
     write_manifest(out, manifest)
     _refuse_unfinished(sessions)
-    return RunResult(folder, manifest, was_complete=run.meter.n_requests == 0 and not run.n_asked)
+    return RunResult(folder, manifest, was_complete=run.was_complete)
+
+
+def service_of(
+    players: Iterable[Player | None], limits: RunLimits, *, is_acknowledged: bool
+) -> Service | None:
+    """The endpoints of all players together, for the gate; None when none is at an endpoint."""
+    endpoints = tuple(endpoint_of(one) for one in players if one and one.endpoint)
+    if not endpoints:
+        return None
+    return Service(endpoints, limits.engine, is_acknowledged=is_acknowledged)
 
 
 def _check(study: StudySettings) -> None:
     """Refuses, before anything is written, players that are not there and too long courses."""
-    for player in study.players():
-        if player.endpoint is not None:
-            endpoint_of(player)
     for arm in study.arms:
         if arm.therapist.scripted is not None:
             therapist_rules(arm.therapist.scripted)
     most = cbt_course().n_sessions
     if study.written and study.sessions > most:
         raise ConfigError(f"sessions: {study.sessions} wanted, the course to be written has {most}")
-
-
-def _open_folder(out: Path) -> StudyFolder:
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out: {out} is a file")
-    folder = StudyFolder(out)
-    foreign = [path for path in out.glob("*") if not path.name.startswith(".")]
-    if foreign and not folder.journal_path.exists():
-        raise ConfigError(f"--out: {out} is not empty and is no study", hint="name a new folder")
-    out.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 class _Run:
@@ -170,101 +172,76 @@ class _Run:
         limits: RunLimits,
         on_progress: Callable[[Progress], None] | None,
     ) -> None:
-        self._courses, self._journal, self._limits = courses, journal, limits
-        self._on_progress = on_progress
-        self.meter = Meter(None, None, journal.totals())
-        self.cost: float | None = 0.0
-        self.n_asked = 0
+        self._courses, self._on_progress = courses, on_progress
+        self._study, self._in_flight = courses[0].study, limits.engine.in_flight
+        engine = limits.engine.model_copy(update={"max_attempts": self._study.attempts})
+        tell = self._report if on_progress else None
+        self._line = Line((), journal, engine, budget=limits.study_budget(), on_progress=tell)
+        self._players = Players(self._line)
+        self._finished: list[list[Session]] = [[] for _ in courses]
         self._n_done = 0
-        self._fatal: BaseException | None = None
-        self._stop_reason: str | None = None
-        self._is_interrupted = False
 
     def run(self) -> list[Session]:
         """Finished sessions in the order of the courses."""
-        return asyncio.run(self._play())
+        run_anywhere(self._play())
+        return [session for course in self._finished for session in course]
 
     def raise_what_stopped_it(self) -> None:
         """Raises when the run ended before its sessions did."""
-        if self._is_interrupted:
-            raise KeyboardInterrupt
-        if self._fatal is not None:
-            raise self._fatal
-        if self._stop_reason is not None:
+        try:
+            self._line.conclude()
+        except BatchStoppedError as stopped:
             raise IncompleteRunError(
-                f"{self._stop_reason}; {self._n_done} sessions are finished",
-                hint="give the same command again to continue",
-            )
+                f"{stopped}; {self._n_done} sessions are finished", hint=stopped.hint
+            ) from None
 
-    async def _play(self) -> list[Session]:
-        purse = Purse(self._limits.budget, self._limits.budget_tokens)
-        study = self._courses[0].study
-        async with Exchange(self._journal, self._limits.engine, self.meter, purse) as exchange:
-            self._exchange = exchange
-            desk = Desk(self._journal, self.meter, study.attempts)
-            exchange.on_stop = desk.stop
-            casts = {arm.name: await _cast(exchange, study, arm) for arm in study.arms}
-            exchange.book_earlier(partial(_player_of, study))
-            ticker = asyncio.create_task(self._tick())
+    @property
+    def cost(self) -> float | None:
+        """Money spent on all models, earlier runs included; None when a price is unknown."""
+        return self._players.cost
+
+    @property
+    def was_complete(self) -> bool:
+        """True when nothing had to be asked."""
+        meter = self._line.meter
+        return not (meter.n_requests or meter.n_accepted or meter.rejected)
+
+    async def _play(self) -> None:
+        async with self._line as line:
+            study, players = self._study, self._players
+            casts = {arm.name: await _cast(players, study, arm) for arm in study.arms}
+            players.book_earlier(partial(_player_of, study))
             # so many courses at a time: finished sessions come early, memory stays small
-            room = asyncio.Semaphore(self._limits.engine.in_flight)
-            work = [
-                asyncio.create_task(self._course(course, casts[course.arm.name], desk, room))
-                for course in self._courses
-            ]
-            exchange.on_second_stop = lambda: [one.cancel() for one in work]
-            found = await asyncio.gather(*work, return_exceptions=True)
-            await desk.settle()
-            ticker.cancel()
-            with suppress(asyncio.CancelledError):
-                await ticker
-            self._stop_reason, self._is_interrupted = exchange.stop_reason, exchange.is_interrupted
-            self.cost = exchange.cost
-        self.n_asked = self.meter.n_accepted + self.meter.rejected.total()
-        self._report()
-        return [session for course in found if isinstance(course, list) for session in course]
+            room = asyncio.Semaphore(self._in_flight)
+            for course, sessions in zip(self._courses, self._finished, strict=True):
+                line.start(self._course(course, casts[course.arm.name], room, sessions))
 
     async def _course(
-        self, course: Course, cast: Cast, desk: Desk, room: asyncio.Semaphore
-    ) -> list[Session]:
-        """The finished sessions of one course; what stops it stops the run."""
-        sessions: list[Session] = []
-        async with room:
-            try:
-                await self._sessions(course, cast, desk, sessions)
-            except GateClosedError:
-                pass
-            except asyncio.CancelledError:
-                raise
-            except BaseException as error:
-                self._fatal = self._fatal or error
-                self._exchange.stop(str(error))
-                raise
-        return sessions
-
-    async def _sessions(
-        self, course: Course, cast: Cast, desk: Desk, sessions: list[Session]
+        self, course: Course, cast: Cast, room: asyncio.Semaphore, sessions: list[Session]
     ) -> None:
-        casting = course.casting()
-        for number in range(1, course.study.sessions + 1):
-            casting = Casting(course.study, course.arm, course.profile, number, casting.state)
-            if course.study.written:
-                session = await write_session(casting, course.replicate, cast.therapist, desk)
-                state: SessionState | Fault | None = session.state or _unwritten(session)
-            else:
-                session = await play_session(casting, course.replicate, cast, desk)
-                state = await self._carried(course, casting, session, cast, desk)
-            if isinstance(state, SessionState):
-                session = session.model_copy(update={"state": state})
-                casting = Casting(course.study, course.arm, course.profile, number, state)
-            sessions.append(session)
-            self._n_done += 1
-            if isinstance(state, Fault):
-                sessions += not_played(course, number + 1, state)
-                return
+        """Adds the finished sessions of one course."""
+        async with room:
+            casting, players = course.casting(), self._players
+            for number in range(1, course.study.sessions + 1):
+                casting = Casting(course.study, course.arm, course.profile, number, casting.state)
+                if course.study.written:
+                    writer = cast.therapist
+                    session = await write_session(casting, course.replicate, writer, players)
+                    state: SessionState | Fault | None = session.state or _unwritten(session)
+                else:
+                    session = await play_session(casting, course.replicate, cast, players)
+                    state = await self._handed_over(course, casting, session, cast)
+                if isinstance(state, SessionState):
+                    session = session.model_copy(update={"state": state})
+                    casting = Casting(course.study, course.arm, course.profile, number, state)
+                sessions.append(session)
+                self._n_done += 1
+                if isinstance(state, Fault):
+                    sessions += not_played(course, number + 1, state)
+                    return
 
-    async def _carried(
-        self, course: Course, casting: Casting, session: Session, cast: Cast, desk: Desk
+    async def _handed_over(
+        self, course: Course, casting: Casting, session: Session, cast: Cast
     ) -> SessionState | Fault | None:
         """State for the next session; None after the last; a fault ends the course."""
         study = course.study
@@ -274,19 +251,12 @@ class _Run:
             return Fault(Reason.ENDPOINT, f"session {session.number} did not end")
         if session.n_therapist_turns == 0:
             return Fault(Reason.EMPTY, f"session {session.number} has no therapist turn")
-        return await ask_state(desk, cast.summariser, study.summariser, casting, session)
+        return await ask_state(self._players, cast.summariser, study.summariser, casting, session)
 
-    async def _tick(self) -> None:
-        while True:
-            await asyncio.sleep(PROGRESS_EVERY_S)
-            self.cost = self._exchange.cost
-            self._report()
-
-    def _report(self) -> None:
-        if self._on_progress is None:
-            return
-        plain = self.meter.progress(limit=self._limits.engine.in_flight)
-        n_total = len(self._courses) * self._courses[0].study.sessions
+    def _report(self, plain: Progress) -> None:
+        """The line's progress, counted in sessions."""
+        assert self._on_progress is not None
+        n_total = len(self._courses) * self._study.sessions
         rate = self._n_done / plain.elapsed_s if plain.elapsed_s else 0.0
         self._on_progress(
             replace(
@@ -295,6 +265,7 @@ class _Run:
                 n_skipped=0,
                 n_accepted=self._n_done,
                 n_rejected=0,
+                limit=self._in_flight,
                 cost=self.cost or None,
                 rate_per_s=rate,
                 eta_s=(n_total - self._n_done) / rate if rate else None,
@@ -319,38 +290,30 @@ def _player_of(study: StudySettings, key: str) -> Player | None:
     return others.get(role)
 
 
-async def _cast(exchange: Exchange, study: StudySettings, arm: Arm) -> Cast:
+async def _cast(players: Players, study: StudySettings, arm: Arm) -> Cast:
     others = (study.supervisor, study.validator, study.summariser)
-    voices = [await exchange.voice(player) if player else None for player in others]
-    return Cast(
-        await exchange.voice(arm.therapist),
-        await exchange.voice(study.patient),
-        *voices,
-    )
+    opened = [await players.open(player) if player else None for player in others]
+    return Cast(await players.open(arm.therapist), await players.open(study.patient), *opened)
 
 
 def _manifest(
     folder: StudyFolder,
     study: StudySettings,
     sessions: Sequence[Session],
-    journal: Journal,
+    opened: OpenRun,
     run: _Run,
-    started_at: str,
 ) -> Manifest:
     names = (STUDY_NAME, PROFILES_NAME, SESSIONS_NAME)
     prompts = [prompt for arm in study.arms for prompt in Casting(study, arm, _anyone()).prompts]
-    return Manifest(
-        kind="study",
-        packages=package_versions(),
+    return opened.manifest(
+        "study",
+        None,
         settings={"study": SettingValue(value=study.id, origin=STUDY_NAME)},
         prompts={prompt.name: prompt.sha256 for prompt in prompts},
         counts=count_sessions(sessions),
-        usage=journal.totals().usage,
         cost=None if run.cost is None else {"value": round(run.cost, 6)},
-        acknowledgements={"notice": NOTICE},
+        acknowledgements={"notice": NOTICE, **opened.acknowledgements},
         files=tuple(describe_file(folder.path / name, folder.path) for name in names),
-        started_at=started_at,
-        finished_at=now(),
     )
 
 
@@ -389,38 +352,67 @@ def _refuse_unfinished(sessions: Sequence[Session]) -> None:
 # --- run settings --------------------------------------------------------------------------------
 # What can be set for `cbtqa simulate run` beside the study file, with each flag's help text.
 
-_STUDY: JsonDict = {"panel": "Study"}
-_ENGINE: JsonDict = {"panel": "Engine"}
+
+def at_endpoint(player: Player, settings: EndpointSettings) -> Player:
+    """The player as the flags have it: another server, model or price, further fields.
+
+    Only a player that is asked at an endpoint changes.
+    """
+    if player.endpoint is None:
+        return player
+    changes: dict[str, Any] = {}
+    if settings.endpoint:
+        changes["endpoint"] = settings.endpoint[0]
+    if settings.model:
+        changes["model"] = settings.model
+    if settings.price_in is not None:
+        changes |= {"price_in": settings.price_in, "price_out": settings.price_out}
+    if settings.extra:
+        changes["extra"] = player.extra | settings.extra
+    return player.model_copy(update=changes)
 
 
-class EngineSettings(Settings):
-    """How fast and how much; nothing here changes a word."""
+class PlayersSettings(EndpointSettings):
+    """The block of flags where a study file names who is asked; they hold for all its models."""
 
-    in_flight: int = Field(64, ge=1, le=16384, json_schema_extra=_ENGINE)
-    """Sessions played at a time; also the most requests at a time for one model."""
-    rpm: int | None = Field(None, ge=1, json_schema_extra=_ENGINE)
-    """Requests a minute to one model."""
-    tpm: int | None = Field(None, ge=1, json_schema_extra=_ENGINE)
-    """Tokens a minute to one model."""
-    timeout_s: float = Field(180.0, gt=0, json_schema_extra=_ENGINE)
-    """Seconds one request may take."""
-    budget: float | None = Field(None, gt=0, json_schema_extra=_ENGINE)
-    """Stop before this much is spent over all models, in the prices' currency."""
-    budget_tokens: int | None = Field(None, gt=0, json_schema_extra=_ENGINE)
-    """Stop after this many tokens."""
-    acknowledge_disclosure: bool = Field(False, json_schema_extra=_ENGINE)
-    """I may pass the sessions on to the operators of the non-local endpoints that the study names;
-    recorded in the manifest."""
+    endpoint: tuple[str, ...] = ()
+    """Base URL or preset of the server that is asked in place of those in the study file."""
+    model: str | None = None
+    """Model that is asked in place of those at endpoints in the study file."""
+    max_attempts: int = Field(3, ge=1, le=20)
+    """Replies asked for in one place, faulty ones included. Default: the study file's."""
 
-    def limits(self) -> RunLimits:
-        """The same as the run takes it."""
-        engine = Limits(
-            in_flight=self.in_flight, rpm=self.rpm, tpm=self.tpm, timeout_s=self.timeout_s
-        )
-        return RunLimits(engine, self.budget, self.budget_tokens)
+    @property
+    def run_limits(self) -> RunLimits:
+        """How fast and how much, as a run takes it.
+
+        Raises:
+            UsageError: a way of sending that no session can be played over.
+        """
+        if self.cluster or self.transport != "http":
+            raise UsageError(
+                "sessions are played turn by turn over http: no --cluster, no --transport"
+            )
+        if len(self.endpoint) > 1:
+            raise UsageError("each player is asked at one server: give one --endpoint")
+        return RunLimits(self.limits, self.budget, self.budget_tokens)
 
 
-class RunSettings(EngineSettings):
+class _StudySettings(Settings):
+    """What the flags replace in a study file."""
+
+    panel: ClassVar[str] = "Study"
+    seed: int | None = None
+    """Seed in place of the file's."""
+    replicates: int | None = Field(None, ge=1)
+    """Repeats in place of the file's."""
+    patients: int | None = Field(None, ge=1)
+    """Only the first N patients."""
+    arm: tuple[str, ...] = ()
+    """Only this arm. May be repeated."""
+
+
+class RunSettings(_StudySettings, PlayersSettings):
     """Flags of `cbtqa simulate run`."""
 
     study: Path | None = None
@@ -428,14 +420,6 @@ class RunSettings(EngineSettings):
     built-in players (rules, no model)."""
     out: Path = Path("cbtqa-study")
     """Folder of the study."""
-    seed: int | None = Field(None, json_schema_extra=_STUDY)
-    """Seed in place of the file's."""
-    replicates: int | None = Field(None, ge=1, json_schema_extra=_STUDY)
-    """Repeats in place of the file's."""
-    patients: int | None = Field(None, ge=1, json_schema_extra=_STUDY)
-    """Only the first N patients."""
-    arm: tuple[str, ...] = Field((), json_schema_extra=_STUDY)
-    """Only this arm. May be repeated."""
 
     def declared(self) -> StudySettings:
         """The study file with what the flags replace.
@@ -443,6 +427,7 @@ class RunSettings(EngineSettings):
         Raises:
             ConfigError: the file is wrong, or it has no such arm.
             DataError: no such file.
+            UsageError: `--endpoint` or `--model` for a study that asks no endpoint.
         """
         return self._replaced(load_study(self.study))
 
@@ -454,9 +439,22 @@ class RunSettings(EngineSettings):
             changes["replicates"] = self.replicates
         if self.patients is not None:
             changes["patients"] = study.patients.model_copy(update={"n": self.patients})
-        if self.arm:
-            changes["arms"] = tuple(study.arm(name) for name in self.arm)
-        return study.model_copy(update=changes)
+        if "max_attempts" in self.model_fields_set:
+            changes["attempts"] = self.max_attempts
+        arms = tuple(study.arm(name) for name in self.arm) or study.arms
+        changes["arms"] = tuple(
+            arm.model_copy(update={"therapist": at_endpoint(arm.therapist, self)}) for arm in arms
+        )
+        for role in ("patient", "supervisor", "validator", "summariser"):
+            if (player := getattr(study, role)) is not None:
+                changes[role] = at_endpoint(player, self)
+        changed = study.model_copy(update=changes)
+        if (self.endpoint or self.model) and not any(one.endpoint for one in changed.players()):
+            raise UsageError(
+                f"--endpoint and --model: no player of study '{study.id}' is asked at an endpoint",
+                hint="name endpoints in a study file of your own: cbtqa simulate run mine.yaml",
+            )
+        return changed
 
 
 class CorpusSettings(RunSettings):

@@ -1,6 +1,6 @@
 """One session, turn by turn, until it ends for a reason that is kept.
 
-    session = await play_session(casting, replicate=1, cast=cast, desk=desk)
+    session = await play_session(casting, replicate=1, cast=cast, players=players)
     session.stop_reason        # ended, max_turns, context, no_answer, refused, endpoint
 
 A session ends when the therapist writes the end token (after the least number of turns), at the
@@ -35,7 +35,7 @@ from cbtqa.simulation.playing.messages import (
     whole_sentences,
     wording,
 )
-from cbtqa.simulation.playing.players import Call, Desk, Voice, endpoint_of
+from cbtqa.simulation.playing.players import Call, OpenPlayer, Players, endpoint_of
 from cbtqa.simulation.playing.supervision import Verdict, ask_verdict
 from cbtqa.simulation.sessions import session_id
 from cbtqa.simulation.study import Player
@@ -46,13 +46,13 @@ _TOO_LONG = re.compile(r"context|too long|maximum.{0,20}(?:length|tokens)", re.I
 
 @dataclass(frozen=True)
 class Cast:
-    """The voices of one arm."""
+    """The players of one arm."""
 
-    therapist: Voice
-    patient: Voice
-    supervisor: Voice | None = None
-    validator: Voice | None = None
-    summariser: Voice | None = None
+    therapist: OpenPlayer
+    patient: OpenPlayer
+    supervisor: OpenPlayer | None = None
+    validator: OpenPlayer | None = None
+    summariser: OpenPlayer | None = None
 
 
 @dataclass(frozen=True)
@@ -84,21 +84,22 @@ def session_seed(casting: Casting, replicate: int) -> int:
     return seed_of("session", casting.study.seed, casting.profile.id, casting.number, replicate)
 
 
-async def play_session(casting: Casting, replicate: int, cast: Cast, desk: Desk) -> Session:
+async def play_session(casting: Casting, replicate: int, cast: Cast, players: Players) -> Session:
     """Plays a session to its end.
 
     Raises:
         GateClosedError: the run is stopping.
         EndpointError: an endpoint refuses every question.
     """
-    return await _Stage(casting, replicate, cast, desk).play()
+    return await _Played(casting, replicate, cast, players).play()
 
 
-class _Stage:
+class _Played:
     """A session while it is played."""
 
-    def __init__(self, casting: Casting, replicate: int, cast: Cast, desk: Desk) -> None:
-        self._casting, self._replicate, self._cast, self._desk = casting, replicate, cast, desk
+    def __init__(self, casting: Casting, replicate: int, cast: Cast, players: Players) -> None:
+        self._casting, self._replicate, self._cast = casting, replicate, cast
+        self._players = players
         study, arm = casting.study, casting.arm
         self._id = session_id(arm.name, casting.profile.id, casting.number, replicate)
         self._seed = session_seed(casting, replicate)
@@ -222,14 +223,14 @@ class _Stage:
             found = read(reply)
             return found if isinstance(found, Fault) else None
 
-        outcome = await self._desk.ask(
+        outcome = await self._players.ask(
             Call(
-                key_text=self._key(scene),
-                voice=self._cast.therapist if role == "therapist" else self._cast.patient,
+                key=self._key(scene),
+                player=self._cast.therapist if role == "therapist" else self._cast.patient,
                 scene=scene,
                 messages=view,
                 sampling=self._sampling(player, scene),
-                reads=fault_of,
+                check=fault_of,
                 keeps_cut=self._casting.study.cut_replies == "keep",
             )
         )
@@ -251,14 +252,14 @@ class _Stage:
         """The verdict on a draft; None where nobody reads it, a fault when the endpoint failed."""
         is_therapist = scene.part == "therapist"
         study = self._casting.study
-        voice = self._cast.supervisor if is_therapist else self._cast.validator
+        reader = self._cast.supervisor if is_therapist else self._cast.validator
         player = study.supervisor if is_therapist else study.validator
-        if voice is None or player is None:
+        if reader is None or player is None:
             return None
         part: Literal["supervisor", "validator"] = "supervisor" if is_therapist else "validator"
         reading = replace(scene, part=part, draft=spoken.text)
         return await ask_verdict(
-            self._desk, voice, player, reading, spoken.reasoning, self._key(reading)
+            self._players, reader, player, reading, spoken.reasoning, self._key(reading)
         )
 
     # --- odds and ends ---------------------------------------------------------------------------
@@ -283,10 +284,13 @@ def provenance_of(
         prompt_tokens=sum(one.usage.prompt_tokens for one in outcomes),
         completion_tokens=sum(one.usage.completion_tokens for one in outcomes),
     )
+    hosts = [one.reply.host for one in outcomes if one.reply and one.reply.host]
+    if not hosts and player.endpoint:
+        hosts = [endpoint_of(player).host]  # nothing was answered, or by an earlier version
     made_at = [one.reply.created_at for one in outcomes if one.reply and one.reply.created_at]
     return Provenance(
         model=player.name,
-        endpoint_host=endpoint_of(player).host if player.endpoint else None,
+        endpoint_host=hosts[-1] if hosts else None,
         prompt_id=None if is_rules else prompt.name,
         prompt_sha256=None if is_rules else prompt.sha256,
         sampling={} if is_rules else player.sampling(None).described(),

@@ -18,7 +18,7 @@ from cbtqa.records import Reason, Session, SessionState
 from cbtqa.simulation.draws import seed_of
 from cbtqa.simulation.playing.course import cbt_course
 from cbtqa.simulation.playing.messages import Casting, Scene, wording
-from cbtqa.simulation.playing.players import Call, Desk, Voice
+from cbtqa.simulation.playing.players import Call, OpenPlayer, Players
 from cbtqa.simulation.sessions import transcript_text
 from cbtqa.simulation.study import Player
 
@@ -59,7 +59,12 @@ def read_verdict(reply: Reply) -> Verdict | Fault:
 
 
 async def ask_verdict(
-    desk: Desk, voice: Voice, player: Player, scene: Scene, reasoning: str | None, key: str
+    players: Players,
+    supervisor: OpenPlayer,
+    player: Player,
+    scene: Scene,
+    reasoning: str | None,
+    key: str,
 ) -> Verdict | Fault:
     """What the supervisor (or the patient's validator) says of `scene.draft`.
 
@@ -70,14 +75,14 @@ async def ask_verdict(
         found = read_verdict(reply)
         return found if isinstance(found, Fault) else None
 
-    outcome = await desk.ask(
+    outcome = await players.ask(
         Call(
-            key_text=key,
-            voice=voice,
+            key=key,
+            player=supervisor,
             scene=scene,
             messages=_messages(scene, reasoning),
             sampling=player.sampling(seed_of(scene.seed, scene.part, scene.revision)),
-            reads=fault_of,
+            check=fault_of,
             json_schema=VERDICT_SCHEMA,
         )
     )
@@ -161,7 +166,11 @@ def describe_state(state: SessionState | None) -> str:
 
 
 async def ask_state(
-    desk: Desk, voice: Voice, player: Player, casting: Casting, session: Session
+    players: Players,
+    summariser: OpenPlayer,
+    player: Player,
+    casting: Casting,
+    session: Session,
 ) -> SessionState | Fault:
     """What a played session hands over, or why there is nothing.
 
@@ -187,14 +196,14 @@ async def ask_state(
         previous=describe_state(casting.state),
         transcript=fence(transcript_text(session)),
     )
-    outcome = await desk.ask(
+    outcome = await players.ask(
         Call(
-            key_text=f"{session.id}|{casting.fingerprint}|summary|v0",
-            voice=voice,
+            key=f"{session.id}|{casting.fingerprint}|summary|v0",
+            player=summariser,
             scene=scene,
             messages=messages,
             sampling=player.sampling(scene.seed),
-            reads=fault_of,
+            check=fault_of,
             json_schema=STATE_SCHEMA,
         )
     )

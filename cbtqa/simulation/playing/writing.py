@@ -1,6 +1,6 @@
 """Sessions of a course written by one model: four calls a session, each checked before it counts.
 
-    session = await write_session(casting, 1, voice, desk)
+    session = await write_session(casting, 1, therapist, players)
     session.stop_reason     # written; or why it was given up, with the parts there are
 
 A part that breaks a rule is asked for again with the rule named. The last part hands over the
@@ -23,7 +23,7 @@ from cbtqa.simulation.draws import seed_of
 from cbtqa.simulation.playing.course import Course, Part, cbt_course
 from cbtqa.simulation.playing.events import names_help, speaks_of_risk
 from cbtqa.simulation.playing.messages import Casting, Scene, wording
-from cbtqa.simulation.playing.players import Call, Desk, Voice
+from cbtqa.simulation.playing.players import Call, OpenPlayer, Players
 from cbtqa.simulation.playing.session import provenance_of, session_seed
 from cbtqa.simulation.playing.supervision import STATE_SCHEMA, describe_state, state_of
 from cbtqa.simulation.sessions import session_id
@@ -62,7 +62,9 @@ class WrittenPart:
     state: SessionState | None
 
 
-async def write_session(casting: Casting, replicate: int, voice: Voice, desk: Desk) -> Session:
+async def write_session(
+    casting: Casting, replicate: int, writer: OpenPlayer, players: Players
+) -> Session:
     """Writes one session of the course.
 
     Raises:
@@ -77,7 +79,7 @@ async def write_session(casting: Casting, replicate: int, voice: Voice, desk: De
     for place, part in enumerate(course.parts, 1):
         key = f"{identity}|{casting.fingerprint}|part{place}|v0"
         scene = Scene("course_part", casting, tuple(turns), seed_of(seed, "part", place), place)
-        outcome = await desk.ask(_call(key, scene, voice, part, course))
+        outcome = await players.ask(_call(key, scene, writer, part, course))
         outcomes.append(outcome)
         written = _written(outcome, part, course, turns)
         if isinstance(written, Fault):
@@ -103,18 +105,18 @@ async def write_session(casting: Casting, replicate: int, voice: Voice, desk: De
     )
 
 
-def _call(key: str, scene: Scene, voice: Voice, part: Part, course: Course) -> Call:
+def _call(key: str, scene: Scene, writer: OpenPlayer, part: Part, course: Course) -> Call:
     def fault_of(reply: Reply) -> Fault | None:
         found = read_part(reply, part, course, scene.turns)
         return found if isinstance(found, Fault) else None
 
     return Call(
-        key_text=key,
-        voice=voice,
+        key=key,
+        player=writer,
         scene=scene,
         messages=_messages(scene, part, course),
         sampling=scene.casting.arm.therapist.sampling(scene.seed),
-        reads=fault_of,
+        check=fault_of,
         json_schema=LAST_PART_SCHEMA if part.closes else PART_SCHEMA,
     )
 

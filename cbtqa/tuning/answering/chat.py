@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from cbtqa.dataset.template.teacher import TemplateTeacher
 from cbtqa.errors import UsageError
 from cbtqa.llm.chat import ChatRequest, Fault, Reply
-from cbtqa.llm.endpoint import Endpoint, pass_disclosure_gate
+from cbtqa.llm.endpoint import Endpoint, pass_disclosure_gates
 from cbtqa.llm.protocol import request_body
 from cbtqa.llm.transport import open_transport
 from cbtqa.records import Question, Risk
@@ -28,8 +28,8 @@ from cbtqa.safety.notices import Locale, help_text
 from cbtqa.safety.screen import screen
 from cbtqa.tuning.answering.generate import (
     OnStage,
-    endpoint_of,
     open_here,
+    refuse_adapter_at_endpoint,
     require_libraries,
     sampling_of,
 )
@@ -118,12 +118,12 @@ def open_speaker(settings: ChatSettings, on_stage: OnStage = lambda words: None)
         MissingExtraError: torch, transformers or peft are not installed.
         LicenceGateError: text would leave the machine without acknowledgement.
     """
-    endpoint = endpoint_of(settings)
-    if endpoint is not None:
-        pass_disclosure_gate(
-            endpoint, "what is typed", is_acknowledged=settings.acknowledge_disclosure
+    refuse_adapter_at_endpoint(settings)
+    if endpoints := settings.endpoints():
+        pass_disclosure_gates(
+            endpoints, "what is typed", is_acknowledged=settings.acknowledge_disclosure
         )
-        return _EndpointSpeaker(settings, endpoint)
+        return _EndpointSpeaker(settings, endpoints[0])
     if settings.adapter is None and settings.model is None:
         if settings.base is not None:
             raise UsageError("--base goes with --adapter")

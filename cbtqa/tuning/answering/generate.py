@@ -14,27 +14,24 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cbtqa
 from cbtqa.errors import ConfigError, IncompleteRunError, UsageError
-from cbtqa.files import json_line, replacing
-from cbtqa.llm.batch import run_batch
+from cbtqa.files import json_line, read_rows, replacing
+from cbtqa.llm.batch import OnProgress
 from cbtqa.llm.chat import ChatRequest, Fault, Reply, Sampling
-from cbtqa.llm.endpoint import Endpoint, pass_disclosure_gate
+from cbtqa.llm.cost import Estimate
 from cbtqa.llm.journal import Entry, Journal, Outcome, State
-from cbtqa.llm.limits import Limits
-from cbtqa.llm.progress import Meter, Progress
+from cbtqa.llm.progress import Meter
+from cbtqa.llm.runs import Run, Service, estimate_run, open_run, refuse_foreign
 from cbtqa.manifest import (
     MANIFEST_NAME,
-    Manifest,
+    FolderResult,
     describe_file,
-    describe_settings,
-    now,
-    package_versions,
     write_manifest,
 )
 from cbtqa.psyqa import is_bundled_sample
@@ -56,15 +53,24 @@ from cbtqa.tuning.loading import ComputeType, choose_precision
 from cbtqa.tuning.settings import Mode
 
 JOURNAL_NAME, ANSWERS_NAME, REJECTS_NAME = "journal.sqlite", "answers.jsonl", "rejects.jsonl"
-OnProgress = Callable[[Progress], None]
+WRITTEN = (ANSWERS_NAME, REJECTS_NAME)
 
 
-@dataclass(frozen=True)
-class GenerateResult:
+class GenerateResult(FolderResult):
     """A finished run."""
 
-    folder: Path
-    manifest: Manifest
+    @property
+    def path(self) -> Path:
+        """The answers, as `cbtqa score` takes them."""
+        return self.folder / ANSWERS_NAME
+
+    def to_dict(self) -> dict[str, Any]:
+        """Where the answers are, and what they came to."""
+        return {**super().to_dict(), "answers": str(self.path)}
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """The answers."""
+        return [row for _, row in read_rows(self.path)]
 
 
 def generate(
@@ -87,24 +93,25 @@ def generate(
     """
     run = prepare(resolved, on_stage)
     folder = run.settings.out
-    with _open_journal(folder, run) as journal:
+    refuse_foreign(folder / JOURNAL_NAME, "answers")
+    with open_run(
+        folder / JOURNAL_NAME,
+        run.fingerprint(),
+        run.service,
+        what="the questions",
+        is_invented=all(is_bundled_sample(file.sha256) for file in run.asked.files),
+        hint="one folder holds the answers of one model: name another with --out",
+    ) as opened:
         (folder / MANIFEST_NAME).unlink(missing_ok=True)
-        _answer(run, journal, on_progress, on_stage)
-        counts = _write(run, journal)
-        usage = journal.totals().usage
-    names = (ANSWERS_NAME, REJECTS_NAME)
-    manifest = Manifest(
-        kind="answers",
-        packages=package_versions(),
-        settings=describe_settings(resolved),
-        inputs=run.asked.files,
-        counts={**counts, "system": run.system, "mode": run.mode, **run.fingerprint()},
-        usage=usage,
-        acknowledgements=run.acknowledgements,
-        files=tuple(describe_file(folder / name, folder) for name in names),
-        started_at=run.started_at,
-        finished_at=now(),
-    )
+        _answer(run, opened, on_progress, on_stage)
+        counts = _write(run, opened.journal)
+        manifest = opened.manifest(
+            "answers",
+            resolved,
+            inputs=run.asked.files,
+            counts={**counts, "system": run.system, "mode": run.mode, **run.fingerprint()},
+            files=tuple(describe_file(folder / name, folder) for name in WRITTEN),
+        )
     write_manifest(folder, manifest)
     if not counts["n_out"]:
         shown = ", ".join(f"{reason} {n:,}" for reason, n in counts["rejected"].items())
@@ -115,28 +122,27 @@ def generate(
     return GenerateResult(folder, manifest)
 
 
-def _open_journal(folder: Path, run: AnswerRun) -> Journal:
-    foreign = [path for path in folder.glob("*") if not path.name.startswith(".")]
-    if foreign and not (folder / JOURNAL_NAME).exists():
-        raise ConfigError(
-            f"--out: {folder} is not empty and holds no answers", hint="name a new folder"
-        )
-    try:
-        return Journal(folder / JOURNAL_NAME, run.fingerprint())
-    except ConfigError as error:
-        hint = "one folder holds the answers of one model: name another with --out"
-        raise ConfigError(str(error), hint=hint) from None
+def estimate_answers(resolved: Resolved[GenerateSettings]) -> Estimate:
+    """What an endpoint would still be sent; a model in this process is sent nothing.
+
+    Raises:
+        UsageError, ConfigError, DataError: as `generate`; no weights are looked at.
+    """
+    settings = resolved.values
+    service, _, asked = _read(settings)
+    task = AnswerTask(settings, AnswerChecks())
+    estimate = estimate_run(service, settings.out / JOURNAL_NAME, asked.items, task)
+    return estimate.model_copy(update={"n_left_out": len(asked.rejections)})
 
 
 # --- answering -----------------------------------------------------------------------------------
 
 
-def _answer(
-    run: AnswerRun, journal: Journal, on_progress: OnProgress | None, on_stage: OnStage
-) -> None:
-    items = run.asked.items
-    if run.endpoint is not None:
-        answer_by_endpoint(items, run.settings, run.endpoint, AnswerChecks(), journal, on_progress)
+def _answer(run: AnswerRun, opened: Run, on_progress: OnProgress | None, on_stage: OnStage) -> None:
+    items, journal = run.asked.items, opened.journal
+    if run.service is not None:
+        task = AnswerTask(run.settings, AnswerChecks())
+        opened.ask(items, task, n_total=len(items), on_progress=on_progress)
         return
     assert run.opened is not None
     standings = journal.standings([item.key for item in items])
@@ -254,7 +260,7 @@ def _record(run: AnswerRun, item: AskedItem, outcome: Outcome | None) -> CbtAnsw
         risk=item.risk,
         provenance=Provenance(
             model=run.model_name,
-            endpoint_host=run.endpoint.host if run.endpoint else None,
+            endpoint_host=(reply.host or run.service.host) if run.service else None,
             sampling=run.sampling(),
             seed=run.settings.seed,
             usage=reply.usage,
@@ -278,9 +284,7 @@ class AnswerRun:
     resolved: Resolved[GenerateSettings]
     mode: Mode
     asked: Asked
-    started_at: str
-    acknowledgements: dict[str, str]
-    endpoint: Endpoint | None
+    service: Service | None
     """None when the model runs in this process."""
     opened: AnswerModel | None
     """None at an endpoint."""
@@ -296,8 +300,8 @@ class AnswerRun:
     @property
     def model_name(self) -> str:
         """Name at the endpoint, else of the folder or on the Hub."""
-        if self.endpoint is not None:
-            return self.endpoint.model
+        if self.service is not None:
+            return self.service.model
         assert self.opened is not None
         return self.opened.name
 
@@ -310,7 +314,7 @@ class AnswerRun:
         """Everything that decides how tokens are drawn, as provenance keeps it."""
         told = sampling_of(self.settings).described()
         told.pop("seed", None)
-        if self.endpoint is None:
+        if self.service is None:
             assert self.precision is not None
             told |= {"engine": self.settings.engine, "dtype": self.precision}
         return told | {"mode": self.mode}
@@ -323,8 +327,8 @@ class AnswerRun:
             "sampling": json.dumps(self.sampling(), sort_keys=True),
             "seed": str(self.settings.seed),
         }
-        if self.endpoint is not None:
-            return told | {"endpoint_host": self.endpoint.host}
+        if self.service is not None:
+            return told | {"endpoint_host": self.service.host}
         assert self.opened is not None
         template = self.opened.chat.prompt_text([{"role": "user", "content": "问题"}])
         template_hash = hashlib.sha256(template.encode()).hexdigest()
@@ -339,44 +343,35 @@ def prepare(resolved: Resolved[GenerateSettings], on_stage: OnStage) -> AnswerRu
         UsageError, ConfigError, DataError, MissingExtraError, LicenceGateError,
         IncompleteRunError: as `generate`.
     """
-    settings, started = resolved.values, now()
+    settings = resolved.values
+    if settings.endpoint:
+        service, mode, asked = _read(settings)
+        return AnswerRun(resolved, mode, asked, service, None)
+    require_libraries()
+    _, mode, asked = _read(settings)
+    opened, device, precision = open_here(settings, on_stage)
+    return AnswerRun(resolved, mode, asked, None, opened, device, precision)
+
+
+def _read(settings: GenerateSettings) -> tuple[Service | None, Mode, Asked]:
+    """Who is asked, and what, in which form."""
+    refuse_adapter_at_endpoint(settings)
     trained = read_training(settings.adapter)
     mode = settings.mode or trained.mode or "answer"
     prompt = trained.system_prompt if settings.system_prompt is None else settings.system_prompt
     if settings.out.is_file():
         raise ConfigError(f"--out: {settings.out} is a file")
-    endpoint = endpoint_of(settings)
-    if endpoint is not None:
-        asked = read_asked(settings, mode, prompt)
-        acknowledgements = pass_disclosure_gate(
-            endpoint,
-            "the questions",
-            is_acknowledged=settings.acknowledge_disclosure,
-            is_invented=all(is_bundled_sample(file.sha256) for file in asked.files),
-        )
-        return AnswerRun(resolved, mode, asked, started, acknowledgements, endpoint, None)
-    require_libraries()
-    asked = read_asked(settings, mode, prompt)
-    opened, device, precision = open_here(settings, on_stage)
-    return AnswerRun(resolved, mode, asked, started, {}, None, opened, device, precision)
+    return settings.service(), mode, read_asked(settings, mode, prompt)
 
 
-def endpoint_of(settings: SpeakerSettings) -> Endpoint | None:
-    """The endpoint that the settings name; None for a model in this process.
-
-    Raises:
-        UsageError: an endpoint without a model's name, or with an adapter.
-        ConfigError: not an address.
-    """
-    if settings.endpoint is None:
-        return None
-    if settings.adapter is not None or settings.model is None:
+def refuse_adapter_at_endpoint(settings: SpeakerSettings) -> None:
+    """Raises UsageError for an adapter together with an endpoint."""
+    if settings.endpoint and settings.adapter is not None:
         raise UsageError(
             "--endpoint goes with --model NAME, the model's name there",
             hint="an adapter is served under a name of its own: vllm serve BASE --enable-lora "
             "--lora-modules NAME=FOLDER",
         )
-    return Endpoint.parse(settings.endpoint, settings.model)
 
 
 def require_libraries() -> None:
@@ -422,8 +417,6 @@ def _off_card(settings: SpeakerSettings) -> ComputeType:
 
 
 # --- answer endpoint -----------------------------------------------------------------------------
-# Answers from an OpenAI-compatible endpoint: the engine's task, and its limits.
-#
 # A prediction is taken as it comes: nothing is asked again because of what a reply says.
 
 
@@ -434,7 +427,7 @@ def sampling_of(settings: SpeakerSettings) -> Sampling:
         more["top_k"] = settings.top_k
     if settings.repetition_penalty != 1:
         more["repetition_penalty"] = settings.repetition_penalty
-    return Sampling(
+    return settings.sampling(
         temperature=settings.temperature,
         top_p=settings.top_p if settings.top_p < 1 else None,
         max_tokens=settings.max_new_tokens,
@@ -463,30 +456,3 @@ class AnswerTask:
 
     def ask_again(self, item: AskedItem, reply: Reply, fault: Fault) -> None:
         """Never: a second try would flatter the system."""
-
-
-def answer_by_endpoint(
-    items: Sequence[AskedItem],
-    settings: GenerateSettings,
-    endpoint: Endpoint,
-    checks: AnswerChecks,
-    journal: Journal,
-    on_progress: Callable[[Progress], None] | None,
-) -> None:
-    """Sends what the journal has no answer for; see `run_batch` for what stops it."""
-    limits = Limits(
-        in_flight=settings.in_flight,
-        rpm=settings.rpm,
-        tpm=settings.tpm,
-        timeout_s=settings.timeout_s,
-        max_attempts=1,
-    )
-    run_batch(
-        items,
-        AnswerTask(settings, checks),
-        endpoint,
-        journal,
-        limits,
-        n_total=len(items),
-        on_progress=on_progress,
-    )

@@ -3,66 +3,80 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
-from pydantic.config import JsonDict
 
+from cbtqa.llm.runs import EndpointSettings, ServerSettings
 from cbtqa.settings import Settings
 from cbtqa.tuning.settings import Mode, Precision
 
-_MODEL: JsonDict = {"panel": "Model"}
-_TEXT: JsonDict = {"panel": "Prompt and decoding"}
-_COMPUTE: JsonDict = {"panel": "Compute"}
-_ENDPOINT: JsonDict = {"panel": "Endpoint"}
 
+class ModelSettings(Settings):
+    """Which model answers."""
 
-class SpeakerSettings(Settings):
-    """Which model answers, and how it draws its words."""
-
-    adapter: Path | None = Field(None, json_schema_extra=_MODEL)
+    panel: ClassVar[str] = "Model"
+    adapter: Path | None = None
     """Folder of `cbtqa finetune`."""
-    base: str | None = Field(None, json_schema_extra=_MODEL)
+    base: str | None = None
     """The adapter's base, by name, folder or Hub id. Default: what it names."""
-    model: str | None = Field(None, json_schema_extra=_MODEL)
+    model: str | None = None
     """Model folder, backbone name or Hub id; with --endpoint its name there."""
-    revision: str | None = Field(None, json_schema_extra=_MODEL)
+    revision: str | None = None
     """Commit or tag of a model on the Hub."""
 
-    mode: Mode | None = Field(None, json_schema_extra=_TEXT)
+
+class DecodingSettings(Settings):
+    """What it is asked, and how it draws its words."""
+
+    panel: ClassVar[str] = "Prompt and decoding"
+    mode: Mode | None = None
     """Form of the answers: answer, steps or cot. Default: as the adapter was trained, else
     answer."""
-    system_prompt: str | None = Field(None, json_schema_extra=_TEXT)
+    system_prompt: str | None = None
     """System text. Default: as the adapter was trained, else a counsellor's, by mode."""
-    chat_format: str | None = Field(None, json_schema_extra=_TEXT)
+    chat_format: str | None = None
     """Chat format by name or template file. Default: as trained, else the model's own."""
-    max_new_tokens: int = Field(1024, ge=1, json_schema_extra=_TEXT)
+    max_new_tokens: int = Field(1024, ge=1)
     """Most tokens of an answer; one that reaches them is rejected as cut."""
-    temperature: float = Field(0.0, ge=0, le=2, json_schema_extra=_TEXT)
+    temperature: float = Field(0.0, ge=0, le=2)
     """0 takes the likeliest token each time, so that a score can be repeated."""
-    top_p: float = Field(1.0, gt=0, le=1, json_schema_extra=_TEXT)
+    top_p: float = Field(1.0, gt=0, le=1)
     """Nucleus sampling."""
-    top_k: int | None = Field(None, ge=1, json_schema_extra=_TEXT)
+    top_k: int | None = Field(None, ge=1)
     """Only the K likeliest tokens."""
-    repetition_penalty: float = Field(1.0, gt=0, json_schema_extra=_TEXT)
+    repetition_penalty: float = Field(1.0, gt=0)
     """Above 1: repeated tokens become less likely."""
-    seed: int = Field(0, ge=0, json_schema_extra=_TEXT)
+    seed: int = Field(0, ge=0)
     """Seed of sampling; each question draws from its own, whatever its batch."""
 
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", json_schema_extra=_COMPUTE)
+
+class ComputeSettings(Settings):
+    """Where a model in this process runs."""
+
+    panel: ClassVar[str] = "Compute"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """auto: a CUDA card when there is one."""
-    dtype: Precision = Field("auto", json_schema_extra=_COMPUTE)
+    dtype: Precision = "auto"
     """auto: bf16 where the card has it, else fp16; fp32 on a CPU."""
 
-    endpoint: str | None = Field(None, json_schema_extra=_ENDPOINT)
-    """Base URL of an OpenAI-compatible endpoint, or a preset."""
-    acknowledge_disclosure: bool = Field(False, json_schema_extra=_ENDPOINT)
-    """I may pass these questions on to the operator of a non-local endpoint."""
-    timeout_s: float = Field(300.0, gt=0, json_schema_extra=_ENDPOINT)
-    """Seconds one request may take."""
+
+class SpeakerSettings(ModelSettings, DecodingSettings, ComputeSettings, ServerSettings):
+    """Which model answers, and how it draws its words."""
 
 
-class GenerateSettings(SpeakerSettings):
+class BatchSettings(Settings):
+    """How a model in this process is run over many questions."""
+
+    panel: ClassVar[str] = "Compute"
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """vllm, when installed, is several times faster on a GPU."""
+    batch_tokens: int = Field(16384, ge=1)
+    """Tokens of one batch, answers at their longest included. Halved by itself when the device has
+    no memory left."""
+
+
+class GenerateSettings(SpeakerSettings, BatchSettings, EndpointSettings):
     """Everything `cbtqa generate` can be told."""
 
     data: Path | None = None
@@ -74,22 +88,9 @@ class GenerateSettings(SpeakerSettings):
     """Only the first N questions."""
     encoding: str = "utf-8"
     """Encoding of a text file, such as gb18030."""
-
-    system: str | None = Field(None, json_schema_extra=_MODEL)
+    system: str | None = None
     """Name of this system in score tables. Default: the folder's or model's name."""
-
-    engine: Literal["transformers", "vllm"] = Field("transformers", json_schema_extra=_COMPUTE)
-    """vllm, when installed, is several times faster on a GPU."""
-    batch_tokens: int = Field(16384, ge=1, json_schema_extra=_COMPUTE)
-    """Tokens of one batch, answers at their longest included. Halved by itself when the device has
-    no memory left."""
-
-    in_flight: int = Field(64, ge=1, le=16384, json_schema_extra=_ENDPOINT)
-    """Most requests at a time."""
-    rpm: int | None = Field(None, ge=1, json_schema_extra=_ENDPOINT)
-    """Requests a minute, at most."""
-    tpm: int | None = Field(None, ge=1, json_schema_extra=_ENDPOINT)
-    """Tokens a minute, at most."""
-
+    max_attempts: int = Field(1, ge=1, le=1)
+    """Always 1: a second try would flatter the system."""
     out: Path = Path("cbtqa-answers")
     """Folder of the answers."""

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-from cbtqa.manifest import Manifest
+from cbtqa.manifest import FolderResult
 from cbtqa.settings import Resolved
 from cbtqa.tuning.libraries import require
 from cbtqa.tuning.settings import FinetuneSettings
@@ -20,13 +19,9 @@ OnLine = Callable[[dict[str, float]], None]
 
 
 @dataclass(frozen=True)
-class FinetuneResult:
+class FinetuneResult(FolderResult):
     """A finished run."""
 
-    folder: Path
-    manifest: Manifest
-    was_complete: bool = False
-    """True when the folder already held this very run and nothing was done."""
     is_first_process: bool = True
     """False on the other processes of a run over several, which have nothing to tell."""
 

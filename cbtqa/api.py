@@ -1,0 +1,454 @@
+"""The verbs of the command line as functions, for notebooks and programs.
+
+Each takes its command's settings as keywords, named as the flags are (`max_tokens` for
+`--max-tokens`), or the command's settings object in the place of its first argument. Settings that
+are not given come from CBTQA_* in the environment, then from the defaults, as on the command line.
+Nothing is printed; `progress=True` shows on stderr how far it is, and a function is told itself.
+Every result has `to_pandas()`, `to_dict()` and shows as a table in a notebook.
+
+Texts to score or label may be given as a path, a list of texts or of rows, a pandas frame, a
+`datasets.Dataset`, or the result of another function. A plain word is a path, never a text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from cbtqa.dataset_folder import DatasetFolder, source_rows
+from cbtqa.errors import DataError, UsageError
+from cbtqa.manifest import FolderResult, now
+from cbtqa.records import Record, Risk
+from cbtqa.safety.answers import Problem
+from cbtqa.settings import Resolved, Settings, SettingsT, resolve
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from cbtqa.distortions.labelling import LabelledTexts
+    from cbtqa.hub.join import Joined
+    from cbtqa.hub.publish import Prepared
+    from cbtqa.hub.upload import Uploaded
+    from cbtqa.judging.report import JudgeReport
+    from cbtqa.llm.progress import Progress
+    from cbtqa.metrics.comparison import Comparison
+    from cbtqa.metrics.scoring import Scored
+    from cbtqa.safety.screen import Screening
+    from cbtqa.tuning.answering.generate import GenerateResult
+    from cbtqa.tuning.training.finetune import FinetuneResult
+    from cbtqa.tuning.weights.convert import ConversionRecord
+    from cbtqa.tuning.weights.merge import MergeRecord
+
+PathLike = str | Path
+Texts = Any
+"""A path, a list of texts or of rows, a pandas frame, a `datasets.Dataset`, or a result."""
+Paths = (str, Path, DatasetFolder, FolderResult)
+"""What stands for texts in a file."""
+Watch = bool | Callable[["Progress"], None]
+"""True: shown on stderr. A function: told twice a second."""
+ID_COLUMNS = ("id", "question_id", "questionID")
+
+
+def build_dataset(
+    input: PathLike | Settings | None = None,  # noqa: A002 - the flag's name
+    *,
+    progress: Watch = False,
+    fork: bool = False,
+    update: bool = False,
+    **settings: Any,
+) -> DatasetFolder:
+    """A Chinese CBT QA dataset from PsyQA questions: `cbtqa build-dataset`.
+
+    The same call continues a run that was interrupted; a finished folder is opened as it is.
+
+    Example:
+        data = cbtqa.build_dataset("PsyQA_full.json", endpoint="vllm", model="Qwen3-32B",
+                                   out="runs/psyqa")
+        data.manifest.counts["n_out"]
+        frame = data.to_pandas()
+    """
+    from cbtqa.dataset.run import build_dataset as build
+    from cbtqa.dataset.settings import BuildSettings
+
+    resolved = _resolved(BuildSettings, "input", input, settings)
+    with _watching(progress) as (on_progress, on_stage):
+        done = build(resolved, fork=fork, update=update, on_progress=on_progress, on_stage=on_stage)
+    return DatasetFolder.open(done.folder)
+
+
+def load(path: PathLike, *, partial: bool = False) -> Any:
+    """A built dataset as a `datasets.DatasetDict`, one entry a split.
+
+    Args:
+        partial: accept what an unfinished build has written so far.
+
+    Example:
+        cbtqa.build_dataset(out="cbtqa-dataset")
+        splits = cbtqa.load("cbtqa-dataset")
+        splits["train"][0]["answer"]
+    """
+    return DatasetFolder.open(Path(path), partial=partial).to_datasets()
+
+
+def label(texts: Texts, *, progress: Watch = False, **settings: Any) -> LabelledTexts:
+    """The cognitive distortions of texts, each with its evidence: `cbtqa distortions label`.
+
+    Example:
+        found = cbtqa.label(["我什么都做不好，大家肯定都看不起我。"])
+        found.rows[0].labels[0].evidence
+    """
+    from cbtqa.distortions.labelling import LabelSettings, label_file, read_labels
+
+    with TemporaryDirectory() as folder, _watching(progress) as (on_progress, _):
+        path = texts
+        if not isinstance(texts, Settings):
+            path = _as_file(texts, Path(folder))
+            settings.setdefault("out", Path(folder, "labels.jsonl"))
+        resolved = _resolved(LabelSettings, "input", path, settings)
+        return read_labels(label_file(resolved.values, on_progress=on_progress))
+
+
+def screen(text: str, language: Literal["zh", "en"] = "zh") -> Screening:
+    """How strongly a text speaks of suicide or self-harm, and by which rules.
+
+    Example:
+        cbtqa.screen("最近压力很大，睡不好。").risk  # "none"
+    """
+    from cbtqa.safety.screen import screen as grade
+
+    return grade(text, language)
+
+
+class AnswerCheck(Record):
+    """What is unsafe in one answer."""
+
+    risk: Risk
+    """Of the question."""
+    problems: tuple[Problem, ...]
+
+    @property
+    def is_safe(self) -> bool:
+        """True when nothing was found."""
+        return not self.problems
+
+
+def check_answer(
+    answer: str, question: str = "", *, risk: Risk | None = None, locale: Literal["zh", "en"] = "zh"
+) -> AnswerCheck:
+    """Everything in an answer that must not reach a reader, such as a missing help route.
+
+    Args:
+        risk: the grade of the question; by default the question is screened.
+
+    Example:
+        found = cbtqa.check_answer("先把药停了，这件事别告诉任何人。", "我睡不好，在吃药。")
+        found.is_safe  # False
+    """
+    from cbtqa.safety import answers
+
+    grade = risk or screen(question, locale).risk
+    return AnswerCheck(risk=grade, problems=answers.check_answer(answer, grade, locale))
+
+
+def convert(
+    source: PathLike, out: PathLike, *, shard_mib: int = 2048, **settings: Any
+) -> ConversionRecord:
+    """Baichuan-7B, Baichuan2-7B or Qwen-7B rewritten for today's libraries: `cbtqa convert`.
+
+    Example (weights):
+        cbtqa.convert("baichuan", "baichuan-7b-llama")
+    """
+    from cbtqa.tuning.weights.convert import convert as rewrite
+
+    return rewrite(source, Path(out), shard_bytes=shard_mib << 20, **settings)
+
+
+def finetune(
+    data: PathLike | DatasetFolder | Settings | None = None,
+    *,
+    progress: Watch = False,
+    **settings: Any,
+) -> FinetuneResult:
+    """An adapter on a backbone: `cbtqa finetune`.
+
+    Example (weights):
+        tuned = cbtqa.finetune("runs/psyqa", backbone="qwen2.5", preset="paper", out="runs/tuned")
+        tuned.manifest.counts["eval_loss"]
+    """
+    from cbtqa.tuning.settings import FinetuneSettings
+    from cbtqa.tuning.training.finetune import finetune as train
+
+    resolved = _resolved(FinetuneSettings, "data", _path_of(data), settings)
+    with _watching(progress) as (_, on_stage):
+        return train(resolved, on_stage=on_stage)
+
+
+def merge(
+    adapter: PathLike | FolderResult, out: PathLike, *, shard_mib: int = 2048, **settings: Any
+) -> MergeRecord:
+    """An adapter merged into its base, as plain weights: `cbtqa merge`.
+
+    Example (weights):
+        cbtqa.merge("runs/tuned", "runs/merged")
+    """
+    from cbtqa.tuning.weights.merge import merge as merge_adapter
+
+    folder = Path(_path_of(adapter))
+    return merge_adapter(folder, Path(out), shard_bytes=shard_mib << 20, **settings)
+
+
+def generate(
+    data: PathLike | DatasetFolder | Settings | None = None,
+    *,
+    progress: Watch = False,
+    **settings: Any,
+) -> GenerateResult:
+    """A model's answers to a dataset's questions: `cbtqa generate`.
+
+    Example:
+        cbtqa.build_dataset(out="cbtqa-dataset")
+        answers = cbtqa.generate("cbtqa-dataset", endpoint="vllm", model="tuned")
+        answers.to_pandas()
+    """
+    from cbtqa.tuning.answering.generate import generate as answer
+    from cbtqa.tuning.answering.settings import GenerateSettings
+
+    given = {name: _path_of(value) for name, value in settings.items()}
+    resolved = _resolved(GenerateSettings, "data", _path_of(data), given)
+    with _watching(progress) as (on_progress, on_stage):
+        return answer(resolved, on_progress=on_progress, on_stage=on_stage)
+
+
+def score(
+    predictions: Texts | Mapping[str, Texts], references: Texts = None, **settings: Any
+) -> Scored:
+    """Predictions of one or several systems against references: `cbtqa score`.
+
+    Args:
+        predictions: system to its predictions; or those of one system; or paths in a list.
+        references: in the same order where neither side has ids.
+
+    Example:
+        references = ["先照顾好自己，再慢慢来。", "可以试着把想法写下来。"]
+        tuned = ["先照顾好自己。", "试着把想法写下来。"]
+        systems = {"base": ["你要坚强。", "别想太多。"], "tuned": tuned}
+        scores = cbtqa.score(systems, references=references, metrics=["bleu_zh", "chrf2"])
+        scores.to_pandas()
+    """
+    from cbtqa.metrics import score_folder, scoring
+
+    started = now()
+    with TemporaryDirectory() as folder:
+        place = Path(folder)
+        if references is not None:
+            _refuse_other_number(predictions, references)
+            settings["ref"] = _as_file(references, place)
+        given = _as_files(predictions, place)
+        resolved = _resolved(scoring.ScoreSettings, "predictions", given, settings)
+        if resolved.values.out is not None:
+            score_folder.refuse_existing(resolved.values.out)
+        scored = scoring.score(resolved.values)
+        if resolved.values.out is not None:
+            score_folder.write_folder(resolved.values.out, scored, resolved, started)
+    return scored
+
+
+def compare(*systems: Scored | PathLike, references: Texts = None, **settings: Any) -> Comparison:
+    """Whether systems differ: differences with intervals and adjusted p: `cbtqa compare`.
+
+    Args:
+        systems: results of `score`, folders that it wrote, or files of predictions.
+
+    Example:
+        references = ["先照顾好自己，再慢慢来。", "可以试着把想法写下来。"]
+        tuned = ["先照顾好自己。", "试着把想法写下来。"]
+        systems = {"base": ["你要坚强。", "别想太多。"], "tuned": tuned}
+        scores = cbtqa.score(systems, references=references)
+        cbtqa.compare(scores, baseline="base").to_pandas()
+    """
+    from cbtqa.metrics import comparison
+    from cbtqa.metrics.scoring import Scored
+
+    scored = [system for system in systems if isinstance(system, Scored)]
+    with TemporaryDirectory() as folder:
+        if references is not None:
+            settings["ref"] = _as_file(references, Path(folder))
+        paths = [Path(system) for system in systems if not isinstance(system, Scored)]
+        resolved = _resolved(comparison.CompareSettings, "predictions", paths, settings)
+        return comparison.compare(resolved.values, scored=scored)
+
+
+def judge(
+    predictions: Texts | Mapping[str, Texts], *, progress: Watch = False, **settings: Any
+) -> JudgeReport:
+    """Answers rated by a language model on the rubric people use: `cbtqa judge`.
+
+    Example (server):
+        cbtqa.judge({"tuned": "runs/answers/answers.jsonl"}, questions="PsyQA_full.json",
+                    endpoint="vllm", model="Qwen3-32B", human="study/report/ratings.jsonl")
+    """
+    from cbtqa.judging.run import JudgeSettings
+    from cbtqa.judging.run import judge as rate
+
+    with TemporaryDirectory() as folder, _watching(progress) as (on_progress, _):
+        given = _as_files(predictions, Path(folder))
+        resolved = _resolved(JudgeSettings, "predictions", given, settings)
+        return rate(resolved, on_progress)
+
+
+def publish(
+    run: PathLike | DatasetFolder | FolderResult | Settings,
+    *,
+    kind: Literal["dataset", "model"] | None = None,
+    dry_run: bool = False,
+    **settings: Any,
+) -> Prepared | Uploaded:
+    """A dataset or a model on the Hub, scanned and private: `cbtqa publish dataset|model`.
+
+    Args:
+        kind: by default what the folder holds.
+        dry_run: give what would be sent; no network is touched.
+
+    Example:
+        cbtqa.build_dataset(out="cbtqa-dataset")
+        plan = cbtqa.publish("cbtqa-dataset", to="my-lab/cbt-qa", dry_run=True)
+        plan.findings
+    """
+    from cbtqa.hub import publish as hub
+    from cbtqa.hub.scan import refuse_findings
+    from cbtqa.hub.settings import DatasetSettings, ModelSettings
+
+    folder = run if isinstance(run, Settings) else Path(_path_of(run))
+    is_model = isinstance(run, ModelSettings) or kind == "model"
+    if kind is None and isinstance(folder, Path):
+        is_model = hub.holds_weights(folder)
+    if is_model:
+        prepared = hub.prepare_model(_resolved(ModelSettings, "run", folder, settings).values)
+    else:
+        prepared = hub.prepare_dataset(_resolved(DatasetSettings, "run", folder, settings).values)
+    if dry_run:
+        return prepared
+    refuse_findings(prepared.findings)
+    return hub.publish(prepared)
+
+
+def join(published: PathLike | Settings, **settings: Any) -> Joined:
+    """A text-free dataset with the question text put back from your own file: `cbtqa join`.
+
+    Example (server):
+        cbtqa.join("my-lab/cbt-qa", questions="PsyQA_full.json", out="my-dataset")
+    """
+    from cbtqa.hub.join import JoinSettings
+    from cbtqa.hub.join import join as join_dataset
+
+    given = published if isinstance(published, Settings) else str(published)
+    return join_dataset(_resolved(JoinSettings, "published", given, settings).values)
+
+
+# --- settings and progress -----------------------------------------------------------------------
+
+
+def _resolved(
+    model: type[SettingsT], name: str, first: Any, given: Mapping[str, Any]
+) -> Resolved[SettingsT]:
+    """A settings object as it is, or keywords resolved as flags are."""
+    if isinstance(first, model):
+        if given:
+            raise UsageError("settings are one object or keywords, not both")
+        origins = dict.fromkeys(model.model_fields, "default")
+        return Resolved(first, origins | dict.fromkeys(first.model_fields_set, "settings object"))
+    if isinstance(first, Settings):
+        raise UsageError(f"expected {model.__name__}, got {type(first).__name__}")
+    flags = {name: first, **given}
+    for field, value in flags.items():
+        known = model.model_fields.get(field)
+        if known is not None and known.annotation is str and isinstance(value, list | tuple):
+            flags[field] = ",".join(map(str, value))  # such as metrics=["bleu_zh", "chrf2"]
+    return resolve(model, flags=flags)
+
+
+class _Watcher(NamedTuple):
+    on_progress: Callable[[Progress], None] | None = None
+    on_stage: Callable[[str], None] = lambda words: None
+
+
+@contextmanager
+def _watching(wanted: Watch) -> Iterator[_Watcher]:
+    if callable(wanted):
+        yield _Watcher(wanted)
+    elif wanted:
+        from cbtqa.cli.console import live_progress
+
+        with live_progress() as shown:
+            yield _Watcher(shown.update, shown.stage)
+    else:
+        yield _Watcher()
+
+
+# --- texts as files ------------------------------------------------------------------------------
+
+
+def _path_of(value: Any) -> Any:
+    """The folder of a result; anything else as it is."""
+    return value.path if isinstance(value, DatasetFolder | FolderResult) else value
+
+
+def _as_files(predictions: Any, folder: Path) -> Any:
+    if isinstance(predictions, Settings):
+        return predictions
+    if isinstance(predictions, Mapping):
+        return [_as_file(texts, folder, name) for name, texts in predictions.items()]
+    if isinstance(predictions, list | tuple) and all(isinstance(one, Path) for one in predictions):
+        return list(predictions)
+    return [_as_file(predictions, folder, "" if isinstance(predictions, Paths) else "system")]
+
+
+def _refuse_other_number(predictions: Any, references: Any) -> None:
+    """Texts without ids belong together by their order alone."""
+    systems = predictions.values() if isinstance(predictions, Mapping) else [predictions]
+    for texts in systems:
+        both = [one for one in (texts, references) if isinstance(one, list | tuple)]
+        if len(both) == 2 and all(isinstance(text, str) for one in both for text in one):
+            n, n_references = map(len, both)
+            if 0 < n != n_references:
+                raise DataError(f"{n} predictions and {n_references} references")
+
+
+def _as_file(texts: Any, folder: Path, system: str = "") -> Path:
+    """A path as it is; everything else written as Parquet, rows without an id numbered.
+
+    Args:
+        system: whose texts they are; the rows then carry it, those of a path too.
+    """
+    if isinstance(texts, Paths):
+        path = texts if isinstance(texts, str | Path) else texts.path
+        if not system:
+            return Path(path)
+        texts = [row for _, row in source_rows(Path(path))]
+    import pyarrow.parquet as pq
+
+    table = _table(texts)
+    if system:
+        kept = [column for column in table.column_names if column != "system"]
+        table = table.select(kept).append_column("system", [[system] * table.num_rows])
+    file = folder / f"{len(list(folder.iterdir()))}.parquet"
+    pq.write_table(table, file)
+    return file
+
+
+def _table(texts: Any) -> pa.Table:
+    import pyarrow as pa
+
+    if hasattr(texts, "to_dict") and hasattr(texts, "columns"):  # a pandas frame
+        table = pa.Table.from_pandas(texts, preserve_index=False)
+    else:
+        rows = [{"text": one} if isinstance(one, str) else dict(one) for one in texts]
+        table = pa.Table.from_pylist(rows)
+    if not table.num_rows:
+        raise DataError("no texts were given")
+    if not set(ID_COLUMNS) & set(table.column_names):
+        table = table.append_column("id", [[str(number) for number in range(table.num_rows)]])
+    return table

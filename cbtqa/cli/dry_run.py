@@ -1,0 +1,57 @@
+"""The dry run of every verb that asks a model: one flag, one set of words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cbtqa.cli.console import print_json, say, show_table
+from cbtqa.report.table import Cell, Table
+from cbtqa.report.words import money, seconds
+
+if TYPE_CHECKING:
+    from cbtqa.llm.cost import Estimate
+
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Count requests, tokens, price and time; send nothing. Needs no key.",
+        rich_help_panel="Endpoint",
+    ),
+]
+BOUNDS = {"in_flight": "10 s a reply, assumed", "batch-api": "the Batch API's window"}
+
+
+def print_estimate(estimate: Estimate, as_json: bool) -> None:
+    """Requests, tokens, price and time of what was not sent."""
+    if as_json:
+        print_json(estimate.model_dump(mode="json"))
+        return
+    if len(estimate.parts) > 1:
+        columns = ["", "requests", "in the journal", "prompt tokens", "reply tokens", "price"]
+        parts = [(part.name, *_cells(part)) for part in estimate.parts]
+        show_table(Table([*columns, "time"], parts, "by model"))
+    n_requests, n_done, n_prompt, n_completion, price, time = _cells(estimate)
+    as_of = f", prices of {estimate.price_as_of}" if estimate.price_as_of else ""
+    bound = BOUNDS.get(estimate.bound_by, estimate.bound_by)
+    rows: list[tuple[str, Cell]] = [
+        (estimate.items, estimate.n_items),
+        ("left out before asking", estimate.n_left_out),
+        ("answered in the journal already", n_done),
+        ("requests", n_requests),
+        ("prompt tokens", n_prompt),
+        ("reply tokens", n_completion),
+        (f"price{as_of}", price),
+        (f"time, bound by {bound}" if bound else "time", time),
+    ]
+    show_table(Table(["", ""], rows, "dry run: nothing was sent"))
+    if estimate.counted_by:
+        say(f"prompt tokens: {estimate.counted_by}; replies: {estimate.length_from}")
+
+
+def _cells(one: Estimate) -> tuple[Cell, ...]:
+    price = "unknown" if one.cost is None else money(one.cost, one.currency)
+    counts = (one.n_requests, one.n_done, one.prompt_tokens, one.completion_tokens)
+    return (*counts, price, seconds(one.seconds))

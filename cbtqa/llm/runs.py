@@ -1,0 +1,384 @@
+"""Runs that ask a model: the flags that all of them share, and the one way they are opened.
+
+    service = settings.service()                      # endpoints, limits, price; nothing is sent
+    estimate_run(service, path, asks, task)           # the dry run
+    with open_run(path, task.fingerprint(), service, what="the questions") as run:
+        run.ask(asks, task)                           # the gate was passed, the journal is locked
+        manifest = run.manifest("judge", resolved, counts=...)
+
+What is asked and what a reply is worth is a task's matter; `batch` sends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self, TypeVar
+
+from pydantic import Field, field_validator, model_validator
+
+from cbtqa.errors import ConfigError, UsageError
+from cbtqa.llm.batch import OnProgress, Task, run_batch
+from cbtqa.llm.chat import ChatRequest, Sampling
+from cbtqa.llm.cluster import Cluster
+from cbtqa.llm.cost import REPLY_TOKENS, Budget, Estimate, Price, find_price, plan_run
+from cbtqa.llm.endpoint import Endpoint, TransportName, pass_disclosure_gates
+from cbtqa.llm.journal import Journal
+from cbtqa.llm.limits import Limits
+from cbtqa.manifest import Manifest, new_manifest, now
+from cbtqa.records import Usage
+from cbtqa.settings import Resolved, Settings
+
+ItemT = TypeVar("ItemT")
+BATCH_API_S = 24 * 3600.0
+"""The window in which a provider's Batch API promises its replies."""
+
+
+# --- settings ------------------------------------------------------------------------------------
+
+
+class ServerSettings(Settings):
+    """Where a model is asked, and with which fields."""
+
+    panel: ClassVar[str] = "Endpoint"
+    endpoint: tuple[str, ...] = ()
+    """Base URL of an OpenAI-compatible endpoint, or a preset: openai, deepseek, dashscope, zhipu,
+    moonshot, siliconflow, vllm, ollama, llama.cpp, transformers-serve. May be repeated: servers of
+    the same model share the work. batch-files:FOLDER writes the requests to files."""
+    model: str | None = None
+    """Model name at the endpoint."""
+    acknowledge_disclosure: bool = False
+    """I may pass this text on to the operator of a non-local endpoint. PsyQA's agreement forbids
+    it without permission; recorded."""
+    extra: dict[str, Any] = Field(default_factory=dict)
+    """Fields sent along with each request, such as {"enable_thinking": false}; null leaves a field
+    out, such as {"seed": null}."""
+    timeout_s: float = Field(300.0, gt=0)
+    """Seconds one request may take."""
+
+    @field_validator("endpoint", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+    def endpoints(
+        self, model: str | None = None, transport: TransportName = "http"
+    ) -> tuple[Endpoint, ...]:
+        """The endpoints named; none when none is.
+
+        Raises:
+            UsageError: an endpoint without a model's name.
+            ConfigError: not an address.
+        """
+        model = model or self.model
+        if self.endpoint and not model:
+            raise UsageError(
+                "--endpoint goes with --model NAME, the model's name there",
+                hint="--endpoint vllm --model Qwen3-32B",
+            )
+        names = dict.fromkeys(self.endpoint)
+        return tuple(Endpoint.parse(name, model or "", transport=transport) for name in names)
+
+    def sampling(self, **drawn: Any) -> Sampling:
+        """Sampling with `extra` over it; what `extra` takes out is not set in the first place."""
+        fields = drawn.pop("extra", {}) | self.extra
+        gone = [name for name in drawn if name in fields and fields[name] is None]
+        for name in gone:
+            del drawn[name], fields[name]
+        return Sampling(**drawn, extra=fields)
+
+
+class EndpointSettings(ServerSettings):
+    """The whole block of flags of a verb that asks many questions."""
+
+    panel: ClassVar[str] = "Endpoint"
+    in_flight: int = Field(64, ge=1, le=16384)
+    """Most requests at a time, at each server."""
+    rpm: int | None = Field(None, ge=1)
+    """Requests a minute, at most."""
+    tpm: int | None = Field(None, ge=1)
+    """Tokens a minute, at most."""
+    max_attempts: int = Field(3, ge=1, le=20)
+    """Replies asked for in one place, faulty ones included."""
+    budget: float | None = Field(None, gt=0)
+    """Stop before this much is spent, in the currency of the price."""
+    budget_tokens: int | None = Field(None, gt=0)
+    """Stop after this many tokens."""
+    price_in: float | None = Field(None, ge=0)
+    """Price of a million prompt tokens. Default: the dated table's."""
+    price_out: float | None = Field(None, ge=0)
+    """Price of a million completion tokens."""
+    transport: Literal["http", "sdk", "batch-api"] = "http"
+    """http is the thin road; sdk sends through the openai package; batch-api through the
+    provider's Batch API: cheaper, within a day."""
+    wait: bool = True
+    """Wait for batches; without, submit them and leave: the same command collects."""
+    cluster: str | None = None
+    """Ask from the actors of a Ray cluster: its address, or local. The endpoint's address is
+    resolved on their machines."""
+    cluster_actors: int = Field(2, ge=1, le=256)
+    """Actors that share the limits."""
+
+    @model_validator(mode="after")
+    def _prices_go_together(self) -> Self:
+        if (self.price_in is None) != (self.price_out is None):
+            raise ValueError("--price-in and --price-out go together")
+        return self
+
+    @property
+    def limits(self) -> Limits:
+        """Limits of the engine."""
+        return Limits(
+            in_flight=self.in_flight,
+            rpm=self.rpm,
+            tpm=self.tpm,
+            timeout_s=self.timeout_s,
+            max_attempts=self.max_attempts,
+        )
+
+    def service(self, model: str | None = None) -> Service | None:
+        """Who is asked, under which limits; None when no endpoint is named.
+
+        Args:
+            model: in place of `--model`, where a verb asks several.
+
+        Raises:
+            UsageError, ConfigError: as `endpoints`; a budget in money without any price.
+        """
+        endpoints = self.endpoints(model, self.transport)
+        if not endpoints:
+            return None
+        return Service.of(self, endpoints)
+
+
+# --- who is asked --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Service:
+    """A model behind one or several endpoints, and the limits under which it is asked."""
+
+    endpoints: tuple[Endpoint, ...]
+    limits: Limits
+    price: Price | None = None
+    """None when nobody knows it."""
+    budget: Budget | None = None
+    cluster: Cluster | None = None
+    is_acknowledged: bool = False
+    waits: bool = True
+
+    @classmethod
+    def of(
+        cls, settings: EndpointSettings, endpoints: Sequence[Endpoint], price: Price | None = None
+    ) -> Service:
+        """The service of these endpoints under the settings' limits.
+
+        Args:
+            price: in place of the dated table's, where the settings give none.
+        """
+        if settings.price_in is not None and settings.price_out is not None:
+            price = Price(input=settings.price_in, output=settings.price_out, currency="")
+        elif price is None and not all(endpoint.is_local for endpoint in endpoints):
+            price = find_price(endpoints[0].model)
+        is_limited = settings.budget is not None or settings.budget_tokens is not None
+        return cls(
+            tuple(endpoints),
+            settings.limits,
+            price,
+            Budget(settings.budget, settings.budget_tokens, price) if is_limited else None,
+            Cluster(settings.cluster, settings.cluster_actors) if settings.cluster else None,
+            settings.acknowledge_disclosure,
+            settings.wait,
+        )
+
+    @property
+    def charged(self) -> Price | None:
+        """The price by its way of sending: batches cost less."""
+        return self.price and self.price.times(self.endpoints[0].price_factor)
+
+    @property
+    def model(self) -> str:
+        """Name of the model at its endpoints."""
+        return self.endpoints[0].model
+
+    @property
+    def host(self) -> str:
+        """Host of the endpoint, as fingerprints and provenance name it; several in order."""
+        return ", ".join(sorted({endpoint.host for endpoint in self.endpoints}))
+
+
+def refuse_foreign(path: Path, holds: str) -> None:
+    """Refuses a folder that holds other things than the run whose journal is at `path`.
+
+    Raises:
+        ConfigError: it is a file, or not empty and without the journal.
+    """
+    folder = path.parent
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--out: {folder} is a file")
+    foreign = [one for one in folder.glob("*") if not one.name.startswith(".")]
+    if foreign and not path.exists():
+        raise ConfigError(
+            f"--out: {folder} is not empty and holds no {holds}", hint="name a new folder"
+        )
+
+
+# --- the run -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Run:
+    """An open run: gates passed, journal locked."""
+
+    journal: Journal
+    service: Service | None
+    """None where nobody is asked: the template teacher, a model in this process."""
+    acknowledgements: dict[str, str]
+    started_at: str
+
+    def ask(
+        self,
+        items: Iterable[ItemT],
+        task: Task[ItemT],
+        *,
+        n_total: int | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> None:
+        """Asks what the journal has no answer for; `batch.run_batch` says what stops it."""
+        assert self.service is not None, "a run without a service asks nobody"
+        service = self.service
+        run_batch(
+            items,
+            task,
+            service.endpoints,
+            self.journal,
+            service.limits,
+            budget=service.budget,
+            price=service.price,
+            n_total=n_total,
+            on_progress=on_progress,
+            cluster=service.cluster,
+            wait=service.waits,
+        )
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens of every paid reply, earlier calls included."""
+        return self.journal.totals().usage
+
+    @property
+    def cost(self) -> dict[str, Any] | None:
+        """Money for them; None without a price."""
+        price = self.service.charged if self.service else None
+        if price is None:
+            return None
+        return {"amount": round(price.of(self.usage), 4), **price.model_dump()}
+
+    def manifest(self, kind: str, resolved: Resolved[Any] | None, **more: Any) -> Manifest:
+        """The manifest of what was made: what every run knows, and `more` over it."""
+        known = {"usage": self.usage, "cost": self.cost, "acknowledgements": self.acknowledgements}
+        return new_manifest(kind, resolved, self.started_at, **(known | more))
+
+
+@contextmanager
+def open_run(
+    path: Path,
+    fingerprint: Mapping[str, str],
+    service: Service | None,
+    *,
+    what: str = "",
+    is_invented: bool = False,
+    hint: str | None = None,
+) -> Iterator[Run]:
+    """Opens the gate, then the journal at `path`; nothing is written when the gate stays shut.
+
+    Args:
+        what: would be sent, such as `the questions`.
+        is_invented: it is our own invented text, which may go anywhere.
+        hint: what to do where the journal belongs to another run.
+
+    Raises:
+        LicenceGateError: text would leave this machine without acknowledgement.
+        EndpointAuthError: a remote endpoint, and no key for it.
+        ConfigError: the journal belongs to another run, or another process writes it.
+    """
+    started, acknowledgements = now(), {}
+    if service is not None:
+        gated = () if is_invented else service.endpoints
+        acknowledgements = pass_disclosure_gates(
+            gated, what, is_acknowledged=service.is_acknowledged
+        )
+        for endpoint in service.endpoints:
+            endpoint.check_key()
+    try:
+        journal = Journal(path, fingerprint)
+    except ConfigError as error:
+        raise ConfigError(str(error), hint=hint or error.hint) from None
+    with journal:
+        for name, sentence in acknowledgements.items():
+            journal.set_meta(name, sentence)
+        yield Run(journal, service, acknowledgements, started)
+
+
+# --- the dry run ---------------------------------------------------------------------------------
+
+
+def estimate_run(
+    service: Service | None,
+    path: Path,
+    items: Iterable[ItemT],
+    task: Task[ItemT] | None,
+    *,
+    name: str = "questions",
+    reply_tokens: int = REPLY_TOKENS,
+) -> Estimate:
+    """Counts what a run would still send; needs no key and no acknowledgement.
+
+    Args:
+        path: of the journal, which need not exist.
+        task: None where nobody is asked; then the items are counted and no more.
+        name: of the items.
+        reply_tokens: assumed for a reply while the journal holds none.
+    """
+    if service is None or task is None:
+        return Estimate(items=name, n_items=sum(1 for _ in items))
+    limits, n_items, n_done = service.limits, 0, 0
+
+    def requests(journal: Journal | None) -> Iterator[ChatRequest]:
+        nonlocal n_items, n_done
+        seen: set[str] = set()  # items of one key share their request
+        for item in items:
+            n_items += 1
+            key = task.key(item)
+            if key in seen:
+                continue
+            seen.add(key)
+            standing = journal.standings([key]).get(key) if journal else None
+            if standing is not None and standing.is_done(limits.max_attempts):
+                n_done += 1
+            else:
+                yield task.request(item)
+
+    with Journal(path, read_only=True) if path.exists() else nullcontext() as journal:
+        length_from = f"{reply_tokens} tokens a reply, assumed"
+        totals = journal.totals() if journal else None
+        if totals and totals.n_replies and totals.usage.completion_tokens:
+            reply_tokens = round(totals.usage.completion_tokens / totals.n_replies)
+            length_from = f"mean of {totals.n_replies:,} replies in the journal"
+        plan = plan_run(
+            requests(journal),
+            service.model,
+            in_flight=limits.in_flight * len(service.endpoints),
+            rpm=limits.rpm,
+            tpm=limits.tpm,
+            price=service.charged,
+            reply_tokens=reply_tokens,
+        )
+    told: dict[str, Any] = {"items": name, "n_items": n_items, "n_done": n_done}
+    if service.price is None and all(one.is_local for one in service.endpoints):
+        told["cost"] = 0.0
+    if service.endpoints[0].transport == "batch-api" and plan.n_requests:
+        told |= {"seconds": BATCH_API_S, "bound_by": "batch-api"}
+    return plan.model_copy(update=told | {"length_from": length_from})
