@@ -1,5 +1,4 @@
-"""The metrics of the field on Chinese units: BLEU, chrF, METEOR and ROUGE, with the values of the
-programs that define them.
+"""BLEU, chrF, METEOR and ROUGE on Chinese units, with the values of the programs that define them.
 
 The unit decides the number: BLEU runs from 5.3 to 53.6 on one and the same output. So each unit
 is a metric of its own: `zh` is sacrebleu's tokenizer and the convention of WMT, `jieba` scores
@@ -140,7 +139,7 @@ def bleu_from_sums(sums: Floats, *, is_effective_order: bool) -> Floats:
     return np.where(matched.any(-1), brevity * np.exp(mean), 0.0)
 
 
-# --- chrF -----------------------------------------------------------------------------------------
+# --- chrF ----------------------------------------------------------------------------------------
 
 CHARACTER_ORDER = 6  # Source: Popović 2015, and sacrebleu's default
 CHRF_BETA = 2  # Source: Popović, WMT 2016
@@ -197,7 +196,7 @@ def chrf_from_sums(sums: Floats) -> Floats:
     return 100 * divided((1 + factor) * precision * recall, factor * precision + recall)
 
 
-# --- METEOR ---------------------------------------------------------------------------------------
+# --- METEOR --------------------------------------------------------------------------------------
 
 ALPHA, BETA, GAMMA = 0.9, 3.0, 0.5  # Source: nltk's defaults
 
@@ -244,7 +243,7 @@ class Meteor(MeanMetric):
         )
 
 
-# --- ROUGE ----------------------------------------------------------------------------------------
+# --- ROUGE ---------------------------------------------------------------------------------------
 
 
 class Rouge(MeanMetric):

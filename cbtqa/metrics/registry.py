@@ -1,7 +1,7 @@
 """Every metric by name, the presets, and the conventions we refuse.
 
-To add a metric: one file with a subclass of `Metric` (or `CorpusMetric`), one line here, one
-section in `docs/metrics.md`. A metric with heavy dependencies imports them inside its own file's
+To add a metric: a subclass of `Metric` (or `CorpusMetric`), one line here, one section in
+`docs/metrics.md`. A metric with heavy dependencies imports them inside its own file's
 functions, and its factory here imports that file.
 """
 
