@@ -96,7 +96,8 @@ def check_by_peers(
     """
     checks = []
     counted = [metric for metric in metrics if isinstance(metric, Bleu | Chrf)]
-    pairs = _pairs(references, systems, evaluated)
+    # number of the system and of the reference
+    pairs = [(n, row) for n, one in enumerate(evaluated) for row in one.rows.tolist()]
     sample = _sample(pairs, references, systems, evaluated, MOST_PAIRS)
     if counted and sample.predictions:
         checks.append(_by_sacrebleu(counted, sample))
@@ -113,13 +114,6 @@ def check_by_peers(
         if sample.predictions:
             checks.append(_by_bert_score(neural, sample))
     return checks
-
-
-def _pairs(
-    references: References, systems: Sequence[Predictions], evaluated: Sequence[SystemScores]
-) -> list[tuple[int, int]]:
-    """Number of the system and of the reference."""
-    return [(n, row) for n, one in enumerate(evaluated) for row in one.rows.tolist()]
 
 
 def _sample(
@@ -170,8 +164,13 @@ def _checked(program: str, differences: dict[str, float], n_pairs: int, limit: f
 
 def _by_sacrebleu(metrics: Sequence[Bleu | Chrf], sample: _Sample) -> PeerCheck:
     """Corpus scores of the sample by sacrebleu; for BLEU on words it counts the words we cut."""
-    from sacrebleu.metrics import BLEU, CHRF
-
+    try:
+        from sacrebleu.metrics.bleu import BLEU
+        from sacrebleu.metrics.chrf import CHRF
+    except ImportError:
+        names = tuple(metric.name for metric in metrics)
+        reason = str(MissingExtraError("sacrebleu", "metrics"))
+        return PeerCheck(program="sacrebleu", metrics=names, reason=reason)
     differences = {}
     for metric in metrics:
         sides = sample.predictions, sample.references

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,6 +53,30 @@ def test_the_papers_scale_is_checked_too(tmp_path: Path) -> None:
     (check,) = run(tmp_path, 20, "paper").report.checks
     assert check.metrics == ("bleu_jieba",)
     assert check.difference is not None and check.difference < 1e-12
+
+
+def test_without_sacrebleu_scores_are_signed_so_and_one_line_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "sacrebleu"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "sacrebleu", None)
+    monkeypatch.setattr("importlib.metadata.version", _no_sacrebleu(importlib.metadata.version))
+    report = run(tmp_path, 5, "chrf2").report
+    assert "|version:none|" in report.scores[0].signature
+    assert report.notes == (
+        "not checked against sacrebleu: this needs the Python module 'sacrebleu', "
+        "which is not installed",
+    )
+
+
+def _no_sacrebleu(version: Callable[[str], str]) -> Callable[[str], str]:
+    def found(name: str) -> str:
+        if name == "sacrebleu":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version(name)
+
+    return found
 
 
 def test_a_run_without_these_metrics_has_nothing_to_check(tmp_path: Path) -> None:
