@@ -204,11 +204,8 @@ def full_signature(
     return metric.signature().extended(**fields)
 
 
-# --- score lists ---------------------------------------------------------------------------------
-# One metric on two lists of texts, without files: for notebooks and for `evaluate`.
-#
-# score_lists("bleu_zh", ["我很好。"], ["我很好！"]).value
-# evaluate.load(EVALUATE_MODULE, "bleu_zh")
+# --- lists ---------------------------------------------------------------------------------------
+# One metric on two lists, without files: for notebooks and for `evaluate`.
 
 EVALUATE_MODULE = str(files("cbtqa.metrics") / "for_evaluate.py")
 """Path of the module that `evaluate.load` takes; the metric's name is its second argument."""

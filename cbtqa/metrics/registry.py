@@ -117,8 +117,7 @@ def additive_metric(name: str, unit: str) -> Metric | None:
     raise UsageError(f"the stored metric '{name}' ({unit}) is not known to this version")
 
 
-# --- named ---------------------------------------------------------------------------------------
-# The neural metrics by name, sharing one loaded model a kind.
+# --- neural metrics ------------------------------------------------------------------------------
 
 
 def neural_metrics(settings: NeuralSettings | None = None) -> dict[str, Callable[[], NeuralMetric]]:
