@@ -1,6 +1,6 @@
 """`cbtqa publish model`: an adapter, or merged weights, as the files of a repository.
 
-    plan, watch = plan_model(ModelSettings(run=Path("cbtqa-tuned/qwen2.5"), to="my-lab/cbt-adapter"))
+    plan, watch = plan_model(ModelSettings(run=Path("cbtqa-tuned/q"), to="my-lab/cbt-adapter"))
     refuse_findings(scan_plan(plan, watch))
 
 Only what a reader needs is taken: weights in safetensors, configuration, tokenizer, licence and
