@@ -71,6 +71,7 @@ TEXT: Feature = {"dtype": "string", "_type": "Value"}
 INTEGER: Feature = {"dtype": "int64", "_type": "Value"}
 NUMBER: Feature = {"dtype": "float64", "_type": "Value"}
 TRUTH: Feature = {"dtype": "bool", "_type": "Value"}
+LABEL: Feature = {"id": TEXT, "evidence": TEXT, "labeller": TEXT, "confidence": NUMBER}
 RISK: Feature = {"names": list(get_args(Risk)), "_type": "ClassLabel"}
 
 
@@ -93,13 +94,12 @@ def answer_features(types: Sequence[str] = ()) -> dict[str, Feature]:
     Args:
         types: ids of the taxonomy's types.
     """
-    label = {"id": TEXT, "evidence": TEXT, "labeller": TEXT, "confidence": NUMBER}
     texts = ("model", "endpoint_host", "prompt_id", "prompt_sha256")
     return {
         **dict.fromkeys(("id", "question", "description"), TEXT),
         "keywords": list_of(TEXT),
         **dict.fromkeys(("answer", *STEP_NAMES), TEXT),
-        "distortions": list_of(label),
+        "distortions": list_of(LABEL),
         "distortion_types": list_of(type_label(types)),
         "has_distortion": TRUTH,
         "risk": RISK,
@@ -145,42 +145,30 @@ def _arrow_type(feature: Feature) -> Any:
 # --- rows ----------------------------------------------------------------------------------------
 
 
+_MADE = (
+    *("model", "endpoint_host", "prompt_id", "prompt_sha256", "seed", "finish_reason"),
+    *("is_training_source", "created_at"),
+)
+"""Columns that are fields of the provenance under the same name."""
+
+
 def answer_row(question: Question, answer: CbtAnswer) -> dict[str, Any]:
     """One question with its answer as a row of `answer_features`, class labels by name."""
-    steps = {name: getattr(answer.steps, name, None) for name in STEP_NAMES}
     made = answer.provenance
     return {
-        "id": question.id,
-        "question": question.question,
-        "description": question.description,
-        "keywords": question.keywords,
+        **question.model_dump(),
         "answer": answer.text,
-        **steps,
-        "distortions": [
-            {
-                "id": label.id,
-                "evidence": label.evidence,
-                "labeller": label.labeller,
-                "confidence": label.confidence,
-            }
-            for label in answer.distortions
-        ],
+        **{name: getattr(answer.steps, name, None) for name in STEP_NAMES},
+        "distortions": [label.model_dump() for label in answer.distortions],
         "distortion_types": types_of(label.id for label in answer.distortions),
         "has_distortion": bool(answer.distortions),
         "risk": answer.risk,
         "system": answer.system,
-        "is_training_source": made.is_training_source,
-        "model": made.model,
-        "endpoint_host": made.endpoint_host,
-        "prompt_id": made.prompt_id,
-        "prompt_sha256": made.prompt_sha256,
-        "seed": made.seed,
+        **{name: getattr(made, name) for name in _MADE},
         "sampling": json.dumps(made.sampling, sort_keys=True) if made.sampling else None,
         "prompt_tokens": made.usage.prompt_tokens if made.usage else None,
         "completion_tokens": made.usage.completion_tokens if made.usage else None,
-        "finish_reason": made.finish_reason,
         "cbtqa_version": made.version,
-        "created_at": made.created_at,
     }
 
 
@@ -192,11 +180,7 @@ def types_of(ids: Iterable[str]) -> list[str]:
 def answer_of(row: Mapping[str, Any]) -> CbtAnswer:
     """The answer that `answer_row` wrote."""
     has_steps = row[STEP_NAMES[0]] is not None
-    usage = None
-    if row["prompt_tokens"] is not None:
-        usage = Usage(
-            prompt_tokens=row["prompt_tokens"], completion_tokens=row["completion_tokens"]
-        )
+    tokens = {name: row[name] for name in ("prompt_tokens", "completion_tokens")}
     return CbtAnswer(
         question_id=row["id"],
         system=row["system"],
@@ -205,29 +189,17 @@ def answer_of(row: Mapping[str, Any]) -> CbtAnswer:
         distortions=tuple(DistortionLabel(**label) for label in row["distortions"]),
         risk=row["risk"],
         provenance=Provenance(
-            model=row["model"],
-            endpoint_host=row["endpoint_host"],
-            prompt_id=row["prompt_id"],
-            prompt_sha256=row["prompt_sha256"],
+            **{name: row[name] for name in _MADE},
             sampling=json.loads(row["sampling"]) if row["sampling"] else {},
-            seed=row["seed"],
-            usage=usage,
-            finish_reason=row["finish_reason"],
-            is_training_source=row["is_training_source"],
+            usage=None if row["prompt_tokens"] is None else Usage(**tokens),
             version=row["cbtqa_version"],
-            created_at=row["created_at"],
         ),
     )
 
 
 def question_of(row: Mapping[str, Any]) -> Question:
     """The question that `answer_row` wrote."""
-    return Question(
-        id=row["id"],
-        question=row["question"],
-        description=row["description"],
-        keywords=tuple(row["keywords"]),
-    )
+    return Question(**{name: row[name] for name in QUESTION_COLUMNS})
 
 
 QUESTION_COLUMNS = tuple(Question.model_fields)
@@ -441,10 +413,8 @@ def source_rows(
     is_folder = path.is_dir() or not (path.suffix or path.exists())
     if is_folder and (is_dataset_folder(path) or is_clone or not any(path.rglob("*.parquet"))):
         folder = DatasetFolder(path, None) if is_clone else DatasetFolder.open(path)
-        for file in folder.files(split):
-            yield from _read_shard(file)
-    else:
-        yield from read_rows(path, encoding)
+        return (pair for file in folder.files(split) for pair in _read_shard(file))
+    return read_rows(path, encoding)
 
 
 # --- writing -------------------------------------------------------------------------------------

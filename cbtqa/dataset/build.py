@@ -21,7 +21,7 @@ from cbtqa.dataset.instruction import Grades, Item
 from cbtqa.dataset.settings import BuildSettings
 from cbtqa.dataset.splitting import SplitPlan
 from cbtqa.dataset.teachers import OnProgress, Teacher
-from cbtqa.dataset_folder import FORMAT_VERSION, DatasetWriter, answer_row
+from cbtqa.dataset_folder import DatasetWriter, answer_row
 from cbtqa.llm.chat import Fault
 from cbtqa.llm.journal import Journal, Outcome
 from cbtqa.manifest import Manifest, describe_file, describe_settings, now, package_versions
@@ -184,7 +184,6 @@ class Build:
             counts["n_human_rejected"] = self.n_human_rejected
         return Manifest(
             kind="dataset",
-            format_version=FORMAT_VERSION,
             packages=package_versions(),
             settings=describe_settings(self.resolved),
             inputs=(describe_file(self.input_path),),

@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from importlib.resources import files
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from cbtqa.dataset.report import dataset_report
 from cbtqa.dataset.report.items import crisis_handling
 from cbtqa.dataset.report.material import Material, known_phrase, number, percent, say
 from cbtqa.dataset.report.provenance import disclosure
-from cbtqa.dataset.stats import DatasetStatistics, paper_facts
-from cbtqa.manifest import Manifest
+from cbtqa.dataset.stats import DatasetStatistics, folder_statistics, paper_facts
+from cbtqa.dataset_folder import CARD_NAME, FORMAT_VERSION, REPORT_NAME, DatasetFolder, data_files
+from cbtqa.files import write_text
+from cbtqa.manifest import Manifest, describe_file, now, write_manifest
 from cbtqa.report.page import Lang, Phrase
 from cbtqa.safety.notices import (
     content_warning,
@@ -35,6 +38,18 @@ if TYPE_CHECKING:
 SIZES = (1_000, 10_000, 100_000, 1_000_000, 10_000_000)
 SIZE_NAMES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M")
 """The Hub's size categories."""
+
+
+def complete_folder(folder: Path, manifest: Manifest) -> Manifest:
+    """Adds card, report and, last, the manifest with the list of files to what was written."""
+    statistics = folder_statistics(DatasetFolder.open(folder, partial=True))
+    write_text(folder / CARD_NAME, render_card(folder, manifest, statistics))
+    write_text(folder / REPORT_NAME, dataset_report(folder, manifest, statistics))
+    files = tuple(describe_file(path, folder) for path in data_files(folder))
+    told = {"files": files, "format_version": FORMAT_VERSION, "finished_at": now()}
+    manifest = manifest.model_copy(update=told)
+    write_manifest(folder, manifest)
+    return manifest
 
 
 def render_card(folder: Path, manifest: Manifest, statistics: DatasetStatistics) -> str:
@@ -118,7 +133,9 @@ def _values(material: Material) -> dict[str, Any]:
         "risks": _listed("risk", statistics.risk),
         "zh": _notices("zh"),
         "en": _notices("en"),
-        "citation": files("cbtqa.dataset").joinpath("card", "citation.bib").read_text("utf-8"),
+        "citation": resources.files("cbtqa.dataset")
+        .joinpath("card", "citation.bib")
+        .read_text("utf-8"),
     }
 
 

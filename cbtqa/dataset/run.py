@@ -11,22 +11,14 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from cbtqa.dataset.build import Build
-from cbtqa.dataset.card import render_card
-from cbtqa.dataset.report import dataset_report
+from cbtqa.dataset.card import complete_folder
 from cbtqa.dataset.settings import BuildSettings
-from cbtqa.dataset.stats import folder_statistics
 from cbtqa.dataset.teachers import EndpointTeacher, OnProgress, Teacher
 from cbtqa.dataset.template.teacher import OfflineTeacher
-from cbtqa.dataset_folder import (
-    CARD_NAME,
-    JOURNAL_NAME,
-    REPORT_NAME,
-    DatasetFolder,
-    data_files,
-)
+from cbtqa.dataset_folder import JOURNAL_NAME
 from cbtqa.distortions.taxonomy import load_taxonomy
 from cbtqa.errors import ConfigError, DataError, IncompleteRunError
-from cbtqa.files import sha256_of, write_text
+from cbtqa.files import sha256_of
 from cbtqa.llm.batch import rare_collections
 from cbtqa.llm.chat import ChatRequest
 from cbtqa.llm.cost import REPLY_TOKENS, plan_run
@@ -36,11 +28,8 @@ from cbtqa.manifest import (
     MANIFEST_NAME,
     FolderResult,
     Manifest,
-    describe_file,
     describe_settings,
-    now,
     read_manifest,
-    write_manifest,
 )
 from cbtqa.psyqa import bundled_sample_path, is_bundled_sample
 from cbtqa.records import Record, Rejection
@@ -95,8 +84,7 @@ def build_dataset(
         splits = build.write(folder, journal)
         manifest = build.manifest(journal, splits)
     on_stage("summing up")
-    manifest = _describe(folder, manifest, build)
-    write_manifest(folder, manifest)
+    manifest = complete_folder(folder, manifest)
     _refuse_too_many_rejects(manifest, build.settings)
     return FolderResult(folder, manifest)
 
@@ -163,15 +151,6 @@ def _differences(manifest: Manifest, build: Build) -> list[str]:
     if manifest.inputs[0].sha256 != sha256_of(build.input_path):
         changes.append(f"  input: {manifest.inputs[0].name} there, {build.input_path.name} now")
     return changes
-
-
-def _describe(folder: Path, manifest: Manifest, build: Build) -> Manifest:
-    """Adds card and report to the folder, and the list of files to the manifest."""
-    statistics = folder_statistics(DatasetFolder.open(folder, partial=True))
-    write_text(folder / CARD_NAME, render_card(folder, manifest, statistics))
-    write_text(folder / REPORT_NAME, dataset_report(folder, manifest, statistics))
-    files = tuple(describe_file(path, folder) for path in data_files(folder))
-    return manifest.model_copy(update={"files": files, "finished_at": now()})
 
 
 def _refuse_too_many_rejects(manifest: Manifest, settings: BuildSettings) -> None:

@@ -311,19 +311,8 @@ class StatisticsTally:
     """Counts rows as they pass; `result` may be asked at any time."""
 
     def __init__(self) -> None:
-        self._counts: dict[str, Counter[Any]] = {
-            name: Counter()
-            for name in (
-                "split",
-                "risk",
-                "system",
-                "model",
-                "host",
-                "label",
-                "evidence",
-                "n_labels",
-            )
-        }
+        names = ("split", "risk", "system", "model", "host", "label", "evidence", "n_labels")
+        self._counts: dict[str, Counter[Any]] = {name: Counter() for name in names}
         self._pairs: Counter[tuple[str, str]] = Counter()
         self._lengths: dict[str, Counter[int]] = {name: Counter() for name in TEXT_COLUMNS}
         self._keywords: Counter[str] = Counter()

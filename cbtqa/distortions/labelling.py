@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple, TextIO
 
 from pydantic import Field
 
-from cbtqa.dataset_folder import source_rows
+from cbtqa.dataset_folder import INTEGER, LABEL, TEXT, arrow_schema, list_of, source_rows
 from cbtqa.distortions.clauses import split_sentences
 from cbtqa.distortions.labellers import Labeller, Labels, VoteRule, count_votes, labels_named_in
 from cbtqa.distortions.llm_labeller import LabellingTask, TextToLabel, read_outcomes
@@ -92,26 +92,8 @@ def write_labels(path: Path, rows: Iterable[LabelledText]) -> None:
 
 
 def _write_parquet(path: Path, rows: Iterable[LabelledText]) -> None:
-    import pyarrow as pa
-
-    label = pa.struct(
-        [
-            ("id", pa.string()),
-            ("evidence", pa.string()),
-            ("labeller", pa.string()),
-            ("confidence", pa.float64()),
-        ]
-    )
-    schema = pa.schema(
-        [
-            ("id", pa.string()),
-            ("level", pa.string()),
-            ("part", pa.int32()),
-            ("text", pa.string()),
-            ("labels", pa.list_(label)),
-        ]
-    )
-    with ParquetRows(path, schema) as parquet:
+    columns = {"id": TEXT, "level": TEXT, "part": INTEGER, "text": TEXT, "labels": list_of(LABEL)}
+    with ParquetRows(path, arrow_schema(columns)) as parquet:
         for row in rows:
             parquet.add(row.model_dump())
 

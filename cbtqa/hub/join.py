@@ -14,42 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cbtqa.dataset.card import render_card
-from cbtqa.dataset.report import dataset_report
-from cbtqa.dataset.stats import folder_statistics
-from cbtqa.dataset_folder import (
-    ANSWER_COLUMNS,
-    CARD_NAME,
-    FORMAT_VERSION,
-    REPORT_NAME,
-    SPLITS,
-    DatasetFolder,
-    DatasetWriter,
-    data_files,
-    types_of,
-)
+from cbtqa.dataset.card import complete_folder
+from cbtqa.dataset_folder import ANSWER_COLUMNS, SPLITS, DatasetWriter, types_of
 from cbtqa.errors import ConfigError, DataError, IncompleteRunError, UsageError
-from cbtqa.files import (
-    class_names,
-    parquet_schema,
-    read_json,
-    read_rows,
-    sha256_of,
-    write_text,
-)
+from cbtqa.files import class_names, parquet_schema, read_json, read_rows, sha256_of
 from cbtqa.hub.client import download_dataset
+from cbtqa.hub.dataset import MASKED_COLUMNS, source_hash
 from cbtqa.hub.plan import PROVENANCE_PATH
-from cbtqa.hub.rows import MASKED_COLUMNS, source_hash
 from cbtqa.hub.settings import REPO_ID
 from cbtqa.hub.source_text import Quote, restore_quotes
-from cbtqa.manifest import (
-    Manifest,
-    SettingValue,
-    describe_file,
-    now,
-    package_versions,
-    write_manifest,
-)
+from cbtqa.manifest import Manifest, SettingValue, describe_file, now, package_versions
 from cbtqa.psyqa import SourceItem, parse_columns, read_questions
 from cbtqa.records import Question, Reason, Rejection, Tabular
 from cbtqa.settings import Settings
@@ -252,7 +226,7 @@ def _finish(
     splits: Mapping[str, int],
     started: str,
 ) -> None:
-    """Card, report and, last, the manifest."""
+    """Adds card, report and manifest."""
     run, folder = read_json(published / PROVENANCE_PATH)["run"], settings.out
     left_out = {Reason.SOURCE_MISSING: counts["missing"], Reason.SOURCE_DIFFERS: counts["other"]}
     n_left_out = sum(left_out.values())
@@ -260,13 +234,9 @@ def _finish(
     before = {name: SettingValue(value=v, origin=origin) for name, v in run["settings"].items()}
     manifest = Manifest(
         kind="dataset",
-        format_version=FORMAT_VERSION,
         packages=package_versions(),
         settings=before,
-        inputs=(
-            describe_file(settings.questions),
-            describe_file(published / PROVENANCE_PATH),
-        ),
+        inputs=(describe_file(settings.questions), describe_file(published / PROVENANCE_PATH)),
         prompts=run["prompts"],
         counts={
             "n_in": counts["joined"] + n_left_out,
@@ -281,8 +251,4 @@ def _finish(
         started_at=started,
         finished_at=now(),
     )
-    statistics = folder_statistics(DatasetFolder.open(folder, partial=True))
-    write_text(folder / CARD_NAME, render_card(folder, manifest, statistics))
-    write_text(folder / REPORT_NAME, dataset_report(folder, manifest, statistics))
-    files = tuple(describe_file(path, folder) for path in data_files(folder))
-    write_manifest(folder, manifest.model_copy(update={"files": files, "finished_at": now()}))
+    complete_folder(folder, manifest)

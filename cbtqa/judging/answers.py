@@ -380,7 +380,7 @@ def read_answers(
     places = References(questions.name, ids, ids, (None,) * len(ids))
     systems: dict[str, Predictions] = {}
     for path in predictions:
-        read = read_predictions(path, columns, places)
+        read = read_predictions(path, columns, places, split)
         name = path.stem if read.system in systems else read.system
         if name in systems:
             raise UsageError(f"two files name their system '{name}'", hint="rename one of them")

@@ -8,6 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from cbtqa.dataset.report.material import Material, known_phrase, number, percent, say
+from cbtqa.dataset_folder import data_files
 from cbtqa.manifest import describe_file
 from cbtqa.report.charts import flow_bar
 from cbtqa.report.page import (
@@ -196,11 +197,8 @@ def files(material: Material) -> list[Block]:
     """The dataset's files with their hashes."""
     entries = [
         describe_file(path, material.folder)
-        for path in (
-            *sorted(material.folder.glob("data/*.parquet")),
-            *sorted(material.folder.glob("human/*.parquet")),
-            *material.folder.glob("rejects.jsonl"),
-        )
+        for path in data_files(material.folder)
+        if path.suffix in (".parquet", ".jsonl")
     ]
     rows: list[list[Cell]] = [
         [
@@ -218,9 +216,13 @@ def files(material: Material) -> list[Block]:
 def load(material: Material) -> list[Block]:
     """Lines to copy."""
     lines = [
-        "import datasets, pandas",
+        "from pathlib import Path",
         "",
-        'dataset = datasets.load_dataset("path/to/folder")',
-        'frame = pandas.read_parquet("path/to/folder/data")',
+        "from cbtqa.dataset_folder import DatasetFolder",
+        "from datasets import load_dataset",
+        "",
+        'dataset = load_dataset("path/to/folder")["train"]',
+        'risk = dataset.features["risk"].int2str(dataset[0]["risk"])',
+        'frame = DatasetFolder.open(Path("path/to/folder")).to_pandas()',
     ]
     return [Text(say("load.note")), Code("\n".join(lines))]

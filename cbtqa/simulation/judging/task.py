@@ -349,7 +349,7 @@ class _Cues(NamedTuple):
 
 @cache
 def _cues() -> _Cues:
-    raw = parse_yaml((files("cbtqa.simulation") / "rule_judge.yaml").read_text(encoding="utf-8"))
+    raw = parse_yaml((files(__package__) / "rule_judge.yaml").read_text(encoding="utf-8"))
     patterns = {
         item: re.compile("|".join(f"(?:{cue})" for cue in cues), re.IGNORECASE)
         for item, cues in raw["cues"].items()

@@ -89,5 +89,5 @@ def _any(patterns: tuple[str, ...]) -> re.Pattern[str]:
 @cache
 def cbt_course() -> Course:
     """The shipped course of twenty sessions."""
-    text = files("cbtqa.simulation").joinpath("course.cbt.yaml").read_text(encoding="utf-8")
+    text = files(__package__).joinpath("course.cbt.yaml").read_text(encoding="utf-8")
     return Course.model_validate(parse_yaml(text))

@@ -52,7 +52,7 @@ class EventFile(Record):
 @cache
 def event_file() -> EventFile:
     """The shipped events."""
-    text = files("cbtqa.simulation").joinpath("events.yaml").read_text(encoding="utf-8")
+    text = files(__package__).joinpath("events.yaml").read_text(encoding="utf-8")
     return EventFile.model_validate(parse_yaml(text))
 
 

@@ -35,7 +35,7 @@ from cbtqa.simulation.study import Arm, ReasoningForm, StudySettings
 @cache
 def wording() -> Any:
     """The sentences of wording.yaml."""
-    text = files("cbtqa.simulation").joinpath("wording.yaml").read_text(encoding="utf-8")
+    text = files(__package__).joinpath("wording.yaml").read_text(encoding="utf-8")
     return parse_yaml(text)
 
 

@@ -32,7 +32,7 @@ DWELL_FROM = 6
 @cache
 def lines() -> Any:
     """The sentences of scripted.yaml."""
-    text = files("cbtqa.simulation").joinpath("scripted.yaml").read_text(encoding="utf-8")
+    text = files(__package__).joinpath("scripted.yaml").read_text(encoding="utf-8")
     return parse_yaml(text)
 
 
