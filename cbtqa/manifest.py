@@ -25,7 +25,7 @@ from cbtqa.settings import Resolved
 MANIFEST_NAME = "manifest.json"
 PACKAGES = (
     *("openai", "pyarrow", "pydantic", "rensa", "aiohttp", "json-repair", "pyahocorasick"),
-    *("numpy", "scipy", "jieba", "rjieba", "numba"),
+    *("numpy", "scipy", "jieba", "rjieba", "sacrebleu"),
     *("torch", "transformers", "peft", "accelerate", "datasets", "huggingface-hub"),
     *("tokenizers", "safetensors", "sentencepiece", "bitsandbytes"),
 )

@@ -18,6 +18,7 @@ class Length(MeanMetric):
 
     unit = "characters"
     is_higher_better = None
+    takes_best_reference = True
 
     def __init__(self) -> None:
         self.name, self.label = "length", "length"

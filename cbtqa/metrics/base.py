@@ -21,12 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 import cbtqa
+from cbtqa.errors import DataError
 from cbtqa.metrics.text.sequences import Ints
 from cbtqa.metrics.text.texts import Item, Texts
 
 Floats = NDArray[np.float64]
-SACREBLEU_VERSION = "2.6.0"
-"""The sacrebleu whose values ours equal, as the tests assert."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +38,9 @@ class Signature:
         return "|".join(f"{key}:{value}" for key, value in self.fields)
 
     def extended(self, **fields: object) -> Signature:
-        """With more fields at its end."""
-        return Signature((*self.fields, *((key, str(value)) for key, value in fields.items())))
+        """With more fields at its end; those it has already change in their place."""
+        told = {**dict(self.fields), **{key: str(value) for key, value in fields.items()}}
+        return Signature(tuple(told.items()))
 
 
 class Metric(ABC):
@@ -58,10 +58,37 @@ class Metric(ABC):
     unscored_reason: str = "no pair could be scored"
     pairs_per_block: ClassVar[int | None] = None
     """Most pairs it wants at a time; None when any number will do."""
+    takes_best_reference: ClassVar[bool] = False
+    """Whether the program that defines it takes the best of several references, or it reads none;
+    False where several have no definition."""
 
     @abstractmethod
     def statistics(self, predictions: Texts, references: Texts) -> Floats:
         """Shape (pairs, n_columns); a pair that cannot be scored is a row of zeros."""
+
+    def best_statistics(self, predictions: Texts, references: Texts, starts: Ints) -> Floats:
+        """Statistics of each prediction against several references.
+
+        Args:
+            predictions: one for every reference, repeated.
+            starts: shape (predictions,); the first reference of each prediction, ascending from 0.
+
+        Raises:
+            DataError: several references have no definition for this metric.
+        """
+        if not self.takes_best_reference:
+            raise DataError(
+                f"{self.name} is not defined against several references",
+                hint="give one reference for each prediction",
+            )
+        rows = self.statistics(predictions, references)
+        values = np.nan_to_num(self.per_pair(rows), nan=-np.inf)
+        ends = np.append(starts[1:], len(values))
+        best = [
+            first + int(values[first:end].argmax())
+            for first, end in zip(starts.tolist(), ends.tolist(), strict=True)
+        ]
+        return rows[best]
 
     @abstractmethod
     def from_sums(self, sums: Floats) -> Floats:

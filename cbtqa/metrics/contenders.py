@@ -86,7 +86,7 @@ def gather(
     for folder in folders:
         found += _contenders_of(StoredScores(folder), with_anchors=settings.anchors)
     if rest:
-        fresh = score(settings.model_copy(update={"predictions": rest}), on_block)
+        fresh = score(settings.model_copy(update={"predictions": rest}), on_block, is_checked=False)
         found += _contenders_of(fresh, with_anchors=True)
     names = [contender.name for contender in found]
     if len(names) < 2:

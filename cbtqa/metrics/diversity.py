@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cbtqa.metrics.base import Collector, CorpusMetric, Floats
-from cbtqa.metrics.bleu import MAX_ORDER, bleu_from_sums
+from cbtqa.metrics.lexical import MAX_ORDER, bleu_from_sums
 from cbtqa.metrics.text.counts import numbers_of
 from cbtqa.metrics.text.segmentation import words_signature
 from cbtqa.metrics.text.sequences import Ints

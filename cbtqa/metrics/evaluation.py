@@ -17,7 +17,6 @@ from cbtqa.metrics.base import CorpusMetric, Floats, Metric, Signature
 from cbtqa.metrics.neural.weights import NeuralSettings
 from cbtqa.metrics.pairs import Predictions, References
 from cbtqa.metrics.registry import metrics_named
-from cbtqa.metrics.text.engines import Engine, engine_for
 from cbtqa.metrics.text.sequences import Ints
 from cbtqa.metrics.text.texts import Item, Reading, Texts
 from cbtqa.records import MetricScore
@@ -57,11 +56,10 @@ def evaluate(
     references: References,
     systems: Sequence[Predictions],
     metrics: Sequence[Metric | CorpusMetric],
-    engine: Engine,
     on_block: OnBlock = lambda n_done, n_total: None,
 ) -> list[SystemScores]:
     """Statistics of every system; a pair without a text on either side is left out."""
-    reading = Reading(engine)
+    reading = Reading()
     additive = [metric for metric in metrics if isinstance(metric, Metric)]
     collecting = [metric for metric in metrics if isinstance(metric, CorpusMetric)]
     collectors = [[metric.collector() for metric in collecting] for _ in systems]
@@ -209,7 +207,8 @@ def full_signature(
 # --- score lists ---------------------------------------------------------------------------------
 # One metric on two lists of texts, without files: for notebooks and for `evaluate`.
 #
-# score_lists("bleu_zh", ["我很好。"], ["我很好！"]).value evaluate.load(EVALUATE_MODULE, "bleu_zh")
+# score_lists("bleu_zh", ["我很好。"], ["我很好！"]).value
+# evaluate.load(EVALUATE_MODULE, "bleu_zh")
 
 EVALUATE_MODULE = str(files("cbtqa.metrics") / "for_evaluate.py")
 """Path of the module that `evaluate.load` takes; the metric's name is its second argument."""
@@ -219,35 +218,39 @@ PAIRS_PER_LIST_BLOCK = 4_000
 def score_lists(
     metric: str,
     predictions: Sequence[str],
-    references: Sequence[str],
+    references: Sequence[str] | Sequence[Sequence[str]],
     neural: NeuralSettings | None = None,
     system: str = "system",
 ) -> MetricScore:
     """The corpus score of one metric, the same number as `cbtqa score` gives.
 
     Args:
+        references: a text for each prediction, or a list of texts.
         neural: weights and device, for the metrics that need them.
 
     Raises:
         UsageError: no such metric, or a name that stands for several.
-        DataError: lists of different length, or something in them that is no text.
+        DataError: lists of different length, something in them that is no text, or several
+            references for a metric that has no definition of them.
     """
     chosen = metrics_named(metric, neural)
     if len(chosen) != 1:
         raise DataError(f"'{metric}' names {len(chosen)} metrics", hint="name one")
     one = chosen[0]
-    _check(predictions, references)
+    groups = _groups(predictions, references)
     value, n_scored = np.nan, len(predictions)
     if isinstance(one, Metric):
-        rows = _statistics(one, predictions, references)
+        rows = _statistics(one, predictions, groups)
         value, n_scored = float(one.from_sums(rows.sum(0))), one.n_scored(rows)
     else:
         collector = one.collector()
-        side = _texts(predictions, Reading(engine_for(len(predictions))))
+        side = _texts(predictions, Reading())
         collector.add(side, np.ones(len(predictions), np.bool_))
         whole = collector.score()
         value = np.nan if whole is None else whole
     is_scored = not np.isnan(value) and n_scored > 0
+    sizes = {len(group) for group in groups}
+    several = {} if sizes <= {1} else {"nrefs": "var" if len(sizes) > 1 else sizes.pop()}
     return MetricScore(
         metric=one.name,
         system=system,
@@ -255,32 +258,47 @@ def score_lists(
         unit=one.unit,
         n_scored=n_scored if is_scored else 0,
         n_total=len(predictions),
-        signature=str(one.signature().extended(n=len(predictions))),
+        signature=str(one.signature().extended(**several, n=len(predictions))),
         unscored_reason=None if is_scored else one.unscored_reason,
     )
 
 
-def _check(predictions: Sequence[str], references: Sequence[str]) -> None:
+def _groups(
+    predictions: Sequence[str], references: Sequence[str] | Sequence[Sequence[str]]
+) -> list[Sequence[str]]:
+    """The references of each prediction."""
     if len(predictions) != len(references):
         raise DataError(f"{len(predictions)} predictions and {len(references)} references")
-    for name, texts in (("prediction", predictions), ("reference", references)):
-        for number, text in enumerate(texts):
+    groups = [group if isinstance(group, list | tuple) else (group,) for group in references]
+    for number, (prediction, group) in enumerate(zip(predictions, groups, strict=True)):
+        if not group:
+            raise DataError(f"reference {number} is an empty list")
+        for name, text in (("prediction", prediction), *(("reference", one) for one in group)):
             if not isinstance(text, str):
                 raise DataError(f"{name} {number} is no text but {type(text).__name__}")
+    return groups
 
 
 def _texts(texts: Sequence[str], reading: Reading) -> Texts:
     return Texts([Item(text) for text in texts], reading)
 
 
-def _statistics(metric: Metric, predictions: Sequence[str], references: Sequence[str]) -> Floats:
-    reading = Reading(engine_for(2 * len(predictions)))
-    size = metric.pairs_per_block or PAIRS_PER_LIST_BLOCK
-    rows = [
-        metric.statistics(
-            _texts(predictions[first : first + size], reading),
-            _texts(references[first : first + size], reading),
+def _statistics(
+    metric: Metric, predictions: Sequence[str], groups: Sequence[Sequence[str]]
+) -> Floats:
+    reading = Reading()
+    most = max(map(len, groups), default=1)
+    size = max(1, (metric.pairs_per_block or PAIRS_PER_LIST_BLOCK) // most)
+    rows = [np.zeros((0, metric.n_columns))]
+    for first in range(0, len(groups), size):
+        block = list(
+            zip(predictions[first : first + size], groups[first : first + size], strict=True)
         )
-        for first in range(0, len(predictions), size)
-    ]
-    return np.concatenate(rows) if rows else np.zeros((0, metric.n_columns))
+        ours = _texts([text for text, group in block for _ in group], reading)
+        theirs = _texts([text for _, group in block for text in group], reading)
+        if most == 1:
+            rows.append(metric.statistics(ours, theirs))
+        else:
+            sizes = np.array([len(group) for _, group in block], np.int64)
+            rows.append(metric.best_statistics(ours, theirs, np.cumsum(sizes) - sizes))
+    return np.concatenate(rows)

@@ -3,6 +3,7 @@
     from cbtqa import EVALUATE_MODULE
     bleu = evaluate.load(EVALUATE_MODULE, "bleu_zh")
     bleu.compute(predictions=["我很好。"], references=["我很好！"])
+    bleu.compute(predictions=["我很好。"], references=[["我很好！", "我好。"]])
 
 The second argument is the metric's name, as on the command line. Values are those of `cbtqa
 score`; beside them stand the signature and the counts. Never write `evaluate.load("bleu")` for
@@ -36,12 +37,15 @@ class CbtqaMetric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no typ
         return evaluate.MetricInfo(
             description=f"{self.config_name} of cbtqa, for Chinese text",
             citation="",
-            inputs_description="predictions and references: lists of str, one reference each",
-            features=datasets.Features({"predictions": text, "references": text}),
+            inputs_description="predictions: list of str; references: list of str, or of lists",
+            features=[
+                datasets.Features({"predictions": text, "references": references})
+                for references in (text, datasets.Sequence(text))
+            ],
         )
 
     def _compute(
-        self, predictions: list[str], references: list[str], **neural: Any
+        self, predictions: list[str], references: list[str] | list[list[str]], **neural: Any
     ) -> dict[str, Any]:
         """The score under the metric's name, with unit, counts and signature.
 

@@ -1,7 +1,7 @@
 """Every metric by name, the presets, and the conventions we refuse.
 
-To add a metric: one file with a subclass of `Metric` (or `CorpusMetric`), one line here, one
-section in `docs/metrics.md`. A metric with heavy dependencies imports them inside its own file's
+To add a metric: a subclass of `Metric` (or `CorpusMetric`), one line here, one section in
+`docs/metrics.md`. A metric with heavy dependencies imports them inside its own file's
 functions, and its factory here imports that file.
 """
 
@@ -15,15 +15,12 @@ from cbtqa.errors import UsageError
 from cbtqa.files import parse_yaml
 from cbtqa.metrics.answers import DistortionAgreement, HelpRoute, Length, LengthRatio
 from cbtqa.metrics.base import CorpusMetric, Metric
-from cbtqa.metrics.bleu import Bleu
-from cbtqa.metrics.chrf import Chrf
 from cbtqa.metrics.diversity import Distinct, OpeningRepetition, SelfBleu
-from cbtqa.metrics.meteor import Meteor
+from cbtqa.metrics.lexical import Bleu, Chrf, Meteor, Rouge
 from cbtqa.metrics.neural.bertscore import BertScore, BertScorer
 from cbtqa.metrics.neural.bleurt import Bleurt, BleurtScorer
 from cbtqa.metrics.neural.metric import NeuralMetric
 from cbtqa.metrics.neural.weights import NeuralSettings
-from cbtqa.metrics.rouge import Rouge
 from cbtqa.metrics.structure import StepsInOrder, StepsInRecord, StructureComplete
 
 AnyMetric = Metric | CorpusMetric

@@ -32,6 +32,7 @@ from cbtqa.metrics.pairs import (
     read_predictions,
     read_references,
 )
+from cbtqa.metrics.peers import PeerCheck, check_by_peers
 from cbtqa.metrics.registry import AnyMetric, metrics_named
 from cbtqa.metrics.structure import (
     StepModel,
@@ -41,7 +42,6 @@ from cbtqa.metrics.structure import (
     read_steps,
     train_step_model,
 )
-from cbtqa.metrics.text.engines import EngineName, engine_for
 from cbtqa.records import MetricScore, Record, Tabular
 from cbtqa.statistics.resampling import BOOTSTRAP_TRIALS, DEFAULT_SEED, FEW_ITEMS
 
@@ -75,8 +75,6 @@ class ScoreSettings(NeuralSettings):
     """Seed of all resampling."""
     anchors: bool = True
     """Also score the references themselves and shuffled ones."""
-    engine: EngineName = "auto"
-    """Counting engine: auto, numpy, compiled; same values."""
     step_classifier: str = "auto"
     """What finds CBT steps in text: rules, a built dataset whose train split teaches it, or auto:
     cross-fitted on --ref where that is a built dataset, else rules."""
@@ -123,8 +121,9 @@ class ScoreReport(Record):
     systems: tuple[SystemCounts, ...]
     warnings: tuple[str, ...]
     notes: tuple[str, ...] = ()
-    """What a reader should know of how metrics were made ready."""
-    engine: str
+    """What a reader should know of how metrics were made ready, and what checked them."""
+    checks: tuple[PeerCheck, ...] = ()
+    """Scores recomputed by the programs that define them."""
 
 
 class Scored(Tabular):
@@ -146,11 +145,17 @@ class Scored(Tabular):
         return self.report.to_dict()
 
 
-def score(settings: ScoreSettings, on_block: OnBlock = lambda n_done, n_total: None) -> Scored:
+def score(
+    settings: ScoreSettings,
+    on_block: OnBlock = lambda n_done, n_total: None,
+    *,
+    is_checked: bool = True,
+) -> Scored:
     """Scores every file of predictions against the references.
 
     Args:
         on_block: told now and then how many references are done, and of how many.
+        is_checked: whether sacrebleu, jieba and bert-score recompute scores of a sample.
 
     Raises:
         UsageError: nothing to score, an unknown or refused metric, two systems of one name.
@@ -166,8 +171,9 @@ def score(settings: ScoreSettings, on_block: OnBlock = lambda n_done, n_total: N
     references = read_references(settings.ref, _reference_columns(settings), settings.split)
     systems = _read_systems(settings, references)
     everything = systems + (anchors(references, settings.seed) if settings.anchors else [])
-    engine = engine_for(len(references.ids) * (1 + len(everything)), settings.engine)
-    evaluated = evaluate(references, everything, metrics, engine, on_block)
+    evaluated = evaluate(references, everything, metrics, on_block)
+    n = len(systems)  # the anchors follow
+    checks = check_by_peers(references, systems, evaluated[:n], metrics) if is_checked else []
     report = ScoreReport(
         references=references.name,
         n_references=len(references.ids),
@@ -178,9 +184,13 @@ def score(settings: ScoreSettings, on_block: OnBlock = lambda n_done, n_total: N
             SystemCounts(system=one.system, is_anchor=not one.counts, **one.counts)
             for one in everything
         ),
-        warnings=(*_warnings(references, systems), *_notes(evaluated, metrics)),
-        notes=tuple(notes),
-        engine=engine.name,
+        warnings=(
+            *_warnings(references, systems),
+            *_notes(evaluated, metrics),
+            *(check.warning for check in checks if check.warning),
+        ),
+        notes=(*notes, *(check.line for check in checks)),
+        checks=tuple(checks),
     )
     return Scored(report, references, everything, evaluated, metrics)
 

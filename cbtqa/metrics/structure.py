@@ -127,6 +127,8 @@ def steps_in_order(text: str, model: StepModel) -> frozenset[str]:
 class StepsInOrder(MeanMetric):
     """Mean share of the five steps that a text shows in order."""
 
+    takes_best_reference = True
+
     def __init__(self, *models: StepModel) -> None:
         self.models = models or (rule_model(),)
         """One for all texts, or one for each fold of question ids."""
@@ -161,6 +163,8 @@ class StructureComplete(StepsInOrder):
 
 class StepsInRecord(MeanMetric):
     """Share of records that hold the five steps themselves, none empty."""
+
+    takes_best_reference = True
 
     def __init__(self) -> None:
         self.name, self.label = "cbt_record", "CBT record"

@@ -1,7 +1,7 @@
 """What scoring costs, ours against jieba + sacrebleu + nltk, at identical values.
 
-    python scripts/bench/metrics.py --pairs 2000             # both engines and the usual chain
-    python scripts/bench/metrics.py --pairs 22000 --only ours --engine compiled
+    python scripts/bench/metrics.py --pairs 2000
+    python scripts/bench/metrics.py --pairs 22000 --only ours
     python scripts/bench/metrics.py --pairs 22000            # the full job; the usual chain is slow
 
 The job: two systems, BLEU on sacrebleu's zh tokens and on jieba words, chrF2, METEOR on jieba
@@ -98,7 +98,7 @@ class Clock:
         self._last = now
 
 
-def run_ours(folder: Path, engine: str) -> dict[str, object]:
+def run_ours(folder: Path) -> dict[str, object]:
     """Our chain, from texts in memory to every score, interval and p-value."""
     texts = json.loads((folder / "texts.json").read_text(encoding="utf-8"))
     clock = Clock()
@@ -107,7 +107,6 @@ def run_ours(folder: Path, engine: str) -> dict[str, object]:
     from cbtqa.metrics.evaluation import evaluate, scores_of
     from cbtqa.metrics.pairs import Predictions, References
     from cbtqa.metrics.registry import metrics_named
-    from cbtqa.metrics.text.engines import engine_for
     from cbtqa.metrics.text.texts import Item
 
     items = {name: tuple(map(Item, texts[name])) for name in texts}
@@ -116,21 +115,23 @@ def run_ours(folder: Path, engine: str) -> dict[str, object]:
     systems = [Predictions(name, items[name], {}) for name in ("a", "b")]
     metrics = metrics_named("lexical")
     clock("load")
-    evaluated = evaluate(references, systems, metrics, engine_for(3 * len(ids), engine))  # type: ignore[arg-type]
+    evaluated = evaluate(references, systems, metrics)
     clock("statistics")
     # sacrebleu's p, for the peers' is compared with it
-    settings = CompareSettings(engine=engine, p_convention="sacrebleu")  # type: ignore[arg-type]
+    settings = CompareSettings(p_convention="sacrebleu")
     values = scores_of(evaluated, metrics, references, settings.resampling)
-    signatures = {one.metric: (one.unit, one.signature) for one in values}
     pair = tuple(
-        Contender(answers, scores, references, signatures)
+        Contender(
+            *(answers, scores, references),
+            {one.metric: one for one in values if one.system == answers.system},
+        )
         for answers, scores in zip(systems, evaluated, strict=True)
     )
     clock("scores and intervals")
     p = {}
     for test in ("bs", "ar"):
         chosen = settings.model_copy(update={"test": test})
-        tested = compare_pairs(pair, metrics, [pair], chosen)  # type: ignore[arg-type,list-item]
+        tested = compare_pairs(metrics, [pair], chosen)  # type: ignore[arg-type,list-item]
         p |= {f"{one.metric} {test}": one.p for one in tested}
         clock(f"paired {test}")
     return {
@@ -208,7 +209,7 @@ def _paired(metrics: dict[str, Any], sides: dict[str, list[str]], test: str) -> 
 
 
 def _child(which: str, folder: Path) -> None:
-    found = run_peers(folder) if which == "peers" else run_ours(folder, which)
+    found = run_peers(folder) if which == "peers" else run_ours(folder)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     used = sum(found["steps"].values())  # type: ignore[attr-defined]
     (folder / f"{which}.json").write_text(json.dumps({**found, "cpu_s": used, "peak_gb": peak}))
@@ -237,22 +238,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=2000)
     parser.add_argument("--only", choices=("ours", "peers"))
-    engines = ("numpy", "compiled")
-    parser.add_argument("--engine", nargs="+", default=engines, choices=(*engines, "auto"))
     chosen = parser.parse_args()
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     with TemporaryDirectory() as name:
         folder = Path(name)
         sides = dict(zip(("ref", "a", "b"), make_texts(chosen.pairs), strict=True))
         (folder / "texts.json").write_text(json.dumps(sides, ensure_ascii=False), encoding="utf-8")
-        engines = () if chosen.only == "peers" else chosen.engine
-        ours = {engine: measure(engine, folder) for engine in engines}
+        ours = measure("ours", folder) if chosen.only != "peers" else None
         peers = measure("peers", folder) if chosen.only != "ours" else None
-    for engine, found in ours.items() if peers else ():
+    if ours and peers:
         for kind in ("scores", "p"):
-            off = max(abs(found[kind][key] - value) for key, value in peers[kind].items())
-            print(f"{engine}: largest difference in {kind} {off:.2e}")
-        print(f"{engine}: ratio of CPU seconds {peers['cpu_s'] / found['cpu_s']:.1f}")
+            off = max(abs(ours[kind][key] - value) for key, value in peers[kind].items())
+            print(f"largest difference in {kind} {off:.2e}")
+        print(f"ratio of CPU seconds {peers['cpu_s'] / ours['cpu_s']:.1f}")
 
 
 if __name__ == "__main__":

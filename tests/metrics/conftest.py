@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 
-from cbtqa.metrics.text.engines import Engine, compiled_engine, numpy_engine
-
 ALPHABET = [
     *"我你他的了是在不有这压力很大焦虑睡眠情绪认知行为疗法自己别人考试工作",
     *"，。！？：；“”‘’…—（）《》、·",
@@ -59,12 +57,3 @@ def jieba_cut() -> Any:
         import jieba
     jieba.setLogLevel(logging.ERROR)
     return jieba.Tokenizer().lcut
-
-
-@pytest.fixture(scope="session", params=["numpy", "compiled"])
-def engine(request: pytest.FixtureRequest) -> Engine:
-    """Both engines; their results are the same."""
-    if request.param == "numpy":
-        return numpy_engine()
-    pytest.importorskip("numba")
-    return compiled_engine()

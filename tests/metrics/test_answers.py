@@ -26,7 +26,6 @@ from cbtqa.metrics.structure import (
     steps_in_order,
     train_step_model,
 )
-from cbtqa.metrics.text.engines import numpy_engine
 from cbtqa.metrics.text.texts import Item, Reading, Texts
 from cbtqa.records import STEP_NAMES
 
@@ -42,7 +41,7 @@ ANSWER = (
 def texts(*items: str | Item) -> Texts:
     """One side."""
     made = [item if isinstance(item, Item) else Item(item) for item in items]
-    return Texts(made, Reading(numpy_engine()))
+    return Texts(made, Reading())
 
 
 def whole(metric: CorpusMetric, *blocks: Texts) -> float | None:
@@ -54,7 +53,7 @@ def whole(metric: CorpusMetric, *blocks: Texts) -> float | None:
 
 
 def test_distinct_counts_each_gram_once_over_all_blocks() -> None:
-    reading = Reading(numpy_engine())
+    reading = Reading()
     blocks = [Texts([Item("我很好，我很好")], reading), Texts([Item("我很坏")], reading)]
     # words: 我 很 好 ， 我 很 好 | 我 很 坏
     assert whole(Distinct(1), *blocks) == pytest.approx(5 / 10)

@@ -73,6 +73,23 @@ def test_several_metrics_combine(evaluate: Any, tmp_path: Path) -> None:
     assert combined.compute() == got
 
 
+def test_several_references_load_as_lists_of_lists(evaluate: Any, tmp_path: Path) -> None:
+    references = [[text, text[3:], "我很好。"] for text in REFERENCES]
+    names = ("bleu_zh", "chrf2", "rouge_l_char", "distinct_1")
+    combined = evaluate.combine([load(evaluate, name, tmp_path) for name in names])
+    got = combined.compute(predictions=PREDICTIONS, references=references)
+    for name in names:
+        assert got[name] == score_lists(name, PREDICTIONS, references).value
+    assert got["bleu_zh"] > score_lists("bleu_zh", PREDICTIONS, REFERENCES).value
+    combined.add_batch(predictions=PREDICTIONS[:20], references=references[:20])
+    combined.add_batch(predictions=PREDICTIONS[20:], references=references[20:])
+    assert combined.compute() == got
+    with pytest.raises(DataError, match="length_ratio is not defined against several"):
+        load(evaluate, "length_ratio", tmp_path).compute(
+            predictions=PREDICTIONS, references=references
+        )
+
+
 def test_nothing_is_written_to_the_home_folder(evaluate: Any, tmp_path: Path) -> None:
     home = Path.home() / ".cache" / "huggingface"
     before = sorted(str(path) for path in home.rglob("*bleu*")) if home.exists() else []

@@ -186,7 +186,7 @@ def test_swapped_arguments_are_refused(tmp_path: Path, ref: Path) -> None:
     dataset = tmp_path / "dataset"
     write(dataset / "data" / "test-00000-of-00001.parquet", [{"id": "1", "answer": "好。"}])
     with pytest.raises(UsageError, match="place of predictions"):
-        run(dataset, ref=ref)
+        run(finish(dataset), ref=ref)
 
 
 def built(folder: Path, answers: Mapping[str, str], split: str = "test") -> Path:
@@ -338,16 +338,6 @@ def test_the_same_seed_gives_the_same_report(tmp_path: Path, ref: Path) -> None:
     first, second = (run(path, ref=ref, seed=9).report for _ in range(2))
     assert first == second
     assert first.scores[0].low != run(path, ref=ref, seed=10).report.scores[0].low
-
-
-def test_both_engines_give_the_same_report(tmp_path: Path, ref: Path) -> None:
-    pytest.importorskip("numba")
-    path = predictions(tmp_path, PREDICTED)
-    plain, fast = (
-        run(path, ref=ref, metrics="all", engine=engine).report for engine in ("numpy", "compiled")
-    )
-    assert plain.scores == fast.scores
-    assert (plain.engine, fast.engine) == ("numpy", "compiled")
 
 
 def test_intervals_draw_questions_not_rows(tmp_path: Path) -> None:

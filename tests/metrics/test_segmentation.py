@@ -17,7 +17,6 @@ from cbtqa.metrics.text.segmentation import (
     rust_segmenter,
     words_signature,
 )
-from cbtqa.metrics.text.sequences import Vocabulary
 from tests.metrics.conftest import random_texts
 
 
@@ -48,16 +47,6 @@ def test_the_rust_segmenter_with_its_fall_back_cuts_as_jieba_does(
 ) -> None:
     segmenter = rust_segmenter()
     assert [segmenter.cut(text) for text in texts()] == expected
-
-
-def test_the_compiled_segmenter_cuts_as_jieba_does(expected: list[list[str]]) -> None:
-    pytest.importorskip("numba")
-    from cbtqa.metrics.compiled_segmenter import CompiledSegmenter
-
-    vocabulary = Vocabulary()
-    sequences = CompiledSegmenter(jieba_tables()).sequences(texts(), vocabulary)
-    words = list(vocabulary)
-    assert [[words[number] for number in row] for row in sequences.rows()] == expected
 
 
 def test_the_fall_back_is_needed_and_used(jieba_cut: Any) -> None:

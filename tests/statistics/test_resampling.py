@@ -10,8 +10,7 @@ import pytest
 from sacrebleu.metrics import BLEU, CHRF
 from sacrebleu.significance import PairedTest
 
-from cbtqa.metrics.bleu import Bleu
-from cbtqa.metrics.chrf import Chrf
+from cbtqa.metrics.lexical import Bleu, Chrf
 from cbtqa.statistics.resampling import (
     FEWEST_FOR_BOOTSTRAP,
     Floats,

@@ -81,9 +81,12 @@ class BertScorer:
             path = Path(str(files("cbtqa.metrics") / "baselines" / table))
         return _read_baseline(path, self.encoder.layer), sha256_of(path)
 
-    @cached_property
-    def _idf(self) -> dict[int, float] | None:
-        """Weight of every token of the idf file, and under -1 that of tokens not in it."""
+    def idf_documents(self) -> list[str] | None:
+        """The lines of the idf file; None without one.
+
+        Raises:
+            DataError: it holds none.
+        """
         path = self.settings.bertscore_idf
         if path is None:
             return None
@@ -91,6 +94,14 @@ class BertScorer:
             documents = [line for line in stream.read().splitlines() if line.strip()]
         if not documents:
             raise DataError("holds no document", where=str(path))
+        return documents
+
+    @cached_property
+    def _idf(self) -> dict[int, float] | None:
+        """Weight of every token of the idf file, and under -1 that of tokens not in it."""
+        documents = self.idf_documents()
+        if documents is None:
+            return None
         counts = Counter(token for read in self.encoder.read(documents) for token in set(read.ids))
         n = len(documents)
         weights = {token: math.log((n + 1) / (count + 1)) for token, count in counts.items()}
@@ -236,6 +247,8 @@ def _read_baseline(path: Path, layer: int) -> Floats:
 
 class BertScore(NeuralMetric):
     """One of precision, recall and F1, raw or rescaled by the model's baseline."""
+
+    takes_best_reference = True
 
     def __init__(
         self,

@@ -4,8 +4,7 @@
 
 `RustSegmenter` hands the bulk to rjieba, which gives the same words about fourteen times faster
 except in some runs of Latin, digits and symbols and for characters outside U+4E00-9FD5: there it
-gets a disguise of the text, or `PythonSegmenter` does the work. A third, compiled segmenter is
-`compiled_segmenter`.
+gets a disguise of the text, or `PythonSegmenter` does the work.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from functools import cache
 from itertools import accumulate, pairwise
 from math import log
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from cbtqa.errors import DataError, MissingExtraError
 
@@ -41,13 +40,6 @@ STAYS = re.compile(r"AT[._\-]T|\.[0-9]+[a-zA-Z.]|常在")
 """Where no disguise helps: `AT-T` would become that word, `1.2.3` or `3.5kg` stay whole, and
 `常在` before a single character is a tie to the seventh digit, which rjieba's rounded tables of
 the hidden Markov model decide otherwise; the only one among frequent characters."""
-
-
-class Segmenter(Protocol):
-    """Anything that cuts a text into words; the words joined are the text."""
-
-    def cut(self, text: str) -> list[str]:
-        """The words in order, whitespace and punctuation included."""
 
 
 class PythonSegmenter:
@@ -205,8 +197,9 @@ def cut_rest(part: str) -> list[str]:
     return words
 
 
+@cache
 def rust_segmenter() -> RustSegmenter:
-    """A segmenter with an rjieba object of its own.
+    """The segmenter of this process, on an rjieba object of its own.
 
     Raises:
         MissingExtraError: rjieba is not installed.
@@ -225,8 +218,6 @@ def rust_segmenter() -> RustSegmenter:
 # `load_userdict` elsewhere changes scores), and its start-up loads a file from the shared
 # temporary folder with `marshal`, which any user of the machine may have put there.
 
-STATES = "BMES"
-"""Begin, middle, end of a word; single-character word."""
 MIN_FLOAT = -3.14e100
 """jieba's stand-in for the logarithm of zero. Source: `jieba/finalseg/__init__.py`."""
 

@@ -14,8 +14,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from cbtqa.metrics.text.engines import Engine
 from cbtqa.metrics.text.porter import stem
+from cbtqa.metrics.text.segmentation import rust_segmenter
 from cbtqa.metrics.text.sequences import (
     IS_WHITESPACE,
     LAST_CODE_POINT,
@@ -47,10 +47,9 @@ class Item:
 
 
 class Reading:
-    """The numberings that all sides of one run share, and the engine that counts."""
+    """The numberings that all sides of one run share."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+    def __init__(self) -> None:
         self.words = Vocabulary()
         self.zh = ZhTokens()
         self._n_read = 0
@@ -85,8 +84,9 @@ class Reading:
             self._stem = np.append(self._stem, np.zeros(room, np.int64))
             self._is_space = np.append(self._is_space, np.zeros(room, np.bool_))
 
-    def without_spaces(self, words: Sequences) -> Sequences:
-        """Words that are not whitespace."""
+    def words_of(self, texts: Sequence[str]) -> Sequences:
+        """jieba's words of each text, without whitespace."""
+        words = Sequences.of(map(rust_segmenter().cut, texts), self.words)
         self._grow()
         return words.kept(~self._is_space[words.symbols])
 
@@ -111,9 +111,7 @@ class Texts:
     @cached_property
     def words(self) -> Sequences:
         """jieba's words without whitespace."""
-        return self.reading.without_spaces(
-            self.reading.engine.words(self.texts, self.reading.words)
-        )
+        return self.reading.words_of(self.texts)
 
     @cached_property
     def points(self) -> Sequences:

@@ -13,9 +13,9 @@ import pytest
 
 from cbtqa.errors import ConfigError, DataError
 from cbtqa.metrics.base import Floats
+from cbtqa.metrics.evaluation import score_lists
 from cbtqa.metrics.neural.bertscore import BertScore, BertScorer
 from cbtqa.metrics.neural.weights import NeuralSettings, cannot_load
-from cbtqa.metrics.text.engines import numpy_engine
 from cbtqa.metrics.text.texts import Item, Reading, Texts
 from tests.metrics.neural.tiny_models import CHARACTERS, forget_length, save_bert
 
@@ -65,6 +65,18 @@ def test_values_equal_bert_score_for_short_and_for_cut_texts(bert: Path) -> None
     np.testing.assert_allclose(ours[:, :3], upstream(bert, predictions, references), atol=1e-6)
 
 
+def test_several_references_count_their_best_as_in_bert_score(bert: Path) -> None:
+    predictions = invented(6, 30)
+    several = [
+        list(group) for group in zip(*(invented(6, 30, seed=n) for n in (4, 5, 6)), strict=True)
+    ]
+    expected = upstream(bert, predictions, several)  # type: ignore[arg-type]
+    for column, name in enumerate(("bertscore_p", "bertscore_r", "bertscore")):
+        found = score_lists(name, predictions, several, settings(bert))
+        assert found.value == pytest.approx(expected[:, column].mean(), abs=1e-6)
+        assert "|nrefs:3|" in found.signature
+
+
 def test_idf_weights_equal_bert_score(bert: Path, tmp_path: Path) -> None:
     predictions, references = invented(9), invented(9, seed=4)
     documents = tmp_path / "documents.txt"
@@ -80,7 +92,7 @@ def test_rescaled_values_equal_bert_score_with_the_same_table(bert: Path, tmp_pa
     table = tmp_path / "table.csv"
     table.write_text("LAYER,P,R,F\n1,0.9,0.9,0.9\n2,0.31,0.32,0.33\n")
     predictions, references = invented(5, 40), invented(5, 40, seed=4)
-    reading = Reading(numpy_engine())
+    reading = Reading()
     sides = texts(predictions, reading), texts(references, reading)
     scorer = BertScorer(settings(bert, bertscore_baseline=table))
     metric = BertScore(scorer, is_rescaled=True)
@@ -136,7 +148,7 @@ def test_batches_and_blocks_do_not_change_values(
 
 
 def test_references_are_embedded_once_for_several_systems_and_metrics(bert: Path) -> None:
-    reading, scorer = Reading(numpy_engine()), BertScorer(settings(bert))
+    reading, scorer = Reading(), BertScorer(settings(bert))
     read: list[int] = []
     embed = scorer.encoder.embed
     scorer.encoder.embed = lambda ids: read.append(len(ids)) or embed(ids)  # type: ignore[method-assign,func-returns-value]
@@ -173,7 +185,7 @@ def test_a_model_that_does_not_know_the_characters_is_refused(bert: Path) -> Non
 
 
 def test_cut_texts_and_unknown_tokens_are_told(bert: Path) -> None:
-    reading = Reading(numpy_engine())
+    reading = Reading()
     metric = BertScore(BertScorer(settings(bert)))
     ours = texts(["我" * 100, "鸢" * 10], reading)
     rows = metric.statistics(ours, texts(["我很好。", "我很好"], reading))
@@ -338,7 +350,7 @@ def test_tokens_that_all_weigh_nothing_are_not_scored(bert: Path, tmp_path: Path
     documents = tmp_path / "documents.txt"
     documents.write_text("我好\n我好", encoding="utf-8")
     metric = BertScore(BertScorer(settings(bert, bertscore_idf=documents)))
-    reading = Reading(numpy_engine())
+    reading = Reading()
     rows = metric.statistics(texts(["我好", "我很好"], reading), texts(["我很好"] * 2, reading))
     assert metric.n_scored(rows) == 1
     assert math.isnan(metric.per_pair(rows)[0])

@@ -22,7 +22,6 @@ from cbtqa.metrics.neural.bleurt import (
     windowed_pairs,
 )
 from cbtqa.metrics.neural.weights import NeuralSettings
-from cbtqa.metrics.text.engines import numpy_engine
 from cbtqa.metrics.text.texts import Item, Reading, Texts
 from tests.metrics.neural.tiny_models import save_bleurt
 
@@ -145,7 +144,7 @@ def test_windowed_pairs_fit_and_hold_the_whole_candidate(
 
 
 def test_an_empty_text_scores_zero_and_is_scored(bleurt: Made) -> None:
-    reading = Reading(numpy_engine())
+    reading = Reading()
     metric = Bleurt(scorer(bleurt[0]))
     ours = Texts([Item(""), Item("我很好"), Item("我很好")], reading)
     rows = metric.statistics(ours, Texts([Item("我"), Item(" "), Item("我很好")], reading))
