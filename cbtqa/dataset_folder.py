@@ -214,6 +214,11 @@ def is_dataset_folder(path: Path) -> bool:
     return (path / JOURNAL_NAME).is_file()
 
 
+def has_splits(path: Path) -> bool:
+    """Whether a path is a dataset, or a clone of a repository of the Hub in the same layout."""
+    return is_dataset_folder(path) or any(path.glob("data/*.parquet"))
+
+
 @dataclass(frozen=True)
 class DatasetFolder(Tabular):
     """A built dataset, read as a stream: memory does not grow with it."""
@@ -409,9 +414,9 @@ def source_rows(
         IncompleteRunError: a dataset whose build has not finished.
         DataError: a folder without rows, no such split, or a damaged file.
     """
-    is_clone = not is_dataset_folder(path) and any(path.glob("data/*.parquet"))
     is_folder = path.is_dir() or not (path.suffix or path.exists())
-    if is_folder and (is_dataset_folder(path) or is_clone or not any(path.rglob("*.parquet"))):
+    if is_folder and (has_splits(path) or not any(path.rglob("*.parquet"))):
+        is_clone = has_splits(path) and not is_dataset_folder(path)
         folder = DatasetFolder(path, None) if is_clone else DatasetFolder.open(path)
         return (pair for file in folder.files(split) for pair in _read_shard(file))
     return read_rows(path, encoding)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -133,14 +133,19 @@ def resolve(
                 continue
             place = f"{origins.get(field, 'settings')}: {field}: " if field else ""
             problems.append(f"{place}{item['msg']}" + (f", got {item['input']!r}" if field else ""))
+    _raise_problems(problems, missing)
+    return Resolved(settings, origins)
+
+
+def _raise_problems(problems: Sequence[str], missing: Sequence[str]) -> None:
+    """Raises what `resolve` says, if there is anything to say."""
     lines = [f"missing: {field.replace('_', '-')}" for field in missing]
     if problems:
-        raise ConfigError("\n".join(problems + lines))
+        raise ConfigError("\n".join([*problems, *lines]))
     if missing:
         names = ", ".join(ENVIRONMENT_PREFIX + field.upper() for field in missing)
         hint = f"give it on the command line, in --config FILE or in the environment ({names})"
         raise UsageError("\n".join(lines), hint=hint)
-    return Resolved(settings, origins)
 
 
 def _did_you_mean(key: str, model: type[BaseModel]) -> str:

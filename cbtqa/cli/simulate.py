@@ -10,6 +10,7 @@ import typer
 
 from cbtqa.cli.console import live_progress, print_json, print_table, say, show, show_table
 from cbtqa.cli.dry_run import DryRun, print_estimate
+from cbtqa.cli.help import CommandGroup
 from cbtqa.cli.options import AsJson, settings_flags
 from cbtqa.report.table import AnyColumn, Column, Table
 from cbtqa.report.words import digits, share
@@ -29,9 +30,8 @@ if TYPE_CHECKING:
     from cbtqa.simulation.lint import LintReport
     from cbtqa.simulation.playing.run import RunResult
 
-app = typer.Typer(
+app = CommandGroup(
     name="simulate",
-    no_args_is_help=True,
     help="Multi-turn English therapy sessions between models: simulated, for research only, never "
     "for treating anyone. Start with: [bold]cbtqa simulate run[/bold]",
 )

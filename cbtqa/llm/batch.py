@@ -415,7 +415,7 @@ class Line:
     def _kept(self, written: asyncio.Future[None]) -> None:
         self._writes.discard(written)
         if not written.cancelled() and (error := written.exception()) is not None:
-            self._fail(error)
+            self.fail(error)
 
     async def _written(self) -> None:
         if self._writes:
@@ -449,7 +449,7 @@ class Line:
         if task.cancelled() or isinstance(error, GateClosedError):
             self.meter.n_unfinished += 1
         elif error is not None:
-            self._fail(error)
+            self.fail(error)
 
     async def drain(self) -> None:
         """Lets what is in flight end; after a stop, for the grace at most."""
@@ -479,7 +479,8 @@ class Line:
             model.close()
         self.on_stop()
 
-    def _fail(self, error: BaseException) -> None:
+    def fail(self, error: BaseException) -> None:
+        """Ends the run as `stop` does; `conclude` raises the error."""
         if self._fatal is None:
             self._fatal = error
         self.stop(str(error))

@@ -19,7 +19,7 @@ import os
 import socket
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -34,6 +34,10 @@ from cbtqa.llm.limits import GateClosedError, Limits
 from cbtqa.llm.progress import Progress
 from cbtqa.records import Usage
 
+PATIENCE_S = 0.25
+"""Seconds in which an actor waits for something to tell."""
+GATHER_S = 0.03
+"""Seconds in which ended items are gathered before they are told."""
 KNOCK_S = 10.0
 MOST_LOSSES = 8
 """Actors that may die in a row, without a reply kept between them, before the run stops."""
@@ -65,16 +69,31 @@ class Counts(NamedTuple):
     oldest_s: float = 0.0
 
 
-@dataclass(frozen=True)
-class Told:
+class Handed(NamedTuple):
+    """An item, and what the journal knows of it."""
+
+    item: Any
+    key: str
+    standing: Standing | None
+    paid: Entry | None
+
+
+class Told(NamedTuple):
     """What an actor tells of one item."""
 
+    key: str
     rows: list[Entry]
     """In the order in which they belong into the journal."""
     has_ended: bool
     """True when the last row ends the item."""
     error: BaseException | None
     """What breaks the whole run."""
+
+
+class Report(NamedTuple):
+    """What an actor tells the driver."""
+
+    told: list[Told]
     stop_reason: str | None
     """Why the actor asks no more."""
     counts: Counts
@@ -109,14 +128,29 @@ class Shard:
         """Opens the line. Not the constructor: Ray may store its arguments, the key among them."""
         limits, budget = parts
         self._task, self._rows = task, _Rows(earlier, metas)
+        self._told: list[Told] = []
+        self._news, self._works = asyncio.Event(), set[asyncio.Task[None]]()
         self._line = Line(servers, cast(Journal, self._rows), limits, budget=budget)
         await self._line.__aenter__()
 
-    async def work(
-        self, item: Any, key: str, standing: Standing | None, paid: Entry | None
-    ) -> Told:
+    async def exchange(self, handed: list[Handed]) -> Report:
+        """Takes items, and tells of those that have ended or were left."""
+        for one in handed:
+            work = asyncio.create_task(self._work(one))
+            self._works.add(work)
+            work.add_done_callback(self._works.discard)
+        if not handed:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), PATIENCE_S)
+                await asyncio.sleep(GATHER_S)
+        self._news.clear()
+        told, self._told = self._told, []
+        return Report(told, self._line.stop_reason, self._counts(), dict(self._rows.metas))
+
+    async def _work(self, handed: Handed) -> None:
         """Asks about an item until it has ended or the line stops."""
         journal, line, task = self._rows, self._line, self._task
+        item, key, standing, paid = handed
         rows = journal.rows[key] = []
         if paid is not None:
             journal.paid[key] = paid
@@ -130,10 +164,9 @@ class Shard:
         del journal.rows[key]
         journal.paid.pop(key, None)
         error = done.exception()
-        is_stop = isinstance(error, GateClosedError)
-        counts, metas = self._counts(), dict(journal.metas)
-        broken = None if is_stop else error
-        return Told(rows, error is None, broken, line.stop_reason, counts, metas)
+        is_left = isinstance(error, GateClosedError)
+        self._told.append(Told(key, rows, error is None, None if is_left else error))
+        self._news.set()
 
     def _counts(self) -> Counts:
         meter = self._line.meter
@@ -155,11 +188,12 @@ class _Actor:
     """An actor with its share of the limits and the budget."""
 
     handle: Any
-    begun: asyncio.Future[Any]
     limits: Limits
     budget: Budget | None
-    n_live: int = 0
-    """Items handed to it and not ended."""
+    outbox: list[Handed] = field(default_factory=list)
+    waiting: dict[str, asyncio.Future[Told | None]] = field(default_factory=dict)
+    """Items handed to it and not ended, by key; None comes when it died."""
+    has_work: asyncio.Event = field(default_factory=asyncio.Event)
     is_used_up: bool = False
     """Whether its share of the budget is spent."""
     counts: Counts = field(default_factory=Counts)
@@ -200,6 +234,7 @@ class _Driver:
         self._earlier = line.journal.totals()
         self._actors: list[_Actor] = []
         self._gone: list[Counts] = []
+        self._pumps: set[asyncio.Task[None]] = set()
         self._n_losses = 0
         line.on_stop, line.describe = self._stop_actors, self._progress
 
@@ -223,36 +258,70 @@ class _Driver:
         import ray
 
         # an actor waits more than it computes: it takes no CPU from Ray Data's own tasks
-        options = {"num_cpus": 0, "max_restarts": 0, "scheduling_strategy": "SPREAD"}
-        most = 2 * self._limits.in_flight * len(self._endpoints) + 72
-        handle = ray.remote(**options, max_concurrency=most)(Shard).remote()
+        kind = ray.remote(num_cpus=0, max_restarts=0, scheduling_strategy="SPREAD")(Shard)
+        handle: Any = kind.remote()
         names = {format_name(endpoint) for endpoint in self._endpoints}
         metas = {name: value for name in names if (value := self._journal.meta(name))}
         parts = (self._task, self._endpoints, limits, budget)
-        begun = asyncio.wrap_future(handle.begin.remote(self._earlier, metas, *parts).future())
-        self._actors.append(_Actor(handle, begun, limits, budget))
+        actor = _Actor(handle, limits, budget)
+        self._actors.append(actor)
+        begun = handle.begin.remote(self._earlier, metas, *parts)
+        self._pumps.add(asyncio.create_task(self._pump(actor, begun)))
+
+    async def _pump(self, actor: _Actor, begun: Any) -> None:
+        """One call to the actor after the other, each with all that waits: a call is dear."""
+        import ray
+
+        try:
+            await begun
+            while True:
+                await actor.has_work.wait()
+                handed, actor.outbox = actor.outbox, []
+                self._hear(actor, await actor.handle.exchange.remote(handed))
+        except ray.exceptions.RayActorError as error:
+            self._lost(actor, error)
+        except ray.exceptions.RayError as error:
+            self._line.fail(error)
+        finally:
+            for waiter in actor.waiting.values():
+                if not waiter.done():
+                    waiter.set_result(None)
+
+    def _hear(self, actor: _Actor, report: Report) -> None:
+        actor.counts, actor.told_at = report.counts, time.monotonic()
+        self._count()
+        for name, value in report.metas.items():
+            if self._journal.meta(name) != value:
+                self._journal.set_meta(name, value)
+        if report.stop_reason == USED_UP:
+            # the others go on with what it leaves, until theirs is used up too
+            actor.is_used_up = True
+        elif report.stop_reason is not None:
+            self._line.stop(report.stop_reason)
+        for told in report.told:
+            self._n_losses = 0
+            waiter = actor.waiting.pop(told.key)
+            if not waiter.done():
+                waiter.set_result(told)
+        if not actor.waiting:
+            actor.has_work.clear()
 
     async def _work(self, item: Any, key: str, standing: Standing | None) -> None:
         """Has one item worked off, by another actor when one dies or has spent its share."""
-        import ray
-
         paid = self._journal.last_paid(key) if standing else None
         while not self._line.is_stopping:
             able = [actor for actor in self._actors if not actor.is_used_up]
             if not able:
                 self._line.stop(USED_UP)
                 break
-            actor = min(able, key=lambda one: one.n_live / one.limits.in_flight)
-            actor.n_live += 1
-            try:
-                await asyncio.shield(actor.begun)
-                told: Told = await actor.handle.work.remote(item, key, standing, paid)
-            except ray.exceptions.RayActorError as error:
-                self._lost(actor, error)
+            actor = min(able, key=lambda one: len(one.waiting) / one.limits.in_flight)
+            waiter = actor.waiting[key] = asyncio.get_running_loop().create_future()
+            actor.outbox.append(Handed(item, key, standing, paid))
+            actor.has_work.set()
+            told = await waiter
+            if told is None:
                 continue
-            finally:
-                actor.n_live -= 1
-            await self._record(actor, told)
+            await self._record(told)
             if told.has_ended:
                 return
             if told.rows:
@@ -260,41 +329,27 @@ class _Driver:
                 standing = Standing(paid.attempt, paid.state)
         raise GateClosedError
 
-    async def _record(self, actor: _Actor, told: Told) -> None:
-        self._n_losses = 0
-        actor.counts, actor.told_at = told.counts, time.monotonic()
-        for name, value in told.metas.items():
-            if self._journal.meta(name) != value:
-                self._journal.set_meta(name, value)
+    async def _record(self, told: Told) -> None:
         for row in told.rows[:-1] if told.has_ended else told.rows:
             self._line.meter.turned_away(row)
             self._line.keep(row)
-        self._count()
         if told.has_ended:
             await self._line.end(told.rows[-1])
         if told.error is not None:
             raise told.error
-        if told.stop_reason == USED_UP:
-            # the others go on with what it leaves, until theirs is used up too
-            actor.is_used_up = True
-        elif told.stop_reason is not None:
-            self._line.stop(told.stop_reason)
 
     def _lost(self, actor: _Actor, error: Exception) -> None:
         """Replaces a dead actor; what it had is asked again unless it stands in the journal."""
         import ray
 
-        if actor not in self._actors:
-            return  # known already from another of its items
         ray.kill(actor.handle)  # unreachable is not dead: it must not go on asking
         self._actors.remove(actor)
         self._gone.append(actor.counts)
         self._n_losses += 1
         if self._n_losses > MOST_LOSSES:
-            raise IncompleteRunError(
-                f"{self._n_losses} actors died in a row; the last: {error}",
-                hint="look at Ray's logs, then give the same command again",
-            )
+            trouble = f"{self._n_losses} actors died in a row; the last: {error}"
+            hint = "look at Ray's logs, then give the same command again"
+            self._line.fail(IncompleteRunError(trouble, hint=hint))
         if not self._line.is_stopping:
             budget = replace(actor.budget) if actor.budget else None
             if budget is not None:

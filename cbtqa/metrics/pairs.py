@@ -20,7 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
-from cbtqa.dataset_folder import is_dataset_folder, source_rows
+from cbtqa.dataset_folder import has_splits, source_rows
 from cbtqa.errors import DataError, UsageError
 from cbtqa.metrics.text.texts import Item
 from cbtqa.records import STEP_NAMES, Risk, reads_question_only
@@ -118,7 +118,7 @@ def read_predictions(
         UsageError: predictions and references seem to be swapped.
     """
     text_names: Sequence[str] = PREDICTION_NAMES
-    if is_dataset_folder(path):
+    if has_splits(path):
         text_names = REFERENCE_NAMES
         if split is None:
             raise UsageError(
@@ -190,7 +190,7 @@ def _finish_reason(row: Mapping[str, Any]) -> str | None:
 
 def _rows(path: Path, split: str, encoding: str) -> Iterator[tuple[str, dict[str, Any]]]:
     is_told = encoding.lower().replace("_", "-") not in ("utf-8", "utf8")
-    if path.is_dir() and not is_dataset_folder(path) and list(path.rglob("*.arrow")):
+    if path.is_dir() and not has_splits(path) and list(path.rglob("*.arrow")):
         for shard in sorted(path.rglob("*.arrow")):
             yield from _read_arrow(shard)
     else:

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import Field
 
-from cbtqa.dataset_folder import DatasetFolder, is_dataset_folder
+from cbtqa.dataset_folder import DatasetFolder, has_splits, is_dataset_folder
 from cbtqa.errors import UsageError
 from cbtqa.metrics.base import Metric
 from cbtqa.metrics.evaluation import (
@@ -242,7 +242,7 @@ def _reference_columns(settings: ScoreSettings) -> Columns:
 def _read_systems(settings: ScoreSettings, references: References) -> list[Predictions]:
     columns = Columns(settings.id_column, settings.prediction_column, None, settings.encoding)
     assert settings.ref is not None
-    split = settings.split if is_dataset_folder(settings.ref) else None
+    split = settings.split if has_splits(settings.ref) else None
     systems: list[Predictions] = []
     for path in settings.predictions:
         if path.exists() and path.samefile(settings.ref):

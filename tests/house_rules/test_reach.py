@@ -4,6 +4,7 @@ file that one neighbour alone reads belongs into that neighbour."""
 from __future__ import annotations
 
 import ast
+import re
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
@@ -96,6 +97,8 @@ def _uses(tree: ast.AST) -> Counter[str]:
 
 def test_every_public_name_is_used_outside_its_tests() -> None:
     uses = sum(map(_uses, (*SOURCES.values(), *SCRIPTS.values())), Counter[str]())
+    for template in (ROOT / "cbtqa").rglob("*.j2"):
+        uses.update(re.findall(r"\w+", template.read_text(encoding="utf-8")))
     unused = [
         f"{_module_of(path)}.{name}"
         for path, tree in SOURCES.items()
