@@ -269,7 +269,9 @@ def _groups(
     """The references of each prediction."""
     if len(predictions) != len(references):
         raise DataError(f"{len(predictions)} predictions and {len(references)} references")
-    groups = [group if isinstance(group, list | tuple) else (group,) for group in references]
+    groups: list[Sequence[str]] = [
+        group if isinstance(group, list | tuple) else (group,) for group in references
+    ]
     for number, (prediction, group) in enumerate(zip(predictions, groups, strict=True)):
         if not group:
             raise DataError(f"reference {number} is an empty list")

@@ -170,7 +170,8 @@ def _checked(program: str, differences: dict[str, float], n_pairs: int, limit: f
 
 def _by_sacrebleu(metrics: Sequence[Bleu | Chrf], sample: _Sample) -> PeerCheck:
     """Corpus scores of the sample by sacrebleu; for BLEU on words it counts the words we cut."""
-    from sacrebleu.metrics import BLEU, CHRF
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
 
     differences = {}
     for metric in metrics:
