@@ -43,6 +43,8 @@ _NEGATED = re.compile(
     r"(?:(?<!是)不是|并非|并不是|不觉得|不认为|没觉得|没有觉得|不再|从不|哪有|谁说|不会(?:觉得|认为)|"
     r"不想(?:当|做|成为)|不愿(?:当|做|成为)|不要|别|停止|避免|克服|摆脱)[^，。！？；,]{0,6}$"
 )
+_NOT_BEFORE = re.compile(r"(?<![是会要好能])不")
+"""A 不 right before the phrase, but not that of 是不是, 会不会 or 要不."""
 _SUPPOSED = re.compile(r"(?:如果|要是|假如|倘若|假设|即使|就算|哪怕|除非)[^。！？；]{0,16}$")
 _SAID_BY_OTHERS = re.compile(
     rf"(?:{_THIRD_PERSON}|大家|所有人|人)[^，。！？；,]{{0,6}}"
@@ -242,20 +244,15 @@ def _belief_score(clause: str) -> tuple[int, int]:
 
 @cache
 def _load_rules(path: Path | None) -> _Rules:
-    if path is None:
-        entry = files("cbtqa.distortions") / SHIPPED_RULES
-        return _compile_rules(entry.read_text(encoding="utf-8"), SHIPPED_RULES)
-    with open_text(path) as stream:
-        return _compile_rules(stream.read(), str(path))
-
-
-def _compile_rules(text: str, where: str) -> _Rules:
-    """Builds the automaton.
+    """The compiled rules of a file, the shipped one by default.
 
     Raises:
         DataError: not YAML, a bad rule, an unknown word class, type, or too large a phrase.
     """
-    raw = parse_yaml(text, where)
+    path = path or Path(__file__).with_name("patterns.zh.yaml")
+    where = str(path)
+    with open_text(path) as stream:
+        raw = parse_yaml(stream, where)
     if not isinstance(raw, dict) or not isinstance(raw.get("rules"), list):
         raise DataError("expected `words` and a list `rules`", where=where)
     words: dict[str, list[str]] = raw.get("words", {})
