@@ -115,7 +115,7 @@ def test_a_model_for_another_taxonomy_is_refused(run, gold, questions, tmp_path,
     [
         ('{"id": 1, "question": " "}', "q2.jsonl:1:question: the text is empty"),
         ('{"id": 1, "body": "x"}', "q2.jsonl:1: no column with text"),
-        ('{"id": 1, "text": "x"}\n{"id": 1, "text": "y"}', "q2.jsonl:2: the id '1' stands twice"),
+        ('{"id": 1, "text": "x"}\n{"id": 1, "text": "y"}', "q2.jsonl:2: the id '1' occurs twice"),
         ("{", "q2.jsonl:1: not JSON"),
     ],
 )
