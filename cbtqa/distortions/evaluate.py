@@ -6,7 +6,6 @@ the macro mean. Intervals are percentiles of a bootstrap over texts; all systems
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from math import comb
@@ -339,9 +338,3 @@ def mcnemar_p(only_first: int, only_second: int) -> float:
     n, fewer = only_first + only_second, min(only_first, only_second)
     tail: int = sum(comb(n, k) for k in range(fewer + 1))
     return float(min(1.0, 2 * tail / 2**n))
-
-
-def count_types(labels: Sequence[Labels]) -> dict[str, int]:
-    """Texts in which each type was given, most frequent first."""
-    counts = Counter(type_id for row in labels for type_id in {label.id for label in row})
-    return dict(counts.most_common())
