@@ -6,7 +6,7 @@ from inner folds of the training part alone, and `cross_validate` repeats all of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -34,8 +34,6 @@ from cbtqa.settings import Settings
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
-Tick = Callable[[int, int], None]
-"""Called with fits done and fits in all."""
 
 
 class TrainingSettings(Settings):
@@ -44,7 +42,7 @@ class TrainingSettings(Settings):
     strength: float = Field(3.0, gt=0)
     """How closely the weights follow the data (C of the regression)."""
     min_texts: int = Field(2, ge=1)
-    """Leave out n-grams that stand in fewer texts."""
+    """Leave out n-grams that occur in fewer texts."""
     rules: bool = True
     """Use hits of the pattern file as features, too."""
     min_probability: float = Field(0.05, ge=0, lt=1)
@@ -59,7 +57,7 @@ class TrainingSettings(Settings):
 
 
 class Features(NamedTuple):
-    """What the texts of one call look like, before any of it is chosen or weighted."""
+    """N-grams and rule hits of all texts, before any is chosen or weighted."""
 
     blocks: list[Block]
     rule_hits: Bools
@@ -73,7 +71,7 @@ class FeatureSpace(NamedTuple):
     idf: Floats
 
 
-def read_features(texts: Sequence[str], rules: tuple[str, ...]) -> Features:
+def _read_features(texts: Sequence[str], rules: tuple[str, ...]) -> Features:
     """Hashes the n-grams and looks for the rules, once for all folds."""
     hits = np.zeros((len(texts), len(rules)), bool)
     if rules:
@@ -85,8 +83,8 @@ def read_features(texts: Sequence[str], rules: tuple[str, ...]) -> Features:
     return Features(word_classes().read_blocks(encode_texts(texts)), hits)
 
 
-def choose_space(features: Features, part: Ints, min_texts: int) -> FeatureSpace:
-    """N-grams that stand in enough texts of the part, with idf counted there."""
+def _choose_space(features: Features, part: Ints, min_texts: int) -> FeatureSpace:
+    """N-grams that occur in enough texts of the part, with idf counted there."""
     in_part = np.zeros(len(features.rule_hits), bool)
     in_part[part] = True
     n_texts = np.zeros(N_BUCKETS, np.int64)
@@ -100,7 +98,7 @@ def choose_space(features: Features, part: Ints, min_texts: int) -> FeatureSpace
     return FeatureSpace(chosen.astype(np.uint32), idf)
 
 
-def build_rows(features: Features, space: FeatureSpace) -> SparseRows:
+def _build_rows(features: Features, space: FeatureSpace) -> SparseRows:
     """All texts as sparse rows: a column per kept n-gram, then one per rule, then a blank.
 
     The blank column keeps every row non-empty; its values are 0.
@@ -109,35 +107,22 @@ def build_rows(features: Features, space: FeatureSpace) -> SparseRows:
     n_columns = len(space.buckets) + n_rules + 1
     column_of = np.full(N_BUCKETS + 1, -1, np.int64)
     column_of[space.buckets] = np.arange(len(space.buckets))
-    texts: list[Ints] = [np.arange(n_texts)]
-    columns: list[Ints] = [np.full(n_texts, n_columns - 1)]
-    values: list[Floats] = [np.zeros(n_texts)]
+    entries = [(np.arange(n_texts), np.full(n_texts, n_columns - 1), np.zeros(n_texts))]
     for weight, block in zip(BLOCK_WEIGHTS, features.blocks, strict=True):
         found = column_of[block.buckets]
         kept = found >= 0
         text_of, columns_here = block.text_of[kept], found[kept]
         idf = space.idf[columns_here]
         lengths = np.sqrt(np.bincount(text_of, weights=idf**2, minlength=n_texts))
-        texts.append(text_of)
-        columns.append(columns_here)
-        values.append(weight * idf / lengths[text_of])
+        entries.append((text_of, columns_here, weight * idf / lengths[text_of]))
     rows_with_rule, rules = np.nonzero(features.rule_hits)
-    texts.append(rows_with_rule)
-    columns.append(len(space.buckets) + rules)
-    values.append(np.full(len(rules), RULE_WEIGHT))
-    return _merge(np.concatenate(texts), np.concatenate(columns), np.concatenate(values), n_columns)
-
-
-def _merge(texts: Ints, columns: Ints, values: Floats, n_columns: int) -> SparseRows:
-    """Sorted by text and column, entries of one cell added up."""
+    entries.append((rows_with_rule, len(space.buckets) + rules, np.full(len(rules), RULE_WEIGHT)))
+    texts, columns, values = map(np.concatenate, zip(*entries, strict=True))
+    # sorted by text and column, entries of one cell added up
     cells, place = np.unique(texts * n_columns + columns, return_inverse=True)
     summed = np.bincount(place, weights=values).astype(np.float64)
-    text_of = cells // n_columns
-    starts = np.searchsorted(text_of, np.arange(text_of[-1] + 1))
+    starts = np.searchsorted(cells // n_columns, np.arange(n_texts))
     return SparseRows(cells % n_columns, summed, starts, n_columns)
-
-
-# --- one model -----------------------------------------------------------------------------------
 
 
 def split_folds(n_items: int, n_folds: int, seed: int) -> list[Ints]:
@@ -153,13 +138,9 @@ def train_linear(
     settings: TrainingSettings | None = None,
     *,
     name: str = "linear",
-    tick: Tick | None = None,
 ) -> LinearModel:
-    """A model from texts and a `(texts, types)` matrix of what they hold."""
-    settings = settings or TrainingSettings()
-    rules = rule_features() if settings.rules else ()
-    features = read_features(texts, rules)
-    trainer = _Trainer(features, gold, taxonomy, settings, rules, name, tick)
+    """A model from texts and a `(texts, types)` matrix of their labels."""
+    trainer = _Trainer(texts, gold, taxonomy, settings or TrainingSettings(), name)
     return trainer.train(np.arange(len(texts)))
 
 
@@ -170,7 +151,6 @@ def cross_validate(
     settings: TrainingSettings | None = None,
     *,
     n_folds: int = 5,
-    tick: Tick | None = None,
 ) -> Floats:
     """Out-of-fold outcome, `(texts, types)`: the probability where the type is given, else -1 x it.
 
@@ -178,9 +158,7 @@ def cross_validate(
     it. A value > 0 means that the type was given.
     """
     settings = settings or TrainingSettings()
-    rules = rule_features() if settings.rules else ()
-    features = read_features(texts, rules)
-    trainer = _Trainer(features, gold, taxonomy, settings, rules, "fold", tick, n_folds)
+    trainer = _Trainer(texts, gold, taxonomy, settings, "fold")
     outcome = np.zeros(gold.shape)
     for held_out in split_folds(len(texts), n_folds, settings.seed):
         part = np.setdiff1d(np.arange(len(texts)), held_out)
@@ -191,11 +169,6 @@ def cross_validate(
     return outcome
 
 
-class _Split(NamedTuple):
-    seen: SparseRows
-    unseen: SparseRows
-
-
 class _Calibrated(NamedTuple):
     platt: list[tuple[float, float]]
     thresholds: Floats
@@ -204,25 +177,22 @@ class _Calibrated(NamedTuple):
 
 
 class _Trainer:
-    """Fits on parts of one set of texts, counting fits."""
+    """Fits on parts of one set of texts."""
 
     def __init__(
         self,
-        features: Features,
+        texts: Sequence[str],
         gold: Bools,
         taxonomy: Taxonomy,
         settings: TrainingSettings,
-        rules: tuple[str, ...],
         name: str,
-        tick: Tick | None,
-        n_models: int = 1,
     ) -> None:
-        self._features, self._gold, self._taxonomy = features, gold, taxonomy
-        self._settings, self._rules, self._name, self._tick = settings, rules, name, tick
+        self._gold, self._taxonomy, self._settings, self._name = gold, taxonomy, settings, name
+        self._rules = rule_features() if settings.rules else ()
+        self._features = _read_features(texts, self._rules)
         self._at_least_one = settings.at_least_one == "yes" or (
             settings.at_least_one == "auto" and gold.shape[1] > 1 and bool(gold.any(axis=1).all())
         )
-        self._n_done, self._n_fits = 0, n_models * (settings.inner_folds + 1)
 
     def train(self, part: Ints) -> LinearModel:
         """Weights from the part; contrasts, calibration and thresholds from its inner folds."""
@@ -230,21 +200,21 @@ class _Trainer:
         scores = np.zeros((len(_CONTRASTS), len(part), self._gold.shape[1]))
         for held_out in split_folds(len(part), settings.inner_folds, settings.seed + 1):
             seen = np.delete(part, held_out)
-            _, rows = self._rows(seen, part[held_out])
+            _, rows = self._rows(seen)
+            fitted, unseen = rows.take(seen), rows.take(part[held_out])
             for column in range(self._gold.shape[1]):
-                for place, model in enumerate(self._fit(rows.seen, seen, column, _CONTRASTS)):
-                    scores[place, held_out, column] = rows.unseen.dot(model.weights) + model.bias
-            self._count_fit()
+                for place, model in enumerate(self._fit(fitted, seen, column, _CONTRASTS)):
+                    scores[place, held_out, column] = unseen.dot(model.weights) + model.bias
         gold = self._gold[part]
         plain, mixed = self._calibrate(scores[0], gold), self._calibrate(scores.mean(axis=0), gold)
         contrasts = _CONTRASTS if mixed.quality > plain.quality else _CONTRASTS[:1]
         platt, thresholds, _ = mixed if mixed.quality > plain.quality else plain
-        space, rows = self._rows(part, part[:1])
+        space, rows = self._rows(part)
+        fitted = rows.take(part)
         models = [
-            mean_model(self._fit(rows.seen, part, column, contrasts))
+            mean_model(self._fit(fitted, part, column, contrasts))
             for column in range(gold.shape[1])
         ]
-        self._count_fit()
         weights = np.stack([model.weights for model in models], axis=1)
         n_ngrams = len(space.buckets)
         return LinearModel(
@@ -264,7 +234,7 @@ class _Trainer:
     def _fit(
         self, rows: SparseRows, part: Ints, column: int, contrasts: Sequence[float]
     ) -> list[Linear]:
-        """One model of a type for each share of contrast."""
+        """One model of a type for each share of contrast, from the part's rows."""
         trust = np.ones(rows.n_columns)
         if self._gold.shape[1] > 1:
             own = f"type:{self._taxonomy.ids[column]}"
@@ -273,15 +243,10 @@ class _Trainer:
         targets, strength = self._gold[part, column], self._settings.strength
         return [fit_type(rows, targets, strength, share, trust) for share in contrasts]
 
-    def _rows(self, seen: Ints, unseen: Ints) -> tuple[FeatureSpace, _Split]:
-        space = choose_space(self._features, seen, self._settings.min_texts)
-        rows = build_rows(self._features, space)
-        return space, _Split(rows.take(seen), rows.take(unseen))
-
-    def _count_fit(self) -> None:
-        self._n_done += 1
-        if self._tick:
-            self._tick(self._n_done, self._n_fits)
+    def _rows(self, part: Ints) -> tuple[FeatureSpace, SparseRows]:
+        """The features that a part of the texts keeps, and all texts in them."""
+        space = _choose_space(self._features, part, self._settings.min_texts)
+        return space, _build_rows(self._features, space)
 
     def _calibrate(self, scores: Floats, gold: Bools) -> _Calibrated:
         platt = [fit_platt(*columns) for columns in zip(scores.T, gold.T, strict=True)]
