@@ -1,11 +1,9 @@
 """PsyQA's published file and its common forks as records, whatever the file format.
 
-    for row in read_questions(Path("PsyQA_full.json"), with_answers=True):
-        match row:
-            case SourceItem(question, answers): ...
-            case Rejection(reason=reason, where=where): ...
-
-Nothing here judges or changes wording; see `cleaning` for the characters that are taken out.
+for row in read_questions(Path("PsyQA_full.json"), with_answers=True):
+    match row:
+        case SourceItem(question, answers): ...
+        case Rejection(reason=reason, where=where): ...
 """
 
 from cbtqa.psyqa.questions import (
