@@ -61,8 +61,6 @@ def open_text(path: Path, encoding: str = "utf-8") -> Iterator[IO[str]]:
         raise DataError(found, where=str(path), hint=hint) from None
 
 
-
-
 def _reads_as_gb18030(path: Path) -> bool:
     """True when the file's beginning decodes as Chinese, a character cut at its end left out."""
     with path.open("rb") as stream:
@@ -349,7 +347,7 @@ def _not_finite(value: Any, field: str = "") -> Iterator[tuple[str, float]]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes what a killed `replacing` left in a folder; the caller must hold the folder's lock."""
+    """Removes what a killed `replacing` left; the caller must hold the folder's lock."""
     for path in folder.glob(".*.part"):
         path.unlink(missing_ok=True)
 
