@@ -243,10 +243,7 @@ class _Counts:
 
 
 def _labelled_rows(
-    settings: LabelSettings,
-    labellers: Sequence[PartLabeller],
-    counts: _Counts,
-    rejections: TextIO,
+    settings: LabelSettings, labellers: Sequence[PartLabeller], counts: _Counts, rejections: TextIO
 ) -> Iterator[LabelledText]:
     parts = _read_parts(settings, counts)
     while chunk := list(islice(parts, _CHUNK)):
@@ -305,7 +302,7 @@ def open_labeller(spec: str, taxonomy: Taxonomy) -> Labeller:
     """
     if spec == "patterns":
         return PatternLabeller(taxonomy)
-    return load_labeller(Path(spec), taxonomy).labeller
+    return load_labeller(Path(spec), taxonomy)
 
 
 def _label_by_answer(
@@ -316,16 +313,13 @@ def _label_by_answer(
         raise DataError("has no answer and no labels", where=f"{settings.input}: text {source.id}")
     if source.answer_labels is None:
         return labels_named_in(str(source.answer), taxonomy)
-    mapped = map_labels(source.answer_labels, taxonomy, taxonomy)
-    counts.lost.update(label.id for label in mapped.lost if label.became is None)
-    return mapped.labels
+    labels, dropped = map_labels(source.answer_labels, taxonomy)
+    counts.lost.update(dropped)
+    return labels
 
 
 def _ask_llm(
-    taxonomy: Taxonomy,
-    settings: LabelSettings,
-    stack: ExitStack,
-    on_progress: OnProgress | None,
+    taxonomy: Taxonomy, settings: LabelSettings, stack: ExitStack, on_progress: OnProgress | None
 ) -> PartLabeller:
     """Asks about every part, into the journal; the result reads the labels from there."""
     service, task = _llm(taxonomy, settings)

@@ -179,11 +179,7 @@ class LinearLabeller:
         return _Scored(probabilities, added, encoded.starts, clauses)
 
     def _add_hits(
-        self,
-        added: Floats32,
-        scores: Floats,
-        hits: list[list[PatternHit]],
-        starts: Ints,
+        self, added: Floats32, scores: Floats, hits: list[list[PatternHit]], starts: Ints
     ) -> None:
         """Adds each rule once to its text's score, and to the clause of every hit."""
         once: set[tuple[int, int]] = set()

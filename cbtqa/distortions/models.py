@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -60,14 +59,6 @@ class ModelSignature(Record):
     created_at: str
 
 
-@dataclass(frozen=True)
-class SavedLabeller:
-    """A labeller read from a folder, with what is known about it."""
-
-    labeller: Labeller
-    signature: ModelSignature
-
-
 def describe_model(
     kind: Literal["linear", "encoder"],
     name: str,
@@ -112,7 +103,7 @@ def write_signature(folder: Path, signature: ModelSignature) -> None:
     write_json(folder / SIGNATURE_NAME, signature)
 
 
-def load_labeller(folder: Path, taxonomy: Taxonomy | None = None) -> SavedLabeller:
+def load_labeller(folder: Path, taxonomy: Taxonomy | None = None) -> Labeller:
     """The labeller of a folder.
 
     Args:
@@ -145,8 +136,8 @@ def load_labeller(folder: Path, taxonomy: Taxonomy | None = None) -> SavedLabell
     if signature.kind == "encoder":
         from cbtqa.distortions.encoder import EncoderLabeller
 
-        return SavedLabeller(EncoderLabeller.load(folder, signature.name, own), signature)
-    return SavedLabeller(LinearLabeller(_read_linear(folder, signature, own)), signature)
+        return EncoderLabeller.load(folder, signature.name, own)
+    return LinearLabeller(_read_linear(folder, signature, own))
 
 
 def _read_linear(folder: Path, signature: ModelSignature, taxonomy: Taxonomy) -> LinearModel:

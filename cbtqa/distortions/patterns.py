@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import ahocorasick
 from pydantic import Field
 
-from cbtqa.distortions.clauses import Bounds, Span, clause_bounds, split_clauses
+from cbtqa.distortions.clauses import Bounds, Span, clause_bounds
 from cbtqa.distortions.labellers import Labels
 from cbtqa.distortions.taxonomy import Taxonomy, lift_id, load_taxonomy, shipped_concepts
 from cbtqa.errors import DataError
@@ -175,18 +175,6 @@ class PatternLabeller:
                     hits.append(PatternHit(rule, span, Span(*whole)))
         return hits
 
-    def find_key_thought(self, text: str) -> tuple[str, str | None]:
-        """The clause that best carries the writer's thought, verbatim, and its type.
-
-        The type is an id of the labeller's taxonomy; None when no rule holds, and then the clause
-        is the one that sounds most like a belief about oneself. `("", None)` for a blank text.
-        """
-        if hits := [hit for hit in self.find_hits(text) if self._counts(hit)]:
-            best = max(hits, key=lambda hit: (hit.rule.type != "distorted", hit.rule.confidence))
-            return best.clause.of(text), self._ids[best.rule.type]
-        clauses = [clause.of(text) for clause in split_clauses(text)]
-        return max(clauses, key=_belief_score, default=""), None
-
     def _counts(self, hit: PatternHit) -> bool:
         """Whether a hit gives a label: its type is in the taxonomy, its rule sure enough."""
         return bool(self._ids[hit.rule.type]) and hit.rule.confidence >= self._min_confidence
@@ -222,21 +210,6 @@ def _holds(rule: PatternRule, text: str, start: int, end_piece: Span) -> bool:
     if is_question or _SAID_BY_OTHERS.search(context):
         return False
     return "我" in text[start:end] or not _ABOUT_OTHERS.search(context)
-
-
-_BELIEF = re.compile(r"觉得|感觉|认为|以为|害怕|担心|怀疑|相信|总想|希望")
-_SELF = re.compile(r"我|自己")
-_FEELING = re.compile(
-    r"难|痛|怕|焦虑|累|烦|伤|哭|绝望|压抑|迷茫|孤独|后悔|委屈|讨厌|无助|崩溃|不知道"
-)
-_ASKING = re.compile(r"怎么办|怎么|如何|请问|吗$|呢$|谢谢|你好")
-
-
-def _belief_score(clause: str) -> tuple[int, int]:
-    """How much a clause sounds like a belief about oneself, then its length."""
-    score = 3 * bool(_BELIEF.search(clause)) + 2 * bool(_FEELING.search(clause))
-    score += bool(_SELF.search(clause)) - 2 * bool(_ASKING.search(clause))
-    return score, min(len(clause), 40)
 
 
 # --- the rule file -------------------------------------------------------------------------------

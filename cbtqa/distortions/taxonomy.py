@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from functools import cache, cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from cbtqa.errors import DataError
 from cbtqa.files import open_text, parse_record, parse_yaml, shipped_yaml
@@ -78,7 +78,7 @@ class Taxonomy(Record):
         return tuple(
             finer
             for finer in shipped_concepts()
-            if finer != type_id and _lift(finer, frozenset(self.ids)).id == type_id
+            if finer != type_id and lift_id(finer, self) == type_id
         )
 
     def zh_name(self, concept_id: str) -> str:
@@ -100,29 +100,6 @@ class Taxonomy(Record):
             for name in shipped_concepts()[finer].names
         ]
         return {normalise_name(name): entry for name, entry in reversed(names)}
-
-
-class LostLabel(Record):
-    """What a map could not keep of one label."""
-
-    id: NonEmptyText
-    """The id in the source taxonomy."""
-    became: str | None
-    """The id in the target taxonomy; None when the label was dropped."""
-    lost: NonEmptyText
-    """What the target cannot express, for a person."""
-
-
-class MappedLabels(NamedTuple):
-    """Labels in the target taxonomy, and what the map lost."""
-
-    labels: tuple[DistortionLabel, ...]
-    lost: tuple[LostLabel, ...]
-
-
-class _Lifted(NamedTuple):
-    id: str | None
-    lost: str
 
 
 def normalise_name(name: str) -> str:
@@ -172,45 +149,33 @@ def load_taxonomy(name_or_path: str = "burns-10") -> Taxonomy:
 
 
 def map_labels(
-    labels: Iterable[DistortionLabel], source: Taxonomy, target: Taxonomy
-) -> MappedLabels:
-    """Labels of `source` in terms of `target`, and what that loses.
+    labels: Iterable[DistortionLabel], target: Taxonomy
+) -> tuple[tuple[DistortionLabel, ...], tuple[str, ...]]:
+    """Labels in terms of `target`, and the ids for which it has no place.
 
-    A label keeps its id where the target has it, else goes to the broader concept the target has,
-    else is dropped. Labels that meet in one id stay separate: each has its own evidence.
+    Labels that meet in one id stay separate: each has its own evidence.
 
     Raises:
-        DataError: a label is not of the source taxonomy.
+        DataError: a label is neither a type of `target` nor a known concept.
     """
-    kept: list[DistortionLabel] = []
-    lost: list[LostLabel] = []
-    target_ids = frozenset(target.ids)
+    kept, dropped = [], []
     for label in labels:
-        if label.id not in source.ids and label.id not in shipped_concepts():
-            raise DataError(f"'{label.id}' is not a type of {source.id}")
-        lifted = _lift(label.id, target_ids)
-        if lifted.id is not None:
-            kept.append(label.model_copy(update={"id": lifted.id}))
-        if lifted.lost:
-            lost.append(LostLabel(id=label.id, became=lifted.id, lost=lifted.lost))
-    return MappedLabels(tuple(kept), tuple(lost))
+        if label.id not in target.ids and label.id not in shipped_concepts():
+            raise DataError(f"'{label.id}' is not a type of {target.id}")
+        type_id = lift_id(label.id, target)
+        if type_id is None:
+            dropped.append(label.id)
+        else:
+            kept.append(label.model_copy(update={"id": type_id}))
+    return tuple(kept), tuple(dropped)
 
 
 def lift_id(concept_id: str, target: Taxonomy) -> str | None:
     """The id that `target` uses for a concept, following merges; None when it has no place."""
-    return _lift(concept_id, frozenset(target.ids)).id
-
-
-@cache
-def _lift(concept_id: str, target_ids: frozenset[str]) -> _Lifted:
-    at, losses = concept_id, []
-    while at not in target_ids:
-        edge = next((edge for edge in _maps()["broader"] if edge["from"] == at), None)
-        if edge is None:
-            return _Lifted(None, "the whole label: the target has no such type")
-        losses.append(edge["lost"])
-        at = edge["to"]
-    return _Lifted(at, ", then ".join(losses))
+    at: str | None = concept_id
+    while at is not None and at not in target.ids:
+        at = _maps()["broader"].get(at)
+    return at
 
 
 @cache
