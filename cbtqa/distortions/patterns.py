@@ -24,7 +24,7 @@ from cbtqa.distortions.clauses import Bounds, Span, clause_bounds
 from cbtqa.distortions.labellers import Labels
 from cbtqa.distortions.taxonomy import Taxonomy, lift_id, load_taxonomy, shipped_concepts
 from cbtqa.errors import DataError
-from cbtqa.files import open_text, parse_record, parse_yaml
+from cbtqa.files import open_text, parse_record, parse_yaml, shipped_yaml
 from cbtqa.records import DistortionLabel, NonEmptyText, Record
 
 _MAX_EXPANSIONS = 12_000
@@ -34,25 +34,13 @@ _CONTEXT_LENGTH = 24
 _LONGEST_ACROSS = 40
 """Characters that a phrase over several clauses may span; assumed."""
 
-_THIRD_PERSON = (
-    "孩子|儿子|女儿|宝宝|学生|弟弟|妹妹|哥哥|姐姐|老公|老婆|丈夫|妻子|男朋友|女朋友|男友|女友|"
-    "妈妈|爸爸|母亲|父亲|我妈|我爸|父母|爸妈|婆婆|公公|朋友|闺蜜|同学|同事|室友|舍友|领导|老师|"
-    "来访者|他们|她们|别人|人家|有的人|有些人|家人|他|她"
-)
-_NEGATED = re.compile(
-    r"(?:(?<!是)不是|并非|并不是|不觉得|不认为|没觉得|没有觉得|不再|从不|哪有|谁说|不会(?:觉得|认为)|"
-    r"不想(?:当|做|成为)|不愿(?:当|做|成为)|不要|别|停止|避免|克服|摆脱)[^，。！？；,]{0,6}$"
-)
-_NOT_BEFORE = re.compile(r"(?<![是会要好能])不")
-"""A 不 right before the phrase, but not that of 是不是, 会不会 or 要不."""
-_SUPPOSED = re.compile(r"(?:如果|要是|假如|倘若|假设|即使|就算|哪怕|除非)[^。！？；]{0,16}$")
-_SAID_BY_OTHERS = re.compile(
-    rf"(?:{_THIRD_PERSON}|大家|所有人|人)[^，。！？；,]{{0,6}}"
-    r"(?:说|骂|吼|喊|批评|指责|数落|回复|告诉我|嫌|讽刺|骂我|说我)[^，。！？；,]{0,3}[:：，,]?[“\"'「]?[^，。！？；,]{0,3}$"
-)
-_ABOUT_OTHERS = re.compile(
-    rf"(?:^|[，。！？；,\n])(?:我|我的|我家|我们|这个|有个)?(?:{_THIRD_PERSON})[^我。！？]*$"
-)
+
+@cache
+def _contexts() -> Mapping[str, re.Pattern[str]]:
+    """Regexes over what comes before a phrase, in which it is not the writer's own thought."""
+    raw = shipped_yaml("cbtqa.distortions", "contexts.zh.yaml")
+    patterns = raw["contexts"].items()
+    return {name: re.compile(text.replace("<person>", raw["person"])) for name, text in patterns}
 
 
 class PatternRule(Record):
@@ -196,20 +184,20 @@ def _holds(rule: PatternRule, text: str, start: int, end_piece: Span) -> bool:
     context = text[max(0, start - _CONTEXT_LENGTH) : until]
     if not context:
         return True
-    if not rule.negated and (
-        _NEGATED.search(context) or (start and _NOT_BEFORE.match(text, start - 1))
-    ):
+    contexts = _contexts()
+    is_after_not = start and contexts["not_before"].match(text, start - 1)
+    if not rule.negated and (is_after_not or contexts["negated"].search(context)):
         return False
-    if not rule.as_if and _SUPPOSED.search(context):
+    if not rule.as_if and contexts["supposed"].search(context):
         return False
     if rule.of_others:
         return True
     end = end_piece.end
     # in a question such as 好不好 or 行不行 the phrase's 不好 is no verdict
     is_question = text[end - 2 : end - 1] == "不" and text[end - 3 : end - 2] == text[end - 1]
-    if is_question or _SAID_BY_OTHERS.search(context):
+    if is_question or contexts["said_by_others"].search(context):
         return False
-    return "我" in text[start:end] or not _ABOUT_OTHERS.search(context)
+    return "我" in text[start:end] or not contexts["about_others"].search(context)
 
 
 # --- the rule file -------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
-"""Trains the light labeller: features, weights, calibration, thresholds, and an honest estimate.
+"""Trains and measures the light labeller: features, weights, calibration, thresholds.
 
-Nothing that is measured on a text was chosen by looking at it: calibration and thresholds come
-from inner folds of the training part alone, and `cross_validate` repeats all of it in each fold.
+Calibration and thresholds come from inner folds of the training part alone, and `cross_validate`
+repeats all of it in each fold, so nothing measured on a text was chosen by looking at it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Ints = npt.NDArray[np.int64]
 
 
 class TrainingSettings(Settings):
-    """What shapes a light model."""
+    """Settings of a light model."""
 
     strength: float = Field(3.0, gt=0)
     """How closely the weights follow the data (C of the regression)."""
@@ -64,13 +64,6 @@ class Features(NamedTuple):
     """`(texts, rules)`."""
 
 
-class FeatureSpace(NamedTuple):
-    """The n-grams that a training part keeps, with their weights."""
-
-    buckets: npt.NDArray[np.uint32]
-    idf: Floats
-
-
 def _read_features(texts: Sequence[str], rules: tuple[str, ...]) -> Features:
     """Hashes the n-grams and looks for the rules, once for all folds."""
     hits = np.zeros((len(texts), len(rules)), bool)
@@ -83,8 +76,8 @@ def _read_features(texts: Sequence[str], rules: tuple[str, ...]) -> Features:
     return Features(word_classes().read_blocks(encode_texts(texts)), hits)
 
 
-def _choose_space(features: Features, part: Ints, min_texts: int) -> FeatureSpace:
-    """N-grams that occur in enough texts of the part, with idf counted there."""
+def _choose_ngrams(features: Features, part: Ints, min_texts: int) -> tuple[Ints, Floats]:
+    """Buckets of the n-grams that occur in enough texts of the part, and their idf there."""
     in_part = np.zeros(len(features.rule_hits), bool)
     in_part[part] = True
     n_texts = np.zeros(N_BUCKETS, np.int64)
@@ -94,29 +87,28 @@ def _choose_space(features: Features, part: Ints, min_texts: int) -> FeatureSpac
         n_texts += np.bincount(np.unique(pairs) % N_BUCKETS, minlength=N_BUCKETS)
     chosen = np.flatnonzero(n_texts >= min_texts)
     # the root, because the classes' own counts weight n-grams once more, see `contrast_columns`
-    idf = np.sqrt(np.log((1 + len(part)) / (1 + n_texts[chosen])) + 1)
-    return FeatureSpace(chosen.astype(np.uint32), idf)
+    return chosen, np.sqrt(np.log((1 + len(part)) / (1 + n_texts[chosen])) + 1)
 
 
-def _build_rows(features: Features, space: FeatureSpace) -> SparseRows:
+def _build_rows(features: Features, buckets: Ints, idf: Floats) -> SparseRows:
     """All texts as sparse rows: a column per kept n-gram, then one per rule, then a blank.
 
     The blank column keeps every row non-empty; its values are 0.
     """
     n_texts, n_rules = features.rule_hits.shape
-    n_columns = len(space.buckets) + n_rules + 1
+    n_columns = len(buckets) + n_rules + 1
     column_of = np.full(N_BUCKETS + 1, -1, np.int64)
-    column_of[space.buckets] = np.arange(len(space.buckets))
+    column_of[buckets] = np.arange(len(buckets))
     entries = [(np.arange(n_texts), np.full(n_texts, n_columns - 1), np.zeros(n_texts))]
     for weight, block in zip(BLOCK_WEIGHTS, features.blocks, strict=True):
         found = column_of[block.buckets]
         kept = found >= 0
         text_of, columns_here = block.text_of[kept], found[kept]
-        idf = space.idf[columns_here]
-        lengths = np.sqrt(np.bincount(text_of, weights=idf**2, minlength=n_texts))
-        entries.append((text_of, columns_here, weight * idf / lengths[text_of]))
+        values = idf[columns_here]
+        lengths = np.sqrt(np.bincount(text_of, weights=values**2, minlength=n_texts))
+        entries.append((text_of, columns_here, weight * values / lengths[text_of]))
     rows_with_rule, rules = np.nonzero(features.rule_hits)
-    entries.append((rows_with_rule, len(space.buckets) + rules, np.full(len(rules), RULE_WEIGHT)))
+    entries.append((rows_with_rule, len(buckets) + rules, np.full(len(rules), RULE_WEIGHT)))
     texts, columns, values = map(np.concatenate, zip(*entries, strict=True))
     # sorted by text and column, entries of one cell added up
     cells, place = np.unique(texts * n_columns + columns, return_inverse=True)
@@ -200,7 +192,7 @@ class _Trainer:
         scores = np.zeros((len(_CONTRASTS), len(part), self._gold.shape[1]))
         for held_out in split_folds(len(part), settings.inner_folds, settings.seed + 1):
             seen = np.delete(part, held_out)
-            _, rows = self._rows(seen)
+            *_, rows = self._rows(seen)
             fitted, unseen = rows.take(seen), rows.take(part[held_out])
             for column in range(self._gold.shape[1]):
                 for place, model in enumerate(self._fit(fitted, seen, column, _CONTRASTS)):
@@ -209,19 +201,19 @@ class _Trainer:
         plain, mixed = self._calibrate(scores[0], gold), self._calibrate(scores.mean(axis=0), gold)
         contrasts = _CONTRASTS if mixed.quality > plain.quality else _CONTRASTS[:1]
         platt, thresholds, _ = mixed if mixed.quality > plain.quality else plain
-        space, rows = self._rows(part)
+        buckets, idf, rows = self._rows(part)
         fitted = rows.take(part)
         models = [
             mean_model(self._fit(fitted, part, column, contrasts))
             for column in range(gold.shape[1])
         ]
         weights = np.stack([model.weights for model in models], axis=1)
-        n_ngrams = len(space.buckets)
+        n_ngrams = len(buckets)
         return LinearModel(
             taxonomy=self._taxonomy,
             name=self._name,
-            buckets=space.buckets,
-            idf=space.idf.astype(np.float32),
+            buckets=buckets.astype(np.uint32),
+            idf=idf.astype(np.float32),
             coefficients=weights[:n_ngrams].astype(np.float32),
             rules=self._rules,
             rule_coefficients=weights[n_ngrams:-1].astype(np.float32),
@@ -243,10 +235,10 @@ class _Trainer:
         targets, strength = self._gold[part, column], self._settings.strength
         return [fit_type(rows, targets, strength, share, trust) for share in contrasts]
 
-    def _rows(self, part: Ints) -> tuple[FeatureSpace, SparseRows]:
-        """The features that a part of the texts keeps, and all texts in them."""
-        space = _choose_space(self._features, part, self._settings.min_texts)
-        return space, _build_rows(self._features, space)
+    def _rows(self, part: Ints) -> tuple[Ints, Floats, SparseRows]:
+        """The n-grams that a part of the texts keeps, their idf, and all texts in them."""
+        chosen = _choose_ngrams(self._features, part, self._settings.min_texts)
+        return *chosen, _build_rows(self._features, *chosen)
 
     def _calibrate(self, scores: Floats, gold: Bools) -> _Calibrated:
         platt = [fit_platt(*columns) for columns in zip(scores.T, gold.T, strict=True)]
@@ -283,11 +275,10 @@ def mean_model(models: Sequence[Linear]) -> Linear:
 
 
 def contrast_columns(rows: SparseRows, targets: Bools, share: float) -> Floats:
-    """`(columns,)`: how much each column tells texts of a type from the others, signed.
+    """`(columns,)`: how much each column separates texts of a type from the others, signed.
 
-    The log ratio of the column's share among texts with the type and among the rest, held within
-    `_MOST_CONTRAST` and, below a share of 1, drawn towards the mean size, so that no column is
-    silenced.
+    The log ratio of the column's share among texts with the type and among the rest, clipped at
+    `_MOST_CONTRAST` and, below a share of 1, drawn towards the mean size.
 
     Source: Wang and Manning, Baselines and Bigrams (ACL 2012), section 2.3.
     """
@@ -301,11 +292,10 @@ def contrast_columns(rows: SparseRows, targets: Bools, share: float) -> Floats:
 
 
 _CONTRASTS = (0.0, 0.6, 1.0)
-"""Shares of contrast; the models of all are averaged where inner folds say that this beats 0."""
+"""Shares of contrast; the models of all are averaged where this beats 0 in the inner folds."""
 _MOST_CONTRAST = 3.0
 _TRUST = 3.0
-"""Scale of the feature that rules of a type's own name give, against other rules: what a few
-texts are too few to teach is taken from the rule file."""
+"""Scale of the feature of rules of a type's own name: few texts cannot teach it."""
 
 
 def choose_thresholds(
