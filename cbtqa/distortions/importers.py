@@ -22,8 +22,6 @@ from cbtqa.files import shipped_yaml
 from cbtqa.records import NonEmptyText, Record
 
 _SEPARATORS = re.compile(r"[;；|、,，/]+")
-_ORDER = ("socialcd", "therapist", "cbt-bench", "cogdis", "c2d2", "plain")
-"""The order in which columns are compared: from the most to the least peculiar."""
 
 
 class DataFormat(Record):
@@ -99,8 +97,7 @@ def _first_of(names: tuple[str, ...], row: Row) -> str | None:
 
 
 def _tell_format(row: Row, path: Path) -> str:
-    for name in _ORDER:
-        known = data_formats()[name]
+    for name, known in data_formats().items():
         if _first_of(known.text, row) is None:
             continue
         if known.one_column_per_type:

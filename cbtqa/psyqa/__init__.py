@@ -9,7 +9,6 @@ for row in read_questions(Path("PsyQA_full.json"), with_answers=True):
 from cbtqa.psyqa.questions import (
     ALIASES,
     MAX_CHARS,
-    QuestionReader,
     SourceItem,
     bundled_sample_path,
     is_bundled_sample,
@@ -22,7 +21,6 @@ __all__ = [
     "ALIASES",
     "MAX_CHARS",
     "DataReport",
-    "QuestionReader",
     "SourceItem",
     "bundled_sample_path",
     "check_file",

@@ -86,9 +86,8 @@ class _Seen:
 
     def _double(self) -> None:
         old, self._slots = self._slots, array("Q", bytes(16 * len(self._slots)))
-        for key in old:
-            if key:
-                self._slots[self._slot_of(key)] = key
+        for key in filter(None, old):
+            self._slots[self._slot_of(key)] = key
 
 
 def _hash(text: str) -> int:
@@ -114,22 +113,37 @@ def parse_columns(pairs: Sequence[str]) -> dict[str, str]:
 
 
 class QuestionReader(Iterator[SourceItem | Rejection]):
-    """Reads a file once, row by row; every row comes out as an item or as a rejection.
+    """The rows of PsyQA's JSON, or of JSONL, CSV, TSV or Parquet, as items and rejections.
 
-    Duplicates: of rows with the same id, or with the same cleaned question and description, the
-    first usable one stays. A file whose first row has no id column gets ids from its content
-    (`q-` and 16 hex digits of SHA-256), which do not depend on the order of the rows; in any
-    other file a row without an id is rejected.
+    Streams: memory grows by 32 bytes a question only, to find duplicates. Of rows with the same
+    id, or with the same cleaned question and description, the first usable one stays. A file
+    whose first row has no id column gets ids from its content (`q-` and 16 hex digits of
+    SHA-256); in any other file a row without an id is rejected.
+
+    Args:
+        encoding: of text files; a UTF-8 byte-order mark is accepted and noted in `source`.
+        columns: field (id, question, description, keywords, answers) to column, where the names
+            in circulation do not fit.
+        with_answers: also read the human answers.
+        max_chars: longest text accepted, in characters.
+
+    Raises:
+        UsageError: `columns` names a field that questions do not have.
+        DataError: at once when the file is not what its name promises; while reading when its
+            syntax is broken, with the line and the number of rows read before, or when no row has
+            the question or a column of `columns`.
     """
 
     def __init__(
         self,
         path: Path,
-        encoding: str,
-        columns: Mapping[str, str],
-        with_answers: bool,
-        max_chars: int,
+        *,
+        encoding: str = "utf-8",
+        columns: Mapping[str, str] | None = None,
+        with_answers: bool = False,
+        max_chars: int = MAX_CHARS,
     ) -> None:
+        columns = columns or {}
         if unknown := sorted(set(columns) - set(ALIASES)):
             raise UsageError(f"questions have no field '{unknown[0]}': {', '.join(ALIASES)}")
         self.source = identify(path, encoding)
@@ -274,32 +288,8 @@ class QuestionReader(Iterator[SourceItem | Rejection]):
         return tuple(answers), tuple(rejected)
 
 
-def read_questions(
-    path: Path,
-    *,
-    encoding: str = "utf-8",
-    columns: Mapping[str, str] | None = None,
-    with_answers: bool = False,
-    max_chars: int = MAX_CHARS,
-) -> QuestionReader:
-    """The rows of PsyQA's JSON, or of JSONL, CSV, TSV or Parquet, as items and rejections.
-
-    Streams: memory grows by 32 bytes a question only, to find duplicates.
-
-    Args:
-        encoding: of text files; a UTF-8 byte-order mark is accepted and noted in `source`.
-        columns: field (id, question, description, keywords, answers) to column, where the names
-            in circulation do not fit.
-        with_answers: also read the human answers.
-        max_chars: longest text accepted, in characters.
-
-    Raises:
-        UsageError: `columns` names a field that questions do not have.
-        DataError: at once when the file is not what its name says; while reading when its syntax
-            is broken, with the line and the number of rows read before, or when no row has the
-            question or a column of `columns`.
-    """
-    return QuestionReader(path, encoding, columns or {}, with_answers, max_chars)
+read_questions = QuestionReader
+"""What callers use: reading is a call, the reader's counts are attributes."""
 
 
 def bundled_sample_path() -> Path:
