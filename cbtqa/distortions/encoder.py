@@ -146,8 +146,7 @@ def tune_encoder(
 ) -> EncoderLabeller:
     """Tunes an encoder on a gold set and writes its weights, tokenizer and thresholds to `folder`.
 
-    Args:
-        on_step: called with step, steps in all and loss.
+    `on_step` is called with step, steps in all and loss.
 
     Raises:
         MissingExtraError: torch or transformers is not installed.

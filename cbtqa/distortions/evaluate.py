@@ -254,7 +254,7 @@ def calibrate(
 ) -> tuple[tuple[CalibrationBin, ...], float | None]:
     """Reliability curve of the labels that were given, and the expected calibration error.
 
-    Only given labels carry a confidence, so the curve says nothing of labels that were not given.
+    Only given labels have a confidence, so the curve does not cover labels that were not given.
     Source: Guo et al., ICML 2017 (equal-width bins, weighted by their labels).
     """
     pairs = [

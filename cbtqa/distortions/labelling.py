@@ -44,7 +44,7 @@ class LabelledText(Record):
 
 
 def write_labels(path: Path, rows: Iterable[LabelledText]) -> None:
-    """Writes rows as the suffix says; CSV and TSV get one column `types` and the labels as JSON.
+    """Writes rows in the format of the suffix; CSV and TSV hold the labels as JSON.
 
     Raises:
         DataError: an unknown suffix.
@@ -340,11 +340,7 @@ def _llm(taxonomy: Taxonomy, settings: LabelSettings) -> tuple[Service, Labellin
 
 
 def estimate_labels(settings: LabelSettings) -> Estimate:
-    """What would still be sent to the llm; the other labellers send nothing.
-
-    Raises:
-        DataError, ConfigError: as `label_file`.
-    """
+    """What would still be sent to the llm; the other labellers send nothing."""
     service, task = None, None
     if "llm" in settings.labeller:
         service, task = _llm(load_taxonomy(settings.taxonomy), settings)

@@ -38,7 +38,7 @@ class ModelSignature(Record):
     name: NonEmptyText
     taxonomy: NonEmptyText
     own_taxonomy: Taxonomy | None = None
-    """The taxonomy itself where it is not a shipped one: the folder stands without its file."""
+    """The taxonomy itself where it is not a shipped one, so that its file is not needed."""
     types: tuple[str, ...]
     """Ids in the order of the arrays' columns."""
     data_name: str

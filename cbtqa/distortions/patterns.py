@@ -106,11 +106,7 @@ class PatternLabeller:
         self._ids = {rule.type: lift_id(rule.type, self.taxonomy) for rule in self.rules}
 
     def label(self, text: str, hits: Iterable[PatternHit] | None = None) -> Labels:
-        """One label for each type found, with its surest clause, surest first.
-
-        Args:
-            hits: `find_hits` of the text, when already known.
-        """
+        """One label for each type in `hits` (default: of the text), with its surest clause."""
         best: dict[str, PatternHit] = {}
         for hit in self.find_hits(text) if hits is None else hits:
             if self._counts(hit):
@@ -134,11 +130,7 @@ class PatternLabeller:
         return [self.label(text) for text in texts]
 
     def find_hits(self, text: str, clauses: Bounds | None = None) -> list[PatternHit]:
-        """Every place where a rule holds, in the order of the text.
-
-        Args:
-            clauses: of the text, when already known.
-        """
+        """Every place where a rule holds, in order; `clauses` of the text save a second split."""
         hits: list[PatternHit] = []
         starts: list[int] = []
         bounds: Bounds = ()

@@ -53,6 +53,8 @@ class TrainSettings(GoldSettings):
     """For --encoder: passes over the texts."""
     strength: float = Field(3.0, gt=0)
     """How closely the weights follow the data."""
+    at_least_one: Literal["auto", "yes", "no"] = "auto"
+    """Give every text at least one type; auto: when every training text has one."""
     seed: int = 0
     """Seed of every split."""
 
@@ -93,7 +95,8 @@ def train_labeller(settings: TrainSettings, say: Say) -> TrainedReport:
         raise ConfigError(f"--out: {settings.out} is not empty")
     if settings.encoder is not None:
         return _tune(settings, gold, say)
-    training = TrainingSettings(strength=settings.strength, seed=settings.seed)
+    shared = settings.model_dump(include={"strength", "at_least_one", "seed"})
+    training = TrainingSettings(**shared)
     data = gold.texts, gold.matrix, gold.taxonomy, training
     given = None
     if settings.folds:

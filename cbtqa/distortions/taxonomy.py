@@ -62,7 +62,7 @@ class Taxonomy(Record):
 
     @property
     def sha256(self) -> str:
-        """Hash of all it says, the same wherever its file lies."""
+        """Hash of its content, the same wherever its file is."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
     def find(self, name: str) -> DistortionType | None:

@@ -4,9 +4,7 @@ A prompt is a Markdown file `name.vN.md`: YAML front matter (id, version, langua
 output, source), then a `# system` and a `# user` block with `$name` holes. A released file is
 never edited: a change is a new version, and `prompts.lock` holds the hashes.
 
-    prompt = load_prompt("cbt_answer")                 # newest version
-    messages = prompt.render(question="...", description="...")
-    messages == [{"role": "system", "content": "..."}, {"role": "user", "content": "..."}]
+    messages = load_prompt("cbt_answer").render(question="...", description="...")
 """
 
 from __future__ import annotations

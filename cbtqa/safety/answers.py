@@ -118,7 +118,7 @@ def _unknown_numbers(
 def _promises(
     text: str, folded: str, numbers: list[_NamedNumber], lines: LocaleLines, locale: Locale
 ) -> Iterator[Problem]:
-    """Promises of a line at any hour, unless the file says that the line nearest to them keeps it.
+    """Promises of a line at any hour, unless the nearest line keeps it according to the file.
 
     Only 18 hours a day are guaranteed for 12356: at night the promise may ring into nothing.
     """

@@ -33,10 +33,8 @@ def find(book: RuleBook, text: str, folded: str | None = None) -> list[Found]:
     """Every anchor of the book in the text, in order of appearance.
 
     Spaces may split a word or replace a comma. Both readings are tried; where they find the
-    same place, the one with commas decides, because it knows where clauses end.
-
-    Args:
-        folded: the text as `fold` gives it, where the caller has it already.
+    same place, the one with commas decides, because it knows where clauses end. `folded` saves
+    a second `fold` of the text.
     """
     folded = fold(text) if folded is None else folded
     found = _find(book, folded, squeeze(folded, book.language, keep_pauses=True), True)

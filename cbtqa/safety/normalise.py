@@ -39,7 +39,7 @@ _READINGS = {
     "zh": rf"[ {_SYMBOLS}.\-—/…]+",
     # spaces between longer pieces stay: people type them in place of commas
     "zh_pauses": rf"[{_SYMBOLS}.\-—/…]+|(?<!{_HAN_PAIR}) +| (?= )| (?!{_HAN_PAIR})",
-    # English words need their spaces: only what stands inside a word or doubles a space goes
+    # English words need their spaces: only marks inside a word and double spaces go
     "en": rf"[{_SYMBOLS}]+|(?<=[a-z])[.\-/](?=[a-z])|(?<=\s)\s+"
     r"|(?<=[^a-z][b-hj-z]) (?=[a-z](?![a-z]))|(?<=[^a-z][a-z]) (?=[b-hj-z](?![a-z]))",
 }
@@ -85,11 +85,9 @@ def fold(text: str) -> str:
 
 
 def squeeze(folded: str, language: Language, *, keep_pauses: bool = False) -> str:
-    """The folded text without what may stand inside a word.
+    """The folded text without the marks that people put inside words.
 
-    Args:
-        keep_pauses: in Chinese, spaces between longer pieces, which people type in place of
-            commas, become commas.
+    With `keep_pauses`, spaces between longer Chinese parts, typed like commas, become commas.
     """
     squeezed = _noise(folded, language, keep_pauses).sub("", folded)
     return squeezed.replace(" ", ",") if keep_pauses and language == "zh" else squeezed

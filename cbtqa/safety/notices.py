@@ -117,7 +117,8 @@ class LocaleLines(Record):
     @property
     def numbers(self) -> frozenset[str]:
         """Every number of this locale as digits only."""
-        return frozenset(one.number.replace("-", "") for one in (*self.lines, *self.emergencies))
+        numbered: list[Line | Emergency] = [*self.lines, *self.emergencies]
+        return frozenset(one.number.replace("-", "") for one in numbered)
 
     @model_validator(mode="after")
     def _texts_exist(self) -> LocaleLines:
@@ -154,11 +155,7 @@ def help_text(locale: Locale = "zh", style: Style = "short") -> str:
 
 
 def stale_warning(today: datetime.date | None = None) -> str | None:
-    """A sentence when the numbers were last checked too long ago, else None.
-
-    Args:
-        today: the date to judge by; the clock's by default.
-    """
+    """A sentence when the numbers were last checked too long before `today`, else None."""
     hotlines = load_hotlines()
     age = ((today or datetime.date.today()) - hotlines.checked_on).days
     if age <= hotlines.stale_after_days:

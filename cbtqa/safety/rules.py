@@ -2,15 +2,7 @@
 
 A rule file holds *families*: anchors (the literals that the automaton looks for) with an ordered
 list of *cases*. The first case that fits the surroundings of a found anchor decides its grade.
-Cases may be named once under `contexts` and used by several families.
-
-    families:
-      - id: act
-        anchors: [自杀, 轻生]
-        cases:
-          - use: negated                                  # from `contexts`
-          - {id: plan, risk: explicit, left: '(?:想|打算)[^,。]{0,6}$'}
-        default: concern
+Cases may be named once under `contexts` and used by several families. docs/safety.md has examples.
 """
 
 from __future__ import annotations

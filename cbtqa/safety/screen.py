@@ -65,11 +65,7 @@ _WEAK = frozenset({"trip_other", "tool_other", "over", "initials"})
 
 
 def screen(text: str, language: Language = "zh", *, second_stage: bool = True) -> Screening:
-    """Grades one text; nothing in it is too odd to grade, an empty text is `none`.
-
-    Args:
-        second_stage: let the trained model look at what the rules left open (Chinese only).
-    """
+    """The grade of any text; `second_stage` lets the trained model add to the rules (Chinese)."""
     folded = fold(text)
     found = find(load_rules(language), text, folded)
     if not found:
@@ -146,11 +142,7 @@ def unit_round(text: str, place: int) -> tuple[int, int]:
 
 
 class SecondStage:
-    """A weight for each n-gram, and a bias.
-
-    Args:
-        weights: n-gram to weight; n-grams that are not in it weigh nothing.
-    """
+    """A weight for each n-gram, and a bias; other n-grams weigh nothing."""
 
     def __init__(self, weights: Mapping[str, float], bias: float) -> None:
         self._automaton: Any = ahocorasick.Automaton()
