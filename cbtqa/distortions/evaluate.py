@@ -167,7 +167,9 @@ def _f1_draws(truth: Bools, given: Bools, n_resamples: int, seed: int) -> Floats
         np.hstack([part, part[:, :-1].sum(1, keepdims=True)]) for part in np.split(sums, 3, axis=1)
     )
     total = n_given + n_gold
-    return np.divide(2 * hits, total, out=np.full_like(total, np.nan), where=total > 0)
+    f1 = np.full_like(total, np.nan)
+    np.divide(2 * hits, total, out=f1, where=total > 0)
+    return f1
 
 
 def _system_report(
@@ -179,7 +181,7 @@ def _system_report(
     n_errors: int,
 ) -> SystemReport:
     ids, n_types = gold.taxonomy.ids, truth.shape[1]
-    any_truth, any_given = truth.any(axis=1), given.any(axis=1)
+    any_truth, any_given = np.asarray(truth.any(axis=1)), np.asarray(given.any(axis=1))
 
     def f1_of(column: int, of_truth: Bools, of_given: Bools) -> F1:
         return count_f1(of_truth, of_given, _interval(draws, column))

@@ -101,6 +101,13 @@ def test_a_model_is_trained_measured_and_used_in_a_vote(run, gold, tmp_path, cap
     assert run("train", gold, "--out", model, *words) == 3, "an earlier model is not replaced"
 
 
+def test_a_model_can_be_trained_to_give_every_text_a_type(run, gold, tmp_path) -> None:
+    model = tmp_path / "model"
+    words = ["--taxonomy", "socialcd-12", "--folds", "0", "--at-least-one", "yes"]
+    assert run("train", gold, "--out", model, *words) == 0
+    assert "every text is given at least one" in (model / "README.md").read_text()
+
+
 def test_a_model_for_another_taxonomy_is_refused(run, gold, questions, tmp_path, capsys) -> None:
     model = tmp_path / "model"
     assert run("train", gold, "--out", model, "--folds", "0", "--taxonomy", "socialcd-12") == 0
