@@ -1,8 +1,4 @@
-"""People who label texts: the sample that they are given, and how far they agree.
-
-agreement = measure_agreement(taxonomy, {"R1": {"1": {"labeling"}}, "R2": {"1": {"labeling"}}})
-agreement.types["labeling"].value
-"""
+"""People who label texts: the sample that they are given, and how far they agree."""
 
 from __future__ import annotations
 

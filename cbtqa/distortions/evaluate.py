@@ -167,7 +167,7 @@ def _f1_draws(truth: Bools, given: Bools, n_resamples: int, seed: int) -> Floats
         np.hstack([part, part[:, :-1].sum(1, keepdims=True)]) for part in np.split(sums, 3, axis=1)
     )
     total = n_given + n_gold
-    f1 = np.full_like(total, np.nan)
+    f1: Floats = np.full_like(total, np.nan)
     np.divide(2 * hits, total, out=f1, where=total > 0)
     return f1
 

@@ -156,8 +156,8 @@ def _read_linear(folder: Path, signature: ModelSignature, taxonomy: Taxonomy) ->
             found = {name: arrays[name] for name in _ARRAYS}
     except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
         raise DataError(f"damaged: {error}", where=str(path)) from None
-    known = {"name": signature.name, "rules": signature.rules}
-    return LinearModel(taxonomy=taxonomy, **known, at_least_one=signature.at_least_one, **found)
+    known = {name: getattr(signature, name) for name in ("name", "rules", "at_least_one")}
+    return LinearModel(taxonomy=taxonomy, **known, **found)
 
 
 def model_card(signature: ModelSignature) -> str:
@@ -173,4 +173,5 @@ def model_card(signature: ModelSignature) -> str:
     text = files("cbtqa.distortions").joinpath("model_card.md.j2").read_text(encoding="utf-8")
     template = Template(text, trim_blocks=True, undefined=StrictUndefined)
     estimate = signature.estimate
-    return template.render(model=signature, estimate=estimate, table=table, number=number) + "\n"
+    card = template.render(model=signature, estimate=estimate, table=table, number=number)
+    return f"{card}\n"

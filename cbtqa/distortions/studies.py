@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import Field
 
 from cbtqa.distortions.annotators import LabelAgreement, measure_agreement
@@ -145,7 +146,7 @@ def _report(settings: TrainSettings, gold: GoldSet, given: Any) -> TrainedReport
     values = [entry.f1 for entry in types.values() if entry.f1 is not None]
     measured = {
         "n_folds": settings.folds,
-        "binary": count_f1(truth.any(axis=1), given.any(axis=1)),
+        "binary": count_f1(np.asarray(truth.any(axis=1)), np.asarray(given.any(axis=1))),
         "micro": count_f1(truth, given),
         "macro_f1": sum(values) / len(values) if values else None,
         "types": types,

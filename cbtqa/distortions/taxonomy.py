@@ -82,11 +82,7 @@ class Taxonomy(Record):
         )
 
     def zh_name(self, concept_id: str) -> str:
-        """The Chinese name of a type, or of a finer concept the taxonomy merges.
-
-        Raises:
-            KeyError: neither a type here nor a known concept.
-        """
+        """The Chinese name of a type, or of any known concept (else KeyError)."""
         own = (entry.zh for entry in self.types if entry.id == concept_id)
         return next(own, None) or shipped_concepts()[concept_id].zh
 

@@ -288,8 +288,7 @@ class QuestionReader(Iterator[SourceItem | Rejection]):
         return tuple(answers), tuple(rejected)
 
 
-read_questions = QuestionReader
-"""What callers use: reading is a call, the reader's counts are attributes."""
+read_questions = QuestionReader  # to callers a function; the counts are attributes of its result
 
 
 def bundled_sample_path() -> Path:
