@@ -1,10 +1,4 @@
-"""PsyQA's published file and its common forks as records, whatever the file format.
-
-for row in read_questions(Path("PsyQA_full.json"), with_answers=True):
-    match row:
-        case SourceItem(question, answers): ...
-        case Rejection(reason=reason, where=where): ...
-"""
+"""PsyQA's published file and its common forks as records, whatever the file format."""
 
 from cbtqa.psyqa.questions import (
     ALIASES,
