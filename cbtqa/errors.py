@@ -1,4 +1,4 @@
-"""Everything that can stop a run, and how a run says so.
+"""The errors that can stop a run.
 
     CbtqaError                   anything this package raises on purpose
       UsageError            2    the words of the command do not fit together
@@ -24,7 +24,7 @@ from __future__ import annotations
 
 
 class CbtqaError(Exception):
-    """Base of all errors raised on purpose; `hint` names the next command or step."""
+    """Base of all errors; `hint` names the next command or step."""
 
     exit_code: int = 1
 

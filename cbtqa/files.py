@@ -1,8 +1,7 @@
 """Reading and writing the file formats of this project, with `file:line` in every error.
 
-JSONL and JSON are UTF-8; a byte-order mark is accepted. Parquet goes through pyarrow, imported
-when first needed. A file written here is either the old one or the whole new one, never a part, and
-holds no key of an endpoint: see `secrets`.
+JSONL and JSON are UTF-8; a byte-order mark is accepted. A file written here is either the old one
+or the whole new one, never a part, and holds no key of an endpoint: see `secrets`.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import os
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.resources import files
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
@@ -54,15 +54,11 @@ def open_text(path: Path, encoding: str = "utf-8") -> Iterator[IO[str]]:
     except LookupError:
         raise DataError(f"unknown encoding '{encoding}'", where=str(path)) from None
     except UnicodeDecodeError as error:
-        raise _wrong_encoding(path, encoding, error) from None
-
-
-def _wrong_encoding(path: Path, encoding: str, error: UnicodeDecodeError) -> DataError:
-    hint = None
-    if "gb" not in encoding.lower() and _reads_as_gb18030(path):
-        hint = "the bytes read as GBK: if that is what it is, add --encoding gb18030"
-    found = f"not {encoding}: byte 0x{error.object[error.start]:02x} does not fit"
-    return DataError(found, where=str(path), hint=hint)
+        hint = None
+        if "gb" not in encoding.lower() and _reads_as_gb18030(path):
+            hint = "the bytes read as GBK: if that is what it is, add --encoding gb18030"
+        found = f"not {encoding}: byte 0x{error.object[error.start]:02x} does not fit"
+        raise DataError(found, where=str(path), hint=hint) from None
 
 
 def _reads_as_gb18030(path: Path) -> bool:
@@ -96,13 +92,16 @@ def read_json(path: Path) -> Any:
     Raises:
         DataError: missing, not UTF-8, or not JSON (with line and column).
     """
-    with open_text(path) as stream:
+    return _load_json(path, "utf-8")
+
+
+def _load_json(path: Path, encoding: str) -> Any:
+    with open_text(path, encoding) as stream:
         try:
             return json.load(stream)
         except json.JSONDecodeError as error:
-            raise DataError(
-                f"not JSON: {error.msg} (column {error.colno})", where=f"{path}:{error.lineno}"
-            ) from None
+            found = f"not JSON: {error.msg} (column {error.colno})"
+            raise DataError(found, where=f"{path}:{error.lineno}") from None
 
 
 def read_jsonl(path: Path, model: type[ModelT]) -> Iterator[ModelT]:
@@ -132,23 +131,19 @@ def read_rows(path: Path, encoding: str = "utf-8") -> Iterator[tuple[str, dict[s
         for part in parts:
             yield from read_parquet(part)
         return
-    reader = {
-        ".jsonl": _read_json_lines,
-        ".ndjson": _read_json_lines,
-        ".json": _read_json_array,
-        ".csv": _read_csv,
-        ".tsv": _read_csv,
-    }.get(path.suffix.lower())
-    if path.suffix.lower() == ".parquet":
-        yield from read_parquet(path)
-    elif reader is None:
-        raise DataError(
-            f"do not know the format '{path.suffix}'",
-            where=str(path),
-            hint="use .jsonl, .json, .csv, .tsv, .parquet or a folder of Parquet files",
-        )
-    else:
-        yield from reader(path, encoding)
+    match path.suffix.lower():
+        case ".parquet":
+            yield from read_parquet(path)
+        case ".jsonl" | ".ndjson":
+            yield from _read_json_lines(path, encoding)
+        case ".json":
+            yield from _read_json_array(path, encoding)
+        case ".csv" | ".tsv":
+            yield from _read_csv(path, encoding)
+        case _:
+            hint = "use .jsonl, .json, .csv, .tsv, .parquet or a folder of Parquet files"
+            found = f"do not know the format '{path.suffix}'"
+            raise DataError(found, where=str(path), hint=hint)
 
 
 def _read_json_lines(path: Path, encoding: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -167,11 +162,7 @@ def _read_json_lines(path: Path, encoding: str) -> Iterator[tuple[str, dict[str,
 
 
 def _read_json_array(path: Path, encoding: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    with open_text(path, encoding) as stream:
-        try:
-            rows = json.load(stream)
-        except json.JSONDecodeError as error:
-            raise DataError(f"not JSON: {error.msg}", where=f"{path}:{error.lineno}") from None
+    rows = _load_json(path, encoding)
     if not isinstance(rows, list):
         raise DataError("expected a JSON array of objects", where=str(path))
     for number, row in enumerate(rows, 1):
@@ -194,7 +185,7 @@ def _read_csv(path: Path, encoding: str) -> Iterator[tuple[str, dict[str, Any]]]
 
 
 FEATURES_KEY = "huggingface"
-"""Under this key of its schema a Parquet file tells the `datasets.Features` of its columns."""
+"""Key of a Parquet schema's metadata that holds the `datasets.Features` of its columns."""
 
 
 def parquet_schema(path: Path) -> pa.Schema:
@@ -211,9 +202,9 @@ def parquet_schema(path: Path) -> pa.Schema:
 
 def class_names(schema: pa.Schema) -> dict[str, list[str]]:
     """The names of each column that holds class labels, alone or in a list, as numbers."""
-    told = json.loads((schema.metadata or {}).get(FEATURES_KEY.encode(), b"{}"))
+    stored = json.loads((schema.metadata or {}).get(FEATURES_KEY.encode(), b"{}"))
     names = {}
-    for column, feature in told.get("info", {}).get("features", {}).items():
+    for column, feature in stored.get("info", {}).get("features", {}).items():
         inner = feature.get("feature", feature) if isinstance(feature, dict) else {}
         is_label = inner.get("_type") == "ClassLabel" and column in schema.names
         if is_label and "int" in str(schema.field(column).type):
@@ -271,11 +262,12 @@ def _parquet_errors(path: Path) -> Iterator[None]:
         raise DataError(f"not Parquet: {error}", where=str(path)) from None
 
 
-def parse_yaml(text: str | bytes | IO[str]) -> Any:
+def parse_yaml(text: str | bytes | IO[str], where: str | None = None) -> Any:
     """Plain values of YAML: `yaml.safe_load`, by libyaml where it is there (eight times faster).
 
     Raises:
-        yaml.YAMLError: not YAML.
+        DataError: not YAML, when `where` is given; names the line.
+        yaml.YAMLError: not YAML, otherwise.
     """
     import yaml
 
@@ -283,7 +275,19 @@ def parse_yaml(text: str | bytes | IO[str]) -> Any:
     try:
         return yaml.load(source, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except yaml.YAMLError:
-        return yaml.safe_load(source)  # says what is wrong more plainly, and in which line
+        try:
+            return yaml.safe_load(source)  # its message is plainer, with the line
+        except yaml.YAMLError as error:
+            if where is None:
+                raise
+            mark = getattr(error, "problem_mark", None)
+            place = f"{where}:{mark.line + 1}" if mark else where
+            raise DataError(f"not YAML: {getattr(error, 'problem', error)}", where=place) from None
+
+
+def shipped_yaml(package: str, name: str) -> Any:
+    """Plain values of a YAML file that lies beside a package's code."""
+    return parse_yaml(files(package).joinpath(name).read_text(encoding="utf-8"))
 
 
 def sha256_of(path: Path) -> str:
@@ -313,16 +317,16 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def json_text(value: BaseModel | Mapping[str, Any] | list[Any], **layout: Any) -> str:
-    """Strict JSON without keys of endpoints: the one door to every file and to `--json`.
+    """Strict JSON without keys of endpoints, for every file and for `--json`.
 
-    pydantic's own `model_dump_json` writes null for NaN, so that a missing figure would look
-    meant, and Python's `json` the word NaN, which other readers refuse.
+    NaN is an error: `model_dump_json` would write null, and `json` the word NaN, which other
+    readers reject.
 
     Raises:
         ValueError: NaN or an infinity in a field, which is named.
     """
     plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
-    # value by value: a key made of digits must not be taken for a number
+    # value by value: a number must not be masked because a key is made of the same digits
     plain = masked_value(plain)
     try:
         return json.dumps(plain, ensure_ascii=False, allow_nan=False, **layout)
@@ -333,7 +337,7 @@ def json_text(value: BaseModel | Mapping[str, Any] | list[Any], **layout: Any) -
 
 
 def _not_finite(value: Any, field: str = "") -> Iterator[tuple[str, float]]:
-    """Every number in a document that JSON has no word for, with its place."""
+    """Every number in a document that JSON cannot hold, with its field."""
     if isinstance(value, float) and not math.isfinite(value):
         yield field, value
     elif isinstance(value, Mapping | list | tuple):
@@ -343,39 +347,26 @@ def _not_finite(value: Any, field: str = "") -> Iterator[tuple[str, float]]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes what `replacing` leaves in a folder when the process is killed.
-
-    Only for who holds the folder's lock: another process may be writing.
-    """
+    """Removes what a killed `replacing` left; the caller must hold the folder's lock."""
     for path in folder.glob(".*.part"):
         path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes UTF-8 text, whole or not at all."""
-    _replace(path, masked(text))
+    with replacing(path) as temporary:
+        temporary.write_text(masked(text), encoding="utf-8")
 
 
-def _replace(path: Path, text: str) -> None:
+def write_json(path: Path, value: BaseModel | Mapping[str, Any] | list[Any]) -> None:
+    """Writes one indented JSON document as `json_text` gives it, whole or not at all."""
+    text = json_text(value, indent=2) + "\n"
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, value: BaseModel | Mapping[str, Any] | list[Any]) -> None:
-    """Writes one indented JSON document, whole or not at all.
-
-    Raises:
-        ValueError: NaN or an infinity in a field, which is named.
-    """
-    _replace(path, json_text(value, indent=2) + "\n")
-
-
 def json_line(record: BaseModel | Mapping[str, Any]) -> str:
-    """One record as a line of JSONL, with its newline.
-
-    Raises:
-        ValueError: NaN or an infinity in a field, which is named.
-    """
+    """One record as a line of JSONL, with its newline, as `json_text` gives it."""
     separators = (",", ":") if isinstance(record, BaseModel) else None
     return json_text(record, separators=separators) + "\n"
 
@@ -391,13 +382,10 @@ def write_jsonl(path: Path, records: Iterable[BaseModel | Mapping[str, Any]]) ->
 
 
 class ParquetRows:
-    """Streams rows into one Parquet file; the file appears when the block is left without error.
+    """Streams rows into one Parquet file, which appears when its `with` block ends without error.
 
     Class labels are given by name. Small groups and a page index let the Hub's viewer read a page
     without the whole file.
-
-    >>> with ParquetRows(path, schema) as rows:     # doctest: +SKIP
-    ...     rows.add({"id": "1", "question": "..."})
     """
 
     _ROWS_PER_BATCH = 250  # as Python objects, rows take ten times the memory
@@ -416,9 +404,8 @@ class ParquetRows:
         import pyarrow.parquet as pq
 
         self._replacing = replacing(self._path)
-        temporary = self._replacing.__enter__()
         self._writer = pq.ParquetWriter(
-            temporary, self._schema, compression="zstd", write_page_index=True
+            self._replacing.__enter__(), self._schema, compression="zstd", write_page_index=True
         )
         return self
 
@@ -429,30 +416,24 @@ class ParquetRows:
             row = {**row, **numbers}
         self._pending.append(masked_value(row))
         self.n_rows += 1
-        if len(self._pending) >= self._ROWS_PER_BATCH:
-            self._pack()
-        if self.n_rows % self._rows_per_group == 0:
-            self._flush()
+        is_group_full = self.n_rows % self._rows_per_group == 0
+        if is_group_full or len(self._pending) >= self._ROWS_PER_BATCH:
+            self._pack(flush=is_group_full)
 
-    def _pack(self) -> None:
+    def _pack(self, *, flush: bool) -> None:
         import pyarrow as pa
 
         if self._pending:
             self._group.append(pa.RecordBatch.from_pylist(self._pending, schema=self._schema))
             self._pending.clear()
-
-    def _flush(self) -> None:
-        import pyarrow as pa
-
-        self._pack()
-        if self._group:
+        if flush and self._group:
             self._writer.write_table(pa.Table.from_batches(self._group))
             self._group.clear()
 
     def __exit__(self, kind: Any, value: Any, trace: Any) -> None:
         try:
             if kind is None:
-                self._flush()
+                self._pack(flush=True)
         finally:
             self._writer.close()
             self._replacing.__exit__(kind, value, trace)

@@ -1,13 +1,11 @@
-"""The provenance of a run: what went in, what was set, what came out.
-
-`manifest.json` is written last and atomically: a folder that holds one is complete.
-"""
+"""The provenance of a run; `manifest.json` is written last: a folder with one is complete."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
 import platform
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,14 +27,12 @@ PACKAGES = (
     *("torch", "transformers", "peft", "accelerate", "datasets", "huggingface-hub"),
     *("tokenizers", "safetensors", "sentencepiece", "bitsandbytes"),
 )
-
-
 MAKERS = {
     "dataset": "cbtqa build-dataset",
     "adapter": "cbtqa finetune --backbone NAME",
     "answers": "cbtqa generate",
 }
-"""Kinds of folders that commands take by default, and what makes one."""
+"""Kinds of folders that commands take by default, and the command that makes one."""
 
 
 class SettingValue(Record):
@@ -55,7 +51,7 @@ class FileEntry(Record):
 
 
 class Manifest(Record):
-    """Everything needed to say how a folder was made."""
+    """How a folder was made."""
 
     kind: str
     """What the folder holds, such as `dataset`."""
@@ -90,19 +86,13 @@ class FolderResult(Tabular):
 
     @property
     def path(self) -> Path:
-        """What the next command takes: the folder, or the file in it."""
+        """The input of the next command: the folder, or the file in it."""
         return self.folder
 
     def to_dict(self) -> dict[str, Any]:
-        """Where it is, and what it came to."""
-        usage = self.manifest.usage
-        return {
-            "folder": str(self.folder),
-            "was_complete": self.was_complete,
-            "counts": self.manifest.counts,
-            "usage": usage.model_dump() if usage else None,
-            "cost": self.manifest.cost,
-        }
+        """Folder, counts, tokens and cost."""
+        place = {"folder": str(self.folder), "was_complete": self.was_complete}
+        return place | self.manifest.model_dump(include={"counts", "usage", "cost"})
 
     def to_rows(self) -> list[dict[str, Any]]:
         """The counts as one row."""
@@ -118,10 +108,8 @@ def package_versions() -> dict[str, str]:
     """Versions of the installed packages that can change a result."""
     versions = {}
     for name in PACKAGES:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return versions
 
 
@@ -147,22 +135,22 @@ def describe_settings(resolved: Resolved[Any]) -> dict[str, SettingValue]:
     """Settings as manifest entries; a path is reduced to its last part, a URL to its host."""
     values = resolved.values.model_dump(mode="python")
     return {
-        name: SettingValue(value=_told(value), origin=_without_folder(resolved.origins[name]))
+        name: SettingValue(value=_without_folder(value), origin=_origin(resolved.origins[name]))
         for name, value in values.items()
     }
 
 
-def _told(value: Any) -> Any:
+def _without_folder(value: Any) -> Any:
     if isinstance(value, Path):
         return value.name
     if isinstance(value, str) and "://" in value:
         return urlsplit(value).hostname
     if isinstance(value, str) and value.startswith("batch-files:"):
         return f"batch-files:{Path(value.partition(':')[2]).name}"
-    return [_told(one) for one in value] if isinstance(value, tuple) else value
+    return [_without_folder(one) for one in value] if isinstance(value, tuple) else value
 
 
-def _without_folder(origin: str) -> str:
+def _origin(origin: str) -> str:
     return origin if origin.startswith("--") else origin.rsplit("/", 1)[-1]
 
 
@@ -192,15 +180,12 @@ def read_manifest(folder: Path) -> Manifest:
 def newest_folder(kind: str, within: Path = Path()) -> Path | None:
     """The finished folder of a kind that ended last, one or two levels down; None: there is none.
 
-    Files of the same name that other programs left are passed over.
+    Files of the same name from other programs are ignored.
     """
     found: list[tuple[str, int, Path]] = []
-    for pattern in (f"*/{MANIFEST_NAME}", f"*/*/{MANIFEST_NAME}"):
-        for path in within.glob(pattern):
-            try:
-                told = json.loads(path.read_bytes())
-                if told["kind"] == kind and "cbtqa_version" in told:
-                    found.append((str(told["finished_at"]), path.stat().st_mtime_ns, path.parent))
-            except (OSError, ValueError, KeyError, TypeError):
-                continue
+    for path in (*within.glob(f"*/{MANIFEST_NAME}"), *within.glob(f"*/*/{MANIFEST_NAME}")):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            row = json.loads(path.read_bytes())
+            if row["kind"] == kind and "cbtqa_version" in row:
+                found.append((str(row["finished_at"]), path.stat().st_mtime_ns, path.parent))
     return max(found)[2] if found else None

@@ -1,7 +1,4 @@
-"""Work on blocks by as many processes as there are processors, results in order.
-
-What comes out does not depend on how many processes there are.
-"""
+"""Work on blocks by one process per processor; the results are in order and always the same."""
 
 from __future__ import annotations
 
@@ -28,11 +25,11 @@ def map_blocks(
     arguments: tuple[Any, ...],
     blocks: Iterable[list[PieceT]],
 ) -> Iterator[DoneT]:
-    """What a worker makes of each block, in the order of the blocks.
+    """The worker's result for each block, in order.
 
     Args:
         make_worker: an importable function; called with `arguments` once in every process.
-        blocks: drawn a few ahead of what has been given back.
+        blocks: read a few ahead of the results.
     """
     n_workers = os.cpu_count() or 1
     pending: deque[Future[DoneT]] = deque()

@@ -1,11 +1,4 @@
-"""The frozen types that reach disk, and the invariants they keep.
-
-Nothing here reads files or knows a format. One record on disk, as JSON:
-
-    {"id": "4394", "question": "...", "description": "...", "keywords": ["恋爱"]}
-
-Text offsets are counted in Unicode code points, as Python counts them.
-"""
+"""The frozen types that reach disk, and their invariants; text offsets are in code points."""
 
 from __future__ import annotations
 
@@ -14,14 +7,7 @@ from enum import StrEnum
 from html import escape
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    TypeAdapter,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, model_validator
 
 from cbtqa.errors import MissingExtraError
 
@@ -37,27 +23,23 @@ STEP_NAMES = (
     "encouragement_and_foresight",
 )
 """The five steps in the order of arXiv 2403.16008."""
-
-
-N_SHOWN = 20
-"""Rows of a result that a notebook shows."""
+_N_SHOWN = 20
 
 
 class Tabular:
-    """What every result can do in a notebook: become a dictionary, a frame, a small table."""
+    """Base of results: as a dictionary, a data frame, or a table in a notebook."""
 
     __slots__ = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The result in plain values, as JSON can hold them."""
-        told: dict[str, Any] = TypeAdapter(type(self)).dump_python(self, mode="json")
-        return told
+        return dict(TypeAdapter(type(self)).dump_python(self, mode="json"))
 
     def to_rows(self) -> list[dict[str, Any]]:
         """The result's first list of records, or else the result itself as one row."""
-        told = self.to_dict()
-        lists = [value for value in told.values() if isinstance(value, list) and value]
-        return next((rows for rows in lists if isinstance(rows[0], dict)), [told])
+        whole = self.to_dict()
+        lists = [value for value in whole.values() if isinstance(value, list) and value]
+        return next((rows for rows in lists if isinstance(rows[0], dict)), [whole])
 
     def to_pandas(self) -> Any:
         """The rows as a `pandas.DataFrame`.
@@ -77,9 +59,9 @@ class Tabular:
         lines = ["".join(f"<th>{escape(name)}</th>" for name in names)]
         lines += [
             "".join(f"<td>{escape(_cell(row.get(name)))}</td>" for name in names)
-            for row in rows[:N_SHOWN]
+            for row in rows[:_N_SHOWN]
         ]
-        more = f", {N_SHOWN} of {len(rows):,} rows" if len(rows) > N_SHOWN else ""
+        more = f", {_N_SHOWN} of {len(rows):,} rows" if len(rows) > _N_SHOWN else ""
         body = "".join(f"<tr>{line}</tr>" for line in lines)
         return f"<table><caption>{type(self).__name__}{more}</caption>{body}</table>"
 
@@ -136,19 +118,17 @@ class ReferenceAnswer(Record):
 
     @model_validator(mode="after")
     def _spans_are_ordered_and_inside(self) -> Self:
-        position = 0
+        position, n = 0, len(self.text)
         for span in self.strategies:
-            if not position <= span.start < span.end <= len(self.text):
-                raise ValueError(
-                    f"strategy span {span.start}-{span.end} is out of order or out of range "
-                    f"for a text of {len(self.text)} characters"
-                )
+            if not position <= span.start < span.end <= n:
+                place = f"strategy span {span.start}-{span.end} is out of order or out of range"
+                raise ValueError(f"{place} for a text of {n} characters")
             position = span.end
         return self
 
 
 class CbtSteps(Record):
-    """The five steps of one answer; none may be empty. Source: arXiv 2403.16008."""
+    """The five steps of one answer. Source: arXiv 2403.16008."""
 
     validation_and_empathy: NonEmptyText
     key_thought: NonEmptyText
@@ -157,7 +137,7 @@ class CbtSteps(Record):
     encouragement_and_foresight: NonEmptyText
 
     def joined(self) -> str:
-        """The answer as one flowing text: the five steps in order, nothing between them."""
+        """The answer as one text: the five steps in order, nothing between them."""
         return "".join(getattr(self, name) for name in STEP_NAMES)
 
 
@@ -229,7 +209,7 @@ class CbtAnswer(Record):
 
 
 class Reason(StrEnum):
-    """Why an item was turned away. The text after the name is what a reader is told."""
+    """Why an item was rejected."""
 
     BAD_ROW = "bad_row"
     """The input row does not fit the schema."""
@@ -248,7 +228,7 @@ class Reason(StrEnum):
     CONTENT_FILTER = "content_filter"
     """The provider's filter blocked the request or the reply."""
     BAD_REQUEST = "bad_request"
-    """The endpoint refused this request for good, for another cause."""
+    """The endpoint rejected this request for good, for another cause."""
     EMPTY = "empty"
     """The reply holds no text."""
     CUT = "cut"
@@ -260,15 +240,15 @@ class Reason(StrEnum):
     STEP_TOO_SHORT = "step_too_short"
     STEP_TOO_LONG = "step_too_long"
     WRONG_LANGUAGE = "wrong_language"
-    """The text is not in the language asked for."""
+    """The text is in another language than requested."""
     HEADINGS = "headings"
-    """Headings, numbering or step names stand in the text."""
+    """The text holds headings, numbering or step names."""
     PROMPT_LEAK = "prompt_leak"
-    """Parts of the instruction stand in the text."""
+    """The text holds parts of the instruction."""
     BAD_LABEL = "bad_label"
     """A distortion outside the taxonomy."""
     EVIDENCE_NOT_FOUND = "evidence_not_found"
-    """Quoted evidence does not occur in the text that it was to be quoted from."""
+    """Quoted evidence is not in the text it should come from."""
     BAD_RATING = "bad_rating"
     """A rating is missing or outside its scale."""
     UNSAFE = "unsafe"
@@ -284,7 +264,7 @@ class Reason(StrEnum):
 
 
 class Rejection(Record):
-    """One item that did not become a record, and why. Nothing disappears."""
+    """One item that did not become a record, and why."""
 
     item_id: str
     """Id of the item, or `row N` when it has none."""
@@ -299,7 +279,7 @@ class Rejection(Record):
 
 
 class MetricScore(Record):
-    """One number and everything needed to trust it."""
+    """One number with its interval and settings."""
 
     metric: NonEmptyText
     system: NonEmptyText
@@ -318,7 +298,7 @@ class MetricScore(Record):
     interval_reason: str | None = None
     """Why a value that could have an interval has none."""
     n_left_out: int = Field(default=0, ge=0)
-    """Resamples left out of the interval because the metric is undefined in them."""
+    """Resamples in which the metric is undefined, left out of the interval."""
 
     @model_validator(mode="after")
     def _counts_and_value_agree(self) -> Self:
@@ -330,9 +310,9 @@ class MetricScore(Record):
 
 
 TurnMark = Literal["end_too_early", "not_accepted", "unsupervised", "cut", "cut_at_label", "loose"]
-"""What a reader of a turn must know: the end was asked before the minimum of turns; the supervisor
-never accepted it; the supervisor gave no verdict; it stopped at the token limit; it went on to
-speak for the other side and was cut there; its tags were incomplete but its answer plain."""
+"""The end was asked before the minimum of turns; the supervisor never accepted it; the supervisor
+gave no verdict; it stopped at the token limit; it went on to speak for the other side and was cut
+there; its tags were incomplete but its answer plain."""
 
 
 class Turn(Record):
@@ -340,31 +320,29 @@ class Turn(Record):
 
     role: Literal["therapist", "patient"]
     text: NonEmptyText
-    """What was said aloud, without the reasoning."""
+    """Without the reasoning."""
     reasoning: str | None = None
-    """What the model thought before speaking; never shown to patient, judge or rater."""
+    """The model's thinking before it; never shown to patient, judge or rater."""
     event: str | None = None
     """Id of the note given to the patient before this turn, such as `bad_message`."""
     marks: tuple[TurnMark, ...] = ()
     complaint: str | None = None
-    """What the supervisor last found wrong with a turn that it did not accept."""
+    """The supervisor's last objection to a turn that it did not accept."""
     n_revisions: int = Field(default=0, ge=0)
-    """How often the turn was written again before it was taken."""
 
 
 StopReason = Literal[
     "ended", "max_turns", "context", "no_answer", "refused", "endpoint", "written", "imported"
 ]
-"""Why a session stopped: its explicit end token, the maximum of turns, the context budget, a
-reply without an answer, a refusal or a provider's filter, the endpoint's failure; written whole
-by one model, so that nothing stopped it; or unknown because it was read from a file."""
+"""The end token, the maximum of turns, the context budget, a reply without an answer, a refusal
+or a provider's filter, the endpoint's failure; written whole by one model; or read from a file."""
 
 
 class SessionState(Record):
-    """What one session of a course hands to the next."""
+    """What one session of a course passes to the next."""
 
     agenda: tuple[NonEmptyText, ...]
-    """What is planned for the next session."""
+    """Plan for the next session."""
     homework: tuple[NonEmptyText, ...]
     """Set in this session, to be reviewed in the next; empty when none was set."""
     conceptualisation: NonEmptyText
@@ -372,7 +350,6 @@ class SessionState(Record):
     mood: int | None = Field(default=None, ge=0, le=10)
     """The patient's own rating at the end, 0 (worst) to 10; None when it was not asked."""
     summary: NonEmptyText
-    """What was said and done, for whoever leads the next session."""
 
 
 class Session(Record):
@@ -397,18 +374,18 @@ class Session(Record):
     turns: tuple[Turn, ...]
     stop_reason: StopReason
     stop_detail: str = ""
-    """What was found, for a person: the endpoint's words, the tokens counted."""
+    """For a person: the endpoint's message, the tokens counted."""
     seed: int | None = None
     """Seed shared by all arms for this patient, number and replicate."""
     state: SessionState | None = None
-    """What is carried to the next session; None outside a course."""
+    """None outside a course."""
     provenance: Provenance
     """Of the therapist."""
     patient_provenance: Provenance | None = None
 
     @property
     def n_therapist_turns(self) -> int:
-        """How often the therapist spoke."""
+        """Turns of the therapist."""
         return sum(turn.role == "therapist" for turn in self.turns)
 
 

@@ -1,11 +1,11 @@
-"""The keys that this process knows, and the one door at which they are masked.
+"""The keys that this process knows, and their masking.
 
     remember(key)                        # every `llm.endpoint.Endpoint` does it with its own
     masked("refused: Bearer sk-...")     # "refused: Bearer [key]"
 
-Masked is what comes in from a server (`llm.protocol`), before anything is cut, read or checked,
-and what goes out to disk and screen (`files`, the journal's rows, `cli`), wherever it came from. A
-key is found as it is, URL-encoded, JSON-escaped and in base64, as `Authorization: Basic` has it.
+Replies of a server are masked before anything else (`llm.protocol`), and so is all that goes to
+disk and screen (`files`, the journal's rows, `cli`). A key is found as it is, URL-encoded,
+JSON-escaped and in base64, as in `Authorization: Basic`.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ from typing import Any
 
 MASK = "[key]"
 FEWEST_LETTERS = 8
-"""Shorter keys are left as they are: they are words that servers without a key are given (`none`,
-`EMPTY`), and masking them would damage ordinary text."""
+"""Shorter keys are not masked: they are placeholders (`none`, `EMPTY`) and ordinary words."""
 
 _AN_ESCAPE = re.compile(r"[%\\](?:[2-7][0-9A-Fa-f]|u00|[^\w\s])")
-"""What a text without an escaped ASCII letter does not hold: most texts are done with here."""
+"""Quick test: most texts hold no escaped ASCII letter."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,9 @@ def remember(key: str | None) -> None:
     """From now on the key is masked in this process; a short one is not."""
     if not key or len(key) < FEWEST_LETTERS or key in _known:
         return
-    _known[key] = _Spellings((key, *_base64_of(key)), _escaped(key))
+    # any of its letters may be written as `%2D` or `\\u002d`, or behind a backslash
+    escaped = re.compile("".join(map(_letter, key)))
+    _known[key] = _Spellings((key, *_base64_of(key)), escaped)
     # a key that begins with another one is masked whole
     for longer in sorted(_known, key=len, reverse=True):
         _known[longer] = _known.pop(longer)
@@ -75,11 +76,6 @@ def masked_value(value: Any) -> Any:
     return value
 
 
-def _escaped(key: str) -> re.Pattern[str]:
-    """The key with any of its letters written as `%2D` or `\\u002d`, or behind a backslash."""
-    return re.compile("".join(map(_letter, key)))
-
-
 def _letter(letter: str) -> str:
     code = ord(letter)
     forms = [r"\\+u" + _hex(code, 4)] if code < 0x10000 else []
@@ -97,10 +93,8 @@ def _hex(number: int, width: int) -> str:
 
 
 def _base64_of(key: str) -> tuple[str, ...]:
-    """What base64 makes of the key at each of the three places where it can begin in a text.
-
-    The letters that depend on what stands before and after it are left out.
-    """
+    """The key in base64 at each of its three possible offsets, without the letters at both ends
+    that depend on the text around it."""
     found: dict[str, None] = {}
     data = key.encode()
     for before in range(3):

@@ -1,7 +1,6 @@
-"""Settings from four places, the later winning: defaults, YAML file, environment, flags.
+"""Settings from defaults, YAML file, environment and flags, where the later one wins.
 
-A settings model is a pydantic model; the docstring under a field is the help text of the flag made
-from it. `resolve` keeps where each value came from, for the manifest and for errors:
+The docstring under a field of a settings model is the help text of its flag.
 
     resolve(BuildSettings, file=Path("run.yaml"), flags={"limit": 10}).origins["limit"] == "--limit"
 """
@@ -19,7 +18,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cbtqa.errors import ConfigError, UsageError
+from cbtqa.errors import ConfigError, DataError, UsageError
 from cbtqa.files import open_text, parse_yaml
 
 
@@ -47,12 +46,12 @@ class Resolved(Generic[SettingsT]):
 
 
 class Fallback(NamedTuple):
-    """A value that is looked for when nobody gave one, instead of the model's default."""
+    """A value to find when none is given, instead of the model's default."""
 
     find: Callable[[], Any]
     origin: str
     unless: tuple[str, ...] = ()
-    """Settings that make it needless when they are given."""
+    """Settings that replace it when given."""
 
 
 def panels_of(model: type[Settings]) -> dict[str, str | None]:
@@ -62,16 +61,12 @@ def panels_of(model: type[Settings]) -> dict[str, str | None]:
     come first, then panels in the order of the class statement; within one, bases come first.
     """
     panels: dict[str, str | None] = {}
-    for place in model.__mro__:
+    for place in reversed(model.__mro__):
         for name in inspect.get_annotations(place):
-            if name in model.model_fields and panels.get(name) is None:
-                panels[name] = vars(place).get("panel")
-    declared = [
-        name for place in reversed(model.__mro__) for name in inspect.get_annotations(place)
-    ]
+            if name in model.model_fields:
+                panels[name] = vars(place).get("panel") or panels.get(name)
     order = [None, *(vars(place).get("panel") for place in model.__mro__)]
-    known = [name for name in dict.fromkeys(declared) if name in panels]
-    return {name: panels[name] for name in sorted(known, key=lambda n: order.index(panels[n]))}
+    return dict(sorted(panels.items(), key=lambda item: order.index(item[1])))
 
 
 def flag_of(field: str) -> str:
@@ -87,16 +82,16 @@ def resolve(
     environ: Mapping[str, str] | None = None,
     fallbacks: Mapping[str, Fallback] | None = None,
 ) -> Resolved[SettingsT]:
-    """Merges the four places into one checked model.
+    """Merges all places into one checked model.
 
     Args:
         flags: values given on the command line or as keywords; None means not given.
         environ: the environment to read, the process's own by default.
-        fallbacks: by field, what to take where none of the places has a value.
+        fallbacks: by field, what to take where no place has a value.
 
     Raises:
         ConfigError: lists every unknown key and every bad value, each with its origin.
-        UsageError: nothing is wrong but that required settings are not given.
+        UsageError: only required settings are missing.
     """
     values: dict[str, Any] = {}
     origins = dict.fromkeys(model.model_fields, "default")
@@ -158,12 +153,10 @@ def _read_yaml(path: Path) -> dict[str, tuple[Any, int]]:
     with open_text(path) as stream:
         text = stream.read()
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = parse_yaml(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}{line}: not YAML: {getattr(error, 'problem', error)}") from None
+        values = parse_yaml(text, str(path))
+    except DataError as error:
+        raise ConfigError(str(error)) from None
+    node = yaml.compose(text, Loader=yaml.SafeLoader)
     if node is None:
         return {}
     if not isinstance(node, yaml.MappingNode):

@@ -1,13 +1,9 @@
 """Train, validation and test by hash of the question id.
 
-The split of a question depends on its id, the seed and the two shares, and on nothing else: not on
-the other questions, their order, the machine or the Python version. Adding questions moves none.
-
-    split_of("4394") == "train"
-
-The hash gives every id a place in [0, 1): test takes [0, test), validation [1 - validation, 1),
-training what lies between. Test and validation grow from opposite ends, so changing one share
-never carries a question from test to validation or back.
+The split of a question depends on its id, the seed and the two shares only, so adding questions
+moves none. The hash gives every id a place in [0, 1): test takes [0, test), validation
+[1 - validation, 1), training the rest. Changing one share never moves a question from test to
+validation or back.
 """
 
 from __future__ import annotations
@@ -33,10 +29,8 @@ def split_of(item_id: str, *, seed: int = 0, validation: float = 0.05, test: flo
         ConfigError: a share is outside 0 to 1, or they add up to more than 1.
     """
     if not (0 <= validation <= 1 and 0 <= test <= 1 and validation + test <= 1):
-        raise ConfigError(
-            f"shares must lie in 0 to 1 and add up to at most 1: "
-            f"validation {validation}, test {test}"
-        )
+        shares = f"validation {validation}, test {test}"
+        raise ConfigError(f"shares must lie in 0 to 1 and add up to at most 1: {shares}")
     place = place_of(item_id, seed=seed)
     if place < test:
         return "test"

@@ -1,21 +1,16 @@
-"""Agreement of people who labelled the same texts: Krippendorff's alpha by type, and over sets.
-
-agreement = measure_agreement(taxonomy, {"R1": {"1": {"labeling"}}, "R2": {"1": {"labeling"}}})
-agreement.types["labeling"].value
-"""
+"""People who label texts: the sample that they are given, and how far they agree."""
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
-from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
-from cbtqa.distortions.evaluate import count_types
 from cbtqa.distortions.labelling import SourceText, read_texts
 from cbtqa.distortions.patterns import PatternLabeller
 from cbtqa.distortions.taxonomy import Taxonomy, load_taxonomy
@@ -47,36 +42,20 @@ def measure_agreement(
     taxonomy: Taxonomy, annotations: Annotations, *, n_resamples: int = 1_000, seed: int = 0
 ) -> LabelAgreement:
     """Alpha with its 95 % interval (bootstrap over texts) for each type, any type, and the sets."""
-    raters = tuple(annotations)
-    items = list(dict.fromkeys(item for marks in annotations.values() for item in marks))
     seen = Counter(item for marks in annotations.values() for item in marks)
 
-    def alpha(is_marked: Mapping[str, Mapping[str, bool]]) -> Coefficient:
+    def alpha(types: Set[str]) -> Coefficient:
         cells = [
-            [float(marks[item]) if item in marks else None for item in items]
-            for marks in is_marked.values()
+            [float(not types.isdisjoint(marks[item])) if item in marks else None for item in seen]
+            for marks in annotations.values()
         ]
         return krippendorff_alpha(cells, "nominal", n_resamples=n_resamples, seed=seed)
 
-    types = {
-        type_id: alpha(
-            {
-                rater: {item: type_id in marked for item, marked in marks.items()}
-                for rater, marks in annotations.items()
-            }
-        )
-        for type_id in taxonomy.ids
-    }
     return LabelAgreement(
-        raters=raters,
+        raters=tuple(annotations),
         n_items=sum(count > 1 for count in seen.values()),
-        any=alpha(
-            {
-                rater: {item: bool(marked) for item, marked in marks.items()}
-                for rater, marks in annotations.items()
-            }
-        ),
-        types=types,
+        any=alpha(set(taxonomy.ids)),
+        types={type_id: alpha({type_id}) for type_id in taxonomy.ids},
         masi=masi_alpha(annotations),
     )
 
@@ -105,32 +84,26 @@ def masi_alpha(annotations: Annotations) -> Coefficient:
     totals = Counter(marked for sets in pairable for marked in sets)
     n = totals.total()
     observed = sum(
-        2 * sum(masi_distance(*pair) for pair in combinations(sets, 2)) / (len(sets) - 1)
+        2 * sum(itertools.starmap(masi_distance, itertools.combinations(sets, 2))) / (len(sets) - 1)
         for sets in pairable
     )
     expected = sum(
         2 * totals[one] * totals[other] * masi_distance(one, other)
-        for one, other in combinations(totals, 2)
+        for one, other in itertools.combinations(totals, 2)
     )
-    if not expected:
-        reason = "no item was labelled by two raters" if not n else "no variation"
-        return Coefficient(
-            name="alpha_masi", value=None, n_items=len(pairable), n_ratings=n, reason=reason
-        )
+    value = 1 - (n - 1) * observed / expected if expected else None
+    reason = "no variation" if n else "no item was labelled by two raters"
     return Coefficient(
         name="alpha_masi",
-        value=1 - (n - 1) * observed / expected,
+        value=value,
         n_items=len(pairable),
         n_ratings=n,
+        reason=reason if value is None else None,
     )
-
-
-# --- sampling ------------------------------------------------------------------------------------
-# Draws texts for annotation: seeded, and stratified so that rare types come along.
 
 
 class AnnotateSettings(Settings):
-    """What `cbtqa distortions annotate` can be told."""
+    """Settings of `cbtqa distortions annotate`."""
 
     input: Path
     """Questions or texts, as for `label`."""
@@ -153,52 +126,45 @@ class DrawnSample(Record):
 
     path: Path
     n: int
-    strata: dict[str, tuple[int, int]]
-    """Stratum to texts there and texts drawn."""
+    strata: dict[str, dict[Literal["texts", "drawn"], int]]
 
     def table(self) -> Table:
-        """Texts there and drawn by stratum."""
-        rows = [(name, there, drawn) for name, (there, drawn) in self.strata.items()]
+        """Texts in all and texts drawn by stratum."""
+        rows = [(name, one["texts"], one["drawn"]) for name, one in self.strata.items()]
         return Table(["stratum", "texts", "drawn"], rows)
 
     def summary(self) -> dict[str, Any]:
         """For `--json`."""
-        strata = {name: {"texts": there, "drawn": n} for name, (there, n) in self.strata.items()}
-        return {"sample": str(self.path), "n": self.n, "strata": strata}
+        return {"sample": str(self.path), "n": self.n, "strata": self.strata}
 
 
 def draw_for_annotation(settings: AnnotateSettings) -> DrawnSample:
-    """Draws texts in proportion to what the patterns say of them, so that rare types come along.
+    """Draws texts in proportion to the labels of the patterns, so that rare types are included.
 
     The stratum of a text is its rarest type by patterns, or `none`; every stratum that has texts
     gives at least one. Annotators do not see the stratum.
     """
     texts = list(read_texts(settings.input, settings.encoding))
     strata = stratify(texts, load_taxonomy(settings.taxonomy))
-    wanted = allot(
-        {name: len(members) for name, members in strata.items()}, min(settings.n, len(texts))
-    )
+    sizes = {name: len(members) for name, members in strata.items()}
+    wanted = allot(sizes, min(settings.n, len(texts)))
     generator = random.Random(settings.seed)
     drawn = [text for name in strata for text in generator.sample(strata[name], wanted[name])]
     generator.shuffle(drawn)
     path = settings.out.with_name(f"{settings.out.name}.sample.jsonl")
     write_jsonl(path, ({"id": item.id, "question": item.text} for item in drawn))
-    return DrawnSample(
-        path=path,
-        n=len(drawn),
-        strata={name: (len(strata[name]), wanted[name]) for name in strata},
-    )
+    counts = {name: {"texts": len(strata[name]), "drawn": wanted[name]} for name in strata}
+    return DrawnSample(path=path, n=len(drawn), strata=counts)
 
 
 def stratify(texts: Sequence[SourceText], taxonomy: Taxonomy) -> dict[str, list[SourceText]]:
     """Texts by their rarest type according to the patterns; `none` for the rest; sorted."""
     labels = PatternLabeller(taxonomy).label_many(item.text for item in texts)
-    frequency = count_types(labels)
+    types = [{label.id for label in row} for row in labels]
+    frequency = Counter(itertools.chain.from_iterable(types))
     strata: dict[str, list[SourceText]] = {}
-    for item, row in zip(texts, labels, strict=True):
-        rarest = min(
-            (label.id for label in row), key=lambda kind: (frequency[kind], kind), default="none"
-        )
+    for item, row in zip(texts, types, strict=True):
+        rarest = min(row, key=lambda kind: (frequency[kind], kind), default="none")
         strata.setdefault(rarest, []).append(item)
     return dict(sorted(strata.items()))
 

@@ -1,17 +1,16 @@
 """The heavy trained labeller: a transformers encoder, tuned for many labels at once.
 
-    tune_encoder(gold, EncoderSettings(encoder="hfl/chinese-roberta-wwm-ext"), Path("model"))
-
 Thresholds come from a held-out tenth of the training texts. The evidence of a label is the clause
-without which its probability falls most. Nothing of torch is imported until a function is called.
+without which its probability falls most. torch is imported only when a function is called.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,9 +25,6 @@ from cbtqa.errors import ConfigError, DataError, MissingExtraError
 from cbtqa.files import read_json, write_json
 from cbtqa.records import DistortionLabel
 from cbtqa.settings import Settings
-
-if TYPE_CHECKING:
-    import torch
 
 Floats = npt.NDArray[np.float64]
 _THRESHOLDS_NAME = "thresholds.json"
@@ -53,20 +49,14 @@ class EncoderSettings(Settings):
 
 
 class EncoderLabeller:
-    """Labels by a tuned encoder."""
+    """Labels by a tuned encoder; without thresholds, one that is being tuned."""
 
     def __init__(
-        self,
-        model: Any,
-        tokenizer: Any,
-        thresholds: Floats,
-        taxonomy: Taxonomy,
-        name: str,
-        max_length: int,
+        self, model: Any, tokenizer: Any, taxonomy: Taxonomy, name: str, max_length: int
     ) -> None:
-        self.taxonomy, self.name = taxonomy, f"trained:{name}"
-        self._model, self._tokenizer = model, tokenizer
-        self._thresholds, self._max_length = thresholds, max_length
+        self.taxonomy, self.model, self.tokenizer = taxonomy, model, tokenizer
+        self.name, self.max_length = f"trained:{name}", max_length
+        self.thresholds: Floats = np.ones(len(taxonomy.ids))
 
     @classmethod
     def load(cls, folder: Path, name: str, taxonomy: Taxonomy) -> EncoderLabeller:
@@ -86,8 +76,17 @@ class EncoderLabeller:
         except (OSError, ValueError) as error:
             raise DataError(f"no whole encoder: {error}", where=str(folder)) from None
         model.eval()
-        thresholds = np.array(stored["thresholds"], np.float64)
-        return cls(model, tokenizer, thresholds, taxonomy, name, int(stored["max_length"]))
+        labeller = cls(model, tokenizer, taxonomy, name, int(stored["max_length"]))
+        labeller.thresholds = np.array(stored["thresholds"], np.float64)
+        return labeller
+
+    def save(self, folder: Path) -> None:
+        """Writes weights (as safetensors), tokenizer and thresholds."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.model.save_pretrained(folder, safe_serialization=True)
+        self.tokenizer.save_pretrained(folder)
+        stored = {"thresholds": self.thresholds.tolist(), "max_length": self.max_length}
+        write_json(folder / _THRESHOLDS_NAME, stored)
 
     def label(self, text: str) -> Labels:
         """The types above their thresholds, most certain first."""
@@ -96,15 +95,31 @@ class EncoderLabeller:
     def label_many(self, texts: Iterable[str]) -> list[Labels]:
         """The same for many texts."""
         texts = list(texts)
-        probabilities = self.probabilities(texts)
-        return [self._labels_of(text, row) for text, row in zip(texts, probabilities, strict=True)]
+        return list(map(self._labels_of, texts, self.probabilities(texts)))
 
     def probabilities(self, texts: Sequence[str]) -> Floats:
         """`(texts, types)`."""
-        return _predict(self._model, self._tokenizer, texts, self._max_length)
+        import torch
+
+        parts = [np.zeros((0, self.model.config.num_labels))]
+        with torch.inference_mode():
+            for start in range(0, len(texts), _EVAL_BATCH):
+                logits = self.logits(texts[start : start + _EVAL_BATCH])
+                parts.append(torch.sigmoid(logits).float().cpu().numpy())
+        return np.vstack(parts).astype(np.float64)
+
+    def logits(self, texts: Sequence[str]) -> Any:
+        """`(texts, types)`, a tensor on the model's device."""
+        longest = self.max_length
+        with suppress(AttributeError, TypeError):
+            longest = min(longest, int(self.tokenizer.model_max_length))
+        batch = self.tokenizer(
+            list(texts), truncation=True, max_length=longest, padding=True, return_tensors="pt"
+        )
+        return self.model(**batch.to(next(self.model.parameters()).device)).logits
 
     def _labels_of(self, text: str, probabilities: Floats) -> Labels:
-        columns = np.flatnonzero(probabilities >= self._thresholds)
+        columns = np.flatnonzero(probabilities >= self.thresholds)
         if not len(columns):
             return ()
         spans = split_clauses(text)
@@ -131,42 +146,30 @@ def tune_encoder(
 ) -> EncoderLabeller:
     """Tunes an encoder on a gold set and writes its weights, tokenizer and thresholds to `folder`.
 
-    Args:
-        on_step: called with step, steps in all and loss.
+    `on_step` is called with step, steps in all and loss.
 
     Raises:
         MissingExtraError: torch or transformers is not installed.
         ConfigError: no encoder under that name.
     """
-    import random
-
-    transformers = _transformers()
+    _transformers()
     import torch
 
     random.seed(settings.seed)
     torch.manual_seed(settings.seed)
-    tokenizer, model = _load_base(transformers, settings.encoder, gold.taxonomy)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model.to(device)
+    labeller = _load_base(settings, gold.taxonomy, name)
+    labeller.model.to("cuda" if torch.cuda.is_available() else "cpu")
     held_out = split_folds(len(gold.items), 10, settings.seed)[0]
-    part = np.setdiff1d(np.arange(len(gold.items)), held_out)
-    texts, matrix = gold.texts, gold.matrix
-    _run_epochs(transformers, model, tokenizer, gold, part, settings, on_step)
-    model.eval()
-    seen = _predict(model, tokenizer, [texts[row] for row in held_out], settings.max_length)
-    thresholds = choose_thresholds(seen, matrix[held_out], 0.1)
-    folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder, safe_serialization=True)
-    tokenizer.save_pretrained(folder)
-    stored = {"thresholds": thresholds.tolist(), "max_length": settings.max_length}
-    write_json(folder / _THRESHOLDS_NAME, stored)
-    return EncoderLabeller(model, tokenizer, thresholds, gold.taxonomy, name, settings.max_length)
+    _run_epochs(labeller, gold, np.delete(np.arange(len(gold.items)), held_out), settings, on_step)
+    labeller.model.eval()
+    seen = labeller.probabilities([gold.items[row].text for row in held_out])
+    labeller.thresholds = choose_thresholds(seen, gold.matrix[held_out], 0.1)
+    labeller.save(folder)
+    return labeller
 
 
 def _run_epochs(
-    transformers: Any,
-    model: Any,
-    tokenizer: Any,
+    labeller: EncoderLabeller,
     gold: GoldSet,
     part: npt.NDArray[np.int64],
     settings: EncoderSettings,
@@ -175,11 +178,11 @@ def _run_epochs(
     """AdamW with a tenth of the steps to warm up, then linear to 0; gradients cut at norm 1."""
     import torch
 
-    device = str(next(model.parameters()).device)
-    texts, matrix = gold.texts, gold.matrix
+    model, texts, matrix = labeller.model, gold.texts, gold.matrix
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.01)
     n_steps = settings.epochs * -(-len(part) // settings.batch_size)
-    schedule = transformers.get_linear_schedule_with_warmup(optimizer, n_steps // 10, n_steps)
+    warm_up = _transformers().get_linear_schedule_with_warmup
+    schedule = warm_up(optimizer, n_steps // 10, n_steps)
     generator = np.random.default_rng(settings.seed)
     model.train()
     step = 0
@@ -187,9 +190,8 @@ def _run_epochs(
         order = generator.permutation(part)
         for start in range(0, len(order), settings.batch_size):
             rows = order[start : start + settings.batch_size]
-            batch = _encode(tokenizer, [texts[row] for row in rows], settings.max_length, device)
-            targets = torch.tensor(matrix[rows], dtype=torch.float32, device=device)
-            logits = model(**batch).logits
+            logits = labeller.logits([texts[row] for row in rows])
+            targets = torch.tensor(matrix[rows], dtype=torch.float32, device=logits.device)
             loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets)
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -210,7 +212,8 @@ def _transformers() -> Any:
     return transformers
 
 
-def _load_base(transformers: Any, encoder: str, taxonomy: Taxonomy) -> tuple[Any, Any]:
+def _load_base(settings: EncoderSettings, taxonomy: Taxonomy, name: str) -> EncoderLabeller:
+    transformers, encoder = _transformers(), settings.encoder
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(encoder, trust_remote_code=False)
         model = transformers.AutoModelForSequenceClassification.from_pretrained(
@@ -225,28 +228,4 @@ def _load_base(transformers: Any, encoder: str, taxonomy: Taxonomy) -> tuple[Any
         raise ConfigError(f"--encoder {encoder}: {first_line}") from None
     model.config.id2label = dict(enumerate(taxonomy.ids))
     model.config.label2id = {type_id: place for place, type_id in enumerate(taxonomy.ids)}
-    return tokenizer, model
-
-
-def _encode(
-    tokenizer: Any, texts: Sequence[str], max_length: int, device: str
-) -> dict[str, torch.Tensor]:
-    longest = max_length
-    with suppress(AttributeError, TypeError):
-        longest = min(max_length, int(tokenizer.model_max_length))
-    batch = tokenizer(
-        list(texts), truncation=True, max_length=longest, padding=True, return_tensors="pt"
-    )
-    return {key: value.to(device) for key, value in batch.items()}
-
-
-def _predict(model: Any, tokenizer: Any, texts: Sequence[str], max_length: int) -> Floats:
-    import torch
-
-    parts = [np.zeros((0, model.config.num_labels))]
-    device = str(next(model.parameters()).device)
-    with torch.inference_mode():
-        for start in range(0, len(texts), _EVAL_BATCH):
-            batch = _encode(tokenizer, texts[start : start + _EVAL_BATCH], max_length, device)
-            parts.append(torch.sigmoid(model(**batch).logits).float().cpu().numpy())
-    return np.vstack(parts).astype(np.float64)
+    return EncoderLabeller(model, tokenizer, taxonomy, name, settings.max_length)

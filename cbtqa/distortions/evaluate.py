@@ -1,18 +1,14 @@
 """How well labels fit the gold: counts, F1 in its kinds, intervals, tests, calibration, errors.
 
-    report = evaluate(gold, {"patterns": PatternLabeller(gold.taxonomy).label_many(gold.texts)})
-    report.systems["patterns"].micro.f1
-
 An F1 whose denominator is 0 (a type that neither gold nor labeller has) is None and stays out of
 the macro mean. Intervals are percentiles of a bootstrap over texts; all systems see the same draws.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from math import comb
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +21,6 @@ from cbtqa.statistics.resampling import bootstrap_sums, holm, percentile_interva
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
-N_RESAMPLES = 1_000
 PAPER_TABLE_3 = {"n": 500, "accuracy": 0.69, "recall": 0.93, "f1": 0.65}
 """The prompt's labels of arXiv 2403.16008 against people, any distortion or none; as published."""
 
@@ -56,7 +51,7 @@ class Confusion(Record):
 
 
 class CalibrationBin(Record):
-    """Labels of similar confidence: how sure, and how often right."""
+    """Labels of similar confidence."""
 
     low: float
     high: float
@@ -73,8 +68,8 @@ class InstructiveError(Record):
     kind: str
     """`given` in error or `missed`."""
     type: str
-    confidence: float | None
-    evidence: str | None
+    confidence: float | None = None
+    evidence: str | None = None
 
 
 class SystemReport(Record):
@@ -132,7 +127,7 @@ def evaluate(
     gold: GoldSet,
     given: Mapping[str, Sequence[Labels]],
     *,
-    n_resamples: int = N_RESAMPLES,
+    n_resamples: int = 1_000,
     n_errors: int = 20,
     seed: int = 12345,
 ) -> EvaluationReport:
@@ -142,15 +137,14 @@ def evaluate(
         ValueError: a labeller has not one entry per gold item.
     """
     truth = gold.matrix
-    matrices = {}
+    systems, matrices = {}, {}
     for name, labels in given.items():
         if len(labels) != len(gold.items):
             raise ValueError(f"{name}: {len(labels)} entries for {len(gold.items)} texts")
-        matrices[name] = type_matrix(({label.id for label in row} for row in labels), gold.taxonomy)
-    systems = {
-        name: _system_report(gold, labels, truth, matrices[name], n_resamples, n_errors, seed)
-        for name, labels in given.items()
-    }
+        matrix = type_matrix(({label.id for label in row} for row in labels), gold.taxonomy)
+        draws = _f1_draws(truth, matrix, n_resamples, seed) if n_resamples else None
+        matrices[name] = matrix
+        systems[name] = _system_report(gold, labels, truth, matrix, draws, n_errors)
     return EvaluationReport(
         data=gold.name,
         data_sha256=gold.sha256,
@@ -161,33 +155,21 @@ def evaluate(
     )
 
 
-def any_type(matrix: Bools) -> Bools:
-    """`(texts,)`: whether a text has any type."""
-    return np.asarray(matrix.any(axis=1))
-
-
-class _Additive(NamedTuple):
-    """`(texts, columns)` sums from which every F1 follows: hits, given, gold; a block for each."""
-
-    table: Floats
-    n_types: int
-
-    @classmethod
-    def of(cls, truth: Bools, given: Bools) -> _Additive:
-        any_truth, any_given = truth.any(1, keepdims=True), given.any(1, keepdims=True)
-        truth_all, given_all = np.hstack([truth, any_truth]), np.hstack([given, any_given])
-        blocks = [truth_all & given_all, given_all, truth_all]
-        return cls(np.hstack(blocks).astype(np.float64), truth.shape[1])
-
-    def f1(self, sums: Floats) -> Floats:
-        """`(draws, types + 2)`: F1 of each type, of any, and micro; NaN where undefined."""
-        hits, given, gold = np.split(np.atleast_2d(sums), 3, axis=1)
-        n = self.n_types
-        hits, given, gold = (
-            np.hstack([part, part[:, :n].sum(1, keepdims=True)]) for part in (hits, given, gold)
-        )
-        total = given + gold
-        return np.divide(2 * hits, total, out=np.full_like(total, np.nan), where=total > 0)
+def _f1_draws(truth: Bools, given: Bools, n_resamples: int, seed: int) -> Floats:
+    """`(draws, types + 2)`: F1 of each type, of any, and micro; NaN where undefined."""
+    truth_all, given_all = (
+        np.hstack([matrix, matrix.any(1, keepdims=True)]) for matrix in (truth, given)
+    )
+    # sums over texts of hits, given and gold, from which every F1 follows
+    table = np.hstack([truth_all & given_all, given_all, truth_all]).astype(np.float64)
+    sums = np.atleast_2d(bootstrap_sums(table, n_resamples, seed))
+    hits, n_given, n_gold = (
+        np.hstack([part, part[:, :-1].sum(1, keepdims=True)]) for part in np.split(sums, 3, axis=1)
+    )
+    total = n_given + n_gold
+    f1: Floats = np.full_like(total, np.nan)
+    np.divide(2 * hits, total, out=f1, where=total > 0)
+    return f1
 
 
 def _system_report(
@@ -195,29 +177,25 @@ def _system_report(
     labels: Sequence[Labels],
     truth: Bools,
     given: Bools,
-    n_resamples: int,
+    draws: Floats | None,
     n_errors: int,
-    seed: int,
 ) -> SystemReport:
-    additive = _Additive.of(truth, given)
-    draws = additive.f1(bootstrap_sums(additive.table, n_resamples, seed)) if n_resamples else None
     ids, n_types = gold.taxonomy.ids, truth.shape[1]
-    any_truth, any_given = any_type(truth), any_type(given)
+    any_truth, any_given = np.asarray(truth.any(axis=1)), np.asarray(given.any(axis=1))
 
     def f1_of(column: int, of_truth: Bools, of_given: Bools) -> F1:
-        interval = _interval(draws[:, column]) if draws is not None else (None, None)
-        return count_f1(of_truth, of_given, interval)
+        return count_f1(of_truth, of_given, _interval(draws, column))
 
     types = {
         type_id: f1_of(column, truth[:, column], given[:, column])
         for column, type_id in enumerate(ids)
     }
+    defined = [column for column, entry in enumerate(types.values()) if entry.f1 is not None]
     values = [entry.f1 for entry in types.values() if entry.f1 is not None]
     macro_draws = None
     if draws is not None and values:
-        with_values = draws[:, [c for c, t in enumerate(types.values()) if t.f1 is not None]]
-        macro_draws = np.nan_to_num(with_values).mean(axis=1)
-    macro_low, macro_high = (None, None) if macro_draws is None else _interval(macro_draws)
+        macro_draws = np.nan_to_num(draws[:, defined]).mean(axis=1, keepdims=True)
+    macro_low, macro_high = _interval(macro_draws, 0)
     both = (truth & given).sum(1)
     sizes = truth.sum(1) + given.sum(1)
     bins, calibration_error = calibrate(labels, [item.types for item in gold.items])
@@ -255,8 +233,10 @@ def count_f1(
     )
 
 
-def _interval(draws: Floats) -> tuple[float | None, float | None]:
-    defined = draws[~np.isnan(draws)]
+def _interval(draws: Floats | None, column: int) -> tuple[float | None, float | None]:
+    if draws is None:
+        return None, None
+    defined = draws[~np.isnan(draws[:, column]), column]
     return percentile_interval(defined) if len(defined) else (None, None)
 
 
@@ -276,7 +256,7 @@ def calibrate(
 ) -> tuple[tuple[CalibrationBin, ...], float | None]:
     """Reliability curve of the labels that were given, and the expected calibration error.
 
-    Only given labels carry a confidence, so the curve says nothing of labels that were not given.
+    Only given labels have a confidence, so the curve does not cover labels that were not given.
     Source: Guo et al., ICML 2017 (equal-width bins, weighted by their labels).
     """
     pairs = [
@@ -287,21 +267,18 @@ def calibrate(
     ]
     if not pairs:
         return (), None
-    confidence = np.array([pair[0] for pair in pairs], np.float64)
-    right = np.array([pair[1] for pair in pairs], np.float64)
+    confidence, right = np.array(pairs, np.float64).T
     place = np.minimum((confidence * n_bins).astype(int), n_bins - 1)
-    bins = []
-    for number in np.unique(place):
-        inside = place == number
-        bins.append(
-            CalibrationBin(
-                low=number / n_bins,
-                high=(number + 1) / n_bins,
-                n=int(inside.sum()),
-                mean_confidence=float(confidence[inside].mean()),
-                share_right=float(right[inside].mean()),
-            )
+    bins = [
+        CalibrationBin(
+            low=number / n_bins,
+            high=(number + 1) / n_bins,
+            n=int((place == number).sum()),
+            mean_confidence=float(confidence[place == number].mean()),
+            share_right=float(right[place == number].mean()),
         )
+        for number in np.unique(place)
+    ]
     error = sum(entry.n * abs(entry.mean_confidence - entry.share_right) for entry in bins)
     return tuple(bins), float(error / len(pairs))
 
@@ -312,68 +289,49 @@ def instructive_errors(
     """The surest wrong labels, then misses in texts where nothing at all was given."""
     wrong, missed = [], []
     for item, row in zip(gold.items, labels, strict=True):
-        wrong += [
-            _error(item.where, item.text, "given", label.id, label.confidence, label.evidence)
-            for label in row
-            if label.id not in item.types
-        ]
+        place = {"where": item.where, "text": item.text}
+        for label in row:
+            if label.id not in item.types:
+                found = {"confidence": label.confidence, "evidence": label.evidence}
+                wrong.append(InstructiveError(**place, kind="given", type=label.id, **found))
         if not row:
             missed += [
-                _error(item.where, item.text, "missed", type_id, None, None)
-                for type_id in sorted(item.types)
+                InstructiveError(**place, kind="missed", type=one) for one in sorted(item.types)
             ]
     wrong.sort(key=lambda error: -(error.confidence if error.confidence is not None else 1.0))
     n_wrong = max(n_errors - len(missed), (n_errors + 1) // 2)
     return tuple([*wrong[:n_wrong], *missed][:n_errors])
 
 
-def _error(
-    where: str, text: str, kind: str, type_id: str, confidence: float | None, evidence: str | None
-) -> InstructiveError:
-    return InstructiveError(
-        where=where, text=text, kind=kind, type=type_id, confidence=confidence, evidence=evidence
-    )
-
-
 def compare_pairs(
     truth: Bools, matrices: Mapping[str, Bools], ids: Sequence[str]
 ) -> tuple[McNemar, ...]:
     """McNemar's exact test for every two labellers, on any distortion and on each type."""
-    names = list(matrices)
+    decisions = ("any", *(ids if len(ids) > 1 else ()))
+    gold, *given = (
+        np.hstack([matrix.any(axis=1, keepdims=True), matrix])
+        for matrix in (truth, *matrices.values())
+    )
+    is_right = {name: matrix == gold for name, matrix in zip(matrices, given, strict=True)}
     drafts = []
-    for place, first in enumerate(names):
-        for second in names[place + 1 :]:
-            decisions: list[tuple[str, Bools, Bools, Bools]] = [
-                (
-                    "any",
-                    any_type(truth),
-                    any_type(matrices[first]),
-                    any_type(matrices[second]),
+    for first, second in combinations(matrices, 2):
+        for column, decision in enumerate(decisions):
+            one, other = is_right[first][:, column], is_right[second][:, column]
+            n_first, n_second = int((one & ~other).sum()), int((other & ~one).sum())
+            drafts.append(
+                McNemar(
+                    first=first,
+                    second=second,
+                    decision=decision,
+                    only_first_right=n_first,
+                    only_second_right=n_second,
+                    p=mcnemar_p(n_first, n_second),
+                    p_holm=1.0,
                 )
-            ]
-            if len(ids) > 1:
-                decisions += [
-                    (type_id, truth[:, c], matrices[first][:, c], matrices[second][:, c])
-                    for c, type_id in enumerate(ids)
-                ]
-            for decision, gold, one, other in decisions:
-                n_first = int(((one == gold) & (other != gold)).sum())
-                n_second = int(((one != gold) & (other == gold)).sum())
-                drafts.append((first, second, decision, n_first, n_second))
-    p_values = [mcnemar_p(n_first, n_second) for *_, n_first, n_second in drafts]
+            )
+    adjusted = holm([draft.p for draft in drafts])
     return tuple(
-        McNemar(
-            first=first,
-            second=second,
-            decision=decision,
-            only_first_right=n_first,
-            only_second_right=n_second,
-            p=p,
-            p_holm=adjusted,
-        )
-        for (first, second, decision, n_first, n_second), p, adjusted in zip(
-            drafts, p_values, holm(p_values), strict=True
-        )
+        draft.model_copy(update={"p_holm": p}) for draft, p in zip(drafts, adjusted, strict=True)
     )
 
 
@@ -382,9 +340,3 @@ def mcnemar_p(only_first: int, only_second: int) -> float:
     n, fewer = only_first + only_second, min(only_first, only_second)
     tail: int = sum(comb(n, k) for k in range(fewer + 1))
     return float(min(1.0, 2 * tail / 2**n))
-
-
-def count_types(labels: Sequence[Labels]) -> dict[str, int]:
-    """Texts in which each type was given, most frequent first."""
-    counts = Counter(type_id for row in labels for type_id in {label.id for label in row})
-    return dict(counts.most_common())

@@ -1,12 +1,9 @@
-"""N-grams of many texts at once, hashed with numpy: what the light models look at.
+"""N-grams of many texts at once, hashed with numpy: the features of the light models.
 
 Three blocks are of characters (n = 1, 2, 3). Two are of a reading (n = 1, 2) in which every word
-of a class (看不起, 嘲笑, 嫌弃...) stands as its class: what one word taught holds for the others.
-
-Every text is read as code points between a start and an end mark; Latin letters are lower-cased,
-full-width letters and digits made half-width, one for one, so that positions stay those of the
-text. Punctuation keeps its width: who types which comma tells something (see docs/log.md). An
-n-gram is a bucket of a fixed table, and a batch of texts is one array per block.
+of a class (看不起, 嘲笑...) is replaced by its class, so that one word's weight holds for all.
+Letters and digits are folded one for one, so that positions stay those of the text. Punctuation
+keeps its width, which is informative (see docs/log.md). A batch of texts is one array per block.
 """
 
 from __future__ import annotations
@@ -25,7 +22,7 @@ START, END = "\x02", "\x03"
 BUCKET_BITS = 20
 N_BUCKETS = 1 << BUCKET_BITS
 NO_BUCKET = N_BUCKETS
-"""Stands where an n-gram would reach into the next text."""
+"""For an n-gram that would reach into the next text."""
 BLOCK_WEIGHTS = (1.0, 1.0, 0.7, 0.5, 0.6)
 """Weight of each block: characters by ones, twos, threes, then classes by ones and twos; measured,
 see docs/log.md."""
@@ -44,7 +41,7 @@ class EncodedTexts(NamedTuple):
     codes: Buckets
     """`(characters,)`, marks included."""
     starts: Ints
-    """`(texts,)`: where each text's start mark stands."""
+    """`(texts,)`: the place of each text's start mark."""
     text_of: Ints
     """`(characters,)`: which text each character belongs to."""
 
@@ -63,7 +60,7 @@ def encode_texts(texts: Sequence[str]) -> EncodedTexts:
 
 
 class Block(NamedTuple):
-    """The n-grams of one kind in a batch of texts."""
+    """The n-grams of one kind in a batch of texts; units are characters or words of a class."""
 
     buckets: Buckets
     """`(units,)`: the n-gram that begins at each unit; `NO_BUCKET` where it leaves its text."""

@@ -1,4 +1,4 @@
-"""Texts with the distortions that people found in them: what labellers learn from and answer to."""
+"""Texts with the distortions that people marked in them, to train and to evaluate labellers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class GoldItem(Record):
     id: NonEmptyText
     text: NonEmptyText
     types: frozenset[str]
-    """Ids of the taxonomy; empty when the text was looked at and nothing found."""
+    """Ids of the taxonomy; empty when no distortion was found."""
     where: str = ""
     """`file:line` it comes from."""
 

@@ -2,9 +2,6 @@
 
 `importers.yaml` says for each set which columns hold what and on which terms it may be used. Label
 names go through the taxonomy's aliases; a name it does not have is an error with file and line.
-
-    gold = read_gold(Path("cogdis.tsv"))            # the set is told by its columns
-    gold.licence
 """
 
 from __future__ import annotations
@@ -13,7 +10,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache
-from importlib.resources import files
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +18,10 @@ from cbtqa.dataset_folder import source_rows
 from cbtqa.distortions.gold import GoldItem, GoldSet
 from cbtqa.distortions.taxonomy import Taxonomy, is_no_distortion, load_taxonomy, normalise_name
 from cbtqa.errors import DataError, UsageError
-from cbtqa.files import parse_record, parse_yaml
+from cbtqa.files import shipped_yaml
 from cbtqa.records import NonEmptyText, Record
 
 _SEPARATORS = re.compile(r"[;；|、,，/]+")
-_ORDER = ("socialcd", "therapist", "cbt-bench", "cogdis", "c2d2", "plain")
-"""The order in which columns are compared: from the most to the least peculiar."""
 
 
 class DataFormat(Record):
@@ -51,12 +46,8 @@ Row = Mapping[str, Any]
 @cache
 def data_formats() -> Mapping[str, DataFormat]:
     """The known data sets by name."""
-    text = (files("cbtqa.distortions") / "importers.yaml").read_text(encoding="utf-8")
-    raw = parse_yaml(text)
-    return {
-        name: parse_record(DataFormat, fields, f"importers.yaml:{name}")
-        for name, fields in raw.items()
-    }
+    raw = shipped_yaml("cbtqa.distortions", "importers.yaml")
+    return {name: DataFormat.model_validate(fields) for name, fields in raw.items()}
 
 
 def read_gold(
@@ -65,8 +56,8 @@ def read_gold(
     """A labelled data set.
 
     Args:
-        form: a name of `data_formats`, or `auto` to tell it by the columns.
-        taxonomy: what the labels are said in; the data set's own when None.
+        form: a name of `data_formats`, or `auto` to find it by the columns.
+        taxonomy: of the labels; the data set's own when None.
         encoding: of a text file; some older files are `gb18030`.
 
     Raises:
@@ -86,27 +77,14 @@ def read_gold(
     reader = _RowReader(known, chosen, first[1], path)
     items: dict[str, GoldItem] = {}
     n_rows = n_duplicates = n_contradictions = 0
-    for where, row in _chain(first, rows):
-        n_rows += 1
+    for n_rows, (where, row) in enumerate(chain([first], rows), 1):
         item = reader.read(where, row, n_rows)
         held = items.setdefault(item.text, item)
         if held is not item:
             n_duplicates += held.types == item.types
             n_contradictions += held.types != item.types
-    return GoldSet(
-        name,
-        chosen,
-        tuple(items.values()),
-        known.licence,
-        n_rows,
-        n_duplicates,
-        n_contradictions,
-    )
-
-
-def _chain(first: tuple[str, Row], rest: Iterator[tuple[str, Row]]) -> Iterator[tuple[str, Row]]:
-    yield first
-    yield from rest
+    counts = n_rows, n_duplicates, n_contradictions
+    return GoldSet(name, chosen, tuple(items.values()), known.licence, *counts)
 
 
 def _clean_keys(row: Row) -> dict[str, Any]:
@@ -119,8 +97,7 @@ def _first_of(names: tuple[str, ...], row: Row) -> str | None:
 
 
 def _tell_format(row: Row, path: Path) -> str:
-    for name in _ORDER:
-        known = data_formats()[name]
+    for name, known in data_formats().items():
         if _first_of(known.text, row) is None:
             continue
         if known.one_column_per_type:
@@ -136,7 +113,7 @@ def _tell_format(row: Row, path: Path) -> str:
 
 
 def _fits(name: str, row: Row) -> bool:
-    """False where a yes/no column is no yes/no, so that a set of types is not read as binary."""
+    """False where a yes/no column holds other values, so that types are not read as binary."""
     if name != "cogdis":
         return True
     value = row[_first_of(data_formats()[name].label_columns, row) or ""]
@@ -145,12 +122,7 @@ def _fits(name: str, row: Row) -> bool:
 
 def _type_columns(row: Row, taxonomy: Taxonomy) -> dict[str, str]:
     """Column name to type id, for columns named after a type."""
-    found = {}
-    for key in row:
-        entry = taxonomy.find(key)
-        if entry is not None:
-            found[key] = entry.id
-    return found
+    return {key: entry.id for key in row if (entry := taxonomy.find(key)) is not None}
 
 
 class _RowReader:
@@ -164,10 +136,8 @@ class _RowReader:
         self._named: list[str] = []
         if known.one_column_per_type:
             self._by_column = _type_columns(first, taxonomy)
-            missing = [
-                entry.zh for entry in taxonomy.types if entry.id not in self._by_column.values()
-            ]
-            if missing:
+            found = self._by_column.values()
+            if missing := [entry.zh for entry in taxonomy.types if entry.id not in found]:
                 raise DataError(f"no column for: {', '.join(missing)}", where=f"{path}:1")
         else:
             self._named = [self._need(known.label_columns, first, path, "the labels")]
@@ -178,10 +148,8 @@ class _RowReader:
     def _need(names: tuple[str, ...], row: Row, path: Path, what: str) -> str:
         found = _first_of(names, row)
         if found is None:
-            raise DataError(
-                f"no column for {what}: expected one of {', '.join(names)}, found {', '.join(row)}",
-                where=f"{path}:1",
-            )
+            expected = f"expected one of {', '.join(names)}, found {', '.join(row)}"
+            raise DataError(f"no column for {what}: {expected}", where=f"{path}:1")
         return found
 
     def read(self, where: str, row: Row, number: int) -> GoldItem:
@@ -189,10 +157,11 @@ class _RowReader:
         if not text:
             raise DataError("the text is empty", where=f"{where}:{self._text}")
         before = str(row.get(self._before) or "").strip() if self._before else ""
-        types: set[str] = set()
-        for column, type_id in self._by_column.items():
-            if _is_marked(row.get(column), f"{where}:{column}"):
-                types.add(type_id)
+        types = {
+            type_id
+            for column, type_id in self._by_column.items()
+            if _is_marked(row.get(column), f"{where}:{column}")
+        }
         for column in self._named:
             types.update(self._types_named(row.get(column), f"{where}:{column}"))
         return GoldItem(
@@ -218,19 +187,13 @@ class _RowReader:
 
 def _is_marked(cell: Any, where: str) -> bool:
     value = str("" if cell is None else cell).strip()
-    if value in ("1", "1.0", "True", "true"):
-        return True
-    if value in ("0", "0.0", "False", "false", ""):
-        return False
-    raise DataError(f"expected 0 or 1, found '{value}'", where=where)
+    if value not in ("1", "1.0", "True", "true", "0", "0.0", "False", "false", ""):
+        raise DataError(f"expected 0 or 1, found '{value}'", where=where)
+    return value[:1] in ("1", "T", "t")
 
 
 def _names_in(cell: Any) -> list[str]:
     """Type names in a cell: a list, a list written as text, label records, or names with ; or |."""
-    if cell is None or cell == "":
-        return []
-    if isinstance(cell, bool):
-        return ["1" if cell else "0"]
     if isinstance(cell, str) and cell.lstrip().startswith("["):
         try:
             cell = json.loads(cell.replace("'", '"'))
@@ -238,7 +201,7 @@ def _names_in(cell: Any) -> list[str]:
             return [cell]
     if isinstance(cell, list | tuple):
         return [str(entry["id"] if isinstance(entry, Mapping) else entry).strip() for entry in cell]
-    whole = str(cell).strip()
+    whole = "" if cell is None else str(cell).strip()
     if whole.lower() in ("true", "false"):
         return ["1" if whole.lower() == "true" else "0"]
     if normalise_name(whole) == normalise_name("Magnification/Minimization"):

@@ -1,16 +1,14 @@
 """What a labeller is, and what needs no model: the answer's own words, and a vote.
 
-A labeller is anything that reads a text and names its distortions, with evidence. Patterns live
-in `patterns`, trained models in `trained` and `encoder`, the language model in `llm_labeller`.
-
-    labels_named_in("这有点像以偏概全。", load_taxonomy("burns-10"))[0].id == "overgeneralization"
+Patterns are in `patterns`, trained models in `linear` and `encoder`, the language model in
+`llm_labeller`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from functools import cache
+from functools import lru_cache
 from typing import Literal, Protocol
 
 from cbtqa.distortions.taxonomy import Taxonomy, lift_id, ordinary_names, shipped_concepts
@@ -25,7 +23,7 @@ class Labeller(Protocol):
 
     @property
     def name(self) -> str:
-        """What stands in `DistortionLabel.labeller`, such as `patterns`."""
+        """As in `DistortionLabel.labeller`, such as `patterns`."""
 
     @property
     def taxonomy(self) -> Taxonomy:
@@ -37,8 +35,6 @@ class Labeller(Protocol):
     def label_many(self, texts: Iterable[str]) -> list[Labels]:
         """The same for many texts, in their order."""
 
-
-# --- what an answer says -------------------------------------------------------------------------
 
 _NEGATED = re.compile(r"(?:不是|并非|不算|不属于|没有|而非|不等于|避免|不再)[^，。！？；]{0,4}$")
 _NAMED_AS_TERM = re.compile(r"^(?:[”」』’\"']|的?(?:思维|认知|倾向|想法|陷阱|歪曲|扭曲|偏差|模式))")
@@ -66,32 +62,19 @@ def labels_named_in(answer_text: str, taxonomy: Taxonomy) -> Labels:
     return tuple(DistortionLabel(id=type_id, labeller="answer") for type_id in found)
 
 
-@cache
-def _cached_name_pattern(
-    names: tuple[tuple[str, str], ...],
-) -> tuple[re.Pattern[str], dict[str, str]]:
-    longest_first = sorted((name for name, _ in names), key=len, reverse=True)
-    parts = [
-        rf"(?<![a-z]){re.escape(name)}(?![a-z])" if name.isascii() else re.escape(name)
-        for name in longest_first
-    ]
-    return re.compile("|".join(parts), re.IGNORECASE), dict(names)
-
-
+@lru_cache(maxsize=16)
 def _name_pattern(taxonomy: Taxonomy) -> tuple[re.Pattern[str], dict[str, str]]:
     names: dict[str, str] = {}
-    for entry in taxonomy.types:
-        for name in entry.names:
-            names.setdefault(name.casefold(), entry.id)
-    for finer in shipped_concepts().values():
-        broader = lift_id(finer.id, taxonomy)
-        for name in finer.names if broader is not None else ():
-            names.setdefault(name.casefold(), str(broader))
-    kept = {name: type_id for name, type_id in names.items() if len(name) > 1}
-    return _cached_name_pattern(tuple(kept.items()))
-
-
-# --- a vote --------------------------------------------------------------------------------------
+    for concept in (*taxonomy.types, *shipped_concepts().values()):
+        type_id = lift_id(concept.id, taxonomy)
+        for name in map(str.casefold, concept.names if type_id is not None else ()):
+            if len(name) > 1:
+                names.setdefault(name, str(type_id))
+    parts = [
+        rf"(?<![a-z]){re.escape(name)}(?![a-z])" if name.isascii() else re.escape(name)
+        for name in sorted(names, key=len, reverse=True)
+    ]
+    return re.compile("|".join(parts), re.IGNORECASE), names
 
 
 def count_votes(ballot: Sequence[Labels], rule: VoteRule) -> Labels:

@@ -1,8 +1,4 @@
-"""Labels a whole file or dataset: texts in, rows with labels out, each row accounted for.
-
-The input is read as a stream and the result written as one; only ids and counts stay in memory.
-
-One output row:
+"""Labels a whole file or dataset as a stream; only ids and counts stay in memory. One output row:
 
     {"id": "4394", "level": "document", "part": 0, "text": "...", "labels": [{"id": ...}]}
 
@@ -16,7 +12,6 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TextIO
@@ -31,23 +26,11 @@ from cbtqa.distortions.models import load_labeller
 from cbtqa.distortions.patterns import PatternLabeller
 from cbtqa.distortions.taxonomy import Taxonomy, load_taxonomy, map_labels
 from cbtqa.errors import ConfigError, DataError, UsageError
-from cbtqa.files import (
-    ParquetRows,
-    json_line,
-    parse_record,
-    read_rows,
-    replacing,
-    write_jsonl,
-)
+from cbtqa.files import ParquetRows, json_line, parse_record, read_rows, replacing, write_jsonl
 from cbtqa.llm.batch import OnProgress
 from cbtqa.llm.cost import Estimate
 from cbtqa.llm.runs import EndpointSettings, Service, estimate_run, open_run
 from cbtqa.records import DistortionLabel, NonEmptyText, Record, Rejection
-
-# --- label files ---------------------------------------------------------------------------------
-# Rows of labelled texts, and how they are written: JSONL, Parquet, CSV, TSV.
-#
-# write_labels(Path("labels.parquet"), rows)
 
 
 class LabelledText(Record):
@@ -61,7 +44,7 @@ class LabelledText(Record):
 
 
 def write_labels(path: Path, rows: Iterable[LabelledText]) -> None:
-    """Writes rows as the suffix says; CSV and TSV get one column `types` and the labels as JSON.
+    """Writes rows in the format of the suffix; CSV and TSV hold the labels as JSON.
 
     Raises:
         DataError: an unknown suffix.
@@ -70,41 +53,35 @@ def write_labels(path: Path, rows: Iterable[LabelledText]) -> None:
     if suffix in (".jsonl", ".ndjson"):
         write_jsonl(path, rows)
     elif suffix == ".parquet":
-        _write_parquet(path, rows)
+        columns = {"id": TEXT, "level": TEXT, "part": INTEGER, "text": TEXT}
+        with ParquetRows(path, arrow_schema({**columns, "labels": list_of(LABEL)})) as parquet:
+            for row in rows:
+                parquet.add(row.model_dump())
     elif suffix in (".csv", ".tsv"):
         with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as out:
             writer = csv.writer(out, delimiter="\t" if suffix == ".tsv" else ",")
             writer.writerow(["id", "level", "part", "text", "types", "labels"])
             for row in rows:
-                labels = [label.model_dump() for label in row.labels]
+                labels = json.dumps(
+                    [label.model_dump() for label in row.labels], ensure_ascii=False
+                )
                 types = ";".join(label.id for label in row.labels)
-                cells = [row.id, row.level, row.part, row.text, types]
-                writer.writerow([*cells, json.dumps(labels, ensure_ascii=False)])
+                writer.writerow([row.id, row.level, row.part, row.text, types, labels])
     else:
-        raise DataError(
-            f"do not know the format '{suffix}'",
-            where=str(path),
-            hint="use .jsonl, .parquet, .csv or .tsv",
-        )
+        hint = "use .jsonl, .parquet, .csv or .tsv"
+        raise DataError(f"do not know the format '{suffix}'", where=str(path), hint=hint)
 
 
-def _write_parquet(path: Path, rows: Iterable[LabelledText]) -> None:
-    columns = {"id": TEXT, "level": TEXT, "part": INTEGER, "text": TEXT, "labels": list_of(LABEL)}
-    with ParquetRows(path, arrow_schema(columns)) as parquet:
-        for row in rows:
-            parquet.add(row.model_dump())
-
-
-# --- labelling -----------------------------------------------------------------------------------
 REPLY_TOKENS = 120
 """Of two labels with their quotes; assumed for the dry run."""
+_CHUNK = 1024
 Level = Literal["document", "sentence", "both"]
 _TEXT_COLUMNS = ("text", "文本", "内容", "sentence")
 _ID_COLUMNS = ("id", "question_id", "questionID", "item_id")
 
 
 class LabelSettings(EndpointSettings):
-    """What `cbtqa distortions label` can be told; the block about endpoints is for the llm."""
+    """Settings of `cbtqa distortions label`; the endpoint is for the llm."""
 
     input: Path
     """JSONL, JSON, CSV, TSV, Parquet, or a dataset folder; columns `text`, or `question` and
@@ -138,7 +115,7 @@ class SourceText(Record):
 
 
 class LabellingRun(Record):
-    """What came of a run, in counts; the rows are in `out`."""
+    """Counts of a run; the rows are in `out`."""
 
     out: Path
     rejects: Path | None
@@ -150,7 +127,7 @@ class LabellingRun(Record):
     n_labelled: int
     """Rows with at least one label."""
     n_rejected: int
-    """Parts that a language model's labels could not be had for."""
+    """Parts without valid labels from the language model."""
     rejected: dict[str, int]
     """The same by reason."""
     types: dict[str, int]
@@ -164,7 +141,7 @@ class LabelledTexts(Record):
 
     rows: tuple[LabelledText, ...]
     n_rejected: int
-    """Parts that a language model's labels could not be had for."""
+    """Parts without valid labels from the language model."""
 
 
 def read_labels(run: LabellingRun) -> LabelledTexts:
@@ -173,8 +150,8 @@ def read_labels(run: LabellingRun) -> LabelledTexts:
     for where, row in read_rows(run.out):
         if isinstance(row["labels"], str):  # a cell of CSV
             row["labels"] = json.loads(row["labels"])
-        told = {name: row[name] for name in LabelledText.model_fields}
-        rows.append(parse_record(LabelledText, told, where))
+        fields = {name: row[name] for name in LabelledText.model_fields}
+        rows.append(parse_record(LabelledText, fields, where))
     return LabelledTexts(rows=tuple(rows), n_rejected=run.n_rejected)
 
 
@@ -188,69 +165,59 @@ def read_texts(path: Path, encoding: str = "utf-8") -> Iterator[SourceText]:
     for number, (where, row) in enumerate(source_rows(path, encoding=encoding), 1):
         item = _read_text(row, where, number)
         if item.id in seen:
-            raise DataError(f"the id '{item.id}' stands twice", where=where)
+            raise DataError(f"the id '{item.id}' occurs twice", where=where)
         seen.add(item.id)
         yield item
 
 
 def _read_text(row: Mapping[str, Any], where: str, number: int) -> SourceText:
-    column = next((name for name in _TEXT_COLUMNS if name in row), None)
-    if "question" in row:
-        parts = [
-            str(row[name] or "").strip() for name in ("question", "description") if name in row
-        ]
-        text, column = "\n".join(part for part in parts if part), "question"
-    elif column is not None:
-        text = str(row[column] or "").strip()
-    else:
+    columns = [name for name in ("question", "description") if "question" in row and name in row]
+    columns = columns or [name for name in _TEXT_COLUMNS if name in row][:1]
+    if not columns:
         raise DataError(
             f"no column with text: expected question, or one of {', '.join(_TEXT_COLUMNS)}, "
             f"found {', '.join(row)}",
             where=where,
         )
+    text = "\n".join(filter(None, (str(row[name] or "").strip() for name in columns)))
     if not text:
-        raise DataError("the text is empty", where=f"{where}:{column}")
+        raise DataError("the text is empty", where=f"{where}:{columns[0]}")
     key = next((row[name] for name in _ID_COLUMNS if row.get(name) not in (None, "")), number)
     answer = row.get("answer", row.get("text") if "question" in row else None)
-    carried = row.get("distortions")
+    given = row.get("distortions")
     labels = None
-    if isinstance(carried, list):
-        known = DistortionLabel.model_fields
-        labels = tuple(
-            DistortionLabel(**{name: entry[name] for name in known if name in entry})
-            for entry in carried
-        )
+    if isinstance(given, list):
+        known = DistortionLabel.model_fields.keys()
+        labels = tuple(DistortionLabel(**{k: one[k] for k in known & one.keys()}) for one in given)
     return SourceText(id=str(key), text=text, answer=answer or None, answer_labels=labels)
 
 
 def label_file(settings: LabelSettings, *, on_progress: OnProgress | None = None) -> LabellingRun:
-    """Labels every text of the input and writes the rows; turned-away parts go beside them.
+    """Labels every text of the input and writes the rows; rejected parts go beside them.
 
     Raises:
         DataError: the input, or a model for another taxonomy.
         ConfigError: labellers that do not fit together.
         LicenceGateError: texts would go to a non-local endpoint without acknowledgement.
     """
-    out, rejects = result_path(settings), rejects_path(settings)
+    out = _result_path(settings)
+    rejects = out.with_name(f"{out.name}.rejects.jsonl")
     counts = _Counts()
     with ExitStack() as stack:
         labellers = [
             _open_part_labeller(spec, settings, counts, stack, on_progress)
             for spec in settings.labeller
         ]
-        turned_away = stack.enter_context(replacing(rejects))
-        rejections = stack.enter_context(turned_away.open("w", encoding="utf-8"))
+        temporary = stack.enter_context(replacing(rejects))
+        rejections = stack.enter_context(temporary.open("w", encoding="utf-8"))
         write_labels(out, _labelled_rows(settings, labellers, counts, rejections))
     if not counts.rejected:
         rejects.unlink()
     return LabellingRun(
+        **{name: counts.n[name] for name in ("n_texts", "n_parts", "n_rows", "n_labelled")},
         out=out,
         rejects=rejects if counts.rejected else None,
         labellers=settings.labeller,
-        n_texts=counts.n_texts,
-        n_parts=counts.n_parts,
-        n_rows=counts.n_rows,
-        n_labelled=counts.n_labelled,
         n_rejected=counts.rejected.total(),
         rejected=dict(counts.rejected),
         types=dict(counts.types.most_common()),
@@ -267,50 +234,46 @@ class _Part(NamedTuple):
 PartLabeller = Callable[[Sequence[_Part]], Sequence[Labels | Rejection]]
 
 
-@dataclass
 class _Counts:
-    n_texts: int = 0
-    n_parts: int = 0
-    n_rows: int = 0
-    n_labelled: int = 0
-    rejected: Counter[str] = field(default_factory=Counter)
-    types: Counter[str] = field(default_factory=Counter)
-    lost: Counter[str] = field(default_factory=Counter)
+    def __init__(self) -> None:
+        self.n: Counter[str] = Counter()
+        self.rejected: Counter[str] = Counter()
+        self.types: Counter[str] = Counter()
+        self.lost: Counter[str] = Counter()
 
 
 def _labelled_rows(
-    settings: LabelSettings,
-    labellers: Sequence[PartLabeller],
-    counts: _Counts,
-    rejections: TextIO,
+    settings: LabelSettings, labellers: Sequence[PartLabeller], counts: _Counts, rejections: TextIO
 ) -> Iterator[LabelledText]:
     parts = _read_parts(settings, counts)
     while chunk := list(islice(parts, _CHUNK)):
-        counts.n_parts += len(chunk)
         ballots = [labeller(chunk) for labeller in labellers]
         for part, *given in zip(chunk, *ballots, strict=True):
-            turned_away = next((one for one in given if isinstance(one, Rejection)), None)
-            if turned_away is not None:
-                counts.rejected[str(turned_away.reason)] += 1
-                rejections.write(json_line(turned_away))
+            counts.n["n_parts"] += 1
+            rejected = next((one for one in given if isinstance(one, Rejection)), None)
+            if rejected is not None:
+                counts.rejected[str(rejected.reason)] += 1
+                rejections.write(json_line(rejected))
                 continue
             votes = [one for one in given if not isinstance(one, Rejection)]
             won = votes[0] if len(votes) == 1 else count_votes(votes, settings.vote)
-            counts.n_rows += 1
-            counts.n_labelled += bool(won)
+            counts.n["n_rows"] += 1
+            counts.n["n_labelled"] += bool(won)
             counts.types.update({label.id for label in won})
             yield part.row.model_copy(update={"labels": won})
-
-
-_CHUNK = 1024
 
 
 def _read_parts(settings: LabelSettings, counts: _Counts | None = None) -> Iterator[_Part]:
     for source in read_texts(settings.input, settings.encoding):
         if counts:
-            counts.n_texts += 1
-        for row in _parts_of(source, settings.level):
-            yield _Part(source, row)
+            counts.n["n_texts"] += 1
+        whole = LabelledText(id=source.id, level="document", part=0, text=source.text, labels=())
+        if settings.level != "sentence":
+            yield _Part(source, whole)
+        spans = split_sentences(source.text) if settings.level != "document" else ()
+        for number, span in enumerate(spans, 1):
+            sentence = {"level": "sentence", "part": number, "text": span.of(source.text)}
+            yield _Part(source, whole.model_copy(update=sentence))
 
 
 def _open_part_labeller(
@@ -339,17 +302,7 @@ def open_labeller(spec: str, taxonomy: Taxonomy) -> Labeller:
     """
     if spec == "patterns":
         return PatternLabeller(taxonomy)
-    return load_labeller(Path(spec), taxonomy).labeller
-
-
-def _parts_of(source: SourceText, level: Level) -> Iterator[LabelledText]:
-    if level != "sentence":
-        yield LabelledText(id=source.id, level="document", part=0, text=source.text, labels=())
-    if level != "document":
-        for number, span in enumerate(split_sentences(source.text), 1):
-            yield LabelledText(
-                id=source.id, level="sentence", part=number, text=span.of(source.text), labels=()
-            )
+    return load_labeller(Path(spec), taxonomy)
 
 
 def _label_by_answer(
@@ -360,23 +313,19 @@ def _label_by_answer(
         raise DataError("has no answer and no labels", where=f"{settings.input}: text {source.id}")
     if source.answer_labels is None:
         return labels_named_in(str(source.answer), taxonomy)
-    mapped = map_labels(source.answer_labels, taxonomy, taxonomy)
-    counts.lost.update(label.id for label in mapped.lost if label.became is None)
-    return mapped.labels
+    labels, dropped = map_labels(source.answer_labels, taxonomy)
+    counts.lost.update(dropped)
+    return labels
 
 
 def _ask_llm(
-    taxonomy: Taxonomy,
-    settings: LabelSettings,
-    stack: ExitStack,
-    on_progress: OnProgress | None,
+    taxonomy: Taxonomy, settings: LabelSettings, stack: ExitStack, on_progress: OnProgress | None
 ) -> PartLabeller:
-    """Has every part answered into the journal; gives what reads the answers from it."""
+    """Asks about every part, into the journal; the result reads the labels from there."""
     service, task = _llm(taxonomy, settings)
     n_parts = sum(1 for _ in _read_parts(settings))  # a bad line shows before anything is paid
-    run = stack.enter_context(
-        open_run(journal_path(settings), task.fingerprint(), service, what="the texts")
-    )
+    path = _journal_path(settings)
+    run = stack.enter_context(open_run(path, task.fingerprint(), service, what="the texts"))
     run.ask(map(_to_label, _read_parts(settings)), task, n_total=n_parts, on_progress=on_progress)
     return lambda parts: list(read_outcomes(map(_to_label, parts), task, run.journal))
 
@@ -386,22 +335,17 @@ def _llm(taxonomy: Taxonomy, settings: LabelSettings) -> tuple[Service, Labellin
     if service is None:
         raise UsageError("--labeller llm needs --endpoint and --model")
     sampling = settings.sampling(**DRAWN)
-    return service, LabellingTask(
-        taxonomy, service.model, prompt=settings.prompt, sampling=sampling
-    )
+    task = LabellingTask(taxonomy, service.model, prompt=settings.prompt, sampling=sampling)
+    return service, task
 
 
 def estimate_labels(settings: LabelSettings) -> Estimate:
-    """What the llm would still be sent; the other labellers ask nobody.
-
-    Raises:
-        DataError, ConfigError: as `label_file`.
-    """
+    """What would still be sent to the llm; the other labellers send nothing."""
     service, task = None, None
     if "llm" in settings.labeller:
         service, task = _llm(load_taxonomy(settings.taxonomy), settings)
     parts = map(_to_label, _read_parts(settings))
-    path = journal_path(settings)
+    path = _journal_path(settings)
     return estimate_run(service, path, parts, task, name="texts", reply_tokens=REPLY_TOKENS)
 
 
@@ -409,17 +353,9 @@ def _to_label(part: _Part) -> TextToLabel:
     return TextToLabel(f"{part.row.id}/{part.row.part}", part.row.text)
 
 
-def result_path(settings: LabelSettings) -> Path:
-    """Where the result goes."""
+def _result_path(settings: LabelSettings) -> Path:
     return settings.out or settings.input.with_name(f"{settings.input.name}.labels.jsonl")
 
 
-def journal_path(settings: LabelSettings) -> Path:
-    """Where paid replies are kept, beside the result."""
-    return result_path(settings).with_suffix(".journal.sqlite")
-
-
-def rejects_path(settings: LabelSettings) -> Path:
-    """Where parts without labels go, with the reason and the model's own words."""
-    out = result_path(settings)
-    return out.with_name(f"{out.name}.rejects.jsonl")
+def _journal_path(settings: LabelSettings) -> Path:
+    return _result_path(settings).with_suffix(".journal.sqlite")

@@ -1,13 +1,8 @@
 """The light trained labeller: a linear model on character n-grams and rule hits, in numpy.
 
 A text's n-grams of each length are scaled to unit length on their own, so that the few short ones
-are not drowned by the many long ones; then the score of a type is a weighted sum. The weights
-also tell the evidence: the clause that adds most to the score.
-
-    model = load_linear(Path("model"))
-    LinearLabeller(model).label("我觉得自己一无是处")
-
-A saved model is `model.npz` (arrays only, read without pickle) and `model.json`.
+count beside the many long ones; the score of a type is then a weighted sum. The evidence is the
+clause that adds most to the score.
 """
 
 from __future__ import annotations
@@ -22,12 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cbtqa.distortions.clauses import Bounds, clause_bounds
-from cbtqa.distortions.features import (
-    BLOCK_WEIGHTS,
-    N_BUCKETS,
-    WordClasses,
-    encode_texts,
-)
+from cbtqa.distortions.features import BLOCK_WEIGHTS, N_BUCKETS, WordClasses, encode_texts
 from cbtqa.distortions.labellers import Labels
 from cbtqa.distortions.patterns import PatternHit, PatternLabeller
 from cbtqa.distortions.taxonomy import Taxonomy, load_taxonomy
@@ -35,6 +25,7 @@ from cbtqa.records import DistortionLabel
 
 Floats32 = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 _BATCH = 1024
 
 RULE_WEIGHT = 0.6
@@ -97,7 +88,7 @@ class _Scored(NamedTuple):
     added: Floats32
     """`(characters, types)`: what the n-grams and rules that begin at a character add."""
     starts: npt.NDArray[np.int64]
-    """`(texts,)`: where each text's start mark stands among the characters."""
+    """`(texts,)`: the place of each text's start mark among the characters."""
     clauses: list[Bounds]
     """Of each text, where the rules needed them; else empty."""
 
@@ -124,11 +115,9 @@ class LinearLabeller:
 
     def label_many(self, texts: Iterable[str]) -> list[Labels]:
         """The same for many texts; memory does not grow beyond the labels."""
-        labels: list[Labels] = []
         source = iter(texts)
-        while batch := list(islice(source, _BATCH)):
-            labels.extend(self._label_batch(batch))
-        return labels
+        batches = iter(lambda: list(islice(source, _BATCH)), [])
+        return [labels for batch in batches for labels in self._label_batch(batch)]
 
     def probabilities(self, texts: Sequence[str]) -> Floats:
         """`(texts, types)`: calibrated probability of each type."""
@@ -150,21 +139,19 @@ class LinearLabeller:
         spans = {row: scored.clauses[row] or clause_bounds(texts[row]) for row in with_labels}
         sums = _clause_sums(scored, spans)
         ids = self.taxonomy.ids
+        labels: list[Labels] = [()] * len(texts)
         found: dict[int, list[DistortionLabel]] = {row: [] for row in with_labels}
-        evidence: str | None
         for row, column, probability in zip(rows.tolist(), columns.tolist(), sure, strict=True):
             evidence = None
             if here := spans[row]:
                 heaviest = int(sums[row][:, column].argmax()) if len(here) > 1 else 0
-                start, end = here[heaviest]
-                evidence = texts[row][start:end]
+                evidence = texts[row][slice(*here[heaviest])]
             found[row].append(
                 # unchecked: all four fields are right by construction, and checking costs a tenth
                 DistortionLabel.model_construct(
                     id=ids[column], evidence=evidence, labeller=self.name, confidence=probability
                 )
             )
-        labels: list[Labels] = [()] * len(texts)
         for row, given_here in found.items():
             labels[row] = tuple(sorted(given_here, key=lambda label: -(label.confidence or 0)))
         return labels
@@ -180,71 +167,49 @@ class LinearLabeller:
             scale = np.where(lengths > 0, weight / np.maximum(lengths, 1e-6), 0)
             here = self._weights.take(rows, axis=0, mode="clip")
             here *= scale.astype(np.float32)[text_of][:, None]
-            if places is None:
-                added += here
-            else:
-                added[places] += here
-        clauses = [clause_bounds(text) if self._patterns else () for text in texts]
-        hits = self._rule_hits(texts, clauses)
+            added[slice(None) if places is None else places] += here
         scores = np.add.reduceat(added, encoded.starts).astype(np.float64) + self.model.bias
-        if any(hits):
+        clauses: list[Bounds] = [()] * len(texts)
+        if self._patterns:
+            clauses = list(map(clause_bounds, texts))
+            hits = list(map(self._patterns.find_hits, texts, clauses))
             self._add_hits(added, scores, hits, encoded.starts)
         slope, offset = self.model.platt.T.astype(np.float64)
         probabilities = 1 / (1 + np.exp(-np.clip(scores * slope + offset, -500, 500)))
         return _Scored(probabilities, added, encoded.starts, clauses)
 
-    def _rule_hits(self, texts: Sequence[str], clauses: list[Bounds]) -> list[list[PatternHit]]:
-        if self._patterns is None:
-            return []
-        return [
-            self._patterns.find_hits(text, bounds)
-            for text, bounds in zip(texts, clauses, strict=True)
-        ]
-
     def _add_hits(
-        self,
-        added: Floats32,
-        scores: Floats,
-        hits: list[list[PatternHit]],
-        starts: npt.NDArray[np.int64],
+        self, added: Floats32, scores: Floats, hits: list[list[PatternHit]], starts: Ints
     ) -> None:
         """Adds each rule once to its text's score, and to the clause of every hit."""
-        score_rows: list[int] = []
-        score_rules: list[int] = []
-        places: list[int] = []
-        place_rules: list[int] = []
+        once: set[tuple[int, int]] = set()
+        each: list[tuple[int, int]] = []
         for row, found in enumerate(hits):
-            once: set[int] = set()
             for hit in found:
                 rules = [self._rule_row[name] for name in features_of_hit(hit)]
-                once.update(rules)
+                once.update((row, rule) for rule in rules)
                 place = int(starts[row]) + 1 + hit.span.start
-                places += [place] * len(rules)
-                place_rules += rules
-            score_rows += [row] * len(once)
-            score_rules += once
+                each += [(place, rule) for rule in rules]
         weights = RULE_WEIGHT * self.model.rule_coefficients
-        np.add.at(scores, score_rows, weights[score_rules])
-        np.add.at(added, places, weights[place_rules])
+        for table, pairs in ((scores, sorted(once)), (added, each)):
+            if pairs:
+                places, rules = map(list, zip(*pairs, strict=True))
+                np.add.at(table, places, weights[rules])
 
 
 def _clause_sums(scored: _Scored, spans: dict[int, Bounds]) -> dict[int, Floats32]:
     """For each text of several clauses, `(clauses, types)`: what each clause adds to each type."""
     several = {row: here for row, here in spans.items() if len(here) > 1}
     edges: list[int] = []
-    ends: list[int] = []
     for row, here in several.items():
         start = int(scored.starts[row]) + 1
-        for begin, end in here:
-            edges += (start + begin, start + end)
-        ends.append(len(edges) // 2)
+        edges += [start + place for bound in here for place in bound]
     if not edges:
         return {}
     # every second sum is that of a clause, the others are of what lies between clauses
     sums = np.add.reduceat(scored.added, edges)[::2]
-    return {
-        row: sums[begin:end] for row, begin, end in zip(several, [0, *ends], ends, strict=False)
-    }
+    ends = np.cumsum([len(here) for here in several.values()])
+    return dict(zip(several, np.split(sums, ends[:-1]), strict=True))
 
 
 @cache
@@ -264,17 +229,7 @@ def features_of_hit(hit: PatternHit) -> tuple[str, str]:
     return hit.rule.id, f"type:{hit.rule.type}"
 
 
-# --- logistic ------------------------------------------------------------------------------------
-# L2-regularised logistic regression on sparse rows, in numpy alone.
-#
-#     minimise over (w, b):  |w|^2 / 2 + C * sum_i log(1 + exp(-y_i (w . x_i + b)))
-#
-# The loss is smooth and convex; it is minimised by L-BFGS with a backtracking line search. The
-# result depends on the data alone: no seed, no threads.
-#
-# Source: Nocedal and Wright, Numerical Optimization (2006), algorithms 7.4 and 3.1.
-
-Ints = npt.NDArray[np.int64]
+# --- logistic regression -------------------------------------------------------------------------
 
 _MEMORY = 10
 _SUFFICIENT_DECREASE = 1e-4
@@ -322,7 +277,9 @@ class Linear(NamedTuple):
 
 
 def fit_logistic(rows: SparseRows, targets: npt.NDArray[np.bool_], strength: float) -> Linear:
-    """The model of one label.
+    """The L2-regularised model of one label: the weights w and bias b that minimise
+
+        |w|^2 / 2 + C * sum_i log(1 + exp(-y_i (w . x_i + b)))
 
     Args:
         targets: `(rows,)`; when all are alike the weights are 0 and the bias is far to that side.
@@ -372,7 +329,12 @@ def fit_platt(scores: Floats, targets: npt.NDArray[np.bool_]) -> tuple[float, fl
 
 
 def _minimise(loss: Callable[[Floats], tuple[float, Floats]], point: Floats) -> Floats:
-    """The minimum of a smooth convex function, by L-BFGS from `point`."""
+    """The minimum of a smooth convex function, by L-BFGS with a backtracking line search.
+
+    The result depends on the data alone: no seed, no threads.
+
+    Source: Nocedal and Wright, Numerical Optimization (2006), algorithms 7.4 and 3.1.
+    """
     value, gradient = loss(point)
     enough = _TOLERANCE**2 * max(_dot(gradient, gradient), 1e-24)
     steps: list[tuple[Floats, Floats, float]] = []

@@ -1,18 +1,13 @@
-"""Labels by a language model: closed set of types, evidence checked to stand in the text.
+"""Labels by a language model: closed set of types, evidence checked to be in the text.
 
-Goes through the batch engine, so every paid reply is in a journal and a run continues where it
-stopped. A reply that names an unknown type, or quotes what the text does not hold, is asked again
-with the fault named, and turned away when it stays so.
-
-    task = LabellingTask(load_taxonomy("burns-10"), "qwen-plus")
-    run_batch(texts, task, endpoint, journal, Limits())
-    list(read_outcomes(texts, task, journal))
+A reply that names an unknown type, or quotes what is not in the text, is asked again with the fault
+named, and rejected when the fault stays. The batch engine keeps every paid reply in the journal.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from cbtqa.distortions.labellers import Labels
@@ -68,11 +63,11 @@ class LabellingTask:
         """The id, and a hash that changes with the text."""
         return f"{item.id}:{hashlib.blake2b(item.text.encode(), digest_size=8).hexdigest()}"
 
-    def request(self, item: TextToLabel) -> ChatRequest:
-        """The question about one text."""
+    def request(self, item: TextToLabel, *more: dict[str, str]) -> ChatRequest:
+        """The question about one text, with more messages after it."""
         messages = self._prompt.render(taxonomy=self._types, text=fence(item.text))
         return ChatRequest(
-            messages, self._schema, schema_name="distortion_labels", sampling=self._sampling
+            [*messages, *more], self._schema, "distortion_labels", sampling=self._sampling
         )
 
     def check(self, item: TextToLabel, reply: Reply) -> Fault | None:
@@ -84,14 +79,11 @@ class LabellingTask:
         """The question again, with the reply and what was wrong with it; not after a refusal."""
         if fault.reason in (Reason.REFUSAL, Reason.CONTENT_FILTER):
             return None
-        first = self.request(item)
-        messages = [
-            *first.messages,
+        complaint = f"{_COMPLAINTS.get(fault.reason, _FORMAT)}（{fault.detail}）"
+        return self.request(
+            item,
             {"role": "assistant", "content": reply.text or "……"},
-            {"role": "user", "content": f"{_COMPLAINTS[fault.reason]}（{fault.detail}）"},
-        ]
-        return ChatRequest(
-            messages, self._schema, schema_name="distortion_labels", sampling=self._sampling
+            {"role": "user", "content": complaint},
         )
 
     def read(self, item: TextToLabel, reply: Reply) -> Labels | Fault:
@@ -117,21 +109,16 @@ class LabellingTask:
             return Fault(Reason.BAD_LABEL, f"'{entry.get('id')}' is not in the list of types")
         evidence = str(entry.get("evidence") or "").strip()
         if not evidence or evidence not in item.text:
-            return Fault(Reason.EVIDENCE_NOT_FOUND, f"'{evidence}' does not stand in the text")
-        confidence = entry.get("confidence")
-        if confidence is not None and (
-            isinstance(confidence, bool)
-            or not isinstance(confidence, int | float)
-            or not 0 <= confidence <= 1
-        ):
-            return Fault(Reason.BAD_LABEL, f"confidence {confidence!r} is not from 0 to 1")
-        return DistortionLabel(
-            id=kind.id, evidence=evidence, labeller=self.name, confidence=confidence
-        )
+            return Fault(Reason.EVIDENCE_NOT_FOUND, f"'{evidence}' is not in the text")
+        sure = entry.get("confidence")
+        is_number = isinstance(sure, int | float) and not isinstance(sure, bool)
+        if sure is not None and not (is_number and 0 <= sure <= 1):
+            return Fault(Reason.BAD_LABEL, f"confidence {sure!r} is not from 0 to 1")
+        return DistortionLabel(id=kind.id, evidence=evidence, labeller=self.name, confidence=sure)
 
 
 def read_outcomes(
-    items: Sequence[TextToLabel] | Iterable[TextToLabel], task: LabellingTask, journal: Journal
+    items: Iterable[TextToLabel], task: LabellingTask, journal: Journal
 ) -> Iterator[Labels | Rejection]:
     """For each text the labels of its accepted reply, or why there are none."""
     for item in items:
@@ -154,26 +141,25 @@ def read_outcomes(
 
 def labels_schema(taxonomy: Taxonomy) -> dict[str, Any]:
     """JSON schema of the reply: strict, ids as an enumeration."""
-    label = {
-        "type": "object",
-        "properties": {
-            "id": {"type": "string", "enum": list(taxonomy.ids)},
-            "evidence": {"type": "string"},
-            "confidence": {"type": "number"},
-        },
-        "required": ["id", "evidence", "confidence"],
-        "additionalProperties": False,
-    }
+    label = _strict(
+        id={"type": "string", "enum": list(taxonomy.ids)},
+        evidence={"type": "string"},
+        confidence={"type": "number"},
+    )
+    return _strict(labels={"type": "array", "items": label})
+
+
+def _strict(**properties: dict[str, Any]) -> dict[str, Any]:
     return {
         "type": "object",
-        "properties": {"labels": {"type": "array", "items": label}},
-        "required": ["labels"],
+        "properties": properties,
+        "required": list(properties),
         "additionalProperties": False,
     }
 
 
 _FORMAT = "上面的回复不合要求，请只输出约定的 JSON 对象。"
-_COMPLAINTS = dict.fromkeys(Reason, _FORMAT) | {
+_COMPLAINTS = {
     Reason.BAD_LABEL: "上面的标注不合要求：类型只能用表中的英文 id，把握为 0 到 1。请重新输出。",
     Reason.EVIDENCE_NOT_FOUND: "上面的证据不是原文中的原话。请逐字照抄后重新输出。",
     Reason.CUT: "上面的回复没有写完。请只输出 JSON 对象，证据取得短一些。",

@@ -1,15 +1,14 @@
-"""Saved labellers: a folder with arrays, a signature, and a card that a person can read.
+"""Saved labellers: a folder with a signature (`model.json`), arrays (`model.npz`) and a card.
 
-`model.json` says what the model is (taxonomy, data hash, settings, measured quality), `model.npz`
-holds the arrays, `README.md` is the card. Nothing is unpickled. An encoder's folder holds
-`model.json` with `kind: encoder` beside the transformers files; `load_labeller` tells them apart.
+Nothing is unpickled. An encoder's folder holds `model.json` with `kind: encoder` beside the
+transformers files instead of arrays.
 """
 
 from __future__ import annotations
 
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +26,7 @@ from cbtqa.records import NonEmptyText, Record
 from cbtqa.report.table import Estimate, Table
 from cbtqa.report.words import number
 
-SIGNATURE_NAME, ARRAYS_NAME, CARD_NAME = "model.json", "model.npz", "README.md"
+SIGNATURE_NAME, ARRAYS_NAME = "model.json", "model.npz"
 _ARRAYS = ("buckets", "idf", "coefficients", "rule_coefficients", "bias", "platt", "thresholds")
 
 
@@ -39,7 +38,7 @@ class ModelSignature(Record):
     name: NonEmptyText
     taxonomy: NonEmptyText
     own_taxonomy: Taxonomy | None = None
-    """The taxonomy itself where it is not a shipped one: the folder stands without its file."""
+    """The taxonomy itself where it is not a shipped one, so that its file is not needed."""
     types: tuple[str, ...]
     """Ids in the order of the arrays' columns."""
     data_name: str
@@ -60,14 +59,6 @@ class ModelSignature(Record):
     created_at: str
 
 
-@dataclass(frozen=True)
-class SavedLabeller:
-    """A labeller read from a folder, with what is known about it."""
-
-    labeller: Labeller
-    signature: ModelSignature
-
-
 def describe_model(
     kind: Literal["linear", "encoder"],
     name: str,
@@ -76,7 +67,6 @@ def describe_model(
     estimate: dict[str, Any] | None,
 ) -> ModelSignature:
     """The signature of a model that was trained on `gold`."""
-    support = gold.matrix.sum(axis=0)
     return ModelSignature(
         kind=kind,
         name=name,
@@ -87,9 +77,7 @@ def describe_model(
         data_sha256=gold.sha256,
         data_licence=gold.licence,
         n_texts=len(gold.items),
-        support={
-            type_id: int(count) for type_id, count in zip(gold.taxonomy.ids, support, strict=True)
-        },
+        support=dict(zip(gold.taxonomy.ids, gold.matrix.sum(axis=0).tolist(), strict=True)),
         settings=dict(settings),
         estimate=estimate,
         created_at=now(),
@@ -102,19 +90,20 @@ def save_linear(folder: Path, model: LinearModel, signature: ModelSignature) -> 
     arrays = {name: getattr(model, name) for name in _ARRAYS}
     with replacing(folder / ARRAYS_NAME) as temporary, temporary.open("wb") as stream:
         np.savez_compressed(stream, **arrays)
-    whole = signature.model_copy(
-        update={
-            "rules": model.rules,
-            "at_least_one": model.at_least_one,
-            "arrays_sha256": sha256_of(folder / ARRAYS_NAME),
-        }
-    )
-    write_text(folder / CARD_NAME, model_card(whole))
-    write_json(folder / SIGNATURE_NAME, whole)
+    arrays_sha256 = sha256_of(folder / ARRAYS_NAME)
+    known = {"rules": model.rules, "at_least_one": model.at_least_one}
+    whole = signature.model_copy(update={**known, "arrays_sha256": arrays_sha256})
+    write_signature(folder, whole)
     return whole
 
 
-def load_labeller(folder: Path, taxonomy: Taxonomy | None = None) -> SavedLabeller:
+def write_signature(folder: Path, signature: ModelSignature) -> None:
+    """Writes the card and the signature beside a model's other files."""
+    write_text(folder / "README.md", model_card(signature))
+    write_json(folder / SIGNATURE_NAME, signature)
+
+
+def load_labeller(folder: Path, taxonomy: Taxonomy | None = None) -> Labeller:
     """The labeller of a folder.
 
     Args:
@@ -133,96 +122,56 @@ def load_labeller(folder: Path, taxonomy: Taxonomy | None = None) -> SavedLabell
     signature = parse_record(ModelSignature, read_json(path), str(path))
     own = signature.own_taxonomy or load_taxonomy(signature.taxonomy)
     if own.ids != signature.types:
-        raise DataError(
-            f"trained for {len(signature.types)} types that the taxonomy {own.id} does not have "
-            "in this order",
-            where=f"{path}:types",
-        )
+        n = len(signature.types)
+        found = f"trained for {n} types that the taxonomy {own.id} does not have in this order"
+        raise DataError(found, where=f"{path}:types")
     if taxonomy is not None and taxonomy.id != own.id:
-        raise DataError(
-            f"trained for the taxonomy {own.id}, wanted {taxonomy.id}",
-            where=f"{path}:taxonomy",
-            hint=f"use --taxonomy {own.id}, or train on data in {taxonomy.id}",
-        )
+        found = f"trained for the taxonomy {own.id}, wanted {taxonomy.id}"
+        hint = f"use --taxonomy {own.id}, or train on data in {taxonomy.id}"
+        raise DataError(found, where=f"{path}:taxonomy", hint=hint)
     if taxonomy is not None and signature.own_taxonomy and taxonomy.sha256 != own.sha256:
-        raise DataError(
-            f"trained for another state of the taxonomy {own.id}: its file has changed since",
-            where=f"{path}:own_taxonomy",
-            hint="give the taxonomy file that the model was trained with, or train it again",
-        )
+        found = f"trained for another state of the taxonomy {own.id}: its file has changed since"
+        hint = "give the taxonomy file that the model was trained with, or train it again"
+        raise DataError(found, where=f"{path}:own_taxonomy", hint=hint)
     if signature.kind == "encoder":
         from cbtqa.distortions.encoder import EncoderLabeller
 
-        return SavedLabeller(EncoderLabeller.load(folder, signature.name, own), signature)
-    return SavedLabeller(LinearLabeller(_read_linear(folder, signature, own)), signature)
+        return EncoderLabeller.load(folder, signature.name, own)
+    return LinearLabeller(_read_linear(folder, signature, own))
 
 
 def _read_linear(folder: Path, signature: ModelSignature, taxonomy: Taxonomy) -> LinearModel:
     path = folder / ARRAYS_NAME
     if not path.is_file() or sha256_of(path) != signature.arrays_sha256:
         raise DataError(f"missing, or not the arrays that {SIGNATURE_NAME} names", where=str(path))
-    unknown = set(signature.rules) - set(rule_features())
-    if unknown:
+    if unknown := sorted(set(signature.rules) - set(rule_features())):
+        made_by = f"made by cbtqa {signature.cbtqa_version}, this is {cbtqa.__version__}"
         raise DataError(
-            f"uses rules that this version does not have: {', '.join(sorted(unknown))}",
+            f"uses rules that this version does not have: {', '.join(unknown)}",
             where=str(folder / SIGNATURE_NAME),
-            hint=f"made by cbtqa {signature.cbtqa_version}, this is {cbtqa.__version__}: "
-            "train it again",
+            hint=f"{made_by}: train it again",
         )
     try:
         with np.load(path, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in _ARRAYS}
     except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
         raise DataError(f"damaged: {error}", where=str(path)) from None
-    return LinearModel(
-        taxonomy=taxonomy,
-        name=signature.name,
-        rules=signature.rules,
-        at_least_one=signature.at_least_one,
-        **found,
-    )
+    known = {name: getattr(signature, name) for name in ("name", "rules", "at_least_one")}
+    return LinearModel(taxonomy=taxonomy, **known, **found)
 
 
 def model_card(signature: ModelSignature) -> str:
     """The card, in Markdown."""
-    lines = [
-        f"# Distortion labeller `{signature.name}`",
-        "",
-        f"A {_KINDS[signature.kind]} that marks cognitive distortions in Chinese text, in the "
-        f"taxonomy `{signature.taxonomy}`. For research; it diagnoses nobody, and a mark is a "
-        "guess that comes with the clause it rests on.",
-        "",
-        f"- trained on: {signature.data_name}, {signature.n_texts:,} texts "
-        f"(SHA-256 of texts and labels `{signature.data_sha256[:16]}`)",
-        f"- terms of the data: {signature.data_licence}. Weights of n-grams are counts over these "
-        "texts: pass the model on only where the data's terms allow it.",
-        f"- made by cbtqa {signature.cbtqa_version} at {signature.created_at}",
-        "- settings: " + ", ".join(f"{key} {value}" for key, value in signature.settings.items()),
-        "",
-    ]
+    from jinja2 import StrictUndefined, Template
+
     per_type = (signature.estimate or {}).get("types", {})
     rows = [
         (name, n, Estimate(per_type.get(name, {}).get("f1"), reason="not measured"))
         for name, n in signature.support.items()
     ]
-    lines.append(Table(["type", "training texts", "F1"], rows).markdown().rstrip())
-    if signature.estimate:
-        micro, macro = signature.estimate["micro_f1"], signature.estimate["macro_f1"]
-        lines += [
-            "",
-            f"Measured by {signature.estimate['n_folds']}-fold cross-validation with calibration "
-            f"and thresholds chosen inside the training folds: micro F1 {number(micro, 3)}, "
-            f"macro F1 {number(macro, 3)}.",
-        ]
-    if signature.at_least_one:
-        lines += [
-            "",
-            "Every training text has at least one type, so every text is given at least one: the "
-            "likeliest, where none passes its threshold. Do not run it over texts that may hold "
-            "no distortion, or train with `--at-least-one no`.",
-        ]
-    lines += ["", "Types with few training texts are hardly learned: look at the table."]
-    return "\n".join(lines) + "\n"
-
-
-_KINDS = {"linear": "linear model on character n-grams and rules", "encoder": "tuned encoder"}
+    table = Table(["type", "training texts", "F1"], rows).markdown().rstrip()
+    text = files("cbtqa.distortions").joinpath("model_card.md.j2").read_text(encoding="utf-8")
+    template = Template(text, trim_blocks=True, undefined=StrictUndefined)
+    estimate = signature.estimate
+    card = template.render(model=signature, estimate=estimate, table=table, number=number)
+    return f"{card}\n"

@@ -1,4 +1,4 @@
-"""What `cbtqa distortions train`, `evaluate` and `agree` do."""
+"""The runs of `cbtqa distortions train`, `evaluate` and `agree`."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import Field
 
 from cbtqa.distortions.annotators import LabelAgreement, measure_agreement
-from cbtqa.distortions.evaluate import F1, EvaluationReport, any_type, count_f1, evaluate
+from cbtqa.distortions.evaluate import F1, EvaluationReport, count_f1, evaluate
 from cbtqa.distortions.gold import GoldSet
 from cbtqa.distortions.importers import read_gold
 from cbtqa.distortions.labelling import open_labeller
-from cbtqa.distortions.models import describe_model, model_card, save_linear
+from cbtqa.distortions.models import describe_model, save_linear, write_signature
 from cbtqa.distortions.taxonomy import Taxonomy
 from cbtqa.distortions.training import TrainingSettings, cross_validate, train_linear
 from cbtqa.errors import ConfigError, UsageError
-from cbtqa.files import write_json, write_text
+from cbtqa.files import write_json
 from cbtqa.records import Record
 from cbtqa.settings import Settings
 
@@ -38,7 +39,7 @@ class GoldSettings(Settings):
 
 
 class TrainSettings(GoldSettings):
-    """What `cbtqa distortions train` can be told."""
+    """Settings of `cbtqa distortions train`."""
 
     out: Path = Path("distortion-model")
     """Folder of the model."""
@@ -53,12 +54,14 @@ class TrainSettings(GoldSettings):
     """For --encoder: passes over the texts."""
     strength: float = Field(3.0, gt=0)
     """How closely the weights follow the data."""
+    at_least_one: Literal["auto", "yes", "no"] = "auto"
+    """Give every text at least one type; auto: when every training text has one."""
     seed: int = 0
     """Seed of every split."""
 
 
 class EvaluateSettings(GoldSettings):
-    """What `cbtqa distortions evaluate` can be told."""
+    """Settings of `cbtqa distortions evaluate`."""
 
     labeller: tuple[str, ...] = ("patterns",)
     """patterns, or the folder of a trained model; may be repeated."""
@@ -70,9 +73,6 @@ class EvaluateSettings(GoldSettings):
     """Write the whole report there as JSON."""
 
 
-# --- train ---------------------------------------------------------------------------------------
-
-
 class TrainedReport(Record):
     """A saved model and how good it is."""
 
@@ -82,32 +82,30 @@ class TrainedReport(Record):
     n_texts: int
     n_duplicates: int
     n_contradictions: int
-    n_folds: int
-    binary: F1 | None
-    micro: F1 | None
-    macro_f1: float | None
-    types: dict[str, F1]
+    n_folds: int = 0
+    binary: F1 | None = None
+    micro: F1 | None = None
+    macro_f1: float | None = None
+    types: dict[str, F1] = Field(default_factory=dict)
 
 
 def train_labeller(settings: TrainSettings, say: Say) -> TrainedReport:
     """Reads the data, measures a model by cross-validation, trains on all of it, saves it."""
     gold = _read_gold(settings, say)
     if settings.out.exists() and any(settings.out.iterdir()):
-        raise ConfigError(
-            f"--out: {settings.out} is not empty",
-        )
+        raise ConfigError(f"--out: {settings.out} is not empty")
     if settings.encoder is not None:
         return _tune(settings, gold, say)
-    training = TrainingSettings(strength=settings.strength, seed=settings.seed)
+    shared = settings.model_dump(include={"strength", "at_least_one", "seed"})
+    training = TrainingSettings(**shared)
+    data = gold.texts, gold.matrix, gold.taxonomy, training
     given = None
     if settings.folds:
         say(f"measuring by {settings.folds}-fold cross-validation (seed {settings.seed})")
-        given = cross_validate(
-            gold.texts, gold.matrix, gold.taxonomy, training, n_folds=settings.folds
-        )
-    report = _report(settings, gold, None if given is None else given > 0)
+        given = cross_validate(*data, n_folds=settings.folds) > 0
+    report = _report(settings, gold, given)
     say(f"training on {len(gold.items):,} texts")
-    model = train_linear(gold.texts, gold.matrix, gold.taxonomy, training, name=settings.name)
+    model = train_linear(*data, name=settings.name)
     estimate = _estimate(report) if settings.folds else None
     signature = describe_model("linear", settings.name, gold, training.model_dump(), estimate)
     save_linear(settings.out, model, signature)
@@ -127,32 +125,33 @@ def _tune(settings: TrainSettings, gold: GoldSet, say: Say) -> TrainedReport:
 
     tune_encoder(gold, encoder, settings.out, name=settings.name, on_step=on_step)
     described = {**encoder.model_dump(), "encoder": Path(encoder.encoder).name}
-    signature = describe_model("encoder", settings.name, gold, described, None)
-    write_text(settings.out / "README.md", model_card(signature))
-    write_json(settings.out / "model.json", signature)
+    write_signature(settings.out, describe_model("encoder", settings.name, gold, described, None))
     return _report(settings, gold, None)
 
 
 def _report(settings: TrainSettings, gold: GoldSet, given: Any) -> TrainedReport:
-    truth = gold.matrix
-    types = {
-        type_id: count_f1(truth[:, column], given[:, column])
-        for column, type_id in enumerate(gold.taxonomy.ids if given is not None else ())
-    }
-    values = [entry.f1 for entry in types.values() if entry.f1 is not None]
-    return TrainedReport(
+    report = TrainedReport(
         name=settings.name,
         kind="encoder" if settings.encoder else "linear",
         taxonomy=gold.taxonomy.id,
         n_texts=len(gold.items),
         n_duplicates=gold.n_duplicates,
         n_contradictions=gold.n_contradictions,
-        n_folds=settings.folds if given is not None else 0,
-        binary=None if given is None else count_f1(any_type(truth), any_type(given)),
-        micro=None if given is None else count_f1(truth, given),
-        macro_f1=sum(values) / len(values) if values else None,
-        types=types,
     )
+    if given is None:
+        return report
+    truth = gold.matrix
+    columns = zip(gold.taxonomy.ids, truth.T, given.T, strict=True)
+    types = {type_id: count_f1(gold_column, column) for type_id, gold_column, column in columns}
+    values = [entry.f1 for entry in types.values() if entry.f1 is not None]
+    measured = {
+        "n_folds": settings.folds,
+        "binary": count_f1(np.asarray(truth.any(axis=1)), np.asarray(given.any(axis=1))),
+        "micro": count_f1(truth, given),
+        "macro_f1": sum(values) / len(values) if values else None,
+        "types": types,
+    }
+    return report.model_copy(update=measured)
 
 
 def _estimate(report: TrainedReport) -> dict[str, Any]:
@@ -166,20 +165,13 @@ def _estimate(report: TrainedReport) -> dict[str, Any]:
 
 
 def _read_gold(settings: GoldSettings, say: Say) -> GoldSet:
-    gold = read_gold(
-        settings.data,
-        form=settings.format,
-        taxonomy=settings.taxonomy,
-        encoding=settings.encoding,
-    )
+    form, taxonomy, encoding = settings.format, settings.taxonomy, settings.encoding
+    gold = read_gold(settings.data, form=form, taxonomy=taxonomy, encoding=encoding)
     say(f"{gold.name}: {len(gold.items):,} of {gold.n_rows:,} rows; taxonomy {gold.taxonomy.id}")
     if gold.n_duplicates or gold.n_contradictions:
         say(f"left out: {gold.n_duplicates} repeated, {gold.n_contradictions} contradictory rows")
     say(f"terms of the data: {gold.licence}")
     return gold
-
-
-# --- evaluate, agree -----------------------------------------------------------------------------
 
 
 def evaluate_labellers(settings: EvaluateSettings, say: Say) -> EvaluationReport:
@@ -197,7 +189,7 @@ def evaluate_labellers(settings: EvaluateSettings, say: Say) -> EvaluationReport
 
 
 def read_annotations(files: Sequence[Path], taxonomy: Taxonomy) -> LabelAgreement:
-    """Agreement of annotators, one labelled file each, items told by id.
+    """Agreement of annotators, one labelled file each, items matched by id.
 
     Raises:
         UsageError: fewer than two files, or two with the same name.

@@ -10,9 +10,8 @@ from cbtqa.distortions.evaluate import F1, EvaluationReport, SystemReport
 from cbtqa.distortions.studies import TrainedReport
 from cbtqa.distortions.taxonomy import Taxonomy, load_taxonomy, shipped_taxonomies
 from cbtqa.report.page import Phrase
-from cbtqa.report.table import AnyColumn, Cell, Column, Estimate, Table
+from cbtqa.report.table import Cell, Column, Estimate, Table
 from cbtqa.report.words import count, number, p_value
-from cbtqa.statistics.agreement import Coefficient
 
 FIGURES = ("type", "texts", "precision", "recall", "F1 [95% interval]")
 
@@ -39,28 +38,25 @@ def evaluation_tables(report: EvaluationReport) -> Iterator[Table]:
     for name, system in report.systems.items():
         yield from _tables_of_system(name, system)
     if report.comparisons:
-        rows = [
-            (
-                *(one.decision, one.first, one.second),
-                *(f"{one.only_first_right} / {one.only_second_right}", one.p_holm),
-            )
-            for one in report.comparisons
-        ]
+        rows = []
+        for one in report.comparisons:
+            counts = f"{one.only_first_right} / {one.only_second_right}"
+            rows.append((one.decision, one.first, one.second, counts, one.p_holm))
         heads = ("decision", "first", "second", "only one right")
-        columns: list[AnyColumn] = [*heads, Column("p (Holm)", p_value)]
-        yield Table(columns, rows, "McNemar's exact test")
+        yield Table([*heads, Column("p (Holm)", p_value)], rows, "McNemar's exact test")
 
 
 def binary_table(report: EvaluationReport) -> Table:
     """Any distortion or none, labellers beside the paper."""
-    columns = [
-        Phrase(zh="标注者", en="labeller"),
-        Phrase(zh="准确率", en="accuracy"),
-        Phrase(zh="精确率", en="precision"),
-        Phrase(zh="召回率", en="recall"),
-        Phrase(zh="F1 [95% 区间]", en="F1 [95% interval]"),
-        Phrase(zh="类型微平均 F1", en="micro F1 of types"),
-    ]
+    heads = {
+        "labeller": "标注者",
+        "accuracy": "准确率",
+        "precision": "精确率",
+        "recall": "召回率",
+        "F1 [95% interval]": "F1 [95% 区间]",
+        "micro F1 of types": "类型微平均 F1",
+    }
+    columns = [Phrase(zh=zh, en=en) for en, zh in heads.items()]
     rows: list[tuple[Cell, ...]] = [
         (name, system.accuracy, *_f1_row("", system.binary)[2:], _f1(system.micro))
         for name, system in report.systems.items()
@@ -85,10 +81,8 @@ def _tables_of_system(name: str, system: SystemReport) -> Iterator[Table]:
         pairs = [(pair.gold, pair.given, pair.n) for pair in system.confusions[:8]]
         yield Table(["gold", "given", "n"], pairs, f"{name}: missed and given instead")
     if system.calibration:
-        bins = [
-            (f"{b.low:.1f}-{b.high:.1f}", b.n, b.mean_confidence, b.share_right)
-            for b in system.calibration
-        ]
+        curve = system.calibration
+        bins = [(f"{b.low:.1f}-{b.high:.1f}", b.n, b.mean_confidence, b.share_right) for b in curve]
         title = f"{name}: reliability (expected error {number(system.calibration_error, 3)})"
         yield Table(["confidence", "labels", "mean", "right"], bins, title)
     if system.errors:
@@ -99,12 +93,9 @@ def _tables_of_system(name: str, system: SystemReport) -> Iterator[Table]:
 
 def agreement_table(agreement: LabelAgreement) -> Table:
     """Alpha of each type, of any, and over the sets."""
-    entries: list[tuple[str, Coefficient]] = [
-        *agreement.types.items(),
-        ("any distortion", agreement.any),
-        ("sets (MASI)", agreement.masi),
-    ]
-    rows = [(name, Estimate.of(entry), entry.n_items) for name, entry in entries]
+    overall = {"any distortion": agreement.any, "sets (MASI)": agreement.masi}
+    entries = {**agreement.types, **overall}
+    rows = [(name, Estimate.of(entry), entry.n_items) for name, entry in entries.items()]
     title = f"{len(agreement.raters)} annotators"
     return Table(["type", "alpha [95% interval]", "texts"], rows, title)
 

@@ -1,12 +1,9 @@
 """Taxonomies of cognitive distortions: the closed label sets, their names, and how they map.
 
-A taxonomy is a YAML file; the shipped ones lie in `taxonomies/`. Types share ids across taxonomies
-(`mind_reading` is one concept wherever it appears), so most maps are the identity. Where a
-taxonomy merges two concepts (Burns' ten fold mind reading and fortune telling into jumping to
-conclusions), the finer names still find the merged type, and `finer_ids` lists them.
+Types share ids across taxonomies (`mind_reading` is one concept everywhere), so most maps are the
+identity. Where a taxonomy merges two concepts, the finer names still find the merged type:
 
-    taxonomy = load_taxonomy("burns-10")
-    taxonomy.find("读心术").id == "jumping_to_conclusions"
+    load_taxonomy("burns-10").find("读心术").id == "jumping_to_conclusions"
 """
 
 from __future__ import annotations
@@ -18,15 +15,12 @@ from collections.abc import Iterable, Mapping
 from functools import cache, cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import yaml
+from typing import Any
 
 from cbtqa.errors import DataError
-from cbtqa.files import open_text, parse_record, parse_yaml
+from cbtqa.files import open_text, parse_record, parse_yaml, shipped_yaml
 from cbtqa.records import DistortionLabel, NonEmptyText, Record
 
-DEFAULT_TAXONOMY = "burns-10"
 _FOLDER = files("cbtqa.distortions") / "taxonomies"
 _NOT_TAXONOMIES = ("concepts", "maps")
 _IGNORED_IN_NAMES = re.compile(r"[\s_\-/·“”\"'‘’「」《》()（）]+")
@@ -68,7 +62,7 @@ class Taxonomy(Record):
 
     @property
     def sha256(self) -> str:
-        """Hash of all it says, the same wherever its file lies."""
+        """Hash of its content, the same wherever its file is."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
     def find(self, name: str) -> DistortionType | None:
@@ -84,54 +78,24 @@ class Taxonomy(Record):
         return tuple(
             finer
             for finer in shipped_concepts()
-            if finer != type_id and _lift(finer, frozenset(self.ids)).id == type_id
+            if finer != type_id and lift_id(finer, self) == type_id
         )
 
     def zh_name(self, concept_id: str) -> str:
-        """The Chinese name of a type, or of a finer concept the taxonomy merges.
-
-        Raises:
-            KeyError: neither a type here nor a known concept.
-        """
-        for entry in self.types:
-            if entry.id == concept_id:
-                return entry.zh
-        return shipped_concepts()[concept_id].zh
+        """The Chinese name of a type, or of any known concept (else KeyError)."""
+        own = (entry.zh for entry in self.types if entry.id == concept_id)
+        return next(own, None) or shipped_concepts()[concept_id].zh
 
     @cached_property
     def _by_name(self) -> dict[str, DistortionType]:
-        found: dict[str, DistortionType] = {}
-        for entry in self.types:
-            for name in entry.names:
-                found.setdefault(normalise_name(name), entry)
-        for entry in self.types:
-            for finer in self.finer_ids(entry.id):
-                for name in shipped_concepts()[finer].names:
-                    found.setdefault(normalise_name(name), entry)
-        return found
-
-
-class LostLabel(Record):
-    """What a map could not keep of one label."""
-
-    id: NonEmptyText
-    """The id in the source taxonomy."""
-    became: str | None
-    """The id in the target taxonomy; None when the label was dropped."""
-    lost: NonEmptyText
-    """What is no longer told, for a person."""
-
-
-class MappedLabels(NamedTuple):
-    """Labels in the target taxonomy, and what the map lost on the way."""
-
-    labels: tuple[DistortionLabel, ...]
-    lost: tuple[LostLabel, ...]
-
-
-class _Lifted(NamedTuple):
-    id: str | None
-    lost: str
+        names = [(name, entry) for entry in self.types for name in entry.names]
+        names += [
+            (name, entry)
+            for entry in self.types
+            for finer in self.finer_ids(entry.id)
+            for name in shipped_concepts()[finer].names
+        ]
+        return {normalise_name(name): entry for name, entry in reversed(names)}
 
 
 def normalise_name(name: str) -> str:
@@ -141,7 +105,7 @@ def normalise_name(name: str) -> str:
 
 def is_no_distortion(name: str) -> bool:
     """True for the names that data sets use for `no distortion`, such as 无 or `No Distortion`."""
-    return normalise_name(name) in _none_names()
+    return normalise_name(name) in {normalise_name(none) for none in _maps()["none"]}
 
 
 @cache
@@ -162,7 +126,7 @@ def is_shipped(taxonomy: Taxonomy) -> bool:
 
 
 @cache
-def load_taxonomy(name_or_path: str = DEFAULT_TAXONOMY) -> Taxonomy:
+def load_taxonomy(name_or_path: str = "burns-10") -> Taxonomy:
     """A shipped taxonomy by id, or one of your own by the path of its `.yaml` file.
 
     Raises:
@@ -176,100 +140,67 @@ def load_taxonomy(name_or_path: str = DEFAULT_TAXONOMY) -> Taxonomy:
             f"no taxonomy '{name_or_path}'",
             hint=f"shipped: {', '.join(shipped_taxonomies())}; or give the path of a .yaml file",
         )
-    entry = _FOLDER / f"{name_or_path}.yaml"
-    return _parse_taxonomy(entry.read_text(encoding="utf-8"), entry.name)
+    name = f"{name_or_path}.yaml"
+    return _parse_taxonomy((_FOLDER / name).read_text(encoding="utf-8"), name)
 
 
 def map_labels(
-    labels: Iterable[DistortionLabel], source: Taxonomy, target: Taxonomy
-) -> MappedLabels:
-    """Labels of `source` said in `target`, and what that loses.
+    labels: Iterable[DistortionLabel], target: Taxonomy
+) -> tuple[tuple[DistortionLabel, ...], tuple[str, ...]]:
+    """Labels in terms of `target`, and the ids for which it has no place.
 
-    A label keeps its id where the target has it, else goes to the broader concept the target has,
-    else is dropped. Labels that meet in one id stay separate: each has its own evidence.
+    Labels that meet in one id stay separate: each has its own evidence.
 
     Raises:
-        DataError: a label is not of the source taxonomy.
+        DataError: a label is neither a type of `target` nor a known concept.
     """
-    kept: list[DistortionLabel] = []
-    lost: list[LostLabel] = []
-    target_ids = frozenset(target.ids)
+    kept, dropped = [], []
     for label in labels:
-        if label.id not in source.ids and label.id not in shipped_concepts():
-            raise DataError(f"'{label.id}' is not a type of {source.id}")
-        lifted = _lift(label.id, target_ids)
-        if lifted.id is not None:
-            kept.append(label.model_copy(update={"id": lifted.id}))
-        if lifted.lost:
-            lost.append(LostLabel(id=label.id, became=lifted.id, lost=lifted.lost))
-    return MappedLabels(tuple(kept), tuple(lost))
+        if label.id not in target.ids and label.id not in shipped_concepts():
+            raise DataError(f"'{label.id}' is not a type of {target.id}")
+        type_id = lift_id(label.id, target)
+        if type_id is None:
+            dropped.append(label.id)
+        else:
+            kept.append(label.model_copy(update={"id": type_id}))
+    return tuple(kept), tuple(dropped)
 
 
 def lift_id(concept_id: str, target: Taxonomy) -> str | None:
     """The id that `target` uses for a concept, following merges; None when it has no place."""
-    return _lift(concept_id, frozenset(target.ids)).id
-
-
-@cache
-def _lift(concept_id: str, target_ids: frozenset[str]) -> _Lifted:
-    at, losses = concept_id, []
-    while at not in target_ids:
-        edge = _broader().get(at)
-        if edge is None:
-            return _Lifted(None, "the whole label: the target has no such type")
-        losses.append(edge["lost"])
-        at = edge["to"]
-    return _Lifted(at, ", then ".join(losses))
+    at: str | None = concept_id
+    while at is not None and at not in target.ids:
+        at = _maps()["broader"].get(at)
+    return at
 
 
 @cache
 def shipped_concepts() -> Mapping[str, DistortionType]:
     """Every concept that a shipped taxonomy can name, by id."""
-    raw = parse_yaml((_FOLDER / "concepts.yaml").read_text(encoding="utf-8"))
+    raw = shipped_yaml("cbtqa.distortions", "taxonomies/concepts.yaml")
     return {
-        key: parse_record(DistortionType, {"id": key, **fields}, f"concepts.yaml:{key}")
-        for key, fields in raw.items()
+        key: DistortionType.model_validate({"id": key, **fields}) for key, fields in raw.items()
     }
 
 
 @cache
 def _maps() -> dict[str, Any]:
-    loaded: dict[str, Any] = parse_yaml((_FOLDER / "maps.yaml").read_text(encoding="utf-8"))
-    return loaded
-
-
-@cache
-def _broader() -> dict[str, dict[str, str]]:
-    return {edge["from"]: edge for edge in _maps()["broader"]}
-
-
-@cache
-def _none_names() -> frozenset[str]:
-    return frozenset(normalise_name(name) for name in _maps()["none"])
+    return dict(shipped_yaml("cbtqa.distortions", "taxonomies/maps.yaml"))
 
 
 def _parse_taxonomy(text: str, where: str) -> Taxonomy:
-    try:
-        raw = parse_yaml(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        raise DataError(
-            f"not YAML: {getattr(error, 'problem', error)}",
-            where=f"{where}:{mark.line + 1}" if mark else where,
-        ) from None
+    raw = parse_yaml(text, where)
     if not isinstance(raw, dict) or not isinstance(raw.get("types"), list):
         raise DataError("expected id, title, citation and a list `types`", where=where)
     raw["types"] = [_with_concept(entry, where) for entry in raw["types"]]
     taxonomy = parse_record(Taxonomy, raw, where)
-    owners: dict[str, str] = {}
+    owners: dict[str, DistortionType] = {}
     for entry in taxonomy.types:
-        for name in {normalise_name(name) for name in entry.names}:
-            if name in owners:
-                raise DataError(
-                    f"the name '{name}' belongs to both '{owners[name]}' and '{entry.id}'",
-                    where=where,
-                )
-            owners[name] = entry.id
+        for name in map(normalise_name, entry.names):
+            owner = owners.setdefault(name, entry)
+            if owner is not entry:
+                found = f"the name '{name}' belongs to both '{owner.id}' and '{entry.id}'"
+                raise DataError(found, where=where)
     return taxonomy
 
 

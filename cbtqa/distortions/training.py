@@ -1,12 +1,12 @@
-"""Trains the light labeller: features, weights, calibration, thresholds, and an honest estimate.
+"""Trains and measures the light labeller: features, weights, calibration, thresholds.
 
-Nothing that is measured on a text was chosen by looking at it: calibration and thresholds come
-from inner folds of the training part alone, and `cross_validate` repeats all of it in each fold.
+Calibration and thresholds come from inner folds of the training part alone, and `cross_validate`
+repeats all of it in each fold, so nothing measured on a text was chosen by looking at it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -34,17 +34,15 @@ from cbtqa.settings import Settings
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
-Tick = Callable[[int, int], None]
-"""Called with fits done and fits in all."""
 
 
 class TrainingSettings(Settings):
-    """What shapes a light model."""
+    """Settings of a light model."""
 
     strength: float = Field(3.0, gt=0)
     """How closely the weights follow the data (C of the regression)."""
     min_texts: int = Field(2, ge=1)
-    """Leave out n-grams that stand in fewer texts."""
+    """Leave out n-grams that occur in fewer texts."""
     rules: bool = True
     """Use hits of the pattern file as features, too."""
     min_probability: float = Field(0.05, ge=0, lt=1)
@@ -59,21 +57,14 @@ class TrainingSettings(Settings):
 
 
 class Features(NamedTuple):
-    """What the texts of one call look like, before any of it is chosen or weighted."""
+    """N-grams and rule hits of all texts, before any is chosen or weighted."""
 
     blocks: list[Block]
     rule_hits: Bools
     """`(texts, rules)`."""
 
 
-class FeatureSpace(NamedTuple):
-    """The n-grams that a training part keeps, with their weights."""
-
-    buckets: npt.NDArray[np.uint32]
-    idf: Floats
-
-
-def read_features(texts: Sequence[str], rules: tuple[str, ...]) -> Features:
+def _read_features(texts: Sequence[str], rules: tuple[str, ...]) -> Features:
     """Hashes the n-grams and looks for the rules, once for all folds."""
     hits = np.zeros((len(texts), len(rules)), bool)
     if rules:
@@ -85,8 +76,8 @@ def read_features(texts: Sequence[str], rules: tuple[str, ...]) -> Features:
     return Features(word_classes().read_blocks(encode_texts(texts)), hits)
 
 
-def choose_space(features: Features, part: Ints, min_texts: int) -> FeatureSpace:
-    """N-grams that stand in enough texts of the part, with idf counted there."""
+def _choose_ngrams(features: Features, part: Ints, min_texts: int) -> tuple[Ints, Floats]:
+    """Buckets of the n-grams that occur in enough texts of the part, and their idf there."""
     in_part = np.zeros(len(features.rule_hits), bool)
     in_part[part] = True
     n_texts = np.zeros(N_BUCKETS, np.int64)
@@ -96,48 +87,34 @@ def choose_space(features: Features, part: Ints, min_texts: int) -> FeatureSpace
         n_texts += np.bincount(np.unique(pairs) % N_BUCKETS, minlength=N_BUCKETS)
     chosen = np.flatnonzero(n_texts >= min_texts)
     # the root, because the classes' own counts weight n-grams once more, see `contrast_columns`
-    idf = np.sqrt(np.log((1 + len(part)) / (1 + n_texts[chosen])) + 1)
-    return FeatureSpace(chosen.astype(np.uint32), idf)
+    return chosen, np.sqrt(np.log((1 + len(part)) / (1 + n_texts[chosen])) + 1)
 
 
-def build_rows(features: Features, space: FeatureSpace) -> SparseRows:
+def _build_rows(features: Features, buckets: Ints, idf: Floats) -> SparseRows:
     """All texts as sparse rows: a column per kept n-gram, then one per rule, then a blank.
 
     The blank column keeps every row non-empty; its values are 0.
     """
     n_texts, n_rules = features.rule_hits.shape
-    n_columns = len(space.buckets) + n_rules + 1
+    n_columns = len(buckets) + n_rules + 1
     column_of = np.full(N_BUCKETS + 1, -1, np.int64)
-    column_of[space.buckets] = np.arange(len(space.buckets))
-    texts: list[Ints] = [np.arange(n_texts)]
-    columns: list[Ints] = [np.full(n_texts, n_columns - 1)]
-    values: list[Floats] = [np.zeros(n_texts)]
+    column_of[buckets] = np.arange(len(buckets))
+    entries = [(np.arange(n_texts), np.full(n_texts, n_columns - 1), np.zeros(n_texts))]
     for weight, block in zip(BLOCK_WEIGHTS, features.blocks, strict=True):
         found = column_of[block.buckets]
         kept = found >= 0
         text_of, columns_here = block.text_of[kept], found[kept]
-        idf = space.idf[columns_here]
-        lengths = np.sqrt(np.bincount(text_of, weights=idf**2, minlength=n_texts))
-        texts.append(text_of)
-        columns.append(columns_here)
-        values.append(weight * idf / lengths[text_of])
+        values = idf[columns_here]
+        lengths = np.sqrt(np.bincount(text_of, weights=values**2, minlength=n_texts))
+        entries.append((text_of, columns_here, weight * values / lengths[text_of]))
     rows_with_rule, rules = np.nonzero(features.rule_hits)
-    texts.append(rows_with_rule)
-    columns.append(len(space.buckets) + rules)
-    values.append(np.full(len(rules), RULE_WEIGHT))
-    return _merge(np.concatenate(texts), np.concatenate(columns), np.concatenate(values), n_columns)
-
-
-def _merge(texts: Ints, columns: Ints, values: Floats, n_columns: int) -> SparseRows:
-    """Sorted by text and column, entries of one cell added up."""
+    entries.append((rows_with_rule, len(buckets) + rules, np.full(len(rules), RULE_WEIGHT)))
+    texts, columns, values = map(np.concatenate, zip(*entries, strict=True))
+    # sorted by text and column, entries of one cell added up
     cells, place = np.unique(texts * n_columns + columns, return_inverse=True)
     summed = np.bincount(place, weights=values).astype(np.float64)
-    text_of = cells // n_columns
-    starts = np.searchsorted(text_of, np.arange(text_of[-1] + 1))
+    starts = np.searchsorted(cells // n_columns, np.arange(n_texts))
     return SparseRows(cells % n_columns, summed, starts, n_columns)
-
-
-# --- one model -----------------------------------------------------------------------------------
 
 
 def split_folds(n_items: int, n_folds: int, seed: int) -> list[Ints]:
@@ -153,13 +130,9 @@ def train_linear(
     settings: TrainingSettings | None = None,
     *,
     name: str = "linear",
-    tick: Tick | None = None,
 ) -> LinearModel:
-    """A model from texts and a `(texts, types)` matrix of what they hold."""
-    settings = settings or TrainingSettings()
-    rules = rule_features() if settings.rules else ()
-    features = read_features(texts, rules)
-    trainer = _Trainer(features, gold, taxonomy, settings, rules, name, tick)
+    """A model from texts and a `(texts, types)` matrix of their labels."""
+    trainer = _Trainer(texts, gold, taxonomy, settings or TrainingSettings(), name)
     return trainer.train(np.arange(len(texts)))
 
 
@@ -170,7 +143,6 @@ def cross_validate(
     settings: TrainingSettings | None = None,
     *,
     n_folds: int = 5,
-    tick: Tick | None = None,
 ) -> Floats:
     """Out-of-fold outcome, `(texts, types)`: the probability where the type is given, else -1 x it.
 
@@ -178,9 +150,7 @@ def cross_validate(
     it. A value > 0 means that the type was given.
     """
     settings = settings or TrainingSettings()
-    rules = rule_features() if settings.rules else ()
-    features = read_features(texts, rules)
-    trainer = _Trainer(features, gold, taxonomy, settings, rules, "fold", tick, n_folds)
+    trainer = _Trainer(texts, gold, taxonomy, settings, "fold")
     outcome = np.zeros(gold.shape)
     for held_out in split_folds(len(texts), n_folds, settings.seed):
         part = np.setdiff1d(np.arange(len(texts)), held_out)
@@ -191,11 +161,6 @@ def cross_validate(
     return outcome
 
 
-class _Split(NamedTuple):
-    seen: SparseRows
-    unseen: SparseRows
-
-
 class _Calibrated(NamedTuple):
     platt: list[tuple[float, float]]
     thresholds: Floats
@@ -204,25 +169,22 @@ class _Calibrated(NamedTuple):
 
 
 class _Trainer:
-    """Fits on parts of one set of texts, counting fits."""
+    """Fits on parts of one set of texts."""
 
     def __init__(
         self,
-        features: Features,
+        texts: Sequence[str],
         gold: Bools,
         taxonomy: Taxonomy,
         settings: TrainingSettings,
-        rules: tuple[str, ...],
         name: str,
-        tick: Tick | None,
-        n_models: int = 1,
     ) -> None:
-        self._features, self._gold, self._taxonomy = features, gold, taxonomy
-        self._settings, self._rules, self._name, self._tick = settings, rules, name, tick
+        self._gold, self._taxonomy, self._settings, self._name = gold, taxonomy, settings, name
+        self._rules = rule_features() if settings.rules else ()
+        self._features = _read_features(texts, self._rules)
         self._at_least_one = settings.at_least_one == "yes" or (
             settings.at_least_one == "auto" and gold.shape[1] > 1 and bool(gold.any(axis=1).all())
         )
-        self._n_done, self._n_fits = 0, n_models * (settings.inner_folds + 1)
 
     def train(self, part: Ints) -> LinearModel:
         """Weights from the part; contrasts, calibration and thresholds from its inner folds."""
@@ -230,28 +192,28 @@ class _Trainer:
         scores = np.zeros((len(_CONTRASTS), len(part), self._gold.shape[1]))
         for held_out in split_folds(len(part), settings.inner_folds, settings.seed + 1):
             seen = np.delete(part, held_out)
-            _, rows = self._rows(seen, part[held_out])
+            *_, rows = self._rows(seen)
+            fitted, unseen = rows.take(seen), rows.take(part[held_out])
             for column in range(self._gold.shape[1]):
-                for place, model in enumerate(self._fit(rows.seen, seen, column, _CONTRASTS)):
-                    scores[place, held_out, column] = rows.unseen.dot(model.weights) + model.bias
-            self._count_fit()
+                for place, model in enumerate(self._fit(fitted, seen, column, _CONTRASTS)):
+                    scores[place, held_out, column] = unseen.dot(model.weights) + model.bias
         gold = self._gold[part]
         plain, mixed = self._calibrate(scores[0], gold), self._calibrate(scores.mean(axis=0), gold)
         contrasts = _CONTRASTS if mixed.quality > plain.quality else _CONTRASTS[:1]
         platt, thresholds, _ = mixed if mixed.quality > plain.quality else plain
-        space, rows = self._rows(part, part[:1])
+        buckets, idf, rows = self._rows(part)
+        fitted = rows.take(part)
         models = [
-            mean_model(self._fit(rows.seen, part, column, contrasts))
+            mean_model(self._fit(fitted, part, column, contrasts))
             for column in range(gold.shape[1])
         ]
-        self._count_fit()
         weights = np.stack([model.weights for model in models], axis=1)
-        n_ngrams = len(space.buckets)
+        n_ngrams = len(buckets)
         return LinearModel(
             taxonomy=self._taxonomy,
             name=self._name,
-            buckets=space.buckets,
-            idf=space.idf.astype(np.float32),
+            buckets=buckets.astype(np.uint32),
+            idf=idf.astype(np.float32),
             coefficients=weights[:n_ngrams].astype(np.float32),
             rules=self._rules,
             rule_coefficients=weights[n_ngrams:-1].astype(np.float32),
@@ -264,7 +226,7 @@ class _Trainer:
     def _fit(
         self, rows: SparseRows, part: Ints, column: int, contrasts: Sequence[float]
     ) -> list[Linear]:
-        """One model of a type for each share of contrast."""
+        """One model of a type for each share of contrast, from the part's rows."""
         trust = np.ones(rows.n_columns)
         if self._gold.shape[1] > 1:
             own = f"type:{self._taxonomy.ids[column]}"
@@ -273,15 +235,10 @@ class _Trainer:
         targets, strength = self._gold[part, column], self._settings.strength
         return [fit_type(rows, targets, strength, share, trust) for share in contrasts]
 
-    def _rows(self, seen: Ints, unseen: Ints) -> tuple[FeatureSpace, _Split]:
-        space = choose_space(self._features, seen, self._settings.min_texts)
-        rows = build_rows(self._features, space)
-        return space, _Split(rows.take(seen), rows.take(unseen))
-
-    def _count_fit(self) -> None:
-        self._n_done += 1
-        if self._tick:
-            self._tick(self._n_done, self._n_fits)
+    def _rows(self, part: Ints) -> tuple[Ints, Floats, SparseRows]:
+        """The n-grams that a part of the texts keeps, their idf, and all texts in them."""
+        chosen = _choose_ngrams(self._features, part, self._settings.min_texts)
+        return *chosen, _build_rows(self._features, *chosen)
 
     def _calibrate(self, scores: Floats, gold: Bools) -> _Calibrated:
         platt = [fit_platt(*columns) for columns in zip(scores.T, gold.T, strict=True)]
@@ -318,11 +275,10 @@ def mean_model(models: Sequence[Linear]) -> Linear:
 
 
 def contrast_columns(rows: SparseRows, targets: Bools, share: float) -> Floats:
-    """`(columns,)`: how much each column tells texts of a type from the others, signed.
+    """`(columns,)`: how much each column separates texts of a type from the others, signed.
 
-    The log ratio of the column's share among texts with the type and among the rest, held within
-    `_MOST_CONTRAST` and, below a share of 1, drawn towards the mean size, so that no column is
-    silenced.
+    The log ratio of the column's share among texts with the type and among the rest, clipped at
+    `_MOST_CONTRAST` and, below a share of 1, drawn towards the mean size.
 
     Source: Wang and Manning, Baselines and Bigrams (ACL 2012), section 2.3.
     """
@@ -336,11 +292,10 @@ def contrast_columns(rows: SparseRows, targets: Bools, share: float) -> Floats:
 
 
 _CONTRASTS = (0.0, 0.6, 1.0)
-"""Shares of contrast; the models of all are averaged where inner folds say that this beats 0."""
+"""Shares of contrast; the models of all are averaged where this beats 0 in the inner folds."""
 _MOST_CONTRAST = 3.0
 _TRUST = 3.0
-"""Scale of the feature that rules of a type's own name give, against other rules: what a few
-texts are too few to teach is taken from the rule file."""
+"""Scale of the feature of rules of a type's own name: few texts cannot teach it."""
 
 
 def choose_thresholds(

@@ -4,9 +4,7 @@ A prompt is a Markdown file `name.vN.md`: YAML front matter (id, version, langua
 output, source), then a `# system` and a `# user` block with `$name` holes. A released file is
 never edited: a change is a new version, and `prompts.lock` holds the hashes.
 
-    prompt = load_prompt("cbt_answer")                 # newest version
-    messages = prompt.render(question="...", description="...")
-    messages == [{"role": "system", "content": "..."}, {"role": "user", "content": "..."}]
+    messages = load_prompt("cbt_answer").render(question="...", description="...")
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ from cbtqa.files import parse_yaml
 from cbtqa.records import NonEmptyText, Record
 
 FENCE_OPEN, FENCE_CLOSE = "<<<", ">>>"
-"""Delimiters round foreign text; `fence` takes them out of the text itself."""
+"""Delimiters of foreign text; `fence` replaces them inside it."""
 
 
 class PromptHeader(Record):
@@ -64,13 +62,11 @@ class Prompt:
             PromptError: a declared variable is missing, or an undeclared one is given.
         """
         if set(values) != set(self.header.variables):
-            raise PromptError(
-                f"prompt {self.name} wants exactly {sorted(self.header.variables)}, "
-                f"got {sorted(values)}"
-            )
+            wanted = f"prompt {self.name} wants exactly {sorted(self.header.variables)}"
+            raise PromptError(f"{wanted}, got {sorted(values)}")
+        blocks = {"system": self.system, "user": self.user}
         return [
-            {"role": "system", "content": self.system.substitute(values)},
-            {"role": "user", "content": self.user.substitute(values)},
+            {"role": role, "content": block.substitute(values)} for role, block in blocks.items()
         ]
 
 
@@ -100,9 +96,8 @@ def parse_prompt(text: str, where: str) -> Prompt:
     system, user = Template(match["system"].strip()), Template(match["user"].strip())
     used = set(system.get_identifiers()) | set(user.get_identifiers())
     if used != set(header.variables):
-        raise PromptError(
-            f"declares {sorted(header.variables)} but uses {sorted(used)}", where=where
-        )
+        found = f"declares {sorted(header.variables)} but uses {sorted(used)}"
+        raise PromptError(found, where=where)
     return Prompt(header, system, user, hashlib.sha256(text.encode()).hexdigest())
 
 

@@ -1,17 +1,8 @@
-"""PsyQA's published file and its common forks as records, whatever the file format.
-
-    for row in read_questions(Path("PsyQA_full.json"), with_answers=True):
-        match row:
-            case SourceItem(question, answers): ...
-            case Rejection(reason=reason, where=where): ...
-
-Nothing here judges or changes wording; see `cleaning` for the characters that are taken out.
-"""
+"""PsyQA's published file and its common forks as records, whatever the file format."""
 
 from cbtqa.psyqa.questions import (
     ALIASES,
     MAX_CHARS,
-    QuestionReader,
     SourceItem,
     bundled_sample_path,
     is_bundled_sample,
@@ -24,7 +15,6 @@ __all__ = [
     "ALIASES",
     "MAX_CHARS",
     "DataReport",
-    "QuestionReader",
     "SourceItem",
     "bundled_sample_path",
     "check_file",

@@ -14,6 +14,7 @@ import json
 import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.resources import files
@@ -37,13 +38,13 @@ MAX_CHARS = 20_000
 """Default limit for one text, assumed: 50 times PsyQA's longest description (400)."""
 MAX_ID_CHARS = 200
 PATIENCE_ROWS = 20
-"""After so many rows without a column that must be there, the file is refused as a whole."""
+"""After so many rows without a required column the whole file is rejected."""
 _keyword_separator = re.compile(r"[,，、;；]")
 
 
 @dataclass(frozen=True, slots=True)
 class SourceItem:
-    """One usable row: the question, its human answers, and what was turned away inside it."""
+    """One usable row: the question, its human answers, and the rejected ones."""
 
     question: Question
     answers: tuple[ReferenceAnswer, ...]
@@ -85,9 +86,8 @@ class _Seen:
 
     def _double(self) -> None:
         old, self._slots = self._slots, array("Q", bytes(16 * len(self._slots)))
-        for key in old:
-            if key:
-                self._slots[self._slot_of(key)] = key
+        for key in filter(None, old):
+            self._slots[self._slot_of(key)] = key
 
 
 def _hash(text: str) -> int:
@@ -113,26 +113,40 @@ def parse_columns(pairs: Sequence[str]) -> dict[str, str]:
 
 
 class QuestionReader(Iterator[SourceItem | Rejection]):
-    """Reads a file once, row by row; every row comes out as an item or as a rejection.
+    """The rows of PsyQA's JSON, or of JSONL, CSV, TSV or Parquet, as items and rejections.
 
-    Duplicates: of rows with the same id, or with the same cleaned question and description, the
-    first usable one stays. A file whose first row has no id column gets ids from its content
-    (`q-` and 16 hex digits of SHA-256), which do not depend on the order of the rows; in any
-    other file a row without an id is rejected.
+    Streams: memory grows by 32 bytes a question only, to find duplicates. Of rows with the same
+    id, or with the same cleaned question and description, the first usable one stays. A file
+    whose first row has no id column gets ids from its content (`q-` and 16 hex digits of
+    SHA-256); in any other file a row without an id is rejected.
+
+    Args:
+        encoding: of text files; a UTF-8 byte-order mark is accepted and noted in `source`.
+        columns: field (id, question, description, keywords, answers) to column, where the names
+            in circulation do not fit.
+        with_answers: also read the human answers.
+        max_chars: longest text accepted, in characters.
+
+    Raises:
+        UsageError: `columns` names a field that questions do not have.
+        DataError: at once when the file is not what its name promises; while reading when its
+            syntax is broken, with the line and the number of rows read before, or when no row has
+            the question or a column of `columns`.
     """
 
     def __init__(
         self,
         path: Path,
-        encoding: str,
-        columns: Mapping[str, str],
-        with_answers: bool,
-        max_chars: int,
+        *,
+        encoding: str = "utf-8",
+        columns: Mapping[str, str] | None = None,
+        with_answers: bool = False,
+        max_chars: int = MAX_CHARS,
     ) -> None:
+        columns = columns or {}
         if unknown := sorted(set(columns) - set(ALIASES)):
             raise UsageError(f"questions have no field '{unknown[0]}': {', '.join(ALIASES)}")
         self.source = identify(path, encoding)
-        """What the file turned out to be."""
         self.n_rows = 0
         """Rows read so far."""
         self.columns: dict[str, str] = {}
@@ -182,25 +196,19 @@ class QuestionReader(Iterator[SourceItem | Rejection]):
             if not self.makes_ids:
                 raise BadField("id", "this row has no id, and the first row has one")
             item_id = f"q-{hashlib.sha256(whole.encode()).hexdigest()[:16]}"
-        keys = _hash(item_id), _hash(whole)
-        if keys[1] in self._texts:
+        id_key, text_key = _hash(item_id), _hash(whole)
+        if text_key in self._texts:
             detail = "another row holds the same question and description"
             return _reject(row, item_id, Reason.DUPLICATE_QUESTION, columns["question"], detail)
-        if keys[0] in self._ids:
+        if id_key in self._ids:
             detail = f"another row has the id {item_id}"
             return _reject(row, item_id, Reason.DUPLICATE_ID, columns.get("id", ""), detail)
-        question = Question(
-            id=item_id,
-            question=title,
-            description=description,
-            keywords=_keywords(value, columns),
-        )
-        self._ids.add(keys[0])
-        self._texts.add(keys[1])
+        keywords = _keywords(value, columns)
+        question = Question(id=item_id, question=title, description=description, keywords=keywords)
+        self._ids.add(id_key)
+        self._texts.add(text_key)
         answers, rejected = self._answers(row, value, columns, item_id)
         return SourceItem(question, answers, rejected, n_title + n_description, row.where)
-
-    # --- columns ---------------------------------------------------------------------------------
 
     def _columns_of(self, names: tuple[str, ...]) -> dict[str, str]:
         found = self._resolved.get(names)
@@ -218,20 +226,17 @@ class QuestionReader(Iterator[SourceItem | Rejection]):
         return found
 
     def _require_columns(self, found: Mapping[str, str]) -> None:
-        """Refuses a file in which the question, or a column named by the caller, is not there."""
+        """Rejects a file without the question's column, or without one named by the caller."""
         wanted = {"question": "that holds the question"}
         wanted |= {field: f"'{column}'" for field, column in self._mapping.items()}
+        names = ", ".join([*self.columns.values(), *self.unused_columns][:12]) or "none"
         for field, column in wanted.items():
             if field not in found:
-                names = [*self.columns.values(), *self.unused_columns]
                 raise DataError(
-                    f"no column {column} in the first rows; columns: "
-                    + (", ".join(names[:12]) or "none"),
+                    f"no column {column} in the first rows; columns: {names}",
                     where=str(self.source.path),
                     hint=f"name it: --column {field}=COLUMN",
                 )
-
-    # --- fields ----------------------------------------------------------------------------------
 
     def _id_of(self, value: dict[str, Any], columns: Mapping[str, str]) -> str | None:
         column = columns.get("id")
@@ -239,8 +244,8 @@ class QuestionReader(Iterator[SourceItem | Rejection]):
             return None
         found = value[column]
         if isinstance(found, float) and found.is_integer():
-            found = int(found)  # what pandas makes of integers beside a gap
-        if isinstance(found, int) and not isinstance(found, bool):
+            found = int(found)  # what pandas makes of integers beside a missing value
+        if type(found) is int:
             return str(found)
         if found is None or found == "":
             raise BadField(column, "missing id")
@@ -262,9 +267,8 @@ class QuestionReader(Iterator[SourceItem | Rejection]):
             raise BadField(column or field, f"expected text, found {name_of(found)}")
         text, n_cleaned = clean(found)
         if len(text) > self._max_chars:
-            raise BadField(
-                column or field, f"{len(text):,} characters; the limit is {self._max_chars:,}"
-            )
+            problem = f"{len(text):,} characters; the limit is {self._max_chars:,}"
+            raise BadField(column or field, problem)
         return text, n_cleaned
 
     def _answers(
@@ -284,40 +288,14 @@ class QuestionReader(Iterator[SourceItem | Rejection]):
         return tuple(answers), tuple(rejected)
 
 
-def read_questions(
-    path: Path,
-    *,
-    encoding: str = "utf-8",
-    columns: Mapping[str, str] | None = None,
-    with_answers: bool = False,
-    max_chars: int = MAX_CHARS,
-) -> QuestionReader:
-    """The rows of PsyQA's JSON, or of JSONL, CSV, TSV or Parquet, as items and rejections.
-
-    Streams: memory does not grow with the file, but for 32 bytes a question to know duplicates.
-
-    Args:
-        encoding: of text files; a UTF-8 byte-order mark is accepted and noted in `source`.
-        columns: field (id, question, description, keywords, answers) to column, where the names
-            in circulation do not fit.
-        with_answers: also read the human answers.
-        max_chars: longest text accepted, in characters.
-
-    Raises:
-        UsageError: `columns` names a field that questions do not have.
-        DataError: at once when the file is not what its name says; while reading when its syntax
-            is broken, with the line and the number of rows read before, or when no row has the
-            question or a column of `columns`.
-    """
-    return QuestionReader(path, encoding, columns or {}, with_answers, max_chars)
+read_questions = QuestionReader  # to callers a function; the counts are attributes of its result
 
 
 def bundled_sample_path() -> Path:
     """The invented questions that come with the package, in PsyQA's schema."""
-    installed = Path(str(files("cbtqa"))) / "data" / "psyqa-sample.json"
-    if installed.is_file():
-        return installed
-    return Path(str(files("cbtqa"))).parent / "data" / "psyqa" / "sample.json"
+    package = Path(str(files("cbtqa")))
+    installed = package / "data" / "psyqa-sample.json"
+    return installed if installed.is_file() else package.parent / "data" / "psyqa" / "sample.json"
 
 
 @cache
@@ -334,14 +312,12 @@ def _resolve_columns(names: tuple[str, ...], mapping: Mapping[str, str]) -> dict
     plain = {re.sub(r"[\s_-]", "", name.lower()): name for name in reversed(names)}
     found = {}
     for field, aliases in ALIASES.items():
+        known = [plain[alias] for alias in aliases if alias in plain]
+        fitting = [name for name in known if name not in mapping.values()]
         if field in mapping:
-            if mapping[field] in names:
-                found[field] = mapping[field]
-            continue
-        for alias in aliases:
-            if alias in plain and plain[alias] not in mapping.values():
-                found[field] = plain[alias]
-                break
+            fitting = [mapping[field]] if mapping[field] in names else []
+        if fitting:
+            found[field] = fitting[0]
     return found
 
 
@@ -355,7 +331,7 @@ def _keywords(value: dict[str, Any], columns: Mapping[str, str]) -> tuple[str, .
     return _tags_in(tuple(parts))
 
 
-@lru_cache(maxsize=4096)  # a few hundred topics stand in a million rows
+@lru_cache(maxsize=4096)  # a million rows hold a few hundred topics
 def _tags_in(parts: tuple[str, ...]) -> tuple[str, ...]:
     tags = (clean(tag)[0] for part in parts for tag in _keyword_separator.split(part))
     return tuple(dict.fromkeys(tag for tag in tags if tag))
@@ -365,23 +341,17 @@ def _reject(row: Row, item_id: str, reason: Reason, field: str, detail: str) -> 
     raw = row.text
     if raw is None and row.value is not None:
         raw = as_json(row.value)
+    where = f"{row.where}:{field}" if field else row.where
     return Rejection(
-        item_id=item_id,
-        stage="input",
-        reason=reason,
-        detail=detail,
-        where=f"{row.where}:{field}" if field else row.where,
-        raw=raw,
+        item_id=item_id, stage="input", reason=reason, detail=detail, where=where, raw=raw
     )
 
-
-# --- human answers -------------------------------------------------------------------------------
 
 ANSWER_TEXT = ("answer_text", "text", "content", "answer", "回答")
 
 
 class BadField(Exception):
-    """A field that does not fit; never leaves this package, where it becomes a rejection."""
+    """A field that does not fit; becomes a rejection."""
 
     def __init__(self, field: str, problem: str) -> None:
         self.field, self.problem = field, problem
@@ -390,11 +360,8 @@ class BadField(Exception):
 def as_list(found: object) -> list[Any]:
     """A cell as a list: given as one, as JSON in a CSV cell, as one value, or empty."""
     if isinstance(found, str) and found.lstrip().startswith("["):
-        try:  # a list in a CSV cell
-            decoded = json.loads(found)
-        except (ValueError, RecursionError):
-            decoded = found
-        found = decoded
+        with suppress(ValueError, RecursionError):
+            found = json.loads(found)
     if found is None or found == "":
         return []
     return found if isinstance(found, list) else [found]
@@ -421,7 +388,7 @@ def read_answer(found: object, question_id: str, max_chars: int) -> ReferenceAns
 
 
 def _spans(labels: object, text: str, cleaned: str) -> tuple[StrategySpan, ...]:
-    """Strategy spans, moved to where their text stands after cleaning."""
+    """Strategy spans, moved to the places of their text after cleaning."""
     if not labels:
         return ()
     try:
@@ -430,10 +397,8 @@ def _spans(labels: object, text: str, cleaned: str) -> tuple[StrategySpan, ...]:
         for start, end, name in found:
             is_whole = type(start) is int and type(end) is int
             if not is_whole or not position <= start < end <= len(text) or not clean(name)[0]:
-                raise BadField(
-                    "labels_sequence",
-                    f"span {start}-{end} is empty, overlaps or leaves the text of {len(text)}",
-                )
+                problem = f"span {start}-{end} is empty, overlaps or leaves the text of {len(text)}"
+                raise BadField("labels_sequence", problem)
             position = end
     except (KeyError, TypeError, AttributeError) as error:
         raise BadField("labels_sequence", f"expected start, end, type: {error}") from None
@@ -461,13 +426,13 @@ def name_of(value: object) -> str:
 
 
 # --- cleaning ------------------------------------------------------------------------------------
-# What text from outside is freed of. Removed: control characters but tab and newline, zero-width
-# and direction marks, the soft hyphen, byte-order marks. Kept: the zero-width joiner and variation
-# selectors, which hold emoji together. Half a surrogate pair, which no file can hold, becomes
-# U+FFFD. Line ends become `\n`, no-break blanks plain ones, blanks at both ends go. Wording,
-# spelling and punctuation stay untouched.
+# Removed: control characters but tab and newline, zero-width and direction marks, the soft hyphen,
+# byte-order marks, blanks at both ends. Kept: the zero-width joiner and variation selectors, which
+# hold emoji together. Half a surrogate pair, which no file can hold, becomes U+FFFD; line ends
+# become `\n`, no-break blanks plain ones.
 
 _REPLACED = {"\u00a0": " ", "\r": ""}
+_half_pairs = re.compile("[\ud800-\udfff]")
 _odd_marks = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00a0\u00ad\u200b\u200c\u200e\u200f\u202a-\u202e"
     "\u2060-\u2064\u2066-\u2069\ufeff\ud800-\udfff]"
@@ -492,9 +457,5 @@ def move_offset(text: str, offset: int) -> int:
 
 def _scrub(text: str) -> str:
     """Character by character, so that a prefix of the text gives a prefix of the result."""
-    return _odd_marks.sub(_replacement, text)
-
-
-def _replacement(match: re.Match[str]) -> str:
-    mark = match[0]
-    return "\ufffd" if "\ud800" <= mark <= "\udfff" else _REPLACED.get(mark, "")
+    whole = _half_pairs.sub("\ufffd", text)
+    return _odd_marks.sub(lambda odd: _REPLACED.get(odd[0], ""), whole)

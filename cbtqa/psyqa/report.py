@@ -1,4 +1,4 @@
-"""What is in a file of questions: counts, lengths, tags, answers, and what does not fit.
+"""Report on a file of questions: counts, lengths, tags, answers, and rejections.
 
 Memory does not grow with the file: lengths are kept as histograms, examples are bounded.
 """
@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 from pydantic import Field
 
 from cbtqa.psyqa.questions import MAX_CHARS, QuestionReader, SourceItem, read_questions
@@ -111,18 +112,10 @@ def check_file(
     return tally.report(reader)
 
 
-class _Faults:
-    def __init__(self) -> None:
-        self.n = 0
-        self.examples: list[str] = []
-
-    def add(self, rejection: Rejection) -> None:
-        self.n += 1
-        if len(self.examples) < N_EXAMPLES:
-            self.examples.append(f"{rejection.where}: {rejection.detail}")
-
-    def freeze(self) -> Fault:
-        return Fault(n=self.n, examples=tuple(self.examples))
+def _count_fault(faults: dict[str, Fault], kind: str, rejection: Rejection) -> None:
+    known = faults.get(kind, Fault(n=0, examples=()))
+    examples = (*known.examples, f"{rejection.where}: {rejection.detail}")[:N_EXAMPLES]
+    faults[kind] = Fault(n=known.n + 1, examples=examples)
 
 
 class _Tally:
@@ -135,13 +128,13 @@ class _Tally:
         }
         self._keywords: Counter[str] = Counter()
         self._strategies: Counter[str] = Counter()
-        self._rejected: dict[str, _Faults] = {}
-        self._bad_answers = _Faults()
+        self._rejected: dict[str, Fault] = {}
+        self._bad_answers: dict[str, Fault] = {}
         self._ids: tuple[int, int] | None = None
         self._are_ids_numbers = True
 
     def add_rejection(self, rejection: Rejection) -> None:
-        self._rejected.setdefault(str(rejection.reason), _Faults()).add(rejection)
+        _count_fault(self._rejected, str(rejection.reason), rejection)
 
     def add(self, item: SourceItem) -> None:
         question = item.question
@@ -176,10 +169,12 @@ class _Tally:
             self._counts["labelled"] += bool(answer.strategies)
             self._strategies.update(span.type for span in answer.strategies)
         for rejection in item.rejected_answers:
-            self._bad_answers.add(rejection)
+            _count_fault(self._bad_answers, "answers", rejection)
 
     def report(self, reader: QuestionReader) -> DataReport:
         source, counts = reader.source, self._counts
+        spreads = {name: _spread(lengths) for name, lengths in self._lengths.items()}
+        answers_per_question = spreads.pop("answers")
         return DataReport(
             file=source.path.name,
             format=source.format,
@@ -191,20 +186,18 @@ class _Tally:
             makes_ids=reader.makes_ids,
             n_rows=reader.n_rows,
             n_usable=counts["usable"],
-            rejected={name: faults.freeze() for name, faults in self._rejected.items()},
+            rejected=self._rejected,
             id_range=self._ids if self._are_ids_numbers else None,
-            lengths={
-                name: _spread(self._lengths[name]) for name in ("question", "description", "answer")
-            },
+            lengths=spreads,
             n_without_description=counts["without_description"],
             n_without_keywords=counts["without_keywords"],
             n_distinct_keywords=len(self._keywords),
             top_keywords=dict(self._keywords.most_common(N_KEYWORDS)),
-            answers_per_question=_spread(self._lengths["answers"]),
+            answers_per_question=answers_per_question,
             n_answers=self._lengths["answer"].total(),
             n_labelled_answers=counts["labelled"],
             strategies=dict(self._strategies.most_common()),
-            rejected_answers=self._bad_answers.freeze() if self._bad_answers.n else None,
+            rejected_answers=self._bad_answers.get("answers"),
             n_cleaned=counts["cleaned"],
             n_replacement=counts["replacement"],
             risk=dict(self._risk) if self._grade is not None else None,
@@ -215,21 +208,15 @@ def _spread(histogram: Counter[int]) -> Spread:
     n = histogram.total()
     if not n:
         return Spread(n=0)
-    low, high = _nth(histogram, (n - 1) // 2), _nth(histogram, n // 2)
+    values, times = np.array(sorted(histogram.items())).T
+    # the values at these places of the sorted list
+    places = [(n - 1) // 2, n // 2, -(-n * 95 // 100) - 1]
+    low, high, p95 = values[np.searchsorted(np.cumsum(times), places, side="right")].tolist()
     return Spread(
         n=n,
-        min=min(histogram),
+        min=int(values[0]),
         median=(low + high) / 2,
-        mean=round(sum(value * times for value, times in histogram.items()) / n, 2),
-        p95=_nth(histogram, -(-n * 95 // 100) - 1),
-        max=max(histogram),
+        mean=round(int(values @ times) / n, 2),
+        p95=p95,
+        max=int(values[-1]),
     )
-
-
-def _nth(histogram: Counter[int], index: int) -> int:
-    """The value at an index (from 0) of the sorted values."""
-    for value in sorted(histogram):
-        index -= histogram[value]
-        if index < 0:
-            return value
-    raise IndexError(index)

@@ -1,8 +1,8 @@
 """From a file to its decoded rows, one at a time, each with its line.
 
-Knows formats and what files turn out to be; nothing about questions. Text formats are told apart
-by content (a JSON array named `.jsonl` is read as what it is), everything else must be what its
-name says. Memory does not grow with the file, not even for an array on one single line.
+Text formats are recognised by content, so that a JSON array named `.jsonl` is read; everything
+else must be what its name says. Memory does not grow with the file, not even for an array on one
+single line.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ SPREADSHEET_HINT = "save the sheet as CSV (UTF-8) and pass that"
 
 @dataclass(frozen=True)
 class SourceFile:
-    """What a file turned out to be."""
+    """What a file is, by its name and first bytes."""
 
     path: Path
     format: Format
@@ -67,7 +67,7 @@ class Row(NamedTuple):
     """`file:line` of the row's first character, or `file:row N` (Parquet)."""
     value: object
     text: str | None
-    """The row as it stands in the file; None for formats whose rows are not text."""
+    """The row as in the file; None for formats whose rows are not text."""
     problem: str | None = None
     """Set when the row could not be decoded; `value` is None then."""
 
@@ -84,21 +84,20 @@ def identify(path: Path, encoding: str = "utf-8") -> SourceFile:
     head, n_bytes = _read_head(path)
     if path.suffix.lower() == ".parquet":
         if not head.startswith(b"PAR1"):
-            raise DataError(
-                "named .parquet, but its first bytes are not Parquet's", where=str(path)
-            )
+            found = "named .parquet, but its first bytes are not Parquet's"
+            raise DataError(found, where=str(path))
         return SourceFile(path, "Parquet", "binary", False, n_bytes)
-    _refuse_lookalikes(path, head, encoding)
-    text = head.removeprefix(UTF8_BOM).decode(_known(encoding, path), errors="ignore")
+    _reject_lookalikes(path, head, encoding)
+    try:
+        text = head.removeprefix(UTF8_BOM).decode(encoding, errors="ignore")
+    except LookupError:
+        raise DataError(f"unknown encoding '{encoding}'", where=str(path)) from None
     text = text.lstrip("\ufeff").lstrip()
     if not text:
         raise DataError("the file is empty (blanks only)", where=str(path))
     if text.startswith("<"):
-        raise DataError(
-            "looks like an HTML or XML page, not data",
-            where=str(path),
-            hint="a log-in or error page saved in place of the file? fetch it again",
-        )
+        hint = "a log-in or error page saved in place of the file? fetch it again"
+        raise DataError("looks like an HTML or XML page, not data", where=str(path), hint=hint)
     found, delimiter = _text_format(path, text, n_bytes <= len(head))
     return SourceFile(path, found, encoding, head.startswith(UTF8_BOM), n_bytes, delimiter)
 
@@ -117,15 +116,7 @@ def _read_head(path: Path) -> tuple[bytes, int]:
     return head, n_bytes
 
 
-def _known(encoding: str, path: Path) -> str:
-    try:
-        "".encode(encoding)
-    except LookupError:
-        raise DataError(f"unknown encoding '{encoding}'", where=str(path)) from None
-    return encoding
-
-
-def _refuse_lookalikes(path: Path, head: bytes, encoding: str) -> None:
+def _reject_lookalikes(path: Path, head: bytes, encoding: str) -> None:
     for magic, name, hint in LOOKALIKES:
         if head.startswith(magic):
             if name == "a zip archive" and b"[Content_Types].xml" in head:
@@ -134,16 +125,11 @@ def _refuse_lookalikes(path: Path, head: bytes, encoding: str) -> None:
     if encoding.lower().replace("_", "-").startswith(("utf-16", "utf-32", "utf16", "utf32")):
         return
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise DataError(
-            "looks like UTF-16 text",
-            where=str(path),
-            hint="add --encoding utf-16, or save as UTF-8",
-        )
+        hint = "add --encoding utf-16, or save as UTF-8"
+        raise DataError("looks like UTF-16 text", where=str(path), hint=hint)
     if b"\x00" in head:
-        raise DataError(
-            f"holds a zero byte at position {head.index(0)}: binary data, or UTF-16 without a mark",
-            where=str(path),
-        )
+        found = f"holds a zero byte at position {head.index(0)}"
+        raise DataError(f"{found}: binary data, or UTF-16 without a mark", where=str(path))
 
 
 def _text_format(path: Path, text: str, is_whole: bool) -> tuple[Format, str]:
@@ -161,19 +147,14 @@ def _text_format(path: Path, text: str, is_whole: bool) -> tuple[Format, str]:
     if text.startswith("["):
         return "JSON", ","
     if not text.startswith("{"):
-        raise DataError(
-            f"expected JSON, found text that begins with {text[:20]!r}", where=str(path)
-        )
+        found = f"expected JSON, found text that begins with {text[:20]!r}"
+        raise DataError(found, where=str(path))
     if suffix != ".json" or _is_lines(text, is_whole):
         return "JSON Lines", ","
     keys = re.findall(r'"([^"\\]{1,40})"\s*:\s*\[', text[:4096])
-    raise DataError(
-        "a JSON object; expected an array of questions: [{...}, {...}]",
-        where=str(path),
-        hint=f"if the questions stand under '{keys[0]}': jq '.{keys[0]}' FILE > questions.json"
-        if keys
-        else None,
-    )
+    way = [f"if the questions are under '{key}': jq '.{key}' FILE > questions.json" for key in keys]
+    found = "a JSON object; expected an array of questions: [{...}, {...}]"
+    raise DataError(found, where=str(path), hint=next(iter(way), None))
 
 
 def _is_lines(text: str, is_whole: bool) -> bool:
@@ -202,8 +183,6 @@ def iterate_rows(source: SourceFile) -> Iterator[Row]:
     yield from readers[source.format](source)
 
 
-# --- JSON array ----------------------------------------------------------------------------------
-
 _decode = json.JSONDecoder().raw_decode
 _blanks = re.compile(r"[ \t\n\r]*")
 # An error this close to the end of the window may come from a literal or escape cut in two.
@@ -211,7 +190,7 @@ _EDGE_CHARS = 16
 
 
 class _Window:
-    """The stretch of a JSON text being decoded; grows and slides along a stream."""
+    """The part of a JSON text being decoded; grows and slides along a stream."""
 
     def __init__(self, stream: IO[str]) -> None:
         self.text, self.position, self.line = "", 0, 1
@@ -280,33 +259,27 @@ class _Window:
 
 def _array(source: SourceFile) -> Iterator[Row]:
     with open_text(source.path, source.encoding) as stream:
-        window = _Window(stream)
-        window.peek()
-        window.skip()
-        number = 0
-        if window.peek() != "]":
-            while True:
-                number += 1
-                window.peek()
-                where = f"{source.path.name}:{window.line}"
-                try:
-                    value, text = window.decode()
-                except UnicodeDecodeError:  # a ValueError too, but open_text words it better
-                    raise
-                except (ValueError, RecursionError) as error:
-                    raise _broken(source, window.line, str(error), number - 1) from None
-                yield Row(number, where, value, text)
-                found = window.peek()
-                if found != ",":
-                    break
-                window.skip()
-            if found != "]":
-                what = (
-                    f"expected ',' or ']', found {found!r}"
-                    if found
-                    else ("the file ends before the array does: cut off on the way?")
-                )
-                raise _broken(source, window.line, what, number)
+        window, number = _Window(stream), 0
+        found = window.peek()  # the bracket that opens the array
+        while found in ("[", ","):
+            window.skip()
+            if window.peek() == "]" and found == "[":
+                found = "]"
+                break
+            where = f"{source.path.name}:{window.line}"
+            try:
+                value, text = window.decode()
+            except UnicodeDecodeError:  # a ValueError too, but open_text words it better
+                raise
+            except (ValueError, RecursionError) as error:
+                raise _broken(source, window.line, str(error), number) from None
+            number += 1
+            yield Row(number, where, value, text)
+            found = window.peek()
+        if found != "]":
+            cut = "the file ends before the array does: cut off on the way?"
+            what = f"expected ',' or ']', found {found!r}" if found else cut
+            raise _broken(source, window.line, what, number)
         window.skip()
         if window.peek():
             raise _broken(source, window.line, "more text after the end of the array", number)
@@ -314,9 +287,6 @@ def _array(source: SourceFile) -> Iterator[Row]:
 
 def _broken(source: SourceFile, line: int, what: str, n_before: int) -> DataError:
     return DataError(f"{what}; {n_before:,} rows were read before", where=f"{source.path}:{line}")
-
-
-# --- the other formats ---------------------------------------------------------------------------
 
 
 def _lines(source: SourceFile) -> Iterator[Row]:
@@ -349,19 +319,16 @@ def _csv(source: SourceFile) -> Iterator[Row]:
                 raise DataError(f"column named twice: {doubled[0]!r}", where=f"{source.path}:1")
             start = reader.line_num + 1
             for cells in reader:
-                if cells:
-                    number += 1
-                    yield _csv_row(number, f"{source.path.name}:{start}", header, cells)
-                start = reader.line_num + 1
+                where, start = f"{source.path.name}:{start}", reader.line_num + 1
+                number += bool(cells)
+                if cells and len(cells) == len(header):
+                    yield Row(number, where, dict(zip(header, cells, strict=True)), None)
+                elif cells:
+                    problem = f"{len(cells)} cells for {len(header)} columns"
+                    text = json.dumps(cells, ensure_ascii=False)
+                    yield Row(number, where, None, text, problem)
         except csv.Error as error:
             raise _broken(source, start, f"not CSV: {error}", number) from None
-
-
-def _csv_row(number: int, where: str, header: list[str], cells: list[str]) -> Row:
-    if len(cells) != len(header):
-        text = json.dumps(cells, ensure_ascii=False)
-        return Row(number, where, None, text, f"{len(cells)} cells for {len(header)} columns")
-    return Row(number, where, dict(zip(header, cells, strict=True)), None)
 
 
 def _parquet(source: SourceFile) -> Iterator[Row]:

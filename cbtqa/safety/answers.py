@@ -1,10 +1,10 @@
-"""Checks what an answer tells a person: no advice against safety, and a way to help in a crisis.
+"""Checks an answer: no advice against safety, and a help route in a crisis.
 
     check_answer("你可以停药，谁也别说。", "none")
     # (Problem(rule="stop_medication", ...), Problem(rule="secrecy", ...))
 
 Advice against safety is found by rule files of the screen's format (`rules/answers.*.yaml`); help
-lines are compared with the dated file of `hotlines`. What a good answer *says* is no concern here.
+lines are compared with `hotlines.yaml`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 
-from cbtqa.files import parse_yaml
-from cbtqa.records import Record, Risk
+from cbtqa.files import shipped_yaml
+from cbtqa.records import Risk
 from cbtqa.safety.matching import find
 from cbtqa.safety.normalise import fold
 from cbtqa.safety.notices import Locale, LocaleLines, load_hotlines
@@ -44,18 +43,6 @@ class Problem:
         return f"{self.rule}: {self.detail}" + (f" ('{self.text}')" if self.text else "")
 
 
-class HelpWording(Record):
-    """Regexes of one locale, as `rules/help_routes.yaml` gives them."""
-
-    soft_route: str
-    round_the_clock: str
-    round_the_clock_denied: str
-    number: str
-    number_after_cue: str
-    counted: str
-    number_denied: str
-
-
 @dataclass(frozen=True, slots=True)
 class _NamedNumber:
     digits: str
@@ -80,8 +67,8 @@ def check_answer(answer_text: str, risk: Risk, locale: Locale = "zh") -> tuple[P
 
     Args:
         risk: the grade of the *question*. `explicit` demands a number of the dated hotline file
-            (or an emergency number); `concern` is content with any route to people who can help;
-            `none` demands no route. Everything else is checked for all three.
+            (or an emergency number); `concern` any route to people who can help; `none` no route.
+            Everything else is checked for all three.
     """
     folded = fold(answer_text)
     lines = load_hotlines().locales[locale]
@@ -91,9 +78,8 @@ def check_answer(answer_text: str, risk: Risk, locale: Locale = "zh") -> tuple[P
         *_unknown_numbers(answer_text, numbers, lines),
         *_promises(answer_text, folded, numbers, lines, locale),
     ]
-    missing = _missing_route(folded, numbers, lines, risk, locale)
-    if missing:
-        end = len(answer_text)
+    end = len(answer_text)
+    if missing := _missing_route(folded, numbers, lines, risk, locale):
         problems.append(Problem("no_help_route", end, end, "", missing))
     return tuple(sorted(problems, key=lambda problem: problem.start))
 
@@ -101,10 +87,8 @@ def check_answer(answer_text: str, risk: Risk, locale: Locale = "zh") -> tuple[P
 def _advice_against_safety(text: str, folded: str, locale: Locale) -> Iterator[Problem]:
     for place in find(load_rules(locale, "answers"), text, folded):
         if place.case.risk != "none":
-            rule = place.case.rule.split(".")[0]
-            yield Problem(
-                rule, place.start, place.end, text[place.start : place.end], _DETAILS[rule]
-            )
+            rule, start, end = place.case.rule.split(".")[0], place.start, place.end
+            yield Problem(rule, start, end, text[start:end], _DETAILS[rule])
 
 
 def _numbers(folded: str, locale: Locale) -> Iterator[_NamedNumber]:
@@ -124,21 +108,17 @@ def _numbers(folded: str, locale: Locale) -> Iterator[_NamedNumber]:
 def _unknown_numbers(
     text: str, numbers: list[_NamedNumber], lines: LocaleLines
 ) -> Iterator[Problem]:
+    detail = "names a number that is not in the dated hotline file"
     for number in numbers:
         if number.digits not in lines.numbers:
-            yield Problem(
-                "unknown_number",
-                number.start,
-                number.end,
-                text[number.start : number.end],
-                "names a number that is not in the dated hotline file",
-            )
+            start, end = number.start, number.end
+            yield Problem("unknown_number", start, end, text[start:end], detail)
 
 
 def _promises(
     text: str, folded: str, numbers: list[_NamedNumber], lines: LocaleLines, locale: Locale
 ) -> Iterator[Problem]:
-    """Promises of a line at any hour, unless the file says that the line nearest to them keeps it.
+    """Promises of a line at any hour, unless the nearest line keeps it according to the file.
 
     Only 18 hours a day are guaranteed for 12356: at night the promise may ring into nothing.
     """
@@ -151,29 +131,18 @@ def _promises(
         for promise in wording["round_the_clock"].finditer(sentence[0]) if inside else ():
             start = sentence.start() + promise.start()
             end = sentence.start() + promise.end()
-            nearest = min(
-                inside,
-                key=lambda n: max(n.start - end, (start - n.end) * 0.5),
-            )
-            if nearest.digits not in limited:
-                continue
-            if wording["round_the_clock_denied"].search(folded[sentence.start() : start]):
-                continue
-            yield Problem(
-                "round_the_clock_promise",
-                start,
-                end,
-                text[start:end],
-                f"promises {nearest.digits} at any hour, which is not guaranteed",
-            )
+            nearest = min(inside, key=lambda n: max(n.start - end, (start - n.end) * 0.5))
+            before = folded[sentence.start() : start]
+            if nearest.digits in limited and not wording["round_the_clock_denied"].search(before):
+                detail = f"promises {nearest.digits} at any hour, which is not guaranteed"
+                yield Problem("round_the_clock_promise", start, end, text[start:end], detail)
 
 
 def _missing_route(
     folded: str, numbers: list[_NamedNumber], lines: LocaleLines, risk: Risk, locale: Locale
 ) -> str | None:
-    if risk == "none":
-        return None
-    if any(number.digits in lines.numbers and number.is_advised for number in numbers):
+    is_named = any(number.digits in lines.numbers and number.is_advised for number in numbers)
+    if risk == "none" or is_named:
         return None
     if risk == "explicit":
         return "answers explicit intent without a help line or emergency number"
@@ -184,11 +153,9 @@ def _missing_route(
 
 @cache
 def _wording(locale: Locale) -> dict[str, re.Pattern[str]]:
-    text = files(__package__).joinpath("rules/help_routes.yaml").read_text(encoding="utf-8")
-    entry = HelpWording.model_validate(parse_yaml(text)[locale])
+    """The regexes of `rules/help_routes.yaml`, and `known` for the numbers of the hotline file."""
+    entry = shipped_yaml(__package__, "rules/help_routes.yaml")[locale]
     numbers = load_hotlines().locales[locale].numbers
     known = "|".join("-?".join(number) for number in sorted(numbers, key=len, reverse=True))
-    return {
-        **{name: re.compile(pattern) for name, pattern in entry},
-        "known": re.compile(rf"(?<![\d.-])(?:{known})(?![\d-]|{entry.counted})"),
-    }
+    known = rf"(?<![\d.-])(?:{known})(?![\d-]|{entry['counted']})"
+    return {name: re.compile(pattern) for name, pattern in {**entry, "known": known}.items()}

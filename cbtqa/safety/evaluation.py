@@ -1,8 +1,4 @@
-"""Compares the screen with a gold file: per grade, with intervals, and with the errors to read.
-
-report = evaluate_file(Path("gold.jsonl"))          # columns `text` and `risk`
-report.explicit.recall.value, report.explicit.recall.low
-"""
+"""Compares the screen with a gold file: per grade, with intervals and the errors."""
 
 from __future__ import annotations
 
@@ -23,13 +19,13 @@ _Z = 1.959964  # two-sided 95 %
 
 
 class Share(Record):
-    """A share with its 95 % Wilson interval; all None when nothing was there to count."""
+    """A share with its 95 % Wilson interval; all None when there is nothing to count."""
 
     n: int
     n_total: int
-    value: float | None
-    low: float | None
-    high: float | None
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
 
 
 class GradeScores(Record):
@@ -94,11 +90,8 @@ def evaluate_file(
                 hit.rule if hit.risk != "none" else f"{hit.rule} ({hit.outcome})"
                 for hit in screening.hits
             )
-            errors.append(
-                ScreenError(
-                    where=item.where, gold=gold, found=screening.risk, text=item.text, rules=rules
-                )
-            )
+            known = {"where": item.where, "text": item.text}
+            errors.append(ScreenError(**known, gold=gold, found=screening.risk, rules=rules))
     mapped = ",".join(f"{label}={grade}" for label, grade in sorted(labels.items()))
     return ScreenEvaluation(
         n_texts=pairs.total(),
@@ -113,16 +106,13 @@ def evaluate_file(
 
 def _gold(row: Mapping[str, Any], column: str, labels: Mapping[str, Risk], where: str) -> Risk:
     if column not in row:
-        raise DataError(
-            f"no column '{column}' among {sorted(row)}", where=where, hint="--label-column NAME"
-        )
+        found = f"no column '{column}' among {sorted(row)}"
+        raise DataError(found, where=where, hint="--label-column NAME")
     label = str(row[column]).strip()
     if label not in labels:
-        raise DataError(
-            f"label '{label}' is none of {sorted(labels)}",
-            where=f"{where}:{column}",
-            hint="name every label's grade: --label 1=explicit --label 0=none",
-        )
+        hint = "name every label's grade: --label 1=explicit --label 0=none"
+        found = f"label '{label}' is none of {sorted(labels)}"
+        raise DataError(found, where=f"{where}:{column}", hint=hint)
     return labels[label]
 
 
@@ -153,10 +143,9 @@ def _scores(pairs: Counter[tuple[Risk, Risk]], positive: set[Risk]) -> GradeScor
 def share(n: int, n_total: int) -> Share:
     """n of n_total with its Wilson interval. Source: Wilson 1927, JASA 22:209."""
     if n_total == 0:
-        return Share(n=n, n_total=0, value=None, low=None, high=None)
+        return Share(n=n, n_total=0)
     p, z2 = n / n_total, _Z * _Z
     centre = (p + z2 / (2 * n_total)) / (1 + z2 / n_total)
     half = _Z * math.sqrt(p * (1 - p) / n_total + z2 / (4 * n_total**2)) / (1 + z2 / n_total)
-    return Share(
-        n=n, n_total=n_total, value=p, low=max(0.0, centre - half), high=min(1.0, centre + half)
-    )
+    low, high = max(0.0, centre - half), min(1.0, centre + half)
+    return Share(n=n, n_total=n_total, value=p, low=low, high=high)

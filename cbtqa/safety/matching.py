@@ -1,7 +1,7 @@
-"""Finds a rule book's anchors in a text and lets each one's surroundings decide.
+"""Finds a rule book's anchors in a text and grades each by its surroundings.
 
-The automaton runs once over the squeezed text; regexes only ever look at the sentence round a
-found anchor, so a text without anchors costs next to nothing.
+The automaton runs once over the squeezed text; regexes only look at the sentence of a found
+anchor, so a text without anchors costs next to nothing.
 
     find(load_rules("zh"), "我 想 自*殺")[0].case.rule     # "act.intent"
 """
@@ -9,7 +9,7 @@ found anchor, so a text without anchors costs next to nothing.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from cbtqa.safety.normalise import Offsets, fold, squeeze
 from cbtqa.safety.rules import Case, RuleBook, Subject
@@ -20,9 +20,8 @@ _CLAUSE_END = re.compile(r"[,。!?;、:\n]")
 _LEFT_REACH, _RIGHT_REACH = 48, 32  # characters of context; longer ones only cost time
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """An anchor in its place, and the case that its surroundings fit."""
+class Found(NamedTuple):
+    """A found anchor and the case that its surroundings fit."""
 
     case: Case
     start: int
@@ -33,11 +32,9 @@ class Found:
 def find(book: RuleBook, text: str, folded: str | None = None) -> list[Found]:
     """Every anchor of the book in the text, in order of appearance.
 
-    Spaces may split a word or stand for a comma. Both readings are tried; where they find the
-    same place, the one with commas decides, because it knows where clauses end.
-
-    Args:
-        folded: the text as `fold` gives it, where the caller has it already.
+    Spaces may split a word or replace a comma. Both readings are tried; where they find the
+    same place, the one with commas decides, because it knows where clauses end. `folded` saves
+    a second `fold` of the text.
     """
     folded = fold(text) if folded is None else folded
     found = _find(book, folded, squeeze(folded, book.language, keep_pauses=True), True)
@@ -91,7 +88,7 @@ def _decide(
     left_start, left, right = _sentence(squeezed, start, end)
     masked: str | None = None
     subject: Subject | None = None
-    for case in book.families[family].cases:
+    for case in book.families[family]:
         low, high = start, end
         if case.subject is not None:
             subject = subject or _subject(book, left)
@@ -123,9 +120,8 @@ def _decide(
 
 
 def _sentence(squeezed: str, start: int, end: int) -> tuple[int, str, str]:
-    """Where the anchor's sentence begins, what it says before the anchor, and what after it."""
-    floor = max(0, start - _LEFT_REACH)
-    left_start = floor
+    """Where the anchor's sentence begins, and its text before and after the anchor."""
+    left_start = max(0, start - _LEFT_REACH)
     for mark in _SENTENCE_END:
         left_start = max(left_start, squeezed.rfind(mark, left_start, start) + 1)
     limit = end + _RIGHT_REACH

@@ -14,10 +14,9 @@ import unicodedata
 from bisect import bisect_right
 from collections.abc import Mapping
 from functools import cache
-from importlib.resources import files
 from typing import Literal
 
-from cbtqa.files import parse_yaml
+from cbtqa.files import shipped_yaml
 
 Language = Literal["zh", "en"]
 _COMPATIBILITY_RANGES = (
@@ -40,7 +39,7 @@ _READINGS = {
     "zh": rf"[ {_SYMBOLS}.\-—/…]+",
     # spaces between longer pieces stay: people type them in place of commas
     "zh_pauses": rf"[{_SYMBOLS}.\-—/…]+|(?<!{_HAN_PAIR}) +| (?= )| (?!{_HAN_PAIR})",
-    # English words need their spaces: only what stands inside a word or doubles a space goes
+    # English words need their spaces: only marks inside a word and double spaces go
     "en": rf"[{_SYMBOLS}]+|(?<=[a-z])[.\-/](?=[a-z])|(?<=\s)\s+"
     r"|(?<=[^a-z][b-hj-z]) (?=[a-z](?![a-z]))|(?<=[^a-z][a-z]) (?=[b-hj-z](?![a-z]))",
 }
@@ -54,10 +53,8 @@ _NOISE_AND_ENTITIES = {
 @cache
 def traditional_to_simplified() -> Mapping[str, str]:
     """Traditional characters that the rules can meet, and pictures, each with its plain form."""
-    text = files(__package__).joinpath("rules/traditional.yaml").read_text(encoding="utf-8")
-    entry = parse_yaml(text)
-    pairs: list[str] = [*entry["pairs"].split(), *entry["pictures"].split()]
-    return {pair[0]: pair[1] for pair in pairs}
+    entry = shipped_yaml(__package__, "rules/traditional.yaml")
+    return {pair[0]: pair[1] for name in ("pairs", "pictures") for pair in entry[name].split()}
 
 
 @cache
@@ -75,11 +72,6 @@ def _fold_table() -> Mapping[str, str]:
     return {char: table.get(plain, plain) for char, plain in table.items()}
 
 
-@cache
-def _foldable() -> frozenset[str]:
-    return frozenset(_fold_table())
-
-
 def fold(text: str) -> str:
     """The text with every character in its plain form; same length, same offsets.
 
@@ -87,20 +79,17 @@ def fold(text: str) -> str:
     `str.translate` looks every single character up (half as fast on plain Chinese).
     """
     table = _fold_table()
-    for char in _foldable().intersection(text):
+    for char in set(text) & table.keys():
         text = text.replace(char, table[char])
     return text
 
 
 def squeeze(folded: str, language: Language, *, keep_pauses: bool = False) -> str:
-    """The folded text without what may stand inside a word.
+    """The folded text without the marks that people put inside words.
 
-    Args:
-        keep_pauses: in Chinese, spaces between longer pieces are pauses that people type in place
-            of commas; they become commas instead of going.
+    With `keep_pauses`, spaces between longer Chinese parts, typed like commas, become commas.
     """
-    noise = _noise(folded, language, keep_pauses)
-    squeezed = noise.sub("", folded)
+    squeezed = _noise(folded, language, keep_pauses).sub("", folded)
     return squeezed.replace(" ", ",") if keep_pauses and language == "zh" else squeezed
 
 

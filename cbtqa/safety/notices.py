@@ -1,20 +1,15 @@
-"""The notices that every card, form, report and chat page shows, from one file.
-
-required_notices("zh")       # PsyQA's four, in order
-usage_terms("en")            # intended and forbidden use
-"""
+"""The notices and help lines that cards, forms, reports and the chat show, from YAML files."""
 
 from __future__ import annotations
 
 import datetime
 from functools import cache
-from importlib.resources import files
 from typing import Literal, get_args
 
 from pydantic import model_validator
 
 from cbtqa.errors import ConfigError
-from cbtqa.files import parse_yaml
+from cbtqa.files import shipped_yaml
 from cbtqa.records import NonEmptyText, Record
 
 Locale = Literal["zh", "en"]
@@ -38,7 +33,7 @@ class RequiredNotice(Wording):
 
 
 class Notices(Record):
-    """The whole file."""
+    """The whole of `notices.yaml`."""
 
     required: tuple[RequiredNotice, ...]
     not_a_therapist: Wording
@@ -57,8 +52,7 @@ class UsageTerms(Record):
 @cache
 def load_notices() -> Notices:
     """The shipped file."""
-    text = files(__package__).joinpath("notices.yaml").read_text(encoding="utf-8")
-    return Notices.model_validate(parse_yaml(text))
+    return Notices.model_validate(shipped_yaml(__package__, "notices.yaml"))
 
 
 def required_notices(locale: Locale = "zh") -> tuple[str, ...]:
@@ -67,12 +61,12 @@ def required_notices(locale: Locale = "zh") -> tuple[str, ...]:
 
 
 def not_a_therapist(locale: Locale = "zh") -> str:
-    """Says that a program speaks, not a therapist."""
+    """Statement that a program speaks, not a therapist."""
     return load_notices().not_a_therapist.in_locale(locale)
 
 
 def content_warning(locale: Locale = "zh") -> str:
-    """Warns raters and readers before distressing items."""
+    """Warning for raters and readers before distressing items."""
     return load_notices().content_warning.in_locale(locale)
 
 
@@ -85,11 +79,7 @@ def usage_terms(locale: Locale = "zh") -> UsageTerms:
     )
 
 
-# --- hotlines ------------------------------------------------------------------------------------
-# Help lines from one dated file, and the short texts that name them.
-#
-# help_text("zh", "short") # one sentence for an answer's end or a footer stale_warning() # None,
-# or a sentence when the numbers were checked too long ago
+# --- help lines ----------------------------------------------------------------------------------
 
 Style = Literal["short", "answer", "page"]
 """`short` is one sentence, `answer` a paragraph inside a reply, `page` a footer for readers."""
@@ -127,9 +117,8 @@ class LocaleLines(Record):
     @property
     def numbers(self) -> frozenset[str]:
         """Every number of this locale as digits only."""
-        found = [line.number for line in self.lines]
-        found += [emergency.number for emergency in self.emergencies]
-        return frozenset(number.replace("-", "") for number in found)
+        numbered: list[Line | Emergency] = [*self.lines, *self.emergencies]
+        return frozenset(one.number.replace("-", "") for one in numbered)
 
     @model_validator(mode="after")
     def _texts_exist(self) -> LocaleLines:
@@ -140,7 +129,7 @@ class LocaleLines(Record):
 
 
 class Hotlines(Record):
-    """The whole file."""
+    """The whole of `hotlines.yaml`."""
 
     checked_on: datetime.date
     stale_after_days: int
@@ -150,8 +139,7 @@ class Hotlines(Record):
 @cache
 def load_hotlines() -> Hotlines:
     """The shipped file."""
-    text = files(__package__).joinpath("hotlines.yaml").read_text(encoding="utf-8")
-    return Hotlines.model_validate(parse_yaml(text))
+    return Hotlines.model_validate(shipped_yaml(__package__, "hotlines.yaml"))
 
 
 def help_text(locale: Locale = "zh", style: Style = "short") -> str:
@@ -167,11 +155,7 @@ def help_text(locale: Locale = "zh", style: Style = "short") -> str:
 
 
 def stale_warning(today: datetime.date | None = None) -> str | None:
-    """A sentence when the numbers were last checked too long ago, else None.
-
-    Args:
-        today: the date to judge by; the clock's by default.
-    """
+    """A sentence when the numbers were last checked too long before `today`, else None."""
     hotlines = load_hotlines()
     age = ((today or datetime.date.today()) - hotlines.checked_on).days
     if age <= hotlines.stale_after_days:

@@ -2,8 +2,8 @@
 
     scrub("我叫王小明，微信 wxm_2001").text      # "我叫〔姓名〕，微信 〔微信号〕"
 
-Numbers are believed by their form and checksum, never by length alone: years, scores, prices and
-help lines are no personal data. Names without a cue are out of reach of rules.
+Numbers are recognised by form and checksum, never by length alone: years, scores, prices and
+help lines are no personal data. Names without a cue are not found.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 from typing import Literal
 
-from cbtqa.files import parse_yaml
+from cbtqa.files import shipped_yaml
 from cbtqa.records import NonEmptyText, Record
 from cbtqa.safety.normalise import fold
 from cbtqa.safety.notices import load_hotlines
@@ -57,13 +56,6 @@ class KindEntry(Record):
     """A test that the matched digits must pass."""
 
 
-class KindFile(Record):
-    """The whole file."""
-
-    kinds: tuple[KindEntry, ...]
-    fragments: dict[str, str]
-
-
 @dataclass(frozen=True, slots=True)
 class _Kind:
     id: str
@@ -74,23 +66,16 @@ class _Kind:
 
 def find_personal_data(text: str) -> tuple[PersonalData, ...]:
     """Every place that identifies a person, in order, without overlaps."""
-    return tuple(
-        PersonalData(kind.id, start, end, text[start:end]) for start, end, kind in _places(text)
-    )
+    return scrub(text).found
 
 
 def scrub(text: str) -> Scrubbed:
     """The text with personal data masked, and what was found."""
-    places = _places(text)
-    if not places:
-        return Scrubbed(text, ())
-    parts, position = [], 0
-    for start, end, kind in places:
-        parts += [text[position:start], kind.mask]
-        position = end
-    parts.append(text[position:])
+    places, masked = _places(text), text
+    for start, end, kind in reversed(places):
+        masked = masked[:start] + kind.mask + masked[end:]
     found = tuple(PersonalData(kind.id, a, b, text[a:b]) for a, b, kind in places)
-    return Scrubbed("".join(parts), found)
+    return Scrubbed(masked, found)
 
 
 def _places(text: str) -> list[tuple[int, int, _Kind]]:
@@ -108,15 +93,14 @@ def _places(text: str) -> list[tuple[int, int, _Kind]]:
 
 @cache
 def _kinds() -> tuple[_Kind, ...]:
-    text = files(__package__).joinpath("personal_data.yaml").read_text(encoding="utf-8")
-    entry = KindFile.model_validate(parse_yaml(text))
+    entry = shipped_yaml(__package__, "personal_data.yaml")
 
     def compiled(pattern: str) -> re.Pattern[str]:
-        return re.compile(_HOLE.sub(lambda hole: entry.fragments[hole[1]], pattern))
+        return re.compile(_HOLE.sub(lambda hole: entry["fragments"][hole[1]], pattern))
 
     return tuple(
         _Kind(kind.id, kind.mask, compiled(kind.pattern), _CHECKS[kind.check])
-        for kind in entry.kinds
+        for kind in map(KindEntry.model_validate, entry["kinds"])
     )
 
 

@@ -1,22 +1,15 @@
 """Reads a rule file and compiles it: all anchors into one automaton, contexts into regexes.
 
-A rule file holds *families*. A family has anchors (the literals that the automaton looks for) and
-an ordered list of *cases*: the first case whose conditions fit the surroundings of a found anchor
-decides its grade. Cases may be named once under `contexts` and used by several families.
-
-    families:
-      - id: act
-        anchors: [自杀, 轻生]
-        cases:
-          - use: negated                                  # from `contexts`
-          - {id: plan, risk: explicit, left: '(?:想|打算)[^,。]{0,6}$'}
-        default: concern
+A rule file holds *families*: anchors (the literals that the automaton looks for) with an ordered
+list of *cases*. The first case that fits the surroundings of a found anchor decides its grade.
+Cases may be named once under `contexts` and used by several families. docs/safety.md has examples.
 """
 
 from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -116,14 +109,6 @@ class Case:
     subject: tuple[Subject, ...] | None
 
 
-@dataclass(frozen=True, slots=True)
-class Family:
-    """A compiled family: cases in order, the default last."""
-
-    id: str
-    cases: tuple[Case, ...]
-
-
 @dataclass(frozen=True)
 class RuleBook:
     """Everything `screen` needs for one language."""
@@ -131,9 +116,10 @@ class RuleBook:
     language: Language
     automaton: Any
     """pyahocorasick automaton over squeezed text; a value is (length, family indices)."""
-    families: tuple[Family, ...]
+    families: tuple[tuple[Case, ...], ...]
+    """The cases of each family in order, the default last."""
     mentions: re.Pattern[str]
-    """Finds persons; the group that matched tells who: `skip`, `third` or `self`."""
+    """Finds persons, in a group of who it is: `skip`, `third` or `self`."""
     expressive: re.Pattern[str]
     topic_of_third: re.Pattern[str]
     masks: re.Pattern[str] | None
@@ -148,9 +134,8 @@ def load_rules(language: Language, purpose: Literal["screen", "answers"] = "scre
             the grade `explicit` means a problem.
     """
     name = f"rules/{purpose}.{language}.yaml"
-    return compile_rules(
-        files(__package__).joinpath(name).read_text(encoding="utf-8"), language, name
-    )
+    text = files(__package__).joinpath(name).read_text(encoding="utf-8")
+    return compile_rules(text, language, name)
 
 
 def compile_rules(source: str, language: Language, where: str) -> RuleBook:
@@ -164,13 +149,12 @@ def compile_rules(source: str, language: Language, where: str) -> RuleBook:
     except (yaml.YAMLError, ValueError) as error:
         raise DataError(f"rule file: {error}", where=where) from None
     compiler = _Compiler(entry, language, where)
+    persons = f"(?P<skip>{entry.skip})|(?P<third>{entry.third})|(?P<self>{entry.self})"
     return RuleBook(
         language=language,
         automaton=compiler.automaton(),
         families=tuple(compiler.family(family) for family in entry.families),
-        mentions=compiler.regex(
-            f"(?P<skip>{entry.skip})|(?P<third>{entry.third})|(?P<self>{entry.self})", "mentions"
-        ),
+        mentions=compiler.regex(persons, "mentions"),
         expressive=compiler.regex(entry.expressive, "expressive"),
         topic_of_third=compiler.regex(entry.topic_of_third, "topic_of_third"),
         masks=compiler.regex("|".join(entry.masks), "masks") if entry.masks else None,
@@ -197,60 +181,48 @@ class _Compiler:
             return _alternation(self._words(hole[1], rule))
 
         full = _HOLE.sub(alternation, pattern)
-        odd = sorted({char for char in full if fold(char) != char and char not in _REGEX_LETTERS})
-        if odd:
-            raise DataError(
-                f"rule {rule}: {odd} cannot match, texts are folded first", where=self._where
-            )
+        if odd := sorted({char for char in full if fold(char) != char} - _REGEX_LETTERS):
+            found = f"rule {rule}: {odd} cannot match, texts are folded first"
+            raise DataError(found, where=self._where)
         try:
             return re.compile(full)
         except re.error as error:
             raise DataError(f"rule {rule}: bad regex: {error}", where=self._where) from None
 
     def _words(self, name: str, rule: str) -> list[str]:
-        try:
-            return self._entry.words[name]
-        except KeyError:
-            raise DataError(f"rule {rule}: unknown words <{name}>", where=self._where) from None
+        if name not in self._entry.words:
+            raise DataError(f"rule {rule}: unknown words <{name}>", where=self._where)
+        return self._entry.words[name]
 
     def automaton(self) -> Any:
-        owners: dict[str, list[int]] = {}
+        owners: dict[str, dict[int, None]] = {}
         for index, family in enumerate(self._entry.families):
             for literal in self._literals(family):
-                families = owners.setdefault(literal, [])
-                if index not in families:
-                    families.append(index)
+                owners.setdefault(literal, {})[index] = None
         automaton = ahocorasick.Automaton()
         for literal, families in owners.items():
             automaton.add_word(literal, (len(literal), tuple(families)))
         automaton.make_automaton()
         return automaton
 
-    def _literals(self, family: FamilyEntry) -> list[str]:
-        literals = []
+    def _literals(self, family: FamilyEntry) -> Iterator[str]:
         for anchor in family.anchors:
-            parts = _HOLE.split(anchor)
+            # every second part is the name of a hole
             choices = [
-                self._words(part, family.id) if is_hole else [part]
-                for part, is_hole in zip(parts, itertools.cycle((False, True)), strict=False)
+                self._words(part, family.id) if place % 2 else [part]
+                for place, part in enumerate(_HOLE.split(anchor))
             ]
             for chosen in itertools.product(*choices):
-                literals.append(squeeze(fold("".join(chosen)), self._language))
-        for word in family.misspelled:
-            literals.extend(self._other_spellings(word))
-        return literals
-
-    def _other_spellings(self, literal: str) -> list[str]:
+                yield squeeze(fold("".join(chosen)), self._language)
         sounds = self._entry.sounds
-        choices = [[char, *sounds.get(char, [])] for char in literal]
-        spellings = ["".join(chosen) for chosen in itertools.product(*choices)]
-        return [spelling for spelling in spellings if spelling != literal]
+        for word in family.misspelled:
+            spellings = itertools.product(*([char, *sounds.get(char, [])] for char in word))
+            yield from (spelling for spelling in map("".join, spellings) if spelling != word)
 
-    def family(self, entry: FamilyEntry) -> Family:
-        cases = [self._case(case, entry.id) for case in entry.cases]
+    def family(self, entry: FamilyEntry) -> tuple[Case, ...]:
         outcome = "incidental" if entry.default == "none" else "stated"
         default = CaseEntry(id="mentioned", risk=entry.default, outcome=outcome)
-        return Family(entry.id, (*cases, self._case(default, entry.id)))
+        return tuple(self._case(case, entry.id) for case in (*entry.cases, default))
 
     def _case(self, case: CaseEntry, family: str) -> Case:
         if case.use is not None:
@@ -262,6 +234,4 @@ class _Compiler:
             name: self.regex(pattern, rule) if (pattern := getattr(case, name)) else None
             for name in ("left", "right", "not_left", "not_right", "anchor", "text")
         }
-        return Case(
-            rule=rule, risk=case.risk, outcome=case.outcome, subject=case.subject, **patterns
-        )
+        return Case(rule, case.risk, case.outcome, subject=case.subject, **patterns)

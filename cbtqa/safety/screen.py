@@ -45,7 +45,7 @@ class Hit:
     text: str
     """The text as given between start and end."""
     outcome: str
-    """`stated` when it counts at face value, else why it is lowered or dropped: `negated`,
+    """`stated` when it counts unchanged, else why it is lowered or dropped: `negated`,
     `third_person`, `idiom`, `quotation`, `past`, `fiction`, `topic`, `hypothetical`..."""
 
 
@@ -65,25 +65,14 @@ _WEAK = frozenset({"trip_other", "tool_other", "over", "initials"})
 
 
 def screen(text: str, language: Language = "zh", *, second_stage: bool = True) -> Screening:
-    """Grades one text; nothing in it is too odd to grade, an empty text is `none`.
-
-    Args:
-        second_stage: let the trained model look at what the rules left open (Chinese only).
-    """
+    """The grade of any text; `second_stage` lets the trained model add to the rules (Chinese)."""
     folded = fold(text)
     found = find(load_rules(language), text, folded)
     if not found:
         return _NOTHING
     hits = tuple(
-        Hit(
-            place.case.rule,
-            place.case.risk,
-            place.start,
-            place.end,
-            text[place.start : place.end],
-            place.case.outcome,
-        )
-        for place in found
+        Hit(case.rule, case.risk, start, end, text[start:end], case.outcome)
+        for case, start, end in found
     )
     risk: Risk = max((hit.risk for hit in hits), key=_RANK.__getitem__)
     if second_stage and language == "zh" and risk != "explicit":
@@ -117,26 +106,19 @@ def _look_again(text: str, folded: str, hits: tuple[Hit, ...]) -> Hit | None:
 
 
 # --- second stage --------------------------------------------------------------------------------
-# The trained second stage: hears roundabout intent where the rules only met everyday words.
-#
-# A linear model on character n-grams, learned from the invented lists under `tests/safety` and
-# from the bundled invented questions (`scripts/bench/safety.py --train`). It is asked only about
-# a sentence in which a rule's word occurs and none of the rules' reasons (negation, another
-# person, fiction, news...) holds. On its own it would see intent in ordinary distress, see
-# docs/safety.md.
-#
-#     shipped_second_stage().probability("我给自己定了期限,除夕之前走,药够了")
+# A linear model on character n-grams, trained on invented texts (`scripts/bench/safety.py
+# --train`). It only grades sentences in which a rule's word occurs and none of the rules' reasons
+# (negation, another person, fiction...) holds: alone it takes ordinary distress for intent.
 
 MODEL_NAME = "second_stage.zh.json"
 LONGEST = 3
 """Characters of the longest n-gram."""
 EXPLICIT, CONCERN = 0.8, 0.6
-"""Probabilities from which a sentence is graded so. Lower ones were looked at too: on batches A to
-D, each held out of training, they find a little more, and on real questions mostly distress."""
-_SHORT = 80
-"""A text up to this length is read whole; of a longer one only the sentence..."""
-_REACH = 40
-"""...and of that so many characters to either side."""
+"""Probabilities from which a sentence is graded so. Lower ones find a little more on held-out
+batches, and on real questions mostly distress."""
+_SHORT, _REACH = 80, 40
+"""A text up to `_SHORT` characters is read whole, of a longer one the sentence, at most `_REACH`
+characters to either side."""
 _WEIGHT = itemgetter(1)
 _SMOOTHING = 8
 _MARKS = "。！？!?\n"
@@ -144,13 +126,13 @@ _END = re.compile(f"[{_MARKS}]")
 
 
 def read_grams(folded: str) -> tuple[str, float]:
-    """A folded text as its n-grams are read, and the scale that its length gives each of them."""
+    """The squeezed text whose n-grams count, and the scale of each by its length."""
     plain = f"^{squeeze(folded, 'zh', keep_pauses=True)}$"
     return plain, 1 / math.sqrt(len(plain) + _SMOOTHING)
 
 
 def unit_round(text: str, place: int) -> tuple[int, int]:
-    """The stretch that is judged for a place: the whole of a short text, else its sentence."""
+    """The span that is graded for a place: the whole of a short text, else its sentence."""
     if len(text) <= _SHORT:
         return 0, len(text)
     floor = max(0, place - _REACH)
@@ -160,11 +142,7 @@ def unit_round(text: str, place: int) -> tuple[int, int]:
 
 
 class SecondStage:
-    """A weight for each n-gram, and a bias.
-
-    Args:
-        weights: n-gram to weight; n-grams that are not in it weigh nothing.
-    """
+    """A weight for each n-gram, and a bias; other n-grams weigh nothing."""
 
     def __init__(self, weights: Mapping[str, float], bias: float) -> None:
         self._automaton: Any = ahocorasick.Automaton()
@@ -183,6 +161,5 @@ class SecondStage:
 @cache
 def shipped_second_stage() -> SecondStage:
     """The model of the package."""
-    text = files(__package__).joinpath(MODEL_NAME).read_text(encoding="utf-8")
-    entry = json.loads(text)
+    entry = json.loads(files(__package__).joinpath(MODEL_NAME).read_text(encoding="utf-8"))
     return SecondStage(entry["weights"], entry["bias"])

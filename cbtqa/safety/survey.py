@@ -1,18 +1,14 @@
-"""Screens or scrubs a whole file: counts for the reader, one line an item for machines.
-
-survey = screen_file(Path("questions.jsonl"), out=Path("screened.jsonl"))
-survey.n_by_risk                     # {"none": 940, "concern": 41, "explicit": 19}
-"""
+"""Screens or scrubs a whole file: counts for people, one line an item for machines."""
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from cbtqa.errors import UsageError
 from cbtqa.files import write_jsonl
@@ -20,13 +16,11 @@ from cbtqa.records import Record, Risk
 from cbtqa.safety.normalise import Language
 from cbtqa.safety.personal_data import scrub
 from cbtqa.safety.screen import Hit, screen
-from cbtqa.safety.texts import TextRow, read_texts
+from cbtqa.safety.texts import read_texts
 
 
 class ScreenedText(Record):
-    """One screened item, as kept for showing."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    """One screened item, to show."""
 
     id: str
     where: str
@@ -85,18 +79,12 @@ def screen_file(
         for item in read_texts(path, columns, encoding):
             screening = screen(item.text, language)
             risks[screening.risk] += 1
-            for hit in screening.hits:
-                (suppressed if hit.risk == "none" else rules)[
-                    hit.outcome if hit.risk == "none" else hit.rule
-                ] += 1
+            rules.update(hit.rule for hit in screening.hits if hit.risk != "none")
+            suppressed.update(hit.outcome for hit in screening.hits if hit.risk == "none")
+            line = {"id": item.id, "where": item.where, "risk": screening.risk}
             if screening.risk != "none" and len(shown) < max_shown:
-                shown.append(_shown(item, screening.risk, screening.hits))
-            yield {
-                "id": item.id,
-                "where": item.where,
-                "risk": screening.risk,
-                "hits": [asdict(hit) for hit in screening.hits],
-            }
+                shown.append(ScreenedText(**line, text=item.text, hits=screening.hits))
+            yield {**line, "hits": [asdict(hit) for hit in screening.hits]}
 
     _write_or_run(lines(), out)
     return ScreenSurvey(
@@ -142,13 +130,8 @@ def scrub_file(
 
 def _write_or_run(lines: Iterator[dict[str, Any]], out: Path | None) -> None:
     if out is None:
-        for _ in lines:
-            pass
-        return
-    if out.exists():
+        deque(lines, maxlen=0)
+    elif out.exists():
         raise UsageError(f"{out} exists already", hint="name another --out, or remove the file")
-    write_jsonl(out, lines)
-
-
-def _shown(item: TextRow, risk: Risk, hits: tuple[Hit, ...]) -> ScreenedText:
-    return ScreenedText(id=item.id, where=item.where, risk=risk, text=item.text, hits=hits)
+    else:
+        write_jsonl(out, lines)

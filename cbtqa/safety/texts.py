@@ -1,8 +1,4 @@
-"""Reads the texts of any table for screening and scrubbing: one text a row, with its place.
-
-The columns are named by the caller or are the usual ones: `question` with `description`, or
-`text`. A row without text is an error with file and line, never an empty text quietly graded.
-"""
+"""Reads the texts of any table for screening and scrubbing: one text a row, with its place."""
 
 from __future__ import annotations
 
@@ -20,7 +16,7 @@ _ID_COLUMNS = ("id", "question_id", "questionID")
 
 @dataclass(frozen=True, slots=True)
 class TextRow:
-    """One row's text, and where it stands."""
+    """One row's text and its place."""
 
     id: str
     """The row's own id, or its place when it has none."""
@@ -45,9 +41,8 @@ def read_texts(
         DataError: the file is empty, a column is missing, or a row holds no text.
     """
     chosen = tuple(columns)
-    is_empty = True
+    where: str | None = None
     for where, row in source_rows(path, encoding=encoding):
-        is_empty = False
         chosen = chosen or _usual_columns(row, where)
         parts = [_cell(row, column, where, column == chosen[0]) for column in chosen]
         text = "\n".join(part for part in parts if part)
@@ -55,7 +50,7 @@ def read_texts(
             raise DataError("no text in this row", where=f"{where}:{chosen[0]}")
         found = next((str(row[name]) for name in _ID_COLUMNS if row.get(name) is not None), where)
         yield TextRow(found, where, text, chosen, row)
-    if is_empty:
+    if where is None:
         raise DataError("the file holds no rows", where=str(path))
 
 
@@ -63,20 +58,16 @@ def _usual_columns(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
     for usual in _USUAL:
         if usual[0] in row:
             return tuple(column for column in usual if column in row)
-    raise DataError(
-        f"no text column among {sorted(row)}",
-        where=where,
-        hint="name the text column with --column NAME",
-    )
+    hint = "name the text column with --column NAME"
+    raise DataError(f"no text column among {sorted(row)}", where=where, hint=hint)
 
 
-def _cell(row: Mapping[str, Any], column: str, where: str, is_demanded: bool) -> str:
-    value = row.get(column)
-    if value is None and column not in row:
-        raise DataError(
-            f"no column '{column}' among {sorted(row)}", where=where, hint="--column NAME"
-        )
-    if value is None and not is_demanded:
+def _cell(row: Mapping[str, Any], column: str, where: str, is_required: bool) -> str:
+    if column not in row:
+        found = f"no column '{column}' among {sorted(row)}"
+        raise DataError(found, where=where, hint="--column NAME")
+    value = row[column]
+    if value is None and not is_required:
         return ""
     if not isinstance(value, str):
         raise DataError(f"expected text, found {type(value).__name__}", where=f"{where}:{column}")

@@ -101,6 +101,13 @@ def test_a_model_is_trained_measured_and_used_in_a_vote(run, gold, tmp_path, cap
     assert run("train", gold, "--out", model, *words) == 3, "an earlier model is not replaced"
 
 
+def test_a_model_can_be_trained_to_give_every_text_a_type(run, gold, tmp_path) -> None:
+    model = tmp_path / "model"
+    words = ["--taxonomy", "socialcd-12", "--folds", "0", "--at-least-one", "yes"]
+    assert run("train", gold, "--out", model, *words) == 0
+    assert "every text is given at least one" in (model / "README.md").read_text()
+
+
 def test_a_model_for_another_taxonomy_is_refused(run, gold, questions, tmp_path, capsys) -> None:
     model = tmp_path / "model"
     assert run("train", gold, "--out", model, "--folds", "0", "--taxonomy", "socialcd-12") == 0
@@ -115,7 +122,7 @@ def test_a_model_for_another_taxonomy_is_refused(run, gold, questions, tmp_path,
     [
         ('{"id": 1, "question": " "}', "q2.jsonl:1:question: the text is empty"),
         ('{"id": 1, "body": "x"}', "q2.jsonl:1: no column with text"),
-        ('{"id": 1, "text": "x"}\n{"id": 1, "text": "y"}', "q2.jsonl:2: the id '1' stands twice"),
+        ('{"id": 1, "text": "x"}\n{"id": 1, "text": "y"}', "q2.jsonl:2: the id '1' occurs twice"),
         ("{", "q2.jsonl:1: not JSON"),
     ],
 )

@@ -56,7 +56,7 @@ def test_an_encoder_is_tuned_saved_without_pickle_and_loaded_again(tiny, tmp_pat
     write_json(folder / "model.json", signature)
     assert (folder / "model.safetensors").is_file()
     assert not [path for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pkl")]
-    loaded = load_labeller(folder, GOLD.taxonomy).labeller
+    loaded = load_labeller(folder, GOLD.taxonomy)
     texts = GOLD.texts[:10]
     np.testing.assert_allclose(loaded.probabilities(texts), tuned.probabilities(texts), atol=1e-5)
     given = [label for text in texts for label in loaded.label(text)]

@@ -81,14 +81,6 @@ def test_evidence_always_stands_in_the_text_as_it_is() -> None:
     assert confidences == sorted(confidences, reverse=True)
 
 
-def test_the_key_thought_is_the_surest_clause_or_else_the_one_most_like_a_belief() -> None:
-    find_key_thought = PatternLabeller().find_key_thought
-    assert find_key_thought("今天下雨了。我就是个废物。怎么办？") == ("我就是个废物", "labeling")
-    clause, type_id = find_key_thought("上周换了部门。我很害怕跟新同事说话。请问怎么办？")
-    assert (clause, type_id) == ("我很害怕跟新同事说话", None)
-    assert find_key_thought(" \n") == ("", None)
-
-
 def test_clauses_and_sentences_cover_the_text_without_its_marks() -> None:
     text = "好吧，我 试试see you 再说！“行吗？”最后一句"
     assert [span.of(text) for span in split_clauses(text)] == [

@@ -150,8 +150,8 @@ def test_a_saved_model_labels_as_before_and_holds_no_pickle(model, saved: Path) 
     loaded = load_labeller(saved, GOLD.taxonomy)
     texts = GOLD.texts[:30]
     before = LinearLabeller(model).probabilities(texts)
-    np.testing.assert_allclose(loaded.labeller.probabilities(texts), before, rtol=1e-6)
-    assert loaded.labeller.name == "trained:light"
+    np.testing.assert_allclose(loaded.probabilities(texts), before, rtol=1e-6)
+    assert loaded.name == "trained:light"
     with np.load(saved / "model.npz", allow_pickle=False) as arrays:
         assert all(arrays[name].dtype != object for name in arrays)
     card = (saved / "README.md").read_text()
@@ -220,7 +220,7 @@ types:
     save_linear(folder, model, describe_model("linear", "own", gold, SETTINGS.model_dump(), None))
     here.unlink()
     for taxonomy in (None, load_taxonomy(str(moved))):
-        labeller = load_labeller(folder, taxonomy).labeller
+        labeller = load_labeller(folder, taxonomy)
         found = labeller.label("考完试回家，我看不到未来。")
         assert [label.id for label in found] == ["gloom"]
     with pytest.raises(DataError, match="another state of the taxonomy own"):
