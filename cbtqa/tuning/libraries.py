@@ -8,10 +8,8 @@ from typing import Any
 
 from cbtqa.errors import MissingExtraError
 
-EXTRA = "train"
 
-
-def require(module: str, extra: str = EXTRA) -> Any:
+def require(module: str, extra: str = "train") -> Any:
     """A module of an optional library; Any because torch's and transformers' types are partial.
 
     Raises:
@@ -23,8 +21,23 @@ def require(module: str, extra: str = EXTRA) -> Any:
         raise MissingExtraError(error.name or module, extra) from None
 
 
-# --- failures ------------------------------------------------------------------------------------
-# What a failure of the machine is: a full disk, not enough memory.
+def require_training(*more: str) -> None:
+    """Imports torch, transformers and peft, and silences transformers.
+
+    Raises:
+        MissingExtraError: one of them, or of `more`, is not installed.
+    """
+    for module in ("torch", "transformers", "peft", *more):
+        require(module)
+    logging = require("transformers").logging
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message."""
+    return str(error).strip().partition("\n")[0]
+
 
 _DISK = ("no space left", "storagefull", "disk quota exceeded", "file too large")
 _MEMORY = ("out of memory", "not enough memory", "can't allocate memory")

@@ -1,7 +1,6 @@
 """The backbone as training wants it: tokenizer with its chat format, weights, adapter.
 
-Code from the Hub is never run. A checkpoint whose layout needs it is refused, and the error names
-`cbtqa convert`.
+Code from the Hub is never run: a checkpoint whose layout needs it is rejected.
 """
 
 from __future__ import annotations
@@ -17,41 +16,37 @@ from cbtqa.files import open_text
 from cbtqa.tuning.backbones import Backbone, cannot_get, completed, find_backbone, template_text
 from cbtqa.tuning.data.chat_format import ChatFormat
 from cbtqa.tuning.libraries import require
-from cbtqa.tuning.settings import FinetuneSettings, LoraSettings, Precision
+from cbtqa.tuning.settings import LoraSettings, Precision
 
 ComputeType = Literal["bf16", "fp16", "fp32"]
 HEADS = ("lm_head", "embed_tokens", "wte", "embed_out")
 
 
-def choose_backbone(settings: FinetuneSettings) -> Backbone:
-    """The backbone that settings name, ready to be loaded.
+def choose_backbone(
+    name: str | None, revision: str | None = None, *, may_need_conversion: bool = False
+) -> Backbone:
+    """The backbone of a name, ready to be loaded.
 
     Raises:
         ConfigError: none named, or one that must be converted first.
     """
-    if not settings.backbone:
-        raise ConfigError(
-            "no backbone named",
-            hint="--backbone NAME, a folder or a Hub id; names: cbtqa backbones",
-        )
-    backbone = completed(find_backbone(settings.backbone))
-    if settings.revision:
-        backbone = backbone.model_copy(update={"revision": settings.revision})
-    if backbone.needs_conversion:
+    if not name:
+        hint = "--backbone NAME, a folder or a Hub id; names: cbtqa backbones"
+        raise ConfigError("no backbone named", hint=hint)
+    backbone = completed(find_backbone(name))
+    if revision:
+        backbone = backbone.model_copy(update={"revision": revision})
+    if backbone.needs_conversion and not may_need_conversion:
         target = f"{backbone.id.lower()}-converted"
         raise ConfigError(
             f"{backbone.told_name} was published with code of its own, which is never run here",
-            hint=f"cbtqa convert {settings.backbone} --out {target}, then --backbone {target}",
+            hint=f"cbtqa convert {name} --out {target}, then --backbone {target}",
         )
     return backbone
 
 
 def choose_precision(wanted: Precision) -> ComputeType:
-    """What the matrix products run in, by device.
-
-    Raises:
-        ConfigError: the device cannot.
-    """
+    """The type of the matrix products, by device; raises ConfigError where it has none such."""
     cuda = require("torch").cuda
     has_bf16 = cuda.is_available() and cuda.is_bf16_supported(including_emulation=False)
     if wanted == "auto":
@@ -70,7 +65,7 @@ def load_chat(backbone: Backbone, chat_format: str | None = None) -> ChatFormat:
         chat_format: a template's name or file; None for the backbone's own.
 
     Raises:
-        ConfigError: no tokenizer to be had, or a template that does not fit it.
+        ConfigError: no tokenizer, or a template that does not fit it.
     """
     auto = require("transformers").AutoTokenizer
     try:
@@ -90,11 +85,7 @@ def load_chat(backbone: Backbone, chat_format: str | None = None) -> ChatFormat:
 
 
 def find_template(name: str) -> str:
-    """The text of a chat template, by name or as a file.
-
-    Raises:
-        ConfigError: no such template.
-    """
+    """The text of a chat template, by name or as a file; raises ConfigError for any other."""
     if name.endswith(".jinja") and Path(name).is_file():
         with open_text(Path(name)) as stream:
             return stream.read()
@@ -118,7 +109,7 @@ def load_base(
         place: device to load to; None for the CPU.
 
     Raises:
-        ConfigError: not to be had, gated, damaged, or a type that needs remote code.
+        ConfigError: missing, gated, damaged, or a type that needs remote code.
     """
     torch, transformers = require("torch"), require("transformers")
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
@@ -133,13 +124,10 @@ def load_base(
         )
     if place is not None:
         more["device_map"] = {"": place}
+    words = {"revision": backbone.revision or "main", "dtype": dtype, "trust_remote_code": False}
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            backbone.location,
-            revision=backbone.revision or "main",
-            dtype=dtype,
-            trust_remote_code=False,
-            **more,
+            backbone.location, **words, **more
         )
     except (OSError, ValueError) as error:
         raise _not_loaded(backbone, error) from None
@@ -166,11 +154,7 @@ def _not_loaded(backbone: Backbone, error: Exception) -> ConfigError:
 
 
 def lora_config(settings: LoraSettings, backbone: Backbone) -> Any:
-    """peft's configuration of the adapter.
-
-    Raises:
-        ConfigError: an adapter on the output head or the embedding.
-    """
+    """peft's configuration; raises ConfigError for an adapter on output head or embedding."""
     targets = settings.target_module or backbone.target_modules
     refused = [name for name in targets if name.rpartition(".")[2] in HEADS or name == "all-linear"]
     if refused:
@@ -197,11 +181,8 @@ def add_adapter(model: Any, config: Any, backbone: Backbone) -> Any:
         ConfigError: a target module that the model does not have.
     """
     torch, peft = require("torch"), require("peft")
-    linear = {
-        name.rpartition(".")[2]
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear)
-    }
+    of_kind = (name for name, one in model.named_modules() if isinstance(one, torch.nn.Linear))
+    linear = {name.rpartition(".")[2] for name in of_kind}
     missing = sorted(set(config.target_modules) - linear)
     if missing:
         raise ConfigError(

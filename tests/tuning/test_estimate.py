@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from cbtqa.tuning.budget.counting import (
     BLOCK_BYTES,
     N_TOKENS,
     LiveBytes,
+    ModelSizes,
     SavedBytes,
     ShapeCount,
     count_head,
@@ -29,7 +30,6 @@ from cbtqa.tuning.budget.estimate import (
     flops_per_token,
     load_cards,
     memory_of,
-    needs_checkpointing,
 )
 from cbtqa.tuning.loading import lora_config
 from cbtqa.tuning.settings import FinetuneSettings
@@ -158,7 +158,8 @@ def test_memory_is_the_sum_of_its_parts(baichuan: ShapeCount) -> None:
     assert memory.adapters == memory.gradients == 4 * baichuan.n_trainable
     assert memory.optimizer == 8 * baichuan.n_trainable
     assert memory.activations == pytest.approx(8192 * 5.199 * MIB, rel=0.01)
-    assert memory.total == sum(vars(memory).values())
+    parts = (value for name, value in memory if name != "total")
+    assert memory.total == sum(parts)
     assert memory.fits(memory.total) and not memory.fits(memory.total - 1)
 
 
@@ -177,8 +178,9 @@ def test_4_bits_shrink_the_weights_and_fsdp_divides_them(baichuan: ShapeCount) -
 
 
 def test_checkpointing_is_for_cards_that_are_too_small(baichuan: ShapeCount) -> None:
-    assert not needs_checkpointing(load_cards()["h100"].memory_bytes, baichuan, SIZE)
-    assert needs_checkpointing(load_cards()["a100-40"].memory_bytes, baichuan, SIZE)
+    plain = memory_of(baichuan, SIZE)
+    assert plain.fits(load_cards()["h100"].memory_bytes)
+    assert not plain.fits(load_cards()["a100-40"].memory_bytes)
     small = memory_of(baichuan, SIZE, checkpointing=True)
     assert small.fits(load_cards()["rtx4090"].memory_bytes)
 
@@ -196,34 +198,24 @@ def test_live_bytes_follow_what_is_freed() -> None:
     assert live.peak == 4096 + 20_480
 
 
-class _Sizes(NamedTuple):
-    """A model's arithmetic by hand: hidden, inner, layers, width of keys, vocabulary, rank 16."""
-
-    hidden: int
-    inner: int
-    n_layers: int
-    keys: int
-    vocabulary: int
-
-    @property
-    def body_weights(self) -> int:
-        attention = 2 * self.hidden * (self.hidden + self.keys)
-        return self.n_layers * (attention + 3 * self.hidden * self.inner)
-
-    @property
-    def adapter_weights(self) -> int:
-        attention = 2 * 2 * self.hidden + 2 * (self.hidden + self.keys)
-        return 16 * self.n_layers * (attention + 3 * (self.hidden + self.inner))
-
-    @property
-    def attention_width(self) -> int:
-        return self.hidden
+def _sizes(hidden: int, inner: int, n_layers: int, keys: int, vocabulary: int) -> ModelSizes:
+    """A model's arithmetic by hand; `keys` is the width of its keys, the rank is 16."""
+    attention = 2 * hidden * (hidden + keys)
+    adapters = 2 * 2 * hidden + 2 * (hidden + keys) + 3 * (hidden + inner)
+    return ModelSizes(
+        body_weights=n_layers * (attention + 3 * hidden * inner),
+        adapter_weights=16 * n_layers * adapters,
+        n_layers=n_layers,
+        hidden=hidden,
+        attention_width=hidden,
+        vocabulary=vocabulary,
+    )
 
 
 BY_HAND = {
-    "baichuan": _Sizes(4096, 11008, 32, 4096, 64_000),
-    "qwen": _Sizes(4096, 11008, 32, 4096, 151_936),
-    "llama3.1": _Sizes(4096, 14336, 32, 1024, 128_256),
+    "baichuan": _sizes(4096, 11008, 32, 4096, 64_000),
+    "qwen": _sizes(4096, 11008, 32, 4096, 151_936),
+    "llama3.1": _sizes(4096, 14336, 32, 1024, 128_256),
 }
 
 
@@ -247,8 +239,8 @@ def test_counted_sizes_give_the_arithmetic_of_sizes_by_hand(baichuan: ShapeCount
 
 
 def test_expected_time_is_work_over_throughput() -> None:
-    assert expected_seconds(1e6, 28e9, tflops=989, share=0.4) == pytest.approx(70.78, rel=1e-3)
-    assert expected_seconds(1e6, 28e9, tflops=989, share=0.4, n_cards=2) == pytest.approx(
+    assert expected_seconds(1e6, 28e9, load_cards()["h100"]) == pytest.approx(70.78, rel=1e-3)
+    assert expected_seconds(1e6, 28e9, load_cards()["h100"], n_cards=2) == pytest.approx(
         35.39, rel=1e-3
     )
 

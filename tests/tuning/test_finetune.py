@@ -118,7 +118,7 @@ def test_the_adapter_loads_in_peft_and_gives_the_recorded_loss(finished: Path, b
     from cbtqa.tuning.data.chat_format import ChatFormat
     from cbtqa.tuning.data.encoding import encode
     from cbtqa.tuning.data.examples import read_training_examples
-    from cbtqa.tuning.data.packing import LossChoice, make_batch
+    from cbtqa.tuning.data.packing import make_batch
     from cbtqa.tuning.losses import attach_log_probs
 
     settings = FinetuneSettings(data=bench / "other.jsonl")
@@ -127,7 +127,7 @@ def test_the_adapter_loads_in_peft_and_gives_the_recorded_loss(finished: Path, b
     base = AutoModelForCausalLM.from_pretrained(bench / "base", dtype=torch.float32)
     attach_log_probs(base)
     model = PeftModel.from_pretrained(base, finished).eval()
-    choice = LossChoice("sft", "answer", "text", 0.1)
+    choice = FinetuneSettings()
     with torch.no_grad():
         log_probs = torch.cat([model(**make_batch([item], choice).inputs) for item in items])
     recorded = read_manifest(finished).counts["eval_loss"]

@@ -278,7 +278,7 @@ def test_adapters_of_another_arithmetic_are_refused_by_name(
 
 
 def test_what_is_no_adapter_is_told_so(base: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="not an adapter"):
+    with pytest.raises(DataError, match="no adapter here"):
         read_adapter(base)
     save_adapter(tmp_path / "adapter", base)
     (tmp_path / "adapter" / "adapter_model.safetensors").unlink()

@@ -1,4 +1,4 @@
-"""The training run itself: trainer made, continued or begun, adapter and record written."""
+"""The training run itself: trainer begun or resumed, adapter and record written."""
 
 from __future__ import annotations
 
@@ -10,42 +10,31 @@ from typing import Any
 
 import torch
 from peft.helpers import disable_input_dtype_casting
-from transformers import (
-    EarlyStoppingCallback,
-    PrinterCallback,
-    TrainerCallback,
-    TrainingArguments,
-)
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainingArguments
 
 from cbtqa.errors import ConfigError, IncompleteRunError
-from cbtqa.manifest import Manifest
+from cbtqa.files import write_json
+from cbtqa.manifest import Manifest, read_manifest
 from cbtqa.tuning.backbones import Backbone
-from cbtqa.tuning.budget.estimate import ModelSizes, Speed, this_card
+from cbtqa.tuning.budget.counting import ModelSizes
+from cbtqa.tuning.budget.estimate import Speed, this_card
 from cbtqa.tuning.data.packing import StepPlan
 from cbtqa.tuning.libraries import is_disk_full, is_out_of_memory
 from cbtqa.tuning.loading import ComputeType, choose_precision
-from cbtqa.tuning.settings import FinetuneSettings
-from cbtqa.tuning.training.prepare import (
-    OnStage,
-    Ready,
-    TrainingSets,
-    describe_sets,
-    plan_steps,
-    prepare_model,
-)
+from cbtqa.tuning.settings import FinetuneSettings, OnLine, OnStage
+from cbtqa.tuning.training.prepare import Ready, TrainingSets, plan_steps, prepare_model
 from cbtqa.tuning.training.record import (
+    RUN_NAME,
     RunStart,
     write_curve,
     write_readme,
     write_record,
-    write_start,
 )
 from cbtqa.tuning.training.trainer import (
     LOG_NAME,
     SAMPLES_NAME,
     LastStep,
     LogLines,
-    OnLine,
     SampleAnswers,
     SoftStop,
     StepTrainer,
@@ -72,45 +61,51 @@ def run_training(
     """Trains to the end; gives the manifest, and whether this is the first process.
 
     Raises:
-        ConfigError: device, precision or disk cannot.
-        IncompleteRunError: memory, disk, or a signal stopped it; the same command continues.
+        ConfigError: a precision that the device has not, or a disk without room.
+        IncompleteRunError: memory, disk, or a signal stopped it; the same command resumes.
     """
     precision = choose_precision(settings.precision)
     args = training_arguments(settings, sets, precision)
     is_first = args.process_index == 0
     if is_first:
-        write_start(settings.out, start)
+        settings.out.mkdir(parents=True, exist_ok=True)
+        write_json(settings.out / RUN_NAME, start)
     on_stage(f"loading {backbone.told_name}")
     stop = SoftStop()
     try:
         ready = prepare_model(settings, backbone, precision, max(sets.train.lengths))
         if is_first:
             _check_disk(settings, ready.model)
-        trainer = _make_trainer(
-            settings,
-            backbone,
-            sets,
-            ready,
-            args,
-            [LogLines(settings.out, on_line), LastStep(), stop],
-        )
+        callbacks = [LogLines(settings.out, on_line), LastStep(), stop]
+        trainer = _make_trainer(settings, backbone, sets, ready, args, callbacks)
         for note in (*sets.notes, *ready.notes):
             on_stage(note)
         resumed = last_checkpoint(Path(str(args.output_dir)))
         if is_first:
-            _forget_behind(settings.out, resumed)
+            # steps done again are logged again
+            for name in (LOG_NAME, SAMPLES_NAME):
+                step = int(resumed.name.rpartition("-")[2]) if resumed else None
+                keep_until(settings.out / name, step)
         on_stage("training" if resumed is None else f"continuing from {resumed.name}")
         with disable_input_dtype_casting(ready.model):
             trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
         if stop.is_asked:
-            raise _stopped(trainer)
+            raise IncompleteRunError(
+                f"stopped by a signal after step {trainer.state.global_step} of "
+                f"{trainer.state.max_steps}; a checkpoint was written",
+                hint="the same command continues",
+            )
         on_stage("writing the adapter")
         return _write(settings, sets, ready, trainer, start), is_first
     except Exception as error:
         if is_out_of_memory(error):
             raise _no_memory(settings) from None
         if is_disk_full(error):
-            raise _no_room(settings) from None
+            raise IncompleteRunError(
+                f"the disk is full: {settings.out} could not be written",
+                hint="make room and run the same command again; it continues from the last "
+                "checkpoint",
+            ) from None
         raise
     finally:
         stop.restore()
@@ -128,13 +123,14 @@ def training_arguments(
     )
     every = min(settings.eval_steps or plan.steps_per_epoch, plan.n_steps)
     evaluates = sets.validation is not None
+    suffix = "_with_warmup" if settings.schedule == "constant" and settings.warmup else ""
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(settings.out / "tensorboard"))
     return TrainingArguments(
         output_dir=str((settings.out / CHECKPOINTS).resolve()),
         max_steps=plan.n_steps,
         per_device_train_batch_size=1,
         learning_rate=settings.learning_rate,
-        lr_scheduler_type=settings.schedule if settings.warmup == 0 else _with_warmup(settings),
+        lr_scheduler_type=f"{settings.schedule}{suffix}",
         warmup_steps=settings.warmup,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
@@ -168,10 +164,6 @@ def training_arguments(
     )
 
 
-def _with_warmup(settings: FinetuneSettings) -> str:
-    return "constant_with_warmup" if settings.schedule == "constant" else settings.schedule
-
-
 def _make_trainer(
     settings: FinetuneSettings,
     backbone: Backbone,
@@ -180,13 +172,8 @@ def _make_trainer(
     args: TrainingArguments,
     callbacks: list[TrainerCallback],
 ) -> StepTrainer:
-    data, eval_data = plan_steps(
-        settings,
-        sets,
-        is_packed=ready.is_packed,
-        process=args.process_index,
-        n_processes=args.world_size,
-    )
+    share = {"process": args.process_index, "n_processes": args.world_size}
+    data, eval_data = plan_steps(settings, sets, is_packed=ready.is_packed, **share)
     trainer = StepTrainer(
         model=ready.model,
         args=args,
@@ -195,7 +182,7 @@ def _make_trainer(
         speed=Speed(ModelSizes.of(ready.model), this_card(), args.world_size),
         processing_class=sets.chat.tokenizer,
     )
-    trainer.remove_callback(PrinterCallback)  # it prints; `on_line` is told instead
+    trainer.remove_callback(PrinterCallback)  # it prints; `on_line` gets the lines instead
     answers = settings.n_samples > 0 and eval_data is not None and args.process_index == 0
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         answers = False  # one process alone does not hold the weights
@@ -227,15 +214,6 @@ def _answer(
     )
 
 
-def _forget_behind(folder: Path, resumed: Path | None) -> None:
-    step = int(resumed.name.rpartition("-")[2]) if resumed else 0
-    for name in (LOG_NAME, SAMPLES_NAME):
-        if resumed is None:
-            (folder / name).unlink(missing_ok=True)
-        else:
-            keep_until(folder / name, step)
-
-
 def _check_disk(settings: FinetuneSettings, model: Any) -> None:
     n_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     wanted = n_trainable * BYTES_PER_WEIGHT * (settings.keep_checkpoints + 2)
@@ -245,21 +223,6 @@ def _check_disk(settings: FinetuneSettings, model: Any) -> None:
             f"{settings.out}: {free / 1e9:.1f} GB free, the checkpoints want {wanted / 1e9:.1f}",
             hint="make room, name an --out elsewhere, or lower --keep-checkpoints or --rank",
         )
-
-
-def _stopped(trainer: StepTrainer) -> IncompleteRunError:
-    return IncompleteRunError(
-        f"stopped by a signal after step {trainer.state.global_step} of "
-        f"{trainer.state.max_steps}; a checkpoint was written",
-        hint="the same command continues",
-    )
-
-
-def _no_room(settings: FinetuneSettings) -> IncompleteRunError:
-    return IncompleteRunError(
-        f"the disk is full: {settings.out} could not be written",
-        hint="make room and run the same command again; it continues from the last checkpoint",
-    )
 
 
 def _no_memory(settings: FinetuneSettings) -> IncompleteRunError:
@@ -275,7 +238,7 @@ def _no_memory(settings: FinetuneSettings) -> IncompleteRunError:
     return IncompleteRunError(
         "the device has no memory left for a micro-batch of "
         f"{settings.micro_batch_tokens:,} tokens",
-        hint=f"the same command continues with: {', or '.join(ways)}; --dry-run says what fits",
+        hint=f"the same command continues with: {', or '.join(ways)}; --dry-run shows what fits",
     )
 
 
@@ -286,6 +249,7 @@ def _write(
     trainer: StepTrainer,
     start: RunStart,
 ) -> Manifest:
+    # all processes: gathering the weights and the counts needs each of them
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     state = None
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
@@ -297,13 +261,9 @@ def _write(
         write_base_record(settings.out, start.base)
         write_curve(settings.out, settings.out / LOG_NAME)
         write_readme(settings.out, start)
-        manifest = write_record(settings.out, start, counts)
+        write_record(settings.out, start, counts)
     trainer.accelerator.wait_for_everyone()
-    if trainer.args.process_index != 0:
-        from cbtqa.manifest import read_manifest
-
-        manifest = read_manifest(settings.out)
-    return manifest
+    return read_manifest(settings.out)
 
 
 def _counts(
@@ -313,7 +273,7 @@ def _counts(
     n_trainable = sum(p.numel() for p in ready.model.parameters() if p.requires_grad)
     losses = [line["loss"] for line in state.log_history if "loss" in line]
     return {
-        **describe_sets(settings, sets),
+        **{name: of.statistics(settings.loss_on) for name, of in sets.by_name.items()},
         "n_steps": state.global_step,
         "n_steps_planned": state.max_steps,
         "n_trainable": n_trainable,

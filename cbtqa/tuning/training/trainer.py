@@ -12,9 +12,10 @@ import shutil
 import signal
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -26,26 +27,17 @@ from cbtqa.errors import DataError
 from cbtqa.files import json_line, read_rows, write_jsonl
 from cbtqa.metrics.evaluation import score_lists
 from cbtqa.records import MetricScore, Record
+from cbtqa.tuning.answering.decoding import generate_ids
 from cbtqa.tuning.budget.estimate import Speed
 from cbtqa.tuning.data.chat_format import ChatFormat
 from cbtqa.tuning.data.examples import Example, read_target
 from cbtqa.tuning.data.packing import Batch, StepBatches, StepData
 from cbtqa.tuning.libraries import is_disk_full
 from cbtqa.tuning.losses import orpo_terms, sft_loss
-from cbtqa.tuning.settings import Mode
+from cbtqa.tuning.settings import Mode, OnLine
 
 COMPLETE_NAME = "complete.json"
 """Written last into a checkpoint: one without it was cut off while being written."""
-
-
-@dataclass
-class _Told:
-    """Sums since the last log line, over this process."""
-
-    sums: dict[str, float] = field(default_factory=dict)
-
-    def add(self, name: str, value: Tensor | float) -> None:
-        self.sums[name] = self.sums.get(name, 0.0) + float(value)
 
 
 class StepTrainer(Trainer):
@@ -65,15 +57,14 @@ class StepTrainer(Trainer):
         **words: Any,
     ) -> None:
         super().__init__(train_dataset=data, eval_dataset=eval_data, **words)
-        self._steps, self._eval_steps, self._choice = data, eval_data, data.choice
-        self.speed, self._told = speed, _Told()
-
-    # --- what Trainer asks for --------------------------------------------------------------------
+        self._steps, self._eval_steps, self._settings = data, eval_data, data.settings
+        self.speed = speed
+        self._pairs: dict[str, float] = defaultdict(float)  # this process's, since the last line
 
     def get_train_dataloader(self) -> Any:
         """One item is one step of this process; the plan has shuffled and divided already."""
         self.speed.begin()
-        return torch.utils.data.DataLoader(self._steps, batch_size=1, collate_fn=_only)
+        return torch.utils.data.DataLoader(self._steps, batch_size=1, collate_fn=itemgetter(0))
 
     def _get_num_items_in_batch(self, *_: Any) -> None:
         return None
@@ -89,6 +80,7 @@ class StepTrainer(Trainer):
         model.train()
         total = torch.zeros((), device=self.args.device)
         for number, batch in enumerate(step.batches):
+            # gradients are summed over processes once a step, with its last micro-batch
             is_last = number == len(step.batches) - 1
             self.accelerator.gradient_state._set_sync_gradients(is_last)
             is_deepspeed = self.accelerator.distributed_type.value == "DEEPSPEED"
@@ -108,7 +100,7 @@ class StepTrainer(Trainer):
 
     def _share_of(self, model: Any, batch: Batch, step: StepBatches) -> Tensor:
         log_probs = model(**self._prepare_inputs(batch.inputs))
-        if not self._choice.is_orpo:
+        if self._settings.objective == "sft":
             return sft_loss(log_probs, step.n_learnt)
         terms = orpo_terms(
             log_probs,
@@ -117,45 +109,39 @@ class StepTrainer(Trainer):
             n_pairs=batch.n_items,
             n_pairs_in_step=step.n_items,
             n_nll_in_step=step.n_learnt,
-            beta=self._choice.beta,
+            beta=self._settings.beta,
         )
-        self._told.add("n_pairs", batch.n_items)
-        self._told.add("n_preferred", terms.n_preferred)
-        self._told.add("margin", terms.margin)
+        for name in ("n_preferred", "margin"):
+            self._pairs[name] += getattr(terms, name).item()
+        self._pairs["n_pairs"] += batch.n_items
         return terms.loss
-
-    # --- log lines --------------------------------------------------------------------------------
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds true epochs, tokens/s and MFU, and ORPO's share of preferred answers."""
         if "loss" in logs:
             logs |= self._pair_figures("")
             logs |= self.speed.lap()
-        # Trainer sees the whole run as one epoch; callbacks and log lines are told the data's
+        # Trainer sees the whole run as one epoch; callbacks and log lines get the data's
         plan = self._steps.plan
         self.state.epoch = round(self.state.global_step / plan.steps_per_epoch, 4)
         super().log(logs)
 
     def _pair_figures(self, prefix: str) -> dict[str, float]:
-        if not self._choice.is_orpo:
+        if self._settings.objective == "sft":
             return {}
         names = ("n_pairs", "n_preferred", "margin")
-        sums = torch.tensor([self._told.sums.get(name, 0.0) for name in names], dtype=torch.float64)
+        sums = torch.tensor([self._pairs[name] for name in names], dtype=torch.float64)
         sums = self.accelerator.reduce(sums.float().to(self.args.device), "sum")
-        self._told.sums.clear()
+        self._pairs.clear()
         n_pairs, n_preferred, margin = sums.tolist()
-        return {
-            f"{prefix}preferred": n_preferred / max(1.0, n_pairs),
-            f"{prefix}margin": margin / max(1.0, n_pairs),
-        }
-
-    # --- evaluation -------------------------------------------------------------------------------
+        n_pairs = max(1.0, n_pairs)
+        return {f"{prefix}preferred": n_preferred / n_pairs, f"{prefix}margin": margin / n_pairs}
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Loss over the evaluation steps, as in training; then what callbacks add."""
         assert self._eval_steps is not None and self.model is not None
         started = time.perf_counter()
-        pending, self._told = self._told, _Told()
+        pending, self._pairs = self._pairs, defaultdict(float)
         total = torch.zeros((), device=self.args.device)
         self.model.eval()
         with torch.no_grad():
@@ -165,7 +151,7 @@ class StepTrainer(Trainer):
                     total += self._share_of(self.model, batch, step)
         total = self.accelerator.reduce(total, "sum")
         metrics = {"eval_loss": float(total), **self._pair_figures("eval_")}
-        self._told = pending
+        self._pairs = pending
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )
@@ -173,8 +159,6 @@ class StepTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         self.speed.pause(time.perf_counter() - started)
         return metrics
-
-    # --- checkpoints ------------------------------------------------------------------------------
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         started = time.perf_counter()
@@ -187,31 +171,23 @@ class StepTrainer(Trainer):
                 (folder / COMPLETE_NAME).write_text(json.dumps(marker), encoding="utf-8")
         except Exception as error:
             if is_disk_full(error):
-                shutil.rmtree(folder, ignore_errors=True)  # at once: it takes what room there is
+                shutil.rmtree(folder, ignore_errors=True)  # at once: it fills the disk
             raise
         self.speed.pause(time.perf_counter() - started)
 
 
-def _only(items: list[StepBatches]) -> StepBatches:
-    return items[0]
-
-
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint in a folder; those cut off while being written are removed."""
-    found = []
-    for path in folder.glob("checkpoint-*"):
-        if (path / COMPLETE_NAME).is_file():
-            found.append(path)
-        else:
-            shutil.rmtree(path, ignore_errors=True)
+    paths = set(folder.glob("checkpoint-*"))
+    found = {path for path in paths if (path / COMPLETE_NAME).is_file()}
+    for path in paths - found:
+        shutil.rmtree(path, ignore_errors=True)
     return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
 # --- callbacks -----------------------------------------------------------------------------------
-# What happens beside the steps: log lines to a file, samples, the last evaluation, a soft stop.
 
 LOG_NAME, SAMPLES_NAME = "log.jsonl", "samples.jsonl"
-OnLine = Callable[[dict[str, float]], None]
 
 
 class LogLines(TrainerCallback):
@@ -230,11 +206,12 @@ class LogLines(TrainerCallback):
         self._on_line(line)
 
 
-def keep_until(path: Path, step: int) -> None:
-    """Drops the lines of a JSONL file behind a step: what is done again is told again."""
-    if path.exists():
-        rows = [row for _, row in read_rows(path) if int(row["step"]) <= step]
-        write_jsonl(path, rows)
+def keep_until(path: Path, step: int | None) -> None:
+    """Drops the lines of a JSONL file after a step; None: the whole file."""
+    if step is None:
+        path.unlink(missing_ok=True)
+    elif path.exists():
+        write_jsonl(path, [row for _, row in read_rows(path) if int(row["step"]) <= step])
 
 
 class LastStep(TrainerCallback):
@@ -272,7 +249,7 @@ class SampleAnswers(TrainerCallback):
 
 
 class SoftStop(TrainerCallback):
-    """On SIGTERM, as a scheduler sends before it kills: save after the step at hand, then stop."""
+    """On SIGTERM, as a scheduler sends before it kills: save after the current step, then stop."""
 
     def __init__(self) -> None:
         self.is_asked = False
@@ -287,8 +264,9 @@ class SoftStop(TrainerCallback):
         self.is_asked = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """A step was done; the processes agree, or those not asked would wait for ever."""
+        """A step was done."""
         if args.world_size > 1:
+            # the processes agree, or those that got no signal would wait for ever
             asked = torch.tensor(float(self.is_asked), device=args.device)
             torch.distributed.all_reduce(asked)
             self.is_asked = bool(asked)
@@ -302,10 +280,7 @@ class SoftStop(TrainerCallback):
             self._before = None
 
 
-# --- samples -------------------------------------------------------------------------------------
-# Sample answers at each evaluation: the same questions each time, answered and scored.
-#
-# Greedy and without sampling, so that a run's samples repeat and no random state is spent.
+# --- sample answers at each evaluation -----------------------------------------------------------
 
 METRICS = ("chrf2", "bleu_zh")
 
@@ -332,7 +307,7 @@ def answer_samples(
     stops: Sequence[int],
     autocast: Any,
 ) -> list[Sample]:
-    """Answers each example's prompt; the model's mode is put back afterwards.
+    """The likeliest answer to each example's prompt: repeatable, and no random state is spent.
 
     Args:
         stops: tokens any of which ends an answer.
@@ -341,42 +316,23 @@ def answer_samples(
     was_training = model.training
     model.eval()
     samples = []
+    words = {"max_new_tokens": max_new_tokens, "stops": stops, "pad": chat.tokenizer.pad_token_id}
     with torch.no_grad(), autocast:
         for example in examples:
-            ids = chat.prompt_ids([example.prompt])[0]
-            made = _generate(model, ids, max_new_tokens, stops, chat.tokenizer.pad_token_id)
+            ids = torch.tensor(chat.prompt_ids([example.prompt]))
+            (made,) = generate_ids(model, ids, torch.ones_like(ids), **words)
             is_ended = bool(made) and made[-1] in stops
-            text = chat.tokenizer.decode(made, skip_special_tokens=True).strip()
             samples.append(
                 Sample(
                     step=step,
                     id=example.id,
-                    text=text,
+                    text=chat.tokenizer.decode(made, skip_special_tokens=True).strip(),
                     reference=example.answer,
                     finish_reason="stop" if is_ended else "length",
                 )
             )
     model.train(was_training)
     return samples
-
-
-def _generate(
-    model: Any, ids: list[int], max_new_tokens: int, stops: Sequence[int], pad: int | None
-) -> list[int]:
-    from transformers import GenerationConfig
-
-    prompt = torch.tensor([ids], device=model.device)
-    config = GenerationConfig(  # type: ignore[no-untyped-call]
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        eos_token_id=list(stops),
-        pad_token_id=pad if pad is not None else stops[0],
-    )
-    found = model.generate(
-        input_ids=prompt, attention_mask=torch.ones_like(prompt), generation_config=config
-    )
-    made: list[int] = found[0, len(ids) :].tolist()
-    return made
 
 
 def score_samples(samples: Sequence[Sample], mode: Mode) -> list[MetricScore]:
