@@ -73,11 +73,9 @@ def attend(
         return attended.transpose(1, 2).contiguous(), None
     if query.is_cuda and query.dtype in _HALF and not dropout:
         return _varlen(*states, scaling, sliding_window, cu_seq_lens_q, max_length_q), None
-    lengths: Any = cu_seq_lens_q.diff().tolist()
-    parts = [
-        _one_document(*one, scaling, dropout, sliding_window)
-        for one in zip(*(torch.split(part, lengths, 2) for part in states), strict=True)
-    ]
+    lengths = cu_seq_lens_q.diff().tolist()
+    documents = zip(*(torch.split(part, lengths, 2) for part in states), strict=True)
+    parts = [_one_document(q, k, v, scaling, dropout, sliding_window) for q, k, v in documents]
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
 
 
@@ -150,8 +148,7 @@ def pack_inputs(
 def documents_stay_apart(model: Any) -> bool:
     """True when this model gives a packed document the same states as the document alone.
 
-    Two short documents, two forward passes. False for models that mix tokens outside their
-    attention (linear attention, convolutions) or attend in a way of their own.
+    False for models that mix tokens outside their attention or attend in a way of their own.
     """
     body = getattr(model, model.base_model_prefix)
     n_ids = model.config.get_text_config().vocab_size

@@ -11,16 +11,15 @@ from __future__ import annotations
 import difflib
 import re
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
 from cbtqa.errors import ConfigError, DataError, UsageError
-from cbtqa.files import parse_yaml, read_json
+from cbtqa.files import read_json
 from cbtqa.records import NonEmptyText, Record
-from cbtqa.tuning.libraries import first_line, require
+from cbtqa.tuning.libraries import first_line, read_resource, read_table, require
 
 Conversion = Literal["baichuan", "baichuan2", "qwen"]
 """Which layout a checkpoint has that transformers cannot read without remote code."""
@@ -64,11 +63,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def conversion_of(config: dict[str, Any], where: str) -> Conversion | None:
-    """The conversion a configuration asks for; None when transformers reads it as it is.
-
-    Raises:
-        ConfigError: ALiBi position encoding (Baichuan 13B), which no native class has.
-    """
+    """The conversion that a model needs, or None; raises ConfigError for ALiBi (Baichuan 13B)."""
     kind, classes = config.get("model_type"), " ".join(config.get("architectures") or ())
     if kind == "qwen" or "QWenLMHeadModel" in classes:
         return "qwen"
@@ -202,7 +197,7 @@ class Backbone(Record):
     """Tokens the model was made for."""
     shape: Shape | None = None
     assumed: tuple[str, ...] = ()
-    """What is taken for granted here without having been read from the checkpoint."""
+    """Facts that were not read from the checkpoint."""
 
     @property
     def needs_conversion(self) -> bool:
@@ -226,7 +221,7 @@ class Backbone(Record):
         return str(self.path) if self.path else self.hub_id or self.id
 
     @property
-    def told_name(self) -> str:
+    def display_name(self) -> str:
         """Name for records: the folder's last part or the Hub id, never a path."""
         return self.path.resolve().name if self.path else self.hub_id or self.id
 
@@ -234,8 +229,7 @@ class Backbone(Record):
 @cache
 def load_backbones() -> dict[str, Backbone]:
     """All known backbones by id, in the file's order."""
-    text = (files("cbtqa.tuning") / "backbones.yaml").read_text(encoding="utf-8")
-    rows = parse_yaml(text)["backbones"]
+    rows = read_table("backbones.yaml")["backbones"]
     return {name: Backbone(id=name, **row) for name, row in rows.items()}
 
 
@@ -340,11 +334,7 @@ def _has_chat_template(path: Path) -> bool:
 
 
 def completed(backbone: Backbone) -> Backbone:
-    """The backbone with class and sizes known: reads a Hub id's config.json where they are not.
-
-    Raises:
-        ConfigError: no network, no such model, gated.
-    """
+    """The backbone with class and sizes known; raises ConfigError without its config.json."""
     if backbone.model_type is not None:
         return backbone
     path = fetch(backbone.location, "config.json", revision=backbone.revision)
@@ -353,12 +343,7 @@ def completed(backbone: Backbone) -> Backbone:
 
 
 def to_config(backbone: Backbone) -> Any:
-    """transformers' configuration of the real size, after conversion; loads no weights.
-
-    Raises:
-        MissingExtraError: transformers is not installed.
-        ConfigError: a type that the installed transformers does not know.
-    """
+    """transformers' configuration after conversion; raises ConfigError for a type unknown to it."""
     backbone = completed(backbone)
     auto = require("transformers").AutoConfig
     try:
@@ -367,7 +352,7 @@ def to_config(backbone: Backbone) -> Any:
         return auto.for_model(backbone.model_type, **_config_words(backbone, backbone.shape))
     except (ValueError, OSError) as error:
         raise ConfigError(
-            f"{backbone.told_name}: {first_line(error)}",
+            f"{backbone.display_name}: {first_line(error)}",
             hint="models that need remote code are not supported: cbtqa backbones lists those that "
             "work without",
         ) from None
@@ -399,23 +384,14 @@ def _config_words(backbone: Backbone, shape: Shape) -> dict[str, Any]:
 
 def template_text(backbone: Backbone) -> str | None:
     """The chat template (Jinja), or None when the tokenizer's own is to be used."""
-    if backbone.template is None:
-        return None
-    return (files("cbtqa.tuning") / "templates" / backbone.template).read_text(encoding="utf-8")
+    return read_resource(f"templates/{backbone.template}") if backbone.template else None
 
 
 # --- files of a model: from its folder, the Hub's cache, or the Hub ------------------------------
 
 
 def fetch(location: str, name: str, *, revision: str | None = None) -> Path:
-    """One file of a model, downloaded when need be.
-
-    Args:
-        location: folder or Hub id.
-
-    Raises:
-        ConfigError: missing, no network, gated; the hint names the next command.
-    """
+    """One file of a folder or Hub id; raises ConfigError, whose hint names the next command."""
     found = fetch_if_present(location, name, revision=revision, is_needed=True)
     if found is None:
         raise ConfigError(f"{location} has no file {name}", hint=download_hint(location))
@@ -425,12 +401,9 @@ def fetch(location: str, name: str, *, revision: str | None = None) -> Path:
 def fetch_if_present(
     location: str, name: str, *, revision: str | None = None, is_needed: bool = False
 ) -> Path | None:
-    """One file of a model, or None when the model has none of this name.
+    """One file of a model; when there is none of this name None, or ConfigError if `is_needed`.
 
     Without a network the Hub's cache decides: fetch a file that every model has first.
-
-    Raises:
-        ConfigError: no such model, gated, or no file that `is_needed`.
     """
     folder = Path(location)
     if folder.is_dir():

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import warnings
 from functools import partial
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +14,7 @@ from cbtqa.errors import ConfigError
 from cbtqa.files import open_text
 from cbtqa.tuning.backbones import Backbone, cannot_get, completed, find_backbone, template_text
 from cbtqa.tuning.data.chat_format import ChatFormat
-from cbtqa.tuning.libraries import require
+from cbtqa.tuning.libraries import read_resource, require, shipped
 from cbtqa.tuning.settings import LoraSettings, Precision
 
 ComputeType = Literal["bf16", "fp16", "fp32"]
@@ -25,11 +24,7 @@ HEADS = ("lm_head", "embed_tokens", "wte", "embed_out")
 def choose_backbone(
     name: str | None, revision: str | None = None, *, may_need_conversion: bool = False
 ) -> Backbone:
-    """The backbone of a name, ready to be loaded.
-
-    Raises:
-        ConfigError: none named, or one that must be converted first.
-    """
+    """The backbone of a name; raises ConfigError without a name, or if it must be converted."""
     if not name:
         hint = "--backbone NAME, a folder or a Hub id; names: cbtqa backbones"
         raise ConfigError("no backbone named", hint=hint)
@@ -39,7 +34,7 @@ def choose_backbone(
     if backbone.needs_conversion and not may_need_conversion:
         target = f"{backbone.id.lower()}-converted"
         raise ConfigError(
-            f"{backbone.told_name} was published with code of its own, which is never run here",
+            f"{backbone.display_name} was published with code of its own, which is never run here",
             hint=f"cbtqa convert {name} --out {target}, then --backbone {target}",
         )
     return backbone
@@ -59,13 +54,9 @@ def choose_precision(wanted: Precision) -> ComputeType:
 
 
 def load_chat(backbone: Backbone, chat_format: str | None = None) -> ChatFormat:
-    """The tokenizer with its chat format; the template is set on it, so it travels when saved.
+    """The tokenizer with a chat format, by name or file, or the backbone's own; raises ConfigError.
 
-    Args:
-        chat_format: a template's name or file; None for the backbone's own.
-
-    Raises:
-        ConfigError: no tokenizer, or a template that does not fit it.
+    The template is set on the tokenizer, so that it is saved with it.
     """
     auto = require("transformers").AutoTokenizer
     try:
@@ -89,14 +80,11 @@ def find_template(name: str) -> str:
     if name.endswith(".jinja") and Path(name).is_file():
         with open_text(Path(name)) as stream:
             return stream.read()
-    folder = files("cbtqa.tuning") / "templates"
-    shipped = sorted(entry.name[:-6] for entry in folder.iterdir() if entry.name[-6:] == ".jinja")
-    if name.removesuffix(".jinja") not in shipped:
-        raise ConfigError(
-            f"--chat-format: no chat format '{name}'",
-            hint=f"shipped: {', '.join(shipped)}; or the path of a .jinja file",
-        )
-    return (folder / f"{name.removesuffix('.jinja')}.jinja").read_text(encoding="utf-8")
+    bare, known = name.removesuffix(".jinja"), shipped("templates", ".jinja")
+    if bare not in known:
+        hint = f"shipped: {', '.join(known)}; or the path of a .jinja file"
+        raise ConfigError(f"--chat-format: no chat format '{name}'", hint=hint)
+    return read_resource(f"templates/{bare}.jinja")
 
 
 def load_base(
@@ -146,11 +134,11 @@ def _not_loaded(backbone: Backbone, error: Exception) -> ConfigError:
     words = str(error)
     if "trust_remote_code" in words or "does not recognize this architecture" in words:
         return ConfigError(
-            f"{backbone.told_name} needs code from the Hub, which is never run here",
+            f"{backbone.display_name} needs code from the Hub, which is never run here",
             hint="cbtqa backbones lists models that work without; Baichuan-7B, Baichuan2-7B and "
             "Qwen-7B: cbtqa convert",
         )
-    return cannot_get(backbone.told_name, error)
+    return cannot_get(backbone.display_name, error)
 
 
 def lora_config(settings: LoraSettings, backbone: Backbone) -> Any:
@@ -175,18 +163,14 @@ def lora_config(settings: LoraSettings, backbone: Backbone) -> Any:
 
 
 def add_adapter(model: Any, config: Any, backbone: Backbone) -> Any:
-    """The model with a fresh adapter, in float32 masters; only the adapter is trainable.
-
-    Raises:
-        ConfigError: a target module that the model does not have.
-    """
+    """The model with a fresh float32 adapter, alone trainable; raises ConfigError for no layer."""
     torch, peft = require("torch"), require("peft")
     of_kind = (name for name, one in model.named_modules() if isinstance(one, torch.nn.Linear))
     linear = {name.rpartition(".")[2] for name in of_kind}
     missing = sorted(set(config.target_modules) - linear)
     if missing:
         raise ConfigError(
-            f"{backbone.told_name} has no linear layer {', '.join(missing)}",
+            f"{backbone.display_name} has no linear layer {', '.join(missing)}",
             hint=f"--target-module, one of: {', '.join(sorted(linear - set(HEADS)))}",
         )
     with warnings.catch_warnings():
@@ -194,7 +178,7 @@ def add_adapter(model: Any, config: Any, backbone: Backbone) -> Any:
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         adapted = peft.get_peft_model(model, config)
     # peft writes the loaded path here, which names this machine's folders
-    config.base_model_name_or_path, config.revision = backbone.told_name, backbone.revision
+    config.base_model_name_or_path, config.revision = backbone.display_name, backbone.revision
     # without it peft asks the Hub for the base's vocabulary at every save
     adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)
     return adapted

@@ -52,13 +52,7 @@ class _HeadLogProbs(torch.autograd.Function):
 
 
 def head_log_probs(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """log p(target | hidden), float32.
-
-    Args:
-        hidden: shape (n, width).
-        weight: the frozen head, shape (vocabulary, width).
-        targets: shape (n,).
-    """
+    """log p(target | hidden), float32 `(n,)`, by the frozen head `weight` `(vocabulary, width)`."""
     with torch.autocast(hidden.device.type, enabled=False):
         applied = _HeadLogProbs.apply(  # type: ignore[no-untyped-call]
             hidden.to(weight.dtype), weight, targets

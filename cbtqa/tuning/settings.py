@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
@@ -13,6 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 from cbtqa.errors import ConfigError
 from cbtqa.files import open_text, parse_yaml
 from cbtqa.settings import Resolved, Settings
+from cbtqa.tuning.libraries import read_resource, shipped
 
 OnStage = Callable[[str], None]
 """Receives a few words on what a run does now."""
@@ -191,18 +191,13 @@ measured: by us; assumed: the source is silent."""
 MARKS: tuple[str, ...] = get_args(Mark)
 
 
-def shipped_presets() -> tuple[str, ...]:
+def shipped_presets() -> list[str]:
     """Names of the presets that come with the package."""
-    names = (entry.name for entry in (files("cbtqa.tuning") / "presets").iterdir())
-    return tuple(sorted(name[:-5] for name in names if name.endswith(".yaml")))
+    return shipped("presets", ".yaml")
 
 
 def resolve_preset(resolved: Resolved[FinetuneSettings]) -> Resolved[FinetuneSettings]:
-    """Puts the preset's values where neither file, environment nor flag gave one.
-
-    Raises:
-        ConfigError: no such preset, or bad values in it, each with its origin.
-    """
+    """Puts the preset's values where nothing else gave one; raises ConfigError for bad values."""
     preset = read_preset(resolved.values.preset)
     values = {
         name: getattr(resolved.values, name)
@@ -226,20 +221,13 @@ def resolve_preset(resolved: Resolved[FinetuneSettings]) -> Resolved[FinetuneSet
 
 
 def read_preset(name: str) -> dict[str, tuple[Any, str]]:
-    """Values of a preset by setting, each with the origin that errors and manifests show.
-
-    Args:
-        name: of a shipped preset, or a YAML file when it ends in .yaml or .yml.
-
-    Raises:
-        ConfigError: no such preset, or lines that are no settings.
-    """
+    """Values and origins of a shipped preset or a .yaml file, by setting; raises ConfigError."""
     if name.endswith((".yaml", ".yml")):
         with open_text(Path(name)) as stream:
             text = stream.read()
         title = Path(name).name
     elif name in shipped_presets():
-        text = (files("cbtqa.tuning") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
+        text = read_resource(f"presets/{name}.yaml")
         title = f"preset {name}"
     else:
         raise ConfigError(

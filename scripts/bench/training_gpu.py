@@ -35,7 +35,6 @@ from cbtqa.tuning.budget.counting import ModelSizes, count_shape
 from cbtqa.tuning.budget.estimate import (
     CONTEXT_BYTES,
     Speed,
-    StepSize,
     flops_per_token,
     memory_of,
 )
@@ -248,7 +247,7 @@ def run(job: Job) -> dict[str, Any]:
     per_s = n_tokens / clock.seconds
     told |= {"tokens_per_s": per_s, "tflops_per_s": per_s * flops / 1e12, "most_tokens": most}
     if job.who == "ours":
-        memory = memory_of(count, StepSize(most, labelled), checkpointing=job.checkpointing)
+        memory = memory_of(count, most, labelled, checkpointing=job.checkpointing)
         told["estimated_gib"] = memory.total / GIB
         told["estimated_allocated_gib"] = (memory.total - memory.overhead) / GIB
     if job.device == "cuda":

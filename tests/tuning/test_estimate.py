@@ -24,7 +24,6 @@ from cbtqa.tuning.budget.counting import (
 )
 from cbtqa.tuning.budget.estimate import (
     GIB,
-    StepSize,
     card_of_device,
     expected_seconds,
     flops_per_token,
@@ -36,7 +35,7 @@ from cbtqa.tuning.settings import FinetuneSettings
 from tests.support.tiny_models import tiny_config
 
 MIB = 2**20
-SIZE = StepSize(tokens=8192, labelled=0.7)
+SIZE: dict[str, Any] = {"tokens": 8192, "labelled": 0.7}
 LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -153,7 +152,7 @@ def test_every_listed_backbone_can_be_counted() -> None:
 
 
 def test_memory_is_the_sum_of_its_parts(baichuan: ShapeCount) -> None:
-    memory = memory_of(baichuan, SIZE)
+    memory = memory_of(baichuan, **SIZE)
     assert memory.weights == 2 * baichuan.n_frozen
     assert memory.adapters == memory.gradients == 4 * baichuan.n_trainable
     assert memory.optimizer == 8 * baichuan.n_trainable
@@ -164,24 +163,24 @@ def test_memory_is_the_sum_of_its_parts(baichuan: ShapeCount) -> None:
 
 
 def test_4_bits_shrink_the_weights_and_fsdp_divides_them(baichuan: ShapeCount) -> None:
-    plain = memory_of(baichuan, SIZE)
-    quantized = memory_of(baichuan, SIZE, is_quantized=True)
+    plain = memory_of(baichuan, **SIZE)
+    quantized = memory_of(baichuan, **SIZE, is_quantized=True)
     rest = plain.weights - 2 * baichuan.adapted_weights  # embedding, head, norms
     largest = 2 * 4096 * 11008
     assert quantized.weights == pytest.approx(
         rest + largest + 0.516 * baichuan.adapted_weights, rel=0.001
     )
-    divided = memory_of(baichuan, SIZE, n_cards=8, sharding="fsdp")
+    divided = memory_of(baichuan, **SIZE, n_cards=8, sharding="fsdp")
     assert divided.weights == plain.weights // 8 + 2 * baichuan.layer_bytes
     assert divided.activations == plain.activations
-    assert memory_of(baichuan, SIZE, n_cards=8).gradients == 2 * plain.gradients
+    assert memory_of(baichuan, **SIZE, n_cards=8).gradients == 2 * plain.gradients
 
 
 def test_checkpointing_is_for_cards_that_are_too_small(baichuan: ShapeCount) -> None:
-    plain = memory_of(baichuan, SIZE)
+    plain = memory_of(baichuan, **SIZE)
     assert plain.fits(load_cards()["h100"].memory_bytes)
     assert not plain.fits(load_cards()["a100-40"].memory_bytes)
-    small = memory_of(baichuan, SIZE, checkpointing=True)
+    small = memory_of(baichuan, **SIZE, checkpointing=True)
     assert small.fits(load_cards()["rtx4090"].memory_bytes)
 
 

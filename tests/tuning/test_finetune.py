@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cbtqa.errors import CbtqaError, ConfigError, DataError, IncompleteRunError
+from cbtqa.errors import CbtqaError, ConfigError, DataError, IncompleteRunError, UsageError
 from cbtqa.files import read_rows
 from cbtqa.manifest import read_manifest
 from cbtqa.settings import resolve
@@ -263,7 +263,7 @@ def test_a_tiny_model_overfits_twenty_examples_and_reproduces_them(
     ("flags", "error", "words", "hint"),
     [
         ({"backbone": None}, ConfigError, "no backbone", "cbtqa backbones"),
-        ({"data": None, "validation_data": None}, ConfigError, "no data", "cbtqa finetune"),
+        ({"data": None, "validation_data": None}, UsageError, "no data", "cbtqa finetune"),
         ({"backbone": "baichuan"}, ConfigError, "never run here", "cbtqa convert baichuan"),
         ({"target_module": ("lm_head",)}, ConfigError, "stay frozen", "q_proj"),
         ({"target_module": ("W_pack",)}, ConfigError, "no linear layer W_pack", "q_proj"),

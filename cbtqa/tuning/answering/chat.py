@@ -70,12 +70,7 @@ class Speaker:
         self._settings = settings
 
     def answer(self, question: Question, risk: Risk) -> str | Fault:
-        """The answer as text, unchecked.
-
-        Raises:
-            EndpointError: the endpoint did not answer.
-            IncompleteRunError: the device has no memory left.
-        """
+        """The answer, unchecked; raises EndpointError, or IncompleteRunError without memory."""
         teacher = TemplateTeacher(seed=self._settings.seed)
         return teacher.answer(question, risk).steps.joined()
 
@@ -127,7 +122,7 @@ def open_speaker(settings: ChatSettings, on_stage: OnStage = lambda words: None)
         return Speaker(settings)
     require_training()
     opened, device, precision = open_local(settings, on_stage)
-    on_stage(f"loading {opened.backbone.told_name}")
+    on_stage(f"loading {opened.backbone.display_name}")
     return _ModelSpeaker(settings, opened, device, precision)
 
 

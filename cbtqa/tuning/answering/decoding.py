@@ -38,9 +38,9 @@ from cbtqa.tuning.libraries import is_out_of_memory, require
 def batches_of(
     prompts: Sequence[Prompt], max_new_tokens: int, batch_tokens: int
 ) -> Iterator[list[Prompt]]:
-    """Prompts of similar length, rows times (longest prompt + longest answer) within the budget.
+    """Prompts of similar length, the longest first: when memory is short, it shows at once.
 
-    The longest come first: when memory is short, it shows at once.
+    Rows times (longest prompt + longest answer) stay within `batch_tokens`.
     """
     batch: list[Prompt] = []
     for prompt in sorted(prompts, key=lambda prompt: -len(prompt.ids)):
@@ -68,11 +68,7 @@ class Decoder:
         self._settings, self._name = settings, name
 
     def answer(self, prompts: Sequence[Prompt]) -> Iterator[list[tuple[str, Reply]]]:
-        """Keys with replies, a batch at a time, the longest prompts first.
-
-        Raises:
-            IncompleteRunError: not even one row fits the device's memory.
-        """
+        """Keys with replies by batch, longest first; raises IncompleteRunError without memory."""
         settings = self._settings
         waiting = list(batches_of(prompts, settings.max_new_tokens, settings.batch_tokens))
         while waiting:
@@ -146,13 +142,7 @@ def generate_ids(
     pad: int | None,
     processors: LogitsProcessorList | None = None,
 ) -> list[list[int]]:
-    """The likeliest new tokens of each row of `ids`, shape (rows, tokens).
-
-    Args:
-        stops: tokens any of which ends an answer.
-        pad: token of padding; None: the first stop.
-        processors: change the scores before the likeliest is taken.
-    """
+    """The likeliest new tokens of each row of `ids` (rows, tokens), up to one of `stops`."""
     found = model.generate(
         input_ids=ids.to(model.device),
         attention_mask=mask.to(model.device),

@@ -48,6 +48,7 @@ from cbtqa.tuning.loading import ComputeType, choose_precision
 from cbtqa.tuning.settings import Mode, OnStage
 
 JOURNAL_NAME, ANSWERS_NAME, REJECTS_NAME = "journal.sqlite", "answers.jsonl", "rejects.jsonl"
+WRITTEN = (ANSWERS_NAME, REJECTS_NAME)
 
 
 class GenerateResult(FolderResult):
@@ -85,7 +86,7 @@ def generate(
         IncompleteRunError: an unfinished dataset; stopped early (the same call resumes); or not
             one answer, outputs kept.
     """
-    run = prepare(resolved, on_stage)
+    run = prepare(resolved.values, on_stage)
     folder = run.settings.out
     refuse_foreign(folder / JOURNAL_NAME, "answers")
     with open_run(
@@ -104,9 +105,7 @@ def generate(
             resolved,
             inputs=run.asked.files,
             counts={**counts, "system": run.system, "mode": run.mode, **run.fingerprint()},
-            files=tuple(
-                describe_file(folder / name, folder) for name in (ANSWERS_NAME, REJECTS_NAME)
-            ),
+            files=tuple(describe_file(folder / name, folder) for name in WRITTEN),
         )
     write_manifest(folder, manifest)
     if not counts["n_out"]:
@@ -121,8 +120,7 @@ def generate(
 def estimate_answers(resolved: Resolved[GenerateSettings]) -> Estimate:
     """What an endpoint would still be sent; nothing for a model in this process.
 
-    Raises:
-        UsageError, ConfigError, DataError: as `generate`; no weights are read.
+    Raises as `generate`, but reads no weights.
     """
     settings = resolved.values
     service, _, asked = _read(settings)
@@ -144,7 +142,7 @@ def _answer(run: AnswerRun, opened: Run, on_progress: OnProgress | None, on_stag
 
     chat = run.opened.chat
     checks = AnswerChecks(turn_mark_of(chat))
-    on_stage(f"loading {run.opened.backbone.told_name}")
+    on_stage(f"loading {run.opened.backbone.display_name}")
     meter = Meter(len(items), None, journal.totals())
     meter.n_skipped = len(items) - len(waiting)
     prompts, left_out = [], []
@@ -252,7 +250,7 @@ def _answer_record(
 class AnswerRun:
     """Everything decided before the first answer: questions read, model checked."""
 
-    resolved: Resolved[GenerateSettings]
+    settings: GenerateSettings
     mode: Mode
     asked: Asked
     service: Service | None
@@ -262,10 +260,6 @@ class AnswerRun:
     device: str = ""
     precision: ComputeType | None = None
     """Both empty at an endpoint."""
-
-    @property
-    def settings(self) -> GenerateSettings:
-        return self.resolved.values
 
     @property
     def model_name(self) -> str:
@@ -305,15 +299,14 @@ class AnswerRun:
         return known | more | {"device": self.device}
 
 
-def prepare(resolved: Resolved[GenerateSettings], on_stage: OnStage) -> AnswerRun:
+def prepare(settings: GenerateSettings, on_stage: OnStage) -> AnswerRun:
     """Decides everything; loads no weights and sends nothing. Raises as `generate`."""
-    settings = resolved.values
     if not settings.endpoint:
         require_training()
     service, mode, asked = _read(settings)
     if service is not None:
-        return AnswerRun(resolved, mode, asked, service, None)
-    return AnswerRun(resolved, mode, asked, None, *open_local(settings, on_stage))
+        return AnswerRun(settings, mode, asked, service, None)
+    return AnswerRun(settings, mode, asked, None, *open_local(settings, on_stage))
 
 
 def _read(settings: GenerateSettings) -> tuple[Service | None, Mode, Asked]:

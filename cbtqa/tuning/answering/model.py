@@ -92,11 +92,7 @@ class AnswerModel:
         return Fault(Reason.BAD_REQUEST, detail) if detail else None
 
     def load(self, device: str, precision: ComputeType) -> Any:
-        """The model in evaluation mode, ready to generate.
-
-        Raises:
-            DataError: the adapter does not fit the base.
-        """
+        """The model ready to generate; raises DataError for an adapter that does not fit."""
         model = load_base(self.backbone, precision, place=None if device == "cpu" else device)
         if self.adapter is None:
             return model.eval()
@@ -108,7 +104,7 @@ class AnswerModel:
         except (RuntimeError, ValueError) as error:
             words = " ".join(str(error).split())[:200]
             raise DataError(
-                f"the adapter does not fit {self.backbone.told_name}: {words}",
+                f"the adapter does not fit {self.backbone.display_name}: {words}",
                 where=str(self.adapter),
                 hint="name the base it was trained on: --base FOLDER",
             ) from None
@@ -133,7 +129,7 @@ def open_model(settings: SpeakerSettings) -> AnswerModel:
     backbone = choose_backbone(settings.model, settings.revision)
     chat = load_chat(backbone, settings.chat_format)
     sha256 = describe_base(backbone).weights_sha256
-    return AnswerModel(backbone, chat, None, backbone.told_name, sha256)
+    return AnswerModel(backbone, chat, None, backbone.display_name, sha256)
 
 
 def _open_adapter(settings: SpeakerSettings, folder: Path) -> AnswerModel:

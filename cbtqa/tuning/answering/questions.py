@@ -19,7 +19,7 @@ from cbtqa.files import read_rows
 from cbtqa.llm.chat import Fault, Reply, fault_of_reply
 from cbtqa.manifest import FileEntry, describe_file
 from cbtqa.psyqa import read_questions
-from cbtqa.records import Reason, Rejection, Risk
+from cbtqa.records import Question, Reason, Rejection, Risk
 from cbtqa.safety.screen import screen
 from cbtqa.tuning.answering.settings import GenerateSettings
 from cbtqa.tuning.data.chat_format import ChatFormat
@@ -83,18 +83,12 @@ def read_asked(settings: GenerateSettings, mode: Mode, system_prompt: str | None
             hint="cbtqa generate cbtqa-dataset --adapter runs/tuned --out runs/answers",
         )
     if path.is_dir():
-        folder = DatasetFolder.open(path)
-        entries = tuple(describe_file(file, path) for file in folder.files(settings.split))
-        read: Iterator[AskedItem | Rejection]
-        read = _dataset_items(folder, settings.split, mode, system_prompt)
+        parts = DatasetFolder.open(path).files(settings.split)
+        entries = tuple(describe_file(part, path) for part in parts)
     else:
         entries = (describe_file(path),)
-        if _holds_prompts(path, settings.encoding):
-            read = _prompt_items(path, settings.encoding)
-        else:
-            read = _question_items(path, settings.encoding, mode, system_prompt)
     asked, seen = Asked(files=entries), set[str]()
-    for found in islice(read, settings.limit):
+    for found in islice(_read_items(settings, path, mode, system_prompt), settings.limit):
         if isinstance(found, Rejection):
             asked.rejections.append(found)
             continue
@@ -107,25 +101,25 @@ def read_asked(settings: GenerateSettings, mode: Mode, system_prompt: str | None
     return asked
 
 
-def _dataset_items(
-    folder: DatasetFolder, split: str, mode: Mode, system_prompt: str | None
-) -> Iterator[AskedItem]:
-    for row in folder.rows(split, (*QUESTION_COLUMNS, "risk")):
-        question = question_of(row)
-        messages = prompt_messages(question, mode, system_prompt)
-        yield AskedItem(question.id, tuple(messages), row["risk"])
-
-
-def _question_items(
-    path: Path, encoding: str, mode: Mode, system_prompt: str | None
+def _read_items(
+    settings: GenerateSettings, path: Path, mode: Mode, system_prompt: str | None
 ) -> Iterator[AskedItem | Rejection]:
-    for row in read_questions(path, encoding=encoding):
-        if isinstance(row, Rejection):
-            yield row
-            continue
-        messages = prompt_messages(row.question, mode, system_prompt)
-        risk = screen(row.question.source_text).risk
-        yield AskedItem(row.question.id, tuple(messages), risk)
+    def item_of(question: Question, risk: Risk) -> AskedItem:
+        messages = prompt_messages(question, mode, system_prompt)
+        return AskedItem(question.id, tuple(messages), risk)
+
+    if path.is_dir():
+        columns = (*QUESTION_COLUMNS, "risk")
+        for row in DatasetFolder.open(path).rows(settings.split, columns):
+            yield item_of(question_of(row), row["risk"])
+    elif _holds_prompts(path, settings.encoding):
+        yield from _prompt_items(path, settings.encoding)
+    else:
+        for read in read_questions(path, encoding=settings.encoding):
+            if isinstance(read, Rejection):
+                yield read
+            else:
+                yield item_of(read.question, screen(read.question.source_text).risk)
 
 
 def _holds_prompts(path: Path, encoding: str) -> bool:
@@ -194,7 +188,7 @@ def turn_mark_of(chat: ChatFormat) -> str:
     first, answer, second = "问题一", "回答一", "问题二"
     turns = [("user", first), ("assistant", answer), ("user", second)]
     try:
-        text = chat.prompt_text([{"role": role, "content": said} for role, said in turns])
+        text = chat.prompt_text([{"role": role, "content": content} for role, content in turns])
     except (ConfigError, ValueError, TypeError):
         return ""
     between = text.partition(answer)[2].partition(second)[0]

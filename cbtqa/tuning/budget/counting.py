@@ -83,21 +83,16 @@ class ModelSizes:
             and not name.endswith("base_layer")
         ]
         n_linear = sum(layer.in_features * layer.out_features for layer in linear)
+        hidden, n_heads = config.hidden_size, config.num_attention_heads
+        matrices = (p for p in model.parameters() if p.requires_grad and p.dim() == 2)
         return cls(
-            body_weights=n_linear - config.vocab_size * config.hidden_size,
-            adapter_weights=_numbers(p for p in model.parameters() if p.requires_grad),
+            body_weights=n_linear - config.vocab_size * hidden,
+            adapter_weights=_numbers(matrices),
             n_layers=config.num_hidden_layers,
-            **_widths(config),
+            hidden=hidden,
+            attention_width=(getattr(config, "head_dim", None) or hidden // n_heads) * n_heads,
+            vocabulary=config.vocab_size,
         )
-
-
-def _widths(config: Any) -> dict[str, int]:
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return {
-        "hidden": config.hidden_size,
-        "attention_width": head_dim * config.num_attention_heads,
-        "vocabulary": config.vocab_size,
-    }
 
 
 @dataclass(frozen=True)
@@ -146,7 +141,6 @@ def count_shape(
     frozen = [p for p in model.parameters() if not p.requires_grad]
     adapted = [m.base_layer.weight for m in model.modules() if hasattr(m, "lora_A")]
     layers = model.get_base_model().get_decoder().layers
-    in_layers = [p for p in layers.parameters() if p.dim() == 2 and not p.requires_grad]
     return ShapeCount(
         n_frozen=_numbers(frozen),
         n_trainable=_numbers(trained),
@@ -155,11 +149,8 @@ def count_shape(
         adapted_weights=_numbers(adapted),
         weight_width=dtype.itemsize,
         largest_matrix=max(weight.numel() for weight in adapted),
-        n_layers=len(layers),
         layer_bytes=max(_bytes(layer.parameters()) for layer in layers),
-        **_widths(config),
-        body_weights=_numbers(in_layers),
-        adapter_weights=_numbers(p for p in trained if p.dim() == 2),
+        **vars(ModelSizes.of(model)),
         plain=plain,
         recomputed=recomputed,
     )
@@ -280,7 +271,7 @@ def _count_pass(model: Any, *, upcasts: bool) -> PassCount:
     body = model.get_base_model().get_decoder()
     with live, nullcontext() if upcasts else disable_input_dtype_casting(model):
         with saved:
-            # a mask is given only so that transformers does not look into position_ids for one
+            # a mask is given only so that transformers does not derive one from position_ids
             out = body(ids, attention_mask=torch.ones_like(ids), use_cache=False).last_hidden_state
         sizes = saved.sizes
         saved.release()
@@ -306,10 +297,9 @@ BLOCK_BYTES = 512
 
 
 class SavedBytes:
-    """Bytes that autograd keeps for the backward pass; a storage counts once for all its views.
+    """Bytes that autograd keeps for the backward pass, those of `known` tensors left out.
 
-    Args:
-        known: tensors that were there before and don't count, such as a model's parameters.
+    A storage counts once for all its views.
     """
 
     def __init__(self, *known: Tensor) -> None:
@@ -342,10 +332,7 @@ class SavedBytes:
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's is untyped
-    """Bytes alive at once of what the block allocates, in whole blocks of the allocator.
-
-    `known` tensors don't count.
-    """
+    """Bytes alive at once of what is allocated, in whole blocks, `known` tensors left out."""
 
     def __init__(self, *known: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -1,7 +1,7 @@
 """Memory and arithmetic of one training step on a card, and the speed of a run.
 
 count = count_shape(config, lora)
-memory = memory_of(count, StepSize(tokens=8192, labelled=0.7))
+memory = memory_of(count, tokens=8192, labelled=0.7)
 memory.total / 2**30, memory.fits(load_cards()["a100-80"].memory_bytes)
 """
 
@@ -10,16 +10,15 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 from typing import Literal
 
 import torch
 from pydantic import Field
 
-from cbtqa.files import parse_yaml
 from cbtqa.records import NonEmptyText, Record
 from cbtqa.tuning.budget.counting import ModelSizes, ShapeCount, count_head
 from cbtqa.tuning.data.packing import StepBatches
+from cbtqa.tuning.libraries import read_table
 
 Sharding = Literal["ddp", "fsdp"]
 CONTEXT_BYTES = 1 << 30
@@ -31,16 +30,6 @@ ADAMW_BYTES = {"adamw": 8.0, "adamw_8bit": 2.0}
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Bytes of a weight in NF4: 4 bits, one byte of scale per 64 weights, and a 32-bit scale for each
 256 of these. Source: arXiv 2305.14314, section 3 (double quantisation)."""
-
-
-@dataclass(frozen=True)
-class StepSize:
-    """What goes through a card at once."""
-
-    tokens: int
-    """Tokens of one micro-batch, padding included."""
-    labelled: float
-    """Share of them in the loss, 0 to 1."""
 
 
 class Memory(Record):
@@ -65,7 +54,8 @@ class Memory(Record):
 
 def memory_of(
     count: ShapeCount,
-    size: StepSize,
+    tokens: int,
+    labelled: float,
     *,
     checkpointing: bool = False,
     is_quantized: bool = False,
@@ -76,8 +66,10 @@ def memory_of(
     """Memory of one card.
 
     Args:
+        tokens: of one micro-batch, padding included.
+        labelled: share of them in the loss, 0 to 1.
         is_quantized: True for QLoRA: adapted matrices in NF4, the rest as it was.
-        n_cards: cards that share the work; each sees `size` at once.
+        n_cards: cards that share the work; each sees `tokens` at once.
         sharding: `ddp` holds everything on each card; `fsdp` divides all but the activations and
             gathers two layers at a time, the one at work and the next.
     """
@@ -91,12 +83,12 @@ def memory_of(
     # DDP sends gradients from buckets of its own, as large as the gradients together
     copies = 2 if n_cards > 1 and sharding == "ddp" else 1
     passes = count.recomputed if checkpointing else count.plain
-    kept = round(passes.saved_fixed + passes.saved_per_token * size.tokens)
+    kept = round(passes.saved_fixed + passes.saved_per_token * tokens)
     # above what is kept: in the head's loss, or later in the backward pass, not in both
-    n_labelled = max(1, round(size.tokens * size.labelled))
+    n_labelled = max(1, round(tokens * labelled))
     dtype = torch.float32 if count.weight_width == 4 else torch.bfloat16
     head = count_head(count.hidden, count.vocabulary, n_labelled, dtype)
-    above = max(head, round((passes.peak_per_token - passes.saved_per_token) * size.tokens))
+    above = max(head, round((passes.peak_per_token - passes.saved_per_token) * tokens))
     parts = {
         "weights": weights // share + gathered,
         "adapters": count.trainable_bytes // share,
@@ -187,7 +179,7 @@ def expected_seconds(n_tokens: float, flops: float, card: Card, *, n_cards: int 
 @cache
 def load_cards() -> dict[str, Card]:
     """Every named card by id, the largest first."""
-    loaded = parse_yaml((files("cbtqa.tuning") / "cards.yaml").read_text(encoding="utf-8"))
+    loaded = read_table("cards.yaml")
     common = {"share": loaded["default_share"]}
     return {id_: Card(id=id_, **(common | row)) for id_, row in loaded["cards"].items()}
 

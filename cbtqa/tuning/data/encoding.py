@@ -109,11 +109,7 @@ def _spread(counts: npt.NDArray[np.int64]) -> dict[str, float]:
 
 
 def encode(found: ExampleSet, chat: ChatFormat, settings: FinetuneSettings) -> EncodedSet:
-    """Tokenises examples; those that do not fit are counted.
-
-    Raises:
-        DataError: nothing is left.
-    """
+    """Tokenises examples, counts those that do not fit; raises DataError when nothing is left."""
     encoded = EncodedSet(found.name, dropped=Counter(found.dropped), n_in=found.n_in)
     for start in range(0, len(found.examples), ROWS_AT_ONCE):
         clean = []

@@ -17,8 +17,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
-from importlib.resources import files
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from string import Template
@@ -27,9 +26,10 @@ from typing import Any
 from cbtqa.dataset_folder import DatasetFolder, answer_of, question_of
 from cbtqa.distortions.taxonomy import shipped_concepts
 from cbtqa.errors import ConfigError, DataError, UsageError
-from cbtqa.files import parse_yaml, read_rows
+from cbtqa.files import read_rows
 from cbtqa.manifest import FileEntry, describe_file
 from cbtqa.records import STEP_NAMES, CbtAnswer, CbtSteps, Question
+from cbtqa.tuning.libraries import read_table
 from cbtqa.tuning.settings import FinetuneSettings, Mode, Objective
 
 Message = dict[str, str]
@@ -38,7 +38,7 @@ Message = dict[str, str]
 
 @dataclass(frozen=True, slots=True)
 class ReadTarget:
-    """A model's text, taken apart."""
+    """A model's text in its parts."""
 
     text: str
     """The answer alone; steps joined, without headings."""
@@ -47,22 +47,13 @@ class ReadTarget:
     """The text before the answer; None when the mode has none or the model wrote none."""
 
 
-@cache
-def wording() -> dict[str, Any]:
-    """The resource file `targets.zh.yaml`."""
-    text = (files("cbtqa.tuning") / "targets.zh.yaml").read_text(encoding="utf-8")
-    loaded: dict[str, Any] = parse_yaml(text)
-    return loaded
+wording = partial(read_table, "targets.zh.yaml")
 
 
 def prompt_messages(
     question: Question, mode: Mode = "answer", system_prompt: str | None = None
 ) -> list[Message]:
-    """System text and question: the same at training and at generation.
-
-    Args:
-        system_prompt: None for the mode's own; an empty text for none at all.
-    """
+    """System text (None: the mode's own; empty: none) and question, in training and generation."""
     system = wording()["system"][mode] if system_prompt is None else system_prompt
     turns = [{"role": "system", "content": system}] if system.strip() else []
     return [*turns, {"role": "user", "content": question.source_text.strip()}]

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from functools import cache
-from importlib.resources import files
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +19,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from cbtqa.files import parse_yaml
 from cbtqa.manifest import SettingValue, describe_settings
 from cbtqa.records import Record
 from cbtqa.settings import Resolved
@@ -29,7 +27,6 @@ from cbtqa.tuning.budget.counting import count_shape
 from cbtqa.tuning.budget.estimate import (
     Card,
     Memory,
-    StepSize,
     TokenFlops,
     expected_seconds,
     flops_per_token,
@@ -48,7 +45,7 @@ from cbtqa.tuning.data.encoding import (
 )
 from cbtqa.tuning.data.examples import ExampleSet, read_training_examples, read_validation_examples
 from cbtqa.tuning.data.packing import StepPlan
-from cbtqa.tuning.libraries import require
+from cbtqa.tuning.libraries import read_table, require
 from cbtqa.tuning.loading import choose_backbone, load_chat, lora_config
 from cbtqa.tuning.settings import FinetuneSettings
 from cbtqa.tuning.training.prepare import resolve_for_run, within_context
@@ -71,7 +68,7 @@ class Layout(Record):
     n_items: int
     n_steps: int
     n_steps_laid_out: int
-    """Steps that the figures below are taken from: a run is alike all through."""
+    """Steps that the figures below are counted from."""
     n_micro_batches: float
     """Per step and process, on average."""
     mean_tokens: float
@@ -100,7 +97,7 @@ class CardEstimate(Record):
     seconds: float | None
     """Of the whole training; None where it does not fit."""
     assumed_share: float
-    """Of the card's throughput, behind `seconds`."""
+    """Of the card's throughput, for `seconds`."""
 
 
 class DryRun(Record):
@@ -175,7 +172,7 @@ def dry_run(
     cards = load_cards().values() if cards is None else cards
     return DryRun(
         settings=describe_settings(resolved),
-        backbone=backbone.told_name,
+        backbone=backbone.display_name,
         licence=backbone.licence,
         notes=(*notes, *(() if chat else (ROUGH,))),
         tokens_by="tokenizer" if chat else "approximation",
@@ -198,13 +195,15 @@ def _read_splits(
     settings: FinetuneSettings, chat: ChatFormat | None, vocabulary: int
 ) -> dict[str, EncodedSet]:
     """Every split, encoded; by approximation without a chat format."""
-    found = {"train": read_training_examples(settings)}
-    validation = read_validation_examples(settings)
-    if validation is not None:
-        found["validation"] = validation
-    if chat is None:
-        return {name: approximate(of, vocabulary, settings) for name, of in found.items()}
-    return {name: encode(of, chat, settings) for name, of in found.items()}
+    found = {
+        "train": read_training_examples(settings),
+        "validation": read_validation_examples(settings),
+    }
+    return {
+        name: encode(of, chat, settings) if chat else approximate(of, vocabulary, settings)
+        for name, of in found.items()
+        if of is not None
+    }
 
 
 def _chat_on_this_machine(backbone: Backbone, settings: FinetuneSettings) -> ChatFormat | None:
@@ -272,7 +271,8 @@ class _Sizing:
     def _memory(self, checkpointing: bool, n_fsdp_cards: int | None = None) -> Memory:
         return memory_of(
             self._count,
-            StepSize(self._tokens, self._labelled),
+            self._tokens,
+            self._labelled,
             checkpointing=checkpointing,
             is_quantized=self._settings.method == "qlora",
             optimizer=self._settings.optimizer,
@@ -324,11 +324,7 @@ def _show_example(
 _HAN = re.compile(r"[\u3400-\u9fff\u3000-\u303f\uff00-\uffef\U00020000-\U0003ffff]")
 
 
-@cache
-def _rates() -> dict[str, Any]:
-    text = (files("cbtqa.tuning") / "token_rates.yaml").read_text(encoding="utf-8")
-    loaded: dict[str, Any] = parse_yaml(text)
-    return loaded
+_rates = partial(read_table, "token_rates.yaml")
 
 
 def approximate_tokens(text: str, vocabulary: int) -> int:
@@ -340,11 +336,7 @@ def approximate_tokens(text: str, vocabulary: int) -> int:
 
 
 def approximate(found: ExampleSet, vocabulary: int, settings: FinetuneSettings) -> EncodedSet:
-    """Items of about the right size and no content; too long ones are left out and counted.
-
-    Raises:
-        DataError: nothing is left.
-    """
+    """Items of about the right size without content; raises DataError when nothing is left."""
     encoded = EncodedSet(found.name, dropped=found.dropped.copy(), n_in=found.n_in)
     for example in found.examples:
         turns = (turn["content"] for turn in example.prompt)

@@ -58,5 +58,5 @@ def finetune(
         return FinetuneResult(settings.out, read_manifest(settings.out), was_complete=True)
     from cbtqa.tuning.training.run import run_training
 
-    manifest, is_first = run_training(settings, backbone, sets, start, on_stage, on_line)
+    manifest, is_first = run_training(sets, start, on_stage, on_line)
     return FinetuneResult(settings.out, manifest, is_first_process=is_first)

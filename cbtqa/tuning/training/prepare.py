@@ -16,7 +16,7 @@ from cbtqa.settings import Resolved
 from cbtqa.tuning.attention import documents_stay_apart, register_attention
 from cbtqa.tuning.backbones import Backbone
 from cbtqa.tuning.budget.counting import count_shape
-from cbtqa.tuning.budget.estimate import StepSize, memory_of
+from cbtqa.tuning.budget.estimate import memory_of
 from cbtqa.tuning.data.chat_format import ChatFormat
 from cbtqa.tuning.data.encoding import EncodedSet, encode
 from cbtqa.tuning.data.examples import (
@@ -33,8 +33,10 @@ from cbtqa.tuning.settings import FinetuneSettings, resolve_preset
 
 @dataclass(frozen=True)
 class TrainingSets:
-    """What there is to learn and to evaluate on, as tokens."""
+    """The data as tokens, with the settings and the backbone that they are for."""
 
+    settings: FinetuneSettings
+    backbone: Backbone
     chat: ChatFormat
     train: EncodedSet
     validation: EncodedSet | None
@@ -52,13 +54,15 @@ class TrainingSets:
 def prepare_sets(settings: FinetuneSettings, backbone: Backbone) -> TrainingSets:
     """Reads and encodes the data."""
     chat = load_chat(backbone, settings.chat_format)
-    settings, notes = within_context(settings, backbone)
+    fitting, notes = within_context(settings, backbone)
     training = read_training_examples(settings)
     validation = read_validation_examples(settings)
     return TrainingSets(
+        settings,
+        backbone,
         chat,
-        encode(training, chat, settings),
-        encode(validation, chat, settings) if validation is not None else None,
+        encode(training, chat, fitting),
+        encode(validation, chat, fitting) if validation is not None else None,
         (*training.files, *(validation.files if validation is not None else ())),
         notes,
     )
@@ -70,7 +74,7 @@ def within_context(
     """The settings with no more length than the backbone takes, and a note where that changed."""
     if not backbone.context or settings.max_length <= backbone.context:
         return settings, ()
-    note = f"{backbone.told_name} takes {backbone.context:,} tokens: longer rows left out"
+    note = f"{backbone.display_name} takes {backbone.context:,} tokens: longer rows left out"
     return settings.model_copy(update={"max_length": backbone.context}), (note,)
 
 
@@ -80,23 +84,18 @@ class Ready:
 
     model: Any
     is_packed: bool
-    """False when the settings say so, or the backbone mixes packed documents."""
+    """False by the settings, or where the backbone mixes packed documents."""
     head_is_chunked: bool
     is_checkpointing: bool
     notes: tuple[str, ...]
     """What differs from the settings, for the log."""
 
 
-def prepare_model(
-    settings: FinetuneSettings, backbone: Backbone, precision: ComputeType, longest: int
-) -> Ready:
-    """Loads the backbone and adds the adapter.
-
-    Args:
-        longest: tokens of the longest item.
-    """
+def prepare_model(sets: TrainingSets, precision: ComputeType) -> Ready:
+    """Loads the backbone and adds the adapter."""
     from transformers import set_seed
 
+    settings, backbone = sets.settings, sets.backbone
     config = lora_config(settings, backbone)
     is_4_bit = settings.method == "qlora"
     # to its card at once, except for FSDP, which divides on the CPU
@@ -112,11 +111,11 @@ def prepare_model(
         is_packed = documents_stay_apart(base)
         if not is_packed:
             base.set_attn_implementation("sdpa")
-            notes.append(f"{backbone.told_name} mixes packed documents: padded batches instead")
+            notes.append(f"{backbone.display_name} mixes packed documents: padded batches instead")
     head_is_chunked = attach_log_probs(base)
     if not head_is_chunked:
-        notes.append(f"{backbone.told_name} does more with its logits: all of them are computed")
-    is_checkpointing = _checkpointing(settings, base, config, longest)
+        notes.append(f"{backbone.display_name} does more with its logits: all of them are computed")
+    is_checkpointing = _checkpointing(settings, base, config, max(sets.train.lengths))
     if is_checkpointing:
         # renamed in transformers 5.23; those before it know the old name alone
         new = getattr(base, "activation_checkpointing_enable", None)
@@ -131,21 +130,17 @@ def _checkpointing(settings: FinetuneSettings, base: Any, config: Any, longest: 
     if settings.gradient_checkpointing != "auto" or not torch.cuda.is_available():
         return settings.gradient_checkpointing == "on"
     count = count_shape(base.config, config, dtype=base.dtype)
-    size = StepSize(tokens=max(settings.micro_batch_tokens, longest), labelled=1.0)
-    needed = memory_of(count, size, is_quantized=settings.method == "qlora")
+    tokens = max(settings.micro_batch_tokens, longest)
+    needed = memory_of(count, tokens, labelled=1.0, is_quantized=settings.method == "qlora")
     card = torch.cuda.get_device_properties(torch.cuda.current_device())
     return not needed.fits(card.total_memory)
 
 
 def plan_steps(
-    settings: FinetuneSettings,
-    sets: TrainingSets,
-    *,
-    is_packed: bool,
-    process: int = 0,
-    n_processes: int = 1,
+    sets: TrainingSets, *, is_packed: bool, process: int, n_processes: int
 ) -> tuple[StepData, StepData | None]:
     """The training steps, and the evaluation as steps in the data's order."""
+    settings = sets.settings
     budget, pad = settings.micro_batch_tokens, sets.chat.tokenizer.pad_token_id or 0
 
     def steps(of: EncodedSet, **words: Any) -> StepData:
@@ -167,12 +162,7 @@ def plan_steps(
 
 
 def resolve_for_run(resolved: Resolved[FinetuneSettings]) -> Resolved[FinetuneSettings]:
-    """The settings with the preset under the flags, checked.
-
-    Raises:
-        ConfigError: no such preset, or settings that do not fit together.
-        UsageError: no data named.
-    """
+    """The settings with the preset under the flags; raises ConfigError where they do not fit."""
     merged = resolve_preset(resolved)
     check_settings(merged, int(os.environ.get("WORLD_SIZE", "1")))
     check_data_named(merged.values)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import subprocess
 from collections.abc import Iterable
-from importlib.resources import files
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -32,6 +31,7 @@ from cbtqa.manifest import (
 from cbtqa.records import Record
 from cbtqa.report.charts import Line, line_chart
 from cbtqa.settings import Resolved
+from cbtqa.tuning.libraries import read_resource
 from cbtqa.tuning.settings import FinetuneSettings
 from cbtqa.tuning.weights.files import BaseRecord
 
@@ -93,11 +93,7 @@ def check_folder(folder: Path) -> None:
 
 
 def continued(folder: Path, start: RunStart) -> RunStart:
-    """The run's first record, when the folder holds the same run; else `start`.
-
-    Raises:
-        ConfigError: the folder holds a run of other settings, data or base; lists them.
-    """
+    """The record of this run in the folder, or `start`; raises ConfigError for another run."""
     path = folder / RUN_NAME
     if not path.exists():
         return start
@@ -123,7 +119,7 @@ def continued(folder: Path, start: RunStart) -> RunStart:
 
 def write_readme(folder: Path, start: RunStart) -> None:
     """Writes the adapter's README: its base, how to load it."""
-    text = (files("cbtqa.tuning") / "adapter_readme.md").read_text(encoding="utf-8")
+    text = read_resource("adapter_readme.md")
     base = start.base
     words = {name: start.settings[name].value for name in ("objective", "preset", "mode")}
     words |= {"base": base.name, "revision": base.revision or "main", "sha256": base.weights_sha256}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 from cbtqa.errors import ConfigError, IncompleteRunError
 from cbtqa.files import write_json
 from cbtqa.manifest import Manifest, read_manifest
-from cbtqa.tuning.backbones import Backbone
 from cbtqa.tuning.budget.counting import ModelSizes
 from cbtqa.tuning.budget.estimate import Speed, this_card
 from cbtqa.tuning.data.packing import StepPlan
@@ -38,7 +36,6 @@ from cbtqa.tuning.training.trainer import (
     SampleAnswers,
     SoftStop,
     StepTrainer,
-    answer_samples,
     keep_until,
     last_checkpoint,
 )
@@ -51,12 +48,7 @@ OPTIMIZERS = {"adamw": "adamw_torch", "adamw_8bit": "adamw_8bit"}
 
 
 def run_training(
-    settings: FinetuneSettings,
-    backbone: Backbone,
-    sets: TrainingSets,
-    start: RunStart,
-    on_stage: OnStage,
-    on_line: OnLine,
+    sets: TrainingSets, start: RunStart, on_stage: OnStage, on_line: OnLine
 ) -> tuple[Manifest, bool]:
     """Trains to the end; gives the manifest, and whether this is the first process.
 
@@ -64,20 +56,21 @@ def run_training(
         ConfigError: a precision that the device has not, or a disk without room.
         IncompleteRunError: memory, disk, or a signal stopped it; the same command resumes.
     """
+    settings = sets.settings
     precision = choose_precision(settings.precision)
-    args = training_arguments(settings, sets, precision)
+    args = training_arguments(sets, precision)
     is_first = args.process_index == 0
     if is_first:
         settings.out.mkdir(parents=True, exist_ok=True)
         write_json(settings.out / RUN_NAME, start)
-    on_stage(f"loading {backbone.told_name}")
+    on_stage(f"loading {sets.backbone.display_name}")
     stop = SoftStop()
     try:
-        ready = prepare_model(settings, backbone, precision, max(sets.train.lengths))
+        ready = prepare_model(sets, precision)
         if is_first:
             _check_disk(settings, ready.model)
         callbacks = [LogLines(settings.out, on_line), LastStep(), stop]
-        trainer = _make_trainer(settings, backbone, sets, ready, args, callbacks)
+        trainer = _make_trainer(sets, ready, args, callbacks)
         for note in (*sets.notes, *ready.notes):
             on_stage(note)
         resumed = last_checkpoint(Path(str(args.output_dir)))
@@ -96,7 +89,7 @@ def run_training(
                 hint="the same command continues",
             )
         on_stage("writing the adapter")
-        return _write(settings, sets, ready, trainer, start), is_first
+        return _write(sets, ready, trainer, start), is_first
     except Exception as error:
         if is_out_of_memory(error):
             raise _no_memory(settings) from None
@@ -111,16 +104,11 @@ def run_training(
         stop.restore()
 
 
-def training_arguments(
-    settings: FinetuneSettings, sets: TrainingSets, precision: ComputeType
-) -> TrainingArguments:
+def training_arguments(sets: TrainingSets, precision: ComputeType) -> TrainingArguments:
     """transformers' arguments; making them joins the processes of a run over several."""
-    plan = StepPlan(
-        sets.train.lengths,
-        batch_size=settings.batch_size,
-        epochs=settings.epochs,
-        max_steps=settings.max_steps,
-    )
+    settings = sets.settings
+    size: dict[str, Any] = {"batch_size": settings.batch_size, "epochs": settings.epochs}
+    plan = StepPlan(sets.train.lengths, max_steps=settings.max_steps, **size)
     every = min(settings.eval_steps or plan.steps_per_epoch, plan.n_steps)
     evaluates = sets.validation is not None
     suffix = "_with_warmup" if settings.schedule == "constant" and settings.warmup else ""
@@ -165,15 +153,11 @@ def training_arguments(
 
 
 def _make_trainer(
-    settings: FinetuneSettings,
-    backbone: Backbone,
-    sets: TrainingSets,
-    ready: Ready,
-    args: TrainingArguments,
-    callbacks: list[TrainerCallback],
+    sets: TrainingSets, ready: Ready, args: TrainingArguments, callbacks: list[TrainerCallback]
 ) -> StepTrainer:
+    settings = sets.settings
     share = {"process": args.process_index, "n_processes": args.world_size}
-    data, eval_data = plan_steps(settings, sets, is_packed=ready.is_packed, **share)
+    data, eval_data = plan_steps(sets, is_packed=ready.is_packed, **share)
     trainer = StepTrainer(
         model=ready.model,
         args=args,
@@ -184,34 +168,14 @@ def _make_trainer(
     )
     trainer.remove_callback(PrinterCallback)  # it prints; `on_line` gets the lines instead
     answers = settings.n_samples > 0 and eval_data is not None and args.process_index == 0
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        answers = False  # one process alone does not hold the weights
-    answer = partial(_answer, settings, backbone, sets, trainer) if answers else None
-    for callback in (*callbacks, SampleAnswers(settings.out, settings.mode, answer)):
+    if answers and not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        # where the weights are divided, no process could answer alone
+        callbacks = [*callbacks, SampleAnswers(sets, trainer)]
+    for callback in callbacks:
         trainer.add_callback(callback)
     if settings.early_stopping is not None:
         trainer.add_callback(EarlyStoppingCallback(settings.early_stopping))
     return trainer
-
-
-def _answer(
-    settings: FinetuneSettings,
-    backbone: Backbone,
-    sets: TrainingSets,
-    trainer: StepTrainer,
-    step: int,
-) -> Any:
-    assert sets.validation is not None
-    stops = {*sets.chat.end_ids, *sets.chat.tokenizer.convert_tokens_to_ids(list(backbone.stops))}
-    return answer_samples(
-        trainer.model,
-        sets.chat,
-        sets.validation.examples[: settings.n_samples],
-        step=step,
-        max_new_tokens=settings.sample_tokens,
-        stops=sorted(stop for stop in stops if stop is not None),
-        autocast=trainer.accelerator.autocast(),
-    )
 
 
 def _check_disk(settings: FinetuneSettings, model: Any) -> None:
@@ -242,38 +206,30 @@ def _no_memory(settings: FinetuneSettings) -> IncompleteRunError:
     )
 
 
-def _write(
-    settings: FinetuneSettings,
-    sets: TrainingSets,
-    ready: Ready,
-    trainer: StepTrainer,
-    start: RunStart,
-) -> Manifest:
+def _write(sets: TrainingSets, ready: Ready, trainer: StepTrainer, start: RunStart) -> Manifest:
     # all processes: gathering the weights and the counts needs each of them
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     state = None
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
-    counts = _counts(settings, sets, ready, trainer)
+    out, counts = sets.settings.out, _counts(sets, ready, trainer)
     if trainer.args.process_index == 0:
-        model.save_pretrained(settings.out, state_dict=state)
-        sets.chat.tokenizer.save_pretrained(settings.out)
-        write_base_record(settings.out, start.base)
-        write_curve(settings.out, settings.out / LOG_NAME)
-        write_readme(settings.out, start)
-        write_record(settings.out, start, counts)
+        model.save_pretrained(out, state_dict=state)
+        sets.chat.tokenizer.save_pretrained(out)
+        write_base_record(out, start.base)
+        write_curve(out, out / LOG_NAME)
+        write_readme(out, start)
+        write_record(out, start, counts)
     trainer.accelerator.wait_for_everyone()
-    return read_manifest(settings.out)
+    return read_manifest(out)
 
 
-def _counts(
-    settings: FinetuneSettings, sets: TrainingSets, ready: Ready, trainer: StepTrainer
-) -> dict[str, Any]:
-    state = trainer.state
+def _counts(sets: TrainingSets, ready: Ready, trainer: StepTrainer) -> dict[str, Any]:
+    state, loss_on = trainer.state, sets.settings.loss_on
     n_trainable = sum(p.numel() for p in ready.model.parameters() if p.requires_grad)
     losses = [line["loss"] for line in state.log_history if "loss" in line]
     return {
-        **{name: of.statistics(settings.loss_on) for name, of in sets.by_name.items()},
+        **{name: of.statistics(loss_on) for name, of in sets.by_name.items()},
         "n_steps": state.global_step,
         "n_steps_planned": state.max_steps,
         "n_trainable": n_trainable,

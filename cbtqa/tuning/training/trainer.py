@@ -13,7 +13,6 @@ import signal
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from operator import itemgetter
 from pathlib import Path
@@ -26,27 +25,22 @@ from transformers import Trainer, TrainerCallback
 from cbtqa.errors import DataError
 from cbtqa.files import json_line, read_rows, write_jsonl
 from cbtqa.metrics.evaluation import score_lists
-from cbtqa.records import MetricScore, Record
+from cbtqa.records import Record
 from cbtqa.tuning.answering.decoding import generate_ids
 from cbtqa.tuning.budget.estimate import Speed
-from cbtqa.tuning.data.chat_format import ChatFormat
-from cbtqa.tuning.data.examples import Example, read_target
+from cbtqa.tuning.data.examples import read_target
 from cbtqa.tuning.data.packing import Batch, StepBatches, StepData
 from cbtqa.tuning.libraries import is_disk_full
 from cbtqa.tuning.losses import orpo_terms, sft_loss
-from cbtqa.tuning.settings import Mode, OnLine
+from cbtqa.tuning.settings import OnLine
+from cbtqa.tuning.training.prepare import TrainingSets
 
 COMPLETE_NAME = "complete.json"
 """Written last into a checkpoint: one without it was cut off while being written."""
 
 
 class StepTrainer(Trainer):
-    """Trains on the steps of a plan.
-
-    Args:
-        data: steps to train on; `eval_data`: steps to evaluate on, or None.
-        speed: counts tokens and arithmetic for the log lines.
-    """
+    """Trains on the steps of `data`, evaluates on those of `eval_data`."""
 
     def __init__(
         self,
@@ -197,7 +191,6 @@ class LogLines(TrainerCallback):
         self._path, self._on_line = folder / LOG_NAME, on_line
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        """A line was logged."""
         if not state.is_world_process_zero or "train_runtime" in logs:
             return
         line = {"step": state.global_step, **logs}
@@ -218,32 +211,28 @@ class LastStep(TrainerCallback):
     """Asks for a log line and an evaluation after the last step, whatever step that is."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """A step was done."""
         if state.global_step >= state.max_steps:
             control.should_log = True
             control.should_evaluate = args.eval_strategy != "no"
 
 
 class SampleAnswers(TrainerCallback):
-    """Answers the same questions at each evaluation: `samples.jsonl`, and scores in the log.
+    """Answers the same questions at each evaluation: `samples.jsonl`, and scores in the log."""
 
-    Args:
-        answer: gives the samples of a step; None on processes that do not answer.
-    """
-
-    def __init__(
-        self, folder: Path, mode: Mode, answer: Callable[[int], Sequence[Sample]] | None
-    ) -> None:
-        self._path, self._mode, self._answer = folder / SAMPLES_NAME, mode, answer
+    def __init__(self, sets: TrainingSets, trainer: StepTrainer) -> None:
+        self._sets, self._trainer = sets, trainer
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **words: Any) -> None:
-        """An evaluation was done; scores join its metrics before they are logged."""
-        if self._answer is None:
-            return
-        samples = self._answer(state.global_step)
-        with self._path.open("a", encoding="utf-8") as stream:
+        """Scores join the evaluation's metrics before they are logged."""
+        settings = self._sets.settings
+        samples = answer_samples(self._sets, self._trainer)
+        with (settings.out / SAMPLES_NAME).open("a", encoding="utf-8") as stream:
             stream.writelines(json_line(sample) for sample in samples)
-        for score in score_samples(samples, self._mode):
+        # without headings or reasoning
+        predictions = [read_target(settings.mode, sample.text).text for sample in samples]
+        references = [read_target(settings.mode, sample.reference).text for sample in samples]
+        for name in METRICS:
+            score = score_lists(name, predictions, references)
             if score.value is not None:
                 words["metrics"][f"sample_{score.metric}"] = round(score.value, 3)
 
@@ -256,7 +245,6 @@ class SoftStop(TrainerCallback):
         self._before: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Training begins."""
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGTERM, self._ask)
 
@@ -264,7 +252,6 @@ class SoftStop(TrainerCallback):
         self.is_asked = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """A step was done."""
         if args.world_size > 1:
             # the processes agree, or those that got no signal would wait for ever
             asked = torch.tensor(float(self.is_asked), device=args.device)
@@ -297,46 +284,30 @@ class Sample(Record):
     """`stop`, or `length` when it was cut at the token limit."""
 
 
-def answer_samples(
-    model: Any,
-    chat: ChatFormat,
-    examples: Sequence[Example],
-    *,
-    step: int,
-    max_new_tokens: int,
-    stops: Sequence[int],
-    autocast: Any,
-) -> list[Sample]:
-    """The likeliest answer to each example's prompt: repeatable, and no random state is spent.
-
-    Args:
-        stops: tokens any of which ends an answer.
-        autocast: a context for the forward passes, as in training.
-    """
+def answer_samples(sets: TrainingSets, trainer: StepTrainer) -> list[Sample]:
+    """The likeliest answers to validation questions: repeatable, and no random state is spent."""
+    assert sets.validation is not None
+    model: Any = trainer.model
+    tokenizer, settings = sets.chat.tokenizer, sets.settings
+    ends = {*sets.chat.end_ids, *tokenizer.convert_tokens_to_ids(list(sets.backbone.stops))}
+    stops = sorted(ends - {None})
+    words: dict[str, Any] = {"max_new_tokens": settings.sample_tokens, "stops": stops}
+    words["pad"] = tokenizer.pad_token_id
     was_training = model.training
     model.eval()
     samples = []
-    words = {"max_new_tokens": max_new_tokens, "stops": stops, "pad": chat.tokenizer.pad_token_id}
-    with torch.no_grad(), autocast:
-        for example in examples:
-            ids = torch.tensor(chat.prompt_ids([example.prompt]))
+    with torch.no_grad(), trainer.accelerator.autocast():
+        for example in sets.validation.examples[: settings.n_samples]:
+            ids = torch.tensor(sets.chat.prompt_ids([example.prompt]))
             (made,) = generate_ids(model, ids, torch.ones_like(ids), **words)
-            is_ended = bool(made) and made[-1] in stops
             samples.append(
                 Sample(
-                    step=step,
+                    step=trainer.state.global_step,
                     id=example.id,
-                    text=chat.tokenizer.decode(made, skip_special_tokens=True).strip(),
+                    text=tokenizer.decode(made, skip_special_tokens=True).strip(),
                     reference=example.answer,
-                    finish_reason="stop" if is_ended else "length",
+                    finish_reason="stop" if made and made[-1] in stops else "length",
                 )
             )
     model.train(was_training)
     return samples
-
-
-def score_samples(samples: Sequence[Sample], mode: Mode) -> list[MetricScore]:
-    """chrF2 and BLEU of the answers, without headings or reasoning."""
-    predictions = [read_target(mode, sample.text).text for sample in samples]
-    references = [read_target(mode, sample.reference).text for sample in samples]
-    return [score_lists(name, predictions, references) for name in METRICS]

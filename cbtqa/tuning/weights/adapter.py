@@ -19,27 +19,12 @@ from typing import Any
 from cbtqa.errors import ConfigError, DataError, UsageError
 from cbtqa.files import read_json
 from cbtqa.tuning.backbones import Backbone, find_backbone
-from cbtqa.tuning.libraries import require
+from cbtqa.tuning.libraries import read_table, require
 from cbtqa.tuning.weights.files import BaseRecord, describe_base, open_tensors
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHT_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
 _PREFIX = "base_model.model."
-_REFUSED = {
-    "fan_in_fan_out": "weights stored the other way round",
-    "lora_bias": "biases inside the adapter",
-    "use_qalora": "QA-LoRA",
-    "use_bdlora": "block-diagonal LoRA",
-    "layer_replication": "replicated layers",
-    "trainable_token_indices": "single trained tokens",
-    "target_parameters": "adapters on bare parameters",
-    "alora_invocation_tokens": "adapters that begin at a token",
-    "arrow_config": "routed adapters",
-    "kasa_config": "KaSA",
-    "monteclora_config": "MonteCLoRA",
-    "velora_config": "VeLoRA",
-}
-"""Keys of peft's configuration that mean another arithmetic, when set."""
 _BY_PEFT = "merge it with peft itself: PeftModel.merge_and_unload()"
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Initialisations that subtract something from the base's weights before training."""
@@ -93,12 +78,7 @@ class Adapter:
 
 
 def read_adapter(folder: Path) -> Adapter:
-    """Reads an adapter that peft saved.
-
-    Raises:
-        DataError: not an adapter, or damaged.
-        ConfigError: an adapter of another arithmetic.
-    """
+    """An adapter of peft; raises DataError when damaged, ConfigError for another arithmetic."""
     config, paths = find_adapter(folder)
     _refuse_unknown(config, folder)
     with open_tensors(paths[0]) as file:
@@ -107,11 +87,7 @@ def read_adapter(folder: Path) -> Adapter:
 
 
 def find_adapter(folder: Path) -> tuple[dict[str, Any], tuple[Path, ...]]:
-    """An adapter's configuration and its weight files, safetensors first.
-
-    Raises:
-        DataError: no adapter, or one without weights.
-    """
+    """Configuration and weight files, safetensors first; raises DataError when there are none."""
     if not (folder / CONFIG_NAME).is_file():
         raise DataError(
             f"no adapter here: no {CONFIG_NAME}",
@@ -127,7 +103,7 @@ def find_adapter(folder: Path) -> tuple[dict[str, Any], tuple[Path, ...]]:
 
 def _refuse_unknown(config: dict[str, Any], folder: Path) -> None:
     """Raises ConfigError for an adapter of another arithmetic."""
-    reasons = [words for key, words in _REFUSED.items() if config.get(key)]
+    reasons = [words for key, words in read_table("peft_keys.yaml").items() if config.get(key)]
     if config.get("peft_type") != "LORA":
         reasons.append(f"type {config.get('peft_type')}")
     initial = str(config.get("init_lora_weights")).casefold()
@@ -197,7 +173,7 @@ def find_base(config: dict[str, Any], given: str | None, recorded: BaseRecord | 
         ) from error
     if backbone.needs_conversion:
         raise ConfigError(
-            f"{backbone.told_name} is in its published layout, adapters are for the converted one",
+            f"{backbone.display_name} has its published layout, adapters are for the converted one",
             hint="give the folder that cbtqa convert wrote: --base FOLDER",
         )
     if backbone.path is None and recorded is not None and backbone.revision is None:
@@ -208,11 +184,7 @@ def find_base(config: dict[str, Any], given: str | None, recorded: BaseRecord | 
 def check_base(
     backbone: Backbone, recorded: BaseRecord | None
 ) -> tuple[BaseRecord, tuple[str, ...]]:
-    """The base as it is, and notes for the record.
-
-    Raises:
-        DataError: its weights are not those the adapter was trained on.
-    """
+    """The base as it is, and notes; raises DataError for weights not those of the training."""
     found = describe_base(backbone)
     if recorded is None:
         return found, ("the adapter records no base: that it is this one rests on shapes alone",)
@@ -220,7 +192,7 @@ def check_base(
         raise DataError(
             f"the adapter was trained on {recorded.name} (weights {recorded.weights_sha256[:12]}), "
             f"this base is {found.name} ({found.weights_sha256[:12]})",
-            where=backbone.told_name,
+            where=backbone.display_name,
             hint=f"give that base: --base FOLDER-OF-{recorded.name}",
         )
     if recorded.is_quantized:

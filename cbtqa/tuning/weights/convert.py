@@ -11,13 +11,12 @@ from __future__ import annotations
 import re
 import time
 from functools import partial
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 import cbtqa
 from cbtqa.errors import ConfigError, DataError, UsageError
-from cbtqa.files import parse_yaml, read_json, write_json
+from cbtqa.files import read_json, write_json
 from cbtqa.manifest import FileEntry, describe_file
 from cbtqa.records import Record
 from cbtqa.tuning.backbones import (
@@ -31,7 +30,7 @@ from cbtqa.tuning.backbones import (
     load_backbones,
     read_config,
 )
-from cbtqa.tuning.libraries import require
+from cbtqa.tuning.libraries import read_table, require
 from cbtqa.tuning.weights.files import (
     GENERATION_NAME,
     SHARD_BYTES,
@@ -93,20 +92,20 @@ def convert(
 
     Args:
         source: name of a backbone, folder, or Hub id.
-        layout: what the checkpoint is; None: as its config.json says.
+        layout: what the checkpoint is; None: by its config.json.
         revision: commit or branch on the Hub; None: the backbone's own, or the newest.
         shard_bytes: size of the files written, which is also what memory has to hold.
 
     Raises:
         UsageError: `out` exists, or there is nothing to convert.
-        ConfigError: not convertible (ALiBi), not to be had, or no room on the disk.
-        DataError: the files are damaged or not what their configuration says.
+        ConfigError: not convertible (ALiBi), not available, or no room on the disk.
+        DataError: the files are damaged or contradict their configuration.
         IncompleteRunError: the disk is full; the same command resumes.
     """
     refuse_existing(out)
     backbone, config = _opened(source, layout, revision)
     assert backbone.conversion is not None
-    rules = read_layout(backbone.conversion)
+    rules = Layout(**read_table("layouts.yaml")["layouts"][backbone.conversion])
     made_config = native_config(backbone.conversion, config)
     paths = find_weights(backbone.location, backbone.revision)
     outputs, dropped = _planned(rules, paths)
@@ -126,7 +125,9 @@ def convert(
         record = ConversionRecord(
             backbone=backbone.known_id,
             conversion=backbone.conversion,
-            source=SourceRecord(name=backbone.told_name, revision=backbone.revision, files=files),
+            source=SourceRecord(
+                name=backbone.display_name, revision=backbone.revision, files=files
+            ),
             dropped=dropped,
             dropped_settings=unknown,
             exactness=(*rules.notes, *tokenizer.notes),
@@ -145,10 +146,10 @@ def _opened(
     backbone = find_backbone(source)
     config_path = fetch(backbone.location, "config.json", revision=revision or backbone.revision)
     config = read_config(config_path.parent)
-    kind = layout or conversion_of(config, backbone.told_name)
+    kind = layout or conversion_of(config, backbone.display_name)
     if kind is None:
         raise UsageError(
-            f"{backbone.told_name} is a {config['model_type']} model: nothing to convert",
+            f"{backbone.display_name} is a {config['model_type']} model: nothing to convert",
             hint=f"train on it as it is: cbtqa finetune --backbone {source}",
         )
     # the commit found now, so that a push in the meantime cannot mix two states of the model
@@ -253,11 +254,7 @@ class Layout(Record):
     notes: tuple[str, ...]
 
     def targets_of(self, name: str) -> list[str]:
-        """The tensors made of one of the source, which share its rows; empty when it is dropped.
-
-        Raises:
-            DataError: a name that the layout does not have.
-        """
+        """The tensors that share the rows of one of the source; none: dropped. Raises DataError."""
         for pattern, target in (self.renamed | self.split).items():
             if match := re.fullmatch(pattern, name):
                 parts = "qkv" if pattern in self.split else "*"
@@ -265,12 +262,6 @@ class Layout(Record):
         if any(re.fullmatch(pattern, name) for pattern in self.dropped):
             return []
         raise DataError(f"unexpected tensor {name}: these are not the weights this layout has")
-
-
-def read_layout(name: Conversion) -> Layout:
-    """A layout of `layouts.yaml`."""
-    text = (resources.files("cbtqa.tuning") / "layouts.yaml").read_text(encoding="utf-8")
-    return Layout(**parse_yaml(text)["layouts"][name])
 
 
 def normalise_rows(weight: Any) -> Any:
@@ -288,12 +279,7 @@ def normalise_rows(weight: Any) -> Any:
 
 
 def native_config(conversion: Conversion, config: dict[str, Any]) -> dict[str, Any]:
-    """The native class's config.json.
-
-    Raises:
-        DataError: a size is missing.
-        ConfigError: a setting that the native class cannot have.
-    """
+    """The native class's config.json; raises DataError or ConfigError for one it cannot have."""
     is_qwen = conversion == "qwen"
     names = ["hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"]
     names += ["vocab_size", "seq_length" if is_qwen else "max_position_embeddings"]

@@ -41,12 +41,7 @@ DOWNLOAD_AGAIN = "the download may have been interrupted: run it again"
 
 
 def find_weights(location: str, revision: str | None = None) -> tuple[Path, ...]:
-    """The weight files of a folder or Hub id, safetensors before `.bin`.
-
-    Raises:
-        DataError: none, or an index that names a missing file.
-        ConfigError: the Hub cannot be reached, or the model is gated.
-    """
+    """The weight files of a folder or Hub id, safetensors before `.bin`; raises DataError."""
     for name in WHOLE_NAMES:
         index = fetch_if_present(location, f"{name}.index.json", revision=revision)
         if index is not None:
@@ -110,7 +105,7 @@ def describe_base(backbone: Backbone, *, is_quantized: bool = False) -> BaseReco
     files = () if recorded else find_weights(backbone.location, backbone.revision)
     return BaseRecord(
         backbone=backbone.known_id,
-        name=backbone.told_name,
+        name=backbone.display_name,
         revision=commit_of(files[0]) if files else backbone.revision,
         weights_sha256=recorded or hash_weights(files),
         is_quantized=is_quantized,
@@ -151,11 +146,7 @@ class TensorFile:
 
 @contextmanager
 def open_tensors(path: Path) -> Iterator[TensorFile]:
-    """Opens a weight file; the tensors are mapped, not loaded.
-
-    Raises:
-        DataError: damaged, or a pickle with more than tensors in it.
-    """
+    """The tensors of a file, mapped, not loaded; raises DataError for damage or other pickles."""
     if path.suffix != ".safetensors":
         tensors = _load_pickle(path, mapped=True)
         yield TensorFile(
@@ -396,13 +387,9 @@ def check_space(out: Path, n_bytes: int) -> None:
 def make_generation_config(
     given: dict[str, Any], tokenizer: Any, family: Backbone, ends: Sequence[int] = ()
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """A generation_config.json that stops at every token that ends an answer.
+    """A generation_config.json that stops at every token that ends an answer, `ends` among them.
 
-    Args:
-        ends: token ids that end an answer besides those of the family and of the given one.
-
-    Returns:
-        The configuration, and the keys of the given one that no native class knows.
+    Also gives the keys of `given` that no native class knows.
     """
     known = set(require("transformers").GenerationConfig().to_dict())
     kept = {key: value for key, value in given.items() if key in known}
@@ -433,11 +420,7 @@ def write_configs(
     generation: dict[str, Any],
     outputs: Iterable[Output],
 ) -> None:
-    """Writes config.json, with the type of the weights, and generation_config.json.
-
-    Raises:
-        DataError: more tokens than the embedding has rows.
-    """
+    """Writes config.json and generation_config.json; raises DataError for tokens without a row."""
     n_rows = config.get("vocab_size", len(tokenizer))
     if len(tokenizer) > n_rows:
         raise DataError(

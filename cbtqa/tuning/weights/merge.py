@@ -99,8 +99,8 @@ def merge(
     config: dict[str, Any] = read_json(config_path)
     if config.get("quantization_config"):
         raise ConfigError(
-            f"{backbone.told_name} holds quantised weights: merging into them would lose what was "
-            "learned",
+            f"{backbone.display_name} holds quantised weights: merging into them would lose what "
+            "was learned",
             hint="give the 16-bit model that it was made from: --base FOLDER",
         )
     backbone = backbone.model_copy(update={"revision": commit_of(config_path)})
@@ -228,11 +228,7 @@ def serving_lines(folder: Path) -> dict[str, str]:
 
 
 def find_converter(llama_cpp: Path | None) -> Path:
-    """llama.cpp's converter script in its source folder; None: the one LLAMA_CPP names.
-
-    Raises:
-        ConfigError: no folder given, or the script is not in it.
-    """
+    """llama.cpp's converter in a source folder, or in LLAMA_CPP's; raises ConfigError without."""
     given = llama_cpp or (Path(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else None)
     if given is None or not (given / CONVERTER).is_file():
         raise ConfigError(
@@ -245,12 +241,7 @@ def find_converter(llama_cpp: Path | None) -> Path:
 
 
 def write_gguf(folder: Path, out: Path, converter: Path, outtype: str = "f16") -> None:
-    """Runs the converter on a merged folder; its output goes to stderr.
-
-    Raises:
-        UsageError: `out` exists.
-        DataError: the converter failed, or wrote something else than GGUF.
-    """
+    """Runs the converter on a merged folder; raises DataError when it fails."""
     if out.exists():
         raise UsageError(f"{out} exists already", hint="give another --gguf")
     partial = out.with_name(f".{out.name}.part")

@@ -12,16 +12,14 @@ import re
 import shutil
 import unicodedata
 from collections.abc import Callable, Sequence
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from cbtqa.errors import DataError
-from cbtqa.files import parse_yaml, read_json, write_json, write_text
+from cbtqa.files import read_json, write_json, write_text
 from cbtqa.records import Record
 from cbtqa.tuning.backbones import Backbone, fetch, fetch_if_present, template_text
-from cbtqa.tuning.libraries import require
+from cbtqa.tuning.libraries import read_table, require
 
 
 class TokenizerFacts(Record):
@@ -38,22 +36,13 @@ class TokenizerFacts(Record):
     notes: tuple[str, ...] = ()
 
 
-@cache
 def probe_texts() -> tuple[str, ...]:
     """The texts every converted tokenizer has to agree on."""
-    text = (files("cbtqa.tuning") / "tokenizer_probes.yaml").read_text(encoding="utf-8")
-    return tuple(parse_yaml(text)["probes"])
+    return tuple(read_table("tokenizer_probes.yaml")["probes"])
 
 
 def write_tokenizer(source: Backbone, out: Path, family: Backbone) -> TokenizerFacts:
-    """Converts the tokenizer of `source` into `out`.
-
-    Args:
-        family: the known backbone whose chat template and end tokens apply.
-
-    Raises:
-        DataError: no tokenizer file, an unknown kind, or ids other than the original's.
-    """
+    """Converts a tokenizer, with the family's chat template; raises DataError for unequal ids."""
     make = _write_tiktoken if source.conversion == "qwen" else _write_sentencepiece
     facts = make(source, out, family)
     template = template_text(family)
@@ -127,7 +116,7 @@ def _compare(
 
 
 def _add_extra_tokens(tokenizer: Any, source: Backbone) -> None:
-    """Tokens that were added behind the sentencepiece vocabulary, in the order of their ids."""
+    """Tokens that were added after the sentencepiece vocabulary, in the order of their ids."""
     path = fetch_if_present(source.location, "added_tokens.json", revision=source.revision)
     extra = read_json(path) if path else {}
     for token, number in sorted(extra.items(), key=lambda pair: pair[1]):
@@ -163,7 +152,7 @@ def _sentencepiece_settings(source: Backbone, model: Any, family: Backbone) -> d
 
 
 # --- sentencepiece -------------------------------------------------------------------------------
-# transformers' Llama tokenizer ignores what the model file says of its leading space, and drops
+# transformers' Llama tokenizer ignores the model file's rule for its leading space, and drops
 # the one before a text that begins with a space. Here the normaliser is rebuilt from the file:
 # flags, character map and user-defined symbols.
 
@@ -267,7 +256,7 @@ def _decoder(tokenizers: Any, has_prefix: bool) -> Any:
 
 
 # --- tiktoken ------------------------------------------------------------------------------------
-# `qwen.tiktoken` lists byte strings by rank. A fast tokenizer wants the pair that each of them is
+# `qwen.tiktoken` lists byte strings by rank. A fast tokenizer needs the pair that each of them is
 # merged from, which is what the ranks below it leave of it.
 
 SPECIAL_TOKENS = (
@@ -310,11 +299,7 @@ def merge_below(token: bytes, ranks: dict[bytes, int], below: int = NO_RANK) -> 
 
 
 def build_bpe_tokenizer(ranks: dict[bytes, int]) -> Any:
-    """transformers' Qwen2 tokenizer with these ranks and Qwen's special tokens after them.
-
-    Raises:
-        DataError: a token that no single pair makes.
-    """
+    """transformers' Qwen2 tokenizer with these ranks; raises DataError for a token of no pair."""
     transformers = require("transformers")
     # the printable letter of each byte, as GPT-2 wrote them down
     letters = require("transformers.convert_slow_tokenizer").bytes_to_unicode()
