@@ -27,7 +27,7 @@ from cbtqa.safety.answers import Problem, check_answer
 from cbtqa.safety.notices import Locale, help_text
 from cbtqa.safety.screen import screen
 from cbtqa.tuning.answering.generate import open_local, refuse_adapter_at_endpoint, sampling_of
-from cbtqa.tuning.answering.model import AnswerModel, read_training
+from cbtqa.tuning.answering.model import AnswerModel, prompt_form
 from cbtqa.tuning.answering.questions import AnswerChecks, AskedItem, Prompt, turn_mark_of
 from cbtqa.tuning.answering.settings import GenerateSettings, SpeakerSettings
 from cbtqa.tuning.data.examples import prompt_messages, read_target
@@ -132,9 +132,7 @@ class _PromptedSpeaker(Speaker, ABC):
     checks = AnswerChecks()
 
     def answer(self, question: Question, risk: Risk) -> str | Fault:
-        settings, trained = self._settings, read_training(self._settings.adapter)
-        mode = settings.mode or trained.mode or "answer"
-        system = trained.system_prompt if settings.system_prompt is None else settings.system_prompt
+        mode, system = prompt_form(self._settings)
         item = AskedItem(question.id, tuple(prompt_messages(question, mode, system)), risk)
         reply = self._reply(item)
         if isinstance(reply, Fault):

@@ -32,25 +32,19 @@ from cbtqa.tuning.answering.questions import Prompt
 from cbtqa.tuning.answering.settings import GenerateSettings
 from cbtqa.tuning.backbones import to_config
 from cbtqa.tuning.data.chat_format import ChatFormat
+from cbtqa.tuning.data.packing import group_by_length
 from cbtqa.tuning.libraries import is_out_of_memory, require
 
 
 def batches_of(
     prompts: Sequence[Prompt], max_new_tokens: int, batch_tokens: int
-) -> Iterator[list[Prompt]]:
-    """Prompts of similar length, the longest first: when memory is short, it shows at once.
+) -> list[list[Prompt]]:
+    """Prompts of similar length, rows times (longest prompt + longest answer) within the budget.
 
-    Rows times (longest prompt + longest answer) stay within `batch_tokens`.
+    The longest come first: when memory is short, it shows at once.
     """
-    batch: list[Prompt] = []
-    for prompt in sorted(prompts, key=lambda prompt: -len(prompt.ids)):
-        longest = len(batch[0].ids) if batch else len(prompt.ids)
-        if batch and (len(batch) + 1) * (longest + max_new_tokens) > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(prompt)
-    if batch:
-        yield batch
+    lengths = [len(prompt.ids) + max_new_tokens for prompt in prompts]
+    return [[prompts[k] for k in group] for group in group_by_length(lengths, batch_tokens)]
 
 
 class Decoder:
@@ -70,7 +64,7 @@ class Decoder:
     def answer(self, prompts: Sequence[Prompt]) -> Iterator[list[tuple[str, Reply]]]:
         """Keys with replies by batch, longest first; raises IncompleteRunError without memory."""
         settings = self._settings
-        waiting = list(batches_of(prompts, settings.max_new_tokens, settings.batch_tokens))
+        waiting = batches_of(prompts, settings.max_new_tokens, settings.batch_tokens)
         while waiting:
             batch = waiting.pop(0)
             try:
@@ -96,15 +90,10 @@ class Decoder:
         for row, prompt in enumerate(batch):
             ids[row, longest - len(prompt.ids) :] = torch.tensor(prompt.ids)
             mask[row, longest - len(prompt.ids) :] = 1
-        rows = generate_ids(
-            self._model,
-            ids,
-            mask,
-            max_new_tokens=self._settings.max_new_tokens,
-            stops=self._stops,
-            pad=pad,
-            processors=self._processors(batch, self._model.device),
-        )
+        words: dict[str, Any] = {"stops": self._stops, "pad": pad}
+        words["max_new_tokens"] = self._settings.max_new_tokens
+        words["processors"] = self._processors(batch, self._model.device)
+        rows = generate_ids(self._model, ids, mask, **words)
         seconds = round(time.perf_counter() - started, 3)
         return [
             (prompt.key, self._reply(prompt, row, seconds))

@@ -32,7 +32,7 @@ from cbtqa.manifest import MANIFEST_NAME, FolderResult, describe_file, write_man
 from cbtqa.psyqa import is_bundled_sample
 from cbtqa.records import CbtAnswer, Provenance, Reason, Rejection
 from cbtqa.settings import Resolved
-from cbtqa.tuning.answering.model import AnswerModel, open_model, read_training
+from cbtqa.tuning.answering.model import AnswerModel, open_model, prompt_form
 from cbtqa.tuning.answering.questions import (
     AnswerChecks,
     Asked,
@@ -312,12 +312,10 @@ def prepare(settings: GenerateSettings, on_stage: OnStage) -> AnswerRun:
 def _read(settings: GenerateSettings) -> tuple[Service | None, Mode, Asked]:
     """The endpoint, the form of the answers, and the questions."""
     refuse_adapter_at_endpoint(settings)
-    trained = read_training(settings.adapter)
-    mode = settings.mode or trained.mode or "answer"
-    prompt = trained.system_prompt if settings.system_prompt is None else settings.system_prompt
+    mode, system = prompt_form(settings)
     if settings.out.is_file():
         raise ConfigError(f"--out: {settings.out} is a file")
-    return settings.service(), mode, read_asked(settings, mode, prompt)
+    return settings.service(), mode, read_asked(settings, mode, system)
 
 
 def refuse_adapter_at_endpoint(settings: SpeakerSettings) -> None:

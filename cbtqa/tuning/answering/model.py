@@ -51,6 +51,13 @@ def read_training(adapter: Path | None) -> Trained:
     return Trained(**values)
 
 
+def prompt_form(settings: SpeakerSettings) -> tuple[Mode, str | None]:
+    """Mode and system text of the prompts: as set, else as the adapter was trained."""
+    trained = read_training(settings.adapter)
+    system = trained.system_prompt if settings.system_prompt is None else settings.system_prompt
+    return settings.mode or trained.mode or "answer", system
+
+
 @dataclass(frozen=True)
 class AnswerModel:
     """A model that is known and checked, but whose weights are not loaded yet."""

@@ -33,9 +33,6 @@ Members = list[int]
 class Step:
     """One optimiser step."""
 
-    number: int
-    epoch: int
-    """From 0."""
     members: tuple[int, ...]
     """Item numbers, over all processes."""
     micro_batches: tuple[tuple[tuple[int, ...], ...], ...]
@@ -88,7 +85,7 @@ class StepPlan:
             tuple(tuple(members[place] for place in group) for group in of_process)
             for of_process in divided
         )
-        return Step(number, epoch, members, micro_batches)
+        return Step(members, micro_batches)
 
     def _make_order(self, epoch: int) -> tuple[int, ...]:
         n = len(self._lengths)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import cbtqa
 from cbtqa.errors import ConfigError, DataError, UsageError
-from cbtqa.files import read_json, write_json
+from cbtqa.files import write_json
 from cbtqa.manifest import FileEntry, describe_file
 from cbtqa.records import Record
 from cbtqa.tuning.backbones import (
@@ -25,14 +25,12 @@ from cbtqa.tuning.backbones import (
     commit_of,
     conversion_of,
     fetch,
-    fetch_if_present,
     find_backbone,
     load_backbones,
     read_config,
 )
 from cbtqa.tuning.libraries import read_table, require
 from cbtqa.tuning.weights.files import (
-    GENERATION_NAME,
     SHARD_BYTES,
     ModelRecord,
     OnStep,
@@ -43,7 +41,6 @@ from cbtqa.tuning.weights.files import (
     check_space,
     describe_written,
     find_weights,
-    make_generation_config,
     open_tensors,
     refuse_existing,
     write_configs,
@@ -112,6 +109,7 @@ def convert(
     _check_against_class(made_config, outputs, backbone)
     check_space(out, sum(output.n_bytes for output in outputs))
     files = _hashed(paths, on_step)
+    read = SourceRecord(name=backbone.display_name, revision=backbone.revision, files=files)
     family = load_backbones()[backbone.known_id or backbone.conversion]
     plan = {
         "source": [file.model_dump() for file in files],
@@ -119,15 +117,13 @@ def convert(
     }
     with building(out, plan) as folder:
         tokenizer = write_tokenizer(backbone, folder, family)
-        unknown = _write_configs(backbone, folder, family, made_config, outputs)
+        unknown = write_configs(folder, backbone, family, made_config, outputs)
         carry_notices(backbone, folder)
         write_shards(outputs, shard_bytes, folder, on_step)
         record = ConversionRecord(
             backbone=backbone.known_id,
             conversion=backbone.conversion,
-            source=SourceRecord(
-                name=backbone.display_name, revision=backbone.revision, files=files
-            ),
+            source=read,
             dropped=dropped,
             dropped_settings=unknown,
             exactness=(*rules.notes, *tokenizer.notes),
@@ -219,23 +215,6 @@ def _hashed(paths: tuple[Path, ...], on_step: OnStep) -> tuple[FileEntry, ...]:
         seconds = time.monotonic() - started
         on_step(Step("read", number, len(paths), path.name, files[-1].n_bytes, seconds, False))
     return tuple(files)
-
-
-def _write_configs(
-    backbone: Backbone,
-    folder: Path,
-    family: Backbone,
-    config: dict[str, Any],
-    outputs: list[Output],
-) -> tuple[str, ...]:
-    """Both configurations; gives the generation settings that no native class knows."""
-    tokenizer = require("transformers").AutoTokenizer.from_pretrained(folder)
-    path = fetch_if_present(backbone.location, GENERATION_NAME, revision=backbone.revision)
-    generation, unknown = make_generation_config(read_json(path) if path else {}, tokenizer, family)
-    ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "pad")}
-    config = {**config, **ids, "eos_token_id": tokenizer.eos_token_id}
-    write_configs(folder, tokenizer, config, generation, outputs)
-    return unknown
 
 
 # --- layouts -------------------------------------------------------------------------------------

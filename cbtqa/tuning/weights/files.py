@@ -32,11 +32,13 @@ from cbtqa.tuning.backbones import (
     fetch_if_present,
     record_of,
 )
+from cbtqa.tuning.data.chat_format import ChatFormat
 from cbtqa.tuning.libraries import first_line, is_disk_full, require
 
 WHOLE_NAMES = ("model.safetensors", "pytorch_model.bin")
 BASE_RECORD = "base.json"
 GENERATION_NAME = "generation_config.json"
+TOKEN_IDS = ("bos_token_id", "pad_token_id", "eos_token_id")
 DOWNLOAD_AGAIN = "the download may have been interrupted: run it again"
 
 
@@ -415,25 +417,53 @@ def _as_list(value: Any) -> list[int]:
 
 def write_configs(
     folder: Path,
-    tokenizer: Any,
+    source: Backbone,
+    family: Backbone,
     config: dict[str, Any],
-    generation: dict[str, Any],
     outputs: Iterable[Output],
-) -> None:
-    """Writes config.json and generation_config.json; raises DataError for tokens without a row."""
+    *,
+    adapter: Path | None = None,
+) -> tuple[str, ...]:
+    """Writes config.json and generation_config.json; gives the generation settings left out.
+
+    Args:
+        adapter: folder whose generation settings and learnt end of turn come before the source's.
+
+    Raises:
+        DataError: more tokens than the embedding has rows.
+    """
+    tokenizer = require("transformers").AutoTokenizer.from_pretrained(folder)
     n_rows = config.get("vocab_size", len(tokenizer))
     if len(tokenizer) > n_rows:
         raise DataError(
             f"the tokenizer has {len(tokenizer):,} tokens, the embedding {n_rows:,} rows: these "
             "are not files of one model",
-            where=folder.name,
+            where=source.display_name,
         )
-    dtypes = {output.dtype for output in outputs}
+    path = fetch_if_present(source.location, GENERATION_NAME, revision=source.revision)
+    ends: list[int] = []
     config = {key: value for key, value in config.items() if key not in ("torch_dtype", "dtype")}
+    if adapter is None:
+        config |= {key: getattr(tokenizer, key) for key in TOKEN_IDS}
+    else:
+        own, ends = adapter / GENERATION_NAME, _learnt_ends(tokenizer)
+        path = own if own.is_file() else path
+    given = read_json(path) if path else {}
+    generation, unknown = make_generation_config(given, tokenizer, family, ends)
+    dtypes = {output.dtype for output in outputs}
     if len(dtypes) == 1:
         config["torch_dtype"] = dtypes.pop()
     write_json(folder / "config.json", config)
     write_json(folder / GENERATION_NAME, generation)
+    return unknown
+
+
+def _learnt_ends(tokenizer: Any) -> list[int]:
+    """What closes an answer in the tokenizer's chat format; empty when it writes no answers."""
+    try:
+        return ChatFormat(tokenizer).end_ids if tokenizer.chat_template else []
+    except ConfigError:
+        return []
 
 
 def carry_notices(source: Backbone, folder: Path) -> None:

@@ -22,11 +22,9 @@ from cbtqa.errors import ConfigError, DataError, UsageError
 from cbtqa.files import read_json, write_json
 from cbtqa.manifest import FileEntry, describe_file
 from cbtqa.tuning.backbones import MERGE_RECORD, Backbone, commit_of, fetch, fetch_if_present
-from cbtqa.tuning.data.chat_format import ChatFormat
 from cbtqa.tuning.libraries import require
 from cbtqa.tuning.weights.adapter import CONFIG_NAME, Adapter, check_base, find_base, read_adapter
 from cbtqa.tuning.weights.files import (
-    GENERATION_NAME,
     SHARD_BYTES,
     BaseRecord,
     ModelRecord,
@@ -37,7 +35,6 @@ from cbtqa.tuning.weights.files import (
     check_space,
     describe_written,
     find_weights,
-    make_generation_config,
     open_tensors,
     read_base_record,
     refuse_existing,
@@ -114,7 +111,9 @@ def merge(
         "settings": [dtype, shard_bytes, opened.config, cbtqa.__version__],
     }
     with building(out, plan) as folder:
-        _write_small_files(opened, backbone, folder, config, outputs)
+        _carry_tokenizer(opened, backbone, folder)
+        carry_notices(backbone, folder)
+        write_configs(folder, backbone, backbone, config, outputs, adapter=adapter)
         write_shards(outputs, shard_bytes, folder, on_step)
         record = MergeRecord(
             backbone=found.backbone,
@@ -162,33 +161,6 @@ def _maker(adapter: Adapter, name: str, dtype: str) -> Callable[[Any], Any]:
         return made.to(getattr(require("torch"), dtype), copy=True).contiguous()
 
     return make
-
-
-def _write_small_files(
-    adapter: Adapter,
-    backbone: Backbone,
-    folder: Path,
-    config: dict[str, Any],
-    outputs: list[Output],
-) -> None:
-    _carry_tokenizer(adapter, backbone, folder)
-    carry_notices(backbone, folder)
-    tokenizer = require("transformers").AutoTokenizer.from_pretrained(folder)
-    path = fetch_if_present(backbone.location, GENERATION_NAME, revision=backbone.revision)
-    own = adapter.folder / GENERATION_NAME
-    given = read_json(own) if own.is_file() else read_json(path) if path else {}
-    generation, _ = make_generation_config(given, tokenizer, backbone, _learned_ends(tokenizer))
-    write_configs(folder, tokenizer, config, generation, outputs)
-
-
-def _learned_ends(tokenizer: Any) -> list[int]:
-    """What closes an answer in the adapter's chat format, which may differ from the base's."""
-    if not tokenizer.chat_template:
-        return []
-    try:
-        return ChatFormat(tokenizer).end_ids
-    except ConfigError:  # a format that writes no answers: nothing to learn from it
-        return []
 
 
 def _carry_tokenizer(adapter: Adapter, backbone: Backbone, folder: Path) -> None:
