@@ -89,8 +89,7 @@ def merge(
         IncompleteRunError: the disk is full; the same command resumes.
     """
     refuse_existing(out)
-    opened = read_adapter(adapter)
-    recorded = read_base_record(adapter)
+    opened, recorded = read_adapter(adapter), read_base_record(adapter)
     backbone = find_base(opened.config, base, recorded)
     config_path = fetch(backbone.location, "config.json", revision=backbone.revision)
     config: dict[str, Any] = read_json(config_path)
