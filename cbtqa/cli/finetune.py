@@ -12,6 +12,7 @@ from cbtqa.errors import UsageError
 from cbtqa.report.table import Cell, Column, Table
 from cbtqa.report.words import count, count_of, digits, number, seconds, share, size
 from cbtqa.settings import Resolved
+from cbtqa.tuning.libraries import require_training
 from cbtqa.tuning.settings import FinetuneSettings
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def finetune(
     cbtqa finetune pairs.jsonl --backbone llama-3.2-3b --preset tahir-act-orpo
     """
     if dry_run:
+        require_training()
         from cbtqa.tuning.training.dry_run import dry_run as work_out
 
         found = work_out(resolved, n_processes=cards)

@@ -181,7 +181,7 @@ def _told(backbone: Backbone) -> dict[str, Any]:
     plain = backbone.model_dump(mode="json", exclude={"path", "stop_tokens"})
     return {
         **plain,
-        "name": backbone.told_name,
+        "name": backbone.display_name,
         "needs_conversion": backbone.needs_conversion,
         "stops": list(backbone.stops),
         "n_parameters": count_parameters(backbone.shape) if backbone.shape else None,
@@ -208,7 +208,7 @@ def _print_one(backbone: Backbone, given: str) -> None:
         ("name", f"{backbone.title.en} / {backbone.title.zh}"),
         ("also", ", ".join(backbone.aliases)),
         ("made from", backbone.source_id or ""),
-        ("weights", f"{backbone.told_name}{_download_size(backbone)}"),
+        ("weights", f"{backbone.display_name}{_download_size(backbone)}"),
         ("revision", backbone.revision or ("" if backbone.path else "newest (none is pinned)")),
         ("licence", backbone.licence),
         ("gate", "accept the licence on the model's page first" if backbone.gated else "none"),

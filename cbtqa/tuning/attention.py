@@ -1,20 +1,17 @@
 """Attention in which packed documents do not see each other, without flash-attn and without a mask.
 
-Registered with transformers under a name of its own; the name holds no "flash", for which
-transformers would look for a kernel package. On CUDA it is `torch.nn.attention.varlen`, elsewhere
-(and for float32) one causal SDPA call per document. It wants the documents' boundaries as
-`cu_seq_lens_q`; without them a row is one document.
+Registered with transformers under a name without "flash", for which transformers would look for a
+kernel package. On CUDA it is `torch.nn.attention.varlen`, elsewhere (and for float32) one causal
+SDPA call per document. `cu_seq_lens_q` gives the documents' boundaries; without, a row is one.
 
-The boundaries alone keep documents apart here. transformers' own attention guesses them from
-positions that restart, and mixes documents when a mask is given or a cache is used; so positions
-restart, no mask is given and no cache is used. `documents_stay_apart` shows on the model at hand
-that all this holds.
+transformers' own attention guesses boundaries from positions that restart, and mixes documents when
+a mask is given or a cache is used: so positions restart, without mask or cache.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain, pairwise
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,7 +37,7 @@ def register_attention() -> str:
 
 
 def _no_mask(*_: Any, **__: Any) -> None:
-    """transformers' mask builder: a dense (tokens, tokens) mask is what we are here to avoid."""
+    """In place of transformers' mask builder, whose dense (tokens, tokens) mask is not needed."""
 
 
 def attend(
@@ -70,23 +67,15 @@ def attend(
     """
     if softcap is not None or s_aux is not None:
         raise NotImplementedError("attention with capped scores or sinks")
+    states = (query, key, value)
     if cu_seq_lens_q is None:
-        attended = _one_document(query, key, value, scaling, dropout, sliding_window)
+        attended = _one_document(*states, scaling, dropout, sliding_window)
         return attended.transpose(1, 2).contiguous(), None
     if query.is_cuda and query.dtype in _HALF and not dropout:
-        return _varlen(query, key, value, scaling, sliding_window, cu_seq_lens_q, max_length_q)
-    starts = cu_seq_lens_q.tolist()
-    parts = [
-        _one_document(
-            query[:, :, start:end],
-            key[:, :, start:end],
-            value[:, :, start:end],
-            scaling,
-            dropout,
-            sliding_window,
-        )
-        for start, end in pairwise(starts)
-    ]
+        return _varlen(*states, scaling, sliding_window, cu_seq_lens_q, max_length_q), None
+    lengths = cu_seq_lens_q.diff().tolist()
+    documents = zip(*(torch.split(part, lengths, 2) for part in states), strict=True)
+    parts = [_one_document(q, k, v, scaling, dropout, sliding_window) for q, k, v in documents]
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
 
 
@@ -96,12 +85,16 @@ def _one_document(
     value: Tensor,
     scaling: float | None,
     dropout: float,
-    sliding_window: int | None,
+    window: int | None,
 ) -> Tensor:
     n_queries, n_keys = query.shape[2], key.shape[2]
     mask = None
-    if (sliding_window is not None and n_keys > sliding_window) or 1 < n_queries < n_keys:
-        mask = _band(n_queries, n_keys, sliding_window, query.device)
+    if (window is not None and n_keys > window) or 1 < n_queries < n_keys:
+        # True where a query sees a key: not later, and within the window; the last query is last
+        first, device = n_keys - n_queries, query.device
+        places = torch.arange(n_keys, device=device)
+        distance = torch.arange(first, n_keys, device=device)[:, None] - places
+        mask = (distance >= 0) & (distance < (window or n_keys))
     return scaled_dot_product_attention(
         query,
         key,
@@ -114,41 +107,24 @@ def _one_document(
     )
 
 
-def _band(n_queries: int, n_keys: int, window: int | None, device: torch.device) -> Tensor:
-    """True where a query sees a key: not later, and within the window; the last query is last."""
-    behind = torch.arange(n_keys - n_queries, n_keys, device=device)[:, None] - torch.arange(
-        n_keys, device=device
-    )
-    return (behind >= 0) if window is None else (behind >= 0) & (behind < window)
-
-
 def _varlen(
     query: Tensor,
     key: Tensor,
     value: Tensor,
     scaling: float | None,
-    sliding_window: int | None,
+    window: int | None,
     starts: Tensor,
     longest: int | None,
-) -> tuple[Tensor, None]:
+) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
     q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
     limit = int(longest or q.shape[0])
-    attended = varlen_attn(
-        q,
-        k,
-        v,
-        starts,
-        starts,
-        limit,
-        limit,
-        scale=scaling,
-        window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
-        enable_gqa=q.shape[1] != k.shape[1],
-    )
+    words: dict[str, Any] = {"scale": scaling, "enable_gqa": q.shape[1] != k.shape[1]}
+    size = (-1 if window is None else window - 1, 0)
+    attended = varlen_attn(q, k, v, starts, starts, limit, limit, window_size=size, **words)
     assert isinstance(attended, torch.Tensor)
-    return attended[None], None
+    return attended[None]
 
 
 def pack_inputs(
@@ -172,8 +148,7 @@ def pack_inputs(
 def documents_stay_apart(model: Any) -> bool:
     """True when this model gives a packed document the same states as the document alone.
 
-    Two short documents, two forward passes. False for models that mix tokens outside their
-    attention (linear attention, convolutions) or attend in a way of their own.
+    False for models that mix tokens outside their attention or attend in a way of their own.
     """
     body = getattr(model, model.base_model_prefix)
     n_ids = model.config.get_text_config().vocab_size

@@ -1,7 +1,6 @@
-"""The base models that can be tuned: what they are, where they are, how they are addressed.
+"""The base models that can be tuned: `backbones.yaml`, local folders and other Hub ids.
 
-`backbones.yaml` declares the known ones. A local folder and any other Hub id work too: what the
-file does not say is then read from their own `config.json`.
+What the file does not declare is read from a model's own `config.json`.
 
     find_backbone("baichuan").needs_conversion          # True: cbtqa convert comes first
     find_backbone("baichuan-7b-llama").source_id        # "baichuan", from its conversion record
@@ -12,24 +11,18 @@ from __future__ import annotations
 import difflib
 import re
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
 from cbtqa.errors import ConfigError, DataError, UsageError
-from cbtqa.files import open_text, parse_yaml, read_json
+from cbtqa.files import read_json
 from cbtqa.records import NonEmptyText, Record
-from cbtqa.tuning.libraries import require
-
-# --- model config --------------------------------------------------------------------------------
-# What a model's config.json settles: its layout, its class, its sizes.
+from cbtqa.tuning.libraries import first_line, read_resource, read_table, require
 
 Conversion = Literal["baichuan", "baichuan2", "qwen"]
 """Which layout a checkpoint has that transformers cannot read without remote code."""
-
-
 LATENT_KEYS = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 """Sizes of multi-head latent attention, as in MiniCPM3."""
 
@@ -56,17 +49,12 @@ class Shape(Record):
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A model folder's config.json.
-
-    Raises:
-        DataError: none there, or not a model's.
-    """
+    """A model folder's config.json; raises DataError when it has none of a model."""
     file = path / "config.json"
+    if (path / "adapter_config.json").is_file() and not file.is_file():
+        hint = "merge it: cbtqa merge"
+        raise DataError("an adapter, not a base model", where=str(path), hint=hint)
     if not file.is_file():
-        if (path / "adapter_config.json").is_file():
-            raise DataError(
-                "an adapter, not a base model", where=str(path), hint="merge it: cbtqa merge"
-            )
         raise DataError("no config.json: not a model's folder", where=str(path))
     config = read_json(file)
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
@@ -75,11 +63,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def conversion_of(config: dict[str, Any], where: str) -> Conversion | None:
-    """The conversion a configuration asks for; None when transformers reads it as it is.
-
-    Raises:
-        ConfigError: ALiBi position encoding (Baichuan 13B), which no native class has.
-    """
+    """The conversion that a model needs, or None; raises ConfigError for ALiBi (Baichuan 13B)."""
     kind, classes = config.get("model_type"), " ".join(config.get("architectures") or ())
     if kind == "qwen" or "QWenLMHeadModel" in classes:
         return "qwen"
@@ -93,7 +77,7 @@ def conversion_of(config: dict[str, Any], where: str) -> Conversion | None:
 
 
 def no_native_class(where: str) -> ConfigError:
-    """What is said of the 13B models of Baichuan, which no native class is equal to."""
+    """The error for a 13B model of Baichuan."""
     return ConfigError(
         f"{where}: a 13B Baichuan model: its ALiBi positions fit no native class",
         hint="use Baichuan-7B or Baichuan2-7B: cbtqa backbones",
@@ -103,16 +87,20 @@ def no_native_class(where: str) -> ConfigError:
 def facts_of_config(config: dict[str, Any], where: str) -> dict[str, Any]:
     """Layout, class, context and sizes, as fields of a `Backbone`."""
     conversion = conversion_of(config, where)
-    classes = config.get("architectures") or [None]
-    found: dict[str, Any] = {"conversion": conversion, "source_architecture": classes[0]}
-    if conversion is None:
-        found |= {"architecture": classes[0], "model_type": config["model_type"]}
-    else:
+    architecture = name = (config.get("architectures") or [None])[0]
+    model_type = config["model_type"]
+    if conversion is not None:
         is_qwen = conversion == "qwen"
-        found["architecture"] = "Qwen2ForCausalLM" if is_qwen else "LlamaForCausalLM"
-        found["model_type"] = "qwen2" if is_qwen else "llama"
-    context = config.get("seq_length" if conversion == "qwen" else "max_position_embeddings")
-    return {**found, "context": context, "shape": _shape_of(config, conversion)}
+        architecture = "Qwen2ForCausalLM" if is_qwen else "LlamaForCausalLM"
+        model_type = "qwen2" if is_qwen else "llama"
+    return {
+        "conversion": conversion,
+        "source_architecture": name,
+        "architecture": architecture,
+        "model_type": model_type,
+        "context": config.get("seq_length" if conversion == "qwen" else "max_position_embeddings"),
+        "shape": _shape_of(config, conversion),
+    }
 
 
 def _shape_of(config: dict[str, Any], conversion: Conversion | None) -> Shape | None:
@@ -142,26 +130,18 @@ def _shape_of(config: dict[str, Any], conversion: Conversion | None) -> Shape | 
 
 def count_parameters(shape: Shape) -> int:
     """Weights of the model, biases and norms left out (under 0.1 % of a 7B model)."""
-    return shape.vocab * shape.hidden * (1 if shape.tied else 2) + shape.layers * (
-        _attention_size(shape) + 3 * shape.hidden * shape.intermediate
-    )
-
-
-def _attention_size(shape: Shape) -> int:
-    more = shape.more
+    hidden, heads, more = shape.hidden, shape.heads, shape.more
+    head_dim = shape.head_dim or hidden // heads
+    attention = 2 * hidden * head_dim * (heads + shape.kv_heads)
     if "kv_lora_rank" in more:  # multi-head latent attention, as in MiniCPM3
-        per_head = more["qk_nope_head_dim"] + more["qk_rope_head_dim"]
-        queries = more["q_lora_rank"] * (shape.hidden + shape.heads * per_head)
-        keys = shape.hidden * (more["kv_lora_rank"] + more["qk_rope_head_dim"])
-        values = (
-            more["kv_lora_rank"] * shape.heads * (more["qk_nope_head_dim"] + more["v_head_dim"])
-        )
-        return int(queries + keys + values + shape.heads * more["v_head_dim"] * shape.hidden)
-    head_dim = shape.head_dim or shape.hidden // shape.heads
-    return 2 * shape.hidden * head_dim * (shape.heads + shape.kv_heads)
+        latent, plain, turned, out = more["kv_lora_rank"], *(more[key] for key in LATENT_KEYS[2:])
+        queries = more["q_lora_rank"] * (hidden + heads * (plain + turned))
+        keys_and_values = hidden * (latent + turned) + latent * heads * (plain + out)
+        attention = queries + keys_and_values + heads * out * hidden
+    embeddings = shape.vocab * hidden * (1 if shape.tied else 2)
+    return embeddings + shape.layers * (attention + 3 * hidden * shape.intermediate)
 
 
-# --- backbones -----------------------------------------------------------------------------------
 MERGE_RECORD = "merge.json"
 RECORD_NAMES = ("conversion.json", MERGE_RECORD)
 """Records that `cbtqa convert` and `cbtqa merge` leave in what they write; each has `backbone`."""
@@ -217,7 +197,7 @@ class Backbone(Record):
     """Tokens the model was made for."""
     shape: Shape | None = None
     assumed: tuple[str, ...] = ()
-    """What is taken for granted here without having been read from the checkpoint."""
+    """Facts that were not read from the checkpoint."""
 
     @property
     def needs_conversion(self) -> bool:
@@ -241,7 +221,7 @@ class Backbone(Record):
         return str(self.path) if self.path else self.hub_id or self.id
 
     @property
-    def told_name(self) -> str:
+    def display_name(self) -> str:
         """Name for records: the folder's last part or the Hub id, never a path."""
         return self.path.resolve().name if self.path else self.hub_id or self.id
 
@@ -249,17 +229,15 @@ class Backbone(Record):
 @cache
 def load_backbones() -> dict[str, Backbone]:
     """All known backbones by id, in the file's order."""
-    text = (files("cbtqa.tuning") / "backbones.yaml").read_text(encoding="utf-8")
-    rows = parse_yaml(text)["backbones"]
+    rows = read_table("backbones.yaml")["backbones"]
     return {name: Backbone(id=name, **row) for name, row in rows.items()}
 
 
 def find_backbone(given: str | Path) -> Backbone:
     """The backbone of a name, alias, local folder or Hub id; reads no network.
 
-    A folder that `cbtqa convert` or `cbtqa merge` wrote is known by its record, another one by its
-    config.json. For a Hub id that is not listed, `shape` and `architecture` stay None until
-    `completed` reads its configuration.
+    For a Hub id that is not listed, `shape` and `architecture` are None until `completed` reads
+    its configuration.
 
     Raises:
         UsageError: no such name; the hint lists the close ones.
@@ -276,12 +254,14 @@ def find_backbone(given: str | Path) -> Backbone:
         return known
     if re.search(r"baichuan2?-?13b", name.casefold()):
         raise no_native_class(name)
-    if _is_hub_id(name) and not path.exists():
+    if re.fullmatch(r"[^/.~][^/]*/[^/]+", name) and not path.exists():
         return Backbone(id=name, title=Title(en=name, zh=name), hub_id=name, assumed=_FOREIGN)
-    raise UsageError(f"no backbone '{name}'", hint=_hint_for(name))
-
-
-_FOREIGN = ("not a listed backbone: adapters on the usual linear layers, licence not looked up",)
+    names = {each: b.id for b in load_backbones().values() for each in (b.id, *b.aliases)}
+    close = difflib.get_close_matches(name.casefold(), names, n=3, cutoff=0.5)
+    listed = ", ".join(dict.fromkeys(names[each] for each in close))
+    also = "a folder or a Hub id (owner/name) works too; all names: cbtqa backbones"
+    hint = f"did you mean {listed}? {also}" if listed else also
+    raise UsageError(f"no backbone '{name}'", hint=hint)
 
 
 def _named(name: str) -> Backbone | None:
@@ -294,30 +274,14 @@ def _named(name: str) -> Backbone | None:
     return None
 
 
-def _is_hub_id(name: str) -> bool:
-    owner, slash, model = name.partition("/")
-    return bool(slash and owner and model) and "/" not in model and not name.startswith((".", "~"))
-
-
-def _hint_for(name: str) -> str:
-    names = {each: b.id for b in load_backbones().values() for each in (b.id, *b.aliases)}
-    close = difflib.get_close_matches(name.casefold(), names, n=3, cutoff=0.5)
-    listed = ", ".join(dict.fromkeys(names[each] for each in close))
-    also = "a folder or a Hub id (owner/name) works too; all names: cbtqa backbones"
-    return f"did you mean {listed}? {also}" if listed else also
-
-
-# --- folders -------------------------------------------------------------------------------------
-
-
 def _folder_backbone(path: Path) -> Backbone:
-    config = read_config(path)
-    record = _record_of(path)
+    config, record, name = read_config(path), record_of(path), path.resolve().name
     # a source that is none of the known ones still has the formats of its layout
     formats = load_backbones().get(str(record.get("backbone") or record.get("conversion")))
-    source = formats or _same_kind(path.resolve().name, config)
-    named = source or Backbone(id=path.resolve().name, title=_plain_title(path))
-    known: dict[str, Any] = {"path": path, "id": path.resolve().name, "title": _plain_title(path)}
+    source = formats or _same_kind(name, config)
+    title = Title(en=name, zh=name)
+    named = source or Backbone(id=name, title=title)
+    known: dict[str, Any] = {"path": path, "id": name, "title": title}
     if source is None:
         known["assumed"] = _FOREIGN
         known["template"] = None if _has_chat_template(path) else DEFAULT_TEMPLATE
@@ -339,12 +303,10 @@ def _layers_of_type(model_type: str) -> dict[str, Any]:
     return {"target_modules": same.target_modules} if same else {}
 
 
-def _plain_title(path: Path) -> Title:
-    name = path.resolve().name
-    return Title(en=name, zh=name)
+_FOREIGN = ("not a listed backbone: adapters on the usual linear layers, licence not looked up",)
 
 
-def _record_of(path: Path) -> dict[str, Any]:
+def record_of(path: Path) -> dict[str, Any]:
     """The record that `cbtqa convert` or `cbtqa merge` left in a folder; empty when none did."""
     for name in RECORD_NAMES:
         if (path / name).is_file():
@@ -366,24 +328,13 @@ def _same_kind(name: str, config: dict[str, Any]) -> Backbone | None:
 
 
 def _has_chat_template(path: Path) -> bool:
-    if (path / "chat_template.jinja").is_file():
-        return True
     settings = path / "tokenizer_config.json"
-    if not settings.is_file():
-        return False
-    with open_text(settings) as stream:
-        return '"chat_template"' in stream.read()
-
-
-# --- configurations ------------------------------------------------------------------------------
+    in_settings = settings.is_file() and "chat_template" in read_json(settings)
+    return in_settings or (path / "chat_template.jinja").is_file()
 
 
 def completed(backbone: Backbone) -> Backbone:
-    """The backbone with class and sizes known: reads a Hub id's config.json where they are not.
-
-    Raises:
-        ConfigError: not to be had: no network, no such model, gated.
-    """
+    """The backbone with class and sizes known; raises ConfigError without its config.json."""
     if backbone.model_type is not None:
         return backbone
     path = fetch(backbone.location, "config.json", revision=backbone.revision)
@@ -392,12 +343,7 @@ def completed(backbone: Backbone) -> Backbone:
 
 
 def to_config(backbone: Backbone) -> Any:
-    """transformers' configuration of the real size, after conversion; loads no weights.
-
-    Raises:
-        MissingExtraError: transformers is not installed.
-        ConfigError: a type that the installed transformers does not know.
-    """
+    """transformers' configuration after conversion; raises ConfigError for a type unknown to it."""
     backbone = completed(backbone)
     auto = require("transformers").AutoConfig
     try:
@@ -406,7 +352,7 @@ def to_config(backbone: Backbone) -> Any:
         return auto.for_model(backbone.model_type, **_config_words(backbone, backbone.shape))
     except (ValueError, OSError) as error:
         raise ConfigError(
-            f"{backbone.told_name}: {str(error).strip().partition(chr(10))[0]}",
+            f"{backbone.display_name}: {first_line(error)}",
             hint="models that need remote code are not supported: cbtqa backbones lists those that "
             "work without",
         ) from None
@@ -438,42 +384,27 @@ def _config_words(backbone: Backbone, shape: Shape) -> dict[str, Any]:
 
 def template_text(backbone: Backbone) -> str | None:
     """The chat template (Jinja), or None when the tokenizer's own is to be used."""
-    if backbone.template is None:
-        return None
-    return (files("cbtqa.tuning") / "templates" / backbone.template).read_text(encoding="utf-8")
+    return read_resource(f"templates/{backbone.template}") if backbone.template else None
 
 
-# --- downloads -----------------------------------------------------------------------------------
-# Single files of a model: from its folder, the Hub's cache, or the Hub.
+# --- files of a model: from its folder, the Hub's cache, or the Hub ------------------------------
 
 
 def fetch(location: str, name: str, *, revision: str | None = None) -> Path:
-    """One file of a model, downloaded when need be.
-
-    Args:
-        location: folder or Hub id.
-
-    Raises:
-        ConfigError: not there, no network, gated; the hint names the next command.
-    """
-    found = _find(location, name, revision, is_needed=True)
+    """One file of a folder or Hub id; raises ConfigError, whose hint names the next command."""
+    found = fetch_if_present(location, name, revision=revision, is_needed=True)
     if found is None:
         raise ConfigError(f"{location} has no file {name}", hint=download_hint(location))
     return found
 
 
-def fetch_if_present(location: str, name: str, *, revision: str | None = None) -> Path | None:
-    """One file of a model, or None when the model has none of this name.
+def fetch_if_present(
+    location: str, name: str, *, revision: str | None = None, is_needed: bool = False
+) -> Path | None:
+    """One file of a model; when there is none of this name None, or ConfigError if `is_needed`.
 
     Without a network the Hub's cache decides: fetch a file that every model has first.
-
-    Raises:
-        ConfigError: no such model, or gated.
     """
-    return _find(location, name, revision, is_needed=False)
-
-
-def _find(location: str, name: str, revision: str | None, *, is_needed: bool) -> Path | None:
     folder = Path(location)
     if folder.is_dir():
         return folder / name if (folder / name).is_file() else None
@@ -494,15 +425,12 @@ def commit_of(path: Path) -> str | None:
 
 
 def cannot_get(location: str, error: Exception) -> ConfigError:
-    """What a failure to fetch or open a model is told as."""
-    words = str(error).strip().partition("\n")[0]
+    """The error for a model that could not be fetched or opened."""
+    hint = download_hint(location)
     if "gated" in str(error).lower():
-        hint = (
-            f"accept the licence on the model's page, then: hf auth login; hf download {location}"
-        )
-    else:
-        hint = download_hint(location)
-    return ConfigError(f"cannot get {location}: {words}", hint=hint)
+        hint = "accept the licence on the model's page, then: "
+        hint += f"hf auth login; hf download {location}"
+    return ConfigError(f"cannot get {location}: {first_line(error)}", hint=hint)
 
 
 def download_hint(location: str) -> str:

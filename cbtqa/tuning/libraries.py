@@ -1,30 +1,55 @@
-"""The libraries of the `train` extra, imported when first needed."""
+"""Libraries of the `train` extra, imported when first needed; files that come with the package."""
 
 from __future__ import annotations
 
 import errno
 import importlib
+from functools import cache
+from importlib.resources import files
 from typing import Any
 
 from cbtqa.errors import MissingExtraError
+from cbtqa.files import parse_yaml
 
-EXTRA = "train"
 
-
-def require(module: str, extra: str = EXTRA) -> Any:
-    """A module of an optional library; Any because torch's and transformers' types are partial.
-
-    Raises:
-        MissingExtraError: it is not installed; names the extra.
-    """
+def require(module: str, extra: str = "train") -> Any:
+    """A module of an optional library; raises MissingExtraError when it is not installed."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise MissingExtraError(error.name or module, extra) from None
 
 
-# --- failures ------------------------------------------------------------------------------------
-# What a failure of the machine is: a full disk, not enough memory.
+def require_training(*more: str) -> None:
+    """Imports what training needs, silences transformers; raises MissingExtraError without it."""
+    for module in ("torch", "transformers", "peft", *more):
+        require(module)
+    logging = require("transformers").logging
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def read_resource(name: str) -> str:
+    """The text of a file that comes with this package."""
+    return (files("cbtqa.tuning") / name).read_text(encoding="utf-8")
+
+
+@cache
+def read_table(name: str) -> Any:
+    """The values of a YAML file that comes with this package."""
+    return parse_yaml(read_resource(name))
+
+
+def shipped(folder: str, ending: str) -> list[str]:
+    """Names, without their ending, of the files in a folder of this package."""
+    names = (entry.name for entry in (files("cbtqa.tuning") / folder).iterdir())
+    return sorted(name.removesuffix(ending) for name in names if name.endswith(ending))
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message."""
+    return str(error).strip().partition("\n")[0]
+
 
 _DISK = ("no space left", "storagefull", "disk quota exceeded", "file too large")
 _MEMORY = ("out of memory", "not enough memory", "can't allocate memory")

@@ -1,14 +1,12 @@
 """The backbone as training wants it: tokenizer with its chat format, weights, adapter.
 
-Code from the Hub is never run. A checkpoint whose layout needs it is refused, and the error names
-`cbtqa convert`.
+Code from the Hub is never run: a checkpoint whose layout needs it is rejected.
 """
 
 from __future__ import annotations
 
 import warnings
 from functools import partial
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,42 +14,34 @@ from cbtqa.errors import ConfigError
 from cbtqa.files import open_text
 from cbtqa.tuning.backbones import Backbone, cannot_get, completed, find_backbone, template_text
 from cbtqa.tuning.data.chat_format import ChatFormat
-from cbtqa.tuning.libraries import require
-from cbtqa.tuning.settings import FinetuneSettings, LoraSettings, Precision
+from cbtqa.tuning.libraries import read_resource, require, shipped
+from cbtqa.tuning.settings import LoraSettings, Precision
 
 ComputeType = Literal["bf16", "fp16", "fp32"]
 HEADS = ("lm_head", "embed_tokens", "wte", "embed_out")
 
 
-def choose_backbone(settings: FinetuneSettings) -> Backbone:
-    """The backbone that settings name, ready to be loaded.
-
-    Raises:
-        ConfigError: none named, or one that must be converted first.
-    """
-    if not settings.backbone:
-        raise ConfigError(
-            "no backbone named",
-            hint="--backbone NAME, a folder or a Hub id; names: cbtqa backbones",
-        )
-    backbone = completed(find_backbone(settings.backbone))
-    if settings.revision:
-        backbone = backbone.model_copy(update={"revision": settings.revision})
-    if backbone.needs_conversion:
+def choose_backbone(
+    name: str | None, revision: str | None = None, *, may_need_conversion: bool = False
+) -> Backbone:
+    """The backbone of a name; raises ConfigError without a name, or if it must be converted."""
+    if not name:
+        hint = "--backbone NAME, a folder or a Hub id; names: cbtqa backbones"
+        raise ConfigError("no backbone named", hint=hint)
+    backbone = completed(find_backbone(name))
+    if revision:
+        backbone = backbone.model_copy(update={"revision": revision})
+    if backbone.needs_conversion and not may_need_conversion:
         target = f"{backbone.id.lower()}-converted"
         raise ConfigError(
-            f"{backbone.told_name} was published with code of its own, which is never run here",
-            hint=f"cbtqa convert {settings.backbone} --out {target}, then --backbone {target}",
+            f"{backbone.display_name} was published with code of its own, which is never run here",
+            hint=f"cbtqa convert {name} --out {target}, then --backbone {target}",
         )
     return backbone
 
 
 def choose_precision(wanted: Precision) -> ComputeType:
-    """What the matrix products run in, by device.
-
-    Raises:
-        ConfigError: the device cannot.
-    """
+    """The type of the matrix products, by device; raises ConfigError where it has none such."""
     cuda = require("torch").cuda
     has_bf16 = cuda.is_available() and cuda.is_bf16_supported(including_emulation=False)
     if wanted == "auto":
@@ -64,13 +54,9 @@ def choose_precision(wanted: Precision) -> ComputeType:
 
 
 def load_chat(backbone: Backbone, chat_format: str | None = None) -> ChatFormat:
-    """The tokenizer with its chat format; the template is set on it, so it travels when saved.
+    """The tokenizer with a chat format, by name or file, or the backbone's own; raises ConfigError.
 
-    Args:
-        chat_format: a template's name or file; None for the backbone's own.
-
-    Raises:
-        ConfigError: no tokenizer to be had, or a template that does not fit it.
+    The template is set on the tokenizer, so that it is saved with it.
     """
     auto = require("transformers").AutoTokenizer
     try:
@@ -90,22 +76,15 @@ def load_chat(backbone: Backbone, chat_format: str | None = None) -> ChatFormat:
 
 
 def find_template(name: str) -> str:
-    """The text of a chat template, by name or as a file.
-
-    Raises:
-        ConfigError: no such template.
-    """
+    """The text of a chat template, by name or as a file; raises ConfigError for any other."""
     if name.endswith(".jinja") and Path(name).is_file():
         with open_text(Path(name)) as stream:
             return stream.read()
-    folder = files("cbtqa.tuning") / "templates"
-    shipped = sorted(entry.name[:-6] for entry in folder.iterdir() if entry.name[-6:] == ".jinja")
-    if name.removesuffix(".jinja") not in shipped:
-        raise ConfigError(
-            f"--chat-format: no chat format '{name}'",
-            hint=f"shipped: {', '.join(shipped)}; or the path of a .jinja file",
-        )
-    return (folder / f"{name.removesuffix('.jinja')}.jinja").read_text(encoding="utf-8")
+    bare, known = name.removesuffix(".jinja"), shipped("templates", ".jinja")
+    if bare not in known:
+        hint = f"shipped: {', '.join(known)}; or the path of a .jinja file"
+        raise ConfigError(f"--chat-format: no chat format '{name}'", hint=hint)
+    return read_resource(f"templates/{bare}.jinja")
 
 
 def load_base(
@@ -118,7 +97,7 @@ def load_base(
         place: device to load to; None for the CPU.
 
     Raises:
-        ConfigError: not to be had, gated, damaged, or a type that needs remote code.
+        ConfigError: missing, gated, damaged, or a type that needs remote code.
     """
     torch, transformers = require("torch"), require("transformers")
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
@@ -133,13 +112,10 @@ def load_base(
         )
     if place is not None:
         more["device_map"] = {"": place}
+    words = {"revision": backbone.revision or "main", "dtype": dtype, "trust_remote_code": False}
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            backbone.location,
-            revision=backbone.revision or "main",
-            dtype=dtype,
-            trust_remote_code=False,
-            **more,
+            backbone.location, **words, **more
         )
     except (OSError, ValueError) as error:
         raise _not_loaded(backbone, error) from None
@@ -158,19 +134,15 @@ def _not_loaded(backbone: Backbone, error: Exception) -> ConfigError:
     words = str(error)
     if "trust_remote_code" in words or "does not recognize this architecture" in words:
         return ConfigError(
-            f"{backbone.told_name} needs code from the Hub, which is never run here",
+            f"{backbone.display_name} needs code from the Hub, which is never run here",
             hint="cbtqa backbones lists models that work without; Baichuan-7B, Baichuan2-7B and "
             "Qwen-7B: cbtqa convert",
         )
-    return cannot_get(backbone.told_name, error)
+    return cannot_get(backbone.display_name, error)
 
 
 def lora_config(settings: LoraSettings, backbone: Backbone) -> Any:
-    """peft's configuration of the adapter.
-
-    Raises:
-        ConfigError: an adapter on the output head or the embedding.
-    """
+    """peft's configuration; raises ConfigError for an adapter on output head or embedding."""
     targets = settings.target_module or backbone.target_modules
     refused = [name for name in targets if name.rpartition(".")[2] in HEADS or name == "all-linear"]
     if refused:
@@ -191,21 +163,14 @@ def lora_config(settings: LoraSettings, backbone: Backbone) -> Any:
 
 
 def add_adapter(model: Any, config: Any, backbone: Backbone) -> Any:
-    """The model with a fresh adapter, in float32 masters; only the adapter is trainable.
-
-    Raises:
-        ConfigError: a target module that the model does not have.
-    """
+    """The model with a fresh float32 adapter, alone trainable; raises ConfigError for no layer."""
     torch, peft = require("torch"), require("peft")
-    linear = {
-        name.rpartition(".")[2]
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear)
-    }
+    of_kind = (name for name, one in model.named_modules() if isinstance(one, torch.nn.Linear))
+    linear = {name.rpartition(".")[2] for name in of_kind}
     missing = sorted(set(config.target_modules) - linear)
     if missing:
         raise ConfigError(
-            f"{backbone.told_name} has no linear layer {', '.join(missing)}",
+            f"{backbone.display_name} has no linear layer {', '.join(missing)}",
             hint=f"--target-module, one of: {', '.join(sorted(linear - set(HEADS)))}",
         )
     with warnings.catch_warnings():
@@ -213,7 +178,7 @@ def add_adapter(model: Any, config: Any, backbone: Backbone) -> Any:
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         adapted = peft.get_peft_model(model, config)
     # peft writes the loaded path here, which names this machine's folders
-    config.base_model_name_or_path, config.revision = backbone.told_name, backbone.revision
+    config.base_model_name_or_path, config.revision = backbone.display_name, backbone.revision
     # without it peft asks the Hub for the base's vocabulary at every save
     adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)
     return adapted

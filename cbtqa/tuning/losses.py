@@ -52,13 +52,7 @@ class _HeadLogProbs(torch.autograd.Function):
 
 
 def head_log_probs(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """log p(target | hidden), float32.
-
-    Args:
-        hidden: shape (n, width).
-        weight: the frozen head, shape (vocabulary, width).
-        targets: shape (n,).
-    """
+    """log p(target | hidden), float32 `(n,)`, by the frozen head `weight` `(vocabulary, width)`."""
     with torch.autocast(hidden.device.type, enabled=False):
         applied = _HeadLogProbs.apply(  # type: ignore[no-untyped-call]
             hidden.to(weight.dtype), weight, targets
@@ -122,22 +116,12 @@ def sft_loss(log_probs: Tensor, n_learnt: int) -> Tensor:
     return -log_probs.sum() / max(1, n_learnt)
 
 
-# --- orpo ----------------------------------------------------------------------------------------
-# ORPO: likelihood of the chosen answer, and its odds against the rejected one.
-#
-#     loss = NLL - beta * mean(log sigmoid(log odds(chosen) - log odds(rejected)))
-#
-# with odds from the mean log-probability of the answer's tokens. Source: arXiv 2403.07691,
-# equations 4, 6 and 7; values as in TRL 1.16, where the likelihood term counts prompt and chosen
-# answer (`text`); `answer` counts the answer alone. A step's terms are means over the whole
-# step: over its tokens, and over its pairs, however it was divided into micro-batches.
-
 LOG_HALF = -0.6931471805599453
 
 
 @dataclass(frozen=True)
 class OrpoTerms:
-    """A micro-batch's share of a step, and what is told of it."""
+    """A micro-batch's share of an ORPO step, and its figures for the log."""
 
     loss: Tensor
     nll: Tensor
@@ -163,7 +147,13 @@ def orpo_terms(
     n_nll_in_step: int,
     beta: float,
 ) -> OrpoTerms:
-    """The loss of packed pairs.
+    """The ORPO loss of packed pairs: the chosen answer's likelihood, its odds against the other's.
+
+        loss = NLL - beta * mean(log sigmoid(log odds(chosen) - log odds(rejected)))
+
+    with odds from the mean log-probability of the answer's tokens. Values as in TRL 1.16, where the
+    likelihood counts prompt and chosen answer (`text`). Terms are means over the tokens and pairs
+    of the whole step, however it was divided. Source: arXiv 2403.07691, equations 4, 6 and 7.
 
     Args:
         log_probs: shape (n,), of every learnt token.

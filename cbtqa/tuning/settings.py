@@ -1,13 +1,8 @@
-"""What can be set for `cbtqa finetune`, with the help text of each flag.
-
-A preset is a layer under the flags: `resolve_preset` puts its values where nothing else was
-given, and keeps what each value rests on, such as `preset paper: assumed, ...`.
-"""
+"""The settings of `cbtqa finetune`, with the help text of each flag, and its presets."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from importlib.resources import files
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
@@ -17,7 +12,12 @@ from pydantic import Field, ValidationError, model_validator
 from cbtqa.errors import ConfigError
 from cbtqa.files import open_text, parse_yaml
 from cbtqa.settings import Resolved, Settings
+from cbtqa.tuning.libraries import read_resource, shipped
 
+OnStage = Callable[[str], None]
+"""Receives a few words on what a run does now."""
+OnLine = Callable[[dict[str, float]], None]
+"""Receives the figures of a log line."""
 Objective = Literal["sft", "orpo"]
 Mode = Literal["answer", "steps", "cot"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
@@ -179,9 +179,8 @@ class FinetuneSettings(
 
 
 # --- presets -------------------------------------------------------------------------------------
-# Presets: named layers of settings whose every value says what it rests on.
+# A preset is a layer of settings under the flags, each with its source:
 #
-#     # in presets/paper.yaml
 #     rank: {value: 8, mark: assumed, why: "the default of the paper's framework at the time"}
 #
 # A preset of one's own is a YAML file of the same form, or of plain `rank: 8` lines.
@@ -190,31 +189,15 @@ Mark = Literal["card", "summary", "notebook", "measured", "assumed"]
 """card: the model card; summary: public summaries of the paper; notebook: the authors' own code;
 measured: by us; assumed: the source is silent."""
 MARKS: tuple[str, ...] = get_args(Mark)
-_ENTRY_KEYS = {"value", "mark", "why"}
 
 
-@dataclass(frozen=True, slots=True)
-class PresetValue:
-    """One value of a preset, with the origin that error messages and manifests show."""
-
-    value: Any
-    origin: str
-
-
-def shipped_presets() -> tuple[str, ...]:
+def shipped_presets() -> list[str]:
     """Names of the presets that come with the package."""
-    folder = files("cbtqa.tuning") / "presets"
-    return tuple(
-        sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name[-5:] == ".yaml")
-    )
+    return shipped("presets", ".yaml")
 
 
 def resolve_preset(resolved: Resolved[FinetuneSettings]) -> Resolved[FinetuneSettings]:
-    """Puts the preset's values where neither file, environment nor flag gave one.
-
-    Raises:
-        ConfigError: no such preset, or bad values in it, each with its origin.
-    """
+    """Puts the preset's values where nothing else gave one; raises ConfigError for bad values."""
     preset = read_preset(resolved.values.preset)
     values = {
         name: getattr(resolved.values, name)
@@ -222,34 +205,29 @@ def resolve_preset(resolved: Resolved[FinetuneSettings]) -> Resolved[FinetuneSet
         if origin != "default"
     }
     origins = dict(resolved.origins)
-    for name, entry in preset.items():
+    for name, (value, origin) in preset.items():
         if resolved.origins[name] == "default":
-            values[name], origins[name] = entry.value, entry.origin
+            values[name], origins[name] = value, origin
     try:
         merged = FinetuneSettings.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(
-            "\n".join(
-                f"{origins.get(str(item['loc'][0]), resolved.values.preset)}: "
-                f"{item['loc'][0]}: {item['msg']}, got {item['input']!r}"
-                for item in error.errors(include_url=False)
-            )
-        ) from None
+        problems = (
+            f"{origins.get(str(item['loc'][0]), resolved.values.preset)}: "
+            f"{item['loc'][0]}: {item['msg']}, got {item['input']!r}"
+            for item in error.errors(include_url=False)
+        )
+        raise ConfigError("\n".join(problems)) from None
     return Resolved(merged, origins)
 
 
-def read_preset(name: str) -> dict[str, PresetValue]:
-    """The values of a shipped preset, or of a YAML file when `name` ends in .yaml or .yml.
-
-    Raises:
-        ConfigError: no such preset, or lines that are no settings.
-    """
+def read_preset(name: str) -> dict[str, tuple[Any, str]]:
+    """Values and origins of a shipped preset or a .yaml file, by setting; raises ConfigError."""
     if name.endswith((".yaml", ".yml")):
         with open_text(Path(name)) as stream:
             text = stream.read()
         title = Path(name).name
     elif name in shipped_presets():
-        text = (files("cbtqa.tuning") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
+        text = read_resource(f"presets/{name}.yaml")
         title = f"preset {name}"
     else:
         raise ConfigError(
@@ -272,15 +250,15 @@ def _problem(key: str, row: Any) -> str | None:
     if key not in FinetuneSettings.model_fields or key == "preset":
         return f"unknown setting '{key}'"
     if isinstance(row, dict):
-        if "value" not in row or not row.keys() <= _ENTRY_KEYS:
+        if "value" not in row or not row.keys() <= {"value", "mark", "why"}:
             return f"{key}: expected value, mark and why, found {', '.join(map(str, row))}"
         if row.get("mark") not in (None, *MARKS):
             return f"{key}: mark is '{row['mark']}', expected one of {', '.join(MARKS)}"
     return None
 
 
-def _entry(title: str, row: Any) -> PresetValue:
+def _entry(title: str, row: Any) -> tuple[Any, str]:
     if not isinstance(row, dict):
-        return PresetValue(row, title)
+        return row, title
     marked = ", ".join(str(row[key]) for key in ("mark", "why") if key in row)
-    return PresetValue(row["value"], f"{title}: {marked}" if marked else title)
+    return row["value"], f"{title}: {marked}" if marked else title

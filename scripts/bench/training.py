@@ -33,15 +33,15 @@ from peft.helpers import disable_input_dtype_casting  # noqa: E402
 
 from cbtqa.tuning.attention import register_attention  # noqa: E402
 from cbtqa.tuning.backbones import find_backbone, to_config  # noqa: E402
-from cbtqa.tuning.budget.counting import count_shape  # noqa: E402
-from cbtqa.tuning.budget.estimate import ModelSizes, Speed  # noqa: E402
+from cbtqa.tuning.budget.counting import ModelSizes, count_shape  # noqa: E402
+from cbtqa.tuning.budget.estimate import Speed  # noqa: E402
 from cbtqa.tuning.data.encoding import Document, Item  # noqa: E402
 from cbtqa.tuning.data.packing import (  # noqa: E402
-    LossChoice,
     StepData,
     StepPlan,
 )
 from cbtqa.tuning.losses import attach_log_probs  # noqa: E402
+from cbtqa.tuning.settings import FinetuneSettings  # noqa: E402
 from cbtqa.tuning.training.trainer import StepTrainer  # noqa: E402
 
 VOCABULARY, BATCH = 1024, 16
@@ -126,7 +126,7 @@ def run_ours(items: list[Item], steps: int, budget: int) -> dict[str, float]:
     adapted = get_peft_model(model, lora())
     lengths = [item.n_tokens for item in items]
     plan = StepPlan(lengths, batch_size=BATCH, max_steps=steps, seed=42, budget=budget)
-    data = StepData(items, plan, LossChoice("sft", "answer", "text", 0.1))
+    data = StepData(items, plan, FinetuneSettings())
     clock = Clock()
     trainer = StepTrainer(
         model=adapted,

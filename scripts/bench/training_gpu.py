@@ -31,17 +31,16 @@ from training import LAYERS, Clock, _tokenizer, common, make_items
 
 from cbtqa.tuning.attention import attend, register_attention
 from cbtqa.tuning.backbones import find_backbone, to_config
-from cbtqa.tuning.budget.counting import count_shape
+from cbtqa.tuning.budget.counting import ModelSizes, count_shape
 from cbtqa.tuning.budget.estimate import (
     CONTEXT_BYTES,
-    ModelSizes,
     Speed,
-    StepSize,
     flops_per_token,
     memory_of,
 )
-from cbtqa.tuning.data.packing import LossChoice, StepData, StepPlan
+from cbtqa.tuning.data.packing import StepData, StepPlan
 from cbtqa.tuning.losses import attach_log_probs
+from cbtqa.tuning.settings import FinetuneSettings
 from cbtqa.tuning.training.trainer import StepTrainer
 
 GIB = 2**30
@@ -162,7 +161,7 @@ def run_ours(job: Job, items: list[Any], clock: WallClock) -> tuple[int, int]:
     adapted = get_peft_model(model, lora())
     lengths = [item.n_tokens for item in items]
     plan = StepPlan(lengths, batch_size=job.batch, max_steps=job.steps, seed=42, budget=job.budget)
-    data = StepData(items, plan, LossChoice("sft", "answer", "text", 0.1))
+    data = StepData(items, plan, FinetuneSettings())
     trainer = StepTrainer(
         model=adapted,
         args=transformers.TrainingArguments(
@@ -248,7 +247,7 @@ def run(job: Job) -> dict[str, Any]:
     per_s = n_tokens / clock.seconds
     told |= {"tokens_per_s": per_s, "tflops_per_s": per_s * flops / 1e12, "most_tokens": most}
     if job.who == "ours":
-        memory = memory_of(count, StepSize(most, labelled), checkpointing=job.checkpointing)
+        memory = memory_of(count, most, labelled, checkpointing=job.checkpointing)
         told["estimated_gib"] = memory.total / GIB
         told["estimated_allocated_gib"] = (memory.total - memory.overhead) / GIB
     if job.device == "cuda":

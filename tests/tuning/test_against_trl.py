@@ -67,8 +67,9 @@ def _same(ours: Any, theirs: Any) -> float:
 def test_the_sft_loss_and_its_gradient_equal_trls(trl: Any, tmp_path: Path) -> None:
     from datasets import Dataset
 
-    from cbtqa.tuning.data.packing import LossChoice, StepData, StepPlan
+    from cbtqa.tuning.data.packing import StepData, StepPlan
     from cbtqa.tuning.losses import sft_loss
+    from cbtqa.tuning.settings import FinetuneSettings
     from tests.support.tiny_models import tiny_tokenizer
 
     items = _items(tmp_path / "rows.jsonl", is_pair=False)
@@ -90,7 +91,7 @@ def test_the_sft_loss_and_its_gradient_equal_trls(trl: Any, tmp_path: Path) -> N
         expected = trainer.compute_loss(theirs, batch)
         expected.backward()
     plan = StepPlan([item.n_tokens for item in items], batch_size=5, budget=500)
-    step = StepData(items, plan, LossChoice("sft", "answer", "text", 0.1))[0]
+    step = StepData(items, plan, FinetuneSettings())[0]
     assert len(step.batches) > 1
     total = sum(sft_loss(ours(**part.inputs), step.n_learnt) for part in step.batches)
     total.backward()
@@ -101,8 +102,9 @@ def test_the_sft_loss_and_its_gradient_equal_trls(trl: Any, tmp_path: Path) -> N
 def test_the_orpo_loss_and_its_gradient_equal_trls(trl: Any, tmp_path: Path) -> None:
     from datasets import Dataset
 
-    from cbtqa.tuning.data.packing import LossChoice, make_batch
+    from cbtqa.tuning.data.packing import make_batch
     from cbtqa.tuning.losses import orpo_terms
+    from cbtqa.tuning.settings import FinetuneSettings
     from tests.support.tiny_models import tiny_tokenizer
 
     items = _items(tmp_path / "pairs.jsonl", is_pair=True)
@@ -122,7 +124,7 @@ def test_the_orpo_loss_and_its_gradient_equal_trls(trl: Any, tmp_path: Path) -> 
         theirs.train()
         expected, metrics = trainer.get_batch_loss_metrics(theirs, batch)
         expected.backward()
-    made = make_batch(items, LossChoice("orpo", "answer", "text", 0.1))
+    made = make_batch(items, FinetuneSettings(objective="orpo"))
     log_probs = ours(**made.inputs)
     n_nll = sum(len(item.documents[0]) - 1 for item in items)
     terms = orpo_terms(

@@ -195,7 +195,7 @@ def test_a_folder_is_described_by_its_own_configuration(tmp_path: Path) -> None:
     assert (backbone.architecture, backbone.model_type) == ("Qwen2ForCausalLM", "qwen2")
     assert backbone.shape is not None
     assert (backbone.shape.vocab, backbone.shape.rope["rope_theta"]) == (VOCAB, 1000000.0)
-    assert backbone.told_name == "mine"
+    assert backbone.display_name == "mine"
     assert to_config(backbone).hidden_size == 64
     assert backbone.template == "cbt-llm-card.jinja"
     (tmp_path / "mine" / "chat_template.jinja").write_text("{{ messages }}")

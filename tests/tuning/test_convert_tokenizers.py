@@ -146,7 +146,7 @@ def test_a_tokenizer_that_would_differ_is_refused(
         return [*ids[:-1], ids[-1] + 1] if "睡不着" in text else ids
 
     monkeypatch.setattr(sentencepiece.SentencePieceProcessor, "encode", one_id_off)
-    with pytest.raises(DataError, match=r"睡不着.*refused"):
+    with pytest.raises(DataError, match=r"睡不着.*rejected"):
         convert(tmp_path / "source", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from cbtqa.tuning.budget.counting import (
     BLOCK_BYTES,
     N_TOKENS,
     LiveBytes,
+    ModelSizes,
     SavedBytes,
     ShapeCount,
     count_head,
@@ -23,20 +24,18 @@ from cbtqa.tuning.budget.counting import (
 )
 from cbtqa.tuning.budget.estimate import (
     GIB,
-    StepSize,
     card_of_device,
     expected_seconds,
     flops_per_token,
     load_cards,
     memory_of,
-    needs_checkpointing,
 )
 from cbtqa.tuning.loading import lora_config
 from cbtqa.tuning.settings import FinetuneSettings
 from tests.support.tiny_models import tiny_config
 
 MIB = 2**20
-SIZE = StepSize(tokens=8192, labelled=0.7)
+SIZE: dict[str, Any] = {"tokens": 8192, "labelled": 0.7}
 LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -153,33 +152,35 @@ def test_every_listed_backbone_can_be_counted() -> None:
 
 
 def test_memory_is_the_sum_of_its_parts(baichuan: ShapeCount) -> None:
-    memory = memory_of(baichuan, SIZE)
+    memory = memory_of(baichuan, **SIZE)
     assert memory.weights == 2 * baichuan.n_frozen
     assert memory.adapters == memory.gradients == 4 * baichuan.n_trainable
     assert memory.optimizer == 8 * baichuan.n_trainable
     assert memory.activations == pytest.approx(8192 * 5.199 * MIB, rel=0.01)
-    assert memory.total == sum(vars(memory).values())
+    parts = (value for name, value in memory if name != "total")
+    assert memory.total == sum(parts)
     assert memory.fits(memory.total) and not memory.fits(memory.total - 1)
 
 
 def test_4_bits_shrink_the_weights_and_fsdp_divides_them(baichuan: ShapeCount) -> None:
-    plain = memory_of(baichuan, SIZE)
-    quantized = memory_of(baichuan, SIZE, is_quantized=True)
+    plain = memory_of(baichuan, **SIZE)
+    quantized = memory_of(baichuan, **SIZE, is_quantized=True)
     rest = plain.weights - 2 * baichuan.adapted_weights  # embedding, head, norms
     largest = 2 * 4096 * 11008
     assert quantized.weights == pytest.approx(
         rest + largest + 0.516 * baichuan.adapted_weights, rel=0.001
     )
-    divided = memory_of(baichuan, SIZE, n_cards=8, sharding="fsdp")
+    divided = memory_of(baichuan, **SIZE, n_cards=8, sharding="fsdp")
     assert divided.weights == plain.weights // 8 + 2 * baichuan.layer_bytes
     assert divided.activations == plain.activations
-    assert memory_of(baichuan, SIZE, n_cards=8).gradients == 2 * plain.gradients
+    assert memory_of(baichuan, **SIZE, n_cards=8).gradients == 2 * plain.gradients
 
 
 def test_checkpointing_is_for_cards_that_are_too_small(baichuan: ShapeCount) -> None:
-    assert not needs_checkpointing(load_cards()["h100"].memory_bytes, baichuan, SIZE)
-    assert needs_checkpointing(load_cards()["a100-40"].memory_bytes, baichuan, SIZE)
-    small = memory_of(baichuan, SIZE, checkpointing=True)
+    plain = memory_of(baichuan, **SIZE)
+    assert plain.fits(load_cards()["h100"].memory_bytes)
+    assert not plain.fits(load_cards()["a100-40"].memory_bytes)
+    small = memory_of(baichuan, **SIZE, checkpointing=True)
     assert small.fits(load_cards()["rtx4090"].memory_bytes)
 
 
@@ -196,34 +197,24 @@ def test_live_bytes_follow_what_is_freed() -> None:
     assert live.peak == 4096 + 20_480
 
 
-class _Sizes(NamedTuple):
-    """A model's arithmetic by hand: hidden, inner, layers, width of keys, vocabulary, rank 16."""
-
-    hidden: int
-    inner: int
-    n_layers: int
-    keys: int
-    vocabulary: int
-
-    @property
-    def body_weights(self) -> int:
-        attention = 2 * self.hidden * (self.hidden + self.keys)
-        return self.n_layers * (attention + 3 * self.hidden * self.inner)
-
-    @property
-    def adapter_weights(self) -> int:
-        attention = 2 * 2 * self.hidden + 2 * (self.hidden + self.keys)
-        return 16 * self.n_layers * (attention + 3 * (self.hidden + self.inner))
-
-    @property
-    def attention_width(self) -> int:
-        return self.hidden
+def _sizes(hidden: int, inner: int, n_layers: int, keys: int, vocabulary: int) -> ModelSizes:
+    """A model's arithmetic by hand; `keys` is the width of its keys, the rank is 16."""
+    attention = 2 * hidden * (hidden + keys)
+    adapters = 2 * 2 * hidden + 2 * (hidden + keys) + 3 * (hidden + inner)
+    return ModelSizes(
+        body_weights=n_layers * (attention + 3 * hidden * inner),
+        adapter_weights=16 * n_layers * adapters,
+        n_layers=n_layers,
+        hidden=hidden,
+        attention_width=hidden,
+        vocabulary=vocabulary,
+    )
 
 
 BY_HAND = {
-    "baichuan": _Sizes(4096, 11008, 32, 4096, 64_000),
-    "qwen": _Sizes(4096, 11008, 32, 4096, 151_936),
-    "llama3.1": _Sizes(4096, 14336, 32, 1024, 128_256),
+    "baichuan": _sizes(4096, 11008, 32, 4096, 64_000),
+    "qwen": _sizes(4096, 11008, 32, 4096, 151_936),
+    "llama3.1": _sizes(4096, 14336, 32, 1024, 128_256),
 }
 
 
@@ -247,8 +238,8 @@ def test_counted_sizes_give_the_arithmetic_of_sizes_by_hand(baichuan: ShapeCount
 
 
 def test_expected_time_is_work_over_throughput() -> None:
-    assert expected_seconds(1e6, 28e9, tflops=989, share=0.4) == pytest.approx(70.78, rel=1e-3)
-    assert expected_seconds(1e6, 28e9, tflops=989, share=0.4, n_cards=2) == pytest.approx(
+    assert expected_seconds(1e6, 28e9, load_cards()["h100"]) == pytest.approx(70.78, rel=1e-3)
+    assert expected_seconds(1e6, 28e9, load_cards()["h100"], n_cards=2) == pytest.approx(
         35.39, rel=1e-3
     )
 

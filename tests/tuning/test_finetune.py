@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cbtqa.errors import CbtqaError, ConfigError, DataError, IncompleteRunError
+from cbtqa.errors import CbtqaError, ConfigError, DataError, IncompleteRunError, UsageError
 from cbtqa.files import read_rows
 from cbtqa.manifest import read_manifest
 from cbtqa.settings import resolve
@@ -118,7 +118,7 @@ def test_the_adapter_loads_in_peft_and_gives_the_recorded_loss(finished: Path, b
     from cbtqa.tuning.data.chat_format import ChatFormat
     from cbtqa.tuning.data.encoding import encode
     from cbtqa.tuning.data.examples import read_training_examples
-    from cbtqa.tuning.data.packing import LossChoice, make_batch
+    from cbtqa.tuning.data.packing import make_batch
     from cbtqa.tuning.losses import attach_log_probs
 
     settings = FinetuneSettings(data=bench / "other.jsonl")
@@ -127,7 +127,7 @@ def test_the_adapter_loads_in_peft_and_gives_the_recorded_loss(finished: Path, b
     base = AutoModelForCausalLM.from_pretrained(bench / "base", dtype=torch.float32)
     attach_log_probs(base)
     model = PeftModel.from_pretrained(base, finished).eval()
-    choice = LossChoice("sft", "answer", "text", 0.1)
+    choice = FinetuneSettings()
     with torch.no_grad():
         log_probs = torch.cat([model(**make_batch([item], choice).inputs) for item in items])
     recorded = read_manifest(finished).counts["eval_loss"]
@@ -263,7 +263,7 @@ def test_a_tiny_model_overfits_twenty_examples_and_reproduces_them(
     ("flags", "error", "words", "hint"),
     [
         ({"backbone": None}, ConfigError, "no backbone", "cbtqa backbones"),
-        ({"data": None, "validation_data": None}, ConfigError, "no data", "cbtqa finetune"),
+        ({"data": None, "validation_data": None}, UsageError, "no data", "cbtqa finetune"),
         ({"backbone": "baichuan"}, ConfigError, "never run here", "cbtqa convert baichuan"),
         ({"target_module": ("lm_head",)}, ConfigError, "stay frozen", "q_proj"),
         ({"target_module": ("W_pack",)}, ConfigError, "no linear layer W_pack", "q_proj"),

@@ -15,14 +15,14 @@ from cbtqa.tuning.backbones import Backbone, Title
 from cbtqa.tuning.data.chat_format import ChatFormat
 from cbtqa.tuning.data.encoding import IGNORED, Item, encode
 from cbtqa.tuning.data.examples import read_training_examples
-from cbtqa.tuning.data.packing import LossChoice, StepData, StepPlan, make_batch, make_filler
+from cbtqa.tuning.data.packing import StepData, StepPlan, make_batch, make_filler
 from cbtqa.tuning.loading import add_adapter
 from cbtqa.tuning.losses import attach_log_probs, head_log_probs, orpo_terms, sft_loss
 from cbtqa.tuning.settings import FinetuneSettings
 from tests.support.tiny_models import tiny_model, tiny_tokenizer, write_rows
 
-SFT = LossChoice("sft", "answer", "text", 0.1)
-ORPO = LossChoice("orpo", "answer", "text", 0.1)
+SFT = FinetuneSettings()
+ORPO = FinetuneSettings(objective="orpo")
 
 
 def _items(folder: Path, n: int, *, is_pair: bool = False) -> list[Item]:
@@ -155,7 +155,7 @@ def test_prompt_tokens_are_never_learnt_and_the_end_of_turn_is(items: list[Item]
 def test_learning_the_whole_text_leaves_out_the_first_token_of_each_document(
     items: list[Item],
 ) -> None:
-    batch = make_batch(items, LossChoice("sft", "text", "text", 0.1))
+    batch = make_batch(items, FinetuneSettings(loss_on="text"))
     assert len(batch.inputs["targets"]) == sum(item.n_tokens - 1 for item in items)
     starts = set(batch.inputs["cu_seq_lens_q"].tolist())
     assert not starts & {int(place) + 1 for place in batch.inputs["learn_at"]}
@@ -271,7 +271,7 @@ def test_orpo_learns_prompt_and_chosen_answer_but_no_rejected_prompt(pairs: list
         n_learnt = int((batch.document == number).sum())
         is_chosen = number % 2 == 0
         assert n_learnt == len(document) - (1 if is_chosen else document.n_prompt)
-    answer_only = make_batch(pairs, LossChoice("orpo", "answer", "answer", 0.1))
+    answer_only = make_batch(pairs, FinetuneSettings(objective="orpo", orpo_nll="answer"))
     assert answer_only.in_answer.all()
 
 

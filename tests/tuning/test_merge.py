@@ -82,7 +82,7 @@ def save_adapter(folder: Path, base: Path, *, seed: int = 0, **words: Any) -> An
         for name, weight in model.named_parameters():
             if "lora_B" in name or "magnitude" in name or "modules_to_save" in name:
                 weight.add_(torch.randn_like(weight) * 0.1)
-    model.peft_config["default"].base_model_name_or_path = backbone.told_name
+    model.peft_config["default"].base_model_name_or_path = backbone.display_name
     model.save_pretrained(folder, save_embedding_layers=False)
     write_base_record(folder, describe_base(backbone))
     return _logits(model)
@@ -278,7 +278,7 @@ def test_adapters_of_another_arithmetic_are_refused_by_name(
 
 
 def test_what_is_no_adapter_is_told_so(base: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="not an adapter"):
+    with pytest.raises(DataError, match="no adapter here"):
         read_adapter(base)
     save_adapter(tmp_path / "adapter", base)
     (tmp_path / "adapter" / "adapter_model.safetensors").unlink()

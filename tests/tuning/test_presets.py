@@ -38,8 +38,8 @@ def test_every_value_of_a_shipped_preset_says_what_it_rests_on(name: str) -> Non
 
 def test_the_defaults_are_the_modern_preset() -> None:
     plain = FinetuneSettings()
-    for name, entry in read_preset("modern").items():
-        assert getattr(plain, name) == entry.value
+    for name, (value, _) in read_preset("modern").items():
+        assert getattr(plain, name) == value
 
 
 def test_the_paper_preset_marks_card_summary_and_assumed() -> None:

@@ -2,19 +2,19 @@
 
     speaker = open_speaker(ChatSettings(adapter=Path("runs/tuned")))
     turn = answer_safely(speaker, "同事没有回我消息，我觉得大家都讨厌我")
-    turn.text            # None when nothing may be shown; turn.problems and turn.fault say why
+    turn.text            # None when nothing may be shown; turn.problems and turn.fault give why
 
-A model never speaks first to somebody in danger: an explicit question gets help routes and no
-model is asked. What a model says is shown whole or not at all, so nothing is streamed. Every
-question stands alone, as in the data that models are tuned on. Nothing is written down.
+An explicit question gets help routes and no model is asked. An answer is shown whole or not at
+all, so nothing is streamed. Every question is independent, and nothing is stored.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from cbtqa.dataset.template.teacher import TemplateTeacher
 from cbtqa.errors import UsageError
@@ -26,18 +26,14 @@ from cbtqa.records import Question, Risk
 from cbtqa.safety.answers import Problem, check_answer
 from cbtqa.safety.notices import Locale, help_text
 from cbtqa.safety.screen import screen
-from cbtqa.tuning.answering.generate import (
-    OnStage,
-    open_here,
-    refuse_adapter_at_endpoint,
-    require_libraries,
-    sampling_of,
-)
-from cbtqa.tuning.answering.model import AnswerModel, read_training
+from cbtqa.tuning.answering.generate import open_local, refuse_adapter_at_endpoint, sampling_of
+from cbtqa.tuning.answering.model import AnswerModel, prompt_form
 from cbtqa.tuning.answering.questions import AnswerChecks, AskedItem, Prompt, turn_mark_of
 from cbtqa.tuning.answering.settings import GenerateSettings, SpeakerSettings
 from cbtqa.tuning.data.examples import prompt_messages, read_target
+from cbtqa.tuning.libraries import require_training
 from cbtqa.tuning.loading import ComputeType
+from cbtqa.tuning.settings import OnStage
 
 _GRADES: tuple[Risk, ...] = ("none", "concern", "explicit")
 _BY_HELP_LINE = ("unknown_number", "round_the_clock_promise")
@@ -46,7 +42,7 @@ _CHINESE = re.compile(r"[\u4e00-\u9fff]")
 
 
 class ChatSettings(SpeakerSettings):
-    """Everything `cbtqa chat` can be told; without a model the template system answers."""
+    """The settings of `cbtqa chat`; without a model the template system answers."""
 
 
 @dataclass(frozen=True)
@@ -65,20 +61,18 @@ class Turn:
     """Why a reply is no answer."""
 
 
-class Speaker(Protocol):
-    """Answers one question."""
+class Speaker:
+    """Answers one question: by itself the template system."""
 
-    @property
-    def name(self) -> str:
-        """As it is introduced."""
+    name: str = "template"
+
+    def __init__(self, settings: ChatSettings) -> None:
+        self._settings = settings
 
     def answer(self, question: Question, risk: Risk) -> str | Fault:
-        """The answer as text, unchecked.
-
-        Raises:
-            EndpointError: the endpoint did not answer.
-            IncompleteRunError: the device has no memory left.
-        """
+        """The answer, unchecked; raises EndpointError, or IncompleteRunError without memory."""
+        teacher = TemplateTeacher(seed=self._settings.seed)
+        return teacher.answer(question, risk).steps.joined()
 
 
 def answer_safely(speaker: Speaker, text: str) -> Turn:
@@ -89,19 +83,17 @@ def answer_safely(speaker: Speaker, text: str) -> Turn:
         return Turn(risk, help_text(language, "answer"))
     help_routes = help_text(language, "short") if risk == "concern" else None
     question = Question(id="chat", question=text)
-    said = speaker.answer(question, risk)
-    if isinstance(said, Fault):
-        return Turn(risk, help_routes, fault=said)
-    problems = _problems_of(said)
-    return Turn(risk, help_routes, None if problems else said, problems)
+    answer = speaker.answer(question, risk)
+    if isinstance(answer, Fault):
+        return Turn(risk, help_routes, fault=answer)
+    problems = _problems_of(answer)
+    return Turn(risk, help_routes, None if problems else answer, problems)
 
 
 def _problems_of(answer: str) -> tuple[Problem, ...]:
-    """What keeps an answer from being shown: advice against safety in either language, and numbers
-    and promises by the help lines of the language it is written in.
-
-    Grade `none`, because a route is named beside the answer, which need not name one itself.
-    """
+    """Why an answer is not shown: advice against safety in either language, and numbers and
+    promises that contradict the help lines of its own language."""
+    # grade `none`: a route is named beside the answer, which need not name one itself
     own: Locale = "zh" if _CHINESE.search(answer) else "en"
     other: Locale = "en" if own == "zh" else "zh"
     found = check_answer(answer, "none", own)
@@ -110,7 +102,7 @@ def _problems_of(answer: str) -> tuple[Problem, ...]:
 
 
 def open_speaker(settings: ChatSettings, on_stage: OnStage = lambda words: None) -> Speaker:
-    """Who answers: an endpoint, a model or adapter in this process, or the template system.
+    """An endpoint, a model or adapter in this process, or the template system.
 
     Raises:
         UsageError: flags that do not go together.
@@ -127,50 +119,34 @@ def open_speaker(settings: ChatSettings, on_stage: OnStage = lambda words: None)
     if settings.adapter is None and settings.model is None:
         if settings.base is not None:
             raise UsageError("--base goes with --adapter")
-        return _TemplateSpeaker(settings)
-    require_libraries()
-    opened, device, precision = open_here(settings, on_stage)
-    on_stage(f"loading {opened.backbone.told_name}")
+        return Speaker(settings)
+    require_training()
+    opened, device, precision = open_local(settings, on_stage)
+    on_stage(f"loading {opened.backbone.display_name}")
     return _ModelSpeaker(settings, opened, device, precision)
 
 
-class _TemplateSpeaker:
-    name = "template"
-
-    def __init__(self, settings: ChatSettings) -> None:
-        self._teacher = TemplateTeacher(seed=settings.seed)
-
-    def answer(self, question: Question, risk: Risk) -> str:
-        return self._teacher.answer(question, risk).steps.joined()
-
-
-class _PromptedSpeaker:
+class _PromptedSpeaker(Speaker, ABC):
     """What an endpoint and a model in this process have in common."""
 
-    def __init__(self, settings: ChatSettings, name: str, checks: AnswerChecks) -> None:
-        trained = read_training(settings.adapter)
-        self._mode = settings.mode or trained.mode or "answer"
-        self._system_prompt = (
-            trained.system_prompt if settings.system_prompt is None else settings.system_prompt
-        )
-        self.name, self._checks = name, checks
+    checks = AnswerChecks()
 
     def answer(self, question: Question, risk: Risk) -> str | Fault:
-        messages = prompt_messages(question, self._mode, self._system_prompt)
-        item = AskedItem(question.id, tuple(messages), risk)
+        mode, system = prompt_form(self._settings)
+        item = AskedItem(question.id, tuple(prompt_messages(question, mode, system)), risk)
         reply = self._reply(item)
         if isinstance(reply, Fault):
             return reply
-        return self._checks.fault_of(item, reply) or read_target(self._mode, reply.text).text
+        return self.checks.fault_of(item, reply) or read_target(mode, reply.text).text
 
-    def _reply(self, item: AskedItem) -> Reply | Fault:
-        raise NotImplementedError
+    @abstractmethod
+    def _reply(self, item: AskedItem) -> Reply | Fault: ...
 
 
 class _EndpointSpeaker(_PromptedSpeaker):
     def __init__(self, settings: ChatSettings, endpoint: Endpoint) -> None:
-        super().__init__(settings, f"{endpoint.model} at {endpoint.host}", AnswerChecks())
-        self._endpoint, self._settings = endpoint, settings
+        super().__init__(settings)
+        self.name, self._endpoint = f"{endpoint.model} at {endpoint.host}", endpoint
 
     def _reply(self, item: AskedItem) -> Reply:
         return asyncio.run(self._send(item))
@@ -188,16 +164,17 @@ class _ModelSpeaker(_PromptedSpeaker):
     ) -> None:
         from cbtqa.tuning.answering.decoding import Decoder
 
-        super().__init__(settings, opened.name, AnswerChecks(turn_mark_of(opened.chat)))
+        super().__init__(settings)
+        self.name, self.checks = opened.name, AnswerChecks(turn_mark_of(opened.chat))
         model: Any = opened.load(device, precision)
-        told = GenerateSettings(**settings.model_dump())
-        self._opened, self._max_new_tokens = opened, settings.max_new_tokens
-        self._decoder = Decoder(model, opened.chat, opened.stops, told, opened.name)
+        as_generate = GenerateSettings(**settings.model_dump())
+        self._opened = opened
+        self._decoder = Decoder(model, opened.chat, opened.stops, as_generate, opened.name)
 
     def _reply(self, item: AskedItem) -> Reply | Fault:
         (ids,) = self._opened.chat.prompt_ids([item.messages])
-        fault = self._opened.fault_of_prompt(item.messages, len(ids), self._max_new_tokens)
-        if fault is not None:
+        n_new = self._settings.max_new_tokens
+        if fault := self._opened.fault_of_prompt(item.messages, len(ids), n_new):
             return fault
         ((_, reply),) = next(self._decoder.answer([Prompt(item.key, tuple(ids))]))
         return reply

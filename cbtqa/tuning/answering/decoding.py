@@ -1,15 +1,15 @@
 """Answers by a model in this process: batches of similar length, each row drawn from its own seed.
 
-Prompts stand on the right of their rows (padding left), so that every answer begins at the same
-place. A row never sees another, and its random numbers come from a generator of its own: neither
-who shares its batch nor where a run was interrupted changes an answer (in 16 bits, rounding may).
+Prompts are padded on the left, so that every answer begins at the same place. A row never sees
+another, and its random numbers come from a generator of its own: neither the rest of its batch nor
+an interruption changes an answer (in 16 bits, rounding may).
 """
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterator, Sequence
+from hashlib import blake2b
 from importlib.util import find_spec
 from typing import Any
 
@@ -32,34 +32,23 @@ from cbtqa.tuning.answering.questions import Prompt
 from cbtqa.tuning.answering.settings import GenerateSettings
 from cbtqa.tuning.backbones import to_config
 from cbtqa.tuning.data.chat_format import ChatFormat
+from cbtqa.tuning.data.packing import group_by_length
 from cbtqa.tuning.libraries import is_out_of_memory, require
 
 
 def batches_of(
     prompts: Sequence[Prompt], max_new_tokens: int, batch_tokens: int
-) -> Iterator[list[Prompt]]:
+) -> list[list[Prompt]]:
     """Prompts of similar length, rows times (longest prompt + longest answer) within the budget.
 
     The longest come first: when memory is short, it shows at once.
     """
-    batch: list[Prompt] = []
-    for prompt in sorted(prompts, key=lambda prompt: -len(prompt.ids)):
-        longest = len(batch[0].ids) if batch else len(prompt.ids)
-        if batch and (len(batch) + 1) * (longest + max_new_tokens) > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(prompt)
-    if batch:
-        yield batch
+    lengths = [len(prompt.ids) + max_new_tokens for prompt in prompts]
+    return [[prompts[k] for k in group] for group in group_by_length(lengths, batch_tokens)]
 
 
 class Decoder:
-    """Generates with one model.
-
-    Args:
-        stops: tokens any of which ends an answer.
-        name: the model's name, for replies.
-    """
+    """Generates with one model, called `name` in replies; any of `stops` ends an answer."""
 
     def __init__(
         self,
@@ -71,17 +60,11 @@ class Decoder:
     ) -> None:
         self._model, self._chat, self._stops = model, chat, list(stops)
         self._settings, self._name = settings, name
-        pad = chat.tokenizer.pad_token_id
-        self._pad = pad if pad is not None else self._stops[0]
 
     def answer(self, prompts: Sequence[Prompt]) -> Iterator[list[tuple[str, Reply]]]:
-        """Keys with replies, a batch at a time, the longest prompts first.
-
-        Raises:
-            IncompleteRunError: not even one row fits the device's memory.
-        """
+        """Keys with replies by batch, longest first; raises IncompleteRunError without memory."""
         settings = self._settings
-        waiting = list(batches_of(prompts, settings.max_new_tokens, settings.batch_tokens))
+        waiting = batches_of(prompts, settings.max_new_tokens, settings.batch_tokens)
         while waiting:
             batch = waiting.pop(0)
             try:
@@ -89,7 +72,7 @@ class Decoder:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                # handled outside: here the traceback still holds the batch's tensors
+                # smaller batches only below: here the traceback still holds the batch's tensors
                 replies = None
             if replies is None:
                 waiting = _in_halves([batch, *waiting])
@@ -101,25 +84,17 @@ class Decoder:
     def _answer_batch(self, batch: Sequence[Prompt]) -> list[tuple[str, Reply]]:
         started = time.perf_counter()
         longest = max(len(prompt.ids) for prompt in batch)
-        ids = torch.full((len(batch), longest), self._pad)
+        pad = self._chat.tokenizer.pad_token_id
+        ids = torch.full((len(batch), longest), self._stops[0] if pad is None else pad)
         mask = torch.zeros_like(ids)
         for row, prompt in enumerate(batch):
             ids[row, longest - len(prompt.ids) :] = torch.tensor(prompt.ids)
             mask[row, longest - len(prompt.ids) :] = 1
-        device = self._model.device
-        found = self._model.generate(
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device),
-            generation_config=GenerationConfig(  # type: ignore[no-untyped-call]
-                max_new_tokens=self._settings.max_new_tokens,
-                do_sample=False,
-                eos_token_id=self._stops,
-                pad_token_id=self._pad,
-            ),
-            logits_processor=self._processors(batch, device),
-        )
+        words: dict[str, Any] = {"stops": self._stops, "pad": pad}
+        words["max_new_tokens"] = self._settings.max_new_tokens
+        words["processors"] = self._processors(batch, self._model.device)
+        rows = generate_ids(self._model, ids, mask, **words)
         seconds = round(time.perf_counter() - started, 3)
-        rows = found[:, longest:].tolist()
         return [
             (prompt.key, self._reply(prompt, row, seconds))
             for prompt, row in zip(batch, rows, strict=True)
@@ -141,18 +116,43 @@ class Decoder:
     def _reply(self, prompt: Prompt, made: list[int], seconds: float) -> Reply:
         end = next((place for place, token in enumerate(made) if token in self._stops), None)
         is_ended, kept = end is not None, made[:end]
-        text = self._chat.tokenizer.decode(kept, skip_special_tokens=True).strip()
-        text, reasoning = split_reasoning(text)
-        n_made = len(kept) + is_ended
-        return Reply(
-            text=text,
-            finish_reason="stop" if is_ended else "length",
-            reasoning=reasoning,
-            usage=Usage(prompt_tokens=len(prompt.ids), completion_tokens=n_made),
-            model=self._name,
-            created_at=now(),
-            latency_s=seconds,
-        )
+        text = self._chat.tokenizer.decode(kept, skip_special_tokens=True)
+        reason, n_tokens = "stop" if is_ended else "length", len(kept) + is_ended
+        return _reply_of(prompt, text, n_tokens, reason, self._name, seconds)
+
+
+def generate_ids(
+    model: Any,
+    ids: Tensor,
+    mask: Tensor,
+    *,
+    max_new_tokens: int,
+    stops: Sequence[int],
+    pad: int | None,
+    processors: LogitsProcessorList | None = None,
+) -> list[list[int]]:
+    """The likeliest new tokens of each row of `ids` (rows, tokens), up to one of `stops`."""
+    found = model.generate(
+        input_ids=ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        generation_config=GenerationConfig(  # type: ignore[no-untyped-call]
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=list(stops),
+            pad_token_id=pad if pad is not None else stops[0],
+        ),
+        logits_processor=processors,
+    )
+    rows: list[list[int]] = found[:, ids.shape[1] :].tolist()
+    return rows
+
+
+def _reply_of(
+    prompt: Prompt, text: str, n_tokens: int, reason: str, model: str, seconds: float = 0.0
+) -> Reply:
+    text, reasoning = split_reasoning(text.strip())
+    usage = Usage(prompt_tokens=len(prompt.ids), completion_tokens=n_tokens)
+    return Reply(text, reason, None, reasoning, usage, model, now(), seconds)
 
 
 class GumbelNoise(LogitsProcessor):
@@ -162,7 +162,9 @@ class GumbelNoise(LogitsProcessor):
     """
 
     def __init__(self, keys: Sequence[str], seed: int, device: torch.device) -> None:
-        self._generators = [_generator(f"{seed}\x1f{key}", device) for key in keys]
+        digests = (blake2b(f"{seed}\x1f{key}".encode(), digest_size=7).digest() for key in keys)
+        seeds = (int.from_bytes(digest, "big") for digest in digests)
+        self._generators = [torch.Generator(device).manual_seed(one) for one in seeds]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         noise = torch.empty_like(scores, dtype=torch.float32)
@@ -172,11 +174,6 @@ class GumbelNoise(LogitsProcessor):
         return scores.float() - noise.clamp_(min=torch.finfo(torch.float32).tiny).log()
 
 
-def _generator(name: str, device: torch.device) -> torch.Generator:
-    seed = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest(), "big")
-    return torch.Generator(device).manual_seed(seed)
-
-
 def _in_halves(batches: Sequence[list[Prompt]]) -> list[list[Prompt]]:
     """Every batch in two; what is larger than memory once would be so again."""
     if len(batches[0]) == 1:
@@ -184,27 +181,20 @@ def _in_halves(batches: Sequence[list[Prompt]]) -> list[list[Prompt]]:
             f"the device has no memory left for one prompt of {len(batches[0][0].ids):,} tokens",
             hint="lower --max-new-tokens, use another card, or a quantised model at an endpoint",
         )
-    return [
-        half
-        for batch in batches
-        for half in (batch[: (len(batch) + 1) // 2], batch[(len(batch) + 1) // 2 :])
-        if half
-    ]
+    places = [(batch, (len(batch) + 1) // 2) for batch in batches]
+    return [half for batch, at in places for half in (batch[:at], batch[at:]) if half]
 
-
-# --- answer vllm ---------------------------------------------------------------------------------
-# Answers by vLLM inside this process, where it is installed.
-#
-# Not run by us: no machine with vLLM was at hand. It follows vLLM's documented offline interface
-# (`LLM.generate` on token ids, `LoRARequest`); the endpoint road (`vllm serve`, then --endpoint
-# vllm) is the tested one.
 
 BLOCK = 256
-"""Prompts handed over at once: so many answers a crash may cost."""
+"""Prompts given to vLLM at once: so many answers a crash may cost."""
 
 
 class VllmDecoder:
-    """Generates with vLLM; the same interface as `decoding.Decoder`."""
+    """Generates with vLLM inside this process; the same interface as `Decoder`.
+
+    Not run by us, for want of a machine with vLLM: it follows vLLM's documented offline interface
+    (`LLM.generate` on token ids, `LoRARequest`). Tested is `vllm serve` with --endpoint vllm.
+    """
 
     def __init__(self, opened: AnswerModel, settings: GenerateSettings) -> None:
         if find_spec("vllm") is None:
@@ -250,16 +240,9 @@ class VllmDecoder:
                 lora_request=self._lora,
                 use_tqdm=False,
             )
-            pairs = zip(block, found, strict=True)
-            yield [(prompt.key, self._reply(prompt, one.outputs[0])) for prompt, one in pairs]
-
-    def _reply(self, prompt: Prompt, made: Any) -> Reply:
-        text, reasoning = split_reasoning(made.text.strip())
-        return Reply(
-            text=text,
-            finish_reason=made.finish_reason,
-            reasoning=reasoning,
-            usage=Usage(prompt_tokens=len(prompt.ids), completion_tokens=len(made.token_ids)),
-            model=self._opened.name,
-            created_at=now(),
-        )
+            replies = []
+            for prompt, one in zip(block, found, strict=True):
+                made, name = one.outputs[0], self._opened.name
+                args = (made.text, len(made.token_ids), made.finish_reason, name)
+                replies.append((prompt.key, _reply_of(prompt, *args)))
+            yield replies

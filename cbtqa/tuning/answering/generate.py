@@ -14,8 +14,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +28,11 @@ from cbtqa.llm.cost import Estimate
 from cbtqa.llm.journal import Entry, Journal, Outcome, State
 from cbtqa.llm.progress import Meter
 from cbtqa.llm.runs import Run, Service, estimate_run, open_run, refuse_foreign
-from cbtqa.manifest import (
-    MANIFEST_NAME,
-    FolderResult,
-    describe_file,
-    write_manifest,
-)
+from cbtqa.manifest import MANIFEST_NAME, FolderResult, describe_file, write_manifest
 from cbtqa.psyqa import is_bundled_sample
 from cbtqa.records import CbtAnswer, Provenance, Reason, Rejection
 from cbtqa.settings import Resolved
-from cbtqa.tuning.answering.model import AnswerModel, open_model, read_training
+from cbtqa.tuning.answering.model import AnswerModel, open_model, prompt_form
 from cbtqa.tuning.answering.questions import (
     AnswerChecks,
     Asked,
@@ -48,9 +43,9 @@ from cbtqa.tuning.answering.questions import (
 )
 from cbtqa.tuning.answering.settings import GenerateSettings, SpeakerSettings
 from cbtqa.tuning.data.examples import read_target
-from cbtqa.tuning.libraries import require
+from cbtqa.tuning.libraries import require, require_training
 from cbtqa.tuning.loading import ComputeType, choose_precision
-from cbtqa.tuning.settings import Mode
+from cbtqa.tuning.settings import Mode, OnStage
 
 JOURNAL_NAME, ANSWERS_NAME, REJECTS_NAME = "journal.sqlite", "answers.jsonl", "rejects.jsonl"
 WRITTEN = (ANSWERS_NAME, REJECTS_NAME)
@@ -65,7 +60,7 @@ class GenerateResult(FolderResult):
         return self.folder / ANSWERS_NAME
 
     def to_dict(self) -> dict[str, Any]:
-        """Where the answers are, and what they came to."""
+        """The manifest's facts, and the path of the answers."""
         return {**super().to_dict(), "answers": str(self.path)}
 
     def to_rows(self) -> list[dict[str, Any]]:
@@ -83,15 +78,15 @@ def generate(
 
     Raises:
         UsageError: data, adapter or model are missing, or two of them given.
-        ConfigError: a model that must be converted first or is not to be had; a folder of another
+        ConfigError: a model that must be converted first or cannot be loaded; a folder of another
             run.
         DataError: no questions, no adapter, an adapter on another base.
         MissingExtraError: torch, transformers or peft are not installed.
         LicenceGateError: questions would go to a non-local endpoint without acknowledgement.
-        IncompleteRunError: an unfinished dataset; stopped early (the same call continues); or
-            not one answer came out, outputs kept.
+        IncompleteRunError: an unfinished dataset; stopped early (the same call resumes); or not
+            one answer, outputs kept.
     """
-    run = prepare(resolved, on_stage)
+    run = prepare(resolved.values, on_stage)
     folder = run.settings.out
     refuse_foreign(folder / JOURNAL_NAME, "answers")
     with open_run(
@@ -123,50 +118,62 @@ def generate(
 
 
 def estimate_answers(resolved: Resolved[GenerateSettings]) -> Estimate:
-    """What an endpoint would still be sent; a model in this process is sent nothing.
+    """What an endpoint would still be sent; nothing for a model in this process.
 
-    Raises:
-        UsageError, ConfigError, DataError: as `generate`; no weights are looked at.
+    Raises as `generate`, but reads no weights.
     """
     settings = resolved.values
     service, _, asked = _read(settings)
-    task = AnswerTask(settings, AnswerChecks())
-    estimate = estimate_run(service, settings.out / JOURNAL_NAME, asked.items, task)
+    estimate = estimate_run(service, settings.out / JOURNAL_NAME, asked.items, AnswerTask(settings))
     return estimate.model_copy(update={"n_left_out": len(asked.rejections)})
-
-
-# --- answering -----------------------------------------------------------------------------------
 
 
 def _answer(run: AnswerRun, opened: Run, on_progress: OnProgress | None, on_stage: OnStage) -> None:
     items, journal = run.asked.items, opened.journal
     if run.service is not None:
-        task = AnswerTask(run.settings, AnswerChecks())
-        opened.ask(items, task, n_total=len(items), on_progress=on_progress)
+        opened.ask(items, AnswerTask(run.settings), n_total=len(items), on_progress=on_progress)
         return
-    assert run.opened is not None
+    assert run.opened is not None and run.precision is not None
     standings = journal.standings([item.key for item in items])
     waiting = {item.key: item for item in items if item.key not in standings}
     if not waiting:
         return
+    from cbtqa.tuning.answering.decoding import Decoder, VllmDecoder
+
     chat = run.opened.chat
     checks = AnswerChecks(turn_mark_of(chat))
-    ids = chat.prompt_ids([item.messages for item in waiting.values()])
-    prompts = [Prompt(key, tuple(row)) for key, row in zip(waiting, ids, strict=True)]
-    on_stage(f"loading {run.opened.backbone.told_name}")
+    on_stage(f"loading {run.opened.backbone.display_name}")
     meter = Meter(len(items), None, journal.totals())
     meter.n_skipped = len(items) - len(waiting)
-    left_out = {entry.key: entry for entry in _leave_out(run, waiting, prompts)}
-    _keep(journal, meter, list(left_out.values()))
-    fitting = [prompt for prompt in prompts if prompt.key not in left_out]
-    for replies in _decoder(run).answer(fitting) if fitting else ():
-        _keep(journal, meter, [_judged(checks, waiting[key], reply) for key, reply in replies])
+    prompts, left_out = [], []
+    ids = chat.prompt_ids([item.messages for item in waiting.values()])
+    for item, row in zip(waiting.values(), ids, strict=True):
+        fault = run.opened.fault_of_prompt(item.messages, len(row), run.settings.max_new_tokens)
+        if fault is None:
+            prompts.append(Prompt(item.key, tuple(row)))
+        else:
+            left_out.append(Entry(item.key, 1, State.FINAL, None, fault))
+    _record_entries(journal, meter, left_out)
+    if not prompts:
+        return
+    if run.settings.engine == "vllm":
+        decoder: Decoder | VllmDecoder = VllmDecoder(run.opened, run.settings)
+    else:
+        model = run.opened.load(run.device, run.precision)
+        decoder = Decoder(model, chat, run.opened.stops, run.settings, run.model_name)
+    for replies in decoder.answer(prompts):
+        entries = []
+        for key, reply in replies:
+            fault = checks.fault_of(waiting[key], reply)
+            state = State.ACCEPTED if fault is None else State.FINAL
+            entries.append(Entry(key, 1, state, reply, fault))
+        _record_entries(journal, meter, entries)
         if on_progress:
             on_progress(meter.progress(0))
 
 
-def _keep(journal: Journal, meter: Meter, entries: list[Entry]) -> None:
-    """Durable, then counted."""
+def _record_entries(journal: Journal, meter: Meter, entries: list[Entry]) -> None:
+    # durable first, then counted: a crash between the two must not lose an answer
     journal.record(entries)
     for entry in entries:
         if entry.reply is not None:
@@ -174,50 +181,20 @@ def _keep(journal: Journal, meter: Meter, entries: list[Entry]) -> None:
         meter.ended(entry)
 
 
-def _decoder(run: AnswerRun) -> Any:
-    assert run.opened is not None and run.precision is not None
-    if run.settings.engine == "vllm":
-        from cbtqa.tuning.answering.decoding import VllmDecoder
-
-        return VllmDecoder(run.opened, run.settings)
-    from cbtqa.tuning.answering.decoding import Decoder
-
-    model = run.opened.load(run.device, run.precision)
-    return Decoder(model, run.opened.chat, run.opened.stops, run.settings, run.model_name)
-
-
-def _leave_out(
-    run: AnswerRun, waiting: dict[str, AskedItem], prompts: list[Prompt]
-) -> Iterator[Entry]:
-    """Rejections of prompts that cannot be asked."""
-    assert run.opened is not None
-    for prompt in prompts:
-        messages, n_new = waiting[prompt.key].messages, run.settings.max_new_tokens
-        fault = run.opened.fault_of_prompt(messages, len(prompt.ids), n_new)
-        if fault is not None:
-            yield Entry(prompt.key, 1, State.FINAL, None, fault)
-
-
-def _judged(checks: AnswerChecks, item: AskedItem, reply: Reply) -> Entry:
-    fault = checks.fault_of(item, reply)
-    state = State.ACCEPTED if fault is None else State.FINAL
-    return Entry(item.key, 1, state, reply, fault)
-
-
-# --- writing -------------------------------------------------------------------------------------
-
-
 def _write(run: AnswerRun, journal: Journal) -> dict[str, Any]:
     """Both files from the journal, in the order of the questions; gives the counts."""
     folder, rejected = run.settings.out, Counter[str]()
     n_out = n_steps = 0
+    outcomes = journal.outcomes(item.key for item in run.asked.items)
+    pairs = zip(run.asked.items, outcomes, strict=True)
+    records = (_answer_record(run, item, outcome) for item, (_, outcome) in pairs)
     with (
         replacing(folder / ANSWERS_NAME) as answers_path,
         replacing(folder / REJECTS_NAME) as rejects_path,
         answers_path.open("w", encoding="utf-8") as answers,
         rejects_path.open("w", encoding="utf-8") as rejects,
     ):
-        for found in _records(run, journal):
+        for found in chain(run.asked.rejections, records):
             if isinstance(found, CbtAnswer):
                 answers.write(json_line(found))
                 n_out, n_steps = n_out + 1, n_steps + (found.steps is not None)
@@ -233,14 +210,9 @@ def _write(run: AnswerRun, journal: Journal) -> dict[str, Any]:
     }
 
 
-def _records(run: AnswerRun, journal: Journal) -> Iterator[CbtAnswer | Rejection]:
-    yield from run.asked.rejections
-    outcomes = journal.outcomes(item.key for item in run.asked.items)
-    for item, (_, outcome) in zip(run.asked.items, outcomes, strict=True):
-        yield _record(run, item, outcome)
-
-
-def _record(run: AnswerRun, item: AskedItem, outcome: Outcome | None) -> CbtAnswer | Rejection:
+def _answer_record(
+    run: AnswerRun, item: AskedItem, outcome: Outcome | None
+) -> CbtAnswer | Rejection:
     reply = outcome.reply if outcome else None
     if outcome is None or reply is None or outcome.fault is not None:
         fault = outcome.fault if outcome else None
@@ -271,17 +243,14 @@ def _record(run: AnswerRun, item: AskedItem, outcome: Outcome | None) -> CbtAnsw
     )
 
 
-# --- answer run ----------------------------------------------------------------------------------
-# A run of `generate` before its first answer: questions read, model checked, gates passed.
-
-OnStage = Callable[[str], None]
+# --- before the first answer ---------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class AnswerRun:
-    """Everything decided before the first answer."""
+    """Everything decided before the first answer: questions read, model checked."""
 
-    resolved: Resolved[GenerateSettings]
+    settings: GenerateSettings
     mode: Mode
     asked: Asked
     service: Service | None
@@ -291,11 +260,6 @@ class AnswerRun:
     device: str = ""
     precision: ComputeType | None = None
     """Both empty at an endpoint."""
-
-    @property
-    def settings(self) -> GenerateSettings:
-        """The settings without their origins."""
-        return self.resolved.values
 
     @property
     def model_name(self) -> str:
@@ -312,56 +276,46 @@ class AnswerRun:
 
     def sampling(self) -> dict[str, float | int | str]:
         """Everything that decides how tokens are drawn, as provenance keeps it."""
-        told = sampling_of(self.settings).described()
-        told.pop("seed", None)
-        if self.service is None:
-            assert self.precision is not None
-            told |= {"engine": self.settings.engine, "dtype": self.precision}
-        return told | {"mode": self.mode}
+        described = sampling_of(self.settings).described()
+        described.pop("seed", None)
+        if self.precision is not None:
+            described |= {"engine": self.settings.engine, "dtype": self.precision}
+        return described | {"mode": self.mode}
 
     def fingerprint(self) -> dict[str, str]:
         """Everything that, when changed, makes the journal's answers those of another run."""
-        told = {
+        known = {
             "task": "generate",
             "model": self.model_name,
             "sampling": json.dumps(self.sampling(), sort_keys=True),
             "seed": str(self.settings.seed),
         }
         if self.service is not None:
-            return told | {"endpoint_host": self.service.host}
+            return known | {"endpoint_host": self.service.host}
         assert self.opened is not None
         template = self.opened.chat.prompt_text([{"role": "user", "content": "问题"}])
         template_hash = hashlib.sha256(template.encode()).hexdigest()
         more = {"weights_sha256": self.opened.weights_sha256, "chat_sha256": template_hash}
-        return told | more | {"device": self.device}
+        return known | more | {"device": self.device}
 
 
-def prepare(resolved: Resolved[GenerateSettings], on_stage: OnStage) -> AnswerRun:
-    """Decides everything; loads no weights and sends nothing.
-
-    Raises:
-        UsageError, ConfigError, DataError, MissingExtraError, LicenceGateError,
-        IncompleteRunError: as `generate`.
-    """
-    settings = resolved.values
-    if settings.endpoint:
-        service, mode, asked = _read(settings)
-        return AnswerRun(resolved, mode, asked, service, None)
-    require_libraries()
-    _, mode, asked = _read(settings)
-    opened, device, precision = open_here(settings, on_stage)
-    return AnswerRun(resolved, mode, asked, None, opened, device, precision)
+def prepare(settings: GenerateSettings, on_stage: OnStage) -> AnswerRun:
+    """Decides everything; loads no weights and sends nothing. Raises as `generate`."""
+    if not settings.endpoint:
+        require_training()
+    service, mode, asked = _read(settings)
+    if service is not None:
+        return AnswerRun(settings, mode, asked, service, None)
+    return AnswerRun(settings, mode, asked, None, *open_local(settings, on_stage))
 
 
 def _read(settings: GenerateSettings) -> tuple[Service | None, Mode, Asked]:
-    """Who is asked, and what, in which form."""
+    """The endpoint, the form of the answers, and the questions."""
     refuse_adapter_at_endpoint(settings)
-    trained = read_training(settings.adapter)
-    mode = settings.mode or trained.mode or "answer"
-    prompt = trained.system_prompt if settings.system_prompt is None else settings.system_prompt
+    mode, system = prompt_form(settings)
     if settings.out.is_file():
         raise ConfigError(f"--out: {settings.out} is a file")
-    return settings.service(), mode, read_asked(settings, mode, prompt)
+    return settings.service(), mode, read_asked(settings, mode, system)
 
 
 def refuse_adapter_at_endpoint(settings: SpeakerSettings) -> None:
@@ -374,54 +328,30 @@ def refuse_adapter_at_endpoint(settings: SpeakerSettings) -> None:
         )
 
 
-def require_libraries() -> None:
-    """Imports what a model in this process needs, and silences its talk.
-
-    Raises:
-        MissingExtraError: torch, transformers or peft are not installed.
-    """
-    for module in ("torch", "transformers", "peft"):
-        require(module)
-    talk = require("transformers").logging
-    talk.set_verbosity_error()
-    talk.disable_progress_bar()
-
-
-def open_here(settings: SpeakerSettings, on_stage: OnStage) -> tuple[AnswerModel, str, ComputeType]:
-    """The model of this process, checked, with its device and precision.
-
-    Raises:
-        UsageError, ConfigError, DataError: as `answer_model.open_model`.
-    """
+def open_local(
+    settings: SpeakerSettings, on_stage: OnStage
+) -> tuple[AnswerModel, str, ComputeType]:
+    """The model of this process, checked, with its device and precision; raises as `open_model`."""
     on_stage("checking the model")
     opened = open_model(settings)
     for note in opened.notes:
         on_stage(note)
-    device = _choose_device(settings.device)
-    precision = choose_precision(settings.dtype) if device == "cuda" else _off_card(settings)
-    return opened, device, precision
-
-
-def _choose_device(wanted: str) -> str:
-    torch = require("torch")
-    if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    backend = {"cuda": torch.cuda, "mps": torch.backends.mps}.get(wanted)
+    torch, device = require("torch"), settings.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    backend = {"cuda": torch.cuda, "mps": torch.backends.mps}.get(device)
     if backend is not None and not backend.is_available():
-        raise ConfigError(f"--device {wanted}: there is none", hint="use --device cpu")
-    return wanted
+        raise ConfigError(f"--device {device}: there is none", hint="use --device cpu")
+    if device == "cuda":
+        return opened, device, choose_precision(settings.dtype)
+    return opened, device, "fp32" if settings.dtype == "auto" else settings.dtype
 
 
-def _off_card(settings: SpeakerSettings) -> ComputeType:
-    return "fp32" if settings.dtype == "auto" else settings.dtype
-
-
-# --- answer endpoint -----------------------------------------------------------------------------
-# A prediction is taken as it comes: nothing is asked again because of what a reply says.
+# --- at an endpoint ------------------------------------------------------------------------------
 
 
 def sampling_of(settings: SpeakerSettings) -> Sampling:
-    """The request's sampling; what the protocol has no field for goes along as vLLM takes it."""
+    """The request's sampling; what the protocol has no field for is sent as vLLM takes it."""
     more: dict[str, float | int] = {}
     if settings.top_k:
         more["top_k"] = settings.top_k
@@ -437,10 +367,10 @@ def sampling_of(settings: SpeakerSettings) -> Sampling:
 
 
 class AnswerTask:
-    """The engine's task: one question, one reply."""
+    """The engine's task: one question, one reply, which is never asked for again."""
 
-    def __init__(self, settings: GenerateSettings, checks: AnswerChecks) -> None:
-        self._sampling, self._checks = sampling_of(settings), checks
+    def __init__(self, settings: GenerateSettings) -> None:
+        self._sampling = sampling_of(settings)
 
     def key(self, item: AskedItem) -> str:
         """See `AskedItem.key`."""
@@ -452,7 +382,7 @@ class AnswerTask:
 
     def check(self, item: AskedItem, reply: Reply) -> Fault | None:
         """The fault of a reply that holds text."""
-        return self._checks.leak_in(item, reply.text)
+        return AnswerChecks().leak_in(item, reply.text)
 
     def ask_again(self, item: AskedItem, reply: Reply, fault: Fault) -> None:
         """Never: a second try would flatter the system."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cbtqa.errors import ConfigError, DataError, UsageError
+from cbtqa.errors import DataError, UsageError
 from cbtqa.files import parse_record, read_json
 from cbtqa.llm.chat import Fault, Message
 from cbtqa.manifest import describe_file
@@ -22,17 +22,20 @@ from cbtqa.tuning.backbones import Backbone, fetch_if_present
 from cbtqa.tuning.data.chat_format import ChatFormat
 from cbtqa.tuning.libraries import require
 from cbtqa.tuning.loading import ComputeType, choose_backbone, load_base, load_chat
-from cbtqa.tuning.settings import FinetuneSettings, Mode
+from cbtqa.tuning.settings import Mode
 from cbtqa.tuning.training.record import RUN_NAME, RunStart
-from cbtqa.tuning.weights.adapter import CONFIG_NAME, WEIGHT_NAMES, check_base, find_base
-from cbtqa.tuning.weights.files import combine_hashes, describe_base, read_base_record
-
-GENERATION_NAME = "generation_config.json"
+from cbtqa.tuning.weights.adapter import CONFIG_NAME, check_base, find_adapter, find_base
+from cbtqa.tuning.weights.files import (
+    GENERATION_NAME,
+    combine_hashes,
+    describe_base,
+    read_base_record,
+)
 
 
 @dataclass(frozen=True)
 class Trained:
-    """How an adapter was trained, as far as it decides what is asked; None where unknown."""
+    """How an adapter was trained, as far as it decides the prompt; None where unknown."""
 
     mode: Mode | None = None
     system_prompt: str | None = None
@@ -40,12 +43,19 @@ class Trained:
 
 
 def read_training(adapter: Path | None) -> Trained:
-    """What the adapter's `run.json` says; nothing for other models and other programs' adapters."""
+    """What the adapter's `run.json` records; nothing for models and other programs' adapters."""
     if adapter is None or not (adapter / RUN_NAME).is_file():
         return Trained()
     start = parse_record(RunStart, read_json(adapter / RUN_NAME), str(adapter / RUN_NAME))
     values = {name: start.settings[name].value for name in Trained.__annotations__}
     return Trained(**values)
+
+
+def prompt_form(settings: SpeakerSettings) -> tuple[Mode, str | None]:
+    """Mode and system text of the prompts: as set, else as the adapter was trained."""
+    trained = read_training(settings.adapter)
+    system = trained.system_prompt if settings.system_prompt is None else settings.system_prompt
+    return settings.mode or trained.mode or "answer", system
 
 
 @dataclass(frozen=True)
@@ -66,15 +76,12 @@ class AnswerModel:
         """Tokens any of which ends an answer."""
         tokenizer = self.chat.tokenizer
         named = tokenizer.convert_tokens_to_ids(list(self.backbone.stops))
-        found = {*self.chat.end_ids, tokenizer.eos_token_id, *named, *self._own_stops()}
-        return sorted(found - {None, tokenizer.unk_token_id})
-
-    def _own_stops(self) -> list[int | None]:
-        """What the model's own generation_config.json names; none when it has no such file."""
         place = self.backbone
         file = fetch_if_present(place.location, GENERATION_NAME, revision=place.revision)
         given = read_json(file).get("eos_token_id") if file else None
-        return given if isinstance(given, list) else [given]
+        own = given if isinstance(given, list) else [given]
+        found = {*self.chat.end_ids, tokenizer.eos_token_id, *named, *own}
+        return sorted(found - {None, tokenizer.unk_token_id})
 
     def fault_of_prompt(
         self, messages: Sequence[Message], n_tokens: int, max_new_tokens: int
@@ -92,29 +99,20 @@ class AnswerModel:
         return Fault(Reason.BAD_REQUEST, detail) if detail else None
 
     def load(self, device: str, precision: ComputeType) -> Any:
-        """The model in evaluation mode, ready to generate.
-
-        Raises:
-            DataError: the adapter does not fit the base.
-            ConfigError: as `loading.load_base`.
-        """
-        place = None if device == "cpu" else device
-        model = load_base(self.backbone, precision, place=place)
-        if self.adapter is not None:
-            model = self._with_adapter(model, self.adapter)
-        return model.eval()
-
-    def _with_adapter(self, model: Any, folder: Path) -> Any:
+        """The model ready to generate; raises DataError for an adapter that does not fit."""
+        model = load_base(self.backbone, precision, place=None if device == "cpu" else device)
+        if self.adapter is None:
+            return model.eval()
         try:
             with warnings.catch_warnings():
                 # peft 0.21 asks transformers 5.23 for a property by its old name
                 warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-                return require("peft").PeftModel.from_pretrained(model, str(folder))
+                return require("peft").PeftModel.from_pretrained(model, str(self.adapter)).eval()
         except (RuntimeError, ValueError) as error:
             words = " ".join(str(error).split())[:200]
             raise DataError(
-                f"the adapter does not fit {self.backbone.told_name}: {words}",
-                where=str(folder),
+                f"the adapter does not fit {self.backbone.display_name}: {words}",
+                where=str(self.adapter),
                 hint="name the base it was trained on: --base FOLDER",
             ) from None
 
@@ -125,7 +123,7 @@ def open_model(settings: SpeakerSettings) -> AnswerModel:
     Raises:
         UsageError: neither an adapter nor a model named, or both.
         DataError: no adapter there, or on another base than the one given.
-        ConfigError: a model that must be converted first, or is not to be had.
+        ConfigError: a model that must be converted first, or cannot be loaded.
     """
     if (settings.adapter is None) == (settings.model is None):
         raise UsageError(
@@ -135,40 +133,21 @@ def open_model(settings: SpeakerSettings) -> AnswerModel:
         )
     if settings.adapter is not None:
         return _open_adapter(settings, settings.adapter)
-    named = FinetuneSettings(backbone=settings.model, revision=settings.revision)
-    backbone = choose_backbone(named)
+    backbone = choose_backbone(settings.model, settings.revision)
     chat = load_chat(backbone, settings.chat_format)
     sha256 = describe_base(backbone).weights_sha256
-    return AnswerModel(backbone, chat, None, backbone.told_name, sha256)
+    return AnswerModel(backbone, chat, None, backbone.display_name, sha256)
 
 
 def _open_adapter(settings: SpeakerSettings, folder: Path) -> AnswerModel:
-    if not (folder / CONFIG_NAME).is_file():
-        raise DataError(
-            f"no adapter here: no {CONFIG_NAME}",
-            where=str(folder),
-            hint="--adapter takes a folder of `cbtqa finetune`; a whole model: --model FOLDER",
-        )
-    weights = [path for name in WEIGHT_NAMES if (path := folder / name).is_file()]
-    if not weights:
-        raise DataError("the adapter has no weights", where=str(folder))
-    config, recorded = read_json(folder / CONFIG_NAME), read_base_record(folder)
+    config, weights = find_adapter(folder)
+    recorded = read_base_record(folder)
     backbone = find_base(config, settings.base, recorded)
-    if backbone.needs_conversion:
-        raise ConfigError(
-            f"{backbone.told_name} is in its published layout, adapters are for the converted one",
-            hint="give the folder that cbtqa convert wrote: --base FOLDER",
-        )
     base, notes = check_base(backbone, recorded)
     files = (*map(describe_file, weights), describe_file(folder / CONFIG_NAME))
-    return AnswerModel(
-        backbone,
-        _chat_of_adapter(settings, folder, backbone),
-        folder,
-        folder.resolve().name,
-        f"{base.weights_sha256}+{combine_hashes(files)}",
-        notes,
-    )
+    chat, sha256 = _chat_of_adapter(settings, folder, backbone), combine_hashes(files)
+    name, sha256 = folder.resolve().name, f"{base.weights_sha256}+{sha256}"
+    return AnswerModel(backbone, chat, folder, name, sha256, notes)
 
 
 def _chat_of_adapter(settings: SpeakerSettings, folder: Path, backbone: Backbone) -> ChatFormat:
@@ -177,5 +156,5 @@ def _chat_of_adapter(settings: SpeakerSettings, folder: Path, backbone: Backbone
         return load_chat(backbone, settings.chat_format)
     words: dict[str, Any] = {"path": folder, "revision": None, "template": None}
     if read_training(folder).chat_format is not None:
-        words["end_of_turn"] = None  # it was that of the format, which the template tells
+        words["end_of_turn"] = None  # it was that of the format, which the template shows
     return load_chat(backbone.model_copy(update=words), settings.chat_format)

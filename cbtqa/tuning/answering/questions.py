@@ -1,4 +1,4 @@
-"""What is to be answered: a dataset's questions, a question file, or rows of prompts.
+"""The questions to answer: a dataset's, a question file's, or rows of prompts; checks of answers.
 
 asked = read_asked(settings, mode, system_prompt)
 asked.items[0].messages, asked.rejections
@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from cbtqa.dataset_folder import QUESTION_COLUMNS, DatasetFolder, question_of
 from cbtqa.errors import ConfigError, DataError, UsageError
@@ -20,11 +19,11 @@ from cbtqa.files import read_rows
 from cbtqa.llm.chat import Fault, Reply, fault_of_reply
 from cbtqa.manifest import FileEntry, describe_file
 from cbtqa.psyqa import read_questions
-from cbtqa.records import Reason, Rejection, Risk
+from cbtqa.records import Question, Reason, Rejection, Risk
 from cbtqa.safety.screen import screen
 from cbtqa.tuning.answering.settings import GenerateSettings
 from cbtqa.tuning.data.chat_format import ChatFormat
-from cbtqa.tuning.data.examples import ROLES, Message, prompt_messages
+from cbtqa.tuning.data.examples import Message, prompt_messages, read_messages
 from cbtqa.tuning.settings import Mode
 
 PROMPT_COLUMNS = ("prompt", "messages")
@@ -57,7 +56,7 @@ class Prompt:
 
 @dataclass
 class Asked:
-    """Everything that is to be answered."""
+    """The questions of a run."""
 
     items: list[AskedItem] = field(default_factory=list)
     rejections: list[Rejection] = field(default_factory=list)
@@ -84,20 +83,12 @@ def read_asked(settings: GenerateSettings, mode: Mode, system_prompt: str | None
             hint="cbtqa generate cbtqa-dataset --adapter runs/tuned --out runs/answers",
         )
     if path.is_dir():
-        folder = DatasetFolder.open(path)
-        entries = tuple(describe_file(file, path) for file in folder.files(settings.split))
-        read: Iterator[AskedItem | Rejection]
-        read = _dataset_items(folder, settings.split, mode, system_prompt)
+        parts = DatasetFolder.open(path).files(settings.split)
+        entries = tuple(describe_file(part, path) for part in parts)
     else:
-        is_prompts = _holds_prompts(path, settings.encoding)
-        read = (
-            _prompt_items(path, settings.encoding)
-            if is_prompts
-            else _question_items(path, settings.encoding, mode, system_prompt)
-        )
         entries = (describe_file(path),)
     asked, seen = Asked(files=entries), set[str]()
-    for found in islice(read, settings.limit):
+    for found in islice(_read_items(settings, path, mode, system_prompt), settings.limit):
         if isinstance(found, Rejection):
             asked.rejections.append(found)
             continue
@@ -110,25 +101,25 @@ def read_asked(settings: GenerateSettings, mode: Mode, system_prompt: str | None
     return asked
 
 
-def _dataset_items(
-    folder: DatasetFolder, split: str, mode: Mode, system_prompt: str | None
-) -> Iterator[AskedItem]:
-    for row in folder.rows(split, (*QUESTION_COLUMNS, "risk")):
-        question = question_of(row)
-        messages = prompt_messages(question, mode, system_prompt)
-        yield AskedItem(question.id, tuple(messages), row["risk"])
-
-
-def _question_items(
-    path: Path, encoding: str, mode: Mode, system_prompt: str | None
+def _read_items(
+    settings: GenerateSettings, path: Path, mode: Mode, system_prompt: str | None
 ) -> Iterator[AskedItem | Rejection]:
-    for row in read_questions(path, encoding=encoding):
-        if isinstance(row, Rejection):
-            yield row
-            continue
-        messages = prompt_messages(row.question, mode, system_prompt)
-        risk = screen(row.question.source_text).risk
-        yield AskedItem(row.question.id, tuple(messages), risk)
+    def item_of(question: Question, risk: Risk) -> AskedItem:
+        messages = prompt_messages(question, mode, system_prompt)
+        return AskedItem(question.id, tuple(messages), risk)
+
+    if path.is_dir():
+        columns = (*QUESTION_COLUMNS, "risk")
+        for row in DatasetFolder.open(path).rows(settings.split, columns):
+            yield item_of(question_of(row), row["risk"])
+    elif _holds_prompts(path, settings.encoding):
+        yield from _prompt_items(path, settings.encoding)
+    else:
+        for read in read_questions(path, encoding=settings.encoding):
+            if isinstance(read, Rejection):
+                yield read
+            else:
+                yield item_of(read.question, screen(read.question.source_text).risk)
 
 
 def _holds_prompts(path: Path, encoding: str) -> bool:
@@ -138,64 +129,47 @@ def _holds_prompts(path: Path, encoding: str) -> bool:
     try:
         _, row = next(read_rows(path, encoding), ("", {}))
     except DataError:
-        return False  # a damaged question file is told better by its own reader
+        return False  # a damaged question file is reported better by its own reader
     return any(name in row for name in PROMPT_COLUMNS)
 
 
 def _prompt_items(path: Path, encoding: str) -> Iterator[AskedItem]:
     for number, (where, row) in enumerate(read_rows(path, encoding), 1):
-        messages = _messages(row.get("prompt", row.get("messages")), where)
-        said = "\n".join(turn["content"] for turn in messages if turn["role"] == "user")
-        yield AskedItem(str(row.get("id") or f"row {number}"), messages, screen(said).risk)
+        turns = read_messages(row.get("prompt", row.get("messages")), "user", where)
+        while turns and turns[-1]["role"] == "assistant":
+            turns.pop()  # an answer after the last question is not shown to the model
+        if not turns or not turns[-1]["content"].strip():
+            words = "expected a prompt: a text, or messages that end with the user's"
+            raise DataError(words, where=where)
+        text = "\n".join(turn["content"] for turn in turns if turn["role"] == "user")
+        yield AskedItem(str(row.get("id") or f"row {number}"), tuple(turns), screen(text).risk)
 
 
-def _messages(value: Any, where: str) -> tuple[Message, ...]:
-    """The messages up to the last of the user: an answer that stands behind it is not shown."""
-    if isinstance(value, str):
-        value = [{"role": "user", "content": value}]
-    turns = []
-    for turn in value if isinstance(value, list) else ():
-        fits = isinstance(turn, dict) and isinstance(turn.get("content"), str)
-        if not fits or turn.get("role") not in ROLES:
-            raise DataError(
-                f"expected messages with a role ({', '.join(ROLES)}) and a text", where=where
-            )
-        turns.append({"role": turn["role"], "content": turn["content"]})
-    while turns and turns[-1]["role"] == "assistant":
-        turns.pop()
-    if not turns or not turns[-1]["content"].strip():
-        raise DataError(
-            "expected a prompt: a text, or messages that end with the user's", where=where
-        )
-    return tuple(turns)
-
-
-# --- answer checks -------------------------------------------------------------------------------
-# What keeps a reply from being an answer: nothing in it, cut off, or the prompt itself in it.
-#
-# No more than that: whether an answer is good, safe or in five steps is for scores to say, and a
-# score over only the good ones would mean nothing.
+# --- checks of answers ---------------------------------------------------------------------------
 
 LEAK_CHARS = 14
 """So many characters in a row of the system text count as a leak. assumed; as in `dataset.check`"""
 LEAST_MARK = 4
-"""Characters that a turn's mark must have to be looked for: `:` alone stands in many answers."""
+"""Characters that a turn's mark must have to be looked for: `:` alone is in many answers."""
 
 
 @dataclass(frozen=True)
 class AnswerChecks:
-    """The checks of one run."""
+    """Rejects a reply that is empty, cut off, or holds its prompt.
+
+    No more than that: a score over only the good answers would mean nothing.
+    """
 
     turn_mark: str = ""
     """What the chat format writes before a user's turn, such as a line `Human:`: a model that
-    writes it talks to itself. Empty where it is not known, at an endpoint."""
+    writes it talks to itself. Empty where it is unknown, at an endpoint."""
 
     def fault_of(self, item: AskedItem, reply: Reply) -> Fault | None:
         """What is wrong with a reply, or None."""
         return fault_of_reply(reply) or self.leak_in(item, reply.text)
 
     def leak_in(self, item: AskedItem, text: str) -> Fault | None:
-        """PROMPT_LEAK when parts of the prompt stand in a text."""
+        """PROMPT_LEAK when parts of the prompt are in a text."""
         if len(self.turn_mark.strip()) >= LEAST_MARK and self.turn_mark in text:
             mark = self.turn_mark.strip()
             return Fault(Reason.PROMPT_LEAK, f"goes on with a turn of the user: {mark}")
@@ -209,12 +183,12 @@ class AnswerChecks:
 
 
 def turn_mark_of(chat: ChatFormat) -> str:
-    """What stands between an answer and the user's next question; special tokens left out, as
-    they are in decoded answers. Empty for a template that takes one question only."""
+    """The text between an answer and the user's next question, without special tokens, as decoded
+    answers are. Empty for a template that takes one question only."""
     first, answer, second = "问题一", "回答一", "问题二"
     turns = [("user", first), ("assistant", answer), ("user", second)]
     try:
-        text = chat.prompt_text([{"role": role, "content": said} for role, said in turns])
+        text = chat.prompt_text([{"role": role, "content": content} for role, content in turns])
     except (ConfigError, ValueError, TypeError):
         return ""
     between = text.partition(answer)[2].partition(second)[0]

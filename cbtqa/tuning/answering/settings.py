@@ -77,7 +77,7 @@ class BatchSettings(Settings):
 
 
 class GenerateSettings(SpeakerSettings, BatchSettings, EndpointSettings):
-    """Everything `cbtqa generate` can be told."""
+    """The settings of `cbtqa generate`."""
 
     data: Path | None = None
     """Built dataset, question file, or a .jsonl/.json/.parquet file of rows with `prompt` or

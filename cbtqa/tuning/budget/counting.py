@@ -1,14 +1,14 @@
 """Counts what one training step of a shape takes, without its weights and without a GPU.
 
 The model is built on the meta device with its adapters, and one micro-batch goes forward and
-backward under the meters, at two depths that tell every other. What comes out are counts:
+backward under the meters, at two depths from which all others follow:
 
     count = count_shape(to_config(find_backbone("baichuan")), LoraConfig(r=16, ...))
     count.plain.saved_per_token / 2**20          # 5.2 MiB
     count.n_trainable                      # 39,976,960
 
-Not counted, because no allocation of ours: the CUDA context, kernels' workspaces and the
-allocator's unused rests; `estimate` states what it adds for them.
+Not counted: the CUDA context, kernels' workspaces and the allocator's unused rests; `estimate`
+states what it adds for them.
 """
 
 from __future__ import annotations
@@ -58,7 +58,45 @@ class PassCount:
 
 
 @dataclass(frozen=True)
-class ShapeCount:
+class ModelSizes:
+    """The sizes of a model that decide its arithmetic."""
+
+    body_weights: int
+    """Numbers in the layers' matrices, which every token is multiplied with."""
+    adapter_weights: int
+    """Numbers in the adapters' matrices."""
+    n_layers: int
+    hidden: int
+    attention_width: int
+    """Heads times their size."""
+    vocabulary: int
+
+    @classmethod
+    def of(cls, model: Any) -> ModelSizes:
+        """Counted on a model with adapters, quantised or not."""
+        config = model.config.get_text_config()
+        linear = [
+            layer
+            for name, module in model.named_modules()
+            if isinstance(layer := getattr(module, "base_layer", module), nn.Linear)
+            and ".lora_" not in name
+            and not name.endswith("base_layer")
+        ]
+        n_linear = sum(layer.in_features * layer.out_features for layer in linear)
+        hidden, n_heads = config.hidden_size, config.num_attention_heads
+        matrices = (p for p in model.parameters() if p.requires_grad and p.dim() == 2)
+        return cls(
+            body_weights=n_linear - config.vocab_size * hidden,
+            adapter_weights=_numbers(matrices),
+            n_layers=config.num_hidden_layers,
+            hidden=hidden,
+            attention_width=(getattr(config, "head_dim", None) or hidden // n_heads) * n_heads,
+            vocabulary=config.vocab_size,
+        )
+
+
+@dataclass(frozen=True)
+class ShapeCount(ModelSizes):
     """Sizes of a model with adapters, and what its passes keep."""
 
     n_frozen: int
@@ -72,17 +110,8 @@ class ShapeCount:
     """Bytes of one frozen number."""
     largest_matrix: int
     """Numbers in the largest adapted matrix."""
-    n_layers: int
     layer_bytes: int
     """Weights of the largest layer: what FSDP gathers at a time."""
-    hidden: int
-    attention_width: int
-    """Heads times their size."""
-    vocabulary: int
-    body_weights: int
-    """Numbers in the layers' matrices, which every token is multiplied with."""
-    adapter_weights: int
-    """Numbers in the adapters' matrices."""
     plain: PassCount
     recomputed: PassCount
     """With gradient checkpointing: layers keep their input and run twice."""
@@ -112,8 +141,6 @@ def count_shape(
     frozen = [p for p in model.parameters() if not p.requires_grad]
     adapted = [m.base_layer.weight for m in model.modules() if hasattr(m, "lora_A")]
     layers = model.get_base_model().get_decoder().layers
-    in_layers = [p for p in layers.parameters() if p.dim() == 2 and not p.requires_grad]
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return ShapeCount(
         n_frozen=_numbers(frozen),
         n_trainable=_numbers(trained),
@@ -122,13 +149,8 @@ def count_shape(
         adapted_weights=_numbers(adapted),
         weight_width=dtype.itemsize,
         largest_matrix=max(weight.numel() for weight in adapted),
-        n_layers=len(layers),
         layer_bytes=max(_bytes(layer.parameters()) for layer in layers),
-        hidden=config.hidden_size,
-        attention_width=head_dim * config.num_attention_heads,
-        vocabulary=config.vocab_size,
-        body_weights=_numbers(in_layers),
-        adapter_weights=_numbers(p for p in trained if p.dim() == 2),
+        **vars(ModelSizes.of(model)),
         plain=plain,
         recomputed=recomputed,
     )
@@ -151,7 +173,7 @@ def count_head(
 
 
 def build_on_meta(config: Any, lora: Any, dtype: torch.dtype) -> Any:
-    """The model with adapters, all of it shape and no content, in training mode."""
+    """The model with adapters in training mode, without content."""
     config, lora = copy.deepcopy(config), copy.deepcopy(lora)
     config._attn_implementation = ATTENTION
     config.quantization_config = None  # 4 bits are added up by `estimate`
@@ -182,9 +204,8 @@ class _Kernel(torch.autograd.Function):
 def _attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    turned = (tensor.transpose(1, 2) for tensor in (query, key, value))
     apply: Any = _Kernel.apply
-    return apply(*turned), None
+    return apply(*(tensor.transpose(1, 2) for tensor in (query, key, value))), None
 
 
 def _behave_like_cuda(model: nn.Module, compute: torch.dtype | None) -> None:
@@ -196,46 +217,38 @@ def _behave_like_cuda(model: nn.Module, compute: torch.dtype | None) -> None:
         if isinstance(module, nn.Dropout):
             module.forward = partial(_drop, module)  # type: ignore[method-assign]
         elif isinstance(module, nn.Linear) and compute and module.weight.dtype != compute:
-            module.forward = partial(_cast_and_multiply, module, compute)  # type: ignore[method-assign]
+            module.forward = partial(_multiply, module, compute)  # type: ignore[method-assign]
 
 
 def _drop(module: nn.Dropout, tensor: Tensor) -> Tensor:
     return torch.native_dropout(tensor, module.p, module.training)[0]
 
 
-def _cast_and_multiply(module: nn.Linear, compute: torch.dtype, tensor: Tensor) -> Tensor:
+def _multiply(module: nn.Linear, compute: torch.dtype, tensor: Tensor) -> Tensor:
     return nn.functional.linear(tensor.to(compute), module.weight.to(compute))
 
 
 def _count_passes(
     config: Any, lora: Any, dtype: torch.dtype, compute: torch.dtype | None, upcasts: bool
 ) -> tuple[PassCount, PassCount]:
-    """Plain, and with every layer recomputed.
-
-    Layers of one kind add the same each: two depths tell all depths, in a tenth of the time.
-    """
+    """Plain, and with every layer recomputed."""
     kinds = set(getattr(config, "layer_types", None) or ["one"])
     if len(kinds) > 1 or config.num_hidden_layers <= max(DEPTHS):
         return _count_both(config, lora, dtype, compute, upcasts)
-    few, more = (
-        _count_both(_with_depth(config, depth), lora, dtype, compute, upcasts) for depth in DEPTHS
-    )
+    # layers of one kind add the same each: all depths follow from two, in a tenth of the time
+    counts = []
+    for depth in DEPTHS:
+        shallow = copy.deepcopy(config)
+        shallow.num_hidden_layers = depth
+        if getattr(config, "layer_types", None):
+            shallow.layer_types = config.layer_types[:depth]
+        counts.append(_count_both(shallow, lora, dtype, compute, upcasts))
     n_steps = (config.num_hidden_layers - DEPTHS[0]) / (DEPTHS[1] - DEPTHS[0])
     plain, recomputed = (
-        PassCount(
-            *(a + n_steps * (b - a) for a, b in zip(astuple(one), astuple(other), strict=True))
-        )
-        for one, other in zip(few, more, strict=True)
+        PassCount(*(a + n_steps * (b - a) for a, b in zip(*map(astuple, pair), strict=True)))
+        for pair in zip(*counts, strict=True)
     )
     return plain, recomputed
-
-
-def _with_depth(config: Any, n_layers: int) -> Any:
-    config = copy.deepcopy(config)
-    config.num_hidden_layers = n_layers
-    if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[:n_layers]
-    return config
 
 
 def _count_both(
@@ -258,7 +271,7 @@ def _count_pass(model: Any, *, upcasts: bool) -> PassCount:
     body = model.get_base_model().get_decoder()
     with live, nullcontext() if upcasts else disable_input_dtype_casting(model):
         with saved:
-            # a mask is named only so that transformers does not look into position_ids for one
+            # a mask is given only so that transformers does not derive one from position_ids
             out = body(ids, attention_mask=torch.ones_like(ids), use_cache=False).last_hidden_state
         sizes = saved.sizes
         saved.release()
@@ -277,26 +290,16 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-# --- meters --------------------------------------------------------------------------------------
-# Counts bytes of a forward and backward pass, on any device, the meta device included.
-#
-# `SavedBytes` counts what autograd keeps for the backward pass; `LiveBytes` follows every
-# allocation and finds the highest sum of what was alive at once. Neither reads a value, so a 7B
-# shape on the meta device is counted in about a second, without weights:
-#
-#     with SavedBytes(*model.parameters()) as saved:
-#         loss = model(ids).loss
-#     saved.n_bytes
+# --- meters, on any device, the meta device included ---------------------------------------------
 
 BLOCK_BYTES = 512
 """CUDA's caching allocator hands out multiples of this. Source: c10/cuda/CUDACachingAllocator."""
 
 
 class SavedBytes:
-    """Bytes kept for the backward pass; storages count once, however many views are kept.
+    """Bytes that autograd keeps for the backward pass, those of `known` tensors left out.
 
-    Args:
-        known: tensors that were there before and don't count, such as a model's parameters.
+    A storage counts once for all its views.
     """
 
     def __init__(self, *known: Tensor) -> None:
@@ -323,22 +326,13 @@ class SavedBytes:
         """Bytes of every storage kept."""
         return [storage.nbytes() for storage in self._storages.values()]
 
-    @property
-    def n_bytes(self) -> int:
-        """Bytes of all of them."""
-        return sum(self.sizes)
-
     def release(self) -> None:
-        """Lets go of the storages, so that a backward pass frees them as it does in a real run."""
+        """Drops the storages, so that a backward pass frees them as it does in a real run."""
         self._storages.clear()
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's is untyped
-    """Bytes alive at once of what the block allocates, in whole blocks of the allocator.
-
-    Args:
-        known: tensors that were there before and don't count, such as a model's parameters.
-    """
+    """Bytes alive at once of what is allocated, in whole blocks, `known` tensors left out."""
 
     def __init__(self, *known: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

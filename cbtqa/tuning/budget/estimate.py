@@ -1,10 +1,8 @@
-"""Memory of one training step on a card, and whether it fits: counted sizes added up.
+"""Memory and arithmetic of one training step on a card, and the speed of a run.
 
-    count = count_shape(config, lora)
-    memory = memory_of(count, StepSize(tokens=8192, labelled=0.7))
-    memory.total / 2**30, memory.fits(load_cards()["a100-80"].memory_bytes)
-
-What is counted and what is assumed is kept apart: `overhead` is the only assumed part.
+count = count_shape(config, lora)
+memory = memory_of(count, tokens=8192, labelled=0.7)
+memory.total / 2**30, memory.fits(load_cards()["a100-80"].memory_bytes)
 """
 
 from __future__ import annotations
@@ -12,16 +10,15 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 import torch
 from pydantic import Field
 
-from cbtqa.files import parse_yaml
 from cbtqa.records import NonEmptyText, Record
-from cbtqa.tuning.budget.counting import ShapeCount, count_head
+from cbtqa.tuning.budget.counting import ModelSizes, ShapeCount, count_head
 from cbtqa.tuning.data.packing import StepBatches
+from cbtqa.tuning.libraries import read_table
 
 Sharding = Literal["ddp", "fsdp"]
 CONTEXT_BYTES = 1 << 30
@@ -35,18 +32,7 @@ NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 256 of these. Source: arXiv 2305.14314, section 3 (double quantisation)."""
 
 
-@dataclass(frozen=True)
-class StepSize:
-    """What goes through a card at once."""
-
-    tokens: int
-    """Tokens of one micro-batch, padding included."""
-    labelled: float
-    """Share of them in the loss, 0 to 1."""
-
-
-@dataclass(frozen=True)
-class Memory:
+class Memory(Record):
     """Bytes on one card at the highest moment of a step."""
 
     weights: int
@@ -59,11 +45,7 @@ class Memory:
     overhead: int
     """CUDA context and the allocator's slack: assumed, everything else is counted."""
 
-    @property
-    def total(self) -> int:
-        """All of it."""
-        state = self.weights + self.adapters + self.gradients + self.optimizer
-        return state + self.activations + self.temporaries + self.overhead
+    total: int
 
     def fits(self, memory_bytes: int) -> bool:
         """True when a card of so much memory holds it."""
@@ -72,7 +54,8 @@ class Memory:
 
 def memory_of(
     count: ShapeCount,
-    size: StepSize,
+    tokens: int,
+    labelled: float,
     *,
     checkpointing: bool = False,
     is_quantized: bool = False,
@@ -83,8 +66,10 @@ def memory_of(
     """Memory of one card.
 
     Args:
+        tokens: of one micro-batch, padding included.
+        labelled: share of them in the loss, 0 to 1.
         is_quantized: True for QLoRA: adapted matrices in NF4, the rest as it was.
-        n_cards: cards that share the work; each sees `size` at once.
+        n_cards: cards that share the work; each sees `tokens` at once.
         sharding: `ddp` holds everything on each card; `fsdp` divides all but the activations and
             gathers two layers at a time, the one at work and the next.
     """
@@ -98,57 +83,25 @@ def memory_of(
     # DDP sends gradients from buckets of its own, as large as the gradients together
     copies = 2 if n_cards > 1 and sharding == "ddp" else 1
     passes = count.recomputed if checkpointing else count.plain
-    kept = round(passes.saved_fixed + passes.saved_per_token * size.tokens)
+    kept = round(passes.saved_fixed + passes.saved_per_token * tokens)
     # above what is kept: in the head's loss, or later in the backward pass, not in both
-    n_labelled = max(1, round(size.tokens * size.labelled))
+    n_labelled = max(1, round(tokens * labelled))
     dtype = torch.float32 if count.weight_width == 4 else torch.bfloat16
     head = count_head(count.hidden, count.vocabulary, n_labelled, dtype)
-    above = max(head, round((passes.peak_per_token - passes.saved_per_token) * size.tokens))
-    return Memory(
-        weights=weights // share + gathered,
-        adapters=count.trainable_bytes // share,
-        gradients=copies * count.trainable_bytes // share,
-        optimizer=round(ADAMW_BYTES[optimizer] * count.n_trainable / share),
-        activations=kept,
-        temporaries=above,
-        overhead=CONTEXT_BYTES + round(SLACK * (kept + above)),
-    )
+    above = max(head, round((passes.peak_per_token - passes.saved_per_token) * tokens))
+    parts = {
+        "weights": weights // share + gathered,
+        "adapters": count.trainable_bytes // share,
+        "gradients": copies * count.trainable_bytes // share,
+        "optimizer": round(ADAMW_BYTES[optimizer] * count.n_trainable / share),
+        "activations": kept,
+        "temporaries": above,
+        "overhead": CONTEXT_BYTES + round(SLACK * (kept + above)),
+    }
+    return Memory(**parts, total=sum(parts.values()))
 
 
-def needs_checkpointing(
-    memory_bytes: int, count: ShapeCount, size: StepSize, *, is_quantized: bool = False
-) -> bool:
-    """True when a step fits a card only with every layer recomputed (or not even so)."""
-    return not memory_of(count, size, is_quantized=is_quantized).fits(memory_bytes)
-
-
-# --- flops ---------------------------------------------------------------------------------------
-# Arithmetic of LoRA training, and the time it takes on a card.
-#
-# A frozen matrix costs 2 operations a weight forward and 2 backward (only the gradient of its
-# input is wanted); an adapter 6; causal attention 4 * length/2 * width a layer forward and 2.5
-# times that backward. The output head runs on labelled tokens only.
-#
-# Source: the accounting of NVIDIA's NeMo AutoModel for LoRA fits 4 operations a weight and token
-# (402 TFLOP/s at 12,473 tokens/s on 8.03 G weights); attention's backward factor is that of
-# FlashAttention-2 (arXiv 2307.08691, section 3.1: 5 matrix products against 2).
-
-
-class Sizes(Protocol):
-    """What of a model decides its arithmetic; `counting.ShapeCount` is one."""
-
-    @property
-    def body_weights(self) -> int: ...
-    @property
-    def adapter_weights(self) -> int: ...
-    @property
-    def n_layers(self) -> int: ...
-    @property
-    def hidden(self) -> int: ...
-    @property
-    def attention_width(self) -> int: ...
-    @property
-    def vocabulary(self) -> int: ...
+# --- arithmetic ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -165,13 +118,21 @@ class TokenFlops:
         return self.forward + self.backward + (self.recompute if checkpointing else 0.0)
 
 
-def flops_per_token(sizes: Sizes, *, length: float, labelled: float) -> TokenFlops:
+def flops_per_token(sizes: ModelSizes, *, length: float, labelled: float) -> TokenFlops:
     """Operations per token.
 
+    A frozen matrix costs 2 operations a weight forward and 2 backward (only the gradient of its
+    input is wanted); an adapter 6; causal attention 4 * length/2 * width a layer forward and 2.5
+    times that backward. The output head runs on labelled tokens only.
+
     Args:
-        length: mean length of the document that a token stands in, in tokens: the sum of squared
-            lengths divided by the sum of lengths.
+        length: mean length of a token's document, in tokens: the sum of squared lengths divided by
+            the sum of lengths.
         labelled: share of tokens in the loss, 0 to 1.
+
+    Source: the accounting of NVIDIA's NeMo AutoModel for LoRA fits 4 operations a weight and token
+    (402 TFLOP/s at 12,473 tokens/s on 8.03 G weights); attention's backward factor is that of
+    FlashAttention-2 (arXiv 2307.08691, section 3.1: 5 matrix products against 2).
     """
     attention = 4 * (length / 2) * sizes.attention_width * sizes.n_layers
     head = 2 * sizes.vocabulary * sizes.hidden * labelled
@@ -184,21 +145,13 @@ def flops_per_token(sizes: Sizes, *, length: float, labelled: float) -> TokenFlo
     )
 
 
-def expected_seconds(
-    n_tokens: float, flops: float, *, tflops: float, share: float, n_cards: int = 1
-) -> float:
-    """Seconds for so many tokens at a share of the cards' throughput."""
-    return n_tokens * flops / (tflops * 1e12 * share * n_cards)
-
-
 # --- cards ---------------------------------------------------------------------------------------
-# Named cards: how much they hold and how fast they multiply. See `cards.yaml` for the sources.
 
 GIB = 2**30
 
 
 class Card(Record):
-    """One kind of card."""
+    """One kind of card; see `cards.yaml` for the sources."""
 
     id: NonEmptyText
     name: NonEmptyText
@@ -218,20 +171,24 @@ class Card(Record):
         return int(self.memory_gib * GIB)
 
 
+def expected_seconds(n_tokens: float, flops: float, card: Card, *, n_cards: int = 1) -> float:
+    """Seconds for so many tokens at the share of the cards' throughput that is assumed."""
+    return n_tokens * flops / (card.tflops * 1e12 * card.share * n_cards)
+
+
 @cache
 def load_cards() -> dict[str, Card]:
     """Every named card by id, the largest first."""
-    loaded = parse_yaml((files("cbtqa.tuning") / "cards.yaml").read_text(encoding="utf-8"))
+    loaded = read_table("cards.yaml")
     common = {"share": loaded["default_share"]}
     return {id_: Card(id=id_, **(common | row)) for id_, row in loaded["cards"].items()}
 
 
 def card_of_device(name: str, memory_bytes: int) -> Card | None:
     """The named card that a device is, by its driver's name and its memory; None when unknown."""
-    told = _plain(name)
     for card in load_cards().values():
         words = _plain(card.name.split(" ")[-1] if "RTX" in card.name else card.name.split(" ")[0])
-        if words in told and abs(card.memory_bytes - memory_bytes) < 0.15 * memory_bytes:
+        if words in _plain(name) and abs(card.memory_bytes - memory_bytes) < 0.15 * memory_bytes:
             return card
     return None
 
@@ -240,55 +197,12 @@ def _plain(name: str) -> str:
     return "".join(c for c in name.casefold() if c.isalnum())
 
 
-# --- speed ---------------------------------------------------------------------------------------
-# Tokens per second and the share of the card's arithmetic that a run reaches (MFU).
-#
-# Counted over all processes, without the time of evaluations and checkpoints. MFU counts the
-# arithmetic the model needs; what gradient checkpointing computes twice is not counted twice.
-
-
-@dataclass(frozen=True)
-class ModelSizes:
-    """What of a model decides its arithmetic."""
-
-    body_weights: int
-    adapter_weights: int
-    n_layers: int
-    hidden: int
-    attention_width: int
-    vocabulary: int
-
-    @classmethod
-    def of(cls, model: Any) -> ModelSizes:
-        """Counted on a model with adapters, quantised or not."""
-        config = model.config.get_text_config()
-        n_adapter = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        head_dim = getattr(config, "head_dim", None)
-        width = head_dim or config.hidden_size // config.num_attention_heads
-        linear = [
-            getattr(module, "base_layer", module)
-            for name, module in model.named_modules()
-            if _is_linear(module) and ".lora_" not in name and not name.endswith("base_layer")
-        ]
-        n_linear = sum(layer.in_features * layer.out_features for layer in linear)
-        n_head = config.vocab_size * config.hidden_size
-        return cls(
-            body_weights=n_linear - n_head,
-            adapter_weights=n_adapter,
-            n_layers=config.num_hidden_layers,
-            hidden=config.hidden_size,
-            attention_width=width * config.num_attention_heads,
-            vocabulary=config.vocab_size,
-        )
-
-
-def _is_linear(module: Any) -> bool:
-    layer = getattr(module, "base_layer", module)
-    return isinstance(layer, torch.nn.Linear)
-
-
 class Speed:
-    """Counts steps between log lines."""
+    """Tokens per second and the share of the card's arithmetic that is reached (MFU).
+
+    Counted over all processes, without the time of evaluations and checkpoints; what gradient
+    checkpointing computes twice is not counted twice.
+    """
 
     def __init__(self, sizes: ModelSizes, card: Card | None, n_processes: int = 1) -> None:
         self._sizes, self._card, self._n_processes = sizes, card, n_processes
@@ -297,7 +211,7 @@ class Speed:
         self._all_tokens, self._all_seconds = 0, 0.0
 
     def begin(self) -> None:
-        """Training begins now; what came before does not count."""
+        """Training begins now; earlier time does not count."""
         self._since, self._paused = time.perf_counter(), 0.0
 
     def flops_of(self, step: StepBatches) -> float:
@@ -321,7 +235,7 @@ class Speed:
 
     @property
     def mean_tokens_per_s(self) -> float | None:
-        """Over all log lines since the run was begun or continued; None before the first."""
+        """Over all log lines since the run was begun or resumed; None before the first."""
         return round(self._all_tokens / self._all_seconds, 1) if self._all_seconds else None
 
     def lap(self) -> dict[str, float]:

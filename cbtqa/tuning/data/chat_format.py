@@ -1,8 +1,8 @@
 """How messages become tokens: the same tokens at training and at generation.
 
 The prompt is rendered and tokenised alone, as a server does it; the answer is tokenised alone and
-closed by the end-of-turn token. So no token spans the boundary, and what is learnt is what is
-asked for later. What a chat template does around an answer is found out once, by a probe.
+closed by the end-of-turn token, so that no token spans the boundary. What a chat template writes
+after an answer is found once, by a probe.
 
     chat = ChatFormat(tokenizer)
     chat.prompt_ids([[{"role": "user", "content": "..."}]]), chat.answer_ids(["..."])
@@ -43,8 +43,14 @@ class ChatFormat:
             )
         self.end_text = self._find_end(end_of_turn)
         known = tokenizer.get_vocab().get(self.end_text)
-        self.end_ids = self._ids(self.end_text) if known is None else [known]
-        self._check_end()
+        self.end_ids = self._batch([self.end_text])[0] if known is None else [known]
+        if len(self.end_ids) != 1 or self.end_ids[0] == tokenizer.unk_token_id:
+            raise ConfigError(
+                f"the end of turn {self.end_text!r} is {len(self.end_ids)} tokens, expected one: a "
+                "model could not learn to stop",
+                hint="--chat-format names a template whose end token the vocabulary has",
+            )
+        self._special_tokens = [token for token in tokenizer.all_special_tokens if len(token) > 2]
 
     def prompt_text(self, messages: Sequence[Message]) -> str:
         """The prompt up to where the answer begins."""
@@ -68,21 +74,14 @@ class ChatFormat:
         """True when a text spells out a special token, which would then end a turn or open one."""
         return any(token in text for token in self._special_tokens)
 
-    @property
-    def _special_tokens(self) -> tuple[str, ...]:
-        return tuple(token for token in self.tokenizer.all_special_tokens if len(token) > 2)
-
     def _batch(self, texts: list[str]) -> list[list[int]]:
         if not texts:
             return []
         found: list[list[int]] = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
         return found
 
-    def _ids(self, text: str) -> list[int]:
-        return self._batch([text])[0]
-
     def _find_end(self, given: str | None) -> str:
-        """The text after an answer; whitespace behind it belongs to the next turn."""
+        """The text after an answer; whitespace after it belongs to the next turn."""
         user = {"role": "user", "content": _PROBE_QUESTION}
         prompt = self.prompt_text([user])
         whole: str = self.tokenizer.apply_chat_template(
@@ -98,11 +97,3 @@ class ChatFormat:
             )
         rest = whole[len(prompt + _PROBE_ANSWER) :].strip()
         return given or rest or str(self.tokenizer.eos_token or "")
-
-    def _check_end(self) -> None:
-        if len(self.end_ids) != 1 or self.end_ids[0] == self.tokenizer.unk_token_id:
-            raise ConfigError(
-                f"the end of turn {self.end_text!r} is {len(self.end_ids)} tokens, expected one: a "
-                "model could not learn to stop",
-                hint="--chat-format names a template whose end token the vocabulary has",
-            )

@@ -3,8 +3,8 @@
     encoded = encode(examples, chat, settings)
     encoded.items[0].documents[0].ids, encoded.dropped
 
-Nothing is cut without being counted: a row that is too long is left out under `too_long`, or, with
-`shorten_prompts`, its description loses characters at the beginning.
+A row that is too long is left out and counted under `too_long`, or, with `shorten_prompts`, its
+description loses characters at the beginning.
 """
 
 from __future__ import annotations
@@ -44,13 +44,10 @@ class Document:
         return len(self.ids)
 
     def labels(self, loss_on: str = "answer") -> npt.NDArray[np.int64]:
-        """Shape (tokens,): the token itself where it is learnt, else `IGNORED`.
-
-        The first token is never learnt: in a packed row it follows another document.
-        """
+        """Shape (tokens,): the token itself where it is learnt, else `IGNORED`."""
         labels = self.ids.astype(np.int64)
-        labels[: self.n_prompt if loss_on == "answer" else 1] = IGNORED
-        labels[:1] = IGNORED
+        # the first is never learnt: in a packed row it follows another document
+        labels[: max(1, self.n_prompt) if loss_on == "answer" else 1] = IGNORED
         return labels
 
 
@@ -107,38 +104,25 @@ class EncodedSet:
 
 
 def _spread(counts: npt.NDArray[np.int64]) -> dict[str, float]:
-    low, middle, high = np.percentile(counts, (5, 50, 95))
-    return {
-        "mean": round(float(counts.mean()), 1),
-        "p5": float(low),
-        "p50": float(middle),
-        "p95": float(high),
-        "max": int(counts.max()),
-    }
+    shares = {f"p{share}": float(np.percentile(counts, share)) for share in (5, 50, 95)}
+    return {"mean": round(float(counts.mean()), 1), **shares, "max": int(counts.max())}
 
 
 def encode(found: ExampleSet, chat: ChatFormat, settings: FinetuneSettings) -> EncodedSet:
-    """Tokenises examples; those that do not fit are counted.
-
-    Raises:
-        DataError: nothing is left.
-    """
+    """Tokenises examples, counts those that do not fit; raises DataError when nothing is left."""
     encoded = EncodedSet(found.name, dropped=Counter(found.dropped), n_in=found.n_in)
     for start in range(0, len(found.examples), ROWS_AT_ONCE):
-        chunk = found.examples[start : start + ROWS_AT_ONCE]
-        clean = [example for example in chunk if not _spells_a_token(example, chat)]
-        encoded.dropped["special_token_in_text"] += len(chunk) - len(clean)
+        clean = []
+        for example in found.examples[start : start + ROWS_AT_ONCE]:
+            prompt = (turn["content"] for turn in example.prompt)
+            texts = (example.answer, example.rejected or "", *prompt)
+            if any(map(chat.holds_special_token, texts)):
+                encoded.dropped["special_token_in_text"] += 1
+            else:
+                clean.append(example)
         for example, item in zip(clean, _items(clean, chat), strict=True):
             _add(encoded, example, item, chat, settings)
-    encoded.dropped = +encoded.dropped
-    if not encoded.items:
-        raise nothing_left(encoded, settings)
-    return encoded
-
-
-def _spells_a_token(example: Example, chat: ChatFormat) -> bool:
-    texts = (example.answer, example.rejected or "", *(turn["content"] for turn in example.prompt))
-    return any(map(chat.holds_special_token, texts))
+    return checked(encoded, settings)
 
 
 def _items(examples: Sequence[Example], chat: ChatFormat) -> list[Item]:
@@ -158,66 +142,61 @@ def _document(prompt: Iterable[int], answer: Iterable[int]) -> Document:
 
 
 def _add(
-    encoded: EncodedSet,
-    example: Example,
-    item: Item,
-    chat: ChatFormat,
-    settings: FinetuneSettings,
+    encoded: EncodedSet, example: Example, item: Item, chat: ChatFormat, settings: FinetuneSettings
 ) -> None:
-    longest = max(map(len, item.documents))
-    if longest > settings.max_length and settings.shorten_prompts and example.question:
-        shorter = _shortened(example.question, longest - settings.max_length, chat, settings)
+    n_over = max(map(len, item.documents)) - settings.max_length
+    if n_over > 0 and settings.shorten_prompts and example.question:
+        shorter = _shortened(example.question, n_over, chat, settings)
         if shorter is not None:
-            item = Item(
-                item.id,
-                tuple(
-                    _document(shorter, document.ids[document.n_prompt :])
-                    for document in item.documents
-                ),
-            )
+            parts = (_document(shorter, one.ids[one.n_prompt :]) for one in item.documents)
+            item = Item(item.id, tuple(parts))
             encoded.n_shortened += 1
-            longest = max(map(len, item.documents))
-    if longest > settings.max_length:
+    add_if_short(encoded, example, item, settings)
+
+
+def add_if_short(
+    encoded: EncodedSet, example: Example, item: Item, settings: FinetuneSettings
+) -> None:
+    """Adds an item, or counts it as too long."""
+    if max(map(len, item.documents)) > settings.max_length:
         encoded.dropped["too_long"] += 1
-        return
-    encoded.items.append(item)
-    encoded.examples.append(example)
+    else:
+        encoded.items.append(item)
+        encoded.examples.append(example)
 
 
 def _shortened(
     question: Question, n_over: int, chat: ChatFormat, settings: FinetuneSettings
 ) -> list[int] | None:
     """Prompt tokens at least `n_over` fewer; None when the description cannot give that many."""
-    whole = len(_question_ids(question, chat, settings))
+
+    def ids_without(n_characters: int) -> list[int]:
+        rest = "…" * (n_characters > 0) + question.description[n_characters:]
+        cut = question.model_copy(update={"description": rest})
+        messages = prompt_messages(cut, settings.mode, settings.system_prompt)
+        return chat.prompt_ids([messages])[0]
+
+    whole = len(ids_without(0))
     low, high = 1, len(question.description) - SHORTEST_DESCRIPTION
     if high < low:
         return None
     while low < high:  # the fewest characters to cut, by halving
         middle = (low + high) // 2
-        ids = _question_ids(_cut(question, middle), chat, settings)
-        low, high = (low, middle) if whole - len(ids) >= n_over else (middle + 1, high)
-    ids = _question_ids(_cut(question, low), chat, settings)
+        is_enough = whole - len(ids_without(middle)) >= n_over
+        low, high = (low, middle) if is_enough else (middle + 1, high)
+    ids = ids_without(low)
     return ids if whole - len(ids) >= n_over else None
 
 
-def _cut(question: Question, n_characters: int) -> Question:
-    return question.model_copy(update={"description": "…" + question.description[n_characters:]})
-
-
-def _question_ids(question: Question, chat: ChatFormat, settings: FinetuneSettings) -> list[int]:
-    messages = prompt_messages(question, settings.mode, settings.system_prompt)
-    return chat.prompt_ids([messages])[0]
-
-
-def nothing_left(encoded: EncodedSet, settings: FinetuneSettings) -> DataError:
+def checked(encoded: EncodedSet, settings: FinetuneSettings) -> EncodedSet:
+    """The set itself; raises DataError when nothing is left in it."""
+    if encoded.items:
+        return encoded
     reasons = ", ".join(f"{reason} {n:,}" for reason, n in sorted(encoded.dropped.items()))
     hint = None
     if "too_long" in encoded.dropped:
         hint = f"raise --max-length (now {settings.max_length}) or add --shorten-prompts"
     elif "no_steps" in encoded.dropped:
         hint = "these answers have no steps: use --mode answer"
-    return DataError(
-        f"no example is left of {encoded.n_in:,} rows: {reasons or 'no rows'}",
-        where=encoded.name,
-        hint=hint,
-    )
+    words = f"no example is left of {encoded.n_in:,} rows: {reasons or 'no rows'}"
+    raise DataError(words, where=encoded.name, hint=hint)

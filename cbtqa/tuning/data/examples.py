@@ -1,11 +1,11 @@
 """Training examples from a built dataset or from a file of rows.
 
-A built dataset is read by split; its rows are written out in the mode asked for (`targets`). A
-file has rows of one kind, told by their columns; further columns are left alone:
+A built dataset is read by split; its rows are written out in the mode asked for. A file has rows of
+one kind, recognised by their columns; further columns are ignored:
 
     {"prompt": ..., "completion": ...}     SFT; a text, or a list of messages, each
     {"messages": [...]}                    SFT; every assistant turn with all that precedes it
-    {"prompt": ..., "chosen": ..., "rejected": ...}    ORPO; `prompt` may stand inside both
+    {"prompt": ..., "chosen": ..., "rejected": ...}    ORPO; `prompt` may be inside both
 
 A folder with `train.jsonl`, as `cbtqa simulate export` writes, is read by split as well.
 What cannot become an example is counted under its reason.
@@ -17,8 +17,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
-from importlib.resources import files
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from string import Template
@@ -27,16 +26,11 @@ from typing import Any
 from cbtqa.dataset_folder import DatasetFolder, answer_of, question_of
 from cbtqa.distortions.taxonomy import shipped_concepts
 from cbtqa.errors import ConfigError, DataError, UsageError
-from cbtqa.files import parse_yaml, read_rows
+from cbtqa.files import read_rows
 from cbtqa.manifest import FileEntry, describe_file
 from cbtqa.records import STEP_NAMES, CbtAnswer, CbtSteps, Question
+from cbtqa.tuning.libraries import read_table
 from cbtqa.tuning.settings import FinetuneSettings, Mode, Objective
-
-# --- targets -------------------------------------------------------------------------------------
-# What a dataset's answer becomes as text to learn, and how a model's text is read back.
-#
-# write_target("steps", answer) gives "【理解与共情】..."; read_target("steps", text).steps gives
-# CbtSteps, or None when a heading is missing
 
 Message = dict[str, str]
 """`{"role": "system" | "user" | "assistant", "content": ...}`."""
@@ -44,38 +38,29 @@ Message = dict[str, str]
 
 @dataclass(frozen=True, slots=True)
 class ReadTarget:
-    """A model's text, taken apart."""
+    """A model's text in its parts."""
 
     text: str
     """The answer alone; steps joined, without headings."""
     steps: CbtSteps | None = None
     reasoning: str | None = None
-    """What stood before the answer; None when the mode has none or the model wrote none."""
+    """The text before the answer; None when the mode has none or the model wrote none."""
 
 
-@cache
-def wording() -> dict[str, Any]:
-    """The resource file `targets.zh.yaml`."""
-    text = (files("cbtqa.tuning") / "targets.zh.yaml").read_text(encoding="utf-8")
-    loaded: dict[str, Any] = parse_yaml(text)
-    return loaded
+wording = partial(read_table, "targets.zh.yaml")
 
 
 def prompt_messages(
     question: Question, mode: Mode = "answer", system_prompt: str | None = None
 ) -> list[Message]:
-    """System text and question: the same at training and at generation.
-
-    Args:
-        system_prompt: None for the mode's own; an empty text for none at all.
-    """
+    """System text (None: the mode's own; empty: none) and question, in training and generation."""
     system = wording()["system"][mode] if system_prompt is None else system_prompt
     turns = [{"role": "system", "content": system}] if system.strip() else []
     return [*turns, {"role": "user", "content": question.source_text.strip()}]
 
 
 def write_target(mode: Mode, answer: CbtAnswer) -> str | None:
-    """The text to learn; None when the answer lacks what the mode needs (steps)."""
+    """The text to learn; None when the answer lacks the steps that the mode needs."""
     if mode == "answer":
         return answer.text.strip()
     if mode == "steps":
@@ -84,26 +69,25 @@ def write_target(mode: Mode, answer: CbtAnswer) -> str | None:
         headings = wording()["headings"]
         parts = (f"{headings[name]}{getattr(answer.steps, name).strip()}" for name in STEP_NAMES)
         return "\n".join(parts)
-    words = wording()["cot"]
-    return f"{words['thinking']}{_thinking(answer)}\n{words['answer']}{answer.text.strip()}"
-
-
-def _thinking(answer: CbtAnswer) -> str:
-    words = wording()["cot"]
-    concepts = shipped_concepts()
-    found = []
+    words, concepts, found = wording()["cot"], shipped_concepts(), ""
     for label in answer.distortions:
         name = concepts[label.id].zh if label.id in concepts else label.id
         form = words["with_evidence" if label.evidence else "without_evidence"]
-        found.append(Template(form).substitute(name=name, evidence=label.evidence or ""))
-    return "".join(found) or str(words["none"])
+        found += Template(form).substitute(name=name, evidence=label.evidence or "")
+    thinking = found or words["none"]
+    return f"{words['thinking']}{thinking}\n{words['answer']}{answer.text.strip()}"
 
 
 def read_target(mode: Mode, text: str) -> ReadTarget:
     """Takes a model's text apart; what does not follow the mode's form stays as it is."""
     text = text.strip()
     if mode == "steps":
-        return _read_steps(text)
+        headings = [wording()["headings"][name] for name in STEP_NAMES]
+        pattern = "|".join(map(re.escape, headings))
+        first, *parts = (piece.strip() for piece in re.split(pattern, text))
+        if re.findall(pattern, text) == headings and not first and all(parts):
+            steps = CbtSteps(**dict(zip(STEP_NAMES, parts, strict=True)))
+            return ReadTarget(steps.joined(), steps=steps)
     if mode == "cot":
         words = wording()["cot"]
         before, mark, after = text.partition("\n" + words["answer"])
@@ -113,18 +97,6 @@ def read_target(mode: Mode, text: str) -> ReadTarget:
     return ReadTarget(text)
 
 
-def _read_steps(text: str) -> ReadTarget:
-    headings = [wording()["headings"][name] for name in STEP_NAMES]
-    pieces = re.split("|".join(map(re.escape, headings)), text)
-    order = re.findall("|".join(map(re.escape, headings)), text)
-    parts = [piece.strip() for piece in pieces]
-    if order != headings or parts[0] or not all(parts[1:]):
-        return ReadTarget(text)
-    steps = CbtSteps(**dict(zip(STEP_NAMES, parts[1:], strict=True)))
-    return ReadTarget(steps.joined(), steps=steps)
-
-
-# --- examples ------------------------------------------------------------------------------------
 ROLES = ("system", "user", "assistant")
 
 
@@ -166,26 +138,26 @@ def read_training_examples(settings: FinetuneSettings) -> ExampleSet:
         ConfigError: text of the template teacher without `allow_template`.
         DataError: columns that do not fit the objective, or damaged rows.
     """
+    return _read(settings, check_data_named(settings), "train")
+
+
+def check_data_named(settings: FinetuneSettings) -> Path:
+    """The data; raises UsageError where none is named."""
     if settings.data is None:
-        raise UsageError(
-            "no data named", hint="cbtqa finetune cbtqa-dataset --backbone qwen2.5 --out runs/tuned"
-        )
-    return _read(settings, settings.data, "train")
+        hint = "cbtqa finetune cbtqa-dataset --backbone qwen2.5 --out runs/tuned"
+        raise UsageError("no data named", hint=hint)
+    return settings.data
 
 
 def read_validation_examples(settings: FinetuneSettings) -> ExampleSet | None:
-    """The examples to evaluate on; None when there are none.
-
-    Raises:
-        DataError: as `read_training_examples`.
-    """
+    """The examples to evaluate on, or None; raises as `read_training_examples`."""
     if settings.validation_data is not None:
         return _read(settings, settings.validation_data, "validation")
     folder = settings.data
     if folder is None or not folder.is_dir():
         return None
     if is_of_rows(folder):
-        has_rows = _rows_of(folder, "validation").is_file()
+        has_rows = (folder / "validation.jsonl").is_file()
     else:
         has_rows = "validation" in DatasetFolder.open(folder).splits
     return _read(settings, folder, "validation") if has_rows else None
@@ -193,30 +165,22 @@ def read_validation_examples(settings: FinetuneSettings) -> ExampleSet | None:
 
 def is_of_rows(path: Path) -> bool:
     """True for a file of rows, and for a folder of them (`train.jsonl`); False for a dataset."""
-    return path.is_file() or _rows_of(path, "train").is_file()
+    return path.is_file() or (path / "train.jsonl").is_file()
 
 
 def _read(settings: FinetuneSettings, path: Path, split: str) -> ExampleSet:
-    if not path.is_dir():
-        return _read_file(settings, path)
-    rows = _rows_of(path, split)
-    return _read_file(settings, rows) if rows.is_file() else _read_split(settings, path, split)
-
-
-def _rows_of(folder: Path, split: str) -> Path:
-    return folder / f"{split}.jsonl"
-
-
-def _read_split(settings: FinetuneSettings, folder: Path, split: str) -> ExampleSet:
-    dataset = DatasetFolder.open(folder)
+    rows = path / f"{split}.jsonl" if path.is_dir() else path
+    if rows.is_file() or not path.is_dir():
+        return _read_file(settings, rows)
+    dataset = DatasetFolder.open(path)
     parts = dataset.files(split)
     if settings.objective == "orpo":
         raise DataError(
             "a built dataset has one answer per question, ORPO needs a chosen and a rejected one",
-            where=str(folder),
+            where=str(path),
             hint="use --objective sft, or a file of prompt, chosen and rejected",
         )
-    found = ExampleSet(split, files=tuple(describe_file(path, folder) for path in parts))
+    found = ExampleSet(split, files=tuple(describe_file(part, path) for part in parts))
     n_template = 0
     for row in islice(dataset.rows(split), settings.limit):
         found.n_in += 1
@@ -253,11 +217,10 @@ def _read_file(settings: FinetuneSettings, path: Path) -> ExampleSet:
     n_template = 0
     for where, row in islice(read_rows(path), settings.limit):
         if found.n_in == 0:
-            _check_row_columns(settings.objective, row, where)
+            _check_columns(settings.objective, row, where)
         found.n_in += 1
         n_template += row.get("is_training_source") is False
-        name = str(row.get("id") or f"row {found.n_in}")
-        for made in _row_examples(row, name, where):
+        for made in _row_examples(row, str(row.get("id") or f"row {found.n_in}"), where):
             _add(found, made)
     if not found.n_in:
         raise DataError("holds no row", where=str(path))
@@ -266,7 +229,7 @@ def _read_file(settings: FinetuneSettings, path: Path) -> ExampleSet:
     return found
 
 
-def _check_row_columns(objective: Objective, row: Mapping[str, Any], where: str) -> None:
+def _check_columns(objective: Objective, row: Mapping[str, Any], where: str) -> None:
     has_pair = "chosen" in row and "rejected" in row
     if objective == "orpo" and not has_pair:
         expected, other = "prompt, chosen and rejected", "--objective sft"
@@ -286,27 +249,26 @@ def _row_examples(row: Mapping[str, Any], name: str, where: str) -> Iterator[Exa
     if "chosen" in row:
         yield _pair_example(row, name, where)
     elif "messages" in row:
-        turns = _messages(row["messages"], "user", f"{where}:messages")
+        turns = read_messages(row["messages"], "user", f"{where}:messages")
         places = [k for k, turn in enumerate(turns) if turn["role"] == "assistant" and k]
         if not places:
             yield "no_answer"
         for place in places:
-            content = turns[place]["content"]
-            yield _example(f"{name}#{place}", turns[:place], content)
+            yield _example(f"{name}#{place}", turns[:place], turns[place]["content"])
     else:
-        prompt = _messages(row["prompt"], "user", f"{where}:prompt")
+        prompt = read_messages(row["prompt"], "user", f"{where}:prompt")
         yield _example(name, prompt, _answer(row["completion"], f"{where}:completion"))
 
 
 def _pair_example(row: Mapping[str, Any], name: str, where: str) -> Example | str:
-    chosen = _messages(row["chosen"], "assistant", f"{where}:chosen")
-    rejected = _messages(row["rejected"], "assistant", f"{where}:rejected")
+    chosen = read_messages(row["chosen"], "assistant", f"{where}:chosen")
+    rejected = read_messages(row["rejected"], "assistant", f"{where}:rejected")
     if row.get("prompt") is None:
         if len(chosen) < 2 or chosen[:-1] != rejected[:-1]:
             raise DataError("chosen and rejected do not share their prompt", where=where)
         prompt, chosen, rejected = chosen[:-1], chosen[-1:], rejected[-1:]
     else:
-        prompt = _messages(row["prompt"], "user", f"{where}:prompt")
+        prompt = read_messages(row["prompt"], "user", f"{where}:prompt")
     worse = _answer(rejected, f"{where}:rejected")
     if not worse.strip():
         return "empty_answer"
@@ -323,8 +285,8 @@ def _example(
     return Example(name, tuple(prompt), answer.strip(), rejected and rejected.strip())
 
 
-def _messages(value: Any, role: str, where: str) -> list[Message]:
-    """A text as one message of `role`, or a checked list of messages."""
+def read_messages(value: Any, role: str, where: str) -> list[Message]:
+    """A text as one message of `role`, or a list of messages; raises DataError for other values."""
     if isinstance(value, str):
         return [{"role": role, "content": value}]
     if not isinstance(value, list):
@@ -333,16 +295,14 @@ def _messages(value: Any, role: str, where: str) -> list[Message]:
     for turn in value:
         fits = isinstance(turn, dict) and isinstance(turn.get("content"), str)
         if not fits or turn.get("role") not in ROLES:
-            raise DataError(
-                f"expected messages with a role ({', '.join(ROLES)}) and a text as content",
-                where=where,
-            )
+            words = f"expected messages with a role ({', '.join(ROLES)}) and a text as content"
+            raise DataError(words, where=where)
         turns.append({"role": turn["role"], "content": turn["content"]})
     return turns
 
 
 def _answer(value: Any, where: str) -> str:
-    turns = _messages(value, "assistant", where)
+    turns = read_messages(value, "assistant", where)
     if len(turns) != 1 or turns[0]["role"] != "assistant":
         raise DataError("expected a text or one assistant message", where=where)
     return turns[0]["content"]

@@ -1,8 +1,8 @@
 """Which items go through the model together: optimiser steps, and micro-batches within a step.
 
-A step is `batch_size` items of a shuffled epoch. How it is divided into micro-batches and among
-processes follows from the token budget; it changes speed and memory, never which items make a
-step. So the same seed gives the same steps on one process or eight, with any budget.
+A step is `batch_size` items of a shuffled epoch. Its division into micro-batches and among
+processes follows from the token budget and changes speed and memory only: the same seed gives the
+same steps on one process or eight, with any budget.
 
     plan = StepPlan(lengths, batch_size=16, epochs=3, seed=0, budget=8192)
     plan.step(0).micro_batches[0]        # of process 0: lists of item numbers
@@ -33,14 +33,10 @@ Members = list[int]
 class Step:
     """One optimiser step."""
 
-    number: int
-    epoch: int
-    """From 0."""
     members: tuple[int, ...]
     """Item numbers, over all processes."""
     micro_batches: tuple[tuple[tuple[int, ...], ...], ...]
-    """Per process, then per micro-batch: item numbers. Every process has as many micro-batches; one
-    may be empty."""
+    """Item numbers per process, then per micro-batch, of which every process has as many."""
 
 
 class StepPlan:
@@ -49,10 +45,8 @@ class StepPlan:
     Args:
         lengths: tokens of each item.
         batch_size: items per step, all processes together.
-        epochs: passes over the items; may end inside one.
-        max_steps: steps in place of epochs; None for whole epochs.
+        epochs: passes over the items; may end inside one. `max_steps` replaces it.
         budget: tokens of one micro-batch; a longer item goes alone.
-        n_processes: processes that share a step.
         is_packed: False for padded micro-batches, whose cost is items times the longest.
         is_shuffled: False keeps the order, as an evaluation does.
     """
@@ -91,7 +85,7 @@ class StepPlan:
             tuple(tuple(members[place] for place in group) for group in of_process)
             for of_process in divided
         )
-        return Step(number, epoch, members, micro_batches)
+        return Step(members, micro_batches)
 
     def _make_order(self, epoch: int) -> tuple[int, ...]:
         n = len(self._lengths)
@@ -103,12 +97,10 @@ class StepPlan:
 def divide(
     lengths: Sequence[int], budget: int, n_processes: int = 1, *, is_packed: bool = True
 ) -> list[list[Members]]:
-    """Items divided into micro-batches within the budget, the same number for every process.
+    """Places in `lengths` per process, then per micro-batch, as many for every process.
 
-    Returns:
-        Per process, then per micro-batch: places in `lengths`. The k-th micro-batches of all
-        processes are of similar size, so that none waits for another. A micro-batch is empty only
-        when there are fewer items than micro-batches.
+    The k-th micro-batches of all processes are of similar size, so that none waits for another. One
+    is empty only when there are fewer items than micro-batches.
     """
     groups = (best_fit if is_packed else group_by_length)(lengths, budget)
     while len(groups) % n_processes:
@@ -162,46 +154,15 @@ def _halves(lengths: Sequence[int], group: Members) -> list[Members]:
 
 
 # --- batches -------------------------------------------------------------------------------------
-# Micro-batches as tensors: packed rows or padded ones, with the places of the learnt tokens.
-#
-#     batch = make_batch([item, item], objective="sft", loss_on="answer")
-#     log_probs = model(**batch.inputs)
-#
-# `learn_at` are places in the flattened rows: the state there predicts the target. Padding
-# stands on the right and needs no mask: a causal model never looks there.
 
 
-@dataclass(frozen=True)
-class LossChoice:
-    """What is learnt, as the settings say."""
+def first_learnt(settings: FinetuneSettings, document: Document, place: int) -> int:
+    """Number of the first learnt token of the `place`-th document of an item.
 
-    objective: str
-    loss_on: str
-    orpo_nll: str
-    beta: float
-
-    @classmethod
-    def of(cls, settings: FinetuneSettings) -> LossChoice:
-        """The choice that settings make."""
-        return cls(settings.objective, settings.loss_on, settings.orpo_nll, settings.beta)
-
-    @property
-    def is_orpo(self) -> bool:
-        """True for pairs of chosen and rejected answers."""
-        return self.objective == "orpo"
-
-    def first_learnt(self, document: Document, place: int) -> int:
-        """Number of the first learnt token of the `place`-th document of an item.
-
-        A rejected answer's prompt is never learnt; the first token of a document never is.
-        """
-        whole = self.orpo_nll == "text" if self.is_orpo else self.loss_on == "text"
-        return 1 if whole and place == 0 else max(1, document.n_prompt)
-
-    def n_learnt(self, item: Item) -> int:
-        """Tokens of an item in the likelihood term: of the answer, in ORPO of the chosen one."""
-        first = item.documents[0]
-        return len(first) - self.first_learnt(first, 0)
+    A rejected answer's prompt is never learnt; the first token of a document never is.
+    """
+    tokens = settings.orpo_nll if settings.objective == "orpo" else settings.loss_on
+    return 1 if tokens == "text" and place == 0 else max(1, document.n_prompt)
 
 
 @dataclass
@@ -221,9 +182,13 @@ class Batch:
 
 
 def make_batch(
-    items: Sequence[Item], choice: LossChoice, *, is_packed: bool = True, pad_id: int = 0
+    items: Sequence[Item], settings: FinetuneSettings, *, is_packed: bool = True, pad_id: int = 0
 ) -> Batch:
-    """A micro-batch of items."""
+    """A micro-batch of items: packed rows or padded ones, with the places of the learnt tokens.
+
+    The state at each of `learn_at`, places in the flattened rows, predicts its target. Padding is
+    on the right and needs no mask: a causal model never looks there.
+    """
     documents = list(chain.from_iterable(item.documents for item in items))
     n_each = len(items[0].documents)
     lengths = [len(document) for document in documents]
@@ -231,11 +196,14 @@ def make_batch(
         inputs = pack_inputs([document.ids.tolist() for document in documents])
         offsets = [0, *np.cumsum(lengths)[:-1].tolist()]
     else:
-        inputs = _padded(documents, pad_id)
+        ids = np.full((len(documents), max(lengths)), pad_id, np.int64)
+        for row, document in zip(ids, documents, strict=True):
+            row[: len(document)] = document.ids
+        inputs = {"input_ids": torch.from_numpy(ids), "use_cache": False}
         offsets = [row * max(lengths) for row in range(len(documents))]
     places, targets, owners, answers = [], [], [], []
     for number, (document, offset) in enumerate(zip(documents, offsets, strict=True)):
-        learnt = np.arange(choice.first_learnt(document, number % n_each), len(document))
+        learnt = np.arange(first_learnt(settings, document, number % n_each), len(document))
         places.append(offset + learnt - 1)
         targets.append(document.ids[learnt])
         owners.append(np.full(len(learnt), number))
@@ -251,19 +219,12 @@ def make_batch(
     )
 
 
-def make_filler(item: Item, choice: LossChoice, *, is_packed: bool, pad_id: int) -> Batch:
-    """A micro-batch that is computed but learns nothing."""
-    batch = make_batch([item], choice, is_packed=is_packed, pad_id=pad_id)
+def make_filler(item: Item, settings: FinetuneSettings, **words: Any) -> Batch:
+    """A micro-batch that is computed but learns nothing; takes the words of `make_batch`."""
+    batch = make_batch([item], settings, **words)
     for name in ("learn_at", "targets"):
         batch.inputs[name] = batch.inputs[name][:0]
     return Batch(batch.inputs, 0, batch.n_tokens, batch.document[:0], batch.in_answer[:0])
-
-
-def _padded(documents: Sequence[Document], pad_id: int) -> dict[str, Any]:
-    ids = np.full((len(documents), max(map(len, documents))), pad_id, np.int64)
-    for row, document in zip(ids, documents, strict=True):
-        row[: len(document)] = document.ids
-    return {"input_ids": torch.from_numpy(ids), "use_cache": False}
 
 
 @dataclass(frozen=True)
@@ -274,7 +235,7 @@ class StepBatches:
     n_items: int
     """Items of the step, all processes."""
     n_learnt: int
-    """Tokens of the likelihood term, all processes."""
+    """Tokens of the likelihood term (of the answers, in ORPO of the chosen ones), all processes."""
     n_tokens: int
     """Real tokens, all processes."""
     documents: tuple[int, ...]
@@ -288,15 +249,15 @@ class StepData(torch.utils.data.Dataset[StepBatches]):
         self,
         items: Sequence[Item],
         plan: StepPlan,
-        choice: LossChoice,
+        settings: FinetuneSettings,
         *,
         process: int = 0,
         is_packed: bool = True,
         pad_id: int = 0,
     ) -> None:
-        self.plan, self.choice = plan, choice
+        self.plan, self.settings = plan, settings
         self._items, self._process = items, process
-        self._is_packed, self._pad_id = is_packed, pad_id
+        self._words: dict[str, Any] = {"is_packed": is_packed, "pad_id": pad_id}
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -304,23 +265,19 @@ class StepData(torch.utils.data.Dataset[StepBatches]):
     def __getitem__(self, number: int) -> StepBatches:
         step = self.plan.step(number)
         items = [self._items[member] for member in step.members]
+        firsts = [item.documents[0] for item in items]
         return StepBatches(
             tuple(self._batch(step, members) for members in step.micro_batches[self._process]),
             n_items=len(items),
-            n_learnt=sum(map(self.choice.n_learnt, items)),
+            n_learnt=sum(len(first) - first_learnt(self.settings, first, 0) for first in firsts),
             n_tokens=sum(item.n_tokens for item in items),
             documents=tuple(len(document) for item in items for document in item.documents),
         )
 
     def _batch(self, step: Step, members: Sequence[int]) -> Batch:
         if members:
-            return make_batch(
-                [self._items[member] for member in members],
-                self.choice,
-                is_packed=self._is_packed,
-                pad_id=self._pad_id,
-            )
-        shortest = min(
-            (self._items[member] for member in step.members), key=lambda item: item.n_tokens
-        )
-        return make_filler(shortest, self.choice, is_packed=self._is_packed, pad_id=self._pad_id)
+            items = [self._items[member] for member in members]
+            return make_batch(items, self.settings, **self._words)
+        all_items = (self._items[member] for member in step.members)
+        shortest = min(all_items, key=lambda item: item.n_tokens)
+        return make_filler(shortest, self.settings, **self._words)

@@ -1,7 +1,7 @@
-"""What a training run would be: data in tokens, memory on named cards, arithmetic, time.
+"""What a training run would need: data in tokens, memory on named cards, arithmetic, time.
 
 Nothing is trained, downloaded or sent. Sizes come from the backbone's configuration, token counts
-from its tokenizer where that is on this machine:
+from its tokenizer where that is on this machine, else from characters:
 
     found = dry_run(resolved)
     found.cards[0].plain.total, found.cards[0].seconds
@@ -11,44 +11,122 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
-from functools import cache
-from importlib.resources import files
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
-from cbtqa.errors import ConfigError
-from cbtqa.files import parse_yaml
 from cbtqa.manifest import SettingValue, describe_settings
 from cbtqa.records import Record
 from cbtqa.settings import Resolved
-from cbtqa.tuning.backbones import Backbone, completed, find_backbone, to_config
+from cbtqa.tuning.backbones import Backbone, to_config
+from cbtqa.tuning.budget.counting import count_shape
 from cbtqa.tuning.budget.estimate import (
     Card,
+    Memory,
     TokenFlops,
     expected_seconds,
     flops_per_token,
     load_cards,
+    memory_of,
 )
 from cbtqa.tuning.data.chat_format import ChatFormat
-from cbtqa.tuning.data.encoding import IGNORED, Document, EncodedSet, Item, encode, nothing_left
-from cbtqa.tuning.data.examples import (
-    Example,
-    ExampleSet,
-    read_training_examples,
-    read_validation_examples,
+from cbtqa.tuning.data.encoding import (
+    IGNORED,
+    Document,
+    EncodedSet,
+    Item,
+    add_if_short,
+    checked,
+    encode,
 )
+from cbtqa.tuning.data.examples import ExampleSet, read_training_examples, read_validation_examples
 from cbtqa.tuning.data.packing import StepPlan
-from cbtqa.tuning.libraries import require
-from cbtqa.tuning.loading import load_chat, lora_config
+from cbtqa.tuning.libraries import read_table, require
+from cbtqa.tuning.loading import choose_backbone, load_chat, lora_config
 from cbtqa.tuning.settings import FinetuneSettings
+from cbtqa.tuning.training.prepare import resolve_for_run, within_context
 
 STEPS_LAID_OUT = 500
 FSDP_CARDS = (2, 4, 8)
 ROUGH = "the tokenizer is not on this machine: token counts are approximate (+-20 %)"
+
+
+class Piece(Record):
+    """A stretch of one example."""
+
+    text: str
+    is_learnt: bool
+
+
+class Layout(Record):
+    """How the items go through the model."""
+
+    n_items: int
+    n_steps: int
+    n_steps_laid_out: int
+    """Steps that the figures below are counted from."""
+    n_micro_batches: float
+    """Per step and process, on average."""
+    mean_tokens: float
+    """Real tokens of a micro-batch, on average."""
+    most_tokens: int
+    """Of the largest micro-batch, padding included: what memory has to hold."""
+    fill: float
+    """Real tokens as a share of the token budget, 0 to 1; what is left is never computed."""
+    padding: float
+    """Padding as a share of what is computed, 0 to 1; 0 when packed."""
+
+
+class CardEstimate(Record):
+    """One kind of card."""
+
+    card: str
+    memory_bytes: int
+    """What it has."""
+    checkpointing: bool
+    """As set or, by `auto`, only where it does not fit otherwise."""
+    needed_bytes: int
+    """With or without checkpointing, as above."""
+    fits: bool
+    n_fsdp_cards: int | None = None
+    """So many cards hold it together by FSDP; None where one holds it, or eight do not."""
+    seconds: float | None
+    """Of the whole training; None where it does not fit."""
+    assumed_share: float
+    """Of the card's throughput, for `seconds`."""
+
+
+class DryRun(Record):
+    """The report of a dry run."""
+
+    settings: dict[str, SettingValue]
+    backbone: str
+    licence: str
+    notes: tuple[str, ...] = ()
+    """What has to come first, and what is approximate."""
+    tokens_by: Literal["tokenizer", "approximation"]
+    data: dict[str, dict[str, Any]]
+    """Token statistics by split."""
+    layout: Layout
+    n_parameters: int
+    n_trainable: int
+    bytes_per_token: float
+    """Activations kept for the backward pass."""
+    checkpointed_bytes_per_token: float
+    flops_per_token: float
+    """Without gradient checkpointing."""
+    total_tokens: int
+    """Over all epochs."""
+    n_processes: int
+    """Cards that share each step."""
+    memory: dict[Literal["plain", "checkpointed"], Memory]
+    cards: tuple[CardEstimate, ...]
+    example: tuple[Piece, ...]
+    """One training example as the model sees it."""
 
 
 def dry_run(
@@ -57,7 +135,7 @@ def dry_run(
     cards: Iterable[Card] | None = None,
     n_processes: int = 1,
 ) -> DryRun:
-    """Works a run out.
+    """Estimates a run.
 
     Args:
         cards: None for all that `cards.yaml` names.
@@ -66,35 +144,37 @@ def dry_run(
     Raises:
         ConfigError, DataError: as the run itself would; what is not downloaded or converted yet
             becomes a note instead.
-        MissingExtraError: torch, transformers or peft are not installed.
     """
-    for module in ("torch", "transformers", "peft"):
-        require(module)
-    # only now: these import torch
-    from cbtqa.tuning.budget.counting import count_shape
-    from cbtqa.tuning.training.prepare import resolve_for_run, within_context
-
     resolved = resolve_for_run(resolved)
-    backbone, notes = _choose(resolved.values)
-    settings, about_length = within_context(resolved.values, backbone)
+    given = resolved.values
+    backbone = choose_backbone(given.backbone, given.revision, may_need_conversion=True)
+    settings, notes = within_context(given, backbone)
+    if backbone.gated:
+        words = f"gated: accept the licence on the page of {backbone.hub_id}, hf auth login"
+        notes = (words, *notes)
+    if backbone.needs_conversion:
+        words = f"first: cbtqa convert {given.backbone} --out {backbone.id.lower()}-converted"
+        notes = (words, *notes)
     config = to_config(backbone)
     chat = _chat_on_this_machine(backbone, settings)
     splits = _read_splits(settings, chat, config.vocab_size)
     train, statistics = splits["train"], splits["train"].statistics(settings.loss_on)
     layout = _lay_out(train.lengths, settings, n_processes)
-    dtype = require("torch").float32 if settings.precision == "fp32" else require("torch").bfloat16
+    dtype = torch.float32 if settings.precision == "fp32" else torch.bfloat16
     count = count_shape(config, lora_config(settings, backbone), dtype=dtype)
     labelled = statistics["n_learnt_tokens"] / max(1, statistics["n_tokens"])
-    flops = flops_per_token(count, length=_document_length(train), labelled=labelled)
+    lengths = [len(document) for item in train.items for document in item.documents]
+    squares = sum(n * n for n in lengths)
+    flops = flops_per_token(count, length=squares / max(1, sum(lengths)), labelled=labelled)
     n_seen = layout.n_steps * settings.batch_size
     total_tokens = round(sum(train.lengths) * n_seen / len(train.items))
     sizing = _Sizing(count, layout, labelled, settings, n_processes)
     cards = load_cards().values() if cards is None else cards
     return DryRun(
         settings=describe_settings(resolved),
-        backbone=backbone.told_name,
+        backbone=backbone.display_name,
         licence=backbone.licence,
-        notes=(*notes, *about_length, *(() if chat else (ROUGH,))),
+        notes=(*notes, *(() if chat else (ROUGH,))),
         tokens_by="tokenizer" if chat else "approximation",
         data={name: split.statistics(settings.loss_on) for name, split in splits.items()},
         layout=layout,
@@ -105,48 +185,29 @@ def dry_run(
         flops_per_token=flops.total(checkpointing=False),
         total_tokens=total_tokens,
         n_processes=n_processes,
-        memory={"plain": _parts(sizing.plain), "checkpointed": _parts(sizing.checkpointed)},
+        memory={"plain": sizing.plain, "checkpointed": sizing.checkpointed},
         cards=tuple(sizing.on(card, flops, total_tokens) for card in cards),
         example=_show_example(train, chat, settings),
     )
-
-
-def _parts(memory: Any) -> MemoryParts:
-    return MemoryParts(**asdict(memory), total=memory.total)
 
 
 def _read_splits(
     settings: FinetuneSettings, chat: ChatFormat | None, vocabulary: int
 ) -> dict[str, EncodedSet]:
     """Every split, encoded; by approximation without a chat format."""
-    found = {"train": read_training_examples(settings)}
-    validation = read_validation_examples(settings)
-    if validation is not None:
-        found["validation"] = validation
-    if chat is None:
-        return {name: approximate(of, vocabulary, settings) for name, of in found.items()}
-    return {name: encode(of, chat, settings) for name, of in found.items()}
-
-
-def _choose(settings: FinetuneSettings) -> tuple[Backbone, list[str]]:
-    if not settings.backbone:
-        raise ConfigError(
-            "no backbone named",
-            hint="--backbone NAME, a folder or a Hub id; names: cbtqa backbones",
-        )
-    backbone = completed(find_backbone(settings.backbone))
-    notes = []
-    if backbone.needs_conversion:
-        notes.append(
-            f"first: cbtqa convert {settings.backbone} --out {backbone.id.lower()}-converted"
-        )
-    if backbone.gated:
-        notes.append(f"gated: accept the licence on the page of {backbone.hub_id}, hf auth login")
-    return backbone, notes
+    found = {
+        "train": read_training_examples(settings),
+        "validation": read_validation_examples(settings),
+    }
+    return {
+        name: encode(of, chat, settings) if chat else approximate(of, vocabulary, settings)
+        for name, of in found.items()
+        if of is not None
+    }
 
 
 def _chat_on_this_machine(backbone: Backbone, settings: FinetuneSettings) -> ChatFormat | None:
-    """The chat format, when the tokenizer is at hand and needs no conversion."""
+    """The chat format; None when the tokenizer is missing here or needs conversion."""
     if backbone.needs_conversion:
         return None
     if backbone.path is None:
@@ -197,12 +258,6 @@ def _lay_out(lengths: Sequence[int], settings: FinetuneSettings, n_processes: in
     )
 
 
-def _document_length(encoded: EncodedSet) -> float:
-    """Mean length of the document that a token stands in."""
-    lengths = [len(document) for item in encoded.items for document in item.documents]
-    return sum(n * n for n in lengths) / max(1, sum(lengths))
-
-
 class _Sizing:
     """Memory of this run, however it is divided."""
 
@@ -213,12 +268,11 @@ class _Sizing:
         self._tokens, self._labelled = layout.most_tokens, labelled
         self.plain, self.checkpointed = self._memory(False), self._memory(True)
 
-    def _memory(self, checkpointing: bool, n_fsdp_cards: int | None = None) -> Any:
-        from cbtqa.tuning.budget.estimate import StepSize, memory_of
-
+    def _memory(self, checkpointing: bool, n_fsdp_cards: int | None = None) -> Memory:
         return memory_of(
             self._count,
-            StepSize(self._tokens, self._labelled),
+            self._tokens,
+            self._labelled,
             checkpointing=checkpointing,
             is_quantized=self._settings.method == "qlora",
             optimizer=self._settings.optimizer,
@@ -227,20 +281,15 @@ class _Sizing:
         )
 
     def on(self, card: Card, flops: TokenFlops, total_tokens: int) -> CardEstimate:
-        """What the run would be on cards of this kind."""
+        """The estimate for cards of this kind."""
         wanted = self._settings.gradient_checkpointing
         is_tight = not self.plain.fits(card.memory_bytes)
         checkpointing = wanted == "on" or (wanted == "auto" and is_tight)
         needed = self.checkpointed if checkpointing else self.plain
         fits = needed.fits(card.memory_bytes)
         divided = () if fits else FSDP_CARDS
-        seconds = expected_seconds(
-            total_tokens,
-            flops.total(checkpointing=checkpointing),
-            tflops=card.tflops,
-            share=card.share,
-            n_cards=self._n_cards,
-        )
+        per_token, n = flops.total(checkpointing=checkpointing), self._n_cards
+        seconds = expected_seconds(total_tokens, per_token, card, n_cards=n)
         holding = (n for n in divided if self._memory(checkpointing, n).fits(card.memory_bytes))
         return CardEstimate(
             card=card.name,
@@ -270,151 +319,33 @@ def _show_example(
     )
 
 
-# --- dry run report ------------------------------------------------------------------------------
-# What a dry run tells, as records: `DryRun` and its parts. `dry_run` fills them.
-
-
-class Piece(Record):
-    """A stretch of one example."""
-
-    text: str
-    is_learnt: bool
-
-
-class Layout(Record):
-    """How the items go through the model."""
-
-    n_items: int
-    n_steps: int
-    n_steps_laid_out: int
-    """Steps that the figures below are taken from: a run is alike all through."""
-    n_micro_batches: float
-    """Per step and process, on average."""
-    mean_tokens: float
-    """Real tokens of a micro-batch, on average."""
-    most_tokens: int
-    """Of the largest micro-batch, padding included: what memory has to hold."""
-    fill: float
-    """Real tokens as a share of the token budget, 0 to 1; what is left is never computed."""
-    padding: float
-    """Padding as a share of what is computed, 0 to 1; 0 when packed."""
-
-
-class MemoryParts(Record):
-    """Bytes on one card at the highest moment; see `estimate.Memory`."""
-
-    weights: int
-    adapters: int
-    gradients: int
-    optimizer: int
-    activations: int
-    temporaries: int
-    overhead: int
-    total: int
-
-
-class CardEstimate(Record):
-    """One kind of card."""
-
-    card: str
-    memory_bytes: int
-    """What it has."""
-    checkpointing: bool
-    """What would be done: as set or, by `auto`, only where it does not fit otherwise."""
-    needed_bytes: int
-    """With or without checkpointing, as above."""
-    fits: bool
-    n_fsdp_cards: int | None = None
-    """So many cards hold it together by FSDP; None where one holds it, or eight do not."""
-    seconds: float | None
-    """Of the whole training; None where it does not fit."""
-    assumed_share: float
-    """Of the card's throughput, behind `seconds`."""
-
-
-class DryRun(Record):
-    """Everything a dry run tells."""
-
-    settings: dict[str, SettingValue]
-    backbone: str
-    licence: str
-    notes: tuple[str, ...] = ()
-    """What has to be done first, and what is approximate."""
-    tokens_by: Literal["tokenizer", "approximation"]
-    data: dict[str, dict[str, Any]]
-    """Token statistics by split."""
-    layout: Layout
-    n_parameters: int
-    n_trainable: int
-    bytes_per_token: float
-    """Activations kept for the backward pass."""
-    checkpointed_bytes_per_token: float
-    flops_per_token: float
-    """Without gradient checkpointing."""
-    total_tokens: int
-    """Over all epochs."""
-    n_processes: int
-    """Cards that share each step."""
-    memory: dict[Literal["plain", "checkpointed"], MemoryParts]
-    cards: tuple[CardEstimate, ...]
-    example: tuple[Piece, ...]
-    """One training example as the model sees it."""
-
-
-# --- approximate ---------------------------------------------------------------------------------
-# Token counts without the tokenizer: characters times a rate per kind of vocabulary.
-#
-# For a dry run before anything is downloaded; whoever shows the numbers says that they are
-# rough.
+# --- token counts without the tokenizer ----------------------------------------------------------
 
 _HAN = re.compile(r"[\u3400-\u9fff\u3000-\u303f\uff00-\uffef\U00020000-\U0003ffff]")
 
 
-@cache
-def _rates() -> dict[str, Any]:
-    text = (files("cbtqa.tuning") / "token_rates.yaml").read_text(encoding="utf-8")
-    loaded: dict[str, Any] = parse_yaml(text)
-    return loaded
+_rates = partial(read_table, "token_rates.yaml")
 
 
 def approximate_tokens(text: str, vocabulary: int) -> int:
-    """About how many tokens a text takes.
-
-    Args:
-        vocabulary: rows of the model's embedding.
-    """
-    rate: dict[str, float] = next(
-        row for row in _rates()["rates"] if vocabulary >= row["vocabulary"]
-    )
+    """About how many tokens a text takes: characters times a rate by size of the vocabulary."""
+    rates = _rates()["rates"]
+    rate: dict[str, float] = next(row for row in rates if vocabulary >= row["vocabulary"])
     n_han = len(_HAN.findall(text))
     return round(n_han * rate["han"] + (len(text) - n_han) * rate["other"])
 
 
 def approximate(found: ExampleSet, vocabulary: int, settings: FinetuneSettings) -> EncodedSet:
-    """Items of about the right size and no content; too long ones are left out and counted.
-
-    Raises:
-        DataError: nothing is left.
-    """
+    """Items of about the right size without content; raises DataError when nothing is left."""
     encoded = EncodedSet(found.name, dropped=found.dropped.copy(), n_in=found.n_in)
     for example in found.examples:
-        item = Item(example.id, _documents(example, vocabulary))
-        if max(map(len, item.documents)) > settings.max_length:
-            encoded.dropped["too_long"] += 1
-        else:
-            encoded.items.append(item)
-            encoded.examples.append(example)
-    if not encoded.items:
-        raise nothing_left(encoded, settings)
-    return encoded
-
-
-def _documents(example: Example, vocabulary: int) -> tuple[Document, ...]:
-    turns = (turn["content"] for turn in example.prompt)
-    n_prompt = sum(approximate_tokens(text, vocabulary) for text in turns)
-    n_prompt += _rates()["prompt_extra"]
-    answers = [text for text in (example.answer, example.rejected) if text is not None]
-    n_answers = [
-        approximate_tokens(text, vocabulary) + _rates()["answer_extra"] for text in answers
-    ]
-    return tuple(Document(np.zeros(n_prompt + n, np.int32), n_prompt) for n in n_answers)
+        turns = (turn["content"] for turn in example.prompt)
+        n_prompt = sum(approximate_tokens(text, vocabulary) for text in turns)
+        n_prompt += _rates()["prompt_extra"]
+        documents = []
+        for text in (example.answer, example.rejected):
+            if text is not None:
+                n = n_prompt + approximate_tokens(text, vocabulary) + _rates()["answer_extra"]
+                documents.append(Document(np.zeros(n, np.int32), n_prompt))
+        add_if_short(encoded, example, Item(example.id, tuple(documents)), settings)
+    return checked(encoded, settings)

@@ -1,4 +1,4 @@
-"""`finetune`: one training run, read from top to bottom, that continues where it was interrupted.
+"""`finetune`: one training run, which resumes where it was interrupted.
 
 result = finetune(resolve(FinetuneSettings, flags={"data": ..., "backbone": ..., "out": ...}))
 result.manifest.counts["eval_loss"]
@@ -6,16 +6,12 @@ result.manifest.counts["eval_loss"]
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from cbtqa.manifest import FolderResult
+from cbtqa.manifest import MANIFEST_NAME, FolderResult, read_manifest
 from cbtqa.settings import Resolved
-from cbtqa.tuning.libraries import require
-from cbtqa.tuning.settings import FinetuneSettings
-
-OnStage = Callable[[str], None]
-OnLine = Callable[[dict[str, float]], None]
+from cbtqa.tuning.libraries import require, require_training
+from cbtqa.tuning.settings import FinetuneSettings, OnLine, OnStage
 
 
 @dataclass(frozen=True)
@@ -23,7 +19,7 @@ class FinetuneResult(FolderResult):
     """A finished run."""
 
     is_first_process: bool = True
-    """False on the other processes of a run over several, which have nothing to tell."""
+    """False on the other processes of a run over several, which report nothing."""
 
 
 def finetune(
@@ -32,22 +28,18 @@ def finetune(
     on_stage: OnStage = lambda words: None,
     on_line: OnLine = lambda line: None,
 ) -> FinetuneResult:
-    """Trains an adapter, or continues a run that was interrupted.
+    """Trains an adapter, or resumes a run that was interrupted.
 
     Raises:
         ConfigError: settings, backbone or folder do not fit.
-        DataError: the data is not what it should be, or nothing of it is left.
+        DataError: rows that cannot be read, or no example left.
         MissingExtraError: torch, transformers or peft is not installed.
-        IncompleteRunError: stopped early: memory, disk, or a signal; the same command continues.
+        IncompleteRunError: stopped early: memory, disk, or a signal; the same command resumes.
     """
-    for module in ("torch", "transformers", "peft", "accelerate"):
-        require(module)
-    talk = require("transformers").logging
-    talk.set_verbosity_error()
-    talk.disable_progress_bar()
+    require_training("accelerate")
     from cbtqa.tuning.loading import choose_backbone
     from cbtqa.tuning.training.prepare import prepare_sets, resolve_for_run
-    from cbtqa.tuning.training.record import check_folder, continued, finished, start_of
+    from cbtqa.tuning.training.record import check_folder, continued, start_of
     from cbtqa.tuning.weights.files import describe_base
 
     resolved = resolve_for_run(resolved)
@@ -55,16 +47,16 @@ def finetune(
     if settings.method == "qlora" or settings.optimizer == "adamw_8bit":
         require("bitsandbytes", "qlora")
     check_folder(settings.out)
-    backbone = choose_backbone(settings)
+    backbone = choose_backbone(settings.backbone, settings.revision)
     on_stage("reading data")
     sets = prepare_sets(settings, backbone)
     on_stage("hashing the backbone")
     base = describe_base(backbone, is_quantized=settings.method == "qlora")
-    start = continued(settings.out, start_of(resolved, sets.inputs, base, sets.ids()))
-    before = finished(settings.out)
-    if before is not None:
-        return FinetuneResult(settings.out, before, was_complete=True)
+    ids = {name: [item.id for item in of.items] for name, of in sets.by_name.items()}
+    start = continued(settings.out, start_of(resolved, sets.inputs, base, ids))
+    if (settings.out / MANIFEST_NAME).exists():
+        return FinetuneResult(settings.out, read_manifest(settings.out), was_complete=True)
     from cbtqa.tuning.training.run import run_training
 
-    manifest, is_first = run_training(settings, backbone, sets, start, on_stage, on_line)
+    manifest, is_first = run_training(sets, start, on_stage, on_line)
     return FinetuneResult(settings.out, manifest, is_first_process=is_first)

@@ -1,55 +1,41 @@
-"""The training run itself: trainer made, continued or begun, adapter and record written."""
+"""The training run itself: trainer begun or resumed, adapter and record written."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft.helpers import disable_input_dtype_casting
-from transformers import (
-    EarlyStoppingCallback,
-    PrinterCallback,
-    TrainerCallback,
-    TrainingArguments,
-)
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainingArguments
 
 from cbtqa.errors import ConfigError, IncompleteRunError
-from cbtqa.manifest import Manifest
-from cbtqa.tuning.backbones import Backbone
-from cbtqa.tuning.budget.estimate import ModelSizes, Speed, this_card
+from cbtqa.files import write_json
+from cbtqa.manifest import Manifest, read_manifest
+from cbtqa.tuning.budget.counting import ModelSizes
+from cbtqa.tuning.budget.estimate import Speed, this_card
 from cbtqa.tuning.data.packing import StepPlan
 from cbtqa.tuning.libraries import is_disk_full, is_out_of_memory
 from cbtqa.tuning.loading import ComputeType, choose_precision
-from cbtqa.tuning.settings import FinetuneSettings
-from cbtqa.tuning.training.prepare import (
-    OnStage,
-    Ready,
-    TrainingSets,
-    describe_sets,
-    plan_steps,
-    prepare_model,
-)
+from cbtqa.tuning.settings import FinetuneSettings, OnLine, OnStage
+from cbtqa.tuning.training.prepare import Ready, TrainingSets, plan_steps, prepare_model
 from cbtqa.tuning.training.record import (
+    RUN_NAME,
     RunStart,
     write_curve,
     write_readme,
     write_record,
-    write_start,
 )
 from cbtqa.tuning.training.trainer import (
     LOG_NAME,
     SAMPLES_NAME,
     LastStep,
     LogLines,
-    OnLine,
     SampleAnswers,
     SoftStop,
     StepTrainer,
-    answer_samples,
     keep_until,
     last_checkpoint,
 )
@@ -62,79 +48,77 @@ OPTIMIZERS = {"adamw": "adamw_torch", "adamw_8bit": "adamw_8bit"}
 
 
 def run_training(
-    settings: FinetuneSettings,
-    backbone: Backbone,
-    sets: TrainingSets,
-    start: RunStart,
-    on_stage: OnStage,
-    on_line: OnLine,
+    sets: TrainingSets, start: RunStart, on_stage: OnStage, on_line: OnLine
 ) -> tuple[Manifest, bool]:
     """Trains to the end; gives the manifest, and whether this is the first process.
 
     Raises:
-        ConfigError: device, precision or disk cannot.
-        IncompleteRunError: memory, disk, or a signal stopped it; the same command continues.
+        ConfigError: a precision that the device has not, or a disk without room.
+        IncompleteRunError: memory, disk, or a signal stopped it; the same command resumes.
     """
+    settings = sets.settings
     precision = choose_precision(settings.precision)
-    args = training_arguments(settings, sets, precision)
+    args = training_arguments(sets, precision)
     is_first = args.process_index == 0
     if is_first:
-        write_start(settings.out, start)
-    on_stage(f"loading {backbone.told_name}")
+        settings.out.mkdir(parents=True, exist_ok=True)
+        write_json(settings.out / RUN_NAME, start)
+    on_stage(f"loading {sets.backbone.display_name}")
     stop = SoftStop()
     try:
-        ready = prepare_model(settings, backbone, precision, max(sets.train.lengths))
+        ready = prepare_model(sets, precision)
         if is_first:
             _check_disk(settings, ready.model)
-        trainer = _make_trainer(
-            settings,
-            backbone,
-            sets,
-            ready,
-            args,
-            [LogLines(settings.out, on_line), LastStep(), stop],
-        )
+        callbacks = [LogLines(settings.out, on_line), LastStep(), stop]
+        trainer = _make_trainer(sets, ready, args, callbacks)
         for note in (*sets.notes, *ready.notes):
             on_stage(note)
         resumed = last_checkpoint(Path(str(args.output_dir)))
         if is_first:
-            _forget_behind(settings.out, resumed)
+            # steps done again are logged again
+            for name in (LOG_NAME, SAMPLES_NAME):
+                step = int(resumed.name.rpartition("-")[2]) if resumed else None
+                keep_until(settings.out / name, step)
         on_stage("training" if resumed is None else f"continuing from {resumed.name}")
         with disable_input_dtype_casting(ready.model):
             trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
         if stop.is_asked:
-            raise _stopped(trainer)
+            raise IncompleteRunError(
+                f"stopped by a signal after step {trainer.state.global_step} of "
+                f"{trainer.state.max_steps}; a checkpoint was written",
+                hint="the same command continues",
+            )
         on_stage("writing the adapter")
-        return _write(settings, sets, ready, trainer, start), is_first
+        return _write(sets, ready, trainer, start), is_first
     except Exception as error:
         if is_out_of_memory(error):
             raise _no_memory(settings) from None
         if is_disk_full(error):
-            raise _no_room(settings) from None
+            raise IncompleteRunError(
+                f"the disk is full: {settings.out} could not be written",
+                hint="make room and run the same command again; it continues from the last "
+                "checkpoint",
+            ) from None
         raise
     finally:
         stop.restore()
 
 
-def training_arguments(
-    settings: FinetuneSettings, sets: TrainingSets, precision: ComputeType
-) -> TrainingArguments:
+def training_arguments(sets: TrainingSets, precision: ComputeType) -> TrainingArguments:
     """transformers' arguments; making them joins the processes of a run over several."""
-    plan = StepPlan(
-        sets.train.lengths,
-        batch_size=settings.batch_size,
-        epochs=settings.epochs,
-        max_steps=settings.max_steps,
-    )
+    settings = sets.settings
+    size: dict[str, Any] = {"batch_size": settings.batch_size, "epochs": settings.epochs}
+    plan = StepPlan(sets.train.lengths, max_steps=settings.max_steps, **size)
     every = min(settings.eval_steps or plan.steps_per_epoch, plan.n_steps)
     evaluates = sets.validation is not None
+    suffix = "_with_warmup" if settings.schedule == "constant" and settings.warmup else ""
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(settings.out / "tensorboard"))
     return TrainingArguments(
         output_dir=str((settings.out / CHECKPOINTS).resolve()),
         max_steps=plan.n_steps,
         per_device_train_batch_size=1,
         learning_rate=settings.learning_rate,
-        lr_scheduler_type=settings.schedule if settings.warmup == 0 else _with_warmup(settings),
+        lr_scheduler_type=f"{settings.schedule}{suffix}",
         warmup_steps=settings.warmup,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
@@ -168,25 +152,12 @@ def training_arguments(
     )
 
 
-def _with_warmup(settings: FinetuneSettings) -> str:
-    return "constant_with_warmup" if settings.schedule == "constant" else settings.schedule
-
-
 def _make_trainer(
-    settings: FinetuneSettings,
-    backbone: Backbone,
-    sets: TrainingSets,
-    ready: Ready,
-    args: TrainingArguments,
-    callbacks: list[TrainerCallback],
+    sets: TrainingSets, ready: Ready, args: TrainingArguments, callbacks: list[TrainerCallback]
 ) -> StepTrainer:
-    data, eval_data = plan_steps(
-        settings,
-        sets,
-        is_packed=ready.is_packed,
-        process=args.process_index,
-        n_processes=args.world_size,
-    )
+    settings = sets.settings
+    share = {"process": args.process_index, "n_processes": args.world_size}
+    data, eval_data = plan_steps(sets, is_packed=ready.is_packed, **share)
     trainer = StepTrainer(
         model=ready.model,
         args=args,
@@ -195,45 +166,16 @@ def _make_trainer(
         speed=Speed(ModelSizes.of(ready.model), this_card(), args.world_size),
         processing_class=sets.chat.tokenizer,
     )
-    trainer.remove_callback(PrinterCallback)  # it prints; `on_line` is told instead
+    trainer.remove_callback(PrinterCallback)  # it prints; `on_line` gets the lines instead
     answers = settings.n_samples > 0 and eval_data is not None and args.process_index == 0
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        answers = False  # one process alone does not hold the weights
-    answer = partial(_answer, settings, backbone, sets, trainer) if answers else None
-    for callback in (*callbacks, SampleAnswers(settings.out, settings.mode, answer)):
+    if answers and not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        # where the weights are divided, no process could answer alone
+        callbacks = [*callbacks, SampleAnswers(sets, trainer)]
+    for callback in callbacks:
         trainer.add_callback(callback)
     if settings.early_stopping is not None:
         trainer.add_callback(EarlyStoppingCallback(settings.early_stopping))
     return trainer
-
-
-def _answer(
-    settings: FinetuneSettings,
-    backbone: Backbone,
-    sets: TrainingSets,
-    trainer: StepTrainer,
-    step: int,
-) -> Any:
-    assert sets.validation is not None
-    stops = {*sets.chat.end_ids, *sets.chat.tokenizer.convert_tokens_to_ids(list(backbone.stops))}
-    return answer_samples(
-        trainer.model,
-        sets.chat,
-        sets.validation.examples[: settings.n_samples],
-        step=step,
-        max_new_tokens=settings.sample_tokens,
-        stops=sorted(stop for stop in stops if stop is not None),
-        autocast=trainer.accelerator.autocast(),
-    )
-
-
-def _forget_behind(folder: Path, resumed: Path | None) -> None:
-    step = int(resumed.name.rpartition("-")[2]) if resumed else 0
-    for name in (LOG_NAME, SAMPLES_NAME):
-        if resumed is None:
-            (folder / name).unlink(missing_ok=True)
-        else:
-            keep_until(folder / name, step)
 
 
 def _check_disk(settings: FinetuneSettings, model: Any) -> None:
@@ -245,21 +187,6 @@ def _check_disk(settings: FinetuneSettings, model: Any) -> None:
             f"{settings.out}: {free / 1e9:.1f} GB free, the checkpoints want {wanted / 1e9:.1f}",
             hint="make room, name an --out elsewhere, or lower --keep-checkpoints or --rank",
         )
-
-
-def _stopped(trainer: StepTrainer) -> IncompleteRunError:
-    return IncompleteRunError(
-        f"stopped by a signal after step {trainer.state.global_step} of "
-        f"{trainer.state.max_steps}; a checkpoint was written",
-        hint="the same command continues",
-    )
-
-
-def _no_room(settings: FinetuneSettings) -> IncompleteRunError:
-    return IncompleteRunError(
-        f"the disk is full: {settings.out} could not be written",
-        hint="make room and run the same command again; it continues from the last checkpoint",
-    )
 
 
 def _no_memory(settings: FinetuneSettings) -> IncompleteRunError:
@@ -275,45 +202,34 @@ def _no_memory(settings: FinetuneSettings) -> IncompleteRunError:
     return IncompleteRunError(
         "the device has no memory left for a micro-batch of "
         f"{settings.micro_batch_tokens:,} tokens",
-        hint=f"the same command continues with: {', or '.join(ways)}; --dry-run says what fits",
+        hint=f"the same command continues with: {', or '.join(ways)}; --dry-run shows what fits",
     )
 
 
-def _write(
-    settings: FinetuneSettings,
-    sets: TrainingSets,
-    ready: Ready,
-    trainer: StepTrainer,
-    start: RunStart,
-) -> Manifest:
+def _write(sets: TrainingSets, ready: Ready, trainer: StepTrainer, start: RunStart) -> Manifest:
+    # all processes: gathering the weights and the counts needs each of them
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     state = None
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
-    counts = _counts(settings, sets, ready, trainer)
+    out, counts = sets.settings.out, _counts(sets, ready, trainer)
     if trainer.args.process_index == 0:
-        model.save_pretrained(settings.out, state_dict=state)
-        sets.chat.tokenizer.save_pretrained(settings.out)
-        write_base_record(settings.out, start.base)
-        write_curve(settings.out, settings.out / LOG_NAME)
-        write_readme(settings.out, start)
-        manifest = write_record(settings.out, start, counts)
+        model.save_pretrained(out, state_dict=state)
+        sets.chat.tokenizer.save_pretrained(out)
+        write_base_record(out, start.base)
+        write_curve(out, out / LOG_NAME)
+        write_readme(out, start)
+        write_record(out, start, counts)
     trainer.accelerator.wait_for_everyone()
-    if trainer.args.process_index != 0:
-        from cbtqa.manifest import read_manifest
-
-        manifest = read_manifest(settings.out)
-    return manifest
+    return read_manifest(out)
 
 
-def _counts(
-    settings: FinetuneSettings, sets: TrainingSets, ready: Ready, trainer: StepTrainer
-) -> dict[str, Any]:
-    state = trainer.state
+def _counts(sets: TrainingSets, ready: Ready, trainer: StepTrainer) -> dict[str, Any]:
+    state, loss_on = trainer.state, sets.settings.loss_on
     n_trainable = sum(p.numel() for p in ready.model.parameters() if p.requires_grad)
     losses = [line["loss"] for line in state.log_history if "loss" in line]
     return {
-        **describe_sets(settings, sets),
+        **{name: of.statistics(loss_on) for name, of in sets.by_name.items()},
         "n_steps": state.global_step,
         "n_steps_planned": state.max_steps,
         "n_trainable": n_trainable,

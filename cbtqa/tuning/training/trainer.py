@@ -12,9 +12,9 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import defaultdict
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -25,36 +25,22 @@ from transformers import Trainer, TrainerCallback
 from cbtqa.errors import DataError
 from cbtqa.files import json_line, read_rows, write_jsonl
 from cbtqa.metrics.evaluation import score_lists
-from cbtqa.records import MetricScore, Record
+from cbtqa.records import Record
+from cbtqa.tuning.answering.decoding import generate_ids
 from cbtqa.tuning.budget.estimate import Speed
-from cbtqa.tuning.data.chat_format import ChatFormat
-from cbtqa.tuning.data.examples import Example, read_target
+from cbtqa.tuning.data.examples import read_target
 from cbtqa.tuning.data.packing import Batch, StepBatches, StepData
 from cbtqa.tuning.libraries import is_disk_full
 from cbtqa.tuning.losses import orpo_terms, sft_loss
-from cbtqa.tuning.settings import Mode
+from cbtqa.tuning.settings import OnLine
+from cbtqa.tuning.training.prepare import TrainingSets
 
 COMPLETE_NAME = "complete.json"
 """Written last into a checkpoint: one without it was cut off while being written."""
 
 
-@dataclass
-class _Told:
-    """Sums since the last log line, over this process."""
-
-    sums: dict[str, float] = field(default_factory=dict)
-
-    def add(self, name: str, value: Tensor | float) -> None:
-        self.sums[name] = self.sums.get(name, 0.0) + float(value)
-
-
 class StepTrainer(Trainer):
-    """Trains on the steps of a plan.
-
-    Args:
-        data: steps to train on; `eval_data`: steps to evaluate on, or None.
-        speed: counts tokens and arithmetic for the log lines.
-    """
+    """Trains on the steps of `data`, evaluates on those of `eval_data`."""
 
     def __init__(
         self,
@@ -65,15 +51,14 @@ class StepTrainer(Trainer):
         **words: Any,
     ) -> None:
         super().__init__(train_dataset=data, eval_dataset=eval_data, **words)
-        self._steps, self._eval_steps, self._choice = data, eval_data, data.choice
-        self.speed, self._told = speed, _Told()
-
-    # --- what Trainer asks for --------------------------------------------------------------------
+        self._steps, self._eval_steps, self._settings = data, eval_data, data.settings
+        self.speed = speed
+        self._pairs: dict[str, float] = defaultdict(float)  # this process's, since the last line
 
     def get_train_dataloader(self) -> Any:
         """One item is one step of this process; the plan has shuffled and divided already."""
         self.speed.begin()
-        return torch.utils.data.DataLoader(self._steps, batch_size=1, collate_fn=_only)
+        return torch.utils.data.DataLoader(self._steps, batch_size=1, collate_fn=itemgetter(0))
 
     def _get_num_items_in_batch(self, *_: Any) -> None:
         return None
@@ -89,6 +74,7 @@ class StepTrainer(Trainer):
         model.train()
         total = torch.zeros((), device=self.args.device)
         for number, batch in enumerate(step.batches):
+            # gradients are summed over processes once a step, with its last micro-batch
             is_last = number == len(step.batches) - 1
             self.accelerator.gradient_state._set_sync_gradients(is_last)
             is_deepspeed = self.accelerator.distributed_type.value == "DEEPSPEED"
@@ -108,7 +94,7 @@ class StepTrainer(Trainer):
 
     def _share_of(self, model: Any, batch: Batch, step: StepBatches) -> Tensor:
         log_probs = model(**self._prepare_inputs(batch.inputs))
-        if not self._choice.is_orpo:
+        if self._settings.objective == "sft":
             return sft_loss(log_probs, step.n_learnt)
         terms = orpo_terms(
             log_probs,
@@ -117,45 +103,39 @@ class StepTrainer(Trainer):
             n_pairs=batch.n_items,
             n_pairs_in_step=step.n_items,
             n_nll_in_step=step.n_learnt,
-            beta=self._choice.beta,
+            beta=self._settings.beta,
         )
-        self._told.add("n_pairs", batch.n_items)
-        self._told.add("n_preferred", terms.n_preferred)
-        self._told.add("margin", terms.margin)
+        for name in ("n_preferred", "margin"):
+            self._pairs[name] += getattr(terms, name).item()
+        self._pairs["n_pairs"] += batch.n_items
         return terms.loss
-
-    # --- log lines --------------------------------------------------------------------------------
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds true epochs, tokens/s and MFU, and ORPO's share of preferred answers."""
         if "loss" in logs:
             logs |= self._pair_figures("")
             logs |= self.speed.lap()
-        # Trainer sees the whole run as one epoch; callbacks and log lines are told the data's
+        # Trainer sees the whole run as one epoch; callbacks and log lines get the data's
         plan = self._steps.plan
         self.state.epoch = round(self.state.global_step / plan.steps_per_epoch, 4)
         super().log(logs)
 
     def _pair_figures(self, prefix: str) -> dict[str, float]:
-        if not self._choice.is_orpo:
+        if self._settings.objective == "sft":
             return {}
         names = ("n_pairs", "n_preferred", "margin")
-        sums = torch.tensor([self._told.sums.get(name, 0.0) for name in names], dtype=torch.float64)
+        sums = torch.tensor([self._pairs[name] for name in names], dtype=torch.float64)
         sums = self.accelerator.reduce(sums.float().to(self.args.device), "sum")
-        self._told.sums.clear()
+        self._pairs.clear()
         n_pairs, n_preferred, margin = sums.tolist()
-        return {
-            f"{prefix}preferred": n_preferred / max(1.0, n_pairs),
-            f"{prefix}margin": margin / max(1.0, n_pairs),
-        }
-
-    # --- evaluation -------------------------------------------------------------------------------
+        n_pairs = max(1.0, n_pairs)
+        return {f"{prefix}preferred": n_preferred / n_pairs, f"{prefix}margin": margin / n_pairs}
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Loss over the evaluation steps, as in training; then what callbacks add."""
         assert self._eval_steps is not None and self.model is not None
         started = time.perf_counter()
-        pending, self._told = self._told, _Told()
+        pending, self._pairs = self._pairs, defaultdict(float)
         total = torch.zeros((), device=self.args.device)
         self.model.eval()
         with torch.no_grad():
@@ -165,7 +145,7 @@ class StepTrainer(Trainer):
                     total += self._share_of(self.model, batch, step)
         total = self.accelerator.reduce(total, "sum")
         metrics = {"eval_loss": float(total), **self._pair_figures("eval_")}
-        self._told = pending
+        self._pairs = pending
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )
@@ -173,8 +153,6 @@ class StepTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         self.speed.pause(time.perf_counter() - started)
         return metrics
-
-    # --- checkpoints ------------------------------------------------------------------------------
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         started = time.perf_counter()
@@ -187,31 +165,23 @@ class StepTrainer(Trainer):
                 (folder / COMPLETE_NAME).write_text(json.dumps(marker), encoding="utf-8")
         except Exception as error:
             if is_disk_full(error):
-                shutil.rmtree(folder, ignore_errors=True)  # at once: it takes what room there is
+                shutil.rmtree(folder, ignore_errors=True)  # at once: it fills the disk
             raise
         self.speed.pause(time.perf_counter() - started)
 
 
-def _only(items: list[StepBatches]) -> StepBatches:
-    return items[0]
-
-
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint in a folder; those cut off while being written are removed."""
-    found = []
-    for path in folder.glob("checkpoint-*"):
-        if (path / COMPLETE_NAME).is_file():
-            found.append(path)
-        else:
-            shutil.rmtree(path, ignore_errors=True)
+    paths = set(folder.glob("checkpoint-*"))
+    found = {path for path in paths if (path / COMPLETE_NAME).is_file()}
+    for path in paths - found:
+        shutil.rmtree(path, ignore_errors=True)
     return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
 # --- callbacks -----------------------------------------------------------------------------------
-# What happens beside the steps: log lines to a file, samples, the last evaluation, a soft stop.
 
 LOG_NAME, SAMPLES_NAME = "log.jsonl", "samples.jsonl"
-OnLine = Callable[[dict[str, float]], None]
 
 
 class LogLines(TrainerCallback):
@@ -221,7 +191,6 @@ class LogLines(TrainerCallback):
         self._path, self._on_line = folder / LOG_NAME, on_line
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        """A line was logged."""
         if not state.is_world_process_zero or "train_runtime" in logs:
             return
         line = {"step": state.global_step, **logs}
@@ -230,56 +199,52 @@ class LogLines(TrainerCallback):
         self._on_line(line)
 
 
-def keep_until(path: Path, step: int) -> None:
-    """Drops the lines of a JSONL file behind a step: what is done again is told again."""
-    if path.exists():
-        rows = [row for _, row in read_rows(path) if int(row["step"]) <= step]
-        write_jsonl(path, rows)
+def keep_until(path: Path, step: int | None) -> None:
+    """Drops the lines of a JSONL file after a step; None: the whole file."""
+    if step is None:
+        path.unlink(missing_ok=True)
+    elif path.exists():
+        write_jsonl(path, [row for _, row in read_rows(path) if int(row["step"]) <= step])
 
 
 class LastStep(TrainerCallback):
     """Asks for a log line and an evaluation after the last step, whatever step that is."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """A step was done."""
         if state.global_step >= state.max_steps:
             control.should_log = True
             control.should_evaluate = args.eval_strategy != "no"
 
 
 class SampleAnswers(TrainerCallback):
-    """Answers the same questions at each evaluation: `samples.jsonl`, and scores in the log.
+    """Answers the same questions at each evaluation: `samples.jsonl`, and scores in the log."""
 
-    Args:
-        answer: gives the samples of a step; None on processes that do not answer.
-    """
-
-    def __init__(
-        self, folder: Path, mode: Mode, answer: Callable[[int], Sequence[Sample]] | None
-    ) -> None:
-        self._path, self._mode, self._answer = folder / SAMPLES_NAME, mode, answer
+    def __init__(self, sets: TrainingSets, trainer: StepTrainer) -> None:
+        self._sets, self._trainer = sets, trainer
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **words: Any) -> None:
-        """An evaluation was done; scores join its metrics before they are logged."""
-        if self._answer is None:
-            return
-        samples = self._answer(state.global_step)
-        with self._path.open("a", encoding="utf-8") as stream:
+        """Scores join the evaluation's metrics before they are logged."""
+        settings = self._sets.settings
+        samples = answer_samples(self._sets, self._trainer)
+        with (settings.out / SAMPLES_NAME).open("a", encoding="utf-8") as stream:
             stream.writelines(json_line(sample) for sample in samples)
-        for score in score_samples(samples, self._mode):
+        # without headings or reasoning
+        predictions = [read_target(settings.mode, sample.text).text for sample in samples]
+        references = [read_target(settings.mode, sample.reference).text for sample in samples]
+        for name in METRICS:
+            score = score_lists(name, predictions, references)
             if score.value is not None:
                 words["metrics"][f"sample_{score.metric}"] = round(score.value, 3)
 
 
 class SoftStop(TrainerCallback):
-    """On SIGTERM, as a scheduler sends before it kills: save after the step at hand, then stop."""
+    """On SIGTERM, as a scheduler sends before it kills: save after the current step, then stop."""
 
     def __init__(self) -> None:
         self.is_asked = False
         self._before: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Training begins."""
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGTERM, self._ask)
 
@@ -287,8 +252,8 @@ class SoftStop(TrainerCallback):
         self.is_asked = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """A step was done; the processes agree, or those not asked would wait for ever."""
         if args.world_size > 1:
+            # the processes agree, or those that got no signal would wait for ever
             asked = torch.tensor(float(self.is_asked), device=args.device)
             torch.distributed.all_reduce(asked)
             self.is_asked = bool(asked)
@@ -302,10 +267,7 @@ class SoftStop(TrainerCallback):
             self._before = None
 
 
-# --- samples -------------------------------------------------------------------------------------
-# Sample answers at each evaluation: the same questions each time, answered and scored.
-#
-# Greedy and without sampling, so that a run's samples repeat and no random state is spent.
+# --- sample answers at each evaluation -----------------------------------------------------------
 
 METRICS = ("chrf2", "bleu_zh")
 
@@ -322,65 +284,30 @@ class Sample(Record):
     """`stop`, or `length` when it was cut at the token limit."""
 
 
-def answer_samples(
-    model: Any,
-    chat: ChatFormat,
-    examples: Sequence[Example],
-    *,
-    step: int,
-    max_new_tokens: int,
-    stops: Sequence[int],
-    autocast: Any,
-) -> list[Sample]:
-    """Answers each example's prompt; the model's mode is put back afterwards.
-
-    Args:
-        stops: tokens any of which ends an answer.
-        autocast: a context for the forward passes, as in training.
-    """
+def answer_samples(sets: TrainingSets, trainer: StepTrainer) -> list[Sample]:
+    """The likeliest answers to validation questions: repeatable, and no random state is spent."""
+    assert sets.validation is not None
+    model: Any = trainer.model
+    tokenizer, settings = sets.chat.tokenizer, sets.settings
+    ends = {*sets.chat.end_ids, *tokenizer.convert_tokens_to_ids(list(sets.backbone.stops))}
+    stops = sorted(ends - {None})
+    words: dict[str, Any] = {"max_new_tokens": settings.sample_tokens, "stops": stops}
+    words["pad"] = tokenizer.pad_token_id
     was_training = model.training
     model.eval()
     samples = []
-    with torch.no_grad(), autocast:
-        for example in examples:
-            ids = chat.prompt_ids([example.prompt])[0]
-            made = _generate(model, ids, max_new_tokens, stops, chat.tokenizer.pad_token_id)
-            is_ended = bool(made) and made[-1] in stops
-            text = chat.tokenizer.decode(made, skip_special_tokens=True).strip()
+    with torch.no_grad(), trainer.accelerator.autocast():
+        for example in sets.validation.examples[: settings.n_samples]:
+            ids = torch.tensor(sets.chat.prompt_ids([example.prompt]))
+            (made,) = generate_ids(model, ids, torch.ones_like(ids), **words)
             samples.append(
                 Sample(
-                    step=step,
+                    step=trainer.state.global_step,
                     id=example.id,
-                    text=text,
+                    text=tokenizer.decode(made, skip_special_tokens=True).strip(),
                     reference=example.answer,
-                    finish_reason="stop" if is_ended else "length",
+                    finish_reason="stop" if made and made[-1] in stops else "length",
                 )
             )
     model.train(was_training)
     return samples
-
-
-def _generate(
-    model: Any, ids: list[int], max_new_tokens: int, stops: Sequence[int], pad: int | None
-) -> list[int]:
-    from transformers import GenerationConfig
-
-    prompt = torch.tensor([ids], device=model.device)
-    config = GenerationConfig(  # type: ignore[no-untyped-call]
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        eos_token_id=list(stops),
-        pad_token_id=pad if pad is not None else stops[0],
-    )
-    found = model.generate(
-        input_ids=prompt, attention_mask=torch.ones_like(prompt), generation_config=config
-    )
-    made: list[int] = found[0, len(ids) :].tolist()
-    return made
-
-
-def score_samples(samples: Sequence[Sample], mode: Mode) -> list[MetricScore]:
-    """chrF2 and BLEU of the answers, without headings or reasoning."""
-    predictions = [read_target(mode, sample.text).text for sample in samples]
-    references = [read_target(mode, sample.reference).text for sample in samples]
-    return [score_lists(name, predictions, references) for name in METRICS]

@@ -1,11 +1,11 @@
-"""A LoRA adapter as it lies on disk, and what it makes of one weight of its base.
+"""A LoRA adapter on disk, its base, and what it makes of one weight of that base.
 
     W' = W + s B A                    LoRA; s = alpha / r, with rsLoRA alpha / sqrt(r)
     W' = m (W + s B A) / |W + s B A|  DoRA; the length of each row, m learned
 
 Source: Hu et al., arXiv 2106.09685; Kalajdzievski, arXiv 2312.03732; Liu et al., arXiv 2402.09353.
 What is not of this form (adapters on embeddings, with biases, on experts, changed bases) is
-refused by name rather than merged wrongly.
+rejected by name rather than merged wrongly.
 """
 
 from __future__ import annotations
@@ -19,27 +19,13 @@ from typing import Any
 from cbtqa.errors import ConfigError, DataError, UsageError
 from cbtqa.files import read_json
 from cbtqa.tuning.backbones import Backbone, find_backbone
-from cbtqa.tuning.libraries import require
+from cbtqa.tuning.libraries import read_table, require
 from cbtqa.tuning.weights.files import BaseRecord, describe_base, open_tensors
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHT_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
 _PREFIX = "base_model.model."
-_REFUSED = {
-    "fan_in_fan_out": "weights stored the other way round",
-    "lora_bias": "biases inside the adapter",
-    "use_qalora": "QA-LoRA",
-    "use_bdlora": "block-diagonal LoRA",
-    "layer_replication": "replicated layers",
-    "trainable_token_indices": "single trained tokens",
-    "target_parameters": "adapters on bare parameters",
-    "alora_invocation_tokens": "adapters that begin at a token",
-    "arrow_config": "routed adapters",
-    "kasa_config": "KaSA",
-    "monteclora_config": "MonteCLoRA",
-    "velora_config": "VeLoRA",
-}
-"""Keys of peft's configuration that mean another arithmetic, when set."""
+_BY_PEFT = "merge it with peft itself: PeftModel.merge_and_unload()"
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Initialisations that subtract something from the base's weights before training."""
 
@@ -77,6 +63,7 @@ class Adapter:
     """An adapter's folder."""
 
     folder: Path
+    weight_paths: tuple[Path, ...]
     config: dict[str, Any]
     deltas: dict[str, Delta]
     """By the base's weight name, such as `model.layers.0.self_attn.q_proj.weight`."""
@@ -91,39 +78,39 @@ class Adapter:
 
 
 def read_adapter(folder: Path) -> Adapter:
-    """Reads an adapter that peft saved.
+    """An adapter of peft; raises DataError when damaged, ConfigError for another arithmetic."""
+    config, paths = find_adapter(folder)
+    _refuse_unknown(config, folder)
+    with open_tensors(paths[0]) as file:
+        tensors = {name: file.read(name).clone() for name in file.shapes}
+    return Adapter(folder, paths, config, *_sorted_out(config, tensors, paths[0]))
 
-    Raises:
-        DataError: not an adapter, or damaged.
-        ConfigError: an adapter of another arithmetic.
-    """
+
+def find_adapter(folder: Path) -> tuple[dict[str, Any], tuple[Path, ...]]:
+    """Configuration and weight files, safetensors first; raises DataError when there are none."""
     if not (folder / CONFIG_NAME).is_file():
         raise DataError(
-            f"no {CONFIG_NAME}: not an adapter", where=str(folder), hint="cbtqa finetune makes one"
+            f"no adapter here: no {CONFIG_NAME}",
+            where=str(folder),
+            hint="an adapter is what `cbtqa finetune` writes; a whole model: --model FOLDER",
         )
-    config = read_json(folder / CONFIG_NAME)
-    _refuse_unknown(config, folder)
-    path = next((folder / name for name in WEIGHT_NAMES if (folder / name).is_file()), None)
-    if path is None:
-        raise DataError(
-            f"no {' or '.join(WEIGHT_NAMES)}: the training has not finished", where=str(folder)
-        )
-    with open_tensors(path) as file:
-        tensors = {name: file.read(name).clone() for name in file.shapes}
-    return Adapter(folder, config, *_sorted_out(config, tensors, path))
+    paths = tuple(path for name in WEIGHT_NAMES if (path := folder / name).is_file())
+    if not paths:
+        words = f"no {' or '.join(WEIGHT_NAMES)}: the training has not finished"
+        raise DataError(words, where=str(folder))
+    return read_json(folder / CONFIG_NAME), paths
 
 
 def _refuse_unknown(config: dict[str, Any], folder: Path) -> None:
-    reasons = [words for key, words in _REFUSED.items() if config.get(key)]
+    """Raises ConfigError for an adapter of another arithmetic."""
+    reasons = [words for key, words in read_table("peft_keys.yaml").items() if config.get(key)]
     if config.get("peft_type") != "LORA":
         reasons.append(f"type {config.get('peft_type')}")
     initial = str(config.get("init_lora_weights")).casefold()
     reasons += [f"initialised by {name}" for name in _CHANGES_BASE if initial.startswith(name)]
     if reasons:
-        raise ConfigError(
-            f"{folder}: an adapter that is not merged here: {', '.join(reasons)}",
-            hint="merge it with peft itself: PeftModel.merge_and_unload()",
-        )
+        words = f"{folder}: an adapter that is not merged here: {', '.join(reasons)}"
+        raise ConfigError(words, hint=_BY_PEFT)
 
 
 def _sorted_out(
@@ -137,24 +124,16 @@ def _sorted_out(
         if match:
             parts.setdefault(match[1], {})[match[2]] = tensor
         elif "lora_" in bare:
-            raise ConfigError(
-                f"{path}: {bare} is not merged here",
-                hint="merge it with peft itself: PeftModel.merge_and_unload()",
-            )
+            raise ConfigError(f"{path}: {bare} is not merged here", hint=_BY_PEFT)
         else:
             replaced[bare] = tensor
     incomplete = [module for module, found in parts.items() if not {"A", "B"} <= set(found)]
     if incomplete or not parts:
         raise DataError(f"incomplete: {incomplete[:1] or 'no adapter tensors'}", where=str(path))
-    deltas = {
-        f"{module}.weight": Delta(
-            found["A"],
-            found["B"],
-            _scale(config, module, found["A"]),
-            found.get("magnitude_vector"),
-        )
-        for module, found in parts.items()
-    }
+    deltas = {}
+    for module, found in parts.items():
+        scale, magnitude = _scale(config, module, found["A"]), found.get("magnitude_vector")
+        deltas[f"{module}.weight"] = Delta(found["A"], found["B"], scale, magnitude)
     return deltas, replaced
 
 
@@ -166,19 +145,19 @@ def _scale(config: dict[str, Any], module: str, down: Any) -> float:
     return float(alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
 
 
-# --- adapter base --------------------------------------------------------------------------------
-# Which base model an adapter belongs to: found by its name, checked by its weights.
+# --- the base of an adapter ----------------------------------------------------------------------
 
 
 def find_base(config: dict[str, Any], given: str | None, recorded: BaseRecord | None) -> Backbone:
-    """The base of an adapter.
+    """The base of an adapter, in its native layout.
 
     Args:
         config: the adapter's own configuration.
         given: name, folder or Hub id; None: what the adapter names.
 
     Raises:
-        UsageError: the base is not found by the adapter's own word for it.
+        UsageError: the base is not found by the name that the adapter records.
+        ConfigError: a base that has to be converted first.
     """
     named = recorded.name if recorded else config.get("base_model_name_or_path")
     if given is None and not named:
@@ -192,6 +171,11 @@ def find_base(config: dict[str, Any], given: str | None, recorded: BaseRecord | 
             f"the adapter's base is called '{named}', which is not found from here",
             hint="give its folder: --base FOLDER",
         ) from error
+    if backbone.needs_conversion:
+        raise ConfigError(
+            f"{backbone.display_name} has its published layout, adapters are for the converted one",
+            hint="give the folder that cbtqa convert wrote: --base FOLDER",
+        )
     if backbone.path is None and recorded is not None and backbone.revision is None:
         return backbone.model_copy(update={"revision": recorded.revision})
     return backbone
@@ -200,11 +184,7 @@ def find_base(config: dict[str, Any], given: str | None, recorded: BaseRecord | 
 def check_base(
     backbone: Backbone, recorded: BaseRecord | None
 ) -> tuple[BaseRecord, tuple[str, ...]]:
-    """The base as it is, and what has to be said about it.
-
-    Raises:
-        DataError: its weights are not those the adapter was trained on.
-    """
+    """The base as it is, and notes; raises DataError for weights not those of the training."""
     found = describe_base(backbone)
     if recorded is None:
         return found, ("the adapter records no base: that it is this one rests on shapes alone",)
@@ -212,7 +192,7 @@ def check_base(
         raise DataError(
             f"the adapter was trained on {recorded.name} (weights {recorded.weights_sha256[:12]}), "
             f"this base is {found.name} ({found.weights_sha256[:12]})",
-            where=backbone.told_name,
+            where=backbone.display_name,
             hint=f"give that base: --base FOLDER-OF-{recorded.name}",
         )
     if recorded.is_quantized:

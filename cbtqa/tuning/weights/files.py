@@ -1,7 +1,7 @@
-"""Weight files of a model: which they are, what they hash to, their tensors read one at a time.
+"""Weight files of a model: which they are, their hashes, their tensors read and written.
 
 Both formats, whole or in parts with an index: safetensors, and `.bin`, which is read as tensors
-only: a pickle that holds anything else is refused.
+only: a pickle that holds anything else is rejected.
 """
 
 from __future__ import annotations
@@ -25,35 +25,37 @@ from cbtqa.files import read_json, replacing, sha256_of, write_json
 from cbtqa.manifest import FileEntry, describe_file, now, package_versions
 from cbtqa.records import Record
 from cbtqa.tuning.backbones import (
-    RECORD_NAMES,
     Backbone,
     commit_of,
     download_hint,
     fetch,
     fetch_if_present,
+    record_of,
 )
-from cbtqa.tuning.libraries import is_disk_full, require
+from cbtqa.tuning.data.chat_format import ChatFormat
+from cbtqa.tuning.libraries import first_line, is_disk_full, require
 
 WHOLE_NAMES = ("model.safetensors", "pytorch_model.bin")
 BASE_RECORD = "base.json"
-
-
-# --- which files ---------------------------------------------------------------------------------
+GENERATION_NAME = "generation_config.json"
+TOKEN_IDS = ("bos_token_id", "pad_token_id", "eos_token_id")
+DOWNLOAD_AGAIN = "the download may have been interrupted: run it again"
 
 
 def find_weights(location: str, revision: str | None = None) -> tuple[Path, ...]:
-    """The weight files of a folder or Hub id, safetensors before `.bin`.
-
-    Raises:
-        DataError: none, or an index that names a file which is not there.
-        ConfigError: the Hub cannot be reached, or the model is gated.
-    """
+    """The weight files of a folder or Hub id, safetensors before `.bin`; raises DataError."""
     for name in WHOLE_NAMES:
         index = fetch_if_present(location, f"{name}.index.json", revision=revision)
         if index is not None:
             parts = sorted(set(read_json(index).get("weight_map", {}).values()))
-            if location == str(index.parent):
-                _check_parts(index, parts)
+            missing = [part for part in parts if not (index.parent / part).is_file()]
+            if location == str(index.parent) and (missing or not parts):
+                raise DataError(
+                    f"names {len(parts)} files of weights, {len(missing)} are missing: "
+                    f"{missing[:3]}",
+                    where=str(index),
+                    hint=DOWNLOAD_AGAIN,
+                )
             return tuple(fetch(location, part, revision=revision) for part in parts)
         whole = fetch_if_present(location, name, revision=revision)
         if whole is not None:
@@ -63,16 +65,6 @@ def find_weights(location: str, revision: str | None = None) -> tuple[Path, ...]
         where=location,
         hint=None if Path(location).is_dir() else download_hint(location),
     )
-
-
-def _check_parts(index: Path, parts: list[str]) -> None:
-    missing = [part for part in parts if not (index.parent / part).is_file()]
-    if missing or not parts:
-        raise DataError(
-            f"names {len(parts)} files of weights, {len(missing)} are missing: {missing[:3]}",
-            where=str(index),
-            hint="the download may have been interrupted: run it again",
-        )
 
 
 def hash_weights(files: Iterable[Path]) -> str:
@@ -95,9 +87,6 @@ def combine_hashes(files: Iterable[FileEntry]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-# --- which base an adapter belongs to ------------------------------------------------------------
-
-
 class BaseRecord(Record):
     """Which base model an adapter was trained on; `base.json` beside the adapter."""
 
@@ -113,16 +102,12 @@ class BaseRecord(Record):
 
 
 def describe_base(backbone: Backbone, *, is_quantized: bool = False) -> BaseRecord:
-    """The record of a base; a folder that we converted or merged is not hashed again.
-
-    Raises:
-        DataError, ConfigError: as `find_weights`.
-    """
+    """The record of a base; a folder that we converted or merged is not hashed again."""
     recorded = _recorded_hash(backbone.path) if backbone.path else None
     files = () if recorded else find_weights(backbone.location, backbone.revision)
     return BaseRecord(
         backbone=backbone.known_id,
-        name=backbone.told_name,
+        name=backbone.display_name,
         revision=commit_of(files[0]) if files else backbone.revision,
         weights_sha256=recorded or hash_weights(files),
         is_quantized=is_quantized,
@@ -131,16 +116,12 @@ def describe_base(backbone: Backbone, *, is_quantized: bool = False) -> BaseReco
 
 def _recorded_hash(folder: Path) -> str | None:
     """The hash our own record gives, when the files still have the sizes it names."""
-    for name in RECORD_NAMES:
-        if (folder / name).is_file():
-            record = read_json(folder / name)
-            sizes = {file["name"]: file["n_bytes"] for file in record["files"]}
-            is_intact = all(
-                (folder / each).is_file() and (folder / each).stat().st_size == size
-                for each, size in sizes.items()
-            )
-            return str(record["weights_sha256"]) if is_intact else None
-    return None
+    record = record_of(folder)
+    is_intact = all(
+        (path := folder / file["name"]).is_file() and path.stat().st_size == file["n_bytes"]
+        for file in record.get("files", ())
+    )
+    return str(record["weights_sha256"]) if record and is_intact else None
 
 
 def write_base_record(folder: Path, record: BaseRecord) -> None:
@@ -152,9 +133,6 @@ def read_base_record(folder: Path) -> BaseRecord | None:
     """An adapter's base, or None for an adapter that records none (made by another program)."""
     path = folder / BASE_RECORD
     return BaseRecord.model_validate(read_json(path)) if path.is_file() else None
-
-
-# --- tensors -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -170,18 +148,15 @@ class TensorFile:
 
 @contextmanager
 def open_tensors(path: Path) -> Iterator[TensorFile]:
-    """Opens a weight file; the tensors are mapped, not loaded.
-
-    Raises:
-        DataError: damaged, or a pickle with more than tensors in it.
-    """
-    opened = _open_safetensors if path.suffix == ".safetensors" else _open_pickle
-    with opened(path) as tensors:
-        yield tensors
-
-
-@contextmanager
-def _open_safetensors(path: Path) -> Iterator[TensorFile]:
+    """The tensors of a file, mapped, not loaded; raises DataError for damage or other pickles."""
+    if path.suffix != ".safetensors":
+        tensors = _load_pickle(path, mapped=True)
+        yield TensorFile(
+            {name: tuple(tensor.shape) for name, tensor in tensors.items()},
+            {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()},
+            tensors.__getitem__,
+        )
+        return
     safetensors = require("safetensors")
     with ExitStack() as stack:
         try:
@@ -189,26 +164,12 @@ def _open_safetensors(path: Path) -> Iterator[TensorFile]:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no dict
         except safetensors.SafetensorError as error:
             raise _damaged(path, error) from None
+        dtypes = {name: part.get_dtype() for name, part in slices.items()}
         yield TensorFile(
             {name: tuple(part.get_shape()) for name, part in slices.items()},
-            {name: _torch_name(part.get_dtype()) for name, part in slices.items()},
+            {name: _FLOATS.get(dtype, dtype) for name, dtype in dtypes.items()},
             file.get_tensor,
         )
-
-
-def _torch_name(dtype: str) -> str:
-    floats = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
-    return floats.get(dtype, dtype)
-
-
-@contextmanager
-def _open_pickle(path: Path) -> Iterator[TensorFile]:
-    tensors = _load_pickle(path, mapped=True)
-    yield TensorFile(
-        {name: tuple(tensor.shape) for name, tensor in tensors.items()},
-        {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()},
-        tensors.__getitem__,
-    )
 
 
 def _load_pickle(path: Path, *, mapped: bool) -> dict[str, Any]:
@@ -216,10 +177,8 @@ def _load_pickle(path: Path, *, mapped: bool) -> dict[str, Any]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
-        raise DataError(
-            f"a pickle with more than tensors in it is not loaded: {_first_line(error)}",
-            where=str(path),
-        ) from None
+        words = f"a pickle with more than tensors in it is not loaded: {first_line(error)}"
+        raise DataError(words, where=str(path)) from None
     except (RuntimeError, EOFError, ValueError) as error:
         if mapped and "mmap" in str(error):  # the format before torch 1.6 cannot be mapped
             return _load_pickle(path, mapped=False)
@@ -230,27 +189,18 @@ def _load_pickle(path: Path, *, mapped: bool) -> dict[str, Any]:
 
 
 def _damaged(path: Path, error: Exception) -> DataError:
-    return DataError(
-        f"damaged weights: {_first_line(error)}",
-        where=str(path),
-        hint="the download may have been interrupted: run it again",
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+    words = f"damaged weights: {first_line(error)}"
+    return DataError(words, where=str(path), hint=DOWNLOAD_AGAIN)
 
 
 # --- shards --------------------------------------------------------------------------------------
-# Writes tensors as safetensors shards, each read, made and written in turn.
-#
-# Memory holds one shard. A shard that is there already was written whole (it takes its name
-# last), so a run that was stopped goes on behind it.
 
 GIB = 1 << 30
 SHARD_BYTES = 2 * GIB
 INDEX_NAME = "model.safetensors.index.json"
 _BYTES = {"float64": 8, "int64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+_FLOATS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
+"""safetensors' names of types to torch's."""
 
 
 @dataclass(frozen=True)
@@ -293,7 +243,7 @@ class Step:
 OnStep = Callable[[Step], None]
 
 
-def cut_into_shards(outputs: Sequence[Output], limit: int = SHARD_BYTES) -> dict[str, list[Output]]:
+def cut_into_shards(outputs: Sequence[Output], limit: int) -> dict[str, list[Output]]:
     """File name to its tensors, in order; a tensor larger than `limit` has a file of its own."""
     shards: list[list[Output]] = []
     size = 0
@@ -309,24 +259,25 @@ def cut_into_shards(outputs: Sequence[Output], limit: int = SHARD_BYTES) -> dict
     return dict(zip(names, shards, strict=True))
 
 
-def write_shards(shards: dict[str, list[Output]], folder: Path, on_step: OnStep) -> None:
-    """Writes what is not there yet, then the index when there is more than one file.
+def write_shards(outputs: Sequence[Output], limit: int, folder: Path, on_step: OnStep) -> None:
+    """Writes the shards that are missing, then the index when there is more than one file.
 
-    Raises:
-        DataError: a source file is damaged.
+    Memory holds one shard. A shard takes its name last: one that is there is whole, so a run that
+    was stopped resumes after it.
     """
     save_file = require("safetensors.torch").save_file
-    for number, (name, outputs) in enumerate(shards.items(), 1):
+    shards = cut_into_shards(outputs, limit)
+    for number, (name, of_shard) in enumerate(shards.items(), 1):
         started, path = time.monotonic(), folder / name
         is_kept = path.is_file()
         if not is_kept:
             with replacing(path) as temporary:
-                save_file(_made(outputs), temporary, metadata={"format": "pt"})
+                save_file(_made(of_shard), temporary, metadata={"format": "pt"})
         seconds = time.monotonic() - started
         on_step(Step("written", number, len(shards), name, path.stat().st_size, seconds, is_kept))
     if len(shards) > 1:
-        weight_map = {output.name: name for name, outputs in shards.items() for output in outputs}
-        total = sum(output.n_bytes for outputs in shards.values() for output in outputs)
+        weight_map = {output.name: name for name, part in shards.items() for output in part}
+        total = sum(output.n_bytes for output in outputs)
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         write_json(folder / INDEX_NAME, index)
 
@@ -342,8 +293,7 @@ def _made(outputs: Iterable[Output]) -> dict[str, Any]:
     return made
 
 
-# --- model folder --------------------------------------------------------------------------------
-# A model's folder that appears whole or not at all, and the small files in it.
+# --- the folder of a model -----------------------------------------------------------------------
 
 PLAN_NAME = "plan.json"
 NOTICE_NAMES = ("LICENSE", "NOTICE", "LICENSE.txt", "NOTICE.txt")
@@ -358,7 +308,6 @@ class ModelRecord(Record):
     """Listed backbone at the bottom; None when it is none of them."""
     dtypes: tuple[str, ...]
     weights_sha256: str
-    """See `weights.hash_weights`."""
     packages: dict[str, str]
     files: tuple[FileEntry, ...]
     """Every other file of the folder."""
@@ -366,8 +315,9 @@ class ModelRecord(Record):
 
 
 def describe_written(folder: Path, outputs: Iterable[Output]) -> dict[str, Any]:
-    """The fields of a record that can be told once everything else is written."""
-    written = describe_folder(folder)
+    """The fields of a record that are known once everything else is written."""
+    paths = sorted(path for path in folder.iterdir() if path.name != PLAN_NAME)
+    written = tuple(describe_file(path) for path in paths if path.is_file())
     return {
         "dtypes": tuple(sorted({output.dtype for output in outputs})),
         "weights_sha256": combine_hashes(f for f in written if f.name.endswith(".safetensors")),
@@ -378,11 +328,7 @@ def describe_written(folder: Path, outputs: Iterable[Output]) -> dict[str, Any]:
 
 
 def refuse_existing(out: Path) -> None:
-    """Checks that the target is free.
-
-    Raises:
-        UsageError: something is there; nothing is ever overwritten.
-    """
+    """Raises UsageError when something is at the target; nothing is ever overwritten."""
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UsageError(f"{out} exists already", hint="give another --out, or remove it first")
 
@@ -392,11 +338,10 @@ def building(out: Path, plan: dict[str, Any]) -> Iterator[Path]:
     """A folder beside `out` to fill; on leaving without error it becomes `out`.
 
     Args:
-        plan: what is being made, from what. What an earlier run left is kept when its plan was
-            the same, and cleared away otherwise.
+        plan: what is made, from what. What an earlier run left is kept only under the same plan.
 
     Raises:
-        IncompleteRunError: the disk is full; finished files stay.
+        IncompleteRunError: the disk is full; finished files are kept.
     """
     partial = out.parent / f".{out.name}.partial"
     if not (partial / PLAN_NAME).is_file() or read_json(partial / PLAN_NAME) != plan:
@@ -410,7 +355,11 @@ def building(out: Path, plan: dict[str, Any]) -> Iterator[Path]:
     except (OSError, require("safetensors").SafetensorError) as error:
         if not is_disk_full(error):
             raise
-        raise _disk_full(partial) from None
+        n = len(list(partial.glob("*.safetensors")))
+        raise IncompleteRunError(
+            f"no space left on the disk of {partial}; {n} finished files of weights are kept there",
+            hint="make room, then run the same command again: it resumes from there",
+        ) from None
     (partial / PLAN_NAME).unlink()
     if out.is_dir():
         out.rmdir()
@@ -422,20 +371,8 @@ def building(out: Path, plan: dict[str, Any]) -> Iterator[Path]:
         os.close(handle)
 
 
-def _disk_full(partial: Path) -> IncompleteRunError:
-    n = len(list(partial.glob("*.safetensors")))
-    return IncompleteRunError(
-        f"no space left on the disk of {partial}; {n} finished files of weights are kept there",
-        hint="make room, then run the same command again: it goes on from there",
-    )
-
-
 def check_space(out: Path, n_bytes: int) -> None:
-    """Checks that a model of this size fits, beside what an earlier run has written of it.
-
-    Raises:
-        ConfigError: it does not; says how much is missing.
-    """
+    """Raises ConfigError when a model of this size, less what is written of it, does not fit."""
     folder = out.parent.resolve()
     while not folder.exists():
         folder = folder.parent
@@ -449,22 +386,12 @@ def check_space(out: Path, n_bytes: int) -> None:
         )
 
 
-def describe_folder(folder: Path) -> tuple[FileEntry, ...]:
-    """All files of a folder by name, size and hash."""
-    names = sorted(path for path in folder.iterdir() if path.name != PLAN_NAME)
-    return tuple(describe_file(path) for path in names if path.is_file())
-
-
 def make_generation_config(
     given: dict[str, Any], tokenizer: Any, family: Backbone, ends: Sequence[int] = ()
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """A generation_config.json that stops at every token that ends an answer.
+    """A generation_config.json that stops at every token that ends an answer, `ends` among them.
 
-    Args:
-        ends: token ids that end an answer besides those of the family and of the given one.
-
-    Returns:
-        The configuration, and the keys of the given one that no native class knows.
+    Also gives the keys of `given` that no native class knows.
     """
     known = set(require("transformers").GenerationConfig().to_dict())
     kept = {key: value for key, value in given.items() if key in known}
@@ -486,6 +413,57 @@ def make_generation_config(
 
 def _as_list(value: Any) -> list[int]:
     return [] if value is None else list(value) if isinstance(value, list) else [value]
+
+
+def write_configs(
+    folder: Path,
+    source: Backbone,
+    family: Backbone,
+    config: dict[str, Any],
+    outputs: Iterable[Output],
+    *,
+    adapter: Path | None = None,
+) -> tuple[str, ...]:
+    """Writes config.json and generation_config.json; gives the generation settings left out.
+
+    Args:
+        adapter: folder whose generation settings and learnt end of turn come before the source's.
+
+    Raises:
+        DataError: more tokens than the embedding has rows.
+    """
+    tokenizer = require("transformers").AutoTokenizer.from_pretrained(folder)
+    n_rows = config.get("vocab_size", len(tokenizer))
+    if len(tokenizer) > n_rows:
+        raise DataError(
+            f"the tokenizer has {len(tokenizer):,} tokens, the embedding {n_rows:,} rows: these "
+            "are not files of one model",
+            where=source.display_name,
+        )
+    path = fetch_if_present(source.location, GENERATION_NAME, revision=source.revision)
+    ends: list[int] = []
+    config = {key: value for key, value in config.items() if key not in ("torch_dtype", "dtype")}
+    if adapter is None:
+        config |= {key: getattr(tokenizer, key) for key in TOKEN_IDS}
+    else:
+        own, ends = adapter / GENERATION_NAME, _learnt_ends(tokenizer)
+        path = own if own.is_file() else path
+    given = read_json(path) if path else {}
+    generation, unknown = make_generation_config(given, tokenizer, family, ends)
+    dtypes = {output.dtype for output in outputs}
+    if len(dtypes) == 1:
+        config["torch_dtype"] = dtypes.pop()
+    write_json(folder / "config.json", config)
+    write_json(folder / GENERATION_NAME, generation)
+    return unknown
+
+
+def _learnt_ends(tokenizer: Any) -> list[int]:
+    """What closes an answer in the tokenizer's chat format; empty when it writes no answers."""
+    try:
+        return ChatFormat(tokenizer).end_ids if tokenizer.chat_template else []
+    except ConfigError:
+        return []
 
 
 def carry_notices(source: Backbone, folder: Path) -> None:

@@ -13,7 +13,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,17 +22,8 @@ from cbtqa.errors import ConfigError, DataError, UsageError
 from cbtqa.files import read_json, write_json
 from cbtqa.manifest import FileEntry, describe_file
 from cbtqa.tuning.backbones import MERGE_RECORD, Backbone, commit_of, fetch, fetch_if_present
-from cbtqa.tuning.data.chat_format import ChatFormat
 from cbtqa.tuning.libraries import require
-from cbtqa.tuning.weights.adapter import (
-    CONFIG_NAME,
-    WEIGHT_NAMES,
-    Adapter,
-    Delta,
-    check_base,
-    find_base,
-    read_adapter,
-)
+from cbtqa.tuning.weights.adapter import CONFIG_NAME, Adapter, check_base, find_base, read_adapter
 from cbtqa.tuning.weights.files import (
     SHARD_BYTES,
     BaseRecord,
@@ -42,13 +33,12 @@ from cbtqa.tuning.weights.files import (
     building,
     carry_notices,
     check_space,
-    cut_into_shards,
     describe_written,
     find_weights,
-    make_generation_config,
     open_tensors,
     read_base_record,
     refuse_existing,
+    write_configs,
     write_shards,
 )
 
@@ -93,27 +83,37 @@ def merge(
         shard_bytes: size of the files written, which is also what memory has to hold.
 
     Raises:
-        UsageError: `out` exists, or the base is not found by the adapter's own word for it.
+        UsageError: `out` exists, or the base is not found by the name that the adapter records.
         ConfigError: a base in 4 bits or in need of conversion; an adapter of another kind.
         DataError: another base than the one the adapter was trained on; damaged files.
-        IncompleteRunError: the disk filled up; the same command goes on.
+        IncompleteRunError: the disk is full; the same command resumes.
     """
     refuse_existing(out)
-    opened = read_adapter(adapter)
-    recorded = read_base_record(adapter)
-    backbone, config = _opened_base(find_base(opened.config, base, recorded))
+    opened, recorded = read_adapter(adapter), read_base_record(adapter)
+    backbone = find_base(opened.config, base, recorded)
+    config_path = fetch(backbone.location, "config.json", revision=backbone.revision)
+    config: dict[str, Any] = read_json(config_path)
+    if config.get("quantization_config"):
+        raise ConfigError(
+            f"{backbone.display_name} holds quantised weights: merging into them would lose what "
+            "was learned",
+            hint="give the 16-bit model that it was made from: --base FOLDER",
+        )
+    backbone = backbone.model_copy(update={"revision": commit_of(config_path)})
     found, notes = check_base(backbone, recorded)
     outputs = _planned(opened, find_weights(backbone.location, backbone.revision), dtype)
     check_space(out, sum(output.n_bytes for output in outputs))
-    files = tuple(describe_file(p) for name in WEIGHT_NAMES if (p := adapter / name).is_file())
+    files = tuple(map(describe_file, opened.weight_paths))
     plan = {
         "base": found.weights_sha256,
         "adapter": [each.sha256 for each in files],
         "settings": [dtype, shard_bytes, opened.config, cbtqa.__version__],
     }
     with building(out, plan) as folder:
-        _write_small_files(opened, backbone, folder, config, outputs)
-        write_shards(cut_into_shards(outputs, shard_bytes), folder, on_step)
+        _carry_tokenizer(opened, backbone, folder)
+        carry_notices(backbone, folder)
+        write_configs(folder, backbone, backbone, config, outputs, adapter=adapter)
+        write_shards(outputs, shard_bytes, folder, on_step)
         record = MergeRecord(
             backbone=found.backbone,
             base=found,
@@ -127,34 +127,6 @@ def merge(
         )
         write_json(folder / MERGE_RECORD, record)
     return record
-
-
-# --- the base ------------------------------------------------------------------------------------
-
-
-def _opened_base(backbone: Backbone) -> tuple[Backbone, dict[str, Any]]:
-    """The base at the commit found now, and its config.json.
-
-    Raises:
-        ConfigError: weights in 4 or 8 bits, or a layout that has to be converted first.
-    """
-    if backbone.needs_conversion:
-        raise ConfigError(
-            f"{backbone.told_name} is in its published layout, adapters are for the converted one",
-            hint="give the folder that cbtqa convert wrote: --base FOLDER",
-        )
-    path = fetch(backbone.location, "config.json", revision=backbone.revision)
-    config: dict[str, Any] = read_json(path)
-    if config.get("quantization_config"):
-        raise ConfigError(
-            f"{backbone.told_name} holds quantised weights: merging into them would lose what was "
-            "learned",
-            hint="give the 16-bit model that it was made from: --base FOLDER",
-        )
-    return backbone.model_copy(update={"revision": commit_of(path)}), config
-
-
-# --- weights -------------------------------------------------------------------------------------
 
 
 def _planned(adapter: Adapter, paths: tuple[Path, ...], dtype: DType | None) -> list[Output]:
@@ -177,63 +149,17 @@ def _planned(adapter: Adapter, paths: tuple[Path, ...], dtype: DType | None) -> 
     return outputs
 
 
-def _maker(adapter: Adapter, name: str, dtype: str) -> Any:
-    if name in adapter.replaced:
-        return partial(_replace, adapter.replaced[name], dtype)
-    return partial(_change, adapter.deltas.get(name), dtype)
+def _maker(adapter: Adapter, name: str, dtype: str) -> Callable[[Any], Any]:
+    """What makes the merged weight of the base's."""
+    new, delta = adapter.replaced.get(name), adapter.deltas.get(name)
 
+    def make(weight: Any) -> Any:
+        if new is not None and new.shape != weight.shape:
+            raise DataError(f"trained {list(new.shape)}, the base has {list(weight.shape)}")
+        made = new if new is not None else delta.merged_into(weight) if delta else weight
+        return made.to(getattr(require("torch"), dtype), copy=True).contiguous()
 
-def _change(delta: Delta | None, dtype: str, weight: Any) -> Any:
-    made = weight if delta is None else delta.merged_into(weight)
-    return made.to(getattr(require("torch"), dtype), copy=True).contiguous()
-
-
-def _replace(new: Any, dtype: str, weight: Any) -> Any:
-    if new.shape != weight.shape:
-        raise DataError(f"trained {list(new.shape)}, the base has {list(weight.shape)}")
-    return new.to(getattr(require("torch"), dtype), copy=True).contiguous()
-
-
-# --- the other files -----------------------------------------------------------------------------
-
-
-def _write_small_files(
-    adapter: Adapter,
-    backbone: Backbone,
-    folder: Path,
-    config: dict[str, Any],
-    outputs: list[Output],
-) -> None:
-    _carry_tokenizer(adapter, backbone, folder)
-    carry_notices(backbone, folder)
-    tokenizer = require("transformers").AutoTokenizer.from_pretrained(folder)
-    if len(tokenizer) > config.get("vocab_size", len(tokenizer)):
-        raise DataError(
-            f"the tokenizer has {len(tokenizer):,} tokens, the base {config['vocab_size']:,} rows",
-            where=adapter.folder.name,
-        )
-    path = fetch_if_present(backbone.location, "generation_config.json", revision=backbone.revision)
-    own = adapter.folder / "generation_config.json"
-    given = read_json(own) if own.is_file() else read_json(path) if path else {}
-    generation, _ = make_generation_config(given, tokenizer, backbone, _learned_ends(tokenizer))
-    write_json(folder / "generation_config.json", generation)
-    dtypes = {output.dtype for output in outputs}
-    for key in ("torch_dtype", "dtype"):
-        config.pop(key, None)
-    if len(dtypes) == 1:
-        config["torch_dtype"] = dtypes.pop()
-    write_json(folder / "config.json", config)
-
-
-def _learned_ends(tokenizer: Any) -> list[int]:
-    """What closes an answer in the chat format that travels with the adapter; it may be another
-    than the base's own."""
-    if not tokenizer.chat_template:
-        return []
-    try:
-        return ChatFormat(tokenizer).end_ids
-    except ConfigError:  # a format that writes no answers: nothing to learn from it
-        return []
+    return make
 
 
 def _carry_tokenizer(adapter: Adapter, backbone: Backbone, folder: Path) -> None:
@@ -255,8 +181,7 @@ def _carry_tokenizer(adapter: Adapter, backbone: Backbone, folder: Path) -> None
         write_json(settings, {**words, "tokenizer_class": "PreTrainedTokenizerFast"})
 
 
-# --- gguf ----------------------------------------------------------------------------------------
-# The lines that serve a merged model, and GGUF through llama.cpp's own converter.
+# --- serving and GGUF ----------------------------------------------------------------------------
 
 CONVERTER = "convert_hf_to_gguf.py"
 VARIABLE = "LLAMA_CPP"
@@ -274,14 +199,7 @@ def serving_lines(folder: Path) -> dict[str, str]:
 
 
 def find_converter(llama_cpp: Path | None) -> Path:
-    """llama.cpp's converter script.
-
-    Args:
-        llama_cpp: its source folder; None: the one LLAMA_CPP names.
-
-    Raises:
-        ConfigError: no folder given, or the script is not in it.
-    """
+    """llama.cpp's converter in a source folder, or in LLAMA_CPP's; raises ConfigError without."""
     given = llama_cpp or (Path(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else None)
     if given is None or not (given / CONVERTER).is_file():
         raise ConfigError(
@@ -294,23 +212,16 @@ def find_converter(llama_cpp: Path | None) -> Path:
 
 
 def write_gguf(folder: Path, out: Path, converter: Path, outtype: str = "f16") -> None:
-    """Runs the converter on a merged folder; its talk goes to stderr.
-
-    Raises:
-        UsageError: `out` exists.
-        DataError: the converter failed, or wrote something else than GGUF.
-    """
+    """Runs the converter on a merged folder; raises DataError when it fails."""
     if out.exists():
         raise UsageError(f"{out} exists already", hint="give another --gguf")
     partial = out.with_name(f".{out.name}.part")
-    words = [sys.executable, converter, folder, "--outfile", partial, "--outtype", outtype]
+    command = [sys.executable, converter, folder, "--outfile", partial, "--outtype", outtype]
     try:
-        done = subprocess.run(list(map(str, words)), stdout=sys.stderr, check=False)
+        done = subprocess.run(list(map(str, command)), stdout=sys.stderr, check=False)
         if done.returncode != 0 or not partial.is_file():
-            raise DataError(
-                f"{CONVERTER} ended with {done.returncode}; the merged model itself is whole",
-                where=str(folder),
-            )
+            words = f"{CONVERTER} ended with {done.returncode}; the merged model itself is whole"
+            raise DataError(words, where=str(folder))
         with partial.open("rb") as stream:
             if stream.read(4) != b"GGUF":
                 raise DataError("not GGUF", where=str(out))

@@ -1,4 +1,4 @@
-"""Writes the fast tokenizer of a converted checkpoint, once it has shown equal to the original's.
+"""Writes the fast tokenizer of a converted checkpoint, once it has proved equal to the original's.
 
 What is written loads without code from the Hub in transformers and vLLM (`tokenizer.json`) and in
 llama.cpp (`tokenizer.model` beside it, for sentencepiece).
@@ -11,17 +11,15 @@ import binascii
 import re
 import shutil
 import unicodedata
-from collections.abc import Callable, Iterable
-from functools import cache
-from importlib.resources import files
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from cbtqa.errors import DataError
-from cbtqa.files import parse_yaml, read_json, write_json, write_text
+from cbtqa.files import read_json, write_json, write_text
 from cbtqa.records import Record
 from cbtqa.tuning.backbones import Backbone, fetch, fetch_if_present, template_text
-from cbtqa.tuning.libraries import require
+from cbtqa.tuning.libraries import read_table, require
 
 
 class TokenizerFacts(Record):
@@ -38,31 +36,15 @@ class TokenizerFacts(Record):
     notes: tuple[str, ...] = ()
 
 
-@cache
 def probe_texts() -> tuple[str, ...]:
     """The texts every converted tokenizer has to agree on."""
-    text = (files("cbtqa.tuning") / "tokenizer_probes.yaml").read_text(encoding="utf-8")
-    return tuple(parse_yaml(text)["probes"])
+    return tuple(read_table("tokenizer_probes.yaml")["probes"])
 
 
-def write_tokenizer(source: Backbone, out: Path, family: Backbone, n_rows: int) -> TokenizerFacts:
-    """Converts the tokenizer of `source` into `out`.
-
-    Args:
-        family: the known backbone whose chat template and end tokens apply.
-        n_rows: rows of the embedding, which no id may exceed.
-
-    Raises:
-        DataError: no tokenizer file, an unknown kind, or ids other than the original's.
-    """
+def write_tokenizer(source: Backbone, out: Path, family: Backbone) -> TokenizerFacts:
+    """Converts a tokenizer, with the family's chat template; raises DataError for unequal ids."""
     make = _write_tiktoken if source.conversion == "qwen" else _write_sentencepiece
     facts = make(source, out, family)
-    if facts.n_tokens > n_rows:
-        raise DataError(
-            f"the tokenizer has {facts.n_tokens:,} tokens, the embedding {n_rows:,} rows: these "
-            "are not files of one model",
-            where=source.location,
-        )
     template = template_text(family)
     if template is not None:
         write_text(out / "chat_template.jinja", template)
@@ -73,39 +55,32 @@ def _write_tiktoken(source: Backbone, out: Path, family: Backbone) -> TokenizerF
     path = fetch(source.location, "qwen.tiktoken", revision=source.revision)
     ranks = read_ranks(path)
     tokenizer = build_bpe_tokenizer(ranks)
-    n = _compare(
-        lambda text: tokenizer(text)["input_ids"],
-        tiktoken_ids(ranks),
-        [*probe_texts(), *(f"<|im_start|>user\n{text}<|im_end|>\n" for text in probe_texts())],
-        path,
-    )
+    turns = [f"<|im_start|>user\n{text}<|im_end|>\n" for text in probe_texts()]
+    texts = [*probe_texts(), *turns]
+    n = _compare(lambda text: tokenizer(text)["input_ids"], tiktoken_ids(ranks), texts, path)
     tokenizer.model_max_length = family.context
     tokenizer.save_pretrained(out)
-    return TokenizerFacts(
-        kind="tiktoken",
-        n_tokens=len(tokenizer),
-        n_texts_compared=n,
-        adds_leading_space=False,
-        adds_bos=False,
-    )
+    facts = {"n_tokens": len(tokenizer), "n_texts_compared": n}
+    return TokenizerFacts(kind="tiktoken", adds_leading_space=False, adds_bos=False, **facts)
 
 
 def _write_sentencepiece(source: Backbone, out: Path, family: Backbone) -> TokenizerFacts:
     path = fetch(source.location, "tokenizer.model", revision=source.revision)
     model = read_model(path)
     tokenizer = build_sentencepiece_tokenizer(model)
-    pieces = [piece.piece for piece in model.pieces if piece.type not in (2, 3)]
-    spelled = [piece.replace(SPACE, " ") for piece in pieces]
-    n = _compare(
-        lambda text: tokenizer.encode(text).ids,
-        sentencepiece_ids(path),
-        [*probe_texts(), *spelled],
-        path,
-    )
+    processor = require("sentencepiece").SentencePieceProcessor(model_file=str(path))
+    pieces = (piece.piece for piece in model.pieces if piece.type not in (_UNKNOWN, _CONTROL))
+    texts = [*probe_texts(), *(piece.replace(SPACE, " ") for piece in pieces)]
+    n = _compare(lambda text: tokenizer.encode(text).ids, processor.encode, texts, path)
     _add_extra_tokens(tokenizer, source)
     settings = _sentencepiece_settings(source, model, family)
     if settings["add_bos_token"]:
-        _put_bos_first(tokenizer, settings["bos_token"])
+        bos = settings["bos_token"]
+        tokenizer.post_processor = require("tokenizers.processors").TemplateProcessing(
+            single=f"{bos} $A",
+            pair=f"{bos} $A {bos} $B",
+            special_tokens=[(bos, tokenizer.token_to_id(bos))],
+        )
     write_text(out / "tokenizer.json", tokenizer.to_str(pretty=True))
     write_json(out / "tokenizer_config.json", settings)
     shutil.copyfile(path, out / "tokenizer.model")
@@ -125,29 +100,23 @@ def _write_sentencepiece(source: Backbone, out: Path, family: Backbone) -> Token
 def _compare(
     made: Callable[[str], list[int]],
     original: Callable[[str], list[int]],
-    texts: Iterable[str],
+    texts: Sequence[str],
     path: Path,
 ) -> int:
-    """How many texts were compared.
-
-    Raises:
-        DataError: names the first text whose ids differ.
-    """
-    n = 0
+    """How many texts were compared; raises DataError for the first whose ids differ."""
     for text in texts:
         expected, found = original(text), made(text)
         if found != expected:
             raise DataError(
                 f"the fast tokenizer would cut {text!r} into {found[:8]}, the original into "
-                f"{expected[:8]}: refused",
+                f"{expected[:8]}: rejected",
                 where=str(path),
             )
-        n += 1
-    return n
+    return len(texts)
 
 
 def _add_extra_tokens(tokenizer: Any, source: Backbone) -> None:
-    """Tokens that were added behind the sentencepiece vocabulary, in the order of their ids."""
+    """Tokens that were added after the sentencepiece vocabulary, in the order of their ids."""
     path = fetch_if_present(source.location, "added_tokens.json", revision=source.revision)
     extra = read_json(path) if path else {}
     for token, number in sorted(extra.items(), key=lambda pair: pair[1]):
@@ -182,23 +151,10 @@ def _sentencepiece_settings(source: Backbone, model: Any, family: Backbone) -> d
     }
 
 
-def _put_bos_first(tokenizer: Any, bos: str) -> None:
-    from tokenizers.processors import TemplateProcessing
-
-    tokenizer.post_processor = TemplateProcessing(
-        single=f"{bos} $A",
-        pair=f"{bos} $A {bos} $B",
-        special_tokens=[(bos, tokenizer.token_to_id(bos))],
-    )
-
-
-# --- sentencepiece tokenizer ---------------------------------------------------------------------
-# A sentencepiece BPE model as a fast tokenizer that cuts every text into the same pieces.
-#
-# transformers' Llama tokenizer ignores what the model file says of its leading space, and drops
+# --- sentencepiece -------------------------------------------------------------------------------
+# transformers' Llama tokenizer ignores the model file's rule for its leading space, and drops
 # the one before a text that begins with a space. Here the normaliser is rebuilt from the file:
-# flags, character map and user-defined symbols; `cbtqa convert` then compares both on texts made
-# to tell them apart, and refuses to write a tokenizer that differs.
+# flags, character map and user-defined symbols.
 
 SPACE = "\u2581"
 """What sentencepiece writes for a space (lower one eighth block)."""
@@ -206,11 +162,7 @@ _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 1, 2, 3, 4, 5
 
 
 def read_model(path: Path) -> Any:
-    """The parsed `.model` file (sentencepiece's own message).
-
-    Raises:
-        DataError: not one, or of another kind than byte-pair encoding.
-    """
+    """The parsed `.model` file; raises DataError when it is none of byte-pair encoding."""
     message = require("sentencepiece.sentencepiece_model_pb2").ModelProto()
     errors = require("google.protobuf.message")
     try:
@@ -248,26 +200,19 @@ def build_sentencepiece_tokenizer(model: Any) -> Any:
     if symbols and has_prefix:
         tokenizer.pre_tokenizer = _cut_out(tokenizers, symbols)
     elif symbols:
-        tokenizer.add_tokens([_added(tokenizers, symbol, special=False) for symbol in symbols])
+        tokenizer.add_tokens([tokenizers.AddedToken(one, normalized=False) for one in symbols])
+    special = [piece for piece, _, kind in pieces if kind in (_UNKNOWN, _CONTROL)]
     tokenizer.add_special_tokens(
-        [
-            _added(tokenizers, piece, special=True)
-            for piece, _, kind in pieces
-            if kind in (_UNKNOWN, _CONTROL)
-        ]
+        [tokenizers.AddedToken(one, special=True, normalized=False) for one in special]
     )
     return tokenizer
-
-
-def _added(tokenizers: Any, token: str, *, special: bool) -> Any:
-    return tokenizers.AddedToken(token, special=special, normalized=False)
 
 
 def _cut_out(tokenizers: Any, symbols: list[str]) -> Any:
     """Cuts user-defined symbols out of a text that has its leading space already.
 
-    As added tokens they would be cut out before, and what stands behind them would get a leading
-    space of its own, which sentencepiece does not write.
+    As added tokens they would be cut out before, and the text after them would get a leading space
+    of its own, which sentencepiece does not write.
     """
     longest_first = sorted((s.replace(" ", SPACE) for s in symbols), key=len, reverse=True)
     pattern = tokenizers.Regex("|".join(map(re.escape, longest_first)))
@@ -310,17 +255,9 @@ def _decoder(tokenizers: Any, has_prefix: bool) -> Any:
     return made.Sequence([*steps, made.Strip(" ", 1, 0)] if has_prefix else steps)
 
 
-def sentencepiece_ids(path: Path) -> Any:
-    """Text to ids by sentencepiece itself, which the fast tokenizer has to equal."""
-    processor = require("sentencepiece").SentencePieceProcessor(model_file=str(path))
-    return lambda text: processor.encode(text)
-
-
-# --- tiktoken tokenizer --------------------------------------------------------------------------
-# Qwen's `qwen.tiktoken` as the fast tokenizer of Qwen2, with the same ids.
-#
-# The file lists byte strings by rank. A fast tokenizer wants the pair each of them is merged
-# from, which is what the ranks below it leave of it.
+# --- tiktoken ------------------------------------------------------------------------------------
+# `qwen.tiktoken` lists byte strings by rank. A fast tokenizer needs the pair that each of them is
+# merged from, which is what the ranks below it leave of it.
 
 SPECIAL_TOKENS = (
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
@@ -331,11 +268,7 @@ NO_RANK = 1 << 60
 
 
 def read_ranks(path: Path) -> dict[bytes, int]:
-    """Byte string to id.
-
-    Raises:
-        DataError: not base64 and a number a line, a byte without a token, or gaps between ids.
-    """
+    """Byte string to id; raises DataError for bad lines, gaps, or a byte without a token."""
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         if not line:
@@ -366,13 +299,10 @@ def merge_below(token: bytes, ranks: dict[bytes, int], below: int = NO_RANK) -> 
 
 
 def build_bpe_tokenizer(ranks: dict[bytes, int]) -> Any:
-    """transformers' Qwen2 tokenizer with these ranks and Qwen's special tokens behind them.
-
-    Raises:
-        DataError: a token that no single pair makes.
-    """
+    """transformers' Qwen2 tokenizer with these ranks; raises DataError for a token of no pair."""
     transformers = require("transformers")
-    letters = byte_letters()
+    # the printable letter of each byte, as GPT-2 wrote them down
+    letters = require("transformers.convert_slow_tokenizer").bytes_to_unicode()
 
     def written(token: bytes) -> str:
         return "".join(letters[byte] for byte in token)
@@ -392,14 +322,6 @@ def build_bpe_tokenizer(ranks: dict[bytes, int]) -> Any:
         special_tokens=True,
     )
     return tokenizer
-
-
-def byte_letters() -> dict[int, str]:
-    """The printable letter that stands for each byte, as GPT-2 wrote them down."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in plain]
-    shifted = {byte: chr(256 + place) for place, byte in enumerate(others)}
-    return {byte: shifted.get(byte, chr(byte)) for byte in range(256)}
 
 
 def tiktoken_ids(ranks: dict[bytes, int]) -> Callable[[str], list[int]]:
