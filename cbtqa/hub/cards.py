@@ -7,47 +7,41 @@ named. The card holds no question and no answer: it stays readable for everybody
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import yaml
-
-from cbtqa.dataset.card import SIZE_NAMES, SIZES, listed, notices_of
+from cbtqa.dataset.card import (
+    card_values,
+    front_matter,
+    join_card,
+    render,
+    values_of_every_card,
+)
 from cbtqa.dataset.report import label_names
-from cbtqa.dataset.report.items import crisis_handling
 from cbtqa.dataset.report.material import Material, say
 from cbtqa.dataset.report.measures import label_table, length_table
-from cbtqa.dataset.stats import DatasetStatistics, paper_facts
+from cbtqa.dataset.report.provenance import sampling_of
+from cbtqa.dataset.stats import DatasetStatistics
 from cbtqa.distortions.evaluate import EvaluationReport
 from cbtqa.distortions.tables import binary_table
 from cbtqa.files import parse_record, parse_yaml, read_json, write_text
 from cbtqa.hub.card_schema import DatasetFront, ModelFront, check_front
 from cbtqa.hub.model_facts import BaseModel, ModelScores
 from cbtqa.hub.ratings import SUMMARY_SPLIT, RatedStudy, card_table
-from cbtqa.hub.settings import DatasetSettings, Gate, ModelSettings
+from cbtqa.hub.scan import read_notes
+from cbtqa.hub.settings import DatasetSettings, Gate, ModelSettings, PublishSettings
 from cbtqa.hub.source_text import MASK
 from cbtqa.manifest import Manifest
-from cbtqa.records import NonEmptyText, Record
 from cbtqa.report.page import Phrase, same
-from cbtqa.report.table import Table, markdown_cell
-from cbtqa.report.words import count, share
+from cbtqa.report.table import Table
+from cbtqa.report.words import count
 from cbtqa.safety.notices import required_notices, usage_terms
 
-if TYPE_CHECKING:
-    from jinja2 import Environment
-
-
 CONFIGS = ("qa", "distortions", "ratings", "ratings_summary")
-DATASET_TAGS = (
-    "mental-health",
-    "cognitive-behavioural-therapy",
-    "cognitive-distortions",
-    "synthetic",
-)
 
 
 @dataclass(frozen=True)
@@ -65,7 +59,6 @@ class CardFacts:
     n_unmaskable: int
     n_masked: int
     studies: tuple[RatedStudy, ...]
-    notes: str | None
 
 
 def render_dataset_card(facts: CardFacts) -> str:
@@ -78,15 +71,13 @@ def render_dataset_card(facts: CardFacts) -> str:
         "zh",
     )
     values = {**_values(facts, material), **_tables(facts, material)}
-    parts = [render(f"dataset.{lang}.md", values) for lang in ("zh", "en")]
+    parts = [render("cbtqa.hub", f"dataset.{lang}.md", values) for lang in ("zh", "en")]
     front = check_front(DatasetFront, dataset_front_matter(facts, material))
-    return join_card(front, *parts, render("citation.md", values))
+    return join_card(front, *parts, render("cbtqa.hub", "citation.md", values))
 
 
 def dataset_front_matter(facts: CardFacts, material: Material) -> dict[str, Any]:
     """The YAML head; see the Hub's dataset card specification."""
-    n_entries = facts.statistics.n_entries
-    category = next((k for k, size in enumerate(SIZES) if n_entries < size), len(SIZES))
     configs: list[dict[str, Any]] = []
     for name in CONFIGS:
         if name in facts.n_rows:
@@ -96,64 +87,50 @@ def dataset_front_matter(facts: CardFacts, material: Material) -> dict[str, Any]
             ]
             first = {"config_name": name, **({"default": True} if name == "qa" else {})}
             configs.append({**first, "data_files": splits})
+    licence = {"license": "other", "license_name": TERMS_NAME, "license_link": TERMS_PATH}
     annotators = ["machine-generated", *(["expert-generated"] if facts.studies else [])]
     return {
-        "pretty_name": say("title").zh,
-        "language": ["zh"],
-        "license": "other",
-        "license_name": TERMS_NAME,
-        "license_link": TERMS_PATH,
-        "size_categories": [SIZE_NAMES[category]],
+        **front_matter(material, licence, configs),
         "task_categories": ["question-answering", "text-generation", "text-classification"],
         "annotations_creators": annotators,
         "language_creators": ["machine-generated"],
-        "source_datasets": ["original"] if material.is_bundled_sample else ["extended"],
-        "tags": [*DATASET_TAGS, "not-for-training"] if material.is_template else list(DATASET_TAGS),
-        "configs": configs,
         **gate_front_matter(facts.settings.gate),
     }
 
 
+def _published_values(settings: PublishSettings, kind: str) -> dict[str, Any]:
+    """What the settings of a publication add to every card."""
+    return {
+        "repo_id": settings.to,
+        "gate": settings.gate,
+        "contact": settings.contact,
+        "discussions": f"https://huggingface.co/{kind}{settings.to}/discussions",
+        "notes": read_notes(settings.notes),
+    }
+
+
 def _values(facts: CardFacts, material: Material) -> dict[str, Any]:
-    manifest, statistics = facts.manifest, facts.statistics
+    manifest, settings = facts.manifest, facts.settings
     rejected: dict[str, int] = manifest.counts.get("rejected", {})
     return {
-        "repo_id": facts.settings.to,
-        "title": say("title"),
-        "version": manifest.cbtqa_version,
-        "date": manifest.finished_at[:10],
+        **card_values(material),
+        **_published_values(settings, "datasets/"),
         "started": manifest.started_at[:10],
-        "is_template": material.is_template,
-        "is_bundled_sample": material.is_bundled_sample,
         "has_source_text": facts.has_source_text,
         "mask": MASK,
-        "n_entries": count(statistics.n_entries),
         "n_masked": count(facts.n_masked) if facts.n_masked else None,
         "n_withheld": count(facts.n_withheld) if facts.n_withheld else None,
         "n_unmaskable": count(facts.n_unmaskable) if facts.n_unmaskable else None,
-        "has_steps": statistics.n_with_steps > 0,
-        "models": list(statistics.models),
+        "models": list(facts.statistics.models),
         "prompts": manifest.prompts,
         "inputs": manifest.inputs,
-        "sampling": _sampling(material),
-        "n_in": count(manifest.counts.get("n_in", 0)),
+        "sampling": sampling_of(material),
         "n_out": count(manifest.counts.get("n_out", 0)),
-        "n_rejected": count(sum(rejected.values())),
-        "rejected": listed("reasons", rejected),
         "n_refused": count(rejected.get("refusal", 0) + rejected.get("content_filter", 0)),
         "usage": manifest.usage,
         "cost": manifest.cost,
         "hosts": manifest.acknowledgements.get("disclosure"),
-        "permission": facts.settings.permission.name if facts.settings.permission else None,
-        "crisis": crisis_handling(material),
-        "risks": listed("risk", statistics.risk),
-        "gate": facts.settings.gate,
-        "contact": facts.settings.contact,
-        "discussions": f"https://huggingface.co/datasets/{facts.settings.to}/discussions",
-        "notes": facts.notes,
-        "zh": notices_of("zh"),
-        "en": notices_of("en"),
-        "citation": files("cbtqa.dataset").joinpath("card", "citation.bib").read_text("utf-8"),
+        "permission": settings.permission.name if settings.permission else None,
     }
 
 
@@ -176,17 +153,9 @@ def _tables(facts: CardFacts, material: Material) -> dict[str, Any]:
         "summary_split": SUMMARY_SPLIT,
         "lengths": length_table(statistics, lambda column: f"`{column}`"),
         "labels": label_table(statistics, label_name) if statistics.labels else None,
-        "share_distorted": share(statistics.share_distorted),
-        "paper_share": share(paper_facts().share_distorted),
         "quality": read_label_quality(facts.settings.label_quality),
         "ratings": card_table(facts.studies),
     }
-
-
-def _sampling(material: Material) -> str | None:
-    given = {name: material.setting(name) for name in ("temperature", "top_p", "max_tokens")}
-    shown = ", ".join(f"{name} {value}" for name, value in given.items() if value is not None)
-    return shown if shown and not material.is_template else None
 
 
 # --- model card ----------------------------------------------------------------------------------
@@ -217,16 +186,15 @@ class ModelFacts:
     """The adapter's shape, as its configuration says; empty for merged weights."""
     scores: tuple[ModelScores, ...]
     studies: tuple[RatedStudy, ...]
-    notes: str | None
     notice_files: tuple[str, ...]
 
 
 def render_model_card(facts: ModelFacts) -> str:
     """The card as Markdown."""
     values = _model_values(facts)
-    parts = [render(f"model.{lang}.md", values) for lang in ("zh", "en")]
+    parts = [render("cbtqa.hub", f"model.{lang}.md", values) for lang in ("zh", "en")]
     front = check_front(ModelFront, model_front_matter(facts))
-    return join_card(front, *parts, render("citation.md", values))
+    return join_card(front, *parts, render("cbtqa.hub", "citation.md", values))
 
 
 def model_front_matter(facts: ModelFacts) -> dict[str, Any]:
@@ -261,12 +229,11 @@ def model_front_matter(facts: ModelFacts) -> dict[str, Any]:
 def _model_values(facts: ModelFacts) -> dict[str, Any]:
     settings, manifest = facts.settings, facts.manifest
     return {
-        "repo_id": settings.to,
+        **values_of_every_card(manifest),
+        **_published_values(settings, ""),
         "name": settings.to.split("/")[1],
         "form": facts.form,
         "base": facts.base,
-        "version": manifest.cbtqa_version,
-        "date": manifest.finished_at[:10],
         "datasets": settings.dataset,
         "inputs": manifest.inputs,
         "method": _facts_table(_METHOD, facts.method.items()) if facts.method else None,
@@ -298,13 +265,6 @@ def _model_values(facts: ModelFacts) -> dict[str, Any]:
         "system": settings.system,
         "notice_files": facts.notice_files,
         "licence": settings.licence,
-        "gate": settings.gate,
-        "contact": settings.contact,
-        "discussions": f"https://huggingface.co/{settings.to}/discussions",
-        "notes": facts.notes,
-        "zh": notices_of("zh"),
-        "en": notices_of("en"),
-        "citation": files("cbtqa.dataset").joinpath("card", "citation.bib").read_text("utf-8"),
     }
 
 
@@ -340,17 +300,8 @@ def _plain(value: Any) -> str:
 # Only figures are read: that report also quotes texts that were labelled wrongly.
 
 
-class LabelQuality(NamedTuple):
-    """What was measured on which texts."""
-
-    data: str
-    n_texts: int
-    taxonomy: str
-    table: Table
-
-
-def read_label_quality(path: Path | None) -> LabelQuality | None:
-    """The figures of the report; None without one.
+def read_label_quality(path: Path | None) -> dict[str, Any] | None:
+    """The figures of the report and the texts they were measured on; None without one.
 
     Raises:
         DataError: not such a report.
@@ -359,42 +310,20 @@ def read_label_quality(path: Path | None) -> LabelQuality | None:
         return None
     report = parse_record(EvaluationReport, read_json(path), str(path))
     name = Path(report.data).name
-    return LabelQuality(name, report.n_texts, report.taxonomy, binary_table(report))
+    measured = {"data": name, "n_texts": report.n_texts, "taxonomy": report.taxonomy}
+    return {**measured, "table": binary_table(report)}
 
 
 # --- gating --------------------------------------------------------------------------------------
 # The access form of a repository, as the Hub's front matter wants it.
 
 
-class GateField(Record):
-    """One line of the form."""
-
-    zh: NonEmptyText
-    en: NonEmptyText
-    type: Literal["text", "checkbox", "country", "date_picker", "select"] = "select"
-    options: tuple[str, ...] = ()
-
-    @property
-    def label(self) -> str:
-        """What the form shows, both languages."""
-        return f"{self.zh} {self.en}"
-
-
-class GateForm(Record):
-    """The whole form."""
-
-    heading: NonEmptyText
-    button: NonEmptyText
-    prompt: NonEmptyText
-    description: NonEmptyText
-    fields: tuple[GateField, ...]
-
-
 @cache
-def load_gate() -> GateForm:
-    """The shipped form."""
+def load_gate() -> dict[str, Any]:
+    """The shipped `gate.yaml`."""
     text = files("cbtqa.hub").joinpath("gate.yaml").read_text(encoding="utf-8")
-    return GateForm.model_validate(parse_yaml(text))
+    loaded: dict[str, Any] = parse_yaml(text)
+    return loaded
 
 
 def gate_front_matter(gate: Gate) -> dict[str, Any]:
@@ -403,15 +332,15 @@ def gate_front_matter(gate: Gate) -> dict[str, Any]:
         return {}
     form = load_gate()
     return {
-        "extra_gated_heading": form.heading,
-        "extra_gated_prompt": form.prompt,
-        "extra_gated_description": form.description,
-        "extra_gated_button_content": form.button,
+        "extra_gated_heading": form["heading"],
+        "extra_gated_prompt": form["prompt"],
+        "extra_gated_description": form["description"],
+        "extra_gated_button_content": form["button"],
         "extra_gated_fields": {
-            field.label: {"type": "select", "options": list(field.options)}
-            if field.type == "select"
-            else field.type
-            for field in form.fields
+            f"{field['zh']} {field['en']}": {"type": "select", "options": field["options"]}
+            if field["type"] == "select"
+            else field["type"]
+            for field in form["fields"]
         },
     }
 
@@ -429,23 +358,7 @@ def write_terms(staging: Path) -> None:
         "terms": {"zh": usage_terms("zh"), "en": usage_terms("en")},
         "required": {"zh": required_notices("zh"), "en": required_notices("en")},
     }
-    write_text(staging / TERMS_PATH, render("terms.md", values))
-
-
-# --- rendering -----------------------------------------------------------------------------------
-# Markdown from the templates in `card/`, and the front matter above it.
-
-
-def render(template: str, values: Mapping[str, Any]) -> str:
-    """A template filled in; a missing value is an error, three blank lines become one."""
-    text = _environment().get_template(template).render(values)
-    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
-
-
-def join_card(front: Mapping[str, Any], *parts: str) -> str:
-    """A whole card: YAML head, then the parts."""
-    head = yaml.safe_dump(dict(front), allow_unicode=True, sort_keys=False, width=1_000)
-    return f"---\n{head}---\n\n" + "\n".join(parts)
+    write_text(staging / TERMS_PATH, render("cbtqa.hub", "terms.md", values))
 
 
 def split_card(card: str) -> tuple[dict[str, Any], str]:
@@ -459,23 +372,3 @@ def split_card(card: str) -> tuple[dict[str, Any], str]:
         raise ValueError("the card has no front matter")
     front: dict[str, Any] = parse_yaml(found[1])
     return front, card[found.end() :]
-
-
-def code(text: str) -> str:
-    """A name from outside as inline code that it cannot leave."""
-    return "`" + re.sub(r"[`\s]+", " ", str(text)).strip() + "`"
-
-
-@cache
-def _environment() -> Environment:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("cbtqa.hub", "card"),
-        autoescape=False,  # Markdown, not HTML; names from outside go through `code` and `cell`
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"code": code, "cell": markdown_cell}
-    return environment

@@ -54,7 +54,7 @@ from cbtqa.hub.ratings import (
     summary_rows,
     summary_schema,
 )
-from cbtqa.hub.scan import Finding, Watch, protected_text, read_notes, scan_plan, watch_for
+from cbtqa.hub.scan import Finding, Watch, protected_text, scan_plan, watch_for
 from cbtqa.hub.settings import DatasetSettings
 from cbtqa.hub.source_text import SourceIndex, mask_quotes
 from cbtqa.records import STEP_NAMES
@@ -118,7 +118,6 @@ def plan_dataset(settings: DatasetSettings) -> tuple[PublishPlan, Watch]:
         n_unmaskable=counted.n_unmaskable,
         n_masked=counted.n_masked,
         studies=tuple(studies),
-        notes=read_notes(settings.notes),
     )
     write_terms(staging)
     write_text(staging / CARD_PATH, render_dataset_card(facts))

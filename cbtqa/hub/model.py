@@ -30,7 +30,7 @@ from cbtqa.hub.plan import (
     write_provenance,
 )
 from cbtqa.hub.ratings import read_study
-from cbtqa.hub.scan import Watch, load_refusals, protected_text, read_notes, watch_for
+from cbtqa.hub.scan import Watch, load_refusals, protected_text, watch_for
 from cbtqa.hub.settings import ModelSettings
 from cbtqa.manifest import Manifest, package_versions
 
@@ -88,7 +88,6 @@ def plan_model(settings: ModelSettings) -> tuple[PublishPlan, Watch]:
         method=_method(staging),
         scores=tuple(read_scores(folder, settings.system) for folder in settings.scores),
         studies=tuple(read_study(folder) for folder in settings.ratings),
-        notes=read_notes(settings.notes),
         notice_files=tuple(sorted(_notice_names(staging, taken))),
     )
     write_text(staging / CARD_PATH, render_model_card(facts))
@@ -206,9 +205,9 @@ def _left_out(run: Path, published: set[str]) -> tuple[tuple[str, str], ...]:
         name = f"{path.name}/" if path.is_dir() else path.name
         if name in published or name == f"{STAGING}/":
             continue
-        rules = load_refusals().left_out
-        reason = next((rule.why for rule in rules if fnmatch(name, rule.match)), "not for readers")
-        found.append((name, reason))
+        rules = load_refusals()["left_out"]
+        why = next((rule["why"] for rule in rules if fnmatch(name, rule["match"])), None)
+        found.append((name, why or "not for readers"))
     return tuple(found)
 
 

@@ -26,7 +26,6 @@ from cbtqa.hub.plan import CARD_PATH, PROVENANCE_PATH, PlannedFile, PublishPlan,
 from cbtqa.hub.settings import PublishSettings
 from cbtqa.hub.source_text import ANSWER_RUN, SourceIndex
 from cbtqa.psyqa import SourceItem, parse_columns, read_questions
-from cbtqa.records import Record
 from cbtqa.safety.personal_data import find_personal_data
 
 PERSONAL_KINDS = {"phone", "landline", "id_card", "bank_card", "email", "wechat", "qq"}
@@ -37,43 +36,12 @@ MAX_SHOWN = 10
 _SECRET_NAME = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD)$")
 
 
-class Rule(Record):
-    """A name and why files of it stay."""
-
-    match: str
-    why: str
-
-
-class Magic(Record):
-    """First bytes in hex, and what they mean."""
-
-    bytes: str
-    why: str
-
-
-class SecretPattern(Record):
-    """A kind of key and how it looks."""
-
-    id: str
-    pattern: str
-
-
-class Refusals(Record):
-    """The whole file."""
-
-    left_out: tuple[Rule, ...]
-    names: tuple[Rule, ...]
-    magic: tuple[Magic, ...]
-    secrets: tuple[SecretPattern, ...]
-    paths: tuple[str, ...]
-    blanks: tuple[str, ...]
-
-
 @cache
-def load_refusals() -> Refusals:
-    """The shipped file."""
+def load_refusals() -> dict[str, Any]:
+    """The shipped `refusals.yaml`."""
     text = files("cbtqa.hub").joinpath("refusals.yaml").read_text(encoding="utf-8")
-    return Refusals.model_validate(parse_yaml(text))
+    loaded: dict[str, Any] = parse_yaml(text)
+    return loaded
 
 
 class Finding(NamedTuple):
@@ -141,7 +109,7 @@ def scan_file(file: PlannedFile, watch: Watch) -> Iterator[Finding]:
 
 def find_blanks(card: str) -> Iterator[Finding]:
     """Places of a card that nobody filled in."""
-    pattern = re.compile("|".join(load_refusals().blanks), re.MULTILINE)
+    pattern = re.compile("|".join(load_refusals()["blanks"]), re.MULTILINE)
     for number, line in enumerate(card.splitlines(), 1):
         found = pattern.search(line)
         if found:
@@ -167,14 +135,14 @@ def refuse_findings(findings: Sequence[Finding]) -> None:
 
 def _refused_kind(file: PlannedFile) -> str | None:
     name = file.path.rsplit("/", 1)[-1].lower()
-    for rule in load_refusals().names:
-        if fnmatch(name, rule.match):
-            return rule.why
+    for rule in load_refusals()["names"]:
+        if fnmatch(name, rule["match"]):
+            return str(rule["why"])
     with file.source.open("rb") as stream:
         head = stream.read(16)
-    for magic in load_refusals().magic:
-        if head.startswith(bytes.fromhex(magic.bytes)):
-            return f"{magic.why}, whatever its name says"
+    for magic in load_refusals()["magic"]:
+        if head.startswith(bytes.fromhex(magic["bytes"])):
+            return f"{magic['why']}, whatever its name says"
     return None if is_known_kind(name) else "a kind of file that is not published"
 
 
@@ -190,8 +158,10 @@ class _TextScan:
         self._literals += [(value, "a path of this machine") for value in watch.places]
         if has_plain_text:  # a vocabulary knows every name
             self._literals += [(value, "a name that must not appear") for value in watch.names]
-        self._secrets = [(kind.id, re.compile(kind.pattern)) for kind in load_refusals().secrets]
-        self._paths = re.compile("|".join(load_refusals().paths), re.MULTILINE)
+        self._secrets = [
+            (kind["id"], re.compile(kind["pattern"])) for kind in load_refusals()["secrets"]
+        ]
+        self._paths = re.compile("|".join(load_refusals()["paths"]), re.MULTILINE)
 
     def all_in(
         self, block: Sequence[Passage], look_for_people: bool

@@ -77,10 +77,8 @@ def made(material: Material) -> list[Row]:
     ]
     for name, sha256 in manifest.prompts.items():
         rows.append((say("made.prompt"), _with_hash(name, sha256)))
-    sampling = {name: material.setting(name) for name in ("temperature", "top_p", "max_tokens")}
-    shown = ", ".join(f"{name} {value}" for name, value in sampling.items() if value is not None)
-    if shown and not material.is_template:
-        rows.append((say("made.sampling"), shown))
+    if sampling := sampling_of(material):
+        rows.append((say("made.sampling"), sampling))
     for name in ("seed", "taxonomy"):
         if material.setting(name) is not None:
             rows.append((say(f"made.{name}"), str(material.setting(name))))
@@ -107,6 +105,13 @@ def made(material: Material) -> list[Row]:
     rows.append((say("made.disclosure"), disclosure(material)))
     rows += [(say("made.acknowledged"), text) for text in manifest.acknowledgements.values()]
     return rows
+
+
+def sampling_of(material: Material) -> str | None:
+    """The sampling settings in one line; None when the build recorded none or used a template."""
+    given = {name: material.setting(name) for name in ("temperature", "top_p", "max_tokens")}
+    shown = ", ".join(f"{name} {value}" for name, value in given.items() if value is not None)
+    return shown if shown and not material.is_template else None
 
 
 def _price(material: Material, cost: dict[str, Any]) -> str:
