@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from cbtqa.dataset.build import Build
+from cbtqa.dataset.build import Build, Teacher
 from cbtqa.dataset.card import complete_folder
 from cbtqa.dataset.instruction import Item
 from cbtqa.dataset.settings import BuildSettings
-from cbtqa.dataset.teachers import EndpointTeacher, Teacher
+from cbtqa.dataset.teachers import EndpointTeacher
 from cbtqa.dataset.template.teacher import OfflineTeacher
 from cbtqa.dataset_folder import JOURNAL_NAME
 from cbtqa.distortions.taxonomy import load_taxonomy

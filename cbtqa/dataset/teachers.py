@@ -1,4 +1,4 @@
-"""Who writes the answers, and the teacher behind an endpoint (`offline` holds the embedded one).
+"""The teacher behind an endpoint; `template.teacher` holds the offline one.
 
 Every teacher puts its replies into the run's journal and reads them back from it the same way, so
 that a run is finished from its journal alone, whoever wrote it.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import cbtqa
 from cbtqa.dataset.check import AnswerChecks, CheckedAnswer, answer_json_schema, wording
@@ -22,41 +22,6 @@ from cbtqa.llm.runs import Run, Service
 from cbtqa.llm.structured import parse_object
 from cbtqa.prompts import load_prompt
 from cbtqa.records import STEP_NAMES, Provenance
-
-
-class Teacher(Protocol):
-    """Writes answers into a journal, and reads them back."""
-
-    @property
-    def system(self) -> str:
-        """Short name in the dataset's `system` column."""
-
-    @property
-    def prompts(self) -> Mapping[str, str]:
-        """Prompt name to SHA-256 of its file."""
-
-    @property
-    def service(self) -> Service | None:
-        """Who is asked; None when the answers are written in this process."""
-
-    def fingerprint(self) -> dict[str, str]:
-        """Everything that, when changed, makes the journal's replies those of another run."""
-
-    def generate(
-        self,
-        items: Iterable[Item],
-        run: Run,
-        *,
-        n_total: int | None,
-        on_progress: OnProgress | None,
-    ) -> None:
-        """Answers every item that the journal has no final outcome for."""
-
-    def read(self, item: Item, reply: Reply) -> CheckedAnswer | Fault:
-        """The checked answer in a reply, or why it is none."""
-
-    def provenance(self, reply: Reply) -> Provenance:
-        """Where the reply comes from."""
 
 
 class EndpointTeacher:

@@ -28,20 +28,14 @@ _TRIES = 4
 """Random picks in a list before it is walked in order; more only cost time."""
 
 
-class Option(NamedTuple):
-    """One wording of a choice."""
-
-    text: str
-    echoes: int
-    """Bits of the telling words in it."""
-
-
 class Hole(NamedTuple):
     """A place for a found fact."""
 
     name: str
 
 
+Option = tuple[str, int]
+"""One wording of a choice, and the bits of the telling words in it."""
 Node = str | tuple[Option, ...] | Hole
 
 
@@ -83,10 +77,8 @@ class Lexis:
         Raises:
             DataError: an unclosed bracket, a choice of one, or a hole inside a choice.
         """
-        conditions, arrow, body = source.rpartition("=>")
-        if not arrow:
-            body = source
-        needs = avoids = echoes = 0
+        conditions, _, body = source.rpartition("=>")
+        needs = avoids = 0
         for name in filter(None, (word.strip() for word in conditions.split("&"))):
             if name.startswith("not "):
                 avoids |= self.fact(name[4:])
@@ -105,19 +97,14 @@ class Lexis:
             options = match["options"].split("|")
             if len(options) < 2 or "<" in match["options"]:
                 raise DataError(f"not a choice of plain wordings: {match[0]}", where=where)
-            nodes.append(tuple(Option(text, self.echoes(text)) for text in options))
+            nodes.append(tuple((text, self.echoes(text)) for text in options))
         nodes.append(body[at:])
         plain = "".join(node for node in nodes if isinstance(node, str))
         if any(mark in plain for mark in "()<>|"):
             raise DataError(f"a bracket without its partner: {source}", where=where)
-        echoes = self.echoes(plain)
         self.n_parts += 1
         kept = tuple(node for node in nodes if node != "")
-        return Part(self.n_parts, kept, needs, avoids, echoes)
-
-    def compile_all(self, sources: Iterable[str], where: str) -> tuple[Part, ...]:
-        """Compiles a list of parts."""
-        return tuple(self.compile(source, where) for source in sources)
+        return Part(self.n_parts, kept, needs, avoids, self.echoes(plain))
 
 
 class Dice:
@@ -138,8 +125,6 @@ class Writer:
     """Writes one answer: keeps what was used, so that nothing is said or quoted twice.
 
     Args:
-        flags: names of the facts that hold.
-        holes: facts that fill holes.
         quotes: fillings of `<quote>`; each is used once, in order.
     """
 
@@ -205,7 +190,7 @@ class Writer:
                 text, echoes = node[roll(len(node))]
                 if echoes:
                     if echoes & self._echoed:
-                        fresh = (option for option in node if not option.echoes & self._echoed)
+                        fresh = (option for option in node if not option[1] & self._echoed)
                         text, echoes = next(fresh, (text, echoes))
                     self._echoed |= echoes
                 said.append(text)
@@ -231,22 +216,14 @@ class Writer:
         return part
 
 
-# --- template language ---------------------------------------------------------------------------
-# The template teacher's language: loads `template/*.yaml` and compiles it once.
+# --- the shipped language ------------------------------------------------------------------------
 
 TOPIC_FILES = ("topics_love", "topics_people", "topics_work", "topics_self", "topics_life")
-_TOPIC_KINDS = ("feel", "worry", "belief", "ask", "act", "hope")
-
 Pools = Mapping[str, tuple[Part, ...]]
 
 
-class PlannedKind(NamedTuple):
-    """One item of a plan."""
-
-    source: str
-    """`topic`, `type`, `type2`, `cue`, or empty for parts that any topic shares."""
-    kind: str
-    is_optional: bool
+PlannedKind = tuple[str, str, bool]
+"""An item of a plan: `topic`, `type`, `type2`, `cue` or empty (for any topic); kind; optional."""
 
 
 class Language(NamedTuple):
@@ -269,11 +246,7 @@ class Language(NamedTuple):
 
 @cache
 def load_language() -> Language:
-    """The shipped language.
-
-    Raises:
-        DataError: a part is malformed; names file and list.
-    """
+    """All parts of `template/*.yaml`; a malformed one is a DataError that names file and list."""
     general, crisis, types = _load("language"), _load("crisis"), _load("types")
     lexis = Lexis(general.pop("echoes"))
     plans = {
@@ -318,15 +291,14 @@ def load_language() -> Language:
 
 def _pools(lexis: Lexis, kinds: Mapping[str, list[str]], where: str) -> Pools:
     return {
-        kind: lexis.compile_all(parts, f"template/{where}.{kind}") for kind, parts in kinds.items()
+        kind: tuple(lexis.compile(part, f"template/{where}.{kind}") for part in parts)
+        for kind, parts in kinds.items()
     }
 
 
 def _load(name: str) -> dict[str, Any]:
     source = files("cbtqa.dataset").joinpath(f"template/{name}.yaml")
-    loaded = parse_yaml(source.read_text(encoding="utf-8"))
-    if not isinstance(loaded, dict):
-        raise DataError("expected a mapping", where=f"template/{name}.yaml")
+    loaded: dict[str, Any] = parse_yaml(source.read_text(encoding="utf-8"))
     return loaded
 
 
@@ -334,5 +306,5 @@ def _read_plan(plan: Part) -> tuple[PlannedKind, ...]:
     kinds = []
     for word in "".join(node for node in plan.nodes if isinstance(node, str)).split():
         source, _, kind = word.removesuffix("?").rpartition(".")
-        kinds.append(PlannedKind(source, kind, word.endswith("?")))
+        kinds.append((source, kind, word.endswith("?")))
     return tuple(kinds)
