@@ -156,9 +156,6 @@ def _refuse_too_many_rejects(manifest: Manifest, settings: BuildSettings) -> Non
         )
 
 
-# --- estimate ------------------------------------------------------------------------------------
-
-
 def estimate_build(resolved: Resolved[BuildSettings]) -> Estimate:
     """What a build would still send, counted on the real questions and prompts.
 

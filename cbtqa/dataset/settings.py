@@ -98,9 +98,5 @@ class BuildSettings(InputSettings, TeacherSettings, EndpointSettings, OutputSett
 
     @property
     def is_offline(self) -> bool:
-        """True when the embedded template teacher writes the answers."""
+        """True when the template teacher writes the answers."""
         return not self.endpoint
-
-    def columns(self) -> dict[str, str]:
-        """`column` entries as a mapping from our name to the file's."""
-        return dict(entry.split("=", 1) for entry in self.column if "=" in entry)

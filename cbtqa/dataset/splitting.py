@@ -1,4 +1,4 @@
-"""Which split each question goes to: near-duplicates together, crisis items by setting."""
+"""Which split each question goes to."""
 
 from __future__ import annotations
 
@@ -74,13 +74,11 @@ def _read_block(texts: list[tuple[str, bool]]) -> tuple[Sketches, list[Risk | No
     return sketches, [None if is_graded else screen(text).risk for text, is_graded in texts]
 
 
-# --- duplicates ----------------------------------------------------------------------------------
-# Near-duplicate questions: clusters whose members must share a split.
-#
-# MinHash signatures (rensa, 64 permutations over character 4-grams) are cut into bands;
-# questions that agree in a band and whose estimated Jaccard similarity reaches the threshold are
-# joined. Of each minimum the lower 16 bits are kept: two that differ agree in them once in
-# 65,536. A million questions take 128 MB. Source: b-bit minwise hashing, arXiv 0910.3349.
+# --- near-duplicates -----------------------------------------------------------------------------
+# MinHash signatures (rensa, 64 permutations over character 4-grams) are cut into bands; questions
+# that agree in a band and whose estimated Jaccard similarity reaches the threshold are joined. Of
+# each minimum the lower 16 bits are kept: two that differ agree in them once in 65,536. A million
+# questions take 128 MB. Source: b-bit minwise hashing, arXiv 0910.3349.
 
 N_PERMUTATIONS = 64
 GRAM = 4

@@ -1,7 +1,7 @@
 """What a dataset holds, counted in one pass and in memory that does not grow with it.
 
-Lengths are in characters (code points), their quantiles exact: they come from a histogram of
-lengths (see `lengths`). Signs of a template are measured on a sample (see `likeness`).
+Lengths are in characters (code points), their quantiles exact, from a histogram of lengths. Signs
+of a template are measured on a sample.
 
     statistics = folder_statistics(DatasetFolder.open(Path("cbtqa-dataset")))
     statistics.share_distorted, statistics.lengths["answer"].median
@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import heapq
 import math
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import cache
 from hashlib import blake2b
 from importlib.resources import files
-from itertools import combinations, pairwise
+from itertools import accumulate, combinations, pairwise
 from typing import Any
 
 from pydantic import Field
@@ -26,9 +27,6 @@ from cbtqa.files import parse_yaml
 from cbtqa.records import STEP_NAMES, Record
 
 # --- lengths -------------------------------------------------------------------------------------
-# Mean, spread, exact quantiles and histogram bars of text lengths, from counts per length.
-#
-# summarise_lengths(Counter({120: 3, 340: 1})).median == 120.0
 
 BIN_WIDTHS = (1, 2, 5, 10, 20, 25, 50, 100, 200, 250, 500, 1000)
 MAX_BINS = 30
@@ -62,45 +60,42 @@ class LengthSummary(Record):
 def summarise_lengths(histogram: Counter[int]) -> LengthSummary:
     """Summary of at least one length; `histogram` holds the number of texts by length."""
     n = histogram.total()
+    mean = sum(value * count for value, count in histogram.items()) / n
     ordered = sorted(histogram.items())
-    mean = sum(value * count for value, count in ordered) / n
     variance = math.fsum((value - mean) ** 2 * count for value, count in ordered) / n
+    values = [value for value, _ in ordered]
+    ranks = list(accumulate(count for _, count in ordered))
+
+    def value_at(rank: int) -> int:
+        return values[bisect_right(ranks, rank)]
+
+    def quantile(share: float) -> float:
+        """Linear between the two nearest values, as numpy's default."""
+        low_rank, rest = divmod(share * (n - 1), 1)
+        low, high = value_at(int(low_rank)), value_at(math.ceil(share * (n - 1)))
+        return low + (high - low) * rest
+
     return LengthSummary(
         n=n,
         mean=mean,
         sd=math.sqrt(variance),
-        min=ordered[0][0],
-        median=_quantile(ordered, n, 0.5),
-        p95=_quantile(ordered, n, 0.95),
-        max=ordered[-1][0],
-        bins=_bins(ordered, n),
+        min=values[0],
+        median=quantile(0.5),
+        p95=quantile(0.95),
+        max=values[-1],
+        bins=_bins(ordered, value_at(math.floor(TAIL * (n - 1)))),
     )
 
 
-def _quantile(ordered: list[tuple[int, int]], n: int, share: float) -> float:
-    """Linear between the two nearest values, as numpy's default."""
-    position = share * (n - 1)
-    low_rank = math.floor(position)
-    low, high = _value_at(ordered, low_rank), _value_at(ordered, math.ceil(position))
-    return low + (high - low) * (position - low_rank)
-
-
-def _value_at(ordered: list[tuple[int, int]], rank: int) -> int:
-    seen = 0
-    for value, count in ordered:
-        seen += count
-        if rank < seen:
-            return value
-    raise ValueError(f"rank {rank} is beyond {seen} values")
-
-
-def _bins(ordered: list[tuple[int, int]], n: int) -> tuple[Bin, ...]:
+def _bins(ordered: list[tuple[int, int]], shown: int) -> tuple[Bin, ...]:
     """At most 31 bars of a round width; empty ones between the first and the last are kept.
 
     A few very long texts must not squeeze all others into one bar: then the last bar is open.
+
+    Args:
+        shown: the length that the closed bars reach to, at least.
     """
     low, high = ordered[0][0], ordered[-1][0]
-    shown = _value_at(ordered, math.floor(TAIL * (n - 1)))
     if high <= low + 1.5 * (shown - low):
         shown = high
     width = next((w for w in BIN_WIDTHS if shown // w - low // w < MAX_BINS), None)
@@ -110,18 +105,14 @@ def _bins(ordered: list[tuple[int, int]], n: int) -> tuple[Bin, ...]:
     counts: Counter[int] = Counter()
     for value, count in ordered:
         counts[min((value - start) // width, last + 1)] += count
-    bars = [
-        Bin(low=start + k * width, high=start + (k + 1) * width, n=counts[k])
-        for k in range(last + 1)
-    ]
+    edges = [start + k * width for k in range(last + 2)]
+    bars = [Bin(low=low, high=high, n=counts[k]) for k, (low, high) in enumerate(pairwise(edges))]
     if counts[last + 1]:
-        bars.append(Bin(low=start + (last + 1) * width, high=None, n=counts[last + 1]))
+        bars.append(Bin(low=edges[-1], high=None, n=counts[last + 1]))
     return tuple(bars)
 
 
-# --- likeness ------------------------------------------------------------------------------------
-# How much a dataset's answers look as if one template wrote them.
-#
+# --- likeness to a template ----------------------------------------------------------------------
 # Measured on a sample of fixed size, chosen by a hash of the question id: distinct counts fall
 # as texts grow in number, so only samples of one size compare.
 
@@ -205,15 +196,12 @@ def _openings(column: str, found: list[str]) -> Openings:
         n=len(found),
         n_distinct_short=len({text[:SHORT_OPENING] for text in found}),
         n_distinct=len(counts),
-        most_common=tuple(
-            item
-            for item in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:TOP_OPENINGS]
-            if item[1] > 1
-        ),
+        most_common=tuple(item for item in _ranked(counts)[:TOP_OPENINGS] if item[1] > 1),
     )
 
 
-# --- stats ---------------------------------------------------------------------------------------
+# --- statistics ----------------------------------------------------------------------------------
+
 TEXT_COLUMNS = ("question", "description", "answer", *STEP_NAMES)
 COLUMNS = (
     *("id", *TEXT_COLUMNS, "keywords", "distortions", "risk", "system", "model", "endpoint_host"),

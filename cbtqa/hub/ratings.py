@@ -7,7 +7,7 @@ R2, ...; any other name of a rater is refused.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,12 +28,6 @@ REPORT_NAME, RATINGS_NAME = "report.json", "ratings.jsonl"
 RATER = re.compile(r"R\d{1,4}")
 SUMMARY_SPLIT = "summary"
 FREE_TEXT = {"note", "evidence"}
-
-
-def _alpha(report: StudyReport, criterion: str) -> Coefficient | None:
-    """Krippendorff's alpha of a criterion, the first of its coefficients."""
-    found = next((one for one in report.agreement if one.criterion == criterion), None)
-    return found.coefficients[0] if found and found.coefficients else None
 
 
 @dataclass(frozen=True)
@@ -82,19 +76,22 @@ def read_study(folder: Path) -> RatedStudy:
     return RatedStudy(report=report, ratings_path=ratings_path)
 
 
-def rating_schema() -> pa.Schema:
-    """Columns of the config `ratings`: one row an item, rater and criterion."""
+def _schema(columns: Mapping[str, str]) -> pa.Schema:
     import pyarrow as pa
 
-    text, whole = pa.string(), pa.int64()
-    return pa.schema(
-        [
-            *(("study", text), ("rubric", text), ("item_id", text), ("question_id", text)),
-            *(("system", text), ("rater", text), ("criterion", text), ("value", whole)),
-            *(("low", whole), ("high", whole), ("unrated_reason", text)),
-            *(("is_crisis", pa.bool_()), ("order", whole), ("repeat", whole), ("phase", text)),
-            ("seconds", pa.float64()),
-        ]
+    return pa.schema([(name, pa.type_for_alias(kind)) for name, kind in columns.items()])
+
+
+def rating_schema() -> pa.Schema:
+    """Columns of the config `ratings`: one row an item, rater and criterion."""
+    names = ("study", "rubric", "item_id", "question_id", "system", "rater", "criterion")
+    return _schema(
+        {
+            **dict.fromkeys(names, "string"),
+            **dict.fromkeys(("value", "low", "high"), "int64"),
+            "unrated_reason": "string", "is_crisis": "bool", "order": "int64",
+            "repeat": "int64", "phase": "string", "seconds": "float64",
+        }
     )
 
 
@@ -106,18 +103,16 @@ def rating_row(report: StudyReport, rating: Rating) -> dict[str, Any]:
 
 def summary_schema() -> pa.Schema:
     """Columns of the config `ratings_summary`: one row a study, system and criterion."""
-    import pyarrow as pa
-
-    text, whole, real = pa.string(), pa.int64(), pa.float64()
-    return pa.schema(
-        [
-            *(("study", text), ("rubric", text), ("system", text), ("criterion", text)),
-            *(("n_questions", whole), ("n_raters", whole), ("n_ratings", whole)),
-            *(("n_open", whole), ("n_cannot_judge", whole)),
-            *(("mean", real), ("low", real), ("high", real), ("sd", real)),
-            *(("agreement_name", text), ("agreement", real)),
-            *(("agreement_low", real), ("agreement_high", real), ("agreement_reason", text)),
-        ]
+    counts = ("n_questions", "n_raters", "n_ratings", "n_open", "n_cannot_judge")
+    return _schema(
+        {
+            **dict.fromkeys(("study", "rubric", "system", "criterion"), "string"),
+            **dict.fromkeys(counts, "int64"),
+            **dict.fromkeys(("mean", "low", "high", "sd"), "float64"),
+            "agreement_name": "string",
+            **dict.fromkeys(("agreement", "agreement_low", "agreement_high"), "float64"),
+            "agreement_reason": "string",
+        }
     )
 
 
@@ -125,17 +120,22 @@ def summary_rows(report: StudyReport) -> Iterator[dict[str, Any]]:
     """Rows of `summary_schema`."""
     for score in report.scores:
         alpha = _alpha(report, score.criterion)
-        yield {
-            "study": report.study_id,
-            "rubric": report.rubric,
-            "n_raters": report.n_raters,
-            **score.model_dump(exclude={"counts"}),
-            "agreement_name": alpha.name if alpha else None,
-            "agreement": alpha.value if alpha else None,
-            "agreement_low": alpha.low if alpha else None,
-            "agreement_high": alpha.high if alpha else None,
-            "agreement_reason": alpha.reason if alpha else None,
+        agreement = {
+            f"agreement_{name}": getattr(alpha, name, None)
+            for name in ("name", "low", "high", "reason")
         }
+        yield {
+            "study": report.study_id, "rubric": report.rubric, "n_raters": report.n_raters,
+            **score.model_dump(exclude={"counts"}),
+            **agreement,
+            "agreement": alpha.value if alpha else None,
+        }
+
+
+def _alpha(report: StudyReport, criterion: str) -> Coefficient | None:
+    """Krippendorff's alpha of a criterion, the first of its coefficients."""
+    found = next((one for one in report.agreement if one.criterion == criterion), None)
+    return found.coefficients[0] if found and found.coefficients else None
 
 
 def card_table(studies: Iterable[RatedStudy]) -> Table | None:
@@ -151,6 +151,6 @@ def card_table(studies: Iterable[RatedStudy]) -> Table | None:
             alpha = _alpha(study.report, score.criterion)
             name = f"{score.criterion} ({study.report.rubric})"
             mean = Estimate(score.mean, score.low, score.high)
-            agreed = Estimate(alpha.value, alpha.low, alpha.high, alpha.reason) if alpha else None
+            agreed = Estimate.of(alpha) if alpha else None
             rows.append((score.system, name, mean, score.n_ratings, agreed))
     return Table(heads, rows) if rows else None

@@ -99,6 +99,3 @@ def label_names(manifest: Manifest, statistics: DatasetStatistics) -> Mapping[st
         label.id: names.get(label.id, Phrase(zh=label.id, en=label.id))
         for label in statistics.labels
     }
-
-
-__all__ = ["dataset_report", "label_names"]

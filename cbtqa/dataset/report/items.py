@@ -86,9 +86,7 @@ def example_of(material: Material, split: str, row: dict[str, Any]) -> dict[str,
     }
 
 
-# --- examples ------------------------------------------------------------------------------------
-# Which entries a report shows, and how the evidence of their labels is marked in the text.
-#
+# --- choice of examples --------------------------------------------------------------------------
 # The choice depends on ids and a seed alone: of a random pool the entries are taken that add
 # most that was not seen yet (types, risk, split, length), so that a report does not flatter.
 

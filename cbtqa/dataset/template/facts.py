@@ -1,7 +1,7 @@
-"""What a question says, as far as words tell: topic, cues, feelings, people, quotable clauses.
+"""Facts of a question, by its words: topic, cues, feelings, people, quotable clauses.
 
 One pass of an automaton over the folded text finds every word of `template/facts.yaml`; the
-clauses around the words are looked at only where a fact or a quotation may come from them.
+clauses around the words are read only where a fact or a quotation may come from them.
 """
 
 from __future__ import annotations
@@ -60,20 +60,10 @@ class Facts:
     """Cues, audience, kind of question, register."""
 
 
-class _Word(NamedTuple):
-    """What one word of the lists tells."""
-
-    length: int
-    quote_weight: int
-    topics: tuple[tuple[str, int], ...]
-    """(topic, weight)"""
-    told: tuple[tuple[str, str], ...]
-    """(kind, name) of everything else"""
-
-
 class _Lexicon(NamedTuple):
     automaton: Any
-    """Folded words to `_Word`."""
+    """Folded words to length, weight as a quotation, (topic, weight) pairs, and (kind, name) pairs
+    of everything else."""
     raw: Mapping[str, Any]
     lead: re.Pattern[str]
     bad_starts: tuple[str, ...]
@@ -104,25 +94,24 @@ def load_lexicon() -> _Lexicon:
         for weight, key in ((_STRONG, "strong"), (1, "weak")):
             for word in words.get(key, ()):
                 topics[word].append((topic, weight))
-    told: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    named: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for kind in ("cues", "audience", "emotions", "people"):
         for name, words in raw[kind].items():
             for word in words:
-                told[word].append((kind, name))
+                named[word].append((kind, name))
     for kind in ("adult", "scenes"):
         for word in raw[kind]:
-            told[word].append((kind, word))
+            named[word].append((kind, word))
     weights = {word: weight for weight, words in raw["quote_weights"].items() for word in words}
     automaton = ahocorasick.Automaton()
-    for word in {*topics, *told, *weights}:
-        entry = _Word(
-            len(word), weights.get(word, 0), tuple(topics.get(word, ())), tuple(told.get(word, ()))
-        )
-        automaton.add_word(word, entry)
+    for word in {*topics, *named, *weights}:
+        found = tuple(topics.get(word, ())), tuple(named.get(word, ()))
+        automaton.add_word(word, (len(word), weights.get(word, 0), *found))
     automaton.make_automaton()
     return _Lexicon(
         automaton=automaton,
         raw=raw,
+        # patterns, not plain words: `_alternation` would escape them
         lead=re.compile(f"(?:{'|'.join(sorted(raw['lead_words'], key=len, reverse=True))})+"),
         bad_starts=tuple(raw["bad_starts"]),
         bad_ends=(*raw["bad_ends"], *"0123456789abcdefghijklmnopqrstuvwxyz"),
@@ -139,7 +128,7 @@ def load_lexicon() -> _Lexicon:
 
 
 def read_facts(question: Question) -> Facts:
-    """Everything the language can hang on, of one question."""
+    """Every fact of a question that the language has a condition or hole for."""
     return _Reader(question).read()
 
 
@@ -186,7 +175,7 @@ class _Reader:
         folded, title_end = self._folded, self._title_end
         times: dict[tuple[str, str], int] = defaultdict(int)
         last_person = -1
-        for last, (length, quote_weight, topics, told) in self._lexicon.automaton.iter(folded):
+        for last, (length, quote_weight, topics, named) in self._lexicon.automaton.iter(folded):
             start = last + 1 - length
             if quote_weight:
                 self._scores[bisect_right(self._ends, start)] += quote_weight
@@ -195,7 +184,7 @@ class _Reader:
                 times[key] += 1
                 if times[key] <= _COUNT_AT_MOST:
                     self._topics[topic] += weight * (_TITLE_WEIGHT if start < title_end else 1)
-            for kind, name in told:
+            for kind, name in named:
                 if kind == "people":
                     # of words that end in one place the longest comes first: 女朋友, not 朋友
                     if last != last_person:
@@ -207,20 +196,16 @@ class _Reader:
                     kind != "emotions" or self._is_own_feeling(start)
                 ):
                     self._found[kind][name] = start
-        for _, word in self._lexicon.automaton.iter(self._keywords):
-            for topic, weight in word.topics:
+        for _, (_, _, topics, _) in self._lexicon.automaton.iter(self._keywords):
+            for topic, weight in topics:
                 self._topics[topic] += weight * _KEYWORD_WEIGHT
 
-    def _clause_at(self, place: int) -> Clause:
-        return self._clauses[bisect_right(self._ends, place)]
-
     def _is_own_feeling(self, start: int) -> bool:
-        clause = self._clause_at(start)
+        clause = self._clauses[bisect_right(self._ends, start)]
         before = self._folded[clause.start : start]
         if self._lexicon.not_before.search(before):
             return False
-        lead = self._lexicon.lead.match(before)
-        if lead:
+        if lead := self._lexicon.lead.match(before):
             before = before[lead.end() :]
         return "我" in before[1:] or not before.startswith(self._lexicon.others)
 
@@ -249,8 +234,7 @@ class _Reader:
         facts.flags.add("long" if n > _LONG else "short" if n < _SHORT else "medium")
         if not _SOME_HAN.search(self._text):
             facts.topic = "unclear"
-        span = self._read_span()
-        if span:
+        if span := self._read_span():
             facts.holes["span"] = span
 
     def _read_audience(self) -> str:
@@ -292,23 +276,19 @@ class _Reader:
         for at in order[:12]:
             if len(taken) >= _MAX_QUOTES or self._scores[at] < _TELLING:
                 break
-            quote = self._quotable(self._clauses[at])
-            if quote and not any(quote in other or other in quote for other in taken):
+            clause = self._clauses[at]
+            quote = None if "?" in clause.mark else self._trim(clause, _MIN_QUOTE)
+            if not quote or self._lexicon.asking_start.match(quote):
+                continue
+            if not any(quote in other or other in quote for other in taken):
                 taken.append(quote)
         self._read_asked(taken)
         self._read_retold(taken)
         self._facts.quotes = taken
 
-    def _quotable(self, clause: Clause) -> str | None:
-        if "?" in clause.mark:
-            return None
-        quote = self._trim(clause, _MIN_QUOTE)
-        return quote if quote and not self._lexicon.asking_start.match(quote) else None
-
     def _trim(self, clause: Clause, shortest: int) -> str | None:
-        text = self._text[clause.start : clause.end]
-        folded = self._folded[clause.start : clause.end]
-        return _trim(text, folded, shortest, _MAX_QUOTE)
+        span = slice(clause.start, clause.end)
+        return _trim(self._text[span], self._folded[span], shortest, _MAX_QUOTE)
 
     def _read_asked(self, taken: list[str]) -> None:
         lexicon = self._lexicon
@@ -345,8 +325,7 @@ def quote_evidence(evidence: str) -> str | None:
 def _trim(text: str, folded: str, shortest: int, longest: int) -> str | None:
     """A clause without a hanging beginning, or None where it cannot stand alone."""
     lexicon = load_lexicon()
-    lead = lexicon.lead.match(folded)
-    if lead:
+    if lead := lexicon.lead.match(folded):
         text, folded = text[lead.end() :], folded[lead.end() :]
     while folded.endswith(lexicon.tails):
         folded = folded[: -len(next(word for word in lexicon.tails if folded.endswith(word)))]
