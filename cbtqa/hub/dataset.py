@@ -27,6 +27,7 @@ from cbtqa.dataset_folder import (
     arrow_schema,
     data_files,
     list_of,
+    question_of,
     type_label,
     types_of,
 )
@@ -64,7 +65,7 @@ if TYPE_CHECKING:
 
 
 STAYS_BEHIND = {
-    "rejects.jsonl": "items that were turned away, with their text",
+    "rejects.jsonl": "rejected items, with their text",
     "report.html": "a report that shows whole entries",
     "journal.sqlite": "replies of the model, with the questions",
     "human": "human answers",
@@ -197,27 +198,24 @@ def _masked_row(
     except ValueError:
         counted.n_unmaskable += 1
         return None
-    if masks:
-        texts = [made[name] for name in ("answer",) if made[name]]
-        if index.hits(texts):
-            counted.n_unmaskable += 1
-            return None
-        counted.n_masked += bool(made["quotes"])
+    if masks and index.hits([made["answer"]]):
+        counted.n_unmaskable += 1
+        return None
+    counted.n_masked += bool(made["quotes"])
     return made
 
 
 def _write_ratings(
     tables: Tables, studies: list[RatedStudy], split_of: dict[str, str], counted: Published
 ) -> None:
-    schemas = (rating_schema(), summary_schema()) if studies else None
     for study in studies:
         n_ours = 0
         for rating in study.rows():
-            split = split_of.get(rating.question_id)
-            if split is None or schemas is None:
+            if rating.question_id not in split_of:
                 counted.n_foreign_ratings += 1
                 continue
-            tables.add("ratings", split, schemas[0], rating_row(study.report, rating))
+            row, split = rating_row(study.report, rating), split_of[rating.question_id]
+            tables.add("ratings", split, rating_schema(), row)
             n_ours += 1
         if not n_ours:
             raise DataError(
@@ -225,8 +223,7 @@ def _write_ratings(
                 where=str(study.ratings_path),
             )
         for row in summary_rows(study.report):
-            if schemas is not None:
-                tables.add("ratings_summary", SUMMARY_SPLIT, schemas[1], row)
+            tables.add("ratings_summary", SUMMARY_SPLIT, summary_schema(), row)
 
 
 def _remarks(counted: Published, permission: Permission) -> tuple[str, ...]:
@@ -236,25 +233,20 @@ def _remarks(counted: Published, permission: Permission) -> tuple[str, ...]:
         (counted.n_unmaskable, "answers are left out: they repeat text in a way masks cannot hide"),
         (counted.n_foreign_ratings, "ratings are left out: their questions are not published"),
     ]
-    told = [f"{n:,} {what}" for n, what in found if n]
-    return (*told, permission.remark) if permission.remark else tuple(told)
+    remarks = [f"{n:,} {what}" for n, what in found if n]
+    return (*remarks, permission.remark) if permission.remark else tuple(remarks)
 
 
 # --- tables --------------------------------------------------------------------------------------
-# Parquet files as the Hub's viewer likes them: `config/split-00000-of-00001.parquet`.
-#
-#     with Tables(staging) as tables:
-#         tables.add("qa", "train", arrow_schema(qa_features(types, False)), row)
-#     tables.n_rows["qa"]["train"]
-#
-# The same rows give the same bytes, so that publishing twice sends nothing twice.
+# `config/split-00000-of-00001.parquet`. The same rows give the same bytes, so that publishing twice
+# sends nothing twice.
 
 ROWS_PER_GROUP = 1_000
 """Small groups and a page index: the viewer reads a page without the whole file."""
 
 
 class Tables:
-    """Writes rows into configs and splits; a split without rows leaves no file."""
+    """Writes rows into configs and splits; a split without rows gets no file."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -301,12 +293,6 @@ def source_hash(source_text: str) -> str:
     return hashlib.sha256(source_text.encode()).hexdigest()
 
 
-def source_text_of(row: Mapping[str, Any]) -> str:
-    """Question and description as `Question.source_text` joins them."""
-    question, description = row["question"], row["description"]
-    return f"{question}\n{description}" if description else str(question)
-
-
 def qa_features(types: Sequence[str], has_source_text: bool) -> dict[str, Feature]:
     """Columns of the config `qa`."""
     built = answer_features(types)
@@ -325,54 +311,45 @@ def qa_features(types: Sequence[str], has_source_text: bool) -> dict[str, Featur
 def label_features(types: Sequence[str], has_source_text: bool) -> dict[str, Feature]:
     """Columns of the config `distortions`: one row a label."""
     return {
-        "id": TEXT,
-        "question_sha256": TEXT,
+        **dict.fromkeys(("id", "question_sha256"), TEXT),
         "label": type_label(types),
-        "label_zh": TEXT,
-        "label_en": TEXT,
-        "labeller": TEXT,
+        **dict.fromkeys(("label_zh", "label_en", "labeller"), TEXT),
         "confidence": NUMBER,
-        "evidence_start": INTEGER,
-        "evidence_end": INTEGER,
+        **dict.fromkeys(("evidence_start", "evidence_end"), INTEGER),
         **({"evidence": TEXT} if has_source_text else {}),
     }
 
 
 def qa_row(row: Mapping[str, Any], *, has_source_text: bool, masks: bool) -> dict[str, Any]:
-    """A row of `qa_features`.
+    """A row of `qa_features`, from a row of `answer_features`.
 
     Args:
-        row: a row of `answer_features`.
-        masks: replace words of the question in the answer by `quotes.MASK`.
+        masks: replace words of the question in the answer by `source_text.MASK`.
 
     Raises:
         ValueError: masks were asked for and the answer holds a mask already.
     """
-    source_text = source_text_of(row)
+    source_text = question_of(row).source_text
     made = {name: value for name, value in row.items() if name not in NOT_PUBLISHED}
     if has_source_text:
         made |= {name: row[name] for name in SOURCE_COLUMNS}
     made["question_sha256"] = source_hash(source_text)
     made["labels"] = types_of(label["id"] for label in row["distortions"])
     made["quotes"] = []
-    if masks and not has_source_text:
-        for name in MASKED_COLUMNS:
-            if row[name] is not None:
-                made[name], found = mask_quotes(row[name], source_text)
-                made["quotes"] += [
-                    {"column": name, "start": quote.start, "end": quote.end} for quote in found
-                ]
+    for name in MASKED_COLUMNS if masks else ():
+        if row[name] is not None:
+            made[name], found = mask_quotes(row[name], source_text)
+            made["quotes"] += [{"column": name, **quote._asdict()} for quote in found]
     return made
 
 
 def label_rows(row: Mapping[str, Any], *, has_source_text: bool) -> Iterator[dict[str, Any]]:
     """The labels of a question as rows of `label_features`."""
-    source_text = source_text_of(row)
-    concepts = shipped_concepts()
+    source_text = question_of(row).source_text
     for label in row["distortions"]:
         evidence = label["evidence"]
         start = source_text.find(evidence) if evidence else -1
-        known = concepts.get(label["id"])
+        known = shipped_concepts().get(label["id"])
         made = {
             "id": row["id"],
             "question_sha256": source_hash(source_text),

@@ -30,7 +30,7 @@ from cbtqa.settings import Settings
 
 
 class JoinSettings(Settings):
-    """What `cbtqa join` can be told."""
+    """Settings of `cbtqa join`."""
 
     published: str
     """The published dataset: owner/name, or a local folder."""
@@ -75,7 +75,9 @@ def join(settings: JoinSettings) -> Joined:
     started = now()
     published = _fetched(settings)
     tables = _checked_tables(published)
-    labels = _labels_of(tables)
+    labels: dict[str, list[dict[str, Any]]] = {}
+    for _, row in _rows(tables, "distortions"):
+        labels.setdefault(row["id"], []).append(row)
     wanted = {row["id"] for _, row in _rows(tables, "qa")}
     questions = _questions(settings, wanted)
     counts = {"joined": 0, "missing": 0, "other": 0}
@@ -83,15 +85,13 @@ def join(settings: JoinSettings) -> Joined:
     with DatasetWriter(settings.out, _types_of(tables)) as writer:
         for split, row in _rows(tables, "qa"):
             question = questions.get(row["id"])
-            if question is None:
-                counts["missing"] += 1
-                writer.add_rejection(_rejection(row["id"], Reason.SOURCE_MISSING))
-            elif source_hash(question.source_text) != row["question_sha256"]:
-                counts["other"] += 1
-                writer.add_rejection(_rejection(row["id"], Reason.SOURCE_DIFFERS))
-            else:
+            if question and source_hash(question.source_text) == row["question_sha256"]:
                 counts["joined"] += 1
                 writer.add_answer(split, _restored(row, question, labels.get(row["id"], [])))
+                continue
+            counts["other" if question else "missing"] += 1
+            reason = Reason.SOURCE_DIFFERS if question else Reason.SOURCE_MISSING
+            writer.add_rejection(Rejection(item_id=row["id"], stage="input", reason=reason))
         splits = writer.n_rows
     if not counts["joined"]:
         raise DataError(
@@ -108,9 +108,6 @@ def join(settings: JoinSettings) -> Joined:
             hint="see rejects.jsonl there; --partial accepts it",
         )
     return joined
-
-
-# --- what was published --------------------------------------------------------------------------
 
 
 def _fetched(settings: JoinSettings) -> Path:
@@ -156,23 +153,12 @@ def _rows(tables: list[Path], config: str) -> Iterator[tuple[str, dict[str, Any]
                 yield _split_of(table), row
 
 
-def _labels_of(tables: list[Path]) -> dict[str, list[dict[str, Any]]]:
-    """The labels by question, each in its published order."""
-    labels: dict[str, list[dict[str, Any]]] = {}
-    for _, row in _rows(tables, "distortions"):
-        labels.setdefault(row["id"], []).append(row)
-    return labels
-
-
 def _types_of(tables: list[Path]) -> list[str]:
     """The types that the labels' column names; none where it holds texts."""
     for table in tables:
         if table.parent.name == "distortions":
             return class_names(parquet_schema(table)).get("label", [])
     return []
-
-
-# --- putting text back ---------------------------------------------------------------------------
 
 
 def _questions(settings: JoinSettings, wanted: set[str]) -> dict[str, Question]:
@@ -183,10 +169,6 @@ def _questions(settings: JoinSettings, wanted: set[str]) -> dict[str, Question]:
         for item in items
         if isinstance(item, SourceItem) and item.question.id in wanted
     }
-
-
-def _rejection(item_id: str, reason: Reason) -> Rejection:
-    return Rejection(item_id=item_id, stage="input", reason=reason)
 
 
 def _restored(

@@ -75,7 +75,8 @@ def plan_model(settings: ModelSettings) -> tuple[PublishPlan, Watch]:
         shutil.copyfile(path, staging / path.name)
     _write_configs(settings.run, staging, form, base)
     taken = _taken(settings.run, staging, form)
-    if form == "merged" and not _has_licence(staging, taken):
+    notices = _notice_names(staging, taken)
+    if form == "merged" and not any(name.lower().startswith("license") for name in notices):
         raise PublishRefusedError(
             "merged weights carry their base's licence, and there is no licence file in the run",
             hint=f"fetch it from {base.hub_id} and add --licence-file LICENSE",
@@ -88,7 +89,7 @@ def plan_model(settings: ModelSettings) -> tuple[PublishPlan, Watch]:
         method=_method(staging),
         scores=tuple(read_scores(folder, settings.system) for folder in settings.scores),
         studies=tuple(read_study(folder) for folder in settings.ratings),
-        notice_files=tuple(sorted(_notice_names(staging, taken))),
+        notice_files=tuple(notices),
     )
     write_text(staging / CARD_PATH, render_model_card(facts))
     write_provenance(
@@ -97,16 +98,13 @@ def plan_model(settings: ModelSettings) -> tuple[PublishPlan, Watch]:
         manifest,
         taken=taken,
         acknowledgements=manifest.acknowledgements,
-        more={
-            "form": form,
-            "base": {"hub_id": base.hub_id, "revision": base.revision},
-        },
+        more={"form": form, "base": {"hub_id": base.hub_id, "revision": base.revision}},
     )
-    files = sorted((*staged_files(staging), *taken), key=lambda file: file.path)
+    files = tuple(sorted((*staged_files(staging), *taken), key=lambda file: file.path))
     plan = PublishPlan(
         kind="model",
         repo_id=settings.to,
-        files=tuple(files),
+        files=files,
         gate=settings.gate,
         left_out=_left_out(settings.run, {file.path for file in files}),
         remarks=_remarks(settings, base),
@@ -159,13 +157,14 @@ def _write_configs(run: Path, staging: Path, form: Form, base: BaseModel) -> Non
         config: dict[str, Any] = read_json(run / name)
         if name == ADAPTER_CONFIG:
             config |= {"base_model_name_or_path": base.hub_id, "revision": base.revision}
-        write_json(staging / name, {k: v for k, v in config.items() if k not in PATH_KEYS})
+        write_json(staging / name, _without_paths(config))
     settings = run / "tokenizer_config.json"
-    if settings.is_file():
-        config = read_json(settings)
-        if set(PATH_KEYS) & set(config):
-            kept = {key: value for key, value in config.items() if key not in PATH_KEYS}
-            write_json(staging / settings.name, kept)
+    if settings.is_file() and set(PATH_KEYS) & set(config := read_json(settings)):
+        write_json(staging / settings.name, _without_paths(config))
+
+
+def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in PATH_KEYS}
 
 
 def _taken(run: Path, staging: Path, form: Form) -> tuple[PlannedFile, ...]:
@@ -179,13 +178,9 @@ def _taken(run: Path, staging: Path, form: Form) -> tuple[PlannedFile, ...]:
     )
 
 
-def _notice_names(staging: Path, taken: tuple[PlannedFile, ...]) -> set[str]:
+def _notice_names(staging: Path, taken: tuple[PlannedFile, ...]) -> list[str]:
     names = {path.name for path in staging.iterdir()} | {file.path for file in taken}
-    return {name for name in names if any(fnmatch(name.lower(), kind) for kind in NOTICES)}
-
-
-def _has_licence(staging: Path, taken: tuple[PlannedFile, ...]) -> bool:
-    return any(fnmatch(name.lower(), "license*") for name in _notice_names(staging, taken))
+    return sorted(n for n in names if any(fnmatch(n.lower(), kind) for kind in NOTICES))
 
 
 def _method(staging: Path) -> dict[str, Any]:

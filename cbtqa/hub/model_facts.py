@@ -60,9 +60,9 @@ def find_base(settings: ModelSettings, manifest_counts: dict[str, Any]) -> BaseM
             )
         name, revision = found["id"], found["revision"]
     elif not is_on_hub or not revision:
-        told = f" ({known or name})" if known or name else ""
+        shown = f" ({known or name})" if known or name else ""
         raise PublishRefusedError(
-            f"the run does not say which repository and revision of the Hub its base{told} is",
+            f"the run does not say which repository and revision of the Hub its base{shown} is",
             hint="name it: --base owner/name@COMMIT",
         )
     if str(revision) in MOVING:
@@ -97,7 +97,6 @@ def _recorded(run: Path, counts: dict[str, Any]) -> dict[str, Any]:
 
 
 # --- scores --------------------------------------------------------------------------------------
-# Scores for a model card, from a folder of `cbtqa score`: value, interval, counts, signature.
 
 
 class ModelScores(NamedTuple):
@@ -137,13 +136,9 @@ class ModelScores(NamedTuple):
                     "name": f"{label_of(score.metric)} ({score.unit})",
                     "value": score.value,
                     "args": {
-                        "signature": score.signature,
-                        "unit": score.unit,
-                        "low": score.low,
-                        "high": score.high,
+                        **score.model_dump(include={"signature", "unit", "low", "high"}),
                         "interval": "95% percentile bootstrap over questions",
-                        "n_scored": score.n_scored,
-                        "n_total": score.n_total,
+                        **score.model_dump(include={"n_scored", "n_total"}),
                     },
                 }
                 for score in self.scores
@@ -153,15 +148,10 @@ class ModelScores(NamedTuple):
 
 
 def read_scores(folder: Path, system: str | None) -> ModelScores:
-    """The scores of one system.
+    """The scores of one system of a folder of `cbtqa score`.
 
     Args:
         system: its name; None: the only one that is no anchor.
-
-    Raises:
-        UsageError: several systems and none named, or no such system.
-        DataError: not a folder of scores.
-        IncompleteRunError: the scoring did not finish.
     """
     manifest = read_manifest(folder)
     if manifest.kind != "scores":

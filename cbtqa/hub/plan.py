@@ -52,6 +52,10 @@ class PlannedFile:
         plan and upload shows when the upload is compared."""
         return sha256_of(self.source)
 
+    def described(self) -> dict[str, Any]:
+        """Path, size and hash."""
+        return {"path": self.path, "n_bytes": self.n_bytes, "sha256": self.sha256}
+
 
 @dataclass(frozen=True)
 class PublishPlan:
@@ -75,11 +79,6 @@ class PublishPlan:
         """The card's text."""
         return self.file(CARD_PATH).source.read_text(encoding="utf-8")
 
-    @property
-    def n_bytes(self) -> int:
-        """Size of all files together."""
-        return sum(file.n_bytes for file in self.files)
-
     def file(self, path: str) -> PlannedFile:
         """The file at this place of the repository."""
         return next(file for file in self.files if file.path == path)
@@ -87,16 +86,10 @@ class PublishPlan:
     def summary(self) -> dict[str, Any]:
         """Files, sizes, hashes, visibility and what stays behind, for `--json`."""
         return {
-            "kind": self.kind,
-            "repo_id": self.repo_id,
-            "visibility": "private",
-            "gate": self.gate,
-            "has_source_text": self.has_source_text,
-            "n_bytes": self.n_bytes,
-            "files": [
-                {"path": file.path, "n_bytes": file.n_bytes, "sha256": file.sha256}
-                for file in self.files
-            ],
+            "kind": self.kind, "repo_id": self.repo_id, "visibility": "private",
+            "gate": self.gate, "has_source_text": self.has_source_text,
+            "n_bytes": sum(file.n_bytes for file in self.files),
+            "files": [file.described() for file in self.files],
             "left_out": [{"path": path, "reason": reason} for path, reason in self.left_out],
             "remarks": list(self.remarks),
         }
@@ -119,11 +112,7 @@ def open_run(folder: Path) -> Manifest:
 
 
 def fresh_staging(run: Path) -> Path:
-    """An empty folder for the files to publish, inside the run.
-
-    Raises:
-        ConfigError: nothing can be written there.
-    """
+    """An empty folder for the files to publish, inside the run."""
     staging = run / STAGING / "files"
     try:
         if staging.exists():
@@ -144,13 +133,12 @@ def staged_files(staging: Path) -> tuple[PlannedFile, ...]:
 
 
 # --- provenance ----------------------------------------------------------------------------------
-# `provenance.json` of a repository: the run's manifest without what belongs to one machine.
-#
-# Holds no time of publishing: the same run gives the same bytes, and the Hub dates its commits.
+# The run's manifest without what belongs to one machine. It holds no time of publishing: the same
+# run gives the same bytes, and the Hub dates its commits.
 
 FORMAT_VERSION = 1
 OF_ONE_MACHINE = {"out", "endpoint", "in_flight", "transport", "tracker"}
-"""Settings that tell where somebody computes and change no result."""
+"""Settings that show where somebody computes and change no result."""
 
 
 def write_provenance(
@@ -170,7 +158,7 @@ def write_provenance(
         more: what this kind of publication adds, such as `has_source_text`.
     """
     files = [
-        {"path": file.path, "n_bytes": file.n_bytes, "sha256": file.sha256}
+        file.described()
         for file in (*staged_files(staging), *taken)
         if file.path not in (CARD_PATH, PROVENANCE_PATH)
     ]
@@ -194,12 +182,15 @@ def write_provenance(
 
 
 # --- permission ----------------------------------------------------------------------------------
-# The gate before question text: an explicit flag and a file that permits it, written down.
-#
-# PsyQA's agreement forbids passing its text on; the period printed in it ended on 2026-05-18.
+# The gate before question text: an explicit flag and a file that permits it, written down. PsyQA's
+# agreement forbids passing its text on; the period printed in it ended on 2026-05-18.
 
 KEY = "source_text"
 """Under this key the manifest's acknowledgements keep the permission."""
+NO_END = (
+    "the end of the permission is not stated (--permission-until); the period printed in "
+    "PsyQA's agreement ended on 2026-05-18"
+)
 
 
 @dataclass(frozen=True)
@@ -246,29 +237,14 @@ def pass_permission_gate(settings: DatasetSettings, manifest: Manifest) -> Permi
         raise PublishRefusedError(
             f"the permission ended on {until}", hint="renew it, or publish without the text"
         )
-    return Permission(True, _sentence(settings, manifest), _remark(until))
-
-
-def _sentence(settings: DatasetSettings, manifest: Manifest) -> str:
-    """The record of the permission; the day of the first time is kept, so that a run stays equal
-    to itself."""
-    assert settings.permission is not None
     entry = describe_file(settings.permission)
-    until = f", valid until {settings.permission_until}" if settings.permission_until else ""
+    valid = f", valid until {until}" if until else ""
     ground = (
         f"question text published to {settings.to} under the permission {entry.name} "
-        f"(SHA-256 {entry.sha256}{until})"
+        f"(SHA-256 {entry.sha256}{valid})"
     )
+    # the day of the first acknowledgement is kept, so that a run stays equal to itself
     before = manifest.acknowledgements.get(KEY, "")
-    if before.startswith(ground):
-        return before
-    return f"{ground}; acknowledged {datetime.date.today()}"
-
-
-def _remark(until: str | None) -> str | None:
-    if until is not None:
-        return None
-    return (
-        "the end of the permission is not stated (--permission-until); the period printed in "
-        "PsyQA's agreement ended on 2026-05-18"
-    )
+    is_same = before.startswith(ground)
+    sentence = before if is_same else f"{ground}; acknowledged {datetime.date.today()}"
+    return Permission(True, sentence, None if until else NO_END)

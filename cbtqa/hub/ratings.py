@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,6 +83,7 @@ def _schema(columns: Mapping[str, str]) -> pa.Schema:
     return pa.schema([(name, pa.type_for_alias(kind)) for name, kind in columns.items()])
 
 
+@cache
 def rating_schema() -> pa.Schema:
     """Columns of the config `ratings`: one row an item, rater and criterion."""
     names = ("study", "rubric", "item_id", "question_id", "system", "rater", "criterion")
@@ -89,8 +91,12 @@ def rating_schema() -> pa.Schema:
         {
             **dict.fromkeys(names, "string"),
             **dict.fromkeys(("value", "low", "high"), "int64"),
-            "unrated_reason": "string", "is_crisis": "bool", "order": "int64",
-            "repeat": "int64", "phase": "string", "seconds": "float64",
+            "unrated_reason": "string",
+            "is_crisis": "bool",
+            "order": "int64",
+            "repeat": "int64",
+            "phase": "string",
+            "seconds": "float64",
         }
     )
 
@@ -101,6 +107,7 @@ def rating_row(report: StudyReport, rating: Rating) -> dict[str, Any]:
     return {"study": report.study_id, "rubric": report.rubric, **of_rating}
 
 
+@cache
 def summary_schema() -> pa.Schema:
     """Columns of the config `ratings_summary`: one row a study, system and criterion."""
     counts = ("n_questions", "n_raters", "n_ratings", "n_open", "n_cannot_judge")
@@ -125,7 +132,9 @@ def summary_rows(report: StudyReport) -> Iterator[dict[str, Any]]:
             for name in ("name", "low", "high", "reason")
         }
         yield {
-            "study": report.study_id, "rubric": report.rubric, "n_raters": report.n_raters,
+            "study": report.study_id,
+            "rubric": report.rubric,
+            "n_raters": report.n_raters,
             **score.model_dump(exclude={"counts"}),
             **agreement,
             "agreement": alpha.value if alpha else None,

@@ -42,16 +42,11 @@ class Checked:
 
     def summary(self) -> dict[str, Any]:
         """For people and `--json`."""
+        hub, state = self.hub, self.state
         return {
-            "repo_id": self.hub.repo_id,
-            "kind": self.hub.kind,
-            "url": self.hub.url,
-            "tag": self.tag,
-            "commit": self.state.head,
-            "gate": self.state.gate,
-            "n_files": self.n_files,
-            "has_source_text": self.has_source_text,
-            "permission": self.permission,
+            "repo_id": hub.repo_id, "kind": hub.kind, "url": hub.url, "tag": self.tag,
+            "commit": state.head, "gate": state.gate, "n_files": self.n_files,
+            "has_source_text": self.has_source_text, "permission": self.permission,
         }
 
 

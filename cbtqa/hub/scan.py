@@ -1,9 +1,9 @@
-"""Reads every file of a plan and refuses what must not leave; nothing is sent before it passes.
+"""The scan of a plan: finds what must not leave; nothing is sent before it passes.
 
     refuse_findings(scan_plan(plan, Watch(index=index)))
 
-Only kinds of files that are known to belong into a repository are let through; all text in them is
-read: cards, JSON, the header of safetensors, and every string of a Parquet file.
+Only known kinds of files pass, and all their text is read: cards, JSON, the header of safetensors,
+every string of a Parquet file.
 """
 
 from __future__ import annotations
@@ -61,18 +61,9 @@ class Watch:
     names: Sequence[str] = ()
     """Names of people."""
     secrets: Sequence[str] = ()
-    """Keys in use on this machine; see `secrets_of_environment`."""
+    """Keys in use on this machine."""
     places: Sequence[str] = ()
     """Paths of this machine, such as the run's own folder."""
-
-
-def secrets_of_environment() -> tuple[str, ...]:
-    """Values of environment variables that are named like keys."""
-    return tuple(
-        value
-        for name, value in os.environ.items()
-        if _SECRET_NAME.search(name.upper()) and len(value) >= SHORTEST_SECRET
-    )
 
 
 def places_of(*paths: Path) -> tuple[str, ...]:
@@ -85,11 +76,10 @@ def scan_plan(plan: PublishPlan, watch: Watch) -> list[Finding]:
     """Everything in the plan that must not leave, file by file."""
     findings: list[Finding] = []
     for file in plan.files:
-        refused = _refused_kind(file)
-        if refused is not None:
+        if refused := _refused_kind(file):
             findings.append(Finding(file.path, refused))
             continue
-        # question text stands in the tables by permission, never in what stays readable for all
+        # question text is in the tables by permission, never in what stays readable for all
         is_open = plan.has_source_text and file.path not in (CARD_PATH, PROVENANCE_PATH)
         own = Watch(SourceIndex(), watch.names, watch.secrets, watch.places) if is_open else watch
         findings += scan_file(file, own)
@@ -98,7 +88,7 @@ def scan_plan(plan: PublishPlan, watch: Watch) -> list[Finding]:
 
 def scan_file(file: PlannedFile, watch: Watch) -> Iterator[Finding]:
     """What one file holds that must not leave."""
-    find = _TextScan(watch, has_plain_text=not is_vocabulary(file.path))
+    find = _TextScan(watch, has_plain_text=not _fits(file.path, VOCABULARIES))
     is_table = file.path.endswith(".parquet")
     for block in passages_of(file.path, file.source):
         for passage, what in find.all_in(block, look_for_people=is_table):
@@ -117,11 +107,7 @@ def find_blanks(card: str) -> Iterator[Finding]:
 
 
 def refuse_findings(findings: Sequence[Finding]) -> None:
-    """Stops the publication when there is anything.
-
-    Raises:
-        PublishRefusedError: lists where and what, never the secret itself.
-    """
+    """Raises PublishRefusedError that lists where and what was found, never the secret itself."""
     if not findings:
         return
     lines = [f"{finding.where}: {finding.what}" for finding in findings[:MAX_SHOWN]]
@@ -143,7 +129,8 @@ def _refused_kind(file: PlannedFile) -> str | None:
     for magic in load_refusals()["magic"]:
         if head.startswith(bytes.fromhex(magic["bytes"])):
             return f"{magic['why']}, whatever its name says"
-    return None if is_known_kind(name) else "a kind of file that is not published"
+    kinds = (*TEXT_KINDS, *VOCABULARIES, "*.parquet", "*.safetensors")
+    return None if _fits(name, kinds) else "a kind of file that is not published"
 
 
 class _TextScan:
@@ -152,12 +139,12 @@ class _TextScan:
     def __init__(self, watch: Watch, has_plain_text: bool) -> None:
         self._index = watch.index
         self._has_plain_text = has_plain_text
-        self._literals = [
-            (value, "a key that is in use on this machine") for value in watch.secrets
-        ]
-        self._literals += [(value, "a path of this machine") for value in watch.places]
+        self._literals = {
+            **dict.fromkeys(watch.secrets, "a key that is in use on this machine"),
+            **dict.fromkeys(watch.places, "a path of this machine"),
+        }
         if has_plain_text:  # a vocabulary knows every name
-            self._literals += [(value, "a name that must not appear") for value in watch.names]
+            self._literals |= dict.fromkeys(watch.names, "a name that must not appear")
         self._secrets = [
             (kind["id"], re.compile(kind["pattern"])) for kind in load_refusals()["secrets"]
         ]
@@ -166,7 +153,7 @@ class _TextScan:
     def all_in(
         self, block: Sequence[Passage], look_for_people: bool
     ) -> Iterator[tuple[Passage, str]]:
-        """Every finding in some passages, with the passage it stands in."""
+        """Every finding in some passages, with its passage."""
         for passage in block:
             for what in self._in_text(passage.text):
                 yield passage, what
@@ -179,7 +166,7 @@ class _TextScan:
                 yield block[number], f"repeats protected text ({shown} of this field)"
 
     def _in_text(self, text: str) -> Iterator[str]:
-        for value, what in self._literals:
+        for value, what in self._literals.items():
             if value in text:
                 yield what
         if len(text) < SHORTEST_SECRET:
@@ -202,10 +189,8 @@ def _people_in(text: str) -> Iterable[str]:
     return [f"personal data: {kind}" for kind in sorted(kinds)]
 
 
-# --- file texts ----------------------------------------------------------------------------------
-# The text inside the kinds of files that are published, in passages that say where they stand.
-#
-# A kind that is not listed here is not read, and so is not published.
+# --- text of files -------------------------------------------------------------------------------
+# A kind of file that is not listed here is not read, and so is not published.
 
 PASSAGES_PER_BLOCK = 2_000
 TEXT_KINDS = ("*.md", "*.json", "*.txt", "*.jinja", "*.bib", "license*", "notice*")
@@ -225,16 +210,6 @@ class Passage(NamedTuple):
     text: str
 
 
-def is_vocabulary(path: str) -> bool:
-    """True for a tokenizer's vocabulary, which is no running text."""
-    return _fits(path, VOCABULARIES)
-
-
-def is_known_kind(path: str) -> bool:
-    """True for a kind of file whose text can be read here."""
-    return _fits(path, (*TEXT_KINDS, *VOCABULARIES, "*.parquet", "*.safetensors"))
-
-
 def passages_of(path: str, source: Path) -> Iterator[list[Passage]]:
     """All text of a file, in blocks that fit into memory.
 
@@ -250,9 +225,9 @@ def passages_of(path: str, source: Path) -> Iterator[list[Passage]]:
         # protobuf of a tokenizer: its pieces are UTF-8, one after the other
         pieces = re.findall(r"[^\W_].{11,}", source.read_bytes().decode("utf-8", "replace"))
         yield [Passage("piece", piece) for piece in pieces]
-    elif is_vocabulary(name) and name.endswith(".json"):
+    elif _fits(name, VOCABULARIES) and name.endswith(".json"):
         # piece by piece: side by side on one line they make up patterns that none of them is
-        yield [Passage(*pair) for pair in _strings(read_json(source), "")]
+        yield list(_strings(read_json(source), ""))
     else:
         yield from _of_text(source)
 
@@ -269,7 +244,7 @@ def _of_text(source: Path) -> Iterator[list[Passage]]:
     yield [Passage(str(number), line) for number, line in enumerate(text.splitlines(), 1)]
     if source.suffix.lower() == ".json":
         # escapes such as \u4f60 hide text from a plain search
-        yield [Passage(*pair) for pair in _strings(read_json(source), "")]
+        yield list(_strings(read_json(source), ""))
     elif text.count("\n") > 1:
         yield [Passage("across lines", text)]
 
@@ -285,7 +260,7 @@ def _of_header(source: Path) -> list[Passage]:
         header = json.loads(raw)
     except (UnicodeDecodeError, json.JSONDecodeError):
         raise DataError("not safetensors: its header is not JSON", where=str(source)) from None
-    return [Passage(*pair) for pair in _strings(header, "header")]
+    return list(_strings(header, "header"))
 
 
 def _of_parquet(source: Path) -> Iterator[list[Passage]]:
@@ -295,13 +270,8 @@ def _of_parquet(source: Path) -> Iterator[list[Passage]]:
     try:
         with pq.ParquetFile(source) as parquet:
             metadata = parquet.schema_arrow.metadata or {}
-            yield [
-                Passage(
-                    "metadata",
-                    f"{key.decode('utf-8', 'replace')}={value.decode('utf-8', 'replace')}",
-                )
-                for key, value in metadata.items()
-            ]
+            pairs = [b"=".join(pair).decode("utf-8", "replace") for pair in metadata.items()]
+            yield [Passage("metadata", pair) for pair in pairs]
             number = 0
             for batch in parquet.iter_batches(batch_size=PASSAGES_PER_BLOCK):
                 for name in batch.schema.names:
@@ -316,31 +286,26 @@ def _of_parquet(source: Path) -> Iterator[list[Passage]]:
         raise DataError(f"not Parquet: {error}", where=str(source)) from None
 
 
-def _strings(value: Any, where: str, with_keys: bool = True) -> Iterator[tuple[str, str]]:
+def _strings(value: Any, where: str, with_keys: bool = True) -> Iterator[Passage]:
     """Every string inside a nested value; keys of mappings too, unless a schema fixes them."""
     if isinstance(value, str):
-        yield where, value
+        yield Passage(where, value)
     elif isinstance(value, dict):
         for key, inner in value.items():
             place = f"{where}.{key}".lstrip(".")
             if with_keys:
-                yield place, str(key)
+                yield Passage(place, str(key))
             yield from _strings(inner, place, with_keys)
     elif isinstance(value, list | tuple):
         for inner in value:
             yield from _strings(inner, where, with_keys)
 
 
-# --- watch ---------------------------------------------------------------------------------------
-# What the user's own files add to the check: protected text, names, notes for the card.
+# --- the user's own files ------------------------------------------------------------------------
 
 
 def read_notes(path: Path | None) -> str | None:
-    """The user's own part of the card.
-
-    Raises:
-        DataError: no such file, or not UTF-8.
-    """
+    """The user's own part of the card."""
     if path is None:
         return None
     with open_text(path) as stream:
@@ -348,11 +313,7 @@ def read_notes(path: Path | None) -> str | None:
 
 
 def protected_text(settings: PublishSettings) -> SourceIndex:
-    """The texts of `--source`: questions, descriptions and human answers.
-
-    Raises:
-        DataError: the file cannot be read, or holds no usable question.
-    """
+    """The texts of `--source`: questions, descriptions and human answers."""
     index = SourceIndex()
     if settings.source is None:
         return index
@@ -376,6 +337,11 @@ def watch_for(settings: PublishSettings, index: SourceIndex) -> Watch:
     if settings.names is not None:
         with open_text(settings.names) as stream:
             names = tuple(name for line in stream if (name := line.strip()))
-    token = saved_token()
-    secrets = (*secrets_of_environment(), *([token] if token else []))
+    secrets = [
+        value
+        for name, value in os.environ.items()
+        if _SECRET_NAME.search(name.upper()) and len(value) >= SHORTEST_SECRET
+    ]
+    if token := saved_token():
+        secrets.append(token)
     return Watch(index, names, secrets, places_of(settings.run))

@@ -51,11 +51,9 @@ class Uploaded(Tabular):
 
     def to_dict(self) -> dict[str, Any]:
         """What is on the Hub, and what was sent."""
-        visibility = "private" if self.is_private else "public"
-        return {
-            "visibility": visibility,
-            **{k: v for k, v in vars(self).items() if k != "is_private"},
-        }
+        shown = dict(vars(self))
+        visibility = "private" if shown.pop("is_private") else "public"
+        return {**shown, "visibility": visibility}
 
 
 def upload(
