@@ -1,4 +1,4 @@
-"""What every section of a dataset's report draws on, and where its words come from."""
+"""The facts of a dataset that every section of its report shows, and the report's wording."""
 
 from __future__ import annotations
 
@@ -11,22 +11,20 @@ from cbtqa.manifest import Manifest
 from cbtqa.psyqa import is_bundled_sample
 from cbtqa.report.page import Lang, Phrase, load_wording, same
 
-PACKAGE = "cbtqa.dataset.report"
-
 
 def wording() -> dict[str, Phrase]:
     """Every phrase of the report by its dotted key."""
-    return load_wording(PACKAGE, "wording.yaml")
+    return load_wording("cbtqa.dataset.report", "wording.yaml")
 
 
 def say(key: str, **values: object) -> Phrase:
-    """A phrase of `report.yaml`."""
+    """A phrase of `wording.yaml`."""
     return wording()[key].fill(**values)
 
 
 @dataclass(frozen=True)
 class Material:
-    """What all sections draw on."""
+    """One dataset, with the language of its report."""
 
     folder: Path
     manifest: Manifest

@@ -16,7 +16,7 @@ from cbtqa.report.table import Table
 from cbtqa.report.words import GAP, count, money
 
 SHOWN_ELSEWHERE = ("out", "input", "endpoint", "model")
-"""Settings that other lines tell; an endpoint's address may hold more than its host."""
+"""Settings that other lines show; an endpoint's address may hold more than its host."""
 Row = tuple[Phrase, str | Markup | Phrase]
 
 
@@ -53,7 +53,7 @@ def flow_chart(material: Material, sentence: Phrase) -> Markup:
 
 
 def cost_fact(material: Material) -> tuple[str, Phrase, str]:
-    """What the run cost; a run without a model cost nothing, an uncounted one is said to be so."""
+    """What the run cost: nothing without a model, unknown where tokens were not counted."""
     usage, cost = material.manifest.usage, material.manifest.cost
     tokens = usage.prompt_tokens + usage.completion_tokens if usage else 0
     if material.is_template:
@@ -115,7 +115,7 @@ def sampling_of(material: Material) -> str | None:
 
 
 def _price(material: Material, cost: dict[str, Any]) -> str:
-    """The amount with what it was reckoned from."""
+    """The amount and the prices behind it."""
     basis = say(
         "made.price",
         input=cost.get("input", "?"),
@@ -150,16 +150,8 @@ def _time(stamp: str) -> str:
 
 def file_table(material: Material) -> Table:
     """The dataset's files with their hashes."""
-    entries = [
-        describe_file(path, material.folder)
-        for path in data_files(material.folder)
-        if path.suffix in (".parquet", ".jsonl")
-    ]
-    rows = [
-        (
-            Markup('{}<br><span class="hash">{}</span>').format(entry.name, entry.sha256),
-            entry.n_bytes,
-        )
-        for entry in entries
-    ]
+    named = Markup('{}<br><span class="hash">{}</span>')
+    paths = [path for path in data_files(material.folder) if path.suffix in (".parquet", ".jsonl")]
+    entries = [describe_file(path, material.folder) for path in paths]
+    rows = [(named.format(entry.name, entry.sha256), entry.n_bytes) for entry in entries]
     return Table([say("columns.file"), say("columns.bytes")], rows)
