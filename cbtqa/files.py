@@ -16,6 +16,7 @@ import os
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import resources
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
@@ -284,6 +285,11 @@ def parse_yaml(text: str | bytes | IO[str]) -> Any:
         return yaml.load(source, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except yaml.YAMLError:
         return yaml.safe_load(source)  # says what is wrong more plainly, and in which line
+
+
+def read_resource(package: str, name: str) -> Any:
+    """A YAML file that is part of a package."""
+    return parse_yaml(resources.files(package).joinpath(name).read_text("utf-8"))
 
 
 def sha256_of(path: Path) -> str:

@@ -10,11 +10,10 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.resources import files
 from typing import Any
 
 from cbtqa.distortions.taxonomy import Taxonomy
-from cbtqa.files import parse_yaml
+from cbtqa.files import read_resource
 from cbtqa.llm.chat import Fault
 from cbtqa.prompts import Prompt
 from cbtqa.records import STEP_NAMES, CbtSteps, DistortionLabel, Question, Reason, Risk
@@ -32,8 +31,7 @@ _LOOSE = re.compile(r"[\s\W_]+")
 @cache
 def wording() -> Mapping[str, Any]:
     """Step names, headings, leaks, refusals and the sentences that ask again."""
-    text = (files("cbtqa.dataset") / "check.zh.yaml").read_text(encoding="utf-8")
-    loaded: Mapping[str, Any] = parse_yaml(text)
+    loaded: Mapping[str, Any] = read_resource("cbtqa.dataset", "check.zh.yaml")
     return loaded
 
 

@@ -16,14 +16,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import cache
 from hashlib import blake2b
-from importlib.resources import files
 from itertools import accumulate, combinations, pairwise
 from typing import Any
 
 from pydantic import Field
 
 from cbtqa.dataset_folder import DatasetFolder
-from cbtqa.files import parse_yaml
+from cbtqa.files import read_resource
 from cbtqa.records import STEP_NAMES, Record
 
 # --- lengths -------------------------------------------------------------------------------------
@@ -278,8 +277,7 @@ class PaperFacts(Record):
 @cache
 def paper_facts() -> PaperFacts:
     """Table 1 of arXiv 2403.16008, as far as it is known."""
-    text = files("cbtqa.dataset").joinpath("table1.yaml").read_text(encoding="utf-8")
-    return PaperFacts.model_validate(parse_yaml(text))
+    return PaperFacts.model_validate(read_resource("cbtqa.dataset", "table1.yaml"))
 
 
 def folder_statistics(folder: DatasetFolder) -> DatasetStatistics:

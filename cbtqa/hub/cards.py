@@ -1,4 +1,4 @@
-"""The card of a published dataset: front matter, Chinese, English, citation.
+"""The cards of published datasets and models: front matter, Chinese, English, citation.
 
 Every figure comes from the manifest, the statistics of what is published, and reports that were
 named. The card holds no question and no answer: it stays readable for everybody.
@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +27,7 @@ from cbtqa.dataset.report.provenance import sampling_of
 from cbtqa.dataset.stats import DatasetStatistics
 from cbtqa.distortions.evaluate import EvaluationReport
 from cbtqa.distortions.tables import binary_table
-from cbtqa.files import parse_record, parse_yaml, read_json, write_text
+from cbtqa.files import parse_record, parse_yaml, read_json, read_resource, write_text
 from cbtqa.hub.card_schema import DatasetFront, ModelFront, check_front
 from cbtqa.hub.model_facts import BaseModel, ModelScores
 from cbtqa.hub.ratings import SUMMARY_SPLIT, RatedStudy, card_table
@@ -44,46 +43,57 @@ from cbtqa.safety.notices import required_notices, usage_terms
 CONFIGS = ("qa", "distortions", "ratings", "ratings_summary")
 
 
+@dataclass
+class Published:
+    """What came of the rows of a dataset."""
+
+    n_rows: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Rows by config and split."""
+    n_withheld: int = 0
+    """Entries with a sign of risk, left out by `--withhold-crisis`."""
+    n_unmaskable: int = 0
+    """Entries left out because they repeat their question in other punctuation."""
+    n_masked: int = 0
+    """Entries in which words of the question are masked."""
+    n_foreign_ratings: int = 0
+    """Ratings of questions that are not published."""
+
+
 @dataclass(frozen=True)
 class CardFacts:
-    """All that the card draws on."""
+    """All facts that the card of a dataset shows."""
 
     settings: DatasetSettings
     manifest: Manifest
     statistics: DatasetStatistics
     """Of the entries that are published."""
-    n_rows: dict[str, dict[str, int]]
-    """Rows by config and split."""
+    counted: Published
     has_source_text: bool
-    n_withheld: int
-    n_unmaskable: int
-    n_masked: int
     studies: tuple[RatedStudy, ...]
 
 
 def render_dataset_card(facts: CardFacts) -> str:
     """The card as Markdown."""
-    material = Material(
-        facts.settings.run,
-        facts.manifest,
-        facts.statistics,
-        label_names(facts.manifest, facts.statistics),
-        "zh",
-    )
+    names = label_names(facts.manifest, facts.statistics)
+    material = Material(facts.settings.run, facts.manifest, facts.statistics, names, "zh")
     values = {**_values(facts, material), **_tables(facts, material)}
-    parts = [render("cbtqa.hub", f"dataset.{lang}.md", values) for lang in ("zh", "en")]
     front = check_front(DatasetFront, dataset_front_matter(facts, material))
-    return join_card(front, *parts, render("cbtqa.hub", "citation.md", values))
+    return _card("dataset", front, values)
+
+
+def _card(kind: str, front: dict[str, Any], values: dict[str, Any]) -> str:
+    names = (f"{kind}.zh.md", f"{kind}.en.md", "citation.md")
+    return join_card(front, *(render("cbtqa.hub", name, values) for name in names))
 
 
 def dataset_front_matter(facts: CardFacts, material: Material) -> dict[str, Any]:
     """The YAML head; see the Hub's dataset card specification."""
     configs: list[dict[str, Any]] = []
     for name in CONFIGS:
-        if name in facts.n_rows:
+        if name in facts.counted.n_rows:
             splits = [
                 {"split": split, "path": f"{name}/{split}-*.parquet"}
-                for split in facts.n_rows[name]
+                for split in facts.counted.n_rows[name]
             ]
             first = {"config_name": name, **({"default": True} if name == "qa" else {})}
             configs.append({**first, "data_files": splits})
@@ -118,9 +128,11 @@ def _values(facts: CardFacts, material: Material) -> dict[str, Any]:
         "started": manifest.started_at[:10],
         "has_source_text": facts.has_source_text,
         "mask": MASK,
-        "n_masked": count(facts.n_masked) if facts.n_masked else None,
-        "n_withheld": count(facts.n_withheld) if facts.n_withheld else None,
-        "n_unmaskable": count(facts.n_unmaskable) if facts.n_unmaskable else None,
+        **{
+            name: count(n) if n else None
+            for name, n in vars(facts.counted).items()
+            if name != "n_rows"
+        },
         "models": list(facts.statistics.models),
         "prompts": manifest.prompts,
         "inputs": manifest.inputs,
@@ -145,11 +157,11 @@ def _tables(facts: CardFacts, material: Material) -> dict[str, Any]:
     configs = [
         (f"`{config}`", f"`{split}`", n)
         for config in CONFIGS
-        for split, n in facts.n_rows.get(config, {}).items()
+        for split, n in facts.counted.n_rows.get(config, {}).items()
     ]
     return {
         "configs": Table(heads, configs),
-        "config_names": [name for name in CONFIGS if name in facts.n_rows],
+        "config_names": [name for name in CONFIGS if name in facts.counted.n_rows],
         "summary_split": SUMMARY_SPLIT,
         "lengths": length_table(statistics, lambda column: f"`{column}`"),
         "labels": label_table(statistics, label_name) if statistics.labels else None,
@@ -159,7 +171,6 @@ def _tables(facts: CardFacts, material: Material) -> dict[str, Any]:
 
 
 # --- model card ----------------------------------------------------------------------------------
-# The card of a published model: front matter with the scores, Chinese, English, citation.
 
 MODEL_TAGS = ("mental-health", "cognitive-behavioural-therapy", "psyqa")
 SHOWN_SETTINGS = (
@@ -176,7 +187,7 @@ SHOWN_COUNTS = (
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """All that the card draws on."""
+    """All facts that the card of a model shows."""
 
     settings: ModelSettings
     manifest: Manifest
@@ -191,10 +202,8 @@ class ModelFacts:
 
 def render_model_card(facts: ModelFacts) -> str:
     """The card as Markdown."""
-    values = _model_values(facts)
-    parts = [render("cbtqa.hub", f"model.{lang}.md", values) for lang in ("zh", "en")]
     front = check_front(ModelFront, model_front_matter(facts))
-    return join_card(front, *parts, render("cbtqa.hub", "citation.md", values))
+    return _card("model", front, _model_values(facts))
 
 
 def model_front_matter(facts: ModelFacts) -> dict[str, Any]:
@@ -228,6 +237,14 @@ def model_front_matter(facts: ModelFacts) -> dict[str, Any]:
 
 def _model_values(facts: ModelFacts) -> dict[str, Any]:
     settings, manifest = facts.settings, facts.manifest
+    known = {name: manifest.settings[name] for name in SHOWN_SETTINGS if name in manifest.settings}
+    shown_settings = [
+        (name, entry.value, entry.origin)
+        for name, entry in known.items()
+        if entry.value not in (None, [])
+    ]
+    counts = {name: manifest.counts.get(name) for name in SHOWN_COUNTS}
+    shown_counts = [(name, n) for name, n in counts.items() if n is not None]
     return {
         **values_of_every_card(manifest),
         **_published_values(settings, ""),
@@ -237,23 +254,8 @@ def _model_values(facts: ModelFacts) -> dict[str, Any]:
         "datasets": settings.dataset,
         "inputs": manifest.inputs,
         "method": _facts_table(_METHOD, facts.method.items()) if facts.method else None,
-        "hyper": _facts_table(
-            _HYPER,
-            (
-                (name, entry.value, entry.origin)
-                for name in SHOWN_SETTINGS
-                if (entry := manifest.settings.get(name)) is not None
-                and entry.value not in (None, [])
-            ),
-        ),
-        "counts": _facts_table(
-            _COUNTS,
-            (
-                (name, manifest.counts[name])
-                for name in SHOWN_COUNTS
-                if manifest.counts.get(name) is not None
-            ),
-        ),
+        "hyper": _facts_table(_HYPER, shown_settings),
+        "counts": _facts_table(_COUNTS, shown_counts),
         "packages": {
             name: version
             for name, version in manifest.packages.items()
@@ -285,26 +287,15 @@ def _plain(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value))
-    return (
-        count(value)
-        if isinstance(value, int)
-        else f"{value:g}"
-        if isinstance(value, float)
-        else str(value)
-    )
-
-
-# --- label quality -------------------------------------------------------------------------------
-# How good the labels are, from what `cbtqa distortions evaluate --json` printed.
-#
-# Only figures are read: that report also quotes texts that were labelled wrongly.
+    if isinstance(value, int):
+        return count(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def read_label_quality(path: Path | None) -> dict[str, Any] | None:
-    """The figures of the report and the texts they were measured on; None without one.
+    """What `cbtqa distortions evaluate --json` measured, on which texts; None without a path.
 
-    Raises:
-        DataError: not such a report.
+    Only figures are read: that report also quotes texts that were labelled wrongly.
     """
     if path is None:
         return None
@@ -314,15 +305,13 @@ def read_label_quality(path: Path | None) -> dict[str, Any] | None:
     return {**measured, "table": binary_table(report)}
 
 
-# --- gating --------------------------------------------------------------------------------------
-# The access form of a repository, as the Hub's front matter wants it.
+# --- access form and terms -----------------------------------------------------------------------
 
 
 @cache
 def load_gate() -> dict[str, Any]:
     """The shipped `gate.yaml`."""
-    text = files("cbtqa.hub").joinpath("gate.yaml").read_text(encoding="utf-8")
-    loaded: dict[str, Any] = parse_yaml(text)
+    loaded: dict[str, Any] = read_resource("cbtqa.hub", "gate.yaml")
     return loaded
 
 
@@ -345,15 +334,12 @@ def gate_front_matter(gate: Gate) -> dict[str, Any]:
     }
 
 
-# --- terms ---------------------------------------------------------------------------------------
-# `LICENSE.md` of a dataset: the terms, from the notices that every card and page shows.
-
 TERMS_PATH = "LICENSE.md"
 TERMS_NAME = "cbtqa-research-only"
 
 
 def write_terms(staging: Path) -> None:
-    """Writes the terms into the staging folder."""
+    """Writes `LICENSE.md`: the terms, from the notices that every card and page shows."""
     values = {
         "terms": {"zh": usage_terms("zh"), "en": usage_terms("en")},
         "required": {"zh": required_notices("zh"), "en": required_notices("en")},

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +33,7 @@ from cbtqa.dataset_folder import (
 from cbtqa.distortions.taxonomy import shipped_concepts
 from cbtqa.errors import DataError
 from cbtqa.files import sha256_of, write_text
-from cbtqa.hub.cards import CardFacts, render_dataset_card, write_terms
+from cbtqa.hub.cards import CardFacts, Published, render_dataset_card, write_terms
 from cbtqa.hub.plan import (
     CARD_PATH,
     KEY,
@@ -74,22 +73,6 @@ STAYS_BEHIND = {
 }
 
 
-@dataclass
-class Published:
-    """What came of the rows of a dataset."""
-
-    n_rows: dict[str, dict[str, int]] = field(default_factory=dict)
-    """Rows by config and split."""
-    n_withheld: int = 0
-    """Entries with a sign of risk, left out by `--withhold-crisis`."""
-    n_unmaskable: int = 0
-    """Entries left out because they repeat their question in other punctuation."""
-    n_masked: int = 0
-    """Entries in which words of the question are masked."""
-    n_foreign_ratings: int = 0
-    """Ratings of questions that are not published."""
-
-
 def plan_dataset(settings: DatasetSettings) -> tuple[PublishPlan, Watch]:
     """Writes every file of the repository to `RUN/publish/files` and says what must not be in them.
 
@@ -113,11 +96,8 @@ def plan_dataset(settings: DatasetSettings) -> tuple[PublishPlan, Watch]:
         settings=settings,
         manifest=manifest,
         statistics=statistics,
-        n_rows=counted.n_rows,
+        counted=counted,
         has_source_text=permission.has_source_text,
-        n_withheld=counted.n_withheld,
-        n_unmaskable=counted.n_unmaskable,
-        n_masked=counted.n_masked,
         studies=tuple(studies),
     )
     write_terms(staging)

@@ -214,12 +214,12 @@ def _finish(
     n_left_out = sum(left_out.values())
     origin = f"published as {Path(settings.published).name}"
     before = {name: SettingValue(value=v, origin=origin) for name, v in run["settings"].items()}
+    kept = {name: run[name] for name in ("prompts", "usage", "cost", "acknowledgements")}
     manifest = Manifest(
         kind="dataset",
         packages=package_versions(),
         settings=before,
         inputs=(describe_file(settings.questions), describe_file(published / PROVENANCE_PATH)),
-        prompts=run["prompts"],
         counts={
             "n_in": counts["joined"] + n_left_out,
             "n_out": counts["joined"],
@@ -227,9 +227,7 @@ def _finish(
             "rejected": {str(reason): n for reason, n in left_out.items() if n},
             "splits": dict(splits),
         },
-        usage=run["usage"],
-        cost=run["cost"],
-        acknowledgements=run["acknowledgements"],
+        **kept,
         started_at=started,
         finished_at=now(),
     )

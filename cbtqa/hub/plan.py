@@ -86,8 +86,11 @@ class PublishPlan:
     def summary(self) -> dict[str, Any]:
         """Files, sizes, hashes, visibility and what stays behind, for `--json`."""
         return {
-            "kind": self.kind, "repo_id": self.repo_id, "visibility": "private",
-            "gate": self.gate, "has_source_text": self.has_source_text,
+            "kind": self.kind,
+            "repo_id": self.repo_id,
+            "visibility": "private",
+            "gate": self.gate,
+            "has_source_text": self.has_source_text,
             "n_bytes": sum(file.n_bytes for file in self.files),
             "files": [file.described() for file in self.files],
             "left_out": [{"path": path, "reason": reason} for path, reason in self.left_out],

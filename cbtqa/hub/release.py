@@ -44,9 +44,15 @@ class Checked:
         """For people and `--json`."""
         hub, state = self.hub, self.state
         return {
-            "repo_id": hub.repo_id, "kind": hub.kind, "url": hub.url, "tag": self.tag,
-            "commit": state.head, "gate": state.gate, "n_files": self.n_files,
-            "has_source_text": self.has_source_text, "permission": self.permission,
+            "repo_id": hub.repo_id,
+            "kind": hub.kind,
+            "url": hub.url,
+            "tag": self.tag,
+            "commit": state.head,
+            "gate": state.gate,
+            "n_files": self.n_files,
+            "has_source_text": self.has_source_text,
+            "permission": self.permission,
         }
 
 
@@ -76,7 +82,12 @@ def check_release(
     hub, state = found[0]
     if not state.is_private:
         raise UsageError(f"{hub.url} is public already")
-    provenance = _provenance(hub, state.head)
+    if PROVENANCE_PATH not in hub.files(state.head):
+        raise PublishRefusedError(
+            f"{hub.repo_id} was not published with cbtqa: it holds no {PROVENANCE_PATH}",
+            hint="what was not scanned is not made public here; use the Hub's settings page",
+        )
+    provenance: dict[str, Any] = json.loads(hub.read(PROVENANCE_PATH, state.head))
     _refuse_strangers(hub, state.head, provenance)
     tag = next((name for name, commit in hub.tags().items() if commit == state.head), None)
     if tag is None:
@@ -84,7 +95,14 @@ def check_release(
             "the newest commit has no tag: it is not what a publication finished with",
             hint="run cbtqa publish again; it completes what is missing",
         )
-    return _permitted(hub, state, tag, provenance)
+    has_source_text = bool(provenance.get("has_source_text"))
+    if has_source_text and state.gate == "none":
+        raise PublishRefusedError(
+            "it holds question text and has no gate: everybody could copy it",
+            hint="publish again with --gate manual",
+        )
+    permission = provenance.get("run", {}).get("acknowledgements", {}).get("source_text")
+    return Checked(hub, state, tag, len(hub.files(state.head)), has_source_text, permission)
 
 
 def release(checked: Checked, typed: str) -> str:
@@ -109,16 +127,6 @@ def release(checked: Checked, typed: str) -> str:
     return hub.url
 
 
-def _provenance(hub: Hub, head: str) -> dict[str, Any]:
-    if PROVENANCE_PATH not in hub.files(head):
-        raise PublishRefusedError(
-            f"{hub.repo_id} was not published with cbtqa: it holds no {PROVENANCE_PATH}",
-            hint="what was not scanned is not made public here; use the Hub's settings page",
-        )
-    found: dict[str, Any] = json.loads(hub.read(PROVENANCE_PATH, head))
-    return found
-
-
 def _refuse_strangers(hub: Hub, head: str, provenance: dict[str, Any]) -> None:
     """Refuses files that no publication of ours put there, and a card that does not pass."""
     known = {entry["path"]: entry["sha256"] for entry in provenance.get("files", ())}
@@ -135,14 +143,3 @@ def _refuse_strangers(hub: Hub, head: str, provenance: dict[str, Any]) -> None:
         card = Path(folder) / CARD_PATH
         card.write_bytes(hub.read(CARD_PATH, head))
         refuse_findings(list(scan_file(PlannedFile(CARD_PATH, card), Watch(places=places_of()))))
-
-
-def _permitted(hub: Hub, state: RepoState, tag: str, provenance: dict[str, Any]) -> Checked:
-    has_source_text = bool(provenance.get("has_source_text"))
-    permission = provenance.get("run", {}).get("acknowledgements", {}).get("source_text")
-    if has_source_text and state.gate == "none":
-        raise PublishRefusedError(
-            "it holds question text and has no gate: everybody could copy it",
-            hint="publish again with --gate manual",
-        )
-    return Checked(hub, state, tag, len(hub.files(state.head)), has_source_text, permission)

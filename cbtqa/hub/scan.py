@@ -15,12 +15,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cbtqa.errors import DataError
-from cbtqa.files import open_text, parse_yaml, read_json
+from cbtqa.files import open_text, read_json, read_resource
 from cbtqa.hub.client import saved_token
 from cbtqa.hub.plan import CARD_PATH, PROVENANCE_PATH, PlannedFile, PublishPlan, PublishRefusedError
 from cbtqa.hub.settings import PublishSettings
@@ -39,8 +38,7 @@ _SECRET_NAME = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD)$")
 @cache
 def load_refusals() -> dict[str, Any]:
     """The shipped `refusals.yaml`."""
-    text = files("cbtqa.hub").joinpath("refusals.yaml").read_text(encoding="utf-8")
-    loaded: dict[str, Any] = parse_yaml(text)
+    loaded: dict[str, Any] = read_resource("cbtqa.hub", "refusals.yaml")
     return loaded
 
 

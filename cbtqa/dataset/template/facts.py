@@ -12,12 +12,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.resources import files
 from typing import Any, NamedTuple
 
 import ahocorasick
 
-from cbtqa.files import parse_yaml
+from cbtqa.files import read_resource
 from cbtqa.records import Question
 from cbtqa.safety.normalise import fold
 
@@ -60,35 +59,35 @@ class Facts:
     """Cues, audience, kind of question, register."""
 
 
-class _Lexicon(NamedTuple):
-    automaton: Any
-    """Folded words to length, weight as a quotation, (topic, weight) pairs, and (kind, name) pairs
-    of everything else."""
-    raw: Mapping[str, Any]
-    lead: re.Pattern[str]
-    bad_starts: tuple[str, ...]
-    bad_ends: tuple[str, ...]
-    tails: tuple[str, ...]
-    """Longest first."""
-    never: re.Pattern[str]
-    not_before: re.Pattern[str]
-    others: tuple[str, ...]
-    duration: Mapping[str, re.Pattern[str]]
-    adult_age: re.Pattern[str]
-    asking_start: re.Pattern[str]
-    asked_start: re.Pattern[str]
-    asks: Mapping[str, re.Pattern[str]]
-
-
 def _alternation(words: Iterable[str]) -> str:
     return "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
 
 
-@cache
-def load_lexicon() -> _Lexicon:
-    """The shipped word lists, compiled once."""
-    source = files("cbtqa.dataset").joinpath("template/facts.yaml")
-    raw = parse_yaml(source.read_text(encoding="utf-8"))
+class _Lexicon:
+    """The shipped word lists, compiled."""
+
+    def __init__(self) -> None:
+        raw = read_resource("cbtqa.dataset", "template/facts.yaml")
+        self.raw: Mapping[str, Any] = raw
+        self.automaton = _automaton(raw)
+        """Folded words to length, weight as a quotation, (topic, weight) pairs, and (kind, name)
+        pairs of everything else."""
+        # patterns, not plain words: `_alternation` would escape them
+        self.lead = re.compile(f"(?:{'|'.join(sorted(raw['lead_words'], key=len, reverse=True))})+")
+        self.bad_starts = tuple(raw["bad_starts"])
+        self.bad_ends = (*raw["bad_ends"], *"0123456789abcdefghijklmnopqrstuvwxyz")
+        self.never = re.compile(_alternation(raw["never_quoted"]))
+        self.not_before = re.compile(f"(?:{_alternation(raw['not_before'])}).?$")
+        self.others = tuple(raw["others"])
+        self.duration = {name: re.compile(pattern) for name, pattern in raw["duration"].items()}
+        self.adult_age = re.compile(raw["adult_age"])
+        self.asking_start = re.compile(_alternation(raw["asking_starts"]))
+        self.asked_start = re.compile(_alternation(raw["asked_starts"]))
+        self.asks = {name: re.compile(_alternation(words)) for name, words in raw["asks"].items()}
+        self.tails = tuple(sorted(raw["tail_words"], key=len, reverse=True))
+
+
+def _automaton(raw: Mapping[str, Any]) -> Any:
     topics: dict[str, list[tuple[str, int]]] = defaultdict(list)
     for topic, words in raw["topics"].items():
         for weight, key in ((_STRONG, "strong"), (1, "weak")):
@@ -108,23 +107,13 @@ def load_lexicon() -> _Lexicon:
         found = tuple(topics.get(word, ())), tuple(named.get(word, ()))
         automaton.add_word(word, (len(word), weights.get(word, 0), *found))
     automaton.make_automaton()
-    return _Lexicon(
-        automaton=automaton,
-        raw=raw,
-        # patterns, not plain words: `_alternation` would escape them
-        lead=re.compile(f"(?:{'|'.join(sorted(raw['lead_words'], key=len, reverse=True))})+"),
-        bad_starts=tuple(raw["bad_starts"]),
-        bad_ends=(*raw["bad_ends"], *"0123456789abcdefghijklmnopqrstuvwxyz"),
-        never=re.compile(_alternation(raw["never_quoted"])),
-        not_before=re.compile(f"(?:{_alternation(raw['not_before'])}).?$"),
-        others=tuple(raw["others"]),
-        duration={name: re.compile(pattern) for name, pattern in raw["duration"].items()},
-        adult_age=re.compile(raw["adult_age"]),
-        asking_start=re.compile(_alternation(raw["asking_starts"])),
-        asked_start=re.compile(_alternation(raw["asked_starts"])),
-        asks={name: re.compile(_alternation(words)) for name, words in raw["asks"].items()},
-        tails=tuple(sorted(raw["tail_words"], key=len, reverse=True)),
-    )
+    return automaton
+
+
+@cache
+def load_lexicon() -> _Lexicon:
+    """The shipped word lists, compiled once."""
+    return _Lexicon()
 
 
 def read_facts(question: Question) -> Facts:

@@ -15,11 +15,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.resources import files
 from typing import Any, NamedTuple
 
 from cbtqa.errors import DataError
-from cbtqa.files import parse_yaml
+from cbtqa.files import read_resource
 
 _NODE = re.compile(r"\((?P<options>[^()]*)\)|<(?P<hole>[a-z_0-9]+)>")
 ONCE = frozenset({"core", "asked", "retold", "thought2", "span"})
@@ -226,67 +225,48 @@ PlannedKind = tuple[str, str, bool]
 """An item of a plan: `topic`, `type`, `type2`, `cue` or empty (for any topic); kind; optional."""
 
 
-class Language(NamedTuple):
-    """All parts, compiled; a pool is a list of parts of one kind."""
+class Language:
+    """All parts of `template/*.yaml`, compiled; a pool is a list of parts of one kind."""
 
-    lexis: Lexis
-    plans: Mapping[str, Pools]
-    """Risk -> step -> plans, each a part that lists kinds."""
-    kinds_of_plan: Mapping[int, tuple[PlannedKind, ...]]
-    """By the plan's number"""
-    shared: Pools
-    crisis: Pools
-    topics: Mapping[str, Pools]
-    groups: Mapping[str, Pools]
-    group_of: Mapping[str, str]
-    types: Mapping[str, Pools]
-    terms: Mapping[str, str]
-    """Concept id -> a plainer Chinese name than the taxonomy's own."""
+    def __init__(self) -> None:
+        general, crisis, types = _load("language"), _load("crisis"), _load("types")
+        lexis = self.lexis = Lexis(general.pop("echoes"))
+        self.plans = {
+            "none": _pools(lexis, general.pop("plans"), "language.plans"),
+            **{
+                risk: _pools(lexis, steps, f"crisis.plans.{risk}")
+                for risk, steps in crisis.pop("plans").items()
+            },
+        }
+        """Risk -> step -> plans, each a part that lists kinds."""
+        steps = (found for by_step in self.plans.values() for found in by_step.values())
+        self.kinds_of_plan = {plan.number: _read_plan(plan) for found in steps for plan in found}
+        self.topics: dict[str, Pools] = {}
+        self.groups: dict[str, Pools] = {}
+        for name in TOPIC_FILES:
+            loaded = _load(name)
+            for group, kinds in loaded.pop("groups").items():
+                self.groups[group] = _pools(lexis, kinds, f"{name}.{group}")
+            for topic, kinds in loaded.items():
+                self.topics[topic] = _pools(lexis, kinds, f"{name}.{topic}")
+        topics = _load("facts")["topics"]
+        self.group_of = {topic: str(words["group"]) for topic, words in topics.items()}
+        self.terms = {
+            key: str(kinds.pop("term")) for key, kinds in types.items() if "term" in kinds
+        }
+        """Concept id -> a plainer Chinese name than the taxonomy's own."""
+        self.shared = _pools(lexis, general, "language")
+        self.crisis = _pools(lexis, crisis, "crisis")
+        self.types = {
+            key: _pools(lexis, {**kinds, "gist": [kinds["gist"]]}, f"types.{key}")
+            for key, kinds in types.items()
+        }
 
 
 @cache
 def load_language() -> Language:
-    """All parts of `template/*.yaml`; a malformed one is a DataError that names file and list."""
-    general, crisis, types = _load("language"), _load("crisis"), _load("types")
-    lexis = Lexis(general.pop("echoes"))
-    plans = {
-        "none": _pools(lexis, general.pop("plans"), "language.plans"),
-        **{
-            risk: _pools(lexis, steps, f"crisis.plans.{risk}")
-            for risk, steps in crisis.pop("plans").items()
-        },
-    }
-    topics: dict[str, Pools] = {}
-    groups: dict[str, Pools] = {}
-    for name in TOPIC_FILES:
-        loaded = _load(name)
-        for group, kinds in loaded.pop("groups").items():
-            groups[group] = _pools(lexis, kinds, f"{name}.{group}")
-        for topic, kinds in loaded.items():
-            topics[topic] = _pools(lexis, kinds, f"{name}.{topic}")
-    facts = _load("facts")["topics"]
-    terms = {concept: str(kinds.pop("term")) for concept, kinds in types.items() if "term" in kinds}
-    gists = {concept: [kinds.pop("gist")] for concept, kinds in types.items()}
-    return Language(
-        lexis=lexis,
-        plans=plans,
-        kinds_of_plan={
-            plan.number: _read_plan(plan)
-            for steps in plans.values()
-            for found in steps.values()
-            for plan in found
-        },
-        shared=_pools(lexis, general, "language"),
-        crisis=_pools(lexis, crisis, "crisis"),
-        topics=topics,
-        groups=groups,
-        group_of={topic: words["group"] for topic, words in facts.items()},
-        types={
-            concept: _pools(lexis, {**kinds, "gist": gists[concept]}, f"types.{concept}")
-            for concept, kinds in types.items()
-        },
-        terms=terms,
-    )
+    """The shipped language; a malformed part is a DataError that names file and list."""
+    return Language()
 
 
 def _pools(lexis: Lexis, kinds: Mapping[str, list[str]], where: str) -> Pools:
@@ -297,8 +277,7 @@ def _pools(lexis: Lexis, kinds: Mapping[str, list[str]], where: str) -> Pools:
 
 
 def _load(name: str) -> dict[str, Any]:
-    source = files("cbtqa.dataset").joinpath(f"template/{name}.yaml")
-    loaded: dict[str, Any] = parse_yaml(source.read_text(encoding="utf-8"))
+    loaded: dict[str, Any] = read_resource("cbtqa.dataset", f"template/{name}.yaml")
     return loaded
 
 
