@@ -91,9 +91,8 @@ class Build:
 
     def generate(self, run: Run, on_progress: OnProgress | None) -> None:
         """Has every question answered."""
-        n_total = None
-        if self.teacher.service:  # worth a pass of its own: who waits and pays wants to see the end
-            n_total = sum(1 for _ in self.questions())
+        # counting is a pass of its own: a paid run shows how much is left
+        n_total = sum(1 for _ in self.questions()) if self.teacher.service else None
         self.teacher.generate(self.questions(), run, n_total=n_total, on_progress=on_progress)
 
     def write(self, folder: Path, journal: Journal) -> dict[str, int]:
@@ -101,7 +100,7 @@ class Build:
         plan = SplitPlan(self.settings, self.questions())
         self.n_near_duplicates = plan.n_near_duplicates
         splits = plan.splits()
-        seen_answers: set[int] = set()
+        seen_answers: set[bytes] = set()
         with DatasetWriter(folder, self.types) as writer:
             for entry, outcome in _with_outcomes(self.items(), journal):
                 self.n_in += 1
@@ -129,7 +128,7 @@ class Build:
         writer.add_rejection(rejection)
 
     def _finish(
-        self, item: Item, outcome: Outcome | None, seen_answers: set[int]
+        self, item: Item, outcome: Outcome | None, seen_answers: set[bytes]
     ) -> CbtAnswer | Rejection:
         """The record of one item, or why there is none."""
 
@@ -146,8 +145,7 @@ class Build:
         checked = self.teacher.read(item, outcome.reply)
         if isinstance(checked, Fault):
             return rejected(checked)
-        digest = hashlib.blake2b(checked.text.encode(), digest_size=8).digest()
-        mark = int.from_bytes(digest, "big")
+        mark = hashlib.blake2b(checked.text.encode(), digest_size=8).digest()
         if mark in seen_answers:
             return rejected(Fault(Reason.DUPLICATE_ANSWER, "another question has this answer"))
         seen_answers.add(mark)
@@ -173,8 +171,7 @@ class Build:
             "n_near_duplicates": self.n_near_duplicates,
         }
         if self.settings.include_human:
-            counts["n_human"] = self.n_human
-            counts["n_human_rejected"] = self.n_human_rejected
+            counts |= {"n_human": self.n_human, "n_human_rejected": self.n_human_rejected}
         return run.manifest(
             "dataset",
             self.resolved,

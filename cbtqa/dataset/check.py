@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, cached_property
 from typing import Any
 
 from cbtqa.distortions.taxonomy import Taxonomy
@@ -64,12 +64,10 @@ class AnswerChecks:
     max_step_chars: int
     prompt: Prompt | None = None
     """The instruction that must not leak into the answer; None for the template teacher."""
-    _leak_grams: frozenset[str] = field(init=False, repr=False, default=frozenset())
 
-    def __post_init__(self) -> None:
-        if self.prompt is not None:
-            grams = frozenset(_grams(self.prompt.system.template))
-            object.__setattr__(self, "_leak_grams", grams)
+    @cached_property
+    def _leak_grams(self) -> frozenset[str]:
+        return frozenset(_grams(self.prompt.system.template)) if self.prompt else frozenset()
 
     def check_object(
         self, question: Question, risk: Risk, reply: Mapping[str, Any]
@@ -139,6 +137,8 @@ class AnswerChecks:
     def _find_leak(self, text: str) -> str | None:
         if found := _phrases("leaks").search(text):
             return found.group()
+        if not self._leak_grams:
+            return None
         return next((gram for gram in _grams(text) if gram in self._leak_grams), None)
 
     def _read_labels(

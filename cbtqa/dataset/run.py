@@ -55,7 +55,7 @@ def build_dataset(
         fork: keep replies of other settings in a journal of their own beside the folder's first;
             the same settings find the same journal again.
         update: write a finished folder again from its paid replies, asking only what is new.
-        on_stage: told what is being done now, in a few words.
+        on_stage: called with each stage's name.
 
     Raises:
         ConfigError: settings are wrong, or the folder belongs to another run.
@@ -72,13 +72,10 @@ def build_dataset(
     journal_path, fingerprint = folder / JOURNAL_NAME, build.teacher.fingerprint()
     if fork:
         journal_path = fork_path(journal_path, fingerprint)
-    is_ours = is_bundled_sample(sha256_of(build.input_path))
+    is_invented = is_bundled_sample(sha256_of(build.input_path))
+    service = build.teacher.service
     with open_run(
-        journal_path,
-        fingerprint,
-        build.teacher.service,
-        what="the questions",
-        is_invented=is_ours,
+        journal_path, fingerprint, service, what="the questions", is_invented=is_invented
     ) as run:
         on_stage(f"answering with {build.teacher.system}")
         build.generate(run, on_progress)
@@ -100,12 +97,9 @@ def prepare(resolved: Resolved[BuildSettings]) -> Build:
     if not input_path.exists():
         raise DataError("no such file", where=str(input_path))
     taxonomy = load_taxonomy(settings.taxonomy)
-    service = settings.service()
-    teacher: Teacher = (
-        EndpointTeacher(settings, taxonomy, service)
-        if service
-        else OfflineTeacher(settings, taxonomy)
-    )
+    teacher: Teacher = OfflineTeacher(settings, taxonomy)
+    if service := settings.service():
+        teacher = EndpointTeacher(settings, taxonomy, service)
     return Build(resolved, teacher, input_path, tuple(taxonomy.ids))
 
 
@@ -117,10 +111,9 @@ def _finished(folder: Path, build: Build, *, fork: bool, update: bool) -> Manife
     if update:
         return None
     manifest = read_manifest(folder)
-    changes = _differences(manifest, build)
-    if changes and fork:
-        return None
-    if changes:
+    if changes := _differences(manifest, build):
+        if fork:
+            return None
         raise ConfigError(
             f"{folder} holds a finished dataset of other settings:\n" + "\n".join(changes),
             hint="name a new --out, or add --update to write this one again from its paid replies",
@@ -130,8 +123,7 @@ def _finished(folder: Path, build: Build, *, fork: bool, update: bool) -> Manife
 
 def _differences(manifest: Manifest, build: Build) -> list[str]:
     changes = []
-    given = describe_settings(build.resolved)
-    for name, entry in given.items():
+    for name, entry in describe_settings(build.resolved).items():
         before = manifest.settings.get(name)
         if before is None and entry.origin == "default":
             continue  # a folder of an earlier version, which had no such setting
@@ -157,11 +149,7 @@ def _refuse_too_many_rejects(manifest: Manifest, settings: BuildSettings) -> Non
 
 
 def estimate_build(resolved: Resolved[BuildSettings]) -> Estimate:
-    """What a build would still send, counted on the real questions and prompts.
-
-    Raises:
-        CbtqaError: the errors of `prepare`.
-    """
+    """What a build would still send, counted on the real questions and prompts."""
     build = prepare(resolved)
     n_rejected = 0
 

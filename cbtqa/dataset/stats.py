@@ -12,7 +12,7 @@ from __future__ import annotations
 import heapq
 import math
 from bisect import bisect_right
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from functools import cache
 from hashlib import blake2b
@@ -159,24 +159,18 @@ class AnswerSample:
 
     def offer(self, row: Mapping[str, Any]) -> None:
         """Takes the row if it belongs to the sample of all rows offered so far."""
-        key = -sample_key(row["id"], "likeness")
-        if len(self._heap) < self._size:
-            heapq.heappush(self._heap, self._entry(key, row))
-        elif key > self._heap[0][0]:
-            heapq.heapreplace(self._heap, self._entry(key, row))
-
-    def _entry(self, key: int, row: Mapping[str, Any]) -> tuple[int, str, tuple[str, ...]]:
         heads = tuple((row[name] or "")[:OPENING] for name in STEP_NAMES)
-        return key, row["answer"], heads
+        entry = -sample_key(row["id"], "likeness"), row["answer"], heads
+        if len(self._heap) < self._size:
+            heapq.heappush(self._heap, entry)
+        else:
+            heapq.heappushpop(self._heap, entry)
 
     def likeness(self) -> TemplateLikeness:
         """What the sampled answers have in common."""
         answers = [answer for _, answer, _ in self._heap]
-        pairs: set[str] = set()
-        n_pairs = 0
-        for text in answers:
-            pairs.update(map("".join, pairwise(text)))
-            n_pairs += max(0, len(text) - 1)
+        pairs = {pair for text in answers for pair in pairwise(text)}
+        n_pairs = sum(max(0, len(text) - 1) for text in answers)
         columns = {"answer": [answer[:OPENING] for answer in answers]}
         for place, name in enumerate(STEP_NAMES):
             columns[name] = [heads[place] for _, _, heads in self._heap if heads[place]]
@@ -233,7 +227,7 @@ class LabelPair(Record):
 
 
 class DatasetStatistics(Record):
-    """What a dataset holds."""
+    """Counts, lengths and labels of a dataset."""
 
     n_entries: int
     splits: dict[str, int]
@@ -262,7 +256,7 @@ class DatasetStatistics(Record):
 
 
 class PaperFacts(Record):
-    """What the paper says of its dataset; None where we do not know the figure."""
+    """Figures that the paper reports of its dataset; None where it is silent."""
 
     citation: str
     n_entries: int
@@ -281,11 +275,7 @@ def paper_facts() -> PaperFacts:
 
 
 def folder_statistics(folder: DatasetFolder) -> DatasetStatistics:
-    """Statistics of a dataset folder.
-
-    Raises:
-        DataError: a file is damaged or lacks a column.
-    """
+    """Statistics of a dataset folder."""
     tally = StatisticsTally()
     for split in folder.splits:
         for row in folder.rows(split, COLUMNS):
@@ -297,9 +287,7 @@ class StatisticsTally:
     """Counts rows as they pass; `result` may be asked at any time."""
 
     def __init__(self) -> None:
-        names = ("split", "risk", "system", "model", "host", "label", "evidence", "n_labels")
-        self._counts: dict[str, Counter[Any]] = {name: Counter() for name in names}
-        self._pairs: Counter[tuple[str, str]] = Counter()
+        self._counts: defaultdict[str, Counter[Any]] = defaultdict(Counter)
         self._lengths: dict[str, Counter[int]] = {name: Counter() for name in TEXT_COLUMNS}
         self._keywords: Counter[str] = Counter()
         self._tokens: dict[str, int | None] = {"prompt_tokens": None, "completion_tokens": None}
@@ -331,7 +319,7 @@ class StatisticsTally:
         self._counts["label"].update(found)
         self._counts["evidence"].update({label["id"] for label in labels if label["evidence"]})
         self._counts["n_labels"][len(found)] += 1
-        self._pairs.update(combinations(found, 2))
+        self._counts["pair"].update(combinations(found, 2))
 
     def result(self) -> DatasetStatistics:
         """The statistics of what was added so far."""
@@ -356,7 +344,7 @@ class StatisticsTally:
             labels_per_entry={k: n for k, n in sorted(counts["n_labels"].items()) if n},
             label_pairs=tuple(
                 LabelPair(first=first, second=second, n=n)
-                for (first, second), n in _ranked(self._pairs)
+                for (first, second), n in _ranked(counts["pair"])
             ),
             lengths={
                 name: summarise_lengths(found) for name, found in self._lengths.items() if found
@@ -368,8 +356,7 @@ class StatisticsTally:
             hosts=dict(_ranked(counts["host"])),
             n_training_source=self._n_training_source,
             n_with_steps=self._n_with_steps,
-            prompt_tokens=self._tokens["prompt_tokens"],
-            completion_tokens=self._tokens["completion_tokens"],
+            **self._tokens,
             likeness=self._sample.likeness(),
         )
 

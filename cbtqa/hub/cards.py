@@ -348,11 +348,7 @@ def write_terms(staging: Path) -> None:
 
 
 def split_card(card: str) -> tuple[dict[str, Any], str]:
-    """Front matter and Markdown of a card.
-
-    Raises:
-        ValueError: no front matter.
-    """
+    """Front matter and Markdown of a card; ValueError without front matter."""
     found = re.match(r"---\n(.*?)\n---\n", card, re.DOTALL)
     if found is None:
         raise ValueError("the card has no front matter")

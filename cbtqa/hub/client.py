@@ -117,14 +117,11 @@ def download_dataset(repo_id: str, revision: str | None, patterns: Sequence[str]
 
 
 class Hub:
-    """One repository, reached with one token."""
+    """One repository, reached with one token; `endpoint` names a mirror or a private Hub."""
 
     def __init__(
         self, token: str, repo_id: str, kind: RepoKind, *, endpoint: str | None = None
     ) -> None:
-        """Args:
-        endpoint: of a mirror or a private Hub; HF_ENDPOINT or the public Hub by default.
-        """
         require_hub()
         from huggingface_hub import HfApi
 
@@ -142,8 +139,6 @@ class Hub:
     @property
     def _where(self) -> dict[str, Any]:
         return {"repo_id": self.repo_id, "repo_type": self.kind}
-
-    # --- reading ---------------------------------------------------------------------------------
 
     def account(self) -> Account:
         """Who the token belongs to."""
@@ -179,17 +174,14 @@ class Hub:
         """Every file at a commit by its path."""
         from huggingface_hub.hf_api import RepoFile
 
-        def listed() -> dict[str, RemoteFile]:
-            tree = self._api.list_repo_tree(**self._where, recursive=True, revision=revision)
-            return {
-                item.path: RemoteFile(
-                    item.size, item.blob_id, item.lfs.sha256 if item.lfs else None
-                )
-                for item in tree
-                if isinstance(item, RepoFile)
-            }
+        def listed() -> list[Any]:
+            return list(self._api.list_repo_tree(**self._where, recursive=True, revision=revision))
 
-        return patiently("listing the repository", listed)
+        return {
+            item.path: RemoteFile(item.size, item.blob_id, item.lfs.sha256 if item.lfs else None)
+            for item in patiently("listing the repository", listed)
+            if isinstance(item, RepoFile)
+        }
 
     def tags(self) -> dict[str, str]:
         """Tags and the commits they name."""
@@ -216,8 +208,6 @@ class Hub:
             return bytes(response.content)
 
         return patiently(f"reading {path} back", got)
-
-    # --- writing ---------------------------------------------------------------------------------
 
     def create_private(self) -> None:
         """Creates the repository, visible to its owner alone; NameTakenError when there is one."""

@@ -198,10 +198,8 @@ def _write_ratings(
             tables.add("ratings", split, rating_schema(), row)
             n_ours += 1
         if not n_ours:
-            raise DataError(
-                f"study {study.report.study_id} rates no question of this dataset",
-                where=str(study.ratings_path),
-            )
+            what = f"study {study.report.study_id} rates no question of this dataset"
+            raise DataError(what, where=str(study.ratings_path))
         for row in summary_rows(study.report):
             tables.add("ratings_summary", SUMMARY_SPLIT, summary_schema(), row)
 

@@ -42,11 +42,7 @@ class BaseModel:
 
 
 def find_base(settings: ModelSettings, manifest_counts: dict[str, Any]) -> BaseModel:
-    """The base that was named, or that the run recorded.
-
-    Raises:
-        PublishRefusedError: neither names a repository and a revision of it.
-    """
+    """The base that was named, or that the run recorded; PublishRefusedError without either."""
     record = _recorded(settings.run, manifest_counts)
     name, revision = str(record.get("hub_id") or record.get("name") or ""), record.get("revision")
     is_on_hub = bool(REPO_ID.fullmatch(name)) and not Path(name).exists()
@@ -70,20 +66,18 @@ def find_base(settings: ModelSettings, manifest_counts: dict[str, Any]) -> BaseM
             f"{name}@{revision}: a branch moves, and with it the base",
             hint="name the commit: --base owner/name@COMMIT",
         )
-    converted = settings.converted
-    if converted is None:
-        converted = bool(known) and not is_on_hub
+    was_converted = bool(known) and not is_on_hub
     return BaseModel(
         hub_id=name,
         revision=str(revision),
-        is_converted=converted,
+        is_converted=was_converted if settings.converted is None else settings.converted,
         weights_sha256=record.get("weights_sha256"),
         is_quantized=bool(record.get("is_quantized")),
     )
 
 
 def _recorded(run: Path, counts: dict[str, Any]) -> dict[str, Any]:
-    """What the run says of its base, the most telling source first."""
+    """The run's record of its base, the most precise source first."""
     if (run / "base.json").is_file():
         return dict(read_json(run / "base.json"))
     if (run / "merge.json").is_file():
@@ -111,10 +105,8 @@ class ModelScores(NamedTuple):
 
     def table(self) -> Table:
         """Metric, value with interval, unit, signature."""
-        heads = [
-            *(Phrase(zh="指标", en="metric"), Phrase(zh="值", en="value")),
-            *(Phrase(zh="单位", en="unit"), Phrase(zh="签名", en="signature")),
-        ]
+        names = {"指标": "metric", "值": "value", "单位": "unit", "签名": "signature"}
+        heads = [Phrase(zh=zh, en=en) for zh, en in names.items()]
         rows = [
             (label_of(score.metric), estimate_of(score), score.unit, f"`{score.signature}`")
             for score in self.scores

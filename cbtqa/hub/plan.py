@@ -99,12 +99,7 @@ class PublishPlan:
 
 
 def open_run(folder: Path) -> Manifest:
-    """The manifest of a run that may be published.
-
-    Raises:
-        PublishRefusedError: the run did not finish.
-        DataError: no such folder, or a damaged manifest.
-    """
+    """The manifest of a run; PublishRefusedError when the run did not finish."""
     if folder.is_dir() and not (folder / MANIFEST_NAME).exists():
         raise PublishRefusedError(
             f"{folder} holds no {MANIFEST_NAME}: the run did not finish, and half a run is not "
@@ -198,13 +193,13 @@ NO_END = (
 
 @dataclass(frozen=True)
 class Permission:
-    """Whether question text is published, and on what ground."""
+    """Whether question text is published, and on what grounds."""
 
     has_source_text: bool
     acknowledgement: str | None = None
     """Sentence for the manifest; None when nothing needs to be permitted."""
     remark: str | None = None
-    """What the person should know before going on."""
+    """What the person should know first."""
 
 
 def is_invented(manifest: Manifest) -> bool:
@@ -213,11 +208,10 @@ def is_invented(manifest: Manifest) -> bool:
 
 
 def pass_permission_gate(settings: DatasetSettings, manifest: Manifest) -> Permission:
-    """Decides whether question text goes out.
+    """Decides whether question text is published.
 
-    Raises:
-        PublishRefusedError: question text is asked for without a permission, with an empty one, or
-            with one that has run out.
+    PublishRefusedError: it was asked for without a permission, with an empty one, or with one that
+    has ended.
     """
     if not settings.include_source_text:
         return Permission(False)

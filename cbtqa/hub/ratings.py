@@ -39,11 +39,7 @@ class RatedStudy:
     ratings_path: Path
 
     def rows(self) -> Iterator[Rating]:
-        """Every rating, open ones included.
-
-        Raises:
-            PublishRefusedError: a rater goes by another name than R1, R2, ...
-        """
+        """Every rating, open ones included; PublishRefusedError for a rater that is not R1, R2."""
         for row in read_jsonl(self.ratings_path, Rating):
             if not RATER.fullmatch(row.rater):
                 raise PublishRefusedError(
@@ -54,20 +50,12 @@ class RatedStudy:
 
 
 def read_study(folder: Path) -> RatedStudy:
-    """A folder of `cbtqa rate report`.
-
-    Raises:
-        DataError: no report there, or a damaged one.
-        PublishRefusedError: its systems are letters still.
-    """
+    """A folder of `cbtqa rate report`; PublishRefusedError while its systems are letters."""
     path, ratings_path = folder / REPORT_NAME, folder / RATINGS_NAME
     for needed in (path, ratings_path):
         if not needed.exists():
-            raise DataError(
-                f"no {needed.name} in it",
-                where=str(folder),
-                hint="make it with: cbtqa rate report STUDY",
-            )
+            hint = "make it with: cbtqa rate report STUDY"
+            raise DataError(f"no {needed.name} in it", where=str(folder), hint=hint)
     report = parse_record(StudyReport, read_json(path), str(path))
     if report.is_blind:
         raise PublishRefusedError(
@@ -149,11 +137,8 @@ def _alpha(report: StudyReport, criterion: str) -> Coefficient | None:
 
 def card_table(studies: Iterable[RatedStudy]) -> Table | None:
     """Systems with means and agreement on each criterion; None without any."""
-    heads = [
-        *(Phrase(zh="系统", en="system"), Phrase(zh="标准", en="criterion")),
-        *(Phrase(zh="均值", en="mean"), Phrase(zh="评分数", en="ratings")),
-        Phrase(zh="一致性", en="agreement"),
-    ]
+    names = {"系统": "system", "标准": "criterion", "均值": "mean", "评分数": "ratings"}
+    heads = [Phrase(zh=zh, en=en) for zh, en in (*names.items(), ("一致性", "agreement"))]
     rows: list[tuple[Cell, ...]] = []
     for study in studies:
         for score in study.report.scores:

@@ -106,14 +106,7 @@ def check_release(
 
 
 def release(checked: Checked, typed: str) -> str:
-    """Makes it public; returns its address.
-
-    Args:
-        typed: the repository's name as the person wrote it out.
-
-    Raises:
-        UsageError: it is another name.
-    """
+    """Makes it public once its name is typed out; returns its address."""
     hub = checked.hub
     if typed.strip() != hub.repo_id:
         raise UsageError(f"'{typed.strip()}' is not {hub.repo_id}: it stays private")

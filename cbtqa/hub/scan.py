@@ -209,11 +209,7 @@ class Passage(NamedTuple):
 
 
 def passages_of(path: str, source: Path) -> Iterator[list[Passage]]:
-    """All text of a file, in blocks that fit into memory.
-
-    Raises:
-        DataError: the file is not what its name says.
-    """
+    """All text of a file, in blocks that fit into memory; DataError for a wrong file name."""
     name = path.rsplit("/", 1)[-1].lower()
     if name.endswith(".parquet"):
         yield from _of_parquet(source)

@@ -102,11 +102,7 @@ def upload(
 
 
 def require_write(account: Account, repo_id: str) -> None:
-    """Checks that the token may write to this repository, as far as the Hub tells.
-
-    Raises:
-        EndpointAuthError: it may not; says what would help.
-    """
+    """Raises EndpointAuthError when the token may not write there, as far as the Hub says."""
     owner = repo_id.split("/")[0]
     mine = {account.name, *account.orgs}
     if account.role == "read":
@@ -229,11 +225,7 @@ def _tagged(hub: Hub, commit: str, wanted: str | None) -> str:
 
 
 def _compare(plan: PublishPlan, hub: Hub, commit: str) -> None:
-    """Compares every file with the Hub's: small ones byte for byte, large ones by SHA-256.
-
-    Raises:
-        BadResponseError: a file is missing or differs.
-    """
+    """Compares every file with the Hub's: small ones byte for byte, large ones by SHA-256."""
     remote = hub.files(commit)
     for file in plan.files:
         found = remote.get(file.path)

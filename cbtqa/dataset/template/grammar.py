@@ -71,11 +71,7 @@ class Lexis:
         return sum(1 << at for at, word in enumerate(self.echo_words) if word in text)
 
     def compile(self, source: str, where: str) -> Part:
-        """Compiles one part.
-
-        Raises:
-            DataError: an unclosed bracket, a choice of one, or a hole inside a choice.
-        """
+        """One part; DataError for an open bracket, a choice of one, or a hole in a choice."""
         conditions, _, body = source.rpartition("=>")
         needs = avoids = 0
         for name in filter(None, (word.strip() for word in conditions.split("&"))):
