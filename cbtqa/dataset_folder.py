@@ -265,11 +265,10 @@ class DatasetFolder(Tabular):
     @cached_property
     def splits(self) -> dict[str, tuple[Path, ...]]:
         """The splits that hold rows, in their order, each with its files."""
-        files: dict[str, tuple[Path, ...]] = dict.fromkeys(SPLITS, ())
+        files: dict[str, list[Path]] = {name: [] for name in SPLITS}
         for file in sorted((self.path / "data").glob("*.parquet")):
-            name = file.name.split("-")[0]
-            files[name] = (*files.get(name, ()), file)
-        return {name: found for name, found in files.items() if found}
+            files.setdefault(file.name.split("-")[0], []).append(file)
+        return {name: tuple(found) for name, found in files.items() if found}
 
     @cached_property
     def types(self) -> tuple[str, ...]:
@@ -329,8 +328,8 @@ class DatasetFolder(Tabular):
 
     def to_rows(self) -> list[dict[str, Any]]:
         """The splits with their numbers of rows."""
-        counts: dict[str, int] = self.manifest.counts["splits"]
-        return [{"split": name, "rows": n} for name, n in counts.items()]
+        splits = self.manifest.counts["splits"]
+        return [{"split": name, "rows": n} for name, n in splits.items()]
 
     def to_datasets(self) -> Any:
         """A `datasets.DatasetDict` of the splits."""
@@ -344,10 +343,8 @@ class DatasetFolder(Tabular):
         import pandas
 
         names = self._names(split)
-        return pandas.DataFrame(
-            [{"split": name, **row} for name in names for row in self.rows(name)],
-            columns=["split", *ANSWER_COLUMNS],
-        )
+        rows = [{"split": name, **row} for name in names for row in self.rows(name)]
+        return pandas.DataFrame(rows, columns=["split", *ANSWER_COLUMNS])
 
 
 NO_DATASET = "name a folder that cbtqa build-dataset wrote"
@@ -433,10 +430,9 @@ class DatasetWriter:
 
     def __init__(self, folder: Path, types: Sequence[str]) -> None:
         self._folder = folder
-        schema, human = arrow_schema(answer_features(types)), arrow_schema(human_features())
-        self._shards = {
-            name: ParquetShards(folder / "data", name, schema, 5_000) for name in SPLITS
-        }
+        data, schema = folder / "data", arrow_schema(answer_features(types))
+        human = arrow_schema(human_features())
+        self._shards = {name: ParquetShards(data, name, schema, 5_000) for name in SPLITS}
         self._human = ParquetShards(folder / "human", "human", human, 5_000)
         self._rejects: IO[str]
         self._stack = ExitStack()

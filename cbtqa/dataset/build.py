@@ -91,9 +91,12 @@ class Build:
 
     def generate(self, run: Run, on_progress: OnProgress | None) -> None:
         """Has every question answered."""
+        if isinstance(self.teacher, OfflineTeacher):
+            self.teacher.generate(self.questions(), run.journal, on_progress)
+            return
         # counting is a pass of its own: a paid run shows how much is left
-        n_total = sum(1 for _ in self.questions()) if self.teacher.service else None
-        self.teacher.generate(self.questions(), run, n_total=n_total, on_progress=on_progress)
+        n_total = sum(1 for _ in self.questions())
+        run.ask(self.questions(), self.teacher, n_total=n_total, on_progress=on_progress)
 
     def write(self, folder: Path, journal: Journal) -> dict[str, int]:
         """Writes shards and rejects from the journal; returns rows per split."""

@@ -7,7 +7,7 @@ that a run is finished from its journal alone, whoever wrote it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import cbtqa
@@ -16,9 +16,8 @@ from cbtqa.dataset.instruction import Instruction, Item
 from cbtqa.dataset.settings import BuildSettings
 from cbtqa.distortions.labellers import labels_named_in
 from cbtqa.distortions.taxonomy import Taxonomy
-from cbtqa.llm.batch import OnProgress
 from cbtqa.llm.chat import ChatRequest, Fault, Message, Reply
-from cbtqa.llm.runs import Run, Service
+from cbtqa.llm.runs import Service
 from cbtqa.llm.structured import parse_object
 from cbtqa.prompts import load_prompt
 from cbtqa.records import STEP_NAMES, Provenance
@@ -62,19 +61,6 @@ class EndpointTeacher:
             "sampling": json.dumps(self._sampling.described(), sort_keys=True),
         }
 
-    def generate(
-        self,
-        items: Iterable[Item],
-        run: Run,
-        *,
-        n_total: int | None,
-        on_progress: OnProgress | None,
-    ) -> None:
-        """Sends what is not answered yet; see `Run.ask` for what stops it."""
-        run.ask(items, self, n_total=n_total, on_progress=on_progress)
-
-    # --- the engine's task -----------------------------------------------------------------------
-
     def key(self, item: Item) -> str:
         """See `Item.key`."""
         return item.key
@@ -101,8 +87,6 @@ class EndpointTeacher:
         closing = words["ask_again_closing"]
         messages.append({"role": "user", "content": f"{complaint}{detail}\n{closing}"})
         return ChatRequest(messages, json_schema=self._schema, sampling=self._sampling)
-
-    # --- reading back ----------------------------------------------------------------------------
 
     def read(self, item: Item, reply: Reply) -> CheckedAnswer | Fault:
         """Five steps from JSON, or one flowing text with the distortions it names."""

@@ -141,10 +141,10 @@ class _Reader:
 
     def read(self) -> Facts:
         self._walk()
-        facts = self._facts
-        best = max(self._topics.values(), default=0)
-        if best >= _STRONG:
-            facts.topic = next(topic for topic, score in self._topics.items() if score == best)
+        facts, topics = self._facts, self._topics
+        best = max(topics, key=topics.__getitem__, default=None)
+        if best is not None and topics[best] >= _STRONG:
+            facts.topic = best
         self._read_people()
         self._read_flags()
         self._read_quotes()

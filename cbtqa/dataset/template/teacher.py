@@ -26,9 +26,8 @@ from cbtqa.distortions.patterns import PatternHit, PatternLabeller
 from cbtqa.distortions.taxonomy import Taxonomy, load_taxonomy
 from cbtqa.llm.batch import OnProgress
 from cbtqa.llm.chat import Fault, Reply
-from cbtqa.llm.journal import Entry, State, blocks_of
+from cbtqa.llm.journal import Entry, Journal, State, blocks_of
 from cbtqa.llm.progress import Meter
-from cbtqa.llm.runs import Run
 from cbtqa.processes import map_blocks
 from cbtqa.records import STEP_NAMES, CbtSteps, DistortionLabel, Provenance, Question, Risk
 from cbtqa.safety.screen import screen
@@ -47,12 +46,11 @@ class TemplateAnswer(NamedTuple):
 
 
 class _Thought(NamedTuple):
-    """One kind of thinking found in the question."""
+    """One kind of thinking in the question; `quote` is None where it cannot be quoted."""
 
     concept: str
     term: str
     quote: str | None
-    """How it is quoted, verbatim; None where it cannot be."""
 
 
 class TemplateTeacher:
@@ -219,16 +217,10 @@ class OfflineTeacher:
         }
 
     def generate(
-        self,
-        items: Iterable[Item],
-        run: Run,
-        *,
-        n_total: int | None,
-        on_progress: OnProgress | None,
+        self, items: Iterable[Item], journal: Journal, on_progress: OnProgress | None
     ) -> None:
         """Writes what the journal does not hold; a kill costs at most a few blocks."""
-        journal = run.journal
-        meter = Meter(n_total, price=None, earlier=journal.totals())
+        meter = Meter(None, price=None, earlier=journal.totals())
         asked: deque[list[Item]] = deque()
 
         def missing() -> Iterator[list[Question]]:
