@@ -452,11 +452,9 @@ class DatasetWriter:
         self._shards[split].add(row)
 
     def add_human(self, answer: ReferenceAnswer) -> None:
-        """Adds a human answer."""
         self._human.add(answer.model_dump())
 
     def add_rejection(self, rejection: Rejection) -> None:
-        """Adds a line to `rejects.jsonl`."""
         self._rejects.write(json_line(rejection))
 
     @property

@@ -56,7 +56,6 @@ class Build:
 
     @property
     def settings(self) -> BuildSettings:
-        """The resolved values."""
         return self.resolved.values
 
     def items(self) -> Iterator[Entry]:
@@ -86,7 +85,6 @@ class Build:
             yield item, entry
 
     def questions(self) -> Iterator[Item]:
-        """The items alone."""
         return (entry[0] for entry in self.items() if not isinstance(entry, Rejection))
 
     def generate(self, run: Run, on_progress: OnProgress | None) -> None:

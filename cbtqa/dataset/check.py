@@ -56,8 +56,6 @@ class CheckedAnswer:
 
 @dataclass(frozen=True)
 class AnswerChecks:
-    """The checks of one run, with its limits."""
-
     taxonomy: Taxonomy
     labeller: str
     min_step_chars: int

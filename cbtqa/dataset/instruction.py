@@ -31,11 +31,9 @@ class Grades:
         self._known = bytearray()
 
     def is_known(self, place: int) -> bool:
-        """Whether the question at this place was graded."""
         return place < len(self._known) and self._known[place] > 0
 
     def note(self, place: int, risk: Risk) -> None:
-        """Keeps a grade."""
         if place >= len(self._known):
             self._known.extend(bytes(place + 1 - len(self._known)))
         self._known[place] = 1 + RISKS.index(risk)
@@ -67,7 +65,6 @@ class Item:
         return self.grades.of(self.place, self.question.source_text)
 
     def note(self, risk: Risk) -> None:
-        """Keeps a grade found elsewhere."""
         self.grades.note(self.place, risk)
 
     @property

@@ -34,8 +34,6 @@ TAIL = 0.995
 
 
 class Bin(Record):
-    """One bar of a histogram."""
-
     low: int
     high: int | None
     """The first length that no longer counts; None for a last bar that takes all beyond."""
@@ -167,7 +165,6 @@ class AnswerSample:
             heapq.heappushpop(self._heap, entry)
 
     def likeness(self) -> TemplateLikeness:
-        """What the sampled answers have in common."""
         answers = [answer for _, answer, _ in self._heap]
         pairs = {pair for text in answers for pair in pairwise(text)}
         n_pairs = sum(max(0, len(text) - 1) for text in answers)
@@ -207,8 +204,6 @@ KEYWORDS_HELD = 100_000
 
 
 class LabelCount(Record):
-    """How often one distortion type occurs."""
-
     id: str
     n_entries: int
     """Entries with at least one label of this type."""
@@ -219,8 +214,6 @@ class LabelCount(Record):
 
 
 class LabelPair(Record):
-    """Two types that occur in the same entry."""
-
     first: str
     second: str
     n: int
@@ -275,7 +268,6 @@ def paper_facts() -> PaperFacts:
 
 
 def folder_statistics(folder: DatasetFolder) -> DatasetStatistics:
-    """Statistics of a dataset folder."""
     tally = StatisticsTally()
     for split in folder.splits:
         for row in folder.rows(split, COLUMNS):
@@ -295,7 +287,6 @@ class StatisticsTally:
         self._sample = AnswerSample()
 
     def add(self, split: str, row: Mapping[str, Any]) -> None:
-        """Counts one row."""
         for name, value in (("split", split), *((n, row[n]) for n in ("risk", "system", "model"))):
             self._counts[name][value] += 1
         if row["endpoint_host"] is not None:
@@ -322,7 +313,6 @@ class StatisticsTally:
         self._counts["pair"].update(combinations(found, 2))
 
     def result(self) -> DatasetStatistics:
-        """The statistics of what was added so far."""
         counts = self._counts
         n_entries = counts["split"].total()
         n_distorted = n_entries - counts["n_labels"][0]

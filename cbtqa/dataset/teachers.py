@@ -49,7 +49,6 @@ class EndpointTeacher:
         self.prompts = {self._prompt.name: self._prompt.sha256}
 
     def fingerprint(self) -> dict[str, str]:
-        """Prompt, parts, model, host and sampling."""
         return {
             "teacher": "endpoint",
             "model": self.service.model,
@@ -62,11 +61,9 @@ class EndpointTeacher:
         }
 
     def key(self, item: Item) -> str:
-        """See `Item.key`."""
         return item.key
 
     def request(self, item: Item) -> ChatRequest:
-        """The first request for an item."""
         return ChatRequest(
             self._instruction.messages(item), json_schema=self._schema, sampling=self._sampling
         )
@@ -99,7 +96,6 @@ class EndpointTeacher:
         return self._checks.check_object(item.question, item.risk, found)
 
     def provenance(self, reply: Reply) -> Provenance:
-        """Model, host, prompt, sampling, tokens."""
         return Provenance(
             model=self.service.model,
             endpoint_host=reply.host or self.service.host,

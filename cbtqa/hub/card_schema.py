@@ -79,8 +79,6 @@ class _Front(_Strict):
 
 
 class DatasetFront(_Front):
-    """Front matter of a dataset card."""
-
     pretty_name: NonEmptyText
     size_categories: tuple[str, ...] = Field(min_length=1)
     task_categories: tuple[Task, ...]
@@ -128,8 +126,6 @@ class ModelResults(_Strict):
 
 
 class ModelFront(_Front):
-    """Front matter of a model card."""
-
     base_model: str
     base_model_relation: Literal["adapter", "merge", "finetune"]
     library_name: Literal["peft", "transformers"]

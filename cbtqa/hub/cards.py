@@ -61,8 +61,6 @@ class Published:
 
 @dataclass(frozen=True)
 class CardFacts:
-    """All facts that the card of a dataset shows."""
-
     settings: DatasetSettings
     manifest: Manifest
     statistics: DatasetStatistics
@@ -73,7 +71,6 @@ class CardFacts:
 
 
 def render_dataset_card(facts: CardFacts) -> str:
-    """The card as Markdown."""
     names = label_names(facts.manifest, facts.statistics)
     material = Material(facts.settings.run, facts.manifest, facts.statistics, names, "zh")
     values = {**_values(facts, material), **_tables(facts, material)}
@@ -187,8 +184,6 @@ SHOWN_COUNTS = (
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """All facts that the card of a model shows."""
-
     settings: ModelSettings
     manifest: Manifest
     form: Literal["adapter", "merged"]
@@ -201,7 +196,6 @@ class ModelFacts:
 
 
 def render_model_card(facts: ModelFacts) -> str:
-    """The card as Markdown."""
     front = check_front(ModelFront, model_front_matter(facts))
     return _card("model", front, _model_values(facts))
 
@@ -293,10 +287,7 @@ def _plain(value: Any) -> str:
 
 
 def read_label_quality(path: Path | None) -> dict[str, Any] | None:
-    """What `cbtqa distortions evaluate --json` measured, on which texts; None without a path.
-
-    Only figures are read: that report also quotes texts that were labelled wrongly.
-    """
+    """Figures that `cbtqa distortions evaluate --json` measured, without the texts it quotes."""
     if path is None:
         return None
     report = parse_record(EvaluationReport, read_json(path), str(path))
@@ -310,7 +301,6 @@ def read_label_quality(path: Path | None) -> dict[str, Any] | None:
 
 @cache
 def load_gate() -> dict[str, Any]:
-    """The shipped `gate.yaml`."""
     loaded: dict[str, Any] = read_resource("cbtqa.hub", "gate.yaml")
     return loaded
 

@@ -132,7 +132,6 @@ class Hub:
 
     @property
     def url(self) -> str:
-        """The repository's page."""
         prefix = "datasets/" if self.kind == "dataset" else ""
         return f"{self._api.endpoint}/{prefix}{self.repo_id}"
 
@@ -141,7 +140,6 @@ class Hub:
         return {"repo_id": self.repo_id, "repo_type": self.kind}
 
     def account(self) -> Account:
-        """Who the token belongs to."""
         found = patiently("asking who the token belongs to", self._api.whoami)
         token = found.get("auth", {}).get("accessToken", {})
         scopes = token.get("fineGrained", {}).get("scoped", [])
@@ -171,7 +169,6 @@ class Hub:
         return RepoState(info.private is True, gate, str(info.sha or ""))
 
     def files(self, revision: str) -> dict[str, RemoteFile]:
-        """Every file at a commit by its path."""
         from huggingface_hub.hf_api import RepoFile
 
         def listed() -> list[Any]:
@@ -184,7 +181,6 @@ class Hub:
         }
 
     def tags(self) -> dict[str, str]:
-        """Tags and the commits they name."""
         refs = patiently("reading the tags", self._api.list_repo_refs, **self._where)
         return {tag.name: tag.target_commit for tag in refs.tags}
 
@@ -243,12 +239,10 @@ class Hub:
         return str(made.oid)
 
     def tag(self, name: str, commit: str) -> None:
-        """Names a commit."""
         create = self._api.create_tag
         patiently("tagging", create, **self._where, tag=name, revision=commit, exist_ok=False)
 
     def make_public(self) -> None:
-        """Shows the repository to everybody."""
         update = self._api.update_repo_settings
         patiently("making it public", update, **self._where, visibility="public")
 

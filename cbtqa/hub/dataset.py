@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cbtqa.dataset.report.material import is_invented
 from cbtqa.dataset.stats import DatasetStatistics, StatisticsTally
 from cbtqa.dataset_folder import (
     INTEGER,
@@ -40,7 +41,6 @@ from cbtqa.hub.plan import (
     Permission,
     PublishPlan,
     fresh_staging,
-    is_invented,
     pass_permission_gate,
     staged_files,
     write_provenance,
@@ -74,12 +74,9 @@ STAYS_BEHIND = {
 
 
 def plan_dataset(settings: DatasetSettings) -> tuple[PublishPlan, Watch]:
-    """Writes every file of the repository to `RUN/publish/files` and says what must not be in them.
+    """Writes every file of the repository to `RUN/publish/files`; with what must not be in them.
 
-    Raises:
-        IncompleteRunError: the build has not finished.
-        PublishRefusedError: a permission is missing.
-        DataError: no dataset, or a damaged file.
+    An unfinished build is an IncompleteRunError, a missing permission a PublishRefusedError.
     """
     folder = DatasetFolder.open(settings.run)
     manifest = folder.manifest

@@ -30,8 +30,6 @@ from cbtqa.settings import Settings
 
 
 class JoinSettings(Settings):
-    """Settings of `cbtqa join`."""
-
     published: str
     """The published dataset: owner/name, or a local folder."""
     questions: Path
@@ -50,8 +48,6 @@ class JoinSettings(Settings):
 
 @dataclass(frozen=True)
 class Joined(Tabular):
-    """A joined dataset."""
-
     folder: Path
     n_joined: int
     n_missing: int
@@ -208,7 +204,6 @@ def _finish(
     splits: Mapping[str, int],
     started: str,
 ) -> None:
-    """Adds card, report and manifest."""
     run, folder = read_json(published / PROVENANCE_PATH)["run"], settings.out
     left_out = {Reason.SOURCE_MISSING: counts["missing"], Reason.SOURCE_DIFFERS: counts["other"]}
     n_left_out = sum(left_out.values())

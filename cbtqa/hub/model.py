@@ -1,8 +1,5 @@
 """`cbtqa publish model`: an adapter, or merged weights, as the files of a repository.
 
-    plan, watch = plan_model(ModelSettings(run=Path("cbtqa-tuned/qwen"), to="my-lab/cbt-adapter"))
-    refuse_findings(scan_plan(plan, watch))
-
 Only what a reader needs is taken: weights in safetensors, configuration, tokenizer, licence and
 notice files. Everything else of the run stays behind and is listed.
 """
@@ -184,7 +181,7 @@ def _notice_names(staging: Path, taken: tuple[PlannedFile, ...]) -> list[str]:
 
 
 def _method(staging: Path) -> dict[str, Any]:
-    """What the card tells of the adapter's shape; empty for merged weights."""
+    """The adapter's shape for the card; empty for merged weights."""
     path = staging / ADAPTER_CONFIG
     if not path.is_file():
         return {}

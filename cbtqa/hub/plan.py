@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import cbtqa
+from cbtqa.dataset.report.material import is_invented
 from cbtqa.errors import ConfigError, LicenceGateError
 from cbtqa.files import sha256_of, write_json
 from cbtqa.hub.settings import DatasetSettings, Gate
 from cbtqa.manifest import MANIFEST_NAME, Manifest, describe_file, read_manifest
-from cbtqa.psyqa import is_bundled_sample
 
 RepoKind = Literal["dataset", "model"]
 STAGING = "publish"
@@ -34,8 +34,6 @@ class PublishRefusedError(LicenceGateError):
 
 @dataclass(frozen=True)
 class PlannedFile:
-    """One file of the repository to be."""
-
     path: str
     """Place in the repository, with `/`."""
     source: Path
@@ -43,7 +41,6 @@ class PlannedFile:
 
     @property
     def n_bytes(self) -> int:
-        """Size now."""
         return self.source.stat().st_size
 
     @cached_property
@@ -53,7 +50,6 @@ class PlannedFile:
         return sha256_of(self.source)
 
     def described(self) -> dict[str, Any]:
-        """Path, size and hash."""
         return {"path": self.path, "n_bytes": self.n_bytes, "sha256": self.sha256}
 
 
@@ -76,11 +72,9 @@ class PublishPlan:
 
     @property
     def card(self) -> str:
-        """The card's text."""
         return self.file(CARD_PATH).source.read_text(encoding="utf-8")
 
     def file(self, path: str) -> PlannedFile:
-        """The file at this place of the repository."""
         return next(file for file in self.files if file.path == path)
 
     def summary(self) -> dict[str, Any]:
@@ -200,11 +194,6 @@ class Permission:
     """Sentence for the manifest; None when nothing needs to be permitted."""
     remark: str | None = None
     """What the person should know first."""
-
-
-def is_invented(manifest: Manifest) -> bool:
-    """True when all questions are the sample that comes with cbtqa: nobody's text."""
-    return bool(manifest.inputs) and all(is_bundled_sample(e.sha256) for e in manifest.inputs)
 
 
 def pass_permission_gate(settings: DatasetSettings, manifest: Manifest) -> Permission:

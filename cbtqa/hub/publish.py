@@ -52,7 +52,6 @@ class Prepared(Tabular):
     findings: tuple[Finding, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan: repository, files, card, what stays behind."""
         return {**self.plan.summary(), "card": self.plan.card, "sent": False}
 
     def write_preview(self, path: Path | None = None) -> Path:
@@ -81,16 +80,11 @@ def publish(
     with_bars: bool = False,
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> Uploaded:
-    """Uploads what was prepared, privately.
+    """Uploads what was prepared, privately; see `upload.upload` for its errors.
 
     Args:
         endpoint: of a mirror or a private Hub; HF_ENDPOINT or the public Hub by default.
         with_bars: let the Hub's library draw progress bars on stderr.
-
-    Raises:
-        UsageError: no repository was named.
-        PublishRefusedError: the scan found something, or the repository is public.
-        EndpointError: see `upload.upload`.
     """
     refuse_findings(prepared.findings)
     settings = prepared.settings

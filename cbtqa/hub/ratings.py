@@ -33,8 +33,6 @@ FREE_TEXT = {"note", "evidence"}
 
 @dataclass(frozen=True)
 class RatedStudy:
-    """One study's report and its ratings file."""
-
     report: StudyReport
     ratings_path: Path
 
@@ -90,7 +88,6 @@ def rating_schema() -> pa.Schema:
 
 
 def rating_row(report: StudyReport, rating: Rating) -> dict[str, Any]:
-    """A row of `rating_schema`."""
     of_rating = rating.model_dump(exclude=FREE_TEXT)
     return {"study": report.study_id, "rubric": report.rubric, **of_rating}
 
@@ -112,7 +109,6 @@ def summary_schema() -> pa.Schema:
 
 
 def summary_rows(report: StudyReport) -> Iterator[dict[str, Any]]:
-    """Rows of `summary_schema`."""
     for score in report.scores:
         alpha = _alpha(report, score.criterion)
         agreement = {

@@ -41,7 +41,6 @@ class Checked:
     """The record of the permission, where question text is part of it."""
 
     def summary(self) -> dict[str, Any]:
-        """For people and `--json`."""
         hub, state = self.hub, self.state
         return {
             "repo_id": hub.repo_id,

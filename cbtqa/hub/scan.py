@@ -37,14 +37,11 @@ _SECRET_NAME = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD)$")
 
 @cache
 def load_refusals() -> dict[str, Any]:
-    """The shipped `refusals.yaml`."""
     loaded: dict[str, Any] = read_resource("cbtqa.hub", "refusals.yaml")
     return loaded
 
 
 class Finding(NamedTuple):
-    """One thing that must not leave."""
-
     where: str
     """`file`, `file:line` or `file:row N:column`."""
     what: str
@@ -132,8 +129,6 @@ def _refused_kind(file: PlannedFile) -> str | None:
 
 
 class _TextScan:
-    """All patterns, compiled once for a file."""
-
     def __init__(self, watch: Watch, has_plain_text: bool) -> None:
         self._index = watch.index
         self._has_plain_text = has_plain_text

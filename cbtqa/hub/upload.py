@@ -38,8 +38,6 @@ OnStage = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Uploaded(Tabular):
-    """What is on the Hub now."""
-
     url: str
     commit: str
     tag: str
@@ -50,7 +48,6 @@ class Uploaded(Tabular):
     n_removed: int
 
     def to_dict(self) -> dict[str, Any]:
-        """What is on the Hub, and what was sent."""
         shown = dict(vars(self))
         visibility = "private" if shown.pop("is_private") else "public"
         return {**shown, "visibility": visibility}

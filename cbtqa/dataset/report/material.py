@@ -18,8 +18,12 @@ def wording() -> dict[str, Phrase]:
 
 
 def say(key: str, **values: object) -> Phrase:
-    """A phrase of `wording.yaml`."""
     return wording()[key].fill(**values)
+
+
+def is_invented(manifest: Manifest) -> bool:
+    """True when all questions are the sample that comes with cbtqa: nobody's text."""
+    return bool(manifest.inputs) and all(is_bundled_sample(e.sha256) for e in manifest.inputs)
 
 
 @dataclass(frozen=True)
@@ -44,12 +48,9 @@ class Material:
 
     @property
     def is_bundled_sample(self) -> bool:
-        """True when the questions are the invented ones that come with the package."""
-        inputs = self.manifest.inputs
-        return bool(inputs) and all(is_bundled_sample(entry.sha256) for entry in inputs)
+        return is_invented(self.manifest)
 
     def text(self, phrase: Phrase) -> str:
-        """A phrase in the page's language."""
         return phrase.first(self.lang)
 
 

@@ -32,7 +32,6 @@ def lede(material: Material) -> Phrase:
 
 
 def totals(material: Material) -> dict[str, int]:
-    """Entries in, out and left out."""
     counts = material.manifest.counts
     n_rejected = sum(counts.get("rejected", {}).values())
     n_out = material.statistics.n_entries

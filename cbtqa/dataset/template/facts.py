@@ -112,7 +112,6 @@ def _automaton(raw: Mapping[str, Any]) -> Any:
 
 @cache
 def load_lexicon() -> _Lexicon:
-    """The shipped word lists, compiled once."""
     return _Lexicon()
 
 
@@ -122,8 +121,6 @@ def read_facts(question: Question) -> Facts:
 
 
 class _Reader:
-    """One question while it is read."""
-
     def __init__(self, question: Question) -> None:
         self._lexicon = load_lexicon()
         self._text = question.source_text[:READ_AT_MOST]

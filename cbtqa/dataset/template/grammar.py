@@ -28,8 +28,6 @@ _TRIES = 4
 
 
 class Hole(NamedTuple):
-    """A place for a found fact."""
-
     name: str
 
 
@@ -39,8 +37,6 @@ Node = str | tuple[Option, ...] | Hole
 
 
 class Part(NamedTuple):
-    """A compiled part."""
-
     number: int
     """Its own in this language, so that one part is used once."""
     nodes: tuple[Node, ...]
@@ -67,7 +63,6 @@ class Lexis:
         return self.facts.setdefault(name, 1 << len(self.facts))
 
     def echoes(self, text: str) -> int:
-        """The bits of the telling words in a text."""
         return sum(1 << at for at, word in enumerate(self.echo_words) if word in text)
 
     def compile(self, source: str, where: str) -> Part:
@@ -147,7 +142,6 @@ class Writer:
         self._facts |= self._lexis.fact(name)
 
     def chance(self, sides: int) -> bool:
-        """True once in `sides`."""
         return self._dice.roll(sides) == 0
 
     def pick(self, pool: Sequence[Part]) -> Part | None:

@@ -129,8 +129,6 @@ def _add_thoughts(facts: Facts, thoughts: list[_Thought]) -> None:
 
 
 class _Composer:
-    """Writes the five steps of one answer."""
-
     def __init__(
         self, language: Language, facts: Facts, thoughts: list[_Thought], risk: Risk, seed: int
     ) -> None:
@@ -251,7 +249,6 @@ class OfflineTeacher:
         return CheckedAnswer(steps.joined(), steps, tuple(labels))
 
     def provenance(self, reply: Reply) -> Provenance:
-        """Says that this text is no training source."""
         return self._provenance
 
 
