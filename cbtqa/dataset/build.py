@@ -26,7 +26,7 @@ from cbtqa.llm.batch import OnProgress
 from cbtqa.llm.chat import Fault
 from cbtqa.llm.journal import Journal, Outcome, blocks_of
 from cbtqa.llm.runs import Run
-from cbtqa.manifest import Manifest, describe_file
+from cbtqa.manifest import MANIFEST_NAME, Manifest, describe_file
 from cbtqa.psyqa import SourceItem, parse_columns, read_questions
 from cbtqa.records import CbtAnswer, Reason, Rejection
 from cbtqa.settings import Resolved
@@ -58,6 +58,11 @@ class Build:
     def settings(self) -> BuildSettings:
         return self.resolved.values
 
+    @property
+    def hashed_path(self) -> Path:
+        """The file that identifies the input: itself, or the manifest of a dataset folder."""
+        return self.input_path / MANIFEST_NAME if self.input_path.is_dir() else self.input_path
+
     def items(self) -> Iterator[Entry]:
         """Every row as an item with its risk, or as a rejection."""
         reader = read_questions(
@@ -88,7 +93,6 @@ class Build:
         return (entry[0] for entry in self.items() if not isinstance(entry, Rejection))
 
     def generate(self, run: Run, on_progress: OnProgress | None) -> None:
-        """Has every question answered."""
         if isinstance(self.teacher, OfflineTeacher):
             self.teacher.generate(self.questions(), run.journal, on_progress)
             return
@@ -161,7 +165,6 @@ class Build:
         )
 
     def manifest(self, run: Run, splits: dict[str, int]) -> Manifest:
-        """Everything counted, without the list of files."""
         counts: dict[str, Any] = {
             "n_in": self.n_in,
             "n_out": sum(splits.values()),
@@ -176,7 +179,7 @@ class Build:
         return run.manifest(
             "dataset",
             self.resolved,
-            inputs=(describe_file(self.input_path),),
+            inputs=(describe_file(self.hashed_path),),
             prompts=dict(self.teacher.prompts),
             counts=counts,
         )

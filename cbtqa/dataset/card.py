@@ -1,7 +1,5 @@
 """The dataset card: README.md with the front matter that `datasets` and the Hub read.
 
-    write_text(folder / "README.md", render_card(folder, manifest, statistics))
-
 Every figure comes from the manifest and the statistics. The card holds no question and no answer:
 a card stays public where its dataset is gated.
 """

@@ -1,8 +1,4 @@
-"""`build_dataset`: opens the gates, continues or refuses what is there, runs both passes.
-
-result = build_dataset(resolve(BuildSettings, flags={"out": Path("runs/demo")}))
-result.manifest.counts["n_out"]
-"""
+"""`build_dataset`: opens the gates, continues or refuses what is there, runs both passes."""
 
 from __future__ import annotations
 
@@ -15,7 +11,7 @@ from cbtqa.dataset.instruction import Item
 from cbtqa.dataset.settings import BuildSettings
 from cbtqa.dataset.teachers import EndpointTeacher
 from cbtqa.dataset.template.teacher import OfflineTeacher
-from cbtqa.dataset_folder import JOURNAL_NAME
+from cbtqa.dataset_folder import JOURNAL_NAME, DatasetFolder
 from cbtqa.distortions.taxonomy import load_taxonomy
 from cbtqa.errors import ConfigError, DataError, IncompleteRunError
 from cbtqa.files import sha256_of
@@ -59,10 +55,8 @@ def build_dataset(
 
     Raises:
         ConfigError: settings are wrong, or the folder belongs to another run.
-        DataError: the input is not what it should be.
         LicenceGateError: the text would leave this machine without acknowledgement.
         IncompleteRunError: stopped early; or more was rejected than `max_rejected` allows.
-        EndpointError: the endpoint refuses every request.
     """
     build = prepare(resolved)
     folder = build.settings.out
@@ -72,7 +66,7 @@ def build_dataset(
     journal_path, fingerprint = folder / JOURNAL_NAME, build.teacher.fingerprint()
     if fork:
         journal_path = fork_path(journal_path, fingerprint)
-    is_invented = is_bundled_sample(sha256_of(build.input_path))
+    is_invented = is_bundled_sample(sha256_of(build.hashed_path))
     service = build.teacher.service
     with open_run(
         journal_path, fingerprint, service, what="the questions", is_invented=is_invented
@@ -96,6 +90,8 @@ def prepare(resolved: Resolved[BuildSettings]) -> Build:
     input_path = settings.input or bundled_sample_path()
     if not input_path.exists():
         raise DataError("no such file", where=str(input_path))
+    if input_path.is_dir():
+        DatasetFolder.open(input_path)  # its questions are answered again
     taxonomy = load_taxonomy(settings.taxonomy)
     teacher: Teacher = OfflineTeacher(settings, taxonomy)
     if service := settings.service():
@@ -132,7 +128,7 @@ def _differences(manifest: Manifest, build: Build) -> list[str]:
             old = [old]  # folders of earlier versions name one endpoint
         if name not in WITHOUT_EFFECT and old != entry.value:
             changes.append(f"  {name}: {old!r} there, {entry.value!r} now")
-    if manifest.inputs[0].sha256 != sha256_of(build.input_path):
+    if manifest.inputs[0].sha256 != sha256_of(build.hashed_path):
         changes.append(f"  input: {manifest.inputs[0].name} there, {build.input_path.name} now")
     return changes
 

@@ -1,4 +1,4 @@
-"""What can be set for `cbtqa build-dataset`, with the help text of each flag."""
+"""Settings of `cbtqa build-dataset`, with the help text of each flag."""
 
 from __future__ import annotations
 

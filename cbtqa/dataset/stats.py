@@ -2,9 +2,6 @@
 
 Lengths are in characters (code points), their quantiles exact, from a histogram of lengths. Signs
 of a template are measured on a sample.
-
-    statistics = folder_statistics(DatasetFolder.open(Path("cbtqa-dataset")))
-    statistics.share_distorted, statistics.lengths["answer"].median
 """
 
 from __future__ import annotations
@@ -120,8 +117,6 @@ TOP_OPENINGS = 5
 
 
 class Openings(Record):
-    """How varied the first characters of one step (or of the whole answer) are in the sample."""
-
     column: str
     n: int
     n_distinct_short: int
@@ -156,7 +151,6 @@ class AnswerSample:
         self._heap: list[tuple[int, str, tuple[str, ...]]] = []
 
     def offer(self, row: Mapping[str, Any]) -> None:
-        """Takes the row if it belongs to the sample of all rows offered so far."""
         heads = tuple((row[name] or "")[:OPENING] for name in STEP_NAMES)
         entry = -sample_key(row["id"], "likeness"), row["answer"], heads
         if len(self._heap) < self._size:
@@ -220,8 +214,6 @@ class LabelPair(Record):
 
 
 class DatasetStatistics(Record):
-    """Counts, lengths and labels of a dataset."""
-
     n_entries: int
     splits: dict[str, int]
     n_distorted: int

@@ -7,8 +7,6 @@ that a run is finished from its journal alone, whoever wrote it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
 
 import cbtqa
 from cbtqa.dataset.check import AnswerChecks, CheckedAnswer, answer_json_schema, wording
@@ -39,13 +37,9 @@ class EndpointTeacher:
             max_tokens=settings.max_tokens,
             seed=settings.seed,
         )
-        self._checks = AnswerChecks(
-            taxonomy,
-            f"answer:{service.model}",
-            settings.min_step_chars,
-            settings.max_step_chars,
-            self._prompt,
-        )
+        limits = (settings.min_step_chars, settings.max_step_chars)
+        labeller = f"answer:{service.model}"
+        self._checks = AnswerChecks(taxonomy, labeller, *limits, self._prompt)
         self.prompts = {self._prompt.name: self._prompt.sha256}
 
     def fingerprint(self) -> dict[str, str]:
@@ -69,7 +63,6 @@ class EndpointTeacher:
         )
 
     def check(self, item: Item, reply: Reply) -> Fault | None:
-        """The fault of a reply, or None when it will do."""
         found = self.read(item, reply)
         return found if isinstance(found, Fault) else None
 
@@ -90,7 +83,7 @@ class EndpointTeacher:
         if not self._is_json:
             labels = labels_named_in(reply.text, self._taxonomy)
             return self._checks.check_fused(item.question, item.risk, reply.text, labels)
-        found = parse_object(reply.text, _has_all_steps)
+        found = parse_object(reply.text, lambda value: set(STEP_NAMES) <= set(value))
         if isinstance(found, Fault):
             return self._checks.refusal(reply.text) or found
         return self._checks.check_object(item.question, item.risk, found)
@@ -108,7 +101,3 @@ class EndpointTeacher:
             version=cbtqa.__version__,
             created_at=reply.created_at,
         )
-
-
-def _has_all_steps(value: Mapping[str, Any]) -> bool:
-    return set(STEP_NAMES) <= set(value)

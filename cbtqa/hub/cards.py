@@ -45,8 +45,6 @@ CONFIGS = ("qa", "distortions", "ratings", "ratings_summary")
 
 @dataclass
 class Published:
-    """What came of the rows of a dataset."""
-
     n_rows: dict[str, dict[str, int]] = field(default_factory=dict)
     """Rows by config and split."""
     n_withheld: int = 0
@@ -176,6 +174,7 @@ SHOWN_SETTINGS = (
     *("epochs", "max_steps", "batch_size", "max_length", "packing", "precision", "beta", "seed"),
 )
 """Settings that a reader needs to train the same, where the run records them."""
+SHOWN_PACKAGES = ("torch", "transformers", "peft", "accelerate")
 SHOWN_COUNTS = (
     *("n_steps", "n_trainable", "n_frozen", "precision", "first_loss", "last_loss", "eval_loss"),
     *("method", "n_merged", "dtypes"),
@@ -201,7 +200,6 @@ def render_model_card(facts: ModelFacts) -> str:
 
 
 def model_front_matter(facts: ModelFacts) -> dict[str, Any]:
-    """The YAML head; see the Hub's model card specification."""
     settings, base = facts.settings, facts.base
     licence: dict[str, Any] = {"license": settings.licence or "other"}
     if licence["license"] == "other":
@@ -233,9 +231,7 @@ def _model_values(facts: ModelFacts) -> dict[str, Any]:
     settings, manifest = facts.settings, facts.manifest
     known = {name: manifest.settings[name] for name in SHOWN_SETTINGS if name in manifest.settings}
     shown_settings = [
-        (name, entry.value, entry.origin)
-        for name, entry in known.items()
-        if entry.value not in (None, [])
+        (name, e.value, e.origin) for name, e in known.items() if e.value not in (None, [])
     ]
     counts = {name: manifest.counts.get(name) for name in SHOWN_COUNTS}
     shown_counts = [(name, n) for name, n in counts.items() if n is not None]
@@ -250,11 +246,7 @@ def _model_values(facts: ModelFacts) -> dict[str, Any]:
         "method": _facts_table(_METHOD, facts.method.items()) if facts.method else None,
         "hyper": _facts_table(_HYPER, shown_settings),
         "counts": _facts_table(_COUNTS, shown_counts),
-        "packages": {
-            name: version
-            for name, version in manifest.packages.items()
-            if name in ("torch", "transformers", "peft", "accelerate")
-        },
+        "packages": {name: v for name, v in manifest.packages.items() if name in SHOWN_PACKAGES},
         "scores": [(one.references, one.system, one.table()) for one in facts.scores],
         "warnings": [warning for one in facts.scores for warning in one.warnings],
         "ratings": card_table(facts.studies),

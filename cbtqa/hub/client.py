@@ -1,8 +1,5 @@
 """The few calls of the Hub's own library that are needed, its failures turned into our errors.
 
-    hub = Hub(token="hf_...", repo_id="my-lab/cbt-qa", kind="dataset")
-    hub.state()                  # None, or who may see it and where its head is
-
 Nothing here decides what may be published; see `upload` for the order.
 """
 
@@ -36,8 +33,6 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RepoState:
-    """A repository as it is now."""
-
     is_private: bool
     gate: Gate
     head: str
@@ -46,8 +41,6 @@ class RepoState:
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file as the Hub records it."""
-
     n_bytes: int
     git_sha1: str
     """Of the blob, for small files; of the pointer, for large ones."""
@@ -211,7 +204,6 @@ class Hub:
         patiently("creating the repository", create, **self._where, private=True, exist_ok=False)
 
     def set_gate(self, gate: Gate) -> None:
-        """Sets who may read once the repository is public."""
         value: Any = False if gate == "none" else gate
         patiently("setting the gate", self._api.update_repo_settings, **self._where, gated=value)
 

@@ -1,8 +1,5 @@
 """`cbtqa publish dataset`: a built dataset as the files of a repository.
 
-    plan, watch = plan_dataset(DatasetSettings(run=Path("runs/psyqa"), to="my-lab/cbt-qa"))
-    refuse_findings(check_dataset(plan, watch, settings))
-
 Configs: `qa` (answers), `distortions` (one row a label), `ratings` and `ratings_summary` (people's
 ratings, when there are any). Rejected items, journals, reports and human answers stay behind.
 """
@@ -11,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -162,7 +160,7 @@ def _write_tables(
         if not split_of:
             raise DataError("no entry is left to publish", where=str(settings.run))
         _write_ratings(tables, studies, split_of, counted)
-        counted.n_rows = tables.n_rows
+    counted.n_rows = tables.n_rows
     return counted, tally.result()
 
 
@@ -220,21 +218,21 @@ ROWS_PER_GROUP = 1_000
 """Small groups and a page index: the viewer reads a page without the whole file."""
 
 
-class Tables:
+class Tables(ExitStack):
     """Writes rows into configs and splits; a split without rows gets no file."""
 
     def __init__(self, folder: Path) -> None:
+        super().__init__()
         self._folder = folder
         self._splits: dict[tuple[str, str], ParquetShards] = {}
-
-    def __enter__(self) -> Tables:
-        return self
 
     def add(self, config: str, split: str, schema: pa.Schema, row: dict[str, Any]) -> None:
         """Adds a row; its keys are the schema's columns."""
         key = (config, split)
         if key not in self._splits:
-            self._splits[key] = ParquetShards(self._folder / config, split, schema, ROWS_PER_GROUP)
+            shards = ParquetShards(self._folder / config, split, schema, ROWS_PER_GROUP)
+            self._splits[key] = shards
+            self.push(shards.close)
         self._splits[key].add(row)
 
     @property
@@ -244,10 +242,6 @@ class Tables:
         for (config, split), part in self._splits.items():
             counted.setdefault(config, {})[split] = part.n_rows
         return counted
-
-    def __exit__(self, *error: Any) -> None:
-        for part in self._splits.values():
-            part.close(*error)
 
 
 # --- rows -----------------------------------------------------------------------------------------
@@ -299,10 +293,8 @@ def qa_row(row: Mapping[str, Any], *, has_source_text: bool, masks: bool) -> dic
     """A row of `qa_features`, from a row of `answer_features`.
 
     Args:
-        masks: replace words of the question in the answer by `source_text.MASK`.
-
-    Raises:
-        ValueError: masks were asked for and the answer holds a mask already.
+        masks: replace words of the question in the answer by `source_text.MASK`; ValueError where
+            the answer holds a mask already.
     """
     source_text = question_of(row).source_text
     made = {name: value for name, value in row.items() if name not in NOT_PUBLISHED}

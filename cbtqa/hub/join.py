@@ -1,8 +1,5 @@
 """`cbtqa join`: puts question text back into a text-free dataset, from the user's own file.
 
-    joined = join(JoinSettings(published="my-lab/cbt-qa", questions=Path("PsyQA_full.json")))
-    joined.n_joined, joined.n_missing, joined.n_other
-
 Every question is checked by its hash before it is used: the file must hold the very text that the
 answers were made from. The result is a dataset folder like that of `cbtqa build-dataset`.
 """
@@ -60,11 +57,8 @@ def join(settings: JoinSettings) -> Joined:
     """Writes the joined dataset.
 
     Raises:
-        UsageError: the dataset holds its text already.
-        ConfigError: the folder to write to is not empty.
         DataError: no such dataset, files that were changed, or no question that fits.
         IncompleteRunError: some questions were not found; what could be joined is written.
-        EndpointError: the dataset cannot be downloaded.
     """
     if settings.out.exists() and any(settings.out.iterdir()):
         raise ConfigError(f"--out: {settings.out} is not empty", hint="name a new folder")
@@ -174,9 +168,7 @@ def _restored(
     text = question.source_text
     made = {name: row.get(name) for name in ANSWER_COLUMNS}
     made |= {
-        "question": question.question,
-        "description": question.description,
-        "keywords": list(question.keywords),
+        **question.model_dump(exclude={"id"}),
         "distortions": [_label(label, text) for label in labels],
         "distortion_types": types_of(label["label"] for label in labels),
     }
@@ -189,12 +181,9 @@ def _restored(
 
 def _label(label: Mapping[str, Any], text: str) -> dict[str, Any]:
     start, end = label["evidence_start"], label["evidence_end"]
-    return {
-        "id": label["label"],
-        "evidence": None if start is None else text[start:end],
-        "labeller": label["labeller"],
-        "confidence": label["confidence"],
-    }
+    evidence = None if start is None else text[start:end]
+    kept = {name: label[name] for name in ("labeller", "confidence")}
+    return {"id": label["label"], "evidence": evidence, **kept}
 
 
 def _finish(

@@ -28,8 +28,6 @@ _GIVEN = re.compile(r"(?P<id>[^@\s]+)@(?P<revision>[\w.-]{1,100})", re.ASCII)
 
 @dataclass(frozen=True)
 class BaseModel:
-    """The base as a reader gets it."""
-
     hub_id: str
     revision: str
     """Commit or tag; never a branch."""

@@ -1,7 +1,6 @@
 """From a run to the Hub: plan, scan, preview, and only then the network.
 
-prepared = prepare_dataset(DatasetSettings(run=Path("runs/psyqa"), to="my-lab/cbt-qa"))
-publish(prepared, on_stage=print)
+publish(prepare_dataset(DatasetSettings(run=Path("runs/psyqa"), to="my-lab/cbt-qa")))
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""`cbtqa publish release`: makes a repository public, after one more look at what is in it.
-
-checked = check_release("my-lab/cbt-qa")
-release(checked, typed="my-lab/cbt-qa")
-"""
+"""`cbtqa publish release`: makes a repository public, after its content is checked again."""
 
 from __future__ import annotations
 
@@ -58,13 +54,9 @@ class Checked:
 def check_release(
     repo_id: str, kind: RepoKind | None = None, *, endpoint: str | None = None
 ) -> Checked:
-    """Looks at the repository as it is on the Hub.
-
-    Args:
-        kind: needed when a dataset and a model have this name.
+    """The repository as it is on the Hub; `kind` where a dataset and a model have this name.
 
     Raises:
-        EndpointError: no token, no such repository, or the Hub fails.
         PublishRefusedError: it was not published with cbtqa, changed since, or its card has gaps.
     """
     token = find_token()

@@ -1,7 +1,5 @@
 """The scan of a plan: finds what must not leave; nothing is sent before it passes.
 
-    refuse_findings(scan_plan(plan, Watch(index=index)))
-
 Only known kinds of files pass, and all their text is read: cards, JSON, the header of safetensors,
 every string of a Parquet file.
 """
@@ -82,7 +80,7 @@ def scan_plan(plan: PublishPlan, watch: Watch) -> list[Finding]:
 
 
 def scan_file(file: PlannedFile, watch: Watch) -> Iterator[Finding]:
-    """What one file holds that must not leave."""
+    """What must not leave in one file."""
     find = _TextScan(watch, has_plain_text=not _fits(file.path, VOCABULARIES))
     is_table = file.path.endswith(".parquet")
     for block in passages_of(file.path, file.source):
@@ -96,8 +94,7 @@ def find_blanks(card: str) -> Iterator[Finding]:
     """Places of a card that nobody filled in."""
     pattern = re.compile("|".join(load_refusals()["blanks"]), re.MULTILINE)
     for number, line in enumerate(card.splitlines(), 1):
-        found = pattern.search(line)
-        if found:
+        if found := pattern.search(line):
             yield Finding(f"{CARD_PATH}:{number}", f"a blank in the card: {found[0].strip()!r}")
 
 
@@ -148,11 +145,9 @@ class _TextScan:
     ) -> Iterator[tuple[Passage, str]]:
         """Every finding in some passages, with its passage."""
         for passage in block:
-            for what in self._in_text(passage.text):
-                yield passage, what
+            yield from ((passage, what) for what in self._in_text(passage.text))
             if look_for_people:
-                for what in _people_in(passage.text):
-                    yield passage, what
+                yield from ((passage, what) for what in _people_in(passage.text))
         if self._index and self._has_plain_text:
             for number, start, end in self._index.hits([passage.text for passage in block]):
                 shown = f"characters {start + 1}-{end}"
@@ -165,13 +160,10 @@ class _TextScan:
         if len(text) < SHORTEST_SECRET:
             return
         for name, pattern in self._secrets:
-            found = pattern.search(text)
-            if found:
+            if found := pattern.search(text):
                 yield f"looks like a secret: {name} ({found[0][:4]}...)"
-        if self._has_plain_text:
-            found = self._paths.search(text)
-            if found:
-                yield f"an absolute path: {found[0][:40]}"
+        if self._has_plain_text and (found := self._paths.search(text)):
+            yield f"an absolute path: {found[0][:40]}"
 
 
 def _people_in(text: str) -> Iterable[str]:

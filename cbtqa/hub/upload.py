@@ -64,12 +64,9 @@ def upload(
 ) -> Uploaded:
     """Brings a plan onto the Hub. The plan must have passed `scan.refuse_findings`.
 
-    Args:
-        run: folder of the run; what was published is recorded in it.
-
     Raises:
-        EndpointError: no token, a token that may not write, a name that is taken, a broken
-            connection, a failing or overloaded Hub. The repository is as it was before.
+        EndpointError: a token that may not write, a name that is taken, a broken connection, a
+            failing Hub. The repository is as it was before.
         PublishRefusedError: the repository is public, or belongs to something else.
     """
     on_stage("checking the token")

@@ -1,7 +1,4 @@
-"""The report of a dataset folder: one HTML page that says what is in it and how it came about.
-
-write_text(folder / "report.html", dataset_report(folder, manifest, statistics))
-"""
+"""The report of a dataset folder: one HTML page about its content and origin."""
 
 from __future__ import annotations
 

@@ -59,7 +59,6 @@ def _reject_example(rejection: Rejection) -> dict[str, object]:
 
 
 def example_of(material: Material, split: str, row: dict[str, Any]) -> dict[str, object]:
-    """One entry with the evidence of its labels marked."""
     labels: list[dict[str, object]] = []
     quotes: list[tuple[str, int]] = []
     for label in row["distortions"]:

@@ -13,7 +13,6 @@ from cbtqa.report.page import Lang, Phrase, load_wording, same
 
 
 def wording() -> dict[str, Phrase]:
-    """Every phrase of the report by its dotted key."""
     return load_wording("cbtqa.dataset.report", "wording.yaml")
 
 

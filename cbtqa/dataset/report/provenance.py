@@ -81,10 +81,9 @@ def made(material: Material) -> list[Row]:
     for name in ("seed", "taxonomy"):
         if material.setting(name) is not None:
             rows.append((say(f"made.{name}"), str(material.setting(name))))
-    rows += [
-        (say("made.started"), _time(manifest.started_at)),
-        (say("made.finished"), _time(manifest.finished_at)),
-    ]
+    for name, stamp in (("started", manifest.started_at), ("finished", manifest.finished_at)):
+        time = datetime.fromisoformat(stamp).strftime("%Y-%m-%d %H:%M:%S")
+        rows.append((say(f"made.{name}"), time))
     if manifest.usage and not material.is_template:
         used = f"{count(manifest.usage.prompt_tokens)} + "
         rows.append((say("made.tokens"), used + count(manifest.usage.completion_tokens)))
@@ -125,26 +124,19 @@ def _price(material: Material, cost: dict[str, Any]) -> str:
 
 
 def disclosure(material: Material) -> Phrase:
-    """Whether the questions left the machine, and where they went.
-
-    The gate of a build lets text go to a host that is not local only when a person acknowledged
-    it, or when the questions are the invented sample.
-    """
+    """Whether the questions left the machine, and where they went."""
     hosts = ", ".join(material.statistics.hosts)
     if not hosts:
         return say("made.disclosure_none")
     if "disclosure" in material.manifest.acknowledgements:
         return say("made.disclosure_open", host=hosts)
+    # a host that is not local wants an acknowledgement, except for the invented sample
     kind = "invented" if material.is_bundled_sample else "local"
     return say(f"made.disclosure_{kind}", host=hosts)
 
 
 def _with_hash(name: str, sha256: str) -> Markup:
     return Markup('{} <span class="hash">{}</span>').format(name, sha256)
-
-
-def _time(stamp: str) -> str:
-    return datetime.fromisoformat(stamp).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def file_table(material: Material) -> Table:

@@ -48,8 +48,6 @@ class Clause(NamedTuple):
 
 @dataclass
 class Facts:
-    """What was found in one question."""
-
     topic: str = "general"
     holes: dict[str, str] = field(default_factory=dict)
     """Verbatim or named facts, for the holes of the grammar."""

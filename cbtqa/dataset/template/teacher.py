@@ -4,8 +4,6 @@ It is a template system and no therapist, and its text is no source to train mod
 depends on what `facts` and the pattern labeller find in the question; its wording is in the YAML
 files here. A question about suicide or self-harm gets the parts of `crisis.yaml`, which put safety
 first, name help routes, and never treat the wish to die as a thinking error.
-
-    TemplateTeacher().answer(question, "none").steps.joined()
 """
 
 from __future__ import annotations
@@ -197,11 +195,9 @@ class OfflineTeacher:
 
     def __init__(self, settings: BuildSettings, taxonomy: Taxonomy) -> None:
         self._taxonomy, self._settings = taxonomy, settings
+        version, seed = cbtqa.__version__, settings.seed
         self._provenance = Provenance(
-            model="template",
-            seed=settings.seed,
-            is_training_source=False,
-            version=cbtqa.__version__,
+            model="template", seed=seed, is_training_source=False, version=version
         )
 
     def fingerprint(self) -> dict[str, str]:
