@@ -8,9 +8,9 @@
     folder.manifest.counts["n_out"], list(folder.splits)
     for row in folder.rows("train", columns=("id", "answer", "risk")): ...
 
-The columns are told as `datasets.Features` write themselves (`ClassLabel` for risk and distortion
-types), in the Parquet files' own metadata: `load_dataset(folder)`, the Hub's viewer and
-`DatasetFolder` take the names from there. Folders of format 1 hold the names themselves.
+The Parquet files' metadata describes the columns as `datasets.Features` do (`ClassLabel` for risk
+and distortion types), for `load_dataset(folder)`, the Hub's viewer and `DatasetFolder`. Folders of
+format 1 hold the names themselves.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, get_args
 
-from cbtqa.errors import DataError, IncompleteRunError, MissingExtraError
+from cbtqa.errors import DataError, IncompleteRunError
 from cbtqa.files import (
     FEATURES_KEY,
     ParquetRows,
@@ -66,11 +66,9 @@ CARD_NAME = "README.md"
 # --- columns -------------------------------------------------------------------------------------
 
 Feature = dict[str, Any]
-"""One column as `datasets.Features.to_dict` tells it."""
-TEXT: Feature = {"dtype": "string", "_type": "Value"}
-INTEGER: Feature = {"dtype": "int64", "_type": "Value"}
-NUMBER: Feature = {"dtype": "float64", "_type": "Value"}
-TRUTH: Feature = {"dtype": "bool", "_type": "Value"}
+"""One column as `datasets.Features.to_dict` writes it."""
+_VALUES = ("string", "int64", "float64", "bool")
+TEXT, INTEGER, NUMBER, TRUTH = [Feature(dtype=kind, _type="Value") for kind in _VALUES]
 LABEL: Feature = {"id": TEXT, "evidence": TEXT, "labeller": TEXT, "confidence": NUMBER}
 RISK: Feature = {"names": list(get_args(Risk)), "_type": "ClassLabel"}
 
@@ -86,15 +84,11 @@ def type_label(types: Sequence[str]) -> Feature:
 
 
 def answer_features(types: Sequence[str] = ()) -> dict[str, Feature]:
-    """Columns of the splits, in order.
+    """Columns of the splits, in order; `types` are the ids of the taxonomy's types.
 
     The viewer shows a class label inside a list as a number: the labels in `distortions` keep
     their ids as texts, and `distortion_types` holds the same types as class labels.
-
-    Args:
-        types: ids of the taxonomy's types.
     """
-    texts = ("model", "endpoint_host", "prompt_id", "prompt_sha256")
     return {
         **dict.fromkeys(("id", "question", "description"), TEXT),
         "keywords": list_of(TEXT),
@@ -105,7 +99,7 @@ def answer_features(types: Sequence[str] = ()) -> dict[str, Feature]:
         "risk": RISK,
         "system": TEXT,
         "is_training_source": TRUTH,
-        **dict.fromkeys(texts, TEXT),
+        **dict.fromkeys(("model", "endpoint_host", "prompt_id", "prompt_sha256"), TEXT),
         "seed": INTEGER,
         "sampling": TEXT,
         **dict.fromkeys(("prompt_tokens", "completion_tokens"), INTEGER),
@@ -126,9 +120,9 @@ def arrow_schema(features: Mapping[str, Feature]) -> pa.Schema:
     """What `datasets.Features.arrow_schema` gives, without the seconds that importing it takes."""
     import pyarrow as pa
 
-    told = json.dumps({"info": {"features": dict(features)}})
+    described = json.dumps({"info": {"features": dict(features)}})
     fields = [(name, _arrow_type(feature)) for name, feature in features.items()]
-    return pa.schema(fields, {FEATURES_KEY: told})
+    return pa.schema(fields, {FEATURES_KEY: described})
 
 
 def _arrow_type(feature: Feature) -> Any:
@@ -143,7 +137,6 @@ def _arrow_type(feature: Feature) -> Any:
 
 
 # --- rows ----------------------------------------------------------------------------------------
-
 
 _MADE = (
     *("model", "endpoint_host", "prompt_id", "prompt_sha256", "seed", "finish_reason"),
@@ -238,40 +231,33 @@ class DatasetFolder(Tabular):
             IncompleteRunError: the build has not finished.
             DataError: no such folder, none of a dataset, or a file of it is missing.
         """
+
+        def wrong(what: str, hint: str | None = None) -> DataError:
+            return DataError(what, where=str(path), hint=hint)
+
         if not path.is_dir():
-            raise DataError("is a file" if path.exists() else "no such folder", where=str(path))
+            raise wrong("is a file" if path.exists() else "no such folder")
         if not (path / MANIFEST_NAME).exists():
             has_rows = any(path.glob("data/*.parquet")) or (path / REJECTS_NAME).exists()
             if partial and has_rows:
                 return cls(path, None)
             if not has_rows and not (path / JOURNAL_NAME).exists():
-                raise DataError("is no dataset of cbtqa", where=str(path), hint=NO_DATASET)
+                raise wrong("is no dataset of cbtqa", NO_DATASET)
             raise unfinished(path)
         manifest = read_manifest(path)
         if manifest.kind != "dataset":
-            raise DataError(
-                f"holds {manifest.kind}, not a dataset", where=str(path), hint=NO_DATASET
-            )
+            raise wrong(f"holds {manifest.kind}, not a dataset", NO_DATASET)
         if manifest.format_version > FORMAT_VERSION:
-            raise DataError(
-                f"is of format {manifest.format_version}, newer than this cbtqa can read",
-                where=str(path),
-                hint="pip install --upgrade cbtqa",
-            )
+            found = f"is of format {manifest.format_version}, newer than this cbtqa can read"
+            raise wrong(found, "pip install --upgrade cbtqa")
         for entry in manifest.files:
             if entry.name.endswith(".parquet") and not (path / entry.name).is_file():
-                raise DataError(
-                    f"lacks {entry.name}, which its manifest lists", where=str(path), hint=DAMAGED
-                )
+                raise wrong(f"lacks {entry.name}, which its manifest lists", DAMAGED)
         return cls(path, manifest)
 
     @property
     def manifest(self) -> Manifest:
-        """How the dataset was made, and its counts.
-
-        Raises:
-            IncompleteRunError: the build has not finished.
-        """
+        """How the dataset was made, and its counts; IncompleteRunError before the build's end."""
         if self.found is None:
             raise unfinished(self.path)
         return self.found
@@ -279,11 +265,10 @@ class DatasetFolder(Tabular):
     @cached_property
     def splits(self) -> dict[str, tuple[Path, ...]]:
         """The splits that hold rows, in their order, each with its files."""
-        files: dict[str, tuple[Path, ...]] = dict.fromkeys(SPLITS, ())
+        files: dict[str, list[Path]] = {name: [] for name in SPLITS}
         for file in sorted((self.path / "data").glob("*.parquet")):
-            name = file.name.split("-")[0]
-            files[name] = (*files.get(name, ()), file)
-        return {name: found for name, found in files.items() if found}
+            files.setdefault(file.name.split("-")[0], []).append(file)
+        return {name: tuple(found) for name, found in files.items() if found}
 
     @cached_property
     def types(self) -> tuple[str, ...]:
@@ -293,11 +278,7 @@ class DatasetFolder(Tabular):
         return ()
 
     def files(self, split: str = "all") -> list[Path]:
-        """The Parquet files of one split, several (`train,test`) or all.
-
-        Raises:
-            DataError: no such split.
-        """
+        """The Parquet files of one split, several (`train,test`) or all."""
         return [file for name in self._names(split) for file in self.splits[name]]
 
     def _names(self, split: str) -> list[str]:
@@ -323,9 +304,6 @@ class DatasetFolder(Tabular):
         Args:
             columns: what to read; None for every column of the files.
             ids: only the rows of these questions.
-
-        Raises:
-            DataError: no such split, a column is missing, or a file is damaged.
         """
         for file in self.files(split):
             yield from (row for _, row in _read_shard(file, columns, ids))
@@ -350,33 +328,23 @@ class DatasetFolder(Tabular):
 
     def to_rows(self) -> list[dict[str, Any]]:
         """The splits with their numbers of rows."""
-        counts: dict[str, int] = self.manifest.counts["splits"]
-        return [{"split": name, "rows": n} for name, n in counts.items()]
+        splits = self.manifest.counts["splits"]
+        return [{"split": name, "rows": n} for name, n in splits.items()]
 
     def to_datasets(self) -> Any:
-        """A `datasets.DatasetDict` of the splits.
+        """A `datasets.DatasetDict` of the splits."""
+        from datasets import load_dataset
 
-        Raises:
-            MissingExtraError: datasets is not installed.
-        """
-        try:
-            from datasets import load_dataset
-        except ModuleNotFoundError:
-            raise MissingExtraError("datasets", "hub") from None
         files = {name: [str(file) for file in found] for name, found in self.splits.items()}
         return load_dataset("parquet", data_files=files)
 
     def to_pandas(self, split: str = "all") -> Any:
         """A `pandas.DataFrame` with a column `split` and class labels by name."""
-        try:
-            import pandas
-        except ModuleNotFoundError:
-            raise MissingExtraError("pandas", "hub") from None
+        import pandas
+
         names = self._names(split)
-        return pandas.DataFrame(
-            [{"split": name, **row} for name in names for row in self.rows(name)],
-            columns=["split", *ANSWER_COLUMNS],
-        )
+        rows = [{"split": name, **row} for name in names for row in self.rows(name)]
+        return pandas.DataFrame(rows, columns=["split", *ANSWER_COLUMNS])
 
 
 NO_DATASET = "name a folder that cbtqa build-dataset wrote"
@@ -384,7 +352,7 @@ DAMAGED = "write it again from its paid replies: cbtqa build-dataset with its --
 
 
 def unfinished(path: Path) -> IncompleteRunError:
-    """What every command says of a dataset whose build has not finished."""
+    """The error for a dataset whose build has not finished."""
     return IncompleteRunError(
         f"{path} holds no {MANIFEST_NAME}: the run did not finish",
         hint=f"the command that made it continues it: cbtqa build-dataset ... --out {path}",
@@ -408,11 +376,8 @@ def source_rows(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """`(where, row)` of a dataset's split, or of what `files.read_rows` takes.
 
-    A clone of a repository of the Hub has the layout of a dataset and is read by split too.
-
-    Raises:
-        IncompleteRunError: a dataset whose build has not finished.
-        DataError: a folder without rows, no such split, or a damaged file.
+    A clone of a repository of the Hub has the layout of a dataset and is read by split too. An
+    unfinished dataset is an IncompleteRunError.
     """
     is_folder = path.is_dir() or not (path.suffix or path.exists())
     if is_folder and (has_splits(path) or not any(path.rglob("*.parquet"))):
@@ -452,7 +417,7 @@ class ParquetShards:
             self._open = None
 
     def close(self, *error: Any) -> None:
-        """Finishes the last shard and gives all their final names (or drops it after an error)."""
+        """Finishes the last shard and renames all (or drops it after an error)."""
         self._close_shard(*error)
         if error[0] is None:
             for index, path in enumerate(self._paths):
@@ -461,18 +426,13 @@ class ParquetShards:
 
 
 class DatasetWriter:
-    """Writes the files of a dataset folder, row by row; use as a context manager.
-
-    Args:
-        types: ids of the taxonomy's types, for the class labels.
-    """
+    """Writes the files of a dataset folder, row by row; use as a context manager."""
 
     def __init__(self, folder: Path, types: Sequence[str]) -> None:
         self._folder = folder
-        schema, human = arrow_schema(answer_features(types)), arrow_schema(human_features())
-        self._shards = {
-            name: ParquetShards(folder / "data", name, schema, 5_000) for name in SPLITS
-        }
+        data, schema = folder / "data", arrow_schema(answer_features(types))
+        human = arrow_schema(human_features())
+        self._shards = {name: ParquetShards(data, name, schema, 5_000) for name in SPLITS}
         self._human = ParquetShards(folder / "human", "human", human, 5_000)
         self._rejects: IO[str]
         self._stack = ExitStack()
@@ -492,11 +452,9 @@ class DatasetWriter:
         self._shards[split].add(row)
 
     def add_human(self, answer: ReferenceAnswer) -> None:
-        """Adds a human answer."""
         self._human.add(answer.model_dump())
 
     def add_rejection(self, rejection: Rejection) -> None:
-        """Adds a line to `rejects.jsonl`."""
         self._rejects.write(json_line(rejection))
 
     @property

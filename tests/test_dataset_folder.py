@@ -255,7 +255,7 @@ READS_NONE = {
     *("simulate profiles", "simulate corpus", "simulate run", "simulate export", "simulate lint"),
     *("simulate judge", "simulate analyse", "simulate instruments"),
     *("rate collect", "rate serve", "rate status", "rate report", "rate unblind", "rate export"),
-    *("rate import", "rate rubrics", "publish model", "publish release", "join"),
+    *("rate import", "rate rubrics", "publish model", "publish release", "join", "env"),
 }
 MISSING = "data/test-00000-of-00001.parquet"
 
@@ -331,3 +331,11 @@ def test_what_an_unfinished_build_has_written_can_be_counted(folder: Path) -> No
     assert len(list(dataset.rows())) == 40
     with pytest.raises(IncompleteRunError):
         _ = dataset.manifest
+
+
+def test_the_questions_of_a_dataset_can_be_answered_again(folder: Path, tmp_path: Path) -> None:
+    line = ["build-dataset", str(folder), "--out", str(tmp_path / "again"), "--max-rejected", "1"]
+    assert program_of._run(line, False) == 0
+    again = DatasetFolder.open(tmp_path / "again")
+    assert again.manifest.counts["n_in"] == 40
+    assert again.manifest.inputs[0].name == "manifest.json"

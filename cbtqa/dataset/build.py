@@ -14,22 +14,27 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
-from cbtqa.dataset.check import CheckedAnswer
 from cbtqa.dataset.instruction import Grades, Item
 from cbtqa.dataset.settings import BuildSettings
 from cbtqa.dataset.splitting import SplitPlan
-from cbtqa.dataset.teachers import Teacher
+from cbtqa.dataset.teachers import EndpointTeacher
+from cbtqa.dataset.template.teacher import OfflineTeacher
 from cbtqa.dataset_folder import DatasetWriter, answer_row
 from cbtqa.llm.batch import OnProgress
 from cbtqa.llm.chat import Fault
-from cbtqa.llm.journal import Journal, Outcome
+from cbtqa.llm.journal import Journal, Outcome, blocks_of
 from cbtqa.llm.runs import Run
-from cbtqa.manifest import Manifest, describe_file
+from cbtqa.manifest import MANIFEST_NAME, Manifest, describe_file
 from cbtqa.psyqa import SourceItem, parse_columns, read_questions
-from cbtqa.records import CbtAnswer, Reason, Rejection, Risk
+from cbtqa.records import CbtAnswer, Reason, Rejection
 from cbtqa.settings import Resolved
+
+Teacher: TypeAlias = EndpointTeacher | OfflineTeacher
+"""Writes answers into a journal, and reads them back from it."""
+Entry: TypeAlias = tuple[Item, SourceItem] | Rejection
+"""One row of the input: a question with its source, or why it is none."""
 
 
 @dataclass
@@ -51,12 +56,14 @@ class Build:
 
     @property
     def settings(self) -> BuildSettings:
-        """The resolved values."""
         return self.resolved.values
 
-    # --- the input, the same in both passes ------------------------------------------------------
+    @property
+    def hashed_path(self) -> Path:
+        """The file that identifies the input: itself, or the manifest of a dataset folder."""
+        return self.input_path / MANIFEST_NAME if self.input_path.is_dir() else self.input_path
 
-    def items(self) -> Iterator[tuple[Item, SourceItem] | Rejection]:
+    def items(self) -> Iterator[Entry]:
         """Every row as an item with its risk, or as a rejection."""
         reader = read_questions(
             self.input_path,
@@ -72,31 +79,33 @@ class Build:
             item = Item(entry.question, place, self._grades)
             place += 1
             if self.settings.crisis == "drop" and item.risk != "none":
-                yield _crisis_dropped(entry, item.risk)
+                yield Rejection(
+                    item_id=item.question.id,
+                    stage="screen",
+                    reason=Reason.CRISIS_DROPPED,
+                    detail=f"risk {item.risk}; left out by --crisis drop",
+                    where=entry.where,
+                )
                 continue
             yield item, entry
 
     def questions(self) -> Iterator[Item]:
-        """The items alone."""
         return (entry[0] for entry in self.items() if not isinstance(entry, Rejection))
 
-    # --- first pass ------------------------------------------------------------------------------
-
     def generate(self, run: Run, on_progress: OnProgress | None) -> None:
-        """Has every question answered."""
-        n_total = None
-        if self.teacher.service:  # worth a pass of its own: who waits and pays wants to see the end
-            n_total = sum(1 for _ in self.questions())
-        self.teacher.generate(self.questions(), run, n_total=n_total, on_progress=on_progress)
-
-    # --- second pass -----------------------------------------------------------------------------
+        if isinstance(self.teacher, OfflineTeacher):
+            self.teacher.generate(self.questions(), run.journal, on_progress)
+            return
+        # counting is a pass of its own: a paid run shows how much is left
+        n_total = sum(1 for _ in self.questions())
+        run.ask(self.questions(), self.teacher, n_total=n_total, on_progress=on_progress)
 
     def write(self, folder: Path, journal: Journal) -> dict[str, int]:
         """Writes shards and rejects from the journal; returns rows per split."""
         plan = SplitPlan(self.settings, self.questions())
         self.n_near_duplicates = plan.n_near_duplicates
         splits = plan.splits()
-        seen_answers: set[int] = set()
+        seen_answers: set[bytes] = set()
         with DatasetWriter(folder, self.types) as writer:
             for entry, outcome in _with_outcomes(self.items(), journal):
                 self.n_in += 1
@@ -124,30 +133,26 @@ class Build:
         writer.add_rejection(rejection)
 
     def _finish(
-        self, item: Item, outcome: Outcome | None, seen_answers: set[int]
+        self, item: Item, outcome: Outcome | None, seen_answers: set[bytes]
     ) -> CbtAnswer | Rejection:
         """The record of one item, or why there is none."""
 
-        def turn_away(reason: Reason, detail: str, raw: str | None) -> Rejection:
-            stage = "generate" if checked is None else "check"
-            return Rejection(
-                item_id=item.question.id, stage=stage, reason=reason, detail=detail, raw=raw
-            )
+        raw = outcome.reply.text if outcome and outcome.reply else None
 
-        checked: CheckedAnswer | Fault | None = None
+        def rejected(fault: Fault, stage: Literal["generate", "check"] = "check") -> Rejection:
+            why: dict[str, Any] = {"reason": fault.reason, "detail": fault.detail, "raw": raw}
+            return Rejection(item_id=item.question.id, stage=stage, **why)
+
         if outcome is None:
-            return turn_away(Reason.ENDPOINT, "no reply in the journal", None)
-        raw = outcome.reply.text if outcome.reply else None
+            return rejected(Fault(Reason.ENDPOINT, "no reply in the journal"), "generate")
         if outcome.fault or outcome.reply is None:
-            fault = outcome.fault or Fault(Reason.ENDPOINT)
-            return turn_away(fault.reason, fault.detail, raw)
+            return rejected(outcome.fault or Fault(Reason.ENDPOINT), "generate")
         checked = self.teacher.read(item, outcome.reply)
         if isinstance(checked, Fault):
-            return turn_away(checked.reason, checked.detail, raw)
-        digest = hashlib.blake2b(checked.text.encode(), digest_size=8).digest()
-        mark = int.from_bytes(digest, "big")
+            return rejected(checked)
+        mark = hashlib.blake2b(checked.text.encode(), digest_size=8).digest()
         if mark in seen_answers:
-            return turn_away(Reason.DUPLICATE_ANSWER, "another question has this answer", raw)
+            return rejected(Fault(Reason.DUPLICATE_ANSWER, "another question has this answer"))
         seen_answers.add(mark)
         return CbtAnswer(
             question_id=item.question.id,
@@ -159,57 +164,33 @@ class Build:
             provenance=self.teacher.provenance(outcome.reply),
         )
 
-    # --- manifest --------------------------------------------------------------------------------
-
     def manifest(self, run: Run, splits: dict[str, int]) -> Manifest:
-        """Everything counted, without the list of files."""
-        n_rejected = sum(self.rejected.values())
         counts: dict[str, Any] = {
             "n_in": self.n_in,
             "n_out": sum(splits.values()),
-            "n_rejected": n_rejected,
+            "n_rejected": self.rejected.total(),
             "rejected": dict(self.rejected.most_common()),
             "splits": splits,
             "risk": dict(self.risks),
             "n_near_duplicates": self.n_near_duplicates,
         }
         if self.settings.include_human:
-            counts["n_human"] = self.n_human
-            counts["n_human_rejected"] = self.n_human_rejected
+            counts |= {"n_human": self.n_human, "n_human_rejected": self.n_human_rejected}
         return run.manifest(
             "dataset",
             self.resolved,
-            inputs=(describe_file(self.input_path),),
+            inputs=(describe_file(self.hashed_path),),
             prompts=dict(self.teacher.prompts),
             counts=counts,
         )
 
 
 def _with_outcomes(
-    entries: Iterator[tuple[Item, SourceItem] | Rejection], journal: Journal
-) -> Iterator[tuple[tuple[Item, SourceItem] | Rejection, Outcome | None]]:
+    entries: Iterator[Entry], journal: Journal
+) -> Iterator[tuple[Entry, Outcome | None]]:
     """Pairs every item with its outcome in the journal, in order, in blocks."""
-    block: list[tuple[Item, SourceItem] | Rejection] = []
-
-    def paired() -> Iterator[tuple[tuple[Item, SourceItem] | Rejection, Outcome | None]]:
+    for block in blocks_of(entries, 1000):
         keys = [entry[0].key for entry in block if not isinstance(entry, Rejection)]
         outcomes = journal.outcomes(keys)
         for entry in block:
             yield entry, None if isinstance(entry, Rejection) else next(outcomes)[1]
-
-    for entry in entries:
-        block.append(entry)
-        if len(block) == 1000:
-            yield from paired()
-            block = []
-    yield from paired()
-
-
-def _crisis_dropped(source: SourceItem, risk: Risk) -> Rejection:
-    return Rejection(
-        item_id=source.question.id,
-        stage="screen",
-        reason=Reason.CRISIS_DROPPED,
-        detail=f"risk {risk}; left out by --crisis drop",
-        where=source.where,
-    )

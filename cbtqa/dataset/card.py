@@ -1,7 +1,5 @@
 """The dataset card: README.md with the front matter that `datasets` and the Hub read.
 
-    write_text(folder / "README.md", render_card(folder, manifest, statistics))
-
 Every figure comes from the manifest and the statistics. The card holds no question and no answer:
 a card stays public where its dataset is gated.
 """
@@ -9,6 +7,7 @@ a card stays public where its dataset is gated.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -25,6 +24,7 @@ from cbtqa.dataset_folder import CARD_NAME, FORMAT_VERSION, REPORT_NAME, Dataset
 from cbtqa.files import write_text
 from cbtqa.manifest import Manifest, describe_file, now, write_manifest
 from cbtqa.report.page import Lang, Phrase
+from cbtqa.report.table import markdown_cell
 from cbtqa.report.words import count, share
 from cbtqa.safety.notices import (
     content_warning,
@@ -37,9 +37,8 @@ from cbtqa.safety.notices import (
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-SIZES = (1_000, 10_000, 100_000, 1_000_000, 10_000_000)
-SIZE_NAMES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M")
-"""The Hub's size categories."""
+SIZES = ("1K", "10K", "100K", "1M", "10M", "100M")
+TAGS = ("mental-health", "cognitive-behavioural-therapy", "cognitive-distortions", "synthetic")
 
 
 def complete_folder(folder: Path, manifest: Manifest) -> Manifest:
@@ -48,51 +47,57 @@ def complete_folder(folder: Path, manifest: Manifest) -> Manifest:
     write_text(folder / CARD_NAME, render_card(folder, manifest, statistics))
     write_text(folder / REPORT_NAME, dataset_report(folder, manifest, statistics))
     files = tuple(describe_file(path, folder) for path in data_files(folder))
-    told = {"files": files, "format_version": FORMAT_VERSION, "finished_at": now()}
-    manifest = manifest.model_copy(update=told)
+    finished = {"files": files, "format_version": FORMAT_VERSION, "finished_at": now()}
+    manifest = manifest.model_copy(update=finished)
     write_manifest(folder, manifest)
     return manifest
 
 
 def render_card(folder: Path, manifest: Manifest, statistics: DatasetStatistics) -> str:
-    """The card as Markdown: front matter, Chinese, English, citation.
+    """The card as Markdown: front matter, Chinese, English.
 
     Args:
         folder: the dataset; only its file names are looked at.
     """
     material = Material(folder, manifest, statistics, {}, "zh")
-    values = _values(material)
-    parts = [_environment().get_template(f"card.{lang}.md").render(values) for lang in ("zh", "en")]
-    front = yaml.safe_dump(front_matter(material), allow_unicode=True, sort_keys=False)
-    body = re.sub(r"\n{3,}", "\n\n", "\n".join(parts))
-    return f"---\n{front}---\n\n{body.strip()}\n"
+    values = {**card_values(material), **_local_values(material)}
+    parts = [render("cbtqa.dataset", f"card.{lang}.md", values) for lang in ("zh", "en")]
+    return join_card(_local_front(material), *parts)
 
 
-def front_matter(material: Material) -> dict[str, Any]:
-    """The YAML head of the card; see the Hub's dataset card specification."""
-    statistics, is_invented = material.statistics, material.is_bundled_sample
-    category = next((k for k, size in enumerate(SIZES) if statistics.n_entries < size), len(SIZES))
+def _local_front(material: Material) -> dict[str, Any]:
     licence: dict[str, Any] = {"license": "apache-2.0"}
-    if not is_invented:
+    if not material.is_bundled_sample:
         licence = {"license": "other", "license_name": "research-only-source-terms-apply"}
+    splits = material.statistics.splits
+    parts = [{"split": name, "path": f"data/{name}-*.parquet"} for name in splits]
+    human = [{"split": "human", "path": "human/*.parquet"}]
     configs: list[dict[str, Any]] = []
-    if statistics.splits:
-        parts = [{"split": name, "path": f"data/{name}-*.parquet"} for name in statistics.splits]
+    if parts:
         configs.append({"config_name": "default", "default": True, "data_files": parts})
     if _has_human(material):
-        human = [{"split": "human", "path": "human/*.parquet"}]
         configs.append({"config_name": "human", "data_files": human})
-    tags = ["mental-health", "cognitive-behavioural-therapy", "cognitive-distortions", "synthetic"]
+    return front_matter(material, licence, configs)
+
+
+def front_matter(
+    material: Material, licence: dict[str, Any], configs: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """The YAML head of a dataset's card; see the Hub's dataset card specification."""
+    n_entries, is_invented = material.statistics.n_entries, material.is_bundled_sample
+    bounds = zip(("", *SIZES), SIZES, strict=False)
+    ranges = [f"{low}<n<{high}" if low else f"n<{high}" for low, high in bounds]
+    place = sum(n_entries >= 1_000 * 10**k for k in range(len(SIZES) - 1))
     return {
-        "pretty_name": material.text(say("title")),
+        "pretty_name": say("title").zh,
         "language": ["zh"],
         **licence,
-        "size_categories": [SIZE_NAMES[category]],
+        "size_categories": [ranges[place]],
         "task_categories": ["question-answering", "text-generation"],
         "annotations_creators": ["machine-generated"],
         "language_creators": ["machine-generated"] if is_invented else ["found"],
         "source_datasets": ["original"] if is_invented else ["extended"],
-        "tags": [*tags, "not-for-training"] if material.is_template else tags,
+        "tags": [*TAGS, "not-for-training"] if material.is_template else list(TAGS),
         "configs": configs,
     }
 
@@ -101,42 +106,56 @@ def _has_human(material: Material) -> bool:
     return any(material.folder.glob("human/*.parquet"))
 
 
-def _values(material: Material) -> dict[str, Any]:
+def card_values(material: Material) -> dict[str, Any]:
+    """What the local card and the published one both show."""
     manifest, statistics = material.manifest, material.statistics
     rejected: dict[str, int] = manifest.counts.get("rejected", {})
-    near = manifest.counts.get("n_near_duplicates")
     return {
+        **values_of_every_card(manifest),
         "title": say("title"),
         "n_entries": count(statistics.n_entries),
-        "n_distorted": statistics.n_distorted,
-        "share_distorted": share(statistics.share_distorted) if statistics.n_distorted else None,
+        "share_distorted": share(statistics.share_distorted),
         "paper_share": share(paper_facts().share_distorted),
-        "version": manifest.cbtqa_version,
-        "date": manifest.finished_at[:10],
         "is_template": material.is_template,
         "is_bundled_sample": material.is_bundled_sample,
-        "has_human": _has_human(material),
         "has_steps": statistics.n_with_steps > 0,
-        "splits": [(name, count(n)) for name, n in statistics.splits.items()],
-        "length_sentence": _length_sentence(statistics),
-        "teacher": _teacher(material),
-        "prompts": ", ".join(f"`{name}` ({h})" for name, h in manifest.prompts.items()),
-        "inputs": ", ".join(
-            f"{_code(entry.name)} (SHA-256 {entry.sha256})" for entry in manifest.inputs
-        ),
         "n_in": count(manifest.counts.get("n_in", 0)),
-        "n_out": count(statistics.n_entries),
         "n_rejected": count(sum(rejected.values())),
         "rejected": listed("reasons", rejected),
-        "n_near_duplicates": None if near is None else count(near),
-        "disclosure": disclosure(material),
         "crisis": crisis_handling(material),
         "risks": listed("risk", statistics.risk),
+    }
+
+
+def values_of_every_card(manifest: Manifest) -> dict[str, Any]:
+    """Version, date, notices and citation, for cards of datasets and models."""
+    citation = resources.files("cbtqa.dataset").joinpath("card", "citation.bib")
+    return {
+        "version": manifest.cbtqa_version,
+        "date": manifest.finished_at[:10],
         "zh": notices_of("zh"),
         "en": notices_of("en"),
-        "citation": resources.files("cbtqa.dataset")
-        .joinpath("card", "citation.bib")
-        .read_text("utf-8"),
+        "citation": citation.read_text("utf-8"),
+    }
+
+
+def _local_values(material: Material) -> dict[str, Any]:
+    manifest, statistics = material.manifest, material.statistics
+    near = manifest.counts.get("n_near_duplicates")
+    medians = {name: count(found.median) for name, found in statistics.lengths.items()}
+    none = Phrase(zh="", en="")
+    return {
+        "n_distorted": statistics.n_distorted,
+        "share_distorted": share(statistics.share_distorted) if statistics.n_distorted else None,
+        "has_human": _has_human(material),
+        "splits": [(name, count(n)) for name, n in statistics.splits.items()],
+        "length_sentence": say("lengths.sentence", **medians) if medians else none,
+        "teacher": _teacher(material),
+        "prompts": ", ".join(f"`{name}` ({h})" for name, h in manifest.prompts.items()),
+        "inputs": ", ".join(f"{code(e.name)} (SHA-256 {e.sha256})" for e in manifest.inputs),
+        "n_out": count(statistics.n_entries),
+        "n_near_duplicates": None if near is None else count(near),
+        "disclosure": disclosure(material),
     }
 
 
@@ -157,19 +176,9 @@ def notices_of(lang: Lang) -> dict[str, Any]:
 def _teacher(material: Material) -> Phrase:
     if material.is_template:
         return say("made.teacher_template")
-    models = ", ".join(_code(name) for name in material.statistics.models)
+    models = ", ".join(code(name) for name in material.statistics.models)
     kind = say("made.teacher_endpoint")
     return Phrase(zh=f"{kind.zh} {models}", en=f"{kind.en} {models}")
-
-
-def _length_sentence(statistics: DatasetStatistics) -> Phrase:
-    if not statistics.lengths:
-        return Phrase(zh="", en="")
-    medians = {
-        name: count(statistics.lengths[name].median)
-        for name in ("question", "description", "answer")
-    }
-    return say("lengths.sentence", **medians)
 
 
 def listed(group: str, counts: dict[str, int]) -> Phrase | None:
@@ -183,19 +192,36 @@ def listed(group: str, counts: dict[str, int]) -> Phrase | None:
     )
 
 
-def _code(text: str) -> str:
+# --- Markdown ------------------------------------------------------------------------------------
+
+
+def render(package: str, template: str, values: Mapping[str, Any]) -> str:
+    """A template of the package's `card/`, filled in; a missing value is an error."""
+    text = _environment(package).get_template(template).render(values)
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def join_card(front: Mapping[str, Any], *parts: str) -> str:
+    """A whole card: YAML head, then the parts."""
+    head = yaml.safe_dump(dict(front), allow_unicode=True, sort_keys=False, width=1_000)
+    return f"---\n{head}---\n\n" + "\n".join(parts)
+
+
+def code(text: str) -> str:
     """A name from outside as inline code that it cannot leave."""
-    return "`" + re.sub(r"[`\s]+", " ", text) + "`"
+    return "`" + re.sub(r"[`\s]+", " ", str(text)).strip() + "`"
 
 
 @cache
-def _environment() -> Environment:
+def _environment(package: str) -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    return Environment(
-        loader=PackageLoader("cbtqa.dataset", "card"),
-        autoescape=False,  # Markdown, not HTML; names from outside go through `_code`
+    environment = Environment(
+        loader=PackageLoader(package, "card"),
+        autoescape=False,  # Markdown, not HTML; names from outside go through `code` and `cell`
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters |= {"code": code, "cell": markdown_cell}
+    return environment

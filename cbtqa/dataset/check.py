@@ -1,21 +1,19 @@
-"""From a teacher's reply to a checked answer, or to the fault that turns it away.
+"""From a teacher's reply to a checked answer, or to the fault for which it is rejected.
 
 The checks run in a fixed order and the first fault wins; each has its own reason in
-`records.Reason`, so that "N in, M out" explains itself. Offline and online teachers pass the
-same checks.
+`records.Reason`. Offline and online teachers pass the same checks.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cache
-from importlib.resources import files
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property
 from typing import Any
 
 from cbtqa.distortions.taxonomy import Taxonomy
-from cbtqa.files import parse_yaml
+from cbtqa.files import read_resource
 from cbtqa.llm.chat import Fault
 from cbtqa.prompts import Prompt
 from cbtqa.records import STEP_NAMES, CbtSteps, DistortionLabel, Question, Reason, Risk
@@ -32,9 +30,8 @@ _LOOSE = re.compile(r"[\s\W_]+")
 
 @cache
 def wording() -> Mapping[str, Any]:
-    """The resource file of step names, headings, leaks, refusals and re-ask sentences."""
-    text = (files("cbtqa.dataset") / "check.zh.yaml").read_text(encoding="utf-8")
-    loaded: Mapping[str, Any] = parse_yaml(text)
+    """Step names, headings, leaks, refusals and the sentences that ask again."""
+    loaded: Mapping[str, Any] = read_resource("cbtqa.dataset", "check.zh.yaml")
     return loaded
 
 
@@ -59,21 +56,16 @@ class CheckedAnswer:
 
 @dataclass(frozen=True)
 class AnswerChecks:
-    """The checks of one run, with its limits."""
-
     taxonomy: Taxonomy
     labeller: str
     min_step_chars: int
     max_step_chars: int
     prompt: Prompt | None = None
     """The instruction that must not leak into the answer; None for the template teacher."""
-    _leak_grams: frozenset[str] = field(init=False, repr=False, default=frozenset())
 
-    def __post_init__(self) -> None:
-        if self.prompt is not None:
-            text = self.prompt.system.template
-            grams = {text[i : i + LEAK_GRAM] for i in range(len(text) - LEAK_GRAM + 1)}
-            object.__setattr__(self, "_leak_grams", frozenset(grams))
+    @cached_property
+    def _leak_grams(self) -> frozenset[str]:
+        return frozenset(_grams(self.prompt.system.template)) if self.prompt else frozenset()
 
     def check_object(
         self, question: Question, risk: Risk, reply: Mapping[str, Any]
@@ -88,12 +80,10 @@ class AnswerChecks:
             if not isinstance(value, str) or not value.strip():
                 return Fault(Reason.MISSING_STEP, name)
             texts[name] = value.strip()
-            fault = self._check_length(name, texts[name])
-            if fault:
+            if fault := self._check_length(name, texts[name]):
                 return fault
         steps = CbtSteps(**texts)
-        fault = self._check_text(texts.values(), steps.joined(), risk)
-        if fault:
+        if fault := self._check_text(texts.values(), steps.joined(), risk):
             return fault
         labels = self._read_labels(question, reply.get("distortions"))
         if isinstance(labels, Fault):
@@ -105,29 +95,18 @@ class AnswerChecks:
     ) -> CheckedAnswer | Fault:
         """Checks one flowing text; the labels were read from it by name, without evidence."""
         text = text.strip()
-        shortest, longest = 5 * self.min_step_chars, 5 * self.max_step_chars
-        if len(text) < shortest:
-            return self.refusal(text) or Fault(
-                Reason.STEP_TOO_SHORT, f"the text has {len(text)} characters, wants {shortest}"
-            )
-        if len(text) > longest:
-            return Fault(
-                Reason.STEP_TOO_LONG, f"the text has {len(text)} characters, allows {longest}"
-            )
-        fault = self.refusal(text) or self._check_text([text], text, risk)
+        fault = self._check_length("the text", text, n_steps=5) or self.refusal(text)
+        fault = fault or self._check_text([text], text, risk)
         return fault or CheckedAnswer(text, None, labels)
 
-    def _check_length(self, name: str, text: str) -> Fault | None:
-        if len(text) < self.min_step_chars:
-            return self.refusal(text) or Fault(
-                Reason.STEP_TOO_SHORT,
-                f"{name} has {len(text)} characters, wants {self.min_step_chars}",
-            )
-        if len(text) > self.max_step_chars:
-            return Fault(
-                Reason.STEP_TOO_LONG,
-                f"{name} has {len(text)} characters, allows {self.max_step_chars}",
-            )
+    def _check_length(self, name: str, text: str, n_steps: int = 1) -> Fault | None:
+        shortest, longest = n_steps * self.min_step_chars, n_steps * self.max_step_chars
+        found = f"{name} has {len(text)} characters"
+        if len(text) < shortest:
+            fault = Fault(Reason.STEP_TOO_SHORT, f"{found}, wants {shortest}")
+            return self.refusal(text) or fault
+        if len(text) > longest:
+            return Fault(Reason.STEP_TOO_LONG, f"{found}, allows {longest}")
         return None
 
     def refusal(self, text: str) -> Fault | None:
@@ -143,29 +122,22 @@ class AnswerChecks:
         if n_han < MIN_SHARE_HAN * (n_han + n_other) or n_han == 0:
             return Fault(Reason.WRONG_LANGUAGE, f"{n_han} Chinese of {n_han + n_other} letters")
         for part in parts:
-            found = _heading().search(part)
-            if found:
+            if found := _heading().search(part):
                 return Fault(Reason.HEADINGS, found.group().strip()[:40])
-        found = _phrases("step_names").search(text)
-        if found:
+        if found := _phrases("step_names").search(text):
             return Fault(Reason.HEADINGS, found.group())
-        leak = self._find_leak(text)
-        if leak:
+        if leak := self._find_leak(text):
             return Fault(Reason.PROMPT_LEAK, leak)
-        problems = check_answer(text, risk)
-        if problems:
-            return Fault(Reason.UNSAFE, "; ".join(str(problem) for problem in problems))
+        if problems := check_answer(text, risk):
+            return Fault(Reason.UNSAFE, "; ".join(map(str, problems)))
         return None
 
     def _find_leak(self, text: str) -> str | None:
-        found = _phrases("leaks").search(text)
-        if found:
+        if found := _phrases("leaks").search(text):
             return found.group()
-        if self._leak_grams:
-            for i in range(len(text) - LEAK_GRAM + 1):
-                if text[i : i + LEAK_GRAM] in self._leak_grams:
-                    return text[i : i + LEAK_GRAM]
-        return None
+        if not self._leak_grams:
+            return None
+        return next((gram for gram in _grams(text) if gram in self._leak_grams), None)
 
     def _read_labels(
         self, question: Question, entries: object
@@ -190,6 +162,10 @@ class AnswerChecks:
                 confidence=confidence if isinstance(confidence, float) else None,
             )
         return tuple(labels.values())
+
+
+def _grams(text: str) -> Iterator[str]:
+    return (text[i : i + LEAK_GRAM] for i in range(len(text) - LEAK_GRAM + 1))
 
 
 def find_verbatim(evidence: str, question: Question) -> str | None:
@@ -219,21 +195,12 @@ def find_verbatim(evidence: str, question: Question) -> str | None:
 
 def answer_json_schema(taxonomy: Taxonomy) -> dict[str, Any]:
     """JSON schema of a reply in five steps, for servers that hold a model to one."""
-    label = {
-        "type": "object",
-        "properties": {
-            "id": {"type": "string", "enum": list(taxonomy.ids)},
-            "evidence": {"type": "string"},
-        },
-        "required": ["id", "evidence"],
-        "additionalProperties": False,
-    }
-    return {
-        "type": "object",
-        "properties": {
-            **{name: {"type": "string"} for name in STEP_NAMES},
-            "distortions": {"type": "array", "items": label},
-        },
-        "required": [*STEP_NAMES, "distortions"],
-        "additionalProperties": False,
-    }
+
+    def closed(properties: dict[str, Any]) -> dict[str, Any]:
+        required = {"required": list(properties), "additionalProperties": False}
+        return {"type": "object", "properties": properties, **required}
+
+    text = {"type": "string"}
+    label = closed({"id": {**text, "enum": list(taxonomy.ids)}, "evidence": text})
+    labels = {"type": "array", "items": label}
+    return closed({**dict.fromkeys(STEP_NAMES, text), "distortions": labels})

@@ -24,19 +24,16 @@ RISKS: tuple[Risk, ...] = get_args(Risk)
 class Grades:
     """The risk of every question by its place in the input, one byte each.
 
-    Screened when first asked for, so that questions answered long ago don't hold up a run that is
-    resumed.
+    A question is screened when its grade is first needed: a resumed run starts at once.
     """
 
     def __init__(self) -> None:
         self._known = bytearray()
 
     def is_known(self, place: int) -> bool:
-        """Whether the question at this place was graded."""
         return place < len(self._known) and self._known[place] > 0
 
     def note(self, place: int, risk: Risk) -> None:
-        """Keeps a grade."""
         if place >= len(self._known):
             self._known.extend(bytes(place + 1 - len(self._known)))
         self._known[place] = 1 + RISKS.index(risk)
@@ -57,7 +54,7 @@ class Item:
     grades: Grades
 
     def __reduce__(self) -> tuple[type[Item], tuple[Question, int, Grades]]:
-        """Travels to another machine with its own grade alone."""
+        """Pickled with its own grade alone."""
         grades = Grades()
         grades.note(0, self.risk)
         return Item, (self.question, 0, grades)
@@ -68,19 +65,13 @@ class Item:
         return self.grades.of(self.place, self.question.source_text)
 
     def note(self, risk: Risk) -> None:
-        """Keeps a grade found elsewhere."""
         self.grades.note(self.place, risk)
 
     @property
     def key(self) -> str:
-        """See `key_of`."""
-        return key_of(self.question)
-
-
-def key_of(question: Question) -> str:
-    """Names the paid reply: the id, and a hash that changes with the text."""
-    text = hashlib.blake2b(question.source_text.encode(), digest_size=8).hexdigest()
-    return f"{question.id}:{text}"
+        """Names the paid reply: the id, and a hash that changes with the text."""
+        text = self.question.source_text.encode()
+        return f"{self.question.id}:{hashlib.blake2b(text, digest_size=8).hexdigest()}"
 
 
 @cache

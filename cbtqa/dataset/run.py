@@ -1,21 +1,17 @@
-"""`build_dataset`: opens the gates, continues or refuses what is there, runs both passes.
-
-result = build_dataset(resolve(BuildSettings, flags={"out": Path("runs/demo")}))
-result.manifest.counts["n_out"]
-"""
+"""`build_dataset`: opens the gates, continues or refuses what is there, runs both passes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from cbtqa.dataset.build import Build
+from cbtqa.dataset.build import Build, Teacher
 from cbtqa.dataset.card import complete_folder
 from cbtqa.dataset.instruction import Item
 from cbtqa.dataset.settings import BuildSettings
-from cbtqa.dataset.teachers import EndpointTeacher, Teacher
+from cbtqa.dataset.teachers import EndpointTeacher
 from cbtqa.dataset.template.teacher import OfflineTeacher
-from cbtqa.dataset_folder import JOURNAL_NAME
+from cbtqa.dataset_folder import JOURNAL_NAME, DatasetFolder
 from cbtqa.distortions.taxonomy import load_taxonomy
 from cbtqa.errors import ConfigError, DataError, IncompleteRunError
 from cbtqa.files import sha256_of
@@ -55,14 +51,12 @@ def build_dataset(
         fork: keep replies of other settings in a journal of their own beside the folder's first;
             the same settings find the same journal again.
         update: write a finished folder again from its paid replies, asking only what is new.
-        on_stage: told what is being done now, in a few words.
+        on_stage: called with each stage's name.
 
     Raises:
         ConfigError: settings are wrong, or the folder belongs to another run.
-        DataError: the input is not what it should be.
         LicenceGateError: the text would leave this machine without acknowledgement.
         IncompleteRunError: stopped early; or more was rejected than `max_rejected` allows.
-        EndpointError: the endpoint refuses every request.
     """
     build = prepare(resolved)
     folder = build.settings.out
@@ -72,13 +66,10 @@ def build_dataset(
     journal_path, fingerprint = folder / JOURNAL_NAME, build.teacher.fingerprint()
     if fork:
         journal_path = fork_path(journal_path, fingerprint)
-    is_ours = is_bundled_sample(sha256_of(build.input_path))
+    is_invented = is_bundled_sample(sha256_of(build.hashed_path))
+    service = build.teacher.service
     with open_run(
-        journal_path,
-        fingerprint,
-        build.teacher.service,
-        what="the questions",
-        is_invented=is_ours,
+        journal_path, fingerprint, service, what="the questions", is_invented=is_invented
     ) as run:
         on_stage(f"answering with {build.teacher.system}")
         build.generate(run, on_progress)
@@ -99,13 +90,12 @@ def prepare(resolved: Resolved[BuildSettings]) -> Build:
     input_path = settings.input or bundled_sample_path()
     if not input_path.exists():
         raise DataError("no such file", where=str(input_path))
+    if input_path.is_dir():
+        DatasetFolder.open(input_path)  # its questions are answered again
     taxonomy = load_taxonomy(settings.taxonomy)
-    service = settings.service()
-    teacher: Teacher = (
-        EndpointTeacher(settings, taxonomy, service)
-        if service
-        else OfflineTeacher(settings, taxonomy)
-    )
+    teacher: Teacher = OfflineTeacher(settings, taxonomy)
+    if service := settings.service():
+        teacher = EndpointTeacher(settings, taxonomy, service)
     return Build(resolved, teacher, input_path, tuple(taxonomy.ids))
 
 
@@ -117,10 +107,9 @@ def _finished(folder: Path, build: Build, *, fork: bool, update: bool) -> Manife
     if update:
         return None
     manifest = read_manifest(folder)
-    changes = _differences(manifest, build)
-    if changes and fork:
-        return None
-    if changes:
+    if changes := _differences(manifest, build):
+        if fork:
+            return None
         raise ConfigError(
             f"{folder} holds a finished dataset of other settings:\n" + "\n".join(changes),
             hint="name a new --out, or add --update to write this one again from its paid replies",
@@ -130,8 +119,7 @@ def _finished(folder: Path, build: Build, *, fork: bool, update: bool) -> Manife
 
 def _differences(manifest: Manifest, build: Build) -> list[str]:
     changes = []
-    given = describe_settings(build.resolved)
-    for name, entry in given.items():
+    for name, entry in describe_settings(build.resolved).items():
         before = manifest.settings.get(name)
         if before is None and entry.origin == "default":
             continue  # a folder of an earlier version, which had no such setting
@@ -140,7 +128,7 @@ def _differences(manifest: Manifest, build: Build) -> list[str]:
             old = [old]  # folders of earlier versions name one endpoint
         if name not in WITHOUT_EFFECT and old != entry.value:
             changes.append(f"  {name}: {old!r} there, {entry.value!r} now")
-    if manifest.inputs[0].sha256 != sha256_of(build.input_path):
+    if manifest.inputs[0].sha256 != sha256_of(build.hashed_path):
         changes.append(f"  input: {manifest.inputs[0].name} there, {build.input_path.name} now")
     return changes
 
@@ -156,15 +144,8 @@ def _refuse_too_many_rejects(manifest: Manifest, settings: BuildSettings) -> Non
         )
 
 
-# --- estimate ------------------------------------------------------------------------------------
-
-
 def estimate_build(resolved: Resolved[BuildSettings]) -> Estimate:
-    """What a build would still send, counted on the real questions and prompts.
-
-    Raises:
-        CbtqaError: the errors of `prepare`.
-    """
+    """What a build would still send, counted on the real questions and prompts."""
     build = prepare(resolved)
     n_rejected = 0
 

@@ -1,4 +1,4 @@
-"""What can be set for `cbtqa build-dataset`, with the help text of each flag."""
+"""Settings of `cbtqa build-dataset`, with the help text of each flag."""
 
 from __future__ import annotations
 
@@ -98,9 +98,5 @@ class BuildSettings(InputSettings, TeacherSettings, EndpointSettings, OutputSett
 
     @property
     def is_offline(self) -> bool:
-        """True when the embedded template teacher writes the answers."""
+        """True when the template teacher writes the answers."""
         return not self.endpoint
-
-    def columns(self) -> dict[str, str]:
-        """`column` entries as a mapping from our name to the file's."""
-        return dict(entry.split("=", 1) for entry in self.column if "=" in entry)

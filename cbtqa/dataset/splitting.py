@@ -1,4 +1,4 @@
-"""Which split each question goes to: near-duplicates together, crisis items by setting."""
+"""Which split each question goes to."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class SplitPlan:
 
     def __init__(self, settings: BuildSettings, items: Iterable[Item]) -> None:
         """Reads all questions: compares their texts and grades those not graded yet."""
-        near = NearDuplicates(settings.near_duplicate)
+        sketched: list[Sketches] = []
         # by place: where the question alone would go, an index into SPLITS; whether it is apart
         own, is_crisis = bytearray(), bytearray()
         blocks: deque[list[Item]] = deque()
@@ -41,7 +41,7 @@ class SplitPlan:
                 ]
 
         for sketches, risks in map_blocks(_make_reader, (), texts()):
-            near.add(sketches)
+            sketched.append(sketches)
             for item, risk in zip(blocks.popleft(), risks, strict=True):
                 if risk is not None:
                     item.note(risk)
@@ -53,7 +53,9 @@ class SplitPlan:
                 )
                 own.append(SPLITS.index(split))
                 is_crisis.append(item.risk != "none" and settings.crisis == "split")
-        first = near.clusters()
+        signatures = np.concatenate([sketch(()), *sketched])
+        del sketched  # the signatures of a million questions are not held twice
+        first = cluster_near_duplicates(signatures, settings.near_duplicate)
         self.n_near_duplicates = int((first != np.arange(len(first))).sum())
         """Questions that joined the cluster of an earlier one."""
         apart = np.frombuffer(is_crisis, dtype=bool)
@@ -74,13 +76,11 @@ def _read_block(texts: list[tuple[str, bool]]) -> tuple[Sketches, list[Risk | No
     return sketches, [None if is_graded else screen(text).risk for text, is_graded in texts]
 
 
-# --- duplicates ----------------------------------------------------------------------------------
-# Near-duplicate questions: clusters whose members must share a split.
-#
-# MinHash signatures (rensa, 64 permutations over character 4-grams) are cut into bands;
-# questions that agree in a band and whose estimated Jaccard similarity reaches the threshold are
-# joined. Of each minimum the lower 16 bits are kept: two that differ agree in them once in
-# 65,536. A million questions take 128 MB. Source: b-bit minwise hashing, arXiv 0910.3349.
+# --- near-duplicates -----------------------------------------------------------------------------
+# MinHash signatures (rensa, 64 permutations over character 4-grams) are cut into bands; questions
+# that agree in a band and whose estimated Jaccard similarity reaches the threshold are joined. Of
+# each minimum the lower 16 bits are kept: two that differ agree in them once in 65,536. A million
+# questions take 128 MB. Source: b-bit minwise hashing, arXiv 0910.3349.
 
 N_PERMUTATIONS = 64
 GRAM = 4
@@ -105,29 +105,15 @@ def sketch(texts: Sequence[str]) -> Sketches:
     return found
 
 
-class NearDuplicates:
-    """Collects signatures in order, then gives each the index of its cluster's first member."""
-
-    def __init__(self, threshold: float) -> None:
-        self._threshold = threshold
-        self._blocks: list[Sketches] = []
-
-    def add(self, sketches: Sketches) -> None:
-        """Adds the next questions."""
-        self._blocks.append(sketches)
-
-    def clusters(self) -> npt.NDArray[np.int64]:
-        """For every question, in the order added, the index of its cluster's first question."""
-        if not self._blocks:
-            return np.zeros(0, dtype=np.int64)
-        signatures = np.concatenate(self._blocks)
-        self._blocks = [signatures]
-        parent = np.arange(len(signatures), dtype=np.int64)
-        for first, second in _alike_pairs(signatures, self._threshold):
-            _join(parent, first, second)
-        while ((above := parent[parent]) != parent).any():
-            parent = above
-        return parent
+def cluster_near_duplicates(signatures: Sketches, threshold: float) -> npt.NDArray[np.int64]:
+    """For every question, in order, the index of its cluster's first question."""
+    parent = np.arange(len(signatures), dtype=np.int64)
+    for first, second in _alike_pairs(signatures, threshold):
+        a, b = _root(parent, first), _root(parent, second)
+        parent[max(a, b)] = min(a, b)
+    while ((above := parent[parent]) != parent).any():
+        parent = above
+    return parent
 
 
 def _alike_pairs(signatures: Sketches, threshold: float) -> Iterator[tuple[int, int]]:
@@ -151,8 +137,3 @@ def _root(parent: npt.NDArray[np.int64], index: int) -> int:
         parent[index] = parent[parent[index]]
         index = int(parent[index])
     return index
-
-
-def _join(parent: npt.NDArray[np.int64], first: int, second: int) -> None:
-    a, b = _root(parent, first), _root(parent, second)
-    parent[max(a, b)] = min(a, b)

@@ -1,34 +1,28 @@
 """What a dataset holds, counted in one pass and in memory that does not grow with it.
 
-Lengths are in characters (code points), their quantiles exact: they come from a histogram of
-lengths (see `lengths`). Signs of a template are measured on a sample (see `likeness`).
-
-    statistics = folder_statistics(DatasetFolder.open(Path("cbtqa-dataset")))
-    statistics.share_distorted, statistics.lengths["answer"].median
+Lengths are in characters (code points), their quantiles exact, from a histogram of lengths. Signs
+of a template are measured on a sample.
 """
 
 from __future__ import annotations
 
 import heapq
 import math
-from collections import Counter
+from bisect import bisect_right
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from functools import cache
 from hashlib import blake2b
-from importlib.resources import files
-from itertools import combinations, pairwise
+from itertools import accumulate, combinations, pairwise
 from typing import Any
 
 from pydantic import Field
 
 from cbtqa.dataset_folder import DatasetFolder
-from cbtqa.files import parse_yaml
+from cbtqa.files import read_resource
 from cbtqa.records import STEP_NAMES, Record
 
 # --- lengths -------------------------------------------------------------------------------------
-# Mean, spread, exact quantiles and histogram bars of text lengths, from counts per length.
-#
-# summarise_lengths(Counter({120: 3, 340: 1})).median == 120.0
 
 BIN_WIDTHS = (1, 2, 5, 10, 20, 25, 50, 100, 200, 250, 500, 1000)
 MAX_BINS = 30
@@ -37,8 +31,6 @@ TAIL = 0.995
 
 
 class Bin(Record):
-    """One bar of a histogram."""
-
     low: int
     high: int | None
     """The first length that no longer counts; None for a last bar that takes all beyond."""
@@ -62,45 +54,42 @@ class LengthSummary(Record):
 def summarise_lengths(histogram: Counter[int]) -> LengthSummary:
     """Summary of at least one length; `histogram` holds the number of texts by length."""
     n = histogram.total()
+    mean = sum(value * count for value, count in histogram.items()) / n
     ordered = sorted(histogram.items())
-    mean = sum(value * count for value, count in ordered) / n
     variance = math.fsum((value - mean) ** 2 * count for value, count in ordered) / n
+    values = [value for value, _ in ordered]
+    ranks = list(accumulate(count for _, count in ordered))
+
+    def value_at(rank: int) -> int:
+        return values[bisect_right(ranks, rank)]
+
+    def quantile(share: float) -> float:
+        """Linear between the two nearest values, as numpy's default."""
+        low_rank, rest = divmod(share * (n - 1), 1)
+        low, high = value_at(int(low_rank)), value_at(math.ceil(share * (n - 1)))
+        return low + (high - low) * rest
+
     return LengthSummary(
         n=n,
         mean=mean,
         sd=math.sqrt(variance),
-        min=ordered[0][0],
-        median=_quantile(ordered, n, 0.5),
-        p95=_quantile(ordered, n, 0.95),
-        max=ordered[-1][0],
-        bins=_bins(ordered, n),
+        min=values[0],
+        median=quantile(0.5),
+        p95=quantile(0.95),
+        max=values[-1],
+        bins=_bins(ordered, value_at(math.floor(TAIL * (n - 1)))),
     )
 
 
-def _quantile(ordered: list[tuple[int, int]], n: int, share: float) -> float:
-    """Linear between the two nearest values, as numpy's default."""
-    position = share * (n - 1)
-    low_rank = math.floor(position)
-    low, high = _value_at(ordered, low_rank), _value_at(ordered, math.ceil(position))
-    return low + (high - low) * (position - low_rank)
-
-
-def _value_at(ordered: list[tuple[int, int]], rank: int) -> int:
-    seen = 0
-    for value, count in ordered:
-        seen += count
-        if rank < seen:
-            return value
-    raise ValueError(f"rank {rank} is beyond {seen} values")
-
-
-def _bins(ordered: list[tuple[int, int]], n: int) -> tuple[Bin, ...]:
+def _bins(ordered: list[tuple[int, int]], shown: int) -> tuple[Bin, ...]:
     """At most 31 bars of a round width; empty ones between the first and the last are kept.
 
     A few very long texts must not squeeze all others into one bar: then the last bar is open.
+
+    Args:
+        shown: the length that the closed bars reach to, at least.
     """
     low, high = ordered[0][0], ordered[-1][0]
-    shown = _value_at(ordered, math.floor(TAIL * (n - 1)))
     if high <= low + 1.5 * (shown - low):
         shown = high
     width = next((w for w in BIN_WIDTHS if shown // w - low // w < MAX_BINS), None)
@@ -110,18 +99,14 @@ def _bins(ordered: list[tuple[int, int]], n: int) -> tuple[Bin, ...]:
     counts: Counter[int] = Counter()
     for value, count in ordered:
         counts[min((value - start) // width, last + 1)] += count
-    bars = [
-        Bin(low=start + k * width, high=start + (k + 1) * width, n=counts[k])
-        for k in range(last + 1)
-    ]
+    edges = [start + k * width for k in range(last + 2)]
+    bars = [Bin(low=low, high=high, n=counts[k]) for k, (low, high) in enumerate(pairwise(edges))]
     if counts[last + 1]:
-        bars.append(Bin(low=start + (last + 1) * width, high=None, n=counts[last + 1]))
+        bars.append(Bin(low=edges[-1], high=None, n=counts[last + 1]))
     return tuple(bars)
 
 
-# --- likeness ------------------------------------------------------------------------------------
-# How much a dataset's answers look as if one template wrote them.
-#
+# --- likeness to a template ----------------------------------------------------------------------
 # Measured on a sample of fixed size, chosen by a hash of the question id: distinct counts fall
 # as texts grow in number, so only samples of one size compare.
 
@@ -132,8 +117,6 @@ TOP_OPENINGS = 5
 
 
 class Openings(Record):
-    """How varied the first characters of one step (or of the whole answer) are in the sample."""
-
     column: str
     n: int
     n_distinct_short: int
@@ -168,25 +151,17 @@ class AnswerSample:
         self._heap: list[tuple[int, str, tuple[str, ...]]] = []
 
     def offer(self, row: Mapping[str, Any]) -> None:
-        """Takes the row if it belongs to the sample of all rows offered so far."""
-        key = -sample_key(row["id"], "likeness")
-        if len(self._heap) < self._size:
-            heapq.heappush(self._heap, self._entry(key, row))
-        elif key > self._heap[0][0]:
-            heapq.heapreplace(self._heap, self._entry(key, row))
-
-    def _entry(self, key: int, row: Mapping[str, Any]) -> tuple[int, str, tuple[str, ...]]:
         heads = tuple((row[name] or "")[:OPENING] for name in STEP_NAMES)
-        return key, row["answer"], heads
+        entry = -sample_key(row["id"], "likeness"), row["answer"], heads
+        if len(self._heap) < self._size:
+            heapq.heappush(self._heap, entry)
+        else:
+            heapq.heappushpop(self._heap, entry)
 
     def likeness(self) -> TemplateLikeness:
-        """What the sampled answers have in common."""
         answers = [answer for _, answer, _ in self._heap]
-        pairs: set[str] = set()
-        n_pairs = 0
-        for text in answers:
-            pairs.update(map("".join, pairwise(text)))
-            n_pairs += max(0, len(text) - 1)
+        pairs = {pair for text in answers for pair in pairwise(text)}
+        n_pairs = sum(max(0, len(text) - 1) for text in answers)
         columns = {"answer": [answer[:OPENING] for answer in answers]}
         for place, name in enumerate(STEP_NAMES):
             columns[name] = [heads[place] for _, _, heads in self._heap if heads[place]]
@@ -205,15 +180,12 @@ def _openings(column: str, found: list[str]) -> Openings:
         n=len(found),
         n_distinct_short=len({text[:SHORT_OPENING] for text in found}),
         n_distinct=len(counts),
-        most_common=tuple(
-            item
-            for item in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:TOP_OPENINGS]
-            if item[1] > 1
-        ),
+        most_common=tuple(item for item in _ranked(counts)[:TOP_OPENINGS] if item[1] > 1),
     )
 
 
-# --- stats ---------------------------------------------------------------------------------------
+# --- statistics ----------------------------------------------------------------------------------
+
 TEXT_COLUMNS = ("question", "description", "answer", *STEP_NAMES)
 COLUMNS = (
     *("id", *TEXT_COLUMNS, "keywords", "distortions", "risk", "system", "model", "endpoint_host"),
@@ -226,8 +198,6 @@ KEYWORDS_HELD = 100_000
 
 
 class LabelCount(Record):
-    """How often one distortion type occurs."""
-
     id: str
     n_entries: int
     """Entries with at least one label of this type."""
@@ -238,16 +208,12 @@ class LabelCount(Record):
 
 
 class LabelPair(Record):
-    """Two types that occur in the same entry."""
-
     first: str
     second: str
     n: int
 
 
 class DatasetStatistics(Record):
-    """What a dataset holds."""
-
     n_entries: int
     splits: dict[str, int]
     n_distorted: int
@@ -275,7 +241,7 @@ class DatasetStatistics(Record):
 
 
 class PaperFacts(Record):
-    """What the paper says of its dataset; None where we do not know the figure."""
+    """Figures that the paper reports of its dataset; None where it is silent."""
 
     citation: str
     n_entries: int
@@ -290,16 +256,10 @@ class PaperFacts(Record):
 @cache
 def paper_facts() -> PaperFacts:
     """Table 1 of arXiv 2403.16008, as far as it is known."""
-    text = files("cbtqa.dataset").joinpath("table1.yaml").read_text(encoding="utf-8")
-    return PaperFacts.model_validate(parse_yaml(text))
+    return PaperFacts.model_validate(read_resource("cbtqa.dataset", "table1.yaml"))
 
 
 def folder_statistics(folder: DatasetFolder) -> DatasetStatistics:
-    """Statistics of a dataset folder.
-
-    Raises:
-        DataError: a file is damaged or lacks a column.
-    """
     tally = StatisticsTally()
     for split in folder.splits:
         for row in folder.rows(split, COLUMNS):
@@ -311,9 +271,7 @@ class StatisticsTally:
     """Counts rows as they pass; `result` may be asked at any time."""
 
     def __init__(self) -> None:
-        names = ("split", "risk", "system", "model", "host", "label", "evidence", "n_labels")
-        self._counts: dict[str, Counter[Any]] = {name: Counter() for name in names}
-        self._pairs: Counter[tuple[str, str]] = Counter()
+        self._counts: defaultdict[str, Counter[Any]] = defaultdict(Counter)
         self._lengths: dict[str, Counter[int]] = {name: Counter() for name in TEXT_COLUMNS}
         self._keywords: Counter[str] = Counter()
         self._tokens: dict[str, int | None] = {"prompt_tokens": None, "completion_tokens": None}
@@ -321,7 +279,6 @@ class StatisticsTally:
         self._sample = AnswerSample()
 
     def add(self, split: str, row: Mapping[str, Any]) -> None:
-        """Counts one row."""
         for name, value in (("split", split), *((n, row[n]) for n in ("risk", "system", "model"))):
             self._counts[name][value] += 1
         if row["endpoint_host"] is not None:
@@ -345,10 +302,9 @@ class StatisticsTally:
         self._counts["label"].update(found)
         self._counts["evidence"].update({label["id"] for label in labels if label["evidence"]})
         self._counts["n_labels"][len(found)] += 1
-        self._pairs.update(combinations(found, 2))
+        self._counts["pair"].update(combinations(found, 2))
 
     def result(self) -> DatasetStatistics:
-        """The statistics of what was added so far."""
         counts = self._counts
         n_entries = counts["split"].total()
         n_distorted = n_entries - counts["n_labels"][0]
@@ -370,7 +326,7 @@ class StatisticsTally:
             labels_per_entry={k: n for k, n in sorted(counts["n_labels"].items()) if n},
             label_pairs=tuple(
                 LabelPair(first=first, second=second, n=n)
-                for (first, second), n in _ranked(self._pairs)
+                for (first, second), n in _ranked(counts["pair"])
             ),
             lengths={
                 name: summarise_lengths(found) for name, found in self._lengths.items() if found
@@ -382,8 +338,7 @@ class StatisticsTally:
             hosts=dict(_ranked(counts["host"])),
             n_training_source=self._n_training_source,
             n_with_steps=self._n_with_steps,
-            prompt_tokens=self._tokens["prompt_tokens"],
-            completion_tokens=self._tokens["completion_tokens"],
+            **self._tokens,
             likeness=self._sample.likeness(),
         )
 

@@ -1,4 +1,4 @@
-"""Who writes the answers, and the teacher behind an endpoint (`offline` holds the embedded one).
+"""The teacher behind an endpoint; `template.teacher` holds the offline one.
 
 Every teacher puts its replies into the run's journal and reads them back from it the same way, so
 that a run is finished from its journal alone, whoever wrote it.
@@ -7,8 +7,6 @@ that a run is finished from its journal alone, whoever wrote it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
 
 import cbtqa
 from cbtqa.dataset.check import AnswerChecks, CheckedAnswer, answer_json_schema, wording
@@ -16,47 +14,11 @@ from cbtqa.dataset.instruction import Instruction, Item
 from cbtqa.dataset.settings import BuildSettings
 from cbtqa.distortions.labellers import labels_named_in
 from cbtqa.distortions.taxonomy import Taxonomy
-from cbtqa.llm.batch import OnProgress
 from cbtqa.llm.chat import ChatRequest, Fault, Message, Reply
-from cbtqa.llm.runs import Run, Service
+from cbtqa.llm.runs import Service
 from cbtqa.llm.structured import parse_object
 from cbtqa.prompts import load_prompt
 from cbtqa.records import STEP_NAMES, Provenance
-
-
-class Teacher(Protocol):
-    """Writes answers into a journal, and reads them back."""
-
-    @property
-    def system(self) -> str:
-        """Short name in the dataset's `system` column."""
-
-    @property
-    def prompts(self) -> Mapping[str, str]:
-        """Prompt name to SHA-256 of its file."""
-
-    @property
-    def service(self) -> Service | None:
-        """Who is asked; None when the answers are written in this process."""
-
-    def fingerprint(self) -> dict[str, str]:
-        """Everything that, when changed, makes the journal's replies those of another run."""
-
-    def generate(
-        self,
-        items: Iterable[Item],
-        run: Run,
-        *,
-        n_total: int | None,
-        on_progress: OnProgress | None,
-    ) -> None:
-        """Answers every item that the journal has no final outcome for."""
-
-    def read(self, item: Item, reply: Reply) -> CheckedAnswer | Fault:
-        """The checked answer in a reply, or why it is none."""
-
-    def provenance(self, reply: Reply) -> Provenance:
-        """Where the reply comes from."""
 
 
 class EndpointTeacher:
@@ -75,17 +37,12 @@ class EndpointTeacher:
             max_tokens=settings.max_tokens,
             seed=settings.seed,
         )
-        self._checks = AnswerChecks(
-            taxonomy,
-            f"answer:{service.model}",
-            settings.min_step_chars,
-            settings.max_step_chars,
-            self._prompt,
-        )
+        limits = (settings.min_step_chars, settings.max_step_chars)
+        labeller = f"answer:{service.model}"
+        self._checks = AnswerChecks(taxonomy, labeller, *limits, self._prompt)
         self.prompts = {self._prompt.name: self._prompt.sha256}
 
     def fingerprint(self) -> dict[str, str]:
-        """Prompt, parts, model, host and sampling."""
         return {
             "teacher": "endpoint",
             "model": self.service.model,
@@ -97,31 +54,15 @@ class EndpointTeacher:
             "sampling": json.dumps(self._sampling.described(), sort_keys=True),
         }
 
-    def generate(
-        self,
-        items: Iterable[Item],
-        run: Run,
-        *,
-        n_total: int | None,
-        on_progress: OnProgress | None,
-    ) -> None:
-        """Sends what is not answered yet; see `Run.ask` for what stops it."""
-        run.ask(items, self, n_total=n_total, on_progress=on_progress)
-
-    # --- the engine's task -----------------------------------------------------------------------
-
     def key(self, item: Item) -> str:
-        """See `Item.key`."""
         return item.key
 
     def request(self, item: Item) -> ChatRequest:
-        """The first request for an item."""
         return ChatRequest(
             self._instruction.messages(item), json_schema=self._schema, sampling=self._sampling
         )
 
     def check(self, item: Item, reply: Reply) -> Fault | None:
-        """The fault of a reply, or None when it will do."""
         found = self.read(item, reply)
         return found if isinstance(found, Fault) else None
 
@@ -137,20 +78,17 @@ class EndpointTeacher:
         messages.append({"role": "user", "content": f"{complaint}{detail}\n{closing}"})
         return ChatRequest(messages, json_schema=self._schema, sampling=self._sampling)
 
-    # --- reading back ----------------------------------------------------------------------------
-
     def read(self, item: Item, reply: Reply) -> CheckedAnswer | Fault:
         """Five steps from JSON, or one flowing text with the distortions it names."""
         if not self._is_json:
             labels = labels_named_in(reply.text, self._taxonomy)
             return self._checks.check_fused(item.question, item.risk, reply.text, labels)
-        found = parse_object(reply.text, _has_all_steps)
+        found = parse_object(reply.text, lambda value: set(STEP_NAMES) <= set(value))
         if isinstance(found, Fault):
             return self._checks.refusal(reply.text) or found
         return self._checks.check_object(item.question, item.risk, found)
 
     def provenance(self, reply: Reply) -> Provenance:
-        """Model, host, prompt, sampling, tokens."""
         return Provenance(
             model=self.service.model,
             endpoint_host=reply.host or self.service.host,
@@ -163,7 +101,3 @@ class EndpointTeacher:
             version=cbtqa.__version__,
             created_at=reply.created_at,
         )
-
-
-def _has_all_steps(value: Mapping[str, Any]) -> bool:
-    return set(STEP_NAMES) <= set(value)

@@ -6,14 +6,22 @@ Source: the Hub's dataset and model card specifications; lists are cut to what c
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
 from cbtqa.errors import DataError
 from cbtqa.hub.settings import REPO_ID
+from cbtqa.records import NonEmptyText
 
-Language = Literal["zh", "en"]
 Task = Literal["question-answering", "text-generation", "text-classification"]
 Creator = Literal["machine-generated", "expert-generated", "found"]
 LICENCES = frozenset(
@@ -30,29 +38,27 @@ class _Strict(BaseModel):
 
 
 class DataFiles(_Strict):
-    """Where one split lies."""
-
-    split: str = Field(pattern=r"^\w+(\.\w+)*$")
-    path: str = Field(pattern=r"^[\w/-]+\*?[\w.-]*\.parquet$")
+    split: Annotated[str, StringConstraints(pattern=r"^\w+(\.\w+)*$")]
+    path: Annotated[str, StringConstraints(pattern=r"^[\w/-]+\*?[\w.-]*\.parquet$")]
 
 
 class Config(_Strict):
-    """One table of a dataset."""
-
-    config_name: str = Field(pattern=r"^[^<>:/\\|?*]+$")
+    config_name: Annotated[str, StringConstraints(pattern=r"^[^<>:/\\|?*]+$")]
     default: bool | None = None
     data_files: tuple[DataFiles, ...] = Field(min_length=1)
 
 
 class Select(_Strict):
-    """A choice in the access form."""
-
     type: Literal["select"]
     options: tuple[str, ...] = Field(min_length=2)
 
 
+Answer = Literal["text", "checkbox", "date_picker", "country"] | Select
+"""How a line of the access form is filled in."""
+
+
 class _Front(_Strict):
-    language: tuple[Language, ...] = Field(min_length=1)
+    language: tuple[Literal["zh", "en"], ...] = Field(min_length=1)
     license: str
     license_name: str | None = Field(default=None, pattern=r"^[a-z0-9.-]+$")
     license_link: str | None = None
@@ -61,12 +67,10 @@ class _Front(_Strict):
     extra_gated_prompt: str | None = None
     extra_gated_description: str | None = None
     extra_gated_button_content: str | None = None
-    extra_gated_fields: (
-        dict[str, Literal["text", "checkbox", "date_picker", "country"] | Select] | None
-    ) = None
+    extra_gated_fields: dict[str, Answer] | None = None
 
     @model_validator(mode="after")
-    def _licence_is_told(self) -> _Front:
+    def _names_its_licence(self) -> _Front:
         if self.license not in LICENCES:
             raise ValueError(f"licence '{self.license}' is not one the Hub knows here")
         if self.license == "other" and not (self.license_name and self.license_link):
@@ -75,9 +79,7 @@ class _Front(_Strict):
 
 
 class DatasetFront(_Front):
-    """Front matter of a dataset card."""
-
-    pretty_name: str = Field(min_length=1)
+    pretty_name: NonEmptyText
     size_categories: tuple[str, ...] = Field(min_length=1)
     task_categories: tuple[Task, ...]
     annotations_creators: tuple[Creator, ...]
@@ -86,55 +88,44 @@ class DatasetFront(_Front):
     configs: tuple[Config, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
-    def _one_default(self) -> DatasetFront:
+    def _has_one_default(self) -> DatasetFront:
         if sum(bool(config.default) for config in self.configs) != 1:
             raise ValueError("exactly one config is the default")
         return self
 
 
-class Metric(_Strict):
-    """One score in the model index."""
-
-    type: str = Field(min_length=1)
-    name: str = Field(min_length=1)
-    value: float
-    args: dict[str, Any]
-
-    @model_validator(mode="after")
-    def _says_how_it_was_made(self) -> Metric:
-        needed = {"signature", "unit", "n_scored", "n_total"}
-        if missing := sorted(needed - set(self.args)):
-            raise ValueError(f"a score without {', '.join(missing)}")
-        return self
+def _names_its_making(args: dict[str, Any]) -> dict[str, Any]:
+    if missing := sorted({"signature", "unit", "n_scored", "n_total"} - set(args)):
+        raise ValueError(f"a score without {', '.join(missing)}")
+    return args
 
 
 class _TypeAndName(_Strict):
-    type: str = Field(min_length=1)
-    name: str = Field(min_length=1)
+    type: NonEmptyText
+    name: NonEmptyText
 
 
-class _Scored(_TypeAndName):
+class Metric(_TypeAndName):
+    value: float
+    args: Annotated[dict[str, Any], AfterValidator(_names_its_making)]
+
+
+class References(_TypeAndName):
     split: str | None = None
 
 
 class Result(_Strict):
-    """The scores on one set of references."""
-
     task: _TypeAndName
-    dataset: _Scored
+    dataset: References
     metrics: tuple[Metric, ...] = Field(min_length=1)
 
 
 class ModelResults(_Strict):
-    """One model of the index."""
-
-    name: str = Field(min_length=1)
+    name: NonEmptyText
     results: tuple[Result, ...] = Field(min_length=1)
 
 
 class ModelFront(_Front):
-    """Front matter of a model card."""
-
     base_model: str
     base_model_relation: Literal["adapter", "merge", "finetune"]
     library_name: Literal["peft", "transformers"]
@@ -145,21 +136,14 @@ class ModelFront(_Front):
     model_index: tuple[ModelResults, ...] | None = Field(default=None, alias="model-index")
 
     @model_validator(mode="after")
-    def _base_is_on_the_hub(self) -> ModelFront:
+    def _has_its_base_on_the_hub(self) -> ModelFront:
         if not REPO_ID.fullmatch(self.base_model):
             raise ValueError(f"base_model '{self.base_model}' is no repository of the Hub")
         return self
 
 
-FrontT = TypeVar("FrontT", bound=_Front)
-
-
-def check_front(model: type[FrontT], front: dict[str, Any]) -> dict[str, Any]:
-    """The front matter, unchanged, once it fits.
-
-    Raises:
-        DataError: names the first key that does not.
-    """
+def check_front(model: type[DatasetFront | ModelFront], front: dict[str, Any]) -> dict[str, Any]:
+    """The front matter, unchanged; a DataError names the first key that does not fit."""
     try:
         model.model_validate(front)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""The card of a published dataset: front matter, Chinese, English, citation.
+"""The cards of published datasets and models: front matter, Chinese, English, citation.
 
 Every figure comes from the manifest, the statistics of what is published, and reports that were
 named. The card holds no question and no answer: it stays readable for everybody.
@@ -7,153 +7,137 @@ named. The card holds no question and no answer: it stays readable for everybody
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import yaml
-
-from cbtqa.dataset.card import SIZE_NAMES, SIZES, listed, notices_of
+from cbtqa.dataset.card import (
+    card_values,
+    front_matter,
+    join_card,
+    render,
+    values_of_every_card,
+)
 from cbtqa.dataset.report import label_names
-from cbtqa.dataset.report.items import crisis_handling
 from cbtqa.dataset.report.material import Material, say
 from cbtqa.dataset.report.measures import label_table, length_table
-from cbtqa.dataset.stats import DatasetStatistics, paper_facts
+from cbtqa.dataset.report.provenance import sampling_of
+from cbtqa.dataset.stats import DatasetStatistics
 from cbtqa.distortions.evaluate import EvaluationReport
 from cbtqa.distortions.tables import binary_table
-from cbtqa.files import parse_record, parse_yaml, read_json, write_text
+from cbtqa.files import parse_record, parse_yaml, read_json, read_resource, write_text
 from cbtqa.hub.card_schema import DatasetFront, ModelFront, check_front
 from cbtqa.hub.model_facts import BaseModel, ModelScores
 from cbtqa.hub.ratings import SUMMARY_SPLIT, RatedStudy, card_table
-from cbtqa.hub.settings import DatasetSettings, Gate, ModelSettings
+from cbtqa.hub.scan import read_notes
+from cbtqa.hub.settings import DatasetSettings, Gate, ModelSettings, PublishSettings
 from cbtqa.hub.source_text import MASK
 from cbtqa.manifest import Manifest
-from cbtqa.records import NonEmptyText, Record
 from cbtqa.report.page import Phrase, same
-from cbtqa.report.table import Table, markdown_cell
-from cbtqa.report.words import count, share
+from cbtqa.report.table import Table
+from cbtqa.report.words import count
 from cbtqa.safety.notices import required_notices, usage_terms
 
-if TYPE_CHECKING:
-    from jinja2 import Environment
-
-
 CONFIGS = ("qa", "distortions", "ratings", "ratings_summary")
-DATASET_TAGS = (
-    "mental-health",
-    "cognitive-behavioural-therapy",
-    "cognitive-distortions",
-    "synthetic",
-)
+
+
+@dataclass
+class Published:
+    n_rows: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Rows by config and split."""
+    n_withheld: int = 0
+    """Entries with a sign of risk, left out by `--withhold-crisis`."""
+    n_unmaskable: int = 0
+    """Entries left out because they repeat their question in other punctuation."""
+    n_masked: int = 0
+    """Entries in which words of the question are masked."""
+    n_foreign_ratings: int = 0
+    """Ratings of questions that are not published."""
 
 
 @dataclass(frozen=True)
 class CardFacts:
-    """All that the card draws on."""
-
     settings: DatasetSettings
     manifest: Manifest
     statistics: DatasetStatistics
     """Of the entries that are published."""
-    n_rows: dict[str, dict[str, int]]
-    """Rows by config and split."""
+    counted: Published
     has_source_text: bool
-    n_withheld: int
-    n_unmaskable: int
-    n_masked: int
     studies: tuple[RatedStudy, ...]
-    notes: str | None
 
 
 def render_dataset_card(facts: CardFacts) -> str:
-    """The card as Markdown."""
-    material = Material(
-        facts.settings.run,
-        facts.manifest,
-        facts.statistics,
-        label_names(facts.manifest, facts.statistics),
-        "zh",
-    )
+    names = label_names(facts.manifest, facts.statistics)
+    material = Material(facts.settings.run, facts.manifest, facts.statistics, names, "zh")
     values = {**_values(facts, material), **_tables(facts, material)}
-    parts = [render(f"dataset.{lang}.md", values) for lang in ("zh", "en")]
     front = check_front(DatasetFront, dataset_front_matter(facts, material))
-    return join_card(front, *parts, render("citation.md", values))
+    return _card("dataset", front, values)
+
+
+def _card(kind: str, front: dict[str, Any], values: dict[str, Any]) -> str:
+    names = (f"{kind}.zh.md", f"{kind}.en.md", "citation.md")
+    return join_card(front, *(render("cbtqa.hub", name, values) for name in names))
 
 
 def dataset_front_matter(facts: CardFacts, material: Material) -> dict[str, Any]:
     """The YAML head; see the Hub's dataset card specification."""
-    n_entries = facts.statistics.n_entries
-    category = next((k for k, size in enumerate(SIZES) if n_entries < size), len(SIZES))
     configs: list[dict[str, Any]] = []
     for name in CONFIGS:
-        if name in facts.n_rows:
+        if name in facts.counted.n_rows:
             splits = [
                 {"split": split, "path": f"{name}/{split}-*.parquet"}
-                for split in facts.n_rows[name]
+                for split in facts.counted.n_rows[name]
             ]
             first = {"config_name": name, **({"default": True} if name == "qa" else {})}
             configs.append({**first, "data_files": splits})
+    licence = {"license": "other", "license_name": TERMS_NAME, "license_link": TERMS_PATH}
     annotators = ["machine-generated", *(["expert-generated"] if facts.studies else [])]
     return {
-        "pretty_name": say("title").zh,
-        "language": ["zh"],
-        "license": "other",
-        "license_name": TERMS_NAME,
-        "license_link": TERMS_PATH,
-        "size_categories": [SIZE_NAMES[category]],
+        **front_matter(material, licence, configs),
         "task_categories": ["question-answering", "text-generation", "text-classification"],
         "annotations_creators": annotators,
         "language_creators": ["machine-generated"],
-        "source_datasets": ["original"] if material.is_bundled_sample else ["extended"],
-        "tags": [*DATASET_TAGS, "not-for-training"] if material.is_template else list(DATASET_TAGS),
-        "configs": configs,
         **gate_front_matter(facts.settings.gate),
     }
 
 
+def _published_values(settings: PublishSettings, kind: str) -> dict[str, Any]:
+    """What the settings of a publication add to every card."""
+    return {
+        "repo_id": settings.to,
+        "gate": settings.gate,
+        "contact": settings.contact,
+        "discussions": f"https://huggingface.co/{kind}{settings.to}/discussions",
+        "notes": read_notes(settings.notes),
+    }
+
+
 def _values(facts: CardFacts, material: Material) -> dict[str, Any]:
-    manifest, statistics = facts.manifest, facts.statistics
+    manifest, settings = facts.manifest, facts.settings
     rejected: dict[str, int] = manifest.counts.get("rejected", {})
     return {
-        "repo_id": facts.settings.to,
-        "title": say("title"),
-        "version": manifest.cbtqa_version,
-        "date": manifest.finished_at[:10],
+        **card_values(material),
+        **_published_values(settings, "datasets/"),
         "started": manifest.started_at[:10],
-        "is_template": material.is_template,
-        "is_bundled_sample": material.is_bundled_sample,
         "has_source_text": facts.has_source_text,
         "mask": MASK,
-        "n_entries": count(statistics.n_entries),
-        "n_masked": count(facts.n_masked) if facts.n_masked else None,
-        "n_withheld": count(facts.n_withheld) if facts.n_withheld else None,
-        "n_unmaskable": count(facts.n_unmaskable) if facts.n_unmaskable else None,
-        "has_steps": statistics.n_with_steps > 0,
-        "models": list(statistics.models),
+        **{
+            name: count(n) if n else None
+            for name, n in vars(facts.counted).items()
+            if name != "n_rows"
+        },
+        "models": list(facts.statistics.models),
         "prompts": manifest.prompts,
         "inputs": manifest.inputs,
-        "sampling": _sampling(material),
-        "n_in": count(manifest.counts.get("n_in", 0)),
+        "sampling": sampling_of(material),
         "n_out": count(manifest.counts.get("n_out", 0)),
-        "n_rejected": count(sum(rejected.values())),
-        "rejected": listed("reasons", rejected),
         "n_refused": count(rejected.get("refusal", 0) + rejected.get("content_filter", 0)),
         "usage": manifest.usage,
         "cost": manifest.cost,
         "hosts": manifest.acknowledgements.get("disclosure"),
-        "permission": facts.settings.permission.name if facts.settings.permission else None,
-        "crisis": crisis_handling(material),
-        "risks": listed("risk", statistics.risk),
-        "gate": facts.settings.gate,
-        "contact": facts.settings.contact,
-        "discussions": f"https://huggingface.co/datasets/{facts.settings.to}/discussions",
-        "notes": facts.notes,
-        "zh": notices_of("zh"),
-        "en": notices_of("en"),
-        "citation": files("cbtqa.dataset").joinpath("card", "citation.bib").read_text("utf-8"),
+        "permission": settings.permission.name if settings.permission else None,
     }
 
 
@@ -168,29 +152,20 @@ def _tables(facts: CardFacts, material: Material) -> dict[str, Any]:
     configs = [
         (f"`{config}`", f"`{split}`", n)
         for config in CONFIGS
-        for split, n in facts.n_rows.get(config, {}).items()
+        for split, n in facts.counted.n_rows.get(config, {}).items()
     ]
     return {
         "configs": Table(heads, configs),
-        "config_names": [name for name in CONFIGS if name in facts.n_rows],
+        "config_names": [name for name in CONFIGS if name in facts.counted.n_rows],
         "summary_split": SUMMARY_SPLIT,
         "lengths": length_table(statistics, lambda column: f"`{column}`"),
         "labels": label_table(statistics, label_name) if statistics.labels else None,
-        "share_distorted": share(statistics.share_distorted),
-        "paper_share": share(paper_facts().share_distorted),
         "quality": read_label_quality(facts.settings.label_quality),
         "ratings": card_table(facts.studies),
     }
 
 
-def _sampling(material: Material) -> str | None:
-    given = {name: material.setting(name) for name in ("temperature", "top_p", "max_tokens")}
-    shown = ", ".join(f"{name} {value}" for name, value in given.items() if value is not None)
-    return shown if shown and not material.is_template else None
-
-
 # --- model card ----------------------------------------------------------------------------------
-# The card of a published model: front matter with the scores, Chinese, English, citation.
 
 MODEL_TAGS = ("mental-health", "cognitive-behavioural-therapy", "psyqa")
 SHOWN_SETTINGS = (
@@ -199,6 +174,7 @@ SHOWN_SETTINGS = (
     *("epochs", "max_steps", "batch_size", "max_length", "packing", "precision", "beta", "seed"),
 )
 """Settings that a reader needs to train the same, where the run records them."""
+SHOWN_PACKAGES = ("torch", "transformers", "peft", "accelerate")
 SHOWN_COUNTS = (
     *("n_steps", "n_trainable", "n_frozen", "precision", "first_loss", "last_loss", "eval_loss"),
     *("method", "n_merged", "dtypes"),
@@ -207,8 +183,6 @@ SHOWN_COUNTS = (
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """All that the card draws on."""
-
     settings: ModelSettings
     manifest: Manifest
     form: Literal["adapter", "merged"]
@@ -217,20 +191,15 @@ class ModelFacts:
     """The adapter's shape, as its configuration says; empty for merged weights."""
     scores: tuple[ModelScores, ...]
     studies: tuple[RatedStudy, ...]
-    notes: str | None
     notice_files: tuple[str, ...]
 
 
 def render_model_card(facts: ModelFacts) -> str:
-    """The card as Markdown."""
-    values = _model_values(facts)
-    parts = [render(f"model.{lang}.md", values) for lang in ("zh", "en")]
     front = check_front(ModelFront, model_front_matter(facts))
-    return join_card(front, *parts, render("citation.md", values))
+    return _card("model", front, _model_values(facts))
 
 
 def model_front_matter(facts: ModelFacts) -> dict[str, Any]:
-    """The YAML head; see the Hub's model card specification."""
     settings, base = facts.settings, facts.base
     licence: dict[str, Any] = {"license": settings.licence or "other"}
     if licence["license"] == "other":
@@ -260,51 +229,30 @@ def model_front_matter(facts: ModelFacts) -> dict[str, Any]:
 
 def _model_values(facts: ModelFacts) -> dict[str, Any]:
     settings, manifest = facts.settings, facts.manifest
+    known = {name: manifest.settings[name] for name in SHOWN_SETTINGS if name in manifest.settings}
+    shown_settings = [
+        (name, e.value, e.origin) for name, e in known.items() if e.value not in (None, [])
+    ]
+    counts = {name: manifest.counts.get(name) for name in SHOWN_COUNTS}
+    shown_counts = [(name, n) for name, n in counts.items() if n is not None]
     return {
-        "repo_id": settings.to,
+        **values_of_every_card(manifest),
+        **_published_values(settings, ""),
         "name": settings.to.split("/")[1],
         "form": facts.form,
         "base": facts.base,
-        "version": manifest.cbtqa_version,
-        "date": manifest.finished_at[:10],
         "datasets": settings.dataset,
         "inputs": manifest.inputs,
         "method": _facts_table(_METHOD, facts.method.items()) if facts.method else None,
-        "hyper": _facts_table(
-            _HYPER,
-            (
-                (name, entry.value, entry.origin)
-                for name in SHOWN_SETTINGS
-                if (entry := manifest.settings.get(name)) is not None
-                and entry.value not in (None, [])
-            ),
-        ),
-        "counts": _facts_table(
-            _COUNTS,
-            (
-                (name, manifest.counts[name])
-                for name in SHOWN_COUNTS
-                if manifest.counts.get(name) is not None
-            ),
-        ),
-        "packages": {
-            name: version
-            for name, version in manifest.packages.items()
-            if name in ("torch", "transformers", "peft", "accelerate")
-        },
+        "hyper": _facts_table(_HYPER, shown_settings),
+        "counts": _facts_table(_COUNTS, shown_counts),
+        "packages": {name: v for name, v in manifest.packages.items() if name in SHOWN_PACKAGES},
         "scores": [(one.references, one.system, one.table()) for one in facts.scores],
         "warnings": [warning for one in facts.scores for warning in one.warnings],
         "ratings": card_table(facts.studies),
         "system": settings.system,
         "notice_files": facts.notice_files,
         "licence": settings.licence,
-        "gate": settings.gate,
-        "contact": settings.contact,
-        "discussions": f"https://huggingface.co/{settings.to}/discussions",
-        "notes": facts.notes,
-        "zh": notices_of("zh"),
-        "en": notices_of("en"),
-        "citation": files("cbtqa.dataset").joinpath("card", "citation.bib").read_text("utf-8"),
     }
 
 
@@ -325,76 +273,28 @@ def _plain(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value))
-    return (
-        count(value)
-        if isinstance(value, int)
-        else f"{value:g}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    if isinstance(value, int):
+        return count(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-# --- label quality -------------------------------------------------------------------------------
-# How good the labels are, from what `cbtqa distortions evaluate --json` printed.
-#
-# Only figures are read: that report also quotes texts that were labelled wrongly.
-
-
-class LabelQuality(NamedTuple):
-    """What was measured on which texts."""
-
-    data: str
-    n_texts: int
-    taxonomy: str
-    table: Table
-
-
-def read_label_quality(path: Path | None) -> LabelQuality | None:
-    """The figures of the report; None without one.
-
-    Raises:
-        DataError: not such a report.
-    """
+def read_label_quality(path: Path | None) -> dict[str, Any] | None:
+    """Figures that `cbtqa distortions evaluate --json` measured, without the texts it quotes."""
     if path is None:
         return None
     report = parse_record(EvaluationReport, read_json(path), str(path))
     name = Path(report.data).name
-    return LabelQuality(name, report.n_texts, report.taxonomy, binary_table(report))
+    measured = {"data": name, "n_texts": report.n_texts, "taxonomy": report.taxonomy}
+    return {**measured, "table": binary_table(report)}
 
 
-# --- gating --------------------------------------------------------------------------------------
-# The access form of a repository, as the Hub's front matter wants it.
-
-
-class GateField(Record):
-    """One line of the form."""
-
-    zh: NonEmptyText
-    en: NonEmptyText
-    type: Literal["text", "checkbox", "country", "date_picker", "select"] = "select"
-    options: tuple[str, ...] = ()
-
-    @property
-    def label(self) -> str:
-        """What the form shows, both languages."""
-        return f"{self.zh} {self.en}"
-
-
-class GateForm(Record):
-    """The whole form."""
-
-    heading: NonEmptyText
-    button: NonEmptyText
-    prompt: NonEmptyText
-    description: NonEmptyText
-    fields: tuple[GateField, ...]
+# --- access form and terms -----------------------------------------------------------------------
 
 
 @cache
-def load_gate() -> GateForm:
-    """The shipped form."""
-    text = files("cbtqa.hub").joinpath("gate.yaml").read_text(encoding="utf-8")
-    return GateForm.model_validate(parse_yaml(text))
+def load_gate() -> dict[str, Any]:
+    loaded: dict[str, Any] = read_resource("cbtqa.hub", "gate.yaml")
+    return loaded
 
 
 def gate_front_matter(gate: Gate) -> dict[str, Any]:
@@ -403,79 +303,36 @@ def gate_front_matter(gate: Gate) -> dict[str, Any]:
         return {}
     form = load_gate()
     return {
-        "extra_gated_heading": form.heading,
-        "extra_gated_prompt": form.prompt,
-        "extra_gated_description": form.description,
-        "extra_gated_button_content": form.button,
+        "extra_gated_heading": form["heading"],
+        "extra_gated_prompt": form["prompt"],
+        "extra_gated_description": form["description"],
+        "extra_gated_button_content": form["button"],
         "extra_gated_fields": {
-            field.label: {"type": "select", "options": list(field.options)}
-            if field.type == "select"
-            else field.type
-            for field in form.fields
+            f"{field['zh']} {field['en']}": {"type": "select", "options": field["options"]}
+            if field["type"] == "select"
+            else field["type"]
+            for field in form["fields"]
         },
     }
 
-
-# --- terms ---------------------------------------------------------------------------------------
-# `LICENSE.md` of a dataset: the terms, from the notices that every card and page shows.
 
 TERMS_PATH = "LICENSE.md"
 TERMS_NAME = "cbtqa-research-only"
 
 
 def write_terms(staging: Path) -> None:
-    """Writes the terms into the staging folder."""
+    """Writes `LICENSE.md`: the terms, from the notices that every card and page shows."""
     values = {
         "terms": {"zh": usage_terms("zh"), "en": usage_terms("en")},
         "required": {"zh": required_notices("zh"), "en": required_notices("en")},
     }
-    write_text(staging / TERMS_PATH, render("terms.md", values))
-
-
-# --- rendering -----------------------------------------------------------------------------------
-# Markdown from the templates in `card/`, and the front matter above it.
-
-
-def render(template: str, values: Mapping[str, Any]) -> str:
-    """A template filled in; a missing value is an error, three blank lines become one."""
-    text = _environment().get_template(template).render(values)
-    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
-
-
-def join_card(front: Mapping[str, Any], *parts: str) -> str:
-    """A whole card: YAML head, then the parts."""
-    head = yaml.safe_dump(dict(front), allow_unicode=True, sort_keys=False, width=1_000)
-    return f"---\n{head}---\n\n" + "\n".join(parts)
+    write_text(staging / TERMS_PATH, render("cbtqa.hub", "terms.md", values))
 
 
 def split_card(card: str) -> tuple[dict[str, Any], str]:
-    """Front matter and Markdown of a card.
-
-    Raises:
-        ValueError: no front matter.
-    """
+    """Front matter and Markdown of a card; ValueError without front matter."""
     found = re.match(r"---\n(.*?)\n---\n", card, re.DOTALL)
     if found is None:
         raise ValueError("the card has no front matter")
     front: dict[str, Any] = parse_yaml(found[1])
     return front, card[found.end() :]
-
-
-def code(text: str) -> str:
-    """A name from outside as inline code that it cannot leave."""
-    return "`" + re.sub(r"[`\s]+", " ", str(text)).strip() + "`"
-
-
-@cache
-def _environment() -> Environment:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("cbtqa.hub", "card"),
-        autoescape=False,  # Markdown, not HTML; names from outside go through `code` and `cell`
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"code": code, "cell": markdown_cell}
-    return environment

@@ -1,7 +1,4 @@
-"""The Hub's own library behind a handful of calls, its failures turned into our errors.
-
-    hub = Hub(token="hf_...", repo_id="my-lab/cbt-qa", kind="dataset")
-    hub.state()                  # None, or who may see it and where its head is
+"""The few calls of the Hub's own library that are needed, its failures turned into our errors.
 
 Nothing here decides what may be published; see `upload` for the order.
 """
@@ -36,8 +33,6 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RepoState:
-    """A repository as it is now."""
-
     is_private: bool
     gate: Gate
     head: str
@@ -46,8 +41,6 @@ class RepoState:
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file as the Hub records it."""
-
     n_bytes: int
     git_sha1: str
     """Of the blob, for small files; of the pointer, for large ones."""
@@ -86,17 +79,11 @@ def saved_token() -> str | None:
 
 
 def find_token() -> str:
-    """The token to publish with; no network.
-
-    Raises:
-        MissingExtraError: huggingface_hub is not installed.
-        EndpointAuthError: there is no token.
-    """
+    """The token to publish with, or EndpointAuthError; no network."""
     require_hub()
-    token = saved_token()
-    if not token:
-        raise EndpointAuthError("no token for the Hub", hint=TOKEN_HINT)
-    return token
+    if token := saved_token():
+        return token
+    raise EndpointAuthError("no token for the Hub", hint=TOKEN_HINT)
 
 
 def show_progress(is_wanted: bool) -> None:
@@ -111,15 +98,11 @@ def show_progress(is_wanted: bool) -> None:
 
 
 def download_dataset(repo_id: str, revision: str | None, patterns: Sequence[str]) -> Path:
-    """A dataset's files as a local folder, from the Hub's cache where they are there already.
-
-    Raises:
-        EndpointError: it is not there, not open to this token, or the Hub cannot be reached.
-    """
+    """A dataset's files as a local folder, from the Hub's cache where they are there already."""
     require_hub()
     from huggingface_hub import snapshot_download
 
-    with failures_told(f"downloading {repo_id}"):
+    with reporting_failures(f"downloading {repo_id}"):
         folder = snapshot_download(
             repo_id, repo_type="dataset", revision=revision, allow_patterns=list(patterns)
         )
@@ -127,14 +110,11 @@ def download_dataset(repo_id: str, revision: str | None, patterns: Sequence[str]
 
 
 class Hub:
-    """One repository, reached with one token."""
+    """One repository, reached with one token; `endpoint` names a mirror or a private Hub."""
 
     def __init__(
         self, token: str, repo_id: str, kind: RepoKind, *, endpoint: str | None = None
     ) -> None:
-        """Args:
-        endpoint: of a mirror or a private Hub; HF_ENDPOINT or the public Hub by default.
-        """
         require_hub()
         from huggingface_hub import HfApi
 
@@ -145,7 +125,6 @@ class Hub:
 
     @property
     def url(self) -> str:
-        """The repository's page."""
         prefix = "datasets/" if self.kind == "dataset" else ""
         return f"{self._api.endpoint}/{prefix}{self.repo_id}"
 
@@ -153,16 +132,13 @@ class Hub:
     def _where(self) -> dict[str, Any]:
         return {"repo_id": self.repo_id, "repo_type": self.kind}
 
-    # --- reading ---------------------------------------------------------------------------------
-
     def account(self) -> Account:
-        """Who the token belongs to."""
-        told = patiently("asking who the token belongs to", self._api.whoami)
-        token = told.get("auth", {}).get("accessToken", {})
+        found = patiently("asking who the token belongs to", self._api.whoami)
+        token = found.get("auth", {}).get("accessToken", {})
         scopes = token.get("fineGrained", {}).get("scoped", [])
         return Account(
-            name=told["name"],
-            orgs={org["name"]: org.get("roleInOrg") for org in told.get("orgs", [])},
+            name=found["name"],
+            orgs={org["name"]: org.get("roleInOrg") for org in found.get("orgs", [])},
             role=token.get("role"),
             writable=tuple(
                 str(scope.get("entity", {}).get("name"))
@@ -186,23 +162,18 @@ class Hub:
         return RepoState(info.private is True, gate, str(info.sha or ""))
 
     def files(self, revision: str) -> dict[str, RemoteFile]:
-        """Every file at a commit by its path."""
         from huggingface_hub.hf_api import RepoFile
 
-        def listed() -> dict[str, RemoteFile]:
-            tree = self._api.list_repo_tree(**self._where, recursive=True, revision=revision)
-            return {
-                item.path: RemoteFile(
-                    item.size, item.blob_id, item.lfs.sha256 if item.lfs else None
-                )
-                for item in tree
-                if isinstance(item, RepoFile)
-            }
+        def listed() -> list[Any]:
+            return list(self._api.list_repo_tree(**self._where, recursive=True, revision=revision))
 
-        return patiently("listing the repository", listed)
+        return {
+            item.path: RemoteFile(item.size, item.blob_id, item.lfs.sha256 if item.lfs else None)
+            for item in patiently("listing the repository", listed)
+            if isinstance(item, RepoFile)
+        }
 
     def tags(self) -> dict[str, str]:
-        """Tags and the commits they name."""
         refs = patiently("reading the tags", self._api.list_repo_refs, **self._where)
         return {tag.name: tag.target_commit for tag in refs.tags}
 
@@ -227,22 +198,12 @@ class Hub:
 
         return patiently(f"reading {path} back", got)
 
-    # --- writing ---------------------------------------------------------------------------------
-
     def create_private(self) -> None:
-        """Creates the repository, visible to its owner alone.
-
-        Raises:
-            failures.NameTakenError: there is one of this name that the token cannot see.
-        """
-
-        def create() -> Any:
-            return self._api.create_repo(**self._where, private=True, exist_ok=False)
-
-        patiently("creating the repository", create)
+        """Creates the repository, visible to its owner alone; NameTakenError when there is one."""
+        create = self._api.create_repo
+        patiently("creating the repository", create, **self._where, private=True, exist_ok=False)
 
     def set_gate(self, gate: Gate) -> None:
-        """Sets who may read once the repository is public."""
         value: Any = False if gate == "none" else gate
         patiently("setting the gate", self._api.update_repo_settings, **self._where, gated=value)
 
@@ -260,7 +221,7 @@ class Hub:
             *(CommitOperationAdd(file.path, str(file.source)) for file in changed),
             *(CommitOperationDelete(path) for path in removed),
         ]
-        with failures_told("uploading"):
+        with reporting_failures("uploading"):
             made = self._api.create_commit(
                 **self._where,
                 operations=operations,
@@ -270,33 +231,20 @@ class Hub:
         return str(made.oid)
 
     def tag(self, name: str, commit: str) -> None:
-        """Names a commit."""
-        patiently(
-            "tagging",
-            self._api.create_tag,
-            **self._where,
-            tag=name,
-            revision=commit,
-            exist_ok=False,
-        )
+        create = self._api.create_tag
+        patiently("tagging", create, **self._where, tag=name, revision=commit, exist_ok=False)
 
     def make_public(self) -> None:
-        """Shows the repository to everybody."""
-        patiently(
-            "making it public", self._api.update_repo_settings, **self._where, visibility="public"
-        )
+        update = self._api.update_repo_settings
+        patiently("making it public", update, **self._where, visibility="public")
 
 
 # --- failures ------------------------------------------------------------------------------------
-# What can go wrong on the way to the Hub, as our errors: one clear line, and what to do next.
-#
-# with failures_told("uploading"):
-#     api.create_commit(...)
 
 Found = TypeVar("Found")
 MAX_ATTEMPTS = 4
 LONGEST_WAIT_S = 60.0
-"""A longer wait than this is told to the person instead of slept through."""
+"""A longer wait than this is reported instead."""
 AGAIN = "run the same command again: it continues, and sends nothing twice"
 TOKEN_HINT = (
     "make one with the role 'write' at https://huggingface.co/settings/tokens, then: "
@@ -318,7 +266,7 @@ def patiently(what: str, call: Callable[..., Found], **arguments: Any) -> Found:
     while True:
         attempt += 1
         try:
-            with failures_told(what):
+            with reporting_failures(what):
                 return call(**arguments)
         except (RateLimitError, BadResponseError, EndpointTimeoutError) as error:
             wait_or_raise(error, attempt)
@@ -338,7 +286,7 @@ def wait_or_raise(error: EndpointError, attempt: int, max_attempts: int = MAX_AT
 
 
 @contextmanager
-def failures_told(what: str) -> Iterator[None]:
+def reporting_failures(what: str) -> Iterator[None]:
     """Turns the failures of the Hub's library into ours."""
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
@@ -361,17 +309,16 @@ def failures_told(what: str) -> Iterator[None]:
         # hf_xet's own failures, a local file that is gone, and HF_HUB_OFFLINE
         raise _broken(what, error) from error
     except ValueError as error:
-        lines = " ".join(str(error).split())[:300]
-        raise EndpointError(f"the Hub did not accept it while {what}: {lines}") from error
+        line = " ".join(str(error).split())[:300]
+        raise EndpointError(f"the Hub did not accept it while {what}: {line}") from error
 
 
 def _broken(what: str, error: BaseException) -> EndpointTimeoutError:
     hint = AGAIN
     if "xet" in f"{type(error).__module__} {error}".lower():
         hint += "; a mirror without Xet storage wants HF_HUB_DISABLE_XET=1"
-    return EndpointTimeoutError(
-        f"the connection to the Hub broke while {what} ({_first_line(error)})", hint=hint
-    )
+    line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    return EndpointTimeoutError(f"the connection to the Hub broke while {what} ({line})", hint=hint)
 
 
 def _error_of(what: str, error: HfHubHTTPError) -> EndpointError:
@@ -383,8 +330,8 @@ def _error_of(what: str, error: HfHubHTTPError) -> EndpointError:
     )
 
     status = error.response.status_code if error.response is not None else None
-    told = (error.server_message or "").splitlines()
-    detail = f": {told[0]}" if told else ""
+    message = (error.server_message or "").splitlines()
+    detail = f": {message[0]}" if message else ""
     if isinstance(error, GatedRepoError):
         return EndpointAuthError(
             f"access has to be asked for first, while {what}",
@@ -421,8 +368,3 @@ def _retry_after(error: HfHubHTTPError) -> float | None:
         return float(found[0])
     reset = re.search(r"r\s*=\s*0\s*;\s*t\s*=\s*(\d+)", headers.get("RateLimit", ""))
     return float(reset[1]) if reset else None
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]

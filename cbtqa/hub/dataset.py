@@ -1,8 +1,5 @@
 """`cbtqa publish dataset`: a built dataset as the files of a repository.
 
-    plan, watch = plan_dataset(DatasetSettings(run=Path("runs/psyqa"), to="my-lab/cbt-qa"))
-    refuse_findings(check_dataset(plan, watch, settings))
-
 Configs: `qa` (answers), `distortions` (one row a label), `ratings` and `ratings_summary` (people's
 ratings, when there are any). Rejected items, journals, reports and human answers stay behind.
 """
@@ -11,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cbtqa.dataset.report.material import is_invented
 from cbtqa.dataset.stats import DatasetStatistics, StatisticsTally
 from cbtqa.dataset_folder import (
     INTEGER,
@@ -27,20 +25,20 @@ from cbtqa.dataset_folder import (
     arrow_schema,
     data_files,
     list_of,
+    question_of,
     type_label,
     types_of,
 )
 from cbtqa.distortions.taxonomy import shipped_concepts
 from cbtqa.errors import DataError
 from cbtqa.files import sha256_of, write_text
-from cbtqa.hub.cards import CardFacts, render_dataset_card, write_terms
+from cbtqa.hub.cards import CardFacts, Published, render_dataset_card, write_terms
 from cbtqa.hub.plan import (
     CARD_PATH,
     KEY,
     Permission,
     PublishPlan,
     fresh_staging,
-    is_invented,
     pass_permission_gate,
     staged_files,
     write_provenance,
@@ -54,7 +52,7 @@ from cbtqa.hub.ratings import (
     summary_rows,
     summary_schema,
 )
-from cbtqa.hub.scan import Finding, Watch, protected_text, read_notes, scan_plan, watch_for
+from cbtqa.hub.scan import Finding, Watch, protected_text, scan_plan, watch_for
 from cbtqa.hub.settings import DatasetSettings
 from cbtqa.hub.source_text import SourceIndex, mask_quotes
 from cbtqa.records import STEP_NAMES
@@ -64,7 +62,7 @@ if TYPE_CHECKING:
 
 
 STAYS_BEHIND = {
-    "rejects.jsonl": "items that were turned away, with their text",
+    "rejects.jsonl": "rejected items, with their text",
     "report.html": "a report that shows whole entries",
     "journal.sqlite": "replies of the model, with the questions",
     "human": "human answers",
@@ -73,29 +71,10 @@ STAYS_BEHIND = {
 }
 
 
-@dataclass
-class Published:
-    """What came of the rows of a dataset."""
-
-    n_rows: dict[str, dict[str, int]] = field(default_factory=dict)
-    """Rows by config and split."""
-    n_withheld: int = 0
-    """Entries with a sign of risk, left out by `--withhold-crisis`."""
-    n_unmaskable: int = 0
-    """Entries left out because they repeat their question in other punctuation."""
-    n_masked: int = 0
-    """Entries in which words of the question are masked."""
-    n_foreign_ratings: int = 0
-    """Ratings of questions that are not published."""
-
-
 def plan_dataset(settings: DatasetSettings) -> tuple[PublishPlan, Watch]:
-    """Writes every file of the repository to `RUN/publish/files` and says what must not be in them.
+    """Writes every file of the repository to `RUN/publish/files`; with what must not be in them.
 
-    Raises:
-        IncompleteRunError: the build has not finished.
-        PublishRefusedError: a permission is missing.
-        DataError: no dataset, or a damaged file.
+    An unfinished build is an IncompleteRunError, a missing permission a PublishRefusedError.
     """
     folder = DatasetFolder.open(settings.run)
     manifest = folder.manifest
@@ -112,13 +91,9 @@ def plan_dataset(settings: DatasetSettings) -> tuple[PublishPlan, Watch]:
         settings=settings,
         manifest=manifest,
         statistics=statistics,
-        n_rows=counted.n_rows,
+        counted=counted,
         has_source_text=permission.has_source_text,
-        n_withheld=counted.n_withheld,
-        n_unmaskable=counted.n_unmaskable,
-        n_masked=counted.n_masked,
         studies=tuple(studies),
-        notes=read_notes(settings.notes),
     )
     write_terms(staging)
     write_text(staging / CARD_PATH, render_dataset_card(facts))
@@ -185,7 +160,7 @@ def _write_tables(
         if not split_of:
             raise DataError("no entry is left to publish", where=str(settings.run))
         _write_ratings(tables, studies, split_of, counted)
-        counted.n_rows = tables.n_rows
+    counted.n_rows = tables.n_rows
     return counted, tally.result()
 
 
@@ -198,36 +173,30 @@ def _masked_row(
     except ValueError:
         counted.n_unmaskable += 1
         return None
-    if masks:
-        texts = [made[name] for name in ("answer",) if made[name]]
-        if index.hits(texts):
-            counted.n_unmaskable += 1
-            return None
-        counted.n_masked += bool(made["quotes"])
+    if masks and index.hits([made["answer"]]):
+        counted.n_unmaskable += 1
+        return None
+    counted.n_masked += bool(made["quotes"])
     return made
 
 
 def _write_ratings(
     tables: Tables, studies: list[RatedStudy], split_of: dict[str, str], counted: Published
 ) -> None:
-    schemas = (rating_schema(), summary_schema()) if studies else None
     for study in studies:
         n_ours = 0
         for rating in study.rows():
-            split = split_of.get(rating.question_id)
-            if split is None or schemas is None:
+            if rating.question_id not in split_of:
                 counted.n_foreign_ratings += 1
                 continue
-            tables.add("ratings", split, schemas[0], rating_row(study.report, rating))
+            row, split = rating_row(study.report, rating), split_of[rating.question_id]
+            tables.add("ratings", split, rating_schema(), row)
             n_ours += 1
         if not n_ours:
-            raise DataError(
-                f"study {study.report.study_id} rates no question of this dataset",
-                where=str(study.ratings_path),
-            )
+            what = f"study {study.report.study_id} rates no question of this dataset"
+            raise DataError(what, where=str(study.ratings_path))
         for row in summary_rows(study.report):
-            if schemas is not None:
-                tables.add("ratings_summary", SUMMARY_SPLIT, schemas[1], row)
+            tables.add("ratings_summary", SUMMARY_SPLIT, summary_schema(), row)
 
 
 def _remarks(counted: Published, permission: Permission) -> tuple[str, ...]:
@@ -237,38 +206,33 @@ def _remarks(counted: Published, permission: Permission) -> tuple[str, ...]:
         (counted.n_unmaskable, "answers are left out: they repeat text in a way masks cannot hide"),
         (counted.n_foreign_ratings, "ratings are left out: their questions are not published"),
     ]
-    told = [f"{n:,} {what}" for n, what in found if n]
-    return (*told, permission.remark) if permission.remark else tuple(told)
+    remarks = [f"{n:,} {what}" for n, what in found if n]
+    return (*remarks, permission.remark) if permission.remark else tuple(remarks)
 
 
 # --- tables --------------------------------------------------------------------------------------
-# Parquet files as the Hub's viewer likes them: `config/split-00000-of-00001.parquet`.
-#
-#     with Tables(staging) as tables:
-#         tables.add("qa", "train", arrow_schema(qa_features(types, False)), row)
-#     tables.n_rows["qa"]["train"]
-#
-# The same rows give the same bytes, so that publishing twice sends nothing twice.
+# `config/split-00000-of-00001.parquet`. The same rows give the same bytes, so that publishing twice
+# sends nothing twice.
 
 ROWS_PER_GROUP = 1_000
 """Small groups and a page index: the viewer reads a page without the whole file."""
 
 
-class Tables:
-    """Writes rows into configs and splits; a split without rows leaves no file."""
+class Tables(ExitStack):
+    """Writes rows into configs and splits; a split without rows gets no file."""
 
     def __init__(self, folder: Path) -> None:
+        super().__init__()
         self._folder = folder
         self._splits: dict[tuple[str, str], ParquetShards] = {}
-
-    def __enter__(self) -> Tables:
-        return self
 
     def add(self, config: str, split: str, schema: pa.Schema, row: dict[str, Any]) -> None:
         """Adds a row; its keys are the schema's columns."""
         key = (config, split)
         if key not in self._splits:
-            self._splits[key] = ParquetShards(self._folder / config, split, schema, ROWS_PER_GROUP)
+            shards = ParquetShards(self._folder / config, split, schema, ROWS_PER_GROUP)
+            self._splits[key] = shards
+            self.push(shards.close)
         self._splits[key].add(row)
 
     @property
@@ -278,10 +242,6 @@ class Tables:
         for (config, split), part in self._splits.items():
             counted.setdefault(config, {})[split] = part.n_rows
         return counted
-
-    def __exit__(self, *error: Any) -> None:
-        for part in self._splits.values():
-            part.close(*error)
 
 
 # --- rows -----------------------------------------------------------------------------------------
@@ -302,12 +262,6 @@ def source_hash(source_text: str) -> str:
     return hashlib.sha256(source_text.encode()).hexdigest()
 
 
-def source_text_of(row: Mapping[str, Any]) -> str:
-    """Question and description as `Question.source_text` joins them."""
-    question, description = row["question"], row["description"]
-    return f"{question}\n{description}" if description else str(question)
-
-
 def qa_features(types: Sequence[str], has_source_text: bool) -> dict[str, Feature]:
     """Columns of the config `qa`."""
     built = answer_features(types)
@@ -326,54 +280,43 @@ def qa_features(types: Sequence[str], has_source_text: bool) -> dict[str, Featur
 def label_features(types: Sequence[str], has_source_text: bool) -> dict[str, Feature]:
     """Columns of the config `distortions`: one row a label."""
     return {
-        "id": TEXT,
-        "question_sha256": TEXT,
+        **dict.fromkeys(("id", "question_sha256"), TEXT),
         "label": type_label(types),
-        "label_zh": TEXT,
-        "label_en": TEXT,
-        "labeller": TEXT,
+        **dict.fromkeys(("label_zh", "label_en", "labeller"), TEXT),
         "confidence": NUMBER,
-        "evidence_start": INTEGER,
-        "evidence_end": INTEGER,
+        **dict.fromkeys(("evidence_start", "evidence_end"), INTEGER),
         **({"evidence": TEXT} if has_source_text else {}),
     }
 
 
 def qa_row(row: Mapping[str, Any], *, has_source_text: bool, masks: bool) -> dict[str, Any]:
-    """A row of `qa_features`.
+    """A row of `qa_features`, from a row of `answer_features`.
 
     Args:
-        row: a row of `answer_features`.
-        masks: replace words of the question in the answer by `quotes.MASK`.
-
-    Raises:
-        ValueError: masks were asked for and the answer holds a mask already.
+        masks: replace words of the question in the answer by `source_text.MASK`; ValueError where
+            the answer holds a mask already.
     """
-    source_text = source_text_of(row)
+    source_text = question_of(row).source_text
     made = {name: value for name, value in row.items() if name not in NOT_PUBLISHED}
     if has_source_text:
         made |= {name: row[name] for name in SOURCE_COLUMNS}
     made["question_sha256"] = source_hash(source_text)
     made["labels"] = types_of(label["id"] for label in row["distortions"])
     made["quotes"] = []
-    if masks and not has_source_text:
-        for name in MASKED_COLUMNS:
-            if row[name] is not None:
-                made[name], found = mask_quotes(row[name], source_text)
-                made["quotes"] += [
-                    {"column": name, "start": quote.start, "end": quote.end} for quote in found
-                ]
+    for name in MASKED_COLUMNS if masks else ():
+        if row[name] is not None:
+            made[name], found = mask_quotes(row[name], source_text)
+            made["quotes"] += [{"column": name, **quote._asdict()} for quote in found]
     return made
 
 
 def label_rows(row: Mapping[str, Any], *, has_source_text: bool) -> Iterator[dict[str, Any]]:
     """The labels of a question as rows of `label_features`."""
-    source_text = source_text_of(row)
-    concepts = shipped_concepts()
+    source_text = question_of(row).source_text
     for label in row["distortions"]:
         evidence = label["evidence"]
         start = source_text.find(evidence) if evidence else -1
-        known = concepts.get(label["id"])
+        known = shipped_concepts().get(label["id"])
         made = {
             "id": row["id"],
             "question_sha256": source_hash(source_text),

@@ -1,8 +1,5 @@
 """`cbtqa join`: puts question text back into a text-free dataset, from the user's own file.
 
-    joined = join(JoinSettings(published="my-lab/cbt-qa", questions=Path("PsyQA_full.json")))
-    joined.n_joined, joined.n_missing, joined.n_other
-
 Every question is checked by its hash before it is used: the file must hold the very text that the
 answers were made from. The result is a dataset folder like that of `cbtqa build-dataset`.
 """
@@ -30,8 +27,6 @@ from cbtqa.settings import Settings
 
 
 class JoinSettings(Settings):
-    """What `cbtqa join` can be told."""
-
     published: str
     """The published dataset: owner/name, or a local folder."""
     questions: Path
@@ -50,8 +45,6 @@ class JoinSettings(Settings):
 
 @dataclass(frozen=True)
 class Joined(Tabular):
-    """A joined dataset."""
-
     folder: Path
     n_joined: int
     n_missing: int
@@ -64,18 +57,17 @@ def join(settings: JoinSettings) -> Joined:
     """Writes the joined dataset.
 
     Raises:
-        UsageError: the dataset holds its text already.
-        ConfigError: the folder to write to is not empty.
         DataError: no such dataset, files that were changed, or no question that fits.
         IncompleteRunError: some questions were not found; what could be joined is written.
-        EndpointError: the dataset cannot be downloaded.
     """
     if settings.out.exists() and any(settings.out.iterdir()):
         raise ConfigError(f"--out: {settings.out} is not empty", hint="name a new folder")
     started = now()
     published = _fetched(settings)
     tables = _checked_tables(published)
-    labels = _labels_of(tables)
+    labels: dict[str, list[dict[str, Any]]] = {}
+    for _, row in _rows(tables, "distortions"):
+        labels.setdefault(row["id"], []).append(row)
     wanted = {row["id"] for _, row in _rows(tables, "qa")}
     questions = _questions(settings, wanted)
     counts = {"joined": 0, "missing": 0, "other": 0}
@@ -83,15 +75,13 @@ def join(settings: JoinSettings) -> Joined:
     with DatasetWriter(settings.out, _types_of(tables)) as writer:
         for split, row in _rows(tables, "qa"):
             question = questions.get(row["id"])
-            if question is None:
-                counts["missing"] += 1
-                writer.add_rejection(_rejection(row["id"], Reason.SOURCE_MISSING))
-            elif source_hash(question.source_text) != row["question_sha256"]:
-                counts["other"] += 1
-                writer.add_rejection(_rejection(row["id"], Reason.SOURCE_DIFFERS))
-            else:
+            if question and source_hash(question.source_text) == row["question_sha256"]:
                 counts["joined"] += 1
                 writer.add_answer(split, _restored(row, question, labels.get(row["id"], [])))
+                continue
+            counts["other" if question else "missing"] += 1
+            reason = Reason.SOURCE_DIFFERS if question else Reason.SOURCE_MISSING
+            writer.add_rejection(Rejection(item_id=row["id"], stage="input", reason=reason))
         splits = writer.n_rows
     if not counts["joined"]:
         raise DataError(
@@ -108,9 +98,6 @@ def join(settings: JoinSettings) -> Joined:
             hint="see rejects.jsonl there; --partial accepts it",
         )
     return joined
-
-
-# --- what was published --------------------------------------------------------------------------
 
 
 def _fetched(settings: JoinSettings) -> Path:
@@ -156,23 +143,12 @@ def _rows(tables: list[Path], config: str) -> Iterator[tuple[str, dict[str, Any]
                 yield _split_of(table), row
 
 
-def _labels_of(tables: list[Path]) -> dict[str, list[dict[str, Any]]]:
-    """The labels by question, each in its published order."""
-    labels: dict[str, list[dict[str, Any]]] = {}
-    for _, row in _rows(tables, "distortions"):
-        labels.setdefault(row["id"], []).append(row)
-    return labels
-
-
 def _types_of(tables: list[Path]) -> list[str]:
     """The types that the labels' column names; none where it holds texts."""
     for table in tables:
         if table.parent.name == "distortions":
             return class_names(parquet_schema(table)).get("label", [])
     return []
-
-
-# --- putting text back ---------------------------------------------------------------------------
 
 
 def _questions(settings: JoinSettings, wanted: set[str]) -> dict[str, Question]:
@@ -185,10 +161,6 @@ def _questions(settings: JoinSettings, wanted: set[str]) -> dict[str, Question]:
     }
 
 
-def _rejection(item_id: str, reason: Reason) -> Rejection:
-    return Rejection(item_id=item_id, stage="input", reason=reason)
-
-
 def _restored(
     row: Mapping[str, Any], question: Question, labels: list[dict[str, Any]]
 ) -> dict[str, Any]:
@@ -196,9 +168,7 @@ def _restored(
     text = question.source_text
     made = {name: row.get(name) for name in ANSWER_COLUMNS}
     made |= {
-        "question": question.question,
-        "description": question.description,
-        "keywords": list(question.keywords),
+        **question.model_dump(exclude={"id"}),
         "distortions": [_label(label, text) for label in labels],
         "distortion_types": types_of(label["label"] for label in labels),
     }
@@ -211,12 +181,9 @@ def _restored(
 
 def _label(label: Mapping[str, Any], text: str) -> dict[str, Any]:
     start, end = label["evidence_start"], label["evidence_end"]
-    return {
-        "id": label["label"],
-        "evidence": None if start is None else text[start:end],
-        "labeller": label["labeller"],
-        "confidence": label["confidence"],
-    }
+    evidence = None if start is None else text[start:end]
+    kept = {name: label[name] for name in ("labeller", "confidence")}
+    return {"id": label["label"], "evidence": evidence, **kept}
 
 
 def _finish(
@@ -226,18 +193,17 @@ def _finish(
     splits: Mapping[str, int],
     started: str,
 ) -> None:
-    """Adds card, report and manifest."""
     run, folder = read_json(published / PROVENANCE_PATH)["run"], settings.out
     left_out = {Reason.SOURCE_MISSING: counts["missing"], Reason.SOURCE_DIFFERS: counts["other"]}
     n_left_out = sum(left_out.values())
     origin = f"published as {Path(settings.published).name}"
     before = {name: SettingValue(value=v, origin=origin) for name, v in run["settings"].items()}
+    kept = {name: run[name] for name in ("prompts", "usage", "cost", "acknowledgements")}
     manifest = Manifest(
         kind="dataset",
         packages=package_versions(),
         settings=before,
         inputs=(describe_file(settings.questions), describe_file(published / PROVENANCE_PATH)),
-        prompts=run["prompts"],
         counts={
             "n_in": counts["joined"] + n_left_out,
             "n_out": counts["joined"],
@@ -245,9 +211,7 @@ def _finish(
             "rejected": {str(reason): n for reason, n in left_out.items() if n},
             "splits": dict(splits),
         },
-        usage=run["usage"],
-        cost=run["cost"],
-        acknowledgements=run["acknowledgements"],
+        **kept,
         started_at=started,
         finished_at=now(),
     )

@@ -1,8 +1,5 @@
 """`cbtqa publish model`: an adapter, or merged weights, as the files of a repository.
 
-    plan, watch = plan_model(ModelSettings(run=Path("cbtqa-tuned/qwen"), to="my-lab/cbt-adapter"))
-    refuse_findings(scan_plan(plan, watch))
-
 Only what a reader needs is taken: weights in safetensors, configuration, tokenizer, licence and
 notice files. Everything else of the run stays behind and is listed.
 """
@@ -30,7 +27,7 @@ from cbtqa.hub.plan import (
     write_provenance,
 )
 from cbtqa.hub.ratings import read_study
-from cbtqa.hub.scan import Watch, load_refusals, protected_text, read_notes, watch_for
+from cbtqa.hub.scan import Watch, load_refusals, protected_text, watch_for
 from cbtqa.hub.settings import ModelSettings
 from cbtqa.manifest import Manifest, package_versions
 
@@ -75,7 +72,8 @@ def plan_model(settings: ModelSettings) -> tuple[PublishPlan, Watch]:
         shutil.copyfile(path, staging / path.name)
     _write_configs(settings.run, staging, form, base)
     taken = _taken(settings.run, staging, form)
-    if form == "merged" and not _has_licence(staging, taken):
+    notices = _notice_names(staging, taken)
+    if form == "merged" and not any(name.lower().startswith("license") for name in notices):
         raise PublishRefusedError(
             "merged weights carry their base's licence, and there is no licence file in the run",
             hint=f"fetch it from {base.hub_id} and add --licence-file LICENSE",
@@ -88,8 +86,7 @@ def plan_model(settings: ModelSettings) -> tuple[PublishPlan, Watch]:
         method=_method(staging),
         scores=tuple(read_scores(folder, settings.system) for folder in settings.scores),
         studies=tuple(read_study(folder) for folder in settings.ratings),
-        notes=read_notes(settings.notes),
-        notice_files=tuple(sorted(_notice_names(staging, taken))),
+        notice_files=tuple(notices),
     )
     write_text(staging / CARD_PATH, render_model_card(facts))
     write_provenance(
@@ -98,16 +95,13 @@ def plan_model(settings: ModelSettings) -> tuple[PublishPlan, Watch]:
         manifest,
         taken=taken,
         acknowledgements=manifest.acknowledgements,
-        more={
-            "form": form,
-            "base": {"hub_id": base.hub_id, "revision": base.revision},
-        },
+        more={"form": form, "base": {"hub_id": base.hub_id, "revision": base.revision}},
     )
-    files = sorted((*staged_files(staging), *taken), key=lambda file: file.path)
+    files = tuple(sorted((*staged_files(staging), *taken), key=lambda file: file.path))
     plan = PublishPlan(
         kind="model",
         repo_id=settings.to,
-        files=tuple(files),
+        files=files,
         gate=settings.gate,
         left_out=_left_out(settings.run, {file.path for file in files}),
         remarks=_remarks(settings, base),
@@ -160,13 +154,14 @@ def _write_configs(run: Path, staging: Path, form: Form, base: BaseModel) -> Non
         config: dict[str, Any] = read_json(run / name)
         if name == ADAPTER_CONFIG:
             config |= {"base_model_name_or_path": base.hub_id, "revision": base.revision}
-        write_json(staging / name, {k: v for k, v in config.items() if k not in PATH_KEYS})
+        write_json(staging / name, _without_paths(config))
     settings = run / "tokenizer_config.json"
-    if settings.is_file():
-        config = read_json(settings)
-        if set(PATH_KEYS) & set(config):
-            kept = {key: value for key, value in config.items() if key not in PATH_KEYS}
-            write_json(staging / settings.name, kept)
+    if settings.is_file() and set(PATH_KEYS) & set(config := read_json(settings)):
+        write_json(staging / settings.name, _without_paths(config))
+
+
+def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in PATH_KEYS}
 
 
 def _taken(run: Path, staging: Path, form: Form) -> tuple[PlannedFile, ...]:
@@ -180,17 +175,13 @@ def _taken(run: Path, staging: Path, form: Form) -> tuple[PlannedFile, ...]:
     )
 
 
-def _notice_names(staging: Path, taken: tuple[PlannedFile, ...]) -> set[str]:
+def _notice_names(staging: Path, taken: tuple[PlannedFile, ...]) -> list[str]:
     names = {path.name for path in staging.iterdir()} | {file.path for file in taken}
-    return {name for name in names if any(fnmatch(name.lower(), kind) for kind in NOTICES)}
-
-
-def _has_licence(staging: Path, taken: tuple[PlannedFile, ...]) -> bool:
-    return any(fnmatch(name.lower(), "license*") for name in _notice_names(staging, taken))
+    return sorted(n for n in names if any(fnmatch(n.lower(), kind) for kind in NOTICES))
 
 
 def _method(staging: Path) -> dict[str, Any]:
-    """What the card tells of the adapter's shape; empty for merged weights."""
+    """The adapter's shape for the card; empty for merged weights."""
     path = staging / ADAPTER_CONFIG
     if not path.is_file():
         return {}
@@ -206,9 +197,9 @@ def _left_out(run: Path, published: set[str]) -> tuple[tuple[str, str], ...]:
         name = f"{path.name}/" if path.is_dir() else path.name
         if name in published or name == f"{STAGING}/":
             continue
-        rules = load_refusals().left_out
-        reason = next((rule.why for rule in rules if fnmatch(name, rule.match)), "not for readers")
-        found.append((name, reason))
+        rules = load_refusals()["left_out"]
+        why = next((rule["why"] for rule in rules if fnmatch(name, rule["match"])), None)
+        found.append((name, why or "not for readers"))
     return tuple(found)
 
 

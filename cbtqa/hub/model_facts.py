@@ -28,8 +28,6 @@ _GIVEN = re.compile(r"(?P<id>[^@\s]+)@(?P<revision>[\w.-]{1,100})", re.ASCII)
 
 @dataclass(frozen=True)
 class BaseModel:
-    """The base as a reader gets it."""
-
     hub_id: str
     revision: str
     """Commit or tag; never a branch."""
@@ -42,11 +40,7 @@ class BaseModel:
 
 
 def find_base(settings: ModelSettings, manifest_counts: dict[str, Any]) -> BaseModel:
-    """The base that was named, or that the run recorded.
-
-    Raises:
-        PublishRefusedError: neither names a repository and a revision of it.
-    """
+    """The base that was named, or that the run recorded; PublishRefusedError without either."""
     record = _recorded(settings.run, manifest_counts)
     name, revision = str(record.get("hub_id") or record.get("name") or ""), record.get("revision")
     is_on_hub = bool(REPO_ID.fullmatch(name)) and not Path(name).exists()
@@ -60,9 +54,9 @@ def find_base(settings: ModelSettings, manifest_counts: dict[str, Any]) -> BaseM
             )
         name, revision = found["id"], found["revision"]
     elif not is_on_hub or not revision:
-        told = f" ({known or name})" if known or name else ""
+        shown = f" ({known or name})" if known or name else ""
         raise PublishRefusedError(
-            f"the run does not say which repository and revision of the Hub its base{told} is",
+            f"the run does not say which repository and revision of the Hub its base{shown} is",
             hint="name it: --base owner/name@COMMIT",
         )
     if str(revision) in MOVING:
@@ -70,20 +64,18 @@ def find_base(settings: ModelSettings, manifest_counts: dict[str, Any]) -> BaseM
             f"{name}@{revision}: a branch moves, and with it the base",
             hint="name the commit: --base owner/name@COMMIT",
         )
-    converted = settings.converted
-    if converted is None:
-        converted = bool(known) and not is_on_hub
+    was_converted = bool(known) and not is_on_hub
     return BaseModel(
         hub_id=name,
         revision=str(revision),
-        is_converted=converted,
+        is_converted=was_converted if settings.converted is None else settings.converted,
         weights_sha256=record.get("weights_sha256"),
         is_quantized=bool(record.get("is_quantized")),
     )
 
 
 def _recorded(run: Path, counts: dict[str, Any]) -> dict[str, Any]:
-    """What the run says of its base, the most telling source first."""
+    """The run's record of its base, the most precise source first."""
     if (run / "base.json").is_file():
         return dict(read_json(run / "base.json"))
     if (run / "merge.json").is_file():
@@ -97,7 +89,6 @@ def _recorded(run: Path, counts: dict[str, Any]) -> dict[str, Any]:
 
 
 # --- scores --------------------------------------------------------------------------------------
-# Scores for a model card, from a folder of `cbtqa score`: value, interval, counts, signature.
 
 
 class ModelScores(NamedTuple):
@@ -112,10 +103,8 @@ class ModelScores(NamedTuple):
 
     def table(self) -> Table:
         """Metric, value with interval, unit, signature."""
-        heads = [
-            *(Phrase(zh="指标", en="metric"), Phrase(zh="值", en="value")),
-            *(Phrase(zh="单位", en="unit"), Phrase(zh="签名", en="signature")),
-        ]
+        names = {"指标": "metric", "值": "value", "单位": "unit", "签名": "signature"}
+        heads = [Phrase(zh=zh, en=en) for zh, en in names.items()]
         rows = [
             (label_of(score.metric), estimate_of(score), score.unit, f"`{score.signature}`")
             for score in self.scores
@@ -137,13 +126,9 @@ class ModelScores(NamedTuple):
                     "name": f"{label_of(score.metric)} ({score.unit})",
                     "value": score.value,
                     "args": {
-                        "signature": score.signature,
-                        "unit": score.unit,
-                        "low": score.low,
-                        "high": score.high,
+                        **score.model_dump(include={"signature", "unit", "low", "high"}),
                         "interval": "95% percentile bootstrap over questions",
-                        "n_scored": score.n_scored,
-                        "n_total": score.n_total,
+                        **score.model_dump(include={"n_scored", "n_total"}),
                     },
                 }
                 for score in self.scores
@@ -153,15 +138,10 @@ class ModelScores(NamedTuple):
 
 
 def read_scores(folder: Path, system: str | None) -> ModelScores:
-    """The scores of one system.
+    """The scores of one system of a folder of `cbtqa score`.
 
     Args:
         system: its name; None: the only one that is no anchor.
-
-    Raises:
-        UsageError: several systems and none named, or no such system.
-        DataError: not a folder of scores.
-        IncompleteRunError: the scoring did not finish.
     """
     manifest = read_manifest(folder)
     if manifest.kind != "scores":

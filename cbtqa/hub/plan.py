@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import cbtqa
+from cbtqa.dataset.report.material import is_invented
 from cbtqa.errors import ConfigError, LicenceGateError
 from cbtqa.files import sha256_of, write_json
 from cbtqa.hub.settings import DatasetSettings, Gate
 from cbtqa.manifest import MANIFEST_NAME, Manifest, describe_file, read_manifest
-from cbtqa.psyqa import is_bundled_sample
 
 RepoKind = Literal["dataset", "model"]
 STAGING = "publish"
@@ -34,8 +34,6 @@ class PublishRefusedError(LicenceGateError):
 
 @dataclass(frozen=True)
 class PlannedFile:
-    """One file of the repository to be."""
-
     path: str
     """Place in the repository, with `/`."""
     source: Path
@@ -43,7 +41,6 @@ class PlannedFile:
 
     @property
     def n_bytes(self) -> int:
-        """Size now."""
         return self.source.stat().st_size
 
     @cached_property
@@ -51,6 +48,9 @@ class PlannedFile:
         """Hash of the bytes, in hex, as they were when first asked: a file that changes between
         plan and upload shows when the upload is compared."""
         return sha256_of(self.source)
+
+    def described(self) -> dict[str, Any]:
+        return {"path": self.path, "n_bytes": self.n_bytes, "sha256": self.sha256}
 
 
 @dataclass(frozen=True)
@@ -72,16 +72,9 @@ class PublishPlan:
 
     @property
     def card(self) -> str:
-        """The card's text."""
         return self.file(CARD_PATH).source.read_text(encoding="utf-8")
 
-    @property
-    def n_bytes(self) -> int:
-        """Size of all files together."""
-        return sum(file.n_bytes for file in self.files)
-
     def file(self, path: str) -> PlannedFile:
-        """The file at this place of the repository."""
         return next(file for file in self.files if file.path == path)
 
     def summary(self) -> dict[str, Any]:
@@ -92,23 +85,15 @@ class PublishPlan:
             "visibility": "private",
             "gate": self.gate,
             "has_source_text": self.has_source_text,
-            "n_bytes": self.n_bytes,
-            "files": [
-                {"path": file.path, "n_bytes": file.n_bytes, "sha256": file.sha256}
-                for file in self.files
-            ],
+            "n_bytes": sum(file.n_bytes for file in self.files),
+            "files": [file.described() for file in self.files],
             "left_out": [{"path": path, "reason": reason} for path, reason in self.left_out],
             "remarks": list(self.remarks),
         }
 
 
 def open_run(folder: Path) -> Manifest:
-    """The manifest of a run that may be published.
-
-    Raises:
-        PublishRefusedError: the run did not finish.
-        DataError: no such folder, or a damaged manifest.
-    """
+    """The manifest of a run; PublishRefusedError when the run did not finish."""
     if folder.is_dir() and not (folder / MANIFEST_NAME).exists():
         raise PublishRefusedError(
             f"{folder} holds no {MANIFEST_NAME}: the run did not finish, and half a run is not "
@@ -119,11 +104,7 @@ def open_run(folder: Path) -> Manifest:
 
 
 def fresh_staging(run: Path) -> Path:
-    """An empty folder for the files to publish, inside the run.
-
-    Raises:
-        ConfigError: nothing can be written there.
-    """
+    """An empty folder for the files to publish, inside the run."""
     staging = run / STAGING / "files"
     try:
         if staging.exists():
@@ -144,13 +125,12 @@ def staged_files(staging: Path) -> tuple[PlannedFile, ...]:
 
 
 # --- provenance ----------------------------------------------------------------------------------
-# `provenance.json` of a repository: the run's manifest without what belongs to one machine.
-#
-# Holds no time of publishing: the same run gives the same bytes, and the Hub dates its commits.
+# The run's manifest without what belongs to one machine. It holds no time of publishing: the same
+# run gives the same bytes, and the Hub dates its commits.
 
 FORMAT_VERSION = 1
 OF_ONE_MACHINE = {"out", "endpoint", "in_flight", "transport", "tracker"}
-"""Settings that tell where somebody computes and change no result."""
+"""Settings that show where somebody computes and change no result."""
 
 
 def write_provenance(
@@ -170,7 +150,7 @@ def write_provenance(
         more: what this kind of publication adds, such as `has_source_text`.
     """
     files = [
-        {"path": file.path, "n_bytes": file.n_bytes, "sha256": file.sha256}
+        file.described()
         for file in (*staged_files(staging), *taken)
         if file.path not in (CARD_PATH, PROVENANCE_PATH)
     ]
@@ -194,36 +174,33 @@ def write_provenance(
 
 
 # --- permission ----------------------------------------------------------------------------------
-# The gate before question text: an explicit flag and a file that permits it, written down.
-#
-# PsyQA's agreement forbids passing its text on; the period printed in it ended on 2026-05-18.
+# The gate before question text: an explicit flag and a file that permits it, written down. PsyQA's
+# agreement forbids passing its text on; the period printed in it ended on 2026-05-18.
 
 KEY = "source_text"
 """Under this key the manifest's acknowledgements keep the permission."""
+NO_END = (
+    "the end of the permission is not stated (--permission-until); the period printed in "
+    "PsyQA's agreement ended on 2026-05-18"
+)
 
 
 @dataclass(frozen=True)
 class Permission:
-    """Whether question text is published, and on what ground."""
+    """Whether question text is published, and on what grounds."""
 
     has_source_text: bool
     acknowledgement: str | None = None
     """Sentence for the manifest; None when nothing needs to be permitted."""
     remark: str | None = None
-    """What the person should know before going on."""
-
-
-def is_invented(manifest: Manifest) -> bool:
-    """True when all questions are the sample that comes with cbtqa: nobody's text."""
-    return bool(manifest.inputs) and all(is_bundled_sample(e.sha256) for e in manifest.inputs)
+    """What the person should know first."""
 
 
 def pass_permission_gate(settings: DatasetSettings, manifest: Manifest) -> Permission:
-    """Decides whether question text goes out.
+    """Decides whether question text is published.
 
-    Raises:
-        PublishRefusedError: question text is asked for without a permission, with an empty one, or
-            with one that has run out.
+    PublishRefusedError: it was asked for without a permission, with an empty one, or with one that
+    has ended.
     """
     if not settings.include_source_text:
         return Permission(False)
@@ -246,29 +223,14 @@ def pass_permission_gate(settings: DatasetSettings, manifest: Manifest) -> Permi
         raise PublishRefusedError(
             f"the permission ended on {until}", hint="renew it, or publish without the text"
         )
-    return Permission(True, _sentence(settings, manifest), _remark(until))
-
-
-def _sentence(settings: DatasetSettings, manifest: Manifest) -> str:
-    """The record of the permission; the day of the first time is kept, so that a run stays equal
-    to itself."""
-    assert settings.permission is not None
     entry = describe_file(settings.permission)
-    until = f", valid until {settings.permission_until}" if settings.permission_until else ""
+    valid = f", valid until {until}" if until else ""
     ground = (
         f"question text published to {settings.to} under the permission {entry.name} "
-        f"(SHA-256 {entry.sha256}{until})"
+        f"(SHA-256 {entry.sha256}{valid})"
     )
+    # the day of the first acknowledgement is kept, so that a run stays equal to itself
     before = manifest.acknowledgements.get(KEY, "")
-    if before.startswith(ground):
-        return before
-    return f"{ground}; acknowledged {datetime.date.today()}"
-
-
-def _remark(until: str | None) -> str | None:
-    if until is not None:
-        return None
-    return (
-        "the end of the permission is not stated (--permission-until); the period printed in "
-        "PsyQA's agreement ended on 2026-05-18"
-    )
+    is_same = before.startswith(ground)
+    sentence = before if is_same else f"{ground}; acknowledged {datetime.date.today()}"
+    return Permission(True, sentence, None if until else NO_END)

@@ -1,23 +1,25 @@
-"""From a run to the Hub: plan, scan, and only then the network.
+"""From a run to the Hub: plan, scan, preview, and only then the network.
 
-prepared = prepare_dataset(DatasetSettings(run=Path("runs/psyqa"), to="my-lab/cbt-qa"))
-publish(prepared, on_stage=print)
+publish(prepare_dataset(DatasetSettings(run=Path("runs/psyqa"), to="my-lab/cbt-qa")))
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from markupsafe import Markup
+
 from cbtqa.errors import UsageError
-from cbtqa.files import write_text
+from cbtqa.files import read_rows, write_text
+from cbtqa.hub.cards import load_gate, split_card
 from cbtqa.hub.client import Hub, find_token, show_progress
 from cbtqa.hub.dataset import check_dataset, plan_dataset
 from cbtqa.hub.model import plan_model
-from cbtqa.hub.plan import STAGING, PublishPlan
-from cbtqa.hub.preview import preview_page
+from cbtqa.hub.plan import STAGING, PlannedFile, PublishPlan
 from cbtqa.hub.scan import Finding, refuse_findings, scan_plan
 from cbtqa.hub.settings import (
     NO_REPOSITORY,
@@ -28,9 +30,16 @@ from cbtqa.hub.settings import (
 )
 from cbtqa.hub.upload import Uploaded, upload
 from cbtqa.records import Tabular
+from cbtqa.report.page import Head, Phrase, load_wording, render_page, same
+from cbtqa.report.table import Column, Estimate, Table
+from cbtqa.report.words import number
 from cbtqa.settings import Settings
 
-PREVIEW_NAME = "preview.html"
+N_ROWS = 3
+SHOWN_FRONT = (
+    *("license", "license_name", "base_model", "library_name", "pipeline_tag", "language"),
+    *("size_categories", "task_categories", "datasets", "tags"),
+)
 
 
 @dataclass(frozen=True)
@@ -42,12 +51,11 @@ class Prepared(Tabular):
     findings: tuple[Finding, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan: repository, files, card, what stays behind."""
         return {**self.plan.summary(), "card": self.plan.card, "sent": False}
 
     def write_preview(self, path: Path | None = None) -> Path:
         """Writes the page that shows the plan; returns where."""
-        target = path or self.settings.run / STAGING / PREVIEW_NAME
+        target = path or self.settings.run / STAGING / "preview.html"
         write_text(target, preview_page(self.plan, self.findings))
         return target
 
@@ -71,16 +79,11 @@ def publish(
     with_bars: bool = False,
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> Uploaded:
-    """Uploads what was prepared, privately.
+    """Uploads what was prepared, privately; see `upload.upload` for its errors.
 
     Args:
         endpoint: of a mirror or a private Hub; HF_ENDPOINT or the public Hub by default.
         with_bars: let the Hub's library draw progress bars on stderr.
-
-    Raises:
-        UsageError: no repository was named.
-        PublishRefusedError: the scan found something, or the repository is public.
-        EndpointError: see `upload.upload`.
     """
     refuse_findings(prepared.findings)
     settings = prepared.settings
@@ -98,12 +101,11 @@ def publish(
     )
 
 
-# --- preview run ---------------------------------------------------------------------------------
-# `cbtqa hub-preview`: the plan of a run with few settings, whatever kind of run it is.
+# --- preview -------------------------------------------------------------------------------------
 
 
 class PreviewSettings(Settings):
-    """What `cbtqa hub-preview` can be told; `cbtqa publish ... --dry-run` takes every flag."""
+    """Settings of `cbtqa hub-preview`; `cbtqa publish ... --dry-run` takes every flag."""
 
     run: Path
     """Folder of the finished run: a dataset, an adapter, a model."""
@@ -125,16 +127,85 @@ class PreviewSettings(Settings):
 
 def holds_weights(folder: Path) -> bool:
     """True for a folder of a model or an adapter."""
-    return any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
+    return any(any(folder.glob(kind)) for kind in ("*.safetensors", "*.bin"))
 
 
 def prepare_preview(settings: PreviewSettings) -> Prepared:
-    """The plan and its findings; raises what planning a publication raises."""
-    shared = {"run": settings.run, "to": settings.to, "ratings": settings.ratings}
+    """The plan of a dataset or model; raises what planning a publication raises."""
+
+    def given(model: type[PublishSettings]) -> dict[str, Any]:
+        return settings.model_dump(include=set(model.model_fields))
+
     if holds_weights(settings.run):
-        return prepare_model(
-            ModelSettings(
-                **shared, notes=settings.notes, base=settings.base, scores=settings.scores
-            )
+        return prepare_model(ModelSettings(**given(ModelSettings)))
+    return prepare_dataset(DatasetSettings(**given(DatasetSettings)))
+
+
+def preview_page(plan: PublishPlan, findings: Sequence[Finding] = ()) -> str:
+    """The repository as an HTML page, made only from the files that would be sent.
+
+    Where the scan found something, no row is shown: the page holds no text that would not be
+    published.
+    """
+    front, body = split_card(plan.card)
+    shown = {key: front[key] for key in SHOWN_FRONT if front.get(key)}
+    has_rows = not findings and plan.kind == "dataset"
+    return render_page(
+        "cbtqa.hub",
+        "preview.html.j2",
+        Head(same(plan.repo_id), _say("kicker"), _say(f"lede.{plan.kind}"), _say("footer")),
+        say=_say,
+        plan=plan,
+        findings=findings,
+        files=Table(
+            [_say("columns.file"), _say("columns.bytes")],
+            [(file.path, file.n_bytes) for file in plan.files],
+        ),
+        left_out=Table([_say("columns.left_out"), _say("columns.why")], plan.left_out),
+        front={key: v if isinstance(v, list) else [v] for key, v in shown.items()},
+        scores=_scores(front),
+        card=_card(body),
+        form=load_gate(),
+        first_rows=list(_first_rows(plan)) if has_rows else None,
+        n_rows=N_ROWS,
+    )
+
+
+def _say(key: str, **values: object) -> Phrase:
+    return load_wording("cbtqa.hub", "preview.yaml")[key].fill(**values)
+
+
+def _scores(front: dict[str, Any]) -> Table:
+    rows = [
+        (
+            metric["name"],
+            Estimate(metric["value"], metric["args"]["low"], metric["args"]["high"]),
+            Markup("<code>{}</code>").format(metric["args"]["signature"]),
         )
-    return prepare_dataset(DatasetSettings(**shared, notes=settings.notes, quotes=settings.quotes))
+        for model in front.get("model-index", ())
+        for result in model["results"]
+        for metric in result["metrics"]
+    ]
+    return Table(["model-index", Column("value [95%]", number), "signature"], rows)
+
+
+def _card(body: str) -> Markup:
+    from markdown_it import MarkdownIt
+
+    # raw HTML in a card is shown, never run
+    markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
+    tokens = markdown.parse(body)
+    for token in tokens:
+        if token.type in ("heading_open", "heading_close"):
+            token.tag = f"h{min(int(token.tag[1]) + 2, 6)}"
+    return Markup(markdown.renderer.render(tokens, markdown.options, {}))
+
+
+def _first_rows(plan: PublishPlan) -> Iterator[tuple[str, str, list[dict[str, Any]]]]:
+    """Config, file and first rows of each config, as a viewer would show them."""
+    first: dict[str, PlannedFile] = {}
+    for file in plan.files:
+        if file.path.endswith(".parquet"):
+            first.setdefault(file.path.split("/")[0], file)
+    for config, file in first.items():
+        yield config, file.path, [row for _, row in islice(read_rows(file.source), N_ROWS)]

@@ -7,8 +7,9 @@ R2, ...; any other name of a rater is refused.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,25 +31,13 @@ SUMMARY_SPLIT = "summary"
 FREE_TEXT = {"note", "evidence"}
 
 
-def _alpha(report: StudyReport, criterion: str) -> Coefficient | None:
-    """Krippendorff's alpha of a criterion, the first of its coefficients."""
-    found = next((one for one in report.agreement if one.criterion == criterion), None)
-    return found.coefficients[0] if found and found.coefficients else None
-
-
 @dataclass(frozen=True)
 class RatedStudy:
-    """One study's report and its ratings file."""
-
     report: StudyReport
     ratings_path: Path
 
     def rows(self) -> Iterator[Rating]:
-        """Every rating, open ones included.
-
-        Raises:
-            PublishRefusedError: a rater goes by another name than R1, R2, ...
-        """
+        """Every rating, open ones included; PublishRefusedError for a rater that is not R1, R2."""
         for row in read_jsonl(self.ratings_path, Rating):
             if not RATER.fullmatch(row.rater):
                 raise PublishRefusedError(
@@ -59,20 +48,12 @@ class RatedStudy:
 
 
 def read_study(folder: Path) -> RatedStudy:
-    """A folder of `cbtqa rate report`.
-
-    Raises:
-        DataError: no report there, or a damaged one.
-        PublishRefusedError: its systems are letters still.
-    """
+    """A folder of `cbtqa rate report`; PublishRefusedError while its systems are letters."""
     path, ratings_path = folder / REPORT_NAME, folder / RATINGS_NAME
     for needed in (path, ratings_path):
         if not needed.exists():
-            raise DataError(
-                f"no {needed.name} in it",
-                where=str(folder),
-                hint="make it with: cbtqa rate report STUDY",
-            )
+            hint = "make it with: cbtqa rate report STUDY"
+            raise DataError(f"no {needed.name} in it", where=str(folder), hint=hint)
     report = parse_record(StudyReport, read_json(path), str(path))
     if report.is_blind:
         raise PublishRefusedError(
@@ -82,75 +63,84 @@ def read_study(folder: Path) -> RatedStudy:
     return RatedStudy(report=report, ratings_path=ratings_path)
 
 
-def rating_schema() -> pa.Schema:
-    """Columns of the config `ratings`: one row an item, rater and criterion."""
+def _schema(columns: Mapping[str, str]) -> pa.Schema:
     import pyarrow as pa
 
-    text, whole = pa.string(), pa.int64()
-    return pa.schema(
-        [
-            *(("study", text), ("rubric", text), ("item_id", text), ("question_id", text)),
-            *(("system", text), ("rater", text), ("criterion", text), ("value", whole)),
-            *(("low", whole), ("high", whole), ("unrated_reason", text)),
-            *(("is_crisis", pa.bool_()), ("order", whole), ("repeat", whole), ("phase", text)),
-            ("seconds", pa.float64()),
-        ]
+    return pa.schema([(name, pa.type_for_alias(kind)) for name, kind in columns.items()])
+
+
+@cache
+def rating_schema() -> pa.Schema:
+    """Columns of the config `ratings`: one row an item, rater and criterion."""
+    names = ("study", "rubric", "item_id", "question_id", "system", "rater", "criterion")
+    return _schema(
+        {
+            **dict.fromkeys(names, "string"),
+            **dict.fromkeys(("value", "low", "high"), "int64"),
+            "unrated_reason": "string",
+            "is_crisis": "bool",
+            "order": "int64",
+            "repeat": "int64",
+            "phase": "string",
+            "seconds": "float64",
+        }
     )
 
 
 def rating_row(report: StudyReport, rating: Rating) -> dict[str, Any]:
-    """A row of `rating_schema`."""
     of_rating = rating.model_dump(exclude=FREE_TEXT)
     return {"study": report.study_id, "rubric": report.rubric, **of_rating}
 
 
+@cache
 def summary_schema() -> pa.Schema:
     """Columns of the config `ratings_summary`: one row a study, system and criterion."""
-    import pyarrow as pa
-
-    text, whole, real = pa.string(), pa.int64(), pa.float64()
-    return pa.schema(
-        [
-            *(("study", text), ("rubric", text), ("system", text), ("criterion", text)),
-            *(("n_questions", whole), ("n_raters", whole), ("n_ratings", whole)),
-            *(("n_open", whole), ("n_cannot_judge", whole)),
-            *(("mean", real), ("low", real), ("high", real), ("sd", real)),
-            *(("agreement_name", text), ("agreement", real)),
-            *(("agreement_low", real), ("agreement_high", real), ("agreement_reason", text)),
-        ]
+    counts = ("n_questions", "n_raters", "n_ratings", "n_open", "n_cannot_judge")
+    return _schema(
+        {
+            **dict.fromkeys(("study", "rubric", "system", "criterion"), "string"),
+            **dict.fromkeys(counts, "int64"),
+            **dict.fromkeys(("mean", "low", "high", "sd"), "float64"),
+            "agreement_name": "string",
+            **dict.fromkeys(("agreement", "agreement_low", "agreement_high"), "float64"),
+            "agreement_reason": "string",
+        }
     )
 
 
 def summary_rows(report: StudyReport) -> Iterator[dict[str, Any]]:
-    """Rows of `summary_schema`."""
     for score in report.scores:
         alpha = _alpha(report, score.criterion)
+        agreement = {
+            f"agreement_{name}": getattr(alpha, name, None)
+            for name in ("name", "low", "high", "reason")
+        }
         yield {
             "study": report.study_id,
             "rubric": report.rubric,
             "n_raters": report.n_raters,
             **score.model_dump(exclude={"counts"}),
-            "agreement_name": alpha.name if alpha else None,
+            **agreement,
             "agreement": alpha.value if alpha else None,
-            "agreement_low": alpha.low if alpha else None,
-            "agreement_high": alpha.high if alpha else None,
-            "agreement_reason": alpha.reason if alpha else None,
         }
+
+
+def _alpha(report: StudyReport, criterion: str) -> Coefficient | None:
+    """Krippendorff's alpha of a criterion, the first of its coefficients."""
+    found = next((one for one in report.agreement if one.criterion == criterion), None)
+    return found.coefficients[0] if found and found.coefficients else None
 
 
 def card_table(studies: Iterable[RatedStudy]) -> Table | None:
     """Systems with means and agreement on each criterion; None without any."""
-    heads = [
-        *(Phrase(zh="系统", en="system"), Phrase(zh="标准", en="criterion")),
-        *(Phrase(zh="均值", en="mean"), Phrase(zh="评分数", en="ratings")),
-        Phrase(zh="一致性", en="agreement"),
-    ]
+    names = {"系统": "system", "标准": "criterion", "均值": "mean", "评分数": "ratings"}
+    heads = [Phrase(zh=zh, en=en) for zh, en in (*names.items(), ("一致性", "agreement"))]
     rows: list[tuple[Cell, ...]] = []
     for study in studies:
         for score in study.report.scores:
             alpha = _alpha(study.report, score.criterion)
             name = f"{score.criterion} ({study.report.rubric})"
             mean = Estimate(score.mean, score.low, score.high)
-            agreed = Estimate(alpha.value, alpha.low, alpha.high, alpha.reason) if alpha else None
+            agreed = Estimate.of(alpha) if alpha else None
             rows.append((score.system, name, mean, score.n_ratings, agreed))
     return Table(heads, rows) if rows else None

@@ -1,8 +1,4 @@
-"""`cbtqa publish release`: makes a repository public, after one more look at what is in it.
-
-checked = check_release("my-lab/cbt-qa")
-release(checked, typed="my-lab/cbt-qa")
-"""
+"""`cbtqa publish release`: makes a repository public, after its content is checked again."""
 
 from __future__ import annotations
 
@@ -41,14 +37,14 @@ class Checked:
     """The record of the permission, where question text is part of it."""
 
     def summary(self) -> dict[str, Any]:
-        """For people and `--json`."""
+        hub, state = self.hub, self.state
         return {
-            "repo_id": self.hub.repo_id,
-            "kind": self.hub.kind,
-            "url": self.hub.url,
+            "repo_id": hub.repo_id,
+            "kind": hub.kind,
+            "url": hub.url,
             "tag": self.tag,
-            "commit": self.state.head,
-            "gate": self.state.gate,
+            "commit": state.head,
+            "gate": state.gate,
             "n_files": self.n_files,
             "has_source_text": self.has_source_text,
             "permission": self.permission,
@@ -58,13 +54,9 @@ class Checked:
 def check_release(
     repo_id: str, kind: RepoKind | None = None, *, endpoint: str | None = None
 ) -> Checked:
-    """Looks at the repository as it is on the Hub.
-
-    Args:
-        kind: needed when a dataset and a model have this name.
+    """The repository as it is on the Hub; `kind` where a dataset and a model have this name.
 
     Raises:
-        EndpointError: no token, no such repository, or the Hub fails.
         PublishRefusedError: it was not published with cbtqa, changed since, or its card has gaps.
     """
     token = find_token()
@@ -81,7 +73,12 @@ def check_release(
     hub, state = found[0]
     if not state.is_private:
         raise UsageError(f"{hub.url} is public already")
-    provenance = _provenance(hub, state.head)
+    if PROVENANCE_PATH not in hub.files(state.head):
+        raise PublishRefusedError(
+            f"{hub.repo_id} was not published with cbtqa: it holds no {PROVENANCE_PATH}",
+            hint="what was not scanned is not made public here; use the Hub's settings page",
+        )
+    provenance: dict[str, Any] = json.loads(hub.read(PROVENANCE_PATH, state.head))
     _refuse_strangers(hub, state.head, provenance)
     tag = next((name for name, commit in hub.tags().items() if commit == state.head), None)
     if tag is None:
@@ -89,18 +86,18 @@ def check_release(
             "the newest commit has no tag: it is not what a publication finished with",
             hint="run cbtqa publish again; it completes what is missing",
         )
-    return _permitted(hub, state, tag, provenance)
+    has_source_text = bool(provenance.get("has_source_text"))
+    if has_source_text and state.gate == "none":
+        raise PublishRefusedError(
+            "it holds question text and has no gate: everybody could copy it",
+            hint="publish again with --gate manual",
+        )
+    permission = provenance.get("run", {}).get("acknowledgements", {}).get("source_text")
+    return Checked(hub, state, tag, len(hub.files(state.head)), has_source_text, permission)
 
 
 def release(checked: Checked, typed: str) -> str:
-    """Makes it public; returns its address.
-
-    Args:
-        typed: the repository's name as the person wrote it out.
-
-    Raises:
-        UsageError: it is another name.
-    """
+    """Makes it public once its name is typed out; returns its address."""
     hub = checked.hub
     if typed.strip() != hub.repo_id:
         raise UsageError(f"'{typed.strip()}' is not {hub.repo_id}: it stays private")
@@ -112,16 +109,6 @@ def release(checked: Checked, typed: str) -> str:
     if after is None or after.is_private:
         raise BadResponseError("the Hub took the request, but the repository is private still")
     return hub.url
-
-
-def _provenance(hub: Hub, head: str) -> dict[str, Any]:
-    if PROVENANCE_PATH not in hub.files(head):
-        raise PublishRefusedError(
-            f"{hub.repo_id} was not published with cbtqa: it holds no {PROVENANCE_PATH}",
-            hint="what was not scanned is not made public here; use the Hub's settings page",
-        )
-    found: dict[str, Any] = json.loads(hub.read(PROVENANCE_PATH, head))
-    return found
 
 
 def _refuse_strangers(hub: Hub, head: str, provenance: dict[str, Any]) -> None:
@@ -140,14 +127,3 @@ def _refuse_strangers(hub: Hub, head: str, provenance: dict[str, Any]) -> None:
         card = Path(folder) / CARD_PATH
         card.write_bytes(hub.read(CARD_PATH, head))
         refuse_findings(list(scan_file(PlannedFile(CARD_PATH, card), Watch(places=places_of()))))
-
-
-def _permitted(hub: Hub, state: RepoState, tag: str, provenance: dict[str, Any]) -> Checked:
-    has_source_text = bool(provenance.get("has_source_text"))
-    permission = provenance.get("run", {}).get("acknowledgements", {}).get("source_text")
-    if has_source_text and state.gate == "none":
-        raise PublishRefusedError(
-            "it holds question text and has no gate: everybody could copy it",
-            hint="publish again with --gate manual",
-        )
-    return Checked(hub, state, tag, len(hub.files(state.head)), has_source_text, permission)

@@ -1,9 +1,7 @@
-"""Reads every file of a plan and refuses what must not leave; nothing is sent before it passes.
+"""The scan of a plan: finds what must not leave; nothing is sent before it passes.
 
-    refuse_findings(scan_plan(plan, Watch(index=index)))
-
-Only kinds of files that are known to belong into a repository are let through; all text in them is
-read: cards, JSON, the header of safetensors, and every string of a Parquet file.
+Only known kinds of files pass, and all their text is read: cards, JSON, the header of safetensors,
+every string of a Parquet file.
 """
 
 from __future__ import annotations
@@ -15,18 +13,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cbtqa.errors import DataError
-from cbtqa.files import open_text, parse_yaml, read_json
+from cbtqa.files import open_text, read_json, read_resource
 from cbtqa.hub.client import saved_token
 from cbtqa.hub.plan import CARD_PATH, PROVENANCE_PATH, PlannedFile, PublishPlan, PublishRefusedError
 from cbtqa.hub.settings import PublishSettings
 from cbtqa.hub.source_text import ANSWER_RUN, SourceIndex
 from cbtqa.psyqa import SourceItem, parse_columns, read_questions
-from cbtqa.records import Record
 from cbtqa.safety.personal_data import find_personal_data
 
 PERSONAL_KINDS = {"phone", "landline", "id_card", "bank_card", "email", "wechat", "qq"}
@@ -37,48 +33,13 @@ MAX_SHOWN = 10
 _SECRET_NAME = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD)$")
 
 
-class Rule(Record):
-    """A name and why files of it stay."""
-
-    match: str
-    why: str
-
-
-class Magic(Record):
-    """First bytes in hex, and what they mean."""
-
-    bytes: str
-    why: str
-
-
-class SecretPattern(Record):
-    """A kind of key and how it looks."""
-
-    id: str
-    pattern: str
-
-
-class Refusals(Record):
-    """The whole file."""
-
-    left_out: tuple[Rule, ...]
-    names: tuple[Rule, ...]
-    magic: tuple[Magic, ...]
-    secrets: tuple[SecretPattern, ...]
-    paths: tuple[str, ...]
-    blanks: tuple[str, ...]
-
-
 @cache
-def load_refusals() -> Refusals:
-    """The shipped file."""
-    text = files("cbtqa.hub").joinpath("refusals.yaml").read_text(encoding="utf-8")
-    return Refusals.model_validate(parse_yaml(text))
+def load_refusals() -> dict[str, Any]:
+    loaded: dict[str, Any] = read_resource("cbtqa.hub", "refusals.yaml")
+    return loaded
 
 
 class Finding(NamedTuple):
-    """One thing that must not leave."""
-
     where: str
     """`file`, `file:line` or `file:row N:column`."""
     what: str
@@ -93,18 +54,9 @@ class Watch:
     names: Sequence[str] = ()
     """Names of people."""
     secrets: Sequence[str] = ()
-    """Keys in use on this machine; see `secrets_of_environment`."""
+    """Keys in use on this machine."""
     places: Sequence[str] = ()
     """Paths of this machine, such as the run's own folder."""
-
-
-def secrets_of_environment() -> tuple[str, ...]:
-    """Values of environment variables that are named like keys."""
-    return tuple(
-        value
-        for name, value in os.environ.items()
-        if _SECRET_NAME.search(name.upper()) and len(value) >= SHORTEST_SECRET
-    )
 
 
 def places_of(*paths: Path) -> tuple[str, ...]:
@@ -117,11 +69,10 @@ def scan_plan(plan: PublishPlan, watch: Watch) -> list[Finding]:
     """Everything in the plan that must not leave, file by file."""
     findings: list[Finding] = []
     for file in plan.files:
-        refused = _refused_kind(file)
-        if refused is not None:
+        if refused := _refused_kind(file):
             findings.append(Finding(file.path, refused))
             continue
-        # question text stands in the tables by permission, never in what stays readable for all
+        # question text is in the tables by permission, never in what stays readable for all
         is_open = plan.has_source_text and file.path not in (CARD_PATH, PROVENANCE_PATH)
         own = Watch(SourceIndex(), watch.names, watch.secrets, watch.places) if is_open else watch
         findings += scan_file(file, own)
@@ -129,8 +80,8 @@ def scan_plan(plan: PublishPlan, watch: Watch) -> list[Finding]:
 
 
 def scan_file(file: PlannedFile, watch: Watch) -> Iterator[Finding]:
-    """What one file holds that must not leave."""
-    find = _TextScan(watch, has_plain_text=not is_vocabulary(file.path))
+    """What must not leave in one file."""
+    find = _TextScan(watch, has_plain_text=not _fits(file.path, VOCABULARIES))
     is_table = file.path.endswith(".parquet")
     for block in passages_of(file.path, file.source):
         for passage, what in find.all_in(block, look_for_people=is_table):
@@ -141,19 +92,14 @@ def scan_file(file: PlannedFile, watch: Watch) -> Iterator[Finding]:
 
 def find_blanks(card: str) -> Iterator[Finding]:
     """Places of a card that nobody filled in."""
-    pattern = re.compile("|".join(load_refusals().blanks), re.MULTILINE)
+    pattern = re.compile("|".join(load_refusals()["blanks"]), re.MULTILINE)
     for number, line in enumerate(card.splitlines(), 1):
-        found = pattern.search(line)
-        if found:
+        if found := pattern.search(line):
             yield Finding(f"{CARD_PATH}:{number}", f"a blank in the card: {found[0].strip()!r}")
 
 
 def refuse_findings(findings: Sequence[Finding]) -> None:
-    """Stops the publication when there is anything.
-
-    Raises:
-        PublishRefusedError: lists where and what, never the secret itself.
-    """
+    """Raises PublishRefusedError that lists where and what was found, never the secret itself."""
     if not findings:
         return
     lines = [f"{finding.where}: {finding.what}" for finding in findings[:MAX_SHOWN]]
@@ -167,61 +113,57 @@ def refuse_findings(findings: Sequence[Finding]) -> None:
 
 def _refused_kind(file: PlannedFile) -> str | None:
     name = file.path.rsplit("/", 1)[-1].lower()
-    for rule in load_refusals().names:
-        if fnmatch(name, rule.match):
-            return rule.why
+    for rule in load_refusals()["names"]:
+        if fnmatch(name, rule["match"]):
+            return str(rule["why"])
     with file.source.open("rb") as stream:
         head = stream.read(16)
-    for magic in load_refusals().magic:
-        if head.startswith(bytes.fromhex(magic.bytes)):
-            return f"{magic.why}, whatever its name says"
-    return None if is_known_kind(name) else "a kind of file that is not published"
+    for magic in load_refusals()["magic"]:
+        if head.startswith(bytes.fromhex(magic["bytes"])):
+            return f"{magic['why']}, whatever its name says"
+    kinds = (*TEXT_KINDS, *VOCABULARIES, "*.parquet", "*.safetensors")
+    return None if _fits(name, kinds) else "a kind of file that is not published"
 
 
 class _TextScan:
-    """All patterns, compiled once for a file."""
-
     def __init__(self, watch: Watch, has_plain_text: bool) -> None:
         self._index = watch.index
         self._has_plain_text = has_plain_text
-        self._literals = [
-            (value, "a key that is in use on this machine") for value in watch.secrets
-        ]
-        self._literals += [(value, "a path of this machine") for value in watch.places]
+        self._literals = {
+            **dict.fromkeys(watch.secrets, "a key that is in use on this machine"),
+            **dict.fromkeys(watch.places, "a path of this machine"),
+        }
         if has_plain_text:  # a vocabulary knows every name
-            self._literals += [(value, "a name that must not appear") for value in watch.names]
-        self._secrets = [(kind.id, re.compile(kind.pattern)) for kind in load_refusals().secrets]
-        self._paths = re.compile("|".join(load_refusals().paths), re.MULTILINE)
+            self._literals |= dict.fromkeys(watch.names, "a name that must not appear")
+        self._secrets = [
+            (kind["id"], re.compile(kind["pattern"])) for kind in load_refusals()["secrets"]
+        ]
+        self._paths = re.compile("|".join(load_refusals()["paths"]), re.MULTILINE)
 
     def all_in(
         self, block: Sequence[Passage], look_for_people: bool
     ) -> Iterator[tuple[Passage, str]]:
-        """Every finding in some passages, with the passage it stands in."""
+        """Every finding in some passages, with its passage."""
         for passage in block:
-            for what in self._in_text(passage.text):
-                yield passage, what
+            yield from ((passage, what) for what in self._in_text(passage.text))
             if look_for_people:
-                for what in _people_in(passage.text):
-                    yield passage, what
+                yield from ((passage, what) for what in _people_in(passage.text))
         if self._index and self._has_plain_text:
             for number, start, end in self._index.hits([passage.text for passage in block]):
                 shown = f"characters {start + 1}-{end}"
                 yield block[number], f"repeats protected text ({shown} of this field)"
 
     def _in_text(self, text: str) -> Iterator[str]:
-        for value, what in self._literals:
+        for value, what in self._literals.items():
             if value in text:
                 yield what
         if len(text) < SHORTEST_SECRET:
             return
         for name, pattern in self._secrets:
-            found = pattern.search(text)
-            if found:
+            if found := pattern.search(text):
                 yield f"looks like a secret: {name} ({found[0][:4]}...)"
-        if self._has_plain_text:
-            found = self._paths.search(text)
-            if found:
-                yield f"an absolute path: {found[0][:40]}"
+        if self._has_plain_text and (found := self._paths.search(text)):
+            yield f"an absolute path: {found[0][:40]}"
 
 
 def _people_in(text: str) -> Iterable[str]:
@@ -232,10 +174,8 @@ def _people_in(text: str) -> Iterable[str]:
     return [f"personal data: {kind}" for kind in sorted(kinds)]
 
 
-# --- file texts ----------------------------------------------------------------------------------
-# The text inside the kinds of files that are published, in passages that say where they stand.
-#
-# A kind that is not listed here is not read, and so is not published.
+# --- text of files -------------------------------------------------------------------------------
+# A kind of file that is not listed here is not read, and so is not published.
 
 PASSAGES_PER_BLOCK = 2_000
 TEXT_KINDS = ("*.md", "*.json", "*.txt", "*.jinja", "*.bib", "license*", "notice*")
@@ -255,22 +195,8 @@ class Passage(NamedTuple):
     text: str
 
 
-def is_vocabulary(path: str) -> bool:
-    """True for a tokenizer's vocabulary, which is no running text."""
-    return _fits(path, VOCABULARIES)
-
-
-def is_known_kind(path: str) -> bool:
-    """True for a kind of file whose text can be read here."""
-    return _fits(path, (*TEXT_KINDS, *VOCABULARIES, "*.parquet", "*.safetensors"))
-
-
 def passages_of(path: str, source: Path) -> Iterator[list[Passage]]:
-    """All text of a file, in blocks that fit into memory.
-
-    Raises:
-        DataError: the file is not what its name says.
-    """
+    """All text of a file, in blocks that fit into memory; DataError for a wrong file name."""
     name = path.rsplit("/", 1)[-1].lower()
     if name.endswith(".parquet"):
         yield from _of_parquet(source)
@@ -280,9 +206,9 @@ def passages_of(path: str, source: Path) -> Iterator[list[Passage]]:
         # protobuf of a tokenizer: its pieces are UTF-8, one after the other
         pieces = re.findall(r"[^\W_].{11,}", source.read_bytes().decode("utf-8", "replace"))
         yield [Passage("piece", piece) for piece in pieces]
-    elif is_vocabulary(name) and name.endswith(".json"):
+    elif _fits(name, VOCABULARIES) and name.endswith(".json"):
         # piece by piece: side by side on one line they make up patterns that none of them is
-        yield [Passage(*pair) for pair in _strings(read_json(source), "")]
+        yield list(_strings(read_json(source), ""))
     else:
         yield from _of_text(source)
 
@@ -299,7 +225,7 @@ def _of_text(source: Path) -> Iterator[list[Passage]]:
     yield [Passage(str(number), line) for number, line in enumerate(text.splitlines(), 1)]
     if source.suffix.lower() == ".json":
         # escapes such as \u4f60 hide text from a plain search
-        yield [Passage(*pair) for pair in _strings(read_json(source), "")]
+        yield list(_strings(read_json(source), ""))
     elif text.count("\n") > 1:
         yield [Passage("across lines", text)]
 
@@ -315,7 +241,7 @@ def _of_header(source: Path) -> list[Passage]:
         header = json.loads(raw)
     except (UnicodeDecodeError, json.JSONDecodeError):
         raise DataError("not safetensors: its header is not JSON", where=str(source)) from None
-    return [Passage(*pair) for pair in _strings(header, "header")]
+    return list(_strings(header, "header"))
 
 
 def _of_parquet(source: Path) -> Iterator[list[Passage]]:
@@ -325,13 +251,8 @@ def _of_parquet(source: Path) -> Iterator[list[Passage]]:
     try:
         with pq.ParquetFile(source) as parquet:
             metadata = parquet.schema_arrow.metadata or {}
-            yield [
-                Passage(
-                    "metadata",
-                    f"{key.decode('utf-8', 'replace')}={value.decode('utf-8', 'replace')}",
-                )
-                for key, value in metadata.items()
-            ]
+            pairs = [b"=".join(pair).decode("utf-8", "replace") for pair in metadata.items()]
+            yield [Passage("metadata", pair) for pair in pairs]
             number = 0
             for batch in parquet.iter_batches(batch_size=PASSAGES_PER_BLOCK):
                 for name in batch.schema.names:
@@ -346,31 +267,26 @@ def _of_parquet(source: Path) -> Iterator[list[Passage]]:
         raise DataError(f"not Parquet: {error}", where=str(source)) from None
 
 
-def _strings(value: Any, where: str, with_keys: bool = True) -> Iterator[tuple[str, str]]:
+def _strings(value: Any, where: str, with_keys: bool = True) -> Iterator[Passage]:
     """Every string inside a nested value; keys of mappings too, unless a schema fixes them."""
     if isinstance(value, str):
-        yield where, value
+        yield Passage(where, value)
     elif isinstance(value, dict):
         for key, inner in value.items():
             place = f"{where}.{key}".lstrip(".")
             if with_keys:
-                yield place, str(key)
+                yield Passage(place, str(key))
             yield from _strings(inner, place, with_keys)
     elif isinstance(value, list | tuple):
         for inner in value:
             yield from _strings(inner, where, with_keys)
 
 
-# --- watch ---------------------------------------------------------------------------------------
-# What the user's own files add to the check: protected text, names, notes for the card.
+# --- the user's own files ------------------------------------------------------------------------
 
 
 def read_notes(path: Path | None) -> str | None:
-    """The user's own part of the card.
-
-    Raises:
-        DataError: no such file, or not UTF-8.
-    """
+    """The user's own part of the card."""
     if path is None:
         return None
     with open_text(path) as stream:
@@ -378,11 +294,7 @@ def read_notes(path: Path | None) -> str | None:
 
 
 def protected_text(settings: PublishSettings) -> SourceIndex:
-    """The texts of `--source`: questions, descriptions and human answers.
-
-    Raises:
-        DataError: the file cannot be read, or holds no usable question.
-    """
+    """The texts of `--source`: questions, descriptions and human answers."""
     index = SourceIndex()
     if settings.source is None:
         return index
@@ -406,6 +318,11 @@ def watch_for(settings: PublishSettings, index: SourceIndex) -> Watch:
     if settings.names is not None:
         with open_text(settings.names) as stream:
             names = tuple(name for line in stream if (name := line.strip()))
-    token = saved_token()
-    secrets = (*secrets_of_environment(), *([token] if token else []))
+    secrets = [
+        value
+        for name, value in os.environ.items()
+        if _SECRET_NAME.search(name.upper()) and len(value) >= SHORTEST_SECRET
+    ]
+    if token := saved_token():
+        secrets.append(token)
     return Watch(index, names, secrets, places_of(settings.run))

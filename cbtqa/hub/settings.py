@@ -1,4 +1,4 @@
-"""What can be set for `cbtqa publish` and `cbtqa hub-preview`, with the help text of each flag."""
+"""Settings of `cbtqa publish` and `cbtqa hub-preview`, with the help text of each flag."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _checked_id(value: str) -> str:
 RepoId = Annotated[str, AfterValidator(_checked_id)]
 """A repository of the Hub: owner/name."""
 NO_REPOSITORY = "owner/name"
-"""Stands in a card where no repository is named yet."""
+"""In a card that names no repository yet."""
 
 
 class RepositorySettings(Settings):
@@ -41,8 +41,6 @@ class RepositorySettings(Settings):
 
 
 class CardSettings(Settings):
-    """What the card says beside what the run recorded."""
-
     panel: ClassVar[str] = "Card"
     contact: str | None = None
     """Where to write for questions and takedown: an address or a link. Default: the repository's
@@ -84,16 +82,12 @@ class PublishSettings(RepositorySettings, CardSettings, CheckSettings):
 
 
 class DatasetCardSettings(Settings):
-    """The card of a dataset."""
-
     panel: ClassVar[str] = "Card"
     label_quality: Path | None = None
     """JSON that `cbtqa distortions evaluate --json` printed, for the card."""
 
 
 class SourceTextSettings(Settings):
-    """Text of the source."""
-
     panel: ClassVar[str] = "What must not leave"
     include_source_text: bool = False
     """Also publish questions, descriptions, keywords and quoted evidence. Needs --permission;
@@ -127,8 +121,6 @@ class DatasetSettings(PublishSettings, DatasetCardSettings, SourceTextSettings):
 
 
 class ModelCardSettings(Settings):
-    """The card of a model."""
-
     panel: ClassVar[str] = "Card"
     base: str | None = None
     """Base model as owner/name@revision (commit or tag). Default: what the run recorded."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import NamedTuple
 
 import numpy as np
@@ -65,7 +66,8 @@ class SourceIndex:
         first: dict[int, tuple[int, int]] = {}
         for length, table in tables.items():
             windows = _hashes(joined, length)
-            for place in np.flatnonzero(_contains(table, windows)).tolist():
+            nearest = np.take(table, np.searchsorted(table, windows), mode="clip")
+            for place in np.flatnonzero(nearest == windows).tolist():
                 number = int(np.searchsorted(starts, place, side="right")) - 1
                 start = place - int(starts[number])
                 if start + length > len(plain[number]):
@@ -90,15 +92,6 @@ def _hashes(codes: Hashes, length: int) -> Hashes:
     return value ^ (value >> np.uint64(29))
 
 
-def _contains(table: Hashes, values: Hashes) -> npt.NDArray[np.bool_]:
-    if not len(table) or not len(values):
-        return np.zeros(len(values), np.bool_)
-    places = np.searchsorted(table, values)
-    places[places == len(table)] = 0
-    found: npt.NDArray[np.bool_] = table[places] == values
-    return found
-
-
 def _unplain_span(text: str, start: int, end: int) -> tuple[int, int]:
     """A span of the compared letters as a span of the text itself."""
     folded = fold(text)  # same length, same offsets
@@ -107,15 +100,11 @@ def _unplain_span(text: str, start: int, end: int) -> tuple[int, int]:
 
 
 # --- quotes --------------------------------------------------------------------------------------
-# Words of the question inside an answer: masked before publishing, put back by `cbtqa join`.
-#
-#     masked, quotes = mask_quotes(answer, source_text)
-#     restore_quotes(masked, quotes, source_text) == answer
-#
-# Only verbatim runs are masked, so that the places alone give the words back.
+# Words of the question inside an answer: masked before publishing, put back by `cbtqa join`. Only
+# verbatim runs are masked, so that the places alone give the words back.
 
 MASK = "〔原文〕"
-"""Stands for words of the question."""
+"""In place of words of the question."""
 SHORTEST_QUOTE = 8
 """Characters; shorter common runs stay, or set phrases would be masked."""
 
@@ -130,8 +119,7 @@ class Quote(NamedTuple):
 def mask_quotes(text: str, source_text: str) -> tuple[str, tuple[Quote, ...]]:
     """The text with every verbatim run of the source masked, and where the runs come from.
 
-    Raises:
-        ValueError: the text holds the mask already, so the places could not be told apart.
+    A text that holds the mask already is a ValueError: the places could not be told apart.
     """
     if MASK in text:
         raise ValueError(f"the text holds {MASK}")
@@ -151,11 +139,7 @@ def mask_quotes(text: str, source_text: str) -> tuple[str, tuple[Quote, ...]]:
 
 
 def restore_quotes(text: str, quotes: Sequence[Quote], source_text: str) -> str:
-    """The text as it was before `mask_quotes`.
-
-    Raises:
-        ValueError: the number of masks is not that of the quotes, or a place is out of range.
-    """
+    """The text as it was before `mask_quotes`; ValueError where masks and quotes do not fit."""
     parts = text.split(MASK)
     if len(parts) != len(quotes) + 1:
         raise ValueError(f"{len(parts) - 1} masks and {len(quotes)} places")
@@ -177,15 +161,9 @@ def _places_of(source_text: str) -> dict[str, list[int]]:
 def _longest_run(
     text: str, position: int, source_text: str, places: dict[str, list[int]]
 ) -> Quote | None:
-    best: Quote | None = None
+    runs = []
     for start in places.get(text[position : position + SHORTEST_QUOTE], ()):
-        length = SHORTEST_QUOTE
-        while (
-            start + length < len(source_text)
-            and position + length < len(text)
-            and source_text[start + length] == text[position + length]
-        ):
-            length += 1
-        if best is None or length > best.end - best.start:
-            best = Quote(start, start + length)
-    return best
+        pairs = zip(source_text[start:], text[position:], strict=False)
+        length = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        runs.append(Quote(start, start + length))
+    return max(runs, key=lambda run: run.end - run.start, default=None)

@@ -38,8 +38,6 @@ OnStage = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Uploaded(Tabular):
-    """What is on the Hub now."""
-
     url: str
     commit: str
     tag: str
@@ -50,16 +48,9 @@ class Uploaded(Tabular):
     n_removed: int
 
     def to_dict(self) -> dict[str, Any]:
-        """What is on the Hub, and what was sent."""
-        return {
-            "url": self.url,
-            "commit": self.commit,
-            "tag": self.tag,
-            "visibility": "private" if self.is_private else "public",
-            "n_sent": self.n_sent,
-            "n_kept": self.n_kept,
-            "n_removed": self.n_removed,
-        }
+        shown = dict(vars(self))
+        visibility = "private" if shown.pop("is_private") else "public"
+        return {**shown, "visibility": visibility}
 
 
 def upload(
@@ -73,12 +64,9 @@ def upload(
 ) -> Uploaded:
     """Brings a plan onto the Hub. The plan must have passed `scan.refuse_findings`.
 
-    Args:
-        run: folder of the run; what was published is recorded in it.
-
     Raises:
-        EndpointError: no token, a token that may not write, a name that is taken, a broken
-            connection, a failing or overloaded Hub. The repository is as it was before.
+        EndpointError: a token that may not write, a name that is taken, a broken connection, a
+            failing Hub. The repository is as it was before.
         PublishRefusedError: the repository is public, or belongs to something else.
     """
     on_stage("checking the token")
@@ -100,19 +88,15 @@ def upload(
             f"{plan.repo_id} is not private any more: somebody changed it meanwhile",
             hint=f"look at {hub.url}/settings",
         )
-    done = Uploaded(
-        hub.url, commit, name, after.is_private, n_sent, len(plan.files) - n_sent, n_removed
-    )
-    _record(run, plan, done)
+    n_kept = len(plan.files) - n_sent
+    done = Uploaded(hub.url, commit, name, after.is_private, n_sent, n_kept, n_removed)
+    record = {**plan.summary(), **done.to_dict(), "published_at": now()}
+    write_json(run / STAGING / RECORD_NAME, record)
     return done
 
 
 def require_write(account: Account, repo_id: str) -> None:
-    """Checks that the token may write to this repository, as far as the Hub tells.
-
-    Raises:
-        EndpointAuthError: it may not; says what would help.
-    """
+    """Raises EndpointAuthError when the token may not write there, as far as the Hub says."""
     owner = repo_id.split("/")[0]
     mine = {account.name, *account.orgs}
     if account.role == "read":
@@ -190,8 +174,14 @@ def _sent(
             return state.head, n_sent, n_removed
         n_sent, n_removed = len(changed), len(removed)
         on_stage(f"uploading {n_sent} files, {sum(file.n_bytes for file in changed):,} bytes")
+        message = f"Publish with cbtqa ({plan.kind})"
         try:
-            return _committed(plan, hub, changed, removed, state.head), n_sent, n_removed
+            return hub.commit(changed, removed, message, state.head), n_sent, n_removed
+        except NameTakenError as error:
+            raise NameTakenError(
+                "the repository changed while its files were uploaded; nothing was overwritten",
+                hint=AGAIN,
+            ) from error
         except (RateLimitError, BadResponseError) as error:
             # the commit may have been made although its answer was a failure: look again
             wait_or_raise(error, attempt, max_attempts=3)
@@ -199,28 +189,14 @@ def _sent(
             _refuse_public(hub, state, allow_public)
 
 
-def _committed(
-    plan: PublishPlan, hub: Hub, changed: list[PlannedFile], removed: list[str], head: str
-) -> str:
-    try:
-        return hub.commit(changed, removed, f"Publish with cbtqa ({plan.kind})", head)
-    except NameTakenError as error:
-        raise NameTakenError(
-            "the repository changed while its files were uploaded; nothing was overwritten",
-            hint=AGAIN,
-        ) from error
-
-
 def _is_same(file: PlannedFile, remote: RemoteFile | None) -> bool:
     if remote is None or remote.n_bytes != file.n_bytes:
         return False
     if remote.sha256 is not None:
         return remote.sha256 == file.sha256
-    return remote.git_sha1 == _git_sha1(file.source.read_bytes())
-
-
-def _git_sha1(data: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+    data = file.source.read_bytes()
+    blob = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False)
+    return remote.git_sha1 == blob.hexdigest()
 
 
 def _tagged(hub: Hub, commit: str, wanted: str | None) -> str:
@@ -243,11 +219,7 @@ def _tagged(hub: Hub, commit: str, wanted: str | None) -> str:
 
 
 def _compare(plan: PublishPlan, hub: Hub, commit: str) -> None:
-    """Compares every file with the Hub's: small ones byte for byte, large ones by SHA-256.
-
-    Raises:
-        BadResponseError: a file is missing or differs.
-    """
+    """Compares every file with the Hub's: small ones byte for byte, large ones by SHA-256."""
     remote = hub.files(commit)
     for file in plan.files:
         found = remote.get(file.path)
@@ -255,10 +227,8 @@ def _compare(plan: PublishPlan, hub: Hub, commit: str) -> None:
         if same and found is not None and found.sha256 is None:
             same = hub.read(file.path, commit) == file.source.read_bytes()
         if not same:
-            raise BadResponseError(
-                f"{file.path} on the Hub is not what was scanned and sent",
-                hint=AGAIN,
-            )
+            message = f"{file.path} on the Hub is not what was scanned and sent"
+            raise BadResponseError(message, hint=AGAIN)
 
 
 def _record_acknowledgements(run: Path, plan: PublishPlan) -> None:
@@ -269,9 +239,3 @@ def _record_acknowledgements(run: Path, plan: PublishPlan) -> None:
     merged: Mapping[str, str] = {**manifest.acknowledgements, **plan.acknowledgements}
     if merged != manifest.acknowledgements:
         write_manifest(run, manifest.model_copy(update={"acknowledgements": dict(merged)}))
-
-
-def _record(run: Path, plan: PublishPlan, done: Uploaded) -> None:
-    """Leaves beside the run what went where."""
-    record = {**plan.summary(), **done.to_dict(), "published_at": now()}
-    write_json(run / STAGING / RECORD_NAME, record)

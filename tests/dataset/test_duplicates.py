@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from cbtqa.dataset.splitting import NearDuplicates, sketch
+from cbtqa.dataset.splitting import cluster_near_duplicates, sketch
 
 LONG = (
     "我今年二十六岁，在一家小公司做行政，最近半年换了新领导，她总是当着大家的面挑我的毛病，"
@@ -17,9 +17,7 @@ LONG = (
 
 
 def clusters_of(texts: Sequence[str]) -> npt.NDArray[np.int64]:
-    found = NearDuplicates(threshold=0.7)
-    found.add(sketch(texts))
-    return found.clusters()
+    return cluster_near_duplicates(sketch(texts), threshold=0.7)
 
 
 def test_a_copy_with_small_edits_joins_the_original() -> None:

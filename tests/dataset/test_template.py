@@ -322,7 +322,9 @@ def test_every_hole_can_be_filled() -> None:
 
 def test_a_part_is_said_once_and_rather_without_an_echo() -> None:
     lexis = Lexis(["慢慢"])
-    first, echo, other = lexis.compile_all(["慢慢走。", "慢慢来。", "night => 睡吧。"], "here")
+    first, echo, other = (
+        lexis.compile(part, "here") for part in ("慢慢走。", "慢慢来。", "night => 睡吧。")
+    )
     for seed in range(20):
         writer = Writer(lexis, ["night"], {}, [], seed)
         assert writer.pick([first]) is first

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from cbtqa.errors import IncompleteRunError
-from cbtqa.hub.preview import preview_page
-from cbtqa.hub.publish import Prepared, PreviewSettings, prepare_preview
+from cbtqa.hub.publish import Prepared, PreviewSettings, prepare_preview, preview_page
 from tests.hub.runs import BASE, edit_rows, rows_of, write_scores
 
 

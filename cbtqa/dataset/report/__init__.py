@@ -1,7 +1,4 @@
-"""The report of a dataset folder: one HTML page that says what is in it and how it came about.
-
-write_text(folder / "report.html", dataset_report(folder, manifest, statistics))
-"""
+"""The report of a dataset folder: one HTML page about its content and origin."""
 
 from __future__ import annotations
 
@@ -35,58 +32,50 @@ def dataset_report(
 
     Raises:
         IncompleteRunError: no manifest given and none in the folder.
-        DataError: a file of the folder is damaged.
     """
-    manifest = manifest or DatasetFolder.open(folder).manifest
-    statistics = statistics or folder_statistics(DatasetFolder.open(folder, partial=True))
+    opened = DatasetFolder.open(folder, partial=True)
+    manifest = manifest or opened.manifest
+    statistics = statistics or folder_statistics(opened)
     material = Material(folder, manifest, statistics, label_names(manifest, statistics), lang)
     totals = provenance.totals(material)
-    head = Head(
-        title=say("title"),
-        kicker=say("kicker"),
-        lede=provenance.lede(material),
-        footer=say("footer", version=manifest.cbtqa_version),
-        lang=lang,
-    )
+    notices = load_notices()
     return render_page(
         "cbtqa.dataset.report",
         "report.html.j2",
-        head,
-        **_shared_with_templates(),
+        Head(
+            title=say("title"),
+            kicker=say("kicker"),
+            lede=provenance.lede(material),
+            footer=say("footer", version=manifest.cbtqa_version),
+            lang=lang,
+        ),
+        say=say,
+        items=items,
+        measures=measures,
+        provenance=provenance,
         material=material,
-        folder=DatasetFolder.open(folder, partial=True),
+        folder=opened,
         statistics=statistics,
         totals=totals,
         adds_up=totals["n_in"] == totals["n_out"] + totals["n_rejected"],
+        paper=paper_facts(),
         label_name=lambda label: material.label_names.get(label, same(label)),
         text_name=lambda column: known_phrase("texts", column),
+        content_warning=_phrase(notices.content_warning),
+        intended_use=_phrase(notices.intended_use),
+        forbidden_use=[_phrase(entry) for entry in notices.forbidden_use],
+        required=[_phrase(entry) for entry in notices.required],
+        help=Phrase(zh=help_text("zh"), en=help_text("en")),
+        help_page=Phrase(zh=help_text("zh", "page"), en=help_text("en", "page")),
     )
 
 
-def _shared_with_templates() -> dict[str, object]:
-    """Functions that the report's template calls, and the texts that every report shows."""
-    notices = load_notices()
-    return {
-        "say": say,
-        "items": items,
-        "measures": measures,
-        "provenance": provenance,
-        "paper": paper_facts(),
-        "content_warning": _phrase(notices.content_warning),
-        "intended_use": _phrase(notices.intended_use),
-        "forbidden_use": [_phrase(entry) for entry in notices.forbidden_use],
-        "required": [_phrase(entry) for entry in notices.required],
-        "help": Phrase(zh=help_text("zh"), en=help_text("en")),
-        "help_page": Phrase(zh=help_text("zh", "page"), en=help_text("en", "page")),
-    }
-
-
-def _phrase(wording: Wording) -> Phrase:
-    return Phrase(zh=wording.zh, en=wording.en)
+def _phrase(text: Wording) -> Phrase:
+    return Phrase(zh=text.zh, en=text.en)
 
 
 def label_names(manifest: Manifest, statistics: DatasetStatistics) -> Mapping[str, Phrase]:
-    """Chinese and English names of all labels met; an unknown id stands for itself."""
+    """Chinese and English names of all labels of the dataset; an unknown id is its own name."""
     names = {key: Phrase(zh=c.zh, en=c.en) for key, c in shipped_concepts().items()}
     setting = manifest.settings.get("taxonomy")
     if setting is not None:
@@ -95,10 +84,4 @@ def label_names(manifest: Manifest, statistics: DatasetStatistics) -> Mapping[st
             names |= {entry.id: Phrase(zh=entry.zh, en=entry.en) for entry in taxonomy.types}
         except DataError:
             pass  # a taxonomy file of the user's that is no longer where it was
-    return {
-        label.id: names.get(label.id, Phrase(zh=label.id, en=label.id))
-        for label in statistics.labels
-    }
-
-
-__all__ = ["dataset_report", "label_names"]
+    return {label.id: names.get(label.id, same(label.id)) for label in statistics.labels}

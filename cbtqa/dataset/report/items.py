@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from markupsafe import Markup, escape
@@ -48,22 +49,16 @@ def reject_groups(material: Material) -> list[dict[str, object]]:
 
 
 def _reject_example(rejection: Rejection) -> dict[str, object]:
-    raw = rejection.raw or ""
-    return {
-        "item_id": rejection.item_id,
-        "detail": rejection.detail,
-        "where": rejection.where,
-        "raw": raw[:RAW_CUT],
-        "cut": say("rejects.cut_at", n=count(len(raw)), cut=RAW_CUT)
-        if len(raw) > RAW_CUT
-        else None
-        if raw
-        else say("rejects.no_raw"),
-    }
+    raw, cut = rejection.raw or "", None
+    if not raw:
+        cut = say("rejects.no_raw")
+    elif len(raw) > RAW_CUT:
+        cut = say("rejects.cut_at", n=count(len(raw)), cut=RAW_CUT)
+    shown = rejection.model_dump(include={"item_id", "detail", "where"})
+    return {**shown, "raw": raw[:RAW_CUT], "cut": cut}
 
 
 def example_of(material: Material, split: str, row: dict[str, Any]) -> dict[str, object]:
-    """One entry with the evidence of its labels marked."""
     labels: list[dict[str, object]] = []
     quotes: list[tuple[str, int]] = []
     for label in row["distortions"]:
@@ -86,14 +81,11 @@ def example_of(material: Material, split: str, row: dict[str, Any]) -> dict[str,
     }
 
 
-# --- examples ------------------------------------------------------------------------------------
-# Which entries a report shows, and how the evidence of their labels is marked in the text.
-#
+# --- choice of examples --------------------------------------------------------------------------
 # The choice depends on ids and a seed alone: of a random pool the entries are taken that add
 # most that was not seen yet (types, risk, split, length), so that a report does not flatter.
 
 POOL_SIZE = 400
-Row = Mapping[str, Any]
 
 
 def choose_examples(
@@ -115,19 +107,16 @@ def _most_varied(
     """Takes, again and again, the first entry with the most features seen least often so far."""
     left = list(pool)
     chosen: list[tuple[str, dict[str, Any]]] = []
-    seen: dict[str, int] = {}
+    seen: Counter[str] = Counter()
     while left and len(chosen) < n:
-        split, row = max(
-            left, key=lambda entry: sum(1 / (1 + seen.get(f, 0)) ** 2 for f in _features(*entry))
-        )
-        left.remove((split, row))
-        chosen.append((split, row))
-        for feature in _features(split, row):
-            seen[feature] = seen.get(feature, 0) + 1
+        best = max(left, key=lambda entry: sum((1 + seen[f]) ** -2 for f in _features(*entry)))
+        left.remove(best)
+        chosen.append(best)
+        seen.update(_features(*best))
     return chosen
 
 
-def _features(split: str, row: Row) -> list[str]:
+def _features(split: str, row: dict[str, Any]) -> list[str]:
     """What an entry shows; about as many for every entry, so that no kind wins by its number."""
     labels = sorted({label["id"] for label in row["distortions"]})
     length = min(len(row["description"]) // 100, 4)

@@ -1,4 +1,4 @@
-"""What every section of a dataset's report draws on, and where its words come from."""
+"""The facts of a dataset that every section of its report shows, and the report's wording."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from cbtqa.manifest import Manifest
 from cbtqa.psyqa import is_bundled_sample
 from cbtqa.report.page import Lang, Phrase, load_wording, same
 
-PACKAGE = "cbtqa.dataset.report"
-
 
 def wording() -> dict[str, Phrase]:
-    """Every phrase of the report by its dotted key."""
-    return load_wording(PACKAGE, "wording.yaml")
+    return load_wording("cbtqa.dataset.report", "wording.yaml")
 
 
 def say(key: str, **values: object) -> Phrase:
-    """A phrase of `report.yaml`."""
     return wording()[key].fill(**values)
+
+
+def is_invented(manifest: Manifest) -> bool:
+    """True when all questions are the sample that comes with cbtqa: nobody's text."""
+    return bool(manifest.inputs) and all(is_bundled_sample(e.sha256) for e in manifest.inputs)
 
 
 @dataclass(frozen=True)
 class Material:
-    """What all sections draw on."""
+    """One dataset, with the language of its report."""
 
     folder: Path
     manifest: Manifest
@@ -46,12 +47,9 @@ class Material:
 
     @property
     def is_bundled_sample(self) -> bool:
-        """True when the questions are the invented ones that come with the package."""
-        inputs = self.manifest.inputs
-        return bool(inputs) and all(is_bundled_sample(entry.sha256) for entry in inputs)
+        return is_invented(self.manifest)
 
     def text(self, phrase: Phrase) -> str:
-        """A phrase in the page's language."""
         return phrase.first(self.lang)
 
 

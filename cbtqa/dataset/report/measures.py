@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from markupsafe import Markup
 
-from cbtqa.dataset.report.material import Material, known_phrase, say, wording
+from cbtqa.dataset.report.material import Material, known_phrase, say
 from cbtqa.dataset.stats import DatasetStatistics, paper_facts
 from cbtqa.records import STEP_NAMES
 from cbtqa.report.charts import Bar, HistogramBar, bar_chart, heat_map, histogram
@@ -93,9 +93,6 @@ def per_entry_table(statistics: DatasetStatistics) -> Table:
     return Table(_columns("n_labels", "entries", "share"), rows, say("distortions.per_entry"))
 
 
-# --- charts --------------------------------------------------------------------------------------
-
-
 def _bars(material: Material, bars: Sequence[Bar], caption: Phrase, reference: str = "") -> Figure:
     described = ", ".join(f"{bar.label} {bar.shown}" for bar in bars)
     title = material.text(caption)
@@ -106,9 +103,8 @@ def _bars(material: Material, bars: Sequence[Bar], caption: Phrase, reference: s
 def topics_chart(material: Material) -> Figure | None:
     """The most frequent keywords; None without any."""
     statistics = material.statistics
-    bars = [
-        Bar(word, n, count_of(n, statistics.n_entries)) for word, n in statistics.keywords[:TOPICS]
-    ]
+    shown, n_entries = statistics.keywords[:TOPICS], statistics.n_entries
+    bars = [Bar(word, n, count_of(n, n_entries)) for word, n in shown]
     return _bars(material, bars, say("topics.caption", n=len(bars))) if bars else None
 
 
@@ -121,8 +117,9 @@ def length_charts(material: Material) -> list[Figure]:
 
 def _length_chart(material: Material, name: str) -> Figure:
     summary, texts = material.statistics.lengths[name], say(f"texts.{name}")
-    caption = wording()["lengths.histogram"]
-    caption = Phrase(zh=caption.fill(name=texts.zh).zh, en=caption.fill(name=texts.en).en)
+    caption = Phrase(
+        zh=say("lengths.histogram", name=texts.zh).zh, en=say("lengths.histogram", name=texts.en).en
+    )
     median = material.text(say("lengths.median", value=count(summary.median)))
     chart = histogram(
         [HistogramBar(entry.low, entry.high, entry.n) for entry in summary.bins],
@@ -186,18 +183,15 @@ def pairs_chart(material: Material) -> Figure | None:
     ids = [label.id for label in statistics.labels[:TYPES_IN_HEAT_MAP]]
     counts = {(pair.first, pair.second): pair.n for pair in statistics.label_pairs}
     values = [
-        [
-            None if row <= column else counts.get((min(a, b), max(a, b)), 0)
-            for column, b in enumerate(ids)
-        ]
-        for row, a in enumerate(ids)
+        [counts.get((min(a, b), max(a, b)), 0) if k < row else None for k, b in enumerate(ids[:-1])]
+        for row, a in enumerate(ids[1:], 1)
     ]
     names = [material.text(material.label_names[key]) for key in ids]
     caption, first = say("distortions.pairs"), statistics.label_pairs[0]
     chart = heat_map(
         names[1:],
         names[:-1],
-        [line[:-1] for line in values[1:]],
+        values,
         title=material.text(caption),
         description=f"{first.first} × {first.second}: {first.n}",
     )

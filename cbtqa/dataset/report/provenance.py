@@ -16,7 +16,7 @@ from cbtqa.report.table import Table
 from cbtqa.report.words import GAP, count, money
 
 SHOWN_ELSEWHERE = ("out", "input", "endpoint", "model")
-"""Settings that other lines tell; an endpoint's address may hold more than its host."""
+"""Settings that other lines show; an endpoint's address may hold more than its host."""
 Row = tuple[Phrase, str | Markup | Phrase]
 
 
@@ -32,7 +32,6 @@ def lede(material: Material) -> Phrase:
 
 
 def totals(material: Material) -> dict[str, int]:
-    """Entries in, out and left out."""
     counts = material.manifest.counts
     n_rejected = sum(counts.get("rejected", {}).values())
     n_out = material.statistics.n_entries
@@ -53,7 +52,7 @@ def flow_chart(material: Material, sentence: Phrase) -> Markup:
 
 
 def cost_fact(material: Material) -> tuple[str, Phrase, str]:
-    """What the run cost; a run without a model cost nothing, an uncounted one is said to be so."""
+    """What the run cost: nothing without a model, unknown where tokens were not counted."""
     usage, cost = material.manifest.usage, material.manifest.cost
     tokens = usage.prompt_tokens + usage.completion_tokens if usage else 0
     if material.is_template:
@@ -77,17 +76,14 @@ def made(material: Material) -> list[Row]:
     ]
     for name, sha256 in manifest.prompts.items():
         rows.append((say("made.prompt"), _with_hash(name, sha256)))
-    sampling = {name: material.setting(name) for name in ("temperature", "top_p", "max_tokens")}
-    shown = ", ".join(f"{name} {value}" for name, value in sampling.items() if value is not None)
-    if shown and not material.is_template:
-        rows.append((say("made.sampling"), shown))
+    if sampling := sampling_of(material):
+        rows.append((say("made.sampling"), sampling))
     for name in ("seed", "taxonomy"):
         if material.setting(name) is not None:
             rows.append((say(f"made.{name}"), str(material.setting(name))))
-    rows += [
-        (say("made.started"), _time(manifest.started_at)),
-        (say("made.finished"), _time(manifest.finished_at)),
-    ]
+    for name, stamp in (("started", manifest.started_at), ("finished", manifest.finished_at)):
+        time = datetime.fromisoformat(stamp).strftime("%Y-%m-%d %H:%M:%S")
+        rows.append((say(f"made.{name}"), time))
     if manifest.usage and not material.is_template:
         used = f"{count(manifest.usage.prompt_tokens)} + "
         rows.append((say("made.tokens"), used + count(manifest.usage.completion_tokens)))
@@ -109,8 +105,15 @@ def made(material: Material) -> list[Row]:
     return rows
 
 
+def sampling_of(material: Material) -> str | None:
+    """The sampling settings in one line; None when the build recorded none or used a template."""
+    given = {name: material.setting(name) for name in ("temperature", "top_p", "max_tokens")}
+    shown = ", ".join(f"{name} {value}" for name, value in given.items() if value is not None)
+    return shown if shown and not material.is_template else None
+
+
 def _price(material: Material, cost: dict[str, Any]) -> str:
-    """The amount with what it was reckoned from."""
+    """The amount and the prices behind it."""
     basis = say(
         "made.price",
         input=cost.get("input", "?"),
@@ -121,16 +124,13 @@ def _price(material: Material, cost: dict[str, Any]) -> str:
 
 
 def disclosure(material: Material) -> Phrase:
-    """Whether the questions left the machine, and where they went.
-
-    The gate of a build lets text go to a host that is not local only when a person acknowledged
-    it, or when the questions are the invented sample.
-    """
+    """Whether the questions left the machine, and where they went."""
     hosts = ", ".join(material.statistics.hosts)
     if not hosts:
         return say("made.disclosure_none")
     if "disclosure" in material.manifest.acknowledgements:
         return say("made.disclosure_open", host=hosts)
+    # a host that is not local wants an acknowledgement, except for the invented sample
     kind = "invented" if material.is_bundled_sample else "local"
     return say(f"made.disclosure_{kind}", host=hosts)
 
@@ -139,22 +139,10 @@ def _with_hash(name: str, sha256: str) -> Markup:
     return Markup('{} <span class="hash">{}</span>').format(name, sha256)
 
 
-def _time(stamp: str) -> str:
-    return datetime.fromisoformat(stamp).strftime("%Y-%m-%d %H:%M:%S")
-
-
 def file_table(material: Material) -> Table:
     """The dataset's files with their hashes."""
-    entries = [
-        describe_file(path, material.folder)
-        for path in data_files(material.folder)
-        if path.suffix in (".parquet", ".jsonl")
-    ]
-    rows = [
-        (
-            Markup('{}<br><span class="hash">{}</span>').format(entry.name, entry.sha256),
-            entry.n_bytes,
-        )
-        for entry in entries
-    ]
+    named = Markup('{}<br><span class="hash">{}</span>')
+    paths = [path for path in data_files(material.folder) if path.suffix in (".parquet", ".jsonl")]
+    entries = [describe_file(path, material.folder) for path in paths]
+    rows = [(named.format(entry.name, entry.sha256), entry.n_bytes) for entry in entries]
     return Table([say("columns.file"), say("columns.bytes")], rows)

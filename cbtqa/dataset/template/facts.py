@@ -1,7 +1,7 @@
-"""What a question says, as far as words tell: topic, cues, feelings, people, quotable clauses.
+"""Facts of a question, by its words: topic, cues, feelings, people, quotable clauses.
 
 One pass of an automaton over the folded text finds every word of `template/facts.yaml`; the
-clauses around the words are looked at only where a fact or a quotation may come from them.
+clauses around the words are read only where a fact or a quotation may come from them.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.resources import files
 from typing import Any, NamedTuple
 
 import ahocorasick
 
-from cbtqa.files import parse_yaml
+from cbtqa.files import read_resource
 from cbtqa.records import Question
 from cbtqa.safety.normalise import fold
 
@@ -49,8 +48,6 @@ class Clause(NamedTuple):
 
 @dataclass
 class Facts:
-    """What was found in one question."""
-
     topic: str = "general"
     holes: dict[str, str] = field(default_factory=dict)
     """Verbatim or named facts, for the holes of the grammar."""
@@ -60,92 +57,68 @@ class Facts:
     """Cues, audience, kind of question, register."""
 
 
-class _Word(NamedTuple):
-    """What one word of the lists tells."""
-
-    length: int
-    quote_weight: int
-    topics: tuple[tuple[str, int], ...]
-    """(topic, weight)"""
-    told: tuple[tuple[str, str], ...]
-    """(kind, name) of everything else"""
-
-
-class _Lexicon(NamedTuple):
-    automaton: Any
-    """Folded words to `_Word`."""
-    raw: Mapping[str, Any]
-    lead: re.Pattern[str]
-    bad_starts: tuple[str, ...]
-    bad_ends: tuple[str, ...]
-    tails: tuple[str, ...]
-    """Longest first."""
-    never: re.Pattern[str]
-    not_before: re.Pattern[str]
-    others: tuple[str, ...]
-    duration: Mapping[str, re.Pattern[str]]
-    adult_age: re.Pattern[str]
-    asking_start: re.Pattern[str]
-    asked_start: re.Pattern[str]
-    asks: Mapping[str, re.Pattern[str]]
-
-
 def _alternation(words: Iterable[str]) -> str:
     return "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
 
 
-@cache
-def load_lexicon() -> _Lexicon:
-    """The shipped word lists, compiled once."""
-    source = files("cbtqa.dataset").joinpath("template/facts.yaml")
-    raw = parse_yaml(source.read_text(encoding="utf-8"))
+class _Lexicon:
+    """The shipped word lists, compiled."""
+
+    def __init__(self) -> None:
+        raw = read_resource("cbtqa.dataset", "template/facts.yaml")
+        self.raw: Mapping[str, Any] = raw
+        self.automaton = _automaton(raw)
+        """Folded words to length, weight as a quotation, (topic, weight) pairs, and (kind, name)
+        pairs of everything else."""
+        # patterns, not plain words: `_alternation` would escape them
+        self.lead = re.compile(f"(?:{'|'.join(sorted(raw['lead_words'], key=len, reverse=True))})+")
+        self.bad_starts = tuple(raw["bad_starts"])
+        self.bad_ends = (*raw["bad_ends"], *"0123456789abcdefghijklmnopqrstuvwxyz")
+        self.never = re.compile(_alternation(raw["never_quoted"]))
+        self.not_before = re.compile(f"(?:{_alternation(raw['not_before'])}).?$")
+        self.others = tuple(raw["others"])
+        self.duration = {name: re.compile(pattern) for name, pattern in raw["duration"].items()}
+        self.adult_age = re.compile(raw["adult_age"])
+        self.asking_start = re.compile(_alternation(raw["asking_starts"]))
+        self.asked_start = re.compile(_alternation(raw["asked_starts"]))
+        self.asks = {name: re.compile(_alternation(words)) for name, words in raw["asks"].items()}
+        self.tails = tuple(sorted(raw["tail_words"], key=len, reverse=True))
+
+
+def _automaton(raw: Mapping[str, Any]) -> Any:
     topics: dict[str, list[tuple[str, int]]] = defaultdict(list)
     for topic, words in raw["topics"].items():
         for weight, key in ((_STRONG, "strong"), (1, "weak")):
             for word in words.get(key, ()):
                 topics[word].append((topic, weight))
-    told: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    named: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for kind in ("cues", "audience", "emotions", "people"):
         for name, words in raw[kind].items():
             for word in words:
-                told[word].append((kind, name))
+                named[word].append((kind, name))
     for kind in ("adult", "scenes"):
         for word in raw[kind]:
-            told[word].append((kind, word))
+            named[word].append((kind, word))
     weights = {word: weight for weight, words in raw["quote_weights"].items() for word in words}
     automaton = ahocorasick.Automaton()
-    for word in {*topics, *told, *weights}:
-        entry = _Word(
-            len(word), weights.get(word, 0), tuple(topics.get(word, ())), tuple(told.get(word, ()))
-        )
-        automaton.add_word(word, entry)
+    for word in {*topics, *named, *weights}:
+        found = tuple(topics.get(word, ())), tuple(named.get(word, ()))
+        automaton.add_word(word, (len(word), weights.get(word, 0), *found))
     automaton.make_automaton()
-    return _Lexicon(
-        automaton=automaton,
-        raw=raw,
-        lead=re.compile(f"(?:{'|'.join(sorted(raw['lead_words'], key=len, reverse=True))})+"),
-        bad_starts=tuple(raw["bad_starts"]),
-        bad_ends=(*raw["bad_ends"], *"0123456789abcdefghijklmnopqrstuvwxyz"),
-        never=re.compile(_alternation(raw["never_quoted"])),
-        not_before=re.compile(f"(?:{_alternation(raw['not_before'])}).?$"),
-        others=tuple(raw["others"]),
-        duration={name: re.compile(pattern) for name, pattern in raw["duration"].items()},
-        adult_age=re.compile(raw["adult_age"]),
-        asking_start=re.compile(_alternation(raw["asking_starts"])),
-        asked_start=re.compile(_alternation(raw["asked_starts"])),
-        asks={name: re.compile(_alternation(words)) for name, words in raw["asks"].items()},
-        tails=tuple(sorted(raw["tail_words"], key=len, reverse=True)),
-    )
+    return automaton
+
+
+@cache
+def load_lexicon() -> _Lexicon:
+    return _Lexicon()
 
 
 def read_facts(question: Question) -> Facts:
-    """Everything the language can hang on, of one question."""
+    """Every fact of a question that the language has a condition or hole for."""
     return _Reader(question).read()
 
 
 class _Reader:
-    """One question while it is read."""
-
     def __init__(self, question: Question) -> None:
         self._lexicon = load_lexicon()
         self._text = question.source_text[:READ_AT_MOST]
@@ -163,10 +136,10 @@ class _Reader:
 
     def read(self) -> Facts:
         self._walk()
-        facts = self._facts
-        best = max(self._topics.values(), default=0)
-        if best >= _STRONG:
-            facts.topic = next(topic for topic, score in self._topics.items() if score == best)
+        facts, topics = self._facts, self._topics
+        best = max(topics, key=topics.__getitem__, default=None)
+        if best is not None and topics[best] >= _STRONG:
+            facts.topic = best
         self._read_people()
         self._read_flags()
         self._read_quotes()
@@ -186,7 +159,7 @@ class _Reader:
         folded, title_end = self._folded, self._title_end
         times: dict[tuple[str, str], int] = defaultdict(int)
         last_person = -1
-        for last, (length, quote_weight, topics, told) in self._lexicon.automaton.iter(folded):
+        for last, (length, quote_weight, topics, named) in self._lexicon.automaton.iter(folded):
             start = last + 1 - length
             if quote_weight:
                 self._scores[bisect_right(self._ends, start)] += quote_weight
@@ -195,7 +168,7 @@ class _Reader:
                 times[key] += 1
                 if times[key] <= _COUNT_AT_MOST:
                     self._topics[topic] += weight * (_TITLE_WEIGHT if start < title_end else 1)
-            for kind, name in told:
+            for kind, name in named:
                 if kind == "people":
                     # of words that end in one place the longest comes first: 女朋友, not 朋友
                     if last != last_person:
@@ -207,20 +180,16 @@ class _Reader:
                     kind != "emotions" or self._is_own_feeling(start)
                 ):
                     self._found[kind][name] = start
-        for _, word in self._lexicon.automaton.iter(self._keywords):
-            for topic, weight in word.topics:
+        for _, (_, _, topics, _) in self._lexicon.automaton.iter(self._keywords):
+            for topic, weight in topics:
                 self._topics[topic] += weight * _KEYWORD_WEIGHT
 
-    def _clause_at(self, place: int) -> Clause:
-        return self._clauses[bisect_right(self._ends, place)]
-
     def _is_own_feeling(self, start: int) -> bool:
-        clause = self._clause_at(start)
+        clause = self._clauses[bisect_right(self._ends, start)]
         before = self._folded[clause.start : start]
         if self._lexicon.not_before.search(before):
             return False
-        lead = self._lexicon.lead.match(before)
-        if lead:
+        if lead := self._lexicon.lead.match(before):
             before = before[lead.end() :]
         return "我" in before[1:] or not before.startswith(self._lexicon.others)
 
@@ -249,8 +218,7 @@ class _Reader:
         facts.flags.add("long" if n > _LONG else "short" if n < _SHORT else "medium")
         if not _SOME_HAN.search(self._text):
             facts.topic = "unclear"
-        span = self._read_span()
-        if span:
+        if span := self._read_span():
             facts.holes["span"] = span
 
     def _read_audience(self) -> str:
@@ -292,23 +260,19 @@ class _Reader:
         for at in order[:12]:
             if len(taken) >= _MAX_QUOTES or self._scores[at] < _TELLING:
                 break
-            quote = self._quotable(self._clauses[at])
-            if quote and not any(quote in other or other in quote for other in taken):
+            clause = self._clauses[at]
+            quote = None if "?" in clause.mark else self._trim(clause, _MIN_QUOTE)
+            if not quote or self._lexicon.asking_start.match(quote):
+                continue
+            if not any(quote in other or other in quote for other in taken):
                 taken.append(quote)
         self._read_asked(taken)
         self._read_retold(taken)
         self._facts.quotes = taken
 
-    def _quotable(self, clause: Clause) -> str | None:
-        if "?" in clause.mark:
-            return None
-        quote = self._trim(clause, _MIN_QUOTE)
-        return quote if quote and not self._lexicon.asking_start.match(quote) else None
-
     def _trim(self, clause: Clause, shortest: int) -> str | None:
-        text = self._text[clause.start : clause.end]
-        folded = self._folded[clause.start : clause.end]
-        return _trim(text, folded, shortest, _MAX_QUOTE)
+        span = slice(clause.start, clause.end)
+        return _trim(self._text[span], self._folded[span], shortest, _MAX_QUOTE)
 
     def _read_asked(self, taken: list[str]) -> None:
         lexicon = self._lexicon
@@ -345,8 +309,7 @@ def quote_evidence(evidence: str) -> str | None:
 def _trim(text: str, folded: str, shortest: int, longest: int) -> str | None:
     """A clause without a hanging beginning, or None where it cannot stand alone."""
     lexicon = load_lexicon()
-    lead = lexicon.lead.match(folded)
-    if lead:
+    if lead := lexicon.lead.match(folded):
         text, folded = text[lead.end() :], folded[lead.end() :]
     while folded.endswith(lexicon.tails):
         folded = folded[: -len(next(word for word in lexicon.tails if folded.endswith(word)))]

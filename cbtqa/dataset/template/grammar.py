@@ -15,11 +15,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.resources import files
 from typing import Any, NamedTuple
 
 from cbtqa.errors import DataError
-from cbtqa.files import parse_yaml
+from cbtqa.files import read_resource
 
 _NODE = re.compile(r"\((?P<options>[^()]*)\)|<(?P<hole>[a-z_0-9]+)>")
 ONCE = frozenset({"core", "asked", "retold", "thought2", "span"})
@@ -28,26 +27,16 @@ _TRIES = 4
 """Random picks in a list before it is walked in order; more only cost time."""
 
 
-class Option(NamedTuple):
-    """One wording of a choice."""
-
-    text: str
-    echoes: int
-    """Bits of the telling words in it."""
-
-
 class Hole(NamedTuple):
-    """A place for a found fact."""
-
     name: str
 
 
+Option = tuple[str, int]
+"""One wording of a choice, and the bits of the telling words in it."""
 Node = str | tuple[Option, ...] | Hole
 
 
 class Part(NamedTuple):
-    """A compiled part."""
-
     number: int
     """Its own in this language, so that one part is used once."""
     nodes: tuple[Node, ...]
@@ -74,19 +63,12 @@ class Lexis:
         return self.facts.setdefault(name, 1 << len(self.facts))
 
     def echoes(self, text: str) -> int:
-        """The bits of the telling words in a text."""
         return sum(1 << at for at, word in enumerate(self.echo_words) if word in text)
 
     def compile(self, source: str, where: str) -> Part:
-        """Compiles one part.
-
-        Raises:
-            DataError: an unclosed bracket, a choice of one, or a hole inside a choice.
-        """
-        conditions, arrow, body = source.rpartition("=>")
-        if not arrow:
-            body = source
-        needs = avoids = echoes = 0
+        """One part; DataError for an open bracket, a choice of one, or a hole in a choice."""
+        conditions, _, body = source.rpartition("=>")
+        needs = avoids = 0
         for name in filter(None, (word.strip() for word in conditions.split("&"))):
             if name.startswith("not "):
                 avoids |= self.fact(name[4:])
@@ -105,19 +87,14 @@ class Lexis:
             options = match["options"].split("|")
             if len(options) < 2 or "<" in match["options"]:
                 raise DataError(f"not a choice of plain wordings: {match[0]}", where=where)
-            nodes.append(tuple(Option(text, self.echoes(text)) for text in options))
+            nodes.append(tuple((text, self.echoes(text)) for text in options))
         nodes.append(body[at:])
         plain = "".join(node for node in nodes if isinstance(node, str))
         if any(mark in plain for mark in "()<>|"):
             raise DataError(f"a bracket without its partner: {source}", where=where)
-        echoes = self.echoes(plain)
         self.n_parts += 1
         kept = tuple(node for node in nodes if node != "")
-        return Part(self.n_parts, kept, needs, avoids, echoes)
-
-    def compile_all(self, sources: Iterable[str], where: str) -> tuple[Part, ...]:
-        """Compiles a list of parts."""
-        return tuple(self.compile(source, where) for source in sources)
+        return Part(self.n_parts, kept, needs, avoids, self.echoes(plain))
 
 
 class Dice:
@@ -138,8 +115,6 @@ class Writer:
     """Writes one answer: keeps what was used, so that nothing is said or quoted twice.
 
     Args:
-        flags: names of the facts that hold.
-        holes: facts that fill holes.
         quotes: fillings of `<quote>`; each is used once, in order.
     """
 
@@ -167,7 +142,6 @@ class Writer:
         self._facts |= self._lexis.fact(name)
 
     def chance(self, sides: int) -> bool:
-        """True once in `sides`."""
         return self._dice.roll(sides) == 0
 
     def pick(self, pool: Sequence[Part]) -> Part | None:
@@ -205,7 +179,7 @@ class Writer:
                 text, echoes = node[roll(len(node))]
                 if echoes:
                     if echoes & self._echoed:
-                        fresh = (option for option in node if not option.echoes & self._echoed)
+                        fresh = (option for option in node if not option[1] & self._echoed)
                         text, echoes = next(fresh, (text, echoes))
                     self._echoed |= echoes
                 said.append(text)
@@ -231,102 +205,69 @@ class Writer:
         return part
 
 
-# --- template language ---------------------------------------------------------------------------
-# The template teacher's language: loads `template/*.yaml` and compiles it once.
+# --- the shipped language ------------------------------------------------------------------------
 
 TOPIC_FILES = ("topics_love", "topics_people", "topics_work", "topics_self", "topics_life")
-_TOPIC_KINDS = ("feel", "worry", "belief", "ask", "act", "hope")
-
 Pools = Mapping[str, tuple[Part, ...]]
 
 
-class PlannedKind(NamedTuple):
-    """One item of a plan."""
-
-    source: str
-    """`topic`, `type`, `type2`, `cue`, or empty for parts that any topic shares."""
-    kind: str
-    is_optional: bool
+PlannedKind = tuple[str, str, bool]
+"""An item of a plan: `topic`, `type`, `type2`, `cue` or empty (for any topic); kind; optional."""
 
 
-class Language(NamedTuple):
-    """All parts, compiled; a pool is a list of parts of one kind."""
+class Language:
+    """All parts of `template/*.yaml`, compiled; a pool is a list of parts of one kind."""
 
-    lexis: Lexis
-    plans: Mapping[str, Pools]
-    """Risk -> step -> plans, each a part that lists kinds."""
-    kinds_of_plan: Mapping[int, tuple[PlannedKind, ...]]
-    """By the plan's number"""
-    shared: Pools
-    crisis: Pools
-    topics: Mapping[str, Pools]
-    groups: Mapping[str, Pools]
-    group_of: Mapping[str, str]
-    types: Mapping[str, Pools]
-    terms: Mapping[str, str]
-    """Concept id -> a plainer Chinese name than the taxonomy's own."""
+    def __init__(self) -> None:
+        general, crisis, types = _load("language"), _load("crisis"), _load("types")
+        lexis = self.lexis = Lexis(general.pop("echoes"))
+        self.plans = {
+            "none": _pools(lexis, general.pop("plans"), "language.plans"),
+            **{
+                risk: _pools(lexis, steps, f"crisis.plans.{risk}")
+                for risk, steps in crisis.pop("plans").items()
+            },
+        }
+        """Risk -> step -> plans, each a part that lists kinds."""
+        steps = (found for by_step in self.plans.values() for found in by_step.values())
+        self.kinds_of_plan = {plan.number: _read_plan(plan) for found in steps for plan in found}
+        self.topics: dict[str, Pools] = {}
+        self.groups: dict[str, Pools] = {}
+        for name in TOPIC_FILES:
+            loaded = _load(name)
+            for group, kinds in loaded.pop("groups").items():
+                self.groups[group] = _pools(lexis, kinds, f"{name}.{group}")
+            for topic, kinds in loaded.items():
+                self.topics[topic] = _pools(lexis, kinds, f"{name}.{topic}")
+        topics = _load("facts")["topics"]
+        self.group_of = {topic: str(words["group"]) for topic, words in topics.items()}
+        self.terms = {
+            key: str(kinds.pop("term")) for key, kinds in types.items() if "term" in kinds
+        }
+        """Concept id -> a plainer Chinese name than the taxonomy's own."""
+        self.shared = _pools(lexis, general, "language")
+        self.crisis = _pools(lexis, crisis, "crisis")
+        self.types = {
+            key: _pools(lexis, {**kinds, "gist": [kinds["gist"]]}, f"types.{key}")
+            for key, kinds in types.items()
+        }
 
 
 @cache
 def load_language() -> Language:
-    """The shipped language.
-
-    Raises:
-        DataError: a part is malformed; names file and list.
-    """
-    general, crisis, types = _load("language"), _load("crisis"), _load("types")
-    lexis = Lexis(general.pop("echoes"))
-    plans = {
-        "none": _pools(lexis, general.pop("plans"), "language.plans"),
-        **{
-            risk: _pools(lexis, steps, f"crisis.plans.{risk}")
-            for risk, steps in crisis.pop("plans").items()
-        },
-    }
-    topics: dict[str, Pools] = {}
-    groups: dict[str, Pools] = {}
-    for name in TOPIC_FILES:
-        loaded = _load(name)
-        for group, kinds in loaded.pop("groups").items():
-            groups[group] = _pools(lexis, kinds, f"{name}.{group}")
-        for topic, kinds in loaded.items():
-            topics[topic] = _pools(lexis, kinds, f"{name}.{topic}")
-    facts = _load("facts")["topics"]
-    terms = {concept: str(kinds.pop("term")) for concept, kinds in types.items() if "term" in kinds}
-    gists = {concept: [kinds.pop("gist")] for concept, kinds in types.items()}
-    return Language(
-        lexis=lexis,
-        plans=plans,
-        kinds_of_plan={
-            plan.number: _read_plan(plan)
-            for steps in plans.values()
-            for found in steps.values()
-            for plan in found
-        },
-        shared=_pools(lexis, general, "language"),
-        crisis=_pools(lexis, crisis, "crisis"),
-        topics=topics,
-        groups=groups,
-        group_of={topic: words["group"] for topic, words in facts.items()},
-        types={
-            concept: _pools(lexis, {**kinds, "gist": gists[concept]}, f"types.{concept}")
-            for concept, kinds in types.items()
-        },
-        terms=terms,
-    )
+    """The shipped language; a malformed part is a DataError that names file and list."""
+    return Language()
 
 
 def _pools(lexis: Lexis, kinds: Mapping[str, list[str]], where: str) -> Pools:
     return {
-        kind: lexis.compile_all(parts, f"template/{where}.{kind}") for kind, parts in kinds.items()
+        kind: tuple(lexis.compile(part, f"template/{where}.{kind}") for part in parts)
+        for kind, parts in kinds.items()
     }
 
 
 def _load(name: str) -> dict[str, Any]:
-    source = files("cbtqa.dataset").joinpath(f"template/{name}.yaml")
-    loaded = parse_yaml(source.read_text(encoding="utf-8"))
-    if not isinstance(loaded, dict):
-        raise DataError("expected a mapping", where=f"template/{name}.yaml")
+    loaded: dict[str, Any] = read_resource("cbtqa.dataset", f"template/{name}.yaml")
     return loaded
 
 
@@ -334,5 +275,5 @@ def _read_plan(plan: Part) -> tuple[PlannedKind, ...]:
     kinds = []
     for word in "".join(node for node in plan.nodes if isinstance(node, str)).split():
         source, _, kind = word.removesuffix("?").rpartition(".")
-        kinds.append(PlannedKind(source, kind, word.endswith("?")))
+        kinds.append((source, kind, word.endswith("?")))
     return tuple(kinds)

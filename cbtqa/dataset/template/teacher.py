@@ -1,12 +1,9 @@
-"""The embedded default teacher: writes five-step answers by rules, offline, always the same.
+"""The default teacher: writes five-step answers by rules, offline, always the same.
 
-It is a template system and no therapist, and its text is no source to train models on. What it
-says hangs on what `template_facts` finds in the question and on the kinds of thinking that the
-pattern labeller finds; the language lies in `template/*.yaml`. A question that speaks of suicide
-or self-harm gets the parts of `crisis.yaml`, which put safety first, name help routes, and never
-treat the wish to die as a thinking error.
-
-    TemplateTeacher().answer(question, "none").steps.joined()
+It is a template system and no therapist, and its text is no source to train models on. An answer
+depends on what `facts` and the pattern labeller find in the question; its wording is in the YAML
+files here. A question about suicide or self-harm gets the parts of `crisis.yaml`, which put safety
+first, name help routes, and never treat the wish to die as a thinking error.
 """
 
 from __future__ import annotations
@@ -27,9 +24,8 @@ from cbtqa.distortions.patterns import PatternHit, PatternLabeller
 from cbtqa.distortions.taxonomy import Taxonomy, load_taxonomy
 from cbtqa.llm.batch import OnProgress
 from cbtqa.llm.chat import Fault, Reply
-from cbtqa.llm.journal import Entry, State, blocks_of
+from cbtqa.llm.journal import Entry, Journal, State, blocks_of
 from cbtqa.llm.progress import Meter
-from cbtqa.llm.runs import Run
 from cbtqa.processes import map_blocks
 from cbtqa.records import STEP_NAMES, CbtSteps, DistortionLabel, Provenance, Question, Risk
 from cbtqa.safety.screen import screen
@@ -48,23 +44,18 @@ class TemplateAnswer(NamedTuple):
 
 
 class _Thought(NamedTuple):
-    """One kind of thinking found in the question."""
+    """One kind of thinking in the question; `quote` is None where it cannot be quoted."""
 
     concept: str
     term: str
     quote: str | None
-    """How it is quoted, verbatim; None where it cannot be."""
 
 
 class TemplateTeacher:
     """Writes answers; the same seed, id and text give the same answer on every machine.
 
     Args:
-        taxonomy: id or path of the label set that distortions are said in.
-        seed: another seed chooses other wordings.
-
-    Raises:
-        DataError: no such taxonomy.
+        taxonomy: id or path of the label set for distortions.
     """
 
     def __init__(self, taxonomy: str = "burns-10", seed: int = 0) -> None:
@@ -87,14 +78,11 @@ class TemplateTeacher:
             labels = self._labeller.label(text, hits)
             thoughts = self._thoughts(text, labels, hits)
             _add_thoughts(facts, thoughts)
-        composer = _Composer(
-            self._language, facts, thoughts, risk, self._seed_of(question.id, source_text)
+        named = f"{self._seed}\0{question.id}\0{source_text}".encode("utf-8", "replace")
+        seed = int.from_bytes(hashlib.sha256(named).digest()[:8])
+        return TemplateAnswer(
+            _Composer(self._language, facts, thoughts, risk, seed).write(), labels
         )
-        return TemplateAnswer(composer.write(), labels)
-
-    def _seed_of(self, item_id: str, source_text: str) -> int:
-        told = f"{self._seed}\0{item_id}\0{source_text}"
-        return int.from_bytes(hashlib.sha256(told.encode("utf-8", "replace")).digest()[:8])
 
     def _thoughts(
         self, text: str, labels: tuple[DistortionLabel, ...], hits: list[PatternHit]
@@ -133,14 +121,12 @@ def _add_thoughts(facts: Facts, thoughts: list[_Thought]) -> None:
     said = [holes[name] for name in ("thought", "thought2") if name in holes]
     facts.quotes = [q for q in facts.quotes if not any(q in s or s in q for s in said)]
     for name in ("asked", "retold"):
-        told = holes.get(name, "").replace("你", "我")
-        if told and any(told in s or s in told for s in said):
+        found = holes.get(name, "").replace("你", "我")
+        if found and any(found in s or s in found for s in said):
             del holes[name]
 
 
 class _Composer:
-    """Writes the five steps of one answer."""
-
     def __init__(
         self, language: Language, facts: Facts, thoughts: list[_Thought], risk: Risk, seed: int
     ) -> None:
@@ -191,33 +177,27 @@ class _Composer:
         return pick(shared[kind] if self._risk == "none" else self._language.crisis[kind])
 
 
-# --- offline -------------------------------------------------------------------------------------
-# The embedded default teacher: rules, no model, no key, no network, the same answer each time.
-#
-# Answers are written by several processes (see `processes`) and checked where they are written.
+# --- offline teacher -----------------------------------------------------------------------------
 
 BLOCK = 500
 LABELLER = "patterns"
 Written: TypeAlias = tuple[str, Fault | None, Risk]
-"""Reply text, why it is turned away for good (or None), grade of the question. Plain, because it
-travels between processes: a whole `Entry` took a twentieth of the time of writing it."""
+"""Reply text, its fault (or None), grade of the question. Plain, because it travels between
+processes: a whole `Entry` took a twentieth of the time of writing it."""
 
 
 class OfflineTeacher:
-    """Answers by template; see `template`."""
+    """Answers by template; several processes write the answers and check them."""
 
     system = "template"
     prompts: Mapping[str, str] = {}
     service = None
 
     def __init__(self, settings: BuildSettings, taxonomy: Taxonomy) -> None:
-        self._taxonomy, self._seed = taxonomy, settings.seed
-        self._settings = settings
+        self._taxonomy, self._settings = taxonomy, settings
+        version, seed = cbtqa.__version__, settings.seed
         self._provenance = Provenance(
-            model="template",
-            seed=settings.seed,
-            is_training_source=False,
-            version=cbtqa.__version__,
+            model="template", seed=seed, is_training_source=False, version=version
         )
 
     def fingerprint(self) -> dict[str, str]:
@@ -226,21 +206,15 @@ class OfflineTeacher:
             "teacher": "template",
             "version": cbtqa.__version__,
             "taxonomy": self._taxonomy.id,
-            "seed": str(self._seed),
+            "seed": str(self._settings.seed),
             "step_chars": f"{self._settings.min_step_chars}-{self._settings.max_step_chars}",
         }
 
     def generate(
-        self,
-        items: Iterable[Item],
-        run: Run,
-        *,
-        n_total: int | None,
-        on_progress: OnProgress | None,
+        self, items: Iterable[Item], journal: Journal, on_progress: OnProgress | None
     ) -> None:
         """Writes what the journal does not hold; a kill costs at most a few blocks."""
-        journal = run.journal
-        meter = Meter(n_total, price=None, earlier=journal.totals())
+        meter = Meter(None, price=None, earlier=journal.totals())
         asked: deque[list[Item]] = deque()
 
         def missing() -> Iterator[list[Question]]:
@@ -271,38 +245,23 @@ class OfflineTeacher:
         return CheckedAnswer(steps.joined(), steps, tuple(labels))
 
     def provenance(self, reply: Reply) -> Provenance:
-        """Says that this text is no training source."""
         return self._provenance
 
 
-class _Writer:
-    """Grades, answers and checks; one in every process."""
+def _make_writer(settings: BuildSettings) -> Callable[[list[Question]], list[Written]]:
+    """Grades, answers and checks a block of questions; one in every process."""
+    template = TemplateTeacher(taxonomy=settings.taxonomy, seed=settings.seed)
+    limits = (settings.min_step_chars, settings.max_step_chars)
+    checks = AnswerChecks(load_taxonomy(settings.taxonomy), LABELLER, *limits)
 
-    def __init__(self, settings: BuildSettings) -> None:
-        taxonomy = load_taxonomy(settings.taxonomy)
-        self._template = TemplateTeacher(taxonomy=settings.taxonomy, seed=settings.seed)
-        self._checks = AnswerChecks(
-            taxonomy, LABELLER, settings.min_step_chars, settings.max_step_chars
-        )
-
-    def write(self, questions: list[Question]) -> list[Written]:
-        """One text a question."""
-        return [self._write(question) for question in questions]
-
-    def _write(self, question: Question) -> Written:
+    def write(question: Question) -> Written:
         risk = screen(question.source_text).risk
-        answer = self._template.answer(question, risk)
+        answer = template.answer(question, risk)
         value: dict[str, Any] = answer.steps.model_dump()
-        value["distortions"] = [
-            {"id": label.id, "evidence": label.evidence, "confidence": label.confidence}
-            for label in answer.distortions
-        ]
-        found = self._checks.check_object(question, risk, value)
+        kept = {"id", "evidence", "confidence"}
+        value["distortions"] = [label.model_dump(include=kept) for label in answer.distortions]
+        found = checks.check_object(question, risk, value)
         fault = found if isinstance(found, Fault) else None
         return json.dumps(value, ensure_ascii=False), fault, risk
 
-
-def _make_writer(
-    settings: BuildSettings,
-) -> Callable[[list[Question]], list[Written]]:
-    return _Writer(settings).write
+    return lambda questions: [write(question) for question in questions]
