@@ -30,11 +30,7 @@ if TYPE_CHECKING:
 
 
 # --- fonts ---------------------------------------------------------------------------------------
-# Which slices of the embedded Chinese font a text needs, and the CSS that carries them.
-#
-# The slices in `fonts/` (woff2, OFL 1.1, made by `scripts/make_font`) together hold GB2312,
-# Latin, punctuation and mathematical signs. A page embeds only those whose characters it shows.
-
+# The slices in `fonts/` are woff2 (OFL 1.1), made by `scripts/make_font`: GB2312, Latin and signs.
 FAMILY = "cbtqa Sans SC"
 
 
@@ -62,17 +58,11 @@ def font_css(text: str) -> str:
 @cache
 def _face(name: str) -> str:
     data = base64.b64encode((files("cbtqa.report") / "fonts" / f"{name}.woff2").read_bytes())
-    return (
-        f"@font-face{{font-family:'{FAMILY} {name}';font-display:block;"
-        f"src:url(data:font/woff2;base64,{data.decode()}) format('woff2')}}\n"
-    )
+    source = f"url(data:font/woff2;base64,{data.decode()}) format('woff2')"
+    return f"@font-face{{font-family:'{FAMILY} {name}';font-display:block;src:{source}}}\n"
 
 
 # --- wording -------------------------------------------------------------------------------------
-# Phrases in Chinese and English, read from YAML files beside the code that shows them.
-#
-# wording = load_wording("cbtqa.dataset", "report.yaml") wording["sections.splits"].fill(n=4).zh
-
 Lang = Literal["zh", "en"]
 
 
@@ -118,8 +108,6 @@ def _leaves(prefix: str, node: dict[str, Any]) -> Iterator[tuple[str, Phrase]]:
 
 
 # --- page ----------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Head:
     """What stands above and below the body of a page."""

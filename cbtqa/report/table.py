@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from cbtqa.errors import MissingExtraError
 from cbtqa.report.page import Lang, Phrase
 from cbtqa.report.words import GAP, Show, count, digits, estimate
 
@@ -165,15 +164,9 @@ class Table:
         return stream.getvalue()
 
     def to_pandas(self) -> pandas.DataFrame:
-        """A data frame of `records`.
+        """A data frame of `records`."""
+        import pandas
 
-        Raises:
-            MissingExtraError: pandas is not installed.
-        """
-        try:
-            import pandas
-        except ImportError:
-            raise MissingExtraError("pandas", "hub") from None
         return pandas.DataFrame(self.records())
 
 
