@@ -24,9 +24,6 @@ from cbtqa.records import NonEmptyText, Record
 from cbtqa.statistics.agreement import Floats
 from cbtqa.statistics.resampling import percentile_interval
 
-# --- variance ratio ------------------------------------------------------------------------------
-# Source: the profile likelihood of Lindstrom & Bates 1988, for one random effect.
-
 Method = Literal["reml", "ml"]
 LARGEST_SHARE = 1 - 1e-9
 """Of the variance between groups, as the search goes; 1 would leave no residual."""
@@ -50,9 +47,8 @@ class GroupSums:
 
     @classmethod
     def of(cls, y: Floats, x: Floats, groups: Sequence[str]) -> GroupSums:
-        order = sorted(dict.fromkeys(groups))
-        members = [np.array([i for i, g in enumerate(groups) if g == name]) for name in order]
-        parts = [(x[rows], y[rows]) for rows in members]
+        names = np.array(groups)
+        parts = [(x[names == name], y[names == name]) for name in np.unique(names)]
         per_group = (
             np.array([float(len(b)) for _, b in parts]),
             np.array([a.sum(axis=0) for a, _ in parts]),
@@ -61,8 +57,7 @@ class GroupSums:
             np.array([a.T @ b for a, b in parts]),
             np.array([b @ b for _, b in parts]),
         )
-        ones = np.ones(len(order))
-        return cls(*per_group, ones, x.T @ x, x.T @ y, float(y @ y))
+        return cls(*per_group, np.ones(len(parts)), x.T @ x, x.T @ y, float(y @ y))
 
     def drawn(self, weights: Floats) -> GroupSums:
         """The sums of a sample in which each group stands so many times."""
@@ -176,7 +171,7 @@ def _slope(sums: GroupSums, ratio: float, method: Method) -> float:
     return value / 2
 
 
-# --- mixed model ---------------------------------------------------------------------------------
+# --- the fit -------------------------------------------------------------------------------------
 NORMAL_95 = 1.959963984540054
 BOUNDARY = 1e-7
 LARGEST_RATIO = 1e6
@@ -234,10 +229,7 @@ class MixedFit(Record):
         Raises:
             KeyError: there is none.
         """
-        for effect in self.effects:
-            if effect.name == name:
-                return effect
-        raise KeyError(name)
+        return {effect.name: effect for effect in self.effects}[name]
 
 
 def fit_mixed(
@@ -257,20 +249,36 @@ def fit_mixed(
         groups: the group of each row, such as the patient.
 
     Raises:
-        ValueError: fewer than two groups, too few rows, gaps, columns of x that depend on each
-            other, or no variation left.
+        ValueError: too few groups or rows, gaps, dependent columns of x, or no variation left.
     """
     outcome, design = np.asarray(y, dtype=np.float64), np.asarray(x, dtype=np.float64)
     _check(outcome, design, names, groups)
     sums = GroupSums.of(outcome, design, groups)
     is_balanced = _has_equal_groups(design, groups)
-    if is_balanced:
-        ratio, name = closed_ratio(sums, method), "closed form"
-    else:
-        ratio, name = search_ratio(sums, method), "profile likelihood"
+    ratio = (closed_ratio if is_balanced else search_ratio)(sums, method)
     if ratio > LARGEST_RATIO or solve(sums, 0.0).rss <= NOTHING * float(outcome.var()) * sums.n:
         raise ValueError("no variation is left beside the effects and the groups")
-    return _make_fit(sums, ratio, names, method, name, is_balanced)
+    solved, n = solve(sums, ratio), sums.n
+    variance = solved.residual_variance(n, method)
+    covariance = variance * np.linalg.inv(solved.precision)
+    height = solved.log_likelihood(n, method)
+    return MixedFit(
+        engine="closed form" if is_balanced else "profile likelihood",
+        method=method,
+        n=n,
+        n_groups=len(sums.sizes),
+        effects=tuple(
+            make_effect(name, float(beta), math.sqrt(float(square)))
+            for name, beta, square in zip(names, solved.beta, np.diag(covariance), strict=True)
+        ),
+        covariance=tuple(map(tuple, covariance.tolist())),
+        var_group=ratio * variance,
+        var_residual=variance,
+        log_likelihood=height,
+        aic=2 * (sums.p + 2) - 2 * height if method == "ml" else None,
+        is_balanced=is_balanced,
+        is_boundary=ratio < BOUNDARY,
+    )
 
 
 def bootstrap_icc(
@@ -303,9 +311,6 @@ def bootstrap_icc(
     return percentile_interval(np.array(found)) if len(found) > n_trials // 2 else None
 
 
-# --- checks and results --------------------------------------------------------------------------
-
-
 def _check(y: Floats, x: Floats, names: Sequence[str], groups: Sequence[str]) -> None:
     if x.ndim != 2 or not len(y) == len(x) == len(groups) or x.shape[1] != len(names):
         raise ValueError("y, x, names and groups do not fit each other")
@@ -328,37 +333,6 @@ def _has_equal_groups(x: Floats, groups: Sequence[str]) -> bool:
         rows.setdefault(group, []).append(tuple(row))
     sorted_rows = [sorted(own) for own in rows.values()]
     return all(own == sorted_rows[0] for own in sorted_rows)
-
-
-def _make_fit(
-    sums: GroupSums,
-    ratio: float,
-    names: Sequence[str],
-    method: Method,
-    engine: str,
-    is_balanced: bool,
-) -> MixedFit:
-    solved, n = solve(sums, ratio), sums.n
-    variance = solved.residual_variance(n, method)
-    covariance = variance * np.linalg.inv(solved.precision)
-    height = solved.log_likelihood(n, method)
-    return MixedFit(
-        engine=engine,
-        method=method,
-        n=n,
-        n_groups=len(sums.sizes),
-        effects=tuple(
-            make_effect(name, float(beta), math.sqrt(float(square)))
-            for name, beta, square in zip(names, solved.beta, np.diag(covariance), strict=True)
-        ),
-        covariance=tuple(tuple(float(cell) for cell in row) for row in covariance),
-        var_group=ratio * variance,
-        var_residual=variance,
-        log_likelihood=height,
-        aic=2 * (sums.p + 2) - 2 * height if method == "ml" else None,
-        is_balanced=is_balanced,
-        is_boundary=ratio < BOUNDARY,
-    )
 
 
 def make_effect(name: str, estimate: float, se: float) -> Effect:

@@ -7,13 +7,12 @@ resamples of all systems and metrics at once cost one matrix product.
     sums = bootstrap_sums(statistics, seed=12345)           # shape (1000, columns)
     low, high = percentile_interval(score_of(sums))
 
-The draws are those of sacrebleu for the same seed; its p-values are those of the convention that
-bears its name.
+The draws are those of sacrebleu for the same seed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -51,8 +50,8 @@ def sum_by_cluster(statistics: Floats, clusters: Sequence[str]) -> Floats:
     With several answers to one question, questions are drawn, not answers: answers to one
     question are not independent. Source: Miller, arXiv 2411.00640.
     """
-    number: dict[str, int] = {}
-    of_row = np.array([number.setdefault(cluster, len(number)) for cluster in clusters], np.int64)
+    number = {cluster: place for place, cluster in enumerate(dict.fromkeys(clusters))}
+    of_row = np.array([number[cluster] for cluster in clusters], np.int64)
     summed = np.zeros((len(number), statistics.shape[1]), np.float64)
     np.add.at(summed, of_row, statistics)
     return summed
@@ -218,10 +217,14 @@ def _share_above(under_null: Floats, observed: float) -> float:
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """p-values adjusted for testing them all, in the order given. Source: Holm, 1979."""
-    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    return step_down(p_values, lambda p, n: min(1.0, n * p))
+
+
+def step_down(p_values: Sequence[float], adjust: Callable[[float, int], float]) -> list[float]:
+    """Each p adjusted for the number of tests from it on, the least first; never falling."""
     adjusted = [0.0] * len(p_values)
     running = 0.0
-    for rank, index in enumerate(order):
-        running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        running = max(running, adjust(p_values[index], len(p_values) - rank))
         adjusted[index] = running
     return adjusted
