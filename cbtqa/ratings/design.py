@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from cbtqa.ratings.study import (
     Study,
     StudyFolder,
     StudyKey,
+    column_letters,
     require_new,
     write_key,
     write_study,
@@ -83,6 +83,11 @@ class NewStudySettings(Settings):
     def _one_line(cls, value: str) -> str:
         return " ".join(value.split())
 
+    @property
+    def rater_ids(self) -> tuple[str, ...]:
+        """R1, R2, ..."""
+        return tuple(f"R{number}" for number in range(1, self.raters + 1))
+
 
 @dataclass(frozen=True)
 class NewStudy:
@@ -100,18 +105,14 @@ class NewStudy:
     def summary(self) -> dict[str, Any]:
         """The counts as plain values."""
         study = self.folder.study
+        fields = {"rubric", "n_questions", "n_items", "per_item", "n_calibration", "n_repeats"}
         return {
             "study": study.id,
-            "rubric": study.rubric,
             "n_available": self.n_available,
-            "n_questions": study.n_questions,
-            "n_items": study.n_items,
+            **study.model_dump(include=fields),
             "n_arms": len(study.arms),
             "n_raters": len(study.raters),
-            "per_item": study.per_item,
             "n_presentations": len(self.folder.plan),
-            "n_calibration": study.n_calibration,
-            "n_repeats": study.n_repeats,
             "n_left_out": self.n_left_out,
             "telling_items": list(self.telling_items),
         }
@@ -164,28 +165,18 @@ def _strata(pool: Pool, ids: Sequence[str], by: Stratify) -> dict[str, str]:
     if by == "none":
         return dict.fromkeys(ids, "all")
     rarest = rarest_label({name: pool.questions[name].distortions for name in ids})
-    names = {}
-    for name in ids:
-        parts = []
-        if "risk" in by:
-            parts.append(f"risk:{pool.questions[name].risk}")
-        if "distortion" in by:
-            parts.append(f"distortion:{rarest[name]}")
-        names[name] = "|".join(parts)
-    return names
+    kinds = {name: {"risk": pool.questions[name].risk, "distortion": rarest[name]} for name in ids}
+    return {
+        name: "|".join(f"{kind}:{found[kind]}" for kind in by.split("+"))
+        for name, found in kinds.items()
+    }
 
 
 def _arms(pool: Pool, seed: int) -> dict[str, str]:
     """Letters in an order that does not follow the command line; the questions are one arm."""
     systems = sorted(pool.answers) or [QUESTIONS_ONLY]
     random.Random(f"arms:{seed}").shuffle(systems)
-    return {_letters(place): system for place, system in enumerate(systems)}
-
-
-def _letters(place: int) -> str:
-    """A, B, ..., Z, AA, AB, ..."""
-    before, last = divmod(place, 26)
-    return (_letters(before - 1) if before else "") + chr(ord("A") + last)
+    return {column_letters(place): system for place, system in enumerate(systems)}
 
 
 def _make_items(
@@ -205,18 +196,18 @@ def _make_items(
     width = len(str(len(numbers)))
     made = []
     for number, (name, arm) in zip(numbers, [*pairs, *practice], strict=True):
-        told = pool.questions[name]
+        asked = pool.questions[name]
         answer = pool.answers[arms[arm]][name] if pool.answers else SourceAnswer()
         made.append(
             Item(
                 id=f"I{number:0{width}d}",
                 arm=arm,
                 question_id=name,
-                question=told.question,
-                description=told.description,
+                question=asked.question,
+                description=asked.description,
                 answer=answer.text,
                 turns=answer.turns,
-                risk=told.risk,
+                risk=asked.risk,
                 stratum=strata[name],
             )
         )
@@ -226,9 +217,9 @@ def _make_items(
 def _make_plan(
     items: Sequence[Item], calibration: Sequence[Item], settings: NewStudySettings
 ) -> list[Presentation]:
-    raters = [f"R{number}" for number in range(1, settings.raters + 1)]
     questions = list(dict.fromkeys(item.question_id for item in items))
-    teams = assign_raters(questions, raters, settings.per_item or len(raters), settings.seed)
+    raters, per_item = settings.rater_ids, settings.per_item or settings.raters
+    teams = assign_raters(questions, raters, per_item, settings.seed)
     plan = []
     for rater in raters:
         own = [(i.id, i.question_id) for i in items if rater in teams[i.question_id]]
@@ -270,7 +261,7 @@ def _describe(
         seed=settings.seed,
         rubric=f"{rubric.id}.v{rubric.version}",
         rubric_sha256=rubric.sha256,
-        raters=tuple(f"R{number}" for number in range(1, settings.raters + 1)),
+        raters=settings.rater_ids,
         arms=arms,
         per_item=settings.per_item or settings.raters,
         n_questions=len({item.question_id for item in items}),
@@ -291,21 +282,16 @@ def _describe(
 
 def _telling_items(items: Sequence[Item], systems: Iterable[str]) -> tuple[str, ...]:
     """Items in which a system's name (three letters or more) can be read."""
-    names = [re.escape(name) for name in systems if len(name) >= 3]
-    if not names:
-        return ()
-    pattern = re.compile("|".join(names), re.IGNORECASE)
+    names = [name.casefold() for name in systems if len(name) >= 3]
+    written = {item.id: [item.answer, *(turn.text for turn in item.turns)] for item in items}
     return tuple(
-        item.id
-        for item in items
-        if pattern.search(item.answer) or any(pattern.search(turn.text) for turn in item.turns)
+        item
+        for item, texts in written.items()
+        if any(name in text.casefold() for name in names for text in texts)
     )
 
 
-# --- planning ------------------------------------------------------------------------------------
-# Who rates what, in which order: seeded draws, balanced assignment, orders, repeats.
-#
-# Everything here depends on its arguments and the seed alone, so a study can be made again.
+# --- planning: every result depends on the arguments and the seed alone ---------------------------
 
 REPEAT_GAP = 1 / 3
 """A repeated item comes at least this share of a rater's list after its first showing."""
@@ -359,12 +345,7 @@ def assign_raters(
 
     Loads differ by at most one; how often two raters share a block is evened out by swaps that
     leave the loads as they are.
-
-    Raises:
-        ValueError: more raters per block than raters.
     """
-    if not 1 <= per_block <= len(raters):
-        raise ValueError(f"{per_block} raters per item, but {len(raters)} raters")
     if per_block == len(raters):
         return {block: tuple(raters) for block in blocks}
     generator = random.Random(f"assign:{seed}")
@@ -402,30 +383,16 @@ def _even_out_pairs(
         if not only_one or not only_other:
             continue
         leaves, comes = generator.choice(only_one), generator.choice(only_other)
-        gain = _swap_gain(teams[one] - {leaves}, teams[other] - {comes}, leaves, comes, shared)
-        if gain > 0:
-            for team, out, into in ((teams[one], leaves, comes), (teams[other], comes, leaves)):
-                team.remove(out)
-                for mate in team:
-                    shared[frozenset((out, mate))] -= 1
-                    shared[frozenset((into, mate))] += 1
-                team.add(into)
-
-
-def _swap_gain(
-    rest_one: set[str],
-    rest_other: set[str],
-    leaves: str,
-    comes: str,
-    shared: Counter[frozenset[str]],
-) -> int:
-    """Fall of the sum of squared pair counts if the two raters change places."""
-    change = Counter[frozenset[str]]()
-    for rest, out, into in ((rest_one, leaves, comes), (rest_other, comes, leaves)):
-        for mate in rest:
-            change[frozenset((out, mate))] -= 1
-            change[frozenset((into, mate))] += 1
-    return -sum(2 * shared[pair] * step + step * step for pair, step in change.items())
+        change = Counter[frozenset[str]]()
+        for team, out, into in ((teams[one], leaves, comes), (teams[other], comes, leaves)):
+            for mate in team - {out}:
+                change[frozenset((out, mate))] -= 1
+                change[frozenset((into, mate))] += 1
+        # the sum of squared pair counts must fall
+        if sum(2 * shared[pair] * step + step * step for pair, step in change.items()) < 0:
+            shared.update(change)
+            teams[one] ^= {leaves, comes}
+            teams[other] ^= {leaves, comes}
 
 
 def order_items(items: Sequence[tuple[str, str]], n_repeats: int, seed: str) -> list[str]:
@@ -449,16 +416,10 @@ def order_items(items: Sequence[tuple[str, str]], n_repeats: int, seed: str) -> 
         waiting.remove(chosen)
         left[chosen[1]] -= 1
         order.append(chosen)
-    names = [name for name, _ in order]
-    return _insert_repeats(names, n_repeats, generator)
-
-
-def _insert_repeats(names: list[str], n_repeats: int, generator: random.Random) -> list[str]:
-    gap = max(2, round(len(names) * REPEAT_GAP))
-    early = names[: max(len(names) - gap, 0)]
-    chosen = generator.sample(early, min(n_repeats, len(early)))
-    result = list(names)
-    for name in chosen:
+    result = [name for name, _ in order]
+    gap = max(2, round(len(result) * REPEAT_GAP))
+    early = result[: max(len(result) - gap, 0)]
+    for name in generator.sample(early, min(n_repeats, len(early))):
         first = result.index(name)
         result.insert(generator.randint(first + gap, len(result)), name)
     return result

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from cbtqa.distortions.taxonomy import load_taxonomy
 from cbtqa.errors import DataError
-from cbtqa.files import open_text, parse_yaml
+from cbtqa.files import open_text, parse_record, parse_yaml
 from cbtqa.records import NonEmptyText, Record
 
 Language = Literal["zh", "en"]
@@ -125,8 +125,7 @@ class Rubric(Record):
     @model_validator(mode="after")
     def _references_resolve(self) -> Self:
         ids = [criterion.id for criterion in self.criteria]
-        doubled = sorted({name for name in ids if ids.count(name) > 1})
-        if doubled:
+        if doubled := sorted({name for name in ids if ids.count(name) > 1}):
             raise ValueError(f"criterion '{doubled[0]}' stands twice")
         known = {section.id for section in self.sections}
         used = {c.section for c in self.criteria if c.section is not None}
@@ -149,7 +148,7 @@ class Rubric(Record):
     @property
     def scales(self) -> tuple[Criterion, ...]:
         """The criteria that are scales."""
-        return tuple(criterion for criterion in self.criteria if criterion.kind == "scale")
+        return tuple(one for one in self.criteria if one.kind == "scale")
 
     @property
     def marks(self) -> tuple[Criterion, ...]:
@@ -167,10 +166,7 @@ class Rubric(Record):
         Raises:
             KeyError: there is none.
         """
-        for criterion in self.criteria:
-            if criterion.id == name:
-                return criterion
-        raise KeyError(name)
+        return {criterion.id: criterion for criterion in self.criteria}[name]
 
     def settle(self, values: Mapping[str, int | None]) -> dict[str, int | None]:
         """Values with the rule of marks applied: unset marks become 0 once any mark is set.
@@ -243,15 +239,11 @@ def parse_rubric(text: str, where: str, taxonomy: str | None = None) -> Rubric:
     """
     try:
         raw = parse_yaml(text)
-        return Rubric.model_validate(_with_marks(raw, taxonomy))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{where}:{mark.line + 1}" if mark else where
         raise DataError(f"not YAML: {getattr(error, 'problem', error)}", where=place) from None
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise DataError(first["msg"], where=f"{where}:{field}" if field else where) from None
+    return parse_record(Rubric, _with_marks(raw, taxonomy), where)
 
 
 def _with_marks(raw: Any, taxonomy: str | None) -> Any:

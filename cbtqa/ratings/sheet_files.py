@@ -19,7 +19,7 @@ from typing import Any
 from cbtqa.errors import DataError, MissingExtraError
 from cbtqa.files import sha256_of
 from cbtqa.ratings.sheets import CODE, META_KEYS, META_TAB
-from cbtqa.ratings.study import ShownTurn
+from cbtqa.ratings.study import ShownTurn, session_text
 
 MAX_BYTES = 30 << 20
 MAX_UNPACKED_BYTES = 300 << 20
@@ -228,10 +228,7 @@ def _sessions_of(tab: Any) -> dict[str, str]:
         if code:
             turn = ShownTurn(role=str(role or "?"), text=str(text or ""))
             turns.setdefault(str(code), []).append(turn)
-    return {
-        code: "\n".join(f"#{place} {t.role}: {t.text}" for place, t in enumerate(shown, 1))
-        for code, shown in turns.items()
-    }
+    return {code: session_text(shown) for code, shown in turns.items()}
 
 
 # --- CSV -----------------------------------------------------------------------------------------

@@ -14,10 +14,9 @@ whoever holds the folder alone stays blind. `unblind` is a logged step that copi
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -45,11 +44,22 @@ def clean_text(text: str) -> str:
     return _CONTROL.sub("", unix).strip()
 
 
+def column_letters(place: int) -> str:
+    """A, B, ..., Z, AA, AB, ... from 0 on."""
+    before, last = divmod(place, 26)
+    return (column_letters(before - 1) if before else "") + chr(ord("A") + last)
+
+
 class ShownTurn(Record):
     """One turn of a session under rating."""
 
     role: NonEmptyText
     text: str
+
+
+def session_text(turns: Iterable[ShownTurn]) -> str:
+    """A session as one text, a numbered line for each turn."""
+    return "\n".join(f"#{n} {turn.role}: {turn.text}" for n, turn in enumerate(turns, 1))
 
 
 class Item(Record):
@@ -72,21 +82,9 @@ class Item(Record):
     @property
     def parts(self) -> dict[str, str]:
         """Everything that is shown, by part, empty parts left out."""
-        session = "\n".join(
-            f"#{number} {turn.role}: {turn.text}" for number, turn in enumerate(self.turns, 1)
-        )
-        shown = {
-            "question": self.question,
-            "description": self.description,
-            "answer": self.answer,
-            "session": session,
-        }
+        shown = {name: getattr(self, name) for name in ("question", "description", "answer")}
+        shown["session"] = session_text(self.turns)
         return {name: text for name, text in shown.items() if text}
-
-    @property
-    def text_sha256(self) -> str:
-        """Hash of what is shown: tells an edited text."""
-        return hashlib.sha256("\x1f".join(self.parts.values()).encode()).hexdigest()
 
     def quotes(self, evidence: str) -> bool:
         """True when the evidence stands in what is shown, or names a turn as `#12`."""
@@ -172,12 +170,8 @@ class StudyFolder:
 
     @cached_property
     def _by_rater(self) -> dict[str, tuple[Presentation, ...]]:
-        return {
-            rater: tuple(
-                sorted((p for p in self.plan if p.rater == rater), key=lambda shown: shown.order)
-            )
-            for rater in self.study.raters
-        }
+        plan = sorted(self.plan, key=lambda shown: shown.order)
+        return {name: tuple(p for p in plan if p.rater == name) for name in self.study.raters}
 
     def shown_to(self, rater: str) -> tuple[Presentation, ...]:
         """This rater's presentations in order."""
@@ -224,11 +218,7 @@ def require_new(path: Path, key_path: Path) -> None:
 
 
 def write_study(
-    path: Path,
-    study: Study,
-    rubric: Rubric,
-    items: Iterable[Item],
-    plan: Iterable[Presentation],
+    path: Path, study: Study, rubric: Rubric, items: Iterable[Item], plan: Sequence[Presentation]
 ) -> StudyFolder:
     """Writes a new study folder, readable by its owner only; `study.json` comes last."""
     path.mkdir(parents=True, exist_ok=True)
@@ -287,7 +277,6 @@ def unblind(folder: StudyFolder, key_path: Path, by: str, n_ratings: int, digest
     """Brings the system names into the study and logs who did it, on which ratings.
 
     Args:
-        by: who unblinds.
         digest: hash of the ratings at this moment, so that later changes show.
 
     Raises:
