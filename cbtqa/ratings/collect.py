@@ -59,6 +59,19 @@ class CollectedSheet:
     n_shown: int = 0
     rejections: list[Rejection] = field(default_factory=list)
 
+    def counts(self) -> dict[str, Any]:
+        """The counts as plain values."""
+        names = ("n_kept", "n_known", "n_refused", "n_done", "n_shown")
+        counts = {**vars(self), "n_refused": len(self.rejections)}
+        return {"file": self.name, "rater": self.rater} | {name: counts[name] for name in names}
+
+    def count_done(self, folder: StudyFolder, store: Store) -> None:
+        """Counts what is complete now."""
+        if self.rater:
+            answers, plan = store.answers(self.rater), folder.shown_to(self.rater)
+            self.n_shown = len(plan)
+            self.n_done = sum(is_done(folder, answers.get(shown.code)) for shown in plan)
+
     def refuse(self, item: str, detail: str, where: str, raw: object = None) -> None:
         """Takes note of one refusal; `raw` is what was found, when that is a single value."""
         self.rejections.append(
@@ -91,30 +104,15 @@ class Collected:
 
     def table(self) -> Table:
         """One row per file."""
-        rows = [
-            (
-                *(one.name, one.rater, one.n_kept, one.n_known, len(one.rejections)),
-                f"{one.n_done}/{one.n_shown}",
-            )
-            for one in self.sheets
-        ]
-        return Table(["file", "rater", "kept", "known", "refused", "done"], rows)
+        heads = ["file", "rater", "kept", "known", "refused", "done"]
+        counted = [one.counts() for one in self.sheets]
+        rows = [(*list(c.values())[:5], f"{c['n_done']}/{c['n_shown']}") for c in counted]
+        return Table(heads, rows)
 
     def summary(self) -> dict[str, Any]:
         """Counts and refusals as plain values."""
-        sheets = [
-            {
-                "file": sheet.name,
-                "rater": sheet.rater,
-                "n_kept": sheet.n_kept,
-                "n_known": sheet.n_known,
-                "n_refused": len(sheet.rejections),
-                "n_done": sheet.n_done,
-                "n_shown": sheet.n_shown,
-            }
-            for sheet in self.sheets
-        ]
         refused = [rejection.model_dump(mode="json") for rejection in self.rejections]
+        sheets = [sheet.counts() for sheet in self.sheets]
         return {"n_kept": self.n_kept, "sheets": sheets, "refused": refused}
 
 
@@ -124,8 +122,7 @@ def collect(
     """Takes the good cells of these sheets into the store; the rest comes back as rejections.
 
     Args:
-        replace: a value of the sheet takes the place of another one in the store; otherwise it
-            is refused, since nobody can tell which of the two the rater means.
+        replace: a sheet's value takes the place of another one in the store; else it is refused.
     """
     collected = Collected()
     for path in paths:
@@ -157,8 +154,7 @@ def _check_belongs(folder: StudyFolder, sheet: Sheet) -> None:
     if sheet.rater not in study.raters:
         raise DataError(f"rater '{sheet.rater}' is not in this study", where=sheet.name)
     ids = {column.id for column in sheet_columns(folder.rubric, study.language)}
-    missing = sorted(ids - set(sheet.columns))
-    if missing:
+    if missing := sorted(ids - set(sheet.columns)):
         raise DataError(f"columns are missing: {', '.join(missing)}", where=sheet.name)
 
 
@@ -166,12 +162,7 @@ class _Reading:
     """One sheet on its way into the store."""
 
     def __init__(
-        self,
-        folder: StudyFolder,
-        store: Store,
-        sheet: Sheet,
-        result: CollectedSheet,
-        replace: bool,
+        self, folder: StudyFolder, store: Store, sheet: Sheet, result: CollectedSheet, replace: bool
     ) -> None:
         self._folder, self._store, self._sheet = folder, store, sheet
         self._result, self._replace = result, replace
@@ -194,21 +185,14 @@ class _Reading:
                 seen[code] = code_cell.where
                 self._read_row(code, row)
         result.n_kept = self._store.add(rater, self._sheet.kind, self._events)
-        answers = self._store.answers(rater)
-        shown = self._folder.shown_to(rater)
-        result.n_shown = len(shown)
-        result.n_done = sum(is_done(self._folder, answers.get(p.code)) for p in shown)
-        for presentation in shown:
+        result.count_done(self._folder, self._store)
+        for presentation in self._folder.shown_to(rater):
             if presentation.code not in seen:
                 result.refuse(presentation.code, "the row is missing", self._sheet.name)
 
     def _refuse_orphan(self, row: Mapping[str, Cell]) -> None:
-        filled = [
-            cell
-            for name, cell in row.items()
-            if name not in (CODE, *SHOWN_PARTS) and not _is_blank(cell)
-        ]
-        if filled:
+        own = [cell for name, cell in row.items() if name not in (CODE, *SHOWN_PARTS)]
+        if filled := [cell for cell in own if not _is_blank(cell)]:
             detail = "ratings in a row without a code"
             self._result.refuse("?", detail, filled[0].where, filled[0].value)
 
@@ -219,8 +203,7 @@ class _Reading:
             detail = f"{code} is not in the plan of {self._sheet.rater}{owner}"
             self._result.refuse(code, detail, row[CODE].where)
             return
-        edited = self._edited_part(code, row)
-        if edited is not None:
+        if edited := self._edited_part(code, row):
             detail = "the text is not the one of the study: edited, or moved from another row"
             self._result.refuse(code, detail, edited.where)
             return
@@ -270,12 +253,10 @@ class _Reading:
             self._result.n_known += 1
             return
         self._known[code] = answer
-        self._events.append(Event(self._key(admitted, stored), admitted))
-
-    def _key(self, change: Change, before: Scalar) -> str:
-        """The same cell of the same sheet, read twice, is one event."""
-        parts = (self._sheet.sha256, change.code, change.field, repr(before), repr(change.value))
-        return "sheet:" + hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
+        # the same cell of the same sheet, read twice, is one event
+        parts = (self._sheet.sha256, code, admitted.field, repr(stored), repr(admitted.value))
+        key = "sheet:" + hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
+        self._events.append(Event(key, admitted))
 
 
 def admit(

@@ -120,7 +120,8 @@ class Head:
 
 
 @cache
-def _environment(package: str) -> Environment:
+def template_environment(package: str) -> Environment:
+    """The templates of a room beside those of every page; what is not `Markup` is escaped."""
     from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -136,7 +137,7 @@ def _environment(package: str) -> Environment:
 
 def render_page(package: str, template: str, head: Head, **values: object) -> str:
     """The page as one HTML document, from a template in `package/templates`; values are escaped."""
-    environment = _environment(package)
+    environment = template_environment(package)
     sections: list[tuple[str, Phrase]] = []
 
     def begin_section(anchor: str, title: Phrase) -> int:
