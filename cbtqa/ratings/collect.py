@@ -59,6 +59,11 @@ class CollectedSheet:
     n_shown: int = 0
     rejections: list[Rejection] = field(default_factory=list)
 
+    @property
+    def done(self) -> str:
+        """Such as `7/24`."""
+        return f"{self.n_done}/{self.n_shown}"
+
     def counts(self) -> dict[str, Any]:
         """The counts as plain values."""
         names = ("n_kept", "n_known", "n_refused", "n_done", "n_shown")
@@ -105,8 +110,10 @@ class Collected:
     def table(self) -> Table:
         """One row per file."""
         heads = ["file", "rater", "kept", "known", "refused", "done"]
-        counted = [one.counts() for one in self.sheets]
-        rows = [(*list(c.values())[:5], f"{c['n_done']}/{c['n_shown']}") for c in counted]
+        rows = [
+            (one.name, one.rater, one.n_kept, one.n_known, len(one.rejections), one.done)
+            for one in self.sheets
+        ]
         return Table(heads, rows)
 
     def summary(self) -> dict[str, Any]:

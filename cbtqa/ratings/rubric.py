@@ -25,13 +25,14 @@ from cbtqa.distortions.taxonomy import load_taxonomy
 from cbtqa.errors import DataError
 from cbtqa.files import open_text, parse_record, parse_yaml
 from cbtqa.records import NonEmptyText, Record
+from cbtqa.report.page import Lang, Phrase
 
-Language = Literal["zh", "en"]
+Language = Lang
 NO_MARK = "none"
 """The mark that says: none of the others."""
 
 
-class Words(Record):
+class Words(Phrase):
     """One text in Chinese and English; a missing one falls back to the other."""
 
     zh: str = ""
@@ -43,9 +44,11 @@ class Words(Record):
             raise ValueError("needs a text in zh or en")
         return self
 
-    def to(self, language: Language) -> str:
+    def first(self, lang: Lang) -> str:
         """The text in this language, or in the other when it has none."""
-        return (self.zh or self.en) if language == "zh" else (self.en or self.zh)
+        return super().first(lang) or self.zh or self.en
+
+    to = first
 
 
 class Section(Record):

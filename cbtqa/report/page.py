@@ -73,10 +73,15 @@ class Phrase(Record):
     en: str
 
     def fill(self, **values: object) -> Phrase:
-        """The phrase with every hole filled once; a missing value is a KeyError."""
-        return Phrase(
-            zh=Template(self.zh).substitute(values), en=Template(self.en).substitute(values)
-        )
+        """The phrase with every hole filled once; a missing value is a KeyError.
+
+        A value that is a phrase itself fills each language with its text of that language.
+        """
+        filled = {}
+        for lang, text in (("zh", self.zh), ("en", self.en)):
+            own = {k: getattr(v, lang) if isinstance(v, Phrase) else v for k, v in values.items()}
+            filled[lang] = Template(text).substitute(own)
+        return Phrase(**filled)
 
     def first(self, lang: Lang) -> str:
         """The text in the page's main language."""

@@ -26,6 +26,7 @@ FEW_POINTS = 4
 _ANSWER_DATA = ("values", "evidence", "note", "cannot_judge", "crisis")
 _CRITERION_DATA = {"id", "kind", "low", "high", "required", "evidence"}
 _SAVING_WORDS = ("saving", "saved", "unsaved", "unsaved_note", "link_dead", "refused")
+_WORDS_OF_SCRIPT = (*_SAVING_WORDS, "stay", "progress")
 
 
 @cache
@@ -102,9 +103,7 @@ def render_item(
         **_item_data(folder, shown, answers.get(shown.code, Answer())),
         "csrf": csrf,
         "next": f"/item/{shown.order + 1}" if shown.order < len(plan) else "/",
-        "words": {
-            name: form_words(language)[name] for name in (*_SAVING_WORDS, "stay", "progress")
-        },
+        "words": {name: form_words(language)[name] for name in _WORDS_OF_SCRIPT},
     }
     return render(
         "item.html.j2",
