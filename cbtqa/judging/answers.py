@@ -108,7 +108,6 @@ class AnswerJudge(JudgeTask[Ask]):
         return ask.repeat, ask.repeat
 
     def holes(self, ask: Ask, criteria: Sequence[Criterion]) -> dict[str, str]:
-        """Criteria, question and answer."""
         entry = '{"evidence": "回复里的原话", "reason": "一句理由", "rating": 分数}'
         return {
             "criteria": "\n".join(map(_described, criteria)),
@@ -119,7 +118,6 @@ class AnswerJudge(JudgeTask[Ask]):
         }
 
     def rests_on(self, ask: Ask, criterion: Criterion, value: int, evidence: str) -> bool:
-        """Words of the answer."""
         return is_quote_of(evidence, ask.answer)
 
 
@@ -133,7 +131,6 @@ def _described(criterion: Criterion) -> str:
 
 
 def rating_of(ask: Ask, criterion: str, verdict: Verdict, judge: str) -> JudgeRating:
-    """The record of one verdict."""
     return JudgeRating(
         question_id=ask.question_id,
         system=ask.system,

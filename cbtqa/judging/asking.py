@@ -124,7 +124,6 @@ class JudgeTask(ABC, Generic[AskT]):
         """True when the evidence is enough for the rating."""
 
     def schema(self, criteria: Sequence[Criterion]) -> dict[str, Any]:
-        """JSON schema of a reply."""
         return ratings_schema(criteria)
 
     def fault_of_form(self, found: Mapping[str, Any]) -> Fault | None:
@@ -134,7 +133,6 @@ class JudgeTask(ABC, Generic[AskT]):
     # --- the task --------------------------------------------------------------------------------
 
     def request(self, ask: AskT) -> ChatRequest:
-        """The question."""
         n_before, place = self.turn(ask)
         first = place % len(self.criteria)
         criteria = self.criteria[first:] + self.criteria[:first]

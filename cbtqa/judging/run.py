@@ -67,7 +67,6 @@ class JudgeSettings(JudgingSettings):
 
     @property
     def columns(self) -> Columns:
-        """Columns of the predictions."""
         return Columns(self.id_column, self.prediction_column, None, self.encoding)
 
 

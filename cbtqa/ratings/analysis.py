@@ -147,7 +147,6 @@ class StudyStatus(Record):
     """Krippendorff's alpha by criterion."""
 
     def tables(self) -> list[Table]:
-        """Progress of the raters, and agreement so far."""
         heads = ["rater", "done", "of", "cannot judge", "crisis flags", "last saved (UTC)"]
         rows = [
             (*(r.rater, r.n_done, r.n_shown, r.n_cannot_judge, r.n_crisis), r.last_saved)

@@ -65,13 +65,11 @@ class CollectedSheet:
         return f"{self.n_done}/{self.n_shown}"
 
     def counts(self) -> dict[str, Any]:
-        """The counts as plain values."""
         names = ("n_kept", "n_known", "n_refused", "n_done", "n_shown")
         counts = {**vars(self), "n_refused": len(self.rejections)}
         return {"file": self.name, "rater": self.rater} | {name: counts[name] for name in names}
 
     def count_done(self, folder: StudyFolder, store: Store) -> None:
-        """Counts what is complete now."""
         if self.rater:
             answers, plan = store.answers(self.rater), folder.shown_to(self.rater)
             self.n_shown = len(plan)
@@ -104,11 +102,9 @@ class Collected:
 
     @property
     def n_kept(self) -> int:
-        """Cells newly stored."""
         return sum(sheet.n_kept for sheet in self.sheets)
 
     def table(self) -> Table:
-        """One row per file."""
         heads = ["file", "rater", "kept", "known", "refused", "done"]
         rows = [
             (one.name, one.rater, one.n_kept, one.n_known, len(one.rejections), one.done)

@@ -85,7 +85,6 @@ class NewStudySettings(Settings):
 
     @property
     def rater_ids(self) -> tuple[str, ...]:
-        """R1, R2, ..."""
         return tuple(f"R{number}" for number in range(1, self.raters + 1))
 
 
@@ -103,7 +102,6 @@ class NewStudy:
     """Items whose text holds a system's name, so that raters may guess it."""
 
     def summary(self) -> dict[str, Any]:
-        """The counts as plain values."""
         study = self.folder.study
         fields = {"rubric", "n_questions", "n_items", "per_item", "n_calibration", "n_repeats"}
         return {

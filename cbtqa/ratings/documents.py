@@ -28,7 +28,6 @@ def _wording() -> Mapping[str, Any]:
 
 
 def methods_text(folder: StudyFolder, report: StudyReport, language: Language) -> str:
-    """The methods paragraph, ready for a paper."""
     wording, study = _wording(), folder.study
     levels = dict.fromkeys(scale.level for scale in scales_of(folder.rubric))
     calibration = wording["calibration" if study.n_calibration else "no_calibration"][language]

@@ -36,7 +36,6 @@ def write_report(folder: StudyFolder, store: Store, out: Path) -> StudyReport:
 
 
 def rating_page(folder: StudyFolder, report: StudyReport) -> str:
-    """The whole page as HTML."""
     words, title = _words(), folder.rubric.title
     footer = words["footer"]
     head = Head(
@@ -60,7 +59,6 @@ def rating_page(folder: StudyFolder, report: StudyReport) -> str:
 
 
 def score_tables(folder: StudyFolder, report: StudyReport) -> list[Table]:
-    """The systems on each criterion."""
     return _Tables(folder, report).scores()
 
 
@@ -85,7 +83,6 @@ class _Tables:
         return [self._words[key] for key in keys]
 
     def scores(self) -> list[Table]:
-        """The systems on each criterion."""
         keys = ("system", *(f"scores.{name}" for name in ("mean", "sd", "n", "cannot", "open")))
         return [
             Table(
@@ -146,7 +143,6 @@ class _Tables:
         return Table(heads, rows, title)
 
     def differences(self) -> Table:
-        """Every pair of systems on every criterion."""
         words = self._words
         columns: list[AnyColumn] = [
             *(words["criterion"], words["differences.pair"]),
@@ -177,20 +173,17 @@ class _Tables:
         ]
 
     def agreement(self) -> Table:
-        """All raters on each criterion."""
         return self._coefficients(
             (one.criterion, found) for one in self._report.agreement for found in one.coefficients
         )
 
     def repeats(self) -> Table:
-        """The same rater twice."""
         return self._coefficients(
             ((one.criterion, found) for one in self._report.repeats for found in one.coefficients),
             "raters.repeats",
         )
 
     def order(self) -> Table:
-        """Drift along the list."""
         found = ((one.criterion, one.rho) for one in self._report.order)
         return self._coefficients(found, "raters.order")
 
@@ -228,7 +221,6 @@ class _Tables:
         return tables
 
     def raters(self) -> Table:
-        """How each rater used each criterion."""
         words = self._words
         columns: list[AnyColumn] = [
             *(words["criterion"], words["agreement.first"], words["scores.n"]),
@@ -243,7 +235,6 @@ class _Tables:
         return Table(columns, rows)
 
     def labels(self) -> Table:
-        """Marks on which raters differ."""
         names = ("item", "label", "is_yes", "is_no", "evidence")
         rows = [
             (
@@ -255,7 +246,6 @@ class _Tables:
         return Table(self._heads(*(f"labels.{name}" for name in names)), rows)
 
     def flags(self) -> Table:
-        """Crisis flags and notes."""
         keys = ("labels.item", "system", "flags.rater", "flags.flag", "flags.note")
         rows = [
             (one.item_id, one.system, one.rater, "✓" if one.is_crisis else "", one.note)

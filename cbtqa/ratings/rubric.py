@@ -106,7 +106,6 @@ class Criterion(Record):
 
     @property
     def points(self) -> range:
-        """Every value on offer, in order."""
         return range(self.low, self.high + 1)
 
 
@@ -145,17 +144,14 @@ class Rubric(Record):
 
     @property
     def versioned_id(self) -> str:
-        """Such as `cbt-llm.v1`."""
         return f"{self.id}.v{self.version}"
 
     @property
     def scales(self) -> tuple[Criterion, ...]:
-        """The criteria that are scales."""
         return tuple(one for one in self.criteria if one.kind == "scale")
 
     @property
     def marks(self) -> tuple[Criterion, ...]:
-        """The criteria that are marks."""
         return tuple(criterion for criterion in self.criteria if criterion.kind == "mark")
 
     def scale_text(self) -> str:

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from itertools import combinations
-from typing import Literal
 
 import numpy as np
 
 from cbtqa.files import parse_yaml
-from cbtqa.ratings.answers import Rating
+from cbtqa.ratings.answers import Rating, Unrated
 from cbtqa.ratings.results import Difference, Flag, Omnibus, PublishedScore, Score
 from cbtqa.ratings.rubric import Rubric
 from cbtqa.ratings.study import StudyFolder
@@ -35,7 +34,7 @@ class Mark:
     """For a total, the first one of its presentation."""
     criterion: str
     value: float | None
-    reason: Literal["open", "cannot_judge"] | None
+    reason: Unrated | None
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,6 @@ class Scale:
 
 
 def scales_of(rubric: Rubric) -> list[Scale]:
-    """Criteria and totals in order."""
     scales = [
         Scale(c.id, "nominal" if c.kind == "mark" else "ordinal", tuple(c.points))
         for c in rubric.criteria

@@ -62,13 +62,11 @@ def _sheet_file() -> Mapping[str, Any]:
 
 
 def sheet_words(language: Language) -> Mapping[str, str]:
-    """The words of the sheets in this language."""
     words: Mapping[str, str] = _sheet_file()[language]
     return words
 
 
 def sheet_columns(rubric: Rubric, language: Language) -> list[Column]:
-    """Every column in order."""
     words = sheet_words(language)
     columns = [Column(name, words[name]) for name in (CODE, *_SHOWN[rubric.shows])]
     for criterion in rubric.criteria:

@@ -155,17 +155,14 @@ class StudyFolder:
 
     @property
     def store_path(self) -> Path:
-        """Where the ratings are."""
         return self.path / "ratings.sqlite"
 
     @property
     def sheets_path(self) -> Path:
-        """Where the sheets are."""
         return self.path / "sheets"
 
     @cached_property
     def by_code(self) -> dict[str, Presentation]:
-        """Presentations by code."""
         return {shown.code: shown for shown in self.plan}
 
     @cached_property
@@ -174,11 +171,9 @@ class StudyFolder:
         return {name: tuple(p for p in plan if p.rater == name) for name in self.study.raters}
 
     def shown_to(self, rater: str) -> tuple[Presentation, ...]:
-        """This rater's presentations in order."""
         return self._by_rater[rater]
 
     def item_of(self, shown: Presentation) -> Item:
-        """The item of a presentation."""
         return self.items[shown.item_id]
 
     def systems(self) -> dict[str, str] | None:
@@ -268,7 +263,6 @@ def open_study(path: Path) -> StudyFolder:
 
 
 def write_key(path: Path, key: StudyKey) -> None:
-    """Writes the key file, readable by its owner only."""
     write_json(path, key)
     path.chmod(0o600)
 

@@ -148,7 +148,6 @@ class Canvas:
     def note(
         self, x: float, y: float, text: str, anchor: str = "start", fill: str = "soft"
     ) -> None:
-        """Adds a line of small text."""
         self.text(x, y, text, anchor=anchor, fill=fill, size=SMALL_SIZE)
 
     def rect(
@@ -163,7 +162,6 @@ class Canvas:
         opacity: float = 1.0,
         tip: str | None = None,
     ) -> None:
-        """Adds a filled rectangle."""
         style = f"fill:{colour(fill)}" + (f";fill-opacity:{opacity:.3g}" if opacity < 1 else "")
         size = {"width": max(width, 0.0), "height": max(height, 0.0)}
         self.add("rect", tip, x=x, y=y, **size, rx=radius or None, style=style)
@@ -178,7 +176,6 @@ class Canvas:
         dash: str | None = None,
         tip: str | None = None,
     ) -> None:
-        """Adds a straight line."""
         style = f"stroke:{colour(stroke)};stroke-width:{width:g}"
         style += f";stroke-dasharray:{dash}" if dash else ""
         self.add("line", tip, x1=start[0], y1=start[1], x2=end[0], y2=end[1], style=style)
@@ -193,13 +190,11 @@ class Canvas:
     def polyline(
         self, points: Sequence[tuple[float, float]], stroke: str, *, dash: str | None = None
     ) -> None:
-        """Adds a line through the points."""
         style = f"fill:none;stroke:{colour(stroke)};stroke-width:2;stroke-linejoin:round"
         style += f";stroke-dasharray:{dash}" if dash else ""
         self.add("polyline", points=_points(points), style=style)
 
     def area(self, points: Sequence[tuple[float, float]], fill: str, opacity: float) -> None:
-        """Adds a filled outline."""
         style = f"fill:{colour(fill)};fill-opacity:{opacity:g}"
         self.add("polygon", points=_points(points), style=style)
 

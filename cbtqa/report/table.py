@@ -79,7 +79,6 @@ class Table:
 
     @property
     def heads(self) -> list[Phrase | str]:
-        """What stands above the columns."""
         return [column.head for column in self._columns]
 
     @property
@@ -101,11 +100,9 @@ class Table:
             yield text
 
     def title_in(self, lang: Lang = "en") -> str:
-        """The title as plain text in one language."""
         return _plain(self.title, lang)
 
     def cells(self, lang: Lang = "en") -> tuple[list[str], list[list[str]]]:
-        """Heads and rows as plain text in one language."""
         heads = [_plain(head, lang) for head in self.heads]
         rows = [
             [
@@ -117,7 +114,6 @@ class Table:
         return heads, rows
 
     def markdown(self, lang: Lang = "en") -> str:
-        """A GitHub table."""
         heads, rows = self.cells(lang)
         rules = ["---:" if right else "---" for right in self.is_figures]
         lines = [[markdown_cell(text) for text in heads], rules]
@@ -164,7 +160,6 @@ class Table:
         return stream.getvalue()
 
     def to_pandas(self) -> pandas.DataFrame:
-        """A data frame of `records`."""
         import pandas
 
         return pandas.DataFrame(self.records())

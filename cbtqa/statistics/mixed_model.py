@@ -220,7 +220,6 @@ class MixedFit(Record):
 
     @property
     def estimates(self) -> Floats:
-        """The fixed effects as a vector."""
         return np.array([effect.estimate for effect in self.effects])
 
     def effect(self, name: str) -> Effect:

@@ -127,7 +127,6 @@ def _same_length(arms: Sequence[Arm]) -> Floats:
 
 
 def chi2_tail(statistic: float, df: int) -> float:
-    """Upper tail of the chi-squared distribution."""
     return float(import_scipy("special").chdtrc(df, max(statistic, 0.0)))
 
 

@@ -31,7 +31,6 @@ _WORDS_OF_SCRIPT = (*_SAVING_WORDS, "stay", "progress")
 
 @cache
 def form_words(language: Language) -> Mapping[str, Any]:
-    """The words of the form in this language."""
     text = (files("cbtqa.ratings") / "wording" / "form.yaml").read_text(encoding="utf-8")
     words: Mapping[str, Any] = parse_yaml(text)[language]
     return words
@@ -44,7 +43,6 @@ def _asset(name: str) -> Markup:
 
 
 def render(template: str, language: Language, title: str, **values: Any) -> str:
-    """One page."""
     page = template_environment("cbtqa.ratings.web").get_template(template)
     return page.render(
         words=form_words(language),
@@ -58,7 +56,6 @@ def render(template: str, language: Language, title: str, **values: Any) -> str:
 
 
 def render_message(language: Language, name: str) -> str:
-    """A page with one sentence."""
     words = form_words(language)
     return render("message.html.j2", language, words["app"], message=words[name])
 
@@ -96,7 +93,6 @@ def render_item(
     csrf: str,
     language: Language,
 ) -> str:
-    """One item with its form."""
     plan = folder.shown_to(shown.rater)
     n_done = sum(is_done(folder, answers.get(p.code)) for p in plan)
     data = {
@@ -124,7 +120,6 @@ def render_item(
 
 
 def _item_data(folder: StudyFolder, shown: Presentation, answer: Answer) -> dict[str, Any]:
-    """What the script needs of one item."""
     marks = (mark.id for mark in folder.rubric.marks)
     return {
         "study": folder.study.id,
@@ -138,7 +133,6 @@ def _item_data(folder: StudyFolder, shown: Presentation, answer: Answer) -> dict
 
 
 def title_of(folder: StudyFolder, language: Language) -> str:
-    """The study's title, or the rubric's."""
     return folder.study.title or folder.rubric.title.to(language)
 
 
