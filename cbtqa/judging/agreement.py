@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 
@@ -193,30 +193,25 @@ def mean_kappa(kappas: Sequence[Coefficient]) -> Coefficient:
 
 
 def corrected_by(
-    rubric: Rubric,
-    systems: Iterable[str],
-    cells: Mapping[str, Cells],
-    human: HumanRatings,
+    rubric: Rubric, systems: Iterable[str], cells: Mapping[str, Cells], human: HumanRatings
 ) -> list[Correction]:
     """Corrected means, where at least two answers of a system were rated by people."""
     found = []
-    for system in systems:
-        for criterion in rubric.scales:
-            means = {k: m for k, m in means_of(cells[criterion.id]).items() if k[1] == system}
-            people = human.values[criterion.id]
-            rated = [key for key in means if key in people]
-            theirs = np.array([sum(people[k].values()) / len(people[k]) for k in rated])
-            mine: Floats = np.array([means[key] for key in rated])
-            others = np.array([mean for key, mean in means.items() if key not in people])
-            corrected = corrected_mean(theirs, mine, others)
-            if corrected is not None:
-                found.append(
-                    Correction(
-                        system=system,
-                        criterion=criterion.id,
-                        judge_mean=float(np.mean(list(means.values()))),
-                        human_mean=float(theirs.mean()),
-                        corrected=corrected,
-                    )
+    for system, criterion in product(systems, rubric.scales):
+        means = {k: m for k, m in means_of(cells[criterion.id]).items() if k[1] == system}
+        people = human.values[criterion.id]
+        rated = [key for key in means if key in people]
+        theirs = np.array([sum(people[k].values()) / len(people[k]) for k in rated])
+        mine: Floats = np.array([means[key] for key in rated])
+        others = np.array([mean for key, mean in means.items() if key not in people])
+        if corrected := corrected_mean(theirs, mine, others):
+            found.append(
+                Correction(
+                    system=system,
+                    criterion=criterion.id,
+                    judge_mean=float(np.mean(list(means.values()))),
+                    human_mean=float(theirs.mean()),
+                    corrected=corrected,
                 )
+            )
     return found

@@ -36,9 +36,7 @@ SHORTEST_EVIDENCE = 4
 """Characters, punctuation not counted; less is in nearly every answer."""
 CANNOT_JUDGE = "cannot_judge"
 """The judge itself said that it cannot tell."""
-NOT_APPLICABLE = frozenset(
-    {"n/a", "na", "n.a.", "not applicable", "none", "null", "unable to rate"}
-)
+NOT_APPLICABLE = {"n/a", "na", "n.a.", "not applicable", "none", "null", "unable to rate"}
 
 
 class JudgingSettings(EndpointSettings):
@@ -105,8 +103,6 @@ class JudgeTask(ABC, Generic[AskT]):
             "sampling": json.dumps(self._sampling.described(), sort_keys=True),
         }
 
-    # --- what a kind of judge says for itself ----------------------------------------------------
-
     @abstractmethod
     def key(self, ask: AskT) -> str:
         """What is judged, and the repeat."""
@@ -130,8 +126,6 @@ class JudgeTask(ABC, Generic[AskT]):
         """What tells that the whole reply is about something else."""
         return None
 
-    # --- the task --------------------------------------------------------------------------------
-
     def request(self, ask: AskT) -> ChatRequest:
         n_before, place = self.turn(ask)
         first = place % len(self.criteria)
@@ -150,7 +144,7 @@ class JudgeTask(ABC, Generic[AskT]):
         verdicts = self.read(ask, reply)
         if isinstance(verdicts, Fault):
             return verdicts
-        return next((verdict.fault for verdict in verdicts.values() if verdict.fault), None)
+        return next((one.fault for one in verdicts.values() if one.fault), None)
 
     def ask_again(self, ask: AskT, reply: Reply, fault: Fault) -> ChatRequest | None:
         """The same question afresh, with another seed; not after a refusal.
@@ -208,11 +202,7 @@ class JudgeTask(ABC, Generic[AskT]):
 def rate(
     run: Run, asks: Sequence[AskT], task: JudgeTask[AskT], on_progress: OnProgress | None = None
 ) -> Iterator[tuple[AskT, str, Verdict]]:
-    """Has everything rated that the journal does not hold; then every ask, criterion by criterion.
-
-    Raises:
-        BatchStoppedError, EndpointError: as `llm.batch.run_batch`.
-    """
+    """Has everything rated that the journal lacks; yields every ask, criterion by criterion."""
     run.ask(asks, task, n_total=len(asks), on_progress=on_progress)
     for ask in asks:
         outcome = run.journal.outcome(task.key(ask))
@@ -224,10 +214,9 @@ def rate(
 
 
 def is_quote_of(evidence: str, text: str) -> bool:
-    """True when the words are quoted from the text.
+    """True when the words are quoted from the text: four characters, or all of a shorter text.
 
-    Widths, blanks, punctuation and quotation marks do not count: models change them when they put
-    a quote into JSON. At least four characters, or the whole of a shorter text.
+    Widths, blanks, punctuation and quotation marks do not count: models change them in JSON.
     """
     quoted, whole = _bare(evidence), _bare(text)
     return len(quoted) >= min(SHORTEST_EVIDENCE, max(len(whole), 1)) and quoted in whole
@@ -241,21 +230,22 @@ def _bare(text: str) -> str:
 def ratings_schema(criteria: Iterable[Criterion]) -> dict[str, Any]:
     """JSON schema of a reply: evidence and reason come before the rating."""
     entries = {
-        criterion.id: {
-            "type": "object",
-            "properties": {
+        criterion.id: _closed(
+            {
                 "evidence": {"type": "string"},
                 "reason": {"type": "string"},
                 "rating": {"type": ["integer", "null"], "enum": [*criterion.points, None]},
-            },
-            "required": ["evidence", "reason", "rating"],
-            "additionalProperties": False,
-        }
+            }
+        )
         for criterion in criteria
     }
+    return _closed(entries)
+
+
+def _closed(properties: dict[str, Any]) -> dict[str, Any]:
     return {
         "type": "object",
-        "properties": entries,
-        "required": list(entries),
+        "properties": properties,
+        "required": list(properties),
         "additionalProperties": False,
     }

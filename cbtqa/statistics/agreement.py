@@ -83,12 +83,9 @@ def krippendorff_alpha(
 ) -> Coefficient:
     """Krippendorff's alpha; any number of raters, gaps allowed.
 
-    Works on counts of values per item, so the cost grows with items times distinct values, not
-    with the square of the ratings.
-
     Args:
         n_resamples: bootstrap replicates over items for the interval; 0 gives none. A replicate
-            without variation is left out of the percentiles.
+            without variation is left out.
 
     Source: Krippendorff, Content Analysis (2004), section 11.3; differences as in his
         "Computing Krippendorff's Alpha-Reliability" (2011).

@@ -1,12 +1,9 @@
 """Linear model with a random intercept per group (patient): y = X b + u[group] + e.
 
-    fit = fit_mixed(y, x, ("intercept", "tuned"), patients, method="reml")
-    fit.effect("tuned").estimate, fit.var_group, fit.engine
+    fit_mixed(y, x, ("intercept", "tuned"), patients).effect("tuned").estimate
 
-Two ways to the same maximum; `engine` says which one it was. *Closed form*: every group has the
-same rows of X (balanced), so the answer is sums of squares. *Profile likelihood*: any data; all but
-the ratio of the two variances is solved exactly, and the likelihood is searched along that one
-ratio. statsmodels, which stops early on flat likelihoods, is the tests' oracle.
+*Closed form* where every group has the same rows of X; else *profile likelihood*: all but the
+ratio of the two variances is solved exactly, and the likelihood is searched along that ratio.
 
 Source: Laird & Ware 1982; closed form: Searle, Casella & McCulloch, Variance Components, ch. 4.
 """

@@ -1,13 +1,10 @@
 """Intervals and paired tests for scores computed from sums of additive statistics.
 
 A system is a matrix, one row an item (or a cluster of items), whose column sums determine its
-score. A resampled system is then a product of draw counts and that matrix, so a thousand
-resamples of all systems and metrics at once cost one matrix product.
+score: a resampled system is a product of draw counts and that matrix. The draws are those of
+sacrebleu for the same seed.
 
-    sums = bootstrap_sums(statistics, seed=12345)           # shape (1000, columns)
-    low, high = percentile_interval(score_of(sums))
-
-The draws are those of sacrebleu for the same seed.
+    low, high = percentile_interval(score_of(bootstrap_sums(statistics, seed=12345)))
 """
 
 from __future__ import annotations
@@ -20,12 +17,9 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 PConvention = Literal["ties", "sacrebleu"]
-"""How trials become a p-value.
-
-`ties`: the share of trials at least as far from no difference as the systems are, which is what a
-p-value means. `sacrebleu`: as sacrebleu 2.6.0 prints it, ties left out. Where most items are equal
-or few differ, most trials are ties, and leaving them out makes any difference significant.
-"""
+"""`ties`: the share of trials at least as far from no difference as the systems are. `sacrebleu`:
+as sacrebleu 2.6.0 prints it, ties left out, which makes any difference significant where few items
+differ."""
 DEFAULT_SEED = 12345  # Source: sacrebleu's SACREBLEU_SEED
 BOOTSTRAP_TRIALS = 1_000  # Source: sacrebleu, after Koehn, EMNLP 2004
 RANDOMISATION_TRIALS = 10_000  # Source: sacrebleu, after Riezler and Maxwell, 2005
@@ -60,14 +54,10 @@ def sum_by_cluster(statistics: Floats, clusters: Sequence[str]) -> Floats:
 def bootstrap_sums(
     statistics: Floats, n_trials: int = BOOTSTRAP_TRIALS, seed: int = DEFAULT_SEED
 ) -> Floats:
-    """Column sums of corpora drawn with replacement.
+    """Column sums `(n_trials, columns)` of corpora drawn with replacement.
 
     Args:
-        statistics: shape (items, columns); lay systems and metrics side by side so that all see
-            the same draws.
-
-    Returns:
-        Shape (n_trials, columns).
+        statistics: `(items, columns)`; systems and metrics side by side see the same draws.
     """
     n_items = len(statistics)
     rng = np.random.default_rng(seed)
@@ -88,11 +78,8 @@ def swapped_sums(
 ) -> tuple[Floats, Floats]:
     """Column sums of both systems after each item's two rows were swapped or not, by coin.
 
-    Args:
-        baseline: shape (items, columns), and `system` alike.
-
-    Returns:
-        Two arrays of shape (n_trials, columns): the first keeps the baseline's row on heads.
+    Both are `(items, columns)`; of the two `(n_trials, columns)` that come back, the first keeps
+    the baseline's row on heads.
     """
     n_items = len(baseline)
     rng = np.random.default_rng(seed)
