@@ -11,6 +11,7 @@ plainly one of those on offer. Full-width digits and stray blanks are plain; `2å
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -181,7 +182,10 @@ class _Reading:
             code_cell = row[CODE]
             code = unicodedata.normalize("NFKC", str(code_cell.value or "")).strip()
             if not code:
-                self._refuse_orphan(row)
+                own = (c for name, c in row.items() if name not in (CODE, *SHOWN_PARTS))
+                if filled := next((cell for cell in own if not _is_blank(cell)), None):
+                    detail = "ratings in a row without a code"
+                    result.refuse("?", detail, filled.where, filled.value)
             elif code in seen:
                 result.refuse(code, f"the row stands twice (see {seen[code]})", code_cell.where)
             else:
@@ -192,12 +196,6 @@ class _Reading:
         for presentation in self._folder.shown_to(rater):
             if presentation.code not in seen:
                 result.refuse(presentation.code, "the row is missing", self._sheet.name)
-
-    def _refuse_orphan(self, row: Mapping[str, Cell]) -> None:
-        own = [cell for name, cell in row.items() if name not in (CODE, *SHOWN_PARTS)]
-        if filled := [cell for cell in own if not _is_blank(cell)]:
-            detail = "ratings in a row without a code"
-            self._result.refuse("?", detail, filled[0].where, filled[0].value)
 
     def _read_row(self, code: str, row: Mapping[str, Cell]) -> None:
         shown = self._folder.by_code.get(code)
@@ -223,8 +221,7 @@ class _Reading:
     def _clashing_marks(self, row: Mapping[str, Cell]) -> list[str]:
         """Columns of set marks where `none` is set too: which one is meant cannot be told."""
         names = []
-        for mark in self._folder.rubric.marks:
-            name = f"{VALUE}:{mark.id}"
+        for name in (f"{VALUE}:{mark.id}" for mark in self._folder.rubric.marks):
             with suppress(ValueError):
                 if not _is_blank(row[name]) and _plain_value(name, row[name]) == 1:
                     names.append(name)
@@ -268,7 +265,7 @@ def admit(
     """The change to store, already taken into `answer`; None when it is stored as it is.
 
     Raises:
-        ValueError: it is not allowed, or the store holds another value and `replace` is not set.
+        ValueError: not allowed, or the store holds another value and `replace` is not set.
     """
     checked = check_change(folder, rater, change, answer)
     stored = answer.get(checked.field)
@@ -311,13 +308,10 @@ def _plain_number(cell: Cell) -> int:
     value = cell.value
     if isinstance(value, bool):
         raise ValueError(f"found the logical value {str(value).upper()}, expected a whole number")
-    if isinstance(value, int):
-        return value
-    if isinstance(value, float) and value.is_integer():
+    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
         return int(value)
     text = unicodedata.normalize("NFKC", cell.text).strip()
-    digits = text.removeprefix("-")
-    if digits.isascii() and digits.isdigit() and len(digits) <= 4:
+    if re.fullmatch(r"-?[0-9]{1,4}", text):
         return int(text)
     raise ValueError(f"found {value!r}, expected a whole number")
 

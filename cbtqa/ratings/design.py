@@ -11,7 +11,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, cycle, product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -117,21 +117,17 @@ class NewStudy:
 
 
 def create_study(settings: NewStudySettings) -> NewStudy:
-    """Makes the study and writes its folder and its key; sheets are another step.
-
-    Raises:
-        UsageError: too few questions, raters or systems for what was asked.
-    """
+    """Makes the study and writes its folder and its key; sheets are another step."""
     rubric = load_rubric(settings.rubric)
     pool = read_pool(settings.predictions, settings.questions, rubric.shows)
     available = pool.common_ids()
     n_questions = settings.n or min(MOST_QUESTIONS, max(1, len(available) - settings.calibration))
     n_wanted = n_questions + settings.calibration
     if n_wanted > len(available):
-        systems = ", ".join(f"{name} {len(rows)}" for name, rows in pool.answers.items())
+        counts = ", ".join(f"{name} {len(rows)}" for name, rows in pool.answers.items())
         raise UsageError(
             f"{n_wanted} questions wanted, {len(available)} are answered by every system"
-            + (f" (answers: {systems})" if systems else ""),
+            + (f" (answers: {counts})" if counts else ""),
             hint=f"add --n {max(1, len(available) - settings.calibration)}",
         )
     if (settings.per_item or 1) > settings.raters:
@@ -146,7 +142,10 @@ def create_study(settings: NewStudySettings) -> NewStudy:
 
     strata = _strata(pool, available, settings.stratify)
     drawn = draw_stratified(strata, n_wanted, settings.seed)
-    arms = _arms(pool, settings.seed)
+    # letters in an order that does not follow the command line; the questions are one arm
+    systems = sorted(pool.answers) or [QUESTIONS_ONLY]
+    random.Random(f"arms:{settings.seed}").shuffle(systems)
+    arms = {column_letters(place): system for place, system in enumerate(systems)}
     items, calibration = _make_items(pool, drawn, arms, strata, settings)
     plan = _make_plan(items, calibration, settings)
     study = _describe(settings, rubric, items, calibration, plan, tuple(arms))
@@ -170,13 +169,6 @@ def _strata(pool: Pool, ids: Sequence[str], by: Stratify) -> dict[str, str]:
     }
 
 
-def _arms(pool: Pool, seed: int) -> dict[str, str]:
-    """Letters in an order that does not follow the command line; the questions are one arm."""
-    systems = sorted(pool.answers) or [QUESTIONS_ONLY]
-    random.Random(f"arms:{seed}").shuffle(systems)
-    return {column_letters(place): system for place, system in enumerate(systems)}
-
-
 def _make_items(
     pool: Pool,
     drawn: Sequence[str],
@@ -186,9 +178,8 @@ def _make_items(
 ) -> tuple[list[Item], list[Item]]:
     """Main items (every arm of every question) and calibration items (one arm each, in turn)."""
     n_main = len(drawn) - settings.calibration
-    pairs = [(name, arm) for name in drawn[:n_main] for arm in arms]
-    letters = list(arms)
-    practice = [(name, letters[i % len(letters)]) for i, name in enumerate(drawn[n_main:])]
+    pairs = list(product(drawn[:n_main], arms))
+    practice = list(zip(drawn[n_main:], cycle(arms), strict=False))
     numbers = list(range(1, len(pairs) + len(practice) + 1))
     random.Random(f"ids:{settings.seed}").shuffle(numbers)
     width = len(str(len(numbers)))
@@ -252,12 +243,16 @@ def _describe(
     paths = [Path(given.partition("=")[2] or given) for given in settings.predictions]
     paths += [settings.questions] if settings.questions else []
     content = "".join(json_line(record) for record in (*items, *calibration, *plan))
+    # names of input files tell the systems: hashes stay, names do not
+    inputs = [
+        describe_file(path).model_copy(update={"name": f"input {number}"})
+        for number, path in enumerate(paths, 1)
+        if path.is_file()
+    ]
     return Study(
         id=hashlib.sha256((rubric.sha256 + content).encode()).hexdigest()[:12],
-        title=settings.title,
-        language=settings.language,
-        seed=settings.seed,
-        rubric=f"{rubric.id}.v{rubric.version}",
+        **settings.model_dump(include={"title", "language", "seed"}),
+        rubric=rubric.versioned_id,
         rubric_sha256=rubric.sha256,
         raters=settings.rater_ids,
         arms=arms,
@@ -267,12 +262,7 @@ def _describe(
         n_calibration=len(calibration),
         n_repeats=max(Counter(p.rater for p in plan if p.repeat).values(), default=0),
         stratified_by=settings.stratify,
-        # names of input files tell the systems: hashes stay, names do not
-        inputs=tuple(
-            describe_file(path).model_copy(update={"name": f"input {number}"})
-            for number, path in enumerate(paths, 1)
-            if path.is_file()
-        ),
+        inputs=tuple(inputs),
         cbtqa_version=cbtqa.__version__,
         created_at=now(),
     )
@@ -296,10 +286,7 @@ REPEAT_GAP = 1 / 3
 
 
 def draw_stratified(strata: Mapping[str, str], n: int, seed: int) -> list[str]:
-    """Draws `n` ids, each stratum by its share (largest remainder), in random order.
-
-    Args:
-        strata: id to the name of its stratum.
+    """`n` of the ids in random order, each stratum by its share (largest remainder).
 
     Raises:
         ValueError: fewer ids than asked for.
@@ -325,10 +312,7 @@ def draw_stratified(strata: Mapping[str, str], n: int, seed: int) -> list[str]:
 
 
 def rarest_label(labels: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """For each id the one of its labels that is rarest overall, or `none`.
-
-    A question with several labels can stand in one stratum only; the rarest gains most from it.
-    """
+    """For each id the one of its labels that is rarest overall, or `none`."""
     counts = Counter(label for names in labels.values() for label in set(names))
     return {
         name: min(own, key=lambda label: (counts[label], label), default="none")

@@ -48,7 +48,8 @@ class Words(Phrase):
         """The text in this language, or in the other when it has none."""
         return super().first(lang) or self.zh or self.en
 
-    to = first
+    def to(self, language: Language) -> str:
+        return self.first(language)
 
 
 class Section(Record):
@@ -228,10 +229,7 @@ class Rubric(Record):
 
 
 def parse_rubric(text: str, where: str, taxonomy: str | None = None) -> Rubric:
-    """Reads one rubric.
-
-    Args:
-        taxonomy: fills a rubric that says `marks_from`; the file's own choice by default.
+    """One rubric; `taxonomy` fills one with `marks_from`, the file's own choice by default.
 
     Raises:
         DataError: not YAML, or not a rubric; names the field.
@@ -289,9 +287,6 @@ def load_rubric(name: str) -> Rubric:
     """A shipped rubric by id, or one of your own by the path of its YAML file.
 
     `distortions:socialcd-12` fills the marks from that taxonomy (or the path of a taxonomy file).
-
-    Raises:
-        DataError: no such rubric, or the file is malformed.
     """
     base, _, taxonomy = name.partition(":")
     if f"{base}.yaml" in _shipped_texts():

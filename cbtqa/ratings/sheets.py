@@ -186,8 +186,7 @@ class _Workbook:
         tab.set_row(2, 34)
         self._write_progress(tab, last)
         for row, shown in enumerate(self._shown, _FIRST_ROW):
-            item = self._folder.item_of(shown)
-            parts = {CODE: shown.code, **item.parts}
+            parts = {CODE: shown.code, **self._folder.item_of(shown).parts}
             for place, column in enumerate(self._columns):
                 if column.id == "session":
                     target = session_rows[shown.code]
@@ -217,17 +216,15 @@ class _Workbook:
             criterion = column.criterion
             is_mark = criterion.kind == "mark"
             limits = {"low": criterion.low, "high": criterion.high}
-            tab.data_validation(
-                *area,
-                {
-                    "validate": "list",
-                    "source": [1] if is_mark else list(criterion.points),
-                    "input_title": criterion.name.to(self._folder.study.language)[:32],
-                    "input_message": self._anchor_message(column)[:255],
-                    "error_title": self._words["bad_value_title"][:32],
-                    "error_message": self._words["bad_value"].format(**limits)[:255],
-                },
-            )
+            offered = {
+                "validate": "list",
+                "source": [1] if is_mark else list(criterion.points),
+                "input_title": column.heading[:32],
+                "input_message": self._anchor_message(criterion)[:255],
+                "error_title": self._words["bad_value_title"][:32],
+                "error_message": self._words["bad_value"].format(**limits)[:255],
+            }
+            tab.data_validation(*area, offered)
             if criterion.required and not is_mark:
                 aside = f'=${column_letters(self._place(CANNOT_JUDGE))}{_FIRST_ROW + 1}<>""'
                 rule = {"type": "formula", "criteria": aside, "stop_if_true": True}
@@ -236,14 +233,11 @@ class _Workbook:
         elif kind in (CANNOT_JUDGE, CRISIS):
             tab.data_validation(*area, {"validate": "list", "source": [self._words["yes"]]})
 
-    def _anchor_message(self, column: Column) -> str:
-        language, criterion = self._folder.study.language, column.criterion
-        if criterion is None:
-            return ""
+    def _anchor_message(self, criterion: Criterion) -> str:
+        language = self._folder.study.language
         if criterion.kind == "mark":
             return f"{self._words['mark']}\n{criterion.question.to(language)}"
-        anchors = sorted(criterion.anchors.items())
-        return "\n".join(f"{point}  {words.to(language)}" for point, words in anchors)
+        return anchors_text(criterion, language)
 
     def _write_progress(self, tab: Any, last: int) -> None:
         """A cell that counts finished rows as the rater goes."""
@@ -297,9 +291,9 @@ class _Workbook:
         self._write_row(tab, row, (self._words["criterion"], self._words["asked"], ""), "head")
         for criterion in rubric.criteria:
             row += 1
-            anchors = [f"{p}  {w.to(language)}" for p, w in sorted(criterion.anchors.items())]
             scale = self._words["range"].format(low=criterion.low, high=criterion.high)
-            note = self._words["mark"] if criterion.kind == "mark" else "\n".join([scale, *anchors])
+            scale = f"{scale}\n{anchors_text(criterion, language)}".strip()
+            note = self._words["mark"] if criterion.kind == "mark" else scale
             cells = (criterion.name.to(language), criterion.question.to(language), note)
             self._write_row(tab, row, cells, "text")
             n_lines = max(len(note.splitlines()), math.ceil(display_width(cells[1]) / 50))
@@ -325,6 +319,12 @@ class _Workbook:
                 row += 1
         tab.protect("", {"format_columns": True, "format_rows": True})
         return begins
+
+
+def anchors_text(criterion: Criterion, language: Language) -> str:
+    """What the points mean, a line for each."""
+    anchors = sorted(criterion.anchors.items())
+    return "\n".join(f"{point}  {words.to(language)}" for point, words in anchors)
 
 
 def write_text_cell(tab: Any, row: int, place: int, text: str, style: Any) -> None:

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field
 
@@ -30,6 +30,7 @@ from cbtqa.manifest import FileEntry, now
 from cbtqa.ratings.rubric import Language, Rubric
 from cbtqa.records import NonEmptyText, Record, Risk
 
+RecordT = TypeVar("RecordT", bound=Record)
 FORMAT_VERSION = 1
 QUESTIONS_ONLY = "questions"
 """Stands for the system when the questions themselves are rated."""
@@ -179,7 +180,7 @@ class StudyFolder:
     def systems(self) -> dict[str, str] | None:
         """Arm letters to names, or None while the study is blind."""
         path = self.path / "systems.json"
-        return parse_record(StudyKey, read_json(path), str(path)).systems if path.exists() else None
+        return _read_part(StudyKey, path).systems if path.exists() else None
 
     def names_of_arms(self) -> dict[str, str]:
         """Arm letters to what they are called now: names, or the letters while blind."""
@@ -238,13 +239,13 @@ def open_study(path: Path) -> StudyFolder:
     """
     if not (path / "study.json").exists():
         raise DataError("no study here", where=str(path), hint="make one with: cbtqa rate new")
-    study = parse_record(Study, read_json(path / "study.json"), str(path / "study.json"))
+    study = _read_part(Study, path / "study.json")
     if study.format_version != FORMAT_VERSION:
         raise DataError(
             f"format version {study.format_version}; this cbtqa reads {FORMAT_VERSION}",
             where=str(path / "study.json"),
         )
-    rubric = parse_record(Rubric, read_json(path / "rubric.json"), str(path / "rubric.json"))
+    rubric = _read_part(Rubric, path / "rubric.json")
     if rubric.sha256 != study.rubric_sha256:
         raise DataError(
             "the rubric is not the one the study was made with",
@@ -262,6 +263,10 @@ def open_study(path: Path) -> StudyFolder:
     return StudyFolder(path, study, rubric, items, plan)
 
 
+def _read_part(model: type[RecordT], path: Path) -> RecordT:
+    return parse_record(model, read_json(path), str(path))
+
+
 def write_key(path: Path, key: StudyKey) -> None:
     write_json(path, key)
     path.chmod(0o600)
@@ -276,7 +281,7 @@ def unblind(folder: StudyFolder, key_path: Path, by: str, n_ratings: int, digest
     Raises:
         DataError: the key belongs to another study, or lacks an arm.
     """
-    key = parse_record(StudyKey, read_json(key_path), str(key_path))
+    key = _read_part(StudyKey, key_path)
     if key.study_id != folder.study.id:
         raise DataError(
             f"this key opens study {key.study_id}, not {folder.study.id}", where=str(key_path)
@@ -287,7 +292,5 @@ def unblind(folder: StudyFolder, key_path: Path, by: str, n_ratings: int, digest
             where=str(key_path),
         )
     folder.log("unblinded", by=by, n_ratings=n_ratings, ratings_sha256=digest)
-    target = folder.path / "systems.json"
-    write_json(target, key)
-    target.chmod(0o600)
+    write_key(folder.path / "systems.json", key)
     return key
