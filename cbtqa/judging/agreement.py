@@ -78,7 +78,6 @@ def corrected_mean(human: Floats, judged: Floats, judge_only: Floats) -> Correct
     )
 
 
-# --- agreement -----------------------------------------------------------------------------------
 Key = tuple[str, str]
 """Question id and system."""
 Cells = dict[Key, dict[int, int]]

@@ -69,12 +69,7 @@ class Ask:
 
 
 def load_judged_rubric(name: str) -> Rubric:
-    """A rubric for answers, by id or path.
-
-    Raises:
-        UsageError: it shows something else, or has no scale.
-        DataError: no such rubric.
-    """
+    """A rubric for answers, by id or path; a UsageError where it has no scale for them."""
     rubric = load_rubric(name)
     if rubric.shows != "answer" or not rubric.scales:
         raise UsageError(f"the rubric {rubric.id} has no scale for answers", hint="cbt-llm has")
@@ -144,9 +139,6 @@ def rating_of(ask: Ask, criterion: str, verdict: Verdict, judge: str) -> JudgeRa
     )
 
 
-# --- inputs --------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Answers:
     """Every system's answers beside the questions."""
@@ -182,7 +174,6 @@ def read_answers(
 
     Raises:
         UsageError: nothing to judge, or two systems of one name.
-        DataError: a file that is not what it should be, or predictions for other questions.
     """
     if not predictions:
         raise UsageError(

@@ -210,9 +210,6 @@ def rate(
             yield ask, name, verdict
 
 
-# --- quotes and schema ---------------------------------------------------------------------------
-
-
 def is_quote_of(evidence: str, text: str) -> bool:
     """True when the words are quoted from the text: four characters, or all of a shorter text.
 

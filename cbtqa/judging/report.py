@@ -143,9 +143,6 @@ def _score(
     )
 
 
-# --- alarms --------------------------------------------------------------------------------------
-
-
 def _alarms(
     rubric: Rubric,
     use: Sequence[RangeUse],
@@ -189,9 +186,6 @@ def _range_alarms(use: RangeUse) -> list[str]:
         of_all = share(n_unscored / (n_scored + n_unscored), 0)
         alarms.append(f"{name}: {of_all} of the ratings are unscored ({reasons})")
     return alarms
-
-
-# --- tables --------------------------------------------------------------------------------------
 
 
 def score_table(report: JudgeReport) -> Table:

@@ -35,11 +35,7 @@ from cbtqa.statistics.agreement import Coefficient, krippendorff_alpha
 
 
 def analyse(folder: StudyFolder, answers: Mapping[str, Answer]) -> StudyReport:
-    """Everything the report shows, from the present state of all presentations.
-
-    Raises:
-        MissingExtraError: scipy is not installed (intervals of the intraclass correlation).
-    """
+    """Everything the report shows, from the present state of all presentations."""
     study, rubric = folder.study, folder.rubric
     systems = tuple(sorted(folder.names_of_arms().values()))
     ratings = make_ratings(folder, answers)
@@ -82,9 +78,6 @@ def analyse(folder: StudyFolder, answers: Mapping[str, Answer]) -> StudyReport:
     )
 
 
-# --- outputs -------------------------------------------------------------------------------------
-
-
 def write_outputs(
     out: Path,
     folder: StudyFolder,
@@ -120,8 +113,6 @@ def _adjudication(folder: StudyFolder, found: tuple[Disagreement, ...]) -> Table
     ]
     return Table(heads, rows)
 
-
-# --- status --------------------------------------------------------------------------------------
 
 N_RESAMPLES = 500
 

@@ -3,58 +3,47 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from functools import cache
-from importlib.resources import files
-from string import Template
-from typing import Any
+from collections.abc import Iterable
 
 import cbtqa
-from cbtqa.files import parse_yaml
 from cbtqa.ratings.results import StudyReport
 from cbtqa.ratings.rubric import Language
 from cbtqa.ratings.scores import N_RESAMPLES, scales_of
 from cbtqa.ratings.study import StudyFolder
-from cbtqa.report.page import template_environment
+from cbtqa.report.page import Phrase, load_wording, template_environment
 from cbtqa.report.words import digits, estimate
 from cbtqa.statistics.agreement import Coefficient
 
 
-@cache
-def _wording() -> Mapping[str, Any]:
-    text = (files("cbtqa.ratings") / "wording" / "methods.yaml").read_text(encoding="utf-8")
-    wording: Mapping[str, Any] = parse_yaml(text)
-    return wording
+def _words() -> dict[str, Phrase]:
+    return load_wording("cbtqa.ratings", "wording/methods.yaml")
 
 
 def methods_text(folder: StudyFolder, report: StudyReport, language: Language) -> str:
-    wording, study = _wording(), folder.study
+    words, study = _words(), folder.study
     levels = dict.fromkeys(scale.level for scale in scales_of(folder.rubric))
-    calibration = wording["calibration" if study.n_calibration else "no_calibration"][language]
+    calibration = words["calibration" if study.n_calibration else "no_calibration"]
     names = [criterion.name.to(language) for criterion in folder.rubric.criteria]
-    design = "methods" if len(report.systems) > 1 else "methods_of_one"
-    filled = Template(wording[design][language]).substitute(
-        dict(report),
+    criteria = ("、" if language == "zh" else ", ").join(names)
+    filled = words["methods" if len(report.systems) > 1 else "methods_of_one"].fill(
+        **{**dict(report), "criteria": criteria},
         n_systems=len(report.systems),
-        sampling=_sampling(folder, language),
+        sampling=_sampling(folder),
         seed=study.seed,
-        criteria=("、" if language == "zh" else ", ").join(names),
         n_repeats=study.n_repeats,
-        kappa=wording["kappa_quadratic" if folder.rubric.scales else "kappa_plain"][language],
-        calibration=Template(calibration).substitute(n=study.n_calibration),
+        kappa=words["kappa_quadratic" if folder.rubric.scales else "kappa_plain"],
+        calibration=calibration.fill(n=study.n_calibration),
         n_resamples=N_RESAMPLES,
-        levels=", ".join(wording["levels"][level][language] for level in levels),
+        levels=", ".join(words[f"levels.{level}"].first(language) for level in levels),
         version=cbtqa.__version__,
     )
     # a folded line of Chinese gets a blank at each fold; none belongs after its punctuation
-    return re.sub(r"(?<=[，。；：、）]) ", "", " ".join(filled.split()))
+    return re.sub(r"(?<=[，。；：、）]) ", "", " ".join(filled.first(language).split()))
 
 
-def _sampling(folder: StudyFolder, language: Language) -> str:
-    wording, by = _wording(), folder.study.stratified_by
-    if by == "none":
-        return str(wording["random"][language])
-    return Template(wording["stratified"][language]).substitute(by=by)
+def _sampling(folder: StudyFolder) -> Phrase:
+    by = folder.study.stratified_by
+    return _words()["random" if by == "none" else "stratified"].fill(by=by)
 
 
 def datasheet_text(folder: StudyFolder, report: StudyReport, sources: Iterable[str]) -> str:
@@ -76,7 +65,7 @@ def datasheet_text(folder: StudyFolder, report: StudyReport, sources: Iterable[s
             report=report,
             rubric=folder.rubric,
             shows=folder.rubric.shows,
-            sampling=_sampling(folder, "en"),
+            sampling=_sampling(folder).en,
             collection=", ".join(kinds.get(name, name) for name in sources),
             n_risk=sum(item.risk == "explicit" for item in questions.values()),
             agreement=agreement,

@@ -14,7 +14,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree as Xml
 
 import yaml
 
@@ -36,15 +35,13 @@ from cbtqa.ratings.sheet_files import MAX_BYTES
 from cbtqa.ratings.sheets import sheet_words
 from cbtqa.ratings.store import Event, Store
 from cbtqa.ratings.study import Presentation, StudyFolder
+from cbtqa.report.page import template_environment
 
 MARKS = "marks"
 FLAGS = "flags"
 _TEXT_PARTS = ("question", "description", "answer")
 _OPTION = " · "
 """Between the number and the words of an option; only the number comes back."""
-
-
-# --- out -----------------------------------------------------------------------------------------
 
 
 def export_label_studio(folder: StudyFolder, out: Path) -> list[Path]:
@@ -75,35 +72,17 @@ def _shown_parts(folder: StudyFolder) -> tuple[str, ...]:
 
 def label_studio_config(folder: StudyFolder) -> str:
     """The labelling interface as Label Studio's XML."""
-    language, rubric = folder.study.language, folder.rubric
-    words = sheet_words(language)
-    view = Xml.Element("View")
-    target = "question"
-    for name in _shown_parts(folder):
-        Xml.SubElement(view, "Header", value=words[name], size="5")
-        Xml.SubElement(view, "Text", name=name, value=f"${name}")
-    if rubric.shows == "transcript":
-        turns = {"name": "session", "value": "$turns", "layout": "dialogue"}
-        Xml.SubElement(view, "Paragraphs", {**turns, "nameKey": "role", "textKey": "text"})
-    for criterion in rubric.scales:
-        Xml.SubElement(view, "Header", value=_heading(criterion, folder), size="4")
-        settings = {"name": criterion.id, "toName": target, "choice": "single-radio"}
-        group = Xml.SubElement(view, "Choices", settings)
-        for point in criterion.points:
-            anchor = criterion.anchors.get(point)
-            text = f"{point}{_OPTION}{anchor.to(language)}" if anchor else str(point)
-            Xml.SubElement(group, "Choice", value=text, alias=str(point))
-    if rubric.marks:
-        settings = {"name": MARKS, "toName": target, "choice": "multiple"}
-        group = Xml.SubElement(view, "Choices", settings)
-        for mark in rubric.marks:
-            Xml.SubElement(group, "Choice", value=_heading(mark, folder), alias=mark.id)
-    flags = Xml.SubElement(view, "Choices", name=FLAGS, toName=target, choice="multiple")
-    for flag in (CANNOT_JUDGE, CRISIS):
-        Xml.SubElement(flags, "Choice", value=words[flag], alias=flag)
-    Xml.SubElement(view, "TextArea", name=NOTE, toName=target, placeholder=words[NOTE])
-    Xml.indent(view)
-    return Xml.tostring(view, encoding="unicode") + "\n"
+    language = folder.study.language
+    template = template_environment("cbtqa.ratings").get_template("label_studio.xml.j2")
+    text = template.render(
+        parts=_shown_parts(folder),
+        words=sheet_words(language),
+        rubric=folder.rubric,
+        language=language,
+        heading=lambda criterion: _heading(criterion, folder),
+        option=_OPTION,
+    )
+    return text + "\n"
 
 
 def _heading(criterion: Criterion, folder: StudyFolder) -> str:
@@ -164,9 +143,6 @@ def export_ratings(folder: StudyFolder, store: Store, out: Path) -> list[Path]:
         write_jsonl(ratings, make_ratings(folder, frozen.answers()))
     folder.log("exported", to="ratings", n=2)
     return [ratings, copy]
-
-
-# --- back ----------------------------------------------------------------------------------------
 
 
 def import_label_studio(

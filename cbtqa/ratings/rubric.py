@@ -161,11 +161,7 @@ class Rubric(Record):
         return ", ".join(dict.fromkeys(kinds))
 
     def criterion(self, name: str) -> Criterion:
-        """The criterion of this id.
-
-        Raises:
-            KeyError: there is none.
-        """
+        """The criterion of this id, or a KeyError."""
         return {criterion.id: criterion for criterion in self.criteria}[name]
 
     def settle(self, values: Mapping[str, int | None]) -> dict[str, int | None]:

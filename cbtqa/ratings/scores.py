@@ -77,9 +77,6 @@ def make_marks(rubric: Rubric, ratings: Iterable[Rating]) -> list[Mark]:
     return marks
 
 
-# --- scores and differences ----------------------------------------------------------------------
-
-
 def score_systems(scale: Scale, marks: Sequence[Mark], systems: Sequence[str]) -> list[Score]:
     """Every system on one criterion; the same draws of questions for all."""
     questions = list(dict.fromkeys(mark.rating.question_id for mark in marks))

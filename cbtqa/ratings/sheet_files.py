@@ -62,12 +62,7 @@ class Sheet:
 
 
 def read_sheet(path: Path) -> Sheet:
-    """Reads one filled sheet.
-
-    Raises:
-        DataError: not a sheet of ours, too large, with macros, damaged, or of another format.
-        MissingExtraError: openpyxl or defusedxml is not installed.
-    """
+    """One filled sheet; a DataError where it is not ours, too large, damaged, or has macros."""
     suffix = path.suffix.lower()
     if not path.is_file():
         raise DataError("no such file", where=str(path))

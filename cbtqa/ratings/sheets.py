@@ -90,7 +90,6 @@ def write_sheets(folder: StudyFolder, *, as_csv: bool = False) -> list[Path]:
 
     Raises:
         DataError: a text is longer than a cell can hold.
-        MissingExtraError: XlsxWriter is not installed.
     """
     for item in folder.items.values():
         _check_lengths(item)

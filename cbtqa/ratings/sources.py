@@ -58,18 +58,15 @@ class Pool:
 
 
 def read_pool(predictions: Sequence[str], questions: Path | None, shows: str) -> Pool:
-    """Reads everything a study may draw from.
+    """Everything a study may draw from.
 
     Args:
-        predictions: paths, each optionally as `NAME=PATH`; without a name the row's `system`
-            field tells it, or else the file's name.
+        predictions: `PATH` or `NAME=PATH`; the name comes else from a row's `system` or the file.
         questions: file or folder with the question texts, needed when the predictions lack them.
         shows: what the rubric shows; `question` needs no predictions.
 
     Raises:
-        DataError: a row without id, a second answer of one system to one question, or not one row
-            with an answer.
-        UsageError: nothing to read, or fewer systems than named.
+        DataError: a row without id, two answers of one system to one question, or no answer.
     """
     pool = Pool()
     if questions is not None:

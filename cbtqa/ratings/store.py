@@ -72,11 +72,7 @@ class Store:
     """The ratings of one study. May be used from several threads."""
 
     def __init__(self, path: Path, study_id: str) -> None:
-        """Opens the store, making it when it does not exist.
-
-        Raises:
-            DataError: the file is not a store, is damaged, or belongs to another study.
-        """
+        """Opens or makes the store; a DataError where the file is none, or of another study."""
         self._lock = threading.Lock()
         is_new = not path.exists()
         self._connection = sqlite3.connect(path, check_same_thread=False, timeout=30)
@@ -114,13 +110,10 @@ class Store:
         with self._lock, self._connection:
             yield self._connection
 
-    # --- events ----------------------------------------------------------------------------------
-
     def add(self, rater: str, source: str, events: Sequence[Event]) -> int:
         """Keeps these events for good, all or none; returns how many were new.
 
-        Args:
-            source: the front end: `web`, `sheet`, `csv` or `label-studio`.
+        `source` is the front end: `web`, `sheet`, `csv` or `label-studio`.
         """
         at = now()
         rows = [
@@ -183,8 +176,6 @@ class Store:
         with self._lock:
             return self._connection.execute(query, tuple(values)).fetchall()
 
-    # --- links and visits ------------------------------------------------------------------------
-
     def issue_link(self, rater: str) -> str:
         """A new token for this rater; an earlier one and its visits stop working."""
         token = secrets.token_urlsafe(24)
@@ -227,11 +218,7 @@ def _hash(secret: str) -> str:
 
 
 def network_filesystem(path: Path, mounts: Path = Path("/proc/self/mounts")) -> str | None:
-    """The kind of network share this path lies on, or None; WAL's locks do not hold on shares.
-
-    Args:
-        mounts: the kernel's table of mounts; None is the answer where there is none.
-    """
+    """The kind of network share this path is on, or None; WAL's locks do not hold on shares."""
     if not mounts.exists():
         return None
     resolved = path.resolve()

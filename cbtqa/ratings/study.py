@@ -199,11 +199,7 @@ class StudyFolder:
 
 
 def require_new(path: Path, key_path: Path) -> None:
-    """Checks that a study and its key would overwrite nothing.
-
-    Raises:
-        UsageError: the folder already holds something, or the key file exists.
-    """
+    """Raises a UsageError where a study or its key would overwrite something."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UsageError(
             f"{path} is not an empty folder; a study is never written over",

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 
-# --- fonts ---------------------------------------------------------------------------------------
-# The slices in `fonts/` are woff2 (OFL 1.1), made by `scripts/make_font`: GB2312, Latin and signs.
 FAMILY = "cbtqa Sans SC"
 
 
@@ -62,7 +60,6 @@ def _face(name: str) -> str:
     return f"@font-face{{font-family:'{FAMILY} {name}';font-display:block;src:{source}}}\n"
 
 
-# --- wording -------------------------------------------------------------------------------------
 Lang = Literal["zh", "en"]
 
 
@@ -112,7 +109,6 @@ def _leaves(prefix: str, node: dict[str, Any]) -> Iterator[tuple[str, Phrase]]:
             yield from _leaves(f"{prefix}{key}.", value)
 
 
-# --- page ----------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Head:
     """What stands above and below the body of a page."""

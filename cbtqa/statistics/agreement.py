@@ -59,12 +59,7 @@ class Coefficient(Record):
 
 
 def as_table(cells: Cells) -> Floats:
-    """A `(raters, items)` float array with NaN in the gaps.
-
-    Raises:
-        ValueError: rows of unequal length.
-        DataError: no row at all.
-    """
+    """A `(raters, items)` float array with NaN in the gaps; a DataError without any row."""
     if not len(cells):
         raise DataError("no ratings to compare: not one rater has a row")
     if isinstance(cells, np.ndarray):
@@ -73,9 +68,6 @@ def as_table(cells: Cells) -> Floats:
         raise ValueError("every rater's row needs one cell per item")
     rows = [[np.nan if cell is None else float(cell) for cell in row] for row in cells]
     return np.array(rows, dtype=np.float64).reshape(len(rows), -1)
-
-
-# --- Krippendorff's alpha ------------------------------------------------------------------------
 
 
 def krippendorff_alpha(
@@ -147,9 +139,6 @@ def _squared_distances(values: Floats, margin: Floats, level: Level) -> Floats:
     return difference**2
 
 
-# --- kappas --------------------------------------------------------------------------------------
-
-
 def cohen_kappa(
     first: Values, second: Values, labels: Sequence[float], weights: Weights = "none"
 ) -> Coefficient:
@@ -187,9 +176,6 @@ def cohen_kappa(
     return Coefficient(name=name, value=value, n_items=n, n_ratings=2 * n)
 
 
-# --- plain shares -------------------------------------------------------------------------------
-
-
 def agreement_share(cells: Cells, tolerance: float = 0.0) -> Coefficient:
     """Share of rater pairs, over all items, whose ratings differ by at most `tolerance`."""
     table = as_table(cells)
@@ -215,11 +201,7 @@ def undefined(name: str, reason: str, n_items: int = 0, n_ratings: int = 0) -> C
 
 
 def import_scipy(module: str) -> Any:
-    """A module of scipy.
-
-    Raises:
-        MissingExtraError: scipy is not installed.
-    """
+    """A module of scipy, or a MissingExtraError."""
     try:
         return import_module(f"scipy.{module}")
     except ModuleNotFoundError:

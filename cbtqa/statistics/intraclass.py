@@ -35,9 +35,6 @@ def intraclass_correlation(
             is often called ICC2), `C` two-way consistency (ICC3).
         of_mean: the reliability of the mean of the k raters instead of a single one.
 
-    Raises:
-        MissingExtraError: scipy, whose F quantiles make the interval, is not installed.
-
     Source: McGraw & Wong 1996, tables 4 and 7.
     """
     table = as_table(cells)

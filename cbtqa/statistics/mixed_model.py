@@ -27,53 +27,27 @@ LARGEST_SHARE = 1 - 1e-9
 GRID = 48
 
 
-@dataclass(frozen=True)
 class GroupSums:
-    """Sums over rows, per group and in all; `weights` counts how often a group was drawn."""
+    """Sums of products of (x, y, 1) per group and over all, each group counted `weights` times."""
 
-    sizes: Floats  # (m,)
-    group_x: Floats  # (m, p)
-    group_y: Floats  # (m,)
-    group_xx: Floats  # (m, p, p)
-    group_xy: Floats  # (m, p)
-    group_yy: Floats  # (m,)
-    weights: Floats  # (m,)
-    xx: Floats
-    xy: Floats
-    yy: float
+    def __init__(self, moments: Floats, weights: Floats) -> None:
+        """Takes `moments` of shape (m, p + 2, p + 2) and `weights` of shape (m,)."""
+        self.moments, self.weights = moments, weights
+        self.sizes = moments[:, -1, -1]
+        self.group_x, self.group_y = moments[:, :-2, -1], moments[:, -2, -1]
+        total = np.tensordot(weights, moments, 1)
+        self.xx, self.xy, self.yy = total[:-2, :-2], total[:-2, -2], float(total[-2, -2])
+        self.n, self.p = round(float(total[-1, -1])), len(total) - 2
 
     @classmethod
     def of(cls, y: Floats, x: Floats, groups: Sequence[str]) -> GroupSums:
-        names = np.array(groups)
-        parts = [(x[names == name], y[names == name]) for name in np.unique(names)]
-        per_group = (
-            np.array([float(len(b)) for _, b in parts]),
-            np.array([a.sum(axis=0) for a, _ in parts]),
-            np.array([b.sum() for _, b in parts]),
-            np.array([a.T @ a for a, _ in parts]),
-            np.array([a.T @ b for a, b in parts]),
-            np.array([b @ b for _, b in parts]),
-        )
-        return cls(*per_group, np.ones(len(parts)), x.T @ x, x.T @ y, float(y @ y))
+        names, rows = np.array(groups), np.column_stack([x, y, np.ones(len(y))])
+        parts = [rows[names == name] for name in np.unique(names)]
+        return cls(np.array([part.T @ part for part in parts]), np.ones(len(parts)))
 
     def drawn(self, weights: Floats) -> GroupSums:
-        """The sums of a sample in which each group stands so many times."""
-        return GroupSums(
-            *(self.sizes, self.group_x, self.group_y),
-            *(self.group_xx, self.group_xy, self.group_yy),
-            weights,
-            np.tensordot(weights, self.group_xx, 1),
-            weights @ self.group_xy,
-            float(weights @ self.group_yy),
-        )
-
-    @property
-    def n(self) -> int:
-        return int(self.weights @ self.sizes)
-
-    @property
-    def p(self) -> int:
-        return len(self.xy)
+        """The sums of a sample in which each group occurs so many times."""
+        return GroupSums(self.moments, weights)
 
 
 @dataclass(frozen=True)
@@ -160,7 +134,7 @@ def _slope(sums: GroupSums, ratio: float, method: Method) -> float:
     residual = sums.group_y - sums.group_x @ solved.beta
     falling = sums.weights / shrink**2
     df = sums.n - (sums.p if method == "reml" else 0)
-    value = df * float(falling @ residual**2) / solved.rss
+    value: float = df * float(falling @ residual**2) / solved.rss
     value -= float(sums.weights @ (sums.sizes / shrink))
     if method == "reml":
         inverse = np.linalg.inv(solved.precision)
@@ -220,11 +194,6 @@ class MixedFit(Record):
         return np.array([effect.estimate for effect in self.effects])
 
     def effect(self, name: str) -> Effect:
-        """The effect of this name.
-
-        Raises:
-            KeyError: there is none.
-        """
         return {effect.name: effect for effect in self.effects}[name]
 
 

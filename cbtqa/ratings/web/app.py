@@ -64,8 +64,6 @@ class Form:
         self._failures = FailureLimit()
         self._saving = threading.Lock()  # what may stand together is judged on the latest state
 
-    # --- entering --------------------------------------------------------------------------------
-
     def enter(self, request: Request) -> Response:
         """Swaps a link for a cookie. No redirect: a strict cookie would not follow one."""
         language, client = self._language(request), request.client.host if request.client else ""
@@ -87,11 +85,8 @@ class Form:
 
     def _language(self, request: Request) -> Language:
         wanted = request.query_params.get("lang") or request.cookies.get(LANGUAGE_COOKIE)
-        return next(
-            (one for one in get_args(Language) if one == wanted), self._folder.study.language
-        )
-
-    # --- reading ---------------------------------------------------------------------------------
+        offered = get_args(Language)
+        return next((one for one in offered if one == wanted), self._folder.study.language)
 
     def welcome(self, request: Request) -> Response:
         visit, language = self._visit(request), self._language(request)
@@ -133,8 +128,6 @@ class Form:
         if "lang" in request.query_params:
             response.set_cookie(LANGUAGE_COOKIE, self._language(request), samesite="strict")
         return response
-
-    # --- saving ----------------------------------------------------------------------------------
 
     async def save(self, request: Request) -> Response:
         """Keeps changes for good and answers only then."""
@@ -179,11 +172,7 @@ class Form:
 
 
 def create_app(folder: StudyFolder, store: Store, hosts: Collection[str]) -> Starlette:
-    """The form as an ASGI application; `hosts` are the Host headers answered, with their port.
-
-    Raises:
-        MissingExtraError: Starlette is not installed.
-    """
+    """The form as an ASGI application; `hosts` are the Host headers answered, with their port."""
     try:
         from starlette.applications import Starlette
         from starlette.middleware import Middleware
@@ -226,8 +215,6 @@ def _json(value: dict[str, Any], status: int = 200) -> Response:
     text = json.dumps(value, ensure_ascii=False)
     return Response(text, status, media_type="application/json")
 
-
-# --- server --------------------------------------------------------------------------------------
 
 LOOPBACK = "127.0.0.1"
 
@@ -278,10 +265,6 @@ def serve(
 
     Args:
         names: further names under which browsers reach this machine, such as behind a tunnel.
-
-    Raises:
-        MissingExtraError: uvicorn is not installed.
-        UsageError: the port is taken.
     """
     try:
         import uvicorn
