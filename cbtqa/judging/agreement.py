@@ -56,7 +56,7 @@ def corrected_mean(human: Floats, judged: Floats, judge_only: Floats) -> Correct
     n, n_other = len(human), len(judge_only)
     if n < 2:
         return None
-    weight = 0.0  # where the judge says nothing
+    weight = 0.0  # where the judge's ratings do not vary
     spread = float(np.concatenate([judged, judge_only]).var(ddof=1))
     if n_other > 1 and spread > 0:  # the weight that makes the variance least
         shared = float(np.cov(human, judged, ddof=1)[0, 1])

@@ -1,6 +1,6 @@
 """What every judge's run has in common, whatever is judged: an answer, or a whole session.
 
-    task = AnswerJudge(rubric, ...)                      # says what is shown and what is a quote
+    task = AnswerJudge(rubric, ...)                      # defines what is shown and what is a quote
     verdicts = rate(run, asks, task)                     # through the engine, resumed, checked
 
 One call rates one thing on all criteria of a `ratings.rubric.Rubric`, the form that people rate
@@ -35,12 +35,12 @@ SEED_STEP = 1_000
 SHORTEST_EVIDENCE = 4
 """Characters, punctuation not counted; less is in nearly every answer."""
 CANNOT_JUDGE = "cannot_judge"
-"""The judge itself said that it cannot tell."""
+"""The judge itself could not rate."""
 NOT_APPLICABLE = {"n/a", "na", "n.a.", "not applicable", "none", "null", "unable to rate"}
 
 
 class JudgingSettings(EndpointSettings):
-    """What every judge can be told beside what it judges."""
+    """Settings of every judge beside what it judges."""
 
     panel: ClassVar[str] = "Judge"
 
@@ -58,7 +58,7 @@ class JudgingSettings(EndpointSettings):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a reply says on one criterion."""
+    """What a reply gives on one criterion."""
 
     value: int | None
     fault: Fault | None = None
@@ -123,7 +123,7 @@ class JudgeTask(ABC, Generic[AskT]):
         return ratings_schema(criteria)
 
     def fault_of_form(self, found: Mapping[str, Any]) -> Fault | None:
-        """What tells that the whole reply is about something else."""
+        """What shows that the whole reply is about something else."""
         return None
 
     def request(self, ask: AskT) -> ChatRequest:

@@ -1,6 +1,6 @@
 """The judge's report: means with intervals, use of the scale, what people say of it, alarms.
 
-A judge's mean never stands alone: without human ratings the report says that it is uncorrected.
+Without human ratings the report states that a judge's mean is uncorrected.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ JOURNAL_NAME, RATINGS_NAME, REPORT_NAME = "journal.sqlite", "judge_ratings.jsonl
 
 
 class JudgeSettings(JudgingSettings):
-    """Everything `cbtqa judge` can be told."""
+    """All settings of `cbtqa judge`."""
 
     predictions: tuple[Path, ...] = ()
     """Files with predictions."""

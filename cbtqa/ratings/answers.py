@@ -1,4 +1,4 @@
-"""What one rater said about one presentation, which of it may be said, and the records it makes.
+"""What one rater gave for one presentation, what is allowed, and the records that it makes.
 
 Both front ends write `Change`s: one field of one presentation set to one value. `check_change` is
 the only judge of what is allowed, so a sheet and the form accept exactly the same.
@@ -52,7 +52,7 @@ class Rating(Record):
     """1 for the second showing of an item to the same rater."""
     phase: Literal["calibration", "main"] = "main"
     seconds: float | None = None
-    """Active time on the whole item; None when the front end cannot tell."""
+    """Active time on the whole item; None when the front end does not measure it."""
 
     @model_validator(mode="after")
     def _value_is_in_range_or_explained(self) -> Self:

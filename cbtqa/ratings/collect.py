@@ -1,4 +1,4 @@
-"""Takes filled sheets back: every cell is judged anew, good ones are kept, bad ones are named.
+"""Takes filled sheets back: every cell is checked, good ones are kept, bad ones are reported.
 
     result = collect(folder, store, [Path("R1.xlsx"), Path("R2.csv")])
     result.n_kept, [rejection.where for rejection in result.rejections]
@@ -219,7 +219,7 @@ class _Reading:
                 self._read_cell(code, column.id, row[column.id], answer)
 
     def _clashing_marks(self, row: Mapping[str, Cell]) -> list[str]:
-        """Columns of set marks where `none` is set too: which one is meant cannot be told."""
+        """Columns of set marks where `none` is set too: which one is meant is unknown."""
         names = []
         for name in (f"{VALUE}:{mark.id}" for mark in self._folder.rubric.marks):
             with suppress(ValueError):

@@ -38,7 +38,7 @@ from cbtqa.ratings.study import (
 from cbtqa.settings import Settings
 
 MOST_QUESTIONS = 100
-"""Questions drawn where nobody says how many; assumed."""
+"""Questions drawn by default; assumed."""
 Stratify = Literal["none", "risk", "distortion", "risk+distortion"]
 
 
@@ -243,7 +243,7 @@ def _describe(
     paths = [Path(given.partition("=")[2] or given) for given in settings.predictions]
     paths += [settings.questions] if settings.questions else []
     content = "".join(json_line(record) for record in (*items, *calibration, *plan))
-    # names of input files tell the systems: hashes stay, names do not
+    # names of input files would reveal the systems: only hashes are kept
     inputs = [
         describe_file(path).model_copy(update={"name": f"input {number}"})
         for number, path in enumerate(paths, 1)

@@ -150,7 +150,7 @@ def import_label_studio(
 ) -> Collected:
     """Takes Label Studio's JSON export back into the store.
 
-    A task with two finished annotations is refused, since nobody can tell which one counts.
+    A task with two finished annotations is refused, since it is unknown which one counts.
     """
     collected = Collected()
     for path in paths:

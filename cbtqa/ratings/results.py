@@ -89,7 +89,7 @@ class RaterEffect(Record):
     repeats: int = 0
     """Items this rater rated twice."""
     seconds_median: float | None = None
-    """Median active time per item; None where the front end could not tell."""
+    """Median active time per item; None where the front end does not measure it."""
 
 
 class OrderEffect(Record):
@@ -123,7 +123,7 @@ class Flag(Record):
 
 
 class PublishedScore(Record):
-    """A value printed in a paper, to stand beside ours."""
+    """A value printed in a paper, to compare with ours."""
 
     source: str
     system: str

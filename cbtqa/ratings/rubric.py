@@ -29,7 +29,7 @@ from cbtqa.report.page import Lang, Phrase
 
 Language = Lang
 NO_MARK = "none"
-"""The mark that says: none of the others."""
+"""The mark for none of the others."""
 
 
 class Words(Phrase):
@@ -69,7 +69,7 @@ class Total(Record):
     sections: tuple[str, ...] = Field(min_length=1)
     how: Literal["sum", "mean"] = "sum"
     max_missing: int = Field(default=0, ge=0)
-    """So many criteria may lack a rating: the mean of the others then stands for them."""
+    """So many criteria may lack a rating: the mean of the others then replaces them."""
     cutoff: float | None = None
     """Published point from which on a total counts as competent; None when there is none."""
 
@@ -87,7 +87,7 @@ class Criterion(Record):
     """What a point means; points without one lie between their neighbours."""
     section: str | None = None
     reversed: bool = False
-    """True when a low rating is the good one; turned round inside totals only."""
+    """True when a low rating is the good one; reversed inside totals only."""
     required: bool = True
     evidence: bool = False
     """True when raters may quote the words (or `#turn`) that they rest on."""
@@ -117,7 +117,7 @@ class Rubric(Record):
     version: int = Field(ge=1)
     title: Words
     source: NonEmptyText
-    """Whom the idea comes from; the wording is ours unless a file of your own says otherwise."""
+    """Whom the idea comes from; the wording is ours except in files of your own."""
     shows: Literal["answer", "question", "transcript"] = "answer"
     """What is rated: an answer under its question, the question itself, or a whole session."""
     guidelines: Words
@@ -168,7 +168,7 @@ class Rubric(Record):
         """Values with the rule of marks applied: unset marks become 0 once any mark is set.
 
         Raises:
-            ValueError: `none` stands beside another mark.
+            ValueError: `none` is set beside another mark.
         """
         settled = {criterion.id: values.get(criterion.id) for criterion in self.criteria}
         set_marks = [mark.id for mark in self.marks if settled[mark.id] == 1]
@@ -188,7 +188,7 @@ class Rubric(Record):
     def total_of(self, total: Total, values: Mapping[str, float | None]) -> float | None:
         """A total; None when more than `max_missing` of its ratings are missing.
 
-        Reversed criteria are turned round.
+        Reversed criteria enter reversed.
         """
         summed = present = whole = 0.0
         n_missing = 0

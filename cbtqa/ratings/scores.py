@@ -69,7 +69,7 @@ def make_marks(rubric: Rubric, ratings: Iterable[Rating]) -> list[Mark]:
         names = [criterion.id for criterion, _ in rubric.parts_of(total)]
         for group in groups.values():
             value = rubric.total_of(total, {name: group[name].value for name in names})
-            # the first gap says why there is no total
+            # the first gap is the reason why there is no total
             gaps = [group[name].reason for name in names if group[name].value is None]
             rating = next(iter(group.values())).rating
             reason = gaps[0] if gaps and value is None else None

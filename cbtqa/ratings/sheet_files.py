@@ -31,7 +31,7 @@ _OLD_OR_LOCKED = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell and where it stands."""
+    """One cell and its place."""
 
     where: str
     """`file:tab!G17` or `file:17:column`."""
@@ -58,7 +58,7 @@ class Sheet:
     columns: tuple[str, ...]
     rows: tuple[dict[str, Cell], ...]
     sessions: dict[str, str] | None = None
-    """Session text by code, where sessions stand in a tab of their own."""
+    """Session text by code, where sessions have a tab of their own."""
 
 
 def read_sheet(path: Path) -> Sheet:

@@ -35,7 +35,7 @@ _SHOWN = {
     "transcript": ("question", "session"),
 }
 META_TAB = "_cbtqa"
-"""Very hidden tab that says which study, rubric and rater a sheet belongs to."""
+"""Very hidden tab that holds which study, rubric and rater a sheet belongs to."""
 META_KEYS = ("study", "rubric", "rater")
 
 

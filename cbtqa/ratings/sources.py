@@ -25,7 +25,7 @@ _RISKS = get_args(Risk)
 
 @dataclass(frozen=True)
 class SourceQuestion:
-    """A question as far as the inputs tell it."""
+    """A question as far as the inputs hold it."""
 
     id: str
     question: str = ""

@@ -67,9 +67,9 @@ class Item(Record):
     """One text to rate, and the question it belongs to."""
 
     id: NonEmptyText
-    """Opaque: tells neither the system nor the question."""
+    """Opaque: reveals neither the system nor the question."""
     arm: NonEmptyText
-    """A letter; the key file says which system it stands for."""
+    """A letter; the key file maps it to a system."""
     question_id: NonEmptyText
     question: str = ""
     description: str = ""
@@ -88,7 +88,7 @@ class Item(Record):
         return {name: text for name, text in shown.items() if text}
 
     def quotes(self, evidence: str) -> bool:
-        """True when the evidence stands in what is shown, or names a turn as `#12`."""
+        """True when the evidence is in what is shown, or names a turn as `#12`."""
         turn = re.fullmatch(r"#\s*(\d{1,6})", evidence.strip())
         if turn and self.turns:
             return 1 <= int(turn[1]) <= len(self.turns)
@@ -137,7 +137,7 @@ class Study(Record):
 
 
 class StudyKey(Record):
-    """Which letter stands for which system. Kept apart from the study until it is unblinded."""
+    """Each letter's system. Kept apart from the study until it is unblinded."""
 
     study_id: NonEmptyText
     systems: dict[str, str]

@@ -2,7 +2,7 @@
 
     interval_chart([Interval("Baichuan-7B", 26.5, 25.1, 27.9)], title="BLEU", description="...")
 
-Every value also stands as text in the chart; a missing one says why and is never drawn as zero.
+Every value is also text in the chart; a missing one shows its reason and is never drawn as zero.
 """
 
 from __future__ import annotations
@@ -344,7 +344,7 @@ def line_chart(
     y_name: str = "",
     height: float = 260.0,
 ) -> Markup:
-    """Lines with their bands on common axes; each line's name stands in the legend."""
+    """Lines with their bands on common axes; each line's name is in the legend."""
     canvas = Canvas(height)
     xs = [x for line in lines for x, _ in line.points] or [0.0, 1.0]
     ys = [y for line in lines for _, y in line.points] or [0.0, 1.0]

@@ -111,7 +111,7 @@ def _leaves(prefix: str, node: dict[str, Any]) -> Iterator[tuple[str, Phrase]]:
 
 @dataclass(frozen=True)
 class Head:
-    """What stands above and below the body of a page."""
+    """What is above and below the body of a page."""
 
     title: Phrase
     kicker: Phrase

@@ -1,7 +1,7 @@
 """Drawing primitives: a canvas that becomes one SVG string, scales, round ticks, text widths.
 
 Text stays text, so it can be searched, read aloud and set in the page's font. Colours are CSS
-variables with a fallback: inside a page they follow its light or dark theme, alone they stand.
+variables with a fallback: inside a page they follow its light or dark theme, alone they keep the fallback.
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ class Canvas:
         self.add("polygon", points=_points(points), style=style)
 
     def to_svg(self, title: str, description: str) -> Markup:
-        """The drawing; title and description are what a screen reader says instead of it."""
+        """The drawing; title and description are what a screen reader reads instead."""
         body = "".join(self._parts)
         key = hashlib.sha256(f"{title}\0{description}\0{body}".encode()).hexdigest()[:10]
         return Markup(

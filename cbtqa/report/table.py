@@ -4,7 +4,7 @@
     table.cells(), table.markdown(), table.latex(), table.csv(), table.records(), table.to_pandas()
 
 Rows hold values, not text: `cbtqa.report.words` writes them where people read, and programs get
-them as they are. What is missing is None, and `Estimate(None, reason="...")` says why.
+them as they are. What is missing is None, and `Estimate(None, reason="...")` gives the reason.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     intraclass_correlation(table, "A").value          # one rater's absolute agreement, ICC(2,1)
     intraclass_correlation(table, "A", of_mean=True)  # the mean of all raters, ICC(2,k)
 
-A table is `(raters, items)` without gaps; `agreement` says what a coefficient without value means.
+A table is `(raters, items)` without gaps; see `agreement` for coefficients without value.
 """
 
 from __future__ import annotations

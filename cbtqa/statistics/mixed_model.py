@@ -257,7 +257,7 @@ def bootstrap_icc(
 ) -> tuple[float, float] | None:
     """95 % percentile interval of the ICC, drawing whole groups; None below three groups.
 
-    A drawing in which the fixed effects cannot be told apart any more is left out.
+    A sample in which the fixed effects are not identified is left out.
     """
     design = np.asarray(x, np.float64)
     sums = GroupSums.of(np.asarray(y, np.float64), design, groups)

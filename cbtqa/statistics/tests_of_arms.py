@@ -135,7 +135,7 @@ def _no_result(name: str, n: int, reason: str) -> TestResult:
 
 
 def tie_term(values: Values) -> float:
-    """The sum of t^3 - t over groups of t equal values, as tie corrections want it."""
+    """The sum of t^3 - t over groups of t equal values, as tie corrections need it."""
     counts = np.unique(np.asarray(values, dtype=np.float64), return_counts=True)[1]
     return float((counts.astype(np.float64) ** 3 - counts).sum())
 

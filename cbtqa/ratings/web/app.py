@@ -62,7 +62,7 @@ class Form:
         self._folder, self._store = folder, store
         self._cookie = f"cbtqa-{folder.study.id}"
         self._failures = FailureLimit()
-        self._saving = threading.Lock()  # what may stand together is judged on the latest state
+        self._saving = threading.Lock()  # changes are checked against the latest state
 
     def enter(self, request: Request) -> Response:
         """Swaps a link for a cookie. No redirect: a strict cookie would not follow one."""
@@ -229,7 +229,7 @@ def check_place(path: Path) -> None:
 
 
 def lan_address() -> str:
-    """This machine's address in the local network, as far as it can be told without traffic."""
+    """This machine's address in the local network, as far as it is known without traffic."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             # a documentation address; a datagram socket sends nothing
