@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 
@@ -20,22 +20,9 @@ from cbtqa.statistics.agreement import (
     undefined,
 )
 from cbtqa.statistics.intraclass import intraclass_correlation
+from cbtqa.statistics.mixed_model import NORMAL_95
 from cbtqa.statistics.resampling import BOOTSTRAP_TRIALS
 from cbtqa.statistics.tests_of_arms import kendall_tau, spearman_rho
-
-# --- correction ----------------------------------------------------------------------------------
-# The mean that people would give, from many ratings of a judge and some of people.
-#
-# A judge alone is biased, and its many ratings only make a wrong mean look certain. Where people
-# rated a random part of the answers, the difference between them and the judge on that part
-# corrects the judge's mean over all, and its spread widens the interval. With the weight below,
-# the estimate is never less precise than the people's own mean, however poor the judge.
-#
-# Source: Angelopoulos et al., Prediction-powered inference, Science 2023; the weight is that of
-# PPI++, arXiv 2311.01453, example 6.1. With weight 1 it is the survey statistician's difference
-# estimator (Cassel, Sarndal and Wretman, 1976).
-
-NORMAL_95 = 1.959963984540054
 
 
 class CorrectedMean(Record):
@@ -51,17 +38,29 @@ class CorrectedMean(Record):
 
 
 def corrected_mean(human: Floats, judged: Floats, judge_only: Floats) -> CorrectedMean | None:
-    """The mean over all answers, with its 95 % interval; None below two human ratings.
+    """The mean that people would give to all answers, with its 95 % interval; None below two.
+
+    Many ratings of a biased judge only make a wrong mean look certain. The difference between
+    people and judge, where people rated a random part, corrects the judge's mean over all, and its
+    spread widens the interval; with the weight used it is never less precise than people alone.
 
     Args:
         human: people's mean rating of each answer they rated, shape (n,).
         judged: the judge's rating of the same answers, shape (n,).
         judge_only: the judge's ratings of all other answers, shape (N,).
+
+    Source: Angelopoulos et al., Prediction-powered inference, Science 2023; weight of PPI++,
+        arXiv 2311.01453, example 6.1. At weight 1 it is the difference estimator of Cassel,
+        Sarndal and Wretman, 1976.
     """
     n, n_other = len(human), len(judge_only)
     if n < 2:
         return None
-    weight = _weight(human, judged, judge_only)
+    weight = 0.0  # where the judge's ratings do not vary
+    spread = float(np.concatenate([judged, judge_only]).var(ddof=1))
+    if n_other > 1 and spread > 0:  # the weight that makes the variance least
+        shared = float(np.cov(human, judged, ddof=1)[0, 1])
+        weight = min(1.0, max(0.0, shared / ((1 + n / n_other) * spread)))
     rest = human - weight * judged
     value = float(rest.mean())
     variance = float(rest.var(ddof=1)) / n
@@ -79,18 +78,6 @@ def corrected_mean(human: Floats, judged: Floats, judge_only: Floats) -> Correct
     )
 
 
-def _weight(human: Floats, judged: Floats, judge_only: Floats) -> float:
-    """The weight that makes the variance least; 0 when the judge says nothing."""
-    if len(judge_only) < 2:
-        return 0.0
-    spread = float(np.concatenate([judged, judge_only]).var(ddof=1))
-    if spread == 0:
-        return 0.0
-    shared = float(np.cov(human, judged, ddof=1)[0, 1])
-    return min(1.0, max(0.0, shared / ((1 + len(human) / len(judge_only)) * spread)))
-
-
-# --- agreement -----------------------------------------------------------------------------------
 Key = tuple[str, str]
 """Question id and system."""
 Cells = dict[Key, dict[int, int]]
@@ -153,19 +140,10 @@ def self_alpha(cells: Cells, n_repeats: int) -> Coefficient:
     return krippendorff_alpha(table, "ordinal", n_resamples=BOOTSTRAP_TRIALS)
 
 
-def agreement_with(
-    rubric: Rubric, cells: Mapping[str, Cells], human: HumanRatings
-) -> list[CriterionAgreement]:
-    """Judge against people, and people among themselves, criterion by criterion."""
-    return [
-        _criterion_agreement(criterion, cells[criterion.id], human.values[criterion.id])
-        for criterion in rubric.scales
-    ]
-
-
-def _criterion_agreement(
+def agreement_on(
     criterion: Criterion, cells: Cells, people: Mapping[Key, Mapping[str, int]]
 ) -> CriterionAgreement:
+    """Judge against people, and people among themselves, on one criterion."""
     means = means_of(cells)
     keys = [key for key in people if key in means]
     raters = sorted({rater for key in keys for rater in people[key]})
@@ -185,24 +163,20 @@ def _criterion_agreement(
         spearman_rho(mine, theirs),
         kendall_tau(mine, theirs),
     )
+    among_people = []
+    if len(rows) > 1:
+        pairs = combinations(rows, 2)
+        kappas = [cohen_kappa(one, other, labels, "quadratic") for one, other in pairs]
+        alpha = krippendorff_alpha(rows, "ordinal", n_resamples=BOOTSTRAP_TRIALS)
+        among_people = [mean_kappa(kappas), alpha]
     return CriterionAgreement(
         criterion=criterion.id,
         n_items=len(keys),
         n_raters=len(raters),
         judge_human=judge_human,
-        human_human=_among_people(rows, labels) if len(rows) > 1 else (),
+        human_human=tuple(among_people),
         bias=bias,
         limits=None if bias is None or half is None else (bias - half, bias + half),
-    )
-
-
-def _among_people(
-    rows: Sequence[Sequence[int | None]], labels: Sequence[float]
-) -> tuple[Coefficient, ...]:
-    pairs = combinations(rows, 2)
-    return (
-        mean_kappa([cohen_kappa(one, other, labels, "quadratic") for one, other in pairs]),
-        krippendorff_alpha(rows, "ordinal", n_resamples=BOOTSTRAP_TRIALS),
     )
 
 
@@ -210,40 +184,33 @@ def mean_kappa(kappas: Sequence[Coefficient]) -> Coefficient:
     """Mean over pairs of raters, weighted by the items they share."""
     defined = [one for one in kappas if one.value is not None]
     n_items, n_ratings = (sum(one.n_items for one in defined), sum(o.n_ratings for o in defined))
+    name = "mean_kappa_quadratic"
     if not n_items:
-        reason = kappas[0].reason if kappas else None
-        return undefined("mean_kappa_quadratic", reason or "no pair of raters")
+        return undefined(name, (kappas and kappas[0].reason) or "no pair of raters")
     value = sum((one.value or 0.0) * one.n_items for one in defined) / n_items
-    return Coefficient(
-        name="mean_kappa_quadratic", value=value, n_items=n_items, n_ratings=n_ratings
-    )
+    return Coefficient(name=name, value=value, n_items=n_items, n_ratings=n_ratings)
 
 
 def corrected_by(
-    rubric: Rubric,
-    systems: Iterable[str],
-    cells: Mapping[str, Cells],
-    human: HumanRatings,
+    rubric: Rubric, systems: Iterable[str], cells: Mapping[str, Cells], human: HumanRatings
 ) -> list[Correction]:
     """Corrected means, where at least two answers of a system were rated by people."""
     found = []
-    for system in systems:
-        for criterion in rubric.scales:
-            means = {k: m for k, m in means_of(cells[criterion.id]).items() if k[1] == system}
-            people = human.values[criterion.id]
-            rated = [key for key in means if key in people]
-            theirs = np.array([sum(people[k].values()) / len(people[k]) for k in rated])
-            mine: Floats = np.array([means[key] for key in rated])
-            others = np.array([mean for key, mean in means.items() if key not in people])
-            corrected = corrected_mean(theirs, mine, others)
-            if corrected is not None:
-                found.append(
-                    Correction(
-                        system=system,
-                        criterion=criterion.id,
-                        judge_mean=float(np.mean(list(means.values()))),
-                        human_mean=float(theirs.mean()),
-                        corrected=corrected,
-                    )
+    for system, criterion in product(systems, rubric.scales):
+        means = {k: m for k, m in means_of(cells[criterion.id]).items() if k[1] == system}
+        people = human.values[criterion.id]
+        rated = [key for key in means if key in people]
+        theirs = np.array([sum(people[k].values()) / len(people[k]) for k in rated])
+        mine: Floats = np.array([means[key] for key in rated])
+        others = np.array([mean for key, mean in means.items() if key not in people])
+        if corrected := corrected_mean(theirs, mine, others):
+            found.append(
+                Correction(
+                    system=system,
+                    criterion=criterion.id,
+                    judge_mean=float(np.mean(list(means.values()))),
+                    human_mean=float(theirs.mean()),
+                    corrected=corrected,
                 )
+            )
     return found

@@ -8,6 +8,7 @@ ratings = [rating_of(*found, task.model) for found in rate(run, answers.asks(3),
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,8 @@ from cbtqa.prompts import fence
 from cbtqa.psyqa import read_questions
 from cbtqa.ratings.rubric import Criterion, Rubric, load_rubric
 from cbtqa.records import NonEmptyText, Question, Record, Rejection
+
+RATING_COLUMNS = ("question_id", "system", "rater", "criterion", "value")
 
 
 class JudgeRating(Record):
@@ -66,12 +69,7 @@ class Ask:
 
 
 def load_judged_rubric(name: str) -> Rubric:
-    """A rubric for answers, by id or path.
-
-    Raises:
-        UsageError: it shows something else, or has no scale.
-        DataError: no such rubric.
-    """
+    """A rubric for answers, by id or path; a UsageError where it has no scale for them."""
     rubric = load_rubric(name)
     if rubric.shows != "answer" or not rubric.scales:
         raise UsageError(f"the rubric {rubric.id} has no scale for answers", hint="cbt-llm has")
@@ -105,7 +103,6 @@ class AnswerJudge(JudgeTask[Ask]):
         return ask.repeat, ask.repeat
 
     def holes(self, ask: Ask, criteria: Sequence[Criterion]) -> dict[str, str]:
-        """Criteria, question and answer."""
         entry = '{"evidence": "回复里的原话", "reason": "一句理由", "rating": 分数}'
         return {
             "criteria": "\n".join(map(_described, criteria)),
@@ -116,7 +113,6 @@ class AnswerJudge(JudgeTask[Ask]):
         }
 
     def rests_on(self, ask: Ask, criterion: Criterion, value: int, evidence: str) -> bool:
-        """Words of the answer."""
         return is_quote_of(evidence, ask.answer)
 
 
@@ -130,7 +126,6 @@ def _described(criterion: Criterion) -> str:
 
 
 def rating_of(ask: Ask, criterion: str, verdict: Verdict, judge: str) -> JudgeRating:
-    """The record of one verdict."""
     return JudgeRating(
         question_id=ask.question_id,
         system=ask.system,
@@ -144,10 +139,6 @@ def rating_of(ask: Ask, criterion: str, verdict: Verdict, judge: str) -> JudgeRa
     )
 
 
-# --- inputs --------------------------------------------------------------------------------------
-# What the judge reads: questions, the answers of each system, and what people rated.
-
-
 @dataclass(frozen=True)
 class Answers:
     """Every system's answers beside the questions."""
@@ -156,7 +147,7 @@ class Answers:
     systems: tuple[Predictions, ...]
 
     def asks(self, n_repeats: int) -> list[Ask]:
-        """Every answer with text, as often as it is to be rated; repeats of one stand together."""
+        """Every answer with text, as often as it is to be rated; repeats of one follow each other."""
         return [
             Ask(one.id, system.system, one.question, one.description, item.text, repeat)
             for system in self.systems
@@ -183,7 +174,6 @@ def read_answers(
 
     Raises:
         UsageError: nothing to judge, or two systems of one name.
-        DataError: a file that is not what it should be, or predictions for other questions.
     """
     if not predictions:
         raise UsageError(
@@ -238,30 +228,30 @@ def read_human_ratings(path: Path, rubric: Rubric, systems: Sequence[str]) -> Hu
     scales = {criterion.id: criterion for criterion in rubric.scales}
     named: set[str] = set()
     for where, row in read_rows(path):
-        missing = [
-            name
-            for name in ("question_id", "system", "rater", "criterion", "value")
-            if name not in row
-        ]
-        if missing:
+        if missing := [name for name in RATING_COLUMNS if name not in row]:
             raise DataError(
                 f"no column '{missing[0]}'",
                 where=where,
                 hint="--human takes ratings.jsonl of a study's report folder",
             )
         named.add(str(row["system"]))
-        scale, value = scales.get(str(row["criterion"])), _number(row["value"])
+        scale, value = scales.get(str(row["criterion"])), row["value"]
         is_counted = row.get("phase", "main") == "main" and not int(row.get("repeat") or 0)
-        if scale is None or value is None or not is_counted or row["system"] not in systems:
+        is_rated = value not in (None, "")
+        if scale is None or not is_rated or not is_counted or row["system"] not in systems:
             found.n_passed_over += 1
             continue
-        if value != int(value) or not scale.low <= value <= scale.high:
+        try:
+            rating = float(str(value))
+        except ValueError:
+            rating = math.nan
+        if rating not in scale.points:
             raise DataError(
-                f"{row['value']!r} is not a whole number from {scale.low} to {scale.high}",
+                f"{value!r} is not a whole number from {scale.low} to {scale.high}",
                 where=f"{where}:value",
             )
         key = (str(row["question_id"]), str(row["system"]))
-        found.values[scale.id][key][str(row["rater"])] = int(value)
+        found.values[scale.id][key][str(row["rater"])] = int(rating)
     if not any(found.values.values()):
         raise DataError(
             f"no rating of {', '.join(systems)} (found ratings of {', '.join(sorted(named))})",
@@ -269,12 +259,3 @@ def read_human_ratings(path: Path, rubric: Rubric, systems: Sequence[str]) -> Hu
             hint="unblind the study first, or name the systems alike in both",
         )
     return found
-
-
-def _number(value: object) -> float | None:
-    if value is None or value == "":
-        return None
-    try:
-        return float(str(value))
-    except ValueError:
-        return float("nan")

@@ -1,6 +1,6 @@
 """What every judge's run has in common, whatever is judged: an answer, or a whole session.
 
-    task = AnswerJudge(rubric, ...)                      # says what is shown and what is a quote
+    task = AnswerJudge(rubric, ...)                      # defines what is shown and what is a quote
     verdicts = rate(run, asks, task)                     # through the engine, resumed, checked
 
 One call rates one thing on all criteria of a `ratings.rubric.Rubric`, the form that people rate
@@ -35,14 +35,12 @@ SEED_STEP = 1_000
 SHORTEST_EVIDENCE = 4
 """Characters, punctuation not counted; less is in nearly every answer."""
 CANNOT_JUDGE = "cannot_judge"
-"""The judge itself said that it cannot tell."""
-NOT_APPLICABLE = frozenset(
-    {"n/a", "na", "n.a.", "not applicable", "none", "null", "unable to rate"}
-)
+"""The judge itself could not rate."""
+NOT_APPLICABLE = {"n/a", "na", "n.a.", "not applicable", "none", "null", "unable to rate"}
 
 
 class JudgingSettings(EndpointSettings):
-    """What every judge can be told beside what it judges."""
+    """Settings of every judge beside what it judges."""
 
     panel: ClassVar[str] = "Judge"
 
@@ -60,7 +58,7 @@ class JudgingSettings(EndpointSettings):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a reply says on one criterion."""
+    """What a reply gives on one criterion."""
 
     value: int | None
     fault: Fault | None = None
@@ -105,8 +103,6 @@ class JudgeTask(ABC, Generic[AskT]):
             "sampling": json.dumps(self._sampling.described(), sort_keys=True),
         }
 
-    # --- what a kind of judge says for itself ----------------------------------------------------
-
     @abstractmethod
     def key(self, ask: AskT) -> str:
         """What is judged, and the repeat."""
@@ -124,17 +120,13 @@ class JudgeTask(ABC, Generic[AskT]):
         """True when the evidence is enough for the rating."""
 
     def schema(self, criteria: Sequence[Criterion]) -> dict[str, Any]:
-        """JSON schema of a reply."""
         return ratings_schema(criteria)
 
     def fault_of_form(self, found: Mapping[str, Any]) -> Fault | None:
-        """What tells that the whole reply is about something else."""
+        """What shows that the whole reply is about something else."""
         return None
 
-    # --- the task --------------------------------------------------------------------------------
-
     def request(self, ask: AskT) -> ChatRequest:
-        """The question."""
         n_before, place = self.turn(ask)
         first = place % len(self.criteria)
         criteria = self.criteria[first:] + self.criteria[:first]
@@ -152,7 +144,7 @@ class JudgeTask(ABC, Generic[AskT]):
         verdicts = self.read(ask, reply)
         if isinstance(verdicts, Fault):
             return verdicts
-        return next((verdict.fault for verdict in verdicts.values() if verdict.fault), None)
+        return next((one.fault for one in verdicts.values() if one.fault), None)
 
     def ask_again(self, ask: AskT, reply: Reply, fault: Fault) -> ChatRequest | None:
         """The same question afresh, with another seed; not after a refusal.
@@ -210,11 +202,7 @@ class JudgeTask(ABC, Generic[AskT]):
 def rate(
     run: Run, asks: Sequence[AskT], task: JudgeTask[AskT], on_progress: OnProgress | None = None
 ) -> Iterator[tuple[AskT, str, Verdict]]:
-    """Has everything rated that the journal does not hold; then every ask, criterion by criterion.
-
-    Raises:
-        BatchStoppedError, EndpointError: as `llm.batch.run_batch`.
-    """
+    """Has everything rated that the journal lacks; yields every ask, criterion by criterion."""
     run.ask(asks, task, n_total=len(asks), on_progress=on_progress)
     for ask in asks:
         outcome = run.journal.outcome(task.key(ask))
@@ -222,14 +210,10 @@ def rate(
             yield ask, name, verdict
 
 
-# --- quotes and schema ---------------------------------------------------------------------------
-
-
 def is_quote_of(evidence: str, text: str) -> bool:
-    """True when the words are quoted from the text.
+    """True when the words are quoted from the text: four characters, or all of a shorter text.
 
-    Widths, blanks, punctuation and quotation marks do not count: models change them when they put
-    a quote into JSON. At least four characters, or the whole of a shorter text.
+    Widths, blanks, punctuation and quotation marks do not count: models change them in JSON.
     """
     quoted, whole = _bare(evidence), _bare(text)
     return len(quoted) >= min(SHORTEST_EVIDENCE, max(len(whole), 1)) and quoted in whole
@@ -243,21 +227,22 @@ def _bare(text: str) -> str:
 def ratings_schema(criteria: Iterable[Criterion]) -> dict[str, Any]:
     """JSON schema of a reply: evidence and reason come before the rating."""
     entries = {
-        criterion.id: {
-            "type": "object",
-            "properties": {
+        criterion.id: _closed(
+            {
                 "evidence": {"type": "string"},
                 "reason": {"type": "string"},
                 "rating": {"type": ["integer", "null"], "enum": [*criterion.points, None]},
-            },
-            "required": ["evidence", "reason", "rating"],
-            "additionalProperties": False,
-        }
+            }
+        )
         for criterion in criteria
     }
+    return _closed(entries)
+
+
+def _closed(properties: dict[str, Any]) -> dict[str, Any]:
     return {
         "type": "object",
-        "properties": entries,
-        "required": list(entries),
+        "properties": properties,
+        "required": list(properties),
         "additionalProperties": False,
     }

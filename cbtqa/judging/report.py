@@ -1,6 +1,6 @@
 """The judge's report: means with intervals, use of the scale, what people say of it, alarms.
 
-A judge's mean never stands alone: without human ratings the report says that it is uncorrected.
+Without human ratings the report states that a judge's mean is uncorrected.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from cbtqa.judging.agreement import (
     Consistency,
     Correction,
     CriterionAgreement,
-    agreement_with,
+    agreement_on,
     cells_of,
     corrected_by,
     means_of,
@@ -39,6 +39,12 @@ from cbtqa.statistics.resampling import (
 
 ONE_POINT, MUCH_UNSCORED, MUCH_BIAS = 0.9, 0.05, 0.25
 """Alarms: share of one point of the scale; share without a rating; bias by share of the range."""
+
+
+NO_PEOPLE = (
+    "no human ratings: these means are a model's opinion, uncorrected; judges overrate answers and "
+    "miss faults of safety"
+)
 
 
 class RangeUse(Record):
@@ -73,21 +79,28 @@ def make_report(
     n_repeats: int,
     human: HumanRatings | None,
 ) -> JudgeReport:
-    """The report of one judge.
-
-    Args:
-        totals: system to number of questions, those without an answer included.
-        signature: everything able to change a rating.
-    """
+    """The report of one judge; `totals` gives each system's questions, unanswered ones included."""
     cells = cells_of(ratings)
     scores, use = [], []
     for system, n_total in totals.items():
         for criterion in rubric.scales:
             own = [one for one in ratings if (one.system, one.criterion) == (system, criterion.id)]
             scores.append(_score(system, criterion, cells[criterion.id], n_total, signature))
-            use.append(_use(system, criterion, own))
-    agreement = agreement_with(rubric, cells, human) if human else []
-    corrections = corrected_by(rubric, totals, cells, human) if human else []
+            points = Counter(one.value for one in own if one.value is not None)
+            use.append(
+                RangeUse(
+                    system=system,
+                    criterion=criterion.id,
+                    points={p: points[p] for p in criterion.points},
+                    unscored=dict(Counter(o.unscored_reason for o in own if o.unscored_reason)),
+                )
+            )
+    agreement: list[CriterionAgreement] = []
+    corrections: list[Correction] = []
+    if human:
+        values = human.values
+        agreement = [agreement_on(one, cells[one.id], values[one.id]) for one in rubric.scales]
+        corrections = corrected_by(rubric, totals, cells, human)
     return JudgeReport(
         judge=ratings[0].judge if ratings else "",
         rubric=rubric.versioned_id,
@@ -130,19 +143,6 @@ def _score(
     )
 
 
-def _use(system: str, criterion: Criterion, ratings: Sequence[JudgeRating]) -> RangeUse:
-    points = Counter(one.value for one in ratings if one.value is not None)
-    return RangeUse(
-        system=system,
-        criterion=criterion.id,
-        points={p: points[p] for p in criterion.points},
-        unscored=dict(Counter(one.unscored_reason for one in ratings if one.unscored_reason)),
-    )
-
-
-# --- alarms --------------------------------------------------------------------------------------
-
-
 def _alarms(
     rubric: Rubric,
     use: Sequence[RangeUse],
@@ -151,10 +151,7 @@ def _alarms(
 ) -> list[str]:
     alarms = [alarm for one in use for alarm in _range_alarms(one)]
     if not agreement:
-        alarms.append(
-            "no human ratings: these means are a model's opinion, uncorrected; judges overrate "
-            "answers and miss faults of safety"
-        )
+        alarms.append(NO_PEOPLE)
     widths = {criterion.id: criterion.high - criterion.low for criterion in rubric.scales}
     for found in agreement:
         if found.bias is not None and abs(found.bias) > MUCH_BIAS * widths[found.criterion]:
@@ -191,9 +188,6 @@ def _range_alarms(use: RangeUse) -> list[str]:
     return alarms
 
 
-# --- tables --------------------------------------------------------------------------------------
-
-
 def score_table(report: JudgeReport) -> Table:
     """The judge's means beside those of people, and as people would rate."""
     corrected = {(one.system, one.criterion): one for one in report.corrections}
@@ -220,10 +214,8 @@ def agreement_table(report: JudgeReport) -> Table:
     """The judge with people, people with each other, the judge with itself."""
     rows: list[tuple[Cell, ...]] = []
     for found in report.agreement:
-        for who, coefficients in (
-            ("judge-people", found.judge_human),
-            ("people", found.human_human),
-        ):
+        both = (("judge-people", found.judge_human), ("people", found.human_human))
+        for who, coefficients in both:
             rows += [
                 (f"{found.criterion}, {who}: {one.name}", Estimate.of(one), one.n_items)
                 for one in coefficients
@@ -231,12 +223,7 @@ def agreement_table(report: JudgeReport) -> Table:
         if found.bias is not None:
             bias = Estimate(found.bias, show=signed)
             rows.append((f"{found.criterion}, judge less people", bias, ""))
-    rows += [
-        (
-            f"{one.criterion}, judge with itself: {one.alpha.name}",
-            Estimate.of(one.alpha),
-            one.alpha.n_items,
-        )
-        for one in report.consistency
-    ]
+    for criterion, alpha in ((one.criterion, one.alpha) for one in report.consistency):
+        name = f"{criterion}, judge with itself: {alpha.name}"
+        rows.append((name, Estimate.of(alpha), alpha.n_items))
     return Table(["what", "value [95% interval]", "n"], rows, "Agreement")

@@ -38,7 +38,7 @@ JOURNAL_NAME, RATINGS_NAME, REPORT_NAME = "journal.sqlite", "judge_ratings.jsonl
 
 
 class JudgeSettings(JudgingSettings):
-    """Everything `cbtqa judge` can be told."""
+    """All settings of `cbtqa judge`."""
 
     predictions: tuple[Path, ...] = ()
     """Files with predictions."""
@@ -67,7 +67,6 @@ class JudgeSettings(JudgingSettings):
 
     @property
     def columns(self) -> Columns:
-        """Columns of the predictions."""
         return Columns(self.id_column, self.prediction_column, None, self.encoding)
 
 
@@ -76,10 +75,7 @@ def judge(resolved: Resolved[JudgeSettings], on_progress: OnProgress | None = No
 
     Raises:
         UsageError: predictions, questions, endpoint or model are missing.
-        ConfigError: the folder belongs to another judge.
-        DataError: a file that is not what it should be.
-        LicenceGateError: texts would go to a non-local endpoint without acknowledgement.
-        IncompleteRunError: stopped early; the same call continues.
+        ConfigError, LicenceGateError, IncompleteRunError: as `llm.runs.open_run`.
     """
     settings, out = resolved.values, resolved.values.out
     service, answers, task = _prepare(settings)
@@ -112,7 +108,14 @@ def judge(resolved: Resolved[JudgeSettings], on_progress: OnProgress | None = No
             resolved,
             inputs=tuple(describe_file(path) for path in inputs if path and path.is_file()),
             prompts={task.prompt.name: task.prompt.sha256},
-            counts=_counts(answers, len(asks)),
+            counts={
+                "n_questions": len(answers.questions),
+                "n_asked": len(asks),
+                "systems": {
+                    one.system: {**one.counts, "n_without_text": answers.n_without_text(one)}
+                    for one in answers.systems
+                },
+            },
             files=tuple(describe_file(out / name, out) for name in (RATINGS_NAME, REPORT_NAME)),
         )
     write_manifest(out, manifest)
@@ -157,28 +160,16 @@ def _prepare(settings: JudgeSettings) -> tuple[Service, Answers, AnswerJudge]:
     return service, answers, task
 
 
-def _counts(answers: Answers, n_asked: int) -> dict[str, object]:
-    return {
-        "n_questions": len(answers.questions),
-        "n_asked": n_asked,
-        "systems": {
-            system.system: {**system.counts, "n_without_text": answers.n_without_text(system)}
-            for system in answers.systems
-        },
-    }
-
-
 def _signature(settings: JudgeSettings, task: AnswerJudge, answers: Answers) -> Signature:
-    return Signature(
-        (
-            ("judge", task.model),
-            ("host", task.host),
-            ("prompt", f"{task.prompt.name}-{task.prompt.sha256[:12]}"),
-            ("rubric", f"{task.form_id}-{task.rubric.sha256[:12]}"),
-            ("repeats", str(settings.repeats)),
-            ("temperature", f"{settings.temperature:g}"),
-            ("seed", str(settings.seed)),
-            ("questions", answers.questions_sha256[:12]),
-            ("by", maker()),
-        )
-    )
+    found = {
+        "judge": task.model,
+        "host": task.host,
+        "prompt": f"{task.prompt.name}-{task.prompt.sha256[:12]}",
+        "rubric": f"{task.form_id}-{task.rubric.sha256[:12]}",
+        "repeats": str(settings.repeats),
+        "temperature": f"{settings.temperature:g}",
+        "seed": str(settings.seed),
+        "questions": answers.questions_sha256[:12],
+        "by": maker(),
+    }
+    return Signature(tuple(found.items()))

@@ -35,11 +35,7 @@ from cbtqa.statistics.agreement import Coefficient, krippendorff_alpha
 
 
 def analyse(folder: StudyFolder, answers: Mapping[str, Answer]) -> StudyReport:
-    """Everything the report shows, from the present state of all presentations.
-
-    Raises:
-        MissingExtraError: scipy is not installed (intervals of the intraclass correlation).
-    """
+    """Everything the report shows, from the present state of all presentations."""
     study, rubric = folder.study, folder.rubric
     systems = tuple(sorted(folder.names_of_arms().values()))
     ratings = make_ratings(folder, answers)
@@ -48,7 +44,7 @@ def analyse(folder: StudyFolder, answers: Mapping[str, Answer]) -> StudyReport:
     agreement, effects, repeats, order = [], [], [], []
     for scale in scales_of(rubric):
         own = [mark for mark in marks if mark.criterion == scale.id]
-        first = [mark for mark in own if mark.repeat == 0]
+        first = [mark for mark in own if mark.rating.repeat == 0]
         scores += score_systems(scale, first, systems)
         pairs, overall = compare_systems(scale, first, systems)
         differences += pairs
@@ -61,20 +57,14 @@ def analyse(folder: StudyFolder, answers: Mapping[str, Answer]) -> StudyReport:
     counted = [shown for shown in folder.plan if shown.phase == "main" and not shown.repeat]
     return StudyReport(
         study_id=study.id,
-        title=study.title,
-        rubric=study.rubric,
         is_blind=folder.systems() is None and len(study.arms) > 1,
         systems=systems,
         criteria=tuple(scale.id for scale in scales_of(rubric)),
-        n_questions=study.n_questions,
-        n_items=study.n_items,
         n_raters=len(study.raters),
-        per_item=study.per_item,
+        **study.model_dump(include={"title", "rubric", "n_questions", "n_items", "per_item"}),
         n_shown=len(counted),
         n_done=sum(is_done(folder, answers.get(shown.code)) for shown in counted),
-        n_ratings=sum(
-            score.n_ratings for score in scores if not score.criterion.startswith("total:")
-        ),
+        n_ratings=sum(one.n_ratings for one in scores if not one.criterion.startswith("total:")),
         scores=tuple(scores),
         differences=tuple(differences),
         omnibus=tuple(omnibus),
@@ -88,14 +78,6 @@ def analyse(folder: StudyFolder, answers: Mapping[str, Answer]) -> StudyReport:
     )
 
 
-# --- outputs -------------------------------------------------------------------------------------
-# Files of an analysis, for a paper and for the next program; systems are named as in the study.
-#
-# report.json every figure of the page ratings.jsonl one `answers.Rating` a line, open ones
-# included heds.md datasheet, prefilled methods.md methods paragraph, zh and en adjudication.csv
-# labels on which raters differ (rubrics with marks)
-
-
 def write_outputs(
     out: Path,
     folder: StudyFolder,
@@ -103,7 +85,11 @@ def write_outputs(
     report: StudyReport,
     sources: list[str],
 ) -> None:
-    """Writes all files but the page, each whole or not at all."""
+    """Writes all files but the page, each whole or not at all; systems are named as in the study.
+
+    `report.json` (every figure of the page), `ratings.jsonl` (open ones too), `heds.md`,
+    `methods.md`, and `adjudication.csv` (labels on which raters differ, for rubrics with marks).
+    """
     write_json(out / "report.json", report)
     write_jsonl(out / "ratings.jsonl", make_ratings(folder, answers))
     write_text(out / "heds.md", datasheet_text(folder, report, sources))
@@ -127,9 +113,6 @@ def _adjudication(folder: StudyFolder, found: tuple[Disagreement, ...]) -> Table
     ]
     return Table(heads, rows)
 
-
-# --- status --------------------------------------------------------------------------------------
-# How far a running study is: done per rater, and agreement so far.
 
 N_RESAMPLES = 500
 
@@ -155,7 +138,6 @@ class StudyStatus(Record):
     """Krippendorff's alpha by criterion."""
 
     def tables(self) -> list[Table]:
-        """Progress of the raters, and agreement so far."""
         heads = ["rater", "done", "of", "cannot judge", "crisis flags", "last saved (UTC)"]
         rows = [
             (*(r.rater, r.n_done, r.n_shown, r.n_cannot_judge, r.n_crisis), r.last_saved)

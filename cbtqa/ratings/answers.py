@@ -1,4 +1,4 @@
-"""What one rater said about one presentation, which of it may be said, and the records it makes.
+"""What one rater gave for one presentation, what is allowed, and the records that it makes.
 
 Both front ends write `Change`s: one field of one presentation set to one value. `check_change` is
 the only judge of what is allowed, so a sheet and the form accept exactly the same.
@@ -24,6 +24,7 @@ MAX_TEXT = 10_000
 """Longest note or quote, in characters."""
 
 Scalar = int | str | bool | None
+Unrated = Literal["open", "cannot_judge"]
 
 
 class Rating(Record):
@@ -39,7 +40,7 @@ class Rating(Record):
     """Inside `low` to `high`; None when there is no rating."""
     low: int
     high: int
-    unrated_reason: Literal["open", "cannot_judge"] | None = None
+    unrated_reason: Unrated | None = None
     """Why there is no value: not (yet) filled in, or the rater could not judge."""
     evidence: str | None = None
     note: str = ""
@@ -51,7 +52,7 @@ class Rating(Record):
     """1 for the second showing of an item to the same rater."""
     phase: Literal["calibration", "main"] = "main"
     seconds: float | None = None
-    """Active time on the whole item; None when the front end cannot tell."""
+    """Active time on the whole item; None when the front end does not measure it."""
 
     @model_validator(mode="after")
     def _value_is_in_range_or_explained(self) -> Self:
@@ -111,20 +112,21 @@ class Answer:
 def check_change(
     folder: StudyFolder, rater: str, change: Change, answer: Answer | None = None
 ) -> Change:
-    """The change in its stored form.
-
-    Args:
-        answer: the present state of the presentation, for what may not stand together.
+    """The change in its stored form; `answer` is the present state of the presentation.
 
     Raises:
-        ValueError: says what was found and what was expected.
+        ValueError: not allowed; with what was found and what was expected.
     """
     shown = folder.by_code.get(change.code)
     if shown is None or shown.rater != rater:
         raise ValueError(f"{change.code} is not in the plan of {rater}")
     kind, _, name = change.field.partition(":")
     if kind == VALUE:
-        _check_value(_criterion(folder, name), change.value)
+        criterion, value = _criterion(folder, name), change.value
+        is_whole = isinstance(value, int) and not isinstance(value, bool)
+        if value is not None and not (is_whole and value in criterion.points):
+            expected = f"a whole number from {criterion.low} to {criterion.high}"
+            raise ValueError(f"found {value!r}, expected {expected}")
         folder.rubric.settle({**(answer.values if answer else {}), name: _as_int(change.value)})
         return change
     if kind == EVIDENCE:
@@ -148,14 +150,6 @@ def _criterion(folder: StudyFolder, name: str) -> Criterion:
         return folder.rubric.criterion(name)
     except KeyError:
         raise ValueError(f"no criterion '{name}' in {folder.study.rubric}") from None
-
-
-def _check_value(criterion: Criterion, value: Scalar) -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int) or value not in criterion.points:
-        expected = f"a whole number from {criterion.low} to {criterion.high}"
-        raise ValueError(f"found {value!r}, expected {expected}")
 
 
 def _as_int(value: Scalar) -> int | None:
@@ -184,26 +178,26 @@ def is_done(folder: StudyFolder, answer: Answer | None) -> bool:
 
 
 def make_ratings(folder: StudyFolder, answers: Mapping[str, Answer]) -> list[Rating]:
-    """Every rating of the study in a fixed order, open ones included.
-
-    The order and the numbers do not depend on which front end they came through.
-    """
+    """Every rating of the study, open ones included, alike whatever front end they came through."""
     systems = folder.names_of_arms()
     ratings = []
     for shown in folder.plan:
         item, answer = folder.item_of(shown), answers.get(shown.code, Answer())
-        settled = _settle(folder, answer)
+        try:
+            settled = folder.rubric.settle(answer.values)
+        except ValueError:
+            # two front ends that wrote at the same moment: contradicting marks count as open
+            marks = {mark.id for mark in folder.rubric.marks}
+            kept = {name: value for name, value in answer.values.items() if name not in marks}
+            settled = folder.rubric.settle(kept)
         for criterion in folder.rubric.criteria:
             value = None if answer.cannot_judge else settled[criterion.id]
-            reason: Literal["open", "cannot_judge"] = (
-                "cannot_judge" if answer.cannot_judge else "open"
-            )
+            reason: Unrated = "cannot_judge" if answer.cannot_judge else "open"
             ratings.append(
                 Rating(
                     item_id=item.id,
                     question_id=item.question_id,
                     system=systems[item.arm],
-                    rater=shown.rater,
                     criterion=criterion.id,
                     value=value,
                     low=criterion.low,
@@ -212,25 +206,11 @@ def make_ratings(folder: StudyFolder, answers: Mapping[str, Answer]) -> list[Rat
                     evidence=answer.evidence.get(criterion.id) or None,
                     note=answer.note,
                     is_crisis=answer.crisis,
-                    order=shown.order,
-                    repeat=shown.repeat,
-                    phase=shown.phase,
                     seconds=answer.seconds,
+                    **shown.model_dump(include={"rater", "order", "repeat", "phase"}),
                 )
             )
     return ratings
-
-
-def _settle(folder: StudyFolder, answer: Answer) -> dict[str, int | None]:
-    """Values with the rule of marks applied; marks that contradict each other count as open.
-
-    No front end lets that happen, but two of them writing at the same moment could.
-    """
-    try:
-        return folder.rubric.settle(answer.values)
-    except ValueError:
-        marks = {mark.id for mark in folder.rubric.marks}
-        return folder.rubric.settle({k: v for k, v in answer.values.items() if k not in marks})
 
 
 def digest_ratings(ratings: Iterable[Rating]) -> str:

@@ -34,14 +34,20 @@ N_RESAMPLES = 1_000
 
 def table_of(marks: Sequence[Mark], raters: Sequence[str]) -> Floats:
     """First showings as `(raters, items)`, NaN where a rater has no rating."""
-    items = list(dict.fromkeys(mark.item for mark in marks))
-    column = {name: number for number, name in enumerate(items)}
-    row = {name: number for number, name in enumerate(raters)}
+    items = item_ids(marks)
     table = np.full((len(raters), len(items)), np.nan)
     for mark in marks:
-        if mark.value is not None and mark.repeat == 0:
-            table[row[mark.rater], column[mark.item]] = mark.value
+        if mark.value is not None and mark.rating.repeat == 0:
+            place = raters.index(mark.rating.rater), items[mark.rating.item_id]
+            table[place] = mark.value
     return table
+
+
+def item_ids(marks: Sequence[Mark]) -> dict[str, int]:
+    """Each item's column of `table_of`."""
+    return {
+        name: place for place, name in enumerate(dict.fromkeys(m.rating.item_id for m in marks))
+    }
 
 
 def agree(scale: Scale, marks: Sequence[Mark], raters: Sequence[str]) -> CriterionAgreement:
@@ -53,19 +59,17 @@ def agree(scale: Scale, marks: Sequence[Mark], raters: Sequence[str]) -> Criteri
     if scale.level != "nominal":
         coefficients += _icc(table)
     coefficients += _shares(scale, table)
-    pairs = []
-    if scale.points:
-        weights = _weights(scale)
-        for first, second in combinations(range(len(raters)), 2):
-            kappa = cohen_kappa(table[first], table[second], scale.points, weights)
-            pairs.append(PairAgreement(first=raters[first], second=raters[second], kappa=kappa))
-    return CriterionAgreement(
-        criterion=scale.id, coefficients=tuple(coefficients), pairs=tuple(pairs)
+    rows = zip(raters, table, strict=True) if scale.points else ()
+    pairs = tuple(
+        PairAgreement(first=first, second=second, kappa=_kappa(scale, one, other))
+        for (first, one), (second, other) in combinations(rows, 2)
     )
+    return CriterionAgreement(criterion=scale.id, coefficients=tuple(coefficients), pairs=pairs)
 
 
-def _weights(scale: Scale) -> Weights:
-    return "none" if scale.level == "nominal" else "quadratic"
+def _kappa(scale: Scale, one: Floats, other: Floats) -> Coefficient:
+    weights: Weights = "none" if scale.level == "nominal" else "quadratic"
+    return cohen_kappa(one, other, scale.points, weights)
 
 
 def _icc(table: Floats) -> list[Coefficient]:
@@ -89,17 +93,15 @@ def _shares(scale: Scale, table: Floats) -> list[Coefficient]:
 
 def repeat_agreement(scale: Scale, marks: Sequence[Mark]) -> RepeatAgreement:
     """First against second showing, all raters pooled."""
-    values = {(mark.rater, mark.item, mark.repeat): mark.value for mark in marks}
-    pairs = [
-        (values[rater, item, 0], second)
-        for (rater, item, repeat), second in values.items()
-        if repeat == 1 and (rater, item, 0) in values
-    ]
-    table = np.array([[np.nan if v is None else v for v in pair] for pair in pairs], float)
-    table = table.reshape(-1, 2).T
+    both: dict[tuple[str, str], dict[int, float | None]] = {}
+    for mark in marks:
+        own = both.setdefault((mark.rating.rater, mark.rating.item_id), {})
+        own[mark.rating.repeat] = mark.value
+    pairs = [(own[0], own[1]) for own in both.values() if {0, 1} <= own.keys()]
+    table = np.array(pairs, float).reshape(-1, 2).T
     coefficients = [*_shares(scale, table), krippendorff_alpha(table, scale.level)]
     if scale.points:
-        coefficients.append(cohen_kappa(table[0], table[1], scale.points, _weights(scale)))
+        coefficients.append(_kappa(scale, *table))
     return RepeatAgreement(criterion=scale.id, coefficients=tuple(coefficients))
 
 
@@ -113,9 +115,8 @@ def rater_effects(scale: Scale, marks: Sequence[Mark], raters: Sequence[str]) ->
         n_others = (~np.isnan(others)).sum(axis=0)
         both = ~np.isnan(own) & (n_others > 0)
         mean_of_others = np.nansum(others[:, both], axis=0) / n_others[both]
-        seconds = [
-            m.seconds for m in marks if m.rater == rater and m.value is not None and m.seconds
-        ]
+        mine = [mark for mark in marks if mark.rating.rater == rater]
+        seconds = [m.rating.seconds for m in mine if m.value is not None and m.rating.seconds]
         rated = own[~np.isnan(own)]
         effects.append(
             RaterEffect(
@@ -124,7 +125,7 @@ def rater_effects(scale: Scale, marks: Sequence[Mark], raters: Sequence[str]) ->
                 n=len(rated),
                 mean=float(rated.mean()) if len(rated) else None,
                 severity=float((own[both] - mean_of_others).mean()) if both.any() else None,
-                repeats=sum(m.rater == rater and m.repeat == 1 for m in marks),
+                repeats=sum(mark.rating.repeat == 1 for mark in mine),
                 seconds_median=float(np.median(seconds)) if seconds else None,
             )
         )
@@ -134,14 +135,13 @@ def rater_effects(scale: Scale, marks: Sequence[Mark], raters: Sequence[str]) ->
 def order_effect(scale: Scale, marks: Sequence[Mark], raters: Sequence[str]) -> OrderEffect:
     """Correlation of place in the list with the deviation from the other raters' mean."""
     table = table_of(marks, raters)
-    items = list(dict.fromkeys(mark.item for mark in marks))
-    sums = dict(zip(items, np.nansum(table, axis=0), strict=True))
-    counts = dict(zip(items, (~np.isnan(table)).sum(axis=0), strict=True))
+    items, sums, counts = item_ids(marks), np.nansum(table, axis=0), (~np.isnan(table)).sum(axis=0)
     places, deviations = [], []
     for mark in marks:
-        if mark.value is not None and mark.repeat == 0 and counts[mark.item] > 1:
-            others = (sums[mark.item] - mark.value) / (counts[mark.item] - 1)
-            places.append(float(mark.order))
+        item = items[mark.rating.item_id]
+        if mark.value is not None and mark.rating.repeat == 0 and counts[item] > 1:
+            others = (sums[item] - mark.value) / (counts[item] - 1)
+            places.append(float(mark.rating.order))
             deviations.append(round(float(mark.value - others), 9))
     return OrderEffect(criterion=scale.id, rho=spearman_rho(places, deviations))
 

@@ -1,4 +1,4 @@
-"""Takes filled sheets back: every cell is judged anew, good ones are kept, bad ones are named.
+"""Takes filled sheets back: every cell is checked, good ones are kept, bad ones are reported.
 
     result = collect(folder, store, [Path("R1.xlsx"), Path("R2.csv")])
     result.n_kept, [rejection.where for rejection in result.rejections]
@@ -11,6 +11,7 @@ plainly one of those on offer. Full-width digits and stray blanks are plain; `2å
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -59,6 +60,22 @@ class CollectedSheet:
     n_shown: int = 0
     rejections: list[Rejection] = field(default_factory=list)
 
+    @property
+    def done(self) -> str:
+        """Such as `7/24`."""
+        return f"{self.n_done}/{self.n_shown}"
+
+    def counts(self) -> dict[str, Any]:
+        names = ("n_kept", "n_known", "n_refused", "n_done", "n_shown")
+        counts = {**vars(self), "n_refused": len(self.rejections)}
+        return {"file": self.name, "rater": self.rater} | {name: counts[name] for name in names}
+
+    def count_done(self, folder: StudyFolder, store: Store) -> None:
+        if self.rater:
+            answers, plan = store.answers(self.rater), folder.shown_to(self.rater)
+            self.n_shown = len(plan)
+            self.n_done = sum(is_done(folder, answers.get(shown.code)) for shown in plan)
+
     def refuse(self, item: str, detail: str, where: str, raw: object = None) -> None:
         """Takes note of one refusal; `raw` is what was found, when that is a single value."""
         self.rejections.append(
@@ -86,35 +103,20 @@ class Collected:
 
     @property
     def n_kept(self) -> int:
-        """Cells newly stored."""
         return sum(sheet.n_kept for sheet in self.sheets)
 
     def table(self) -> Table:
-        """One row per file."""
+        heads = ["file", "rater", "kept", "known", "refused", "done"]
         rows = [
-            (
-                *(one.name, one.rater, one.n_kept, one.n_known, len(one.rejections)),
-                f"{one.n_done}/{one.n_shown}",
-            )
+            (one.name, one.rater, one.n_kept, one.n_known, len(one.rejections), one.done)
             for one in self.sheets
         ]
-        return Table(["file", "rater", "kept", "known", "refused", "done"], rows)
+        return Table(heads, rows)
 
     def summary(self) -> dict[str, Any]:
         """Counts and refusals as plain values."""
-        sheets = [
-            {
-                "file": sheet.name,
-                "rater": sheet.rater,
-                "n_kept": sheet.n_kept,
-                "n_known": sheet.n_known,
-                "n_refused": len(sheet.rejections),
-                "n_done": sheet.n_done,
-                "n_shown": sheet.n_shown,
-            }
-            for sheet in self.sheets
-        ]
         refused = [rejection.model_dump(mode="json") for rejection in self.rejections]
+        sheets = [sheet.counts() for sheet in self.sheets]
         return {"n_kept": self.n_kept, "sheets": sheets, "refused": refused}
 
 
@@ -124,8 +126,7 @@ def collect(
     """Takes the good cells of these sheets into the store; the rest comes back as rejections.
 
     Args:
-        replace: a value of the sheet takes the place of another one in the store; otherwise it
-            is refused, since nobody can tell which of the two the rater means.
+        replace: a sheet's value takes the place of another one in the store; else it is refused.
     """
     collected = Collected()
     for path in paths:
@@ -157,8 +158,7 @@ def _check_belongs(folder: StudyFolder, sheet: Sheet) -> None:
     if sheet.rater not in study.raters:
         raise DataError(f"rater '{sheet.rater}' is not in this study", where=sheet.name)
     ids = {column.id for column in sheet_columns(folder.rubric, study.language)}
-    missing = sorted(ids - set(sheet.columns))
-    if missing:
+    if missing := sorted(ids - set(sheet.columns)):
         raise DataError(f"columns are missing: {', '.join(missing)}", where=sheet.name)
 
 
@@ -166,12 +166,7 @@ class _Reading:
     """One sheet on its way into the store."""
 
     def __init__(
-        self,
-        folder: StudyFolder,
-        store: Store,
-        sheet: Sheet,
-        result: CollectedSheet,
-        replace: bool,
+        self, folder: StudyFolder, store: Store, sheet: Sheet, result: CollectedSheet, replace: bool
     ) -> None:
         self._folder, self._store, self._sheet = folder, store, sheet
         self._result, self._replace = result, replace
@@ -187,30 +182,20 @@ class _Reading:
             code_cell = row[CODE]
             code = unicodedata.normalize("NFKC", str(code_cell.value or "")).strip()
             if not code:
-                self._refuse_orphan(row)
+                own = (c for name, c in row.items() if name not in (CODE, *SHOWN_PARTS))
+                if filled := next((cell for cell in own if not _is_blank(cell)), None):
+                    detail = "ratings in a row without a code"
+                    result.refuse("?", detail, filled.where, filled.value)
             elif code in seen:
                 result.refuse(code, f"the row stands twice (see {seen[code]})", code_cell.where)
             else:
                 seen[code] = code_cell.where
                 self._read_row(code, row)
         result.n_kept = self._store.add(rater, self._sheet.kind, self._events)
-        answers = self._store.answers(rater)
-        shown = self._folder.shown_to(rater)
-        result.n_shown = len(shown)
-        result.n_done = sum(is_done(self._folder, answers.get(p.code)) for p in shown)
-        for presentation in shown:
+        result.count_done(self._folder, self._store)
+        for presentation in self._folder.shown_to(rater):
             if presentation.code not in seen:
                 result.refuse(presentation.code, "the row is missing", self._sheet.name)
-
-    def _refuse_orphan(self, row: Mapping[str, Cell]) -> None:
-        filled = [
-            cell
-            for name, cell in row.items()
-            if name not in (CODE, *SHOWN_PARTS) and not _is_blank(cell)
-        ]
-        if filled:
-            detail = "ratings in a row without a code"
-            self._result.refuse("?", detail, filled[0].where, filled[0].value)
 
     def _read_row(self, code: str, row: Mapping[str, Cell]) -> None:
         shown = self._folder.by_code.get(code)
@@ -219,8 +204,7 @@ class _Reading:
             detail = f"{code} is not in the plan of {self._sheet.rater}{owner}"
             self._result.refuse(code, detail, row[CODE].where)
             return
-        edited = self._edited_part(code, row)
-        if edited is not None:
+        if edited := self._edited_part(code, row):
             detail = "the text is not the one of the study: edited, or moved from another row"
             self._result.refuse(code, detail, edited.where)
             return
@@ -235,10 +219,9 @@ class _Reading:
                 self._read_cell(code, column.id, row[column.id], answer)
 
     def _clashing_marks(self, row: Mapping[str, Cell]) -> list[str]:
-        """Columns of set marks where `none` is set too: which one is meant cannot be told."""
+        """Columns of set marks where `none` is set too: which one is meant is unknown."""
         names = []
-        for mark in self._folder.rubric.marks:
-            name = f"{VALUE}:{mark.id}"
+        for name in (f"{VALUE}:{mark.id}" for mark in self._folder.rubric.marks):
             with suppress(ValueError):
                 if not _is_blank(row[name]) and _plain_value(name, row[name]) == 1:
                     names.append(name)
@@ -270,12 +253,10 @@ class _Reading:
             self._result.n_known += 1
             return
         self._known[code] = answer
-        self._events.append(Event(self._key(admitted, stored), admitted))
-
-    def _key(self, change: Change, before: Scalar) -> str:
-        """The same cell of the same sheet, read twice, is one event."""
-        parts = (self._sheet.sha256, change.code, change.field, repr(before), repr(change.value))
-        return "sheet:" + hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
+        # the same cell of the same sheet, read twice, is one event
+        parts = (self._sheet.sha256, code, admitted.field, repr(stored), repr(admitted.value))
+        key = "sheet:" + hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
+        self._events.append(Event(key, admitted))
 
 
 def admit(
@@ -284,7 +265,7 @@ def admit(
     """The change to store, already taken into `answer`; None when it is stored as it is.
 
     Raises:
-        ValueError: it is not allowed, or the store holds another value and `replace` is not set.
+        ValueError: not allowed, or the store holds another value and `replace` is not set.
     """
     checked = check_change(folder, rater, change, answer)
     stored = answer.get(checked.field)
@@ -327,13 +308,10 @@ def _plain_number(cell: Cell) -> int:
     value = cell.value
     if isinstance(value, bool):
         raise ValueError(f"found the logical value {str(value).upper()}, expected a whole number")
-    if isinstance(value, int):
-        return value
-    if isinstance(value, float) and value.is_integer():
+    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
         return int(value)
     text = unicodedata.normalize("NFKC", cell.text).strip()
-    digits = text.removeprefix("-")
-    if digits.isascii() and digits.isdigit() and len(digits) <= 4:
+    if re.fullmatch(r"-?[0-9]{1,4}", text):
         return int(text)
     raise ValueError(f"found {value!r}, expected a whole number")
 

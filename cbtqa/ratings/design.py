@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import random
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, cycle, product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +30,7 @@ from cbtqa.ratings.study import (
     Study,
     StudyFolder,
     StudyKey,
+    column_letters,
     require_new,
     write_key,
     write_study,
@@ -38,7 +38,7 @@ from cbtqa.ratings.study import (
 from cbtqa.settings import Settings
 
 MOST_QUESTIONS = 100
-"""Questions drawn where nobody says how many; assumed."""
+"""Questions drawn by default; assumed."""
 Stratify = Literal["none", "risk", "distortion", "risk+distortion"]
 
 
@@ -83,6 +83,10 @@ class NewStudySettings(Settings):
     def _one_line(cls, value: str) -> str:
         return " ".join(value.split())
 
+    @property
+    def rater_ids(self) -> tuple[str, ...]:
+        return tuple(f"R{number}" for number in range(1, self.raters + 1))
+
 
 @dataclass(frozen=True)
 class NewStudy:
@@ -98,41 +102,32 @@ class NewStudy:
     """Items whose text holds a system's name, so that raters may guess it."""
 
     def summary(self) -> dict[str, Any]:
-        """The counts as plain values."""
         study = self.folder.study
+        fields = {"rubric", "n_questions", "n_items", "per_item", "n_calibration", "n_repeats"}
         return {
             "study": study.id,
-            "rubric": study.rubric,
             "n_available": self.n_available,
-            "n_questions": study.n_questions,
-            "n_items": study.n_items,
+            **study.model_dump(include=fields),
             "n_arms": len(study.arms),
             "n_raters": len(study.raters),
-            "per_item": study.per_item,
             "n_presentations": len(self.folder.plan),
-            "n_calibration": study.n_calibration,
-            "n_repeats": study.n_repeats,
             "n_left_out": self.n_left_out,
             "telling_items": list(self.telling_items),
         }
 
 
 def create_study(settings: NewStudySettings) -> NewStudy:
-    """Makes the study and writes its folder and its key; sheets are another step.
-
-    Raises:
-        UsageError: too few questions, raters or systems for what was asked.
-    """
+    """Makes the study and writes its folder and its key; sheets are another step."""
     rubric = load_rubric(settings.rubric)
     pool = read_pool(settings.predictions, settings.questions, rubric.shows)
     available = pool.common_ids()
     n_questions = settings.n or min(MOST_QUESTIONS, max(1, len(available) - settings.calibration))
     n_wanted = n_questions + settings.calibration
     if n_wanted > len(available):
-        systems = ", ".join(f"{name} {len(rows)}" for name, rows in pool.answers.items())
+        counts = ", ".join(f"{name} {len(rows)}" for name, rows in pool.answers.items())
         raise UsageError(
             f"{n_wanted} questions wanted, {len(available)} are answered by every system"
-            + (f" (answers: {systems})" if systems else ""),
+            + (f" (answers: {counts})" if counts else ""),
             hint=f"add --n {max(1, len(available) - settings.calibration)}",
         )
     if (settings.per_item or 1) > settings.raters:
@@ -147,7 +142,10 @@ def create_study(settings: NewStudySettings) -> NewStudy:
 
     strata = _strata(pool, available, settings.stratify)
     drawn = draw_stratified(strata, n_wanted, settings.seed)
-    arms = _arms(pool, settings.seed)
+    # letters in an order that does not follow the command line; the questions are one arm
+    systems = sorted(pool.answers) or [QUESTIONS_ONLY]
+    random.Random(f"arms:{settings.seed}").shuffle(systems)
+    arms = {column_letters(place): system for place, system in enumerate(systems)}
     items, calibration = _make_items(pool, drawn, arms, strata, settings)
     plan = _make_plan(items, calibration, settings)
     study = _describe(settings, rubric, items, calibration, plan, tuple(arms))
@@ -164,28 +162,11 @@ def _strata(pool: Pool, ids: Sequence[str], by: Stratify) -> dict[str, str]:
     if by == "none":
         return dict.fromkeys(ids, "all")
     rarest = rarest_label({name: pool.questions[name].distortions for name in ids})
-    names = {}
-    for name in ids:
-        parts = []
-        if "risk" in by:
-            parts.append(f"risk:{pool.questions[name].risk}")
-        if "distortion" in by:
-            parts.append(f"distortion:{rarest[name]}")
-        names[name] = "|".join(parts)
-    return names
-
-
-def _arms(pool: Pool, seed: int) -> dict[str, str]:
-    """Letters in an order that does not follow the command line; the questions are one arm."""
-    systems = sorted(pool.answers) or [QUESTIONS_ONLY]
-    random.Random(f"arms:{seed}").shuffle(systems)
-    return {_letters(place): system for place, system in enumerate(systems)}
-
-
-def _letters(place: int) -> str:
-    """A, B, ..., Z, AA, AB, ..."""
-    before, last = divmod(place, 26)
-    return (_letters(before - 1) if before else "") + chr(ord("A") + last)
+    kinds = {name: {"risk": pool.questions[name].risk, "distortion": rarest[name]} for name in ids}
+    return {
+        name: "|".join(f"{kind}:{found[kind]}" for kind in by.split("+"))
+        for name, found in kinds.items()
+    }
 
 
 def _make_items(
@@ -197,26 +178,25 @@ def _make_items(
 ) -> tuple[list[Item], list[Item]]:
     """Main items (every arm of every question) and calibration items (one arm each, in turn)."""
     n_main = len(drawn) - settings.calibration
-    pairs = [(name, arm) for name in drawn[:n_main] for arm in arms]
-    letters = list(arms)
-    practice = [(name, letters[i % len(letters)]) for i, name in enumerate(drawn[n_main:])]
+    pairs = list(product(drawn[:n_main], arms))
+    practice = list(zip(drawn[n_main:], cycle(arms), strict=False))
     numbers = list(range(1, len(pairs) + len(practice) + 1))
     random.Random(f"ids:{settings.seed}").shuffle(numbers)
     width = len(str(len(numbers)))
     made = []
     for number, (name, arm) in zip(numbers, [*pairs, *practice], strict=True):
-        told = pool.questions[name]
+        asked = pool.questions[name]
         answer = pool.answers[arms[arm]][name] if pool.answers else SourceAnswer()
         made.append(
             Item(
                 id=f"I{number:0{width}d}",
                 arm=arm,
                 question_id=name,
-                question=told.question,
-                description=told.description,
+                question=asked.question,
+                description=asked.description,
                 answer=answer.text,
                 turns=answer.turns,
-                risk=told.risk,
+                risk=asked.risk,
                 stratum=strata[name],
             )
         )
@@ -226,9 +206,9 @@ def _make_items(
 def _make_plan(
     items: Sequence[Item], calibration: Sequence[Item], settings: NewStudySettings
 ) -> list[Presentation]:
-    raters = [f"R{number}" for number in range(1, settings.raters + 1)]
     questions = list(dict.fromkeys(item.question_id for item in items))
-    teams = assign_raters(questions, raters, settings.per_item or len(raters), settings.seed)
+    raters, per_item = settings.rater_ids, settings.per_item or settings.raters
+    teams = assign_raters(questions, raters, per_item, settings.seed)
     plan = []
     for rater in raters:
         own = [(i.id, i.question_id) for i in items if rater in teams[i.question_id]]
@@ -263,14 +243,18 @@ def _describe(
     paths = [Path(given.partition("=")[2] or given) for given in settings.predictions]
     paths += [settings.questions] if settings.questions else []
     content = "".join(json_line(record) for record in (*items, *calibration, *plan))
+    # names of input files would reveal the systems: only hashes are kept
+    inputs = [
+        describe_file(path).model_copy(update={"name": f"input {number}"})
+        for number, path in enumerate(paths, 1)
+        if path.is_file()
+    ]
     return Study(
         id=hashlib.sha256((rubric.sha256 + content).encode()).hexdigest()[:12],
-        title=settings.title,
-        language=settings.language,
-        seed=settings.seed,
-        rubric=f"{rubric.id}.v{rubric.version}",
+        **settings.model_dump(include={"title", "language", "seed"}),
+        rubric=rubric.versioned_id,
         rubric_sha256=rubric.sha256,
-        raters=tuple(f"R{number}" for number in range(1, settings.raters + 1)),
+        raters=settings.rater_ids,
         arms=arms,
         per_item=settings.per_item or settings.raters,
         n_questions=len({item.question_id for item in items}),
@@ -278,12 +262,7 @@ def _describe(
         n_calibration=len(calibration),
         n_repeats=max(Counter(p.rater for p in plan if p.repeat).values(), default=0),
         stratified_by=settings.stratify,
-        # names of input files tell the systems: hashes stay, names do not
-        inputs=tuple(
-            describe_file(path).model_copy(update={"name": f"input {number}"})
-            for number, path in enumerate(paths, 1)
-            if path.is_file()
-        ),
+        inputs=tuple(inputs),
         cbtqa_version=cbtqa.__version__,
         created_at=now(),
     )
@@ -291,31 +270,23 @@ def _describe(
 
 def _telling_items(items: Sequence[Item], systems: Iterable[str]) -> tuple[str, ...]:
     """Items in which a system's name (three letters or more) can be read."""
-    names = [re.escape(name) for name in systems if len(name) >= 3]
-    if not names:
-        return ()
-    pattern = re.compile("|".join(names), re.IGNORECASE)
+    names = [name.casefold() for name in systems if len(name) >= 3]
+    written = {item.id: [item.answer, *(turn.text for turn in item.turns)] for item in items}
     return tuple(
-        item.id
-        for item in items
-        if pattern.search(item.answer) or any(pattern.search(turn.text) for turn in item.turns)
+        item
+        for item, texts in written.items()
+        if any(name in text.casefold() for name in names for text in texts)
     )
 
 
-# --- planning ------------------------------------------------------------------------------------
-# Who rates what, in which order: seeded draws, balanced assignment, orders, repeats.
-#
-# Everything here depends on its arguments and the seed alone, so a study can be made again.
+# --- planning: every result depends on the arguments and the seed alone ---------------------------
 
 REPEAT_GAP = 1 / 3
 """A repeated item comes at least this share of a rater's list after its first showing."""
 
 
 def draw_stratified(strata: Mapping[str, str], n: int, seed: int) -> list[str]:
-    """Draws `n` ids, each stratum by its share (largest remainder), in random order.
-
-    Args:
-        strata: id to the name of its stratum.
+    """`n` of the ids in random order, each stratum by its share (largest remainder).
 
     Raises:
         ValueError: fewer ids than asked for.
@@ -341,10 +312,7 @@ def draw_stratified(strata: Mapping[str, str], n: int, seed: int) -> list[str]:
 
 
 def rarest_label(labels: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """For each id the one of its labels that is rarest overall, or `none`.
-
-    A question with several labels can stand in one stratum only; the rarest gains most from it.
-    """
+    """For each id the one of its labels that is rarest overall, or `none`."""
     counts = Counter(label for names in labels.values() for label in set(names))
     return {
         name: min(own, key=lambda label: (counts[label], label), default="none")
@@ -359,12 +327,7 @@ def assign_raters(
 
     Loads differ by at most one; how often two raters share a block is evened out by swaps that
     leave the loads as they are.
-
-    Raises:
-        ValueError: more raters per block than raters.
     """
-    if not 1 <= per_block <= len(raters):
-        raise ValueError(f"{per_block} raters per item, but {len(raters)} raters")
     if per_block == len(raters):
         return {block: tuple(raters) for block in blocks}
     generator = random.Random(f"assign:{seed}")
@@ -402,30 +365,16 @@ def _even_out_pairs(
         if not only_one or not only_other:
             continue
         leaves, comes = generator.choice(only_one), generator.choice(only_other)
-        gain = _swap_gain(teams[one] - {leaves}, teams[other] - {comes}, leaves, comes, shared)
-        if gain > 0:
-            for team, out, into in ((teams[one], leaves, comes), (teams[other], comes, leaves)):
-                team.remove(out)
-                for mate in team:
-                    shared[frozenset((out, mate))] -= 1
-                    shared[frozenset((into, mate))] += 1
-                team.add(into)
-
-
-def _swap_gain(
-    rest_one: set[str],
-    rest_other: set[str],
-    leaves: str,
-    comes: str,
-    shared: Counter[frozenset[str]],
-) -> int:
-    """Fall of the sum of squared pair counts if the two raters change places."""
-    change = Counter[frozenset[str]]()
-    for rest, out, into in ((rest_one, leaves, comes), (rest_other, comes, leaves)):
-        for mate in rest:
-            change[frozenset((out, mate))] -= 1
-            change[frozenset((into, mate))] += 1
-    return -sum(2 * shared[pair] * step + step * step for pair, step in change.items())
+        change = Counter[frozenset[str]]()
+        for team, out, into in ((teams[one], leaves, comes), (teams[other], comes, leaves)):
+            for mate in team - {out}:
+                change[frozenset((out, mate))] -= 1
+                change[frozenset((into, mate))] += 1
+        # the sum of squared pair counts must fall
+        if sum(2 * shared[pair] * step + step * step for pair, step in change.items()) < 0:
+            shared.update(change)
+            teams[one] ^= {leaves, comes}
+            teams[other] ^= {leaves, comes}
 
 
 def order_items(items: Sequence[tuple[str, str]], n_repeats: int, seed: str) -> list[str]:
@@ -449,16 +398,10 @@ def order_items(items: Sequence[tuple[str, str]], n_repeats: int, seed: str) -> 
         waiting.remove(chosen)
         left[chosen[1]] -= 1
         order.append(chosen)
-    names = [name for name, _ in order]
-    return _insert_repeats(names, n_repeats, generator)
-
-
-def _insert_repeats(names: list[str], n_repeats: int, generator: random.Random) -> list[str]:
-    gap = max(2, round(len(names) * REPEAT_GAP))
-    early = names[: max(len(names) - gap, 0)]
-    chosen = generator.sample(early, min(n_repeats, len(early)))
-    result = list(names)
-    for name in chosen:
+    result = [name for name, _ in order]
+    gap = max(2, round(len(result) * REPEAT_GAP))
+    early = result[: max(len(result) - gap, 0)]
+    for name in generator.sample(early, min(n_repeats, len(early))):
         first = result.index(name)
         result.insert(generator.randint(first + gap, len(result)), name)
     return result

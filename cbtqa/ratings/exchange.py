@@ -14,7 +14,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree as Xml
 
 import yaml
 
@@ -28,7 +27,6 @@ from cbtqa.ratings.answers import (
     Answer,
     Change,
     Scalar,
-    is_done,
     make_ratings,
 )
 from cbtqa.ratings.collect import Collected, CollectedSheet, admit, comparable
@@ -36,16 +34,14 @@ from cbtqa.ratings.rubric import Criterion
 from cbtqa.ratings.sheet_files import MAX_BYTES
 from cbtqa.ratings.sheets import sheet_words
 from cbtqa.ratings.store import Event, Store
-from cbtqa.ratings.study import Item, Presentation, StudyFolder
+from cbtqa.ratings.study import Presentation, StudyFolder
+from cbtqa.report.page import template_environment
 
 MARKS = "marks"
 FLAGS = "flags"
 _TEXT_PARTS = ("question", "description", "answer")
 _OPTION = " · "
 """Between the number and the words of an option; only the number comes back."""
-
-
-# --- out -----------------------------------------------------------------------------------------
 
 
 def export_label_studio(folder: StudyFolder, out: Path) -> list[Path]:
@@ -62,13 +58,9 @@ def export_label_studio(folder: StudyFolder, out: Path) -> list[Path]:
 
 def _task(folder: StudyFolder, shown: Presentation) -> dict[str, Any]:
     item = folder.item_of(shown)
-    data: dict[str, Any] = {
-        "study": folder.study.id,
-        "rubric": folder.study.rubric_sha256,
-        "rater": shown.rater,
-        "code": shown.code,
-    }
-    data.update({name: item.parts.get(name, " ") for name in _shown_parts(folder)})
+    data: dict[str, Any] = {"study": folder.study.id, "rubric": folder.study.rubric_sha256}
+    data |= {"rater": shown.rater, "code": shown.code}
+    data |= {name: item.parts.get(name, " ") for name in _shown_parts(folder)}
     if item.turns:
         data["turns"] = [turn.model_dump() for turn in item.turns]
     return data
@@ -80,36 +72,17 @@ def _shown_parts(folder: StudyFolder) -> tuple[str, ...]:
 
 def label_studio_config(folder: StudyFolder) -> str:
     """The labelling interface as Label Studio's XML."""
-    language, rubric = folder.study.language, folder.rubric
-    words = sheet_words(language)
-    view = Xml.Element("View")
-    target = "question"
-    for name in _shown_parts(folder):
-        Xml.SubElement(view, "Header", value=words[name], size="5")
-        Xml.SubElement(view, "Text", name=name, value=f"${name}")
-    if rubric.shows == "transcript":
-        turns = {"name": "session", "value": "$turns", "layout": "dialogue"}
-        Xml.SubElement(view, "Paragraphs", {**turns, "nameKey": "role", "textKey": "text"})
-    for criterion in rubric.criteria:
-        if criterion.kind == "scale":
-            Xml.SubElement(view, "Header", value=_heading(criterion, folder), size="4")
-            settings = {"name": criterion.id, "toName": target, "choice": "single-radio"}
-            group = Xml.SubElement(view, "Choices", settings)
-            for point in criterion.points:
-                words_of_point = criterion.anchors.get(point)
-                text = f"{point}{_OPTION}{words_of_point.to(language)}" if words_of_point else ""
-                Xml.SubElement(group, "Choice", value=text or str(point), alias=str(point))
-    if rubric.marks:
-        settings = {"name": MARKS, "toName": target, "choice": "multiple"}
-        group = Xml.SubElement(view, "Choices", settings)
-        for mark in rubric.marks:
-            Xml.SubElement(group, "Choice", value=_heading(mark, folder), alias=mark.id)
-    flags = Xml.SubElement(view, "Choices", name=FLAGS, toName=target, choice="multiple")
-    for flag in (CANNOT_JUDGE, CRISIS):
-        Xml.SubElement(flags, "Choice", value=words[flag], alias=flag)
-    Xml.SubElement(view, "TextArea", name=NOTE, toName=target, placeholder=words[NOTE])
-    Xml.indent(view)
-    return Xml.tostring(view, encoding="unicode") + "\n"
+    language = folder.study.language
+    template = template_environment("cbtqa.ratings").get_template("label_studio.xml.j2")
+    text = template.render(
+        parts=_shown_parts(folder),
+        words=sheet_words(language),
+        rubric=folder.rubric,
+        language=language,
+        heading=lambda criterion: _heading(criterion, folder),
+        option=_OPTION,
+    )
+    return text + "\n"
 
 
 def _heading(criterion: Criterion, folder: StudyFolder) -> str:
@@ -123,18 +96,11 @@ def export_potato(folder: StudyFolder, out: Path) -> list[Path]:
     for rater in folder.study.raters:
         config, items = out / rater / "config.yaml", out / rater / "items.jsonl"
         write_text(config, _potato_config(folder, rater))
-        rows = [
-            {"id": shown.code, "text": _joined(folder.item_of(shown))}
-            for shown in folder.shown_to(rater)
-        ]
-        write_jsonl(items, rows)
+        parts = {shown.code: folder.item_of(shown).parts for shown in folder.shown_to(rater)}
+        write_jsonl(items, ({"id": c, "text": "\n\n".join(p.values())} for c, p in parts.items()))
         paths += [config, items]
     folder.log("exported", to="potato", n=len(paths))
     return paths
-
-
-def _joined(item: Item) -> str:
-    return "\n\n".join(item.parts.values())
 
 
 def _potato_config(folder: StudyFolder, rater: str) -> str:
@@ -147,18 +113,12 @@ def _potato_config(folder: StudyFolder, rater: str) -> str:
             "labels": [str(point) for point in criterion.points],
             "label_requirement": {"required": criterion.required},
         }
-        for criterion in rubric.criteria
-        if criterion.kind == "scale"
+        for criterion in rubric.scales
     ]
     if rubric.marks:
-        schemes.append(
-            {
-                "annotation_type": "multiselect",
-                "name": MARKS,
-                "description": rubric.title.to(language),
-                "labels": [mark.id for mark in rubric.marks],
-            }
-        )
+        labels = [mark.id for mark in rubric.marks]
+        shown = {"description": rubric.title.to(language), "labels": labels}
+        schemes.append({"annotation_type": "multiselect", "name": MARKS, **shown})
     schemes.append({"annotation_type": "text", "name": NOTE, "description": NOTE})
     config = {
         "annotation_task_name": f"{folder.study.id} {rater}",
@@ -185,15 +145,12 @@ def export_ratings(folder: StudyFolder, store: Store, out: Path) -> list[Path]:
     return [ratings, copy]
 
 
-# --- back ----------------------------------------------------------------------------------------
-
-
 def import_label_studio(
     folder: StudyFolder, store: Store, paths: Sequence[Path], *, replace: bool = False
 ) -> Collected:
     """Takes Label Studio's JSON export back into the store.
 
-    A task with two finished annotations is refused, since nobody can tell which one counts.
+    A task with two finished annotations is refused, since it is unknown which one counts.
     """
     collected = Collected()
     for path in paths:
@@ -206,10 +163,7 @@ def import_label_studio(
             continue
         for number, task in enumerate(tasks, 1):
             _take_task(folder, store, task, f"{path.name}:task {number}", result, replace)
-        answers = store.answers(result.rater) if result.rater else {}
-        plan = folder.shown_to(result.rater) if result.rater else ()
-        result.n_shown = len(plan)
-        result.n_done = sum(is_done(folder, answers.get(shown.code)) for shown in plan)
+        result.count_done(folder, store)
     n_refused = len(collected.rejections)
     folder.log("imported", n_files=len(paths), n_kept=collected.n_kept, n_refused=n_refused)
     return collected

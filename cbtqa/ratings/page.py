@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from markupsafe import Markup
@@ -14,7 +14,7 @@ from cbtqa.ratings.results import Score, StudyReport
 from cbtqa.ratings.store import Store
 from cbtqa.ratings.study import StudyFolder
 from cbtqa.report.charts import Interval, Levels, interval_chart, stacked_bars
-from cbtqa.report.page import Head, Phrase, load_wording, render_page, same
+from cbtqa.report.page import Head, Lang, Phrase, load_wording, render_page, same
 from cbtqa.report.svg import SERIES
 from cbtqa.report.table import AnyColumn, Cell, Column, Estimate, Table
 from cbtqa.report.words import count, digits, estimate, number, p_relation, p_value, signed
@@ -36,21 +36,13 @@ def write_report(folder: StudyFolder, store: Store, out: Path) -> StudyReport:
 
 
 def rating_page(folder: StudyFolder, report: StudyReport) -> str:
-    """The whole page as HTML."""
     words, title = _words(), folder.rubric.title
     footer = words["footer"]
     head = Head(
-        title=same(report.title) if report.title else Phrase(zh=title.to("zh"), en=title.to("en")),
+        title=same(report.title) if report.title else title,
         kicker=words["kicker"],
-        lede=words["lede"].fill(
-            n_systems=len(report.systems),
-            n_questions=report.n_questions,
-            n_raters=report.n_raters,
-            rubric=report.rubric,
-        ),
-        footer=Phrase(
-            zh=f"{footer.zh} {help_text('zh', 'page')}", en=f"{footer.en} {help_text('en', 'page')}"
-        ),
+        lede=words["lede"].fill(**dict(report), n_systems=len(report.systems)),
+        footer=_both(lambda lang: f"{footer.first(lang)} {help_text(lang, 'page')}"),
         lang=folder.study.language,
     )
     return render_page(
@@ -62,15 +54,16 @@ def rating_page(folder: StudyFolder, report: StudyReport) -> str:
         tables=_Tables(folder, report),
         max_rows=MAX_ROWS,
         few_items=FEW_ITEMS,
-        methods=Phrase(
-            zh=methods_text(folder, report, "zh"), en=methods_text(folder, report, "en")
-        ),
+        methods=_both(lambda lang: methods_text(folder, report, lang)),
     )
 
 
 def score_tables(folder: StudyFolder, report: StudyReport) -> list[Table]:
-    """The systems on each criterion."""
     return _Tables(folder, report).scores()
+
+
+def _both(text: Callable[[Lang], str]) -> Phrase:
+    return Phrase(zh=text("zh"), en=text("en"))
 
 
 def _words() -> dict[str, Phrase]:
@@ -83,19 +76,13 @@ class _Tables:
     def __init__(self, folder: StudyFolder, report: StudyReport) -> None:
         self._report, self._lang, self._words = report, folder.study.language, _words()
         self._raters = folder.study.raters
-        named = {criterion.id: criterion.name for criterion in folder.rubric.criteria}
-        named |= {f"total:{total.id}": total.name for total in folder.rubric.totals}
-        self._names = {
-            key: Phrase(zh=name.to("zh"), en=name.to("en")) for key, name in named.items()
-        }
+        self._names = {one.id: one.name for one in folder.rubric.criteria}
+        self._names |= {f"total:{total.id}": total.name for total in folder.rubric.totals}
 
     def _heads(self, *keys: str) -> list[Phrase]:
         return [self._words[key] for key in keys]
 
-    # --- scores ----------------------------------------------------------------------------------
-
     def scores(self) -> list[Table]:
-        """The systems on each criterion."""
         keys = ("system", *(f"scores.{name}" for name in ("mean", "sd", "n", "cannot", "open")))
         return [
             Table(
@@ -120,11 +107,10 @@ class _Tables:
         shown = self._words["scores.chart"]
         found: list[tuple[Markup, Phrase] | None] = []
         for criterion in self._report.criteria:
-            name = self._names[criterion]
-            caption = Phrase(zh=shown.fill(name=name.zh).zh, en=shown.fill(name=name.en).en)
-            scores = self._of(criterion)
+            name, scores = self._names[criterion], self._of(criterion)
             is_rated = any(score.n_ratings for score in scores)
-            found.append((self._chart(name.en, scores), caption) if is_rated else None)
+            caption = shown.fill(name=_both(name.to))
+            found.append((self._chart(name.to("en"), scores), caption) if is_rated else None)
         return found
 
     def _chart(self, title: str, scores: Sequence[Score]) -> Markup:
@@ -133,9 +119,7 @@ class _Tables:
         if points and len(points) <= len(SERIES):
             rows = [
                 Levels(
-                    one.system,
-                    tuple(one.counts[point] for point in points),
-                    estimate(one.mean, one.low, one.high),
+                    one.system, tuple(one.counts.values()), estimate(one.mean, one.low, one.high)
                 )
                 for one in scores
             ]
@@ -158,10 +142,7 @@ class _Tables:
         heads = [self._words["system"], *(self._names[one] for one in report.criteria)]
         return Table(heads, rows, title)
 
-    # --- differences and agreement ---------------------------------------------------------------
-
     def differences(self) -> Table:
-        """Every pair of systems on every criterion."""
         words = self._words
         columns: list[AnyColumn] = [
             *(words["criterion"], words["differences.pair"]),
@@ -192,20 +173,17 @@ class _Tables:
         ]
 
     def agreement(self) -> Table:
-        """All raters on each criterion."""
         return self._coefficients(
             (one.criterion, found) for one in self._report.agreement for found in one.coefficients
         )
 
     def repeats(self) -> Table:
-        """The same rater twice."""
         return self._coefficients(
             ((one.criterion, found) for one in self._report.repeats for found in one.coefficients),
             "raters.repeats",
         )
 
     def order(self) -> Table:
-        """Drift along the list."""
         found = ((one.criterion, one.rho) for one in self._report.order)
         return self._coefficients(found, "raters.order")
 
@@ -233,10 +211,7 @@ class _Tables:
                 *(Column(rater, digits(2)) for rater in self._raters[1:]),
             ]
             rows = [
-                (
-                    first,
-                    *(values.get((first, second), "") for second in self._raters[1:]),
-                )
+                (first, *(values.get((first, second), "") for second in self._raters[1:]))
                 for first in self._raters[:-1]
             ]
             kappa = self._words[f"coefficients.{entry.pairs[0].kappa.name}"]
@@ -245,10 +220,7 @@ class _Tables:
             tables.append(Table(heads, rows, self._words["agreement.pairs"].fill(name=name)))
         return tables
 
-    # --- raters, labels, flags -------------------------------------------------------------------
-
     def raters(self) -> Table:
-        """How each rater used each criterion."""
         words = self._words
         columns: list[AnyColumn] = [
             *(words["criterion"], words["agreement.first"], words["scores.n"]),
@@ -263,7 +235,6 @@ class _Tables:
         return Table(columns, rows)
 
     def labels(self) -> Table:
-        """Marks on which raters differ."""
         names = ("item", "label", "is_yes", "is_no", "evidence")
         rows = [
             (
@@ -275,7 +246,6 @@ class _Tables:
         return Table(self._heads(*(f"labels.{name}" for name in names)), rows)
 
     def flags(self) -> Table:
-        """Crisis flags and notes."""
         keys = ("labels.item", "system", "flags.rater", "flags.flag", "flags.note")
         rows = [
             (one.item_id, one.system, one.rater, "✓" if one.is_crisis else "", one.note)

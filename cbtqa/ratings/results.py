@@ -45,7 +45,7 @@ class Difference(Record):
     high: float
     n_questions: int
     test: TestResult
-    p_holm: float | None
+    p_holm: float | None = None
     """Adjusted over all pairs of systems on this criterion."""
 
 
@@ -64,11 +64,16 @@ class PairAgreement(Record):
     kappa: Coefficient
 
 
-class CriterionAgreement(Record):
-    """All raters on one criterion."""
+class RepeatAgreement(Record):
+    """First against second rating of the same item by the same rater, all raters pooled."""
 
     criterion: str
     coefficients: tuple[Coefficient, ...]
+
+
+class CriterionAgreement(RepeatAgreement):
+    """All raters on one criterion."""
+
     pairs: tuple[PairAgreement, ...] = ()
 
 
@@ -84,14 +89,7 @@ class RaterEffect(Record):
     repeats: int = 0
     """Items this rater rated twice."""
     seconds_median: float | None = None
-    """Median active time per item; None where the front end could not tell."""
-
-
-class RepeatAgreement(Record):
-    """First against second rating of the same item by the same rater, all raters pooled."""
-
-    criterion: str
-    coefficients: tuple[Coefficient, ...]
+    """Median active time per item; None where the front end does not measure it."""
 
 
 class OrderEffect(Record):
@@ -125,7 +123,7 @@ class Flag(Record):
 
 
 class PublishedScore(Record):
-    """A value printed in a paper, to stand beside ours."""
+    """A value printed in a paper, to compare with ours."""
 
     source: str
     system: str

@@ -19,19 +19,20 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from cbtqa.distortions.taxonomy import load_taxonomy
 from cbtqa.errors import DataError
-from cbtqa.files import open_text, parse_yaml
+from cbtqa.files import open_text, parse_record, parse_yaml
 from cbtqa.records import NonEmptyText, Record
+from cbtqa.report.page import Lang, Phrase
 
-Language = Literal["zh", "en"]
+Language = Lang
 NO_MARK = "none"
-"""The mark that says: none of the others."""
+"""The mark for none of the others."""
 
 
-class Words(Record):
+class Words(Phrase):
     """One text in Chinese and English; a missing one falls back to the other."""
 
     zh: str = ""
@@ -43,9 +44,12 @@ class Words(Record):
             raise ValueError("needs a text in zh or en")
         return self
 
-    def to(self, language: Language) -> str:
+    def first(self, lang: Lang) -> str:
         """The text in this language, or in the other when it has none."""
-        return (self.zh or self.en) if language == "zh" else (self.en or self.zh)
+        return super().first(lang) or self.zh or self.en
+
+    def to(self, language: Language) -> str:
+        return self.first(language)
 
 
 class Section(Record):
@@ -65,7 +69,7 @@ class Total(Record):
     sections: tuple[str, ...] = Field(min_length=1)
     how: Literal["sum", "mean"] = "sum"
     max_missing: int = Field(default=0, ge=0)
-    """So many criteria may lack a rating: the mean of the others then stands for them."""
+    """So many criteria may lack a rating: the mean of the others then replaces them."""
     cutoff: float | None = None
     """Published point from which on a total counts as competent; None when there is none."""
 
@@ -83,7 +87,7 @@ class Criterion(Record):
     """What a point means; points without one lie between their neighbours."""
     section: str | None = None
     reversed: bool = False
-    """True when a low rating is the good one; turned round inside totals only."""
+    """True when a low rating is the good one; reversed inside totals only."""
     required: bool = True
     evidence: bool = False
     """True when raters may quote the words (or `#turn`) that they rest on."""
@@ -103,7 +107,6 @@ class Criterion(Record):
 
     @property
     def points(self) -> range:
-        """Every value on offer, in order."""
         return range(self.low, self.high + 1)
 
 
@@ -114,7 +117,7 @@ class Rubric(Record):
     version: int = Field(ge=1)
     title: Words
     source: NonEmptyText
-    """Whom the idea comes from; the wording is ours unless a file of your own says otherwise."""
+    """Whom the idea comes from; the wording is ours except in files of your own."""
     shows: Literal["answer", "question", "transcript"] = "answer"
     """What is rated: an answer under its question, the question itself, or a whole session."""
     guidelines: Words
@@ -125,8 +128,7 @@ class Rubric(Record):
     @model_validator(mode="after")
     def _references_resolve(self) -> Self:
         ids = [criterion.id for criterion in self.criteria]
-        doubled = sorted({name for name in ids if ids.count(name) > 1})
-        if doubled:
+        if doubled := sorted({name for name in ids if ids.count(name) > 1}):
             raise ValueError(f"criterion '{doubled[0]}' stands twice")
         known = {section.id for section in self.sections}
         used = {c.section for c in self.criteria if c.section is not None}
@@ -143,17 +145,14 @@ class Rubric(Record):
 
     @property
     def versioned_id(self) -> str:
-        """Such as `cbt-llm.v1`."""
         return f"{self.id}.v{self.version}"
 
     @property
     def scales(self) -> tuple[Criterion, ...]:
-        """The criteria that are scales."""
-        return tuple(criterion for criterion in self.criteria if criterion.kind == "scale")
+        return tuple(one for one in self.criteria if one.kind == "scale")
 
     @property
     def marks(self) -> tuple[Criterion, ...]:
-        """The criteria that are marks."""
         return tuple(criterion for criterion in self.criteria if criterion.kind == "mark")
 
     def scale_text(self) -> str:
@@ -162,21 +161,14 @@ class Rubric(Record):
         return ", ".join(dict.fromkeys(kinds))
 
     def criterion(self, name: str) -> Criterion:
-        """The criterion of this id.
-
-        Raises:
-            KeyError: there is none.
-        """
-        for criterion in self.criteria:
-            if criterion.id == name:
-                return criterion
-        raise KeyError(name)
+        """The criterion of this id, or a KeyError."""
+        return {criterion.id: criterion for criterion in self.criteria}[name]
 
     def settle(self, values: Mapping[str, int | None]) -> dict[str, int | None]:
         """Values with the rule of marks applied: unset marks become 0 once any mark is set.
 
         Raises:
-            ValueError: `none` stands beside another mark.
+            ValueError: `none` is set beside another mark.
         """
         settled = {criterion.id: values.get(criterion.id) for criterion in self.criteria}
         set_marks = [mark.id for mark in self.marks if settled[mark.id] == 1]
@@ -196,7 +188,7 @@ class Rubric(Record):
     def total_of(self, total: Total, values: Mapping[str, float | None]) -> float | None:
         """A total; None when more than `max_missing` of its ratings are missing.
 
-        Reversed criteria are turned round.
+        Reversed criteria enter reversed.
         """
         summed = present = whole = 0.0
         n_missing = 0
@@ -233,25 +225,18 @@ class Rubric(Record):
 
 
 def parse_rubric(text: str, where: str, taxonomy: str | None = None) -> Rubric:
-    """Reads one rubric.
-
-    Args:
-        taxonomy: fills a rubric that says `marks_from`; the file's own choice by default.
+    """One rubric; `taxonomy` fills one with `marks_from`, the file's own choice by default.
 
     Raises:
         DataError: not YAML, or not a rubric; names the field.
     """
     try:
         raw = parse_yaml(text)
-        return Rubric.model_validate(_with_marks(raw, taxonomy))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{where}:{mark.line + 1}" if mark else where
         raise DataError(f"not YAML: {getattr(error, 'problem', error)}", where=place) from None
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise DataError(first["msg"], where=f"{where}:{field}" if field else where) from None
+    return parse_record(Rubric, _with_marks(raw, taxonomy), where)
 
 
 def _with_marks(raw: Any, taxonomy: str | None) -> Any:
@@ -298,9 +283,6 @@ def load_rubric(name: str) -> Rubric:
     """A shipped rubric by id, or one of your own by the path of its YAML file.
 
     `distortions:socialcd-12` fills the marks from that taxonomy (or the path of a taxonomy file).
-
-    Raises:
-        DataError: no such rubric, or the file is malformed.
     """
     base, _, taxonomy = name.partition(":")
     if f"{base}.yaml" in _shipped_texts():

@@ -6,28 +6,22 @@ score_systems(scale, marks, systems)[0].mean
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from itertools import combinations
-from typing import Literal
 
 import numpy as np
 
 from cbtqa.files import parse_yaml
-from cbtqa.ratings.answers import Rating
+from cbtqa.ratings.answers import Rating, Unrated
 from cbtqa.ratings.results import Difference, Flag, Omnibus, PublishedScore, Score
-from cbtqa.ratings.rubric import Rubric, Total
+from cbtqa.ratings.rubric import Rubric
 from cbtqa.ratings.study import StudyFolder
-from cbtqa.statistics.agreement import Floats, Level
-from cbtqa.statistics.resampling import (
-    DEFAULT_SEED,
-    bootstrap_sums,
-    holm,
-    percentile_interval,
-)
-from cbtqa.statistics.tests_of_arms import TestResult, friedman, wilcoxon
+from cbtqa.statistics.agreement import Level
+from cbtqa.statistics.resampling import DEFAULT_SEED, bootstrap_sums, holm, percentile_interval
+from cbtqa.statistics.tests_of_arms import friedman, wilcoxon
 
 N_RESAMPLES = 2_000
 
@@ -36,16 +30,11 @@ N_RESAMPLES = 2_000
 class Mark:
     """One number that enters the statistics: a rating, or a total over one presentation."""
 
-    system: str
-    question: str
-    item: str
-    rater: str
+    rating: Rating
+    """For a total, the first one of its presentation."""
     criterion: str
     value: float | None
-    reason: Literal["open", "cannot_judge"] | None
-    order: int
-    repeat: int
-    seconds: float | None
+    reason: Unrated | None
 
 
 @dataclass(frozen=True)
@@ -59,7 +48,6 @@ class Scale:
 
 
 def scales_of(rubric: Rubric) -> list[Scale]:
-    """Criteria and totals in order."""
     scales = [
         Scale(c.id, "nominal" if c.kind == "mark" else "ordinal", tuple(c.points))
         for c in rubric.criteria
@@ -71,67 +59,43 @@ def make_marks(rubric: Rubric, ratings: Iterable[Rating]) -> list[Mark]:
     """Ratings of the main phase as numbers, followed by each presentation's totals."""
     marks: list[Mark] = []
     groups: dict[tuple[str, str, int], dict[str, Mark]] = {}
-    for rating in ratings:
-        if rating.phase == "main":
-            mark = Mark(
-                rating.system,
-                rating.question_id,
-                rating.item_id,
-                rating.rater,
-                rating.criterion,
-                None if rating.value is None else float(rating.value),
-                rating.unrated_reason,
-                rating.order,
-                rating.repeat,
-                rating.seconds,
-            )
+    for one in ratings:
+        if one.phase == "main":
+            value = None if one.value is None else float(one.value)
+            mark = Mark(one, one.criterion, value, one.unrated_reason)
             marks.append(mark)
-            key = (rating.rater, rating.item_id, rating.repeat)
-            groups.setdefault(key, {})[rating.criterion] = mark
+            groups.setdefault((one.rater, one.item_id, one.repeat), {})[one.criterion] = mark
     for total in rubric.totals:
-        marks += [_total_of(rubric, total, group) for group in groups.values()]
+        names = [criterion.id for criterion, _ in rubric.parts_of(total)]
+        for group in groups.values():
+            value = rubric.total_of(total, {name: group[name].value for name in names})
+            # the first gap is the reason why there is no total
+            gaps = [group[name].reason for name in names if group[name].value is None]
+            rating = next(iter(group.values())).rating
+            reason = gaps[0] if gaps and value is None else None
+            marks.append(Mark(rating, f"total:{total.id}", value, reason))
     return marks
-
-
-def _total_of(rubric: Rubric, total: Total, group: Mapping[str, Mark]) -> Mark:
-    """A total of one presentation; the first gap says why there is none."""
-    marks = [group[criterion.id] for criterion, _ in rubric.parts_of(total)]
-    value = rubric.total_of(total, {mark.criterion: mark.value for mark in marks})
-    gap = next((mark for mark in marks if mark.value is None), None) if value is None else None
-    first = next(iter(group.values()))
-    return Mark(
-        first.system,
-        first.question,
-        first.item,
-        first.rater,
-        f"total:{total.id}",
-        value,
-        gap.reason if gap else None,
-        first.order,
-        first.repeat,
-        first.seconds,
-    )
-
-
-# --- scores and differences ----------------------------------------------------------------------
 
 
 def score_systems(scale: Scale, marks: Sequence[Mark], systems: Sequence[str]) -> list[Score]:
     """Every system on one criterion; the same draws of questions for all."""
-    questions = list(dict.fromkeys(mark.question for mark in marks))
+    questions = list(dict.fromkeys(mark.rating.question_id for mark in marks))
     row = {name: number for number, name in enumerate(questions)}
     sums = np.zeros((len(questions), 2 * len(systems)))
-    own = {system: [mark for mark in marks if mark.system == system] for system in systems}
+    own = {system: [mark for mark in marks if mark.rating.system == system] for system in systems}
     for place, system in enumerate(systems):
         for mark in own[system]:
             if mark.value is not None:
-                sums[row[mark.question], 2 * place : 2 * place + 2] += (mark.value, 1)
+                sums[row[mark.rating.question_id], 2 * place : 2 * place + 2] += (mark.value, 1)
     drawn = bootstrap_sums(sums, N_RESAMPLES, DEFAULT_SEED) if questions else sums
     scores = []
     for place, system in enumerate(systems):
         values = [mark.value for mark in own[system] if mark.value is not None]
-        low, high = _interval_of_mean(drawn[:, 2 * place : 2 * place + 2])
+        low = high = None
         n_questions = int((sums[:, 2 * place + 1] > 0).sum())
+        if n_questions > 1:
+            kept = drawn[drawn[:, 2 * place + 1] > 0]  # not the draws without any rating
+            low, high = percentile_interval(kept[:, 2 * place] / kept[:, 2 * place + 1])
         scores.append(
             Score(
                 system=system,
@@ -142,18 +106,12 @@ def score_systems(scale: Scale, marks: Sequence[Mark], systems: Sequence[str]) -
                 n_cannot_judge=sum(mark.reason == "cannot_judge" for mark in own[system]),
                 mean=float(np.mean(values)) if values else None,
                 sd=float(np.std(values, ddof=1)) if len(values) > 1 else None,
-                low=low if n_questions > 1 else None,
-                high=high if n_questions > 1 else None,
+                low=low,
+                high=high,
                 counts={point: values.count(point) for point in scale.points},
             )
         )
     return scores
-
-
-def _interval_of_mean(drawn: Floats) -> tuple[float | None, float | None]:
-    """Interval of sum over count; draws without any rating are left out."""
-    kept = drawn[drawn[:, 1] > 0]
-    return percentile_interval(kept[:, 0] / kept[:, 1]) if len(kept) else (None, None)
 
 
 def compare_systems(
@@ -161,55 +119,44 @@ def compare_systems(
 ) -> tuple[list[Difference], list[Omnibus]]:
     """Every pair of systems over questions, and one test over all when there are more than two."""
     means = {system: question_means(marks, system) for system in systems}
-    found: list[tuple[str, str, Floats, TestResult]] = []
+    found: list[Difference] = []
     for first, second in combinations(systems, 2):
         common = [question for question in means[first] if question in means[second]]
         if common:
-            a = np.array([means[first][question] for question in common])
-            b = np.array([means[second][question] for question in common])
-            found.append((first, second, b - a, wilcoxon(a, b)))
-    tested = [test.p for *_, test in found if test.p is not None]
-    adjusted = iter(holm(tested))
-    differences = [
-        _difference(scale.id, first, second, gaps, test, None if test.p is None else next(adjusted))
-        for first, second, gaps, test in found
+            a, b = (np.array([means[one][name] for name in common]) for one in (first, second))
+            gaps = b - a
+            drawn = bootstrap_sums(gaps[:, None], N_RESAMPLES, DEFAULT_SEED)[:, 0] / len(gaps)
+            low, high = percentile_interval(drawn)
+            found.append(
+                Difference(
+                    criterion=scale.id,
+                    first=first,
+                    second=second,
+                    difference=float(gaps.mean()),
+                    low=low,
+                    high=high,
+                    n_questions=len(gaps),
+                    test=wilcoxon(a, b),
+                )
+            )
+    adjusted = iter(holm([one.test.p for one in found if one.test.p is not None]))
+    found = [
+        one if one.test.p is None else one.model_copy(update={"p_holm": next(adjusted)})
+        for one in found
     ]
     shared = [q for q in means[systems[0]] if all(q in means[system] for system in systems)]
     if len(systems) < 3 or not shared:
-        return differences, []
+        return found, []
     arms = [[means[system][question] for question in shared] for system in systems]
-    return differences, [Omnibus(criterion=scale.id, test=friedman(arms))]
-
-
-def _difference(
-    criterion: str,
-    first: str,
-    second: str,
-    gaps: Floats,
-    test: TestResult,
-    p_holm: float | None,
-) -> Difference:
-    drawn = bootstrap_sums(gaps[:, None], N_RESAMPLES, DEFAULT_SEED)[:, 0] / len(gaps)
-    low, high = percentile_interval(drawn)
-    return Difference(
-        criterion=criterion,
-        first=first,
-        second=second,
-        difference=float(gaps.mean()),
-        low=low,
-        high=high,
-        n_questions=len(gaps),
-        test=test,
-        p_holm=p_holm,
-    )
+    return found, [Omnibus(criterion=scale.id, test=friedman(arms))]
 
 
 def question_means(marks: Sequence[Mark], system: str) -> dict[str, float]:
     """Mean rating per question, rounded so that equal means are ties."""
     values: dict[str, list[float]] = {}
     for mark in marks:
-        if mark.system == system and mark.value is not None:
-            values.setdefault(mark.question, []).append(mark.value)
+        if mark.rating.system == system and mark.value is not None:
+            values.setdefault(mark.rating.question_id, []).append(mark.value)
     return {name: round(sum(own) / len(own), 9) for name, own in values.items()}
 
 
@@ -231,12 +178,7 @@ def flags_of(folder: StudyFolder, ratings: Iterable[Rating]) -> list[Flag]:
     found: dict[tuple[str, str, int], Flag] = {}
     for rating in ratings:
         if rating.is_crisis or rating.note:
-            found[rating.item_id, rating.rater, rating.repeat] = Flag(
-                item_id=rating.item_id,
-                system=rating.system,
-                rater=rating.rater,
-                is_crisis=rating.is_crisis,
-                note=rating.note,
-            )
+            fields = rating.model_dump(include=set(Flag.model_fields))
+            found[rating.item_id, rating.rater, rating.repeat] = Flag(**fields)
     order = {rater: place for place, rater in enumerate(folder.study.raters)}
     return sorted(found.values(), key=lambda f: (not f.is_crisis, f.item_id, order[f.rater]))

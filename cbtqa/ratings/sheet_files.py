@@ -19,7 +19,7 @@ from typing import Any
 from cbtqa.errors import DataError, MissingExtraError
 from cbtqa.files import sha256_of
 from cbtqa.ratings.sheets import CODE, META_KEYS, META_TAB
-from cbtqa.ratings.study import ShownTurn
+from cbtqa.ratings.study import ShownTurn, column_letters, session_text
 
 MAX_BYTES = 30 << 20
 MAX_UNPACKED_BYTES = 300 << 20
@@ -31,7 +31,7 @@ _OLD_OR_LOCKED = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell and where it stands."""
+    """One cell and its place."""
 
     where: str
     """`file:tab!G17` or `file:17:column`."""
@@ -58,16 +58,11 @@ class Sheet:
     columns: tuple[str, ...]
     rows: tuple[dict[str, Cell], ...]
     sessions: dict[str, str] | None = None
-    """Session text by code, where sessions stand in a tab of their own."""
+    """Session text by code, where sessions have a tab of their own."""
 
 
 def read_sheet(path: Path) -> Sheet:
-    """Reads one filled sheet.
-
-    Raises:
-        DataError: not a sheet of ours, too large, with macros, damaged, or of another format.
-        MissingExtraError: openpyxl or defusedxml is not installed.
-    """
+    """One filled sheet; a DataError where it is not ours, too large, damaged, or has macros."""
     suffix = path.suffix.lower()
     if not path.is_file():
         raise DataError("no such file", where=str(path))
@@ -85,40 +80,30 @@ def read_sheet(path: Path) -> Sheet:
     )
 
 
-# --- xlsx ----------------------------------------------------------------------------------------
-
-
 def _read_xlsx(path: Path) -> Sheet:
     _check_archive(path)
     book = _open_workbook(path)
     try:
         if META_TAB not in book.sheetnames:
-            raise DataError(
-                "not a sheet of a rating study (its hidden tab is gone)", where=path.name
-            )
+            detail = "not a sheet of a rating study (its hidden tab is gone)"
+            raise DataError(detail, where=path.name)
         meta = _read_meta(book[META_TAB], path.name)
-        found = [
-            tab
-            for name, tab in zip(book.sheetnames, book.worksheets, strict=True)
-            if name != META_TAB and CODE in _ids_of(tab)
-        ]
-        ratings = [tab for tab in found if "note" in _ids_of(tab)]
+        named = zip(book.sheetnames, book.worksheets, strict=True)
+        found = [(tab, _ids_of(tab)) for name, tab in named if name != META_TAB]
+        ratings = [(tab, ids) for tab, ids in found if CODE in ids and "note" in ids]
         if len(ratings) != 1:
-            raise DataError(
-                f"{len(ratings)} tabs of ratings, expected one; its hidden first row holds the "
-                "column names",
-                where=path.name,
-            )
-        sessions = next((tab for tab in found if "turn" in _ids_of(tab)), None)
-        ids = _ids_of(ratings[0])
-        rows = tuple(_rows_of(ratings[0], ids, path.name))
-        told = None if sessions is None else _sessions_of(sessions)
+            detail = "tabs of ratings, expected one; its hidden first row holds the column names"
+            raise DataError(f"{len(ratings)} {detail}", where=path.name)
+        tab, ids = ratings[0]
+        rows = tuple(_rows_of(tab, ids, path.name))
+        turns = next((tab for tab, ids in found if CODE in ids and "turn" in ids), None)
+        sessions = None if turns is None else _sessions_of(turns)
     except (ValueError, KeyError, TypeError, AttributeError, SyntaxError) as error:
         # what openpyxl raises on damaged parts; it has no error class of its own for them
         raise DataError(f"damaged: {error}", where=path.name) from None
     finally:
         book.close()
-    return Sheet(path.name, "sheet", *meta, sha256_of(path), tuple(ids), rows, told)
+    return Sheet(path.name, "sheet", *meta, sha256_of(path), tuple(ids), rows, sessions)
 
 
 def _check_archive(path: Path) -> None:
@@ -154,13 +139,10 @@ def _check_parts(archive: zipfile.ZipFile, name: str) -> None:
         )
     for part in parts:
         # the format knows no document types; with lxml installed openpyxl would let them pass
-        if part.filename.endswith((".xml", ".rels")) and _declares_type(archive.read(part)):
-            raise DataError(f"declares XML entities in {part.filename}; not taken", where=name)
-
-
-def _declares_type(xml: bytes) -> bool:
-    plain = xml.replace(b"\0", b"")  # UTF-16 would hide it
-    return b"<!DOCTYPE" in plain or b"<!ENTITY" in plain
+        if part.filename.endswith((".xml", ".rels")):
+            plain = archive.read(part).replace(b"\0", b"")  # UTF-16 would hide it
+            if b"<!DOCTYPE" in plain or b"<!ENTITY" in plain:
+                raise DataError(f"declares XML entities in {part.filename}; not taken", where=name)
 
 
 def _open_workbook(path: Path) -> Any:
@@ -182,15 +164,11 @@ def _open_workbook(path: Path) -> Any:
 
 
 def _read_meta(tab: Any, name: str) -> tuple[str, str, str]:
-    told = {
-        str(row[0]): str(row[1])
-        for row in tab.iter_rows(max_row=10, max_col=2, values_only=True)
-        if len(row) == 2 and row[0] is not None
-    }
-    missing = [key for key in META_KEYS if key not in told]
-    if missing:
-        raise DataError(f"its hidden tab does not tell the {missing[0]}", where=name)
-    return told["study"], told["rubric"], told["rater"]
+    rows = tab.iter_rows(max_row=10, max_col=2, values_only=True)
+    found = {str(row[0]): str(row[1]) for row in rows if len(row) == 2 and row[0] is not None}
+    if missing := [key for key in META_KEYS if key not in found]:
+        raise DataError(f"its hidden tab lacks the {missing[0]}", where=name)
+    return found["study"], found["rubric"], found["rater"]
 
 
 def _ids_of(tab: Any) -> list[str]:
@@ -201,8 +179,6 @@ def _ids_of(tab: Any) -> list[str]:
 
 
 def _rows_of(tab: Any, ids: Sequence[str], name: str) -> Iterator[dict[str, Cell]]:
-    from openpyxl.utils import get_column_letter
-
     for number, row in enumerate(tab.iter_rows(min_row=4, max_col=MAX_COLUMNS), 4):
         if number > MAX_ROWS:
             raise DataError(f"more than {MAX_ROWS} rows", where=name)
@@ -210,10 +186,9 @@ def _rows_of(tab: Any, ids: Sequence[str], name: str) -> Iterator[dict[str, Cell
         for place, column in enumerate(ids):
             if column:
                 cell = row[place] if place < len(row) else None
-                where = f"{name}:{tab.title}!{get_column_letter(place + 1)}{number}"
-                value = getattr(cell, "value", None)
+                where = f"{name}:{tab.title}!{column_letters(place)}{number}"
                 is_formula = getattr(cell, "data_type", "") == "f"
-                cells[column] = Cell(where, value, is_formula)
+                cells[column] = Cell(where, getattr(cell, "value", None), is_formula)
         if any(cell.value is not None for cell in cells.values()):
             yield cells
 
@@ -228,13 +203,7 @@ def _sessions_of(tab: Any) -> dict[str, str]:
         if code:
             turn = ShownTurn(role=str(role or "?"), text=str(text or ""))
             turns.setdefault(str(code), []).append(turn)
-    return {
-        code: "\n".join(f"#{place} {t.role}: {t.text}" for place, t in enumerate(shown, 1))
-        for code, shown in turns.items()
-    }
-
-
-# --- CSV -----------------------------------------------------------------------------------------
+    return {code: session_text(shown) for code, shown in turns.items()}
 
 
 def _read_csv(path: Path) -> Sheet:

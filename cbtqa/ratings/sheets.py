@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import datetime
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -21,21 +21,21 @@ from cbtqa.errors import DataError, MissingExtraError
 from cbtqa.files import parse_yaml, replacing
 from cbtqa.ratings.answers import CANNOT_JUDGE, CRISIS, EVIDENCE, NOTE, VALUE
 from cbtqa.ratings.rubric import Criterion, Language, Rubric
-from cbtqa.ratings.study import Item, StudyFolder
+from cbtqa.ratings.study import Item, StudyFolder, column_letters
 from cbtqa.report.table import escape_formula
 from cbtqa.safety.notices import help_text
 
-# --- columns -------------------------------------------------------------------------------------
-# The columns of a sheet, the same in xlsx and CSV, and the words of both.
-#
-# A column's id is the field that it fills (`value:relevance`, `note`) or the text that it shows
-# (`code`, `answer`); ids stand in the first, hidden row, so that headings may be in any
-# language.
-
+# Column ids are the field that a column fills (`value:relevance`, `note`) or the text that it shows
+# (`answer`); they are in the first, hidden row, so that headings may be in any language.
 CODE = "code"
 SHOWN_PARTS = ("question", "description", "answer", "session")
+_SHOWN = {
+    "question": ("question", "description"),
+    "answer": ("question", "description", "answer"),
+    "transcript": ("question", "session"),
+}
 META_TAB = "_cbtqa"
-"""Very hidden tab that says which study, rubric and rater a sheet belongs to."""
+"""Very hidden tab that holds which study, rubric and rater a sheet belongs to."""
 META_KEYS = ("study", "rubric", "rater")
 
 
@@ -55,23 +55,20 @@ class Column:
 
 
 @cache
-def sheet_words(language: Language) -> Mapping[str, str]:
-    """The words of the sheets in this language."""
+def _sheet_file() -> Mapping[str, Any]:
     text = (files("cbtqa.ratings") / "wording" / "sheet.yaml").read_text(encoding="utf-8")
-    words: Mapping[str, str] = parse_yaml(text)[language]
+    loaded: Mapping[str, Any] = parse_yaml(text)
+    return loaded
+
+
+def sheet_words(language: Language) -> Mapping[str, str]:
+    words: Mapping[str, str] = _sheet_file()[language]
     return words
 
 
 def sheet_columns(rubric: Rubric, language: Language) -> list[Column]:
-    """Every column in order."""
     words = sheet_words(language)
-    columns = [Column(CODE, words[CODE])]
-    shown = {
-        "question": ("question", "description"),
-        "answer": ("question", "description", "answer"),
-        "transcript": ("question", "session"),
-    }[rubric.shows]
-    columns += [Column(name, words[name]) for name in shown]
+    columns = [Column(name, words[name]) for name in (CODE, *_SHOWN[rubric.shows])]
     for criterion in rubric.criteria:
         name = criterion.name.to(language)
         columns.append(Column(f"{VALUE}:{criterion.id}", name, criterion))
@@ -81,7 +78,6 @@ def sheet_columns(rubric: Rubric, language: Language) -> list[Column]:
     return columns + [Column(name, words[name]) for name in (CANNOT_JUDGE, CRISIS, NOTE)]
 
 
-# --- sheets --------------------------------------------------------------------------------------
 CELL_LIMIT = 32_767
 """Characters an xlsx cell holds; writers cut the rest without a word."""
 _WIDTHS = {CODE: 9, "question": 26, "description": 46, "answer": 72, "session": 18, NOTE: 30}
@@ -94,7 +90,6 @@ def write_sheets(folder: StudyFolder, *, as_csv: bool = False) -> list[Path]:
 
     Raises:
         DataError: a text is longer than a cell can hold.
-        MissingExtraError: XlsxWriter is not installed.
     """
     for item in folder.items.values():
         _check_lengths(item)
@@ -153,54 +148,30 @@ class _Workbook:
         self._shown = folder.shown_to(rater)
         self._words = sheet_words(folder.study.language)
         self._columns = sheet_columns(folder.rubric, folder.study.language)
-        self._book = xlsxwriter.Workbook(
-            str(path),
-            {"strings_to_formulas": False, "strings_to_urls": False, "strings_to_numbers": False},
-        )
-        self._book.set_properties(
-            {
-                "title": f"{folder.study.id} {rater}",
-                "created": datetime.datetime.fromisoformat(folder.study.created_at),
-            }
-        )
-        base = {"valign": "top", "text_wrap": True, "font_size": 11, "border": 1}
-        base["border_color"] = "#D9D4CB"
-        self._styles = {
-            "text": self._book.add_format(base),
-            "fill": self._book.add_format({**base, "locked": False, "align": "center"}),
-            "write": self._book.add_format({**base, "locked": False}),
-            "code": self._book.add_format({**base, "font_color": "#6B6459"}),
-            "link": self._book.add_format({**base, "font_color": "#1F5FA8", "underline": 1}),
-            "head": self._book.add_format(
-                {**base, "bold": True, "bg_color": "#2F4B4A", "font_color": "#FFFFFF"}
-            ),
-            "open": self._book.add_format({"bg_color": "#FFF4C2"}),
-            "set_aside": self._book.add_format({"bg_color": "#E8E6E1", "font_color": "#8A857B"}),
-            "title": self._book.add_format({"bold": True, "font_size": 15}),
-            "plain": self._book.add_format({"text_wrap": True, "valign": "top"}),
-            "strong": self._book.add_format({"bold": True, "font_color": "#2F4B4A"}),
-        }
+        inert = ("strings_to_formulas", "strings_to_urls", "strings_to_numbers")
+        self._book = xlsxwriter.Workbook(str(path), dict.fromkeys(inert, False))
+        created = datetime.datetime.fromisoformat(folder.study.created_at)
+        self._book.set_properties({"title": f"{folder.study.id} {rater}", "created": created})
+        styles = _sheet_file()["styles"].items()
+        self._styles = {name: self._book.add_format(dict(parts)) for name, parts in styles}
 
     def write(self) -> None:
         """Writes all tabs; the ratings come first, where a rater lands."""
-        guide_first = [self._words["guide_tab"], self._words["ratings_tab"]]
-        guide, ratings = (self._book.add_worksheet(name) for name in guide_first)
+        names = (self._words["guide_tab"], self._words["ratings_tab"])
+        guide, ratings = map(self._book.add_worksheet, names)
         session_rows = self._write_sessions() if self._folder.rubric.shows == "transcript" else {}
         self._write_guide(guide)
         self._write_ratings(ratings, session_rows)
-        self._write_meta()
+        tab, study = self._book.add_worksheet(META_TAB), self._folder.study
+        rows = (("study", study.id), ("rubric", study.rubric_sha256), ("rater", self._rater))
+        for row, cells in enumerate(rows):
+            self._write_row(tab, row, cells)
+        tab.very_hidden()
         self._book.close()
 
-    def _write_meta(self) -> None:
-        tab = self._book.add_worksheet(META_TAB)
-        study = self._folder.study
-        rows = {"study": study.id, "rubric": study.rubric_sha256, "rater": self._rater}
-        for row, (key, value) in enumerate(rows.items()):
-            tab.write_string(row, 0, key)
-            tab.write_string(row, 1, value)
-        tab.very_hidden()
-
-    # --- ratings ---------------------------------------------------------------------------------
+    def _write_row(self, tab: Any, row: int, texts: Iterable[str], style: str = "") -> None:
+        for place, text in enumerate(texts):
+            write_text_cell(tab, row, place, text, self._styles.get(style))
 
     def _write_ratings(self, tab: Any, session_rows: dict[str, int]) -> None:
         last = _FIRST_ROW + len(self._shown) - 1
@@ -214,28 +185,19 @@ class _Workbook:
         tab.set_row(2, 34)
         self._write_progress(tab, last)
         for row, shown in enumerate(self._shown, _FIRST_ROW):
-            item = self._folder.item_of(shown)
-            parts = {CODE: shown.code, **item.parts}
+            parts = {CODE: shown.code, **self._folder.item_of(shown).parts}
             for place, column in enumerate(self._columns):
                 if column.id == "session":
                     target = session_rows[shown.code]
-                    tab.write_url(
-                        row,
-                        place,
-                        f"internal:'{self._words['session_tab']}'!A{target}",
-                        self._styles["link"],
-                        self._words["see_session"].format(row=target),
-                    )
-                elif column.is_shown:
-                    style = self._styles["code" if column.id == CODE else "text"]
-                    write_text_cell(tab, row, place, parts.get(column.id, ""), style)
+                    link = f"internal:'{self._words['session_tab']}'!A{target}"
+                    text = self._words["see_session"].format(row=target)
+                    tab.write_url(row, place, link, self._styles["link"], text)
                 else:
-                    is_free = column.id.partition(":")[0] in ("evidence", NOTE)
-                    tab.write_blank(row, place, None, self._styles["write" if is_free else "fill"])
+                    is_free = column.id.partition(":")[0] in (EVIDENCE, NOTE)
+                    style = "code" if column.id == CODE else "write" if is_free else "fill"
+                    style = "text" if column.id in SHOWN_PARTS else style
+                    write_text_cell(tab, row, place, parts.get(column.id, ""), self._styles[style])
             tab.set_row(row, _row_height(parts, self._columns))
-        self._finish_ratings(tab, last)
-
-    def _finish_ratings(self, tab: Any, last: int) -> None:
         tab.freeze_panes(_FIRST_ROW, 1)
         allowed = ("format_columns", "format_rows", "select_locked_cells", "select_unlocked_cells")
         tab.protect("", dict.fromkeys(allowed, True))
@@ -253,45 +215,35 @@ class _Workbook:
             criterion = column.criterion
             is_mark = criterion.kind == "mark"
             limits = {"low": criterion.low, "high": criterion.high}
-            tab.data_validation(
-                *area,
-                {
-                    "validate": "list",
-                    "source": [1] if is_mark else list(criterion.points),
-                    "input_title": criterion.name.to(self._folder.study.language)[:32],
-                    "input_message": self._anchor_message(column)[:255],
-                    "error_title": self._words["bad_value_title"][:32],
-                    "error_message": self._words["bad_value"].format(**limits)[:255],
-                },
-            )
+            offered = {
+                "validate": "list",
+                "source": [1] if is_mark else list(criterion.points),
+                "input_title": column.heading[:32],
+                "input_message": self._anchor_message(criterion)[:255],
+                "error_title": self._words["bad_value_title"][:32],
+                "error_message": self._words["bad_value"].format(**limits)[:255],
+            }
+            tab.data_validation(*area, offered)
             if criterion.required and not is_mark:
-                aside = f'=${_letter(self._place(CANNOT_JUDGE))}{_FIRST_ROW + 1}<>""'
+                aside = f'=${column_letters(self._place(CANNOT_JUDGE))}{_FIRST_ROW + 1}<>""'
                 rule = {"type": "formula", "criteria": aside, "stop_if_true": True}
                 tab.conditional_format(*area, {**rule, "format": self._styles["set_aside"]})
                 tab.conditional_format(*area, {"type": "blanks", "format": self._styles["open"]})
         elif kind in (CANNOT_JUDGE, CRISIS):
             tab.data_validation(*area, {"validate": "list", "source": [self._words["yes"]]})
 
-    def _anchor_message(self, column: Column) -> str:
-        language, criterion = self._folder.study.language, column.criterion
-        if criterion is None:
-            return ""
+    def _anchor_message(self, criterion: Criterion) -> str:
+        language = self._folder.study.language
         if criterion.kind == "mark":
             return f"{self._words['mark']}\n{criterion.question.to(language)}"
-        anchors = sorted(criterion.anchors.items())
-        return "\n".join(f"{point}  {words.to(language)}" for point, words in anchors)
+        return anchors_text(criterion, language)
 
     def _write_progress(self, tab: Any, last: int) -> None:
         """A cell that counts finished rows as the rater goes."""
-        marks = [f"value:{c.id}" for c in self._folder.rubric.marks]
-        needed = [
-            f"value:{c.id}"
-            for c in self._folder.rubric.criteria
-            if c.required and c.kind == "scale"
-        ]
-        filled = [self._filled(name, last) for name in needed]
-        if marks:
-            filled.append("((" + "+".join(self._filled(name, last) for name in marks) + ")>0)")
+        rubric = self._folder.rubric
+        filled = [self._filled(f"{VALUE}:{c.id}", last) for c in rubric.scales if c.required]
+        if marks := [self._filled(f"{VALUE}:{mark.id}", last) for mark in rubric.marks]:
+            filled.append(f"(({'+'.join(marks)})>0)")
         done = "*".join(filled) or "1"
         aside = self._filled(CANNOT_JUDGE, last)
         total = len(self._shown)
@@ -300,13 +252,11 @@ class _Workbook:
         tab.write_formula(1, 1, formula, self._styles["strong"], f"0 / {total}")
 
     def _filled(self, column_id: str, last: int) -> str:
-        letter = _letter(self._place(column_id))
+        letter = column_letters(self._place(column_id))
         return f'({letter}{_FIRST_ROW + 1}:{letter}{last + 1}<>"")'
 
     def _place(self, column_id: str) -> int:
         return next(i for i, column in enumerate(self._columns) if column.id == column_id)
-
-    # --- guide and sessions ----------------------------------------------------------------------
 
     def _write_guide(self, tab: Any) -> None:
         language, rubric = self._folder.study.language, self._folder.rubric
@@ -337,17 +287,14 @@ class _Workbook:
 
     def _write_criteria(self, tab: Any, row: int, rubric: Rubric) -> None:
         language = self._folder.study.language
-        heads = (self._words["criterion"], self._words["asked"], "")
-        for place, head in enumerate(heads):
-            tab.write_string(row, place, head, self._styles["head"])
+        self._write_row(tab, row, (self._words["criterion"], self._words["asked"], ""), "head")
         for criterion in rubric.criteria:
             row += 1
-            anchors = [f"{p}  {w.to(language)}" for p, w in sorted(criterion.anchors.items())]
             scale = self._words["range"].format(low=criterion.low, high=criterion.high)
-            note = self._words["mark"] if criterion.kind == "mark" else "\n".join([scale, *anchors])
+            scale = f"{scale}\n{anchors_text(criterion, language)}".strip()
+            note = self._words["mark"] if criterion.kind == "mark" else scale
             cells = (criterion.name.to(language), criterion.question.to(language), note)
-            for place, text in enumerate(cells):
-                write_text_cell(tab, row, place, text, self._styles["text"])
+            self._write_row(tab, row, cells, "text")
             n_lines = max(len(note.splitlines()), math.ceil(display_width(cells[1]) / 50))
             tab.set_row(row, _LINE_HEIGHT * n_lines)
 
@@ -355,9 +302,8 @@ class _Workbook:
         """The tab of whole sessions, a row per turn; returns where each presentation begins."""
         tab = self._book.add_worksheet(self._words["session_tab"])
         heads = (CODE, "turn", "role", "text")
-        for place, name in enumerate(heads):
-            tab.write_string(0, place, name)
-            tab.write_string(1, place, self._words[name], self._styles["head"])
+        self._write_row(tab, 0, heads)
+        self._write_row(tab, 1, (self._words[name] for name in heads), "head")
         tab.set_row(0, None, None, {"hidden": True})
         tab.set_column(0, 2, 10)
         tab.set_column(3, 3, 110)
@@ -366,14 +312,18 @@ class _Workbook:
         for shown in self._shown:
             begins[shown.code] = row + 1
             for number, turn in enumerate(self._folder.item_of(shown).turns, 1):
-                cells = (shown.code, f"#{number}", turn.role, turn.text)
-                for place, text in enumerate(cells):
-                    write_text_cell(tab, row, place, text, self._styles["text"])
+                self._write_row(tab, row, (shown.code, f"#{number}", turn.role, turn.text), "text")
                 n_lines = _n_lines(turn.text, 110)
                 tab.set_row(row, min(_MAX_ROW_HEIGHT, _LINE_HEIGHT * n_lines))
                 row += 1
         tab.protect("", {"format_columns": True, "format_rows": True})
         return begins
+
+
+def anchors_text(criterion: Criterion, language: Language) -> str:
+    """What the points mean, a line for each."""
+    anchors = sorted(criterion.anchors.items())
+    return "\n".join(f"{point}  {words.to(language)}" for point, words in anchors)
 
 
 def write_text_cell(tab: Any, row: int, place: int, text: str, style: Any) -> None:
@@ -407,8 +357,3 @@ def _row_height(parts: dict[str, str], columns: Sequence[Column]) -> float:
         if column.is_shown and column.id in parts and column.id != "session"
     ]
     return min(_MAX_ROW_HEIGHT, _LINE_HEIGHT * max(lines, default=1) + 4)
-
-
-def _letter(place: int) -> str:
-    before, last = divmod(place, 26)
-    return (_letter(before - 1) if before else "") + chr(ord("A") + last)

@@ -7,7 +7,7 @@ A prediction row is a `records.CbtAnswer`, a row of a built dataset, or any row 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -25,7 +25,7 @@ _RISKS = get_args(Risk)
 
 @dataclass(frozen=True)
 class SourceQuestion:
-    """A question as far as the inputs tell it."""
+    """A question as far as the inputs hold it."""
 
     id: str
     question: str = ""
@@ -53,26 +53,20 @@ class Pool:
 
     def common_ids(self) -> list[str]:
         """Questions that every system answered and whose text is known, in the order read."""
-        return [
-            name
-            for name in self.questions
-            if all(name in answers for answers in self.answers.values())
-        ]
+        sides = self.answers.values()
+        return [name for name in self.questions if all(name in answers for answers in sides)]
 
 
 def read_pool(predictions: Sequence[str], questions: Path | None, shows: str) -> Pool:
-    """Reads everything a study may draw from.
+    """Everything a study may draw from.
 
     Args:
-        predictions: paths, each optionally as `NAME=PATH`; without a name the row's `system`
-            field tells it, or else the file's name.
+        predictions: `PATH` or `NAME=PATH`; the name comes else from a row's `system` or the file.
         questions: file or folder with the question texts, needed when the predictions lack them.
         shows: what the rubric shows; `question` needs no predictions.
 
     Raises:
-        DataError: a row without id, a second answer of one system to one question, or not one row
-            with an answer.
-        UsageError: nothing to read, or fewer systems than named.
+        DataError: a row without id, two answers of one system to one question, or no answer.
     """
     pool = Pool()
     if questions is not None:
@@ -110,18 +104,18 @@ def _read_predictions(pool: Pool, given: str, shows: str) -> None:
         system = name if separator else str(row.get("system") or row.get("arm") or path.stem)
         item_id = _session_id(row, where) if is_session else _id_of(row, _ID_FIELDS, where)
         answer = _answer(row, is_session)
-        _keep_question(pool, item_id, row)
+        found, known = _question(item_id, row), pool.questions.get(item_id, SourceQuestion(item_id))
+        pool.questions[item_id] = SourceQuestion(
+            id=item_id,
+            question=known.question or found.question,
+            description=known.description or found.description,
+            risk=max(known.risk, found.risk, key=_RISKS.index),
+            distortions=known.distortions or found.distortions,
+        )
         if answer is None:
-            detail = "no turns" if is_session else "no text"
-            pool.rejections.append(
-                Rejection(
-                    item_id=item_id,
-                    stage="input",
-                    reason=Reason.EMPTY,
-                    detail=f"{system}: {detail}",
-                    where=where,
-                )
-            )
+            detail = f"{system}: no {'turns' if is_session else 'text'}"
+            rejection = {"item_id": item_id, "stage": "input", "detail": detail, "where": where}
+            pool.rejections.append(Rejection(**rejection, reason=Reason.EMPTY))
             continue
         answers = pool.answers.setdefault(system, {})
         if item_id in answers and shows != "question":
@@ -133,24 +127,8 @@ def _read_predictions(pool: Pool, given: str, shows: str) -> None:
         answers[item_id] = answer
 
 
-def _keep_question(pool: Pool, item_id: str, row: Mapping[str, Any]) -> None:
-    """Takes from a prediction what the questions file did not tell."""
-    told, known = _question(item_id, row), pool.questions.get(item_id)
-    if known is None:
-        pool.questions[item_id] = told
-        return
-    pool.questions[item_id] = SourceQuestion(
-        id=item_id,
-        question=known.question or told.question,
-        description=known.description or told.description,
-        risk=max(known.risk, told.risk, key=_RISKS.index),
-        distortions=known.distortions or told.distortions,
-    )
-
-
 def _id_of(row: Mapping[str, Any], names: Sequence[str], where: str) -> str:
-    for name in names:
-        value = row.get(name)
+    for value in map(row.get, names):
         if value not in (None, ""):
             return str(value)
     raise DataError(f"no id (looked for {', '.join(names)})", where=where)
@@ -164,20 +142,16 @@ def _session_id(row: Mapping[str, Any], where: str) -> str:
 
 
 def _question(item_id: str, row: Mapping[str, Any]) -> SourceQuestion:
+    labels = row.get("distortions")
+    entries = labels if isinstance(labels, list | tuple) else ()
+    found = [one.get("id") if isinstance(one, Mapping) else one for one in entries]
     return SourceQuestion(
         id=item_id,
         question=_text(row, ("question", "title")),
         description=_text(row, ("description",)),
         risk=next((risk for risk in _RISKS if risk == row.get("risk")), "none"),
-        distortions=tuple(_label_ids(row.get("distortions"))),
+        distortions=tuple(one for one in found if isinstance(one, str) and one),
     )
-
-
-def _label_ids(value: Any) -> Iterator[str]:
-    for entry in value if isinstance(value, (list, tuple)) else ():
-        label = entry.get("id") if isinstance(entry, Mapping) else entry
-        if isinstance(label, str) and label:
-            yield label
 
 
 def _answer(row: Mapping[str, Any], is_session: bool) -> SourceAnswer | None:
@@ -194,8 +168,5 @@ def _answer(row: Mapping[str, Any], is_session: bool) -> SourceAnswer | None:
 
 
 def _text(row: Mapping[str, Any], names: Sequence[str]) -> str:
-    for name in names:
-        value = row.get(name)
-        if isinstance(value, str) and value.strip():
-            return clean_text(value)
-    return ""
+    found = (value for value in map(row.get, names) if isinstance(value, str) and value.strip())
+    return clean_text(next(found, ""))

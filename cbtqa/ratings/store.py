@@ -5,10 +5,8 @@
         store.answers()["R1-001"].values == {"relevance": 2}
 
 WAL with full sync, one transaction per `add`: when `add` returns, the events survive a kill or a
-power cut. Nothing is updated or deleted; the present state is the last event of each field. Each
-event has a key of the sender's making, so the same event sent twice counts once.
-
-Links of raters live here too, as hashes only.
+power cut. Nothing is updated or deleted; the present state is the last event of each field, and an
+event of the same key counts once. Links of raters are here too, as hashes only.
 """
 
 from __future__ import annotations
@@ -49,6 +47,7 @@ CREATE TABLE IF NOT EXISTS visits (
   sha256 TEXT PRIMARY KEY, link TEXT NOT NULL, csrf TEXT NOT NULL, began_at TEXT NOT NULL
 ) STRICT;
 """
+_COLUMNS = ("key", "at", "source", "rater", "code", "field", "value", "seconds")
 _NETWORK_FILESYSTEMS = {"nfs", "nfs4", "cifs", "smbfs", "smb3", "smb2", "afs", "fuse.sshfs", "9p"}
 
 
@@ -73,16 +72,18 @@ class Store:
     """The ratings of one study. May be used from several threads."""
 
     def __init__(self, path: Path, study_id: str) -> None:
-        """Opens the store, making it when it does not exist.
-
-        Raises:
-            DataError: the file is not a store, is damaged, or belongs to another study.
-        """
+        """Opens or makes the store; a DataError where the file is none, or of another study."""
         self._lock = threading.Lock()
         is_new = not path.exists()
         self._connection = sqlite3.connect(path, check_same_thread=False, timeout=30)
         try:
-            self._prepare(study_id)
+            self._connection.execute("PRAGMA journal_mode=WAL")
+            self._connection.execute("PRAGMA synchronous=FULL")
+            self._connection.executescript(_SCHEMA)
+            with self._connection:
+                self._connection.execute(
+                    "INSERT INTO study SELECT ? WHERE NOT EXISTS (SELECT 1 FROM study)", (study_id,)
+                )
         except sqlite3.DatabaseError as error:
             self._connection.close()
             raise DataError(f"not a store of ratings: {error}", where=str(path)) from None
@@ -92,15 +93,6 @@ class Store:
         if found != study_id:
             self._connection.close()
             raise DataError(f"holds study {found}, not {study_id}", where=str(path))
-
-    def _prepare(self, study_id: str) -> None:
-        self._connection.execute("PRAGMA journal_mode=WAL")
-        self._connection.execute("PRAGMA synchronous=FULL")
-        self._connection.executescript(_SCHEMA)
-        with self._connection:
-            self._connection.execute(
-                "INSERT INTO study SELECT ? WHERE NOT EXISTS (SELECT 1 FROM study)", (study_id,)
-            )
 
     def __enter__(self) -> Self:
         return self
@@ -118,58 +110,49 @@ class Store:
         with self._lock, self._connection:
             yield self._connection
 
-    # --- events ----------------------------------------------------------------------------------
-
     def add(self, rater: str, source: str, events: Sequence[Event]) -> int:
         """Keeps these events for good, all or none; returns how many were new.
 
-        Args:
-            source: the front end: `web`, `sheet`, `csv` or `label-studio`.
+        `source` is the front end: `web`, `sheet`, `csv` or `label-studio`.
         """
         at = now()
         rows = [
-            (
-                event.key,
-                at,
-                source,
-                rater,
-                event.change.code,
-                event.change.field,
-                json.dumps(event.change.value, ensure_ascii=False),
-                event.seconds,
-            )
+            {
+                **vars(event.change),
+                "value": json.dumps(event.change.value, ensure_ascii=False),
+                "key": event.key,
+                "seconds": event.seconds,
+                "at": at,
+                "source": source,
+                "rater": rater,
+            }
             for event in events
         ]
+        places = ", ".join(f":{name}" for name in _COLUMNS)
         with self._transaction() as connection:
             before = connection.total_changes
             connection.executemany(
-                "INSERT OR IGNORE INTO events (key, at, source, rater, code, field, value, seconds)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                rows,
+                f"INSERT OR IGNORE INTO events ({', '.join(_COLUMNS)}) VALUES ({places})", rows
             )
             return connection.total_changes - before
 
     def answers(self, rater: str | None = None) -> dict[str, Answer]:
         """The present state by presentation code, of one rater or of all."""
-        clause, values = ("WHERE rater = ?", (rater,)) if rater else ("", ())
-        query = f"SELECT code, field, value, seconds FROM events {clause} ORDER BY seq"
         answers: dict[str, Answer] = {}
-        for code, name, value, seconds in self._rows(query, values):
-            answer = answers.setdefault(code, Answer())
-            answer.set(name, json.loads(value))
-            if seconds is not None:
-                answer.seconds = (answer.seconds or 0.0) + seconds
+        for event in self.events(rater):
+            answer = answers.setdefault(event["code"], Answer())
+            answer.set(event["field"], event["value"])
+            if event["seconds"] is not None:
+                answer.seconds = (answer.seconds or 0.0) + event["seconds"]
         return answers
 
     def events(self, rater: str | None = None) -> list[dict[str, Any]]:
         """Every event in order, for export and for a rater's own download."""
         clause, values = ("WHERE rater = ?", (rater,)) if rater else ("", ())
-        columns = ("seq", "key", "at", "source", "rater", "code", "field", "value", "seconds")
+        columns = ("seq", *_COLUMNS)
         query = f"SELECT {', '.join(columns)} FROM events {clause} ORDER BY seq"
-        return [
-            {**dict(zip(columns, row, strict=True)), "value": json.loads(row[7])}
-            for row in self._rows(query, values)
-        ]
+        rows = [dict(zip(columns, row, strict=True)) for row in self._rows(query, values)]
+        return [{**row, "value": json.loads(row["value"])} for row in rows]
 
     def sources(self) -> list[str]:
         """The front ends that ratings came through, in the order of their first use."""
@@ -177,7 +160,6 @@ class Store:
         return [row[0] for row in self._rows(query)]
 
     def last_activity(self) -> dict[str, str]:
-        """When each rater last saved something, UTC."""
         return dict(self._rows("SELECT rater, max(at) FROM events GROUP BY rater"))
 
     def snapshot(self, path: Path) -> None:
@@ -194,8 +176,6 @@ class Store:
         with self._lock:
             return self._connection.execute(query, tuple(values)).fetchall()
 
-    # --- links and visits ------------------------------------------------------------------------
-
     def issue_link(self, rater: str) -> str:
         """A new token for this rater; an earlier one and its visits stop working."""
         token = secrets.token_urlsafe(24)
@@ -204,28 +184,22 @@ class Store:
                 "UPDATE links SET revoked_at = ? WHERE rater = ? AND revoked_at IS NULL",
                 (now(), rater),
             )
-            connection.execute(
-                "INSERT INTO links (sha256, rater, issued_at) VALUES (?, ?, ?)",
-                (_hash(token), rater, now()),
-            )
+            row = (_hash(token), rater, now())
+            connection.execute("INSERT INTO links (sha256, rater, issued_at) VALUES (?, ?, ?)", row)
         return token
 
     def linked_raters(self) -> set[str]:
-        """Raters who hold a working link."""
         return {row[0] for row in self._rows("SELECT rater FROM links WHERE revoked_at IS NULL")}
 
     def begin_visit(self, token: str) -> str | None:
         """Swaps a link's token for a cookie value; None when the link does not work."""
-        rows = self._rows(
-            "SELECT sha256 FROM links WHERE sha256 = ? AND revoked_at IS NULL", (_hash(token),)
-        )
-        if not rows:
+        link, cookie = _hash(token), secrets.token_urlsafe(24)
+        if not self._rows("SELECT 1 FROM links WHERE sha256 = ? AND revoked_at IS NULL", (link,)):
             return None
-        cookie = secrets.token_urlsafe(24)
         with self._transaction() as connection:
             connection.execute(
                 "INSERT INTO visits (sha256, link, csrf, began_at) VALUES (?, ?, ?, ?)",
-                (_hash(cookie), rows[0][0], secrets.token_urlsafe(24), now()),
+                (_hash(cookie), link, secrets.token_urlsafe(24), now()),
             )
         return cookie
 
@@ -244,11 +218,7 @@ def _hash(secret: str) -> str:
 
 
 def network_filesystem(path: Path, mounts: Path = Path("/proc/self/mounts")) -> str | None:
-    """The kind of network share this path lies on, or None; WAL's locks do not hold on shares.
-
-    Args:
-        mounts: the kernel's table of mounts; None is the answer where there is none.
-    """
+    """The kind of network share this path is on, or None; WAL's locks do not hold on shares."""
     if not mounts.exists():
         return None
     resolved = path.resolve()

@@ -14,14 +14,13 @@ whoever holds the folder alone stays blind. `unblind` is a logged step that copi
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field
 
@@ -31,6 +30,7 @@ from cbtqa.manifest import FileEntry, now
 from cbtqa.ratings.rubric import Language, Rubric
 from cbtqa.records import NonEmptyText, Record, Risk
 
+RecordT = TypeVar("RecordT", bound=Record)
 FORMAT_VERSION = 1
 QUESTIONS_ONLY = "questions"
 """Stands for the system when the questions themselves are rated."""
@@ -45,6 +45,12 @@ def clean_text(text: str) -> str:
     return _CONTROL.sub("", unix).strip()
 
 
+def column_letters(place: int) -> str:
+    """A, B, ..., Z, AA, AB, ... from 0 on."""
+    before, last = divmod(place, 26)
+    return (column_letters(before - 1) if before else "") + chr(ord("A") + last)
+
+
 class ShownTurn(Record):
     """One turn of a session under rating."""
 
@@ -52,13 +58,18 @@ class ShownTurn(Record):
     text: str
 
 
+def session_text(turns: Iterable[ShownTurn]) -> str:
+    """A session as one text, a numbered line for each turn."""
+    return "\n".join(f"#{n} {turn.role}: {turn.text}" for n, turn in enumerate(turns, 1))
+
+
 class Item(Record):
     """One text to rate, and the question it belongs to."""
 
     id: NonEmptyText
-    """Opaque: tells neither the system nor the question."""
+    """Opaque: reveals neither the system nor the question."""
     arm: NonEmptyText
-    """A letter; the key file says which system it stands for."""
+    """A letter; the key file maps it to a system."""
     question_id: NonEmptyText
     question: str = ""
     description: str = ""
@@ -72,24 +83,12 @@ class Item(Record):
     @property
     def parts(self) -> dict[str, str]:
         """Everything that is shown, by part, empty parts left out."""
-        session = "\n".join(
-            f"#{number} {turn.role}: {turn.text}" for number, turn in enumerate(self.turns, 1)
-        )
-        shown = {
-            "question": self.question,
-            "description": self.description,
-            "answer": self.answer,
-            "session": session,
-        }
+        shown = {name: getattr(self, name) for name in ("question", "description", "answer")}
+        shown["session"] = session_text(self.turns)
         return {name: text for name, text in shown.items() if text}
 
-    @property
-    def text_sha256(self) -> str:
-        """Hash of what is shown: tells an edited text."""
-        return hashlib.sha256("\x1f".join(self.parts.values()).encode()).hexdigest()
-
     def quotes(self, evidence: str) -> bool:
-        """True when the evidence stands in what is shown, or names a turn as `#12`."""
+        """True when the evidence is in what is shown, or names a turn as `#12`."""
         turn = re.fullmatch(r"#\s*(\d{1,6})", evidence.strip())
         if turn and self.turns:
             return 1 <= int(turn[1]) <= len(self.turns)
@@ -138,7 +137,7 @@ class Study(Record):
 
 
 class StudyKey(Record):
-    """Which letter stands for which system. Kept apart from the study until it is unblinded."""
+    """Each letter's system. Kept apart from the study until it is unblinded."""
 
     study_id: NonEmptyText
     systems: dict[str, str]
@@ -157,40 +156,31 @@ class StudyFolder:
 
     @property
     def store_path(self) -> Path:
-        """Where the ratings are."""
         return self.path / "ratings.sqlite"
 
     @property
     def sheets_path(self) -> Path:
-        """Where the sheets are."""
         return self.path / "sheets"
 
     @cached_property
     def by_code(self) -> dict[str, Presentation]:
-        """Presentations by code."""
         return {shown.code: shown for shown in self.plan}
 
     @cached_property
     def _by_rater(self) -> dict[str, tuple[Presentation, ...]]:
-        return {
-            rater: tuple(
-                sorted((p for p in self.plan if p.rater == rater), key=lambda shown: shown.order)
-            )
-            for rater in self.study.raters
-        }
+        plan = sorted(self.plan, key=lambda shown: shown.order)
+        return {name: tuple(p for p in plan if p.rater == name) for name in self.study.raters}
 
     def shown_to(self, rater: str) -> tuple[Presentation, ...]:
-        """This rater's presentations in order."""
         return self._by_rater[rater]
 
     def item_of(self, shown: Presentation) -> Item:
-        """The item of a presentation."""
         return self.items[shown.item_id]
 
     def systems(self) -> dict[str, str] | None:
         """Arm letters to names, or None while the study is blind."""
         path = self.path / "systems.json"
-        return parse_record(StudyKey, read_json(path), str(path)).systems if path.exists() else None
+        return _read_part(StudyKey, path).systems if path.exists() else None
 
     def names_of_arms(self) -> dict[str, str]:
         """Arm letters to what they are called now: names, or the letters while blind."""
@@ -209,11 +199,7 @@ class StudyFolder:
 
 
 def require_new(path: Path, key_path: Path) -> None:
-    """Checks that a study and its key would overwrite nothing.
-
-    Raises:
-        UsageError: the folder already holds something, or the key file exists.
-    """
+    """Raises a UsageError where a study or its key would overwrite something."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UsageError(
             f"{path} is not an empty folder; a study is never written over",
@@ -224,11 +210,7 @@ def require_new(path: Path, key_path: Path) -> None:
 
 
 def write_study(
-    path: Path,
-    study: Study,
-    rubric: Rubric,
-    items: Iterable[Item],
-    plan: Iterable[Presentation],
+    path: Path, study: Study, rubric: Rubric, items: Iterable[Item], plan: Sequence[Presentation]
 ) -> StudyFolder:
     """Writes a new study folder, readable by its owner only; `study.json` comes last."""
     path.mkdir(parents=True, exist_ok=True)
@@ -253,13 +235,13 @@ def open_study(path: Path) -> StudyFolder:
     """
     if not (path / "study.json").exists():
         raise DataError("no study here", where=str(path), hint="make one with: cbtqa rate new")
-    study = parse_record(Study, read_json(path / "study.json"), str(path / "study.json"))
+    study = _read_part(Study, path / "study.json")
     if study.format_version != FORMAT_VERSION:
         raise DataError(
             f"format version {study.format_version}; this cbtqa reads {FORMAT_VERSION}",
             where=str(path / "study.json"),
         )
-    rubric = parse_record(Rubric, read_json(path / "rubric.json"), str(path / "rubric.json"))
+    rubric = _read_part(Rubric, path / "rubric.json")
     if rubric.sha256 != study.rubric_sha256:
         raise DataError(
             "the rubric is not the one the study was made with",
@@ -277,8 +259,11 @@ def open_study(path: Path) -> StudyFolder:
     return StudyFolder(path, study, rubric, items, plan)
 
 
+def _read_part(model: type[RecordT], path: Path) -> RecordT:
+    return parse_record(model, read_json(path), str(path))
+
+
 def write_key(path: Path, key: StudyKey) -> None:
-    """Writes the key file, readable by its owner only."""
     write_json(path, key)
     path.chmod(0o600)
 
@@ -287,13 +272,12 @@ def unblind(folder: StudyFolder, key_path: Path, by: str, n_ratings: int, digest
     """Brings the system names into the study and logs who did it, on which ratings.
 
     Args:
-        by: who unblinds.
         digest: hash of the ratings at this moment, so that later changes show.
 
     Raises:
         DataError: the key belongs to another study, or lacks an arm.
     """
-    key = parse_record(StudyKey, read_json(key_path), str(key_path))
+    key = _read_part(StudyKey, key_path)
     if key.study_id != folder.study.id:
         raise DataError(
             f"this key opens study {key.study_id}, not {folder.study.id}", where=str(key_path)
@@ -304,7 +288,5 @@ def unblind(folder: StudyFolder, key_path: Path, by: str, n_ratings: int, digest
             where=str(key_path),
         )
     folder.log("unblinded", by=by, n_ratings=n_ratings, ratings_sha256=digest)
-    target = folder.path / "systems.json"
-    write_json(target, key)
-    target.chmod(0o600)
+    write_key(folder.path / "systems.json", key)
     return key

@@ -1,8 +1,8 @@
-"""Charts made of bars and intervals, each a function from plain values to one SVG string.
+"""Charts, each a function from plain values to one SVG string.
 
     interval_chart([Interval("Baichuan-7B", 26.5, 25.1, 27.9)], title="BLEU", description="...")
 
-Every value also stands as text in the chart; a missing one says why and is never drawn as zero.
+Every value is also text in the chart; a missing one shows its reason and is never drawn as zero.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from cbtqa.report import words
 from cbtqa.report.svg import (
     SERIES,
     SMALL_SIZE,
@@ -21,13 +22,8 @@ from cbtqa.report.svg import (
     fit_lines,
     fit_size,
     round_ticks,
-    show_number,
     text_width,
 )
-from cbtqa.report.words import count as show_count
-from cbtqa.report.words import count_of, estimate
-from cbtqa.report.words import digits as in_digits
-from cbtqa.report.words import share as percent
 
 ROW = 27.0
 TOP, BOTTOM = 8.0, 30.0
@@ -81,7 +77,7 @@ class HistogramBar:
     n: int
 
 
-def label_width(labels: Sequence[tuple[str, str]]) -> float:
+def _label_width(labels: Sequence[tuple[str, str]]) -> float:
     """Width of a column of row labels, each with its second label or an empty text."""
     widest = max(
         (text_width(a) + (8 + text_width(b, SMALL_SIZE) if b else 0) for a, b in labels), default=0
@@ -89,13 +85,13 @@ def label_width(labels: Sequence[tuple[str, str]]) -> float:
     return min(widest, WIDTH * LABEL_SHARE) + GAP
 
 
-def draw_row_label(canvas: Canvas, y: float, width: float, label: str, second: str = "") -> None:
+def _row_label(canvas: Canvas, y: float, width: float, label: str, second: str = "") -> None:
     """Writes a row's label into the column, in two lines or smaller type where it is too long."""
     room = width - GAP
     used = text_width(label) + 8
     if second and used + text_width(second, SMALL_SIZE) <= room:
         canvas.text(0, y, label)
-        canvas.text(used, y, second, fill="soft", size=SMALL_SIZE)
+        canvas.note(used, y, second)
         return
     if second:
         size = fit_size(label, room, SMALL_SIZE + 0.5)
@@ -107,11 +103,11 @@ def draw_row_label(canvas: Canvas, y: float, width: float, label: str, second: s
         canvas.text(0, y + (place - (len(lines) - 1) / 2) * 12, line, size=size)
 
 
-def draw_legend(canvas: Canvas, x: float, y: float, entries: Sequence[tuple[str, str]]) -> None:
+def _legend(canvas: Canvas, x: float, y: float, entries: Sequence[tuple[str, str]]) -> None:
     """Small squares with their names, left to right; entries are `(colour name, text)`."""
     for fill, text in entries:
         canvas.rect(x, y - 5, 10, 10, fill, radius=2)
-        canvas.text(x + 15, y, text, fill="soft", size=SMALL_SIZE)
+        canvas.note(x + 15, y, text)
         x += 15 + text_width(text, SMALL_SIZE) + 18
 
 
@@ -122,16 +118,16 @@ def bar_chart(
     has_reference = any(bar.reference is not None for bar in bars)
     top = TOP + (22 if has_reference else 0)
     canvas = Canvas(top + ROW * max(1, len(bars)))
-    left = label_width([(bar.label, bar.second_label) for bar in bars])
+    left = _label_width([(bar.label, bar.second_label) for bar in bars])
     right = WIDTH - max((text_width(bar.shown) for bar in bars), default=0) - 10
     highest = max([bar.value for bar in bars] + [bar.reference or 0 for bar in bars] + [0]) or 1
     scale = Scale(0, highest, left, right)
     if has_reference:
         canvas.line((left + 5, TOP - 3), (left + 5, TOP + 11), "mark", width=3)
-        canvas.text(left + 15, TOP + 4, reference_name, fill="soft", size=SMALL_SIZE)
+        canvas.note(left + 15, TOP + 4, reference_name)
     for place, bar in enumerate(bars):
         y = top + ROW * (place + 0.5)
-        draw_row_label(canvas, y, left, bar.label, bar.second_label)
+        _row_label(canvas, y, left, bar.label, bar.second_label)
         canvas.rect(left, y - 7, right - left, 14, "wash", radius=2)
         canvas.rect(left, y - 7, scale(bar.value) - left, 14, "accent", radius=2, tip=bar.shown)
         if bar.reference is not None:
@@ -155,16 +151,22 @@ def interval_chart(
     ticks = round_ticks(
         min(ends, default=0) if low is None else low, max(ends, default=1) if high is None else high
     )
-    shown = [_interval_text(row, digits) for row in rows]
+    show = words.digits(digits)
+    shown = [
+        row.missing if row.value is None else words.estimate(row.value, row.low, row.high, show)
+        for row in rows
+    ]
     canvas = Canvas(TOP + ROW * max(1, len(rows)) + BOTTOM)
-    left = label_width([(row.label, "") for row in rows]) + 6
+    left = _label_width([(row.label, "") for row in rows]) + 6
     right = WIDTH - max((text_width(text) for text in shown), default=0) - GAP - 6
     scale = Scale(ticks[0], ticks[-1], left, right)
     floor = TOP + ROW * max(1, len(rows))
-    _vertical_grid(canvas, scale, ticks, floor)
+    for tick in ticks:
+        canvas.line((scale(tick), TOP), (scale(tick), floor))
+        canvas.note(scale(tick), floor + 14, words.general(tick), "middle")
     for place, (row, text) in enumerate(zip(rows, shown, strict=True)):
         y = TOP + ROW * (place + 0.5)
-        draw_row_label(canvas, y, left - 6, row.label)
+        _row_label(canvas, y, left - 6, row.label)
         fill = "soft" if row.value is None else "ink"
         canvas.text(WIDTH, y, text, anchor="end", fill=fill)
         if row.low is not None and row.high is not None:
@@ -176,53 +178,25 @@ def interval_chart(
     return canvas.to_svg(title, description)
 
 
-def _interval_text(row: Interval, digits: int) -> str:
-    return (
-        row.missing
-        if row.value is None
-        else estimate(row.value, row.low, row.high, in_digits(digits))
-    )
-
-
-def _vertical_grid(canvas: Canvas, scale: Scale, ticks: Sequence[float], floor: float) -> None:
-    for tick in ticks:
-        canvas.line((scale(tick), TOP), (scale(tick), floor))
-        canvas.text(
-            scale(tick),
-            floor + 14,
-            show_number(tick),
-            anchor="middle",
-            fill="soft",
-            size=SMALL_SIZE,
-        )
-
-
 def stacked_bars(
     rows: Sequence[Levels], levels: Sequence[str], *, title: str, description: str
 ) -> Markup:
     """Shares of each level, a row per system; for ratings on 0-1-2 the paper's three levels."""
     fills = [f"level-{k}" for k in range(3)] if len(levels) == 3 else SERIES[: len(levels)]
     canvas = Canvas(TOP + 26 + ROW * max(1, len(rows)))
-    left = label_width([(row.label, "") for row in rows])
+    left = _label_width([(row.label, "") for row in rows])
     right = WIDTH - max((text_width(row.shown) + GAP for row in rows if row.shown), default=0)
-    draw_legend(canvas, left, TOP + 4, list(zip(fills, levels, strict=True)))
+    _legend(canvas, left, TOP + 4, list(zip(fills, levels, strict=True)))
     for place, row in enumerate(rows):
         y, total, x = TOP + 26 + ROW * (place + 0.5), sum(row.counts), left
-        draw_row_label(canvas, y, left, row.label)
+        _row_label(canvas, y, left, row.label)
         for fill, level, count in zip(fills, levels, row.counts, strict=True):
             width = (right - left) * count / total if total else 0
-            share = percent(count / total, 0) if total else ""
+            share = words.share(count / total, 0) if total else ""
             canvas.rect(x, y - 9, width, 18, fill, tip=f"{row.label}, {level}: {count} ({share})")
             if width > text_width(share, SMALL_SIZE) + 8:
-                is_dark = fill not in ("level-0", "level-1")
-                canvas.text(
-                    x + width / 2,
-                    y,
-                    share,
-                    anchor="middle",
-                    size=SMALL_SIZE,
-                    fill="on-dark" if is_dark else "on-light",
-                )
+                inner = "on-light" if fill in ("level-0", "level-1") else "on-dark"
+                canvas.note(x + width / 2, y, share, "middle", inner)
             x += width
         canvas.text(WIDTH, y, row.shown, anchor="end")
     return canvas.to_svg(title, description)
@@ -240,13 +214,7 @@ def histogram(
     canvas = Canvas(height)
     top, floor = TOP + 20, height - BOTTOM
     ticks = round_ticks(0, max((bar.n for bar in bars), default=1), 4)
-    left = max(text_width(show_number(tick), SMALL_SIZE) for tick in ticks) + 10
-    y = Scale(0, ticks[-1], floor, top)
-    for tick in ticks:
-        canvas.line((left, y(tick)), (WIDTH, y(tick)))
-        canvas.text(
-            left - 7, y(tick), show_number(tick), anchor="end", fill="soft", size=SMALL_SIZE
-        )
+    left, y = _left_axis(canvas, ticks, floor, top, WIDTH)
     step = (WIDTH - left) / max(1, len(bars))
     every = max(1, round(len(bars) / 10))
     for place, bar in enumerate(bars):
@@ -255,46 +223,28 @@ def histogram(
         fill = "accent-soft" if bar.high is None else "accent"
         canvas.rect(x + 1, y(bar.n), step - 2, floor - y(bar.n), fill, tip=f"{span}: {bar.n}")
         if bar.high is None:
-            canvas.text(
-                x + step / 2,
-                floor + 14,
-                f"≥{bar.low:g}",
-                anchor="middle",
-                fill="soft",
-                size=SMALL_SIZE,
-            )
+            canvas.note(x + step / 2, floor + 14, f"≥{bar.low:g}", "middle")
         elif place % every == 0 and place < len(bars) - 1:
-            canvas.text(
-                x, floor + 14, show_number(bar.low), anchor="middle", fill="soft", size=SMALL_SIZE
-            )
-    _histogram_marks(canvas, bars, marks, left, step, floor)
+            canvas.note(x, floor + 14, words.general(bar.low), "middle")
+    closed = [bar for bar in bars if bar.high is not None]
+    for value, text in marks if closed else ():
+        x = Scale(closed[0].low, closed[-1].high or 0, left, left + step * len(closed))(value)
+        canvas.line((x, TOP + 14), (x, floor), "mark", width=1.5, dash="4 3")
+        anchor = "end" if x > WIDTH * 0.75 else "middle" if x > 80 else "start"
+        canvas.note(x, TOP + 4, text, anchor, "mark")
     return canvas.to_svg(title, description)
 
 
-def _histogram_marks(
-    canvas: Canvas,
-    bars: Sequence[HistogramBar],
-    marks: Sequence[tuple[float, str]],
-    left: float,
-    step: float,
-    floor: float,
-) -> None:
-    closed = [bar for bar in bars if bar.high is not None]
-    if not closed:
-        return
-    scale = Scale(closed[0].low, closed[-1].high or 0, left, left + step * len(closed))
-    for value, text in marks:
-        x = scale(value)
-        canvas.line((x, TOP + 14), (x, floor), "mark", width=1.5, dash="4 3")
-        is_late = x > WIDTH * 0.75
-        canvas.text(
-            x,
-            TOP + 4,
-            text,
-            anchor="end" if is_late else "middle" if x > 80 else "start",
-            fill="mark",
-            size=SMALL_SIZE,
-        )
+def _left_axis(
+    canvas: Canvas, ticks: Sequence[float], floor: float, top: float, right: float
+) -> tuple[float, Scale]:
+    """Draws the ticks' numbers and lines; gives back the plot's left edge and the scale."""
+    left = max(text_width(words.general(tick), SMALL_SIZE) for tick in ticks) + 12
+    scale = Scale(ticks[0], ticks[-1], floor, top)
+    for tick in ticks:
+        canvas.line((left, scale(tick)), (right, scale(tick)))
+        canvas.note(left - 8, scale(tick), words.general(tick), "end")
+    return left, scale
 
 
 def flow_bar(
@@ -307,14 +257,14 @@ def flow_bar(
     """
     if sum(n for _, n in parts) != n_total:
         raise ValueError(f"the parts add up to {sum(n for _, n in parts)}, not {n_total}")
-    shown = [f"{name} {show_count(n)}" for name, n in parts[1:]]
+    shown = [f"{name} {words.count(n)}" for name, n in parts[1:]]
     places = _flow_legend(shown)
     canvas, x = Canvas(34.0 + (20.0 * (places[-1][1] + 1) if places else 0)), 0.0
     for place, (name, n) in enumerate(parts):
         width = WIDTH * n / n_total if n_total else 0
         fill = "accent" if place == 0 else "mark"
         faded = 1 if place == 0 else max(0.3, 1 - 0.18 * (place - 1))
-        tip = f"{name}  {count_of(n, n_total)}" if n_total else name
+        tip = f"{name}  {words.count_of(n, n_total)}" if n_total else name
         canvas.rect(x, 6, max(width - 1, 1 if n else 0), 22, fill, radius=2, opacity=faded, tip=tip)
         if place == 0 and width > text_width(tip) + 16:
             canvas.text(x + 10, 17, tip, fill="on-dark")
@@ -322,7 +272,7 @@ def flow_bar(
             left, row = places[place - 1]
             canvas.rect(left, 41 + 20 * row, 10, 10, fill, radius=2, opacity=faded)
             text = shown[place - 1]
-            canvas.text(left + 15, 46 + 20 * row, text, fill="soft", size=SMALL_SIZE)
+            canvas.note(left + 15, 46 + 20 * row, text)
         x += width
     return canvas.to_svg(title, description)
 
@@ -338,12 +288,6 @@ def _flow_legend(texts: Sequence[str]) -> list[tuple[float, int]]:
         places.append((x, row))
         x += width
     return places
-
-
-# --- plots ---------------------------------------------------------------------------------------
-# Charts on two axes: heat map, lines with bands, reliability of stated confidence.
-#
-# line_chart([Line("loss", ((0, 2.1), (100, 1.4)))], title="Training", description="...")
 
 
 @dataclass(frozen=True)
@@ -365,50 +309,29 @@ def heat_map(
     digits: int = 0,
 ) -> Markup:
     """A table shaded by value; None is an empty cell."""
-    left = label_width([(label, "") for label in rows])
+    left = _label_width([(label, "") for label in rows])
     step = min(64.0, (WIDTH - left) / max(1, len(columns)))
     longest = max((text_width(label, SMALL_SIZE) for label in columns), default=0)
     top = TOP + min(longest, 120) * 0.62 + 16
-    canvas = Canvas(top + ROW * len(rows) + 4, WIDTH)
+    canvas = Canvas(top + ROW * len(rows) + 4)
     highest = max((v for line in values for v in line if v is not None), default=0) or 1
     for place, label in enumerate(columns):
         x = left + step * (place + 0.5)
-        canvas.text(
-            x - 4,
-            top - 12,
-            label,
-            turn=-38,
-            fill="soft",
-            size=fit_size(label, 120, SMALL_SIZE),
-        )
+        size = fit_size(label, 120, SMALL_SIZE)
+        canvas.text(x - 4, top - 12, label, turn=-38, fill="soft", size=size)
     for i, (label, line) in enumerate(zip(rows, values, strict=True)):
         y = top + ROW * (i + 0.5)
-        draw_row_label(canvas, y, left, label)
+        _row_label(canvas, y, left, label)
         for j, value in enumerate(line):
             x = left + step * j
-            canvas.rect(x + 1, y - ROW / 2 + 1, step - 2, ROW - 2, "wash", radius=2)
+            cell = (x + 1, y - ROW / 2 + 1, step - 2, ROW - 2)
+            canvas.rect(*cell, "wash", radius=2)
             if value is None:
                 continue
-            share = max(value, 0) / highest
-            tip = f"{label} × {columns[j]}: {show_number(value, digits)}"
-            canvas.rect(
-                x + 1,
-                y - ROW / 2 + 1,
-                step - 2,
-                ROW - 2,
-                "accent",
-                radius=2,
-                opacity=share * 0.96,
-                tip=tip,
-            )
-            canvas.text(
-                x + step / 2,
-                y,
-                show_number(value, digits),
-                anchor="middle",
-                fill="on-dark" if share > 0.55 else "ink",
-                size=SMALL_SIZE,
-            )
+            share, shown = max(value, 0) / highest, words.number(value, digits)
+            tip = f"{label} × {columns[j]}: {shown}"
+            canvas.rect(*cell, "accent", radius=2, opacity=share * 0.96, tip=tip)
+            canvas.note(x + step / 2, y, shown, "middle", "on-dark" if share > 0.55 else "ink")
     return canvas.to_svg(title, description)
 
 
@@ -421,42 +344,26 @@ def line_chart(
     y_name: str = "",
     height: float = 260.0,
 ) -> Markup:
-    """Lines with their bands on common axes; each line's name stands in the legend."""
+    """Lines with their bands on common axes; each line's name is in the legend."""
     canvas = Canvas(height)
     xs = [x for line in lines for x, _ in line.points] or [0.0, 1.0]
     ys = [y for line in lines for _, y in line.points] or [0.0, 1.0]
     ys += [end for line in lines for _, *ends in line.band for end in ends]
     x_ticks, y_ticks = round_ticks(min(xs), max(xs), 7), round_ticks(min(ys), max(ys))
-    left = max(text_width(show_number(tick), SMALL_SIZE) for tick in y_ticks) + 12
     floor, top = height - BOTTOM - (16 if x_name else 0), TOP + 30
-    x, y = Scale(min(xs), max(xs), left, WIDTH - 12), Scale(y_ticks[0], y_ticks[-1], floor, top)
-    for tick in y_ticks:
-        canvas.line((left, y(tick)), (WIDTH - 12, y(tick)))
-        canvas.text(
-            left - 8, y(tick), show_number(tick), anchor="end", fill="soft", size=SMALL_SIZE
-        )
+    left, y = _left_axis(canvas, y_ticks, floor, top, WIDTH - 12)
+    x = Scale(min(xs), max(xs), left, WIDTH - 12)
     for tick in x_ticks:
         if min(xs) <= tick <= max(xs):
-            canvas.text(
-                x(tick),
-                floor + 14,
-                show_number(tick),
-                anchor="middle",
-                fill="soft",
-                size=SMALL_SIZE,
-            )
-    canvas.text(WIDTH - 12, height - 10, x_name, anchor="end", fill="soft", size=SMALL_SIZE)
-    canvas.text(0, TOP + 4, y_name, fill="soft", size=SMALL_SIZE)
+            canvas.note(x(tick), floor + 14, words.general(tick), "middle")
+    canvas.note(WIDTH - 12, height - 10, x_name, "end")
+    canvas.note(0, TOP + 4, y_name)
     start = text_width(y_name, SMALL_SIZE) + 24 if y_name else left
-    draw_legend(
-        canvas,
-        start,
-        TOP + 4,
-        [(SERIES[k % len(SERIES)], line.label) for k, line in enumerate(lines)],
-    )
+    fills = [SERIES[k % len(SERIES)] for k in range(len(lines))]
+    names = [line.label for line in lines]
+    _legend(canvas, start, TOP + 4, list(zip(fills, names, strict=True)))
     dashes = (None, "7 4", "2 3", "9 3 2 3")
-    for k, line in enumerate(lines):
-        fill = SERIES[k % len(SERIES)]
+    for k, (fill, line) in enumerate(zip(fills, lines, strict=True)):
         upper = [(x(at), y(high)) for at, _, high in line.band]
         lower = [(x(at), y(low)) for at, low, _ in reversed(line.band)]
         if line.band:

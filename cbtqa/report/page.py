@@ -29,12 +29,6 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 
-# --- fonts ---------------------------------------------------------------------------------------
-# Which slices of the embedded Chinese font a text needs, and the CSS that carries them.
-#
-# The slices in `fonts/` (woff2, OFL 1.1, made by `scripts/make_font`) together hold GB2312,
-# Latin, punctuation and mathematical signs. A page embeds only those whose characters it shows.
-
 FAMILY = "cbtqa Sans SC"
 
 
@@ -62,16 +56,9 @@ def font_css(text: str) -> str:
 @cache
 def _face(name: str) -> str:
     data = base64.b64encode((files("cbtqa.report") / "fonts" / f"{name}.woff2").read_bytes())
-    return (
-        f"@font-face{{font-family:'{FAMILY} {name}';font-display:block;"
-        f"src:url(data:font/woff2;base64,{data.decode()}) format('woff2')}}\n"
-    )
+    source = f"url(data:font/woff2;base64,{data.decode()}) format('woff2')"
+    return f"@font-face{{font-family:'{FAMILY} {name}';font-display:block;src:{source}}}\n"
 
-
-# --- wording -------------------------------------------------------------------------------------
-# Phrases in Chinese and English, read from YAML files beside the code that shows them.
-#
-# wording = load_wording("cbtqa.dataset", "report.yaml") wording["sections.splits"].fill(n=4).zh
 
 Lang = Literal["zh", "en"]
 
@@ -83,10 +70,15 @@ class Phrase(Record):
     en: str
 
     def fill(self, **values: object) -> Phrase:
-        """The phrase with every hole filled once; a missing value is a KeyError."""
-        return Phrase(
-            zh=Template(self.zh).substitute(values), en=Template(self.en).substitute(values)
-        )
+        """The phrase with every hole filled once; a missing value is a KeyError.
+
+        A value that is a phrase itself fills each language with its text of that language.
+        """
+        filled = {}
+        for lang, text in (("zh", self.zh), ("en", self.en)):
+            own = {k: getattr(v, lang) if isinstance(v, Phrase) else v for k, v in values.items()}
+            filled[lang] = Template(text).substitute(own)
+        return Phrase(**filled)
 
     def first(self, lang: Lang) -> str:
         """The text in the page's main language."""
@@ -117,12 +109,9 @@ def _leaves(prefix: str, node: dict[str, Any]) -> Iterator[tuple[str, Phrase]]:
             yield from _leaves(f"{prefix}{key}.", value)
 
 
-# --- page ----------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Head:
-    """What stands above and below the body of a page."""
+    """What is above and below the body of a page."""
 
     title: Phrase
     kicker: Phrase
@@ -132,7 +121,8 @@ class Head:
 
 
 @cache
-def _environment(package: str) -> Environment:
+def template_environment(package: str) -> Environment:
+    """The templates of a room beside those of every page; what is not `Markup` is escaped."""
     from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -148,7 +138,7 @@ def _environment(package: str) -> Environment:
 
 def render_page(package: str, template: str, head: Head, **values: object) -> str:
     """The page as one HTML document, from a template in `package/templates`; values are escaped."""
-    environment = _environment(package)
+    environment = template_environment(package)
     sections: list[tuple[str, Phrase]] = []
 
     def begin_section(anchor: str, title: Phrase) -> int:

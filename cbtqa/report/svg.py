@@ -1,7 +1,7 @@
 """Drawing primitives: a canvas that becomes one SVG string, scales, round ticks, text widths.
 
 Text stays text, so it can be searched, read aloud and set in the page's font. Colours are CSS
-variables with a fallback: inside a page they follow its light or dark theme, alone they stand.
+variables with a fallback: inside a page they follow its light or dark theme, alone they keep the fallback.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from markupsafe import Markup, escape
-
-from cbtqa.report.words import general, number
 
 WIDTH = 720.0
 """User units across; the page scales the drawing to the column."""
@@ -101,11 +99,6 @@ def round_ticks(low: float, high: float, n_about: int = 5) -> tuple[float, ...]:
     return tuple(round(k * step, 12) for k in range(first, max(last, first + 1) + 1))
 
 
-def show_number(value: float, digits: int | None = None) -> str:
-    """A number for people: thousands apart, no needless zeros unless `digits` are asked for."""
-    return general(value) if digits is None else number(value, digits)
-
-
 def _attributes(values: dict[str, object]) -> str:
     return "".join(
         f' {name.replace("_", "-")}="{escape(_plain(value))}"'
@@ -123,7 +116,6 @@ class Canvas:
     """Collects shapes; `to_svg` gives the finished drawing."""
 
     height: float
-    width: float = WIDTH
     _parts: list[str] = field(default_factory=list)
 
     def add(self, tag: str, tip: str | None = None, **attributes: object) -> None:
@@ -141,10 +133,8 @@ class Canvas:
         fill: str = "ink",
         size: float = TEXT_SIZE,
         turn: float = 0.0,
-        tip: str | None = None,
     ) -> None:
         """Adds a line of text; `y` is its optical middle."""
-        inner = f"<title>{escape(tip)}</title>" if tip else ""
         attributes = {
             "x": x,
             "y": y,
@@ -153,7 +143,12 @@ class Canvas:
             "style": f"fill:{colour(fill)};font-size:{size:g}px",
             "transform": f"rotate({turn:g} {x:.2f} {y:.2f})" if turn else None,
         }
-        self._parts.append(f"<text{_attributes(attributes)}>{inner}{escape(text)}</text>")
+        self._parts.append(f"<text{_attributes(attributes)}>{escape(text)}</text>")
+
+    def note(
+        self, x: float, y: float, text: str, anchor: str = "start", fill: str = "soft"
+    ) -> None:
+        self.text(x, y, text, anchor=anchor, fill=fill, size=SMALL_SIZE)
 
     def rect(
         self,
@@ -167,18 +162,9 @@ class Canvas:
         opacity: float = 1.0,
         tip: str | None = None,
     ) -> None:
-        """Adds a filled rectangle."""
         style = f"fill:{colour(fill)}" + (f";fill-opacity:{opacity:.3g}" if opacity < 1 else "")
-        self.add(
-            "rect",
-            tip,
-            x=x,
-            y=y,
-            width=max(width, 0.0),
-            height=max(height, 0.0),
-            rx=radius or None,
-            style=style,
-        )
+        size = {"width": max(width, 0.0), "height": max(height, 0.0)}
+        self.add("rect", tip, x=x, y=y, **size, rx=radius or None, style=style)
 
     def line(
         self,
@@ -190,7 +176,6 @@ class Canvas:
         dash: str | None = None,
         tip: str | None = None,
     ) -> None:
-        """Adds a straight line."""
         style = f"stroke:{colour(stroke)};stroke-width:{width:g}"
         style += f";stroke-dasharray:{dash}" if dash else ""
         self.add("line", tip, x1=start[0], y1=start[1], x2=end[0], y2=end[1], style=style)
@@ -205,22 +190,20 @@ class Canvas:
     def polyline(
         self, points: Sequence[tuple[float, float]], stroke: str, *, dash: str | None = None
     ) -> None:
-        """Adds a line through the points."""
         style = f"fill:none;stroke:{colour(stroke)};stroke-width:2;stroke-linejoin:round"
         style += f";stroke-dasharray:{dash}" if dash else ""
         self.add("polyline", points=_points(points), style=style)
 
     def area(self, points: Sequence[tuple[float, float]], fill: str, opacity: float) -> None:
-        """Adds a filled outline."""
         style = f"fill:{colour(fill)};fill-opacity:{opacity:g}"
         self.add("polygon", points=_points(points), style=style)
 
     def to_svg(self, title: str, description: str) -> Markup:
-        """The drawing; title and description are what a screen reader says instead of it."""
+        """The drawing; title and description are what a screen reader reads instead."""
         body = "".join(self._parts)
         key = hashlib.sha256(f"{title}\0{description}\0{body}".encode()).hexdigest()[:10]
         return Markup(
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width:g} {self.height:g}"'
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH:g} {self.height:g}"'
             f' role="img" aria-labelledby="t{key} d{key}" style="font-family:{escape(FONT)}">'
             f'<title id="t{key}">{escape(title)}</title>'
             f'<desc id="d{key}">{escape(description)}</desc>{body}</svg>'

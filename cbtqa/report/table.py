@@ -4,7 +4,7 @@
     table.cells(), table.markdown(), table.latex(), table.csv(), table.records(), table.to_pandas()
 
 Rows hold values, not text: `cbtqa.report.words` writes them where people read, and programs get
-them as they are. What is missing is None, and `Estimate(None, reason="...")` says why.
+them as they are. What is missing is None, and `Estimate(None, reason="...")` gives the reason.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from cbtqa.errors import MissingExtraError
 from cbtqa.report.page import Lang, Phrase
 from cbtqa.report.words import GAP, Show, count, digits, estimate
 
@@ -80,7 +79,6 @@ class Table:
 
     @property
     def heads(self) -> list[Phrase | str]:
-        """What stands above the columns."""
         return [column.head for column in self._columns]
 
     @property
@@ -102,11 +100,9 @@ class Table:
             yield text
 
     def title_in(self, lang: Lang = "en") -> str:
-        """The title as plain text in one language."""
         return _plain(self.title, lang)
 
     def cells(self, lang: Lang = "en") -> tuple[list[str], list[list[str]]]:
-        """Heads and rows as plain text in one language."""
         heads = [_plain(head, lang) for head in self.heads]
         rows = [
             [
@@ -118,7 +114,6 @@ class Table:
         return heads, rows
 
     def markdown(self, lang: Lang = "en") -> str:
-        """A GitHub table."""
         heads, rows = self.cells(lang)
         rules = ["---:" if right else "---" for right in self.is_figures]
         lines = [[markdown_cell(text) for text in heads], rules]
@@ -165,15 +160,8 @@ class Table:
         return stream.getvalue()
 
     def to_pandas(self) -> pandas.DataFrame:
-        """A data frame of `records`.
+        import pandas
 
-        Raises:
-            MissingExtraError: pandas is not installed.
-        """
-        try:
-            import pandas
-        except ImportError:
-            raise MissingExtraError("pandas", "hub") from None
         return pandas.DataFrame(self.records())
 
 

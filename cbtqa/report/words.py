@@ -14,7 +14,7 @@ GAP = "-"
 Show = Callable[[float | None], str]
 """Writes a number of one kind."""
 LEAST_P = 0.0001
-"""Below it a p-value is only said to be below."""
+"""Below it a p-value is written as `< 0.0001`."""
 
 
 def number(value: float | None, digits: int = 2) -> str:
@@ -88,7 +88,7 @@ def money(amount: float | None, currency: str | None = "") -> str:
 
 
 def seconds(value: float | None) -> str:
-    """Seconds as a person says them: `45 s`, `12 min`, `3 h 05 min`."""
+    """Seconds for people: `45 s`, `12 min`, `3 h 05 min`."""
     if value is None:
         return GAP
     if value < 90:

@@ -7,21 +7,20 @@ A table is `(raters, items)`: one row per rater, one column per item, None or Na
 A coefficient that the data do not define (all ratings alike, nothing rated twice) comes back with
 value None and the reason in words, never as NaN and never as 0 or 1. Reading aid for alpha: .80
 and above is good, .667 to .80 tentative (Krippendorff, Content Analysis, ch. 12).
-
-Intraclass correlation is in `intraclass`, rank correlation and concordance in `tests_of_arms`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from itertools import combinations
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
-from cbtqa.errors import DataError
+from cbtqa.errors import DataError, MissingExtraError
 from cbtqa.records import NonEmptyText, Record
 
 Level = Literal["nominal", "ordinal", "interval", "ratio"]
@@ -60,12 +59,7 @@ class Coefficient(Record):
 
 
 def as_table(cells: Cells) -> Floats:
-    """A `(raters, items)` float array with NaN in the gaps.
-
-    Raises:
-        ValueError: rows of unequal length.
-        DataError: no row at all.
-    """
+    """A `(raters, items)` float array with NaN in the gaps; a DataError without any row."""
     if not len(cells):
         raise DataError("no ratings to compare: not one rater has a row")
     if isinstance(cells, np.ndarray):
@@ -76,27 +70,22 @@ def as_table(cells: Cells) -> Floats:
     return np.array(rows, dtype=np.float64).reshape(len(rows), -1)
 
 
-# --- Krippendorff's alpha ------------------------------------------------------------------------
-
-
 def krippendorff_alpha(
     cells: Cells, level: Level = "ordinal", *, n_resamples: int = 0, seed: int = 0
 ) -> Coefficient:
     """Krippendorff's alpha; any number of raters, gaps allowed.
 
-    Works on counts of values per item, so the cost grows with items times distinct values, not
-    with the square of the ratings.
-
     Args:
         n_resamples: bootstrap replicates over items for the interval; 0 gives none. A replicate
-            without variation is left out of the percentiles.
+            without variation is left out.
 
     Source: Krippendorff, Content Analysis (2004), section 11.3; differences as in his
         "Computing Krippendorff's Alpha-Reliability" (2011).
     """
     table = as_table(cells)
     values = np.unique(table[~np.isnan(table)])
-    counts = _count_values(table, values)
+    # how often each item got each value: (items, values)
+    counts = (table[:, :, None] == values).sum(axis=0).astype(float)
     counts = counts[counts.sum(axis=1) >= 2]
     name, n_items, n_ratings = f"alpha_{level}", len(counts), int(counts.sum())
     if not n_items:
@@ -106,8 +95,14 @@ def krippendorff_alpha(
         return undefined(name, NO_VARIATION, n_items, n_ratings)
     low = high = None
     if n_resamples:
-        weights = _resampled_weights(n_items, n_resamples, seed)
-        low, high = _percentiles(_alphas(counts, values, level, weights))
+        generator = np.random.default_rng(seed)
+        draws = [generator.integers(0, n_items, n_items) for _ in range(n_resamples)]
+        weights = np.stack([np.bincount(one, minlength=n_items) for one in draws], dtype=float)
+        replicates = _alphas(counts, values, level, weights)
+        kept = replicates[~np.isnan(replicates)]
+        if len(kept):
+            tail = 50 * (1 - CONFIDENCE)
+            low, high = map(float, np.percentile(kept, [tail, 100 - tail]))
     return Coefficient(
         name=name, value=value, low=low, high=high, n_items=n_items, n_ratings=n_ratings
     )
@@ -142,37 +137,6 @@ def _squared_distances(values: Floats, margin: Floats, level: Level) -> Floats:
         total = values[:, None] + values[None, :]
         difference = np.divide(difference, total, out=np.zeros_like(difference), where=total != 0)
     return difference**2
-
-
-def _resampled_weights(n_items: int, n_resamples: int, seed: int) -> Floats:
-    generator = np.random.default_rng(seed)
-    return np.stack(
-        [
-            np.bincount(generator.integers(0, n_items, n_items), minlength=n_items)
-            for _ in range(n_resamples)
-        ],
-        dtype=np.float64,
-    )
-
-
-def _count_values(table: Floats, values: Floats) -> Floats:
-    """How often each item got each value: `(items, values)`."""
-    counts = np.zeros((table.shape[1], len(values)))
-    for column, value in enumerate(values):
-        counts[:, column] = (table == value).sum(axis=0)
-    return counts
-
-
-def _percentiles(replicates: Floats) -> tuple[float | None, float | None]:
-    kept = replicates[~np.isnan(replicates)]
-    if len(kept) == 0:
-        return None, None
-    tail = 50 * (1 - CONFIDENCE)
-    low, high = np.percentile(kept, [tail, 100 - tail])
-    return float(low), float(high)
-
-
-# --- kappas --------------------------------------------------------------------------------------
 
 
 def cohen_kappa(
@@ -212,9 +176,6 @@ def cohen_kappa(
     return Coefficient(name=name, value=value, n_items=n, n_ratings=2 * n)
 
 
-# --- plain shares -------------------------------------------------------------------------------
-
-
 def agreement_share(cells: Cells, tolerance: float = 0.0) -> Coefficient:
     """Share of rater pairs, over all items, whose ratings differ by at most `tolerance`."""
     table = as_table(cells)
@@ -237,3 +198,11 @@ def agreement_share(cells: Cells, tolerance: float = 0.0) -> Coefficient:
 def undefined(name: str, reason: str, n_items: int = 0, n_ratings: int = 0) -> Coefficient:
     """A coefficient that the data do not define, with the reason."""
     return Coefficient(name=name, value=None, n_items=n_items, n_ratings=n_ratings, reason=reason)
+
+
+def import_scipy(module: str) -> Any:
+    """A module of scipy, or a MissingExtraError."""
+    try:
+        return import_module(f"scipy.{module}")
+    except ModuleNotFoundError:
+        raise MissingExtraError("scipy", "rate") from None

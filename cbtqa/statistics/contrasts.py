@@ -16,6 +16,7 @@ import numpy as np
 from cbtqa.records import NonEmptyText, Record
 from cbtqa.statistics.agreement import Floats
 from cbtqa.statistics.mixed_model import Effect, MixedFit, make_effect
+from cbtqa.statistics.resampling import step_down
 from cbtqa.statistics.tests_of_arms import chi2_tail
 
 
@@ -93,16 +94,8 @@ def pairwise(fit: MixedFit, rows: Sequence[Floats], arms: Sequence[str]) -> list
 
 def holm_sidak(p_values: Sequence[float]) -> list[float]:
     """p-values adjusted for testing them all, in the order given. Source: Sidak 1967; Holm 1979."""
-    order = sorted(range(len(p_values)), key=p_values.__getitem__)
-    adjusted = [0.0] * len(p_values)
-    running = 0.0
-    for rank, index in enumerate(order):
-        left = len(p_values) - rank
-        # 1 - (1 - p)^left, without losing p-values below 1e-16 to rounding
-        raised = -math.expm1(left * math.log1p(-p_values[index])) if p_values[index] < 1 else 1.0
-        running = max(running, raised)
-        adjusted[index] = running
-    return adjusted
+    # 1 - (1 - p)^n, without losing p-values below 1e-16 to rounding
+    return step_down(p_values, lambda p, n: -math.expm1(n * math.log1p(-p)) if p < 1 else 1.0)
 
 
 def explained_variance(fit: MixedFit, x: Floats) -> ExplainedVariance:

@@ -3,40 +3,26 @@
     intraclass_correlation(table, "A").value          # one rater's absolute agreement, ICC(2,1)
     intraclass_correlation(table, "A", of_mean=True)  # the mean of all raters, ICC(2,k)
 
-A table is `(raters, items)` without gaps; `agreement` says what a coefficient without value means.
+A table is `(raters, items)` without gaps; see `agreement` for coefficients without value.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from cbtqa.errors import MissingExtraError
 from cbtqa.statistics.agreement import (
     CONFIDENCE,
     NO_VARIATION,
     Cells,
     Coefficient,
-    Floats,
     as_table,
+    import_scipy,
     undefined,
 )
 
 IccForm = Literal["1", "A", "C"]
-
-
-@dataclass(frozen=True)
-class _Anova:
-    """Mean squares of a complete table of `n` items and `k` raters."""
-
-    n: int
-    k: int
-    rows: float
-    columns: float
-    error: float
-    within: float
 
 
 def intraclass_correlation(
@@ -49,90 +35,61 @@ def intraclass_correlation(
             is often called ICC2), `C` two-way consistency (ICC3).
         of_mean: the reliability of the mean of the k raters instead of a single one.
 
-    Raises:
-        MissingExtraError: scipy, whose F quantiles make the interval, is not installed.
-
     Source: McGraw & Wong 1996, tables 4 and 7.
     """
     table = as_table(cells)
     name = f"icc_{form}_{'k' if of_mean else '1'}"
-    n_ratings = int((~np.isnan(table)).sum())
-    if np.isnan(table).any():
-        n_gaps = int(np.isnan(table).any(axis=0).sum())
-        reason = f"{n_gaps} of {table.shape[1]} items lack a rating; the ICC wants a full table"
-        return undefined(name, reason, table.shape[1], n_ratings)
-    if table.shape[0] < 2 or table.shape[1] < 2:
-        return undefined(name, "needs two raters and two items", table.shape[1], n_ratings)
-    anova = _mean_squares(table)
-    if anova.rows + anova.columns + anova.error <= 1e-12:
-        return undefined(name, NO_VARIATION, anova.n, n_ratings)
-    single = _single_icc(anova, form)
-    low, high = _single_icc_interval(anova, form, single)
-    if of_mean:
-        single, low, high = (_spearman_brown(r, anova.k) for r in (single, low, high))
-    if single is None:
-        reason = "raters disagree more than items differ; the reliability of a mean is undefined"
-        return undefined(name, reason, anova.n, n_ratings)
-    return Coefficient(
-        name=name, value=single, low=low, high=high, n_items=anova.n, n_ratings=n_ratings
-    )
-
-
-def _mean_squares(table: Floats) -> _Anova:
     k, n = table.shape
+    n_ratings = int((~np.isnan(table)).sum())
+    if n_gaps := int(np.isnan(table).any(axis=0).sum()):
+        reason = f"{n_gaps} of {n} items lack a rating; the ICC wants a full table"
+        return undefined(name, reason, n, n_ratings)
+    if k < 2 or n < 2:
+        return undefined(name, "needs two raters and two items", n, n_ratings)
     grand = table.mean()
-    rows = k * ((table.mean(axis=0) - grand) ** 2).sum()
-    columns = n * ((table.mean(axis=1) - grand) ** 2).sum()
-    total = ((table - grand) ** 2).sum()
-    error = max(total - rows - columns, 0.0)  # rounding may leave -1e-16
-    return _Anova(
-        n=n,
-        k=k,
-        rows=float(rows / (n - 1)),
-        columns=float(columns / (k - 1)),
-        error=float(error / ((n - 1) * (k - 1))),
-        within=float((columns + error) / (n * (k - 1))),
-    )
+    ss_rows = k * ((table.mean(axis=0) - grand) ** 2).sum()
+    ss_columns = n * ((table.mean(axis=1) - grand) ** 2).sum()
+    # rounding may leave -1e-16
+    ss_error = max(((table - grand) ** 2).sum() - ss_rows - ss_columns, 0.0)
+    rows, columns = float(ss_rows / (n - 1)), float(ss_columns / (k - 1))
+    error = float(ss_error / ((n - 1) * (k - 1)))
+    if rows + columns + error <= 1e-12:
+        return undefined(name, NO_VARIATION, n, n_ratings)
+    noise = float((ss_columns + ss_error) / (n * (k - 1))) if form == "1" else error
+    below = rows + (k - 1) * noise + (k / n * (columns - error) if form == "A" else 0)
+    found: tuple[float | None, ...] = (None, None, None)
+    if below > 0:
+        single = (rows - noise) / below
+        found = (single, *_interval(form, single, (n, k), (rows, columns, noise)))
+    value, low, high = (_spearman_brown(one, k) for one in found) if of_mean else found
+    if value is None:
+        reason = "raters disagree more than items differ; the reliability of a mean is undefined"
+        return undefined(name, reason, n, n_ratings)
+    return Coefficient(name=name, value=value, low=low, high=high, n_items=n, n_ratings=n_ratings)
 
 
-def _single_icc(anova: _Anova, form: IccForm) -> float | None:
-    n, k = anova.n, anova.k
-    noise = anova.within if form == "1" else anova.error
-    below = anova.rows + (k - 1) * noise
-    if form == "A":
-        below += k / n * (anova.columns - anova.error)
-    return (anova.rows - noise) / below if below > 0 else None
-
-
-def _single_icc_interval(
-    anova: _Anova, form: IccForm, single: float | None
+def _interval(
+    form: IccForm, single: float, shape: tuple[int, int], squares: tuple[float, float, float]
 ) -> tuple[float | None, float | None]:
-    try:
-        from scipy.stats import f as f_distribution
-    except ModuleNotFoundError:
-        raise MissingExtraError("scipy", "rate") from None
-    n, k = anova.n, anova.k
+    """The interval of a single rating from the mean squares of items, raters and noise."""
+    f_distribution = import_scipy("stats").f
+    (n, k), (rows, columns, noise) = shape, squares
     tail = (1 - CONFIDENCE) / 2
-    noise = anova.within if form == "1" else anova.error
-    if single is None or noise <= 0:
+    if noise <= 0:
         return None, None
     if form != "A":
         df = n * (k - 1) if form == "1" else (n - 1) * (k - 1)
-        ratio = anova.rows / noise
-        low = ratio / f_distribution.isf(tail, n - 1, df)
-        high = ratio * f_distribution.isf(tail, df, n - 1)
+        low = rows / noise / f_distribution.isf(tail, n - 1, df)
+        high = rows / noise * f_distribution.isf(tail, df, n - 1)
         return float((low - 1) / (low + k - 1)), float((high - 1) / (high + k - 1))
-    a = k * single / (n * (1 - single))
-    b = 1 + k * single * (n - 1) / (n * (1 - single))
-    spread = (a * anova.columns + b * anova.error) ** 2
-    freedom = spread / (
-        (a * anova.columns) ** 2 / (k - 1) + (b * anova.error) ** 2 / ((n - 1) * (k - 1))
-    )
-    rest = k * anova.columns + (k * n - k - n) * anova.error
+    a = k * single / (n * (1 - single)) * columns
+    b = (1 + k * single * (n - 1) / (n * (1 - single))) * noise
+    freedom = (a + b) ** 2 / (a**2 / (k - 1) + b**2 / ((n - 1) * (k - 1)))
+    rest = k * columns + (k * n - k - n) * noise
     f_low = f_distribution.isf(tail, n - 1, freedom)
     f_high = f_distribution.isf(tail, freedom, n - 1)
-    low = n * (anova.rows - f_low * anova.error) / (f_low * rest + n * anova.rows)
-    high = n * (f_high * anova.rows - anova.error) / (rest + n * f_high * anova.rows)
+    low = n * (rows - f_low * noise) / (f_low * rest + n * rows)
+    high = n * (f_high * rows - noise) / (rest + n * f_high * rows)
     return float(low), float(high)
 
 

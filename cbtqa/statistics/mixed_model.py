@@ -1,12 +1,9 @@
 """Linear model with a random intercept per group (patient): y = X b + u[group] + e.
 
-    fit = fit_mixed(y, x, ("intercept", "tuned"), patients, method="reml")
-    fit.effect("tuned").estimate, fit.var_group, fit.engine
+    fit_mixed(y, x, ("intercept", "tuned"), patients).effect("tuned").estimate
 
-Two ways to the same maximum; `engine` says which one it was. *Closed form*: every group has the
-same rows of X (balanced), so the answer is sums of squares. *Profile likelihood*: any data; all but
-the ratio of the two variances is solved exactly, and the likelihood is searched along that one
-ratio. statsmodels, which stops early on flat likelihoods, is the tests' oracle.
+*Closed form* where every group has the same rows of X; else *profile likelihood*: all but the
+ratio of the two variances is solved exactly, and the likelihood is searched along that ratio.
 
 Source: Laird & Ware 1982; closed form: Searle, Casella & McCulloch, Variance Components, ch. 4.
 """
@@ -24,64 +21,33 @@ from cbtqa.records import NonEmptyText, Record
 from cbtqa.statistics.agreement import Floats
 from cbtqa.statistics.resampling import percentile_interval
 
-# --- variance ratio ------------------------------------------------------------------------------
-# Source: the profile likelihood of Lindstrom & Bates 1988, for one random effect.
-
 Method = Literal["reml", "ml"]
 LARGEST_SHARE = 1 - 1e-9
 """Of the variance between groups, as the search goes; 1 would leave no residual."""
 GRID = 48
 
 
-@dataclass(frozen=True)
 class GroupSums:
-    """Sums over rows, per group and in all; `weights` counts how often a group was drawn."""
+    """Sums of products of (x, y, 1) per group and over all, each group counted `weights` times."""
 
-    sizes: Floats  # (m,)
-    group_x: Floats  # (m, p)
-    group_y: Floats  # (m,)
-    group_xx: Floats  # (m, p, p)
-    group_xy: Floats  # (m, p)
-    group_yy: Floats  # (m,)
-    weights: Floats  # (m,)
-    xx: Floats
-    xy: Floats
-    yy: float
+    def __init__(self, moments: Floats, weights: Floats) -> None:
+        """Takes `moments` of shape (m, p + 2, p + 2) and `weights` of shape (m,)."""
+        self.moments, self.weights = moments, weights
+        self.sizes = moments[:, -1, -1]
+        self.group_x, self.group_y = moments[:, :-2, -1], moments[:, -2, -1]
+        total = np.tensordot(weights, moments, 1)
+        self.xx, self.xy, self.yy = total[:-2, :-2], total[:-2, -2], float(total[-2, -2])
+        self.n, self.p = round(float(total[-1, -1])), len(total) - 2
 
     @classmethod
     def of(cls, y: Floats, x: Floats, groups: Sequence[str]) -> GroupSums:
-        order = sorted(dict.fromkeys(groups))
-        members = [np.array([i for i, g in enumerate(groups) if g == name]) for name in order]
-        parts = [(x[rows], y[rows]) for rows in members]
-        per_group = (
-            np.array([float(len(b)) for _, b in parts]),
-            np.array([a.sum(axis=0) for a, _ in parts]),
-            np.array([b.sum() for _, b in parts]),
-            np.array([a.T @ a for a, _ in parts]),
-            np.array([a.T @ b for a, b in parts]),
-            np.array([b @ b for _, b in parts]),
-        )
-        ones = np.ones(len(order))
-        return cls(*per_group, ones, x.T @ x, x.T @ y, float(y @ y))
+        names, rows = np.array(groups), np.column_stack([x, y, np.ones(len(y))])
+        parts = [rows[names == name] for name in np.unique(names)]
+        return cls(np.array([part.T @ part for part in parts]), np.ones(len(parts)))
 
     def drawn(self, weights: Floats) -> GroupSums:
-        """The sums of a sample in which each group stands so many times."""
-        return GroupSums(
-            *(self.sizes, self.group_x, self.group_y),
-            *(self.group_xx, self.group_xy, self.group_yy),
-            weights,
-            np.tensordot(weights, self.group_xx, 1),
-            weights @ self.group_xy,
-            float(weights @ self.group_yy),
-        )
-
-    @property
-    def n(self) -> int:
-        return int(self.weights @ self.sizes)
-
-    @property
-    def p(self) -> int:
-        return len(self.xy)
+        """The sums of a sample in which each group occurs so many times."""
+        return GroupSums(self.moments, weights)
 
 
 @dataclass(frozen=True)
@@ -168,7 +134,7 @@ def _slope(sums: GroupSums, ratio: float, method: Method) -> float:
     residual = sums.group_y - sums.group_x @ solved.beta
     falling = sums.weights / shrink**2
     df = sums.n - (sums.p if method == "reml" else 0)
-    value = df * float(falling @ residual**2) / solved.rss
+    value: float = df * float(falling @ residual**2) / solved.rss
     value -= float(sums.weights @ (sums.sizes / shrink))
     if method == "reml":
         inverse = np.linalg.inv(solved.precision)
@@ -176,7 +142,7 @@ def _slope(sums: GroupSums, ratio: float, method: Method) -> float:
     return value / 2
 
 
-# --- mixed model ---------------------------------------------------------------------------------
+# --- the fit -------------------------------------------------------------------------------------
 NORMAL_95 = 1.959963984540054
 BOUNDARY = 1e-7
 LARGEST_RATIO = 1e6
@@ -225,19 +191,10 @@ class MixedFit(Record):
 
     @property
     def estimates(self) -> Floats:
-        """The fixed effects as a vector."""
         return np.array([effect.estimate for effect in self.effects])
 
     def effect(self, name: str) -> Effect:
-        """The effect of this name.
-
-        Raises:
-            KeyError: there is none.
-        """
-        for effect in self.effects:
-            if effect.name == name:
-                return effect
-        raise KeyError(name)
+        return {effect.name: effect for effect in self.effects}[name]
 
 
 def fit_mixed(
@@ -257,20 +214,36 @@ def fit_mixed(
         groups: the group of each row, such as the patient.
 
     Raises:
-        ValueError: fewer than two groups, too few rows, gaps, columns of x that depend on each
-            other, or no variation left.
+        ValueError: too few groups or rows, gaps, dependent columns of x, or no variation left.
     """
     outcome, design = np.asarray(y, dtype=np.float64), np.asarray(x, dtype=np.float64)
     _check(outcome, design, names, groups)
     sums = GroupSums.of(outcome, design, groups)
     is_balanced = _has_equal_groups(design, groups)
-    if is_balanced:
-        ratio, name = closed_ratio(sums, method), "closed form"
-    else:
-        ratio, name = search_ratio(sums, method), "profile likelihood"
+    ratio = (closed_ratio if is_balanced else search_ratio)(sums, method)
     if ratio > LARGEST_RATIO or solve(sums, 0.0).rss <= NOTHING * float(outcome.var()) * sums.n:
         raise ValueError("no variation is left beside the effects and the groups")
-    return _make_fit(sums, ratio, names, method, name, is_balanced)
+    solved, n = solve(sums, ratio), sums.n
+    variance = solved.residual_variance(n, method)
+    covariance = variance * np.linalg.inv(solved.precision)
+    height = solved.log_likelihood(n, method)
+    return MixedFit(
+        engine="closed form" if is_balanced else "profile likelihood",
+        method=method,
+        n=n,
+        n_groups=len(sums.sizes),
+        effects=tuple(
+            make_effect(name, float(beta), math.sqrt(float(square)))
+            for name, beta, square in zip(names, solved.beta, np.diag(covariance), strict=True)
+        ),
+        covariance=tuple(map(tuple, covariance.tolist())),
+        var_group=ratio * variance,
+        var_residual=variance,
+        log_likelihood=height,
+        aic=2 * (sums.p + 2) - 2 * height if method == "ml" else None,
+        is_balanced=is_balanced,
+        is_boundary=ratio < BOUNDARY,
+    )
 
 
 def bootstrap_icc(
@@ -284,7 +257,7 @@ def bootstrap_icc(
 ) -> tuple[float, float] | None:
     """95 % percentile interval of the ICC, drawing whole groups; None below three groups.
 
-    A drawing in which the fixed effects cannot be told apart any more is left out.
+    A sample in which the fixed effects are not identified is left out.
     """
     design = np.asarray(x, np.float64)
     sums = GroupSums.of(np.asarray(y, np.float64), design, groups)
@@ -301,9 +274,6 @@ def bootstrap_icc(
             ratio = ratio_of(drawn, method)
             found.append(ratio / (1 + ratio))
     return percentile_interval(np.array(found)) if len(found) > n_trials // 2 else None
-
-
-# --- checks and results --------------------------------------------------------------------------
 
 
 def _check(y: Floats, x: Floats, names: Sequence[str], groups: Sequence[str]) -> None:
@@ -328,37 +298,6 @@ def _has_equal_groups(x: Floats, groups: Sequence[str]) -> bool:
         rows.setdefault(group, []).append(tuple(row))
     sorted_rows = [sorted(own) for own in rows.values()]
     return all(own == sorted_rows[0] for own in sorted_rows)
-
-
-def _make_fit(
-    sums: GroupSums,
-    ratio: float,
-    names: Sequence[str],
-    method: Method,
-    engine: str,
-    is_balanced: bool,
-) -> MixedFit:
-    solved, n = solve(sums, ratio), sums.n
-    variance = solved.residual_variance(n, method)
-    covariance = variance * np.linalg.inv(solved.precision)
-    height = solved.log_likelihood(n, method)
-    return MixedFit(
-        engine=engine,
-        method=method,
-        n=n,
-        n_groups=len(sums.sizes),
-        effects=tuple(
-            make_effect(name, float(beta), math.sqrt(float(square)))
-            for name, beta, square in zip(names, solved.beta, np.diag(covariance), strict=True)
-        ),
-        covariance=tuple(tuple(float(cell) for cell in row) for row in covariance),
-        var_group=ratio * variance,
-        var_residual=variance,
-        log_likelihood=height,
-        aic=2 * (sums.p + 2) - 2 * height if method == "ml" else None,
-        is_balanced=is_balanced,
-        is_boundary=ratio < BOUNDARY,
-    )
 
 
 def make_effect(name: str, estimate: float, se: float) -> Effect:

@@ -1,19 +1,15 @@
 """Intervals and paired tests for scores computed from sums of additive statistics.
 
 A system is a matrix, one row an item (or a cluster of items), whose column sums determine its
-score. A resampled system is then a product of draw counts and that matrix, so a thousand
-resamples of all systems and metrics at once cost one matrix product.
+score: a resampled system is a product of draw counts and that matrix. The draws are those of
+sacrebleu for the same seed.
 
-    sums = bootstrap_sums(statistics, seed=12345)           # shape (1000, columns)
-    low, high = percentile_interval(score_of(sums))
-
-The draws are those of sacrebleu for the same seed; its p-values are those of the convention that
-bears its name.
+    low, high = percentile_interval(score_of(bootstrap_sums(statistics, seed=12345)))
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -21,12 +17,9 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 PConvention = Literal["ties", "sacrebleu"]
-"""How trials become a p-value.
-
-`ties`: the share of trials at least as far from no difference as the systems are, which is what a
-p-value means. `sacrebleu`: as sacrebleu 2.6.0 prints it, ties left out. Where most items are equal
-or few differ, most trials are ties, and leaving them out makes any difference significant.
-"""
+"""`ties`: the share of trials at least as far from no difference as the systems are. `sacrebleu`:
+as sacrebleu 2.6.0 prints it, ties left out, which makes any difference significant where few items
+differ."""
 DEFAULT_SEED = 12345  # Source: sacrebleu's SACREBLEU_SEED
 BOOTSTRAP_TRIALS = 1_000  # Source: sacrebleu, after Koehn, EMNLP 2004
 RANDOMISATION_TRIALS = 10_000  # Source: sacrebleu, after Riezler and Maxwell, 2005
@@ -51,8 +44,8 @@ def sum_by_cluster(statistics: Floats, clusters: Sequence[str]) -> Floats:
     With several answers to one question, questions are drawn, not answers: answers to one
     question are not independent. Source: Miller, arXiv 2411.00640.
     """
-    number: dict[str, int] = {}
-    of_row = np.array([number.setdefault(cluster, len(number)) for cluster in clusters], np.int64)
+    number = {cluster: place for place, cluster in enumerate(dict.fromkeys(clusters))}
+    of_row = np.array([number[cluster] for cluster in clusters], np.int64)
     summed = np.zeros((len(number), statistics.shape[1]), np.float64)
     np.add.at(summed, of_row, statistics)
     return summed
@@ -61,14 +54,10 @@ def sum_by_cluster(statistics: Floats, clusters: Sequence[str]) -> Floats:
 def bootstrap_sums(
     statistics: Floats, n_trials: int = BOOTSTRAP_TRIALS, seed: int = DEFAULT_SEED
 ) -> Floats:
-    """Column sums of corpora drawn with replacement.
+    """Column sums `(n_trials, columns)` of corpora drawn with replacement.
 
     Args:
-        statistics: shape (items, columns); lay systems and metrics side by side so that all see
-            the same draws.
-
-    Returns:
-        Shape (n_trials, columns).
+        statistics: `(items, columns)`; systems and metrics side by side see the same draws.
     """
     n_items = len(statistics)
     rng = np.random.default_rng(seed)
@@ -89,11 +78,8 @@ def swapped_sums(
 ) -> tuple[Floats, Floats]:
     """Column sums of both systems after each item's two rows were swapped or not, by coin.
 
-    Args:
-        baseline: shape (items, columns), and `system` alike.
-
-    Returns:
-        Two arrays of shape (n_trials, columns): the first keeps the baseline's row on heads.
+    Both are `(items, columns)`; of the two `(n_trials, columns)` that come back, the first keeps
+    the baseline's row on heads.
     """
     n_items = len(baseline)
     rng = np.random.default_rng(seed)
@@ -218,10 +204,14 @@ def _share_above(under_null: Floats, observed: float) -> float:
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """p-values adjusted for testing them all, in the order given. Source: Holm, 1979."""
-    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    return step_down(p_values, lambda p, n: min(1.0, n * p))
+
+
+def step_down(p_values: Sequence[float], adjust: Callable[[float, int], float]) -> list[float]:
+    """Each p adjusted for the number of tests from it on, the least first; never falling."""
     adjusted = [0.0] * len(p_values)
     running = 0.0
-    for rank, index in enumerate(order):
-        running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        running = max(running, adjust(p_values[index], len(p_values) - rank))
         adjusted[index] = running
     return adjusted

@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from importlib import import_module
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from cbtqa.errors import MissingExtraError
 from cbtqa.records import NonEmptyText, Record
 from cbtqa.statistics.agreement import (
     NO_VARIATION,
@@ -27,6 +25,7 @@ from cbtqa.statistics.agreement import (
     Floats,
     Values,
     as_table,
+    import_scipy,
     undefined,
 )
 
@@ -94,7 +93,7 @@ def wilcoxon(
     name = f"wilcoxon|zero:drop|method:{chosen}"
     if n == 0:
         return _no_result(name, 0, "no item differs between the two")
-    sizes = _scipy("stats").rankdata(np.abs(differences))
+    sizes = import_scipy("stats").rankdata(np.abs(differences))
     plus, total = float(sizes[differences > 0].sum()), n * (n + 1) / 2
     smaller = min(plus, total - plus)
     if chosen == "exact":
@@ -128,30 +127,15 @@ def _same_length(arms: Sequence[Arm]) -> Floats:
 
 
 def chi2_tail(statistic: float, df: int) -> float:
-    """Upper tail of the chi-squared distribution.
-
-    Raises:
-        MissingExtraError: scipy is not installed.
-    """
-    return float(_scipy("special").chdtrc(df, max(statistic, 0.0)))
-
-
-def _scipy(module: str) -> Any:
-    try:
-        return import_module(f"scipy.{module}")
-    except ModuleNotFoundError:
-        raise MissingExtraError("scipy", "rate") from None
+    return float(import_scipy("special").chdtrc(df, max(statistic, 0.0)))
 
 
 def _no_result(name: str, n: int, reason: str) -> TestResult:
     return TestResult(name=name, statistic=None, p=None, n=n, reason=reason)
 
 
-# --- ranks ---------------------------------------------------------------------------------------
-
-
 def tie_term(values: Values) -> float:
-    """The sum of t^3 - t over groups of t equal values, as tie corrections want it."""
+    """The sum of t^3 - t over groups of t equal values, as tie corrections need it."""
     counts = np.unique(np.asarray(values, dtype=np.float64), return_counts=True)[1]
     return float((counts.astype(np.float64) ** 3 - counts).sum())
 
@@ -163,7 +147,7 @@ def kendall_w(cells: Cells) -> Coefficient:
     m, n = table.shape
     if m < 2 or n < 2:
         return undefined("kendall_w", "needs two raters and two items rated by all", n, m * n)
-    ranked = _scipy("stats").rankdata(table, axis=1)
+    ranked = import_scipy("stats").rankdata(table, axis=1)
     spread = float(((ranked.sum(axis=0) - m * (n + 1) / 2) ** 2).sum())
     below = m**2 * (n**3 - n) - m * sum(tie_term(row) for row in table)
     if below <= 0:
@@ -189,5 +173,5 @@ def _correlation(name: str, function: str, first: Values, second: Values) -> Coe
         return undefined(name, "needs two pairs", n, 2 * n)
     if np.ptp(a) == 0 or np.ptp(b) == 0:
         return undefined(name, "no variation on one side", n, 2 * n)
-    value = float(getattr(_scipy("stats"), function)(a, b).statistic)
+    value = float(getattr(import_scipy("stats"), function)(a, b).statistic)
     return Coefficient(name=name, value=value, n_items=n, n_ratings=2 * n)

@@ -13,7 +13,7 @@ import ipaddress
 import json
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -62,9 +62,7 @@ class Form:
         self._folder, self._store = folder, store
         self._cookie = f"cbtqa-{folder.study.id}"
         self._failures = FailureLimit()
-        self._saving = threading.Lock()  # what may stand together is judged on the latest state
-
-    # --- entering --------------------------------------------------------------------------------
+        self._saving = threading.Lock()  # changes are checked against the latest state
 
     def enter(self, request: Request) -> Response:
         """Swaps a link for a cookie. No redirect: a strict cookie would not follow one."""
@@ -87,14 +85,10 @@ class Form:
 
     def _language(self, request: Request) -> Language:
         wanted = request.query_params.get("lang") or request.cookies.get(LANGUAGE_COOKIE)
-        return next(
-            (one for one in get_args(Language) if one == wanted), self._folder.study.language
-        )
-
-    # --- reading ---------------------------------------------------------------------------------
+        offered = get_args(Language)
+        return next((one for one in offered if one == wanted), self._folder.study.language)
 
     def welcome(self, request: Request) -> Response:
-        """The rater's start page."""
         visit, language = self._visit(request), self._language(request)
         if visit is None:
             return _html(pages.render_message(language, "error_visit"), 403)
@@ -103,7 +97,6 @@ class Form:
         return self._keep_language(request, _html(page))
 
     def item(self, request: Request) -> Response:
-        """One item of the rater's list."""
         visit, language = self._visit(request), self._language(request)
         if visit is None:
             return _html(pages.render_message(language, "error_visit"), 403)
@@ -120,26 +113,21 @@ class Form:
         visit = self._visit(request)
         if visit is None:
             return _json({"error": "no visit"}, 403)
-        hidden = ("key", "seq")
-        events = [
-            {name: value for name, value in event.items() if name not in hidden}
-            for event in self._store.events(visit.rater)
-        ]
+        events = self._store.events(visit.rater)
+        for event in events:
+            del event["key"], event["seq"]
         response = _json({"study": self._folder.study.id, "rater": visit.rater, "events": events})
         name = f"{self._folder.study.id}-{visit.rater}.json"
         response.headers["Content-Disposition"] = f'attachment; filename="{name}"'
         return response
 
     def missing(self, request: Request, _error: Exception) -> Response:
-        """The page for an address that is none."""
         return _html(pages.render_message(self._language(request), "error_missing"), 404)
 
     def _keep_language(self, request: Request, response: Response) -> Response:
         if "lang" in request.query_params:
             response.set_cookie(LANGUAGE_COOKIE, self._language(request), samesite="strict")
         return response
-
-    # --- saving ----------------------------------------------------------------------------------
 
     async def save(self, request: Request) -> Response:
         """Keeps changes for good and answers only then."""
@@ -169,12 +157,8 @@ class Form:
         for change in sent.changes:
             answer = answers.setdefault(change.code, Answer())
             try:
-                good = check_change(
-                    self._folder,
-                    visit.rater,
-                    Change(change.code, change.field, change.value),
-                    answer,
-                )
+                wanted = Change(change.code, change.field, change.value)
+                good = check_change(self._folder, visit.rater, wanted, answer)
             except ValueError as error:
                 refused.append({"key": change.key, "field": change.field, "detail": str(error)})
                 continue
@@ -188,14 +172,7 @@ class Form:
 
 
 def create_app(folder: StudyFolder, store: Store, hosts: Collection[str]) -> Starlette:
-    """The form as an ASGI application.
-
-    Args:
-        hosts: values of the Host header that are answered, with their port.
-
-    Raises:
-        MissingExtraError: Starlette is not installed.
-    """
+    """The form as an ASGI application; `hosts` are the Host headers answered, with their port."""
     try:
         from starlette.applications import Starlette
         from starlette.middleware import Middleware
@@ -210,12 +187,8 @@ def create_app(folder: StudyFolder, store: Store, hosts: Collection[str]) -> Sta
         Route("/mine.json", form.mine),
         Route("/save", form.save, methods=["POST"]),
     ]
-    handlers: dict[Any, Callable[[Request, Exception], Response | Awaitable[Response]]] = {
-        404: form.missing
-    }
-    app = Starlette(
-        routes=routes, middleware=[Middleware(Guard, hosts=hosts)], exception_handlers=handlers
-    )
+    guard = Middleware(Guard, hosts=hosts)
+    app = Starlette(routes=routes, middleware=[guard], exception_handlers={404: form.missing})
     app.router.redirect_slashes = False
     return app
 
@@ -243,20 +216,12 @@ def _json(value: dict[str, Any], status: int = 200) -> Response:
     return Response(text, status, media_type="application/json")
 
 
-# --- server --------------------------------------------------------------------------------------
-# Runs the form: one process, loopback unless told otherwise, nothing about requests in any log.
-
 LOOPBACK = "127.0.0.1"
 
 
 def check_place(path: Path) -> None:
-    """Refuses a study on a network share, where the locks of the store do not hold.
-
-    Raises:
-        UsageError: the study lies on such a share.
-    """
-    kind = network_filesystem(path)
-    if kind is not None:
+    """Raises a UsageError for a study on a network share, where the store's locks do not hold."""
+    if kind := network_filesystem(path):
         raise UsageError(
             f"{path} lies on a network share ({kind}); ratings could be lost there",
             hint="copy the study to a local disk and serve it from there",
@@ -264,12 +229,11 @@ def check_place(path: Path) -> None:
 
 
 def lan_address() -> str:
-    """This machine's address in the local network, as far as it can be told without traffic."""
+    """This machine's address in the local network, as far as it is known without traffic."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect(
-                ("192.0.2.1", 9)
-            )  # a documentation address; a datagram socket sends nothing
+            # a documentation address; a datagram socket sends nothing
+            probe.connect(("192.0.2.1", 9))
         except OSError:
             return LOOPBACK
         return str(probe.getsockname()[0])
@@ -289,11 +253,8 @@ def allowed_hosts(port: int, names: Iterable[str] = ()) -> set[str]:
 
 
 def tcp_listener() -> socket.socket:
-    """A socket to listen on.
-
-    The protocol is named, because asyncio turns Nagle's delay (40 ms per save) off only where it
-    finds it named.
-    """
+    """A socket to listen on."""
+    # the protocol is named: only then does asyncio turn Nagle's delay (40 ms per save) off
     return socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
 
 
@@ -304,10 +265,6 @@ def serve(
 
     Args:
         names: further names under which browsers reach this machine, such as behind a tunnel.
-
-    Raises:
-        MissingExtraError: uvicorn is not installed.
-        UsageError: the port is taken.
     """
     try:
         import uvicorn

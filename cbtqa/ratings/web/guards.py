@@ -44,7 +44,6 @@ class Guard:
         self._hosts = {host.lower() for host in hosts}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -96,6 +95,5 @@ class FailureLimit:
         return len(recent) >= self._limit
 
     def count(self, client: str) -> None:
-        """Takes note of one failure."""
         if len(self._failures) < 10_000:
             self._failures.setdefault(client, deque(maxlen=self._limit)).append(time.monotonic())

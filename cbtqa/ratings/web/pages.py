@@ -5,88 +5,57 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from itertools import groupby
+from typing import Any
 
-from cbtqa.errors import MissingExtraError
+from markupsafe import Markup
+
 from cbtqa.files import parse_yaml
 from cbtqa.ratings.answers import Answer, is_done
 from cbtqa.ratings.rubric import Criterion, Language
 from cbtqa.ratings.study import Presentation, StudyFolder
 from cbtqa.ratings.web.guards import current_nonce
+from cbtqa.report.page import template_environment
 from cbtqa.safety.notices import help_text
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
-    from markupsafe import Markup
 
 MARK_KEYS = "1234567890qwertyuiopasdhjklzvm"
 """Keys of marks in order; those of the form's own actions (b c f g n x) are left out."""
 FEW_POINTS = 4
 """Up to so many points each gets a button with its words; above, a row of numbers."""
 
-_WORDS_OF_SCRIPT = (
-    "saving",
-    "saved",
-    "unsaved",
-    "unsaved_note",
-    "link_dead",
-    "refused",
-    "stay",
-    "progress",
-)
+_ANSWER_DATA = ("values", "evidence", "note", "cannot_judge", "crisis")
+_CRITERION_DATA = {"id", "kind", "low", "high", "required", "evidence"}
+_SAVING_WORDS = ("saving", "saved", "unsaved", "unsaved_note", "link_dead", "refused")
+_WORDS_OF_SCRIPT = (*_SAVING_WORDS, "stay", "progress")
 
 
 @cache
 def form_words(language: Language) -> Mapping[str, Any]:
-    """The words of the form in this language."""
     text = (files("cbtqa.ratings") / "wording" / "form.yaml").read_text(encoding="utf-8")
     words: Mapping[str, Any] = parse_yaml(text)[language]
     return words
 
 
 @cache
-def _environment() -> Environment:
-    try:
-        from jinja2 import Environment, PackageLoader, StrictUndefined
-    except ModuleNotFoundError:
-        raise MissingExtraError("jinja2", "rate") from None
-    return Environment(
-        loader=PackageLoader("cbtqa.ratings.web"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-
-
-@cache
 def _asset(name: str) -> Markup:
     """Our own style or script, which needs no escaping."""
-    from markupsafe import Markup
-
-    folder = files("cbtqa.ratings.web") / "templates"
-    return Markup((folder / name).read_text(encoding="utf-8"))
+    return Markup((files("cbtqa.ratings.web") / "templates" / name).read_text(encoding="utf-8"))
 
 
 def render(template: str, language: Language, title: str, **values: Any) -> str:
-    """One page."""
-    return (
-        _environment()
-        .get_template(template)
-        .render(
-            words=form_words(language),
-            language=language,
-            title=title,
-            nonce=current_nonce.get(),
-            style=_asset("form.css"),
-            helpline=help_text(language, "page"),
-            **values,
-        )
+    page = template_environment("cbtqa.ratings.web").get_template(template)
+    return page.render(
+        words=form_words(language),
+        language=language,
+        title=title,
+        nonce=current_nonce.get(),
+        style=_asset("form.css"),
+        helpline=help_text(language, "page"),
+        **values,
     )
 
 
 def render_message(language: Language, name: str) -> str:
-    """A page with one sentence."""
     words = form_words(language)
     return render("message.html.j2", language, words["app"], message=words[name])
 
@@ -124,7 +93,6 @@ def render_item(
     csrf: str,
     language: Language,
 ) -> str:
-    """One item with its form."""
     plan = folder.shown_to(shown.rater)
     n_done = sum(is_done(folder, answers.get(p.code)) for p in plan)
     data = {
@@ -152,46 +120,23 @@ def render_item(
 
 
 def _item_data(folder: StudyFolder, shown: Presentation, answer: Answer) -> dict[str, Any]:
-    """What the script needs of one item."""
     marks = (mark.id for mark in folder.rubric.marks)
     return {
         "study": folder.study.id,
         "rater": shown.rater,
         "code": shown.code,
         "previous": f"/item/{shown.order - 1}" if shown.order > 1 else "/",
-        "criteria": [_criterion_data(criterion) for criterion in folder.rubric.criteria],
+        "criteria": [one.model_dump(include=_CRITERION_DATA) for one in folder.rubric.criteria],
         "mark_keys": dict(zip(marks, MARK_KEYS, strict=False)),
-        "answer": {
-            "values": answer.values,
-            "evidence": answer.evidence,
-            "note": answer.note,
-            "cannot_judge": answer.cannot_judge,
-            "crisis": answer.crisis,
-        },
+        "answer": {name: getattr(answer, name) for name in _ANSWER_DATA},
     }
 
 
 def title_of(folder: StudyFolder, language: Language) -> str:
-    """The study's title, or the rubric's."""
     return folder.study.title or folder.rubric.title.to(language)
-
-
-def _criterion_data(criterion: Criterion) -> dict[str, Any]:
-    return {
-        "id": criterion.id,
-        "kind": criterion.kind,
-        "low": criterion.low,
-        "high": criterion.high,
-        "required": criterion.required,
-        "evidence": criterion.evidence,
-    }
 
 
 def _groups(folder: StudyFolder) -> list[tuple[str | None, list[Criterion]]]:
     """Runs of criteria under the id of their section, in the rubric's order."""
-    groups: list[tuple[str | None, list[Criterion]]] = []
-    for criterion in folder.rubric.criteria:
-        if not groups or groups[-1][0] != criterion.section:
-            groups.append((criterion.section, []))
-        groups[-1][1].append(criterion)
-    return groups
+    runs = groupby(folder.rubric.criteria, lambda criterion: criterion.section)
+    return [(section, list(own)) for section, own in runs]
