@@ -31,14 +31,7 @@ from cbtqa.llm.chat import Fault, Message, Reply
 from cbtqa.llm.cost import Estimate
 from cbtqa.llm.journal import Journal
 from cbtqa.llm.runs import open_run
-from cbtqa.manifest import (
-    MANIFEST_NAME,
-    Manifest,
-    describe_file,
-    new_manifest,
-    now,
-    write_manifest,
-)
+from cbtqa.manifest import MANIFEST_NAME, Manifest, describe_file, new_manifest, now, write_manifest
 from cbtqa.records import Reason, Session, SessionState, Turn, TurnMark, Usage
 from cbtqa.settings import Resolved
 from cbtqa.simulation.draws import seed_of
@@ -50,18 +43,8 @@ from cbtqa.simulation.playing.messages import (
     tokens_of,
     turn_content,
 )
-from cbtqa.simulation.playing.players import (
-    Call,
-    OpenPlayer,
-    Players,
-)
-from cbtqa.simulation.playing.run import (
-    NOTICE,
-    PlayersSettings,
-    RunLimits,
-    at_endpoint,
-    service_of,
-)
+from cbtqa.simulation.playing.players import Call, OpenPlayer, Players
+from cbtqa.simulation.playing.run import NOTICE, PlayersSettings, RunLimits, at_endpoint, service_of
 from cbtqa.simulation.profiles import Profile
 from cbtqa.simulation.sessions import PROFILES_NAME, StudyFolder, split_sessions
 from cbtqa.simulation.study import Arm, Pairs, ReasoningForm, StudySettings, load_study

@@ -19,12 +19,7 @@ from cbtqa.records import ItemRating, Session
 from cbtqa.simulation.analysis.results import AgreementRow, CorrectedRow
 from cbtqa.simulation.analysis.scores import Cells, Judged, cells_of, item_means
 from cbtqa.simulation.instruments import Instrument
-from cbtqa.statistics.agreement import (
-    Coefficient,
-    Floats,
-    cohen_kappa,
-    krippendorff_alpha,
-)
+from cbtqa.statistics.agreement import Coefficient, Floats, cohen_kappa, krippendorff_alpha
 from cbtqa.statistics.intraclass import intraclass_correlation
 
 N_RESAMPLES = 500
@@ -167,11 +162,7 @@ def _people_means(
 
 
 def _row(
-    instrument: Instrument,
-    name: str,
-    kind: str,
-    who: str,
-    coefficients: Sequence[Coefficient],
+    instrument: Instrument, name: str, kind: str, who: str, coefficients: Sequence[Coefficient]
 ) -> AgreementRow:
     return AgreementRow.model_validate(
         {

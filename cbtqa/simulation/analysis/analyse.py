@@ -275,12 +275,7 @@ def _analyse_one(
     if terms:
         references = dict(_reference(one) for one in settings.reference)
         regression = regress(
-            rows,
-            instrument.id,
-            headline,
-            terms,
-            references,
-            settings.terms_method,
+            rows, instrument.id, headline, terms, references, settings.terms_method
         )
     return InstrumentResult(
         instrument=instrument.id,

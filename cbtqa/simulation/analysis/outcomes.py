@@ -28,20 +28,8 @@ from cbtqa.simulation.analysis.scores import SessionScore
 from cbtqa.simulation.audit import EARLY_STOPS
 from cbtqa.simulation.instruments import Instrument
 from cbtqa.statistics.agreement import Floats
-from cbtqa.statistics.contrasts import (
-    Wald,
-    cohen_f,
-    combine,
-    explained_variance,
-    pairwise,
-    wald,
-)
-from cbtqa.statistics.mixed_model import (
-    Method,
-    MixedFit,
-    bootstrap_icc,
-    fit_mixed,
-)
+from cbtqa.statistics.contrasts import Wald, cohen_f, combine, explained_variance, pairwise, wald
+from cbtqa.statistics.mixed_model import Method, MixedFit, bootstrap_icc, fit_mixed
 
 INTERCEPT = "intercept"
 LENGTH = "words"

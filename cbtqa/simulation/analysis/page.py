@@ -386,11 +386,7 @@ def _sentences(report: AnalysisReport, settings: AnalysisSettings) -> Iterator[P
 
 
 def _rated(result: InstrumentResult) -> Phrase:
-    values = {
-        "instrument": result.title,
-        "instrument_zh": result.title_zh,
-        "scale": result.scale,
-    }
+    values = {"instrument": result.title, "instrument_zh": result.title_zh, "scale": result.scale}
     if not result.judges:
         return WORDS["methods.table"].fill(**values)
     if result.judges == (RULES,):
@@ -415,7 +411,5 @@ def _figures(result: InstrumentResult) -> Iterator[Phrase]:
     if result.regression is not None:
         fit = result.regression.fit
         yield WORDS["methods.terms"].fill(
-            formula=result.regression.formula,
-            n=fit.n,
-            aic=number(fit.aic, 1),
+            formula=result.regression.formula, n=fit.n, aic=number(fit.aic, 1)
         )

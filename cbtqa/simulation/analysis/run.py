@@ -6,13 +6,7 @@ from pathlib import Path
 
 from cbtqa.errors import DataError, UsageError
 from cbtqa.files import write_json, write_text
-from cbtqa.manifest import (
-    MANIFEST_NAME,
-    describe_file,
-    new_manifest,
-    now,
-    write_manifest,
-)
+from cbtqa.manifest import MANIFEST_NAME, describe_file, new_manifest, now, write_manifest
 from cbtqa.report.table import Table
 from cbtqa.settings import Resolved
 from cbtqa.simulation.analysis.analyse import Material, analyse

@@ -27,13 +27,7 @@ from cbtqa.llm.batch import OnProgress
 from cbtqa.llm.chat import Sampling
 from cbtqa.llm.cost import Estimate, Price, sum_estimates
 from cbtqa.llm.runs import Run, Service, estimate_run, open_run
-from cbtqa.manifest import (
-    MANIFEST_NAME,
-    describe_file,
-    new_manifest,
-    now,
-    write_manifest,
-)
+from cbtqa.manifest import MANIFEST_NAME, describe_file, new_manifest, now, write_manifest
 from cbtqa.ratings.rubric import Rubric
 from cbtqa.records import ItemRating, Record, Session, Usage
 from cbtqa.settings import Resolved
@@ -310,11 +304,7 @@ def _begin(work: _Work) -> None:
 
 
 def _finish(
-    work: _Work,
-    ratings: list[ItemRating],
-    started: str,
-    run: Run | None,
-    prompts: dict[str, str],
+    work: _Work, ratings: list[ItemRating], started: str, run: Run | None, prompts: dict[str, str]
 ) -> JudgedForm:
     """Writes ratings and manifest."""
     folder, instrument, judge = work.folder, work.instrument, work.judge

@@ -24,13 +24,7 @@ from cbtqa.llm.asking import Model, sum_of
 from cbtqa.llm.batch import Check, Line
 from cbtqa.llm.chat import ChatRequest, Fault, Message, Reply, Sampling
 from cbtqa.llm.cost import Budget, Price, find_price
-from cbtqa.llm.endpoint import (
-    OWN_KEY,
-    Endpoint,
-    check_key_variable,
-    is_local,
-    preset_file,
-)
+from cbtqa.llm.endpoint import OWN_KEY, Endpoint, check_key_variable, is_local, preset_file
 from cbtqa.llm.journal import Outcome
 from cbtqa.records import Reason
 from cbtqa.simulation.playing.messages import Scene, filled, retold, wording

@@ -30,34 +30,19 @@ from cbtqa.llm.limits import Limits
 from cbtqa.llm.progress import Progress
 from cbtqa.llm.runs import EndpointSettings, Service, open_run, refuse_foreign
 from cbtqa.llm.runs import Run as OpenRun
-from cbtqa.manifest import (
-    MANIFEST_NAME,
-    Manifest,
-    SettingValue,
-    describe_file,
-    write_manifest,
-)
+from cbtqa.manifest import MANIFEST_NAME, Manifest, SettingValue, describe_file, write_manifest
 from cbtqa.records import Reason, Session, SessionState
 from cbtqa.settings import Settings
 from cbtqa.simulation.playing.course import cbt_course
 from cbtqa.simulation.playing.courses import Course, not_played, plan_courses, refuse_other_settings
 from cbtqa.simulation.playing.messages import Casting
-from cbtqa.simulation.playing.players import (
-    Players,
-    StudyBudget,
-    endpoint_of,
-)
+from cbtqa.simulation.playing.players import Players, StudyBudget, endpoint_of
 from cbtqa.simulation.playing.scripted import therapist_rules
 from cbtqa.simulation.playing.session import Cast, play_session
 from cbtqa.simulation.playing.supervision import ask_state
 from cbtqa.simulation.playing.writing import write_session
 from cbtqa.simulation.profiles import Profile, choose_profiles
-from cbtqa.simulation.sessions import (
-    PROFILES_NAME,
-    SESSIONS_NAME,
-    STUDY_NAME,
-    StudyFolder,
-)
+from cbtqa.simulation.sessions import PROFILES_NAME, SESSIONS_NAME, STUDY_NAME, StudyFolder
 from cbtqa.simulation.study import Arm, Player, StudySettings, load_study
 
 JOURNAL_FINGERPRINT = {"journal": "simulated sessions"}

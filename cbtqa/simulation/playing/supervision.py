@@ -22,10 +22,7 @@ from cbtqa.simulation.playing.players import Call, OpenPlayer, Players
 from cbtqa.simulation.sessions import transcript_text
 from cbtqa.simulation.study import Player
 
-APPROACHES = {
-    "cbt": "cognitive behavioural therapy",
-    "act": "acceptance and commitment therapy",
-}
+APPROACHES = {"cbt": "cognitive behavioural therapy", "act": "acceptance and commitment therapy"}
 VERDICT_SCHEMA = {
     "type": "object",
     "properties": {"accepted": {"type": "boolean"}, "feedback": {"type": "string"}},
@@ -166,11 +163,7 @@ def describe_state(state: SessionState | None) -> str:
 
 
 async def ask_state(
-    players: Players,
-    summariser: OpenPlayer,
-    player: Player,
-    casting: Casting,
-    session: Session,
+    players: Players, summariser: OpenPlayer, player: Player, casting: Casting, session: Session
 ) -> SessionState | Fault:
     """What a played session hands over, or why there is nothing.
 
