@@ -20,14 +20,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from cbtqa.errors import DataError
-from cbtqa.files import open_text, parse_yaml
+from cbtqa.files import parse_record
 from cbtqa.ratings.rubric import Criterion, Rubric, Section, Total, Words, load_rubric
 from cbtqa.ratings.rubric import shipped_rubrics as all_rubrics
 from cbtqa.records import NonEmptyText, Record
+from cbtqa.simulation.study import read_yaml
 
 OWN_WORDING = "cbtqa"
 
@@ -173,23 +173,13 @@ def load_instrument(name: str, wording: Path | None = None) -> Instrument:
         )
     if wording is None:
         return Instrument(rubric)
-    worded = _with_wording(rubric, _read_wording(wording), str(wording))
+    worded = _with_wording(rubric, wording)
     return Instrument(worded, wording.name, rubric)
 
 
-def _read_wording(path: Path) -> Wording:
-    with open_text(path) as stream:
-        try:
-            return Wording.model_validate(parse_yaml(stream.read()))
-        except yaml.YAMLError as error:
-            raise DataError(f"not YAML: {error}", where=str(path)) from None
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            field = ".".join(str(part) for part in first["loc"])
-            raise DataError(first["msg"], where=f"{path}:{field}") from None
-
-
-def _with_wording(rubric: Rubric, wording: Wording, where: str) -> Rubric:
+def _with_wording(rubric: Rubric, path: Path) -> Rubric:
+    where = str(path)
+    wording = parse_record(Wording, read_yaml(path), where)
     if wording.instrument != rubric.id:
         raise DataError(f"words of '{wording.instrument}', not of '{rubric.id}'", where=where)
     unknown = sorted(set(wording.items) - {item.id for item in rubric.criteria})
@@ -201,10 +191,7 @@ def _with_wording(rubric: Rubric, wording: Wording, where: str) -> Rubric:
     if wording.guidelines is not None:
         plain["guidelines"] = {"en": wording.guidelines}
     plain["source"] = f"{rubric.source}; words: {wording.source}"
-    try:
-        return Rubric.model_validate(plain)
-    except ValidationError as error:
-        raise DataError(error.errors(include_url=False)[0]["msg"], where=where) from None
+    return parse_record(Rubric, plain, where)
 
 
 def _reword(item: dict[str, Any], words: ItemWording) -> None:
@@ -214,12 +201,3 @@ def _reword(item: dict[str, Any], words: ItemWording) -> None:
             item[field] = Words(en=text).model_dump()
     if words.anchors:
         item["anchors"] = {point: {"en": text} for point, text in words.anchors.items()}
-
-
-def comparable(first: TotalScore, second: TotalScore) -> bool:
-    """True when two totals stand on the same ladder."""
-    return _ladder(first) == _ladder(second)
-
-
-def _ladder(score: TotalScore) -> tuple[str, str, float, float]:
-    return score.instrument, score.total, score.low, score.high

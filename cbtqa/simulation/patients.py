@@ -26,7 +26,7 @@ from cbtqa.llm.structured import parse_object
 from cbtqa.prompts import load_prompt
 from cbtqa.records import Reason, Rejection
 from cbtqa.simulation.draws import seed_of
-from cbtqa.simulation.playing.messages import filled, retold, wording
+from cbtqa.simulation.playing.messages import filled, with_complaint, wording
 from cbtqa.simulation.playing.session import provenance_of
 from cbtqa.simulation.profiles import (
     AttributeTable,
@@ -182,7 +182,7 @@ class _StoryTask:
         first = self.request(item)
         texts = wording()["again"]
         complaint = filled(texts["not_json"], detail=fault.detail[:200] or fault.reason.value)
-        messages = retold(first.messages, reply.text.strip(), complaint)
+        messages = with_complaint(first.messages, reply.text.strip(), complaint)
         return ChatRequest(messages, first.json_schema, "story", first.sampling)
 
 

@@ -12,19 +12,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from string import Template
 from typing import Any, Self
 
-import yaml
 from pydantic import Field, field_validator, model_validator
 
 from cbtqa.errors import ConfigError, DataError
-from cbtqa.files import open_text, parse_record, parse_yaml, read_jsonl
+from cbtqa.files import parse_record, read_jsonl
 from cbtqa.records import NonEmptyText, Provenance, Record
 from cbtqa.simulation.draws import Draw
-from cbtqa.simulation.study import Patients
+from cbtqa.simulation.study import Patients, read_yaml, shipped_yaml
 
 LONGEST_ID = 60
 
@@ -119,8 +117,7 @@ def _several(value: str | tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _people(name: str) -> Any:
-    text = files(__package__).joinpath("people", f"{name}.yaml").read_text(encoding="utf-8")
-    return parse_yaml(text)
+    return shipped_yaml("people", f"{name}.yaml")
 
 
 @cache
@@ -148,7 +145,7 @@ def load_table(name: str) -> AttributeTable:
         return AttributeTable.model_validate(_people(name))
     if not name.endswith((".yaml", ".yml")):
         raise ConfigError(f"no attribute table '{name}'", hint="shipped: cbt, act; or a YAML file")
-    return parse_record(AttributeTable, _read_yaml(Path(name)), name)
+    return parse_record(AttributeTable, read_yaml(Path(name)), name)
 
 
 def draw_profiles(table_name: str, n: int, seed: int) -> tuple[Profile, ...]:
@@ -191,7 +188,7 @@ def read_profiles(path: Path) -> tuple[Profile, ...]:
     if path.suffix == ".jsonl":
         found = tuple(read_jsonl(path, Profile))
     else:
-        value = _read_yaml(path)
+        value = read_yaml(path)
         rows = value.get("profiles") if isinstance(value, dict) else None
         if not isinstance(rows, list) or not rows:
             raise DataError("expected a list `profiles:`", where=str(path))
@@ -215,16 +212,6 @@ def _read_profile(row: object, where: str) -> Profile:
                     f"unknown key '{key}'", where=f"{where}.{key}", hint=hint or f"known: {known}"
                 )
     return parse_record(Profile, row, where)
-
-
-def _read_yaml(path: Path) -> Any:
-    with open_text(path) as stream:
-        try:
-            return parse_yaml(stream)
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            where = f"{path}:{mark.line + 1}" if mark else str(path)
-            raise DataError("not YAML", where=where) from None
 
 
 def choose_profiles(patients: Patients, seed: int) -> tuple[Profile, ...]:

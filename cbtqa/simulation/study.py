@@ -18,12 +18,42 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from cbtqa.errors import ConfigError
+from cbtqa.errors import ConfigError, DataError
 from cbtqa.files import open_text, parse_yaml
 from cbtqa.llm.chat import Sampling
 from cbtqa.llm.endpoint import checked_url
 from cbtqa.records import NonEmptyText
 from cbtqa.settings import Settings
+
+
+def shipped_yaml(*path: str) -> Any:
+    """A YAML file of this room, such as `wording.yaml`."""
+    return parse_yaml(files(__package__).joinpath(*path).read_text(encoding="utf-8"))
+
+
+def read_yaml(path: Path) -> Any:
+    """A YAML file of the user's.
+
+    Raises:
+        DataError: it is missing, or not YAML; with the line.
+    """
+    with open_text(path) as stream:
+        try:
+            return parse_yaml(stream)
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            where = f"{path}:{mark.line + 1}" if mark else str(path)
+            raise DataError("not YAML", where=where) from None
+
+
+def flattened(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted name."""
+    found: dict[str, Any] = {}
+    for key, one in value.items():
+        name = f"{prefix}{key}"
+        found |= flattened(one, f"{name}.") if isinstance(one, Mapping) else {name: one}
+    return found
+
 
 HistoryForm = Literal["answers", "answers_and_reasoning"]
 """What the therapist sees of its own earlier turns."""

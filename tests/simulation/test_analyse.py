@@ -284,7 +284,7 @@ def test_the_command_prints_one_object_or_tables(tmp_path: Path) -> None:
     shown = CliRunner().invoke(app, words)
     assert "ash_tuned" in shown.stdout
     assert "kind=tuned" in shown.stdout
-    assert "chi2(3)" in shown.stderr
+    assert "χ²(3)" in shown.stderr
 
 
 def test_instruments_are_listed_and_shown() -> None:

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from cbtqa.errors import DataError
 from cbtqa.simulation.instruments import (
     Instrument,
-    comparable,
     load_instrument,
     shipped_instruments,
 )
@@ -110,13 +109,14 @@ def test_values_of_another_form_or_off_the_scale_are_no_ratings() -> None:
         ctrs.totals({"agenda": 7.0})
 
 
-def test_totals_of_different_ladders_are_not_compared() -> None:
+def test_totals_of_one_value_are_told_apart_by_their_ladders() -> None:
     ctrs, ladder = load_instrument("ctrs"), load_instrument("ctrs-ladder")
     one, other = ctrs.totals(all_at(ctrs, 4))[0], ladder.totals(all_at(ladder, 4))[0]
     assert one.value == other.value == 44
-    assert not comparable(one, other)
+    assert (one.instrument, one.low, one.high) == ("ctrs", 0, 66)
+    assert (other.instrument, other.low, other.high) == ("ctrs-ladder", 11, 110)
     consistent, inconsistent = load_instrument("act-fm").totals({})
-    assert not comparable(consistent, inconsistent)
+    assert consistent.total != inconsistent.total
 
 
 def test_published_cut_offs_belong_to_their_own_ladder() -> None:

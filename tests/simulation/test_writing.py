@@ -119,9 +119,9 @@ def test_the_opening_names_the_agenda_and_only_the_last_part_closes() -> None:
     ("change", "detail"),
     [
         ({"summary": "Too short."}, "the summary has 2 words"),
-        ({"mood": 11}, "state: mood"),
-        ({"homework": "one letter"}, "state: homework"),
-        ({"extra": 1}, "state: extra"),
+        ({"mood": 11}, "state:mood"),
+        ({"homework": "one letter"}, "state:homework"),
+        ({"extra": 1}, "state:extra"),
     ],
 )
 def test_the_state_is_checked_field_by_field(change: dict[str, Any], detail: str) -> None:

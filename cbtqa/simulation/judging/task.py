@@ -19,10 +19,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 from typing import Any, NamedTuple
 
-from cbtqa.files import parse_yaml
 from cbtqa.judging.asking import JudgeTask, Verdict, is_quote_of, ratings_schema
 from cbtqa.llm.chat import Fault, Sampling
 from cbtqa.llm.cost import estimate_tokens
@@ -31,6 +29,7 @@ from cbtqa.ratings.rubric import Criterion
 from cbtqa.records import ItemRating, Reason, Session, Turn
 from cbtqa.simulation.instruments import Instrument
 from cbtqa.simulation.sessions import transcript_text
+from cbtqa.simulation.study import shipped_yaml
 
 INSTRUMENT_KEY = "instrument"
 
@@ -198,7 +197,7 @@ def shown_turns(session: Session) -> tuple[Turn, ...]:
 
 def shown_text(session: Session) -> str:
     """The transcript, a line a turn, without reasoning and without a word on the arm."""
-    return transcript_text(session.model_copy(update={"turns": shown_turns(session)}))
+    return transcript_text(shown_turns(session))
 
 
 def unfit_reason(session: Session, limits: JudgeLimits) -> str | None:
@@ -261,7 +260,7 @@ class _Cues(NamedTuple):
 
 @cache
 def _cues() -> _Cues:
-    raw = parse_yaml((files("cbtqa.simulation") / "rule_judge.yaml").read_text(encoding="utf-8"))
+    raw = shipped_yaml("rule_judge.yaml")
     patterns = {
         item: re.compile("|".join(f"(?:{cue})" for cue in cues), re.IGNORECASE)
         for item, cues in raw["cues"].items()

@@ -2,8 +2,8 @@
 
     estimate_study(load_study(path)).n_requests
 
-Every session is counted to its most turns and nothing as turned away, so that a study with an end
-token mostly takes less. Lengths of replies are assumed and stand below.
+Every session is counted to its most turns and no draft as rejected, so that a study with an end
+token mostly takes less. Lengths of replies are assumed, below.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from cbtqa.llm.journal import Journal
 from cbtqa.llm.limits import Limits
 from cbtqa.records import Usage
 from cbtqa.simulation.playing.course import cbt_course
-from cbtqa.simulation.playing.courses import plan_courses
-from cbtqa.simulation.playing.messages import Casting, tokens_of
+from cbtqa.simulation.playing.messages import SessionView, plan_courses, tokens_of
 from cbtqa.simulation.playing.players import price_of
 from cbtqa.simulation.profiles import choose_profiles
 from cbtqa.simulation.sessions import StudyFolder
@@ -43,7 +42,7 @@ def estimate_study(
     spent: dict[str, tuple[Player, int, Usage]] = {}
     courses = plan_courses(study, profiles)
     for course in courses:
-        for player, n_calls, usage in _session(course.casting()):
+        for player, n_calls, usage in _session(course):
             _, n, so_far = spent.get(player.name, (player, 0, Usage()))
             n_in = so_far.prompt_tokens + study.sessions * usage.prompt_tokens
             n_out = so_far.completion_tokens + study.sessions * usage.completion_tokens
@@ -75,9 +74,9 @@ def estimate_players(
     return sum_estimates(items, n_items, 0, parts).model_copy(update={"n_done": n_done})
 
 
-def _session(casting: Casting) -> Iterator[tuple[Player, int, Usage]]:
+def _session(view: SessionView) -> Iterator[tuple[Player, int, Usage]]:
     """Each player of one session: calls and tokens."""
-    study, arm = casting.study, casting.arm
+    study, arm = view.study, view.arm
     if study.written:
         yield arm.therapist, *_written_session(study.sessions > 1)
         return
@@ -89,9 +88,9 @@ def _session(casting: Casting) -> Iterator[tuple[Player, int, Usage]]:
     history = spoken * n * (n - 1) // 2
     seen = history if study.patient_sees is None else min(history, n * study.patient_sees * spoken)
     own = history + kept * n * (n - 1) // 2 + n * (PATIENT_TOKENS + MESSAGE_TOKENS)
-    head = tokens_of(casting.therapist_messages(()))
+    head = tokens_of(view.therapist_messages(()))
     yield arm.therapist, n, _usage(n * head + own, n * (THERAPIST_TOKENS + extra))
-    head = tokens_of(casting.patient_messages((), None))
+    head = tokens_of(view.patient_messages((), None))
     yield study.patient, n, _usage(n * head + seen, n * PATIENT_TOKENS)
     for reader in (study.supervisor, study.validator):
         if reader is not None:

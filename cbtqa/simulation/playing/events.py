@@ -9,25 +9,24 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 
 from pydantic import model_validator
 
 from cbtqa.errors import ConfigError
-from cbtqa.files import open_text, parse_record, parse_yaml
+from cbtqa.files import parse_record
 from cbtqa.records import NonEmptyText, Record
 from cbtqa.safety.answers import check_answer
 from cbtqa.safety.screen import screen
 from cbtqa.simulation.draws import Draw
-from cbtqa.simulation.study import Events
+from cbtqa.simulation.study import Events, read_yaml, shipped_yaml
 
 
 class Event(Record):
     """One kind of event."""
 
     note: NonEmptyText
-    """What the patient is told; the therapist never sees it."""
+    """Shown to the patient; the therapist never sees it."""
     says: tuple[NonEmptyText, ...] = ()
     """Lines of the scripted patient."""
     is_crisis: bool = False
@@ -52,8 +51,7 @@ class EventFile(Record):
 @cache
 def event_file() -> EventFile:
     """The shipped events."""
-    text = files("cbtqa.simulation").joinpath("events.yaml").read_text(encoding="utf-8")
-    return EventFile.model_validate(parse_yaml(text))
+    return EventFile.model_validate(shipped_yaml("events.yaml"))
 
 
 @cache
@@ -70,8 +68,7 @@ def load_events(name: str) -> Mapping[str, Event]:
     if not name.endswith((".yaml", ".yml")):
         known = ", ".join(shipped.sets)
         raise ConfigError(f"no event set '{name}'", hint=f"shipped: {known}; or a YAML file")
-    with open_text(Path(name)) as stream:
-        value = parse_yaml(stream)
+    value = read_yaml(Path(name))
     own = value if isinstance(value, dict) else {}
     made = {"sets": {}, "referral_words": shipped.referral_words, **own}
     return parse_record(EventFile, made, name).events
@@ -99,10 +96,7 @@ def plan_events(
     return planned
 
 
-# --- crisis --------------------------------------------------------------------------------------
-# Crisis in a session: what a patient says of it, and what a therapist has to say then.
-#
-# The English crisis screen and answer check of `cbtqa.safety`, as the sessions need them.
+# --- crisis: the English screen and answer check of `cbtqa.safety` --------------------------------
 
 _UNSAFE = (
     *("stop_medication", "refuse_help", "secrecy"),
@@ -112,7 +106,7 @@ _UNSAFE = (
 
 
 def speaks_of_risk(text: str) -> bool:
-    """Whether a text tells of suicide or self-harm: now, once, or of somebody else.
+    """Whether a text speaks of suicide or self-harm: now, once, or of somebody else.
 
     What is denied or not meant does not count; see docs/safety.md.
     """

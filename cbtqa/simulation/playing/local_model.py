@@ -15,17 +15,15 @@ from cbtqa.llm.asking import ItemFailedError
 from cbtqa.llm.chat import ChatRequest, Fault, Reply, Sampling
 from cbtqa.llm.journal import State
 from cbtqa.records import Reason
-from cbtqa.simulation.playing.messages import Scene
+from cbtqa.simulation.playing.messages import TurnContext
 from cbtqa.simulation.study import Player
 
 if TYPE_CHECKING:
     from cbtqa.tuning.answering.questions import Prompt
 
 GATHER_S = 0.02
-"""So long others may join a batch; a turn takes far longer."""
+"""For so long others may join a batch; a turn takes far longer."""
 KNOWN_EXTRA = ("top_k", "repetition_penalty")
-DEFAULT_TEMPERATURE = 1.0
-"""Where a player names none: plain sampling, as servers do; assumed."""
 
 
 @dataclass
@@ -37,17 +35,17 @@ class _Waiting:
     answer: asyncio.Future[Reply]
 
 
-class LocalPlayer:
+class LocalModel:
     """A model in this process."""
 
     is_free = False
-    """Not money, but time: what it said is kept before it is used."""
+    """It costs time: a reply is durable before it is used."""
 
     def __init__(self, player: Player) -> None:
         """Finds and checks the model; its weights are loaded with the first question.
 
         Raises:
-            ConfigError: settings that only servers know, or a model that is not to be had.
+            ConfigError: settings that only servers know, or a model that is missing.
             DataError: no adapter there, or on another base.
             MissingExtraError: torch, transformers or peft are not installed.
         """
@@ -70,7 +68,7 @@ class LocalPlayer:
         self._queue: list[_Waiting] = []
         self._worker: asyncio.Task[None] | None = None
 
-    async def answer(self, request: ChatRequest, attempt: int, scene: Scene) -> Reply:
+    async def answer(self, request: ChatRequest, attempt: int, context: TurnContext) -> Reply:
         """One reply, made in a batch with what waits beside it.
 
         Raises:
@@ -158,13 +156,13 @@ def _settings(player: Player, sampling: Sampling) -> Any:
     """The same as `cbtqa generate` takes it."""
     from cbtqa.tuning.answering.settings import GenerateSettings
 
-    temperature = DEFAULT_TEMPERATURE if sampling.temperature is None else sampling.temperature
+    temperature = sampling.temperature
     return GenerateSettings(
         adapter=player.adapter,
         base=player.backbone if player.adapter else None,
         model=None if player.adapter else player.backbone,
         max_new_tokens=player.max_tokens,
-        temperature=temperature,
+        temperature=1.0 if temperature is None else temperature,  # as servers do; assumed
         top_p=sampling.top_p or 1.0,
         top_k=sampling.extra.get("top_k"),
         repetition_penalty=sampling.extra.get("repetition_penalty", 1.0),

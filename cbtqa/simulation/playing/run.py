@@ -5,8 +5,8 @@
 
 Each course (one arm, one patient, one repeat: one session, or several in order) is a coroutine.
 Sessions are always rebuilt from the journal, so a run that was killed, one that continues and one
-that finds everything done are the same thing; sessions that an endpoint's failure stopped are
-taken up again by the same command.
+that finds everything done are the same thing; the same command resumes sessions that an
+endpoint's failure stopped.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from cbtqa.errors import ConfigError, IncompleteRunError, UsageError
-from cbtqa.files import write_jsonl
+import cbtqa
+from cbtqa.errors import ConfigError, DataError, IncompleteRunError, UsageError
+from cbtqa.files import write_json, write_jsonl
 from cbtqa.llm.batch import BatchStoppedError, Line, run_anywhere
 from cbtqa.llm.chat import Fault
 from cbtqa.llm.journal import Journal
@@ -31,19 +32,18 @@ from cbtqa.llm.progress import Progress
 from cbtqa.llm.runs import EndpointSettings, Service, open_run, refuse_foreign
 from cbtqa.llm.runs import Run as OpenRun
 from cbtqa.manifest import MANIFEST_NAME, Manifest, SettingValue, describe_file, write_manifest
-from cbtqa.records import Reason, Session, SessionState
+from cbtqa.records import Provenance, Reason, Session, SessionState, StopReason
 from cbtqa.settings import Settings
 from cbtqa.simulation.playing.course import cbt_course
-from cbtqa.simulation.playing.courses import Course, not_played, plan_courses, refuse_other_settings
-from cbtqa.simulation.playing.messages import Casting
+from cbtqa.simulation.playing.messages import SessionView, plan_courses
 from cbtqa.simulation.playing.players import Players, StudyBudget, endpoint_of
 from cbtqa.simulation.playing.scripted import therapist_rules
-from cbtqa.simulation.playing.session import Cast, play_session
+from cbtqa.simulation.playing.session import ArmPlayers, play_session
 from cbtqa.simulation.playing.supervision import ask_state
 from cbtqa.simulation.playing.writing import write_session
-from cbtqa.simulation.profiles import Profile, choose_profiles
+from cbtqa.simulation.profiles import choose_profiles
 from cbtqa.simulation.sessions import PROFILES_NAME, SESSIONS_NAME, STUDY_NAME, StudyFolder
-from cbtqa.simulation.study import Arm, Player, StudySettings, load_study
+from cbtqa.simulation.study import Arm, Player, StudySettings, flattened, load_study
 
 JOURNAL_FINGERPRINT = {"journal": "simulated sessions"}
 NOTICE = (
@@ -95,7 +95,7 @@ def run_study(
     Args:
         update: play anew what was begun with other settings; its paid turns stay in the journal.
         is_acknowledged: the sessions may be passed on to the non-local endpoints of the study.
-        on_progress: told twice a second; items are sessions.
+        on_progress: called twice a second; items are sessions.
 
     Raises:
         ConfigError: settings are wrong, or the folder holds these sessions with other settings.
@@ -115,13 +115,13 @@ def run_study(
         journal = opened.journal
         refuse_other_settings(journal, courses, folder, update=update)
         (out / MANIFEST_NAME).unlink(missing_ok=True)
-        folder.write_study(study)
+        write_json(out / STUDY_NAME, study)
         write_jsonl(out / PROFILES_NAME, profiles)
         run = _Run(courses, journal, limits, on_progress)
         sessions = run.run()
-        folder.write_sessions(sessions)
+        write_jsonl(folder.sessions_path, sessions)
         run.raise_what_stopped_it()
-        manifest = _manifest(folder, study, sessions, opened, run)
+        manifest = _manifest(folder, courses, sessions, opened, run.cost)
     write_manifest(out, manifest)
     _refuse_unfinished(sessions)
     return RunResult(folder, manifest, was_complete=run.was_complete)
@@ -138,7 +138,7 @@ def service_of(
 
 
 def _check(study: StudySettings) -> None:
-    """Refuses, before anything is written, players that are not there and too long courses."""
+    """Refuses unknown players and too long courses before anything is written."""
     for arm in study.arms:
         if arm.therapist.scripted is not None:
             therapist_rules(arm.therapist.scripted)
@@ -147,12 +147,57 @@ def _check(study: StudySettings) -> None:
         raise ConfigError(f"sessions: {study.sessions} wanted, the course to be written has {most}")
 
 
+def refuse_other_settings(
+    journal: Journal, courses: Sequence[SessionView], folder: StudyFolder, *, update: bool
+) -> None:
+    """Compares every course with the turns that the journal holds of it.
+
+    A folder may grow by arms, patients, repeats and sessions; a course begun with other settings
+    is refused, so that nothing paid for is mixed up or quietly paid for again.
+
+    Raises:
+        ConfigError: some were played with other settings, and `update` is not set.
+    """
+    known: dict[str, set[str]] = {}
+    for key in journal.done_keys():
+        session, fingerprint, *_ = key.split("|")
+        arm, patient, _, replicate = session.split("/")
+        known.setdefault(f"{arm}/{patient}/{replicate}", set()).add(fingerprint)
+    given = {view.course: view.fingerprint for view in courses}
+    changed = [name for name, mark in given.items() if mark not in known.get(name, {mark})]
+    if changed and not update:
+        message = (
+            f"{folder.path} holds {len(changed)} of these courses with other settings, such as "
+            f"{changed[0]}:"
+        )
+        raise ConfigError(
+            "\n".join([message, *_differences(folder, courses[0].study)]),
+            hint="name a new --out, or add --update to play them anew",
+        )
+
+
+def _differences(folder: StudyFolder, study: StudySettings) -> list[str]:
+    """The settings that differ from those in the folder, one a line."""
+    try:
+        was, now_is = _by_name(folder.study()), _by_name(study)
+    except DataError:
+        return []
+    names = [name for name in was | now_is if was.get(name) != now_is.get(name)]
+    lines = [f"  {name}: was {was.get(name)!r}, is {now_is.get(name)!r}" for name in names]
+    return lines or ["  a prompt, a sentence of the messages or a profile changed"]
+
+
+def _by_name(study: StudySettings) -> dict[str, Any]:
+    plain = study.model_dump(mode="json")
+    return flattened({**plain, "arms": {arm["name"]: arm for arm in plain["arms"]}})
+
+
 class _Run:
     """One call of `run_study`."""
 
     def __init__(
         self,
-        courses: Sequence[Course],
+        courses: Sequence[SessionView],
         journal: Journal,
         limits: RunLimits,
         on_progress: Callable[[Progress], None] | None,
@@ -160,8 +205,8 @@ class _Run:
         self._courses, self._on_progress = courses, on_progress
         self._study, self._in_flight = courses[0].study, limits.engine.in_flight
         engine = limits.engine.model_copy(update={"max_attempts": self._study.attempts})
-        tell = self._report if on_progress else None
-        self._line = Line((), journal, engine, budget=limits.study_budget(), on_progress=tell)
+        report = self._report if on_progress else None
+        self._line = Line((), journal, engine, budget=limits.study_budget(), on_progress=report)
         self._players = Players(self._line)
         self._finished: list[list[Session]] = [[] for _ in courses]
         self._n_done = 0
@@ -194,49 +239,50 @@ class _Run:
     async def _play(self) -> None:
         async with self._line as line:
             study, players = self._study, self._players
-            casts = {arm.name: await _cast(players, study, arm) for arm in study.arms}
+            opened = {arm.name: await _open_players(players, study, arm) for arm in study.arms}
             players.book_earlier(partial(_player_of, study))
             # so many courses at a time: finished sessions come early, memory stays small
             room = asyncio.Semaphore(self._in_flight)
-            for course, sessions in zip(self._courses, self._finished, strict=True):
-                line.start(self._course(course, casts[course.arm.name], room, sessions))
+            for view, sessions in zip(self._courses, self._finished, strict=True):
+                line.start(self._course(view, opened[view.arm.name], room, sessions))
 
     async def _course(
-        self, course: Course, cast: Cast, room: asyncio.Semaphore, sessions: list[Session]
+        self,
+        view: SessionView,
+        arm_players: ArmPlayers,
+        room: asyncio.Semaphore,
+        sessions: list[Session],
     ) -> None:
-        """Adds the finished sessions of one course."""
+        """Adds the finished sessions of one course, given its first."""
         async with room:
-            casting, players = course.casting(), self._players
-            for number in range(1, course.study.sessions + 1):
-                casting = Casting(course.study, course.arm, course.profile, number, casting.state)
-                if course.study.written:
-                    writer = cast.therapist
-                    session = await write_session(casting, course.replicate, writer, players)
+            for number in range(1, self._study.sessions + 1):
+                view = replace(view, number=number)
+                if self._study.written:
+                    session = await write_session(view, arm_players.therapist, self._players)
                     state: SessionState | Fault | None = session.state or _unwritten(session)
                 else:
-                    session = await play_session(casting, course.replicate, cast, players)
-                    state = await self._handed_over(course, casting, session, cast)
+                    session = await play_session(view, arm_players, self._players)
+                    state = await self._handed_over(view, session, arm_players)
                 if isinstance(state, SessionState):
                     session = session.model_copy(update={"state": state})
-                    casting = Casting(course.study, course.arm, course.profile, number, state)
+                    view = replace(view, state=state)
                 sessions.append(session)
                 self._n_done += 1
                 if isinstance(state, Fault):
-                    sessions += not_played(course, number + 1, state)
+                    sessions += _not_played(view, state)
                     return
 
     async def _handed_over(
-        self, course: Course, casting: Casting, session: Session, cast: Cast
+        self, view: SessionView, session: Session, arm_players: ArmPlayers
     ) -> SessionState | Fault | None:
-        """State for the next session; None after the last; a fault ends the course."""
-        study = course.study
-        if study.sessions == 1 or study.summariser is None or cast.summariser is None:
+        """State for the next session; None where sessions are single; a fault ends the course."""
+        if self._study.sessions == 1 or arm_players.summariser is None:
             return None
         if session.stop_reason == "endpoint":
             return Fault(Reason.ENDPOINT, f"session {session.number} did not end")
         if session.n_therapist_turns == 0:
             return Fault(Reason.EMPTY, f"session {session.number} has no therapist turn")
-        return await ask_state(self._players, cast.summariser, study.summariser, casting, session)
+        return await ask_state(self._players, arm_players.summariser, view, session)
 
     def _report(self, plain: Progress) -> None:
         """The line's progress, counted in sessions."""
@@ -263,6 +309,15 @@ def _unwritten(session: Session) -> Fault:
     return Fault(reason, f"session {session.number} was not written to its end")
 
 
+def _not_played(view: SessionView, fault: Fault) -> list[Session]:
+    """The sessions after the one with which a course broke off: no turns, and the reason."""
+    reason: StopReason = "endpoint" if fault.reason is Reason.ENDPOINT else "no_answer"
+    stop = reason, f"not played: {fault.detail}"
+    provenance = Provenance(model=view.arm.therapist.name, version=cbtqa.__version__)
+    numbers = range(view.number + 1, view.study.sessions + 1)
+    return [replace(view, number=number).session((), stop, provenance) for number in numbers]
+
+
 def _player_of(study: StudySettings, key: str) -> Player | None:
     """Who answered under a key such as `arm/patient/s1/r1|3f2a...|therapist3|v0`."""
     session, _, part, *_ = (*key.split("|"), "", "")
@@ -275,35 +330,32 @@ def _player_of(study: StudySettings, key: str) -> Player | None:
     return others.get(role)
 
 
-async def _cast(players: Players, study: StudySettings, arm: Arm) -> Cast:
+async def _open_players(players: Players, study: StudySettings, arm: Arm) -> ArmPlayers:
     others = (study.supervisor, study.validator, study.summariser)
     opened = [await players.open(player) if player else None for player in others]
-    return Cast(await players.open(arm.therapist), await players.open(study.patient), *opened)
+    return ArmPlayers(await players.open(arm.therapist), await players.open(study.patient), *opened)
 
 
 def _manifest(
     folder: StudyFolder,
-    study: StudySettings,
+    courses: Sequence[SessionView],
     sessions: Sequence[Session],
     opened: OpenRun,
-    run: _Run,
+    cost: float | None,
 ) -> Manifest:
     names = (STUDY_NAME, PROFILES_NAME, SESSIONS_NAME)
-    prompts = [prompt for arm in study.arms for prompt in Casting(study, arm, _anyone()).prompts]
+    views = {view.arm.name: view for view in courses}
+    prompts = [prompt for view in views.values() for prompt in view.prompts]
     return opened.manifest(
         "study",
         None,
-        settings={"study": SettingValue(value=study.id, origin=STUDY_NAME)},
+        settings={"study": SettingValue(value=courses[0].study.id, origin=STUDY_NAME)},
         prompts={prompt.name: prompt.sha256 for prompt in prompts},
         counts=count_sessions(sessions),
-        cost=None if run.cost is None else {"value": round(run.cost, 6)},
+        cost=None if cost is None else {"value": round(cost, 6)},
         acknowledgements={"notice": NOTICE, **opened.acknowledgements},
         files=tuple(describe_file(folder.path / name, folder.path) for name in names),
     )
-
-
-def _anyone() -> Profile:
-    return Profile(id="anyone", name="anyone", narrative="anyone")
 
 
 def count_sessions(sessions: Sequence[Session]) -> dict[str, Any]:
@@ -324,7 +376,7 @@ def _refuse_unfinished(sessions: Sequence[Session]) -> None:
         raise IncompleteRunError(
             f"an endpoint failed in {len(failed)} of {len(sessions)} sessions, such as "
             f"{failed[0].id}: {failed[0].stop_detail}",
-            hint="give the same command again; it takes these sessions up where they stopped",
+            hint="give the same command again; it resumes these sessions where they stopped",
         )
     if not any(session.n_therapist_turns for session in sessions):
         raise IncompleteRunError(
@@ -334,8 +386,7 @@ def _refuse_unfinished(sessions: Sequence[Session]) -> None:
         )
 
 
-# --- run settings --------------------------------------------------------------------------------
-# What can be set for `cbtqa simulate run` beside the study file, with each flag's help text.
+# --- flags beside the study file -----------------------------------------------------------------
 
 
 def at_endpoint(player: Player, settings: EndpointSettings) -> Player:
