@@ -33,10 +33,15 @@ from cbtqa.llm.cost import Estimate
 from cbtqa.llm.journal import Journal
 from cbtqa.llm.runs import open_run
 from cbtqa.manifest import MANIFEST_NAME, Manifest, describe_file, new_manifest, now, write_manifest
-from cbtqa.records import Reason, Session, Turn, TurnMark, Usage
+from cbtqa.records import Reason, Session, Turn, TurnMark
 from cbtqa.settings import Resolved
 from cbtqa.simulation.draws import seed_of
-from cbtqa.simulation.playing.estimate import THERAPIST_TOKENS, count_done, estimate_players
+from cbtqa.simulation.playing.estimate import (
+    THERAPIST_TOKENS,
+    Calls,
+    count_done,
+    estimate_players,
+)
 from cbtqa.simulation.playing.messages import (
     SessionView,
     TurnContext,
@@ -143,15 +148,11 @@ def estimate_export(settings: ExportSettings) -> Estimate:
     """
     work = _Export(settings, StudyFolder(settings.sessions))
     rows = work.rows(Counter()) if work.pairs else []
-    usage = Usage(
-        prompt_tokens=sum(tokens_of(row.prompt) for row in rows),
-        completion_tokens=len(rows) * THERAPIST_TOKENS,
-    )
+    n_in, n_out = sum(tokens_of(row.prompt) for row in rows), len(rows) * THERAPIST_TOKENS
     askers = (work.pairs.chosen, work.pairs.rejected) if work.pairs else ()
-    spent = [(player, len(rows), usage) for player in askers if player is not None]
+    planned = [Calls(player, len(rows), n_in, n_out) for player in askers if player is not None]
     n_done = count_done(settings.out / PAIRS_JOURNAL, work.attempts)
-    limits = settings.run_limits.engine
-    return estimate_players("pairs", len(rows), spent, n_done, limits)
+    return estimate_players("pairs", len(rows), planned, n_done, settings.run_limits.engine)
 
 
 class _Export:

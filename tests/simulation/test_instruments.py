@@ -148,10 +148,13 @@ def wording_file(folder: Path, **changed: Any) -> Path:
 
 def test_exact_words_replace_ours_and_leave_ranges_and_totals_alone(tmp_path: Path) -> None:
     ours, exact = load_instrument("ctrs"), load_instrument("ctrs", wording_file(tmp_path))
-    agenda, feedback = exact.judge_criteria()[:2]
-    assert agenda.question == "Exact words about the plan?"
-    assert agenda.anchors == {0: "None", 6: "All"}
-    assert feedback == ours.judge_criteria()[1]
+    agenda, feedback = exact.items[:2]
+    assert agenda.question.to("en") == "Exact words about the plan?"
+    assert {point: words.to("en") for point, words in agenda.anchors.items()} == {
+        0: "None",
+        6: "All",
+    }
+    assert feedback == ours.items[1]
     assert exact.scales == ours.scales
     assert exact.id == ours.id
     assert exact.rubric.sha256 != ours.rubric.sha256
