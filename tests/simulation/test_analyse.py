@@ -16,9 +16,8 @@ from typer.testing import CliRunner
 from cbtqa.cli.simulate import app
 from cbtqa.errors import DataError, UsageError
 from cbtqa.settings import resolve
-from cbtqa.simulation.analysis.analyse import analyse
 from cbtqa.simulation.analysis.results import AnalysisReport
-from cbtqa.simulation.analysis.run import run_analysis
+from cbtqa.simulation.analysis.run import analyse, run_analysis
 from cbtqa.simulation.analysis.settings import AnalysisSettings
 from cbtqa.simulation.instruments import load_instrument
 

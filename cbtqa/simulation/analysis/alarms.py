@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
+from typing import Any, get_args
 
 import numpy as np
 
@@ -20,13 +21,12 @@ from cbtqa.simulation.analysis.results import (
     Alarm,
     AlarmKind,
     CorrectedRow,
+    Correlation,
     EndingRow,
     HaloRow,
     InstrumentResult,
-    ItemUse,
     LengthCorrelation,
     LengthRow,
-    OutcomeResult,
 )
 from cbtqa.simulation.analysis.scores import SessionScore
 from cbtqa.simulation.audit import EARLY_STOPS, LENGTHS_APART, STOPS_APART
@@ -51,18 +51,13 @@ MUCH_BIAS = 0.25
 RULES_TEXT = "rated by built-in rules that count words: no model, and nothing to be believed"
 FEW_PATIENTS = 10
 """All thresholds here are assumed: they say when to look, not what is true."""
-
-
-ORDER: tuple[AlarmKind, ...] = (
-    *("people", "no_model", "ceiling", "floor", "unused", "one_value", "items_alike"),
-    "halo",
-    *("unscored", "bias", "endings", "length", "design"),
-)
+SHORT_TURNS = 5
+POOLED, WITHIN = "pooled", "within arms"
 
 
 def order_of(kind: AlarmKind) -> int:
     """Place of a kind of alarm in a report."""
-    return ORDER.index(kind)
+    return get_args(AlarmKind).index(kind)
 
 
 def scale_alarms(result: InstrumentResult) -> Iterator[Alarm]:
@@ -72,7 +67,8 @@ def scale_alarms(result: InstrumentResult) -> Iterator[Alarm]:
     for use in result.use:
         pooled.update(use.counts)
     n = sum(pooled.values())
-    if n >= FEW_ITEMS and _is_one_ladder(result.use):
+    is_one_ladder = len({tuple(one.counts) for one in result.use}) == 1
+    if n >= FEW_ITEMS and is_one_ladder:
         yield from _range_alarms(result, pooled, n)
     yield from _item_alarms(result)
     unscored = Counter[str]()
@@ -81,18 +77,11 @@ def scale_alarms(result: InstrumentResult) -> Iterator[Alarm]:
     share = unscored.total() / (n + unscored.total()) if unscored else 0.0
     if share > MUCH_UNSCORED:
         reasons = ", ".join(f"{reason} {count}" for reason, count in unscored.most_common(4))
-        yield Alarm(
-            kind="unscored",
-            instrument=name,
-            text=f"{share:.0%} of the items are unscored ({reasons})",
-        )
+        text = f"{share:.0%} of the items are unscored ({reasons})"
+        yield Alarm(kind="unscored", instrument=name, text=text)
     if result.alpha is not None and result.alpha > ITEMS_ALIKE:
         text = f"the items are hardly told apart: Cronbach's alpha {result.alpha:.3f}"
         yield Alarm(kind="items_alike", instrument=name, text=text)
-
-
-def _is_one_ladder(use: Sequence[ItemUse]) -> bool:
-    return len({tuple(one.counts) for one in use}) == 1
 
 
 def _range_alarms(result: InstrumentResult, pooled: Counter[int], n: int) -> Iterator[Alarm]:
@@ -100,12 +89,10 @@ def _range_alarms(result: InstrumentResult, pooled: Counter[int], n: int) -> Ite
     low, high = min(pooled), max(pooled)
     n_items, ratings = len(result.use), f"{n:,} ratings"
     if max(given) < high:
-        text = (
-            f"no item above {max(given)} of {high} in {ratings}; totals cannot pass "
-            f"{max(given) * n_items} of {high * n_items}"
-        )
-        if not _is_plain_sum(result):
-            text = f"no item above {max(given)} of {high} in {ratings}"
+        text = f"no item above {max(given)} of {high} in {ratings}"
+        if result.outcomes and result.outcomes[0].high == high * n_items:
+            # the headline total adds up all items without weights
+            text += f"; totals cannot pass {max(given) * n_items} of {high * n_items}"
         yield Alarm(kind="ceiling", instrument=result.instrument, text=text)
     elif pooled[high] / n >= HEAPED:
         text = f"{pooled[high] / n:.0%} of the ratings are the highest point, {high}"
@@ -119,14 +106,8 @@ def _range_alarms(result: InstrumentResult, pooled: Counter[int], n: int) -> Ite
         yield Alarm(kind="unused", instrument=result.instrument, text=text)
 
 
-def _is_plain_sum(result: InstrumentResult) -> bool:
-    """True when the headline total adds up all items without weights."""
-    high = sum(max(use.counts) for use in result.use)
-    return bool(result.outcomes) and result.outcomes[0].high == high
-
-
 def _item_alarms(result: InstrumentResult) -> Iterator[Alarm]:
-    """Items that (nearly) always get one value, told together."""
+    """Items that (nearly) always get one value, in one alarm."""
     found = []
     for use in result.use:
         n = sum(use.counts.values())
@@ -168,10 +149,7 @@ def length_alarms(
     for one in correlations:
         is_clear = one.low > 0 or one.high < 0
         if one.scope in (POOLED, WITHIN) and abs(one.r) >= FOLLOWS_LENGTH and is_clear:
-            text = (
-                f"{one.total} follows the therapist's words, {one.scope}: r {one.r:+.2f} "
-                f"[{one.low:+.2f}, {one.high:+.2f}]"
-            )
+            text = f"{one.total} follows the therapist's words, {one.scope}: {_shown(one)}"
             yield Alarm(kind="length", instrument=one.instrument, text=text)
     if len(rows) > 1:
         longest = max(rows, key=lambda row: row.words)
@@ -184,14 +162,15 @@ def length_alarms(
             yield Alarm(kind="length", text=text)
 
 
+def _shown(one: Correlation) -> str:
+    return f"r {one.r:+.2f} [{one.low:+.2f}, {one.high:+.2f}]"
+
+
 def halo_alarms(rows: Sequence[HaloRow]) -> Iterator[Alarm]:
     """Instruments that say the same, although they ask different things."""
     for row in rows:
         if row.r >= HALO:
-            text = (
-                f"{row.first} and {row.second} rise and fall together: r {row.r:+.2f} "
-                f"[{row.low:+.2f}, {row.high:+.2f}]"
-            )
+            text = f"{row.first} and {row.second} rise and fall together: {_shown(row)}"
             yield Alarm(kind="halo", text=text)
 
 
@@ -212,16 +191,17 @@ def people_alarms(
     seen = {row.instrument for row in checked}
     lacking = [one.instrument for one in instruments if one.instrument not in seen]
     if lacking:
-        text = (
-            f"no human ratings on {', '.join(lacking)}: these figures are a judge's opinion, "
-            "uncorrected; judges overrate sessions and miss faults of safety"
-        )
+        text = f"no human ratings on {', '.join(lacking)}: these figures are a judge's opinion, "
+        text += "uncorrected; judges overrate sessions and miss faults of safety"
         yield Alarm(kind="people", text=text)
+    spans = {
+        (result.instrument, f"total:{outcome.total}"): outcome.high - outcome.low
+        for result in instruments
+        for outcome in result.outcomes
+    }
     for row in checked:
-        outcome = _outcome(row, instruments)
-        if outcome is None or row.bias is None:
-            continue
-        if abs(row.bias) > MUCH_BIAS * (outcome.high - outcome.low):
+        span = spans.get((row.instrument, row.item))
+        if span is not None and row.bias is not None and abs(row.bias) > MUCH_BIAS * span:
             word = "milder" if row.bias > 0 else "stricter"
             text = f"{row.item.removeprefix('total:')}: {row.who} is {word} by {abs(row.bias):.1f}"
             yield Alarm(kind="bias", instrument=row.instrument, text=text)
@@ -231,19 +211,9 @@ def corrected_alarms(rows: Iterable[CorrectedRow]) -> Iterator[Alarm]:
     """Corrections that rest on few sessions."""
     few = sorted({row.arm for row in rows if row.corrected.n_human < FEW_ITEMS})
     if few:
-        text = (
-            f"fewer than {FEW_ITEMS} sessions of {', '.join(few)} have human ratings: the "
-            "corrected intervals say little"
-        )
+        text = f"fewer than {FEW_ITEMS} sessions of {', '.join(few)} have human ratings: "
+        text += "the corrected intervals say little"
         yield Alarm(kind="people", text=text)
-
-
-def _outcome(row: AgreementRow, instruments: Sequence[InstrumentResult]) -> OutcomeResult | None:
-    for result in instruments:
-        for outcome in result.outcomes:
-            if (result.instrument, f"total:{outcome.total}") == (row.instrument, row.item):
-                return outcome
-    return None
 
 
 def design_alarms(result: InstrumentResult, n_patients: int) -> Iterator[Alarm]:
@@ -270,14 +240,7 @@ def design_alarms(result: InstrumentResult, n_patients: int) -> Iterator[Alarm]:
         yield Alarm(kind="design", text=text)
 
 
-# --- length audit --------------------------------------------------------------------------------
-# How sessions ended and how long they are, by arm: to be read before any score.
-#
-# endings(sessions, arms)[0].counts # stop reason to number length_correlations(rows, "ctrs",
-# "total", arms)
-
-SHORT_TURNS = 5
-POOLED, WITHIN = "pooled", "within arms"
+# --- endings, lengths and correlations ------------------------------------------------------------
 
 
 def endings(sessions: Sequence[Session], arms: Sequence[str]) -> list[EndingRow]:
@@ -328,27 +291,23 @@ def length_correlations(
     kept = [row for row in rows if row.total(total) is not None and LENGTH in row.numbers]
     words = np.array([row.numbers[LENGTH] for row in kept])
     values = np.array([row.total(total) for row in kept], dtype=np.float64)
-    of = np.array([row.arm for row in kept])
-    parts = [(POOLED, words, values, 3)]
+    own = {arm: np.array([row.arm == arm for row in kept], dtype=bool) for arm in arms}
     centred_words, centred_values = words.copy(), values.copy()
-    for arm in set(of.tolist()):
-        own = of == arm
-        centred_words[own] -= words[own].mean()
-        centred_values[own] -= values[own].mean()
-    parts.append((WITHIN, centred_words, centred_values, 2 + len(set(of.tolist()))))
-    parts += [(arm, words[of == arm], values[of == arm], 3) for arm in arms]
-    found = []
-    for scope, a, b, lost in parts:
-        r = _correlation(a, b)
-        if r is None or len(a) <= lost:
-            continue
-        low, high = _fisher_interval(r, len(a) - lost)
-        found.append(
-            LengthCorrelation(
-                instrument=instrument, total=total, scope=scope, n=len(a), r=r, low=low, high=high
-            )
-        )
-    return found
+    present = [place for place in own.values() if place.any()]
+    for place in present:
+        centred_words[place] -= words[place].mean()
+        centred_values[place] -= values[place].mean()
+    parts = [
+        (POOLED, words, values, 3),
+        (WITHIN, centred_words, centred_values, 2 + len(present)),
+        *((arm, words[place], values[place], 3) for arm, place in own.items()),
+    ]
+    found = [(scope, _correlation(a, b, lost)) for scope, a, b, lost in parts]
+    return [
+        LengthCorrelation(instrument=instrument, total=total, scope=scope, **one)
+        for scope, one in found
+        if one is not None
+    ]
 
 
 def halo_rows(tables: Mapping[str, tuple[str, Sequence[SessionScore]]]) -> list[HaloRow]:
@@ -364,26 +323,19 @@ def halo_rows(tables: Mapping[str, tuple[str, Sequence[SessionScore]]]) -> list[
     found = []
     for first, second in combinations(values, 2):
         shared = [key for key in values[first] if key in values[second]]
-        a = np.array([values[first][key] for key in shared])
-        b = np.array([values[second][key] for key in shared])
-        r = _correlation(a, b)
-        if r is not None:
-            low, high = _fisher_interval(r, len(shared) - 3)
-            found.append(
-                HaloRow(first=first, second=second, n=len(shared), r=r, low=low, high=high)
-            )
+        a, b = (np.array([values[name][key] for key in shared]) for name in (first, second))
+        one = _correlation(a, b, 3)
+        if one is not None:
+            found.append(HaloRow(first=first, second=second, **one))
     return found
 
 
-def _correlation(a: Floats, b: Floats) -> float | None:
-    if len(a) < 4 or a.std() < 1e-12 or b.std() < 1e-12:
+def _correlation(a: Floats, b: Floats, lost: int) -> dict[str, Any] | None:
+    """The fields of a `Correlation`, by Fisher's z with `len(a) - lost` degrees of freedom."""
+    if len(a) < 4 or len(a) <= lost or a.std() < 1e-12 or b.std() < 1e-12:
         return None
-    return float(np.clip(np.corrcoef(a, b)[0, 1], -1, 1))
-
-
-def _fisher_interval(r: float, freedom: int) -> tuple[float, float]:
-    """95 % interval of a correlation by Fisher's z."""
-    if abs(r) >= 1 - 1e-12:
-        return r, r
-    half = NORMAL_95 / math.sqrt(freedom)
-    return math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half)
+    r = low = high = float(np.clip(np.corrcoef(a, b)[0, 1], -1, 1))
+    if abs(r) < 1 - 1e-12:
+        half = NORMAL_95 / math.sqrt(len(a) - lost)
+        low, high = math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half)
+    return {"n": len(a), "r": r, "low": low, "high": high}

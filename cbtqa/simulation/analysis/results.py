@@ -13,20 +13,10 @@ from cbtqa.statistics.contrasts import Contrast, ExplainedVariance, Wald
 from cbtqa.statistics.mixed_model import Effect, MixedFit
 
 AlarmKind = Literal[
-    "ceiling",
-    "floor",
-    "unused",
-    "one_value",
-    "items_alike",
-    "halo",
-    "unscored",
-    "length",
-    "endings",
-    "people",
-    "bias",
-    "design",
-    "no_model",
-]
+    "people", "no_model", "ceiling", "floor", "unused", "one_value", "items_alike",
+    "halo", "unscored", "bias", "endings", "length", "design"
+]  # fmt: skip
+"""The heaviest first."""
 
 
 class Alarm(Record):
@@ -164,28 +154,29 @@ class LengthRow(Record):
     """Sessions of fewer than five therapist turns."""
 
 
-class LengthCorrelation(Record):
+class Correlation(Record):
+    """Pearson's r with its 95 % interval."""
+
+    n: int
+    r: float
+    low: float
+    high: float
+
+
+class LengthCorrelation(Correlation):
     """Words of the therapist against a total."""
 
     instrument: str
     total: str
     scope: str
     """`pooled`, `within arms`, or an arm's name."""
-    n: int
-    r: float
-    low: float
-    high: float
 
 
-class HaloRow(Record):
-    """Headline totals of two instruments over the same sessions: how far one tells the other."""
+class HaloRow(Correlation):
+    """Headline totals of two instruments over the same sessions."""
 
     first: str
     second: str
-    n: int
-    r: float
-    low: float
-    high: float
 
 
 class AgreementRow(Record):
