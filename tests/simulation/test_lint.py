@@ -10,8 +10,7 @@ import pytest
 from cbtqa.errors import DataError
 from cbtqa.files import write_jsonl
 from cbtqa.records import Session, Turn
-from cbtqa.simulation.audit import compare_arms
-from cbtqa.simulation.lint import LintReport, lint
+from cbtqa.simulation.lint import LintReport, compare_arms, lint
 from cbtqa.simulation.playing.run import run_study
 from cbtqa.simulation.sessions import StudyFolder, read_transcripts
 from cbtqa.simulation.study import load_study

@@ -29,8 +29,8 @@ from cbtqa.simulation.analysis.results import (
     LengthRow,
 )
 from cbtqa.simulation.analysis.scores import SessionScore
-from cbtqa.simulation.audit import EARLY_STOPS, LENGTHS_APART, STOPS_APART
 from cbtqa.simulation.judging.task import RULES
+from cbtqa.simulation.lint import EARLY_STOPS, LENGTHS_APART, STOPS_APART
 from cbtqa.statistics.agreement import Floats
 from cbtqa.statistics.mixed_model import NORMAL_95
 from cbtqa.statistics.resampling import FEW_ITEMS

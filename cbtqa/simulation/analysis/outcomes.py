@@ -26,8 +26,8 @@ from cbtqa.simulation.analysis.results import (
 )
 from cbtqa.simulation.analysis.scores import SessionScore, mean_of
 from cbtqa.simulation.analysis.settings import ModelSettings, split_names
-from cbtqa.simulation.audit import EARLY_STOPS
 from cbtqa.simulation.instruments import Instrument
+from cbtqa.simulation.lint import EARLY_STOPS
 from cbtqa.statistics.agreement import Floats
 from cbtqa.statistics.contrasts import Wald, cohen_f, combine, explained_variance, pairwise, wald
 from cbtqa.statistics.mixed_model import Method, MixedFit, bootstrap_icc, fit_mixed
