@@ -16,7 +16,7 @@ import asyncio
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -194,16 +194,22 @@ class _Export:
             "n_sessions": len(self._sessions),
             "split_by": self._split_by,
             "trl": TRL,
-            "sft": self._write_rows(
-                out / "sft", [(row, row.with_answers(completion=row.completion)) for row in rows]
-            ),
+            "sft": self._write(out / "sft", (row.made(completion=row.completion) for row in rows)),
         }
         if self._settings.messages:
-            counts["messages"] = self._write_sessions(out / "messages")
+            whole = (
+                (
+                    {"messages": session_messages(one, self._views[one.id])},
+                    {"session_id": one.id, "profile_id": one.profile_id},
+                )
+                for one in self._sessions
+                if one.turns
+            )
+            counts["messages"] = self._write(out / "messages", whole)
         if self.pairs is not None and journal is not None:
             limits = self._settings.run_limits
             pair_run = _PairRun(self.pairs, journal, limits, self.attempts, on_progress)
-            counts["orpo"] = self._write_rows(out / "orpo", pair_run.run(rows, dropped))
+            counts["orpo"] = self._write(out / "orpo", pair_run.run(rows, dropped))
         return counts | {"dropped": dict(sorted(dropped.items()))}
 
     def rows(self, dropped: Counter[str]) -> list[TherapistRow]:
@@ -217,24 +223,14 @@ class _Export:
             raise DataError(f"no training row came out of it: {why}", where=str(self.source.path))
         return rows
 
-    def _write_rows(
-        self, folder: Path, rows: Sequence[tuple[TherapistRow, dict[str, Any]]]
-    ) -> dict[str, int]:
+    def _write(self, folder: Path, rows: Iterable[TrainingRow]) -> dict[str, int]:
+        """Writes each split's rows, and beside them what they are made of."""
         counts: dict[str, int] = {}
+        kept = list(rows)
         for split in SPLITS:
-            own = [row for row in rows if self._split_of[row[0].session.id] == split]
-            counts[split] = write_jsonl(folder / f"{split}.jsonl", (shown for _, shown in own))
-            write_jsonl(folder / f"{split}.meta.jsonl", (row.meta() for row, _ in own))
-        return counts
-
-    def _write_sessions(self, folder: Path) -> dict[str, int]:
-        counts: dict[str, int] = {}
-        for split in SPLITS:
-            own = [one for one in self._sessions if one.turns and self._split_of[one.id] == split]
-            rows = ({"messages": session_messages(one, self._views[one.id])} for one in own)
-            counts[split] = write_jsonl(folder / f"{split}.jsonl", rows)
-            metas = ({"session_id": one.id, "profile_id": one.profile_id} for one in own)
-            write_jsonl(folder / f"{split}.meta.jsonl", metas)
+            own = [one for one in kept if self._split_of[one[1]["session_id"]] == split]
+            counts[split] = write_jsonl(folder / f"{split}.jsonl", (row for row, _ in own))
+            write_jsonl(folder / f"{split}.meta.jsonl", (meta for _, meta in own))
         return counts
 
     def warnings(self, counts: Mapping[str, Any]) -> list[str]:
@@ -264,9 +260,6 @@ def _open_out(out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     (out / MANIFEST_NAME).unlink(missing_ok=True)
     return out
-
-
-# --- who plays -----------------------------------------------------------------------------------
 
 
 def _serving(
@@ -312,6 +305,8 @@ def _views(
 
 UNFIT_MARKS: tuple[TurnMark, ...] = ("cut", "cut_at_label", "not_accepted", "unsupervised")
 """Turns with one of these are no example to learn from."""
+TrainingRow = tuple[dict[str, Any], dict[str, Any]]
+"""A row as trainers read it, and what stands beside it, never inside."""
 CLOSED = ("ended", "written")
 """Stop reasons after which the last therapist turn carries the end token."""
 
@@ -329,20 +324,17 @@ class TherapistRow:
     prompt: tuple[Message, ...]
     completion: str
 
-    def meta(self) -> dict[str, Any]:
-        """What stands beside the row, never inside it."""
-        return {
+    def made(self, **answers: str) -> TrainingRow:
+        """The prompt, and an assistant's message in each named column."""
+        columns = {name: [{"role": "assistant", "content": text}] for name, text in answers.items()}
+        meta = {
             "session_id": self.session.id,
             "profile_id": self.session.profile_id,
             "arm": self.session.arm,
             "number": self.session.number,
             "turn": self.turn,
         }
-
-    def with_answers(self, **answers: str) -> dict[str, Any]:
-        """The training row: the prompt, and an assistant's message in each named column."""
-        columns = {name: [{"role": "assistant", "content": text}] for name, text in answers.items()}
-        return {"prompt": list(self.prompt), **columns}
+        return {"prompt": list(self.prompt), **columns}, meta
 
 
 def therapist_rows(
@@ -405,15 +397,8 @@ class _PairRun:
             self._sides["chosen"] = pairs.chosen
         self._found: dict[int, tuple[str | Fault, str | Fault]] = {}
 
-    def run(
-        self, rows: Sequence[TherapistRow], dropped: Counter[str]
-    ) -> list[tuple[TherapistRow, dict[str, Any]]]:
-        """The pairs in the order of the rows; paid answers are kept in the journal.
-
-        Raises:
-            IncompleteRunError: stopped early; the same call continues.
-            EndpointError: an endpoint refuses every request.
-        """
+    def run(self, rows: Sequence[TherapistRow], dropped: Counter[str]) -> list[TrainingRow]:
+        """The pairs in the order of the rows; paid answers are kept in the journal."""
         run_anywhere(self._ask_all(rows))
         self._line.conclude()
         made = []
@@ -426,7 +411,7 @@ class _PairRun:
             elif chosen == rejected:
                 dropped["both_sides_alike"] += 1
             else:
-                made.append((row, row.with_answers(chosen=chosen, rejected=rejected)))
+                made.append(row.made(chosen=chosen, rejected=rejected))
         return made
 
     async def _ask_all(self, rows: Sequence[TherapistRow]) -> None:

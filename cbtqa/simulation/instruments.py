@@ -20,11 +20,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from cbtqa.errors import DataError
 from cbtqa.files import parse_record
-from cbtqa.ratings.rubric import Criterion, Rubric, Section, Total, Words, load_rubric
+from cbtqa.ratings.rubric import Criterion, Rubric, Total, Words, load_rubric
 from cbtqa.ratings.rubric import shipped_rubrics as all_rubrics
 from cbtqa.records import NonEmptyText, Record
 from cbtqa.simulation.study import read_yaml
@@ -60,13 +60,7 @@ class TotalScore(Record):
     """Lowest value on this ladder."""
     high: float
     reason: str | None = None
-    """Why there is no value."""
-
-    @model_validator(mode="after")
-    def _value_or_reason(self) -> TotalScore:
-        if (self.value is None) == (self.reason is None):
-            raise ValueError("a total has either a value or a reason why it has none")
-        return self
+    """Why there is no value; None with one."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +115,11 @@ class Instrument:
     def areas(self, values: Mapping[str, float | None]) -> list[TotalScore]:
         """The sum of each section, weighted: ACT-FM's areas 0-9, CTRS's two halves."""
         self._check(values)
-        return [self._total(_area(section), values) for section in self.rubric.sections]
+        areas = (
+            Total(id=section.id, name=section.title, sections=(section.id,))
+            for section in self.rubric.sections
+        )
+        return [self._total(area, values) for area in areas]
 
     def _check(self, values: Mapping[str, float | None]) -> None:
         for item, value in values.items():
@@ -139,10 +137,6 @@ class Instrument:
         return TotalScore(
             instrument=self.id, total=total.id, value=value, low=low, high=high, reason=reason
         )
-
-
-def _area(section: Section) -> Total:
-    return Total(id=section.id, name=section.title, sections=(section.id,))
 
 
 def shipped_instruments() -> list[str]:

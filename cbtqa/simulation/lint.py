@@ -323,9 +323,6 @@ def _some(ids: Sequence[str]) -> str:
     return ", ".join(ids[:SHOWN]) + (" ..." if len(ids) > SHOWN else "")
 
 
-# --- what is checked -----------------------------------------------------------------------------
-
-
 class LintReport(Record):
     """Everything found in one place."""
 

@@ -76,8 +76,12 @@ def make_patients(
     service = settings.service()
     if service is not None and settings.out is not None:
         profiles, faults = write_stories(profiles, settings, service, on_progress)
-    if settings.out is not None:
-        write_profiles(settings.out, profiles)
+    if settings.out is not None and settings.out.suffix in (".yaml", ".yml"):
+        rows = [profile.model_dump(mode="json", exclude_defaults=True) for profile in profiles]
+        text = yaml.safe_dump({"profiles": rows}, sort_keys=False, allow_unicode=True)
+        write_text(settings.out, text)
+    elif settings.out is not None:
+        write_jsonl(settings.out, profiles)
     if faults:
         first, fault = next(iter(faults.items()))
         raise IncompleteRunError(
@@ -102,28 +106,21 @@ def estimate_stories(settings: PatientSettings) -> Estimate:
 
 
 def _find(settings: PatientSettings) -> tuple[Profile, ...]:
-    if settings.source in ("test", "archetypes"):
-        return ready_profiles(settings.source)
-    path = Path(settings.source)
-    is_profiles = path.suffix == ".jsonl" or (
+    path, is_ready = Path(settings.source), settings.source in ("test", "archetypes")
+    is_file = path.suffix == ".jsonl" or (
         path.suffix in (".yaml", ".yml")
         and path.is_file()
         and re.search(r"^profiles:", path.read_text(encoding="utf-8"), re.MULTILINE) is not None
     )
-    if is_profiles and settings.endpoint:
+    if (is_ready or is_file) and settings.endpoint:
         raise ConfigError("written profiles have their stories", hint="draw from a table instead")
-    if is_profiles:
-        return read_profiles(path)
-    return draw_profiles(settings.source, settings.n, settings.seed)
-
-
-def write_profiles(path: Path, profiles: tuple[Profile, ...]) -> None:
-    """Writes profiles as YAML to be edited, or as JSON lines."""
-    if path.suffix not in (".yaml", ".yml"):
-        write_jsonl(path, profiles)
-        return
-    rows = [profile.model_dump(mode="json", exclude_defaults=True) for profile in profiles]
-    write_text(path, yaml.safe_dump({"profiles": rows}, sort_keys=False, allow_unicode=True))
+    if is_ready:
+        return ready_profiles(settings.source)
+    return (
+        read_profiles(path)
+        if is_file
+        else draw_profiles(settings.source, settings.n, settings.seed)
+    )
 
 
 # --- stories: written by a model through the batch engine -----------------------------------------
@@ -154,7 +151,7 @@ class _StoryTask:
 
     def request(self, item: Profile) -> ChatRequest:
         """Attributes in, one field for each content out."""
-        table = _table_of(item)
+        table = load_table(item.table or "")
         shape = dict.fromkeys(table.contents, "...")
         messages = self.prompt.render(
             contents="\n".join(f"- {key}: {one.asks}" for key, one in table.contents.items()),
@@ -172,7 +169,7 @@ class _StoryTask:
 
     def check(self, item: Profile, reply: Reply) -> Fault | None:
         """The first field that is missing, too short or too long."""
-        found = read_story(reply, _table_of(item))
+        found = read_story(reply, load_table(item.table or ""))
         return found if isinstance(found, Fault) else None
 
     def ask_again(self, item: Profile, reply: Reply, fault: Fault) -> ChatRequest:
@@ -207,13 +204,7 @@ def write_stories(
     service: Service,
     on_progress: OnProgress | None,
 ) -> tuple[tuple[Profile, ...], dict[str, Fault]]:
-    """The profiles with their stories, and by id why others got none.
-
-    Raises:
-        ConfigError: a profile was not drawn from a table.
-        LicenceGateError: patients would go to a non-local endpoint without acknowledgement.
-        BatchStoppedError: stopped early; the same call continues.
-    """
+    """The profiles with their stories, and by id why others got none."""
     task = _StoryTask(settings)
     fingerprint = {
         "model": service.model,
@@ -233,7 +224,7 @@ def write_stories(
                 continue
             seed = seed_of("story", profile.id)
             provenance = provenance_of(task.player, task.prompt, seed, [outcome])
-            story = read_story(outcome.reply, _table_of(profile))
+            story = read_story(outcome.reply, load_table(profile.table or ""))
             update = {"narrative": story, "provenance": provenance}
             written.append(profile.model_copy(update=update))
     return tuple(written), faults
@@ -242,9 +233,3 @@ def write_stories(
 def _journal_path(settings: PatientSettings) -> Path:
     assert settings.out is not None, "an endpoint wants --out"
     return settings.out.with_suffix(".sqlite")
-
-
-def _table_of(profile: Profile) -> AttributeTable:
-    if profile.table is None:
-        raise ConfigError(f"profile {profile.id} was not drawn from a table")
-    return load_table(profile.table)

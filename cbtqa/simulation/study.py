@@ -105,8 +105,11 @@ class Player(Settings):
             )
         if self.endpoint and not self.model:
             raise ValueError("endpoint wants model")
-        if self.endpoint:
-            refuse_secret_in(self.endpoint)
+        if self.endpoint and "://" in self.endpoint:
+            try:
+                checked_url(self.endpoint)
+            except ConfigError as error:  # which does not repeat a secret in the address
+                raise ValueError(str(error)) from None
         if self.is_local and self.seed_field != "seed":
             raise ValueError("seed_field is for endpoints")
         if (self.price_in is None) != (self.price_out is None):
@@ -140,15 +143,6 @@ class Player(Settings):
             stop=self.stop,
             extra=self.extra | ({str(self.seed_field): seed} if has_other else {}),
         )
-
-
-def refuse_secret_in(endpoint: str) -> None:
-    """Raises ValueError, which does not repeat it, when an address carries more than a place."""
-    if "://" in endpoint:
-        try:
-            checked_url(endpoint)
-        except ConfigError as error:
-            raise ValueError(str(error)) from None
 
 
 class Training(Settings):
@@ -206,9 +200,8 @@ class Patients(Settings):
     def _is_exactly_one(self) -> Self:
         given = [name for name in ("ready", "file", "draw") if getattr(self, name)]
         if len(given) != 1:
-            raise ValueError(
-                f"patients come from one of ready, file, draw; found {given or 'none'}"
-            )
+            found = given or "none"
+            raise ValueError(f"patients come from one of ready, file, draw; found {found}")
         if self.draw and self.n is None:
             raise ValueError("draw wants n, the number of patients")
         return self
@@ -365,17 +358,13 @@ def load_study(path: Path | None = None, *, built_in: str = "demo") -> StudySett
     else:
         with open_text(path) as stream:
             text, where = stream.read(), str(path)
-    return parse_study(_yaml_mapping(text, where), where)
-
-
-def _yaml_mapping(text: str, where: str) -> Mapping[str, Any]:
     try:
         value = parse_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{where}: not YAML: {error}") from None
     if not isinstance(value, Mapping):
         raise ConfigError(f"{where}: expected `key: value` lines")
-    return value
+    return parse_study(value, where)
 
 
 def parse_study(value: Mapping[str, Any], where: str) -> StudySettings:

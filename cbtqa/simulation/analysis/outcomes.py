@@ -272,9 +272,6 @@ def _columns_of(
     ]
 
 
-# --- items ---------------------------------------------------------------------------------------
-
-
 def cronbach_alpha(instrument: Instrument, rows: Sequence[SessionScore]) -> float | None:
     """How far the items of the headline total move together; None when that is undefined."""
     items = [criterion.id for criterion, _ in instrument.rubric.parts_of(instrument.headline)]

@@ -111,14 +111,17 @@ def _columns(*names: str) -> list[Column]:
 
 
 def _caption(result: InstrumentResult, outcome: OutcomeResult) -> Phrase:
-    return WORDS["captions.outcome"].fill(
-        instrument=result.title,
-        instrument_zh=result.title_zh,
-        total=outcome.name,
-        total_zh=outcome.name_zh,
-        low=f"{outcome.low:g}",
-        high=f"{outcome.high:g}",
-    )
+    ends = {"low": f"{outcome.low:g}", "high": f"{outcome.high:g}"}
+    return WORDS["captions.outcome"].fill(**_names(result, outcome), **ends)
+
+
+def _names(result: InstrumentResult, outcome: OutcomeResult) -> dict[str, str]:
+    return {
+        "instrument": result.title,
+        "instrument_zh": result.title_zh,
+        "total": outcome.name,
+        "total_zh": outcome.name_zh,
+    }
 
 
 class _Tables:
@@ -329,9 +332,6 @@ def _median(rows: Iterable[AgreementRow], name: str) -> str:
     return f"{number(median(values))} {interval(min(values), max(values))}"
 
 
-# --- methods -------------------------------------------------------------------------------------
-
-
 def methods_text(report: AnalysisReport, settings: AnalysisSettings) -> Phrase:
     """The paragraph for a paper, in Chinese and English, from what was done."""
     parts = list(_sentences(report, settings))
@@ -375,10 +375,7 @@ def _figures(result: InstrumentResult) -> Iterator[Phrase]:
     for outcome in result.outcomes:
         if outcome.omnibus is not None and outcome.explained is not None:
             yield WORDS["methods.omnibus"].fill(
-                instrument=result.title,
-                instrument_zh=result.title_zh,
-                total=outcome.name,
-                total_zh=outcome.name_zh,
+                **_names(result, outcome),
                 df=outcome.omnibus.df,
                 chi2=number(outcome.omnibus.chi2),
                 p=p_relation(outcome.omnibus.p),

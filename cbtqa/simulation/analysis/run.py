@@ -105,7 +105,14 @@ def analyse(resolved: Resolved[AnalysisSettings]) -> tuple[AnalysisReport, Mater
         UsageError: an instrument, term or level that the data do not have.
     """
     settings = resolved.values
-    material = _with_equal_patients(read_material(settings), settings.common_patients)
+    is_study = settings.source.is_dir() or settings.judged is not None
+    material = _from_study(settings) if is_study else _from_table(settings)
+    arms, baseline = material.arms, settings.baseline
+    if baseline is not None:
+        if baseline not in arms:
+            raise UsageError(f"no arm '{baseline}'", hint=f"arms: {', '.join(arms)}")
+        arms = (baseline, *(arm for arm in arms if arm != baseline))
+    material = _with_equal_patients(replace(material, arms=arms), settings.common_patients)
     results, correlations = [], []
     agreement: list[AgreementRow] = []
     corrected: list[CorrectedRow] = []
@@ -120,6 +127,9 @@ def analyse(resolved: Resolved[AnalysisSettings]) -> tuple[AnalysisReport, Mater
             corrected += corrected_rows(
                 scored.judged, scored.people, material.sessions, material.arms
             )
+    headlines = {
+        one.instrument.id: (one.instrument.headline.id, one.rows) for one in material.scored
+    }
     first = material.scored[0].rows
     n_patients = len({row.patient for row in first})
     report = AnalysisReport(
@@ -133,7 +143,7 @@ def analyse(resolved: Resolved[AnalysisSettings]) -> tuple[AnalysisReport, Mater
         endings=tuple(endings(material.sessions, material.arms)) if material.sessions else (),
         lengths=tuple(lengths(first, material.arms)),
         correlations=tuple(correlations),
-        halo=tuple(halo_rows(_headlines(material))),
+        halo=tuple(halo_rows(headlines)),
         agreement=tuple(agreement),
         corrected=tuple(corrected),
         alarms=(),
@@ -144,27 +154,6 @@ def analyse(resolved: Resolved[AnalysisSettings]) -> tuple[AnalysisReport, Mater
     )
     report = report.model_copy(update={"alarms": alarms})
     return report.model_copy(update={"methods": methods_text(report, settings).en}), material
-
-
-def _headlines(material: Material) -> dict[str, tuple[str, Sequence[SessionScore]]]:
-    return {one.instrument.id: (one.instrument.headline.id, one.rows) for one in material.scored}
-
-
-# --- reading -------------------------------------------------------------------------------------
-
-
-def read_material(settings: AnalysisSettings) -> Material:
-    """The rows of every instrument, from a study or from a table."""
-    if settings.source.is_dir() or settings.judged is not None:
-        material = _from_study(settings)
-    else:
-        material = _from_table(settings)
-    arms = material.arms
-    if settings.baseline is not None:
-        if settings.baseline not in arms:
-            raise UsageError(f"no arm '{settings.baseline}'", hint=f"arms: {', '.join(arms)}")
-        arms = (settings.baseline, *(arm for arm in arms if arm != settings.baseline))
-    return replace(material, arms=arms)
 
 
 def _from_table(settings: AnalysisSettings) -> Material:
@@ -258,9 +247,6 @@ def _with_equal_patients(material: Material, is_common: bool) -> Material:
     return replace(material, scored=scored, sessions=sessions, notes=(*material.notes, note))
 
 
-# --- one instrument ------------------------------------------------------------------------------
-
-
 def _analyse_one(
     scored: Scored, arms: Sequence[str], settings: AnalysisSettings
 ) -> InstrumentResult:
@@ -285,9 +271,6 @@ def _analyse_one(
     )
 
 
-# --- alarms --------------------------------------------------------------------------------------
-
-
 def _alarms(report: AnalysisReport, material: Material) -> Iterable[Alarm]:
     for note in material.notes:
         yield Alarm(kind="design", text=note)
@@ -306,9 +289,6 @@ def _alarms(report: AnalysisReport, material: Material) -> Iterable[Alarm]:
         yield from design_alarms(result, report.n_patients)
     yield from people_alarms(report.agreement, report.instruments)
     yield from corrected_alarms(report.corrected)
-
-
-# --- the folder ----------------------------------------------------------------------------------
 
 
 def run_analysis(resolved: Resolved[AnalysisSettings]) -> tuple[AnalysisReport, Path]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -233,11 +233,8 @@ def _score(
 def _factors(arm: str, settings: ColumnSettings, where: str) -> dict[str, str]:
     names, parts = split_names(settings.arm_factors), arm.split(settings.arm_separator)
     if names and len(parts) != len(names):
-        raise DataError(
-            f"arm '{arm}' has {len(parts)} parts at '{settings.arm_separator}', expected "
-            f"{', '.join(names)}",
-            where=where,
-        )
+        found = f"arm '{arm}' has {len(parts)} parts at '{settings.arm_separator}'"
+        raise DataError(f"{found}, expected {', '.join(names)}", where=where)
     return dict(zip(names, parts, strict=True)) if names else {}
 
 
@@ -324,9 +321,17 @@ def read_people(
             session here.
         UsageError: ratings on another ladder.
     """
-    rows = list(_checked(path))
+    rows = list(read_rows(path))
+    for where, row in rows:
+        if missing := [name for name in WANTED if name not in row]:
+            hint = "--human takes ratings.jsonl of a rating study's report folder"
+            raise DataError(f"no column '{missing[0]}'", where=where, hint=hint)
     instrument = _instrument_of(path, rows, instruments)
-    by_name = _names(sessions)
+    by_name: dict[tuple[str, str], str] = {}
+    for one in sessions:
+        is_first = (one.number, one.replicate) == (1, 1)
+        name = one.profile_id if is_first else f"{one.profile_id}/s{one.number}/r{one.replicate}"
+        by_name |= {(name, one.arm): one.id, (one.id, ""): one.id}
     found = []
     for where, row in rows:
         is_counted = row.get("phase", "main") == "main" and not int(row.get("repeat") or 0)
@@ -344,35 +349,21 @@ def read_people(
     return instrument.id, found
 
 
-def _checked(path: Path) -> Iterator[Row]:
-    for where, row in read_rows(path):
-        missing = [name for name in WANTED if name not in row]
-        if missing:
-            raise DataError(
-                f"no column '{missing[0]}'",
-                where=where,
-                hint="--human takes ratings.jsonl of a rating study's report folder",
-            )
-        yield where, row
-
-
 def _instrument_of(
     path: Path, rows: Sequence[Row], instruments: Sequence[Instrument]
 ) -> Instrument:
     """The one with just these items, on just these ranges."""
-    items = {str(row["criterion"]) for _, row in rows}
-    alike = [one for one in instruments if set(one.scales) == items]
     theirs = {str(row["criterion"]): (_int(row["low"]), _int(row["high"])) for _, row in rows}
-    for one in alike:
-        if theirs == one.scales:
-            return one
+    alike = [one for one in instruments if set(one.scales) == set(theirs)]
     if not alike:
         known = ", ".join(one.id for one in instruments)
-        shown = ", ".join(sorted(items)[:4])
+        shown = ", ".join(sorted(theirs)[:4])
         raise DataError(
-            f"rates {len(items)} criteria ({shown} ...), which are the items of none of: {known}",
+            f"rates {len(theirs)} criteria ({shown} ...), which are the items of none of: {known}",
             where=str(path),
         )
+    if same := [one for one in alike if one.scales == theirs]:
+        return same[0]
     one = alike[0]
     item = next(name for name, scale in one.scales.items() if theirs[name] != scale)
     low, high = one.scales[item]
@@ -388,35 +379,21 @@ def _int(value: object) -> int | None:
     return int(text) if text.lstrip("-").isdigit() else None
 
 
-def _names(sessions: Sequence[Session]) -> dict[tuple[str, str], str]:
-    names = {}
-    for session in sessions:
-        place = f"{session.profile_id}/s{session.number}/r{session.replicate}"
-        if (session.number, session.replicate) == (1, 1):
-            place = session.profile_id
-        names[place, session.arm] = session.id
-        names[session.id, ""] = session.id
-    return names
-
-
 def _rating_by_person(
     row: dict[str, Any], session_id: str, instrument: Instrument, where: str
 ) -> ItemRating:
     item, value = str(row["criterion"]), row["value"]
     low, high = instrument.scales[item]
-    if value in (None, ""):
-        value = None
-    elif str(value) not in map(str, range(low, high + 1)):
-        raise DataError(
-            f"{value!r} is not a whole number from {low} to {high}", where=f"{where}:value"
-        )
-    reason = None if value is not None else str(row.get("unrated_reason") or "open")
+    is_open = value in (None, "")
+    if not is_open and str(value) not in map(str, range(low, high + 1)):
+        message = f"{value!r} is not a whole number from {low} to {high}"
+        raise DataError(message, where=f"{where}:value")
     return ItemRating(
         session_id=session_id,
         instrument=instrument.id,
         item=item,
-        value=None if value is None else int(str(value)),
-        unscored_reason=reason,
+        value=None if is_open else int(str(value)),
+        unscored_reason=str(row.get("unrated_reason") or "open") if is_open else None,
         evidence=str(row["evidence"]) if row.get("evidence") else None,
         judge=str(row["rater"]),
     )

@@ -55,9 +55,6 @@ def end_token() -> str:
     return str(wording()["end_token"])
 
 
-# --- what is shown -------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class SessionView:
     """One session as its players see it, with what the session before handed over."""

@@ -33,11 +33,7 @@ ValueT = TypeVar("ValueT")
 
 
 def endpoint_of(player: Player) -> Endpoint:
-    """Where a player is asked.
-
-    Raises:
-        ConfigError: as `Endpoint.parse`; or `key_env` names a variable that is none for keys.
-    """
+    """Where a player is asked; raises as `Endpoint.parse` and `check_key_variable`."""
     environ = dict(os.environ)
     if player.key_env:
         check_key_variable(player.key_env)
@@ -217,7 +213,7 @@ class Players:
 
     @property
     def cost(self) -> float | None:
-        """Money spent on all models; None when a price is unknown."""
+        """Money spent on all models, earlier runs included; None when a price is unknown."""
         models = [one.model for one in self._models.values() if isinstance(one, EndpointModel)]
         costs = [model.price.of(model.spent) if model.price else None for model in models]
         return None if None in costs else sum(cost or 0 for cost in costs)

@@ -38,7 +38,7 @@ from cbtqa.simulation.playing.course import cbt_course
 from cbtqa.simulation.playing.messages import SessionView, plan_courses
 from cbtqa.simulation.playing.players import Players, StudyBudget, endpoint_of
 from cbtqa.simulation.playing.scripted import therapist_rules
-from cbtqa.simulation.playing.session import ArmPlayers, play_session
+from cbtqa.simulation.playing.session import ArmPlayers, PlayedSession
 from cbtqa.simulation.playing.supervision import ask_state
 from cbtqa.simulation.playing.writing import write_session
 from cbtqa.simulation.profiles import choose_profiles
@@ -121,7 +121,7 @@ def run_study(
         sessions = run.run()
         write_jsonl(folder.sessions_path, sessions)
         run.raise_what_stopped_it()
-        manifest = _manifest(folder, courses, sessions, opened, run.cost)
+        manifest = _manifest(folder, courses, sessions, opened, run.players.cost)
     write_manifest(out, manifest)
     _refuse_unfinished(sessions)
     return RunResult(folder, manifest, was_complete=run.was_complete)
@@ -207,7 +207,7 @@ class _Run:
         engine = limits.engine.model_copy(update={"max_attempts": self._study.attempts})
         report = self._report if on_progress else None
         self._line = Line((), journal, engine, budget=limits.study_budget(), on_progress=report)
-        self._players = Players(self._line)
+        self.players = Players(self._line)
         self._finished: list[list[Session]] = [[] for _ in courses]
         self._n_done = 0
 
@@ -217,18 +217,12 @@ class _Run:
         return [session for course in self._finished for session in course]
 
     def raise_what_stopped_it(self) -> None:
-        """Raises when the run ended before its sessions did."""
         try:
             self._line.conclude()
         except BatchStoppedError as stopped:
             raise IncompleteRunError(
                 f"{stopped}; {self._n_done} sessions are finished", hint=stopped.hint
             ) from None
-
-    @property
-    def cost(self) -> float | None:
-        """Money spent on all models, earlier runs included; None when a price is unknown."""
-        return self._players.cost
 
     @property
     def was_complete(self) -> bool:
@@ -238,7 +232,7 @@ class _Run:
 
     async def _play(self) -> None:
         async with self._line as line:
-            study, players = self._study, self._players
+            study, players = self._study, self.players
             opened = {arm.name: await _open_players(players, study, arm) for arm in study.arms}
             players.book_earlier(partial(_player_of, study))
             # so many courses at a time: finished sessions come early, memory stays small
@@ -258,10 +252,12 @@ class _Run:
             for number in range(1, self._study.sessions + 1):
                 view = replace(view, number=number)
                 if self._study.written:
-                    session = await write_session(view, arm_players.therapist, self._players)
-                    state: SessionState | Fault | None = session.state or _unwritten(session)
+                    session = await write_session(view, arm_players.therapist, self.players)
+                    reason = Reason.ENDPOINT if session.stop_reason == "endpoint" else Reason.EMPTY
+                    fault = Fault(reason, f"session {number} was not written to its end")
+                    state: SessionState | Fault | None = session.state or fault
                 else:
-                    session = await play_session(view, arm_players, self._players)
+                    session = await PlayedSession(view, arm_players, self.players).play()
                     state = await self._handed_over(view, session, arm_players)
                 if isinstance(state, SessionState):
                     session = session.model_copy(update={"state": state})
@@ -282,7 +278,7 @@ class _Run:
             return Fault(Reason.ENDPOINT, f"session {session.number} did not end")
         if session.n_therapist_turns == 0:
             return Fault(Reason.EMPTY, f"session {session.number} has no therapist turn")
-        return await ask_state(self._players, arm_players.summariser, view, session)
+        return await ask_state(self.players, arm_players.summariser, view, session)
 
     def _report(self, plain: Progress) -> None:
         """The line's progress, counted in sessions."""
@@ -297,16 +293,11 @@ class _Run:
                 n_accepted=self._n_done,
                 n_rejected=0,
                 limit=self._in_flight,
-                cost=self.cost or None,
+                cost=self.players.cost or None,
                 rate_per_s=rate,
                 eta_s=(n_total - self._n_done) / rate if rate else None,
             )
         )
-
-
-def _unwritten(session: Session) -> Fault:
-    reason = Reason.ENDPOINT if session.stop_reason == "endpoint" else Reason.EMPTY
-    return Fault(reason, f"session {session.number} was not written to its end")
 
 
 def _not_played(view: SessionView, fault: Fault) -> list[Session]:
@@ -386,9 +377,6 @@ def _refuse_unfinished(sessions: Sequence[Session]) -> None:
         )
 
 
-# --- flags beside the study file -----------------------------------------------------------------
-
-
 def at_endpoint(player: Player, settings: EndpointSettings) -> Player:
     """The player as the flags have it: another server, model or price, further fields.
 
@@ -457,6 +445,10 @@ class RunSettings(_StudySettings, PlayersSettings):
     out: Path = Path("cbtqa-study")
     """Folder of the study."""
 
+    @property
+    def _built_in(self) -> str:
+        return "demo"
+
     def declared(self) -> StudySettings:
         """The study file with what the flags replace.
 
@@ -465,9 +457,7 @@ class RunSettings(_StudySettings, PlayersSettings):
             DataError: no such file.
             UsageError: `--endpoint` or `--model` for a study that asks no endpoint.
         """
-        return self._replaced(load_study(self.study))
-
-    def _replaced(self, study: StudySettings) -> StudySettings:
+        study = load_study(self.study, built_in=self._built_in)
         changes: dict[str, object] = {}
         if self.seed is not None:
             changes["seed"] = self.seed
@@ -505,6 +495,6 @@ class CorpusSettings(RunSettings):
     out: Path = Path("cbtqa-corpus")
     """Folder of the corpus."""
 
-    def declared(self) -> StudySettings:
-        """The corpus file with what the flags replace; raises as `RunSettings.declared`."""
-        return self._replaced(load_study(self.study, built_in=f"demo-corpus-{self.approach}"))
+    @property
+    def _built_in(self) -> str:
+        return f"demo-corpus-{self.approach}"

@@ -9,6 +9,7 @@ write is for trying things out and for tests; it is marked as no source of train
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -128,40 +129,25 @@ def therapist_rules(variant: str) -> Mapping[str, Any]:
 
 def _therapist(variant: str, context: TurnContext) -> str:
     own, rules = lines()["therapist"], therapist_rules(variant)
+    view, study = context.view, context.view.study
     draw = Draw("therapist", variant, context.seed)
     facts = facts_of(context) | {"echo": echo_of(context.turns)}
-    reasoning = filled(rules["thinking"], **facts)
-    text = _therapist_words(rules, own, context, draw, facts)
-    n_last = _last_turn(rules, context)
+    # the turn after which this therapist ends: drawn once for the whole session
+    last = Draw("end", study.seed, view.profile.id, view.number, rules["about"])
+    n_last = last.number(*rules["ends_after"])
+    is_over = study.end_token and context.turn >= n_last
     is_crisis = speaks_of_risk(context.turns[-1].text)
-    ends = context.view.study.end_token and context.turn >= n_last and not is_crisis
-    turn = Turn(role="therapist", text=text, reasoning=reasoning)
-    return turn_content(turn, context.view.arm.reasoning, ends=ends)
-
-
-def _last_turn(rules: Mapping[str, Any], context: TurnContext) -> int:
-    """The turn after which this therapist ends: drawn once for the whole session."""
-    casting = context.view
-    draw = Draw("end", casting.study.seed, casting.profile.id, casting.number, rules["about"])
-    return draw.number(*rules["ends_after"])
-
-
-def _therapist_words(
-    rules: Mapping[str, Any],
-    own: Mapping[str, Any],
-    context: TurnContext,
-    draw: Draw,
-    facts: dict[str, str],
-) -> str:
-    if speaks_of_risk(context.turns[-1].text):
-        return str(own["crisis"])
-    if context.revision:
-        return _one(own["brief"], Draw("brief", context.seed, context.revision), facts)
-    n_last = _last_turn(rules, context)
-    if context.turn >= n_last and context.view.study.end_token:
-        return str(rules["close"])
-    n_turns = n_last - 1 if context.view.study.end_token else context.view.study.turns.max
-    return step_words(rules, context.turn, n_turns, draw, facts)
+    if is_crisis:
+        text = str(own["crisis"])
+    elif context.revision:
+        text = _one(own["brief"], Draw("brief", context.seed, context.revision), facts)
+    elif is_over:
+        text = str(rules["close"])
+    else:
+        n_turns = n_last - 1 if study.end_token else study.turns.max
+        text = step_words(rules, context.turn, n_turns, draw, facts)
+    turn = Turn(role="therapist", text=text, reasoning=filled(rules["thinking"], **facts))
+    return turn_content(turn, view.arm.reasoning, ends=is_over and not is_crisis)
 
 
 def step_words(
@@ -195,23 +181,16 @@ def echo_of(turns: Sequence[Turn]) -> str:
     return " ".join(words[:ECHO_WORDS])
 
 
-# --- those who watch and write down --------------------------------------------------------------
+# --- supervisor, validator, summariser -----------------------------------------------------------
 
 
 def _supervisor(context: TurnContext) -> str:
-    rules = lines()["supervisor"]
-    earlier = {turn.text for turn in context.turns if turn.role == "therapist"}
-    if len(context.draft.split()) > rules["most_words"]:
-        return _verdict(rules["too_long"])
-    return _verdict(rules["repeats"] if context.draft in earlier else "")
-
-
-def _validator(context: TurnContext) -> str:
-    earlier = {turn.text for turn in context.turns if turn.role == "patient"}
-    return _verdict(lines()["validator"]["repeats"] if context.draft in earlier else "")
-
-
-def _verdict(complaint: str) -> str:
+    rules, role = lines()[context.part], "patient" if context.part == "validator" else "therapist"
+    complaint = ""
+    if len(context.draft.split()) > rules.get("most_words", math.inf):
+        complaint = rules["too_long"]
+    elif any(turn.role == role and turn.text == context.draft for turn in context.turns):
+        complaint = rules["repeats"]
     return json.dumps({"accepted": not complaint, "feedback": complaint})
 
 
@@ -233,7 +212,7 @@ def scripted_state(context: TurnContext) -> dict[str, Any]:
 _PARTS: dict[str, Callable[[TurnContext], str]] = {
     "patient": patient_words,
     "supervisor": _supervisor,
-    "validator": _validator,
+    "validator": _supervisor,
     "summariser": lambda context: json.dumps(scripted_state(context)),
 }
 

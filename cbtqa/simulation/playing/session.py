@@ -1,6 +1,6 @@
 """One session, turn by turn, until it ends for a reason that is kept.
 
-    session = await play_session(view, arm_players, players)
+    session = await PlayedSession(view, arm_players, players).play()
     session.stop_reason        # ended, max_turns, context, no_answer, refused, endpoint
 
 A session ends when the therapist writes the end token (after the least number of turns), at the
@@ -77,17 +77,7 @@ class _Draft:
         )
 
 
-async def play_session(view: SessionView, arm_players: ArmPlayers, players: Players) -> Session:
-    """Plays a session to its end.
-
-    Raises:
-        GateClosedError: the run is stopping.
-        EndpointError: an endpoint refuses every question.
-    """
-    return await _PlayedSession(view, arm_players, players).play()
-
-
-class _PlayedSession:
+class PlayedSession:
     """A session while it is played."""
 
     def __init__(self, view: SessionView, arm_players: ArmPlayers, players: Players) -> None:
@@ -106,6 +96,12 @@ class _PlayedSession:
         )
 
     async def play(self) -> Session:
+        """Plays to the end.
+
+        Raises:
+            GateClosedError: the run is stopping.
+            EndpointError: an endpoint refuses every question.
+        """
         n_turn = 0
         while self._stop is None:
             n_turn += 1

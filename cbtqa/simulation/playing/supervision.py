@@ -130,11 +130,7 @@ def describe_state(state: SessionState | None) -> str:
 async def ask_state(
     players: Players, summariser: OpenPlayer, view: SessionView, session: Session
 ) -> SessionState | Fault:
-    """What a played session hands over, or why there is nothing.
-
-    Raises:
-        GateClosedError: the run is stopping.
-    """
+    """What a played session hands over, or why there is nothing."""
     seed = seed_of(session.seed, "summariser")
     messages = load_prompt("session_summary").render(
         shape=wording()["shapes"]["state"],

@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from cbtqa.llm.chat import Fault, Message, Reply
 from cbtqa.llm.journal import Outcome
@@ -25,12 +25,11 @@ from cbtqa.simulation.playing.course import Course, Part, cbt_course
 from cbtqa.simulation.playing.events import names_help, speaks_of_risk
 from cbtqa.simulation.playing.messages import SessionView, TurnContext, object_schema, wording
 from cbtqa.simulation.playing.players import Call, OpenPlayer, Players
-from cbtqa.simulation.playing.session import provenance_of
+from cbtqa.simulation.playing.session import Role, provenance_of
 from cbtqa.simulation.playing.supervision import STATE_SCHEMA, describe_state, state_of
 from cbtqa.simulation.sessions import transcript_text
 
 FEWEST_TURNS = 4
-Role = Literal["patient", "therapist"]
 _TURN_SCHEMA = object_schema(
     speaker={"type": "string", "enum": ["patient", "therapist"]}, text={"type": "string"}
 )
@@ -48,11 +47,7 @@ class WrittenPart:
 
 
 async def write_session(view: SessionView, writer: OpenPlayer, players: Players) -> Session:
-    """Writes one session of the course.
-
-    Raises:
-        GateClosedError: the run is stopping.
-    """
+    """Writes one session of the course."""
     course = cbt_course()
     turns: list[Turn] = []
     outcomes: list[Outcome] = []
@@ -105,9 +100,6 @@ def _messages(context: TurnContext, part: Part, course: Course) -> Sequence[Mess
 def next_speaker(turns: Sequence[Turn]) -> Role:
     """Who speaks after these turns; the patient opens every session."""
     return "therapist" if turns and turns[-1].role == "patient" else "patient"
-
-
-# --- checks --------------------------------------------------------------------------------------
 
 
 def read_part(
