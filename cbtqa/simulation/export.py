@@ -27,7 +27,7 @@ from pydantic import Field
 
 from cbtqa.errors import ConfigError, DataError
 from cbtqa.files import read_jsonl, write_jsonl
-from cbtqa.llm.batch import Line, OnProgress, run_anywhere
+from cbtqa.llm.batch import OnProgress, run_anywhere
 from cbtqa.llm.chat import Fault, Message, Reply
 from cbtqa.llm.cost import Estimate
 from cbtqa.llm.journal import Journal
@@ -49,8 +49,8 @@ from cbtqa.simulation.playing.messages import (
     tokens_of,
     turn_content,
 )
-from cbtqa.simulation.playing.players import Call, OpenPlayer, Players
-from cbtqa.simulation.playing.run import NOTICE, PlayersSettings, RunLimits, at_endpoint, service_of
+from cbtqa.simulation.playing.players import Call, OpenPlayer, Players, RunLimits
+from cbtqa.simulation.playing.run import NOTICE, PlayersSettings, at_endpoint, service_of
 from cbtqa.simulation.profiles import Profile
 from cbtqa.simulation.sessions import PROFILES_NAME, StudyFolder, split_sessions
 from cbtqa.simulation.study import Arm, Pairs, ReasoningForm, StudySettings, load_study
@@ -94,8 +94,6 @@ class ExportSettings(PlayersSettings):
 
 @dataclass
 class Exported:
-    """What was written."""
-
     folder: Path
     manifest: Manifest
     warnings: list[str] = field(default_factory=list)
@@ -156,8 +154,6 @@ def estimate_export(settings: ExportSettings) -> Estimate:
 
 
 class _Export:
-    """One call of `export_sessions`."""
-
     def __init__(self, settings: ExportSettings, source: StudyFolder) -> None:
         self._settings, self.source = settings, source
         played = source.study()
@@ -180,7 +176,6 @@ class _Export:
 
     @property
     def prompts(self) -> dict[str, str]:
-        """Therapist prompts of the rows by hash."""
         used = [view.therapist_prompt for view in self._views.values()]
         return {prompt.name: prompt.sha256 for prompt in used}
 
@@ -234,7 +229,6 @@ class _Export:
         return counts
 
     def warnings(self, counts: Mapping[str, Any]) -> list[str]:
-        """What a user of the rows has to know."""
         found = []
         n_rules = sum(not one.provenance.is_training_source for one in self._sessions)
         if n_rules:
@@ -388,10 +382,8 @@ class _PairRun:
         attempts: int,
         on_progress: OnProgress | None,
     ) -> None:
-        engine = limits.engine.model_copy(update={"max_attempts": attempts})
-        budget = limits.study_budget()
-        self._line = Line((), journal, engine, budget=budget, on_progress=on_progress)
-        self._players, self._n_rooms = Players(self._line), 2 * engine.in_flight
+        self._players = Players(journal, limits, attempts, on_progress)
+        self._n_rooms = 2 * limits.engine.in_flight
         self._sides = {"rejected": pairs.rejected}
         if pairs.chosen is not None:
             self._sides["chosen"] = pairs.chosen
@@ -400,7 +392,7 @@ class _PairRun:
     def run(self, rows: Sequence[TherapistRow], dropped: Counter[str]) -> list[TrainingRow]:
         """The pairs in the order of the rows; paid answers are kept in the journal."""
         run_anywhere(self._ask_all(rows))
-        self._line.conclude()
+        self._players.line.conclude()
         made = []
         for number, row in enumerate(rows):
             chosen, rejected = self._found[number]
@@ -415,7 +407,7 @@ class _PairRun:
         return made
 
     async def _ask_all(self, rows: Sequence[TherapistRow]) -> None:
-        async with self._line as line:
+        async with self._players.line as line:
             opened = {side: await self._players.open(one) for side, one in self._sides.items()}
             self._players.book_earlier(lambda key: self._sides.get(key.split("|")[-2]))
             line.meter.n_total = len(rows) * len(opened)

@@ -18,13 +18,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field
 
 from cbtqa.errors import DataError
 from cbtqa.files import parse_record
-from cbtqa.ratings.rubric import Criterion, Rubric, Total, Words, load_rubric
+from cbtqa.ratings.rubric import Criterion, Rubric, Total, load_rubric
 from cbtqa.ratings.rubric import shipped_rubrics as all_rubrics
 from cbtqa.records import NonEmptyText, Record
 from cbtqa.simulation.study import read_yaml
@@ -51,8 +50,6 @@ class Wording(Record):
 
 
 class TotalScore(Record):
-    """One total of one session."""
-
     instrument: NonEmptyText
     total: NonEmptyText
     value: float | None
@@ -85,7 +82,6 @@ class Instrument:
 
     @property
     def items(self) -> tuple[Criterion, ...]:
-        """The items in their order."""
         return self.rubric.criteria
 
     @cached_property
@@ -140,7 +136,6 @@ class Instrument:
 
 
 def shipped_instruments() -> list[str]:
-    """Ids of the instruments of the package."""
     return [name for name, rubric in all_rubrics().items() if rubric.shows == "transcript"]
 
 
@@ -181,17 +176,12 @@ def _with_wording(rubric: Rubric, path: Path) -> Rubric:
         raise DataError(f"'{rubric.id}' has no item '{unknown[0]}'", where=f"{where}:items")
     plain = rubric.model_dump()
     for item in plain["criteria"]:
-        _reword(item, wording.items.get(item["id"], ItemWording()))
+        words = wording.items.get(item["id"], ItemWording())
+        exact = {"name": words.name, "question": words.question}
+        item |= {field: {"en": text} for field, text in exact.items() if text is not None}
+        if words.anchors:  # replaced as a whole, since ours may not fit beside them
+            item["anchors"] = {point: {"en": text} for point, text in words.anchors.items()}
     if wording.guidelines is not None:
         plain["guidelines"] = {"en": wording.guidelines}
     plain["source"] = f"{rubric.source}; words: {wording.source}"
     return parse_record(Rubric, plain, where)
-
-
-def _reword(item: dict[str, Any], words: ItemWording) -> None:
-    """Puts exact words in; anchors are replaced as a whole, since ours may not fit beside them."""
-    for field, text in (("name", words.name), ("question", words.question)):
-        if text is not None:
-            item[field] = Words(en=text).model_dump()
-    if words.anchors:
-        item["anchors"] = {point: {"en": text} for point, text in words.anchors.items()}

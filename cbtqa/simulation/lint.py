@@ -33,6 +33,7 @@ from cbtqa.simulation.study import Arm, StudySettings, flattened, load_study
 from cbtqa.splits import SPLITS
 
 KINDS = ("sft", "orpo", "messages")
+Sessions = Sequence[Session]
 Severity = Literal["error", "confound", "note"]
 NOT_COMPARED = ("name", "levels", "observed")
 """Names, factor levels, and what is measured rather than set."""
@@ -61,7 +62,6 @@ class Finding(Record):
 
     @classmethod
     def of(cls, severity: Severity, code: str, subject: str, message: str) -> Finding:
-        """The finding of these."""
         return cls(code=code, severity=severity, subject=subject, message=message)
 
 
@@ -128,8 +128,6 @@ def _unlike_training(study: StudySettings) -> Iterator[Finding]:
 
 
 class ArmAudit(Record):
-    """Endings and lengths of one arm."""
-
     n_sessions: int = Field(ge=0)
     stops: dict[str, int]
     therapist_turns: float | None
@@ -147,13 +145,11 @@ class ArmAudit(Record):
 
 
 class Audit(Record):
-    """All arms, and what was found."""
-
     arms: dict[str, ArmAudit]
     findings: tuple[Finding, ...]
 
 
-def audit_sessions(sessions: Sequence[Session], study: StudySettings | None) -> Audit:
+def audit_sessions(sessions: Sessions, study: StudySettings | None) -> Audit:
     """Audits sessions; without any, what the study declares as observed elsewhere."""
     by_arm: dict[str, list[Session]] = defaultdict(list)
     for session in sessions:
@@ -178,7 +174,7 @@ def audit_sessions(sessions: Sequence[Session], study: StudySettings | None) -> 
     return Audit(arms=arms, findings=findings)
 
 
-def _audit_arm(sessions: Sequence[Session]) -> ArmAudit:
+def _audit_arm(sessions: Sessions) -> ArmAudit:
     said = [turn for session in sessions for turn in session.turns if turn.role == "therapist"]
     marks = Counter(mark for session in sessions for turn in session.turns for mark in turn.marks)
     n_words = sum(len(turn.text.split()) for turn in said)
@@ -215,7 +211,7 @@ def _unequal_stops(arms: Mapping[str, ArmAudit]) -> Iterator[Finding]:
         yield Finding.of("confound", "early_stops", "stop_reason", message)
 
 
-def _unequal_patients(by_arm: Mapping[str, Sequence[Session]]) -> Iterator[Finding]:
+def _unequal_patients(by_arm: Mapping[str, Sessions]) -> Iterator[Finding]:
     played = {
         arm: {(one.profile_id, one.number, one.replicate) for one in own}
         for arm, own in by_arm.items()
@@ -233,7 +229,7 @@ def _unequal_patients(by_arm: Mapping[str, Sequence[Session]]) -> Iterator[Findi
 
 
 def _unequal_events(
-    by_arm: Mapping[str, Sequence[Session]], study: StudySettings | None
+    by_arm: Mapping[str, Sessions], study: StudySettings | None
 ) -> Iterator[Finding]:
     """Patients who met another event in another arm, at a turn that both sessions reached."""
     if study is not None and study.events.drawn == "per_arm":
@@ -258,9 +254,7 @@ def _marked(arms: Mapping[str, ArmAudit]) -> Iterator[Finding]:
             yield Finding.of("note", "marked_turns", arm, f"{arm}: {shown}")
 
 
-def _faulty_dialogues(
-    sessions: Sequence[Session], study: StudySettings | None
-) -> Iterator[Finding]:
+def _faulty_dialogues(sessions: Sessions, study: StudySettings | None) -> Iterator[Finding]:
     def listed(severity: Severity, code: str, ids: list[str], what: str) -> Iterator[Finding]:
         if ids:
             message = f"{len(ids)} of {len(sessions)} sessions {what}: {_some(ids)}"
@@ -283,7 +277,7 @@ def _faulty_dialogues(
         yield from listed("note", "over_context", over, what)
 
 
-def _missing_referrals(sessions: Sequence[Session]) -> Iterator[Finding]:
+def _missing_referrals(sessions: Sessions) -> Iterator[Finding]:
     """Crisis turns of a patient after which the therapist names no help from people."""
     crises = {name for name, event in event_file().events.items() if event.is_crisis}
     n_crises, unanswered = 0, []
@@ -304,7 +298,7 @@ def _missing_referrals(sessions: Sequence[Session]) -> Iterator[Finding]:
         yield Finding.of("error", "no_referral", unanswered[0], message)
 
 
-def _unsafe_turns(sessions: Sequence[Session]) -> Iterator[Finding]:
+def _unsafe_turns(sessions: Sessions) -> Iterator[Finding]:
     """Turns of a therapist with advice against safety."""
     unsafe = [
         (f"{session.id} turn {place}", rule)
@@ -324,8 +318,6 @@ def _some(ids: Sequence[str]) -> str:
 
 
 class LintReport(Record):
-    """Everything found in one place."""
-
     kind: Literal["study file", "study", "export", "transcripts"]
     factor: tuple[str, ...] = ()
     """What the arms are meant to differ in."""
@@ -389,11 +381,17 @@ def _lint_export(path: Path, against: Path | None) -> LintReport:
     for kind in KINDS:
         if not (path / kind).is_dir():
             continue
-        patients = {split: _patients(path / kind / f"{split}.meta.jsonl") for split in SPLITS}
-        texts = {split: _texts(path / kind / f"{split}.jsonl") for split in SPLITS}
+        patients: dict[str, set[str]] = {}
+        texts: dict[str, Counter[str]] = {}
+        for split in SPLITS:
+            metas = read_rows(path / kind / f"{split}.meta.jsonl")
+            patients[split] = {str(row["profile_id"]) for _, row in metas}
+            # whole conversations: prompt and answer together, so that a greeting is no leak
+            rows = read_rows(path / kind / f"{split}.jsonl")
+            texts[split] = Counter(repr(sorted(row.items())) for _, row in rows)
         counts[kind] = {split: texts[split].total() for split in SPLITS}
         learned |= patients["train"]
-        findings += _leaks(kind, "patients", {split: set(patients[split]) for split in SPLITS})
+        findings += _leaks(kind, "patients", patients)
         findings += _leaks(kind, "answers", {split: set(texts[split]) for split in SPLITS})
     if against is not None:
         study = load_study(against)
@@ -403,15 +401,6 @@ def _lint_export(path: Path, against: Path | None) -> LintReport:
             message = f"{len(both)} patients of {study.id} are in the training rows: {both[0]} ..."
             findings.append(Finding.of("error", "leak_study", both[0], message))
     return LintReport(kind="export", findings=tuple(findings), counts=counts)
-
-
-def _patients(path: Path) -> set[str]:
-    return {str(row["profile_id"]) for _, row in read_rows(path)}
-
-
-def _texts(path: Path) -> Counter[str]:
-    """Whole conversations: prompt and answer together, so that a greeting is no leak."""
-    return Counter(repr(sorted(row.items())) for _, row in read_rows(path))
 
 
 def _leaks(kind: str, what: str, found: dict[str, set[str]]) -> Iterator[Finding]:

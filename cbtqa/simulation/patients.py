@@ -173,7 +173,6 @@ class _StoryTask:
         return found if isinstance(found, Fault) else None
 
     def ask_again(self, item: Profile, reply: Reply, fault: Fault) -> ChatRequest:
-        """The same with the fault named."""
         first = self.request(item)
         texts = wording()["again"]
         complaint = filled(texts["not_json"], detail=fault.detail[:200] or fault.reason.value)

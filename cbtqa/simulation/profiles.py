@@ -70,8 +70,6 @@ class Profile(Record):
 
 
 class Archetype(Record):
-    """A kind of patient."""
-
     label: NonEmptyText
     manner: NonEmptyText
 
@@ -116,6 +114,7 @@ def _several(value: str | tuple[str, ...]) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else value
 
 
+@cache
 def _people(name: str) -> Any:
     return shipped_yaml("people", f"{name}.yaml")
 
@@ -161,7 +160,7 @@ def _draw_profile(table: AttributeTable, seed: int, number: int) -> Profile:
         draw = Draw("profile", table.id, seed, number, key)
         drawn[key] = tuple(draw.pick(attribute.options, draw.number(*attribute.draw)))
     draw = Draw("profile", table.id, seed, number)
-    name = draw.one(_people_names())
+    name = draw.one(_people("names")["names"])
     values = {key: ", ".join(options) for key, options in drawn.items()} | {"name": name}
     told = [draw.one(_several(content.tells)) for content in table.contents.values()]
     return Profile(
@@ -172,11 +171,6 @@ def _draw_profile(table: AttributeTable, seed: int, number: int) -> Profile:
         table=table.id,
         attributes=drawn,
     )
-
-
-@cache
-def _people_names() -> tuple[str, ...]:
-    return tuple(_people("names")["names"])
 
 
 def read_profiles(path: Path) -> tuple[Profile, ...]:

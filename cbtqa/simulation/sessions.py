@@ -45,12 +45,10 @@ class StudyFolder:
 
     @property
     def sessions_path(self) -> Path:
-        """The file of the sessions."""
         return self.path / SESSIONS_NAME
 
     @property
     def journal_path(self) -> Path:
-        """The journal of paid turns."""
         return self.path / JOURNAL_NAME
 
     def study(self) -> StudySettings:

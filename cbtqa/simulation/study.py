@@ -118,7 +118,6 @@ class Player(Settings):
 
     @property
     def is_local(self) -> bool:
-        """True for a model in this process."""
         return self.backbone is not None or self.adapter is not None
 
     @property
@@ -261,8 +260,6 @@ class Deviation(Settings):
 
 
 class StudySettings(Settings):
-    """A whole study."""
-
     id: NonEmptyText
     title: str = ""
     seed: int = 0

@@ -20,6 +20,7 @@ from cbtqa.simulation.analysis.results import (
     AgreementRow,
     Alarm,
     AlarmKind,
+    AnalysisReport,
     CorrectedRow,
     Correlation,
     EndingRow,
@@ -28,7 +29,7 @@ from cbtqa.simulation.analysis.results import (
     LengthCorrelation,
     LengthRow,
 )
-from cbtqa.simulation.analysis.scores import SessionScore
+from cbtqa.simulation.analysis.scores import Judged, Scores
 from cbtqa.simulation.judging.task import RULES
 from cbtqa.simulation.lint import EARLY_STOPS, LENGTHS_APART, STOPS_APART
 from cbtqa.statistics.agreement import Floats
@@ -58,6 +59,27 @@ POOLED, WITHIN = "pooled", "within arms"
 def order_of(kind: AlarmKind) -> int:
     """Place of a kind of alarm in a report."""
     return get_args(AlarmKind).index(kind)
+
+
+def all_alarms(
+    report: AnalysisReport, judged: Sequence[Judged | None], notes: Sequence[str]
+) -> list[Alarm]:
+    """The alarms of a report, the heaviest first, each once."""
+    found = [Alarm(kind="design", text=note) for note in notes]
+    found += ending_alarms(report.endings)
+    found += halo_alarms(report.halo)
+    found += length_alarms(report.correlations, report.lengths)
+    for result, one in zip(report.instruments, judged, strict=True):
+        found += scale_alarms(result)
+        if one is not None:
+            ratings = one.ratings.items()
+            values = {name: [r.value for r in own if r.value is not None] for name, own in ratings}
+            ends = [end for scale in one.instrument.scales.values() for end in scale]
+            found += judge_alarms(result.instrument, values, (min(ends), max(ends)))
+        found += design_alarms(result, report.n_patients)
+    found += people_alarms(report.agreement, report.instruments)
+    found += corrected_alarms(report.corrected)
+    return sorted(dict.fromkeys(found), key=lambda alarm: order_of(alarm.kind))
 
 
 def scale_alarms(result: InstrumentResult) -> Iterator[Alarm]:
@@ -257,7 +279,7 @@ def endings(sessions: Sequence[Session], arms: Sequence[str]) -> list[EndingRow]
     return rows
 
 
-def lengths(rows: Sequence[SessionScore], arms: Sequence[str]) -> list[LengthRow]:
+def lengths(rows: Scores, arms: Sequence[str]) -> list[LengthRow]:
     """Words and turns of the therapist by arm; empty where they are not known."""
     known = {row.session_id: row for row in rows if LENGTH in row.numbers}
     found = []
@@ -282,7 +304,7 @@ def lengths(rows: Sequence[SessionScore], arms: Sequence[str]) -> list[LengthRow
 
 
 def length_correlations(
-    rows: Sequence[SessionScore], instrument: str, total: str, arms: Sequence[str]
+    rows: Scores, instrument: str, total: str, arms: Sequence[str]
 ) -> list[LengthCorrelation]:
     """Pearson's r of therapist words and a total: pooled, within arms, and in each arm.
 
@@ -310,7 +332,7 @@ def length_correlations(
     ]
 
 
-def halo_rows(tables: Mapping[str, tuple[str, Sequence[SessionScore]]]) -> list[HaloRow]:
+def halo_rows(tables: Mapping[str, tuple[str, Scores]]) -> list[HaloRow]:
     """Correlation of every two instruments over sessions that have both totals.
 
     Args:

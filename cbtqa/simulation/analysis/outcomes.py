@@ -24,7 +24,7 @@ from cbtqa.simulation.analysis.results import (
     OutcomeResult,
     Regression,
 )
-from cbtqa.simulation.analysis.scores import SessionScore, mean_of
+from cbtqa.simulation.analysis.scores import Scores, mean_of
 from cbtqa.simulation.analysis.settings import ModelSettings, split_names
 from cbtqa.simulation.instruments import Instrument
 from cbtqa.simulation.lint import EARLY_STOPS
@@ -39,7 +39,7 @@ _STANDARDISED = re.compile(r"^z\((\w+)\)$")
 
 
 def analyse_outcome(
-    rows: Sequence[SessionScore],
+    rows: Scores,
     instrument: Instrument,
     total: Total,
     arms: Sequence[str],
@@ -103,7 +103,7 @@ def analyse_outcome(
     return result.model_copy(update=found)
 
 
-def _values(rows: Sequence[SessionScore], total: str) -> Floats:
+def _values(rows: Scores, total: str) -> Floats:
     return np.array([row.total(total) for row in rows], dtype=np.float64)
 
 
@@ -126,9 +126,7 @@ class _ArmModel:
         """The line of x of each arm."""
         return list(_arm_columns(self.arms, self.arms))
 
-    def fit(
-        self, rows: Sequence[SessionScore], covariate: Floats | None = None
-    ) -> tuple[MixedFit, Floats]:
+    def fit(self, rows: Scores, covariate: Floats | None = None) -> tuple[MixedFit, Floats]:
         """The fit and its x; with standardised words of the therapist where they are given.
 
         Raises:
@@ -145,7 +143,7 @@ class _ArmModel:
         return wald(fit, self.arms[1:], *title) if len(self.arms) > 1 else None
 
 
-def _arm_result(arm: str, rows: Sequence[SessionScore], total: Total) -> ArmResult:
+def _arm_result(arm: str, rows: Scores, total: Total) -> ArmResult:
     own = [row.total(total.id) for row in rows if row.arm == arm]
     values = np.array([value for value in own if value is not None])
     return ArmResult(
@@ -158,7 +156,7 @@ def _arm_result(arm: str, rows: Sequence[SessionScore], total: Total) -> ArmResu
     )
 
 
-def _adjusted(rows: Sequence[SessionScore], model: _ArmModel) -> Adjusted | None:
+def _adjusted(rows: Scores, model: _ArmModel) -> Adjusted | None:
     """The model with the length held equal; None where lengths are unknown."""
     words = np.array([row.numbers.get(LENGTH, np.nan) for row in rows])
     if not np.isfinite(words).all() or words.std() == 0:
@@ -175,7 +173,7 @@ def _adjusted(rows: Sequence[SessionScore], model: _ArmModel) -> Adjusted | None
     )
 
 
-def _without_early(rows: Sequence[SessionScore], model: _ArmModel) -> Wald | None:
+def _without_early(rows: Scores, model: _ArmModel) -> Wald | None:
     whole = [row for row in rows if row.stop_reason not in EARLY_STOPS]
     if len(whole) == len(rows) or set(model.arms) != {row.arm for row in whole}:
         return None
@@ -194,9 +192,7 @@ def _standardised(values: Floats) -> Floats:
 # --- a model of named terms ----------------------------------------------------------------------
 
 
-def regress(
-    rows: Sequence[SessionScore], instrument: Instrument, settings: ModelSettings
-) -> Regression:
+def regress(rows: Scores, instrument: Instrument, settings: ModelSettings) -> Regression:
     """A mixed model of the headline total by the settings' terms.
 
     A term is `arm`, a factor's name, a covariate's name, or `z(covariate)` for a standardised one.
@@ -243,9 +239,7 @@ def _reference(text: str) -> tuple[str, str]:
     return name, level
 
 
-def _columns_of(
-    term: str, rows: Sequence[SessionScore], references: Mapping[str, str]
-) -> list[tuple[str, Floats]]:
+def _columns_of(term: str, rows: Scores, references: Mapping[str, str]) -> list[tuple[str, Floats]]:
     standard = _STANDARDISED.match(term)
     name = standard[1] if standard else term
     if rows and all(name in row.numbers for row in rows):
@@ -272,7 +266,7 @@ def _columns_of(
     ]
 
 
-def cronbach_alpha(instrument: Instrument, rows: Sequence[SessionScore]) -> float | None:
+def cronbach_alpha(instrument: Instrument, rows: Scores) -> float | None:
     """How far the items of the headline total move together; None when that is undefined."""
     items = [criterion.id for criterion, _ in instrument.rubric.parts_of(instrument.headline)]
     table = [[row.values.get(item) for item in items] for row in rows]
@@ -286,7 +280,7 @@ def cronbach_alpha(instrument: Instrument, rows: Sequence[SessionScore]) -> floa
 
 
 def item_profiles(
-    instrument: Instrument, rows: Sequence[SessionScore], arms: Sequence[str]
+    instrument: Instrument, rows: Scores, arms: Sequence[str]
 ) -> Iterator[ItemProfile]:
     """Means of every item and area by arm."""
     by_arm = {arm: [row for row in rows if row.arm == arm] for arm in arms}
@@ -314,7 +308,7 @@ def item_profiles(
 
 
 def item_use(
-    instrument: Instrument, rows: Sequence[SessionScore], ratings: Sequence[ItemRating] | None
+    instrument: Instrument, rows: Scores, ratings: Sequence[ItemRating] | None
 ) -> Iterator[ItemUse]:
     """How often each point was given.
 

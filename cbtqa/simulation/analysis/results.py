@@ -29,8 +29,6 @@ class Alarm(Record):
 
 
 class ArmResult(Record):
-    """One arm on one total."""
-
     arm: str
     n: int
     n_missing: int
@@ -55,8 +53,6 @@ class Adjusted(Record):
 
 
 class OutcomeResult(Record):
-    """One total over all arms."""
-
     instrument: str
     total: str
     name: str
@@ -116,8 +112,6 @@ class ItemProfile(Record):
 
 
 class InstrumentResult(Record):
-    """Everything about one instrument."""
-
     instrument: str
     title: str
     title_zh: str
@@ -207,8 +201,6 @@ class CorrectedRow(Record):
 
 
 class AnalysisReport(Record):
-    """Everything the page shows."""
-
     title: str
     source: str
     arms: tuple[str, ...]

@@ -26,19 +26,11 @@ from cbtqa.report.table import Table
 from cbtqa.settings import Resolved
 from cbtqa.simulation.analysis.agreement import agreement_rows, corrected_rows
 from cbtqa.simulation.analysis.alarms import (
-    corrected_alarms,
-    design_alarms,
-    ending_alarms,
+    all_alarms,
     endings,
-    halo_alarms,
     halo_rows,
-    judge_alarms,
-    length_alarms,
     length_correlations,
     lengths,
-    order_of,
-    people_alarms,
-    scale_alarms,
 )
 from cbtqa.simulation.analysis.outcomes import (
     analyse_outcome,
@@ -50,7 +42,6 @@ from cbtqa.simulation.analysis.outcomes import (
 from cbtqa.simulation.analysis.page import analysis_page, methods_text
 from cbtqa.simulation.analysis.results import (
     AgreementRow,
-    Alarm,
     AnalysisReport,
     CorrectedRow,
     InstrumentResult,
@@ -86,8 +77,6 @@ class Scored:
 
 @dataclass(frozen=True)
 class Material:
-    """What is analysed."""
-
     title: str
     source: str
     scored: tuple[Scored, ...]
@@ -149,9 +138,8 @@ def analyse(resolved: Resolved[AnalysisSettings]) -> tuple[AnalysisReport, Mater
         alarms=(),
         methods="",
     )
-    alarms = tuple(
-        sorted(dict.fromkeys(_alarms(report, material)), key=lambda one: order_of(one.kind))
-    )
+    judged = [scored.judged for scored in material.scored]
+    alarms = tuple(all_alarms(report, judged, material.notes))
     report = report.model_copy(update={"alarms": alarms})
     return report.model_copy(update={"methods": methods_text(report, settings).en}), material
 
@@ -269,26 +257,6 @@ def _analyse_one(
         profile=tuple(item_profiles(instrument, rows, arms)),
         use=tuple(item_use(instrument, rows, ratings)),
     )
-
-
-def _alarms(report: AnalysisReport, material: Material) -> Iterable[Alarm]:
-    for note in material.notes:
-        yield Alarm(kind="design", text=note)
-    yield from ending_alarms(report.endings)
-    yield from halo_alarms(report.halo)
-    yield from length_alarms(report.correlations, report.lengths)
-    for result, scored in zip(report.instruments, material.scored, strict=True):
-        yield from scale_alarms(result)
-        if scored.judged is not None:
-            values = {
-                judge: [one.value for one in ratings if one.value is not None]
-                for judge, ratings in scored.judged.ratings.items()
-            }
-            ends = [end for scale in scored.instrument.scales.values() for end in scale]
-            yield from judge_alarms(result.instrument, values, (min(ends), max(ends)))
-        yield from design_alarms(result, report.n_patients)
-    yield from people_alarms(report.agreement, report.instruments)
-    yield from corrected_alarms(report.corrected)
 
 
 def run_analysis(resolved: Resolved[AnalysisSettings]) -> tuple[AnalysisReport, Path]:

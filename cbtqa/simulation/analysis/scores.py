@@ -55,6 +55,9 @@ class SessionScore:
         return next(one.value for one in self.totals if one.total == name)
 
 
+Scores = Sequence[SessionScore]
+
+
 @dataclass(frozen=True)
 class Judged:
     """All judges' ratings on one instrument."""
@@ -66,7 +69,6 @@ class Judged:
     """Folders of judges that have not ended."""
 
     def all_ratings(self) -> list[ItemRating]:
-        """Every judge's ratings."""
         return [one for ratings in self.ratings.values() for one in ratings]
 
 

@@ -152,8 +152,6 @@ class JudgedForm(Record):
 
 @dataclass(frozen=True)
 class _Work:
-    """One judge on one instrument."""
-
     resolved: Resolved[SessionJudgeSettings]
     sessions: tuple[Session, ...]
     unfit: dict[str, str]
@@ -313,7 +311,6 @@ def _finish(
     make_manifest: Callable[..., Manifest],
     run: Run | None = None,
 ) -> JudgedForm:
-    """Writes ratings and manifest."""
     folder, instrument, judge = work.folder, work.instrument, work.judge
     ratings = [
         make_rating(ask, instrument.id, item, verdict, judge.name)

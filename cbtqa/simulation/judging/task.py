@@ -45,7 +45,6 @@ class SessionAsk:
 
     @classmethod
     def of(cls, session: Session, repeat: int) -> SessionAsk:
-        """The ask about a session, reasoning removed."""
         return cls(session.id, shown_text(session), shown_turns(session), repeat)
 
 
@@ -76,7 +75,6 @@ class SessionJudge(JudgeTask[SessionAsk]):
         return n_before, n_before * max(1, len(self.criteria) // 3)
 
     def holes(self, ask: SessionAsk, criteria: Sequence[Criterion]) -> dict[str, str]:
-        """Form and transcript."""
         entry = (
             '{"evidence": "words of one turn", "reason": "one sentence", "rating": number or null}'
         )

@@ -37,8 +37,6 @@ class Part(Record):
 
 
 class Course(Record):
-    """course.cbt.yaml as a whole."""
-
     id: NonEmptyText
     phases: tuple[Phase, ...]
     scripts: dict[int, str]
@@ -61,7 +59,6 @@ class Course(Record):
 
     @property
     def n_sessions(self) -> int:
-        """Sessions of the whole course."""
         return self.phases[-1].last
 
     def phase_of(self, number: int) -> Phase:
@@ -82,5 +79,4 @@ class Course(Record):
 
 @cache
 def cbt_course() -> Course:
-    """The shipped course of twenty sessions."""
     return Course.model_validate(shipped_yaml("course.cbt.yaml"))

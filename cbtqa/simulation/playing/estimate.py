@@ -42,11 +42,9 @@ class Calls:
 
     @property
     def numbers(self) -> tuple[int, int, int]:
-        """All but the player."""
         return self.n, self.prompt_tokens, self.completion_tokens
 
     def times(self, factor: float) -> Calls:
-        """So many times these."""
         return Calls(self.player, *(round(factor * number) for number in self.numbers))
 
 
@@ -89,7 +87,6 @@ def estimate_players(
 
 
 def _session(view: SessionView) -> Iterator[Calls]:
-    """The calls to each player in one session."""
     study, arm = view.study, view.arm
     if study.written:
         n = len(cbt_course().parts)

@@ -23,8 +23,6 @@ from cbtqa.simulation.study import Events, read_yaml, shipped_yaml
 
 
 class Event(Record):
-    """One kind of event."""
-
     note: NonEmptyText
     """Shown to the patient; the therapist never sees it."""
     says: tuple[NonEmptyText, ...] = ()
@@ -34,8 +32,6 @@ class Event(Record):
 
 
 class EventFile(Record):
-    """events.yaml as a whole."""
-
     sets: dict[str, tuple[str, ...]]
     events: dict[str, Event]
     referral_words: tuple[str, ...]
@@ -50,7 +46,6 @@ class EventFile(Record):
 
 @cache
 def event_file() -> EventFile:
-    """The shipped events."""
     return EventFile.model_validate(shipped_yaml("events.yaml"))
 
 

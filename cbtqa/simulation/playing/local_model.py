@@ -28,16 +28,12 @@ KNOWN_EXTRA = ("top_k", "repetition_penalty")
 
 @dataclass
 class _Waiting:
-    """A question and who waits for its answer."""
-
     request: ChatRequest
     sampling: Sampling
     answer: asyncio.Future[Reply]
 
 
 class LocalModel:
-    """A model in this process."""
-
     is_free = False
     """It costs time: a reply is durable before it is used."""
 

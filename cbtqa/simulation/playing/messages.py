@@ -41,7 +41,6 @@ from cbtqa.simulation.study import Arm, ReasoningForm, StudySettings, shipped_ya
 
 @cache
 def wording() -> Any:
-    """The sentences of wording.yaml."""
     return shipped_yaml("wording.yaml")
 
 
@@ -111,12 +110,10 @@ class SessionView:
 
     @cached_property
     def therapist_prompt(self) -> Prompt:
-        """The prompt file of this arm's therapist."""
         return load_prompt(self.study.therapist_prompt(self.arm))
 
     @cached_property
     def patient_prompt(self) -> Prompt:
-        """The prompt file of the patient."""
         return load_prompt(self.study.patient_prompt)
 
     @property
@@ -386,7 +383,6 @@ def with_complaint(messages: Sequence[Message], said: str, complaint: str) -> li
 
 
 def _with_note(messages: Sequence[Message], note: str) -> list[Message]:
-    """The messages with a note at the end of the last."""
     last = messages[-1]
     return [*messages[:-1], {"role": last["role"], "content": f"{last['content']}\n\n{note}"}]
 

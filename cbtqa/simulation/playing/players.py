@@ -1,7 +1,7 @@
 """Who answers in a study: the built-in rules, models behind endpoints, models on this machine.
 
-    async with Line((), journal, limits, budget=StudyBudget(max_tokens=100_000)) as line:
-        players = Players(line)
+    players = Players(journal, RunLimits(budget_tokens=100_000), attempts=3, on_progress=None)
+    async with players.line:
         found, outcome = await players.ask(Call(key, await players.open(arm.therapist), ...))
 
 All calls to one model at one address share a gate, so that limits hold for the server and not
@@ -13,17 +13,18 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 from cbtqa.errors import ConfigError
 from cbtqa.llm.asking import Model, sum_of
-from cbtqa.llm.batch import Line
+from cbtqa.llm.batch import Line, OnProgress
 from cbtqa.llm.chat import ChatRequest, Fault, Message, Reply
 from cbtqa.llm.cost import Budget, Price, find_price
 from cbtqa.llm.endpoint import OWN_KEY, Endpoint, check_key_variable, is_local, preset_file
-from cbtqa.llm.journal import Outcome
+from cbtqa.llm.journal import Journal, Outcome
+from cbtqa.llm.limits import Limits
 from cbtqa.records import Reason
 from cbtqa.simulation.playing.messages import TurnContext, filled, with_complaint, wording
 from cbtqa.simulation.playing.scripted import scripted_reply
@@ -58,6 +59,21 @@ class StudyBudget(Budget):
         """Allows a limit in money without a price: `Players.open` demands one of each model."""
 
 
+@dataclass(frozen=True)
+class RunLimits:
+    """How fast and how much; nothing here changes a word."""
+
+    engine: Limits = field(default_factory=Limits)
+    """`in_flight` is also the number of sessions played at a time."""
+    budget: float | None = None
+    budget_tokens: int | None = None
+
+    def study_budget(self) -> StudyBudget | None:
+        """The budget of all models together, or None without a limit."""
+        has_one = self.budget is not None or self.budget_tokens is not None
+        return StudyBudget(self.budget, self.budget_tokens) if has_one else None
+
+
 class PlayerModel(Protocol):
     """What answers for players: the rules, or one model at one place."""
 
@@ -77,8 +93,6 @@ class PlayerModel(Protocol):
 
 
 class ScriptedModel:
-    """The built-in rules."""
-
     is_free = True
 
     def __init__(self, variant: str) -> None:
@@ -91,8 +105,6 @@ class ScriptedModel:
 
 
 class EndpointModel:
-    """A model behind an endpoint."""
-
     is_free = False
 
     def __init__(self, model: Model) -> None:
@@ -128,12 +140,10 @@ class Call(Generic[ValueT]):
     """True when a reply cut at the token limit is not asked for again."""
 
     def check(self, reply: Reply) -> Fault | None:
-        """What is wrong with a reply."""
         found = self.read(reply)
         return found if isinstance(found, Fault) else None
 
     def request(self, messages: Sequence[Message]) -> ChatRequest:
-        """These messages as a question to the player."""
         sampling = self.player.settings.sampling(self.seed)
         return ChatRequest(messages, self.json_schema, sampling=sampling)
 
@@ -148,10 +158,16 @@ class Call(Generic[ValueT]):
 
 
 class Players:
-    """The players of one run, opened on one line."""
-
-    def __init__(self, line: Line) -> None:
-        self._line = line
+    def __init__(
+        self,
+        journal: Journal,
+        limits: RunLimits,
+        attempts: int,
+        on_progress: OnProgress | None,
+    ) -> None:
+        engine = limits.engine.model_copy(update={"max_attempts": attempts})
+        budget = limits.study_budget()
+        self.line = Line((), journal, engine, budget=budget, on_progress=on_progress)
         self._models: dict[str, PlayerModel] = {}
 
     async def open(self, player: Player) -> OpenPlayer:
@@ -173,17 +189,17 @@ class Players:
             from cbtqa.simulation.playing.local_model import LocalModel
 
             return LocalModel(player)
-        endpoint, price, budget = endpoint_of(player), price_of(player), self._line.budget
+        endpoint, price, budget = endpoint_of(player), price_of(player), self.line.budget
         if budget is not None and budget.max_cost is not None and price is None:
             raise ConfigError(
                 f"--budget: no price is known for {endpoint.model}",
                 hint="add price_in and price_out to the player, or use --budget-tokens",
             )
-        return EndpointModel(await self._line.model([endpoint], price))
+        return EndpointModel(await self.line.model([endpoint], price))
 
     async def ask(self, call: Call[ValueT]) -> tuple[ValueT | Fault, Outcome]:
         """What the last reply to a call holds, or its fault; raises as `Line.ask`."""
-        outcome = await self._line.ask(
+        outcome = await self.line.ask(
             call.key,
             call.request(call.messages),
             call.check,
@@ -201,7 +217,7 @@ class Players:
         Args:
             player_of: who answered under a key of the journal; None for one of another study.
         """
-        journal, budget = self._line.journal, self._line.budget
+        journal, budget = self.line.journal, self.line.budget
         for key, outcome in journal.outcomes(journal.done_keys()):
             player = player_of(key)
             found = self._models.get(_model_name(player)) if player else None

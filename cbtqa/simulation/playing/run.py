@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -24,10 +24,9 @@ from pydantic import Field
 import cbtqa
 from cbtqa.errors import ConfigError, DataError, IncompleteRunError, UsageError
 from cbtqa.files import write_json, write_jsonl
-from cbtqa.llm.batch import BatchStoppedError, Line, run_anywhere
+from cbtqa.llm.batch import BatchStoppedError, run_anywhere
 from cbtqa.llm.chat import Fault
 from cbtqa.llm.journal import Journal
-from cbtqa.llm.limits import Limits
 from cbtqa.llm.progress import Progress
 from cbtqa.llm.runs import EndpointSettings, Service, open_run, refuse_foreign
 from cbtqa.llm.runs import Run as OpenRun
@@ -36,7 +35,7 @@ from cbtqa.records import Provenance, Reason, Session, SessionState, StopReason
 from cbtqa.settings import Settings
 from cbtqa.simulation.playing.course import cbt_course
 from cbtqa.simulation.playing.messages import SessionView, plan_courses
-from cbtqa.simulation.playing.players import Players, StudyBudget, endpoint_of
+from cbtqa.simulation.playing.players import Players, RunLimits, endpoint_of
 from cbtqa.simulation.playing.scripted import therapist_rules
 from cbtqa.simulation.playing.session import ArmPlayers, PlayedSession
 from cbtqa.simulation.playing.supervision import ask_state
@@ -53,8 +52,6 @@ NOTICE = (
 
 @dataclass(frozen=True)
 class RunResult:
-    """A finished study folder."""
-
     folder: StudyFolder
     manifest: Manifest
     was_complete: bool
@@ -62,23 +59,7 @@ class RunResult:
 
     @property
     def counts(self) -> dict[str, Any]:
-        """The manifest's counts."""
         return self.manifest.counts
-
-
-@dataclass(frozen=True)
-class RunLimits:
-    """How fast and how much; nothing here changes a word."""
-
-    engine: Limits = field(default_factory=Limits)
-    """`in_flight` is also the number of sessions played at a time."""
-    budget: float | None = None
-    budget_tokens: int | None = None
-
-    def study_budget(self) -> StudyBudget | None:
-        """The budget of all models together, or None without a limit."""
-        has_one = self.budget is not None or self.budget_tokens is not None
-        return StudyBudget(self.budget, self.budget_tokens) if has_one else None
 
 
 def run_study(
@@ -193,8 +174,6 @@ def _by_name(study: StudySettings) -> dict[str, Any]:
 
 
 class _Run:
-    """One call of `run_study`."""
-
     def __init__(
         self,
         courses: Sequence[SessionView],
@@ -204,10 +183,8 @@ class _Run:
     ) -> None:
         self._courses, self._on_progress = courses, on_progress
         self._study, self._in_flight = courses[0].study, limits.engine.in_flight
-        engine = limits.engine.model_copy(update={"max_attempts": self._study.attempts})
         report = self._report if on_progress else None
-        self._line = Line((), journal, engine, budget=limits.study_budget(), on_progress=report)
-        self.players = Players(self._line)
+        self.players = Players(journal, limits, self._study.attempts, report)
         self._finished: list[list[Session]] = [[] for _ in courses]
         self._n_done = 0
 
@@ -218,7 +195,7 @@ class _Run:
 
     def raise_what_stopped_it(self) -> None:
         try:
-            self._line.conclude()
+            self.players.line.conclude()
         except BatchStoppedError as stopped:
             raise IncompleteRunError(
                 f"{stopped}; {self._n_done} sessions are finished", hint=stopped.hint
@@ -226,12 +203,11 @@ class _Run:
 
     @property
     def was_complete(self) -> bool:
-        """True when nothing had to be asked."""
-        meter = self._line.meter
+        meter = self.players.line.meter
         return not (meter.n_requests or meter.n_accepted or meter.rejected)
 
     async def _play(self) -> None:
-        async with self._line as line:
+        async with self.players.line as line:
             study, players = self._study, self.players
             opened = {arm.name: await _open_players(players, study, arm) for arm in study.arms}
             players.book_earlier(partial(_player_of, study))

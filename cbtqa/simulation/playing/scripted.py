@@ -31,7 +31,6 @@ DWELL_FROM = 6
 
 @cache
 def lines() -> Any:
-    """The sentences of scripted.yaml."""
     return shipped_yaml("scripted.yaml")
 
 
@@ -66,21 +65,8 @@ def _one(options: Sequence[str], draw: Draw, facts: Mapping[str, str]) -> str:
 
 # --- the patient ---------------------------------------------------------------------------------
 
-_TOPICS = (
-    ("mood", "from 0 to 10", "sum up"),
-    ("try", "step", "homework"),
-    ("matter", "towards", "room for", "want to be"),
-    ("doesn't fit", "leaves out", "fairer", "friend told"),
-    ("mind", "say to yourself", "radio"),
-    ("feel", "body", "notice", "shows up"),
-    ("do then", "cost", "tried so far", "the way"),
-    ("happened", "step by step", "came first", "tell me more"),
-)
-_ANSWERS = ("closing", "plan", "matters", "found", "thought", "feel", "avoid", "tell")
-
 
 def patient_words(context: TurnContext) -> str:
-    """What the patient says next."""
     said = lines()["patient"]
     draw = Draw("patient", context.seed, context.revision)
     facts = facts_of(context) | {"mood": str(draw.number(3, 7))}
@@ -92,14 +78,8 @@ def patient_words(context: TurnContext) -> str:
         key = "opening_later" if context.view.state else "opening"
         return _one(said[key], draw, facts)
     heard = context.turns[-1].text.lower()
-    answer = next(
-        (
-            key
-            for words, key in zip(_TOPICS, _ANSWERS, strict=True)
-            if any(w in heard for w in words)
-        ),
-        "doubt",
-    )
+    topics = said["topics"].items()
+    answer = next((key for key, words in topics if any(one in heard for one in words)), "doubt")
     if context.turns[-1].text.count(" ") > 45 and draw.share() < 0.7:
         return str(draw.one(said["brief"]))  # nobody answers a lecture at length
     told = [_one(said[answer], draw, facts)]

@@ -44,8 +44,6 @@ _TOO_LONG = re.compile(r"context|too long|maximum.{0,20}(?:length|tokens)", re.I
 
 @dataclass(frozen=True)
 class ArmPlayers:
-    """The players of one arm."""
-
     therapist: OpenPlayer
     patient: OpenPlayer
     supervisor: OpenPlayer | None

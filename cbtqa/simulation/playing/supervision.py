@@ -115,7 +115,6 @@ def state_of(value: object) -> SessionState | Fault:
 
 
 def read_state(reply: Reply) -> SessionState | Fault:
-    """The state in a reply."""
     found = parse_object(reply.text, lambda value: "summary" in value)
     return found if isinstance(found, Fault) else state_of(found)
 

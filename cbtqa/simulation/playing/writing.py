@@ -47,7 +47,6 @@ class WrittenPart:
 
 
 async def write_session(view: SessionView, writer: OpenPlayer, players: Players) -> Session:
-    """Writes one session of the course."""
     course = cbt_course()
     turns: list[Turn] = []
     outcomes: list[Outcome] = []
