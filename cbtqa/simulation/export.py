@@ -49,11 +49,11 @@ from cbtqa.simulation.playing.messages import (
     tokens_of,
     turn_content,
 )
-from cbtqa.simulation.playing.players import Call, OpenPlayer, Players, RunLimits
+from cbtqa.simulation.playing.players import Call, OpenPlayer, Players
 from cbtqa.simulation.playing.run import NOTICE, PlayersSettings, at_endpoint, service_of
 from cbtqa.simulation.profiles import Profile
 from cbtqa.simulation.sessions import PROFILES_NAME, StudyFolder, split_sessions
-from cbtqa.simulation.study import Arm, Pairs, ReasoningForm, StudySettings, load_study
+from cbtqa.simulation.study import Arm, Player, ReasoningForm, StudySettings, load_study
 from cbtqa.splits import SPLITS
 
 TRL = {
@@ -116,12 +116,11 @@ def export_sessions(
     started_at = now()
     work = _Export(settings, StudyFolder(settings.sessions))
     out, acknowledged = _open_out(settings.out), {}
-    if work.pairs is None:
+    if not work.writers:
         counts = work.write(out, None, on_progress)
     else:
-        askers = (work.pairs.chosen, work.pairs.rejected)
         limits, is_acknowledged = settings.run_limits, settings.acknowledge_disclosure
-        service = service_of(askers, limits, is_acknowledged=is_acknowledged)
+        service = service_of(work.writers.values(), limits, is_acknowledged=is_acknowledged)
         with open_run(out / PAIRS_JOURNAL, FINGERPRINT, service, what="the sessions") as run:
             counts, acknowledged = work.write(out, run.journal, on_progress), run.acknowledgements
     manifest = new_manifest(
@@ -145,10 +144,9 @@ def estimate_export(settings: ExportSettings) -> Estimate:
         ConfigError, DataError: as `export_sessions`.
     """
     work = _Export(settings, StudyFolder(settings.sessions))
-    rows = work.rows(Counter()) if work.pairs else []
+    rows = work.rows(Counter()) if work.writers else []
     n_in, n_out = sum(tokens_of(row.prompt) for row in rows), len(rows) * THERAPIST_TOKENS
-    askers = (work.pairs.chosen, work.pairs.rejected) if work.pairs else ()
-    planned = [Calls(player, len(rows), n_in, n_out) for player in askers if player is not None]
+    planned = [Calls(player, len(rows), n_in, n_out) for player in work.writers.values()]
     n_done = count_done(settings.out / PAIRS_JOURNAL, work.attempts)
     return estimate_players("pairs", len(rows), planned, n_done, settings.run_limits.engine)
 
@@ -159,10 +157,8 @@ class _Export:
         played = source.study()
         study, arm_of = _serving(settings, played)
         declared = (study.pairs or played.pairs) if settings.pairs else None
-        self.pairs = declared and Pairs(
-            chosen=declared.chosen and at_endpoint(declared.chosen, settings),
-            rejected=at_endpoint(declared.rejected, settings),
-        )
+        sides = {"chosen": declared.chosen, "rejected": declared.rejected} if declared else {}
+        self.writers = {side: at_endpoint(one, settings) for side, one in sides.items() if one}
         is_given = "max_attempts" in settings.model_fields_set
         self.attempts = settings.max_attempts if is_given else study.attempts
         self._sessions = [one for one in source.read_sessions() if one.arm in arm_of]
@@ -201,9 +197,10 @@ class _Export:
                 if one.turns
             )
             counts["messages"] = self._write(out / "messages", whole)
-        if self.pairs is not None and journal is not None:
+        if journal is not None:
             limits = self._settings.run_limits
-            pair_run = _PairRun(self.pairs, journal, limits, self.attempts, on_progress)
+            players = Players(journal, limits, self.attempts, on_progress)
+            pair_run = _PairRun(players, self.writers, 2 * limits.engine.in_flight)
             counts["orpo"] = self._write(out / "orpo", pair_run.run(rows, dropped))
         return counts | {"dropped": dict(sorted(dropped.items()))}
 
@@ -371,31 +368,23 @@ def session_messages(session: Session, view: SessionView) -> list[Message]:
 # --- preference pairs: two models answer one and the same prompt ----------------------------------
 
 
+@dataclass(frozen=True)
 class _PairRun:
     """The making of pairs; a side without a usable answer, or two alike, make none."""
 
-    def __init__(
-        self,
-        pairs: Pairs,
-        journal: Journal,
-        limits: RunLimits,
-        attempts: int,
-        on_progress: OnProgress | None,
-    ) -> None:
-        self._players = Players(journal, limits, attempts, on_progress)
-        self._n_rooms = 2 * limits.engine.in_flight
-        self._sides = {"rejected": pairs.rejected}
-        if pairs.chosen is not None:
-            self._sides["chosen"] = pairs.chosen
-        self._found: dict[int, tuple[str | Fault, str | Fault]] = {}
+    players: Players
+    sides: Mapping[str, Player]
+    n_rooms: int
+    """Most pairs in the making."""
+    found: dict[int, tuple[str | Fault, str | Fault]] = field(default_factory=dict)
 
     def run(self, rows: Sequence[TherapistRow], dropped: Counter[str]) -> list[TrainingRow]:
         """The pairs in the order of the rows; paid answers are kept in the journal."""
         run_anywhere(self._ask_all(rows))
-        self._players.line.conclude()
+        self.players.line.conclude()
         made = []
         for number, row in enumerate(rows):
-            chosen, rejected = self._found[number]
+            chosen, rejected = self.found[number]
             if isinstance(chosen, Fault):
                 dropped[f"chosen_{chosen.reason.value}"] += 1
             elif isinstance(rejected, Fault):
@@ -407,11 +396,11 @@ class _PairRun:
         return made
 
     async def _ask_all(self, rows: Sequence[TherapistRow]) -> None:
-        async with self._players.line as line:
-            opened = {side: await self._players.open(one) for side, one in self._sides.items()}
-            self._players.book_earlier(lambda key: self._sides.get(key.split("|")[-2]))
+        async with self.players.line as line:
+            opened = {side: await self.players.open(one) for side, one in self.sides.items()}
+            self.players.book_earlier(lambda key: self.sides.get(key.split("|")[-2]))
             line.meter.n_total = len(rows) * len(opened)
-            room = asyncio.Semaphore(self._n_rooms)
+            room = asyncio.Semaphore(self.n_rooms)
             for number, row in enumerate(rows):
                 line.start(self._ask(number, row, opened, room))
 
@@ -426,7 +415,7 @@ class _PairRun:
             chosen: str | Fault = row.completion
             if "chosen" in opened:
                 chosen = await self._words(row, "chosen", opened["chosen"])
-            self._found[number] = chosen, await self._words(row, "rejected", opened["rejected"])
+            self.found[number] = chosen, await self._words(row, "rejected", opened["rejected"])
 
     async def _words(self, row: TherapistRow, side: str, player: OpenPlayer) -> str | Fault:
         """What a model says at this place, in the form of the training target."""
@@ -435,7 +424,7 @@ class _PairRun:
         asked = json.dumps([list(row.prompt), unpriced.model_dump(mode="json")], sort_keys=True)
         mark = hashlib.sha256(asked.encode()).hexdigest()[:12]
         seed = seed_of("pair", row.session.seed, row.turn, side)
-        words, _ = await self._players.ask(
+        words, _ = await self.players.ask(
             Call(
                 key=f"{row.session.id}|{row.turn}|{side}|{mark}",
                 player=player,

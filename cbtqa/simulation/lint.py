@@ -144,13 +144,10 @@ class ArmAudit(Record):
         return n_early / self.n_sessions if self.n_sessions else None
 
 
-class Audit(Record):
-    arms: dict[str, ArmAudit]
-    findings: tuple[Finding, ...]
-
-
-def audit_sessions(sessions: Sessions, study: StudySettings | None) -> Audit:
-    """Audits sessions; without any, what the study declares as observed elsewhere."""
+def audit_sessions(
+    sessions: Sessions, study: StudySettings | None
+) -> tuple[dict[str, ArmAudit], tuple[Finding, ...]]:
+    """Arms and findings; without sessions, what the study declares as observed elsewhere."""
     by_arm: dict[str, list[Session]] = defaultdict(list)
     for session in sessions:
         by_arm[session.arm].append(session)
@@ -171,7 +168,7 @@ def audit_sessions(sessions: Sessions, study: StudySettings | None) -> Audit:
         *_unsafe_turns(sessions),
         *_marked(arms),
     )
-    return Audit(arms=arms, findings=findings)
+    return arms, findings
 
 
 def _audit_arm(sessions: Sessions) -> ArmAudit:
@@ -357,16 +354,16 @@ def lint(path: Path, *, against: Path | None = None) -> LintReport:
     first = next(read_rows(path), None)
     is_ours = first is not None and "stop_reason" in first[1]
     sessions = list(read_jsonl(path, Session) if is_ours else read_transcripts(path))
-    audit = audit_sessions(sessions, None)
-    return LintReport(kind="transcripts", arms=audit.arms, findings=audit.findings)
+    arms, found = audit_sessions(sessions, None)
+    return LintReport(kind="transcripts", arms=arms, findings=found)
 
 
 def _report(
     kind: Literal["study file", "study"], study: StudySettings, sessions: list[Session]
 ) -> LintReport:
-    audit = audit_sessions(sessions, study)
-    findings = (*compare_arms(study), *audit.findings)
-    return LintReport(kind=kind, factor=study.factor, arms=audit.arms, findings=findings)
+    arms, found = audit_sessions(sessions, study)
+    findings = (*compare_arms(study), *found)
+    return LintReport(kind=kind, factor=study.factor, arms=arms, findings=findings)
 
 
 # --- exports -------------------------------------------------------------------------------------

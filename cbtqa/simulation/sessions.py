@@ -1,9 +1,5 @@
 """A study on disk, and transcripts read from elsewhere.
 
-folder = StudyFolder(Path("study"))
-folder.study().arms            # the declaration, as it was resolved
-folder.read_sessions()         # in the order arm, patient, number, replicate
-
 study/
   study.json        the declaration: arms with their settings, patients, instruments, judges
   profiles.jsonl    the patients

@@ -22,7 +22,8 @@ from cbtqa.simulation.judging.task import (
 )
 from tests.support.judged_sessions import ANSWER, CLOSING, OPENING, reply, session
 
-TASK = SessionJudge(load_instrument("ctrs"), Sampling(seed=5), "m")
+CTRS = load_instrument("ctrs").rubric
+TASK = SessionJudge(CTRS, "ctrs", Sampling(seed=5), "m", "", "judge_session")
 ASK = SessionAsk.of(session("zebra-7b"), 1)
 
 

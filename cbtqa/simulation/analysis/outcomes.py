@@ -127,11 +127,7 @@ class _ArmModel:
         return list(_arm_columns(self.arms, self.arms))
 
     def fit(self, rows: Scores, covariate: Floats | None = None) -> tuple[MixedFit, Floats]:
-        """The fit and its x; with standardised words of the therapist where they are given.
-
-        Raises:
-            ValueError: the rows carry no such model.
-        """
+        """The fit and its x, with the covariate standardised; a ValueError where there is none."""
         x, names = _arm_columns([row.arm for row in rows], self.arms), [INTERCEPT, *self.arms[1:]]
         if covariate is not None:
             x, names = np.column_stack([x, _standardised(covariate)]), [*names, Z_LENGTH]

@@ -196,16 +196,13 @@ class _Tables:
             "judges": ", ".join(result.judges),
             "alpha": "" if result.alpha is None else number(result.alpha, 3),
         }
-        return ((WORDS[f"facts_of_model.{key}"], text) for key, text in facts.items() if text)
+        return _facts(facts)
 
     def model(self, outcome: OutcomeResult) -> Iterator[tuple[Phrase, str]]:
         fit, explained, adjusted = outcome.fit, outcome.explained, outcome.adjusted
         assert fit is not None
-        tests = {
-            "omnibus": outcome.omnibus,
-            "adjusted": adjusted.omnibus if adjusted else None,
-            "whole_only": outcome.whole_only,
-        }
+        tests = {"omnibus": outcome.omnibus, "adjusted": adjusted.omnibus if adjusted else None}
+        tests["whole_only"] = outcome.whole_only
         facts = {name: wald_text(test) for name, test in tests.items() if test is not None}
         facts["variance"] = f"{number(fit.var_group, 3)}, {number(fit.var_residual, 3)}"
         if outcome.icc is not None:
@@ -215,7 +212,7 @@ class _Tables:
         if outcome.cohen_f is not None:
             facts["f"] = number(outcome.cohen_f, 3)
         facts["engine"] = f"{fit.engine}, {fit.method.upper()}"
-        return ((WORDS[f"facts_of_model.{key}"], text) for key, text in facts.items())
+        return _facts(facts)
 
     def contrasts(self, outcome: OutcomeResult) -> Table:
         adjusted = outcome.adjusted.contrasts if outcome.adjusted else ()
@@ -312,6 +309,10 @@ class _Tables:
         ]
         names = ("total", "judge", "arm", "judge_mean", "human_mean", "corrected", "n")
         return Table(_columns(*names), rows, WORDS["captions.corrected"])
+
+
+def _facts(facts: dict[str, str]) -> Iterator[tuple[Phrase, str]]:
+    return ((WORDS[f"facts_of_model.{key}"], text) for key, text in facts.items() if text)
 
 
 def _named(what: str, kind: str, who: str) -> Phrase:

@@ -205,11 +205,7 @@ def _gaps(judged: Judged, sessions: Sequence[Session]) -> Iterable[str]:
 
 
 def _with_equal_patients(material: Material, is_common: bool) -> Material:
-    """Arms are compared on the same patients, or not at all.
-
-    Raises:
-        DataError: an arm lacks a patient that another has, and nobody said to leave it out.
-    """
+    """Arms are compared on the same patients, or not at all."""
     patients = {
         arm: {row.patient for one in material.scored for row in one.rows if row.arm == arm}
         for arm in material.arms

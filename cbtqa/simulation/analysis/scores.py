@@ -263,9 +263,6 @@ def _match_items(
 ) -> dict[str, str]:
     """Column to item: as `--item` has it, else by the item's id or name, else by words that begin
     like the id's ("Focusing on Key Cognitions" is `focus`); each item once.
-
-    Raises:
-        UsageError: an item without a column, with two, or a mapping that names nothing.
     """
     mapping: dict[str, str] = {}
     for entry in settings.item:

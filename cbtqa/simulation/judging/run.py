@@ -190,10 +190,9 @@ class _Work:
                     )
 
     def task(self, service: Service) -> SessionJudge:
-        prompt, sampling = self.resolved.values.prompt, self.judge.sampling
-        return SessionJudge(
-            self.instrument, sampling, service.model, host=service.host, prompt=prompt
-        )
+        rubric, sampling = self.instrument.rubric, self.judge.sampling
+        prompt = self.resolved.values.prompt
+        return SessionJudge(rubric, rubric.id, sampling, service.model, service.host, prompt)
 
 
 def judge_sessions(

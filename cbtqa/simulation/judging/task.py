@@ -1,6 +1,6 @@
 """What a judge is asked about one session on one instrument, and what its reply is worth.
 
-    task = SessionJudge(load_instrument("ctrs"), Sampling(temperature=0.7, seed=0), "qwen-plus")
+    task = SessionJudge(rubric, "ctrs", Sampling(seed=0), "qwen-plus", host, "judge_session")
     ratings = [make_rating(ask, "ctrs", item, verdict, task.model)
                for ask, item, verdict in rate(run, asks, task)]
 
@@ -20,7 +20,7 @@ from functools import cache
 from typing import Any
 
 from cbtqa.judging.asking import JudgeTask, Verdict, is_quote_of, ratings_schema
-from cbtqa.llm.chat import Fault, Sampling
+from cbtqa.llm.chat import Fault
 from cbtqa.llm.cost import estimate_tokens
 from cbtqa.prompts import fence
 from cbtqa.ratings.rubric import Criterion
@@ -52,17 +52,6 @@ class SessionJudge(JudgeTask[SessionAsk]):
     """Rates one session on one instrument, in English."""
 
     task, form = "judge_session", "instrument"
-
-    def __init__(
-        self,
-        instrument: Instrument,
-        sampling: Sampling,
-        model: str,
-        *,
-        host: str = "",
-        prompt: str = "judge_session",
-    ) -> None:
-        super().__init__(instrument.rubric, instrument.id, sampling, model, host, prompt)
 
     def key(self, ask: SessionAsk) -> str:
         """Text and repeat: two arms with the same session share their ratings."""

@@ -19,7 +19,7 @@ from cbtqa.simulation.playing.messages import TurnContext
 from cbtqa.simulation.study import Player
 
 if TYPE_CHECKING:
-    from cbtqa.tuning.answering.questions import Prompt
+    pass
 
 GATHER_S = 0.02
 """For so long others may join a batch; a turn takes far longer."""
@@ -135,17 +135,15 @@ class LocalModel:
             Prompt(str(waiting.sampling.seed), tuple(row))
             for waiting, row in zip(batch, ids, strict=True)
         ]
-        fitting = [prompt for prompt in prompts if self._fault_of(prompt, settings) is None]
+        context, faults = self._opened.backbone.context, dict[str, Reply | Fault]()
+        for prompt in prompts:
+            n_tokens = len(prompt.ids) + settings.max_new_tokens
+            if context is not None and n_tokens > context:
+                detail = f"{n_tokens} tokens with the reply, the model's context holds {context}"
+                faults[prompt.key] = Fault(Reason.BAD_REQUEST, detail)
+        fitting = [prompt for prompt in prompts if prompt.key not in faults]
         replies = {key: reply for done in decoder.answer(fitting) for key, reply in done}
-        return [self._fault_of(prompt, settings) or replies[prompt.key] for prompt in prompts]
-
-    def _fault_of(self, prompt: Prompt, settings: Any) -> Fault | None:
-        context = self._opened.backbone.context
-        n_tokens = len(prompt.ids) + settings.max_new_tokens
-        if context is None or n_tokens <= context:
-            return None
-        detail = f"{n_tokens} tokens with the reply, the model's context holds {context}"
-        return Fault(Reason.BAD_REQUEST, detail)
+        return [(faults | replies)[prompt.key] for prompt in prompts]
 
 
 def _settings(player: Player, sampling: Sampling) -> Any:
