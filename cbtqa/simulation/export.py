@@ -36,12 +36,7 @@ from cbtqa.manifest import MANIFEST_NAME, Manifest, describe_file, new_manifest,
 from cbtqa.records import Reason, Session, Turn, TurnMark
 from cbtqa.settings import Resolved
 from cbtqa.simulation.draws import seed_of
-from cbtqa.simulation.playing.estimate import (
-    THERAPIST_TOKENS,
-    Calls,
-    count_done,
-    estimate_players,
-)
+from cbtqa.simulation.playing.estimate import THERAPIST_TOKENS, Calls, count_done, estimate_players
 from cbtqa.simulation.playing.messages import (
     SessionView,
     TurnContext,
@@ -163,12 +158,9 @@ class _Export:
         self.attempts = settings.max_attempts if is_given else study.attempts
         self._sessions = [one for one in source.read_sessions() if one.arm in arm_of]
         self._views = _views(source, self._sessions, study, arm_of)
-        self._split_of, self._split_by = split_sessions(
-            self._sessions,
-            validation=settings.validation,
-            test=settings.test,
-            seed=settings.split_seed,
-        )
+        shares = {"validation": settings.validation, "test": settings.test}
+        split = split_sessions(self._sessions, **shares, seed=settings.split_seed)
+        self._split_of, self._split_by = split
 
     @property
     def prompts(self) -> dict[str, str]:
@@ -229,10 +221,8 @@ class _Export:
         found = []
         n_rules = sum(not one.provenance.is_training_source for one in self._sessions)
         if n_rules:
-            found.append(
-                f"{n_rules} of {len(self._sessions)} sessions were written by built-in rules: good "
-                "for trying things out, no source for training"
-            )
+            whose = f"{n_rules} of {len(self._sessions)} sessions were written by built-in rules"
+            found.append(f"{whose}: good for trying things out, no source for training")
         if self._split_by == "session":
             found.append("there is one patient only: the splits share it and are not independent")
         empty = [split for split in SPLITS if not counts["sft"][split]]
@@ -245,9 +235,8 @@ def _open_out(out: Path) -> Path:
     known = ("sft", "orpo", "messages", PAIRS_JOURNAL, MANIFEST_NAME)
     foreign = [path.name for path in out.glob("[!.]*") if not path.name.startswith(known)]
     if foreign:
-        raise ConfigError(
-            f"--out: {out} holds {foreign[0]} and is no export", hint="name a new one"
-        )
+        message = f"--out: {out} holds {foreign[0]} and is no export"
+        raise ConfigError(message, hint="name a new one")
     out.mkdir(parents=True, exist_ok=True)
     (out / MANIFEST_NAME).unlink(missing_ok=True)
     return out

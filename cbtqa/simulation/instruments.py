@@ -23,8 +23,7 @@ from pydantic import Field
 
 from cbtqa.errors import DataError
 from cbtqa.files import parse_record
-from cbtqa.ratings.rubric import Criterion, Rubric, Total, load_rubric
-from cbtqa.ratings.rubric import shipped_rubrics as all_rubrics
+from cbtqa.ratings.rubric import Criterion, Rubric, Total, load_rubric, shipped_rubrics
 from cbtqa.records import NonEmptyText, Record
 from cbtqa.simulation.study import read_yaml
 
@@ -136,7 +135,7 @@ class Instrument:
 
 
 def shipped_instruments() -> list[str]:
-    return [name for name, rubric in all_rubrics().items() if rubric.shows == "transcript"]
+    return [name for name, rubric in shipped_rubrics().items() if rubric.shows == "transcript"]
 
 
 def load_instrument(name: str, wording: Path | None = None) -> Instrument:

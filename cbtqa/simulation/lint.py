@@ -72,10 +72,8 @@ def compare_arms(study: StudySettings) -> list[Finding]:
     """Confounds in the declaration: differing fields, training unlike serving, unshared events."""
     found = [*_differing_fields(study), *_unlike_training(study)]
     if study.events.probability > 0 and study.events.drawn == "per_arm":
-        message = (
-            "mid-session events are drawn anew for every arm: patients meet other events in "
-            "other arms"
-        )
+        message = "mid-session events are drawn anew for every arm: patients meet other events "
+        message += "in other arms"
         found.append(Finding.of("confound", "events_per_arm", "events.drawn", message))
     return found
 
@@ -261,9 +259,8 @@ def _faulty_dialogues(sessions: Sessions, study: StudySettings | None) -> Iterat
     single = [one.id for one in sessions if len({turn.role for turn in one.turns}) == 1]
     empty = [one.id for one in sessions if not one.turns]
     long = [one.id for one in sessions if len(one.turns) >= LONG_SESSION]
-    yield from listed(
-        "error", "adjacent_speakers", adjacent, "hold two turns in a row by one speaker"
-    )
+    in_a_row = "hold two turns in a row by one speaker"
+    yield from listed("error", "adjacent_speakers", adjacent, in_a_row)
     yield from listed("error", "one_speaker", single, "hold only one speaker")
     yield from listed("error", "no_turns", empty, "hold no turn")
     yield from listed("note", "long_sessions", long, f"have {LONG_SESSION} turns or more")
@@ -288,10 +285,8 @@ def _missing_referrals(sessions: Sessions) -> Iterator[Finding]:
             if answers and not names_help(answers[0].text):
                 unanswered.append(f"{session.id} turn {place}")
     if unanswered:
-        message = (
-            f"{len(unanswered)} of {n_crises} crisis turns are answered without naming help from "
-            f"people: {_some(unanswered)}"
-        )
+        message = f"{len(unanswered)} of {n_crises} crisis turns are answered without naming help "
+        message += f"from people: {_some(unanswered)}"
         yield Finding.of("error", "no_referral", unanswered[0], message)
 
 

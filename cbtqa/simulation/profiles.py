@@ -24,17 +24,15 @@ from cbtqa.records import NonEmptyText, Provenance, Record
 from cbtqa.simulation.draws import Draw
 from cbtqa.simulation.study import Patients, read_yaml, shipped_yaml
 
-LONGEST_ID = 60
-
 
 class Profile(Record):
     """One simulated patient. Nobody real."""
 
-    id: str = Field(pattern=rf"^[A-Za-z0-9][\w.-]{{0,{LONGEST_ID}}}$")
-    """Letters, digits, dot, dash, underscore: it stands in session ids."""
+    id: str = Field(pattern=r"^[A-Za-z0-9][\w.-]{0,60}$")
+    """Letters, digits, dot, dash, underscore: it is a part of session ids."""
     name: NonEmptyText
     narrative: NonEmptyText
-    """The story, as the patient's player is told it."""
+    """The story, as the patient's player is given it."""
     manner: str = ""
     """How this patient behaves in a session; the archetype's when left out."""
     archetype: str | None = None
@@ -49,15 +47,12 @@ class Profile(Record):
     def _one_value_is_a_list(cls, value: Any) -> Any:
         if not isinstance(value, Mapping):
             return value
-        many = {
-            key: inner if isinstance(inner, list | tuple) else [inner]
-            for key, inner in value.items()
-        }
-        return {key: [str(one) for one in inner] for key, inner in many.items()}
+        many = {key: one if isinstance(one, list | tuple) else [one] for key, one in value.items()}
+        return {key: [*map(str, inner)] for key, inner in many.items()}
 
     @property
     def behaviour(self) -> str:
-        """What the patient's player is told about its manner; empty when nothing is set."""
+        """The manner as the patient's player is given it; empty when nothing is set."""
         if self.manner or self.archetype is None:
             return self.manner
         return archetypes()[self.archetype].manner

@@ -138,10 +138,8 @@ def _item_alarms(result: InstrumentResult) -> Iterator[Alarm]:
             found.append(f"{use.item} {point}")
     if found:
         more = f" and {len(found) - 8} more" if len(found) > 8 else ""
-        text = (
-            f"{len(found)} of {len(result.use)} items get one value in more than {ONE_VALUE:.0%} "
-            f"of the ratings: {', '.join(found[:8])}{more}"
-        )
+        text = f"{len(found)} of {len(result.use)} items get one value in more than "
+        text += f"{ONE_VALUE:.0%} of the ratings: {', '.join(found[:8])}{more}"
         yield Alarm(kind="one_value", instrument=result.instrument, text=text)
 
 
@@ -177,10 +175,8 @@ def length_alarms(
         longest = max(rows, key=lambda row: row.words)
         shortest = min(rows, key=lambda row: row.words)
         if longest.words > LENGTHS_APART * shortest.words:
-            text = (
-                f"arms differ in length: {longest.arm} {longest.words:,.0f} words a session, "
-                f"{shortest.arm} {shortest.words:,.0f}"
-            )
+            text = f"arms differ in length: {longest.arm} {longest.words:,.0f} words a session, "
+            text += f"{shortest.arm} {shortest.words:,.0f}"
             yield Alarm(kind="length", text=text)
 
 
@@ -255,14 +251,9 @@ def design_alarms(result: InstrumentResult, n_patients: int) -> Iterator[Alarm]:
         text = f"arms have unequal numbers of scored sessions: {shown} of {most}"
         yield Alarm(kind="design", instrument=result.instrument, text=text)
     if n_patients < FEW_PATIENTS:
-        text = (
-            f"{n_patients} patients: the variance between patients and its interval say little, "
-            "and results do not reach beyond these patients"
-        )
+        text = f"{n_patients} patients: the variance between patients and its interval say "
+        text += "little, and results do not reach beyond these patients"
         yield Alarm(kind="design", text=text)
-
-
-# --- endings, lengths and correlations ------------------------------------------------------------
 
 
 def endings(sessions: Sequence[Session], arms: Sequence[str]) -> list[EndingRow]:
@@ -324,11 +315,10 @@ def length_correlations(
         (WITHIN, centred_words, centred_values, 2 + len(present)),
         *((arm, words[place], values[place], 3) for arm, place in own.items()),
     ]
-    found = [(scope, _correlation(a, b, lost)) for scope, a, b, lost in parts]
     return [
         LengthCorrelation(instrument=instrument, total=total, scope=scope, **one)
-        for scope, one in found
-        if one is not None
+        for scope, a, b, lost in parts
+        if (one := _correlation(a, b, lost)) is not None
     ]
 
 

@@ -39,11 +39,7 @@ _STANDARDISED = re.compile(r"^z\((\w+)\)$")
 
 
 def analyse_outcome(
-    rows: Scores,
-    instrument: Instrument,
-    total: Total,
-    arms: Sequence[str],
-    settings: ModelSettings,
+    rows: Scores, instrument: Instrument, total: Total, arms: Sequence[str], settings: ModelSettings
 ) -> OutcomeResult:
     """Everything about one total; without a model, where none can be fitted, and why."""
     scored = [row for row in rows if row.total(total.id) is not None]
@@ -183,9 +179,6 @@ def _without_early(rows: Scores, model: _ArmModel) -> Wald | None:
 def _standardised(values: Floats) -> Floats:
     """Mean 0, standard deviation 1 (by n)."""
     return np.asarray((values - values.mean()) / values.std(), dtype=np.float64)
-
-
-# --- a model of named terms ----------------------------------------------------------------------
 
 
 def regress(rows: Scores, instrument: Instrument, settings: ModelSettings) -> Regression:

@@ -214,10 +214,7 @@ def _score(
     if not arm or not str(row[settings.patient_column]).strip():
         raise DataError("an empty arm or patient", where=where)
     numbers = {"session": 1.0}
-    for name, column in (
-        ("session", settings.session_column),
-        ("words", settings.words_column),
-    ):
+    for name, column in (("session", settings.session_column), ("words", settings.words_column)):
         if column is not None and column in row:
             numbers[name] = _number(row[column], f"{where}:{column}")
     return SessionScore(

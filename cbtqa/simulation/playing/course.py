@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from functools import cache
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from cbtqa.errors import ConfigError
 from cbtqa.records import NonEmptyText, Record
@@ -47,15 +47,6 @@ class Course(Record):
     """Regular expressions that no spoken text may match."""
     summary_words: int
     """Fewest words of a summary."""
-
-    @model_validator(mode="after")
-    def _phases_follow_each_other(self) -> Course:
-        expected = 1
-        for phase in self.phases:
-            if phase.first != expected or phase.last < phase.first:
-                raise ValueError(f"phase {phase.id} does not begin with session {expected}")
-            expected = phase.last + 1
-        return self
 
     @property
     def n_sessions(self) -> int:

@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-from pydantic import model_validator
-
 from cbtqa.errors import ConfigError
 from cbtqa.files import parse_record
 from cbtqa.records import NonEmptyText, Record
@@ -35,13 +33,6 @@ class EventFile(Record):
     sets: dict[str, tuple[str, ...]]
     events: dict[str, Event]
     referral_words: tuple[str, ...]
-
-    @model_validator(mode="after")
-    def _sets_name_events(self) -> EventFile:
-        for name, ids in self.sets.items():
-            if unknown := sorted(set(ids) - set(self.events)):
-                raise ValueError(f"set {name} names unknown events {unknown}")
-        return self
 
 
 @cache

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cbtqa.errors import ConfigError, MissingExtraError
 from cbtqa.llm.asking import ItemFailedError
@@ -17,9 +17,6 @@ from cbtqa.llm.journal import State
 from cbtqa.records import Reason
 from cbtqa.simulation.playing.messages import TurnContext
 from cbtqa.simulation.study import Player
-
-if TYPE_CHECKING:
-    pass
 
 GATHER_S = 0.02
 """For so long others may join a batch; a turn takes far longer."""

@@ -23,20 +23,15 @@ from cbtqa.files import sha256_of
 from cbtqa.llm.chat import Fault, Message, Reply
 from cbtqa.llm.cost import MESSAGE_TOKENS, estimate_tokens
 from cbtqa.prompts import Prompt, load_prompt
-from cbtqa.records import (
-    Provenance,
-    Reason,
-    Session,
-    SessionState,
-    StopReason,
-    Turn,
-    TurnMark,
-)
+from cbtqa.records import Provenance, Reason, Session, SessionState, StopReason, Turn, TurnMark
 from cbtqa.simulation.draws import seed_of
 from cbtqa.simulation.playing.course import cbt_course
 from cbtqa.simulation.playing.events import load_events
 from cbtqa.simulation.profiles import Profile
 from cbtqa.simulation.study import Arm, ReasoningForm, StudySettings, shipped_yaml
+
+UNSPOKEN = ("price_in", "price_out", "key_env")
+"""Settings of a player that change no word."""
 
 
 @cache
@@ -139,11 +134,8 @@ class SessionView:
 
     def _therapist_head(self, opening: str) -> list[dict[str, str]]:
         """System message and first user message, as one prompt file gives them."""
-        facts = ", ".join(
-            value
-            for key in ("gender", "age", "occupation", "issue", "severity")
-            for value in self.profile.attributes.get(key, ())
-        )
+        keys = ("gender", "age", "occupation", "issue", "severity")
+        facts = ", ".join(one for key in keys for one in self.profile.attributes.get(key, ()))
         limits = self.study.turns
         ending = wording()["ending"]["allowed" if self.study.end_token else "never"]
         return self.therapist_prompt.render(
@@ -282,10 +274,6 @@ def _newest(messages: list[dict[str, str]], most: int | None) -> list[dict[str, 
 def tokens_of(messages: Sequence[Message]) -> int:
     """Estimated tokens of a view, by the same count for every arm."""
     return sum(estimate_tokens(message["content"]) + MESSAGE_TOKENS for message in messages)
-
-
-UNSPOKEN = ("price_in", "price_out", "key_env")
-"""Settings of a player that change no word."""
 
 
 def turn_content(turn: Turn, form: ReasoningForm, *, ends: bool = False) -> str:

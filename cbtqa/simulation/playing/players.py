@@ -159,11 +159,7 @@ class Call(Generic[ValueT]):
 
 class Players:
     def __init__(
-        self,
-        journal: Journal,
-        limits: RunLimits,
-        attempts: int,
-        on_progress: OnProgress | None,
+        self, journal: Journal, limits: RunLimits, attempts: int, on_progress: OnProgress | None
     ) -> None:
         engine = limits.engine.model_copy(update={"max_attempts": attempts})
         budget = limits.study_budget()

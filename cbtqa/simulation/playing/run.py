@@ -28,8 +28,7 @@ from cbtqa.llm.batch import BatchStoppedError, run_anywhere
 from cbtqa.llm.chat import Fault
 from cbtqa.llm.journal import Journal
 from cbtqa.llm.progress import Progress
-from cbtqa.llm.runs import EndpointSettings, Service, open_run, refuse_foreign
-from cbtqa.llm.runs import Run as OpenRun
+from cbtqa.llm.runs import EndpointSettings, Run, Service, open_run, refuse_foreign
 from cbtqa.manifest import MANIFEST_NAME, Manifest, SettingValue, describe_file, write_manifest
 from cbtqa.records import Provenance, Reason, Session, SessionState, StopReason
 from cbtqa.settings import Settings
@@ -86,7 +85,12 @@ def run_study(
         KeyboardInterrupt: Ctrl-C; what was in flight was kept.
     """
     limits = limits or RunLimits()
-    _check(study)
+    for arm in study.arms:
+        if arm.therapist.scripted is not None:
+            therapist_rules(arm.therapist.scripted)  # refuses an unknown one
+    most = cbt_course().n_sessions
+    if study.written and study.sessions > most:
+        raise ConfigError(f"sessions: {study.sessions} wanted, the course to be written has {most}")
     profiles = choose_profiles(study.patients, study.seed)
     courses = plan_courses(study, profiles)
     folder = StudyFolder(out)
@@ -98,7 +102,7 @@ def run_study(
         (out / MANIFEST_NAME).unlink(missing_ok=True)
         write_json(out / STUDY_NAME, study)
         write_jsonl(out / PROFILES_NAME, profiles)
-        run = _Run(courses, journal, limits, on_progress)
+        run = _StudyRun(courses, journal, limits, on_progress)
         sessions = run.run()
         write_jsonl(folder.sessions_path, sessions)
         run.raise_what_stopped_it()
@@ -109,23 +113,12 @@ def run_study(
 
 
 def service_of(
-    players: Iterable[Player | None], limits: RunLimits, *, is_acknowledged: bool
+    players: Iterable[Player], limits: RunLimits, *, is_acknowledged: bool
 ) -> Service | None:
     """The endpoints of all players together, for the gate; None when none is at an endpoint."""
-    endpoints = tuple(endpoint_of(one) for one in players if one and one.endpoint)
-    if not endpoints:
-        return None
-    return Service(endpoints, limits.engine, is_acknowledged=is_acknowledged)
-
-
-def _check(study: StudySettings) -> None:
-    """Refuses unknown players and too long courses before anything is written."""
-    for arm in study.arms:
-        if arm.therapist.scripted is not None:
-            therapist_rules(arm.therapist.scripted)
-    most = cbt_course().n_sessions
-    if study.written and study.sessions > most:
-        raise ConfigError(f"sessions: {study.sessions} wanted, the course to be written has {most}")
+    endpoints = tuple(endpoint_of(one) for one in players if one.endpoint)
+    service = Service(endpoints, limits.engine, is_acknowledged=is_acknowledged)
+    return service if endpoints else None
 
 
 def refuse_other_settings(
@@ -147,10 +140,8 @@ def refuse_other_settings(
     given = {view.course: view.fingerprint for view in courses}
     changed = [name for name, mark in given.items() if mark not in known.get(name, {mark})]
     if changed and not update:
-        message = (
-            f"{folder.path} holds {len(changed)} of these courses with other settings, such as "
-            f"{changed[0]}:"
-        )
+        message = f"{folder.path} holds {len(changed)} of these courses with other settings, "
+        message += f"such as {changed[0]}:"
         raise ConfigError(
             "\n".join([message, *_differences(folder, courses[0].study)]),
             hint="name a new --out, or add --update to play them anew",
@@ -173,7 +164,7 @@ def _by_name(study: StudySettings) -> dict[str, Any]:
     return flattened({**plain, "arms": {arm["name"]: arm for arm in plain["arms"]}})
 
 
-class _Run:
+class _StudyRun:
     def __init__(
         self,
         courses: Sequence[SessionView],
@@ -307,34 +298,30 @@ def _manifest(
     folder: StudyFolder,
     courses: Sequence[SessionView],
     sessions: Sequence[Session],
-    opened: OpenRun,
+    opened: Run,
     cost: float | None,
 ) -> Manifest:
     names = (STUDY_NAME, PROFILES_NAME, SESSIONS_NAME)
     views = {view.arm.name: view for view in courses}
     prompts = [prompt for view in views.values() for prompt in view.prompts]
+    stops: dict[str, Counter[str]] = {}
+    for session in sessions:
+        stops.setdefault(session.arm, Counter())[session.stop_reason] += 1
+    counts = {
+        "n_sessions": len(sessions),
+        "n_turns": sum(len(session.turns) for session in sessions),
+        "stops": {arm: dict(sorted(found.items())) for arm, found in stops.items()},
+    }
     return opened.manifest(
         "study",
         None,
         settings={"study": SettingValue(value=courses[0].study.id, origin=STUDY_NAME)},
         prompts={prompt.name: prompt.sha256 for prompt in prompts},
-        counts=count_sessions(sessions),
+        counts=counts,
         cost=None if cost is None else {"value": round(cost, 6)},
         acknowledgements={"notice": NOTICE, **opened.acknowledgements},
         files=tuple(describe_file(folder.path / name, folder.path) for name in names),
     )
-
-
-def count_sessions(sessions: Sequence[Session]) -> dict[str, Any]:
-    """Sessions, turns and stop reasons by arm."""
-    stops: dict[str, Counter[str]] = {}
-    for session in sessions:
-        stops.setdefault(session.arm, Counter())[session.stop_reason] += 1
-    return {
-        "n_sessions": len(sessions),
-        "n_turns": sum(len(session.turns) for session in sessions),
-        "stops": {arm: dict(sorted(found.items())) for arm, found in stops.items()},
-    }
 
 
 def _refuse_unfinished(sessions: Sequence[Session]) -> None:
@@ -434,11 +421,8 @@ class RunSettings(_StudySettings, PlayersSettings):
             UsageError: `--endpoint` or `--model` for a study that asks no endpoint.
         """
         study = load_study(self.study, built_in=self._built_in)
-        changes: dict[str, object] = {}
-        if self.seed is not None:
-            changes["seed"] = self.seed
-        if self.replicates is not None:
-            changes["replicates"] = self.replicates
+        given = {"seed": self.seed, "replicates": self.replicates}
+        changes: dict[str, object] = {key: one for key, one in given.items() if one is not None}
         if self.patients is not None:
             changes["patients"] = study.patients.model_copy(update={"n": self.patients})
         if "max_attempts" in self.model_fields_set:

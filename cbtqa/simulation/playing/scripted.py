@@ -63,9 +63,6 @@ def _one(options: Sequence[str], draw: Draw, facts: Mapping[str, str]) -> str:
     return filled(draw.one(options), **facts)
 
 
-# --- the patient ---------------------------------------------------------------------------------
-
-
 def patient_words(context: TurnContext) -> str:
     said = lines()["patient"]
     draw = Draw("patient", context.seed, context.revision)
@@ -89,9 +86,6 @@ def patient_words(context: TurnContext) -> str:
     elif answer != "doubt" and draw.share() < 0.25:
         told.append(draw.one(said["doubt"]))
     return " ".join(told)
-
-
-# --- the therapist -------------------------------------------------------------------------------
 
 
 def therapist_rules(variant: str) -> Mapping[str, Any]:
@@ -161,9 +155,6 @@ def echo_of(turns: Sequence[Turn]) -> str:
     return " ".join(words[:ECHO_WORDS])
 
 
-# --- supervisor, validator, summariser -----------------------------------------------------------
-
-
 def _supervisor(context: TurnContext) -> str:
     rules, role = lines()[context.part], "patient" if context.part == "validator" else "therapist"
     complaint = ""
@@ -195,9 +186,6 @@ _PARTS: dict[str, Callable[[TurnContext], str]] = {
     "validator": _supervisor,
     "summariser": lambda context: json.dumps(scripted_state(context)),
 }
-
-
-# --- the writer of whole sessions ----------------------------------------------------------------
 
 
 def _course_part(variant: str, context: TurnContext) -> str:
