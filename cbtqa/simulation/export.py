@@ -281,12 +281,10 @@ def _views(
     return views
 
 
-# --- rows ----------------------------------------------------------------------------------------
-
 UNFIT_MARKS: tuple[TurnMark, ...] = ("cut", "cut_at_label", "not_accepted", "unsupervised")
 """Turns with one of these are no example to learn from."""
 TrainingRow = tuple[dict[str, Any], dict[str, Any]]
-"""A row as trainers read it, and what stands beside it, never inside."""
+"""A row as trainers read it, and the facts about it that go into another file."""
 CLOSED = ("ended", "written")
 """Stop reasons after which the last therapist turn carries the end token."""
 
@@ -407,7 +405,7 @@ class _PairRun:
             self.found[number] = chosen, await self._words(row, "rejected", opened["rejected"])
 
     async def _words(self, row: TherapistRow, side: str, player: OpenPlayer) -> str | Fault:
-        """What a model says at this place, in the form of the training target."""
+        """A model's answer at this place, in the form of the training target."""
         # what its tokens cost changes no word
         unpriced = player.settings.model_copy(update={"price_in": None, "price_out": None})
         asked = json.dumps([list(row.prompt), unpriced.model_dump(mode="json")], sort_keys=True)

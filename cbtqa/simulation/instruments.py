@@ -110,10 +110,8 @@ class Instrument:
     def areas(self, values: Mapping[str, float | None]) -> list[TotalScore]:
         """The sum of each section, weighted: ACT-FM's areas 0-9, CTRS's two halves."""
         self._check(values)
-        areas = (
-            Total(id=section.id, name=section.title, sections=(section.id,))
-            for section in self.rubric.sections
-        )
+        sections = self.rubric.sections
+        areas = (Total(id=one.id, name=one.title, sections=(one.id,)) for one in sections)
         return [self._total(area, values) for area in areas]
 
     def _check(self, values: Mapping[str, float | None]) -> None:

@@ -361,9 +361,6 @@ def _report(
     return LintReport(kind=kind, factor=study.factor, arms=arms, findings=findings)
 
 
-# --- exports -------------------------------------------------------------------------------------
-
-
 def _lint_export(path: Path, against: Path | None) -> LintReport:
     if not (path / MANIFEST_NAME).exists():
         raise DataError("holds rows but no manifest: the export did not finish", where=str(path))

@@ -157,11 +157,11 @@ def _draw_profile(table: AttributeTable, seed: int, number: int) -> Profile:
     draw = Draw("profile", table.id, seed, number)
     name = draw.one(_people("names")["names"])
     values = {key: ", ".join(options) for key, options in drawn.items()} | {"name": name}
-    told = [draw.one(_several(content.tells)) for content in table.contents.values()]
+    story = [draw.one(_several(content.tells)) for content in table.contents.values()]
     return Profile(
         id=f"{table.id}-{seed}-{number:04d}",
         name=name,
-        narrative=" ".join(Template(sentence).substitute(values) for sentence in told),
+        narrative=" ".join(Template(sentence).substitute(values) for sentence in story),
         archetype=list(archetypes())[(number - 1) % 4] if table.archetypes else None,
         table=table.id,
         attributes=drawn,

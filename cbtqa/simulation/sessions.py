@@ -122,7 +122,7 @@ def _imported(row: Mapping[str, Any], where: str, default_id: str) -> Session:
 
 
 def _imported_turn(value: object, where: str) -> Turn | None:
-    """One turn; None for a system message, which nobody says."""
+    """One turn; None for a system message, which nobody speaks."""
     if not isinstance(value, Mapping):
         raise DataError("expected an object with a speaker and a text", where=where)
     speaker = next((value[key] for key in ("role", "speaker", "from") if key in value), None)

@@ -5,7 +5,7 @@
     study.therapist_prompt(study.arms[0])      # session_therapist_act
 
 An arm is one condition of a study. Everything outside `arms` holds for all arms alike; what may
-differ between arms stands inside them, so that `simulate lint` can compare it.
+differ between arms is declared in them, so that `simulate lint` can compare it.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ class Training(Settings):
     """The model whose words it learned."""
     data: str | None = None
     prompt: str | None = None
-    """Prompt that stood in the training rows, where it is not the one used in the sessions."""
+    """Prompt of the training rows, where it is not the one used in the sessions."""
     history: HistoryForm | None = None
     """Form of the history in the training rows."""
 
@@ -171,7 +171,7 @@ class Arm(Settings):
     """One condition: who plays the therapist, and how."""
 
     name: str = Field(pattern=r"^[^/|\s][^/|]*$")
-    """Stands in session ids: any letters but `/` and `|`."""
+    """A part of session ids: any letters but `/` and `|`."""
     therapist: Player
     reasoning: ReasoningForm = "plain"
     prompt: str | None = None

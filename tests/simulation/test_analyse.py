@@ -187,7 +187,7 @@ def test_columns_with_names_of_their_own_are_mapped(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "flags", "error", "words"),
     [
-        ({"agenda": 11}, {}, DataError, r"s.csv:2:agenda: 11 lies outside 1-10"),
+        ({"agenda": 11}, {}, DataError, r"s.csv:2:agenda: 11 is outside 1-10"),
         ({"agenda": "six"}, {}, DataError, "is no number"),
         ({"arm": ""}, {}, DataError, "empty arm"),
         ({"session": "x"}, {}, DataError, "is no number"),

@@ -42,7 +42,7 @@ HEAPED = 0.5
 """Share of the highest point over all items."""
 MUCH_UNSCORED = 0.05
 ITEMS_ALIKE = 0.95
-"""Cronbach's alpha above which items are hardly told apart."""
+"""Cronbach's alpha above which items hardly differ."""
 HALO = 0.85
 """Correlation of two instruments; .875 from a single call in arXiv 2509.09712."""
 FOLLOWS_LENGTH = 0.3

@@ -151,7 +151,7 @@ def _from_table(settings: AnalysisSettings) -> Material:
             hint="add --instrument ctrs-ladder (or ctrs, cts-r, act-fm, tes, or your rubric file)",
         )
     if settings.human:
-        raise UsageError("--human wants a judged study: a table says not which session is which")
+        raise UsageError("--human needs a judged study: a table does not name its sessions")
     instrument = load_instrument(settings.instrument[0])
     rows = read_scores(settings.source, instrument, settings)
     arms = tuple(dict.fromkeys(row.arm for row in rows))

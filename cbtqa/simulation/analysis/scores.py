@@ -243,7 +243,7 @@ def _rating(value: object, scale: tuple[int, int], where: str) -> float | None:
         return None
     number = _number(value, where)
     if not scale[0] <= number <= scale[1]:
-        raise DataError(f"{text} lies outside {scale[0]}-{scale[1]}", where=where)
+        raise DataError(f"{text} is outside {scale[0]}-{scale[1]}", where=where)
     return number
 
 

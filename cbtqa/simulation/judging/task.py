@@ -88,7 +88,7 @@ class SessionJudge(JudgeTask[SessionAsk]):
         }
 
     def fault_of_form(self, found: Mapping[str, Any]) -> Fault | None:
-        """What tells that the reply is about another form or on another ladder."""
+        """A reply about another form, or on another ladder."""
         named = found.get(INSTRUMENT_KEY)
         if isinstance(named, str) and named.strip().lower() != self.form_id:
             return Fault(Reason.BAD_RATING, f"another instrument: '{named[:40]}'")
@@ -137,9 +137,10 @@ def make_rating(
 # --- the judged text -----------------------------------------------------------------------------
 
 FEWEST_WORDS = 3
-"""A quote of fewer words stands in nearly every session; a shorter turn may be quoted whole."""
+"""A quote of fewer words is in nearly every session; a shorter turn may be quoted whole."""
 _THOUGHT = re.compile(r"<(think|thinking|reasoning)>.*?(</\1>|\Z)", re.DOTALL | re.IGNORECASE)
 _LABEL = re.compile(r"^\W*(?:therapist|patient|client)\s*:\s*", re.IGNORECASE)
+_UNSPACED = re.compile("[\u4e00-\u9fff]")  # a script without blanks: words cannot be counted
 _GAP = re.compile(r"\s*(?:\[?(?:\.\.\.|…)\]?)\s*")
 
 
@@ -179,21 +180,19 @@ def is_quoted(evidence: str, turns: tuple[Turn, ...]) -> bool:
     """True when the words are quoted from one turn.
 
     Case, widths, punctuation and a speaker's label before them do not count, and parts may be left
-    out where the quote says so with an ellipsis: models do all that when they quote.
+    out where the quote has an ellipsis: models do all that when they quote.
     """
     parts = [part for part in _GAP.split(_LABEL.sub("", evidence)) if part.strip()]
     n_words = sum(len(re.findall(r"\w+", part)) for part in parts)
     return any(
         all(is_quote_of(part, turn.text) for part in parts)
-        and (n_words >= min(FEWEST_WORDS, len(re.findall(r"\w+", turn.text))) or _is_unspaced(turn))
+        and (
+            n_words >= min(FEWEST_WORDS, len(re.findall(r"\w+", turn.text)))
+            or _UNSPACED.search(turn.text)
+        )
         for turn in turns
         if parts
     )
-
-
-def _is_unspaced(turn: Turn) -> bool:
-    """True for text in a script without blanks, where words cannot be counted."""
-    return any("\u4e00" <= letter <= "\u9fff" for letter in turn.text)
 
 
 # --- built-in rules ------------------------------------------------------------------------------

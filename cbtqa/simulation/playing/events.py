@@ -66,7 +66,7 @@ def plan_events(
     """Patient turn (from 1) to event id.
 
     Args:
-        arm: enters the draw only where the study says `drawn: per_arm`.
+        arm: enters the draw only where the study has `drawn: per_arm`.
     """
     if settings.probability == 0:
         return {}

@@ -1,4 +1,4 @@
-"""What each player is shown, and what its reply says. The same functions serve runs and training.
+"""What each player is shown, and what its reply holds. The same functions serve runs and training.
 
     view = SessionView(study, arm, profile)
     view.therapist_messages(turns)      # when played and, unchanged, in training rows
@@ -288,12 +288,12 @@ def turn_content(turn: Turn, form: ReasoningForm, *, ends: bool = False) -> str:
     return f"<thinking>\n{turn.reasoning or ''}\n</thinking>\n<answer>\n{said}\n</answer>"
 
 
-# --- what is said --------------------------------------------------------------------------------
+# --- replies -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Spoken:
-    """What a reply says aloud."""
+    """The spoken words of a reply."""
 
     text: str
     """Empty only when all that was said is the end token."""
@@ -316,7 +316,7 @@ _SENTENCE_END = re.compile(r"[.!?][\"')\]]*(?=\s|$)")
 
 
 def read_therapist(reply: Reply, form: ReasoningForm) -> Spoken | Fault:
-    """What a therapist's reply says, its reasoning apart."""
+    """The spoken words of a therapist's reply, its reasoning apart."""
     text, marks = reply.text, list[TurnMark]()
     reasoning = [reply.reasoning] if reply.reasoning else []
     reasoning += [found.strip() for found in _THINKING.findall(text)]
@@ -342,7 +342,7 @@ def read_therapist(reply: Reply, form: ReasoningForm) -> Spoken | Fault:
 
 
 def read_patient(reply: Reply) -> Spoken | Fault:
-    """What a patient's reply says; a patient cannot end the session."""
+    """The spoken words of a patient's reply; a patient cannot end the session."""
     return _spoken(_END.sub("", _THINKING.sub("", reply.text)), "patient", [])
 
 

@@ -79,13 +79,13 @@ def patient_words(context: TurnContext) -> str:
     answer = next((key for key, words in topics if any(one in heard for one in words)), "doubt")
     if context.turns[-1].text.count(" ") > 45 and draw.share() < 0.7:
         return str(draw.one(said["brief"]))  # nobody answers a lecture at length
-    told = [_one(said[answer], draw, facts)]
+    sentences = [_one(said[answer], draw, facts)]
     archetype = context.view.profile.archetype
     if archetype in said["manners"] and draw.share() < 0.5:
-        told.append(draw.one(said["manners"][archetype]))
+        sentences.append(draw.one(said["manners"][archetype]))
     elif answer != "doubt" and draw.share() < 0.25:
-        told.append(draw.one(said["doubt"]))
-    return " ".join(told)
+        sentences.append(draw.one(said["doubt"]))
+    return " ".join(sentences)
 
 
 def therapist_rules(variant: str) -> Mapping[str, Any]:
@@ -127,7 +127,7 @@ def _therapist(variant: str, context: TurnContext) -> str:
 def step_words(
     rules: Mapping[str, Any], turn: int, n_turns: int, draw: Draw, facts: Mapping[str, str]
 ) -> str:
-    """What a therapist of these rules says in its n-th turn (from 1) of so many."""
+    """The words of a therapist of these rules in its n-th turn (from 1) of so many."""
     steps = rules["steps"]
     if len(steps) < 6:
         # no plan: any step may come at any time

@@ -99,9 +99,6 @@ def _messages(context: TurnContext, reasoning: str | None) -> list[dict[str, str
     )
 
 
-# --- the state that a session hands to the next ---------------------------------------------------
-
-
 def state_of(value: object) -> SessionState | Fault:
     """A checked state from decoded JSON; a short summary is a fault."""
     try:
