@@ -62,7 +62,7 @@ class AnalysisSettings(ModelSettings, ColumnSettings):
     human: tuple[Path, ...] = ()
     """Ratings by people (ratings.jsonl of a rating study)."""
     baseline: str | None = None
-    """Arm to stand first."""
+    """Arm that comes first."""
     common_patients: bool = False
     """Leave out patients that not every arm has."""
     title: str | None = None

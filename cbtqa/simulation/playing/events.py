@@ -82,13 +82,11 @@ def plan_events(
     return planned
 
 
-# --- crisis: the English screen and answer check of `cbtqa.safety` --------------------------------
-
 _UNSAFE = (
     *("stop_medication", "refuse_help", "secrecy"),
     *("endorse_death", "self_harm_method", "shaming"),
 )
-"""Rules that hold in any country and for a therapist, who may name a condition."""
+"""Rules of the answer check that hold in any country and for a therapist."""
 
 
 def speaks_of_risk(text: str) -> bool:
