@@ -45,7 +45,6 @@ class Draw:
         return low + int(self.share() * (high - low + 1))
 
     def one(self, options: Sequence[ValueT]) -> ValueT:
-        """One of the options."""
         return options[self.number(0, len(options) - 1)]
 
     def pick(self, options: Sequence[ValueT], n: int) -> list[ValueT]:

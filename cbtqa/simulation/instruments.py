@@ -18,16 +18,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field
 
 from cbtqa.errors import DataError
-from cbtqa.files import open_text, parse_yaml
-from cbtqa.ratings.rubric import Criterion, Rubric, Section, Total, Words, load_rubric
-from cbtqa.ratings.rubric import shipped_rubrics as all_rubrics
+from cbtqa.files import parse_record
+from cbtqa.ratings.rubric import Criterion, Rubric, Total, load_rubric, shipped_rubrics
 from cbtqa.records import NonEmptyText, Record
+from cbtqa.simulation.study import read_yaml
 
 OWN_WORDING = "cbtqa"
 
@@ -51,8 +49,6 @@ class Wording(Record):
 
 
 class TotalScore(Record):
-    """One total of one session."""
-
     instrument: NonEmptyText
     total: NonEmptyText
     value: float | None
@@ -60,13 +56,7 @@ class TotalScore(Record):
     """Lowest value on this ladder."""
     high: float
     reason: str | None = None
-    """Why there is no value."""
-
-    @model_validator(mode="after")
-    def _value_or_reason(self) -> TotalScore:
-        if (self.value is None) == (self.reason is None):
-            raise ValueError("a total has either a value or a reason why it has none")
-        return self
+    """Why there is no value; None with one."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +81,6 @@ class Instrument:
 
     @property
     def items(self) -> tuple[Criterion, ...]:
-        """The items in their order."""
         return self.rubric.criteria
 
     @cached_property
@@ -121,7 +110,9 @@ class Instrument:
     def areas(self, values: Mapping[str, float | None]) -> list[TotalScore]:
         """The sum of each section, weighted: ACT-FM's areas 0-9, CTRS's two halves."""
         self._check(values)
-        return [self._total(_area(section), values) for section in self.rubric.sections]
+        sections = self.rubric.sections
+        areas = (Total(id=one.id, name=one.title, sections=(one.id,)) for one in sections)
+        return [self._total(area, values) for area in areas]
 
     def _check(self, values: Mapping[str, float | None]) -> None:
         for item, value in values.items():
@@ -141,13 +132,8 @@ class Instrument:
         )
 
 
-def _area(section: Section) -> Total:
-    return Total(id=section.id, name=section.title, sections=(section.id,))
-
-
 def shipped_instruments() -> list[str]:
-    """Ids of the instruments of the package."""
-    return [name for name, rubric in all_rubrics().items() if rubric.shows == "transcript"]
+    return [name for name, rubric in shipped_rubrics().items() if rubric.shows == "transcript"]
 
 
 def load_instrument(name: str, wording: Path | None = None) -> Instrument:
@@ -173,23 +159,13 @@ def load_instrument(name: str, wording: Path | None = None) -> Instrument:
         )
     if wording is None:
         return Instrument(rubric)
-    worded = _with_wording(rubric, _read_wording(wording), str(wording))
+    worded = _with_wording(rubric, wording)
     return Instrument(worded, wording.name, rubric)
 
 
-def _read_wording(path: Path) -> Wording:
-    with open_text(path) as stream:
-        try:
-            return Wording.model_validate(parse_yaml(stream.read()))
-        except yaml.YAMLError as error:
-            raise DataError(f"not YAML: {error}", where=str(path)) from None
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            field = ".".join(str(part) for part in first["loc"])
-            raise DataError(first["msg"], where=f"{path}:{field}") from None
-
-
-def _with_wording(rubric: Rubric, wording: Wording, where: str) -> Rubric:
+def _with_wording(rubric: Rubric, path: Path) -> Rubric:
+    where = str(path)
+    wording = parse_record(Wording, read_yaml(path), where)
     if wording.instrument != rubric.id:
         raise DataError(f"words of '{wording.instrument}', not of '{rubric.id}'", where=where)
     unknown = sorted(set(wording.items) - {item.id for item in rubric.criteria})
@@ -197,29 +173,12 @@ def _with_wording(rubric: Rubric, wording: Wording, where: str) -> Rubric:
         raise DataError(f"'{rubric.id}' has no item '{unknown[0]}'", where=f"{where}:items")
     plain = rubric.model_dump()
     for item in plain["criteria"]:
-        _reword(item, wording.items.get(item["id"], ItemWording()))
+        words = wording.items.get(item["id"], ItemWording())
+        exact = {"name": words.name, "question": words.question}
+        item |= {field: {"en": text} for field, text in exact.items() if text is not None}
+        if words.anchors:  # replaced as a whole, since ours may not fit beside them
+            item["anchors"] = {point: {"en": text} for point, text in words.anchors.items()}
     if wording.guidelines is not None:
         plain["guidelines"] = {"en": wording.guidelines}
     plain["source"] = f"{rubric.source}; words: {wording.source}"
-    try:
-        return Rubric.model_validate(plain)
-    except ValidationError as error:
-        raise DataError(error.errors(include_url=False)[0]["msg"], where=where) from None
-
-
-def _reword(item: dict[str, Any], words: ItemWording) -> None:
-    """Puts exact words in; anchors are replaced as a whole, since ours may not fit beside them."""
-    for field, text in (("name", words.name), ("question", words.question)):
-        if text is not None:
-            item[field] = Words(en=text).model_dump()
-    if words.anchors:
-        item["anchors"] = {point: {"en": text} for point, text in words.anchors.items()}
-
-
-def comparable(first: TotalScore, second: TotalScore) -> bool:
-    """True when two totals stand on the same ladder."""
-    return _ladder(first) == _ladder(second)
-
-
-def _ladder(score: TotalScore) -> tuple[str, str, float, float]:
-    return score.instrument, score.total, score.low, score.high
+    return parse_record(Rubric, plain, where)

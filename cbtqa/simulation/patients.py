@@ -1,4 +1,4 @@
-"""`cbtqa simulate profiles`: patients drawn or read, told by a model where one is named, written.
+"""`cbtqa simulate profiles`: patients drawn or read, their stories from a model where one is named.
 
 make_patients(PatientSettings(source="act", n=150, out=Path("patients.yaml")))
 """
@@ -8,9 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 from pydantic import Field, model_validator
@@ -20,13 +19,12 @@ from cbtqa.files import write_jsonl, write_text
 from cbtqa.llm.batch import OnProgress
 from cbtqa.llm.chat import ChatRequest, Fault, Reply
 from cbtqa.llm.cost import Estimate
-from cbtqa.llm.journal import Outcome
 from cbtqa.llm.runs import EndpointSettings, Service, estimate_run, open_run
 from cbtqa.llm.structured import parse_object
 from cbtqa.prompts import load_prompt
-from cbtqa.records import Reason, Rejection
+from cbtqa.records import Reason
 from cbtqa.simulation.draws import seed_of
-from cbtqa.simulation.playing.messages import filled, retold, wording
+from cbtqa.simulation.playing.messages import filled, object_schema, with_complaint, wording
 from cbtqa.simulation.playing.session import provenance_of
 from cbtqa.simulation.profiles import (
     AttributeTable,
@@ -74,17 +72,21 @@ def make_patients(
         IncompleteRunError: some stories are missing; the others are written.
     """
     profiles = _find(settings)
-    rejections: tuple[Rejection, ...] = ()
+    faults: dict[str, Fault] = {}
     service = settings.service()
     if service is not None and settings.out is not None:
-        profiles, rejections = tell_stories(profiles, settings, service, on_progress=on_progress)
-    if settings.out is not None:
-        write_profiles(settings.out, profiles)
-    if rejections:
-        first = rejections[0]
+        profiles, faults = write_stories(profiles, settings, service, on_progress)
+    if settings.out is not None and settings.out.suffix in (".yaml", ".yml"):
+        rows = [profile.model_dump(mode="json", exclude_defaults=True) for profile in profiles]
+        text = yaml.safe_dump({"profiles": rows}, sort_keys=False, allow_unicode=True)
+        write_text(settings.out, text)
+    elif settings.out is not None:
+        write_jsonl(settings.out, profiles)
+    if faults:
+        first, fault = next(iter(faults.items()))
         raise IncompleteRunError(
-            f"{len(rejections)} patients got no story, such as {first.item_id}: "
-            f"{first.reason.value}, {first.detail}",
+            f"{len(faults)} patients got no story, such as {first}: "
+            f"{fault.reason.value}, {fault.detail}",
             hint=f"the others are in {settings.out}; give the command again to try these",
         )
     return profiles
@@ -99,56 +101,48 @@ def estimate_stories(settings: PatientSettings) -> Estimate:
     profiles, service = _find(settings), settings.service()
     if service is None:
         return Estimate(items="patients", n_items=len(profiles))
-    task, path = _StoryTask(_teller(settings)), _journal_path(settings)
+    task, path = _StoryTask(settings), _journal_path(settings)
     return estimate_run(service, path, profiles, task, name="patients", reply_tokens=REPLY_TOKENS)
 
 
 def _find(settings: PatientSettings) -> tuple[Profile, ...]:
-    if settings.source in ("test", "archetypes"):
-        return ready_profiles(settings.source)
-    path = Path(settings.source)
-    is_profiles = path.suffix == ".jsonl" or (
+    path, is_ready = Path(settings.source), settings.source in ("test", "archetypes")
+    is_file = path.suffix == ".jsonl" or (
         path.suffix in (".yaml", ".yml")
         and path.is_file()
         and re.search(r"^profiles:", path.read_text(encoding="utf-8"), re.MULTILINE) is not None
     )
-    if is_profiles and settings.endpoint:
+    if (is_ready or is_file) and settings.endpoint:
         raise ConfigError("written profiles have their stories", hint="draw from a table instead")
-    if is_profiles:
-        return read_profiles(path)
-    return draw_profiles(settings.source, settings.n, settings.seed)
+    if is_ready:
+        return ready_profiles(settings.source)
+    return (
+        read_profiles(path)
+        if is_file
+        else draw_profiles(settings.source, settings.n, settings.seed)
+    )
 
 
-def write_profiles(path: Path, profiles: tuple[Profile, ...]) -> None:
-    """Writes profiles as YAML to be edited, or as JSON lines."""
-    if path.suffix not in (".yaml", ".yml"):
-        write_jsonl(path, profiles)
-        return
-    rows = [profile.model_dump(mode="json", exclude_defaults=True) for profile in profiles]
-    write_text(path, yaml.safe_dump({"profiles": rows}, sort_keys=False, allow_unicode=True))
-
-
-# --- stories -------------------------------------------------------------------------------------
-# Stories of drawn patients, written by a model through the batch engine.
-#
-#     told = tell_stories(profiles, settings, settings.service())
-#
-# The model fills one field for each thing that a story has to cover, so that none can be left
-# out; the narrative is the fields in order. Attributes stay as they were drawn.
+# --- stories: written by a model through the batch engine -----------------------------------------
 
 FEWEST_WORDS, MOST_WORDS = 5, 150
 """Of one field: one to four sentences; assumed."""
-PROMPT = "profile_story"
 REPLY_TOKENS = 600
 """Of one story: some 400 words; assumed for the dry run."""
 
 
 class _StoryTask:
-    """The batch engine's task."""
+    """The engine's task: the model fills one field for each thing that a story has to cover."""
 
-    def __init__(self, player: Player) -> None:
-        self._player = player
-        self._prompt = load_prompt(PROMPT)
+    def __init__(self, settings: PatientSettings) -> None:
+        self.player = Player(
+            endpoint=settings.endpoint[0],
+            model=settings.model,
+            temperature=settings.temperature,
+            max_tokens=settings.max_tokens,
+            extra=settings.extra,
+        )
+        self.prompt = load_prompt("profile_story")
 
     def key(self, item: Profile) -> str:
         """Id and attributes: a profile drawn otherwise is another item."""
@@ -157,9 +151,9 @@ class _StoryTask:
 
     def request(self, item: Profile) -> ChatRequest:
         """Attributes in, one field for each content out."""
-        table = _table_of(item)
+        table = load_table(item.table or "")
         shape = dict.fromkeys(table.contents, "...")
-        messages = self._prompt.render(
+        messages = self.prompt.render(
             contents="\n".join(f"- {key}: {one.asks}" for key, one in table.contents.items()),
             shape=json.dumps(shape),
             name=item.name,
@@ -169,20 +163,20 @@ class _StoryTask:
             ),
             manner=item.behaviour or "as fits the attributes",
         )
-        sampling = self._player.sampling(seed_of("story", item.id))
-        return ChatRequest(messages, _schema(table), "story", sampling)
+        sampling = self.player.sampling(seed_of("story", item.id))
+        fields = {key: {"type": "string"} for key in table.contents}
+        return ChatRequest(messages, object_schema(**fields), "story", sampling)
 
     def check(self, item: Profile, reply: Reply) -> Fault | None:
         """The first field that is missing, too short or too long."""
-        found = read_story(reply, _table_of(item))
+        found = read_story(reply, load_table(item.table or ""))
         return found if isinstance(found, Fault) else None
 
     def ask_again(self, item: Profile, reply: Reply, fault: Fault) -> ChatRequest:
-        """The same with the fault named."""
         first = self.request(item)
         texts = wording()["again"]
         complaint = filled(texts["not_json"], detail=fault.detail[:200] or fault.reason.value)
-        messages = retold(first.messages, reply.text.strip(), complaint)
+        messages = with_complaint(first.messages, reply.text.strip(), complaint)
         return ChatRequest(messages, first.json_schema, "story", first.sampling)
 
 
@@ -191,7 +185,7 @@ def read_story(reply: Reply, table: AttributeTable) -> str | Fault:
     found = parse_object(reply.text, lambda value: set(table.contents) <= set(value))
     if isinstance(found, Fault):
         return found
-    told = []
+    paragraphs = []
     for key in table.contents:
         text = found.get(key)
         n_words = len(text.split()) if isinstance(text, str) else 0
@@ -199,82 +193,42 @@ def read_story(reply: Reply, table: AttributeTable) -> str | Fault:
             return Fault(Reason.MISSING_STEP, f"{key} has {n_words} words")
         if n_words > MOST_WORDS:
             return Fault(Reason.STEP_TOO_LONG, f"{key} has {n_words} words, at most {MOST_WORDS}")
-        told.append(str(text).strip())
-    return "\n".join(told)
+        paragraphs.append(str(text).strip())
+    return "\n".join(paragraphs)
 
 
-def tell_stories(
+def write_stories(
     profiles: Sequence[Profile],
     settings: PatientSettings,
     service: Service,
-    *,
-    on_progress: OnProgress | None = None,
-) -> tuple[tuple[Profile, ...], tuple[Rejection, ...]]:
-    """The profiles with their stories, and those that got none, with the reason.
-
-    Raises:
-        ConfigError: a profile was not drawn from a table.
-        LicenceGateError: patients would go to a non-local endpoint without acknowledgement.
-        BatchStoppedError: stopped early; the same call continues.
-    """
-    player = _teller(settings)
-    task = _StoryTask(player)
+    on_progress: OnProgress | None,
+) -> tuple[tuple[Profile, ...], dict[str, Fault]]:
+    """The profiles with their stories, and by id why others got none."""
+    task = _StoryTask(settings)
     fingerprint = {
         "model": service.model,
         "endpoint_host": service.host,
-        "prompt_sha256": load_prompt(PROMPT).sha256,
-        "sampling": json.dumps(player.sampling(None).described(), sort_keys=True),
+        "prompt_sha256": task.prompt.sha256,
+        "sampling": json.dumps(task.player.sampling(None).described(), sort_keys=True),
     }
-    path = _journal_path(settings)
-    with open_run(path, fingerprint, service, what="the patients") as run:
+    written: list[Profile] = []
+    faults: dict[str, Fault] = {}
+    with open_run(_journal_path(settings), fingerprint, service, what="the patients") as run:
         run.ask(profiles, task, n_total=len(profiles), on_progress=on_progress)
-        keys = {task.key(profile): profile for profile in profiles}
-        found = [_told(keys[key], outcome, player) for key, outcome in run.journal.outcomes(keys)]
-    told = tuple(one for one in found if isinstance(one, Profile))
-    return told, tuple(one for one in found if isinstance(one, Rejection))
-
-
-def _teller(settings: PatientSettings) -> Player:
-    """Who writes the stories, as `Player` draws its words and provenance names it."""
-    return Player(
-        endpoint=settings.endpoint[0],
-        model=settings.model,
-        temperature=settings.temperature,
-        max_tokens=settings.max_tokens,
-        extra=settings.extra,
-    )
+        outcomes = run.journal.outcomes(map(task.key, profiles))
+        for profile, (_, outcome) in zip(profiles, outcomes, strict=True):
+            if outcome is None or not outcome.is_accepted or outcome.reply is None:
+                fault = outcome.fault if outcome else None
+                faults[profile.id] = fault or Fault(Reason.EMPTY, "no reply")
+                continue
+            seed = seed_of("story", profile.id)
+            provenance = provenance_of(task.player, task.prompt, seed, [outcome])
+            story = read_story(outcome.reply, load_table(profile.table or ""))
+            update = {"narrative": story, "provenance": provenance}
+            written.append(profile.model_copy(update=update))
+    return tuple(written), faults
 
 
 def _journal_path(settings: PatientSettings) -> Path:
     assert settings.out is not None, "an endpoint wants --out"
     return settings.out.with_suffix(".sqlite")
-
-
-def _told(profile: Profile, outcome: Outcome | None, player: Player) -> Profile | Rejection:
-    """The profile with its story, or why it has none."""
-    reply, fault = (outcome.reply, outcome.fault) if outcome else (None, None)
-    if outcome is None or not outcome.is_accepted or reply is None:
-        return Rejection(
-            item_id=profile.id,
-            stage="generate",
-            reason=fault.reason if fault else Reason.EMPTY,
-            detail=fault.detail if fault else "no reply",
-            raw=reply.text if reply else None,
-        )
-    seed = seed_of("story", profile.id)
-    provenance = provenance_of(player, load_prompt(PROMPT), seed, [outcome])
-    story = read_story(reply, _table_of(profile))
-    assert isinstance(story, str), "an accepted reply holds a story"
-    return profile.model_copy(update={"narrative": story, "provenance": provenance})
-
-
-def _table_of(profile: Profile) -> AttributeTable:
-    if profile.table is None:
-        raise ConfigError(f"profile {profile.id} was not drawn from a table")
-    return load_table(profile.table)
-
-
-def _schema(table: AttributeTable) -> Mapping[str, Any]:
-    fields = {key: {"type": "string"} for key in table.contents}
-    shape: dict[str, Any] = {"type": "object", "properties": fields, "required": list(fields)}
-    return shape | {"additionalProperties": False}

@@ -12,31 +12,27 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from string import Template
 from typing import Any, Self
 
-import yaml
 from pydantic import Field, field_validator, model_validator
 
 from cbtqa.errors import ConfigError, DataError
-from cbtqa.files import open_text, parse_record, parse_yaml, read_jsonl
+from cbtqa.files import parse_record, read_jsonl
 from cbtqa.records import NonEmptyText, Provenance, Record
 from cbtqa.simulation.draws import Draw
-from cbtqa.simulation.study import Patients
-
-LONGEST_ID = 60
+from cbtqa.simulation.study import Patients, read_yaml, shipped_yaml
 
 
 class Profile(Record):
     """One simulated patient. Nobody real."""
 
-    id: str = Field(pattern=rf"^[A-Za-z0-9][\w.-]{{0,{LONGEST_ID}}}$")
-    """Letters, digits, dot, dash, underscore: it stands in session ids."""
+    id: str = Field(pattern=r"^[A-Za-z0-9][\w.-]{0,60}$")
+    """Letters, digits, dot, dash, underscore: it is a part of session ids."""
     name: NonEmptyText
     narrative: NonEmptyText
-    """The story, as the patient's player is told it."""
+    """The story, as the patient's player is given it."""
     manner: str = ""
     """How this patient behaves in a session; the archetype's when left out."""
     archetype: str | None = None
@@ -51,15 +47,12 @@ class Profile(Record):
     def _one_value_is_a_list(cls, value: Any) -> Any:
         if not isinstance(value, Mapping):
             return value
-        many = {
-            key: inner if isinstance(inner, list | tuple) else [inner]
-            for key, inner in value.items()
-        }
-        return {key: [str(one) for one in inner] for key, inner in many.items()}
+        many = {key: one if isinstance(one, list | tuple) else [one] for key, one in value.items()}
+        return {key: [*map(str, inner)] for key, inner in many.items()}
 
     @property
     def behaviour(self) -> str:
-        """What the patient's player is told about its manner; empty when nothing is set."""
+        """The manner as the patient's player is given it; empty when nothing is set."""
         if self.manner or self.archetype is None:
             return self.manner
         return archetypes()[self.archetype].manner
@@ -72,8 +65,6 @@ class Profile(Record):
 
 
 class Archetype(Record):
-    """A kind of patient."""
-
     label: NonEmptyText
     manner: NonEmptyText
 
@@ -118,9 +109,9 @@ def _several(value: str | tuple[str, ...]) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else value
 
 
+@cache
 def _people(name: str) -> Any:
-    text = files(__package__).joinpath("people", f"{name}.yaml").read_text(encoding="utf-8")
-    return parse_yaml(text)
+    return shipped_yaml("people", f"{name}.yaml")
 
 
 @cache
@@ -148,7 +139,7 @@ def load_table(name: str) -> AttributeTable:
         return AttributeTable.model_validate(_people(name))
     if not name.endswith((".yaml", ".yml")):
         raise ConfigError(f"no attribute table '{name}'", hint="shipped: cbt, act; or a YAML file")
-    return parse_record(AttributeTable, _read_yaml(Path(name)), name)
+    return parse_record(AttributeTable, read_yaml(Path(name)), name)
 
 
 def draw_profiles(table_name: str, n: int, seed: int) -> tuple[Profile, ...]:
@@ -164,22 +155,17 @@ def _draw_profile(table: AttributeTable, seed: int, number: int) -> Profile:
         draw = Draw("profile", table.id, seed, number, key)
         drawn[key] = tuple(draw.pick(attribute.options, draw.number(*attribute.draw)))
     draw = Draw("profile", table.id, seed, number)
-    name = draw.one(_people_names())
+    name = draw.one(_people("names")["names"])
     values = {key: ", ".join(options) for key, options in drawn.items()} | {"name": name}
-    told = [draw.one(_several(content.tells)) for content in table.contents.values()]
+    story = [draw.one(_several(content.tells)) for content in table.contents.values()]
     return Profile(
         id=f"{table.id}-{seed}-{number:04d}",
         name=name,
-        narrative=" ".join(Template(sentence).substitute(values) for sentence in told),
+        narrative=" ".join(Template(sentence).substitute(values) for sentence in story),
         archetype=list(archetypes())[(number - 1) % 4] if table.archetypes else None,
         table=table.id,
         attributes=drawn,
     )
-
-
-@cache
-def _people_names() -> tuple[str, ...]:
-    return tuple(_people("names")["names"])
 
 
 def read_profiles(path: Path) -> tuple[Profile, ...]:
@@ -191,7 +177,7 @@ def read_profiles(path: Path) -> tuple[Profile, ...]:
     if path.suffix == ".jsonl":
         found = tuple(read_jsonl(path, Profile))
     else:
-        value = _read_yaml(path)
+        value = read_yaml(path)
         rows = value.get("profiles") if isinstance(value, dict) else None
         if not isinstance(rows, list) or not rows:
             raise DataError("expected a list `profiles:`", where=str(path))
@@ -215,16 +201,6 @@ def _read_profile(row: object, where: str) -> Profile:
                     f"unknown key '{key}'", where=f"{where}.{key}", hint=hint or f"known: {known}"
                 )
     return parse_record(Profile, row, where)
-
-
-def _read_yaml(path: Path) -> Any:
-    with open_text(path) as stream:
-        try:
-            return parse_yaml(stream)
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            where = f"{path}:{mark.line + 1}" if mark else str(path)
-            raise DataError("not YAML", where=where) from None
 
 
 def choose_profiles(patients: Patients, seed: int) -> tuple[Profile, ...]:

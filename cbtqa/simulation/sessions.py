@@ -1,10 +1,5 @@
 """A study on disk, and transcripts read from elsewhere.
 
-folder = StudyFolder(Path("study"))
-folder.study().arms            # the declaration, as it was resolved
-folder.read_sessions()         # in the order arm, patient, number, replicate
-transcript_text(session)       # what judges and raters see: no reasoning, no arm
-
 study/
   study.json        the declaration: arms with their settings, patients, instruments, judges
   profiles.jsonl    the patients
@@ -22,7 +17,7 @@ from typing import Any
 
 import cbtqa
 from cbtqa.errors import DataError
-from cbtqa.files import parse_record, read_json, read_jsonl, read_rows, write_json, write_jsonl
+from cbtqa.files import parse_record, read_json, read_jsonl, read_rows
 from cbtqa.records import Provenance, Session, Turn
 from cbtqa.simulation.study import StudySettings
 from cbtqa.splits import Split, place_of
@@ -31,17 +26,11 @@ STUDY_NAME = "study.json"
 PROFILES_NAME = "profiles.jsonl"
 SESSIONS_NAME = "sessions.jsonl"
 JOURNAL_NAME = "turns.sqlite"
-SPEAKERS = {"therapist": "Therapist", "patient": "Patient"}
 ROLES = {
     **dict.fromkeys(("therapist", "assistant", "counselor", "counsellor", "gpt"), "therapist"),
     **dict.fromkeys(("patient", "client", "user", "human"), "patient"),
 }
 """Names of the two roles in other people's transcripts."""
-
-
-def session_id(arm: str, profile_id: str, number: int, replicate: int) -> str:
-    """The id of a session within its study."""
-    return f"{arm}/{profile_id}/s{number}/r{replicate}"
 
 
 @dataclass(frozen=True)
@@ -52,12 +41,10 @@ class StudyFolder:
 
     @property
     def sessions_path(self) -> Path:
-        """Where the sessions lie."""
         return self.path / SESSIONS_NAME
 
     @property
     def journal_path(self) -> Path:
-        """Where the paid turns lie."""
         return self.path / JOURNAL_NAME
 
     def study(self) -> StudySettings:
@@ -75,10 +62,6 @@ class StudyFolder:
             )
         return parse_record(StudySettings, read_json(path), str(path))
 
-    def write_study(self, study: StudySettings) -> None:
-        """Keeps the declaration, whole or not at all."""
-        write_json(self.path / STUDY_NAME, study)
-
     def read_sessions(self) -> Iterator[Session]:
         """Every finished session.
 
@@ -91,14 +74,10 @@ class StudyFolder:
             )
         return read_jsonl(self.sessions_path, Session)
 
-    def write_sessions(self, sessions: Iterable[Session]) -> int:
-        """Writes sessions in their order; gives their number."""
-        return write_jsonl(self.sessions_path, sessions)
 
-
-def transcript_text(session: Session) -> str:
-    """The session as text, a line `Therapist: ...` or `Patient: ...` a turn; no reasoning."""
-    return "\n".join(f"{SPEAKERS[turn.role]}: {turn.text}" for turn in session.turns)
+def transcript_text(turns: Iterable[Turn]) -> str:
+    """A line `Therapist: ...` or `Patient: ...` a turn; no reasoning."""
+    return "\n".join(f"{turn.role.capitalize()}: {turn.text}" for turn in turns)
 
 
 def read_transcripts(path: Path) -> Iterator[Session]:
@@ -143,7 +122,7 @@ def _imported(row: Mapping[str, Any], where: str, default_id: str) -> Session:
 
 
 def _imported_turn(value: object, where: str) -> Turn | None:
-    """One turn; None for a system message, which nobody says."""
+    """One turn; None for a system message, which nobody speaks."""
     if not isinstance(value, Mapping):
         raise DataError("expected an object with a speaker and a text", where=where)
     speaker = next((value[key] for key in ("role", "speaker", "from") if key in value), None)
@@ -157,13 +136,6 @@ def _imported_turn(value: object, where: str) -> Turn | None:
     if not isinstance(text, str) or not text.strip():
         raise DataError("the text is empty", where=where)
     return parse_record(Turn, {"role": role, "text": text.strip()}, where)
-
-
-# --- patient splits ------------------------------------------------------------------------------
-# Train, validation and test without leakage: all sessions of a patient fall on one side.
-#
-# split_of, by = split_sessions(sessions, validation=0.1, test=0.1, seed=0)
-# split_of[sessions[0].id], by # "train", "patient"
 
 
 def split_sessions(

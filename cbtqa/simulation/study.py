@@ -5,7 +5,7 @@
     study.therapist_prompt(study.arms[0])      # session_therapist_act
 
 An arm is one condition of a study. Everything outside `arms` holds for all arms alike; what may
-differ between arms stands inside them, so that `simulate lint` can compare it.
+differ between arms is declared in them, so that `simulate lint` can compare it.
 """
 
 from __future__ import annotations
@@ -18,12 +18,42 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from cbtqa.errors import ConfigError
+from cbtqa.errors import ConfigError, DataError
 from cbtqa.files import open_text, parse_yaml
 from cbtqa.llm.chat import Sampling
 from cbtqa.llm.endpoint import checked_url
 from cbtqa.records import NonEmptyText
 from cbtqa.settings import Settings
+
+
+def shipped_yaml(*path: str) -> Any:
+    """A YAML file of this room, such as `wording.yaml`."""
+    return parse_yaml(files(__package__).joinpath(*path).read_text(encoding="utf-8"))
+
+
+def read_yaml(path: Path) -> Any:
+    """A YAML file of the user's.
+
+    Raises:
+        DataError: it is missing, or not YAML; with the line.
+    """
+    with open_text(path) as stream:
+        try:
+            return parse_yaml(stream)
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            where = f"{path}:{mark.line + 1}" if mark else str(path)
+            raise DataError("not YAML", where=where) from None
+
+
+def flattened(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted name."""
+    found: dict[str, Any] = {}
+    for key, one in value.items():
+        name = f"{prefix}{key}"
+        found |= flattened(one, f"{name}.") if isinstance(one, Mapping) else {name: one}
+    return found
+
 
 HistoryForm = Literal["answers", "answers_and_reasoning"]
 """What the therapist sees of its own earlier turns."""
@@ -75,8 +105,11 @@ class Player(Settings):
             )
         if self.endpoint and not self.model:
             raise ValueError("endpoint wants model")
-        if self.endpoint:
-            refuse_secret_in(self.endpoint)
+        if self.endpoint and "://" in self.endpoint:
+            try:
+                checked_url(self.endpoint)
+            except ConfigError as error:  # which does not repeat a secret in the address
+                raise ValueError(str(error)) from None
         if self.is_local and self.seed_field != "seed":
             raise ValueError("seed_field is for endpoints")
         if (self.price_in is None) != (self.price_out is None):
@@ -85,7 +118,6 @@ class Player(Settings):
 
     @property
     def is_local(self) -> bool:
-        """True for a model in this process."""
         return self.backbone is not None or self.adapter is not None
 
     @property
@@ -112,15 +144,6 @@ class Player(Settings):
         )
 
 
-def refuse_secret_in(endpoint: str) -> None:
-    """Raises ValueError, which does not repeat it, when an address carries more than a place."""
-    if "://" in endpoint:
-        try:
-            checked_url(endpoint)
-        except ConfigError as error:
-            raise ValueError(str(error)) from None
-
-
 class Training(Settings):
     """How an arm's model was tuned, as far as it is known; compared by `simulate lint`."""
 
@@ -130,7 +153,7 @@ class Training(Settings):
     """The model whose words it learned."""
     data: str | None = None
     prompt: str | None = None
-    """Prompt that stood in the training rows, where it is not the one used in the sessions."""
+    """Prompt of the training rows, where it is not the one used in the sessions."""
     history: HistoryForm | None = None
     """Form of the history in the training rows."""
 
@@ -148,7 +171,7 @@ class Arm(Settings):
     """One condition: who plays the therapist, and how."""
 
     name: str = Field(pattern=r"^[^/|\s][^/|]*$")
-    """Stands in session ids: any letters but `/` and `|`."""
+    """A part of session ids: any letters but `/` and `|`."""
     therapist: Player
     reasoning: ReasoningForm = "plain"
     prompt: str | None = None
@@ -176,9 +199,8 @@ class Patients(Settings):
     def _is_exactly_one(self) -> Self:
         given = [name for name in ("ready", "file", "draw") if getattr(self, name)]
         if len(given) != 1:
-            raise ValueError(
-                f"patients come from one of ready, file, draw; found {given or 'none'}"
-            )
+            found = given or "none"
+            raise ValueError(f"patients come from one of ready, file, draw; found {found}")
         if self.draw and self.n is None:
             raise ValueError("draw wants n, the number of patients")
         return self
@@ -238,8 +260,6 @@ class Deviation(Settings):
 
 
 class StudySettings(Settings):
-    """A whole study."""
-
     id: NonEmptyText
     title: str = ""
     seed: int = 0
@@ -335,17 +355,13 @@ def load_study(path: Path | None = None, *, built_in: str = "demo") -> StudySett
     else:
         with open_text(path) as stream:
             text, where = stream.read(), str(path)
-    return parse_study(_yaml_mapping(text, where), where)
-
-
-def _yaml_mapping(text: str, where: str) -> Mapping[str, Any]:
     try:
         value = parse_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{where}: not YAML: {error}") from None
     if not isinstance(value, Mapping):
         raise ConfigError(f"{where}: expected `key: value` lines")
-    return value
+    return parse_study(value, where)
 
 
 def parse_study(value: Mapping[str, Any], where: str) -> StudySettings:

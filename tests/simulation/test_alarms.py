@@ -22,7 +22,6 @@ from cbtqa.simulation.analysis.alarms import (
     scale_alarms,
 )
 from cbtqa.simulation.analysis.outcomes import (
-    Choices,
     analyse_outcome,
     cronbach_alpha,
     item_profiles,
@@ -30,6 +29,7 @@ from cbtqa.simulation.analysis.outcomes import (
 )
 from cbtqa.simulation.analysis.results import Alarm, AlarmKind, InstrumentResult
 from cbtqa.simulation.analysis.scores import Judged, SessionScore, score_sessions
+from cbtqa.simulation.analysis.settings import ModelSettings
 from cbtqa.simulation.instruments import load_instrument
 from tests.support.judged_sessions import ratings, session
 
@@ -60,7 +60,9 @@ def result_of(values: Any, name: str = "ctrs-ladder", n: int = 20) -> Instrument
         n_sessions=n,
         alpha=cronbach_alpha(instrument, rows),
         outcomes=(
-            analyse_outcome(rows, instrument, instrument.headline, ARMS, Choices(n_bootstrap=0)),
+            analyse_outcome(
+                rows, instrument, instrument.headline, ARMS, ModelSettings(bootstrap=0)
+            ),
         ),
         regression=None,
         profile=tuple(item_profiles(instrument, rows, ARMS)),

@@ -16,9 +16,8 @@ from typer.testing import CliRunner
 from cbtqa.cli.simulate import app
 from cbtqa.errors import DataError, UsageError
 from cbtqa.settings import resolve
-from cbtqa.simulation.analysis.analyse import analyse
 from cbtqa.simulation.analysis.results import AnalysisReport
-from cbtqa.simulation.analysis.run import run_analysis
+from cbtqa.simulation.analysis.run import analyse, run_analysis
 from cbtqa.simulation.analysis.settings import AnalysisSettings
 from cbtqa.simulation.instruments import load_instrument
 
@@ -188,7 +187,7 @@ def test_columns_with_names_of_their_own_are_mapped(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "flags", "error", "words"),
     [
-        ({"agenda": 11}, {}, DataError, r"s.csv:2:agenda: 11 lies outside 1-10"),
+        ({"agenda": 11}, {}, DataError, r"s.csv:2:agenda: 11 is outside 1-10"),
         ({"agenda": "six"}, {}, DataError, "is no number"),
         ({"arm": ""}, {}, DataError, "empty arm"),
         ({"session": "x"}, {}, DataError, "is no number"),

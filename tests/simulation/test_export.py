@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from cbtqa.errors import ConfigError, DataError
+from cbtqa.files import write_jsonl
 from cbtqa.manifest import read_manifest
 from cbtqa.records import Turn
 from cbtqa.settings import resolve
@@ -120,7 +121,7 @@ def test_marked_turns_are_left_out_and_counted_but_stay_in_the_history(tmp_path:
     sessions[0] = sessions[0].model_copy(
         update={"turns": (sessions[0].turns[0], marked, *sessions[0].turns[2:])}
     )
-    folder.write_sessions(sessions)
+    write_jsonl(folder.sessions_path, sessions)
     counts = _export(tmp_path / "s", tmp_path / "e").manifest.counts
     assert counts["dropped"] == {"marked_not_accepted": 1}
     kept = _export(tmp_path / "s", tmp_path / "k", keep_marked=True).manifest.counts
@@ -243,7 +244,7 @@ def test_a_folder_without_rows_or_of_something_else_is_refused(tmp_path: Path) -
     run_study(study_of(turns={"min": 1, "max": 1}), tmp_path / "s", limits=QUICK)
     folder = StudyFolder(tmp_path / "s")
     silent = [one.model_copy(update={"turns": one.turns[:1]}) for one in folder.read_sessions()]
-    folder.write_sessions(silent)
+    write_jsonl(folder.sessions_path, silent)
     with pytest.raises(DataError, match="no training row"):
         _export(tmp_path / "s", tmp_path / "e")
     (tmp_path / "mine").mkdir()
@@ -258,7 +259,7 @@ def test_sessions_with_adjacent_speakers_become_no_rows(tmp_path: Path) -> None:
     sessions = list(folder.read_sessions())
     twice = (*sessions[0].turns, Turn(role="therapist", text="And one more thing."))
     sessions[0] = sessions[0].model_copy(update={"turns": twice})
-    folder.write_sessions(sessions)
+    write_jsonl(folder.sessions_path, sessions)
     counts = _export(tmp_path / "s", tmp_path / "e").manifest.counts
     assert counts["dropped"] == {"turns_do_not_alternate": sessions[0].n_therapist_turns}
 

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from cbtqa.errors import DataError
 from cbtqa.simulation.instruments import (
     Instrument,
-    comparable,
     load_instrument,
     shipped_instruments,
 )
@@ -110,13 +109,14 @@ def test_values_of_another_form_or_off_the_scale_are_no_ratings() -> None:
         ctrs.totals({"agenda": 7.0})
 
 
-def test_totals_of_different_ladders_are_not_compared() -> None:
+def test_totals_of_one_value_are_told_apart_by_their_ladders() -> None:
     ctrs, ladder = load_instrument("ctrs"), load_instrument("ctrs-ladder")
     one, other = ctrs.totals(all_at(ctrs, 4))[0], ladder.totals(all_at(ladder, 4))[0]
     assert one.value == other.value == 44
-    assert not comparable(one, other)
+    assert (one.instrument, one.low, one.high) == ("ctrs", 0, 66)
+    assert (other.instrument, other.low, other.high) == ("ctrs-ladder", 11, 110)
     consistent, inconsistent = load_instrument("act-fm").totals({})
-    assert not comparable(consistent, inconsistent)
+    assert consistent.total != inconsistent.total
 
 
 def test_published_cut_offs_belong_to_their_own_ladder() -> None:
@@ -148,10 +148,13 @@ def wording_file(folder: Path, **changed: Any) -> Path:
 
 def test_exact_words_replace_ours_and_leave_ranges_and_totals_alone(tmp_path: Path) -> None:
     ours, exact = load_instrument("ctrs"), load_instrument("ctrs", wording_file(tmp_path))
-    agenda, feedback = exact.judge_criteria()[:2]
-    assert agenda.question == "Exact words about the plan?"
-    assert agenda.anchors == {0: "None", 6: "All"}
-    assert feedback == ours.judge_criteria()[1]
+    agenda, feedback = exact.items[:2]
+    assert agenda.question.to("en") == "Exact words about the plan?"
+    assert {point: words.to("en") for point, words in agenda.anchors.items()} == {
+        0: "None",
+        6: "All",
+    }
+    assert feedback == ours.items[1]
     assert exact.scales == ours.scales
     assert exact.id == ours.id
     assert exact.rubric.sha256 != ours.rubric.sha256

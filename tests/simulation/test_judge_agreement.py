@@ -14,8 +14,8 @@ from cbtqa.manifest import Manifest, write_manifest
 from cbtqa.records import ItemRating, Session
 from cbtqa.settings import resolve
 from cbtqa.simulation.analysis.agreement import agreement_rows, corrected_rows
-from cbtqa.simulation.analysis.analyse import analyse
 from cbtqa.simulation.analysis.results import AgreementRow
+from cbtqa.simulation.analysis.run import analyse
 from cbtqa.simulation.analysis.scores import Judged, read_people
 from cbtqa.simulation.analysis.settings import AnalysisSettings
 from cbtqa.simulation.instruments import load_instrument

@@ -12,18 +12,18 @@ from cbtqa.llm.chat import Fault, Reply, Sampling
 from cbtqa.records import Turn
 from cbtqa.simulation.instruments import load_instrument
 from cbtqa.simulation.judging.task import (
-    JudgeLimits,
-    RuleJudge,
     SessionAsk,
     SessionJudge,
     is_quoted,
+    rate_by_rules,
     shown_text,
     shown_turns,
     unfit_reason,
 )
 from tests.support.judged_sessions import ANSWER, CLOSING, OPENING, reply, session
 
-TASK = SessionJudge(load_instrument("ctrs"), Sampling(seed=5), "m")
+CTRS = load_instrument("ctrs").rubric
+TASK = SessionJudge(CTRS, "ctrs", Sampling(seed=5), "m", "", "judge_session")
 ASK = SessionAsk.of(session("zebra-7b"), 1)
 
 
@@ -198,7 +198,7 @@ def long_session(n: int, words: int = 5) -> Any:
     ],
 )
 def test_a_session_that_cannot_be_judged_says_why(made: Any, reason: str | None) -> None:
-    found = unfit_reason(made, JudgeLimits())
+    found = unfit_reason(made, 250, 24_000)
     assert (found or "").partition(":")[0] == (reason or "")
 
 
@@ -208,7 +208,7 @@ def test_a_session_that_cannot_be_judged_says_why(made: Any, reason: str | None)
 @pytest.mark.parametrize("name", ["ctrs", "ctrs-ladder", "cts-r", "act-fm", "tes"])
 def test_the_rules_rate_every_item_inside_its_scale_and_quote_what_they_saw(name: str) -> None:
     instrument = load_instrument(name)
-    verdicts = RuleJudge(instrument).rate(ASK)
+    verdicts = rate_by_rules(instrument, ASK)
     assert set(verdicts) == set(instrument.scales)
     for item, verdict in verdicts.items():
         low, high = instrument.scales[item]
@@ -222,8 +222,8 @@ def test_the_rules_count_a_phrase_said_again_once() -> None:
     other = Turn(role="patient", text=ANSWER)
     once = session(turns=(said, other))
     often = session(turns=(said, other) * 5)
-    rules = RuleJudge(load_instrument("ctrs"))
-    first, second = (rules.rate(SessionAsk.of(one, 1)) for one in (once, often))
+    ctrs = load_instrument("ctrs")
+    first, second = (rate_by_rules(ctrs, SessionAsk.of(one, 1)) for one in (once, often))
     assert first == second
     assert first["agenda"].value == 2
     assert CLOSING not in str(first)

@@ -18,7 +18,7 @@ from cbtqa.errors import (
     LicenceGateError,
     UsageError,
 )
-from cbtqa.files import read_jsonl, write_jsonl
+from cbtqa.files import read_jsonl, write_json, write_jsonl
 from cbtqa.manifest import read_manifest
 from cbtqa.records import ItemRating, Session, Turn
 from cbtqa.settings import resolve
@@ -30,7 +30,7 @@ from cbtqa.simulation.judging.run import (
     estimate_judging,
     judge_sessions,
 )
-from cbtqa.simulation.sessions import StudyFolder
+from cbtqa.simulation.sessions import STUDY_NAME, StudyFolder
 from cbtqa.simulation.study import StudySettings
 from tests.support.endpoint import Answer, ScriptedEndpoint, Seen, ok, refusal
 from tests.support.judged_sessions import OPENING, instrument_in, reply, session
@@ -40,10 +40,9 @@ def make_study(folder: Path, sessions: list[Session], **declared: Any) -> Path:
     """A study folder as `simulate run` leaves it."""
     study = StudyFolder(folder)
     arms = [{"name": name, "therapist": {"scripted": "plain"}} for name in ("base", "tuned")]
-    study.write_study(
-        StudySettings.model_validate({"id": "t", "approach": "cbt", "arms": arms, **declared})
-    )
-    study.write_sessions(sessions)
+    declaration = {"id": "t", "approach": "cbt", "arms": arms, **declared}
+    write_json(folder / STUDY_NAME, StudySettings.model_validate(declaration))
+    write_jsonl(study.sessions_path, sessions)
     return folder
 
 

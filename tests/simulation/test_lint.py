@@ -10,8 +10,7 @@ import pytest
 from cbtqa.errors import DataError
 from cbtqa.files import write_jsonl
 from cbtqa.records import Session, Turn
-from cbtqa.simulation.audit import compare_arms
-from cbtqa.simulation.lint import LintReport, lint
+from cbtqa.simulation.lint import LintReport, compare_arms, lint
 from cbtqa.simulation.playing.run import run_study
 from cbtqa.simulation.sessions import StudyFolder, read_transcripts
 from cbtqa.simulation.study import load_study
@@ -122,13 +121,13 @@ def test_a_played_study_is_audited_for_lengths_and_endings(tmp_path: Path) -> No
 def _change(folder: StudyFolder, index: int, **update: object) -> None:
     sessions = list(folder.read_sessions())
     sessions[index] = sessions[index].model_copy(update=update)
-    folder.write_sessions(sessions)
+    write_jsonl(folder.sessions_path, sessions)
 
 
 def test_arms_with_unequal_patients_are_an_error_that_names_who_is_missing(tmp_path: Path) -> None:
     run_study(study_of(), tmp_path / "s", limits=QUICK)
     folder = StudyFolder(tmp_path / "s")
-    folder.write_sessions(list(folder.read_sessions())[:-1])
+    write_jsonl(folder.sessions_path, list(folder.read_sessions())[:-1])
     found = {one.code: one for one in lint(tmp_path / "s").findings}
     assert found["unequal_patients"].severity == "error"
     assert "lecturing lacks 1, such as test-gordon session 1" in found["unequal_patients"].message

@@ -10,7 +10,8 @@ import pytest
 from cbtqa.errors import ConfigError, DataError, IncompleteRunError
 from cbtqa.llm.limits import Limits
 from cbtqa.records import Session
-from cbtqa.simulation.playing.run import RunLimits, run_study
+from cbtqa.simulation.playing.players import RunLimits
+from cbtqa.simulation.playing.run import run_study
 from cbtqa.simulation.sessions import StudyFolder
 from tests.support.sessions import study_of
 from tests.support.tiny_models import write_tiny_model

@@ -7,7 +7,7 @@ import pytest
 from cbtqa.llm.chat import Fault, Reply
 from cbtqa.records import SessionState, Turn
 from cbtqa.simulation.playing.messages import (
-    Casting,
+    SessionView,
     Spoken,
     end_token,
     read_patient,
@@ -33,9 +33,9 @@ STATE = SessionState(
 )
 
 
-def _casting(**changes: object) -> Casting:
+def _view(**changes: object) -> SessionView:
     study = study_of(**changes)
-    return Casting(study, study.arms[0], ready_profiles("test")[0])
+    return SessionView(study, study.arms[0], ready_profiles("test")[0])
 
 
 def _says(text: str, form: ReasoningForm = "plain", reasoning: str | None = None) -> Spoken | Fault:
@@ -103,45 +103,45 @@ def test_what_is_learned_is_what_is_read(form: ReasoningForm, ends: bool) -> Non
 
 
 def test_every_view_alternates_and_begins_with_the_user() -> None:
-    casting = _casting()
-    therapist = [message["role"] for message in casting.therapist_messages(TURNS)]
-    patient = [message["role"] for message in casting.patient_messages(TURNS[:2], None)]
+    view = _view()
+    therapist = [message["role"] for message in view.therapist_messages(TURNS)]
+    patient = [message["role"] for message in view.patient_messages(TURNS[:2], None)]
     assert therapist == ["system", "user", "assistant", "user"]
     assert patient == ["system", "user", "assistant", "user"]
 
 
 def test_reasoning_stays_out_of_the_history_unless_the_arm_keeps_it() -> None:
     arm = {"name": "a", "therapist": {"scripted": "present"}, "reasoning": "cot"}
-    plain = _casting(arms=[arm]).therapist_messages(TURNS)
-    kept = _casting(arms=[arm | {"history": "answers_and_reasoning"}]).therapist_messages(TURNS)
+    plain = _view(arms=[arm]).therapist_messages(TURNS)
+    kept = _view(arms=[arm | {"history": "answers_and_reasoning"}]).therapist_messages(TURNS)
     assert plain[2]["content"] == "What kept you awake?"
     assert kept[2]["content"] == turn_content(TURNS[1], "cot")
 
 
 def test_the_patient_sees_neither_reasoning_nor_arm_and_the_note_only_now() -> None:
-    casting = _casting()
-    messages = casting.patient_messages(TURNS[:2], "Your phone rings.")
+    view = _view()
+    messages = view.patient_messages(TURNS[:2], "Your phone rings.")
     text = "\n".join(message["content"] for message in messages)
     assert "Ask one thing." not in text and "attentive" not in text
     assert "Your phone rings." in messages[-1]["content"]
-    assert "phone" not in casting.patient_messages(TURNS[:2], None)[-1]["content"]
+    assert "phone" not in view.patient_messages(TURNS[:2], None)[-1]["content"]
 
 
 def test_a_patient_who_sees_few_messages_sees_the_newest_and_still_alternates() -> None:
-    casting = _casting(patient_sees=2)
+    view = _view(patient_sees=2)
     turns = (*TURNS, Turn(role="therapist", text="And then?"))
-    messages = casting.patient_messages(turns, None)
+    messages = view.patient_messages(turns, None)
     assert [message["role"] for message in messages] == ["system", "user", "assistant", "user"]
     assert [message["content"] for message in messages[2:]] == ["The bank.", "And then?"]
 
 
 def test_notes_of_the_last_session_reach_the_therapist_typed_and_the_patient_as_memory() -> None:
     study = study_of(sessions=20, summariser={"scripted": "summariser"})
-    casting = Casting(study, study.arms[0], ready_profiles("test")[0], 5, STATE)
-    system = casting.therapist_messages(TURNS)[0]["content"]
+    view = SessionView(study, study.arms[0], ready_profiles("test")[0], 5, state=STATE)
+    system = view.therapist_messages(TURNS)[0]["content"]
     for said in ("session 5", "initial", "the letter", "open one letter", "Avoiding keeps"):
         assert said in system
-    patient = casting.patient_messages((), None)[0]["content"]
+    patient = view.patient_messages((), None)[0]["content"]
     assert "They spoke about the bank." in patient and "Avoiding keeps" not in patient
 
 
@@ -151,8 +151,8 @@ def test_a_full_context_stops_or_drops_the_oldest_exchange() -> None:
         for n, role in enumerate(("patient", "therapist") * 6 + ("patient",))
     )
     for when_full, expected in (("stop", None), ("drop_oldest", "12 ")):
-        casting = _casting(context_tokens=1600, when_full=when_full)
-        view = casting.fitting(casting.therapist_messages(long))
+        view = _view(context_tokens=1600, when_full=when_full)
+        view = view.fitting(view.therapist_messages(long))
         if expected is None:
             assert view is None
         else:
@@ -162,10 +162,10 @@ def test_a_full_context_stops_or_drops_the_oldest_exchange() -> None:
 
 
 def test_the_fingerprint_names_what_shapes_words_and_nothing_else() -> None:
-    base = _casting().fingerprint
-    assert _casting(id="other", title="x", replicates=4, instruments=["ctrs"]).fingerprint == base
+    base = _view().fingerprint
+    assert _view(id="other", title="x", replicates=4, instruments=["ctrs"]).fingerprint == base
     priced = {"scripted": "patient", "price_in": 1.0, "price_out": 2.0}
-    assert _casting(patient=priced).fingerprint == base
-    assert _casting(attempts=9).fingerprint == base
+    assert _view(patient=priced).fingerprint == base
+    assert _view(attempts=9).fingerprint == base
     for change in ({"seed": 6}, {"turns": {"min": 2, "max": 7}}, {"end_token": False}):
-        assert _casting(**change).fingerprint != base
+        assert _view(**change).fingerprint != base

@@ -17,7 +17,8 @@ from cbtqa.records import Session
 from cbtqa.simulation.playing.estimate import estimate_study
 from cbtqa.simulation.playing.events import names_help, plan_events
 from cbtqa.simulation.playing.messages import end_token
-from cbtqa.simulation.playing.run import RunLimits, run_study
+from cbtqa.simulation.playing.players import RunLimits
+from cbtqa.simulation.playing.run import run_study
 from cbtqa.simulation.profiles import draw_profiles
 from cbtqa.simulation.sessions import StudyFolder
 from cbtqa.simulation.study import Events, load_study, parse_study

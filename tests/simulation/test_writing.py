@@ -11,6 +11,7 @@ import pytest
 from cbtqa.llm.chat import Fault, Reply
 from cbtqa.records import Reason, Turn
 from cbtqa.simulation.playing.course import cbt_course
+from cbtqa.simulation.playing.events import event_file, load_events
 from cbtqa.simulation.playing.run import run_study
 from cbtqa.simulation.playing.scripted import lines
 from cbtqa.simulation.playing.writing import WrittenPart, read_part
@@ -119,9 +120,9 @@ def test_the_opening_names_the_agenda_and_only_the_last_part_closes() -> None:
     ("change", "detail"),
     [
         ({"summary": "Too short."}, "the summary has 2 words"),
-        ({"mood": 11}, "state: mood"),
-        ({"homework": "one letter"}, "state: homework"),
-        ({"extra": 1}, "state: extra"),
+        ({"mood": 11}, "state:mood"),
+        ({"homework": "one letter"}, "state:homework"),
+        ({"extra": 1}, "state:extra"),
     ],
 )
 def test_the_state_is_checked_field_by_field(change: dict[str, Any], detail: str) -> None:
@@ -202,3 +203,17 @@ def test_the_built_in_writer_keeps_every_rule_through_twenty_sessions(tmp_path: 
     assert {len(one.turns) for one in sessions} == {n_turns}
     assert [one.phase for one in sessions[:20]] == [COURSE.phase_of(n).id for n in range(1, 21)]
     assert not any(one.provenance.is_training_source for one in sessions)
+
+
+def test_the_phases_of_the_shipped_course_follow_each_other() -> None:
+    expected = 1
+    for phase in COURSE.phases:
+        assert phase.first == expected
+        assert phase.last >= phase.first
+        expected = phase.last + 1
+    assert COURSE.n_sessions == 20
+
+
+def test_every_shipped_set_of_events_names_events_that_are_there() -> None:
+    for name, ids in event_file().sets.items():
+        assert list(load_events(name)) == list(ids)

@@ -8,7 +8,7 @@ from typing import Any
 import cbtqa
 from cbtqa.llm.limits import Limits
 from cbtqa.records import Provenance, Session, Turn
-from cbtqa.simulation.playing.run import RunLimits
+from cbtqa.simulation.playing.players import RunLimits
 from cbtqa.simulation.study import StudySettings, parse_study
 
 QUICK = RunLimits(Limits(in_flight=64, waits=False, max_retries=1, gone_after_s=0.3))

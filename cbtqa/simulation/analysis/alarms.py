@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
+from typing import Any, get_args
 
 import numpy as np
 
@@ -19,18 +20,18 @@ from cbtqa.simulation.analysis.results import (
     AgreementRow,
     Alarm,
     AlarmKind,
+    AnalysisReport,
     CorrectedRow,
+    Correlation,
     EndingRow,
     HaloRow,
     InstrumentResult,
-    ItemUse,
     LengthCorrelation,
     LengthRow,
-    OutcomeResult,
 )
-from cbtqa.simulation.analysis.scores import SessionScore
-from cbtqa.simulation.audit import EARLY_STOPS, LENGTHS_APART, STOPS_APART
+from cbtqa.simulation.analysis.scores import Judged, Scores
 from cbtqa.simulation.judging.task import RULES
+from cbtqa.simulation.lint import EARLY_STOPS, LENGTHS_APART, STOPS_APART
 from cbtqa.statistics.agreement import Floats
 from cbtqa.statistics.mixed_model import NORMAL_95
 from cbtqa.statistics.resampling import FEW_ITEMS
@@ -41,7 +42,7 @@ HEAPED = 0.5
 """Share of the highest point over all items."""
 MUCH_UNSCORED = 0.05
 ITEMS_ALIKE = 0.95
-"""Cronbach's alpha above which items are hardly told apart."""
+"""Cronbach's alpha above which items hardly differ."""
 HALO = 0.85
 """Correlation of two instruments; .875 from a single call in arXiv 2509.09712."""
 FOLLOWS_LENGTH = 0.3
@@ -51,18 +52,34 @@ MUCH_BIAS = 0.25
 RULES_TEXT = "rated by built-in rules that count words: no model, and nothing to be believed"
 FEW_PATIENTS = 10
 """All thresholds here are assumed: they say when to look, not what is true."""
-
-
-ORDER: tuple[AlarmKind, ...] = (
-    *("people", "no_model", "ceiling", "floor", "unused", "one_value", "items_alike"),
-    "halo",
-    *("unscored", "bias", "endings", "length", "design"),
-)
+SHORT_TURNS = 5
+POOLED, WITHIN = "pooled", "within arms"
 
 
 def order_of(kind: AlarmKind) -> int:
     """Place of a kind of alarm in a report."""
-    return ORDER.index(kind)
+    return get_args(AlarmKind).index(kind)
+
+
+def all_alarms(
+    report: AnalysisReport, judged: Sequence[Judged | None], notes: Sequence[str]
+) -> list[Alarm]:
+    """The alarms of a report, the heaviest first, each once."""
+    found = [Alarm(kind="design", text=note) for note in notes]
+    found += ending_alarms(report.endings)
+    found += halo_alarms(report.halo)
+    found += length_alarms(report.correlations, report.lengths)
+    for result, one in zip(report.instruments, judged, strict=True):
+        found += scale_alarms(result)
+        if one is not None:
+            ratings = one.ratings.items()
+            values = {name: [r.value for r in own if r.value is not None] for name, own in ratings}
+            ends = [end for scale in one.instrument.scales.values() for end in scale]
+            found += judge_alarms(result.instrument, values, (min(ends), max(ends)))
+        found += design_alarms(result, report.n_patients)
+    found += people_alarms(report.agreement, report.instruments)
+    found += corrected_alarms(report.corrected)
+    return sorted(dict.fromkeys(found), key=lambda alarm: order_of(alarm.kind))
 
 
 def scale_alarms(result: InstrumentResult) -> Iterator[Alarm]:
@@ -72,7 +89,8 @@ def scale_alarms(result: InstrumentResult) -> Iterator[Alarm]:
     for use in result.use:
         pooled.update(use.counts)
     n = sum(pooled.values())
-    if n >= FEW_ITEMS and _is_one_ladder(result.use):
+    is_one_ladder = len({tuple(one.counts) for one in result.use}) == 1
+    if n >= FEW_ITEMS and is_one_ladder:
         yield from _range_alarms(result, pooled, n)
     yield from _item_alarms(result)
     unscored = Counter[str]()
@@ -81,18 +99,11 @@ def scale_alarms(result: InstrumentResult) -> Iterator[Alarm]:
     share = unscored.total() / (n + unscored.total()) if unscored else 0.0
     if share > MUCH_UNSCORED:
         reasons = ", ".join(f"{reason} {count}" for reason, count in unscored.most_common(4))
-        yield Alarm(
-            kind="unscored",
-            instrument=name,
-            text=f"{share:.0%} of the items are unscored ({reasons})",
-        )
+        text = f"{share:.0%} of the items are unscored ({reasons})"
+        yield Alarm(kind="unscored", instrument=name, text=text)
     if result.alpha is not None and result.alpha > ITEMS_ALIKE:
         text = f"the items are hardly told apart: Cronbach's alpha {result.alpha:.3f}"
         yield Alarm(kind="items_alike", instrument=name, text=text)
-
-
-def _is_one_ladder(use: Sequence[ItemUse]) -> bool:
-    return len({tuple(one.counts) for one in use}) == 1
 
 
 def _range_alarms(result: InstrumentResult, pooled: Counter[int], n: int) -> Iterator[Alarm]:
@@ -100,12 +111,10 @@ def _range_alarms(result: InstrumentResult, pooled: Counter[int], n: int) -> Ite
     low, high = min(pooled), max(pooled)
     n_items, ratings = len(result.use), f"{n:,} ratings"
     if max(given) < high:
-        text = (
-            f"no item above {max(given)} of {high} in {ratings}; totals cannot pass "
-            f"{max(given) * n_items} of {high * n_items}"
-        )
-        if not _is_plain_sum(result):
-            text = f"no item above {max(given)} of {high} in {ratings}"
+        text = f"no item above {max(given)} of {high} in {ratings}"
+        if result.outcomes and result.outcomes[0].high == high * n_items:
+            # the headline total adds up all items without weights
+            text += f"; totals cannot pass {max(given) * n_items} of {high * n_items}"
         yield Alarm(kind="ceiling", instrument=result.instrument, text=text)
     elif pooled[high] / n >= HEAPED:
         text = f"{pooled[high] / n:.0%} of the ratings are the highest point, {high}"
@@ -119,14 +128,8 @@ def _range_alarms(result: InstrumentResult, pooled: Counter[int], n: int) -> Ite
         yield Alarm(kind="unused", instrument=result.instrument, text=text)
 
 
-def _is_plain_sum(result: InstrumentResult) -> bool:
-    """True when the headline total adds up all items without weights."""
-    high = sum(max(use.counts) for use in result.use)
-    return bool(result.outcomes) and result.outcomes[0].high == high
-
-
 def _item_alarms(result: InstrumentResult) -> Iterator[Alarm]:
-    """Items that (nearly) always get one value, told together."""
+    """Items that (nearly) always get one value, in one alarm."""
     found = []
     for use in result.use:
         n = sum(use.counts.values())
@@ -135,10 +138,8 @@ def _item_alarms(result: InstrumentResult) -> Iterator[Alarm]:
             found.append(f"{use.item} {point}")
     if found:
         more = f" and {len(found) - 8} more" if len(found) > 8 else ""
-        text = (
-            f"{len(found)} of {len(result.use)} items get one value in more than {ONE_VALUE:.0%} "
-            f"of the ratings: {', '.join(found[:8])}{more}"
-        )
+        text = f"{len(found)} of {len(result.use)} items get one value in more than "
+        text += f"{ONE_VALUE:.0%} of the ratings: {', '.join(found[:8])}{more}"
         yield Alarm(kind="one_value", instrument=result.instrument, text=text)
 
 
@@ -168,30 +169,26 @@ def length_alarms(
     for one in correlations:
         is_clear = one.low > 0 or one.high < 0
         if one.scope in (POOLED, WITHIN) and abs(one.r) >= FOLLOWS_LENGTH and is_clear:
-            text = (
-                f"{one.total} follows the therapist's words, {one.scope}: r {one.r:+.2f} "
-                f"[{one.low:+.2f}, {one.high:+.2f}]"
-            )
+            text = f"{one.total} follows the therapist's words, {one.scope}: {_shown(one)}"
             yield Alarm(kind="length", instrument=one.instrument, text=text)
     if len(rows) > 1:
         longest = max(rows, key=lambda row: row.words)
         shortest = min(rows, key=lambda row: row.words)
         if longest.words > LENGTHS_APART * shortest.words:
-            text = (
-                f"arms differ in length: {longest.arm} {longest.words:,.0f} words a session, "
-                f"{shortest.arm} {shortest.words:,.0f}"
-            )
+            text = f"arms differ in length: {longest.arm} {longest.words:,.0f} words a session, "
+            text += f"{shortest.arm} {shortest.words:,.0f}"
             yield Alarm(kind="length", text=text)
+
+
+def _shown(one: Correlation) -> str:
+    return f"r {one.r:+.2f} [{one.low:+.2f}, {one.high:+.2f}]"
 
 
 def halo_alarms(rows: Sequence[HaloRow]) -> Iterator[Alarm]:
     """Instruments that say the same, although they ask different things."""
     for row in rows:
         if row.r >= HALO:
-            text = (
-                f"{row.first} and {row.second} rise and fall together: r {row.r:+.2f} "
-                f"[{row.low:+.2f}, {row.high:+.2f}]"
-            )
+            text = f"{row.first} and {row.second} rise and fall together: {_shown(row)}"
             yield Alarm(kind="halo", text=text)
 
 
@@ -212,16 +209,17 @@ def people_alarms(
     seen = {row.instrument for row in checked}
     lacking = [one.instrument for one in instruments if one.instrument not in seen]
     if lacking:
-        text = (
-            f"no human ratings on {', '.join(lacking)}: these figures are a judge's opinion, "
-            "uncorrected; judges overrate sessions and miss faults of safety"
-        )
+        text = f"no human ratings on {', '.join(lacking)}: these figures are a judge's opinion, "
+        text += "uncorrected; judges overrate sessions and miss faults of safety"
         yield Alarm(kind="people", text=text)
+    spans = {
+        (result.instrument, f"total:{outcome.total}"): outcome.high - outcome.low
+        for result in instruments
+        for outcome in result.outcomes
+    }
     for row in checked:
-        outcome = _outcome(row, instruments)
-        if outcome is None or row.bias is None:
-            continue
-        if abs(row.bias) > MUCH_BIAS * (outcome.high - outcome.low):
+        span = spans.get((row.instrument, row.item))
+        if span is not None and row.bias is not None and abs(row.bias) > MUCH_BIAS * span:
             word = "milder" if row.bias > 0 else "stricter"
             text = f"{row.item.removeprefix('total:')}: {row.who} is {word} by {abs(row.bias):.1f}"
             yield Alarm(kind="bias", instrument=row.instrument, text=text)
@@ -231,19 +229,9 @@ def corrected_alarms(rows: Iterable[CorrectedRow]) -> Iterator[Alarm]:
     """Corrections that rest on few sessions."""
     few = sorted({row.arm for row in rows if row.corrected.n_human < FEW_ITEMS})
     if few:
-        text = (
-            f"fewer than {FEW_ITEMS} sessions of {', '.join(few)} have human ratings: the "
-            "corrected intervals say little"
-        )
+        text = f"fewer than {FEW_ITEMS} sessions of {', '.join(few)} have human ratings: "
+        text += "the corrected intervals say little"
         yield Alarm(kind="people", text=text)
-
-
-def _outcome(row: AgreementRow, instruments: Sequence[InstrumentResult]) -> OutcomeResult | None:
-    for result in instruments:
-        for outcome in result.outcomes:
-            if (result.instrument, f"total:{outcome.total}") == (row.instrument, row.item):
-                return outcome
-    return None
 
 
 def design_alarms(result: InstrumentResult, n_patients: int) -> Iterator[Alarm]:
@@ -263,21 +251,9 @@ def design_alarms(result: InstrumentResult, n_patients: int) -> Iterator[Alarm]:
         text = f"arms have unequal numbers of scored sessions: {shown} of {most}"
         yield Alarm(kind="design", instrument=result.instrument, text=text)
     if n_patients < FEW_PATIENTS:
-        text = (
-            f"{n_patients} patients: the variance between patients and its interval say little, "
-            "and results do not reach beyond these patients"
-        )
+        text = f"{n_patients} patients: the variance between patients and its interval say "
+        text += "little, and results do not reach beyond these patients"
         yield Alarm(kind="design", text=text)
-
-
-# --- length audit --------------------------------------------------------------------------------
-# How sessions ended and how long they are, by arm: to be read before any score.
-#
-# endings(sessions, arms)[0].counts # stop reason to number length_correlations(rows, "ctrs",
-# "total", arms)
-
-SHORT_TURNS = 5
-POOLED, WITHIN = "pooled", "within arms"
 
 
 def endings(sessions: Sequence[Session], arms: Sequence[str]) -> list[EndingRow]:
@@ -294,7 +270,7 @@ def endings(sessions: Sequence[Session], arms: Sequence[str]) -> list[EndingRow]
     return rows
 
 
-def lengths(rows: Sequence[SessionScore], arms: Sequence[str]) -> list[LengthRow]:
+def lengths(rows: Scores, arms: Sequence[str]) -> list[LengthRow]:
     """Words and turns of the therapist by arm; empty where they are not known."""
     known = {row.session_id: row for row in rows if LENGTH in row.numbers}
     found = []
@@ -319,7 +295,7 @@ def lengths(rows: Sequence[SessionScore], arms: Sequence[str]) -> list[LengthRow
 
 
 def length_correlations(
-    rows: Sequence[SessionScore], instrument: str, total: str, arms: Sequence[str]
+    rows: Scores, instrument: str, total: str, arms: Sequence[str]
 ) -> list[LengthCorrelation]:
     """Pearson's r of therapist words and a total: pooled, within arms, and in each arm.
 
@@ -328,30 +304,25 @@ def length_correlations(
     kept = [row for row in rows if row.total(total) is not None and LENGTH in row.numbers]
     words = np.array([row.numbers[LENGTH] for row in kept])
     values = np.array([row.total(total) for row in kept], dtype=np.float64)
-    of = np.array([row.arm for row in kept])
-    parts = [(POOLED, words, values, 3)]
+    own = {arm: np.array([row.arm == arm for row in kept], dtype=bool) for arm in arms}
     centred_words, centred_values = words.copy(), values.copy()
-    for arm in set(of.tolist()):
-        own = of == arm
-        centred_words[own] -= words[own].mean()
-        centred_values[own] -= values[own].mean()
-    parts.append((WITHIN, centred_words, centred_values, 2 + len(set(of.tolist()))))
-    parts += [(arm, words[of == arm], values[of == arm], 3) for arm in arms]
-    found = []
-    for scope, a, b, lost in parts:
-        r = _correlation(a, b)
-        if r is None or len(a) <= lost:
-            continue
-        low, high = _fisher_interval(r, len(a) - lost)
-        found.append(
-            LengthCorrelation(
-                instrument=instrument, total=total, scope=scope, n=len(a), r=r, low=low, high=high
-            )
-        )
-    return found
+    present = [place for place in own.values() if place.any()]
+    for place in present:
+        centred_words[place] -= words[place].mean()
+        centred_values[place] -= values[place].mean()
+    parts = [
+        (POOLED, words, values, 3),
+        (WITHIN, centred_words, centred_values, 2 + len(present)),
+        *((arm, words[place], values[place], 3) for arm, place in own.items()),
+    ]
+    return [
+        LengthCorrelation(instrument=instrument, total=total, scope=scope, **one)
+        for scope, a, b, lost in parts
+        if (one := _correlation(a, b, lost)) is not None
+    ]
 
 
-def halo_rows(tables: Mapping[str, tuple[str, Sequence[SessionScore]]]) -> list[HaloRow]:
+def halo_rows(tables: Mapping[str, tuple[str, Scores]]) -> list[HaloRow]:
     """Correlation of every two instruments over sessions that have both totals.
 
     Args:
@@ -364,26 +335,19 @@ def halo_rows(tables: Mapping[str, tuple[str, Sequence[SessionScore]]]) -> list[
     found = []
     for first, second in combinations(values, 2):
         shared = [key for key in values[first] if key in values[second]]
-        a = np.array([values[first][key] for key in shared])
-        b = np.array([values[second][key] for key in shared])
-        r = _correlation(a, b)
-        if r is not None:
-            low, high = _fisher_interval(r, len(shared) - 3)
-            found.append(
-                HaloRow(first=first, second=second, n=len(shared), r=r, low=low, high=high)
-            )
+        a, b = (np.array([values[name][key] for key in shared]) for name in (first, second))
+        one = _correlation(a, b, 3)
+        if one is not None:
+            found.append(HaloRow(first=first, second=second, **one))
     return found
 
 
-def _correlation(a: Floats, b: Floats) -> float | None:
-    if len(a) < 4 or a.std() < 1e-12 or b.std() < 1e-12:
+def _correlation(a: Floats, b: Floats, lost: int) -> dict[str, Any] | None:
+    """The fields of a `Correlation`, by Fisher's z with `len(a) - lost` degrees of freedom."""
+    if len(a) < 4 or len(a) <= lost or a.std() < 1e-12 or b.std() < 1e-12:
         return None
-    return float(np.clip(np.corrcoef(a, b)[0, 1], -1, 1))
-
-
-def _fisher_interval(r: float, freedom: int) -> tuple[float, float]:
-    """95 % interval of a correlation by Fisher's z."""
-    if abs(r) >= 1 - 1e-12:
-        return r, r
-    half = NORMAL_95 / math.sqrt(freedom)
-    return math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half)
+    r = low = high = float(np.clip(np.corrcoef(a, b)[0, 1], -1, 1))
+    if abs(r) < 1 - 1e-12:
+        half = NORMAL_95 / math.sqrt(len(a) - lost)
+        low, high = math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half)
+    return {"n": len(a), "r": r, "low": low, "high": high}

@@ -1,6 +1,6 @@
 """One total over all arms: means, mixed model, contrasts, and the same with length held equal.
 
-analyse_outcome(rows, instrument, instrument.headline, arms, choices)
+analyse_outcome(rows, instrument, instrument.headline, arms, settings)
 regress(rows, "total", ("model", "variant", "z(session)"), {"model": "llama"}, "ml")
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,59 +24,27 @@ from cbtqa.simulation.analysis.results import (
     OutcomeResult,
     Regression,
 )
-from cbtqa.simulation.analysis.scores import SessionScore
-from cbtqa.simulation.audit import EARLY_STOPS
+from cbtqa.simulation.analysis.scores import Scores, mean_of
+from cbtqa.simulation.analysis.settings import ModelSettings, split_names
 from cbtqa.simulation.instruments import Instrument
+from cbtqa.simulation.lint import EARLY_STOPS
 from cbtqa.statistics.agreement import Floats
-from cbtqa.statistics.contrasts import (
-    Wald,
-    cohen_f,
-    combine,
-    explained_variance,
-    pairwise,
-    wald,
-)
-from cbtqa.statistics.mixed_model import (
-    Method,
-    MixedFit,
-    bootstrap_icc,
-    fit_mixed,
-)
+from cbtqa.statistics.contrasts import Wald, cohen_f, combine, explained_variance, pairwise, wald
+from cbtqa.statistics.mixed_model import Method, MixedFit, bootstrap_icc, fit_mixed
 
 INTERCEPT = "intercept"
 LENGTH = "words"
+Z_LENGTH = f"z({LENGTH})"
 _STANDARDISED = re.compile(r"^z\((\w+)\)$")
 
 
-@dataclass(frozen=True)
-class Choices:
-    """How models are fitted."""
-
-    method: Method = "reml"
-    n_bootstrap: int = 500
-    seed: int = 12345
-
-
-@dataclass(frozen=True)
-class _Data:
-    """The rows that have a value, as arrays."""
-
-    y: Floats
-    arms: list[str]
-    patients: list[str]
-
-
 def analyse_outcome(
-    rows: Sequence[SessionScore],
-    instrument: Instrument,
-    total: Total,
-    arms: Sequence[str],
-    choices: Choices,
+    rows: Scores, instrument: Instrument, total: Total, arms: Sequence[str], settings: ModelSettings
 ) -> OutcomeResult:
     """Everything about one total; without a model, where none can be fitted, and why."""
     scored = [row for row in rows if row.total(total.id) is not None]
-    data = _data(scored, total.id)
     low, high = instrument.rubric.range_of(total)
+    values = [_values([row for row in scored if row.arm == arm], total.id) for arm in arms]
     result = OutcomeResult(
         instrument=instrument.id,
         total=total.id,
@@ -88,132 +56,124 @@ def analyse_outcome(
         cutoff=total.cutoff,
         arms=tuple(_arm_result(arm, rows, total) for arm in arms),
         fit=None,
-        cohen_f=cohen_f([data.y[_is(data.arms, arm)] for arm in arms]),
+        cohen_f=cohen_f(values),
     )
-    present = [arm for arm in arms if arm in set(data.arms)]
+    present = [arm for arm in arms if any(row.arm == arm for row in scored)]
+    model = _ArmModel(total.id, present, settings.method)
     try:
-        x = _arm_columns(data.arms, present)
-        names = (INTERCEPT, *present[1:])
-        fit = _fit(data, x, names, choices)
+        fit, x = model.fit(scored)
     except ValueError as error:
         return result.model_copy(update={"no_fit_reason": str(error)})
-    found = _with_model(result, fit, x, present, data, choices)
-    return found.model_copy(
-        update={
-            "adjusted": _adjusted(scored, data, present, choices),
-            "whole_only": _without_early(scored, total.id, present, choices),
-        }
+    means = {arm: combine(fit, line, arm) for arm, line in zip(present, model.lines, strict=True)}
+    interval: tuple[float | None, float | None] = (None, None)
+    if settings.bootstrap:
+        interval = (
+            bootstrap_icc(
+                _values(scored, total.id),
+                x,
+                [row.patient for row in scored],
+                method=settings.method,
+                n_trials=settings.bootstrap,
+                seed=settings.seed,
+            )
+            or interval
+        )
+    shown = (
+        one.model_copy(update={"low": means[one.arm].low, "high": means[one.arm].high})
+        if one.arm in means
+        else one
+        for one in result.arms
     )
+    found = {
+        "arms": tuple(shown),
+        "fit": fit,
+        "omnibus": model.test(fit),
+        "contrasts": tuple(pairwise(fit, model.lines, present)),
+        "explained": explained_variance(fit, x),
+        "icc": fit.icc,
+        "icc_low": interval[0],
+        "icc_high": interval[1],
+        "adjusted": _adjusted(scored, model),
+        "whole_only": _without_early(scored, model),
+    }
+    return result.model_copy(update=found)
 
 
-def _data(rows: Sequence[SessionScore], total: str) -> _Data:
-    values = np.array([row.total(total) for row in rows], dtype=np.float64)
-    return _Data(values, [row.arm for row in rows], [row.patient for row in rows])
-
-
-def _fit(data: _Data, x: Floats, names: Sequence[str], choices: Choices) -> MixedFit:
-    return fit_mixed(data.y, x, names, data.patients, method=choices.method)
-
-
-def _is(arms: Sequence[str], arm: str) -> Floats:
-    return np.array([one == arm for one in arms], dtype=bool)
+def _values(rows: Scores, total: str) -> Floats:
+    return np.array([row.total(total) for row in rows], dtype=np.float64)
 
 
 def _arm_columns(of_rows: Sequence[str], arms: Sequence[str]) -> Floats:
     """Intercept, and one column for every arm but the first."""
-    columns = [np.ones(len(of_rows)), *(_is(of_rows, arm) for arm in arms[1:])]
+    columns = [np.ones(len(of_rows)), *(np.array(of_rows) == arm for arm in arms[1:])]
     return np.stack(columns, axis=1).astype(np.float64)
 
 
-def _arm_result(arm: str, rows: Sequence[SessionScore], total: Total) -> ArmResult:
+@dataclass(frozen=True)
+class _ArmModel:
+    """The mixed model of one total by arm, patients as groups."""
+
+    total: str
+    arms: Sequence[str]
+    method: Method
+
+    @property
+    def lines(self) -> list[Floats]:
+        """The line of x of each arm."""
+        return list(_arm_columns(self.arms, self.arms))
+
+    def fit(self, rows: Scores, covariate: Floats | None = None) -> tuple[MixedFit, Floats]:
+        """The fit and its x, with the covariate standardised; a ValueError where there is none."""
+        x, names = _arm_columns([row.arm for row in rows], self.arms), [INTERCEPT, *self.arms[1:]]
+        if covariate is not None:
+            x, names = np.column_stack([x, _standardised(covariate)]), [*names, Z_LENGTH]
+        patients = [row.patient for row in rows]
+        return fit_mixed(_values(rows, self.total), x, names, patients, method=self.method), x
+
+    def test(self, fit: MixedFit, *title: str) -> Wald | None:
+        """The omnibus test of the arms; None with a single one."""
+        return wald(fit, self.arms[1:], *title) if len(self.arms) > 1 else None
+
+
+def _arm_result(arm: str, rows: Scores, total: Total) -> ArmResult:
     own = [row.total(total.id) for row in rows if row.arm == arm]
     values = np.array([value for value in own if value is not None])
-    competent = None if total.cutoff is None else int((values >= total.cutoff).sum())
     return ArmResult(
         arm=arm,
         n=len(values),
         n_missing=len(own) - len(values),
         mean=float(values.mean()) if len(values) else None,
         sd=float(values.std(ddof=1)) if len(values) > 1 else None,
-        n_competent=competent,
+        n_competent=None if total.cutoff is None else int((values >= total.cutoff).sum()),
     )
 
 
-def _with_model(
-    result: OutcomeResult,
-    fit: MixedFit,
-    x: Floats,
-    arms: Sequence[str],
-    data: _Data,
-    choices: Choices,
-) -> OutcomeResult:
-    lines = list(_arm_columns(arms, arms))
-    means = {arm: combine(fit, line, arm) for arm, line in zip(arms, lines, strict=True)}
-    interval = None
-    if choices.n_bootstrap:
-        interval = bootstrap_icc(
-            data.y,
-            x,
-            data.patients,
-            method=choices.method,
-            n_trials=choices.n_bootstrap,
-            seed=choices.seed,
-        )
-    return result.model_copy(
-        update={
-            "arms": tuple(
-                one.model_copy(update={"low": means[one.arm].low, "high": means[one.arm].high})
-                if one.arm in means
-                else one
-                for one in result.arms
-            ),
-            "fit": fit,
-            "omnibus": wald(fit, arms[1:]) if len(arms) > 1 else None,
-            "contrasts": tuple(pairwise(fit, lines, arms)),
-            "explained": explained_variance(fit, x),
-            "icc": fit.icc,
-            "icc_low": interval[0] if interval else None,
-            "icc_high": interval[1] if interval else None,
-        }
-    )
-
-
-def _adjusted(
-    rows: Sequence[SessionScore], data: _Data, arms: Sequence[str], choices: Choices
-) -> Adjusted | None:
-    """The model with standardised words of the therapist; None where lengths are unknown."""
+def _adjusted(rows: Scores, model: _ArmModel) -> Adjusted | None:
+    """The model with the length held equal; None where lengths are unknown."""
     words = np.array([row.numbers.get(LENGTH, np.nan) for row in rows])
     if not np.isfinite(words).all() or words.std() == 0:
         return None
-    x = np.hstack([_arm_columns(data.arms, arms), _standardised(words)[:, None]])
-    names = (INTERCEPT, *arms[1:], f"z({LENGTH})")
     try:
-        fit = _fit(data, x, names, choices)
+        fit, _ = model.fit(rows, words)
     except ValueError:
         return None
-    lines = [np.append(line, 0.0) for line in _arm_columns(arms, arms)]
     return Adjusted(
-        covariate=f"z({LENGTH})",
-        effect=fit.effect(f"z({LENGTH})"),
-        omnibus=wald(fit, arms[1:], "arms, length held equal") if len(arms) > 1 else None,
-        contrasts=tuple(pairwise(fit, lines, arms)),
+        covariate=Z_LENGTH,
+        effect=fit.effect(Z_LENGTH),
+        omnibus=model.test(fit, "arms, length held equal"),
+        contrasts=tuple(pairwise(fit, [np.append(one, 0.0) for one in model.lines], model.arms)),
     )
 
 
-def _without_early(
-    rows: Sequence[SessionScore], total: str, arms: Sequence[str], choices: Choices
-) -> Wald | None:
+def _without_early(rows: Scores, model: _ArmModel) -> Wald | None:
     whole = [row for row in rows if row.stop_reason not in EARLY_STOPS]
-    if len(whole) == len(rows) or set(arms) != {row.arm for row in whole} or len(arms) < 2:
+    if len(whole) == len(rows) or set(model.arms) != {row.arm for row in whole}:
         return None
-    data = _data(whole, total)
     try:
-        x = _arm_columns(data.arms, arms)
-        names = (INTERCEPT, *arms[1:])
-        fit = _fit(data, x, names, choices)
+        fit, _ = model.fit(whole)
     except ValueError:
         return None
-    return wald(fit, arms[1:], "arms, without early stops")
+    return model.test(fit, "arms, without early stops")
 
 
 def _standardised(values: Floats) -> Floats:
@@ -221,30 +181,23 @@ def _standardised(values: Floats) -> Floats:
     return np.asarray((values - values.mean()) / values.std(), dtype=np.float64)
 
 
-# --- a model with terms of one's own -------------------------------------------------------------
+def regress(rows: Scores, instrument: Instrument, settings: ModelSettings) -> Regression:
+    """A mixed model of the headline total by the settings' terms.
 
-
-def regress(
-    rows: Sequence[SessionScore],
-    instrument: str,
-    total: str,
-    terms: Sequence[str],
-    references: Mapping[str, str],
-    method: Method,
-) -> Regression:
-    """A mixed model of named terms.
-
-    Args:
-        terms: `arm`, a factor's name, a covariate's name, or `z(covariate)` for a standardised
-            one.
-        references: factor to the level that the intercept stands for; the first in
-            alphabetical order otherwise.
+    A term is `arm`, a factor's name, a covariate's name, or `z(covariate)` for a standardised one.
+    The intercept stands for the reference of a factor: the level named, else the first in
+    alphabetical order.
 
     Raises:
         UsageError: a term or level that the data do not have, or terms that depend on each other.
     """
+    total, terms, method = (
+        instrument.headline.id,
+        split_names(settings.terms),
+        settings.terms_method,
+    )
+    references = dict(map(_reference, settings.reference))
     scored = [row for row in rows if row.total(total) is not None]
-    y = np.array([row.total(total) for row in scored], dtype=np.float64)
     columns, names = [np.ones(len(scored))], [INTERCEPT]
     groups: list[tuple[str, list[str]]] = []
     for term in terms:
@@ -256,11 +209,11 @@ def regress(
     x = np.stack(columns, axis=1)
     patients = [row.patient for row in scored]
     try:
-        fit = fit_mixed(y, x, names, patients, method=method)
+        fit = fit_mixed(_values(scored, total), x, names, patients, method=method)
     except ValueError as error:
         raise UsageError(f"no model of {' + '.join(terms)}: {error}") from None
     return Regression(
-        instrument=instrument,
+        instrument=instrument.id,
         total=total,
         formula=f"{total} ~ {' + '.join(terms)} + (1 | patient), {method.upper()}",
         fit=fit,
@@ -268,9 +221,14 @@ def regress(
     )
 
 
-def _columns_of(
-    term: str, rows: Sequence[SessionScore], references: Mapping[str, str]
-) -> list[tuple[str, Floats]]:
+def _reference(text: str) -> tuple[str, str]:
+    name, separator, level = text.partition("=")
+    if not separator or not name or not level:
+        raise UsageError(f"--reference {text}: expected FACTOR=LEVEL")
+    return name, level
+
+
+def _columns_of(term: str, rows: Scores, references: Mapping[str, str]) -> list[tuple[str, Floats]]:
     standard = _STANDARDISED.match(term)
     name = standard[1] if standard else term
     if rows and all(name in row.numbers for row in rows):
@@ -297,11 +255,7 @@ def _columns_of(
     ]
 
 
-# --- items ---------------------------------------------------------------------------------------
-# Items of one instrument over a study: profile by arm, use of the scale, homogeneity.
-
-
-def cronbach_alpha(instrument: Instrument, rows: Sequence[SessionScore]) -> float | None:
+def cronbach_alpha(instrument: Instrument, rows: Scores) -> float | None:
     """How far the items of the headline total move together; None when that is undefined."""
     items = [criterion.id for criterion, _ in instrument.rubric.parts_of(instrument.headline)]
     table = [[row.values.get(item) for item in items] for row in rows]
@@ -315,13 +269,11 @@ def cronbach_alpha(instrument: Instrument, rows: Sequence[SessionScore]) -> floa
 
 
 def item_profiles(
-    instrument: Instrument, rows: Sequence[SessionScore], arms: Sequence[str]
+    instrument: Instrument, rows: Scores, arms: Sequence[str]
 ) -> Iterator[ItemProfile]:
     """Means of every item and area by arm."""
+    by_arm = {arm: [row for row in rows if row.arm == arm] for arm in arms}
     for item in instrument.items:
-        means = {
-            arm: _mean(row.values.get(item.id) for row in rows if row.arm == arm) for arm in arms
-        }
         yield ItemProfile(
             item=item.id,
             name=item.name.to("en"),
@@ -329,15 +281,10 @@ def item_profiles(
             is_area=False,
             low=item.low,
             high=item.high,
-            means=means,
+            means={arm: mean_of(row.values.get(item.id) for row in by_arm[arm]) for arm in arms},
         )
     titles = {section.id: section.title for section in instrument.rubric.sections}
-    if len(titles) < 2:
-        return
-    for area in instrument.areas({}):
-        means = {
-            arm: _mean(row.total(area.total) for row in rows if row.arm == arm) for arm in arms
-        }
+    for area in instrument.areas({}) if len(titles) > 1 else ():
         yield ItemProfile(
             item=area.total,
             name=titles[area.total].to("en"),
@@ -345,17 +292,12 @@ def item_profiles(
             is_area=True,
             low=area.low,
             high=area.high,
-            means=means,
+            means={arm: mean_of(row.total(area.total) for row in by_arm[arm]) for arm in arms},
         )
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
-    kept = [value for value in values if value is not None]
-    return sum(kept) / len(kept) if kept else None
-
-
 def item_use(
-    instrument: Instrument, rows: Sequence[SessionScore], ratings: Sequence[ItemRating] | None
+    instrument: Instrument, rows: Scores, ratings: Sequence[ItemRating] | None
 ) -> Iterator[ItemUse]:
     """How often each point was given.
 

@@ -111,14 +111,17 @@ def _columns(*names: str) -> list[Column]:
 
 
 def _caption(result: InstrumentResult, outcome: OutcomeResult) -> Phrase:
-    return WORDS["captions.outcome"].fill(
-        instrument=result.title,
-        instrument_zh=result.title_zh,
-        total=outcome.name,
-        total_zh=outcome.name_zh,
-        low=f"{outcome.low:g}",
-        high=f"{outcome.high:g}",
-    )
+    ends = {"low": f"{outcome.low:g}", "high": f"{outcome.high:g}"}
+    return WORDS["captions.outcome"].fill(**_names(result, outcome), **ends)
+
+
+def _names(result: InstrumentResult, outcome: OutcomeResult) -> dict[str, str]:
+    return {
+        "instrument": result.title,
+        "instrument_zh": result.title_zh,
+        "total": outcome.name,
+        "total_zh": outcome.name_zh,
+    }
 
 
 class _Tables:
@@ -128,7 +131,6 @@ class _Tables:
         self._report, self._lang = report, lang
 
     def alarms(self) -> Table:
-        """What a reader must know first."""
         rows = [
             (
                 WORDS[f"alarm_kinds.{one.kind}"],
@@ -138,10 +140,7 @@ class _Tables:
         ]
         return Table(_columns("alarm", "what"), rows)
 
-    # --- endings and length ----------------------------------------------------------------------
-
     def endings(self) -> Table:
-        """How the sessions of each arm ended."""
         found = self._report.endings
         reasons = list(dict.fromkeys(reason for row in found for reason in row.counts))
         rows: list[Row] = [
@@ -157,7 +156,6 @@ class _Tables:
         return Table(columns, rows, WORDS["captions.endings"])
 
     def lengths(self) -> Table:
-        """How long the sessions of each arm are."""
         rows = [
             (row.arm, row.n, row.turns, row.words, row.words_per_turn, row.n_short)
             for row in self._report.lengths
@@ -166,7 +164,6 @@ class _Tables:
         return Table(columns, rows, WORDS["captions.lengths"])
 
     def follows(self) -> Table:
-        """Whether scores follow the therapist's words."""
         rows = [
             (f"{one.instrument} {one.total}", one.scope, one.n, Estimate(one.r, one.low, one.high))
             for one in self._report.correlations
@@ -174,17 +171,13 @@ class _Tables:
         ]
         return Table(_columns("total", "scope", "n", "r"), rows, WORDS["captions.follows"])
 
-    # --- one instrument --------------------------------------------------------------------------
-
     outcome = staticmethod(outcome_table)
     regression = staticmethod(regression_table)
 
     def title(self, result: InstrumentResult) -> Phrase:
-        """The instrument's name."""
         return Phrase(zh=result.title_zh, en=result.title)
 
     def arms_chart(self, result: InstrumentResult, outcome: OutcomeResult) -> tuple[Markup, Phrase]:
-        """The arms with their intervals on the total's whole range, and the caption."""
         caption = _caption(result, outcome)
         rows = [Interval(one.arm, one.mean, one.low, one.high, missing=GAP) for one in outcome.arms]
         shown = ", ".join(f"{row.label} {number(row.value)}" for row in rows)
@@ -198,23 +191,18 @@ class _Tables:
         return chart, caption
 
     def head(self, result: InstrumentResult) -> Iterator[tuple[Phrase, str]]:
-        """Instrument, judges, homogeneity of the items."""
         facts = {
             "source": result.source,
             "judges": ", ".join(result.judges),
             "alpha": "" if result.alpha is None else number(result.alpha, 3),
         }
-        return ((WORDS[f"facts_of_model.{key}"], text) for key, text in facts.items() if text)
+        return _facts(facts)
 
     def model(self, outcome: OutcomeResult) -> Iterator[tuple[Phrase, str]]:
-        """What the mixed model of a total says besides its contrasts."""
         fit, explained, adjusted = outcome.fit, outcome.explained, outcome.adjusted
         assert fit is not None
-        tests = {
-            "omnibus": outcome.omnibus,
-            "adjusted": adjusted.omnibus if adjusted else None,
-            "whole_only": outcome.whole_only,
-        }
+        tests = {"omnibus": outcome.omnibus, "adjusted": adjusted.omnibus if adjusted else None}
+        tests["whole_only"] = outcome.whole_only
         facts = {name: wald_text(test) for name, test in tests.items() if test is not None}
         facts["variance"] = f"{number(fit.var_group, 3)}, {number(fit.var_residual, 3)}"
         if outcome.icc is not None:
@@ -224,10 +212,9 @@ class _Tables:
         if outcome.cohen_f is not None:
             facts["f"] = number(outcome.cohen_f, 3)
         facts["engine"] = f"{fit.engine}, {fit.method.upper()}"
-        return ((WORDS[f"facts_of_model.{key}"], text) for key, text in facts.items())
+        return _facts(facts)
 
     def contrasts(self, outcome: OutcomeResult) -> Table:
-        """Every pair of arms, at equal length too where that was fitted."""
         adjusted = outcome.adjusted.contrasts if outcome.adjusted else ()
         names = ("pair", "difference", "p_adjusted", "d")
         columns = _columns(*names, *(("adjusted", "p_adjusted") if adjusted else ()))
@@ -244,7 +231,6 @@ class _Tables:
         return Table(columns, rows, WORDS["captions.contrasts"])
 
     def profile(self, result: InstrumentResult) -> Markup:
-        """Means of the items, shaded."""
         items, arms = [one for one in result.profile if not one.is_area], self._report.arms
         return heat_map(
             [one.name for one in items],
@@ -256,7 +242,6 @@ class _Tables:
         )
 
     def areas(self, result: InstrumentResult) -> Table:
-        """Means of groups of items."""
         arms = self._report.arms
         rows = [
             (
@@ -270,7 +255,6 @@ class _Tables:
         return Table(columns, rows, WORDS["captions.areas"])
 
     def use(self, result: InstrumentResult) -> Table:
-        """How often each point of the scale was given."""
         points = sorted({point for one in result.use for point in one.counts})
         rows = [
             (one.name, *(one.counts.get(point, "") for point in points), sum(one.unscored.values()))
@@ -279,10 +263,7 @@ class _Tables:
         columns = [*_columns("item"), *(Column(str(p)) for p in points), *_columns("unscored")]
         return Table(columns, rows, WORDS["captions.use"])
 
-    # --- agreement -------------------------------------------------------------------------------
-
     def totals(self) -> Table:
-        """Agreement on totals."""
         rows: list[Row] = []
         for row in self._report.agreement:
             if row.item.startswith(TOTAL):
@@ -295,7 +276,6 @@ class _Tables:
         return Table(columns, rows, WORDS["captions.agreement"])
 
     def items(self) -> Table:
-        """Agreement on items: the median over them, and the range."""
         groups: dict[tuple[str, str, str], list[AgreementRow]] = {}
         for row in self._report.agreement:
             if not row.item.startswith(TOTAL):
@@ -311,7 +291,6 @@ class _Tables:
         return Table(columns, rows, WORDS["captions.items"])
 
     def halo(self) -> Table:
-        """How far one instrument tells the other."""
         rows = [
             (f"{one.first}, {one.second}", one.n, Estimate(one.r, one.low, one.high))
             for one in self._report.halo
@@ -319,7 +298,6 @@ class _Tables:
         return Table(_columns("where", "n", "r"), rows, WORDS["captions.halo"])
 
     def corrected(self) -> Table:
-        """Each arm's total as people would rate it."""
         rows = [
             (
                 *(f"{one.instrument} {one.total}", one.judge, one.arm),
@@ -331,6 +309,10 @@ class _Tables:
         ]
         names = ("total", "judge", "arm", "judge_mean", "human_mean", "corrected", "n")
         return Table(_columns(*names), rows, WORDS["captions.corrected"])
+
+
+def _facts(facts: dict[str, str]) -> Iterator[tuple[Phrase, str]]:
+    return ((WORDS[f"facts_of_model.{key}"], text) for key, text in facts.items() if text)
 
 
 def _named(what: str, kind: str, who: str) -> Phrase:
@@ -351,12 +333,8 @@ def _median(rows: Iterable[AgreementRow], name: str) -> str:
     return f"{number(median(values))} {interval(min(values), max(values))}"
 
 
-# --- methods -------------------------------------------------------------------------------------
-# the paragraph for a paper, in Chinese and English, from what was really done
-
-
 def methods_text(report: AnalysisReport, settings: AnalysisSettings) -> Phrase:
-    """The paragraph, figures included."""
+    """The paragraph for a paper, in Chinese and English, from what was done."""
     parts = list(_sentences(report, settings))
     return Phrase(zh="".join(part.zh for part in parts), en=" ".join(part.en for part in parts))
 
@@ -386,11 +364,7 @@ def _sentences(report: AnalysisReport, settings: AnalysisSettings) -> Iterator[P
 
 
 def _rated(result: InstrumentResult) -> Phrase:
-    values = {
-        "instrument": result.title,
-        "instrument_zh": result.title_zh,
-        "scale": result.scale,
-    }
+    values = {"instrument": result.title, "instrument_zh": result.title_zh, "scale": result.scale}
     if not result.judges:
         return WORDS["methods.table"].fill(**values)
     if result.judges == (RULES,):
@@ -402,10 +376,7 @@ def _figures(result: InstrumentResult) -> Iterator[Phrase]:
     for outcome in result.outcomes:
         if outcome.omnibus is not None and outcome.explained is not None:
             yield WORDS["methods.omnibus"].fill(
-                instrument=result.title,
-                instrument_zh=result.title_zh,
-                total=outcome.name,
-                total_zh=outcome.name_zh,
+                **_names(result, outcome),
                 df=outcome.omnibus.df,
                 chi2=number(outcome.omnibus.chi2),
                 p=p_relation(outcome.omnibus.p),
@@ -415,7 +386,5 @@ def _figures(result: InstrumentResult) -> Iterator[Phrase]:
     if result.regression is not None:
         fit = result.regression.fit
         yield WORDS["methods.terms"].fill(
-            formula=result.regression.formula,
-            n=fit.n,
-            aic=number(fit.aic, 1),
+            formula=result.regression.formula, n=fit.n, aic=number(fit.aic, 1)
         )

@@ -13,20 +13,10 @@ from cbtqa.statistics.contrasts import Contrast, ExplainedVariance, Wald
 from cbtqa.statistics.mixed_model import Effect, MixedFit
 
 AlarmKind = Literal[
-    "ceiling",
-    "floor",
-    "unused",
-    "one_value",
-    "items_alike",
-    "halo",
-    "unscored",
-    "length",
-    "endings",
-    "people",
-    "bias",
-    "design",
-    "no_model",
-]
+    "people", "no_model", "ceiling", "floor", "unused", "one_value", "items_alike",
+    "halo", "unscored", "bias", "endings", "length", "design"
+]  # fmt: skip
+"""The heaviest first."""
 
 
 class Alarm(Record):
@@ -39,8 +29,6 @@ class Alarm(Record):
 
 
 class ArmResult(Record):
-    """One arm on one total."""
-
     arm: str
     n: int
     n_missing: int
@@ -65,8 +53,6 @@ class Adjusted(Record):
 
 
 class OutcomeResult(Record):
-    """One total over all arms."""
-
     instrument: str
     total: str
     name: str
@@ -126,8 +112,6 @@ class ItemProfile(Record):
 
 
 class InstrumentResult(Record):
-    """Everything about one instrument."""
-
     instrument: str
     title: str
     title_zh: str
@@ -164,28 +148,29 @@ class LengthRow(Record):
     """Sessions of fewer than five therapist turns."""
 
 
-class LengthCorrelation(Record):
+class Correlation(Record):
+    """Pearson's r with its 95 % interval."""
+
+    n: int
+    r: float
+    low: float
+    high: float
+
+
+class LengthCorrelation(Correlation):
     """Words of the therapist against a total."""
 
     instrument: str
     total: str
     scope: str
     """`pooled`, `within arms`, or an arm's name."""
-    n: int
-    r: float
-    low: float
-    high: float
 
 
-class HaloRow(Record):
-    """Headline totals of two instruments over the same sessions: how far one tells the other."""
+class HaloRow(Correlation):
+    """Headline totals of two instruments over the same sessions."""
 
     first: str
     second: str
-    n: int
-    r: float
-    low: float
-    high: float
 
 
 class AgreementRow(Record):
@@ -216,8 +201,6 @@ class CorrectedRow(Record):
 
 
 class AnalysisReport(Record):
-    """Everything the page shows."""
-
     title: str
     source: str
     arms: tuple[str, ...]

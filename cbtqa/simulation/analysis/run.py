@@ -1,36 +1,266 @@
-"""The folder an analysis leaves: page, figures as JSON and CSV, methods, manifest."""
+"""`cbtqa simulate analyse`: a judged study, or a table of scores, to a report.
+
+report, folder = run_analysis(resolved)
+report.instruments[0].outcomes[0].omnibus.p
+
+analysis/
+  report.html       one self-contained page
+  analysis.json     every figure of the page
+  scores.csv        one row per session, instrument and total
+  contrasts.csv     pairs of arms
+  methods.md        a paragraph for a paper
+  manifest.json     written last
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cbtqa.errors import DataError, UsageError
 from cbtqa.files import write_json, write_text
-from cbtqa.manifest import (
-    MANIFEST_NAME,
-    describe_file,
-    new_manifest,
-    now,
-    write_manifest,
-)
+from cbtqa.manifest import MANIFEST_NAME, describe_file, new_manifest, now, write_manifest
+from cbtqa.records import ItemRating, Session
 from cbtqa.report.table import Table
 from cbtqa.settings import Resolved
-from cbtqa.simulation.analysis.analyse import Material, analyse
+from cbtqa.simulation.analysis.agreement import agreement_rows, corrected_rows
+from cbtqa.simulation.analysis.alarms import (
+    all_alarms,
+    endings,
+    halo_rows,
+    length_correlations,
+    lengths,
+)
+from cbtqa.simulation.analysis.outcomes import (
+    analyse_outcome,
+    cronbach_alpha,
+    item_profiles,
+    item_use,
+    regress,
+)
 from cbtqa.simulation.analysis.page import analysis_page, methods_text
-from cbtqa.simulation.analysis.results import AnalysisReport
-from cbtqa.simulation.analysis.settings import AnalysisSettings
+from cbtqa.simulation.analysis.results import (
+    AgreementRow,
+    AnalysisReport,
+    CorrectedRow,
+    InstrumentResult,
+)
+from cbtqa.simulation.analysis.scores import (
+    Judged,
+    SessionScore,
+    read_judged,
+    read_people,
+    read_scores,
+    score_sessions,
+)
+from cbtqa.simulation.analysis.settings import AnalysisSettings, split_names
+from cbtqa.simulation.instruments import Instrument, load_instrument
+from cbtqa.simulation.judging.run import JUDGED
+from cbtqa.simulation.judging.task import RULES
+from cbtqa.simulation.sessions import StudyFolder, read_transcripts
 
 ANALYSIS = "analysis"
 PAGE_NAME, JSON_NAME = "report.html", "analysis.json"
 SCORES_NAME, CONTRASTS_NAME, METHODS_NAME = "scores.csv", "contrasts.csv", "methods.md"
 
 
+@dataclass(frozen=True)
+class Scored:
+    """One instrument's rows; from a study, with the ratings behind them."""
+
+    instrument: Instrument
+    rows: tuple[SessionScore, ...]
+    judged: Judged | None = None
+    people: tuple[ItemRating, ...] = ()
+
+
+@dataclass(frozen=True)
+class Material:
+    title: str
+    source: str
+    scored: tuple[Scored, ...]
+    arms: tuple[str, ...]
+    sessions: tuple[Session, ...] = ()
+    notes: tuple[str, ...] = ()
+    """Alarms from reading."""
+
+
+def analyse(resolved: Resolved[AnalysisSettings]) -> tuple[AnalysisReport, Material]:
+    """The report, and the rows behind it.
+
+    Raises:
+        DataError: a file that is not what it should be, or arms with different patients.
+        UsageError: an instrument, term or level that the data do not have.
+    """
+    settings = resolved.values
+    is_study = settings.source.is_dir() or settings.judged is not None
+    material = _from_study(settings) if is_study else _from_table(settings)
+    arms, baseline = material.arms, settings.baseline
+    if baseline is not None:
+        if baseline not in arms:
+            raise UsageError(f"no arm '{baseline}'", hint=f"arms: {', '.join(arms)}")
+        arms = (baseline, *(arm for arm in arms if arm != baseline))
+    material = _with_equal_patients(replace(material, arms=arms), settings.common_patients)
+    results, correlations = [], []
+    agreement: list[AgreementRow] = []
+    corrected: list[CorrectedRow] = []
+    for scored in material.scored:
+        results.append(_analyse_one(scored, material.arms, settings))
+        for total in scored.instrument.rubric.totals:
+            correlations += length_correlations(
+                scored.rows, scored.instrument.id, total.id, material.arms
+            )
+        if scored.judged is not None:
+            agreement += agreement_rows(scored.judged, scored.people)
+            corrected += corrected_rows(
+                scored.judged, scored.people, material.sessions, material.arms
+            )
+    headlines = {
+        one.instrument.id: (one.instrument.headline.id, one.rows) for one in material.scored
+    }
+    first = material.scored[0].rows
+    n_patients = len({row.patient for row in first})
+    report = AnalysisReport(
+        title=settings.title or material.title,
+        source=material.source,
+        arms=material.arms,
+        n_sessions=len({row.session_id for row in first}),
+        n_patients=n_patients,
+        is_rules=any(RULES in result.judges for result in results),
+        instruments=tuple(results),
+        endings=tuple(endings(material.sessions, material.arms)) if material.sessions else (),
+        lengths=tuple(lengths(first, material.arms)),
+        correlations=tuple(correlations),
+        halo=tuple(halo_rows(headlines)),
+        agreement=tuple(agreement),
+        corrected=tuple(corrected),
+        alarms=(),
+        methods="",
+    )
+    judged = [scored.judged for scored in material.scored]
+    alarms = tuple(all_alarms(report, judged, material.notes))
+    report = report.model_copy(update={"alarms": alarms})
+    return report.model_copy(update={"methods": methods_text(report, settings).en}), material
+
+
+def _from_table(settings: AnalysisSettings) -> Material:
+    if len(settings.instrument) != 1:
+        raise UsageError(
+            "a table of scores holds one instrument: name it",
+            hint="add --instrument ctrs-ladder (or ctrs, cts-r, act-fm, tes, or your rubric file)",
+        )
+    if settings.human:
+        raise UsageError("--human needs a judged study: a table does not name its sessions")
+    instrument = load_instrument(settings.instrument[0])
+    rows = read_scores(settings.source, instrument, settings)
+    arms = tuple(dict.fromkeys(row.arm for row in rows))
+    name = settings.source.name
+    return Material(name, name, (Scored(instrument, rows),), arms)
+
+
+def _from_study(settings: AnalysisSettings) -> Material:
+    folder = StudyFolder(settings.source)
+    study = folder.study() if settings.source.is_dir() else None
+    sessions = tuple(read_transcripts(settings.source))
+    judged = read_judged(settings.judged or settings.source / JUDGED)
+    unknown = [name for name in settings.instrument if name not in judged]
+    if unknown:
+        raise UsageError(
+            f"nobody has judged on '{unknown[0]}'", hint=f"judged: {', '.join(judged)}"
+        )
+    if settings.instrument:
+        judged = {name: judged[name] for name in settings.instrument}
+    people: dict[str, list[ItemRating]] = {name: [] for name in judged}
+    for path in settings.human:
+        instruments = [one.instrument for one in judged.values()]
+        rated, ratings = read_people(path, instruments, sessions)
+        people[rated] += ratings
+    levels = {arm.name: arm.levels for arm in study.arms} if study else {}
+    scored = [
+        Scored(one.instrument, score_sessions(one, sessions, levels), one, tuple(people[name]))
+        for name, one in judged.items()
+    ]
+    found = tuple(dict.fromkeys(session.arm for session in sessions))
+    declared = tuple(arm.name for arm in study.arms) if study else ()
+    arms = tuple(arm for arm in declared if arm in found) or found
+    notes = tuple(note for one in judged.values() for note in _gaps(one, sessions))
+    title = (study.title or study.id) if study else settings.source.name
+    return Material(title, settings.source.name, tuple(scored), arms, sessions, notes)
+
+
+def _gaps(judged: Judged, sessions: Sequence[Session]) -> Iterable[str]:
+    """Judges that have not ended, and sessions that no judge was given."""
+    name = judged.instrument.id
+    for folder in judged.unfinished:
+        yield f"{name}: the judge {folder} has not ended and is left out"
+    for judge, ratings in judged.ratings.items():
+        known = {one.session_id for one in ratings}
+        n_lacking = sum(session.id not in known for session in sessions)
+        if n_lacking:
+            yield (
+                f"{name}: {judge} was not given {n_lacking} of {len(sessions)} sessions; "
+                "cbtqa simulate judge continues"
+            )
+
+
+def _with_equal_patients(material: Material, is_common: bool) -> Material:
+    """Arms are compared on the same patients, or not at all."""
+    patients = {
+        arm: {row.patient for one in material.scored for row in one.rows if row.arm == arm}
+        for arm in material.arms
+    }
+    every = set.union(*patients.values())
+    shared = set.intersection(*patients.values())
+    if every == shared:
+        return material
+    lacking = {arm: sorted(every - own) for arm, own in patients.items() if every - own}
+    arm, names = next(iter(lacking.items()))
+    if not is_common or len(shared) < 2:
+        raise DataError(
+            f"arms have different patients: {arm} lacks {', '.join(names[:3])}"
+            f"{' and more' if len(names) > 3 else ''}; {len(shared)} patients are in every arm",
+            hint="finish the study, or add --common-patients to compare on those that all have",
+        )
+    scored = tuple(
+        replace(one, rows=tuple(row for row in one.rows if row.patient in shared))
+        for one in material.scored
+    )
+    sessions = tuple(s for s in material.sessions if s.profile_id in shared)
+    note = f"{len(every - shared)} patients are left out: not every arm has them"
+    return replace(material, scored=scored, sessions=sessions, notes=(*material.notes, note))
+
+
+def _analyse_one(
+    scored: Scored, arms: Sequence[str], settings: AnalysisSettings
+) -> InstrumentResult:
+    instrument, rows = scored.instrument, scored.rows
+    ratings = scored.judged.all_ratings() if scored.judged else None
+    return InstrumentResult(
+        instrument=instrument.id,
+        title=instrument.rubric.title.to("en"),
+        title_zh=instrument.rubric.title.to("zh"),
+        scale=instrument.scale,
+        source=instrument.rubric.source,
+        judges=tuple(scored.judged.ratings) if scored.judged else (),
+        n_sessions=len(rows),
+        alpha=cronbach_alpha(instrument, rows),
+        outcomes=tuple(
+            analyse_outcome(rows, instrument, total, arms, settings)
+            for total in instrument.rubric.totals
+        ),
+        regression=regress(rows, instrument, settings) if split_names(settings.terms) else None,
+        profile=tuple(item_profiles(instrument, rows, arms)),
+        use=tuple(item_use(instrument, rows, ratings)),
+    )
+
+
 def run_analysis(resolved: Resolved[AnalysisSettings]) -> tuple[AnalysisReport, Path]:
-    """Analyses and writes the folder; gives the report and where it lies.
+    """Analyses and writes the folder; gives the report and the folder.
 
     Raises:
         DataError: there is no such source.
-        UsageError: a table without `out`; else what `analysis.analyse` raises.
+        UsageError: a table without `out`; else as `analyse`.
     """
     started, settings = now(), resolved.values
     if not settings.source.exists():

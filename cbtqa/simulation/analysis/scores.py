@@ -9,9 +9,11 @@ missing, and so are the totals that want it.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from cbtqa.files import parse_record, read_json, read_jsonl, read_rows
 from cbtqa.manifest import MANIFEST_NAME, read_manifest
 from cbtqa.ratings.rubric import Rubric
 from cbtqa.records import ItemRating, Session
+from cbtqa.simulation.analysis.settings import ColumnSettings, split_names
 from cbtqa.simulation.instruments import Instrument, TotalScore
 from cbtqa.simulation.judging.run import INSTRUMENT_NAME, RATINGS_NAME
 from cbtqa.simulation.judging.task import shown_turns
@@ -52,6 +55,9 @@ class SessionScore:
         return next(one.value for one in self.totals if one.total == name)
 
 
+Scores = Sequence[SessionScore]
+
+
 @dataclass(frozen=True)
 class Judged:
     """All judges' ratings on one instrument."""
@@ -63,7 +69,6 @@ class Judged:
     """Folders of judges that have not ended."""
 
     def all_ratings(self) -> list[ItemRating]:
-        """Every judge's ratings."""
         return [one for ratings in self.ratings.values() for one in ratings]
 
 
@@ -112,7 +117,7 @@ def score_sessions(
     judged: Judged,
     sessions: Sequence[Session],
     levels: Mapping[str, Mapping[str, str]] | None = None,
-) -> list[SessionScore]:
+) -> tuple[SessionScore, ...]:
     """Every session that any judge was given, in the order of the sessions.
 
     Args:
@@ -125,7 +130,7 @@ def score_sessions(
         if not per_judge:
             continue
         values = {
-            item.id: _mean(means.get(item.id) for means in per_judge)
+            item.id: mean_of(means.get(item.id) for means in per_judge)
             for item in judged.instrument.items
         }
         said = [turn.text for turn in shown_turns(session) if turn.role == "therapist"]
@@ -146,7 +151,7 @@ def score_sessions(
                 stop_reason=session.stop_reason,
             )
         )
-    return scores
+    return tuple(scores)
 
 
 def all_totals(
@@ -157,51 +162,21 @@ def all_totals(
     return (*instrument.totals(values), *areas)
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
+def mean_of(values: Iterable[float | None]) -> float | None:
+    """The mean of the known values; None without any."""
     kept = [value for value in values if value is not None]
     return sum(kept) / len(kept) if kept else None
 
 
-# --- score files ---------------------------------------------------------------------------------
-# Scores that lie in a table already: CSV, TSV, JSONL or Parquet, one row per session.
-#
-#     read_scores(Path("scores.csv"), load_instrument("ctrs-ladder"), ScoreColumns(arm="system"))
-#
-# The columns are named by `ScoreColumns`; item columns find their item by id or name, or by
-# words that begin like the item's id ("Focusing on Key Cognitions" is `focus`), each item once.
+# --- tables with one row per session -------------------------------------------------------------
 
 MISSING = frozenset({"", "na", "n/a", "nan", "none", "null", "-"})
 
 
-@dataclass(frozen=True)
-class ScoreColumns:
-    """Which column holds what."""
-
-    patient: str = "patient"
-    arm: str = "arm"
-    session: str = "session"
-    """May be absent: then every row is session 1."""
-    words: str | None = None
-    """Words of the therapist, for the length audit."""
-    items: tuple[str, ...] = ()
-    """`COLUMN=item`, where the name alone does not tell."""
-    arm_factors: tuple[str, ...] = ()
-    """Names of the factors that arm names are made of."""
-    separator: str = "_"
-    """Between them."""
-
-
-@dataclass(frozen=True)
-class ScoreFile:
-    """What was read."""
-
-    scores: tuple[SessionScore, ...]
-    mapping: Mapping[str, str]
-    """Column to item."""
-
-
-def read_scores(path: Path, instrument: Instrument, columns: ScoreColumns) -> ScoreFile:
-    """Scores of sessions from a table.
+def read_scores(
+    path: Path, instrument: Instrument, settings: ColumnSettings
+) -> tuple[SessionScore, ...]:
+    """Scores of sessions from a table (CSV, TSV, JSONL or Parquet), one row per session.
 
     Raises:
         DataError: `file:line:column` of a value that is no rating on the item's scale, a missing
@@ -212,15 +187,15 @@ def read_scores(path: Path, instrument: Instrument, columns: ScoreColumns) -> Sc
     scores: list[SessionScore] = []
     for where, row in read_rows(path):
         if not mapping:
-            mapping = match_items(list(row), instrument, columns)
-            for name in (columns.patient, columns.arm):
+            mapping = _match_items(list(row), instrument, settings)
+            for name in (settings.patient_column, settings.arm_column):
                 if name not in row:
                     hint = f"columns: {', '.join(row)}"
                     raise DataError(f"no column '{name}'", where=where, hint=hint)
-        scores.append(_score(where, row, len(scores) + 1, mapping, instrument, columns))
+        scores.append(_score(where, row, len(scores) + 1, mapping, instrument, settings))
     if not scores:
         raise DataError("holds no row", where=str(path))
-    return ScoreFile(tuple(scores), mapping)
+    return tuple(scores)
 
 
 def _score(
@@ -229,42 +204,37 @@ def _score(
     number: int,
     mapping: Mapping[str, str],
     instrument: Instrument,
-    columns: ScoreColumns,
+    settings: ColumnSettings,
 ) -> SessionScore:
     values = {
         item: _rating(row.get(column), instrument.scales[item], f"{where}:{column}")
         for column, item in mapping.items()
     }
-    arm = str(row[columns.arm]).strip()
-    if not arm or not str(row[columns.patient]).strip():
+    arm = str(row[settings.arm_column]).strip()
+    if not arm or not str(row[settings.patient_column]).strip():
         raise DataError("an empty arm or patient", where=where)
     numbers = {"session": 1.0}
-    for name, column in (("session", columns.session), ("words", columns.words)):
+    for name, column in (("session", settings.session_column), ("words", settings.words_column)):
         if column is not None and column in row:
             numbers[name] = _number(row[column], f"{where}:{column}")
     return SessionScore(
         session_id=f"row {number}",
         arm=arm,
-        patient=str(row[columns.patient]).strip(),
+        patient=str(row[settings.patient_column]).strip(),
         number=int(numbers["session"]),
         values=values,
         totals=all_totals(instrument, values),
-        factors=_factors(arm, columns, where),
+        factors=_factors(arm, settings, where),
         numbers=numbers,
     )
 
 
-def _factors(arm: str, columns: ScoreColumns, where: str) -> dict[str, str]:
-    if not columns.arm_factors:
-        return {}
-    parts = arm.split(columns.separator)
-    if len(parts) != len(columns.arm_factors):
-        raise DataError(
-            f"arm '{arm}' has {len(parts)} parts at '{columns.separator}', expected "
-            f"{', '.join(columns.arm_factors)}",
-            where=where,
-        )
-    return dict(zip(columns.arm_factors, parts, strict=True))
+def _factors(arm: str, settings: ColumnSettings, where: str) -> dict[str, str]:
+    names, parts = split_names(settings.arm_factors), arm.split(settings.arm_separator)
+    if names and len(parts) != len(names):
+        found = f"arm '{arm}' has {len(parts)} parts at '{settings.arm_separator}'"
+        raise DataError(f"{found}, expected {', '.join(names)}", where=where)
+    return dict(zip(names, parts, strict=True)) if names else {}
 
 
 def _rating(value: object, scale: tuple[int, int], where: str) -> float | None:
@@ -273,32 +243,36 @@ def _rating(value: object, scale: tuple[int, int], where: str) -> float | None:
         return None
     number = _number(value, where)
     if not scale[0] <= number <= scale[1]:
-        raise DataError(f"{text} lies outside {scale[0]}-{scale[1]}", where=where)
+        raise DataError(f"{text} is outside {scale[0]}-{scale[1]}", where=where)
     return number
 
 
 def _number(value: object, where: str) -> float:
-    try:
+    with suppress(ValueError):
         number = float(str(value))
-    except ValueError:
-        raise DataError(f"{value!r} is no number", where=where) from None
-    if number != number or abs(number) == float("inf"):
-        raise DataError(f"{value!r} is no number", where=where)
-    return number
+        if math.isfinite(number):
+            return number
+    raise DataError(f"{value!r} is no number", where=where)
 
 
-def match_items(
-    names: Sequence[str], instrument: Instrument, columns: ScoreColumns
+def _match_items(
+    names: Sequence[str], instrument: Instrument, settings: ColumnSettings
 ) -> dict[str, str]:
-    """Column to item.
-
-    Raises:
-        UsageError: an item without a column, with two, or a mapping that names nothing.
+    """Column to item: as `--item` has it, else by the item's id or name, else by words that begin
+    like the id's ("Focusing on Key Cognitions" is `focus`); each item once.
     """
-    given = _given(names, instrument, columns.items)
-    taken = {columns.patient, columns.arm, columns.session, columns.words}
-    free = [name for name in names if name not in given and name not in taken]
-    mapping = dict(given)
+    mapping: dict[str, str] = {}
+    for entry in settings.item:
+        column, _, name = entry.rpartition("=")
+        if column not in names or name not in instrument.scales:
+            raise UsageError(
+                f"--item {entry}: expected COLUMN=item",
+                hint=f"items: {', '.join(instrument.scales)}; columns: {', '.join(names)}",
+            )
+        mapping[column] = name
+    taken = {settings.patient_column, settings.arm_column}
+    taken |= {settings.session_column, settings.words_column or ""}
+    free = [name for name in names if name not in mapping and name not in taken]
     for item in instrument.items:
         if item.id in mapping.values():
             continue
@@ -316,61 +290,51 @@ def match_items(
     return mapping
 
 
-def _given(names: Sequence[str], instrument: Instrument, given: Sequence[str]) -> dict[str, str]:
-    mapping = {}
-    for entry in given:
-        column, _, item = entry.rpartition("=")
-        if column not in names or item not in instrument.scales:
-            raise UsageError(
-                f"--item {entry}: expected COLUMN=item",
-                hint=f"items: {', '.join(instrument.scales)}; columns: {', '.join(names)}",
-            )
-        mapping[column] = item
-    return mapping
-
-
 def _begins_alike(item: str, column: str) -> bool:
     """True when every word of the id begins a word of the column."""
     words = re.findall(r"[a-z0-9]+", column.lower())
     return all(any(word.startswith(part) for word in words) for part in item.split("_"))
 
 
-# --- human ratings -------------------------------------------------------------------------------
-# Ratings of sessions by people, from `cbtqa rate`, as the same records that judges leave.
-#
-#     name, ratings = read_people(Path("study/report/ratings.jsonl"), instruments, sessions)
-#
-# In a rating study a session is named by its patient and its arm (`profile`, or `profile/s2/r1`
-# where a patient has several), or by the session's own id.
+# --- ratings by people ---------------------------------------------------------------------------
 
 WANTED = ("system", "rater", "criterion", "value", "low", "high")
 Row = tuple[str, dict[str, Any]]
-"""Where a row stands, and what it holds."""
+"""The place of a row, and the row."""
 
 
 def read_people(
     path: Path, instruments: Sequence[Instrument], sessions: Sequence[Session]
 ) -> tuple[str, list[ItemRating]]:
-    """The instrument that people rated on, and their ratings of these sessions.
+    """The instrument that people rated on in `cbtqa rate`, and their ratings of these sessions.
 
-    The form is known by its items and their ranges: CTRS and CTS-R share names of items.
-    Calibration items, second showings and other sessions are left out.
+    A session is named by its patient and arm (`profile`, or `profile/s2/r1` where a patient has
+    several) or by its own id. The form is known by its items and their ranges: CTRS and CTS-R
+    share names of items. Calibration items, second showings and other sessions are left out.
 
     Raises:
         DataError: a column is missing, a value is no rating, another form, or no row is of a
             session here.
         UsageError: ratings on another ladder.
     """
-    rows = list(_checked(path))
+    rows = list(read_rows(path))
+    for where, row in rows:
+        if missing := [name for name in WANTED if name not in row]:
+            hint = "--human takes ratings.jsonl of a rating study's report folder"
+            raise DataError(f"no column '{missing[0]}'", where=where, hint=hint)
     instrument = _instrument_of(path, rows, instruments)
-    by_name = _names(sessions)
+    by_name: dict[tuple[str, str], str] = {}
+    for one in sessions:
+        is_first = (one.number, one.replicate) == (1, 1)
+        name = one.profile_id if is_first else f"{one.profile_id}/s{one.number}/r{one.replicate}"
+        by_name |= {(name, one.arm): one.id, (one.id, ""): one.id}
     found = []
     for where, row in rows:
         is_counted = row.get("phase", "main") == "main" and not int(row.get("repeat") or 0)
         session_id = by_name.get((str(row.get("question_id")), str(row["system"])))
         session_id = session_id or by_name.get((str(row.get("session_id")), ""))
         if is_counted and session_id is not None:
-            found.append(_human_ratings_rating(row, session_id, instrument, where))
+            found.append(_rating_by_person(row, session_id, instrument, where))
     if not found:
         arms = ", ".join(sorted({str(row["system"]) for _, row in rows}))
         raise DataError(
@@ -381,35 +345,21 @@ def read_people(
     return instrument.id, found
 
 
-def _checked(path: Path) -> Iterator[Row]:
-    for where, row in read_rows(path):
-        missing = [name for name in WANTED if name not in row]
-        if missing:
-            raise DataError(
-                f"no column '{missing[0]}'",
-                where=where,
-                hint="--human takes ratings.jsonl of a rating study's report folder",
-            )
-        yield where, row
-
-
 def _instrument_of(
     path: Path, rows: Sequence[Row], instruments: Sequence[Instrument]
 ) -> Instrument:
     """The one with just these items, on just these ranges."""
-    items = {str(row["criterion"]) for _, row in rows}
-    alike = [one for one in instruments if set(one.scales) == items]
     theirs = {str(row["criterion"]): (_int(row["low"]), _int(row["high"])) for _, row in rows}
-    for one in alike:
-        if theirs == one.scales:
-            return one
+    alike = [one for one in instruments if set(one.scales) == set(theirs)]
     if not alike:
         known = ", ".join(one.id for one in instruments)
-        shown = ", ".join(sorted(items)[:4])
+        shown = ", ".join(sorted(theirs)[:4])
         raise DataError(
-            f"rates {len(items)} criteria ({shown} ...), which are the items of none of: {known}",
+            f"rates {len(theirs)} criteria ({shown} ...), which are the items of none of: {known}",
             where=str(path),
         )
+    if same := [one for one in alike if one.scales == theirs]:
+        return same[0]
     one = alike[0]
     item = next(name for name, scale in one.scales.items() if theirs[name] != scale)
     low, high = one.scales[item]
@@ -425,35 +375,21 @@ def _int(value: object) -> int | None:
     return int(text) if text.lstrip("-").isdigit() else None
 
 
-def _names(sessions: Sequence[Session]) -> dict[tuple[str, str], str]:
-    names = {}
-    for session in sessions:
-        place = f"{session.profile_id}/s{session.number}/r{session.replicate}"
-        if (session.number, session.replicate) == (1, 1):
-            place = session.profile_id
-        names[place, session.arm] = session.id
-        names[session.id, ""] = session.id
-    return names
-
-
-def _human_ratings_rating(
+def _rating_by_person(
     row: dict[str, Any], session_id: str, instrument: Instrument, where: str
 ) -> ItemRating:
     item, value = str(row["criterion"]), row["value"]
     low, high = instrument.scales[item]
-    if value in (None, ""):
-        value = None
-    elif str(value) not in map(str, range(low, high + 1)):
-        raise DataError(
-            f"{value!r} is not a whole number from {low} to {high}", where=f"{where}:value"
-        )
-    reason = None if value is not None else str(row.get("unrated_reason") or "open")
+    is_open = value in (None, "")
+    if not is_open and str(value) not in map(str, range(low, high + 1)):
+        message = f"{value!r} is not a whole number from {low} to {high}"
+        raise DataError(message, where=f"{where}:value")
     return ItemRating(
         session_id=session_id,
         instrument=instrument.id,
         item=item,
-        value=None if value is None else int(str(value)),
-        unscored_reason=reason,
+        value=None if is_open else int(str(value)),
+        unscored_reason=str(row.get("unrated_reason") or "open") if is_open else None,
         evidence=str(row["evidence"]) if row.get("evidence") else None,
         judge=str(row["rater"]),
     )

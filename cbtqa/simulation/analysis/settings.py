@@ -9,8 +9,6 @@ from pydantic import Field
 
 from cbtqa.report.page import Lang
 from cbtqa.settings import Settings
-from cbtqa.simulation.analysis.outcomes import Choices
-from cbtqa.simulation.analysis.scores import ScoreColumns
 from cbtqa.statistics.mixed_model import Method
 
 
@@ -53,7 +51,7 @@ class ColumnSettings(Settings):
 
 
 class AnalysisSettings(ModelSettings, ColumnSettings):
-    """Everything `cbtqa simulate analyse` can be told."""
+    """All settings of `cbtqa simulate analyse`."""
 
     source: Path = Path("cbtqa-study")
     """Judged study folder, or a table with one row per session."""
@@ -64,7 +62,7 @@ class AnalysisSettings(ModelSettings, ColumnSettings):
     human: tuple[Path, ...] = ()
     """Ratings by people (ratings.jsonl of a rating study)."""
     baseline: str | None = None
-    """Arm to stand first."""
+    """Arm that comes first."""
     common_patients: bool = False
     """Leave out patients that not every arm has."""
     title: str | None = None
@@ -73,24 +71,6 @@ class AnalysisSettings(ModelSettings, ColumnSettings):
     """Main language of the report: en or zh."""
     out: Path | None = None
     """Folder of the results (default: analysis/ in the study)."""
-
-    @property
-    def columns(self) -> ScoreColumns:
-        """Columns of a table."""
-        return ScoreColumns(
-            patient=self.patient_column,
-            arm=self.arm_column,
-            session=self.session_column,
-            words=self.words_column,
-            items=self.item,
-            arm_factors=split_names(self.arm_factors),
-            separator=self.arm_separator,
-        )
-
-    @property
-    def choices(self) -> Choices:
-        """How models are fitted."""
-        return Choices(self.method, self.bootstrap, self.seed)
 
 
 def split_names(text: str | None) -> tuple[str, ...]:

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,30 +23,22 @@ from pydantic import Field
 
 from cbtqa.errors import ConfigError, DataError, UsageError
 from cbtqa.files import parse_record, read_json, write_json, write_jsonl
-from cbtqa.judging.asking import JudgingSettings, rate
+from cbtqa.judging.asking import JudgingSettings, Verdict, rate
 from cbtqa.llm.batch import OnProgress
 from cbtqa.llm.chat import Sampling
 from cbtqa.llm.cost import Estimate, Price, sum_estimates
 from cbtqa.llm.runs import Run, Service, estimate_run, open_run
-from cbtqa.manifest import (
-    MANIFEST_NAME,
-    describe_file,
-    new_manifest,
-    now,
-    write_manifest,
-)
+from cbtqa.manifest import MANIFEST_NAME, Manifest, describe_file, new_manifest, now, write_manifest
 from cbtqa.ratings.rubric import Rubric
 from cbtqa.records import ItemRating, Record, Session, Usage
 from cbtqa.settings import Resolved
 from cbtqa.simulation.instruments import Instrument, load_instrument
 from cbtqa.simulation.judging.task import (
     RULES,
-    JudgeLimits,
-    RuleJudge,
     SessionAsk,
     SessionJudge,
     make_rating,
-    unfit_ratings,
+    rate_by_rules,
     unfit_reason,
 )
 from cbtqa.simulation.playing.players import endpoint_of
@@ -60,7 +53,7 @@ REPLY_TOKENS = 60
 
 
 class SessionJudgeSettings(JudgingSettings):
-    """Everything `cbtqa simulate judge` can be told."""
+    """Flags of `cbtqa simulate judge`."""
 
     sessions: Path = Path("cbtqa-study")
     """Study folder, or a file with transcripts."""
@@ -82,15 +75,6 @@ class SessionJudgeSettings(JudgingSettings):
     """Longer transcripts stay unscored (estimated tokens)."""
     out: Path | None = None
     """Folder of journals and ratings (default: judged/ in the study)."""
-
-    @property
-    def judge_limits(self) -> JudgeLimits:
-        """What a judge is still given to read."""
-        return JudgeLimits(self.max_turns, self.max_transcript_tokens)
-
-
-# --- judges --------------------------------------------------------------------------------------
-# Which judges rate a study: those named on the command line, those it declares, or the rules.
 
 
 @dataclass(frozen=True)
@@ -151,9 +135,6 @@ def _declared(
     return JudgeSpec(player.model, service, default.model_copy(update=own), n_repeats)
 
 
-# --- run -----------------------------------------------------------------------------------------
-
-
 class JudgedForm(Record):
     """One judge on one instrument, when it has ended."""
 
@@ -171,8 +152,6 @@ class JudgedForm(Record):
 
 @dataclass(frozen=True)
 class _Work:
-    """One judge on one instrument."""
-
     resolved: Resolved[SessionJudgeSettings]
     sessions: tuple[Session, ...]
     unfit: dict[str, str]
@@ -195,11 +174,25 @@ class _Work:
         n_repeats = self.judge.n_repeats
         return [SessionAsk.of(one, repeat + 1) for one in fit for repeat in range(n_repeats)]
 
+    def unfit_ratings(self) -> Iterator[ItemRating]:
+        """Every item of a session that is not sent, with the reason."""
+        for name, reason in self.unfit.items():
+            for repeat in range(1, self.judge.n_repeats + 1):
+                for item in self.instrument.items:
+                    yield ItemRating(
+                        session_id=name,
+                        instrument=self.instrument.id,
+                        item=item.id,
+                        value=None,
+                        unscored_reason=reason,
+                        judge=self.judge.name,
+                        repeat=repeat,
+                    )
+
     def task(self, service: Service) -> SessionJudge:
-        prompt, sampling = self.resolved.values.prompt, self.judge.sampling
-        return SessionJudge(
-            self.instrument, sampling, service.model, host=service.host, prompt=prompt
-        )
+        rubric, sampling = self.instrument.rubric, self.judge.sampling
+        prompt = self.resolved.values.prompt
+        return SessionJudge(rubric, rubric.id, sampling, service.model, service.host, prompt)
 
 
 def judge_sessions(
@@ -265,8 +258,8 @@ def _prepare(resolved: Resolved[SessionJudgeSettings]) -> list[_Work]:
         raise UsageError("there are no sessions to judge", hint="cbtqa simulate run")
     judges = tuple(judges_of(settings, study))
     instruments = [load_instrument(name, settings.wording) for name in dict.fromkeys(names)]
-    reasons = {one.id: unfit_reason(one, settings.judge_limits) for one in sessions}
-    unfit = {name: reason for name, reason in reasons.items() if reason}
+    most = settings.max_turns, settings.max_transcript_tokens
+    unfit = {one.id: reason for one in sessions if (reason := unfit_reason(one, *most))}
     return [
         _Work(resolved, sessions, unfit, instrument, judge, out)
         for instrument in instruments
@@ -274,100 +267,82 @@ def _prepare(resolved: Resolved[SessionJudgeSettings]) -> list[_Work]:
     ]
 
 
-# --- doing it ------------------------------------------------------------------------------------
-
-
 def _judge_one(work: _Work, on_progress: OnProgress | None) -> JudgedForm:
     started, service = now(), work.judge.service
     if service is None:
         _begin(work)
-        rules = RuleJudge(work.instrument)
-        ratings = [
-            make_rating(ask, work.instrument.id, item, verdict, RULES)
+        verdicts: Iterable[tuple[SessionAsk, str, Verdict]] = (
+            (ask, item, verdict)
             for ask in work.asks()
-            for item, verdict in rules.rate(ask).items()
-        ]
-        return _finish(work, ratings, started, None, {})
+            for item, verdict in rate_by_rules(work.instrument, ask).items()
+        )
+        return _finish(work, verdicts, partial(new_manifest, started_at=started))
     task = work.task(service)
     with open_run(
         work.folder / JOURNAL_NAME,
         task.fingerprint(),
         service,
         what="the transcripts",
-        hint="ratings made otherwise lie there: name another folder with --out",
+        hint="ratings made otherwise are in it: name another folder with --out",
     ) as run:
         _begin(work)
-        ratings = [
-            make_rating(ask, work.instrument.id, item, verdict, task.model)
-            for ask, item, verdict in rate(run, work.asks(), task, on_progress)
-        ]
-        return _finish(work, ratings, started, run, {task.prompt.name: task.prompt.sha256})
+        verdicts = rate(run, work.asks(), task, on_progress)
+        prompts = {task.prompt.name: task.prompt.sha256}
+        return _finish(work, verdicts, partial(run.manifest, prompts=prompts), run)
 
 
 def _begin(work: _Work) -> None:
-    _keep_instrument(work.folder.parent / INSTRUMENT_NAME, work.instrument)
+    """Writes the form beside its judges, once: two forms of one name never share a folder."""
+    path, instrument = work.folder.parent / INSTRUMENT_NAME, work.instrument
+    if not path.exists():
+        write_json(path, instrument.printable)
+    elif parse_record(Rubric, read_json(path), str(path)) != instrument.printable:
+        raise ConfigError(
+            f"{path.parent} holds ratings on another form called '{instrument.id}'",
+            hint="name another folder with --out, or give your rubric an id of its own",
+        )
     (work.folder / MANIFEST_NAME).unlink(missing_ok=True)
 
 
 def _finish(
     work: _Work,
-    ratings: list[ItemRating],
-    started: str,
-    run: Run | None,
-    prompts: dict[str, str],
+    verdicts: Iterable[tuple[SessionAsk, str, Verdict]],
+    make_manifest: Callable[..., Manifest],
+    run: Run | None = None,
 ) -> JudgedForm:
-    """Writes ratings and manifest."""
     folder, instrument, judge = work.folder, work.instrument, work.judge
-    for session in work.sessions:
-        if reason := work.unfit.get(session.id):
-            ratings += unfit_ratings(session, instrument, reason, judge.name, judge.n_repeats)
+    ratings = [
+        make_rating(ask, instrument.id, item, verdict, judge.name)
+        for ask, item, verdict in verdicts
+    ]
+    ratings += work.unfit_ratings()
     write_jsonl(folder / RATINGS_NAME, ratings)
-    form = _form(work, ratings, run)
-    source = work.resolved.values.sessions
-    path = StudyFolder(source).sessions_path if source.is_dir() else source
-    made: dict[str, Any] = {
-        "inputs": (describe_file(path),),
-        "prompts": prompts,
-        "counts": {
-            **form.model_dump(mode="json", exclude={"usage", "cost"}),
-            "instrument_sha256": instrument.rubric.sha256,
-            "wording": instrument.wording,
-            "host": judge.service.host if judge.service else None,
-        },
-        "files": (describe_file(folder / RATINGS_NAME, folder),),
-    }
-    manifest = (
-        run.manifest(KIND, work.resolved, **made)
-        if run
-        else new_manifest(KIND, work.resolved, started, **made)
-    )
-    write_manifest(folder, manifest)
-    return form
-
-
-def _keep_instrument(path: Path, instrument: Instrument) -> None:
-    """Writes the form beside its judges, once: two forms of one name never share a folder."""
-    if path.exists():
-        if parse_record(Rubric, read_json(path), str(path)) != instrument.printable:
-            raise ConfigError(
-                f"{path.parent} holds ratings on another form called '{instrument.id}'",
-                hint="name another folder with --out, or give your rubric an id of its own",
-            )
-        return
-    write_json(path, instrument.printable)
-
-
-def _form(work: _Work, ratings: Sequence[ItemRating], run: Run | None) -> JudgedForm:
     reasons = (one.unscored_reason.partition(":")[0] for one in ratings if one.unscored_reason)
     cost = run.cost if run else None
-    return JudgedForm(
-        judge=work.judge.name,
-        instrument=work.instrument.id,
+    form = JudgedForm(
+        judge=judge.name,
+        instrument=instrument.id,
         n_sessions=len(work.sessions),
-        n_repeats=work.judge.n_repeats,
+        n_repeats=judge.n_repeats,
         n_ratings=len(ratings),
         n_scored=sum(one.value is not None for one in ratings),
         unscored=dict(Counter(reasons)),
         usage=run.usage if run else None,
         cost=cost["amount"] if cost else None,
     )
+    source = work.resolved.values.sessions
+    path = StudyFolder(source).sessions_path if source.is_dir() else source
+    manifest = make_manifest(
+        KIND,
+        work.resolved,
+        inputs=(describe_file(path),),
+        counts={
+            **form.model_dump(mode="json", exclude={"usage", "cost"}),
+            "instrument_sha256": instrument.rubric.sha256,
+            "wording": instrument.wording,
+            "host": judge.service.host if judge.service else None,
+        },
+        files=(describe_file(folder / RATINGS_NAME, folder),),
+    )
+    write_manifest(folder, manifest)
+    return form

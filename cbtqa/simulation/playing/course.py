@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from importlib.resources import files
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from cbtqa.errors import ConfigError
-from cbtqa.files import parse_yaml
 from cbtqa.records import NonEmptyText, Record
+from cbtqa.simulation.study import shipped_yaml
 
 
 class Phase(Record):
@@ -38,8 +37,6 @@ class Part(Record):
 
 
 class Course(Record):
-    """course.cbt.yaml as a whole."""
-
     id: NonEmptyText
     phases: tuple[Phase, ...]
     scripts: dict[int, str]
@@ -47,22 +44,12 @@ class Course(Record):
     parts: tuple[Part, ...]
     closing_phrases: tuple[str, ...]
     forbidden: dict[str, str]
-    """What may not stand in a spoken text, as regular expressions."""
+    """Regular expressions that no spoken text may match."""
     summary_words: int
     """Fewest words of a summary."""
 
-    @model_validator(mode="after")
-    def _phases_follow_each_other(self) -> Course:
-        expected = 1
-        for phase in self.phases:
-            if phase.first != expected or phase.last < phase.first:
-                raise ValueError(f"phase {phase.id} does not begin with session {expected}")
-            expected = phase.last + 1
-        return self
-
     @property
     def n_sessions(self) -> int:
-        """Sessions of the whole course."""
         return self.phases[-1].last
 
     def phase_of(self, number: int) -> Phase:
@@ -78,16 +65,9 @@ class Course(Record):
 
     def is_closing(self, text: str) -> bool:
         """Whether a text takes leave. Used for written parts only, never to end a session."""
-        return _any(self.closing_phrases).search(text) is not None
-
-
-@cache
-def _any(patterns: tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile("|".join(f"(?:{one})" for one in patterns), re.IGNORECASE)
+        return any(re.search(one, text, re.IGNORECASE) for one in self.closing_phrases)
 
 
 @cache
 def cbt_course() -> Course:
-    """The shipped course of twenty sessions."""
-    text = files("cbtqa.simulation").joinpath("course.cbt.yaml").read_text(encoding="utf-8")
-    return Course.model_validate(parse_yaml(text))
+    return Course.model_validate(shipped_yaml("course.cbt.yaml"))

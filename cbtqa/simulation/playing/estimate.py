@@ -2,13 +2,14 @@
 
     estimate_study(load_study(path)).n_requests
 
-Every session is counted to its most turns and nothing as turned away, so that a study with an end
-token mostly takes less. Lengths of replies are assumed and stand below.
+Every session is counted to its most turns and no draft as rejected, so that a study with an end
+token mostly takes less. Lengths of replies are assumed, below.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from cbtqa.llm.cost import MESSAGE_TOKENS, Estimate, sum_estimates, time_of
@@ -16,8 +17,7 @@ from cbtqa.llm.journal import Journal
 from cbtqa.llm.limits import Limits
 from cbtqa.records import Usage
 from cbtqa.simulation.playing.course import cbt_course
-from cbtqa.simulation.playing.courses import plan_courses
-from cbtqa.simulation.playing.messages import Casting, tokens_of
+from cbtqa.simulation.playing.messages import SessionView, plan_courses, tokens_of
 from cbtqa.simulation.playing.players import price_of
 from cbtqa.simulation.profiles import choose_profiles
 from cbtqa.simulation.sessions import StudyFolder
@@ -31,6 +31,23 @@ PART_TOKENS, PART_INSTRUCTION_TOKENS = 600, 1_000
 """Of one part of a written session, and of the instruction for it; assumed."""
 
 
+@dataclass(frozen=True)
+class Calls:
+    """Calls to one player and their tokens."""
+
+    player: Player
+    n: int
+    prompt_tokens: int
+    completion_tokens: int
+
+    @property
+    def numbers(self) -> tuple[int, int, int]:
+        return self.n, self.prompt_tokens, self.completion_tokens
+
+    def times(self, factor: float) -> Calls:
+        return Calls(self.player, *(round(factor * number) for number in self.numbers))
+
+
 def estimate_study(
     study: StudySettings, out: Path | None = None, limits: Limits | None = None
 ) -> Estimate:
@@ -39,47 +56,43 @@ def estimate_study(
     Raises:
         ConfigError, DataError: the study or its patients are not what they should be.
     """
-    profiles = choose_profiles(study.patients, study.seed)
-    spent: dict[str, tuple[Player, int, Usage]] = {}
-    courses = plan_courses(study, profiles)
-    for course in courses:
-        for player, n_calls, usage in _session(course.casting()):
-            _, n, so_far = spent.get(player.name, (player, 0, Usage()))
-            n_in = so_far.prompt_tokens + study.sessions * usage.prompt_tokens
-            n_out = so_far.completion_tokens + study.sessions * usage.completion_tokens
-            total = Usage(prompt_tokens=n_in, completion_tokens=n_out)
-            spent[player.name] = (player, n + study.sessions * n_calls, total)
+    courses = plan_courses(study, choose_profiles(study.patients, study.seed))
+    by_model: dict[str, list[Calls]] = {}
+    for view in courses:
+        for calls in _session(view):
+            by_model.setdefault(calls.player.name, []).append(calls.times(study.sessions))
+    sums = [
+        Calls(found[0].player, *map(sum, zip(*(one.numbers for one in found), strict=True)))
+        for found in by_model.values()
+    ]
     n_done = count_done(StudyFolder(out).journal_path, study.attempts) if out else 0
     limits = limits or Limits()
     # the turns of a course come one after the other, so no more than its courses are in flight
     limits = limits.model_copy(update={"in_flight": min(limits.in_flight, len(courses))})
-    n_sessions = len(courses) * study.sessions
-    return estimate_players("sessions", n_sessions, list(spent.values()), n_done, limits)
+    return estimate_players("sessions", len(courses) * study.sessions, sums, n_done, limits)
 
 
 def estimate_players(
-    items: str,
-    n_items: int,
-    spent: Sequence[tuple[Player, int, Usage]],
-    n_done: int,
-    limits: Limits,
+    items: str, n_items: int, planned: Sequence[Calls], n_done: int, limits: Limits
 ) -> Estimate:
     """What is left to send, by model, of calls and tokens at most.
 
     Args:
         n_done: calls of all players that the journal holds; they count for each in equal share.
     """
-    n_calls = sum(n for _, n, _ in spent)
+    n_calls = sum(calls.n for calls in planned)
     left = max(0.0, 1 - n_done / n_calls) if n_calls else 0.0
-    parts = [_priced(items, player, n, usage, left, limits) for player, n, usage in spent]
+    parts = [_priced(items, calls.times(left), limits) for calls in planned]
     return sum_estimates(items, n_items, 0, parts).model_copy(update={"n_done": n_done})
 
 
-def _session(casting: Casting) -> Iterator[tuple[Player, int, Usage]]:
-    """Each player of one session: calls and tokens."""
-    study, arm = casting.study, casting.arm
+def _session(view: SessionView) -> Iterator[Calls]:
+    study, arm = view.study, view.arm
     if study.written:
-        yield arm.therapist, *_written_session(study.sessions > 1)
+        n = len(cbt_course().parts)
+        instruction = PART_INSTRUCTION_TOKENS + (STATE_TOKENS if study.sessions > 1 else 0)
+        n_in = n * instruction + PART_TOKENS * n * (n - 1) // 2
+        yield Calls(arm.therapist, n, n_in, n * PART_TOKENS + STATE_TOKENS)
         return
     n = study.turns.max
     extra = REASONING_TOKENS if arm.reasoning == "cot" else 0
@@ -89,42 +102,27 @@ def _session(casting: Casting) -> Iterator[tuple[Player, int, Usage]]:
     history = spoken * n * (n - 1) // 2
     seen = history if study.patient_sees is None else min(history, n * study.patient_sees * spoken)
     own = history + kept * n * (n - 1) // 2 + n * (PATIENT_TOKENS + MESSAGE_TOKENS)
-    head = tokens_of(casting.therapist_messages(()))
-    yield arm.therapist, n, _usage(n * head + own, n * (THERAPIST_TOKENS + extra))
-    head = tokens_of(casting.patient_messages((), None))
-    yield study.patient, n, _usage(n * head + seen, n * PATIENT_TOKENS)
+    head = tokens_of(view.therapist_messages(()))
+    yield Calls(arm.therapist, n, n * head + own, n * (THERAPIST_TOKENS + extra))
+    head = tokens_of(view.patient_messages((), None))
+    yield Calls(study.patient, n, n * head + seen, n * PATIENT_TOKENS)
     for reader in (study.supervisor, study.validator):
         if reader is not None:
-            yield reader, n, _usage(n * INSTRUCTION_TOKENS + history, n * VERDICT_TOKENS)
+            yield Calls(reader, n, n * INSTRUCTION_TOKENS + history, n * VERDICT_TOKENS)
     if study.summariser is not None and study.sessions > 1:
-        yield study.summariser, 1, _usage(INSTRUCTION_TOKENS + n * spoken, STATE_TOKENS)
+        yield Calls(study.summariser, 1, INSTRUCTION_TOKENS + n * spoken, STATE_TOKENS)
 
 
-def _written_session(hands_over: bool) -> tuple[int, Usage]:
-    """Calls and tokens of a session written in parts."""
-    n_parts = len(cbt_course().parts)
-    before = PART_TOKENS * n_parts * (n_parts - 1) // 2
-    state = STATE_TOKENS if hands_over else 0
-    n_in = n_parts * (PART_INSTRUCTION_TOKENS + state) + before
-    return n_parts, _usage(n_in, n_parts * PART_TOKENS + STATE_TOKENS)
-
-
-def _usage(prompt_tokens: int, completion_tokens: int) -> Usage:
-    return Usage(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
-
-
-def _priced(
-    items: str, player: Player, n_calls: int, usage: Usage, left: float, limits: Limits
-) -> Estimate:
-    price, n_calls = price_of(player), round(left * n_calls)
-    usage = _usage(round(left * usage.prompt_tokens), round(left * usage.completion_tokens))
+def _priced(items: str, calls: Calls, limits: Limits) -> Estimate:
+    price, player = price_of(calls.player), calls.player
+    usage = Usage(prompt_tokens=calls.prompt_tokens, completion_tokens=calls.completion_tokens)
     seconds, bound_by = 0.0, ""
     if player.endpoint is not None:
-        seconds, bound_by = time_of(n_calls, usage, limits.in_flight, limits.rpm, limits.tpm)
+        seconds, bound_by = time_of(calls.n, usage, limits.in_flight, limits.rpm, limits.tpm)
     return Estimate(
         items=items,
         name=player.name,
-        n_requests=n_calls,
+        n_requests=calls.n,
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
         counted_by="estimate, every session to its most turns",

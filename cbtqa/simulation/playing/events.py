@@ -9,25 +9,20 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 
-from pydantic import model_validator
-
 from cbtqa.errors import ConfigError
-from cbtqa.files import open_text, parse_record, parse_yaml
+from cbtqa.files import parse_record
 from cbtqa.records import NonEmptyText, Record
 from cbtqa.safety.answers import check_answer
 from cbtqa.safety.screen import screen
 from cbtqa.simulation.draws import Draw
-from cbtqa.simulation.study import Events
+from cbtqa.simulation.study import Events, read_yaml, shipped_yaml
 
 
 class Event(Record):
-    """One kind of event."""
-
     note: NonEmptyText
-    """What the patient is told; the therapist never sees it."""
+    """Shown to the patient; the therapist never sees it."""
     says: tuple[NonEmptyText, ...] = ()
     """Lines of the scripted patient."""
     is_crisis: bool = False
@@ -35,25 +30,14 @@ class Event(Record):
 
 
 class EventFile(Record):
-    """events.yaml as a whole."""
-
     sets: dict[str, tuple[str, ...]]
     events: dict[str, Event]
     referral_words: tuple[str, ...]
 
-    @model_validator(mode="after")
-    def _sets_name_events(self) -> EventFile:
-        for name, ids in self.sets.items():
-            if unknown := sorted(set(ids) - set(self.events)):
-                raise ValueError(f"set {name} names unknown events {unknown}")
-        return self
-
 
 @cache
 def event_file() -> EventFile:
-    """The shipped events."""
-    text = files("cbtqa.simulation").joinpath("events.yaml").read_text(encoding="utf-8")
-    return EventFile.model_validate(parse_yaml(text))
+    return EventFile.model_validate(shipped_yaml("events.yaml"))
 
 
 @cache
@@ -70,8 +54,7 @@ def load_events(name: str) -> Mapping[str, Event]:
     if not name.endswith((".yaml", ".yml")):
         known = ", ".join(shipped.sets)
         raise ConfigError(f"no event set '{name}'", hint=f"shipped: {known}; or a YAML file")
-    with open_text(Path(name)) as stream:
-        value = parse_yaml(stream)
+    value = read_yaml(Path(name))
     own = value if isinstance(value, dict) else {}
     made = {"sets": {}, "referral_words": shipped.referral_words, **own}
     return parse_record(EventFile, made, name).events
@@ -83,7 +66,7 @@ def plan_events(
     """Patient turn (from 1) to event id.
 
     Args:
-        arm: enters the draw only where the study says `drawn: per_arm`.
+        arm: enters the draw only where the study has `drawn: per_arm`.
     """
     if settings.probability == 0:
         return {}
@@ -99,20 +82,15 @@ def plan_events(
     return planned
 
 
-# --- crisis --------------------------------------------------------------------------------------
-# Crisis in a session: what a patient says of it, and what a therapist has to say then.
-#
-# The English crisis screen and answer check of `cbtqa.safety`, as the sessions need them.
-
 _UNSAFE = (
     *("stop_medication", "refuse_help", "secrecy"),
     *("endorse_death", "self_harm_method", "shaming"),
 )
-"""Rules that hold in any country and for a therapist, who may name a condition."""
+"""Rules of the answer check that hold in any country and for a therapist."""
 
 
 def speaks_of_risk(text: str) -> bool:
-    """Whether a text tells of suicide or self-harm: now, once, or of somebody else.
+    """Whether a text speaks of suicide or self-harm: now, once, or of somebody else.
 
     What is denied or not meant does not count; see docs/safety.md.
     """

@@ -8,46 +8,37 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cbtqa.errors import ConfigError, MissingExtraError
 from cbtqa.llm.asking import ItemFailedError
 from cbtqa.llm.chat import ChatRequest, Fault, Reply, Sampling
 from cbtqa.llm.journal import State
 from cbtqa.records import Reason
-from cbtqa.simulation.playing.messages import Scene
+from cbtqa.simulation.playing.messages import TurnContext
 from cbtqa.simulation.study import Player
 
-if TYPE_CHECKING:
-    from cbtqa.tuning.answering.questions import Prompt
-
 GATHER_S = 0.02
-"""So long others may join a batch; a turn takes far longer."""
+"""For so long others may join a batch; a turn takes far longer."""
 KNOWN_EXTRA = ("top_k", "repetition_penalty")
-DEFAULT_TEMPERATURE = 1.0
-"""Where a player names none: plain sampling, as servers do; assumed."""
 
 
 @dataclass
 class _Waiting:
-    """A question and who waits for its answer."""
-
     request: ChatRequest
     sampling: Sampling
     answer: asyncio.Future[Reply]
 
 
-class LocalPlayer:
-    """A model in this process."""
-
+class LocalModel:
     is_free = False
-    """Not money, but time: what it said is kept before it is used."""
+    """It costs time: a reply is durable before it is used."""
 
     def __init__(self, player: Player) -> None:
         """Finds and checks the model; its weights are loaded with the first question.
 
         Raises:
-            ConfigError: settings that only servers know, or a model that is not to be had.
+            ConfigError: settings that only servers know, or a model that is missing.
             DataError: no adapter there, or on another base.
             MissingExtraError: torch, transformers or peft are not installed.
         """
@@ -70,7 +61,7 @@ class LocalPlayer:
         self._queue: list[_Waiting] = []
         self._worker: asyncio.Task[None] | None = None
 
-    async def answer(self, request: ChatRequest, attempt: int, scene: Scene) -> Reply:
+    async def answer(self, request: ChatRequest, attempt: int, context: TurnContext) -> Reply:
         """One reply, made in a batch with what waits beside it.
 
         Raises:
@@ -141,30 +132,28 @@ class LocalPlayer:
             Prompt(str(waiting.sampling.seed), tuple(row))
             for waiting, row in zip(batch, ids, strict=True)
         ]
-        fitting = [prompt for prompt in prompts if self._fault_of(prompt, settings) is None]
+        context, faults = self._opened.backbone.context, dict[str, Reply | Fault]()
+        for prompt in prompts:
+            n_tokens = len(prompt.ids) + settings.max_new_tokens
+            if context is not None and n_tokens > context:
+                detail = f"{n_tokens} tokens with the reply, the model's context holds {context}"
+                faults[prompt.key] = Fault(Reason.BAD_REQUEST, detail)
+        fitting = [prompt for prompt in prompts if prompt.key not in faults]
         replies = {key: reply for done in decoder.answer(fitting) for key, reply in done}
-        return [self._fault_of(prompt, settings) or replies[prompt.key] for prompt in prompts]
-
-    def _fault_of(self, prompt: Prompt, settings: Any) -> Fault | None:
-        context = self._opened.backbone.context
-        n_tokens = len(prompt.ids) + settings.max_new_tokens
-        if context is None or n_tokens <= context:
-            return None
-        detail = f"{n_tokens} tokens with the reply, the model's context holds {context}"
-        return Fault(Reason.BAD_REQUEST, detail)
+        return [(faults | replies)[prompt.key] for prompt in prompts]
 
 
 def _settings(player: Player, sampling: Sampling) -> Any:
     """The same as `cbtqa generate` takes it."""
     from cbtqa.tuning.answering.settings import GenerateSettings
 
-    temperature = DEFAULT_TEMPERATURE if sampling.temperature is None else sampling.temperature
+    temperature = sampling.temperature
     return GenerateSettings(
         adapter=player.adapter,
         base=player.backbone if player.adapter else None,
         model=None if player.adapter else player.backbone,
         max_new_tokens=player.max_tokens,
-        temperature=temperature,
+        temperature=1.0 if temperature is None else temperature,  # as servers do; assumed
         top_p=sampling.top_p or 1.0,
         top_k=sampling.extra.get("top_k"),
         repetition_penalty=sampling.extra.get("repetition_penalty", 1.0),

@@ -1,9 +1,8 @@
-"""What each player is shown, and what its reply says. The same functions serve runs and training.
+"""What each player is shown, and what its reply holds. The same functions serve runs and training.
 
-    casting = Casting(study, arm, profile, number=1, state=None)
-    casting.therapist_messages(turns)      # at serve time and, unchanged, in training rows
-    casting.patient_messages(turns, event=None)
-    read_therapist(reply, "cot")           # Spoken, or the Fault
+    view = SessionView(study, arm, profile)
+    view.therapist_messages(turns)      # when played and, unchanged, in training rows
+    read_therapist(reply, "cot")        # Spoken, or the Fault
 
 The patient always speaks first, so that every view is system, user, assistant, user, ...
 """
@@ -16,27 +15,28 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from importlib.resources import files
 from pathlib import Path
 from string import Template
 from typing import Any, Literal
 
-from cbtqa.files import parse_yaml, sha256_of
+from cbtqa.files import sha256_of
 from cbtqa.llm.chat import Fault, Message, Reply
 from cbtqa.llm.cost import MESSAGE_TOKENS, estimate_tokens
 from cbtqa.prompts import Prompt, load_prompt
-from cbtqa.records import Reason, SessionState, Turn, TurnMark
+from cbtqa.records import Provenance, Reason, Session, SessionState, StopReason, Turn, TurnMark
+from cbtqa.simulation.draws import seed_of
 from cbtqa.simulation.playing.course import cbt_course
 from cbtqa.simulation.playing.events import load_events
 from cbtqa.simulation.profiles import Profile
-from cbtqa.simulation.study import Arm, ReasoningForm, StudySettings
+from cbtqa.simulation.study import Arm, ReasoningForm, StudySettings, shipped_yaml
+
+UNSPOKEN = ("price_in", "price_out", "key_env")
+"""Settings of a player that change no word."""
 
 
 @cache
 def wording() -> Any:
-    """The sentences of wording.yaml."""
-    text = files("cbtqa.simulation").joinpath("wording.yaml").read_text(encoding="utf-8")
-    return parse_yaml(text)
+    return shipped_yaml("wording.yaml")
 
 
 def filled(sentence: str, **values: object) -> str:
@@ -49,34 +49,73 @@ def end_token() -> str:
     return str(wording()["end_token"])
 
 
-# --- what is shown -------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
-class Casting:
-    """One session's views: who plays whom, with which notes from the sessions before."""
+class SessionView:
+    """One session as its players see it, with what the session before handed over."""
 
     study: StudySettings
     arm: Arm
     profile: Profile
     number: int = 1
+    replicate: int = 1
     state: SessionState | None = None
-    """What the session before handed over; None in the first."""
+    """Of the session before; None in the first."""
+
+    @property
+    def course(self) -> str:
+        """`arm/patient/repeat`, which all sessions of a course share."""
+        return f"{self.arm.name}/{self.profile.id}/r{self.replicate}"
+
+    @property
+    def id(self) -> str:
+        """The session's id within its study."""
+        return f"{self.arm.name}/{self.profile.id}/s{self.number}/r{self.replicate}"
+
+    @cached_property
+    def seed(self) -> int:
+        """The same in every arm."""
+        return seed_of("session", self.study.seed, self.profile.id, self.number, self.replicate)
+
+    def key(self, part: str, revision: int = 0) -> str:
+        """Key of one question in the journal."""
+        return f"{self.id}|{self.fingerprint}|{part}|v{revision}"
+
+    def session(
+        self,
+        turns: Sequence[Turn],
+        stop: tuple[StopReason, str],
+        provenance: Provenance,
+        **more: Any,
+    ) -> Session:
+        """The record of this session; `stop` is the reason and its detail."""
+        return Session(
+            id=self.id,
+            arm=self.arm.name,
+            profile_id=self.profile.id,
+            number=self.number,
+            replicate=self.replicate,
+            phase=self.phase,
+            turns=tuple(turns),
+            stop_reason=stop[0],
+            stop_detail=stop[1],
+            seed=self.seed,
+            provenance=provenance,
+            **more,
+        )
 
     @cached_property
     def therapist_prompt(self) -> Prompt:
-        """The prompt file of this arm's therapist."""
         return load_prompt(self.study.therapist_prompt(self.arm))
 
     @cached_property
     def patient_prompt(self) -> Prompt:
-        """The prompt file of the patient."""
         return load_prompt(self.study.patient_prompt)
 
     @property
     def phase(self) -> str | None:
         """Phase of the course; None for a single session or an approach without a course."""
-        if self.study.sessions == 1 or self.study.approach != "cbt":
+        is_single = self.study.sessions == 1 and not self.study.written
+        if is_single or self.study.approach != "cbt":
             return None
         course = cbt_course()
         return course.phase_of(self.number).id if self.number <= course.n_sessions else None
@@ -95,11 +134,8 @@ class Casting:
 
     def _therapist_head(self, opening: str) -> list[dict[str, str]]:
         """System message and first user message, as one prompt file gives them."""
-        facts = ", ".join(
-            value
-            for key in ("gender", "age", "occupation", "issue", "severity")
-            for value in self.profile.attributes.get(key, ())
-        )
+        keys = ("gender", "age", "occupation", "issue", "severity")
+        facts = ", ".join(one for key in keys for one in self.profile.attributes.get(key, ()))
         limits = self.study.turns
         ending = wording()["ending"]["allowed" if self.study.end_token else "never"]
         return self.therapist_prompt.render(
@@ -111,7 +147,7 @@ class Casting:
         )
 
     def patient_messages(self, turns: Sequence[Turn], event_note: str | None) -> list[Message]:
-        """The patient's view; a note of an event stands at the end of the last message only."""
+        """The patient's view; the note of an event ends the last message only."""
         head = self.patient_prompt.render(
             name=self.profile.name,
             narrative=self.profile.narrative,
@@ -123,9 +159,7 @@ class Casting:
         said = [{"role": roles[turn.role], "content": turn.text} for turn in turns]
         messages: list[Message] = [*head, *_newest(said, self.study.patient_sees)]
         if event_note:
-            note = filled(wording()["event"], note=event_note)
-            last = messages[-1]
-            messages[-1] = {"role": last["role"], "content": f"{last['content']}\n\n{note}"}
+            messages = _with_note(messages, filled(wording()["event"], note=event_note))
         return messages
 
     def _course(self, side: str) -> str:
@@ -150,17 +184,18 @@ class Casting:
             summary=self.state.summary,
         )
 
-    def fitting(self, view: list[Message]) -> list[Message] | None:
-        """The therapist's view within the context budget, room for the reply included.
+    def fitting(self, messages: list[Message]) -> list[Message] | None:
+        """The therapist's messages within the context budget, with room for the reply.
 
         None when it does not fit and the study does not drop old exchanges.
         """
         room = self.study.context_tokens - self.arm.therapist.max_tokens
-        while tokens_of(view) > room:
-            if self.study.when_full == "stop" or len(view) <= 4:
+        while tokens_of(messages) > room:
+            if self.study.when_full == "stop" or len(messages) <= 4:
                 return None
-            view = drop_oldest(view)
-        return view
+            # the oldest exchange goes; the system message and the newest words stay
+            messages = [messages[0], *messages[3:]]
+        return messages
 
     @property
     def prompts(self) -> list[Prompt]:
@@ -205,6 +240,16 @@ class Casting:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def plan_courses(study: StudySettings, profiles: Sequence[Profile]) -> list[SessionView]:
+    """The first session of every course, in the order in which sessions are written."""
+    return [
+        SessionView(study, arm, profile, replicate=replicate)
+        for arm in study.arms
+        for profile in profiles
+        for replicate in range(1, study.replicates + 1)
+    ]
+
+
 @cache
 def adapter_mark(folder: Path | None) -> str | None:
     """Hash of an adapter's weights: trained anew in the same folder, it is another player."""
@@ -214,12 +259,7 @@ def adapter_mark(folder: Path | None) -> str | None:
 
 def _without_prices(value: Any) -> Any:
     if isinstance(value, Mapping):
-        kept = {
-            key: one
-            for key, one in value.items()
-            if key not in ("price_in", "price_out", "key_env")
-        }
-        return {key: _without_prices(one) for key, one in kept.items()}
+        return {key: _without_prices(one) for key, one in value.items() if key not in UNSPOKEN}
     return [_without_prices(one) for one in value] if isinstance(value, list) else value
 
 
@@ -236,11 +276,6 @@ def tokens_of(messages: Sequence[Message]) -> int:
     return sum(estimate_tokens(message["content"]) + MESSAGE_TOKENS for message in messages)
 
 
-def drop_oldest(messages: list[Message]) -> list[Message]:
-    """The view without its oldest exchange: system message and the newest words stay."""
-    return [messages[0], *messages[3:]]
-
-
 def turn_content(turn: Turn, form: ReasoningForm, *, ends: bool = False) -> str:
     """A therapist turn as the model writes it: the target of training, and its own history.
 
@@ -253,12 +288,12 @@ def turn_content(turn: Turn, form: ReasoningForm, *, ends: bool = False) -> str:
     return f"<thinking>\n{turn.reasoning or ''}\n</thinking>\n<answer>\n{said}\n</answer>"
 
 
-# --- what is said --------------------------------------------------------------------------------
+# --- replies -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Spoken:
-    """What a reply says aloud."""
+    """The spoken words of a reply."""
 
     text: str
     """Empty only when all that was said is the end token."""
@@ -281,7 +316,7 @@ _SENTENCE_END = re.compile(r"[.!?][\"')\]]*(?=\s|$)")
 
 
 def read_therapist(reply: Reply, form: ReasoningForm) -> Spoken | Fault:
-    """What a therapist's reply says, its reasoning apart."""
+    """The spoken words of a therapist's reply, its reasoning apart."""
     text, marks = reply.text, list[TurnMark]()
     reasoning = [reply.reasoning] if reply.reasoning else []
     reasoning += [found.strip() for found in _THINKING.findall(text)]
@@ -307,7 +342,7 @@ def read_therapist(reply: Reply, form: ReasoningForm) -> Spoken | Fault:
 
 
 def read_patient(reply: Reply) -> Spoken | Fault:
-    """What a patient's reply says; a patient cannot end the session."""
+    """The spoken words of a patient's reply; a patient cannot end the session."""
     return _spoken(_END.sub("", _THINKING.sub("", reply.text)), "patient", [])
 
 
@@ -327,33 +362,34 @@ def whole_sentences(text: str) -> str:
     return text[: ends[-1].end()] if ends else text
 
 
-def answer_is_cut(reply: Reply) -> bool:
-    """Whether the reply ended at the token limit."""
-    return reply.finish_reason == "length"
+def with_complaint(messages: Sequence[Message], said: str, complaint: str) -> list[Message]:
+    """The messages with a rejected draft and the reason, for the next try of this player alone."""
+    if not said:
+        return _with_note(messages, complaint)
+    draft = {"role": "assistant", "content": said}
+    return [*messages, draft, {"role": "user", "content": complaint}]
 
 
-def retold(messages: Sequence[Message], said: str, complaint: str) -> list[Message]:
-    """The view with a turned-away draft and why, for the next try; nobody else sees this."""
-    draft = [{"role": "assistant", "content": said}] if said else []
-    if not draft:
-        last = messages[-1]
-        merged = {"role": last["role"], "content": f"{last['content']}\n\n{complaint}"}
-        return [*messages[:-1], merged]
-    return [*messages, *draft, {"role": "user", "content": complaint}]
+def _with_note(messages: Sequence[Message], note: str) -> list[Message]:
+    last = messages[-1]
+    return [*messages[:-1], {"role": last["role"], "content": f"{last['content']}\n\n{note}"}]
 
 
-# --- scenes --------------------------------------------------------------------------------------
-# The moment of a session at which a player is asked: what the built-in rules answer from.
+def object_schema(**fields: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON schema of an object with just these fields."""
+    shape: dict[str, Any] = {"type": "object", "properties": fields, "required": list(fields)}
+    return shape | {"additionalProperties": False}
+
 
 Part = Literal["therapist", "patient", "supervisor", "validator", "summariser", "course_part"]
 
 
 @dataclass(frozen=True)
-class Scene:
-    """Who is asked for what, and when."""
+class TurnContext:
+    """Where in a session a player is asked: what the built-in rules answer from."""
 
     part: Part
-    casting: Casting
+    view: SessionView
     turns: tuple[Turn, ...]
     seed: int
     """Of this very question, without the arm."""
@@ -363,4 +399,9 @@ class Scene:
     draft: str = ""
     """What a supervisor or validator is to judge."""
     revision: int = 0
-    """How often this turn was turned away before."""
+    """How often this turn was rejected before."""
+
+    @property
+    def key(self) -> str:
+        """Key of the question in the journal."""
+        return self.view.key(f"{self.part}{self.turn}", self.revision)

@@ -1,13 +1,11 @@
 """Who answers in a study: the built-in rules, models behind endpoints, models on this machine.
 
-    async with Line((), journal, limits, budget=StudyBudget(max_tokens=100_000)) as line:
-        players = Players(line)
-        outcome = await players.ask(Call(key, await players.open(arm.therapist), scene, ...))
+    players = Players(journal, RunLimits(budget_tokens=100_000), attempts=3, on_progress=None)
+    async with players.line:
+        found, outcome = await players.ask(Call(key, await players.open(arm.therapist), ...))
 
 All calls to one model at one address share a gate, so that limits hold for the server and not
-for each arm; one budget covers them all. A session's next question depends on the last reply, so
-each course of sessions is a coroutine of its own and asks for every turn: order within a session
-is kept and many sessions are in flight.
+for each arm; one budget covers them all.
 """
 
 from __future__ import annotations
@@ -15,35 +13,28 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from cbtqa.errors import ConfigError
 from cbtqa.llm.asking import Model, sum_of
-from cbtqa.llm.batch import Check, Line
-from cbtqa.llm.chat import ChatRequest, Fault, Message, Reply, Sampling
+from cbtqa.llm.batch import Line, OnProgress
+from cbtqa.llm.chat import ChatRequest, Fault, Message, Reply
 from cbtqa.llm.cost import Budget, Price, find_price
-from cbtqa.llm.endpoint import (
-    OWN_KEY,
-    Endpoint,
-    check_key_variable,
-    is_local,
-    preset_file,
-)
-from cbtqa.llm.journal import Outcome
+from cbtqa.llm.endpoint import OWN_KEY, Endpoint, check_key_variable, is_local, preset_file
+from cbtqa.llm.journal import Journal, Outcome
+from cbtqa.llm.limits import Limits
 from cbtqa.records import Reason
-from cbtqa.simulation.playing.messages import Scene, filled, retold, wording
-from cbtqa.simulation.playing.scripted import scripted_part, scripted_reply
+from cbtqa.simulation.playing.messages import TurnContext, filled, with_complaint, wording
+from cbtqa.simulation.playing.scripted import scripted_reply
 from cbtqa.simulation.study import Player
+
+ValueT = TypeVar("ValueT")
 
 
 def endpoint_of(player: Player) -> Endpoint:
-    """Where an endpoint player is asked; see `Endpoint.parse` for what it raises.
-
-    Raises:
-        ConfigError: also when `key_env` names a variable that is none for keys.
-    """
+    """Where a player is asked; raises as `Endpoint.parse` and `check_key_variable`."""
     environ = dict(os.environ)
     if player.key_env:
         check_key_variable(player.key_env)
@@ -68,16 +59,30 @@ class StudyBudget(Budget):
         """Allows a limit in money without a price: `Players.open` demands one of each model."""
 
 
-class OpenPlayer(Protocol):
-    """Whoever answers for a player of the study."""
+@dataclass(frozen=True)
+class RunLimits:
+    """How fast and how much; nothing here changes a word."""
+
+    engine: Limits = field(default_factory=Limits)
+    """`in_flight` is also the number of sessions played at a time."""
+    budget: float | None = None
+    budget_tokens: int | None = None
+
+    def study_budget(self) -> StudyBudget | None:
+        """The budget of all models together, or None without a limit."""
+        has_one = self.budget is not None or self.budget_tokens is not None
+        return StudyBudget(self.budget, self.budget_tokens) if has_one else None
+
+
+class PlayerModel(Protocol):
+    """What answers for players: the rules, or one model at one place."""
 
     @property
     def is_free(self) -> bool:
         """True when an answer costs nothing and comes out the same again: it need not be durable
         before it is used."""
-        ...
 
-    async def answer(self, request: ChatRequest, attempt: int, scene: Scene) -> Reply:
+    async def answer(self, request: ChatRequest, attempt: int, context: TurnContext) -> Reply:
         """One reply.
 
         Raises:
@@ -85,111 +90,122 @@ class OpenPlayer(Protocol):
             GateClosedError: the run is stopping.
             EndpointError: every question would fail.
         """
-        ...
 
 
-class ScriptedPlayer:
-    """The built-in rules."""
-
+class ScriptedModel:
     is_free = True
 
     def __init__(self, variant: str) -> None:
         self._variant = variant
 
-    async def answer(self, request: ChatRequest, attempt: int, scene: Scene) -> Reply:
-        """Answers from the scene; the messages are for models."""
-        await asyncio.sleep(0)  # others have their turn: rules never wait for anything
-        if scene.part == "course_part":
-            return scripted_part(self._variant, scene)
-        return scripted_reply(self._variant, scene, attempt)
+    async def answer(self, request: ChatRequest, attempt: int, context: TurnContext) -> Reply:
+        """Answers from the context; the messages are for models."""
+        await asyncio.sleep(0)  # rules never wait: without this, no other session would go on
+        return scripted_reply(self._variant, context)
 
 
-class EndpointPlayer:
-    """A model behind an endpoint."""
-
+class EndpointModel:
     is_free = False
 
     def __init__(self, model: Model) -> None:
         self.model = model
 
-    async def answer(self, request: ChatRequest, attempt: int, scene: Scene) -> Reply:
+    async def answer(self, request: ChatRequest, attempt: int, context: TurnContext) -> Reply:
         """Asks within the limits, repeating what may be repeated."""
         return await self.model.answer(request, attempt)
 
 
 @dataclass(frozen=True)
-class Call:
+class OpenPlayer:
+    """A player of the study, and what answers for it."""
+
+    settings: Player
+    model: PlayerModel
+
+
+@dataclass(frozen=True)
+class Call(Generic[ValueT]):
     """One question of a session to one player, under one key of the journal."""
 
     key: str
     player: OpenPlayer
-    scene: Scene
+    context: TurnContext
     messages: Sequence[Message]
-    sampling: Sampling
-    check: Check
+    seed: int
+    """Of the sampling."""
+    read: Callable[[Reply], ValueT | Fault]
+    """What a reply holds; a fault is asked for again."""
     json_schema: Mapping[str, Any] | None = None
     keeps_cut: bool = False
-    """Whether a reply cut at the token limit is taken as it is instead of asked again."""
+    """True when a reply cut at the token limit is not asked for again."""
+
+    def check(self, reply: Reply) -> Fault | None:
+        found = self.read(reply)
+        return found if isinstance(found, Fault) else None
 
     def request(self, messages: Sequence[Message]) -> ChatRequest:
-        """These messages as a question to the player."""
-        return ChatRequest(messages, self.json_schema, sampling=self.sampling)
+        sampling = self.player.settings.sampling(self.seed)
+        return ChatRequest(messages, self.json_schema, sampling=sampling)
 
     def ask_again(self, reply: Reply, fault: Fault) -> ChatRequest | None:
-        """The question with the faulty reply and the complaint; nothing for a cut that is kept."""
+        """The question with the faulty reply and the complaint; None for a cut that is kept."""
         if self.keeps_cut and fault.reason is Reason.CUT:
             return None
         texts = wording()["again"]
         sentence = texts.get(fault.reason.value, texts["other"])
         complaint = filled(sentence, detail=fault.detail[:200] or fault.reason.value)
-        return self.request(retold(self.messages, reply.text.strip(), complaint))
+        return self.request(with_complaint(self.messages, reply.text.strip(), complaint))
 
 
 class Players:
-    """The players of one run, opened on one line."""
-
-    def __init__(self, line: Line) -> None:
-        self._line = line
-        self._open: dict[str, OpenPlayer] = {}
+    def __init__(
+        self, journal: Journal, limits: RunLimits, attempts: int, on_progress: OnProgress | None
+    ) -> None:
+        engine = limits.engine.model_copy(update={"max_attempts": attempts})
+        budget = limits.study_budget()
+        self.line = Line((), journal, engine, budget=budget, on_progress=on_progress)
+        self._models: dict[str, PlayerModel] = {}
 
     async def open(self, player: Player) -> OpenPlayer:
-        """Who answers for a player; players with one model at one address share it.
+        """The player with its model; players with one model at one address share it.
 
         Raises:
             ConfigError, EndpointAuthError: the endpoint is none, or its key is missing.
             MissingExtraError: a model on this machine, without the libraries for it.
         """
         if player.scripted:
-            return ScriptedPlayer(player.scripted)
+            return OpenPlayer(player, ScriptedModel(player.scripted))
         name = _model_name(player)
-        if name not in self._open:
-            if player.is_local:
-                from cbtqa.simulation.playing.local_model import LocalPlayer
+        if name not in self._models:
+            self._models[name] = await self._open_model(player)
+        return OpenPlayer(player, self._models[name])
 
-                self._open[name] = LocalPlayer(player)
-            else:
-                self._open[name] = await self._endpoint(endpoint_of(player), price_of(player))
-        return self._open[name]
+    async def _open_model(self, player: Player) -> PlayerModel:
+        if player.is_local:
+            from cbtqa.simulation.playing.local_model import LocalModel
 
-    async def _endpoint(self, endpoint: Endpoint, price: Price | None) -> EndpointPlayer:
-        budget = self._line.budget
+            return LocalModel(player)
+        endpoint, price, budget = endpoint_of(player), price_of(player), self.line.budget
         if budget is not None and budget.max_cost is not None and price is None:
             raise ConfigError(
                 f"--budget: no price is known for {endpoint.model}",
                 hint="add price_in and price_out to the player, or use --budget-tokens",
             )
-        return EndpointPlayer(await self._line.model([endpoint], price))
+        return EndpointModel(await self.line.model([endpoint], price))
 
-    async def ask(self, call: Call) -> Outcome:
-        """The last word on a call; raises as `Line.ask`."""
-        return await self._line.ask(
+    async def ask(self, call: Call[ValueT]) -> tuple[ValueT | Fault, Outcome]:
+        """What the last reply to a call holds, or its fault; raises as `Line.ask`."""
+        outcome = await self.line.ask(
             call.key,
             call.request(call.messages),
             call.check,
             call.ask_again,
-            answer=partial(call.player.answer, scene=call.scene),
-            is_free=call.player.is_free,
+            answer=partial(call.player.model.answer, context=call.context),
+            is_free=call.player.model.is_free,
         )
+        if outcome.is_accepted and outcome.reply is not None:
+            return call.read(outcome.reply), outcome
+        return outcome.fault or Fault(Reason.EMPTY, "no reply"), outcome
 
     def book_earlier(self, player_of: Callable[[str], Player | None]) -> None:
         """Books what the journal holds on the budget and on the models that were opened.
@@ -197,11 +213,11 @@ class Players:
         Args:
             player_of: who answered under a key of the journal; None for one of another study.
         """
-        journal, budget = self._line.journal, self._line.budget
+        journal, budget = self.line.journal, self.line.budget
         for key, outcome in journal.outcomes(journal.done_keys()):
             player = player_of(key)
-            found = self._open.get(_model_name(player)) if player else None
-            if outcome is not None and isinstance(found, EndpointPlayer):
+            found = self._models.get(_model_name(player)) if player else None
+            if outcome is not None and isinstance(found, EndpointModel):
                 model = found.model
                 model.spent = sum_of(model.spent, outcome.usage)
                 if budget is not None:
@@ -209,8 +225,8 @@ class Players:
 
     @property
     def cost(self) -> float | None:
-        """Money spent on all models; None when a price is unknown."""
-        models = [one.model for one in self._open.values() if isinstance(one, EndpointPlayer)]
+        """Money spent on all models, earlier runs included; None when a price is unknown."""
+        models = [one.model for one in self._models.values() if isinstance(one, EndpointModel)]
         costs = [model.price.of(model.spent) if model.price else None for model in models]
         return None if None in costs else sum(cost or 0 for cost in costs)
 

@@ -5,8 +5,8 @@
 
 Each course (one arm, one patient, one repeat: one session, or several in order) is a coroutine.
 Sessions are always rebuilt from the journal, so a run that was killed, one that continues and one
-that finds everything done are the same thing; sessions that an endpoint's failure stopped are
-taken up again by the same command.
+that finds everything done are the same thing; the same command resumes sessions that an
+endpoint's failure stopped.
 """
 
 from __future__ import annotations
@@ -14,51 +14,34 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from cbtqa.errors import ConfigError, IncompleteRunError, UsageError
-from cbtqa.files import write_jsonl
-from cbtqa.llm.batch import BatchStoppedError, Line, run_anywhere
+import cbtqa
+from cbtqa.errors import ConfigError, DataError, IncompleteRunError, UsageError
+from cbtqa.files import write_json, write_jsonl
+from cbtqa.llm.batch import BatchStoppedError, run_anywhere
 from cbtqa.llm.chat import Fault
 from cbtqa.llm.journal import Journal
-from cbtqa.llm.limits import Limits
 from cbtqa.llm.progress import Progress
-from cbtqa.llm.runs import EndpointSettings, Service, open_run, refuse_foreign
-from cbtqa.llm.runs import Run as OpenRun
-from cbtqa.manifest import (
-    MANIFEST_NAME,
-    Manifest,
-    SettingValue,
-    describe_file,
-    write_manifest,
-)
-from cbtqa.records import Reason, Session, SessionState
+from cbtqa.llm.runs import EndpointSettings, Run, Service, open_run, refuse_foreign
+from cbtqa.manifest import MANIFEST_NAME, Manifest, SettingValue, describe_file, write_manifest
+from cbtqa.records import Provenance, Reason, Session, SessionState, StopReason
 from cbtqa.settings import Settings
 from cbtqa.simulation.playing.course import cbt_course
-from cbtqa.simulation.playing.courses import Course, not_played, plan_courses, refuse_other_settings
-from cbtqa.simulation.playing.messages import Casting
-from cbtqa.simulation.playing.players import (
-    Players,
-    StudyBudget,
-    endpoint_of,
-)
+from cbtqa.simulation.playing.messages import SessionView, plan_courses
+from cbtqa.simulation.playing.players import Players, RunLimits, endpoint_of
 from cbtqa.simulation.playing.scripted import therapist_rules
-from cbtqa.simulation.playing.session import Cast, play_session
+from cbtqa.simulation.playing.session import ArmPlayers, PlayedSession
 from cbtqa.simulation.playing.supervision import ask_state
 from cbtqa.simulation.playing.writing import write_session
-from cbtqa.simulation.profiles import Profile, choose_profiles
-from cbtqa.simulation.sessions import (
-    PROFILES_NAME,
-    SESSIONS_NAME,
-    STUDY_NAME,
-    StudyFolder,
-)
-from cbtqa.simulation.study import Arm, Player, StudySettings, load_study
+from cbtqa.simulation.profiles import choose_profiles
+from cbtqa.simulation.sessions import PROFILES_NAME, SESSIONS_NAME, STUDY_NAME, StudyFolder
+from cbtqa.simulation.study import Arm, Player, StudySettings, flattened, load_study
 
 JOURNAL_FINGERPRINT = {"journal": "simulated sessions"}
 NOTICE = (
@@ -68,8 +51,6 @@ NOTICE = (
 
 @dataclass(frozen=True)
 class RunResult:
-    """A finished study folder."""
-
     folder: StudyFolder
     manifest: Manifest
     was_complete: bool
@@ -77,23 +58,7 @@ class RunResult:
 
     @property
     def counts(self) -> dict[str, Any]:
-        """The manifest's counts."""
         return self.manifest.counts
-
-
-@dataclass(frozen=True)
-class RunLimits:
-    """How fast and how much; nothing here changes a word."""
-
-    engine: Limits = field(default_factory=Limits)
-    """`in_flight` is also the number of sessions played at a time."""
-    budget: float | None = None
-    budget_tokens: int | None = None
-
-    def study_budget(self) -> StudyBudget | None:
-        """The budget of all models together, or None without a limit."""
-        has_one = self.budget is not None or self.budget_tokens is not None
-        return StudyBudget(self.budget, self.budget_tokens) if has_one else None
 
 
 def run_study(
@@ -110,7 +75,7 @@ def run_study(
     Args:
         update: play anew what was begun with other settings; its paid turns stay in the journal.
         is_acknowledged: the sessions may be passed on to the non-local endpoints of the study.
-        on_progress: told twice a second; items are sessions.
+        on_progress: called twice a second; items are sessions.
 
     Raises:
         ConfigError: settings are wrong, or the folder holds these sessions with other settings.
@@ -120,7 +85,12 @@ def run_study(
         KeyboardInterrupt: Ctrl-C; what was in flight was kept.
     """
     limits = limits or RunLimits()
-    _check(study)
+    for arm in study.arms:
+        if arm.therapist.scripted is not None:
+            therapist_rules(arm.therapist.scripted)  # refuses an unknown one
+    most = cbt_course().n_sessions
+    if study.written and study.sessions > most:
+        raise ConfigError(f"sessions: {study.sessions} wanted, the course to be written has {most}")
     profiles = choose_profiles(study.patients, study.seed)
     courses = plan_courses(study, profiles)
     folder = StudyFolder(out)
@@ -130,54 +100,82 @@ def run_study(
         journal = opened.journal
         refuse_other_settings(journal, courses, folder, update=update)
         (out / MANIFEST_NAME).unlink(missing_ok=True)
-        folder.write_study(study)
+        write_json(out / STUDY_NAME, study)
         write_jsonl(out / PROFILES_NAME, profiles)
-        run = _Run(courses, journal, limits, on_progress)
+        run = _StudyRun(courses, journal, limits, on_progress)
         sessions = run.run()
-        folder.write_sessions(sessions)
+        write_jsonl(folder.sessions_path, sessions)
         run.raise_what_stopped_it()
-        manifest = _manifest(folder, study, sessions, opened, run)
+        manifest = _manifest(folder, courses, sessions, opened, run.players.cost)
     write_manifest(out, manifest)
     _refuse_unfinished(sessions)
     return RunResult(folder, manifest, was_complete=run.was_complete)
 
 
 def service_of(
-    players: Iterable[Player | None], limits: RunLimits, *, is_acknowledged: bool
+    players: Iterable[Player], limits: RunLimits, *, is_acknowledged: bool
 ) -> Service | None:
     """The endpoints of all players together, for the gate; None when none is at an endpoint."""
-    endpoints = tuple(endpoint_of(one) for one in players if one and one.endpoint)
-    if not endpoints:
-        return None
-    return Service(endpoints, limits.engine, is_acknowledged=is_acknowledged)
+    endpoints = tuple(endpoint_of(one) for one in players if one.endpoint)
+    service = Service(endpoints, limits.engine, is_acknowledged=is_acknowledged)
+    return service if endpoints else None
 
 
-def _check(study: StudySettings) -> None:
-    """Refuses, before anything is written, players that are not there and too long courses."""
-    for arm in study.arms:
-        if arm.therapist.scripted is not None:
-            therapist_rules(arm.therapist.scripted)
-    most = cbt_course().n_sessions
-    if study.written and study.sessions > most:
-        raise ConfigError(f"sessions: {study.sessions} wanted, the course to be written has {most}")
+def refuse_other_settings(
+    journal: Journal, courses: Sequence[SessionView], folder: StudyFolder, *, update: bool
+) -> None:
+    """Compares every course with the turns that the journal holds of it.
+
+    A folder may grow by arms, patients, repeats and sessions; a course begun with other settings
+    is refused, so that nothing paid for is mixed up or quietly paid for again.
+
+    Raises:
+        ConfigError: some were played with other settings, and `update` is not set.
+    """
+    known: dict[str, set[str]] = {}
+    for key in journal.done_keys():
+        session, fingerprint, *_ = key.split("|")
+        arm, patient, _, replicate = session.split("/")
+        known.setdefault(f"{arm}/{patient}/{replicate}", set()).add(fingerprint)
+    given = {view.course: view.fingerprint for view in courses}
+    changed = [name for name, mark in given.items() if mark not in known.get(name, {mark})]
+    if changed and not update:
+        message = f"{folder.path} holds {len(changed)} of these courses with other settings, "
+        message += f"such as {changed[0]}:"
+        raise ConfigError(
+            "\n".join([message, *_differences(folder, courses[0].study)]),
+            hint="name a new --out, or add --update to play them anew",
+        )
 
 
-class _Run:
-    """One call of `run_study`."""
+def _differences(folder: StudyFolder, study: StudySettings) -> list[str]:
+    """The settings that differ from those in the folder, one a line."""
+    try:
+        was, now_is = _by_name(folder.study()), _by_name(study)
+    except DataError:
+        return []
+    names = [name for name in was | now_is if was.get(name) != now_is.get(name)]
+    lines = [f"  {name}: was {was.get(name)!r}, is {now_is.get(name)!r}" for name in names]
+    return lines or ["  a prompt, a sentence of the messages or a profile changed"]
 
+
+def _by_name(study: StudySettings) -> dict[str, Any]:
+    plain = study.model_dump(mode="json")
+    return flattened({**plain, "arms": {arm["name"]: arm for arm in plain["arms"]}})
+
+
+class _StudyRun:
     def __init__(
         self,
-        courses: Sequence[Course],
+        courses: Sequence[SessionView],
         journal: Journal,
         limits: RunLimits,
         on_progress: Callable[[Progress], None] | None,
     ) -> None:
         self._courses, self._on_progress = courses, on_progress
         self._study, self._in_flight = courses[0].study, limits.engine.in_flight
-        engine = limits.engine.model_copy(update={"max_attempts": self._study.attempts})
-        tell = self._report if on_progress else None
-        self._line = Line((), journal, engine, budget=limits.study_budget(), on_progress=tell)
-        self._players = Players(self._line)
+        report = self._report if on_progress else None
+        self.players = Players(journal, limits, self._study.attempts, report)
         self._finished: list[list[Session]] = [[] for _ in courses]
         self._n_done = 0
 
@@ -187,71 +185,67 @@ class _Run:
         return [session for course in self._finished for session in course]
 
     def raise_what_stopped_it(self) -> None:
-        """Raises when the run ended before its sessions did."""
         try:
-            self._line.conclude()
+            self.players.line.conclude()
         except BatchStoppedError as stopped:
             raise IncompleteRunError(
                 f"{stopped}; {self._n_done} sessions are finished", hint=stopped.hint
             ) from None
 
     @property
-    def cost(self) -> float | None:
-        """Money spent on all models, earlier runs included; None when a price is unknown."""
-        return self._players.cost
-
-    @property
     def was_complete(self) -> bool:
-        """True when nothing had to be asked."""
-        meter = self._line.meter
+        meter = self.players.line.meter
         return not (meter.n_requests or meter.n_accepted or meter.rejected)
 
     async def _play(self) -> None:
-        async with self._line as line:
-            study, players = self._study, self._players
-            casts = {arm.name: await _cast(players, study, arm) for arm in study.arms}
+        async with self.players.line as line:
+            study, players = self._study, self.players
+            opened = {arm.name: await _open_players(players, study, arm) for arm in study.arms}
             players.book_earlier(partial(_player_of, study))
             # so many courses at a time: finished sessions come early, memory stays small
             room = asyncio.Semaphore(self._in_flight)
-            for course, sessions in zip(self._courses, self._finished, strict=True):
-                line.start(self._course(course, casts[course.arm.name], room, sessions))
+            for view, sessions in zip(self._courses, self._finished, strict=True):
+                line.start(self._course(view, opened[view.arm.name], room, sessions))
 
     async def _course(
-        self, course: Course, cast: Cast, room: asyncio.Semaphore, sessions: list[Session]
+        self,
+        view: SessionView,
+        arm_players: ArmPlayers,
+        room: asyncio.Semaphore,
+        sessions: list[Session],
     ) -> None:
-        """Adds the finished sessions of one course."""
+        """Adds the finished sessions of one course, given its first."""
         async with room:
-            casting, players = course.casting(), self._players
-            for number in range(1, course.study.sessions + 1):
-                casting = Casting(course.study, course.arm, course.profile, number, casting.state)
-                if course.study.written:
-                    writer = cast.therapist
-                    session = await write_session(casting, course.replicate, writer, players)
-                    state: SessionState | Fault | None = session.state or _unwritten(session)
+            for number in range(1, self._study.sessions + 1):
+                view = replace(view, number=number)
+                if self._study.written:
+                    session = await write_session(view, arm_players.therapist, self.players)
+                    reason = Reason.ENDPOINT if session.stop_reason == "endpoint" else Reason.EMPTY
+                    fault = Fault(reason, f"session {number} was not written to its end")
+                    state: SessionState | Fault | None = session.state or fault
                 else:
-                    session = await play_session(casting, course.replicate, cast, players)
-                    state = await self._handed_over(course, casting, session, cast)
+                    session = await PlayedSession(view, arm_players, self.players).play()
+                    state = await self._handed_over(view, session, arm_players)
                 if isinstance(state, SessionState):
                     session = session.model_copy(update={"state": state})
-                    casting = Casting(course.study, course.arm, course.profile, number, state)
+                    view = replace(view, state=state)
                 sessions.append(session)
                 self._n_done += 1
                 if isinstance(state, Fault):
-                    sessions += not_played(course, number + 1, state)
+                    sessions += _not_played(view, state)
                     return
 
     async def _handed_over(
-        self, course: Course, casting: Casting, session: Session, cast: Cast
+        self, view: SessionView, session: Session, arm_players: ArmPlayers
     ) -> SessionState | Fault | None:
-        """State for the next session; None after the last; a fault ends the course."""
-        study = course.study
-        if study.sessions == 1 or study.summariser is None or cast.summariser is None:
+        """State for the next session; None where sessions are single; a fault ends the course."""
+        if self._study.sessions == 1 or arm_players.summariser is None:
             return None
         if session.stop_reason == "endpoint":
             return Fault(Reason.ENDPOINT, f"session {session.number} did not end")
         if session.n_therapist_turns == 0:
             return Fault(Reason.EMPTY, f"session {session.number} has no therapist turn")
-        return await ask_state(self._players, cast.summariser, study.summariser, casting, session)
+        return await ask_state(self.players, arm_players.summariser, view, session)
 
     def _report(self, plain: Progress) -> None:
         """The line's progress, counted in sessions."""
@@ -266,16 +260,20 @@ class _Run:
                 n_accepted=self._n_done,
                 n_rejected=0,
                 limit=self._in_flight,
-                cost=self.cost or None,
+                cost=self.players.cost or None,
                 rate_per_s=rate,
                 eta_s=(n_total - self._n_done) / rate if rate else None,
             )
         )
 
 
-def _unwritten(session: Session) -> Fault:
-    reason = Reason.ENDPOINT if session.stop_reason == "endpoint" else Reason.EMPTY
-    return Fault(reason, f"session {session.number} was not written to its end")
+def _not_played(view: SessionView, fault: Fault) -> list[Session]:
+    """The sessions after the one with which a course broke off: no turns, and the reason."""
+    reason: StopReason = "endpoint" if fault.reason is Reason.ENDPOINT else "no_answer"
+    stop = reason, f"not played: {fault.detail}"
+    provenance = Provenance(model=view.arm.therapist.name, version=cbtqa.__version__)
+    numbers = range(view.number + 1, view.study.sessions + 1)
+    return [replace(view, number=number).session((), stop, provenance) for number in numbers]
 
 
 def _player_of(study: StudySettings, key: str) -> Player | None:
@@ -290,47 +288,40 @@ def _player_of(study: StudySettings, key: str) -> Player | None:
     return others.get(role)
 
 
-async def _cast(players: Players, study: StudySettings, arm: Arm) -> Cast:
+async def _open_players(players: Players, study: StudySettings, arm: Arm) -> ArmPlayers:
     others = (study.supervisor, study.validator, study.summariser)
     opened = [await players.open(player) if player else None for player in others]
-    return Cast(await players.open(arm.therapist), await players.open(study.patient), *opened)
+    return ArmPlayers(await players.open(arm.therapist), await players.open(study.patient), *opened)
 
 
 def _manifest(
     folder: StudyFolder,
-    study: StudySettings,
+    courses: Sequence[SessionView],
     sessions: Sequence[Session],
-    opened: OpenRun,
-    run: _Run,
+    opened: Run,
+    cost: float | None,
 ) -> Manifest:
     names = (STUDY_NAME, PROFILES_NAME, SESSIONS_NAME)
-    prompts = [prompt for arm in study.arms for prompt in Casting(study, arm, _anyone()).prompts]
-    return opened.manifest(
-        "study",
-        None,
-        settings={"study": SettingValue(value=study.id, origin=STUDY_NAME)},
-        prompts={prompt.name: prompt.sha256 for prompt in prompts},
-        counts=count_sessions(sessions),
-        cost=None if run.cost is None else {"value": round(run.cost, 6)},
-        acknowledgements={"notice": NOTICE, **opened.acknowledgements},
-        files=tuple(describe_file(folder.path / name, folder.path) for name in names),
-    )
-
-
-def _anyone() -> Profile:
-    return Profile(id="anyone", name="anyone", narrative="anyone")
-
-
-def count_sessions(sessions: Sequence[Session]) -> dict[str, Any]:
-    """Sessions, turns and stop reasons by arm."""
+    views = {view.arm.name: view for view in courses}
+    prompts = [prompt for view in views.values() for prompt in view.prompts]
     stops: dict[str, Counter[str]] = {}
     for session in sessions:
         stops.setdefault(session.arm, Counter())[session.stop_reason] += 1
-    return {
+    counts = {
         "n_sessions": len(sessions),
         "n_turns": sum(len(session.turns) for session in sessions),
         "stops": {arm: dict(sorted(found.items())) for arm, found in stops.items()},
     }
+    return opened.manifest(
+        "study",
+        None,
+        settings={"study": SettingValue(value=courses[0].study.id, origin=STUDY_NAME)},
+        prompts={prompt.name: prompt.sha256 for prompt in prompts},
+        counts=counts,
+        cost=None if cost is None else {"value": round(cost, 6)},
+        acknowledgements={"notice": NOTICE, **opened.acknowledgements},
+        files=tuple(describe_file(folder.path / name, folder.path) for name in names),
+    )
 
 
 def _refuse_unfinished(sessions: Sequence[Session]) -> None:
@@ -339,7 +330,7 @@ def _refuse_unfinished(sessions: Sequence[Session]) -> None:
         raise IncompleteRunError(
             f"an endpoint failed in {len(failed)} of {len(sessions)} sessions, such as "
             f"{failed[0].id}: {failed[0].stop_detail}",
-            hint="give the same command again; it takes these sessions up where they stopped",
+            hint="give the same command again; it resumes these sessions where they stopped",
         )
     if not any(session.n_therapist_turns for session in sessions):
         raise IncompleteRunError(
@@ -347,10 +338,6 @@ def _refuse_unfinished(sessions: Sequence[Session]) -> None:
             f"{sessions[0].stop_reason}, {sessions[0].stop_detail}",
             hint="change what the message names in the study file, then play it with --update",
         )
-
-
-# --- run settings --------------------------------------------------------------------------------
-# What can be set for `cbtqa simulate run` beside the study file, with each flag's help text.
 
 
 def at_endpoint(player: Player, settings: EndpointSettings) -> Player:
@@ -421,6 +408,10 @@ class RunSettings(_StudySettings, PlayersSettings):
     out: Path = Path("cbtqa-study")
     """Folder of the study."""
 
+    @property
+    def _built_in(self) -> str:
+        return "demo"
+
     def declared(self) -> StudySettings:
         """The study file with what the flags replace.
 
@@ -429,14 +420,9 @@ class RunSettings(_StudySettings, PlayersSettings):
             DataError: no such file.
             UsageError: `--endpoint` or `--model` for a study that asks no endpoint.
         """
-        return self._replaced(load_study(self.study))
-
-    def _replaced(self, study: StudySettings) -> StudySettings:
-        changes: dict[str, object] = {}
-        if self.seed is not None:
-            changes["seed"] = self.seed
-        if self.replicates is not None:
-            changes["replicates"] = self.replicates
+        study = load_study(self.study, built_in=self._built_in)
+        given = {"seed": self.seed, "replicates": self.replicates}
+        changes: dict[str, object] = {key: one for key, one in given.items() if one is not None}
         if self.patients is not None:
             changes["patients"] = study.patients.model_copy(update={"n": self.patients})
         if "max_attempts" in self.model_fields_set:
@@ -469,6 +455,6 @@ class CorpusSettings(RunSettings):
     out: Path = Path("cbtqa-corpus")
     """Folder of the corpus."""
 
-    def declared(self) -> StudySettings:
-        """The corpus file with what the flags replace; raises as `RunSettings.declared`."""
-        return self._replaced(load_study(self.study, built_in=f"demo-corpus-{self.approach}"))
+    @property
+    def _built_in(self) -> str:
+        return f"demo-corpus-{self.approach}"

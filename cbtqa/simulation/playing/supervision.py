@@ -1,4 +1,4 @@
-"""Supervisors and validators: a verdict on a draft before it is said.
+"""Supervisors, validators and summarisers: a verdict on a draft, the state after a session.
 
 A verdict that cannot be read is no acceptance: the turn is kept and marked `unsupervised`.
 """
@@ -8,35 +8,32 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
-
+from cbtqa.errors import DataError
+from cbtqa.files import parse_record
 from cbtqa.llm.chat import Fault, Reply
-from cbtqa.llm.journal import State
 from cbtqa.llm.structured import parse_object
 from cbtqa.prompts import fence, load_prompt
 from cbtqa.records import Reason, Session, SessionState
 from cbtqa.simulation.draws import seed_of
 from cbtqa.simulation.playing.course import cbt_course
-from cbtqa.simulation.playing.messages import Casting, Scene, wording
+from cbtqa.simulation.playing.messages import SessionView, TurnContext, object_schema, wording
 from cbtqa.simulation.playing.players import Call, OpenPlayer, Players
 from cbtqa.simulation.sessions import transcript_text
-from cbtqa.simulation.study import Player
 
-APPROACHES = {
-    "cbt": "cognitive behavioural therapy",
-    "act": "acceptance and commitment therapy",
-}
-VERDICT_SCHEMA = {
-    "type": "object",
-    "properties": {"accepted": {"type": "boolean"}, "feedback": {"type": "string"}},
-    "required": ["accepted", "feedback"],
-    "additionalProperties": False,
-}
+APPROACHES = {"cbt": "cognitive behavioural therapy", "act": "acceptance and commitment therapy"}
+VERDICT_SCHEMA = object_schema(accepted={"type": "boolean"}, feedback={"type": "string"})
+STATE_SCHEMA = object_schema(
+    agenda={"type": "array", "items": {"type": "string"}},
+    homework={"type": "array", "items": {"type": "string"}},
+    conceptualisation={"type": "string"},
+    mood={"type": ["integer", "null"], "minimum": 0, "maximum": 10},
+    summary={"type": "string"},
+)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a supervisor says of a draft."""
+    """What a supervisor finds of a draft."""
 
     is_accepted: bool
     feedback: str = ""
@@ -46,7 +43,7 @@ class Verdict:
 
 
 def read_verdict(reply: Reply) -> Verdict | Fault:
-    """The verdict in a reply; a turned-away draft without feedback is no verdict."""
+    """The verdict in a reply; a rejected draft without feedback is no verdict."""
     found = parse_object(reply.text, lambda value: "accepted" in value)
     if isinstance(found, Fault):
         return found
@@ -59,93 +56,55 @@ def read_verdict(reply: Reply) -> Verdict | Fault:
 
 
 async def ask_verdict(
-    players: Players,
-    supervisor: OpenPlayer,
-    player: Player,
-    scene: Scene,
-    reasoning: str | None,
-    key: str,
+    players: Players, reader: OpenPlayer, context: TurnContext, reasoning: str | None
 ) -> Verdict | Fault:
-    """What the supervisor (or the patient's validator) says of `scene.draft`.
+    """The verdict of the supervisor (or the patient's validator) on `context.draft`.
 
     A fault is the endpoint's failure; the same question may be answered in a later run.
     """
-
-    def fault_of(reply: Reply) -> Fault | None:
-        found = read_verdict(reply)
-        return found if isinstance(found, Fault) else None
-
-    outcome = await players.ask(
+    found, _ = await players.ask(
         Call(
-            key=key,
-            player=supervisor,
-            scene=scene,
-            messages=_messages(scene, reasoning),
-            sampling=player.sampling(seed_of(scene.seed, scene.part, scene.revision)),
-            check=fault_of,
+            key=context.key,
+            player=reader,
+            context=context,
+            messages=_messages(context, reasoning),
+            seed=seed_of(context.seed, context.part, context.revision),
+            read=read_verdict,
             json_schema=VERDICT_SCHEMA,
         )
     )
-    if outcome.is_accepted and outcome.reply is not None:
-        found = read_verdict(outcome.reply)
-        if isinstance(found, Verdict):
-            return found
-    detail = outcome.fault.detail if outcome.fault else "no reply"
-    if outcome.state is State.ENDPOINT:
-        return Fault(Reason.ENDPOINT, detail)
-    return Verdict(False, trouble=f"no verdict: {detail}")
+    if isinstance(found, Fault) and found.reason is not Reason.ENDPOINT:
+        return Verdict(False, trouble=f"no verdict: {found.detail}")
+    return found
 
 
-def _messages(scene: Scene, reasoning: str | None) -> list[dict[str, str]]:
-    casting, texts = scene.casting, wording()
-    said = "\n".join(f"{turn.role.capitalize()}: {turn.text}" for turn in scene.turns)
+def _messages(context: TurnContext, reasoning: str | None) -> list[dict[str, str]]:
+    view, texts = context.view, wording()
+    is_supervisor = context.part == "supervisor"
+    criteria = texts["supervision"]["therapist" if is_supervisor else "patient"]
     shared: dict[str, Any] = {
         "shape": texts["shapes"]["verdict"],
-        "transcript": fence(said or "(nothing yet)"),
-        "draft": fence(scene.draft),
+        "transcript": fence(transcript_text(context.turns) or "(nothing yet)"),
+        "draft": fence(context.draft),
+        "criteria": "\n".join(f"- {one}" for one in criteria),
     }
-    if scene.part == "supervisor":
+    if is_supervisor:
         return load_prompt("session_supervisor").render(
-            approach=APPROACHES[casting.study.approach],
-            criteria="\n".join(f"- {one}" for one in texts["supervision"]["therapist"]),
+            approach=APPROACHES[view.study.approach],
             reasoning=fence(reasoning or "(none)"),
             **shared,
         )
     return load_prompt("session_patient_check").render(
-        criteria="\n".join(f"- {one}" for one in texts["supervision"]["patient"]),
-        narrative=casting.profile.narrative,
-        manner=casting.profile.behaviour,
-        **shared,
+        narrative=view.profile.narrative, manner=view.profile.behaviour, **shared
     )
-
-
-# --- carrying ------------------------------------------------------------------------------------
-# What one session of a course hands to the next: asked from a model, checked, typed.
-#
-# found = read_state(reply) # SessionState, or the Fault
-
-STATE_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        "agenda": {"type": "array", "items": {"type": "string"}},
-        "homework": {"type": "array", "items": {"type": "string"}},
-        "conceptualisation": {"type": "string"},
-        "mood": {"type": ["integer", "null"], "minimum": 0, "maximum": 10},
-        "summary": {"type": "string"},
-    },
-    "required": ["agenda", "homework", "conceptualisation", "mood", "summary"],
-    "additionalProperties": False,
-}
 
 
 def state_of(value: object) -> SessionState | Fault:
     """A checked state from decoded JSON; a short summary is a fault."""
     try:
-        state = SessionState.model_validate(value)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(map(str, first["loc"]))
-        return Fault(Reason.NOT_JSON, f"state: {field}: {first['msg']}")
+        state = parse_record(SessionState, value, "state")
+    except DataError as error:
+        return Fault(Reason.NOT_JSON, str(error))
     least, n_words = cbt_course().summary_words, len(state.summary.split())
     if n_words < least:
         return Fault(Reason.STEP_TOO_SHORT, f"the summary has {n_words} words, at least {least}")
@@ -153,7 +112,6 @@ def state_of(value: object) -> SessionState | Fault:
 
 
 def read_state(reply: Reply) -> SessionState | Fault:
-    """The state in a reply."""
     found = parse_object(reply.text, lambda value: "summary" in value)
     return found if isinstance(found, Fault) else state_of(found)
 
@@ -166,48 +124,28 @@ def describe_state(state: SessionState | None) -> str:
 
 
 async def ask_state(
-    players: Players,
-    summariser: OpenPlayer,
-    player: Player,
-    casting: Casting,
-    session: Session,
+    players: Players, summariser: OpenPlayer, view: SessionView, session: Session
 ) -> SessionState | Fault:
-    """What a played session hands over, or why there is nothing.
-
-    Raises:
-        GateClosedError: the run is stopping.
-    """
-
-    def fault_of(reply: Reply) -> Fault | None:
-        found = read_state(reply)
-        return found if isinstance(found, Fault) else None
-
-    scene = Scene(
-        part="summariser",
-        casting=casting,
-        turns=session.turns,
-        seed=seed_of(session.seed, "summariser"),
-        turn=casting.number,
-    )
+    """What a played session hands over, or why there is nothing."""
+    seed = seed_of(session.seed, "summariser")
     messages = load_prompt("session_summary").render(
         shape=wording()["shapes"]["state"],
-        number=str(casting.number),
+        number=str(view.number),
         phase=f" ({session.phase})" if session.phase else "",
-        previous=describe_state(casting.state),
-        transcript=fence(transcript_text(session)),
+        previous=describe_state(view.state),
+        transcript=fence(transcript_text(session.turns)),
     )
-    outcome = await players.ask(
+    found, _ = await players.ask(
         Call(
-            key=f"{session.id}|{casting.fingerprint}|summary|v0",
+            key=view.key("summary"),
             player=summariser,
-            scene=scene,
+            context=TurnContext("summariser", view, session.turns, seed, view.number),
             messages=messages,
-            sampling=player.sampling(scene.seed),
-            check=fault_of,
+            seed=seed,
+            read=read_state,
             json_schema=STATE_SCHEMA,
         )
     )
-    if outcome.is_accepted and outcome.reply is not None:
-        return read_state(outcome.reply)
-    fault = outcome.fault or Fault(Reason.EMPTY, "no reply")
-    return Fault(fault.reason, f"summariser: {fault.detail}")
+    if isinstance(found, Fault):
+        return Fault(found.reason, f"summariser: {found.detail}")
+    return found

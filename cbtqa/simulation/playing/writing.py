@@ -1,6 +1,6 @@
 """Sessions of a course written by one model: four calls a session, each checked before it counts.
 
-    session = await write_session(casting, 1, therapist, players)
+    session = await write_session(view, therapist, players)
     session.stop_reason     # written; or why it was given up, with the parts there are
 
 A part that breaks a rule is asked for again with the rule named. The last part hands over the
@@ -10,48 +10,32 @@ state of the course as typed fields, so that nothing has to be found in a text l
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 from cbtqa.llm.chat import Fault, Message, Reply
-from cbtqa.llm.journal import Outcome, State
+from cbtqa.llm.journal import Outcome
 from cbtqa.llm.structured import parse_object
 from cbtqa.prompts import fence, load_prompt
 from cbtqa.records import Reason, Session, SessionState, StopReason, Turn
 from cbtqa.simulation.draws import seed_of
 from cbtqa.simulation.playing.course import Course, Part, cbt_course
 from cbtqa.simulation.playing.events import names_help, speaks_of_risk
-from cbtqa.simulation.playing.messages import Casting, Scene, wording
+from cbtqa.simulation.playing.messages import SessionView, TurnContext, object_schema, wording
 from cbtqa.simulation.playing.players import Call, OpenPlayer, Players
-from cbtqa.simulation.playing.session import provenance_of, session_seed
+from cbtqa.simulation.playing.session import Role, provenance_of
 from cbtqa.simulation.playing.supervision import STATE_SCHEMA, describe_state, state_of
-from cbtqa.simulation.sessions import session_id
+from cbtqa.simulation.sessions import transcript_text
 
 FEWEST_TURNS = 4
-Role = Literal["patient", "therapist"]
-_TURNS_SCHEMA: dict[str, Any] = {
-    "type": "array",
-    "items": {
-        "type": "object",
-        "properties": {
-            "speaker": {"type": "string", "enum": ["patient", "therapist"]},
-            "text": {"type": "string"},
-        },
-        "required": ["speaker", "text"],
-        "additionalProperties": False,
-    },
-}
-
-
-def _schema(**fields: Mapping[str, Any]) -> dict[str, Any]:
-    required = list(fields)
-    shape: dict[str, Any] = {"type": "object", "properties": fields, "required": required}
-    return shape | {"additionalProperties": False}
-
-
-PART_SCHEMA = _schema(turns=_TURNS_SCHEMA)
-LAST_PART_SCHEMA = _schema(turns=_TURNS_SCHEMA, state=STATE_SCHEMA)
+_TURN_SCHEMA = object_schema(
+    speaker={"type": "string", "enum": ["patient", "therapist"]}, text={"type": "string"}
+)
+_TURNS_SCHEMA: dict[str, Any] = {"type": "array", "items": _TURN_SCHEMA}
+PART_SCHEMA = object_schema(turns=_TURNS_SCHEMA)
+LAST_PART_SCHEMA = object_schema(turns=_TURNS_SCHEMA, state=STATE_SCHEMA)
 
 
 @dataclass(frozen=True)
@@ -62,90 +46,59 @@ class WrittenPart:
     state: SessionState | None
 
 
-async def write_session(
-    casting: Casting, replicate: int, writer: OpenPlayer, players: Players
-) -> Session:
-    """Writes one session of the course.
-
-    Raises:
-        GateClosedError: the run is stopping.
-    """
-    course, seed = cbt_course(), session_seed(casting, replicate)
-    identity = session_id(casting.arm.name, casting.profile.id, casting.number, replicate)
+async def write_session(view: SessionView, writer: OpenPlayer, players: Players) -> Session:
+    course = cbt_course()
     turns: list[Turn] = []
     outcomes: list[Outcome] = []
     state: SessionState | None = None
     stop: tuple[StopReason, str] = ("written", "")
     for place, part in enumerate(course.parts, 1):
-        key = f"{identity}|{casting.fingerprint}|part{place}|v0"
-        scene = Scene("course_part", casting, tuple(turns), seed_of(seed, "part", place), place)
-        outcome = await players.ask(_call(key, scene, writer, part, course))
+        seed = seed_of(view.seed, "part", place)
+        context = TurnContext("course_part", view, tuple(turns), seed, place)
+        written, outcome = await players.ask(
+            Call(
+                key=view.key(f"part{place}"),
+                player=writer,
+                context=context,
+                messages=_messages(context, part, course),
+                seed=seed,
+                read=partial(read_part, part=part, course=course, before=context.turns),
+                json_schema=LAST_PART_SCHEMA if part.closes else PART_SCHEMA,
+            )
+        )
         outcomes.append(outcome)
-        written = _written(outcome, part, course, turns)
         if isinstance(written, Fault):
-            is_endpoint = outcome.state is State.ENDPOINT
+            is_endpoint = written.reason is Reason.ENDPOINT
             stop = ("endpoint" if is_endpoint else "no_answer", f"{part.id}: {written.detail}")
             break
         turns += written.turns
         state = written.state
     prompt = load_prompt("course_part")
-    return Session(
-        id=identity,
-        arm=casting.arm.name,
-        profile_id=casting.profile.id,
-        number=casting.number,
-        replicate=replicate,
-        phase=course.phase_of(casting.number).id,
-        turns=tuple(turns),
-        stop_reason=stop[0],
-        stop_detail=stop[1],
-        seed=seed,
-        state=state,
-        provenance=provenance_of(casting.arm.therapist, prompt, seed, outcomes),
-    )
+    provenance = provenance_of(view.arm.therapist, prompt, view.seed, outcomes)
+    return view.session(turns, stop, provenance, state=state)
 
 
-def _call(key: str, scene: Scene, writer: OpenPlayer, part: Part, course: Course) -> Call:
-    def fault_of(reply: Reply) -> Fault | None:
-        found = read_part(reply, part, course, scene.turns)
-        return found if isinstance(found, Fault) else None
-
-    return Call(
-        key=key,
-        player=writer,
-        scene=scene,
-        messages=_messages(scene, part, course),
-        sampling=scene.casting.arm.therapist.sampling(scene.seed),
-        check=fault_of,
-        json_schema=LAST_PART_SCHEMA if part.closes else PART_SCHEMA,
-    )
-
-
-def _messages(scene: Scene, part: Part, course: Course) -> Sequence[Message]:
-    casting, shapes = scene.casting, wording()["shapes"]
-    phase = course.phase_of(casting.number)
-    said = "\n".join(f"{turn.role.capitalize()}: {turn.text}" for turn in scene.turns)
+def _messages(context: TurnContext, part: Part, course: Course) -> Sequence[Message]:
+    view, shapes = context.view, wording()["shapes"]
+    phase = course.phase_of(view.number)
     return load_prompt("course_part").render(
-        name=casting.profile.name,
-        narrative=casting.profile.narrative,
-        manner=casting.profile.behaviour,
-        phase=f"session {casting.number} of {course.n_sessions}, {phase.id}",
+        name=view.profile.name,
+        narrative=view.profile.narrative,
+        manner=view.profile.behaviour,
+        phase=f"session {view.number} of {course.n_sessions}, {phase.id}",
         goals=f"What belongs to this phase: {phase.goals}.",
-        script=course.scripts.get(casting.number, ""),
+        script=course.scripts.get(view.number, ""),
         part=part.asks,
-        next_speaker=next_speaker(scene.turns),
+        next_speaker=next_speaker(context.turns),
         shape=shapes["turns_and_state" if part.closes else "turns"],
-        state=describe_state(casting.state),
-        so_far=fence(said or "(nothing yet)"),
+        state=describe_state(view.state),
+        so_far=fence(transcript_text(context.turns) or "(nothing yet)"),
     )
 
 
 def next_speaker(turns: Sequence[Turn]) -> Role:
     """Who speaks after these turns; the patient opens every session."""
     return "therapist" if turns and turns[-1].role == "patient" else "patient"
-
-
-# --- checks --------------------------------------------------------------------------------------
 
 
 def read_part(
@@ -204,11 +157,3 @@ def _spoken_fault(turns: Sequence[Turn], part: Part, course: Course) -> Fault | 
     if missing:
         return Fault(Reason.MISSING_STEP, f"the word '{missing[0]}' has to be said in this part")
     return None
-
-
-def _written(
-    outcome: Outcome, part: Part, course: Course, before: Sequence[Turn]
-) -> WrittenPart | Fault:
-    if outcome.is_accepted and outcome.reply is not None:
-        return read_part(outcome.reply, part, course, before)
-    return outcome.fault or Fault(Reason.EMPTY, "no reply")
