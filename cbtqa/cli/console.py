@@ -431,9 +431,8 @@ def progress_parts(progress: Progress) -> list[str]:
         parts.append(f"{progress.n_rejected:,} rejected")
     if progress.cost is not None:
         parts.append(money(progress.cost, progress.currency))
-    n_tokens = progress.usage.prompt_tokens + progress.usage.completion_tokens
-    if n_tokens:
-        parts.append(f"{n_tokens:,} tokens")
+    if progress.usage.n_tokens:
+        parts.append(f"{progress.usage.n_tokens:,} tokens")
     if progress.oldest_s > 30:
         parts.append(f"oldest request {progress.oldest_s:.0f} s")
     if progress.note:

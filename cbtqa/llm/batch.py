@@ -4,7 +4,7 @@
     for key, outcome in journal.outcomes(keys): ...
 
     async with Line(endpoint, journal, limits) as line:      # where a question needs the last reply
-        outcome = await line.ask(key, request, check, ask_again)
+        outcome = await line.ask(Question(key, request, check, ask_again))
 
 A task says what is asked about an item and what is wrong with a reply; the engine does the rest.
 Every item that was sent ends in the journal as an accepted reply or as a fault with a reason;
@@ -23,8 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, TypeVar
 
 from cbtqa.errors import ConfigError, IncompleteRunError
 from cbtqa.llm.asking import ItemFailedError, Model
@@ -59,57 +58,67 @@ class Task(Protocol[ItemT_contra]):
 
     def key(self, item: ItemT_contra) -> str:
         """The item's id in the journal; unique in a run."""
-        ...
 
     def request(self, item: ItemT_contra) -> ChatRequest:
         """The first question about an item."""
-        ...
 
     def check(self, item: ItemT_contra, reply: Reply) -> Fault | None:
         """What is wrong with a reply that holds text, or None when it is good."""
-        ...
 
     def ask_again(self, item: ItemT_contra, reply: Reply, fault: Fault) -> ChatRequest | None:
         """The question with the fault named, or None to leave it at that.
 
         `fault` is what `check` found, or REFUSAL, EMPTY or CUT found by the engine.
         """
-        ...
 
 
-def settle(
-    received: Entry, check: Check, ask_again: AskAgain, max_attempts: int
-) -> tuple[Entry, ChatRequest | None]:
-    """The row that a reply becomes, and the next question when there is to be one."""
-    reply, attempt = received.reply, received.attempt
-    assert reply is not None
-    fault = fault_of_reply(reply) or check(reply)
-    if fault is None:
-        return replace(received, state=State.ACCEPTED), None
-    is_blocked = fault.reason is Reason.CONTENT_FILTER
-    is_last = attempt >= max_attempts
-    again = None if is_blocked or is_last else ask_again(reply, fault)
-    is_final = is_blocked or (again is None and not is_last)
-    state = State.FINAL if is_final else State.FAULTY
-    return replace(received, state=state, fault=fault), again
+class Question(NamedTuple):
+    """One question to a model, and how its replies are judged."""
 
+    key: str
+    """In the journal; unique among those in work."""
+    request: ChatRequest
+    check: Check
+    ask_again: AskAgain
+    answer: Answer | None = None
+    """Who is asked; the line's endpoints when left out."""
+    is_free: bool = False
+    """An answer costs nothing and comes out the same again, so that it need not be durable before
+    it is used."""
 
-def next_step(
-    last: Entry | None, request: ChatRequest, ask_again: AskAgain
-) -> tuple[int, ChatRequest | None, Reply | None]:
-    """Where an item goes on: number of the attempt, what to ask, or the reply to check first.
+    @classmethod
+    def about(
+        cls, item: ItemT, task: Task[ItemT], key: str, answer: Answer | None = None
+    ) -> Question:
+        """A task's question about an item."""
+        judged = partial(task.check, item), partial(task.ask_again, item)
+        return cls(key, task.request(item), *judged, answer)
 
-    Args:
-        last: the newest row of the item that holds a reply.
+    def settle(self, received: Entry, max_attempts: int) -> tuple[Entry, ChatRequest | None]:
+        """The row that a reply becomes, and the next request when there is to be one."""
+        reply, attempt = received.reply, received.attempt
+        assert reply is not None
+        fault = fault_of_reply(reply) or self.check(reply)
+        if fault is None:
+            return replace(received, state=State.ACCEPTED), None
+        is_blocked = fault.reason is Reason.CONTENT_FILTER
+        is_last = attempt >= max_attempts
+        again = None if is_blocked or is_last else self.ask_again(reply, fault)
+        is_final = is_blocked or (again is None and not is_last)
+        state = State.FINAL if is_final else State.FAULTY
+        return replace(received, state=state, fault=fault), again
 
-    Returns:
-        Neither question nor reply when the item is left at its last fault.
-    """
-    if last is None or last.reply is None:
-        return 1, request, None
-    if last.state is State.UNCHECKED or last.fault is None:
-        return last.attempt, None, last.reply
-    return last.attempt + 1, ask_again(last.reply, last.fault), None
+    def next_step(self, last: Entry | None) -> tuple[int, ChatRequest | None, Reply | None]:
+        """Attempt, and what to ask or the reply to check; neither when the last fault is final.
+
+        Args:
+            last: the newest row of the item that holds a reply.
+        """
+        if last is None or last.reply is None:
+            return 1, self.request, None
+        if last.state is State.UNCHECKED or last.fault is None:
+            return last.attempt, None, last.reply
+        return last.attempt + 1, self.ask_again(last.reply, last.fault), None
 
 
 class BatchStoppedError(IncompleteRunError):
@@ -141,13 +150,11 @@ def run_batch(
 
     Args:
         items: with a cluster also a Ray Dataset; then an item is a row, a dict.
-        endpoints: one, or several servers of the same model, which share the work by free places.
+        endpoints: several are servers of the same model, which share the work by free places.
         limits: `in_flight` holds for each server, `rpm` and `tpm` for all together.
-        price: for the cost shown in progress and summary; the budget's own when left out.
-        n_total: number of items when known, for the time left.
+        price: by default the budget's own.
         on_progress: called twice a second on the event loop, and once at the end.
-        cluster: the Ray cluster whose actors ask and check.
-        wait: whether to wait for the batches of the Batch API, or to submit them and leave.
+        wait: for the batches of the Batch API; or submit them and leave.
 
     Raises:
         BatchStoppedError: the budget is used up, the endpoints are gone or ask for a long wait,
@@ -185,8 +192,7 @@ def run_batch(
 
 async def _ask_here(line: Line, items: Iterable[ItemT], task: Task[ItemT], in_flight: int) -> None:
     async def ask(item: ItemT, key: str, standing: Standing | None) -> None:
-        questions = partial(task.check, item), partial(task.ask_again, item)
-        await line.work(key, standing, task.request(item), *questions)
+        await line.work(Question.about(item, task, key), standing)
 
     async with line:
         await ask_all(line, items, task, in_flight, ask)
@@ -247,8 +253,8 @@ async def ask_all(
 class Line:
     """An open line to models: journal, limits, budget, signals and progress of one run.
 
-    Leaving the block waits for the work begun with `start`; `conclude` then tells how the run
-    ended. A line may be opened without endpoints, for players that bring their own `answer`.
+    Leaving the block waits for the work begun with `start`; `conclude` then gives how the run
+    ended. A line may be opened without endpoints, for questions that bring their own `answer`.
     """
 
     def __init__(
@@ -262,9 +268,6 @@ class Line:
         n_total: int | None = None,
         on_progress: OnProgress | None = None,
     ) -> None:
-        """Args:
-        budget: with what was spent before already booked; the line books the rest on it.
-        """
         self.journal, self.limits, self.budget = journal, limits, budget
         self.meter = Meter(n_total, price, journal.totals())
         self.stop_reason: str | None = None
@@ -296,12 +299,7 @@ class Line:
             self._stack = stack.pop_all()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         async with self._stack:
             if error is not None:
                 self.stop("the items could not be read to their end")
@@ -316,59 +314,33 @@ class Line:
         await model.open(endpoints, self.journal, self._stack)
         return model
 
-    # --- asking ----------------------------------------------------------------------------------
-
-    async def ask(
-        self,
-        key: str,
-        request: ChatRequest,
-        check: Check,
-        ask_again: AskAgain,
-        *,
-        answer: Answer | None = None,
-        is_free: bool = False,
-    ) -> Outcome:
+    async def ask(self, question: Question) -> Outcome:
         """The last word on one question: from the journal when it was paid, else asked now.
-
-        Args:
-            key: of the question in the journal; unique among those in work.
-            answer: who is asked; the line's endpoints when left out.
-            is_free: an answer costs nothing and comes out the same again, so that it need not be
-                durable before it is used.
 
         Raises:
             GateClosedError: the run is stopping and the journal holds no outcome.
             EndpointError: every question would fail.
             IncompleteRunError: the journal cannot be written.
         """
+        key = question.key
         standing = self.journal.standings([key]).get(key)
         if standing is not None and standing.is_done(self.limits.max_attempts):
             self.meter.n_skipped += 1
         else:
-            questions = request, check, ask_again
-            entry = await self.work(key, standing, *questions, answer=answer, is_free=is_free)
-            if is_free:
+            entry = await self.work(question, standing)
+            if question.is_free:
                 return Outcome(key, entry.state, entry.reply, entry.fault, entry.attempt, Usage())
         outcome = self.journal.outcome(key)
         assert outcome is not None, "what has ended has an outcome"
         return outcome
 
-    async def work(
-        self,
-        key: str,
-        standing: Standing | None,
-        request: ChatRequest,
-        check: Check,
-        ask_again: AskAgain,
-        *,
-        answer: Answer | None = None,
-        is_free: bool = False,
-    ) -> Entry:
-        """The row that ends a question which stands so in the journal; raises as `ask`."""
-        answer = answer or self.models[0].answer
+    async def work(self, question: Question, standing: Standing | None) -> Entry:
+        """The row that ends a question which is so far in the journal; raises as `ask`."""
+        key, is_free = question.key, question.is_free
+        answer = question.answer or self.models[0].answer
         last = self.journal.last_paid(key) if standing else None
-        attempt, question, reply = next_step(last, request, ask_again)
-        if question is None and reply is None:
+        attempt, request, reply = question.next_step(last)
+        if request is None and reply is None:
             assert last is not None and last.reply is not None
             # the row repeats the reply, so that it holds the raw text, but not its price
             repeated = replace(last.reply, usage=Usage())
@@ -376,24 +348,23 @@ class Line:
             return await self.end(final, is_free=is_free)
         while True:
             if reply is None:
-                assert question is not None
+                assert request is not None
                 if self.is_stopping:
                     raise GateClosedError
                 try:
-                    reply = await answer(question, attempt)
+                    reply = await answer(request, attempt)
                 except ItemFailedError as failed:
                     entry = Entry(key, attempt, failed.state, None, failed.fault)
                     return await self.end(entry, is_free=is_free)
             received = Entry(key, attempt, State.UNCHECKED, reply)
             try:
-                entry, question = settle(received, check, ask_again, self.limits.max_attempts)
+                entry, request = question.settle(received, self.limits.max_attempts)
             except BaseException:
                 # paid for and not judged: a mistake in the task must not cost the reply
                 self.keep(received)
                 raise
-            if question is None:
+            if request is None:
                 return await self.end(entry, is_free=is_free)
-            self.meter.turned_away(entry)
             self.keep(entry)
             attempt, reply = attempt + 1, None
 
@@ -420,8 +391,6 @@ class Line:
     async def _written(self) -> None:
         if self._writes:
             await asyncio.wait(self._writes)
-
-    # --- work in parallel ------------------------------------------------------------------------
 
     def start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Runs work beside the rest; what it raises stops the run, but for GateClosedError."""
@@ -462,8 +431,6 @@ class Line:
         for waiter in (idle, closed, *self._tasks):
             waiter.cancel()
         await asyncio.gather(idle, closed, *self._tasks, return_exceptions=True)
-
-    # --- stopping --------------------------------------------------------------------------------
 
     @property
     def is_stopping(self) -> bool:
@@ -509,8 +476,6 @@ class Line:
         if self.stop_reason is not None:
             raise BatchStoppedError(self.stop_reason, summary)
         return summary
-
-    # --- progress --------------------------------------------------------------------------------
 
     async def _tick(self) -> None:
         while True:

@@ -21,12 +21,11 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, NamedTuple, cast
 
 from cbtqa.errors import ConfigError, IncompleteRunError, MissingExtraError
 from cbtqa.llm.asking import USED_UP, format_name
-from cbtqa.llm.batch import Line, Task, ask_all, run_anywhere
+from cbtqa.llm.batch import Line, Question, Task, ask_all, run_anywhere
 from cbtqa.llm.cost import Budget
 from cbtqa.llm.endpoint import Endpoint
 from cbtqa.llm.journal import Entry, Journal, Standing, Totals
@@ -51,22 +50,6 @@ class Cluster(NamedTuple):
     has is used as it is."""
     n_actors: int = 2
     """Lowered to `in_flight`, `rpm` and `tpm` where those are smaller."""
-
-
-# --- in an actor ---------------------------------------------------------------------------------
-
-
-class Counts(NamedTuple):
-    """What one actor has sent and got so far, and what it is doing just now."""
-
-    n_requests: int = 0
-    n_repeats: int = 0
-    n_paid: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    in_flight: int = 0
-    limit: int = 0
-    oldest_s: float = 0.0
 
 
 class Handed(NamedTuple):
@@ -96,7 +79,7 @@ class Report(NamedTuple):
     told: list[Told]
     stop_reason: str | None
     """Why the actor asks no more."""
-    counts: Counts
+    progress: Progress
     metas: dict[str, str]
 
 
@@ -145,7 +128,8 @@ class Shard:
                 await asyncio.sleep(GATHER_S)
         self._news.clear()
         told, self._told = self._told, []
-        return Report(told, self._line.stop_reason, self._counts(), dict(self._rows.metas))
+        progress = self._line.meter.progress(sum(model.limit for model in self._line.models))
+        return Report(told, self._line.stop_reason, progress, dict(self._rows.metas))
 
     async def _work(self, handed: Handed) -> None:
         """Asks about an item until it has ended or the line stops."""
@@ -155,9 +139,8 @@ class Shard:
         if paid is not None:
             journal.paid[key] = paid
 
-        async def work() -> Entry:
-            questions = partial(task.check, item), partial(task.ask_again, item)
-            return await line.work(key, standing, task.request(item), *questions)
+        async def work() -> Entry:  # a task that cannot even ask fails here, too
+            return await line.work(Question.about(item, task, key), standing)
 
         done = asyncio.ensure_future(work())
         await asyncio.wait({done})
@@ -168,19 +151,9 @@ class Shard:
         self._told.append(Told(key, rows, error is None, None if is_left else error))
         self._news.set()
 
-    def _counts(self) -> Counts:
-        meter = self._line.meter
-        now = meter.progress(sum(model.limit for model in self._line.models))
-        sent = (meter.n_requests, meter.n_repeats, meter.n_paid)
-        tokens = (meter.prompt_tokens, meter.completion_tokens)
-        return Counts(*sent, *tokens, now.in_flight, now.limit, now.oldest_s)
-
     async def stop(self, reason: str) -> None:
         """Sends nothing more; what is in flight may end."""
         self._line.stop(reason)
-
-
-# --- in the driver -------------------------------------------------------------------------------
 
 
 @dataclass(eq=False)
@@ -196,7 +169,7 @@ class _Actor:
     has_work: asyncio.Event = field(default_factory=asyncio.Event)
     is_used_up: bool = False
     """Whether its share of the budget is spent."""
-    counts: Counts = field(default_factory=Counts)
+    progress: Progress = field(default_factory=Progress)
     told_at: float = field(default_factory=time.monotonic)
 
 
@@ -233,7 +206,7 @@ class _Driver:
         self._journal, self._limits = line.journal, line.limits
         self._earlier = line.journal.totals()
         self._actors: list[_Actor] = []
-        self._gone: list[Counts] = []
+        self._gone: list[Progress] = []
         self._pumps: set[asyncio.Task[None]] = set()
         self._n_losses = 0
         line.on_stop, line.describe = self._stop_actors, self._progress
@@ -288,7 +261,7 @@ class _Driver:
                     waiter.set_result(None)
 
     def _hear(self, actor: _Actor, report: Report) -> None:
-        actor.counts, actor.told_at = report.counts, time.monotonic()
+        actor.progress, actor.told_at = report.progress, time.monotonic()
         self._count()
         for name, value in report.metas.items():
             if self._journal.meta(name) != value:
@@ -331,7 +304,6 @@ class _Driver:
 
     async def _record(self, told: Told) -> None:
         for row in told.rows[:-1] if told.has_ended else told.rows:
-            self._line.meter.turned_away(row)
             self._line.keep(row)
         if told.has_ended:
             await self._line.end(told.rows[-1])
@@ -344,7 +316,7 @@ class _Driver:
 
         ray.kill(actor.handle)  # unreachable is not dead: it must not go on asking
         self._actors.remove(actor)
-        self._gone.append(actor.counts)
+        self._gone.append(actor.progress)
         self._n_losses += 1
         if self._n_losses > MOST_LOSSES:
             trouble = f"{self._n_losses} actors died in a row; the last: {error}"
@@ -353,38 +325,28 @@ class _Driver:
         if not self._line.is_stopping:
             budget = replace(actor.budget) if actor.budget else None
             if budget is not None:
-                n_in, n_out = actor.counts.prompt_tokens, actor.counts.completion_tokens
-                budget.book(Usage(prompt_tokens=n_in, completion_tokens=n_out))
+                budget.book(actor.progress.usage)
             self._start(actor.limits, budget)
 
     def _stop_actors(self) -> None:
         for actor in self._actors:
             actor.handle.stop.remote(self._line.stop_reason)
 
-    # --- progress --------------------------------------------------------------------------------
-
     def _count(self) -> None:
-        told = [*self._gone, *(actor.counts for actor in self._actors)]
-        for place, name in enumerate(Counts._fields[:5]):
-            setattr(self._line.meter, name, sum(counts[place] for counts in told))
+        parts, meter = [*self._gone, *(actor.progress for actor in self._actors)], self._line.meter
+        for name in ("n_requests", "n_repeats", "n_paid"):
+            setattr(meter, name, sum(getattr(part, name) for part in parts))
+        meter.usage = sum((part.usage for part in parts), Usage())
 
     def _progress(self, plain: Progress) -> Progress:
         """The line's progress with what the actors are doing just now."""
-        now, counts = time.monotonic(), [actor.counts for actor in self._actors]
-        ages = [
-            actor.counts.oldest_s + now - actor.told_at
-            for actor in self._actors
-            if actor.counts.in_flight
-        ]
+        now, busy = time.monotonic(), [one for one in self._actors if one.progress.in_flight]
         return replace(
             plain,
-            in_flight=sum(one.in_flight for one in counts),
-            limit=sum(one.limit for one in counts),
-            oldest_s=max(ages, default=0.0),
+            in_flight=sum(one.progress.in_flight for one in busy),
+            limit=sum(one.progress.limit for one in self._actors),
+            oldest_s=max((one.progress.oldest_s + now - one.told_at for one in busy), default=0.0),
         )
-
-
-# --- shares --------------------------------------------------------------------------------------
 
 
 def shares(limits: Limits, n_actors: int) -> list[Limits]:

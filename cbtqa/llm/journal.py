@@ -22,9 +22,9 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeVar
 
 from cbtqa.errors import ConfigError, DataError, IncompleteRunError
@@ -157,15 +157,8 @@ class Journal:
     def __enter__(self) -> Journal:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
-
-    # --- writing ---------------------------------------------------------------------------------
 
     def record(self, entries: Iterable[Entry]) -> int:
         """Appends rows and returns how many, all durable; for teachers that work offline.
@@ -221,8 +214,6 @@ class Journal:
         with self._writing:
             self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, masked(value)))
 
-    # --- reading ---------------------------------------------------------------------------------
-
     def standings(self, keys: Sequence[str]) -> dict[str, Standing]:
         """How far each of these items is; an item without rows is missing. Reads an index only."""
         found: dict[str, Standing] = {}
@@ -237,14 +228,11 @@ class Journal:
 
     def done_keys(self, max_attempts: int = 1) -> Iterator[str]:
         """Keys for which nothing is left to send, in the order of the keys."""
-        last: tuple[str, Standing] | None = None
         sql = "SELECT key, attempt, state FROM attempts ORDER BY key, attempt, id"
-        for key, attempt, state in self._connection().execute(sql):
-            if last is not None and last[0] != key and last[1].is_done(max_attempts):
-                yield last[0]
-            last = (key, Standing(attempt, State(state)))
-        if last is not None and last[1].is_done(max_attempts):
-            yield last[0]
+        for key, rows in groupby(self._connection().execute(sql), itemgetter(0)):
+            *_, (_, attempt, state) = rows
+            if Standing(attempt, State(state)).is_done(max_attempts):
+                yield key
 
     def outcome(self, key: str) -> Outcome | None:
         """The last word on one item, or None when there is none yet."""
@@ -274,16 +262,15 @@ class Journal:
 
     def totals(self) -> Totals:
         """What all attempts cost and why they were turned away; kept as running sums."""
-        n_replies = prompt = completion = 0
+        n_replies, usage = 0, Usage()
         faults: Counter[Reason] = Counter()
         sql = "SELECT state, reason, n, prompt_tokens, completion_tokens FROM totals"
-        for state, reason, n, prompt_tokens, completion_tokens in self._connection().execute(sql):
+        for state, reason, n, n_prompt, n_completion in self._connection().execute(sql):
             if state in (State.ACCEPTED, State.FAULTY):
                 n_replies += n
-            prompt, completion = prompt + prompt_tokens, completion + completion_tokens
+            usage += Usage(prompt_tokens=n_prompt, completion_tokens=n_completion)
             if reason:
                 faults[Reason(reason)] += n
-        usage = Usage(prompt_tokens=prompt, completion_tokens=completion)
         return Totals(n_replies, usage, dict(faults))
 
     def _connection(self) -> sqlite3.Connection:
@@ -330,8 +317,6 @@ def _short(value: str | None) -> str:
         return "not set"
     return value if len(value) <= 80 else value[:80] + "..."
 
-
-# --- the one writer ------------------------------------------------------------------------------
 
 NETWORK_FILE_SYSTEMS = re.compile(
     r"nfs\d*|cifs|smb\w*|afs|ncpfs|ceph|lustre|beegfs|gpfs|glusterfs|orangefs|ocfs2|gfs2|davfs\d*"

@@ -1,4 +1,4 @@
-"""What stands in a journal: the states of a row, its columns, and the outcome rows add up to."""
+"""The rows of a journal: the states of a row, its columns, and the outcome rows add up to."""
 
 from __future__ import annotations
 
@@ -161,16 +161,13 @@ def reply_of(row: Any) -> Reply | None:
     )
 
 
-# --- journal writer ------------------------------------------------------------------------------
-# Commits rows in groups, on a thread, for an event loop that must not wait for the disk.
-
 COMMIT_EVERY_S = 0.05
 COMMIT_ROWS = 512
 """A commit does not wait for its 50 ms once so many rows have gathered."""
 
 
 class GroupWriter:
-    """Gathers rows from an event loop and commits them on a thread."""
+    """Gathers rows from an event loop, which never waits for the disk, and commits on a thread."""
 
     def __init__(self, commit: Callable[[Sequence[Entry]], None]) -> None:
         self._commit = commit

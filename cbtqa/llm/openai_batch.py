@@ -20,35 +20,29 @@ import secrets
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, Self, TypeVar
 
-from cbtqa.errors import DataError, EndpointError, EndpointTimeoutError, IncompleteRunError
+from cbtqa.errors import DataError, EndpointError, IncompleteRunError
 from cbtqa.llm.asking import (
     NOTHING,
     RUNGS,
     USED_UP,
+    FormatLadder,
     ItemFailedError,
-    ladder_of,
     probable_usage,
 )
-from cbtqa.llm.batch import Line, Task, ask_all
+from cbtqa.llm.batch import Line, Question, Task, ask_all
 from cbtqa.llm.chat import ChatRequest, Fault, Reply
-from cbtqa.llm.cost import estimate_tokens
+from cbtqa.llm.cost import estimate_prompt
 from cbtqa.llm.endpoint import Endpoint, ResponseFormat
 from cbtqa.llm.journal import Standing, State
 from cbtqa.llm.limits import GateClosedError
-from cbtqa.llm.protocol import (
-    RequestRefusedError,
-    described,
-    error_of,
-    reply_of,
-    request_body,
-)
+from cbtqa.llm.protocol import RequestRefusedError, error_of, reply_of, request_body
+from cbtqa.llm.transport import mapped_errors, open_sdk
 from cbtqa.records import Reason, Usage
 
 ItemT = TypeVar("ItemT")
@@ -84,7 +78,7 @@ class BatchRun(Generic[ItemT]):
     ) -> None:
         self._line, self._open, self._task, self._endpoint = line, list(items), task, endpoint
         self._journal, self._limits, self._budget = line.journal, line.limits, line.budget
-        self._wait, self._ladder = wait, ladder_of(endpoint, line.journal)
+        self._wait, self._ladder = wait, FormatLadder(endpoint, line.journal)
         self._results: dict[str, _Result] = {}
         self._failures: Counter[str] = Counter()
         self._booked: dict[str, Usage] = {}
@@ -106,10 +100,8 @@ class BatchRun(Generic[ItemT]):
         self._writer, items, self._open = writer, self._open, []
 
         async def ask(item: ItemT, key: str, standing: Standing | None) -> None:
-            questions = partial(self._task.check, item), partial(self._task.ask_again, item)
             answer = partial(self._answer, item, key)
-            request = self._task.request(item)
-            await self._line.work(key, standing, request, *questions, answer=answer)
+            await self._line.work(Question.about(item, self._task, key, answer), standing)
 
         await ask_all(self._line, items, self._task, AT_A_TIME, ask)
         await self._line.drain()
@@ -142,7 +134,7 @@ class BatchRun(Generic[ItemT]):
             self._line.meter.n_duplicates += 1
             raise GateClosedError
         self._open.append(item)
-        booked = probable_usage(request, _estimate(request), self._line.meter)
+        booked = probable_usage(request, estimate_prompt(request), self._line.meter)
         if self._budget:
             if self._budget.is_used_up(booked):
                 self._is_used_up = True
@@ -151,12 +143,8 @@ class BatchRun(Generic[ItemT]):
         self._booked[name] = booked
         rung = self._ladder.rung
         body = request_body(request, self._endpoint, rung, attempt)
-        row = {
-            "custom_id": f"{name}-{RUNG_NUMBERS[RUNGS.index(rung)]}",
-            "method": "POST",
-            "url": URL,
-        }
-        self._writer.write(name, row | {"body": body})
+        row = {"custom_id": f"{name}-{RUNG_NUMBERS[RUNGS.index(rung)]}", "method": "POST"}
+        self._writer.write(name, row | {"url": URL, "body": body})
         self._line.meter.n_requests += 1
         self._line.meter.n_repeats += key in self._failures
         raise GateClosedError
@@ -166,7 +154,7 @@ class BatchRun(Generic[ItemT]):
     ) -> Reply | None:
         """The reply in a result; None when the request is to be sent again."""
         if self._budget:
-            self._budget.release(booked)
+            self._budget.book(booked, sign=-1)
         response = result.row.get("response") or {}
         status = response.get("status_code") or 0
         try:
@@ -188,12 +176,10 @@ class BatchRun(Generic[ItemT]):
             return None
         if request.json_schema is not None:
             self._ladder.answered(result.rung)
-        self._line.meter.paid(reply.usage, _estimate(request))
+        self._line.meter.paid(reply.usage, estimate_prompt(request))
         if self._budget:
             self._budget.book(reply.usage)
         return replace(reply, host=self._endpoint.host)
-
-    # --- batches under way -----------------------------------------------------------------------
 
     def _under_way(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = json.loads(self._journal.meta(UNDER_WAY) or "[]")
@@ -226,7 +212,7 @@ class BatchRun(Generic[ItemT]):
             if rows is None:
                 self._note([one for one in self._under_way() if one != entry])
                 raise IncompleteRunError(
-                    f"batch {name} ended without results: {self._line.meter.last_note}",
+                    f"batch {name} ended without results: {self._line.meter.note}",
                     hint="give the same command again to send its requests anew",
                 )
             for row in rows:
@@ -247,14 +233,10 @@ class BatchRun(Generic[ItemT]):
                 n_failed, has_ended, note = n_failed + 1, False, str(error)
                 if not error.is_retryable or n_failed > self._limits.max_retries:
                     raise
-            self._line.meter.note(note)
+            self._line.meter.note = note
             if has_ended or not (self._wait and place.can_wait):
                 return has_ended
             await self._line.sleep(POLL_S)
-
-
-def _estimate(request: ChatRequest) -> int:
-    return sum(estimate_tokens(message["content"]) for message in request.messages)
 
 
 class _Writer:
@@ -286,26 +268,13 @@ class _Writer:
         return self._paths
 
 
-# --- where files are handed in -------------------------------------------------------------------
-
-
 class _Provider:
     """A provider's Batch API: takes files of requests, gives results; `_Folder` does the same."""
 
     can_wait = True
 
     def __init__(self, endpoint: Endpoint) -> None:
-        import openai
-
-        self._openai, self._host = openai, endpoint.host
-        self._client = openai.AsyncOpenAI(
-            base_url=endpoint.base_url,
-            api_key=endpoint.key or "none",
-            max_retries=2,
-            http_client=openai.DefaultAsyncHttpxClient(
-                follow_redirects=False, trust_env=not endpoint.is_local
-            ),
-        )
+        self._client, self._host = open_sdk(endpoint, max_retries=2), endpoint.host
 
     async def __aenter__(self) -> Self:
         return self
@@ -315,7 +284,7 @@ class _Provider:
 
     async def submit(self, path: Path, token: str) -> str:
         """Hands a file in; gives the batch's name."""
-        with self._mapped_errors():
+        with mapped_errors("answered what is no Batch API"):
             uploaded = await self._client.files.create(file=path, purpose="batch")
             started = await self._client.batches.create(
                 input_file_id=uploaded.id,
@@ -327,7 +296,7 @@ class _Provider:
 
     async def find(self, token: str) -> str | None:
         """The name of the batch that was handed in with this token, or None."""
-        with self._mapped_errors():
+        with mapped_errors("answered what is no Batch API"):
             async for batch in self._client.batches.list(limit=100):
                 if (batch.metadata or {}).get("cbtqa") == token:
                     return batch.id
@@ -335,7 +304,7 @@ class _Provider:
 
     async def look(self, name: str) -> tuple[bool, str]:
         """Whether it has ended, and how it is doing."""
-        with self._mapped_errors():
+        with mapped_errors("answered what is no Batch API"):
             batch = await self._client.batches.retrieve(name)
         counts = batch.request_counts
         done = f" {counts.completed:,} of {counts.total:,} requests" if counts else ""
@@ -346,7 +315,7 @@ class _Provider:
     async def rows(self, name: str) -> list[dict[str, Any]] | None:
         """All results of an ended batch; None when it has none at all."""
         rows: list[dict[str, Any]] | None = None
-        with self._mapped_errors():
+        with mapped_errors("answered what is no Batch API"):
             batch = await self._client.batches.retrieve(name)
             for file in filter(None, (batch.output_file_id, batch.error_file_id)):
                 content = await self._client.files.content(file)
@@ -356,20 +325,6 @@ class _Provider:
     def what_to_do(self, names: list[str]) -> str:
         """What these batches wait for."""
         return f"under way at {self._host}: {', '.join(names)}"
-
-    @contextmanager
-    def _mapped_errors(self) -> Iterator[None]:
-        """Turns the SDK's errors into ours."""
-        try:
-            yield
-        except self._openai.APIStatusError as error:
-            answer = error.response
-            raise error_of(answer.status_code, answer.headers, answer.content) from None
-        except self._openai.APIConnectionError as error:
-            cause = error.__cause__ or error
-            raise EndpointTimeoutError(f"the connection broke: {described(cause)}") from None
-        except self._openai.APIError as error:
-            raise EndpointError(f"answered what is no Batch API: {described(error)}") from None
 
 
 class _Folder:

@@ -6,7 +6,7 @@
         run.ask(asks, task)                           # the gate was passed, the journal is locked
         manifest = run.manifest("judge", resolved, counts=...)
 
-What is asked and what a reply is worth is a task's matter; `batch` sends.
+What is asked, and what is wrong with a reply, is up to a task; `batch` sends.
 """
 
 from __future__ import annotations
@@ -34,9 +34,6 @@ from cbtqa.settings import Resolved, Settings
 ItemT = TypeVar("ItemT")
 BATCH_API_S = 24 * 3600.0
 """The window in which a provider's Batch API promises its replies."""
-
-
-# --- settings ------------------------------------------------------------------------------------
 
 
 class ServerSettings(Settings):
@@ -111,8 +108,8 @@ class EndpointSettings(ServerSettings):
     price_out: float | None = Field(None, ge=0)
     """Price of a million completion tokens."""
     transport: Literal["http", "sdk", "batch-api"] = "http"
-    """http is the thin road; sdk sends through the openai package; batch-api through the
-    provider's Batch API: cheaper, within a day."""
+    """http sends over aiohttp, sdk through the openai package, batch-api through the provider's
+    Batch API: cheaper, within a day."""
     wait: bool = True
     """Wait for batches; without, submit them and leave: the same command collects."""
     cluster: str | None = None
@@ -130,13 +127,8 @@ class EndpointSettings(ServerSettings):
     @property
     def limits(self) -> Limits:
         """Limits of the engine."""
-        return Limits(
-            in_flight=self.in_flight,
-            rpm=self.rpm,
-            tpm=self.tpm,
-            timeout_s=self.timeout_s,
-            max_attempts=self.max_attempts,
-        )
+        shared = set(Limits.model_fields) & set(type(self).model_fields)
+        return Limits(**self.model_dump(include=shared))
 
     def service(self, model: str | None = None) -> Service | None:
         """Who is asked, under which limits; None when no endpoint is named.
@@ -148,12 +140,7 @@ class EndpointSettings(ServerSettings):
             UsageError, ConfigError: as `endpoints`; a budget in money without any price.
         """
         endpoints = self.endpoints(model, self.transport)
-        if not endpoints:
-            return None
-        return Service.of(self, endpoints)
-
-
-# --- who is asked --------------------------------------------------------------------------------
+        return Service.of(self, endpoints) if endpoints else None
 
 
 @dataclass(frozen=True)
@@ -182,16 +169,11 @@ class Service:
             price = Price(input=settings.price_in, output=settings.price_out, currency="")
         elif price is None and not all(endpoint.is_local for endpoint in endpoints):
             price = find_price(endpoints[0].model)
-        is_limited = settings.budget is not None or settings.budget_tokens is not None
-        return cls(
-            tuple(endpoints),
-            settings.limits,
-            price,
-            Budget(settings.budget, settings.budget_tokens, price) if is_limited else None,
-            Cluster(settings.cluster, settings.cluster_actors) if settings.cluster else None,
-            settings.acknowledge_disclosure,
-            settings.wait,
-        )
+        most, cluster = (settings.budget, settings.budget_tokens), settings.cluster
+        budget = None if most == (None, None) else Budget(*most, price)
+        actors = Cluster(cluster, settings.cluster_actors) if cluster else None
+        is_open, waits = settings.acknowledge_disclosure, settings.wait
+        return cls(tuple(endpoints), settings.limits, price, budget, actors, is_open, waits)
 
     @property
     def charged(self) -> Price | None:
@@ -225,9 +207,6 @@ def refuse_foreign(path: Path, holds: str) -> None:
         )
 
 
-# --- the run -------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Run:
     """An open run: gates passed, journal locked."""
@@ -246,7 +225,7 @@ class Run:
         n_total: int | None = None,
         on_progress: OnProgress | None = None,
     ) -> None:
-        """Asks what the journal has no answer for; `batch.run_batch` says what stops it."""
+        """Asks what the journal has no answer for; raises as `batch.run_batch`."""
         assert self.service is not None, "a run without a service asks nobody"
         service = self.service
         run_batch(
@@ -292,7 +271,7 @@ def open_run(
     is_invented: bool = False,
     hint: str | None = None,
 ) -> Iterator[Run]:
-    """Opens the gate, then the journal at `path`; nothing is written when the gate stays shut.
+    """Passes the disclosure gate, then opens the journal at `path`; a closed gate writes nothing.
 
     Args:
         what: would be sent, such as `the questions`.
@@ -306,10 +285,10 @@ def open_run(
     """
     started, acknowledgements = now(), {}
     if service is not None:
-        gated = () if is_invented else service.endpoints
-        acknowledgements = pass_disclosure_gates(
-            gated, what, is_acknowledged=service.is_acknowledged
-        )
+        if not is_invented:
+            acknowledgements = pass_disclosure_gates(
+                service.endpoints, what, is_acknowledged=service.is_acknowledged
+            )
         for endpoint in service.endpoints:
             endpoint.check_key()
     try:
@@ -320,9 +299,6 @@ def open_run(
         for name, sentence in acknowledgements.items():
             journal.set_meta(name, sentence)
         yield Run(journal, service, acknowledgements, started)
-
-
-# --- the dry run ---------------------------------------------------------------------------------
 
 
 def estimate_run(
@@ -376,9 +352,9 @@ def estimate_run(
             price=service.charged,
             reply_tokens=reply_tokens,
         )
-    told: dict[str, Any] = {"items": name, "n_items": n_items, "n_done": n_done}
+    known: dict[str, Any] = {"items": name, "n_items": n_items, "n_done": n_done}
     if service.price is None and all(one.is_local for one in service.endpoints):
-        told["cost"] = 0.0
+        known["cost"] = 0.0
     if service.endpoints[0].transport == "batch-api" and plan.n_requests:
-        told |= {"seconds": BATCH_API_S, "bound_by": "batch-api"}
-    return plan.model_copy(update=told | {"length_from": length_from})
+        known |= {"seconds": BATCH_API_S, "bound_by": "batch-api"}
+    return plan.model_copy(update=known | {"length_from": length_from})

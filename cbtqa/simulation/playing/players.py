@@ -20,8 +20,8 @@ from functools import partial
 from typing import Any, Protocol
 
 from cbtqa.errors import ConfigError
-from cbtqa.llm.asking import Model, sum_of
-from cbtqa.llm.batch import Check, Line
+from cbtqa.llm.asking import Model
+from cbtqa.llm.batch import Check, Line, Question
 from cbtqa.llm.chat import ChatRequest, Fault, Message, Reply, Sampling
 from cbtqa.llm.cost import Budget, Price, find_price
 from cbtqa.llm.endpoint import (
@@ -182,14 +182,9 @@ class Players:
 
     async def ask(self, call: Call) -> Outcome:
         """The last word on a call; raises as `Line.ask`."""
-        return await self._line.ask(
-            call.key,
-            call.request(call.messages),
-            call.check,
-            call.ask_again,
-            answer=partial(call.player.answer, scene=call.scene),
-            is_free=call.player.is_free,
-        )
+        answer = partial(call.player.answer, scene=call.scene)
+        judged = call.request(call.messages), call.check, call.ask_again
+        return await self._line.ask(Question(call.key, *judged, answer, call.player.is_free))
 
     def book_earlier(self, player_of: Callable[[str], Player | None]) -> None:
         """Books what the journal holds on the budget and on the models that were opened.
@@ -203,7 +198,7 @@ class Players:
             found = self._open.get(_model_name(player)) if player else None
             if outcome is not None and isinstance(found, EndpointPlayer):
                 model = found.model
-                model.spent = sum_of(model.spent, outcome.usage)
+                model.spent += outcome.usage
                 if budget is not None:
                     budget.book(outcome.usage, model.price)
 
