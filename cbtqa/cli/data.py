@@ -52,7 +52,7 @@ def check(
     columns = parse_columns(column or [])
     report = check_file(path, encoding=encoding, columns=columns, max_chars=max_chars, grade=_grade)
     if as_json:
-        print_json(report.model_dump(mode="json"))
+        print_json(report)
     else:
         _print_report(report)
     if not report.n_usable:

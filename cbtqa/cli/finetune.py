@@ -57,7 +57,7 @@ def finetune(
         from cbtqa.tuning.training.dry_run import dry_run as work_out
 
         found = work_out(resolved, n_processes=cards)
-        print_json(found.model_dump(mode="json")) if as_json else show_dry_run(found)
+        print_json(found) if as_json else show_dry_run(found)
         return
     if cards > 1:
         raise UsageError(
@@ -80,14 +80,12 @@ def say_first(words: str) -> None:
 
 
 def _say_line(line: dict[str, float]) -> None:
-    parts = [f"step {line['step']:,.0f}", f"epoch {line['epoch']:.2f}"]
-    for key, form in LINE_FORMS.items():
-        if key in line:
-            parts.append(form.format(line[key]))
-    say(" | ".join(parts))
+    say(" | ".join(form.format(line[key]) for key, form in LINE_FORMS.items() if key in line))
 
 
 LINE_FORMS = {
+    "step": "step {:,.0f}",
+    "epoch": "epoch {:.2f}",
     "loss": "loss {:.4f}",
     "eval_loss": "validation loss {:.4f}",
     "preferred": "preferred {:.0%}",
@@ -130,9 +128,6 @@ def _show(result: FinetuneResult) -> None:
     say(f"next: cbtqa generate --adapter {result.folder}; cbtqa merge {result.folder}")
 
 
-# --- dry run page --------------------------------------------------------------------------------
-# A training run's dry run on the terminal: `show_dry_run(found)`.
-
 GIB = 2**30
 LEARNT, PROMPT = "bold green", "dim"
 
@@ -172,16 +167,14 @@ def _data(found: DryRun) -> Table:
 
 def _run(found: DryRun) -> list[tuple[Cell, Cell]]:
     layout = found.layout
+    per_batch = f"{count(layout.mean_tokens)} (at most {count(layout.most_tokens)})"
     return [
         ("backbone", f"{found.backbone} ({found.licence})"),
         ("parameters", found.n_parameters),
         ("trained", count_of(found.n_trainable, found.n_parameters, 2)),
         ("optimiser steps", layout.n_steps),
         ("micro-batches per step", number(layout.n_micro_batches, 1)),
-        (
-            "tokens per micro-batch",
-            f"{count(layout.mean_tokens)} (at most {count(layout.most_tokens)})",
-        ),
+        ("tokens per micro-batch", per_batch),
         ("of the token budget used", share(layout.fill)),
         ("padding", share(layout.padding)),
         ("tokens in all", found.total_tokens),

@@ -1,4 +1,4 @@
-"""`cbtqa score`."""
+"""`cbtqa score` and `cbtqa compare`."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def score(
     if out is not None:
         write_folder(out, scored, resolved, started)
         say(f"written to {out}")
-    print_json(scored.report.model_dump(mode="json")) if as_json else _show(scored, signatures)
+    print_json(scored.report) if as_json else _show(scored, signatures)
 
 
 def say_blocks(every_s: float = 10.0) -> Callable[[int, int], None]:
@@ -98,10 +98,6 @@ def _show(scored: Scored, with_signatures: bool) -> None:
         say(f"warning: {warning}")
 
 
-# --- compare -------------------------------------------------------------------------------------
-# `cbtqa compare`.
-
-
 @settings_flags(CompareSettings, positional="predictions")
 def compare(resolved: Resolved[CompareSettings], as_json: AsJson = False) -> None:
     """Test whether systems differ: differences with intervals, adjusted p, win rates, examples.
@@ -125,10 +121,10 @@ def compare(resolved: Resolved[CompareSettings], as_json: AsJson = False) -> Non
     if out is not None:
         write_comparison(out, found)
         say(f"written to {out}")
-    print_json(found.model_dump(mode="json")) if as_json else _compare_show(found)
+    print_json(found) if as_json else _show_comparison(found)
 
 
-def _compare_show(found: Comparison) -> None:
+def _show_comparison(found: Comparison) -> None:
     from cbtqa.metrics.comparison import missing_figures, pair_tables, tests_made
     from cbtqa.metrics.score_folder import label_of
 

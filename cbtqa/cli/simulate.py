@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cbtqa.cli.console import live_progress, print_json, print_table, say, show, show_table
+from cbtqa.cli.console import give, live_progress, print_json, print_table, say, show, show_table
 from cbtqa.cli.dry_run import DryRun, print_estimate
 from cbtqa.cli.help import CommandGroup
 from cbtqa.cli.options import AsJson, settings_flags
@@ -59,11 +59,9 @@ def profiles(
         return
     with live_progress() as progress:
         made = make_patients(resolved.values, on_progress=progress.update)
-    if as_json:
-        print_json({"profiles": [profile.model_dump(mode="json") for profile in made]})
-        return
     rows = [(one.id, one.name, one.archetype, one.narrative) for one in made]
-    show_table(Table(["id", "name", "kind", "story"], rows, f"{len(made)} simulated patients"))
+    table = Table(["id", "name", "kind", "story"], rows, f"{len(made)} simulated patients")
+    give(as_json, {"profiles": [profile.model_dump(mode="json") for profile in made]}, table)
     if resolved.values.out:
         say(f"written to {resolved.values.out}; in a study: patients: {{file: ...}}")
 
@@ -206,7 +204,7 @@ def analyse(resolved: Resolved[AnalysisSettings], as_json: AsJson = False) -> No
     from cbtqa.simulation.analysis.run import PAGE_NAME, run_analysis
 
     report, out = run_analysis(resolved)
-    print_json(report.model_dump(mode="json")) if as_json else _show_report(report)
+    print_json(report) if as_json else _show_report(report)
     say(f"page: {out / PAGE_NAME}")
 
 
@@ -236,9 +234,6 @@ def instruments(
         _show_instruments(found)
 
 
-# --- tables --------------------------------------------------------------------------------------
-
-
 def _show_forms(forms: list[JudgedForm], source: Path) -> None:
     rows = [
         (
@@ -260,8 +255,7 @@ def _show_report(report: AnalysisReport) -> None:
 
     for result in report.instruments:
         for outcome in result.outcomes:
-            table = outcome_table(result, outcome)
-            show_table(table)
+            show_table(outcome_table(result, outcome))
             if outcome.omnibus is not None and outcome.fit is not None:
                 clear = [one for one in outcome.contrasts if one.p_adjusted < 0.05]
                 say(
@@ -271,8 +265,7 @@ def _show_report(report: AnalysisReport) -> None:
             elif outcome.no_fit_reason:
                 say(f"no model: {outcome.no_fit_reason}")
         if result.regression is not None:
-            table = regression_table(result.regression)
-            show_table(table)
+            show_table(regression_table(result.regression))
     for row in report.endings:
         if row.n_early:
             say(f"stopped early: {row.arm} {row.n_early} of {row.n}")

@@ -72,9 +72,6 @@ class Model:
         price: Price | None,
         stop: Callable[[str], None],
     ) -> None:
-        """Args:
-        stop: ends the run for the reason given, and closes the gates.
-        """
         self.price, self.spent = price, NOTHING
         self._limits, self._meter, self._budget, self._stop = limits, meter, budget, stop
         self._queue = Queue(limits)
@@ -241,11 +238,7 @@ class Model:
 
 
 def probable_usage(request: ChatRequest, estimate: int, meter: Meter) -> Usage:
-    """What a request will probably use, going by the replies so far.
-
-    Args:
-        estimate: tokens of the prompt as `estimate_tokens` counts them.
-    """
+    """What a request will probably use, by the replies so far; `estimate`: of its prompt."""
     most = request.sampling.max_tokens or UNKNOWN_TOKENS
     n_out = min(most, meter.mean_completion_tokens or most)
     return Usage(
@@ -259,10 +252,9 @@ RUNGS: tuple[ResponseFormat, ...] = ("json_schema", "json_object", "text")
 class FormatLadder:
     """Which response format an endpoint takes: down the rungs when it refuses, then remembered.
 
-    A refusal with status 400 may mean the format or the request itself. The request is tried one
-    rung lower; only when that helps, or the refusal names the format, does the ladder itself move.
-    Hundreds of requests share one ladder: whatever order their answers come in, a rung that was
-    answered once stays, and a rung never answered is left once a lower one is.
+    A refusal with status 400 may mean the format or the request itself: the request is tried one
+    rung lower, and the ladder moves only when that helps or the refusal names the format.
+    Hundreds of requests share a ladder: a rung once answered stays, whatever the order of answers.
     """
 
     def __init__(self, endpoint: Endpoint, journal: Journal) -> None:

@@ -2,14 +2,10 @@
 
     run_batch(items, task, endpoint, journal, limits, cluster=Cluster("local", n_actors=8))
 
-The driver is the engine itself: it draws the items, looks them up, writes what comes back, and
-counts an item only then. Only the asking and checking of an item is done elsewhere: in an actor, by
-a line with a share of the limits and the budget. So the journal has one writer, and a killed driver
-or actor loses no more than what was in flight.
-
-A Ray Dataset is read and prepared by Ray Data and streamed through the driver. The asking itself
-is not a `map_batches`: that repeats whole blocks after a failure, replies paid for included, and
-waits for the slowest reply of each block.
+The driver is the engine itself; an actor asks and checks an item on a line with a share of limits
+and budget. So the journal has one writer, and a killed driver or actor loses only what was in
+flight. A Ray Dataset is streamed through the driver: `map_batches` would repeat whole blocks after
+a failure, replies paid for included, and wait for the slowest reply of each block.
 """
 
 from __future__ import annotations
@@ -62,7 +58,7 @@ class Handed(NamedTuple):
 
 
 class Told(NamedTuple):
-    """What an actor tells of one item."""
+    """What an actor reports of one item."""
 
     key: str
     rows: list[Entry]
@@ -74,7 +70,7 @@ class Told(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What an actor tells the driver."""
+    """What an actor reports to the driver."""
 
     told: list[Told]
     stop_reason: str | None
@@ -117,7 +113,7 @@ class Shard:
         await self._line.__aenter__()
 
     async def exchange(self, handed: list[Handed]) -> Report:
-        """Takes items, and tells of those that have ended or were left."""
+        """Takes items, and reports those that have ended or were left."""
         for one in handed:
             work = asyncio.create_task(self._work(one))
             self._works.add(work)
@@ -182,9 +178,6 @@ def run_on_cluster(
 ) -> None:
     """Does what `batch.run_batch` does, in actors of a Ray cluster; raises what that raises.
 
-    The limits hold for all actors together: each gets an equal share. An actor that dies is
-    replaced, and its items are handed out again.
-
     Args:
         task: picklable; the actors' machines have this package and the task's modules.
         endpoints: their addresses are resolved on the actors' machines.
@@ -199,7 +192,7 @@ def run_on_cluster(
 
 
 class _Driver:
-    """Hands items to actors, writes what they tell, replaces those that die."""
+    """Hands items to actors, writes what they report, replaces those that die."""
 
     def __init__(self, line: Line, task: Task[Any], endpoints: Sequence[Endpoint]) -> None:
         self._line, self._task, self._endpoints = line, task, tuple(endpoints)
@@ -311,7 +304,7 @@ class _Driver:
             raise told.error
 
     def _lost(self, actor: _Actor, error: Exception) -> None:
-        """Replaces a dead actor; what it had is asked again unless it stands in the journal."""
+        """Replaces a dead actor; what it had is asked again unless the journal holds it."""
         import ray
 
         ray.kill(actor.handle)  # unreachable is not dead: it must not go on asking

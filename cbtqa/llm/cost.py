@@ -1,9 +1,4 @@
-"""What a run costs: prices, tokens, the budget, and the numbers of a dry run.
-
-price = find_price("gpt-4o-mini")
-plan = plan_run(map(task.request, items), endpoint, Limits(in_flight=64), price=price)
-plan.cost, plan.seconds
-"""
+"""What a run costs: prices, tokens, the budget, and the numbers of a dry run."""
 
 from __future__ import annotations
 

@@ -4,10 +4,9 @@
         j.record([Entry("4394", 1, State.ACCEPTED, reply)])
         for key, outcome in j.outcomes(["4394", "4395"]): ...      # caller's order; None: not done
 
-Every attempt on an item is a row, appended and never updated; the last row of an item is its
-state. A reply counts once its transaction is committed (WAL, synchronous=FULL: a power cut does
-not undo it). `put` gathers rows for 50 ms before a commit, on a thread of its own, so that an
-event loop never waits for the disk. One process at a time may write it.
+Every attempt on an item is a row; its last row is its state. A reply counts once its transaction is
+committed (WAL, synchronous=FULL: a power cut does not undo it). `put` gathers rows for 50 ms before
+a commit, on a thread of its own, so that an event loop never waits for the disk.
 """
 
 from __future__ import annotations
@@ -67,8 +66,8 @@ class Journal:
             read_only: for reading beside a writer; no lock, no fingerprint.
 
         Raises:
-            ConfigError: another process writes it, it lies on a network drive, or it was begun
-                with another fingerprint (the differences are shown).
+            ConfigError: another process writes it, it is on a network drive, or it was begun with
+                another fingerprint (the differences are shown).
             DataError: not a journal, or missing when `read_only`.
         """
         self.path = path
@@ -261,7 +260,7 @@ class Journal:
         return None
 
     def totals(self) -> Totals:
-        """What all attempts cost and why they were turned away; kept as running sums."""
+        """What all attempts cost and why they were rejected; kept as running sums."""
         n_replies, usage = 0, Usage()
         faults: Counter[Reason] = Counter()
         sql = "SELECT state, reason, n, prompt_tokens, completion_tokens FROM totals"
@@ -328,9 +327,8 @@ NETWORK_FILE_SYSTEMS = re.compile(
 class WriterLock:
     """Holds `<journal>.lock` until `release` or the end of the process, however it ends.
 
-    The lock is SQLite's own exclusive lock on an empty database: the operating system drops it
-    with the process, so a lock left by a dead process is no obstacle, and it works alike on
-    Linux, macOS and Windows.
+    It is SQLite's own exclusive lock on an empty database: the operating system drops it with the
+    process, alike on Linux, macOS and Windows.
     """
 
     def __init__(self, journal: Path) -> None:
@@ -367,10 +365,10 @@ def _writer_of(journal: Path) -> str:
 
 
 def refuse_network_drive(folder: Path, mounts: str | None = None) -> None:
-    """Raises ConfigError when the folder lies on a network file system.
+    """Raises ConfigError when the folder is on a network file system.
 
-    Known from /proc/mounts (Linux) and from `\\\\server` paths (Windows). Elsewhere nothing is
-    refused here; a drive without shared memory then fails when the journal is opened.
+    Known from /proc/mounts (Linux) and from `\\\\server` paths (Windows). Elsewhere a drive
+    without shared memory fails when the journal is opened.
 
     Args:
         mounts: text in the form of /proc/mounts, to be read instead of it.

@@ -1,17 +1,11 @@
 """How fast, how often and how long: the gate that every request passes.
 
-    gate = Gate(Limits(in_flight=256, rpm=3000))
-    entered = await gate.enter(tokens=900)
-    try: ...send...
-    finally: entered.leave()
-
-The gate holds the number of requests in flight (lowered when the server says "too many", crept up
+The gate holds the number of requests in flight (lowered when the server answers "too many", raised
 again while it answers), paces them to requests and tokens a minute, waits when the server's
-headers say so, and notices when the endpoint is gone.
+headers ask for it, and notices when the endpoint is gone.
 
-Servers that answer for one another have a gate each and share a `Queue`: whoever waits takes the
-first place that comes free at any of them. So `in_flight` holds per server, `rpm` and `tpm` hold
-for all of them together, and a server that fails is passed over while another answers.
+Servers that answer for one another have a gate each and share a `Queue`: who waits takes the first
+free place at any of them. So `in_flight` holds per server, `rpm` and `tpm` hold for all together.
 """
 
 from __future__ import annotations
@@ -140,13 +134,8 @@ class Gate:
         self._limit_before_outage: float | None = None
         self.has_answered = False
 
-    # --- passing ---------------------------------------------------------------------------------
-
     async def enter(self, tokens: float = 0, *, is_retry: bool = False) -> Gate:
-        """Waits for a place, for the pace and for a hold; retries pass before fresh requests.
-
-        Returns:
-            The gate of the server where the place is.
+        """The gate of a server with a free place, after pace and hold; retries come first.
 
         Raises:
             GateClosedError: the run is stopping.
@@ -199,11 +188,7 @@ class Gate:
         return gate
 
     async def sleep(self, seconds: float) -> None:
-        """Sleeps, but not past the moment in which the gate closes.
-
-        Raises:
-            GateClosedError: it closed meanwhile.
-        """
+        """Sleeps; raises GateClosedError when the gate closes meanwhile."""
         if not self._limits.waits:
             seconds = 0
         try:
@@ -218,15 +203,13 @@ class Gate:
         self.queue.wake()
 
     def close(self) -> None:
-        """Turns away everybody who waits or comes later; what is in flight goes on."""
+        """Rejects everybody who waits or comes later; what is in flight goes on."""
         self.closed.set()
         for line in (self.queue.again, self.queue.fresh):
             while line:
                 place = line.popleft()
                 if not place.done():
                     place.set_exception(GateClosedError())
-
-    # --- learning --------------------------------------------------------------------------------
 
     def answered(self) -> None:
         """Notes that the endpoint answered, be it with a refusal of one request."""
@@ -244,8 +227,7 @@ class Gate:
     def _limited(self) -> None:
         """Lowers the number in flight once a round, by half the share of "too many" in it.
 
-        All refused: halved. One in twenty-five, as servers do it that drop by chance: hardly.
-        Halving at every single one would let those few decide the speed.
+        Halving at every one would let a few chance refusals decide the speed.
         Source: M. Alizadeh et al., "Data Center TCP", SIGCOMM 2010, section 3.
         """
         self._n_outcomes += 1
@@ -295,9 +277,10 @@ class Gate:
         return self._failures >= max(GONE_FAILURES, few)
 
     def is_gone(self, error: EndpointError) -> bool:
-        """True when the endpoint did nothing but fail for too long; `error` is the last failure.
+        """True when the endpoint did nothing but fail for too long, and no other server answers.
 
-        Never while another server answers in its place.
+        Args:
+            error: the last failure.
         """
         if not self.is_suspect or self.has_stand_in:
             return False

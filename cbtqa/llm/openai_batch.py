@@ -1,13 +1,8 @@
 """The same work through files of requests: a provider's Batch API, or `vllm run-batch`.
 
-    endpoint = Endpoint.parse("openai", "gpt-4o-mini", transport="batch-api")   # half the price
-    endpoint = Endpoint.parse("batch-files:requests", "Qwen3-32B")              # for vllm run-batch
-    run_batch(items, task, endpoint, journal, limits)
-
-Each round writes the questions that are open to one or more files and hands them in; when they are
-answered, the replies are checked as everywhere, and what is faulty is asked again in the next
-round. The journal knows the batches under way: a run that was killed or left while they are worked
-on goes on waiting for them, and pays for no second batch.
+Each round writes the open questions to files and hands them in; the replies are checked as
+everywhere, and what is faulty is asked again in the next round. The journal knows the batches
+under way: a run that was killed or left goes on waiting for them and pays for no second batch.
 
 Source: OpenAI API reference, "Batch" (50,000 requests and 200 MB a file, window 24 h); vLLM,
 "Offline inference with the OpenAI batch file format" (the same rows).
@@ -85,7 +80,7 @@ class BatchRun(Generic[ItemT]):
         self._is_used_up = False
 
     async def run(self) -> None:
-        """Rounds until no question is open; `line.conclude` tells what ended them early."""
+        """Rounds until no question is open; `line.conclude` gives what ended them early."""
         place = _Folder(self._endpoint) if self._endpoint.folder else _Provider(self._endpoint)
         with tempfile.TemporaryDirectory() as folder:
             async with self._line, place:
@@ -330,8 +325,7 @@ class _Provider:
 class _Folder:
     """`requests-N.jsonl` in a folder; whoever answers them puts `requests-N-output.jsonl` beside.
 
-    Nobody knows when that happens, so the run ends after writing and is given again. A file of
-    requests that was deleted meanwhile is written anew.
+    Nobody knows when that happens: the run ends after writing. A deleted file is written anew.
     """
 
     can_wait = False

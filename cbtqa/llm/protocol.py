@@ -1,7 +1,7 @@
 """The OpenAI chat protocol: request bodies, reply bodies, and what an HTTP error means.
 
-Used by every transport and by the Batch API, so that all roads give the same `Reply` and the same
-errors, and so that everything a server says passes here before it is read: a key in it is masked.
+Every transport and the Batch API use it, so that all give the same `Reply` and the same errors, and
+so that a key in what a server answers is masked before anything reads it.
 """
 
 from __future__ import annotations
@@ -43,9 +43,6 @@ class RequestRefusedError(EndpointError):
     def fault(self) -> Fault:
         """The refusal as an item's fault."""
         return Fault(self.reason, str(self))
-
-
-# --- out -----------------------------------------------------------------------------------------
 
 
 def request_body(
@@ -98,15 +95,12 @@ def _is_strict(schema: object) -> bool:
     return all(map(_is_strict, schema.values()))
 
 
-# --- in ------------------------------------------------------------------------------------------
-
-
 def parse_completion(data: bytes, latency_s: float) -> Reply:
     """A reply from the bytes of a 200 answer.
 
     Raises:
         BadResponseError: not the protocol.
-        EndpointError: an error body sent with status 200, mapped as its own code says.
+        EndpointError: an error body sent with status 200, mapped by its own code.
     """
     try:
         body = json.loads(data)
@@ -183,8 +177,8 @@ def _error_inside(body: object) -> EndpointError:
 def error_of(status: int, headers: Mapping[str, str], body: bytes | str) -> EndpointError:
     """What an answer other than a completion means.
 
-    `is_retryable` says whether the same request may help later; a `RequestRefusedError` concerns
-    one request; every other error concerns the whole run.
+    `is_retryable`: the same request may help later. A `RequestRefusedError` concerns one request,
+    every other error the whole run.
     """
     text = masked(body.decode("utf-8", "replace") if isinstance(body, bytes) else body)
     marks = preset_file()
@@ -237,9 +231,6 @@ def _shown(text: bytes | str) -> str:
     return text if len(text) <= SHOWN else text[:SHOWN] + "..."
 
 
-# --- waits named by headers ----------------------------------------------------------------------
-
-
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
     """Seconds that `retry-after-ms` or `Retry-After` (seconds or HTTP date) asks to wait."""
     milliseconds = headers.get("retry-after-ms")
@@ -267,10 +258,7 @@ def _number(text: str) -> float | None:
 
 
 def duration_s(text: str) -> float | None:
-    """Seconds of a duration as rate-limit headers write it: `12ms`, `1.5s`, `6m0s`, `1h2m`, `30`.
-
-    None when it is none of these.
-    """
+    """Seconds of a duration in rate-limit headers (`12ms`, `1.5s`, `6m0s`, `30`), or None."""
     if (plain := _number(text)) is not None:
         return plain
     total, number = 0.0, ""

@@ -66,8 +66,7 @@ class ServerSettings(Settings):
         """The endpoints named; none when none is.
 
         Raises:
-            UsageError: an endpoint without a model's name.
-            ConfigError: not an address.
+            UsageError, ConfigError: an endpoint without a model's name; not an address.
         """
         model = model or self.model
         if self.endpoint and not model:
@@ -160,11 +159,7 @@ class Service:
     def of(
         cls, settings: EndpointSettings, endpoints: Sequence[Endpoint], price: Price | None = None
     ) -> Service:
-        """The service of these endpoints under the settings' limits.
-
-        Args:
-            price: in place of the dated table's, where the settings give none.
-        """
+        """The service of these endpoints; `price` in place of the table's, where none is given."""
         if settings.price_in is not None and settings.price_out is not None:
             price = Price(input=settings.price_in, output=settings.price_out, currency="")
         elif price is None and not all(endpoint.is_local for endpoint in endpoints):
@@ -192,11 +187,7 @@ class Service:
 
 
 def refuse_foreign(path: Path, holds: str) -> None:
-    """Refuses a folder that holds other things than the run whose journal is at `path`.
-
-    Raises:
-        ConfigError: it is a file, or not empty and without the journal.
-    """
+    """Raises ConfigError for a folder that holds other things than the run with this journal."""
     folder = path.parent
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--out: {folder} is a file")
@@ -279,8 +270,7 @@ def open_run(
         hint: what to do where the journal belongs to another run.
 
     Raises:
-        LicenceGateError: text would leave this machine without acknowledgement.
-        EndpointAuthError: a remote endpoint, and no key for it.
+        LicenceGateError, EndpointAuthError: no acknowledgement, or no key, for a remote endpoint.
         ConfigError: the journal belongs to another run, or another process writes it.
     """
     started, acknowledgements = now(), {}
@@ -315,7 +305,6 @@ def estimate_run(
     Args:
         path: of the journal, which need not exist.
         task: None where nobody is asked; then the items are counted and no more.
-        name: of the items.
         reply_tokens: assumed for a reply while the journal holds none.
     """
     if service is None or task is None:
