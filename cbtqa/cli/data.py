@@ -51,10 +51,7 @@ def check(
     path = file or bundled_sample_path()
     columns = parse_columns(column or [])
     report = check_file(path, encoding=encoding, columns=columns, max_chars=max_chars, grade=_grade)
-    if as_json:
-        print_json(report)
-    else:
-        _print_report(report)
+    print_json(report) if as_json else _print_report(report)
     if not report.n_usable:
         raise DataError(
             "no usable question in the file",

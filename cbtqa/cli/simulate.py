@@ -276,13 +276,7 @@ def _show_report(report: AnalysisReport) -> None:
 
 def _show_instruments(found: list[Instrument]) -> None:
     rows = [
-        [
-            one.id,
-            one.scale,
-            ", ".join(f"{total.total} {total.low:g}-{total.high:g}" for total in one.totals({})),
-            one.rubric.title.to("en"),
-        ]
-        for one in found
+        (one.id, one.scale, ", ".join(_totals(one)), one.rubric.title.to("en")) for one in found
     ]
     show_table(Table(["id", "items", "totals", "title"], rows, "Instruments for sessions"))
 
@@ -293,31 +287,24 @@ def _show_instrument(one: Instrument) -> None:
         for item in one.items
     ]
     show_table(Table(["item", "group", "range", "asks"], rows, one.rubric.title.to("en")))
-    for total in one.totals({}):
-        say(f"total: {total.total} {total.low:g}-{total.high:g}")
+    for total in _totals(one):
+        say(f"total: {total}")
     say(one.rubric.source)
 
 
+def _totals(one: Instrument) -> list[str]:
+    return [f"{total.total} {total.low:g}-{total.high:g}" for total in one.totals({})]
+
+
 def _described(one: Instrument) -> dict[str, Any]:
-    return {
-        "id": one.id,
-        "title": one.rubric.title.to("en"),
-        "source": one.rubric.source,
-        "wording": one.wording,
-        "items": [
-            {
-                "id": item.id,
-                "group": item.section,
-                "low": item.low,
-                "high": item.high,
-                "asks": item.question.to("en"),
-            }
-            for item in one.items
-        ],
-        "totals": [
-            {"id": total.total, "low": total.low, "high": total.high} for total in one.totals({})
-        ],
-    }
+    items = [
+        {"id": item.id, "group": item.section, "low": item.low, "high": item.high}
+        | {"asks": item.question.to("en")}
+        for item in one.items
+    ]
+    totals = [{"id": each.total, "low": each.low, "high": each.high} for each in one.totals({})]
+    words = {"title": one.rubric.title.to("en"), "source": one.rubric.source}
+    return {"id": one.id, **words, "wording": one.wording, "items": items, "totals": totals}
 
 
 def _play(settings: RunSettings, dry_run: bool, update: bool, as_json: bool) -> None:

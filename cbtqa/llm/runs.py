@@ -218,20 +218,10 @@ class Run:
     ) -> None:
         """Asks what the journal has no answer for; raises as `batch.run_batch`."""
         assert self.service is not None, "a run without a service asks nobody"
-        service = self.service
-        run_batch(
-            items,
-            task,
-            service.endpoints,
-            self.journal,
-            service.limits,
-            budget=service.budget,
-            price=service.price,
-            n_total=n_total,
-            on_progress=on_progress,
-            cluster=service.cluster,
-            wait=service.waits,
-        )
+        by, shown = self.service, {"n_total": n_total, "on_progress": on_progress}
+        how = {"budget": by.budget, "price": by.price, "cluster": by.cluster, "wait": by.waits}
+        given: dict[str, Any] = how | shown
+        run_batch(items, task, by.endpoints, self.journal, by.limits, **given)
 
     @property
     def usage(self) -> Usage:
