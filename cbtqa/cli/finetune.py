@@ -186,26 +186,20 @@ def _run(found: DryRun) -> list[tuple[Cell, Cell]]:
 
 def _memory(found: DryRun) -> Table:
     parts = [name for name in type(found.memory["plain"]).model_fields if name != "total"]
-    rows = [
-        (
-            f"{name} (assumed)" if name == "overhead" else name,
-            *(getattr(memory, name) / GIB for memory in found.memory.values()),
-        )
-        for name in [*parts, "total"]
-    ]
+    rows: list[tuple[Cell, ...]] = []
+    for name in [*parts, "total"]:
+        sizes = (getattr(memory, name) / GIB for memory in found.memory.values())
+        rows.append((f"{name} (assumed)" if name == "overhead" else name, *sizes))
     cards = f"each of {found.n_processes} cards" if found.n_processes > 1 else "one card"
     heads = (Column(name, number) for name in ("as it is", "recomputing"))
     return Table(["", *heads], rows, f"GiB on {cards}, counted")
 
 
 def _cards(found: DryRun) -> Table:
-    rows = [
-        (
-            *(one.card, one.memory_bytes / GIB, one.needed_bytes / GIB),
-            *("yes" if one.checkpointing else "no", _time(one)),
-        )
-        for one in found.cards
-    ]
+    rows = []
+    for one in found.cards:
+        sizes = one.memory_bytes / GIB, one.needed_bytes / GIB
+        rows.append((one.card, *sizes, "yes" if one.checkpointing else "no", _time(one)))
     heads = (Column(name, digits(1)) for name in ("has GiB", "needs GiB"))
     return Table(["", *heads, "recomputes", "time"], rows, "Cards")
 

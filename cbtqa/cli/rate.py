@@ -24,6 +24,9 @@ app = CommandGroup(
     name="rate",
     help="Blinded rating by people: sheets, a web form, agreement and tests.",
 )
+Replace = Annotated[
+    bool, typer.Option("--replace", help="Where store and file differ, take the file's.")
+]
 StudyPath = Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of the study.")]
 
 
@@ -69,9 +72,7 @@ def collect(
     sheets: Annotated[
         list[Path], typer.Argument(metavar="SHEETS...", help="Filled .xlsx or .csv files.")
     ],
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Where store and sheet differ, take the sheet's.")
-    ] = False,
+    replace: Replace = False,
     as_json: AsJson = False,
 ) -> None:
     """Take filled sheets back; every refused cell is named, good cells are kept (exit 4 if any).
@@ -242,9 +243,7 @@ def import_(
     files: Annotated[
         list[Path], typer.Argument(metavar="FILES...", help="Label Studio's JSON exports.")
     ],
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Where store and file differ, take the file's.")
-    ] = False,
+    replace: Replace = False,
     as_json: AsJson = False,
 ) -> None:
     """Take ratings made in Label Studio back (JSON export); exit 4 when anything was refused.

@@ -16,7 +16,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Literal
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from cbtqa.errors import ConfigError, EndpointAuthError, LicenceGateError
 from cbtqa.files import parse_yaml
@@ -202,7 +202,12 @@ def checked_url(url: str) -> str:
     """
     url = url.strip().rstrip("/").removesuffix("/chat/completions")
     parts = urlsplit(url)
-    _remember_secrets_in(parts)
+    # what an address carries beside a place is a secret, refused as it is
+    held = [parts.username, parts.password, parts.fragment]
+    held += [value for _, value in parse_qsl(parts.query, keep_blank_values=True)]
+    for one in filter(None, held):
+        remember(one)
+        remember(unquote(one))
     try:
         has_port = parts.port is None or parts.port > 0
     except ValueError:
@@ -215,15 +220,6 @@ def checked_url(url: str) -> str:
             hint=f"give the bare address; a key goes into the environment, such as {OWN_KEY}",
         )
     return url
-
-
-def _remember_secrets_in(parts: SplitResult) -> None:
-    """What an address carries beside a place is a secret, refused as it is."""
-    held = [parts.username, parts.password, parts.fragment]
-    held += [value for _, value in parse_qsl(parts.query, keep_blank_values=True)]
-    for one in filter(None, held):
-        remember(one)
-        remember(unquote(one))
 
 
 _LOCAL_RANGES = (
@@ -247,35 +243,24 @@ def is_local(url: str) -> bool:
     host = (urlsplit(url).hostname or "").rstrip(".").lower()
     if not host:
         return False
-    literal = _address_of(host)
-    if literal is not None:
-        return _is_local_address(literal)
+    with suppress(ValueError):
+        return _is_local_address(host)
     if host == "localhost" or host.endswith((".localhost", ".local")):
         return True
     if "." in host and not host.endswith(_PRIVATE_SUFFIXES):
         return False
-    return _resolves_locally(host)
-
-
-def _address_of(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    with suppress(ValueError):
-        return ipaddress.ip_address(text.partition("%")[0])
-    return None
-
-
-def _is_local_address(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-    mapped = getattr(address, "ipv4_mapped", None)
-    address = mapped or address
-    return any(address in network for network in _LOCAL_NETWORKS)
-
-
-def _resolves_locally(host: str) -> bool:
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
+        return bool(found) and all(_is_local_address(str(entry[4][0])) for entry in found)
+    except (OSError, ValueError):  # no such name, or an answer that is no address
         return False
-    addresses = [_address_of(str(entry[4][0])) for entry in found]
-    return bool(addresses) and all(one is not None and _is_local_address(one) for one in addresses)
+
+
+def _is_local_address(text: str) -> bool:
+    """Raises ValueError when the text is no address."""
+    address = ipaddress.ip_address(text.partition("%")[0])
+    address = getattr(address, "ipv4_mapped", None) or address
+    return any(address in network for network in _LOCAL_NETWORKS)
 
 
 def pass_disclosure_gates(

@@ -50,6 +50,7 @@ FORMAT_VERSION = "1"
 BLOCK = 512
 """Keys looked up, and rows held, at a time."""
 BULK_ROWS = 5_000
+OF_KEYS = "WHERE key IN (SELECT value FROM json_each(?)) ORDER BY key, attempt, id"
 
 
 class Journal:
@@ -218,9 +219,7 @@ class Journal:
         found: dict[str, Standing] = {}
         for block in blocks_of(keys, BLOCK):
             for key, attempt, state in self._read(
-                "SELECT key, attempt, state FROM attempts "
-                "WHERE key IN (SELECT value FROM json_each(?)) ORDER BY key, attempt, id",
-                block,
+                f"SELECT key, attempt, state FROM attempts {OF_KEYS}", json.dumps(block)
             ):
                 found[key] = Standing(attempt, State(state))
         return found
@@ -228,7 +227,7 @@ class Journal:
     def done_keys(self, max_attempts: int = 1) -> Iterator[str]:
         """Keys for which nothing is left to send, in the order of the keys."""
         sql = "SELECT key, attempt, state FROM attempts ORDER BY key, attempt, id"
-        for key, rows in groupby(self._connection().execute(sql), itemgetter(0)):
+        for key, rows in groupby(self._read(sql), itemgetter(0)):
             *_, (_, attempt, state) = rows
             if Standing(attempt, State(state)).is_done(max_attempts):
                 yield key
@@ -242,9 +241,7 @@ class Journal:
         for block in blocks_of(keys, BLOCK):
             rows: dict[str, list[Any]] = {}
             for row in self._read(
-                f"SELECT {self._columns} FROM attempts "
-                "WHERE key IN (SELECT value FROM json_each(?)) ORDER BY key, attempt, id",
-                list(dict.fromkeys(block)),
+                f"SELECT {self._columns} FROM attempts {OF_KEYS}", json.dumps(block)
             ):
                 rows.setdefault(row[0], []).append(row)
             for key in block:
@@ -253,7 +250,7 @@ class Journal:
     def last_paid(self, key: str) -> Entry | None:
         """The newest row of an item that holds a reply, or None."""
         sql = f"SELECT {self._columns} FROM attempts WHERE key = ? ORDER BY attempt DESC, id DESC"
-        for row in self._connection().execute(sql, (key,)):
+        for row in self._read(sql, key):
             if row[13] is not None:
                 fault = Fault(Reason(row[3]), row[4]) if row[3] else None
                 return Entry(key, row[1], State(row[2]), reply_of(row), fault)
@@ -264,7 +261,7 @@ class Journal:
         n_replies, usage = 0, Usage()
         faults: Counter[Reason] = Counter()
         sql = "SELECT state, reason, n, prompt_tokens, completion_tokens FROM totals"
-        for state, reason, n, n_prompt, n_completion in self._connection().execute(sql):
+        for state, reason, n, n_prompt, n_completion in self._read(sql):
             if state in (State.ACCEPTED, State.FAULTY):
                 n_replies += n
             usage += Usage(prompt_tokens=n_prompt, completion_tokens=n_completion)
@@ -272,12 +269,9 @@ class Journal:
                 faults[Reason(reason)] += n
         return Totals(n_replies, usage, dict(faults))
 
-    def _connection(self) -> sqlite3.Connection:
+    def _read(self, sql: str, *values: str) -> sqlite3.Cursor:
         assert self._reader is not None
-        return self._reader
-
-    def _read(self, sql: str, keys: Sequence[str]) -> Iterable[tuple[Any, ...]]:
-        return self._connection().execute(sql, (json.dumps(keys),))
+        return self._reader.execute(sql, values)
 
 
 def fork_path(path: Path, fingerprint: Mapping[str, str]) -> Path:

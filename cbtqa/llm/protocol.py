@@ -7,6 +7,7 @@ so that a key in what a server answers is masked before anything reads it.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -33,7 +34,7 @@ SHOWN = 300
 class RequestRefusedError(EndpointError):
     """The endpoint refuses this one request for good; others may pass."""
 
-    def __init__(self, message: str, *, status: int | None, reason: Reason, names_format: bool):
+    def __init__(self, message: str, status: int, reason: Reason, *, names_format: bool = False):
         super().__init__(message, status=status)
         self.reason = reason
         self.names_format = names_format
@@ -189,7 +190,7 @@ def error_of(status: int, headers: Mapping[str, str], body: bytes | str) -> Endp
     if status == 402 or (status in (400, 403, 429) and _has_mark(text, marks.no_credit_marks)):
         return EndpointError(said, status=status, hint="the account has no credit or quota left")
     if status in (400, 403) and _has_mark(text, marks.content_filter_marks):
-        return _refused(said, status, Reason.CONTENT_FILTER)
+        return RequestRefusedError(said, status, Reason.CONTENT_FILTER)
     if status in (401, 403):
         # the server's words are left out: they may repeat a part of the key
         return EndpointAuthError(f"answered {status}: the key is missing or refused", status=status)
@@ -201,7 +202,8 @@ def error_of(status: int, headers: Mapping[str, str], body: bytes | str) -> Endp
         return EndpointTimeoutError(said, status=status)
     if status >= 500 or status in (409, 425):
         return BadResponseError(said, status=status)
-    return _refused(said, status, Reason.BAD_REQUEST, _has_mark(text, marks.format_marks))
+    names_format = _has_mark(text, marks.format_marks)
+    return RequestRefusedError(said, status, Reason.BAD_REQUEST, names_format=names_format)
 
 
 def described(error: BaseException) -> str:
@@ -210,12 +212,6 @@ def described(error: BaseException) -> str:
     message = getattr(error, "message", None)
     said = _shown(message if isinstance(message, str) else str(error))
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
-
-
-def _refused(
-    said: str, status: int, reason: Reason, names_format: bool = False
-) -> RequestRefusedError:
-    return RequestRefusedError(said, status=status, reason=reason, names_format=names_format)
 
 
 def _has_mark(text: str, marks: tuple[str, ...]) -> bool:
@@ -261,15 +257,9 @@ def duration_s(text: str) -> float | None:
     """Seconds of a duration in rate-limit headers (`12ms`, `1.5s`, `6m0s`, `30`), or None."""
     if (plain := _number(text)) is not None:
         return plain
-    total, number = 0.0, ""
+    parts = re.findall(r"([\d.]+)(ms|[smhd])", text)
+    numbers = [_number(digits) for digits, _ in parts]
+    if not parts or None in numbers or "".join(map("".join, parts)) != text.strip():
+        return None
     units = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-    rest = text.strip() or "?"
-    while rest:
-        digits = len(rest) - len(rest.lstrip("0123456789."))
-        number, rest = rest[:digits], rest[digits:]
-        letters = len(rest) - len(rest.lstrip("mshd"))
-        unit, rest = rest[:letters], rest[letters:]
-        if unit not in units or (value := _number(number)) is None:
-            return None
-        total += value * units[unit]
-    return total
+    return sum((n or 0.0) * units[unit] for n, (_, unit) in zip(numbers, parts, strict=True))
