@@ -173,7 +173,7 @@ def _write(stream: TextIO, text: str | Text, style: str, indent: int) -> None:
 
 
 def draw(what: RenderableType, stream: TextIO | None = None) -> None:
-    """Writes something of rich as it is, on stdout unless told otherwise."""
+    """Writes something of rich as it is, on stdout by default."""
     stream = stream or sys.stdout
     console = _console(stream)
     with console.capture() as drawn:

@@ -42,7 +42,7 @@ def check(
     max_chars: Annotated[int, typer.Option(help="Longest text accepted.")] = MAX_CHARS,
     as_json: AsJson = False,
 ) -> None:
-    """What is in a file of questions, and which rows would be turned away, and why.
+    """What is in a file of questions, and which rows would be rejected, and why.
 
     Example: cbtqa data check PsyQA_full.json
 

@@ -109,9 +109,9 @@ def _show(result: FinetuneResult) -> None:
     rows: list[tuple[Cell, Cell]] = [("backbone", counts["base"]["name"])]
     for split in ("train", "validation"):
         if split in counts:
-            told = counts[split]
-            rows.append((split, f"{told['n_items']:,} examples, {told['n_tokens']:,} tokens"))
-            rows += [(f"  left out: {why}", n) for why, n in told["dropped"].items()]
+            figures = counts[split]
+            rows.append((split, f"{figures['n_items']:,} examples, {figures['n_tokens']:,} tokens"))
+            rows += [(f"  left out: {why}", n) for why, n in figures["dropped"].items()]
     rows.append(("steps", f"{counts['n_steps']:,} of {counts['n_steps_planned']:,}"))
     rows.append(("trainable parameters", counts["n_trainable"]))
     losses = (number(counts[name], 4) for name in ("first_loss", "last_loss"))

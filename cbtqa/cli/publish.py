@@ -109,8 +109,8 @@ def _finish(prepared: Prepared, dry_run: bool, as_json: bool) -> None:
     rows = [["commit", done.commit], ["tag", done.tag], ["sent", f"{done.n_sent} files"]]
     rows += [["there already", f"{done.n_kept} files"], ["address", done.url]]
     title = "Published, private" if done.is_private else "Published, public"
-    told = {**prepared.plan.summary(), **done.to_dict(), "sent": True}
-    give(as_json, told, Table(["", ""], rows, title))
+    found = {**prepared.plan.summary(), **done.to_dict(), "sent": True}
+    give(as_json, found, Table(["", ""], rows, title))
     if done.is_private:
         say(f"to make it public: cbtqa publish release {prepared.plan.repo_id}")
 

@@ -206,8 +206,8 @@ def unblind(
     digest = digest_ratings(ratings)
     systems = unblind_study(folder, key, by, len(rated), digest).systems
     say(f"unblinded by {by} on {len(rated)} ratings (sha256 {digest[:12]}); logged")
-    told = {"systems": systems, "n_ratings": len(rated), "ratings_sha256": digest}
-    give(as_json, told, Table(["arm", "system"], list(systems.items()), "Systems"))
+    found = {"systems": systems, "n_ratings": len(rated), "ratings_sha256": digest}
+    give(as_json, found, Table(["arm", "system"], list(systems.items()), "Systems"))
 
 
 @app.command("export")

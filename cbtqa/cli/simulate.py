@@ -185,8 +185,8 @@ def judge(
         return
     with live_progress() as progress:
         forms = judge_sessions(resolved, progress.update, progress.stage)
-    told = {"judged": [form.model_dump(mode="json") for form in forms]}
-    print_json(told) if as_json else _show_forms(forms, resolved.values.sessions)
+    found = {"judged": [form.model_dump(mode="json") for form in forms]}
+    print_json(found) if as_json else _show_forms(forms, resolved.values.sessions)
 
 
 @app.command("analyse")
@@ -353,9 +353,9 @@ def _show_lint(report: LintReport) -> None:
 def _show_run(result: RunResult, as_json: bool) -> None:
     counts = result.counts
     if as_json:
-        told = {"folder": str(result.folder.path), "was_complete": result.was_complete}
+        found = {"folder": str(result.folder.path), "was_complete": result.was_complete}
         usage = result.manifest.usage.model_dump() if result.manifest.usage else None
-        print_json({**told, "counts": counts, "usage": usage, "cost": result.manifest.cost})
+        print_json({**found, "counts": counts, "usage": usage, "cost": result.manifest.cost})
         return
     if result.was_complete:
         say(f"{result.folder.path} was complete already; nothing was asked")

@@ -122,18 +122,15 @@ def merge(
     )
     if gguf and converter:
         write_gguf(out, gguf, converter)
-    if as_json:
-        print_json({**record.model_dump(mode="json"), "serve": serving_lines(out)})
-    else:
-        _print_merged(record, out)
+    found = {**record.model_dump(mode="json"), "serve": serving_lines(out)}
+    print_json(found) if as_json else _print_merged(record, out)
 
 
 def _print_merged(record: MergeRecord, out: Path) -> None:
-    changed = f"{record.n_merged} by the adapter, {record.n_replaced} trained whole"
     rows = [
         ("base", record.base.name),
         ("adapter", f"{record.adapter} ({record.method})"),
-        ("weights changed", changed),
+        ("weights changed", f"{record.n_merged} by the adapter, {record.n_replaced} trained whole"),
         ("type", ", ".join(record.dtypes)),
         *(("note", note) for note in record.notes),
         ("weights' SHA-256", record.weights_sha256),

@@ -20,7 +20,7 @@ from cbtqa.llm.transport import Transport, open_transport
 from cbtqa.records import Reason, Usage
 
 MOST_RATE_LIMITED = 50
-"""Times that one request may be told "too many" before it is given up."""
+"""Times that one request may be answered "too many" before it is given up."""
 BUDGET_LOOK_S = 0.05
 UNKNOWN_TOKENS = 1000
 """Booked for a reply of which neither the limit nor an example is known."""
@@ -38,7 +38,7 @@ class ItemFailedError(Exception):
 
 @dataclass(frozen=True, eq=False)
 class _Server:
-    """One of the servers that answer for one another."""
+    """One of the interchangeable servers."""
 
     endpoint: Endpoint
     transport: Transport
@@ -193,7 +193,7 @@ class Model:
                 break
             if not self._meter.n_in_flight:
                 if self._meter.mean_completion_tokens is None and not budget.is_used_up(NOTHING):
-                    break  # the first reply of all tells what replies cost
+                    break  # the first reply of all shows what replies cost
                 self._stop(USED_UP)
                 raise GateClosedError
             await self._servers[0].gate.sleep(BUDGET_LOOK_S)
@@ -213,12 +213,12 @@ class Model:
                 )
             self._stop(f"the endpoint is gone: {error}")
             raise GateClosedError
-        if gate.has_stand_in and gate.is_suspect:
+        if gate.has_alternative and gate.is_suspect:
             place = tries.server.endpoint.base_url
             self._meter.note = f"{place} did not answer ({error}); the other servers went on"
             return  # another server takes the request at once
         if wait_asked is not None and wait_asked > max(self._limits.retry_for_s, 60):
-            if gate.has_stand_in:
+            if gate.has_alternative:
                 return
             self._stop(f"the endpoint asks to wait {wait_asked:.0f} s: {error}")
             raise GateClosedError

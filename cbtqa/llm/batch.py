@@ -170,9 +170,8 @@ def run_batch(
         budget = replace(budget, price=price)
         budget.book(journal.totals().usage)
     own = () if is_batch or cluster else servers  # else others do the sending
-    line = Line(
-        own, journal, limits, budget=budget, price=price, n_total=n_total, on_progress=on_progress
-    )
+    line = Line(own, journal, limits, budget=budget, price=price, on_progress=on_progress)
+    line.meter.n_total = n_total
     if is_batch:
         from cbtqa.llm.openai_batch import BatchRun
 
@@ -260,11 +259,10 @@ class Line:
         *,
         budget: Budget | None = None,
         price: Price | None = None,
-        n_total: int | None = None,
         on_progress: OnProgress | None = None,
     ) -> None:
         self.journal, self.limits, self.budget = journal, limits, budget
-        self.meter = Meter(n_total, price, journal.totals())
+        self.meter = Meter(None, price, journal.totals())
         self.stop_reason: str | None = None
         """Why the run ends early, or None."""
         self.on_stop: Callable[[], None] = lambda: None

@@ -30,9 +30,9 @@ from cbtqa.llm.progress import Progress
 from cbtqa.records import Usage
 
 PATIENCE_S = 0.25
-"""Seconds in which an actor waits for something to tell."""
+"""Seconds in which an actor waits for something to report."""
 GATHER_S = 0.03
-"""Seconds in which ended items are gathered before they are told."""
+"""Seconds in which ended items are gathered before they are reported."""
 KNOCK_S = 10.0
 MOST_LOSSES = 8
 """Actors that may die in a row, without a reply kept between them, before the run stops."""
@@ -57,7 +57,7 @@ class Handed(NamedTuple):
     paid: Entry | None
 
 
-class Told(NamedTuple):
+class ItemReport(NamedTuple):
     """What an actor reports of one item."""
 
     key: str
@@ -72,7 +72,7 @@ class Told(NamedTuple):
 class Report(NamedTuple):
     """What an actor reports to the driver."""
 
-    told: list[Told]
+    reported: list[ItemReport]
     stop_reason: str | None
     """Why the actor asks no more."""
     progress: Progress
@@ -107,7 +107,7 @@ class Shard:
         """Opens the line. Not the constructor: Ray may store its arguments, the key among them."""
         limits, budget = parts
         self._task, self._rows = task, _Rows(earlier, metas)
-        self._told: list[Told] = []
+        self._reported: list[ItemReport] = []
         self._news, self._works = asyncio.Event(), set[asyncio.Task[None]]()
         self._line = Line(servers, cast(Journal, self._rows), limits, budget=budget)
         await self._line.__aenter__()
@@ -123,9 +123,9 @@ class Shard:
                 await asyncio.wait_for(self._news.wait(), PATIENCE_S)
                 await asyncio.sleep(GATHER_S)
         self._news.clear()
-        told, self._told = self._told, []
+        reported, self._reported = self._reported, []
         progress = self._line.meter.progress(sum(model.limit for model in self._line.models))
-        return Report(told, self._line.stop_reason, progress, dict(self._rows.metas))
+        return Report(reported, self._line.stop_reason, progress, dict(self._rows.metas))
 
     async def _work(self, handed: Handed) -> None:
         """Asks about an item until it has ended or the line stops."""
@@ -144,7 +144,7 @@ class Shard:
         journal.paid.pop(key, None)
         error = done.exception()
         is_left = isinstance(error, GateClosedError)
-        self._told.append(Told(key, rows, error is None, None if is_left else error))
+        self._reported.append(ItemReport(key, rows, error is None, None if is_left else error))
         self._news.set()
 
     async def stop(self, reason: str) -> None:
@@ -160,13 +160,13 @@ class _Actor:
     limits: Limits
     budget: Budget | None
     outbox: list[Handed] = field(default_factory=list)
-    waiting: dict[str, asyncio.Future[Told | None]] = field(default_factory=dict)
+    waiting: dict[str, asyncio.Future[ItemReport | None]] = field(default_factory=dict)
     """Items handed to it and not ended, by key; None comes when it died."""
     has_work: asyncio.Event = field(default_factory=asyncio.Event)
     is_used_up: bool = False
     """Whether its share of the budget is spent."""
     progress: Progress = field(default_factory=Progress)
-    told_at: float = field(default_factory=time.monotonic)
+    reported_at: float = field(default_factory=time.monotonic)
 
 
 def run_on_cluster(
@@ -254,7 +254,7 @@ class _Driver:
                     waiter.set_result(None)
 
     def _hear(self, actor: _Actor, report: Report) -> None:
-        actor.progress, actor.told_at = report.progress, time.monotonic()
+        actor.progress, actor.reported_at = report.progress, time.monotonic()
         self._count()
         for name, value in report.metas.items():
             if self._journal.meta(name) != value:
@@ -264,11 +264,11 @@ class _Driver:
             actor.is_used_up = True
         elif report.stop_reason is not None:
             self._line.stop(report.stop_reason)
-        for told in report.told:
+        for reported in report.reported:
             self._n_losses = 0
-            waiter = actor.waiting.pop(told.key)
+            waiter = actor.waiting.pop(reported.key)
             if not waiter.done():
-                waiter.set_result(told)
+                waiter.set_result(reported)
         if not actor.waiting:
             actor.has_work.clear()
 
@@ -284,24 +284,24 @@ class _Driver:
             waiter = actor.waiting[key] = asyncio.get_running_loop().create_future()
             actor.outbox.append(Handed(item, key, standing, paid))
             actor.has_work.set()
-            told = await waiter
-            if told is None:
+            reported = await waiter
+            if reported is None:
                 continue
-            await self._record(told)
-            if told.has_ended:
+            await self._record(reported)
+            if reported.has_ended:
                 return
-            if told.rows:
-                paid = told.rows[-1]
+            if reported.rows:
+                paid = reported.rows[-1]
                 standing = Standing(paid.attempt, paid.state)
         raise GateClosedError
 
-    async def _record(self, told: Told) -> None:
-        for row in told.rows[:-1] if told.has_ended else told.rows:
+    async def _record(self, reported: ItemReport) -> None:
+        for row in reported.rows[:-1] if reported.has_ended else reported.rows:
             self._line.keep(row)
-        if told.has_ended:
-            await self._line.end(told.rows[-1])
-        if told.error is not None:
-            raise told.error
+        if reported.has_ended:
+            await self._line.end(reported.rows[-1])
+        if reported.error is not None:
+            raise reported.error
 
     def _lost(self, actor: _Actor, error: Exception) -> None:
         """Replaces a dead actor; what it had is asked again unless the journal holds it."""
@@ -338,7 +338,9 @@ class _Driver:
             plain,
             in_flight=sum(one.progress.in_flight for one in busy),
             limit=sum(one.progress.limit for one in self._actors),
-            oldest_s=max((one.progress.oldest_s + now - one.told_at for one in busy), default=0.0),
+            oldest_s=max(
+                (one.progress.oldest_s + now - one.reported_at for one in busy), default=0.0
+            ),
         )
 
 
@@ -375,7 +377,7 @@ def _connected(address: str, n_actors: int) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    # where people's troubles are the text, nothing is told to others unasked
+    # where people's troubles are the text, nothing is sent to others unasked
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     if address == "local":

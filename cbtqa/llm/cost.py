@@ -168,7 +168,7 @@ def sum_estimates(items: str, n_items: int, n_left_out: int, parts: Sequence[Est
     """The whole of several parts that are asked one after the other."""
     costs = [part.cost for part in parts]
     sums = ("n_done", "n_requests", "prompt_tokens", "completion_tokens", "seconds")
-    told = ("counted_by", "length_from", "currency", "price_as_of")
+    first = ("counted_by", "length_from", "currency", "price_as_of")
     longest = max(parts, key=lambda part: part.seconds, default=Estimate())
     return Estimate(
         items=items,
@@ -178,7 +178,7 @@ def sum_estimates(items: str, n_items: int, n_left_out: int, parts: Sequence[Est
         bound_by=longest.bound_by,
         parts=tuple(parts),
         **{name: sum(getattr(part, name) for part in parts) for name in sums},
-        **{name: next(filter(None, (getattr(one, name) for one in parts)), "") for name in told},
+        **{name: next(filter(None, (getattr(one, name) for one in parts)), "") for name in first},
     )
 
 
@@ -199,7 +199,7 @@ def plan_run(
     for request in requests:
         if n_requests % stride == 0:
             said = (message["content"] for message in request.messages)
-            # a counted request stands for the `stride - 1` that are passed over after it
+            # a counted request counts for the `stride - 1` that are passed over after it
             tokens += stride * sum(count(text) + MESSAGE_TOKENS for text in said)
             weight += stride
             n_counted += 1

@@ -58,7 +58,7 @@ class PresetFile(Record):
 
 @cache
 def preset_file() -> PresetFile:
-    """The shipped presets and the words by which providers tell their errors."""
+    """The shipped presets and the words of providers for their errors."""
     text = files("cbtqa.llm").joinpath("presets.yaml").read_text(encoding="utf-8")
     return PresetFile.model_validate(parse_yaml(text))
 
@@ -70,7 +70,7 @@ class Endpoint:
     base_url: str
     model: str
     key: str | None = field(default=None, repr=False)
-    """Never printed, logged or written; masked in all that this process tells (`secrets`)."""
+    """Never printed, logged or written; masked wherever this process writes (`secrets`)."""
     format: ResponseFormat = "json_schema"
     """The highest rung of structured output worth trying."""
     max_tokens_field: str = "max_tokens"

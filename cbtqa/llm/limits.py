@@ -258,7 +258,7 @@ class Gate:
         elif self.is_suspect:
             if self.limit > 1:
                 self._limit_before_outage, self.limit = self.limit, 1.0
-            if self.has_stand_in:
+            if self.has_alternative:
                 self.hold(REST_S)
 
     def hold(self, seconds: float) -> None:
@@ -266,7 +266,7 @@ class Gate:
         self.hold_until = max(self.hold_until, time.monotonic() + seconds)
 
     @property
-    def has_stand_in(self) -> bool:
+    def has_alternative(self) -> bool:
         """True when another server answers."""
         return any(not gate.is_suspect for gate in self.queue.gates if gate is not self)
 
@@ -282,7 +282,7 @@ class Gate:
         Args:
             error: the last failure.
         """
-        if not self.is_suspect or self.has_stand_in:
+        if not self.is_suspect or self.has_alternative:
             return False
         if not self._limits.waits:
             return True

@@ -46,7 +46,7 @@ POLL_S = 60.0
 AT_A_TIME = 1_000
 """Items that are looked at together."""
 UNDER_WAY = "openai_batches"
-"""Name in the journal of a list of `{"token", "id"}`; an id is None until it is told."""
+"""Name in the journal of a list of `{"token", "id"}`; an id is None until it is known."""
 ENDED = ("completed", "expired", "cancelled", "failed")
 RUNG_NUMBERS = [str(number) for number, _ in enumerate(RUNGS)]
 URL: Literal["/v1/chat/completions"] = "/v1/chat/completions"
@@ -103,7 +103,7 @@ class BatchRun(Generic[ItemT]):
         if self._line.is_stopping:
             raise GateClosedError
         self._line.meter.n_unfinished = len(self._open)
-        # every result stands in the journal now
+        # every result is in the journal now
         self._results.clear()
         self._note([])
         for path in writer.close():
@@ -193,7 +193,7 @@ class BatchRun(Generic[ItemT]):
     async def _collect(self, place: _Place) -> None:
         """Waits for every batch under way and reads its results; what is still out stops the run.
 
-        Results stay noted as under way until all of them stand in the journal.
+        Results stay noted as under way until the journal holds them all.
         """
         out = []
         for entry in self._under_way():

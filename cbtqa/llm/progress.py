@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from cbtqa.llm.cost import Price
 from cbtqa.llm.journal import Entry, Totals
@@ -145,30 +145,22 @@ class Meter:
         rate = self._rate(now)
         n_ended = self.n_accepted + self.rejected.total()
         left = None if self.n_total is None else self.n_total - self.n_skipped - n_ended
+        shared = {one.name for one in fields(Progress)} & {one.name for one in fields(self)}
+        known = {name: getattr(self, name) for name in shared} | {"rejected": dict(self.rejected)}
         return Progress(
-            n_total=self.n_total,
-            n_skipped=self.n_skipped,
-            n_accepted=self.n_accepted,
+            **known,
             n_rejected=self.rejected.total(),
-            rejected=dict(self.rejected),
-            n_requests=self.n_requests,
-            n_repeats=self.n_repeats,
-            n_paid=self.n_paid,
             in_flight=len(self._in_flight),
             limit=limit,
-            usage=self.usage,
             cost=self.price.of(self.usage) if self.price else None,
             currency=self.price.currency if self.price else None,
             elapsed_s=now - self._started,
             rate_per_s=rate,
             eta_s=max(0, left) / rate if left is not None and rate > 0 else None,
             oldest_s=now - next(iter(self._in_flight), now),
-            note=self.note,
         )
 
     def summary(self, stopped: str | None) -> BatchSummary:
         """The counters at the end."""
-        known = vars(self.progress(0))
-        return BatchSummary(
-            **known, n_duplicates=self.n_duplicates, n_unfinished=self.n_unfinished, stopped=stopped
-        )
+        own = {"n_duplicates": self.n_duplicates, "n_unfinished": self.n_unfinished}
+        return BatchSummary(**vars(self.progress(0)), **own, stopped=stopped)

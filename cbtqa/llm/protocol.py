@@ -136,10 +136,10 @@ def reply_of(body: Any, latency_s: float) -> Reply:
     )
 
 
-def _usage_of(told: Mapping[str, Any]) -> Usage:
+def _usage_of(counted: Mapping[str, Any]) -> Usage:
     return Usage(
-        prompt_tokens=told.get("prompt_tokens") or 0,
-        completion_tokens=told.get("completion_tokens") or 0,
+        prompt_tokens=counted.get("prompt_tokens") or 0,
+        completion_tokens=counted.get("completion_tokens") or 0,
     )
 
 

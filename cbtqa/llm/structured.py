@@ -20,7 +20,7 @@ from cbtqa.records import Reason
 QUOTES = "\"'“”‘’"
 _BRACE = re.compile("[{}]")
 _KEY = re.compile(r"""["'”’]\s*[:：]""")
-"""What only a key is followed by; outside the object it tells of a lost part."""
+"""What only a key is followed by; outside the object it is a sign of a lost part."""
 _LOST = Fault(Reason.NOT_JSON, "a key stands outside the object")
 _BETWEEN = frozenset(QUOTES + "{}[],: \t\r\n")
 Fits = Callable[[dict[str, Any]], bool]
@@ -116,7 +116,7 @@ def _top_level(text: str, start: int) -> Iterator[dict[str, Any] | Fault]:
 def _later(text: str, start: int, fits: Fits) -> dict[str, Any] | None:
     """A whole object behind braces that are none, when it is plainly the one asked for.
 
-    Only with a real `fits`: an object that stands inside a damaged one must not pass for it.
+    Only with a real `fits`: an object that is inside a damaged one must not pass for it.
     """
     if fits is bool:
         return None
