@@ -227,17 +227,16 @@ def score(
 
     started = now()
     with TemporaryDirectory() as folder:
-        place = Path(folder)
         if references is not None:
             _refuse_other_number(predictions, references)
-            settings["ref"] = _as_file(references, place)
-        given = _as_files(predictions, place)
+            settings["ref"] = _as_file(references, Path(folder))
+        given = _as_files(predictions, Path(folder))
         resolved = _resolved(scoring.ScoreSettings, "predictions", given, settings)
-        if resolved.values.out is not None:
-            score_folder.refuse_existing(resolved.values.out)
+        if out := resolved.values.out:
+            score_folder.refuse_existing(out)
         scored = scoring.score(resolved.values)
-        if resolved.values.out is not None:
-            score_folder.write_folder(resolved.values.out, scored, resolved, started)
+        if out:
+            score_folder.write_folder(out, scored, resolved, started)
     return scored
 
 

@@ -57,10 +57,8 @@ def new(resolved: Resolved[NewStudySettings], as_json: AsJson = False) -> None:
     sheets += write_sheets(made.folder, as_csv=True) if settings.csv else []
     for item in made.telling_items[:5]:
         say(f"warning: the text of {item} holds a system's name; raters may guess who wrote it")
-    say(
-        f"study {study.id}: {study.n_questions} of {made.n_available} questions x "
-        f"{len(study.arms)} systems, {len(study.raters)} raters, {study.per_item} per item"
-    )
+    size = f"{study.n_questions} of {made.n_available} questions x {len(study.arms)} systems"
+    say(f"study {study.id}: {size}, {len(study.raters)} raters, {study.per_item} per item")
     say(f"in {made.folder.path}, {len(sheets)} sheets; key (keep it from raters): {made.key_path}")
     if as_json:
         print_json({**made.summary(), "sheets": [path.name for path in sheets]})

@@ -105,10 +105,8 @@ def evaluate(
     rows = [(grade, *found.values()) for grade, found in report.confusion.items()]
     show_table(Table(["gold", *report.confusion], rows, "Gold (rows) by grade found"))
     for error in report.errors[:max_errors]:
-        show(
-            f"{error.where}  {error.gold} -> {error.found}  {error.text}  "
-            f"{', '.join(error.rules) or 'no rule'}"
-        )
+        rules = ", ".join(error.rules) or "no rule"
+        show(f"{error.where}  {error.gold} -> {error.found}  {error.text}  {rules}")
     say(f"{len(report.errors)} errors; {report.signature}")
 
 

@@ -83,11 +83,8 @@ def _show(scored: Scored, with_signatures: bool) -> None:
     if {score.metric for score in report.scores} & {"bleu_jieba", "bertscore", "bleurt"}:
         show_table(beside_paper(report.scores, anchors))
     columns = ["n_rows", "n_missing", "n_none", "n_empty", "n_identical", "n_repeated", "n_cut"]
-    rows = [
-        [one.system, *(getattr(one, column) for column in columns)]
-        for one in report.systems
-        if not one.is_anchor
-    ]
+    systems = [one for one in report.systems if not one.is_anchor]
+    rows = [[one.system, *(getattr(one, column) for column in columns)] for one in systems]
     show_table(Table(["system", *(column[2:] for column in columns)], rows, "Counts"))
     if with_signatures:
         for signature in dict.fromkeys(score.signature for score in report.scores):
@@ -135,9 +132,7 @@ def _show_comparison(found: Comparison) -> None:
         say(line)
     for title, examples in (("gains most over", found.best), ("loses most to", found.worst)):
         for one in examples[:3]:
-            say(
-                f"{one.system} {title} {one.baseline} at {one.id}: "
-                f"{label_of(one.metric)} {signed(one.difference, 4)}"
-            )
+            by = f"{label_of(one.metric)} {signed(one.difference, 4)}"
+            say(f"{one.system} {title} {one.baseline} at {one.id}: {by}")
     for warning in found.warnings:
         say(f"warning: {warning}")

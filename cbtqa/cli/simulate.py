@@ -12,6 +12,7 @@ from cbtqa.cli.console import give, live_progress, print_json, print_table, say,
 from cbtqa.cli.dry_run import DryRun, print_estimate
 from cbtqa.cli.help import CommandGroup
 from cbtqa.cli.options import AsJson, settings_flags
+from cbtqa.manifest import FolderResult
 from cbtqa.report.table import AnyColumn, Column, Table
 from cbtqa.report.words import digits, share
 from cbtqa.settings import Resolved
@@ -157,10 +158,8 @@ def lint(
     from cbtqa.simulation.lint import lint as check
 
     report = check(path, against=against)
-    if as_json:
-        print_json({**report.model_dump(mode="json"), "is_clean": report.is_clean})
-    else:
-        _show_lint(report)
+    found = {**report.model_dump(mode="json"), "is_clean": report.is_clean}
+    print_json(found) if as_json else _show_lint(report)
     if not report.is_clean:
         raise typer.Exit(4)
 
@@ -258,10 +257,8 @@ def _show_report(report: AnalysisReport) -> None:
             show_table(outcome_table(result, outcome))
             if outcome.omnibus is not None and outcome.fit is not None:
                 clear = [one for one in outcome.contrasts if one.p_adjusted < 0.05]
-                say(
-                    f"arms differ: {wald_text(outcome.omnibus)}; {len(clear)} of "
-                    f"{len(outcome.contrasts)} pairs at adjusted p < 0.05; {outcome.fit.engine}"
-                )
+                pairs = f"{len(clear)} of {len(outcome.contrasts)} pairs at adjusted p < 0.05"
+                say(f"arms differ: {wald_text(outcome.omnibus)}; {pairs}; {outcome.fit.engine}")
             elif outcome.no_fit_reason:
                 say(f"no model: {outcome.no_fit_reason}")
         if result.regression is not None:
@@ -353,17 +350,14 @@ def _show_lint(report: LintReport) -> None:
 def _show_run(result: RunResult, as_json: bool) -> None:
     counts = result.counts
     if as_json:
-        found = {"folder": str(result.folder.path), "was_complete": result.was_complete}
-        usage = result.manifest.usage.model_dump() if result.manifest.usage else None
-        print_json({**found, "counts": counts, "usage": usage, "cost": result.manifest.cost})
+        made = FolderResult(result.folder.path, result.manifest, result.was_complete)
+        print_json({**made.to_dict(), "counts": counts})
         return
     if result.was_complete:
         say(f"{result.folder.path} was complete already; nothing was asked")
     reasons = sorted({reason for stops in counts["stops"].values() for reason in stops})
-    rows = [
-        (arm, *(stops.get(reason, 0) for reason in reasons))
-        for arm, stops in counts["stops"].items()
-    ]
+    stopped = counts["stops"].items()
+    rows = [(arm, *(stops.get(reason, 0) for reason in reasons)) for arm, stops in stopped]
     title = f"{counts['n_sessions']} simulated sessions by how they ended"
     show_table(Table(["arm", *reasons], rows, title))
     say(f"sessions: {result.folder.sessions_path}")

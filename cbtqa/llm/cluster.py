@@ -228,9 +228,9 @@ class _Driver:
         handle: Any = kind.remote()
         names = {format_name(endpoint) for endpoint in self._endpoints}
         metas = {name: value for name in names if (value := self._journal.meta(name))}
-        parts = (self._task, self._endpoints, limits, budget)
         actor = _Actor(handle, limits, budget)
         self._actors.append(actor)
+        parts = self._task, self._endpoints, limits, budget
         begun = handle.begin.remote(self._earlier, metas, *parts)
         self._pumps.add(asyncio.create_task(self._pump(actor, begun)))
 

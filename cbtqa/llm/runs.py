@@ -70,10 +70,8 @@ class ServerSettings(Settings):
         """
         model = model or self.model
         if self.endpoint and not model:
-            raise UsageError(
-                "--endpoint goes with --model NAME, the model's name there",
-                hint="--endpoint vllm --model Qwen3-32B",
-            )
+            hint = "--endpoint vllm --model Qwen3-32B"
+            raise UsageError("--endpoint goes with --model NAME, the model's name there", hint=hint)
         names = dict.fromkeys(self.endpoint)
         return tuple(Endpoint.parse(name, model or "", transport=transport) for name in names)
 
@@ -193,9 +191,8 @@ def refuse_foreign(path: Path, holds: str) -> None:
         raise ConfigError(f"--out: {folder} is a file")
     foreign = [one for one in folder.glob("*") if not one.name.startswith(".")]
     if foreign and not path.exists():
-        raise ConfigError(
-            f"--out: {folder} is not empty and holds no {holds}", hint="name a new folder"
-        )
+        problem = f"--out: {folder} is not empty and holds no {holds}"
+        raise ConfigError(problem, hint="name a new folder")
 
 
 @dataclass(frozen=True)
