@@ -15,6 +15,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Mapping
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -33,19 +34,25 @@ BURST_S = 1.0
 """Requests of so many seconds may go out at once under a per-minute limit."""
 
 
-class Limits(Settings):
-    """Limits of one run. Also the settings that a command may offer as flags."""
+class RateSettings(Settings):
+    """The limits that every verb offers as flags."""
 
-    in_flight: int = Field(64, ge=1, le=20_000)
-    """Most requests in flight at once at one server."""
+    panel: ClassVar[str] = "Endpoint"
+    in_flight: int = Field(64, ge=1, le=16384)
+    """Most requests at a time, at each server."""
     rpm: int | None = Field(None, ge=1)
-    """Most requests a minute."""
+    """Requests a minute, at most."""
     tpm: int | None = Field(None, ge=1)
-    """Most tokens a minute, both ways together."""
+    """Tokens a minute, at most."""
+    max_attempts: int = Field(3, ge=1, le=20)
+    """Replies asked for in one place, faulty ones included."""
+
+
+class Limits(RateSettings):
+    """Limits of one run."""
+
     timeout_s: float = Field(120, gt=0)
     """Seconds to wait for one whole answer."""
-    max_attempts: int = Field(3, ge=1)
-    """Most paid replies for one item."""
     max_retries: int = Field(6, ge=0)
     """Most repeats of one request that failed."""
     retry_for_s: float = Field(300, ge=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 from cbtqa.llm.cost import Price
 from cbtqa.llm.journal import Entry, Totals
@@ -162,5 +163,5 @@ class Meter:
 
     def summary(self, stopped: str | None) -> BatchSummary:
         """The counters at the end."""
-        own = {"n_duplicates": self.n_duplicates, "n_unfinished": self.n_unfinished}
-        return BatchSummary(**vars(self.progress(0)), **own, stopped=stopped)
+        own: dict[str, Any] = {"n_duplicates": self.n_duplicates, "stopped": stopped}
+        return BatchSummary(**vars(self.progress(0)), n_unfinished=self.n_unfinished, **own)

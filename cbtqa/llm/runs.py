@@ -26,7 +26,7 @@ from cbtqa.llm.cluster import Cluster
 from cbtqa.llm.cost import REPLY_TOKENS, Budget, Estimate, Price, find_price, plan_run
 from cbtqa.llm.endpoint import Endpoint, TransportName, pass_disclosure_gates
 from cbtqa.llm.journal import Journal
-from cbtqa.llm.limits import Limits
+from cbtqa.llm.limits import Limits, RateSettings
 from cbtqa.manifest import Manifest, new_manifest, now
 from cbtqa.records import Usage
 from cbtqa.settings import Resolved, Settings
@@ -84,18 +84,10 @@ class ServerSettings(Settings):
         return Sampling(**drawn, extra=fields)
 
 
-class EndpointSettings(ServerSettings):
+class EndpointSettings(RateSettings, ServerSettings):
     """The whole block of flags of a verb that asks many questions."""
 
     panel: ClassVar[str] = "Endpoint"
-    in_flight: int = Field(64, ge=1, le=16384)
-    """Most requests at a time, at each server."""
-    rpm: int | None = Field(None, ge=1)
-    """Requests a minute, at most."""
-    tpm: int | None = Field(None, ge=1)
-    """Tokens a minute, at most."""
-    max_attempts: int = Field(3, ge=1, le=20)
-    """Replies asked for in one place, faulty ones included."""
     budget: float | None = Field(None, gt=0)
     """Stop before this much is spent, in the currency of the price."""
     budget_tokens: int | None = Field(None, gt=0)
