@@ -3,7 +3,7 @@
 Each takes its command's settings as keywords, named as the flags are (`max_tokens` for
 `--max-tokens`), or the command's settings object in the place of its first argument. Settings that
 are not given come from CBTQA_* in the environment, then from the defaults, as on the command line.
-Nothing is printed; `progress=True` shows on stderr how far it is, and a function is told itself.
+Nothing is printed; `progress=True` shows on stderr how far it is; a function gets each `Progress`.
 Every result has `to_pandas()`, `to_dict()` and shows as a table in a notebook.
 
 Texts to score or label may be given as a path, a list of texts or of rows, a pandas frame, a
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 from cbtqa.dataset_folder import DatasetFolder, source_rows
 from cbtqa.errors import DataError, UsageError
@@ -43,12 +43,11 @@ if TYPE_CHECKING:
     from cbtqa.tuning.weights.merge import MergeRecord
 
 PathLike = str | Path
+Data = str | Path | DatasetFolder | Settings
 Texts = Any
-"""A path, a list of texts or of rows, a pandas frame, a `datasets.Dataset`, or a result."""
 Paths = (str, Path, DatasetFolder, FolderResult)
-"""What stands for texts in a file."""
+"""What names a file of texts."""
 Watch = bool | Callable[["Progress"], None]
-"""True: shown on stderr. A function: told twice a second."""
 ID_COLUMNS = ("id", "question_id", "questionID")
 
 
@@ -65,10 +64,8 @@ def build_dataset(
     The same call continues a run that was interrupted; a finished folder is opened as it is.
 
     Example:
-        data = cbtqa.build_dataset("PsyQA_full.json", endpoint="vllm", model="Qwen3-32B",
-                                   out="runs/psyqa")
-        data.manifest.counts["n_out"]
-        frame = data.to_pandas()
+        data = cbtqa.build_dataset("PsyQA_full.json", endpoint="vllm", model="Qwen3-32B")
+        data.manifest.counts["n_out"], data.to_pandas()
     """
     from cbtqa.dataset.run import build_dataset as build
     from cbtqa.dataset.settings import BuildSettings
@@ -86,8 +83,7 @@ def load(path: PathLike, *, partial: bool = False) -> Any:
         partial: accept what an unfinished build has written so far.
 
     Example:
-        cbtqa.build_dataset(out="cbtqa-dataset")
-        splits = cbtqa.load("cbtqa-dataset")
+        splits = cbtqa.load(cbtqa.build_dataset().path)
         splits["train"][0]["answer"]
     """
     return DatasetFolder.open(Path(path), partial=partial).to_datasets()
@@ -167,16 +163,12 @@ def convert(
 
 
 def finetune(
-    data: PathLike | DatasetFolder | Settings | None = None,
-    *,
-    progress: Watch = False,
-    **settings: Any,
+    data: Data | None = None, *, progress: Watch = False, **settings: Any
 ) -> FinetuneResult:
     """An adapter on a backbone: `cbtqa finetune`.
 
     Example (weights):
-        tuned = cbtqa.finetune("runs/psyqa", backbone="qwen2.5", preset="paper", out="runs/tuned")
-        tuned.manifest.counts["eval_loss"]
+        cbtqa.finetune("runs/psyqa", backbone="qwen2.5", preset="paper", out="runs/tuned")
     """
     from cbtqa.tuning.settings import FinetuneSettings
     from cbtqa.tuning.training.finetune import finetune as train
@@ -201,16 +193,12 @@ def merge(
 
 
 def generate(
-    data: PathLike | DatasetFolder | Settings | None = None,
-    *,
-    progress: Watch = False,
-    **settings: Any,
+    data: Data | None = None, *, progress: Watch = False, **settings: Any
 ) -> GenerateResult:
     """A model's answers to a dataset's questions: `cbtqa generate`.
 
     Example:
-        cbtqa.build_dataset(out="cbtqa-dataset")
-        answers = cbtqa.generate("cbtqa-dataset", endpoint="vllm", model="tuned")
+        answers = cbtqa.generate(cbtqa.build_dataset(), endpoint="vllm", model="tuned")
         answers.to_pandas()
     """
     from cbtqa.tuning.answering.generate import generate as answer
@@ -232,27 +220,23 @@ def score(
         references: in the same order where neither side has ids.
 
     Example:
-        references = ["先照顾好自己，再慢慢来。", "可以试着把想法写下来。"]
-        tuned = ["先照顾好自己。", "试着把想法写下来。"]
-        systems = {"base": ["你要坚强。", "别想太多。"], "tuned": tuned}
-        scores = cbtqa.score(systems, references=references, metrics=["bleu_zh", "chrf2"])
-        scores.to_pandas()
+        systems = {"base": ["你要坚强。", "别想太多。"], "tuned": ["先照顾好自己。", "写下来。"]}
+        cbtqa.score(systems, references=["先照顾好自己。", "可以写下来。"], metrics="chrf2")
     """
     from cbtqa.metrics import score_folder, scoring
 
     started = now()
     with TemporaryDirectory() as folder:
-        place = Path(folder)
         if references is not None:
             _refuse_other_number(predictions, references)
-            settings["ref"] = _as_file(references, place)
-        given = _as_files(predictions, place)
+            settings["ref"] = _as_file(references, Path(folder))
+        given = _as_files(predictions, Path(folder))
         resolved = _resolved(scoring.ScoreSettings, "predictions", given, settings)
-        if resolved.values.out is not None:
-            score_folder.refuse_existing(resolved.values.out)
+        if out := resolved.values.out:
+            score_folder.refuse_existing(out)
         scored = scoring.score(resolved.values)
-        if resolved.values.out is not None:
-            score_folder.write_folder(resolved.values.out, scored, resolved, started)
+        if out:
+            score_folder.write_folder(out, scored, resolved, started)
     return scored
 
 
@@ -263,10 +247,8 @@ def compare(*systems: Scored | PathLike, references: Texts = None, **settings: A
         systems: results of `score`, folders that it wrote, or files of predictions.
 
     Example:
-        references = ["先照顾好自己，再慢慢来。", "可以试着把想法写下来。"]
-        tuned = ["先照顾好自己。", "试着把想法写下来。"]
-        systems = {"base": ["你要坚强。", "别想太多。"], "tuned": tuned}
-        scores = cbtqa.score(systems, references=references)
+        systems = {"base": ["你要坚强。", "别想太多。"], "tuned": ["先照顾好自己。", "写下来。"]}
+        scores = cbtqa.score(systems, references=["先照顾好自己。", "可以写下来。"])
         cbtqa.compare(scores, baseline="base").to_pandas()
     """
     from cbtqa.metrics import comparison
@@ -287,8 +269,7 @@ def judge(
     """Answers rated by a language model on the rubric people use: `cbtqa judge`.
 
     Example (server):
-        cbtqa.judge({"tuned": "runs/answers/answers.jsonl"}, questions="PsyQA_full.json",
-                    endpoint="vllm", model="Qwen3-32B", human="study/report/ratings.jsonl")
+        cbtqa.judge("answers.jsonl", questions="PsyQA_full.json", endpoint="vllm", model="judge")
     """
     from cbtqa.judging.run import JudgeSettings
     from cbtqa.judging.run import judge as rate
@@ -300,7 +281,7 @@ def judge(
 
 
 def publish(
-    run: PathLike | DatasetFolder | FolderResult | Settings,
+    run: Data | FolderResult,
     *,
     kind: Literal["dataset", "model"] | None = None,
     dry_run: bool = False,
@@ -313,9 +294,7 @@ def publish(
         dry_run: give what would be sent; no network is touched.
 
     Example:
-        cbtqa.build_dataset(out="cbtqa-dataset")
-        plan = cbtqa.publish("cbtqa-dataset", to="my-lab/cbt-qa", dry_run=True)
-        plan.findings
+        cbtqa.publish(cbtqa.build_dataset(), to="my-lab/cbt-qa", dry_run=True).findings
     """
     from cbtqa.hub import publish as hub
     from cbtqa.hub.scan import refuse_findings
@@ -329,10 +308,9 @@ def publish(
         prepared = hub.prepare_model(_resolved(ModelSettings, "run", folder, settings).values)
     else:
         prepared = hub.prepare_dataset(_resolved(DatasetSettings, "run", folder, settings).values)
-    if dry_run:
-        return prepared
-    refuse_findings(prepared.findings)
-    return hub.publish(prepared)
+    if not dry_run:
+        refuse_findings(prepared.findings)
+    return prepared if dry_run else hub.publish(prepared)
 
 
 def join(published: PathLike | Settings, **settings: Any) -> Joined:
@@ -346,9 +324,6 @@ def join(published: PathLike | Settings, **settings: Any) -> Joined:
 
     given = published if isinstance(published, Settings) else str(published)
     return join_dataset(_resolved(JoinSettings, "published", given, settings).values)
-
-
-# --- settings and progress -----------------------------------------------------------------------
 
 
 def _resolved(
@@ -370,25 +345,18 @@ def _resolved(
     return resolve(model, flags=flags)
 
 
-class _Watcher(NamedTuple):
-    on_progress: Callable[[Progress], None] | None = None
-    on_stage: Callable[[str], None] = lambda words: None
-
-
 @contextmanager
-def _watching(wanted: Watch) -> Iterator[_Watcher]:
-    if callable(wanted):
-        yield _Watcher(wanted)
-    elif wanted:
-        from cbtqa.cli.console import live_progress
+def _watching(
+    wanted: Watch,
+) -> Iterator[tuple[Callable[[Progress], None] | None, Callable[[str], None]]]:
+    """What is called with the engine's progress, and with the name of each stage."""
+    if wanted is not True:
+        yield wanted or None, lambda words: None
+        return
+    from cbtqa.cli.console import live_progress
 
-        with live_progress() as shown:
-            yield _Watcher(shown.update, shown.stage)
-    else:
-        yield _Watcher()
-
-
-# --- texts as files ------------------------------------------------------------------------------
+    with live_progress() as shown:
+        yield shown.update, shown.stage
 
 
 def _path_of(value: Any) -> Any:
@@ -410,10 +378,10 @@ def _refuse_other_number(predictions: Any, references: Any) -> None:
     """Texts without ids belong together by their order alone."""
     systems = predictions.values() if isinstance(predictions, Mapping) else [predictions]
     for texts in systems:
-        both = [one for one in (texts, references) if isinstance(one, list | tuple)]
-        if len(both) == 2 and all(isinstance(text, str) for one in both for text in one):
-            n, n_references = map(len, both)
-            if 0 < n != n_references:
+        if all(isinstance(one, list | tuple) for one in (texts, references)):
+            n, n_references = len(texts), len(references)
+            is_plain = all(isinstance(text, str) for text in (*texts, *references))
+            if is_plain and 0 < n != n_references:
                 raise DataError(f"{n} predictions and {n_references} references")
 
 

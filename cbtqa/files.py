@@ -15,7 +15,6 @@ import os
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import resources
 from importlib.resources import files
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
@@ -289,11 +288,6 @@ def parse_yaml(text: str | bytes | IO[str], where: str | None = None) -> Any:
 def shipped_yaml(package: str, name: str) -> Any:
     """Plain values of a YAML file that lies beside a package's code."""
     return parse_yaml(files(package).joinpath(name).read_text(encoding="utf-8"))
-
-
-def read_resource(package: str, name: str) -> Any:
-    """A YAML file that is part of a package."""
-    return parse_yaml(resources.files(package).joinpath(name).read_text("utf-8"))
 
 
 def sha256_of(path: Path) -> str:

@@ -160,10 +160,21 @@ class DistortionLabel(Record):
 
 
 class Usage(Record):
-    """Tokens that one reply cost, as the endpoint counted them."""
+    """Tokens that one or several replies cost, as the endpoint counted them."""
 
     prompt_tokens: int = Field(default=0, ge=0)
     completion_tokens: int = Field(default=0, ge=0)
+
+    @property
+    def n_tokens(self) -> int:
+        """Both together."""
+        return self.prompt_tokens + self.completion_tokens
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
+            completion_tokens=self.completion_tokens + other.completion_tokens,
+        )
 
 
 class Provenance(Record):

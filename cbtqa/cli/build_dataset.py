@@ -83,11 +83,5 @@ def _show_result(settings: BuildSettings, result: FolderResult) -> None:
     say(f"report:  {result.folder / 'report.html'}")
     say(f"load it: datasets.load_dataset('{result.folder}')")
     if settings.is_offline:
-        say(
-            "written by the template teacher (rules, no model): good for trying things out, no "
-            "source for training"
-        )
-        say(
-            "real data: cbtqa build-dataset PsyQA_full.json --endpoint URL --model NAME "
-            "--out runs/psyqa"
-        )
+        say("written by the template teacher (rules, no model): to try things out, not to train on")
+        say("real data: cbtqa build-dataset PsyQA_full.json --endpoint URL --model NAME --out DIR")

@@ -48,10 +48,7 @@ def chat(resolved: Resolved[ChatSettings], ask: Ask = None, as_json: AsJson = Fa
         print_json(_described(speaker, answer_safely(speaker, ask)))
         return
     _introduce(speaker)
-    if ask is not None:
-        _show(answer_safely(speaker, ask))
-    else:
-        _converse(speaker)
+    _show(answer_safely(speaker, ask)) if ask is not None else _converse(speaker)
 
 
 def _converse(speaker: Speaker) -> None:

@@ -20,15 +20,13 @@ from cbtqa.report.words import money, seconds
 from cbtqa.secrets import masked
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
     from rich.console import Console, RenderableType
     from rich.live import Live
     from rich.text import Text
 
     from cbtqa.llm.progress import Progress
     from cbtqa.report.table import Table as ReportTable
-
-
-# --- lines ---------------------------------------------------------------------------------------
 
 _NEVER_FIRST = frozenset("，。、；：？！…‥～·・）」』】》〉〕］｝〗〙”’％‰℃々ー")
 """Chinese line-breaking rules (GB/T 15834-2011, 5.1): these never begin a line, and ..."""
@@ -144,9 +142,6 @@ def terminal_width(stream: TextIO) -> int:
         return 80
 
 
-# --- printing ------------------------------------------------------------------------------------
-
-
 def say(message: str, *, style: str = "", indent: int = 0) -> None:
     """Talk on stderr, wrapped as `show` does."""
     _write(sys.stderr, message, style, indent)
@@ -178,7 +173,7 @@ def _write(stream: TextIO, text: str | Text, style: str, indent: int) -> None:
 
 
 def draw(what: RenderableType, stream: TextIO | None = None) -> None:
-    """Writes something of rich as it is, on stdout unless told otherwise."""
+    """Writes something of rich as it is, on stdout by default."""
     stream = stream or sys.stdout
     console = _console(stream)
     with console.capture() as drawn:
@@ -194,11 +189,22 @@ def _console(stream: TextIO) -> Console:
     return Console(file=stream, width=width, markup=False, emoji=False, highlight=False)
 
 
-def print_json(value: dict[str, Any]) -> None:
+def print_json(value: dict[str, Any] | BaseModel) -> None:
     """The one JSON object of a `--json` run, on stdout."""
     from cbtqa.files import json_text
 
     sys.stdout.write(json_text(value, indent=2) + "\n")
+
+
+def give(
+    as_json: bool, value: dict[str, Any] | BaseModel, *tables: ReportTable, title: str = ""
+) -> None:
+    """A command's result: one JSON object, or its tables."""
+    if as_json:
+        print_json(value)
+    else:
+        for table in tables:
+            show_table(table, title)
 
 
 class _MaskedStream:
@@ -229,8 +235,6 @@ def masked_streams() -> Iterator[None]:
     finally:
         sys.stdout, sys.stderr = before
 
-
-# --- tables --------------------------------------------------------------------------------------
 
 _FIGURES = re.compile(r"[-+\d.,:%/()\[\]~<>=±×–−* ]*")
 """A cell of figures, an interval included: never broken."""
@@ -345,9 +349,6 @@ def show_table(table: ReportTable, title: str = "") -> None:
     print_table(title or table.title_in(), *table.cells())
 
 
-# --- facts ---------------------------------------------------------------------------------------
-
-
 def print_facts(title: str, rows: Sequence[tuple[str, str]]) -> None:
     """Prints a title and facts about one thing, those without a value left out."""
     width = terminal_width(sys.stdout)
@@ -372,14 +373,11 @@ def _print_facts(rows: Sequence[tuple[str, str]], width: int, indent: int) -> No
         sys.stdout.write("".join(f"{' ' * indent}{line}\n" for line in lines))
 
 
-# --- progress ------------------------------------------------------------------------------------
-# one live line on a terminal, a line now and then elsewhere
-
 PLAIN_EVERY_S = 10.0
 
 
 class LiveProgress:
-    """What `live_progress` gives: told of stages and of the engine's progress."""
+    """One live line on a terminal, a line now and then elsewhere."""
 
     def __init__(self, live: Live | None) -> None:
         self._live, self._next_plain = live, time.monotonic() + PLAIN_EVERY_S
@@ -431,9 +429,8 @@ def progress_parts(progress: Progress) -> list[str]:
         parts.append(f"{progress.n_rejected:,} rejected")
     if progress.cost is not None:
         parts.append(money(progress.cost, progress.currency))
-    n_tokens = progress.usage.prompt_tokens + progress.usage.completion_tokens
-    if n_tokens:
-        parts.append(f"{n_tokens:,} tokens")
+    if progress.usage.n_tokens:
+        parts.append(f"{progress.usage.n_tokens:,} tokens")
     if progress.oldest_s > 30:
         parts.append(f"oldest request {progress.oldest_s:.0f} s")
     if progress.note:

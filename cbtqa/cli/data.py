@@ -42,7 +42,7 @@ def check(
     max_chars: Annotated[int, typer.Option(help="Longest text accepted.")] = MAX_CHARS,
     as_json: AsJson = False,
 ) -> None:
-    """What is in a file of questions, and which rows would be turned away, and why.
+    """What is in a file of questions, and which rows would be rejected, and why.
 
     Example: cbtqa data check PsyQA_full.json
 
@@ -51,10 +51,7 @@ def check(
     path = file or bundled_sample_path()
     columns = parse_columns(column or [])
     report = check_file(path, encoding=encoding, columns=columns, max_chars=max_chars, grade=_grade)
-    if as_json:
-        print_json(report.model_dump(mode="json"))
-    else:
-        _print_report(report)
+    print_json(report) if as_json else _print_report(report)
     if not report.n_usable:
         raise DataError(
             "no usable question in the file",

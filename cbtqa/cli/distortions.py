@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cbtqa.cli.console import live_progress, print_json, say, show_table
+from cbtqa.cli.console import give, live_progress, say
 from cbtqa.cli.dry_run import DryRun, print_estimate
 from cbtqa.cli.help import CommandGroup
 from cbtqa.cli.options import AsJson, settings_flags
@@ -55,10 +55,7 @@ def label(
     summary = run.model_dump(mode="json")
     if run.rejects:
         say(f"{run.n_rejected:,} parts without labels, with reasons: {run.rejects}")
-    if as_json:
-        print_json(summary)
-    else:
-        show_table(types_table(summary), f"{run.n_rows:,} rows in {run.out}")
+    give(as_json, summary, types_table(summary), title=f"{run.n_rows:,} rows in {run.out}")
 
 
 @app.command("train")
@@ -71,10 +68,8 @@ def train(resolved: Resolved[TrainSettings], as_json: AsJson = False) -> None:
     settings = resolved.values
     say(f"reading {settings.data}")
     trained = train_labeller(settings, say=say)
-    if as_json:
-        print_json(trained.model_dump(mode="json"))
-    else:
-        show_table(training_table(trained), f"{trained.name} in {settings.out}")
+    title = f"{trained.name} in {settings.out}"
+    give(as_json, trained, training_table(trained), title=title)
 
 
 @app.command("evaluate")
@@ -85,11 +80,7 @@ def evaluate(resolved: Resolved[EvaluateSettings], as_json: AsJson = False) -> N
     Example: cbtqa distortions evaluate gold.tsv --labeller patterns --labeller model
     """
     report = evaluate_labellers(resolved.values, say=say)
-    if as_json:
-        print_json(report.model_dump(mode="json"))
-        return
-    for table in evaluation_tables(report):
-        show_table(table)
+    give(as_json, report, *evaluation_tables(report))
 
 
 @app.command("agree")
@@ -106,11 +97,7 @@ def agree(
     Example: cbtqa distortions agree anna.jsonl ben.jsonl
     """
     agreement = read_annotations(files, load_taxonomy(taxonomy))
-    if as_json:
-        print_json(agreement.model_dump(mode="json"))
-        return
-    table = agreement_table(agreement)
-    show_table(table)
+    give(as_json, agreement, agreement_table(agreement))
 
 
 @app.command("annotate")
@@ -125,23 +112,13 @@ def annotate(resolved: Resolved[AnnotateSettings], as_json: AsJson = False) -> N
 
     settings = resolved.values
     sample = draw_for_annotation(settings)
-    study = NewStudySettings(
-        out=settings.out,
-        questions=sample.path,
-        rubric=f"distortions:{settings.taxonomy}",
-        n=sample.n,
-        raters=settings.raters,
-        seed=settings.seed,
-    )
-    made = create_study(study)
-    sheets = write_sheets(made.folder)
-    say(
-        f"{sample.n} texts, {settings.raters} raters; sheets: {len(sheets)}; form: cbtqa rate serve"
-    )
-    if as_json:
-        print_json({**sample.summary(), "study": str(settings.out), "sheets": len(sheets)})
-    else:
-        show_table(sample.table(), f"Sample in {sample.path}")
+    rubric, n = f"distortions:{settings.taxonomy}", sample.n
+    given = settings.model_dump(include={"out", "raters", "seed"})
+    study = NewStudySettings(questions=sample.path, rubric=rubric, n=n, **given)
+    n_sheets = len(write_sheets(create_study(study).folder))
+    say(f"{n} texts, {settings.raters} raters; sheets: {n_sheets}; form: cbtqa rate serve")
+    found = {**sample.summary(), "study": str(settings.out), "sheets": n_sheets}
+    give(as_json, found, sample.table(), title=f"Sample in {sample.path}")
 
 
 @app.command("taxonomies")
@@ -157,14 +134,7 @@ def taxonomies(
     """
     if name is None:
         table = taxonomies_table()
-        if as_json:
-            print_json({"taxonomies": table.records()})
-        else:
-            show_table(table)
-        return
-    taxonomy = load_taxonomy(name)
-    if as_json:
-        print_json(taxonomy.model_dump(mode="json"))
+        give(as_json, {"taxonomies": table.records()}, table)
     else:
-        table = taxonomy_table(taxonomy)
-        show_table(table)
+        taxonomy = load_taxonomy(name)
+        give(as_json, taxonomy, taxonomy_table(taxonomy))

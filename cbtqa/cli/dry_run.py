@@ -27,7 +27,7 @@ BOUNDS = {"in_flight": "10 s a reply, assumed", "batch-api": "the Batch API's wi
 def print_estimate(estimate: Estimate, as_json: bool) -> None:
     """Requests, tokens, price and time of what was not sent."""
     if as_json:
-        print_json(estimate.model_dump(mode="json"))
+        print_json(estimate)
         return
     if len(estimate.parts) > 1:
         columns = ["", "requests", "in the journal", "prompt tokens", "reply tokens", "price"]

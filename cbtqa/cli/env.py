@@ -59,9 +59,7 @@ def describe_environment(environ: Mapping[str, str]) -> dict[str, Any]:
         "fonts": _fonts(),
         "terminal": _terminal(environ),
         "keys": _keys(environ),
-        "settings": sorted(
-            name for name in environ if name.startswith("CBTQA_") and "KEY" not in name
-        ),
+        "settings": sorted(n for n in environ if n.startswith("CBTQA_") and "KEY" not in n),
         "folders": _folders(environ),
     }
 
@@ -184,50 +182,39 @@ def _without_home(path: Path) -> str:
 
 
 def _show(found: dict[str, Any]) -> None:
-    terminal = found["terminal"]
-    variables = " ".join(f"{name}={value}" for name, value in terminal["variables"].items())
-    fonts = f"{found['fonts']['embedded_characters']:,} characters, carried by pages and charts"
-    print_facts(
-        f"cbtqa {found['cbtqa']}",
-        [
-            ("Python", found["python"]),
-            ("system", f"{found['system']}, {found['cpus']} CPUs"),
-            ("cards", _told_cards(found["cards"])),
-            (
-                "fonts",
-                fonts + "".join(f", {one} missing" for one in found["fonts"]["missing_slices"]),
-            ),
-            ("encodings", f"stdout {terminal['stdout']}, file names {terminal['files']}"),
-            ("terminal", f"{terminal['columns']} columns" if terminal["is_terminal"] else "none"),
-            ("locale", variables),
-            ("settings", ", ".join(found["settings"]) or "no CBTQA_ variable is set"),
-        ],
-    )
+    terminal, fonts = found["terminal"], found["fonts"]
+    missing = "".join(f", {one} missing" for one in fonts["missing_slices"])
+    facts = {
+        "Python": found["python"],
+        "system": f"{found['system']}, {found['cpus']} CPUs",
+        "cards": _cards_in_words(found["cards"]),
+        "fonts": f"{fonts['embedded_characters']:,} characters, in pages and charts{missing}",
+        "encodings": f"stdout {terminal['stdout']}, file names {terminal['files']}",
+        "terminal": f"{terminal['columns']} columns" if terminal["is_terminal"] else "none",
+        "locale": " ".join(f"{name}={value}" for name, value in terminal["variables"].items()),
+        "settings": ", ".join(found["settings"]) or "no CBTQA_ variable is set",
+    }
+    print_facts(f"cbtqa {found['cbtqa']}", list(facts.items()))
     rows = [
         [one["name"], one["version"] or "not installed", one["wanted"], ", ".join(one["extras"])]
         for one in found["packages"]
     ]
     print_table("Packages", ["package", "version", "wanted", "extras"], rows)
-    missing = [one for one in found["packages"] if one["version"] is None]
-    installs = [(one["name"], _install_line(one["extras"])) for one in missing]
-    print_facts("Not installed", installs)
+    absent = [one for one in found["packages"] if one["version"] is None]
+    print_facts("Not installed", [(one["name"], _install_line(one["extras"])) for one in absent])
     keys = [
         [name, key["variable"], "set" if key["is_set"] else "not set"]
         for name, key in found["keys"].items()
     ]
     print_table("Keys (their values are never printed)", ["endpoint", "variable", ""], keys)
-    folders = [
-        (
-            one["what"],
-            f"{one['path']}{'' if one['exists'] else ' (not made yet)'}, "
-            f"{one['free_bytes'] / GIB:,.1f} GiB free",
-        )
-        for one in found["folders"]
-    ]
+    folders = []
+    for one in found["folders"]:
+        path = one["path"] + ("" if one["exists"] else " (not made yet)")
+        folders.append((one["what"], f"{path}, {one['free_bytes'] / GIB:,.1f} GiB free"))
     print_facts("Folders", folders)
 
 
-def _told_cards(cards: dict[str, Any]) -> str:
+def _cards_in_words(cards: dict[str, Any]) -> str:
     if "why_none" in cards:
         return f"none: {cards['why_none']}"
     shown = [f"{card['name']} ({card['bytes'] / GIB:.0f} GiB)" for card in cards["cards"]]

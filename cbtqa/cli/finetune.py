@@ -59,7 +59,7 @@ def finetune(
         from cbtqa.tuning.training.dry_run import dry_run as work_out
 
         found = work_out(resolved, n_processes=cards)
-        print_json(found.model_dump(mode="json")) if as_json else show_dry_run(found)
+        print_json(found) if as_json else show_dry_run(found)
         return
     if cards > 1:
         raise UsageError(
@@ -82,14 +82,12 @@ def say_first(words: str) -> None:
 
 
 def _say_line(line: dict[str, float]) -> None:
-    parts = [f"step {line['step']:,.0f}", f"epoch {line['epoch']:.2f}"]
-    for key, form in LINE_FORMS.items():
-        if key in line:
-            parts.append(form.format(line[key]))
-    say(" | ".join(parts))
+    say(" | ".join(form.format(line[key]) for key, form in LINE_FORMS.items() if key in line))
 
 
 LINE_FORMS = {
+    "step": "step {:,.0f}",
+    "epoch": "epoch {:.2f}",
     "loss": "loss {:.4f}",
     "eval_loss": "validation loss {:.4f}",
     "preferred": "preferred {:.0%}",
@@ -113,9 +111,9 @@ def _show(result: FinetuneResult) -> None:
     rows: list[tuple[Cell, Cell]] = [("backbone", counts["base"]["name"])]
     for split in ("train", "validation"):
         if split in counts:
-            told = counts[split]
-            rows.append((split, f"{told['n_items']:,} examples, {told['n_tokens']:,} tokens"))
-            rows += [(f"  left out: {why}", n) for why, n in told["dropped"].items()]
+            figures = counts[split]
+            rows.append((split, f"{figures['n_items']:,} examples, {figures['n_tokens']:,} tokens"))
+            rows += [(f"  left out: {why}", n) for why, n in figures["dropped"].items()]
     rows.append(("steps", f"{counts['n_steps']:,} of {counts['n_steps_planned']:,}"))
     rows.append(("trainable parameters", counts["n_trainable"]))
     losses = (number(counts[name], 4) for name in ("first_loss", "last_loss"))
@@ -131,9 +129,6 @@ def _show(result: FinetuneResult) -> None:
             say(f"{what}: {result.folder / name}")
     say(f"next: cbtqa generate --adapter {result.folder}; cbtqa merge {result.folder}")
 
-
-# --- dry run page --------------------------------------------------------------------------------
-# A training run's dry run on the terminal: `show_dry_run(found)`.
 
 GIB = 2**30
 LEARNT, PROMPT = "bold green", "dim"
@@ -174,16 +169,14 @@ def _data(found: DryRun) -> Table:
 
 def _run(found: DryRun) -> list[tuple[Cell, Cell]]:
     layout = found.layout
+    per_batch = f"{count(layout.mean_tokens)} (at most {count(layout.most_tokens)})"
     return [
         ("backbone", f"{found.backbone} ({found.licence})"),
         ("parameters", found.n_parameters),
         ("trained", count_of(found.n_trainable, found.n_parameters, 2)),
         ("optimiser steps", layout.n_steps),
         ("micro-batches per step", number(layout.n_micro_batches, 1)),
-        (
-            "tokens per micro-batch",
-            f"{count(layout.mean_tokens)} (at most {count(layout.most_tokens)})",
-        ),
+        ("tokens per micro-batch", per_batch),
         ("of the token budget used", share(layout.fill)),
         ("padding", share(layout.padding)),
         ("tokens in all", found.total_tokens),
@@ -195,26 +188,20 @@ def _run(found: DryRun) -> list[tuple[Cell, Cell]]:
 
 def _memory(found: DryRun) -> Table:
     parts = [name for name in type(found.memory["plain"]).model_fields if name != "total"]
-    rows = [
-        (
-            f"{name} (assumed)" if name == "overhead" else name,
-            *(getattr(memory, name) / GIB for memory in found.memory.values()),
-        )
-        for name in [*parts, "total"]
-    ]
+    rows: list[tuple[Cell, ...]] = []
+    for name in [*parts, "total"]:
+        sizes = (getattr(memory, name) / GIB for memory in found.memory.values())
+        rows.append((f"{name} (assumed)" if name == "overhead" else name, *sizes))
     cards = f"each of {found.n_processes} cards" if found.n_processes > 1 else "one card"
     heads = (Column(name, number) for name in ("as it is", "recomputing"))
     return Table(["", *heads], rows, f"GiB on {cards}, counted")
 
 
 def _cards(found: DryRun) -> Table:
-    rows = [
-        (
-            *(one.card, one.memory_bytes / GIB, one.needed_bytes / GIB),
-            *("yes" if one.checkpointing else "no", _time(one)),
-        )
-        for one in found.cards
-    ]
+    rows = []
+    for one in found.cards:
+        sizes = one.memory_bytes / GIB, one.needed_bytes / GIB
+        rows.append((one.card, *sizes, "yes" if one.checkpointing else "no", _time(one)))
     heads = (Column(name, digits(1)) for name in ("has GiB", "needs GiB"))
     return Table(["", *heads, "recomputes", "time"], rows, "Cards")
 

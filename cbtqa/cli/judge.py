@@ -36,7 +36,7 @@ def judge(
         return
     with live_progress() as progress:
         report = run_judge(resolved, progress.update)
-    print_json(report.model_dump(mode="json")) if as_json else _show(report)
+    print_json(report) if as_json else _show(report)
     say(f"ratings and report in {resolved.values.out}")
 
 

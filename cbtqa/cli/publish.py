@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cbtqa.cli.console import print_json, say, show_table
+from cbtqa.cli.console import give, print_json, say
 from cbtqa.cli.help import CommandGroup
 from cbtqa.cli.options import AsJson, Newest, settings_flags
 from cbtqa.hub.join import Joined, JoinSettings
@@ -19,7 +19,6 @@ from cbtqa.settings import Resolved
 
 if TYPE_CHECKING:
     from cbtqa.hub.publish import Prepared
-    from cbtqa.hub.release import Checked
 
 
 app = CommandGroup(
@@ -84,7 +83,8 @@ def release(
     from cbtqa.hub.release import release as make_public
 
     checked = check_release(repository, kind)
-    _show_checked(checked)
+    for name, value in checked.summary().items():
+        say(f"{name}: {'-' if value is None else value}")
     url = make_public(checked, confirm if confirm is not None else _typed(repository))
     say(f"public now: {url}")
     if as_json:
@@ -106,13 +106,11 @@ def _finish(prepared: Prepared, dry_run: bool, as_json: bool) -> None:
     done = publish(
         prepared, with_bars=sys.stderr.isatty(), on_stage=lambda what: say(f"{what} ...")
     )
-    if as_json:
-        print_json({**prepared.plan.summary(), **done.to_dict(), "sent": True})
-    else:
-        rows = [["commit", done.commit], ["tag", done.tag], ["sent", f"{done.n_sent} files"]]
-        rows += [["there already", f"{done.n_kept} files"], ["address", done.url]]
-        title = "Published, private" if done.is_private else "Published, public"
-        show_table(Table(["", ""], rows, title))
+    rows = [["commit", done.commit], ["tag", done.tag], ["sent", f"{done.n_sent} files"]]
+    rows += [["there already", f"{done.n_kept} files"], ["address", done.url]]
+    title = "Published, private" if done.is_private else "Published, public"
+    found = {**prepared.plan.summary(), **done.to_dict(), "sent": True}
+    give(as_json, found, Table(["", ""], rows, title))
     if done.is_private:
         say(f"to make it public: cbtqa publish release {prepared.plan.repo_id}")
 
@@ -128,21 +126,9 @@ def _show_plan(prepared: Prepared) -> None:
         say(f"  note: {remark}")
 
 
-def _show_checked(checked: Checked) -> None:
-    rows = [
-        [name, "-" if value is None else str(value)] for name, value in checked.summary().items()
-    ]
-    for name, value in rows:
-        say(f"{name}: {value}")
-
-
 def _typed(repository: str) -> str:
     say(f"Everybody will be able to see it. Type {repository} to make it public.")
     return str(typer.prompt("name", err=True))
-
-
-# --- join ----------------------------------------------------------------------------------------
-# `cbtqa join`.
 
 
 @settings_flags(JoinSettings, positional="published")
@@ -152,17 +138,10 @@ def join(resolved: Resolved[JoinSettings], as_json: AsJson = False) -> None:
     Example: cbtqa join my-lab/cbt-qa --questions PsyQA_full.json --out my-dataset
     """
     joined: Joined = join_dataset(resolved.values)
-    if as_json:
-        print_json(joined.to_dict())
-        return
     rows = [("joined", joined.n_joined), ("no such question", joined.n_missing)]
     rows += [("question reads differently", joined.n_other)]
-    show_table(Table(["", "entries"], rows, str(joined.folder)))
+    give(as_json, joined.to_dict(), Table(["", "entries"], rows, str(joined.folder)))
     say(f"load it: datasets.load_dataset('{joined.folder}')")
-
-
-# --- hub preview ---------------------------------------------------------------------------------
-# `cbtqa hub-preview`.
 
 
 @settings_flags(PreviewSettings, positional="run")

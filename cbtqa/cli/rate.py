@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cbtqa.cli.console import print_json, say, show_table
+from cbtqa.cli.console import give, print_json, say
 from cbtqa.cli.help import CommandGroup
 from cbtqa.cli.options import AsJson, Newest, settings_flags
 from cbtqa.ratings.design import NewStudySettings, create_study
@@ -24,6 +24,9 @@ app = CommandGroup(
     name="rate",
     help="Blinded rating by people: sheets, a web form, agreement and tests.",
 )
+Replace = Annotated[
+    bool, typer.Option("--replace", help="Where store and file differ, take the file's.")
+]
 StudyPath = Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of the study.")]
 
 
@@ -54,10 +57,8 @@ def new(resolved: Resolved[NewStudySettings], as_json: AsJson = False) -> None:
     sheets += write_sheets(made.folder, as_csv=True) if settings.csv else []
     for item in made.telling_items[:5]:
         say(f"warning: the text of {item} holds a system's name; raters may guess who wrote it")
-    say(
-        f"study {study.id}: {study.n_questions} of {made.n_available} questions x "
-        f"{len(study.arms)} systems, {len(study.raters)} raters, {study.per_item} per item"
-    )
+    size = f"{study.n_questions} of {made.n_available} questions x {len(study.arms)} systems"
+    say(f"study {study.id}: {size}, {len(study.raters)} raters, {study.per_item} per item")
     say(f"in {made.folder.path}, {len(sheets)} sheets; key (keep it from raters): {made.key_path}")
     if as_json:
         print_json({**made.summary(), "sheets": [path.name for path in sheets]})
@@ -69,9 +70,7 @@ def collect(
     sheets: Annotated[
         list[Path], typer.Argument(metavar="SHEETS...", help="Filled .xlsx or .csv files.")
     ],
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Where store and sheet differ, take the sheet's.")
-    ] = False,
+    replace: Replace = False,
     as_json: AsJson = False,
 ) -> None:
     """Take filled sheets back; every refused cell is named, good cells are kept (exit 4 if any).
@@ -90,10 +89,7 @@ def show_collected(folder: StudyFolder, collected: Collected, as_json: bool) -> 
     """Every refusal on stderr, the counts on stdout; ends the program with 4 after a refusal."""
     for rejection in collected.rejections:
         say(f"refused: {rejection.where}: {rejection.detail}")
-    if as_json:
-        print_json(collected.summary())
-    else:
-        show_table(collected.table(), f"Study {folder.study.id}")
+    give(as_json, collected.summary(), collected.table(), title=f"Study {folder.study.id}")
     if collected.rejections:
         raise typer.Exit(4)
 
@@ -160,11 +156,7 @@ def status(study: StudyPath, as_json: AsJson = False) -> None:
     folder, store = open_both(study)
     with store:
         progress = study_status(folder, store)
-    if as_json:
-        print_json(progress.model_dump(mode="json"))
-        return
-    for table in progress.tables():
-        show_table(table)
+    give(as_json, progress, *progress.tables())
 
 
 @app.command("report")
@@ -188,11 +180,7 @@ def report(
     say(f"{found.n_done} of {found.n_shown} presentations done; report: {target / 'report.html'}")
     if found.is_blind:
         say("systems are letters still; to name them: cbtqa rate unblind STUDY --key KEY --by NAME")
-    if as_json:
-        print_json(found.model_dump(mode="json"))
-    else:
-        for table in score_tables(folder, found):
-            show_table(table)
+    give(as_json, found, *score_tables(folder, found))
 
 
 @app.command("unblind")
@@ -216,10 +204,8 @@ def unblind(
     digest = digest_ratings(ratings)
     systems = unblind_study(folder, key, by, len(rated), digest).systems
     say(f"unblinded by {by} on {len(rated)} ratings (sha256 {digest[:12]}); logged")
-    if as_json:
-        print_json({"systems": systems, "n_ratings": len(rated), "ratings_sha256": digest})
-    else:
-        show_table(Table(["arm", "system"], list(systems.items()), "Systems"))
+    found = {"systems": systems, "n_ratings": len(rated), "ratings_sha256": digest}
+    give(as_json, found, Table(["arm", "system"], list(systems.items()), "Systems"))
 
 
 @app.command("export")
@@ -255,9 +241,7 @@ def import_(
     files: Annotated[
         list[Path], typer.Argument(metavar="FILES...", help="Label Studio's JSON exports.")
     ],
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Where store and file differ, take the file's.")
-    ] = False,
+    replace: Replace = False,
     as_json: AsJson = False,
 ) -> None:
     """Take ratings made in Label Studio back (JSON export); exit 4 when anything was refused.
@@ -281,8 +265,6 @@ def rubrics(as_json: AsJson = False) -> None:
     from cbtqa.ratings.rubric import shipped_rubrics
 
     shipped = shipped_rubrics().values()
-    if as_json:
-        print_json({rubric.id: rubric.model_dump(mode="json") for rubric in shipped})
-        return
     rows = [(r.id, len(r.criteria), r.scale_text(), r.shows, r.title.en) for r in shipped]
-    show_table(Table(["id", "criteria", "scale", "shows", "title"], rows, "Rubrics"))
+    table = Table(["id", "criteria", "scale", "shows", "title"], rows, "Rubrics")
+    give(as_json, {rubric.id: rubric.model_dump(mode="json") for rubric in shipped}, table)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cbtqa.cli.console import print_json, say, show, show_table
+from cbtqa.cli.console import give, print_json, say, show, show_table
 from cbtqa.cli.help import CommandGroup
 from cbtqa.cli.options import AsJson
-from cbtqa.report.table import AnyColumn, Cell, Column, Estimate, Table
+from cbtqa.report.table import Column, Estimate, Table
 from cbtqa.report.words import share
-from cbtqa.safety.evaluation import GradeScores, Share, evaluate_file, parse_labels
+from cbtqa.safety.evaluation import Share, evaluate_file, parse_labels
 from cbtqa.safety.notices import Locale, help_text, load_hotlines, stale_warning
 from cbtqa.safety.survey import ScreenedText, ScreenSurvey, screen_file, scrub_file
 
@@ -57,10 +58,7 @@ def screen(
         out=out,
         max_shown=explain,
     )
-    if as_json:
-        print_json(survey.model_dump(mode="json"))
-    else:
-        _show_survey(survey)
+    give(as_json, survey, *_survey_tables(survey))
     for item in survey.shown if not as_json else ():
         _show_item(item)
     if out is not None:
@@ -95,21 +93,20 @@ def evaluate(
         encoding=encoding,
     )
     if as_json:
-        print_json(report.model_dump(mode="json"))
+        print_json(report)
         return
+    graded = {"explicit": report.explicit, "concern or explicit": report.flagged}
     scores = [
-        ("explicit", *_scores(report.explicit)),
-        ("concern or explicit", *_scores(report.flagged)),
+        (name, _estimate(one.recall), _estimate(one.precision), one.f1)
+        for name, one in graded.items()
     ]
     heads = ["grade", "recall [95% interval]", "precision [95% interval]", "F1"]
     show_table(Table(heads, scores, f"{gold}: {report.n_texts} texts"))
     rows = [(grade, *found.values()) for grade, found in report.confusion.items()]
     show_table(Table(["gold", *report.confusion], rows, "Gold (rows) by grade found"))
     for error in report.errors[:max_errors]:
-        show(
-            f"{error.where}  {error.gold} -> {error.found}  {error.text}  "
-            f"{', '.join(error.rules) or 'no rule'}"
-        )
+        rules = ", ".join(error.rules) or "no rule"
+        show(f"{error.where}  {error.gold} -> {error.found}  {error.text}  {rules}")
     say(f"{len(report.errors)} errors; {report.signature}")
 
 
@@ -128,11 +125,8 @@ def scrub(
     Example: cbtqa safety scrub questions.jsonl --out masked.jsonl
     """
     survey = scrub_file(file, columns=column or (), encoding=encoding, out=out)
-    if as_json:
-        print_json(survey.model_dump(mode="json"))
-    else:
-        title = f"{file}: {survey.n_texts_with_data} of {survey.n_texts} texts hold personal data"
-        show_table(Table(["kind", "places"], list(survey.n_by_kind.items()), title))
+    title = f"{file}: {survey.n_texts_with_data} of {survey.n_texts} texts hold personal data"
+    give(as_json, survey, Table(["kind", "places"], list(survey.n_by_kind.items()), title))
     if out is not None:
         say(f"written to {out}")
 
@@ -145,28 +139,24 @@ def hotlines(locale: Lang = "zh", as_json: AsJson = False) -> None:
     """
     found = load_hotlines()
     lines = found.locales[locale]
-    if as_json:
-        print_json({"checked_on": str(found.checked_on), **lines.model_dump(mode="json")})
-    else:
-        rows = [(one.name, one.number, one.hours, one.coverage) for one in lines.lines]
-        rows += [(one.name, one.number, "", "") for one in lines.emergencies]
-        title = f"{lines.region}, checked on {found.checked_on}"
-        show_table(Table(["line", "number", "hours", "coverage"], rows, title))
+    rows = [(one.name, one.number, one.hours, one.coverage) for one in lines.lines]
+    rows += [(one.name, one.number, "", "") for one in lines.emergencies]
+    title = f"{lines.region}, checked on {found.checked_on}"
+    table = Table(["line", "number", "hours", "coverage"], rows, title)
+    give(as_json, {"checked_on": str(found.checked_on), **lines.model_dump(mode="json")}, table)
+    if not as_json:
         show(help_text(locale, "page"))
     if warning := stale_warning():
         say(f"warning: {warning}")
 
 
-def _show_survey(survey: ScreenSurvey) -> None:
+def _survey_tables(survey: ScreenSurvey) -> Iterator[Table]:
     rows = [(risk, n, n / survey.n_texts) for risk, n in survey.n_by_risk.items()]
-    heads: list[AnyColumn] = ["grade", "texts", Column("share", share)]
-    show_table(Table(heads, rows, f"{survey.n_texts} texts"))
-    if survey.n_by_rule:
-        counted = list(survey.n_by_rule.items())[:15]
-        show_table(Table(["rule", "hits"], counted, "Rules that counted most"))
-    if survey.n_suppressed:
-        dropped = list(survey.n_suppressed.items())
-        show_table(Table(["why", "hits"], dropped, "Hits that did not count"))
+    yield Table(["grade", "texts", Column("share", share)], rows, f"{survey.n_texts} texts")
+    if counted := list(survey.n_by_rule.items())[:15]:
+        yield Table(["rule", "hits"], counted, "Rules that counted most")
+    if dropped := list(survey.n_suppressed.items()):
+        yield Table(["why", "hits"], dropped, "Hits that did not count")
 
 
 def _show_item(item: ScreenedText) -> None:
@@ -179,10 +169,6 @@ def _show_item(item: ScreenedText) -> None:
     show(body)
     for hit in item.hits:
         show(f"{hit.risk:8} {hit.rule} ({hit.outcome}) {hit.start}-{hit.end}", indent=2)
-
-
-def _scores(scores: GradeScores) -> tuple[Cell, ...]:
-    return (_estimate(scores.recall), _estimate(scores.precision), scores.f1)
 
 
 def _estimate(of: Share) -> Estimate:

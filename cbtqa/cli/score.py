@@ -1,4 +1,4 @@
-"""`cbtqa score`."""
+"""`cbtqa score` and `cbtqa compare`."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def score(
     if out is not None:
         write_folder(out, scored, resolved, started)
         say(f"written to {out}")
-    print_json(scored.report.model_dump(mode="json")) if as_json else _show(scored, signatures)
+    print_json(scored.report) if as_json else _show(scored, signatures)
 
 
 def say_blocks(every_s: float = 10.0) -> Callable[[int, int], None]:
@@ -83,11 +83,8 @@ def _show(scored: Scored, with_signatures: bool) -> None:
     if {score.metric for score in report.scores} & {"bleu_jieba", "bertscore", "bleurt"}:
         show_table(beside_paper(report.scores, anchors))
     columns = ["n_rows", "n_missing", "n_none", "n_empty", "n_identical", "n_repeated", "n_cut"]
-    rows = [
-        [one.system, *(getattr(one, column) for column in columns)]
-        for one in report.systems
-        if not one.is_anchor
-    ]
+    systems = [one for one in report.systems if not one.is_anchor]
+    rows = [[one.system, *(getattr(one, column) for column in columns)] for one in systems]
     show_table(Table(["system", *(column[2:] for column in columns)], rows, "Counts"))
     if with_signatures:
         for signature in dict.fromkeys(score.signature for score in report.scores):
@@ -96,10 +93,6 @@ def _show(scored: Scored, with_signatures: bool) -> None:
         say(line)
     for warning in report.warnings:
         say(f"warning: {warning}")
-
-
-# --- compare -------------------------------------------------------------------------------------
-# `cbtqa compare`.
 
 
 @settings_flags(CompareSettings, positional="predictions")
@@ -125,10 +118,10 @@ def compare(resolved: Resolved[CompareSettings], as_json: AsJson = False) -> Non
     if out is not None:
         write_comparison(out, found)
         say(f"written to {out}")
-    print_json(found.model_dump(mode="json")) if as_json else _compare_show(found)
+    print_json(found) if as_json else _show_comparison(found)
 
 
-def _compare_show(found: Comparison) -> None:
+def _show_comparison(found: Comparison) -> None:
     from cbtqa.metrics.comparison import missing_figures, pair_tables, tests_made
     from cbtqa.metrics.score_folder import label_of
 
@@ -139,9 +132,7 @@ def _compare_show(found: Comparison) -> None:
         say(line)
     for title, examples in (("gains most over", found.best), ("loses most to", found.worst)):
         for one in examples[:3]:
-            say(
-                f"{one.system} {title} {one.baseline} at {one.id}: "
-                f"{label_of(one.metric)} {signed(one.difference, 4)}"
-            )
+            by = f"{label_of(one.metric)} {signed(one.difference, 4)}"
+            say(f"{one.system} {title} {one.baseline} at {one.id}: {by}")
     for warning in found.warnings:
         say(f"warning: {warning}")

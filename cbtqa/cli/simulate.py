@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cbtqa.cli.console import live_progress, print_json, print_table, say, show, show_table
+from cbtqa.cli.console import give, live_progress, print_json, print_table, say, show, show_table
 from cbtqa.cli.dry_run import DryRun, print_estimate
 from cbtqa.cli.help import CommandGroup
 from cbtqa.cli.options import AsJson, settings_flags
+from cbtqa.manifest import FolderResult
 from cbtqa.report.table import AnyColumn, Column, Table
 from cbtqa.report.words import digits, share
 from cbtqa.settings import Resolved
@@ -59,11 +60,9 @@ def profiles(
         return
     with live_progress() as progress:
         made = make_patients(resolved.values, on_progress=progress.update)
-    if as_json:
-        print_json({"profiles": [profile.model_dump(mode="json") for profile in made]})
-        return
     rows = [(one.id, one.name, one.archetype, one.narrative) for one in made]
-    show_table(Table(["id", "name", "kind", "story"], rows, f"{len(made)} simulated patients"))
+    table = Table(["id", "name", "kind", "story"], rows, f"{len(made)} simulated patients")
+    give(as_json, {"profiles": [profile.model_dump(mode="json") for profile in made]}, table)
     if resolved.values.out:
         say(f"written to {resolved.values.out}; in a study: patients: {{file: ...}}")
 
@@ -159,10 +158,8 @@ def lint(
     from cbtqa.simulation.lint import lint as check
 
     report = check(path, against=against)
-    if as_json:
-        print_json({**report.model_dump(mode="json"), "is_clean": report.is_clean})
-    else:
-        _show_lint(report)
+    found = {**report.model_dump(mode="json"), "is_clean": report.is_clean}
+    print_json(found) if as_json else _show_lint(report)
     if not report.is_clean:
         raise typer.Exit(4)
 
@@ -187,8 +184,8 @@ def judge(
         return
     with live_progress() as progress:
         forms = judge_sessions(resolved, progress.update, progress.stage)
-    told = {"judged": [form.model_dump(mode="json") for form in forms]}
-    print_json(told) if as_json else _show_forms(forms, resolved.values.sessions)
+    found = {"judged": [form.model_dump(mode="json") for form in forms]}
+    print_json(found) if as_json else _show_forms(forms, resolved.values.sessions)
 
 
 @app.command("analyse")
@@ -206,7 +203,7 @@ def analyse(resolved: Resolved[AnalysisSettings], as_json: AsJson = False) -> No
     from cbtqa.simulation.analysis.run import PAGE_NAME, run_analysis
 
     report, out = run_analysis(resolved)
-    print_json(report.model_dump(mode="json")) if as_json else _show_report(report)
+    print_json(report) if as_json else _show_report(report)
     say(f"page: {out / PAGE_NAME}")
 
 
@@ -236,9 +233,6 @@ def instruments(
         _show_instruments(found)
 
 
-# --- tables --------------------------------------------------------------------------------------
-
-
 def _show_forms(forms: list[JudgedForm], source: Path) -> None:
     rows = [
         (
@@ -260,19 +254,15 @@ def _show_report(report: AnalysisReport) -> None:
 
     for result in report.instruments:
         for outcome in result.outcomes:
-            table = outcome_table(result, outcome)
-            show_table(table)
+            show_table(outcome_table(result, outcome))
             if outcome.omnibus is not None and outcome.fit is not None:
                 clear = [one for one in outcome.contrasts if one.p_adjusted < 0.05]
-                say(
-                    f"arms differ: {wald_text(outcome.omnibus)}; {len(clear)} of "
-                    f"{len(outcome.contrasts)} pairs at adjusted p < 0.05; {outcome.fit.engine}"
-                )
+                pairs = f"{len(clear)} of {len(outcome.contrasts)} pairs at adjusted p < 0.05"
+                say(f"arms differ: {wald_text(outcome.omnibus)}; {pairs}; {outcome.fit.engine}")
             elif outcome.no_fit_reason:
                 say(f"no model: {outcome.no_fit_reason}")
         if result.regression is not None:
-            table = regression_table(result.regression)
-            show_table(table)
+            show_table(regression_table(result.regression))
     for row in report.endings:
         if row.n_early:
             say(f"stopped early: {row.arm} {row.n_early} of {row.n}")
@@ -283,13 +273,7 @@ def _show_report(report: AnalysisReport) -> None:
 
 def _show_instruments(found: list[Instrument]) -> None:
     rows = [
-        [
-            one.id,
-            one.scale,
-            ", ".join(f"{total.total} {total.low:g}-{total.high:g}" for total in one.totals({})),
-            one.rubric.title.to("en"),
-        ]
-        for one in found
+        (one.id, one.scale, ", ".join(_totals(one)), one.rubric.title.to("en")) for one in found
     ]
     show_table(Table(["id", "items", "totals", "title"], rows, "Instruments for sessions"))
 
@@ -300,31 +284,24 @@ def _show_instrument(one: Instrument) -> None:
         for item in one.items
     ]
     show_table(Table(["item", "group", "range", "asks"], rows, one.rubric.title.to("en")))
-    for total in one.totals({}):
-        say(f"total: {total.total} {total.low:g}-{total.high:g}")
+    for total in _totals(one):
+        say(f"total: {total}")
     say(one.rubric.source)
 
 
+def _totals(one: Instrument) -> list[str]:
+    return [f"{total.total} {total.low:g}-{total.high:g}" for total in one.totals({})]
+
+
 def _described(one: Instrument) -> dict[str, Any]:
-    return {
-        "id": one.id,
-        "title": one.rubric.title.to("en"),
-        "source": one.rubric.source,
-        "wording": one.wording,
-        "items": [
-            {
-                "id": item.id,
-                "group": item.section,
-                "low": item.low,
-                "high": item.high,
-                "asks": item.question.to("en"),
-            }
-            for item in one.items
-        ],
-        "totals": [
-            {"id": total.total, "low": total.low, "high": total.high} for total in one.totals({})
-        ],
-    }
+    items = [
+        {"id": item.id, "group": item.section, "low": item.low, "high": item.high}
+        | {"asks": item.question.to("en")}
+        for item in one.items
+    ]
+    totals = [{"id": each.total, "low": each.low, "high": each.high} for each in one.totals({})]
+    words = {"title": one.rubric.title.to("en"), "source": one.rubric.source}
+    return {"id": one.id, **words, "wording": one.wording, "items": items, "totals": totals}
 
 
 def _play(settings: RunSettings, dry_run: bool, update: bool, as_json: bool) -> None:
@@ -373,17 +350,14 @@ def _show_lint(report: LintReport) -> None:
 def _show_run(result: RunResult, as_json: bool) -> None:
     counts = result.counts
     if as_json:
-        told = {"folder": str(result.folder.path), "was_complete": result.was_complete}
-        usage = result.manifest.usage.model_dump() if result.manifest.usage else None
-        print_json({**told, "counts": counts, "usage": usage, "cost": result.manifest.cost})
+        made = FolderResult(result.folder.path, result.manifest, result.was_complete)
+        print_json({**made.to_dict(), "counts": counts})
         return
     if result.was_complete:
         say(f"{result.folder.path} was complete already; nothing was asked")
     reasons = sorted({reason for stops in counts["stops"].values() for reason in stops})
-    rows = [
-        (arm, *(stops.get(reason, 0) for reason in reasons))
-        for arm, stops in counts["stops"].items()
-    ]
+    stopped = counts["stops"].items()
+    rows = [(arm, *(stops.get(reason, 0) for reason in reasons)) for arm, stops in stopped]
     title = f"{counts['n_sessions']} simulated sessions by how they ended"
     show_table(Table(["arm", *reasons], rows, title))
     say(f"sessions: {result.folder.sessions_path}")

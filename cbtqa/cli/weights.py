@@ -1,4 +1,4 @@
-"""`cbtqa convert`: a checkpoint of 2023 that needs code from the Hub becomes a native one."""
+"""`cbtqa convert`, `cbtqa merge` and `cbtqa backbones`: base models and their weights."""
 
 from __future__ import annotations
 
@@ -55,10 +55,7 @@ def convert(
         shard_bytes=shard_mib * MIB,
         on_step=say_step,
     )
-    if as_json:
-        print_json(record.model_dump(mode="json"))
-    else:
-        _print_record(record, out)
+    print_json(record) if as_json else _print_record(record, out)
 
 
 def say_step(step: Step) -> None:
@@ -83,9 +80,6 @@ def _print_record(record: ConversionRecord, out: Path) -> None:
     print_facts(f"Converted: {out}", rows)
     say(f"next: cbtqa finetune --backbone {out} --dry-run")
 
-
-# --- merge ---------------------------------------------------------------------------------------
-# `cbtqa merge`: an adapter becomes a plain model, for vLLM, llama.cpp and everything else.
 
 AdapterFolder = Annotated[Path, typer.Argument(help="Folder of the adapter, from cbtqa finetune.")]
 Base = Annotated[
@@ -128,18 +122,15 @@ def merge(
     )
     if gguf and converter:
         write_gguf(out, gguf, converter)
-    if as_json:
-        print_json({**record.model_dump(mode="json"), "serve": serving_lines(out)})
-    else:
-        _merge_print_record(record, out)
+    found = {**record.model_dump(mode="json"), "serve": serving_lines(out)}
+    print_json(found) if as_json else _print_merged(record, out)
 
 
-def _merge_print_record(record: MergeRecord, out: Path) -> None:
-    changed = f"{record.n_merged} by the adapter, {record.n_replaced} trained whole"
+def _print_merged(record: MergeRecord, out: Path) -> None:
     rows = [
         ("base", record.base.name),
         ("adapter", f"{record.adapter} ({record.method})"),
-        ("weights changed", changed),
+        ("weights changed", f"{record.n_merged} by the adapter, {record.n_replaced} trained whole"),
         ("type", ", ".join(record.dtypes)),
         *(("note", note) for note in record.notes),
         ("weights' SHA-256", record.weights_sha256),
@@ -148,9 +139,6 @@ def _merge_print_record(record: MergeRecord, out: Path) -> None:
     for name, line in serving_lines(out).items():
         say(f"{name}: {line}")
 
-
-# --- backbones -----------------------------------------------------------------------------------
-# `cbtqa backbones`: the base models that can be tuned, and everything known about one.
 
 Name = Annotated[
     str | None,
@@ -163,21 +151,17 @@ def backbones(name: Name = None, as_json: AsJson = False) -> None:
 
     Nothing is downloaded. Example: [bold]cbtqa backbones baichuan[/bold]
     """
-    if name is None:
-        known = list(load_backbones().values())
-        if as_json:
-            print_json({"backbones": [_told(backbone) for backbone in known]})
-        else:
-            _print_all(known)
-        return
-    backbone = find_backbone(name)
+    known = list(load_backbones().values()) if name is None else [find_backbone(name)]
+    found = [_described(backbone) for backbone in known]
     if as_json:
-        print_json(_told(backbone))
+        print_json(found[0] if name else {"backbones": found})
+    elif name:
+        _print_one(known[0], name)
     else:
-        _print_one(backbone, name)
+        _print_all(known)
 
 
-def _told(backbone: Backbone) -> dict[str, Any]:
+def _described(backbone: Backbone) -> dict[str, Any]:
     plain = backbone.model_dump(mode="json", exclude={"path", "stop_tokens"})
     return {
         **plain,
@@ -189,15 +173,7 @@ def _told(backbone: Backbone) -> dict[str, Any]:
 
 
 def _print_all(known: list[Backbone]) -> None:
-    rows = [
-        [
-            backbone.id,
-            backbone.hub_id or "",
-            _billions(backbone),
-            " ".join(_first_steps(backbone)) or None,
-        ]
-        for backbone in known
-    ]
+    rows = [(one.id, one.hub_id or "", _billions(one), _first_steps(one)) for one in known]
     show_table(Table(["name", "Hub id", "weights", "first"], rows, "Backbones"))
     say("one in detail: cbtqa backbones NAME; a folder or any other Hub id works too")
 
@@ -230,8 +206,8 @@ def _print_one(backbone: Backbone, given: str) -> None:
     say(f"next: cbtqa finetune --backbone {given} --dry-run")
 
 
-def _first_steps(backbone: Backbone) -> list[str]:
-    return ["convert"] * backbone.needs_conversion + ["accept licence"] * backbone.gated
+def _first_steps(one: Backbone) -> str | None:
+    return " ".join(["convert"] * one.needs_conversion + ["accept licence"] * one.gated) or None
 
 
 def _billions(backbone: Backbone) -> str:

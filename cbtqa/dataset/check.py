@@ -13,7 +13,7 @@ from functools import cache, cached_property
 from typing import Any
 
 from cbtqa.distortions.taxonomy import Taxonomy
-from cbtqa.files import read_resource
+from cbtqa.files import shipped_yaml
 from cbtqa.llm.chat import Fault
 from cbtqa.prompts import Prompt
 from cbtqa.records import STEP_NAMES, CbtSteps, DistortionLabel, Question, Reason, Risk
@@ -31,7 +31,7 @@ _LOOSE = re.compile(r"[\s\W_]+")
 @cache
 def wording() -> Mapping[str, Any]:
     """Step names, headings, leaks, refusals and the sentences that ask again."""
-    loaded: Mapping[str, Any] = read_resource("cbtqa.dataset", "check.zh.yaml")
+    loaded: Mapping[str, Any] = shipped_yaml("cbtqa.dataset", "check.zh.yaml")
     return loaded
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import Field
 
 from cbtqa.dataset_folder import DatasetFolder
-from cbtqa.files import read_resource
+from cbtqa.files import shipped_yaml
 from cbtqa.records import STEP_NAMES, Record
 
 # --- lengths -------------------------------------------------------------------------------------
@@ -256,7 +256,7 @@ class PaperFacts(Record):
 @cache
 def paper_facts() -> PaperFacts:
     """Table 1 of arXiv 2403.16008, as far as it is known."""
-    return PaperFacts.model_validate(read_resource("cbtqa.dataset", "table1.yaml"))
+    return PaperFacts.model_validate(shipped_yaml("cbtqa.dataset", "table1.yaml"))
 
 
 def folder_statistics(folder: DatasetFolder) -> DatasetStatistics:

@@ -27,7 +27,7 @@ from cbtqa.dataset.report.provenance import sampling_of
 from cbtqa.dataset.stats import DatasetStatistics
 from cbtqa.distortions.evaluate import EvaluationReport
 from cbtqa.distortions.tables import binary_table
-from cbtqa.files import parse_record, parse_yaml, read_json, read_resource, write_text
+from cbtqa.files import parse_record, parse_yaml, read_json, shipped_yaml, write_text
 from cbtqa.hub.card_schema import DatasetFront, ModelFront, check_front
 from cbtqa.hub.model_facts import BaseModel, ModelScores
 from cbtqa.hub.ratings import SUMMARY_SPLIT, RatedStudy, card_table
@@ -293,7 +293,7 @@ def read_label_quality(path: Path | None) -> dict[str, Any] | None:
 
 @cache
 def load_gate() -> dict[str, Any]:
-    loaded: dict[str, Any] = read_resource("cbtqa.hub", "gate.yaml")
+    loaded: dict[str, Any] = shipped_yaml("cbtqa.hub", "gate.yaml")
     return loaded
 
 

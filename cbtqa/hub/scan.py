@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cbtqa.errors import DataError
-from cbtqa.files import open_text, read_json, read_resource
+from cbtqa.files import open_text, read_json, shipped_yaml
 from cbtqa.hub.client import saved_token
 from cbtqa.hub.plan import CARD_PATH, PROVENANCE_PATH, PlannedFile, PublishPlan, PublishRefusedError
 from cbtqa.hub.settings import PublishSettings
@@ -35,7 +35,7 @@ _SECRET_NAME = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD)$")
 
 @cache
 def load_refusals() -> dict[str, Any]:
-    loaded: dict[str, Any] = read_resource("cbtqa.hub", "refusals.yaml")
+    loaded: dict[str, Any] = shipped_yaml("cbtqa.hub", "refusals.yaml")
     return loaded
 
 

@@ -10,7 +10,7 @@ from functools import partial
 
 from cbtqa.errors import EndpointError, RateLimitError
 from cbtqa.llm.chat import ChatRequest, Fault, Reply
-from cbtqa.llm.cost import Budget, Price, estimate_tokens
+from cbtqa.llm.cost import Budget, Price, estimate_prompt, estimate_tokens
 from cbtqa.llm.endpoint import Endpoint, ResponseFormat
 from cbtqa.llm.journal import Journal, State
 from cbtqa.llm.limits import Gate, GateClosedError, Limits, Queue, backoff_s
@@ -20,7 +20,7 @@ from cbtqa.llm.transport import Transport, open_transport
 from cbtqa.records import Reason, Usage
 
 MOST_RATE_LIMITED = 50
-"""Times that one request may be told "too many" before it is given up."""
+"""Times that one request may be answered "too many" before it is given up."""
 BUDGET_LOOK_S = 0.05
 UNKNOWN_TOKENS = 1000
 """Booked for a reply of which neither the limit nor an example is known."""
@@ -38,7 +38,7 @@ class ItemFailedError(Exception):
 
 @dataclass(frozen=True, eq=False)
 class _Server:
-    """One of the servers that answer for one another."""
+    """One of the interchangeable servers."""
 
     endpoint: Endpoint
     transport: Transport
@@ -72,9 +72,6 @@ class Model:
         price: Price | None,
         stop: Callable[[str], None],
     ) -> None:
-        """Args:
-        stop: ends the run for the reason given, and closes the gates.
-        """
         self.price, self.spent = price, NOTHING
         self._limits, self._meter, self._budget, self._stop = limits, meter, budget, stop
         self._queue = Queue(limits)
@@ -87,7 +84,7 @@ class Model:
         for endpoint in endpoints:
             transport = open_transport(endpoint, self._limits.in_flight * len(endpoints))
             await stack.enter_async_context(transport)
-            gate, ladder = Gate(self._limits, self._queue), ladder_of(endpoint, journal)
+            gate, ladder = Gate(self._limits, self._queue), FormatLadder(endpoint, journal)
             self._servers.append(_Server(endpoint, transport, gate, ladder))
 
     @property
@@ -129,7 +126,7 @@ class Model:
 
     async def _send(self, request: ChatRequest, attempt: int, tries: _Tries) -> Reply:
         estimate = self._estimate(request)
-        paced = _total(self._book(estimate, request))
+        paced = self._book(estimate, request).n_tokens
         door, is_retry = self._servers[0].gate, attempt > 1 or tries.n_sent > 0
         gate = await door.enter(paced, is_retry=is_retry)
         server = next(one for one in self._servers if one.gate is gate)
@@ -152,11 +149,11 @@ class Model:
             finally:
                 self._meter.returned(sent_at)
                 if self._budget:
-                    self._budget.release(booked, self.price)
+                    self._budget.book(booked, self.price, sign=-1)
         finally:
             gate.leave()
         gate.answered()
-        gate.heed(received.headers, _total(received.reply.usage) - paced)
+        gate.heed(received.headers, received.reply.usage.n_tokens - paced)
         self._pay(received.reply, estimate)
         return replace(received.reply, host=server.endpoint.host)
 
@@ -167,15 +164,15 @@ class Model:
             # a server that counts nothing must not make the budget endless
             text = reply.text + (reply.reasoning or "")
             guess = Usage(prompt_tokens=estimate, completion_tokens=estimate_tokens(text))
-            spent = spent if _total(spent) else guess
+            spent = spent if spent.n_tokens else guess
             self._budget.book(spent, self.price)
-        self.spent = sum_of(self.spent, spent)
+        self.spent += spent
 
     def _estimate(self, request: ChatRequest) -> int:
         """Tokens of the prompt; 0 when nobody counts them."""
         if self._budget is None and self._limits.tpm is None:
             return 0
-        return sum(estimate_tokens(message["content"]) for message in request.messages)
+        return estimate_prompt(request)
 
     def _book(self, estimate: int, request: ChatRequest) -> Usage:
         """What a request will probably use, going by the replies so far."""
@@ -196,7 +193,7 @@ class Model:
                 break
             if not self._meter.n_in_flight:
                 if self._meter.mean_completion_tokens is None and not budget.is_used_up(NOTHING):
-                    break  # the first reply of all tells what replies cost
+                    break  # the first reply of all shows what replies cost
                 self._stop(USED_UP)
                 raise GateClosedError
             await self._servers[0].gate.sleep(BUDGET_LOOK_S)
@@ -216,12 +213,12 @@ class Model:
                 )
             self._stop(f"the endpoint is gone: {error}")
             raise GateClosedError
-        if gate.has_stand_in and gate.is_suspect:
+        if gate.has_alternative and gate.is_suspect:
             place = tries.server.endpoint.base_url
-            self._meter.note(f"{place} did not answer ({error}); the other servers went on")
+            self._meter.note = f"{place} did not answer ({error}); the other servers went on"
             return  # another server takes the request at once
         if wait_asked is not None and wait_asked > max(self._limits.retry_for_s, 60):
-            if gate.has_stand_in:
+            if gate.has_alternative:
                 return
             self._stop(f"the endpoint asks to wait {wait_asked:.0f} s: {error}")
             raise GateClosedError
@@ -241,11 +238,7 @@ class Model:
 
 
 def probable_usage(request: ChatRequest, estimate: int, meter: Meter) -> Usage:
-    """What a request will probably use, going by the replies so far.
-
-    Args:
-        estimate: tokens of the prompt as `estimate_tokens` counts them.
-    """
+    """What a request will probably use, by the replies so far; `estimate`: of its prompt."""
     most = request.sampling.max_tokens or UNKNOWN_TOKENS
     n_out = min(most, meter.mean_completion_tokens or most)
     return Usage(
@@ -253,48 +246,24 @@ def probable_usage(request: ChatRequest, estimate: int, meter: Meter) -> Usage:
     )
 
 
-def _total(usage: Usage) -> int:
-    return usage.prompt_tokens + usage.completion_tokens
-
-
-def sum_of(one: Usage, other: Usage) -> Usage:
-    """The tokens of both together."""
-    return Usage(
-        prompt_tokens=one.prompt_tokens + other.prompt_tokens,
-        completion_tokens=one.completion_tokens + other.completion_tokens,
-    )
-
-
-# --- response formats ----------------------------------------------------------------------------
-# Which response format a server takes: json_schema -> json_object -> text, down the ladder when it
-# refuses, remembered for the run.
-#
-# A refusal with status 400 may mean the format or the request itself. The request is tried one
-# rung lower; only when that helps, or the refusal names the format, does the ladder itself move.
-# Hundreds of requests share one ladder: whatever order their answers come in, a rung that was
-# answered once stays, and a rung never answered is left once a lower one is.
-
 RUNGS: tuple[ResponseFormat, ...] = ("json_schema", "json_object", "text")
 
 
 class FormatLadder:
-    """The rung in use at one endpoint and model."""
+    """Which response format an endpoint takes: down the rungs when it refuses, then remembered.
 
-    def __init__(
-        self,
-        start: ResponseFormat,
-        *,
-        proved: str | None = None,
-        remember: Callable[[str], None] | None = None,
-    ) -> None:
-        """Args:
-        proved: the rung that an earlier run of the same journal found to be answered.
-        remember: told the rung whenever a better one is found to be answered.
-        """
+    A refusal with status 400 may mean the format or the request itself: the request is tried one
+    rung lower, and the ladder moves only when that helps or the refusal names the format.
+    Hundreds of requests share a ladder: a rung once answered stays, whatever the order of answers.
+    """
+
+    def __init__(self, endpoint: Endpoint, journal: Journal) -> None:
+        """Begins where an earlier run of the journal ended."""
+        self._remember = partial(journal.set_meta, format_name(endpoint))
+        proved = journal.meta(format_name(endpoint))
         known = next((rung for rung in RUNGS if rung == proved), None)
-        self.rung: ResponseFormat = known or start
+        self.rung: ResponseFormat = known or endpoint.format
         self.is_proved = known is not None
-        self._remember = remember
 
     def lower_of(self, floor: ResponseFormat) -> ResponseFormat:
         """The rung to send a request on that may stand no higher than `floor`."""
@@ -305,8 +274,7 @@ class FormatLadder:
         if self.is_proved and RUNGS.index(rung) >= RUNGS.index(self.rung):
             return
         self.rung, self.is_proved = rung, True
-        if self._remember:
-            self._remember(rung)
+        self._remember(rung)
 
     def below(self, rung: ResponseFormat, error: RequestRefusedError) -> ResponseFormat | None:
         """The rung to try this request on after a refusal, or None when it is refused for good."""
@@ -324,10 +292,3 @@ class FormatLadder:
 def format_name(endpoint: Endpoint) -> str:
     """Under which name a journal keeps the rung that a server and model answer."""
     return f"format:{endpoint.host}:{endpoint.model}"
-
-
-def ladder_of(endpoint: Endpoint, journal: Journal) -> FormatLadder:
-    """The ladder of a server and model, beginning where an earlier run of the journal ended."""
-    name = format_name(endpoint)
-    remember = partial(journal.set_meta, name)
-    return FormatLadder(endpoint.format, proved=journal.meta(name), remember=remember)

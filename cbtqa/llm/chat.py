@@ -1,10 +1,4 @@
-"""What is said to a model and what comes back: requests, sampling, replies, faults.
-
-    ChatRequest([{"role": "user", "content": "你好"}])
-    Reply(text="你好！", finish_reason="stop", model="qwen-plus", ...)
-
-Nothing here sends anything, and nothing knows what the texts are about.
-"""
+"""What is said to a model and what comes back: requests, sampling, replies, faults."""
 
 from __future__ import annotations
 
@@ -84,7 +78,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Why a reply, or a request, was turned away."""
+    """Why a reply, or a request, was rejected."""
 
     reason: Reason
     detail: str = ""
@@ -97,7 +91,7 @@ _CLOSE = re.compile(r"</think(?:ing)?>")
 
 
 def split_reasoning(text: str) -> tuple[str, str | None]:
-    """Cuts think blocks at the head of a reply; gives `(text, reasoning or None)`.
+    """`(text, reasoning or None)`: think blocks at the head of a reply are no text.
 
     A block that never closes was cut: all of it is reasoning. A closing mark without an opening
     one comes from chat templates that open the block inside the prompt.
@@ -118,10 +112,7 @@ def split_reasoning(text: str) -> tuple[str, str | None]:
 
 
 def fault_of_reply(reply: Reply) -> Fault | None:
-    """The fault that can be told without knowing what was asked, or None.
-
-    A refusal, a filtered, cut or empty reply is never answer text.
-    """
+    """The fault of a refused, filtered, cut or empty reply, whatever was asked; None for text."""
     if reply.finish_reason == "content_filter":
         return Fault(Reason.CONTENT_FILTER, "the provider's filter stopped the reply")
     if reply.refusal:

@@ -2,14 +2,10 @@
 
     run_batch(items, task, endpoint, journal, limits, cluster=Cluster("local", n_actors=8))
 
-The driver is the engine itself: it draws the items, looks them up, writes what comes back, and
-counts an item only then. Only the asking and checking of an item is done elsewhere: in an actor, by
-a line with a share of the limits and the budget. So the journal has one writer, and a killed driver
-or actor loses no more than what was in flight.
-
-A Ray Dataset is read and prepared by Ray Data and streamed through the driver. The asking itself
-is not a `map_batches`: that repeats whole blocks after a failure, replies paid for included, and
-waits for the slowest reply of each block.
+The driver is the engine itself; an actor asks and checks an item on a line with a share of limits
+and budget. So the journal has one writer, and a killed driver or actor loses only what was in
+flight. A Ray Dataset is streamed through the driver: `map_batches` would repeat whole blocks after
+a failure, replies paid for included, and wait for the slowest reply of each block.
 """
 
 from __future__ import annotations
@@ -21,12 +17,11 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, NamedTuple, cast
 
 from cbtqa.errors import ConfigError, IncompleteRunError, MissingExtraError
 from cbtqa.llm.asking import USED_UP, format_name
-from cbtqa.llm.batch import Line, Task, ask_all, run_anywhere
+from cbtqa.llm.batch import Line, Question, Task, ask_all, run_anywhere
 from cbtqa.llm.cost import Budget
 from cbtqa.llm.endpoint import Endpoint
 from cbtqa.llm.journal import Entry, Journal, Standing, Totals
@@ -35,9 +30,9 @@ from cbtqa.llm.progress import Progress
 from cbtqa.records import Usage
 
 PATIENCE_S = 0.25
-"""Seconds in which an actor waits for something to tell."""
+"""Seconds in which an actor waits for something to report."""
 GATHER_S = 0.03
-"""Seconds in which ended items are gathered before they are told."""
+"""Seconds in which ended items are gathered before they are reported."""
 KNOCK_S = 10.0
 MOST_LOSSES = 8
 """Actors that may die in a row, without a reply kept between them, before the run stops."""
@@ -53,22 +48,6 @@ class Cluster(NamedTuple):
     """Lowered to `in_flight`, `rpm` and `tpm` where those are smaller."""
 
 
-# --- in an actor ---------------------------------------------------------------------------------
-
-
-class Counts(NamedTuple):
-    """What one actor has sent and got so far, and what it is doing just now."""
-
-    n_requests: int = 0
-    n_repeats: int = 0
-    n_paid: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    in_flight: int = 0
-    limit: int = 0
-    oldest_s: float = 0.0
-
-
 class Handed(NamedTuple):
     """An item, and what the journal knows of it."""
 
@@ -78,8 +57,8 @@ class Handed(NamedTuple):
     paid: Entry | None
 
 
-class Told(NamedTuple):
-    """What an actor tells of one item."""
+class ItemReport(NamedTuple):
+    """What an actor reports of one item."""
 
     key: str
     rows: list[Entry]
@@ -91,12 +70,12 @@ class Told(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What an actor tells the driver."""
+    """What an actor reports to the driver."""
 
-    told: list[Told]
+    reported: list[ItemReport]
     stop_reason: str | None
     """Why the actor asks no more."""
-    counts: Counts
+    progress: Progress
     metas: dict[str, str]
 
 
@@ -128,13 +107,13 @@ class Shard:
         """Opens the line. Not the constructor: Ray may store its arguments, the key among them."""
         limits, budget = parts
         self._task, self._rows = task, _Rows(earlier, metas)
-        self._told: list[Told] = []
+        self._reported: list[ItemReport] = []
         self._news, self._works = asyncio.Event(), set[asyncio.Task[None]]()
         self._line = Line(servers, cast(Journal, self._rows), limits, budget=budget)
         await self._line.__aenter__()
 
     async def exchange(self, handed: list[Handed]) -> Report:
-        """Takes items, and tells of those that have ended or were left."""
+        """Takes items, and reports those that have ended or were left."""
         for one in handed:
             work = asyncio.create_task(self._work(one))
             self._works.add(work)
@@ -144,8 +123,9 @@ class Shard:
                 await asyncio.wait_for(self._news.wait(), PATIENCE_S)
                 await asyncio.sleep(GATHER_S)
         self._news.clear()
-        told, self._told = self._told, []
-        return Report(told, self._line.stop_reason, self._counts(), dict(self._rows.metas))
+        reported, self._reported = self._reported, []
+        progress = self._line.meter.progress(sum(model.limit for model in self._line.models))
+        return Report(reported, self._line.stop_reason, progress, dict(self._rows.metas))
 
     async def _work(self, handed: Handed) -> None:
         """Asks about an item until it has ended or the line stops."""
@@ -155,9 +135,8 @@ class Shard:
         if paid is not None:
             journal.paid[key] = paid
 
-        async def work() -> Entry:
-            questions = partial(task.check, item), partial(task.ask_again, item)
-            return await line.work(key, standing, task.request(item), *questions)
+        async def work() -> Entry:  # a task that cannot even ask fails here, too
+            return await line.work(Question.about(item, task, key), standing)
 
         done = asyncio.ensure_future(work())
         await asyncio.wait({done})
@@ -165,22 +144,12 @@ class Shard:
         journal.paid.pop(key, None)
         error = done.exception()
         is_left = isinstance(error, GateClosedError)
-        self._told.append(Told(key, rows, error is None, None if is_left else error))
+        self._reported.append(ItemReport(key, rows, error is None, None if is_left else error))
         self._news.set()
-
-    def _counts(self) -> Counts:
-        meter = self._line.meter
-        now = meter.progress(sum(model.limit for model in self._line.models))
-        sent = (meter.n_requests, meter.n_repeats, meter.n_paid)
-        tokens = (meter.prompt_tokens, meter.completion_tokens)
-        return Counts(*sent, *tokens, now.in_flight, now.limit, now.oldest_s)
 
     async def stop(self, reason: str) -> None:
         """Sends nothing more; what is in flight may end."""
         self._line.stop(reason)
-
-
-# --- in the driver -------------------------------------------------------------------------------
 
 
 @dataclass(eq=False)
@@ -191,13 +160,13 @@ class _Actor:
     limits: Limits
     budget: Budget | None
     outbox: list[Handed] = field(default_factory=list)
-    waiting: dict[str, asyncio.Future[Told | None]] = field(default_factory=dict)
+    waiting: dict[str, asyncio.Future[ItemReport | None]] = field(default_factory=dict)
     """Items handed to it and not ended, by key; None comes when it died."""
     has_work: asyncio.Event = field(default_factory=asyncio.Event)
     is_used_up: bool = False
     """Whether its share of the budget is spent."""
-    counts: Counts = field(default_factory=Counts)
-    told_at: float = field(default_factory=time.monotonic)
+    progress: Progress = field(default_factory=Progress)
+    reported_at: float = field(default_factory=time.monotonic)
 
 
 def run_on_cluster(
@@ -208,9 +177,6 @@ def run_on_cluster(
     endpoints: Sequence[Endpoint],
 ) -> None:
     """Does what `batch.run_batch` does, in actors of a Ray cluster; raises what that raises.
-
-    The limits hold for all actors together: each gets an equal share. An actor that dies is
-    replaced, and its items are handed out again.
 
     Args:
         task: picklable; the actors' machines have this package and the task's modules.
@@ -226,14 +192,14 @@ def run_on_cluster(
 
 
 class _Driver:
-    """Hands items to actors, writes what they tell, replaces those that die."""
+    """Hands items to actors, writes what they report, replaces those that die."""
 
     def __init__(self, line: Line, task: Task[Any], endpoints: Sequence[Endpoint]) -> None:
         self._line, self._task, self._endpoints = line, task, tuple(endpoints)
         self._journal, self._limits = line.journal, line.limits
         self._earlier = line.journal.totals()
         self._actors: list[_Actor] = []
-        self._gone: list[Counts] = []
+        self._gone: list[Progress] = []
         self._pumps: set[asyncio.Task[None]] = set()
         self._n_losses = 0
         line.on_stop, line.describe = self._stop_actors, self._progress
@@ -262,9 +228,9 @@ class _Driver:
         handle: Any = kind.remote()
         names = {format_name(endpoint) for endpoint in self._endpoints}
         metas = {name: value for name in names if (value := self._journal.meta(name))}
-        parts = (self._task, self._endpoints, limits, budget)
         actor = _Actor(handle, limits, budget)
         self._actors.append(actor)
+        parts = self._task, self._endpoints, limits, budget
         begun = handle.begin.remote(self._earlier, metas, *parts)
         self._pumps.add(asyncio.create_task(self._pump(actor, begun)))
 
@@ -288,7 +254,7 @@ class _Driver:
                     waiter.set_result(None)
 
     def _hear(self, actor: _Actor, report: Report) -> None:
-        actor.counts, actor.told_at = report.counts, time.monotonic()
+        actor.progress, actor.reported_at = report.progress, time.monotonic()
         self._count()
         for name, value in report.metas.items():
             if self._journal.meta(name) != value:
@@ -298,11 +264,11 @@ class _Driver:
             actor.is_used_up = True
         elif report.stop_reason is not None:
             self._line.stop(report.stop_reason)
-        for told in report.told:
+        for reported in report.reported:
             self._n_losses = 0
-            waiter = actor.waiting.pop(told.key)
+            waiter = actor.waiting.pop(reported.key)
             if not waiter.done():
-                waiter.set_result(told)
+                waiter.set_result(reported)
         if not actor.waiting:
             actor.has_work.clear()
 
@@ -318,33 +284,32 @@ class _Driver:
             waiter = actor.waiting[key] = asyncio.get_running_loop().create_future()
             actor.outbox.append(Handed(item, key, standing, paid))
             actor.has_work.set()
-            told = await waiter
-            if told is None:
+            reported = await waiter
+            if reported is None:
                 continue
-            await self._record(told)
-            if told.has_ended:
+            await self._record(reported)
+            if reported.has_ended:
                 return
-            if told.rows:
-                paid = told.rows[-1]
+            if reported.rows:
+                paid = reported.rows[-1]
                 standing = Standing(paid.attempt, paid.state)
         raise GateClosedError
 
-    async def _record(self, told: Told) -> None:
-        for row in told.rows[:-1] if told.has_ended else told.rows:
-            self._line.meter.turned_away(row)
+    async def _record(self, reported: ItemReport) -> None:
+        for row in reported.rows[:-1] if reported.has_ended else reported.rows:
             self._line.keep(row)
-        if told.has_ended:
-            await self._line.end(told.rows[-1])
-        if told.error is not None:
-            raise told.error
+        if reported.has_ended:
+            await self._line.end(reported.rows[-1])
+        if reported.error is not None:
+            raise reported.error
 
     def _lost(self, actor: _Actor, error: Exception) -> None:
-        """Replaces a dead actor; what it had is asked again unless it stands in the journal."""
+        """Replaces a dead actor; what it had is asked again unless the journal holds it."""
         import ray
 
         ray.kill(actor.handle)  # unreachable is not dead: it must not go on asking
         self._actors.remove(actor)
-        self._gone.append(actor.counts)
+        self._gone.append(actor.progress)
         self._n_losses += 1
         if self._n_losses > MOST_LOSSES:
             trouble = f"{self._n_losses} actors died in a row; the last: {error}"
@@ -353,38 +318,30 @@ class _Driver:
         if not self._line.is_stopping:
             budget = replace(actor.budget) if actor.budget else None
             if budget is not None:
-                n_in, n_out = actor.counts.prompt_tokens, actor.counts.completion_tokens
-                budget.book(Usage(prompt_tokens=n_in, completion_tokens=n_out))
+                budget.book(actor.progress.usage)
             self._start(actor.limits, budget)
 
     def _stop_actors(self) -> None:
         for actor in self._actors:
             actor.handle.stop.remote(self._line.stop_reason)
 
-    # --- progress --------------------------------------------------------------------------------
-
     def _count(self) -> None:
-        told = [*self._gone, *(actor.counts for actor in self._actors)]
-        for place, name in enumerate(Counts._fields[:5]):
-            setattr(self._line.meter, name, sum(counts[place] for counts in told))
+        parts, meter = [*self._gone, *(actor.progress for actor in self._actors)], self._line.meter
+        for name in ("n_requests", "n_repeats", "n_paid"):
+            setattr(meter, name, sum(getattr(part, name) for part in parts))
+        meter.usage = sum((part.usage for part in parts), Usage())
 
     def _progress(self, plain: Progress) -> Progress:
         """The line's progress with what the actors are doing just now."""
-        now, counts = time.monotonic(), [actor.counts for actor in self._actors]
-        ages = [
-            actor.counts.oldest_s + now - actor.told_at
-            for actor in self._actors
-            if actor.counts.in_flight
-        ]
+        now, busy = time.monotonic(), [one for one in self._actors if one.progress.in_flight]
         return replace(
             plain,
-            in_flight=sum(one.in_flight for one in counts),
-            limit=sum(one.limit for one in counts),
-            oldest_s=max(ages, default=0.0),
+            in_flight=sum(one.progress.in_flight for one in busy),
+            limit=sum(one.progress.limit for one in self._actors),
+            oldest_s=max(
+                (one.progress.oldest_s + now - one.reported_at for one in busy), default=0.0
+            ),
         )
-
-
-# --- shares --------------------------------------------------------------------------------------
 
 
 def shares(limits: Limits, n_actors: int) -> list[Limits]:
@@ -420,7 +377,7 @@ def _connected(address: str, n_actors: int) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    # where people's troubles are the text, nothing is told to others unasked
+    # where people's troubles are the text, nothing is sent to others unasked
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     if address == "local":

@@ -1,19 +1,14 @@
-"""What a run costs: prices, tokens, the budget, and the numbers of a dry run.
-
-price = find_price("gpt-4o-mini")
-plan = plan_run(map(task.request, items), endpoint, Limits(in_flight=64), price=price)
-plan.cost, plan.seconds
-"""
+"""What a run costs: prices, tokens, the budget, and the numbers of a dry run."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
-from typing import Any
 
 from pydantic import Field
 
@@ -90,30 +85,20 @@ class Budget:
                 hint="add --price-in and --price-out (per million tokens), or limit the tokens",
             )
 
-    def book(self, usage: Usage, price: Price | None = None) -> None:
-        """Adds tokens at a price, the budget's own when left out."""
+    def book(self, usage: Usage, price: Price | None = None, *, sign: int = 1) -> None:
+        """Adds tokens at a price, the budget's own when left out; `sign=-1` takes them back."""
         price = price or self.price
-        self.n_tokens += usage.prompt_tokens + usage.completion_tokens
-        self.cost += price.of(usage) if price else 0.0
-
-    def release(self, usage: Usage, price: Price | None = None) -> None:
-        """Takes back what was booked."""
-        price = price or self.price
-        self.n_tokens -= usage.prompt_tokens + usage.completion_tokens
-        self.cost -= price.of(usage) if price else 0.0
+        self.n_tokens += sign * usage.n_tokens
+        self.cost += sign * price.of(usage) if price else 0.0
 
     def is_used_up(self, more: Usage, price: Price | None = None) -> bool:
         """True when `more` tokens on top would pass the limit."""
         price = price or self.price
-        n_tokens = self.n_tokens + more.prompt_tokens + more.completion_tokens
-        if self.max_tokens is not None and n_tokens > self.max_tokens:
+        if self.max_tokens is not None and self.n_tokens + more.n_tokens > self.max_tokens:
             return True
         if self.max_cost is None:
             return False
         return self.cost + (price.of(more) if price else 0.0) > self.max_cost
-
-
-# --- tokens --------------------------------------------------------------------------------------
 
 
 def estimate_tokens(text: str) -> int:
@@ -126,37 +111,26 @@ def estimate_tokens(text: str) -> int:
     return round(0.6 * (len(text) - n_narrow) + 0.3 * n_narrow)
 
 
-def token_counter(model: str) -> tuple[Callable[[str], int], str]:
-    """How to count tokens for a model, and the name of the way.
+def estimate_prompt(request: ChatRequest) -> int:
+    """Tokens of a request's messages by `estimate_tokens`."""
+    return sum(estimate_tokens(message["content"]) for message in request.messages)
 
-    tiktoken, where it is installed, knows the model, and has its vocabulary at hand (it loads one
-    from the network otherwise, which a count must not do); else `estimate_tokens`.
+
+def token_counter(model: str) -> tuple[Callable[[str], int], str]:
+    """How to count tokens for a model, and the name of the method.
+
+    tiktoken, where it is installed, knows the model, and TIKTOKEN_CACHE_DIR holds its vocabulary
+    (it loads one from the network otherwise, which a count must not do); else `estimate_tokens`.
     """
     with suppress(ImportError, KeyError, OSError):
         import tiktoken
 
         name = tiktoken.encoding_name_for_model(model)
-        encoding: Any = _cached_encoding(name)
-        return (lambda text: len(encoding.encode(text, disallowed_special=()))), f"tiktoken {name}"
+        if os.environ.get("TIKTOKEN_CACHE_DIR"):
+            encoding = tiktoken.get_encoding(name)
+            count = partial(encoding.encode, disallowed_special=())
+            return (lambda text: len(count(text))), f"tiktoken {name}"
     return estimate_tokens, "estimate: 0.6 tokens per wide character, 0.3 per other"
-
-
-def _cached_encoding(name: str) -> Any:
-    """A tiktoken encoding whose vocabulary lies in TIKTOKEN_CACHE_DIR.
-
-    Raises:
-        OSError: it would have to be fetched.
-    """
-    import os
-
-    import tiktoken
-
-    if not os.environ.get("TIKTOKEN_CACHE_DIR"):
-        raise FileNotFoundError(name)
-    return tiktoken.get_encoding(name)
-
-
-# --- the dry run ---------------------------------------------------------------------------------
 
 
 class Estimate(Record):
@@ -194,7 +168,7 @@ def sum_estimates(items: str, n_items: int, n_left_out: int, parts: Sequence[Est
     """The whole of several parts that are asked one after the other."""
     costs = [part.cost for part in parts]
     sums = ("n_done", "n_requests", "prompt_tokens", "completion_tokens", "seconds")
-    told = ("counted_by", "length_from", "currency", "price_as_of")
+    first = ("counted_by", "length_from", "currency", "price_as_of")
     longest = max(parts, key=lambda part: part.seconds, default=Estimate())
     return Estimate(
         items=items,
@@ -204,7 +178,7 @@ def sum_estimates(items: str, n_items: int, n_left_out: int, parts: Sequence[Est
         bound_by=longest.bound_by,
         parts=tuple(parts),
         **{name: sum(getattr(part, name) for part in parts) for name in sums},
-        **{name: next(filter(None, (getattr(one, name) for one in parts)), "") for name in told},
+        **{name: next(filter(None, (getattr(one, name) for one in parts)), "") for name in first},
     )
 
 
@@ -216,25 +190,16 @@ def plan_run(
     rpm: int | None = None,
     tpm: int | None = None,
     price: Price | None = None,
-    price_factor: float = 1.0,
     reply_tokens: int = REPLY_TOKENS,
-    latency_s: float = LATENCY_S,
 ) -> Estimate:
-    """Counts what a run would send, without sending; streams, so a million requests will do.
-
-    Args:
-        price_factor: of the way it is sent, `Endpoint.price_factor`.
-        reply_tokens: expected tokens of one reply.
-        latency_s: seconds of one reply.
-    """
+    """Counts what a run would send, without sending; streams, so a million requests will do."""
     count, counted_by = token_counter(model)
-    price = price.times(price_factor) if price else None
     n_requests = n_counted = tokens = weight = 0
     stride = 1
     for request in requests:
         if n_requests % stride == 0:
             said = (message["content"] for message in request.messages)
-            # a counted request stands for the `stride - 1` that are passed over after it
+            # a counted request counts for the `stride - 1` that are passed over after it
             tokens += stride * sum(count(text) + MESSAGE_TOKENS for text in said)
             weight += stride
             n_counted += 1
@@ -245,7 +210,7 @@ def plan_run(
     usage = Usage(
         prompt_tokens=round(mean * n_requests), completion_tokens=n_requests * reply_tokens
     )
-    seconds, bound_by = time_of(n_requests, usage, in_flight, rpm, tpm, latency_s)
+    seconds, bound_by = time_of(n_requests, usage, in_flight, rpm, tpm)
     return Estimate(
         n_requests=n_requests,
         prompt_tokens=usage.prompt_tokens,
@@ -260,18 +225,13 @@ def plan_run(
 
 
 def time_of(
-    n_requests: int,
-    usage: Usage,
-    in_flight: int,
-    rpm: int | None = None,
-    tpm: int | None = None,
-    latency_s: float = LATENCY_S,
+    n_requests: int, usage: Usage, in_flight: int, rpm: int | None, tpm: int | None
 ) -> tuple[float, str]:
     """Seconds of so many requests, and the limit that sets them."""
-    times = {"in_flight": n_requests / in_flight * latency_s}
+    times = {"in_flight": n_requests / in_flight * LATENCY_S}
     if rpm:
         times["rpm"] = 60 * n_requests / rpm
     if tpm:
-        times["tpm"] = 60 * (usage.prompt_tokens + usage.completion_tokens) / tpm
+        times["tpm"] = 60 * usage.n_tokens / tpm
     bound_by = max(times, key=lambda name: times[name])
     return times[bound_by], bound_by

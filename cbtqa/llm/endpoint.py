@@ -1,9 +1,7 @@
 """Where requests go: presets by name, the key from the environment, and what counts as local.
 
-    Endpoint.parse("deepseek", "deepseek-chat")
-    Endpoint.parse("http://127.0.0.1:8000/v1", "qwen3-8b").is_local     # True
-
-Sending is done by `transport`; this file only says where and as whom.
+Endpoint.parse("deepseek", "deepseek-chat")
+Endpoint.parse("http://127.0.0.1:8000/v1", "qwen3-8b").is_local     # True
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Literal
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from cbtqa.errors import ConfigError, EndpointAuthError, LicenceGateError
 from cbtqa.files import parse_yaml
@@ -28,7 +26,7 @@ from cbtqa.secrets import remember
 
 ResponseFormat = Literal["json_schema", "json_object", "text"]
 TransportName = Literal["http", "sdk", "batch-api", "batch-files"]
-"""The two roads of `transport`, and the two kinds of batch of `openai_batch`."""
+"""The two of `transport`, and the two kinds of batch of `openai_batch`."""
 BATCH_FILES = "batch-files:"
 BATCH_PRICE = 0.5
 """Source: OpenAI, "Batch API": 50 % of the price of synchronous requests."""
@@ -60,7 +58,7 @@ class PresetFile(Record):
 
 @cache
 def preset_file() -> PresetFile:
-    """The shipped presets and the words by which providers tell their errors."""
+    """The shipped presets and the words of providers for their errors."""
     text = files("cbtqa.llm").joinpath("presets.yaml").read_text(encoding="utf-8")
     return PresetFile.model_validate(parse_yaml(text))
 
@@ -72,7 +70,7 @@ class Endpoint:
     base_url: str
     model: str
     key: str | None = field(default=None, repr=False)
-    """Never printed, logged or written; masked in all that this process tells (`secrets`)."""
+    """Never printed, logged or written; masked wherever this process writes (`secrets`)."""
     format: ResponseFormat = "json_schema"
     """The highest rung of structured output worth trying."""
     max_tokens_field: str = "max_tokens"
@@ -99,13 +97,11 @@ class Endpoint:
     ) -> Endpoint:
         """An endpoint from the words `--endpoint URL|PRESET|batch-files:FOLDER --model NAME`.
 
-        The key comes from the preset's own variable, or from CBTQA_API_KEY for a URL: a
-        provider's key is never sent to a host that is not the provider's. A missing key is
-        `check_key`'s matter: an estimate needs none.
+        The key comes from the preset's own variable, or from CBTQA_API_KEY for a URL: a provider's
+        key is never sent to another host. `check_key` demands one: an estimate needs none.
 
         Raises:
-            ConfigError: no such preset, a URL that is none, or one that carries a secret; or what
-                should be the key cannot be sent as one.
+            ConfigError: no such preset, a URL that is none or carries a secret, or an unusable key.
         """
         environ = os.environ if environ is None else environ
         if not model.strip():
@@ -202,12 +198,16 @@ def checked_url(url: str) -> str:
     """The base address of an endpoint.
 
     Raises:
-        ConfigError: no HTTP URL, or one that carries a user, a query or a fragment; what it
-            carries is not repeated.
+        ConfigError: no HTTP URL, or one with a user, query or fragment, which is not repeated.
     """
     url = url.strip().rstrip("/").removesuffix("/chat/completions")
     parts = urlsplit(url)
-    _remember_secrets_in(parts)
+    # what an address carries beside a place is a secret, refused as it is
+    held = [parts.username, parts.password, parts.fragment]
+    held += [value for _, value in parse_qsl(parts.query, keep_blank_values=True)]
+    for one in filter(None, held):
+        remember(one)
+        remember(unquote(one))
     try:
         has_port = parts.port is None or parts.port > 0
     except ValueError:
@@ -222,26 +222,11 @@ def checked_url(url: str) -> str:
     return url
 
 
-def _remember_secrets_in(parts: SplitResult) -> None:
-    """What an address carries beside a place is a secret, refused as it is."""
-    held = [parts.username, parts.password, parts.fragment]
-    held += [value for _, value in parse_qsl(parts.query, keep_blank_values=True)]
-    for one in filter(None, held):
-        remember(one)
-        remember(unquote(one))
-
-
-# --- what counts as local ------------------------------------------------------------------------
-
-_LOCAL_NETWORKS = tuple(
-    map(
-        ipaddress.ip_network,
-        (
-            *("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16"),
-            *("0.0.0.0/32", "::/128", "::1/128", "fc00::/7", "fe80::/10"),
-        ),
-    )
+_LOCAL_RANGES = (
+    "127.0.0.0/8 10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 169.254.0.0/16 0.0.0.0/32 "
+    "::/128 ::1/128 fc00::/7 fe80::/10"
 )
+_LOCAL_NETWORKS = tuple(map(ipaddress.ip_network, _LOCAL_RANGES.split()))
 """Loopback, RFC 1918, link-local, unique local. Not `is_private`: that also counts ranges which
 are merely reserved, and 100.64.0.0/10 belongs to the internet provider."""
 _PRIVATE_SUFFIXES = (".internal", ".home.arpa", ".lan")
@@ -251,56 +236,40 @@ _PRIVATE_SUFFIXES = (".internal", ".home.arpa", ".lan")
 def is_local(url: str) -> bool:
     """True when the host is this machine or a private address; a public name never is.
 
-    A dotted name is public even when it resolves to a private address today: who owns the name
-    can point it elsewhere tomorrow. A bare name (`gpu-box`, a container) and the private suffixes
-    are local when every address they resolve to is.
+    A dotted name is public even when it resolves to a private address today: its owner can point
+    it elsewhere tomorrow. A bare name (`gpu-box`, a container) and the private suffixes are local
+    when every address they resolve to is.
     """
     host = (urlsplit(url).hostname or "").rstrip(".").lower()
     if not host:
         return False
-    literal = _address_of(host)
-    if literal is not None:
-        return _is_local_address(literal)
+    with suppress(ValueError):
+        return _is_local_address(host)
     if host == "localhost" or host.endswith((".localhost", ".local")):
         return True
     if "." in host and not host.endswith(_PRIVATE_SUFFIXES):
         return False
-    return _resolves_locally(host)
-
-
-def _address_of(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    with suppress(ValueError):
-        return ipaddress.ip_address(text.partition("%")[0])
-    return None
-
-
-def _is_local_address(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-    mapped = getattr(address, "ipv4_mapped", None)
-    address = mapped or address
-    return any(address in network for network in _LOCAL_NETWORKS)
-
-
-def _resolves_locally(host: str) -> bool:
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
+        return bool(found) and all(_is_local_address(str(entry[4][0])) for entry in found)
+    except (OSError, ValueError):  # no such name, or an answer that is no address
         return False
-    addresses = [_address_of(str(entry[4][0])) for entry in found]
-    return bool(addresses) and all(one is not None and _is_local_address(one) for one in addresses)
 
 
-# --- disclosure ----------------------------------------------------------------------------------
-# The gate before text leaves the machine.
-#
-# PsyQA's user agreement forbids passing its text on to third parties, and a hosted model is one.
-# So an endpoint that is neither loopback nor a private address needs an acknowledgement by a
-# person, which the manifest records.
+def _is_local_address(text: str) -> bool:
+    """Raises ValueError when the text is no address."""
+    address = ipaddress.ip_address(text.partition("%")[0])
+    address = getattr(address, "ipv4_mapped", None) or address
+    return any(address in network for network in _LOCAL_NETWORKS)
 
 
 def pass_disclosure_gates(
     endpoints: Iterable[Endpoint], what: str, *, is_acknowledged: bool
 ) -> dict[str, str]:
     """What to write down about sending text away; empty when nothing is disclosed.
+
+    PsyQA's user agreement forbids passing its text on to third parties, and a hosted model is one:
+    an endpoint that is not local needs a person's acknowledgement, which the manifest records.
 
     Args:
         what: would be sent, such as `the questions`.
@@ -311,13 +280,13 @@ def pass_disclosure_gates(
     hosts = dict.fromkeys(endpoint.host for endpoint in endpoints if not endpoint.is_local)
     if not hosts:
         return {}
-    told = ", ".join(hosts)
+    named = ", ".join(hosts)
     if not is_acknowledged:
         raise LicenceGateError(
-            f"{what} would be sent to {told}. PsyQA's user agreement forbids passing its "
+            f"{what} would be sent to {named}. PsyQA's user agreement forbids passing its "
             "text on to third parties, and a hosted model is one",
             hint="use a local endpoint (--endpoint vllm, ollama, llama.cpp), or, if you have "
             "permission or the data is yours, add --acknowledge-disclosure (recorded in the "
             "manifest)",
         )
-    return {"disclosure": f"text sent to {told}; acknowledged {now()}"}
+    return {"disclosure": f"text sent to {named}; acknowledged {now()}"}

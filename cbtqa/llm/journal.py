@@ -4,10 +4,9 @@
         j.record([Entry("4394", 1, State.ACCEPTED, reply)])
         for key, outcome in j.outcomes(["4394", "4395"]): ...      # caller's order; None: not done
 
-Every attempt on an item is a row, appended and never updated; the last row of an item is its
-state. A reply counts once its transaction is committed (WAL, synchronous=FULL: a power cut does
-not undo it). `put` gathers rows for 50 ms before a commit, on a thread of its own, so that an
-event loop never waits for the disk. One process at a time may write it.
+Every attempt on an item is a row; its last row is its state. A reply counts once its transaction is
+committed (WAL, synchronous=FULL: a power cut does not undo it). `put` gathers rows for 50 ms before
+a commit, on a thread of its own, so that an event loop never waits for the disk.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeVar
 
 from cbtqa.errors import ConfigError, DataError, IncompleteRunError
@@ -51,6 +50,7 @@ FORMAT_VERSION = "1"
 BLOCK = 512
 """Keys looked up, and rows held, at a time."""
 BULK_ROWS = 5_000
+OF_KEYS = "WHERE key IN (SELECT value FROM json_each(?)) ORDER BY key, attempt, id"
 
 
 class Journal:
@@ -67,8 +67,8 @@ class Journal:
             read_only: for reading beside a writer; no lock, no fingerprint.
 
         Raises:
-            ConfigError: another process writes it, it lies on a network drive, or it was begun
-                with another fingerprint (the differences are shown).
+            ConfigError: another process writes it, it is on a network drive, or it was begun with
+                another fingerprint (the differences are shown).
             DataError: not a journal, or missing when `read_only`.
         """
         self.path = path
@@ -157,15 +157,8 @@ class Journal:
     def __enter__(self) -> Journal:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
-
-    # --- writing ---------------------------------------------------------------------------------
 
     def record(self, entries: Iterable[Entry]) -> int:
         """Appends rows and returns how many, all durable; for teachers that work offline.
@@ -221,30 +214,23 @@ class Journal:
         with self._writing:
             self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, masked(value)))
 
-    # --- reading ---------------------------------------------------------------------------------
-
     def standings(self, keys: Sequence[str]) -> dict[str, Standing]:
         """How far each of these items is; an item without rows is missing. Reads an index only."""
         found: dict[str, Standing] = {}
         for block in blocks_of(keys, BLOCK):
             for key, attempt, state in self._read(
-                "SELECT key, attempt, state FROM attempts "
-                "WHERE key IN (SELECT value FROM json_each(?)) ORDER BY key, attempt, id",
-                block,
+                f"SELECT key, attempt, state FROM attempts {OF_KEYS}", json.dumps(block)
             ):
                 found[key] = Standing(attempt, State(state))
         return found
 
     def done_keys(self, max_attempts: int = 1) -> Iterator[str]:
         """Keys for which nothing is left to send, in the order of the keys."""
-        last: tuple[str, Standing] | None = None
         sql = "SELECT key, attempt, state FROM attempts ORDER BY key, attempt, id"
-        for key, attempt, state in self._connection().execute(sql):
-            if last is not None and last[0] != key and last[1].is_done(max_attempts):
-                yield last[0]
-            last = (key, Standing(attempt, State(state)))
-        if last is not None and last[1].is_done(max_attempts):
-            yield last[0]
+        for key, rows in groupby(self._read(sql), itemgetter(0)):
+            *_, (_, attempt, state) = rows
+            if Standing(attempt, State(state)).is_done(max_attempts):
+                yield key
 
     def outcome(self, key: str) -> Outcome | None:
         """The last word on one item, or None when there is none yet."""
@@ -255,9 +241,7 @@ class Journal:
         for block in blocks_of(keys, BLOCK):
             rows: dict[str, list[Any]] = {}
             for row in self._read(
-                f"SELECT {self._columns} FROM attempts "
-                "WHERE key IN (SELECT value FROM json_each(?)) ORDER BY key, attempt, id",
-                list(dict.fromkeys(block)),
+                f"SELECT {self._columns} FROM attempts {OF_KEYS}", json.dumps(block)
             ):
                 rows.setdefault(row[0], []).append(row)
             for key in block:
@@ -266,32 +250,28 @@ class Journal:
     def last_paid(self, key: str) -> Entry | None:
         """The newest row of an item that holds a reply, or None."""
         sql = f"SELECT {self._columns} FROM attempts WHERE key = ? ORDER BY attempt DESC, id DESC"
-        for row in self._connection().execute(sql, (key,)):
+        for row in self._read(sql, key):
             if row[13] is not None:
                 fault = Fault(Reason(row[3]), row[4]) if row[3] else None
                 return Entry(key, row[1], State(row[2]), reply_of(row), fault)
         return None
 
     def totals(self) -> Totals:
-        """What all attempts cost and why they were turned away; kept as running sums."""
-        n_replies = prompt = completion = 0
+        """What all attempts cost and why they were rejected; kept as running sums."""
+        n_replies, usage = 0, Usage()
         faults: Counter[Reason] = Counter()
         sql = "SELECT state, reason, n, prompt_tokens, completion_tokens FROM totals"
-        for state, reason, n, prompt_tokens, completion_tokens in self._connection().execute(sql):
+        for state, reason, n, n_prompt, n_completion in self._read(sql):
             if state in (State.ACCEPTED, State.FAULTY):
                 n_replies += n
-            prompt, completion = prompt + prompt_tokens, completion + completion_tokens
+            usage += Usage(prompt_tokens=n_prompt, completion_tokens=n_completion)
             if reason:
                 faults[Reason(reason)] += n
-        usage = Usage(prompt_tokens=prompt, completion_tokens=completion)
         return Totals(n_replies, usage, dict(faults))
 
-    def _connection(self) -> sqlite3.Connection:
+    def _read(self, sql: str, *values: str) -> sqlite3.Cursor:
         assert self._reader is not None
-        return self._reader
-
-    def _read(self, sql: str, keys: Sequence[str]) -> Iterable[tuple[Any, ...]]:
-        return self._connection().execute(sql, (json.dumps(keys),))
+        return self._reader.execute(sql, values)
 
 
 def fork_path(path: Path, fingerprint: Mapping[str, str]) -> Path:
@@ -331,8 +311,6 @@ def _short(value: str | None) -> str:
     return value if len(value) <= 80 else value[:80] + "..."
 
 
-# --- the one writer ------------------------------------------------------------------------------
-
 NETWORK_FILE_SYSTEMS = re.compile(
     r"nfs\d*|cifs|smb\w*|afs|ncpfs|ceph|lustre|beegfs|gpfs|glusterfs|orangefs|ocfs2|gfs2|davfs\d*"
     r"|fuse\.(sshfs|s3fs|rclone|gcsfuse|goofys|blobfuse2?|glusterfs|ceph|juicefs|mfs|vmhgfs-fuse)"
@@ -343,9 +321,8 @@ NETWORK_FILE_SYSTEMS = re.compile(
 class WriterLock:
     """Holds `<journal>.lock` until `release` or the end of the process, however it ends.
 
-    The lock is SQLite's own exclusive lock on an empty database: the operating system drops it
-    with the process, so a lock left by a dead process is no obstacle, and it works alike on
-    Linux, macOS and Windows.
+    It is SQLite's own exclusive lock on an empty database: the operating system drops it with the
+    process, alike on Linux, macOS and Windows.
     """
 
     def __init__(self, journal: Path) -> None:
@@ -382,10 +359,10 @@ def _writer_of(journal: Path) -> str:
 
 
 def refuse_network_drive(folder: Path, mounts: str | None = None) -> None:
-    """Raises ConfigError when the folder lies on a network file system.
+    """Raises ConfigError when the folder is on a network file system.
 
-    Known from /proc/mounts (Linux) and from `\\\\server` paths (Windows). Elsewhere nothing is
-    refused here; a drive without shared memory then fails when the journal is opened.
+    Known from /proc/mounts (Linux) and from `\\\\server` paths (Windows). Elsewhere a drive
+    without shared memory fails when the journal is opened.
 
     Args:
         mounts: text in the form of /proc/mounts, to be read instead of it.

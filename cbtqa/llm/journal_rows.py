@@ -1,4 +1,4 @@
-"""What stands in a journal: the states of a row, its columns, and the outcome rows add up to."""
+"""The rows of a journal: the states of a row, its columns, and the outcome rows add up to."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class State(IntEnum):
     ACCEPTED = 0
     """The reply is the item's outcome."""
     FAULTY = 1
-    """The reply was paid and turned away; the item may be asked again while attempts are left."""
+    """The reply was paid and rejected; the item may be asked again while attempts are left."""
     FINAL = 2
-    """Turned away for good: the same request would be refused again."""
+    """Rejected for good: the same request would be refused again."""
     ENDPOINT = 3
     """No reply; the endpoint failed. Sent again when the run is continued."""
     UNCHECKED = 4
@@ -81,7 +81,7 @@ class Totals:
     n_replies: int
     usage: Usage
     faults: dict[Reason, int]
-    """Attempts turned away, by reason; an item may count several times."""
+    """Rejected attempts, by reason; an item may count several times."""
 
 
 SCHEMA = """
@@ -112,7 +112,7 @@ ADD_TOTAL = (
 
 
 def row_of(entry: Entry) -> tuple[Any, ...]:
-    """The columns; no key of an endpoint stands in them, wherever the text came from."""
+    """The columns; no key of an endpoint is in them, wherever the text came from."""
     reply, fault = entry.reply, entry.fault
     head = (entry.key, entry.attempt, int(entry.state))
     why = (fault.reason.value, fault.detail) if fault else (None, None)
@@ -131,7 +131,7 @@ def row_of(entry: Entry) -> tuple[Any, ...]:
 
 
 def outcome_of(rows: list[Any]) -> Outcome | None:
-    """The outcome told by an item's rows, oldest first; None while the last is unchecked."""
+    """The outcome of an item's rows, oldest first; None while the last is unchecked."""
     last = rows[-1]
     key, attempt, state = last[0], last[1], State(last[2])
     if state is State.UNCHECKED:
@@ -161,16 +161,13 @@ def reply_of(row: Any) -> Reply | None:
     )
 
 
-# --- journal writer ------------------------------------------------------------------------------
-# Commits rows in groups, on a thread, for an event loop that must not wait for the disk.
-
 COMMIT_EVERY_S = 0.05
 COMMIT_ROWS = 512
 """A commit does not wait for its 50 ms once so many rows have gathered."""
 
 
 class GroupWriter:
-    """Gathers rows from an event loop and commits them on a thread."""
+    """Gathers rows from an event loop, which never waits for the disk, and commits on a thread."""
 
     def __init__(self, commit: Callable[[Sequence[Entry]], None]) -> None:
         self._commit = commit

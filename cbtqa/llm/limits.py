@@ -1,17 +1,11 @@
 """How fast, how often and how long: the gate that every request passes.
 
-    gate = Gate(Limits(in_flight=256, rpm=3000))
-    entered = await gate.enter(tokens=900)
-    try: ...send...
-    finally: entered.leave()
-
-The gate holds the number of requests in flight (lowered when the server says "too many", crept up
+The gate holds the number of requests in flight (lowered when the server answers "too many", raised
 again while it answers), paces them to requests and tokens a minute, waits when the server's
-headers say so, and notices when the endpoint is gone.
+headers ask for it, and notices when the endpoint is gone.
 
-Servers that answer for one another have a gate each and share a `Queue`: whoever waits takes the
-first place that comes free at any of them. So `in_flight` holds per server, `rpm` and `tpm` hold
-for all of them together, and a server that fails is passed over while another answers.
+Servers that answer for one another have a gate each and share a `Queue`: who waits takes the first
+free place at any of them. So `in_flight` holds per server, `rpm` and `tpm` hold for all together.
 """
 
 from __future__ import annotations
@@ -21,6 +15,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Mapping
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -39,19 +34,25 @@ BURST_S = 1.0
 """Requests of so many seconds may go out at once under a per-minute limit."""
 
 
-class Limits(Settings):
-    """Limits of one run. Also the settings that a command may offer as flags."""
+class RateSettings(Settings):
+    """The limits that every verb offers as flags."""
 
-    in_flight: int = Field(64, ge=1, le=20_000)
-    """Most requests in flight at once at one server."""
+    panel: ClassVar[str] = "Endpoint"
+    in_flight: int = Field(64, ge=1, le=16384)
+    """Most requests at a time, at each server."""
     rpm: int | None = Field(None, ge=1)
-    """Most requests a minute."""
+    """Requests a minute, at most."""
     tpm: int | None = Field(None, ge=1)
-    """Most tokens a minute, both ways together."""
+    """Tokens a minute, at most."""
+    max_attempts: int = Field(3, ge=1, le=20)
+    """Replies asked for in one place, faulty ones included."""
+
+
+class Limits(RateSettings):
+    """Limits of one run."""
+
     timeout_s: float = Field(120, gt=0)
     """Seconds to wait for one whole answer."""
-    max_attempts: int = Field(3, ge=1)
-    """Most paid replies for one item."""
     max_retries: int = Field(6, ge=0)
     """Most repeats of one request that failed."""
     retry_for_s: float = Field(300, ge=0)
@@ -140,13 +141,8 @@ class Gate:
         self._limit_before_outage: float | None = None
         self.has_answered = False
 
-    # --- passing ---------------------------------------------------------------------------------
-
     async def enter(self, tokens: float = 0, *, is_retry: bool = False) -> Gate:
-        """Waits for a place, for the pace and for a hold; retries pass before fresh requests.
-
-        Returns:
-            The gate of the server where the place is.
+        """The gate of a server with a free place, after pace and hold; retries come first.
 
         Raises:
             GateClosedError: the run is stopping.
@@ -199,11 +195,7 @@ class Gate:
         return gate
 
     async def sleep(self, seconds: float) -> None:
-        """Sleeps, but not past the moment in which the gate closes.
-
-        Raises:
-            GateClosedError: it closed meanwhile.
-        """
+        """Sleeps; raises GateClosedError when the gate closes meanwhile."""
         if not self._limits.waits:
             seconds = 0
         try:
@@ -218,15 +210,13 @@ class Gate:
         self.queue.wake()
 
     def close(self) -> None:
-        """Turns away everybody who waits or comes later; what is in flight goes on."""
+        """Rejects everybody who waits or comes later; what is in flight goes on."""
         self.closed.set()
         for line in (self.queue.again, self.queue.fresh):
             while line:
                 place = line.popleft()
                 if not place.done():
                     place.set_exception(GateClosedError())
-
-    # --- learning --------------------------------------------------------------------------------
 
     def answered(self) -> None:
         """Notes that the endpoint answered, be it with a refusal of one request."""
@@ -244,8 +234,7 @@ class Gate:
     def _limited(self) -> None:
         """Lowers the number in flight once a round, by half the share of "too many" in it.
 
-        All refused: halved. One in twenty-five, as servers do it that drop by chance: hardly.
-        Halving at every single one would let those few decide the speed.
+        Halving at every one would let a few chance refusals decide the speed.
         Source: M. Alizadeh et al., "Data Center TCP", SIGCOMM 2010, section 3.
         """
         self._n_outcomes += 1
@@ -276,7 +265,7 @@ class Gate:
         elif self.is_suspect:
             if self.limit > 1:
                 self._limit_before_outage, self.limit = self.limit, 1.0
-            if self.has_stand_in:
+            if self.has_alternative:
                 self.hold(REST_S)
 
     def hold(self, seconds: float) -> None:
@@ -284,7 +273,7 @@ class Gate:
         self.hold_until = max(self.hold_until, time.monotonic() + seconds)
 
     @property
-    def has_stand_in(self) -> bool:
+    def has_alternative(self) -> bool:
         """True when another server answers."""
         return any(not gate.is_suspect for gate in self.queue.gates if gate is not self)
 
@@ -295,11 +284,12 @@ class Gate:
         return self._failures >= max(GONE_FAILURES, few)
 
     def is_gone(self, error: EndpointError) -> bool:
-        """True when the endpoint did nothing but fail for too long; `error` is the last failure.
+        """True when the endpoint did nothing but fail for too long, and no other server answers.
 
-        Never while another server answers in its place.
+        Args:
+            error: the last failure.
         """
-        if not self.is_suspect or self.has_stand_in:
+        if not self.is_suspect or self.has_alternative:
             return False
         if not self._limits.waits:
             return True

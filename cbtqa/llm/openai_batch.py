@@ -1,13 +1,8 @@
 """The same work through files of requests: a provider's Batch API, or `vllm run-batch`.
 
-    endpoint = Endpoint.parse("openai", "gpt-4o-mini", transport="batch-api")   # half the price
-    endpoint = Endpoint.parse("batch-files:requests", "Qwen3-32B")              # for vllm run-batch
-    run_batch(items, task, endpoint, journal, limits)
-
-Each round writes the questions that are open to one or more files and hands them in; when they are
-answered, the replies are checked as everywhere, and what is faulty is asked again in the next
-round. The journal knows the batches under way: a run that was killed or left while they are worked
-on goes on waiting for them, and pays for no second batch.
+Each round writes the open questions to files and hands them in; the replies are checked as
+everywhere, and what is faulty is asked again in the next round. The journal knows the batches
+under way: a run that was killed or left goes on waiting for them and pays for no second batch.
 
 Source: OpenAI API reference, "Batch" (50,000 requests and 200 MB a file, window 24 h); vLLM,
 "Offline inference with the OpenAI batch file format" (the same rows).
@@ -20,35 +15,29 @@ import secrets
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, Self, TypeVar
 
-from cbtqa.errors import DataError, EndpointError, EndpointTimeoutError, IncompleteRunError
+from cbtqa.errors import DataError, EndpointError, IncompleteRunError
 from cbtqa.llm.asking import (
     NOTHING,
     RUNGS,
     USED_UP,
+    FormatLadder,
     ItemFailedError,
-    ladder_of,
     probable_usage,
 )
-from cbtqa.llm.batch import Line, Task, ask_all
+from cbtqa.llm.batch import Line, Question, Task, ask_all
 from cbtqa.llm.chat import ChatRequest, Fault, Reply
-from cbtqa.llm.cost import estimate_tokens
+from cbtqa.llm.cost import estimate_prompt
 from cbtqa.llm.endpoint import Endpoint, ResponseFormat
 from cbtqa.llm.journal import Standing, State
 from cbtqa.llm.limits import GateClosedError
-from cbtqa.llm.protocol import (
-    RequestRefusedError,
-    described,
-    error_of,
-    reply_of,
-    request_body,
-)
+from cbtqa.llm.protocol import RequestRefusedError, error_of, reply_of, request_body
+from cbtqa.llm.transport import mapped_errors, open_sdk
 from cbtqa.records import Reason, Usage
 
 ItemT = TypeVar("ItemT")
@@ -57,7 +46,7 @@ POLL_S = 60.0
 AT_A_TIME = 1_000
 """Items that are looked at together."""
 UNDER_WAY = "openai_batches"
-"""Name in the journal of a list of `{"token", "id"}`; an id is None until it is told."""
+"""Name in the journal of a list of `{"token", "id"}`; an id is None until it is known."""
 ENDED = ("completed", "expired", "cancelled", "failed")
 RUNG_NUMBERS = [str(number) for number, _ in enumerate(RUNGS)]
 URL: Literal["/v1/chat/completions"] = "/v1/chat/completions"
@@ -84,14 +73,14 @@ class BatchRun(Generic[ItemT]):
     ) -> None:
         self._line, self._open, self._task, self._endpoint = line, list(items), task, endpoint
         self._journal, self._limits, self._budget = line.journal, line.limits, line.budget
-        self._wait, self._ladder = wait, ladder_of(endpoint, line.journal)
+        self._wait, self._ladder = wait, FormatLadder(endpoint, line.journal)
         self._results: dict[str, _Result] = {}
         self._failures: Counter[str] = Counter()
         self._booked: dict[str, Usage] = {}
         self._is_used_up = False
 
     async def run(self) -> None:
-        """Rounds until no question is open; `line.conclude` tells what ended them early."""
+        """Rounds until no question is open; `line.conclude` gives what ended them early."""
         place = _Folder(self._endpoint) if self._endpoint.folder else _Provider(self._endpoint)
         with tempfile.TemporaryDirectory() as folder:
             async with self._line, place:
@@ -106,17 +95,15 @@ class BatchRun(Generic[ItemT]):
         self._writer, items, self._open = writer, self._open, []
 
         async def ask(item: ItemT, key: str, standing: Standing | None) -> None:
-            questions = partial(self._task.check, item), partial(self._task.ask_again, item)
             answer = partial(self._answer, item, key)
-            request = self._task.request(item)
-            await self._line.work(key, standing, request, *questions, answer=answer)
+            await self._line.work(Question.about(item, self._task, key, answer), standing)
 
         await ask_all(self._line, items, self._task, AT_A_TIME, ask)
         await self._line.drain()
         if self._line.is_stopping:
             raise GateClosedError
         self._line.meter.n_unfinished = len(self._open)
-        # every result stands in the journal now
+        # every result is in the journal now
         self._results.clear()
         self._note([])
         for path in writer.close():
@@ -142,7 +129,7 @@ class BatchRun(Generic[ItemT]):
             self._line.meter.n_duplicates += 1
             raise GateClosedError
         self._open.append(item)
-        booked = probable_usage(request, _estimate(request), self._line.meter)
+        booked = probable_usage(request, estimate_prompt(request), self._line.meter)
         if self._budget:
             if self._budget.is_used_up(booked):
                 self._is_used_up = True
@@ -151,12 +138,8 @@ class BatchRun(Generic[ItemT]):
         self._booked[name] = booked
         rung = self._ladder.rung
         body = request_body(request, self._endpoint, rung, attempt)
-        row = {
-            "custom_id": f"{name}-{RUNG_NUMBERS[RUNGS.index(rung)]}",
-            "method": "POST",
-            "url": URL,
-        }
-        self._writer.write(name, row | {"body": body})
+        row = {"custom_id": f"{name}-{RUNG_NUMBERS[RUNGS.index(rung)]}", "method": "POST"}
+        self._writer.write(name, row | {"url": URL, "body": body})
         self._line.meter.n_requests += 1
         self._line.meter.n_repeats += key in self._failures
         raise GateClosedError
@@ -166,7 +149,7 @@ class BatchRun(Generic[ItemT]):
     ) -> Reply | None:
         """The reply in a result; None when the request is to be sent again."""
         if self._budget:
-            self._budget.release(booked)
+            self._budget.book(booked, sign=-1)
         response = result.row.get("response") or {}
         status = response.get("status_code") or 0
         try:
@@ -188,12 +171,10 @@ class BatchRun(Generic[ItemT]):
             return None
         if request.json_schema is not None:
             self._ladder.answered(result.rung)
-        self._line.meter.paid(reply.usage, _estimate(request))
+        self._line.meter.paid(reply.usage, estimate_prompt(request))
         if self._budget:
             self._budget.book(reply.usage)
         return replace(reply, host=self._endpoint.host)
-
-    # --- batches under way -----------------------------------------------------------------------
 
     def _under_way(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = json.loads(self._journal.meta(UNDER_WAY) or "[]")
@@ -212,7 +193,7 @@ class BatchRun(Generic[ItemT]):
     async def _collect(self, place: _Place) -> None:
         """Waits for every batch under way and reads its results; what is still out stops the run.
 
-        Results stay noted as under way until all of them stand in the journal.
+        Results stay noted as under way until the journal holds them all.
         """
         out = []
         for entry in self._under_way():
@@ -226,7 +207,7 @@ class BatchRun(Generic[ItemT]):
             if rows is None:
                 self._note([one for one in self._under_way() if one != entry])
                 raise IncompleteRunError(
-                    f"batch {name} ended without results: {self._line.meter.last_note}",
+                    f"batch {name} ended without results: {self._line.meter.note}",
                     hint="give the same command again to send its requests anew",
                 )
             for row in rows:
@@ -247,14 +228,10 @@ class BatchRun(Generic[ItemT]):
                 n_failed, has_ended, note = n_failed + 1, False, str(error)
                 if not error.is_retryable or n_failed > self._limits.max_retries:
                     raise
-            self._line.meter.note(note)
+            self._line.meter.note = note
             if has_ended or not (self._wait and place.can_wait):
                 return has_ended
             await self._line.sleep(POLL_S)
-
-
-def _estimate(request: ChatRequest) -> int:
-    return sum(estimate_tokens(message["content"]) for message in request.messages)
 
 
 class _Writer:
@@ -286,26 +263,13 @@ class _Writer:
         return self._paths
 
 
-# --- where files are handed in -------------------------------------------------------------------
-
-
 class _Provider:
     """A provider's Batch API: takes files of requests, gives results; `_Folder` does the same."""
 
     can_wait = True
 
     def __init__(self, endpoint: Endpoint) -> None:
-        import openai
-
-        self._openai, self._host = openai, endpoint.host
-        self._client = openai.AsyncOpenAI(
-            base_url=endpoint.base_url,
-            api_key=endpoint.key or "none",
-            max_retries=2,
-            http_client=openai.DefaultAsyncHttpxClient(
-                follow_redirects=False, trust_env=not endpoint.is_local
-            ),
-        )
+        self._client, self._host = open_sdk(endpoint, max_retries=2), endpoint.host
 
     async def __aenter__(self) -> Self:
         return self
@@ -315,7 +279,7 @@ class _Provider:
 
     async def submit(self, path: Path, token: str) -> str:
         """Hands a file in; gives the batch's name."""
-        with self._mapped_errors():
+        with mapped_errors("answered what is no Batch API"):
             uploaded = await self._client.files.create(file=path, purpose="batch")
             started = await self._client.batches.create(
                 input_file_id=uploaded.id,
@@ -327,7 +291,7 @@ class _Provider:
 
     async def find(self, token: str) -> str | None:
         """The name of the batch that was handed in with this token, or None."""
-        with self._mapped_errors():
+        with mapped_errors("answered what is no Batch API"):
             async for batch in self._client.batches.list(limit=100):
                 if (batch.metadata or {}).get("cbtqa") == token:
                     return batch.id
@@ -335,7 +299,7 @@ class _Provider:
 
     async def look(self, name: str) -> tuple[bool, str]:
         """Whether it has ended, and how it is doing."""
-        with self._mapped_errors():
+        with mapped_errors("answered what is no Batch API"):
             batch = await self._client.batches.retrieve(name)
         counts = batch.request_counts
         done = f" {counts.completed:,} of {counts.total:,} requests" if counts else ""
@@ -346,7 +310,7 @@ class _Provider:
     async def rows(self, name: str) -> list[dict[str, Any]] | None:
         """All results of an ended batch; None when it has none at all."""
         rows: list[dict[str, Any]] | None = None
-        with self._mapped_errors():
+        with mapped_errors("answered what is no Batch API"):
             batch = await self._client.batches.retrieve(name)
             for file in filter(None, (batch.output_file_id, batch.error_file_id)):
                 content = await self._client.files.content(file)
@@ -357,26 +321,11 @@ class _Provider:
         """What these batches wait for."""
         return f"under way at {self._host}: {', '.join(names)}"
 
-    @contextmanager
-    def _mapped_errors(self) -> Iterator[None]:
-        """Turns the SDK's errors into ours."""
-        try:
-            yield
-        except self._openai.APIStatusError as error:
-            answer = error.response
-            raise error_of(answer.status_code, answer.headers, answer.content) from None
-        except self._openai.APIConnectionError as error:
-            cause = error.__cause__ or error
-            raise EndpointTimeoutError(f"the connection broke: {described(cause)}") from None
-        except self._openai.APIError as error:
-            raise EndpointError(f"answered what is no Batch API: {described(error)}") from None
-
 
 class _Folder:
     """`requests-N.jsonl` in a folder; whoever answers them puts `requests-N-output.jsonl` beside.
 
-    Nobody knows when that happens, so the run ends after writing and is given again. A file of
-    requests that was deleted meanwhile is written anew.
+    Nobody knows when that happens: the run ends after writing. A deleted file is written anew.
     """
 
     can_wait = False

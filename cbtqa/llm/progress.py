@@ -1,10 +1,11 @@
-"""How a run is doing: counters kept while it runs, told as `Progress`, closed as `BatchSummary`."""
+"""How a run is doing: counters kept while it runs, reported as `Progress` and `BatchSummary`."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from cbtqa.llm.cost import Price
 from cbtqa.llm.journal import Entry, Totals
@@ -15,33 +16,32 @@ RATE_WINDOW_S = 30.0
 
 @dataclass(frozen=True)
 class Progress:
-    """A moment of a run."""
+    """A moment of a run; items, requests and tokens of this run alone."""
 
-    n_total: int | None
+    n_total: int | None = None
     """Items in all, or None when nobody knows."""
-    n_skipped: int
+    n_skipped: int = 0
     """Items that the journal held already."""
-    n_accepted: int
-    n_rejected: int
-    rejected: dict[Reason, int]
-    """Items turned away in this run, by reason."""
-    turned_away: dict[Reason, int]
-    """Replies turned away in this run and asked again, by reason."""
-    n_requests: int
-    n_repeats: int
+    n_accepted: int = 0
+    n_rejected: int = 0
+    rejected: dict[Reason, int] = field(default_factory=dict)
+    n_requests: int = 0
+    n_repeats: int = 0
     """Requests sent again because the endpoint failed."""
-    in_flight: int
-    limit: int
+    n_paid: int = 0
+    """Replies received."""
+    in_flight: int = 0
+    limit: int = 0
     """How many may be in flight just now."""
-    usage: Usage
-    cost: float | None
-    """Of this run, in the price's currency; None without a price."""
-    currency: str | None
-    elapsed_s: float
-    rate_per_s: float
+    usage: Usage = field(default_factory=Usage)
+    cost: float | None = None
+    """In the price's currency; None without a price."""
+    currency: str | None = None
+    elapsed_s: float = 0.0
+    rate_per_s: float = 0.0
     """Items ended per second, over the last half minute."""
-    eta_s: float | None
-    oldest_s: float
+    eta_s: float | None = None
+    oldest_s: float = 0.0
     """Age of the oldest request in flight: large at the end, it is a straggler."""
     note: str = ""
     """What the run waits for, or which server it goes on without; mostly empty."""
@@ -53,23 +53,13 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class BatchSummary:
+class BatchSummary(Progress):
     """How a run ended. Counts items of this run; the journal's outcomes hold all."""
 
-    n_skipped: int
-    n_duplicates: int
-    n_accepted: int
-    n_rejected: int
-    n_unfinished: int
+    n_duplicates: int = 0
+    n_unfinished: int = 0
     """Begun and left without an outcome because the run stopped."""
-    rejected: dict[Reason, int]
-    n_requests: int
-    n_repeats: int
-    usage: Usage
-    cost: float | None
-    currency: str | None
-    elapsed_s: float
-    stopped: str | None
+    stopped: str | None = None
     """Why the run ended early, or None when every item has an outcome."""
 
 
@@ -86,23 +76,17 @@ class Meter:
     n_accepted: int = 0
     n_unfinished: int = 0
     rejected: Counter[Reason] = field(default_factory=Counter)
-    asked_again: Counter[Reason] = field(default_factory=Counter)
     n_requests: int = 0
     n_repeats: int = 0
     n_paid: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    usage: Usage = field(default_factory=Usage)
     estimated_prompt: int = 0
-    last_note: str = ""
+    note: str = ""
 
     def __post_init__(self) -> None:
         self._started = time.monotonic()
         self._in_flight: dict[float, None] = {}
         self._ends: deque[tuple[float, int]] = deque([(self._started, 0)])
-
-    def note(self, text: str) -> None:
-        """Notes what people should know of the run as it stands."""
-        self.last_note = text
 
     def sent(self, *, is_repeat: bool) -> float:
         """Notes a request; gives its monotonic time, unique among those in flight."""
@@ -122,13 +106,7 @@ class Meter:
         """Notes the tokens of a reply, and how many its prompt was thought to have."""
         self.estimated_prompt += estimate
         self.n_paid += 1
-        self.prompt_tokens += usage.prompt_tokens
-        self.completion_tokens += usage.completion_tokens
-
-    def turned_away(self, entry: Entry) -> None:
-        """Notes a faulty reply whose item is asked again."""
-        if entry.fault:
-            self.asked_again[entry.fault.reason] += 1
+        self.usage += usage
 
     def ended(self, entry: Entry) -> None:
         """Notes the end of an item."""
@@ -146,20 +124,13 @@ class Meter:
     def mean_completion_tokens(self) -> float | None:
         """Mean length of the replies in the journal, or None before the first."""
         n_paid = self.n_paid + self.earlier.n_replies
-        n_tokens = self.completion_tokens + self.earlier.usage.completion_tokens
+        n_tokens = self.usage.completion_tokens + self.earlier.usage.completion_tokens
         return n_tokens / n_paid if n_paid else None
 
     @property
     def prompt_factor(self) -> float:
         """How many times longer prompts are than estimated; at least 1."""
-        return (
-            max(1.0, self.prompt_tokens / self.estimated_prompt) if self.estimated_prompt else 1.0
-        )
-
-    @property
-    def usage(self) -> Usage:
-        """Tokens of this run."""
-        return Usage(prompt_tokens=self.prompt_tokens, completion_tokens=self.completion_tokens)
+        return max(1.0, self.usage.prompt_tokens / (self.estimated_prompt or float("inf")))
 
     def _rate(self, now: float) -> float:
         n_ended = self.n_accepted + self.rejected.total()
@@ -170,46 +141,27 @@ class Meter:
         return (n_ended - before) / (now - then) if now > then else 0.0
 
     def progress(self, limit: int) -> Progress:
-        """The counters as they stand."""
+        """The counters as they are."""
         now = time.monotonic()
         rate = self._rate(now)
         n_ended = self.n_accepted + self.rejected.total()
         left = None if self.n_total is None else self.n_total - self.n_skipped - n_ended
+        shared = {one.name for one in fields(Progress)} & {one.name for one in fields(self)}
+        known = {name: getattr(self, name) for name in shared} | {"rejected": dict(self.rejected)}
         return Progress(
-            n_total=self.n_total,
-            n_skipped=self.n_skipped,
-            n_accepted=self.n_accepted,
+            **known,
             n_rejected=self.rejected.total(),
-            rejected=dict(self.rejected),
-            turned_away=dict(self.asked_again),
-            n_requests=self.n_requests,
-            n_repeats=self.n_repeats,
             in_flight=len(self._in_flight),
             limit=limit,
-            usage=self.usage,
             cost=self.price.of(self.usage) if self.price else None,
             currency=self.price.currency if self.price else None,
             elapsed_s=now - self._started,
             rate_per_s=rate,
             eta_s=max(0, left) / rate if left is not None and rate > 0 else None,
             oldest_s=now - next(iter(self._in_flight), now),
-            note=self.last_note,
         )
 
     def summary(self, stopped: str | None) -> BatchSummary:
         """The counters at the end."""
-        return BatchSummary(
-            n_skipped=self.n_skipped,
-            n_duplicates=self.n_duplicates,
-            n_accepted=self.n_accepted,
-            n_rejected=self.rejected.total(),
-            n_unfinished=self.n_unfinished,
-            rejected=dict(self.rejected),
-            n_requests=self.n_requests,
-            n_repeats=self.n_repeats,
-            usage=self.usage,
-            cost=self.price.of(self.usage) if self.price else None,
-            currency=self.price.currency if self.price else None,
-            elapsed_s=time.monotonic() - self._started,
-            stopped=stopped,
-        )
+        own: dict[str, Any] = {"n_duplicates": self.n_duplicates, "stopped": stopped}
+        return BatchSummary(**vars(self.progress(0)), n_unfinished=self.n_unfinished, **own)

@@ -1,12 +1,13 @@
 """The OpenAI chat protocol: request bodies, reply bodies, and what an HTTP error means.
 
-Used by every transport and by the Batch API, so that all roads give the same `Reply` and the same
-errors, and so that everything a server says passes here before it is read: a key in it is masked.
+Every transport and the Batch API use it, so that all give the same `Reply` and the same errors, and
+so that a key in what a server answers is masked before anything reads it.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -33,7 +34,7 @@ SHOWN = 300
 class RequestRefusedError(EndpointError):
     """The endpoint refuses this one request for good; others may pass."""
 
-    def __init__(self, message: str, *, status: int | None, reason: Reason, names_format: bool):
+    def __init__(self, message: str, status: int, reason: Reason, *, names_format: bool = False):
         super().__init__(message, status=status)
         self.reason = reason
         self.names_format = names_format
@@ -43,9 +44,6 @@ class RequestRefusedError(EndpointError):
     def fault(self) -> Fault:
         """The refusal as an item's fault."""
         return Fault(self.reason, str(self))
-
-
-# --- out -----------------------------------------------------------------------------------------
 
 
 def request_body(
@@ -98,15 +96,12 @@ def _is_strict(schema: object) -> bool:
     return all(map(_is_strict, schema.values()))
 
 
-# --- in ------------------------------------------------------------------------------------------
-
-
 def parse_completion(data: bytes, latency_s: float) -> Reply:
     """A reply from the bytes of a 200 answer.
 
     Raises:
         BadResponseError: not the protocol.
-        EndpointError: an error body sent with status 200, mapped as its own code says.
+        EndpointError: an error body sent with status 200, mapped by its own code.
     """
     try:
         body = json.loads(data)
@@ -141,10 +136,10 @@ def reply_of(body: Any, latency_s: float) -> Reply:
     )
 
 
-def _usage_of(told: Mapping[str, Any]) -> Usage:
+def _usage_of(counted: Mapping[str, Any]) -> Usage:
     return Usage(
-        prompt_tokens=told.get("prompt_tokens") or 0,
-        completion_tokens=told.get("completion_tokens") or 0,
+        prompt_tokens=counted.get("prompt_tokens") or 0,
+        completion_tokens=counted.get("completion_tokens") or 0,
     )
 
 
@@ -183,8 +178,8 @@ def _error_inside(body: object) -> EndpointError:
 def error_of(status: int, headers: Mapping[str, str], body: bytes | str) -> EndpointError:
     """What an answer other than a completion means.
 
-    `is_retryable` says whether the same request may help later; a `RequestRefusedError` concerns
-    one request; every other error concerns the whole run.
+    `is_retryable`: the same request may help later. A `RequestRefusedError` concerns one request,
+    every other error the whole run.
     """
     text = masked(body.decode("utf-8", "replace") if isinstance(body, bytes) else body)
     marks = preset_file()
@@ -195,7 +190,7 @@ def error_of(status: int, headers: Mapping[str, str], body: bytes | str) -> Endp
     if status == 402 or (status in (400, 403, 429) and _has_mark(text, marks.no_credit_marks)):
         return EndpointError(said, status=status, hint="the account has no credit or quota left")
     if status in (400, 403) and _has_mark(text, marks.content_filter_marks):
-        return _refused(said, status, Reason.CONTENT_FILTER)
+        return RequestRefusedError(said, status, Reason.CONTENT_FILTER)
     if status in (401, 403):
         # the server's words are left out: they may repeat a part of the key
         return EndpointAuthError(f"answered {status}: the key is missing or refused", status=status)
@@ -207,7 +202,8 @@ def error_of(status: int, headers: Mapping[str, str], body: bytes | str) -> Endp
         return EndpointTimeoutError(said, status=status)
     if status >= 500 or status in (409, 425):
         return BadResponseError(said, status=status)
-    return _refused(said, status, Reason.BAD_REQUEST, _has_mark(text, marks.format_marks))
+    names_format = _has_mark(text, marks.format_marks)
+    return RequestRefusedError(said, status, Reason.BAD_REQUEST, names_format=names_format)
 
 
 def described(error: BaseException) -> str:
@@ -216,12 +212,6 @@ def described(error: BaseException) -> str:
     message = getattr(error, "message", None)
     said = _shown(message if isinstance(message, str) else str(error))
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
-
-
-def _refused(
-    said: str, status: int, reason: Reason, names_format: bool = False
-) -> RequestRefusedError:
-    return RequestRefusedError(said, status=status, reason=reason, names_format=names_format)
 
 
 def _has_mark(text: str, marks: tuple[str, ...]) -> bool:
@@ -235,9 +225,6 @@ def _shown(text: bytes | str) -> str:
     # masked before it is cut: a piece of a key would not be found
     text = masked(" ".join(text.split()))
     return text if len(text) <= SHOWN else text[:SHOWN] + "..."
-
-
-# --- waits named by headers ----------------------------------------------------------------------
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
@@ -267,21 +254,12 @@ def _number(text: str) -> float | None:
 
 
 def duration_s(text: str) -> float | None:
-    """Seconds of a duration as rate-limit headers write it: `12ms`, `1.5s`, `6m0s`, `1h2m`, `30`.
-
-    None when it is none of these.
-    """
+    """Seconds of a duration in rate-limit headers (`12ms`, `1.5s`, `6m0s`, `30`), or None."""
     if (plain := _number(text)) is not None:
         return plain
-    total, number = 0.0, ""
+    parts = re.findall(r"([\d.]+)(ms|[smhd])", text)
+    numbers = [_number(digits) for digits, _ in parts]
+    if not parts or None in numbers or "".join(map("".join, parts)) != text.strip():
+        return None
     units = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-    rest = text.strip() or "?"
-    while rest:
-        digits = len(rest) - len(rest.lstrip("0123456789."))
-        number, rest = rest[:digits], rest[digits:]
-        letters = len(rest) - len(rest.lstrip("mshd"))
-        unit, rest = rest[:letters], rest[letters:]
-        if unit not in units or (value := _number(number)) is None:
-            return None
-        total += value * units[unit]
-    return total
+    return sum((n or 0.0) * units[unit] for n, (_, unit) in zip(numbers, parts, strict=True))

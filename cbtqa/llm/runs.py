@@ -6,7 +6,7 @@
         run.ask(asks, task)                           # the gate was passed, the journal is locked
         manifest = run.manifest("judge", resolved, counts=...)
 
-What is asked and what a reply is worth is a task's matter; `batch` sends.
+What is asked, and what is wrong with a reply, is up to a task; `batch` sends.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from cbtqa.llm.cluster import Cluster
 from cbtqa.llm.cost import REPLY_TOKENS, Budget, Estimate, Price, find_price, plan_run
 from cbtqa.llm.endpoint import Endpoint, TransportName, pass_disclosure_gates
 from cbtqa.llm.journal import Journal
-from cbtqa.llm.limits import Limits
+from cbtqa.llm.limits import Limits, RateSettings
 from cbtqa.manifest import Manifest, new_manifest, now
 from cbtqa.records import Usage
 from cbtqa.settings import Resolved, Settings
@@ -34,9 +34,6 @@ from cbtqa.settings import Resolved, Settings
 ItemT = TypeVar("ItemT")
 BATCH_API_S = 24 * 3600.0
 """The window in which a provider's Batch API promises its replies."""
-
-
-# --- settings ------------------------------------------------------------------------------------
 
 
 class ServerSettings(Settings):
@@ -69,15 +66,12 @@ class ServerSettings(Settings):
         """The endpoints named; none when none is.
 
         Raises:
-            UsageError: an endpoint without a model's name.
-            ConfigError: not an address.
+            UsageError, ConfigError: an endpoint without a model's name; not an address.
         """
         model = model or self.model
         if self.endpoint and not model:
-            raise UsageError(
-                "--endpoint goes with --model NAME, the model's name there",
-                hint="--endpoint vllm --model Qwen3-32B",
-            )
+            hint = "--endpoint vllm --model Qwen3-32B"
+            raise UsageError("--endpoint goes with --model NAME, the model's name there", hint=hint)
         names = dict.fromkeys(self.endpoint)
         return tuple(Endpoint.parse(name, model or "", transport=transport) for name in names)
 
@@ -90,18 +84,10 @@ class ServerSettings(Settings):
         return Sampling(**drawn, extra=fields)
 
 
-class EndpointSettings(ServerSettings):
+class EndpointSettings(RateSettings, ServerSettings):
     """The whole block of flags of a verb that asks many questions."""
 
     panel: ClassVar[str] = "Endpoint"
-    in_flight: int = Field(64, ge=1, le=16384)
-    """Most requests at a time, at each server."""
-    rpm: int | None = Field(None, ge=1)
-    """Requests a minute, at most."""
-    tpm: int | None = Field(None, ge=1)
-    """Tokens a minute, at most."""
-    max_attempts: int = Field(3, ge=1, le=20)
-    """Replies asked for in one place, faulty ones included."""
     budget: float | None = Field(None, gt=0)
     """Stop before this much is spent, in the currency of the price."""
     budget_tokens: int | None = Field(None, gt=0)
@@ -111,8 +97,8 @@ class EndpointSettings(ServerSettings):
     price_out: float | None = Field(None, ge=0)
     """Price of a million completion tokens."""
     transport: Literal["http", "sdk", "batch-api"] = "http"
-    """http is the thin road; sdk sends through the openai package; batch-api through the
-    provider's Batch API: cheaper, within a day."""
+    """http sends over aiohttp, sdk through the openai package, batch-api through the provider's
+    Batch API: cheaper, within a day."""
     wait: bool = True
     """Wait for batches; without, submit them and leave: the same command collects."""
     cluster: str | None = None
@@ -130,13 +116,8 @@ class EndpointSettings(ServerSettings):
     @property
     def limits(self) -> Limits:
         """Limits of the engine."""
-        return Limits(
-            in_flight=self.in_flight,
-            rpm=self.rpm,
-            tpm=self.tpm,
-            timeout_s=self.timeout_s,
-            max_attempts=self.max_attempts,
-        )
+        shared = set(Limits.model_fields) & set(type(self).model_fields)
+        return Limits(**self.model_dump(include=shared))
 
     def service(self, model: str | None = None) -> Service | None:
         """Who is asked, under which limits; None when no endpoint is named.
@@ -148,12 +129,7 @@ class EndpointSettings(ServerSettings):
             UsageError, ConfigError: as `endpoints`; a budget in money without any price.
         """
         endpoints = self.endpoints(model, self.transport)
-        if not endpoints:
-            return None
-        return Service.of(self, endpoints)
-
-
-# --- who is asked --------------------------------------------------------------------------------
+        return Service.of(self, endpoints) if endpoints else None
 
 
 @dataclass(frozen=True)
@@ -173,25 +149,16 @@ class Service:
     def of(
         cls, settings: EndpointSettings, endpoints: Sequence[Endpoint], price: Price | None = None
     ) -> Service:
-        """The service of these endpoints under the settings' limits.
-
-        Args:
-            price: in place of the dated table's, where the settings give none.
-        """
+        """The service of these endpoints; `price` in place of the table's, where none is given."""
         if settings.price_in is not None and settings.price_out is not None:
             price = Price(input=settings.price_in, output=settings.price_out, currency="")
         elif price is None and not all(endpoint.is_local for endpoint in endpoints):
             price = find_price(endpoints[0].model)
-        is_limited = settings.budget is not None or settings.budget_tokens is not None
-        return cls(
-            tuple(endpoints),
-            settings.limits,
-            price,
-            Budget(settings.budget, settings.budget_tokens, price) if is_limited else None,
-            Cluster(settings.cluster, settings.cluster_actors) if settings.cluster else None,
-            settings.acknowledge_disclosure,
-            settings.wait,
-        )
+        most, cluster = (settings.budget, settings.budget_tokens), settings.cluster
+        budget = None if most == (None, None) else Budget(*most, price)
+        actors = Cluster(cluster, settings.cluster_actors) if cluster else None
+        is_open, waits = settings.acknowledge_disclosure, settings.wait
+        return cls(tuple(endpoints), settings.limits, price, budget, actors, is_open, waits)
 
     @property
     def charged(self) -> Price | None:
@@ -210,22 +177,14 @@ class Service:
 
 
 def refuse_foreign(path: Path, holds: str) -> None:
-    """Refuses a folder that holds other things than the run whose journal is at `path`.
-
-    Raises:
-        ConfigError: it is a file, or not empty and without the journal.
-    """
+    """Raises ConfigError for a folder that holds other things than the run with this journal."""
     folder = path.parent
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--out: {folder} is a file")
     foreign = [one for one in folder.glob("*") if not one.name.startswith(".")]
     if foreign and not path.exists():
-        raise ConfigError(
-            f"--out: {folder} is not empty and holds no {holds}", hint="name a new folder"
-        )
-
-
-# --- the run -------------------------------------------------------------------------------------
+        problem = f"--out: {folder} is not empty and holds no {holds}"
+        raise ConfigError(problem, hint="name a new folder")
 
 
 @dataclass(frozen=True)
@@ -246,22 +205,12 @@ class Run:
         n_total: int | None = None,
         on_progress: OnProgress | None = None,
     ) -> None:
-        """Asks what the journal has no answer for; `batch.run_batch` says what stops it."""
+        """Asks what the journal has no answer for; raises as `batch.run_batch`."""
         assert self.service is not None, "a run without a service asks nobody"
-        service = self.service
-        run_batch(
-            items,
-            task,
-            service.endpoints,
-            self.journal,
-            service.limits,
-            budget=service.budget,
-            price=service.price,
-            n_total=n_total,
-            on_progress=on_progress,
-            cluster=service.cluster,
-            wait=service.waits,
-        )
+        by, shown = self.service, {"n_total": n_total, "on_progress": on_progress}
+        how = {"budget": by.budget, "price": by.price, "cluster": by.cluster, "wait": by.waits}
+        given: dict[str, Any] = how | shown
+        run_batch(items, task, by.endpoints, self.journal, by.limits, **given)
 
     @property
     def usage(self) -> Usage:
@@ -292,7 +241,7 @@ def open_run(
     is_invented: bool = False,
     hint: str | None = None,
 ) -> Iterator[Run]:
-    """Opens the gate, then the journal at `path`; nothing is written when the gate stays shut.
+    """Passes the disclosure gate, then opens the journal at `path`; a closed gate writes nothing.
 
     Args:
         what: would be sent, such as `the questions`.
@@ -300,16 +249,15 @@ def open_run(
         hint: what to do where the journal belongs to another run.
 
     Raises:
-        LicenceGateError: text would leave this machine without acknowledgement.
-        EndpointAuthError: a remote endpoint, and no key for it.
+        LicenceGateError, EndpointAuthError: no acknowledgement, or no key, for a remote endpoint.
         ConfigError: the journal belongs to another run, or another process writes it.
     """
     started, acknowledgements = now(), {}
     if service is not None:
-        gated = () if is_invented else service.endpoints
-        acknowledgements = pass_disclosure_gates(
-            gated, what, is_acknowledged=service.is_acknowledged
-        )
+        if not is_invented:
+            acknowledgements = pass_disclosure_gates(
+                service.endpoints, what, is_acknowledged=service.is_acknowledged
+            )
         for endpoint in service.endpoints:
             endpoint.check_key()
     try:
@@ -320,9 +268,6 @@ def open_run(
         for name, sentence in acknowledgements.items():
             journal.set_meta(name, sentence)
         yield Run(journal, service, acknowledgements, started)
-
-
-# --- the dry run ---------------------------------------------------------------------------------
 
 
 def estimate_run(
@@ -339,7 +284,6 @@ def estimate_run(
     Args:
         path: of the journal, which need not exist.
         task: None where nobody is asked; then the items are counted and no more.
-        name: of the items.
         reply_tokens: assumed for a reply while the journal holds none.
     """
     if service is None or task is None:
@@ -376,9 +320,9 @@ def estimate_run(
             price=service.charged,
             reply_tokens=reply_tokens,
         )
-    told: dict[str, Any] = {"items": name, "n_items": n_items, "n_done": n_done}
+    known: dict[str, Any] = {"items": name, "n_items": n_items, "n_done": n_done}
     if service.price is None and all(one.is_local for one in service.endpoints):
-        told["cost"] = 0.0
+        known["cost"] = 0.0
     if service.endpoints[0].transport == "batch-api" and plan.n_requests:
-        told |= {"seconds": BATCH_API_S, "bound_by": "batch-api"}
-    return plan.model_copy(update=told | {"length_from": length_from})
+        known |= {"seconds": BATCH_API_S, "bound_by": "batch-api"}
+    return plan.model_copy(update=known | {"length_from": length_from})

@@ -1,13 +1,9 @@
 """Reply text -> JSON object, or the fault. What may be repaired and what may not.
 
-    parse_object('好的：{"a": "甲"}')       # {'a': '甲'}
-    parse_object('{"a": "甲", "b": "乙')    # Fault(NOT_JSON, 'the object does not end')
-
-Strict JSON first. A damaged object is repaired with json_repair, and the repair accepted only when
-it fits what was asked for and accounts for the reply character by character: every string of the
-result stands verbatim in the reply, in order, with nothing but JSON's own marks between them, and
-brackets and quotes are as many as the result needs. So a repaired cut, a quote that vanished from
-a text, and a text that was dropped are never taken for success.
+Strict JSON first. A repair by json_repair is accepted only when it fits what was asked for and
+accounts for the reply character by character: every string of the result is in the reply verbatim,
+in order, with nothing but JSON's own marks between them, and brackets and quotes are as many as it
+needs. So a cut, a lost quote and a dropped text are never taken for success.
 """
 
 from __future__ import annotations
@@ -24,7 +20,7 @@ from cbtqa.records import Reason
 QUOTES = "\"'“”‘’"
 _BRACE = re.compile("[{}]")
 _KEY = re.compile(r"""["'”’]\s*[:：]""")
-"""What only a key is followed by; outside the object it tells of a lost part."""
+"""What only a key is followed by; outside the object it is a sign of a lost part."""
 _LOST = Fault(Reason.NOT_JSON, "a key stands outside the object")
 _BETWEEN = frozenset(QUOTES + "{}[],: \t\r\n")
 Fits = Callable[[dict[str, Any]], bool]
@@ -33,12 +29,11 @@ Fits = Callable[[dict[str, Any]], bool]
 def parse_object(text: str, fits: Fits | None = None) -> dict[str, Any] | Fault:
     """The one JSON object of a reply, without the fences and politeness round it.
 
-    A whole, undamaged object is returned even when it does not fit: what is wrong inside it is for
-    the caller to name.
+    A whole, undamaged object is returned even when it does not fit: the caller names what is wrong.
 
     Args:
-        fits: tells whether an object is of the kind asked for; decides between several objects
-            and over repairs. Anything but an empty object fits when left out.
+        fits: whether an object is of the kind asked for; decides between several objects and over
+            repairs. By default anything but an empty object fits.
     """
     fits = fits or bool
     text = _unwrapped(text)
@@ -103,8 +98,7 @@ def _decode(text: str, start: int) -> tuple[dict[str, Any] | Fault, int] | None:
 def _top_level(text: str, start: int) -> Iterator[dict[str, Any] | Fault]:
     """The whole objects from here on; a brace that belongs to none of them is a fault.
 
-    `{"a": "x"}, "b": "y"}` begins with a whole object and has lost a text all the same; so has
-    one with a key outside.
+    `{"a": "x"}, "b": "y"}` begins with a whole object and has lost a text all the same.
     """
     outside = [text[:start]]
     while brace := _BRACE.search(text, start):
@@ -122,7 +116,7 @@ def _top_level(text: str, start: int) -> Iterator[dict[str, Any] | Fault]:
 def _later(text: str, start: int, fits: Fits) -> dict[str, Any] | None:
     """A whole object behind braces that are none, when it is plainly the one asked for.
 
-    Only with a real `fits`: an object that stands inside a damaged one must not pass for it.
+    Only with a real `fits`: an object that is inside a damaged one must not pass for it.
     """
     if fits is bool:
         return None

@@ -1,9 +1,9 @@
-"""How a request travels: a thin road over aiohttp, or the openai SDK. Neither retries.
+"""How a request is sent: over aiohttp, or over the openai SDK. Neither retries.
 
 Both post the same body to the same address with the same headers, and both give the same
-`Received` or raise the same errors; retries live in `batch`. The thin road is the default because
-the SDK's transports cost 1.3-2.8 CPU seconds per 1,000 replies and stop scaling near 1,000
-connections; the SDK road is for servers that need what only the SDK does.
+`Received` or raise the same errors; retries are in `asking`. aiohttp is the default because the
+SDK's transports cost 1.3-2.8 CPU seconds per 1,000 replies and stop scaling near 1,000
+connections; the SDK is for servers that need what only the SDK does.
 """
 
 from __future__ import annotations
@@ -11,16 +11,18 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from cbtqa.errors import EndpointError, EndpointTimeoutError
 from cbtqa.llm.chat import Reply
 from cbtqa.llm.endpoint import Endpoint
 from cbtqa.llm.protocol import described, error_of, parse_completion
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
 
 CONNECT_TIMEOUT_S = 15.0
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
@@ -33,27 +35,6 @@ class Received:
     reply: Reply
     headers: Mapping[str, str]
     """Looked up without regard to letter case."""
-
-
-class Transport(Protocol):
-    """Sends chat requests to one endpoint; used as an async context manager."""
-
-    async def __aenter__(self) -> Self: ...
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
-
-    async def send(self, body: dict[str, Any], timeout_s: float) -> Received:
-        """One request, one reply.
-
-        Raises:
-            EndpointError: or a subclass, as `protocol.error_of` maps it.
-        """
-        ...
 
 
 def open_transport(endpoint: Endpoint, n_connections: int) -> Transport:
@@ -69,6 +50,37 @@ def open_transport(endpoint: Endpoint, n_connections: int) -> Transport:
     return HttpTransport(endpoint)
 
 
+def open_sdk(endpoint: Endpoint, *, max_retries: int) -> AsyncOpenAI:
+    """The openai SDK's client for an endpoint, under the same rules as aiohttp's."""
+    import openai
+
+    return openai.AsyncOpenAI(
+        base_url=endpoint.base_url,
+        api_key=endpoint.key or "none",
+        max_retries=max_retries,
+        http_client=openai.DefaultAsyncHttpxClient(
+            follow_redirects=False, trust_env=not endpoint.is_local
+        ),
+    )
+
+
+@contextmanager
+def mapped_errors(unexpected: str) -> Iterator[None]:
+    """Raises the SDK's errors as ours; `unexpected` begins the message of an odd one."""
+    import openai
+
+    try:
+        yield
+    except openai.APIStatusError as error:
+        answer = error.response
+        raise error_of(answer.status_code, answer.headers, answer.content) from None
+    except openai.APIConnectionError as error:
+        cause = error.__cause__ or error
+        raise EndpointTimeoutError(f"the connection broke: {described(cause)}") from None
+    except openai.APIError as error:
+        raise EndpointError(f"{unexpected}: {described(error)}") from None
+
+
 def _allow_open_files(wanted: int) -> None:
     """Raises the soft limit on open files as far as the hard one lets it; Windows has none."""
     with suppress(ImportError, ValueError, OSError):
@@ -81,7 +93,7 @@ def _allow_open_files(wanted: int) -> None:
 
 
 class HttpTransport:
-    """The thin road: aiohttp, one session, no pool limit (the engine holds the limit)."""
+    """aiohttp, one session, no pool limit (the engine holds the limit)."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
@@ -104,6 +116,7 @@ class HttpTransport:
         await self._session.close()
 
     async def send(self, body: dict[str, Any], timeout_s: float) -> Received:
+        """One request, one reply; raises an `EndpointError` as `protocol.error_of` maps it."""
         aiohttp = self._aiohttp
         data = _ENCODER.encode(body).encode()
         timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
@@ -129,7 +142,7 @@ class HttpTransport:
 
 
 class SdkTransport:
-    """The road over the openai SDK, which builds address, headers and authentication.
+    """The openai SDK, which builds address, headers and authentication.
 
     Its own pool ends at 1,000 connections.
     """
@@ -140,42 +153,33 @@ class SdkTransport:
     async def __aenter__(self) -> Self:
         import openai
 
-        endpoint = self._endpoint
-        self._openai = openai
-        self._headers: Any = {} if endpoint.key else {"Authorization": openai.Omit()}
-        self._client = openai.AsyncOpenAI(
-            base_url=endpoint.base_url,
-            api_key=endpoint.key or "none",
-            max_retries=0,
-            http_client=openai.DefaultAsyncHttpxClient(
-                follow_redirects=False, trust_env=not endpoint.is_local
-            ),
-        )
+        self._timeout_error = openai.APITimeoutError
+        self._headers: Any = {} if self._endpoint.key else {"Authorization": openai.Omit()}
+        self._client = open_sdk(self._endpoint, max_retries=0)
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._client.close()
 
     async def send(self, body: dict[str, Any], timeout_s: float) -> Received:
-        openai = self._openai
+        """As `HttpTransport.send`."""
         fields = {name: value for name, value in body.items() if name not in ("model", "messages")}
         start = time.perf_counter()
-        try:
-            async with asyncio.timeout(timeout_s):  # the SDK's own limit is per read, not in all
-                raw = await self._client.chat.completions.with_raw_response.create(
-                    model=body["model"],
-                    messages=body["messages"],
-                    extra_body=fields,
-                    extra_headers=self._headers,
-                    timeout=timeout_s,
-                )
-        except (TimeoutError, openai.APITimeoutError):
-            raise EndpointTimeoutError(f"no whole answer within {timeout_s:g} s") from None
-        except openai.APIConnectionError as error:
-            cause = error.__cause__ or error
-            raise EndpointTimeoutError(f"the connection broke: {described(cause)}") from None
-        except openai.APIStatusError as error:
-            answer = error.response
-            raise error_of(answer.status_code, answer.headers, answer.content) from None
+        with mapped_errors("gave an unusable answer"):
+            try:
+                # the SDK's own limit is per read, not in all
+                async with asyncio.timeout(timeout_s):
+                    raw = await self._client.chat.completions.with_raw_response.create(
+                        model=body["model"],
+                        messages=body["messages"],
+                        extra_body=fields,
+                        extra_headers=self._headers,
+                        timeout=timeout_s,
+                    )
+            except (TimeoutError, self._timeout_error):
+                raise EndpointTimeoutError(f"no whole answer within {timeout_s:g} s") from None
         latency_s = time.perf_counter() - start
         return Received(parse_completion(raw.content, latency_s), raw.headers)
+
+
+Transport = HttpTransport | SdkTransport

@@ -19,7 +19,7 @@ from pydantic import Field
 from cbtqa.errors import ConfigError, DataError, UsageError
 from cbtqa.files import read_json
 from cbtqa.records import NonEmptyText, Record
-from cbtqa.tuning.libraries import first_line, read_resource, read_table, require
+from cbtqa.tuning.libraries import first_line, read_table, require, shipped_yaml
 
 Conversion = Literal["baichuan", "baichuan2", "qwen"]
 """Which layout a checkpoint has that transformers cannot read without remote code."""
@@ -384,7 +384,7 @@ def _config_words(backbone: Backbone, shape: Shape) -> dict[str, Any]:
 
 def template_text(backbone: Backbone) -> str | None:
     """The chat template (Jinja), or None when the tokenizer's own is to be used."""
-    return read_resource(f"templates/{backbone.template}") if backbone.template else None
+    return shipped_yaml(f"templates/{backbone.template}") if backbone.template else None
 
 
 # --- files of a model: from its folder, the Hub's cache, or the Hub ------------------------------

@@ -29,7 +29,7 @@ def require_training(*more: str) -> None:
     logging.disable_progress_bar()
 
 
-def read_resource(name: str) -> str:
+def shipped_yaml(name: str) -> str:
     """The text of a file that comes with this package."""
     return (files("cbtqa.tuning") / name).read_text(encoding="utf-8")
 
@@ -37,7 +37,7 @@ def read_resource(name: str) -> str:
 @cache
 def read_table(name: str) -> Any:
     """The values of a YAML file that comes with this package."""
-    return parse_yaml(read_resource(name))
+    return parse_yaml(shipped_yaml(name))
 
 
 def shipped(folder: str, ending: str) -> list[str]:

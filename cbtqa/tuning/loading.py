@@ -14,7 +14,7 @@ from cbtqa.errors import ConfigError
 from cbtqa.files import open_text
 from cbtqa.tuning.backbones import Backbone, cannot_get, completed, find_backbone, template_text
 from cbtqa.tuning.data.chat_format import ChatFormat
-from cbtqa.tuning.libraries import read_resource, require, shipped
+from cbtqa.tuning.libraries import require, shipped, shipped_yaml
 from cbtqa.tuning.settings import LoraSettings, Precision
 
 ComputeType = Literal["bf16", "fp16", "fp32"]
@@ -84,7 +84,7 @@ def find_template(name: str) -> str:
     if bare not in known:
         hint = f"shipped: {', '.join(known)}; or the path of a .jinja file"
         raise ConfigError(f"--chat-format: no chat format '{name}'", hint=hint)
-    return read_resource(f"templates/{bare}.jinja")
+    return shipped_yaml(f"templates/{bare}.jinja")
 
 
 def load_base(

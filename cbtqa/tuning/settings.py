@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 from cbtqa.errors import ConfigError
 from cbtqa.files import open_text, parse_yaml
 from cbtqa.settings import Resolved, Settings
-from cbtqa.tuning.libraries import read_resource, shipped
+from cbtqa.tuning.libraries import shipped, shipped_yaml
 
 OnStage = Callable[[str], None]
 """Receives a few words on what a run does now."""
@@ -227,7 +227,7 @@ def read_preset(name: str) -> dict[str, tuple[Any, str]]:
             text = stream.read()
         title = Path(name).name
     elif name in shipped_presets():
-        text = read_resource(f"presets/{name}.yaml")
+        text = shipped_yaml(f"presets/{name}.yaml")
         title = f"preset {name}"
     else:
         raise ConfigError(

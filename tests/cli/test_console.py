@@ -137,7 +137,6 @@ def test_live_progress_fits_on_one_line_and_loses_the_least_important() -> None:
         n_total=22_346,
         n_skipped=12_000,
         n_accepted=333,
-        turned_away={},
         n_requests=400,
         elapsed_s=60.0,
         rate_per_s=12.3,

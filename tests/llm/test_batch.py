@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from cbtqa.errors import ConfigError, EndpointAuthError, EndpointError, IncompleteRunError
-from cbtqa.llm.batch import BatchStoppedError, BatchSummary, Line, run_batch
+from cbtqa.llm.batch import BatchStoppedError, BatchSummary, Line, Question, run_batch
 from cbtqa.llm.chat import ChatRequest, Fault, Reply, Sampling
 from cbtqa.llm.cost import Budget, Price
 from cbtqa.llm.endpoint import Endpoint
@@ -561,7 +561,7 @@ def test_an_open_line_asks_one_question_after_the_other_and_pays_none_twice(
         async with line:
             for item in ("一", "二", "一"):
                 check, again = partial(task.check, item), partial(task.ask_again, item)
-                outcome = await line.ask(item, task.request(item), check, again)
+                outcome = await line.ask(Question(item, task.request(item), check, again))
                 assert outcome.reply is not None
                 said.append(outcome.reply.text)
         return said
@@ -579,7 +579,7 @@ def test_a_line_that_stops_ends_with_its_reason(journal: Journal) -> None:
         async with line:
             for item in ("一", "二"):
                 check, again = partial(task.check, item), partial(task.ask_again, item)
-                await line.ask(item, task.request(item), check, again)
+                await line.ask(Question(item, task.request(item), check, again))
 
     with ScriptedEndpoint(ok("好")) as server:
         line = Line(at(server)[0], journal, FAST, budget=Budget(max_tokens=160))

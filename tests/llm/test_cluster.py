@@ -196,7 +196,7 @@ def test_outcomes_and_summary_equal_those_of_one_machine(
         assert found_in(journal, items) == found_in(other, items)
         assert journal.totals() == other.totals()
     # a repeated item is a duplicate or, when its first has ended, already held
-    same = {"elapsed_s": 0.0, "n_duplicates": 0, "n_skipped": 0}
+    same = {"elapsed_s": 0.0, "rate_per_s": 0.0, "n_duplicates": 0, "n_skipped": 0}
     assert replace(there, **same) == replace(here, **same)
     assert there.n_duplicates + there.n_skipped == here.n_duplicates + here.n_skipped == 1
 

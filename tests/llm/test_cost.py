@@ -73,6 +73,5 @@ def test_a_plan_through_the_batch_api_costs_half() -> None:
     price = Price(input=1, output=1)
     whole = plan_run(requests, "m", in_flight=8, price=price)
     where = Endpoint.parse("http://127.0.0.1:9/v1", "m", environ={}, transport="batch-api")
-    factor = where.price_factor
-    half = plan_run(requests, "m", in_flight=8, price=price, price_factor=factor)
+    half = plan_run(requests, "m", in_flight=8, price=price.times(where.price_factor))
     assert whole.cost is not None and half.cost == whole.cost / 2

@@ -54,7 +54,7 @@ def flow_chart(material: Material, sentence: Phrase) -> Markup:
 def cost_fact(material: Material) -> tuple[str, Phrase, str]:
     """What the run cost: nothing without a model, unknown where tokens were not counted."""
     usage, cost = material.manifest.usage, material.manifest.cost
-    tokens = usage.prompt_tokens + usage.completion_tokens if usage else 0
+    tokens = usage.n_tokens if usage else 0
     if material.is_template:
         return ("0", say("glance.cost_and_tokens"), material.text(say("glance.no_cost")))
     if not tokens:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import ahocorasick
 
-from cbtqa.files import read_resource
+from cbtqa.files import shipped_yaml
 from cbtqa.records import Question
 from cbtqa.safety.normalise import fold
 
@@ -65,7 +65,7 @@ class _Lexicon:
     """The shipped word lists, compiled."""
 
     def __init__(self) -> None:
-        raw = read_resource("cbtqa.dataset", "template/facts.yaml")
+        raw = shipped_yaml("cbtqa.dataset", "template/facts.yaml")
         self.raw: Mapping[str, Any] = raw
         self.automaton = _automaton(raw)
         """Folded words to length, weight as a quotation, (topic, weight) pairs, and (kind, name)

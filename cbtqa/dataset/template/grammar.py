@@ -18,7 +18,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from cbtqa.errors import DataError
-from cbtqa.files import read_resource
+from cbtqa.files import shipped_yaml
 
 _NODE = re.compile(r"\((?P<options>[^()]*)\)|<(?P<hole>[a-z_0-9]+)>")
 ONCE = frozenset({"core", "asked", "retold", "thought2", "span"})
@@ -267,7 +267,7 @@ def _pools(lexis: Lexis, kinds: Mapping[str, list[str]], where: str) -> Pools:
 
 
 def _load(name: str) -> dict[str, Any]:
-    loaded: dict[str, Any] = read_resource("cbtqa.dataset", f"template/{name}.yaml")
+    loaded: dict[str, Any] = shipped_yaml("cbtqa.dataset", f"template/{name}.yaml")
     return loaded
 
 

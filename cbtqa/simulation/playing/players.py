@@ -18,8 +18,8 @@ from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 from cbtqa.errors import ConfigError
-from cbtqa.llm.asking import Model, sum_of
-from cbtqa.llm.batch import Line, OnProgress
+from cbtqa.llm.asking import Model
+from cbtqa.llm.batch import Line, OnProgress, Question
 from cbtqa.llm.chat import ChatRequest, Fault, Message, Reply
 from cbtqa.llm.cost import Budget, Price, find_price
 from cbtqa.llm.endpoint import OWN_KEY, Endpoint, check_key_variable, is_local, preset_file
@@ -195,14 +195,10 @@ class Players:
 
     async def ask(self, call: Call[ValueT]) -> tuple[ValueT | Fault, Outcome]:
         """What the last reply to a call holds, or its fault; raises as `Line.ask`."""
-        outcome = await self.line.ask(
-            call.key,
-            call.request(call.messages),
-            call.check,
-            call.ask_again,
-            answer=partial(call.player.model.answer, context=call.context),
-            is_free=call.player.model.is_free,
-        )
+        judged = call.request(call.messages), call.check, call.ask_again
+        answer = partial(call.player.model.answer, context=call.context)
+        question = Question(call.key, *judged, answer, call.player.model.is_free)
+        outcome = await self.line.ask(question)
         if outcome.is_accepted and outcome.reply is not None:
             return call.read(outcome.reply), outcome
         return outcome.fault or Fault(Reason.EMPTY, "no reply"), outcome
@@ -219,7 +215,7 @@ class Players:
             found = self._models.get(_model_name(player)) if player else None
             if outcome is not None and isinstance(found, EndpointModel):
                 model = found.model
-                model.spent = sum_of(model.spent, outcome.usage)
+                model.spent += outcome.usage
                 if budget is not None:
                     budget.book(outcome.usage, model.price)
 

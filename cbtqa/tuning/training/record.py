@@ -31,7 +31,7 @@ from cbtqa.manifest import (
 from cbtqa.records import Record
 from cbtqa.report.charts import Line, line_chart
 from cbtqa.settings import Resolved
-from cbtqa.tuning.libraries import read_resource
+from cbtqa.tuning.libraries import shipped_yaml
 from cbtqa.tuning.settings import FinetuneSettings
 from cbtqa.tuning.weights.files import BaseRecord
 
@@ -119,7 +119,7 @@ def continued(folder: Path, start: RunStart) -> RunStart:
 
 def write_readme(folder: Path, start: RunStart) -> None:
     """Writes the adapter's README: its base, how to load it."""
-    text = read_resource("adapter_readme.md")
+    text = shipped_yaml("adapter_readme.md")
     base = start.base
     words = {name: start.settings[name].value for name in ("objective", "preset", "mode")}
     words |= {"base": base.name, "revision": base.revision or "main", "sha256": base.weights_sha256}
