@@ -147,7 +147,7 @@ class Answers:
     systems: tuple[Predictions, ...]
 
     def asks(self, n_repeats: int) -> list[Ask]:
-        """Every answer with text, once for each repeat; repeats of one follow each other."""
+        """Every answer with text, as often as it is rated; repeats of one follow each other."""
         return [
             Ask(one.id, system.system, one.question, one.description, item.text, repeat)
             for system in self.systems

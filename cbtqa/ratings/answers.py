@@ -1,4 +1,4 @@
-"""What one rater gave for one presentation, what is allowed, and the records that it makes.
+"""What one rater gave for one presentation, what is allowed, and the records it makes.
 
 Both front ends write `Change`s: one field of one presentation set to one value. `check_change` is
 the only judge of what is allowed, so a sheet and the form accept exactly the same.

@@ -1,4 +1,4 @@
-"""Takes filled sheets back: every cell is checked, good ones are kept, bad ones are reported.
+"""Takes filled sheets back: every cell is checked, good ones are kept, bad ones reported.
 
     result = collect(folder, store, [Path("R1.xlsx"), Path("R2.csv")])
     result.n_kept, [rejection.where for rejection in result.rejections]

@@ -2,7 +2,7 @@
 
     interval_chart([Interval("Baichuan-7B", 26.5, 25.1, 27.9)], title="BLEU", description="...")
 
-Every value is also text in the chart; a missing one shows its reason and is never drawn as zero.
+Every value is also text in the chart; a missing one shows its reason and is never drawn as 0.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Drawing primitives: a canvas that becomes one SVG string, scales, round ticks, text widths.
 
 Text stays text, so it can be searched, read aloud and set in the page's font. Colours are CSS
-variables with a fallback: inside a page they follow its light or dark theme, alone they keep the
-fallback.
+variables with a fallback: inside a page they follow its light or dark theme.
 """
 
 from __future__ import annotations
