@@ -85,13 +85,12 @@ def resolve(
     """Merges all places into one checked model.
 
     Args:
-        flags: values given on the command line or as keywords; None means not given.
-        environ: the environment to read, the process's own by default.
+        flags: values of the command line or keywords; None means not given.
         fallbacks: by field, what to take where no place has a value.
 
     Raises:
         ConfigError: lists every unknown key and every bad value, each with its origin.
-        UsageError: only required settings are missing.
+        UsageError: required settings are missing.
     """
     values: dict[str, Any] = {}
     origins = dict.fromkeys(model.model_fields, "default")

@@ -1,8 +1,9 @@
 """The pattern labeller: a readable rule file, compiled into one automaton.
 
-`patterns.zh.yaml` holds the rules. The end of every phrase goes into one Aho-Corasick automaton;
-only where a phrase ends are its beginning and its context checked: negation, conditions, what
-other people said, whom the clause is about. The evidence is the clause that holds the hit.
+`patterns.zh.yaml` holds the rules. The end of every phrase goes into one Aho-Corasick automaton; a
+text is walked once, and only where a phrase ends are the phrase's beginning and its context looked
+at: negation, conditions, what other people said, whom the clause is about. The evidence is the
+clause that holds the hit.
 
     PatternLabeller().label("她们都在笑，我觉得自己就是个废物")[0].id == "labeling"
 """
@@ -14,6 +15,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,23 +26,35 @@ from cbtqa.distortions.clauses import Bounds, Span, clause_bounds
 from cbtqa.distortions.labellers import Labels
 from cbtqa.distortions.taxonomy import Taxonomy, lift_id, load_taxonomy, shipped_concepts
 from cbtqa.errors import DataError
-from cbtqa.files import open_text, parse_record, parse_yaml, shipped_yaml
+from cbtqa.files import open_text, parse_record, parse_yaml
 from cbtqa.records import DistortionLabel, NonEmptyText, Record
 
+SHIPPED_RULES = "patterns.zh.yaml"
 _MAX_EXPANSIONS = 12_000
 """Words that one phrase may put into the automaton; what goes before them is matched by regex."""
 _CONTEXT_LENGTH = 24
 """Characters before a hit that its context is read from."""
+
 _LONGEST_ACROSS = 40
 """Characters that a phrase over several clauses may span; assumed."""
 
-
-@cache
-def _contexts() -> Mapping[str, re.Pattern[str]]:
-    """Regexes over what comes before a phrase, in which it is not the writer's own thought."""
-    raw = shipped_yaml("cbtqa.distortions", "contexts.zh.yaml")
-    patterns = raw["contexts"].items()
-    return {name: re.compile(text.replace("<person>", raw["person"])) for name, text in patterns}
+_THIRD_PERSON = (
+    "孩子|儿子|女儿|宝宝|学生|弟弟|妹妹|哥哥|姐姐|老公|老婆|丈夫|妻子|男朋友|女朋友|男友|女友|"
+    "妈妈|爸爸|母亲|父亲|我妈|我爸|父母|爸妈|婆婆|公公|朋友|闺蜜|同学|同事|室友|舍友|领导|老师|"
+    "来访者|他们|她们|别人|人家|有的人|有些人|家人|他|她"
+)
+_NEGATED = re.compile(
+    r"(?:(?<!是)不是|并非|并不是|不觉得|不认为|没觉得|没有觉得|不再|从不|哪有|谁说|不会(?:觉得|认为)|"
+    r"不想(?:当|做|成为)|不愿(?:当|做|成为)|不要|别|停止|避免|克服|摆脱)[^，。！？；,]{0,6}$"
+)
+_SUPPOSED = re.compile(r"(?:如果|要是|假如|倘若|假设|即使|就算|哪怕|除非)[^。！？；]{0,16}$")
+_SAID_BY_OTHERS = re.compile(
+    rf"(?:{_THIRD_PERSON}|大家|所有人|人)[^，。！？；,]{{0,6}}"
+    r"(?:说|骂|吼|喊|批评|指责|数落|回复|告诉我|嫌|讽刺|骂我|说我)[^，。！？；,]{0,3}[:：，,]?[“\"'「]?[^，。！？；,]{0,3}$"
+)
+_ABOUT_OTHERS = re.compile(
+    rf"(?:^|[，。！？；,\n])(?:我|我的|我家|我们|这个|有个)?(?:{_THIRD_PERSON})[^我。！？]*$"
+)
 
 
 class PatternRule(Record):
@@ -77,9 +91,7 @@ class _Rules(NamedTuple):
     automaton: Any
     """Words to `(length, triggers)`."""
     rules: tuple[PatternRule, ...]
-    """All rules of the file, in its order."""
     words: Mapping[str, Sequence[str]]
-    """The word classes of the file."""
 
 
 class PatternLabeller:
@@ -102,17 +114,33 @@ class PatternLabeller:
     ) -> None:
         self.taxonomy = taxonomy or load_taxonomy()
         self._min_confidence = min_confidence
-        self._automaton, self.rules, self.words = _load_rules(rules_path)
-        self._ids = {rule.type: lift_id(rule.type, self.taxonomy) for rule in self.rules}
+        self._rules = _load_rules(rules_path)
+        self._ids = {rule.type: lift_id(rule.type, self.taxonomy) for rule in self._rules.rules}
+
+    @property
+    def rules(self) -> tuple[PatternRule, ...]:
+        """All rules of the file, in its order."""
+        return self._rules.rules
+
+    @property
+    def words(self) -> Mapping[str, Sequence[str]]:
+        """The word classes of the file."""
+        return self._rules.words
 
     def label(self, text: str, hits: Iterable[PatternHit] | None = None) -> Labels:
-        """One label for each type in `hits` (default: of the text), with its surest clause."""
+        """One label for each type found, with its surest clause, surest first.
+
+        Args:
+            hits: `find_hits` of the text, when already known.
+        """
         best: dict[str, PatternHit] = {}
         for hit in self.find_hits(text) if hits is None else hits:
-            if self._counts(hit):
-                held = best.setdefault(str(self._ids[hit.rule.type]), hit)
-                if hit.rule.confidence > held.rule.confidence:
-                    best[str(self._ids[hit.rule.type])] = hit
+            type_id = self._ids[hit.rule.type]
+            if type_id is None or hit.rule.confidence < self._min_confidence:
+                continue
+            held = best.get(type_id)
+            if held is None or hit.rule.confidence > held.rule.confidence:
+                best[type_id] = hit
         ranked = sorted(best.items(), key=lambda item: -item[1].rule.confidence)
         return tuple(
             # unchecked: right by construction, and checking costs a tenth
@@ -130,11 +158,15 @@ class PatternLabeller:
         return [self.label(text) for text in texts]
 
     def find_hits(self, text: str, clauses: Bounds | None = None) -> list[PatternHit]:
-        """Every place where a rule holds, in order; `clauses` of the text save a second split."""
+        """Every place where a rule holds, in the order of the text.
+
+        Args:
+            clauses: of the text, when already known.
+        """
         hits: list[PatternHit] = []
         starts: list[int] = []
         bounds: Bounds = ()
-        for last, (length, triggers) in self._automaton.iter(text):
+        for last, (length, triggers) in self._rules.automaton.iter(text):
             if not starts:
                 bounds = clauses or clause_bounds(text)
                 starts = [bound[0] for bound in bounds]
@@ -155,10 +187,6 @@ class PatternLabeller:
                     hits.append(PatternHit(rule, span, Span(*whole)))
         return hits
 
-    def _counts(self, hit: PatternHit) -> bool:
-        """Whether a hit gives a label: its type is in the taxonomy, its rule sure enough."""
-        return bool(self._ids[hit.rule.type]) and hit.rule.confidence >= self._min_confidence
-
 
 def _sentence_start(text: str, place: int) -> int:
     """Where the sentence that `place` lies in begins, or where an across-phrase stops looking."""
@@ -176,20 +204,32 @@ def _holds(rule: PatternRule, text: str, start: int, end_piece: Span) -> bool:
     context = text[max(0, start - _CONTEXT_LENGTH) : until]
     if not context:
         return True
-    contexts = _contexts()
-    is_after_not = start and contexts["not_before"].match(text, start - 1)
-    if not rule.negated and (is_after_not or contexts["negated"].search(context)):
+    if not rule.negated and (_NEGATED.search(context) or _ends_in_not(text, start)):
         return False
-    if not rule.as_if and contexts["supposed"].search(context):
+    if not rule.as_if and _SUPPOSED.search(context):
         return False
     if rule.of_others:
         return True
-    end = end_piece.end
-    # in a question such as 好不好 or 行不行 the phrase's 不好 is no verdict
-    is_question = text[end - 2 : end - 1] == "不" and text[end - 3 : end - 2] == text[end - 1]
-    if is_question or contexts["said_by_others"].search(context):
+    if _SAID_BY_OTHERS.search(context):
         return False
-    return "我" in text[start:end] or not contexts["about_others"].search(context)
+    if _is_a_not_a(text, end_piece):
+        return False
+    return "我" in text[start : end_piece.end] or not _ABOUT_OTHERS.search(context)
+
+
+def _is_a_not_a(text: str, end: Span) -> bool:
+    """A question such as 好不好 or 行不行: the phrase's 不好 is then no verdict."""
+    return (
+        text[end.end - 2 : end.end - 1] == "不"
+        and text[end.end - 3 : end.end - 2] == (text[end.end - 1])
+    )
+
+
+def _ends_in_not(text: str, start: int) -> bool:
+    """A 不 right before the phrase, but not that of 是不是, 会不会 or 要不."""
+    if start == 0 or text[start - 1] != "不":
+        return False
+    return start < 2 or text[start - 2] not in "是会要好能"
 
 
 # --- the rule file -------------------------------------------------------------------------------
@@ -197,15 +237,20 @@ def _holds(rule: PatternRule, text: str, start: int, end_piece: Span) -> bool:
 
 @cache
 def _load_rules(path: Path | None) -> _Rules:
-    """The compiled rules of a file, the shipped one by default.
+    if path is None:
+        entry = files("cbtqa.distortions") / SHIPPED_RULES
+        return _compile_rules(entry.read_text(encoding="utf-8"), SHIPPED_RULES)
+    with open_text(path) as stream:
+        return _compile_rules(stream.read(), str(path))
+
+
+def _compile_rules(text: str, where: str) -> _Rules:
+    """Builds the automaton.
 
     Raises:
         DataError: not YAML, a bad rule, an unknown word class, type, or too large a phrase.
     """
-    path = path or Path(__file__).with_name("patterns.zh.yaml")
-    where = str(path)
-    with open_text(path) as stream:
-        raw = parse_yaml(stream, where)
+    raw = parse_yaml(text, where)
     if not isinstance(raw, dict) or not isinstance(raw.get("rules"), list):
         raise DataError("expected `words` and a list `rules`", where=where)
     words: dict[str, list[str]] = raw.get("words", {})
@@ -276,4 +321,6 @@ def _either(options: list[str]) -> str:
     return f"(?:{'|'.join(map(re.escape, options))})"
 
 
-_compiled = cache(re.compile)  # `re` itself keeps the last 512 only
+@cache
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern)
