@@ -22,7 +22,14 @@ from cbtqa.llm.asking import Model
 from cbtqa.llm.batch import Line, OnProgress, Question
 from cbtqa.llm.chat import ChatRequest, Fault, Message, Reply
 from cbtqa.llm.cost import Budget, Price, find_price
-from cbtqa.llm.endpoint import OWN_KEY, Endpoint, check_key_variable, is_local, preset_file
+from cbtqa.llm.endpoint import (
+    OWN_KEY,
+    Endpoint,
+    TransportName,
+    check_key_variable,
+    is_local,
+    preset_file,
+)
 from cbtqa.llm.journal import Journal, Outcome
 from cbtqa.llm.limits import Limits
 from cbtqa.records import Reason
@@ -33,13 +40,14 @@ from cbtqa.simulation.study import Player
 ValueT = TypeVar("ValueT")
 
 
-def endpoint_of(player: Player) -> Endpoint:
+def endpoint_of(player: Player, transport: TransportName = "http") -> Endpoint:
     """Where a player is asked; raises as `Endpoint.parse` and `check_key_variable`."""
     environ = dict(os.environ)
     if player.key_env:
         check_key_variable(player.key_env)
         environ[OWN_KEY] = environ.get(player.key_env, "")
-    return Endpoint.parse(player.endpoint or "", player.model or "", environ=environ)
+    where, model = player.endpoint or "", player.model or ""
+    return Endpoint.parse(where, model, transport=transport, environ=environ)
 
 
 def price_of(player: Player) -> Price | None:
@@ -67,6 +75,7 @@ class RunLimits:
     """`in_flight` is also the number of sessions played at a time."""
     budget: float | None = None
     budget_tokens: int | None = None
+    transport: TransportName = "http"
 
     def study_budget(self) -> StudyBudget | None:
         """The budget of all models together, or None without a limit."""
@@ -164,6 +173,7 @@ class Players:
         engine = limits.engine.model_copy(update={"max_attempts": attempts})
         budget = limits.study_budget()
         self.line = Line((), journal, engine, budget=budget, on_progress=on_progress)
+        self._transport = limits.transport
         self._models: dict[str, PlayerModel] = {}
 
     async def open(self, player: Player) -> OpenPlayer:
@@ -185,7 +195,8 @@ class Players:
             from cbtqa.simulation.playing.local_model import LocalModel
 
             return LocalModel(player)
-        endpoint, price, budget = endpoint_of(player), price_of(player), self.line.budget
+        endpoint = endpoint_of(player, self._transport)
+        price, budget = price_of(player), self.line.budget
         if budget is not None and budget.max_cost is not None and price is None:
             raise ConfigError(
                 f"--budget: no price is known for {endpoint.model}",

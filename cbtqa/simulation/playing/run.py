@@ -116,7 +116,7 @@ def service_of(
     players: Iterable[Player], limits: RunLimits, *, is_acknowledged: bool
 ) -> Service | None:
     """The endpoints of all players together, for the gate; None when none is at an endpoint."""
-    endpoints = tuple(endpoint_of(one) for one in players if one.endpoint)
+    endpoints = tuple(endpoint_of(one, limits.transport) for one in players if one.endpoint)
     service = Service(endpoints, limits.engine, is_acknowledged=is_acknowledged)
     return service if endpoints else None
 
@@ -376,13 +376,13 @@ class PlayersSettings(EndpointSettings):
         Raises:
             UsageError: a way of sending that no session can be played over.
         """
-        if self.cluster or self.transport != "http":
+        if self.cluster or self.transport == "batch-api":
             raise UsageError(
-                "sessions are played turn by turn over http: no --cluster, no --transport"
+                "sessions are played turn by turn: no --cluster, no --transport batch-api"
             )
         if len(self.endpoint) > 1:
             raise UsageError("each player is asked at one server: give one --endpoint")
-        return RunLimits(self.limits, self.budget, self.budget_tokens)
+        return RunLimits(self.limits, self.budget, self.budget_tokens, self.transport)
 
 
 class _StudySettings(Settings):
