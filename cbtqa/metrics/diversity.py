@@ -34,12 +34,10 @@ class Distinct(CorpusMetric):
         self.name, self.label = f"distinct_{order}", f"distinct-{order}"
 
     def collector(self) -> Collector:
-        """Counts grams in packed numbers."""
         return _DistinctGrams(self.order)
 
-    def own_fields(self) -> tuple[tuple[str, str], ...]:
-        """Order and segmentation."""
-        return (("order", str(self.order)), *words_signature(), ("spaces", "dropped"))
+    def own_fields(self) -> str:
+        return f"order:{self.order}|{words_signature()}|spaces:dropped"
 
 
 class _DistinctGrams(Collector):
@@ -70,12 +68,10 @@ class OpeningRepetition(CorpusMetric):
         self.name, self.label = "opening_repetition", "repeated openings"
 
     def collector(self) -> Collector:
-        """Counts openings."""
         return _Openings()
 
-    def own_fields(self) -> tuple[tuple[str, str], ...]:
-        """Length of an opening."""
-        return (("characters", str(OPENING_CHARACTERS)), ("spaces", "dropped"))
+    def own_fields(self) -> str:
+        return f"characters:{OPENING_CHARACTERS}|spaces:dropped"
 
 
 class _Openings(Collector):
@@ -104,18 +100,12 @@ class SelfBleu(CorpusMetric):
         self.name, self.label = "self_bleu", "self-BLEU"
 
     def collector(self) -> Collector:
-        """Keeps the words of a sample."""
         return _Sample(self.n_sampled, self.seed)
 
-    def own_fields(self) -> tuple[tuple[str, str], ...]:
-        """BLEU's settings and the sample."""
+    def own_fields(self) -> str:
         return (
-            ("nrefs", "rest"),
-            ("eff", "yes"),
-            *words_signature(),
-            ("smooth", "exp"),
-            ("sample", str(self.n_sampled)),
-            ("sample_seed", str(self.seed)),
+            f"nrefs:rest|eff:yes|{words_signature()}|smooth:exp|sample:{self.n_sampled}"
+            f"|sample_seed:{self.seed}"
         )
 
 

@@ -92,18 +92,15 @@ class Bleu(Metric):
         """BLEU of each pair on its own (`eff:yes`)."""
         return self._scale * bleu_from_sums(statistics, is_effective_order=True)
 
-    def own_fields(self) -> tuple[tuple[str, str], ...]:
-        """sacrebleu's signature, and the dictionary where words are the unit."""
-        tokens = words_signature() if self.tokens == "jieba" else (("tok", self.tokens),)
+    def own_fields(self) -> str:
         return (
-            ("nrefs", "1"),
-            ("case", "mixed"),
-            ("eff", "no"),
-            *tokens,
-            ("smooth", "exp"),
-            ("scale", self.unit),
-            ("version", sacrebleu_version()),
+            f"nrefs:1|case:mixed|eff:no|{_tokens(self.tokens)}|smooth:exp|scale:{self.unit}"
+            f"|version:{sacrebleu_version()}"
         )
+
+
+def _tokens(tokens: Unit) -> str:
+    return words_signature() if tokens == "jieba" else f"tok:{tokens}"
 
 
 def _grams(symbols: list[int], order: int) -> Counter[tuple[int, ...]]:
@@ -169,17 +166,10 @@ class Chrf(Metric):
         """chrF2 of a corpus, or of each pair."""
         return self._scale * chrf_from_sums(sums)
 
-    def own_fields(self) -> tuple[tuple[str, str], ...]:
-        """sacrebleu's signature."""
+    def own_fields(self) -> str:
         return (
-            ("nrefs", "1"),
-            ("case", "mixed"),
-            ("eff", "yes"),
-            ("nc", str(CHARACTER_ORDER)),
-            ("nw", "0"),
-            ("space", "no"),
-            ("scale", self.unit),
-            ("version", sacrebleu_version()),
+            f"nrefs:1|case:mixed|eff:yes|nc:{CHARACTER_ORDER}|nw:0|space:no|scale:{self.unit}"
+            f"|version:{sacrebleu_version()}"
         )
 
 
@@ -226,18 +216,10 @@ class Meteor(MeanMetric):
         mean = divided(precision * recall, ALPHA * precision + (1 - ALPHA) * recall)
         return (1 - GAMMA * divided(chunks.astype(np.float64), matches) ** BETA) * mean
 
-    def own_fields(self) -> tuple[tuple[str, str], ...]:
-        """Segmentation and the constants."""
-        tokens = words_signature() if self.tokens == "jieba" else (("tok", "char"),)
+    def own_fields(self) -> str:
         return (
-            ("nrefs", "1"),
-            ("case", "lower"),
-            *tokens,
-            ("spaces", "dropped"),
-            ("stages", "exact+porter"),
-            ("abg", f"{ALPHA}/{BETA}/{GAMMA}"),
-            ("form", "nltk-3.10"),
-            ("scale", self.unit),
+            f"nrefs:1|case:lower|{_tokens(self.tokens)}|spaces:dropped|stages:exact+porter"
+            f"|abg:{ALPHA}/{BETA}/{GAMMA}|form:nltk-3.10|scale:{self.unit}"
         )
 
 
@@ -278,16 +260,8 @@ class Rouge(MeanMetric):
         recall = divided(shared.astype(np.float64), n_theirs)
         return divided(2 * precision * recall, precision + recall)
 
-    def own_fields(self) -> tuple[tuple[str, str], ...]:
-        """Segmentation and the kind of average."""
-        tokens = words_signature() if self.tokens == "jieba" else (("tok", "char"),)
+    def own_fields(self) -> str:
         return (
-            ("nrefs", "1"),
-            ("case", "mixed"),
-            *tokens,
-            ("spaces", "dropped"),
-            ("stem", "no"),
-            ("measure", "f1"),
-            ("form", "rouge_score-0.1.2"),
-            ("scale", self.unit),
+            f"nrefs:1|case:mixed|{_tokens(self.tokens)}|spaces:dropped|stem:no|measure:f1"
+            f"|form:rouge_score-0.1.2|scale:{self.unit}"
         )

@@ -143,10 +143,9 @@ class StepsInOrder(MeanMetric):
         ]
         return np.array([len(steps) / len(STEP_NAMES) for steps in found])
 
-    def own_fields(self) -> tuple[tuple[str, str], ...]:
-        """What found the steps."""
-        folds = (("folds", str(len(self.models))),) if len(self.models) > 1 else ()
-        return (("steps", self.models[0].name), *folds, ("order", "yes"))
+    def own_fields(self) -> str:
+        folds = f"|folds:{len(self.models)}" if len(self.models) > 1 else ""
+        return f"steps:{self.models[0].name}{folds}|order:yes"
 
 
 class StructureComplete(StepsInOrder):
@@ -175,9 +174,8 @@ class StepsInRecord(MeanMetric):
         has_steps = [item.has_steps for item in predictions.items]
         return np.array([np.nan if held is None else float(held) for held in has_steps])
 
-    def own_fields(self) -> tuple[tuple[str, str], ...]:
-        """Where the steps are read."""
-        return (("steps", "record"), ("flowing_text", "unscored"))
+    def own_fields(self) -> str:
+        return "steps:record|flowing_text:unscored"
 
 
 # --- step model ----------------------------------------------------------------------------------

@@ -278,22 +278,14 @@ class BertScore(NeuralMetric):
         rows = np.column_stack([np.where(is_scored, values, 0.0), is_scored, scored[:, 3:7]])
         return rows.astype(np.float64)
 
-    def own_fields(self) -> tuple[tuple[str, str], ...]:
-        """Weights, vocabulary, layer, weighting, length, precision, libraries."""
+    def own_fields(self) -> str:
         encoder, settings = self.scorer.encoder, self.scorer.settings
         idf = "no" if settings.bertscore_idf is None else sha256_of(settings.bertscore_idf)[:12]
-        fields: tuple[tuple[str, str], ...] = (
-            ("part", self.part),
-            ("model", encoder.checkpoint.name),
-            ("weights", encoder.sha256[:12]),
-            ("vocab", encoder.vocabulary_sha256()[:12]),
-            ("layer", str(encoder.layer)),
-            ("idf", idf),
-            ("max_length", str(encoder.max_length)),
-            ("long", "windowed" if self.is_windowed else "cut"),
-            ("empty", "0"),
-            ("dtype", settings.dtype),
+        baseline = f"|baseline:{self.scorer.baseline[1][:12]}" if self.is_rescaled else ""
+        return (
+            f"part:{self.part}|model:{encoder.checkpoint.name}|weights:{encoder.sha256[:12]}"
+            f"|vocab:{encoder.vocabulary_sha256()[:12]}|layer:{encoder.layer}|idf:{idf}"
+            f"|max_length:{encoder.max_length}|long:{'windowed' if self.is_windowed else 'cut'}"
+            f"|empty:0|dtype:{settings.dtype}{baseline}|like:bert-score-0.3.13"
+            f"|{versions('torch', 'transformers')}"
         )
-        if self.is_rescaled:
-            fields += (("baseline", self.scorer.baseline[1][:12]),)
-        return (*fields, ("like", "bert-score-0.3.13"), *versions("torch", "transformers"))

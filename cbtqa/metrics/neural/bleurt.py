@@ -120,19 +120,14 @@ class Bleurt(NeuralMetric):
         )
         return np.insert(scored, 1, 1.0, axis=1)
 
-    def own_fields(self) -> tuple[tuple[str, str], ...]:
-        """Checkpoint, pieces, length, activation, precision, libraries."""
+    def own_fields(self) -> str:
         model = self.scorer.model
         return (
-            ("checkpoint", model.checkpoint.name),
-            ("weights", model.sha256[:12]),
-            ("pieces", model.pieces.sha256()[:12]),
-            ("max_length", str(model.max_length)),
-            ("long", "windowed" if self.is_windowed else "cut"),
-            ("empty", "0"),
-            ("act", str(model.config.get("hidden_act", "gelu"))),
-            ("dtype", self.scorer.settings.dtype),
-            *versions("torch", "transformers", "sentencepiece"),
+            f"checkpoint:{model.checkpoint.name}|weights:{model.sha256[:12]}"
+            f"|pieces:{model.pieces.sha256()[:12]}|max_length:{model.max_length}"
+            f"|long:{'windowed' if self.is_windowed else 'cut'}|empty:0"
+            f"|act:{model.config.get('hidden_act', 'gelu')}|dtype:{self.scorer.settings.dtype}"
+            f"|{versions('torch', 'transformers', 'sentencepiece')}"
         )
 
 

@@ -76,13 +76,14 @@ def require(module: str) -> Any:
         raise MissingExtraError(error.name or module, EXTRA) from None
 
 
-def versions(*packages: str) -> tuple[tuple[str, str], ...]:
+def versions(*packages: str) -> str:
     """Signature fields with the versions of libraries that compute.
 
     Without the build (`+cpu`, `+cu126`): it moves the last digits only, and two machines' scores
     stay comparable.
     """
-    return tuple((name, importlib.metadata.version(name).partition("+")[0]) for name in packages)
+    found = ((name, importlib.metadata.version(name).partition("+")[0]) for name in packages)
+    return "|".join(f"{name}:{version}" for name, version in found)
 
 
 @dataclass(frozen=True)

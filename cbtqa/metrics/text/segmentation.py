@@ -238,14 +238,14 @@ class JiebaTables:
 
 
 @cache
-def words_signature() -> tuple[tuple[str, str], ...]:
+def words_signature() -> str:
     """Signature fields that name a segmentation: jieba's version and its dictionary's hash.
 
     Raises:
         MissingExtraError: jieba is not installed.
     """
     digest = hashlib.sha256(_dictionary()).hexdigest()
-    return (("tok", f"jieba-{importlib.metadata.version('jieba')}+hmm"), ("dict", digest[:12]))
+    return f"tok:jieba-{importlib.metadata.version('jieba')}+hmm|dict:{digest[:12]}"
 
 
 def _dictionary() -> bytes:
