@@ -29,12 +29,7 @@ from cbtqa.metrics.contenders import (
     shared_metrics,
 )
 from cbtqa.metrics.evaluation import OnBlock
-from cbtqa.metrics.score_folder import (
-    Missing,
-    decimals,
-    explained,
-    label_of,
-)
+from cbtqa.metrics.score_folder import Missing, decimals, explained, label_of
 from cbtqa.metrics.scoring import Scored, ScoreSettings
 from cbtqa.records import Record
 from cbtqa.report.table import Cell, Column, Estimate, Table

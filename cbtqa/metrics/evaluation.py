@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cbtqa.errors import DataError
 from cbtqa.metrics.base import CorpusMetric, Floats, Metric, Signature
@@ -20,12 +21,7 @@ from cbtqa.metrics.registry import metrics_named
 from cbtqa.metrics.text.sequences import Ints
 from cbtqa.metrics.text.texts import Item, Reading, Texts
 from cbtqa.records import MetricScore
-from cbtqa.statistics.resampling import (
-    Interval,
-    bootstrap_sums,
-    defined_interval,
-    sum_by_cluster,
-)
+from cbtqa.statistics.resampling import Interval, bootstrap_sums, defined_interval, sum_by_cluster
 
 PAIRS_PER_BLOCK = 500
 CEILING, FLOOR = "references", "shuffled references"
@@ -70,7 +66,7 @@ def evaluate(
         theirs = Texts([item or NOTHING for item in references.items[block]], reading)
         for number, system in enumerate(systems):
             ours = Texts([item or NOTHING for item in system.items[block]], reading)
-            is_scored = _is_scored(system, references)[block]
+            is_scored = both_answered(system.items, references.items)[block]
             for metric, part in zip(additive, parts[number], strict=True):
                 part.append(metric.statistics(ours, theirs)[is_scored])
             for collector in collectors[number]:
@@ -79,7 +75,7 @@ def evaluate(
     return [
         SystemScores(
             system.system,
-            np.flatnonzero(_is_scored(system, references)),
+            np.flatnonzero(both_answered(system.items, references.items)),
             {m.name: np.concatenate(p) for m, p in zip(additive, parts[number], strict=True)},
             {m.name: c.score() for m, c in zip(collecting, collectors[number], strict=True)},
             {m.name: m.why_unscored(system.items, references.items) for m in additive},
@@ -88,16 +84,10 @@ def evaluate(
     ]
 
 
-def _is_scored(
-    system: Predictions, references: References
-) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    return np.array(
-        [
-            ours is not None and theirs is not None
-            for ours, theirs in zip(system.items, references.items, strict=True)
-        ],
-        np.bool_,
-    )
+def both_answered(ours: Sequence[Item | None], theirs: Sequence[Item | None]) -> NDArray[np.bool_]:
+    """Which pairs have a text on both sides, shape (pairs,)."""
+    pairs = zip(ours, theirs, strict=True)
+    return np.array([one is not None and other is not None for one, other in pairs], np.bool_)
 
 
 def anchors(references: References, seed: int) -> list[Predictions]:
@@ -133,34 +123,52 @@ def scores_of(
     for system in evaluated:
         intervals = _intervals(system, metrics, references, resampling)
         for metric in metrics:
-            signature = str(full_signature(metric, references, system, resampling))
+            signature = str(_full_signature(metric, references, system, resampling))
             if isinstance(metric, Metric):
-                value = float(metric.from_sums(system.matrices[metric.name].sum(0)))
-                n_scored = metric.n_scored(system.matrices[metric.name])
-                reason = system.why_unscored[metric.name]
+                matrix = system.matrices[metric.name]
+                value: float | None = float(metric.from_sums(matrix.sum(0)))
+                n_scored, reason = metric.n_scored(matrix), system.why_unscored[metric.name]
             else:
-                whole = system.whole[metric.name]
-                value = np.nan if whole is None else whole
-                n_scored, reason = len(system.rows), metric.unscored_reason
-            is_scored = not np.isnan(value) and n_scored > 0
-            interval = (intervals.get(metric.name) if is_scored else None) or NO_INTERVAL
-            scores.append(
-                MetricScore(
-                    metric=metric.name,
-                    system=system.system,
-                    value=value if is_scored else None,
-                    low=interval.low,
-                    high=interval.high,
-                    unit=metric.unit,
-                    n_scored=n_scored if is_scored else 0,
-                    n_total=len(references.ids),
-                    signature=signature,
-                    unscored_reason=None if is_scored else reason,
-                    interval_reason=interval.reason,
-                    n_left_out=interval.n_left_out,
-                )
-            )
+                value, n_scored = system.whole[metric.name], len(system.rows)
+                reason = metric.unscored_reason
+            counts = (n_scored, len(references.ids))
+            interval = intervals.get(metric.name, NO_INTERVAL)
+            scores.append(_score(metric, system.system, value, counts, signature, reason, interval))
     return scores
+
+
+def _score(
+    metric: Metric | CorpusMetric,
+    system: str,
+    value: float | None,
+    counts: tuple[int, int],
+    signature: str,
+    reason: str,
+    interval: Interval = NO_INTERVAL,
+) -> MetricScore:
+    """The record of a score, without a value where none of the pairs was scored.
+
+    Args:
+        counts: pairs scored, and all pairs.
+        reason: why there is no value, if there is none.
+    """
+    n_scored, n_total = counts
+    is_scored = value is not None and not np.isnan(value) and n_scored > 0
+    interval = interval if is_scored else NO_INTERVAL
+    return MetricScore(
+        metric=metric.name,
+        system=system,
+        value=value if is_scored else None,
+        low=interval.low,
+        high=interval.high,
+        unit=metric.unit,
+        n_scored=n_scored if is_scored else 0,
+        n_total=n_total,
+        signature=signature,
+        unscored_reason=None if is_scored else reason,
+        interval_reason=interval.reason,
+        n_left_out=interval.n_left_out,
+    )
 
 
 def _intervals(
@@ -188,7 +196,7 @@ def _intervals(
     return found
 
 
-def full_signature(
+def _full_signature(
     metric: Metric | CorpusMetric,
     references: References,
     system: SystemScores,
@@ -203,9 +211,6 @@ def full_signature(
         fields |= {"bs": resampling.n_trials, "seed": resampling.seed}
     return metric.signature().extended(**fields)
 
-
-# --- lists ---------------------------------------------------------------------------------------
-# One metric on two lists, without files: for notebooks and for `evaluate`.
 
 EVALUATE_MODULE = str(files("cbtqa.metrics") / "for_evaluate.py")
 """Path of the module that `evaluate.load` takes; the metric's name is its second argument."""
@@ -235,29 +240,19 @@ def score_lists(
         raise DataError(f"'{metric}' names {len(chosen)} metrics", hint="name one")
     one = chosen[0]
     groups = _groups(predictions, references)
-    value, n_scored = np.nan, len(predictions)
+    n = len(predictions)
+    value: float | None
     if isinstance(one, Metric):
         rows = _statistics(one, predictions, groups)
         value, n_scored = float(one.from_sums(rows.sum(0))), one.n_scored(rows)
     else:
         collector = one.collector()
-        side = _texts(predictions, Reading())
-        collector.add(side, np.ones(len(predictions), np.bool_))
-        whole = collector.score()
-        value = np.nan if whole is None else whole
-    is_scored = not np.isnan(value) and n_scored > 0
+        collector.add(_texts(predictions, Reading()), np.ones(n, np.bool_))
+        value, n_scored = collector.score(), n
     sizes = {len(group) for group in groups}
     several = {} if sizes <= {1} else {"nrefs": "var" if len(sizes) > 1 else sizes.pop()}
-    return MetricScore(
-        metric=one.name,
-        system=system,
-        value=value if is_scored else None,
-        unit=one.unit,
-        n_scored=n_scored if is_scored else 0,
-        n_total=len(predictions),
-        signature=str(one.signature().extended(**several, n=len(predictions))),
-        unscored_reason=None if is_scored else one.unscored_reason,
-    )
+    signature = str(one.signature().extended(**several, n=n))
+    return _score(one, system, value, (n_scored, n), signature, one.unscored_reason)
 
 
 def _groups(

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache, partial
 from importlib.resources import files
+from typing import Literal, get_args
 
 from cbtqa.errors import UsageError
 from cbtqa.files import parse_yaml
 from cbtqa.metrics.answers import DistortionAgreement, HelpRoute, Length, LengthRatio
 from cbtqa.metrics.base import CorpusMetric, Metric
 from cbtqa.metrics.diversity import Distinct, OpeningRepetition, SelfBleu
-from cbtqa.metrics.lexical import Bleu, Chrf, Meteor, Rouge
+from cbtqa.metrics.lexical import Bleu, Chrf, Meteor, Rouge, Unit
 from cbtqa.metrics.neural.bertscore import BertScore, BertScorer
 from cbtqa.metrics.neural.bleurt import Bleurt, BleurtScorer
 from cbtqa.metrics.neural.metric import NeuralMetric
@@ -25,19 +26,17 @@ from cbtqa.metrics.structure import StepsInOrder, StepsInRecord, StructureComple
 
 AnyMetric = Metric | CorpusMetric
 Factory = Callable[[], AnyMetric]
+WORDS_OR_CHARACTERS: tuple[Literal["jieba", "char"], ...] = ("jieba", "char")
+ROUGE_KINDS: tuple[Literal["1", "2", "l"], ...] = ("1", "2", "l")
 METRICS: dict[str, Factory] = {
-    "bleu_zh": partial(Bleu, "zh"),
-    "bleu_jieba": partial(Bleu, "jieba"),
-    "bleu_char": partial(Bleu, "char"),
+    **{f"bleu_{tokens}": partial(Bleu, tokens) for tokens in get_args(Unit)},
     "chrf2": Chrf,
-    "meteor_jieba": partial(Meteor, "jieba"),
-    "meteor_char": partial(Meteor, "char"),
-    "rouge_1_jieba": partial(Rouge, "1", "jieba"),
-    "rouge_2_jieba": partial(Rouge, "2", "jieba"),
-    "rouge_l_jieba": partial(Rouge, "l", "jieba"),
-    "rouge_1_char": partial(Rouge, "1", "char"),
-    "rouge_2_char": partial(Rouge, "2", "char"),
-    "rouge_l_char": partial(Rouge, "l", "char"),
+    **{f"meteor_{tokens}": partial(Meteor, tokens) for tokens in WORDS_OR_CHARACTERS},
+    **{
+        f"rouge_{kind}_{tokens}": partial(Rouge, kind, tokens)
+        for tokens in WORDS_OR_CHARACTERS
+        for kind in ROUGE_KINDS
+    },
     "cbt_record": StepsInRecord,
     "cbt_steps": StepsInOrder,
     "cbt_complete": StructureComplete,

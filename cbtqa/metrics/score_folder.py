@@ -28,7 +28,7 @@ from cbtqa.manifest import (
     write_manifest,
 )
 from cbtqa.metrics.base import Metric
-from cbtqa.metrics.evaluation import SystemScores
+from cbtqa.metrics.evaluation import SystemScores, both_answered
 from cbtqa.metrics.pairs import Predictions, References
 from cbtqa.metrics.registry import known_metrics
 from cbtqa.metrics.scoring import Scored, ScoreReport, ScoreSettings
@@ -203,22 +203,11 @@ class StoredScores:
                 )
             items = tuple(_item(text) for text in part["prediction"].to_pylist())
             self.predictions.append(Predictions(system, items, {}))
-            statistics = {name: part[name].to_pylist() for name in names}
-            rows = np.array(
-                [
-                    row
-                    for row, (ours, theirs) in enumerate(
-                        zip(items, self.references.items, strict=True)
-                    )
-                    if ours is not None and theirs is not None
-                ],
-                np.int64,
-            )
+            rows = np.flatnonzero(both_answered(items, self.references.items))
+            answered = part.take(rows)
             matrices = {
-                name.removesuffix(STATISTICS): np.array(
-                    [values[row] for row in rows.tolist()], np.float64
-                )
-                for name, values in statistics.items()
+                name.removesuffix(STATISTICS): np.array(answered[name].to_pylist(), np.float64)
+                for name in names
             }
             self.evaluated.append(SystemScores(system, rows, matrices, {}, {}))
 
@@ -226,8 +215,6 @@ class StoredScores:
 def _item(text: str | None) -> Item | None:
     return None if text is None else Item(text)
 
-
-# --- tables --------------------------------------------------------------------------------------
 
 _DECIMALS = {"0-100": 2, "0-1": 4, "characters": 1, "ratio": 3}
 

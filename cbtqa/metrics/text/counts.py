@@ -123,10 +123,7 @@ def numbers_of(keys: Ints) -> Ints:
 
 
 def aligned_counts(
-    predictions: Sequences,
-    references: Sequences,
-    prediction_stems: Ints,
-    reference_stems: Ints,
+    predictions: Sequences, references: Sequences, prediction_stems: Ints, reference_stems: Ints
 ) -> tuple[Ints, Ints]:
     """Aligned words and their chunks per pair: exact words first, then equal stems.
 
