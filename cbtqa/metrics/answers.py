@@ -24,7 +24,6 @@ class Length(MeanMetric):
         self.name, self.label = "length", "length"
 
     def values(self, predictions: Texts, references: Texts) -> Floats:
-        """Characters of each prediction."""
         return predictions.characters.lengths.astype(np.float64)
 
     def own_fields(self) -> str:
@@ -48,7 +47,6 @@ class LengthRatio(Metric):
         return np.stack([np.where(theirs > 0, ours, 0), theirs], axis=1).astype(np.float64)
 
     def from_sums(self, sums: Floats) -> Floats:
-        """Their quotient; NaN against empty references."""
         return divided(sums[..., 0], sums[..., 1], empty=np.nan)
 
     def own_fields(self) -> str:

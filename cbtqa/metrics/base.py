@@ -1,13 +1,11 @@
 """What a metric is: a small exact object that turns pairs into additive statistics and back.
 
-One matrix of statistics per system serves the corpus score, the score of each pair, the
-confidence interval and every paired test: a resampled corpus is a sum of rows.
+One matrix of statistics serves the corpus score, the score of each pair, the interval and every
+paired test: a resampled corpus is a sum of rows. The shape follows sacrebleu's.
 
     statistics = metric.statistics(predictions, references)     # shape (pairs, columns)
     metric.from_sums(statistics.sum(0))                         # the corpus score
     metric.from_sums(statistics)                                # the score of each pair
-
-The shape follows sacrebleu's `Score`, `Signature`, `Metric`; `records.MetricScore` is the score.
 """
 
 from __future__ import annotations
@@ -122,7 +120,6 @@ class Metric(_Described):
         return ~np.isnan(self.per_pair(statistics))
 
     def n_scored(self, statistics: Floats) -> int:
-        """How many pairs count."""
         return int(self.is_scored(statistics).sum())
 
     def why_unscored(
@@ -165,7 +162,6 @@ def divided(above: Floats, below: Floats | Ints, empty: float = 0.0) -> Floats:
 
 
 def maker() -> str:
-    """Signature value naming the program."""
     return f"cbtqa-{cbtqa.__version__}"
 
 

@@ -1,7 +1,6 @@
 """From texts to numbers: statistics of every system and metric, scores with intervals.
 
-Pairs go through in blocks, so that memory holds the texts and the statistics but never the
-tokens of the whole corpus.
+Pairs are read in blocks, so that memory never holds the tokens of the whole corpus.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ NOTHING = Item("")
 NO_INTERVAL = Interval(None, None, None, 0)
 """Of a score that cannot have one: nothing was scored, or it does not add up over pairs."""
 OnBlock = Callable[[int, int], None]
-"""Told after each block how many references are done, and of how many."""
+"""Called after each block with the references done and their number."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class SystemScores:
     whole: dict[str, float | None]
     """Scores of the metrics that do not add up over pairs."""
     why_unscored: dict[str, str]
-    """What to say of an additive metric that applies to none of the pairs."""
+    """The reason when an additive metric applies to none of the pairs."""
 
 
 def evaluate(
@@ -91,10 +90,7 @@ def both_answered(ours: Sequence[Item | None], theirs: Sequence[Item | None]) ->
 
 
 def anchors(references: References, seed: int) -> list[Predictions]:
-    """The ceiling and the floor of every metric on these references, as two systems.
-
-    The floor gives each question the answer to another one: what shared wording alone scores.
-    """
+    """The ceiling and the floor, which gives each question another one's answer, as two systems."""
     n = len(references.items)
     order = np.random.default_rng(seed).permutation(n)
     # turning a random cycle by one place leaves no reference at its own question
@@ -146,12 +142,7 @@ def _score(
     reason: str,
     interval: Interval = NO_INTERVAL,
 ) -> MetricScore:
-    """The record of a score, without a value where none of the pairs was scored.
-
-    Args:
-        counts: pairs scored, and all pairs.
-        reason: why there is no value, if there is none.
-    """
+    """The record of a score; `counts` are the pairs scored and all pairs."""
     n_scored, n_total = counts
     is_scored = value is not None and not np.isnan(value) and n_scored > 0
     interval = interval if is_scored else NO_INTERVAL
@@ -247,7 +238,7 @@ def score_lists(
         value, n_scored = float(one.from_sums(rows.sum(0))), one.n_scored(rows)
     else:
         collector = one.collector()
-        collector.add(_texts(predictions, Reading()), np.ones(n, np.bool_))
+        collector.add(Texts(list(map(Item, predictions)), Reading()), np.ones(n, np.bool_))
         value, n_scored = collector.score(), n
     sizes = {len(group) for group in groups}
     several = {} if sizes <= {1} else {"nrefs": "var" if len(sizes) > 1 else sizes.pop()}
@@ -273,10 +264,6 @@ def _groups(
     return groups
 
 
-def _texts(texts: Sequence[str], reading: Reading) -> Texts:
-    return Texts([Item(text) for text in texts], reading)
-
-
 def _statistics(
     metric: Metric, predictions: Sequence[str], groups: Sequence[Sequence[str]]
 ) -> Floats:
@@ -288,8 +275,8 @@ def _statistics(
         block = list(
             zip(predictions[first : first + size], groups[first : first + size], strict=True)
         )
-        ours = _texts([text for text, group in block for _ in group], reading)
-        theirs = _texts([text for _, group in block for text in group], reading)
+        ours = Texts([Item(text) for text, group in block for _ in group], reading)
+        theirs = Texts([Item(text) for _, group in block for text in group], reading)
         if most == 1:
             rows.append(metric.statistics(ours, theirs))
         else:

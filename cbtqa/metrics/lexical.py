@@ -1,8 +1,7 @@
 """BLEU, chrF, METEOR and ROUGE on Chinese units, with the values of the programs that define them.
 
-The unit decides the number: BLEU runs from 5.3 to 53.6 on one and the same output. So each unit
-is a metric of its own: `zh` is sacrebleu's tokenizer and the convention of WMT, `jieba` scores
-words, `char` characters.
+The unit decides the number: BLEU runs from 5.3 to 53.6 on the same output. So each unit is a metric
+of its own: `zh` is sacrebleu's tokenizer and WMT's convention, `jieba` words, `char` characters.
 """
 
 from __future__ import annotations
@@ -23,15 +22,13 @@ from cbtqa.metrics.text.texts import Texts
 def sacrebleu_version() -> str:
     """The sacrebleu that is installed, which defines BLEU and chrF; `none` where there is none.
 
-    Scores during training want no sacrebleu.
+    Scores during training do not need it.
     """
     try:
         return importlib.metadata.version("sacrebleu")
     except importlib.metadata.PackageNotFoundError:
         return "none"
 
-
-# --- BLEU ----------------------------------------------------------------------------------------
 
 MAX_ORDER = 4
 Unit = Literal["zh", "jieba", "char"]
@@ -53,7 +50,6 @@ class Bleu(Metric):
         self._scale = 1.0 if is_percent else 0.01
 
     def units(self, side: Texts) -> Sequences:
-        """What is counted of each text."""
         if self.tokens == "zh":
             return side.zh
         return side.words if self.tokens == "jieba" else side.characters
@@ -85,11 +81,9 @@ class Bleu(Metric):
         return rows
 
     def from_sums(self, sums: Floats) -> Floats:
-        """Corpus BLEU (`eff:no`)."""
         return self._scale * bleu_from_sums(sums, is_effective_order=False)
 
     def per_pair(self, statistics: Floats) -> Floats:
-        """BLEU of each pair on its own (`eff:yes`)."""
         return self._scale * bleu_from_sums(statistics, is_effective_order=True)
 
     def own_fields(self) -> str:
@@ -134,8 +128,6 @@ def bleu_from_sums(sums: Floats, *, is_effective_order: bool) -> Floats:
     return np.where(matched.any(-1), brevity * np.exp(mean), 0.0)
 
 
-# --- chrF ----------------------------------------------------------------------------------------
-
 CHARACTER_ORDER = 6  # Source: Popović 2015, and sacrebleu's default
 CHRF_BETA = 2  # Source: Popović, WMT 2016
 
@@ -163,7 +155,6 @@ class Chrf(Metric):
         return counts.astype(np.float64)
 
     def from_sums(self, sums: Floats) -> Floats:
-        """chrF2 of a corpus, or of each pair."""
         return self._scale * chrf_from_sums(sums)
 
     def own_fields(self) -> str:
@@ -183,8 +174,6 @@ def chrf_from_sums(sums: Floats) -> Floats:
     factor = CHRF_BETA**2
     return 100 * divided((1 + factor) * precision * recall, factor * precision + recall)
 
-
-# --- METEOR --------------------------------------------------------------------------------------
 
 ALPHA, BETA, GAMMA = 0.9, 3.0, 0.5  # Source: nltk's defaults
 
@@ -221,9 +210,6 @@ class Meteor(MeanMetric):
             f"nrefs:1|case:lower|{_tokens(self.tokens)}|spaces:dropped|stages:exact+porter"
             f"|abg:{ALPHA}/{BETA}/{GAMMA}|form:nltk-3.10|scale:{self.unit}"
         )
-
-
-# --- ROUGE ---------------------------------------------------------------------------------------
 
 
 class Rouge(MeanMetric):

@@ -80,11 +80,7 @@ def refused_conventions() -> dict[str, str]:
 
 
 def metrics_named(words: str, neural: NeuralSettings | None = None) -> list[AnyMetric]:
-    """Metrics of a comma-separated list of names and presets, each once, in the order given.
-
-    Raises:
-        UsageError: an unknown name, or a convention that we refuse.
-    """
+    """Metrics of a comma-separated list of names and presets, or a UsageError."""
     chosen: dict[str, Factory] = {}
     known = known_metrics(neural)
     for word in (part.strip() for part in words.split(",")):
@@ -105,18 +101,11 @@ def metrics_named(words: str, neural: NeuralSettings | None = None) -> list[AnyM
 
 
 def additive_metric(name: str, unit: str) -> Metric | None:
-    """The metric behind a stored score, on the scale it was stored in; None when it has no pairs.
-
-    Raises:
-        UsageError: a name or scale that this version does not know.
-    """
+    """The metric behind a stored score, on its scale, or a UsageError; None when not additive."""
     for factories in (known_metrics(), PAPER):
         if name in factories and (metric := factories[name]()).unit == unit:
             return metric if isinstance(metric, Metric) else None
     raise UsageError(f"the stored metric '{name}' ({unit}) is not known to this version")
-
-
-# --- neural metrics ------------------------------------------------------------------------------
 
 
 def neural_metrics(settings: NeuralSettings | None = None) -> dict[str, Callable[[], NeuralMetric]]:

@@ -1,8 +1,4 @@
-"""`cbtqa score`: settings, the run, and what it leaves in its folder.
-
-scored = score(ScoreSettings(predictions=(Path("a.jsonl"),), ref=Path("cbtqa-dataset")))
-scored.report.scores[0].metric == "bleu_zh"
-"""
+"""`cbtqa score`: settings, the run, and its report."""
 
 from __future__ import annotations
 
@@ -35,7 +31,7 @@ from cbtqa.statistics.resampling import BOOTSTRAP_TRIALS, DEFAULT_SEED, FEW_ITEM
 
 
 class ScoreSettings(NeuralSettings):
-    """Everything `cbtqa score` can be told."""
+    """The settings of `cbtqa score`."""
 
     predictions: tuple[Path, ...] = ()
     """Files with predictions, or built datasets where --ref is one."""
@@ -138,7 +134,7 @@ def score(
     """Scores every file of predictions against the references.
 
     Args:
-        on_block: told now and then how many references are done, and of how many.
+        on_block: called with the references done so far and their number.
         is_checked: whether sacrebleu, jieba and bert-score recompute scores of a sample.
 
     Raises:
@@ -190,11 +186,7 @@ def score(
 
 
 def _teach_steps(metrics: Sequence[AnyMetric], settings: ScoreSettings) -> list[str]:
-    """Gives the CBT step metrics the model asked for; what is to be said of it.
-
-    Raises:
-        DataError: the dataset named holds nothing to learn from.
-    """
+    """Gives the CBT step metrics the model asked for; returns the note about it."""
     mine = [metric for metric in metrics if isinstance(metric, StepsInOrder)]
     wanted, ref = settings.step_classifier, settings.ref
     if not mine or wanted == "rules":

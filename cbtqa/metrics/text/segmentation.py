@@ -1,7 +1,5 @@
 """Chinese words exactly as jieba 0.42.1 cuts them, by our own reading of its algorithm.
 
-    PythonSegmenter(jieba_tables()).cut("我很好") == ["我", "很", "好"]
-
 `RustSegmenter` hands the bulk to rjieba, which gives the same words about fourteen times faster
 except in some runs of Latin, digits and symbols and for characters outside U+4E00-9FD5: there it
 gets a disguise of the text, or `PythonSegmenter` does the work.
@@ -192,11 +190,7 @@ def _cut_by(
 
 @cache
 def rust_segmenter() -> RustSegmenter:
-    """The segmenter of this process, on an rjieba object of its own.
-
-    Raises:
-        MissingExtraError: rjieba is not installed.
-    """
+    """The segmenter of this process, on an rjieba object of its own, or a MissingExtraError."""
     try:
         from rjieba import Jieba
     except ImportError:
@@ -209,7 +203,7 @@ def rust_segmenter() -> RustSegmenter:
 # temporary folder with `marshal`, which any user of the machine may have put there.
 
 MIN_FLOAT = -3.14e100
-"""jieba's stand-in for the logarithm of zero. Source: `jieba/finalseg/__init__.py`."""
+"""what jieba takes for the logarithm of zero. Source: `jieba/finalseg/__init__.py`."""
 
 
 @dataclass(frozen=True)
@@ -229,11 +223,7 @@ class JiebaTables:
 
 @cache
 def words_signature() -> str:
-    """Signature fields that name a segmentation: jieba's version and its dictionary's hash.
-
-    Raises:
-        MissingExtraError: jieba is not installed.
-    """
+    """Signature fields that name a segmentation: jieba's version and its dictionary's hash."""
     digest = hashlib.sha256(_dictionary()).hexdigest()
     return f"tok:jieba-{importlib.metadata.version('jieba')}+hmm|dict:{digest[:12]}"
 
@@ -249,12 +239,7 @@ def _dictionary() -> bytes:
 
 @cache
 def jieba_tables() -> JiebaTables:
-    """The tables of the installed jieba.
-
-    Raises:
-        MissingExtraError: jieba is not installed.
-        DataError: its dictionary is not `word frequency tag` per line.
-    """
+    """The tables of the installed jieba; a MissingExtraError or DataError without them."""
     try:
         with warnings.catch_warnings():
             # jieba's own source warns on import: escapes (Python 3.12) and pkg_resources

@@ -33,15 +33,13 @@ class Item:
 
     text: str
     has_steps: bool | None = None
-    """Whether the record itself holds all five steps; None when nothing
-    in its file holds steps."""
+    """Whether the record itself holds all five steps; None when nothing in its file does."""
     labels: frozenset[str] | None = None
-    """Ids of the distortions; None when the source says nothing about distortions,
-    or holds no label in any row."""
+    """Ids of the distortions; None when the source holds no label in any row."""
     is_labelled_by_question: bool = False
     """Whether the labels were read from the question alone, so that no answer can change them."""
     risk: Risk | None = None
-    """Risk of the question; None when the source does not say."""
+    """Risk of the question; None when the source does not give it."""
     question_id: str = ""
     """Of the question it answers; empty where only the text is known."""
 
@@ -184,11 +182,7 @@ class ZhTokens:
         self._memo: dict[str, list[int]] = {}
 
     def sequences(self, texts: Sequence[str], points: Sequences) -> Sequences:
-        """One symbol a token: a Chinese character's code point, else a number above them all.
-
-        Args:
-            points: the texts' code points.
-        """
+        """One symbol a token: a Chinese character's code point, else a number above them all."""
         stripped = [text.strip() for text in texts]
         if stripped != texts:
             texts, points = stripped, code_points(stripped)
