@@ -180,7 +180,7 @@ class Collector(ABC):
 class CorpusMetric(_Described):
     """A metric of a whole system that does not add up over pairs; it has no interval."""
 
-    is_higher_better = None
+    is_higher_better: ClassVar[bool | None] = None
     unscored_reason = "no text could be scored"
 
     @abstractmethod

@@ -65,7 +65,7 @@ def gather(
     """Every system already scored, then of the folders and files named; at least two."""
     folders = [path for path in settings.predictions if (path / SCORES_NAME).exists()]
     rest = tuple(path for path in settings.predictions if path not in folders)
-    known = (*scored, *map(StoredScores, folders))
+    known: list[Scored | StoredScores] = [*scored, *map(StoredScores, folders)]
     found = [one for each in known for one in _contenders_of(each, with_anchors=settings.anchors)]
     if rest:
         fresh = score(settings.model_copy(update={"predictions": rest}), on_block, is_checked=False)

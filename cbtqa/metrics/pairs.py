@@ -111,7 +111,7 @@ def read_predictions(
         text_names = REFERENCE_NAMES
         if split is None:
             raise UsageError(
-                f"{path} is a dataset and is given as predictions, but --ref is none",
+                f"{path} is a dataset in the place of predictions, but --ref is none",
                 hint="predictions come first, references after --ref",
             )
     own_name = path.name if path.is_dir() else path.stem
