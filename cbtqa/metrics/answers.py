@@ -24,12 +24,10 @@ class Length(MeanMetric):
         self.name, self.label = "length", "length"
 
     def values(self, predictions: Texts, references: Texts) -> Floats:
-        """Characters of each prediction."""
         return predictions.characters.lengths.astype(np.float64)
 
-    def own_fields(self) -> tuple[tuple[str, str], ...]:
-        """What counts as a character."""
-        return (("spaces", "dropped"),)
+    def own_fields(self) -> str:
+        return "spaces:dropped"
 
 
 class LengthRatio(Metric):
@@ -49,20 +47,14 @@ class LengthRatio(Metric):
         return np.stack([np.where(theirs > 0, ours, 0), theirs], axis=1).astype(np.float64)
 
     def from_sums(self, sums: Floats) -> Floats:
-        """Their quotient; NaN against empty references."""
         return divided(sums[..., 0], sums[..., 1], empty=np.nan)
 
-    def own_fields(self) -> tuple[tuple[str, str], ...]:
-        """What counts as a character."""
-        return (("spaces", "dropped"),)
-
-
-# --- labels --------------------------------------------------------------------------------------
-# How far a system's distortion labels agree with those of the reference, question by question.
+    def own_fields(self) -> str:
+        return "spaces:dropped"
 
 
 class DistortionAgreement(Metric):
-    """Micro-averaged F1 over all labels of all questions."""
+    """Micro-averaged F1 of a system's distortion labels against those of the references."""
 
     n_columns = 4
 
@@ -100,19 +92,15 @@ class DistortionAgreement(Metric):
                 return f"the {name} hold no distortion labels"
         return self.unscored_reason
 
-    def own_fields(self) -> tuple[tuple[str, str], ...]:
-        """The kind of average."""
-        return (("average", self.average), ("zero_division", "1"), ("labels", "of_answers"))
+    def own_fields(self) -> str:
+        return f"average:{self.average}|zero_division:1|labels:of_answers"
 
-
-# --- help route ----------------------------------------------------------------------------------
-# Whether answers to people in crisis name a way to help, as `cbtqa.safety` demands it.
 
 NO_ROUTE = "no_help_route"
 
 
 class HelpRoute(MeanMetric):
-    """Share of the answers to questions of any risk that name a help route."""
+    """Share of the answers to questions of any risk that name a help route (`cbtqa.safety`)."""
 
     def __init__(self) -> None:
         self.name, self.label = "help_route", "help route"
@@ -130,6 +118,5 @@ class HelpRoute(MeanMetric):
             values[index] = all(problem.rule != NO_ROUTE for problem in problems)
         return values
 
-    def own_fields(self) -> tuple[tuple[str, str], ...]:
-        """Which help lines count."""
-        return (("hotlines", str(load_hotlines().checked_on)),)
+    def own_fields(self) -> str:
+        return f"hotlines:{load_hotlines().checked_on}"

@@ -1,13 +1,11 @@
 """What a metric is: a small exact object that turns pairs into additive statistics and back.
 
-One matrix of statistics per system serves the corpus score, the score of each pair, the
-confidence interval and every paired test: a resampled corpus is a sum of rows.
+One matrix of statistics serves the corpus score, the score of each pair, the interval and every
+paired test: a resampled corpus is a sum of rows. The shape follows sacrebleu's.
 
     statistics = metric.statistics(predictions, references)     # shape (pairs, columns)
     metric.from_sums(statistics.sum(0))                         # the corpus score
     metric.from_sums(statistics)                                # the score of each pair
-
-The shape follows sacrebleu's `Score`, `Signature`, `Metric`; `records.MetricScore` is the score.
 """
 
 from __future__ import annotations
@@ -34,28 +32,47 @@ class Signature:
 
     fields: tuple[tuple[str, str], ...]
 
+    @classmethod
+    def of(cls, text: str) -> Signature:
+        """The signature that prints as `text`."""
+        pairs = (field.partition(":") for field in text.split("|"))
+        return cls(tuple((key, value) for key, _, value in pairs))
+
     def __str__(self) -> str:
         return "|".join(f"{key}:{value}" for key, value in self.fields)
 
     def extended(self, **fields: object) -> Signature:
         """With more fields at its end; those it has already change in their place."""
-        told = {**dict(self.fields), **{key: str(value) for key, value in fields.items()}}
-        return Signature(tuple(told.items()))
+        changed = dict(self.fields) | {key: str(value) for key, value in fields.items()}
+        return Signature(tuple(changed.items()))
 
 
-class Metric(ABC):
-    """Base of all metrics whose statistics add up over pairs."""
+class _Described(ABC):
+    """Name, unit and signature: what every metric has."""
 
     name: str
     """Stable id, as on the command line and in files."""
     label: str
     """As printed at the head of a column."""
     unit: str = "0-1"
-    n_columns: int
-    """Columns of the statistics."""
     is_higher_better: ClassVar[bool | None] = True
     """None when neither direction is better, as for a length."""
     unscored_reason: str = "no pair could be scored"
+
+    @abstractmethod
+    def own_fields(self) -> str:
+        """The settings of this metric, as in its signature."""
+
+    def signature(self) -> Signature:
+        """Name, own settings, and the program that computed it."""
+        return Signature.of(f"metric:{self.name}|{self.own_fields()}|by:{maker()}")
+
+
+class Metric(_Described):
+    """Base of all metrics whose statistics add up over pairs."""
+
+    n_columns: int
+    """Columns of the statistics."""
     pairs_per_block: ClassVar[int | None] = None
     """Most pairs it wants at a time; None when any number will do."""
     takes_best_reference: ClassVar[bool] = False
@@ -103,7 +120,6 @@ class Metric(ABC):
         return ~np.isnan(self.per_pair(statistics))
 
     def n_scored(self, statistics: Floats) -> int:
-        """How many pairs count."""
         return int(self.is_scored(statistics).sum())
 
     def why_unscored(
@@ -115,14 +131,6 @@ class Metric(ABC):
     def notes(self, statistics: Floats) -> list[str]:
         """What a reader must know about one system's scores, such as texts not read to the end."""
         return []
-
-    @abstractmethod
-    def own_fields(self) -> tuple[tuple[str, str], ...]:
-        """The settings of this metric, in the order of its signature."""
-
-    def signature(self) -> Signature:
-        """Name, own settings, and who computed it."""
-        return Signature((("metric", self.name), *self.own_fields(), ("by", maker())))
 
 
 class MeanMetric(Metric):
@@ -154,12 +162,7 @@ def divided(above: Floats, below: Floats | Ints, empty: float = 0.0) -> Floats:
 
 
 def maker() -> str:
-    """Signature value naming the program."""
     return f"cbtqa-{cbtqa.__version__}"
-
-
-# --- corpus --------------------------------------------------------------------------------------
-# Metrics of a whole system that do not add up over pairs, such as the share of distinct words.
 
 
 class Collector(ABC):
@@ -174,23 +177,12 @@ class Collector(ABC):
         """The score; None when there was nothing to score."""
 
 
-class CorpusMetric(ABC):
-    """Base of the metrics of a whole system; they carry no interval."""
+class CorpusMetric(_Described):
+    """A metric of a whole system that does not add up over pairs; it has no interval."""
 
-    name: str
-    label: str
-    unit: str = "0-1"
     is_higher_better: ClassVar[bool | None] = None
-    unscored_reason: str = "no text could be scored"
+    unscored_reason = "no text could be scored"
 
     @abstractmethod
     def collector(self) -> Collector:
         """A fresh collector for one system."""
-
-    @abstractmethod
-    def own_fields(self) -> tuple[tuple[str, str], ...]:
-        """The settings of this metric, in the order of its signature."""
-
-    def signature(self) -> Signature:
-        """Name, own settings, and who computed it."""
-        return Signature((("metric", self.name), *self.own_fields(), ("by", maker())))

@@ -1,9 +1,7 @@
 """`cbtqa compare`: is one system better than another, by how much, and where.
 
 For every metric and pair of systems: the difference with its bootstrap interval, a paired test
-with Holm's correction over the whole table, and on how many questions each system wins. A metric
-that does not apply to a question counts for neither system there. Systems come from files of
-predictions, or from folders that `cbtqa score --out` left.
+with Holm's correction over the whole table, and on how many questions each system wins.
 """
 
 from __future__ import annotations
@@ -29,12 +27,7 @@ from cbtqa.metrics.contenders import (
     shared_metrics,
 )
 from cbtqa.metrics.evaluation import OnBlock
-from cbtqa.metrics.score_folder import (
-    Missing,
-    decimals,
-    explained,
-    label_of,
-)
+from cbtqa.metrics.score_folder import Missing, decimals, explained, label_of
 from cbtqa.metrics.scoring import Scored, ScoreSettings
 from cbtqa.records import Record
 from cbtqa.report.table import Cell, Column, Estimate, Table
@@ -60,16 +53,10 @@ Halves = tuple[Floats, Floats]
 """Of the baseline and of the system: sums or scores, one row a resample."""
 TIE = 1e-9
 """Scores of a pair closer than this count as equal; they differ only in rounding."""
-NOTHING_COMPARED: dict[str, Any] = {
-    **dict.fromkeys(("baseline_value", "system_value", "difference", "low", "high")),
-    **dict.fromkeys(("p", "p_adjusted", "win_rate")),
-    **dict.fromkeys(("n_wins", "n_losses", "n_ties"), 0),
-}
-"""Fields of a `PairComparison` where the metric applies to no question on both sides."""
 
 
 class CompareSettings(ScoreSettings):
-    """Everything `cbtqa compare` can be told; the fields of `cbtqa score` and these."""
+    """The settings of `cbtqa compare`: those of `cbtqa score` and these."""
 
     predictions: tuple[Path, ...] = ()
     """Files with predictions, or folders made by cbtqa score --out."""
@@ -95,30 +82,27 @@ class CompareSettings(ScoreSettings):
 
 
 class PairComparison(Record):
-    """One metric, two systems, on the questions where the metric applies to both.
-
-    What cannot be said is None with a reason, and never 0.
-    """
+    """One metric, two systems, on the questions where it applies to both; None is unknown."""
 
     metric: str
     unit: str
     baseline: str
     system: str
-    baseline_value: float | None
-    system_value: float | None
-    difference: float | None
+    baseline_value: float | None = None
+    system_value: float | None = None
+    difference: float | None = None
     """System minus baseline, in the metric's unit."""
     unscored_reason: str | None = None
     """Why there are no values: the metric applies to no question on both sides."""
-    low: float | None
-    high: float | None
+    low: float | None = None
+    high: float | None = None
     """95 % bootstrap interval of the difference."""
     interval_reason: str | None = None
     """Why there is no interval."""
     n_left_out: int = 0
     """Resamples left out of the interval because the metric is undefined in them."""
-    p: float | None
-    p_adjusted: float | None
+    p: float | None = None
+    p_adjusted: float | None = None
     """After Holm over every p of the comparison: all metrics, all pairs of systems."""
     p_reason: str | None = None
     """Why there is no p."""
@@ -128,11 +112,11 @@ class PairComparison(Record):
     """Answers to which the metric applies in both systems."""
     n_total: int
     """Answers compared, whether the metric applies or not."""
-    n_wins: int
+    n_wins: int = 0
     """Those of the `n` on which the system scores above the baseline."""
-    n_losses: int
-    n_ties: int
-    win_rate: float | None
+    n_losses: int = 0
+    n_ties: int = 0
+    win_rate: float | None = None
     """Wins and half the ties, by `n`."""
     signature: str
 
@@ -170,7 +154,7 @@ def compare(
 
     Args:
         scored: results of `score`, beside what the settings name.
-        on_block: told now and then how many references are scored, and of how many.
+        on_block: called with the references scored so far and their number.
 
     Raises:
         UsageError: fewer than two systems, an unknown baseline or metric, or too few questions
@@ -236,25 +220,21 @@ def _compare_pair(
     tested = drawn
     if settings.test == "ar":
         tested = swapped_sums(sides[0], sides[1], settings.trials, settings.seed)
+    ends = np.cumsum([0, *(metric.n_columns for metric in metrics)]).tolist()
+    slices = [slice(start, end) for start, end in pairwise(ends)]
     return [
         _compare_metric(
             pair,
             metric,
             counts,
-            [_scores(metric, sums, columns) for sums in (drawn, tested)],
+            [
+                (metric.from_sums(first[:, columns]), metric.from_sums(second[:, columns]))
+                for first, second in (drawn, tested)
+            ],
             settings,
         )
-        for metric, counts, columns in zip(metrics, is_compared, _slices(metrics), strict=True)
+        for metric, counts, columns in zip(metrics, is_compared, slices, strict=True)
     ]
-
-
-def _slices(metrics: Sequence[Metric]) -> list[slice]:
-    ends = np.cumsum([0, *(metric.n_columns for metric in metrics)]).tolist()
-    return [slice(start, end) for start, end in pairwise(ends)]
-
-
-def _scores(metric: Metric, sums: Halves, columns: slice) -> Halves:
-    return metric.from_sums(sums[0][:, columns]), metric.from_sums(sums[1][:, columns])
 
 
 def _compare_metric(
@@ -264,19 +244,15 @@ def _compare_metric(
     resampled: Sequence[Halves],
     settings: CompareSettings,
 ) -> PairComparison:
-    """One metric of one pair.
-
-    Args:
-        resampled: scores of both systems in the bootstrap's resamples, and in the test's.
-    """
+    """`resampled`: scores of both systems in the bootstrap's resamples, and in the test's."""
     n = int(is_compared.sum())
-    told: dict[str, Any] = {
+    n_trials = settings.bootstrap if settings.test == "bs" else settings.trials
+    known: dict[str, Any] = {
         "metric": metric.name,
         "unit": metric.unit,
         "baseline": pair[0].name,
         "system": pair[1].name,
-        "test": f"{settings.test}:{_n_trials(settings)}|seed:{settings.seed}"
-        f"|p:{settings.p_convention}",
+        "test": f"{settings.test}:{n_trials}|seed:{settings.seed}|p:{settings.p_convention}",
         "n": n,
         "n_total": len(is_compared),
         "signature": pair[0].reported[metric.name].signature,
@@ -284,7 +260,7 @@ def _compare_metric(
     if n == 0:
         reason = _why_not_compared(pair, metric)
         reasons = ("unscored_reason", "interval_reason", "p_reason")
-        return PairComparison(**told, **dict.fromkeys(reasons, reason), **NOTHING_COMPARED)
+        return PairComparison(**known, **dict.fromkeys(reasons, reason))
     first, second = (
         float(metric.from_sums(one.scores.matrices[metric.name][is_compared].sum(0)))
         for one in pair
@@ -298,7 +274,7 @@ def _compare_metric(
     gains = _gains(pair, metric)[is_compared]
     n_wins, n_losses = int(np.sum(gains > TIE)), int(np.sum(gains < -TIE))
     return PairComparison(
-        **told,
+        **known,
         baseline_value=first,
         system_value=second,
         difference=second - first,
@@ -314,10 +290,6 @@ def _compare_metric(
         n_ties=n - n_wins - n_losses,
         win_rate=0.5 + (n_wins - n_losses) / (2 * n),
     )
-
-
-def _n_trials(settings: CompareSettings) -> int:
-    return settings.bootstrap if settings.test == "bs" else settings.trials
 
 
 def _p_value(
@@ -339,12 +311,12 @@ def _p_value(
 def _why_not_compared(pair: Pair, metric: Metric) -> str:
     """Of two systems that share no question to which the metric applies."""
     reasons = {one.name: one.reported[metric.name].unscored_reason for one in pair}
-    told = {name: reason for name, reason in reasons.items() if reason}
-    if not told:
+    given = {name: reason for name, reason in reasons.items() if reason}
+    if not given:
         return "no question to which it applies in both systems"
-    if len(told) == len(pair) and len(set(told.values())) == 1:
-        return next(iter(told.values()))
-    return "; ".join(f"{name}: {reason}" for name, reason in told.items())
+    if len(given) == len(pair) and len(set(given.values())) == 1:
+        return next(iter(given.values()))
+    return "; ".join(f"{name}: {reason}" for name, reason in given.items())
 
 
 def _gains(pair: Pair, metric: Metric) -> Floats:
@@ -362,16 +334,10 @@ def _examples(
     for pair in pairs:
         gains = np.nan_to_num(_gains(pair, metric))
         order = np.argsort(gains, kind="stable").tolist()
-        best += [
-            _example(pair, metric, place, float(gains[place]))
-            for place in order[::-1][:n_examples]
-            if gains[place] > TIE
-        ]
-        worst += [
-            _example(pair, metric, place, float(gains[place]))
-            for place in order[:n_examples]
-            if gains[place] < -TIE
-        ]
+        gained = [place for place in order[::-1][:n_examples] if gains[place] > TIE]
+        lost = [place for place in order[:n_examples] if gains[place] < -TIE]
+        best += [_example(pair, metric, place, float(gains[place])) for place in gained]
+        worst += [_example(pair, metric, place, float(gains[place])) for place in lost]
     return best, worst
 
 
@@ -393,7 +359,7 @@ def _example(pair: Pair, metric: Metric, place: int, gain: float) -> Example:
 
 def _refuse_bootstrap_test_of_few(contender: Contender, settings: CompareSettings) -> None:
     """sacrebleu's convention is left to those who ask for it by name."""
-    n_questions = _n_questions(contender)
+    n_questions = len(set(contender.questions))
     if (
         settings.test == "bs"
         and settings.p_convention != "sacrebleu"
@@ -406,13 +372,9 @@ def _refuse_bootstrap_test_of_few(contender: Contender, settings: CompareSetting
         )
 
 
-def _n_questions(contender: Contender) -> int:
-    return len({contender.references.clusters[row] for row in contender.scores.rows.tolist()})
-
-
 def _warnings(contender: Contender, settings: CompareSettings) -> list[str]:
     found = []
-    n_questions = _n_questions(contender)
+    n_questions = len(set(contender.questions))
     if n_questions < FEW_ITEMS:
         found.append(f"only {n_questions} questions: below {FEW_ITEMS}, no test can be trusted")
     if settings.test == "bs" and n_questions < FEWEST_FOR_BOOTSTRAP:
@@ -423,9 +385,6 @@ def _warnings(contender: Contender, settings: CompareSettings) -> list[str]:
         )
     return found
 
-
-# --- comparison page -----------------------------------------------------------------------------
-# A comparison as tables and as a Markdown page with its examples.
 
 COMPARISON_NAME = "compare.json"
 

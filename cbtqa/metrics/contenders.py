@@ -18,8 +18,7 @@ from cbtqa.metrics.evaluation import OnBlock, SystemScores
 from cbtqa.metrics.pairs import Predictions, References
 from cbtqa.metrics.registry import additive_metric
 from cbtqa.metrics.score_folder import SCORES_NAME, StoredScores
-from cbtqa.metrics.scoring import Scored, ScoreReport, ScoreSettings, score
-from cbtqa.metrics.text.sequences import Ints
+from cbtqa.metrics.scoring import Scored, ScoreSettings, score
 from cbtqa.records import MetricScore
 from cbtqa.statistics.resampling import sum_by_cluster
 
@@ -38,7 +37,6 @@ class Contender:
 
     @property
     def name(self) -> str:
-        """The system's name."""
         return self.answers.system
 
     def is_scored(self, metric: Metric) -> Bools:
@@ -51,11 +49,7 @@ class Contender:
         return [self.references.clusters[row] for row in self.scores.rows.tolist()]
 
     def stacked(self, metrics: Sequence[Metric], is_compared: Sequence[Bools]) -> Floats:
-        """Statistics of all metrics side by side, one row a question.
-
-        Args:
-            is_compared: for each metric which answers count; the others add nothing.
-        """
+        """Statistics of all metrics, one row a question; `is_compared`: the answers that count."""
         parts = [
             self.scores.matrices[metric.name] * counts[:, None]
             for metric, counts in zip(metrics, is_compared, strict=True)
@@ -65,26 +59,14 @@ class Contender:
         return joined if is_one_each else sum_by_cluster(joined, questions)
 
 
-def reported_of(report: ScoreReport, system: str) -> dict[str, MetricScore]:
-    """The system's scores by metric."""
-    return {one.metric: one for one in report.scores if one.system == system}
-
-
 def gather(
     settings: ScoreSettings, on_block: OnBlock, scored: Sequence[Scored] = ()
 ) -> list[Contender]:
-    """Every system already scored, then of the folders and of the files named.
-
-    Raises:
-        UsageError: fewer than two systems, or two of one name.
-    """
+    """Every system already scored, then of the folders and files named; at least two."""
     folders = [path for path in settings.predictions if (path / SCORES_NAME).exists()]
     rest = tuple(path for path in settings.predictions if path not in folders)
-    found: list[Contender] = []
-    for one in scored:
-        found += _contenders_of(one, with_anchors=settings.anchors)
-    for folder in folders:
-        found += _contenders_of(StoredScores(folder), with_anchors=settings.anchors)
+    known: list[Scored | StoredScores] = [*scored, *map(StoredScores, folders)]
+    found = [one for each in known for one in _contenders_of(each, with_anchors=settings.anchors)]
     if rest:
         fresh = score(settings.model_copy(update={"predictions": rest}), on_block, is_checked=False)
         found += _contenders_of(fresh, with_anchors=True)
@@ -101,19 +83,18 @@ def gather(
 
 def _contenders_of(scored: Scored | StoredScores, *, with_anchors: bool) -> list[Contender]:
     anchors = {one.system for one in scored.report.systems if one.is_anchor}
+    reported: dict[str, dict[str, MetricScore]] = {}
+    for one in scored.report.scores:
+        reported.setdefault(one.system, {})[one.metric] = one
     return [
-        Contender(answers, scores, scored.references, reported_of(scored.report, answers.system))
+        Contender(answers, scores, scored.references, reported.get(answers.system, {}))
         for answers, scores in zip(scored.predictions, scored.evaluated, strict=True)
         if with_anchors or answers.system not in anchors
     ]
 
 
 def refuse_other_references(contenders: Sequence[Contender]) -> None:
-    """Looks at the references' hashes.
-
-    Raises:
-        DataError: two systems were scored against other references; shows both.
-    """
+    """Raises a DataError when two systems were scored against other references; shows both."""
     first = contenders[0]
     for other in contenders[1:]:
         if other.references.sha256 != first.references.sha256:
@@ -128,11 +109,7 @@ def refuse_other_references(contenders: Sequence[Contender]) -> None:
 
 
 def on_same_rows(contenders: Sequence[Contender], *, is_common: bool) -> list[Contender]:
-    """The systems restricted to the questions that all of them answer.
-
-    Raises:
-        DataError: they answer other questions and `is_common` is False, or share none.
-    """
+    """The systems on the questions that all answer; a DataError when these differ or are none."""
     first = contenders[0]
     common = first.scores.rows
     for other in contenders[1:]:
@@ -145,21 +122,17 @@ def on_same_rows(contenders: Sequence[Contender], *, is_common: bool) -> list[Co
         common = np.intersect1d(common, other.scores.rows)
     if not len(common):
         raise DataError("the systems have no answered question in common")
-    return [replace(one, scores=_restricted(one.scores, common)) for one in contenders]
-
-
-def _restricted(scores: SystemScores, rows: Ints) -> SystemScores:
-    keep = np.isin(scores.rows, rows)
-    matrices = {name: matrix[keep] for name, matrix in scores.matrices.items()}
-    return replace(scores, rows=rows, matrices=matrices)
+    restricted = []
+    for one in contenders:
+        keep = np.isin(one.scores.rows, common)
+        matrices = {name: matrix[keep] for name, matrix in one.scores.matrices.items()}
+        scores = replace(one.scores, rows=common, matrices=matrices)
+        restricted.append(replace(one, scores=scores))
+    return restricted
 
 
 def shared_metrics(contenders: Sequence[Contender]) -> list[Metric]:
-    """Metrics that all systems have, after their settings were seen to be the same.
-
-    Raises:
-        DataError: a metric was computed with other settings (shows both), or none is shared.
-    """
+    """Metrics that all systems have; a DataError when their settings differ or none is shared."""
     first = contenders[0]
     metrics = []
     for name, score_of_first in first.reported.items():

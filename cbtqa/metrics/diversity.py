@@ -34,12 +34,10 @@ class Distinct(CorpusMetric):
         self.name, self.label = f"distinct_{order}", f"distinct-{order}"
 
     def collector(self) -> Collector:
-        """Counts grams in packed numbers."""
         return _DistinctGrams(self.order)
 
-    def own_fields(self) -> tuple[tuple[str, str], ...]:
-        """Order and segmentation."""
-        return (("order", str(self.order)), *words_signature(), ("spaces", "dropped"))
+    def own_fields(self) -> str:
+        return f"order:{self.order}|{words_signature()}|spaces:dropped"
 
 
 class _DistinctGrams(Collector):
@@ -70,12 +68,10 @@ class OpeningRepetition(CorpusMetric):
         self.name, self.label = "opening_repetition", "repeated openings"
 
     def collector(self) -> Collector:
-        """Counts openings."""
         return _Openings()
 
-    def own_fields(self) -> tuple[tuple[str, str], ...]:
-        """Length of an opening."""
-        return (("characters", str(OPENING_CHARACTERS)), ("spaces", "dropped"))
+    def own_fields(self) -> str:
+        return f"characters:{OPENING_CHARACTERS}|spaces:dropped"
 
 
 class _Openings(Collector):
@@ -104,18 +100,12 @@ class SelfBleu(CorpusMetric):
         self.name, self.label = "self_bleu", "self-BLEU"
 
     def collector(self) -> Collector:
-        """Keeps the words of a sample."""
         return _Sample(self.n_sampled, self.seed)
 
-    def own_fields(self) -> tuple[tuple[str, str], ...]:
-        """BLEU's settings and the sample."""
+    def own_fields(self) -> str:
         return (
-            ("nrefs", "rest"),
-            ("eff", "yes"),
-            *words_signature(),
-            ("smooth", "exp"),
-            ("sample", str(self.n_sampled)),
-            ("sample_seed", str(self.seed)),
+            f"nrefs:rest|eff:yes|{words_signature()}|smooth:exp|sample:{self.n_sampled}"
+            f"|sample_seed:{self.seed}"
         )
 
 
@@ -142,15 +132,15 @@ class _Sample(Collector):
 
 
 def self_bleu(texts: list[list[int]]) -> Floats:
-    """BLEU (0-100, effective order) of each text against all the others, shape (texts,).
-
-    One pass instead of one per pair: of each gram it is enough to know the two highest counts,
-    for the highest among the others is the highest of all or, for its owner, the second.
-    """
+    """BLEU (0-100, effective order) of each text against all the others, shape (texts,)."""
+    # one pass: the highest count among the others is the highest of all or, for its owner, the next
     lengths = np.array([len(text) for text in texts], np.int64)
     sums = np.zeros((len(texts), 2 + 2 * MAX_ORDER), np.float64)
     sums[:, 0] = lengths
-    sums[:, 1] = [_closest_other(sums[:, 0], index) for index in range(len(texts))]
+    for index, length in enumerate(lengths):
+        others = np.delete(lengths, index)
+        distance = np.abs(others - length)
+        sums[index, 1] = others[distance == distance.min()].min()  # the shorter of equally close
     words = np.array([word for text in texts for word in text], np.int64)
     text_of = np.repeat(np.arange(len(texts)), lengths)
     grams = numbers_of(words)
@@ -180,10 +170,3 @@ def _shared_with_others(grams: Ints, owners: Ints, n_texts: int) -> Floats:
     among_others = np.where(is_top, second, counts[top])
     shared = np.minimum(counts, among_others).astype(np.float64)
     return np.bincount(owner, weights=shared, minlength=n_texts).astype(np.float64)
-
-
-def _closest_other(lengths: Floats, index: int) -> float:
-    """The length among the other texts that is closest; of two equally close, the shorter."""
-    others = np.delete(lengths, index)
-    distance = np.abs(others - lengths[index])
-    return float(others[distance == distance.min()].min())

@@ -1,7 +1,6 @@
 """From texts to numbers: statistics of every system and metric, scores with intervals.
 
-Pairs go through in blocks, so that memory holds the texts and the statistics but never the
-tokens of the whole corpus.
+Pairs are read in blocks, so that memory never holds the tokens of the whole corpus.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cbtqa.errors import DataError
 from cbtqa.metrics.base import CorpusMetric, Floats, Metric, Signature
@@ -20,12 +20,7 @@ from cbtqa.metrics.registry import metrics_named
 from cbtqa.metrics.text.sequences import Ints
 from cbtqa.metrics.text.texts import Item, Reading, Texts
 from cbtqa.records import MetricScore
-from cbtqa.statistics.resampling import (
-    Interval,
-    bootstrap_sums,
-    defined_interval,
-    sum_by_cluster,
-)
+from cbtqa.statistics.resampling import Interval, bootstrap_sums, defined_interval, sum_by_cluster
 
 PAIRS_PER_BLOCK = 500
 CEILING, FLOOR = "references", "shuffled references"
@@ -34,7 +29,7 @@ NOTHING = Item("")
 NO_INTERVAL = Interval(None, None, None, 0)
 """Of a score that cannot have one: nothing was scored, or it does not add up over pairs."""
 OnBlock = Callable[[int, int], None]
-"""Told after each block how many references are done, and of how many."""
+"""Called after each block with the references done and their number."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +44,7 @@ class SystemScores:
     whole: dict[str, float | None]
     """Scores of the metrics that do not add up over pairs."""
     why_unscored: dict[str, str]
-    """What to say of an additive metric that applies to none of the pairs."""
+    """The reason when an additive metric applies to none of the pairs."""
 
 
 def evaluate(
@@ -70,7 +65,7 @@ def evaluate(
         theirs = Texts([item or NOTHING for item in references.items[block]], reading)
         for number, system in enumerate(systems):
             ours = Texts([item or NOTHING for item in system.items[block]], reading)
-            is_scored = _is_scored(system, references)[block]
+            is_scored = both_answered(system.items, references.items)[block]
             for metric, part in zip(additive, parts[number], strict=True):
                 part.append(metric.statistics(ours, theirs)[is_scored])
             for collector in collectors[number]:
@@ -79,7 +74,7 @@ def evaluate(
     return [
         SystemScores(
             system.system,
-            np.flatnonzero(_is_scored(system, references)),
+            np.flatnonzero(both_answered(system.items, references.items)),
             {m.name: np.concatenate(p) for m, p in zip(additive, parts[number], strict=True)},
             {m.name: c.score() for m, c in zip(collecting, collectors[number], strict=True)},
             {m.name: m.why_unscored(system.items, references.items) for m in additive},
@@ -88,23 +83,14 @@ def evaluate(
     ]
 
 
-def _is_scored(
-    system: Predictions, references: References
-) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    return np.array(
-        [
-            ours is not None and theirs is not None
-            for ours, theirs in zip(system.items, references.items, strict=True)
-        ],
-        np.bool_,
-    )
+def both_answered(ours: Sequence[Item | None], theirs: Sequence[Item | None]) -> NDArray[np.bool_]:
+    """Which pairs have a text on both sides, shape (pairs,)."""
+    pairs = zip(ours, theirs, strict=True)
+    return np.array([one is not None and other is not None for one, other in pairs], np.bool_)
 
 
 def anchors(references: References, seed: int) -> list[Predictions]:
-    """The ceiling and the floor of every metric on these references, as two systems.
-
-    The floor gives each question the answer to another one: what shared wording alone scores.
-    """
+    """The ceiling and the floor, which gives each question another one's answer, as two systems."""
     n = len(references.items)
     order = np.random.default_rng(seed).permutation(n)
     # turning a random cycle by one place leaves no reference at its own question
@@ -133,34 +119,47 @@ def scores_of(
     for system in evaluated:
         intervals = _intervals(system, metrics, references, resampling)
         for metric in metrics:
-            signature = str(full_signature(metric, references, system, resampling))
+            signature = str(_full_signature(metric, references, system, resampling))
             if isinstance(metric, Metric):
-                value = float(metric.from_sums(system.matrices[metric.name].sum(0)))
-                n_scored = metric.n_scored(system.matrices[metric.name])
-                reason = system.why_unscored[metric.name]
+                matrix = system.matrices[metric.name]
+                value: float | None = float(metric.from_sums(matrix.sum(0)))
+                n_scored, reason = metric.n_scored(matrix), system.why_unscored[metric.name]
             else:
-                whole = system.whole[metric.name]
-                value = np.nan if whole is None else whole
-                n_scored, reason = len(system.rows), metric.unscored_reason
-            is_scored = not np.isnan(value) and n_scored > 0
-            interval = (intervals.get(metric.name) if is_scored else None) or NO_INTERVAL
-            scores.append(
-                MetricScore(
-                    metric=metric.name,
-                    system=system.system,
-                    value=value if is_scored else None,
-                    low=interval.low,
-                    high=interval.high,
-                    unit=metric.unit,
-                    n_scored=n_scored if is_scored else 0,
-                    n_total=len(references.ids),
-                    signature=signature,
-                    unscored_reason=None if is_scored else reason,
-                    interval_reason=interval.reason,
-                    n_left_out=interval.n_left_out,
-                )
-            )
+                value, n_scored = system.whole[metric.name], len(system.rows)
+                reason = metric.unscored_reason
+            counts = (n_scored, len(references.ids))
+            interval = intervals.get(metric.name, NO_INTERVAL)
+            scores.append(_score(metric, system.system, value, counts, signature, reason, interval))
     return scores
+
+
+def _score(
+    metric: Metric | CorpusMetric,
+    system: str,
+    value: float | None,
+    counts: tuple[int, int],
+    signature: str,
+    reason: str,
+    interval: Interval = NO_INTERVAL,
+) -> MetricScore:
+    """The record of a score; `counts` are the pairs scored and all pairs."""
+    n_scored, n_total = counts
+    is_scored = value is not None and not np.isnan(value) and n_scored > 0
+    interval = interval if is_scored else NO_INTERVAL
+    return MetricScore(
+        metric=metric.name,
+        system=system,
+        value=value if is_scored else None,
+        low=interval.low,
+        high=interval.high,
+        unit=metric.unit,
+        n_scored=n_scored if is_scored else 0,
+        n_total=n_total,
+        signature=signature,
+        unscored_reason=None if is_scored else reason,
+        interval_reason=interval.reason,
+        n_left_out=interval.n_left_out,
+    )
 
 
 def _intervals(
@@ -188,7 +187,7 @@ def _intervals(
     return found
 
 
-def full_signature(
+def _full_signature(
     metric: Metric | CorpusMetric,
     references: References,
     system: SystemScores,
@@ -203,9 +202,6 @@ def full_signature(
         fields |= {"bs": resampling.n_trials, "seed": resampling.seed}
     return metric.signature().extended(**fields)
 
-
-# --- lists ---------------------------------------------------------------------------------------
-# One metric on two lists, without files: for notebooks and for `evaluate`.
 
 EVALUATE_MODULE = str(files("cbtqa.metrics") / "for_evaluate.py")
 """Path of the module that `evaluate.load` takes; the metric's name is its second argument."""
@@ -235,29 +231,19 @@ def score_lists(
         raise DataError(f"'{metric}' names {len(chosen)} metrics", hint="name one")
     one = chosen[0]
     groups = _groups(predictions, references)
-    value, n_scored = np.nan, len(predictions)
+    n = len(predictions)
+    value: float | None
     if isinstance(one, Metric):
         rows = _statistics(one, predictions, groups)
         value, n_scored = float(one.from_sums(rows.sum(0))), one.n_scored(rows)
     else:
         collector = one.collector()
-        side = _texts(predictions, Reading())
-        collector.add(side, np.ones(len(predictions), np.bool_))
-        whole = collector.score()
-        value = np.nan if whole is None else whole
-    is_scored = not np.isnan(value) and n_scored > 0
+        collector.add(Texts(list(map(Item, predictions)), Reading()), np.ones(n, np.bool_))
+        value, n_scored = collector.score(), n
     sizes = {len(group) for group in groups}
     several = {} if sizes <= {1} else {"nrefs": "var" if len(sizes) > 1 else sizes.pop()}
-    return MetricScore(
-        metric=one.name,
-        system=system,
-        value=value if is_scored else None,
-        unit=one.unit,
-        n_scored=n_scored if is_scored else 0,
-        n_total=len(predictions),
-        signature=str(one.signature().extended(**several, n=len(predictions))),
-        unscored_reason=None if is_scored else one.unscored_reason,
-    )
+    signature = str(one.signature().extended(**several, n=n))
+    return _score(one, system, value, (n_scored, n), signature, one.unscored_reason)
 
 
 def _groups(
@@ -278,10 +264,6 @@ def _groups(
     return groups
 
 
-def _texts(texts: Sequence[str], reading: Reading) -> Texts:
-    return Texts([Item(text) for text in texts], reading)
-
-
 def _statistics(
     metric: Metric, predictions: Sequence[str], groups: Sequence[Sequence[str]]
 ) -> Floats:
@@ -293,8 +275,8 @@ def _statistics(
         block = list(
             zip(predictions[first : first + size], groups[first : first + size], strict=True)
         )
-        ours = _texts([text for text, group in block for _ in group], reading)
-        theirs = _texts([text for _, group in block for text in group], reading)
+        ours = Texts([Item(text) for text, group in block for _ in group], reading)
+        theirs = Texts([Item(text) for _, group in block for text in group], reading)
         if most == 1:
             rows.append(metric.statistics(ours, theirs))
         else:

@@ -5,10 +5,8 @@
     bleu.compute(predictions=["我很好。"], references=["我很好！"])
     bleu.compute(predictions=["我很好。"], references=[["我很好！", "我好。"]])
 
-The second argument is the metric's name, as on the command line. Values are those of `cbtqa
-score`; beside them stand the signature and the counts. Never write `evaluate.load("bleu")` for
-Chinese: without a path it runs a file of that name in the current folder, or downloads a metric
-that takes a Chinese sentence for one word.
+The second argument is the metric's name, as on the command line. Never write
+`evaluate.load("bleu")` for Chinese: that metric takes a Chinese sentence for one word.
 """
 
 from __future__ import annotations

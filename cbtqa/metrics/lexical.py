@@ -1,8 +1,7 @@
 """BLEU, chrF, METEOR and ROUGE on Chinese units, with the values of the programs that define them.
 
-The unit decides the number: BLEU runs from 5.3 to 53.6 on one and the same output. So each unit
-is a metric of its own: `zh` is sacrebleu's tokenizer and the convention of WMT, `jieba` scores
-words, `char` characters.
+The unit decides the number: BLEU runs from 5.3 to 53.6 on the same output. So each unit is a metric
+of its own: `zh` is sacrebleu's tokenizer and WMT's convention, `jieba` words, `char` characters.
 """
 
 from __future__ import annotations
@@ -23,15 +22,13 @@ from cbtqa.metrics.text.texts import Texts
 def sacrebleu_version() -> str:
     """The sacrebleu that is installed, which defines BLEU and chrF; `none` where there is none.
 
-    Scores during training want no sacrebleu.
+    Scores during training do not need it.
     """
     try:
         return importlib.metadata.version("sacrebleu")
     except importlib.metadata.PackageNotFoundError:
         return "none"
 
-
-# --- BLEU ----------------------------------------------------------------------------------------
 
 MAX_ORDER = 4
 Unit = Literal["zh", "jieba", "char"]
@@ -53,7 +50,6 @@ class Bleu(Metric):
         self._scale = 1.0 if is_percent else 0.01
 
     def units(self, side: Texts) -> Sequences:
-        """What is counted of each text."""
         if self.tokens == "zh":
             return side.zh
         return side.words if self.tokens == "jieba" else side.characters
@@ -85,25 +81,20 @@ class Bleu(Metric):
         return rows
 
     def from_sums(self, sums: Floats) -> Floats:
-        """Corpus BLEU (`eff:no`)."""
         return self._scale * bleu_from_sums(sums, is_effective_order=False)
 
     def per_pair(self, statistics: Floats) -> Floats:
-        """BLEU of each pair on its own (`eff:yes`)."""
         return self._scale * bleu_from_sums(statistics, is_effective_order=True)
 
-    def own_fields(self) -> tuple[tuple[str, str], ...]:
-        """sacrebleu's signature, and the dictionary where words are the unit."""
-        tokens = words_signature() if self.tokens == "jieba" else (("tok", self.tokens),)
+    def own_fields(self) -> str:
         return (
-            ("nrefs", "1"),
-            ("case", "mixed"),
-            ("eff", "no"),
-            *tokens,
-            ("smooth", "exp"),
-            ("scale", self.unit),
-            ("version", sacrebleu_version()),
+            f"nrefs:1|case:mixed|eff:no|{_tokens(self.tokens)}|smooth:exp|scale:{self.unit}"
+            f"|version:{sacrebleu_version()}"
         )
+
+
+def _tokens(tokens: Unit) -> str:
+    return words_signature() if tokens == "jieba" else f"tok:{tokens}"
 
 
 def _grams(symbols: list[int], order: int) -> Counter[tuple[int, ...]]:
@@ -137,8 +128,6 @@ def bleu_from_sums(sums: Floats, *, is_effective_order: bool) -> Floats:
     return np.where(matched.any(-1), brevity * np.exp(mean), 0.0)
 
 
-# --- chrF ----------------------------------------------------------------------------------------
-
 CHARACTER_ORDER = 6  # Source: Popović 2015, and sacrebleu's default
 CHRF_BETA = 2  # Source: Popović, WMT 2016
 
@@ -166,20 +155,12 @@ class Chrf(Metric):
         return counts.astype(np.float64)
 
     def from_sums(self, sums: Floats) -> Floats:
-        """chrF2 of a corpus, or of each pair."""
         return self._scale * chrf_from_sums(sums)
 
-    def own_fields(self) -> tuple[tuple[str, str], ...]:
-        """sacrebleu's signature."""
+    def own_fields(self) -> str:
         return (
-            ("nrefs", "1"),
-            ("case", "mixed"),
-            ("eff", "yes"),
-            ("nc", str(CHARACTER_ORDER)),
-            ("nw", "0"),
-            ("space", "no"),
-            ("scale", self.unit),
-            ("version", sacrebleu_version()),
+            f"nrefs:1|case:mixed|eff:yes|nc:{CHARACTER_ORDER}|nw:0|space:no|scale:{self.unit}"
+            f"|version:{sacrebleu_version()}"
         )
 
 
@@ -193,8 +174,6 @@ def chrf_from_sums(sums: Floats) -> Floats:
     factor = CHRF_BETA**2
     return 100 * divided((1 + factor) * precision * recall, factor * precision + recall)
 
-
-# --- METEOR --------------------------------------------------------------------------------------
 
 ALPHA, BETA, GAMMA = 0.9, 3.0, 0.5  # Source: nltk's defaults
 
@@ -226,22 +205,11 @@ class Meteor(MeanMetric):
         mean = divided(precision * recall, ALPHA * precision + (1 - ALPHA) * recall)
         return (1 - GAMMA * divided(chunks.astype(np.float64), matches) ** BETA) * mean
 
-    def own_fields(self) -> tuple[tuple[str, str], ...]:
-        """Segmentation and the constants."""
-        tokens = words_signature() if self.tokens == "jieba" else (("tok", "char"),)
+    def own_fields(self) -> str:
         return (
-            ("nrefs", "1"),
-            ("case", "lower"),
-            *tokens,
-            ("spaces", "dropped"),
-            ("stages", "exact+porter"),
-            ("abg", f"{ALPHA}/{BETA}/{GAMMA}"),
-            ("form", "nltk-3.10"),
-            ("scale", self.unit),
+            f"nrefs:1|case:lower|{_tokens(self.tokens)}|spaces:dropped|stages:exact+porter"
+            f"|abg:{ALPHA}/{BETA}/{GAMMA}|form:nltk-3.10|scale:{self.unit}"
         )
-
-
-# --- ROUGE ---------------------------------------------------------------------------------------
 
 
 class Rouge(MeanMetric):
@@ -278,16 +246,8 @@ class Rouge(MeanMetric):
         recall = divided(shared.astype(np.float64), n_theirs)
         return divided(2 * precision * recall, precision + recall)
 
-    def own_fields(self) -> tuple[tuple[str, str], ...]:
-        """Segmentation and the kind of average."""
-        tokens = words_signature() if self.tokens == "jieba" else (("tok", "char"),)
+    def own_fields(self) -> str:
         return (
-            ("nrefs", "1"),
-            ("case", "mixed"),
-            *tokens,
-            ("spaces", "dropped"),
-            ("stem", "no"),
-            ("measure", "f1"),
-            ("form", "rouge_score-0.1.2"),
-            ("scale", self.unit),
+            f"nrefs:1|case:mixed|{_tokens(self.tokens)}|spaces:dropped|stem:no|measure:f1"
+            f"|form:rouge_score-0.1.2|scale:{self.unit}"
         )

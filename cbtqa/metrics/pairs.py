@@ -3,9 +3,6 @@
 A file is JSONL, JSON, CSV, TSV, Parquet, a folder of Parquet, a folder that `datasets` saved, or
 a dataset built by `cbtqa build-dataset` (whose test split is read). Columns are found by their
 usual names or named by setting.
-
-    references = read_references(Path("cbtqa-dataset"), Columns(), split="test")
-    predictions = read_predictions(Path("baichuan.jsonl"), Columns(), references)
 """
 
 from __future__ import annotations
@@ -81,11 +78,7 @@ class Predictions:
 
 
 def read_references(path: Path, columns: Columns, split: str) -> References:
-    """The references of a file or dataset.
-
-    Raises:
-        DataError: missing file or column, an empty or repeated id, no row at all.
-    """
+    """The references of a file or dataset; a DataError for a missing column or a repeated id."""
     rows = list(_keyed_rows(path, columns, REFERENCE_NAMES, split))
     if not rows:
         raise DataError("holds no row", where=str(path))
@@ -107,22 +100,18 @@ def read_references(path: Path, columns: Columns, split: str) -> References:
 def read_predictions(
     path: Path, columns: Columns, references: References, split: str | None = None
 ) -> Predictions:
-    """One system's answers.
+    """One system's answers; a DataError as for references, or when no id is theirs.
 
     Args:
-        split: the split to take when `path` is a built dataset; None when the references are
-            none, for then the two were swapped.
-
-    Raises:
-        DataError: missing file or column, an empty or repeated id, no id of the references.
-        UsageError: predictions and references seem to be swapped.
+        split: of a built dataset; None when the references are no dataset, for a dataset of
+            predictions then means that the two were swapped: a UsageError.
     """
     text_names: Sequence[str] = PREDICTION_NAMES
     if has_splits(path):
         text_names = REFERENCE_NAMES
         if split is None:
             raise UsageError(
-                f"{path} is a dataset and stands in the place of predictions, but --ref is none",
+                f"{path} is a dataset in the place of predictions, but --ref is none",
                 hint="predictions come first, references after --ref",
             )
     own_name = path.name if path.is_dir() else path.stem
@@ -150,10 +139,8 @@ def read_predictions(
     counts = {
         "n_rows": len(found),
         "n_not_in_references": len(extra),
-        "n_missing": sum(question_id not in found for question_id in references.ids),
-        "n_none": sum(
-            question_id in found and found[question_id] is None for question_id in references.ids
-        ),
+        "n_missing": len(references.ids) - len(found) + len(extra),
+        "n_none": sum(one in found and found[one] is None for one in references.ids),
         "n_cut": n_cut,
         **_text_counts(items, references.items),
     }
@@ -189,16 +176,16 @@ def _finish_reason(row: Mapping[str, Any]) -> str | None:
 
 
 def _rows(path: Path, split: str, encoding: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    is_told = encoding.lower().replace("_", "-") not in ("utf-8", "utf8")
+    is_named = encoding.lower().replace("_", "-") not in ("utf-8", "utf8")
     if path.is_dir() and not has_splits(path) and list(path.rglob("*.arrow")):
         for shard in sorted(path.rglob("*.arrow")):
             yield from _read_arrow(shard)
     else:
-        yield from source_rows(path, split, "utf-8" if is_told and _is_utf8(path) else encoding)
+        yield from source_rows(path, split, "utf-8" if is_named and _is_utf8(path) else encoding)
 
 
 def _is_utf8(path: Path) -> bool:
-    """Whether a text file can be read without being told its encoding."""
+    """Whether a text file can be read as UTF-8."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     try:
         with path.open("rb") as stream:
@@ -216,11 +203,9 @@ def _read_arrow(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
     try:
         with pa.ipc.open_stream(path) as reader:
-            number = 0
-            for batch in reader:
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{path}:row {number}", row
+            rows = (row for batch in reader for row in batch.to_pylist())
+            for number, row in enumerate(rows, 1):
+                yield f"{path}:row {number}", row
     except pa.ArrowInvalid as error:
         raise DataError(f"not an Arrow stream: {error}", where=str(path)) from None
 
@@ -309,9 +294,8 @@ def _has_steps(row: Mapping[str, Any]) -> bool | None:
 def _as_one_source(rows: Iterable[Item | None]) -> tuple[Item | None, ...]:
     """The rows of one file, where an empty cell means what the other rows make of it.
 
-    In a file with steps, an answer without any lacks them; in one of flowing text there is
-    nothing to lack. A list of labels that is empty in every row is no labelling. And a row
-    without labels was labelled by whatever labelled the others.
+    In a file with steps, an answer without any lacks them. A list of labels that is empty in every
+    row is no labelling. A row without labels was labelled by whatever labelled the others.
     """
     rows = tuple(rows)
     items = [item for item in rows if item is not None]
@@ -331,10 +315,7 @@ def _as_one_source(rows: Iterable[Item | None]) -> tuple[Item | None, ...]:
 
 
 def _labels(value: object, where: str) -> list[tuple[str, str]] | None:
-    """Distortion ids with their labellers, "" where only the id is told.
-
-    None when the source has no such column.
-    """
+    """Distortion ids with their labellers, "" where only the id is given; None without a column."""
     if isinstance(value, str):  # a list in a CSV cell
         try:
             value = json.loads(value)

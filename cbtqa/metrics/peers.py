@@ -1,10 +1,7 @@
 """Scores checked in every run by the programs that define them: sacrebleu, jieba, bert-score.
 
 Our own statistics give every score, interval and test; the programs recompute the scores of a
-sample of the run's own pairs, and a difference is told.
-
-    checks = check_by_peers(references, systems, evaluated, metrics)
-    [check.line for check in checks] == ["checked against sacrebleu 2.6.0 on 100 pairs: ..."]
+sample of the run's own pairs, and a difference is reported.
 """
 
 from __future__ import annotations
@@ -74,6 +71,11 @@ class PeerCheck(Record):
         return f"{names}: {self.program} computes other values, by up to {self.difference:.1g}"
 
 
+def _unchecked(program: str, metrics: Sequence[AnyMetric], reason: str) -> PeerCheck:
+    names = tuple(metric.name for metric in metrics)
+    return PeerCheck(program=program, metrics=names, reason=reason)
+
+
 @dataclass(frozen=True)
 class _Sample:
     """Pairs of the run, and the statistics that every metric has of them."""
@@ -89,11 +91,7 @@ def check_by_peers(
     evaluated: Sequence[SystemScores],
     metrics: Sequence[AnyMetric],
 ) -> list[PeerCheck]:
-    """One check a program that defines any of the metrics.
-
-    Args:
-        systems: those of `evaluated`, in its order; the pairs are drawn evenly from all of them.
-    """
+    """One check a program that defines any of the metrics; pairs come evenly from all systems."""
     checks = []
     counted = [metric for metric in metrics if isinstance(metric, Bleu | Chrf)]
     # number of the system and of the reference
@@ -109,7 +107,11 @@ def check_by_peers(
     neural = [one for one in metrics if isinstance(one, BertScore) and not one.is_windowed]
     if neural:
         # bert-score ends on an empty text
-        filled = [(n, row) for n, row in pairs if _is_filled(references, systems[n], row)]
+        filled = [
+            (n, row)
+            for n, row in pairs
+            if _text(references, row).strip() and _text(systems[n], row).strip()
+        ]
         sample = _sample(filled, references, systems, evaluated, MOST_NEURAL_PAIRS)
         if sample.predictions:
             checks.append(_by_bert_score(neural, sample))
@@ -144,10 +146,6 @@ def _text(side: Predictions | References, row: int) -> str:
     return item.text if item is not None else ""
 
 
-def _is_filled(references: References, system: Predictions, row: int) -> bool:
-    return bool(_text(references, row).strip() and _text(system, row).strip())
-
-
 def _checked(program: str, differences: dict[str, float], n_pairs: int, limit: float) -> PeerCheck:
     return PeerCheck(
         program=program,
@@ -159,18 +157,13 @@ def _checked(program: str, differences: dict[str, float], n_pairs: int, limit: f
     )
 
 
-# --- the programs --------------------------------------------------------------------------------
-
-
 def _by_sacrebleu(metrics: Sequence[Bleu | Chrf], sample: _Sample) -> PeerCheck:
-    """Corpus scores of the sample by sacrebleu; for BLEU on words it counts the words we cut."""
+    # for BLEU on words, sacrebleu counts the words that we cut
     try:
         from sacrebleu.metrics.bleu import BLEU
         from sacrebleu.metrics.chrf import CHRF
     except ImportError:
-        names = tuple(metric.name for metric in metrics)
-        reason = str(MissingExtraError("sacrebleu", "metrics"))
-        return PeerCheck(program="sacrebleu", metrics=names, reason=reason)
+        return _unchecked("sacrebleu", metrics, str(MissingExtraError("sacrebleu", "metrics")))
     differences = {}
     for metric in metrics:
         sides = sample.predictions, sample.references
@@ -213,19 +206,18 @@ def _by_jieba(names: tuple[str, ...], sample: _Sample) -> PeerCheck:
 
 def _by_bert_score(metrics: Sequence[BertScore], sample: _Sample) -> PeerCheck:
     """Pair by pair, by bert-score with the same model, layer, idf documents and baseline."""
-    names = tuple(metric.name for metric in metrics)
     scorer = metrics[0].scorer
     if scorer.settings.dtype != "float32":
         reason = f"it computes in float32, the scores are in {scorer.settings.dtype}"
-        return PeerCheck(program="bert-score", metrics=names, reason=reason)
+        return _unchecked("bert-score", metrics, reason)
     try:
         raw = _bert_scores(scorer, sample.predictions, sample.references)
     except MissingExtraError as error:
-        return PeerCheck(program="bert-score", metrics=names, reason=str(error))
+        return _unchecked("bert-score", metrics, str(error))
     except BERT_SCORE_FAILS as error:
         words = str(error).strip().partition("\n")[0]
         reason = f"{type(error).__name__}: {words}" if words else type(error).__name__
-        return PeerCheck(program="bert-score", metrics=names, reason=reason)
+        return _unchecked("bert-score", metrics, reason)
     differences = {}
     for metric in metrics:
         column = PARTS.index(metric.part)

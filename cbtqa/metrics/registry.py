@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache, partial
 from importlib.resources import files
+from typing import Literal, get_args
 
 from cbtqa.errors import UsageError
 from cbtqa.files import parse_yaml
 from cbtqa.metrics.answers import DistortionAgreement, HelpRoute, Length, LengthRatio
 from cbtqa.metrics.base import CorpusMetric, Metric
 from cbtqa.metrics.diversity import Distinct, OpeningRepetition, SelfBleu
-from cbtqa.metrics.lexical import Bleu, Chrf, Meteor, Rouge
+from cbtqa.metrics.lexical import Bleu, Chrf, Meteor, Rouge, Unit
 from cbtqa.metrics.neural.bertscore import BertScore, BertScorer
 from cbtqa.metrics.neural.bleurt import Bleurt, BleurtScorer
 from cbtqa.metrics.neural.metric import NeuralMetric
@@ -25,19 +26,17 @@ from cbtqa.metrics.structure import StepsInOrder, StepsInRecord, StructureComple
 
 AnyMetric = Metric | CorpusMetric
 Factory = Callable[[], AnyMetric]
+WORDS_OR_CHARACTERS: tuple[Literal["jieba", "char"], ...] = ("jieba", "char")
+ROUGE_KINDS: tuple[Literal["1", "2", "l"], ...] = ("1", "2", "l")
 METRICS: dict[str, Factory] = {
-    "bleu_zh": partial(Bleu, "zh"),
-    "bleu_jieba": partial(Bleu, "jieba"),
-    "bleu_char": partial(Bleu, "char"),
+    **{f"bleu_{tokens}": partial(Bleu, tokens) for tokens in get_args(Unit)},
     "chrf2": Chrf,
-    "meteor_jieba": partial(Meteor, "jieba"),
-    "meteor_char": partial(Meteor, "char"),
-    "rouge_1_jieba": partial(Rouge, "1", "jieba"),
-    "rouge_2_jieba": partial(Rouge, "2", "jieba"),
-    "rouge_l_jieba": partial(Rouge, "l", "jieba"),
-    "rouge_1_char": partial(Rouge, "1", "char"),
-    "rouge_2_char": partial(Rouge, "2", "char"),
-    "rouge_l_char": partial(Rouge, "l", "char"),
+    **{f"meteor_{tokens}": partial(Meteor, tokens) for tokens in WORDS_OR_CHARACTERS},
+    **{
+        f"rouge_{kind}_{tokens}": partial(Rouge, kind, tokens)
+        for tokens in WORDS_OR_CHARACTERS
+        for kind in ROUGE_KINDS
+    },
     "cbt_record": StepsInRecord,
     "cbt_steps": StepsInOrder,
     "cbt_complete": StructureComplete,
@@ -81,11 +80,7 @@ def refused_conventions() -> dict[str, str]:
 
 
 def metrics_named(words: str, neural: NeuralSettings | None = None) -> list[AnyMetric]:
-    """Metrics of a comma-separated list of names and presets, each once, in the order given.
-
-    Raises:
-        UsageError: an unknown name, or a convention that we refuse.
-    """
+    """Metrics of a comma-separated list of names and presets, or a UsageError."""
     chosen: dict[str, Factory] = {}
     known = known_metrics(neural)
     for word in (part.strip() for part in words.split(",")):
@@ -106,18 +101,11 @@ def metrics_named(words: str, neural: NeuralSettings | None = None) -> list[AnyM
 
 
 def additive_metric(name: str, unit: str) -> Metric | None:
-    """The metric behind a stored score, on the scale it was stored in; None when it has no pairs.
-
-    Raises:
-        UsageError: a name or scale that this version does not know.
-    """
+    """The metric behind a stored score, on its scale, or a UsageError; None when not additive."""
     for factories in (known_metrics(), PAPER):
         if name in factories and (metric := factories[name]()).unit == unit:
             return metric if isinstance(metric, Metric) else None
     raise UsageError(f"the stored metric '{name}' ({unit}) is not known to this version")
-
-
-# --- neural metrics ------------------------------------------------------------------------------
 
 
 def neural_metrics(settings: NeuralSettings | None = None) -> dict[str, Callable[[], NeuralMetric]]:

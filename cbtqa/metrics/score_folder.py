@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from cbtqa.manifest import (
     write_manifest,
 )
 from cbtqa.metrics.base import Metric
-from cbtqa.metrics.evaluation import SystemScores
+from cbtqa.metrics.evaluation import SystemScores, both_answered
 from cbtqa.metrics.pairs import Predictions, References
 from cbtqa.metrics.registry import known_metrics
 from cbtqa.metrics.scoring import Scored, ScoreReport, ScoreSettings
@@ -38,21 +38,13 @@ from cbtqa.report.table import Cell, Column, Estimate, Table
 from cbtqa.report.words import digits
 from cbtqa.settings import Resolved
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-
 SCORES_NAME, PAIRS_NAME = "scores.json", "pairs.parquet"
 STATISTICS = ".statistics"
 """Suffix of the columns with additive statistics."""
 
 
 def refuse_existing(folder: Path, marker: str = MANIFEST_NAME) -> None:
-    """Stops before work is done that could not be written.
-
-    Raises:
-        UsageError: the folder holds a finished run.
-    """
+    """Raises a UsageError before work is done when the folder holds a finished run."""
     if (folder / marker).exists():
         raise UsageError(
             f"{folder} already holds the results of a run",
@@ -120,27 +112,21 @@ def _page(scored: Scored, table: str) -> str:
 
 
 def _write_pairs(path: Path, scored: Scored) -> None:
+    import pyarrow as pa
+
     additive = [metric for metric in scored.metrics if isinstance(metric, Metric)]
-    with ParquetRows(path, _pair_schema(additive)) as rows:
+    names = ("system", "id", "question", "prediction", "reference")
+    schema = pa.schema(
+        [
+            *((name, pa.string()) for name in names),
+            *((metric.name, pa.float64()) for metric in additive),
+            *((metric.name + STATISTICS, pa.list_(pa.float64())) for metric in additive),
+        ]
+    )
+    with ParquetRows(path, schema) as rows:
         for system, evaluated in zip(scored.predictions, scored.evaluated, strict=True):
             for row in _pair_rows(scored.references, system, evaluated, additive):
                 rows.add(row)
-
-
-def _pair_schema(metrics: list[Metric]) -> pa.Schema:
-    import pyarrow as pa
-
-    return pa.schema(
-        [
-            ("system", pa.string()),
-            ("id", pa.string()),
-            ("question", pa.string()),
-            ("prediction", pa.string()),
-            ("reference", pa.string()),
-            *((metric.name, pa.float64()) for metric in metrics),
-            *((metric.name + STATISTICS, pa.list_(pa.float64())) for metric in metrics),
-        ]
-    )
 
 
 def _pair_rows(
@@ -155,8 +141,8 @@ def _pair_rows(
             "system": system.system,
             "id": question_id,
             "question": references.clusters[row],
-            "prediction": None if ours is None else ours.text,
-            "reference": None if theirs is None else theirs.text,
+            "prediction": ours and ours.text,
+            "reference": theirs and theirs.text,
         }
         index = place.get(row)
         if index is not None:
@@ -171,12 +157,7 @@ class StoredScores:
     """What an earlier run left: its report, references, answers and statistics."""
 
     def __init__(self, folder: Path) -> None:
-        """Reads the folder.
-
-        Raises:
-            DataError: not a folder of `cbtqa score`.
-            IncompleteRunError: the run that made it did not finish.
-        """
+        """Reads the folder; a DataError or IncompleteRunError when it is no finished run."""
         manifest = read_manifest(folder)
         if manifest.kind != "scores":
             raise DataError(f"holds a {manifest.kind}, not scores", where=str(folder))
@@ -203,22 +184,11 @@ class StoredScores:
                 )
             items = tuple(_item(text) for text in part["prediction"].to_pylist())
             self.predictions.append(Predictions(system, items, {}))
-            statistics = {name: part[name].to_pylist() for name in names}
-            rows = np.array(
-                [
-                    row
-                    for row, (ours, theirs) in enumerate(
-                        zip(items, self.references.items, strict=True)
-                    )
-                    if ours is not None and theirs is not None
-                ],
-                np.int64,
-            )
+            rows = np.flatnonzero(both_answered(items, self.references.items))
+            answered = part.take(rows)
             matrices = {
-                name.removesuffix(STATISTICS): np.array(
-                    [values[row] for row in rows.tolist()], np.float64
-                )
-                for name, values in statistics.items()
+                name.removesuffix(STATISTICS): np.array(answered[name].to_pylist(), np.float64)
+                for name in names
             }
             self.evaluated.append(SystemScores(system, rows, matrices, {}, {}))
 
@@ -226,8 +196,6 @@ class StoredScores:
 def _item(text: str | None) -> Item | None:
     return None if text is None else Item(text)
 
-
-# --- tables --------------------------------------------------------------------------------------
 
 _DECIMALS = {"0-100": 2, "0-1": 4, "characters": 1, "ratio": 3}
 
@@ -246,10 +214,7 @@ def decimals(unit: str) -> int:
 
 
 def estimate_of(score: MetricScore) -> Estimate:
-    """The score with its interval, and how many were scored when not all were.
-
-    Why there is none is a line below the table, `missing_scores`: too long for a cell.
-    """
+    """The score with its interval, and how many were scored when not all were."""
     is_part = score.value is not None and score.n_scored < score.n_total
     return Estimate(
         *(score.value, score.low, score.high),

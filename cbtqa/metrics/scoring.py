@@ -1,13 +1,10 @@
-"""`cbtqa score`: settings, the run, and what it leaves in its folder.
-
-scored = score(ScoreSettings(predictions=(Path("a.jsonl"),), ref=Path("cbtqa-dataset")))
-scored.report.scores[0].metric == "bleu_zh"
-"""
+"""`cbtqa score`: settings, the run, and its report."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +13,9 @@ from pydantic import Field
 from cbtqa.dataset_folder import DatasetFolder, has_splits, is_dataset_folder
 from cbtqa.errors import UsageError
 from cbtqa.metrics.base import Metric
-from cbtqa.metrics.evaluation import (
-    OnBlock,
-    Resampling,
-    SystemScores,
-    anchors,
-    evaluate,
-    scores_of,
-)
+from cbtqa.metrics.evaluation import OnBlock, Resampling, SystemScores, anchors, evaluate, scores_of
 from cbtqa.metrics.neural.weights import NeuralSettings
-from cbtqa.metrics.pairs import (
-    Columns,
-    Predictions,
-    References,
-    read_predictions,
-    read_references,
-)
+from cbtqa.metrics.pairs import Columns, Predictions, References, read_predictions, read_references
 from cbtqa.metrics.peers import PeerCheck, check_by_peers
 from cbtqa.metrics.registry import AnyMetric, metrics_named
 from cbtqa.metrics.structure import (
@@ -47,7 +31,7 @@ from cbtqa.statistics.resampling import BOOTSTRAP_TRIALS, DEFAULT_SEED, FEW_ITEM
 
 
 class ScoreSettings(NeuralSettings):
-    """Everything `cbtqa score` can be told."""
+    """The settings of `cbtqa score`."""
 
     predictions: tuple[Path, ...] = ()
     """Files with predictions, or built datasets where --ref is one."""
@@ -126,19 +110,15 @@ class ScoreReport(Record):
     """Scores recomputed by the programs that define them."""
 
 
+@dataclass(frozen=True, eq=False)
 class Scored(Tabular):
     """A report together with the data it was made from, for files and comparisons."""
 
-    def __init__(
-        self,
-        report: ScoreReport,
-        references: References,
-        predictions: Sequence[Predictions],
-        evaluated: Sequence[SystemScores],
-        metrics: Sequence[AnyMetric],
-    ) -> None:
-        self.report, self.references, self.predictions = report, references, predictions
-        self.evaluated, self.metrics = evaluated, metrics
+    report: ScoreReport
+    references: References
+    predictions: Sequence[Predictions]
+    evaluated: Sequence[SystemScores]
+    metrics: Sequence[AnyMetric]
 
     def to_dict(self) -> dict[str, Any]:
         """The report."""
@@ -154,7 +134,7 @@ def score(
     """Scores every file of predictions against the references.
 
     Args:
-        on_block: told now and then how many references are done, and of how many.
+        on_block: called with the references done so far and their number.
         is_checked: whether sacrebleu, jieba and bert-score recompute scores of a sample.
 
     Raises:
@@ -168,7 +148,11 @@ def score(
         )
     metrics = metrics_named(settings.metrics, NeuralSettings.part_of(settings))
     notes = _teach_steps(metrics, settings)
-    references = read_references(settings.ref, _reference_columns(settings), settings.split)
+    columns = Columns(
+        *(settings.ref_id_column, settings.ref_column, settings.cluster_column, settings.encoding),
+        prefix="--ref-",
+    )
+    references = read_references(settings.ref, columns, settings.split)
     systems = _read_systems(settings, references)
     everything = systems + (anchors(references, settings.seed) if settings.anchors else [])
     evaluated = evaluate(references, everything, metrics, on_block)
@@ -186,7 +170,13 @@ def score(
         ),
         warnings=(
             *_warnings(references, systems),
-            *_notes(evaluated, metrics),
+            *(
+                f"{one.system}: {note}"
+                for one in evaluated
+                for metric in metrics
+                if isinstance(metric, Metric)
+                for note in metric.notes(one.matrices[metric.name])
+            ),
             *(check.warning for check in checks if check.warning),
         ),
         notes=(*notes, *(check.line for check in checks)),
@@ -196,11 +186,7 @@ def score(
 
 
 def _teach_steps(metrics: Sequence[AnyMetric], settings: ScoreSettings) -> list[str]:
-    """Gives the CBT step metrics the model asked for; what is to be said of it.
-
-    Raises:
-        DataError: the dataset named holds nothing to learn from.
-    """
+    """Gives the CBT step metrics the model asked for; returns the note about it."""
     mine = [metric for metric in metrics if isinstance(metric, StepsInOrder)]
     wanted, ref = settings.step_classifier, settings.ref
     if not mine or wanted == "rules":
@@ -229,16 +215,6 @@ def _teach_steps(metrics: Sequence[AnyMetric], settings: ScoreSettings) -> list[
     return [note]
 
 
-def _reference_columns(settings: ScoreSettings) -> Columns:
-    return Columns(
-        settings.ref_id_column,
-        settings.ref_column,
-        settings.cluster_column,
-        settings.encoding,
-        prefix="--ref-",
-    )
-
-
 def _read_systems(settings: ScoreSettings, references: References) -> list[Predictions]:
     columns = Columns(settings.id_column, settings.prediction_column, None, settings.encoding)
     assert settings.ref is not None
@@ -263,17 +239,6 @@ def _read_systems(settings: ScoreSettings, references: References) -> list[Predi
     return systems
 
 
-def _notes(evaluated: Sequence[SystemScores], metrics: Sequence[AnyMetric]) -> list[str]:
-    """What the metrics tell of each system beside its scores."""
-    return [
-        f"{system.system}: {note}"
-        for system in evaluated
-        for metric in metrics
-        if isinstance(metric, Metric)
-        for note in metric.notes(system.matrices[metric.name])
-    ]
-
-
 PREDICTED, REFERRED = (
     ("prediction", "predict", "response", "text"),
     ("reference", "label", "answer"),
@@ -292,7 +257,7 @@ def _warnings(references: References, systems: Sequence[Predictions]) -> list[st
         counts = system.counts
         if references.text_column in PREDICTED and system.text_column in REFERRED:
             found.append(
-                f"{system.system}: its text stands in `{system.text_column}`, that of the "
+                f"{system.system}: its text is in `{system.text_column}`, that of the "
                 f"references in `{references.text_column}`; are the two swapped?"
             )
         if counts["n_missing"] or counts["n_none"]:
@@ -308,7 +273,12 @@ def _warnings(references: References, systems: Sequence[Predictions]) -> list[st
             found.append(
                 f"{system.system}: hardly any Chinese characters; is this the right column?"
             )
-    found += _equal_systems(systems)
+    texts = {one.system: [item and item.text for item in one.items] for one in systems}
+    found += [
+        f"{one} and {other} hold the same answers"
+        for one, other in combinations(texts, 2)
+        if texts[one] == texts[other]
+    ]
     return found
 
 
@@ -317,13 +287,3 @@ def _is_hardly_chinese(system: Predictions) -> bool:
     return (
         bool(text) and sum("\u4e00" <= character <= "\u9fff" for character in text) < len(text) / 5
     )
-
-
-def _equal_systems(systems: Sequence[Predictions]) -> list[str]:
-    return [
-        f"{one.system} and {other.system} hold the same answers"
-        for index, one in enumerate(systems)
-        for other in systems[index + 1 :]
-        if [item and item.text for item in one.items]
-        == [item and item.text for item in other.items]
-    ]

@@ -1,9 +1,8 @@
 """Which of the five CBT steps an answer shows, and whether they come in order.
 
-`cbt_record` asks the record: does it hold five steps that are not empty? The other two read the
-text, sentence by sentence, so that systems with and without step boundaries compare fairly: a
-step model gives every sentence its evidence for every step, and the best division of the answer
-into stretches in the steps' order decides which steps are there.
+`cbt_record` reads the record's own steps. The other two read the text, so that systems with and
+without step boundaries compare fairly: a step model gives every sentence its evidence for every
+step, and the best division into stretches in the steps' order decides which steps are there.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ PLACE_WEIGHT = 0.3  # assumed
 
 
 class StepModel(Hashable, Protocol):
-    """Anything that tells which steps a sentence speaks for."""
+    """Anything that finds which steps a sentence speaks for."""
 
     name: str
     """With a hash of what decides, for the signature."""
@@ -50,7 +49,6 @@ class RuleModel:
         self.name = f"rules-{hashlib.sha256(text).hexdigest()[:8]}"
 
     def evidence(self, sentences: list[str]) -> Floats:
-        """How many of a step's cues occur in each sentence."""
         found = np.zeros((len(sentences), len(STEP_NAMES)))
         for row, sentence in zip(found, sentences, strict=True):
             for step, any_cue in enumerate(self._any_cue):
@@ -73,10 +71,7 @@ def sentences_of(text: str) -> list[str]:
 def divide_in_order(evidence: Floats) -> list[int]:
     """The step of each sentence in the best division into stretches in the steps' order.
 
-    Steps may be left out. Of equally good divisions the one that moves on latest wins.
-
-    Args:
-        evidence: shape (sentences, 5).
+    Steps may be left out; the latest of equally good divisions wins. `evidence`: (sentences, 5).
     """
     total = [0.0] * len(STEP_NAMES)
     came_from: list[list[int]] = []
@@ -135,7 +130,6 @@ class StepsInOrder(MeanMetric):
         self.name, self.label = "cbt_steps", "CBT steps"
 
     def values(self, predictions: Texts, references: Texts) -> Floats:
-        """Found steps by five."""
         n_folds = len(self.models)
         found = [
             steps_in_order(item.text, self.models[fold_of(item.question_id, n_folds)])
@@ -143,10 +137,9 @@ class StepsInOrder(MeanMetric):
         ]
         return np.array([len(steps) / len(STEP_NAMES) for steps in found])
 
-    def own_fields(self) -> tuple[tuple[str, str], ...]:
-        """What found the steps."""
-        folds = (("folds", str(len(self.models))),) if len(self.models) > 1 else ()
-        return (("steps", self.models[0].name), *folds, ("order", "yes"))
+    def own_fields(self) -> str:
+        folds = f"|folds:{len(self.models)}" if len(self.models) > 1 else ""
+        return f"steps:{self.models[0].name}{folds}|order:yes"
 
 
 class StructureComplete(StepsInOrder):
@@ -157,7 +150,6 @@ class StructureComplete(StepsInOrder):
         self.name, self.label = "cbt_complete", "CBT complete"
 
     def values(self, predictions: Texts, references: Texts) -> Floats:
-        """1 for an answer with all five, else 0."""
         return np.floor(super().values(predictions, references))
 
 
@@ -175,20 +167,13 @@ class StepsInRecord(MeanMetric):
         has_steps = [item.has_steps for item in predictions.items]
         return np.array([np.nan if held is None else float(held) for held in has_steps])
 
-    def own_fields(self) -> tuple[tuple[str, str], ...]:
-        """Where the steps are read."""
-        return (("steps", "record"), ("flowing_text", "unscored"))
+    def own_fields(self) -> str:
+        return "steps:record|flowing_text:unscored"
 
 
-# --- step model ----------------------------------------------------------------------------------
-# A step model learnt from answers whose steps are known: naive Bayes over characters and pairs.
-#
-#     models = cross_fitted(read_steps(DatasetFolder.open(folder), "all"))
-#     models[fold_of("17")].evidence(["谢谢你愿意说出来。"]).argmax() == 0
-#
-# It knows the wording of the data it was trained on. So no answer is judged by a model that has
-# seen an answer to its question: the answers are dealt into folds by question id, and each fold
-# has a model learnt from the others. `measure` says how right such models are.
+# A step model learned from answers whose steps are known: naive Bayes over characters and pairs.
+# It knows the wording of its training data. So the answers are dealt into folds by question id, and
+# each fold has a model learned from the others: none has seen an answer to a question it judges.
 
 SMOOTHING = 0.5  # assumed
 CERTAIN = 6.0
@@ -231,10 +216,8 @@ class _Counts:
             for step, text in enumerate(steps):
                 digest.update(text.encode("utf-8", "surrogatepass"))
                 cell = seen[fold * len(STEP_NAMES) + step]
-                for sentence in sentences_of(text):
-                    cell += [
-                        self.places.setdefault(gram, len(self.places)) for gram in _grams(sentence)
-                    ]
+                grams = (gram for one in sentences_of(text) for gram in _grams(one))
+                cell += [self.places.setdefault(gram, len(self.places)) for gram in grams]
         counted = [
             np.bincount(np.array(cell, np.int64), minlength=len(self.places)) for cell in seen
         ]
@@ -255,30 +238,21 @@ class _Counts:
 
 
 def train_step_model(answers: Iterable[Answer]) -> TrainedModel:
-    """One model from all answers, for texts that are none of them.
-
-    Raises:
-        DataError: no answer to learn from.
-    """
-    return _counted(answers, 1)[1].model(None)
+    """One model from all answers, for texts that are none of them; a DataError without answers."""
+    return _counted(answers, 1).model(None)
 
 
 def cross_fitted(answers: Iterable[Answer]) -> tuple[TrainedModel, ...]:
-    """A model for each fold of question ids, learnt from the answers of the other folds.
-
-    Raises:
-        DataError: no answer to learn from.
-    """
-    counts = _counted(answers, N_FOLDS)[1]
+    """A model for each fold, learned from the other folds' answers; a DataError without any."""
+    counts = _counted(answers, N_FOLDS)
     return tuple(counts.model(fold) for fold in range(N_FOLDS))
 
 
-def _counted(answers: Iterable[Answer], n_folds: int) -> tuple[list[Answer], _Counts]:
-    kept = _sample(answers, MOST_ANSWERS)
-    counts = _Counts(kept, n_folds)
+def _counted(answers: Iterable[Answer], n_folds: int) -> _Counts:
+    counts = _Counts(_sample(answers, MOST_ANSWERS), n_folds)
     if not counts.places:
         raise DataError("no answer with five steps to learn from")
-    return kept, counts
+    return counts
 
 
 def _sample(answers: Iterable[Answer], size: int) -> list[Answer]:
@@ -299,11 +273,7 @@ class StepAccuracy(Record):
 
 
 def measure(models: Sequence[TrainedModel], answers: Iterable[Answer]) -> StepAccuracy:
-    """Judges answers with known steps, each by the model that has not seen its question.
-
-    Raises:
-        DataError: no answer.
-    """
+    """Judges answers with known steps, each by the model that has not seen its question."""
     right = total = found = complete = 0
     kept = _sample(answers, MOST_MEASURED)
     if not kept:
@@ -326,11 +296,7 @@ def measure(models: Sequence[TrainedModel], answers: Iterable[Answer]) -> StepAc
 
 
 def read_steps(dataset: DatasetFolder, split: str) -> Iterator[Answer]:
-    """The steps of a built dataset's split, or of `all`; rows without all five are passed over.
-
-    Raises:
-        DataError: no such split.
-    """
+    """The steps of a built dataset's split, or of `all`; rows without all five are left out."""
     for row in dataset.rows(split, ("id", *STEP_NAMES)):
         steps = tuple(row[name] or "" for name in STEP_NAMES)
         if all(step.strip() for step in steps):

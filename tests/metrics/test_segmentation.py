@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from cbtqa.metrics.base import Signature
 from cbtqa.metrics.text.segmentation import (
     PythonSegmenter,
     RustSegmenter,
@@ -86,6 +87,6 @@ def test_no_file_is_written_or_read_in_the_temporary_folder(tmp_path: Path) -> N
 
 
 def test_the_signature_names_version_and_dictionary() -> None:
-    fields = dict(words_signature())
+    fields = dict(Signature.of(words_signature()).fields)
     assert fields["tok"] == "jieba-0.42.1+hmm"
     assert len(fields["dict"]) == 12

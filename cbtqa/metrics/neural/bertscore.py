@@ -1,11 +1,7 @@
 """BERTScore with bert-score's numbers. Source: Zhang et al., ICLR 2020; bert-score 0.3.13.
 
 The computation is our own: bert_score keeps every embedding of a call in memory (65 GB for 22,000
-pairs of 500 characters), fails on an empty text under transformers 5, sorts Chinese not at all,
-and signs a version that is not its own. On everything it can score, values are equal to it.
-
-    scorer = BertScorer(NeuralSettings(bertscore_model="weights/bert-base-chinese"))
-    BertScore(scorer).statistics(predictions, references)
+pairs of 500 characters) and fails on an empty text under transformers 5. The values are equal.
 """
 
 from __future__ import annotations
@@ -59,16 +55,11 @@ class BertScorer:
 
     @cached_property
     def encoder(self) -> Encoder:
-        """The model; see `Encoder` for what may be wrong with it."""
         return Encoder(self.settings)
 
     @cached_property
     def baseline(self) -> tuple[Floats, str]:
-        """Baseline P, R, F of the layer and the hash of their table.
-
-        Raises:
-            ConfigError: there is no table for this model, or it lacks the layer.
-        """
+        """Baseline P, R, F of the layer and the hash of their table; a ConfigError without one."""
         path = self.settings.bertscore_baseline
         if path is None:
             name = self.encoder.checkpoint.name.rpartition("/")[2]
@@ -82,11 +73,7 @@ class BertScorer:
         return _read_baseline(path, self.encoder.layer), sha256_of(path)
 
     def idf_documents(self) -> list[str] | None:
-        """The lines of the idf file; None without one.
-
-        Raises:
-            DataError: it holds none.
-        """
+        """The lines of the idf file, None without one; a DataError when it is empty."""
         path = self.settings.bertscore_idf
         if path is None:
             return None
@@ -107,19 +94,14 @@ class BertScorer:
         weights = {token: math.log((n + 1) / (count + 1)) for token, count in counts.items()}
         return weights | {-1: math.log(n + 1)}
 
-    # --- scoring ---------------------------------------------------------------------------------
-
     def score(
         self, predictions: Sequence[str], references: Sequence[str], *, is_windowed: bool = False
     ) -> Floats:
         """Precision, recall and F1 of each pair and what was read, shape (pairs, 7).
 
         Columns: P, R, F1, prediction cut, reference cut, unknown tokens and tokens of the
-        prediction. A pair with a text of whitespace only scores 0, as bert_score means it to; NaN
-        stands where idf weighs every token of a text with 0.
-
-        Raises:
-            ConfigError: most tokens of a block are unknown to the model.
+        prediction. A pair with an empty text scores 0, as bert_score means it to; NaN where idf
+        weighs every token with 0. A ConfigError when most tokens are unknown to the model.
         """
         rows = []
         for first in range(0, len(predictions), PAIRS_PER_BLOCK):
@@ -267,7 +249,6 @@ class BertScore(NeuralMetric):
         self.unit = "rescaled" if is_rescaled else "0-1"
 
     def statistics(self, predictions: Texts, references: Texts) -> Floats:
-        """The columns of `neural.metric`."""
         scored = self.scorer.of_texts(predictions, references, is_windowed=self.is_windowed)
         column = PARTS.index(self.part)
         values = scored[:, column].copy()
@@ -278,22 +259,14 @@ class BertScore(NeuralMetric):
         rows = np.column_stack([np.where(is_scored, values, 0.0), is_scored, scored[:, 3:7]])
         return rows.astype(np.float64)
 
-    def own_fields(self) -> tuple[tuple[str, str], ...]:
-        """Weights, vocabulary, layer, weighting, length, precision, libraries."""
+    def own_fields(self) -> str:
         encoder, settings = self.scorer.encoder, self.scorer.settings
         idf = "no" if settings.bertscore_idf is None else sha256_of(settings.bertscore_idf)[:12]
-        fields: tuple[tuple[str, str], ...] = (
-            ("part", self.part),
-            ("model", encoder.checkpoint.name),
-            ("weights", encoder.sha256[:12]),
-            ("vocab", encoder.vocabulary_sha256()[:12]),
-            ("layer", str(encoder.layer)),
-            ("idf", idf),
-            ("max_length", str(encoder.max_length)),
-            ("long", "windowed" if self.is_windowed else "cut"),
-            ("empty", "0"),
-            ("dtype", settings.dtype),
+        baseline = f"|baseline:{self.scorer.baseline[1][:12]}" if self.is_rescaled else ""
+        return (
+            f"part:{self.part}|model:{encoder.checkpoint.name}|weights:{encoder.sha256[:12]}"
+            f"|vocab:{encoder.vocabulary_sha256()[:12]}|layer:{encoder.layer}|idf:{idf}"
+            f"|max_length:{encoder.max_length}|long:{'windowed' if self.is_windowed else 'cut'}"
+            f"|empty:0|dtype:{settings.dtype}{baseline}|like:bert-score-0.3.13"
+            f"|{versions('torch', 'transformers')}"
         )
-        if self.is_rescaled:
-            fields += (("baseline", self.scorer.baseline[1][:12]),)
-        return (*fields, ("like", "bert-score-0.3.13"), *versions("torch", "transformers"))

@@ -1,8 +1,7 @@
 """BLEURT on BLEURT-20 checkpoints: a number that a model learned from people's ratings.
 
-Reference and candidate share 512 pieces, so answers of 300 to 800 characters are cut; `bleurt` cuts
-as the original does and says how often, `bleurt_windowed` reads everything. Scores of two
-checkpoints are not comparable: name and hash stand in the signature.
+Reference and candidate share 512 pieces: `bleurt` cuts longer pairs as the original does,
+`bleurt_windowed` reads everything. Scores of two checkpoints are not comparable.
 """
 
 from __future__ import annotations
@@ -44,7 +43,6 @@ class BleurtScorer:
 
     @cached_property
     def model(self) -> BleurtModel:
-        """The checkpoint; see `BleurtModel` for what may be wrong with it."""
         return BleurtModel(self.settings)
 
     def score(
@@ -114,39 +112,25 @@ class Bleurt(NeuralMetric):
         self.label = "BLEURT windowed" if is_windowed else "BLEURT"
 
     def statistics(self, predictions: Texts, references: Texts) -> Floats:
-        """The columns of `neural.metric`."""
         scored = self.scorer.score(
             predictions.texts, references.texts, is_windowed=self.is_windowed
         )
         return np.insert(scored, 1, 1.0, axis=1)
 
-    def own_fields(self) -> tuple[tuple[str, str], ...]:
-        """Checkpoint, pieces, length, activation, precision, libraries."""
+    def own_fields(self) -> str:
         model = self.scorer.model
         return (
-            ("checkpoint", model.checkpoint.name),
-            ("weights", model.sha256[:12]),
-            ("pieces", model.pieces.sha256()[:12]),
-            ("max_length", str(model.max_length)),
-            ("long", "windowed" if self.is_windowed else "cut"),
-            ("empty", "0"),
-            ("act", str(model.config.get("hidden_act", "gelu"))),
-            ("dtype", self.scorer.settings.dtype),
-            *versions("torch", "transformers", "sentencepiece"),
+            f"checkpoint:{model.checkpoint.name}|weights:{model.sha256[:12]}"
+            f"|pieces:{sha256_of(model.pieces.path)[:12]}|max_length:{model.max_length}"
+            f"|long:{'windowed' if self.is_windowed else 'cut'}|empty:0"
+            f"|act:{model.config.get('hidden_act', 'gelu')}|dtype:{self.scorer.settings.dtype}"
+            f"|{versions('torch', 'transformers', 'sentencepiece')}"
         )
 
 
-# --- bleurt model --------------------------------------------------------------------------------
-# A BLEURT-20 checkpoint in PyTorch: RemBERT's encoder, a tanh pooler and one linear number.
-#
-# The only kept port of BLEURT to PyTorch does not run under transformers 5, so this reads its
-# published layout (`lucadiliello/BLEURT-20` and its distilled siblings) onto transformers' own
-# encoder:
-#
-#     config.json              model_type bleurt; embedding_size, hidden_size, ...
-#     pytorch_model.bin        bleurt.embeddings.*, bleurt.encoder.*, bleurt.pooler.*, classifier.*
-#     spm.model                SentencePiece model that holds the pieces [CLS] and [SEP]
-#
+# The only kept port of BLEURT to PyTorch does not run under transformers 5. So this reads its
+# published layout (`lucadiliello/BLEURT-20`: config.json, pytorch_model.bin, spm.model) onto
+# transformers' RemBERT encoder, with a tanh pooler and one linear number.
 # Source: Sellam et al., ACL 2020; Pu et al., EMNLP 2021; google-research/bleurt.
 
 FLAG = "--bleurt-model"
@@ -158,19 +142,15 @@ CONFIG_FIELDS = (
     *("intermediate_size", "hidden_act", "max_position_embeddings", "type_vocab_size"),
     *("layer_norm_eps", "pad_token_id"),
 )
+N_REQUIRED = 4
+"""The first of them, which every config must hold."""
 
 
 class BleurtModel:
     """Checkpoint, pieces and network; gives one number a pair."""
 
     def __init__(self, settings: NeuralSettings) -> None:
-        """Loads the checkpoint.
-
-        Raises:
-            ConfigError: no such checkpoint, or one that is not BLEURT-20's kind.
-            DataError: config and weights do not belong together.
-            MissingExtraError: torch, transformers or sentencepiece is not installed.
-        """
+        """Loads the checkpoint; a ConfigError or DataError when it is not BLEURT-20's kind."""
         self.settings = settings
         self.checkpoint = find_checkpoint(settings.bleurt_model, FLAG)
         self.pieces = Pieces(self.checkpoint)
@@ -236,14 +216,9 @@ class Pieces:
             raise DataError("lacks the pieces [CLS] and [SEP]", where=str(self.path))
 
     def read(self, text: str) -> PieceText:
-        """Pieces of a text."""
         ids: list[int] = self._processor.EncodeAsIds(text)
         pieces = [self._processor.IdToPiece(piece) for piece in ids]
         return PieceText(ids, pieces, ids.count(self.unknown))
-
-    def sha256(self) -> str:
-        """Of the file."""
-        return sha256_of(self.path)
 
 
 def cut_pair(n_reference: int, n_candidate: int, limit: int) -> tuple[int, int]:
@@ -265,11 +240,7 @@ def _read_config(checkpoint: Checkpoint) -> dict[str, Any]:
     given = json.loads(checkpoint.config.read_text(encoding="utf-8"))
     config = {name: given[name] for name in CONFIG_FIELDS if name in given}
     size = given.get("embedding_size", given.get("input_embedding_size"))
-    missing = [
-        name
-        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
-        if name not in config
-    ]
+    missing = [name for name in CONFIG_FIELDS[:N_REQUIRED] if name not in config]
     if missing or size is None:
         raise ConfigError(
             f"{FLAG}: config.json of {checkpoint.name} does not describe a BLEURT-20 "

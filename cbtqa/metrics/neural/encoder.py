@@ -1,9 +1,4 @@
-"""From texts to the normalised embeddings of their tokens, by the first layers of a BERT.
-
-encoder = Encoder(NeuralSettings(bertscore_model="weights/bert-base-chinese"))
-read = encoder.read(["我很好。", ""])           # tokens, what was cut, what was unknown
-encoder.embed([text.ids for text in read])     # one tensor (tokens, dimension) a text
-"""
+"""From texts to the normalised embeddings of their tokens, by the first layers of a BERT."""
 
 from __future__ import annotations
 
@@ -57,12 +52,7 @@ class Encoder:
     """A tokenizer and the layers of a model up to the one that is compared."""
 
     def __init__(self, settings: NeuralSettings) -> None:
-        """Loads the model.
-
-        Raises:
-            ConfigError: no such model, not a BERT, or its layer is not known.
-            MissingExtraError: torch or transformers is not installed.
-        """
+        """Loads the model; a ConfigError when it is none, not a BERT, or its layer is not known."""
         self.settings = settings
         self.checkpoint = find_checkpoint(settings.bertscore_model, FLAG)
         self.tokenizer = self._load_tokenizer()
@@ -136,17 +126,10 @@ class Encoder:
         given = self.tokenizer.model_max_length
         return min(int(given), positions) if given < UNSET_LENGTH else positions
 
-    @property
-    def n_special(self) -> int:
-        """Special tokens round one text."""
-        return int(self.tokenizer.num_special_tokens_to_add(pair=False))
-
     def vocabulary_sha256(self) -> str:
         """Of the tokenizer's vocabulary."""
         vocabulary = json.dumps(self.tokenizer.get_vocab(), sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(vocabulary.encode("utf-8", "surrogatepass")).hexdigest()
-
-    # --- reading ---------------------------------------------------------------------------------
 
     def read(self, texts: Sequence[str]) -> list[ReadText]:
         """Token ids of each text, cut at the model's length."""
@@ -160,10 +143,9 @@ class Encoder:
                 stripped, truncation=True, max_length=self.max_length, verbose=False
             )["input_ids"]
         unknown = self.tokenizer.unk_token_id
+        n_special = int(self.tokenizer.num_special_tokens_to_add(pair=False))
         return [
-            ReadText(
-                kept, len(ids) - self.n_special, ids.count(unknown), is_cut=len(kept) < len(ids)
-            )
+            ReadText(kept, len(ids) - n_special, ids.count(unknown), is_cut=len(kept) < len(ids))
             for ids, kept in zip(whole, cut, strict=True)
         ]
 
@@ -176,8 +158,6 @@ class Encoder:
         n_unknown = ids.count(self.tokenizer.unk_token_id)
         read = ReadText(ids, len(inner), n_unknown, is_cut=False)
         return [[ids[0], *inner[window], ids[-1]] for window in windows], read
-
-    # --- embedding -------------------------------------------------------------------------------
 
     def embed(self, texts: Sequence[Sequence[int]]) -> list[Any]:
         """Embeddings of length 1, shape (tokens, dimension) a text, in the order given.

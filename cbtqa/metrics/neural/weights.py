@@ -1,7 +1,7 @@
 """Model weights: where they are, what they hash to, and how they come onto a device.
 
-A model is a folder, or a Hub id that transformers fetches into its own cache. Whatever is missing
-becomes a `ConfigError` that names the next command. Code from a checkpoint is never run.
+Whatever is missing becomes a `ConfigError` that names the next command. Code from a checkpoint is
+never run.
 """
 
 from __future__ import annotations
@@ -23,9 +23,6 @@ from pydantic import Field
 from cbtqa.errors import ConfigError, MissingExtraError
 from cbtqa.files import sha256_of
 from cbtqa.settings import Settings
-
-# --- settings ------------------------------------------------------------------------------------
-# What can be set for the neural metrics, with the help text of each flag.
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -59,30 +56,22 @@ class NeuralSettings(Settings):
         )
 
 
-# --- weights -------------------------------------------------------------------------------------
 EXTRA = "neural"
 WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
 
 
 def require(module: str) -> Any:
-    """An optional library; typed as Any because torch's and transformers' types are partial.
-
-    Raises:
-        MissingExtraError: it is not installed.
-    """
+    """An optional library, or a MissingExtraError; Any, because torch's types are partial."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise MissingExtraError(error.name or module, EXTRA) from None
 
 
-def versions(*packages: str) -> tuple[tuple[str, str], ...]:
-    """Signature fields with the versions of libraries that compute.
-
-    Without the build (`+cpu`, `+cu126`): it moves the last digits only, and two machines' scores
-    stay comparable.
-    """
-    return tuple((name, importlib.metadata.version(name).partition("+")[0]) for name in packages)
+def versions(*packages: str) -> str:
+    """Signature fields with the versions of libraries that compute, without the build (`+cpu`)."""
+    found = ((name, importlib.metadata.version(name).partition("+")[0]) for name in packages)
+    return "|".join(f"{name}:{version}" for name, version in found)
 
 
 @dataclass(frozen=True)
@@ -113,26 +102,13 @@ class Checkpoint:
         return _finder(self.given, self.flag)(name)
 
     def state(self) -> dict[str, Any]:
-        """All tensors by name.
-
-        Raises:
-            ConfigError: a file is damaged or holds more than tensors.
-        """
-        tensors: dict[str, Any] = {}
-        for path in self.files:
-            tensors.update(_read_tensors(path))
-        return tensors
+        """All tensors by name; a ConfigError when a file is damaged or holds more than tensors."""
+        read = map(_read_tensors, self.files)
+        return {name: tensor for tensors in read for name, tensor in tensors.items()}
 
 
 def find_checkpoint(given: str, flag: str) -> Checkpoint:
-    """Looks for a model in a folder, in the Hub's cache, or on the Hub.
-
-    Args:
-        flag: the flag that named it, such as `--bleurt-model`.
-
-    Raises:
-        ConfigError: nothing there, no network, no access; the hint names the next command.
-    """
+    """Looks for a model in a folder, in the Hub's cache, or on the Hub, or raises a ConfigError."""
     path = Path(given).expanduser()
     if not path.is_dir() and (path.exists() or given.startswith((".", "/", "~"))):
         raise ConfigError(f"{flag}: {given} is not a folder with a model")
@@ -178,7 +154,7 @@ def _finder(given: str, flag: str, *, is_needed: bool = False) -> Callable[[str]
 
 
 def cannot_load(given: str, flag: str, error: Exception) -> ConfigError:
-    """What a failure to fetch or read a model is told as."""
+    """What a failure to fetch or read a model is reported as."""
     words = str(error).strip().partition("\n")[0]
     if "gated" in str(error).lower():
         hint = f"accept the model's terms on its page, then: hf auth login; hf download {given}"
@@ -215,11 +191,7 @@ def _read_tensors(path: Path) -> Mapping[str, Any]:
 
 
 def device_of(settings: NeuralSettings) -> str:
-    """The device asked for; `auto` takes a GPU when there is one.
-
-    Raises:
-        ConfigError: no such device here.
-    """
+    """The device asked for, or a ConfigError; `auto` takes a GPU when there is one."""
     torch = require("torch")
     if settings.device == "auto":
         if torch.cuda.is_available():
@@ -242,11 +214,7 @@ def on_device(model: Any, settings: NeuralSettings) -> Any:
 
 @contextmanager
 def enough_memory(settings: NeuralSettings) -> Iterator[None]:
-    """Turns a device's lack of memory into the advice that helps.
-
-    Raises:
-        ConfigError: the device ran out of memory.
-    """
+    """Turns a device's lack of memory into a ConfigError with the flags that help."""
     torch = require("torch")
     try:
         yield
@@ -271,11 +239,7 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-# --- windows -------------------------------------------------------------------------------------
-# Cutting a long text into windows at the ends of sentences, on its tokens.
-#
-# Works on tokens, so that what a window holds is what the model would have read of the whole.
-
+# Windows work on tokens: what a window holds is what the model would have read of the whole.
 ENDS, CLOSERS = frozenset("。！？!?…；;\n"), frozenset("”’」』）)】》\"'")
 """What ends a sentence, and what may still follow its end."""
 
@@ -284,18 +248,14 @@ def sentence_ends(tokens: Sequence[str]) -> list[int]:
     """Positions between tokens at which a sentence has just ended, ascending."""
     found = []
     for position in range(1, len(tokens)):
-        if _is_closer(tokens[position]) or _is_end(tokens[position]):
+        if _is_closer(tokens[position]) or tokens[position][-1:] in ENDS:
             continue
         last = position - 1
         while last > 0 and _is_closer(tokens[last]):
             last -= 1
-        if _is_end(tokens[last]):
+        if tokens[last][-1:] in ENDS:
             found.append(position)
     return found
-
-
-def _is_end(token: str) -> bool:
-    return token[-1:] in ENDS
 
 
 def _is_closer(token: str) -> bool:
@@ -303,10 +263,7 @@ def _is_closer(token: str) -> bool:
 
 
 def split_evenly(tokens: Sequence[str], n_windows: int) -> list[slice]:
-    """So many windows of about equal length, cut at sentence ends where one is near.
-
-    An end is near when it lies within half a window of the even cut; without one the cut is even.
-    """
+    """Windows of about equal length, cut at a sentence end within half a window of an even cut."""
     ends, n = sentence_ends(tokens), len(tokens)
     cuts = [0]
     for number in range(1, n_windows):

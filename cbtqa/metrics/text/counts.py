@@ -1,8 +1,7 @@
 """How many n-grams each text has, and how many a prediction shares with its reference.
 
-Exact and free of Python objects per token. Equal grams find each other through a scattered
-table, which costs a fifth of a sort; a gram of order k can only be shared when both grams of
-order k - 1 inside it are, so high orders cost little.
+Equal grams find each other through a scattered table, which costs a fifth of a sort; a gram of
+order k can only be shared when both grams of order k - 1 inside it are, so high orders cost little.
 """
 
 from __future__ import annotations
@@ -113,27 +112,15 @@ def numbers_of(keys: Ints) -> Ints:
     return numbers
 
 
-# --- alignment -----------------------------------------------------------------------------------
-# Which words of a prediction METEOR pairs with which words of the reference, and in how many
-# runs.
-#
 # nltk walks the prediction from its end and gives each word the last free occurrence in the
 # reference. So the k-th last occurrence of a word meets the k-th last occurrence: done here for
 # all pairs at once, last occurrences first, then the last of those that are left, and so on.
 
 
 def aligned_counts(
-    predictions: Sequences,
-    references: Sequences,
-    prediction_stems: Ints,
-    reference_stems: Ints,
+    predictions: Sequences, references: Sequences, prediction_stems: Ints, reference_stems: Ints
 ) -> tuple[Ints, Ints]:
-    """Aligned words and their chunks per pair: exact words first, then equal stems.
-
-    Args:
-        prediction_stems: a stem's number for every symbol of `predictions`, in one numbering
-            with its symbols.
-    """
+    """Aligned words and chunks per pair: exact words first, then stems, in the words' numbering."""
     matches = np.zeros(len(predictions), np.int64)
     chunks = np.zeros(len(predictions), np.int64)
     for first, last in blocks_of_pairs(predictions, references):
@@ -191,22 +178,14 @@ def _chunks(partner: Ints, pair: Ints, n_pairs: int) -> Ints:
     return np.bincount(pair[position[starts]], minlength=n_pairs)
 
 
-# --- subsequences --------------------------------------------------------------------------------
-# Length of the longest common subsequence of each pair, for ROUGE-L.
-#
 # Bit-parallel: one big integer holds a whole row of the classic table. Source: Hyyrö,
 # Bit-parallel LCS-length computation revisited, AWOCA 2004.
 
 
 def common_lengths(predictions: Sequences, references: Sequences) -> Ints:
     """Shape (pairs,): tokens of the longest common subsequence."""
-    return np.array(
-        [
-            _common_length(prediction, reference)
-            for prediction, reference in zip(predictions.rows(), references.rows(), strict=True)
-        ],
-        np.int64,
-    )
+    lengths = map(_common_length, predictions.rows(), references.rows())
+    return np.array(list(lengths), np.int64)
 
 
 def _common_length(prediction: list[int], reference: list[int]) -> int:

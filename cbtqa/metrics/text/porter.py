@@ -9,73 +9,29 @@ nltk 3.10's default mode, marked below. A word that does not end in a-z is its o
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from functools import cache, lru_cache
+from importlib.resources import files
 from itertools import pairwise
+from typing import Any
 
-IRREGULAR = {
-    "sky": "sky",
-    "skies": "sky",
-    "dying": "die",
-    "lying": "lie",
-    "tying": "tie",
-    "news": "news",
-    "innings": "inning",
-    "inning": "inning",
-    "outings": "outing",
-    "outing": "outing",
-    "cannings": "canning",
-    "canning": "canning",
-    "howe": "howe",
-    "proceed": "proceed",
-    "exceed": "exceed",
-    "succeed": "succeed",
-}
-"""nltk's list."""
-Rules = tuple[tuple[str, str], ...]
-STEP_2: Rules = (
-    ("ational", "ate"),
-    ("tional", "tion"),
-    ("enci", "ence"),
-    ("anci", "ance"),
-    ("izer", "ize"),
-    ("bli", "ble"),  # nltk: also without the a of Porter's `abli`
-    ("alli", "al"),
-    ("entli", "ent"),
-    ("eli", "e"),
-    ("ousli", "ous"),
-    ("ization", "ize"),
-    ("ation", "ate"),
-    ("ator", "ate"),
-    ("alism", "al"),
-    ("iveness", "ive"),
-    ("fulness", "ful"),
-    ("ousness", "ous"),
-    ("aliti", "al"),
-    ("iviti", "ive"),
-    ("biliti", "ble"),
-    ("fulli", "ful"),  # nltk
-)
-STEP_3: Rules = (
-    ("icate", "ic"),
-    ("ative", ""),
-    ("alize", "al"),
-    ("iciti", "ic"),
-    ("ical", "ic"),
-    ("ful", ""),
-    ("ness", ""),
-)
-STEP_4 = (
-    *("al", "ance", "ence", "er", "ic", "able", "ible", "ant", "ement", "ment", "ent", "ion"),
-    *("ou", "ism", "ate", "iti", "ous", "ive", "ize"),
-)
+from cbtqa.files import parse_yaml
+
 ENDS_IN_LETTER = re.compile(r"[a-z]\Z")
+
+
+@cache
+def _rules() -> dict[str, Any]:
+    text = files(__package__).joinpath("porter.yaml").read_text(encoding="utf-8")
+    rules: dict[str, Any] = parse_yaml(text)
+    return rules
 
 
 @lru_cache(1 << 14)
 def stem(word: str) -> str:
     """The stem of a word in lower case; anything but a Latin word comes back as it is."""
-    if word in IRREGULAR:
-        return IRREGULAR[word]
+    irregular: dict[str, str] = _rules()["irregular"]
+    if word in irregular:
+        return irregular[word]
     if len(word) <= 2 or not ENDS_IN_LETTER.search(word):  # nltk: short words stay
         return word
     for step in (_plural, _past, _final_y, _step_2, _step_3, _step_4, _final_e, _final_ll):
@@ -143,35 +99,34 @@ def _final_y(word: str) -> str:
     return word
 
 
-def _replace(word: str, rules: Rules) -> str:
+def _replace(word: str, step: str) -> str:
     """The first rule whose suffix fits decides, even when its condition then fails."""
-    for suffix, replacement in rules:
+    for suffix, replacement in _rules()[step].items():
         if word.endswith(suffix):
-            rest = word[: len(word) - len(suffix)]
-            return rest + replacement if _measure(rest) > 0 else word
+            rest = word.removesuffix(suffix)
+            return f"{rest}{replacement}" if _measure(rest) > 0 else word
     return word
 
 
 def _step_2(word: str) -> str:
     if word.endswith("alli") and _measure(word[:-4]) > 0:  # nltk: first, then once more
         return _step_2(word[:-2])
-    changed = _replace(word, STEP_2)
+    changed = _replace(word, "step_2")
     if changed == word and word.endswith("logi") and _measure(word[:-3]) > 0:  # nltk
         return word[:-1]
     return changed
 
 
 def _step_3(word: str) -> str:
-    return _replace(word, STEP_3)
+    return _replace(word, "step_3")
 
 
 def _step_4(word: str) -> str:
-    for suffix in STEP_4:
+    for suffix in _rules()["step_4"]:
         if word.endswith(suffix):
-            rest = word[: -len(suffix)]
-            if _measure(rest) > 1 and (suffix != "ion" or rest[-1] in "st"):
-                return rest
-            return word
+            rest = word.removesuffix(suffix)
+            is_cut = _measure(rest) > 1 and (suffix != "ion" or rest[-1] in "st")
+            return rest if is_cut else word
     return word
 
 

@@ -1,7 +1,5 @@
 """Chinese words exactly as jieba 0.42.1 cuts them, by our own reading of its algorithm.
 
-    PythonSegmenter(jieba_tables()).cut("我很好") == ["我", "很", "好"]
-
 `RustSegmenter` hands the bulk to rjieba, which gives the same words about fourteen times faster
 except in some runs of Latin, digits and symbols and for characters outside U+4E00-9FD5: there it
 gets a disguise of the text, or `PythonSegmenter` does the work.
@@ -13,6 +11,7 @@ import hashlib
 import importlib.metadata
 import re
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate, pairwise
@@ -50,13 +49,7 @@ class PythonSegmenter:
 
     def cut(self, text: str) -> list[str]:
         """The words in order, whitespace and punctuation included."""
-        words: list[str] = []
-        for index, part in enumerate(BLOCK.split(text)):
-            if index % 2:
-                words += self.cut_block(part)
-            else:
-                words += cut_rest(part)
-        return words
+        return _cut_by(BLOCK, text, self.cut_block, cut_rest)
 
     def cut_block(self, block: str) -> list[str]:
         """The words of one stretch that `BLOCK` matches.
@@ -78,11 +71,8 @@ class PythonSegmenter:
 
     def _best_ends(self, block: str) -> list[int]:
         """For every position, where the word that starts there ends on the best path."""
-        weights, longest, unknown = (
-            self._tables.log_weights,
-            self._tables.longest,
-            self._tables.unknown,
-        )
+        tables = self._tables
+        weights, longest, unknown = tables.log_weights, tables.longest, tables.unknown
         size = len(block)
         ends = [0] * size
         score = [0.0] * (size + 1)
@@ -102,13 +92,7 @@ class PythonSegmenter:
     def _cut_singles(self, run: str) -> list[str]:
         if len(run) < 2 or run in self._tables.log_weights:
             return list(run)
-        words: list[str] = []
-        for index, part in enumerate(HAN.split(run)):
-            if index % 2:
-                words += self._cut_by_model(part)
-            else:
-                words += [piece for piece in LATIN.split(part) if piece]
-        return words
+        return _cut_by(HAN, run, self._cut_by_model, _latin)
 
     def _cut_by_model(self, run: str) -> list[str]:
         words: list[str] = []
@@ -160,18 +144,11 @@ class RustSegmenter:
         """The words in order, whitespace and punctuation included."""
         if RUST_DIFFERS.search(text) is None:
             return self._cut_part(text)
-        words: list[str] = []
-        for index, part in enumerate(RUST_DIFFERS.split(text)):
-            words += cut_rest(part) if index % 2 else self._cut_part(part)
-        return words
+        return _cut_by(RUST_DIFFERS, text, cut_rest, self._cut_part)
 
     def _cut_part(self, part: str) -> list[str]:
         if STAYS.search(part):
-            return [
-                word
-                for index, piece in enumerate(BLOCK.split(part))
-                for word in (self._cut_block(piece) if index % 2 else cut_rest(piece))
-            ]
+            return _cut_by(BLOCK, part, self._cut_block, cut_rest)
         disguise = GLUED.sub(UNGLUED, part)
         words: list[str] = self._rust.cut(disguise)
         if disguise == part:
@@ -191,19 +168,29 @@ def cut_rest(part: str) -> list[str]:
     """Text between blocks: one token a character, but `\\r\\n` is one token."""
     if "\r\n" not in part:
         return list(part)
+    return _cut_by(SPACE, part, lambda space: [space], list)
+
+
+def _latin(part: str) -> list[str]:
+    return [piece for piece in LATIN.split(part) if piece]
+
+
+def _cut_by(
+    pattern: re.Pattern[str],
+    text: str,
+    cut_match: Callable[[str], list[str]],
+    cut_between: Callable[[str], list[str]],
+) -> list[str]:
+    """The words of the stretches that match and of those between them, in order."""
     words: list[str] = []
-    for index, piece in enumerate(SPACE.split(part)):
-        words += [piece] if index % 2 else piece
+    for index, part in enumerate(pattern.split(text)):
+        words += cut_match(part) if index % 2 else cut_between(part)
     return words
 
 
 @cache
 def rust_segmenter() -> RustSegmenter:
-    """The segmenter of this process, on an rjieba object of its own.
-
-    Raises:
-        MissingExtraError: rjieba is not installed.
-    """
+    """The segmenter of this process, on an rjieba object of its own, or a MissingExtraError."""
     try:
         from rjieba import Jieba
     except ImportError:
@@ -211,15 +198,12 @@ def rust_segmenter() -> RustSegmenter:
     return RustSegmenter(Jieba())
 
 
-# --- jieba tables --------------------------------------------------------------------------------
-# jieba's dictionary and hidden Markov tables, read as data from the installed package.
-#
 # jieba itself is not asked to segment anything: its tokenizer object is global and mutable (a
 # `load_userdict` elsewhere changes scores), and its start-up loads a file from the shared
 # temporary folder with `marshal`, which any user of the machine may have put there.
 
 MIN_FLOAT = -3.14e100
-"""jieba's stand-in for the logarithm of zero. Source: `jieba/finalseg/__init__.py`."""
+"""what jieba takes for the logarithm of zero. Source: `jieba/finalseg/__init__.py`."""
 
 
 @dataclass(frozen=True)
@@ -238,14 +222,10 @@ class JiebaTables:
 
 
 @cache
-def words_signature() -> tuple[tuple[str, str], ...]:
-    """Signature fields that name a segmentation: jieba's version and its dictionary's hash.
-
-    Raises:
-        MissingExtraError: jieba is not installed.
-    """
+def words_signature() -> str:
+    """Signature fields that name a segmentation: jieba's version and its dictionary's hash."""
     digest = hashlib.sha256(_dictionary()).hexdigest()
-    return (("tok", f"jieba-{importlib.metadata.version('jieba')}+hmm"), ("dict", digest[:12]))
+    return f"tok:jieba-{importlib.metadata.version('jieba')}+hmm|dict:{digest[:12]}"
 
 
 def _dictionary() -> bytes:
@@ -259,12 +239,7 @@ def _dictionary() -> bytes:
 
 @cache
 def jieba_tables() -> JiebaTables:
-    """The tables of the installed jieba.
-
-    Raises:
-        MissingExtraError: jieba is not installed.
-        DataError: its dictionary is not `word frequency tag` per line.
-    """
+    """The tables of the installed jieba; a MissingExtraError or DataError without them."""
     try:
         with warnings.catch_warnings():
             # jieba's own source warns on import: escapes (Python 3.12) and pkg_resources

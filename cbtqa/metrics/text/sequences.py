@@ -3,8 +3,7 @@
     words = Sequences.of([["我", "很", "好"], ["好"]], Vocabulary())
     words.symbols.tolist() == [0, 1, 2, 2] and words.offsets.tolist() == [0, 3, 4]
 
-A symbol stands for a token exactly (numbers are handed out by a dictionary, never by a hash), so
-that equal symbols are equal tokens.
+A dictionary hands out the numbers, never a hash, so that equal symbols are equal tokens.
 """
 
 from __future__ import annotations

@@ -33,15 +33,13 @@ class Item:
 
     text: str
     has_steps: bool | None = None
-    """Whether the record itself holds all five steps; None when nothing
-    in its file holds steps."""
+    """Whether the record itself holds all five steps; None when nothing in its file does."""
     labels: frozenset[str] | None = None
-    """Ids of the distortions; None when the source says nothing about distortions,
-    or holds no label in any row."""
+    """Ids of the distortions; None when the source holds no label in any row."""
     is_labelled_by_question: bool = False
     """Whether the labels were read from the question alone, so that no answer can change them."""
     risk: Risk | None = None
-    """Risk of the question; None when the source does not say."""
+    """Risk of the question; None when the source does not give it."""
     question_id: str = ""
     """Of the question it answers; empty where only the text is known."""
 
@@ -142,37 +140,16 @@ class Texts:
         return self.reading.folded(Sequences(ids[inverse], self.characters.offsets))
 
 
-# --- zh tokens -----------------------------------------------------------------------------------
-# Tokens of sacrebleu's `zh` tokenizer as symbols, without rewriting the texts.
-#
 # Every character that sacrebleu counts as Chinese is a token; the runs between them go through
 # the rules of `mteval-v13a` (punctuation split off, but `3.5`, `3,000` and `GPT-4` stay whole).
 # Source: sacrebleu 2.6.0, `tokenizer_zh.py` and `tokenizer_re.py`; equality is tested.
 
 CHINESE_RANGES = (
-    (0x3400, 0x4DB5),
-    (0x4E00, 0x9FBB),
-    (0xF900, 0xFA2D),
-    (0xFA30, 0xFA6A),
-    (0xFA70, 0xFAD9),
+    "3400-4DB5 4E00-9FBB F900-FA2D FA30-FA6A FA70-FAD9 FF00-FFEF 2E80-2EFF 3000-303F 31C0-31EF "
+    "2F00-2FDF 2FF0-2FFF 3100-312F 31A0-31BF FE10-FE1F FE30-FE4F 2600-26FF 2700-27BF 3200-32FF "
     # sacrebleu writes Extension B with four hexadecimal digits and a stray fifth, which makes it
-    # these two ranges: curly quotes, dashes, arrows are "Chinese", Extension B is not
-    (0x2001, 0x2A6D),
-    (0x2F81, 0x2FA1),
-    (0xFF00, 0xFFEF),
-    (0x2E80, 0x2EFF),
-    (0x3000, 0x303F),
-    (0x31C0, 0x31EF),
-    (0x2F00, 0x2FDF),
-    (0x2FF0, 0x2FFF),
-    (0x3100, 0x312F),
-    (0x31A0, 0x31BF),
-    (0xFE10, 0xFE1F),
-    (0xFE30, 0xFE4F),
-    (0x2600, 0x26FF),
-    (0x2700, 0x27BF),
-    (0x3200, 0x32FF),
-    (0x3300, 0x33FF),
+    # two other ranges: curly quotes, dashes, arrows are "Chinese", Extension B is not
+    "3300-33FF 2001-2A6D 2F81-2FA1"
 )
 RUN_RULES = (
     # punctuation stands alone, except `.`, `,`, `-` and the apostrophe; the space is in the class
@@ -188,7 +165,8 @@ MEMO_SIZE = 1 << 16
 
 def _is_chinese() -> NDArray[np.bool_]:
     table = np.zeros(LAST_CODE_POINT + 1, np.bool_)
-    for first, last in CHINESE_RANGES:
+    for span in CHINESE_RANGES.split():
+        first, last = (int(code, 16) for code in span.split("-"))
         table[first : last + 1] = True
     return table
 
@@ -204,11 +182,7 @@ class ZhTokens:
         self._memo: dict[str, list[int]] = {}
 
     def sequences(self, texts: Sequence[str], points: Sequences) -> Sequences:
-        """One symbol a token: a Chinese character's code point, else a number above them all.
-
-        Args:
-            points: the texts' code points.
-        """
+        """One symbol a token: a Chinese character's code point, else a number above them all."""
         stripped = [text.strip() for text in texts]
         if stripped != texts:
             texts, points = stripped, code_points(stripped)
