@@ -110,7 +110,8 @@ def export_sessions(
         raise ConfigError("validation and test leave nothing for train")
     started_at = now()
     work = _Export(settings, StudyFolder(settings.sessions))
-    out, acknowledged = _open_out(settings.out), {}
+    out, acknowledged = settings.out, {}
+    _refuse_foreign(out)
     if not work.writers:
         counts = work.write(out, None, on_progress)
     else:
@@ -171,6 +172,8 @@ class _Export:
         self, out: Path, journal: Journal | None, on_progress: OnProgress | None
     ) -> dict[str, Any]:
         """Writes all kinds of rows, pairs with a journal only; gives the counts."""
+        out.mkdir(parents=True, exist_ok=True)
+        (out / MANIFEST_NAME).unlink(missing_ok=True)
         dropped: Counter[str] = Counter()
         rows = self.rows(dropped)
         counts: dict[str, Any] = {
@@ -229,7 +232,7 @@ class _Export:
         return [*found, *([f"no rows in {', '.join(empty)}"] if empty else [])]
 
 
-def _open_out(out: Path) -> Path:
+def _refuse_foreign(out: Path) -> None:
     if out.is_file():
         raise ConfigError(f"--out: {out} is a file")
     known = ("sft", "orpo", "messages", PAIRS_JOURNAL, MANIFEST_NAME)
@@ -237,9 +240,6 @@ def _open_out(out: Path) -> Path:
     if foreign:
         message = f"--out: {out} holds {foreign[0]} and is no export"
         raise ConfigError(message, hint="name a new one")
-    out.mkdir(parents=True, exist_ok=True)
-    (out / MANIFEST_NAME).unlink(missing_ok=True)
-    return out
 
 
 def _serving(

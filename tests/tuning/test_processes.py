@@ -70,9 +70,13 @@ def _run_here(words: list[str]) -> None:
 def _words(bench: Path, out: str, *more: str, is_pair: bool = False) -> list[str]:
     data = ("pairs.jsonl", "other-pairs.jsonl") if is_pair else ("rows.jsonl", "other.jsonl")
     places = ("--validation-data", bench / data[1], "--backbone", bench / "base")
-    return list(
-        map(str, ("finetune", bench / data[0], *places, "--out", bench / out, *FLAGS, *more))
-    )
+    given = {**_by_flag(FLAGS), **_by_flag(more)}
+    flags = [word for pair in given.items() for word in pair]
+    return list(map(str, ("finetune", bench / data[0], *places, "--out", bench / out, *flags)))
+
+
+def _by_flag(words: tuple[str, ...]) -> dict[str, str]:
+    return dict(zip(words[::2], words[1::2], strict=True))
 
 
 def _losses(folder: Path, key: str) -> list[float]:
