@@ -171,10 +171,10 @@ class Endpoint:
 def _preset_of_host(base_url: str) -> Preset | None:
     """The preset of the same remote host: a URL with another path is still that provider."""
     host = urlsplit(base_url).hostname
-    for preset in preset_file().presets.values():
-        if urlsplit(preset.base_url).hostname == host and host not in (None, "127.0.0.1"):
-            return preset
-    return None
+    if host in (None, "127.0.0.1"):
+        return None
+    presets = preset_file().presets.values()
+    return next((one for one in presets if urlsplit(one.base_url).hostname == host), None)
 
 
 def check_key_variable(name: str, environ: Mapping[str, str] | None = None) -> None:

@@ -21,13 +21,13 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
 from cbtqa.errors import ConfigError, DataError, IncompleteRunError
-from cbtqa.llm.chat import Fault
 from cbtqa.llm.journal_rows import (
     ADD_TOTAL,
     COLUMNS,
@@ -39,8 +39,8 @@ from cbtqa.llm.journal_rows import (
     Standing,
     State,
     Totals,
+    entry_of,
     outcome_of,
-    reply_of,
     row_of,
 )
 from cbtqa.records import Reason, Usage
@@ -181,15 +181,12 @@ class Journal:
     def _commit(self, entries: Sequence[Entry]) -> None:
         assert self._db is not None, "a journal opened for reading is not written"
         rows = [row_of(entry) for entry in entries]
-        counts: Counter[tuple[int, str]] = Counter()
-        prompt: Counter[tuple[int, str]] = Counter()
-        completion: Counter[tuple[int, str]] = Counter()
+        sums: dict[tuple[int, str], tuple[int, int, int]] = {}
         for row in rows:
             group = (row[2], row[3] or "")
-            counts[group] += 1
-            prompt[group] += row[10] or 0
-            completion[group] += row[11] or 0
-        totals = [(*group, n, prompt[group], completion[group]) for group, n in counts.items()]
+            n, n_prompt, n_completion = sums.get(group, (0, 0, 0))
+            sums[group] = (n + 1, n_prompt + (row[10] or 0), n_completion + (row[11] or 0))
+        totals = [(*group, *numbers) for group, numbers in sums.items()]
         try:
             with self._writing, self._db:
                 self._db.execute("BEGIN IMMEDIATE")
@@ -252,8 +249,7 @@ class Journal:
         sql = f"SELECT {self._columns} FROM attempts WHERE key = ? ORDER BY attempt DESC, id DESC"
         for row in self._read(sql, key):
             if row[13] is not None:
-                fault = Fault(Reason(row[3]), row[4]) if row[3] else None
-                return Entry(key, row[1], State(row[2]), reply_of(row), fault)
+                return entry_of(row)
         return None
 
     def totals(self) -> Totals:
@@ -292,13 +288,8 @@ def blocks_of(values: Iterable[ValueT], size: int) -> Iterator[list[ValueT]]:
 
 
 def _connect(path: Path, mode: str) -> sqlite3.Connection:
-    return sqlite3.connect(
-        f"{path.absolute().as_uri()}?mode={mode}",
-        uri=True,
-        isolation_level=None,
-        check_same_thread=False,
-        timeout=30,
-    )
+    uri = f"{path.absolute().as_uri()}?mode={mode}"
+    return sqlite3.connect(uri, 30, isolation_level=None, check_same_thread=False, uri=True)
 
 
 def _columns_of(db: sqlite3.Connection) -> set[str]:
@@ -348,11 +339,8 @@ class WriterLock:
 def _writer_of(journal: Path) -> str:
     """`process N`, as the writer left it in the journal; WAL lets us read beside it."""
     try:
-        db = sqlite3.connect(f"{journal.absolute().as_uri()}?mode=ro", uri=True)
-        try:
+        with closing(_connect(journal, "ro")) as db:
             (pid,) = db.execute("SELECT value FROM meta WHERE name = 'writer_pid'").fetchone()
-        finally:
-            db.close()
     except (sqlite3.Error, TypeError):
         return "another process"
     return f"process {pid}"

@@ -118,7 +118,11 @@ def reply_of(body: Any, latency_s: float) -> Reply:
         message = choice["message"]
         text = _text_of(message.get("content"))
         refusal = _text_of(message.get("refusal")) or None
-        usage = _usage_of(body.get("usage") or {})
+        counted = body.get("usage") or {}
+        usage = Usage(
+            prompt_tokens=counted.get("prompt_tokens") or 0,
+            completion_tokens=counted.get("completion_tokens") or 0,
+        )
     except (KeyError, IndexError, TypeError, AttributeError, ValidationError):
         raise _error_inside(body) from None
     text, thoughts = split_reasoning(text)
@@ -133,13 +137,6 @@ def reply_of(body: Any, latency_s: float) -> Reply:
         model=str(body.get("model") or ""),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         latency_s=round(latency_s, 3),
-    )
-
-
-def _usage_of(counted: Mapping[str, Any]) -> Usage:
-    return Usage(
-        prompt_tokens=counted.get("prompt_tokens") or 0,
-        completion_tokens=counted.get("completion_tokens") or 0,
     )
 
 
