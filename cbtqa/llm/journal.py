@@ -213,13 +213,11 @@ class Journal:
 
     def standings(self, keys: Sequence[str]) -> dict[str, Standing]:
         """How far each of these items is; an item without rows is missing. Reads an index only."""
-        found: dict[str, Standing] = {}
-        for block in blocks_of(keys, BLOCK):
-            for key, attempt, state in self._read(
-                f"SELECT key, attempt, state FROM attempts {OF_KEYS}", json.dumps(block)
-            ):
-                found[key] = Standing(attempt, State(state))
-        return found
+        sql = f"SELECT key, attempt, state FROM attempts {OF_KEYS}"
+        rows = (
+            row for block in blocks_of(keys, BLOCK) for row in self._read(sql, json.dumps(block))
+        )
+        return {key: Standing(attempt, State(state)) for key, attempt, state in rows}
 
     def done_keys(self, max_attempts: int = 1) -> Iterator[str]:
         """Keys for which nothing is left to send, in the order of the keys."""
@@ -235,11 +233,10 @@ class Journal:
 
     def outcomes(self, keys: Iterable[str]) -> Iterator[tuple[str, Outcome | None]]:
         """Each key with its outcome, in the order given; memory does not grow with the number."""
+        sql = f"SELECT {self._columns} FROM attempts {OF_KEYS}"
         for block in blocks_of(keys, BLOCK):
             rows: dict[str, list[Any]] = {}
-            for row in self._read(
-                f"SELECT {self._columns} FROM attempts {OF_KEYS}", json.dumps(block)
-            ):
+            for row in self._read(sql, json.dumps(block)):
                 rows.setdefault(row[0], []).append(row)
             for key in block:
                 yield key, outcome_of(rows[key]) if key in rows else None

@@ -23,14 +23,7 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from cbtqa.errors import DataError, EndpointError, IncompleteRunError
-from cbtqa.llm.asking import (
-    NOTHING,
-    RUNGS,
-    USED_UP,
-    FormatLadder,
-    ItemFailedError,
-    probable_usage,
-)
+from cbtqa.llm.asking import NOTHING, RUNGS, USED_UP, FormatLadder, ItemFailedError, probable_usage
 from cbtqa.llm.batch import Line, Question, Task, ask_all
 from cbtqa.llm.chat import ChatRequest, Fault, Reply
 from cbtqa.llm.cost import estimate_prompt
