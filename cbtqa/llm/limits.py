@@ -135,8 +135,7 @@ class Gate:
         self.hold_until = 0.0
         """Monotonic time before which nothing is sent."""
         self._limits = limits
-        self._n_outcomes = self._n_limited = 0
-        self._failures = 0
+        self._n_outcomes = self._n_limited = self._failures = 0
         self._failing_since = 0.0
         self._limit_before_outage: float | None = None
         self.has_answered = False

@@ -36,8 +36,7 @@ class RequestRefusedError(EndpointError):
 
     def __init__(self, message: str, status: int, reason: Reason, *, names_format: bool = False):
         super().__init__(message, status=status)
-        self.reason = reason
-        self.names_format = names_format
+        self.reason, self.names_format = reason, names_format
         """True when the words of the refusal speak of the response format."""
 
     @property
@@ -226,12 +225,9 @@ def _shown(text: bytes | str) -> str:
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
     """Seconds that `retry-after-ms` or `Retry-After` (seconds or HTTP date) asks to wait."""
-    milliseconds = headers.get("retry-after-ms")
-    if milliseconds is not None and (wait := _number(milliseconds)) is not None:
+    if (wait := _number(headers.get("retry-after-ms", ""))) is not None:
         return wait / 1000
-    text = headers.get("Retry-After", headers.get("retry-after"))
-    if text is None:
-        return None
+    text = headers.get("Retry-After", headers.get("retry-after", ""))
     if (wait := _number(text)) is not None:
         return wait
     try:
