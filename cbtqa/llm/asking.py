@@ -125,7 +125,8 @@ class Model:
                 return reply
 
     async def _send(self, request: ChatRequest, attempt: int, tries: _Tries) -> Reply:
-        estimate = self._estimate(request)
+        # 0 when nobody counts tokens
+        estimate = estimate_prompt(request) if self._budget or self._limits.tpm else 0
         paced = self._book(estimate, request).n_tokens
         door, is_retry = self._servers[0].gate, attempt > 1 or tries.n_sent > 0
         gate = await door.enter(paced, is_retry=is_retry)
@@ -168,14 +169,7 @@ class Model:
             self._budget.book(spent, self.price)
         self.spent += spent
 
-    def _estimate(self, request: ChatRequest) -> int:
-        """Tokens of the prompt; 0 when nobody counts them."""
-        if self._budget is None and self._limits.tpm is None:
-            return 0
-        return estimate_prompt(request)
-
     def _book(self, estimate: int, request: ChatRequest) -> Usage:
-        """What a request will probably use, going by the replies so far."""
         return probable_usage(request, estimate, self._meter) if estimate else NOTHING
 
     async def _keep_budget(self, estimate: int, request: ChatRequest) -> Usage:

@@ -38,9 +38,8 @@ if TYPE_CHECKING:
 ItemT = TypeVar("ItemT")
 ItemT_contra = TypeVar("ItemT_contra", contravariant=True)
 Check = Callable[[Reply], Fault | None]
-"""What is wrong with a reply that holds text, or None when it is good."""
 AskAgain = Callable[[Reply, Fault], ChatRequest | None]
-"""The question with the fault named, or None to leave it at that."""
+"""Both as the methods of `Task`, for one item."""
 Answer = Callable[[ChatRequest, int], Awaitable[Reply]]
 """Request and number of the attempt to a reply; raises as `asking.Model.answer`."""
 OnProgress = Callable[[Progress], None]
@@ -106,10 +105,9 @@ class Question(NamedTuple):
         return replace(received, state=state, fault=fault), again
 
     def next_step(self, last: Entry | None) -> tuple[int, ChatRequest | None, Reply | None]:
-        """Attempt, and what to ask or the reply to check; neither when the last fault is final.
+        """Attempt, and what to ask or the reply to check, after the newest row with a reply.
 
-        Args:
-            last: the newest row of the item that holds a reply.
+        Neither when the last fault is final.
         """
         if last is None or last.reply is None:
             return 1, self.request, None

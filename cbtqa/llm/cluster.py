@@ -287,21 +287,17 @@ class _Driver:
             reported = await waiter
             if reported is None:
                 continue
-            await self._record(reported)
+            for row in reported.rows[:-1] if reported.has_ended else reported.rows:
+                self._line.keep(row)
+            if reported.error is not None:
+                raise reported.error
             if reported.has_ended:
+                await self._line.end(reported.rows[-1])
                 return
             if reported.rows:
                 paid = reported.rows[-1]
                 standing = Standing(paid.attempt, paid.state)
         raise GateClosedError
-
-    async def _record(self, reported: ItemReport) -> None:
-        for row in reported.rows[:-1] if reported.has_ended else reported.rows:
-            self._line.keep(row)
-        if reported.has_ended:
-            await self._line.end(reported.rows[-1])
-        if reported.error is not None:
-            raise reported.error
 
     def _lost(self, actor: _Actor, error: Exception) -> None:
         """Replaces a dead actor; what it had is asked again unless the journal holds it."""
@@ -383,7 +379,10 @@ def _connected(address: str, n_actors: int) -> Iterator[None]:
     if address == "local":
         options |= {"num_cpus": max(n_actors, os.cpu_count() or 1), "include_dashboard": False}
     try:
-        _knock(address)
+        # Ray itself tries for minutes where nothing listens
+        host, _, port = address.removeprefix("ray://").rpartition(":")
+        if host and port.isdigit():
+            socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S).close()
         ray.init(address, **options)
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(
@@ -394,10 +393,3 @@ def _connected(address: str, n_actors: int) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-def _knock(address: str) -> None:
-    """Raises OSError when nothing listens at `host:port`; Ray itself tries for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S).close()

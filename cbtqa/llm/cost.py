@@ -59,8 +59,8 @@ def _price_table() -> dict[str, Price]:
     text = files("cbtqa.llm").joinpath("prices.yaml").read_text(encoding="utf-8")
     table = {}
     for row in parse_yaml(text)["prices"]:
-        price = Price(**{name: value for name, value in row.items() if name != "models"})
-        table.update(dict.fromkeys(row["models"], price))
+        models = row.pop("models")
+        table.update(dict.fromkeys(models, Price(**row)))
     return table
 
 

@@ -171,19 +171,16 @@ class Endpoint:
 def _preset_of_host(base_url: str) -> Preset | None:
     """The preset of the same remote host: a URL with another path is still that provider."""
     host = urlsplit(base_url).hostname
-    for preset in preset_file().presets.values():
-        if urlsplit(preset.base_url).hostname == host and host not in (None, "127.0.0.1"):
-            return preset
-    return None
+    if host in (None, "127.0.0.1"):
+        return None
+    presets = preset_file().presets.values()
+    return next((one for one in presets if urlsplit(one.base_url).hostname == host), None)
 
 
 def check_key_variable(name: str, environ: Mapping[str, str] | None = None) -> None:
-    """Refuses a name that a file gives for the variable with the key, unless it is one for keys.
+    """Raises ConfigError unless a name ends in `_API_KEY` or CBTQA_KEY_VARIABLES lists it.
 
     A file may come from somebody else: it must not be able to send any secret of the environment.
-
-    Raises:
-        ConfigError: it does not end in `_API_KEY`, nor does CBTQA_KEY_VARIABLES list it.
     """
     environ = os.environ if environ is None else environ
     own = {one.strip() for one in environ.get(OWN_VARIABLES, "").split(",")}
@@ -266,16 +263,13 @@ def _is_local_address(text: str) -> bool:
 def pass_disclosure_gates(
     endpoints: Iterable[Endpoint], what: str, *, is_acknowledged: bool
 ) -> dict[str, str]:
-    """What to write down about sending text away; empty when nothing is disclosed.
-
-    PsyQA's user agreement forbids passing its text on to third parties, and a hosted model is one:
-    an endpoint that is not local needs a person's acknowledgement, which the manifest records.
+    """What the manifest records about text that is sent away; empty when nothing is disclosed.
 
     Args:
         what: would be sent, such as `the questions`.
 
     Raises:
-        LicenceGateError: a non-local endpoint and no acknowledgement.
+        LicenceGateError: a non-local endpoint and no acknowledgement of PsyQA's user agreement.
     """
     hosts = dict.fromkeys(endpoint.host for endpoint in endpoints if not endpoint.is_local)
     if not hosts:

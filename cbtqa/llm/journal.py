@@ -21,13 +21,13 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
 from cbtqa.errors import ConfigError, DataError, IncompleteRunError
-from cbtqa.llm.chat import Fault
 from cbtqa.llm.journal_rows import (
     ADD_TOTAL,
     COLUMNS,
@@ -39,8 +39,8 @@ from cbtqa.llm.journal_rows import (
     Standing,
     State,
     Totals,
+    entry_of,
     outcome_of,
-    reply_of,
     row_of,
 )
 from cbtqa.records import Reason, Usage
@@ -181,15 +181,12 @@ class Journal:
     def _commit(self, entries: Sequence[Entry]) -> None:
         assert self._db is not None, "a journal opened for reading is not written"
         rows = [row_of(entry) for entry in entries]
-        counts: Counter[tuple[int, str]] = Counter()
-        prompt: Counter[tuple[int, str]] = Counter()
-        completion: Counter[tuple[int, str]] = Counter()
+        sums: dict[tuple[int, str], tuple[int, int, int]] = {}
         for row in rows:
             group = (row[2], row[3] or "")
-            counts[group] += 1
-            prompt[group] += row[10] or 0
-            completion[group] += row[11] or 0
-        totals = [(*group, n, prompt[group], completion[group]) for group, n in counts.items()]
+            n, n_prompt, n_completion = sums.get(group, (0, 0, 0))
+            sums[group] = (n + 1, n_prompt + (row[10] or 0), n_completion + (row[11] or 0))
+        totals = [(*group, *numbers) for group, numbers in sums.items()]
         try:
             with self._writing, self._db:
                 self._db.execute("BEGIN IMMEDIATE")
@@ -216,13 +213,11 @@ class Journal:
 
     def standings(self, keys: Sequence[str]) -> dict[str, Standing]:
         """How far each of these items is; an item without rows is missing. Reads an index only."""
-        found: dict[str, Standing] = {}
-        for block in blocks_of(keys, BLOCK):
-            for key, attempt, state in self._read(
-                f"SELECT key, attempt, state FROM attempts {OF_KEYS}", json.dumps(block)
-            ):
-                found[key] = Standing(attempt, State(state))
-        return found
+        sql = f"SELECT key, attempt, state FROM attempts {OF_KEYS}"
+        rows = (
+            row for block in blocks_of(keys, BLOCK) for row in self._read(sql, json.dumps(block))
+        )
+        return {key: Standing(attempt, State(state)) for key, attempt, state in rows}
 
     def done_keys(self, max_attempts: int = 1) -> Iterator[str]:
         """Keys for which nothing is left to send, in the order of the keys."""
@@ -238,11 +233,10 @@ class Journal:
 
     def outcomes(self, keys: Iterable[str]) -> Iterator[tuple[str, Outcome | None]]:
         """Each key with its outcome, in the order given; memory does not grow with the number."""
+        sql = f"SELECT {self._columns} FROM attempts {OF_KEYS}"
         for block in blocks_of(keys, BLOCK):
             rows: dict[str, list[Any]] = {}
-            for row in self._read(
-                f"SELECT {self._columns} FROM attempts {OF_KEYS}", json.dumps(block)
-            ):
+            for row in self._read(sql, json.dumps(block)):
                 rows.setdefault(row[0], []).append(row)
             for key in block:
                 yield key, outcome_of(rows[key]) if key in rows else None
@@ -252,8 +246,7 @@ class Journal:
         sql = f"SELECT {self._columns} FROM attempts WHERE key = ? ORDER BY attempt DESC, id DESC"
         for row in self._read(sql, key):
             if row[13] is not None:
-                fault = Fault(Reason(row[3]), row[4]) if row[3] else None
-                return Entry(key, row[1], State(row[2]), reply_of(row), fault)
+                return entry_of(row)
         return None
 
     def totals(self) -> Totals:
@@ -292,13 +285,8 @@ def blocks_of(values: Iterable[ValueT], size: int) -> Iterator[list[ValueT]]:
 
 
 def _connect(path: Path, mode: str) -> sqlite3.Connection:
-    return sqlite3.connect(
-        f"{path.absolute().as_uri()}?mode={mode}",
-        uri=True,
-        isolation_level=None,
-        check_same_thread=False,
-        timeout=30,
-    )
+    uri = f"{path.absolute().as_uri()}?mode={mode}"
+    return sqlite3.connect(uri, 30, isolation_level=None, check_same_thread=False, uri=True)
 
 
 def _columns_of(db: sqlite3.Connection) -> set[str]:
@@ -348,11 +336,8 @@ class WriterLock:
 def _writer_of(journal: Path) -> str:
     """`process N`, as the writer left it in the journal; WAL lets us read beside it."""
     try:
-        db = sqlite3.connect(f"{journal.absolute().as_uri()}?mode=ro", uri=True)
-        try:
+        with closing(_connect(journal, "ro")) as db:
             (pid,) = db.execute("SELECT value FROM meta WHERE name = 'writer_pid'").fetchone()
-        finally:
-            db.close()
     except (sqlite3.Error, TypeError):
         return "another process"
     return f"process {pid}"

@@ -132,23 +132,23 @@ def row_of(entry: Entry) -> tuple[Any, ...]:
 
 def outcome_of(rows: list[Any]) -> Outcome | None:
     """The outcome of an item's rows, oldest first; None while the last is unchecked."""
-    last = rows[-1]
-    key, attempt, state = last[0], last[1], State(last[2])
-    if state is State.UNCHECKED:
+    last = entry_of(rows[-1])
+    if last.state is State.UNCHECKED:
         return None
     usage = Usage(
         prompt_tokens=sum(row[10] or 0 for row in rows),
         completion_tokens=sum(row[11] or 0 for row in rows),
     )
-    fault = Fault(Reason(last[3]), last[4]) if last[3] else None
-    n_attempts = attempt if last[13] is not None else attempt - 1
-    return Outcome(key, state, reply_of(last), fault, n_attempts, usage)
+    n_attempts = last.attempt if last.reply else last.attempt - 1
+    return Outcome(last.key, last.state, last.reply, last.fault, n_attempts, usage)
 
 
-def reply_of(row: Any) -> Reply | None:
+def entry_of(row: Any) -> Entry:
+    """The inverse of `row_of`."""
+    fault = Fault(Reason(row[3]), row[4]) if row[3] else None
     if row[13] is None:
-        return None
-    return Reply(
+        return Entry(row[0], row[1], State(row[2]), None, fault)
+    reply = Reply(
         text=row[13],
         finish_reason=row[5],
         refusal=row[6],
@@ -159,6 +159,7 @@ def reply_of(row: Any) -> Reply | None:
         latency_s=row[9],
         host=row[14] or "",
     )
+    return Entry(row[0], row[1], State(row[2]), reply, fault)
 
 
 COMMIT_EVERY_S = 0.05

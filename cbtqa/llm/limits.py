@@ -135,8 +135,7 @@ class Gate:
         self.hold_until = 0.0
         """Monotonic time before which nothing is sent."""
         self._limits = limits
-        self._n_outcomes = self._n_limited = 0
-        self._failures = 0
+        self._n_outcomes = self._n_limited = self._failures = 0
         self._failing_since = 0.0
         self._limit_before_outage: float | None = None
         self.has_answered = False
@@ -231,7 +230,7 @@ class Gate:
             self.limit = min(most, self.limit + max(1.0, most / CREEP_ROUNDS) / self.limit)
             self.queue.wake()
 
-    def _limited(self) -> None:
+    def _lower_limit(self) -> None:
         """Lowers the number in flight once a round, by half the share of "too many" in it.
 
         Halving at every one would let a few chance refusals decide the speed.
@@ -261,7 +260,7 @@ class Gate:
         if isinstance(error, RateLimitError):
             if error.retry_after_s:
                 self.hold(error.retry_after_s)
-            self._limited()
+            self._lower_limit()
         elif self.is_suspect:
             if self.limit > 1:
                 self._limit_before_outage, self.limit = self.limit, 1.0
@@ -284,11 +283,7 @@ class Gate:
         return self._failures >= max(GONE_FAILURES, few)
 
     def is_gone(self, error: EndpointError) -> bool:
-        """True when the endpoint did nothing but fail for too long, and no other server answers.
-
-        Args:
-            error: the last failure.
-        """
+        """True when nothing but failures, `error` the last, came too long and no other answers."""
         if not self.is_suspect or self.has_alternative:
             return False
         if not self._limits.waits:

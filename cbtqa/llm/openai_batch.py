@@ -15,21 +15,15 @@ import secrets
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Generic, Literal, NamedTuple, Self, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from cbtqa.errors import DataError, EndpointError, IncompleteRunError
-from cbtqa.llm.asking import (
-    NOTHING,
-    RUNGS,
-    USED_UP,
-    FormatLadder,
-    ItemFailedError,
-    probable_usage,
-)
+from cbtqa.llm.asking import NOTHING, RUNGS, USED_UP, FormatLadder, ItemFailedError, probable_usage
 from cbtqa.llm.batch import Line, Question, Task, ask_all
 from cbtqa.llm.chat import ChatRequest, Fault, Reply
 from cbtqa.llm.cost import estimate_prompt
@@ -52,11 +46,8 @@ RUNG_NUMBERS = [str(number) for number, _ in enumerate(RUNGS)]
 URL: Literal["/v1/chat/completions"] = "/v1/chat/completions"
 
 
-class _Result(NamedTuple):
-    """One row of results, and the response format that was asked for."""
-
-    row: dict[str, Any]
-    rung: ResponseFormat
+_Result = tuple[dict[str, Any], ResponseFormat]
+"""One row of results, and the response format that was asked for."""
 
 
 class BatchRun(Generic[ItemT]):
@@ -150,15 +141,16 @@ class BatchRun(Generic[ItemT]):
         """The reply in a result; None when the request is to be sent again."""
         if self._budget:
             self._budget.book(booked, sign=-1)
-        response = result.row.get("response") or {}
+        row, rung = result
+        response = row.get("response") or {}
         status = response.get("status_code") or 0
         try:
             if status != 200:
-                said = response.get("body") or result.row.get("error")
+                said = response.get("body") or row.get("error")
                 raise error_of(status or 500, {}, json.dumps(said, ensure_ascii=False))
             reply = reply_of(response["body"], 0.0)
         except RequestRefusedError as error:
-            lower = self._ladder.below(result.rung, error) if request.json_schema else None
+            lower = self._ladder.below(rung, error) if request.json_schema else None
             self._failures[key] += 1
             if lower is None or not error.names_format or self._failures[key] > len(RUNGS):
                 raise ItemFailedError(State.FINAL, error.fault) from None
@@ -170,7 +162,7 @@ class BatchRun(Generic[ItemT]):
                 raise ItemFailedError(State.ENDPOINT, fault) from None
             return None
         if request.json_schema is not None:
-            self._ladder.answered(result.rung)
+            self._ladder.answered(rung)
         self._line.meter.paid(reply.usage, estimate_prompt(request))
         if self._budget:
             self._budget.book(reply.usage)
@@ -213,7 +205,7 @@ class BatchRun(Generic[ItemT]):
             for row in rows:
                 question, _, number = row["custom_id"].partition("-")
                 if number in RUNG_NUMBERS:  # else a result of somebody else's question
-                    self._results[question] = _Result(row, RUNGS[RUNG_NUMBERS.index(number)])
+                    self._results[question] = row, RUNGS[RUNG_NUMBERS.index(number)]
         if out:
             self._line.stop(place.what_to_do(out))
             raise GateClosedError
@@ -263,16 +255,13 @@ class _Writer:
         return self._paths
 
 
-class _Provider:
+class _Provider(AbstractAsyncContextManager["_Provider"]):
     """A provider's Batch API: takes files of requests, gives results; `_Folder` does the same."""
 
     can_wait = True
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._client, self._host = open_sdk(endpoint, max_retries=2), endpoint.host
-
-    async def __aenter__(self) -> Self:
-        return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._client.close()
@@ -322,7 +311,7 @@ class _Provider:
         return f"under way at {self._host}: {', '.join(names)}"
 
 
-class _Folder:
+class _Folder(nullcontext[None]):
     """`requests-N.jsonl` in a folder; whoever answers them puts `requests-N-output.jsonl` beside.
 
     Nobody knows when that happens: the run ends after writing. A deleted file is written anew.
@@ -331,14 +320,9 @@ class _Folder:
     can_wait = False
 
     def __init__(self, endpoint: Endpoint) -> None:
+        super().__init__()
         assert endpoint.folder is not None
         self._folder, self._model = endpoint.folder, endpoint.model
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        return None
 
     async def submit(self, path: Path, token: str) -> str:
         self._folder.mkdir(parents=True, exist_ok=True)

@@ -132,19 +132,15 @@ class Meter:
         """How many times longer prompts are than estimated; at least 1."""
         return max(1.0, self.usage.prompt_tokens / (self.estimated_prompt or float("inf")))
 
-    def _rate(self, now: float) -> float:
+    def progress(self, limit: int) -> Progress:
+        """The counters as they are."""
+        now = time.monotonic()
         n_ended = self.n_accepted + self.rejected.total()
         self._ends.append((now, n_ended))
         while len(self._ends) > 2 and now - self._ends[0][0] > RATE_WINDOW_S:
             self._ends.popleft()
         then, before = self._ends[0]
-        return (n_ended - before) / (now - then) if now > then else 0.0
-
-    def progress(self, limit: int) -> Progress:
-        """The counters as they are."""
-        now = time.monotonic()
-        rate = self._rate(now)
-        n_ended = self.n_accepted + self.rejected.total()
+        rate = (n_ended - before) / (now - then) if now > then else 0.0
         left = None if self.n_total is None else self.n_total - self.n_skipped - n_ended
         shared = {one.name for one in fields(Progress)} & {one.name for one in fields(self)}
         known = {name: getattr(self, name) for name in shared} | {"rejected": dict(self.rejected)}
@@ -163,5 +159,5 @@ class Meter:
 
     def summary(self, stopped: str | None) -> BatchSummary:
         """The counters at the end."""
-        own: dict[str, Any] = {"n_duplicates": self.n_duplicates, "stopped": stopped}
-        return BatchSummary(**vars(self.progress(0)), n_unfinished=self.n_unfinished, **own)
+        own: dict[str, Any] = {"n_duplicates": self.n_duplicates, "n_unfinished": self.n_unfinished}
+        return BatchSummary(**vars(self.progress(0)), **own, stopped=stopped)

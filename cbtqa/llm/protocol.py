@@ -36,8 +36,7 @@ class RequestRefusedError(EndpointError):
 
     def __init__(self, message: str, status: int, reason: Reason, *, names_format: bool = False):
         super().__init__(message, status=status)
-        self.reason = reason
-        self.names_format = names_format
+        self.reason, self.names_format = reason, names_format
         """True when the words of the refusal speak of the response format."""
 
     @property
@@ -118,7 +117,11 @@ def reply_of(body: Any, latency_s: float) -> Reply:
         message = choice["message"]
         text = _text_of(message.get("content"))
         refusal = _text_of(message.get("refusal")) or None
-        usage = _usage_of(body.get("usage") or {})
+        counted = body.get("usage") or {}
+        usage = Usage(
+            prompt_tokens=counted.get("prompt_tokens") or 0,
+            completion_tokens=counted.get("completion_tokens") or 0,
+        )
     except (KeyError, IndexError, TypeError, AttributeError, ValidationError):
         raise _error_inside(body) from None
     text, thoughts = split_reasoning(text)
@@ -133,13 +136,6 @@ def reply_of(body: Any, latency_s: float) -> Reply:
         model=str(body.get("model") or ""),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         latency_s=round(latency_s, 3),
-    )
-
-
-def _usage_of(counted: Mapping[str, Any]) -> Usage:
-    return Usage(
-        prompt_tokens=counted.get("prompt_tokens") or 0,
-        completion_tokens=counted.get("completion_tokens") or 0,
     )
 
 
@@ -229,12 +225,9 @@ def _shown(text: bytes | str) -> str:
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
     """Seconds that `retry-after-ms` or `Retry-After` (seconds or HTTP date) asks to wait."""
-    milliseconds = headers.get("retry-after-ms")
-    if milliseconds is not None and (wait := _number(milliseconds)) is not None:
+    if (wait := _number(headers.get("retry-after-ms", ""))) is not None:
         return wait / 1000
-    text = headers.get("Retry-After", headers.get("retry-after"))
-    if text is None:
-        return None
+    text = headers.get("Retry-After", headers.get("retry-after", ""))
     if (wait := _number(text)) is not None:
         return wait
     try:

@@ -78,8 +78,7 @@ class ServerSettings(Settings):
     def sampling(self, **drawn: Any) -> Sampling:
         """Sampling with `extra` over it; what `extra` takes out is not set in the first place."""
         fields = drawn.pop("extra", {}) | self.extra
-        gone = [name for name in drawn if name in fields and fields[name] is None]
-        for name in gone:
+        for name in [one for one in drawn if one in fields and fields[one] is None]:
             del drawn[name], fields[name]
         return Sampling(**drawn, extra=fields)
 

@@ -96,10 +96,7 @@ def _decode(text: str, start: int) -> tuple[dict[str, Any] | Fault, int] | None:
 
 
 def _top_level(text: str, start: int) -> Iterator[dict[str, Any] | Fault]:
-    """The whole objects from here on; a brace that belongs to none of them is a fault.
-
-    `{"a": "x"}, "b": "y"}` begins with a whole object and has lost a text all the same.
-    """
+    """The whole objects from here on; a stray brace, as in `{"a": "x"}, "b": "y"}`, is a fault."""
     outside = [text[:start]]
     while brace := _BRACE.search(text, start):
         decoded = _decode(text, brace.start()) if brace[0] == "{" else None
@@ -154,8 +151,7 @@ def _accounts_for(found: dict[str, Any], damaged: str) -> bool:
         forms = [leaf, json.dumps(leaf, ensure_ascii=False)[1:-1]] if isinstance(leaf, str) else []
         forms = forms or [json.dumps(leaf)]
         n_strings += isinstance(leaf, str)
-        hits = [(damaged.find(form, place), form) for form in forms]
-        hits = [hit for hit in hits if hit[0] >= 0]
+        hits = [(at, form) for form in forms if (at := damaged.find(form, place)) >= 0]
         if not hits:
             return False
         at, form = min(hits)

@@ -142,10 +142,7 @@ class HttpTransport:
 
 
 class SdkTransport:
-    """The openai SDK, which builds address, headers and authentication.
-
-    Its own pool ends at 1,000 connections.
-    """
+    """The openai SDK: it builds address, headers and key; its pool ends at 1,000 connections."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
