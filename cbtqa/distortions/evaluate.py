@@ -26,8 +26,6 @@ PAPER_TABLE_3 = {"n": 500, "accuracy": 0.69, "recall": 0.93, "f1": 0.65}
 
 
 class F1(Record):
-    """Counts of one kind and what follows from them."""
-
     precision: float | None
     """None when nothing was given."""
     recall: float | None
@@ -51,8 +49,6 @@ class Confusion(Record):
 
 
 class CalibrationBin(Record):
-    """Labels of similar confidence."""
-
     low: float
     high: float
     n: int
@@ -73,8 +69,6 @@ class InstructiveError(Record):
 
 
 class SystemReport(Record):
-    """One labeller against the gold."""
-
     binary: F1
     """Any distortion or none."""
     accuracy: float
@@ -112,8 +106,6 @@ class McNemar(Record):
 
 
 class EvaluationReport(Record):
-    """All labellers on one gold set."""
-
     data: str
     data_sha256: str
     taxonomy: str

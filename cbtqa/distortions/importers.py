@@ -25,8 +25,6 @@ _SEPARATORS = re.compile(r"[;；|、,，/]+")
 
 
 class DataFormat(Record):
-    """One entry of `importers.yaml`."""
-
     title: NonEmptyText
     citation: NonEmptyText
     licence: NonEmptyText
@@ -45,7 +43,6 @@ Row = Mapping[str, Any]
 
 @cache
 def data_formats() -> Mapping[str, DataFormat]:
-    """The known data sets by name."""
     raw = shipped_yaml("cbtqa.distortions", "importers.yaml")
     return {name: DataFormat.model_validate(fields) for name, fields in raw.items()}
 

@@ -104,8 +104,6 @@ class LabelSettings(EndpointSettings):
 
 
 class SourceText(Record):
-    """One text of the input."""
-
     id: NonEmptyText
     text: NonEmptyText
     answer: str | None = None
@@ -137,8 +135,6 @@ class LabellingRun(Record):
 
 
 class LabelledTexts(Record):
-    """The rows of a run."""
-
     rows: tuple[LabelledText, ...]
     n_rejected: int
     """Parts without valid labels from the language model."""

@@ -66,7 +66,6 @@ def describe_model(
     settings: Mapping[str, Any],
     estimate: dict[str, Any] | None,
 ) -> ModelSignature:
-    """The signature of a model that was trained on `gold`."""
     return ModelSignature(
         kind=kind,
         name=name,
@@ -161,7 +160,6 @@ def _read_linear(folder: Path, signature: ModelSignature, taxonomy: Taxonomy) ->
 
 
 def model_card(signature: ModelSignature) -> str:
-    """The card, in Markdown."""
     from jinja2 import StrictUndefined, Template
 
     per_type = (signature.estimate or {}).get("types", {})

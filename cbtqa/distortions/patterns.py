@@ -58,8 +58,6 @@ _ABOUT_OTHERS = re.compile(
 
 
 class PatternRule(Record):
-    """One rule of the file."""
-
     id: NonEmptyText
     type: NonEmptyText
     """A concept id, or `distorted` where the rule cannot tell which."""
@@ -73,8 +71,6 @@ class PatternRule(Record):
 
 
 class PatternHit(NamedTuple):
-    """One place where a rule holds."""
-
     rule: PatternRule
     span: Span
     """The end of the phrase, as found by the automaton."""
@@ -119,12 +115,10 @@ class PatternLabeller:
 
     @property
     def rules(self) -> tuple[PatternRule, ...]:
-        """All rules of the file, in its order."""
         return self._rules.rules
 
     @property
     def words(self) -> Mapping[str, Sequence[str]]:
-        """The word classes of the file."""
         return self._rules.words
 
     def label(self, text: str, hits: Iterable[PatternHit] | None = None) -> Labels:
@@ -154,7 +148,6 @@ class PatternLabeller:
         )
 
     def label_many(self, texts: Iterable[str]) -> list[Labels]:
-        """The labels of each text, in order."""
         return [self.label(text) for text in texts]
 
     def find_hits(self, text: str, clauses: Bounds | None = None) -> list[PatternHit]:

@@ -74,8 +74,6 @@ class EvaluateSettings(GoldSettings):
 
 
 class TrainedReport(Record):
-    """A saved model and how good it is."""
-
     name: str
     kind: Literal["linear", "encoder"]
     taxonomy: str
@@ -175,7 +173,6 @@ def _read_gold(settings: GoldSettings, say: Say) -> GoldSet:
 
 
 def evaluate_labellers(settings: EvaluateSettings, say: Say) -> EvaluationReport:
-    """Runs the labellers over the gold texts and measures them."""
     gold = _read_gold(settings, say)
     labellers = [open_labeller(spec, gold.taxonomy) for spec in settings.labeller]
     names = [labeller.name for labeller in labellers]

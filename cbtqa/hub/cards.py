@@ -104,7 +104,6 @@ def dataset_front_matter(facts: CardFacts, material: Material) -> dict[str, Any]
 
 
 def _published_values(settings: PublishSettings, kind: str) -> dict[str, Any]:
-    """What the settings of a publication add to every card."""
     return {
         "repo_id": settings.to,
         "gate": settings.gate,

@@ -50,8 +50,6 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Account:
-    """Whose token it is, and what it may do."""
-
     name: str
     orgs: dict[str, str | None]
     """Organisation to the role in it."""

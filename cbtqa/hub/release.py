@@ -26,8 +26,6 @@ KINDS: tuple[RepoKind, ...] = ("dataset", "model")
 
 @dataclass(frozen=True)
 class Checked:
-    """A repository that may be made public."""
-
     hub: Hub
     state: RepoState
     tag: str

@@ -118,8 +118,6 @@ N_RESAMPLES = 500
 
 
 class RaterProgress(Record):
-    """One rater so far."""
-
     rater: str
     n_done: int = Field(ge=0)
     n_shown: int = Field(ge=0)
@@ -130,8 +128,6 @@ class RaterProgress(Record):
 
 
 class StudyStatus(Record):
-    """A study so far."""
-
     study: str
     raters: tuple[RaterProgress, ...]
     agreement: dict[str, Coefficient]

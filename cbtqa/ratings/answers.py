@@ -28,8 +28,6 @@ Unrated = Literal["open", "cannot_judge"]
 
 
 class Rating(Record):
-    """One rater's rating of one item on one criterion."""
-
     item_id: NonEmptyText
     question_id: NonEmptyText
     system: NonEmptyText

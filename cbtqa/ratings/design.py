@@ -90,8 +90,6 @@ class NewStudySettings(Settings):
 
 @dataclass(frozen=True)
 class NewStudy:
-    """A study that was just made."""
-
     folder: StudyFolder
     key_path: Path
     n_available: int

@@ -53,8 +53,6 @@ class Words(Phrase):
 
 
 class Section(Record):
-    """A group of criteria under one heading."""
-
     id: NonEmptyText
     title: Words
     weight: float = Field(default=1.0, gt=0)
@@ -75,8 +73,6 @@ class Total(Record):
 
 
 class Criterion(Record):
-    """One thing to rate."""
-
     id: NonEmptyText = Field(pattern=r"^[a-z][a-z0-9_]*$")
     name: Words
     question: Words
@@ -207,7 +203,6 @@ class Rubric(Record):
         return summed * whole / present if n_missing else summed
 
     def range_of(self, total: Total) -> tuple[float, float]:
-        """The lowest and the highest value that a total can take."""
         parts = self.parts_of(total)
         below = sum(weight for _, weight in parts) if total.how == "mean" else 1.0
         return (

@@ -31,8 +31,6 @@ _OLD_OR_LOCKED = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell and its place."""
-
     where: str
     """`file:tab!G17` or `file:17:column`."""
     value: Any
@@ -46,8 +44,6 @@ class Cell:
 
 @dataclass(frozen=True)
 class Sheet:
-    """A filled sheet as read."""
-
     name: str
     kind: str
     """`sheet` or `csv`, as the store names its sources."""

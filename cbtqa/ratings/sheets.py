@@ -41,8 +41,6 @@ META_KEYS = ("study", "rubric", "rater")
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a sheet."""
-
     id: str
     heading: str
     criterion: Criterion | None = None
@@ -137,8 +135,6 @@ def _write_csv(folder: StudyFolder, rater: str, path: Path) -> None:
 
 
 class _Workbook:
-    """One rater's xlsx while it is written."""
-
     def __init__(self, folder: StudyFolder, rater: str, path: Path) -> None:
         try:
             import xlsxwriter

@@ -52,8 +52,6 @@ def column_letters(place: int) -> str:
 
 
 class ShownTurn(Record):
-    """One turn of a session under rating."""
-
     role: NonEmptyText
     text: str
 
@@ -64,8 +62,6 @@ def session_text(turns: Iterable[ShownTurn]) -> str:
 
 
 class Item(Record):
-    """One text to rate, and the question it belongs to."""
-
     id: NonEmptyText
     """Opaque: reveals neither the system nor the question."""
     arm: NonEmptyText
@@ -110,8 +106,6 @@ class Presentation(Record):
 
 
 class Study(Record):
-    """The design of a study."""
-
     format_version: int = FORMAT_VERSION
     id: NonEmptyText
     title: str = ""
@@ -146,8 +140,6 @@ class StudyKey(Record):
 
 @dataclass(frozen=True)
 class StudyFolder:
-    """A study as read from its folder."""
-
     path: Path
     study: Study
     rubric: Rubric
