@@ -123,11 +123,7 @@ def evaluate(
     n_errors: int = 20,
     seed: int = 12345,
 ) -> EvaluationReport:
-    """Scores each labeller's labels, one tuple per gold item, in the gold's taxonomy.
-
-    Raises:
-        ValueError: a labeller has not one entry per gold item.
-    """
+    """Scores each labeller's labels in the gold's taxonomy: one tuple per item, else ValueError."""
     truth = gold.matrix
     systems, matrices = {}, {}
     for name, labels in given.items():

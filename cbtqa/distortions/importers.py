@@ -62,7 +62,11 @@ def read_gold(
             does not have; says file and line.
         UsageError: no such format.
     """
-    rows = ((where, _clean_keys(row)) for where, row in source_rows(path, encoding=encoding))
+    # column names without blanks at the ends and in lower case: some sets have ` Text`
+    rows = (
+        (where, {str(key).strip().lower(): value for key, value in row.items()})
+        for where, row in source_rows(path, encoding=encoding)
+    )
     first = next(rows, None)
     if first is None:
         raise DataError("holds no rows", where=str(path))
@@ -82,11 +86,6 @@ def read_gold(
             n_contradictions += held.types != item.types
     counts = n_rows, n_duplicates, n_contradictions
     return GoldSet(name, chosen, tuple(items.values()), known.licence, *counts)
-
-
-def _clean_keys(row: Row) -> dict[str, Any]:
-    """Column names without blanks at the ends and in lower case: some sets have ` Text`."""
-    return {str(key).strip().lower(): value for key, value in row.items()}
 
 
 def _first_of(names: tuple[str, ...], row: Row) -> str | None:

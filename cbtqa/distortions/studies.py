@@ -128,28 +128,27 @@ def _tune(settings: TrainSettings, gold: GoldSet, say: Say) -> TrainedReport:
 
 
 def _report(settings: TrainSettings, gold: GoldSet, given: Any) -> TrainedReport:
-    report = TrainedReport(
+    truth, measured = gold.matrix, {}
+    if given is not None:
+        columns = zip(gold.taxonomy.ids, truth.T, given.T, strict=True)
+        types = {type_id: count_f1(gold_column, column) for type_id, gold_column, column in columns}
+        values = [entry.f1 for entry in types.values() if entry.f1 is not None]
+        measured = {
+            "n_folds": settings.folds,
+            "binary": count_f1(np.asarray(truth.any(axis=1)), np.asarray(given.any(axis=1))),
+            "micro": count_f1(truth, given),
+            "macro_f1": sum(values) / len(values) if values else None,
+            "types": types,
+        }
+    return TrainedReport(
         name=settings.name,
         kind="encoder" if settings.encoder else "linear",
         taxonomy=gold.taxonomy.id,
         n_texts=len(gold.items),
         n_duplicates=gold.n_duplicates,
         n_contradictions=gold.n_contradictions,
+        **measured,
     )
-    if given is None:
-        return report
-    truth = gold.matrix
-    columns = zip(gold.taxonomy.ids, truth.T, given.T, strict=True)
-    types = {type_id: count_f1(gold_column, column) for type_id, gold_column, column in columns}
-    values = [entry.f1 for entry in types.values() if entry.f1 is not None]
-    measured = {
-        "n_folds": settings.folds,
-        "binary": count_f1(np.asarray(truth.any(axis=1)), np.asarray(given.any(axis=1))),
-        "micro": count_f1(truth, given),
-        "macro_f1": sum(values) / len(values) if values else None,
-        "types": types,
-    }
-    return report.model_copy(update=measured)
 
 
 def _estimate(report: TrainedReport) -> dict[str, Any]:

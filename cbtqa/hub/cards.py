@@ -164,8 +164,6 @@ def _tables(facts: CardFacts, material: Material) -> dict[str, Any]:
     }
 
 
-# --- model card ----------------------------------------------------------------------------------
-
 MODEL_TAGS = ("mental-health", "cognitive-behavioural-therapy", "psyqa")
 SHOWN_SETTINGS = (
     *("preset", "objective", "mode", "method", "rank", "alpha", "dropout", "target_module"),
@@ -285,9 +283,6 @@ def read_label_quality(path: Path | None) -> dict[str, Any] | None:
     name = Path(report.data).name
     measured = {"data": name, "n_texts": report.n_texts, "taxonomy": report.taxonomy}
     return {**measured, "table": binary_table(report)}
-
-
-# --- access form and terms -----------------------------------------------------------------------
 
 
 @cache

@@ -237,8 +237,6 @@ class Hub:
         patiently("making it public", update, **self._where, visibility="public")
 
 
-# --- failures ------------------------------------------------------------------------------------
-
 Found = TypeVar("Found")
 MAX_ATTEMPTS = 4
 LONGEST_WAIT_S = 60.0

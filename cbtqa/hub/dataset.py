@@ -210,7 +210,6 @@ def _remarks(counted: Published, permission: Permission) -> tuple[str, ...]:
     return (*remarks, permission.remark) if permission.remark else tuple(remarks)
 
 
-# --- tables --------------------------------------------------------------------------------------
 # `config/split-00000-of-00001.parquet`. The same rows give the same bytes, so that publishing twice
 # sends nothing twice.
 

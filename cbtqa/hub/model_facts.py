@@ -88,9 +88,6 @@ def _recorded(run: Path, counts: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-# --- scores --------------------------------------------------------------------------------------
-
-
 class ModelScores(NamedTuple):
     """One system on one set of references."""
 

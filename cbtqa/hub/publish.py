@@ -98,9 +98,6 @@ def publish(
     )
 
 
-# --- preview -------------------------------------------------------------------------------------
-
-
 class PreviewSettings(Settings):
     """Settings of `cbtqa hub-preview`; `cbtqa publish ... --dry-run` takes every flag."""
 

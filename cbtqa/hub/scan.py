@@ -281,9 +281,6 @@ def _strings(value: Any, where: str, with_keys: bool = True) -> Iterator[Passage
             yield from _strings(inner, where, with_keys)
 
 
-# --- the user's own files ------------------------------------------------------------------------
-
-
 def read_notes(path: Path | None) -> str | None:
     if path is None:
         return None

@@ -277,11 +277,7 @@ def _is_blank(cell: Cell) -> bool:
 
 
 def _plain_value(name: str, cell: Cell) -> Scalar:
-    """The value that a cell plainly holds.
-
-    Raises:
-        ValueError: a formula, or anything that would have to be guessed.
-    """
+    """The value of a cell; ValueError for a formula, or what would have to be guessed."""
     if cell.is_formula:
         raise ValueError("a formula, expected a value")
     kind = name.partition(":")[0]

@@ -161,11 +161,7 @@ class Rubric(Record):
         return {criterion.id: criterion for criterion in self.criteria}[name]
 
     def settle(self, values: Mapping[str, int | None]) -> dict[str, int | None]:
-        """Values with the rule of marks applied: unset marks become 0 once any mark is set.
-
-        Raises:
-            ValueError: `none` is set beside another mark.
-        """
+        """Values with unset marks 0 once any mark is set; ValueError for `none` beside a mark."""
         settled = {criterion.id: values.get(criterion.id) for criterion in self.criteria}
         set_marks = [mark.id for mark in self.marks if settled[mark.id] == 1]
         if NO_MARK in set_marks and len(set_marks) > 1:
@@ -220,11 +216,7 @@ class Rubric(Record):
 
 
 def parse_rubric(text: str, where: str, taxonomy: str | None = None) -> Rubric:
-    """One rubric; `taxonomy` fills one with `marks_from`, the file's own choice by default.
-
-    Raises:
-        DataError: not YAML, or not a rubric; names the field.
-    """
+    """One rubric, or a DataError with the field; `taxonomy` replaces the one in `marks_from`."""
     try:
         raw = parse_yaml(text)
     except yaml.YAMLError as error:

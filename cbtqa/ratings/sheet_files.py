@@ -169,9 +169,8 @@ def _read_meta(tab: Any, name: str) -> tuple[str, str, str]:
 
 def _ids_of(tab: Any) -> list[str]:
     """Column ids of the hidden first row; an empty one where a column has none."""
-    for row in tab.iter_rows(max_row=1, max_col=MAX_COLUMNS, values_only=True):
-        return [str(value) if value is not None else "" for value in row]
-    return []
+    row = next(tab.iter_rows(max_row=1, max_col=MAX_COLUMNS, values_only=True), ())
+    return [str(value) if value is not None else "" for value in row]
 
 
 def _rows_of(tab: Any, ids: Sequence[str], name: str) -> Iterator[dict[str, Cell]]:

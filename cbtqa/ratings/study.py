@@ -220,11 +220,7 @@ def write_study(
 
 
 def open_study(path: Path) -> StudyFolder:
-    """Reads a study folder and checks that its parts belong together.
-
-    Raises:
-        DataError: no study there, a damaged part, or a rubric other than the study was made with.
-    """
+    """A study; DataError where there is none, a part is damaged, or the rubric has changed."""
     if not (path / "study.json").exists():
         raise DataError("no study here", where=str(path), hint="make one with: cbtqa rate new")
     study = _read_part(Study, path / "study.json")
