@@ -32,8 +32,6 @@ _EVAL_BATCH = 64
 
 
 class EncoderSettings(Settings):
-    """How an encoder is tuned."""
-
     encoder: str
     """Folder or Hub id of an encoder with its tokenizer."""
     epochs: int = Field(4, ge=1)

@@ -57,8 +57,6 @@ class CalibrationBin(Record):
 
 
 class InstructiveError(Record):
-    """A confident mistake, or a miss."""
-
     where: str
     text: str
     kind: str

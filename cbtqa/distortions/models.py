@@ -31,8 +31,6 @@ _ARRAYS = ("buckets", "idf", "coefficients", "rule_coefficients", "bias", "platt
 
 
 class ModelSignature(Record):
-    """What a saved labeller is and what it was made from."""
-
     format_version: Literal[3] = 3
     kind: Literal["linear", "encoder"]
     name: NonEmptyText

@@ -123,11 +123,7 @@ class PatternLabeller:
         return self._rules.words
 
     def label(self, text: str, hits: Iterable[PatternHit] | None = None) -> Labels:
-        """One label for each type found, with its surest clause, surest first.
-
-        Args:
-            hits: `find_hits` of the text, when already known.
-        """
+        """A label per type with its surest clause, surest first; `hits` as of `find_hits`."""
         best: dict[str, PatternHit] = {}
         for hit in self.find_hits(text) if hits is None else hits:
             type_id = self._ids[hit.rule.type]
@@ -152,11 +148,7 @@ class PatternLabeller:
         return [self.label(text) for text in texts]
 
     def find_hits(self, text: str, clauses: Bounds | None = None) -> list[PatternHit]:
-        """Every place where a rule holds, in the order of the text.
-
-        Args:
-            clauses: of the text, when already known.
-        """
+        """Every place where a rule holds, in order; `clauses` are the text's, when known."""
         hits: list[PatternHit] = []
         starts: list[int] = []
         bounds: Bounds = ()

@@ -104,7 +104,13 @@ def train_labeller(settings: TrainSettings, say: Say) -> TrainedReport:
     report = _report(settings, gold, given)
     say(f"training on {len(gold.items):,} texts")
     model = train_linear(*data, name=settings.name)
-    estimate = _estimate(report) if settings.folds else None
+    estimate = None
+    if report.micro and report.binary:
+        estimate = {
+            **report.model_dump(include={"n_folds", "macro_f1", "types"}),
+            "micro_f1": report.micro.f1,
+            "binary_f1": report.binary.f1,
+        }
     signature = describe_model("linear", settings.name, gold, training.model_dump(), estimate)
     save_linear(settings.out, model, signature)
     return report
@@ -151,16 +157,6 @@ def _report(settings: TrainSettings, gold: GoldSet, given: Any) -> TrainedReport
     )
 
 
-def _estimate(report: TrainedReport) -> dict[str, Any]:
-    return {
-        "n_folds": report.n_folds,
-        "micro_f1": report.micro.f1 if report.micro else None,
-        "macro_f1": report.macro_f1,
-        "binary_f1": report.binary.f1 if report.binary else None,
-        "types": {type_id: entry.model_dump() for type_id, entry in report.types.items()},
-    }
-
-
 def _read_gold(settings: GoldSettings, say: Say) -> GoldSet:
     form, taxonomy, encoding = settings.format, settings.taxonomy, settings.encoding
     gold = read_gold(settings.data, form=form, taxonomy=taxonomy, encoding=encoding)
@@ -185,12 +181,7 @@ def evaluate_labellers(settings: EvaluateSettings, say: Say) -> EvaluationReport
 
 
 def read_annotations(files: Sequence[Path], taxonomy: Taxonomy) -> LabelAgreement:
-    """Agreement of annotators, one labelled file each, items matched by id.
-
-    Raises:
-        UsageError: fewer than two files, or two with the same name.
-        DataError: a file that is no labelled file in this taxonomy.
-    """
+    """Agreement of annotators, one labelled file each (UsageError below two), matched by id."""
     if len({path.stem for path in files}) < max(2, len(files)):
         raise UsageError("give two or more files, each with a name of its own")
     annotations = {}

@@ -120,7 +120,7 @@ def is_shipped(taxonomy: Taxonomy) -> bool:
 
 @cache
 def load_taxonomy(name_or_path: str = "burns-10") -> Taxonomy:
-    """A shipped taxonomy by id, or the one in a `.yaml` file; DataError without or malformed."""
+    """A shipped taxonomy by id, or a `.yaml` file's; DataError where missing or malformed."""
     if name_or_path.endswith((".yaml", ".yml")):
         with open_text(Path(name_or_path)) as stream:
             return _parse_taxonomy(stream.read(), name_or_path)

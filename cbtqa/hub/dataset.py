@@ -275,7 +275,6 @@ def qa_features(types: Sequence[str], has_source_text: bool) -> dict[str, Featur
 
 
 def label_features(types: Sequence[str], has_source_text: bool) -> dict[str, Feature]:
-    """Columns of the config `distortions`: one row a label."""
     return {
         **dict.fromkeys(("id", "question_sha256"), TEXT),
         "label": type_label(types),

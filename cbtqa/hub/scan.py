@@ -66,7 +66,6 @@ def places_of(*paths: Path) -> tuple[str, ...]:
 
 
 def scan_plan(plan: PublishPlan, watch: Watch) -> list[Finding]:
-    """Everything in the plan that must not leave, file by file."""
     findings: list[Finding] = []
     for file in plan.files:
         if refused := _refused_kind(file):

@@ -116,11 +116,7 @@ class Collected:
 def collect(
     folder: StudyFolder, store: Store, paths: Sequence[Path], *, replace: bool = False
 ) -> Collected:
-    """Takes the good cells of these sheets into the store; the rest comes back as rejections.
-
-    Args:
-        replace: a sheet's value takes the place of another one in the store; else it is refused.
-    """
+    """Stores the good cells, the rest are rejections; `replace`: also over other stored values."""
     collected = Collected()
     for path in paths:
         result = CollectedSheet(path.name)

@@ -107,8 +107,6 @@ class Criterion(Record):
 
 
 class Rubric(Record):
-    """A whole form: criteria in order, with the text that explains them."""
-
     id: NonEmptyText = Field(pattern=r"^[a-z][a-z0-9-]*$")
     version: int = Field(ge=1)
     title: Words

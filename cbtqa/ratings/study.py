@@ -259,11 +259,8 @@ def write_key(path: Path, key: StudyKey) -> None:
 def unblind(folder: StudyFolder, key_path: Path, by: str, n_ratings: int, digest: str) -> StudyKey:
     """Brings the system names into the study and logs who did it, on which ratings.
 
-    Args:
-        digest: hash of the ratings at this moment, so that later changes show.
-
-    Raises:
-        DataError: the key belongs to another study, or lacks an arm.
+    `digest` is the hash of the ratings at this moment, so that later changes show. A key of
+    another study, or with other arms, is a DataError.
     """
     key = _read_part(StudyKey, key_path)
     if key.study_id != folder.study.id:

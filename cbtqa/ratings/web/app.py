@@ -253,11 +253,7 @@ def tcp_listener() -> socket.socket:
 def serve(
     folder: StudyFolder, store: Store, *, host: str, port: int, names: Iterable[str] = ()
 ) -> None:
-    """Serves until interrupted.
-
-    Args:
-        names: further names under which browsers reach this machine, such as behind a tunnel.
-    """
+    """Serves until interrupted; `names` are further Host names, such as behind a tunnel."""
     try:
         import uvicorn
     except ModuleNotFoundError:
