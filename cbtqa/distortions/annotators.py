@@ -25,8 +25,6 @@ Annotations = Mapping[str, Mapping[str, Set[str]]]
 
 
 class LabelAgreement(Record):
-    """How far raters agree about distortions."""
-
     raters: tuple[str, ...]
     n_items: int
     """Texts that two or more raters labelled."""
@@ -122,19 +120,15 @@ class AnnotateSettings(Settings):
 
 
 class DrawnSample(Record):
-    """Texts drawn for annotation, on disk."""
-
     path: Path
     n: int
     strata: dict[str, dict[Literal["texts", "drawn"], int]]
 
     def table(self) -> Table:
-        """Texts in all and texts drawn by stratum."""
         rows = [(name, one["texts"], one["drawn"]) for name, one in self.strata.items()]
         return Table(["stratum", "texts", "drawn"], rows)
 
     def summary(self) -> dict[str, Any]:
-        """For `--json`."""
         return {"sample": str(self.path), "n": self.n, "strata": self.strata}
 
 

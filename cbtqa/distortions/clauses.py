@@ -25,7 +25,6 @@ class Span(NamedTuple):
     end: int
 
     def of(self, text: str) -> str:
-        """The part itself."""
         return text[self.start : self.end]
 
 

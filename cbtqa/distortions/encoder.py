@@ -32,8 +32,6 @@ _EVAL_BATCH = 64
 
 
 class EncoderSettings(Settings):
-    """How an encoder is tuned."""
-
     encoder: str
     """Folder or Hub id of an encoder with its tokenizer."""
     epochs: int = Field(4, ge=1)
@@ -81,7 +79,6 @@ class EncoderLabeller:
         return labeller
 
     def save(self, folder: Path) -> None:
-        """Writes weights (as safetensors), tokenizer and thresholds."""
         folder.mkdir(parents=True, exist_ok=True)
         self.model.save_pretrained(folder, safe_serialization=True)
         self.tokenizer.save_pretrained(folder)
@@ -89,11 +86,9 @@ class EncoderLabeller:
         write_json(folder / _THRESHOLDS_NAME, stored)
 
     def label(self, text: str) -> Labels:
-        """The types above their thresholds, most certain first."""
         return self.label_many([text])[0]
 
     def label_many(self, texts: Iterable[str]) -> list[Labels]:
-        """The same for many texts."""
         texts = list(texts)
         return list(map(self._labels_of, texts, self.probabilities(texts)))
 

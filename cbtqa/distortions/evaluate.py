@@ -26,8 +26,6 @@ PAPER_TABLE_3 = {"n": 500, "accuracy": 0.69, "recall": 0.93, "f1": 0.65}
 
 
 class F1(Record):
-    """Counts of one kind and what follows from them."""
-
     precision: float | None
     """None when nothing was given."""
     recall: float | None
@@ -51,8 +49,6 @@ class Confusion(Record):
 
 
 class CalibrationBin(Record):
-    """Labels of similar confidence."""
-
     low: float
     high: float
     n: int
@@ -61,8 +57,6 @@ class CalibrationBin(Record):
 
 
 class InstructiveError(Record):
-    """A confident mistake, or a miss."""
-
     where: str
     text: str
     kind: str
@@ -73,8 +67,6 @@ class InstructiveError(Record):
 
 
 class SystemReport(Record):
-    """One labeller against the gold."""
-
     binary: F1
     """Any distortion or none."""
     accuracy: float
@@ -112,8 +104,6 @@ class McNemar(Record):
 
 
 class EvaluationReport(Record):
-    """All labellers on one gold set."""
-
     data: str
     data_sha256: str
     taxonomy: str
@@ -131,11 +121,7 @@ def evaluate(
     n_errors: int = 20,
     seed: int = 12345,
 ) -> EvaluationReport:
-    """Scores each labeller's labels, one tuple per gold item, in the gold's taxonomy.
-
-    Raises:
-        ValueError: a labeller has not one entry per gold item.
-    """
+    """Scores each labeller's labels in the gold's taxonomy: one tuple per item, else ValueError."""
     truth = gold.matrix
     systems, matrices = {}, {}
     for name, labels in given.items():

@@ -14,8 +14,6 @@ from cbtqa.records import NonEmptyText, Record
 
 
 class GoldItem(Record):
-    """One text and its types."""
-
     id: NonEmptyText
     text: NonEmptyText
     types: frozenset[str]
@@ -26,8 +24,6 @@ class GoldItem(Record):
 
 @dataclass(frozen=True)
 class GoldSet:
-    """A set of gold items in one taxonomy."""
-
     name: str
     """Short name of the source, such as `cogdis`."""
     taxonomy: Taxonomy
@@ -42,17 +38,14 @@ class GoldSet:
 
     @property
     def texts(self) -> list[str]:
-        """The texts, in order."""
         return [item.text for item in self.items]
 
     @property
     def matrix(self) -> npt.NDArray[np.bool_]:
-        """`(items, types)`, types in the taxonomy's order."""
         return type_matrix((item.types for item in self.items), self.taxonomy)
 
     @property
     def sha256(self) -> str:
-        """Hash of texts and types, in order."""
         digest = hashlib.sha256(self.taxonomy.id.encode())
         for item in self.items:
             line = f"\n{item.text}\t{','.join(sorted(item.types))}"

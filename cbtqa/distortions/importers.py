@@ -25,8 +25,6 @@ _SEPARATORS = re.compile(r"[;；|、,，/]+")
 
 
 class DataFormat(Record):
-    """One entry of `importers.yaml`."""
-
     title: NonEmptyText
     citation: NonEmptyText
     licence: NonEmptyText
@@ -45,7 +43,6 @@ Row = Mapping[str, Any]
 
 @cache
 def data_formats() -> Mapping[str, DataFormat]:
-    """The known data sets by name."""
     raw = shipped_yaml("cbtqa.distortions", "importers.yaml")
     return {name: DataFormat.model_validate(fields) for name, fields in raw.items()}
 
@@ -65,7 +62,11 @@ def read_gold(
             does not have; says file and line.
         UsageError: no such format.
     """
-    rows = ((where, _clean_keys(row)) for where, row in source_rows(path, encoding=encoding))
+    # column names without blanks at the ends and in lower case: some sets have ` Text`
+    rows = (
+        (where, {str(key).strip().lower(): value for key, value in row.items()})
+        for where, row in source_rows(path, encoding=encoding)
+    )
     first = next(rows, None)
     if first is None:
         raise DataError("holds no rows", where=str(path))
@@ -85,11 +86,6 @@ def read_gold(
             n_contradictions += held.types != item.types
     counts = n_rows, n_duplicates, n_contradictions
     return GoldSet(name, chosen, tuple(items.values()), known.licence, *counts)
-
-
-def _clean_keys(row: Row) -> dict[str, Any]:
-    """Column names without blanks at the ends and in lower case: some sets have ` Text`."""
-    return {str(key).strip().lower(): value for key, value in row.items()}
 
 
 def _first_of(names: tuple[str, ...], row: Row) -> str | None:

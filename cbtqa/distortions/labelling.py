@@ -44,11 +44,7 @@ class LabelledText(Record):
 
 
 def write_labels(path: Path, rows: Iterable[LabelledText]) -> None:
-    """Writes rows in the format of the suffix; CSV and TSV hold the labels as JSON.
-
-    Raises:
-        DataError: an unknown suffix.
-    """
+    """Writes rows in the format of the suffix (DataError for others); labels in CSV are JSON."""
     suffix = path.suffix.lower()
     if suffix in (".jsonl", ".ndjson"):
         write_jsonl(path, rows)
@@ -104,8 +100,6 @@ class LabelSettings(EndpointSettings):
 
 
 class SourceText(Record):
-    """One text of the input."""
-
     id: NonEmptyText
     text: NonEmptyText
     answer: str | None = None
@@ -137,8 +131,6 @@ class LabellingRun(Record):
 
 
 class LabelledTexts(Record):
-    """The rows of a run."""
-
     rows: tuple[LabelledText, ...]
     n_rejected: int
     """Parts without valid labels from the language model."""
@@ -156,11 +148,7 @@ def read_labels(run: LabellingRun) -> LabelledTexts:
 
 
 def read_texts(path: Path, encoding: str = "utf-8") -> Iterator[SourceText]:
-    """The texts of a file or dataset folder.
-
-    Raises:
-        DataError: no column with text, an empty text, or two rows with one id (file and line).
-    """
+    """The texts of a file or folder; DataError for no column, an empty text, or an id twice."""
     seen: set[str] = set()
     for number, (where, row) in enumerate(source_rows(path, encoding=encoding), 1):
         item = _read_text(row, where, number)
@@ -295,11 +283,7 @@ def _open_part_labeller(
 
 
 def open_labeller(spec: str, taxonomy: Taxonomy) -> Labeller:
-    """`patterns`, or the labeller of a trained model's folder.
-
-    Raises:
-        DataError: no such labeller, or a model for another taxonomy.
-    """
+    """`patterns`, or a trained model's folder; DataError for no or another taxonomy's model."""
     if spec == "patterns":
         return PatternLabeller(taxonomy)
     return load_labeller(Path(spec), taxonomy)

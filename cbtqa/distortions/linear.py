@@ -94,8 +94,6 @@ class _Scored(NamedTuple):
 
 
 class LinearLabeller:
-    """Labels by a `LinearModel`."""
-
     def __init__(self, model: LinearModel) -> None:
         self.model = model
         self.taxonomy = model.taxonomy
@@ -110,11 +108,9 @@ class LinearLabeller:
         self._rule_row = {rule: row for row, rule in enumerate(model.rules)}
 
     def label(self, text: str) -> Labels:
-        """The types above their thresholds, most certain first."""
         return self.label_many([text])[0]
 
     def label_many(self, texts: Iterable[str]) -> list[Labels]:
-        """The same for many texts; memory does not grow beyond the labels."""
         source = iter(texts)
         batches = iter(lambda: list(islice(source, _BATCH)), [])
         return [labels for batch in batches for labels in self._label_batch(batch)]
@@ -214,7 +210,6 @@ def _clause_sums(scored: _Scored, spans: dict[int, Bounds]) -> dict[int, Floats3
 
 @cache
 def word_classes() -> WordClasses:
-    """The word classes of the shipped rule file."""
     return WordClasses(PatternLabeller(load_taxonomy("binary")).words)
 
 
@@ -256,7 +251,6 @@ class SparseRows(NamedTuple):
         return np.repeat(np.arange(len(self.starts)), lengths)
 
     def take(self, rows: Ints) -> SparseRows:
-        """These rows, in this order."""
         ends = np.append(self.starts, len(self.columns))
         lengths = ends[rows + 1] - ends[rows]
         starts = np.concatenate(([0], np.cumsum(lengths)[:-1]))

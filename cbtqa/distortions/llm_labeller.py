@@ -23,8 +23,6 @@ DRAWN = {"temperature": 0.0, "max_tokens": 1024}
 
 
 class TextToLabel(NamedTuple):
-    """One text with its id."""
-
     id: str
     text: str
 
@@ -60,18 +58,15 @@ class LabellingTask:
         }
 
     def key(self, item: TextToLabel) -> str:
-        """The id, and a hash that changes with the text."""
         return f"{item.id}:{hashlib.blake2b(item.text.encode(), digest_size=8).hexdigest()}"
 
     def request(self, item: TextToLabel, *more: dict[str, str]) -> ChatRequest:
-        """The question about one text, with more messages after it."""
         messages = self._prompt.render(taxonomy=self._types, text=fence(item.text))
         return ChatRequest(
             [*messages, *more], self._schema, "distortion_labels", sampling=self._sampling
         )
 
     def check(self, item: TextToLabel, reply: Reply) -> Fault | None:
-        """The first thing wrong with a reply, or None."""
         found = self.read(item, reply)
         return found if isinstance(found, Fault) else None
 
@@ -87,7 +82,6 @@ class LabellingTask:
         )
 
     def read(self, item: TextToLabel, reply: Reply) -> Labels | Fault:
-        """The labels of a reply, or the first thing wrong with it."""
         found = parse_object(reply.text, fits=lambda value: isinstance(value.get("labels"), list))
         if isinstance(found, Fault):
             return found

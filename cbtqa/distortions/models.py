@@ -31,8 +31,6 @@ _ARRAYS = ("buckets", "idf", "coefficients", "rule_coefficients", "bias", "platt
 
 
 class ModelSignature(Record):
-    """What a saved labeller is and what it was made from."""
-
     format_version: Literal[3] = 3
     kind: Literal["linear", "encoder"]
     name: NonEmptyText
@@ -66,7 +64,6 @@ def describe_model(
     settings: Mapping[str, Any],
     estimate: dict[str, Any] | None,
 ) -> ModelSignature:
-    """The signature of a model that was trained on `gold`."""
     return ModelSignature(
         kind=kind,
         name=name,
@@ -161,7 +158,6 @@ def _read_linear(folder: Path, signature: ModelSignature, taxonomy: Taxonomy) ->
 
 
 def model_card(signature: ModelSignature) -> str:
-    """The card, in Markdown."""
     from jinja2 import StrictUndefined, Template
 
     per_type = (signature.estimate or {}).get("types", {})

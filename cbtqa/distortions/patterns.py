@@ -47,6 +47,7 @@ _NEGATED = re.compile(
     r"(?:(?<!是)不是|并非|并不是|不觉得|不认为|没觉得|没有觉得|不再|从不|哪有|谁说|不会(?:觉得|认为)|"
     r"不想(?:当|做|成为)|不愿(?:当|做|成为)|不要|别|停止|避免|克服|摆脱)[^，。！？；,]{0,6}$"
 )
+_A_NOT_A = re.compile(r"(.)不\1")
 _SUPPOSED = re.compile(r"(?:如果|要是|假如|倘若|假设|即使|就算|哪怕|除非)[^。！？；]{0,16}$")
 _SAID_BY_OTHERS = re.compile(
     rf"(?:{_THIRD_PERSON}|大家|所有人|人)[^，。！？；,]{{0,6}}"
@@ -58,8 +59,6 @@ _ABOUT_OTHERS = re.compile(
 
 
 class PatternRule(Record):
-    """One rule of the file."""
-
     id: NonEmptyText
     type: NonEmptyText
     """A concept id, or `distorted` where the rule cannot tell which."""
@@ -73,8 +72,6 @@ class PatternRule(Record):
 
 
 class PatternHit(NamedTuple):
-    """One place where a rule holds."""
-
     rule: PatternRule
     span: Span
     """The end of the phrase, as found by the automaton."""
@@ -119,20 +116,14 @@ class PatternLabeller:
 
     @property
     def rules(self) -> tuple[PatternRule, ...]:
-        """All rules of the file, in its order."""
         return self._rules.rules
 
     @property
     def words(self) -> Mapping[str, Sequence[str]]:
-        """The word classes of the file."""
         return self._rules.words
 
     def label(self, text: str, hits: Iterable[PatternHit] | None = None) -> Labels:
-        """One label for each type found, with its surest clause, surest first.
-
-        Args:
-            hits: `find_hits` of the text, when already known.
-        """
+        """A label per type with its surest clause, surest first; `hits` as of `find_hits`."""
         best: dict[str, PatternHit] = {}
         for hit in self.find_hits(text) if hits is None else hits:
             type_id = self._ids[hit.rule.type]
@@ -154,15 +145,10 @@ class PatternLabeller:
         )
 
     def label_many(self, texts: Iterable[str]) -> list[Labels]:
-        """The labels of each text, in order."""
         return [self.label(text) for text in texts]
 
     def find_hits(self, text: str, clauses: Bounds | None = None) -> list[PatternHit]:
-        """Every place where a rule holds, in the order of the text.
-
-        Args:
-            clauses: of the text, when already known.
-        """
+        """Every place where a rule holds, in order; `clauses` are the text's, when known."""
         hits: list[PatternHit] = []
         starts: list[int] = []
         bounds: Bounds = ()
@@ -212,17 +198,10 @@ def _holds(rule: PatternRule, text: str, start: int, end_piece: Span) -> bool:
         return True
     if _SAID_BY_OTHERS.search(context):
         return False
-    if _is_a_not_a(text, end_piece):
+    # a question such as 好不好 or 行不行: the phrase's 不好 is then no verdict
+    if _A_NOT_A.fullmatch(text, max(0, end_piece.end - 3), end_piece.end):
         return False
     return "我" in text[start : end_piece.end] or not _ABOUT_OTHERS.search(context)
-
-
-def _is_a_not_a(text: str, end: Span) -> bool:
-    """A question such as 好不好 or 行不行: the phrase's 不好 is then no verdict."""
-    return (
-        text[end.end - 2 : end.end - 1] == "不"
-        and text[end.end - 3 : end.end - 2] == (text[end.end - 1])
-    )
 
 
 def _ends_in_not(text: str, start: int) -> bool:
@@ -230,9 +209,6 @@ def _ends_in_not(text: str, start: int) -> bool:
     if start == 0 or text[start - 1] != "不":
         return False
     return start < 2 or text[start - 2] not in "是会要好能"
-
-
-# --- the rule file -------------------------------------------------------------------------------
 
 
 @cache
@@ -245,11 +221,7 @@ def _load_rules(path: Path | None) -> _Rules:
 
 
 def _compile_rules(text: str, where: str) -> _Rules:
-    """Builds the automaton.
-
-    Raises:
-        DataError: not YAML, a bad rule, an unknown word class, type, or too large a phrase.
-    """
+    """DataError: not YAML, a bad rule, an unknown word class or type, or an empty phrase end."""
     raw = parse_yaml(text, where)
     if not isinstance(raw, dict) or not isinstance(raw.get("rules"), list):
         raise DataError("expected `words` and a list `rules`", where=where)

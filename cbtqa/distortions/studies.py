@@ -74,8 +74,6 @@ class EvaluateSettings(GoldSettings):
 
 
 class TrainedReport(Record):
-    """A saved model and how good it is."""
-
     name: str
     kind: Literal["linear", "encoder"]
     taxonomy: str
@@ -106,7 +104,13 @@ def train_labeller(settings: TrainSettings, say: Say) -> TrainedReport:
     report = _report(settings, gold, given)
     say(f"training on {len(gold.items):,} texts")
     model = train_linear(*data, name=settings.name)
-    estimate = _estimate(report) if settings.folds else None
+    estimate = None
+    if report.micro and report.binary:
+        estimate = {
+            **report.model_dump(include={"n_folds", "macro_f1", "types"}),
+            "micro_f1": report.micro.f1,
+            "binary_f1": report.binary.f1,
+        }
     signature = describe_model("linear", settings.name, gold, training.model_dump(), estimate)
     save_linear(settings.out, model, signature)
     return report
@@ -130,38 +134,27 @@ def _tune(settings: TrainSettings, gold: GoldSet, say: Say) -> TrainedReport:
 
 
 def _report(settings: TrainSettings, gold: GoldSet, given: Any) -> TrainedReport:
-    report = TrainedReport(
+    truth, measured = gold.matrix, {}
+    if given is not None:
+        columns = zip(gold.taxonomy.ids, truth.T, given.T, strict=True)
+        types = {type_id: count_f1(gold_column, column) for type_id, gold_column, column in columns}
+        values = [entry.f1 for entry in types.values() if entry.f1 is not None]
+        measured = {
+            "n_folds": settings.folds,
+            "binary": count_f1(np.asarray(truth.any(axis=1)), np.asarray(given.any(axis=1))),
+            "micro": count_f1(truth, given),
+            "macro_f1": sum(values) / len(values) if values else None,
+            "types": types,
+        }
+    return TrainedReport(
         name=settings.name,
         kind="encoder" if settings.encoder else "linear",
         taxonomy=gold.taxonomy.id,
         n_texts=len(gold.items),
         n_duplicates=gold.n_duplicates,
         n_contradictions=gold.n_contradictions,
+        **measured,
     )
-    if given is None:
-        return report
-    truth = gold.matrix
-    columns = zip(gold.taxonomy.ids, truth.T, given.T, strict=True)
-    types = {type_id: count_f1(gold_column, column) for type_id, gold_column, column in columns}
-    values = [entry.f1 for entry in types.values() if entry.f1 is not None]
-    measured = {
-        "n_folds": settings.folds,
-        "binary": count_f1(np.asarray(truth.any(axis=1)), np.asarray(given.any(axis=1))),
-        "micro": count_f1(truth, given),
-        "macro_f1": sum(values) / len(values) if values else None,
-        "types": types,
-    }
-    return report.model_copy(update=measured)
-
-
-def _estimate(report: TrainedReport) -> dict[str, Any]:
-    return {
-        "n_folds": report.n_folds,
-        "micro_f1": report.micro.f1 if report.micro else None,
-        "macro_f1": report.macro_f1,
-        "binary_f1": report.binary.f1 if report.binary else None,
-        "types": {type_id: entry.model_dump() for type_id, entry in report.types.items()},
-    }
 
 
 def _read_gold(settings: GoldSettings, say: Say) -> GoldSet:
@@ -175,7 +168,6 @@ def _read_gold(settings: GoldSettings, say: Say) -> GoldSet:
 
 
 def evaluate_labellers(settings: EvaluateSettings, say: Say) -> EvaluationReport:
-    """Runs the labellers over the gold texts and measures them."""
     gold = _read_gold(settings, say)
     labellers = [open_labeller(spec, gold.taxonomy) for spec in settings.labeller]
     names = [labeller.name for labeller in labellers]
@@ -189,12 +181,7 @@ def evaluate_labellers(settings: EvaluateSettings, say: Say) -> EvaluationReport
 
 
 def read_annotations(files: Sequence[Path], taxonomy: Taxonomy) -> LabelAgreement:
-    """Agreement of annotators, one labelled file each, items matched by id.
-
-    Raises:
-        UsageError: fewer than two files, or two with the same name.
-        DataError: a file that is no labelled file in this taxonomy.
-    """
+    """Agreement of annotators, one labelled file each (UsageError below two), matched by id."""
     if len({path.stem for path in files}) < max(2, len(files)):
         raise UsageError("give two or more files, each with a name of its own")
     annotations = {}

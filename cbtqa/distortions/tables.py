@@ -17,13 +17,11 @@ FIGURES = ("type", "texts", "precision", "recall", "F1 [95% interval]")
 
 
 def types_table(summary: Mapping[str, Any]) -> Table:
-    """Types with their rows, and how many rows have none."""
     rows = [*summary["types"].items(), ("(none)", summary["n_rows"] - summary["n_labelled"])]
     return Table(["type", "rows"], rows)
 
 
 def training_table(report: TrainedReport) -> Table:
-    """Types, then any distortion, micro and macro."""
     rows = [_f1_row(type_id, entry) for type_id, entry in report.types.items()]
     if report.binary and report.micro and len(report.types) > 1:
         rows.append(_f1_row("any distortion", report.binary))
@@ -92,7 +90,6 @@ def _tables_of_system(name: str, system: SystemReport) -> Iterator[Table]:
 
 
 def agreement_table(agreement: LabelAgreement) -> Table:
-    """Alpha of each type, of any, and over the sets."""
     overall = {"any distortion": agreement.any, "sets (MASI)": agreement.masi}
     entries = {**agreement.types, **overall}
     rows = [(name, Estimate.of(entry), entry.n_items) for name, entry in entries.items()]
@@ -101,14 +98,12 @@ def agreement_table(agreement: LabelAgreement) -> Table:
 
 
 def taxonomies_table() -> Table:
-    """The shipped taxonomies."""
     loaded = [load_taxonomy(name) for name in shipped_taxonomies()]
     rows = [(entry.id, len(entry.types), entry.title, entry.citation) for entry in loaded]
     return Table(["id", "types", "title", "source"], rows, "Taxonomies")
 
 
 def taxonomy_table(taxonomy: Taxonomy) -> Table:
-    """The types of one taxonomy."""
     rows = [
         (one.id, f"{one.zh} / {one.en}", one.definition_en or one.definition, one.example)
         for one in taxonomy.types

@@ -27,8 +27,6 @@ _IGNORED_IN_NAMES = re.compile(r"[\s_\-/·“”\"'‘’「」《》()（）]+"
 
 
 class DistortionType(Record):
-    """One type of a taxonomy."""
-
     id: NonEmptyText
     """Shared by all taxonomies that hold this concept, such as `mind_reading`."""
     zh: NonEmptyText
@@ -43,13 +41,10 @@ class DistortionType(Record):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every name the type goes by, the id included."""
         return (self.id, self.zh, self.en, *self.aliases)
 
 
 class Taxonomy(Record):
-    """A closed set of distortion types."""
-
     id: NonEmptyText
     title: NonEmptyText
     citation: NonEmptyText
@@ -57,12 +52,10 @@ class Taxonomy(Record):
 
     @cached_property
     def ids(self) -> tuple[str, ...]:
-        """Type ids in the file's order."""
         return tuple(entry.id for entry in self.types)
 
     @property
     def sha256(self) -> str:
-        """Hash of its content, the same wherever its file is."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
     def find(self, name: str) -> DistortionType | None:
@@ -127,11 +120,7 @@ def is_shipped(taxonomy: Taxonomy) -> bool:
 
 @cache
 def load_taxonomy(name_or_path: str = "burns-10") -> Taxonomy:
-    """A shipped taxonomy by id, or one of your own by the path of its `.yaml` file.
-
-    Raises:
-        DataError: no such taxonomy, or the file is malformed (with file and field).
-    """
+    """A shipped taxonomy by id, or a `.yaml` file's; DataError where missing or malformed."""
     if name_or_path.endswith((".yaml", ".yml")):
         with open_text(Path(name_or_path)) as stream:
             return _parse_taxonomy(stream.read(), name_or_path)

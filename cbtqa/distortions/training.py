@@ -131,7 +131,6 @@ def train_linear(
     *,
     name: str = "linear",
 ) -> LinearModel:
-    """A model from texts and a `(texts, types)` matrix of their labels."""
     trainer = _Trainer(texts, gold, taxonomy, settings or TrainingSettings(), name)
     return trainer.train(np.arange(len(texts)))
 
@@ -169,8 +168,6 @@ class _Calibrated(NamedTuple):
 
 
 class _Trainer:
-    """Fits on parts of one set of texts."""
-
     def __init__(
         self,
         texts: Sequence[str],

@@ -104,7 +104,6 @@ def dataset_front_matter(facts: CardFacts, material: Material) -> dict[str, Any]
 
 
 def _published_values(settings: PublishSettings, kind: str) -> dict[str, Any]:
-    """What the settings of a publication add to every card."""
     return {
         "repo_id": settings.to,
         "gate": settings.gate,
@@ -164,8 +163,6 @@ def _tables(facts: CardFacts, material: Material) -> dict[str, Any]:
         "ratings": card_table(facts.studies),
     }
 
-
-# --- model card ----------------------------------------------------------------------------------
 
 MODEL_TAGS = ("mental-health", "cognitive-behavioural-therapy", "psyqa")
 SHOWN_SETTINGS = (
@@ -286,9 +283,6 @@ def read_label_quality(path: Path | None) -> dict[str, Any] | None:
     name = Path(report.data).name
     measured = {"data": name, "n_texts": report.n_texts, "taxonomy": report.taxonomy}
     return {**measured, "table": binary_table(report)}
-
-
-# --- access form and terms -----------------------------------------------------------------------
 
 
 @cache

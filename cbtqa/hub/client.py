@@ -50,8 +50,6 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Account:
-    """Whose token it is, and what it may do."""
-
     name: str
     orgs: dict[str, str | None]
     """Organisation to the role in it."""
@@ -239,8 +237,6 @@ class Hub:
         patiently("making it public", update, **self._where, visibility="public")
 
 
-# --- failures ------------------------------------------------------------------------------------
-
 Found = TypeVar("Found")
 MAX_ATTEMPTS = 4
 LONGEST_WAIT_S = 60.0
@@ -273,11 +269,7 @@ def patiently(what: str, call: Callable[..., Found], **arguments: Any) -> Found:
 
 
 def wait_or_raise(error: EndpointError, attempt: int, max_attempts: int = MAX_ATTEMPTS) -> None:
-    """Waits as the Hub asked, or longer each time; raises when that would be once too often.
-
-    Args:
-        attempt: how often it was tried, from 1.
-    """
+    """Waits as the Hub asked, or longer after each `attempt` (from 1); raises after the last."""
     asked_s = getattr(error, "retry_after_s", None)
     wait_s = min(2.0**attempt, 8.0) if asked_s is None else float(asked_s)
     if attempt >= max_attempts or wait_s > LONGEST_WAIT_S:
@@ -287,7 +279,6 @@ def wait_or_raise(error: EndpointError, attempt: int, max_attempts: int = MAX_AT
 
 @contextmanager
 def reporting_failures(what: str) -> Iterator[None]:
-    """Turns the failures of the Hub's library into ours."""
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 

@@ -210,7 +210,6 @@ def _remarks(counted: Published, permission: Permission) -> tuple[str, ...]:
     return (*remarks, permission.remark) if permission.remark else tuple(remarks)
 
 
-# --- tables --------------------------------------------------------------------------------------
 # `config/split-00000-of-00001.parquet`. The same rows give the same bytes, so that publishing twice
 # sends nothing twice.
 
@@ -227,7 +226,6 @@ class Tables(ExitStack):
         self._splits: dict[tuple[str, str], ParquetShards] = {}
 
     def add(self, config: str, split: str, schema: pa.Schema, row: dict[str, Any]) -> None:
-        """Adds a row; its keys are the schema's columns."""
         key = (config, split)
         if key not in self._splits:
             shards = ParquetShards(self._folder / config, split, schema, ROWS_PER_GROUP)
@@ -263,7 +261,6 @@ def source_hash(source_text: str) -> str:
 
 
 def qa_features(types: Sequence[str], has_source_text: bool) -> dict[str, Feature]:
-    """Columns of the config `qa`."""
     built = answer_features(types)
     source = {name: built[name] for name in SOURCE_COLUMNS} if has_source_text else {}
     quote = {"column": TEXT, "start": INTEGER, "end": INTEGER}
@@ -278,7 +275,6 @@ def qa_features(types: Sequence[str], has_source_text: bool) -> dict[str, Featur
 
 
 def label_features(types: Sequence[str], has_source_text: bool) -> dict[str, Feature]:
-    """Columns of the config `distortions`: one row a label."""
     return {
         **dict.fromkeys(("id", "question_sha256"), TEXT),
         "label": type_label(types),

@@ -72,7 +72,8 @@ def plan_model(settings: ModelSettings) -> tuple[PublishPlan, Watch]:
         shutil.copyfile(path, staging / path.name)
     _write_configs(settings.run, staging, form, base)
     taken = _taken(settings.run, staging, form)
-    notices = _notice_names(staging, taken)
+    names = {path.name for path in (*staging.iterdir(), *(file.source for file in taken))}
+    notices = sorted(n for n in names if any(fnmatch(n.lower(), kind) for kind in NOTICES))
     if form == "merged" and not any(name.lower().startswith("license") for name in notices):
         raise PublishRefusedError(
             "merged weights carry their base's licence, and there is no licence file in the run",
@@ -173,11 +174,6 @@ def _taken(run: Path, staging: Path, form: Form) -> tuple[PlannedFile, ...]:
         and any(fnmatch(path.name.lower(), kind) for kind in TAKEN[form])
         and not (staging / path.name).exists()
     )
-
-
-def _notice_names(staging: Path, taken: tuple[PlannedFile, ...]) -> list[str]:
-    names = {path.name for path in staging.iterdir()} | {file.path for file in taken}
-    return sorted(n for n in names if any(fnmatch(n.lower(), kind) for kind in NOTICES))
 
 
 def _method(staging: Path) -> dict[str, Any]:

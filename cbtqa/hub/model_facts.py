@@ -88,9 +88,6 @@ def _recorded(run: Path, counts: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-# --- scores --------------------------------------------------------------------------------------
-
-
 class ModelScores(NamedTuple):
     """One system on one set of references."""
 
@@ -138,11 +135,7 @@ class ModelScores(NamedTuple):
 
 
 def read_scores(folder: Path, system: str | None) -> ModelScores:
-    """The scores of one system of a folder of `cbtqa score`.
-
-    Args:
-        system: its name; None: the only one that is no anchor.
-    """
+    """One system's scores in a `cbtqa score` folder; None means the only one that is no anchor."""
     manifest = read_manifest(folder)
     if manifest.kind != "scores":
         raise DataError(f"holds a {manifest.kind}, not scores", where=str(folder))

@@ -125,8 +125,6 @@ def staged_files(staging: Path) -> tuple[PlannedFile, ...]:
 
 
 # --- provenance ----------------------------------------------------------------------------------
-# The run's manifest without what belongs to one machine. It holds no time of publishing: the same
-# run gives the same bytes, and the Hub dates its commits.
 
 FORMAT_VERSION = 1
 OF_ONE_MACHINE = {"out", "endpoint", "in_flight", "transport", "tracker"}
@@ -142,8 +140,8 @@ def write_provenance(
     acknowledgements: Mapping[str, str],
     more: Mapping[str, Any],
 ) -> None:
-    """Writes the file into the staging folder, with the hash of everything that is published but
-    the card, which may be corrected on its own.
+    """Writes the run's manifest, without what belongs to one machine, with the hash of every
+    published file but the card. No time of publishing: the same run gives the same bytes.
 
     Args:
         taken: files that are published from where they are, beside those of the staging folder.
@@ -174,8 +172,6 @@ def write_provenance(
 
 
 # --- permission ----------------------------------------------------------------------------------
-# The gate before question text: an explicit flag and a file that permits it, written down. PsyQA's
-# agreement forbids passing its text on; the period printed in it ended on 2026-05-18.
 
 KEY = "source_text"
 """Under this key the manifest's acknowledgements keep the permission."""

@@ -54,20 +54,17 @@ class Prepared(Tabular):
         return {**self.plan.summary(), "card": self.plan.card, "sent": False}
 
     def write_preview(self, path: Path | None = None) -> Path:
-        """Writes the page that shows the plan; returns where."""
         target = path or self.settings.run / STAGING / "preview.html"
         write_text(target, preview_page(self.plan, self.findings))
         return target
 
 
 def prepare_dataset(settings: DatasetSettings) -> Prepared:
-    """Plans and scans a dataset; see `dataset.plan_dataset` for what it raises."""
     plan, watch = plan_dataset(settings)
     return Prepared(plan, settings, tuple(check_dataset(plan, watch, settings)))
 
 
 def prepare_model(settings: ModelSettings) -> Prepared:
-    """Plans and scans a model; see `model.plan_model` for what it raises."""
     plan, watch = plan_model(settings)
     return Prepared(plan, settings, tuple(scan_plan(plan, watch)))
 
@@ -101,9 +98,6 @@ def publish(
     )
 
 
-# --- preview -------------------------------------------------------------------------------------
-
-
 class PreviewSettings(Settings):
     """Settings of `cbtqa hub-preview`; `cbtqa publish ... --dry-run` takes every flag."""
 
@@ -126,13 +120,10 @@ class PreviewSettings(Settings):
 
 
 def holds_weights(folder: Path) -> bool:
-    """True for a folder of a model or an adapter."""
     return any(any(folder.glob(kind)) for kind in ("*.safetensors", "*.bin"))
 
 
 def prepare_preview(settings: PreviewSettings) -> Prepared:
-    """The plan of a dataset or model; raises what planning a publication raises."""
-
     def given(model: type[PublishSettings]) -> dict[str, Any]:
         return settings.model_dump(include=set(model.model_fields))
 

@@ -26,8 +26,6 @@ KINDS: tuple[RepoKind, ...] = ("dataset", "model")
 
 @dataclass(frozen=True)
 class Checked:
-    """A repository that may be made public."""
-
     hub: Hub
     state: RepoState
     tag: str
@@ -54,10 +52,9 @@ class Checked:
 def check_release(
     repo_id: str, kind: RepoKind | None = None, *, endpoint: str | None = None
 ) -> Checked:
-    """The repository as it is on the Hub; `kind` where a dataset and a model have this name.
+    """The repository on the Hub; `kind` where a dataset and a model have this name.
 
-    Raises:
-        PublishRefusedError: it was not published with cbtqa, changed since, or its card has gaps.
+    PublishRefusedError: it was not published with cbtqa, changed since, or its card has gaps.
     """
     token = find_token()
     hubs = [Hub(token, repo_id, one, endpoint=endpoint) for one in KINDS if kind in (None, one)]

@@ -66,7 +66,6 @@ def places_of(*paths: Path) -> tuple[str, ...]:
 
 
 def scan_plan(plan: PublishPlan, watch: Watch) -> list[Finding]:
-    """Everything in the plan that must not leave, file by file."""
     findings: list[Finding] = []
     for file in plan.files:
         if refused := _refused_kind(file):
@@ -80,7 +79,6 @@ def scan_plan(plan: PublishPlan, watch: Watch) -> list[Finding]:
 
 
 def scan_file(file: PlannedFile, watch: Watch) -> Iterator[Finding]:
-    """What must not leave in one file."""
     find = _TextScan(watch, has_plain_text=not _fits(file.path, VOCABULARIES))
     is_table = file.path.endswith(".parquet")
     for block in passages_of(file.path, file.source):
@@ -282,11 +280,7 @@ def _strings(value: Any, where: str, with_keys: bool = True) -> Iterator[Passage
             yield from _strings(inner, where, with_keys)
 
 
-# --- the user's own files ------------------------------------------------------------------------
-
-
 def read_notes(path: Path | None) -> str | None:
-    """The user's own part of the card."""
     if path is None:
         return None
     with open_text(path) as stream:
@@ -313,7 +307,6 @@ def protected_text(settings: PublishSettings) -> SourceIndex:
 
 
 def watch_for(settings: PublishSettings, index: SourceIndex) -> Watch:
-    """Everything this publication must not contain."""
     names: tuple[str, ...] = ()
     if settings.names is not None:
         with open_text(settings.names) as stream:

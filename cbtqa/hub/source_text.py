@@ -100,8 +100,7 @@ def _unplain_span(text: str, start: int, end: int) -> tuple[int, int]:
 
 
 # --- quotes --------------------------------------------------------------------------------------
-# Words of the question inside an answer: masked before publishing, put back by `cbtqa join`. Only
-# verbatim runs are masked, so that the places alone give the words back.
+# Only verbatim runs are masked, so that `cbtqa join` can put them back from their places alone.
 
 MASK = "〔原文〕"
 """In place of words of the question."""
@@ -123,7 +122,9 @@ def mask_quotes(text: str, source_text: str) -> tuple[str, tuple[Quote, ...]]:
     """
     if MASK in text:
         raise ValueError(f"the text holds {MASK}")
-    places = _places_of(source_text)
+    places: dict[str, list[int]] = {}
+    for start in range(len(source_text) - SHORTEST_QUOTE + 1):
+        places.setdefault(source_text[start : start + SHORTEST_QUOTE], []).append(start)
     parts: list[str] = []
     quotes: list[Quote] = []
     position = kept_from = 0
@@ -149,13 +150,6 @@ def restore_quotes(text: str, quotes: Sequence[Quote], source_text: str) -> str:
             raise ValueError(f"place {quote.start}-{quote.end} lies outside the question")
         restored += [source_text[quote.start : quote.end], part]
     return "".join(restored)
-
-
-def _places_of(source_text: str) -> dict[str, list[int]]:
-    places: dict[str, list[int]] = {}
-    for start in range(len(source_text) - SHORTEST_QUOTE + 1):
-        places.setdefault(source_text[start : start + SHORTEST_QUOTE], []).append(start)
-    return places
 
 
 def _longest_run(

@@ -232,7 +232,6 @@ def _compare(plan: PublishPlan, hub: Hub, commit: str) -> None:
 
 
 def _record_acknowledgements(run: Path, plan: PublishPlan) -> None:
-    """Writes into the run's manifest what a person permitted, before anything is sent."""
     if not plan.acknowledgements:
         return
     manifest = read_manifest(run)

@@ -85,7 +85,7 @@ def write_outputs(
     report: StudyReport,
     sources: list[str],
 ) -> None:
-    """Writes all files but the page, each whole or not at all; systems are named as in the study.
+    """Writes all files but the page; systems are named as in the study.
 
     `report.json` (every figure of the page), `ratings.jsonl` (open ones too), `heds.md`,
     `methods.md`, and `adjudication.csv` (labels on which raters differ, for rubrics with marks).
@@ -118,8 +118,6 @@ N_RESAMPLES = 500
 
 
 class RaterProgress(Record):
-    """One rater so far."""
-
     rater: str
     n_done: int = Field(ge=0)
     n_shown: int = Field(ge=0)
@@ -130,8 +128,6 @@ class RaterProgress(Record):
 
 
 class StudyStatus(Record):
-    """A study so far."""
-
     study: str
     raters: tuple[RaterProgress, ...]
     agreement: dict[str, Coefficient]

@@ -28,8 +28,6 @@ Unrated = Literal["open", "cannot_judge"]
 
 
 class Rating(Record):
-    """One rater's rating of one item on one criterion."""
-
     item_id: NonEmptyText
     question_id: NonEmptyText
     system: NonEmptyText
@@ -112,11 +110,7 @@ class Answer:
 def check_change(
     folder: StudyFolder, rater: str, change: Change, answer: Answer | None = None
 ) -> Change:
-    """The change in its stored form; `answer` is the present state of the presentation.
-
-    Raises:
-        ValueError: not allowed; with what was found and what was expected.
-    """
+    """The change in its stored form, or a ValueError; `answer` is the presentation's state."""
     shown = folder.by_code.get(change.code)
     if shown is None or shown.rater != rater:
         raise ValueError(f"{change.code} is not in the plan of {rater}")

@@ -51,7 +51,6 @@ def item_ids(marks: Sequence[Mark]) -> dict[str, int]:
 
 
 def agree(scale: Scale, marks: Sequence[Mark], raters: Sequence[str]) -> CriterionAgreement:
-    """Agreement of all raters on one criterion."""
     table = table_of(marks, raters)
     coefficients = [krippendorff_alpha(table, scale.level, n_resamples=N_RESAMPLES)]
     if scale.level == "ordinal":
@@ -106,7 +105,6 @@ def repeat_agreement(scale: Scale, marks: Sequence[Mark]) -> RepeatAgreement:
 
 
 def rater_effects(scale: Scale, marks: Sequence[Mark], raters: Sequence[str]) -> list[RaterEffect]:
-    """Mean, strictness and pace of each rater."""
     table = table_of(marks, raters)
     effects = []
     for place, rater in enumerate(raters):

@@ -46,8 +46,6 @@ _NO = {"否", "无", "没有", "no", "n", "0", "false"}
 
 @dataclass
 class CollectedSheet:
-    """What became of one file."""
-
     name: str
     rater: str | None = None
     """None when the file was refused as a whole."""
@@ -62,7 +60,6 @@ class CollectedSheet:
 
     @property
     def done(self) -> str:
-        """Such as `7/24`."""
         return f"{self.n_done}/{self.n_shown}"
 
     def counts(self) -> dict[str, Any]:
@@ -92,13 +89,10 @@ class CollectedSheet:
 
 @dataclass
 class Collected:
-    """What became of all files."""
-
     sheets: list[CollectedSheet] = field(default_factory=list)
 
     @property
     def rejections(self) -> list[Rejection]:
-        """Every refusal, in the order of files, rows and columns."""
         return [rejection for sheet in self.sheets for rejection in sheet.rejections]
 
     @property
@@ -114,7 +108,6 @@ class Collected:
         return Table(heads, rows)
 
     def summary(self) -> dict[str, Any]:
-        """Counts and refusals as plain values."""
         refused = [rejection.model_dump(mode="json") for rejection in self.rejections]
         sheets = [sheet.counts() for sheet in self.sheets]
         return {"n_kept": self.n_kept, "sheets": sheets, "refused": refused}
@@ -123,11 +116,7 @@ class Collected:
 def collect(
     folder: StudyFolder, store: Store, paths: Sequence[Path], *, replace: bool = False
 ) -> Collected:
-    """Takes the good cells of these sheets into the store; the rest comes back as rejections.
-
-    Args:
-        replace: a sheet's value takes the place of another one in the store; else it is refused.
-    """
+    """Stores the good cells, the rest are rejections; `replace`: also over other stored values."""
     collected = Collected()
     for path in paths:
         result = CollectedSheet(path.name)
@@ -284,11 +273,7 @@ def _is_blank(cell: Cell) -> bool:
 
 
 def _plain_value(name: str, cell: Cell) -> Scalar:
-    """The value that a cell plainly holds.
-
-    Raises:
-        ValueError: a formula, or anything that would have to be guessed.
-    """
+    """The value of a cell; ValueError for a formula, or what would have to be guessed."""
     if cell.is_formula:
         raise ValueError("a formula, expected a value")
     kind = name.partition(":")[0]

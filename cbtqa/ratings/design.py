@@ -90,8 +90,6 @@ class NewStudySettings(Settings):
 
 @dataclass(frozen=True)
 class NewStudy:
-    """A study that was just made."""
-
     folder: StudyFolder
     key_path: Path
     n_available: int
@@ -286,11 +284,7 @@ REPEAT_GAP = 1 / 3
 
 
 def draw_stratified(strata: Mapping[str, str], n: int, seed: int) -> list[str]:
-    """`n` of the ids in random order, each stratum by its share (largest remainder).
-
-    Raises:
-        ValueError: fewer ids than asked for.
-    """
+    """`n` ids in random order, each stratum by its share; ValueError for fewer ids than `n`."""
     if n > len(strata):
         raise ValueError(f"{n} asked for, {len(strata)} there")
     generator = random.Random(f"draw:{seed}")

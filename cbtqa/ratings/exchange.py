@@ -71,7 +71,6 @@ def _shown_parts(folder: StudyFolder) -> tuple[str, ...]:
 
 
 def label_studio_config(folder: StudyFolder) -> str:
-    """The labelling interface as Label Studio's XML."""
     language = folder.study.language
     template = template_environment("cbtqa.ratings").get_template("label_studio.xml.j2")
     text = template.render(

@@ -71,8 +71,6 @@ def _words() -> dict[str, Phrase]:
 
 
 class _Tables:
-    """The tables and charts that the page's template asks for."""
-
     def __init__(self, folder: StudyFolder, report: StudyReport) -> None:
         self._report, self._lang, self._words = report, folder.study.language, _words()
         self._raters = folder.study.raters

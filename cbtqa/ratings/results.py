@@ -14,8 +14,6 @@ from cbtqa.statistics.tests_of_arms import TestResult
 
 
 class Score(Record):
-    """One system on one criterion."""
-
     system: str
     criterion: str
     """A criterion's id, or `total:<id>`."""
@@ -57,8 +55,6 @@ class Omnibus(Record):
 
 
 class PairAgreement(Record):
-    """Two raters on one criterion."""
-
     first: str
     second: str
     kappa: Coefficient
@@ -72,14 +68,10 @@ class RepeatAgreement(Record):
 
 
 class CriterionAgreement(RepeatAgreement):
-    """All raters on one criterion."""
-
     pairs: tuple[PairAgreement, ...] = ()
 
 
 class RaterEffect(Record):
-    """How one rater used one criterion."""
-
     rater: str
     criterion: str
     n: int
@@ -113,8 +105,6 @@ class Disagreement(Record):
 
 
 class Flag(Record):
-    """A crisis flag or a note that a rater left on an item."""
-
     item_id: str
     system: str
     rater: str
@@ -123,8 +113,6 @@ class Flag(Record):
 
 
 class PublishedScore(Record):
-    """A value printed in a paper, to compare with ours."""
-
     source: str
     system: str
     criterion: str
@@ -132,8 +120,6 @@ class PublishedScore(Record):
 
 
 class StudyReport(Record):
-    """Everything the report shows."""
-
     study_id: str
     title: str
     rubric: str

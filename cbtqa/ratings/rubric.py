@@ -53,8 +53,6 @@ class Words(Phrase):
 
 
 class Section(Record):
-    """A group of criteria under one heading."""
-
     id: NonEmptyText
     title: Words
     weight: float = Field(default=1.0, gt=0)
@@ -75,8 +73,6 @@ class Total(Record):
 
 
 class Criterion(Record):
-    """One thing to rate."""
-
     id: NonEmptyText = Field(pattern=r"^[a-z][a-z0-9_]*$")
     name: Words
     question: Words
@@ -111,8 +107,6 @@ class Criterion(Record):
 
 
 class Rubric(Record):
-    """A whole form: criteria in order, with the text that explains them."""
-
     id: NonEmptyText = Field(pattern=r"^[a-z][a-z0-9-]*$")
     version: int = Field(ge=1)
     title: Words
@@ -165,11 +159,7 @@ class Rubric(Record):
         return {criterion.id: criterion for criterion in self.criteria}[name]
 
     def settle(self, values: Mapping[str, int | None]) -> dict[str, int | None]:
-        """Values with the rule of marks applied: unset marks become 0 once any mark is set.
-
-        Raises:
-            ValueError: `none` is set beside another mark.
-        """
+        """Values with unset marks 0 once any mark is set; ValueError for `none` beside a mark."""
         settled = {criterion.id: values.get(criterion.id) for criterion in self.criteria}
         set_marks = [mark.id for mark in self.marks if settled[mark.id] == 1]
         if NO_MARK in set_marks and len(set_marks) > 1:
@@ -207,7 +197,6 @@ class Rubric(Record):
         return summed * whole / present if n_missing else summed
 
     def range_of(self, total: Total) -> tuple[float, float]:
-        """The lowest and the highest value that a total can take."""
         parts = self.parts_of(total)
         below = sum(weight for _, weight in parts) if total.how == "mean" else 1.0
         return (
@@ -225,11 +214,7 @@ class Rubric(Record):
 
 
 def parse_rubric(text: str, where: str, taxonomy: str | None = None) -> Rubric:
-    """One rubric; `taxonomy` fills one with `marks_from`, the file's own choice by default.
-
-    Raises:
-        DataError: not YAML, or not a rubric; names the field.
-    """
+    """One rubric, or a DataError with the field; `taxonomy` replaces the one in `marks_from`."""
     try:
         raw = parse_yaml(text)
     except yaml.YAMLError as error:

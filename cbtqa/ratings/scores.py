@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 from itertools import combinations
 
 import numpy as np
 
-from cbtqa.files import parse_yaml
+from cbtqa.files import shipped_yaml
 from cbtqa.ratings.answers import Rating, Unrated
 from cbtqa.ratings.results import Difference, Flag, Omnibus, PublishedScore, Score
 from cbtqa.ratings.rubric import Rubric
@@ -163,10 +162,9 @@ def question_means(marks: Sequence[Mark], system: str) -> dict[str, float]:
 @cache
 def published_scores(rubric: str) -> tuple[PublishedScore, ...]:
     """Values that papers print for a rubric, by its id with version."""
-    text = (files("cbtqa.ratings") / "published.yaml").read_text(encoding="utf-8")
     return tuple(
         PublishedScore(source=entry["source"], system=system, criterion=criterion, value=value)
-        for entry in parse_yaml(text)
+        for entry in shipped_yaml("cbtqa.ratings", "published.yaml")
         if entry["rubric"] == rubric.partition(".")[0]
         for system, row in entry["systems"].items()
         for criterion, value in row.items()

@@ -31,8 +31,6 @@ _OLD_OR_LOCKED = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell and its place."""
-
     where: str
     """`file:tab!G17` or `file:17:column`."""
     value: Any
@@ -46,8 +44,6 @@ class Cell:
 
 @dataclass(frozen=True)
 class Sheet:
-    """A filled sheet as read."""
-
     name: str
     kind: str
     """`sheet` or `csv`, as the store names its sources."""
@@ -173,9 +169,8 @@ def _read_meta(tab: Any, name: str) -> tuple[str, str, str]:
 
 def _ids_of(tab: Any) -> list[str]:
     """Column ids of the hidden first row; an empty one where a column has none."""
-    for row in tab.iter_rows(max_row=1, max_col=MAX_COLUMNS, values_only=True):
-        return [str(value) if value is not None else "" for value in row]
-    return []
+    row = next(tab.iter_rows(max_row=1, max_col=MAX_COLUMNS, values_only=True), ())
+    return [str(value) if value is not None else "" for value in row]
 
 
 def _rows_of(tab: Any, ids: Sequence[str], name: str) -> Iterator[dict[str, Cell]]:

@@ -13,12 +13,11 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from cbtqa.errors import DataError, MissingExtraError
-from cbtqa.files import parse_yaml, replacing
+from cbtqa.files import replacing, shipped_yaml
 from cbtqa.ratings.answers import CANNOT_JUDGE, CRISIS, EVIDENCE, NOTE, VALUE
 from cbtqa.ratings.rubric import Criterion, Language, Rubric
 from cbtqa.ratings.study import Item, StudyFolder, column_letters
@@ -41,8 +40,6 @@ META_KEYS = ("study", "rubric", "rater")
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a sheet."""
-
     id: str
     heading: str
     criterion: Criterion | None = None
@@ -56,8 +53,7 @@ class Column:
 
 @cache
 def _sheet_file() -> Mapping[str, Any]:
-    text = (files("cbtqa.ratings") / "wording" / "sheet.yaml").read_text(encoding="utf-8")
-    loaded: Mapping[str, Any] = parse_yaml(text)
+    loaded: Mapping[str, Any] = shipped_yaml("cbtqa.ratings", "wording/sheet.yaml")
     return loaded
 
 
@@ -86,11 +82,7 @@ _FIRST_ROW = 3  # hidden ids, progress, headings
 
 
 def write_sheets(folder: StudyFolder, *, as_csv: bool = False) -> list[Path]:
-    """Writes one sheet per rater into the study's `sheets/` and returns their paths.
-
-    Raises:
-        DataError: a text is longer than a cell can hold.
-    """
+    """Writes a sheet per rater into `sheets/`; DataError for a text too long for a cell."""
     for item in folder.items.values():
         _check_lengths(item)
     folder.sheets_path.mkdir(mode=0o700, exist_ok=True)
@@ -110,17 +102,14 @@ def write_sheets(folder: StudyFolder, *, as_csv: bool = False) -> list[Path]:
 
 def _check_lengths(item: Item) -> None:
     texts = [item.question, item.description, item.answer, *(turn.text for turn in item.turns)]
-    longest = max(map(_excel_length, texts))
+    # Excel counts UTF-16 units: an emoji is two
+    longest = max(len(text.encode("utf-16-le")) // 2 for text in texts)
     if longest > CELL_LIMIT:
         raise DataError(
             f"{longest} characters; a spreadsheet cell holds {CELL_LIMIT} and would cut the rest",
             where=item.id,
             hint="use the web form for this study: --no-sheets, then cbtqa rate serve",
         )
-
-
-def _excel_length(text: str) -> int:
-    return len(text.encode("utf-16-le")) // 2  # Excel counts UTF-16 units: an emoji is two
 
 
 def _write_csv(folder: StudyFolder, rater: str, path: Path) -> None:
@@ -137,8 +126,6 @@ def _write_csv(folder: StudyFolder, rater: str, path: Path) -> None:
 
 
 class _Workbook:
-    """One rater's xlsx while it is written."""
-
     def __init__(self, folder: StudyFolder, rater: str, path: Path) -> None:
         try:
             import xlsxwriter

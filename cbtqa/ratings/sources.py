@@ -25,8 +25,6 @@ _RISKS = get_args(Risk)
 
 @dataclass(frozen=True)
 class SourceQuestion:
-    """A question as far as the inputs hold it."""
-
     id: str
     question: str = ""
     description: str = ""
@@ -36,8 +34,6 @@ class SourceQuestion:
 
 @dataclass(frozen=True)
 class SourceAnswer:
-    """What one system wrote for one question."""
-
     text: str = ""
     turns: tuple[ShownTurn, ...] = ()
 

@@ -62,8 +62,6 @@ class Event:
 
 @dataclass(frozen=True)
 class Visit:
-    """A signed-in browser."""
-
     rater: str
     csrf: str
 
@@ -101,7 +99,6 @@ class Store:
         self.close()
 
     def close(self) -> None:
-        """Closes the file; the store cannot be used afterwards."""
         with self._lock:
             self._connection.close()
 

@@ -52,8 +52,6 @@ def column_letters(place: int) -> str:
 
 
 class ShownTurn(Record):
-    """One turn of a session under rating."""
-
     role: NonEmptyText
     text: str
 
@@ -64,8 +62,6 @@ def session_text(turns: Iterable[ShownTurn]) -> str:
 
 
 class Item(Record):
-    """One text to rate, and the question it belongs to."""
-
     id: NonEmptyText
     """Opaque: reveals neither the system nor the question."""
     arm: NonEmptyText
@@ -110,8 +106,6 @@ class Presentation(Record):
 
 
 class Study(Record):
-    """The design of a study."""
-
     format_version: int = FORMAT_VERSION
     id: NonEmptyText
     title: str = ""
@@ -146,8 +140,6 @@ class StudyKey(Record):
 
 @dataclass(frozen=True)
 class StudyFolder:
-    """A study as read from its folder."""
-
     path: Path
     study: Study
     rubric: Rubric
@@ -228,11 +220,7 @@ def write_study(
 
 
 def open_study(path: Path) -> StudyFolder:
-    """Reads a study folder and checks that its parts belong together.
-
-    Raises:
-        DataError: no study there, a damaged part, or a rubric other than the study was made with.
-    """
+    """A study; DataError where there is none, a part is damaged, or the rubric has changed."""
     if not (path / "study.json").exists():
         raise DataError("no study here", where=str(path), hint="make one with: cbtqa rate new")
     study = _read_part(Study, path / "study.json")
@@ -271,11 +259,8 @@ def write_key(path: Path, key: StudyKey) -> None:
 def unblind(folder: StudyFolder, key_path: Path, by: str, n_ratings: int, digest: str) -> StudyKey:
     """Brings the system names into the study and logs who did it, on which ratings.
 
-    Args:
-        digest: hash of the ratings at this moment, so that later changes show.
-
-    Raises:
-        DataError: the key belongs to another study, or lacks an arm.
+    `digest` is the hash of the ratings at this moment, so that later changes show. A key of
+    another study, or with other arms, is a DataError.
     """
     key = _read_part(StudyKey, key_path)
     if key.study_id != folder.study.id:

@@ -40,8 +40,6 @@ LANGUAGE_COOKIE = "cbtqa-language"
 
 
 class SentChange(Record):
-    """One change as the browser sends it."""
-
     key: NonEmptyText = Field(max_length=80)
     code: NonEmptyText
     field: NonEmptyText
@@ -50,14 +48,10 @@ class SentChange(Record):
 
 
 class SentChanges(Record):
-    """The body of a save."""
-
     changes: tuple[SentChange, ...] = Field(min_length=1, max_length=MAX_CHANGES)
 
 
 class Form:
-    """The endpoints over one study and its store."""
-
     def __init__(self, folder: StudyFolder, store: Store) -> None:
         self._folder, self._store = folder, store
         self._cookie = f"cbtqa-{folder.study.id}"
@@ -109,7 +103,6 @@ class Form:
         return self._keep_language(request, _html(page))
 
     def mine(self, request: Request) -> Response:
-        """Everything this rater has saved."""
         visit = self._visit(request)
         if visit is None:
             return _json({"error": "no visit"}, 403)
@@ -253,7 +246,6 @@ def allowed_hosts(port: int, names: Iterable[str] = ()) -> set[str]:
 
 
 def tcp_listener() -> socket.socket:
-    """A socket to listen on."""
     # the protocol is named: only then does asyncio turn Nagle's delay (40 ms per save) off
     return socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
 
@@ -261,11 +253,7 @@ def tcp_listener() -> socket.socket:
 def serve(
     folder: StudyFolder, store: Store, *, host: str, port: int, names: Iterable[str] = ()
 ) -> None:
-    """Serves until interrupted.
-
-    Args:
-        names: further names under which browsers reach this machine, such as behind a tunnel.
-    """
+    """Serves until interrupted; `names` are further Host names, such as behind a tunnel."""
     try:
         import uvicorn
     except ModuleNotFoundError:

@@ -10,7 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from cbtqa.files import parse_yaml
+from cbtqa.files import shipped_yaml
 from cbtqa.ratings.answers import Answer, is_done
 from cbtqa.ratings.rubric import Criterion, Language
 from cbtqa.ratings.study import Presentation, StudyFolder
@@ -31,8 +31,7 @@ _WORDS_OF_SCRIPT = (*_SAVING_WORDS, "stay", "progress")
 
 @cache
 def form_words(language: Language) -> Mapping[str, Any]:
-    text = (files("cbtqa.ratings") / "wording" / "form.yaml").read_text(encoding="utf-8")
-    words: Mapping[str, Any] = parse_yaml(text)[language]
+    words: Mapping[str, Any] = shipped_yaml("cbtqa.ratings", "wording/form.yaml")[language]
     return words
 
 
