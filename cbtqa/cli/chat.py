@@ -47,7 +47,11 @@ def chat(resolved: Resolved[ChatSettings], ask: Ask = None, as_json: AsJson = Fa
     if as_json and ask is not None:
         print_json(_described(speaker, answer_safely(speaker, ask)))
         return
-    _introduce(speaker)
+    notices = [not_a_therapist(), *required_notices(), help_text("zh", "page")]
+    say("\n".join(notices), style="dim", indent=2)
+    if warning := stale_warning():
+        say(f"warning: {warning}")
+    say(f"{speaker.name} answers; every question stands alone; an empty line or Ctrl-D ends\n")
     _show(answer_safely(speaker, ask)) if ask is not None else _converse(speaker)
 
 
@@ -60,14 +64,6 @@ def _converse(speaker: Speaker) -> None:
             say(f"error: {error}")
         else:
             _show(turn)
-
-
-def _introduce(speaker: Speaker) -> None:
-    notices = [not_a_therapist(), *required_notices(), help_text("zh", "page")]
-    say("\n".join(notices), style="dim", indent=2)
-    if warning := stale_warning():
-        say(f"warning: {warning}")
-    say(f"{speaker.name} answers; every question stands alone; an empty line or Ctrl-D ends\n")
 
 
 def _questions() -> Iterator[str]:

@@ -25,11 +25,9 @@ from cbtqa.splits import SPLITS
 
 if TYPE_CHECKING:
     from cbtqa.simulation.analysis.results import AnalysisReport
-    from cbtqa.simulation.export import Exported
     from cbtqa.simulation.instruments import Instrument
     from cbtqa.simulation.judging.run import JudgedForm
     from cbtqa.simulation.lint import LintReport
-    from cbtqa.simulation.playing.run import RunResult
 
 app = CommandGroup(
     name="simulate",
@@ -117,10 +115,6 @@ def export(
         return
     with live_progress() as progress:
         made = export_sessions(resolved, on_progress=progress.update)
-    _show_export(made, as_json)
-
-
-def _show_export(made: Exported, as_json: bool) -> None:
     for warning in made.warnings:
         say(f"warning: {warning}")
     counts = made.manifest.counts
@@ -230,7 +224,10 @@ def instruments(
     elif instrument:
         _show_instrument(found[0])
     else:
-        _show_instruments(found)
+        rows = [
+            (one.id, one.scale, ", ".join(_totals(one)), one.rubric.title.to("en")) for one in found
+        ]
+        show_table(Table(["id", "items", "totals", "title"], rows, "Instruments for sessions"))
 
 
 def _show_forms(forms: list[JudgedForm], source: Path) -> None:
@@ -269,13 +266,6 @@ def _show_report(report: AnalysisReport) -> None:
     for alarm in report.alarms:
         where = f"{alarm.instrument}: " if alarm.instrument else ""
         say(f"alarm ({alarm.kind.replace('_', ' ')}): {where}{alarm.text}")
-
-
-def _show_instruments(found: list[Instrument]) -> None:
-    rows = [
-        (one.id, one.scale, ", ".join(_totals(one)), one.rubric.title.to("en")) for one in found
-    ]
-    show_table(Table(["id", "items", "totals", "title"], rows, "Instruments for sessions"))
 
 
 def _show_instrument(one: Instrument) -> None:
@@ -323,7 +313,21 @@ def _play(settings: RunSettings, dry_run: bool, update: bool, as_json: bool) -> 
             is_acknowledged=settings.acknowledge_disclosure,
             on_progress=progress.update,
         )
-    _show_run(result, as_json)
+    counts = result.counts
+    if as_json:
+        made = FolderResult(result.folder.path, result.manifest, result.was_complete)
+        print_json({**made.to_dict(), "counts": counts})
+        return
+    if result.was_complete:
+        say(f"{result.folder.path} was complete already; nothing was asked")
+    reasons = sorted({reason for stops in counts["stops"].values() for reason in stops})
+    stopped = counts["stops"].items()
+    rows = [(arm, *(stops.get(reason, 0) for reason in reasons)) for arm, stops in stopped]
+    title = f"{counts['n_sessions']} simulated sessions by how they ended"
+    show_table(Table(["arm", *reasons], rows, title))
+    say(f"sessions: {result.folder.sessions_path}")
+    say(f"next:     cbtqa simulate lint {result.folder.path}")
+    say(result.manifest.acknowledgements["notice"])
 
 
 def _show_lint(report: LintReport) -> None:
@@ -345,21 +349,3 @@ def _show_lint(report: LintReport) -> None:
         show(f"{finding.severity}: {finding.message}")
     if report.is_clean:
         say(f"{report.kind}: nothing worse than a note")
-
-
-def _show_run(result: RunResult, as_json: bool) -> None:
-    counts = result.counts
-    if as_json:
-        made = FolderResult(result.folder.path, result.manifest, result.was_complete)
-        print_json({**made.to_dict(), "counts": counts})
-        return
-    if result.was_complete:
-        say(f"{result.folder.path} was complete already; nothing was asked")
-    reasons = sorted({reason for stops in counts["stops"].values() for reason in stops})
-    stopped = counts["stops"].items()
-    rows = [(arm, *(stops.get(reason, 0) for reason in reasons)) for arm, stops in stopped]
-    title = f"{counts['n_sessions']} simulated sessions by how they ended"
-    show_table(Table(["arm", *reasons], rows, title))
-    say(f"sessions: {result.folder.sessions_path}")
-    say(f"next:     cbtqa simulate lint {result.folder.path}")
-    say(result.manifest.acknowledgements["notice"])
