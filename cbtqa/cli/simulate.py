@@ -25,6 +25,7 @@ from cbtqa.splits import SPLITS
 
 if TYPE_CHECKING:
     from cbtqa.simulation.analysis.results import AnalysisReport
+    from cbtqa.simulation.export import Exported
     from cbtqa.simulation.instruments import Instrument
     from cbtqa.simulation.judging.run import JudgedForm
     from cbtqa.simulation.lint import LintReport
@@ -115,6 +116,10 @@ def export(
         return
     with live_progress() as progress:
         made = export_sessions(resolved, on_progress=progress.update)
+    _show_export(made, as_json)
+
+
+def _show_export(made: Exported, as_json: bool) -> None:
     for warning in made.warnings:
         say(f"warning: {warning}")
     counts = made.manifest.counts
