@@ -192,9 +192,6 @@ def listed(group: str, counts: dict[str, int]) -> Phrase | None:
     )
 
 
-# --- Markdown ------------------------------------------------------------------------------------
-
-
 def render(package: str, template: str, values: Mapping[str, Any]) -> str:
     """A template of the package's `card/`, filled in; a missing value is an error."""
     text = _environment(package).get_template(template).render(values)

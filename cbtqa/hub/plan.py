@@ -124,8 +124,6 @@ def staged_files(staging: Path) -> tuple[PlannedFile, ...]:
     return tuple(PlannedFile(path.relative_to(staging).as_posix(), path) for path in paths)
 
 
-# --- provenance ----------------------------------------------------------------------------------
-
 FORMAT_VERSION = 1
 OF_ONE_MACHINE = {"out", "endpoint", "in_flight", "transport", "tracker"}
 """Settings that show where somebody computes and change no result."""
@@ -170,8 +168,6 @@ def write_provenance(
         },
     )
 
-
-# --- permission ----------------------------------------------------------------------------------
 
 KEY = "source_text"
 """Under this key the manifest's acknowledgements keep the permission."""

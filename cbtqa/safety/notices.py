@@ -79,8 +79,6 @@ def usage_terms(locale: Locale = "zh") -> UsageTerms:
     )
 
 
-# --- help lines ----------------------------------------------------------------------------------
-
 Style = Literal["short", "answer", "page"]
 """`short` is one sentence, `answer` a paragraph inside a reply, `page` a footer for readers."""
 

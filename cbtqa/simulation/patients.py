@@ -123,8 +123,6 @@ def _find(settings: PatientSettings) -> tuple[Profile, ...]:
     )
 
 
-# --- stories: written by a model through the batch engine -----------------------------------------
-
 FEWEST_WORDS, MOST_WORDS = 5, 150
 """Of one field: one to four sentences; assumed."""
 REPLY_TOKENS = 600

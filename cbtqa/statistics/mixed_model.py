@@ -142,7 +142,6 @@ def _slope(sums: GroupSums, ratio: float, method: Method) -> float:
     return value / 2
 
 
-# --- the fit -------------------------------------------------------------------------------------
 NORMAL_95 = 1.959963984540054
 BOUNDARY = 1e-7
 LARGEST_RATIO = 1e6

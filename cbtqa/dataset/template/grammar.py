@@ -205,8 +205,6 @@ class Writer:
         return part
 
 
-# --- the shipped language ------------------------------------------------------------------------
-
 TOPIC_FILES = ("topics_love", "topics_people", "topics_work", "topics_self", "topics_life")
 Pools = Mapping[str, tuple[Part, ...]]
 

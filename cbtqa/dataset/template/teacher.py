@@ -177,8 +177,6 @@ class _Composer:
         return pick(shared[kind] if self._risk == "none" else self._language.crisis[kind])
 
 
-# --- offline teacher -----------------------------------------------------------------------------
-
 BLOCK = 500
 LABELLER = "patterns"
 Written: TypeAlias = tuple[str, Fault | None, Risk]

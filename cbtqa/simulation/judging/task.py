@@ -134,8 +134,6 @@ def make_rating(
     )
 
 
-# --- the judged text -----------------------------------------------------------------------------
-
 FEWEST_WORDS = 3
 """A quote of fewer words is in nearly every session; a shorter turn may be quoted whole."""
 _THOUGHT = re.compile(r"<(think|thinking|reasoning)>.*?(</\1>|\Z)", re.DOTALL | re.IGNORECASE)
@@ -194,8 +192,6 @@ def is_quoted(evidence: str, turns: tuple[Turn, ...]) -> bool:
         if parts
     )
 
-
-# --- built-in rules ------------------------------------------------------------------------------
 
 RULES = "rules"
 """The judge's name wherever models have theirs."""

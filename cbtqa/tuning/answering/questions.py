@@ -145,8 +145,6 @@ def _prompt_items(path: Path, encoding: str) -> Iterator[AskedItem]:
         yield AskedItem(str(row.get("id") or f"row {number}"), tuple(turns), screen(text).risk)
 
 
-# --- checks of answers ---------------------------------------------------------------------------
-
 LEAK_CHARS = 14
 """So many characters in a row of the system text count as a leak. assumed; as in `dataset.check`"""
 LEAST_MARK = 4

@@ -101,9 +101,6 @@ def memory_of(
     return Memory(**parts, total=sum(parts.values()))
 
 
-# --- arithmetic ----------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class TokenFlops:
     """Operations per trained token, on average."""
@@ -144,8 +141,6 @@ def flops_per_token(sizes: ModelSizes, *, length: float, labelled: float) -> Tok
         recompute=body + adapters + attention,
     )
 
-
-# --- cards ---------------------------------------------------------------------------------------
 
 GIB = 2**30
 

@@ -153,9 +153,6 @@ def _halves(lengths: Sequence[int], group: Members) -> list[Members]:
     return halves
 
 
-# --- batches -------------------------------------------------------------------------------------
-
-
 def first_learnt(settings: FinetuneSettings, document: Document, place: int) -> int:
     """Number of the first learnt token of the `place`-th document of an item.
 

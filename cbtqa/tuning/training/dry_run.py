@@ -319,8 +319,6 @@ def _show_example(
     )
 
 
-# --- token counts without the tokenizer ----------------------------------------------------------
-
 _HAN = re.compile(r"[\u3400-\u9fff\u3000-\u303f\uff00-\uffef\U00020000-\U0003ffff]")
 
 

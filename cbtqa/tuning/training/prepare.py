@@ -169,8 +169,6 @@ def resolve_for_run(resolved: Resolved[FinetuneSettings]) -> Resolved[FinetuneSe
     return merged
 
 
-# --- checks before anything is read or loaded ----------------------------------------------------
-
 _INSTALL = {"tensorboard": "pip install tensorboard", "wandb": "pip install wandb"}
 
 

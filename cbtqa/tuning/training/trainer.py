@@ -179,8 +179,6 @@ def last_checkpoint(folder: Path) -> Path | None:
     return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
-# --- callbacks -----------------------------------------------------------------------------------
-
 LOG_NAME, SAMPLES_NAME = "log.jsonl", "samples.jsonl"
 
 
@@ -266,8 +264,6 @@ class SoftStop(TrainerCallback):
             signal.signal(signal.SIGTERM, self._before)
             self._before = None
 
-
-# --- sample answers at each evaluation -----------------------------------------------------------
 
 METRICS = ("chrf2", "bleu_zh")
 

@@ -145,9 +145,6 @@ def _scale(config: dict[str, Any], module: str, down: Any) -> float:
     return float(alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
 
 
-# --- the base of an adapter ----------------------------------------------------------------------
-
-
 def find_base(config: dict[str, Any], given: str | None, recorded: BaseRecord | None) -> Backbone:
     """The base of an adapter, in its native layout.
 

@@ -217,8 +217,6 @@ def _hashed(paths: tuple[Path, ...], on_step: OnStep) -> tuple[FileEntry, ...]:
     return tuple(files)
 
 
-# --- layouts -------------------------------------------------------------------------------------
-
 ROWS_AT_ONCE = 8192
 """Rows of a head normalised at once: 128 MiB of float32 at a hidden size of 4,096."""
 

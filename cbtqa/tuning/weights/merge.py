@@ -181,8 +181,6 @@ def _carry_tokenizer(adapter: Adapter, backbone: Backbone, folder: Path) -> None
         write_json(settings, {**words, "tokenizer_class": "PreTrainedTokenizerFast"})
 
 
-# --- serving and GGUF ----------------------------------------------------------------------------
-
 CONVERTER = "convert_hf_to_gguf.py"
 VARIABLE = "LLAMA_CPP"
 """Environment variable with the folder of llama.cpp's sources."""

@@ -151,11 +151,6 @@ def _sentencepiece_settings(source: Backbone, model: Any, family: Backbone) -> d
     }
 
 
-# --- sentencepiece -------------------------------------------------------------------------------
-# transformers' Llama tokenizer ignores the model file's rule for its leading space, and drops
-# the one before a text that begins with a space. Here the normaliser is rebuilt from the file:
-# flags, character map and user-defined symbols.
-
 SPACE = "\u2581"
 """What sentencepiece writes for a space (lower one eighth block)."""
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 1, 2, 3, 4, 5
@@ -254,10 +249,6 @@ def _decoder(tokenizers: Any, has_prefix: bool) -> Any:
     steps = [made.Replace(SPACE, " "), made.ByteFallback(), made.Fuse()]
     return made.Sequence([*steps, made.Strip(" ", 1, 0)] if has_prefix else steps)
 
-
-# --- tiktoken ------------------------------------------------------------------------------------
-# `qwen.tiktoken` lists byte strings by rank. A fast tokenizer needs the pair that each of them is
-# merged from, which is what the ranks below it leave of it.
 
 SPECIAL_TOKENS = (
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
