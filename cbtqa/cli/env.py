@@ -160,13 +160,20 @@ def _folders(environ: Mapping[str, str]) -> list[dict[str, Any]]:
     }
     if environ.get("TIKTOKEN_CACHE_DIR"):
         places["tiktoken cache"] = Path(environ["TIKTOKEN_CACHE_DIR"])
-    found = []
-    for what, path in places.items():
-        above = (path.absolute(), *path.absolute().parents)
-        free = shutil.disk_usage(next(one for one in above if one.exists())).free
-        shown = {"what": what, "path": _without_home(path)}
-        found.append({**shown, "exists": path.exists(), "free_bytes": free})
-    return found
+    return [
+        {
+            "what": what,
+            "path": _without_home(path),
+            "exists": path.exists(),
+            "free_bytes": shutil.disk_usage(_nearest(path)).free,
+        }
+        for what, path in places.items()
+    ]
+
+
+def _nearest(path: Path) -> Path:
+    """The folder, or the closest one above it that exists."""
+    return next(one for one in (path.absolute(), *path.absolute().parents) if one.exists())
 
 
 def _without_home(path: Path) -> str:
