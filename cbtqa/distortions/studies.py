@@ -134,7 +134,8 @@ def _tune(settings: TrainSettings, gold: GoldSet, say: Say) -> TrainedReport:
 
 
 def _report(settings: TrainSettings, gold: GoldSet, given: Any) -> TrainedReport:
-    truth, measured = gold.matrix, {}
+    truth = gold.matrix
+    measured: dict[str, Any] = {}
     if given is not None:
         columns = zip(gold.taxonomy.ids, truth.T, given.T, strict=True)
         types = {type_id: count_f1(gold_column, column) for type_id, gold_column, column in columns}
