@@ -114,11 +114,10 @@ def serve(
 
     Example: cbtqa rate serve study --port 8765
     """
-    from cbtqa.ratings.web.app import LOOPBACK, check_place, lan_address
+    from cbtqa.ratings.web.app import LOOPBACK, lan_address
     from cbtqa.ratings.web.app import serve as run_server
 
     folder, store = open_both(study)
-    check_place(folder.path)
     address = lan_address() if lan else LOOPBACK
     names = [*(name or []), address]
     if lan:
@@ -127,8 +126,16 @@ def serve(
     with store:
         for rater, link in issue_links(folder, store, new_link or []).items():
             say(f"{rater}: http://{(name or [address])[0]}:{port}/r/{link}")
-        say(f"serving study {folder.study.id} on {address}:{port}; stop with Ctrl-C")
+        say_served(folder, store, f"{address}:{port}")
         run_server(folder, store, host="0.0.0.0" if lan else LOOPBACK, port=port, names=names)
+
+
+def say_served(folder: StudyFolder, store: Store, address: str) -> None:
+    """Where the form is, and what cannot go on beside it."""
+    if store.drive:
+        say(f"{folder.path} is on a network drive ({store.drive}): while the form is served, other")
+        say("commands on this study are refused; on a local disk they are not.")
+    say(f"serving study {folder.study.id} on {address}; stop with Ctrl-C")
 
 
 def issue_links(folder: StudyFolder, store: Store, replaced: list[str]) -> dict[str, str]:

@@ -14,7 +14,6 @@ import json
 import socket
 import threading
 from collections.abc import Collection, Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import Field, StrictBool, StrictInt, StrictStr, ValidationError
@@ -22,7 +21,7 @@ from pydantic import Field, StrictBool, StrictInt, StrictStr, ValidationError
 from cbtqa.errors import MissingExtraError, UsageError
 from cbtqa.ratings.answers import Answer, Change, check_change, is_done
 from cbtqa.ratings.rubric import Language
-from cbtqa.ratings.store import Event, Store, Visit, network_filesystem
+from cbtqa.ratings.store import Event, Store, Visit
 from cbtqa.ratings.study import StudyFolder
 from cbtqa.ratings.web import pages
 from cbtqa.ratings.web.guards import FailureLimit, Guard
@@ -210,15 +209,6 @@ def _json(value: dict[str, Any], status: int = 200) -> Response:
 
 
 LOOPBACK = "127.0.0.1"
-
-
-def check_place(path: Path) -> None:
-    """Raises a UsageError for a study on a network share, where the store's locks do not hold."""
-    if kind := network_filesystem(path):
-        raise UsageError(
-            f"{path} lies on a network share ({kind}); ratings could be lost there",
-            hint="copy the study to a local disk and serve it from there",
-        )
 
 
 def lan_address() -> str:
