@@ -27,6 +27,7 @@ from cbtqa.safety.notices import help_text
 # Column ids are the field that a column fills (`value:relevance`, `note`) or the text that it shows
 # (`answer`); they are in the first, hidden row, so that headings may be in any language.
 CODE = "code"
+TURN = "turn"
 SHOWN_PARTS = ("question", "description", "answer", "session")
 _SHOWN = {
     "question": ("question", "description"),
@@ -72,6 +73,12 @@ def sheet_columns(rubric: Rubric, language: Language) -> list[Column]:
             heading = words["evidence"].format(name=name)
             columns.append(Column(f"{EVIDENCE}:{criterion.id}", heading, criterion))
     return columns + [Column(name, words[name]) for name in (CANNOT_JUDGE, CRISIS, NOTE)]
+
+
+def column_names(folder: StudyFolder) -> Mapping[str, str]:
+    """The headings of the study's sheets by column id, such as `value:relevance`."""
+    columns = sheet_columns(folder.rubric, folder.study.language)
+    return {column.id: column.heading for column in columns}
 
 
 CELL_LIMIT = 32_767
@@ -288,7 +295,7 @@ class _Workbook:
     def _write_sessions(self) -> dict[str, int]:
         """The tab of whole sessions, a row per turn; returns where each presentation begins."""
         tab = self._book.add_worksheet(self._words["session_tab"])
-        heads = (CODE, "turn", "role", "text")
+        heads = (CODE, TURN, "role", "text")
         self._write_row(tab, 0, heads)
         self._write_row(tab, 1, (self._words[name] for name in heads), "head")
         tab.set_row(0, None, None, {"hidden": True})
