@@ -24,10 +24,11 @@ from cbtqa.ratings.rubric import Language
 from cbtqa.ratings.store import Event, Store, Visit
 from cbtqa.ratings.study import StudyFolder
 from cbtqa.ratings.web import pages
-from cbtqa.ratings.web.guards import FailureLimit, Guard
+from cbtqa.ratings.web.guards import READ_TIMEOUT_S, FailureLimit, Guard, impatient_protocol
 from cbtqa.records import NonEmptyText, Record
 
 if TYPE_CHECKING:
+    import uvicorn
     from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import Response
@@ -60,10 +61,11 @@ class Form:
     def enter(self, request: Request) -> Response:
         """Swaps a link for a cookie. No redirect: a strict cookie would not follow one."""
         language, client = self._language(request), request.client.host if request.client else ""
-        if self._failures.is_exceeded(client):
-            return _html(pages.render_message(language, "error_many"), 429)
         cookie = self._store.begin_visit(request.path_params["token"])
         if cookie is None:
+            # a right link always works: a whole clinic may share the address of one who errs
+            if self._failures.is_exceeded(client):
+                return _html(pages.render_message(language, "error_many"), 429)
             self._failures.count(client)
             return _html(pages.render_message(language, "error_link"), 403)
         response = _html(pages.render_entry(language))
@@ -124,8 +126,12 @@ class Form:
     async def save(self, request: Request) -> Response:
         """Keeps changes for good and answers only then."""
         from starlette.concurrency import run_in_threadpool
+        from starlette.requests import ClientDisconnect
 
-        body = await _read_body(request)
+        try:
+            body = await _read_body(request)
+        except ClientDisconnect:
+            return _json({"error": "cut off"}, 400)
         if body is None:
             return _json({"error": "too large"}, 413)
         return await run_in_threadpool(self._save, request, body)
@@ -244,18 +250,22 @@ def serve(
     folder: StudyFolder, store: Store, *, host: str, port: int, names: Iterable[str] = ()
 ) -> None:
     """Serves until interrupted; `names` are further Host names, such as behind a tunnel."""
-    try:
-        import uvicorn
-    except ModuleNotFoundError:
-        raise MissingExtraError("uvicorn", "rate") from None
-    app = create_app(folder, store, allowed_hosts(port, names))
-    config = uvicorn.Config(
-        app, log_level="warning", access_log=False, server_header=False, lifespan="off"
-    )
+    server = make_server(create_app(folder, store, allowed_hosts(port, names)))
     with tcp_listener() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, port))
         except OSError as error:
             raise UsageError(f"cannot use {host}:{port}: {error.strerror}", hint="--port") from None
-        uvicorn.Server(config).run(sockets=[listener])
+        server.run(sockets=[listener])
+
+
+def make_server(app: Starlette, read_timeout_s: float = READ_TIMEOUT_S) -> uvicorn.Server:
+    """The server of the form; a request that is not whole in time ends its connection."""
+    try:
+        import uvicorn
+    except ModuleNotFoundError:
+        raise MissingExtraError("uvicorn", "rate") from None
+    protocol = impatient_protocol(read_timeout_s)
+    quiet: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False}
+    return uvicorn.Server(uvicorn.Config(app, http=protocol, lifespan="off", **quiet))
