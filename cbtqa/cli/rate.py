@@ -60,8 +60,19 @@ def new(resolved: Resolved[NewStudySettings], as_json: AsJson = False) -> None:
     size = f"{study.n_questions} of {made.n_available} questions x {len(study.arms)} systems"
     say(f"study {study.id}: {size}, {len(study.raters)} raters, {study.per_item} per item")
     say(f"in {made.folder.path}, {len(sheets)} sheets; key (keep it from raters): {made.key_path}")
+    say_next(made.folder, has_sheets=bool(sheets))
     if as_json:
         print_json({**made.summary(), "sheets": [path.name for path in sheets]})
+
+
+def say_next(folder: StudyFolder, *, has_sheets: bool) -> None:
+    """How much each rater has to do, and by which commands it goes on."""
+    loads = [len(folder.shown_to(rater)) for rater in folder.study.raters]
+    each = f"{min(loads)}" if min(loads) == max(loads) else f"{min(loads)} to {max(loads)}"
+    say(f"each rater has {each} items")
+    say(f"next: cbtqa rate serve {folder.path}")
+    if has_sheets:
+        say(f"or send {folder.sheets_path} out, then: cbtqa rate collect {folder.path} FILLED.xlsx")
 
 
 @app.command("collect")

@@ -281,7 +281,8 @@ class _Workbook:
 
     def _write_criteria(self, tab: Any, row: int, rubric: Rubric) -> None:
         language = self._folder.study.language
-        self._write_row(tab, row, (self._words["criterion"], self._words["asked"], ""), "head")
+        heads = [self._words[name] for name in ("criterion", "asked", "points")]
+        self._write_row(tab, row, heads, "head")
         for criterion in rubric.criteria:
             row += 1
             scale = self._words["range"].format(low=criterion.low, high=criterion.high)

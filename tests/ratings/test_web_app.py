@@ -322,6 +322,15 @@ def test_progress_counts_finished_items(browser: Browser, folder: StudyFolder) -
     assert browser.save("cannot_judge", True, code="R1-002").json["done"] == 2
 
 
+def test_a_page_in_chinese_holds_no_english_sentence(browser: Browser) -> None:
+    for path in ("/", "/item/3"):
+        page = re.sub(
+            r"<(style|script)[^>]*>.*?</\1>", "", browser.send("GET", path).text, flags=re.S
+        )
+        texts = re.findall(r">([^<]+)<", page)
+        assert [one for one in texts if re.search(r"[a-z]{2,} [a-z]{2,} [a-z]{2,}", one)] == []
+
+
 def test_pages_speak_both_languages_and_remember_the_choice(browser: Browser) -> None:
     assert "开始评分" in browser.send("GET", "/").text
     assert "Start rating" in browser.send("GET", "/?lang=en").text
