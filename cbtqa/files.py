@@ -10,11 +10,12 @@ import codecs
 import csv
 import hashlib
 import json
+import logging
 import math
 import os
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
@@ -310,10 +311,23 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
-        temporary.chmod(0o644)
+        with suppress(OSError):  # a share may have rights of its own
+            temporary.chmod(0o644)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def keep_private(path: Path) -> None:
+    """Makes a file or folder readable by its owner only, and says so where a drive cannot."""
+    try:
+        path.chmod(0o700 if path.is_dir() else 0o600)
+    except OSError as error:
+        if path.stat().st_mode & 0o077:
+            logging.getLogger("cbtqa").warning(
+                "others may be able to read %s: its drive lets no rights be set (%s)",
+                *(path, error.strerror),
+            )
 
 
 def json_text(value: BaseModel | Mapping[str, Any] | list[Any], **layout: Any) -> str:

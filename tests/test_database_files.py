@@ -18,6 +18,7 @@ import pytest
 from cbtqa import database_files
 from cbtqa.database_files import DatabaseFile, Holder, LockFile, file_system_of
 from cbtqa.errors import ConfigError, DataError, IncompleteRunError
+from cbtqa.files import keep_private, write_text
 from cbtqa.llm.chat import Reply
 from cbtqa.llm.journal import Entry, Journal, State
 from cbtqa.ratings.answers import Change
@@ -60,6 +61,18 @@ def test_only_file_systems_known_to_be_local_are_used_with_shared_memory() -> No
         assert kind not in local
     for kind in ("fuse", "fuse.sshfs", "ceph", "gfs2", "ocfs2", "wekafs", "never-heard-of"):
         assert kind not in local
+
+
+@pytest.fixture
+def one_drive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A real drive where one can be made, for what takes long."""
+    monkeypatch.setattr(database_files, "DEAD_AFTER_S", 0.4)
+    with ExitStack() as stack:
+        try:
+            yield stack.enter_context(network_drive(tmp_path))
+        except pytest.skip.Exception:
+            monkeypatch.setattr(database_files, "LOCAL_FILE_SYSTEMS", frozenset())
+            yield tmp_path
 
 
 @pytest.fixture(params=["fuse", "unknown"])
@@ -153,8 +166,8 @@ with Journal(Path(sys.argv[1])) as journal:
 """
 
 
-def test_what_was_acknowledged_on_a_network_drive_survives_kill_9(drive: Path) -> None:
-    path, acknowledged = drive / "journal.sqlite", set()
+def test_what_was_acknowledged_on_a_network_drive_survives_kill_9(one_drive: Path) -> None:
+    path, acknowledged = one_drive / "journal.sqlite", set()
     for turn in range(3):
         writer = child(WRITE, path, turn)
         assert writer.stdout is not None
@@ -168,8 +181,8 @@ def test_what_was_acknowledged_on_a_network_drive_survives_kill_9(drive: Path) -
             assert journal._db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
-def test_a_half_written_commit_is_taken_back_by_the_next_process(drive: Path) -> None:
-    path = drive / "f.sqlite"
+def test_a_half_written_commit_is_taken_back_by_the_next_process(one_drive: Path) -> None:
+    path = one_drive / "f.sqlite"
     body = """
 import os, sys
 from pathlib import Path
@@ -255,10 +268,10 @@ def test_a_process_on_another_machine_is_left_alone_while_its_lock_beats(drive: 
     assert now is not None and now.token == "t", "its lock is still there"
 
 
-def test_a_lock_file_that_says_nothing_is_watched_before_it_is_removed(drive: Path) -> None:
-    for content in (b"", b"\0" * 512, b"[]", b'{"host": 1}'):
-        LockFile(drive / "j").path.write_bytes(content)
-        with Journal(drive / "j"):
+def test_a_lock_file_that_says_nothing_is_watched_before_it_is_removed(one_drive: Path) -> None:
+    for content in (b"", b'{"host": 1}'):
+        LockFile(one_drive / "j").path.write_bytes(content)
+        with Journal(one_drive / "j"):
             pass
 
 
@@ -286,8 +299,8 @@ def test_who_stood_still_while_another_took_over_writes_nothing_more(drive: Path
     assert holder is not None and holder.token == "t", "a lock that is not ours stays"
 
 
-def test_of_many_that_take_over_at_once_one_gets_the_file(drive: Path) -> None:
-    path = drive / "journal.sqlite"
+def test_of_many_that_take_over_at_once_one_gets_the_file(one_drive: Path) -> None:
+    path = one_drive / "journal.sqlite"
     body = """
 import sys, time
 from pathlib import Path
@@ -397,3 +410,16 @@ def test_a_local_disk_keeps_wal_and_a_reader_beside_the_writer(tmp_path: Path) -
             with pytest.raises(sqlite3.OperationalError, match="readonly"):
                 reader.execute("INSERT INTO t VALUES (1)")
     file.release()
+
+
+def test_a_drive_that_lets_no_rights_be_set_takes_a_dataset_and_a_private_file_with_a_word(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with network_drive(tmp_path, "--chmod-deny") as drive:
+        write_text(drive / "report.html", "好")
+        keep_private(drive / "report.html")
+        assert "others may be able to read" not in caplog.text, "it is private as it was made"
+        folder = drive / "study"
+        folder.mkdir(mode=0o755)
+        keep_private(folder)
+        assert f"others may be able to read {folder}" in caplog.text

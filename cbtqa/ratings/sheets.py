@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cbtqa.errors import DataError, MissingExtraError
-from cbtqa.files import replacing, shipped_yaml
+from cbtqa.files import keep_private, replacing, shipped_yaml
 from cbtqa.ratings.answers import CANNOT_JUDGE, CRISIS, EVIDENCE, NOTE, VALUE
 from cbtqa.ratings.rubric import Criterion, Language, Rubric
 from cbtqa.ratings.study import Item, StudyFolder, column_letters
@@ -101,7 +101,7 @@ def write_sheets(folder: StudyFolder, *, as_csv: bool = False) -> list[Path]:
                 _write_csv(folder, rater, temporary)
             else:
                 _Workbook(folder, rater, temporary).write()
-        path.chmod(0o600)
+        keep_private(path)
         paths.append(path)
     folder.log("sheets written", kind="csv" if as_csv else "xlsx", n=len(paths))
     return paths

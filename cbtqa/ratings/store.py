@@ -25,6 +25,7 @@ from typing import Any, Self
 
 from cbtqa.database_files import DatabaseFile
 from cbtqa.errors import DataError
+from cbtqa.files import keep_private
 from cbtqa.manifest import now
 from cbtqa.ratings.answers import Answer, Change
 
@@ -179,7 +180,7 @@ class Store:
                 self._connection.backup(target)
         finally:
             file.release()
-        path.chmod(0o600)
+        keep_private(path)
 
     def _rows(self, query: str, values: Iterable[Any] = ()) -> list[tuple[Any, ...]]:
         with self._lock:

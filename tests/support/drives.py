@@ -14,15 +14,18 @@ import pytest
 
 
 @contextmanager
-def network_drive(folder: Path) -> Iterator[Path]:
-    """A mount point below `folder`; skips the test where none can be made."""
+def network_drive(folder: Path, *options: str) -> Iterator[Path]:
+    """A mount point below `folder`; skips the test where none can be made.
+
+    `options` are bindfs's, such as `--chmod-deny`.
+    """
     if shutil.which("bindfs") is None:
         pytest.skip("needs bindfs (apt-get install bindfs) to make a network drive")
     behind, point = folder / "behind", folder / "drive"
     behind.mkdir()
     point.mkdir()
     # direct_io: nothing may be mapped into memory that processes share
-    command = ["bindfs", "-f", "-o", "direct_io", str(behind), str(point)]
+    command = ["bindfs", "-f", "-o", "direct_io", *options, str(behind), str(point)]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         while not os.path.ismount(point):
