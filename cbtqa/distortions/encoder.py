@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from cbtqa.distortions.clauses import split_clauses
-from cbtqa.distortions.gold import GoldSet
+from cbtqa.distortions.importers import GoldSet
 from cbtqa.distortions.labellers import Labels
+from cbtqa.distortions.patterns import split_clauses
 from cbtqa.distortions.taxonomy import Taxonomy
 from cbtqa.distortions.training import choose_thresholds, split_folds
 from cbtqa.errors import ConfigError, DataError, MissingExtraError

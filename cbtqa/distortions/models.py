@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 import cbtqa
-from cbtqa.distortions.gold import GoldSet
+from cbtqa.distortions.importers import GoldSet
 from cbtqa.distortions.labellers import Labeller
 from cbtqa.distortions.linear import LinearLabeller, LinearModel, rule_features
 from cbtqa.distortions.taxonomy import Taxonomy, is_shipped, load_taxonomy
