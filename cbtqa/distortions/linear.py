@@ -20,8 +20,8 @@ from cbtqa.distortions.features import BLOCK_WEIGHTS, N_BUCKETS, WordClasses, en
 from cbtqa.distortions.labellers import Labels
 from cbtqa.distortions.patterns import Bounds, PatternHit, PatternLabeller, clause_bounds
 from cbtqa.distortions.taxonomy import Taxonomy, load_taxonomy
+from cbtqa.errors import require
 from cbtqa.records import DistortionLabel
-from cbtqa.statistics.agreement import import_scipy
 
 Floats32 = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float64]
@@ -227,7 +227,7 @@ def features_of_hit(hit: PatternHit) -> tuple[str, str]:
 # --- logistic regression -------------------------------------------------------------------------
 
 _MAX_STEPS = 200
-_TOLERANCE = 1e-2
+_TOLERANCE = 3e-3
 """Largest entry of the gradient at the end, relative to the one at the start."""
 
 
@@ -290,6 +290,6 @@ def _minimise(loss: Callable[[Floats], tuple[float, Floats]], start: Floats) -> 
     """The minimum of a smooth convex function that gives its value and gradient, by L-BFGS."""
     enough = _TOLERANCE * float(np.abs(loss(start)[1]).max())
     options = {"maxiter": _MAX_STEPS, "gtol": enough, "ftol": 0.0}
-    minimise = import_scipy("optimize").minimize
+    minimise = require("scipy.optimize", "rate").minimize
     found: Floats = minimise(loss, start, jac=True, method="L-BFGS-B", options=options).x
     return found

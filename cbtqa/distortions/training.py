@@ -28,8 +28,8 @@ from cbtqa.distortions.linear import (
 )
 from cbtqa.distortions.patterns import PatternLabeller
 from cbtqa.distortions.taxonomy import Taxonomy, load_taxonomy
+from cbtqa.errors import require
 from cbtqa.settings import Settings
-from cbtqa.statistics.agreement import import_scipy
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -106,7 +106,7 @@ def _build_rows(features: Features, buckets: Ints, idf: Floats) -> Any:
         entries.append((text_of, columns_here, weight * values / lengths[text_of]))
     texts, columns, values = map(np.concatenate, zip(*entries, strict=True))
     shape = (n_texts, len(buckets) + n_rules)
-    return import_scipy("sparse").csr_array((values, (texts, columns)), shape=shape)
+    return require("scipy.sparse", "rate").csr_array((values, (texts, columns)), shape=shape)
 
 
 def split_folds(n_items: int, n_folds: int, seed: int) -> list[Ints]:

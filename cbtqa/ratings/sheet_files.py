@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cbtqa.errors import DataError, MissingExtraError
+from cbtqa.errors import DataError, require
 from cbtqa.files import sha256_of
 from cbtqa.ratings.sheets import CODE, META_KEYS, META_TAB
 from cbtqa.ratings.study import ShownTurn, column_letters, session_text
@@ -142,13 +142,10 @@ def _check_parts(archive: zipfile.ZipFile, name: str) -> None:
 
 
 def _open_workbook(path: Path) -> Any:
-    try:
-        import openpyxl
-        from openpyxl.utils.exceptions import InvalidFileException
-    except ModuleNotFoundError:
-        raise MissingExtraError("openpyxl", "rate") from None
-    if not openpyxl.DEFUSEDXML:  # openpyxl takes defusedxml up by itself where it is installed
-        raise MissingExtraError("defusedxml", "rate")
+    openpyxl = require("openpyxl", "rate")
+    require("defusedxml", "rate")  # which openpyxl takes up by itself
+    from openpyxl.utils.exceptions import InvalidFileException
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # extensions of other programs that we do not read

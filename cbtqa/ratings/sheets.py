@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from cbtqa.errors import DataError, MissingExtraError
+from cbtqa.errors import DataError, require
 from cbtqa.files import replacing, shipped_yaml
 from cbtqa.ratings.answers import CANNOT_JUDGE, CRISIS, EVIDENCE, NOTE, VALUE
 from cbtqa.ratings.rubric import Criterion, Language, Rubric
@@ -127,10 +127,7 @@ def _write_csv(folder: StudyFolder, rater: str, path: Path) -> None:
 
 class _Workbook:
     def __init__(self, folder: StudyFolder, rater: str, path: Path) -> None:
-        try:
-            import xlsxwriter
-        except ModuleNotFoundError:
-            raise MissingExtraError("xlsxwriter", "rate") from None
+        xlsxwriter = require("xlsxwriter", "rate")
         self._folder, self._rater = folder, rater
         self._shown = folder.shown_to(rater)
         self._words = sheet_words(folder.study.language)

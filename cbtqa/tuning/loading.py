@@ -103,7 +103,7 @@ def load_base(
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
     more: dict[str, Any] = {}
     if in_4_bits:
-        require("bitsandbytes", "qlora")
+        require("bitsandbytes", extra="qlora")
         more["quantization_config"] = transformers.BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",

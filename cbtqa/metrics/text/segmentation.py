@@ -19,7 +19,7 @@ from math import log
 from pathlib import Path
 from typing import Any
 
-from cbtqa.errors import DataError, MissingExtraError
+from cbtqa.errors import DataError, MissingExtraError, require
 
 BLOCK = re.compile(r"([\u4E00-\u9FD5a-zA-Z0-9+#&._%\-]+)")
 """Stretches that may hold words; all else is one token a character. Source: jieba `re_han`."""
@@ -191,11 +191,7 @@ def _cut_by(
 @cache
 def rust_segmenter() -> RustSegmenter:
     """The segmenter of this process, on an rjieba object of its own, or a MissingExtraError."""
-    try:
-        from rjieba import Jieba
-    except ImportError:
-        raise MissingExtraError("rjieba", "metrics") from None
-    return RustSegmenter(Jieba())
+    return RustSegmenter(require("rjieba", "metrics").Jieba())
 
 
 # jieba itself is not asked to segment anything: its tokenizer object is global and mutable (a
@@ -239,13 +235,10 @@ def _dictionary() -> bytes:
 @cache
 def jieba_tables() -> JiebaTables:
     """The tables of the installed jieba; a MissingExtraError or DataError without them."""
-    try:
-        with warnings.catch_warnings():
-            # jieba's own source warns on import: escapes (Python 3.12) and pkg_resources
-            warnings.simplefilter("ignore")
-            from jieba.finalseg import prob_emit, prob_start, prob_trans
-    except ImportError:
-        raise MissingExtraError("jieba", "metrics") from None
+    with warnings.catch_warnings():
+        # jieba's own source warns on import: escapes (Python 3.12) and pkg_resources
+        warnings.simplefilter("ignore")
+        model = require("jieba.finalseg", "metrics")
     fields = _dictionary().decode("utf-8").split()
     words, frequencies = fields[0::3], fields[1::3]
     try:
@@ -257,7 +250,7 @@ def jieba_tables() -> JiebaTables:
         counts=dict(zip(words, counts, strict=True)),
         log_total=log(sum(counts)),
         longest=dict(zip((word[0] for word in by_length), map(len, by_length), strict=True)),
-        start=prob_start.P,
-        trans=prob_trans.P,
-        emit=prob_emit.P,
+        start=model.prob_start.P,
+        trans=model.prob_trans.P,
+        emit=model.prob_emit.P,
     )

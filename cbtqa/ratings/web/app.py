@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import Field, StrictBool, StrictInt, StrictStr, ValidationError
 
-from cbtqa.errors import MissingExtraError, UsageError
+from cbtqa.errors import UsageError, require
 from cbtqa.ratings.answers import Answer, Change, check_change, is_done
 from cbtqa.ratings.rubric import Language
 from cbtqa.ratings.store import Event, Store, Visit, network_filesystem
@@ -166,12 +166,11 @@ class Form:
 
 def create_app(folder: StudyFolder, store: Store, hosts: Collection[str]) -> Starlette:
     """The form as an ASGI application; `hosts` are the Host headers answered, with their port."""
-    try:
-        from starlette.applications import Starlette
-        from starlette.middleware import Middleware
-        from starlette.routing import Route
-    except ModuleNotFoundError:
-        raise MissingExtraError("starlette", "rate") from None
+    require("starlette.applications", "rate")
+    from starlette.applications import Starlette
+    from starlette.middleware import Middleware
+    from starlette.routing import Route
+
     form = Form(folder, store)
     routes = [
         Route("/", form.welcome),
@@ -254,10 +253,7 @@ def serve(
     folder: StudyFolder, store: Store, *, host: str, port: int, names: Iterable[str] = ()
 ) -> None:
     """Serves until interrupted; `names` are further Host names, such as behind a tunnel."""
-    try:
-        import uvicorn
-    except ModuleNotFoundError:
-        raise MissingExtraError("uvicorn", "rate") from None
+    uvicorn = require("uvicorn", "rate")
     app = create_app(folder, store, allowed_hosts(port, names))
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, lifespan="off"
