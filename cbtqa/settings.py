@@ -35,6 +35,9 @@ class Settings(BaseModel):
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
 ENVIRONMENT_PREFIX = "CBTQA_"
+BY_FLAG_ONLY = "said by a flag of the command itself"
+"""Annotation of a field that a file or the environment cannot set: what a person must say for this
+very run. `field: Annotated[bool, BY_FLAG_ONLY]`"""
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,10 @@ def resolve(
         text = (os.environ if environ is None else environ).get(name)
         if text is not None:
             values[field], origins[field] = parse_yaml(text), name
+    for field in values.keys() & set(model.model_fields):
+        if BY_FLAG_ONLY in model.model_fields[field].metadata:
+            del values[field]
+            origins[field] = f"default; not by {origins[field]}"
     for field, value in (flags or {}).items():
         if field not in model.model_fields:
             problems.append(f"unknown setting '{field}'{_did_you_mean(field, model)}")
