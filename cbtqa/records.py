@@ -243,7 +243,7 @@ class Reason(StrEnum):
     EMPTY = "empty"
     """The reply holds no text."""
     CUT = "cut"
-    """The reply ended at the token limit."""
+    """The reply ended at the token limit, or in any other way that is no whole answer."""
     NOT_JSON = "not_json"
     """The reply holds no JSON object, or a damaged one."""
     MISSING_STEP = "missing_step"

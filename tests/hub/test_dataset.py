@@ -240,6 +240,15 @@ def test_label_quality_shows_figures_and_never_the_texts(run: Path, tmp_path: Pa
     assert "她肯定" not in card
 
 
+def test_an_answer_that_is_not_whole_stops_it_by_its_question(tmp_path: Path) -> None:
+    cut = write_dataset(tmp_path / "cut", 8, ended="insufficient_system_resource")
+    findings = findings_of(cut)
+    n_calm = sum(row["risk"] == "none" for row in rows_of(cut))
+    assert len(findings) == n_calm > 0
+    assert findings[0].where.startswith("question 9")
+    assert "insufficient_system_resource" in findings[0].what
+
+
 def test_notes_with_a_blank_stop_it(run: Path, tmp_path: Path) -> None:
     notes = tmp_path / "notes.md"
     notes.write_text("Funding: TB" + "D\n", "utf-8")

@@ -25,6 +25,7 @@ from typing import Any
 
 from cbtqa.dataset_folder import DatasetFolder, answer_of, question_of
 from cbtqa.distortions.taxonomy import shipped_concepts
+from cbtqa.endings import Ending, ending_of
 from cbtqa.errors import ConfigError, DataError, UsageError
 from cbtqa.files import read_rows
 from cbtqa.manifest import FileEntry, describe_file
@@ -193,7 +194,7 @@ def _read(settings: FinetuneSettings, path: Path, split: str) -> ExampleSet:
 def _dataset_example(settings: FinetuneSettings, row: Mapping[str, Any]) -> Example | str:
     """An example, or the reason why there is none."""
     answer, question = answer_of(row), question_of(row)
-    if answer.provenance.finish_reason == "length":
+    if ending_of(answer.provenance.finish_reason) is not Ending.WHOLE:
         return "cut"
     target = write_target(settings.mode, answer)
     if target is None:
