@@ -12,9 +12,24 @@ means there.
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Sequence
+from functools import cache
 from typing import Literal, NamedTuple
 
-FaultKind = Literal["control_tokens", "other_speaker", "reasoning"]
+FaultKind = Literal[
+    "control_tokens",
+    "other_speaker",
+    "reasoning",
+    "broken_text",
+    "markup",
+    "placeholder",
+    "repetition",
+    "copied_question",
+    "wrong_script",
+    "wrong_language",
+]
+"""As the reasons of `cbtqa.records.Reason` that they become."""
 
 
 class TextFault(NamedTuple):
@@ -174,3 +189,171 @@ def _fault(kind: FaultKind, text: str, match: re.Match[str]) -> TextFault:
     raw = match[0]
     start = match.start() + len(raw) - len(raw.lstrip())
     return TextFault(kind, text[start : match.end()].strip()[:LONGEST_SHOWN], start)
+
+
+# --- text that says nothing, or not in the language asked for -------------------------------------
+# Thresholds: `scripts/bench/text_faults.py` counts how many texts of a file fall under each; the
+# figures on human answers are in docs/log.md.
+
+LOOP_LETTERS, LOOP_TIMES = 12, 3
+"""A run of so many letters that occurs so often is a loop."""
+GRAM = 8
+LEAST_DISTINCT = 0.8
+"""Of the runs of `GRAM` letters in a text of at least `LEAST_LETTERS`."""
+LEAST_LETTERS = 60
+SAME_PARTS = 0.8
+"""Two parts that share so much of the shorter one are the same part."""
+MOST_COPIED = 0.5
+"""Share of an answer, or of each of several parts, that may be the question's own words."""
+MOST_TRADITIONAL = 0.05
+MOST_FOREIGN_RUN = 60
+"""Letters in a row, blanks and marks not counted, without a Chinese one: a title is shorter."""
+MOST_FOREIGN_TAIL = 25
+"""The same at the end of an answer, after a whole sentence."""
+
+_NOT_LETTERS = re.compile(r"[\W_]+")
+_HAN = r"\u3400-\u9fff\U00020000-\U0003ffff"
+_FOREIGN_RUN = re.compile(rf"[^\W\d_{_HAN}][^{_HAN}]{{{MOST_FOREIGN_TAIL - 1},}}")
+_OTHER_SCRIPT = re.compile(
+    # Cyrillic, Hebrew to Arabic, Indic to Thai, Hangul; kana, of which one sign is in Chinese slang
+    r"[\u0400-\u052f\u0590-\u06ff\u0900-\u0e7f\u1100-\u11ff\uac00-\ud7af]{3,}|[\u3041-\u30fa]{4,}"
+)
+_BROKEN = re.compile(
+    "|".join(
+        (
+            r"[\ufffd\ud800-\udfff\ufffe\uffff\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]",
+            r"锟斤拷|烫烫烫|屯屯屯|ï»¿|â€[\u0080-\u2122]",
+            # UTF-8 read as Latin-1 or Windows-1252
+            r"(?:[\u00c2-\u00f4][\u0080-\u00bf\u0152-\u0192\u02c6-\u2122]{1,3}){3}",
+            r"[ĠĊ\u2581](?=\w)",  # pieces of a tokenizer
+            r"(?:\\u[0-9a-fA-F]{4}){2}",
+        )
+    )
+)
+_HTML = (
+    r"p|br|hr|div|span|b|i|u|em|strong|small|center|font|a|img|ul|ol|li|dl|dt|dd|table|t[rdh]|thead"
+    r"|tbody|h[1-6]|blockquote|pre|code|sup|sub|del|ins|mark|details|summary|section|article|header"
+    r"|footer|main|nav|form|input|button|label|html|head|body|title|meta|link|style|script|svg|xml"
+)
+_MARKUP = re.compile(
+    "|".join(
+        (
+            rf"(?i:</?(?:{_HTML})(?:\s[\w-]+\s?=[^<>]{{0,200}})?\s?/?>)|<!--|<!DOCTYPE",
+            r"&(?:nbsp|[lg]t|amp|quot|apos|#x?[0-9A-Fa-f]{2,6});",
+            r"```|~~~~",
+            r"\*\*[^*\s][^*\n]{0,29}\*\*|(?<!\w)__[^_\s][^_\n]{0,29}__(?!\w)",
+            r"!?\[[^\]\n]{1,80}\]\(\w[^)\s]{1,200}\)",
+            r"(?m:^\s{0,3}\|[^\n|]{1,200}\|)|(?m:^\s{0,3}#{1,6}\s)",
+            r"\\(?:boxed|text|begin|frac)\{|\\[nrt](?![A-Za-z])",
+            r"\{\s{0,4}[\"“][A-Za-z_]{2,40}[\"”]\s?[:：]|[\"”]\s?[,，]\s{0,4}[\"“][A-Za-z_]{2,40}[\"”]\s?[:：]",
+        )
+    )
+)
+_FILLED_IN = (
+    r"姓名|名字|称呼|昵称|电话|号码|地址|日期|时间|城市|地点|学校|公司|机构|链接|邮箱|填写|填入|插入|替换"
+    r"|省略|待补充|此处|某某|具体情况|具体内容|原话|正文"
+)
+_NO_BRACKET = r"[^\[\]{}【】<>()（）\n]{0,12}"
+_PLACEHOLDER = re.compile(
+    "|".join(
+        (
+            rf"[\[{{【<]{_NO_BRACKET}(?:{_FILLED_IN}){_NO_BRACKET}[\]}}】>]",
+            rf"(?i:[\[{{]{_NO_BRACKET}\b(?:names?|your|insert|placeholder|fill in|date|phone|todo"
+            rf"|tbd)\b{_NO_BRACKET}[\]}}])",
+            rf"[(（]{_NO_BRACKET}(?:此处|[以下后]文?|内容|篇幅|部分){_NO_BRACKET}略{_NO_BRACKET}[)）]",
+            r"[(（](?:略|省略|同上|待补充|待续|未完待续|姓名|你的名字|对方的名字|正文)[。.…]{0,2}[)）]",
+            r"(?:此处|以下|后面)(?:内容)?省略|_{4,}|XXXX+",
+            r"\$\{?[a-z_]{3,20}\}?|\{\{?\s?[a-z_]{2,20}\s?\}?\}",
+        )
+    )
+)
+
+
+def find_broken_text(text: str) -> TextFault | None:
+    """Characters that were lost or read in a wrong encoding, or markup of a page."""
+    for kind, pattern in _BROKEN_KINDS:
+        if match := pattern.search(text):
+            return _fault(kind, text, match)
+    return None
+
+
+_BROKEN_KINDS: tuple[tuple[FaultKind, re.Pattern[str]], ...] = (
+    ("broken_text", _BROKEN),
+    ("markup", _MARKUP),
+    ("placeholder", _PLACEHOLDER),
+)
+
+
+def find_empty_words(parts: Sequence[str], question: str) -> TextFault | None:
+    """What shows that an answer says nothing: it repeats itself, or the question.
+
+    Args:
+        parts: the answer's steps, or the whole answer as one part.
+        question: all that the asker wrote.
+    """
+    bare = [_NOT_LETTERS.sub("", part) for part in parts]
+    whole = "".join(bare)
+    asked = set(_grams(_NOT_LETTERS.sub("", question), GRAM))
+    n_copied = [_n_covered(part, asked) for part in bare]
+    n_copies = sum(n > MOST_COPIED * len(part) for n, part in zip(n_copied, bare, strict=True))
+    if whole and (sum(n_copied) > MOST_COPIED * len(whole) or n_copies > 1):
+        share = f"{sum(n_copied) / len(whole):.0%} are the question's words"
+        return TextFault("copied_question", share, 0)
+    runs = _grams(whole, LOOP_LETTERS)
+    if len(set(runs)) <= len(runs) + 1 - LOOP_TIMES:  # else there is nothing to count
+        run, n_times = Counter(runs).most_common(1)[0]
+        if n_times >= LOOP_TIMES:
+            return TextFault("repetition", f"'{run}' {n_times} times", 0)
+    grams = _grams(whole, GRAM)
+    n_distinct = len(set(grams))
+    if len(whole) >= LEAST_LETTERS and n_distinct < LEAST_DISTINCT * len(grams):
+        share = f"{n_distinct / len(grams):.0%} of its runs of {GRAM} letters differ"
+        return TextFault("repetition", share, 0)
+    known = [set(_grams(part, GRAM)) for part in bare]
+    for place, part in enumerate(bare):
+        for before in range(place):
+            fewer = min(len(known[place]), len(known[before]))
+            if part == bare[before] or len(known[place] & known[before]) > SAME_PARTS * fewer > 0:
+                return TextFault("repetition", f"two parts are the same: {part[:20]}", 0)
+    return None
+
+
+def find_foreign_text(text: str) -> TextFault | None:
+    """What is not simplified Chinese in an answer that should be: script, words, or its tail."""
+    if match := _OTHER_SCRIPT.search(text):
+        return _fault("wrong_language", text, match)
+    for match in _FOREIGN_RUN.finditer(text):
+        n_letters = len(_NOT_LETTERS.sub("", match[0]))
+        is_tail = match.end() == len(text) and text[: match.start()].rstrip()[-1:] in "。！？…”"
+        if n_letters > (MOST_FOREIGN_TAIL if is_tail else MOST_FOREIGN_RUN):
+            return _fault("wrong_language", text, match)
+    letters = _NOT_LETTERS.sub("", text)
+    traditional = [letter for letter in letters if letter > "\u33ff" and _is_traditional(letter)]
+    if len(traditional) > max(3, MOST_TRADITIONAL * len(letters)):
+        shown = "".join(dict.fromkeys(traditional))[:12]
+        return TextFault("wrong_script", f"traditional characters: {shown}", 0)
+    return None
+
+
+@cache
+def _is_traditional(letter: str) -> bool:
+    """True for what Big5 has and GB 2312 has not: forms that simplified text does not use."""
+    try:
+        letter.encode("gb2312")
+    except UnicodeEncodeError:
+        return bool(letter.encode("big5", "ignore"))
+    return False
+
+
+def _grams(text: str, length: int) -> list[str]:
+    return [text[i : i + length] for i in range(len(text) - length + 1)]
+
+
+def _n_covered(text: str, known: set[str]) -> int:
+    """Letters of a text that are in one of the known runs of `GRAM` letters."""
+    n, end = 0, 0
+    for start, gram in enumerate(_grams(text, GRAM) if known else ()):
+        if gram in known:
+            n += GRAM - max(0, end - start)
+            end = start + GRAM
+    return n

@@ -187,7 +187,7 @@ def test_the_card_is_complete_in_both_languages(run: Path, tmp_path: Path) -> No
             "cbtqa join lab/cbt-qa",
             "invented board",
             "2024.lrec-main.261",
-            "到达长度上限被截断 2",
+            "回复没有写完就中断 2",
             "alpha",
         ),
     ):
