@@ -14,12 +14,11 @@ from typing import Any
 
 from cbtqa.distortions.taxonomy import Taxonomy
 from cbtqa.files import shipped_yaml
-from cbtqa.llm.chat import Fault
+from cbtqa.llm.chat import Fault, fault_of_text
 from cbtqa.prompts import FENCE_CLOSE, FENCE_OPEN, Prompt
 from cbtqa.records import STEP_NAMES, CbtSteps, DistortionLabel, Question, Reason, Risk
 from cbtqa.safety.answers import check_answer
 from cbtqa.text_faults import (
-    TextFault,
     find_broken_text,
     find_empty_words,
     find_foreign_text,
@@ -177,11 +176,6 @@ class AnswerChecks:
                 confidence=confidence if isinstance(confidence, float) else None,
             )
         return tuple(labels.values())
-
-
-def fault_of_text(found: TextFault) -> Fault:
-    """What the shared list found, as a reply's fault."""
-    return Fault(Reason(found.kind), found.found)
 
 
 def _fault_of_part(part: str) -> Fault | None:
