@@ -228,14 +228,27 @@ def find_verbatim(evidence: str, question: Question) -> str | None:
     return None
 
 
-def answer_json_schema(taxonomy: Taxonomy) -> dict[str, Any]:
-    """JSON schema of a reply in five steps, for servers that hold a model to one."""
+MOST_REPETITIONS = 2_000
+"""llama.cpp refuses a grammar with as many. Source: its issues 17473, 27087."""
+
+
+def answer_json_schema(taxonomy: Taxonomy, limits: tuple[int, int] | None = None) -> dict[str, Any]:
+    """JSON schema of a reply in five steps, for servers that hold a model to one.
+
+    Args:
+        limits: characters of a step, from and to; None where the server knows no lengths. The
+            schema allows one more than the check: a text that the server ended there was cut, and
+            is found to be too long.
+    """
 
     def closed(properties: dict[str, Any]) -> dict[str, Any]:
         required = {"required": list(properties), "additionalProperties": False}
         return {"type": "object", "properties": properties, **required}
 
-    text = {"type": "string"}
+    text: dict[str, Any] = {"type": "string"}
+    step = dict(text)
+    if limits and limits[1] + 1 < MOST_REPETITIONS:
+        step |= {"minLength": limits[0], "maxLength": limits[1] + 1}
     label = closed({"id": {**text, "enum": list(taxonomy.ids)}, "evidence": text})
     labels = {"type": "array", "items": label}
-    return closed({**dict.fromkeys(STEP_NAMES, text), "distortions": labels})
+    return closed({**dict.fromkeys(STEP_NAMES, step), "distortions": labels})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import Field
@@ -85,6 +85,34 @@ class Fault:
     reason: Reason
     detail: str = ""
     """What was found and what was expected, for a person and for the model asked again."""
+
+
+REPAIRABLE = frozenset(
+    {
+        *(Reason.MISSING_STEP, Reason.STEP_TOO_SHORT, Reason.STEP_TOO_LONG, Reason.HEADINGS),
+        *(Reason.MARKUP, Reason.PLACEHOLDER, Reason.WRONG_SCRIPT, Reason.BAD_LABEL),
+        *(Reason.EVIDENCE_NOT_FOUND, Reason.PERSONAL_DATA, Reason.UNSAFE),
+    }
+)
+"""Faults of a reply that is good but for one thing, which a small change mends."""
+
+
+def request_again(
+    request: ChatRequest, reply: Reply, fault: Fault, complaint: str, detail: str = ""
+) -> ChatRequest:
+    """The request once more, with what was wrong; the attempt's number changes its seed.
+
+    Only a reply that a small change mends is shown again, with the detail. A loop, an echo or a
+    cut would cost its tokens again and draw the next reply towards itself: it is asked afresh.
+    """
+    messages = list(request.messages)
+    if fault.reason in REPAIRABLE and reply.text.strip():
+        messages.append({"role": "assistant", "content": reply.text})
+        messages.append({"role": "user", "content": complaint + detail})
+    else:
+        last = messages[-1]
+        messages[-1] = {**last, "content": f"{last['content']}\n\n{complaint}"}
+    return replace(request, messages=messages)
 
 
 _THOUGHT = r"(?:(?:seed|antml):)?think(?:ing)?|thoughts?|reasoning|思考(?:过程)?"
