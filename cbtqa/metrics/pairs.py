@@ -22,6 +22,7 @@ from cbtqa.endings import Ending, ending_of, reason_text
 from cbtqa.errors import DataError, UsageError
 from cbtqa.metrics.text.texts import Item
 from cbtqa.records import STEP_NAMES, Risk, reads_question_only
+from cbtqa.text_faults import find_machine_text
 
 ID_NAMES = ("question_id", "id", "questionID")
 PREDICTION_NAMES = ("text", "prediction", "predict", "answer", "output", "response")
@@ -118,13 +119,14 @@ def read_predictions(
     own_name = path.name if path.is_dir() else path.stem
     found: dict[str, Item | None] = {}
     systems: Counter[str] = Counter()
-    n_cut, text_column = 0, ""
+    n_cut, n_machine, text_column = 0, 0, ""
     for where, question_id, text, row in _keyed_rows(path, columns, text_names, split or "all"):
         text_column = text_column or _text_column(row, columns, text_names, where)
         item = None if text is None else _item(text, question_id, row, where)
         found[question_id] = item
         systems[str(row.get("system") or own_name)] += 1
         n_cut += item is not None and is_cut(item.text, _finish_reason(row))
+        n_machine += item is not None and find_machine_text(item.text) is not None
     known = set(references.ids)
     extra = [question_id for question_id in found if question_id not in known]
     if len(extra) == len(found):
@@ -143,6 +145,7 @@ def read_predictions(
         "n_missing": len(references.ids) - len(found) + len(extra),
         "n_none": sum(one in found and found[one] is None for one in references.ids),
         "n_cut": n_cut,
+        "n_machine": n_machine,
         **_text_counts(items, references.items),
     }
     system = next(iter(systems)) if len(systems) == 1 else own_name
