@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, cast
 
 from cbtqa.errors import ConfigError, IncompleteRunError, MissingExtraError
-from cbtqa.llm.asking import USED_UP, format_name
+from cbtqa.llm.asking import USED_UP, answered_name, format_name
 from cbtqa.llm.batch import Line, Question, Task, ask_all, run_anywhere
 from cbtqa.llm.cost import Budget
 from cbtqa.llm.endpoint import Endpoint
@@ -75,6 +75,7 @@ class Report(NamedTuple):
     reported: list[ItemReport]
     stop_reason: str | None
     """Why the actor asks no more."""
+    stop_hint: str | None
     progress: Progress
     metas: dict[str, str]
 
@@ -125,7 +126,8 @@ class Shard:
         self._news.clear()
         reported, self._reported = self._reported, []
         progress = self._line.meter.progress(sum(model.limit for model in self._line.models))
-        return Report(reported, self._line.stop_reason, progress, dict(self._rows.metas))
+        why = self._line.stop_reason, self._line.stop_hint
+        return Report(reported, *why, progress, dict(self._rows.metas))
 
     async def _work(self, handed: Handed) -> None:
         """Asks about an item until it has ended or the line stops."""
@@ -226,7 +228,7 @@ class _Driver:
         # an actor waits more than it computes: it takes no CPU from Ray Data's own tasks
         kind = ray.remote(num_cpus=0, max_restarts=0, scheduling_strategy="SPREAD")(Shard)
         handle: Any = kind.remote()
-        names = {format_name(endpoint) for endpoint in self._endpoints}
+        names = {name(one) for one in self._endpoints for name in (format_name, answered_name)}
         metas = {name: value for name in names if (value := self._journal.meta(name))}
         actor = _Actor(handle, limits, budget)
         self._actors.append(actor)
@@ -263,7 +265,7 @@ class _Driver:
             # the others go on with what it leaves, until theirs is used up too
             actor.is_used_up = True
         elif report.stop_reason is not None:
-            self._line.stop(report.stop_reason)
+            self._line.stop(report.stop_reason, report.stop_hint)
         for reported in report.reported:
             self._n_losses = 0
             waiter = actor.waiting.pop(reported.key)

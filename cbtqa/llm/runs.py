@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Literal, Self, TypeVar
 from pydantic import Field, field_validator, model_validator
 
 from cbtqa.errors import ConfigError, UsageError
-from cbtqa.llm.batch import OnProgress, Task, run_batch
+from cbtqa.llm.batch import OnProgress, Task, asked_again, run_batch
 from cbtqa.llm.chat import ChatRequest, Sampling
 from cbtqa.llm.cluster import Cluster
 from cbtqa.llm.cost import REPLY_TOKENS, Budget, Estimate, Price, find_price, plan_run
@@ -298,8 +298,10 @@ def estimate_run(
             if key in seen:
                 continue
             seen.add(key)
-            standing = journal.standings([key]).get(key) if journal else None
-            if standing is not None and standing.is_done(limits.max_attempts):
+            standings = journal.standings([key]) if journal else {}
+            is_again = bool(journal and asked_again(journal, standings, limits))
+            standing = standings.get(key)
+            if standing is not None and standing.is_done(limits.max_attempts) and not is_again:
                 n_done += 1
             else:
                 yield task.request(item)
