@@ -381,6 +381,7 @@ class LiveProgress:
 
     def __init__(self, live: Live | None) -> None:
         self._live, self._next_plain = live, time.monotonic() + PLAIN_EVERY_S
+        self._said: set[str] = set()
 
     def stage(self, words: str) -> None:
         """A new stage begins."""
@@ -391,6 +392,10 @@ class LiveProgress:
 
     def update(self, progress: Progress) -> None:
         """The engine's counters moved."""
+        for notice in progress.notices:
+            if notice not in self._said:
+                self._said.add(notice)
+                say(notice)
         if self._live is not None:
             self._show(progress_parts(progress))
         elif time.monotonic() >= self._next_plain:

@@ -150,8 +150,10 @@ def _run(words: list[str], is_debug: bool) -> int:
     except _UsageError as error:
         _report(error.format_message(), _usage_hint(error, words))
         return 2
-    except (KeyboardInterrupt, typer.Abort):
-        say("interrupted")
+    except (KeyboardInterrupt, typer.Abort) as stopped:
+        # typer puts its own error in place of the one that says what is kept
+        own = stopped.__cause__ if isinstance(stopped, typer.Abort) else stopped
+        say(str(own or "") or "interrupted")
         return 130
     except BrokenPipeError:
         return _leave_pipe()

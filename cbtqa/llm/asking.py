@@ -106,6 +106,7 @@ class Model:
             await stack.enter_async_context(transport)
             gate, ladder = Gate(self._limits, self._queue), FormatLadder(endpoint, journal)
             self._servers.append(_Server(endpoint, transport, gate, ladder))
+        self._in_flight = journal.in_flight
         self._journal, names = journal, [answered_name(endpoint) for endpoint in endpoints]
         self._has_answered = any(journal.meta(name) for name in names)
 
@@ -221,12 +222,15 @@ class Model:
             body = request_body(request, server.endpoint, tries.rung, attempt)
             sent_at = self._meter.sent(is_repeat=tries.n_sent > 0)
             tries.n_sent += 1
+            self._in_flight.sent()
             try:
                 received = await self._post(body, server, tries)
             except RequestRefusedError:
+                self._in_flight.failed()
                 gate.answered()
                 raise
             except EndpointError as error:
+                self._in_flight.failed()
                 tries.took_s = time.monotonic() - sent_at
                 gate.failed(error, tries.took_s)
                 raise
@@ -240,7 +244,9 @@ class Model:
         self._has_replied(server)
         gate.heed(received.headers, received.reply.usage.n_tokens - paced)
         self._pay(received.reply, estimate)
-        return replace(received.reply, host=server.endpoint.host)
+        reply = replace(received.reply, host=server.endpoint.host)
+        self._in_flight.received(reply)
+        return reply
 
     async def _post(self, body: dict[str, Any], server: _Server, tries: _Tries) -> Received:
         began = time.monotonic()

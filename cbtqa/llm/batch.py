@@ -45,6 +45,7 @@ Answer = Callable[[ChatRequest, int], Awaitable[Reply]]
 OnProgress = Callable[[Progress], None]
 FEED_BLOCK = 64
 PROGRESS_EVERY_S = 0.5
+SENT_AGAIN = "sent again, what was answered of them is paid twice"
 MOST_UNWRITTEN = 2_000
 """Free answers that may wait for the disk at a time."""
 
@@ -276,6 +277,9 @@ class Line:
     ) -> None:
         self.journal, self.limits, self.budget = journal, limits, budget
         self.meter = Meter(None, price, journal.totals())
+        if n := journal.in_flight.n_before:
+            requests = "1 request was" if n == 1 else f"{n:,} requests were"
+            self.meter.notices = (f"{requests} in flight when the last run ended; {SENT_AGAIN}",)
         self.stop_reason: str | None = None
         """Why the run ends early, or None."""
         self.stop_hint: str | None = None
@@ -475,8 +479,14 @@ class Line:
         if self.is_stopping:
             for work in self._tasks:
                 work.cancel()
+        elif n := self.meter.n_in_flight:
+            most = f"at most {self.limits.grace_s:.0f} s"
+            requests = "1 request" if n == 1 else f"{n:,} requests"
+            notice = f"stopping: {requests} in flight may end, {most}; Ctrl-C again leaves at once"
+            self.meter.notices += (notice,)
         self._is_interrupted |= number == signal.SIGINT
         self.stop(f"stopped by {signal.Signals(number).name}")
+        self._report()
 
     async def sleep(self, seconds: float) -> None:
         """Sleeps; raises GateClosedError once the run is stopping."""
@@ -488,7 +498,7 @@ class Line:
         """The summary, or what stopped the run."""
         summary = self.meter.summary(self.stop_reason)
         if self._is_interrupted:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(f"interrupted: {_kept(self.describe(summary))}")
         if self._fatal is not None:
             raise self._fatal
         if self.stop_reason is not None:
@@ -504,6 +514,12 @@ class Line:
         if self._on_progress:
             limit = sum(model.limit for model in self.models)
             self._on_progress(self.describe(self.meter.progress(limit)))
+
+
+def _kept(progress: Progress) -> str:
+    n_total = progress.n_total
+    of_all = f" of {n_total:,}" if n_total is not None else ""
+    return f"{progress.n_done:,}{of_all} answered are kept; the same command continues"
 
 
 @contextmanager

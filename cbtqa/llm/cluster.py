@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, cast
 from cbtqa.errors import ConfigError, IncompleteRunError, MissingExtraError
 from cbtqa.llm.asking import USED_UP, answered_name, format_name
 from cbtqa.llm.batch import Line, Question, Task, ask_all, run_anywhere
+from cbtqa.llm.chat import Reply
 from cbtqa.llm.cost import Budget
 from cbtqa.llm.endpoint import Endpoint
 from cbtqa.llm.journal import Entry, Journal, Standing, Totals
@@ -80,13 +81,25 @@ class Report(NamedTuple):
     metas: dict[str, str]
 
 
+class _NotNoted:
+    """In place of `InFlight`: the driver notes what it has handed out."""
+
+    n_before = 0
+
+    def sent(self) -> None: ...
+
+    def failed(self) -> None: ...
+
+    def received(self, reply: Reply) -> None: ...
+
+
 class _Rows:
     """The part of `Journal` that a line uses, in an actor: rows are kept for the driver."""
 
     def __init__(self, earlier: Totals, metas: dict[str, str]) -> None:
         self.rows: dict[str, list[Entry]] = {}
         self.paid: dict[str, Entry] = {}
-        self.metas = metas
+        self.metas, self.in_flight = metas, _NotNoted()
         self.totals, self.meta, self.last_paid = lambda: earlier, metas.get, self.paid.get
 
     def set_meta(self, name: str, value: str) -> None:
@@ -276,6 +289,17 @@ class _Driver:
 
     async def _work(self, item: Any, key: str, standing: Standing | None) -> None:
         """Has one item worked off, by another actor when one dies or has spent its share."""
+        self._journal.in_flight.sent()
+        try:
+            await self._work_off(item, key, standing)
+        except asyncio.CancelledError:
+            raise  # dropped, and maybe paid: it stays noted
+        except BaseException:
+            self._journal.in_flight.failed()
+            raise
+        self._journal.in_flight.failed()
+
+    async def _work_off(self, item: Any, key: str, standing: Standing | None) -> None:
         paid = self._journal.last_paid(key) if standing else None
         while not self._line.is_stopping:
             able = [actor for actor in self._actors if not actor.is_used_up]

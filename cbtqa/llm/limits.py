@@ -29,7 +29,7 @@ from cbtqa.settings import Settings
 BACKOFF_FIRST_S, BACKOFF_MOST_S = 0.5, 60.0
 CREEP_ROUNDS = 32
 """Rounds of replies in which the number in flight climbs from nothing to its maximum."""
-FIRST_IN_FLIGHT, CLIMB_S, BLIND_IN_FLIGHT = 8, 0.1, 64
+FIRST_IN_FLIGHT, CLIMB_S, BLIND_IN_FLIGHT = 8, 0.1, 128
 """A server begins with so many requests at a time, doubled every tenth of a second up to the last
 number while nothing has come back, good or bad: a server that refuses or fails does so at once."""
 CLIMB_BY = 3

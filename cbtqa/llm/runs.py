@@ -266,7 +266,14 @@ def open_run(
     with journal:
         for name, sentence in acknowledgements.items():
             journal.set_meta(name, sentence)
-        yield Run(journal, service, acknowledgements, started)
+        try:
+            yield Run(journal, service, acknowledgements, started)
+        except KeyboardInterrupt as stopped:
+            if stopped.args:
+                raise
+            n = journal.totals().n_replies
+            said = f"interrupted: {n:,} replies are kept; the same command continues"
+            raise KeyboardInterrupt(said) from None
 
 
 def estimate_run(

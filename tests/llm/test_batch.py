@@ -378,7 +378,7 @@ def test_a_slow_server_is_given_the_time_that_its_answers_take(journal: Journal)
 def test_a_server_that_loads_its_model_is_waited_for(journal: Journal) -> None:
     loading = scripted.failed(503, "Loading model", code="unavailable_error")
     told: list[Progress] = []
-    with ScriptedEndpoint([*[loading] * 10, ok("好")]) as server:
+    with ScriptedEndpoint([*[loading] * 17, ok("好")]) as server:
         limits = Limits(in_flight=64, gone_after_s=0)
         items = [f"词{number}" for number in range(20)]
         summary = run(server, journal, items, limits, on_progress=told.append)

@@ -90,7 +90,7 @@ def test_while_nothing_comes_back_a_run_climbs_by_itself_but_not_to_hundreds() -
             await gate.enter()
         refuses.answered()  # with a refusal
         await asyncio.sleep(0.6)
-        assert quiet.limit == 64
+        assert quiet.limit == 128
         assert refuses.limit < 20
 
     asyncio.run(check())
