@@ -480,9 +480,8 @@ class Line:
             for work in self._tasks:
                 work.cancel()
         elif n := self.meter.n_in_flight:
-            most = f"at most {self.limits.grace_s:.0f} s"
-            requests = "1 request" if n == 1 else f"{n:,} requests"
-            notice = f"stopping: {requests} in flight may end, {most}; Ctrl-C again leaves at once"
+            most = f"{self.limits.grace_s:.0f} s"
+            notice = f"stopping: {n:,} in flight may end within {most}; Ctrl-C again leaves at once"
             self.meter.notices += (notice,)
         self._is_interrupted |= number == signal.SIGINT
         self.stop(f"stopped by {signal.Signals(number).name}")
@@ -498,7 +497,10 @@ class Line:
         """The summary, or what stopped the run."""
         summary = self.meter.summary(self.stop_reason)
         if self._is_interrupted:
-            raise KeyboardInterrupt(f"interrupted: {_kept(self.describe(summary))}")
+            n = self.journal.in_flight.n
+            dropped = f", {n:,} in flight were dropped (maybe paid)" if n else ""
+            kept = f"{_kept(self.describe(summary))} are kept{dropped}; the same command continues"
+            raise KeyboardInterrupt(f"interrupted: {kept}")
         if self._fatal is not None:
             raise self._fatal
         if self.stop_reason is not None:
@@ -519,7 +521,7 @@ class Line:
 def _kept(progress: Progress) -> str:
     n_total = progress.n_total
     of_all = f" of {n_total:,}" if n_total is not None else ""
-    return f"{progress.n_done:,}{of_all} answered are kept; the same command continues"
+    return f"{progress.n_done:,}{of_all} answered"
 
 
 @contextmanager

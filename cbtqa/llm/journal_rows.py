@@ -175,7 +175,8 @@ class InFlight:
         """Reads what an earlier run left; `n_before` of its requests may be paid twice."""
         self._path = journal.with_name(f".{journal.name}.in-flight")
         self._unwritten: set[int] = set()
-        self._n = 0
+        self.n = 0
+        """In flight now."""
         try:
             self.n_before = int(self._path.read_text(encoding="ascii") or 0)
         except (OSError, ValueError):
@@ -184,9 +185,9 @@ class InFlight:
         self._note(0)
 
     def _note(self, more: int) -> None:
-        self._n += more
+        self.n += more
         self._file.seek(0)
-        self._file.write(b"%09d" % self._n)
+        self._file.write(b"%09d" % self.n)
 
     def sent(self) -> None:
         """Notes a request that is about to be sent."""
@@ -209,7 +210,7 @@ class InFlight:
     def close(self) -> None:
         """Removes the file when nothing is in flight; what was dropped stays noted."""
         self._file.close()
-        if self._n <= 0:
+        if self.n <= 0:
             self._path.unlink(missing_ok=True)
 
 
