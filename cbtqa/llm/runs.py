@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Literal, Self, TypeVar
 from pydantic import Field, field_validator, model_validator
 
 from cbtqa.errors import ConfigError, UsageError
+from cbtqa.files import remove_leftovers
 from cbtqa.llm.batch import OnProgress, Task, asked_again, run_batch
 from cbtqa.llm.chat import ChatRequest, Sampling
 from cbtqa.llm.cluster import Cluster
@@ -264,6 +265,9 @@ def open_run(
     except ConfigError as error:
         raise ConfigError(str(error), hint=hint or error.hint) from None
     with journal:
+        # a journal that bears the name of its output lies among files of others
+        own = path.name.removesuffix(".sqlite").removesuffix(".journal")
+        remove_leftovers(path.parent, "" if own.startswith("journal") else f"{own}.")
         for name, sentence in acknowledgements.items():
             journal.set_meta(name, sentence)
         try:
@@ -272,8 +276,8 @@ def open_run(
             if stopped.args:
                 raise
             n = journal.totals().n_replies
-            said = f"interrupted: {n:,} replies are kept; the same command continues"
-            raise KeyboardInterrupt(said) from None
+            kept = "1 reply is kept" if n == 1 else f"{n:,} replies are kept"
+            raise KeyboardInterrupt(f"interrupted: {kept}; the same command continues") from None
 
 
 def estimate_run(
