@@ -15,6 +15,7 @@ import os
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from glob import escape
 from importlib.resources import files
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
@@ -346,9 +347,12 @@ def _not_finite(value: Any, field: str = "") -> Iterator[tuple[str, float]]:
             yield from _not_finite(part, f"{field}.{key}" if field else str(key))
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Removes what a killed `replacing` left; the caller must hold the folder's lock."""
-    for path in folder.glob(".*.part"):
+def remove_leftovers(folder: Path, name: str = "") -> None:
+    """Removes what a killed `replacing` left, of files whose names begin so.
+
+    The caller must hold a lock on them.
+    """
+    for path in folder.glob(f".{escape(name)}*.part"):
         path.unlink(missing_ok=True)
 
 

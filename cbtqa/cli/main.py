@@ -57,10 +57,21 @@ MODULES = {
 """Module in `cbtqa.cli` of the verbs that share one; the others have a module of their own name."""
 
 
+class _InterruptedError(Exception):
+    """Ctrl-C, with what is kept."""
+
+
 class _LazyGroup(HelpGroup):
     """Imports a verb's module when the verb is used: `cbtqa --help` imports none."""
 
     _is_listing = False
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stopped:
+            # typer would put an error without words in its place
+            raise _InterruptedError(str(stopped)) from None
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(VERBS)
@@ -150,8 +161,8 @@ def _run(words: list[str], is_debug: bool) -> int:
     except _UsageError as error:
         _report(error.format_message(), _usage_hint(error, words))
         return 2
-    except (KeyboardInterrupt, typer.Abort):
-        say("interrupted")
+    except (_InterruptedError, KeyboardInterrupt, typer.Abort) as stopped:
+        say(str(stopped) or "interrupted")
         return 130
     except BrokenPipeError:
         return _leave_pipe()

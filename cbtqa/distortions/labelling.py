@@ -29,6 +29,7 @@ from cbtqa.files import ParquetRows, json_line, parse_record, read_rows, replaci
 from cbtqa.llm.batch import OnProgress
 from cbtqa.llm.cost import Estimate
 from cbtqa.llm.runs import EndpointSettings, Service, estimate_run, open_run
+from cbtqa.manifest import refuse_empty
 from cbtqa.records import DistortionLabel, NonEmptyText, Record, Rejection
 
 
@@ -200,6 +201,10 @@ def label_file(settings: LabelSettings, *, on_progress: OnProgress | None = None
         write_labels(out, _labelled_rows(settings, labellers, counts, rejections))
     if not counts.rejected:
         rejects.unlink()
+    refuse_empty(
+        *(counts.n["n_rows"], counts.n["n_parts"], "texts was labelled", counts.rejected),
+        kept=rejects if counts.rejected else out,
+    )
     return LabellingRun(
         **{name: counts.n[name] for name in ("n_texts", "n_parts", "n_rows", "n_labelled")},
         out=out,

@@ -28,7 +28,7 @@ from cbtqa.llm.batch import Line, Question, Task, ask_all
 from cbtqa.llm.chat import ChatRequest, Fault, Reply
 from cbtqa.llm.cost import estimate_prompt
 from cbtqa.llm.endpoint import Endpoint, ResponseFormat
-from cbtqa.llm.journal import Standing, State
+from cbtqa.llm.journal import UNDER_WAY, Standing, State
 from cbtqa.llm.limits import GateClosedError
 from cbtqa.llm.protocol import (
     RequestRefusedError,
@@ -46,8 +46,6 @@ MOST_REQUESTS, MOST_BYTES = 50_000, 190_000_000
 POLL_S = 60.0
 AT_A_TIME = 1_000
 """Items that are looked at together."""
-UNDER_WAY = "openai_batches"
-"""Name in the journal of a list of `{"token", "id"}`; an id is None until it is known."""
 ENDED = ("completed", "expired", "cancelled", "failed")
 RUNG_NUMBERS = [str(number) for number, _ in enumerate(RUNGS)]
 URL: Literal["/v1/chat/completions"] = "/v1/chat/completions"
@@ -179,6 +177,7 @@ class BatchRun(Generic[ItemT]):
             raise ItemFailedError(State.ENDPOINT, fault)
 
     def _under_way(self) -> list[dict[str, Any]]:
+        """`{"token", "id"}` of every batch; an id is None until it is known."""
         found: list[dict[str, Any]] = json.loads(self._journal.meta(UNDER_WAY) or "[]")
         return found
 

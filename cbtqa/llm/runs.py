@@ -20,7 +20,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 from pydantic import Field, field_validator, model_validator
 
 from cbtqa.errors import ConfigError, UsageError
-from cbtqa.llm.batch import OnProgress, Task, run_batch
+from cbtqa.files import remove_leftovers
+from cbtqa.llm.batch import OnProgress, Task, asked_again, run_batch
 from cbtqa.llm.chat import ChatRequest, Sampling
 from cbtqa.llm.cluster import Cluster
 from cbtqa.llm.cost import REPLY_TOKENS, Budget, Estimate, Price, find_price, plan_run
@@ -272,9 +273,19 @@ def open_run(
     except ConfigError as error:
         raise ConfigError(str(error), hint=hint or error.hint) from None
     with journal:
+        # a journal that bears the name of its output lies among files of others
+        own = path.name.removesuffix(".sqlite").removesuffix(".journal")
+        remove_leftovers(path.parent, "" if own.startswith("journal") else f"{own}.")
         for name, sentence in acknowledgements.items():
             journal.set_meta(name, sentence)
-        yield Run(journal, service, acknowledgements, started)
+        try:
+            yield Run(journal, service, acknowledgements, started)
+        except KeyboardInterrupt as stopped:
+            if stopped.args:
+                raise
+            n = journal.totals().n_replies
+            kept = "1 reply is kept" if n == 1 else f"{n:,} replies are kept"
+            raise KeyboardInterrupt(f"interrupted: {kept}; the same command continues") from None
 
 
 def estimate_run(
@@ -306,8 +317,10 @@ def estimate_run(
             if key in seen:
                 continue
             seen.add(key)
-            standing = journal.standings([key]).get(key) if journal else None
-            if standing is not None and standing.is_done(limits.max_attempts):
+            standings = journal.standings([key]) if journal else {}
+            is_again = bool(journal and asked_again(journal, standings, limits))
+            standing = standings.get(key)
+            if standing is not None and standing.is_done(limits.max_attempts) and not is_again:
                 n_done += 1
             else:
                 yield task.request(item)

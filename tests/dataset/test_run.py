@@ -144,7 +144,7 @@ def test_too_many_rejects_end_the_run_as_incomplete_but_keep_the_outputs(tmp_pat
     questions = write_questions(tmp_path / "q.jsonl", [f"{LONG}第{i}次。" for i in range(4)])
     with ScriptedEndpoint(ok("不是 JSON")) as server, pytest.raises(IncompleteRunError) as caught:
         build(tmp_path, input=questions, endpoint=server.url, model="m")
-    assert "4 of 4" in str(caught.value)
+    assert "not one of 4 questions has an answer: not_json 4" in str(caught.value)
     assert len((tmp_path / "out" / "rejects.jsonl").read_text("utf-8").splitlines()) == 4
 
 

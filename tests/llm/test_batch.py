@@ -281,6 +281,122 @@ def test_what_no_wait_helps_against_ends_the_run_at_once(
     assert journal.outcome("一") is None, "it is not the item's fault"
 
 
+@pytest.mark.parametrize("n_items", [1, 3, 300])
+@pytest.mark.parametrize("schema", [None, SCHEMA])
+def test_first_requests_that_are_all_refused_stop_the_run_and_reject_nothing(
+    journal: Journal, n_items: int, schema: dict[str, Any] | None
+) -> None:
+    items = [f"词{number}" for number in range(n_items)]
+
+    def script(seen: Seen) -> Answer:
+        return scripted.failed(400, f"thinking must be off (request {seen.number})")
+
+    limits = Limits(in_flight=256)
+    with ScriptedEndpoint(script) as server:
+        with pytest.raises(BatchStoppedError, match="thinking must be off") as stopped:
+            run(server, journal, items, limits, EchoTask(schema))
+        assert len(server.requests) <= 3 * 16
+    assert stopped.value.exit_code == 6 and "--extra" in str(stopped.value.hint)
+    assert journal.outcome(items[0]) is None and stopped.value.summary.n_rejected == 0
+    with ScriptedEndpoint(ok("好")) as server:
+        assert run(server, journal, items, limits, EchoTask(schema)).n_accepted == n_items
+
+
+def test_a_refusal_before_the_first_answer_waits_until_another_question_is_answered(
+    journal: Journal,
+) -> None:
+    script = {"坏": scripted.failed(400, "too long"), "善": scripted.slow(ok("好"), 0.2)}
+    with ScriptedEndpoint(script) as server:
+        summary = run(server, journal, ["坏一", "坏二", "善"])
+    assert (summary.n_accepted, summary.rejected) == (1, {Reason.BAD_REQUEST: 2})
+
+
+def test_a_server_that_begins_to_refuse_everything_later_stops_the_run(journal: Journal) -> None:
+    items = [f"词{number}" for number in range(300)]
+    with ScriptedEndpoint([*[ok("好")] * 10, scripted.failed(400, "context is 512")]) as server:
+        with pytest.raises(BatchStoppedError, match="context is 512") as stopped:
+            run(server, journal, items)
+        assert len(server.requests) < 130
+    assert "--retry rejected=bad_request" in str(stopped.value.hint)
+    with ScriptedEndpoint(ok("好")) as server:
+        again = FAST.model_copy(update={"retry": ("rejected=bad_request",)})
+        assert run(server, journal, items, again).n_accepted == 290
+
+
+def test_what_was_rejected_is_asked_again_only_when_wanted_and_with_fresh_attempts(
+    journal: Journal,
+) -> None:
+    items = ["坏", "拒", "善"]
+    script = {"坏": ok("坏"), "拒": scripted.failed(400, "no"), "善": ok("好")}
+    with ScriptedEndpoint(script) as server:
+        run(server, journal, items)
+    assert reasons(journal, items) == [Reason.NOT_JSON, Reason.BAD_REQUEST, None]
+    with ScriptedEndpoint(script | {"拒": ok("好")}) as server:
+        one = FAST.model_copy(update={"retry": ("rejected=bad_request",)})
+        assert run(server, journal, items, one).n_requests == 1
+        assert reasons(journal, items) == [Reason.NOT_JSON, None, None]
+    with ScriptedEndpoint([ok("坏"), ok("坏"), ok("好")]) as server:
+        every = FAST.model_copy(update={"retry": ("rejected",)})
+        assert run(server, journal, [*items, *items], every).n_accepted == 1
+        first = server.requests[0]
+        assert (first.last_text, first.body["seed"]) == ("坏", 7 + 3)
+    assert reasons(journal, items) == [None, None, None]
+    outcome = journal.outcome("坏")
+    assert outcome is not None and outcome.n_attempts == 6, "every paid reply counts"
+
+
+def test_a_retry_is_tried_once_in_a_run_however_often_the_item_comes(journal: Journal) -> None:
+    with ScriptedEndpoint(ok("坏")) as server:
+        run(server, journal, ["一"], Limits(in_flight=8, waits=False, max_attempts=1))
+        retry = Limits(in_flight=8, waits=False, max_attempts=1, retry=("rejected",))
+        assert run(server, journal, ["一"] * 200, retry).n_requests == 1
+
+
+@pytest.mark.parametrize("word", ["everything", "rejected=nonsense", "accepted"])
+def test_a_retry_of_what_cannot_be_is_refused(word: str) -> None:
+    with pytest.raises(ValueError, match="rejected=REASON"):
+        Limits(retry=(word,))
+
+
+def test_a_slow_server_is_given_the_time_that_its_answers_take(journal: Journal) -> None:
+    """One place, 0.2 s an answer, and a limit of 0.5 s: the later ones wait for their turn."""
+    turn = threading.Lock()
+    due = 0.0
+
+    def script(seen: Seen) -> Answer:
+        nonlocal due
+        with turn:
+            due = max(due, seen.at_s) + 0.2
+            return scripted.slow(ok("好"), due - seen.at_s)
+
+    items = [f"词{number}" for number in range(12)]
+    with ScriptedEndpoint(script) as server:
+        summary = run(server, journal, items, Limits(in_flight=12, timeout_s=0.5))
+        assert (summary.n_accepted, len(server.requests)) == (12, 12)
+
+
+def test_a_server_that_loads_its_model_is_waited_for(journal: Journal) -> None:
+    loading = scripted.failed(503, "Loading model", code="unavailable_error")
+    told: list[Progress] = []
+    with ScriptedEndpoint([*[loading] * 17, ok("好")]) as server:
+        limits = Limits(in_flight=64, gone_after_s=0)
+        items = [f"词{number}" for number in range(20)]
+        summary = run(server, journal, items, limits, on_progress=told.append)
+    assert summary.n_accepted == 20
+    assert any("Loading model" in one.note for one in told) and not told[-1].note
+
+
+def test_a_server_that_fails_at_everything_gets_few_requests_and_its_words_are_shown(
+    journal: Journal,
+) -> None:
+    items = [f"词{number}" for number in range(300)]
+    with ScriptedEndpoint(scripted.failed(500, "CUDA out of memory")) as server:
+        with pytest.raises(EndpointError, match="CUDA out of memory") as failed:
+            run(server, journal, items, Limits(in_flight=256, gone_after_s=3))
+        assert len(server.requests) < 40
+    assert "is the server running" not in str(failed.value.hint)
+
+
 @pytest.mark.parametrize(
     ("refused", "kind"),
     [([], "json_schema"), (["json_schema"], "json_object"), (["json_schema", "json_object"], None)],

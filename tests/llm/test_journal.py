@@ -15,7 +15,14 @@ import pytest
 
 from cbtqa.errors import ConfigError, DataError, IncompleteRunError
 from cbtqa.llm.chat import Fault, Reply
-from cbtqa.llm.journal import Entry, Journal, State, fork_path, refuse_network_drive
+from cbtqa.llm.journal import (
+    UNDER_WAY,
+    Entry,
+    Journal,
+    State,
+    fork_path,
+    refuse_network_drive,
+)
 from cbtqa.records import Reason, Usage
 
 USAGE = Usage(prompt_tokens=10, completion_tokens=5)
@@ -88,8 +95,8 @@ def test_done_means_that_nothing_is_left_to_send(
 
 
 def test_a_changed_fingerprint_is_refused_with_the_differences(tmp_path: Path) -> None:
-    with Journal(tmp_path / "j", {"model": "m1", "prompt": "p", "seed": "1"}):
-        pass
+    with Journal(tmp_path / "j", {"model": "m1", "prompt": "p", "seed": "1"}) as journal:
+        journal.record([faulty("一", 1)])
     with pytest.raises(ConfigError) as refused:
         Journal(tmp_path / "j", {"model": "m2", "prompt": "p", "extra": "x"})
     message = str(refused.value)
@@ -98,6 +105,38 @@ def test_a_changed_fingerprint_is_refused_with_the_differences(tmp_path: Path) -
     assert "--fork" in str(refused.value.hint)
     with Journal(tmp_path / "j", {"seed": "1", "prompt": "p", "model": "m1"}):
         pass
+
+
+@pytest.mark.parametrize(
+    ("entry", "is_bound"),
+    [
+        (Entry("一", 1, State.FINAL, None, Fault(Reason.BAD_REQUEST, "no")), False),
+        (Entry("一", 1, State.ENDPOINT, None, Fault(Reason.ENDPOINT, "gone")), False),
+        (Entry("一", 1, State.UNCHECKED, reply()), True),
+        (Entry("一", 1, State.FINAL, reply(), Fault(Reason.CONTENT_FILTER, "")), True),
+    ],
+)
+def test_only_a_reply_binds_the_settings_of_a_journal(
+    tmp_path: Path, entry: Entry, is_bound: bool
+) -> None:
+    with Journal(tmp_path / "j", {"model": "m1"}) as journal:
+        journal.record([entry])
+    if is_bound:
+        with pytest.raises(ConfigError, match="other settings"):
+            Journal(tmp_path / "j", {"model": "m2"})
+        return
+    with Journal(tmp_path / "j", {"model": "m2"}) as journal:
+        assert journal.outcome("一") is None and not journal.totals().faults, "asked anew"
+        journal.record([Entry("一", 1, State.ACCEPTED, reply())])
+    with pytest.raises(ConfigError, match="was m2, is m1"):
+        Journal(tmp_path / "j", {"model": "m1"})
+
+
+def test_a_batch_under_way_binds_the_settings_of_a_journal(tmp_path: Path) -> None:
+    with Journal(tmp_path / "j", {"model": "m1"}) as journal:
+        journal.set_meta(UNDER_WAY, '[{"token": "t", "id": "batch-1"}]')
+    with pytest.raises(ConfigError, match="other settings"):
+        Journal(tmp_path / "j", {"model": "m2"})
 
 
 def test_a_fork_has_one_path_for_one_fingerprint(tmp_path: Path) -> None:
