@@ -9,7 +9,7 @@ from importlib.resources import files
 from typing import Any
 
 from cbtqa.errors import MissingExtraError
-from cbtqa.files import parse_yaml
+from cbtqa.plain_values import parse_yaml
 
 
 def require(module: str, extra: str = "train") -> Any:

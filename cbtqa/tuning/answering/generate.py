@@ -21,7 +21,7 @@ from typing import Any
 
 import cbtqa
 from cbtqa.errors import ConfigError, IncompleteRunError, UsageError
-from cbtqa.files import json_line, read_rows, replacing
+from cbtqa.files import json_line, read_rows
 from cbtqa.llm.batch import OnProgress
 from cbtqa.llm.chat import ChatRequest, Fault, Reply, Sampling
 from cbtqa.llm.cost import Estimate
@@ -29,6 +29,7 @@ from cbtqa.llm.journal import Entry, Journal, Outcome, State
 from cbtqa.llm.progress import Meter
 from cbtqa.llm.runs import Run, Service, estimate_run, open_run, refuse_foreign
 from cbtqa.manifest import MANIFEST_NAME, FolderResult, describe_file, write_manifest
+from cbtqa.paths import replacing
 from cbtqa.psyqa import is_bundled_sample
 from cbtqa.records import CbtAnswer, Provenance, Reason, Rejection
 from cbtqa.settings import Resolved
