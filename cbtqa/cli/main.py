@@ -16,6 +16,7 @@ import cbtqa
 from cbtqa.cli.console import masked_streams, say
 from cbtqa.cli.help import CommandGroup, HelpGroup
 from cbtqa.errors import CbtqaError
+from cbtqa.paths import system_error
 
 EXIT_CODES = (
     "Exit codes: 0 done, 1 bug in cbtqa, 2 usage, 3 configuration or missing extra, 4 bad data, "
@@ -166,6 +167,13 @@ def _run(words: list[str], is_debug: bool) -> int:
         return 130
     except BrokenPipeError:
         return _leave_pipe()
+    except OSError as error:
+        # a disk or a folder that refuses is no bug of ours
+        if is_debug:
+            traceback.print_exc()
+        refused = system_error(error)
+        _report(str(refused), refused.hint)
+        return refused.exit_code
     except SystemExit as leaving:
         # typer ends the program itself, with 1, when a pipe breaks
         if isinstance(leaving.__context__, BrokenPipeError):

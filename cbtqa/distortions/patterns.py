@@ -25,7 +25,8 @@ from pydantic import Field
 from cbtqa.distortions.labellers import Labels
 from cbtqa.distortions.taxonomy import Taxonomy, lift_id, load_taxonomy, shipped_concepts
 from cbtqa.errors import DataError
-from cbtqa.files import open_text, parse_record, parse_yaml
+from cbtqa.files import parse_record, read_text
+from cbtqa.plain_values import parse_yaml
 from cbtqa.records import DistortionLabel, NonEmptyText, Record
 
 # --- clauses -------------------------------------------------------------------------------------
@@ -268,8 +269,7 @@ def _load_rules(path: Path | None) -> _Rules:
     if path is None:
         entry = files("cbtqa.distortions") / SHIPPED_RULES
         return _compile_rules(entry.read_text(encoding="utf-8"), SHIPPED_RULES)
-    with open_text(path) as stream:
-        return _compile_rules(stream.read(), str(path))
+    return _compile_rules(read_text(path), str(path))
 
 
 def _compile_rules(text: str, where: str) -> _Rules:

@@ -20,8 +20,8 @@ from typing import Any, Literal
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from cbtqa.errors import ConfigError, EndpointAuthError, LicenceGateError
-from cbtqa.files import parse_yaml
 from cbtqa.manifest import now
+from cbtqa.plain_values import parse_yaml
 from cbtqa.records import Record
 from cbtqa.secrets import remember
 

@@ -20,7 +20,6 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 from pydantic import Field, field_validator, model_validator
 
 from cbtqa.errors import ConfigError, UsageError
-from cbtqa.files import remove_leftovers
 from cbtqa.llm.batch import OnProgress, Task, asked_again, run_batch
 from cbtqa.llm.chat import ChatRequest, Sampling
 from cbtqa.llm.cluster import Cluster
@@ -29,6 +28,7 @@ from cbtqa.llm.endpoint import Endpoint, TransportName, pass_disclosure_gates
 from cbtqa.llm.journal import Journal
 from cbtqa.llm.limits import Limits, RateSettings
 from cbtqa.manifest import Manifest, new_manifest, now
+from cbtqa.paths import remove_leftovers
 from cbtqa.records import Usage
 from cbtqa.settings import BY_FLAG_ONLY, Resolved, Settings
 

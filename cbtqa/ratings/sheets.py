@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from cbtqa.errors import DataError, require
-from cbtqa.files import replacing, shipped_yaml
+from cbtqa.files import shipped_yaml
+from cbtqa.paths import replacing
 from cbtqa.ratings.answers import CANNOT_JUDGE, CRISIS, EVIDENCE, NOTE, VALUE
 from cbtqa.ratings.rubric import Criterion, Language, Rubric
 from cbtqa.ratings.study import Item, StudyFolder, column_letters

@@ -8,7 +8,7 @@ from importlib.resources import files
 from typing import Any
 
 from cbtqa import errors
-from cbtqa.files import parse_yaml
+from cbtqa.plain_values import parse_yaml
 
 require = partial(errors.require, extra="train")
 
