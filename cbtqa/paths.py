@@ -7,11 +7,12 @@ readable by its owner only. What is in the files is the business of `files`.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
 
@@ -132,7 +133,9 @@ def replacing(path: Path, *, is_shared: bool = False) -> Iterator[Path]:
     if "\0" in path.name:
         raise unwritable(path, ValueError("embedded null byte"))
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
+        handle, name = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name[:60]}.", suffix=".part"
+        )
     except OSError as error:
         raise unwritable(path, error) from None
     os.close(handle)
@@ -141,7 +144,11 @@ def replacing(path: Path, *, is_shared: bool = False) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
-        temporary.chmod(0o644 if is_shared else 0o600)
+        if is_shared:
+            with suppress(OSError):  # a network share may have rights of its own
+                temporary.chmod(0o644)
+        else:
+            keep_private(temporary)
         temporary.replace(path)
     except OSError as error:
         # the body may have met other files, of which it says more itself
@@ -150,6 +157,18 @@ def replacing(path: Path, *, is_shared: bool = False) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def keep_private(path: Path) -> None:
+    """Makes a file or folder readable by its owner only, and says so where a drive cannot."""
+    try:
+        path.chmod(0o700 if path.is_dir() else 0o600)
+    except OSError as error:
+        if path.stat().st_mode & 0o077:
+            logging.getLogger("cbtqa").warning(
+                "others may be able to read %s: its drive lets no rights be set (%s)",
+                *(path, error.strerror),
+            )
 
 
 def refuse_existing(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import sys
 import traceback
@@ -141,6 +142,7 @@ def main(arguments: list[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     is_debug = "--debug" in words or os.environ.get("CBTQA_DEBUG") == "1"
     sys.excepthook = _show_trace if is_debug else _report_bug
+    logging.getLogger("cbtqa").handlers = [_SayHandler()]
     with masked_streams():
         code = _run([word for word in words if word != "--debug"], is_debug)
         try:
@@ -148,6 +150,13 @@ def main(arguments: list[str] | None = None) -> None:
         except BrokenPipeError:
             code = _leave_pipe()
     sys.exit(code)
+
+
+class _SayHandler(logging.Handler):
+    """What the library has to tell while it works, such as what it waits for."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage())
 
 
 def _run(words: list[str], is_debug: bool) -> int:

@@ -158,13 +158,20 @@ class Rubric(Record):
         """The criterion of this id, or a KeyError."""
         return {criterion.id: criterion for criterion in self.criteria}[name]
 
-    def settle(self, values: Mapping[str, int | None]) -> dict[str, int | None]:
-        """Values with unset marks 0 once any mark is set; ValueError for `none` beside a mark."""
+    def settle(
+        self, values: Mapping[str, int | None], language: Language = "en"
+    ) -> dict[str, int | None]:
+        """Values with unset marks 0 once any mark is set.
+
+        Raises:
+            ValueError: `none` beside a mark, named in this language.
+        """
         settled = {criterion.id: values.get(criterion.id) for criterion in self.criteria}
         set_marks = [mark.id for mark in self.marks if settled[mark.id] == 1]
         if NO_MARK in set_marks and len(set_marks) > 1:
             other = next(mark for mark in set_marks if mark != NO_MARK)
-            raise ValueError(f"'{NO_MARK}' and '{other}' exclude each other")
+            names = [self.criterion(name).name.to(language) for name in (NO_MARK, other)]
+            raise ValueError(f"'{names[0]}' and '{names[1]}' exclude each other")
         if set_marks:
             settled.update({mark.id: int(mark.id in set_marks) for mark in self.marks})
         return settled

@@ -21,7 +21,6 @@ from cbtqa.llm.journal import (
     Journal,
     State,
     fork_path,
-    refuse_network_drive,
 )
 from cbtqa.records import Reason, Usage
 
@@ -264,34 +263,6 @@ def test_a_journal_of_a_newer_format_is_refused(tmp_path: Path) -> None:
         journal.set_meta("format_version", "99")
     with pytest.raises(DataError, match="format 99"):
         Journal(tmp_path / "j")
-
-
-@pytest.mark.parametrize(
-    ("folder", "is_refused"),
-    [
-        ("/data/net/runs", True),
-        ("/data/netlike", False),
-        ("/data/net/local", False),
-        ("/data/with space/x", True),
-        ("/srv", False),
-    ],
-)
-def test_a_network_drive_is_refused(folder: str, is_refused: bool) -> None:
-    mounts = (
-        "/dev/vda / ext4 rw 0 0\n"
-        "host:/export /data/net nfs4 rw 0 0\n"
-        "/dev/vdb /data/net/local xfs rw 0 0\n"
-        "me@host: /data/with\\040space fuse.sshfs rw 0 0\n"
-    )
-    if is_refused:
-        with pytest.raises(ConfigError, match="network drive"):
-            refuse_network_drive(Path(folder), mounts)
-    else:
-        refuse_network_drive(Path(folder), mounts)
-
-
-def test_this_machines_own_mounts_can_be_read(tmp_path: Path) -> None:
-    refuse_network_drive(tmp_path)
 
 
 def test_the_file_is_in_wal_mode_and_synced_in_full(tmp_path: Path) -> None:
