@@ -1,0 +1,268 @@
+"""What a session's turns look like when they are none: marks that any reader of sessions sees.
+
+    marked(session).turns[7].marks        # ("repeated",)
+
+Turns are marked, never changed. A session is marked when it is written and again when it is read,
+so that transcripts made elsewhere, and folders of earlier versions, are judged by the same rules.
+The words are in marks.yaml; what the thresholds were measured on is in docs/log.md.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from typing import Any, Literal, NamedTuple
+
+from cbtqa.records import Session, Turn, TurnMark
+from cbtqa.simulation.study import shipped_yaml
+from cbtqa.text_faults import find_machine_text
+
+Role = Literal["patient", "therapist"]
+CONTENT_MARKS: tuple[TurnMark, ...] = (
+    *("machine_text", "note_to_model", "wrong_speaker"),
+    *("narration", "farewell_loop", "repeated", "cut"),
+)
+"""Marks of what a turn says, the most harmful first; the others are of how it came about."""
+RUN = 8
+"""Words in a row that count as the same words."""
+SAME = 0.8
+"""Share of a turn's words in such runs from which it says the same as another; measured."""
+LONG = 15
+"""Words from which one repetition is no chance: 3 of 9,699 turns between people have one."""
+SHORT = 5
+"""Words from which a turn said three times, or twice in a row, is a repetition."""
+LEAVING = 4
+"""Turns that a leave-taking may have; people need three or four."""
+FEWEST_CUT = 20
+"""Words from which a turn without an end is cut; people break off shorter ones."""
+NOTE_RUN = 5
+"""Words in a row of a note that no turn may hold."""
+_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
+_QUOTED = re.compile(r"\"[^\"]*\"|“[^”]*”|‘[^’]*’|(?<!\w)'[^']*'(?!\w)")
+_SENTENCE = re.compile(r"(?<=[.!?])[\"')\]*]*\s+|\n+")
+_ASIDE = re.compile(r"\*([^*\n]+)\*|\(([^()\n]+)\)|\[([^\[\]\n]+)\]|(?<!\w)_([^_\n]+)_(?!\w)")
+_WHOLE_END = re.compile(r"[.!?…。！？:;~\-–—\"'”’)\]*]\s*$|[^\w\s,]\s*$")
+_IN_FIRST_PERSON = re.compile(r"\b(?:i|i'm|my|me|you|your|we|it|this|that)\b", re.IGNORECASE)
+
+
+class _Said(NamedTuple):
+    """A turn's words, and its runs of them."""
+
+    words: tuple[str, ...]
+    runs: tuple[tuple[str, ...], ...]
+
+    @classmethod
+    def of(cls, text: str) -> _Said:
+        words = words_of(text)
+        runs = (words[start : start + RUN] for start in range(len(words) - RUN + 1))
+        return cls(words, tuple(runs))
+
+    def is_same_as(self, other: _Said) -> bool:
+        """Whether nearly all of these words were said in the other turn, too."""
+        if not self.runs:
+            return self.words == other.words
+        known, covered = set(other.runs), set[int]()
+        for start, run in enumerate(self.runs):
+            if run in known:
+                covered.update(range(start, start + RUN))
+        return len(covered) >= SAME * len(self.words)
+
+
+def words_of(text: str) -> tuple[str, ...]:
+    """Lower-case words, without punctuation."""
+    return tuple(_WORD.findall(text.lower().replace("’", "'")))
+
+
+def marked(session: Session) -> Session:
+    """The session with the marks that its words deserve, beside those that it has.
+
+    Words of the built-in rules are not searched for repetitions: they have a few lines and say
+    them again, and are no source for training anyhow.
+    """
+    rules: set[str] = set()
+    if not session.provenance.is_training_source:
+        rules.add("therapist")
+    patient = session.patient_provenance
+    if patient is not None and not patient.is_training_source:
+        rules.add("patient")
+    found = content_marks(session.turns, session.stop_reason == "imported", rules)
+    turns = tuple(map(_with_marks, session.turns, found))
+    return session if turns == session.turns else session.model_copy(update={"turns": turns})
+
+
+def _with_marks(turn: Turn, found: Sequence[TurnMark]) -> Turn:
+    new = tuple(mark for mark in found if mark not in turn.marks)
+    return turn.model_copy(update={"marks": (*turn.marks, *new)}) if new else turn
+
+
+def content_marks(
+    turns: Sequence[Turn], is_imported: bool = False, rules: Iterable[str] = ()
+) -> list[list[TurnMark]]:
+    """The marks of every turn, in the order of `CONTENT_MARKS`.
+
+    Args:
+        is_imported: people may have written it down: `[laughs]` is then no narration.
+        rules: the roles that built-in rules play.
+    """
+    found: list[set[TurnMark]] = [set(marks_of_words(turn, is_imported)) for turn in turns]
+    for place in _repeated(turns, set(rules)):
+        found[place].add("repeated")
+    for place in _leaving_on(turns):
+        found[place].add("farewell_loop")
+    return [[mark for mark in CONTENT_MARKS if mark in marks] for marks in found]
+
+
+def marks_of_words(turn: Turn, is_imported: bool = False) -> Iterator[TurnMark]:
+    """The marks that a turn earns by itself, whatever is said around it."""
+    text, rules = turn.text, _rules()
+    sentences = sentences_of(_QUOTED.sub(" ", text))
+    if find_machine_text(text) is not None:
+        yield "machine_text"
+    notes = (*rules.note_to_model["any"], *rules.note_to_model.get(turn.role, ()))
+    if _any(notes, sentences) or repeats_note(text, _fixed_notes()):
+        yield "note_to_model"
+    elif turn.complaint and repeats_note(text, [turn.complaint]):
+        yield "note_to_model"
+    if _any(rules.wrong_speaker[turn.role], sentences) or rules.label.search(text):
+        yield "wrong_speaker"
+    if _any((rules.third_person,), sentences) or any(_asides(text, is_imported)):
+        yield "narration"
+    if is_cut(text):
+        yield "cut"
+
+
+def is_cut(text: str) -> bool:
+    """Whether a text of sentences breaks off inside one."""
+    text = text.rstrip()
+    has_sentences = re.search(r"[.!?]\s", text) is not None
+    return has_sentences and len(text.split()) >= FEWEST_CUT and not _WHOLE_END.search(text)
+
+
+def repeats_note(text: str, notes: Iterable[str]) -> bool:
+    """Whether a text holds words of a note that only the model was given.
+
+    Words in which nobody is addressed may be what the note is about: a patient who was told of a
+    bad memory may well speak of it. Those that say you are the note itself.
+    """
+    said = f" {' '.join(words_of(text))} "
+    for note in notes:
+        words = words_of(note)
+        for start in range(len(words) - NOTE_RUN + 1):
+            run = words[start : start + NOTE_RUN]
+            if not _YOU.isdisjoint(run) and f" {' '.join(run)} " in said:
+                return True
+    return False
+
+
+_YOU = {"you", "your", "reply", "message", "note"}
+
+
+@cache
+def _fixed_notes() -> tuple[str, ...]:
+    """The sentences that a model may be given about its own reply, without their holes."""
+    words: Mapping[str, Any] = shipped_yaml("wording.yaml")
+    whole = (*words["again"].values(), words["revise"], words["revise_patient"], words["event"])
+    return tuple(part for sentence in whole for part in re.split(r"\$\w+", sentence))
+
+
+# --- the rules -----------------------------------------------------------------------------------
+
+
+class _Rules(NamedTuple):
+    leaving: tuple[re.Pattern[str], ...]
+    polite: tuple[re.Pattern[str], ...]
+    wrong_speaker: Mapping[str, tuple[re.Pattern[str], ...]]
+    label: re.Pattern[str]
+    gesture: re.Pattern[str]
+    transcribed: re.Pattern[str]
+    third_person: re.Pattern[str]
+    note_to_model: Mapping[str, tuple[re.Pattern[str], ...]]
+
+
+@cache
+def _rules() -> _Rules:
+    value: Mapping[str, Any] = shipped_yaml("marks.yaml")
+    narration = value["narration"]
+    return _Rules(
+        leaving=_compiled(value["farewell"]["leaving"]),
+        polite=_compiled(value["farewell"]["polite"]),
+        wrong_speaker={role: _compiled(own) for role, own in value["wrong_speaker"].items()},
+        label=re.compile(value["speaker_label"], re.IGNORECASE),
+        gesture=re.compile(rf"\b(?:{narration['gesture']})\b", re.IGNORECASE),
+        transcribed=re.compile(narration["transcribed"], re.IGNORECASE),
+        third_person=re.compile(narration["third_person"], re.IGNORECASE),
+        note_to_model={whose: _compiled(own) for whose, own in value["note_to_model"].items()},
+    )
+
+
+def _compiled(patterns: Iterable[str]) -> tuple[re.Pattern[str], ...]:
+    return tuple(re.compile(one, re.IGNORECASE) for one in patterns)
+
+
+def sentences_of(text: str) -> list[str]:
+    """Sentences and lines, with straight apostrophes."""
+    return [one.strip() for one in _SENTENCE.split(text.replace("’", "'")) if one.strip()]
+
+
+def _any(patterns: Iterable[re.Pattern[str]], sentences: Sequence[str]) -> bool:
+    return any(pattern.search(one) for pattern in patterns for one in sentences)
+
+
+def _asides(text: str, is_imported: bool) -> Iterator[bool]:
+    """For each text in brackets or asterisks, whether it says what somebody does."""
+    for match in _ASIDE.finditer(text.replace("’", "'")):
+        aside = next(one for one in match.groups() if one).strip()
+        is_long = len(aside.split()) > 14
+        if is_imported and _rules().transcribed.fullmatch(aside.strip(". ")):
+            continue
+        says_gesture = _rules().gesture.search(aside) is not None
+        yield says_gesture and not is_long and not _IN_FIRST_PERSON.search(aside)
+
+
+# --- what only shows over several turns ----------------------------------------------------------
+
+
+def _repeated(turns: Sequence[Turn], rules: set[str]) -> Iterator[int]:
+    """Turns that say again what their own side, or the turn before, has said."""
+    said = [_Said.of(turn.text) for turn in turns]
+    own: dict[str, list[int]] = {"patient": [], "therapist": []}
+    for place, turn in enumerate(turns):
+        n_words, earlier = len(said[place].words), own[turn.role]
+        if turn.role not in rules:
+            same = [one for one in earlier if said[place].is_same_as(said[one])]
+            is_next = bool(earlier) and earlier[-1] in same
+            is_long = n_words >= LONG and bool(same or _echoes(turns, said, place))
+            is_loop = n_words >= SHORT and (is_next or len(same) > 1)
+            if is_long or is_loop or (is_next and _is_stuck(said, place)):
+                yield place
+        earlier.append(place)
+
+
+def _echoes(turns: Sequence[Turn], said: Sequence[_Said], place: int) -> bool:
+    is_answer = place > 0 and turns[place - 1].role != turns[place].role
+    return is_answer and said[place].is_same_as(said[place - 1])
+
+
+def _is_stuck(said: Sequence[_Said], place: int) -> bool:
+    """Whether the other side has said the same twice, too."""
+    return place > 2 and said[place - 1].is_same_as(said[place - 3])
+
+
+def _leaving_on(turns: Sequence[Turn]) -> Iterator[int]:
+    """Turns that take leave after everybody has."""
+    n_in_a_row, n_leaving = 0, 0
+    waiting: list[int] = []
+    for place, turn in enumerate(turns):
+        sentences = sentences_of(turn.text)
+        leaves = _any(_rules().leaving, sentences)
+        is_polite = all(_any(_rules().polite, [one]) for one in sentences)
+        if not leaves and not is_polite:
+            n_in_a_row, n_leaving, waiting = 0, 0, []
+            continue
+        n_in_a_row, n_leaving = n_in_a_row + 1, n_leaving + leaves
+        if n_in_a_row > LEAVING:
+            waiting.append(place)
+        if n_leaving > LEAVING - 1:
+            yield from waiting
+            waiting = []
