@@ -30,6 +30,7 @@ from cbtqa.dataset_folder import (
     types_of,
 )
 from cbtqa.distortions.taxonomy import shipped_concepts
+from cbtqa.endings import Ending, ending_of
 from cbtqa.errors import DataError
 from cbtqa.files import sha256_of, write_text
 from cbtqa.hub.cards import CardFacts, Published, render_dataset_card, write_terms
@@ -120,7 +121,8 @@ def plan_dataset(settings: DatasetSettings) -> tuple[PublishPlan, Watch]:
 
 def check_dataset(plan: PublishPlan, watch: Watch, settings: DatasetSettings) -> list[Finding]:
     """What must not leave, and files of the run that are not what its manifest says."""
-    manifest = DatasetFolder.open(settings.run).manifest
+    folder = DatasetFolder.open(settings.run)
+    manifest = folder.manifest
     known = {entry.name: entry.sha256 for entry in manifest.files}
     changed = [
         Finding(name, "is not the file that the run's manifest describes")
@@ -128,7 +130,17 @@ def check_dataset(plan: PublishPlan, watch: Watch, settings: DatasetSettings) ->
         if (name := path.relative_to(settings.run).as_posix()).startswith("data/")
         and known.get(name) != sha256_of(path)
     ]
-    return changed + scan_plan(plan, watch)
+    return [*changed, *_cut_answers(folder, settings), *scan_plan(plan, watch)]
+
+
+def _cut_answers(folder: DatasetFolder, settings: DatasetSettings) -> Iterator[Finding]:
+    """Entries to be published whose answer did not end as a whole one does."""
+    for row in folder.rows(columns=("id", "risk", "finish_reason")):
+        ended = row["finish_reason"]
+        if settings.withhold_crisis and row["risk"] != "none":
+            continue
+        if ending_of(ended) is not Ending.WHOLE:
+            yield Finding(f"question {row['id']}", f"its answer is cut: it ended with '{ended}'")
 
 
 def _write_tables(

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import Field
 
+from cbtqa.endings import Ending, ending_of
 from cbtqa.records import Reason, Record, Usage
 
 Message = Mapping[str, str]
@@ -113,13 +114,18 @@ def split_reasoning(text: str) -> tuple[str, str | None]:
 
 def fault_of_reply(reply: Reply) -> Fault | None:
     """The fault of a refused, filtered, cut or empty reply, whatever was asked; None for text."""
-    if reply.finish_reason == "content_filter":
-        return Fault(Reason.CONTENT_FILTER, "the provider's filter stopped the reply")
+    ending = ending_of(reply.finish_reason)
+    if ending is Ending.CONTENT_FILTER:
+        said = f"the provider's filter stopped the reply ({reply.finish_reason})"
+        return Fault(Reason.CONTENT_FILTER, said)
     if reply.refusal:
         return Fault(Reason.REFUSAL, reply.refusal)
-    if reply.finish_reason == "length":
+    if ending is Ending.CUT:
         n_tokens = reply.usage.completion_tokens
-        return Fault(Reason.CUT, f"the reply ended at the token limit ({n_tokens} tokens)")
+        where = "at the token limit"
+        if reply.finish_reason not in ("length", "max_tokens"):
+            where = f"with finish reason '{reply.finish_reason}', not as a whole answer"
+        return Fault(Reason.CUT, f"the reply ended {where} ({n_tokens} tokens)")
     if not reply.text.strip():
         had = "only reasoning" if reply.reasoning else "nothing"
         return Fault(Reason.EMPTY, f"the reply holds {had}")

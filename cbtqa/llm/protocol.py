@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from cbtqa.endings import reason_text
 from cbtqa.errors import (
     BadResponseError,
     EndpointAuthError,
@@ -126,10 +127,9 @@ def reply_of(body: Any, latency_s: float) -> Reply:
         raise _error_inside(body) from None
     text, thoughts = split_reasoning(text)
     apart = message.get("reasoning_content") or message.get("reasoning")
-    end = choice.get("finish_reason")
     return Reply(
         text=text,
-        finish_reason=None if end is None else str(end),
+        finish_reason=reason_text(choice.get("finish_reason")),
         refusal=refusal,
         reasoning=_encodable(apart) if isinstance(apart, str) else thoughts,
         usage=usage,

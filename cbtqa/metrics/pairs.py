@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from cbtqa.dataset_folder import has_splits, source_rows
+from cbtqa.endings import Ending, ending_of, reason_text
 from cbtqa.errors import DataError, UsageError
 from cbtqa.metrics.text.texts import Item
 from cbtqa.records import STEP_NAMES, Risk, reads_question_only
@@ -162,9 +163,9 @@ def _text_counts(items: Sequence[Item | None], references: Sequence[Item | None]
 
 
 def is_cut(text: str, finish_reason: str | None) -> bool:
-    """True when the text was cut at the token limit, or ends inside a sentence."""
+    """True when its finish reason is not that of a whole text, or it ends inside a sentence."""
     if finish_reason is not None:
-        return finish_reason == "length"
+        return ending_of(finish_reason) is not Ending.WHOLE
     last = text.rstrip()[-1:]
     return bool(last) and (last.isalnum() or last in "，、；：,;:") and last not in SENTENCE_ENDS
 
@@ -172,7 +173,7 @@ def is_cut(text: str, finish_reason: str | None) -> bool:
 def _finish_reason(row: Mapping[str, Any]) -> str | None:
     made = row.get("provenance")
     reason = made.get("finish_reason") if isinstance(made, dict) else row.get("finish_reason")
-    return str(reason) if reason else None
+    return reason_text(reason)
 
 
 def _rows(path: Path, split: str, encoding: str) -> Iterator[tuple[str, dict[str, Any]]]:

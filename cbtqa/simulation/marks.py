@@ -41,7 +41,10 @@ NOTE_RUN = 5
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
 _QUOTED = re.compile(r"\"[^\"]*\"|“[^”]*”|‘[^’]*’|(?<!\w)'[^']*'(?!\w)")
 _SENTENCE = re.compile(r"(?<=[.!?])[\"')\]*]*\s+|\n+")
-_ASIDE = re.compile(r"\*([^*\n]+)\*|\(([^()\n]+)\)|\[([^\[\]\n]+)\]|(?<!\w)_([^_\n]+)_(?!\w)")
+_ASIDE = re.compile(
+    r"(?<!\*)\*(?!\*)([^*\n]+)\*(?!\*)|\(([^()\n]+)\)|\[([^\[\]\n]+)\]|(?<!\w)_([^_\n]+)_(?!\w)"
+)
+_LAST_LINE_IS_LISTED = re.compile(r"^\s*(?:[-*•#]|\d+[.)])[^\n]*\Z", re.MULTILINE)
 _WHOLE_END = re.compile(r"[.!?…。！？:;~\-–—\"'”’)\]*]\s*$|[^\w\s,]\s*$")
 _IN_FIRST_PERSON = re.compile(r"\b(?:i|i'm|my|me|you|your|we|it|this|that)\b", re.IGNORECASE)
 
@@ -83,8 +86,8 @@ def marked(session: Session) -> Session:
     rules: set[str] = set()
     if not session.provenance.is_training_source:
         rules.add("therapist")
-    patient = session.patient_provenance
-    if patient is not None and not patient.is_training_source:
+    patient = session.patient_provenance or session.provenance
+    if not patient.is_training_source:
         rules.add("patient")
     found = content_marks(session.turns, session.stop_reason == "imported", rules)
     turns = tuple(map(_with_marks, session.turns, found))
@@ -116,27 +119,28 @@ def content_marks(
 def marks_of_words(turn: Turn, is_imported: bool = False) -> Iterator[TurnMark]:
     """The marks that a turn earns by itself, whatever is said around it."""
     text, rules = turn.text, _rules()
-    sentences = sentences_of(_QUOTED.sub(" ", text))
-    if find_machine_text(text) is not None:
+    lines = _by_sentence(_QUOTED.sub(" ", text))
+    fault = find_machine_text(text)
+    is_other = fault is not None and fault.kind == "other_speaker"
+    if fault is not None and not is_other:
         yield "machine_text"
-    notes = (*rules.note_to_model["any"], *rules.note_to_model.get(turn.role, ()))
-    if _any(notes, sentences) or repeats_note(text, _fixed_notes()):
+    notes = (*_fixed_notes(), *([turn.complaint] if turn.complaint else []))
+    if rules.note_to_model[turn.role].search(lines) or repeats_note(text, notes):
         yield "note_to_model"
-    elif turn.complaint and repeats_note(text, [turn.complaint]):
-        yield "note_to_model"
-    if _any(rules.wrong_speaker[turn.role], sentences) or rules.label.search(text):
+    if is_other or rules.wrong_speaker[turn.role].search(lines):
         yield "wrong_speaker"
-    if _any((rules.third_person,), sentences) or any(_asides(text, is_imported)):
+    if rules.third_person.search(lines) or any(_asides(text, is_imported)):
         yield "narration"
     if is_cut(text):
         yield "cut"
 
 
 def is_cut(text: str) -> bool:
-    """Whether a text of sentences breaks off inside one."""
+    """Whether a text of sentences breaks off inside one; a list may end without a full stop."""
     text = text.rstrip()
-    has_sentences = re.search(r"[.!?]\s", text) is not None
-    return has_sentences and len(text.split()) >= FEWEST_CUT and not _WHOLE_END.search(text)
+    if len(text.split()) < FEWEST_CUT or _WHOLE_END.search(text):
+        return False
+    return re.search(r"[.!?]\s", text) is not None and not _LAST_LINE_IS_LISTED.search(text)
 
 
 def repeats_note(text: str, notes: Iterable[str]) -> bool:
@@ -170,43 +174,39 @@ def _fixed_notes() -> tuple[str, ...]:
 
 
 class _Rules(NamedTuple):
-    leaving: tuple[re.Pattern[str], ...]
-    polite: tuple[re.Pattern[str], ...]
-    wrong_speaker: Mapping[str, tuple[re.Pattern[str], ...]]
-    label: re.Pattern[str]
+    leaving: re.Pattern[str]
+    polite: re.Pattern[str]
+    wrong_speaker: Mapping[str, re.Pattern[str]]
     gesture: re.Pattern[str]
     transcribed: re.Pattern[str]
     third_person: re.Pattern[str]
-    note_to_model: Mapping[str, tuple[re.Pattern[str], ...]]
+    note_to_model: Mapping[str, re.Pattern[str]]
 
 
 @cache
 def _rules() -> _Rules:
     value: Mapping[str, Any] = shipped_yaml("marks.yaml")
-    narration = value["narration"]
+    narration, notes = value["narration"], value["note_to_model"]
     return _Rules(
-        leaving=_compiled(value["farewell"]["leaving"]),
-        polite=_compiled(value["farewell"]["polite"]),
-        wrong_speaker={role: _compiled(own) for role, own in value["wrong_speaker"].items()},
-        label=re.compile(value["speaker_label"], re.IGNORECASE),
-        gesture=re.compile(rf"\b(?:{narration['gesture']})\b", re.IGNORECASE),
-        transcribed=re.compile(narration["transcribed"], re.IGNORECASE),
-        third_person=re.compile(narration["third_person"], re.IGNORECASE),
-        note_to_model={whose: _compiled(own) for whose, own in value["note_to_model"].items()},
+        leaving=_one_of(value["farewell"]["leaving"]),
+        polite=_one_of(value["farewell"]["polite"]),
+        wrong_speaker={role: _one_of(own) for role, own in value["wrong_speaker"].items()},
+        gesture=_one_of([narration["gesture"]]),
+        transcribed=_one_of([narration["transcribed"]]),
+        third_person=_one_of([narration["third_person"]]),
+        note_to_model={
+            role: _one_of([*notes["any"], *notes.get(role, ())]) for role in ("patient", "therapist")
+        },
     )
 
 
-def _compiled(patterns: Iterable[str]) -> tuple[re.Pattern[str], ...]:
-    return tuple(re.compile(one, re.IGNORECASE) for one in patterns)
+def _one_of(patterns: Iterable[str]) -> re.Pattern[str]:
+    return re.compile("|".join(f"(?:{one})" for one in patterns), re.IGNORECASE | re.MULTILINE)
 
 
-def sentences_of(text: str) -> list[str]:
-    """Sentences and lines, with straight apostrophes."""
-    return [one.strip() for one in _SENTENCE.split(text.replace("’", "'")) if one.strip()]
-
-
-def _any(patterns: Iterable[re.Pattern[str]], sentences: Sequence[str]) -> bool:
-    return any(pattern.search(one) for pattern in patterns for one in sentences)
+def _by_sentence(text: str) -> str:
+    """A text with every sentence on a line of its own, with straight apostrophes."""
+    return _SENTENCE.sub("\n", text.replace("’", "'").strip())
 
 
 def _asides(text: str, is_imported: bool) -> Iterator[bool]:
@@ -216,7 +216,7 @@ def _asides(text: str, is_imported: bool) -> Iterator[bool]:
         is_long = len(aside.split()) > 14
         if is_imported and _rules().transcribed.fullmatch(aside.strip(". ")):
             continue
-        says_gesture = _rules().gesture.search(aside) is not None
+        says_gesture = _rules().gesture.match(aside) is not None
         yield says_gesture and not is_long and not _IN_FIRST_PERSON.search(aside)
 
 
@@ -254,10 +254,7 @@ def _leaving_on(turns: Sequence[Turn]) -> Iterator[int]:
     n_in_a_row, n_leaving = 0, 0
     waiting: list[int] = []
     for place, turn in enumerate(turns):
-        sentences = sentences_of(turn.text)
-        leaves = _any(_rules().leaving, sentences)
-        is_polite = all(_any(_rules().polite, [one]) for one in sentences)
-        if not leaves and not is_polite:
+    XX        if not leaves and not is_polite:
             n_in_a_row, n_leaving, waiting = 0, 0, []
             continue
         n_in_a_row, n_leaving = n_in_a_row + 1, n_leaving + leaves

@@ -380,6 +380,8 @@ def test_two_files_of_one_model_are_told_apart_by_their_names(tmp_path: Path, re
         ("加油😊", None, False),
         ("说完了", "stop", False),
         ("说完了。", "length", True),
+        ("说完了。", "network_error", True),
+        ("说完了。", "sensitive", True),
         ("", None, False),
     ],
 )

@@ -83,6 +83,7 @@ def make_answer(
     is_fused: bool = False,
     is_template: bool = False,
     risk: str = "none",
+    ended: str = "stop",
 ) -> CbtAnswer:
     """A five-step answer in the teacher's manner; a fused one has no steps."""
     chance = random.Random(f"answer-{index}")
@@ -125,7 +126,7 @@ def make_answer(
             sampling={} if is_template else {"temperature": 0.7},
             seed=0,
             usage=None if is_template else Usage(prompt_tokens=610, completion_tokens=402),
-            finish_reason=None if is_template else "stop",
+            finish_reason=None if is_template else ended,
             is_training_source=not is_template,
             version="0.1.0",
             created_at=None if is_template else "2026-11-21T02:10:00+00:00",
@@ -178,9 +179,10 @@ def write_dataset_folder(
     is_fused: bool = False,
     is_template: bool = False,
     with_manifest: bool = True,
+    ended: str = "stop",
 ) -> Path:
-    """Writes the folder and returns it."""
-    rows = make_rows(n_entries, is_fused=is_fused, is_template=is_template)
+    """Writes the folder and returns it; `ended` is the finish reason of its answers."""
+    rows = make_rows(n_entries, is_fused=is_fused, is_template=is_template, ended=ended)
     splits = Counter(split for split, _ in rows)
     schema = arrow_schema(answer_features(load_taxonomy("socialcd-12").ids))
     for split in splits:

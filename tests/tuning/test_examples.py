@@ -134,6 +134,13 @@ def test_answers_without_steps_are_counted_not_learnt_as_steps(tmp_path: Path) -
     assert not found.examples and found.dropped["no_steps"] == found.n_in
 
 
+@pytest.mark.parametrize("ended", ["length", "network_error", "sensitive"])
+def test_an_answer_that_is_not_whole_is_counted_not_learnt(tmp_path: Path, ended: str) -> None:
+    folder = write_dataset_folder(tmp_path / "cut", n_entries=20, ended=ended)
+    found = read_training_examples(FinetuneSettings(data=folder))
+    assert not found.examples and found.dropped["cut"] == found.n_in
+
+
 def test_template_text_is_refused_unless_allowed(tmp_path: Path) -> None:
     folder = write_dataset_folder(tmp_path / "template", n_entries=20, is_template=True)
     with pytest.raises(ConfigError, match="template teacher") as caught:
