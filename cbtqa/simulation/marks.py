@@ -19,9 +19,11 @@ from cbtqa.simulation.study import shipped_yaml
 from cbtqa.text_faults import find_machine_text
 
 Role = Literal["patient", "therapist"]
+SPOILING: tuple[TurnMark, ...] = ("machine_text", "note_to_model", "wrong_speaker", "farewell_loop")
+"""Marks of turns after which the conversation is none any more."""
 CONTENT_MARKS: tuple[TurnMark, ...] = (
-    *("machine_text", "note_to_model", "wrong_speaker"),
-    *("narration", "farewell_loop", "repeated", "cut"),
+    *SPOILING,
+    *("narration", "repeated", "cut"),
 )
 """Marks of what a turn says, the most harmful first; the others are of how it came about."""
 RUN = 8
@@ -32,11 +34,12 @@ LONG = 15
 """Words from which one repetition is no chance: 3 of 9,699 turns between people have one."""
 SHORT = 5
 """Words from which a turn said three times, or twice in a row, is a repetition."""
-LEAVING = 4
-"""Turns that a leave-taking may have; people need three or four."""
+LEAVING, FEWEST_LEAVING = 6, 3
+"""Turns that a leave-taking may have, and how many of them say more than thanks from which it is
+one; assumed."""
 FEWEST_CUT = 20
 """Words from which a turn without an end is cut; people break off shorter ones."""
-NOTE_RUN = 5
+NOTE_RUN = 6
 """Words in a row of a note that no turn may hold."""
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
 _QUOTED = re.compile(r"\"[^\"]*\"|“[^”]*”|‘[^’]*’|(?<!\w)'[^']*'(?!\w)")
@@ -46,6 +49,7 @@ _ASIDE = re.compile(
 )
 _LAST_LINE_IS_LISTED = re.compile(r"^\s*(?:[-*•#]|\d+[.)])[^\n]*\Z", re.MULTILINE)
 _WHOLE_END = re.compile(r"[.!?…。！？:;~\-–—\"'”’)\]*]\s*$|[^\w\s,]\s*$")
+_REPORTS = re.compile(r"\b(?:said|says|told|tells|asked|wrote|thought|goes|like),? ", re.IGNORECASE)
 _IN_FIRST_PERSON = re.compile(r"\b(?:i|i'm|my|me|you|your|we|it|this|that)\b", re.IGNORECASE)
 
 
@@ -58,8 +62,7 @@ class _Said(NamedTuple):
     @classmethod
     def of(cls, text: str) -> _Said:
         words = words_of(text)
-        runs = (words[start : start + RUN] for start in range(len(words) - RUN + 1))
-        return cls(words, tuple(runs))
+        return cls(words, tuple(_runs(words, RUN)))
 
     def is_same_as(self, other: _Said) -> bool:
         """Whether nearly all of these words were said in the other turn, too."""
@@ -124,10 +127,10 @@ def marks_of_words(turn: Turn, is_imported: bool = False) -> Iterator[TurnMark]:
     is_other = fault is not None and fault.kind == "other_speaker"
     if fault is not None and not is_other:
         yield "machine_text"
-    notes = (*_fixed_notes(), *([turn.complaint] if turn.complaint else []))
-    if rules.note_to_model[turn.role].search(lines) or repeats_note(text, notes):
+    private = [turn.complaint] if turn.complaint else []
+    if rules.note_to_model[turn.role].search(lines) or repeats_note(text, private):
         yield "note_to_model"
-    if is_other or rules.wrong_speaker[turn.role].search(lines):
+    if is_other or _speaks_for(rules.wrong_speaker[turn.role], lines):
         yield "wrong_speaker"
     if rules.third_person.search(lines) or any(_asides(text, is_imported)):
         yield "narration"
@@ -143,31 +146,38 @@ def is_cut(text: str) -> bool:
     return re.search(r"[.!?]\s", text) is not None and not _LAST_LINE_IS_LISTED.search(text)
 
 
-def repeats_note(text: str, notes: Iterable[str]) -> bool:
-    """Whether a text holds words of a note that only the model was given.
+def repeats_note(text: str, private: Iterable[str] = ()) -> bool:
+    """Whether a text holds words of a note about the task, or of a private one to its speaker.
 
-    Words in which nobody is addressed may be what the note is about: a patient who was told of a
-    bad memory may well speak of it. Those that say you are the note itself.
+    Of a private note only words that address somebody count: a patient who was told of a bad
+    memory may well speak of it, and a supervisor may suggest words in quotation marks.
     """
     said = f" {' '.join(words_of(text))} "
-    for note in notes:
-        words = words_of(note)
-        for start in range(len(words) - NOTE_RUN + 1):
-            run = words[start : start + NOTE_RUN]
-            if not _YOU.isdisjoint(run) and f" {' '.join(run)} " in said:
-                return True
-    return False
+    given = [(note, _OF_THE_TASK) for note in _notes_about_replies()]
+    given += [(_QUOTED.sub(" ", note), _ADDRESSING) for note in private]
+    return any(
+        f" {' '.join(run)} " in said
+        for note, keys in given
+        for run in _runs(words_of(note), NOTE_RUN)
+        if not keys.isdisjoint(run)
+    )
 
 
-_YOU = {"you", "your", "reply", "message", "note"}
+_ADDRESSING = frozenset(("you", "your"))
+_OF_THE_TASK = frozenset(("reply", "message", "note", "supervisor", "simulation", "played"))
 
 
 @cache
-def _fixed_notes() -> tuple[str, ...]:
+def _notes_about_replies() -> tuple[str, ...]:
     """The sentences that a model may be given about its own reply, without their holes."""
     words: Mapping[str, Any] = shipped_yaml("wording.yaml")
-    whole = (*words["again"].values(), words["revise"], words["revise_patient"], words["event"])
+    whole = (*words["again"].values(), words["revise"], words["revise_patient"])
     return tuple(part for sentence in whole for part in re.split(r"\$\w+", sentence))
+
+
+def _runs(words: Sequence[str], length: int) -> Iterator[tuple[str, ...]]:
+    for start in range(len(words) - length + 1):
+        yield tuple(words[start : start + length])
 
 
 # --- the rules -----------------------------------------------------------------------------------
@@ -195,7 +205,8 @@ def _rules() -> _Rules:
         transcribed=_one_of([narration["transcribed"]]),
         third_person=_one_of([narration["third_person"]]),
         note_to_model={
-            role: _one_of([*notes["any"], *notes.get(role, ())]) for role in ("patient", "therapist")
+            role: _one_of([*notes["any"], *notes.get(role, ())])
+            for role in ("patient", "therapist")
         },
     )
 
@@ -207,6 +218,14 @@ def _one_of(patterns: Iterable[str]) -> re.Pattern[str]:
 def _by_sentence(text: str) -> str:
     """A text with every sentence on a line of its own, with straight apostrophes."""
     return _SENTENCE.sub("\n", text.replace("’", "'").strip())
+
+
+def _speaks_for(pattern: re.Pattern[str], lines: str) -> bool:
+    """Whether words are said that are not reported as somebody else's."""
+    return any(
+        _REPORTS.search(lines, lines.rfind("\n", 0, match.start()) + 1, match.start()) is None
+        for match in pattern.finditer(lines)
+    )
 
 
 def _asides(text: str, is_imported: bool) -> Iterator[bool]:
@@ -254,12 +273,15 @@ def _leaving_on(turns: Sequence[Turn]) -> Iterator[int]:
     n_in_a_row, n_leaving = 0, 0
     waiting: list[int] = []
     for place, turn in enumerate(turns):
-    XX        if not leaves and not is_polite:
+        lines = _by_sentence(turn.text)
+        leaves = _rules().leaving.search(lines) is not None
+        is_polite = all(map(_rules().polite.search, lines.splitlines()))
+        if not leaves and not is_polite:
             n_in_a_row, n_leaving, waiting = 0, 0, []
             continue
         n_in_a_row, n_leaving = n_in_a_row + 1, n_leaving + leaves
         if n_in_a_row > LEAVING:
             waiting.append(place)
-        if n_leaving > LEAVING - 1:
+        if n_leaving >= FEWEST_LEAVING:
             yield from waiting
             waiting = []
