@@ -332,10 +332,17 @@ class MetricScore(Record):
         return self
 
 
-TurnMark = Literal["end_too_early", "not_accepted", "unsupervised", "cut", "cut_at_label", "loose"]
-"""The end was asked before the minimum of turns; the supervisor never accepted it; the supervisor
-gave no verdict; it stopped at the token limit; it went on to speak for the other side and was cut
-there; its tags were incomplete but its answer plain."""
+TurnMark = Literal[
+    *("end_too_early", "not_accepted", "unsupervised", "cut", "cut_at_label", "loose"),
+    *("repeated", "farewell_loop", "wrong_speaker", "narration", "note_to_model", "machine_text"),
+]
+"""How a turn came about: the end was asked before the minimum of turns; the supervisor never
+accepted it; the supervisor gave no verdict; it was cut; it went on to speak for the other side and
+was cut there; its tags were incomplete but its answer plain.
+
+What it says (`cbtqa.simulation.marks`): what was said before; leave-taking after the leave-taking;
+the other side's words; what bodies do; something about the task instead of to the other person;
+control tokens, reasoning or invented turns."""
 
 
 class Turn(Record):

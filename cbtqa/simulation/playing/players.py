@@ -33,6 +33,7 @@ from cbtqa.llm.endpoint import (
 from cbtqa.llm.journal import Journal, Outcome
 from cbtqa.llm.limits import Limits
 from cbtqa.records import Reason
+from cbtqa.simulation.draws import seed_of
 from cbtqa.simulation.playing.messages import TurnContext, filled, with_complaint, wording
 from cbtqa.simulation.playing.scripted import scripted_reply
 from cbtqa.simulation.study import Player
@@ -152,19 +153,24 @@ class Call(Generic[ValueT]):
     json_schema: Mapping[str, Any] | None = None
     keeps_cut: bool = False
     """True when a reply cut at the token limit is not asked for again."""
+    is_spoken: bool = False
+    """True for a turn of the conversation. To the model a note about its reply would be one, too,
+    and it would answer the note: so the same question is asked with another seed."""
 
     def check(self, reply: Reply) -> Fault | None:
         found = self.read(reply)
         return found if isinstance(found, Fault) else None
 
-    def request(self, messages: Sequence[Message]) -> ChatRequest:
-        sampling = self.player.settings.sampling(self.seed)
+    def request(self, messages: Sequence[Message], seed: int | None = None) -> ChatRequest:
+        sampling = self.player.settings.sampling(self.seed if seed is None else seed)
         return ChatRequest(messages, self.json_schema, sampling=sampling)
 
     def ask_again(self, reply: Reply, fault: Fault) -> ChatRequest | None:
         """The question with the faulty reply and the complaint; None for a cut that is kept."""
         if self.keeps_cut and fault.reason is Reason.CUT:
             return None
+        if self.is_spoken:
+            return self.request(self.messages, seed_of(self.seed, "again", reply.text))
         texts = wording()["again"]
         sentence = texts.get(fault.reason.value, texts["other"])
         complaint = filled(sentence, detail=fault.detail[:200] or fault.reason.value)
