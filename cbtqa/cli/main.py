@@ -17,6 +17,7 @@ import cbtqa
 from cbtqa.cli.console import masked_streams, say
 from cbtqa.cli.help import CommandGroup, HelpGroup
 from cbtqa.errors import CbtqaError
+from cbtqa.paths import system_error
 
 EXIT_CODES = (
     "Exit codes: 0 done, 1 bug in cbtqa, 2 usage, 3 configuration or missing extra, 4 bad data, "
@@ -58,10 +59,21 @@ MODULES = {
 """Module in `cbtqa.cli` of the verbs that share one; the others have a module of their own name."""
 
 
+class _InterruptedError(Exception):
+    """Ctrl-C, with what is kept."""
+
+
 class _LazyGroup(HelpGroup):
     """Imports a verb's module when the verb is used: `cbtqa --help` imports none."""
 
     _is_listing = False
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stopped:
+            # typer would put an error without words in its place
+            raise _InterruptedError(str(stopped)) from None
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(VERBS)
@@ -159,11 +171,18 @@ def _run(words: list[str], is_debug: bool) -> int:
     except _UsageError as error:
         _report(error.format_message(), _usage_hint(error, words))
         return 2
-    except (KeyboardInterrupt, typer.Abort):
-        say("interrupted")
+    except (_InterruptedError, KeyboardInterrupt, typer.Abort) as stopped:
+        say(str(stopped) or "interrupted")
         return 130
     except BrokenPipeError:
         return _leave_pipe()
+    except OSError as error:
+        # a disk or a folder that refuses is no bug of ours
+        if is_debug:
+            traceback.print_exc()
+        refused = system_error(error)
+        _report(str(refused), refused.hint)
+        return refused.exit_code
     except SystemExit as leaving:
         # typer ends the program itself, with 1, when a pipe breaks
         if isinstance(leaving.__context__, BrokenPipeError):

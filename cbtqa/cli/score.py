@@ -10,7 +10,7 @@ import typer
 
 from cbtqa.cli.console import print_json, say, show_table
 from cbtqa.cli.options import AsJson, Newest, settings_flags
-from cbtqa.manifest import now
+from cbtqa.manifest import now, refuse_empty
 from cbtqa.metrics.comparison import CompareSettings, Comparison
 from cbtqa.metrics.scoring import Scored, ScoreSettings
 from cbtqa.report.table import Table
@@ -23,6 +23,9 @@ Signatures = Annotated[
         "--signatures", help="Also print every setting able to change a score, metric by metric."
     ),
 ]
+
+
+NO_SCORE = "each score's reason is above: mend what it names, then score again"
 
 
 @settings_flags(
@@ -56,6 +59,10 @@ def score(
         write_folder(out, scored, resolved, started)
         say(f"written to {out}")
     print_json(scored.report) if as_json else _show(scored, signatures)
+    anchors = {one.system for one in scored.report.systems if one.is_anchor}
+    scores = [one for one in scored.report.scores if one.system not in anchors]
+    n_scored = sum(one.value is not None for one in scores)
+    refuse_empty(n_scored, len(scores), "scores has a value", {}, kept=out, hint=NO_SCORE)
 
 
 def say_blocks(every_s: float = 10.0) -> Callable[[int, int], None]:
@@ -82,7 +89,8 @@ def _show(scored: Scored, with_signatures: bool) -> None:
     show_table(score_table(report.scores), f"{report.references}: {report.n_references} pairs")
     if {score.metric for score in report.scores} & {"bleu_jieba", "bertscore", "bleurt"}:
         show_table(beside_paper(report.scores, anchors))
-    columns = ["n_rows", "n_missing", "n_none", "n_empty", "n_identical", "n_repeated", "n_cut"]
+    columns = ["n_rows", "n_missing", "n_none", "n_empty", "n_identical", "n_repeated"]
+    columns += ["n_cut", "n_machine"]
     systems = [one for one in report.systems if not one.is_anchor]
     rows = [[one.system, *(getattr(one, column) for column in columns)] for one in systems]
     show_table(Table(["system", *(column[2:] for column in columns)], rows, "Counts"))

@@ -21,6 +21,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
@@ -30,11 +31,13 @@ from cbtqa.database_files import DatabaseFile, connect
 from cbtqa.errors import ConfigError, DataError, IncompleteRunError
 from cbtqa.llm.journal_rows import (
     ADD_TOTAL,
+    ASKED_AGAIN,
     COLUMNS,
     INSERT,
     SCHEMA,
     Entry,
     GroupWriter,
+    InFlight,
     Outcome,
     Standing,
     State,
@@ -47,6 +50,8 @@ from cbtqa.records import Reason, Usage
 from cbtqa.secrets import masked, masked_value
 
 FORMAT_VERSION = "1"
+UNDER_WAY = "openai_batches"
+"""Name of the list of batches that were handed in and are not read back yet, as JSON."""
 BLOCK = 512
 """Keys looked up, and rows held, at a time."""
 BULK_ROWS = 5_000
@@ -63,7 +68,8 @@ class Journal:
 
         Args:
             fingerprint: everything that can change a reply, by name: prompt hash, model, sampling,
-                input hash. Kept when the journal is begun and compared ever after.
+                input hash. Kept when the journal is begun and compared ever after its first reply;
+                before that, other settings begin the journal anew.
             read_only: for reading beside a writer; no lock, no fingerprint.
 
         Raises:
@@ -76,6 +82,7 @@ class Journal:
         self._db: sqlite3.Connection | None = None
         self._writer: GroupWriter | None = None
         self._writing = threading.Lock()
+        self._in_flight: InFlight | None = None
         if read_only and not path.is_file():
             raise DataError("no such journal", where=str(path))
         if not read_only:
@@ -85,6 +92,7 @@ class Journal:
             self._open(path, read_only)
             if not read_only:
                 self._compare(masked_value(dict(fingerprint or {})))
+                self._in_flight = self._open_count()
         except BaseException:
             self.close()
             raise
@@ -124,7 +132,9 @@ class Journal:
             return
         begun: dict[str, str] = json.loads(text)
         names = [name for name in begun | fingerprint if begun.get(name) != fingerprint.get(name)]
-        if names:
+        if names and not self._is_paid():
+            self._begin_anew(fingerprint)
+        elif names:
             lines = [
                 f"  {name}: was {_short(begun.get(name))}, is {_short(fingerprint.get(name))}"
                 for name in names
@@ -134,11 +144,41 @@ class Journal:
                 hint="go back to the earlier settings, or add --fork to begin a journal beside it",
             )
 
+    def _open_count(self) -> InFlight:
+        try:
+            return InFlight(self.path)
+        except OSError as error:
+            raise IncompleteRunError(f"{self.path.parent} cannot be written: {error}") from None
+
+    def _is_paid(self) -> bool:
+        """True when a row holds a reply, or a batch is under way: other settings would mix."""
+        sql = "SELECT 1 FROM attempts WHERE text IS NOT NULL LIMIT 1"
+        return bool(self._read(sql).fetchone()) or self.meta(UNDER_WAY) not in (None, "[]")
+
+    def _begin_anew(self, fingerprint: dict[str, str]) -> None:
+        """Binds a journal without any reply to other settings; what they refused is no more."""
+        assert self._db is not None
+        text = json.dumps(fingerprint, ensure_ascii=False)
+        with self._writing, self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.execute("DELETE FROM attempts")
+            self._db.execute("DELETE FROM totals")
+            self._db.execute("UPDATE meta SET value = ? WHERE name = 'fingerprint'", (text,))
+
+    @property
+    def in_flight(self) -> InFlight:
+        """The count of requests that are on their way."""
+        assert self._in_flight is not None, "a journal opened for reading sends nothing"
+        return self._in_flight
+
     def close(self) -> None:
         """Commits what was put, closes the file, and lets the next writer in."""
         if self._writer is not None:
             self._writer.stop()
             self._writer = None
+        if self._in_flight is not None:
+            self._in_flight.close()
+            self._in_flight = None
         for db in (self._reader, self._db):
             if db is not None:
                 db.close()
@@ -166,7 +206,13 @@ class Journal:
         """Queues a row from a running event loop; the future is done once the row is durable."""
         if self._writer is None:
             self._writer = GroupWriter(self._commit)
-        return self._writer.put(entry)
+        written = self._writer.put(entry)
+        written.add_done_callback(partial(self._written, entry))
+        return written
+
+    def _written(self, entry: Entry, written: asyncio.Future[None]) -> None:
+        if self._in_flight and not written.cancelled() and written.exception() is None:
+            self._in_flight.written(entry)
 
     def _commit(self, entries: Sequence[Entry]) -> None:
         assert self._db is not None, "a journal opened for reading is not written"
@@ -253,6 +299,13 @@ class Journal:
             if reason:
                 faults[Reason(reason)] += n
         return Totals(n_replies, usage, dict(faults))
+
+    def asked_again(self) -> dict[str, dict[str, int]]:
+        """By fault: how often a reply with it was asked again, and how often that was accepted."""
+        counts: dict[str, dict[str, int]] = {}
+        for reason, n_asked, n_accepted in self._read(ASKED_AGAIN):
+            counts[reason] = {"n_asked": n_asked, "n_accepted": n_accepted}
+        return counts
 
     def _read(self, sql: str, *values: str) -> Iterable[Any]:
         assert self._reader is not None

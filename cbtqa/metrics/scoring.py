@@ -91,6 +91,8 @@ class SystemCounts(Record):
     """Answers that the system also gave to another question."""
     n_cut: int = 0
     """Answers cut at the token limit or ending inside a sentence."""
+    n_machine: int = 0
+    """Answers with control tokens, another speaker's turn or reasoning; scored as they are."""
 
 
 class ScoreReport(Record):

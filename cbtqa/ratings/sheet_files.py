@@ -20,7 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
 
-from cbtqa.errors import DataError, MissingExtraError
+from cbtqa.errors import DataError, require
 from cbtqa.files import sha256_of
 from cbtqa.ratings.answers import CANNOT_JUDGE, CRISIS, NOTE
 from cbtqa.ratings.rubric import Language
@@ -163,13 +163,10 @@ def _check_parts(archive: zipfile.ZipFile, name: str) -> None:
 
 
 def _open_workbook(path: Path) -> Any:
-    try:
-        import openpyxl
-        from openpyxl.utils.exceptions import InvalidFileException
-    except ModuleNotFoundError:
-        raise MissingExtraError("openpyxl", "rate") from None
-    if not openpyxl.DEFUSEDXML:  # openpyxl takes defusedxml up by itself where it is installed
-        raise MissingExtraError("defusedxml", "rate")
+    openpyxl = require("openpyxl", "rate")
+    require("defusedxml", "rate")  # which openpyxl takes up by itself
+    from openpyxl.utils.exceptions import InvalidFileException
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # extensions of other programs that we do not read

@@ -16,8 +16,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from cbtqa.errors import DataError, MissingExtraError
-from cbtqa.files import keep_private, replacing, shipped_yaml
+from cbtqa.errors import DataError, require
+from cbtqa.files import shipped_yaml
+from cbtqa.paths import keep_private, replacing
 from cbtqa.ratings.answers import CANNOT_JUDGE, CRISIS, EVIDENCE, NOTE, VALUE
 from cbtqa.ratings.rubric import Criterion, Language, Rubric
 from cbtqa.ratings.study import Item, StudyFolder, column_letters
@@ -134,10 +135,7 @@ def _write_csv(folder: StudyFolder, rater: str, path: Path) -> None:
 
 class _Workbook:
     def __init__(self, folder: StudyFolder, rater: str, path: Path) -> None:
-        try:
-            import xlsxwriter
-        except ModuleNotFoundError:
-            raise MissingExtraError("xlsxwriter", "rate") from None
+        xlsxwriter = require("xlsxwriter", "rate")
         self._folder, self._rater = folder, rater
         self._shown = folder.shown_to(rater)
         self._words = sheet_words(folder.study.language)

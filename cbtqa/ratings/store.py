@@ -25,8 +25,8 @@ from typing import Any, Self
 
 from cbtqa.database_files import DatabaseFile
 from cbtqa.errors import DataError
-from cbtqa.files import keep_private
 from cbtqa.manifest import now
+from cbtqa.paths import keep_private
 from cbtqa.ratings.answers import Answer, Change
 
 _SCHEMA = """

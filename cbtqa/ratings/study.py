@@ -27,7 +27,6 @@ from pydantic import Field
 from cbtqa.errors import DataError, UsageError
 from cbtqa.files import (
     json_line,
-    keep_private,
     parse_record,
     read_json,
     read_jsonl,
@@ -35,6 +34,7 @@ from cbtqa.files import (
     write_jsonl,
 )
 from cbtqa.manifest import FileEntry, now
+from cbtqa.paths import keep_private
 from cbtqa.ratings.rubric import Language, Rubric
 from cbtqa.records import NonEmptyText, Record, Risk
 

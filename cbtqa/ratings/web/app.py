@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import Field, StrictBool, StrictInt, StrictStr, ValidationError
 
-from cbtqa.errors import MissingExtraError, UsageError
+from cbtqa.errors import UsageError, require
 from cbtqa.ratings.answers import Answer, Change, check_change, is_done
 from cbtqa.ratings.rubric import Language
 from cbtqa.ratings.store import Event, Store, Visit
@@ -171,12 +171,11 @@ class Form:
 
 def create_app(folder: StudyFolder, store: Store, hosts: Collection[str]) -> Starlette:
     """The form as an ASGI application; `hosts` are the Host headers answered, with their port."""
-    try:
-        from starlette.applications import Starlette
-        from starlette.middleware import Middleware
-        from starlette.routing import Route
-    except ModuleNotFoundError:
-        raise MissingExtraError("starlette", "rate") from None
+    require("starlette.applications", "rate")
+    from starlette.applications import Starlette
+    from starlette.middleware import Middleware
+    from starlette.routing import Route
+
     form = Form(folder, store)
     routes = [
         Route("/", form.welcome),
@@ -262,10 +261,7 @@ def serve(
 
 def make_server(app: Starlette, read_timeout_s: float = READ_TIMEOUT_S) -> uvicorn.Server:
     """The server of the form; a request that is not whole in time ends its connection."""
-    try:
-        import uvicorn
-    except ModuleNotFoundError:
-        raise MissingExtraError("uvicorn", "rate") from None
+    uvicorn = require("uvicorn", "rate")
     protocol = impatient_protocol(read_timeout_s)
     quiet: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False}
     return uvicorn.Server(uvicorn.Config(app, http=protocol, lifespan="off", **quiet))

@@ -25,6 +25,7 @@ from typing import Any
 
 from cbtqa.dataset_folder import DatasetFolder, answer_of, question_of
 from cbtqa.distortions.taxonomy import shipped_concepts
+from cbtqa.endings import Ending, ending_of
 from cbtqa.errors import ConfigError, DataError, UsageError
 from cbtqa.files import read_rows
 from cbtqa.manifest import FileEntry, describe_file
@@ -98,6 +99,8 @@ def read_target(mode: Mode, text: str) -> ReadTarget:
 
 
 ROLES = ("system", "user", "assistant")
+RISKS = ("concern", "explicit")
+"""Grades of a row's question that keep the row out of training unless it is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +196,9 @@ def _read(settings: FinetuneSettings, path: Path, split: str) -> ExampleSet:
 def _dataset_example(settings: FinetuneSettings, row: Mapping[str, Any]) -> Example | str:
     """An example, or the reason why there is none."""
     answer, question = answer_of(row), question_of(row)
-    if answer.provenance.finish_reason == "length":
+    if answer.risk != "none" and not settings.train_on_risk:
+        return "risk"
+    if ending_of(answer.provenance.finish_reason) is not Ending.WHOLE:
         return "cut"
     target = write_target(settings.mode, answer)
     if target is None:
@@ -220,6 +225,9 @@ def _read_file(settings: FinetuneSettings, path: Path) -> ExampleSet:
             _check_columns(settings.objective, row, where)
         found.n_in += 1
         n_template += row.get("is_training_source") is False
+        if row.get("risk") in RISKS and not settings.train_on_risk:
+            found.dropped["risk"] += 1
+            continue
         for made in _row_examples(row, str(row.get("id") or f"row {found.n_in}"), where):
             _add(found, made)
     if not found.n_in:
