@@ -48,7 +48,8 @@ class Resolved(Generic[SettingsT]):
 class Fallback(NamedTuple):
     """A value to find when none is given, instead of the model's default."""
 
-    find: Callable[[], Any]
+    find: Callable[[Mapping[str, Any]], Any]
+    """Gets the values given so far; None leaves the model's default."""
     origin: str
     unless: tuple[str, ...] = ()
     """Settings that replace it when given."""
@@ -116,7 +117,9 @@ def resolve(
     given = set(values)
     for field, fallback in (fallbacks or {}).items():
         if not given & {field, *fallback.unless}:
-            values[field], origins[field] = fallback.find(), fallback.origin
+            found = fallback.find(values)
+            if found is not None:
+                values[field], origins[field] = found, fallback.origin
     try:
         settings = model.model_validate(values)
     except ValidationError as error:
