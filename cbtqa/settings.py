@@ -71,8 +71,8 @@ def panels_of(model: type[Settings]) -> dict[str, str | None]:
 
 
 def flag_of(field: str) -> str:
-    """The command-line flag of a field: `max_tokens` is `--max-tokens`."""
-    return "--" + field.replace("_", "-")
+    """The command-line flag of a field: `max_tokens` is `--max-tokens`, `for_` is `--for`."""
+    return "--" + field.rstrip("_").replace("_", "-")
 
 
 def resolve(
@@ -105,7 +105,7 @@ def resolve(
                 continue
             values[key], origins[key] = value, origin
     for field in model.model_fields:
-        name = ENVIRONMENT_PREFIX + field.upper()
+        name = ENVIRONMENT_PREFIX + field.rstrip("_").upper()
         text = (os.environ if environ is None else environ).get(name)
         if text is not None:
             values[field], origins[field] = parse_yaml(text), name
@@ -136,11 +136,11 @@ def resolve(
 
 def _raise_problems(problems: Sequence[str], missing: Sequence[str]) -> None:
     """Raises what `resolve` says, if there is anything to say."""
-    lines = [f"missing: {field.replace('_', '-')}" for field in missing]
+    lines = [f"missing: {flag_of(field).removeprefix('--')}" for field in missing]
     if problems:
         raise ConfigError("\n".join([*problems, *lines]))
     if missing:
-        names = ", ".join(ENVIRONMENT_PREFIX + field.upper() for field in missing)
+        names = ", ".join(ENVIRONMENT_PREFIX + field.rstrip("_").upper() for field in missing)
         hint = f"give it on the command line, in --config FILE or in the environment ({names})"
         raise UsageError("\n".join(lines), hint=hint)
 

@@ -183,13 +183,13 @@ def _read(settings: FinetuneSettings, path: Path, split: str) -> ExampleSet:
     for row in islice(dataset.rows(split), settings.limit):
         found.n_in += 1
         n_template += not row["is_training_source"]
-        _add(found, _dataset_example(settings, row))
-    _refuse_template(settings, n_template, found)
+        _add(found, dataset_example(settings, row))
+    refuse_template(settings, n_template, found.n_in, found.name)
     return found
 
 
-def _dataset_example(settings: FinetuneSettings, row: Mapping[str, Any]) -> Example | str:
-    """An example, or the reason why there is none."""
+def dataset_example(settings: FinetuneSettings, row: Mapping[str, Any]) -> Example | str:
+    """The example of a dataset's row, or the reason why there is none."""
     answer, question = answer_of(row), question_of(row)
     if answer.provenance.finish_reason == "length":
         return "cut"
@@ -200,10 +200,11 @@ def _dataset_example(settings: FinetuneSettings, row: Mapping[str, Any]) -> Exam
     return Example(question.id, tuple(prompt), target, question=question)
 
 
-def _refuse_template(settings: FinetuneSettings, n_template: int, found: ExampleSet) -> None:
+def refuse_template(settings: FinetuneSettings, n_template: int, n_answers: int, name: str) -> None:
+    """Raises a ConfigError for answers of the template teacher, unless they are allowed."""
     if n_template and not settings.allow_template:
         raise ConfigError(
-            f"{n_template:,} of {found.n_in:,} answers in {found.name} were written by the "
+            f"{n_template:,} of {n_answers:,} answers in {name} were written by the "
             "template teacher (rules, no model), which is no source for training",
             hint="build with a model: cbtqa build-dataset --endpoint URL --model NAME; to try "
             "things out: --allow-template",
@@ -224,7 +225,7 @@ def _read_file(settings: FinetuneSettings, path: Path) -> ExampleSet:
     if not found.n_in:
         raise DataError("holds no row", where=str(path))
     found.files = (describe_file(path),)
-    _refuse_template(settings, n_template, found)
+    refuse_template(settings, n_template, found.n_in, found.name)
     return found
 
 
