@@ -216,6 +216,8 @@ class Reason(StrEnum):
 
     BAD_ROW = "bad_row"
     """The input row does not fit the schema."""
+    WRONG_DECODING = "wrong_decoding"
+    """The input text was decoded in a wrong encoding and cannot be Chinese."""
     SOURCE_MISSING = "source_missing"
     """The file of questions does not hold this entry's question."""
     SOURCE_DIFFERS = "source_differs"

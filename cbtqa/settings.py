@@ -51,7 +51,8 @@ class Resolved(Generic[SettingsT]):
 class Fallback(NamedTuple):
     """A value to find when none is given, instead of the model's default."""
 
-    find: Callable[[], Any]
+    find: Callable[[Mapping[str, Any]], Any]
+    """Gets the values given so far; None leaves the model's default."""
     origin: str
     unless: tuple[str, ...] = ()
     """Settings that replace it when given."""
@@ -73,8 +74,8 @@ def panels_of(model: type[Settings]) -> dict[str, str | None]:
 
 
 def flag_of(field: str) -> str:
-    """The command-line flag of a field: `max_tokens` is `--max-tokens`."""
-    return "--" + field.replace("_", "-")
+    """The command-line flag of a field: `max_tokens` is `--max-tokens`, `for_` is `--for`."""
+    return "--" + field.rstrip("_").replace("_", "-")
 
 
 def resolve(
@@ -107,7 +108,7 @@ def resolve(
                 continue
             values[key], origins[key] = value, origin
     for field in model.model_fields:
-        name = ENVIRONMENT_PREFIX + field.upper()
+        name = ENVIRONMENT_PREFIX + field.rstrip("_").upper()
         text = (os.environ if environ is None else environ).get(name)
         if text is not None:
             values[field], origins[field] = _environment_value(text, name), name
@@ -123,7 +124,9 @@ def resolve(
     given = set(values)
     for field, fallback in (fallbacks or {}).items():
         if not given & {field, *fallback.unless}:
-            values[field], origins[field] = fallback.find(), fallback.origin
+            found = fallback.find(values)
+            if found is not None:
+                values[field], origins[field] = found, fallback.origin
     try:
         settings = model.model_validate(values)
     except ValidationError as error:
@@ -140,11 +143,11 @@ def resolve(
 
 def _raise_problems(problems: Sequence[str], missing: Sequence[str]) -> None:
     """Raises what `resolve` says, if there is anything to say."""
-    lines = [f"missing: {field.replace('_', '-')}" for field in missing]
+    lines = [f"missing: {flag_of(field).removeprefix('--')}" for field in missing]
     if problems:
         raise ConfigError("\n".join([*problems, *lines]))
     if missing:
-        names = ", ".join(ENVIRONMENT_PREFIX + field.upper() for field in missing)
+        names = ", ".join(ENVIRONMENT_PREFIX + field.rstrip("_").upper() for field in missing)
         hint = f"give it on the command line, in --config FILE or in the environment ({names})"
         raise UsageError("\n".join(lines), hint=hint)
 

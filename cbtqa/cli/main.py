@@ -32,6 +32,7 @@ VERBS = {
     "distortions": "Label cognitive distortions, train and evaluate labellers.",
     "safety": "Grade crisis content, mask personal data, list the dated help lines.",
     "backbones": "List the base models that can be tuned, or explain one.",
+    "export": "Write a dataset for LLaMA-Factory, ms-swift, TRL or EvalScope.",
     "convert": "Rewrite Baichuan-7B or Qwen-7B weights for today's libraries, exactly.",
     "finetune": "Tune a backbone with LoRA: SFT or ORPO, packed, resumed exactly.",
     "merge": "Merge an adapter into its base: plain weights for vLLM and llama.cpp.",

@@ -67,6 +67,8 @@ class JoinSettings(Settings):
     """Encoding of the questions, such as gb18030."""
     column: tuple[str, ...] = ()
     """Name a column of the questions: question=title. May be repeated."""
+    first_turn: bool = False
+    """The file holds conversations: what the client says first is the question."""
     partial: bool = False
     """Entries whose question is not found do not make the result incomplete."""
 
@@ -327,7 +329,12 @@ def _labels(published: PublishedDataset, ids: Container[str]) -> dict[str, list[
 
 def _questions(settings: JoinSettings, wanted: Container[str]) -> dict[str, Question]:
     columns = parse_columns(settings.column)
-    items = read_questions(settings.questions, encoding=settings.encoding, columns=columns)
+    items = read_questions(
+        settings.questions,
+        encoding=settings.encoding,
+        columns=columns,
+        first_turn=settings.first_turn,
+    )
     return {
         item.question.id: item.question
         for item in items

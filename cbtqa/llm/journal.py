@@ -153,7 +153,7 @@ class Journal:
     def _is_paid(self) -> bool:
         """True when a row holds a reply, or a batch is under way: other settings would mix."""
         sql = "SELECT 1 FROM attempts WHERE text IS NOT NULL LIMIT 1"
-        return bool(self._read(sql).fetchone()) or self.meta(UNDER_WAY) not in (None, "[]")
+        return any(self._read(sql)) or self.meta(UNDER_WAY) not in (None, "[]")
 
     def _begin_anew(self, fingerprint: dict[str, str]) -> None:
         """Binds a journal without any reply to other settings; what they refused is no more."""

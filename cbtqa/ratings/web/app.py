@@ -261,7 +261,9 @@ def serve(
 
 def make_server(app: Starlette, read_timeout_s: float = READ_TIMEOUT_S) -> uvicorn.Server:
     """The server of the form; a request that is not whole in time ends its connection."""
-    uvicorn = require("uvicorn", "rate")
+    require("uvicorn", "rate")
+    import uvicorn
+
     protocol = impatient_protocol(read_timeout_s)
     quiet: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False}
     return uvicorn.Server(uvicorn.Config(app, http=protocol, lifespan="off", **quiet))
