@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from urllib.parse import urlsplit
 
-from cbtqa.errors import EndpointError, RateLimitError
+from cbtqa.errors import EndpointError, EndpointTimeoutError, RateLimitError
 from cbtqa.llm.chat import ChatRequest, Fault, Reply
 from cbtqa.llm.cost import Budget, Price, estimate_prompt, estimate_tokens
 from cbtqa.llm.endpoint import Endpoint, ResponseFormat
@@ -204,8 +204,9 @@ class Model:
         if gate.is_gone(error):
             has_answered = any(server.gate.has_answered for server in self._servers)
             if not has_answered and not isinstance(error, RateLimitError):
+                kind = "answer" if isinstance(error, EndpointTimeoutError) else "usable answer"
                 raise EndpointError(
-                    f"no answer from {host}: {error}",
+                    f"no {kind} from {host}: {error}",
                     hint=error.hint or "the server answers; its own log says what is wrong",
                 )
             self._stop(f"the endpoint is gone: {error}")
