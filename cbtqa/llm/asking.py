@@ -311,8 +311,9 @@ class Model:
             if not any(server.gate.has_answered for server in self._servers):
                 if error.status is not None:
                     raise EndpointError(f"{host} fails at every request: {error}")
+                kind = "answer" if isinstance(error, EndpointTimeoutError) else "usable answer"
                 raise EndpointError(
-                    f"no answer from {host}: {error}",
+                    f"no {kind} from {host}: {error}",
                     hint=error.hint or "the server answers; its own log says what is wrong",
                 )
             self._stop(f"the endpoint is gone: {error}")
