@@ -27,7 +27,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cbtqa.database_files import DatabaseFile, connect
+from cbtqa.database_files import DatabaseFile, connect, not_opened
 from cbtqa.errors import ConfigError, DataError, IncompleteRunError
 from cbtqa.llm.journal_rows import (
     ADD_TOTAL,
@@ -111,7 +111,7 @@ class Journal:
             # a journal begun before hosts were kept, opened for reading
             self._columns = COLUMNS if has_host else COLUMNS.replace("host", "NULL")
         except sqlite3.DatabaseError as error:
-            raise DataError(f"is no journal of cbtqa: {error}", where=str(path)) from None
+            raise not_opened(path, "journal of cbtqa", error) from None
         if version != FORMAT_VERSION:
             raise DataError(
                 f"has format {version}, this cbtqa reads {FORMAT_VERSION}", where=str(path)

@@ -7,6 +7,7 @@ made.folder.study.n_items == 200
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -133,7 +134,9 @@ def create_study(settings: NewStudySettings) -> NewStudy:
     if (settings.per_item or 1) > settings.raters:
         raise UsageError(f"--per-item {settings.per_item} is above --raters {settings.raters}")
     key_path = settings.key or settings.out.with_name(settings.out.name + ".key.json")
-    if settings.out.resolve() in key_path.resolve().parents:
+    # not `resolve`, which raises at a loop of links
+    out, key = (Path(os.path.realpath(path)) for path in (settings.out, key_path))
+    if out in key.parents:
         raise UsageError(
             "the key must not lie in the study's folder: whoever holds the folder stays blind",
             hint="choose a --key outside of --out",
