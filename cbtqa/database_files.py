@@ -283,7 +283,7 @@ class Holder:
 
     @classmethod
     def here(cls) -> Holder:
-        pid, now = os.getpid(), datetime.now(UTC).isoformat(timespec="seconds")
+        pid, now = os.getpid(), datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
         machine, token = _machine(), secrets.token_hex(8)
         return cls(socket.gethostname(), pid, machine, _process_start(pid) or "", now, token)
 
