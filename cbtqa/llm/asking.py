@@ -27,6 +27,7 @@ REFUSED_FIRST = 8
 """Requests refused before the model has answered any: from so many on, it refuses them all."""
 REFUSED_IN_A_ROW = 100
 """The same for a model that has answered before; assumed."""
+FREE_SPACE = "free some disk space, then give the same command again"
 BUDGET_LOOK_S = 0.05
 UNKNOWN_TOKENS = 1000
 """Booked for a reply of which neither the limit nor an example is known."""
@@ -220,6 +221,9 @@ class Model:
             # chosen only now: while this request waited, others may have found the right rung
             tries.rung = server.ladder.lower_of(tries.floors.get(server, "json_schema"))
             body = request_body(request, server.endpoint, tries.rung, attempt)
+            if not self._journal.has_room():
+                self._stop("the disk is nearly full: nothing more is sent", FREE_SPACE)
+                raise GateClosedError
             sent_at = self._meter.sent(is_repeat=tries.n_sent > 0)
             tries.n_sent += 1
             self._in_flight.sent()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import threading
 import time
@@ -588,6 +589,23 @@ def test_more_than_the_servers_limit_is_learned_from_its_429s(journal: Journal) 
         summary = run(server, journal, items, Limits(in_flight=40))
         assert summary.n_accepted == 300
         assert summary.n_repeats < 300, "it learns instead of hammering"
+
+
+def test_nothing_is_sent_that_a_full_disk_could_not_keep(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n_free = [10**9] * 20 + [10**6]
+
+    def disk_usage(folder: Path) -> Any:
+        left = n_free.pop(0) if len(n_free) > 1 else n_free[0]
+        return shutil._ntuple_diskusage(10**12, 0, left)
+
+    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
+    monkeypatch.setattr("cbtqa.llm.journal.LOOK_AT_DISK_S", 0.0)
+    with ScriptedEndpoint(ok("好")) as server:
+        with pytest.raises(BatchStoppedError, match="disk is nearly full"):
+            run(server, journal, [f"词{number}" for number in range(100)])
+        assert len(server.requests) == 20 == len(list(journal.done_keys()))
 
 
 # --- several servers -----------------------------------------------------------------------------

@@ -26,7 +26,9 @@ def test_half_written_files_of_a_killed_run_are_removed_but_never_those_of_other
 
 
 def test_an_interrupt_outside_of_the_asking_says_what_is_kept(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt, match="interrupted: 1 reply is kept"):
-        with open_run(tmp_path / "journal.sqlite", {}, None) as run:
-            run.journal.record([Entry("一", 1, State.ACCEPTED, Reply("好"))])
-            raise KeyboardInterrupt
+    with (
+        pytest.raises(KeyboardInterrupt, match="interrupted: 1 reply is kept"),
+        open_run(tmp_path / "journal.sqlite", {}, None) as run,
+    ):
+        run.journal.record([Entry("一", 1, State.ACCEPTED, Reply("好"))])
+        raise KeyboardInterrupt
