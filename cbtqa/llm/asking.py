@@ -27,6 +27,10 @@ REFUSED_FIRST = 8
 """Requests refused before the model has answered any: from so many on, it refuses them all."""
 REFUSED_IN_A_ROW = 100
 """The same for a model that has answered before; assumed."""
+MEND_AND_ASK = (
+    "mend what it names (such as with --extra, --max-tokens, --model or the server's own "
+    "settings); then the same command asks again"
+)
 FREE_SPACE = "free some disk space, then give the same command again"
 BUDGET_LOOK_S = 0.05
 UNKNOWN_TOKENS = 1000
@@ -188,8 +192,7 @@ class Model:
         requests = "the first request was" if n == 1 else f"the first {n} requests were all"
         self._stop(
             f"{requests} refused, and nothing is rejected for it. {self._last_refusal}",
-            "mend what it names (such as with --extra, --max-tokens, --model or the server's own "
-            "settings); then the same command asks again",
+            MEND_AND_ASK,
         )
 
     def _release(self, error: GateClosedError | None = None) -> None:

@@ -23,7 +23,15 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from cbtqa.errors import DataError, EndpointError, IncompleteRunError
-from cbtqa.llm.asking import NOTHING, RUNGS, USED_UP, FormatLadder, ItemFailedError, probable_usage
+from cbtqa.llm.asking import (
+    MEND_AND_ASK,
+    NOTHING,
+    RUNGS,
+    USED_UP,
+    FormatLadder,
+    ItemFailedError,
+    probable_usage,
+)
 from cbtqa.llm.batch import Line, Question, Task, ask_all
 from cbtqa.llm.chat import ChatRequest, Fault, Reply
 from cbtqa.llm.cost import estimate_prompt
@@ -75,6 +83,7 @@ class BatchRun(Generic[ItemT]):
             async with self._line, place:
                 while self._open:
                     await self._collect(place)
+                    self._stop_when_all_are_refused()
                     await self._ask(_Writer(Path(folder)), place)
                 if self._is_used_up:
                     self._line.stop(USED_UP)
@@ -141,11 +150,9 @@ class BatchRun(Generic[ItemT]):
             self._budget.book(booked, sign=-1)
         row, rung = result
         response = row.get("response") or {}
-        status = response.get("status_code") or 0
         try:
-            if status != 200:
-                said = response.get("body") or row.get("error")
-                raise error_of(status or 500, {}, json.dumps(said, ensure_ascii=False))
+            if error := _error_in(row):
+                raise error
             reply = reply_of(response["body"], 0.0)
         except RequestRefusedError as error:
             lower = self._ladder.below(rung, error) if request.json_schema else None
@@ -165,6 +172,27 @@ class BatchRun(Generic[ItemT]):
         if self._budget:
             self._budget.book(reply.usage)
         return replace(reply, host=self._endpoint.host)
+
+    def _stop_when_all_are_refused(self) -> None:
+        """Stops the run when the model has not answered anything yet and every result is a refusal:
+        then no question is to blame, and the next run hands all of them in anew.
+
+        Raises:
+            GateClosedError: it is so.
+        """
+        if not self._results or self._journal.totals().n_replies:
+            return
+        errors = [_error_in(row) for row, _ in self._results.values()]
+        refused = [one for one in errors if isinstance(one, RequestRefusedError)]
+        if len(refused) < len(errors) or {one.reason for one in refused} != {Reason.BAD_REQUEST}:
+            return
+        if any(one.names_format for one in refused) and self._ladder.rung != RUNGS[-1]:
+            return  # a lower rung comes first
+        self._results.clear()
+        self._note([])
+        said = f"{self._endpoint.host} {refused[0]}"
+        self._line.stop(f"all {len(errors):,} requests were refused. {said}", MEND_AND_ASK)
+        raise GateClosedError
 
     def _under_way(self) -> list[dict[str, Any]]:
         """`{"token", "id"}` of every batch; an id is None until it is known."""
@@ -223,6 +251,16 @@ class BatchRun(Generic[ItemT]):
             if has_ended or not (self._wait and place.can_wait):
                 return has_ended
             await self._line.sleep(POLL_S)
+
+
+def _error_in(row: dict[str, Any]) -> EndpointError | None:
+    """What a result that is no reply means; None for a reply."""
+    response = row.get("response") or {}
+    status = response.get("status_code") or 500
+    if status == 200:
+        return None
+    said = response.get("body") or row.get("error")
+    return error_of(status, {}, json.dumps(said, ensure_ascii=False))
 
 
 class _Writer:
