@@ -9,8 +9,6 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, model_validator
 
-from cbtqa.errors import MissingExtraError
-
 NonEmptyText = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
 Risk = Literal["none", "concern", "explicit"]
 """How strongly a text speaks of suicide or self-harm, as graded by `cbtqa.safety`."""
@@ -42,15 +40,9 @@ class Tabular:
         return next((rows for rows in lists if isinstance(rows[0], dict)), [whole])
 
     def to_pandas(self) -> Any:
-        """The rows as a `pandas.DataFrame`.
+        """The rows as a `pandas.DataFrame`."""
+        import pandas
 
-        Raises:
-            MissingExtraError: pandas is not installed.
-        """
-        try:
-            import pandas
-        except ModuleNotFoundError:
-            raise MissingExtraError("pandas", "hub") from None
         return pandas.DataFrame(self.to_rows())
 
     def _repr_html_(self) -> str:
@@ -224,6 +216,8 @@ class Reason(StrEnum):
 
     BAD_ROW = "bad_row"
     """The input row does not fit the schema."""
+    WRONG_DECODING = "wrong_decoding"
+    """The input text was decoded in a wrong encoding and cannot be Chinese."""
     SOURCE_MISSING = "source_missing"
     """The file of questions does not hold this entry's question."""
     SOURCE_DIFFERS = "source_differs"
@@ -243,7 +237,7 @@ class Reason(StrEnum):
     EMPTY = "empty"
     """The reply holds no text."""
     CUT = "cut"
-    """The reply ended at the token limit."""
+    """The reply ended at the token limit, or in any other way that is no whole answer."""
     NOT_JSON = "not_json"
     """The reply holds no JSON object, or a damaged one."""
     MISSING_STEP = "missing_step"
@@ -256,6 +250,26 @@ class Reason(StrEnum):
     """The text holds headings, numbering or step names."""
     PROMPT_LEAK = "prompt_leak"
     """The text holds parts of the instruction."""
+    ECHO = "echo"
+    """The reply repeats the form that the instruction shows, not filled in."""
+    CONTROL_TOKENS = "control_tokens"
+    """The text spells out control tokens of a model's chat format."""
+    OTHER_SPEAKER = "other_speaker"
+    """The text goes on with a turn of the other side, or labels its own."""
+    REASONING = "reasoning"
+    """The text holds the model's own thinking about its task."""
+    REPETITION = "repetition"
+    """The text repeats itself: a loop, or the same step twice."""
+    COPIED_QUESTION = "copied_question"
+    """The text is the question's own words."""
+    PLACEHOLDER = "placeholder"
+    """The text holds blanks to be filled in, or leaves something out in brackets."""
+    MARKUP = "markup"
+    """The text holds HTML, Markdown, code or JSON."""
+    BROKEN_TEXT = "broken_text"
+    """Characters were lost or read in a wrong encoding."""
+    WRONG_SCRIPT = "wrong_script"
+    """Traditional characters where simplified ones were asked for."""
     BAD_LABEL = "bad_label"
     """A distortion outside the taxonomy."""
     EVIDENCE_NOT_FOUND = "evidence_not_found"
@@ -320,10 +334,17 @@ class MetricScore(Record):
         return self
 
 
-TurnMark = Literal["end_too_early", "not_accepted", "unsupervised", "cut", "cut_at_label", "loose"]
-"""The end was asked before the minimum of turns; the supervisor never accepted it; the supervisor
-gave no verdict; it stopped at the token limit; it went on to speak for the other side and was cut
-there; its tags were incomplete but its answer plain."""
+TurnMark = Literal[
+    *("end_too_early", "not_accepted", "unsupervised", "cut", "cut_at_label", "loose"),
+    *("repeated", "farewell_loop", "wrong_speaker", "narration", "note_to_model", "machine_text"),
+]
+"""How a turn came about: the end was asked before the minimum of turns; the supervisor never
+accepted it; the supervisor gave no verdict; it was cut; it went on to speak for the other side and
+was cut there; its tags were incomplete but its answer plain.
+
+What it says (`cbtqa.simulation.marks`): what was said before; leave-taking after the leave-taking;
+the other side's words; what bodies do; something about the task instead of to the other person;
+control tokens, reasoning or invented turns."""
 
 
 class Turn(Record):

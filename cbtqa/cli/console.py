@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
+from cbtqa.plain_values import well_formed
 from cbtqa.report.words import money, seconds
 from cbtqa.secrets import masked
 
@@ -208,13 +209,14 @@ def give(
 
 
 class _MaskedStream:
-    """A text stream into which no key is written; all else is the stream's own."""
+    """A text stream into which neither a key nor half a character is written; all else is the
+    stream's own."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        self._stream.write(masked(text))
+        self._stream.write(well_formed(masked(text)))
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:

@@ -19,18 +19,18 @@ from typing import Any, Literal, NamedTuple, TextIO
 from pydantic import Field
 
 from cbtqa.dataset_folder import INTEGER, LABEL, TEXT, arrow_schema, list_of, source_rows
-from cbtqa.distortions.clauses import split_sentences
 from cbtqa.distortions.labellers import Labeller, Labels, VoteRule, count_votes, labels_named_in
 from cbtqa.distortions.llm_labeller import DRAWN, LabellingTask, TextToLabel, read_outcomes
 from cbtqa.distortions.models import load_labeller
-from cbtqa.distortions.patterns import PatternLabeller
+from cbtqa.distortions.patterns import PatternLabeller, split_sentences
 from cbtqa.distortions.taxonomy import Taxonomy, load_taxonomy, map_labels
 from cbtqa.errors import ConfigError, DataError, UsageError
-from cbtqa.files import ParquetRows, json_line, parse_record, read_rows, replacing, write_jsonl
+from cbtqa.files import ParquetRows, json_line, parse_record, read_rows, write_jsonl
 from cbtqa.llm.batch import OnProgress
 from cbtqa.llm.cost import Estimate
 from cbtqa.llm.runs import EndpointSettings, Service, estimate_run, open_run
 from cbtqa.manifest import refuse_empty
+from cbtqa.paths import replacing
 from cbtqa.records import DistortionLabel, NonEmptyText, Record, Rejection
 
 

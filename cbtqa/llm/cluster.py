@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, cast
 
-from cbtqa.errors import ConfigError, IncompleteRunError, MissingExtraError
+from cbtqa.errors import ConfigError, IncompleteRunError, require
 from cbtqa.llm.asking import USED_UP, answered_name, format_name
 from cbtqa.llm.batch import Line, Question, Task, ask_all, run_anywhere
 from cbtqa.llm.chat import Reply
@@ -395,10 +395,7 @@ def share_of_budget(budget: Budget | None, n: int) -> Budget | None:
 @contextmanager
 def _connected(address: str, n_actors: int) -> Iterator[None]:
     """A connection to Ray, closed again when it was opened here."""
-    try:
-        import ray
-    except ImportError:
-        raise MissingExtraError("ray", "cluster") from None
+    ray = require("ray", "cluster")
     if ray.is_initialized():
         yield
         return

@@ -15,12 +15,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
 from cbtqa.errors import ConfigError, UsageError
-from cbtqa.files import remove_leftovers
 from cbtqa.llm.batch import OnProgress, Task, asked_again, run_batch
 from cbtqa.llm.chat import ChatRequest, Sampling
 from cbtqa.llm.cluster import Cluster
@@ -29,8 +28,9 @@ from cbtqa.llm.endpoint import Endpoint, TransportName, pass_disclosure_gates
 from cbtqa.llm.journal import Journal
 from cbtqa.llm.limits import Limits, RateSettings
 from cbtqa.manifest import Manifest, new_manifest, now
+from cbtqa.paths import remove_leftovers
 from cbtqa.records import Usage
-from cbtqa.settings import Resolved, Settings
+from cbtqa.settings import BY_FLAG_ONLY, Resolved, Settings
 
 ItemT = TypeVar("ItemT")
 BATCH_API_S = 24 * 3600.0
@@ -47,9 +47,11 @@ class ServerSettings(Settings):
     the same model share the work. batch-files:FOLDER writes the requests to files."""
     model: str | None = None
     """Model name at the endpoint."""
-    acknowledge_disclosure: bool = False
+    acknowledge_disclosure: Annotated[bool, BY_FLAG_ONLY] = False
     """I may pass this text on to the operator of a non-local endpoint. PsyQA's agreement forbids
-    it without permission; recorded."""
+    it without permission; recorded. A settings file or the environment cannot say it."""
+    allow_plain_http: bool = False
+    """Ask a host that is not local over http://, where key and text can be read on the way."""
     extra: dict[str, Any] = Field(default_factory=dict)
     """Fields sent along with each request, such as {"enable_thinking": false}; null leaves a field
     out, such as {"seed": null}."""
@@ -74,7 +76,11 @@ class ServerSettings(Settings):
             hint = "--endpoint vllm --model Qwen3-32B"
             raise UsageError("--endpoint goes with --model NAME, the model's name there", hint=hint)
         names = dict.fromkeys(self.endpoint)
-        return tuple(Endpoint.parse(name, model or "", transport=transport) for name in names)
+        how: dict[str, Any] = {
+            "transport": transport,
+            "allows_plain_http": self.allow_plain_http,
+        }
+        return tuple(Endpoint.parse(name, model or "", **how) for name in names)
 
     def sampling(self, **drawn: Any) -> Sampling:
         """Sampling with `extra` over it; what `extra` takes out is not set in the first place."""
@@ -228,6 +234,8 @@ class Run:
     def manifest(self, kind: str, resolved: Resolved[Any] | None, **more: Any) -> Manifest:
         """The manifest of what was made: what every run knows, and `more` over it."""
         known = {"usage": self.usage, "cost": self.cost, "acknowledgements": self.acknowledgements}
+        if again := self.journal.asked_again():
+            more["counts"] = {**more.get("counts", {}), "asked_again": again}
         return new_manifest(kind, resolved, self.started_at, **(known | more))
 
 

@@ -379,7 +379,7 @@ def test_a_slow_server_is_given_the_time_that_its_answers_take(journal: Journal)
 def test_a_server_that_loads_its_model_is_waited_for(journal: Journal) -> None:
     loading = scripted.failed(503, "Loading model", code="unavailable_error")
     told: list[Progress] = []
-    with ScriptedEndpoint([*[loading] * 17, ok("好")]) as server:
+    with ScriptedEndpoint([*[loading] * 11, ok("好")]) as server:
         limits = Limits(in_flight=64, gone_after_s=0)
         items = [f"词{number}" for number in range(20)]
         summary = run(server, journal, items, limits, on_progress=told.append)
@@ -431,6 +431,58 @@ def test_a_request_refused_for_its_own_sake_does_not_move_the_ladder(journal: Jo
         ]
     assert kinds == ["json_schema", "json_schema"]
     assert reasons(journal, ["坏", "善", "美"]) == [Reason.BAD_REQUEST, None, None]
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (404, "No endpoints found that can handle the requested parameters"),
+        (500, "failed to parse grammar"),
+        (500, "Internal Server Error"),
+        (501, "not implemented"),
+        (503, "guided_decoding is not compiled in"),
+        (422, "extra fields"),
+    ],
+)
+def test_a_format_that_breaks_the_server_is_stepped_down_whatever_the_status(
+    journal: Journal, status: int, words: str
+) -> None:
+    def script(seen: Seen) -> Answer:
+        is_plain = "response_format" not in seen.body
+        return ok("好") if is_plain else scripted.failed(status, words)
+
+    items = [f"词{number}" for number in range(30)]
+    with ScriptedEndpoint(script) as server:
+        assert run(server, journal, items, task=EchoTask(SCHEMA)).n_accepted == 30
+        n_refused = len(server.requests) - 30
+        assert n_refused <= 2 * (FAST.in_flight + 1), "later requests know the rung"
+        run(server, journal, ["新"], task=EchoTask(SCHEMA))
+        assert len(server.requests) == n_refused + 31, "a resumed run knows it too"
+
+
+def test_failures_by_chance_do_not_move_the_ladder(journal: Journal) -> None:
+    def script(seen: Seen) -> Answer:
+        return scripted.server_error() if seen.number in (0, 9, 19) else ok("好")
+
+    items = [f"词{number}" for number in range(30)]
+    with ScriptedEndpoint(script) as server:
+        assert run(server, journal, items, Limits(in_flight=1, waits=False), EchoTask(SCHEMA))
+        kinds = [seen.body.get("response_format", {}).get("type") for seen in server.requests]
+    assert kinds.count("json_schema") == len(kinds) - 1, "one request was tried a rung lower"
+
+
+def test_where_plain_text_fails_too_it_was_not_the_format(journal: Journal) -> None:
+    def script(seen: Seen) -> Answer:
+        return scripted.server_error() if seen.number < 4 else ok("好")
+
+    with ScriptedEndpoint(script) as server:
+        assert run(server, journal, ["一"], task=EchoTask(SCHEMA)).n_accepted == 1
+        kinds = [seen.body.get("response_format", {}).get("type") for seen in server.requests]
+    assert kinds == ["json_schema", "json_object", None, "json_schema", "json_schema"]
+    missing = scripted.failed(404, "no such model")
+    with ScriptedEndpoint(missing) as server, pytest.raises(EndpointError, match="no such model"):
+        run(server, journal, ["二"], task=EchoTask(SCHEMA))
+    assert len(server.requests) == 3, "one try on each rung"
 
 
 def test_a_budget_in_tokens_stops_before_it_is_passed_and_counts_earlier_runs(

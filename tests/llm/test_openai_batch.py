@@ -86,7 +86,9 @@ def test_a_batch_that_is_refused_request_by_request_rejects_nothing(journal: Jou
     items = ["一", "二", "三"]
     with (
         ScriptedEndpoint(scripted.failed(400, "thinking must be off")) as server,
-        pytest.raises(BatchStoppedError, match="all 3 requests were refused.*thinking must be off"),
+        pytest.raises(
+            BatchStoppedError, match=r"all 3 requests were refused.*thinking must be off"
+        ),
     ):
         ask(server, journal, items)
     assert found_in(journal, items) == [None] * 3

@@ -139,7 +139,9 @@ def _declared(
     price = None
     if player.price_in is not None and player.price_out is not None:
         price = Price(input=player.price_in, output=player.price_out)
-    service = Service.of(settings, [endpoint_of(player)], price)
+    service = Service.of(
+        settings, [endpoint_of(player, allows_plain_http=settings.allow_plain_http)], price
+    )
     return JudgeSpec(player.model, service, default.model_copy(update=own), n_repeats)
 
 

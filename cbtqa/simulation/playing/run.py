@@ -125,7 +125,11 @@ def service_of(
     players: Iterable[Player], limits: RunLimits, *, is_acknowledged: bool
 ) -> Service | None:
     """The endpoints of all players together, for the gate; None when none is at an endpoint."""
-    endpoints = tuple(endpoint_of(one, limits.transport) for one in players if one.endpoint)
+    endpoints = tuple(
+        endpoint_of(one, limits.transport, allows_plain_http=limits.allows_plain_http)
+        for one in players
+        if one.endpoint
+    )
     service = Service(endpoints, limits.engine, is_acknowledged=is_acknowledged)
     return service if endpoints else None
 
@@ -401,7 +405,8 @@ class PlayersSettings(EndpointSettings):
             )
         if len(self.endpoint) > 1:
             raise UsageError("each player is asked at one server: give one --endpoint")
-        return RunLimits(self.limits, self.budget, self.budget_tokens, self.transport)
+        is_open = self.allow_plain_http
+        return RunLimits(self.limits, self.budget, self.budget_tokens, self.transport, is_open)
 
 
 class _StudySettings(Settings):

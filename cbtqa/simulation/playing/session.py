@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import cbtqa
+from cbtqa.endings import Ending, ending_of
 from cbtqa.llm.chat import Fault, Message, Reply
 from cbtqa.llm.journal import Outcome
 from cbtqa.prompts import Prompt
@@ -26,6 +27,7 @@ from cbtqa.simulation.playing.messages import (
     SessionView,
     Spoken,
     TurnContext,
+    fault_of_words,
     filled,
     read_patient,
     read_therapist,
@@ -147,6 +149,8 @@ class PlayedSession:
     ) -> _Draft | None:
         """What is said in a turn, revised where a supervisor asks; None once the session stops."""
         asked, kept = messages, None
+        # what only this player is given, and nobody may say
+        private = [load_events(self._study.events.set)[event].note] if event else []
         for revision in range(self._study.revisions + 1):
             context = TurnContext(
                 part=role,
@@ -157,7 +161,7 @@ class PlayedSession:
                 event=event,
                 revision=revision,
             )
-            spoken = await self._speak(role, context, asked)
+            spoken = await self._speak(role, context, asked, private)
             if isinstance(spoken, Fault):
                 if kept is not None and spoken.reason is not Reason.ENDPOINT:
                     break  # the draft before is kept, marked as not accepted
@@ -173,16 +177,23 @@ class PlayedSession:
             sentence = wording()["revise" if role == "therapist" else "revise_patient"]
             complaint = filled(sentence, complaint=verdict.feedback)
             asked = with_complaint(messages, spoken.text, complaint)
+            private.append(verdict.feedback)
         return kept
 
     async def _speak(
-        self, role: Role, context: TurnContext, messages: Sequence[Message]
+        self,
+        role: Role,
+        context: TurnContext,
+        messages: Sequence[Message],
+        private: Sequence[str],
     ) -> Spoken | Fault:
         is_therapist, form = role == "therapist", self._view.arm.reasoning
         keeps_cut = self._study.cut_replies == "keep"
 
         def read(reply: Reply) -> Spoken | Fault:
-            return read_therapist(reply, form) if is_therapist else read_patient(reply)
+            found = read_therapist(reply, form) if is_therapist else read_patient(reply)
+            fault = None if isinstance(found, Fault) else fault_of_words(found.text, private)
+            return fault or found
 
         spoken, outcome = await self._players.ask(
             Call(
@@ -193,11 +204,13 @@ class PlayedSession:
                 seed=seed_of(context.seed, context.revision),
                 read=read,
                 keeps_cut=keeps_cut,
+                is_spoken=True,
             )
         )
         self._outcomes[role].append(outcome)
         reply = outcome.reply
-        if isinstance(spoken, Fault) and keeps_cut and reply and reply.finish_reason == "length":
+        is_cut = reply is not None and ending_of(reply.finish_reason) is Ending.CUT
+        if isinstance(spoken, Fault) and keeps_cut and reply and is_cut:
             cut = read(reply)
             if isinstance(cut, Spoken):
                 return replace(cut, text=whole_sentences(cut.text), marks=(*cut.marks, "cut"))

@@ -21,7 +21,7 @@ from typing import Any
 
 import cbtqa
 from cbtqa.errors import ConfigError, UsageError
-from cbtqa.files import json_line, read_rows, replacing
+from cbtqa.files import json_line, read_rows
 from cbtqa.llm.batch import OnProgress, asked_again
 from cbtqa.llm.chat import ChatRequest, Fault, Reply, Sampling
 from cbtqa.llm.cost import Estimate
@@ -35,6 +35,7 @@ from cbtqa.manifest import (
     refuse_empty,
     write_manifest,
 )
+from cbtqa.paths import replacing
 from cbtqa.psyqa import is_bundled_sample
 from cbtqa.records import CbtAnswer, Provenance, Reason, Rejection
 from cbtqa.settings import Resolved
@@ -390,7 +391,7 @@ class AnswerTask:
 
     def check(self, item: AskedItem, reply: Reply) -> Fault | None:
         """The fault of a reply that holds text."""
-        return AnswerChecks().leak_in(item, reply.text)
+        return AnswerChecks().fault_in(item, reply.text)
 
     def ask_again(self, item: AskedItem, reply: Reply, fault: Fault) -> None:
         """Never: a second try would flatter the system."""

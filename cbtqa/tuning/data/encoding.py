@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from cbtqa.errors import DataError
 from cbtqa.records import Question
+from cbtqa.text_faults import find_machine_text
 from cbtqa.tuning.data.chat_format import ChatFormat
 from cbtqa.tuning.data.examples import Example, ExampleSet, prompt_messages
 from cbtqa.tuning.settings import FinetuneSettings
@@ -116,7 +117,9 @@ def encode(found: ExampleSet, chat: ChatFormat, settings: FinetuneSettings) -> E
         for example in found.examples[start : start + ROWS_AT_ONCE]:
             prompt = (turn["content"] for turn in example.prompt)
             texts = (example.answer, example.rejected or "", *prompt)
-            if any(map(chat.holds_special_token, texts)):
+            if machine := find_machine_text(example.answer):
+                encoded.dropped[machine.kind] += 1
+            elif any(map(chat.holds_special_token, texts)):
                 encoded.dropped["special_token_in_text"] += 1
             else:
                 clean.append(example)
@@ -198,5 +201,7 @@ def checked(encoded: EncodedSet, settings: FinetuneSettings) -> EncodedSet:
         hint = f"raise --max-length (now {settings.max_length}) or add --shorten-prompts"
     elif "no_steps" in encoded.dropped:
         hint = "these answers have no steps: use --mode answer"
+    elif "risk" in encoded.dropped:
+        hint = "these questions show a risk: to learn from them all the same, add --train-on-risk"
     words = f"no example is left of {encoded.n_in:,} rows: {reasons or 'no rows'}"
     raise DataError(words, where=encoded.name, hint=hint)
