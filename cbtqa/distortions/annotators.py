@@ -139,6 +139,8 @@ def draw_for_annotation(settings: AnnotateSettings) -> DrawnSample:
     gives at least one. Annotators do not see the stratum.
     """
     texts = list(read_texts(settings.input, settings.encoding))
+    if not texts:
+        raise DataError("holds no text", where=str(settings.input))
     strata = stratify(texts, load_taxonomy(settings.taxonomy))
     sizes = {name: len(members) for name, members in strata.items()}
     wanted = allot(sizes, min(settings.n, len(texts)))

@@ -20,6 +20,7 @@ from typing import Any, get_args
 from cbtqa.dataset_folder import has_splits, source_rows
 from cbtqa.errors import DataError, UsageError
 from cbtqa.metrics.text.texts import Item
+from cbtqa.paths import readable
 from cbtqa.records import STEP_NAMES, Risk, reads_question_only
 
 ID_NAMES = ("question_id", "id", "questionID")
@@ -188,11 +189,11 @@ def _is_utf8(path: Path) -> bool:
     """Whether a text file can be read as UTF-8."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     try:
-        with path.open("rb") as stream:
+        with readable(path), path.open("rb") as stream:
             while block := stream.read(1 << 20):
                 decoder.decode(block)
             decoder.decode(b"", final=True)
-    except (UnicodeDecodeError, OSError):
+    except UnicodeDecodeError:
         return False
     return True
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from cbtqa.errors import DataError, MissingExtraError
 from cbtqa.files import sha256_of
+from cbtqa.paths import readable
 from cbtqa.ratings.sheets import CODE, META_KEYS, META_TAB
 from cbtqa.ratings.study import ShownTurn, column_letters, session_text
 
@@ -103,7 +104,7 @@ def _read_xlsx(path: Path) -> Sheet:
 
 
 def _check_archive(path: Path) -> None:
-    with path.open("rb") as stream:
+    with readable(path), path.open("rb") as stream:
         head = stream.read(8)
     if head == _OLD_OR_LOCKED:
         raise DataError(
@@ -236,7 +237,8 @@ def _decode(path: Path) -> str:
 
     A wrong guess cannot slip through: every text is compared with the study's.
     """
-    data = path.read_bytes()
+    with readable(path):
+        data = path.read_bytes()
     for encoding in ("utf-8-sig", "gb18030"):
         with suppress(UnicodeDecodeError):
             text = data.decode(encoding)
