@@ -14,6 +14,7 @@ from pydantic import Field
 from cbtqa.distortions.labelling import SourceText, read_texts
 from cbtqa.distortions.patterns import PatternLabeller
 from cbtqa.distortions.taxonomy import Taxonomy, load_taxonomy
+from cbtqa.errors import DataError
 from cbtqa.files import write_jsonl
 from cbtqa.records import Record
 from cbtqa.report.table import Table

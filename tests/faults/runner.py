@@ -24,6 +24,7 @@ AT_A_TIME = 2
 CPU_S, WALL_S = 20, 60
 """Seconds of work, and of waiting on a machine that is busy with other things."""
 TAIL = 4_000
+ON_TORCH = ("finetune", "merge")
 LIBRARIES = (
     *("pyarrow.parquet", "pyarrow.compute", "aiohttp", "openpyxl", "xlsxwriter", "pandas"),
     *("rich.console", "rich.table", "rich.text", "scipy.stats", "sacrebleu", "markdown_it"),
@@ -33,6 +34,9 @@ LIBRARIES = (
 def main() -> None:
     """Answers every batch with one line."""
     for line in sys.stdin:
+        if any(case["words"][0] in ON_TORCH for case in json.loads(line)):
+            for name in ("torch", "transformers", "peft"):
+                import_module(name)
         sys.stdout.write(json.dumps(list(_run_all(json.loads(line)))) + "\n")
         sys.stdout.flush()
 
