@@ -370,7 +370,7 @@ def unfinished(path: Path) -> IncompleteRunError:
 @cache
 def _answer_types() -> dict[str, tuple[str, ...]]:
     """The Arrow types that a built dataset's columns may have: format 1 has labels as text."""
-    features = answer_features()
+    features = answer_features(("any",))
     as_text = json.loads(json.dumps(features), object_hook=_label_as_text)
     return {
         name: tuple({arrow_type_name(_arrow_type(one)) for one in (feature, as_text[name])})

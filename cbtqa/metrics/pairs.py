@@ -30,6 +30,9 @@ SENTENCE_ENDS = "。！？!?….~～”’\"')）】》」』♡❤"
 """A text that ends in none of these, nor in an emoji, looks cut."""
 N_SHOWN = 5
 
+MAX_TEXT_CHARS = 50_000
+"""Comparing two texts takes the product of their lengths: 8 s for two of this length."""
+
 
 @dataclass(frozen=True)
 class Columns:
@@ -228,6 +231,12 @@ def _keyed_rows(
         if text is not None and not isinstance(text, str):
             raise DataError(
                 f"expected text, found {type(text).__name__}", where=f"{where}:{text_name}"
+            )
+        if text is not None and len(text) > MAX_TEXT_CHARS:
+            raise DataError(
+                f"{len(text):,} characters, at most {MAX_TEXT_CHARS:,} are scored",
+                where=f"{where}:{text_name}",
+                hint="is a whole file in one cell?",
             )
         question_id = str(value)
         if question_id in seen:
