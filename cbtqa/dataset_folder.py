@@ -19,7 +19,7 @@ import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, get_args
 
@@ -27,7 +27,9 @@ from cbtqa.errors import DataError, IncompleteRunError
 from cbtqa.files import (
     FEATURES_KEY,
     ParquetRows,
+    arrow_type_name,
     class_names,
+    expect_columns,
     json_line,
     parquet_schema,
     parse_record,
@@ -277,8 +279,15 @@ class DatasetFolder(Tabular):
         return ()
 
     def files(self, split: str = "all") -> list[Path]:
-        """The Parquet files of one split, several (`train,test`) or all."""
-        return [file for name in self._names(split) for file in self.splits[name]]
+        """The Parquet files of one split, several (`train,test`) or all.
+
+        Raises:
+            DataError: no such split, or a file whose columns are not those of a built dataset.
+        """
+        files = [file for name in self._names(split) for file in self.splits[name]]
+        for file in files if self.found else ():  # a clone of a repository may hold others
+            expect_columns(file, _answer_types())
+        return files
 
     def _names(self, split: str) -> list[str]:
         if split == "all":
@@ -356,6 +365,21 @@ def unfinished(path: Path) -> IncompleteRunError:
         f"{path} holds no {MANIFEST_NAME}: the run did not finish",
         hint=f"the command that made it continues it: cbtqa build-dataset ... --out {path}",
     )
+
+
+@cache
+def _answer_types() -> dict[str, tuple[str, ...]]:
+    """The Arrow types that a built dataset's columns may have: format 1 has labels as text."""
+    features = answer_features(("any",))
+    as_text = json.loads(json.dumps(features), object_hook=_label_as_text)
+    return {
+        name: tuple({arrow_type_name(_arrow_type(one)) for one in (feature, as_text[name])})
+        for name, feature in features.items()
+    }
+
+
+def _label_as_text(feature: dict[str, Any]) -> dict[str, Any]:
+    return TEXT if feature.get("_type") == "ClassLabel" else feature
 
 
 def _read_shard(

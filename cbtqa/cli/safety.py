@@ -28,6 +28,7 @@ Columns = Annotated[
     typer.Option("--column", help="Text column; repeat to join several. Default: the usual ones."),
 ]
 Encoding = Annotated[str, typer.Option(help="Of a text file, such as gb18030.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the file of --out.")]
 Lang = Annotated[Locale, typer.Option(help="Language of the texts.")]
 _COLOURS = {"explicit": "bold white on red", "concern": "black on yellow", "none": "dim underline"}
 
@@ -41,6 +42,7 @@ def screen(
     out: Annotated[
         Path | None, typer.Option(help="JSONL with grade and hits of every item.")
     ] = None,
+    overwrite: Overwrite = False,
     explain: Annotated[
         int, typer.Option(help="Show so many flagged items with their spans coloured.")
     ] = 0,
@@ -56,6 +58,7 @@ def screen(
         language=language,
         encoding=encoding,
         out=out,
+        overwrite=overwrite,
         max_shown=explain,
     )
     give(as_json, survey, *_survey_tables(survey))
@@ -118,13 +121,14 @@ def scrub(
     out: Annotated[
         Path | None, typer.Option(help="JSONL with all columns, the text columns masked.")
     ] = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Count and mask personal data: numbers, accounts, addresses, names after cues.
 
     Example: cbtqa safety scrub questions.jsonl --out masked.jsonl
     """
-    survey = scrub_file(file, columns=column or (), encoding=encoding, out=out)
+    survey = scrub_file(file, columns=column or (), encoding=encoding, out=out, overwrite=overwrite)
     title = f"{file}: {survey.n_texts_with_data} of {survey.n_texts} texts hold personal data"
     give(as_json, survey, Table(["kind", "places"], list(survey.n_by_kind.items()), title))
     if out is not None:

@@ -30,7 +30,7 @@ from cbtqa.llm.batch import OnProgress
 from cbtqa.llm.cost import Estimate
 from cbtqa.llm.runs import EndpointSettings, Service, estimate_run, open_run
 from cbtqa.manifest import refuse_empty
-from cbtqa.paths import replacing
+from cbtqa.paths import refuse_existing, replacing
 from cbtqa.records import DistortionLabel, NonEmptyText, Record, Rejection
 
 
@@ -85,6 +85,8 @@ class LabelSettings(EndpointSettings):
     `description`."""
     out: Path | None = None
     """Result: .jsonl, .parquet, .csv or .tsv. Default: INPUT.labels.jsonl."""
+    overwrite: bool = False
+    """Replace the result of an earlier run."""
     labeller: tuple[str, ...] = ("patterns",)
     """patterns, answer (what a dataset's answers say), llm, or the folder of a trained model.
     Several together vote."""
@@ -190,6 +192,7 @@ def label_file(settings: LabelSettings, *, on_progress: OnProgress | None = None
         LicenceGateError: texts would go to a non-local endpoint without acknowledgement.
     """
     out = _result_path(settings)
+    refuse_existing(out, overwrite=settings.overwrite)
     rejects = out.with_name(f"{out.name}.rejects.jsonl")
     counts = _Counts()
     with ExitStack() as stack:
