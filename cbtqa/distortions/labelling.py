@@ -18,7 +18,15 @@ from typing import Any, Literal, NamedTuple, TextIO
 
 from pydantic import Field
 
-from cbtqa.dataset_folder import INTEGER, LABEL, TEXT, arrow_schema, list_of, source_rows
+from cbtqa.dataset_folder import (
+    INTEGER,
+    LABEL,
+    TEXT,
+    arrow_schema,
+    is_text,
+    list_of,
+    source_rows,
+)
 from cbtqa.distortions.clauses import split_sentences
 from cbtqa.distortions.labellers import Labeller, Labels, VoteRule, count_votes, labels_named_in
 from cbtqa.distortions.llm_labeller import DRAWN, LabellingTask, TextToLabel, read_outcomes
@@ -81,9 +89,10 @@ class LabelSettings(EndpointSettings):
 
     input: Path
     """JSONL, JSON, CSV, TSV, Parquet, or a dataset folder; columns `text`, or `question` and
-    `description`."""
+    `description`. Or .txt or - (a text a line), or one text itself."""
     out: Path | None = None
-    """Result: .jsonl, .parquet, .csv or .tsv. Default: INPUT.labels.jsonl."""
+    """Result: .jsonl, .parquet, .csv or .tsv. Default: INPUT.labels.jsonl; shown and not kept for
+    - and for one text itself."""
     labeller: tuple[str, ...] = ("patterns",)
     """patterns, answer (what a dataset's answers say), llm, or the folder of a trained model.
     Several together vote."""
@@ -97,6 +106,11 @@ class LabelSettings(EndpointSettings):
     """Encoding of a text file, such as gb18030."""
     prompt: str = "distortion_labels"
     """For llm: prompt, or a path of your own."""
+
+    @property
+    def is_shown_only(self) -> bool:
+        """True where no result is named and the input is no file beside which it could lie."""
+        return self.out is None and (str(self.input) == "-" or is_text(self.input))
 
 
 class SourceText(Record):
@@ -188,6 +202,8 @@ def label_file(settings: LabelSettings, *, on_progress: OnProgress | None = None
         ConfigError: labellers that do not fit together.
         LicenceGateError: texts would go to a non-local endpoint without acknowledgement.
     """
+    if settings.is_shown_only and "llm" in settings.labeller:
+        raise UsageError("--out: what a model answers is kept; name a file")
     out = _result_path(settings)
     rejects = out.with_name(f"{out.name}.rejects.jsonl")
     counts = _Counts()
@@ -338,7 +354,11 @@ def _to_label(part: _Part) -> TextToLabel:
 
 
 def _result_path(settings: LabelSettings) -> Path:
-    return settings.out or settings.input.with_name(f"{settings.input.name}.labels.jsonl")
+    own = f"{settings.input.name}.labels.jsonl"
+    # a text is no name beside which a file could lie; its journal has nothing paid in it
+    return settings.out or (
+        Path("labels.jsonl") if settings.is_shown_only else settings.input.with_name(own)
+    )
 
 
 def _journal_path(settings: LabelSettings) -> Path:
