@@ -178,6 +178,25 @@ def finetune(
         return train(resolved, on_stage=on_stage)
 
 
+def export(
+    data: Data | None,
+    program: Literal["llama-factory", "ms-swift", "trl", "evalscope"] | None = None,
+    **settings: Any,
+) -> FolderResult:
+    """A built dataset in the shapes that another program reads: `cbtqa export`.
+
+    Example:
+        written = cbtqa.export(cbtqa.build_dataset(), "trl", out="for-trl", allow_template=True)
+        written.to_dict()["counts"]["splits"]
+    """
+    from cbtqa.tuning.data.export import ExportSettings
+    from cbtqa.tuning.data.export import export as write_export
+
+    if program is not None:
+        settings["for_"] = program
+    return write_export(_resolved(ExportSettings, "data", _path_of(data), settings))
+
+
 def merge(
     adapter: PathLike | FolderResult, out: PathLike, *, shard_mib: int = 2048, **settings: Any
 ) -> MergeRecord:

@@ -37,10 +37,9 @@ from cbtqa.files import (
     parse_record,
     read_parquet,
     read_rows,
-    remove_leftovers,
-    replacing,
 )
 from cbtqa.manifest import MANIFEST_NAME, Manifest, read_manifest
+from cbtqa.paths import remove_leftovers, replacing
 from cbtqa.records import (
     STEP_NAMES,
     CbtAnswer,

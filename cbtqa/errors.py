@@ -22,6 +22,9 @@ Run-level trouble raises one of these. Item-level trouble never raises: it is a
 
 from __future__ import annotations
 
+import importlib
+from typing import Any
+
 
 class CbtqaError(Exception):
     """Base of all errors; `hint` names the next command or step."""
@@ -55,6 +58,14 @@ class MissingExtraError(CbtqaError):
             f"this needs the Python module '{module}', which is not installed",
             hint=f"pip install 'cbtqa[{extra}]'",
         )
+
+
+def require(module: str, extra: str) -> Any:
+    """A module of an optional library, or a MissingExtraError that names its extra."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(error.name or module, extra) from None
 
 
 class DataError(CbtqaError):

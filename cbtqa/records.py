@@ -9,8 +9,6 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, model_validator
 
-from cbtqa.errors import MissingExtraError
-
 NonEmptyText = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
 Risk = Literal["none", "concern", "explicit"]
 """How strongly a text speaks of suicide or self-harm, as graded by `cbtqa.safety`."""
@@ -42,15 +40,9 @@ class Tabular:
         return next((rows for rows in lists if isinstance(rows[0], dict)), [whole])
 
     def to_pandas(self) -> Any:
-        """The rows as a `pandas.DataFrame`.
+        """The rows as a `pandas.DataFrame`."""
+        import pandas
 
-        Raises:
-            MissingExtraError: pandas is not installed.
-        """
-        try:
-            import pandas
-        except ModuleNotFoundError:
-            raise MissingExtraError("pandas", "hub") from None
         return pandas.DataFrame(self.to_rows())
 
     def _repr_html_(self) -> str:
@@ -224,6 +216,8 @@ class Reason(StrEnum):
 
     BAD_ROW = "bad_row"
     """The input row does not fit the schema."""
+    WRONG_DECODING = "wrong_decoding"
+    """The input text was decoded in a wrong encoding and cannot be Chinese."""
     SOURCE_MISSING = "source_missing"
     """The file of questions does not hold this entry's question."""
     SOURCE_DIFFERS = "source_differs"

@@ -74,15 +74,17 @@ _NAMES = (  # never a word, whatever is left of the brackets round it
     r"|START_OF_TURN_TOKEN|END_OF_TURN_TOKEN|CHATBOT_TOKEN|USER_TOKEN|tool_calls?_(?:begin|end)"
     r"|begin_of_(?:image|box|solution|thought)|fim_(?:prefix|middle|suffix)"
 )
+_WORD = r"[A-Za-z0-9-]"
 _CONTROL = re.compile(
     "|".join(
         (
             # <|im_end|>, <｜User｜>, < | end_of_sentence | >, Gemma's <|turn> and <turn|>, <|"|>
             rf"{_OPEN}\|\s?[/\w\"][\w .:/\"-]{{0,50}}?\s?\|?{_CLOSE}",
-            rf"{_OPEN}/?\w[\w .:-]{{0,50}}?\s?\|{_CLOSE}",
+            rf"{_OPEN}/?[A-Za-z_][A-Za-z0-9_ .:-]{{0,50}}?\s?\|{_CLOSE}",
             r"<\|[A-Za-z_]\w{0,30}\|?$",  # cut inside the token
             # <reserved_106>, <start_of_turn>, <extra_id_0>, <seed:bos>, <BOS_TOKEN>, <C_Q>, <0x0A>
-            rf"{_OPEN}/?(?:\w{{0,30}}[_:]\w{{1,30}}(?:[_:]\w{{0,30}}){{0,4}}|0x[0-9A-F]{{2}}){_CLOSE}",
+            rf"{_OPEN}/?(?:{_WORD}{{0,30}}[_:]{_WORD}{{1,30}}(?:[_:]{_WORD}{{0,30}}){{0,4}}){_CLOSE}",
+            rf"{_OPEN}0x[0-9A-F]{{2}}{_CLOSE}",
             rf"{_OPEN}/?(?:{_BARE_NAMES})/?{_CLOSE}",
             rf"{_OPEN}/?(?:tool|function)[\w=. -]{{0,40}}{_CLOSE}",  # <tool_call>, <function=x>
             r"<<\s?/?SYS\s?>>",
@@ -249,15 +251,19 @@ _MARKUP = re.compile(
         )
     )
 )
-_FILLED_IN = (
-    r"姓名|名字|称呼|昵称|电话|号码|地址|日期|时间|城市|地点|学校|公司|机构|链接|邮箱|填写|填入|插入|替换"
-    r"|省略|待补充|此处|某某|具体情况|具体内容|原话|正文"
+_WHOSE = (
+    r"(?:你的|您的|对方的?|来访者的?|提问者的?|用户的?|朋友的?|某个?|具体的?|此处的?|在此处?|这里)?"
+)
+_BLANK = (
+    r"姓名|名字|称呼|昵称|电话(?:号码)?|号码|地址|日期|时间|城市|地点|学校|公司|机构|链接|邮箱"
+    r"|具体(?:情况|内容|事件|时间)|情况|原话|正文|内容"
 )
 _NO_BRACKET = r"[^\[\]{}【】<>()（）\n]{0,12}"
 _PLACEHOLDER = re.compile(
     "|".join(
         (
-            rf"[\[{{【<]{_NO_BRACKET}(?:{_FILLED_IN}){_NO_BRACKET}[\]}}】>]",
+            rf"[\[{{【]\s?{_WHOSE}(?:{_BLANK})\s?[\]}}】]|(?<!<)<\s?{_WHOSE}(?:{_BLANK})\s?>(?!>)",
+            rf"[\[{{【]{_NO_BRACKET}(?:填写|填入|插入|替换|省略|待补充|此处|在此){_NO_BRACKET}[\]}}】]",
             rf"(?i:[\[{{]{_NO_BRACKET}\b(?:names?|your|insert|placeholder|fill in|date|phone|todo"
             rf"|tbd)\b{_NO_BRACKET}[\]}}])",
             rf"[(（]{_NO_BRACKET}(?:此处|[以下后]文?|内容|篇幅|部分){_NO_BRACKET}略{_NO_BRACKET}[)）]",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cbtqa.text_faults import find_machine_text
+from cbtqa.text_faults import find_broken_text, find_machine_text
 
 BEFORE = "听起来你这阵子过得很不容易。"
 
@@ -96,6 +96,7 @@ NATURAL = [
     "问题：他为什么不回消息？你能想到几种解释？",
     "咨询师会对你说：“慢慢来。”",
     "妈妈说：“你怎么又这样？”你说：“我累了。”",
+    "<第二章：我不是我的想法>这一节也许对你有用，还有<时间简史：插图版>。",
     "1<2，而 3>2；(>_<||| )，<3",
     "Thoughts: I am no good. Feelings: sad.",
     "Let me think about what you said. We need to create a plan together.",
@@ -135,3 +136,4 @@ def test_a_turn_of_another_speaker_is_found_with_what_stands_before_left_clean(t
 @pytest.mark.parametrize("text", NATURAL)
 def test_what_a_person_may_write_is_no_fault(text: str) -> None:
     assert find_machine_text(text) is None
+    assert find_broken_text(text) is None

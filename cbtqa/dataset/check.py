@@ -14,12 +14,11 @@ from typing import Any
 
 from cbtqa.distortions.taxonomy import Taxonomy
 from cbtqa.files import shipped_yaml
-from cbtqa.llm.chat import Fault
+from cbtqa.llm.chat import Fault, fault_of_text
 from cbtqa.prompts import FENCE_CLOSE, FENCE_OPEN, Prompt
 from cbtqa.records import STEP_NAMES, CbtSteps, DistortionLabel, Question, Reason, Risk
 from cbtqa.safety.answers import check_answer
 from cbtqa.text_faults import (
-    TextFault,
     find_broken_text,
     find_empty_words,
     find_foreign_text,
@@ -179,11 +178,6 @@ class AnswerChecks:
         return tuple(labels.values())
 
 
-def fault_of_text(found: TextFault) -> Fault:
-    """What the shared list found, as a reply's fault."""
-    return Fault(Reason(found.kind), found.found)
-
-
 def _fault_of_part(part: str) -> Fault | None:
     """What shows that a part is no Chinese words of a letter."""
     if found := find_machine_text(part):
@@ -234,14 +228,27 @@ def find_verbatim(evidence: str, question: Question) -> str | None:
     return None
 
 
-def answer_json_schema(taxonomy: Taxonomy) -> dict[str, Any]:
-    """JSON schema of a reply in five steps, for servers that hold a model to one."""
+MOST_REPETITIONS = 2_000
+"""llama.cpp refuses a grammar with as many. Source: its issues 17473, 27087."""
+
+
+def answer_json_schema(taxonomy: Taxonomy, limits: tuple[int, int] | None = None) -> dict[str, Any]:
+    """JSON schema of a reply in five steps, for servers that hold a model to one.
+
+    Args:
+        limits: characters of a step, from and to; None where the server knows no lengths. The
+            schema allows one more than the check: a text that the server ended there was cut, and
+            is found to be too long.
+    """
 
     def closed(properties: dict[str, Any]) -> dict[str, Any]:
         required = {"required": list(properties), "additionalProperties": False}
         return {"type": "object", "properties": properties, **required}
 
-    text = {"type": "string"}
+    text: dict[str, Any] = {"type": "string"}
+    step = dict(text)
+    if limits and limits[1] + 1 < MOST_REPETITIONS:
+        step |= {"minLength": limits[0], "maxLength": limits[1] + 1}
     label = closed({"id": {**text, "enum": list(taxonomy.ids)}, "evidence": text})
     labels = {"type": "array", "items": label}
-    return closed({**dict.fromkeys(STEP_NAMES, text), "distortions": labels})
+    return closed({**dict.fromkeys(STEP_NAMES, step), "distortions": labels})

@@ -27,17 +27,18 @@ from cbtqa.dataset_folder import (
     list_of,
     source_rows,
 )
-from cbtqa.distortions.clauses import split_sentences
 from cbtqa.distortions.labellers import Labeller, Labels, VoteRule, count_votes, labels_named_in
 from cbtqa.distortions.llm_labeller import DRAWN, LabellingTask, TextToLabel, read_outcomes
 from cbtqa.distortions.models import load_labeller
-from cbtqa.distortions.patterns import PatternLabeller
+from cbtqa.distortions.patterns import PatternLabeller, split_sentences
 from cbtqa.distortions.taxonomy import Taxonomy, load_taxonomy, map_labels
 from cbtqa.errors import ConfigError, DataError, UsageError
-from cbtqa.files import ParquetRows, json_line, parse_record, read_rows, replacing, write_jsonl
+from cbtqa.files import ParquetRows, json_line, parse_record, read_rows, write_jsonl
 from cbtqa.llm.batch import OnProgress
 from cbtqa.llm.cost import Estimate
 from cbtqa.llm.runs import EndpointSettings, Service, estimate_run, open_run
+from cbtqa.manifest import refuse_empty
+from cbtqa.paths import replacing
 from cbtqa.records import DistortionLabel, NonEmptyText, Record, Rejection
 
 
@@ -217,6 +218,10 @@ def label_file(settings: LabelSettings, *, on_progress: OnProgress | None = None
         write_labels(out, _labelled_rows(settings, labellers, counts, rejections))
     if not counts.rejected:
         rejects.unlink()
+    refuse_empty(
+        *(counts.n["n_rows"], counts.n["n_parts"], "texts was labelled", counts.rejected),
+        kept=rejects if counts.rejected else out,
+    )
     return LabellingRun(
         **{name: counts.n[name] for name in ("n_texts", "n_parts", "n_rows", "n_labelled")},
         out=out,

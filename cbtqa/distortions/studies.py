@@ -11,8 +11,7 @@ from pydantic import Field
 
 from cbtqa.distortions.annotators import LabelAgreement, measure_agreement
 from cbtqa.distortions.evaluate import F1, EvaluationReport, count_f1, evaluate
-from cbtqa.distortions.gold import GoldSet
-from cbtqa.distortions.importers import read_gold
+from cbtqa.distortions.importers import GoldSet, read_gold
 from cbtqa.distortions.labelling import open_labeller
 from cbtqa.distortions.models import describe_model, save_linear, write_signature
 from cbtqa.distortions.taxonomy import Taxonomy

@@ -57,6 +57,7 @@ from cbtqa.hub.scan import Finding, Watch, protected_text, scan_plan, watch_for
 from cbtqa.hub.settings import DatasetSettings
 from cbtqa.hub.source_text import SourceIndex, mask_quotes
 from cbtqa.records import STEP_NAMES
+from cbtqa.text_faults import find_machine_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -130,17 +131,19 @@ def check_dataset(plan: PublishPlan, watch: Watch, settings: DatasetSettings) ->
         if (name := path.relative_to(settings.run).as_posix()).startswith("data/")
         and known.get(name) != sha256_of(path)
     ]
-    return [*changed, *_cut_answers(folder, settings), *scan_plan(plan, watch)]
+    return [*changed, *_damaged_answers(folder, settings), *scan_plan(plan, watch)]
 
 
-def _cut_answers(folder: DatasetFolder, settings: DatasetSettings) -> Iterator[Finding]:
-    """Entries to be published whose answer did not end as a whole one does."""
-    for row in folder.rows(columns=("id", "risk", "finish_reason")):
-        ended = row["finish_reason"]
+def _damaged_answers(folder: DatasetFolder, settings: DatasetSettings) -> Iterator[Finding]:
+    """Entries to be published whose answer is cut, or holds what a model writes to itself."""
+    for row in folder.rows(columns=("id", "risk", "finish_reason", "answer")):
+        ended, where = row["finish_reason"], f"question {row['id']}"
         if settings.withhold_crisis and row["risk"] != "none":
             continue
         if ending_of(ended) is not Ending.WHOLE:
-            yield Finding(f"question {row['id']}", f"its answer is cut: it ended with '{ended}'")
+            yield Finding(where, f"its answer is cut: it ended with '{ended}'")
+        elif found := find_machine_text(row["answer"]):
+            yield Finding(where, f"its answer holds machine text ({found.kind}): {found.found!r}")
 
 
 def _write_tables(

@@ -307,7 +307,11 @@ def protected_text(settings: PublishSettings) -> SourceIndex:
         return index
     columns = parse_columns(settings.column)
     for item in read_questions(
-        settings.source, encoding=settings.encoding, columns=columns, with_answers=True
+        settings.source,
+        encoding=settings.encoding,
+        columns=columns,
+        first_turn=settings.first_turn,
+        with_answers=True,
     ):
         if isinstance(item, SourceItem):
             index.add(item.question.question)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from cbtqa.errors import IncompleteRunError
@@ -109,6 +110,18 @@ ADD_TOTAL = (
     "n = n + excluded.n, prompt_tokens = prompt_tokens + excluded.prompt_tokens, "
     "completion_tokens = completion_tokens + excluded.completion_tokens"
 )
+ASKED_AGAIN = f"""
+SELECT reason, count(*), sum(is_accepted) FROM (
+    SELECT before.reason AS reason, max(later.state = {int(State.ACCEPTED)}) AS is_accepted
+    FROM attempts AS later INDEXED BY attempts_by_key JOIN attempts AS before
+    ON before.key = later.key AND before.attempt = later.attempt - 1
+    AND before.state = {int(State.FAULTY)}
+    WHERE later.attempt > 1
+    AND later.state IN ({int(State.ACCEPTED)}, {int(State.FAULTY)}, {int(State.FINAL)})
+    GROUP BY later.key, later.attempt
+) GROUP BY reason ORDER BY count(*) DESC, reason
+"""
+"""The index alone finds later attempts: the rows hold the texts and may be gigabytes."""
 
 
 def row_of(entry: Entry) -> tuple[Any, ...]:
@@ -140,7 +153,20 @@ def outcome_of(rows: list[Any]) -> Outcome | None:
         completion_tokens=sum(row[11] or 0 for row in rows),
     )
     n_attempts = last.attempt if last.reply else last.attempt - 1
-    return Outcome(last.key, last.state, last.reply, last.fault, n_attempts, usage)
+    fault = _with_attempts(last.fault, rows) if last.fault and last.reply else last.fault
+    return Outcome(last.key, last.state, last.reply, fault, n_attempts, usage)
+
+
+def _with_attempts(fault: Fault, rows: list[Any]) -> Fault:
+    """The last fault with what happened to the attempts before, where there were any."""
+    by_attempt = {row[1]: row[3] for row in rows if row[3] and row[13] is not None}
+    reasons = list(by_attempt.values())
+    if len(reasons) < 2:
+        return fault
+    told = f"all {len(reasons)} attempts"
+    if len(set(reasons)) > 1:
+        told = f"attempts: {', '.join(reasons)}"
+    return Fault(fault.reason, f"{fault.detail} ({told})".strip())
 
 
 def entry_of(row: Any) -> Entry:
@@ -160,6 +186,57 @@ def entry_of(row: Any) -> Entry:
         host=row[14] or "",
     )
     return Entry(row[0], row[1], State(row[2]), reply, fault)
+
+
+class InFlight:
+    """How many requests are paid for and not in the journal yet, in a file that outlives a kill.
+
+    The number is written before a request is sent, unbuffered: what a killed process had written
+    is in the system's hands. It is not durable over a power cut, for which each request would
+    have to wait for the disk.
+    """
+
+    def __init__(self, journal: Path) -> None:
+        """Reads what an earlier run left; `n_before` of its requests may be paid twice."""
+        self._path = journal.with_name(f".{journal.name}.in-flight")
+        self._unwritten: set[int] = set()
+        self.n = 0
+        """In flight now."""
+        try:
+            self.n_before = int(self._path.read_text(encoding="ascii") or 0)
+        except (OSError, ValueError):
+            self.n_before = 0
+        self._file = self._path.open("wb", buffering=0)
+        self._note(0)
+
+    def _note(self, more: int) -> None:
+        self.n += more
+        self._file.seek(0)
+        self._file.write(b"%09d" % self.n)
+
+    def sent(self) -> None:
+        """Notes a request that is about to be sent."""
+        self._note(1)
+
+    def failed(self) -> None:
+        """Notes that a request has ended without a reply."""
+        self._note(-1)
+
+    def received(self, reply: Reply) -> None:
+        """Notes the reply to a request; it counts as in flight until its row is durable."""
+        self._unwritten.add(id(reply))
+
+    def written(self, entry: Entry) -> None:
+        """Notes a durable row."""
+        if id(entry.reply) in self._unwritten:
+            self._unwritten.discard(id(entry.reply))
+            self._note(-1)
+
+    def close(self) -> None:
+        """Removes the file when nothing is in flight; what was dropped stays noted."""
+        self._file.close()
+        if self.n <= 0:
+            self._path.unlink(missing_ok=True)
 
 
 COMMIT_EVERY_S = 0.05

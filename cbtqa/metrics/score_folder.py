@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cbtqa.errors import DataError, UsageError
-from cbtqa.files import ParquetRows, parse_record, parse_yaml, read_json, write_json, write_text
+from cbtqa.files import ParquetRows, parse_record, read_json, write_json, write_text
 from cbtqa.manifest import (
     MANIFEST_NAME,
     Manifest,
@@ -33,6 +33,7 @@ from cbtqa.metrics.pairs import Predictions, References
 from cbtqa.metrics.registry import known_metrics
 from cbtqa.metrics.scoring import Scored, ScoreReport, ScoreSettings
 from cbtqa.metrics.text.texts import Item
+from cbtqa.plain_values import parse_yaml
 from cbtqa.records import MetricScore
 from cbtqa.report.table import Cell, Column, Estimate, Table
 from cbtqa.report.words import digits

@@ -15,7 +15,15 @@ from cbtqa.errors import UsageError
 from cbtqa.metrics.base import Metric
 from cbtqa.metrics.evaluation import OnBlock, Resampling, SystemScores, anchors, evaluate, scores_of
 from cbtqa.metrics.neural.weights import NeuralSettings
-from cbtqa.metrics.pairs import Columns, Predictions, References, read_predictions, read_references
+from cbtqa.metrics.pairs import (
+    Columns,
+    Predictions,
+    References,
+    brings_references,
+    read_own_references,
+    read_predictions,
+    read_references,
+)
 from cbtqa.metrics.peers import PeerCheck, check_by_peers
 from cbtqa.metrics.registry import AnyMetric, metrics_named
 from cbtqa.metrics.structure import (
@@ -26,6 +34,7 @@ from cbtqa.metrics.structure import (
     read_steps,
     train_step_model,
 )
+from cbtqa.metrics.text.texts import Item
 from cbtqa.records import MetricScore, Record, Tabular
 from cbtqa.statistics.resampling import BOOTSTRAP_TRIALS, DEFAULT_SEED, FEW_ITEMS
 
@@ -34,9 +43,10 @@ class ScoreSettings(NeuralSettings):
     """The settings of `cbtqa score`."""
 
     predictions: tuple[Path, ...] = ()
-    """Files with predictions, or built datasets where --ref is one."""
+    """Files with predictions, or built datasets where --ref is one. Plain text has one a line."""
     ref: Path | None = None
-    """References: a built dataset, or any file with answers."""
+    """References: a built dataset, or any file with answers. Not needed where every file of
+    predictions brings its own, as those of LLaMA-Factory and ms-swift do."""
     split: str = "test"
     """Splits of a built dataset, comma-separated, or all."""
     metrics: str = "default"
@@ -91,6 +101,8 @@ class SystemCounts(Record):
     """Answers that the system also gave to another question."""
     n_cut: int = 0
     """Answers cut at the token limit or ending inside a sentence."""
+    n_machine: int = 0
+    """Answers with control tokens, another speaker's turn or reasoning; scored as they are."""
 
 
 class ScoreReport(Record):
@@ -141,18 +153,11 @@ def score(
         UsageError: nothing to score, an unknown or refused metric, two systems of one name.
         DataError: a file that is not what it should be.
     """
-    if settings.ref is None or not settings.predictions:
-        raise UsageError(
-            "nothing to score" if settings.ref else "no references",
-            hint="cbtqa score predictions.jsonl --ref cbtqa-dataset",
-        )
     metrics = metrics_named(settings.metrics, NeuralSettings.part_of(settings))
     notes = _teach_steps(metrics, settings)
-    columns = Columns(
-        *(settings.ref_id_column, settings.ref_column, settings.cluster_column, settings.encoding),
-        prefix="--ref-",
-    )
-    references = read_references(settings.ref, columns, settings.split)
+    references = _references(settings)
+    if not references.has_ids:
+        notes.append("paired by row: neither side has ids")
     systems = _read_systems(settings, references)
     everything = systems + (anchors(references, settings.seed) if settings.anchors else [])
     evaluated = evaluate(references, everything, metrics, on_block)
@@ -183,6 +188,32 @@ def score(
         checks=tuple(checks),
     )
     return Scored(report, references, everything, evaluated, metrics)
+
+
+def _references(settings: ScoreSettings) -> References:
+    columns = Columns(
+        *(settings.ref_id_column, settings.ref_column, settings.cluster_column, settings.encoding),
+        prefix="--ref-",
+    )
+    if settings.ref is not None and settings.predictions:
+        return read_references(settings.ref, columns, settings.split)
+    if not bring_references(settings.predictions, settings.encoding, settings.ref_column):
+        raise UsageError(
+            "nothing to score" if settings.ref else "no references",
+            hint="cbtqa score predictions.jsonl --ref cbtqa-dataset",
+        )
+    return read_own_references(
+        settings.predictions, replace(columns, id=settings.ref_id_column or settings.id_column)
+    )
+
+
+def bring_references(
+    predictions: Sequence[Path], encoding: str = "utf-8", column: str | None = None
+) -> bool:
+    """Whether every file of predictions holds its own references, so that none need be named."""
+    return bool(predictions) and all(
+        brings_references(Path(path), encoding, column) for path in predictions
+    )
 
 
 def _teach_steps(metrics: Sequence[AnyMetric], settings: ScoreSettings) -> list[str]:
@@ -217,11 +248,11 @@ def _teach_steps(metrics: Sequence[AnyMetric], settings: ScoreSettings) -> list[
 
 def _read_systems(settings: ScoreSettings, references: References) -> list[Predictions]:
     columns = Columns(settings.id_column, settings.prediction_column, None, settings.encoding)
-    assert settings.ref is not None
-    split = settings.split if has_splits(settings.ref) else None
+    ref = settings.ref
+    split = settings.split if ref is not None and has_splits(ref) else None
     systems: list[Predictions] = []
     for path in settings.predictions:
-        if path.exists() and path.samefile(settings.ref):
+        if ref is not None and path.exists() and path.samefile(ref):
             raise UsageError(
                 f"{path} is given as predictions and as references",
                 hint="the row `references` already shows what they score against themselves",
@@ -273,6 +304,12 @@ def _warnings(references: References, systems: Sequence[Predictions]) -> list[st
             found.append(
                 f"{system.system}: hardly any Chinese characters; is this the right column?"
             )
+        scripts = [_script_of(side.items) for side in (system, references)]
+        if None not in scripts and scripts[0] != scripts[1]:
+            found.append(
+                f"{system.system}: in {scripts[0]} characters, and the references are in "
+                f"{scripts[1]} ones: most words count as different; convert one side first"
+            )
     texts = {one.system: [item and item.text for item in one.items] for one in systems}
     found += [
         f"{one} and {other} hold the same answers"
@@ -280,6 +317,22 @@ def _warnings(references: References, systems: Sequence[Predictions]) -> list[st
         if texts[one] == texts[other]
     ]
     return found
+
+
+def _script_of(items: Sequence[Item | None]) -> str | None:
+    """The script of a side's texts; None where hardly a character tells."""
+    text = "".join(item.text for item in items[:200] if item is not None)
+    n_simplified = n_traditional = 0
+    for letter in filter(lambda letter: letter > "\u33ff", text):
+        # what only one of the two national standards has is written in one script alone
+        is_simplified, is_traditional = (
+            bool(letter.encode(standard, "ignore")) for standard in ("gb2312", "big5")
+        )
+        n_simplified += is_simplified and not is_traditional
+        n_traditional += is_traditional and not is_simplified
+    if 20 * max(n_simplified, n_traditional) < len(text):
+        return None
+    return "simplified" if n_simplified > n_traditional else "traditional"
 
 
 def _is_hardly_chinese(system: Predictions) -> bool:

@@ -32,7 +32,15 @@ from cbtqa.llm.chat import Fault, Message, Reply
 from cbtqa.llm.cost import Estimate
 from cbtqa.llm.journal import Journal
 from cbtqa.llm.runs import open_run
-from cbtqa.manifest import MANIFEST_NAME, Manifest, describe_file, new_manifest, now, write_manifest
+from cbtqa.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    describe_file,
+    new_manifest,
+    now,
+    refuse_empty,
+    write_manifest,
+)
 from cbtqa.records import Reason, Session, Turn, TurnMark
 from cbtqa.settings import Resolved
 from cbtqa.simulation.draws import seed_of
@@ -131,6 +139,11 @@ def export_sessions(
         files=tuple(describe_file(path, out) for path in sorted(out.rglob("*.jsonl"))),
     )
     write_manifest(settings.out, manifest)
+    if work.writers:
+        n_pairs = sum(counts["orpo"].values())
+        refuse_empty(
+            n_pairs, sum(counts["sft"].values()), "pairs was made", counts["dropped"], kept=out
+        )
     return Exported(settings.out, manifest, work.warnings(counts))
 
 

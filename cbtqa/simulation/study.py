@@ -15,13 +15,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from cbtqa.errors import ConfigError, DataError
-from cbtqa.files import open_text, parse_yaml
+from cbtqa.files import read_text
 from cbtqa.llm.chat import Sampling
 from cbtqa.llm.endpoint import checked_url
+from cbtqa.plain_values import parse_yaml
 from cbtqa.records import NonEmptyText
 from cbtqa.settings import Settings
 
@@ -29,21 +29,6 @@ from cbtqa.settings import Settings
 def shipped_yaml(*path: str) -> Any:
     """A YAML file of this room, such as `wording.yaml`."""
     return parse_yaml(files(__package__).joinpath(*path).read_text(encoding="utf-8"))
-
-
-def read_yaml(path: Path) -> Any:
-    """A YAML file of the user's.
-
-    Raises:
-        DataError: it is missing, or not YAML; with the line.
-    """
-    with open_text(path) as stream:
-        try:
-            return parse_yaml(stream)
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            where = f"{path}:{mark.line + 1}" if mark else str(path)
-            raise DataError("not YAML", where=where) from None
 
 
 def flattened(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -353,12 +338,11 @@ def load_study(path: Path | None = None, *, built_in: str = "demo") -> StudySett
         where = f"{built_in}.yaml"
         text = files(__package__).joinpath(where).read_text(encoding="utf-8")
     else:
-        with open_text(path) as stream:
-            text, where = stream.read(), str(path)
+        text, where = read_text(path), str(path)
     try:
-        value = parse_yaml(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: not YAML: {error}") from None
+        value = parse_yaml(text, where)
+    except DataError as error:
+        raise ConfigError(str(error)) from None
     if not isinstance(value, Mapping):
         raise ConfigError(f"{where}: expected `key: value` lines")
     return parse_study(value, where)

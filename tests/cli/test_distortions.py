@@ -240,5 +240,6 @@ def test_one_text_and_standard_input_are_labelled_and_shown_and_kept_nowhere(
     printed = capsys.readouterr()
     assert row["labels"][0]["id"] in printed.out and "1 of 2 texts" in printed.err
     assert list(tmp_path.iterdir()) == []
-    assert run("label", text, "--labeller", "llm", "--endpoint", "http://127.0.0.1:9/v1") == 2
+    asked = ("--labeller", "llm", "--endpoint", "http://127.0.0.1:9/v1", "--model", "m")
+    assert run("label", text, *asked) == 2
     assert "--out" in capsys.readouterr().err

@@ -126,6 +126,7 @@ def test_one_flowing_text_is_checked_as_a_whole() -> None:
 
 def test_the_schema_asks_for_the_closed_set_of_types() -> None:
     schema = answer_json_schema(TAXONOMY)
+    assert schema["properties"]["key_thought"] == {"type": "string"}
     kinds = schema["properties"]["distortions"]["items"]["properties"]["id"]["enum"]
     assert tuple(kinds) == TAXONOMY.ids
 

@@ -249,6 +249,14 @@ def test_an_answer_that_is_not_whole_stops_it_by_its_question(tmp_path: Path) ->
     assert "insufficient_system_resource" in findings[0].what
 
 
+@pytest.mark.parametrize("tail", ["<|im_end|>", "\n用户：谢谢你。", "</think>慢慢来。"])
+def test_machine_text_in_an_answer_stops_it_by_its_question(tmp_path: Path, tail: str) -> None:
+    run = write_dataset(tmp_path / "run", 8, tail=tail)
+    found = findings_of(run)[0]
+    assert found.where.startswith("question 9")
+    assert "machine text" in found.what
+
+
 def test_notes_with_a_blank_stop_it(run: Path, tmp_path: Path) -> None:
     notes = tmp_path / "notes.md"
     notes.write_text("Funding: TB" + "D\n", "utf-8")

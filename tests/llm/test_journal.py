@@ -15,7 +15,13 @@ import pytest
 
 from cbtqa.errors import ConfigError, DataError, IncompleteRunError
 from cbtqa.llm.chat import Fault, Reply
-from cbtqa.llm.journal import Entry, Journal, State, fork_path, refuse_network_drive
+from cbtqa.llm.journal import (
+    UNDER_WAY,
+    Entry,
+    Journal,
+    State,
+    fork_path,
+)
 from cbtqa.records import Reason, Usage
 
 USAGE = Usage(prompt_tokens=10, completion_tokens=5)
@@ -88,8 +94,8 @@ def test_done_means_that_nothing_is_left_to_send(
 
 
 def test_a_changed_fingerprint_is_refused_with_the_differences(tmp_path: Path) -> None:
-    with Journal(tmp_path / "j", {"model": "m1", "prompt": "p", "seed": "1"}):
-        pass
+    with Journal(tmp_path / "j", {"model": "m1", "prompt": "p", "seed": "1"}) as journal:
+        journal.record([faulty("一", 1)])
     with pytest.raises(ConfigError) as refused:
         Journal(tmp_path / "j", {"model": "m2", "prompt": "p", "extra": "x"})
     message = str(refused.value)
@@ -98,6 +104,38 @@ def test_a_changed_fingerprint_is_refused_with_the_differences(tmp_path: Path) -
     assert "--fork" in str(refused.value.hint)
     with Journal(tmp_path / "j", {"seed": "1", "prompt": "p", "model": "m1"}):
         pass
+
+
+@pytest.mark.parametrize(
+    ("entry", "is_bound"),
+    [
+        (Entry("一", 1, State.FINAL, None, Fault(Reason.BAD_REQUEST, "no")), False),
+        (Entry("一", 1, State.ENDPOINT, None, Fault(Reason.ENDPOINT, "gone")), False),
+        (Entry("一", 1, State.UNCHECKED, reply()), True),
+        (Entry("一", 1, State.FINAL, reply(), Fault(Reason.CONTENT_FILTER, "")), True),
+    ],
+)
+def test_only_a_reply_binds_the_settings_of_a_journal(
+    tmp_path: Path, entry: Entry, is_bound: bool
+) -> None:
+    with Journal(tmp_path / "j", {"model": "m1"}) as journal:
+        journal.record([entry])
+    if is_bound:
+        with pytest.raises(ConfigError, match="other settings"):
+            Journal(tmp_path / "j", {"model": "m2"})
+        return
+    with Journal(tmp_path / "j", {"model": "m2"}) as journal:
+        assert journal.outcome("一") is None and not journal.totals().faults, "asked anew"
+        journal.record([Entry("一", 1, State.ACCEPTED, reply())])
+    with pytest.raises(ConfigError, match="was m2, is m1"):
+        Journal(tmp_path / "j", {"model": "m1"})
+
+
+def test_a_batch_under_way_binds_the_settings_of_a_journal(tmp_path: Path) -> None:
+    with Journal(tmp_path / "j", {"model": "m1"}) as journal:
+        journal.set_meta(UNDER_WAY, '[{"token": "t", "id": "batch-1"}]')
+    with pytest.raises(ConfigError, match="other settings"):
+        Journal(tmp_path / "j", {"model": "m2"})
 
 
 def test_a_fork_has_one_path_for_one_fingerprint(tmp_path: Path) -> None:
@@ -227,34 +265,6 @@ def test_a_journal_of_a_newer_format_is_refused(tmp_path: Path) -> None:
         Journal(tmp_path / "j")
 
 
-@pytest.mark.parametrize(
-    ("folder", "is_refused"),
-    [
-        ("/data/net/runs", True),
-        ("/data/netlike", False),
-        ("/data/net/local", False),
-        ("/data/with space/x", True),
-        ("/srv", False),
-    ],
-)
-def test_a_network_drive_is_refused(folder: str, is_refused: bool) -> None:
-    mounts = (
-        "/dev/vda / ext4 rw 0 0\n"
-        "host:/export /data/net nfs4 rw 0 0\n"
-        "/dev/vdb /data/net/local xfs rw 0 0\n"
-        "me@host: /data/with\\040space fuse.sshfs rw 0 0\n"
-    )
-    if is_refused:
-        with pytest.raises(ConfigError, match="network drive"):
-            refuse_network_drive(Path(folder), mounts)
-    else:
-        refuse_network_drive(Path(folder), mounts)
-
-
-def test_this_machines_own_mounts_can_be_read(tmp_path: Path) -> None:
-    refuse_network_drive(tmp_path)
-
-
 def test_the_file_is_in_wal_mode_and_synced_in_full(tmp_path: Path) -> None:
     with Journal(tmp_path / "j") as journal:
         assert isinstance(journal._db, sqlite3.Connection)
@@ -275,3 +285,40 @@ def test_a_journal_begun_before_hosts_were_kept_is_read_and_continued(tmp_path: 
         journal.record([Entry("二", 1, State.ACCEPTED, replace(reply(), host="h"))])
         found = [one.reply.host for _, one in journal.outcomes(["一", "二"]) if one and one.reply]
     assert found == ["", "h"]
+
+
+def test_what_was_asked_again_is_counted_by_its_fault_with_what_became_of_it(
+    tmp_path: Path,
+) -> None:
+    def row(key: str, attempt: int, state: State, reason: Reason | None = None) -> Entry:
+        return Entry(key, attempt, state, Reply("x"), Fault(reason) if reason else None)
+
+    rows = [
+        row("a", 1, State.FAULTY, Reason.CUT),
+        row("a", 2, State.ACCEPTED),
+        row("b", 1, State.FAULTY, Reason.CUT),
+        row("b", 2, State.FAULTY, Reason.MISSING_STEP),
+        row("b", 3, State.FAULTY, Reason.CUT),
+        row("c", 1, State.ACCEPTED),
+        row("d", 1, State.FAULTY, Reason.ECHO),
+        Entry("d", 2, State.ENDPOINT, None, Fault(Reason.ENDPOINT)),
+    ]
+    with Journal(tmp_path / "j.sqlite") as journal:
+        journal.record(rows)
+        assert journal.asked_again() == {
+            "cut": {"n_asked": 2, "n_accepted": 1},
+            "missing_step": {"n_asked": 1, "n_accepted": 0},
+        }
+        told = {key: outcome.fault for key, outcome in journal.outcomes("abcd") if outcome}
+    assert told["a"] is None and told["c"] is None
+    assert told["b"] and told["b"].detail == "(attempts: cut, missing_step, cut)"
+
+
+def test_a_fault_that_came_every_time_says_how_often(tmp_path: Path) -> None:
+    fault = Fault(Reason.CUT, "the reply ended at the token limit (64 tokens)")
+    rows = [Entry("a", n, State.FAULTY, Reply("x"), fault) for n in (1, 2, 3)]
+    with Journal(tmp_path / "j.sqlite") as journal:
+        journal.record(rows)
+        outcome = journal.outcome("a")
+    assert outcome and outcome.fault
+    assert outcome.fault.detail == "the reply ended at the token limit (64 tokens) (all 3 attempts)"

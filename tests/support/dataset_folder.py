@@ -84,8 +84,9 @@ def make_answer(
     is_template: bool = False,
     risk: str = "none",
     ended: str = "stop",
+    tail: str = "",
 ) -> CbtAnswer:
-    """A five-step answer in the teacher's manner; a fused one has no steps."""
+    """A five-step answer in the teacher's manner and a `tail`; a fused one has no steps."""
     chance = random.Random(f"answer-{index}")
     quoted = f"你写到“{thought[1]}”，" if thought else "你没有急着给自己下结论，"
     steps = CbtSteps(
@@ -102,7 +103,8 @@ def make_answer(
         encouragement_and_foresight="改变从来不是一次完成的，"
         + chance.choice(
             ("愿意写下来就是第一步。", "慢慢来也没有关系。", "需要的时候也可以找人陪你。")
-        ),
+        )
+        + tail,
     )
     labels = (
         [DistortionLabel(id=thought[0], evidence=thought[1], labeller="answer", confidence=0.8)]
@@ -179,10 +181,10 @@ def write_dataset_folder(
     is_fused: bool = False,
     is_template: bool = False,
     with_manifest: bool = True,
-    ended: str = "stop",
+    **answers: str,
 ) -> Path:
-    """Writes the folder and returns it; `ended` is the finish reason of its answers."""
-    rows = make_rows(n_entries, is_fused=is_fused, is_template=is_template, ended=ended)
+    """Writes the folder and returns it; `answers`: finish reason and tail as in `make_answer`."""
+    rows = make_rows(n_entries, is_fused=is_fused, is_template=is_template, **answers)
     splits = Counter(split for split, _ in rows)
     schema = arrow_schema(answer_features(load_taxonomy("socialcd-12").ids))
     for split in splits:

@@ -13,6 +13,8 @@ from cbtqa.dataset_folder import DatasetFolder, answer_of
 from cbtqa.errors import ConfigError, DataError, IncompleteRunError
 from cbtqa.files import read_rows
 from cbtqa.records import STEP_NAMES
+from cbtqa.text_faults import find_machine_text
+from cbtqa.tuning.backbones import load_backbones
 from cbtqa.tuning.data.chat_format import ChatFormat
 from cbtqa.tuning.data.encoding import encode
 from cbtqa.tuning.data.examples import (
@@ -187,6 +189,100 @@ def test_every_assistant_turn_is_learnt_with_what_precedes_it(tmp_path: Path) ->
     ]
 
 
+SHAPES: dict[str, dict[str, Any]] = {
+    "sharegpt": {
+        "system": "S",
+        "conversations": [
+            *({"from": "human", "value": "u1"}, {"from": "gpt", "value": "a1"}),
+            *({"from": "human", "value": "u2"}, {"from": "gpt", "value": "a2"}),
+        ],
+    },
+    "alpaca": {
+        "system": "S",
+        "history": [["u1", "a1"]],
+        "instruction": "u2",
+        "input": "",
+        "output": "a2",
+    },
+    "ms-swift": {"system": "S", "history": [["u1", "a1"]], "query": "u2", "response": "a2"},
+    "emollm": {
+        "conversation": [
+            {"system": "S", "input": "u1", "output": "a1"},
+            {"input": "u2", "output": "a2"},
+        ]
+    },
+    "smile": {
+        "messages": [
+            {"role": "system", "content": "S"},
+            *({"role": "client", "content": "u1"}, {"role": "counselor", "content": "a1"}),
+            *({"role": "client", "content": "u2"}, {"role": "counselor", "content": "a2"}),
+        ]
+    },
+    "ms-swift pairs": {
+        "system": "S",
+        "conversation": [{"human": "u1", "assistant": "a1"}, {"human": "u2", "assistant": "a2"}],
+    },
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_every_shape_in_circulation_is_the_same_conversation(tmp_path: Path, name: str) -> None:
+    rows = _write(tmp_path / "rows.jsonl", {"id": "x", **SHAPES[name]})
+    first, second = read_training_examples(FinetuneSettings(data=rows)).examples
+    assert (first.id, first.answer, second.id, second.answer) == ("x#2", "a1", "x#4", "a2")
+    assert [turn["role"] for turn in second.prompt] == ["system", "user", "assistant", "user"]
+    assert [turn["content"] for turn in second.prompt] == ["S", "u1", "a1", "u2"]
+
+
+def test_instruction_and_input_of_alpaca_are_one_question(tmp_path: Path) -> None:
+    rows = _write(
+        tmp_path / "a.jsonl", {"instruction": "回答：", "input": "睡不着", "output": "答"}
+    )
+    (example,) = read_training_examples(FinetuneSettings(data=rows)).examples
+    assert example.prompt[-1]["content"] == "回答：\n睡不着"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": "问", "input": "", "chosen": "好", "rejected": "坏"},
+        {
+            "conversations": [{"from": "human", "value": "问"}],
+            "chosen": {"from": "gpt", "value": "好"},
+            "rejected": {"from": "gpt", "value": "坏"},
+        },
+        {
+            "messages": [
+                {"role": "user", "content": "问"},
+                {"role": "assistant", "content": "好"},
+            ],
+            "rejected_response": "坏",
+        },
+    ],
+)
+def test_pairs_are_read_in_the_shapes_of_other_trainers(tmp_path: Path, row: Any) -> None:
+    rows = _write(tmp_path / "pairs.jsonl", row)
+    (found,) = read_training_examples(FinetuneSettings(data=rows, objective="orpo")).examples
+    assert (found.prompt[-1]["content"], found.answer, found.rejected) == ("问", "好", "坏")
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        (
+            {"messages": [{"role": "user", "content": None}]},
+            r":1:messages\.0\.content: expected text",
+        ),
+        ({"conversations": "你好"}, "expected a list of turns"),
+        ({"query": "问", "response": "答", "history": [["问"]]}, "a question and an answer"),
+        ({"instruction": "问", "input": "", "output": "答", "kto_tag": True}, "do not fit"),
+    ],
+)
+def test_a_row_that_only_looks_like_a_shape_is_refused(tmp_path: Path, row: Any, told: str) -> None:
+    with pytest.raises(DataError, match=told):
+        read_training_examples(FinetuneSettings(data=_write(tmp_path / "r.jsonl", row)))
+
+
 def test_a_folder_of_exported_rows_is_read_by_split(tmp_path: Path) -> None:
     for split in ("train", "validation", "test"):
         _write(tmp_path / f"{split}.jsonl", {"id": split, "prompt": "问", "completion": "答"})
@@ -240,7 +336,7 @@ def test_a_broken_message_is_named_with_its_place(tmp_path: Path) -> None:
     rows = _write(
         tmp_path / "rows.jsonl",
         {"prompt": "q", "completion": "a"},
-        {"prompt": [{"role": "doctor", "content": "x"}], "completion": "a"},
+        {"prompt": [{"role": "narrator", "content": "x"}], "completion": "a"},
     )
     with pytest.raises(DataError, match=r"rows\.jsonl:2:prompt"):
         read_training_examples(FinetuneSettings(data=rows))
@@ -269,6 +365,29 @@ def test_no_row_is_lost_uncounted(tmp_path: Path, chat: ChatFormat) -> None:
     }
     told = encoded.statistics()
     assert told["n_in"] == told["n_items"] + told["n_dropped"] == 5
+
+
+def test_what_the_build_refuses_is_not_learnt_and_counted_by_its_reason(
+    tmp_path: Path, chat: ChatFormat
+) -> None:
+    tails = ["<|im_end|>", "\n用户：谢谢你。", "<thinking>先共情</thinking>", "", "<reserved_106>"]
+    rows = _write(
+        tmp_path / "rows.jsonl",
+        *({"prompt": "问", "completion": f"慢慢来。{tail}"} for tail in tails),
+    )
+    settings = FinetuneSettings(data=rows)
+    encoded = encode(read_training_examples(settings), chat, settings)
+    assert [item.id for item in encoded.items] == ["row 4"]
+    assert encoded.dropped == {"control_tokens": 2, "other_speaker": 1, "reasoning": 1}
+
+
+def test_a_special_token_of_a_listed_backbone_is_in_no_built_answer(chat: ChatFormat) -> None:
+    tokens = {token for one in load_backbones().values() for token in one.stops}
+    tokens |= set(chat.tokenizer.all_special_tokens)
+    assert len(tokens) > 5
+    for token in tokens:
+        found = find_machine_text(f"慢慢来。{token}")
+        assert found is not None and found.kind == "control_tokens", token
 
 
 def test_an_answer_is_never_cut(tmp_path: Path, chat: ChatFormat) -> None:

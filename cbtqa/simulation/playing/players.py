@@ -41,14 +41,17 @@ from cbtqa.simulation.study import Player
 ValueT = TypeVar("ValueT")
 
 
-def endpoint_of(player: Player, transport: TransportName = "http") -> Endpoint:
+def endpoint_of(
+    player: Player, transport: TransportName = "http", *, allows_plain_http: bool = False
+) -> Endpoint:
     """Where a player is asked; raises as `Endpoint.parse` and `check_key_variable`."""
     environ = dict(os.environ)
     if player.key_env:
         check_key_variable(player.key_env)
         environ[OWN_KEY] = environ.get(player.key_env, "")
     where, model = player.endpoint or "", player.model or ""
-    return Endpoint.parse(where, model, transport=transport, environ=environ)
+    how: dict[str, Any] = {"transport": transport, "allows_plain_http": allows_plain_http}
+    return Endpoint.parse(where, model, environ=environ, **how)
 
 
 def price_of(player: Player) -> Price | None:
@@ -77,6 +80,8 @@ class RunLimits:
     budget: float | None = None
     budget_tokens: int | None = None
     transport: TransportName = "http"
+    allows_plain_http: bool = False
+    """True when hosts that are not local may be asked without encryption."""
 
     def study_budget(self) -> StudyBudget | None:
         """The budget of all models together, or None without a limit."""
@@ -179,7 +184,7 @@ class Players:
         engine = limits.engine.model_copy(update={"max_attempts": attempts})
         budget = limits.study_budget()
         self.line = Line((), journal, engine, budget=budget, on_progress=on_progress)
-        self._transport = limits.transport
+        self._transport, self._allows_plain_http = limits.transport, limits.allows_plain_http
         self._models: dict[str, PlayerModel] = {}
 
     async def open(self, player: Player) -> OpenPlayer:
@@ -201,7 +206,7 @@ class Players:
             from cbtqa.simulation.playing.local_model import LocalModel
 
             return LocalModel(player)
-        endpoint = endpoint_of(player, self._transport)
+        endpoint = endpoint_of(player, self._transport, allows_plain_http=self._allows_plain_http)
         price, budget = price_of(player), self.line.budget
         if budget is not None and budget.max_cost is not None and price is None:
             raise ConfigError(

@@ -16,17 +16,17 @@ from pathlib import Path
 from cbtqa.dataset_folder import QUESTION_COLUMNS, DatasetFolder, question_of
 from cbtqa.errors import ConfigError, DataError, UsageError
 from cbtqa.files import read_rows
-from cbtqa.llm.chat import Fault, Reply, fault_of_reply
+from cbtqa.llm.chat import Fault, Reply, fault_of_reply, fault_of_text
 from cbtqa.manifest import FileEntry, describe_file
 from cbtqa.psyqa import read_questions
 from cbtqa.records import Question, Reason, Rejection, Risk
 from cbtqa.safety.screen import screen
+from cbtqa.shapes import Message, shape_of
+from cbtqa.text_faults import find_machine_text
 from cbtqa.tuning.answering.settings import GenerateSettings
 from cbtqa.tuning.data.chat_format import ChatFormat
-from cbtqa.tuning.data.examples import Message, prompt_messages, read_messages
+from cbtqa.tuning.data.examples import prompt_messages, read_messages, row_turns
 from cbtqa.tuning.settings import Mode
-
-PROMPT_COLUMNS = ("prompt", "messages")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,19 +123,22 @@ def _read_items(
 
 
 def _holds_prompts(path: Path, encoding: str) -> bool:
-    """True when the file's first row has a prompt; a question file has none."""
+    """True when the file's first row has a prompt or turns; a question file has none."""
     if path.suffix.lower() not in (".jsonl", ".ndjson", ".json", ".parquet"):
         return False
     try:
         _, row = next(read_rows(path, encoding), ("", {}))
     except DataError:
         return False  # a damaged question file is reported better by its own reader
-    return any(name in row for name in PROMPT_COLUMNS)
+    return "prompt" in row or shape_of(row) is not None
 
 
 def _prompt_items(path: Path, encoding: str) -> Iterator[AskedItem]:
     for number, (where, row) in enumerate(read_rows(path, encoding), 1):
-        turns = read_messages(row.get("prompt", row.get("messages")), "user", where)
+        if shape_of(row) is None:
+            turns = read_messages(row.get("prompt"), "user", where)
+        else:
+            turns = row_turns(row, where)
         while turns and turns[-1]["role"] == "assistant":
             turns.pop()  # an answer after the last question is not shown to the model
         if not turns or not turns[-1]["content"].strip():
@@ -153,7 +156,7 @@ LEAST_MARK = 4
 
 @dataclass(frozen=True)
 class AnswerChecks:
-    """Rejects a reply that is empty, cut off, or holds its prompt.
+    """Rejects a reply that is empty, cut off, holds its prompt, or goes on as raw output does.
 
     No more than that: a score over only the good answers would mean nothing.
     """
@@ -164,13 +167,15 @@ class AnswerChecks:
 
     def fault_of(self, item: AskedItem, reply: Reply) -> Fault | None:
         """What is wrong with a reply, or None."""
-        return fault_of_reply(reply) or self.leak_in(item, reply.text)
+        return fault_of_reply(reply) or self.fault_in(item, reply.text)
 
-    def leak_in(self, item: AskedItem, text: str) -> Fault | None:
-        """PROMPT_LEAK when parts of the prompt are in a text."""
+    def fault_in(self, item: AskedItem, text: str) -> Fault | None:
+        """Machine text, or parts of the prompt, in a text."""
         if len(self.turn_mark.strip()) >= LEAST_MARK and self.turn_mark in text:
             mark = self.turn_mark.strip()
-            return Fault(Reason.PROMPT_LEAK, f"goes on with a turn of the user: {mark}")
+            return Fault(Reason.OTHER_SPEAKER, f"goes on with a turn of the user: {mark}")
+        if found := find_machine_text(text):
+            return fault_of_text(found)
         for turn in item.messages:
             system = turn["content"] if turn["role"] == "system" else ""
             for start in range(len(system) - LEAK_CHARS + 1):
