@@ -377,18 +377,11 @@ def _read_shard(
 def source_rows(
     path: Path, split: str = "all", encoding: str = "utf-8"
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """`(where, row)` of a dataset's split, of what `files.read_rows` takes, or of plain text.
-
-    Plain text is a .txt file or `-` (standard input), where each line that is not empty is a row
-    with the column `text`; or the text itself in place of a path (`is_text`).
+    """`(where, row)` of a dataset's split, or of what `files.read_rows` takes.
 
     A clone of a repository of the Hub has the layout of a dataset and is read by split too. An
     unfinished dataset is an IncompleteRunError.
     """
-    if is_text(path):
-        return iter([("the text given", {"text": str(path)})])
-    if str(path) == "-" or path.suffix.lower() == ".txt":
-        return _read_lines(path, encoding)
     is_folder = path.is_dir() or not (path.suffix or path.exists())
     if is_folder and (has_splits(path) or not any(path.rglob("*.parquet"))):
         is_clone = has_splits(path) and not is_dataset_folder(path)
@@ -410,6 +403,19 @@ def is_text(path: Path) -> bool:
     if len(text.encode()) > 255:  # longer than any file's name may be
         return os.sep not in text
     return not path.suffix.isascii() or not (path.suffix or path.exists() or os.sep in text)
+
+
+def text_rows(path: Path, encoding: str = "utf-8") -> Iterator[tuple[str, dict[str, Any]]]:
+    """`(where, row)` as of `source_rows`, or of plain text, in the column `text`.
+
+    Plain text is a .txt file or `-` (standard input), a row for each line that is not empty, or one
+    text itself in place of a path (`is_text`).
+    """
+    if is_text(path):
+        return iter([("the text given", {"text": str(path)})])
+    if str(path) == "-" or path.suffix.lower() == ".txt":
+        return _read_lines(path, encoding)
+    return source_rows(path, encoding=encoding)
 
 
 def _read_lines(path: Path, encoding: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -31,6 +31,7 @@ from cbtqa.distortions.tables import (
     types_table,
 )
 from cbtqa.distortions.taxonomy import load_taxonomy
+from cbtqa.errors import UsageError
 from cbtqa.report.table import Table
 from cbtqa.settings import Resolved
 
@@ -68,6 +69,8 @@ def label(
 
 def _show_labels(settings: LabelSettings, as_json: bool) -> None:
     """Labels of texts that are in no file: shown, and kept nowhere."""
+    if "llm" in settings.labeller:
+        raise UsageError("what a model answers is kept: name a file with --out")
     if is_text(settings.input):
         say("read as one text, not as a file")
     with TemporaryDirectory() as folder:

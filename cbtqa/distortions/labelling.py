@@ -25,7 +25,7 @@ from cbtqa.dataset_folder import (
     arrow_schema,
     is_text,
     list_of,
-    source_rows,
+    text_rows,
 )
 from cbtqa.distortions.labellers import Labeller, Labels, VoteRule, count_votes, labels_named_in
 from cbtqa.distortions.llm_labeller import DRAWN, LabellingTask, TextToLabel, read_outcomes
@@ -165,7 +165,7 @@ def read_labels(run: LabellingRun) -> LabelledTexts:
 def read_texts(path: Path, encoding: str = "utf-8") -> Iterator[SourceText]:
     """The texts of a file or folder; DataError for no column, an empty text, or an id twice."""
     seen: set[str] = set()
-    for number, (where, row) in enumerate(source_rows(path, encoding=encoding), 1):
+    for number, (where, row) in enumerate(text_rows(path, encoding=encoding), 1):
         item = _read_text(row, where, number)
         if item.id in seen:
             raise DataError(f"the id '{item.id}' occurs twice", where=where)
@@ -203,8 +203,6 @@ def label_file(settings: LabelSettings, *, on_progress: OnProgress | None = None
         ConfigError: labellers that do not fit together.
         LicenceGateError: texts would go to a non-local endpoint without acknowledgement.
     """
-    if settings.is_shown_only and "llm" in settings.labeller:
-        raise UsageError("--out: what a model answers is kept; name a file")
     out = _result_path(settings)
     rejects = out.with_name(f"{out.name}.rejects.jsonl")
     counts = _Counts()

@@ -24,6 +24,7 @@ from contextlib import closing
 from functools import partial
 from itertools import groupby, islice
 from operator import itemgetter
+from os.path import commonpath
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -136,7 +137,7 @@ class Journal:
             self._begin_anew(fingerprint)
         elif names:
             lines = [
-                f"  {name}: was {_short(begun.get(name))}, is {_short(fingerprint.get(name))}"
+                f"  {name}: " + _difference(begun.get(name), fingerprint.get(name))
                 for name in names
             ]
             raise ConfigError(
@@ -336,10 +337,18 @@ def _columns_of(db: sqlite3.Connection) -> set[str]:
     return {row[1] for row in db.execute("PRAGMA table_info(attempts)")}
 
 
-def _short(value: str | None) -> str:
+def _difference(was: str | None, now: str | None) -> str:
+    """What a setting was and is; of long texts the part from where they differ."""
+    n_alike = len(commonpath([was or "", now or ""]))
+    start = n_alike - 20 if max(map(len, (was or "", now or ""))) > 80 else 0
+    return f"was {_part(was, start)}, is {_part(now, start)}"
+
+
+def _part(value: str | None, start: int) -> str:
     if value is None:
         return "not set"
-    return value if len(value) <= 80 else value[:80] + "..."
+    start = max(0, start)
+    return ("..." if start else "") + value[start : start + 80] + "..." * (len(value) > start + 80)
 
 
 def _writer_of(journal: Path) -> str:
