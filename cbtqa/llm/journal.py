@@ -24,7 +24,6 @@ from contextlib import closing
 from functools import partial
 from itertools import groupby, islice
 from operator import itemgetter
-from os.path import commonpath
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -339,8 +338,10 @@ def _columns_of(db: sqlite3.Connection) -> set[str]:
 
 def _difference(was: str | None, now: str | None) -> str:
     """What a setting was and is; of long texts the part from where they differ."""
-    n_alike = len(commonpath([was or "", now or ""]))
-    start = n_alike - 20 if max(map(len, (was or "", now or ""))) > 80 else 0
+    texts = was or "", now or ""
+    pairs = enumerate(zip(*texts, strict=False))
+    n_alike = next((place for place, (one, other) in pairs if one != other), min(map(len, texts)))
+    start = n_alike - 20 if max(map(len, texts)) > 80 else 0
     return f"was {_part(was, start)}, is {_part(now, start)}"
 
 
