@@ -11,6 +11,7 @@ import typer
 from cbtqa.cli.console import give, print_json, say, show, show_table
 from cbtqa.cli.help import CommandGroup
 from cbtqa.cli.options import AsJson
+from cbtqa.dataset_folder import is_text
 from cbtqa.report.table import Column, Estimate, Table
 from cbtqa.report.words import share
 from cbtqa.safety.evaluation import Share, evaluate_file, parse_labels
@@ -21,7 +22,11 @@ app = CommandGroup(
     help="Grade crisis content, mask personal data, list the dated help lines.",
 )
 File = Annotated[
-    Path, typer.Argument(help="JSONL, JSON array, CSV, TSV, Parquet, or a folder of Parquet.")
+    Path,
+    typer.Argument(
+        help="JSONL, JSON array, CSV, TSV, Parquet or a folder of it; .txt or - (a text a line); "
+        "or one text itself."
+    ),
 ]
 Columns = Annotated[
     list[str] | None,
@@ -51,7 +56,12 @@ def screen(
     """Grade every text of a file: none, concern or explicit, and say by which rules.
 
     Example: cbtqa safety screen questions.jsonl --explain 5 --out screened.jsonl
+
+    Of one text: cbtqa safety screen 最近睡不好，什么都不想做
     """
+    if is_text(file):
+        say("read as one text, not as a file")
+        explain = max(explain, 1)
     survey = screen_file(
         file,
         columns=column or (),

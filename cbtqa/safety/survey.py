@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import Field
 
-from cbtqa.dataset_folder import source_rows
+from cbtqa.dataset_folder import text_rows
 from cbtqa.errors import DataError
 from cbtqa.files import write_jsonl
 from cbtqa.paths import refuse_existing
@@ -176,7 +176,7 @@ def read_texts(
     """
     chosen = tuple(columns)
     where: str | None = None
-    for where, row in source_rows(path, encoding=encoding):
+    for where, row in text_rows(path, encoding=encoding):
         chosen = chosen or _usual_columns(row, where)
         parts = [_cell(row, column, where, column == chosen[0]) for column in chosen]
         text = "\n".join(part for part in parts if part)
