@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from cbtqa.dataset_folder import answer_of
+import cbtqa
+from cbtqa.dataset_folder import DatasetFolder, answer_of
 from cbtqa.errors import ConfigError, DataError, IncompleteRunError
 from cbtqa.files import read_rows
 from cbtqa.records import STEP_NAMES
@@ -43,8 +44,8 @@ def _write(path: Path, *rows: dict[str, Any]) -> Path:
     return path
 
 
-def test_a_built_dataset_is_read_by_split_and_crisis_rows_are_not_trained_on(folder: Path) -> None:
-    settings = FinetuneSettings(data=folder)
+def test_a_built_dataset_is_read_by_split(folder: Path) -> None:
+    settings = FinetuneSettings(data=folder, train_on_risk=True)
     training, validation = read_training_examples(settings), read_validation_examples(settings)
     assert validation is not None
     rows = [row for _, row in read_rows(folder / "data" / "train-00000-of-00001.parquet")]
@@ -52,6 +53,45 @@ def test_a_built_dataset_is_read_by_split_and_crisis_rows_are_not_trained_on(fol
     assert training.examples[0].answer == rows[0]["answer"]
     assert not {e.id for e in training.examples} & {e.id for e in validation.examples}
     assert training.files[0].sha256 and training.n_in == len(rows)
+
+
+def test_questions_with_a_risk_are_left_out_of_every_split_and_counted(tmp_path: Path) -> None:
+    cbtqa.build_dataset(out=tmp_path / "kept", crisis="keep")
+    folder = DatasetFolder.open(tmp_path / "kept")
+    n_at_risk = 0
+    for split, read in (
+        ("train", read_training_examples),
+        ("validation", read_validation_examples),
+    ):
+        rows = list(folder.rows(split))
+        at_risk = {row["id"] for row in rows if row["risk"] != "none"}
+        n_at_risk += len(at_risk)
+        plain = {"data": folder.path, "allow_template": True}
+        found = read(FinetuneSettings.model_validate(plain))
+        assert found is not None and found.dropped["risk"] == len(at_risk)
+        assert found.n_in == len(rows) == len(found.examples) + len(at_risk)
+        assert not {one.id for one in found.examples} & at_risk
+        everything = read(FinetuneSettings.model_validate({**plain, "train_on_risk": True}))
+        assert everything is not None and len(everything.examples) == len(rows)
+    assert n_at_risk > 5, "else nothing was tested"
+
+
+def test_a_file_that_grades_its_rows_loses_those_with_a_risk(tmp_path: Path) -> None:
+    said = {"prompt": "我该怎么办？", "completion": "先说说发生了什么。"}
+    rows = [{**said, "risk": risk} for risk in ("none", "concern", "explicit", None)]
+    path = _write(tmp_path / "rows.jsonl", *rows, said)
+    found = read_training_examples(FinetuneSettings(data=path))
+    assert len(found.examples) == 3 and found.dropped == {"risk": 2} and found.n_in == 5
+    taken = read_training_examples(FinetuneSettings(data=path, train_on_risk=True))
+    assert len(taken.examples) == 5 and not taken.dropped
+
+
+def test_a_dataset_of_nothing_but_risk_names_the_flag(tmp_path: Path, chat: ChatFormat) -> None:
+    row = {"prompt": "我该怎么办？", "completion": "先说说。", "risk": "concern"}
+    settings = FinetuneSettings(data=_write(tmp_path / "rows.jsonl", row))
+    with pytest.raises(DataError, match="risk 1") as caught:
+        encode(read_training_examples(settings), chat, settings)
+    assert "--train-on-risk" in (caught.value.hint or "")
 
 
 def test_a_prompt_is_the_persona_then_title_and_description_without_field_names(

@@ -98,6 +98,10 @@ def read_target(mode: Mode, text: str) -> ReadTarget:
     return ReadTarget(text)
 
 
+RISKS = ("concern", "explicit")
+"""Grades of a row's question that keep the row out of training unless it is asked for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Example:
     """One answer to learn, with what comes before it."""
@@ -191,6 +195,8 @@ def _read(settings: FinetuneSettings, path: Path, split: str) -> ExampleSet:
 def dataset_example(settings: FinetuneSettings, row: Mapping[str, Any]) -> Example | str:
     """The example of a dataset's row, or the reason why there is none."""
     answer, question = answer_of(row), question_of(row)
+    if answer.risk != "none" and not settings.train_on_risk:
+        return "risk"
     if answer.provenance.finish_reason == "length":
         return "cut"
     target = write_target(settings.mode, answer)
@@ -219,6 +225,9 @@ def _read_file(settings: FinetuneSettings, path: Path) -> ExampleSet:
             _check_columns(settings.objective, row, where)
         found.n_in += 1
         n_template += row.get("is_training_source") is False
+        if row.get("risk") in RISKS and not settings.train_on_risk:
+            found.dropped["risk"] += 1
+            continue
         name = str(row.get("id") or f"row {found.n_in}")
         for made in _row_examples(row, name, where, settings.objective):
             _add(found, made)
