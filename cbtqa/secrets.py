@@ -58,6 +58,22 @@ def masked(text: str) -> str:
     return text
 
 
+_PIECE = 6
+"""Letters of a key in a row that betray it, where a server may show a part."""
+_SHORTENED = re.compile(r"\S*(?:\*{2,}|[•…]+)\S*|\bsk-\S+", re.IGNORECASE)
+"""A word that was made unreadable in part, as servers show a refused key, or looks like a key."""
+
+
+def masked_pieces(text: str) -> str:
+    """As `masked`, for words about a refused key: pieces of it are masked too."""
+    text = _SHORTENED.sub(MASK, masked(text))
+    for key in tuple(_known):
+        pieces = {key[at : at + _PIECE] for at in range(len(key) - _PIECE + 1)}
+        found = "|".join(map(re.escape, sorted(pieces)))
+        text = re.sub(rf"[\w+/=.-]*(?:{found})[\w+/=.-]*", MASK, text)
+    return text
+
+
 def masked_value(value: Any) -> Any:
     """The same of every text in a value as JSON has them: in lists, in objects and in their names.
 

@@ -95,7 +95,8 @@ def _show(scored: Scored, with_signatures: bool) -> None:
     show_table(score_table(report.scores), f"{report.references}: {report.n_references} pairs")
     if {score.metric for score in report.scores} & {"bleu_jieba", "bertscore", "bleurt"}:
         show_table(beside_paper(report.scores, anchors))
-    columns = ["n_rows", "n_missing", "n_none", "n_empty", "n_identical", "n_repeated", "n_cut"]
+    columns = ["n_rows", "n_missing", "n_none", "n_empty", "n_identical", "n_repeated"]
+    columns += ["n_cut", "n_machine"]
     systems = [one for one in report.systems if not one.is_anchor]
     rows = [[one.system, *(getattr(one, column) for column in columns)] for one in systems]
     show_table(Table(["system", *(column[2:] for column in columns)], rows, "Counts"))

@@ -7,25 +7,37 @@ The checks run in a fixed order and the first fault wins; each has its own reaso
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
 
 from cbtqa.distortions.taxonomy import Taxonomy
 from cbtqa.files import shipped_yaml
-from cbtqa.llm.chat import Fault
-from cbtqa.prompts import Prompt
+from cbtqa.llm.chat import Fault, fault_of_text
+from cbtqa.prompts import FENCE_CLOSE, FENCE_OPEN, Prompt
 from cbtqa.records import STEP_NAMES, CbtSteps, DistortionLabel, Question, Reason, Risk
 from cbtqa.safety.answers import check_answer
+from cbtqa.text_faults import (
+    find_broken_text,
+    find_empty_words,
+    find_foreign_text,
+    find_machine_text,
+)
 
 LEAK_GRAM = 14
 """So many characters in a row shared with the instruction count as a leak of it (assumed)."""
 MIN_SHARE_HAN = 0.6
 """Below this share of Chinese characters among the letters a text is not Chinese (assumed)."""
+MIN_SHARE_HAN_OF_STEP = 0.3
+"""The same of one step, which may name a book in English (assumed)."""
 _HAN = re.compile(r"[\u3400-\u9fff\U00020000-\U0003ffff]+")
 _OTHER_LETTER = re.compile(r"[A-Za-z\u00c0-\u024f\u0400-\u04ff\u3040-\u30ff\uac00-\ud7af]+")
 _LOOSE = re.compile(r"[\s\W_]+")
+_FENCE = re.compile(
+    rf"(?m:^\s*(?:{FENCE_OPEN}|{FENCE_CLOSE}))|(?:{FENCE_OPEN}|{FENCE_CLOSE})[^\S\n]*\n"
+)
+"""The delimiters of foreign text, as they stand at a line's head or end in a prompt."""
 
 
 @cache
@@ -83,7 +95,7 @@ class AnswerChecks:
             if fault := self._check_length(name, texts[name]):
                 return fault
         steps = CbtSteps(**texts)
-        if fault := self._check_text(texts.values(), steps.joined(), risk):
+        if fault := self._check_text(question, list(texts.values()), steps.joined(), risk):
             return fault
         labels = self._read_labels(question, reply.get("distortions"))
         if isinstance(labels, Fault):
@@ -96,7 +108,7 @@ class AnswerChecks:
         """Checks one flowing text; the labels were read from it by name, without evidence."""
         text = text.strip()
         fault = self._check_length("the text", text, n_steps=5) or self.refusal(text)
-        fault = fault or self._check_text([text], text, risk)
+        fault = fault or self._check_text(question, [text], text, risk)
         return fault or CheckedAnswer(text, None, labels)
 
     def _check_length(self, name: str, text: str, n_steps: int = 1) -> Fault | None:
@@ -116,14 +128,16 @@ class AnswerChecks:
             return Fault(Reason.REFUSAL, found.group())
         return None
 
-    def _check_text(self, parts: Any, text: str, risk: Risk) -> Fault | None:
-        n_han = sum(map(len, _HAN.findall(text)))
-        n_other = sum(map(len, _OTHER_LETTER.findall(text)))
-        if n_han < MIN_SHARE_HAN * (n_han + n_other) or n_han == 0:
-            return Fault(Reason.WRONG_LANGUAGE, f"{n_han} Chinese of {n_han + n_other} letters")
+    def _check_text(
+        self, question: Question, parts: Sequence[str], text: str, risk: Risk
+    ) -> Fault | None:
         for part in parts:
-            if found := _heading().search(part):
-                return Fault(Reason.HEADINGS, found.group().strip()[:40])
+            if fault := _fault_of_part(part):
+                return fault
+        if fault := _fault_of_language(text, MIN_SHARE_HAN):
+            return fault
+        if empty := find_empty_words(parts, question.source_text) or find_foreign_text(text):
+            return fault_of_text(empty)
         if found := _phrases("step_names").search(text):
             return Fault(Reason.HEADINGS, found.group())
         if leak := self._find_leak(text):
@@ -164,6 +178,27 @@ class AnswerChecks:
         return tuple(labels.values())
 
 
+def _fault_of_part(part: str) -> Fault | None:
+    """What shows that a part is no Chinese words of a letter."""
+    if found := find_machine_text(part):
+        return fault_of_text(found)
+    if fence := _FENCE.search(part):
+        return Fault(Reason.PROMPT_LEAK, fence[0].strip())
+    if heading := _heading().search(part):
+        return Fault(Reason.HEADINGS, heading.group().strip()[:40])
+    if found := find_broken_text(part):
+        return fault_of_text(found)
+    return _fault_of_language(part, MIN_SHARE_HAN_OF_STEP)
+
+
+def _fault_of_language(text: str, least: float) -> Fault | None:
+    n_han = sum(map(len, _HAN.findall(text)))
+    n_other = sum(map(len, _OTHER_LETTER.findall(text)))
+    if n_han < least * (n_han + n_other) or n_han == 0:
+        return Fault(Reason.WRONG_LANGUAGE, f"{n_han} Chinese of {n_han + n_other} letters")
+    return None
+
+
 def _grams(text: str) -> Iterator[str]:
     return (text[i : i + LEAK_GRAM] for i in range(len(text) - LEAK_GRAM + 1))
 
@@ -193,14 +228,27 @@ def find_verbatim(evidence: str, question: Question) -> str | None:
     return None
 
 
-def answer_json_schema(taxonomy: Taxonomy) -> dict[str, Any]:
-    """JSON schema of a reply in five steps, for servers that hold a model to one."""
+MOST_REPETITIONS = 2_000
+"""llama.cpp refuses a grammar with as many. Source: its issues 17473, 27087."""
+
+
+def answer_json_schema(taxonomy: Taxonomy, limits: tuple[int, int] | None = None) -> dict[str, Any]:
+    """JSON schema of a reply in five steps, for servers that hold a model to one.
+
+    Args:
+        limits: characters of a step, from and to; None where the server knows no lengths. The
+            schema allows one more than the check: a text that the server ended there was cut, and
+            is found to be too long.
+    """
 
     def closed(properties: dict[str, Any]) -> dict[str, Any]:
         required = {"required": list(properties), "additionalProperties": False}
         return {"type": "object", "properties": properties, **required}
 
-    text = {"type": "string"}
+    text: dict[str, Any] = {"type": "string"}
+    step = dict(text)
+    if limits and limits[1] + 1 < MOST_REPETITIONS:
+        step |= {"minLength": limits[0], "maxLength": limits[1] + 1}
     label = closed({"id": {**text, "enum": list(taxonomy.ids)}, "evidence": text})
     labels = {"type": "array", "items": label}
-    return closed({**dict.fromkeys(STEP_NAMES, text), "distortions": labels})
+    return closed({**dict.fromkeys(STEP_NAMES, step), "distortions": labels})

@@ -14,9 +14,9 @@ from cbtqa.dataset.instruction import Instruction, Item
 from cbtqa.dataset.settings import BuildSettings
 from cbtqa.distortions.labellers import labels_named_in
 from cbtqa.distortions.taxonomy import Taxonomy
-from cbtqa.llm.chat import ChatRequest, Fault, Message, Reply
+from cbtqa.llm.chat import ChatRequest, Fault, Reply, request_again
 from cbtqa.llm.runs import Service
-from cbtqa.llm.structured import parse_object
+from cbtqa.llm.structured import find_echo, parse_object, strings_of_form
 from cbtqa.prompts import load_prompt
 from cbtqa.records import STEP_NAMES, Provenance
 
@@ -29,7 +29,11 @@ class EndpointTeacher:
         self._prompt = load_prompt(settings.prompt)
         self._is_json = self._prompt.header.output == "json"
         self._taxonomy = taxonomy
-        self._schema = answer_json_schema(taxonomy) if self._is_json else None
+        limits = (settings.min_step_chars, settings.max_step_chars)
+        # providers refuse lengths in a strict schema; the servers that people run know them
+        known = limits if all(one.is_local for one in service.endpoints) else None
+        self._schema = answer_json_schema(taxonomy, known) if self._is_json else None
+        self._form = strings_of_form(self._prompt.system.template)
         self._instruction = Instruction(settings, self._prompt, taxonomy)
         self._sampling = settings.sampling(
             temperature=settings.temperature,
@@ -37,7 +41,6 @@ class EndpointTeacher:
             max_tokens=settings.max_tokens,
             seed=settings.seed,
         )
-        limits = (settings.min_step_chars, settings.max_step_chars)
         labeller = f"answer:{service.model}"
         self._checks = AnswerChecks(taxonomy, labeller, *limits, self._prompt)
         self.prompts = {self._prompt.name: self._prompt.sha256}
@@ -67,16 +70,13 @@ class EndpointTeacher:
         return found if isinstance(found, Fault) else None
 
     def ask_again(self, item: Item, reply: Reply, fault: Fault) -> ChatRequest:
-        """The same conversation with the faulty reply and the fault named."""
+        """The same question with the fault named; see `request_again`."""
         words = wording()
         complaint = words["ask_again"].get(fault.reason.value, words["ask_again"]["not_json"])
-        messages: list[Message] = list(self._instruction.messages(item))
-        if reply.text:
-            messages.append({"role": "assistant", "content": reply.text})
         detail = f"（{fault.detail[:200]}）" if fault.detail else ""
-        closing = words["ask_again_closing"]
-        messages.append({"role": "user", "content": f"{complaint}{detail}\n{closing}"})
-        return ChatRequest(messages, json_schema=self._schema, sampling=self._sampling)
+        return request_again(
+            self.request(item), reply, fault, f"{complaint}{words['ask_again_closing']}", detail
+        )
 
     def read(self, item: Item, reply: Reply) -> CheckedAnswer | Fault:
         """Five steps from JSON, or one flowing text with the distortions it names."""
@@ -86,6 +86,8 @@ class EndpointTeacher:
         found = parse_object(reply.text, lambda value: set(STEP_NAMES) <= set(value))
         if isinstance(found, Fault):
             return self._checks.refusal(reply.text) or found
+        if echo := find_echo(found, self._form):
+            return echo
         return self._checks.check_object(item.question, item.risk, found)
 
     def provenance(self, reply: Reply) -> Provenance:

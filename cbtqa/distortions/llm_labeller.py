@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 from cbtqa.distortions.labellers import Labels
 from cbtqa.distortions.taxonomy import Taxonomy
-from cbtqa.llm.chat import ChatRequest, Fault, Reply, Sampling
+from cbtqa.llm.chat import ChatRequest, Fault, Reply, Sampling, request_again
 from cbtqa.llm.journal import Journal
-from cbtqa.llm.structured import parse_object
+from cbtqa.llm.structured import find_echo, parse_object, strings_of_form
 from cbtqa.prompts import fence, load_prompt
 from cbtqa.records import DistortionLabel, Reason, Rejection
 
@@ -45,6 +45,7 @@ class LabellingTask:
             for entry in taxonomy.types
         )
         self._schema = labels_schema(taxonomy)
+        self._form = strings_of_form(self._prompt.system.template)
 
     def fingerprint(self) -> dict[str, str]:
         """Everything that can change a reply, for the journal."""
@@ -60,31 +61,28 @@ class LabellingTask:
     def key(self, item: TextToLabel) -> str:
         return f"{item.id}:{hashlib.blake2b(item.text.encode(), digest_size=8).hexdigest()}"
 
-    def request(self, item: TextToLabel, *more: dict[str, str]) -> ChatRequest:
+    def request(self, item: TextToLabel) -> ChatRequest:
         messages = self._prompt.render(taxonomy=self._types, text=fence(item.text))
-        return ChatRequest(
-            [*messages, *more], self._schema, "distortion_labels", sampling=self._sampling
-        )
+        return ChatRequest(messages, self._schema, "distortion_labels", sampling=self._sampling)
 
     def check(self, item: TextToLabel, reply: Reply) -> Fault | None:
         found = self.read(item, reply)
         return found if isinstance(found, Fault) else None
 
     def ask_again(self, item: TextToLabel, reply: Reply, fault: Fault) -> ChatRequest | None:
-        """The question again, with the reply and what was wrong with it; not after a refusal."""
+        """The question again with what was wrong, see `request_again`; not after a refusal."""
         if fault.reason in (Reason.REFUSAL, Reason.CONTENT_FILTER):
             return None
-        complaint = f"{_COMPLAINTS.get(fault.reason, _FORMAT)}（{fault.detail}）"
-        return self.request(
-            item,
-            {"role": "assistant", "content": reply.text or "……"},
-            {"role": "user", "content": complaint},
-        )
+        complaint = _COMPLAINTS.get(fault.reason, _FORMAT)
+        first = self.request(item)
+        return request_again(first, reply, fault, complaint, f"（{fault.detail[:200]}）")
 
     def read(self, item: TextToLabel, reply: Reply) -> Labels | Fault:
         found = parse_object(reply.text, fits=lambda value: isinstance(value.get("labels"), list))
         if isinstance(found, Fault):
             return found
+        if echo := find_echo(found, self._form):
+            return echo
         if not isinstance(found.get("labels"), list):
             return Fault(Reason.NOT_JSON, "no list `labels`")
         labels: dict[str, DistortionLabel] = {}
@@ -152,9 +150,9 @@ def _strict(**properties: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-_FORMAT = "上面的回复不合要求，请只输出约定的 JSON 对象。"
+_FORMAT = "请只输出约定的 JSON 对象，填入真正的内容。"
 _COMPLAINTS = {
     Reason.BAD_LABEL: "上面的标注不合要求：类型只能用表中的英文 id，把握为 0 到 1。请重新输出。",
     Reason.EVIDENCE_NOT_FOUND: "上面的证据不是原文中的原话。请逐字照抄后重新输出。",
-    Reason.CUT: "上面的回复没有写完。请只输出 JSON 对象，证据取得短一些。",
+    Reason.CUT: "请只输出 JSON 对象，证据取得短一些。",
 }

@@ -30,6 +30,7 @@ from cbtqa.dataset_folder import (
     types_of,
 )
 from cbtqa.distortions.taxonomy import shipped_concepts
+from cbtqa.endings import Ending, ending_of
 from cbtqa.errors import DataError
 from cbtqa.files import sha256_of, write_text
 from cbtqa.hub.cards import CardFacts, Published, render_dataset_card, write_terms
@@ -56,6 +57,7 @@ from cbtqa.hub.scan import Finding, Watch, protected_text, scan_plan, watch_for
 from cbtqa.hub.settings import DatasetSettings
 from cbtqa.hub.source_text import SourceIndex, mask_quotes
 from cbtqa.records import STEP_NAMES
+from cbtqa.text_faults import find_machine_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -120,7 +122,8 @@ def plan_dataset(settings: DatasetSettings) -> tuple[PublishPlan, Watch]:
 
 def check_dataset(plan: PublishPlan, watch: Watch, settings: DatasetSettings) -> list[Finding]:
     """What must not leave, and files of the run that are not what its manifest says."""
-    manifest = DatasetFolder.open(settings.run).manifest
+    folder = DatasetFolder.open(settings.run)
+    manifest = folder.manifest
     known = {entry.name: entry.sha256 for entry in manifest.files}
     changed = [
         Finding(name, "is not the file that the run's manifest describes")
@@ -128,7 +131,19 @@ def check_dataset(plan: PublishPlan, watch: Watch, settings: DatasetSettings) ->
         if (name := path.relative_to(settings.run).as_posix()).startswith("data/")
         and known.get(name) != sha256_of(path)
     ]
-    return changed + scan_plan(plan, watch)
+    return [*changed, *_damaged_answers(folder, settings), *scan_plan(plan, watch)]
+
+
+def _damaged_answers(folder: DatasetFolder, settings: DatasetSettings) -> Iterator[Finding]:
+    """Entries to be published whose answer is cut, or holds what a model writes to itself."""
+    for row in folder.rows(columns=("id", "risk", "finish_reason", "answer")):
+        ended, where = row["finish_reason"], f"question {row['id']}"
+        if settings.withhold_crisis and row["risk"] != "none":
+            continue
+        if ending_of(ended) is not Ending.WHOLE:
+            yield Finding(where, f"its answer is cut: it ended with '{ended}'")
+        elif found := find_machine_text(row["answer"]):
+            yield Finding(where, f"its answer holds machine text ({found.kind}): {found.found!r}")
 
 
 def _write_tables(

@@ -80,6 +80,7 @@ class AnswerJudge(JudgeTask[Ask]):
     """Rates one answer under its question, in Chinese."""
 
     task, form = "judge", "rubric"
+    entry = '{"evidence": "回复里的原话", "reason": "一句理由", "rating": 分数}'
 
     def __init__(
         self,
@@ -103,10 +104,9 @@ class AnswerJudge(JudgeTask[Ask]):
         return ask.repeat, ask.repeat
 
     def holes(self, ask: Ask, criteria: Sequence[Criterion]) -> dict[str, str]:
-        entry = '{"evidence": "回复里的原话", "reason": "一句理由", "rating": 分数}'
         return {
             "criteria": "\n".join(map(_described, criteria)),
-            "shape": "{" + ", ".join(f'"{one.id}": {entry}' for one in criteria) + "}",
+            "shape": "{" + ", ".join(f'"{one.id}": {self.entry}' for one in criteria) + "}",
             "question": fence(ask.question),
             "description": fence(ask.description or "（无）"),
             "answer": fence(ask.answer),

@@ -24,7 +24,7 @@ from cbtqa.llm.batch import OnProgress
 from cbtqa.llm.chat import ChatRequest, Fault, Reply, Sampling
 from cbtqa.llm.journal import Outcome
 from cbtqa.llm.runs import EndpointSettings, Run
-from cbtqa.llm.structured import parse_object
+from cbtqa.llm.structured import find_echo, parse_object, strings_of_form
 from cbtqa.prompts import load_prompt
 from cbtqa.ratings.rubric import Criterion, Rubric
 from cbtqa.records import Reason
@@ -36,6 +36,7 @@ SHORTEST_EVIDENCE = 4
 """Characters, punctuation not counted; less is in nearly every answer."""
 CANNOT_JUDGE = "cannot_judge"
 """The judge itself could not rate."""
+_OF_ONE_CRITERION = (Reason.EVIDENCE_NOT_FOUND, Reason.BAD_RATING, Reason.ECHO)
 NOT_APPLICABLE = {"n/a", "na", "n.a.", "not applicable", "none", "null", "unable to rate"}
 
 
@@ -82,6 +83,8 @@ class JudgeTask(ABC, Generic[AskT]):
     """Name in the journal's fingerprint."""
     form: ClassVar[str]
     """What the rubric is called there: `rubric` or `instrument`."""
+    entry: ClassVar[str]
+    """What the prompt shows for one criterion."""
 
     def __init__(
         self, rubric: Rubric, form_id: str, sampling: Sampling, model: str, host: str, prompt: str
@@ -169,6 +172,8 @@ class JudgeTask(ABC, Generic[AskT]):
         name = criterion.id
         if not isinstance(entry, Mapping) or "rating" not in entry:
             return Verdict(None, Fault(Reason.BAD_RATING, f"'{name}' has no rating"))
+        if echo := find_echo(entry, strings_of_form(self.entry)):
+            return Verdict(None, Fault(echo.reason, f"'{name}': {echo.detail}"))
         value, note = entry["rating"], str(entry.get("reason") or "").strip()
         if value is None or (isinstance(value, str) and value.strip().lower() in NOT_APPLICABLE):
             return Verdict(None, note=note)
@@ -193,7 +198,7 @@ class JudgeTask(ABC, Generic[AskT]):
         whole = {criterion.id: gone for criterion in self.criteria}
         if outcome is None or outcome.reply is None:
             return whole
-        if fault and fault.reason not in (Reason.EVIDENCE_NOT_FOUND, Reason.BAD_RATING):
+        if fault and fault.reason not in _OF_ONE_CRITERION:
             return whole
         read = self.read(ask, outcome.reply)
         return whole if isinstance(read, Fault) else read

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
+from urllib.parse import urlsplit
 
 from cbtqa.errors import EndpointError, RateLimitError
 from cbtqa.llm.chat import ChatRequest, Fault, Reply
@@ -15,7 +16,7 @@ from cbtqa.llm.endpoint import Endpoint, ResponseFormat
 from cbtqa.llm.journal import Journal, State
 from cbtqa.llm.limits import Gate, GateClosedError, Limits, Queue, backoff_s
 from cbtqa.llm.progress import Meter
-from cbtqa.llm.protocol import RequestRefusedError, request_body
+from cbtqa.llm.protocol import EventStreamError, RequestRefusedError, request_body
 from cbtqa.llm.transport import Transport, open_transport
 from cbtqa.records import Reason, Usage
 
@@ -54,6 +55,8 @@ class _Tries:
     rung: ResponseFormat = "json_schema"
     floors: dict[_Server, ResponseFormat] = field(default_factory=dict)
     """The highest rung left to this request, where a server refused a higher one."""
+    guessed: set[_Server] = field(default_factory=set)
+    """Where lower rungs were tried after a failure that may have meant the format."""
     failing_since: float | None = None
     """Monotonic time of the first failure; what came before was waiting for its turn."""
     n_sent: int = 0
@@ -109,19 +112,19 @@ class Model:
         while True:
             try:
                 reply = await self._send(request, attempt, tries)
-            except RequestRefusedError as error:
-                ladder = tries.server.ladder
-                lower = ladder.below(tries.rung, error) if request.json_schema else None
-                if lower is None:
-                    raise ItemFailedError(State.FINAL, error.fault) from None
-                tries.floors[tries.server] = lower
             except EndpointError as error:
-                if not error.is_retryable:
+                if request.json_schema is not None and _stepped_down(tries, error):
+                    continue
+                if isinstance(error, RequestRefusedError):
+                    raise ItemFailedError(State.FINAL, error.fault) from None
+                is_stream = isinstance(error, EventStreamError)
+                if not error.is_retryable or (is_stream and not tries.server.gate.has_answered):
                     raise
                 await self._back_off(error, tries)
             else:
-                if request.json_schema:
-                    tries.server.ladder.answered(tries.rung)
+                if request.json_schema is not None:
+                    is_guess = tries.server in tries.guessed and tries.server in tries.floors
+                    tries.server.ladder.answered(tries.rung, is_guess=is_guess)
                 return reply
 
     async def _send(self, request: ChatRequest, attempt: int, tries: _Tries) -> Reply:
@@ -203,7 +206,7 @@ class Model:
             if not has_answered and not isinstance(error, RateLimitError):
                 raise EndpointError(
                     f"no answer from {host}: {error}",
-                    hint="is the server running, and is --endpoint right?",
+                    hint=error.hint or "the server answers; its own log says what is wrong",
                 )
             self._stop(f"the endpoint is gone: {error}")
             raise GateClosedError
@@ -231,6 +234,26 @@ class Model:
         await gate.sleep(0 if wait_asked else backoff_s(max(1, tries.n_failed + tries.n_limited)))
 
 
+def _stepped_down(tries: _Tries, error: EndpointError) -> bool:
+    """True when the request is to be sent again at once, a rung lower; notes that rung.
+
+    A server that fails over a format without a word about it looks like one that fails over
+    everything. So the rungs are tried once; where plain text fails too, it was not the format, and
+    the next try is the request as it was.
+    """
+    server = tries.server
+    lower = server.ladder.below(tries.rung, error)
+    if not isinstance(error, RequestRefusedError):
+        if lower is None or (server in tries.guessed and server not in tries.floors):
+            if server in tries.guessed:
+                tries.floors.pop(server, None)
+            return False
+        tries.guessed.add(server)
+    if lower is not None:
+        tries.floors[server] = lower
+    return lower is not None
+
+
 def probable_usage(request: ChatRequest, estimate: int, meter: Meter) -> Usage:
     """What a request will probably use, by the replies so far; `estimate`: of its prompt."""
     most = request.sampling.max_tokens or UNKNOWN_TOKENS
@@ -241,14 +264,18 @@ def probable_usage(request: ChatRequest, estimate: int, meter: Meter) -> Usage:
 
 
 RUNGS: tuple[ResponseFormat, ...] = ("json_schema", "json_object", "text")
+MAYBE_FORMAT = (404, 405, 500, 501)
+"""Statuses of failures by which servers without a response format have answered, beside refusals.
+Source: ggml-org/llama.cpp#27279 (500)."""
 
 
 class FormatLadder:
     """Which response format an endpoint takes: down the rungs when it refuses, then remembered.
 
-    A refusal with status 400 may mean the format or the request itself: the request is tried one
-    rung lower, and the ladder moves only when that helps or the refusal names the format.
-    Hundreds of requests share a ladder: a rung once answered stays, whatever the order of answers.
+    A refusal (400), a missing page (404) or a failure (500, 501) may mean the format or the request
+    itself: the request is tried one rung lower, and the ladder moves only when that helps or the
+    server's words name the format. Hundreds of requests share a ladder: a rung once answered stays,
+    whatever the order of answers.
     """
 
     def __init__(self, endpoint: Endpoint, journal: Journal) -> None:
@@ -258,31 +285,42 @@ class FormatLadder:
         known = next((rung for rung in RUNGS if rung == proved), None)
         self.rung: ResponseFormat = known or endpoint.format
         self.is_proved = known is not None
+        self._n_guesses = 0
 
     def lower_of(self, floor: ResponseFormat) -> ResponseFormat:
         """The rung to send a request on that may stand no higher than `floor`."""
         return RUNGS[max(RUNGS.index(floor), RUNGS.index(self.rung))]
 
-    def answered(self, rung: ResponseFormat) -> None:
-        """Notes that a request on this rung was answered."""
+    def answered(self, rung: ResponseFormat, *, is_guess: bool = False) -> None:
+        """Notes that a request on this rung was answered.
+
+        Args:
+            is_guess: it was sent on this rung after a failure that said nothing about the format.
+                One such answer may be chance, the second moves the ladder.
+        """
         if self.is_proved and RUNGS.index(rung) >= RUNGS.index(self.rung):
+            return
+        self._n_guesses += is_guess
+        if is_guess and self._n_guesses < 2:
             return
         self.rung, self.is_proved = rung, True
         self._remember(rung)
 
-    def below(self, rung: ResponseFormat, error: RequestRefusedError) -> ResponseFormat | None:
-        """The rung to try this request on after a refusal, or None when it is refused for good."""
+    def below(self, rung: ResponseFormat, error: EndpointError) -> ResponseFormat | None:
+        """The rung to try this request on after a failure, or None when the format is not it."""
         place = RUNGS.index(rung)
-        if error.reason is not Reason.BAD_REQUEST or rung == "text":
+        refused = isinstance(error, RequestRefusedError) and error.reason is Reason.BAD_REQUEST
+        if rung == "text" or not (refused or error.status in MAYBE_FORMAT):
             return None
-        if self.is_proved and place >= RUNGS.index(self.rung) and not error.names_format:
+        names_format = isinstance(error, RequestRefusedError) and error.names_format
+        if self.is_proved and place >= RUNGS.index(self.rung) and not names_format:
             return None
         lower = RUNGS[place + 1]
-        if error.names_format and not self.is_proved:
+        if names_format and not self.is_proved:
             self.rung = RUNGS[max(place + 1, RUNGS.index(self.rung))]
         return lower
 
 
 def format_name(endpoint: Endpoint) -> str:
     """Under which name a journal keeps the rung that a server and model answer."""
-    return f"format:{endpoint.host}:{endpoint.model}"
+    return f"format:{urlsplit(endpoint.base_url).netloc or endpoint.host}:{endpoint.model}"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import Field
 
+from cbtqa.endings import Ending, ending_of
 from cbtqa.records import Reason, Record, Usage
+from cbtqa.text_faults import TextFault
 
 Message = Mapping[str, str]
 """`{"role": ..., "content": ...}`."""
@@ -85,41 +87,77 @@ class Fault:
     """What was found and what was expected, for a person and for the model asked again."""
 
 
-_THINK = re.compile(r"\s*<think(?:ing)?>(.*?)</think(?:ing)?>", re.DOTALL)
-_OPEN = re.compile(r"\s*<think(?:ing)?>")
-_CLOSE = re.compile(r"</think(?:ing)?>")
+REPAIRABLE = frozenset(
+    {
+        *(Reason.MISSING_STEP, Reason.STEP_TOO_SHORT, Reason.STEP_TOO_LONG, Reason.HEADINGS),
+        *(Reason.MARKUP, Reason.PLACEHOLDER, Reason.WRONG_SCRIPT, Reason.BAD_LABEL),
+        *(Reason.EVIDENCE_NOT_FOUND, Reason.PERSONAL_DATA, Reason.UNSAFE),
+    }
+)
+"""Faults of a reply that is good but for one thing, which a small change mends."""
+
+
+def request_again(
+    request: ChatRequest, reply: Reply, fault: Fault, complaint: str, detail: str = ""
+) -> ChatRequest:
+    """The request once more, with what was wrong; the attempt's number changes its seed.
+
+    Only a reply that a small change mends is shown again, with the detail. A loop, an echo or a
+    cut would cost its tokens again and draw the next reply towards itself: it is asked afresh.
+    """
+    messages = list(request.messages)
+    if fault.reason in REPAIRABLE and reply.text.strip():
+        messages.append({"role": "assistant", "content": reply.text})
+        messages.append({"role": "user", "content": complaint + detail})
+    else:
+        last = messages[-1]
+        messages[-1] = {**last, "content": f"{last['content']}\n\n{complaint}"}
+    return replace(request, messages=messages)
+
+
+_THOUGHT = r"(?:(?:seed|antml):)?think(?:ing)?|thoughts?|reasoning|思考(?:过程)?"
+_OPEN = re.compile(rf"\s*(?:<(?:{_THOUGHT})>|\[THINK\]|◁think▷)", re.IGNORECASE)
+_CLOSE = re.compile(rf"</(?:{_THOUGHT})>|\[/THINK\]|◁/think▷", re.IGNORECASE)
 
 
 def split_reasoning(text: str) -> tuple[str, str | None]:
-    """`(text, reasoning or None)`: think blocks at the head of a reply are no text.
+    """`(text, reasoning or None)`: thinking at the head of a reply is no text.
 
     A block that never closes was cut: all of it is reasoning. A closing mark without an opening
-    one comes from chat templates that open the block inside the prompt.
+    one comes from chat templates that open the block inside the prompt. What has other marks, or
+    stands elsewhere, is found by `text_faults` in the text that is left.
     """
-    if "think" not in text:
-        return text, None
     thoughts = []
-    while match := _THINK.match(text):
-        thoughts.append(match[1].strip())
-        text = text[match.end() :]
-    if opened := _OPEN.match(text):
-        thoughts.append(text[opened.end() :].strip())
-        text = ""
-    elif not thoughts and (closed := _CLOSE.search(text)) and "<think" not in text:
+    while opened := _OPEN.match(text):
+        closed = _CLOSE.search(text, opened.end())
+        end, rest = (closed.start(), closed.end()) if closed else (len(text), len(text))
+        thoughts.append(text[opened.end() : end].strip())
+        text = text[rest:]
+    if not thoughts and (closed := _CLOSE.search(text)) and not _OPEN.search(text):
         thoughts.append(text[: closed.start()].strip())
         text = text[closed.end() :]
     return (text.lstrip(), "\n".join(thoughts)) if thoughts else (text, None)
 
 
+def fault_of_text(found: TextFault) -> Fault:
+    """What the list of `text_faults` found, as the fault of a reply."""
+    return Fault(Reason(found.kind), found.found)
+
+
 def fault_of_reply(reply: Reply) -> Fault | None:
     """The fault of a refused, filtered, cut or empty reply, whatever was asked; None for text."""
-    if reply.finish_reason == "content_filter":
-        return Fault(Reason.CONTENT_FILTER, "the provider's filter stopped the reply")
+    ending = ending_of(reply.finish_reason)
+    if ending is Ending.CONTENT_FILTER:
+        said = f"the provider's filter stopped the reply ({reply.finish_reason})"
+        return Fault(Reason.CONTENT_FILTER, said)
     if reply.refusal:
         return Fault(Reason.REFUSAL, reply.refusal)
-    if reply.finish_reason == "length":
+    if ending is Ending.CUT:
         n_tokens = reply.usage.completion_tokens
-        return Fault(Reason.CUT, f"the reply ended at the token limit ({n_tokens} tokens)")
+        where = "at the token limit"
+        if reply.finish_reason not in ("length", "max_tokens"):
+            where = f"with finish reason '{reply.finish_reason}', not as a whole answer"
+        return Fault(Reason.CUT, f"the reply ended {where} ({n_tokens} tokens)")
     if not reply.text.strip():
         had = "only reasoning" if reply.reasoning else "nothing"
         return Fault(Reason.EMPTY, f"the reply holds {had}")

@@ -51,14 +51,11 @@ class PresetFile(Record):
 
     as_of: object
     presets: dict[str, Preset]
-    content_filter_marks: tuple[str, ...]
-    no_credit_marks: tuple[str, ...]
-    format_marks: tuple[str, ...]
 
 
 @cache
 def preset_file() -> PresetFile:
-    """The shipped presets and the words of providers for their errors."""
+    """The shipped presets."""
     text = files("cbtqa.llm").joinpath("presets.yaml").read_text(encoding="utf-8")
     return PresetFile.model_validate(parse_yaml(text))
 

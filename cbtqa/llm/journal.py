@@ -30,6 +30,7 @@ from typing import Any, TypeVar
 from cbtqa.errors import ConfigError, DataError, IncompleteRunError
 from cbtqa.llm.journal_rows import (
     ADD_TOTAL,
+    ASKED_AGAIN,
     COLUMNS,
     INSERT,
     SCHEMA,
@@ -261,6 +262,13 @@ class Journal:
             if reason:
                 faults[Reason(reason)] += n
         return Totals(n_replies, usage, dict(faults))
+
+    def asked_again(self) -> dict[str, dict[str, int]]:
+        """By fault: how often a reply with it was asked again, and how often that was accepted."""
+        counts: dict[str, dict[str, int]] = {}
+        for reason, n_asked, n_accepted in self._read(ASKED_AGAIN):
+            counts[reason] = {"n_asked": n_asked, "n_accepted": n_accepted}
+        return counts
 
     def _read(self, sql: str, *values: str) -> sqlite3.Cursor:
         assert self._reader is not None

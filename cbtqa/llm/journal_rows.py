@@ -109,6 +109,18 @@ ADD_TOTAL = (
     "n = n + excluded.n, prompt_tokens = prompt_tokens + excluded.prompt_tokens, "
     "completion_tokens = completion_tokens + excluded.completion_tokens"
 )
+ASKED_AGAIN = f"""
+SELECT reason, count(*), sum(is_accepted) FROM (
+    SELECT before.reason AS reason, max(later.state = {int(State.ACCEPTED)}) AS is_accepted
+    FROM attempts AS later INDEXED BY attempts_by_key JOIN attempts AS before
+    ON before.key = later.key AND before.attempt = later.attempt - 1
+    AND before.state = {int(State.FAULTY)}
+    WHERE later.attempt > 1
+    AND later.state IN ({int(State.ACCEPTED)}, {int(State.FAULTY)}, {int(State.FINAL)})
+    GROUP BY later.key, later.attempt
+) GROUP BY reason ORDER BY count(*) DESC, reason
+"""
+"""The index alone finds later attempts: the rows hold the texts and may be gigabytes."""
 
 
 def row_of(entry: Entry) -> tuple[Any, ...]:
@@ -140,7 +152,20 @@ def outcome_of(rows: list[Any]) -> Outcome | None:
         completion_tokens=sum(row[11] or 0 for row in rows),
     )
     n_attempts = last.attempt if last.reply else last.attempt - 1
-    return Outcome(last.key, last.state, last.reply, last.fault, n_attempts, usage)
+    fault = _with_attempts(last.fault, rows) if last.fault and last.reply else last.fault
+    return Outcome(last.key, last.state, last.reply, fault, n_attempts, usage)
+
+
+def _with_attempts(fault: Fault, rows: list[Any]) -> Fault:
+    """The last fault with what happened to the attempts before, where there were any."""
+    by_attempt = {row[1]: row[3] for row in rows if row[3] and row[13] is not None}
+    reasons = list(by_attempt.values())
+    if len(reasons) < 2:
+        return fault
+    told = f"all {len(reasons)} attempts"
+    if len(set(reasons)) > 1:
+        told = f"attempts: {', '.join(reasons)}"
+    return Fault(fault.reason, f"{fault.detail} ({told})".strip())
 
 
 def entry_of(row: Any) -> Entry:

@@ -30,7 +30,14 @@ from cbtqa.llm.cost import estimate_prompt
 from cbtqa.llm.endpoint import Endpoint, ResponseFormat
 from cbtqa.llm.journal import Standing, State
 from cbtqa.llm.limits import GateClosedError
-from cbtqa.llm.protocol import RequestRefusedError, error_of, reply_of, request_body
+from cbtqa.llm.protocol import (
+    RequestRefusedError,
+    error_of,
+    reply_of,
+    request_body,
+    shown,
+    written,
+)
 from cbtqa.llm.transport import mapped_errors, open_sdk
 from cbtqa.records import Reason, Usage
 
@@ -119,6 +126,10 @@ class BatchRun(Generic[ItemT]):
         if name in self._writer.names:
             self._line.meter.n_duplicates += 1
             raise GateClosedError
+        if (missing := self._booked.pop(name, None)) is not None:
+            if self._budget:
+                self._budget.book(missing, sign=-1)
+            self._count_failure(key, "the batch ended without a result for it")
         self._open.append(item)
         booked = probable_usage(request, estimate_prompt(request), self._line.meter)
         if self._budget:
@@ -142,13 +153,8 @@ class BatchRun(Generic[ItemT]):
         if self._budget:
             self._budget.book(booked, sign=-1)
         row, rung = result
-        response = row.get("response") or {}
-        status = response.get("status_code") or 0
         try:
-            if status != 200:
-                said = response.get("body") or row.get("error")
-                raise error_of(status or 500, {}, json.dumps(said, ensure_ascii=False))
-            reply = reply_of(response["body"], 0.0)
+            reply = _reply_in(row, self._endpoint)
         except RequestRefusedError as error:
             lower = self._ladder.below(rung, error) if request.json_schema else None
             self._failures[key] += 1
@@ -156,10 +162,7 @@ class BatchRun(Generic[ItemT]):
                 raise ItemFailedError(State.FINAL, error.fault) from None
             return None  # once more, a rung lower
         except EndpointError as error:
-            self._failures[key] += 1
-            if self._failures[key] > self._limits.max_retries:
-                fault = Fault(Reason.ENDPOINT, f"given up after {self._failures[key]}: {error}")
-                raise ItemFailedError(State.ENDPOINT, fault) from None
+            self._count_failure(key, error)
             return None
         if request.json_schema is not None:
             self._ladder.answered(rung)
@@ -167,6 +170,13 @@ class BatchRun(Generic[ItemT]):
         if self._budget:
             self._budget.book(reply.usage)
         return replace(reply, host=self._endpoint.host)
+
+    def _count_failure(self, key: str, error: object) -> None:
+        """Notes that a question got no reply; raises ItemFailedError once that was too often."""
+        self._failures[key] += 1
+        if self._failures[key] > self._limits.max_retries:
+            fault = Fault(Reason.ENDPOINT, f"given up after {self._failures[key]}: {error}")
+            raise ItemFailedError(State.ENDPOINT, fault)
 
     def _under_way(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = json.loads(self._journal.meta(UNDER_WAY) or "[]")
@@ -261,14 +271,14 @@ class _Provider(AbstractAsyncContextManager["_Provider"]):
     can_wait = True
 
     def __init__(self, endpoint: Endpoint) -> None:
-        self._client, self._host = open_sdk(endpoint, max_retries=2), endpoint.host
+        self._client, self._endpoint = open_sdk(endpoint, max_retries=2), endpoint
 
     async def __aexit__(self, *_: object) -> None:
         await self._client.close()
 
     async def submit(self, path: Path, token: str) -> str:
         """Hands a file in; gives the batch's name."""
-        with mapped_errors("answered what is no Batch API"):
+        with mapped_errors("answered what is no Batch API", self._endpoint):
             uploaded = await self._client.files.create(file=path, purpose="batch")
             started = await self._client.batches.create(
                 input_file_id=uploaded.id,
@@ -280,7 +290,7 @@ class _Provider(AbstractAsyncContextManager["_Provider"]):
 
     async def find(self, token: str) -> str | None:
         """The name of the batch that was handed in with this token, or None."""
-        with mapped_errors("answered what is no Batch API"):
+        with mapped_errors("answered what is no Batch API", self._endpoint):
             async for batch in self._client.batches.list(limit=100):
                 if (batch.metadata or {}).get("cbtqa") == token:
                     return batch.id
@@ -288,27 +298,27 @@ class _Provider(AbstractAsyncContextManager["_Provider"]):
 
     async def look(self, name: str) -> tuple[bool, str]:
         """Whether it has ended, and how it is doing."""
-        with mapped_errors("answered what is no Batch API"):
+        with mapped_errors("answered what is no Batch API", self._endpoint):
             batch = await self._client.batches.retrieve(name)
-        counts = batch.request_counts
-        done = f" {counts.completed:,} of {counts.total:,} requests" if counts else ""
-        trouble = [one.message for one in (batch.errors and batch.errors.data) or []]
+            counts = batch.request_counts
+            done = f" {counts.completed} of {counts.total} requests" if counts else ""
+            trouble = [str(one.message) for one in (batch.errors and batch.errors.data) or []]
         said = "; ".join(filter(None, [f"{name}: {batch.status}{done}", *trouble]))
-        return batch.status in ENDED, said
+        return batch.status in ENDED, shown(said)
 
     async def rows(self, name: str) -> list[dict[str, Any]] | None:
         """All results of an ended batch; None when it has none at all."""
         rows: list[dict[str, Any]] | None = None
-        with mapped_errors("answered what is no Batch API"):
+        with mapped_errors("answered what is no Batch API", self._endpoint):
             batch = await self._client.batches.retrieve(name)
             for file in filter(None, (batch.output_file_id, batch.error_file_id)):
                 content = await self._client.files.content(file)
-                rows = (rows or []) + [json.loads(line) for line in content.iter_lines() if line]
+                rows = (rows or []) + list(filter(None, map(_row_in, content.iter_lines())))
         return rows
 
     def what_to_do(self, names: list[str]) -> str:
         """What these batches wait for."""
-        return f"under way at {self._host}: {', '.join(names)}"
+        return f"under way at {self._endpoint.host}: {', '.join(names)}"
 
 
 class _Folder(nullcontext[None]):
@@ -354,19 +364,37 @@ class _Folder(nullcontext[None]):
         )
 
 
+def _row_in(line: str) -> dict[str, Any] | None:
+    """A line of results; None for one that is none, whose question is then asked again."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("custom_id"), str) else None
+
+
+def _reply_in(row: dict[str, Any], endpoint: Endpoint) -> Reply:
+    """The reply in a line of results; raises as `reply_of`, and what an error in it means."""
+    response = row.get("response")
+    response = response if isinstance(response, dict) else {}
+    status = response.get("status_code")
+    if status == 200:
+        return reply_of(response.get("body"), 0.0, endpoint)
+    said = response.get("body") or row.get("error")
+    status = status if isinstance(status, int) and 100 <= status < 600 else 500
+    raise error_of(status, {}, written(said) or "", endpoint)
+
+
 def _rows_of(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a file; a last line that is still being written is left out."""
     with path.open(encoding="utf-8") as stream:
         for number, line in enumerate(stream, 1):
-            try:
-                row = json.loads(line)
-                assert isinstance(row["custom_id"], str)
-            except (ValueError, KeyError, TypeError, AssertionError):
-                if line.endswith("\n"):
-                    problem = "is no row of a batch's results (custom_id, response, error)"
-                    raise DataError(problem, where=f"{path}:{number}") from None
-                return
-            yield row
+            row = _row_in(line)
+            if row is not None:
+                yield row
+            elif line.endswith("\n"):
+                problem = "is no row of a batch's results (custom_id, response, error)"
+                raise DataError(problem, where=f"{path}:{number}") from None
 
 
 _Place = _Provider | _Folder

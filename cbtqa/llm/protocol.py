@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from pydantic import ValidationError
-
+from cbtqa.endings import reason_text
 from cbtqa.errors import (
     BadResponseError,
     EndpointAuthError,
@@ -23,12 +23,31 @@ from cbtqa.errors import (
     RateLimitError,
 )
 from cbtqa.llm.chat import ChatRequest, Fault, Reply, split_reasoning
-from cbtqa.llm.endpoint import Endpoint, ResponseFormat, preset_file
+from cbtqa.llm.endpoint import Endpoint, ResponseFormat
+from cbtqa.llm.provider_codes import Said, meaning_of
 from cbtqa.records import Reason, Usage
-from cbtqa.secrets import masked, masked_value
+from cbtqa.secrets import masked, masked_pieces
 
 SHOWN = 300
 """Characters of a server's message that an error quotes."""
+MOST_READ = 200_000
+"""Characters of it that are looked at."""
+MOST_NAME, MOST_TOKENS, MOST_WAIT_S = 200, 10**9, 1e10
+"""Bounds of what a server says: letters of a model's name, tokens of a reply, seconds to wait."""
+MOST_PARTS_DEPTH = 8
+_EVENTS = re.compile(rb"\s*(?:data|event|id|retry)?:")
+"""How the lines of server-sent events begin."""
+
+
+class EventStreamError(BadResponseError):
+    """The server sends events, although no stream was asked for."""
+
+    def __init__(self, said: str) -> None:
+        super().__init__(
+            f"the server streams, although no stream was asked for: {said}",
+            status=200,
+            hint="turn streaming off there, or try --extra '{\"stream\": false}'",
+        )
 
 
 class RequestRefusedError(EndpointError):
@@ -95,64 +114,157 @@ def _is_strict(schema: object) -> bool:
     return all(map(_is_strict, schema.values()))
 
 
-def parse_completion(data: bytes, latency_s: float) -> Reply:
+def parse_completion(data: bytes, latency_s: float, endpoint: Endpoint | None = None) -> Reply:
     """A reply from the bytes of a 200 answer.
 
     Raises:
+        EventStreamError: events, although no stream was asked for.
         BadResponseError: not the protocol.
         EndpointError: an error body sent with status 200, mapped by its own code.
     """
     try:
         body = json.loads(data)
-    except ValueError:
-        raise BadResponseError(f"answered with no JSON: {_shown(data)}", status=200) from None
-    return reply_of(body, latency_s)
+    except (ValueError, RecursionError):
+        if _EVENTS.match(data[:64]):
+            raise EventStreamError(shown(data)) from None
+        raise BadResponseError(
+            f"answered with no JSON: {shown(data)}",
+            status=200,
+            hint="is --endpoint the base address, such as http://HOST:PORT/v1?",
+        ) from None
+    return reply_of(body, latency_s, endpoint)
 
 
-def reply_of(body: Any, latency_s: float) -> Reply:
-    """A reply from a decoded completion object; raises as `parse_completion`."""
-    body = masked_value(body)
-    try:
-        choice = body["choices"][0]
-        message = choice["message"]
-        text = _text_of(message.get("content"))
-        refusal = _text_of(message.get("refusal")) or None
-        counted = body.get("usage") or {}
-        usage = Usage(
-            prompt_tokens=counted.get("prompt_tokens") or 0,
-            completion_tokens=counted.get("completion_tokens") or 0,
-        )
-    except (KeyError, IndexError, TypeError, AttributeError, ValidationError):
-        raise _error_inside(body) from None
-    text, thoughts = split_reasoning(text)
+def reply_of(body: Any, latency_s: float, endpoint: Endpoint | None = None) -> Reply:
+    """A reply from a decoded completion object; raises as `parse_completion`.
+
+    Nothing in a body is taken for what it should be: what is no text is no text, what is no count
+    is not counted.
+    """
+    choice = _first_choice(body)
+    if choice is None or _error_told(body, choice):
+        raise _error_inside(body, endpoint)
+    message: dict[str, Any] = choice["message"]
+    said = _parts_of(message.get("content"))
+    if said is None:
+        raise _error_inside(body, endpoint)
+    text, thoughts = split_reasoning(_clean("".join(said.texts)))
     apart = message.get("reasoning_content") or message.get("reasoning")
-    end = choice.get("finish_reason")
+    if not isinstance(apart, str):
+        apart = "".join(said.thoughts) or thoughts
+    refused = _parts_of(message.get("refusal"))
+    refusals = [*said.refusals, *(refused.texts if refused else ())]
     return Reply(
         text=text,
-        finish_reason=None if end is None else str(end),
-        refusal=refusal,
-        reasoning=_encodable(apart) if isinstance(apart, str) else thoughts,
-        usage=usage,
-        model=str(body.get("model") or ""),
+        finish_reason=_ending_in(body, choice),
+        refusal=_clean("".join(refusals)) or None,
+        reasoning=None if apart is None else _clean(apart),
+        usage=usage_in(body),
+        model=_clean(body.get("model"))[:MOST_NAME],
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         latency_s=round(latency_s, 3),
     )
 
 
-def _text_of(content: object) -> str:
-    """Message content as text; some servers send a list of parts."""
-    if content is None:
+def _first_choice(body: Any) -> dict[str, Any] | None:
+    """The first choice that has a message; None when there is none."""
+    choices = body.get("choices") if isinstance(body, dict) else None
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    has_message = isinstance(choice, dict) and isinstance(choice.get("message"), dict)
+    return choice if has_message else None
+
+
+def _error_told(body: dict[str, Any], choice: dict[str, Any]) -> object:
+    """The error that stands in a choice or beside the choices; something false when none does."""
+    told = body.get("base_resp")  # MiniMax
+    has_failed = isinstance(told, dict) and told.get("status_code") not in (None, 0, "0")
+    return choice.get("error") or body.get("error") or (told if has_failed else None)
+
+
+def _ending_in(body: dict[str, Any], choice: dict[str, Any]) -> str | None:
+    # MiniMax marks a filtered answer beside the choices and lets it end with `stop`
+    if body.get("output_sensitive") is True or body.get("input_sensitive") is True:
+        return "content_filter"
+    ended = reason_text(choice.get("finish_reason"))
+    return None if ended is None else _clean(ended)
+
+
+def usage_in(body: dict[str, Any]) -> Usage:
+    """The tokens that a body counts; what is no count is 0. It is a figure beside the reply."""
+    counted = body.get("usage")
+    if not isinstance(counted, dict):
+        return Usage()
+    prompt, made = (_count(counted.get(f"{part}_tokens")) for part in ("prompt", "completion"))
+    return Usage(prompt_tokens=prompt, completion_tokens=made)
+
+
+def _count(value: object) -> int:
+    if isinstance(value, str):
+        value = _number(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return 0
+    return int(value) if 0 <= value < MOST_TOKENS else 0  # nan and infinity fail both
+
+
+@dataclass
+class _Parts:
+    """What the content of a message holds, in order."""
+
+    texts: list[str] = field(default_factory=list)
+    thoughts: list[str] = field(default_factory=list)
+    refusals: list[str] = field(default_factory=list)
+
+    def add(self, content: object, into: list[str], depth: int = 0) -> bool:
+        """Takes a part, or parts within it; False when something among them is none."""
+        if isinstance(content, str):
+            into.append(content)
+        elif isinstance(content, list) and depth < MOST_PARTS_DEPTH:
+            return all(self.add(part, into, depth + 1) for part in content)
+        elif isinstance(content, dict) and depth < MOST_PARTS_DEPTH:
+            kind = content.get("type")
+            if kind in ("thinking", "reasoning"):
+                into = self.thoughts
+            elif kind == "refusal":
+                into = self.refusals
+            inner = next((content[name] for name in _TEXT_FIELDS if content.get(name)), None)
+            return self.add(inner, into, depth + 1)
+        else:
+            return content is None
+        return True
+
+
+def _parts_of(content: object) -> _Parts | None:
+    """The parts of a message's content; None for what is none.
+
+    Some servers send a list of texts or typed objects; some decode the JSON object that was asked
+    for and send the object itself.
+    """
+    if isinstance(content, dict) and "type" not in content and list(content) != ["text"]:
+        content = written(content) or 0
+    parts = _Parts()
+    return parts if parts.add(content, parts.texts) else None
+
+
+_TEXT_FIELDS = ("text", "value", "content", "thinking", "reasoning", "refusal")
+"""Where typed parts keep their text: OpenAI, Mistral, Anthropic, gateways to them."""
+
+
+def written(value: object) -> str | None:
+    """An object as JSON text; None when it is nested too deep to be written."""
+    try:
+        return _clean(json.dumps(value, ensure_ascii=False))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _clean(value: object) -> str:
+    """A text of a server without known keys, and with lone surrogates made visible.
+
+    JSON escapes can smuggle these in; no file can be written with them.
+    """
+    if not isinstance(value, str):
         return ""
-    if isinstance(content, str):
-        return _encodable(content)
-    if isinstance(content, list):
-        # masked once more: each part may hold a piece of a key
-        return _encodable(masked("".join(str(part.get("text", "")) for part in content)))
-    raise TypeError
-
-
-def _encodable(text: str) -> str:
-    """The text with lone surrogates, which JSON escapes can smuggle in, made visible."""
+    text = masked(value)
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -160,66 +272,73 @@ def _encodable(text: str) -> str:
     return text
 
 
-def _error_inside(body: object) -> EndpointError:
-    error = body.get("error") if isinstance(body, dict) else None
+def _error_inside(body: object, endpoint: Endpoint | None) -> EndpointError:
+    """What a body without a usable choice means, by the code that it carries."""
+    choice = _first_choice(body) or {}
+    error = _error_told(body, choice) if isinstance(body, dict) else None
     code = error.get("code") if isinstance(error, dict) else None
-    text = json.dumps(body, ensure_ascii=False)
-    if isinstance(code, int) and 400 <= code < 600:
-        return error_of(code, {}, text)
-    if error and _has_mark(text, preset_file().content_filter_marks):
-        return error_of(400, {}, text)
-    return BadResponseError(f"answered with no completion: {_shown(text)}", status=200)
+    status = (
+        code if isinstance(code, int) else int(_number(code) or 0) if isinstance(code, str) else 0
+    )
+    text = written(error or body) or "an object nested too deep"
+    return error_of(status if 400 <= status < 600 else 200, {}, text, endpoint)
 
 
-def error_of(status: int, headers: Mapping[str, str], body: bytes | str) -> EndpointError:
-    """What an answer other than a completion means.
+def error_of(
+    status: int, headers: Mapping[str, str], body: bytes | str, endpoint: Endpoint | None = None
+) -> EndpointError:
+    """What an answer other than a completion means: by the provider's code, then by its status.
 
     `is_retryable`: the same request may help later. A `RequestRefusedError` concerns one request,
     every other error the whole run.
     """
-    text = masked(body.decode("utf-8", "replace") if isinstance(body, bytes) else body)
-    marks = preset_file()
-    said = f"answered {status}: {_shown(text)}"
+    text = body.decode("utf-8", "replace") if isinstance(body, bytes) else body
+    said = f"answered {status if status != 200 else 'with no completion'}: {shown(text)}"
     if 300 <= status < 400:
-        place = _shown(headers.get("Location", "elsewhere"))
+        place = shown(headers.get("Location", "elsewhere"))
         return EndpointError(f"redirects to {place}", status=status, hint="give that address")
-    if status == 402 or (status in (400, 403, 429) and _has_mark(text, marks.no_credit_marks)):
-        return EndpointError(said, status=status, hint="the account has no credit or quota left")
-    if status in (400, 403) and _has_mark(text, marks.content_filter_marks):
+    speaks = Said.of(text)
+    meaning = meaning_of(status, speaks, endpoint.host if endpoint else "")
+    if meaning == "filter":
         return RequestRefusedError(said, status, Reason.CONTENT_FILTER)
-    if status in (401, 403):
-        # the server's words are left out: they may repeat a part of the key
-        return EndpointAuthError(f"answered {status}: the key is missing or refused", status=status)
+    if meaning == "money":
+        return EndpointError(said, status=status, hint="the account has no credit or quota left")
+    if meaning == "wait" or status in (429, 529):
+        return RateLimitError(said, status=status, retry_after_s=retry_after_s(headers))
+    if meaning == "key" or status in (401, 403):
+        where = f"check the key in {endpoint.key_env}" if endpoint else "check the key"
+        return EndpointAuthError(masked_pieces(said), status=status, hint=where)
+    if speaks.names_format:
+        return RequestRefusedError(said, status, Reason.BAD_REQUEST, names_format=True)
+    return _error_of_status(status, headers, said)
+
+
+def _error_of_status(status: int, headers: Mapping[str, str], said: str) -> EndpointError:
     if status in (404, 405):
         return EndpointError(said, status=status, hint="check --endpoint and --model")
-    if status in (429, 503, 529):
+    if status == 503:
         return RateLimitError(said, status=status, retry_after_s=retry_after_s(headers))
     if status == 408:
         return EndpointTimeoutError(said, status=status)
-    if status >= 500 or status in (409, 425):
+    if status < 400 or status >= 500 or status in (409, 425):
         return BadResponseError(said, status=status)
-    names_format = _has_mark(text, marks.format_marks)
-    return RequestRefusedError(said, status, Reason.BAD_REQUEST, names_format=names_format)
+    return RequestRefusedError(said, status, Reason.BAD_REQUEST)
 
 
 def described(error: BaseException) -> str:
     """A foreign exception by its type and its message; never its repr, which may hold headers."""
     # aiohttp's str adds the address, and its repr the request with all its headers
     message = getattr(error, "message", None)
-    said = _shown(message if isinstance(message, str) else str(error))
+    said = shown(message if isinstance(message, str) else str(error))
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
-def _has_mark(text: str, marks: tuple[str, ...]) -> bool:
-    lowered = text.lower()
-    return any(mark in lowered for mark in marks)
-
-
-def _shown(text: bytes | str) -> str:
+def shown(text: bytes | str) -> str:
+    """The beginning of what a server said, on one line, without keys."""
     if isinstance(text, bytes):
-        text = text.decode("utf-8", "replace")
-    # masked before it is cut: a piece of a key would not be found
-    text = masked(" ".join(text.split()))
+        text = text[:MOST_READ].decode("utf-8", "replace")
+    # masked before it is cut short: a piece of a key would not be found
+    text = _clean(" ".join(text[:MOST_READ].split())[: 8 * SHOWN])
     return text if len(text) <= SHOWN else text[:SHOWN] + "..."
 
 
@@ -232,10 +351,10 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
         return wait
     try:
         at = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, TypeError, OverflowError, IndexError):
         return None
     at = at if at.tzinfo else at.replace(tzinfo=UTC)
-    return max(0.0, (at - datetime.now(UTC)).total_seconds())
+    return min(MOST_WAIT_S, max(0.0, (at - datetime.now(UTC)).total_seconds()))
 
 
 def _number(text: str) -> float | None:
@@ -243,7 +362,7 @@ def _number(text: str) -> float | None:
         value = float(text)
     except ValueError:
         return None
-    return value if 0 <= value < float("inf") else None
+    return min(value, MOST_WAIT_S) if 0 <= value < float("inf") else None
 
 
 def duration_s(text: str) -> float | None:

@@ -227,6 +227,8 @@ class Run:
     def manifest(self, kind: str, resolved: Resolved[Any] | None, **more: Any) -> Manifest:
         """The manifest of what was made: what every run knows, and `more` over it."""
         known = {"usage": self.usage, "cost": self.cost, "acknowledgements": self.acknowledgements}
+        if again := self.journal.asked_again():
+            more["counts"] = {**more.get("counts", {}), "asked_again": again}
         return new_manifest(kind, resolved, self.started_at, **(known | more))
 
 

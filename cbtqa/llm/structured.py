@@ -21,6 +21,7 @@ QUOTES = "\"'“”‘’"
 _BRACE = re.compile("[{}]")
 _KEY = re.compile(r"""["'”’]\s*[:：]""")
 """What only a key is followed by; outside the object it is a sign of a lost part."""
+_FORM_VALUE = re.compile(r'"\s*:\s*"([^"\n]+)"')
 _LOST = Fault(Reason.NOT_JSON, "a key stands outside the object")
 _BETWEEN = frozenset(QUOTES + "{}[],: \t\r\n")
 Fits = Callable[[dict[str, Any]], bool]
@@ -51,6 +52,18 @@ def parse_object(text: str, fits: Fits | None = None) -> dict[str, Any] | Fault:
     if any(other != fitting[0] for other in fitting):
         return Fault(Reason.NOT_JSON, "the reply holds several different objects")
     return fitting[0]
+
+
+def strings_of_form(prompt: str) -> frozenset[str]:
+    """What stands for the values in the form that a prompt shows, such as `……` or `原话`."""
+    return frozenset(text.strip() for text in _FORM_VALUE.findall(prompt))
+
+
+def find_echo(found: Any, form: frozenset[str]) -> Fault | None:
+    """ECHO when a value of an object is still what stands for it in the form."""
+    leaves = (leaf.strip() for leaf in _values(found) if isinstance(leaf, str))
+    echoed = next((leaf for leaf in leaves if leaf in form), None)
+    return None if echoed is None else Fault(Reason.ECHO, f"not filled in: '{echoed}'")
 
 
 def _unwrapped(text: str) -> str:
@@ -178,6 +191,14 @@ def _leaves(value: Any) -> Iterator[Any]:
     elif isinstance(value, list):
         for inner in value:
             yield from _leaves(inner)
+    else:
+        yield value
+
+
+def _values(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _values(inner)
     else:
         yield value
 

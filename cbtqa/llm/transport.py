@@ -11,12 +11,13 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-from cbtqa.errors import EndpointError, EndpointTimeoutError
+from cbtqa.errors import BadResponseError, EndpointError, EndpointTimeoutError
 from cbtqa.llm.chat import Reply
 from cbtqa.llm.endpoint import Endpoint
 from cbtqa.llm.protocol import described, error_of, parse_completion
@@ -25,6 +26,14 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 CONNECT_TIMEOUT_S = 15.0
+MOST_BYTES = 8 * 2**20
+"""Of one answer, unpacked: a completion has some thousand. More is an error of the server or an
+attack, such as a few packed megabytes that unpack to gigabytes."""
+NOT_THERE = "is the server running, and is --endpoint right?"
+MOST_RESULT_BYTES = 2**30
+"""Of a file of results: 50,000 of them."""
+ENCODINGS = "gzip, deflate"
+"""What an answer may be packed with: both can be unpacked by a bounded step at a time."""
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
@@ -35,6 +44,40 @@ class Received:
     reply: Reply
     headers: Mapping[str, str]
     """Looked up without regard to letter case."""
+
+
+async def unpacked(
+    chunks: AsyncIterator[bytes], encoding: str, most: int = MOST_BYTES
+) -> AsyncIterator[bytes]:
+    """The bytes of an answer, unpacked; never more than `most` of them are held.
+
+    Raises:
+        BadResponseError: more than that, or not packed as its header says.
+    """
+    n_bytes, packing = 0, encoding.strip().lower()
+    unpack: Any = None
+    async for chunk in chunks:
+        if packing not in ("", "identity"):
+            unpack = unpack or _unpacker(packing, chunk)
+            try:
+                chunk = unpack.decompress(chunk, most - n_bytes + 1)
+            except zlib.error as error:
+                raise BadResponseError(f"the answer cannot be unpacked: {error}") from None
+        n_bytes += len(chunk)
+        if n_bytes > most:
+            raise BadResponseError(f"the answer is larger than {most >> 20} MiB")
+        yield chunk
+    if unpack is not None and not unpack.eof:
+        raise BadResponseError("the packed answer breaks off")
+
+
+def _unpacker(packing: str, chunk: bytes) -> Any:
+    if packing not in ("gzip", "x-gzip", "deflate"):
+        name = packing[:20].encode("ascii", "replace").decode()
+        raise BadResponseError(f"the answer is packed as '{name}', which nobody asked for")
+    # some servers send "deflate" without the header of zlib, whose low four bits are 8
+    is_bare = packing == "deflate" and chunk[:1] and chunk[0] & 0x0F != 8
+    return zlib.decompressobj(-zlib.MAX_WBITS if is_bare else zlib.MAX_WBITS | 32)
 
 
 def open_transport(endpoint: Endpoint, n_connections: int) -> Transport:
@@ -58,14 +101,25 @@ def open_sdk(endpoint: Endpoint, *, max_retries: int) -> AsyncOpenAI:
         base_url=endpoint.base_url,
         api_key=endpoint.key or "none",
         max_retries=max_retries,
+        default_headers={"Accept-Encoding": ENCODINGS},
         http_client=openai.DefaultAsyncHttpxClient(
-            follow_redirects=False, trust_env=not endpoint.is_local
+            follow_redirects=False,
+            trust_env=not endpoint.is_local,
+            event_hooks={"response": [_bound]},
         ),
     )
 
 
+async def _bound(response: Any) -> None:
+    """Bounds what the SDK reads and unpacks of a response, of an error as of an answer."""
+    is_file = response.url.path.endswith("/content")
+    packing = response.headers.pop("content-encoding", "")
+    raw, most = response.aiter_raw, MOST_RESULT_BYTES if is_file else MOST_BYTES
+    response.aiter_raw = lambda chunk_size=None: unpacked(raw(), packing, most)
+
+
 @contextmanager
-def mapped_errors(unexpected: str) -> Iterator[None]:
+def mapped_errors(unexpected: str, endpoint: Endpoint) -> Iterator[None]:
     """Raises the SDK's errors as ours; `unexpected` begins the message of an odd one."""
     import openai
 
@@ -73,12 +127,21 @@ def mapped_errors(unexpected: str) -> Iterator[None]:
         yield
     except openai.APIStatusError as error:
         answer = error.response
-        raise error_of(answer.status_code, answer.headers, answer.content) from None
+        raise error_of(answer.status_code, answer.headers, answer.content, endpoint) from None
     except openai.APIConnectionError as error:
         cause = error.__cause__ or error
-        raise EndpointTimeoutError(f"the connection broke: {described(cause)}") from None
-    except openai.APIError as error:
-        raise EndpointError(f"{unexpected}: {described(error)}") from None
+        if isinstance(cause, EndpointError):
+            raise cause from None
+        said = f"the connection broke: {described(cause)}"
+        raise EndpointTimeoutError(said, hint=NOT_THERE) from None
+    except (openai.APIError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        # the SDK builds its objects from whatever came, and stumbles over their fields
+        raise BadResponseError(f"{unexpected}: {described(error)}") from None
+
+
+def _too_slow(timeout_s: float) -> EndpointTimeoutError:
+    said = f"no whole answer within {timeout_s:g} s"
+    return EndpointTimeoutError(said, hint="give it more time, --timeout-s, or less at a time")
 
 
 def _allow_open_files(wanted: int) -> None:
@@ -105,7 +168,8 @@ class HttpTransport:
         self._aiohttp = aiohttp
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=300),
-            headers=self._endpoint.headers(),
+            headers=self._endpoint.headers() | {"Accept-Encoding": ENCODINGS},
+            auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
             # a proxy named in the environment would carry local text off this machine
             trust_env=not self._endpoint.is_local,
@@ -126,19 +190,24 @@ class HttpTransport:
             async with self._session.post(
                 self._url, data=data, timeout=timeout, allow_redirects=False
             ) as response:
-                answer = await response.read()
+                packing = response.headers.get("Content-Encoding", "")
+                chunks = unpacked(response.content.iter_chunked(2**16), packing)
+                answer = b"".join([chunk async for chunk in chunks])
         except TimeoutError:
-            raise EndpointTimeoutError(f"no whole answer within {timeout_s:g} s") from None
+            raise _too_slow(timeout_s) from None
         except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError) as error:
             raise EndpointError(f"no secure connection: {described(error)}") from None
         except aiohttp.ClientConnectorError as error:
             place = f"{error.host}:{error.port}"
-            raise EndpointTimeoutError(f"cannot connect to {place}: {error.strerror}") from None
-        except aiohttp.ClientError as error:
-            raise EndpointTimeoutError(f"the connection broke: {described(error)}") from None
+            said = f"cannot connect to {place}: {error.strerror}"
+            raise EndpointTimeoutError(said, hint=NOT_THERE) from None
+        except (aiohttp.ClientError, OSError) as error:
+            said = f"the connection broke: {described(error)}"
+            raise EndpointTimeoutError(said, hint=NOT_THERE) from None
         if response.status != 200:
-            raise error_of(response.status, response.headers, answer)
-        return Received(parse_completion(answer, time.perf_counter() - start), response.headers)
+            raise error_of(response.status, response.headers, answer, self._endpoint)
+        latency_s = time.perf_counter() - start
+        return Received(parse_completion(answer, latency_s, self._endpoint), response.headers)
 
 
 class SdkTransport:
@@ -162,7 +231,7 @@ class SdkTransport:
         """As `HttpTransport.send`."""
         fields = {name: value for name, value in body.items() if name not in ("model", "messages")}
         start = time.perf_counter()
-        with mapped_errors("gave an unusable answer"):
+        with mapped_errors("gave an unusable answer", self._endpoint):
             try:
                 # the SDK's own limit is per read, not in all
                 async with asyncio.timeout(timeout_s):
@@ -174,9 +243,9 @@ class SdkTransport:
                         timeout=timeout_s,
                     )
             except (TimeoutError, self._timeout_error):
-                raise EndpointTimeoutError(f"no whole answer within {timeout_s:g} s") from None
+                raise _too_slow(timeout_s) from None
         latency_s = time.perf_counter() - start
-        return Received(parse_completion(raw.content, latency_s), raw.headers)
+        return Received(parse_completion(raw.content, latency_s, self._endpoint), raw.headers)
 
 
 Transport = HttpTransport | SdkTransport

@@ -24,10 +24,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 from cbtqa.dataset_folder import has_splits, source_rows
+from cbtqa.endings import Ending, ending_of, reason_text
 from cbtqa.errors import DataError, UsageError
 from cbtqa.files import open_text
 from cbtqa.metrics.text.texts import Item
 from cbtqa.records import STEP_NAMES, Risk, reads_question_only
+from cbtqa.text_faults import find_machine_text
 
 ID_NAMES = ("question_id", "id", "questionID")
 PREDICTION_NAMES = ("text", "prediction", "predict", "answer", "output", "response")
@@ -168,7 +170,7 @@ def read_predictions(
     own_name = path.name if path.is_dir() else path.stem
     found: dict[str, Item | None] = {}
     systems: Counter[str] = Counter()
-    n_cut, text_column = 0, ""
+    n_cut, n_machine, text_column = 0, 0, ""
     for read in _keyed_rows(path, columns, text_names, split or "all"):
         if read.has_id != references.has_ids:
             raise _one_sided(path, references, read)
@@ -176,6 +178,7 @@ def read_predictions(
         found[read.id] = read.item
         systems[str(read.values.get("system") or own_name)] += 1
         n_cut += read.item is not None and is_cut(read.item.text, _finish_reason(read.values))
+        n_machine += read.item is not None and find_machine_text(read.item.text) is not None
     _check_pairing(path, references, found)
     known = set(references.ids)
     n_extra = sum(question_id not in known for question_id in found)
@@ -187,6 +190,7 @@ def read_predictions(
         "n_missing": len(references.ids) - len(found) + n_extra,
         "n_none": sum(one in found and found[one] is None for one in references.ids),
         "n_cut": n_cut,
+        "n_machine": n_machine,
         **_text_counts(items, references.items),
     }
     system = next(iter(systems)) if len(systems) == 1 else own_name
@@ -244,9 +248,9 @@ def _text_counts(items: Sequence[Item | None], references: Sequence[Item | None]
 
 
 def is_cut(text: str, finish_reason: str | None) -> bool:
-    """True when the text was cut at the token limit, or ends inside a sentence."""
+    """True when its finish reason is not that of a whole text, or it ends inside a sentence."""
     if finish_reason is not None:
-        return finish_reason == "length"
+        return ending_of(finish_reason) is not Ending.WHOLE
     last = text.rstrip()[-1:]
     return bool(last) and (last.isalnum() or last in "，、；：,;:") and last not in SENTENCE_ENDS
 
@@ -254,7 +258,7 @@ def is_cut(text: str, finish_reason: str | None) -> bool:
 def _finish_reason(row: Mapping[str, Any]) -> str | None:
     made = row.get("provenance")
     reason = made.get("finish_reason") if isinstance(made, dict) else row.get("finish_reason")
-    return str(reason) if reason else None
+    return reason_text(reason)
 
 
 def _rows(path: Path, split: str, encoding: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -37,6 +37,7 @@ from cbtqa.metrics.structure import (
 from cbtqa.metrics.text.texts import Item
 from cbtqa.records import MetricScore, Record, Tabular
 from cbtqa.statistics.resampling import BOOTSTRAP_TRIALS, DEFAULT_SEED, FEW_ITEMS
+from cbtqa.text_faults import is_traditional
 
 
 class ScoreSettings(NeuralSettings):
@@ -101,6 +102,8 @@ class SystemCounts(Record):
     """Answers that the system also gave to another question."""
     n_cut: int = 0
     """Answers cut at the token limit or ending inside a sentence."""
+    n_machine: int = 0
+    """Answers with control tokens, another speaker's turn or reasoning; scored as they are."""
 
 
 class ScoreReport(Record):
@@ -302,11 +305,12 @@ def _warnings(references: References, systems: Sequence[Predictions]) -> list[st
             found.append(
                 f"{system.system}: hardly any Chinese characters; is this the right column?"
             )
-        scripts = [_script_of(side.items) for side in (system, references)]
-        if None not in scripts and scripts[0] != scripts[1]:
+        ours, theirs = _is_traditional(system.items), _is_traditional(references.items)
+        if None not in (ours, theirs) and ours != theirs:
+            names = {True: "traditional", False: "simplified", None: ""}
             found.append(
-                f"{system.system}: in {scripts[0]} characters, and the references are in "
-                f"{scripts[1]} ones: most words count as different; convert one side first"
+                f"{system.system}: in {names[ours]} characters, and the references are in "
+                f"{names[theirs]} ones: most words count as different; convert one side first"
             )
     texts = {one.system: [item and item.text for item in one.items] for one in systems}
     found += [
@@ -317,20 +321,11 @@ def _warnings(references: References, systems: Sequence[Predictions]) -> list[st
     return found
 
 
-def _script_of(items: Sequence[Item | None]) -> str | None:
-    """The script of a side's texts; None where hardly a character tells."""
+def _is_traditional(items: Sequence[Item | None]) -> bool | None:
+    """Whether a side is in traditional script; None for text without Chinese characters."""
     text = "".join(item.text for item in items[:200] if item is not None)
-    n_simplified = n_traditional = 0
-    for letter in filter(lambda letter: letter > "\u33ff", text):
-        # what only one of the two national standards has is written in one script alone
-        is_simplified, is_traditional = (
-            bool(letter.encode(standard, "ignore")) for standard in ("gb2312", "big5")
-        )
-        n_simplified += is_simplified and not is_traditional
-        n_traditional += is_traditional and not is_simplified
-    if 20 * max(n_simplified, n_traditional) < len(text):
-        return None
-    return "simplified" if n_simplified > n_traditional else "traditional"
+    letters = [letter for letter in text if letter > "\u33ff" and letter.isalpha()]
+    return sum(map(is_traditional, letters)) * 20 > len(letters) if letters else None
 
 
 def _is_hardly_chinese(system: Predictions) -> bool:

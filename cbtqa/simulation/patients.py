@@ -17,14 +17,14 @@ from pydantic import Field, model_validator
 from cbtqa.errors import ConfigError, IncompleteRunError
 from cbtqa.files import write_jsonl, write_text
 from cbtqa.llm.batch import OnProgress
-from cbtqa.llm.chat import ChatRequest, Fault, Reply
+from cbtqa.llm.chat import ChatRequest, Fault, Reply, request_again
 from cbtqa.llm.cost import Estimate
 from cbtqa.llm.runs import EndpointSettings, Service, estimate_run, open_run
 from cbtqa.llm.structured import parse_object
 from cbtqa.prompts import load_prompt
 from cbtqa.records import Reason
 from cbtqa.simulation.draws import seed_of
-from cbtqa.simulation.playing.messages import filled, object_schema, with_complaint, wording
+from cbtqa.simulation.playing.messages import filled, object_schema, wording
 from cbtqa.simulation.playing.session import provenance_of
 from cbtqa.simulation.profiles import (
     AttributeTable,
@@ -174,8 +174,7 @@ class _StoryTask:
         first = self.request(item)
         texts = wording()["again"]
         complaint = filled(texts["not_json"], detail=fault.detail[:200] or fault.reason.value)
-        messages = with_complaint(first.messages, reply.text.strip(), complaint)
-        return ChatRequest(messages, first.json_schema, "story", first.sampling)
+        return request_again(first, reply, fault, complaint)
 
 
 def read_story(reply: Reply, table: AttributeTable) -> str | Fault:

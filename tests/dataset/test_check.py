@@ -46,7 +46,11 @@ def test_a_good_reply_becomes_steps_and_labels() -> None:
         ({"key_thought": "很长很长" * 300}, Reason.STEP_TOO_LONG),
         ({"key_thought": "抱歉，我无法提供"}, Reason.REFUSAL),
         ({"extra": "多出来的"}, Reason.NOT_JSON),
-        ({"strategy_or_insight": "You could try to write down three lines every evening."}, None),
+        ({"strategy_or_insight": "《The Body Keeps the Score》这本书里写过，身体也会记得。"}, None),
+        (
+            {"strategy_or_insight": "You could try to write down three lines every evening."},
+            Reason.WRONG_LANGUAGE,
+        ),
         ({"key_thought": "验证和共情：我能感到你很难过，这些话不容易说出口。"}, Reason.HEADINGS),
         ({"key_thought": "1. 先看看你的想法是什么，它从哪里来的呢。"}, Reason.HEADINGS),
         (
@@ -68,7 +72,7 @@ def test_a_good_reply_becomes_steps_and_labels() -> None:
 def test_each_fault_has_its_reason(changed: dict[str, Any], reason: Reason | None) -> None:
     found = check(steps(**changed))
     if reason is None:
-        assert isinstance(found, CheckedAnswer)  # one English sentence in a Chinese answer
+        assert isinstance(found, CheckedAnswer)
     else:
         assert isinstance(found, Fault) and found.reason is reason, found
 
@@ -122,5 +126,92 @@ def test_one_flowing_text_is_checked_as_a_whole() -> None:
 
 def test_the_schema_asks_for_the_closed_set_of_types() -> None:
     schema = answer_json_schema(TAXONOMY)
+    assert schema["properties"]["key_thought"] == {"type": "string"}
     kinds = schema["properties"]["distortions"]["items"]["properties"]["id"]["enum"]
     assert tuple(kinds) == TAXONOMY.ids
+
+
+LOOP = "慢慢来，一切都会好起来的，你要相信自己。"
+DEGENERATE = {
+    "a control token": (
+        {"key_thought": "你写下的话里有一个很重的判断。<|im_end|>"},
+        "control_tokens",
+    ),
+    "an invented turn": (
+        {"encouragement_and_foresight": "慢慢来，这只是开始。\n用户：谢谢你。\n助手：不客气。"},
+        "other_speaker",
+    ),
+    "reasoning in a field": (
+        {"validation_and_empathy": "<thinking>先共情</thinking>听起来你很不容易。"},
+        "reasoning",
+    ),
+    "reasoning without marks": (
+        {"validation_and_empathy": "好的，用户说同事讨厌他，我需要先共情，再找出念头。"},
+        "reasoning",
+    ),
+    "a loop": ({"strategy_or_insight": LOOP * 12}, "repetition"),
+    "equal steps": (
+        dict.fromkeys(list(steps())[:5], "我能感到你这段日子过得不容易，慢慢来就好。"),
+        "repetition",
+    ),
+    "the question in every step": (
+        dict.fromkeys(list(steps())[:5], QUESTION.source_text),
+        "copied_question",
+    ),
+    "the question in two steps": (
+        {"key_thought": QUESTION.description, "strategy_or_insight": f"{QUESTION.description}嗯。"},
+        "copied_question",
+    ),
+    "a blank": ({"validation_and_empathy": "[姓名]你好，读到这里能感到你的难过。"}, "placeholder"),
+    "something left out": (
+        {"strategy_or_insight": "可以先写下三行字（此处省略）。"},
+        "placeholder",
+    ),
+    "HTML": ({"strategy_or_insight": "<p>可以先写下三行字，再看看。</p>"}, "markup"),
+    "code": ({"strategy_or_insight": "可以先写下三行字。```json"}, "markup"),
+    "a lost character": (
+        {"key_thought": "你写下的那句话里，藏着一个\ufffd重的判断。"},
+        "broken_text",
+    ),
+    "traditional script": (
+        {
+            "key_thought": "你寫下的那句話裡，好像藏著一個很重的判斷，它讓一件事變成了對整個人的評價。",
+            "strategy_or_insight": "可以先用三行字寫下發生了什麼、還有什麼別的可能，再試著做一件小事。",
+        },
+        "wrong_script",
+    ),
+    "an English tail": (
+        {
+            "encouragement_and_foresight": "慢慢来，这只是一个开始，需要的时候也可以找人聊一聊。"
+            "Remember that you are not alone."
+        },
+        "wrong_language",
+    ),
+    "a word of another script": (
+        {"key_thought": "你写下的那句话里，藏着一个очень重的判断，它让你更难受。"},
+        "wrong_language",
+    ),
+    "the prompt's fence": ({"key_thought": "<<<\n他们肯定觉得我很烦\n>>>\n"}, "prompt_leak"),
+}
+
+
+@pytest.mark.parametrize("case", DEGENERATE)
+def test_text_that_says_nothing_is_no_answer(case: str) -> None:
+    changed, reason = DEGENERATE[case]
+    found = check(steps(**changed))
+    assert isinstance(found, Fault)
+    assert found.reason.value == reason
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "你写到“他们肯定觉得我很烦”，这句话里有一个很重的判断，值得慢慢看一看。",
+        "古人说“學而不思則罔”，想一想，这句话和你现在的处境有没有一点像？",
+        "你可以对自己说：“用户再挑剔，我也尽力了。”也可以对同事说：“今天我想早点走。”",
+        "真的，真的，真的，你已经很努力了，已经很努力了，不必再责怪自己。",
+        "先深呼吸……再慢慢数到十。试试 KEEP 或 Headspace 这类应用，挑一个顺手的。",
+    ],
+)
+def test_what_only_looks_odd_is_an_answer(text: str) -> None:
+    assert isinstance(check(steps(challenge_or_reflection=text)), CheckedAnswer)

@@ -288,3 +288,61 @@ def test_the_folder_loads_with_datasets_and_pandas(tmp_path: Path) -> None:
     assert human["human"].num_rows == result.manifest.counts["n_human"]
     frame = pandas.read_parquet(result.folder / "data")
     assert len(frame) == result.manifest.counts["n_out"]
+
+
+def written(**changed: Any) -> str:
+    return json.dumps(steps("1", **changed), ensure_ascii=False)
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        (ok(written(key_thought="慢慢来，一切都会好起来的，相信自己。" * 9)), "repetition"),
+        (ok(written()[:90], finish_reason="length"), "cut"),
+        (ok(written(key_thought="……")), "echo"),
+        (ok(written(distortions=[{"id": "类型的英文 id", "evidence": "原话"}])), "echo"),
+        (ok("不是 JSON"), "not_json"),
+    ],
+)
+def test_a_loop_an_echo_or_a_cut_is_asked_afresh_and_not_sent_back(
+    tmp_path: Path, reply: Any, reason: str
+) -> None:
+    questions = write_questions(tmp_path / "q.jsonl", [LONG])
+    with ScriptedEndpoint([reply, ok(written())]) as server:
+        result = build(tmp_path, input=questions, endpoint=server.url, model="m")
+    first, second = (seen.body for seen in server.requests)
+    assert [turn["role"] for turn in second["messages"]] == ["system", "user"]
+    assert second["seed"] != first["seed"]
+    counts = result.manifest.counts
+    assert counts["n_out"] == 1
+    assert counts["asked_again"] == {reason: {"n_asked": 1, "n_accepted": 1}}
+    assert '<td class="number">1</td>' in (result.folder / "report.html").read_text("utf-8")
+
+
+def test_a_reply_that_lacks_one_step_is_shown_again(tmp_path: Path) -> None:
+    questions = write_questions(tmp_path / "q.jsonl", [LONG])
+    with ScriptedEndpoint([ok(written(key_thought="")), ok(written())]) as server:
+        build(tmp_path, input=questions, endpoint=server.url, model="m")
+    turns = server.requests[1].body["messages"]
+    assert [turn["role"] for turn in turns] == ["system", "user", "assistant", "user"]
+    assert "key_thought" in turns[-1]["content"]
+
+
+def test_a_rejection_says_what_happened_to_all_attempts(tmp_path: Path) -> None:
+    questions = write_questions(tmp_path / "q.jsonl", [LONG])
+    cut = ok(written()[:90], finish_reason="length", completion_tokens=64)
+    with ScriptedEndpoint(cut) as server, pytest.raises(IncompleteRunError):
+        build(tmp_path, input=questions, endpoint=server.url, model="m")
+    (row,) = map(json.loads, (tmp_path / "out" / "rejects.jsonl").read_text("utf-8").splitlines())
+    assert row["reason"] == "cut"
+    assert row["detail"] == "the reply ended at the token limit (64 tokens) (all 3 attempts)"
+
+
+def test_the_schema_carries_the_lengths_where_the_server_is_our_own(tmp_path: Path) -> None:
+    questions = write_questions(tmp_path / "q.jsonl", [LONG])
+    with ScriptedEndpoint(ok(written())) as server:
+        build(tmp_path, input=questions, endpoint=server.url, model="m", max_step_chars=300)
+        asked = server.requests[0].body["response_format"]["json_schema"]["schema"]
+    # one more than the check allows: a text that the server ended there is found too long
+    expected = {"type": "string", "minLength": 10, "maxLength": 301}
+    assert asked["properties"]["key_thought"] == expected

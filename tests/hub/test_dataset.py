@@ -187,7 +187,7 @@ def test_the_card_is_complete_in_both_languages(run: Path, tmp_path: Path) -> No
             "cbtqa join lab/cbt-qa",
             "invented board",
             "2024.lrec-main.261",
-            "到达长度上限被截断 2",
+            "回复没有写完就中断 2",
             "alpha",
         ),
     ):
@@ -238,6 +238,23 @@ def test_label_quality_shows_figures_and_never_the_texts(run: Path, tmp_path: Pa
     card = plan_of(run, label_quality=quality).card
     assert "| patterns |" in card and "（18 条" in card
     assert "她肯定" not in card
+
+
+def test_an_answer_that_is_not_whole_stops_it_by_its_question(tmp_path: Path) -> None:
+    cut = write_dataset(tmp_path / "cut", 8, ended="insufficient_system_resource")
+    findings = findings_of(cut)
+    n_calm = sum(row["risk"] == "none" for row in rows_of(cut))
+    assert len(findings) == n_calm > 0
+    assert findings[0].where.startswith("question 9")
+    assert "insufficient_system_resource" in findings[0].what
+
+
+@pytest.mark.parametrize("tail", ["<|im_end|>", "\n用户：谢谢你。", "</think>慢慢来。"])
+def test_machine_text_in_an_answer_stops_it_by_its_question(tmp_path: Path, tail: str) -> None:
+    run = write_dataset(tmp_path / "run", 8, tail=tail)
+    found = findings_of(run)[0]
+    assert found.where.startswith("question 9")
+    assert "machine text" in found.what
 
 
 def test_notes_with_a_blank_stop_it(run: Path, tmp_path: Path) -> None:

@@ -275,3 +275,40 @@ def test_a_journal_begun_before_hosts_were_kept_is_read_and_continued(tmp_path: 
         journal.record([Entry("二", 1, State.ACCEPTED, replace(reply(), host="h"))])
         found = [one.reply.host for _, one in journal.outcomes(["一", "二"]) if one and one.reply]
     assert found == ["", "h"]
+
+
+def test_what_was_asked_again_is_counted_by_its_fault_with_what_became_of_it(
+    tmp_path: Path,
+) -> None:
+    def row(key: str, attempt: int, state: State, reason: Reason | None = None) -> Entry:
+        return Entry(key, attempt, state, Reply("x"), Fault(reason) if reason else None)
+
+    rows = [
+        row("a", 1, State.FAULTY, Reason.CUT),
+        row("a", 2, State.ACCEPTED),
+        row("b", 1, State.FAULTY, Reason.CUT),
+        row("b", 2, State.FAULTY, Reason.MISSING_STEP),
+        row("b", 3, State.FAULTY, Reason.CUT),
+        row("c", 1, State.ACCEPTED),
+        row("d", 1, State.FAULTY, Reason.ECHO),
+        Entry("d", 2, State.ENDPOINT, None, Fault(Reason.ENDPOINT)),
+    ]
+    with Journal(tmp_path / "j.sqlite") as journal:
+        journal.record(rows)
+        assert journal.asked_again() == {
+            "cut": {"n_asked": 2, "n_accepted": 1},
+            "missing_step": {"n_asked": 1, "n_accepted": 0},
+        }
+        told = {key: outcome.fault for key, outcome in journal.outcomes("abcd") if outcome}
+    assert told["a"] is None and told["c"] is None
+    assert told["b"] and told["b"].detail == "(attempts: cut, missing_step, cut)"
+
+
+def test_a_fault_that_came_every_time_says_how_often(tmp_path: Path) -> None:
+    fault = Fault(Reason.CUT, "the reply ended at the token limit (64 tokens)")
+    rows = [Entry("a", n, State.FAULTY, Reply("x"), fault) for n in (1, 2, 3)]
+    with Journal(tmp_path / "j.sqlite") as journal:
+        journal.record(rows)
+        outcome = journal.outcome("a")
+    assert outcome and outcome.fault
+    assert outcome.fault.detail == "the reply ended at the token limit (64 tokens) (all 3 attempts)"

@@ -138,10 +138,17 @@ def test_what_is_not_scored_is_counted(tmp_path: Path, ref: Path) -> None:
     assert (counts.n_missing, counts.n_none, counts.n_empty) == (1, 1, 1)
     assert (counts.n_identical, counts.n_repeated, counts.n_cut) == (1, 2, 1)
     assert counts.n_not_in_references == 1
+
     one = scored.report.scores[0]
     assert (one.n_scored, one.n_total) == (10, 12)
     warnings = " ".join(scored.report.warnings)
     assert "1 references have no prediction and 1 predictions hold no answer" in warnings
+
+
+def test_answers_with_machine_text_are_scored_and_counted(tmp_path: Path, ref: Path) -> None:
+    texts = {**PREDICTED, "1": "<think>先共情</think>慢慢来。", "2": f"{ANSWERS['2']}<|im_end|>"}
+    counts = run(predictions(tmp_path, texts), ref=ref).report.systems[0]
+    assert (counts.n_machine, counts.n_missing) == (2, 0)
 
 
 def test_a_missing_answer_leaves_the_score_of_the_rest(tmp_path: Path, ref: Path) -> None:
@@ -487,6 +494,8 @@ def test_two_files_of_one_model_are_told_apart_by_their_names(tmp_path: Path, re
         ("加油😊", None, False),
         ("说完了", "stop", False),
         ("说完了。", "length", True),
+        ("说完了。", "network_error", True),
+        ("说完了。", "sensitive", True),
         ("", None, False),
     ],
 )

@@ -153,6 +153,7 @@ def test_the_context_of_the_server_counts_too(tmp_path: Path) -> None:
         (content_filter(), "refused", "inappropriate"),
         (ok(""), "no_answer", "nothing"),
         (cut_by_length("I think that"), "no_answer", "token limit"),
+        (ok("I think that", finish_reason="network_error"), "no_answer", "network_error"),
     ],
 )
 def test_a_reply_that_is_none_stops_with_its_reason(
@@ -185,8 +186,12 @@ def test_a_faulty_reply_is_asked_again_with_the_complaint_which_leaves_no_trace(
     assert session.turns[1].text == "b" and session.stop_reason == "max_turns"
 
 
-def test_a_cut_reply_is_kept_to_its_last_sentence_where_the_study_says_so(tmp_path: Path) -> None:
-    session = _asked(tmp_path, cut_by_length("One. Two. And th"), cut_replies="keep")
+@pytest.mark.parametrize("ended", ["length", "network_error"])
+def test_a_cut_reply_is_kept_to_its_last_sentence_where_the_study_says_so(
+    tmp_path: Path, ended: str
+) -> None:
+    answer = ok("One. Two. And th", finish_reason=ended)
+    session = _asked(tmp_path, answer, cut_replies="keep")
     assert session.stop_reason == "max_turns"
     said = [turn for turn in session.turns if turn.role == "therapist"]
     assert {(turn.text, turn.marks) for turn in said} == {("One. Two.", ("cut",))}

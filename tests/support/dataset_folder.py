@@ -83,8 +83,10 @@ def make_answer(
     is_fused: bool = False,
     is_template: bool = False,
     risk: str = "none",
+    ended: str = "stop",
+    tail: str = "",
 ) -> CbtAnswer:
-    """A five-step answer in the teacher's manner; a fused one has no steps."""
+    """A five-step answer in the teacher's manner and a `tail`; a fused one has no steps."""
     chance = random.Random(f"answer-{index}")
     quoted = f"你写到“{thought[1]}”，" if thought else "你没有急着给自己下结论，"
     steps = CbtSteps(
@@ -101,7 +103,8 @@ def make_answer(
         encouragement_and_foresight="改变从来不是一次完成的，"
         + chance.choice(
             ("愿意写下来就是第一步。", "慢慢来也没有关系。", "需要的时候也可以找人陪你。")
-        ),
+        )
+        + tail,
     )
     labels = (
         [DistortionLabel(id=thought[0], evidence=thought[1], labeller="answer", confidence=0.8)]
@@ -125,7 +128,7 @@ def make_answer(
             sampling={} if is_template else {"temperature": 0.7},
             seed=0,
             usage=None if is_template else Usage(prompt_tokens=610, completion_tokens=402),
-            finish_reason=None if is_template else "stop",
+            finish_reason=None if is_template else ended,
             is_training_source=not is_template,
             version="0.1.0",
             created_at=None if is_template else "2026-11-21T02:10:00+00:00",
@@ -178,9 +181,10 @@ def write_dataset_folder(
     is_fused: bool = False,
     is_template: bool = False,
     with_manifest: bool = True,
+    **answers: str,
 ) -> Path:
-    """Writes the folder and returns it."""
-    rows = make_rows(n_entries, is_fused=is_fused, is_template=is_template)
+    """Writes the folder and returns it; `answers`: finish reason and tail as in `make_answer`."""
+    rows = make_rows(n_entries, is_fused=is_fused, is_template=is_template, **answers)
     splits = Counter(split for split, _ in rows)
     schema = arrow_schema(answer_features(load_taxonomy("socialcd-12").ids))
     for split in splits:

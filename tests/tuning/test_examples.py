@@ -13,6 +13,8 @@ from cbtqa.dataset_folder import DatasetFolder, answer_of
 from cbtqa.errors import ConfigError, DataError, IncompleteRunError
 from cbtqa.files import read_rows
 from cbtqa.records import STEP_NAMES
+from cbtqa.text_faults import find_machine_text
+from cbtqa.tuning.backbones import load_backbones
 from cbtqa.tuning.data.chat_format import ChatFormat
 from cbtqa.tuning.data.encoding import encode
 from cbtqa.tuning.data.examples import (
@@ -132,6 +134,13 @@ def test_answers_without_steps_are_counted_not_learnt_as_steps(tmp_path: Path) -
     folder = write_dataset_folder(tmp_path / "fused", n_entries=20, is_fused=True)
     found = read_training_examples(FinetuneSettings(data=folder, mode="steps"))
     assert not found.examples and found.dropped["no_steps"] == found.n_in
+
+
+@pytest.mark.parametrize("ended", ["length", "network_error", "sensitive"])
+def test_an_answer_that_is_not_whole_is_counted_not_learnt(tmp_path: Path, ended: str) -> None:
+    folder = write_dataset_folder(tmp_path / "cut", n_entries=20, ended=ended)
+    found = read_training_examples(FinetuneSettings(data=folder))
+    assert not found.examples and found.dropped["cut"] == found.n_in
 
 
 def test_template_text_is_refused_unless_allowed(tmp_path: Path) -> None:
@@ -356,6 +365,29 @@ def test_no_row_is_lost_uncounted(tmp_path: Path, chat: ChatFormat) -> None:
     }
     told = encoded.statistics()
     assert told["n_in"] == told["n_items"] + told["n_dropped"] == 5
+
+
+def test_what_the_build_refuses_is_not_learnt_and_counted_by_its_reason(
+    tmp_path: Path, chat: ChatFormat
+) -> None:
+    tails = ["<|im_end|>", "\n用户：谢谢你。", "<thinking>先共情</thinking>", "", "<reserved_106>"]
+    rows = _write(
+        tmp_path / "rows.jsonl",
+        *({"prompt": "问", "completion": f"慢慢来。{tail}"} for tail in tails),
+    )
+    settings = FinetuneSettings(data=rows)
+    encoded = encode(read_training_examples(settings), chat, settings)
+    assert [item.id for item in encoded.items] == ["row 4"]
+    assert encoded.dropped == {"control_tokens": 2, "other_speaker": 1, "reasoning": 1}
+
+
+def test_a_special_token_of_a_listed_backbone_is_in_no_built_answer(chat: ChatFormat) -> None:
+    tokens = {token for one in load_backbones().values() for token in one.stops}
+    tokens |= set(chat.tokenizer.all_special_tokens)
+    assert len(tokens) > 5
+    for token in tokens:
+        found = find_machine_text(f"慢慢来。{token}")
+        assert found is not None and found.kind == "control_tokens", token
 
 
 def test_an_answer_is_never_cut(tmp_path: Path, chat: ChatFormat) -> None:

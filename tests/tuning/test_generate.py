@@ -378,7 +378,10 @@ def _item(system: str = "你是一名有多年经验的心理咨询师，请回�
         ("慢慢来", "length", Reason.CUT),
         ("好的。请回答求助者的问题。", "stop", None),
         ("你是一名有多年经验的心理咨询师，所以", "stop", Reason.PROMPT_LEAK),
-        ("慢慢来。\nHuman: 谢谢", "stop", Reason.PROMPT_LEAK),
+        ("慢慢来。\nHuman: 谢谢", "stop", Reason.OTHER_SPEAKER),
+        ("慢慢来。\n来访者：谢谢你。", "stop", Reason.OTHER_SPEAKER),
+        ("慢慢来。<|im_end|>", "stop", Reason.CONTROL_TOKENS),
+        ("好的，用户说他很累，我需要先共情。", "stop", Reason.REASONING),
     ],
 )
 def test_empty_cut_and_leaking_replies_are_no_answers(

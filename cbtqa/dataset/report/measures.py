@@ -33,6 +33,16 @@ def _columns(*names: str) -> list[Column]:
     return [Column(say(f"columns.{name}"), _SHOWS.get(name)) for name in names]
 
 
+def asked_again_table(material: Material) -> Table:
+    """Faults after which a question was asked again, and how often that gave an answer."""
+    counts: dict[str, dict[str, int]] = material.manifest.counts.get("asked_again", {})
+    rows: list[list[Cell]] = [
+        [known_phrase("reasons", reason), n["n_asked"], n["n_accepted"]]
+        for reason, n in counts.items()
+    ]
+    return Table(_columns("fault", "asked_again", "then_accepted"), rows)
+
+
 def shares_table(head: str, group: str, counts: Mapping[str, int], n_entries: int) -> Table:
     """Counts by name, and each one's share of the entries."""
     rows = [(known_phrase(group, name), n, n / n_entries) for name, n in counts.items()]

@@ -52,6 +52,7 @@ class SessionJudge(JudgeTask[SessionAsk]):
     """Rates one session on one instrument, in English."""
 
     task, form = "judge_session", "instrument"
+    entry = '{"evidence": "words of one turn", "reason": "one sentence", "rating": number or null}'
 
     def key(self, ask: SessionAsk) -> str:
         """Text and repeat: two arms with the same session share their ratings."""
@@ -64,10 +65,7 @@ class SessionJudge(JudgeTask[SessionAsk]):
         return n_before, n_before * max(1, len(self.criteria) // 3)
 
     def holes(self, ask: SessionAsk, criteria: Sequence[Criterion]) -> dict[str, str]:
-        entry = (
-            '{"evidence": "words of one turn", "reason": "one sentence", "rating": number or null}'
-        )
-        items = ", ".join(f'"{one.id}": {entry}' for one in criteria)
+        items = ", ".join(f'"{one.id}": {self.entry}' for one in criteria)
         return {
             "instrument": self.form_id,
             "title": self.rubric.title.to("en"),

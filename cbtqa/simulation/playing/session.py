@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import cbtqa
+from cbtqa.endings import Ending, ending_of
 from cbtqa.llm.chat import Fault, Message, Reply
 from cbtqa.llm.journal import Outcome
 from cbtqa.prompts import Prompt
@@ -197,7 +198,8 @@ class PlayedSession:
         )
         self._outcomes[role].append(outcome)
         reply = outcome.reply
-        if isinstance(spoken, Fault) and keeps_cut and reply and reply.finish_reason == "length":
+        is_cut = reply is not None and ending_of(reply.finish_reason) is Ending.CUT
+        if isinstance(spoken, Fault) and keeps_cut and reply and is_cut:
             cut = read(reply)
             if isinstance(cut, Spoken):
                 return replace(cut, text=whole_sentences(cut.text), marks=(*cut.marks, "cut"))

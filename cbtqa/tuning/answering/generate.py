@@ -382,7 +382,7 @@ class AnswerTask:
 
     def check(self, item: AskedItem, reply: Reply) -> Fault | None:
         """The fault of a reply that holds text."""
-        return AnswerChecks().leak_in(item, reply.text)
+        return AnswerChecks().fault_in(item, reply.text)
 
     def ask_again(self, item: AskedItem, reply: Reply, fault: Fault) -> None:
         """Never: a second try would flatter the system."""

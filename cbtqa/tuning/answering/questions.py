@@ -16,12 +16,13 @@ from pathlib import Path
 from cbtqa.dataset_folder import QUESTION_COLUMNS, DatasetFolder, question_of
 from cbtqa.errors import ConfigError, DataError, UsageError
 from cbtqa.files import read_rows
-from cbtqa.llm.chat import Fault, Reply, fault_of_reply
+from cbtqa.llm.chat import Fault, Reply, fault_of_reply, fault_of_text
 from cbtqa.manifest import FileEntry, describe_file
 from cbtqa.psyqa import read_questions
 from cbtqa.records import Question, Reason, Rejection, Risk
 from cbtqa.safety.screen import screen
 from cbtqa.shapes import Message, shape_of
+from cbtqa.text_faults import find_machine_text
 from cbtqa.tuning.answering.settings import GenerateSettings
 from cbtqa.tuning.data.chat_format import ChatFormat
 from cbtqa.tuning.data.examples import prompt_messages, read_messages, row_turns
@@ -155,7 +156,7 @@ LEAST_MARK = 4
 
 @dataclass(frozen=True)
 class AnswerChecks:
-    """Rejects a reply that is empty, cut off, or holds its prompt.
+    """Rejects a reply that is empty, cut off, holds its prompt, or goes on as raw output does.
 
     No more than that: a score over only the good answers would mean nothing.
     """
@@ -166,13 +167,15 @@ class AnswerChecks:
 
     def fault_of(self, item: AskedItem, reply: Reply) -> Fault | None:
         """What is wrong with a reply, or None."""
-        return fault_of_reply(reply) or self.leak_in(item, reply.text)
+        return fault_of_reply(reply) or self.fault_in(item, reply.text)
 
-    def leak_in(self, item: AskedItem, text: str) -> Fault | None:
-        """PROMPT_LEAK when parts of the prompt are in a text."""
+    def fault_in(self, item: AskedItem, text: str) -> Fault | None:
+        """Machine text, or parts of the prompt, in a text."""
         if len(self.turn_mark.strip()) >= LEAST_MARK and self.turn_mark in text:
             mark = self.turn_mark.strip()
-            return Fault(Reason.PROMPT_LEAK, f"goes on with a turn of the user: {mark}")
+            return Fault(Reason.OTHER_SPEAKER, f"goes on with a turn of the user: {mark}")
+        if found := find_machine_text(text):
+            return fault_of_text(found)
         for turn in item.messages:
             system = turn["content"] if turn["role"] == "system" else ""
             for start in range(len(system) - LEAK_CHARS + 1):

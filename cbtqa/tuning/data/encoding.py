@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from cbtqa.errors import DataError
 from cbtqa.records import Question
+from cbtqa.text_faults import find_machine_text
 from cbtqa.tuning.data.chat_format import ChatFormat
 from cbtqa.tuning.data.examples import Example, ExampleSet, prompt_messages
 from cbtqa.tuning.settings import FinetuneSettings
@@ -116,7 +117,9 @@ def encode(found: ExampleSet, chat: ChatFormat, settings: FinetuneSettings) -> E
         for example in found.examples[start : start + ROWS_AT_ONCE]:
             prompt = (turn["content"] for turn in example.prompt)
             texts = (example.answer, example.rejected or "", *prompt)
-            if any(map(chat.holds_special_token, texts)):
+            if machine := find_machine_text(example.answer):
+                encoded.dropped[machine.kind] += 1
+            elif any(map(chat.holds_special_token, texts)):
                 encoded.dropped["special_token_in_text"] += 1
             else:
                 clean.append(example)

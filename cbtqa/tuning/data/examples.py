@@ -28,6 +28,7 @@ from typing import Any
 
 from cbtqa.dataset_folder import DatasetFolder, answer_of, question_of
 from cbtqa.distortions.taxonomy import shipped_concepts
+from cbtqa.endings import Ending, ending_of
 from cbtqa.errors import ConfigError, DataError, UsageError
 from cbtqa.files import read_rows
 from cbtqa.manifest import FileEntry, describe_file
@@ -197,7 +198,7 @@ def dataset_example(settings: FinetuneSettings, row: Mapping[str, Any]) -> Examp
     answer, question = answer_of(row), question_of(row)
     if answer.risk != "none" and not settings.train_on_risk:
         return "risk"
-    if answer.provenance.finish_reason == "length":
+    if ending_of(answer.provenance.finish_reason) is not Ending.WHOLE:
         return "cut"
     target = write_target(settings.mode, answer)
     if target is None:
