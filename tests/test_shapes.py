@@ -264,6 +264,21 @@ def test_a_conversation_that_cannot_be_read_is_a_rejection_of_its_own(tmp_path) 
     assert isinstance(read[5], SourceItem)
 
 
+def test_a_file_whose_conversations_all_fail_says_why_for_each(tmp_path) -> None:
+    picture = [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]
+    path = _write(tmp_path / "c.jsonl", [{"messages": picture}] * 3)
+    report = check_file(path, first_turn=True)
+    assert report.rejected["bad_row"].n == 3
+    assert "messages.0.content: expected text" in report.rejected["bad_row"].examples[0]
+
+
+def test_an_object_nested_beyond_reason_is_refused_in_a_sentence(tmp_path) -> None:
+    path = tmp_path / "deep.json"
+    path.write_text('{"a":' + "[" * 100_000 + "]" * 100_000 + "}")
+    with pytest.raises(DataError, match=r"deep\.json:1: nested too deeply"):
+        read_questions(path)
+
+
 def test_first_turn_on_a_file_of_questions_says_that_there_are_no_conversations(tmp_path) -> None:
     path = _write(tmp_path / "q.jsonl", [{"question": text} for text in ASKED])
     with pytest.raises(DataError, match="no conversation in the first rows; columns: question"):

@@ -228,11 +228,13 @@ class QuestionReader(Iterator[SourceItem | Rejection]):
             if row_is_early:
                 self.unused_columns.update(dict.fromkeys(map(str, value)))
             raise BadField("", "this row holds no conversation")
+        name = FIRST_TURN.format(shape.columns[0])
+        self.columns.setdefault("question", name)  # also where no turn of it can be read
         text = first_turn(read_turns(value))
         if not text:
             raise BadField(shape.columns[0], "the client says nothing")
         rest = {name: part for name, part in value.items() if name not in shape.columns}
-        return {**rest, FIRST_TURN.format(shape.columns[0]): text}
+        return {**rest, name: text}
 
     def _next_row(self) -> Row:
         for row in self._rows:
@@ -313,7 +315,7 @@ class QuestionReader(Iterator[SourceItem | Rejection]):
                 if field == "question" and field not in self._mapping:
                     self._explain_rows(names)
                 shown = [name for name in names if not self._keys_of(name)]
-                shown += self._nested
+                shown = list(dict.fromkeys([*shown, *self._nested]))
                 raise DataError(
                     f"no column {column} in the first rows; columns: "
                     f"{', '.join(shown[:12]) or 'none'}",
