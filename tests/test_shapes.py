@@ -238,6 +238,14 @@ def test_the_first_turn_ends_where_the_other_side_speaks() -> None:
     assert first_turn(read_turns({"messages": turns})) == "\n".join(said[:2])
 
 
+def test_conversations_that_begin_alike_are_one_question(tmp_path) -> None:
+    rows = [{"Context": ASKED[0], "Response": f"{REPLY}{n}"} for n in (1, 2, 3, 3)]
+    report = check_file(_write(tmp_path / "c.jsonl", rows), first_turn=True)
+    assert (report.n_usable, report.n_further) == (1, 2)
+    assert report.rejected["duplicate_question"].n == 1
+    assert report.answers_per_question.max == 0
+
+
 def test_a_file_that_is_one_conversation_is_named(tmp_path) -> None:
     rows = [{"role": "client", "content": ASKED[0]}, {"role": "counselor", "content": REPLY}]
     with pytest.raises(DataError, match="each row is one turn") as refused:

@@ -192,20 +192,16 @@ def score(
 
 
 def _references(settings: ScoreSettings) -> References:
-    columns = Columns(
-        *(settings.ref_id_column, settings.ref_column, settings.cluster_column, settings.encoding),
-        prefix="--ref-",
-    )
+    named = (settings.ref_column, settings.cluster_column, settings.encoding)
     if settings.ref is not None and settings.predictions:
+        columns = Columns(settings.ref_id_column, *named, prefix="--ref-")
         return read_references(settings.ref, columns, settings.split)
     if not bring_references(settings.predictions, settings.encoding, settings.ref_column):
         raise UsageError(
             "nothing to score" if settings.ref else "no references",
             hint="cbtqa score predictions.jsonl --ref cbtqa-dataset",
         )
-    return read_own_references(
-        settings.predictions, replace(columns, id=settings.ref_id_column or settings.id_column)
-    )
+    return read_own_references(settings.predictions, Columns(settings.id_column, *named))
 
 
 def bring_references(
