@@ -183,6 +183,7 @@ def read_predictions(
         systems[str(read.values.get("system") or own_name)] += 1
         n_machine += read.item is not None and find_machine_text(read.item.text) is not None
         n_cut += read.item is not None and is_cut(read.item.text, _finish_reason(read.values))
+        n_machine += read.item is not None and find_machine_text(read.item.text) is not None
     _check_pairing(path, references, found)
     known = set(references.ids)
     n_extra = sum(question_id not in known for question_id in found)

@@ -157,7 +157,7 @@ def _is_lines(text: str, is_whole: bool) -> bool:
     """True when an object ends with its line and another object begins on the next."""
     try:
         _, end = json.JSONDecoder().raw_decode(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         first_line = text.split("\n", 1)[0].rstrip()
         # an object cut off by the end of the head: one long line is JSONL, an open brace is not
         return not is_whole and len(first_line) > 4096
