@@ -28,6 +28,11 @@ REFUSED_FIRST = 8
 """Requests refused before the model has answered any: from so many on, it refuses them all."""
 REFUSED_IN_A_ROW = 100
 """The same for a model that has answered before; assumed."""
+MEND_AND_ASK = (
+    "mend what it names (such as with --extra, --max-tokens, --model or the server's own "
+    "settings); then the same command asks again"
+)
+FREE_SPACE = "free some disk space, then give the same command again"
 BUDGET_LOOK_S = 0.05
 UNKNOWN_TOKENS = 1000
 """Booked for a reply of which neither the limit nor an example is known."""
@@ -190,8 +195,7 @@ class Model:
         requests = "the first request was" if n == 1 else f"the first {n} requests were all"
         self._stop(
             f"{requests} refused, and nothing is rejected for it. {self._last_refusal}",
-            "mend what it names (such as with --extra, --max-tokens, --model or the server's own "
-            "settings); then the same command asks again",
+            MEND_AND_ASK,
         )
 
     def _release(self, error: GateClosedError | None = None) -> None:
@@ -223,6 +227,9 @@ class Model:
             # chosen only now: while this request waited, others may have found the right rung
             tries.rung = server.ladder.lower_of(tries.floors.get(server, "json_schema"))
             body = request_body(request, server.endpoint, tries.rung, attempt)
+            if not self._journal.has_room():
+                self._stop("the disk is nearly full: nothing more is sent", FREE_SPACE)
+                raise GateClosedError
             sent_at = self._meter.sent(is_repeat=tries.n_sent > 0)
             tries.n_sent += 1
             self._in_flight.sent()

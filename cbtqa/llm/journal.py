@@ -16,8 +16,10 @@ import asyncio
 import hashlib
 import json
 import os
+import shutil
 import sqlite3
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -55,6 +57,8 @@ UNDER_WAY = "openai_batches"
 BLOCK = 512
 """Keys looked up, and rows held, at a time."""
 BULK_ROWS = 5_000
+LEAST_FREE, LOOK_AT_DISK_S = 16 * 2**20, 0.5
+"""Bytes that a disk must have left for another request to be sent: replies to thousands."""
 OF_KEYS = "WHERE key IN (SELECT value FROM json_each(?)) ORDER BY key, attempt, id"
 
 
@@ -83,6 +87,7 @@ class Journal:
         self._writer: GroupWriter | None = None
         self._writing = threading.Lock()
         self._in_flight: InFlight | None = None
+        self._look_again_at, self._has_room = 0.0, True
         if read_only and not path.is_file():
             raise DataError("no such journal", where=str(path))
         if not read_only:
@@ -136,7 +141,7 @@ class Journal:
             self._begin_anew(fingerprint)
         elif names:
             lines = [
-                f"  {name}: was {_short(begun.get(name))}, is {_short(fingerprint.get(name))}"
+                f"  {name}: " + _difference(begun.get(name), fingerprint.get(name))
                 for name in names
             ]
             raise ConfigError(
@@ -164,6 +169,14 @@ class Journal:
             self._db.execute("DELETE FROM attempts")
             self._db.execute("DELETE FROM totals")
             self._db.execute("UPDATE meta SET value = ? WHERE name = 'fingerprint'", (text,))
+
+    def has_room(self) -> bool:
+        """False when the disk may not hold the replies to what is sent from now on."""
+        now = time.monotonic()
+        if now >= self._look_again_at:
+            self._look_again_at = now + LOOK_AT_DISK_S
+            self._has_room = shutil.disk_usage(self.path.parent).free >= LEAST_FREE
+        return self._has_room
 
     @property
     def in_flight(self) -> InFlight:
@@ -336,10 +349,20 @@ def _columns_of(db: sqlite3.Connection) -> set[str]:
     return {row[1] for row in db.execute("PRAGMA table_info(attempts)")}
 
 
-def _short(value: str | None) -> str:
+def _difference(was: str | None, now: str | None) -> str:
+    """What a setting was and is; of long texts the part from where they differ."""
+    texts = was or "", now or ""
+    pairs = enumerate(zip(*texts, strict=False))
+    n_alike = next((place for place, (one, other) in pairs if one != other), min(map(len, texts)))
+    start = n_alike - 20 if max(map(len, texts)) > 80 else 0
+    return f"was {_part(was, start)}, is {_part(now, start)}"
+
+
+def _part(value: str | None, start: int) -> str:
     if value is None:
         return "not set"
-    return value if len(value) <= 80 else value[:80] + "..."
+    start = max(0, start)
+    return ("..." if start else "") + value[start : start + 80] + "..." * (len(value) > start + 80)
 
 
 def _writer_of(journal: Path) -> str:

@@ -42,8 +42,9 @@ GONE_FAILURES = 8
 """Failures in a row from which the endpoint is suspected to be gone, at least."""
 SLOW_TIMES, MOST_TIMEOUT_S = 3.0, 3600.0
 """A request may take so many times what the longest answer took; assumed."""
-BUSY_FOR_S = 1800.0
-"""Patience with a server that says it is busy or still loading (503, 529); assumed."""
+BUSY_FOR_S, LIMITED_FOR_S = 1800.0, 300.0
+"""Patience with a server that only says it is busy or still loading (503, 529), or that these are
+too many requests (429; also a gateway's 502 and 504); assumed."""
 BUSY_LOOK_S = 15.0
 """Longest wait between two tries at such a server."""
 REST_S = 10.0
@@ -415,11 +416,11 @@ class Gate:
         now, limits = time.monotonic(), self._limits
         if isinstance(error, RateLimitError):
             is_loading = error.status in (503, 529)
-            return now - self._busy_since >= (BUSY_FOR_S if is_loading else limits.retry_for_s)
+            return now - self._busy_since >= (BUSY_FOR_S if is_loading else LIMITED_FOR_S)
         patience = limits.gone_after_s
         if error.status in (502, 504):  # a gateway before a server that is starting
-            patience = max(patience, limits.retry_for_s)
-        elif not self.has_answered and error.status is None and took_s < limits.timeout_s:
+            patience = max(patience, LIMITED_FOR_S)
+        elif not self.has_answered and took_s < limits.timeout_s:
             patience = min(patience, NEVER_THERE_S)
         patience = max(patience, 3 * min(took_s, limits.timeout_s))
         return now - self._failing_since >= patience

@@ -22,6 +22,7 @@ from typing import Any, get_args
 
 from cbtqa.errors import DataError, require
 from cbtqa.files import sha256_of
+from cbtqa.paths import readable
 from cbtqa.ratings.answers import CANNOT_JUDGE, CRISIS, NOTE
 from cbtqa.ratings.rubric import Language
 from cbtqa.ratings.sheets import CODE, META_KEYS, META_TAB, SHOWN_PARTS, TURN, sheet_words
@@ -120,7 +121,7 @@ def _read_xlsx(path: Path, headings: Mapping[str, str]) -> Sheet:
 
 
 def _check_archive(path: Path) -> None:
-    with path.open("rb") as stream:
+    with readable(path), path.open("rb") as stream:
         head = stream.read(8)
     if head == _OLD_OR_LOCKED:
         raise DataError(
@@ -364,7 +365,8 @@ def _decode(path: Path) -> str:
 
     A wrong guess cannot slip through: every text is compared with the study's.
     """
-    data = path.read_bytes()
+    with readable(path):
+        data = path.read_bytes()
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         with suppress(UnicodeDecodeError):
             return data.decode("utf-16")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import threading
 import time
@@ -378,7 +379,7 @@ def test_a_slow_server_is_given_the_time_that_its_answers_take(journal: Journal)
 def test_a_server_that_loads_its_model_is_waited_for(journal: Journal) -> None:
     loading = scripted.failed(503, "Loading model", code="unavailable_error")
     told: list[Progress] = []
-    with ScriptedEndpoint([*[loading] * 17, ok("好")]) as server:
+    with ScriptedEndpoint([*[loading] * 11, ok("好")]) as server:
         limits = Limits(in_flight=64, gone_after_s=0)
         items = [f"词{number}" for number in range(20)]
         summary = run(server, journal, items, limits, on_progress=told.append)
@@ -640,6 +641,23 @@ def test_more_than_the_servers_limit_is_learned_from_its_429s(journal: Journal) 
         summary = run(server, journal, items, Limits(in_flight=40))
         assert summary.n_accepted == 300
         assert summary.n_repeats < 300, "it learns instead of hammering"
+
+
+def test_nothing_is_sent_that_a_full_disk_could_not_keep(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n_free = [10**9] * 20 + [10**6]
+
+    def disk_usage(folder: Path) -> Any:
+        left = n_free.pop(0) if len(n_free) > 1 else n_free[0]
+        return shutil._ntuple_diskusage(10**12, 0, left)
+
+    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
+    monkeypatch.setattr("cbtqa.llm.journal.LOOK_AT_DISK_S", 0.0)
+    with ScriptedEndpoint(ok("好")) as server:
+        with pytest.raises(BatchStoppedError, match="disk is nearly full"):
+            run(server, journal, [f"词{number}" for number in range(100)])
+        assert len(server.requests) == 20 == len(list(journal.done_keys()))
 
 
 # --- several servers -----------------------------------------------------------------------------

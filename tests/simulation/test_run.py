@@ -159,7 +159,9 @@ def test_the_context_of_the_server_counts_too(tmp_path: Path) -> None:
 def test_a_reply_that_is_none_stops_with_its_reason(
     tmp_path: Path, answer: Answer, reason: str, detail: str
 ) -> None:
-    session = _asked(tmp_path, [ok("Tell me."), answer], attempts=2)
+    with pytest.raises(IncompleteRunError, match=f"not one of 1 sessions.*{reason} 1"):
+        _asked(tmp_path, [ok("Tell me."), answer], attempts=2)
+    (session,) = StudyFolder(tmp_path / "s").read_sessions()
     assert session.stop_reason == reason
     assert session.stop_detail.startswith("therapist:") and detail in session.stop_detail
     assert session.n_therapist_turns == 1
@@ -564,10 +566,11 @@ def test_the_study_in_the_documentation_is_a_study() -> None:
 def test_a_server_that_refuses_every_question_is_no_finished_study(tmp_path: Path) -> None:
     with ScriptedEndpoint(failed(422, "extra input: seed")) as server:
         study = asked_study(server.url)
-        with pytest.raises(IncompleteRunError, match=r"not one of 1 sessions.*extra input: seed"):
+        with pytest.raises(IncompleteRunError, match=r"refused.*extra input: seed"):
             run_study(study, tmp_path / "s", limits=QUICK)
-    (session,) = StudyFolder(tmp_path / "s").read_sessions()
-    assert session.stop_reason == "refused"
+    assert not (tmp_path / "s/manifest.json").exists()
+    with ScriptedEndpoint(ok("Go on.")) as server:
+        _played(asked_study(server.url), tmp_path / "s")
 
 
 @pytest.mark.parametrize(("field", "sent"), [("random_seed", True), (None, False)])
