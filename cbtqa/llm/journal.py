@@ -175,7 +175,9 @@ class Journal:
         now = time.monotonic()
         if now >= self._look_again_at:
             self._look_again_at = now + LOOK_AT_DISK_S
-            self._has_room = shutil.disk_usage(self.path.parent).free >= LEAST_FREE
+            disk = shutil.disk_usage(self.path.parent)
+            # some network drives do not tell their size, and give 0 for it
+            self._has_room = not disk.total or disk.free >= LEAST_FREE
         return self._has_room
 
     @property
