@@ -150,8 +150,11 @@ class Endpoint:
         if self.is_local:
             return
         if self.base_url.lower().startswith("http:") and not self.allows_plain_http:
+            told = f"http://{self.host} is not local"
+            if "." not in self.host or self.host.endswith(_PRIVATE_SUFFIXES):
+                told = f"{self.host} resolves to no local address here"
             raise ConfigError(
-                f"http://{self.host} is not local: key and text could be read on the way there",
+                f"{told}: over http://, key and text could be read on the way",
                 hint="use https://, or a tunnel to a local port; --allow-plain-http where the "
                 "network in between is your own",
             )
