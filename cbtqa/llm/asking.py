@@ -150,6 +150,8 @@ class Model:
             try:
                 reply = await self._send(request, attempt, tries)
             except EndpointError as error:
+                # its frames hold the whole answer, up to megabytes, while this request waits
+                error.__traceback__ = error.__context__ = None
                 if request.json_schema is not None and _stepped_down(tries, error):
                     continue
                 if isinstance(error, RequestRefusedError):
