@@ -150,6 +150,10 @@ _TURN = re.compile(
     "|".join(
         (
             rf"(?m:^{_LABEL})",
+            # the system's own words come back
+            r"^\s{0,9}你是一[名位个][^。，\n]{0,20}(?:咨询师|助手|助理|治疗师|支持者|志愿者|人工智能|模型)"
+            r"[。，,；;\s]{1,2}(?=请|你要|你需要|你的任务|需要|任务|回答|下面)",
+            r"^\s{0,9}You are an? (?:helpful|AI)\b[^.\n]{0,40}\bassistant\b",
             rf"(?<=[。！？!?…”」])\s{{0,3}}{_LABEL}",
             # the role that is left when the tokens round it were dropped: "user\\n谢谢"
             r"(?m:^[ \t]{0,4}(?:user|assistant|model|system|human)[ \t]{0,4}$)",

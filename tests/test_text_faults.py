@@ -67,6 +67,7 @@ REASONING = [
     "\n...done thinking.\n",
     "\nThinking Process:\n1. Empathise.",
 ]
+SYSTEM_WORDS = ["你是一名心理咨询师。请回答：睡不着怎么办？", "You are a helpful assistant. Hi"]
 REASONING_HEADS = [
     "好的，用户说自己睡不好，我需要先共情。",
     "嗯，用户提到失眠，先看描述。",
@@ -98,6 +99,7 @@ NATURAL = [
     "妈妈说：“你怎么又这样？”你说：“我累了。”",
     "<第二章：我不是我的想法>这一节也许对你有用，还有<时间简史：插图版>。",
     "1<2，而 3>2；(>_<||| )，<3",
+    "你是一位了不起的咨询师，也是会累的人。",
     "Thoughts: I am no good. Feelings: sad.",
     "Let me think about what you said. We need to create a plan together.",
 ]
@@ -123,6 +125,12 @@ def test_a_text_that_begins_by_speaking_about_its_task_is_reasoning(head: str) -
     found = find_machine_text(head)
     assert found is not None
     assert (found.kind, found.start) == ("reasoning", 0)
+
+
+@pytest.mark.parametrize("words", SYSTEM_WORDS)
+def test_an_instruction_that_comes_back_is_no_answer(words: str) -> None:
+    found = find_machine_text(words)
+    assert found is not None and found.kind == "other_speaker"
 
 
 @pytest.mark.parametrize("turn", TURNS)
