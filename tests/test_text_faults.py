@@ -51,6 +51,8 @@ TOKENS = [
     "<用户>",
     "im_end",
     "<|im_e",
+    "[assistant]",
+    "<AI>",
 ]
 REASONING = [
     "<think>用户睡不好</think>",
@@ -85,6 +87,8 @@ TURNS = [
     "\nuser\n谢谢你",
     "assistant你好",
     "\n### Response:\n好的",
+    "\n来访者A：谢谢",
+    "\n---\n用户\n谢谢",
     "\n问：我该怎么办？\n答：慢慢来。",
 ]
 NATURAL = [
@@ -101,6 +105,8 @@ NATURAL = [
     "1<2，而 3>2；(>_<||| )，<3",
     "你是一位了不起的咨询师，也是会累的人。",
     "Thoughts: I am no good. Feelings: sad.",
+    "We should think about the user group I manage. The client was angry.",
+    '"想法不等于事实"，把它写在纸上，再写下"我在努力"',
     "Let me think about what you said. We need to create a plan together.",
 ]
 
