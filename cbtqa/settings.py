@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cbtqa.errors import ConfigError, DataError, UsageError
-from cbtqa.files import open_text, parse_yaml
+from cbtqa.files import read_text
+from cbtqa.plain_values import parse_yaml, parse_yaml_lines
 
 
 class Settings(BaseModel):
@@ -35,6 +35,9 @@ class Settings(BaseModel):
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
 ENVIRONMENT_PREFIX = "CBTQA_"
+BY_FLAG_ONLY = "said by a flag of the command itself"
+"""Annotation of a field that a file or the environment cannot set: what a person must say for this
+very run. `field: Annotated[bool, BY_FLAG_ONLY]`"""
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,8 @@ class Resolved(Generic[SettingsT]):
 class Fallback(NamedTuple):
     """A value to find when none is given, instead of the model's default."""
 
-    find: Callable[[], Any]
+    find: Callable[[Mapping[str, Any]], Any]
+    """Gets the values given so far; None leaves the model's default."""
     origin: str
     unless: tuple[str, ...] = ()
     """Settings that replace it when given."""
@@ -70,8 +74,8 @@ def panels_of(model: type[Settings]) -> dict[str, str | None]:
 
 
 def flag_of(field: str) -> str:
-    """The command-line flag of a field: `max_tokens` is `--max-tokens`."""
-    return "--" + field.replace("_", "-")
+    """The command-line flag of a field: `max_tokens` is `--max-tokens`, `for_` is `--for`."""
+    return "--" + field.rstrip("_").replace("_", "-")
 
 
 def resolve(
@@ -104,10 +108,14 @@ def resolve(
                 continue
             values[key], origins[key] = value, origin
     for field in model.model_fields:
-        name = ENVIRONMENT_PREFIX + field.upper()
+        name = ENVIRONMENT_PREFIX + field.rstrip("_").upper()
         text = (os.environ if environ is None else environ).get(name)
         if text is not None:
-            values[field], origins[field] = parse_yaml(text), name
+            values[field], origins[field] = _environment_value(text, name), name
+    for field in values.keys() & set(model.model_fields):
+        if BY_FLAG_ONLY in model.model_fields[field].metadata:
+            del values[field]
+            origins[field] = f"default; not by {origins[field]}"
     for field, value in (flags or {}).items():
         if field not in model.model_fields:
             problems.append(f"unknown setting '{field}'{_did_you_mean(field, model)}")
@@ -116,7 +124,9 @@ def resolve(
     given = set(values)
     for field, fallback in (fallbacks or {}).items():
         if not given & {field, *fallback.unless}:
-            values[field], origins[field] = fallback.find(), fallback.origin
+            found = fallback.find(values)
+            if found is not None:
+                values[field], origins[field] = found, fallback.origin
     try:
         settings = model.model_validate(values)
     except ValidationError as error:
@@ -133,11 +143,11 @@ def resolve(
 
 def _raise_problems(problems: Sequence[str], missing: Sequence[str]) -> None:
     """Raises what `resolve` says, if there is anything to say."""
-    lines = [f"missing: {field.replace('_', '-')}" for field in missing]
+    lines = [f"missing: {flag_of(field).removeprefix('--')}" for field in missing]
     if problems:
         raise ConfigError("\n".join([*problems, *lines]))
     if missing:
-        names = ", ".join(ENVIRONMENT_PREFIX + field.upper() for field in missing)
+        names = ", ".join(ENVIRONMENT_PREFIX + field.rstrip("_").upper() for field in missing)
         hint = f"give it on the command line, in --config FILE or in the environment ({names})"
         raise UsageError("\n".join(lines), hint=hint)
 
@@ -149,15 +159,20 @@ def _did_you_mean(key: str, model: type[BaseModel]) -> str:
 
 def _read_yaml(path: Path) -> dict[str, tuple[Any, int]]:
     """Top-level keys of a YAML mapping with value and line."""
-    with open_text(path) as stream:
-        text = stream.read()
+    text = read_text(path)
     try:
-        values = parse_yaml(text, str(path))
+        values, lines = parse_yaml_lines(text, str(path))
     except DataError as error:
         raise ConfigError(str(error)) from None
-    node = yaml.compose(text, Loader=yaml.SafeLoader)
-    if node is None:
+    if values is None:
         return {}
-    if not isinstance(node, yaml.MappingNode):
+    if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected settings as `key: value` lines")
-    return {str(key.value): (values[key.value], key.start_mark.line + 1) for key, _ in node.value}
+    return {key: (value, lines.get(key, 1)) for key, value in values.items()}
+
+
+def _environment_value(text: str, name: str) -> Any:
+    try:
+        return parse_yaml(text, name)
+    except DataError as error:
+        raise ConfigError(str(error)) from None

@@ -349,7 +349,7 @@ def find_foreign_text(text: str) -> TextFault | None:
         if n_letters > (MOST_FOREIGN_TAIL if is_tail else MOST_FOREIGN_RUN):
             return _fault("wrong_language", text, match)
     letters = _NOT_LETTERS.sub("", text)
-    traditional = [letter for letter in letters if letter > "\u33ff" and _is_traditional(letter)]
+    traditional = [letter for letter in letters if letter > "\u33ff" and is_traditional(letter)]
     if len(traditional) > max(3, MOST_TRADITIONAL * len(letters)):
         shown = "".join(dict.fromkeys(traditional))[:12]
         return TextFault("wrong_script", f"traditional characters: {shown}", 0)
@@ -357,7 +357,7 @@ def find_foreign_text(text: str) -> TextFault | None:
 
 
 @cache
-def _is_traditional(letter: str) -> bool:
+def is_traditional(letter: str) -> bool:
     """True for what Big5 has and GB 2312 has not: forms that simplified text does not use."""
     try:
         letter.encode("gb2312")

@@ -23,7 +23,7 @@ from cbtqa.psyqa import (
     read_questions,
     rows,
 )
-from cbtqa.psyqa.questions import clean, move_offset
+from cbtqa.psyqa.damage import clean, move_offset
 from cbtqa.records import Reason, Rejection
 
 ROOT = Path(__file__).parents[1]

@@ -62,8 +62,8 @@ def test_a_wrong_keyword_is_reported_with_the_near_one() -> None:
 
 def test_a_fallback_is_looked_for_only_where_nobody_gave_a_value() -> None:
     fallbacks = {
-        "name": Fallback(lambda: "found", "default: newest"),
-        "seed": Fallback(lambda: 9, "default: newest", unless=("name",)),
+        "name": Fallback(lambda values: "found", "default: newest"),
+        "seed": Fallback(lambda values: 9, "default: newest", unless=("name",)),
     }
     found = resolve(Demo, flags={}, environ={}, fallbacks=fallbacks)
     assert found.values == Demo(name="found", seed=9), "what is found stops no other fallback"

@@ -80,6 +80,9 @@ def _show_result(settings: BuildSettings, result: FolderResult) -> None:
     rows += [["rejected", counts["n_rejected"]]]
     rows += [[f"  {reason}", n] for reason, n in counts["rejected"].items()]
     show_table(Table(["", "n"], rows, str(result.folder)))
+    for name, share in (("validation", settings.validation), ("test", settings.test)):
+        if share and name not in counts["splits"]:
+            say(f"no question is in {name}: too few, or too alike, for a share of {share:.0%}")
     say(f"report:  {result.folder / 'report.html'}")
     say(f"load it: datasets.load_dataset('{result.folder}')")
     if settings.is_offline:

@@ -36,8 +36,18 @@ def check(
     ] = None,
     column: Annotated[
         list[str] | None,
-        typer.Option("--column", help="FIELD=COLUMN, where names differ: question=title."),
+        typer.Option(
+            "--column",
+            help="FIELD=COLUMN, where names differ: question=title, question=info.title.",
+        ),
     ] = None,
+    first_turn: Annotated[
+        bool,
+        typer.Option(
+            "--first-turn",
+            help="The file holds conversations: what the client says first is the question.",
+        ),
+    ] = False,
     encoding: Annotated[str, typer.Option(help="Of a text file, such as gb18030.")] = "utf-8",
     max_chars: Annotated[int, typer.Option(help="Longest text accepted.")] = MAX_CHARS,
     as_json: AsJson = False,
@@ -50,7 +60,14 @@ def check(
     """
     path = file or bundled_sample_path()
     columns = parse_columns(column or [])
-    report = check_file(path, encoding=encoding, columns=columns, max_chars=max_chars, grade=_grade)
+    report = check_file(
+        path,
+        encoding=encoding,
+        columns=columns,
+        first_turn=first_turn,
+        max_chars=max_chars,
+        grade=_grade,
+    )
     print_json(report) if as_json else _print_report(report)
     if not report.n_usable:
         raise DataError(
@@ -93,10 +110,11 @@ def _print_report(report: DataReport) -> None:
 
 def _headline(report: DataReport) -> list[str]:
     mark = ", with a byte-order mark" if report.has_bom else ""
-    n_rejected = report.n_rows - report.n_usable
+    n_rejected = report.n_rows - report.n_usable - report.n_further
+    further = f"{report.n_further:,} of earlier questions + " if report.n_further else ""
     lines = [
         f"{report.file}: {report.format}, {report.encoding}{mark}, {report.n_bytes:,} bytes",
-        f"{report.n_rows:,} rows = {report.n_usable:,} usable + {n_rejected:,} rejected",
+        f"{report.n_rows:,} rows = {report.n_usable:,} usable + {further}{n_rejected:,} rejected",
         "columns: " + ", ".join(f"{field} from '{name}'" for field, name in report.columns.items()),
     ]
     notes = {
@@ -106,6 +124,11 @@ def _headline(report: DataReport) -> list[str]:
         f"{report.n_without_keywords:,} without keywords": report.n_without_keywords,
         f"{report.n_cleaned:,} freed of control or invisible characters": report.n_cleaned,
         f"{report.n_replacement:,} hold U+FFFD, traces of a wrong decoding": report.n_replacement,
+        f"{report.n_hardly_chinese:,} hold hardly any Chinese": report.n_hardly_chinese,
+        f"{report.n_entities:,} hold HTML entities such as &nbsp;, which stay": report.n_entities,
+        f"{report.n_rounded_ids:,} ids are zeros after their 15th digit, as a spreadsheet writes "
+        "long numbers: different questions may have lost their own": report.n_rounded_ids
+        and report.n_rounded_ids == report.n_long_ids,
     }
     if report.id_range:
         low, high = report.id_range

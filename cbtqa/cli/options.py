@@ -35,6 +35,8 @@ class Newest(NamedTuple):
     kind: str
     unless: tuple[str, ...] = ()
     """Fields that make it needless when they are given."""
+    is_needless: Callable[[Mapping[str, Any]], bool] = lambda values: False
+    """Whether the values given make it needless."""
 
 
 FILES = {"answers": "answers.jsonl"}
@@ -107,7 +109,9 @@ def settings_flags(
 def _fallback(field: FieldInfo, newest: Newest) -> Fallback:
     is_many = str(field.annotation).startswith("tuple[")
 
-    def find() -> str | list[str]:
+    def find(values: Mapping[str, Any]) -> str | list[str] | None:
+        if newest.is_needless(values):
+            return None
         path = take_newest(newest.kind, newest.unless)
         return [path] if is_many else path
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Annotated
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
 
 import typer
 
 from cbtqa.cli.console import print_json, say, show_table
 from cbtqa.cli.options import AsJson, Newest, settings_flags
-from cbtqa.manifest import now
+from cbtqa.manifest import now, refuse_empty
 from cbtqa.metrics.comparison import CompareSettings, Comparison
-from cbtqa.metrics.scoring import Scored, ScoreSettings
+from cbtqa.metrics.scoring import Scored, ScoreSettings, bring_references
 from cbtqa.report.table import Table
 from cbtqa.report.words import seconds, signed
 from cbtqa.settings import Resolved
@@ -25,10 +25,22 @@ Signatures = Annotated[
 ]
 
 
+NO_SCORE = "each score's reason is above: mend what it names, then score again"
+
+
+def _bring_references(values: Mapping[str, Any]) -> bool:
+    return bring_references(
+        values["predictions"], values.get("encoding", "utf-8"), values.get("ref_column")
+    )
+
+
 @settings_flags(
     ScoreSettings,
     positional="predictions",
-    newest={"predictions": Newest("answers"), "ref": Newest("dataset")},
+    newest={
+        "predictions": Newest("answers"),
+        "ref": Newest("dataset", is_needless=_bring_references),
+    },
 )
 def score(
     resolved: Resolved[ScoreSettings], signatures: Signatures = False, as_json: AsJson = False
@@ -44,6 +56,10 @@ def score(
     cbtqa score baichuan.jsonl qwen.jsonl --ref cbtqa-dataset --out runs/scores
 
     cbtqa score baichuan.jsonl --ref answers.csv --ref-column reply --metrics paper
+
+    cbtqa score generated_predictions.jsonl
+
+    cbtqa score hyp.txt --ref ref.txt
     """
     from cbtqa.metrics import scoring
     from cbtqa.metrics.score_folder import refuse_existing, write_folder
@@ -56,6 +72,10 @@ def score(
         write_folder(out, scored, resolved, started)
         say(f"written to {out}")
     print_json(scored.report) if as_json else _show(scored, signatures)
+    anchors = {one.system for one in scored.report.systems if one.is_anchor}
+    scores = [one for one in scored.report.scores if one.system not in anchors]
+    n_scored = sum(one.value is not None for one in scores)
+    refuse_empty(n_scored, len(scores), "scores has a value", {}, kept=out, hint=NO_SCORE)
 
 
 def say_blocks(every_s: float = 10.0) -> Callable[[int, int], None]:

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -29,6 +28,7 @@ from cbtqa.llm.runs import Run
 from cbtqa.manifest import MANIFEST_NAME, Manifest, describe_file
 from cbtqa.psyqa import SourceItem, parse_columns, read_questions
 from cbtqa.records import CbtAnswer, Reason, Rejection
+from cbtqa.safety.screen import screen
 from cbtqa.settings import Resolved
 
 Teacher: TypeAlias = EndpointTeacher | OfflineTeacher
@@ -63,16 +63,29 @@ class Build:
         """The file that identifies the input: itself, or the manifest of a dataset folder."""
         return self.input_path / MANIFEST_NAME if self.input_path.is_dir() else self.input_path
 
-    def items(self) -> Iterator[Entry]:
-        """Every row as an item with its risk, or as a rejection."""
+    def items(
+        self, on_further: Callable[[SourceItem], None] = lambda source: None
+    ) -> Iterator[Entry]:
+        """Every question as an item with its risk, every other row as a rejection.
+
+        Args:
+            on_further: called with rows that only bring a further answer to a question.
+        """
         reader = read_questions(
             self.input_path,
             encoding=self.settings.encoding,
             columns=parse_columns(self.settings.column),
+            first_turn=self.settings.first_turn,
             with_answers=self.settings.include_human,
         )
-        place = 0
-        for entry in islice(reader, self.settings.limit):
+        place, n_entries = 0, 0
+        while n_entries != self.settings.limit and (entry := next(reader, None)) is not None:
+            if isinstance(entry, SourceItem) and entry.is_further:
+                text = entry.question.source_text
+                if self.settings.crisis != "drop" or screen(text).risk == "none":
+                    on_further(entry)
+                continue
+            n_entries += 1
             if isinstance(entry, Rejection):
                 yield entry
                 continue
@@ -107,19 +120,23 @@ class Build:
         splits = plan.splits()
         seen_answers: set[bytes] = set()
         with DatasetWriter(folder, self.types) as writer:
-            for entry, outcome in _with_outcomes(self.items(), journal):
-                self.n_in += 1
-                if isinstance(entry, Rejection):
-                    self._reject(writer, entry)
-                    continue
-                item, source = entry
-                split = next(splits)
+
+            def add_human(source: SourceItem) -> None:
                 for human in source.answers:
                     writer.add_human(human)
                 for rejection in source.rejected_answers:
                     writer.add_rejection(rejection)
                 self.n_human += len(source.answers)
                 self.n_human_rejected += len(source.rejected_answers)
+
+            for entry, outcome in _with_outcomes(self.items(add_human), journal):
+                self.n_in += 1
+                if isinstance(entry, Rejection):
+                    self._reject(writer, entry)
+                    continue
+                item, source = entry
+                split = next(splits)
+                add_human(source)
                 answer = self._finish(item, outcome, seen_answers)
                 if isinstance(answer, Rejection):
                     self._reject(writer, answer)

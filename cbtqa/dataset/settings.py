@@ -18,7 +18,10 @@ class InputSettings(Settings):
     encoding: str = "utf-8"
     """Encoding of a text file, such as gb18030."""
     column: tuple[str, ...] = ()
-    """Name a column of the file: question=title. May be repeated."""
+    """Name a column of the file: question=title, or question=info.title inside an object. May be
+    repeated."""
+    first_turn: bool = False
+    """The file holds conversations: what the client says first is the question."""
     limit: int | None = Field(None, ge=1)
     """Only the first N rows."""
 

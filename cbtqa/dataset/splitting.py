@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeAlias
 
@@ -18,7 +18,7 @@ from cbtqa.llm.journal import blocks_of
 from cbtqa.processes import map_blocks
 from cbtqa.records import Risk
 from cbtqa.safety.screen import screen
-from cbtqa.splits import split_of
+from cbtqa.splits import FEW_QUESTIONS, split_few, split_of
 
 BLOCK = 2000
 
@@ -31,6 +31,7 @@ class SplitPlan:
         sketched: list[Sketches] = []
         # by place: where the question alone would go, an index into SPLITS; whether it is apart
         own, is_crisis = bytearray(), bytearray()
+        first_ids: list[str] = []
         blocks: deque[list[Item]] = deque()
 
         def texts() -> Iterator[list[tuple[str, bool]]]:
@@ -52,6 +53,8 @@ class SplitPlan:
                     test=settings.test,
                 )
                 own.append(SPLITS.index(split))
+                if len(first_ids) < FEW_QUESTIONS:
+                    first_ids.append(item.question.id)
                 is_crisis.append(item.risk != "none" and settings.crisis == "split")
         signatures = np.concatenate([sketch(()), *sketched])
         del sketched  # the signatures of a million questions are not held twice
@@ -59,6 +62,16 @@ class SplitPlan:
         self.n_near_duplicates = int((first != np.arange(len(first))).sum())
         """Questions that joined the cluster of an earlier one."""
         apart = np.frombuffer(is_crisis, dtype=bool)
+        if len(own) < FEW_QUESTIONS:
+            sizes = Counter(first_ids[place] for place in first[~apart])
+            few = split_few(
+                sizes,
+                seed=settings.split_seed,
+                validation=settings.validation,
+                test=settings.test,
+            )
+            for place, item_id in enumerate(first_ids):
+                own[place] = SPLITS.index(few.get(item_id, "train"))
         together = np.frombuffer(own, dtype=np.uint8)[first]
         self._places = np.where(apart, SPLITS.index("crisis"), together).astype(np.uint8).tobytes()
 

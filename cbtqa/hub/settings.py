@@ -61,6 +61,8 @@ class CheckSettings(Settings):
     """Encoding of --source."""
     column: tuple[str, ...] = ()
     """Name a column of --source: question=title. May be repeated."""
+    first_turn: bool = False
+    """--source holds conversations: what the client says first is the question."""
     names: Path | None = None
     """File with names that must not appear, one a line, such as the raters'."""
 

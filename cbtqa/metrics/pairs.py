@@ -1,8 +1,13 @@
 """Reading predictions and references, and laying them side by side by question id.
 
-A file is JSONL, JSON, CSV, TSV, Parquet, a folder of Parquet, a folder that `datasets` saved, or
-a dataset built by `cbtqa build-dataset` (whose test split is read). Columns are found by their
-usual names or named by setting.
+A file is JSONL, JSON, CSV, TSV, Parquet, plain text (one answer a line), a folder of Parquet, a
+folder that `datasets` saved, or a dataset built by `cbtqa build-dataset` (whose test split is
+read). Columns are found by their usual names or named by setting. Where neither side has ids, rows
+belong together by their order, and their numbers must agree. A file of predictions may bring its
+own references:
+
+    {"prompt": ..., "predict": ..., "label": ...}      LLaMA-Factory, generated_predictions.jsonl
+    {"response": ..., "labels": ..., "messages": ...}  ms-swift, the result of `swift infer`
 """
 
 from __future__ import annotations
@@ -10,26 +15,40 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 from cbtqa.dataset_folder import has_splits, source_rows
 from cbtqa.endings import Ending, ending_of, reason_text
 from cbtqa.errors import DataError, UsageError
+from cbtqa.files import open_text
 from cbtqa.metrics.text.texts import Item
+from cbtqa.paths import readable
 from cbtqa.records import STEP_NAMES, Risk, reads_question_only
 from cbtqa.text_faults import find_machine_text
 
 ID_NAMES = ("question_id", "id", "questionID")
 PREDICTION_NAMES = ("text", "prediction", "predict", "answer", "output", "response")
-REFERENCE_NAMES = ("answer", "reference", "text", "label", "output")
+REFERENCE_NAMES = ("answer", "reference", "text", "label", "labels", "output")
+OWN_REFERENCE_NAMES = ("label", "labels", "reference")
+"""Columns of a file of predictions that hold what they are to be scored against."""
+TEXT_SUFFIXES = (".txt", ".zh", ".hyp", ".ref", "")
+"""Names of plain text, one answer a line, as sacrebleu takes it."""
+_LIKE_AN_ID = re.compile(
+    r"(?:^|[\W_])(?:[a-z]?id|uuid|guid|idx|index|key|nr|no)$|编号$|序号$", re.IGNORECASE
+)
+_CAMEL_ID = re.compile(r"[a-z](?:ID|Id|Idx)$")
 SENTENCE_ENDS = "。！？!?….~～”’\"')）】》」』♡❤"
 """A text that ends in none of these, nor in an emoji, looks cut."""
 N_SHOWN = 5
+
+MAX_TEXT_CHARS = 50_000
+"""Comparing two texts takes the product of their lengths: 8 s for two of this length."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +75,8 @@ class References:
     items: tuple[Item | None, ...]
     """None where the file holds no answer."""
     text_column: str = ""
+    has_ids: bool = True
+    """False where the ids are the rows' numbers."""
 
     @cached_property
     def sha256(self) -> str:
@@ -79,24 +100,58 @@ class Predictions:
     text_column: str = ""
 
 
-def read_references(path: Path, columns: Columns, split: str) -> References:
+def read_references(
+    path: Path, columns: Columns, split: str, *, names: Sequence[str] = REFERENCE_NAMES
+) -> References:
     """The references of a file or dataset; a DataError for a missing column or a repeated id."""
-    rows = list(_keyed_rows(path, columns, REFERENCE_NAMES, split))
+    rows = list(_keyed_rows(path, columns, names, split))
     if not rows:
         raise DataError("holds no row", where=str(path))
-    clusters = tuple(
-        _cluster(row, columns.cluster, question_id, where) for where, question_id, _, row in rows
-    )
+    clusters = tuple(_cluster(row.values, columns.cluster, row.id, row.where) for row in rows)
     return References(
         name=path.name,
-        ids=tuple(question_id for _, question_id, _, _ in rows),
+        ids=tuple(row.id for row in rows),
         clusters=clusters,
-        items=_as_one_source(
-            None if text is None else _item(text, question_id, row, where)
-            for where, question_id, text, row in rows
-        ),
-        text_column=_text_column(rows[0][3], columns, REFERENCE_NAMES, rows[0][0]),
+        items=_as_one_source(row.item for row in rows),
+        text_column=_text_column(rows[0].values, columns, names, rows[0].where),
+        has_ids=rows[0].has_id,
     )
+
+
+def brings_references(path: Path, encoding: str = "utf-8", column: str | None = None) -> bool:
+    """Whether the first row of a file of predictions holds its own reference as a text."""
+    if path.is_dir() or path.suffix.lower() in TEXT_SUFFIXES:
+        return False
+    try:
+        _, row = next(_rows(path, "all", encoding), ("", {}))
+    except DataError:
+        return False  # told when the predictions are read
+    names = OWN_REFERENCE_NAMES if column is None else (column,)
+    found = next((name for name in names if name in row), None)
+    has_other = any(name in row for name in PREDICTION_NAMES if name != found)
+    return found is not None and has_other and isinstance(row[found], str | None)
+
+
+def read_own_references(paths: Sequence[Path], columns: Columns) -> References:
+    """The references that files of predictions bring along, which must be the same in all.
+
+    Raises:
+        DataError: a file without, or with others than the first.
+    """
+    first: References | None = None
+    for path in paths:
+        read = read_references(path, columns, "all", names=OWN_REFERENCE_NAMES)
+        if first is not None and read.sha256 != first.sha256:
+            raise DataError(
+                f"its `{read.text_column}` differs from that of {first.name}",
+                where=str(path),
+                hint="score one file at a time, or name the references of all with --ref",
+            )
+        first = first or read
+    assert first is not None
+    if not any(item and item.text.strip() for item in first.items):
+        raise DataError(f"`{first.text_column}` holds no text in any row", where=str(paths[0]))
+    return replace(first, name=f"{first.text_column} of {first.name}")
 
 
 def read_predictions(
@@ -120,29 +175,24 @@ def read_predictions(
     found: dict[str, Item | None] = {}
     systems: Counter[str] = Counter()
     n_cut, n_machine, text_column = 0, 0, ""
-    for where, question_id, text, row in _keyed_rows(path, columns, text_names, split or "all"):
-        text_column = text_column or _text_column(row, columns, text_names, where)
-        item = None if text is None else _item(text, question_id, row, where)
-        found[question_id] = item
-        systems[str(row.get("system") or own_name)] += 1
-        n_cut += item is not None and is_cut(item.text, _finish_reason(row))
-        n_machine += item is not None and find_machine_text(item.text) is not None
+    for read in _keyed_rows(path, columns, text_names, split or "all"):
+        if read.has_id != references.has_ids:
+            raise _one_sided(path, references, read)
+        text_column = text_column or _text_column(read.values, columns, text_names, read.where)
+        found[read.id] = read.item
+        systems[str(read.values.get("system") or own_name)] += 1
+        n_machine += read.item is not None and find_machine_text(read.item.text) is not None
+        n_cut += read.item is not None and is_cut(read.item.text, _finish_reason(read.values))
+        n_machine += read.item is not None and find_machine_text(read.item.text) is not None
+    _check_pairing(path, references, found)
     known = set(references.ids)
-    extra = [question_id for question_id in found if question_id not in known]
-    if len(extra) == len(found):
-        shown = ", ".join(extra[:N_SHOWN]) or "no row at all"
-        raise DataError(
-            f"no id of {references.name} occurs here (found {shown})",
-            where=str(path),
-            hint=f"references have ids such as {', '.join(references.ids[:N_SHOWN])}; "
-            "is the split or the id column another?",
-        )
+    n_extra = sum(question_id not in known for question_id in found)
     found = dict(zip(found, _as_one_source(found.values()), strict=True))
     items = tuple(found.get(question_id) for question_id in references.ids)
     counts = {
         "n_rows": len(found),
-        "n_not_in_references": len(extra),
-        "n_missing": len(references.ids) - len(found) + len(extra),
+        "n_not_in_references": n_extra,
+        "n_missing": len(references.ids) - len(found) + n_extra,
         "n_none": sum(one in found and found[one] is None for one in references.ids),
         "n_cut": n_cut,
         "n_machine": n_machine,
@@ -150,6 +200,43 @@ def read_predictions(
     }
     system = next(iter(systems)) if len(systems) == 1 else own_name
     return Predictions(system, items, counts, text_column)
+
+
+def _check_pairing(path: Path, references: References, found: Mapping[str, object]) -> None:
+    if not references.has_ids and len(found) != len(references.ids):
+        raise DataError(
+            f"{len(found):,} rows, and {references.name} has {len(references.ids):,}: rows without "
+            "ids belong together by their order alone",
+            where=str(path),
+            hint="give both sides an id column, or the same rows",
+        )
+    if not set(references.ids) & found.keys():
+        shown = ", ".join(list(found)[:N_SHOWN]) or "no row at all"
+        raise DataError(
+            f"no id of {references.name} occurs here (found {shown})",
+            where=str(path),
+            hint=f"references have ids such as {', '.join(references.ids[:N_SHOWN])}; "
+            "is the split or the id column another?",
+        )
+
+
+def _one_sided(path: Path, references: References, read: _KeyedRow) -> DataError:
+    columns = ", ".join(map(str, read.values))
+    if read.has_id:
+        return DataError(
+            f"has ids, and the references in {references.name} have none: rows cannot be paired",
+            where=str(path),
+            hint="name their id column with --ref-id-column",
+        )
+    hint = f"columns found: {columns}; name the right one with --id-column"
+    if any(name in read.values for name in OWN_REFERENCE_NAMES):
+        hint += ", or leave --ref out to score against the file's own references"
+    return DataError(
+        f"no column with an id (none of {list(ID_NAMES)}), and the references in "
+        f"{references.name} have ids",
+        where=read.where,
+        hint=hint,
+    )
 
 
 def _text_counts(items: Sequence[Item | None], references: Sequence[Item | None]) -> dict[str, int]:
@@ -184,19 +271,28 @@ def _rows(path: Path, split: str, encoding: str) -> Iterator[tuple[str, dict[str
     if path.is_dir() and not has_splits(path) and list(path.rglob("*.arrow")):
         for shard in sorted(path.rglob("*.arrow")):
             yield from _read_arrow(shard)
+        return
+    encoding = "utf-8" if is_named and _is_utf8(path) else encoding
+    if path.suffix.lower() in TEXT_SUFFIXES and (path.suffix or path.is_file()):
+        with open_text(path, encoding) as stream:
+            for number, line in enumerate(stream, 1):
+                if number == 1 and line.startswith("{") and line.rstrip().endswith("}"):
+                    hint = "rename it to end in .jsonl"
+                    raise DataError("looks like JSON Lines, not text", where=str(path), hint=hint)
+                yield f"{path}:{number}", {"text": line.rstrip("\r\n")}
     else:
-        yield from source_rows(path, split, "utf-8" if is_named and _is_utf8(path) else encoding)
+        yield from source_rows(path, split, encoding)
 
 
 def _is_utf8(path: Path) -> bool:
     """Whether a text file can be read as UTF-8."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     try:
-        with path.open("rb") as stream:
+        with readable(path), path.open("rb") as stream:
             while block := stream.read(1 << 20):
                 decoder.decode(block)
             decoder.decode(b"", final=True)
-    except (UnicodeDecodeError, OSError):
+    except UnicodeDecodeError:
         return False
     return True
 
@@ -214,34 +310,73 @@ def _read_arrow(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise DataError(f"not an Arrow stream: {error}", where=str(path)) from None
 
 
+class _KeyedRow(NamedTuple):
+    """One row of predictions or references."""
+
+    where: str
+    id: str
+    """Its id, or its number where the file has none."""
+    has_id: bool
+    item: Item | None
+    """None when there is no answer."""
+    values: dict[str, Any]
+
+
 def _keyed_rows(
     path: Path, columns: Columns, text_names: Sequence[str], split: str
-) -> Iterator[tuple[str, str, str | None, dict[str, Any]]]:
-    """Yields where, id, text (None when there is no answer) and the whole row."""
+) -> Iterator[_KeyedRow]:
+    """The rows of a file, in order."""
     seen: dict[str, str] = {}
-    id_name = text_name = ""
-    for where, row in _rows(path, split, columns.encoding):
-        if not id_name:
-            flag = f"{columns.prefix}id-column"
-            id_name = _column(row, columns.id, ID_NAMES, "an id", flag, where)
+    text_name, id_name = "", None
+    for number, (where, row) in enumerate(_rows(path, split, columns.encoding), 1):
+        if not text_name:
             text_name = _text_column(row, columns, text_names, where)
-        value, text = row.get(id_name), row.get(text_name)
+            id_name = _id_column(row, columns, text_name, where)
+        value, text = number if id_name is None else row.get(id_name), row.get(text_name)
+        place = where if id_name is None else f"{where}:{id_name}"
         if value is None or not str(value).strip():
-            raise DataError("the id is missing", where=f"{where}:{id_name}")
+            raise DataError("the id is missing", where=place)
         if text is not None and not isinstance(text, str):
             raise DataError(
                 f"expected text, found {type(text).__name__}", where=f"{where}:{text_name}"
+            )
+        if text is not None and len(text) > MAX_TEXT_CHARS:
+            raise DataError(
+                f"{len(text):,} characters, at most {MAX_TEXT_CHARS:,} are scored",
+                where=f"{where}:{text_name}",
+                hint="is a whole file in one cell?",
             )
         question_id = str(value)
         if question_id in seen:
             raise DataError(
                 f"the id {question_id} was already at {seen[question_id]}",
-                where=f"{where}:{id_name}",
+                where=place,
                 hint="keep one row per id; for several answers to a question give each row an id "
                 "of its own and name the question with --cluster-column",
             )
         seen[question_id] = where
-        yield where, question_id, text, row
+        item = None if text is None else _item(text, question_id, row, where)
+        yield _KeyedRow(where, question_id, id_name is not None, item, row)
+
+
+def _id_column(row: Mapping[str, Any], columns: Columns, text_name: str, where: str) -> str | None:
+    """The column with the ids; None for rows that have none and pair by their order."""
+    flag = f"{columns.prefix}id-column"
+    if columns.id is None and not any(name in row for name in ID_NAMES):
+        # an id under another name must not be passed over: rows in another order would be paired
+        alike = [
+            name
+            for name in map(str, row)
+            if name != text_name and (_LIKE_AN_ID.search(name) or _CAMEL_ID.search(name))
+        ]
+        if not alike:
+            return None
+        raise DataError(
+            f"no column with an id (none of {list(ID_NAMES)}), but {', '.join(alike)} may be one",
+            where=where,
+            hint=f"columns found: {', '.join(map(str, row))}; name the right one with {flag}",
+        )
+    return _column(row, columns.id, ID_NAMES, "an id", flag, where)
 
 
 def _text_column(row: Mapping[str, Any], columns: Columns, names: Sequence[str], where: str) -> str:

@@ -15,7 +15,15 @@ from cbtqa.errors import UsageError
 from cbtqa.metrics.base import Metric
 from cbtqa.metrics.evaluation import OnBlock, Resampling, SystemScores, anchors, evaluate, scores_of
 from cbtqa.metrics.neural.weights import NeuralSettings
-from cbtqa.metrics.pairs import Columns, Predictions, References, read_predictions, read_references
+from cbtqa.metrics.pairs import (
+    Columns,
+    Predictions,
+    References,
+    brings_references,
+    read_own_references,
+    read_predictions,
+    read_references,
+)
 from cbtqa.metrics.peers import PeerCheck, check_by_peers
 from cbtqa.metrics.registry import AnyMetric, metrics_named
 from cbtqa.metrics.structure import (
@@ -26,17 +34,20 @@ from cbtqa.metrics.structure import (
     read_steps,
     train_step_model,
 )
+from cbtqa.metrics.text.texts import Item
 from cbtqa.records import MetricScore, Record, Tabular
 from cbtqa.statistics.resampling import BOOTSTRAP_TRIALS, DEFAULT_SEED, FEW_ITEMS
+from cbtqa.text_faults import is_traditional
 
 
 class ScoreSettings(NeuralSettings):
     """The settings of `cbtqa score`."""
 
     predictions: tuple[Path, ...] = ()
-    """Files with predictions, or built datasets where --ref is one."""
+    """Files with predictions, or built datasets where --ref is one. Plain text has one a line."""
     ref: Path | None = None
-    """References: a built dataset, or any file with answers."""
+    """References: a built dataset, or any file with answers. Not needed where every file of
+    predictions brings its own, as those of LLaMA-Factory and ms-swift do."""
     split: str = "test"
     """Splits of a built dataset, comma-separated, or all."""
     metrics: str = "default"
@@ -143,18 +154,11 @@ def score(
         UsageError: nothing to score, an unknown or refused metric, two systems of one name.
         DataError: a file that is not what it should be.
     """
-    if settings.ref is None or not settings.predictions:
-        raise UsageError(
-            "nothing to score" if settings.ref else "no references",
-            hint="cbtqa score predictions.jsonl --ref cbtqa-dataset",
-        )
     metrics = metrics_named(settings.metrics, NeuralSettings.part_of(settings))
     notes = _teach_steps(metrics, settings)
-    columns = Columns(
-        *(settings.ref_id_column, settings.ref_column, settings.cluster_column, settings.encoding),
-        prefix="--ref-",
-    )
-    references = read_references(settings.ref, columns, settings.split)
+    references = _references(settings)
+    if not references.has_ids:
+        notes.append("paired by row: neither side has ids")
     systems = _read_systems(settings, references)
     everything = systems + (anchors(references, settings.seed) if settings.anchors else [])
     evaluated = evaluate(references, everything, metrics, on_block)
@@ -185,6 +189,28 @@ def score(
         checks=tuple(checks),
     )
     return Scored(report, references, everything, evaluated, metrics)
+
+
+def _references(settings: ScoreSettings) -> References:
+    named = (settings.ref_column, settings.cluster_column, settings.encoding)
+    if settings.ref is not None and settings.predictions:
+        columns = Columns(settings.ref_id_column, *named, prefix="--ref-")
+        return read_references(settings.ref, columns, settings.split)
+    if not bring_references(settings.predictions, settings.encoding, settings.ref_column):
+        raise UsageError(
+            "nothing to score" if settings.ref else "no references",
+            hint="cbtqa score predictions.jsonl --ref cbtqa-dataset",
+        )
+    return read_own_references(settings.predictions, Columns(settings.id_column, *named))
+
+
+def bring_references(
+    predictions: Sequence[Path], encoding: str = "utf-8", column: str | None = None
+) -> bool:
+    """Whether every file of predictions holds its own references, so that none need be named."""
+    return bool(predictions) and all(
+        brings_references(Path(path), encoding, column) for path in predictions
+    )
 
 
 def _teach_steps(metrics: Sequence[AnyMetric], settings: ScoreSettings) -> list[str]:
@@ -219,11 +245,11 @@ def _teach_steps(metrics: Sequence[AnyMetric], settings: ScoreSettings) -> list[
 
 def _read_systems(settings: ScoreSettings, references: References) -> list[Predictions]:
     columns = Columns(settings.id_column, settings.prediction_column, None, settings.encoding)
-    assert settings.ref is not None
-    split = settings.split if has_splits(settings.ref) else None
+    ref = settings.ref
+    split = settings.split if ref is not None and has_splits(ref) else None
     systems: list[Predictions] = []
     for path in settings.predictions:
-        if path.exists() and path.samefile(settings.ref):
+        if ref is not None and path.exists() and path.samefile(ref):
             raise UsageError(
                 f"{path} is given as predictions and as references",
                 hint="the row `references` already shows what they score against themselves",
@@ -275,6 +301,13 @@ def _warnings(references: References, systems: Sequence[Predictions]) -> list[st
             found.append(
                 f"{system.system}: hardly any Chinese characters; is this the right column?"
             )
+        ours, theirs = _is_traditional(system.items), _is_traditional(references.items)
+        if None not in (ours, theirs) and ours != theirs:
+            names = {True: "traditional", False: "simplified", None: ""}
+            found.append(
+                f"{system.system}: in {names[ours]} characters, and the references are in "
+                f"{names[theirs]} ones: most words count as different; convert one side first"
+            )
     texts = {one.system: [item and item.text for item in one.items] for one in systems}
     found += [
         f"{one} and {other} hold the same answers"
@@ -282,6 +315,13 @@ def _warnings(references: References, systems: Sequence[Predictions]) -> list[st
         if texts[one] == texts[other]
     ]
     return found
+
+
+def _is_traditional(items: Sequence[Item | None]) -> bool | None:
+    """Whether a side is in traditional script; None for text without Chinese characters."""
+    text = "".join(item.text for item in items[:200] if item is not None)
+    letters = [letter for letter in text if letter > "\u33ff" and letter.isalpha()]
+    return sum(map(is_traditional, letters)) * 20 > len(letters) if letters else None
 
 
 def _is_hardly_chinese(system: Predictions) -> bool:

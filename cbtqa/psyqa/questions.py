@@ -13,8 +13,7 @@ import hashlib
 import json
 import re
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.resources import files
@@ -23,20 +22,33 @@ from typing import Any
 
 from cbtqa.errors import DataError, UsageError
 from cbtqa.files import sha256_of
+from cbtqa.psyqa.damage import (
+    clean,
+    find_bad_id,
+    find_wrong_decoding,
+    is_spreadsheet_error,
+    move_offset,
+)
 from cbtqa.psyqa.rows import Row, identify, iterate_rows
 from cbtqa.records import Question, Reason, ReferenceAnswer, Rejection, StrategySpan
+from cbtqa.shapes import BadField, are_turns, as_list, first_turn, name_of, read_turns, shape_of
 
 ALIASES: dict[str, tuple[str, ...]] = {
     "id": ("questionid", "qid", "idx", "id", "编号"),
     "question": ("question", "title", "questiontitle", "标题", "问题"),
     "description": ("description", "content", "desc", "questiondescription", "detail", "描述"),
     "keywords": ("keywords", "keyword", "tags", "tag", "关键词", "标签"),
-    "answers": ("answers", "answer", "responses", "回答"),
+    "answers": (
+        *("answers", "answer", "responses", "回答"),
+        *("answertext", "response", "reply", "答案", "回复"),
+    ),
 }
 """Field to the column names in circulation, best first; case, `_`, `-` and blanks don't count."""
 MAX_CHARS = 20_000
 """Default limit for one text, assumed: 50 times PsyQA's longest description (400)."""
 MAX_ID_CHARS = 200
+FIRST_TURN = "{} (first turn)"
+"""What stands for the question's column where a conversation's first turn is the question."""
 PATIENCE_ROWS = 20
 """After so many rows without a required column the whole file is rejected."""
 _keyword_separator = re.compile(r"[,，、;；]")
@@ -55,6 +67,12 @@ class SourceItem:
     """Characters removed or replaced: control, zero-width, half a surrogate pair."""
     where: str
     """`file:line`."""
+    is_further: bool = False
+    """True for a later row of the same question: another answer, or another conversation."""
+
+
+class _WrongDecoding(BadField):
+    """A text that a wrong decoding has ruined."""
 
 
 class _Seen:
@@ -118,12 +136,15 @@ class QuestionReader(Iterator[SourceItem | Rejection]):
     Streams: memory grows by 32 bytes a question only, to find duplicates. Of rows with the same
     id, or with the same cleaned question and description, the first usable one stays. A file
     whose first row has no id column gets ids from its content (`q-` and 16 hex digits of
-    SHA-256); in any other file a row without an id is rejected.
+    SHA-256); in any other file a row without an id is rejected. Where a row holds one answer, later
+    rows of the same question bring further answers: they are items of their own with
+    `with_answers`, and only counted without.
 
     Args:
         encoding: of text files; a UTF-8 byte-order mark is accepted and noted in `source`.
         columns: field (id, question, description, keywords, answers) to column, where the names
-            in circulation do not fit.
+            in circulation do not fit. `ques_info.title` is `title` inside `ques_info`.
+        first_turn: rows are conversations; what the client says first is the question.
         with_answers: also read the human answers.
         max_chars: longest text accepted, in characters.
 
@@ -140,15 +161,20 @@ class QuestionReader(Iterator[SourceItem | Rejection]):
         *,
         encoding: str = "utf-8",
         columns: Mapping[str, str] | None = None,
+        first_turn: bool = False,
         with_answers: bool = False,
         max_chars: int = MAX_CHARS,
     ) -> None:
         columns = columns or {}
         if unknown := sorted(set(columns) - set(ALIASES)):
             raise UsageError(f"questions have no field '{unknown[0]}': {', '.join(ALIASES)}")
+        if first_turn and "question" in columns:
+            raise UsageError("--first-turn and --column question=... exclude each other")
         self.source = identify(path, encoding)
         self.n_rows = 0
         """Rows read so far."""
+        self.n_further = 0
+        """Rows read so far of earlier questions: a further answer, another conversation."""
         self.columns: dict[str, str] = {}
         """Field to column, as found in the rows so far."""
         self.unused_columns: dict[str, None] = {}
@@ -156,22 +182,61 @@ class QuestionReader(Iterator[SourceItem | Rejection]):
         self.makes_ids = False
         """True when the file has no id column."""
         self._mapping, self._with_answers, self._max_chars = columns, with_answers, max_chars
+        self._takes_first_turn = first_turn
+        self._conversation = ""  # of the row being read; two may begin alike
+        self._dotted = [column for column in columns.values() if "." in column]
+        self._nested: dict[str, None] = {}  # `column.key` of the first rows, for a hint
         self._resolved: dict[tuple[str, ...], dict[str, str]] = {}
         self._ids, self._texts = _Seen(), _Seen()
+        self._id_of_text: dict[int, str] = {}  # of questions that may get further answers
         self._rows = iterate_rows(self.source)
 
     def __next__(self) -> SourceItem | Rejection:
-        row = self._next_row()
-        item_id = f"row {row.number}"
-        try:
-            if not isinstance(row.value, dict):
-                found = row.problem or f"expected an object, found {name_of(row.value)}"
-                raise BadField("", found)
-            columns = self._columns_of(tuple(row.value))
-            item_id = self._id_of(row.value, columns) or item_id
-            return self._item(row, row.value, columns, item_id)
-        except BadField as bad:
-            return _reject(row, item_id, Reason.BAD_ROW, bad.field, bad.problem)
+        while True:
+            row = self._next_row()
+            item_id = f"row {row.number}"
+            try:
+                if not isinstance(row.value, dict):
+                    found = row.problem or f"expected an object, found {name_of(row.value)}"
+                    raise BadField("", found)
+                value = self._with_reached(row.value)
+                columns = self._columns_of(tuple(value))
+                item_id = self._id_of(value, columns) or item_id
+                item = self._item(row, value, columns, item_id)
+            except BadField as bad:
+                is_decoding = isinstance(bad, _WrongDecoding)
+                reason = Reason.WRONG_DECODING if is_decoding else Reason.BAD_ROW
+                return _reject(row, item_id, reason, bad.field, bad.problem)
+            if isinstance(item, SourceItem) and item.is_further:
+                self.n_further += 1
+                if not self._with_answers:
+                    continue
+            return item
+
+    def _with_reached(self, value: dict[str, Any]) -> dict[str, Any]:
+        """The row, with the values that dotted columns reach and with the first turn."""
+        if row_is_early := self.n_rows <= PATIENCE_ROWS:
+            for name, inner in value.items():
+                if isinstance(inner, dict):
+                    self._nested.update(dict.fromkeys(f"{name}.{key}" for key in inner))
+        for column in self._dotted:
+            if column not in value and (found := _reach(value, column.split("."))) is not None:
+                value = {**value, column: found}
+        if not self._takes_first_turn:
+            return value
+        shape = shape_of(value)
+        if shape is None:
+            if row_is_early:
+                self.unused_columns.update(dict.fromkeys(map(str, value)))
+            raise BadField("", "this row holds no conversation")
+        name = FIRST_TURN.format(shape.columns[0])
+        self.columns.setdefault("question", name)  # also where no turn of it can be read
+        turns = read_turns(value)
+        text, self._conversation = first_turn(turns), as_json(turns)
+        if not text:
+            raise BadField(shape.columns[0], "the client says nothing")
+        rest = {name: part for name, part in value.items() if name not in shape.columns}
+        return {**rest, name: text}
 
     def _next_row(self) -> Row:
         for row in self._rows:
@@ -192,34 +257,51 @@ class QuestionReader(Iterator[SourceItem | Rejection]):
             also = f"; the description has {len(description)} characters" if description else ""
             raise BadField(columns.get("question", "question"), f"missing or empty{also}")
         whole = f"{title}\n{description}"
+        if whole.isascii() and (wrong := find_wrong_decoding(whole)):
+            raise _WrongDecoding(columns["question"], str(wrong))
         if "id" not in columns:
             if not self.makes_ids:
                 raise BadField("id", "this row has no id, and the first row has one")
             item_id = f"q-{hashlib.sha256(whole.encode()).hexdigest()[:16]}"
         id_key, text_key = _hash(item_id), _hash(whole)
-        if text_key in self._texts:
-            detail = "another row holds the same question and description"
-            return _reject(row, item_id, Reason.DUPLICATE_QUESTION, columns["question"], detail)
-        if id_key in self._ids:
+        only_answer = self._conversation or _only_answer(value, columns)
+        answer_key = _hash(f"{whole}\0{only_answer}") if only_answer else 0
+        is_further = text_key in self._texts
+        if is_further:
+            if not answer_key or answer_key in self._texts:
+                detail = "another row holds the same question and description"
+                return _reject(row, item_id, Reason.DUPLICATE_QUESTION, columns["question"], detail)
+            item_id = self._id_of_text.get(text_key, item_id)
+        elif id_key in self._ids:
             detail = f"another row has the id {item_id}"
             return _reject(row, item_id, Reason.DUPLICATE_ID, columns.get("id", ""), detail)
         keywords = _keywords(value, columns)
         question = Question(id=item_id, question=title, description=description, keywords=keywords)
-        self._ids.add(id_key)
-        self._texts.add(text_key)
+        if answer_key:
+            self._texts.add(answer_key)
+        if not is_further:
+            self._ids.add(id_key)
+            self._texts.add(text_key)
+            if self._with_answers and answer_key and not self.makes_ids:
+                self._id_of_text[text_key] = item_id
         answers, rejected = self._answers(row, value, columns, item_id)
-        return SourceItem(question, answers, rejected, n_title + n_description, row.where)
+        n_cleaned = n_title + n_description
+        return SourceItem(question, answers, rejected, n_cleaned, row.where, is_further)
 
     def _columns_of(self, names: tuple[str, ...]) -> dict[str, str]:
         found = self._resolved.get(names)
         if found is None:
-            found = _resolve_columns(names, self._mapping)
+            mapping, fields = self._mapping, tuple(ALIASES)
+            if self._takes_first_turn:  # last in the row: see `_with_reached`
+                mapping, fields = {**mapping, "question": names[-1]}, ("id", "question", "keywords")
+            found = _resolve_columns(names, mapping, {*fields, *mapping})
             if not self._resolved:
                 self.makes_ids = "id" not in found and "id" not in self._mapping
             if len(self._resolved) < 1000:  # rows with ever new keys must not fill the memory
                 self._resolved[names] = found
                 self.columns = {**found, **self.columns}
-                others = (clean(name)[0] for name in names if name not in found.values())
+                taken = {*found.values(), *(column.split(".")[0] for column in self._dotted)}
+                others = (clean(name)[0] for name in names if name not in taken)
                 self.unused_columns.update(dict.fromkeys(others))
             if self.source.format in ("CSV", "Parquet"):
                 self._require_columns(found)
@@ -229,20 +311,72 @@ class QuestionReader(Iterator[SourceItem | Rejection]):
         """Rejects a file without the question's column, or without one named by the caller."""
         wanted = {"question": "that holds the question"}
         wanted |= {field: f"'{column}'" for field, column in self._mapping.items()}
-        names = ", ".join([*self.columns.values(), *self.unused_columns][:12]) or "none"
+        names = [*self.columns.values(), *self.unused_columns]
         for field, column in wanted.items():
             if field not in found:
+                if field == "question" and field not in self._mapping:
+                    self._explain_rows(names)
+                shown = [name for name in names if not self._keys_of(name)]
+                shown = list(dict.fromkeys([*shown, *self._nested]))
                 raise DataError(
-                    f"no column {column} in the first rows; columns: {names}",
+                    f"no column {column} in the first rows; columns: "
+                    f"{', '.join(shown[:12]) or 'none'}",
                     where=str(self.source.path),
-                    hint=f"name it: --column {field}=COLUMN",
+                    hint=f"name it: {self._flags_for(field)}",
                 )
+
+    def _keys_of(self, column: str) -> list[str]:
+        """The keys inside a column of objects, as dotted columns."""
+        return [name for name in self._nested if name.startswith(f"{column}.")]
+
+    def _flags_for(self, field: str) -> str:
+        """Flags that name columns inside objects, where their keys are in circulation."""
+        keys = {_plain(name.rpartition(".")[2]): name for name in reversed(self._nested)}
+        nested = {
+            one: next((keys[alias] for alias in aliases if alias in keys), None)
+            for one, aliases in ALIASES.items()
+        }
+        if field == "question" and nested["question"]:
+            inside = nested["question"].rpartition(".")[0]
+            named = {
+                one: name
+                for one, name in nested.items()
+                if name and one not in self.columns and name.rpartition(".")[0] == inside
+            }
+            return " ".join(f"--column {one}={name}" for one, name in named.items())
+        return f"--column {field}=COLUMN"
+
+    def _explain_rows(self, names: Sequence[str]) -> None:
+        """Raises what to do with a file of conversations; returns for one of something else."""
+        path = str(self.source.path)
+        if self._takes_first_turn:
+            found = ", ".join(names[:12]) or "none"
+            hint = "--first-turn reads messages, conversations, Alpaca rows; see docs/formats.md"
+            raise DataError(
+                f"no conversation in the first rows; columns: {found}", where=path, hint=hint
+            )
+        if shape := shape_of(names):
+            hint = "--first-turn takes what the client says first as the question"
+            if len(shape.columns) > 1:
+                flags = [f"--column question={name}" for name in reversed(shape.columns[:-1])]
+                hint += f"; or name the column: {' or '.join(flags)}"
+            found = f"holds {shape.name} ({', '.join(shape.columns)}), not questions"
+            raise DataError(found, where=path, hint=hint)
+        if are_turns(names):
+            found = "each row is one turn: the file is one conversation, not a list of questions"
+            hint = (
+                "one conversation a line, then --first-turn: "
+                "jq -c '{messages: .}' FOLDER/*.json > conversations.jsonl"
+            )
+            raise DataError(found, where=path, hint=hint)
 
     def _id_of(self, value: dict[str, Any], columns: Mapping[str, str]) -> str | None:
         column = columns.get("id")
         if column is None:
             return None
         found = value[column]
+        if problem := find_bad_id(found):
+            raise BadField(column, problem)
         if isinstance(found, float) and found.is_integer():
             found = int(found)  # what pandas makes of integers beside a missing value
         if type(found) is int:
@@ -265,6 +399,10 @@ class QuestionReader(Iterator[SourceItem | Rejection]):
             return "", 0
         if not isinstance(found, str):
             raise BadField(column or field, f"expected text, found {name_of(found)}")
+        if is_spreadsheet_error(found):
+            raise BadField(column or field, f"{found.strip()} is an error of a spreadsheet")
+        if not found.isascii() and (wrong := find_wrong_decoding(found)):
+            raise _WrongDecoding(column or field, str(wrong))
         text, n_cleaned = clean(found)
         if len(text) > self._max_chars:
             problem = f"{len(text):,} characters; the limit is {self._max_chars:,}"
@@ -278,7 +416,11 @@ class QuestionReader(Iterator[SourceItem | Rejection]):
         if not self._with_answers or column is None:
             return (), ()
         answers, rejected = [], []
-        for index, found in enumerate(as_list(value[column])):
+        cell = value[column]
+        if isinstance(cell, str) and not cell.lstrip().startswith(("[", "{")) and cell.strip():
+            # PsyQA's answer objects, one to a row
+            cell = {"answer_text": cell, "labels_sequence": value.get("labels_sequence")}
+        for index, found in enumerate(as_list(cell)):
             try:
                 answers.append(read_answer(found, question_id, self._max_chars))
             except BadField as bad:
@@ -308,10 +450,18 @@ def is_bundled_sample(sha256: str) -> bool:
     return sha256 == _bundled_sample_sha256()
 
 
-def _resolve_columns(names: tuple[str, ...], mapping: Mapping[str, str]) -> dict[str, str]:
-    plain = {re.sub(r"[\s_-]", "", name.lower()): name for name in reversed(names)}
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]", "", name.lower())
+
+
+def _resolve_columns(
+    names: tuple[str, ...], mapping: Mapping[str, str], fields: Collection[str]
+) -> dict[str, str]:
+    plain = {_plain(name): name for name in reversed(names)}
     found = {}
     for field, aliases in ALIASES.items():
+        if field not in fields:
+            continue
         known = [plain[alias] for alias in aliases if alias in plain]
         fitting = [name for name in known if name not in mapping.values()]
         if field in mapping:
@@ -319,6 +469,29 @@ def _resolve_columns(names: tuple[str, ...], mapping: Mapping[str, str]) -> dict
         if fitting:
             found[field] = fitting[0]
     return found
+
+
+def _reach(value: object, path: Sequence[str]) -> object:
+    """The value at a path of keys and list positions; of every object of a list; else None."""
+    for place, key in enumerate(path):
+        if isinstance(value, dict):
+            value = value.get(key)
+        elif isinstance(value, list) and key.isdecimal():
+            value = value[int(key)] if int(key) < len(value) else None
+        elif isinstance(value, list):
+            return [found for one in value if (found := _reach(one, path[place:])) is not None]
+        else:
+            return None
+    return value
+
+
+def _only_answer(value: Mapping[str, Any], columns: Mapping[str, str]) -> str | None:
+    """The answer of a row that holds one, as a text to compare; None for a list or none."""
+    cell = value.get(columns.get("answers", ""))
+    if cell is None or isinstance(cell, list):
+        return None
+    found = as_list(cell)
+    return as_json(found[0]) if len(found) == 1 and found[0] else None
 
 
 def _keywords(value: dict[str, Any], columns: Mapping[str, str]) -> tuple[str, ...]:
@@ -350,23 +523,6 @@ def _reject(row: Row, item_id: str, reason: Reason, field: str, detail: str) -> 
 ANSWER_TEXT = ("answer_text", "text", "content", "answer", "回答")
 
 
-class BadField(Exception):
-    """A field that does not fit; becomes a rejection."""
-
-    def __init__(self, field: str, problem: str) -> None:
-        self.field, self.problem = field, problem
-
-
-def as_list(found: object) -> list[Any]:
-    """A cell as a list: given as one, as JSON in a CSV cell, as one value, or empty."""
-    if isinstance(found, str) and found.lstrip().startswith("["):
-        with suppress(ValueError, RecursionError):
-            found = json.loads(found)
-    if found is None or found == "":
-        return []
-    return found if isinstance(found, list) else [found]
-
-
 def read_answer(found: object, question_id: str, max_chars: int) -> ReferenceAnswer:
     """One answer, given as an object of PsyQA's or as plain text.
 
@@ -392,7 +548,7 @@ def _spans(labels: object, text: str, cleaned: str) -> tuple[StrategySpan, ...]:
     if not labels:
         return ()
     try:
-        found = sorted((span["start"], span["end"], span["type"]) for span in labels)  # type: ignore[attr-defined]
+        found = sorted((span["start"], span["end"], span["type"]) for span in as_list(labels))
         position = 0
         for start, end, name in found:
             is_whole = type(start) is int and type(end) is int
@@ -415,47 +571,3 @@ def as_json(value: object) -> str:
     """A decoded value as JSON text that any file can hold."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text.encode("utf-8", "replace").decode()  # half a surrogate pair has no UTF-8
-
-
-def name_of(value: object) -> str:
-    """What a value is, in words for a person."""
-    names = {dict: "an object", list: "a list", str: "text", bool: "true/false"}
-    if value is None:
-        return "nothing"
-    return names.get(type(value), f"the {type(value).__name__} {value!r}"[:60])
-
-
-# --- cleaning ------------------------------------------------------------------------------------
-# Removed: control characters but tab and newline, zero-width and direction marks, the soft hyphen,
-# byte-order marks, blanks at both ends. Kept: the zero-width joiner and variation selectors, which
-# hold emoji together. Half a surrogate pair, which no file can hold, becomes U+FFFD; line ends
-# become `\n`, no-break blanks plain ones.
-
-_REPLACED = {"\u00a0": " ", "\r": ""}
-_half_pairs = re.compile("[\ud800-\udfff]")
-_odd_marks = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00a0\u00ad\u200b\u200c\u200e\u200f\u202a-\u202e"
-    "\u2060-\u2064\u2066-\u2069\ufeff\ud800-\udfff]"
-)
-
-
-def clean(text: str) -> tuple[str, int]:
-    """The cleaned text, and how many characters were odd (line ends and blanks don't count)."""
-    if _odd_marks.search(text) is None:
-        return text.strip(), 0
-    n_odd = sum(mark not in _REPLACED for mark in _odd_marks.findall(text))
-    return _scrub(text).strip(), n_odd
-
-
-def move_offset(text: str, offset: int) -> int:
-    """Where an offset into a raw text lies in its cleaned form."""
-    scrubbed = _scrub(text)
-    n_leading = len(scrubbed) - len(scrubbed.lstrip())
-    moved = len(_scrub(text[:offset])) - n_leading
-    return min(max(moved, 0), len(scrubbed.strip()))
-
-
-def _scrub(text: str) -> str:
-    """Character by character, so that a prefix of the text gives a prefix of the result."""
-    whole = _half_pairs.sub("\ufffd", text)
-    return _odd_marks.sub(lambda odd: _REPLACED.get(odd[0], ""), whole)

@@ -12,6 +12,13 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field
 
+from cbtqa.psyqa.damage import (
+    has_entities,
+    has_replacement,
+    is_hardly_chinese,
+    is_long_number,
+    is_rounded,
+)
 from cbtqa.psyqa.questions import MAX_CHARS, QuestionReader, SourceItem, read_questions
 from cbtqa.records import Question, Record, Rejection
 
@@ -56,7 +63,9 @@ class DataReport(Record):
     """True when no row has an id, and ids are made from the content."""
     n_rows: int
     n_usable: int
-    """n_rows = n_usable + the sum of `rejected`."""
+    """Questions; n_rows = n_usable + n_further + the sum of `rejected`."""
+    n_further: int = 0
+    """Rows of an earlier row's question: another answer, another conversation."""
     rejected: dict[str, Fault] = Field(default_factory=dict)
     """Rows by `Reason`."""
     id_range: tuple[int, int] | None = None
@@ -80,6 +89,14 @@ class DataReport(Record):
     """Questions from which control or invisible characters were taken."""
     n_replacement: int
     """Questions holding U+FFFD: traces of a wrong decoding before this file was written."""
+    n_entities: int = 0
+    """Questions holding HTML entities such as `&nbsp;`, which stay as they are."""
+    n_hardly_chinese: int = 0
+    """Questions of which less than a fifth is Chinese."""
+    n_long_ids: int = 0
+    """Ids of more digits than a spreadsheet keeps."""
+    n_rounded_ids: int = 0
+    """Those of them that are zeros where a spreadsheet writes zeros."""
     risk: dict[str, int] | None = None
     """Questions by risk grade; None when no screen was given."""
 
@@ -89,6 +106,7 @@ def check_file(
     *,
     encoding: str = "utf-8",
     columns: Mapping[str, str] | None = None,
+    first_turn: bool = False,
     max_chars: int = MAX_CHARS,
     grade: Callable[[Question], str] | None = None,
 ) -> DataReport:
@@ -101,7 +119,12 @@ def check_file(
         DataError: as `read_questions` does.
     """
     reader = read_questions(
-        path, encoding=encoding, columns=columns, with_answers=True, max_chars=max_chars
+        path,
+        encoding=encoding,
+        columns=columns,
+        first_turn=first_turn,
+        with_answers=True,
+        max_chars=max_chars,
     )
     tally = _Tally(grade)
     for row in reader:
@@ -132,15 +155,25 @@ class _Tally:
         self._bad_answers: dict[str, Fault] = {}
         self._ids: tuple[int, int] | None = None
         self._are_ids_numbers = True
+        self._further: Counter[str] = Counter()  # by question, in a file of one answer a row
 
     def add_rejection(self, rejection: Rejection) -> None:
         _count_fault(self._rejected, str(rejection.reason), rejection)
 
     def add(self, item: SourceItem) -> None:
+        if item.is_further:
+            self._counts["further"] += 1
+            self._further[item.question.id] += len(item.answers)
+            self._add_answers(item)
+            return
         question = item.question
         self._counts["usable"] += 1
         self._counts["cleaned"] += item.n_cleaned > 0
-        self._counts["replacement"] += "\ufffd" in question.source_text
+        self._counts["replacement"] += has_replacement(question.source_text)
+        self._counts["entities"] += has_entities(question.source_text)
+        self._counts["hardly_chinese"] += is_hardly_chinese(question.source_text)
+        self._counts["long_ids"] += is_long_number(question.id)
+        self._counts["rounded_ids"] += is_rounded(question.id)
         self._counts["without_description"] += not question.description
         self._counts["without_keywords"] += not question.keywords
         self._lengths["question"][len(question.question)] += 1
@@ -163,7 +196,8 @@ class _Tally:
         self._ids = min(low, number), max(high, number)
 
     def _add_answers(self, item: SourceItem) -> None:
-        self._lengths["answers"][len(item.answers)] += 1
+        if not item.is_further:
+            self._lengths["answers"][len(item.answers)] += 1
         for answer in item.answers:
             self._lengths["answer"][len(answer.text)] += 1
             self._counts["labelled"] += bool(answer.strategies)
@@ -173,6 +207,12 @@ class _Tally:
 
     def report(self, reader: QuestionReader) -> DataReport:
         source, counts = reader.source, self._counts
+        each = self._lengths["answers"]
+        for n in filter(None, self._further.values()):
+            n_first = min(1, each[1])  # the first row of such a question has one, or none
+            each[n_first] -= 1
+            each[n_first + n] += 1
+        self._lengths["answers"] = +each
         spreads = {name: _spread(lengths) for name, lengths in self._lengths.items()}
         answers_per_question = spreads.pop("answers")
         return DataReport(
@@ -186,6 +226,7 @@ class _Tally:
             makes_ids=reader.makes_ids,
             n_rows=reader.n_rows,
             n_usable=counts["usable"],
+            n_further=counts["further"],
             rejected=self._rejected,
             id_range=self._ids if self._are_ids_numbers else None,
             lengths=spreads,
@@ -200,6 +241,10 @@ class _Tally:
             rejected_answers=self._bad_answers.get("answers"),
             n_cleaned=counts["cleaned"],
             n_replacement=counts["replacement"],
+            n_entities=counts["entities"],
+            n_hardly_chinese=counts["hardly_chinese"],
+            n_long_ids=counts["long_ids"],
+            n_rounded_ids=counts["rounded_ids"],
             risk=dict(self._risk) if self._grade is not None else None,
         )
 

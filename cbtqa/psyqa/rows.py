@@ -17,15 +17,19 @@ from typing import IO, Any, Literal, NamedTuple
 
 from cbtqa.dataset_folder import source_rows
 from cbtqa.errors import DataError
-from cbtqa.files import open_text
+from cbtqa.files import lines_of, open_text
+from cbtqa.paths import is_folder, readable
+from cbtqa.plain_values import checked, decode_json, json_fault
 
-Format = Literal["JSON", "JSON Lines", "CSV", "Parquet"]
+Format = Literal["JSON", "JSON Lines", "JSON object", "CSV", "Parquet"]
 UTF8_BOM = b"\xef\xbb\xbf"
 HEAD_BYTES = 1 << 20
 CHUNK_CHARS = 1 << 18
 MAX_ROW_CHARS = 1 << 26
 """A JSON row beyond this is taken for an unclosed quote, so that memory stays bounded."""
 MAX_CELL_CHARS = 1 << 24
+MAX_OBJECT_BYTES = 1 << 28
+"""A JSON object of columns or of rows by id is read whole: assumed, for 2 GB of memory."""
 
 # First bytes of what people hand in by mistake, what to call it, and the way out.
 LOOKALIKES: tuple[tuple[bytes, str, str], ...] = (
@@ -78,7 +82,7 @@ def identify(path: Path, encoding: str = "utf-8") -> SourceFile:
     Raises:
         DataError: missing, empty, or not one of the formats; names what it looks like.
     """
-    if path.is_dir():
+    if is_folder(path):
         n_bytes = sum(part.stat().st_size for part in path.rglob("*.parquet"))
         return SourceFile(path, "Parquet", "binary", False, n_bytes)
     head, n_bytes = _read_head(path)
@@ -103,14 +107,9 @@ def identify(path: Path, encoding: str = "utf-8") -> SourceFile:
 
 
 def _read_head(path: Path) -> tuple[bytes, int]:
-    try:
-        with path.open("rb") as stream:
-            head = stream.read(HEAD_BYTES)
+    with readable(path), path.open("rb") as stream:
+        head = stream.read(HEAD_BYTES)
         n_bytes = path.stat().st_size
-    except FileNotFoundError:
-        raise DataError("no such file", where=str(path)) from None
-    except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}", where=str(path)) from None
     if not head:
         raise DataError("the file is empty (0 bytes)", where=str(path))
     return head, n_bytes
@@ -151,17 +150,14 @@ def _text_format(path: Path, text: str, is_whole: bool) -> tuple[Format, str]:
         raise DataError(found, where=str(path))
     if suffix != ".json" or _is_lines(text, is_whole):
         return "JSON Lines", ","
-    keys = re.findall(r'"([^"\\]{1,40})"\s*:\s*\[', text[:4096])
-    way = [f"if the questions are under '{key}': jq '.{key}' FILE > questions.json" for key in keys]
-    found = "a JSON object; expected an array of questions: [{...}, {...}]"
-    raise DataError(found, where=str(path), hint=next(iter(way), None))
+    return "JSON object", ","
 
 
 def _is_lines(text: str, is_whole: bool) -> bool:
     """True when an object ends with its line and another object begins on the next."""
     try:
         _, end = json.JSONDecoder().raw_decode(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         first_line = text.split("\n", 1)[0].rstrip()
         # an object cut off by the end of the head: one long line is JSONL, an open brace is not
         return not is_whole and len(first_line) > 4096
@@ -179,11 +175,17 @@ def iterate_rows(source: SourceFile) -> Iterator[Row]:
         DataError: the syntax is broken so that no next row can be found; names the line and how
             many rows were read before.
     """
-    readers = {"JSON": _array, "JSON Lines": _lines, "CSV": _csv, "Parquet": _parquet}
-    yield from readers[source.format](source)
+    readers = {
+        "JSON": _array,
+        "JSON Lines": _lines,
+        "JSON object": _object,
+        "CSV": _csv,
+        "Parquet": _parquet,
+    }
+    return readers[source.format](source)
 
 
-_decode = json.JSONDecoder().raw_decode
+_decode = decode_json.raw_decode
 _blanks = re.compile(r"[ \t\n\r]*")
 # An error this close to the end of the window may come from a literal or escape cut in two.
 _EDGE_CHARS = 16
@@ -269,10 +271,11 @@ def _array(source: SourceFile) -> Iterator[Row]:
             where = f"{source.path.name}:{window.line}"
             try:
                 value, text = window.decode()
+                value = checked(value, text, f"{source.path}:{window.line}")
             except UnicodeDecodeError:  # a ValueError too, but open_text words it better
                 raise
             except (ValueError, RecursionError) as error:
-                raise _broken(source, window.line, str(error), number) from None
+                raise _broken(source, window.line, json_fault(error), number) from None
             number += 1
             yield Row(number, where, value, text)
             found = window.peek()
@@ -292,18 +295,85 @@ def _broken(source: SourceFile, line: int, what: str, n_before: int) -> DataErro
 def _lines(source: SourceFile) -> Iterator[Row]:
     number, name = 0, source.path.name
     with open_text(source.path, source.encoding) as stream:
-        for line_number, line in enumerate(stream, 1):
+        for line_number, line in enumerate(lines_of(stream, source.path), 1):
             text = line.strip()
             if not text:
                 continue
             number += 1
             where = f"{name}:{line_number}"
             try:
-                yield Row(number, where, json.loads(text), text)
-            except (ValueError, RecursionError) as error:
+                value = checked(decode_json.decode(text), text, where)
+            except (ValueError, RecursionError, DataError) as error:
+                said = str(error) if isinstance(error, DataError) else json_fault(error)
                 if number == 1:  # not one good line yet: this is no JSONL at all
-                    raise _broken(source, line_number, f"not JSON Lines: {error}", 0) from None
-                yield Row(number, where, None, text, f"not JSON: {error}")
+                    raise _broken(source, line_number, f"not JSON Lines: {said}", 0) from None
+                yield Row(number, where, None, text, f"not JSON: {said}")
+            else:
+                yield Row(number, where, value, text)
+
+
+def _object(source: SourceFile) -> Iterator[Row]:
+    """The rows of one JSON object: columns of pandas or `datasets`, or rows by their id."""
+    if source.n_bytes > MAX_OBJECT_BYTES:
+        found = f"one JSON object of {source.n_bytes:,} bytes, too large to be read whole"
+        raise DataError(found, where=str(source.path), hint="save one object a line (.jsonl)")
+    with open_text(source.path, source.encoding) as stream:
+        try:
+            document = json.load(stream)
+        except json.JSONDecodeError as error:
+            what = f"not JSON: {error.msg} (line {error.lineno}, column {error.colno})"
+            raise _broken(source, error.lineno, what, 0) from None
+        except RecursionError:
+            raise _broken(source, 1, "nested too deeply", 0) from None
+    rows = _rows_of_object(document)
+    if rows is None:
+        keys = [key for key, value in document.items() if isinstance(value, list)]
+        found = "a JSON object; expected an array of questions: [{...}, {...}]"
+        ways = [f"if the questions are under '{key}': jq '.{key}' FILE > q.json" for key in keys]
+        raise DataError(found, where=str(source.path), hint=next(iter(ways), None))
+    return (
+        Row(number, f"{source.path.name}:{key}", value, None)
+        for number, (key, value) in enumerate(rows, 1)
+    )
+
+
+def _rows_of_object(document: dict[str, Any]) -> Iterator[tuple[str, object]] | None:
+    """Each row with its name; None for an object that is no table."""
+    names, data, parts = document.get("columns"), document.get("data"), list(document.values())
+    if isinstance(names, list) and isinstance(data, list):  # pandas, orient="split"
+        return (
+            (
+                f"row {number}",
+                dict(zip(map(str, names), cells, strict=False)) if _fits(cells, names) else cells,
+            )
+            for number, cells in enumerate(data, 1)
+        )
+    if parts and all(isinstance(part, dict) for part in parts):
+        indexes = {tuple(part) for part in parts}
+        if len(indexes) == 1 and all(key.isdecimal() for key in parts[0]):  # pandas, by column
+            return (
+                (f"row {key}", {name: column[key] for name, column in document.items()})
+                for key in parts[0]
+            )
+        has_ids = any(key.lower() in ("id", "questionid", "question_id") for key in parts[0])
+        return (
+            (key, value if has_ids else {"id": key, **value}) for key, value in document.items()
+        )
+    are_lists = parts and all(isinstance(part, list) for part in parts)
+    if (
+        are_lists
+        and len({len(part) for part in parts}) == 1
+        and any(not isinstance(cell, dict) for part in parts for cell in part[:1])
+    ):  # `datasets`, or pandas with orient="list"
+        return (
+            (f"row {number}", dict(zip(document, cells, strict=True)))
+            for number, cells in enumerate(zip(*parts, strict=True), 1)
+        )
+    return None
+
+
+def _fits(cells: object, names: list[Any]) -> bool:
+    return isinstance(cells, list) and len(cells) == len(names)
 
 
 def _csv(source: SourceFile) -> Iterator[Row]:

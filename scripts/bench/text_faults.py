@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from cbtqa.psyqa import SourceItem, read_questions
-from cbtqa.safety.texts import read_texts
+from cbtqa.safety.survey import read_texts
 from cbtqa.text_faults import (
     TextFault,
     find_broken_text,

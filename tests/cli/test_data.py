@@ -62,6 +62,42 @@ def test_check_exits_with_4_when_nothing_is_usable(run, tmp_path, capsys) -> Non
     assert "no such file" in capsys.readouterr().err
 
 
+def test_check_says_what_is_wrong_with_ids_and_texts(run, tmp_path, capsys) -> None:
+    path = tmp_path / "q.csv"
+    ids = ["100000000000001000", "100000000000002000", "1.0E+17"]
+    texts = ["睡不着&nbsp;", "很累".encode().decode("latin-1"), "很累"]
+    lines = [f"{one},{text}" for one, text in zip(ids, texts, strict=True)]
+    path.write_text("\n".join(["id,question", *lines]), encoding="utf-8")
+    assert run("data", "check", str(path)) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "3 rows = 1 usable + 2 rejected" in shown
+    assert "1 hold HTML entities such as &nbsp;, which stay" in shown
+    assert "1 ids are zeros after their 15th digit" in shown
+    assert "utf-8 that was read as latin-1" in shown
+    assert "1.0E+17 is a long number as a spreadsheet shows it" in shown
+
+
+def test_check_takes_first_turns_and_tells_further_answers(run, tmp_path, capsys) -> None:
+    path = tmp_path / "c.jsonl"
+    path.write_text('{"query": "睡不着怎么办", "response": "先起来走走。"}\n', encoding="utf-8")
+    assert run("data", "check", str(path)) == 4
+    assert "ms-swift rows (query, response)" in capsys.readouterr().err
+    assert run("data", "check", str(path), "--first-turn") == 0
+    assert "question from 'query (first turn)'" in capsys.readouterr().out
+    words = ["--column", "question=query", "--column", "answers=response"]
+    path.write_text(path.read_text("utf-8") * 2 + path.read_text("utf-8").replace("走走", "坐坐"))
+    assert run("data", "check", str(path), *words) == 0
+    assert "3 rows = 1 usable + 1 of earlier questions + 1 rejected" in capsys.readouterr().out
+
+
+def test_a_build_says_which_split_is_empty(tmp_path, capsys) -> None:
+    path = tmp_path / "q.json"
+    path.write_text('[{"id": 1, "question": "最近总是睡不着，白天也没有精神。"}]', encoding="utf-8")
+    assert program._run(["build-dataset", str(path), "--out", str(tmp_path / "out")], False) == 0
+    told = " ".join(capsys.readouterr().err.split())
+    assert "no question is in validation: too few" in told and "in test: too few" in told
+
+
 def test_a_wrong_column_flag_is_a_usage_error(run, capsys) -> None:
     assert run("data", "check", "--column", "titel=x") == 2
     assert "FIELD=COLUMN" in capsys.readouterr().err

@@ -151,6 +151,17 @@ def test_errors_say_what_and_exit_with_their_code(
     assert message in done.stderr and "Traceback" not in done.stderr
 
 
+def test_a_file_that_brings_its_references_needs_no_dataset(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "问", "predict": f"慢慢来，{n}。", "label": f"别着急，{n}。"} for n in range(4)
+    ]
+    path = tmp_path / "generated_predictions.jsonl"
+    path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), "utf-8")
+    done = cbtqa("score", path, "--metrics", "chrf2", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["references"] == "label of generated_predictions.jsonl"
+
+
 def test_a_hundred_pairs_take_about_two_seconds_with_start(files: dict[str, Path]) -> None:
     """Processor seconds, for the clock of a busy machine says little."""
 

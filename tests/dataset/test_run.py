@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
+from cbtqa.dataset.instruction import Grades, Item
 from cbtqa.dataset.run import build_dataset, estimate_build
 from cbtqa.dataset.settings import BuildSettings
+from cbtqa.dataset.splitting import SplitPlan
 from cbtqa.dataset_folder import JOURNAL_NAME, answer_of, answer_row, question_of
 from cbtqa.errors import ConfigError, IncompleteRunError, LicenceGateError
 from cbtqa.files import read_rows
 from cbtqa.llm.endpoint import Endpoint, pass_disclosure_gates
 from cbtqa.manifest import FolderResult
+from cbtqa.records import Question
 from cbtqa.settings import Resolved, resolve
+from cbtqa.splits import split_of
 from tests.support.answers import good_answer, steps
 from tests.support.endpoint import ScriptedEndpoint, Seen, ok
 from tests.support.labels import is_evident
@@ -43,6 +48,10 @@ def write_questions(path: Path, descriptions: list[str]) -> Path:
     ]
     path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), "utf-8")
     return path
+
+
+def item_of(text: str, item_id: str | None = None) -> Item:
+    return Item(Question(id=item_id or text, question=text), 0, Grades())
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
@@ -145,7 +154,7 @@ def test_too_many_rejects_end_the_run_as_incomplete_but_keep_the_outputs(tmp_pat
     questions = write_questions(tmp_path / "q.jsonl", [f"{LONG}第{i}次。" for i in range(4)])
     with ScriptedEndpoint(ok("不是 JSON")) as server, pytest.raises(IncompleteRunError) as caught:
         build(tmp_path, input=questions, endpoint=server.url, model="m")
-    assert "4 of 4" in str(caught.value)
+    assert "not one of 4 questions has an answer: not_json 4" in str(caught.value)
     assert len((tmp_path / "out" / "rejects.jsonl").read_text("utf-8").splitlines()) == 4
 
 
@@ -188,6 +197,66 @@ def test_human_answers_come_along_when_asked_for(tmp_path: Path) -> None:
     result = build(tmp_path, include_human=True)
     (path,) = (result.folder / "human").glob("*.parquet")
     assert pq.read_table(path).num_rows == result.manifest.counts["n_human"] > 50
+
+
+def test_a_file_of_one_answer_a_row_is_built_by_question_with_all_answers(tmp_path: Path) -> None:
+    rows = [
+        {"nr": n, "title": f"第{n % 4}个问题，{LONG}", "reply": f"这是第{n}个人的回答，慢慢来。"}
+        for n in range(10)
+    ]
+    path = tmp_path / "flat.jsonl"
+    path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), "utf-8")
+    result = build(tmp_path, input=path, include_human=True, column=("id=nr",))
+    counts = result.manifest.counts
+    assert (counts["n_in"], counts["n_out"], counts["n_human"]) == (4, 4, 10)
+    human = pq.read_table(next((result.folder / "human").glob("*.parquet"))).to_pylist()
+    assert sorted(row["question_id"] for row in human) == sorted(str(n % 4) for n in range(10))
+
+
+def test_the_first_turns_of_conversations_are_answered(tmp_path: Path) -> None:
+    path = tmp_path / "chats.json"
+    turns = [{"from": "human", "value": LONG}, {"from": "gpt", "value": "我在听。"}]
+    path.write_text(json.dumps([{"conversations": turns}], ensure_ascii=False), "utf-8")
+    result = build(tmp_path, input=path, first_turn=True)
+    assert [row["question"] for row in rows_of(result.folder)] == [LONG]
+
+
+@pytest.mark.parametrize("n", [3, 10, 40, 91, 199])
+def test_a_small_file_gets_its_share_of_every_split(tmp_path: Path, n: int) -> None:
+    items = [item_of(f"第{i}个，各不相同：{i * 7919:09d}{i * 104729:09d}") for i in range(n)]
+    plan = SplitPlan(BuildSettings(validation=0.1, test=0.1), items)
+    found = Counter(plan.splits())
+    share = max(1, round(n * 0.1))
+    assert (found["test"], found["validation"]) == (share, share)
+    assert found["train"] == n - 2 * share
+
+
+def test_a_large_file_is_split_by_hash_alone() -> None:
+    items = [item_of(f"第{i}个，各不相同：{i * 7919:09d}{i * 104729:09d}") for i in range(200)]
+    found = list(SplitPlan(BuildSettings(near_duplicate=1), items).splits())
+    assert found == [split_of(item.question.id) for item in items]
+
+
+@pytest.mark.parametrize(
+    ("texts", "splits"),
+    [
+        (["只有一个问题，没有别的。"], {"train": 1}),
+        (["完全相同的长长的一段话。"] * 9, {"train": 9}),
+        (["第一个问题是工作。", "另外一件是睡眠。"], {"train": 1, "test": 1}),
+        (["完全相同的长长的一段话。"] * 4 + ["另外一件是睡眠。", "还有别的。"], None),
+    ],
+)
+def test_a_small_split_never_takes_the_last_cluster_or_the_larger_half(texts, splits) -> None:
+    items = [item_of(text, f"q{number}") for number, text in enumerate(texts)]
+    found = Counter(SplitPlan(BuildSettings(), items).splits())
+    assert found == (splits or {"train": 4, "validation": 1, "test": 1})
+
+
+def test_questions_apart_for_a_risk_take_no_place_in_a_small_split() -> None:
+    texts = [f"我不想活了，{i * 7919:09d}" for i in range(20)]
+    texts += [f"第{i}个，各不相同：{i * 104729:09d}" for i in range(20)]
+    found = Counter(SplitPlan(BuildSettings(), [item_of(text) for text in texts]).splits())
+    assert found == {"crisis": 20, "train": 18, "validation": 1, "test": 1}
 
 
 def test_the_gate_is_open_inside_and_shut_outside() -> None:

@@ -59,7 +59,7 @@ def ref(tmp_path: Path) -> Path:
     )
 
 
-def run(*files: Path, ref: Path, **settings: Any) -> Scored:
+def run(*files: Path, ref: Path | None = None, **settings: Any) -> Scored:
     """Scores with few resamples."""
     return score(ScoreSettings(predictions=files, ref=ref, **{"bootstrap": 50, **settings}))
 
@@ -167,6 +167,7 @@ def test_a_missing_answer_leaves_the_score_of_the_rest(tmp_path: Path, ref: Path
         ([{"question_id": "", "text": "好"}], "id is missing"),
         ([{"question_id": None, "text": "好"}], "id is missing"),
         ([{"key": "1", "text": "好"}], "no column with an id"),
+        ([{"text": "好"}], "no column with an id"),
         ([{"question_id": "1", "words": "好"}], "no column with the text"),
         ([{"question_id": "1", "text": 5}], "expected text, found int"),
         ([{"question_id": "x1", "text": "好"}], "no id of ref.jsonl occurs"),
@@ -295,6 +296,121 @@ def test_text_that_is_hardly_chinese_is_warned_about(tmp_path: Path, ref: Path) 
     english = dict.fromkeys(PREDICTED, "I can see how hard this is for you.")
     warnings = run(predictions(tmp_path, english), ref=ref).report.warnings
     assert any("hardly any Chinese" in warning for warning in warnings)
+
+
+def test_text_in_the_other_script_is_warned_about(tmp_path: Path) -> None:
+    traditional = {
+        key: text.replace("个问题让你很难受", "個問題讓你很難受").replace("钟", "鐘")
+        for key, text in ANSWERS.items()
+    }
+    other = run(predictions(tmp_path, traditional), ref=predictions(tmp_path, ANSWERS, "ref.jsonl"))
+    assert any("sys: in traditional characters" in line for line in other.report.warnings)
+    same = run(
+        predictions(tmp_path, traditional), ref=predictions(tmp_path, traditional, "ref.jsonl")
+    )
+    assert not any("characters" in line for line in same.report.warnings)
+
+
+LLAMA_FACTORY = [
+    {"prompt": "<|im_start|>user\n问", "predict": PREDICTED[key], "label": text}
+    for key, text in ANSWERS.items()
+]
+MS_SWIFT = [
+    {"response": PREDICTED[key], "labels": text, "logprobs": None, "messages": []}
+    for key, text in ANSWERS.items()
+]
+
+
+@pytest.mark.parametrize("rows", [LLAMA_FACTORY, MS_SWIFT])
+def test_files_that_bring_their_references_are_scored_as_they_are(
+    tmp_path: Path, ref: Path, rows: list[dict[str, Any]]
+) -> None:
+    expected = values(run(predictions(tmp_path, PREDICTED), ref=ref), "sys")
+    scored = run(write(tmp_path / "generated.jsonl", rows))
+    assert values(scored, "generated") == expected
+    assert scored.report.references in ("label of generated.jsonl", "labels of generated.jsonl")
+    assert "paired by row: neither side has ids" in scored.report.notes
+
+
+def test_several_files_are_scored_together_when_they_bring_the_same_references(
+    tmp_path: Path,
+) -> None:
+    first = write(tmp_path / "a.jsonl", LLAMA_FACTORY)
+    same = write(tmp_path / "b.jsonl", [{**row, "predict": "慢慢来。"} for row in LLAMA_FACTORY])
+    assert len(run(first, same).report.systems) == 4
+    other = write(tmp_path / "c.jsonl", [{**row, "label": "别的。"} for row in LLAMA_FACTORY])
+    with pytest.raises(DataError, match=r"c\.jsonl: its `label` differs from that of a\.jsonl"):
+        run(first, other)
+    without = write(tmp_path / "d.jsonl", [{"text": "好"}] * 12)
+    with pytest.raises(UsageError, match="no references"):
+        run(first, without)
+
+
+def test_an_id_beside_prediction_and_label_is_named_once_for_both(tmp_path: Path) -> None:
+    rows = [{"idx": number, **row} for number, row in enumerate(LLAMA_FACTORY)]
+    path = write(tmp_path / "r.jsonl", rows)
+    with pytest.raises(DataError, match="idx may be one") as caught:
+        run(path)
+    assert str(caught.value.hint).endswith("--id-column")
+    assert run(path, id_column="idx").references.ids[-1] == "11"
+
+
+def test_references_that_hold_no_text_are_no_references(tmp_path: Path) -> None:
+    rows = [{**row, "labels": None} for row in MS_SWIFT]
+    with pytest.raises(DataError, match="`labels` holds no text in any row"):
+        run(write(tmp_path / "r.jsonl", rows))
+
+
+def test_a_label_that_is_a_class_is_no_reference(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no references"):
+        run(write(tmp_path / "r.jsonl", [{**row, "label": 1} for row in LLAMA_FACTORY]))
+
+
+def _lines(path: Path, texts: Sequence[str], end: str = "\n") -> Path:
+    path.write_bytes((end.join(texts) + end).encode("utf-8"))
+    return path
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_plain_text_is_scored_line_by_line_and_a_blank_line_is_an_empty_answer(
+    tmp_path: Path, ref: Path, end: str
+) -> None:
+    texts = {**PREDICTED, "4": "", "5": "一行里有\u2028分隔符。"}
+    expected = values(run(predictions(tmp_path, texts), ref=ref), "sys")
+    hypotheses = _lines(tmp_path / "hyp.txt", list(texts.values()), end)
+    scored = run(hypotheses, ref=_lines(tmp_path / "ref.txt", list(ANSWERS.values())))
+    assert values(scored, "hyp") == expected
+    assert scored.report.systems[0].n_empty == 1
+
+
+def test_rows_pair_by_their_order_only_when_neither_side_has_ids(tmp_path: Path, ref: Path) -> None:
+    texts = _lines(tmp_path / "hyp.txt", list(PREDICTED.values()))
+    with pytest.raises(
+        DataError, match=r"no column with an id .* the references in ref\.jsonl have"
+    ):
+        run(texts, ref=ref)
+    with pytest.raises(DataError, match=r"the references in hyp\.txt have none"):
+        run(predictions(tmp_path, PREDICTED), ref=texts)
+    short = _lines(tmp_path / "short.txt", list(PREDICTED.values())[:-1])
+    with pytest.raises(DataError, match=r"11 rows, and hyp\.txt has 12"):
+        run(short, ref=texts)
+
+
+@pytest.mark.parametrize("name", ["qid", "idx", "sample_id", "questionId", "编号"])
+def test_an_id_under_another_name_is_never_passed_over(tmp_path: Path, name: str) -> None:
+    rows = [{name: key, "text": text} for key, text in PREDICTED.items()]
+    reference = _lines(tmp_path / "ref.txt", list(ANSWERS.values()))
+    with pytest.raises(DataError, match=f"{name} may be one") as caught:
+        run(write(tmp_path / "sys.jsonl", rows), ref=reference)
+    assert "--id-column" in str(caught.value.hint)
+
+
+def test_json_lines_named_txt_are_not_scored_as_text(tmp_path: Path, ref: Path) -> None:
+    path = predictions(tmp_path, PREDICTED).rename(tmp_path / "sys.txt")
+    with pytest.raises(DataError, match="looks like JSON Lines"):
+        run(path, ref=ref)
+    with pytest.raises(DataError, match="no such file"):
+        run(tmp_path / "none.txt", ref=ref)
 
 
 def test_few_questions_are_warned_about(tmp_path: Path, ref: Path) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from cbtqa.dataset_folder import answer_of
+import cbtqa
+from cbtqa.dataset_folder import DatasetFolder, answer_of
 from cbtqa.errors import ConfigError, DataError, IncompleteRunError
 from cbtqa.files import read_rows
 from cbtqa.records import STEP_NAMES
@@ -45,8 +46,8 @@ def _write(path: Path, *rows: dict[str, Any]) -> Path:
     return path
 
 
-def test_a_built_dataset_is_read_by_split_and_crisis_rows_are_not_trained_on(folder: Path) -> None:
-    settings = FinetuneSettings(data=folder)
+def test_a_built_dataset_is_read_by_split(folder: Path) -> None:
+    settings = FinetuneSettings(data=folder, train_on_risk=True)
     training, validation = read_training_examples(settings), read_validation_examples(settings)
     assert validation is not None
     rows = [row for _, row in read_rows(folder / "data" / "train-00000-of-00001.parquet")]
@@ -54,6 +55,45 @@ def test_a_built_dataset_is_read_by_split_and_crisis_rows_are_not_trained_on(fol
     assert training.examples[0].answer == rows[0]["answer"]
     assert not {e.id for e in training.examples} & {e.id for e in validation.examples}
     assert training.files[0].sha256 and training.n_in == len(rows)
+
+
+def test_questions_with_a_risk_are_left_out_of_every_split_and_counted(tmp_path: Path) -> None:
+    cbtqa.build_dataset(out=tmp_path / "kept", crisis="keep")
+    folder = DatasetFolder.open(tmp_path / "kept")
+    n_at_risk = 0
+    for split, read in (
+        ("train", read_training_examples),
+        ("validation", read_validation_examples),
+    ):
+        rows = list(folder.rows(split))
+        at_risk = {row["id"] for row in rows if row["risk"] != "none"}
+        n_at_risk += len(at_risk)
+        plain = {"data": folder.path, "allow_template": True}
+        found = read(FinetuneSettings.model_validate(plain))
+        assert found is not None and found.dropped["risk"] == len(at_risk)
+        assert found.n_in == len(rows) == len(found.examples) + len(at_risk)
+        assert not {one.id for one in found.examples} & at_risk
+        everything = read(FinetuneSettings.model_validate({**plain, "train_on_risk": True}))
+        assert everything is not None and len(everything.examples) == len(rows)
+    assert n_at_risk > 5, "else nothing was tested"
+
+
+def test_a_file_that_grades_its_rows_loses_those_with_a_risk(tmp_path: Path) -> None:
+    said = {"prompt": "我该怎么办？", "completion": "先说说发生了什么。"}
+    rows = [{**said, "risk": risk} for risk in ("none", "concern", "explicit", None)]
+    path = _write(tmp_path / "rows.jsonl", *rows, said)
+    found = read_training_examples(FinetuneSettings(data=path))
+    assert len(found.examples) == 3 and found.dropped == {"risk": 2} and found.n_in == 5
+    taken = read_training_examples(FinetuneSettings(data=path, train_on_risk=True))
+    assert len(taken.examples) == 5 and not taken.dropped
+
+
+def test_a_dataset_of_nothing_but_risk_names_the_flag(tmp_path: Path, chat: ChatFormat) -> None:
+    row = {"prompt": "我该怎么办？", "completion": "先说说。", "risk": "concern"}
+    settings = FinetuneSettings(data=_write(tmp_path / "rows.jsonl", row))
+    with pytest.raises(DataError, match="risk 1") as caught:
+        encode(read_training_examples(settings), chat, settings)
+    assert "--train-on-risk" in (caught.value.hint or "")
 
 
 def test_a_prompt_is_the_persona_then_title_and_description_without_field_names(
@@ -149,6 +189,100 @@ def test_every_assistant_turn_is_learnt_with_what_precedes_it(tmp_path: Path) ->
     ]
 
 
+SHAPES: dict[str, dict[str, Any]] = {
+    "sharegpt": {
+        "system": "S",
+        "conversations": [
+            *({"from": "human", "value": "u1"}, {"from": "gpt", "value": "a1"}),
+            *({"from": "human", "value": "u2"}, {"from": "gpt", "value": "a2"}),
+        ],
+    },
+    "alpaca": {
+        "system": "S",
+        "history": [["u1", "a1"]],
+        "instruction": "u2",
+        "input": "",
+        "output": "a2",
+    },
+    "ms-swift": {"system": "S", "history": [["u1", "a1"]], "query": "u2", "response": "a2"},
+    "emollm": {
+        "conversation": [
+            {"system": "S", "input": "u1", "output": "a1"},
+            {"input": "u2", "output": "a2"},
+        ]
+    },
+    "smile": {
+        "messages": [
+            {"role": "system", "content": "S"},
+            *({"role": "client", "content": "u1"}, {"role": "counselor", "content": "a1"}),
+            *({"role": "client", "content": "u2"}, {"role": "counselor", "content": "a2"}),
+        ]
+    },
+    "ms-swift pairs": {
+        "system": "S",
+        "conversation": [{"human": "u1", "assistant": "a1"}, {"human": "u2", "assistant": "a2"}],
+    },
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_every_shape_in_circulation_is_the_same_conversation(tmp_path: Path, name: str) -> None:
+    rows = _write(tmp_path / "rows.jsonl", {"id": "x", **SHAPES[name]})
+    first, second = read_training_examples(FinetuneSettings(data=rows)).examples
+    assert (first.id, first.answer, second.id, second.answer) == ("x#2", "a1", "x#4", "a2")
+    assert [turn["role"] for turn in second.prompt] == ["system", "user", "assistant", "user"]
+    assert [turn["content"] for turn in second.prompt] == ["S", "u1", "a1", "u2"]
+
+
+def test_instruction_and_input_of_alpaca_are_one_question(tmp_path: Path) -> None:
+    rows = _write(
+        tmp_path / "a.jsonl", {"instruction": "回答：", "input": "睡不着", "output": "答"}
+    )
+    (example,) = read_training_examples(FinetuneSettings(data=rows)).examples
+    assert example.prompt[-1]["content"] == "回答：\n睡不着"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": "问", "input": "", "chosen": "好", "rejected": "坏"},
+        {
+            "conversations": [{"from": "human", "value": "问"}],
+            "chosen": {"from": "gpt", "value": "好"},
+            "rejected": {"from": "gpt", "value": "坏"},
+        },
+        {
+            "messages": [
+                {"role": "user", "content": "问"},
+                {"role": "assistant", "content": "好"},
+            ],
+            "rejected_response": "坏",
+        },
+    ],
+)
+def test_pairs_are_read_in_the_shapes_of_other_trainers(tmp_path: Path, row: Any) -> None:
+    rows = _write(tmp_path / "pairs.jsonl", row)
+    (found,) = read_training_examples(FinetuneSettings(data=rows, objective="orpo")).examples
+    assert (found.prompt[-1]["content"], found.answer, found.rejected) == ("问", "好", "坏")
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        (
+            {"messages": [{"role": "user", "content": None}]},
+            r":1:messages\.0\.content: expected text",
+        ),
+        ({"conversations": "你好"}, "expected a list of turns"),
+        ({"query": "问", "response": "答", "history": [["问"]]}, "a question and an answer"),
+        ({"instruction": "问", "input": "", "output": "答", "kto_tag": True}, "do not fit"),
+    ],
+)
+def test_a_row_that_only_looks_like_a_shape_is_refused(tmp_path: Path, row: Any, told: str) -> None:
+    with pytest.raises(DataError, match=told):
+        read_training_examples(FinetuneSettings(data=_write(tmp_path / "r.jsonl", row)))
+
+
 def test_a_folder_of_exported_rows_is_read_by_split(tmp_path: Path) -> None:
     for split in ("train", "validation", "test"):
         _write(tmp_path / f"{split}.jsonl", {"id": split, "prompt": "问", "completion": "答"})
@@ -202,7 +336,7 @@ def test_a_broken_message_is_named_with_its_place(tmp_path: Path) -> None:
     rows = _write(
         tmp_path / "rows.jsonl",
         {"prompt": "q", "completion": "a"},
-        {"prompt": [{"role": "doctor", "content": "x"}], "completion": "a"},
+        {"prompt": [{"role": "narrator", "content": "x"}], "completion": "a"},
     )
     with pytest.raises(DataError, match=r"rows\.jsonl:2:prompt"):
         read_training_examples(FinetuneSettings(data=rows))

@@ -21,13 +21,12 @@ from cbtqa.manifest import FileEntry, describe_file
 from cbtqa.psyqa import read_questions
 from cbtqa.records import Question, Reason, Rejection, Risk
 from cbtqa.safety.screen import screen
+from cbtqa.shapes import Message, shape_of
 from cbtqa.text_faults import find_machine_text
 from cbtqa.tuning.answering.settings import GenerateSettings
 from cbtqa.tuning.data.chat_format import ChatFormat
-from cbtqa.tuning.data.examples import Message, prompt_messages, read_messages
+from cbtqa.tuning.data.examples import prompt_messages, read_messages, row_turns
 from cbtqa.tuning.settings import Mode
-
-PROMPT_COLUMNS = ("prompt", "messages")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,19 +123,22 @@ def _read_items(
 
 
 def _holds_prompts(path: Path, encoding: str) -> bool:
-    """True when the file's first row has a prompt; a question file has none."""
+    """True when the file's first row has a prompt or turns; a question file has none."""
     if path.suffix.lower() not in (".jsonl", ".ndjson", ".json", ".parquet"):
         return False
     try:
         _, row = next(read_rows(path, encoding), ("", {}))
     except DataError:
         return False  # a damaged question file is reported better by its own reader
-    return any(name in row for name in PROMPT_COLUMNS)
+    return "prompt" in row or shape_of(row) is not None
 
 
 def _prompt_items(path: Path, encoding: str) -> Iterator[AskedItem]:
     for number, (where, row) in enumerate(read_rows(path, encoding), 1):
-        turns = read_messages(row.get("prompt", row.get("messages")), "user", where)
+        if shape_of(row) is None:
+            turns = read_messages(row.get("prompt"), "user", where)
+        else:
+            turns = row_turns(row, where)
         while turns and turns[-1]["role"] == "assistant":
             turns.pop()  # an answer after the last question is not shown to the model
         if not turns or not turns[-1]["content"].strip():

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cbtqa.errors import ConfigError
-from cbtqa.tuning.data.examples import Message
+from cbtqa.shapes import Message
 
 _PROBE_QUESTION, _PROBE_ANSWER = "问题", "回答"
 

@@ -203,5 +203,7 @@ def checked(encoded: EncodedSet, settings: FinetuneSettings) -> EncodedSet:
         hint = f"raise --max-length (now {settings.max_length}) or add --shorten-prompts"
     elif "no_steps" in encoded.dropped:
         hint = "these answers have no steps: use --mode answer"
+    elif "risk" in encoded.dropped:
+        hint = "these questions show a risk: to learn from them all the same, add --train-on-risk"
     words = f"no example is left of {encoded.n_in:,} rows: {reasons or 'no rows'}"
     raise DataError(words, where=encoded.name, hint=hint)

@@ -5,7 +5,10 @@ one kind, recognised by their columns; further columns are ignored:
 
     {"prompt": ..., "completion": ...}     SFT; a text, or a list of messages, each
     {"messages": [...]}                    SFT; every assistant turn with all that precedes it
-    {"prompt": ..., "chosen": ..., "rejected": ...}    ORPO; `prompt` may be inside both
+    ShareGPT, Alpaca, ms-swift, EmoLLM     SFT; the same, see `cbtqa.shapes`
+    {"prompt": ..., "chosen": ..., "rejected": ...}    ORPO; `prompt` may be inside both, or in the
+                                           columns of any of these shapes
+    {"messages": [...], "rejected_response": ...}      ORPO as in ms-swift
 
 A folder with `train.jsonl`, as `cbtqa simulate export` writes, is read by split as well.
 What cannot become an example is counted under its reason.
@@ -30,11 +33,9 @@ from cbtqa.errors import ConfigError, DataError, UsageError
 from cbtqa.files import read_rows
 from cbtqa.manifest import FileEntry, describe_file
 from cbtqa.records import STEP_NAMES, CbtAnswer, CbtSteps, Question
+from cbtqa.shapes import BadField, Message, read_turns, shape_of, turns_of
 from cbtqa.tuning.libraries import read_table
 from cbtqa.tuning.settings import FinetuneSettings, Mode, Objective
-
-Message = dict[str, str]
-"""`{"role": "system" | "user" | "assistant", "content": ...}`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,8 @@ def read_target(mode: Mode, text: str) -> ReadTarget:
     return ReadTarget(text)
 
 
-ROLES = ("system", "user", "assistant")
+RISKS = ("concern", "explicit")
+"""Grades of a row's question that keep the row out of training unless it is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,14 +188,16 @@ def _read(settings: FinetuneSettings, path: Path, split: str) -> ExampleSet:
     for row in islice(dataset.rows(split), settings.limit):
         found.n_in += 1
         n_template += not row["is_training_source"]
-        _add(found, _dataset_example(settings, row))
-    _refuse_template(settings, n_template, found)
+        _add(found, dataset_example(settings, row))
+    refuse_template(settings, n_template, found.n_in, found.name)
     return found
 
 
-def _dataset_example(settings: FinetuneSettings, row: Mapping[str, Any]) -> Example | str:
-    """An example, or the reason why there is none."""
+def dataset_example(settings: FinetuneSettings, row: Mapping[str, Any]) -> Example | str:
+    """The example of a dataset's row, or the reason why there is none."""
     answer, question = answer_of(row), question_of(row)
+    if answer.risk != "none" and not settings.train_on_risk:
+        return "risk"
     if ending_of(answer.provenance.finish_reason) is not Ending.WHOLE:
         return "cut"
     target = write_target(settings.mode, answer)
@@ -203,10 +207,11 @@ def _dataset_example(settings: FinetuneSettings, row: Mapping[str, Any]) -> Exam
     return Example(question.id, tuple(prompt), target, question=question)
 
 
-def _refuse_template(settings: FinetuneSettings, n_template: int, found: ExampleSet) -> None:
+def refuse_template(settings: FinetuneSettings, n_template: int, n_answers: int, name: str) -> None:
+    """Raises a ConfigError for answers of the template teacher, unless they are allowed."""
     if n_template and not settings.allow_template:
         raise ConfigError(
-            f"{n_template:,} of {found.n_in:,} answers in {found.name} were written by the "
+            f"{n_template:,} of {n_answers:,} answers in {name} were written by the "
             "template teacher (rules, no model), which is no source for training",
             hint="build with a model: cbtqa build-dataset --endpoint URL --model NAME; to try "
             "things out: --allow-template",
@@ -221,24 +226,29 @@ def _read_file(settings: FinetuneSettings, path: Path) -> ExampleSet:
             _check_columns(settings.objective, row, where)
         found.n_in += 1
         n_template += row.get("is_training_source") is False
-        for made in _row_examples(row, str(row.get("id") or f"row {found.n_in}"), where):
+        if row.get("risk") in RISKS and not settings.train_on_risk:
+            found.dropped["risk"] += 1
+            continue
+        name = str(row.get("id") or f"row {found.n_in}")
+        for made in _row_examples(row, name, where, settings.objective):
             _add(found, made)
     if not found.n_in:
         raise DataError("holds no row", where=str(path))
     found.files = (describe_file(path),)
-    _refuse_template(settings, n_template, found)
+    refuse_template(settings, n_template, found.n_in, found.name)
     return found
 
 
 def _check_columns(objective: Objective, row: Mapping[str, Any], where: str) -> None:
-    has_pair = "chosen" in row and "rejected" in row
+    is_sft = {"prompt", "completion"} <= set(row) or shape_of(row) is not None
+    has_pair = ("chosen" in row and "rejected" in row) or "rejected_response" in row
     if objective == "orpo" and not has_pair:
         expected, other = "prompt, chosen and rejected", "--objective sft"
-    elif objective == "sft" and "messages" not in row and not {"prompt", "completion"} <= set(row):
-        expected, other = "prompt and completion, or messages", "--objective orpo"
+    elif objective == "sft" and (not is_sft or "kto_tag" in row):
+        expected, other = "prompt and completion, messages, ShareGPT or Alpaca", "--objective orpo"
     else:
         return
-    is_other = has_pair or "messages" in row or "completion" in row
+    is_other = is_sft if objective == "orpo" else has_pair
     raise DataError(
         f"columns {', '.join(row)} do not fit: {objective} wants {expected}",
         where=where,
@@ -246,34 +256,54 @@ def _check_columns(objective: Objective, row: Mapping[str, Any], where: str) -> 
     )
 
 
-def _row_examples(row: Mapping[str, Any], name: str, where: str) -> Iterator[Example | str]:
-    if "chosen" in row:
+def _row_examples(
+    row: Mapping[str, Any], name: str, where: str, objective: Objective
+) -> Iterator[Example | str]:
+    if objective == "orpo":
         yield _pair_example(row, name, where)
-    elif "messages" in row:
-        turns = read_messages(row["messages"], "user", f"{where}:messages")
+    elif {"prompt", "completion"} <= set(row):
+        prompt = read_messages(row["prompt"], "user", f"{where}:prompt")
+        yield _example(name, prompt, _answer(row["completion"], f"{where}:completion"))
+    else:
+        turns = row_turns(row, where)
         places = [k for k, turn in enumerate(turns) if turn["role"] == "assistant" and k]
         if not places:
             yield "no_answer"
         for place in places:
             yield _example(f"{name}#{place}", turns[:place], turns[place]["content"])
-    else:
-        prompt = read_messages(row["prompt"], "user", f"{where}:prompt")
-        yield _example(name, prompt, _answer(row["completion"], f"{where}:completion"))
 
 
 def _pair_example(row: Mapping[str, Any], name: str, where: str) -> Example | str:
-    chosen = read_messages(row["chosen"], "assistant", f"{where}:chosen")
-    rejected = read_messages(row["rejected"], "assistant", f"{where}:rejected")
-    if row.get("prompt") is None:
-        if len(chosen) < 2 or chosen[:-1] != rejected[:-1]:
-            raise DataError("chosen and rejected do not share their prompt", where=where)
-        prompt, chosen, rejected = chosen[:-1], chosen[-1:], rejected[-1:]
+    if "rejected_response" in row:
+        turns = row_turns(row, where)
+        prompt, chosen = turns[:-1], turns[-1:]
+        rejected = read_messages(
+            row["rejected_response"], "assistant", f"{where}:rejected_response"
+        )
     else:
-        prompt = read_messages(row["prompt"], "user", f"{where}:prompt")
+        chosen = read_messages(row["chosen"], "assistant", f"{where}:chosen")
+        rejected = read_messages(row["rejected"], "assistant", f"{where}:rejected")
+        if row.get("prompt") is not None:
+            prompt = read_messages(row["prompt"], "user", f"{where}:prompt")
+        elif shape_of([*row, "output"]) is not None:  # LLaMA-Factory: the prompt in its own shape
+            prompt = row_turns({**row, "output": None}, where)
+        elif len(chosen) < 2 or chosen[:-1] != rejected[:-1]:
+            raise DataError("chosen and rejected do not share their prompt", where=where)
+        else:
+            prompt, chosen, rejected = chosen[:-1], chosen[-1:], rejected[-1:]
     worse = _answer(rejected, f"{where}:rejected")
     if not worse.strip():
         return "empty_answer"
     return _example(name, prompt, _answer(chosen, f"{where}:chosen"), worse)
+
+
+def row_turns(row: Mapping[str, Any], where: str) -> list[Message]:
+    """The turns of a row of any shape of `cbtqa.shapes`; raises DataError for a row of none."""
+    try:
+        return read_turns(row)
+    except BadField as bad:
+        place = f"{where}:{bad.field}" if bad.field else where
+        raise DataError(bad.problem, where=place) from None
 
 
 def _example(
@@ -290,16 +320,13 @@ def read_messages(value: Any, role: str, where: str) -> list[Message]:
     """A text as one message of `role`, or a list of messages; raises DataError for other values."""
     if isinstance(value, str):
         return [{"role": role, "content": value}]
-    if not isinstance(value, list):
+    if not isinstance(value, list | dict):
         raise DataError("expected a text or a list of messages", where=where)
-    turns = []
-    for turn in value:
-        fits = isinstance(turn, dict) and isinstance(turn.get("content"), str)
-        if not fits or turn.get("role") not in ROLES:
-            words = f"expected messages with a role ({', '.join(ROLES)}) and a text as content"
-            raise DataError(words, where=where)
-        turns.append({"role": turn["role"], "content": turn["content"]})
-    return turns
+    field = where.rpartition(":")[2]
+    try:
+        return turns_of(value, field)
+    except BadField as bad:
+        raise DataError(bad.problem, where=f"{where}{bad.field.removeprefix(field)}") from None
 
 
 def _answer(value: Any, where: str) -> str:
