@@ -242,7 +242,7 @@ class Model:
             except EndpointError as error:
                 self._in_flight.failed()
                 tries.took_s = time.monotonic() - sent_at
-                gate.failed(error, tries.took_s)
+                gate.stop_climbing()
                 raise
             finally:
                 self._meter.returned(sent_at)
@@ -311,6 +311,8 @@ class Model:
         """Waits before the next try; a suspected outage does not use up an item's tries."""
         gate, host = tries.server.gate, tries.server.endpoint.host
         wait_asked = error.retry_after_s if isinstance(error, RateLimitError) else None
+        # only here: a failure over the response format is not one of the server's
+        gate.failed(error, tries.took_s)
         if gate.is_gone(error, tries.took_s):
             if isinstance(error, RateLimitError):
                 self._stop(f"{host} takes no requests: {error}")
