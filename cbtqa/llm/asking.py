@@ -239,7 +239,7 @@ class Model:
                 self._in_flight.failed()
                 gate.answered()
                 raise
-            except EndpointError as error:
+            except EndpointError:
                 self._in_flight.failed()
                 tries.took_s = time.monotonic() - sent_at
                 gate.stop_climbing()
@@ -318,10 +318,9 @@ class Model:
                 self._stop(f"{host} takes no requests: {error}")
                 raise GateClosedError
             if not any(server.gate.has_answered for server in self._servers):
-                if error.status is not None:
-                    raise EndpointError(f"{host} fails at every request: {error}")
+                said = "no answer from {}" if error.status is None else "{} fails at every request"
                 raise EndpointError(
-                    f"no answer from {host}: {error}",
+                    f"{said.format(host)}: {error}",
                     hint=error.hint or "the server answers; its own log says what is wrong",
                 )
             self._stop(f"the endpoint is gone: {error}")
