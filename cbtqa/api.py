@@ -101,7 +101,7 @@ def label(texts: Texts, *, progress: Watch = False, **settings: Any) -> Labelled
     with TemporaryDirectory() as folder, _watching(progress) as (on_progress, _):
         path = texts
         if not isinstance(texts, Settings):
-            path = _as_file(texts, Path(folder))
+            path = _as_file(texts, Path(folder), is_numbered=True)
             settings.setdefault("out", Path(folder, "labels.jsonl"))
         resolved = _resolved(LabelSettings, "input", path, settings)
         return read_labels(label_file(resolved.values, on_progress=on_progress))
@@ -404,11 +404,12 @@ def _refuse_other_number(predictions: Any, references: Any) -> None:
                 raise DataError(f"{n} predictions and {n_references} references")
 
 
-def _as_file(texts: Any, folder: Path, system: str = "") -> Path:
-    """A path as it is; everything else written as Parquet, rows without an id numbered.
+def _as_file(texts: Any, folder: Path, system: str = "", *, is_numbered: bool = False) -> Path:
+    """A path as it is; everything else written as Parquet.
 
     Args:
         system: whose texts they are; the rows then carry it, those of a path too.
+        is_numbered: give rows without an id their numbers as ids.
     """
     if isinstance(texts, Paths):
         path = texts if isinstance(texts, str | Path) else texts.path
@@ -418,6 +419,8 @@ def _as_file(texts: Any, folder: Path, system: str = "") -> Path:
     import pyarrow.parquet as pq
 
     table = _table(texts)
+    if is_numbered and not set(ID_COLUMNS) & set(table.column_names):
+        table = table.append_column("id", [[str(number) for number in range(table.num_rows)]])
     if system:
         kept = [column for column in table.column_names if column != "system"]
         table = table.select(kept).append_column("system", [[system] * table.num_rows])
@@ -436,6 +439,4 @@ def _table(texts: Any) -> pa.Table:
         table = pa.Table.from_pylist(rows)
     if not table.num_rows:
         raise DataError("no texts were given")
-    if not set(ID_COLUMNS) & set(table.column_names):
-        table = table.append_column("id", [[str(number) for number in range(table.num_rows)]])
     return table

@@ -1,6 +1,6 @@
 """SQLite files on any drive: who may use one, and how it is opened.
 
-    file = DatabaseFile(folder / "journal.sqlite", private=True)
+    file = DatabaseFile(folder / "journal.sqlite")
     db = file.connect()
     file.check()                  # before each commit: is the file still ours?
     file.release()
@@ -111,7 +111,6 @@ class DatabaseFile:
         path: Path,
         *,
         writer_of: Callable[[Path], str] | None = None,
-        private: bool = False,
         read_only: bool = False,
     ) -> None:
         """Takes the file for use.
@@ -119,7 +118,6 @@ class DatabaseFile:
         Args:
             writer_of: names who writes the file; when given, only one process may, and one
                 `DatabaseFile` in it, on a local disk too.
-            private: a new file, and SQLite's files beside it, are readable by their owner only.
             read_only: the file is there and is read; on a local disk also beside its writer.
 
         Raises:
@@ -141,11 +139,11 @@ class DatabaseFile:
             LockFile(path, self.drive).refuse_if_held()
             if writer_of is not None:
                 self._kernel_lock = self._lock_locally(writer_of)
-        if private:
-            self._make_private()
+        self._make_private()
 
     def _make_private(self) -> None:
-        try:  # SQLite gives its side files the rights of the file itself
+        """A new file is readable by its owner only; SQLite's side files get the same rights."""
+        try:
             os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
         except OSError as error:
             self.release()
@@ -173,11 +171,13 @@ class DatabaseFile:
         The operating system drops it with the process, alike on Linux, macOS and Windows.
         """
         lock = self._beside(".lock")
-        db = sqlite3.connect(lock, timeout=0, isolation_level=None, check_same_thread=False)
+        db = None
         try:
+            db = sqlite3.connect(lock, timeout=0, isolation_level=None, check_same_thread=False)
             db.execute("BEGIN EXCLUSIVE")
         except sqlite3.OperationalError as error:
-            db.close()
+            if db is not None:
+                db.close()
             if "locked" not in str(error):
                 raise ConfigError(f"{lock} cannot be locked: {error}") from None
             raise ConfigError(

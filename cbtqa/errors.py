@@ -14,7 +14,8 @@
       IncompleteRunError    6    outputs are kept; the same command continues
       LicenceGateError      7    a licence or agreement forbids the step without permission
 
-Rooms add finer kinds of their own, such as `hub.plan.PublishRefusedError` (7).
+Rooms add finer kinds of their own, such as `hub.plan.PublishRefusedError` (7) and
+`llm.endpoint.AddressError` (2).
 
 Run-level trouble raises one of these. Item-level trouble never raises: it is a
 `records.Rejection` value. An unexpected exception is our bug and exits with 1; Ctrl-C with 130.

@@ -208,6 +208,35 @@ def parquet_schema(path: Path) -> pa.Schema:
         return pq.read_schema(path)
 
 
+def expect_columns(path: Path, expected: Mapping[str, Collection[str]]) -> None:
+    """Refuses a Parquet file in which a column that is there holds other values than it should.
+
+    Args:
+        expected: Arrow types by column, as `arrow_type_name` writes them.
+
+    Raises:
+        DataError: names the column and what it holds.
+    """
+    for field in parquet_schema(path):
+        found, allowed = arrow_type_name(field.type), expected.get(field.name)
+        if allowed is not None and found not in allowed:
+            what = f"holds {found}, expected {' or '.join(sorted(allowed))}"
+            raise DataError(what, where=f"{path}:{field.name}")
+
+
+def arrow_type_name(kind: pa.DataType) -> str:
+    """The name of an Arrow type, the same whichever program and version wrote the file."""
+    return str(kind).replace("large_", "").replace("item: ", "element: ")
+
+
+def parquet_table(path: Path) -> pa.Table:
+    """A Parquet file as a whole; a DataError when it is missing or damaged."""
+    import pyarrow.parquet as pq
+
+    with _parquet_errors(path):
+        return pq.read_table(path)
+
+
 def class_names(schema: pa.Schema) -> dict[str, list[str]]:
     """The names of each column that holds class labels, alone or in a list, as numbers.
 

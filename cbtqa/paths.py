@@ -171,14 +171,14 @@ def keep_private(path: Path) -> None:
             )
 
 
-def refuse_existing(path: Path) -> None:
-    """Refuses a place where a file is already: no command replaces what another one made.
+def refuse_existing(path: Path, *, overwrite: bool) -> None:
+    """Refuses a file that is there already, unless its owner said `--overwrite`.
 
     Raises:
         UsageError: the file is there.
     """
-    if path.exists():
-        raise UsageError(f"{path} exists already", hint="name another --out, or remove the file")
+    if not overwrite and os.path.lexists(path):
+        raise UsageError(f"{path} exists already", hint="name another --out, or add --overwrite")
 
 
 def remove_leftovers(folder: Path, name: str = "") -> None:

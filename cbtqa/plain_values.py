@@ -87,7 +87,8 @@ def json_fault(error: ValueError | RecursionError) -> str:
     if isinstance(error, RecursionError):
         return _DEEP
     # int() refuses numbers of more than 4,300 digits in words about its own settings
-    return "holds a number of thousands of digits" if "digits" in str(error) else str(error)
+    is_long = str(error).startswith("Exceeds the limit")
+    return "holds a number of thousands of digits" if is_long else str(error)
 
 
 def checked(value: Any, text: str, where: str) -> Any:

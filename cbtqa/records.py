@@ -335,8 +335,18 @@ class MetricScore(Record):
 
 
 TurnMark = Literal[
-    *("end_too_early", "not_accepted", "unsupervised", "cut", "cut_at_label", "loose"),
-    *("repeated", "farewell_loop", "wrong_speaker", "narration", "note_to_model", "machine_text"),
+    "end_too_early",
+    "not_accepted",
+    "unsupervised",
+    "cut",
+    "cut_at_label",
+    "loose",
+    "repeated",
+    "farewell_loop",
+    "wrong_speaker",
+    "narration",
+    "note_to_model",
+    "machine_text",
 ]
 """How a turn came about: the end was asked before the minimum of turns; the supervisor never
 accepted it; the supervisor gave no verdict; it was cut; it went on to speak for the other side and

@@ -144,3 +144,13 @@ def test_labels_are_given_and_also_written_where_asked(tmp_path: Path) -> None:
     for name in ("labels.csv", "labels.parquet"):
         assert cbtqa.label(texts, out=tmp_path / name) == given
         assert (tmp_path / name).exists()
+
+
+def test_lists_without_ids_pair_by_order_with_a_file_without_ids(tmp_path: Path) -> None:
+    path = tmp_path / "ref.txt"
+    path.write_text("先照顾好自己。\n可以写下来。\n", encoding="utf-8")
+    given = ["你要坚强。", "可以写下来。"]
+    scored = cbtqa.score(given, references=path, metrics="chrf2", bootstrap=0)
+    assert scored.report.systems[0].n_identical == 1
+    with pytest.raises(DataError, match="1 rows, and ref"):
+        cbtqa.score(given[:1], references=path, metrics="chrf2", bootstrap=0)

@@ -18,9 +18,10 @@ import pytest
 from cbtqa import database_files
 from cbtqa.database_files import DatabaseFile, Holder, LockFile, file_system_of
 from cbtqa.errors import ConfigError, DataError, IncompleteRunError
-from cbtqa.files import keep_private, write_text
+from cbtqa.files import write_text
 from cbtqa.llm.chat import Reply
 from cbtqa.llm.journal import Entry, Journal, State
+from cbtqa.paths import keep_private
 from cbtqa.ratings.answers import Change
 from cbtqa.ratings.store import Event, Store
 from cbtqa.records import Usage

@@ -238,6 +238,14 @@ def test_the_first_turn_ends_where_the_other_side_speaks() -> None:
     assert first_turn(read_turns({"messages": turns})) == "\n".join(said[:2])
 
 
+def test_conversations_that_begin_alike_are_one_question(tmp_path) -> None:
+    rows = [{"Context": ASKED[0], "Response": f"{REPLY}{n}"} for n in (1, 2, 3, 3)]
+    report = check_file(_write(tmp_path / "c.jsonl", rows), first_turn=True)
+    assert (report.n_usable, report.n_further) == (1, 2)
+    assert report.rejected["duplicate_question"].n == 1
+    assert report.answers_per_question.max == 0
+
+
 def test_a_file_that_is_one_conversation_is_named(tmp_path) -> None:
     rows = [{"role": "client", "content": ASKED[0]}, {"role": "counselor", "content": REPLY}]
     with pytest.raises(DataError, match="each row is one turn") as refused:
@@ -262,6 +270,21 @@ def test_a_conversation_that_cannot_be_read_is_a_rejection_of_its_own(tmp_path) 
     assert details[2] == details[3] == "the client says nothing"
     assert "expected a list of turns, found text" in details[4]
     assert isinstance(read[5], SourceItem)
+
+
+def test_a_file_whose_conversations_all_fail_says_why_for_each(tmp_path) -> None:
+    picture = [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]
+    path = _write(tmp_path / "c.jsonl", [{"messages": picture}] * 3)
+    report = check_file(path, first_turn=True)
+    assert report.rejected["bad_row"].n == 3
+    assert "messages.0.content: expected text" in report.rejected["bad_row"].examples[0]
+
+
+def test_an_object_nested_beyond_reason_is_refused_in_a_sentence(tmp_path) -> None:
+    path = tmp_path / "deep.json"
+    path.write_text('{"a":' + "[" * 100_000 + "]" * 100_000 + "}")
+    with pytest.raises(DataError, match=r"deep\.json:1: nested too deeply"):
+        read_questions(path)
 
 
 def test_first_turn_on_a_file_of_questions_says_that_there_are_no_conversations(tmp_path) -> None:

@@ -477,5 +477,7 @@ def waiting(words: str) -> Iterator[None]:
     if not sys.stderr.isatty():
         yield
         return
-    with _console(sys.stderr).status(words):
+    from rich.text import Text
+
+    with _console(sys.stderr).status(Text(clean(words))):  # a plain str would be read as markup
         yield

@@ -111,7 +111,7 @@ def _print_report(report: DataReport) -> None:
 def _headline(report: DataReport) -> list[str]:
     mark = ", with a byte-order mark" if report.has_bom else ""
     n_rejected = report.n_rows - report.n_usable - report.n_further
-    further = f"{report.n_further:,} further answers + " if report.n_further else ""
+    further = f"{report.n_further:,} of earlier questions + " if report.n_further else ""
     lines = [
         f"{report.file}: {report.format}, {report.encoding}{mark}, {report.n_bytes:,} bytes",
         f"{report.n_rows:,} rows = {report.n_usable:,} usable + {further}{n_rejected:,} rejected",

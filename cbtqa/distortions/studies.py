@@ -18,6 +18,7 @@ from cbtqa.distortions.taxonomy import Taxonomy
 from cbtqa.distortions.training import TrainingSettings, cross_validate, train_linear
 from cbtqa.errors import ConfigError, UsageError
 from cbtqa.files import write_json
+from cbtqa.paths import refuse_existing
 from cbtqa.records import Record
 from cbtqa.settings import Settings
 
@@ -70,6 +71,8 @@ class EvaluateSettings(GoldSettings):
     """Instructive errors to show for each labeller."""
     out: Path | None = None
     """Write the whole report there as JSON."""
+    overwrite: bool = False
+    """Replace the report of an earlier run."""
 
 
 class TrainedReport(Record):
@@ -168,6 +171,9 @@ def _read_gold(settings: GoldSettings, say: Say) -> GoldSet:
 
 
 def evaluate_labellers(settings: EvaluateSettings, say: Say) -> EvaluationReport:
+    """The report; written too where the settings name a place."""
+    if settings.out is not None:
+        refuse_existing(settings.out, overwrite=settings.overwrite)
     gold = _read_gold(settings, say)
     labellers = [open_labeller(spec, gold.taxonomy) for spec in settings.labeller]
     names = [labeller.name for labeller in labellers]

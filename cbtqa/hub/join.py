@@ -361,9 +361,10 @@ def _restored(
         for name in MASKED_COLUMNS:
             quotes = [Quote(q["start"], q["end"]) for q in row["quotes"] if q["column"] == name]
             if quotes:
-                if not isinstance(made[name], str):
+                masked = made[name]
+                if not isinstance(masked, str):
                     raise ValueError(f"{name} is no text")
-                made[name] = restore_quotes(made[name], quotes, text)
+                made[name] = restore_quotes(masked, quotes, text)
         answer_of(made)
     except (ValueError, TypeError) as error:  # a record's fault is a ValueError too
         found = f"the entry '{row['id']}' cannot be put together: {error}"

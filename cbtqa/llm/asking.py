@@ -318,9 +318,10 @@ class Model:
                 self._stop(f"{host} takes no requests: {error}")
                 raise GateClosedError
             if not any(server.gate.has_answered for server in self._servers):
-                said = "no answer from {}" if error.status is None else "{} fails at every request"
+                kind = "answer" if isinstance(error, EndpointTimeoutError) else "usable answer"
+                said = f"no {kind} from {host}"
                 raise EndpointError(
-                    f"{said.format(host)}: {error}",
+                    f"{said if error.status is None else f'{host} fails at every request'}: {error}",
                     hint=error.hint or "the server answers; its own log says what is wrong",
                 )
             self._stop(f"the endpoint is gone: {error}")

@@ -141,7 +141,7 @@ class Journal:
             self._begin_anew(fingerprint)
         elif names:
             lines = [
-                f"  {name}: was {_short(begun.get(name))}, is {_short(fingerprint.get(name))}"
+                f"  {name}: " + _difference(begun.get(name), fingerprint.get(name))
                 for name in names
             ]
             raise ConfigError(
@@ -349,10 +349,20 @@ def _columns_of(db: sqlite3.Connection) -> set[str]:
     return {row[1] for row in db.execute("PRAGMA table_info(attempts)")}
 
 
-def _short(value: str | None) -> str:
+def _difference(was: str | None, now: str | None) -> str:
+    """What a setting was and is; of long texts the part from where they differ."""
+    texts = was or "", now or ""
+    pairs = enumerate(zip(*texts, strict=False))
+    n_alike = next((place for place, (one, other) in pairs if one != other), min(map(len, texts)))
+    start = n_alike - 20 if max(map(len, texts)) > 80 else 0
+    return f"was {_part(was, start)}, is {_part(now, start)}"
+
+
+def _part(value: str | None, start: int) -> str:
     if value is None:
         return "not set"
-    return value if len(value) <= 80 else value[:80] + "..."
+    start = max(0, start)
+    return ("..." if start else "") + value[start : start + 80] + "..." * (len(value) > start + 80)
 
 
 def _writer_of(journal: Path) -> str:

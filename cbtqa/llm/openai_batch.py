@@ -43,9 +43,9 @@ from cbtqa.llm.protocol import (
     error_of,
     reply_of,
     request_body,
-    shown,
     written,
 )
+from cbtqa.llm.server_words import shown
 from cbtqa.llm.transport import mapped_errors, open_sdk
 from cbtqa.records import Reason, Usage
 

@@ -37,6 +37,7 @@ from cbtqa.metrics.structure import (
 from cbtqa.metrics.text.texts import Item
 from cbtqa.records import MetricScore, Record, Tabular
 from cbtqa.statistics.resampling import BOOTSTRAP_TRIALS, DEFAULT_SEED, FEW_ITEMS
+from cbtqa.text_faults import is_traditional
 
 
 class ScoreSettings(NeuralSettings):
@@ -191,20 +192,16 @@ def score(
 
 
 def _references(settings: ScoreSettings) -> References:
-    columns = Columns(
-        *(settings.ref_id_column, settings.ref_column, settings.cluster_column, settings.encoding),
-        prefix="--ref-",
-    )
+    named = (settings.ref_column, settings.cluster_column, settings.encoding)
     if settings.ref is not None and settings.predictions:
+        columns = Columns(settings.ref_id_column, *named, prefix="--ref-")
         return read_references(settings.ref, columns, settings.split)
     if not bring_references(settings.predictions, settings.encoding, settings.ref_column):
         raise UsageError(
             "nothing to score" if settings.ref else "no references",
             hint="cbtqa score predictions.jsonl --ref cbtqa-dataset",
         )
-    return read_own_references(
-        settings.predictions, replace(columns, id=settings.ref_id_column or settings.id_column)
-    )
+    return read_own_references(settings.predictions, Columns(settings.id_column, *named))
 
 
 def bring_references(
@@ -304,11 +301,12 @@ def _warnings(references: References, systems: Sequence[Predictions]) -> list[st
             found.append(
                 f"{system.system}: hardly any Chinese characters; is this the right column?"
             )
-        scripts = [_script_of(side.items) for side in (system, references)]
-        if None not in scripts and scripts[0] != scripts[1]:
+        ours, theirs = _is_traditional(system.items), _is_traditional(references.items)
+        if None not in (ours, theirs) and ours != theirs:
+            names = {True: "traditional", False: "simplified", None: ""}
             found.append(
-                f"{system.system}: in {scripts[0]} characters, and the references are in "
-                f"{scripts[1]} ones: most words count as different; convert one side first"
+                f"{system.system}: in {names[ours]} characters, and the references are in "
+                f"{names[theirs]} ones: most words count as different; convert one side first"
             )
     texts = {one.system: [item and item.text for item in one.items] for one in systems}
     found += [
@@ -319,20 +317,11 @@ def _warnings(references: References, systems: Sequence[Predictions]) -> list[st
     return found
 
 
-def _script_of(items: Sequence[Item | None]) -> str | None:
-    """The script of a side's texts; None where hardly a character tells."""
+def _is_traditional(items: Sequence[Item | None]) -> bool | None:
+    """Whether a side is in traditional script; None for text without Chinese characters."""
     text = "".join(item.text for item in items[:200] if item is not None)
-    n_simplified = n_traditional = 0
-    for letter in filter(lambda letter: letter > "\u33ff", text):
-        # what only one of the two national standards has is written in one script alone
-        is_simplified, is_traditional = (
-            bool(letter.encode(standard, "ignore")) for standard in ("gb2312", "big5")
-        )
-        n_simplified += is_simplified and not is_traditional
-        n_traditional += is_traditional and not is_simplified
-    if 20 * max(n_simplified, n_traditional) < len(text):
-        return None
-    return "simplified" if n_simplified > n_traditional else "traditional"
+    letters = [letter for letter in text if letter > "\u33ff" and letter.isalpha()]
+    return sum(map(is_traditional, letters)) * 20 > len(letters) if letters else None
 
 
 def _is_hardly_chinese(system: Predictions) -> bool:

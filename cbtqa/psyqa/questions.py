@@ -68,7 +68,7 @@ class SourceItem:
     where: str
     """`file:line`."""
     is_further: bool = False
-    """True for a later row of the same question, which only brings another answer."""
+    """True for a later row of the same question: another answer, or another conversation."""
 
 
 class _WrongDecoding(BadField):
@@ -174,7 +174,7 @@ class QuestionReader(Iterator[SourceItem | Rejection]):
         self.n_rows = 0
         """Rows read so far."""
         self.n_further = 0
-        """Rows read so far that only brought a further answer to a question."""
+        """Rows read so far of earlier questions: a further answer, another conversation."""
         self.columns: dict[str, str] = {}
         """Field to column, as found in the rows so far."""
         self.unused_columns: dict[str, None] = {}
@@ -183,6 +183,7 @@ class QuestionReader(Iterator[SourceItem | Rejection]):
         """True when the file has no id column."""
         self._mapping, self._with_answers, self._max_chars = columns, with_answers, max_chars
         self._takes_first_turn = first_turn
+        self._conversation = ""  # of the row being read; two may begin alike
         self._dotted = [column for column in columns.values() if "." in column]
         self._nested: dict[str, None] = {}  # `column.key` of the first rows, for a hint
         self._resolved: dict[tuple[str, ...], dict[str, str]] = {}
@@ -228,11 +229,14 @@ class QuestionReader(Iterator[SourceItem | Rejection]):
             if row_is_early:
                 self.unused_columns.update(dict.fromkeys(map(str, value)))
             raise BadField("", "this row holds no conversation")
-        text = first_turn(read_turns(value))
+        name = FIRST_TURN.format(shape.columns[0])
+        self.columns.setdefault("question", name)  # also where no turn of it can be read
+        turns = read_turns(value)
+        text, self._conversation = first_turn(turns), as_json(turns)
         if not text:
             raise BadField(shape.columns[0], "the client says nothing")
         rest = {name: part for name, part in value.items() if name not in shape.columns}
-        return {**rest, FIRST_TURN.format(shape.columns[0]): text}
+        return {**rest, name: text}
 
     def _next_row(self) -> Row:
         for row in self._rows:
@@ -260,7 +264,7 @@ class QuestionReader(Iterator[SourceItem | Rejection]):
                 raise BadField("id", "this row has no id, and the first row has one")
             item_id = f"q-{hashlib.sha256(whole.encode()).hexdigest()[:16]}"
         id_key, text_key = _hash(item_id), _hash(whole)
-        only_answer = _only_answer(value, columns)
+        only_answer = self._conversation or _only_answer(value, columns)
         answer_key = _hash(f"{whole}\0{only_answer}") if only_answer else 0
         is_further = text_key in self._texts
         if is_further:
@@ -313,7 +317,7 @@ class QuestionReader(Iterator[SourceItem | Rejection]):
                 if field == "question" and field not in self._mapping:
                     self._explain_rows(names)
                 shown = [name for name in names if not self._keys_of(name)]
-                shown += self._nested
+                shown = list(dict.fromkeys([*shown, *self._nested]))
                 raise DataError(
                     f"no column {column} in the first rows; columns: "
                     f"{', '.join(shown[:12]) or 'none'}",

@@ -65,7 +65,7 @@ class DataReport(Record):
     n_usable: int
     """Questions; n_rows = n_usable + n_further + the sum of `rejected`."""
     n_further: int = 0
-    """Rows that only bring another answer to an earlier row's question."""
+    """Rows of an earlier row's question: another answer, another conversation."""
     rejected: dict[str, Fault] = Field(default_factory=dict)
     """Rows by `Reason`."""
     id_range: tuple[int, int] | None = None
@@ -162,7 +162,8 @@ class _Tally:
 
     def add(self, item: SourceItem) -> None:
         if item.is_further:
-            self._further[item.question.id] += 1
+            self._counts["further"] += 1
+            self._further[item.question.id] += len(item.answers)
             self._add_answers(item)
             return
         question = item.question
@@ -206,10 +207,12 @@ class _Tally:
 
     def report(self, reader: QuestionReader) -> DataReport:
         source, counts = reader.source, self._counts
-        for n in self._further.values():
-            self._lengths["answers"].subtract([1])
-            self._lengths["answers"][1 + n] += 1
-        self._lengths["answers"] = +self._lengths["answers"]
+        each = self._lengths["answers"]
+        for n in filter(None, self._further.values()):
+            n_first = min(1, each[1])  # the first row of such a question has one, or none
+            each[n_first] -= 1
+            each[n_first + n] += 1
+        self._lengths["answers"] = +each
         spreads = {name: _spread(lengths) for name, lengths in self._lengths.items()}
         answers_per_question = spreads.pop("answers")
         return DataReport(
@@ -223,7 +226,7 @@ class _Tally:
             makes_ids=reader.makes_ids,
             n_rows=reader.n_rows,
             n_usable=counts["usable"],
-            n_further=self._further.total(),
+            n_further=counts["further"],
             rejected=self._rejected,
             id_range=self._ids if self._are_ids_numbers else None,
             lengths=spreads,

@@ -22,6 +22,7 @@ from typing import Any, get_args
 
 from cbtqa.errors import DataError, require
 from cbtqa.files import sha256_of
+from cbtqa.paths import readable
 from cbtqa.ratings.answers import CANNOT_JUDGE, CRISIS, NOTE
 from cbtqa.ratings.rubric import Language
 from cbtqa.ratings.sheets import CODE, META_KEYS, META_TAB, SHOWN_PARTS, TURN, sheet_words
@@ -32,6 +33,7 @@ MAX_UNPACKED_BYTES = 300 << 20
 MAX_PARTS = 500
 MAX_ROWS = 100_000
 MAX_COLUMNS = 300
+MAX_AREAS = 10_000
 HEAD_ROWS = 10
 """The names of the columns are looked for in so many rows."""
 DELIMITERS = ",;\t|"
@@ -119,7 +121,7 @@ def _read_xlsx(path: Path, headings: Mapping[str, str]) -> Sheet:
 
 
 def _check_archive(path: Path) -> None:
-    with path.open("rb") as stream:
+    with readable(path), path.open("rb") as stream:
         head = stream.read(8)
     if head == _OLD_OR_LOCKED:
         raise DataError(
@@ -195,11 +197,7 @@ class _Tab:
         head = tab.iter_rows(max_row=HEAD_ROWS, max_col=MAX_COLUMNS, values_only=True)
         texts = [[_text(value) for value in row] for row in head]
         self._begins, self.ids = _find_ids(texts, {**_heading_ids(), **headings})
-        doubled = next((one for one in self.ids if one and self.ids.count(one) > 1), None)
-        if doubled:
-            places = [column_letters(at) for at, one in enumerate(self.ids) if one == doubled]
-            detail = f"the column '{doubled}' stands twice ({', '.join(places)})"
-            raise DataError(detail, where=f"{name}:{tab.title}")
+        _refuse_doubled(self.ids, f"{name}:{tab.title}")
 
     def rows(self) -> Iterator[dict[str, Cell]]:
         """The filled rows under the headings, wherever they were moved to."""
@@ -230,6 +228,14 @@ class _Tab:
         is_formula = getattr(cell, "data_type", "") == "f"
         where = f"{self._name}:{self._tab.title}!{address}"
         return Cell(where, getattr(cell, "value", None), is_formula, merged)
+
+
+def _refuse_doubled(ids: Sequence[str], where: str) -> None:
+    doubled = next((one for one in ids if one and ids.count(one) > 1), None)
+    if doubled:
+        places = [column_letters(at) for at, one in enumerate(ids) if one == doubled]
+        detail = f"the column '{doubled}' stands twice ({', '.join(places)})"
+        raise DataError(detail, where=where)
 
 
 def _text(value: Any) -> str:
@@ -268,6 +274,8 @@ def _merged_areas(tab: Any) -> list[_Area]:
 
     part = tab.parent._archive.read(tab._worksheet_path)
     names = re.findall(rb"<(?:\w+:)?mergeCell\s[^>]*?ref=[\"']([A-Z0-9:$]{3,30})[\"']", part)
+    if len(names) > MAX_AREAS:
+        raise DataError(f"{len(names)} merged areas; a sheet has none", where=str(tab.title))
     areas = []
     for name in (one.decode().replace("$", "") for one in names):
         left, top, right, bottom = range_boundaries(name)
@@ -309,6 +317,7 @@ def _read_csv(path: Path) -> Sheet:
         for _ in range(n_before):
             next(reader)
         ids = [name.strip() for name in next(reader)]
+        _refuse_doubled(ids, path.name)
         for row in reader:
             cells = dict(zip(ids, row, strict=False))
             if not any(text.strip() for text in row) or _is_heading(cells.get(CODE, "").strip()):
@@ -336,12 +345,18 @@ def _find_header(text: str, name: str) -> tuple[str, int]:
 
     Numbers writes the table's name, Excel `sep=;`, before it.
     """
+    is_tab = False
     for delimiter in DELIMITERS:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
         with suppress(csv.Error):
             for number, row in enumerate(islice(reader, HEAD_ROWS)):
-                if {*META_KEYS, CODE} <= {cell.strip() for cell in row}:
+                names = {cell.strip() for cell in row}
+                if {*META_KEYS, CODE} <= names:
                     return delimiter, number
+                is_tab |= {CODE, NOTE} <= names
+    if is_tab:
+        detail = "one tab of a workbook saved as text: it does not say of which study it is"
+        raise DataError(detail, where=name, hint="send the workbook itself (.xlsx)")
     raise DataError("not a sheet of a rating study (its row of column names is gone)", where=name)
 
 
@@ -350,7 +365,8 @@ def _decode(path: Path) -> str:
 
     A wrong guess cannot slip through: every text is compared with the study's.
     """
-    data = path.read_bytes()
+    with readable(path):
+        data = path.read_bytes()
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         with suppress(UnicodeDecodeError):
             return data.decode("utf-16")

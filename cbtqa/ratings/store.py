@@ -74,7 +74,7 @@ class Store:
     def __init__(self, path: Path, study_id: str) -> None:
         """Opens or makes the store; a DataError where the file is none, or of another study."""
         self._lock = threading.Lock()
-        self._file = DatabaseFile(path, private=True)
+        self._file = DatabaseFile(path)
         try:
             self._connection = self._open(study_id)
         except sqlite3.DatabaseError as error:
@@ -174,7 +174,7 @@ class Store:
 
     def snapshot(self, path: Path) -> None:
         """Copies the store while it is in use."""
-        file = DatabaseFile(path, private=True)
+        file = DatabaseFile(path)
         try:
             with self._lock, closing(file.connect()) as target:
                 self._connection.backup(target)

@@ -10,9 +10,10 @@ from typing import Any
 
 from pydantic import Field
 
-from cbtqa.dataset_folder import source_rows
-from cbtqa.errors import DataError, UsageError
+from cbtqa.dataset_folder import text_rows
+from cbtqa.errors import DataError
 from cbtqa.files import write_jsonl
+from cbtqa.paths import refuse_existing
 from cbtqa.records import Record, Risk
 from cbtqa.safety.normalise import Language
 from cbtqa.safety.personal_data import scrub
@@ -57,6 +58,7 @@ def screen_file(
     language: Language = "zh",
     encoding: str = "utf-8",
     out: Path | None = None,
+    overwrite: bool = False,
     max_shown: int = 0,
 ) -> ScreenSurvey:
     """Grades every row of a table.
@@ -68,7 +70,7 @@ def screen_file(
 
     Raises:
         DataError: see `texts.read_texts`.
-        UsageError: `out` exists already.
+        UsageError: `out` exists already, without `overwrite`.
     """
     risks: Counter[Risk] = Counter({"none": 0, "concern": 0, "explicit": 0})
     rules: Counter[str] = Counter()
@@ -86,7 +88,7 @@ def screen_file(
                 shown.append(ScreenedText(**line, text=item.text, hits=screening.hits))
             yield {**line, "hits": [asdict(hit) for hit in screening.hits]}
 
-    _write_or_run(lines(), out)
+    _write_or_run(lines(), out, overwrite)
     return ScreenSurvey(
         n_texts=risks.total(),
         n_by_risk=dict(risks),
@@ -97,7 +99,12 @@ def screen_file(
 
 
 def scrub_file(
-    path: Path, *, columns: Sequence[str] = (), encoding: str = "utf-8", out: Path | None = None
+    path: Path,
+    *,
+    columns: Sequence[str] = (),
+    encoding: str = "utf-8",
+    out: Path | None = None,
+    overwrite: bool = False,
 ) -> ScrubSurvey:
     """Masks personal data in every row of a table.
 
@@ -107,7 +114,7 @@ def scrub_file(
 
     Raises:
         DataError: see `texts.read_texts`.
-        UsageError: `out` exists already.
+        UsageError: `out` exists already, without `overwrite`.
     """
     kinds: Counter[str] = Counter()
     n_texts = n_touched = 0
@@ -122,18 +129,17 @@ def scrub_file(
             n_touched += bool(found)
             yield {**item.row, **{name: scrubbed.text for name, scrubbed in masked.items()}}
 
-    _write_or_run(lines(), out)
+    _write_or_run(lines(), out, overwrite)
     return ScrubSurvey(
         n_texts=n_texts, n_texts_with_data=n_touched, n_by_kind=dict(kinds.most_common())
     )
 
 
-def _write_or_run(lines: Iterator[dict[str, Any]], out: Path | None) -> None:
+def _write_or_run(lines: Iterator[dict[str, Any]], out: Path | None, overwrite: bool) -> None:
     if out is None:
         deque(lines, maxlen=0)
-    elif out.exists():
-        raise UsageError(f"{out} exists already", hint="name another --out, or remove the file")
     else:
+        refuse_existing(out, overwrite=overwrite)
         write_jsonl(out, lines)
 
 
@@ -170,7 +176,7 @@ def read_texts(
     """
     chosen = tuple(columns)
     where: str | None = None
-    for where, row in source_rows(path, encoding=encoding):
+    for where, row in text_rows(path, encoding=encoding):
         chosen = chosen or _usual_columns(row, where)
         parts = [_cell(row, column, where, column == chosen[0]) for column in chosen]
         text = "\n".join(part for part in parts if part)

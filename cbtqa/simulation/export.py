@@ -213,7 +213,11 @@ class _Export:
             rows += therapist_rows(one, view, dropped, keeps_marked=keeps_marked)
         if not rows:
             why = ", ".join(f"{reason} {n}" for reason, n in dropped.items()) or "no turns at all"
-            raise DataError(f"no training row came out of it: {why}", where=str(self.source.path))
+            raise DataError(
+                f"no training row came out of it: {why}",
+                where=str(self.source.path),
+                hint="cbtqa simulate lint names the turns; --keep-marked takes marked ones",
+            )
         return rows
 
     def _whole(self, dropped: Counter[str]) -> Iterator[TrainingRow]:

@@ -1,6 +1,6 @@
 """`cbtqa simulate lint`: the check before any score is believed.
 
-    report = lint(Path("recipes/tahir-act-as-published.yaml"))
+    report = lint(Path("tahir-act-as-published"))
     [finding.code for finding in report.findings]
 
 Takes a study file (what is declared), a study folder (declared and measured), an export (leaked
@@ -30,7 +30,7 @@ from cbtqa.simulation.playing.events import event_file, names_help, speaks_of_ri
 from cbtqa.simulation.playing.messages import UNSPOKEN
 from cbtqa.simulation.profiles import choose_profiles
 from cbtqa.simulation.sessions import STUDY_NAME, StudyFolder, read_transcripts
-from cbtqa.simulation.study import Arm, StudySettings, flattened, load_study
+from cbtqa.simulation.study import Arm, StudySettings, flattened, load_study, recipe_path
 from cbtqa.splits import SPLITS
 
 KINDS = ("sft", "orpo", "messages")
@@ -367,6 +367,7 @@ def lint(path: Path, *, against: Path | None = None) -> LintReport:
         DataError: nothing of this kind there, or it is damaged.
         ConfigError: a study file with wrong settings.
     """
+    path = recipe_path(path)
     if not path.exists():
         raise DataError("no such file or folder", where=str(path))
     if path.is_dir():

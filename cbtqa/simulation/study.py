@@ -1,6 +1,6 @@
 """What a study declares in its YAML file: arms, patients, turns, events, instruments, judges.
 
-    study = load_study(Path("recipes/tahir-act.yaml"))
+    study = load_study(Path("tahir-act"))
     [arm.name for arm in study.arms]
     study.therapist_prompt(study.arms[0])      # session_therapist_act
 
@@ -11,7 +11,7 @@ differ between arms is declared in them, so that `simulate lint` can compare it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.resources import files
+from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -324,8 +324,24 @@ class StudySettings(Settings):
         raise ConfigError(f"no arm '{name}' in study {self.id}", hint=f"arms: {known}")
 
 
+def shipped_recipes() -> list[str]:
+    """Names of the studies that come with the package, such as `tahir-act`."""
+    found = files(__package__).joinpath("recipes").iterdir()
+    return sorted(one.name.removesuffix(".yaml") for one in found)
+
+
+def recipe_path(path: Path) -> Path:
+    """The path, or a shipped recipe of that name (`tahir-act`) where there is no such file."""
+    name = path.name.removesuffix(".yaml")
+    is_recipe = path.parent.name in ("", "recipes") and name in shipped_recipes()
+    if is_recipe and not path.exists():
+        with as_file(files(__package__).joinpath("recipes", f"{name}.yaml")) as found:
+            return found
+    return path
+
+
 def load_study(path: Path | None = None, *, built_in: str = "demo") -> StudySettings:
-    """The study declared in a YAML file; a built-in one of scripted players when None.
+    """The study declared in a YAML file, or of a recipe by name; a built-in one when None.
 
     Args:
         built_in: `demo`, `demo-corpus-cbt` or `demo-corpus-act`.
@@ -338,7 +354,11 @@ def load_study(path: Path | None = None, *, built_in: str = "demo") -> StudySett
         where = f"{built_in}.yaml"
         text = files(__package__).joinpath(where).read_text(encoding="utf-8")
     else:
-        text, where = read_text(path), str(path)
+        found, where = recipe_path(path), str(path)
+        if not found.exists() and not found.suffix:
+            known = ", ".join(shipped_recipes())
+            raise DataError("no such study", where=where, hint=f"a YAML file, or one of: {known}")
+        text = read_text(found)
     try:
         value = parse_yaml(text, where)
     except DataError as error:

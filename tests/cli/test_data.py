@@ -87,7 +87,7 @@ def test_check_takes_first_turns_and_tells_further_answers(run, tmp_path, capsys
     words = ["--column", "question=query", "--column", "answers=response"]
     path.write_text(path.read_text("utf-8") * 2 + path.read_text("utf-8").replace("走走", "坐坐"))
     assert run("data", "check", str(path), *words) == 0
-    assert "3 rows = 1 usable + 1 further answers + 1 rejected" in capsys.readouterr().out
+    assert "3 rows = 1 usable + 1 of earlier questions + 1 rejected" in capsys.readouterr().out
 
 
 def test_a_build_says_which_split_is_empty(tmp_path, capsys) -> None:

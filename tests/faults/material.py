@@ -34,6 +34,8 @@ MORE: dict[str, tuple[str, ...]] = {
     "score": ("--metrics", "chrf2"),
     "compare": ("--metrics", "chrf2"),
     "simulate judge": ("--rules",),
+    "simulate analyse": ("--instrument", "i"),
+    "distortions agree": ("{good}/others.jsonl",),
     "rate new": ("--n", "4", "--raters", "2"),
     "rate unblind": ("--by", "Li Hua"),
     "rate export": ("--to", "ratings"),
@@ -47,6 +49,21 @@ MORE_AT: dict[str, tuple[str, ...]] = {
     "distortions label --prompt": ("--labeller", "llm", *ASKED, "--dry-run"),
 }
 """The same for one place, which is looked at only then."""
+NEEDED = {
+    *("compare predictions", "judge predictions", "judge --questions", "simulate export sessions"),
+    *("simulate judge sessions", "simulate analyse source", "simulate lint path"),
+    *("simulate profiles source", "simulate run study", "build-dataset input", "data check file"),
+}
+"""Places without which a command does nothing, or something else, though it may go without."""
+OUT = {
+    "distortions label": "out.jsonl",
+    "distortions evaluate": "out.json",
+    "simulate profiles": "out.jsonl",
+    "safety screen": "out.jsonl",
+    "safety scrub": "out.jsonl",
+    "hub-preview": "out.html",
+}
+"""What a command writes, where that is a file; the others write a folder."""
 GOOD: dict[str, str] = {
     "build-dataset input": "psyqa.json",
     "stats dataset": "dataset",
@@ -128,29 +145,40 @@ class Place(NamedTuple):
 def places() -> list[Place]:
     """Every input path of every command, from the registry: by type, else by the help's words."""
     return [
-        Place(words.removeprefix("cbtqa "), parameter.opts[0], _is_required(parameter))
-        for words, command in walk_commands()
-        if not hasattr(command, "list_commands")
+        Place(name, parameter.opts[0], _is_required(f"{name} {parameter.opts[0]}", parameter))
+        for name, command in _leaves()
         for parameter in command.params
-        if _is_input(words.removeprefix("cbtqa "), parameter)
+        if _is_input(name, parameter)
     ]
 
 
 def commands_with_output() -> list[str]:
     """Every command that writes to a place that it is given."""
     return [
-        words.removeprefix("cbtqa ")
-        for words, command in walk_commands()
-        if not hasattr(command, "list_commands")
+        name
+        for name, command in _leaves()
         if any("--out" in parameter.opts for parameter in command.params)
     ]
 
 
-def _is_required(parameter: Any) -> bool:
+def _leaves() -> list[tuple[str, Any]]:
+    return [
+        (words.removeprefix("cbtqa "), command)
+        for words, command in walk_commands()
+        if not hasattr(command, "list_commands")
+    ]
+
+
+def _is_required(place: str, parameter: Any) -> bool:
     words = parameter.help or ""
     if parameter.opts[0] == "--adapter":  # the others of the material ask an endpoint
         return False
-    return parameter.required or "(required)" in words or "(default: the newest" in words
+    return (
+        place in NEEDED
+        or parameter.required
+        or "(required)" in words
+        or "(default: the newest" in words
+    )
 
 
 def _is_input(command: str, parameter: Any) -> bool:
@@ -170,7 +198,7 @@ def good_input(place: Place) -> str:
     return by_place or GOOD_BY_NAME.get(place.name, "questions.jsonl")
 
 
-def line(command: str, inputs: Sequence[tuple[Place, Path]], out: Path | None) -> list[str]:
+def line(good: Path, command: str, inputs: Sequence[tuple[Place, Path]], out: Path) -> list[str]:
     """The words of a command with these inputs."""
     words = command.split()
     for place, path in inputs:
@@ -178,7 +206,8 @@ def line(command: str, inputs: Sequence[tuple[Place, Path]], out: Path | None) -
         words += [*flag, str(path)]
         words += MORE_AT.get(f"{command} {place.name}", ())
     is_known = command in commands_with_output()
-    return [*words, *MORE.get(command, ()), *(["--out", str(out)] if out and is_known else [])]
+    words += [word.format(good=good) for word in MORE.get(command, ())]
+    return [*words, *(["--out", str(out)] if is_known else [])]
 
 
 def write_material(folder: Path) -> None:
@@ -216,6 +245,7 @@ def _write_small_files(folder: Path) -> None:
     write_text(folder / "gold.csv", "\n".join(["id,text,risk", *lines]) + "\n")
     rows = [{"id": str(n), "text": text, "labels": []} for n, text in enumerate(texts)]
     write_jsonl(folder / "labels.jsonl", rows)
+    write_jsonl(folder / "others.jsonl", rows)
     write_text(folder / "settings.yaml", "seed: 3\n")
     write_text(folder / "settings.json", '{"n": 3, "macro_f1": {"value": 0.5}}\n')
     write_text(folder / "notes.md", "Ethics approval: invented.\n")

@@ -93,6 +93,18 @@ def test_done_means_that_nothing_is_left_to_send(
         assert list(journal.done_keys(max_attempts=3)) == (["一"] if is_done else [])
 
 
+def test_of_long_settings_the_part_that_differs_is_shown(tmp_path: Path) -> None:
+    long = "请以心理咨询师的身份回答。" * 20
+    with Journal(tmp_path / "j", {"prompt": f"{long}温和一些。"}) as journal:
+        journal.record([faulty("一", 1)])
+    with pytest.raises(ConfigError) as refused:
+        Journal(tmp_path / "j", {"prompt": f"{long}简短一些。{long}"})
+    (line,) = (one for one in str(refused.value).splitlines() if one.startswith("  prompt: was "))
+    was, now = line.removeprefix("  prompt: was ").split(", is ")
+    assert was.startswith("...") and was.endswith("温和一些。")
+    assert "简短一些。" in now and now.endswith("...") and len(now) < 100
+
+
 def test_a_changed_fingerprint_is_refused_with_the_differences(tmp_path: Path) -> None:
     with Journal(tmp_path / "j", {"model": "m1", "prompt": "p", "seed": "1"}) as journal:
         journal.record([faulty("一", 1)])

@@ -346,6 +346,15 @@ def test_several_files_are_scored_together_when_they_bring_the_same_references(
         run(first, without)
 
 
+def test_an_id_beside_prediction_and_label_is_named_once_for_both(tmp_path: Path) -> None:
+    rows = [{"idx": number, **row} for number, row in enumerate(LLAMA_FACTORY)]
+    path = write(tmp_path / "r.jsonl", rows)
+    with pytest.raises(DataError, match="idx may be one") as caught:
+        run(path)
+    assert str(caught.value.hint).endswith("--id-column")
+    assert run(path, id_column="idx").references.ids[-1] == "11"
+
+
 def test_references_that_hold_no_text_are_no_references(tmp_path: Path) -> None:
     rows = [{**row, "labels": None} for row in MS_SWIFT]
     with pytest.raises(DataError, match="`labels` holds no text in any row"):

@@ -325,6 +325,17 @@ def test_quotes_around_every_cell_and_moved_headings_are_read(
     assert all_kept(folder, collect(folder, store, [tmp_path / "R1.csv"]))
 
 
+def test_one_tab_saved_as_text_is_told_from_a_sheet(
+    folder: StudyFolder, store: Store, filled: Path, tmp_path: Path
+) -> None:
+    rows = openpyxl.load_workbook(filled)["评分"].iter_rows(values_only=True)
+    with (tmp_path / "R1.csv").open("w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream).writerows(rows)
+    (refused,) = collect(folder, store, [tmp_path / "R1.csv"]).rejections
+    assert "one tab of a workbook saved as text" in refused.detail
+    assert "(send the workbook itself (.xlsx))" in refused.detail
+
+
 def test_text_of_another_kind_is_told(folder: StudyFolder, store: Store, tmp_path: Path) -> None:
     (tmp_path / "R1.txt").write_text("你好\n1\t2\n", encoding="utf-8")
     (refused,) = collect(folder, store, [tmp_path / "R1.txt"]).rejections

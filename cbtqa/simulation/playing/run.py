@@ -427,8 +427,8 @@ class RunSettings(_StudySettings, PlayersSettings):
     """Flags of `cbtqa simulate run`."""
 
     study: Path | None = None
-    """YAML file of the study, such as recipes/tahir-act.yaml. Default: a small study between
-    built-in players (rules, no model)."""
+    """YAML file of the study, or a recipe by name, such as tahir-act. Default: a small study
+    between built-in players (rules, no model)."""
     out: Path = Path("cbtqa-study")
     """Folder of the study."""
 
@@ -471,8 +471,8 @@ class CorpusSettings(RunSettings):
     """Flags of `cbtqa simulate corpus`."""
 
     study: Path | None = None
-    """YAML file of the corpus, such as recipes/tahir-cbt-corpus.yaml. Default: a small one by the
-    built-in players (rules, no model)."""
+    """YAML file of the corpus, or a recipe by name, such as tahir-cbt-corpus. Default: a small
+    one by the built-in players (rules, no model)."""
     approach: Literal["cbt", "act"] = "cbt"
     """Which built-in corpus: cbt writes courses of twenty sessions in four calls each, act plays
     single sessions turn by turn under a supervisor."""

@@ -79,6 +79,7 @@ def export(resolved: Resolved[ExportSettings]) -> FolderResult:
         mode=settings.mode,
         system_prompt=settings.system_prompt,
         allow_template=settings.allow_template,
+        train_on_risk=settings.with_risk,
     )
     counts = {}
     for name in names:
@@ -86,7 +87,7 @@ def export(resolved: Resolved[ExportSettings]) -> FolderResult:
         refuse_template(chosen, sources.count(False), len(sources), name)
     for name in names:
         path = settings.out / f"{name}.jsonl"
-        n = write_jsonl(path, _rows(dataset, name, settings, chosen, dropped))
+        n = write_jsonl(path, _rows(dataset, name, settings.for_, chosen, dropped))
         if n:
             counts[name] = n
         else:
@@ -128,18 +129,16 @@ def _refuse_foreign(folder: Path) -> None:
 def _rows(
     dataset: DatasetFolder,
     split: str,
-    settings: ExportSettings,
+    program: Program,
     chosen: FinetuneSettings,
     dropped: Counter[str],
 ) -> Iterator[dict[str, Any]]:
     for row in dataset.rows(split):
-        made: Example | str = "risk"
-        if settings.with_risk or row["risk"] == "none":
-            made = dataset_example(chosen, row)
+        made = dataset_example(chosen, row)
         if isinstance(made, str):
             dropped[made] += 1
         else:
-            yield {"id": made.id, **row_for(settings.for_, made)}
+            yield {"id": made.id, **row_for(program, made)}
 
 
 def row_for(program: Program, example: Example) -> dict[str, Any]:
