@@ -241,10 +241,10 @@ class Model:
                 self._in_flight.failed()
                 gate.answered()
                 raise
-            except EndpointError as error:
+            except EndpointError:
                 self._in_flight.failed()
                 tries.took_s = time.monotonic() - sent_at
-                gate.failed(error, tries.took_s)
+                gate.stop_climbing()
                 raise
             finally:
                 self._meter.returned(sent_at)
@@ -313,16 +313,17 @@ class Model:
         """Waits before the next try; a suspected outage does not use up an item's tries."""
         gate, host = tries.server.gate, tries.server.endpoint.host
         wait_asked = error.retry_after_s if isinstance(error, RateLimitError) else None
+        # only here: a failure over the response format is not one of the server's
+        gate.failed(error, tries.took_s)
         if gate.is_gone(error, tries.took_s):
             if isinstance(error, RateLimitError):
                 self._stop(f"{host} takes no requests: {error}")
                 raise GateClosedError
             if not any(server.gate.has_answered for server in self._servers):
-                if error.status is not None:
-                    raise EndpointError(f"{host} fails at every request: {error}")
                 kind = "answer" if isinstance(error, EndpointTimeoutError) else "usable answer"
+                said = f"no {kind} from {host}"
                 raise EndpointError(
-                    f"no {kind} from {host}: {error}",
+                    f"{said if error.status is None else f'{host} fails at every request'}: {error}",
                     hint=error.hint or "the server answers; its own log says what is wrong",
                 )
             self._stop(f"the endpoint is gone: {error}")
