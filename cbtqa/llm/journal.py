@@ -43,6 +43,7 @@ from cbtqa.llm.journal_rows import (
     outcome_of,
     row_of,
 )
+from cbtqa.paths import make_folder
 from cbtqa.records import Reason, Usage
 from cbtqa.secrets import masked, masked_value
 
@@ -76,7 +77,7 @@ class Journal:
         self._writer: GroupWriter | None = None
         self._writing = threading.Lock()
         if not read_only:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             refuse_network_drive(path.parent)
             self._lock = WriterLock(path)
         elif not path.is_file():

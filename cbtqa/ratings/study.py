@@ -27,6 +27,7 @@ from pydantic import Field
 from cbtqa.errors import DataError, UsageError
 from cbtqa.files import json_line, parse_record, read_json, read_jsonl, write_json, write_jsonl
 from cbtqa.manifest import FileEntry, now
+from cbtqa.paths import make_folder
 from cbtqa.ratings.rubric import Language, Rubric
 from cbtqa.records import NonEmptyText, Record, Risk
 
@@ -205,7 +206,7 @@ def write_study(
     path: Path, study: Study, rubric: Rubric, items: Iterable[Item], plan: Sequence[Presentation]
 ) -> StudyFolder:
     """Writes a new study folder, readable by its owner only; `study.json` comes last."""
-    path.mkdir(parents=True, exist_ok=True)
+    make_folder(path)
     path.chmod(0o700)
     kept, shown = {item.id: item for item in items}, tuple(plan)
     write_json(path / "rubric.json", rubric)

@@ -33,6 +33,7 @@ from cbtqa.llm.cost import Estimate
 from cbtqa.llm.journal import Journal
 from cbtqa.llm.runs import open_run
 from cbtqa.manifest import MANIFEST_NAME, Manifest, describe_file, new_manifest, now, write_manifest
+from cbtqa.paths import make_folder
 from cbtqa.records import Reason, Session, Turn, TurnMark
 from cbtqa.settings import Resolved
 from cbtqa.simulation.draws import seed_of
@@ -172,7 +173,7 @@ class _Export:
         self, out: Path, journal: Journal | None, on_progress: OnProgress | None
     ) -> dict[str, Any]:
         """Writes all kinds of rows, pairs with a journal only; gives the counts."""
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         (out / MANIFEST_NAME).unlink(missing_ok=True)
         dropped: Counter[str] = Counter()
         rows = self.rows(dropped)
