@@ -33,7 +33,7 @@ MORE: dict[str, tuple[str, ...]] = {
     "finetune": ("--backbone", "qwen2.5", "--dry-run"),
     "score": ("--metrics", "chrf2"),
     "compare": ("--metrics", "chrf2"),
-    "simulate judge": ("--rules",),
+    "simulate judge": ("--rules", "--instrument", "tes"),
     "simulate analyse": ("--instrument", "tes"),
     "distortions agree": ("{good}/others.jsonl",),
     "rate new": ("--n", "4", "--raters", "2"),
