@@ -48,6 +48,7 @@ from cbtqa.llm.journal_rows import (
     outcome_of,
     row_of,
 )
+from cbtqa.paths import make_folder
 from cbtqa.records import Reason, Usage
 from cbtqa.secrets import masked, masked_value
 
@@ -91,7 +92,7 @@ class Journal:
         if read_only and not path.is_file():
             raise DataError("no such journal", where=str(path))
         if not read_only:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
         self._file = DatabaseFile(path, writer_of=_writer_of, read_only=read_only)
         try:
             self._open(path, read_only)

@@ -7,7 +7,6 @@ made.folder.study.n_items == 200
 from __future__ import annotations
 
 import hashlib
-import os
 import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,6 +21,7 @@ import cbtqa
 from cbtqa.errors import UsageError
 from cbtqa.files import json_line, write_jsonl
 from cbtqa.manifest import describe_file, now
+from cbtqa.paths import real_path
 from cbtqa.ratings.rubric import Language, Rubric, load_rubric
 from cbtqa.ratings.sources import Pool, SourceAnswer, read_pool
 from cbtqa.ratings.study import (
@@ -134,9 +134,7 @@ def create_study(settings: NewStudySettings) -> NewStudy:
     if (settings.per_item or 1) > settings.raters:
         raise UsageError(f"--per-item {settings.per_item} is above --raters {settings.raters}")
     key_path = settings.key or settings.out.with_name(settings.out.name + ".key.json")
-    # not `resolve`, which raises at a loop of links
-    out, key = (Path(os.path.realpath(path)) for path in (settings.out, key_path))
-    if out in key.parents:
+    if real_path(settings.out) in real_path(key_path).parents:
         raise UsageError(
             "the key must not lie in the study's folder: whoever holds the folder stays blind",
             hint="choose a --key outside of --out",
