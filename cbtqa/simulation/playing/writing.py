@@ -149,11 +149,11 @@ def _turns(rows: object, expected: Role) -> tuple[Turn, ...] | Fault:
 
 def _spoken_fault(turns: Sequence[Turn], part: Part, course: Course) -> Fault | None:
     for number, turn in enumerate(turns, 1):
-        if fault := fault_of_words(turn.text):
-            return Fault(fault.reason, f"turn {number}: {fault.detail}")
         for name, pattern in course.forbidden.items():
             if re.search(pattern, turn.text, re.IGNORECASE | re.MULTILINE):
                 return Fault(Reason.HEADINGS, f"turn {number} holds {name.replace('_', ' ')}")
+        if fault := fault_of_words(turn.text):
+            return Fault(fault.reason, f"turn {number}: {fault.detail}")
         if not part.closes and course.is_closing(turn.text):
             return Fault(Reason.BAD_LABEL, f"turn {number} takes leave before the last part")
         answer = turns[number].text if number < len(turns) else ""
