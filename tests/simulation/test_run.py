@@ -198,7 +198,7 @@ def test_a_faulty_turn_is_asked_afresh_so_that_no_note_can_be_answered(
     [
         "[Your reply was cut off because it was too long. Say it again, much shorter.]",
         "Where do you feel it?<|eot_id|>",
-        "<thought>She is sad.</thought> Where do you feel it?",
+        "Where do you feel it? <thought>She is sad.</thought> Tell me.",
         "Go on.\nUser: I can't.",
     ],
 )
