@@ -463,6 +463,7 @@ class _PairRun:
                 messages=row.prompt,
                 seed=seed,
                 read=partial(_content, form=row.view.arm.reasoning),
+                is_spoken=True,
             )
         )
         return words
