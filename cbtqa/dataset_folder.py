@@ -16,10 +16,13 @@ format 1 hold the names themselves.
 from __future__ import annotations
 
 import json
+import os
+import re
+import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, get_args
 
@@ -27,16 +30,18 @@ from cbtqa.errors import DataError, IncompleteRunError
 from cbtqa.files import (
     FEATURES_KEY,
     ParquetRows,
+    arrow_type_name,
     class_names,
+    expect_columns,
     json_line,
+    open_text,
     parquet_schema,
     parse_record,
     read_parquet,
     read_rows,
-    remove_leftovers,
-    replacing,
 )
 from cbtqa.manifest import MANIFEST_NAME, Manifest, read_manifest
+from cbtqa.paths import remove_leftovers, replacing
 from cbtqa.records import (
     STEP_NAMES,
     CbtAnswer,
@@ -278,8 +283,15 @@ class DatasetFolder(Tabular):
         return ()
 
     def files(self, split: str = "all") -> list[Path]:
-        """The Parquet files of one split, several (`train,test`) or all."""
-        return [file for name in self._names(split) for file in self.splits[name]]
+        """The Parquet files of one split, several (`train,test`) or all.
+
+        Raises:
+            DataError: no such split, or a file whose columns are not those of a built dataset.
+        """
+        files = [file for name in self._names(split) for file in self.splits[name]]
+        for file in files if self.found else ():  # a clone of a repository may hold others
+            expect_columns(file, _answer_types())
+        return files
 
     def _names(self, split: str) -> list[str]:
         if split == "all":
@@ -359,6 +371,21 @@ def unfinished(path: Path) -> IncompleteRunError:
     )
 
 
+@cache
+def _answer_types() -> dict[str, tuple[str, ...]]:
+    """The Arrow types that a built dataset's columns may have: format 1 has labels as text."""
+    features = answer_features(("any",))
+    as_text = json.loads(json.dumps(features), object_hook=_label_as_text)
+    return {
+        name: tuple({arrow_type_name(_arrow_type(one)) for one in (feature, as_text[name])})
+        for name, feature in features.items()
+    }
+
+
+def _label_as_text(feature: dict[str, Any]) -> dict[str, Any]:
+    return TEXT if feature.get("_type") == "ClassLabel" else feature
+
+
 def _read_shard(
     file: Path, columns: Sequence[str] | None = None, ids: Collection[str] | None = None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -385,6 +412,44 @@ def source_rows(
         folder = DatasetFolder(path, None) if is_clone else DatasetFolder.open(path)
         return (pair for file in folder.files(split) for pair in _read_shard(file))
     return read_rows(path, encoding)
+
+
+SHORTEST_TEXT = 6
+"""Characters from which what is no file may be a text."""
+_PROSE = re.compile(r"[\s\u3400-\u9fff]")
+
+
+def is_text(path: Path) -> bool:
+    """Whether an argument is no path but the text itself: words of prose that name no file."""
+    text = str(path)
+    if len(text) < SHORTEST_TEXT or not _PROSE.search(text):
+        return False
+    if len(text.encode()) > 255:  # longer than any file's name may be
+        return os.sep not in text
+    return not path.suffix.isascii() or not (path.suffix or path.exists() or os.sep in text)
+
+
+def text_rows(path: Path, encoding: str = "utf-8") -> Iterator[tuple[str, dict[str, Any]]]:
+    """`(where, row)` as of `source_rows`, or of plain text, in the column `text`.
+
+    Plain text is a .txt file or `-` (standard input), a row for each line that is not empty, or one
+    text itself in place of a path (`is_text`).
+    """
+    if is_text(path):
+        return iter([("the text given", {"text": str(path)})])
+    if str(path) == "-" or path.suffix.lower() == ".txt":
+        return _read_lines(path, encoding)
+    return source_rows(path, encoding=encoding)
+
+
+def _read_lines(path: Path, encoding: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    with ExitStack() as stack:
+        is_stdin = str(path) == "-"
+        lines = sys.stdin if is_stdin else stack.enter_context(open_text(path, encoding))
+        name = "standard input" if is_stdin else str(path)
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                yield f"{name}:{number}", {"text": line.strip()}
 
 
 # --- writing -------------------------------------------------------------------------------------

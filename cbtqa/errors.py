@@ -14,13 +14,17 @@
       IncompleteRunError    6    outputs are kept; the same command continues
       LicenceGateError      7    a licence or agreement forbids the step without permission
 
-Rooms add finer kinds of their own, such as `hub.plan.PublishRefusedError` (7).
+Rooms add finer kinds of their own, such as `hub.plan.PublishRefusedError` (7) and
+`llm.endpoint.AddressError` (2).
 
 Run-level trouble raises one of these. Item-level trouble never raises: it is a
 `records.Rejection` value. An unexpected exception is our bug and exits with 1; Ctrl-C with 130.
 """
 
 from __future__ import annotations
+
+import importlib
+from typing import Any
 
 
 class CbtqaError(Exception):
@@ -55,6 +59,14 @@ class MissingExtraError(CbtqaError):
             f"this needs the Python module '{module}', which is not installed",
             hint=f"pip install 'cbtqa[{extra}]'",
         )
+
+
+def require(module: str, extra: str) -> Any:
+    """A module of an optional library, or a MissingExtraError that names its extra."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(error.name or module, extra) from None
 
 
 class DataError(CbtqaError):

@@ -11,17 +11,19 @@ import csv
 import hashlib
 import json
 import math
-import os
-import tempfile
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
+from itertools import count
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from cbtqa.errors import DataError
+from cbtqa.paths import is_folder, readable, replacing
+from cbtqa.plain_values import parse_json, parse_yaml, well_formed, well_formed_value
 from cbtqa.secrets import masked, masked_value
 
 if TYPE_CHECKING:
@@ -38,19 +40,13 @@ def open_text(path: Path, encoding: str = "utf-8") -> Iterator[IO[str]]:
     """Opens a text file for reading; a UTF-8 byte-order mark is dropped.
 
     Raises:
-        DataError: the file is missing, a folder, or not in `encoding` (with the flag that says so
-            when the bytes read as GB18030).
+        DataError: as `readable`, or not in `encoding` (with the flag that says so when the bytes
+            read as GB18030).
     """
     codec = "utf-8-sig" if encoding.lower().replace("_", "-") in ("utf-8", "utf8") else encoding
     try:
-        with path.open(encoding=codec, newline="") as stream:
+        with readable(path), path.open(encoding=codec, newline="") as stream:
             yield stream
-    except FileNotFoundError:
-        raise DataError("no such file", where=str(path)) from None
-    except IsADirectoryError:
-        raise DataError("is a folder, not a file", where=str(path)) from None
-    except PermissionError:
-        raise DataError("may not be read (permission denied)", where=str(path)) from None
     except LookupError:
         raise DataError(f"unknown encoding '{encoding}'", where=str(path)) from None
     except UnicodeDecodeError as error:
@@ -59,6 +55,8 @@ def open_text(path: Path, encoding: str = "utf-8") -> Iterator[IO[str]]:
             hint = "the bytes read as GBK: if that is what it is, add --encoding gb18030"
         found = f"not {encoding}: byte 0x{error.object[error.start]:02x} does not fit"
         raise DataError(found, where=str(path), hint=hint) from None
+    except UnicodeError as error:  # UTF-16 without its mark, and an encoding such as idna
+        raise DataError(f"not {encoding}: {error}", where=str(path)) from None
 
 
 def _reads_as_gb18030(path: Path) -> bool:
@@ -87,21 +85,13 @@ def parse_record(model: type[ModelT], row: object, where: str) -> ModelT:
 
 
 def read_json(path: Path) -> Any:
-    """One JSON document.
+    """One JSON document as plain values.
 
     Raises:
         DataError: missing, not UTF-8, or not JSON (with line and column).
     """
-    return _load_json(path, "utf-8")
-
-
-def _load_json(path: Path, encoding: str) -> Any:
-    with open_text(path, encoding) as stream:
-        try:
-            return json.load(stream)
-        except json.JSONDecodeError as error:
-            found = f"not JSON: {error.msg} (column {error.colno})"
-            raise DataError(found, where=f"{path}:{error.lineno}") from None
+    with open_text(path) as stream:
+        return parse_json(stream.read(), str(path))
 
 
 def read_jsonl(path: Path, model: type[ModelT]) -> Iterator[ModelT]:
@@ -124,7 +114,7 @@ def read_rows(path: Path, encoding: str = "utf-8") -> Iterator[tuple[str, dict[s
     Raises:
         DataError: unknown suffix, or a row that is not an object.
     """
-    if path.is_dir():
+    if is_folder(path):
         parts = sorted(path.rglob("*.parquet"))
         if not parts:
             raise DataError("the folder holds no .parquet file", where=str(path))
@@ -148,21 +138,34 @@ def read_rows(path: Path, encoding: str = "utf-8") -> Iterator[tuple[str, dict[s
 
 def _read_json_lines(path: Path, encoding: str) -> Iterator[tuple[str, dict[str, Any]]]:
     with open_text(path, encoding) as stream:
-        for number, line in enumerate(stream, 1):
+        for number, line in enumerate(lines_of(stream, path), 1):
             if not line.strip():
                 continue
             where = f"{path}:{number}"
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"not JSON: {error.msg}", where=where) from None
+            row = parse_json(line, where, is_line=True)
             if not isinstance(row, dict):
                 raise DataError(f"expected an object, found {type(row).__name__}", where=where)
             yield where, row
 
 
+def lines_of(stream: IO[str], path: Path) -> Iterator[str]:
+    """The lines of a text; a DataError at one that no memory should hold."""
+    for number in count(1):
+        line = stream.readline(MAX_LINE_CHARS)
+        if not line:
+            return
+        if len(line) == MAX_LINE_CHARS:
+            found = f"the line is longer than {MAX_LINE_CHARS:,} characters"
+            raise DataError(found, where=f"{path}:{number}")
+        yield line
+
+
+MAX_LINE_CHARS = 1 << 26
+
+
 def _read_json_array(path: Path, encoding: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    rows = _load_json(path, encoding)
+    with open_text(path, encoding) as stream:
+        rows = parse_json(stream.read(), str(path))
     if not isinstance(rows, list):
         raise DataError("expected a JSON array of objects", where=str(path))
     for number, row in enumerate(rows, 1):
@@ -172,14 +175,19 @@ def _read_json_array(path: Path, encoding: str) -> Iterator[tuple[str, dict[str,
 
 
 def _read_csv(path: Path, encoding: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     with open_text(path, encoding) as stream:
-        reader = csv.DictReader(stream, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+        reader = csv.reader(lines_of(stream, path), delimiter=delimiter, strict=True)
         try:
-            for row in reader:
+            columns = next(filter(None, reader), [])
+            if doubled := [name for name, n in Counter(columns).items() if n > 1]:
+                raise DataError(f"column named twice: {doubled[0]!r}", where=f"{path}:1")
+            for cells in filter(None, reader):
                 where = f"{path}:{reader.line_num}"
-                if None in row:
-                    raise DataError("more cells than columns", where=where)
-                yield where, {str(key): value for key, value in row.items()}
+                if len(cells) != len(columns):
+                    found = f"{len(cells)} cells for {len(columns)} columns"
+                    raise DataError(found, where=where)
+                yield where, dict(zip(columns, cells, strict=True))
         except csv.Error as error:
             raise DataError(f"not CSV: {error}", where=f"{path}:{reader.line_num}") from None
 
@@ -200,16 +208,55 @@ def parquet_schema(path: Path) -> pa.Schema:
         return pq.read_schema(path)
 
 
+def expect_columns(path: Path, expected: Mapping[str, Collection[str]]) -> None:
+    """Refuses a Parquet file in which a column that is there holds other values than it should.
+
+    Args:
+        expected: Arrow types by column, as `arrow_type_name` writes them.
+
+    Raises:
+        DataError: names the column and what it holds.
+    """
+    for field in parquet_schema(path):
+        found, allowed = arrow_type_name(field.type), expected.get(field.name)
+        if allowed is not None and found not in allowed:
+            what = f"holds {found}, expected {' or '.join(sorted(allowed))}"
+            raise DataError(what, where=f"{path}:{field.name}")
+
+
+def arrow_type_name(kind: pa.DataType) -> str:
+    """The name of an Arrow type, the same whichever program and version wrote the file."""
+    return str(kind).replace("large_", "").replace("item: ", "element: ")
+
+
+def parquet_table(path: Path) -> pa.Table:
+    """A Parquet file as a whole; a DataError when it is missing or damaged."""
+    import pyarrow.parquet as pq
+
+    with _parquet_errors(path):
+        return pq.read_table(path)
+
+
 def class_names(schema: pa.Schema) -> dict[str, list[str]]:
-    """The names of each column that holds class labels, alone or in a list, as numbers."""
-    stored = json.loads((schema.metadata or {}).get(FEATURES_KEY.encode(), b"{}"))
+    """The names of each column that holds class labels, alone or in a list, as numbers.
+
+    Raises:
+        DataError: the description of the columns is damaged.
+    """
+    stored = (schema.metadata or {}).get(FEATURES_KEY.encode(), b"{}")
+    described = parse_json(stored.decode(errors="replace"), FEATURES_KEY)
     names = {}
-    for column, feature in stored.get("info", {}).get("features", {}).items():
+    for column, feature in _member(_member(described, "info"), "features").items():
         inner = feature.get("feature", feature) if isinstance(feature, dict) else {}
-        is_label = inner.get("_type") == "ClassLabel" and column in schema.names
-        if is_label and "int" in str(schema.field(column).type):
-            names[column] = inner["names"]
+        is_label = isinstance(inner, dict) and inner.get("_type") == "ClassLabel"
+        if is_label and column in schema.names and "int" in str(schema.field(column).type):
+            names[column] = [str(name) for name in inner.get("names") or []]
     return names
+
+
+def _member(value: Any, name: str) -> dict[str, Any]:
+    found = value.get(name) if isinstance(value, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 def read_parquet(
@@ -230,18 +277,55 @@ def read_parquet(
 
     with _parquet_errors(path), pq.ParquetFile(path) as parquet:
         schema = parquet.schema_arrow
-        if missing := set(columns or ()) - set(schema.names):
+        wanted = list(schema.names if columns is None else columns)
+        needed = wanted if ids is None else [*wanted, "id"]
+        if missing := set(needed) - set(schema.names):
             raise DataError(f"no column {', '.join(sorted(missing))}", where=str(path))
+        if doubled := [name for name, n in Counter(schema.names).items() if n > 1]:
+            raise DataError(f"column named twice: {doubled[0]!r}", where=str(path))
         names = class_names(schema)
         number = 0
-        for batch in parquet.iter_batches(batch_size=1024, columns=columns and list(columns)):
+        for batch in parquet.iter_batches(batch_size=1024, columns=[*dict.fromkeys(needed)]):
             if ids is not None:
                 batch = batch.filter(pc.is_in(batch.column("id"), pa.array(ids, pa.string())))
-            for row in batch.to_pylist():
+            values = [_column(batch, name, names.get(name), path, number) for name in wanted]
+            for cells in zip(*values, strict=True):
                 number += 1
-                for column in names.keys() & row.keys():
-                    row[column] = _named(row[column], names[column])
-                yield f"{path}:row {number}", row
+                yield f"{path}:row {number}", dict(zip(wanted, cells, strict=True))
+
+
+def _column(
+    batch: pa.RecordBatch, name: str, labels: list[str] | None, path: Path, n_before: int
+) -> list[Any]:
+    """The plain values of one column; DataError with the row at one that Python cannot hold."""
+    column = batch.column(name)
+    try:
+        values = column.to_pylist()
+    except (ValueError, OverflowError):  # bad UTF-8, a time before the year 1
+        for number, value in enumerate(column, n_before + 1):
+            try:
+                value.as_py()
+            except (ValueError, OverflowError) as error:
+                where = f"{path}:row {number}:{name}"
+                raise DataError(f"the value cannot be read: {error}", where=where) from None
+        raise
+    if labels is not None:
+        return [_named(value, labels) for value in values]
+    return values if str(column.type) in _PLAIN_TYPES else [_plain(value) for value in values]
+
+
+_PLAIN_TYPES = ("string", "large_string", "bool", "int8", "int16", "int32", "int64")
+
+
+def _plain(value: Any) -> Any:
+    """A value of Parquet as JSON has it: times and decimals as text, a number that is none None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(name): _plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return value if value is None or isinstance(value, str | int) else str(value)
 
 
 def _named(value: Any, names: list[str]) -> Any:
@@ -254,35 +338,38 @@ def _named(value: Any, names: list[str]) -> Any:
 def _parquet_errors(path: Path) -> Iterator[None]:
     import pyarrow as pa
 
-    try:
-        yield
-    except FileNotFoundError:
-        raise DataError("no such file", where=str(path)) from None
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"not Parquet: {error}", where=str(path)) from None
+    with readable(path):
+        try:
+            yield
+        except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+            if getattr(error, "errno", None):  # the disk's own, not the file's
+                raise
+            raise DataError(f"not Parquet: {error}", where=str(path)) from None
 
 
-def parse_yaml(text: str | bytes | IO[str], where: str | None = None) -> Any:
-    """Plain values of YAML: `yaml.safe_load`, by libyaml where it is there (eight times faster).
+def read_yaml(path: Path) -> Any:
+    """One YAML document as plain values.
 
     Raises:
-        DataError: not YAML, when `where` is given; names the line.
-        yaml.YAMLError: not YAML, otherwise.
+        DataError: missing, longer than what people declare, or not YAML; with the line.
     """
-    import yaml
+    return parse_yaml(read_text(path), str(path))
 
-    source = text if isinstance(text, str | bytes) else text.read()
-    try:
-        return yaml.load(source, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except yaml.YAMLError:
-        try:
-            return yaml.safe_load(source)  # its message is plainer, with the line
-        except yaml.YAMLError as error:
-            if where is None:
-                raise
-            mark = getattr(error, "problem_mark", None)
-            place = f"{where}:{mark.line + 1}" if mark else where
-            raise DataError(f"not YAML: {getattr(error, 'problem', error)}", where=place) from None
+
+def read_text(path: Path) -> str:
+    """The text of a file that a person wrote: settings, a prompt, a rubric.
+
+    Raises:
+        DataError: as `open_text`, or longer than people write.
+    """
+    with open_text(path) as stream:
+        text = stream.read(MAX_WRITTEN_CHARS + 1)
+    if len(text) > MAX_WRITTEN_CHARS:
+        raise DataError(f"longer than {MAX_WRITTEN_CHARS:,} characters", where=str(path))
+    return text
+
+
+MAX_WRITTEN_CHARS = 1 << 24
 
 
 def shipped_yaml(package: str, name: str) -> Any:
@@ -292,48 +379,31 @@ def shipped_yaml(package: str, name: str) -> Any:
 
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
-    with path.open("rb") as stream:
+    with readable(path), path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 # --- writing -------------------------------------------------------------------------------------
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`; on leaving without error it takes `path`'s place, durably."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def json_text(value: BaseModel | Mapping[str, Any] | list[Any], **layout: Any) -> str:
     """Strict JSON without keys of endpoints, for every file and for `--json`.
 
     NaN is an error: `model_dump_json` would write null, and `json` the word NaN, which other
-    readers reject.
+    readers reject. Halves of a character are replaced, since UTF-8 cannot hold them.
 
     Raises:
-        ValueError: NaN or an infinity in a field, which is named.
+        DataError: NaN or an infinity in a field, which is named.
     """
     plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
     # value by value: a number must not be masked because a key is made of the same digits
     plain = masked_value(plain)
     try:
-        return json.dumps(plain, ensure_ascii=False, allow_nan=False, **layout)
-    except ValueError:
+        return well_formed(json.dumps(plain, ensure_ascii=False, allow_nan=False, **layout))
+    except ValueError as error:
         for field, number in _not_finite(plain):
-            raise ValueError(f"{field}: {number} is not JSON") from None
-        raise
+            raise DataError(f"{field}: {number} is not JSON") from None
+        raise DataError(f"cannot be written as JSON: {error}") from None
 
 
 def _not_finite(value: Any, field: str = "") -> Iterator[tuple[str, float]]:
@@ -346,16 +416,10 @@ def _not_finite(value: Any, field: str = "") -> Iterator[tuple[str, float]]:
             yield from _not_finite(part, f"{field}.{key}" if field else str(key))
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Removes what a killed `replacing` left; the caller must hold the folder's lock."""
-    for path in folder.glob(".*.part"):
-        path.unlink(missing_ok=True)
-
-
 def write_text(path: Path, text: str) -> None:
     """Writes UTF-8 text, whole or not at all."""
     with replacing(path) as temporary:
-        temporary.write_text(masked(text), encoding="utf-8")
+        temporary.write_text(well_formed(masked(text)), encoding="utf-8")
 
 
 def write_json(path: Path, value: BaseModel | Mapping[str, Any] | list[Any]) -> None:
@@ -424,7 +488,12 @@ class ParquetRows:
         import pyarrow as pa
 
         if self._pending:
-            self._group.append(pa.RecordBatch.from_pylist(self._pending, schema=self._schema))
+            try:
+                batch = pa.RecordBatch.from_pylist(self._pending, schema=self._schema)
+            except UnicodeEncodeError:  # half a character, which UTF-8 cannot hold
+                rows = well_formed_value(self._pending)
+                batch = pa.RecordBatch.from_pylist(rows, schema=self._schema)
+            self._group.append(batch)
             self._pending.clear()
         if flush and self._group:
             self._writer.write_table(pa.Table.from_batches(self._group))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,6 +22,7 @@ from cbtqa.records import Record, Tabular, Usage
 from cbtqa.settings import Resolved
 
 MANIFEST_NAME = "manifest.json"
+RETRY_HINT = "mend the cause, then give the same command with --retry rejected to ask again"
 PACKAGES = (
     *("openai", "pyarrow", "pydantic", "rensa", "aiohttp", "json-repair", "pyahocorasick"),
     *("numpy", "scipy", "jieba", "rjieba", "sacrebleu"),
@@ -157,6 +159,35 @@ def _origin(origin: str) -> str:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Writes the manifest; do this last."""
     write_json(folder / MANIFEST_NAME, manifest)
+
+
+def refuse_empty(
+    n_out: int,
+    n_in: int,
+    items: str,
+    reasons: Mapping[str, int],
+    *,
+    kept: Path | None,
+    hint: str = "",
+) -> None:
+    """Decides for every verb that a run which brought nothing out does not end with 0.
+
+    Args:
+        items: what did not come out, such as `questions has an answer`.
+        reasons: why, with how often.
+        kept: what was written, reasons included; None where nothing was.
+
+    Raises:
+        IncompleteRunError: nothing came out.
+    """
+    if n_out:
+        return
+    why = ", ".join(f"{reason} {n:,}" for reason, n in reasons.items())
+    where = f"; what was written is kept in {kept}" if kept else ""
+    raise IncompleteRunError(
+        f"not one of {n_in:,} {items}{f': {why}' if why else ''}",
+        hint=f"{hint or RETRY_HINT}{where}",
+    )
 
 
 def read_manifest(folder: Path) -> Manifest:

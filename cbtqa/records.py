@@ -9,8 +9,6 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, model_validator
 
-from cbtqa.errors import MissingExtraError
-
 NonEmptyText = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
 Risk = Literal["none", "concern", "explicit"]
 """How strongly a text speaks of suicide or self-harm, as graded by `cbtqa.safety`."""
@@ -42,15 +40,9 @@ class Tabular:
         return next((rows for rows in lists if isinstance(rows[0], dict)), [whole])
 
     def to_pandas(self) -> Any:
-        """The rows as a `pandas.DataFrame`.
+        """The rows as a `pandas.DataFrame`."""
+        import pandas
 
-        Raises:
-            MissingExtraError: pandas is not installed.
-        """
-        try:
-            import pandas
-        except ModuleNotFoundError:
-            raise MissingExtraError("pandas", "hub") from None
         return pandas.DataFrame(self.to_rows())
 
     def _repr_html_(self) -> str:
@@ -342,10 +334,27 @@ class MetricScore(Record):
         return self
 
 
-TurnMark = Literal["end_too_early", "not_accepted", "unsupervised", "cut", "cut_at_label", "loose"]
-"""The end was asked before the minimum of turns; the supervisor never accepted it; the supervisor
-gave no verdict; it stopped at the token limit; it went on to speak for the other side and was cut
-there; its tags were incomplete but its answer plain."""
+TurnMark = Literal[
+    "end_too_early",
+    "not_accepted",
+    "unsupervised",
+    "cut",
+    "cut_at_label",
+    "loose",
+    "repeated",
+    "farewell_loop",
+    "wrong_speaker",
+    "narration",
+    "note_to_model",
+    "machine_text",
+]
+"""How a turn came about: the end was asked before the minimum of turns; the supervisor never
+accepted it; the supervisor gave no verdict; it was cut; it went on to speak for the other side and
+was cut there; its tags were incomplete but its answer plain.
+
+What it says (`cbtqa.simulation.marks`): what was said before; leave-taking after the leave-taking;
+the other side's words; what bodies do; something about the task instead of to the other person;
+control tokens, reasoning or invented turns."""
 
 
 class Turn(Record):

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cbtqa.errors import ConfigError, DataError, UsageError
-from cbtqa.files import open_text, parse_yaml
+from cbtqa.files import read_text
+from cbtqa.plain_values import parse_yaml, parse_yaml_lines
 
 
 class Settings(BaseModel):
@@ -35,6 +35,9 @@ class Settings(BaseModel):
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
 ENVIRONMENT_PREFIX = "CBTQA_"
+BY_FLAG_ONLY = "said by a flag of the command itself"
+"""Annotation of a field that a file or the environment cannot set: what a person must say for this
+very run. `field: Annotated[bool, BY_FLAG_ONLY]`"""
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,11 @@ def resolve(
         name = ENVIRONMENT_PREFIX + field.rstrip("_").upper()
         text = (os.environ if environ is None else environ).get(name)
         if text is not None:
-            values[field], origins[field] = parse_yaml(text), name
+            values[field], origins[field] = _environment_value(text, name), name
+    for field in values.keys() & set(model.model_fields):
+        if BY_FLAG_ONLY in model.model_fields[field].metadata:
+            del values[field]
+            origins[field] = f"default; not by {origins[field]}"
     for field, value in (flags or {}).items():
         if field not in model.model_fields:
             problems.append(f"unknown setting '{field}'{_did_you_mean(field, model)}")
@@ -152,15 +159,20 @@ def _did_you_mean(key: str, model: type[BaseModel]) -> str:
 
 def _read_yaml(path: Path) -> dict[str, tuple[Any, int]]:
     """Top-level keys of a YAML mapping with value and line."""
-    with open_text(path) as stream:
-        text = stream.read()
+    text = read_text(path)
     try:
-        values = parse_yaml(text, str(path))
+        values, lines = parse_yaml_lines(text, str(path))
     except DataError as error:
         raise ConfigError(str(error)) from None
-    node = yaml.compose(text, Loader=yaml.SafeLoader)
-    if node is None:
+    if values is None:
         return {}
-    if not isinstance(node, yaml.MappingNode):
+    if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected settings as `key: value` lines")
-    return {str(key.value): (values[key.value], key.start_mark.line + 1) for key, _ in node.value}
+    return {key: (value, lines.get(key, 1)) for key, value in values.items()}
+
+
+def _environment_value(text: str, name: str) -> Any:
+    try:
+        return parse_yaml(text, name)
+    except DataError as error:
+        raise ConfigError(str(error)) from None

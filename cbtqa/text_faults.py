@@ -85,7 +85,7 @@ _CONTROL = re.compile(
             # <reserved_106>, <start_of_turn>, <extra_id_0>, <seed:bos>, <BOS_TOKEN>, <C_Q>, <0x0A>
             rf"{_OPEN}/?(?:{_WORD}{{0,30}}[_:]{_WORD}{{1,30}}(?:[_:]{_WORD}{{0,30}}){{0,4}}){_CLOSE}",
             rf"{_OPEN}0x[0-9A-F]{{2}}{_CLOSE}",
-            rf"{_OPEN}/?(?:{_BARE_NAMES})/?{_CLOSE}",
+            rf"(?i:{_OPEN}/?(?:{_BARE_NAMES})/?{_CLOSE})",
             rf"{_OPEN}/?(?:tool|function)[\w=. -]{{0,40}}{_CLOSE}",  # <tool_call>, <function=x>
             r"<<\s?/?SYS\s?>>",
             # [INST], [gMASK], [TOOL_CALLS], [UNUSED_TOKEN_146], [unused9], [control_8], [|user|]
@@ -217,8 +217,10 @@ _NOT_LETTERS = re.compile(r"[\W_]+")
 _HAN = r"\u3400-\u9fff\U00020000-\U0003ffff"
 _FOREIGN_RUN = re.compile(rf"[^\W\d_{_HAN}][^{_HAN}]{{{MOST_FOREIGN_TAIL - 1},}}")
 _OTHER_SCRIPT = re.compile(
-    # Cyrillic, Hebrew to Arabic, Indic to Thai, Hangul; kana, of which one sign is in Chinese slang
-    r"[\u0400-\u052f\u0590-\u06ff\u0900-\u0e7f\u1100-\u11ff\uac00-\ud7af]{3,}|[\u3041-\u30fa]{4,}"
+    # Cyrillic, Hebrew to Arabic, Indic to Thai, of which faces are made (ಥ_ಥ); Hangul; kana, of
+    # which single signs are in Chinese slang
+    r"[\u0400-\u052f\u0590-\u06ff\u0900-\u0e7f]{3,}|[\u1100-\u11ff\uac00-\ud7af]{2,}"
+    r"|[\u3041-\u30fa]{4,}"
 )
 _BROKEN = re.compile(
     "|".join(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cbtqa.errors import PromptError
+from cbtqa.errors import DataError, PromptError
 from cbtqa.prompts import fence, load_prompt, parse_prompt, shipped_prompts
 
 TEXT = """---
@@ -68,7 +68,7 @@ def test_a_prompt_of_ones_own_is_read_from_its_path(tmp_path: Path) -> None:
     path = tmp_path / "mine.md"
     path.write_text(TEXT, encoding="utf-8")
     assert load_prompt(str(path)).name == "demo.v2"
-    with pytest.raises(PromptError, match="no such prompt file"):
+    with pytest.raises(DataError, match="no such file"):
         load_prompt(str(tmp_path / "missing.md"))
 
 

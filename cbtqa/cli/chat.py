@@ -24,6 +24,9 @@ Ask = Annotated[
 ]
 
 
+_HELP = "type a question and press Enter; /help shows this; /quit, an empty line or Ctrl-D ends"
+
+
 @settings_flags(ChatSettings)
 def chat(resolved: Resolved[ChatSettings], ask: Ask = None, as_json: AsJson = False) -> None:
     """Try a model by hand: one question, one answer, behind the safety checks. Nothing is kept.
@@ -51,7 +54,7 @@ def chat(resolved: Resolved[ChatSettings], ask: Ask = None, as_json: AsJson = Fa
     say("\n".join(notices), style="dim", indent=2)
     if warning := stale_warning():
         say(f"warning: {warning}")
-    say(f"{speaker.name} answers; every question stands alone; an empty line or Ctrl-D ends\n")
+    say(f"{speaker.name} answers; every question stands alone; /help, /quit\n")
     _show(answer_safely(speaker, ask)) if ask is not None else _converse(speaker)
 
 
@@ -76,8 +79,11 @@ def _questions() -> Iterator[str]:
             line = input(prompt).strip()
         except EOFError:
             return
-        if not line:
+        if not line or line in ("/quit", "/exit"):
             return
+        if line.startswith("/"):
+            say(_HELP if line == "/help" else f"no such command: {line}; {_HELP}")
+            continue
         yield line
 
 

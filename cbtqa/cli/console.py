@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
+from cbtqa.plain_values import well_formed
 from cbtqa.report.words import money, seconds
 from cbtqa.secrets import masked
 
@@ -208,13 +209,14 @@ def give(
 
 
 class _MaskedStream:
-    """A text stream into which no key is written; all else is the stream's own."""
+    """A text stream into which neither a key nor half a character is written; all else is the
+    stream's own."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        self._stream.write(masked(text))
+        self._stream.write(well_formed(masked(text)))
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
@@ -374,6 +376,8 @@ def _print_facts(rows: Sequence[tuple[str, str]], width: int, indent: int) -> No
 
 
 PLAIN_EVERY_S = 10.0
+LEAST_NOTE = 12
+"""Columns from which a note is worth its beginning."""
 
 
 class LiveProgress:
@@ -381,6 +385,7 @@ class LiveProgress:
 
     def __init__(self, live: Live | None) -> None:
         self._live, self._next_plain = live, time.monotonic() + PLAIN_EVERY_S
+        self._said: set[str] = set()
 
     def stage(self, words: str) -> None:
         """A new stage begins."""
@@ -391,19 +396,23 @@ class LiveProgress:
 
     def update(self, progress: Progress) -> None:
         """The engine's counters moved."""
+        for notice in progress.notices:
+            if notice not in self._said:
+                self._said.add(notice)
+                say(notice)
         if self._live is not None:
-            self._show(progress_parts(progress))
+            self._show(progress_parts(progress), progress.note)
         elif time.monotonic() >= self._next_plain:
             self._next_plain = time.monotonic() + PLAIN_EVERY_S
-            say(" | ".join(progress_parts(progress)))
+            say(fit_parts(progress_parts(progress), terminal_width(sys.stderr), progress.note))
 
-    def _show(self, parts: Sequence[str]) -> None:
+    def _show(self, parts: Sequence[str], note: str = "") -> None:
         from rich.text import Text
 
         assert self._live is not None
         # one column is left free: some terminals move to the next line after the last one
         width = terminal_width(sys.stderr) - 1
-        self._live.update(Text(fit_parts(parts, width), no_wrap=True))
+        self._live.update(Text(fit_parts(parts, width, note), no_wrap=True))
 
 
 @contextmanager
@@ -427,14 +436,14 @@ def progress_parts(progress: Progress) -> list[str]:
         parts.append(f"{seconds(progress.eta_s)} left")
     if progress.n_rejected:
         parts.append(f"{progress.n_rejected:,} rejected")
+    if progress.note:
+        parts.append(progress.note)
     if progress.cost is not None:
         parts.append(money(progress.cost, progress.currency))
     if progress.usage.n_tokens:
         parts.append(f"{progress.usage.n_tokens:,} tokens")
     if progress.oldest_s > 30:
         parts.append(f"oldest request {progress.oldest_s:.0f} s")
-    if progress.note:
-        parts.append(progress.note)
     if progress.in_flight:
         parts.append(f"{progress.in_flight} of {progress.limit} in flight")
     if progress.n_repeats:
@@ -445,14 +454,21 @@ def progress_parts(progress: Progress) -> list[str]:
     return parts
 
 
-def fit_parts(parts: Sequence[str], width: int) -> str:
-    """The parts that fit on one line, from the first on; none is cut."""
+def fit_parts(parts: Sequence[str], width: int, note: str = "") -> str:
+    """The parts that fit on one line, from the first on; only the first and the note are cut."""
     line = ""
-    for part in parts:
-        longer = f"{line} | {part}" if line else part
-        if cells(longer) <= width:
-            line = longer
+    for part in map(_on_one_line, parts):
+        before = f"{line} | " if line else ""
+        room = width - cells(before)
+        if cells(part) <= room:
+            line = before + part
+        elif (not line or part == _on_one_line(note)) and room >= LEAST_NOTE:
+            line = before + part[: _first_columns(part, 0, len(part), room - 1)] + "…"
     return line
+
+
+def _on_one_line(text: str) -> str:
+    return " ".join(clean(text).split())
 
 
 @contextmanager
@@ -461,5 +477,7 @@ def waiting(words: str) -> Iterator[None]:
     if not sys.stderr.isatty():
         yield
         return
-    with _console(sys.stderr).status(words):
+    from rich.text import Text
+
+    with _console(sys.stderr).status(Text(clean(words))):  # a plain str would be read as markup
         yield

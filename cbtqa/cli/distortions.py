@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -11,8 +12,9 @@ from cbtqa.cli.console import give, live_progress, say
 from cbtqa.cli.dry_run import DryRun, print_estimate
 from cbtqa.cli.help import CommandGroup
 from cbtqa.cli.options import AsJson, settings_flags
+from cbtqa.dataset_folder import is_text
 from cbtqa.distortions.annotators import AnnotateSettings, draw_for_annotation
-from cbtqa.distortions.labelling import LabelSettings, estimate_labels, label_file
+from cbtqa.distortions.labelling import LabelSettings, estimate_labels, label_file, read_labels
 from cbtqa.distortions.studies import (
     EvaluateSettings,
     TrainSettings,
@@ -29,6 +31,8 @@ from cbtqa.distortions.tables import (
     types_table,
 )
 from cbtqa.distortions.taxonomy import load_taxonomy
+from cbtqa.errors import UsageError
+from cbtqa.report.table import Table
 from cbtqa.settings import Resolved
 
 app = CommandGroup(
@@ -45,10 +49,15 @@ def label(
     """Mark the distortions in every text of a file or dataset, each with the clause it rests on.
 
     Example: cbtqa distortions label questions.jsonl --level both --out labels.parquet
+
+    Of one text: cbtqa distortions label 我总是把事情搞砸，大家肯定都看不起我
     """
     settings = resolved.values
     if dry_run:
         print_estimate(estimate_labels(settings), as_json)
+        return
+    if settings.is_shown_only:
+        _show_labels(settings, as_json)
         return
     with live_progress() as progress:
         run = label_file(settings, on_progress=progress.update)
@@ -56,6 +65,24 @@ def label(
     if run.rejects:
         say(f"{run.n_rejected:,} parts without labels, with reasons: {run.rejects}")
     give(as_json, summary, types_table(summary), title=f"{run.n_rows:,} rows in {run.out}")
+
+
+def _show_labels(settings: LabelSettings, as_json: bool) -> None:
+    """Labels of texts that are in no file: shown, and kept nowhere."""
+    if "llm" in settings.labeller:
+        raise UsageError("what a model answers is kept: name a file with --out")
+    if is_text(settings.input):
+        say("read as one text, not as a file")
+    with TemporaryDirectory() as folder:
+        out = Path(folder, "labels.jsonl")
+        run = label_file(settings.model_copy(update={"out": out}))
+        found = read_labels(run).rows
+    rows = [(row.id, label.id, label.evidence) for row in found for label in row.labels]
+    table = Table(["text", "type", "evidence"], rows, "Labels")
+    texts = [row.model_dump(mode="json") for row in found]
+    give(as_json, {"texts": texts}, *([table] if rows else ()))
+    if not as_json and (bare := [row.id for row in found if not row.labels]):
+        say(f"without a label: {len(bare)} of {run.n_texts} texts, such as text {bare[0]}")
 
 
 @app.command("train")

@@ -151,7 +151,13 @@ def show_dry_run(found: DryRun) -> None:
         + " to ".join(share(of_card, 0) for of_card in (shares[0], shares[-1]))
         + " of a card's data-sheet throughput, by card (cards.yaml); not measured"
     )
-    _show_example(found)
+    from rich.text import Text
+
+    text = Text("\nThe first example; ", style="bold")
+    text.append("green is learnt", style=LEARNT).append(", the rest is only read\n")
+    for piece in found.example:
+        text.append(piece.text, style=LEARNT if piece.is_learnt else PROMPT)
+    show(text)
     for note in found.notes:
         say(f"note: {note}")
 
@@ -210,13 +216,3 @@ def _time(one: CardEstimate) -> str:
     if one.seconds is not None:
         return seconds(one.seconds)
     return "does not fit" + (f"; FSDP on {one.n_fsdp_cards}" if one.n_fsdp_cards else "")
-
-
-def _show_example(found: DryRun) -> None:
-    from rich.text import Text
-
-    text = Text("\nThe first example; ", style="bold")
-    text.append("green is learnt", style=LEARNT).append(", the rest is only read\n")
-    for piece in found.example:
-        text.append(piece.text, style=LEARNT if piece.is_learnt else PROMPT)
-    show(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import sys
 import traceback
@@ -16,6 +17,7 @@ import cbtqa
 from cbtqa.cli.console import masked_streams, say
 from cbtqa.cli.help import CommandGroup, HelpGroup
 from cbtqa.errors import CbtqaError
+from cbtqa.paths import system_error
 
 EXIT_CODES = (
     "Exit codes: 0 done, 1 bug in cbtqa, 2 usage, 3 configuration or missing extra, 4 bad data, "
@@ -58,10 +60,21 @@ MODULES = {
 """Module in `cbtqa.cli` of the verbs that share one; the others have a module of their own name."""
 
 
+class _InterruptedError(Exception):
+    """Ctrl-C, with what is kept."""
+
+
 class _LazyGroup(HelpGroup):
     """Imports a verb's module when the verb is used: `cbtqa --help` imports none."""
 
     _is_listing = False
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stopped:
+            # typer would put an error without words in its place
+            raise _InterruptedError(str(stopped)) from None
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(VERBS)
@@ -130,6 +143,7 @@ def main(arguments: list[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     is_debug = "--debug" in words or os.environ.get("CBTQA_DEBUG") == "1"
     sys.excepthook = _show_trace if is_debug else _report_bug
+    logging.getLogger("cbtqa").handlers = [_SayHandler()]
     with masked_streams():
         code = _run([word for word in words if word != "--debug"], is_debug)
         try:
@@ -137,6 +151,13 @@ def main(arguments: list[str] | None = None) -> None:
         except BrokenPipeError:
             code = _leave_pipe()
     sys.exit(code)
+
+
+class _SayHandler(logging.Handler):
+    """What the library has to tell while it works, such as what it waits for."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage())
 
 
 def _run(words: list[str], is_debug: bool) -> int:
@@ -151,11 +172,18 @@ def _run(words: list[str], is_debug: bool) -> int:
     except _UsageError as error:
         _report(error.format_message(), _usage_hint(error, words))
         return 2
-    except (KeyboardInterrupt, typer.Abort):
-        say("interrupted")
+    except (_InterruptedError, KeyboardInterrupt, typer.Abort) as stopped:
+        say(str(stopped) or "interrupted")
         return 130
     except BrokenPipeError:
         return _leave_pipe()
+    except OSError as error:
+        # a disk or a folder that refuses is no bug of ours
+        if is_debug:
+            traceback.print_exc()
+        refused = system_error(error)
+        _report(str(refused), refused.hint)
+        return refused.exit_code
     except SystemExit as leaving:
         # typer ends the program itself, with 1, when a pipe breaks
         if isinstance(leaving.__context__, BrokenPipeError):

@@ -85,7 +85,10 @@ def release(
     checked = check_release(repository, kind)
     for name, value in checked.summary().items():
         say(f"{name}: {'-' if value is None else value}")
-    url = make_public(checked, confirm if confirm is not None else _typed(repository))
+    if confirm is None:
+        say(f"Everybody will be able to see it. Type {repository} to make it public.")
+        confirm = str(typer.prompt("name", err=True))
+    url = make_public(checked, confirm)
     say(f"public now: {url}")
     if as_json:
         print_json({**checked.summary(), "visibility": "public"})
@@ -96,26 +99,6 @@ def _finish(prepared: Prepared, dry_run: bool, as_json: bool) -> None:
     from cbtqa.hub.publish import publish
     from cbtqa.hub.scan import refuse_findings
 
-    _show_plan(prepared)
-    say(f"preview: {prepared.write_preview()}")
-    refuse_findings(prepared.findings)
-    if dry_run:
-        say("dry run: nothing was sent")
-        print_json(prepared.to_dict()) if as_json else print(prepared.plan.card)
-        return
-    done = publish(
-        prepared, with_bars=sys.stderr.isatty(), on_stage=lambda what: say(f"{what} ...")
-    )
-    rows = [["commit", done.commit], ["tag", done.tag], ["sent", f"{done.n_sent} files"]]
-    rows += [["there already", f"{done.n_kept} files"], ["address", done.url]]
-    title = "Published, private" if done.is_private else "Published, public"
-    found = {**prepared.plan.summary(), **done.to_dict(), "sent": True}
-    give(as_json, found, Table(["", ""], rows, title))
-    if done.is_private:
-        say(f"to make it public: cbtqa publish release {prepared.plan.repo_id}")
-
-
-def _show_plan(prepared: Prepared) -> None:
     plan = prepared.plan
     say(f"{plan.kind} {plan.repo_id}: private, gate {plan.gate}, {len(plan.files)} files")
     for file in plan.files:
@@ -124,11 +107,22 @@ def _show_plan(prepared: Prepared) -> None:
         say(f"  stays behind: {path} ({why})")
     for remark in plan.remarks:
         say(f"  note: {remark}")
-
-
-def _typed(repository: str) -> str:
-    say(f"Everybody will be able to see it. Type {repository} to make it public.")
-    return str(typer.prompt("name", err=True))
+    say(f"preview: {prepared.write_preview()}")
+    refuse_findings(prepared.findings)
+    if dry_run:
+        say("dry run: nothing was sent")
+        print_json(prepared.to_dict()) if as_json else print(plan.card)
+        return
+    done = publish(
+        prepared, with_bars=sys.stderr.isatty(), on_stage=lambda what: say(f"{what} ...")
+    )
+    rows = [["commit", done.commit], ["tag", done.tag], ["sent", f"{done.n_sent} files"]]
+    rows += [["there already", f"{done.n_kept} files"], ["address", done.url]]
+    title = "Published, private" if done.is_private else "Published, public"
+    found = {**plan.summary(), **done.to_dict(), "sent": True}
+    give(as_json, found, Table(["", ""], rows, title))
+    if done.is_private:
+        say(f"to make it public: cbtqa publish release {plan.repo_id}")
 
 
 @settings_flags(JoinSettings, positional="published")

@@ -60,8 +60,19 @@ def new(resolved: Resolved[NewStudySettings], as_json: AsJson = False) -> None:
     size = f"{study.n_questions} of {made.n_available} questions x {len(study.arms)} systems"
     say(f"study {study.id}: {size}, {len(study.raters)} raters, {study.per_item} per item")
     say(f"in {made.folder.path}, {len(sheets)} sheets; key (keep it from raters): {made.key_path}")
+    say_next(made.folder, has_sheets=bool(sheets))
     if as_json:
         print_json({**made.summary(), "sheets": [path.name for path in sheets]})
+
+
+def say_next(folder: StudyFolder, *, has_sheets: bool) -> None:
+    """How much each rater has to do, and by which commands it goes on."""
+    loads = [len(folder.shown_to(rater)) for rater in folder.study.raters]
+    each = f"{min(loads)}" if min(loads) == max(loads) else f"{min(loads)} to {max(loads)}"
+    say(f"each rater has {each} items")
+    say(f"next: cbtqa rate serve {folder.path}")
+    if has_sheets:
+        say(f"or send {folder.sheets_path} out, then: cbtqa rate collect {folder.path} FILLED.xlsx")
 
 
 @app.command("collect")
@@ -114,11 +125,10 @@ def serve(
 
     Example: cbtqa rate serve study --port 8765
     """
-    from cbtqa.ratings.web.app import LOOPBACK, check_place, lan_address
+    from cbtqa.ratings.web.app import LOOPBACK, lan_address
     from cbtqa.ratings.web.app import serve as run_server
 
     folder, store = open_both(study)
-    check_place(folder.path)
     address = lan_address() if lan else LOOPBACK
     names = [*(name or []), address]
     if lan:
@@ -127,8 +137,16 @@ def serve(
     with store:
         for rater, link in issue_links(folder, store, new_link or []).items():
             say(f"{rater}: http://{(name or [address])[0]}:{port}/r/{link}")
-        say(f"serving study {folder.study.id} on {address}:{port}; stop with Ctrl-C")
+        say_served(folder, store, f"{address}:{port}")
         run_server(folder, store, host="0.0.0.0" if lan else LOOPBACK, port=port, names=names)
+
+
+def say_served(folder: StudyFolder, store: Store, address: str) -> None:
+    """Where the form is, and what cannot go on beside it."""
+    if store.drive:
+        say(f"{folder.path} is on a network drive ({store.drive}): while the form is served, other")
+        say("commands on this study are refused; on a local disk they are not.")
+    say(f"serving study {folder.study.id} on {address}; stop with Ctrl-C")
 
 
 def issue_links(folder: StudyFolder, store: Store, replaced: list[str]) -> dict[str, str]:

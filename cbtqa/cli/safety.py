@@ -11,6 +11,7 @@ import typer
 from cbtqa.cli.console import give, print_json, say, show, show_table
 from cbtqa.cli.help import CommandGroup
 from cbtqa.cli.options import AsJson
+from cbtqa.dataset_folder import is_text
 from cbtqa.report.table import Column, Estimate, Table
 from cbtqa.report.words import share
 from cbtqa.safety.evaluation import Share, evaluate_file, parse_labels
@@ -21,13 +22,18 @@ app = CommandGroup(
     help="Grade crisis content, mask personal data, list the dated help lines.",
 )
 File = Annotated[
-    Path, typer.Argument(help="JSONL, JSON array, CSV, TSV, Parquet, or a folder of Parquet.")
+    Path,
+    typer.Argument(
+        help="JSONL, JSON array, CSV, TSV, Parquet or a folder of it; .txt or - (a text a line); "
+        "or one text itself."
+    ),
 ]
 Columns = Annotated[
     list[str] | None,
     typer.Option("--column", help="Text column; repeat to join several. Default: the usual ones."),
 ]
 Encoding = Annotated[str, typer.Option(help="Of a text file, such as gb18030.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the file of --out.")]
 Lang = Annotated[Locale, typer.Option(help="Language of the texts.")]
 _COLOURS = {"explicit": "bold white on red", "concern": "black on yellow", "none": "dim underline"}
 
@@ -41,6 +47,7 @@ def screen(
     out: Annotated[
         Path | None, typer.Option(help="JSONL with grade and hits of every item.")
     ] = None,
+    overwrite: Overwrite = False,
     explain: Annotated[
         int, typer.Option(help="Show so many flagged items with their spans coloured.")
     ] = 0,
@@ -49,13 +56,19 @@ def screen(
     """Grade every text of a file: none, concern or explicit, and say by which rules.
 
     Example: cbtqa safety screen questions.jsonl --explain 5 --out screened.jsonl
+
+    Of one text: cbtqa safety screen 最近睡不好，什么都不想做
     """
+    if is_text(file):
+        say("read as one text, not as a file")
+        explain = max(explain, 1)
     survey = screen_file(
         file,
         columns=column or (),
         language=language,
         encoding=encoding,
         out=out,
+        overwrite=overwrite,
         max_shown=explain,
     )
     give(as_json, survey, *_survey_tables(survey))
@@ -118,13 +131,14 @@ def scrub(
     out: Annotated[
         Path | None, typer.Option(help="JSONL with all columns, the text columns masked.")
     ] = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Count and mask personal data: numbers, accounts, addresses, names after cues.
 
     Example: cbtqa safety scrub questions.jsonl --out masked.jsonl
     """
-    survey = scrub_file(file, columns=column or (), encoding=encoding, out=out)
+    survey = scrub_file(file, columns=column or (), encoding=encoding, out=out, overwrite=overwrite)
     title = f"{file}: {survey.n_texts_with_data} of {survey.n_texts} texts hold personal data"
     give(as_json, survey, Table(["kind", "places"], list(survey.n_by_kind.items()), title))
     if out is not None:

@@ -10,7 +10,7 @@ import typer
 
 from cbtqa.cli.console import print_json, say, show_table
 from cbtqa.cli.options import AsJson, Newest, settings_flags
-from cbtqa.manifest import now
+from cbtqa.manifest import now, refuse_empty
 from cbtqa.metrics.comparison import CompareSettings, Comparison
 from cbtqa.metrics.scoring import Scored, ScoreSettings, bring_references
 from cbtqa.report.table import Table
@@ -23,6 +23,9 @@ Signatures = Annotated[
         "--signatures", help="Also print every setting able to change a score, metric by metric."
     ),
 ]
+
+
+NO_SCORE = "each score's reason is above: mend what it names, then score again"
 
 
 def _bring_references(values: Mapping[str, Any]) -> bool:
@@ -69,6 +72,10 @@ def score(
         write_folder(out, scored, resolved, started)
         say(f"written to {out}")
     print_json(scored.report) if as_json else _show(scored, signatures)
+    anchors = {one.system for one in scored.report.systems if one.is_anchor}
+    scores = [one for one in scored.report.scores if one.system not in anchors]
+    n_scored = sum(one.value is not None for one in scores)
+    refuse_empty(n_scored, len(scores), "scores has a value", {}, kept=out, hint=NO_SCORE)
 
 
 def say_blocks(every_s: float = 10.0) -> Callable[[int, int], None]:

@@ -78,7 +78,7 @@ def corpus(
 
     Without arguments: three courses of twenty sessions by built-in rules, offline.
 
-    Example: cbtqa simulate corpus recipes/tahir-cbt-corpus.yaml --out runs/cbt-corpus --dry-run
+    Example: cbtqa simulate corpus tahir-cbt-corpus --out runs/cbt-corpus --dry-run
     """
     _play(resolved.values, dry_run, update, as_json)
 
@@ -95,7 +95,7 @@ def run(
 
     Without arguments: a small study between built-in players, offline, into ./cbtqa-study.
 
-    Example: cbtqa simulate run recipes/tahir-act.yaml --patients 5 --dry-run
+    Example: cbtqa simulate run tahir-act --patients 5 --dry-run
     """
     _play(resolved.values, dry_run, update, as_json)
 
@@ -152,7 +152,7 @@ def lint(
 
     Exit code 4 when anything worse than a note was found.
 
-    Example: cbtqa simulate lint recipes/tahir-act-as-published.yaml
+    Example: cbtqa simulate lint tahir-act-as-published
     """
     from cbtqa.simulation.lint import lint as check
 

@@ -11,6 +11,7 @@ from cbtqa.cli.console import print_json, say, show_table
 from cbtqa.cli.options import AsJson, take_newest
 from cbtqa.dataset.stats import DatasetStatistics, folder_statistics, paper_facts
 from cbtqa.dataset_folder import DatasetFolder
+from cbtqa.errors import IncompleteRunError
 from cbtqa.report.table import Cell, Column, Table
 from cbtqa.report.words import count, share
 
@@ -29,7 +30,13 @@ def stats(dataset: Folder = None, partial: Partial = False, as_json: AsJson = Fa
     Lengths are in characters. Example: [bold]cbtqa stats[/bold]
     """
     folder = dataset or Path(take_newest("dataset"))
-    statistics = folder_statistics(DatasetFolder.open(folder, partial=partial))
+    try:
+        dataset_folder = DatasetFolder.open(folder, partial=partial)
+    except IncompleteRunError as error:
+        raise IncompleteRunError(
+            str(error), hint=f"{error.hint}\nor count what it holds so far: add --partial"
+        ) from None
+    statistics = folder_statistics(dataset_folder)
     if as_json:
         paper = paper_facts().model_dump(mode="json")
         print_json({"dataset": statistics.model_dump(mode="json"), "paper": paper})

@@ -158,7 +158,9 @@ def backbones(name: Name = None, as_json: AsJson = False) -> None:
     elif name:
         _print_one(known[0], name)
     else:
-        _print_all(known)
+        rows = [(one.id, one.hub_id or "", _billions(one), _first_steps(one)) for one in known]
+        show_table(Table(["name", "Hub id", "weights", "first"], rows, "Backbones"))
+        say("one in detail: cbtqa backbones NAME; a folder or any other Hub id works too")
 
 
 def _described(backbone: Backbone) -> dict[str, Any]:
@@ -170,12 +172,6 @@ def _described(backbone: Backbone) -> dict[str, Any]:
         "stops": list(backbone.stops),
         "n_parameters": count_parameters(backbone.shape) if backbone.shape else None,
     }
-
-
-def _print_all(known: list[Backbone]) -> None:
-    rows = [(one.id, one.hub_id or "", _billions(one), _first_steps(one)) for one in known]
-    show_table(Table(["name", "Hub id", "weights", "first"], rows, "Backbones"))
-    say("one in detail: cbtqa backbones NAME; a folder or any other Hub id works too")
 
 
 def _print_one(backbone: Backbone, given: str) -> None:

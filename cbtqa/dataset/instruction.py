@@ -12,8 +12,8 @@ from typing import Any, get_args
 from cbtqa.dataset.settings import BuildSettings
 from cbtqa.distortions.taxonomy import Taxonomy
 from cbtqa.errors import ConfigError
-from cbtqa.files import parse_yaml
 from cbtqa.llm.chat import Message
+from cbtqa.plain_values import parse_yaml
 from cbtqa.prompts import Prompt, fence
 from cbtqa.records import Question, Risk
 from cbtqa.safety.screen import screen

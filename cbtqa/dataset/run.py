@@ -25,6 +25,7 @@ from cbtqa.manifest import (
     Manifest,
     describe_settings,
     read_manifest,
+    refuse_empty,
 )
 from cbtqa.psyqa import bundled_sample_path, is_bundled_sample
 from cbtqa.records import Rejection
@@ -104,9 +105,9 @@ def _finished(folder: Path, build: Build, *, fork: bool, update: bool) -> Manife
     if not (folder / MANIFEST_NAME).exists():
         refuse_foreign(folder / JOURNAL_NAME, "dataset")
         return None
-    if update:
-        return None
     manifest = read_manifest(folder)
+    if update or build.settings.retry or not manifest.counts["n_out"]:
+        return None
     if changes := _differences(manifest, build):
         if fork:
             return None
@@ -135,12 +136,15 @@ def _differences(manifest: Manifest, build: Build) -> list[str]:
 
 def _refuse_too_many_rejects(manifest: Manifest, settings: BuildSettings) -> None:
     n_in, n_out = manifest.counts["n_in"], manifest.counts["n_out"]
+    reasons, out = manifest.counts["rejected"], settings.out
+    refuse_empty(n_out, n_in, "questions has an answer", reasons, kept=out)
     n_dropped = manifest.counts["rejected"].get("crisis_dropped", 0)
     if n_in and (n_in - n_out - n_dropped) / n_in > settings.max_rejected:
         raise IncompleteRunError(
             f"{n_in - n_out} of {n_in} questions were rejected, more than --max-rejected "
             f"{settings.max_rejected:.0%} allows; the outputs are kept in {settings.out}",
-            hint=f"read {settings.out / 'rejects.jsonl'}, then change the prompt or the model",
+            hint=f"read {settings.out / 'rejects.jsonl'}; --retry rejected asks these again, "
+            "another prompt or model wants another --out",
         )
 
 

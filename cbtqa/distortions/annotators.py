@@ -14,6 +14,7 @@ from pydantic import Field
 from cbtqa.distortions.labelling import SourceText, read_texts
 from cbtqa.distortions.patterns import PatternLabeller
 from cbtqa.distortions.taxonomy import Taxonomy, load_taxonomy
+from cbtqa.errors import DataError
 from cbtqa.files import write_jsonl
 from cbtqa.records import Record
 from cbtqa.report.table import Table
@@ -139,6 +140,8 @@ def draw_for_annotation(settings: AnnotateSettings) -> DrawnSample:
     gives at least one. Annotators do not see the stratum.
     """
     texts = list(read_texts(settings.input, settings.encoding))
+    if not texts:
+        raise DataError("holds no text", where=str(settings.input))
     strata = stratify(texts, load_taxonomy(settings.taxonomy))
     sizes = {name: len(members) for name, members in strata.items()}
     wanted = allot(sizes, min(settings.n, len(texts)))

@@ -16,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from cbtqa.distortions.clauses import split_clauses
-from cbtqa.distortions.gold import GoldSet
+from cbtqa.distortions.importers import GoldSet
 from cbtqa.distortions.labellers import Labels
+from cbtqa.distortions.patterns import split_clauses
 from cbtqa.distortions.taxonomy import Taxonomy
 from cbtqa.distortions.training import choose_thresholds, split_folds
-from cbtqa.errors import ConfigError, DataError, MissingExtraError
+from cbtqa.errors import ConfigError, DataError, require
 from cbtqa.files import read_json, write_json
 from cbtqa.records import DistortionLabel
 from cbtqa.settings import Settings
@@ -199,12 +199,8 @@ def _run_epochs(
 
 
 def _transformers() -> Any:
-    try:
-        import torch  # noqa: F401 - asked for first: transformers alone cannot tune
-        import transformers
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(str(error.name), "neural") from None
-    return transformers
+    require("torch", "neural")  # asked for first: transformers alone cannot tune
+    return require("transformers", "neural")
 
 
 def _load_base(settings: EncoderSettings, taxonomy: Taxonomy, name: str) -> EncoderLabeller:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from cbtqa.distortions.gold import GoldSet, type_matrix
+from cbtqa.distortions.importers import GoldSet, type_matrix
 from cbtqa.distortions.labellers import Labels
 from cbtqa.records import Record
 from cbtqa.statistics.resampling import bootstrap_sums, holm, percentile_interval

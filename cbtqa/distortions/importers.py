@@ -6,16 +6,20 @@ names go through the taxonomy's aliases; a name it does not have is an error wit
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from cbtqa.dataset_folder import source_rows
-from cbtqa.distortions.gold import GoldItem, GoldSet
 from cbtqa.distortions.taxonomy import Taxonomy, is_no_distortion, load_taxonomy, normalise_name
 from cbtqa.errors import DataError, UsageError
 from cbtqa.files import shipped_yaml
@@ -203,3 +207,54 @@ def _names_in(cell: Any) -> list[str]:
     if normalise_name(whole) == normalise_name("Magnification/Minimization"):
         return [whole]
     return [name.strip() for name in _SEPARATORS.split(whole) if name.strip()]
+
+
+# --- gold ----------------------------------------------------------------------------------------
+class GoldItem(Record):
+    id: NonEmptyText
+    text: NonEmptyText
+    types: frozenset[str]
+    """Ids of the taxonomy; empty when no distortion was found."""
+    where: str = ""
+    """`file:line` it comes from."""
+
+
+@dataclass(frozen=True)
+class GoldSet:
+    name: str
+    """Short name of the source, such as `cogdis`."""
+    taxonomy: Taxonomy
+    items: tuple[GoldItem, ...]
+    licence: str
+    n_rows: int
+    """Rows read, duplicates included."""
+    n_duplicates: int = 0
+    """Rows left out because an earlier row has the same text and the same types."""
+    n_contradictions: int = 0
+    """Rows left out because an earlier row has the same text and other types."""
+
+    @property
+    def texts(self) -> list[str]:
+        return [item.text for item in self.items]
+
+    @property
+    def matrix(self) -> npt.NDArray[np.bool_]:
+        return type_matrix((item.types for item in self.items), self.taxonomy)
+
+    @property
+    def sha256(self) -> str:
+        digest = hashlib.sha256(self.taxonomy.id.encode())
+        for item in self.items:
+            line = f"\n{item.text}\t{','.join(sorted(item.types))}"
+            digest.update(line.encode("utf-8", "replace"))
+        return digest.hexdigest()
+
+
+def type_matrix(type_sets: Iterable[Iterable[str]], taxonomy: Taxonomy) -> npt.NDArray[np.bool_]:
+    """`(items, types)`: which types each item has, in the taxonomy's order."""
+    place = {type_id: column for column, type_id in enumerate(taxonomy.ids)}
+    rows = [[place[type_id] for type_id in types] for types in type_sets]
+    matrix = np.zeros((len(rows), len(place)), bool)
+    for row, columns in zip(matrix, rows, strict=True):
+        row[columns] = True
+    return matrix

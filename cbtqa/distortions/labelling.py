@@ -18,18 +18,27 @@ from typing import Any, Literal, NamedTuple, TextIO
 
 from pydantic import Field
 
-from cbtqa.dataset_folder import INTEGER, LABEL, TEXT, arrow_schema, list_of, source_rows
-from cbtqa.distortions.clauses import split_sentences
+from cbtqa.dataset_folder import (
+    INTEGER,
+    LABEL,
+    TEXT,
+    arrow_schema,
+    is_text,
+    list_of,
+    text_rows,
+)
 from cbtqa.distortions.labellers import Labeller, Labels, VoteRule, count_votes, labels_named_in
 from cbtqa.distortions.llm_labeller import DRAWN, LabellingTask, TextToLabel, read_outcomes
 from cbtqa.distortions.models import load_labeller
-from cbtqa.distortions.patterns import PatternLabeller
+from cbtqa.distortions.patterns import PatternLabeller, split_sentences
 from cbtqa.distortions.taxonomy import Taxonomy, load_taxonomy, map_labels
 from cbtqa.errors import ConfigError, DataError, UsageError
-from cbtqa.files import ParquetRows, json_line, parse_record, read_rows, replacing, write_jsonl
+from cbtqa.files import ParquetRows, json_line, parse_record, read_rows, write_jsonl
 from cbtqa.llm.batch import OnProgress
 from cbtqa.llm.cost import Estimate
 from cbtqa.llm.runs import EndpointSettings, Service, estimate_run, open_run
+from cbtqa.manifest import refuse_empty
+from cbtqa.paths import refuse_existing, replacing
 from cbtqa.records import DistortionLabel, NonEmptyText, Record, Rejection
 
 
@@ -81,9 +90,12 @@ class LabelSettings(EndpointSettings):
 
     input: Path
     """JSONL, JSON, CSV, TSV, Parquet, or a dataset folder; columns `text`, or `question` and
-    `description`."""
+    `description`. Or .txt or - (a text a line), or one text itself."""
     out: Path | None = None
-    """Result: .jsonl, .parquet, .csv or .tsv. Default: INPUT.labels.jsonl."""
+    """Result: .jsonl, .parquet, .csv or .tsv. Default: INPUT.labels.jsonl; shown and not kept for
+    - and for one text itself."""
+    overwrite: bool = False
+    """Replace the result of an earlier run."""
     labeller: tuple[str, ...] = ("patterns",)
     """patterns, answer (what a dataset's answers say), llm, or the folder of a trained model.
     Several together vote."""
@@ -97,6 +109,11 @@ class LabelSettings(EndpointSettings):
     """Encoding of a text file, such as gb18030."""
     prompt: str = "distortion_labels"
     """For llm: prompt, or a path of your own."""
+
+    @property
+    def is_shown_only(self) -> bool:
+        """True where no result is named and the input is no file beside which it could lie."""
+        return self.out is None and (str(self.input) == "-" or is_text(self.input))
 
 
 class SourceText(Record):
@@ -150,7 +167,7 @@ def read_labels(run: LabellingRun) -> LabelledTexts:
 def read_texts(path: Path, encoding: str = "utf-8") -> Iterator[SourceText]:
     """The texts of a file or folder; DataError for no column, an empty text, or an id twice."""
     seen: set[str] = set()
-    for number, (where, row) in enumerate(source_rows(path, encoding=encoding), 1):
+    for number, (where, row) in enumerate(text_rows(path, encoding=encoding), 1):
         item = _read_text(row, where, number)
         if item.id in seen:
             raise DataError(f"the id '{item.id}' occurs twice", where=where)
@@ -189,6 +206,7 @@ def label_file(settings: LabelSettings, *, on_progress: OnProgress | None = None
         LicenceGateError: texts would go to a non-local endpoint without acknowledgement.
     """
     out = _result_path(settings)
+    refuse_existing(out, overwrite=settings.overwrite)
     rejects = out.with_name(f"{out.name}.rejects.jsonl")
     counts = _Counts()
     with ExitStack() as stack:
@@ -201,6 +219,10 @@ def label_file(settings: LabelSettings, *, on_progress: OnProgress | None = None
         write_labels(out, _labelled_rows(settings, labellers, counts, rejections))
     if not counts.rejected:
         rejects.unlink()
+    refuse_empty(
+        *(counts.n["n_rows"], counts.n["n_parts"], "texts was labelled", counts.rejected),
+        kept=rejects if counts.rejected else out,
+    )
     return LabellingRun(
         **{name: counts.n[name] for name in ("n_texts", "n_parts", "n_rows", "n_labelled")},
         out=out,
@@ -338,7 +360,11 @@ def _to_label(part: _Part) -> TextToLabel:
 
 
 def _result_path(settings: LabelSettings) -> Path:
-    return settings.out or settings.input.with_name(f"{settings.input.name}.labels.jsonl")
+    own = f"{settings.input.name}.labels.jsonl"
+    # a text is no name beside which a file could lie; its journal has nothing paid in it
+    return settings.out or (
+        Path("labels.jsonl") if settings.is_shown_only else settings.input.with_name(own)
+    )
 
 
 def _journal_path(settings: LabelSettings) -> Path:

@@ -11,16 +11,16 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from cbtqa.distortions.clauses import Bounds, clause_bounds
 from cbtqa.distortions.features import BLOCK_WEIGHTS, N_BUCKETS, WordClasses, encode_texts
 from cbtqa.distortions.labellers import Labels
-from cbtqa.distortions.patterns import PatternHit, PatternLabeller
+from cbtqa.distortions.patterns import Bounds, PatternHit, PatternLabeller, clause_bounds
 from cbtqa.distortions.taxonomy import Taxonomy, load_taxonomy
+from cbtqa.errors import require
 from cbtqa.records import DistortionLabel
 
 Floats32 = npt.NDArray[np.float32]
@@ -226,40 +226,9 @@ def features_of_hit(hit: PatternHit) -> tuple[str, str]:
 
 # --- logistic regression -------------------------------------------------------------------------
 
-_MEMORY = 10
-_SUFFICIENT_DECREASE = 1e-4
 _MAX_STEPS = 200
-_TOLERANCE = 1e-2
-"""Largest gradient norm at the end, relative to the one at the start."""
-
-
-class SparseRows(NamedTuple):
-    """A sparse matrix by rows; every row has at least one entry."""
-
-    columns: Ints
-    """`(entries,)`: the column of each entry."""
-    values: Floats
-    """`(entries,)`."""
-    starts: Ints
-    """`(rows,)`: where each row's entries begin."""
-    n_columns: int
-
-    @property
-    def row_of(self) -> Ints:
-        """`(entries,)`: the row of each entry."""
-        lengths = np.diff(np.append(self.starts, len(self.columns)))
-        return np.repeat(np.arange(len(self.starts)), lengths)
-
-    def take(self, rows: Ints) -> SparseRows:
-        ends = np.append(self.starts, len(self.columns))
-        lengths = ends[rows + 1] - ends[rows]
-        starts = np.concatenate(([0], np.cumsum(lengths)[:-1]))
-        entries = np.repeat(ends[rows] - starts, lengths) + np.arange(lengths.sum())
-        return SparseRows(self.columns[entries], self.values[entries], starts, self.n_columns)
-
-    def dot(self, weights: Floats) -> Floats:
-        """`(rows,)`: each row's product with a weight per column."""
-        return np.add.reduceat(weights[self.columns] * self.values, self.starts)
+_TOLERANCE = 3e-3
+"""Largest entry of the gradient at the end, relative to the one at the start."""
 
 
 class Linear(NamedTuple):
@@ -270,33 +239,28 @@ class Linear(NamedTuple):
     bias: float
 
 
-def fit_logistic(rows: SparseRows, targets: npt.NDArray[np.bool_], strength: float) -> Linear:
+def fit_logistic(rows: Any, targets: npt.NDArray[np.bool_], strength: float) -> Linear:
     """The L2-regularised model of one label: the weights w and bias b that minimise
 
         |w|^2 / 2 + C * sum_i log(1 + exp(-y_i (w . x_i + b)))
 
     Args:
+        rows: a `scipy.sparse.csr_array` of `(rows, columns)`.
         targets: `(rows,)`; when all are alike the weights are 0 and the bias is far to that side.
         strength: C in the formula; larger fits the data more closely.
     """
     if targets.all() or not targets.any():
-        return Linear(np.zeros(rows.n_columns), 9.0 if targets.all() else -9.0)
+        return Linear(np.zeros(rows.shape[1]), 9.0 if targets.all() else -9.0)
     signs = np.where(targets, 1.0, -1.0)
-    row_of = rows.row_of
 
     def loss(point: Floats) -> tuple[float, Floats]:
         weights, bias = point[:-1], point[-1]
-        margins = signs * (rows.dot(weights) + bias)
-        value = 0.5 * _dot(weights, weights) + strength * np.logaddexp(0, -margins).sum()
+        margins = signs * (rows @ weights + bias)
+        value = 0.5 * weights @ weights + strength * np.logaddexp(0, -margins).sum()
         pull = -strength * signs / (1 + np.exp(np.clip(margins, -500, 500)))
-        gradient = np.empty_like(point)
-        gradient[:-1] = weights + np.bincount(
-            rows.columns, weights=rows.values * pull[row_of], minlength=rows.n_columns
-        )
-        gradient[-1] = pull.sum()
-        return float(value), gradient
+        return float(value), np.append(weights + rows.T @ pull, pull.sum())
 
-    start = np.zeros(rows.n_columns + 1)
+    start = np.zeros(rows.shape[1] + 1)
     start[-1] = np.log(targets.mean() / (1 - targets.mean()))
     found = _minimise(loss, start)
     return Linear(found[:-1], float(found[-1]))
@@ -322,54 +286,10 @@ def fit_platt(scores: Floats, targets: npt.NDArray[np.bool_]) -> tuple[float, fl
     return float(slope), float(offset)
 
 
-def _minimise(loss: Callable[[Floats], tuple[float, Floats]], point: Floats) -> Floats:
-    """The minimum of a smooth convex function, by L-BFGS with a backtracking line search.
-
-    The result depends on the data alone: no seed, no threads.
-
-    Source: Nocedal and Wright, Numerical Optimization (2006), algorithms 7.4 and 3.1.
-    """
-    value, gradient = loss(point)
-    enough = _TOLERANCE**2 * max(_dot(gradient, gradient), 1e-24)
-    steps: list[tuple[Floats, Floats, float]] = []
-    for _ in range(_MAX_STEPS):
-        if _dot(gradient, gradient) <= enough:
-            break
-        direction = _direction(gradient, steps)
-        slope = _dot(direction, gradient)
-        length = 1.0 if steps else min(1.0, 1.0 / float(np.abs(gradient).sum()))
-        while True:
-            trial = point + length * direction
-            trial_value, trial_gradient = loss(trial)
-            if trial_value <= value + _SUFFICIENT_DECREASE * length * slope:
-                break
-            length /= 2
-            if length < 1e-12:
-                return point
-        moved, bent = trial - point, trial_gradient - gradient
-        curvature = _dot(moved, bent)
-        if curvature > 1e-12:
-            steps = [*steps[-_MEMORY + 1 :], (moved, bent, curvature)]
-        point, value, gradient = trial, trial_value, trial_gradient
-    return point
-
-
-def _dot(left: Floats, right: Floats) -> float:
-    """Inner product on one thread: threads cost more than they bring for vectors of this size."""
-    return float(np.einsum("i,i->", left, right))
-
-
-def _direction(gradient: Floats, steps: list[tuple[Floats, Floats, float]]) -> Floats:
-    """L-BFGS two-loop recursion."""
-    found = -gradient
-    shares = []
-    for moved, bent, curvature in reversed(steps):
-        share = _dot(moved, found) / curvature
-        found -= share * bent
-        shares.append(share)
-    if steps:
-        moved, bent, curvature = steps[-1]
-        found *= curvature / _dot(bent, bent)
-    for (moved, bent, curvature), share in zip(steps, reversed(shares), strict=True):
-        found += (share - _dot(bent, found) / curvature) * moved
+def _minimise(loss: Callable[[Floats], tuple[float, Floats]], start: Floats) -> Floats:
+    """The minimum of a smooth convex function that gives its value and gradient, by L-BFGS."""
+    enough = _TOLERANCE * float(np.abs(loss(start)[1]).max())
+    options = {"maxiter": _MAX_STEPS, "gtol": enough, "ftol": 0.0}
+    minimise = require("scipy.optimize", "rate").minimize
+    found: Floats = minimise(loss, start, jac=True, method="L-BFGS-B", options=options).x
     return found

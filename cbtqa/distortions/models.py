@@ -15,13 +15,14 @@ from typing import Any, Literal
 import numpy as np
 
 import cbtqa
-from cbtqa.distortions.gold import GoldSet
+from cbtqa.distortions.importers import GoldSet
 from cbtqa.distortions.labellers import Labeller
 from cbtqa.distortions.linear import LinearLabeller, LinearModel, rule_features
 from cbtqa.distortions.taxonomy import Taxonomy, is_shipped, load_taxonomy
 from cbtqa.errors import DataError
-from cbtqa.files import parse_record, read_json, replacing, sha256_of, write_json, write_text
+from cbtqa.files import parse_record, read_json, sha256_of, write_json, write_text
 from cbtqa.manifest import now
+from cbtqa.paths import replacing
 from cbtqa.records import NonEmptyText, Record
 from cbtqa.report.table import Estimate, Table
 from cbtqa.report.words import number

@@ -11,14 +11,14 @@ from pydantic import Field
 
 from cbtqa.distortions.annotators import LabelAgreement, measure_agreement
 from cbtqa.distortions.evaluate import F1, EvaluationReport, count_f1, evaluate
-from cbtqa.distortions.gold import GoldSet
-from cbtqa.distortions.importers import read_gold
+from cbtqa.distortions.importers import GoldSet, read_gold
 from cbtqa.distortions.labelling import open_labeller
 from cbtqa.distortions.models import describe_model, save_linear, write_signature
 from cbtqa.distortions.taxonomy import Taxonomy
 from cbtqa.distortions.training import TrainingSettings, cross_validate, train_linear
 from cbtqa.errors import ConfigError, UsageError
 from cbtqa.files import write_json
+from cbtqa.paths import refuse_existing
 from cbtqa.records import Record
 from cbtqa.settings import Settings
 
@@ -71,6 +71,8 @@ class EvaluateSettings(GoldSettings):
     """Instructive errors to show for each labeller."""
     out: Path | None = None
     """Write the whole report there as JSON."""
+    overwrite: bool = False
+    """Replace the report of an earlier run."""
 
 
 class TrainedReport(Record):
@@ -169,6 +171,9 @@ def _read_gold(settings: GoldSettings, say: Say) -> GoldSet:
 
 
 def evaluate_labellers(settings: EvaluateSettings, say: Say) -> EvaluationReport:
+    """The report; written too where the settings name a place."""
+    if settings.out is not None:
+        refuse_existing(settings.out, overwrite=settings.overwrite)
     gold = _read_gold(settings, say)
     labellers = [open_labeller(spec, gold.taxonomy) for spec in settings.labeller]
     names = [labeller.name for labeller in labellers]

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from cbtqa.errors import DataError
-from cbtqa.files import open_text, parse_record, parse_yaml, shipped_yaml
+from cbtqa.files import parse_record, read_text, shipped_yaml
+from cbtqa.plain_values import parse_yaml
 from cbtqa.records import DistortionLabel, NonEmptyText, Record
 
 _FOLDER = files("cbtqa.distortions") / "taxonomies"
@@ -122,8 +123,7 @@ def is_shipped(taxonomy: Taxonomy) -> bool:
 def load_taxonomy(name_or_path: str = "burns-10") -> Taxonomy:
     """A shipped taxonomy by id, or a `.yaml` file's; DataError where missing or malformed."""
     if name_or_path.endswith((".yaml", ".yml")):
-        with open_text(Path(name_or_path)) as stream:
-            return _parse_taxonomy(stream.read(), name_or_path)
+        return _parse_taxonomy(read_text(Path(name_or_path)), name_or_path)
     if name_or_path not in shipped_taxonomies():
         raise DataError(
             f"no taxonomy '{name_or_path}'",

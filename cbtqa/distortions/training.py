@@ -7,7 +7,7 @@ repeats all of it in each fold, so nothing measured on a text was chosen by look
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,6 @@ from cbtqa.distortions.linear import (
     Linear,
     LinearLabeller,
     LinearModel,
-    SparseRows,
     decide,
     features_of_hit,
     fit_logistic,
@@ -29,6 +28,7 @@ from cbtqa.distortions.linear import (
 )
 from cbtqa.distortions.patterns import PatternLabeller
 from cbtqa.distortions.taxonomy import Taxonomy, load_taxonomy
+from cbtqa.errors import require
 from cbtqa.settings import Settings
 
 Floats = npt.NDArray[np.float64]
@@ -90,16 +90,13 @@ def _choose_ngrams(features: Features, part: Ints, min_texts: int) -> tuple[Ints
     return chosen, np.sqrt(np.log((1 + len(part)) / (1 + n_texts[chosen])) + 1)
 
 
-def _build_rows(features: Features, buckets: Ints, idf: Floats) -> SparseRows:
-    """All texts as sparse rows: a column per kept n-gram, then one per rule, then a blank.
-
-    The blank column keeps every row non-empty; its values are 0.
-    """
+def _build_rows(features: Features, buckets: Ints, idf: Floats) -> Any:
+    """All texts as rows of a `csr_array`: a column per kept n-gram, then one per rule."""
     n_texts, n_rules = features.rule_hits.shape
-    n_columns = len(buckets) + n_rules + 1
     column_of = np.full(N_BUCKETS + 1, -1, np.int64)
     column_of[buckets] = np.arange(len(buckets))
-    entries = [(np.arange(n_texts), np.full(n_texts, n_columns - 1), np.zeros(n_texts))]
+    rows_with_rule, rules = np.nonzero(features.rule_hits)
+    entries = [(rows_with_rule, len(buckets) + rules, np.full(len(rules), RULE_WEIGHT))]
     for weight, block in zip(BLOCK_WEIGHTS, features.blocks, strict=True):
         found = column_of[block.buckets]
         kept = found >= 0
@@ -107,14 +104,9 @@ def _build_rows(features: Features, buckets: Ints, idf: Floats) -> SparseRows:
         values = idf[columns_here]
         lengths = np.sqrt(np.bincount(text_of, weights=values**2, minlength=n_texts))
         entries.append((text_of, columns_here, weight * values / lengths[text_of]))
-    rows_with_rule, rules = np.nonzero(features.rule_hits)
-    entries.append((rows_with_rule, len(buckets) + rules, np.full(len(rules), RULE_WEIGHT)))
     texts, columns, values = map(np.concatenate, zip(*entries, strict=True))
-    # sorted by text and column, entries of one cell added up
-    cells, place = np.unique(texts * n_columns + columns, return_inverse=True)
-    summed = np.bincount(place, weights=values).astype(np.float64)
-    starts = np.searchsorted(cells // n_columns, np.arange(n_texts))
-    return SparseRows(cells % n_columns, summed, starts, n_columns)
+    shape = (n_texts, len(buckets) + n_rules)
+    return require("scipy.sparse", "rate").csr_array((values, (texts, columns)), shape=shape)
 
 
 def split_folds(n_items: int, n_folds: int, seed: int) -> list[Ints]:
@@ -190,16 +182,16 @@ class _Trainer:
         for held_out in split_folds(len(part), settings.inner_folds, settings.seed + 1):
             seen = np.delete(part, held_out)
             *_, rows = self._rows(seen)
-            fitted, unseen = rows.take(seen), rows.take(part[held_out])
+            fitted, unseen = rows[seen], rows[part[held_out]]
             for column in range(self._gold.shape[1]):
                 for place, model in enumerate(self._fit(fitted, seen, column, _CONTRASTS)):
-                    scores[place, held_out, column] = unseen.dot(model.weights) + model.bias
+                    scores[place, held_out, column] = unseen @ model.weights + model.bias
         gold = self._gold[part]
         plain, mixed = self._calibrate(scores[0], gold), self._calibrate(scores.mean(axis=0), gold)
         contrasts = _CONTRASTS if mixed.quality > plain.quality else _CONTRASTS[:1]
         platt, thresholds, _ = mixed if mixed.quality > plain.quality else plain
         buckets, idf, rows = self._rows(part)
-        fitted = rows.take(part)
+        fitted = rows[part]
         models = [
             mean_model(self._fit(fitted, part, column, contrasts))
             for column in range(gold.shape[1])
@@ -213,26 +205,24 @@ class _Trainer:
             idf=idf.astype(np.float32),
             coefficients=weights[:n_ngrams].astype(np.float32),
             rules=self._rules,
-            rule_coefficients=weights[n_ngrams:-1].astype(np.float32),
+            rule_coefficients=weights[n_ngrams:].astype(np.float32),
             bias=np.array([model.bias for model in models], np.float32),
             platt=np.array(platt, np.float32),
             thresholds=np.array(thresholds, np.float32),
             at_least_one=self._at_least_one,
         )
 
-    def _fit(
-        self, rows: SparseRows, part: Ints, column: int, contrasts: Sequence[float]
-    ) -> list[Linear]:
+    def _fit(self, rows: Any, part: Ints, column: int, contrasts: Sequence[float]) -> list[Linear]:
         """One model of a type for each share of contrast, from the part's rows."""
-        trust = np.ones(rows.n_columns)
+        trust = np.ones(rows.shape[1])
         if self._gold.shape[1] > 1:
             own = f"type:{self._taxonomy.ids[column]}"
-            first_rule = rows.n_columns - 1 - len(self._rules)
+            first_rule = rows.shape[1] - len(self._rules)
             trust[[first_rule + n for n, rule in enumerate(self._rules) if rule == own]] = _TRUST
         targets, strength = self._gold[part, column], self._settings.strength
         return [fit_type(rows, targets, strength, share, trust) for share in contrasts]
 
-    def _rows(self, part: Ints) -> tuple[Ints, Floats, SparseRows]:
+    def _rows(self, part: Ints) -> tuple[Ints, Floats, Any]:
         """The n-grams that a part of the texts keeps, their idf, and all texts in them."""
         chosen = _choose_ngrams(self._features, part, self._settings.min_texts)
         return *chosen, _build_rows(self._features, *chosen)
@@ -249,9 +239,7 @@ class _Trainer:
         return _Calibrated(platt, thresholds, float(micro + by_type.mean()))
 
 
-def fit_type(
-    rows: SparseRows, targets: Bools, strength: float, contrast: float, trust: Floats
-) -> Linear:
+def fit_type(rows: Any, targets: Bools, strength: float, contrast: float, trust: Floats) -> Linear:
     """The model of one type.
 
     Args:
@@ -260,8 +248,7 @@ def fit_type(
         trust: `(columns,)`: factor of each column, so that trusted ones need less evidence.
     """
     scale = trust if contrast == 0 else trust * contrast_columns(rows, targets, contrast)
-    scaled = rows._replace(values=rows.values * scale[rows.columns])
-    fitted = fit_logistic(scaled, targets, strength)
+    fitted = fit_logistic(rows.multiply(scale).tocsr(), targets, strength)
     return Linear(fitted.weights * scale, fitted.bias)
 
 
@@ -271,7 +258,7 @@ def mean_model(models: Sequence[Linear]) -> Linear:
     return Linear(weights, float(np.mean([model.bias for model in models])))
 
 
-def contrast_columns(rows: SparseRows, targets: Bools, share: float) -> Floats:
+def contrast_columns(rows: Any, targets: Bools, share: float) -> Floats:
     """`(columns,)`: how much each column separates texts of a type from the others, signed.
 
     The log ratio of the column's share among texts with the type and among the rest, clipped at
@@ -279,10 +266,8 @@ def contrast_columns(rows: SparseRows, targets: Bools, share: float) -> Floats:
 
     Source: Wang and Manning, Baselines and Bigrams (ACL 2012), section 2.3.
     """
-    present = rows.columns[rows.values != 0]
-    has_type = targets[rows.row_of[rows.values != 0]]
-    with_type = np.bincount(present[has_type], minlength=rows.n_columns) + 1.0
-    without = np.bincount(present[~has_type], minlength=rows.n_columns) + 1.0
+    present = rows != 0
+    with_type, without = present[targets].sum(axis=0) + 1.0, present[~targets].sum(axis=0) + 1.0
     ratio = np.log(with_type / with_type.sum()) - np.log(without / without.sum())
     ratio = np.clip(ratio, -_MOST_CONTRAST, _MOST_CONTRAST)
     return np.asarray(share * ratio + (1 - share) * np.abs(ratio).mean())

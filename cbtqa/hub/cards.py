@@ -27,7 +27,7 @@ from cbtqa.dataset.report.provenance import sampling_of
 from cbtqa.dataset.stats import DatasetStatistics
 from cbtqa.distortions.evaluate import EvaluationReport
 from cbtqa.distortions.tables import binary_table
-from cbtqa.files import parse_record, parse_yaml, read_json, shipped_yaml, write_text
+from cbtqa.files import parse_record, read_json, shipped_yaml, write_text
 from cbtqa.hub.card_schema import DatasetFront, ModelFront, check_front
 from cbtqa.hub.model_facts import BaseModel, ModelScores
 from cbtqa.hub.ratings import SUMMARY_SPLIT, RatedStudy, card_table
@@ -35,6 +35,7 @@ from cbtqa.hub.scan import read_notes
 from cbtqa.hub.settings import DatasetSettings, Gate, ModelSettings, PublishSettings
 from cbtqa.hub.source_text import MASK
 from cbtqa.manifest import Manifest
+from cbtqa.plain_values import parse_yaml
 from cbtqa.report.page import Phrase, same
 from cbtqa.report.table import Table
 from cbtqa.report.words import count

@@ -20,8 +20,8 @@ from cbtqa.errors import (
     EndpointAuthError,
     EndpointError,
     EndpointTimeoutError,
-    MissingExtraError,
     RateLimitError,
+    require,
 )
 from cbtqa.hub.plan import PlannedFile, RepoKind
 from cbtqa.hub.settings import Gate
@@ -61,10 +61,7 @@ class Account:
 
 def require_hub() -> None:
     """Raises MissingExtraError unless the Hub's library is installed."""
-    try:
-        import huggingface_hub  # noqa: F401 - asked for, not used
-    except ImportError:
-        raise MissingExtraError("huggingface_hub", "hub") from None
+    require("huggingface_hub", "hub")
 
 
 def saved_token() -> str | None:

@@ -55,6 +55,8 @@ class Prepared(Tabular):
 
     def write_preview(self, path: Path | None = None) -> Path:
         target = path or self.settings.run / STAGING / "preview.html"
+        if not target.suffix:  # a browser opens a page by its suffix
+            target = target.with_name(f"{target.name}.html")
         write_text(target, preview_page(self.plan, self.findings))
         return target
 

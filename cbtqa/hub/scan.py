@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cbtqa.errors import DataError
 from cbtqa.files import open_text, read_json, shipped_yaml
@@ -24,6 +24,9 @@ from cbtqa.hub.settings import PublishSettings
 from cbtqa.hub.source_text import ANSWER_RUN, SourceIndex
 from cbtqa.psyqa import SourceItem, parse_columns, read_questions
 from cbtqa.safety.personal_data import find_personal_data
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 PERSONAL_KINDS = {"phone", "landline", "id_card", "bank_card", "email", "wechat", "qq"}
 """Kinds told by form and checksum; names and addresses after a cue are too often invented ones."""
@@ -187,7 +190,7 @@ MAX_HEADER = 100_000_000
 
 
 class Passage(NamedTuple):
-    """One piece of text; `where` is `line N` or `row N:column`."""
+    """One piece of text; `where` is `line N`, `question ID:column` or `row N:column`."""
 
     where: str
     text: str
@@ -253,16 +256,26 @@ def _of_parquet(source: Path) -> Iterator[list[Passage]]:
             yield [Passage("metadata", pair) for pair in pairs]
             number = 0
             for batch in parquet.iter_batches(batch_size=PASSAGES_PER_BLOCK):
+                rows = _row_names(batch, number)
                 for name in batch.schema.names:
                     values = batch.column(batch.schema.get_field_index(name)).to_pylist()
                     yield [
-                        Passage(f"row {number + row}:{where}", text)
-                        for row, value in enumerate(values, 1)
+                        Passage(f"{row}:{where}", text)
+                        for row, value in zip(rows, values, strict=True)
                         for where, text in _strings(value, name, with_keys=False)
                     ]
                 number += batch.num_rows
     except pa.ArrowInvalid as error:
         raise DataError(f"not Parquet: {error}", where=str(source)) from None
+
+
+def _row_names(batch: pa.RecordBatch, n_before: int) -> list[str]:
+    """What to call each row of a table: the question that it is about, else its number."""
+    for name in ("id", "question_id"):
+        if name in batch.schema.names:
+            ids = batch.column(batch.schema.get_field_index(name)).to_pylist()
+            return [f"question {value}" for value in ids]
+    return [f"row {n_before + row}" for row in range(1, batch.num_rows + 1)]
 
 
 def _strings(value: Any, where: str, with_keys: bool = True) -> Iterator[Passage]:

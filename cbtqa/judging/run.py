@@ -8,6 +8,7 @@ manifest.json          written last
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 from pydantic import Field
@@ -27,7 +28,7 @@ from cbtqa.judging.report import JudgeReport, make_report
 from cbtqa.llm.batch import OnProgress
 from cbtqa.llm.cost import Estimate
 from cbtqa.llm.runs import Service, estimate_run, open_run, refuse_foreign
-from cbtqa.manifest import MANIFEST_NAME, describe_file, write_manifest
+from cbtqa.manifest import MANIFEST_NAME, describe_file, refuse_empty, write_manifest
 from cbtqa.metrics.base import Signature, maker
 from cbtqa.metrics.pairs import Columns
 from cbtqa.settings import Resolved
@@ -119,6 +120,11 @@ def judge(resolved: Resolved[JudgeSettings], on_progress: OnProgress | None = No
             files=tuple(describe_file(out / name, out) for name in (RATINGS_NAME, REPORT_NAME)),
         )
     write_manifest(out, manifest)
+    reasons = Counter(
+        one.unscored_reason.partition(":")[0] for one in ratings if one.unscored_reason
+    )
+    n_scored = sum(one.value is not None for one in ratings)
+    refuse_empty(n_scored, len(ratings), "ratings was given", reasons, kept=out)
     return report
 
 

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from cbtqa.errors import EndpointError, RateLimitError
+from cbtqa.errors import EndpointError, EndpointTimeoutError, RateLimitError
 from cbtqa.llm.chat import ChatRequest, Fault, Reply
 from cbtqa.llm.cost import Budget, Price, estimate_prompt, estimate_tokens
 from cbtqa.llm.endpoint import Endpoint, ResponseFormat
 from cbtqa.llm.journal import Journal, State
-from cbtqa.llm.limits import Gate, GateClosedError, Limits, Queue, backoff_s
+from cbtqa.llm.limits import MOST_TIMEOUT_S, Gate, GateClosedError, Limits, Queue, backoff_s
 from cbtqa.llm.progress import Meter
 from cbtqa.llm.protocol import EventStreamError, RequestRefusedError, request_body
-from cbtqa.llm.transport import Transport, open_transport
+from cbtqa.llm.transport import Received, Transport, open_transport
 from cbtqa.records import Reason, Usage
 
 MOST_RATE_LIMITED = 50
 """Times that one request may be answered "too many" before it is given up."""
+REFUSED_FIRST = 8
+"""Requests refused before the model has answered any: from so many on, it refuses them all."""
+REFUSED_IN_A_ROW = 100
+"""The same for a model that has answered before; assumed."""
+MEND_AND_ASK = (
+    "mend what it names (such as with --extra, --max-tokens, --model or the server's own "
+    "settings); then the same command asks again"
+)
+FREE_SPACE = "free some disk space, then give the same command again"
 BUDGET_LOOK_S = 0.05
 UNKNOWN_TOKENS = 1000
 """Booked for a reply of which neither the limit nor an example is known."""
@@ -35,6 +46,12 @@ class ItemFailedError(Exception):
     def __init__(self, state: State, fault: Fault) -> None:
         super().__init__(fault.detail)
         self.state, self.fault = state, fault
+
+
+class StopRun(Protocol):
+    """Ends the run: nothing more is sent."""
+
+    def __call__(self, reason: str, hint: str | None = None) -> None: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +79,9 @@ class _Tries:
     n_sent: int = 0
     n_failed: int = 0
     n_limited: int = 0
+    n_timeouts: int = 0
+    took_s: float = 0.0
+    """Seconds until the last failure."""
 
 
 class Model:
@@ -73,12 +93,17 @@ class Model:
         meter: Meter,
         budget: Budget | None,
         price: Price | None,
-        stop: Callable[[str], None],
+        stop: StopRun,
     ) -> None:
         self.price, self.spent = price, NOTHING
         self._limits, self._meter, self._budget, self._stop = limits, meter, budget, stop
         self._queue = Queue(limits)
         self._servers: list[_Server] = []
+        self._n_asking = self._n_refused = 0
+        self._has_answered = False
+        self._last_refusal = self._waits_for = ""
+        self._refused: list[asyncio.Future[None]] = []
+        """Requests refused while the model has not answered any: they wait for its first answer."""
 
     async def open(
         self, endpoints: Sequence[Endpoint], journal: Journal, stack: AsyncExitStack
@@ -89,6 +114,9 @@ class Model:
             await stack.enter_async_context(transport)
             gate, ladder = Gate(self._limits, self._queue), FormatLadder(endpoint, journal)
             self._servers.append(_Server(endpoint, transport, gate, ladder))
+        self._in_flight = journal.in_flight
+        self._journal, names = journal, [answered_name(endpoint) for endpoint in endpoints]
+        self._has_answered = any(journal.meta(name) for name in names)
 
     @property
     def limit(self) -> int:
@@ -99,6 +127,7 @@ class Model:
         """Sends nothing more; what is in flight goes on."""
         for server in self._servers:
             server.gate.close()
+        self._release(GateClosedError())
 
     async def answer(self, request: ChatRequest, attempt: int) -> Reply:
         """A reply, after as many repeats as the limits allow.
@@ -108,6 +137,14 @@ class Model:
             EndpointError: it refuses all requests.
             GateClosedError: the run is stopping.
         """
+        self._n_asking += 1
+        try:
+            return await self._answer(request, attempt)
+        finally:
+            self._n_asking -= 1
+            self._look_at_refusals()
+
+    async def _answer(self, request: ChatRequest, attempt: int) -> Reply:
         tries = _Tries(self._servers[0])
         while True:
             try:
@@ -116,6 +153,8 @@ class Model:
                 if request.json_schema is not None and _stepped_down(tries, error):
                     continue
                 if isinstance(error, RequestRefusedError):
+                    if error.reason is Reason.BAD_REQUEST:
+                        await self._doubt(error, tries.server.endpoint)
                     raise ItemFailedError(State.FINAL, error.fault) from None
                 is_stream = isinstance(error, EventStreamError)
                 if not error.is_retryable or (is_stream and not tries.server.gate.has_answered):
@@ -126,6 +165,54 @@ class Model:
                     is_guess = tries.server in tries.guessed and tries.server in tries.floors
                     tries.server.ladder.answered(tries.rung, is_guess=is_guess)
                 return reply
+
+    async def _doubt(self, error: RequestRefusedError, endpoint: Endpoint) -> None:
+        """Returns once the refusal is known to concern this one request.
+
+        Raises:
+            GateClosedError: it concerns all of them, and the run was stopped for it.
+        """
+        self._n_refused += 1
+        self._last_refusal = f"{endpoint.host} {error}"
+        if self._has_answered:
+            if self._n_refused >= REFUSED_IN_A_ROW:
+                self._stop(
+                    f"the last {self._n_refused} requests were all refused. {self._last_refusal}",
+                    "mend what it names, then give the same command with --retry "
+                    "rejected=bad_request; without it, only the others are asked",
+                )
+            return
+        waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._refused.append(waiting)
+        self._look_at_refusals()
+        await waiting
+
+    def _look_at_refusals(self) -> None:
+        """Stops the run when the first requests were refused alike, or nothing else is asked."""
+        n = len(self._refused)
+        if not n or not (n >= REFUSED_FIRST or n >= self._n_asking):
+            return
+        requests = "the first request was" if n == 1 else f"the first {n} requests were all"
+        self._stop(
+            f"{requests} refused, and nothing is rejected for it. {self._last_refusal}",
+            MEND_AND_ASK,
+        )
+
+    def _release(self, error: GateClosedError | None = None) -> None:
+        waiting, self._refused = self._refused, []
+        for one in waiting:
+            if not one.done():
+                one.set_exception(error) if error else one.set_result(None)
+
+    def _has_replied(self, server: _Server) -> None:
+        """Notes a reply: what was refused before it was refused for its own sake."""
+        self._n_refused = 0
+        if self._waits_for and self._meter.note == self._waits_for:
+            self._meter.note = self._waits_for = ""
+        if not self._has_answered:
+            self._has_answered = True
+            self._journal.set_meta(answered_name(server.endpoint), "yes")
+            self._release()
 
     async def _send(self, request: ChatRequest, attempt: int, tries: _Tries) -> Reply:
         # 0 when nobody counts tokens
@@ -140,15 +227,22 @@ class Model:
             # chosen only now: while this request waited, others may have found the right rung
             tries.rung = server.ladder.lower_of(tries.floors.get(server, "json_schema"))
             body = request_body(request, server.endpoint, tries.rung, attempt)
+            if not self._journal.has_room():
+                self._stop("the disk is nearly full: nothing more is sent", FREE_SPACE)
+                raise GateClosedError
             sent_at = self._meter.sent(is_repeat=tries.n_sent > 0)
             tries.n_sent += 1
+            self._in_flight.sent()
             try:
-                received = await server.transport.send(body, self._limits.timeout_s)
+                received = await self._post(body, server, tries)
             except RequestRefusedError:
+                self._in_flight.failed()
                 gate.answered()
                 raise
             except EndpointError as error:
-                gate.failed(error)
+                self._in_flight.failed()
+                tries.took_s = time.monotonic() - sent_at
+                gate.failed(error, tries.took_s)
                 raise
             finally:
                 self._meter.returned(sent_at)
@@ -156,10 +250,26 @@ class Model:
                     self._budget.book(booked, self.price, sign=-1)
         finally:
             gate.leave()
-        gate.answered()
+        gate.answered(received.reply.latency_s)
+        self._has_replied(server)
         gate.heed(received.headers, received.reply.usage.n_tokens - paced)
         self._pay(received.reply, estimate)
-        return replace(received.reply, host=server.endpoint.host)
+        reply = replace(received.reply, host=server.endpoint.host)
+        self._in_flight.received(reply)
+        return reply
+
+    async def _post(self, body: dict[str, Any], server: _Server, tries: _Tries) -> Received:
+        began = time.monotonic()
+        try:
+            with server.gate.time_limit(tries.n_timeouts) as deadline:
+                async with deadline:
+                    # the gate's limit grows while the request waits; the transport's cannot
+                    most = max(MOST_TIMEOUT_S, self._limits.timeout_s) + 60
+                    return await server.transport.send(body, most)
+        except TimeoutError:
+            tries.n_timeouts += 1
+            waited = time.monotonic() - began
+            raise EndpointTimeoutError(f"no whole answer within {waited:.3g} s") from None
 
     def _pay(self, reply: Reply, estimate: int) -> None:
         self._meter.paid(reply.usage, estimate)
@@ -201,15 +311,22 @@ class Model:
         """Waits before the next try; a suspected outage does not use up an item's tries."""
         gate, host = tries.server.gate, tries.server.endpoint.host
         wait_asked = error.retry_after_s if isinstance(error, RateLimitError) else None
-        if gate.is_gone(error):
-            has_answered = any(server.gate.has_answered for server in self._servers)
-            if not has_answered and not isinstance(error, RateLimitError):
+        if gate.is_gone(error, tries.took_s):
+            if isinstance(error, RateLimitError):
+                self._stop(f"{host} takes no requests: {error}")
+                raise GateClosedError
+            if not any(server.gate.has_answered for server in self._servers):
+                if error.status is not None:
+                    raise EndpointError(f"{host} fails at every request: {error}")
+                kind = "answer" if isinstance(error, EndpointTimeoutError) else "usable answer"
                 raise EndpointError(
-                    f"no answer from {host}: {error}",
+                    f"no {kind} from {host}: {error}",
                     hint=error.hint or "the server answers; its own log says what is wrong",
                 )
             self._stop(f"the endpoint is gone: {error}")
             raise GateClosedError
+        if gate.is_out and not gate.has_alternative:
+            self._meter.note = self._waits_for = f"waiting for {host}: {error}"
         if gate.has_alternative and gate.is_suspect:
             place = tries.server.endpoint.base_url
             self._meter.note = f"{place} did not answer ({error}); the other servers went on"
@@ -219,13 +336,12 @@ class Model:
                 return
             self._stop(f"the endpoint asks to wait {wait_asked:.0f} s: {error}")
             raise GateClosedError
-        if isinstance(error, RateLimitError):
-            tries.n_limited += 1
-        elif not gate.is_suspect:
-            tries.n_failed += 1
+        if not gate.is_out:
+            tries.n_limited += isinstance(error, RateLimitError)
+            tries.n_failed += not isinstance(error, RateLimitError)
         tries.failing_since = tries.failing_since or time.monotonic()
         waited = time.monotonic() - tries.failing_since
-        is_late = waited > self._limits.retry_for_s and not gate.is_suspect
+        is_late = waited > self._limits.retry_for_s and not gate.is_out
         too_often = tries.n_failed > self._limits.max_retries or tries.n_limited > MOST_RATE_LIMITED
         if too_often or is_late:
             n_tries = tries.n_failed + tries.n_limited
@@ -319,6 +435,11 @@ class FormatLadder:
         if names_format and not self.is_proved:
             self.rung = RUNGS[max(place + 1, RUNGS.index(self.rung))]
         return lower
+
+
+def answered_name(endpoint: Endpoint) -> str:
+    """Under which name a journal keeps that a server and model have answered a request."""
+    return f"answered:{endpoint.host}:{endpoint.model}"
 
 
 def format_name(endpoint: Endpoint) -> str:

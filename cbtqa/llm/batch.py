@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -45,6 +45,7 @@ Answer = Callable[[ChatRequest, int], Awaitable[Reply]]
 OnProgress = Callable[[Progress], None]
 FEED_BLOCK = 64
 PROGRESS_EVERY_S = 0.5
+SENT_AGAIN = "sent again, what was answered of them is paid twice"
 MOST_UNWRITTEN = 2_000
 """Free answers that may wait for the disk at a time."""
 
@@ -90,7 +91,7 @@ class Question(NamedTuple):
         judged = partial(task.check, item), partial(task.ask_again, item)
         return cls(key, task.request(item), *judged, answer)
 
-    def settle(self, received: Entry, max_attempts: int) -> tuple[Entry, ChatRequest | None]:
+    def settle(self, received: Entry, last_attempt: int) -> tuple[Entry, ChatRequest | None]:
         """The row that a reply becomes, and the next request when there is to be one."""
         reply, attempt = received.reply, received.attempt
         assert reply is not None
@@ -98,7 +99,7 @@ class Question(NamedTuple):
         if fault is None:
             return replace(received, state=State.ACCEPTED), None
         is_blocked = fault.reason is Reason.CONTENT_FILTER
-        is_last = attempt >= max_attempts
+        is_last = attempt >= last_attempt
         again = None if is_blocked or is_last else self.ask_again(reply, fault)
         is_final = is_blocked or (again is None and not is_last)
         state = State.FINAL if is_final else State.FAULTY
@@ -225,13 +226,16 @@ async def ask_all(
         keys = [task.key(item) for item in block]
         taken = live.intersection(keys)
         standings = line.journal.standings(keys)
+        again = asked_again(line.journal, standings, line.limits) - line.asked_again
         for item, key in zip(block, keys, strict=True):
             if key in taken:
                 line.meter.n_duplicates += 1
                 continue
             taken.add(key)
             standing = standings.get(key)
-            if standing is not None and standing.is_done(line.limits.max_attempts):
+            if key in again:
+                line.asked_again.add(key)
+            elif standing is not None and standing.is_done(line.limits.max_attempts):
                 line.meter.n_skipped += 1
                 continue
             await room.acquire()
@@ -240,6 +244,18 @@ async def ask_all(
             live.add(key)
             line.start(work(item, key, standing))
         await asyncio.sleep(0)
+
+
+def asked_again(journal: Journal, standings: Mapping[str, Standing], limits: Limits) -> set[str]:
+    """The items that have ended, rejected, and that `--retry` asks about again."""
+    if not limits.retry:
+        return set()
+    ended = [key for key, one in standings.items() if one.is_done(limits.max_attempts)]
+    return {
+        key
+        for key, outcome in journal.outcomes(ended)
+        if outcome is not None and outcome.fault and limits.retries(outcome.fault.reason)
+    }
 
 
 class Line:
@@ -261,8 +277,14 @@ class Line:
     ) -> None:
         self.journal, self.limits, self.budget = journal, limits, budget
         self.meter = Meter(None, price, journal.totals())
+        if n := journal.in_flight.n_before:
+            requests = "1 request was" if n == 1 else f"{n:,} requests were"
+            self.meter.notices = (f"{requests} in flight when the last run ended; {SENT_AGAIN}",)
         self.stop_reason: str | None = None
         """Why the run ends early, or None."""
+        self.stop_hint: str | None = None
+        self.asked_again: set[str] = set()
+        """Keys of rejected items that this run asks about again, each once."""
         self.on_stop: Callable[[], None] = lambda: None
         self.describe: Callable[[Progress], Progress] = lambda progress: progress
         """What is reported in place of the line's own counters."""
@@ -313,8 +335,12 @@ class Line:
             EndpointError, IncompleteRunError: as `run_batch`.
         """
         key = question.key
-        standing = self.journal.standings([key]).get(key)
-        if standing is not None and standing.is_done(self.limits.max_attempts):
+        standings = self.journal.standings([key])
+        standing = standings.get(key)
+        is_again = bool(asked_again(self.journal, standings, self.limits) - self.asked_again)
+        self.asked_again |= {key} if is_again else set()
+        is_done = standing is not None and standing.is_done(self.limits.max_attempts)
+        if is_done and not is_again:
             self.meter.n_skipped += 1
         else:
             entry = await self.work(question, standing)
@@ -330,6 +356,12 @@ class Line:
         answer = question.answer or self.models[0].answer
         last = self.journal.last_paid(key) if standing else None
         attempt, request, reply = question.next_step(last)
+        last_attempt = self.limits.max_attempts
+        if standing is not None and standing.is_done(last_attempt):
+            # rejected, and asked again from the start: its attempts are counted anew
+            n_before = last.attempt if last else 0
+            attempt, request, reply = n_before + 1, question.request, None
+            last_attempt += n_before
         if request is None and reply is None:
             assert last is not None and last.reply is not None
             # the row repeats the reply, so that it holds the raw text, but not its price
@@ -348,7 +380,7 @@ class Line:
                     return await self.end(entry, is_free=is_free)
             received = Entry(key, attempt, State.UNCHECKED, reply)
             try:
-                entry, request = question.settle(received, self.limits.max_attempts)
+                entry, request = question.settle(received, last_attempt)
             except BaseException:
                 # paid for and not judged: a mistake in the task must not cost the reply
                 self.keep(received)
@@ -427,10 +459,10 @@ class Line:
         """True once nothing more is to be asked."""
         return self._closed.is_set()
 
-    def stop(self, reason: str) -> None:
+    def stop(self, reason: str, hint: str | None = None) -> None:
         """Ends the run: nothing more is sent; what is in flight may end."""
         if self.stop_reason is None:
-            self.stop_reason = reason
+            self.stop_reason, self.stop_hint = reason, hint
         self._closed.set()
         for model in self.models:
             model.close()
@@ -447,8 +479,13 @@ class Line:
         if self.is_stopping:
             for work in self._tasks:
                 work.cancel()
+        elif n := self.meter.n_in_flight:
+            most = f"{self.limits.grace_s:.0f} s"
+            notice = f"stopping: {n:,} in flight may end within {most}; Ctrl-C again leaves at once"
+            self.meter.notices += (notice,)
         self._is_interrupted |= number == signal.SIGINT
         self.stop(f"stopped by {signal.Signals(number).name}")
+        self._report()
 
     async def sleep(self, seconds: float) -> None:
         """Sleeps; raises GateClosedError once the run is stopping."""
@@ -460,11 +497,14 @@ class Line:
         """The summary, or what stopped the run."""
         summary = self.meter.summary(self.stop_reason)
         if self._is_interrupted:
-            raise KeyboardInterrupt
+            n = self.journal.in_flight.n
+            dropped = f", {n:,} in flight were dropped (maybe paid)" if n else ""
+            kept = f"{_kept(self.describe(summary))} are kept{dropped}; the same command continues"
+            raise KeyboardInterrupt(f"interrupted: {kept}")
         if self._fatal is not None:
             raise self._fatal
         if self.stop_reason is not None:
-            raise BatchStoppedError(self.stop_reason, summary)
+            raise BatchStoppedError(self.stop_reason, summary, hint=self.stop_hint)
         return summary
 
     async def _tick(self) -> None:
@@ -476,6 +516,12 @@ class Line:
         if self._on_progress:
             limit = sum(model.limit for model in self.models)
             self._on_progress(self.describe(self.meter.progress(limit)))
+
+
+def _kept(progress: Progress) -> str:
+    n_total = progress.n_total
+    of_all = f" of {n_total:,}" if n_total is not None else ""
+    return f"{progress.n_done:,}{of_all} answered"
 
 
 @contextmanager

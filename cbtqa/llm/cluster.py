@@ -19,9 +19,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, cast
 
-from cbtqa.errors import ConfigError, IncompleteRunError, MissingExtraError
-from cbtqa.llm.asking import USED_UP, format_name
+from cbtqa.errors import ConfigError, IncompleteRunError, require
+from cbtqa.llm.asking import USED_UP, answered_name, format_name
 from cbtqa.llm.batch import Line, Question, Task, ask_all, run_anywhere
+from cbtqa.llm.chat import Reply
 from cbtqa.llm.cost import Budget
 from cbtqa.llm.endpoint import Endpoint
 from cbtqa.llm.journal import Entry, Journal, Standing, Totals
@@ -75,8 +76,21 @@ class Report(NamedTuple):
     reported: list[ItemReport]
     stop_reason: str | None
     """Why the actor asks no more."""
+    stop_hint: str | None
     progress: Progress
     metas: dict[str, str]
+
+
+class _NotNoted:
+    """In place of `InFlight`: the driver notes what it has handed out."""
+
+    n_before = 0
+
+    def sent(self) -> None: ...
+
+    def failed(self) -> None: ...
+
+    def received(self, reply: Reply) -> None: ...
 
 
 class _Rows:
@@ -85,11 +99,14 @@ class _Rows:
     def __init__(self, earlier: Totals, metas: dict[str, str]) -> None:
         self.rows: dict[str, list[Entry]] = {}
         self.paid: dict[str, Entry] = {}
-        self.metas = metas
+        self.metas, self.in_flight = metas, _NotNoted()
         self.totals, self.meta, self.last_paid = lambda: earlier, metas.get, self.paid.get
 
     def set_meta(self, name: str, value: str) -> None:
         self.metas[name] = value
+
+    def has_room(self) -> bool:
+        return True  # the driver's disk is not this one
 
     def put(self, entry: Entry) -> asyncio.Future[None]:
         self.rows[entry.key].append(entry)
@@ -125,7 +142,8 @@ class Shard:
         self._news.clear()
         reported, self._reported = self._reported, []
         progress = self._line.meter.progress(sum(model.limit for model in self._line.models))
-        return Report(reported, self._line.stop_reason, progress, dict(self._rows.metas))
+        why = self._line.stop_reason, self._line.stop_hint
+        return Report(reported, *why, progress, dict(self._rows.metas))
 
     async def _work(self, handed: Handed) -> None:
         """Asks about an item until it has ended or the line stops."""
@@ -226,7 +244,7 @@ class _Driver:
         # an actor waits more than it computes: it takes no CPU from Ray Data's own tasks
         kind = ray.remote(num_cpus=0, max_restarts=0, scheduling_strategy="SPREAD")(Shard)
         handle: Any = kind.remote()
-        names = {format_name(endpoint) for endpoint in self._endpoints}
+        names = {name(one) for one in self._endpoints for name in (format_name, answered_name)}
         metas = {name: value for name in names if (value := self._journal.meta(name))}
         actor = _Actor(handle, limits, budget)
         self._actors.append(actor)
@@ -263,7 +281,7 @@ class _Driver:
             # the others go on with what it leaves, until theirs is used up too
             actor.is_used_up = True
         elif report.stop_reason is not None:
-            self._line.stop(report.stop_reason)
+            self._line.stop(report.stop_reason, report.stop_hint)
         for reported in report.reported:
             self._n_losses = 0
             waiter = actor.waiting.pop(reported.key)
@@ -274,6 +292,17 @@ class _Driver:
 
     async def _work(self, item: Any, key: str, standing: Standing | None) -> None:
         """Has one item worked off, by another actor when one dies or has spent its share."""
+        self._journal.in_flight.sent()
+        try:
+            await self._work_off(item, key, standing)
+        except asyncio.CancelledError:
+            raise  # dropped, and maybe paid: it stays noted
+        except BaseException:
+            self._journal.in_flight.failed()
+            raise
+        self._journal.in_flight.failed()
+
+    async def _work_off(self, item: Any, key: str, standing: Standing | None) -> None:
         paid = self._journal.last_paid(key) if standing else None
         while not self._line.is_stopping:
             able = [actor for actor in self._actors if not actor.is_used_up]
@@ -366,10 +395,7 @@ def share_of_budget(budget: Budget | None, n: int) -> Budget | None:
 @contextmanager
 def _connected(address: str, n_actors: int) -> Iterator[None]:
     """A connection to Ray, closed again when it was opened here."""
-    try:
-        import ray
-    except ImportError:
-        raise MissingExtraError("ray", "cluster") from None
+    ray = require("ray", "cluster")
     if ray.is_initialized():
         yield
         return

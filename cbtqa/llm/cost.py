@@ -13,8 +13,8 @@ from importlib.resources import files
 from pydantic import Field
 
 from cbtqa.errors import ConfigError
-from cbtqa.files import parse_yaml
 from cbtqa.llm.chat import ChatRequest
+from cbtqa.plain_values import parse_yaml
 from cbtqa.records import Record, Usage
 
 REPLY_TOKENS = 600

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import socket
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -15,12 +16,12 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from cbtqa.errors import ConfigError, EndpointAuthError, LicenceGateError
-from cbtqa.files import parse_yaml
 from cbtqa.manifest import now
+from cbtqa.plain_values import parse_yaml
 from cbtqa.records import Record
 from cbtqa.secrets import remember
 
@@ -60,6 +61,12 @@ def preset_file() -> PresetFile:
     return PresetFile.model_validate(parse_yaml(text))
 
 
+class AddressError(ConfigError):
+    """`--endpoint` names no address."""
+
+    exit_code = 2
+
+
 @dataclass(frozen=True)
 class Endpoint:
     """An OpenAI-compatible server and the model to ask there."""
@@ -74,6 +81,8 @@ class Endpoint:
     transport: TransportName = "http"
     key_env: str = OWN_KEY
     """Environment variable that the key was looked for in."""
+    allows_plain_http: bool = False
+    """True when a remote host may be asked without encryption."""
 
     def __post_init__(self) -> None:
         remember(self.key)
@@ -91,6 +100,7 @@ class Endpoint:
         *,
         transport: TransportName = "http",
         environ: Mapping[str, str] | None = None,
+        allows_plain_http: bool = False,
     ) -> Endpoint:
         """An endpoint from the words `--endpoint URL|PRESET|batch-files:FOLDER --model NAME`.
 
@@ -98,7 +108,8 @@ class Endpoint:
         key is never sent to another host. `check_key` demands one: an estimate needs none.
 
         Raises:
-            ConfigError: no such preset, a URL that is none or carries a secret, or an unusable key.
+            AddressError: no such preset, or a URL that is none.
+            ConfigError: a URL that carries a secret, or an unusable key.
         """
         environ = os.environ if environ is None else environ
         if not model.strip():
@@ -109,7 +120,7 @@ class Endpoint:
         preset = presets.get(endpoint)
         if preset is None and "://" not in endpoint:
             known = ", ".join(presets)
-            raise ConfigError(
+            raise AddressError(
                 f"'{endpoint.rpartition('@')[2]}' is neither a preset nor a URL",
                 hint=f"presets: {known}; a URL starts with http:// or https://; "
                 f"{BATCH_FILES}FOLDER writes the requests to files",
@@ -123,14 +134,28 @@ class Endpoint:
             raise ConfigError(
                 f"{variable} holds no key: a key is one word of ASCII letters, digits and signs"
             )
-        made = cls(base_url, model, key, transport=transport, key_env=variable)
+        given: dict[str, Any] = {"transport": transport, "allows_plain_http": allows_plain_http}
+        made = cls(base_url, model, key, key_env=variable, **given)
         if preset is None:
             return made
         return replace(made, format=preset.format, max_tokens_field=preset.max_tokens_field)
 
     def check_key(self) -> None:
-        """Raises EndpointAuthError when the endpoint is remote and there is no key for it."""
-        if self.key is None and not self.is_local:
+        """Checks that a remote endpoint may be asked.
+
+        Raises:
+            ConfigError: it would be asked without encryption, and that was not allowed.
+            EndpointAuthError: there is no key for it.
+        """
+        if self.is_local:
+            return
+        if self.base_url.lower().startswith("http:") and not self.allows_plain_http:
+            raise ConfigError(
+                f"http://{self.host} is not local: key and text could be read on the way there",
+                hint="use https://, or a tunnel to a local port; --allow-plain-http where the "
+                "network in between is your own",
+            )
+        if self.key is None:
             raise EndpointAuthError(f"no key for {self.host}", hint=f"export {self.key_env}=...")
 
     @property
@@ -192,10 +217,14 @@ def checked_url(url: str) -> str:
     """The base address of an endpoint.
 
     Raises:
-        ConfigError: no HTTP URL, or one with a user, query or fragment, which is not repeated.
+        AddressError: no HTTP URL.
+        ConfigError: one with a user, query or fragment, which is not repeated.
     """
     url = url.strip().rstrip("/").removesuffix("/chat/completions")
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:  # brackets left open, signs that only look like a slash
+        raise AddressError(f"'{_without_secrets(url)}' is no HTTP URL: {error}") from None
     # what an address carries beside a place is a secret, refused as it is
     held = [parts.username, parts.password, parts.fragment]
     held += [value for _, value in parse_qsl(parts.query, keep_blank_values=True)]
@@ -206,14 +235,23 @@ def checked_url(url: str) -> str:
         has_port = parts.port is None or parts.port > 0
     except ValueError:
         has_port = False
-    if parts.scheme not in ("http", "https") or not parts.hostname or not has_port:
-        raise ConfigError(f"'{parts.scheme}://{parts.netloc.rpartition('@')[2]}' is no HTTP URL")
+    is_odd = any(sign.isspace() or not sign.isprintable() for sign in parts.netloc)
+    is_http = parts.scheme in ("http", "https")
+    if not is_http or not parts.hostname or not has_port or is_odd:
+        place = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+        raise AddressError(f"{place!r} is no HTTP URL", hint="such as http://127.0.0.1:8000/v1")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ConfigError(
             f"the URL of {parts.hostname} carries a user, a query or a fragment",
             hint=f"give the bare address; a key goes into the environment, such as {OWN_KEY}",
         )
     return url
+
+
+def _without_secrets(url: str) -> str:
+    """The beginning of what is no URL, without what may be a user, a password or a query."""
+    scheme, sign, rest = url.partition("://")
+    return ascii(scheme + sign + re.split("[?#]", rest.rpartition("@")[2])[0][:80])[1:-1]
 
 
 _LOCAL_RANGES = (
@@ -223,8 +261,9 @@ _LOCAL_RANGES = (
 _LOCAL_NETWORKS = tuple(map(ipaddress.ip_network, _LOCAL_RANGES.split()))
 """Loopback, RFC 1918, link-local, unique local. Not `is_private`: that also counts ranges which
 are merely reserved, and 100.64.0.0/10 belongs to the internet provider."""
-_PRIVATE_SUFFIXES = (".internal", ".home.arpa", ".lan")
-"""Names that public DNS does not hand out, or that nobody can register there."""
+_PRIVATE_SUFFIXES = (".internal", ".home.arpa", ".lan", ".local", ".localhost")
+"""Names that public DNS does not hand out, or that nobody can register there. A resolver may still
+send them anywhere, so the addresses decide."""
 
 
 def is_local(url: str) -> bool:
@@ -234,12 +273,15 @@ def is_local(url: str) -> bool:
     it elsewhere tomorrow. A bare name (`gpu-box`, a container) and the private suffixes are local
     when every address they resolve to is.
     """
-    host = (urlsplit(url).hostname or "").rstrip(".").lower()
+    try:
+        host = (urlsplit(url).hostname or "").rstrip(".").lower()
+    except ValueError:
+        return False
     if not host:
         return False
     with suppress(ValueError):
         return _is_local_address(host)
-    if host == "localhost" or host.endswith((".localhost", ".local")):
+    if host == "localhost":
         return True
     if "." in host and not host.endswith(_PRIVATE_SUFFIXES):
         return False
@@ -277,7 +319,7 @@ def pass_disclosure_gates(
             f"{what} would be sent to {named}. PsyQA's user agreement forbids passing its "
             "text on to third parties, and a hosted model is one",
             hint="use a local endpoint (--endpoint vllm, ollama, llama.cpp), or, if you have "
-            "permission or the data is yours, add --acknowledge-disclosure (recorded in the "
-            "manifest)",
+            "permission or the data is yours, add --acknowledge-disclosure to this command "
+            "(recorded in the manifest; a settings file cannot say it)",
         )
     return {"disclosure": f"text sent to {named}; acknowledged {now()}"}

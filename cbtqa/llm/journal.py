@@ -5,8 +5,9 @@
         for key, outcome in j.outcomes(["4394", "4395"]): ...      # caller's order; None: not done
 
 Every attempt on an item is a row; its last row is its state. A reply counts once its transaction is
-committed (WAL, synchronous=FULL: a power cut does not undo it). `put` gathers rows for 50 ms before
-a commit, on a thread of its own, so that an event loop never waits for the disk.
+committed: a power cut does not undo it (`database_files` knows how, on which drive). `put` gathers
+rows for 50 ms before a commit, on a thread of its own, so that an event loop never waits for the
+disk.
 """
 
 from __future__ import annotations
@@ -15,18 +16,20 @@ import asyncio
 import hashlib
 import json
 import os
-import re
+import shutil
 import sqlite3
-import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cbtqa.database_files import DatabaseFile, connect
 from cbtqa.errors import ConfigError, DataError, IncompleteRunError
 from cbtqa.llm.journal_rows import (
     ADD_TOTAL,
@@ -36,6 +39,7 @@ from cbtqa.llm.journal_rows import (
     SCHEMA,
     Entry,
     GroupWriter,
+    InFlight,
     Outcome,
     Standing,
     State,
@@ -48,9 +52,13 @@ from cbtqa.records import Reason, Usage
 from cbtqa.secrets import masked, masked_value
 
 FORMAT_VERSION = "1"
+UNDER_WAY = "openai_batches"
+"""Name of the list of batches that were handed in and are not read back yet, as JSON."""
 BLOCK = 512
 """Keys looked up, and rows held, at a time."""
 BULK_ROWS = 5_000
+LEAST_FREE, LOOK_AT_DISK_S = 16 * 2**20, 0.5
+"""Bytes that a disk must have left for another request to be sent: replies to thousands."""
 OF_KEYS = "WHERE key IN (SELECT value FROM json_each(?)) ORDER BY key, attempt, id"
 
 
@@ -64,40 +72,45 @@ class Journal:
 
         Args:
             fingerprint: everything that can change a reply, by name: prompt hash, model, sampling,
-                input hash. Kept when the journal is begun and compared ever after.
+                input hash. Kept when the journal is begun and compared ever after its first reply;
+                before that, other settings begin the journal anew.
             read_only: for reading beside a writer; no lock, no fingerprint.
 
         Raises:
-            ConfigError: another process writes it, it is on a network drive, or it was begun with
-                another fingerprint (the differences are shown).
+            ConfigError: another process writes it, or it was begun with another fingerprint (the
+                differences are shown).
             DataError: not a journal, or missing when `read_only`.
         """
         self.path = path
-        self._lock: WriterLock | None = None
+        self._reader: sqlite3.Connection | None = None
+        self._db: sqlite3.Connection | None = None
         self._writer: GroupWriter | None = None
         self._writing = threading.Lock()
+        self._in_flight: InFlight | None = None
+        self._look_again_at, self._has_room = 0.0, True
+        if read_only and not path.is_file():
+            raise DataError("no such journal", where=str(path))
         if not read_only:
             path.parent.mkdir(parents=True, exist_ok=True)
-            refuse_network_drive(path.parent)
-            self._lock = WriterLock(path)
-        elif not path.is_file():
-            raise DataError("no such journal", where=str(path))
+        self._file = DatabaseFile(path, writer_of=_writer_of, read_only=read_only)
         try:
             self._open(path, read_only)
             if not read_only:
                 self._compare(masked_value(dict(fingerprint or {})))
+                self._in_flight = self._open_count()
         except BaseException:
             self.close()
             raise
 
     def _open(self, path: Path, read_only: bool) -> None:
-        self._reader = self._db = None
         try:
             if not read_only:
-                self._db = _connect(path, "rwc")
+                # 2-3 kB rows: less is lost at page ends
+                self._db = self._file.connect(page_size=8192)
                 self._prepare(self._db)
             # a connection of its own: WAL lets it read while a commit waits for the disk
-            self._reader = _connect(path, "ro" if read_only else "rw")
+            shared = self._db if self._file.is_alone else None
+            self._reader = shared or self._file.connect()
             version = self.meta("format_version")
             has_host = "host" in _columns_of(self._reader)
             # a journal begun before hosts were kept, opened for reading
@@ -110,15 +123,6 @@ class Journal:
             )
 
     def _prepare(self, db: sqlite3.Connection) -> None:
-        if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone():
-            db.execute("PRAGMA page_size = 8192")  # 2-3 kB rows: less is lost at page ends
-        (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
-        if mode != "wal":
-            raise ConfigError(
-                f"{self.path.parent} cannot hold a journal: its file system has no shared memory",
-                hint="choose an output folder on a local disk",
-            )
-        db.execute("PRAGMA synchronous = FULL")
         if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone():
             version = f"INSERT INTO meta VALUES ('format_version', '{FORMAT_VERSION}');"
             db.executescript(f"BEGIN; {SCHEMA} {version} COMMIT;")
@@ -133,9 +137,11 @@ class Journal:
             return
         begun: dict[str, str] = json.loads(text)
         names = [name for name in begun | fingerprint if begun.get(name) != fingerprint.get(name)]
-        if names:
+        if names and not self._is_paid():
+            self._begin_anew(fingerprint)
+        elif names:
             lines = [
-                f"  {name}: was {_short(begun.get(name))}, is {_short(fingerprint.get(name))}"
+                f"  {name}: " + _difference(begun.get(name), fingerprint.get(name))
                 for name in names
             ]
             raise ConfigError(
@@ -143,17 +149,53 @@ class Journal:
                 hint="go back to the earlier settings, or add --fork to begin a journal beside it",
             )
 
+    def _open_count(self) -> InFlight:
+        try:
+            return InFlight(self.path)
+        except OSError as error:
+            raise IncompleteRunError(f"{self.path.parent} cannot be written: {error}") from None
+
+    def _is_paid(self) -> bool:
+        """True when a row holds a reply, or a batch is under way: other settings would mix."""
+        sql = "SELECT 1 FROM attempts WHERE text IS NOT NULL LIMIT 1"
+        return any(self._read(sql)) or self.meta(UNDER_WAY) not in (None, "[]")
+
+    def _begin_anew(self, fingerprint: dict[str, str]) -> None:
+        """Binds a journal without any reply to other settings; what they refused is no more."""
+        assert self._db is not None
+        text = json.dumps(fingerprint, ensure_ascii=False)
+        with self._writing, self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.execute("DELETE FROM attempts")
+            self._db.execute("DELETE FROM totals")
+            self._db.execute("UPDATE meta SET value = ? WHERE name = 'fingerprint'", (text,))
+
+    def has_room(self) -> bool:
+        """False when the disk may not hold the replies to what is sent from now on."""
+        now = time.monotonic()
+        if now >= self._look_again_at:
+            self._look_again_at = now + LOOK_AT_DISK_S
+            self._has_room = shutil.disk_usage(self.path.parent).free >= LEAST_FREE
+        return self._has_room
+
+    @property
+    def in_flight(self) -> InFlight:
+        """The count of requests that are on their way."""
+        assert self._in_flight is not None, "a journal opened for reading sends nothing"
+        return self._in_flight
+
     def close(self) -> None:
         """Commits what was put, closes the file, and lets the next writer in."""
         if self._writer is not None:
             self._writer.stop()
             self._writer = None
+        if self._in_flight is not None:
+            self._in_flight.close()
+            self._in_flight = None
         for db in (self._reader, self._db):
             if db is not None:
                 db.close()
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
+        self._file.release()
 
     def __enter__(self) -> Journal:
         return self
@@ -177,7 +219,13 @@ class Journal:
         """Queues a row from a running event loop; the future is done once the row is durable."""
         if self._writer is None:
             self._writer = GroupWriter(self._commit)
-        return self._writer.put(entry)
+        written = self._writer.put(entry)
+        written.add_done_callback(partial(self._written, entry))
+        return written
+
+    def _written(self, entry: Entry, written: asyncio.Future[None]) -> None:
+        if self._in_flight and not written.cancelled() and written.exception() is None:
+            self._in_flight.written(entry)
 
     def _commit(self, entries: Sequence[Entry]) -> None:
         assert self._db is not None, "a journal opened for reading is not written"
@@ -190,6 +238,7 @@ class Journal:
         totals = [(*group, *numbers) for group, numbers in sums.items()]
         try:
             with self._writing, self._db:
+                self._file.check()
                 self._db.execute("BEGIN IMMEDIATE")
                 self._db.executemany(INSERT, rows)
                 self._db.executemany(ADD_TOTAL, totals)
@@ -210,6 +259,7 @@ class Journal:
         """Keeps a named value, durably."""
         assert self._db is not None, "a journal opened for reading is not written"
         with self._writing:
+            self._file.check()
             self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, masked(value)))
 
     def standings(self, keys: Sequence[str]) -> dict[str, Standing]:
@@ -270,9 +320,12 @@ class Journal:
             counts[reason] = {"n_asked": n_asked, "n_accepted": n_accepted}
         return counts
 
-    def _read(self, sql: str, *values: str) -> sqlite3.Cursor:
+    def _read(self, sql: str, *values: str) -> Iterable[Any]:
         assert self._reader is not None
-        return self._reader.execute(sql, values)
+        if self._reader is not self._db:
+            return self._reader.execute(sql, values)
+        with self._writing:  # one connection for both: it would show what is not committed yet
+            return self._reader.execute(sql, values).fetchall()
 
 
 def fork_path(path: Path, fingerprint: Mapping[str, str]) -> Path:
@@ -292,101 +345,34 @@ def blocks_of(values: Iterable[ValueT], size: int) -> Iterator[list[ValueT]]:
         yield block
 
 
-def _connect(path: Path, mode: str) -> sqlite3.Connection:
-    uri = f"{path.absolute().as_uri()}?mode={mode}"
-    return sqlite3.connect(uri, 30, isolation_level=None, check_same_thread=False, uri=True)
-
-
 def _columns_of(db: sqlite3.Connection) -> set[str]:
     return {row[1] for row in db.execute("PRAGMA table_info(attempts)")}
 
 
-def _short(value: str | None) -> str:
+def _difference(was: str | None, now: str | None) -> str:
+    """What a setting was and is; of long texts the part from where they differ."""
+    texts = was or "", now or ""
+    pairs = enumerate(zip(*texts, strict=False))
+    n_alike = next((place for place, (one, other) in pairs if one != other), min(map(len, texts)))
+    start = n_alike - 20 if max(map(len, texts)) > 80 else 0
+    return f"was {_part(was, start)}, is {_part(now, start)}"
+
+
+def _part(value: str | None, start: int) -> str:
     if value is None:
         return "not set"
-    return value if len(value) <= 80 else value[:80] + "..."
-
-
-NETWORK_FILE_SYSTEMS = re.compile(
-    r"nfs\d*|cifs|smb\w*|afs|ncpfs|ceph|lustre|beegfs|gpfs|glusterfs|orangefs|ocfs2|gfs2|davfs\d*"
-    r"|fuse\.(sshfs|s3fs|rclone|gcsfuse|goofys|blobfuse2?|glusterfs|ceph|juicefs|mfs|vmhgfs-fuse)"
-)
-"""File systems without the shared memory or the locks that SQLite's WAL needs."""
-
-
-class WriterLock:
-    """Holds `<journal>.lock` until `release` or the end of the process, however it ends.
-
-    It is SQLite's own exclusive lock on an empty database: the operating system drops it with the
-    process, alike on Linux, macOS and Windows.
-    """
-
-    def __init__(self, journal: Path) -> None:
-        """Raises ConfigError when another process, or another `Journal`, holds the lock."""
-        path = journal.with_name(journal.name + ".lock")
-        self._db = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
-        try:
-            self._db.execute("BEGIN EXCLUSIVE")
-        except sqlite3.OperationalError as error:
-            self._db.close()
-            if "locked" not in str(error):
-                raise ConfigError(f"{path} cannot be locked: {error}") from None
-            raise ConfigError(
-                f"{journal} is being written by {_writer_of(journal)}",
-                hint="wait for it to end, or give another output",
-            ) from None
-
-    def release(self) -> None:
-        """Lets the next writer in."""
-        self._db.close()
+    start = max(0, start)
+    return ("..." if start else "") + value[start : start + 80] + "..." * (len(value) > start + 80)
 
 
 def _writer_of(journal: Path) -> str:
     """`process N`, as the writer left it in the journal; WAL lets us read beside it."""
     try:
-        with closing(_connect(journal, "ro")) as db:
+        with closing(connect(journal, "ro")) as db:
             (pid,) = db.execute("SELECT value FROM meta WHERE name = 'writer_pid'").fetchone()
     except (sqlite3.Error, TypeError):
         return "another process"
     return f"process {pid}"
-
-
-def refuse_network_drive(folder: Path, mounts: str | None = None) -> None:
-    """Raises ConfigError when the folder is on a network file system.
-
-    Known from /proc/mounts (Linux) and from `\\\\server` paths (Windows). Elsewhere a drive
-    without shared memory fails when the journal is opened.
-
-    Args:
-        mounts: text in the form of /proc/mounts, to be read instead of it.
-    """
-    resolved = folder.resolve()
-    if sys.platform == "win32":
-        kind = "a network share" if str(resolved).startswith("\\\\") else ""
-    else:
-        kind = _file_system_of(resolved, mounts)
-        kind = kind if NETWORK_FILE_SYSTEMS.fullmatch(kind) else ""
-    if kind:
-        raise ConfigError(
-            f"{folder} lies on a network drive ({kind}); a journal there could be damaged",
-            hint="choose an output folder on a local disk and copy the result afterwards",
-        )
-
-
-def _file_system_of(resolved: Path, mounts: str | None) -> str:
-    if mounts is None:
-        table = Path("/proc/mounts")
-        mounts = table.read_text(encoding="utf-8", errors="replace") if table.exists() else ""
-    best, kind = -1, ""
-    for line in mounts.splitlines():
-        words = line.split()
-        if len(words) < 3:
-            continue
-        point = Path(re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), words[1]))
-        # of two mounts on one point the later hides the earlier
-        if resolved.is_relative_to(point) and len(point.parts) >= best:
-            best, kind = len(point.parts), words[2]
-    return kind
 
 
 __all__ = ["Entry", "Journal", "Outcome", "Standing", "State", "Totals", "blocks_of", "fork_path"]

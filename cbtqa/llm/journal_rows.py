@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from cbtqa.errors import IncompleteRunError
@@ -185,6 +186,57 @@ def entry_of(row: Any) -> Entry:
         host=row[14] or "",
     )
     return Entry(row[0], row[1], State(row[2]), reply, fault)
+
+
+class InFlight:
+    """How many requests are paid for and not in the journal yet, in a file that outlives a kill.
+
+    The number is written before a request is sent, unbuffered: what a killed process had written
+    is in the system's hands. It is not durable over a power cut, for which each request would
+    have to wait for the disk.
+    """
+
+    def __init__(self, journal: Path) -> None:
+        """Reads what an earlier run left; `n_before` of its requests may be paid twice."""
+        self._path = journal.with_name(f".{journal.name}.in-flight")
+        self._unwritten: set[int] = set()
+        self.n = 0
+        """In flight now."""
+        try:
+            self.n_before = int(self._path.read_text(encoding="ascii") or 0)
+        except (OSError, ValueError):
+            self.n_before = 0
+        self._file = self._path.open("wb", buffering=0)
+        self._note(0)
+
+    def _note(self, more: int) -> None:
+        self.n += more
+        self._file.seek(0)
+        self._file.write(b"%09d" % self.n)
+
+    def sent(self) -> None:
+        """Notes a request that is about to be sent."""
+        self._note(1)
+
+    def failed(self) -> None:
+        """Notes that a request has ended without a reply."""
+        self._note(-1)
+
+    def received(self, reply: Reply) -> None:
+        """Notes the reply to a request; it counts as in flight until its row is durable."""
+        self._unwritten.add(id(reply))
+
+    def written(self, entry: Entry) -> None:
+        """Notes a durable row."""
+        if id(entry.reply) in self._unwritten:
+            self._unwritten.discard(id(entry.reply))
+            self._note(-1)
+
+    def close(self) -> None:
+        """Removes the file when nothing is in flight; what was dropped stays noted."""
+        self._file.close()
+        if self.n <= 0:
+            self._path.unlink(missing_ok=True)
 
 
 COMMIT_EVERY_S = 0.05

@@ -23,21 +23,29 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from cbtqa.errors import DataError, EndpointError, IncompleteRunError
-from cbtqa.llm.asking import NOTHING, RUNGS, USED_UP, FormatLadder, ItemFailedError, probable_usage
+from cbtqa.llm.asking import (
+    MEND_AND_ASK,
+    NOTHING,
+    RUNGS,
+    USED_UP,
+    FormatLadder,
+    ItemFailedError,
+    probable_usage,
+)
 from cbtqa.llm.batch import Line, Question, Task, ask_all
 from cbtqa.llm.chat import ChatRequest, Fault, Reply
 from cbtqa.llm.cost import estimate_prompt
 from cbtqa.llm.endpoint import Endpoint, ResponseFormat
-from cbtqa.llm.journal import Standing, State
+from cbtqa.llm.journal import UNDER_WAY, Standing, State
 from cbtqa.llm.limits import GateClosedError
 from cbtqa.llm.protocol import (
     RequestRefusedError,
     error_of,
     reply_of,
     request_body,
-    shown,
     written,
 )
+from cbtqa.llm.server_words import shown
 from cbtqa.llm.transport import mapped_errors, open_sdk
 from cbtqa.records import Reason, Usage
 
@@ -46,8 +54,6 @@ MOST_REQUESTS, MOST_BYTES = 50_000, 190_000_000
 POLL_S = 60.0
 AT_A_TIME = 1_000
 """Items that are looked at together."""
-UNDER_WAY = "openai_batches"
-"""Name in the journal of a list of `{"token", "id"}`; an id is None until it is known."""
 ENDED = ("completed", "expired", "cancelled", "failed")
 RUNG_NUMBERS = [str(number) for number, _ in enumerate(RUNGS)]
 URL: Literal["/v1/chat/completions"] = "/v1/chat/completions"
@@ -84,6 +90,7 @@ class BatchRun(Generic[ItemT]):
             async with self._line, place:
                 while self._open:
                     await self._collect(place)
+                    self._stop_when_all_are_refused()
                     await self._ask(_Writer(Path(folder)), place)
                 if self._is_used_up:
                     self._line.stop(USED_UP)
@@ -171,6 +178,27 @@ class BatchRun(Generic[ItemT]):
             self._budget.book(reply.usage)
         return replace(reply, host=self._endpoint.host)
 
+    def _stop_when_all_are_refused(self) -> None:
+        """Stops the run when the model has not answered anything yet and every result is a refusal:
+        then no question is to blame, and the next run hands all of them in anew.
+
+        Raises:
+            GateClosedError: it is so.
+        """
+        if not self._results or self._journal.totals().n_replies:
+            return
+        errors = [_error_in(row, self._endpoint) for row, _ in self._results.values()]
+        refused = [one for one in errors if isinstance(one, RequestRefusedError)]
+        if len(refused) < len(errors) or {one.reason for one in refused} != {Reason.BAD_REQUEST}:
+            return
+        if any(one.names_format for one in refused) and self._ladder.rung != RUNGS[-1]:
+            return  # a lower rung comes first
+        self._results.clear()
+        self._note([])
+        said = f"{self._endpoint.host} {refused[0]}"
+        self._line.stop(f"all {len(errors):,} requests were refused. {said}", MEND_AND_ASK)
+        raise GateClosedError
+
     def _count_failure(self, key: str, error: object) -> None:
         """Notes that a question got no reply; raises ItemFailedError once that was too often."""
         self._failures[key] += 1
@@ -179,6 +207,7 @@ class BatchRun(Generic[ItemT]):
             raise ItemFailedError(State.ENDPOINT, fault)
 
     def _under_way(self) -> list[dict[str, Any]]:
+        """`{"token", "id"}` of every batch; an id is None until it is known."""
         found: list[dict[str, Any]] = json.loads(self._journal.meta(UNDER_WAY) or "[]")
         return found
 
@@ -234,6 +263,15 @@ class BatchRun(Generic[ItemT]):
             if has_ended or not (self._wait and place.can_wait):
                 return has_ended
             await self._line.sleep(POLL_S)
+
+
+def _error_in(row: dict[str, Any], endpoint: Endpoint) -> EndpointError | None:
+    """What a result that is no reply means; None for a reply."""
+    try:
+        _reply_in(row, endpoint)
+    except EndpointError as error:
+        return error
+    return None
 
 
 class _Writer:

@@ -45,6 +45,8 @@ class Progress:
     """Age of the oldest request in flight: large at the end, it is a straggler."""
     note: str = ""
     """What the run waits for, or which server it goes on without; mostly empty."""
+    notices: tuple[str, ...] = ()
+    """What is to be said once, in the order in which it came up."""
 
     @property
     def n_done(self) -> int:
@@ -82,6 +84,7 @@ class Meter:
     usage: Usage = field(default_factory=Usage)
     estimated_prompt: int = 0
     note: str = ""
+    notices: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self._started = time.monotonic()

@@ -24,14 +24,10 @@ from cbtqa.errors import (
 )
 from cbtqa.llm.chat import ChatRequest, Fault, Reply, split_reasoning
 from cbtqa.llm.endpoint import Endpoint, ResponseFormat
-from cbtqa.llm.provider_codes import Said, meaning_of
+from cbtqa.llm.server_words import Said, clean, meaning_of, shown
 from cbtqa.records import Reason, Usage
-from cbtqa.secrets import masked, masked_pieces
+from cbtqa.secrets import masked_pieces
 
-SHOWN = 300
-"""Characters of a server's message that an error quotes."""
-MOST_READ = 200_000
-"""Characters of it that are looked at."""
 MOST_NAME, MOST_TOKENS, MOST_WAIT_S = 200, 10**9, 1e10
 """Bounds of what a server says: letters of a model's name, tokens of a reply, seconds to wait."""
 MOST_PARTS_DEPTH = 8
@@ -148,7 +144,7 @@ def reply_of(body: Any, latency_s: float, endpoint: Endpoint | None = None) -> R
     said = _parts_of(message.get("content"))
     if said is None:
         raise _error_inside(body, endpoint)
-    text, thoughts = split_reasoning(_clean("".join(said.texts)))
+    text, thoughts = split_reasoning(clean("".join(said.texts)))
     apart = message.get("reasoning_content") or message.get("reasoning")
     if not isinstance(apart, str):
         apart = "".join(said.thoughts) or thoughts
@@ -157,10 +153,10 @@ def reply_of(body: Any, latency_s: float, endpoint: Endpoint | None = None) -> R
     return Reply(
         text=text,
         finish_reason=_ending_in(body, choice),
-        refusal=_clean("".join(refusals)) or None,
-        reasoning=None if apart is None else _clean(apart),
+        refusal=clean("".join(refusals)) or None,
+        reasoning=None if apart is None else clean(apart),
         usage=usage_in(body),
-        model=_clean(body.get("model"))[:MOST_NAME],
+        model=clean(body.get("model"))[:MOST_NAME],
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         latency_s=round(latency_s, 3),
     )
@@ -186,7 +182,7 @@ def _ending_in(body: dict[str, Any], choice: dict[str, Any]) -> str | None:
     if body.get("output_sensitive") is True or body.get("input_sensitive") is True:
         return "content_filter"
     ended = reason_text(choice.get("finish_reason"))
-    return None if ended is None else _clean(ended)
+    return None if ended is None else clean(ended)
 
 
 def usage_in(body: dict[str, Any]) -> Usage:
@@ -252,24 +248,9 @@ _TEXT_FIELDS = ("text", "value", "content", "thinking", "reasoning", "refusal")
 def written(value: object) -> str | None:
     """An object as JSON text; None when it is nested too deep to be written."""
     try:
-        return _clean(json.dumps(value, ensure_ascii=False))
+        return clean(json.dumps(value, ensure_ascii=False))
     except (ValueError, RecursionError):
         return None
-
-
-def _clean(value: object) -> str:
-    """A text of a server without known keys, and with lone surrogates made visible.
-
-    JSON escapes can smuggle these in; no file can be written with them.
-    """
-    if not isinstance(value, str):
-        return ""
-    text = masked(value)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
 
 
 def _error_inside(body: object, endpoint: Endpoint | None) -> EndpointError:
@@ -323,23 +304,6 @@ def _error_of_status(status: int, headers: Mapping[str, str], said: str) -> Endp
     if status < 400 or status >= 500 or status in (409, 425):
         return BadResponseError(said, status=status)
     return RequestRefusedError(said, status, Reason.BAD_REQUEST)
-
-
-def described(error: BaseException) -> str:
-    """A foreign exception by its type and its message; never its repr, which may hold headers."""
-    # aiohttp's str adds the address, and its repr the request with all its headers
-    message = getattr(error, "message", None)
-    said = shown(message if isinstance(message, str) else str(error))
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__
-
-
-def shown(text: bytes | str) -> str:
-    """The beginning of what a server said, on one line, without keys."""
-    if isinstance(text, bytes):
-        text = text[:MOST_READ].decode("utf-8", "replace")
-    # masked before it is cut short: a piece of a key would not be found
-    text = _clean(" ".join(text[:MOST_READ].split())[: 8 * SHOWN])
-    return text if len(text) <= SHOWN else text[:SHOWN] + "..."
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:

@@ -15,12 +15,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
 from cbtqa.errors import ConfigError, UsageError
-from cbtqa.llm.batch import OnProgress, Task, run_batch
+from cbtqa.llm.batch import OnProgress, Task, asked_again, run_batch
 from cbtqa.llm.chat import ChatRequest, Sampling
 from cbtqa.llm.cluster import Cluster
 from cbtqa.llm.cost import REPLY_TOKENS, Budget, Estimate, Price, find_price, plan_run
@@ -28,8 +28,9 @@ from cbtqa.llm.endpoint import Endpoint, TransportName, pass_disclosure_gates
 from cbtqa.llm.journal import Journal
 from cbtqa.llm.limits import Limits, RateSettings
 from cbtqa.manifest import Manifest, new_manifest, now
+from cbtqa.paths import remove_leftovers
 from cbtqa.records import Usage
-from cbtqa.settings import Resolved, Settings
+from cbtqa.settings import BY_FLAG_ONLY, Resolved, Settings
 
 ItemT = TypeVar("ItemT")
 BATCH_API_S = 24 * 3600.0
@@ -46,9 +47,11 @@ class ServerSettings(Settings):
     the same model share the work. batch-files:FOLDER writes the requests to files."""
     model: str | None = None
     """Model name at the endpoint."""
-    acknowledge_disclosure: bool = False
+    acknowledge_disclosure: Annotated[bool, BY_FLAG_ONLY] = False
     """I may pass this text on to the operator of a non-local endpoint. PsyQA's agreement forbids
-    it without permission; recorded."""
+    it without permission; recorded. A settings file or the environment cannot say it."""
+    allow_plain_http: bool = False
+    """Ask a host that is not local over http://, where key and text can be read on the way."""
     extra: dict[str, Any] = Field(default_factory=dict)
     """Fields sent along with each request, such as {"enable_thinking": false}; null leaves a field
     out, such as {"seed": null}."""
@@ -73,7 +76,11 @@ class ServerSettings(Settings):
             hint = "--endpoint vllm --model Qwen3-32B"
             raise UsageError("--endpoint goes with --model NAME, the model's name there", hint=hint)
         names = dict.fromkeys(self.endpoint)
-        return tuple(Endpoint.parse(name, model or "", transport=transport) for name in names)
+        how: dict[str, Any] = {
+            "transport": transport,
+            "allows_plain_http": self.allow_plain_http,
+        }
+        return tuple(Endpoint.parse(name, model or "", **how) for name in names)
 
     def sampling(self, **drawn: Any) -> Sampling:
         """Sampling with `extra` over it; what `extra` takes out is not set in the first place."""
@@ -266,9 +273,19 @@ def open_run(
     except ConfigError as error:
         raise ConfigError(str(error), hint=hint or error.hint) from None
     with journal:
+        # a journal that bears the name of its output lies among files of others
+        own = path.name.removesuffix(".sqlite").removesuffix(".journal")
+        remove_leftovers(path.parent, "" if own.startswith("journal") else f"{own}.")
         for name, sentence in acknowledgements.items():
             journal.set_meta(name, sentence)
-        yield Run(journal, service, acknowledgements, started)
+        try:
+            yield Run(journal, service, acknowledgements, started)
+        except KeyboardInterrupt as stopped:
+            if stopped.args:
+                raise
+            n = journal.totals().n_replies
+            kept = "1 reply is kept" if n == 1 else f"{n:,} replies are kept"
+            raise KeyboardInterrupt(f"interrupted: {kept}; the same command continues") from None
 
 
 def estimate_run(
@@ -300,8 +317,10 @@ def estimate_run(
             if key in seen:
                 continue
             seen.add(key)
-            standing = journal.standings([key]).get(key) if journal else None
-            if standing is not None and standing.is_done(limits.max_attempts):
+            standings = journal.standings([key]) if journal else {}
+            is_again = bool(journal and asked_again(journal, standings, limits))
+            standing = standings.get(key)
+            if standing is not None and standing.is_done(limits.max_attempts) and not is_again:
                 n_done += 1
             else:
                 yield task.request(item)

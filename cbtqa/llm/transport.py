@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, Self
 from cbtqa.errors import BadResponseError, EndpointError, EndpointTimeoutError
 from cbtqa.llm.chat import Reply
 from cbtqa.llm.endpoint import Endpoint
-from cbtqa.llm.protocol import described, error_of, parse_completion
+from cbtqa.llm.protocol import error_of, parse_completion
+from cbtqa.llm.server_words import described
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI

@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 
 import cbtqa
 from cbtqa.errors import DataError
-from cbtqa.metrics.text.sequences import Ints
-from cbtqa.metrics.text.texts import Item, Texts
+from cbtqa.metrics.text.texts import Ints, Item, Texts
 
 Floats = NDArray[np.float64]
 

@@ -12,8 +12,7 @@ from cbtqa.metrics.base import Collector, CorpusMetric, Floats
 from cbtqa.metrics.lexical import MAX_ORDER, bleu_from_sums
 from cbtqa.metrics.text.counts import numbers_of
 from cbtqa.metrics.text.segmentation import words_signature
-from cbtqa.metrics.text.sequences import Ints
-from cbtqa.metrics.text.texts import Texts
+from cbtqa.metrics.text.texts import Ints, Texts
 
 SELF_BLEU_SAMPLE = 1_000  # Source: Zhu et al., Texygen, SIGIR 2018, samples likewise
 SELF_BLEU_SEED = 12345

@@ -17,8 +17,7 @@ from cbtqa.metrics.base import CorpusMetric, Floats, Metric, Signature
 from cbtqa.metrics.neural.weights import NeuralSettings
 from cbtqa.metrics.pairs import Predictions, References
 from cbtqa.metrics.registry import metrics_named
-from cbtqa.metrics.text.sequences import Ints
-from cbtqa.metrics.text.texts import Item, Reading, Texts
+from cbtqa.metrics.text.texts import Ints, Item, Reading, Texts
 from cbtqa.records import MetricScore
 from cbtqa.statistics.resampling import Interval, bootstrap_sums, defined_interval, sum_by_cluster
 

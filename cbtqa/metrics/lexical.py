@@ -15,8 +15,7 @@ import numpy as np
 from cbtqa.metrics.base import Floats, MeanMetric, Metric, divided
 from cbtqa.metrics.text.counts import aligned_counts, common_lengths, ngram_counts
 from cbtqa.metrics.text.segmentation import words_signature
-from cbtqa.metrics.text.sequences import Ints, Sequences
-from cbtqa.metrics.text.texts import Texts
+from cbtqa.metrics.text.texts import Ints, Sequences, Texts
 
 
 def sacrebleu_version() -> str:

@@ -28,6 +28,7 @@ from cbtqa.endings import Ending, ending_of, reason_text
 from cbtqa.errors import DataError, UsageError
 from cbtqa.files import open_text
 from cbtqa.metrics.text.texts import Item
+from cbtqa.paths import readable
 from cbtqa.records import STEP_NAMES, Risk, reads_question_only
 from cbtqa.text_faults import find_machine_text
 
@@ -45,6 +46,9 @@ _CAMEL_ID = re.compile(r"[a-z](?:ID|Id|Idx)$")
 SENTENCE_ENDS = "。！？!?….~～”’\"')）】》」』♡❤"
 """A text that ends in none of these, nor in an emoji, looks cut."""
 N_SHOWN = 5
+
+MAX_TEXT_CHARS = 50_000
+"""Comparing two texts takes the product of their lengths: 8 s for two of this length."""
 
 
 @dataclass(frozen=True)
@@ -177,6 +181,7 @@ def read_predictions(
         text_column = text_column or _text_column(read.values, columns, text_names, read.where)
         found[read.id] = read.item
         systems[str(read.values.get("system") or own_name)] += 1
+        n_machine += read.item is not None and find_machine_text(read.item.text) is not None
         n_cut += read.item is not None and is_cut(read.item.text, _finish_reason(read.values))
         n_machine += read.item is not None and find_machine_text(read.item.text) is not None
     _check_pairing(path, references, found)
@@ -283,11 +288,11 @@ def _is_utf8(path: Path) -> bool:
     """Whether a text file can be read as UTF-8."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     try:
-        with path.open("rb") as stream:
+        with readable(path), path.open("rb") as stream:
             while block := stream.read(1 << 20):
                 decoder.decode(block)
             decoder.decode(b"", final=True)
-    except (UnicodeDecodeError, OSError):
+    except UnicodeDecodeError:
         return False
     return True
 
@@ -334,6 +339,12 @@ def _keyed_rows(
         if text is not None and not isinstance(text, str):
             raise DataError(
                 f"expected text, found {type(text).__name__}", where=f"{where}:{text_name}"
+            )
+        if text is not None and len(text) > MAX_TEXT_CHARS:
+            raise DataError(
+                f"{len(text):,} characters, at most {MAX_TEXT_CHARS:,} are scored",
+                where=f"{where}:{text_name}",
+                hint="is a whole file in one cell?",
             )
         question_id = str(value)
         if question_id in seen:

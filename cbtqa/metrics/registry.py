@@ -13,7 +13,6 @@ from importlib.resources import files
 from typing import Literal, get_args
 
 from cbtqa.errors import UsageError
-from cbtqa.files import parse_yaml
 from cbtqa.metrics.answers import DistortionAgreement, HelpRoute, Length, LengthRatio
 from cbtqa.metrics.base import CorpusMetric, Metric
 from cbtqa.metrics.diversity import Distinct, OpeningRepetition, SelfBleu
@@ -23,6 +22,7 @@ from cbtqa.metrics.neural.bleurt import Bleurt, BleurtScorer
 from cbtqa.metrics.neural.metric import NeuralMetric
 from cbtqa.metrics.neural.weights import NeuralSettings
 from cbtqa.metrics.structure import StepsInOrder, StepsInRecord, StructureComplete
+from cbtqa.plain_values import parse_yaml
 
 AnyMetric = Metric | CorpusMetric
 Factory = Callable[[], AnyMetric]

@@ -16,7 +16,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cbtqa.errors import DataError, UsageError
-from cbtqa.files import ParquetRows, parse_record, parse_yaml, read_json, write_json, write_text
+from cbtqa.files import (
+    ParquetRows,
+    expect_columns,
+    parquet_table,
+    parse_record,
+    read_json,
+    write_json,
+    write_text,
+)
 from cbtqa.manifest import (
     MANIFEST_NAME,
     Manifest,
@@ -33,6 +41,7 @@ from cbtqa.metrics.pairs import Predictions, References
 from cbtqa.metrics.registry import known_metrics
 from cbtqa.metrics.scoring import Scored, ScoreReport, ScoreSettings
 from cbtqa.metrics.text.texts import Item
+from cbtqa.plain_values import parse_yaml
 from cbtqa.records import MetricScore
 from cbtqa.report.table import Cell, Column, Estimate, Table
 from cbtqa.report.words import digits
@@ -169,10 +178,14 @@ class StoredScores:
 
     def _read_pairs(self, path: Path) -> None:
         import pyarrow.compute as pc
-        import pyarrow.parquet as pq
 
-        table = pq.read_table(path)
+        texts = ("system", "id", "question", "prediction", "reference")
+        expect_columns(path, dict.fromkeys(texts, ("string",)))
+        table = parquet_table(path)
         names = [name for name in table.column_names if name.endswith(STATISTICS)]
+        expect_columns(path, dict.fromkeys(names, ("list<element: double>",)))
+        if missing := set(texts) - set(table.column_names):
+            raise DataError(f"no column {', '.join(sorted(missing))}", where=str(path))
         for system in dict.fromkeys(table["system"].to_pylist()):
             part = table.filter(pc.equal(table["system"], system))
             if not self.predictions:

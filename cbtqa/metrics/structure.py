@@ -19,9 +19,9 @@ import numpy as np
 
 from cbtqa.dataset_folder import DatasetFolder
 from cbtqa.errors import DataError
-from cbtqa.files import parse_yaml
 from cbtqa.metrics.base import Floats, MeanMetric
 from cbtqa.metrics.text.texts import Texts
+from cbtqa.plain_values import parse_yaml
 from cbtqa.records import STEP_NAMES, Record
 
 SENTENCE = re.compile(r"[^。！？!?；;\n]*[。！？!?；;\n]+[”’」』）)\"]*|[^。！？!?；;\n]+")

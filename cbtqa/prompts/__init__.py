@@ -19,10 +19,9 @@ from pathlib import Path
 from string import Template
 from typing import Literal
 
-import yaml
-
-from cbtqa.errors import PromptError
-from cbtqa.files import parse_yaml
+from cbtqa.errors import DataError, PromptError
+from cbtqa.files import read_text
+from cbtqa.plain_values import parse_yaml
 from cbtqa.records import NonEmptyText, Record
 
 FENCE_OPEN, FENCE_CLOSE = "<<<", ">>>"
@@ -90,9 +89,9 @@ def parse_prompt(text: str, where: str) -> Prompt:
     if match is None:
         raise PromptError("expected front matter, `# system` and `# user`", where=where)
     try:
-        header = PromptHeader.model_validate(parse_yaml(match["header"]))
-    except (yaml.YAMLError, ValueError) as error:
-        raise PromptError(f"front matter: {error}", where=where) from None
+        header = PromptHeader.model_validate(parse_yaml(match["header"], "front matter"))
+    except (DataError, ValueError) as error:
+        raise PromptError(f"{error}", where=where) from None
     system, user = Template(match["system"].strip()), Template(match["user"].strip())
     used = set(system.get_identifiers()) | set(user.get_identifiers())
     if used != set(header.variables):
@@ -121,10 +120,7 @@ def load_prompt(name: str) -> Prompt:
         PromptError: no such prompt, or the file is malformed.
     """
     if name.endswith(".md"):
-        path = Path(name)
-        if not path.is_file():
-            raise PromptError("no such prompt file", where=name)
-        return parse_prompt(path.read_text(encoding="utf-8"), name)
+        return parse_prompt(read_text(Path(name)), name)
     shipped = shipped_prompts()
     if name in shipped:
         return shipped[name]

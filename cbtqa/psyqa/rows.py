@@ -17,7 +17,9 @@ from typing import IO, Any, Literal, NamedTuple
 
 from cbtqa.dataset_folder import source_rows
 from cbtqa.errors import DataError
-from cbtqa.files import open_text
+from cbtqa.files import lines_of, open_text
+from cbtqa.paths import is_folder, readable
+from cbtqa.plain_values import checked, decode_json, json_fault
 
 Format = Literal["JSON", "JSON Lines", "JSON object", "CSV", "Parquet"]
 UTF8_BOM = b"\xef\xbb\xbf"
@@ -80,7 +82,7 @@ def identify(path: Path, encoding: str = "utf-8") -> SourceFile:
     Raises:
         DataError: missing, empty, or not one of the formats; names what it looks like.
     """
-    if path.is_dir():
+    if is_folder(path):
         n_bytes = sum(part.stat().st_size for part in path.rglob("*.parquet"))
         return SourceFile(path, "Parquet", "binary", False, n_bytes)
     head, n_bytes = _read_head(path)
@@ -105,14 +107,9 @@ def identify(path: Path, encoding: str = "utf-8") -> SourceFile:
 
 
 def _read_head(path: Path) -> tuple[bytes, int]:
-    try:
-        with path.open("rb") as stream:
-            head = stream.read(HEAD_BYTES)
+    with readable(path), path.open("rb") as stream:
+        head = stream.read(HEAD_BYTES)
         n_bytes = path.stat().st_size
-    except FileNotFoundError:
-        raise DataError("no such file", where=str(path)) from None
-    except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}", where=str(path)) from None
     if not head:
         raise DataError("the file is empty (0 bytes)", where=str(path))
     return head, n_bytes
@@ -188,7 +185,7 @@ def iterate_rows(source: SourceFile) -> Iterator[Row]:
     return readers[source.format](source)
 
 
-_decode = json.JSONDecoder().raw_decode
+_decode = decode_json.raw_decode
 _blanks = re.compile(r"[ \t\n\r]*")
 # An error this close to the end of the window may come from a literal or escape cut in two.
 _EDGE_CHARS = 16
@@ -274,10 +271,11 @@ def _array(source: SourceFile) -> Iterator[Row]:
             where = f"{source.path.name}:{window.line}"
             try:
                 value, text = window.decode()
+                value = checked(value, text, f"{source.path}:{window.line}")
             except UnicodeDecodeError:  # a ValueError too, but open_text words it better
                 raise
             except (ValueError, RecursionError) as error:
-                raise _broken(source, window.line, str(error), number) from None
+                raise _broken(source, window.line, json_fault(error), number) from None
             number += 1
             yield Row(number, where, value, text)
             found = window.peek()
@@ -297,18 +295,21 @@ def _broken(source: SourceFile, line: int, what: str, n_before: int) -> DataErro
 def _lines(source: SourceFile) -> Iterator[Row]:
     number, name = 0, source.path.name
     with open_text(source.path, source.encoding) as stream:
-        for line_number, line in enumerate(stream, 1):
+        for line_number, line in enumerate(lines_of(stream, source.path), 1):
             text = line.strip()
             if not text:
                 continue
             number += 1
             where = f"{name}:{line_number}"
             try:
-                yield Row(number, where, json.loads(text), text)
-            except (ValueError, RecursionError) as error:
+                value = checked(decode_json.decode(text), text, where)
+            except (ValueError, RecursionError, DataError) as error:
+                said = str(error) if isinstance(error, DataError) else json_fault(error)
                 if number == 1:  # not one good line yet: this is no JSONL at all
-                    raise _broken(source, line_number, f"not JSON Lines: {error}", 0) from None
-                yield Row(number, where, None, text, f"not JSON: {error}")
+                    raise _broken(source, line_number, f"not JSON Lines: {said}", 0) from None
+                yield Row(number, where, None, text, f"not JSON: {said}")
+            else:
+                yield Row(number, where, value, text)
 
 
 def _object(source: SourceFile) -> Iterator[Row]:

@@ -121,11 +121,13 @@ def check_change(
         if value is not None and not (is_whole and value in criterion.points):
             expected = f"a whole number from {criterion.low} to {criterion.high}"
             raise ValueError(f"found {value!r}, expected {expected}")
-        folder.rubric.settle({**(answer.values if answer else {}), name: _as_int(change.value)})
+        values = {**(answer.values if answer else {}), name: _as_int(change.value)}
+        folder.rubric.settle(values, folder.study.language)
         return change
     if kind == EVIDENCE:
         if not _criterion(folder, name).evidence:
-            raise ValueError(f"'{name}' takes no evidence")
+            title = _criterion(folder, name).name.to(folder.study.language)
+            raise ValueError(f"'{title}' takes no evidence")
         text = _checked_text(change.value)
         if text and not folder.item_of(shown).quotes(text):
             raise ValueError("the evidence does not occur in the text shown")

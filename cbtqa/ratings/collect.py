@@ -5,11 +5,12 @@
 
 Nothing is guessed. A row counts only when its code belongs to the sheet's rater and its text is
 the text of the study (so rows may be sorted, but not mixed up or edited); a value only when it is
-plainly one of those on offer. Full-width digits and stray blanks are plain; `2分` is not.
+plainly one of those on offer. `２`, `2.0` and `2分` are plain; `1-2`, a date or a formula is not.
 """
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import re
 import unicodedata
@@ -34,7 +35,7 @@ from cbtqa.ratings.answers import (
 )
 from cbtqa.ratings.rubric import NO_MARK
 from cbtqa.ratings.sheet_files import Cell, Sheet, read_sheet
-from cbtqa.ratings.sheets import CODE, SHOWN_PARTS, sheet_columns
+from cbtqa.ratings.sheets import CODE, SHOWN_PARTS, column_names
 from cbtqa.ratings.store import Event, Store
 from cbtqa.ratings.study import StudyFolder, clean_text
 from cbtqa.records import Reason, Rejection
@@ -122,7 +123,8 @@ def collect(
         result = CollectedSheet(path.name)
         collected.sheets.append(result)
         try:
-            sheet = read_sheet(path)
+            names = column_names(folder)
+            sheet = read_sheet(path, {heading: name for name, heading in names.items()})
             _check_belongs(folder, sheet)
         except DataError as error:
             detail = str(error) + (f" ({error.hint})" if error.hint else "")
@@ -146,8 +148,8 @@ def _check_belongs(folder: StudyFolder, sheet: Sheet) -> None:
         )
     if sheet.rater not in study.raters:
         raise DataError(f"rater '{sheet.rater}' is not in this study", where=sheet.name)
-    ids = {column.id for column in sheet_columns(folder.rubric, study.language)}
-    if missing := sorted(ids - set(sheet.columns)):
+    names = column_names(folder)
+    if missing := [heading for name, heading in names.items() if name not in sheet.columns]:
         raise DataError(f"columns are missing: {', '.join(missing)}", where=sheet.name)
 
 
@@ -159,6 +161,7 @@ class _Reading:
     ) -> None:
         self._folder, self._store, self._sheet = folder, store, sheet
         self._result, self._replace = result, replace
+        self._names = column_names(folder)
         self._known = store.answers(sheet.rater)
         self._events: list[Event] = []
 
@@ -171,10 +174,7 @@ class _Reading:
             code_cell = row[CODE]
             code = unicodedata.normalize("NFKC", str(code_cell.value or "")).strip()
             if not code:
-                own = (c for name, c in row.items() if name not in (CODE, *SHOWN_PARTS))
-                if filled := next((cell for cell in own if not _is_blank(cell)), None):
-                    detail = "ratings in a row without a code"
-                    result.refuse("?", detail, filled.where, filled.value)
+                self._refuse_without_code(row)
             elif code in seen:
                 result.refuse(code, f"the row stands twice (see {seen[code]})", code_cell.where)
             else:
@@ -186,6 +186,17 @@ class _Reading:
             if presentation.code not in seen:
                 result.refuse(presentation.code, "the row is missing", self._sheet.name)
 
+    def _refuse_without_code(self, row: Mapping[str, Cell]) -> None:
+        code_cell = row[CODE]
+        own = (cell for name, cell in row.items() if name not in (CODE, *SHOWN_PARTS))
+        filled = next((cell for cell in own if not _is_blank(cell)), None)
+        if code_cell.merged:
+            detail = f"its code is hidden: {_merged_words(code_cell)}"
+            self._result.refuse("?", detail, code_cell.where)
+        elif filled is not None:
+            detail = "ratings in a row without a code"
+            self._result.refuse("?", detail, filled.where, filled.value)
+
     def _read_row(self, code: str, row: Mapping[str, Cell]) -> None:
         shown = self._folder.by_code.get(code)
         if shown is None or shown.rater != self._sheet.rater:
@@ -195,17 +206,28 @@ class _Reading:
             return
         if edited := self._edited_part(code, row):
             detail = "the text is not the one of the study: edited, or moved from another row"
+            if edited.merged:
+                detail = f"its text is hidden: {_merged_words(edited)}"
             self._result.refuse(code, detail, edited.where)
             return
         answer = self._known.get(code, Answer())
         clashing = self._clashing_marks(row)
         for name in clashing:
-            detail = f"{name}: '{NO_MARK}' and another mark exclude each other; neither is taken"
-            self._result.refuse(code, detail, row[name].where, row[name].value)
-        for column in sheet_columns(self._folder.rubric, self._folder.study.language):
-            is_open = not column.is_shown and column.id not in clashing
-            if is_open and not _is_blank(row[column.id]):
-                self._read_cell(code, column.id, row[column.id], answer)
+            none = self._names[f"{VALUE}:{NO_MARK}"]
+            detail = f"'{none}' and another mark exclude each other; neither is taken"
+            self._refuse_cell(code, name, row[name], detail)
+        for name in self._names:
+            if name in (CODE, *SHOWN_PARTS, *clashing):
+                continue
+            if row[name].merged:
+                self._refuse_cell(code, name, row[name], _merged_words(row[name]))
+            elif not _is_blank(row[name]):
+                self._read_cell(code, name, row[name], answer)
+
+    def _refuse_cell(self, code: str, name: str, cell: Cell, detail: str) -> None:
+        """Refuses a cell under the heading that the rater sees."""
+        detail = f"{self._names[name]}: {detail}"
+        self._result.refuse(code, detail, cell.where, cell.value)
 
     def _clashing_marks(self, row: Mapping[str, Cell]) -> list[str]:
         """Columns of set marks where `none` is set too: which one is meant is unknown."""
@@ -236,7 +258,7 @@ class _Reading:
             change = Change(code, name, _plain_value(name, cell))
             admitted = admit(self._folder, self._sheet.rater, change, answer, self._replace)
         except ValueError as error:
-            self._result.refuse(code, f"{name}: {error}", cell.where, cell.value)
+            self._refuse_cell(code, name, cell, str(error))
             return
         if admitted is None:
             self._result.n_known += 1
@@ -268,6 +290,10 @@ def admit(
     return checked
 
 
+def _merged_words(cell: Cell) -> str:
+    return f"the cells {cell.merged} are merged, and only the first holds something; split them"
+
+
 def _is_blank(cell: Cell) -> bool:
     return cell.value is None or (isinstance(cell.value, str) and not cell.text)
 
@@ -275,7 +301,7 @@ def _is_blank(cell: Cell) -> bool:
 def _plain_value(name: str, cell: Cell) -> Scalar:
     """The value of a cell; ValueError for a formula, or what would have to be guessed."""
     if cell.is_formula:
-        raise ValueError("a formula, expected a value")
+        raise ValueError("a formula, expected a value (copy it and paste it as a value)")
     kind = name.partition(":")[0]
     if kind in (NOTE, EVIDENCE):
         return cell.text
@@ -295,13 +321,25 @@ def _plain_number(cell: Cell) -> int:
         raise ValueError(f"found the logical value {str(value).upper()}, expected a whole number")
     if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
         return int(value)
-    text = unicodedata.normalize("NFKC", cell.text).strip()
-    if re.fullmatch(r"-?[0-9]{1,4}", text):
-        return int(text)
+    text = unicodedata.normalize("NFKC", cell.text).strip(" '\u200b\ufeff")
+    if plain := re.fullmatch(r"([+-]?[0-9]{1,4})(?:\.0*)?\s*分?", text):
+        return int(plain[1])
+    if isinstance(value, datetime.date | datetime.time | datetime.timedelta) or _DATE.search(text):
+        raise ValueError(
+            f"found the date {text}, expected a whole number; spreadsheets make dates of 1-2 or 1/2"
+        )
     raise ValueError(f"found {value!r}, expected a whole number")
 
 
+_DATE = re.compile(r"[0-9]+月[0-9]+日|[0-9]-[A-Z][a-z]{2}|[A-Z][a-z]{2}-[0-9]|[0-9]{4}[-/][0-9]")
+_ESCAPED = re.compile(r"_x00(?:0[0-9A-Fa-f]|1[0-9A-Fa-f]|20)_")
+"""Control characters as xlsx writes them, such as `_x000D_`."""
+
+
 def comparable(text: str) -> str:
-    """Text with everything left out that a spreadsheet changes by itself."""
-    cleaned = clean_text(text.removeprefix("'"))
-    return "\n".join(line.rstrip() for line in cleaned.split("\n"))
+    """Text with everything left out that a spreadsheet changes by itself: blanks of all kinds."""
+    cleaned = _ESCAPED.sub("", unicodedata.normalize("NFC", clean_text(text.removeprefix("'"))))
+    return "".join(cleaned.translate(_INVISIBLE).split())
+
+
+_INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff"))

@@ -38,7 +38,8 @@ from cbtqa.ratings.study import (
 from cbtqa.settings import Settings
 
 MOST_QUESTIONS = 100
-"""Questions drawn by default; assumed."""
+MOST_ITEMS = {"answer": 200, "question": 200, "transcript": 40}
+"""Questions drawn, and items each of them rated by all, by default: some hours' work; assumed."""
 Stratify = Literal["none", "risk", "distortion", "risk+distortion"]
 
 
@@ -54,7 +55,8 @@ class NewStudySettings(Settings):
     rubric: str = "cbt-llm"
     """Shipped rubric (distortions:TAXONOMY works), or the path of your own .yaml."""
     n: int | None = Field(default=None, ge=1)
-    """Questions to draw, the same for every system. Default: 100, or all where there are fewer."""
+    """Questions to draw, the same for every system. Default: what makes 200 items for a rater (40
+    sessions), 100 at most, or all where there are fewer."""
     raters: int = Field(default=5, ge=1, le=200)
     """Raters, named R1, R2, ..."""
     per_item: int | None = Field(default=None, ge=1)
@@ -119,7 +121,7 @@ def create_study(settings: NewStudySettings) -> NewStudy:
     rubric = load_rubric(settings.rubric)
     pool = read_pool(settings.predictions, settings.questions, rubric.shows)
     available = pool.common_ids()
-    n_questions = settings.n or min(MOST_QUESTIONS, max(1, len(available) - settings.calibration))
+    n_questions = settings.n or _fitting(pool, rubric, len(available) - settings.calibration)
     n_wanted = n_questions + settings.calibration
     if n_wanted > len(available):
         counts = ", ".join(f"{name} {len(rows)}" for name, rows in pool.answers.items())
@@ -154,6 +156,13 @@ def create_study(settings: NewStudySettings) -> NewStudy:
         write_jsonl(key_path.with_name(f"{settings.out.name}.left_out.jsonl"), pool.rejections)
     telling = _telling_items([*calibration, *items], arms.values())
     return NewStudy(folder, key_path, len(available), len(pool.rejections), telling)
+
+
+def _fitting(pool: Pool, rubric: Rubric, n_available: int) -> int:
+    """Questions to draw when no number was given."""
+    n_systems = len(pool.answers) or 1
+    most = min(MOST_QUESTIONS, MOST_ITEMS[rubric.shows] // n_systems)
+    return max(1, min(most, n_available))
 
 
 def _strata(pool: Pool, ids: Sequence[str], by: Stratify) -> dict[str, str]:

@@ -32,7 +32,7 @@ from cbtqa.ratings.answers import (
 from cbtqa.ratings.collect import Collected, CollectedSheet, admit, comparable
 from cbtqa.ratings.rubric import Criterion
 from cbtqa.ratings.sheet_files import MAX_BYTES
-from cbtqa.ratings.sheets import sheet_words
+from cbtqa.ratings.sheets import column_names, sheet_words
 from cbtqa.ratings.store import Event, Store
 from cbtqa.ratings.study import Presentation, StudyFolder
 from cbtqa.report.page import template_environment
@@ -197,13 +197,13 @@ def _take_task(
     if finished is None:
         return
     answer = store.answers(shown.rater).get(code, Answer())
-    events = []
+    events, names = [], column_names(folder)
     for name, value in _fields_of(folder, finished):
         stored = answer.get(name)
         try:
             change = admit(folder, shown.rater, Change(code, name, value), answer, replace)
         except ValueError as error:
-            result.refuse(code, f"{name}: {error}", where)
+            result.refuse(code, f"{names.get(name, name)}: {error}", where)
             continue
         if change is None:
             result.n_known += 1

@@ -18,12 +18,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
 from pydantic import Field, model_validator
 
 from cbtqa.distortions.taxonomy import load_taxonomy
 from cbtqa.errors import DataError
-from cbtqa.files import open_text, parse_record, parse_yaml
+from cbtqa.files import parse_record, read_text
+from cbtqa.plain_values import parse_yaml
 from cbtqa.records import NonEmptyText, Record
 from cbtqa.report.page import Lang, Phrase
 
@@ -158,13 +158,20 @@ class Rubric(Record):
         """The criterion of this id, or a KeyError."""
         return {criterion.id: criterion for criterion in self.criteria}[name]
 
-    def settle(self, values: Mapping[str, int | None]) -> dict[str, int | None]:
-        """Values with unset marks 0 once any mark is set; ValueError for `none` beside a mark."""
+    def settle(
+        self, values: Mapping[str, int | None], language: Language = "en"
+    ) -> dict[str, int | None]:
+        """Values with unset marks 0 once any mark is set.
+
+        Raises:
+            ValueError: `none` beside a mark, named in this language.
+        """
         settled = {criterion.id: values.get(criterion.id) for criterion in self.criteria}
         set_marks = [mark.id for mark in self.marks if settled[mark.id] == 1]
         if NO_MARK in set_marks and len(set_marks) > 1:
             other = next(mark for mark in set_marks if mark != NO_MARK)
-            raise ValueError(f"'{NO_MARK}' and '{other}' exclude each other")
+            names = [self.criterion(name).name.to(language) for name in (NO_MARK, other)]
+            raise ValueError(f"'{names[0]}' and '{names[1]}' exclude each other")
         if set_marks:
             settled.update({mark.id: int(mark.id in set_marks) for mark in self.marks})
         return settled
@@ -215,13 +222,7 @@ class Rubric(Record):
 
 def parse_rubric(text: str, where: str, taxonomy: str | None = None) -> Rubric:
     """One rubric, or a DataError with the field; `taxonomy` replaces the one in `marks_from`."""
-    try:
-        raw = parse_yaml(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{where}:{mark.line + 1}" if mark else where
-        raise DataError(f"not YAML: {getattr(error, 'problem', error)}", where=place) from None
-    return parse_record(Rubric, _with_marks(raw, taxonomy), where)
+    return parse_record(Rubric, _with_marks(parse_yaml(text, where), taxonomy), where)
 
 
 def _with_marks(raw: Any, taxonomy: str | None) -> Any:
@@ -273,8 +274,7 @@ def load_rubric(name: str) -> Rubric:
     if f"{base}.yaml" in _shipped_texts():
         return parse_rubric(_shipped_texts()[f"{base}.yaml"], f"{base}.yaml", taxonomy or None)
     if name.endswith((".yaml", ".yml")):
-        with open_text(Path(name)) as stream:
-            return parse_rubric(stream.read(), name)
+        return parse_rubric(read_text(Path(name)), name)
     raise DataError(
         f"no rubric '{name}'",
         hint="shipped: " + ", ".join(sorted(shipped_rubrics())) + "; or the path of a .yaml file",

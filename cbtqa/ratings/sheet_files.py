@@ -5,20 +5,27 @@ Only this module knows the two formats; `collect` sees rows of addressed cells.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
+import re
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from cbtqa.errors import DataError, MissingExtraError
+from cbtqa.errors import DataError, require
 from cbtqa.files import sha256_of
-from cbtqa.ratings.sheets import CODE, META_KEYS, META_TAB
+from cbtqa.paths import readable
+from cbtqa.ratings.answers import CANNOT_JUDGE, CRISIS, NOTE
+from cbtqa.ratings.rubric import Language
+from cbtqa.ratings.sheets import CODE, META_KEYS, META_TAB, SHOWN_PARTS, TURN, sheet_words
 from cbtqa.ratings.study import ShownTurn, column_letters, session_text
 
 MAX_BYTES = 30 << 20
@@ -26,6 +33,10 @@ MAX_UNPACKED_BYTES = 300 << 20
 MAX_PARTS = 500
 MAX_ROWS = 100_000
 MAX_COLUMNS = 300
+MAX_AREAS = 10_000
+HEAD_ROWS = 10
+"""The names of the columns are looked for in so many rows."""
+DELIMITERS = ",;\t|"
 _OLD_OR_LOCKED = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 
 
@@ -35,6 +46,8 @@ class Cell:
     """`file:tab!G17` or `file:17:column`."""
     value: Any
     is_formula: bool = False
+    merged: str = ""
+    """The merged area that hides this cell, such as `E4:E6`."""
 
     @property
     def text(self) -> str:
@@ -57,18 +70,24 @@ class Sheet:
     """Session text by code, where sessions have a tab of their own."""
 
 
-def read_sheet(path: Path) -> Sheet:
-    """One filled sheet; a DataError where it is not ours, too large, damaged, or has macros."""
+def read_sheet(path: Path, headings: Mapping[str, str] | None = None) -> Sheet:
+    """One filled sheet; a DataError where it is not ours, too large, damaged, or has macros.
+
+    Args:
+        headings: column ids by heading, for a sheet whose hidden row of ids is gone.
+    """
     suffix = path.suffix.lower()
     if not path.is_file():
         raise DataError("no such file", where=str(path))
     if path.stat().st_size > MAX_BYTES:
         megabytes = path.stat().st_size >> 20
         raise DataError(f"{megabytes} MiB; a sheet has at most {MAX_BYTES >> 20}", where=path.name)
-    if suffix == ".csv":
+    if path.name.startswith(("~$", ".~", "._")):
+        raise DataError("a note that a spreadsheet program leaves, not a sheet", where=path.name)
+    if suffix in (".csv", ".tsv", ".txt"):
         return _read_csv(path)
     if suffix == ".xlsx":
-        return _read_xlsx(path)
+        return _read_xlsx(path, headings or {})
     raise DataError(
         f"'{suffix}' is not taken",
         where=path.name,
@@ -76,7 +95,7 @@ def read_sheet(path: Path) -> Sheet:
     )
 
 
-def _read_xlsx(path: Path) -> Sheet:
+def _read_xlsx(path: Path, headings: Mapping[str, str]) -> Sheet:
     _check_archive(path)
     book = _open_workbook(path)
     try:
@@ -84,15 +103,14 @@ def _read_xlsx(path: Path) -> Sheet:
             detail = "not a sheet of a rating study (its hidden tab is gone)"
             raise DataError(detail, where=path.name)
         meta = _read_meta(book[META_TAB], path.name)
-        named = zip(book.sheetnames, book.worksheets, strict=True)
-        found = [(tab, _ids_of(tab)) for name, tab in named if name != META_TAB]
-        ratings = [(tab, ids) for tab, ids in found if CODE in ids and "note" in ids]
+        tabs = [_Tab(tab, path.name, headings) for tab in book.worksheets if tab.title != META_TAB]
+        ratings = [tab for tab in tabs if NOTE in tab.ids]
         if len(ratings) != 1:
-            detail = "tabs of ratings, expected one; its hidden first row holds the column names"
-            raise DataError(f"{len(ratings)} {detail}", where=path.name)
-        tab, ids = ratings[0]
-        rows = tuple(_rows_of(tab, ids, path.name))
-        turns = next((tab for tab, ids in found if CODE in ids and "turn" in ids), None)
+            found = f" ({', '.join(tab.title for tab in ratings)})" if ratings else ""
+            detail = f"{len(ratings)} tabs of ratings{found}, expected one with its headings"
+            raise DataError(detail, where=path.name)
+        rows, ids = tuple(ratings[0].rows()), ratings[0].ids
+        turns = next((tab for tab in tabs if TURN in tab.ids), None)
         sessions = None if turns is None else _sessions_of(turns)
     except (ValueError, KeyError, TypeError, AttributeError, SyntaxError) as error:
         # what openpyxl raises on damaged parts; it has no error class of its own for them
@@ -103,7 +121,7 @@ def _read_xlsx(path: Path) -> Sheet:
 
 
 def _check_archive(path: Path) -> None:
-    with path.open("rb") as stream:
+    with readable(path), path.open("rb") as stream:
         head = stream.read(8)
     if head == _OLD_OR_LOCKED:
         raise DataError(
@@ -127,6 +145,10 @@ def _check_parts(archive: zipfile.ZipFile, name: str) -> None:
             where=name,
             hint="save it as an .xlsx workbook without macros",
         )
+    with suppress(KeyError):
+        if b"purl.oclc.org/ooxml" in archive.read("xl/workbook.xml"):
+            hint = "save it as .xlsx (Excel workbook), not as Strict Open XML"
+            raise DataError("saved as Strict Open XML, which is not read", where=name, hint=hint)
     unpacked = sum(part.file_size for part in parts)
     if len(parts) > MAX_PARTS or unpacked > MAX_UNPACKED_BYTES:
         raise DataError(
@@ -142,13 +164,10 @@ def _check_parts(archive: zipfile.ZipFile, name: str) -> None:
 
 
 def _open_workbook(path: Path) -> Any:
-    try:
-        import openpyxl
-        from openpyxl.utils.exceptions import InvalidFileException
-    except ModuleNotFoundError:
-        raise MissingExtraError("openpyxl", "rate") from None
-    if not openpyxl.DEFUSEDXML:  # openpyxl takes defusedxml up by itself where it is installed
-        raise MissingExtraError("defusedxml", "rate")
+    openpyxl = require("openpyxl", "rate")
+    require("defusedxml", "rate")  # which openpyxl takes up by itself
+    from openpyxl.utils.exceptions import InvalidFileException
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # extensions of other programs that we do not read
@@ -160,6 +179,7 @@ def _open_workbook(path: Path) -> Any:
 
 
 def _read_meta(tab: Any, name: str) -> tuple[str, str, str]:
+    tab.reset_dimensions()
     rows = tab.iter_rows(max_row=10, max_col=2, values_only=True)
     found = {str(row[0]): str(row[1]) for row in rows if len(row) == 2 and row[0] is not None}
     if missing := [key for key in META_KEYS if key not in found]:
@@ -167,57 +187,146 @@ def _read_meta(tab: Any, name: str) -> tuple[str, str, str]:
     return found["study"], found["rubric"], found["rater"]
 
 
-def _ids_of(tab: Any) -> list[str]:
-    """Column ids of the hidden first row; an empty one where a column has none."""
-    row = next(tab.iter_rows(max_row=1, max_col=MAX_COLUMNS, values_only=True), ())
-    return [str(value) if value is not None else "" for value in row]
+class _Tab:
+    """A tab with its columns found: by the hidden row of ids, or by the headings under it."""
+
+    def __init__(self, tab: Any, name: str, headings: Mapping[str, str]) -> None:
+        # WPS writes `A1` for the size of every tab, Google Sheets and Numbers write none
+        tab.reset_dimensions()
+        self._tab, self._name, self.title = tab, name, str(tab.title)
+        head = tab.iter_rows(max_row=HEAD_ROWS, max_col=MAX_COLUMNS, values_only=True)
+        texts = [[_text(value) for value in row] for row in head]
+        self._begins, self.ids = _find_ids(texts, {**_heading_ids(), **headings})
+        _refuse_doubled(self.ids, f"{name}:{tab.title}")
+
+    def rows(self) -> Iterator[dict[str, Cell]]:
+        """The filled rows under the headings, wherever they were moved to."""
+        areas = _merged_areas(self._tab)
+        blank, n_filled = None, 0
+        rows = self._tab.iter_rows(min_row=self._begins + 1, max_col=len(self.ids))
+        for number, row in enumerate(rows, self._begins + 1):
+            if row is blank:
+                continue  # openpyxl gives the same tuple for each row of a gap
+            if all(cell.value is None for cell in row):
+                blank = row
+                continue
+            n_filled += 1
+            if n_filled > MAX_ROWS:
+                raise DataError(f"more than {MAX_ROWS} rows", where=self._name)
+            here = [area for area in areas if area.top <= number <= area.bottom]
+            cells = {
+                column: self._cell(number, place, row[place] if place < len(row) else None, here)
+                for place, column in enumerate(self.ids)
+                if column
+            }
+            if not _is_heading(cells[CODE].text):
+                yield cells
+
+    def _cell(self, number: int, place: int, cell: Any, areas: Sequence[_Area]) -> Cell:
+        address = f"{column_letters(place)}{number}"
+        merged = next((one.name for one in areas if one.hides(number, place)), "")
+        is_formula = getattr(cell, "data_type", "") == "f"
+        where = f"{self._name}:{self._tab.title}!{address}"
+        return Cell(where, getattr(cell, "value", None), is_formula, merged)
 
 
-def _rows_of(tab: Any, ids: Sequence[str], name: str) -> Iterator[dict[str, Cell]]:
-    for number, row in enumerate(tab.iter_rows(min_row=4, max_col=MAX_COLUMNS), 4):
-        if number > MAX_ROWS:
-            raise DataError(f"more than {MAX_ROWS} rows", where=name)
-        cells = {}
-        for place, column in enumerate(ids):
-            if column:
-                cell = row[place] if place < len(row) else None
-                where = f"{name}:{tab.title}!{column_letters(place)}{number}"
-                is_formula = getattr(cell, "data_type", "") == "f"
-                cells[column] = Cell(where, getattr(cell, "value", None), is_formula)
-        if any(cell.value is not None for cell in cells.values()):
-            yield cells
+def _refuse_doubled(ids: Sequence[str], where: str) -> None:
+    doubled = next((one for one in ids if one and ids.count(one) > 1), None)
+    if doubled:
+        places = [column_letters(at) for at, one in enumerate(ids) if one == doubled]
+        detail = f"the column '{doubled}' stands twice ({', '.join(places)})"
+        raise DataError(detail, where=where)
 
 
-def _sessions_of(tab: Any) -> dict[str, str]:
+def _text(value: Any) -> str:
+    return "" if value is None else str(value).strip()
+
+
+def _find_ids(rows: Sequence[Sequence[str]], headings: Mapping[str, str]) -> tuple[int, list[str]]:
+    """The number of the row that names the columns, and their ids; no ids when there is none."""
+    named = [[headings.get(text, "") for text in row] for row in rows]
+    for candidates in (rows, named):
+        for number, row in enumerate(candidates, 1):
+            if CODE in row and (NOTE in row or TURN in row):
+                width = max(place for place, text in enumerate(row) if text) + 1
+                return number, list(row[:width])
+    return 0, []
+
+
+@dataclass(frozen=True)
+class _Area:
+    name: str
+    """As spreadsheets write it, such as `E4:E6`."""
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+    def hides(self, number: int, place: int) -> bool:
+        """True for a cell that is covered by the first one of the area."""
+        is_inside = self.top <= number <= self.bottom and self.left <= place <= self.right
+        return is_inside and (number, place) != (self.top, self.left)
+
+
+def _merged_areas(tab: Any) -> list[_Area]:
+    """Merged cells, which openpyxl does not tell in its reading mode."""
+    from openpyxl.utils import range_boundaries
+
+    part = tab.parent._archive.read(tab._worksheet_path)
+    names = re.findall(rb"<(?:\w+:)?mergeCell\s[^>]*?ref=[\"']([A-Z0-9:$]{3,30})[\"']", part)
+    if len(names) > MAX_AREAS:
+        raise DataError(f"{len(names)} merged areas; a sheet has none", where=str(tab.title))
+    areas = []
+    for name in (one.decode().replace("$", "") for one in names):
+        left, top, right, bottom = range_boundaries(name)
+        areas.append(_Area(name, left - 1, top, right - 1, bottom))
+    return areas
+
+
+def _sessions_of(tab: _Tab) -> dict[str, str]:
     """Session text by code, as `study.Item.parts` writes it."""
     turns: dict[str, list[ShownTurn]] = {}
-    for number, row in enumerate(tab.iter_rows(min_row=3, max_col=4, values_only=True)):
-        if number > MAX_ROWS:
-            raise DataError(f"more than {MAX_ROWS} turns")
-        code, _, role, text = (*row, None, None, None, None)[:4]
-        if code:
+    for row in tab.rows():
+        if code := row[CODE].text:
+            role, text = (row[name].value if name in row else None for name in ("role", "text"))
             turn = ShownTurn(role=str(role or "?"), text=str(text or ""))
-            turns.setdefault(str(code), []).append(turn)
+            turns.setdefault(code, []).append(turn)
     return {code: session_text(shown) for code, shown in turns.items()}
+
+
+@cache
+def _heading_ids() -> Mapping[str, str]:
+    """Column ids by the headings that are the same in every rubric, in both languages."""
+    names = (CODE, NOTE, TURN, "role", "text", *SHOWN_PARTS, CANNOT_JUDGE, CRISIS)
+    return {sheet_words(one)[name]: name for one in get_args(Language) for name in names}
+
+
+def _is_heading(text: str) -> bool:
+    """True for what is in the code's column of a row that is not for rating."""
+    words = [sheet_words(language) for language in get_args(Language)]
+    return text in {CODE, *(one[name] for one in words for name in (CODE, "progress"))}
 
 
 def _read_csv(path: Path) -> Sheet:
     text = _decode(path)
-    delimiter = ";" if text[:200].count(";") > text[:200].count(",") else ","
-    reader = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
+    delimiter, n_before = _find_header(text, path.name)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows: list[dict[str, Cell]] = []
     told: set[tuple[str, str, str]] = set()
     try:
-        ids = next(reader, [])
-        if not {*META_KEYS, CODE} <= set(ids):
-            raise DataError("not a sheet of a rating study (first row is gone)", where=path.name)
+        for _ in range(n_before):
+            next(reader)
+        ids = [name.strip() for name in next(reader)]
+        _refuse_doubled(ids, path.name)
         for row in reader:
             cells = dict(zip(ids, row, strict=False))
-            if not rows and not told and not any(cells.get(key) for key in META_KEYS):
-                continue  # the row of headings
+            if not any(text.strip() for text in row) or _is_heading(cells.get(CODE, "").strip()):
+                continue
             if len(rows) >= MAX_ROWS:
                 raise DataError(f"more than {MAX_ROWS} rows", where=path.name)
-            told.add((cells.get("study", ""), cells.get("rubric", ""), cells.get("rater", "")))
+            of = cells.get("study", ""), cells.get("rubric", ""), cells.get("rater", "")
+            if any(of):
+                told.add(of)
             where = f"{path.name}:{reader.line_num}"
             rows.append(
                 {name: Cell(f"{where}:{name}", cells.get(name) or None) for name in ids if name}
@@ -231,15 +340,39 @@ def _read_csv(path: Path) -> Sheet:
     return Sheet(path.name, "csv", study, rubric, rater, sha256_of(path), tuple(ids), tuple(rows))
 
 
+def _find_header(text: str, name: str) -> tuple[str, int]:
+    """The character between cells, and how many rows stand before the row of ids.
+
+    Numbers writes the table's name, Excel `sep=;`, before it.
+    """
+    is_tab = False
+    for delimiter in DELIMITERS:
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+        with suppress(csv.Error):
+            for number, row in enumerate(islice(reader, HEAD_ROWS)):
+                names = {cell.strip() for cell in row}
+                if {*META_KEYS, CODE} <= names:
+                    return delimiter, number
+                is_tab |= {CODE, NOTE} <= names
+    if is_tab:
+        detail = "one tab of a workbook saved as text: it does not say of which study it is"
+        raise DataError(detail, where=name, hint="send the workbook itself (.xlsx)")
+    raise DataError("not a sheet of a rating study (its row of column names is gone)", where=name)
+
+
 def _decode(path: Path) -> str:
-    """UTF-8, or GB18030 as Excel on a Chinese Windows saves it.
+    """UTF-8, or UTF-16 and GB18030 as Excel saves them.
 
     A wrong guess cannot slip through: every text is compared with the study's.
     """
-    data = path.read_bytes()
+    with readable(path):
+        data = path.read_bytes()
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        with suppress(UnicodeDecodeError):
+            return data.decode("utf-16")
     for encoding in ("utf-8-sig", "gb18030"):
         with suppress(UnicodeDecodeError):
             text = data.decode(encoding)
             if "\x00" not in text:
                 return text
-    raise DataError("neither UTF-8 nor GB18030 text", where=path.name)
+    raise DataError("neither UTF-8, UTF-16 nor GB18030 text", where=path.name)

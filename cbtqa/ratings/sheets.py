@@ -16,8 +16,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from cbtqa.errors import DataError, MissingExtraError
-from cbtqa.files import replacing, shipped_yaml
+from cbtqa.errors import DataError, require
+from cbtqa.files import shipped_yaml
+from cbtqa.paths import keep_private, replacing
 from cbtqa.ratings.answers import CANNOT_JUDGE, CRISIS, EVIDENCE, NOTE, VALUE
 from cbtqa.ratings.rubric import Criterion, Language, Rubric
 from cbtqa.ratings.study import Item, StudyFolder, column_letters
@@ -27,6 +28,7 @@ from cbtqa.safety.notices import help_text
 # Column ids are the field that a column fills (`value:relevance`, `note`) or the text that it shows
 # (`answer`); they are in the first, hidden row, so that headings may be in any language.
 CODE = "code"
+TURN = "turn"
 SHOWN_PARTS = ("question", "description", "answer", "session")
 _SHOWN = {
     "question": ("question", "description"),
@@ -74,6 +76,12 @@ def sheet_columns(rubric: Rubric, language: Language) -> list[Column]:
     return columns + [Column(name, words[name]) for name in (CANNOT_JUDGE, CRISIS, NOTE)]
 
 
+def column_names(folder: StudyFolder) -> Mapping[str, str]:
+    """The headings of the study's sheets by column id, such as `value:relevance`."""
+    columns = sheet_columns(folder.rubric, folder.study.language)
+    return {column.id: column.heading for column in columns}
+
+
 CELL_LIMIT = 32_767
 """Characters an xlsx cell holds; writers cut the rest without a word."""
 _WIDTHS = {CODE: 9, "question": 26, "description": 46, "answer": 72, "session": 18, NOTE: 30}
@@ -94,7 +102,7 @@ def write_sheets(folder: StudyFolder, *, as_csv: bool = False) -> list[Path]:
                 _write_csv(folder, rater, temporary)
             else:
                 _Workbook(folder, rater, temporary).write()
-        path.chmod(0o600)
+        keep_private(path)
         paths.append(path)
     folder.log("sheets written", kind="csv" if as_csv else "xlsx", n=len(paths))
     return paths
@@ -127,10 +135,7 @@ def _write_csv(folder: StudyFolder, rater: str, path: Path) -> None:
 
 class _Workbook:
     def __init__(self, folder: StudyFolder, rater: str, path: Path) -> None:
-        try:
-            import xlsxwriter
-        except ModuleNotFoundError:
-            raise MissingExtraError("xlsxwriter", "rate") from None
+        xlsxwriter = require("xlsxwriter", "rate")
         self._folder, self._rater = folder, rater
         self._shown = folder.shown_to(rater)
         self._words = sheet_words(folder.study.language)
@@ -274,7 +279,8 @@ class _Workbook:
 
     def _write_criteria(self, tab: Any, row: int, rubric: Rubric) -> None:
         language = self._folder.study.language
-        self._write_row(tab, row, (self._words["criterion"], self._words["asked"], ""), "head")
+        heads = [self._words[name] for name in ("criterion", "asked", "points")]
+        self._write_row(tab, row, heads, "head")
         for criterion in rubric.criteria:
             row += 1
             scale = self._words["range"].format(low=criterion.low, high=criterion.high)
@@ -288,7 +294,7 @@ class _Workbook:
     def _write_sessions(self) -> dict[str, int]:
         """The tab of whole sessions, a row per turn; returns where each presentation begins."""
         tab = self._book.add_worksheet(self._words["session_tab"])
-        heads = (CODE, "turn", "role", "text")
+        heads = (CODE, TURN, "role", "text")
         self._write_row(tab, 0, heads)
         self._write_row(tab, 1, (self._words[name] for name in heads), "head")
         tab.set_row(0, None, None, {"hidden": True})

@@ -4,9 +4,10 @@
         store.add("R1", "web", [Event("k1", Change("R1-001", "value:relevance", 2))])
         store.answers()["R1-001"].values == {"relevance": 2}
 
-WAL with full sync, one transaction per `add`: when `add` returns, the events survive a kill or a
-power cut. Nothing is updated or deleted; the present state is the last event of each field, and an
-event of the same key counts once. Links of raters are here too, as hashes only.
+One transaction per `add`: when it returns, the events survive a kill or a power cut. On a local
+disk several commands may use the store at once, on a network drive one (see `database_files`).
+Nothing is updated or deleted; the present state is the last event of each field, and an event of
+the same key counts once. Links of raters are here too, as hashes only.
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ import secrets
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from cbtqa.database_files import DatabaseFile
 from cbtqa.errors import DataError
 from cbtqa.manifest import now
+from cbtqa.paths import keep_private
 from cbtqa.ratings.answers import Answer, Change
 
 _SCHEMA = """
@@ -48,7 +51,6 @@ CREATE TABLE IF NOT EXISTS visits (
 ) STRICT;
 """
 _COLUMNS = ("key", "at", "source", "rater", "code", "field", "value", "seconds")
-_NETWORK_FILESYSTEMS = {"nfs", "nfs4", "cifs", "smbfs", "smb3", "smb2", "afs", "fuse.sshfs", "9p"}
 
 
 @dataclass(frozen=True)
@@ -72,25 +74,33 @@ class Store:
     def __init__(self, path: Path, study_id: str) -> None:
         """Opens or makes the store; a DataError where the file is none, or of another study."""
         self._lock = threading.Lock()
-        is_new = not path.exists()
-        self._connection = sqlite3.connect(path, check_same_thread=False, timeout=30)
+        self._file = DatabaseFile(path)
         try:
-            self._connection.execute("PRAGMA journal_mode=WAL")
-            self._connection.execute("PRAGMA synchronous=FULL")
-            self._connection.executescript(_SCHEMA)
-            with self._connection:
-                self._connection.execute(
-                    "INSERT INTO study SELECT ? WHERE NOT EXISTS (SELECT 1 FROM study)", (study_id,)
-                )
+            self._connection = self._open(study_id)
         except sqlite3.DatabaseError as error:
-            self._connection.close()
+            self._file.release()
             raise DataError(f"not a store of ratings: {error}", where=str(path)) from None
-        if is_new:
-            path.chmod(0o600)
         found = self._connection.execute("SELECT id FROM study").fetchone()[0]
         if found != study_id:
-            self._connection.close()
+            self.close()
             raise DataError(f"holds study {found}, not {study_id}", where=str(path))
+
+    def _open(self, study_id: str) -> sqlite3.Connection:
+        connection = self._file.connect()
+        try:
+            connection.executescript(_SCHEMA)
+            connection.execute(
+                "INSERT INTO study SELECT ? WHERE NOT EXISTS (SELECT 1 FROM study)", (study_id,)
+            )
+        except sqlite3.DatabaseError:
+            connection.close()
+            raise
+        return connection
+
+    @property
+    def drive(self) -> str | None:
+        """The kind of drive where one command at a time may use the store, or None on a disk."""
+        return (self._file.drive or "of an unknown kind") if self._file.is_alone else None
 
     def __enter__(self) -> Self:
         return self
@@ -101,10 +111,13 @@ class Store:
     def close(self) -> None:
         with self._lock:
             self._connection.close()
+            self._file.release()
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._lock, self._connection:
+            self._file.check()
+            self._connection.execute("BEGIN IMMEDIATE")
             yield self._connection
 
     def add(self, rater: str, source: str, events: Sequence[Event]) -> int:
@@ -161,13 +174,13 @@ class Store:
 
     def snapshot(self, path: Path) -> None:
         """Copies the store while it is in use."""
-        with self._lock:
-            target = sqlite3.connect(path)
-            try:
+        file = DatabaseFile(path)
+        try:
+            with self._lock, closing(file.connect()) as target:
                 self._connection.backup(target)
-            finally:
-                target.close()
-        path.chmod(0o600)
+        finally:
+            file.release()
+        keep_private(path)
 
     def _rows(self, query: str, values: Iterable[Any] = ()) -> list[tuple[Any, ...]]:
         with self._lock:
@@ -212,17 +225,3 @@ class Store:
 
 def _hash(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
-
-
-def network_filesystem(path: Path, mounts: Path = Path("/proc/self/mounts")) -> str | None:
-    """The kind of network share this path is on, or None; WAL's locks do not hold on shares."""
-    if not mounts.exists():
-        return None
-    resolved = path.resolve()
-    best, kind = -1, ""
-    for line in mounts.read_text(encoding="utf-8", errors="replace").splitlines():
-        fields = line.split(" ")
-        point = Path(fields[1].replace("\\040", " "))
-        if len(point.parts) > best and (point == resolved or point in resolved.parents):
-            best, kind = len(point.parts), fields[2]
-    return kind if kind in _NETWORK_FILESYSTEMS else None

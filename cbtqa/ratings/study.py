@@ -25,8 +25,16 @@ from typing import Any, Literal, TypeVar
 from pydantic import Field
 
 from cbtqa.errors import DataError, UsageError
-from cbtqa.files import json_line, parse_record, read_json, read_jsonl, write_json, write_jsonl
+from cbtqa.files import (
+    json_line,
+    parse_record,
+    read_json,
+    read_jsonl,
+    write_json,
+    write_jsonl,
+)
 from cbtqa.manifest import FileEntry, now
+from cbtqa.paths import keep_private
 from cbtqa.ratings.rubric import Language, Rubric
 from cbtqa.records import NonEmptyText, Record, Risk
 
@@ -206,7 +214,7 @@ def write_study(
 ) -> StudyFolder:
     """Writes a new study folder, readable by its owner only; `study.json` comes last."""
     path.mkdir(parents=True, exist_ok=True)
-    path.chmod(0o700)
+    keep_private(path)
     kept, shown = {item.id: item for item in items}, tuple(plan)
     write_json(path / "rubric.json", rubric)
     write_jsonl(path / "items.jsonl", kept.values())
@@ -215,7 +223,7 @@ def write_study(
     folder = StudyFolder(path, study, rubric, kept, shown)
     folder.log("created", rubric=study.rubric, seed=study.seed, n_items=study.n_items)
     for file in path.iterdir():
-        file.chmod(0o600)
+        keep_private(file)
     return folder
 
 
@@ -253,7 +261,7 @@ def _read_part(model: type[RecordT], path: Path) -> RecordT:
 
 def write_key(path: Path, key: StudyKey) -> None:
     write_json(path, key)
-    path.chmod(0o600)
+    keep_private(path)
 
 
 def unblind(folder: StudyFolder, key_path: Path, by: str, n_ratings: int, digest: str) -> StudyKey:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from markupsafe import Markup
 
-from cbtqa.files import parse_yaml
+from cbtqa.plain_values import parse_yaml
 from cbtqa.records import Record
 from cbtqa.report.words import count, number, share
 

@@ -12,7 +12,7 @@ from cbtqa.errors import DataError, UsageError
 from cbtqa.records import Record, Risk
 from cbtqa.safety.normalise import Language
 from cbtqa.safety.screen import screen
-from cbtqa.safety.texts import read_texts
+from cbtqa.safety.survey import read_texts
 
 GRADES: tuple[Risk, ...] = get_args(Risk)
 _Z = 1.959964  # two-sided 95 %

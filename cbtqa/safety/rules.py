@@ -16,11 +16,10 @@ from importlib.resources import files
 from typing import Any, Literal
 
 import ahocorasick
-import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from cbtqa.errors import DataError
-from cbtqa.files import parse_yaml
+from cbtqa.plain_values import parse_yaml
 from cbtqa.records import Risk
 from cbtqa.safety.normalise import Language, fold, squeeze
 
@@ -145,8 +144,8 @@ def compile_rules(source: str, language: Language, where: str) -> RuleBook:
         DataError: not the schema, an unknown name, or a bad regex; names the place.
     """
     try:
-        entry = RuleFile.model_validate(parse_yaml(source))
-    except (yaml.YAMLError, ValueError) as error:
+        entry = RuleFile.model_validate(parse_yaml(source, where))
+    except ValueError as error:
         raise DataError(f"rule file: {error}", where=where) from None
     compiler = _Compiler(entry, language, where)
     persons = f"(?P<skip>{entry.skip})|(?P<third>{entry.third})|(?P<self>{entry.self})"

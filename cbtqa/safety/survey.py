@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
-from cbtqa.errors import UsageError
+from cbtqa.dataset_folder import text_rows
+from cbtqa.errors import DataError
 from cbtqa.files import write_jsonl
+from cbtqa.paths import refuse_existing
 from cbtqa.records import Record, Risk
 from cbtqa.safety.normalise import Language
 from cbtqa.safety.personal_data import scrub
 from cbtqa.safety.screen import Hit, screen
-from cbtqa.safety.texts import read_texts
 
 
 class ScreenedText(Record):
@@ -57,6 +58,7 @@ def screen_file(
     language: Language = "zh",
     encoding: str = "utf-8",
     out: Path | None = None,
+    overwrite: bool = False,
     max_shown: int = 0,
 ) -> ScreenSurvey:
     """Grades every row of a table.
@@ -68,7 +70,7 @@ def screen_file(
 
     Raises:
         DataError: see `texts.read_texts`.
-        UsageError: `out` exists already.
+        UsageError: `out` exists already, without `overwrite`.
     """
     risks: Counter[Risk] = Counter({"none": 0, "concern": 0, "explicit": 0})
     rules: Counter[str] = Counter()
@@ -86,7 +88,7 @@ def screen_file(
                 shown.append(ScreenedText(**line, text=item.text, hits=screening.hits))
             yield {**line, "hits": [asdict(hit) for hit in screening.hits]}
 
-    _write_or_run(lines(), out)
+    _write_or_run(lines(), out, overwrite)
     return ScreenSurvey(
         n_texts=risks.total(),
         n_by_risk=dict(risks),
@@ -97,7 +99,12 @@ def screen_file(
 
 
 def scrub_file(
-    path: Path, *, columns: Sequence[str] = (), encoding: str = "utf-8", out: Path | None = None
+    path: Path,
+    *,
+    columns: Sequence[str] = (),
+    encoding: str = "utf-8",
+    out: Path | None = None,
+    overwrite: bool = False,
 ) -> ScrubSurvey:
     """Masks personal data in every row of a table.
 
@@ -107,7 +114,7 @@ def scrub_file(
 
     Raises:
         DataError: see `texts.read_texts`.
-        UsageError: `out` exists already.
+        UsageError: `out` exists already, without `overwrite`.
     """
     kinds: Counter[str] = Counter()
     n_texts = n_touched = 0
@@ -122,16 +129,80 @@ def scrub_file(
             n_touched += bool(found)
             yield {**item.row, **{name: scrubbed.text for name, scrubbed in masked.items()}}
 
-    _write_or_run(lines(), out)
+    _write_or_run(lines(), out, overwrite)
     return ScrubSurvey(
         n_texts=n_texts, n_texts_with_data=n_touched, n_by_kind=dict(kinds.most_common())
     )
 
 
-def _write_or_run(lines: Iterator[dict[str, Any]], out: Path | None) -> None:
+def _write_or_run(lines: Iterator[dict[str, Any]], out: Path | None, overwrite: bool) -> None:
     if out is None:
         deque(lines, maxlen=0)
-    elif out.exists():
-        raise UsageError(f"{out} exists already", hint="name another --out, or remove the file")
     else:
+        refuse_existing(out, overwrite=overwrite)
         write_jsonl(out, lines)
+
+
+# --- texts ---------------------------------------------------------------------------------------
+_USUAL = (("question", "description"), ("text",), ("answer_text",), ("answer",))
+_ID_COLUMNS = ("id", "question_id", "questionID")
+
+
+@dataclass(frozen=True, slots=True)
+class TextRow:
+    """One row's text and its place."""
+
+    id: str
+    """The row's own id, or its place when it has none."""
+    where: str
+    """`file:line`."""
+    text: str
+    """The columns' texts joined by newlines."""
+    columns: tuple[str, ...]
+    """The text columns of the file."""
+    row: Mapping[str, Any]
+
+
+def read_texts(
+    path: Path, columns: Sequence[str] = (), encoding: str = "utf-8"
+) -> Iterator[TextRow]:
+    """Every row's text in order; memory does not grow with the file (a JSON array is read whole).
+
+    Args:
+        columns: the text columns; empty means the usual ones, decided by the first row.
+
+    Raises:
+        DataError: the file is empty, a column is missing, or a row holds no text.
+    """
+    chosen = tuple(columns)
+    where: str | None = None
+    for where, row in text_rows(path, encoding=encoding):
+        chosen = chosen or _usual_columns(row, where)
+        parts = [_cell(row, column, where, column == chosen[0]) for column in chosen]
+        text = "\n".join(part for part in parts if part)
+        if not text.strip():
+            raise DataError("no text in this row", where=f"{where}:{chosen[0]}")
+        found = next((str(row[name]) for name in _ID_COLUMNS if row.get(name) is not None), where)
+        yield TextRow(found, where, text, chosen, row)
+    if where is None:
+        raise DataError("the file holds no rows", where=str(path))
+
+
+def _usual_columns(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    for usual in _USUAL:
+        if usual[0] in row:
+            return tuple(column for column in usual if column in row)
+    hint = "name the text column with --column NAME"
+    raise DataError(f"no text column among {sorted(row)}", where=where, hint=hint)
+
+
+def _cell(row: Mapping[str, Any], column: str, where: str, is_required: bool) -> str:
+    if column not in row:
+        found = f"no column '{column}' among {sorted(row)}"
+        raise DataError(found, where=where, hint="--column NAME")
+    value = row[column]
+    if value is None and not is_required:
+        return ""
+    if not isinstance(value, str):
+        raise DataError(f"expected text, found {type(value).__name__}", where=f"{where}:{column}")
+    return value

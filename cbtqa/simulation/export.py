@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,10 +32,19 @@ from cbtqa.llm.chat import Fault, Message, Reply
 from cbtqa.llm.cost import Estimate
 from cbtqa.llm.journal import Journal
 from cbtqa.llm.runs import open_run
-from cbtqa.manifest import MANIFEST_NAME, Manifest, describe_file, new_manifest, now, write_manifest
+from cbtqa.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    describe_file,
+    new_manifest,
+    now,
+    refuse_empty,
+    write_manifest,
+)
 from cbtqa.records import Reason, Session, Turn, TurnMark
 from cbtqa.settings import Resolved
 from cbtqa.simulation.draws import seed_of
+from cbtqa.simulation.marks import CONTENT_MARKS, SPOILING
 from cbtqa.simulation.playing.estimate import THERAPIST_TOKENS, Calls, count_done, estimate_players
 from cbtqa.simulation.playing.messages import (
     SessionView,
@@ -78,7 +87,7 @@ class ExportSettings(PlayersSettings):
     messages: bool = False
     """Also write whole sessions as message lists."""
     keep_marked: bool = False
-    """Keep turns that a supervisor never accepted or that were cut."""
+    """Keep turns with a mark: never accepted, cut, repeated, spoken as the other side ..."""
     validation: float = Field(0.1, ge=0, lt=1)
     """Share of patients."""
     test: float = Field(0.1, ge=0, lt=1)
@@ -130,6 +139,11 @@ def export_sessions(
         files=tuple(describe_file(path, out) for path in sorted(out.rglob("*.jsonl"))),
     )
     write_manifest(settings.out, manifest)
+    if work.writers:
+        n_pairs = sum(counts["orpo"].values())
+        refuse_empty(
+            n_pairs, sum(counts["sft"].values()), "pairs was made", counts["dropped"], kept=out
+        )
     return Exported(settings.out, manifest, work.warnings(counts))
 
 
@@ -183,15 +197,7 @@ class _Export:
             "sft": self._write(out / "sft", (row.made(completion=row.completion) for row in rows)),
         }
         if self._settings.messages:
-            whole = (
-                (
-                    {"messages": session_messages(one, self._views[one.id])},
-                    {"session_id": one.id, "profile_id": one.profile_id},
-                )
-                for one in self._sessions
-                if one.turns
-            )
-            counts["messages"] = self._write(out / "messages", whole)
+            counts["messages"] = self._write(out / "messages", self._whole(dropped))
         if journal is not None:
             limits = self._settings.run_limits
             players = Players(journal, limits, self.attempts, on_progress)
@@ -207,8 +213,24 @@ class _Export:
             rows += therapist_rows(one, view, dropped, keeps_marked=keeps_marked)
         if not rows:
             why = ", ".join(f"{reason} {n}" for reason, n in dropped.items()) or "no turns at all"
-            raise DataError(f"no training row came out of it: {why}", where=str(self.source.path))
+            raise DataError(
+                f"no training row came out of it: {why}",
+                where=str(self.source.path),
+                hint="cbtqa simulate lint names the turns; --keep-marked takes marked ones",
+            )
         return rows
+
+    def _whole(self, dropped: Counter[str]) -> Iterator[TrainingRow]:
+        """The messages of each session up to its first marked turn; counts those that have one."""
+        for one in self._sessions:
+            fit = one if self._settings.keep_marked else _fit_part(one)
+            if len(fit.turns) < len(one.turns):
+                dropped[
+                    "session_ends_at_a_mark" if len(fit.turns) > 1 else "session_is_marked"
+                ] += 1
+            if len(fit.turns) > (1 if fit is not one else 0):
+                facts = {"session_id": one.id, "profile_id": one.profile_id}
+                yield {"messages": session_messages(fit, self._views[one.id])}, facts
 
     def _write(self, folder: Path, rows: Iterable[TrainingRow]) -> dict[str, int]:
         """Writes each split's rows, and beside them what they are made of."""
@@ -281,7 +303,10 @@ def _views(
     return views
 
 
-UNFIT_MARKS: tuple[TurnMark, ...] = ("cut", "cut_at_label", "not_accepted", "unsupervised")
+UNFIT_MARKS: tuple[TurnMark, ...] = (
+    *CONTENT_MARKS,
+    *("cut_at_label", "not_accepted", "unsupervised"),
+)
 """Turns with one of these are no example to learn from."""
 TrainingRow = tuple[dict[str, Any], dict[str, Any]]
 """A row as trainers read it, and the facts about it that go into another file."""
@@ -328,8 +353,8 @@ def therapist_rows(
         messages = view.fitting(view.therapist_messages(history))
         if messages is None:
             dropped["over_the_context"] += 1
-        elif not keeps_marked and (marks := [mark for mark in UNFIT_MARKS if mark in turn.marks]):
-            dropped[f"marked_{marks[0]}"] += 1
+        elif not keeps_marked and (reason := _unfit(session.turns, place)):
+            dropped[reason] += 1
         elif not keeps_marked and view.arm.reasoning == "cot" and not turn.reasoning:
             dropped["no_reasoning"] += 1
         else:
@@ -337,6 +362,24 @@ def therapist_rows(
             ends = view.study.end_token and is_last and session.stop_reason in CLOSED
             completion = turn_content(turn, view.arm.reasoning, ends=ends)
             yield TherapistRow(session, number, view, history, tuple(messages), completion)
+
+
+def _unfit(turns: Sequence[Turn], place: int) -> str | None:
+    """Why the turn at a place is no example to learn from; None when it is one."""
+    for mark in UNFIT_MARKS:
+        if mark in turns[place].marks:
+            return f"marked_{mark}"
+    for mark in SPOILING:
+        if any(mark in turn.marks for turn in turns[:place]):
+            return f"after_{mark}"
+    asked = [mark for mark in CONTENT_MARKS if mark in turns[place - 1].marks]
+    return f"answers_{asked[0]}" if asked else None
+
+
+def _fit_part(session: Session) -> Session:
+    """A session up to its first turn that is no example to learn from."""
+    fit = takewhile(lambda turn: not set(turn.marks) & set(UNFIT_MARKS), session.turns)
+    return session.model_copy(update={"turns": tuple(fit)})
 
 
 def has_adjacent_speakers(turns: Sequence[Turn]) -> bool:

@@ -22,10 +22,9 @@ from pathlib import Path
 from pydantic import Field
 
 from cbtqa.errors import DataError
-from cbtqa.files import parse_record
+from cbtqa.files import parse_record, read_yaml
 from cbtqa.ratings.rubric import Criterion, Rubric, Total, load_rubric, shipped_rubrics
 from cbtqa.records import NonEmptyText, Record
-from cbtqa.simulation.study import read_yaml
 
 OWN_WORDING = "cbtqa"
 

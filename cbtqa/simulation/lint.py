@@ -1,6 +1,6 @@
 """`cbtqa simulate lint`: the check before any score is believed.
 
-    report = lint(Path("recipes/tahir-act-as-published.yaml"))
+    report = lint(Path("tahir-act-as-published"))
     [finding.code for finding in report.findings]
 
 Takes a study file (what is declared), a study folder (declared and measured), an export (leaked
@@ -23,13 +23,14 @@ from cbtqa.files import read_jsonl, read_rows
 from cbtqa.llm.cost import estimate_tokens
 from cbtqa.manifest import MANIFEST_NAME
 from cbtqa.prompts import load_prompt
-from cbtqa.records import NonEmptyText, Record, Session
+from cbtqa.records import NonEmptyText, Record, Session, TurnMark
 from cbtqa.simulation.export import has_adjacent_speakers
+from cbtqa.simulation.marks import CONTENT_MARKS, SPOILING, marked
 from cbtqa.simulation.playing.events import event_file, names_help, speaks_of_risk, unsafe_advice
 from cbtqa.simulation.playing.messages import UNSPOKEN
 from cbtqa.simulation.profiles import choose_profiles
 from cbtqa.simulation.sessions import STUDY_NAME, StudyFolder, read_transcripts
-from cbtqa.simulation.study import Arm, StudySettings, flattened, load_study
+from cbtqa.simulation.study import Arm, StudySettings, flattened, load_study, recipe_path
 from cbtqa.splits import SPLITS
 
 KINDS = ("sft", "orpo", "messages")
@@ -45,6 +46,17 @@ LENGTHS_APART = 1.25
 """Mean words a turn, or turns a session, may differ by this factor; assumed."""
 LONG_SESSION = 200
 """Turns from which a session is unusually long; assumed."""
+FAULTY_SHARE = 0.1
+"""Share of a session's turns from which repetitions, asides and cuts are an error; assumed."""
+SAYS: Mapping[TurnMark, str] = {
+    "machine_text": "hold control tokens or a model's reasoning",
+    "note_to_model": "speak about the task instead of to the other person",
+    "wrong_speaker": "speak as the other side",
+    "farewell_loop": "take leave once more after the leave-taking",
+    "narration": "tell what somebody does",
+    "repeated": "say again what was said before",
+    "cut": "are cut",
+}
 SHOWN = 3
 """Examples named in a finding."""
 
@@ -164,6 +176,7 @@ def audit_sessions(
         *_faulty_dialogues(sessions, study),
         *_missing_referrals(sessions),
         *_unsafe_turns(sessions),
+        *_turns_that_are_none(sessions),
         *_marked(arms),
     )
     return arms, findings
@@ -242,10 +255,30 @@ def _unequal_events(
         yield Finding.of("confound", "events_differ", "events", message)
 
 
+def _turns_that_are_none(sessions: Sessions) -> Iterator[Finding]:
+    """A finding for each content mark; single repetitions, asides and cuts are notes."""
+    for mark in CONTENT_MARKS:
+        found = {
+            one.id: [place for place, turn in enumerate(one.turns, 1) if mark in turn.marks]
+            for one in sessions
+        }
+        places = [f"{name} turn {place}" for name, own in found.items() for place in own]
+        if not places:
+            continue
+        is_common = any(len(found[one.id]) > FAULTY_SHARE * len(one.turns) for one in sessions)
+        n_sessions = sum(map(bool, found.values()))
+        message = f"{len(places)} turns in {n_sessions} of {len(sessions)} sessions "
+        message += f"{SAYS[mark]}, marked {mark}: {_some(places)}"
+        severity: Severity = "error" if mark in SPOILING or is_common else "note"
+        yield Finding.of(severity, mark, places[0], message)
+
+
 def _marked(arms: Mapping[str, ArmAudit]) -> Iterator[Finding]:
+    """Marks of how turns came about; those of what they say have findings of their own."""
     for arm, one in arms.items():
-        if one.marks:
-            shown = ", ".join(f"{mark} {n}" for mark, n in one.marks.items())
+        own = {mark: n for mark, n in one.marks.items() if mark not in CONTENT_MARKS}
+        if own:
+            shown = ", ".join(f"{mark} {n}" for mark, n in own.items())
             yield Finding.of("note", "marked_turns", arm, f"{arm}: {shown}")
 
 
@@ -334,6 +367,7 @@ def lint(path: Path, *, against: Path | None = None) -> LintReport:
         DataError: nothing of this kind there, or it is damaged.
         ConfigError: a study file with wrong settings.
     """
+    path = recipe_path(path)
     if not path.exists():
         raise DataError("no such file or folder", where=str(path))
     if path.is_dir():
@@ -348,7 +382,8 @@ def lint(path: Path, *, against: Path | None = None) -> LintReport:
     # the first row of our own files names an ending; then one-sided sessions are findings too
     first = next(read_rows(path), None)
     is_ours = first is not None and "stop_reason" in first[1]
-    sessions = list(read_jsonl(path, Session) if is_ours else read_transcripts(path))
+    ours = map(marked, read_jsonl(path, Session)) if is_ours else read_transcripts(path)
+    sessions = list(ours)
     arms, found = audit_sessions(sessions, None)
     return LintReport(kind="transcripts", arms=arms, findings=found)
 

@@ -21,6 +21,7 @@ from cbtqa.llm.chat import ChatRequest, Fault, Reply, request_again
 from cbtqa.llm.cost import Estimate
 from cbtqa.llm.runs import EndpointSettings, Service, estimate_run, open_run
 from cbtqa.llm.structured import parse_object
+from cbtqa.paths import refuse_existing
 from cbtqa.prompts import load_prompt
 from cbtqa.records import Reason
 from cbtqa.simulation.draws import seed_of
@@ -49,6 +50,8 @@ class PatientSettings(EndpointSettings):
     """Seed of the draw."""
     out: Path | None = None
     """File to write: .yaml (to edit) or .jsonl. Default: write nothing."""
+    overwrite: bool = False
+    """Replace the file of --out: what was edited in it is lost."""
     temperature: float | None = Field(0.7, ge=0, le=2)
     """Of the stories."""
     max_tokens: int = Field(4096, ge=64)
@@ -71,6 +74,8 @@ def make_patients(
         LicenceGateError: patients would go to a non-local endpoint without acknowledgement.
         IncompleteRunError: some stories are missing; the others are written.
     """
+    if settings.out is not None:
+        refuse_existing(settings.out, overwrite=settings.overwrite)
     profiles = _find(settings)
     faults: dict[str, Fault] = {}
     service = settings.service()
@@ -87,7 +92,7 @@ def make_patients(
         raise IncompleteRunError(
             f"{len(faults)} patients got no story, such as {first}: "
             f"{fault.reason.value}, {fault.detail}",
-            hint=f"the others are in {settings.out}; give the command again to try these",
+            hint=f"the others are in {settings.out}; the same command with --overwrite tries these",
         )
     return profiles
 

@@ -19,10 +19,10 @@ from typing import Any, Self
 from pydantic import Field, field_validator, model_validator
 
 from cbtqa.errors import ConfigError, DataError
-from cbtqa.files import parse_record, read_jsonl
+from cbtqa.files import parse_record, read_jsonl, read_yaml
 from cbtqa.records import NonEmptyText, Provenance, Record
 from cbtqa.simulation.draws import Draw
-from cbtqa.simulation.study import Patients, read_yaml, shipped_yaml
+from cbtqa.simulation.study import Patients, shipped_yaml
 
 
 class Profile(Record):

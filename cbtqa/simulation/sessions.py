@@ -19,6 +19,7 @@ import cbtqa
 from cbtqa.errors import DataError
 from cbtqa.files import parse_record, read_json, read_jsonl, read_rows
 from cbtqa.records import Provenance, Session, Turn
+from cbtqa.simulation.marks import marked
 from cbtqa.simulation.study import StudySettings
 from cbtqa.splits import Split, place_of
 
@@ -63,7 +64,7 @@ class StudyFolder:
         return parse_record(StudySettings, read_json(path), str(path))
 
     def read_sessions(self) -> Iterator[Session]:
-        """Every finished session.
+        """Every finished session, its turns marked by the rules of now.
 
         Raises:
             DataError: none was finished yet, or a line is damaged.
@@ -72,7 +73,7 @@ class StudyFolder:
             raise DataError(
                 f"holds no {SESSIONS_NAME}", where=str(self.path), hint="cbtqa simulate run"
             )
-        return read_jsonl(self.sessions_path, Session)
+        return map(marked, read_jsonl(self.sessions_path, Session))
 
 
 def transcript_text(turns: Iterable[Turn]) -> str:
@@ -103,7 +104,7 @@ def read_transcripts(path: Path) -> Iterator[Session]:
         if len(roles) < 2:
             said = f"only the {roles.pop()} speaks" if roles else "nobody speaks"
             raise DataError(f"no dialogue: {said} in {session.id}", where=where)
-        yield session
+        yield marked(session)
 
 
 def _imported(row: Mapping[str, Any], where: str, default_id: str) -> Session:

@@ -1,6 +1,6 @@
 """What a study declares in its YAML file: arms, patients, turns, events, instruments, judges.
 
-    study = load_study(Path("recipes/tahir-act.yaml"))
+    study = load_study(Path("tahir-act"))
     [arm.name for arm in study.arms]
     study.therapist_prompt(study.arms[0])      # session_therapist_act
 
@@ -11,17 +11,17 @@ differ between arms is declared in them, so that `simulate lint` can compare it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.resources import files
+from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from cbtqa.errors import ConfigError, DataError
-from cbtqa.files import open_text, parse_yaml
+from cbtqa.files import read_text
 from cbtqa.llm.chat import Sampling
 from cbtqa.llm.endpoint import checked_url
+from cbtqa.plain_values import parse_yaml
 from cbtqa.records import NonEmptyText
 from cbtqa.settings import Settings
 
@@ -29,21 +29,6 @@ from cbtqa.settings import Settings
 def shipped_yaml(*path: str) -> Any:
     """A YAML file of this room, such as `wording.yaml`."""
     return parse_yaml(files(__package__).joinpath(*path).read_text(encoding="utf-8"))
-
-
-def read_yaml(path: Path) -> Any:
-    """A YAML file of the user's.
-
-    Raises:
-        DataError: it is missing, or not YAML; with the line.
-    """
-    with open_text(path) as stream:
-        try:
-            return parse_yaml(stream)
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            where = f"{path}:{mark.line + 1}" if mark else str(path)
-            raise DataError("not YAML", where=where) from None
 
 
 def flattened(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -339,8 +324,24 @@ class StudySettings(Settings):
         raise ConfigError(f"no arm '{name}' in study {self.id}", hint=f"arms: {known}")
 
 
+def shipped_recipes() -> list[str]:
+    """Names of the studies that come with the package, such as `tahir-act`."""
+    found = files(__package__).joinpath("recipes").iterdir()
+    return sorted(one.name.removesuffix(".yaml") for one in found)
+
+
+def recipe_path(path: Path) -> Path:
+    """The path, or a shipped recipe of that name (`tahir-act`) where there is no such file."""
+    name = path.name.removesuffix(".yaml")
+    is_recipe = path.parent.name in ("", "recipes") and name in shipped_recipes()
+    if is_recipe and not path.exists():
+        with as_file(files(__package__).joinpath("recipes", f"{name}.yaml")) as found:
+            return found
+    return path
+
+
 def load_study(path: Path | None = None, *, built_in: str = "demo") -> StudySettings:
-    """The study declared in a YAML file; a built-in one of scripted players when None.
+    """The study declared in a YAML file, or of a recipe by name; a built-in one when None.
 
     Args:
         built_in: `demo`, `demo-corpus-cbt` or `demo-corpus-act`.
@@ -353,12 +354,15 @@ def load_study(path: Path | None = None, *, built_in: str = "demo") -> StudySett
         where = f"{built_in}.yaml"
         text = files(__package__).joinpath(where).read_text(encoding="utf-8")
     else:
-        with open_text(path) as stream:
-            text, where = stream.read(), str(path)
+        found, where = recipe_path(path), str(path)
+        if not found.exists() and not found.suffix:
+            known = ", ".join(shipped_recipes())
+            raise DataError("no such study", where=where, hint=f"a YAML file, or one of: {known}")
+        text = read_text(found)
     try:
-        value = parse_yaml(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: not YAML: {error}") from None
+        value = parse_yaml(text, where)
+    except DataError as error:
+        raise ConfigError(str(error)) from None
     if not isinstance(value, Mapping):
         raise ConfigError(f"{where}: expected `key: value` lines")
     return parse_study(value, where)

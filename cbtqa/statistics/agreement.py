@@ -12,15 +12,14 @@ and above is good, .667 to .80 tentative (Krippendorff, Content Analysis, ch. 12
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import import_module
 from itertools import combinations
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
-from cbtqa.errors import DataError, MissingExtraError
+from cbtqa.errors import DataError
 from cbtqa.records import NonEmptyText, Record
 
 Level = Literal["nominal", "ordinal", "interval", "ratio"]
@@ -198,11 +197,3 @@ def agreement_share(cells: Cells, tolerance: float = 0.0) -> Coefficient:
 def undefined(name: str, reason: str, n_items: int = 0, n_ratings: int = 0) -> Coefficient:
     """A coefficient that the data do not define, with the reason."""
     return Coefficient(name=name, value=None, n_items=n_items, n_ratings=n_ratings, reason=reason)
-
-
-def import_scipy(module: str) -> Any:
-    """A module of scipy, or a MissingExtraError."""
-    try:
-        return import_module(f"scipy.{module}")
-    except ModuleNotFoundError:
-        raise MissingExtraError("scipy", "rate") from None

@@ -12,13 +12,13 @@ from typing import Literal
 
 import numpy as np
 
+from cbtqa.errors import require
 from cbtqa.statistics.agreement import (
     CONFIDENCE,
     NO_VARIATION,
     Cells,
     Coefficient,
     as_table,
-    import_scipy,
     undefined,
 )
 
@@ -72,7 +72,7 @@ def _interval(
     form: IccForm, single: float, shape: tuple[int, int], squares: tuple[float, float, float]
 ) -> tuple[float | None, float | None]:
     """The interval of a single rating from the mean squares of items, raters and noise."""
-    f_distribution = import_scipy("stats").f
+    f_distribution = require("scipy.stats", "rate").f
     (n, k), (rows, columns, noise) = shape, squares
     tail = (1 - CONFIDENCE) / 2
     if noise <= 0:

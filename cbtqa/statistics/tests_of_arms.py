@@ -17,6 +17,7 @@ from typing import Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
+from cbtqa.errors import require
 from cbtqa.records import NonEmptyText, Record
 from cbtqa.statistics.agreement import (
     NO_VARIATION,
@@ -25,7 +26,6 @@ from cbtqa.statistics.agreement import (
     Floats,
     Values,
     as_table,
-    import_scipy,
     undefined,
 )
 
@@ -93,7 +93,7 @@ def wilcoxon(
     name = f"wilcoxon|zero:drop|method:{chosen}"
     if n == 0:
         return _no_result(name, 0, "no item differs between the two")
-    sizes = import_scipy("stats").rankdata(np.abs(differences))
+    sizes = require("scipy.stats", "rate").rankdata(np.abs(differences))
     plus, total = float(sizes[differences > 0].sum()), n * (n + 1) / 2
     smaller = min(plus, total - plus)
     if chosen == "exact":
@@ -127,7 +127,7 @@ def _same_length(arms: Sequence[Arm]) -> Floats:
 
 
 def chi2_tail(statistic: float, df: int) -> float:
-    return float(import_scipy("special").chdtrc(df, max(statistic, 0.0)))
+    return float(require("scipy.special", "rate").chdtrc(df, max(statistic, 0.0)))
 
 
 def _no_result(name: str, n: int, reason: str) -> TestResult:
@@ -147,7 +147,7 @@ def kendall_w(cells: Cells) -> Coefficient:
     m, n = table.shape
     if m < 2 or n < 2:
         return undefined("kendall_w", "needs two raters and two items rated by all", n, m * n)
-    ranked = import_scipy("stats").rankdata(table, axis=1)
+    ranked = require("scipy.stats", "rate").rankdata(table, axis=1)
     spread = float(((ranked.sum(axis=0) - m * (n + 1) / 2) ** 2).sum())
     below = m**2 * (n**3 - n) - m * sum(tie_term(row) for row in table)
     if below <= 0:
@@ -173,5 +173,5 @@ def _correlation(name: str, function: str, first: Values, second: Values) -> Coe
         return undefined(name, "needs two pairs", n, 2 * n)
     if np.ptp(a) == 0 or np.ptp(b) == 0:
         return undefined(name, "no variation on one side", n, 2 * n)
-    value = float(getattr(import_scipy("stats"), function)(a, b).statistic)
+    value = float(getattr(require("scipy.stats", "rate"), function)(a, b).statistic)
     return Coefficient(name=name, value=value, n_items=n, n_ratings=2 * n)

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import errno
-import importlib
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 from typing import Any
 
-from cbtqa.errors import MissingExtraError
-from cbtqa.files import parse_yaml
+from cbtqa import errors
+from cbtqa.plain_values import parse_yaml
 
-
-def require(module: str, extra: str = "train") -> Any:
-    """A module of an optional library; raises MissingExtraError when it is not installed."""
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(error.name or module, extra) from None
+require = partial(errors.require, extra="train")
 
 
 def require_training(*more: str) -> None:

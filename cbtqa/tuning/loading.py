@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cbtqa.errors import ConfigError
-from cbtqa.files import open_text
+from cbtqa.files import read_text
 from cbtqa.tuning.backbones import Backbone, cannot_get, completed, find_backbone, template_text
 from cbtqa.tuning.data.chat_format import ChatFormat
 from cbtqa.tuning.libraries import require, shipped, shipped_yaml
@@ -78,8 +78,7 @@ def load_chat(backbone: Backbone, chat_format: str | None = None) -> ChatFormat:
 def find_template(name: str) -> str:
     """The text of a chat template, by name or as a file; raises ConfigError for any other."""
     if name.endswith(".jinja") and Path(name).is_file():
-        with open_text(Path(name)) as stream:
-            return stream.read()
+        return read_text(Path(name))
     bare, known = name.removesuffix(".jinja"), shipped("templates", ".jinja")
     if bare not in known:
         hint = f"shipped: {', '.join(known)}; or the path of a .jinja file"
@@ -103,7 +102,7 @@ def load_base(
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
     more: dict[str, Any] = {}
     if in_4_bits:
-        require("bitsandbytes", "qlora")
+        require("bitsandbytes", extra="qlora")
         more["quantization_config"] = transformers.BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",

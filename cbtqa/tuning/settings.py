@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from cbtqa.errors import ConfigError
-from cbtqa.files import open_text, parse_yaml
+from cbtqa.errors import ConfigError, DataError
+from cbtqa.files import read_text
+from cbtqa.plain_values import parse_yaml
 from cbtqa.settings import Resolved, Settings
 from cbtqa.tuning.libraries import shipped, shipped_yaml
 
@@ -226,8 +226,7 @@ def resolve_preset(resolved: Resolved[FinetuneSettings]) -> Resolved[FinetuneSet
 def read_preset(name: str) -> dict[str, tuple[Any, str]]:
     """Values and origins of a shipped preset or a .yaml file, by setting; raises ConfigError."""
     if name.endswith((".yaml", ".yml")):
-        with open_text(Path(name)) as stream:
-            text = stream.read()
+        text = read_text(Path(name))
         title = Path(name).name
     elif name in shipped_presets():
         text = shipped_yaml(f"presets/{name}.yaml")
@@ -238,9 +237,9 @@ def read_preset(name: str) -> dict[str, tuple[Any, str]]:
             hint=f"shipped: {', '.join(shipped_presets())}; or the path of a YAML file",
         )
     try:
-        rows = parse_yaml(text) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{title}: not YAML: {getattr(error, 'problem', error)}") from None
+        rows = parse_yaml(text, title) or {}
+    except DataError as error:
+        raise ConfigError(str(error)) from None
     if not isinstance(rows, dict):
         raise ConfigError(f"{title}: expected settings as `key: value` lines")
     problems = [problem for key, row in rows.items() if (problem := _problem(key, row))]

@@ -20,8 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from cbtqa.distortions.evaluate import count_f1, evaluate
-from cbtqa.distortions.gold import GoldSet
-from cbtqa.distortions.importers import read_gold
+from cbtqa.distortions.importers import GoldSet, read_gold
 from cbtqa.distortions.linear import LinearLabeller
 from cbtqa.distortions.patterns import PatternLabeller
 from cbtqa.distortions.training import (

@@ -166,7 +166,7 @@ def measure_faults(arguments: argparse.Namespace) -> None:
 
 def measure_kill(arguments: argparse.Namespace) -> None:
     """kill -9 at random moments, then a run to the end: what was sent and paid twice."""
-    lost = twice = 0
+    lost = twice = n_told = 0
     rng = random.Random(arguments.seed)
     for number in range(arguments.rounds):
         with endpoint("--latency", "0.2", "--track") as where, folder() as place:
@@ -182,7 +182,8 @@ def measure_kill(arguments: argparse.Namespace) -> None:
             with Journal(path, read_only=True) as journal:
                 kept = set(journal.done_keys())
             before = ask(where, "/stats")
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+            told = int(done.stdout)
             after = ask(where, "/stats")
             with Journal(path, read_only=True) as journal:
                 n_ended = sum(
@@ -192,6 +193,7 @@ def measure_kill(arguments: argparse.Namespace) -> None:
             n_sent_again = after["requests"] - before["requests"]
             acknowledged_twice = n_sent_again - (arguments.requests - len(kept))
             lost, twice = lost + after["paid_again"], twice + acknowledged_twice
+            n_told += told
             say(
                 bench="kill",
                 round=number,
@@ -200,16 +202,18 @@ def measure_kill(arguments: argparse.Namespace) -> None:
                 sent_after=n_sent_again,
                 acknowledged_paid_twice=acknowledged_twice,
                 in_flight_paid_twice=after["paid_again"],
+                told=told,
                 complete=n_ended == arguments.requests,
             )
-    say(bench="kill", rounds=arguments.rounds, acknowledged_paid_twice=twice, in_flight_lost=lost)
+    found = {"acknowledged_paid_twice": twice, "in_flight_lost": lost, "told": n_told}
+    say(bench="kill", rounds=arguments.rounds, **found)
 
 
 def run_child(arguments: argparse.Namespace) -> None:
     """One run of the kill bench, in a process of its own."""
     where = Endpoint.parse(arguments.url, "bench", environ={})
     with Journal(Path(arguments.path)) as journal:
-        print("started", flush=True)
+        print(journal.in_flight.n_before, flush=True)
         run_batch(range(arguments.requests), BenchTask(), where, journal, Limits(in_flight=64))
 
 

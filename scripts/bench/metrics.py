@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import math
 import multiprocessing
 import os
 import random
@@ -38,9 +37,9 @@ def make_texts(n_pairs: int, seed: int = 7) -> tuple[list[str], list[str], list[
     from cbtqa.metrics.text.segmentation import jieba_tables
 
     rng = random.Random(seed)
-    weights = sorted(jieba_tables().log_weights.items(), key=lambda item: -item[1])[:20_000]
-    words = [word for word, _ in weights]
-    masses = list(accumulate(math.exp(weight) for _, weight in weights))
+    counts = sorted(jieba_tables().counts.items(), key=lambda item: -item[1])[:20_000]
+    words = [word for word, _ in counts]
+    masses = list(accumulate(count for _, count in counts))
 
     def clause() -> list[str]:
         drawn = rng.choices(words, cum_weights=masses, k=rng.randrange(3, 10))

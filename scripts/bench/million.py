@@ -147,7 +147,8 @@ def main() -> None:
         (out / "manifest.json").unlink()
         code = (
             "import sys, time; start = time.perf_counter()\n"
-            "from cbtqa.dataset import run, template\n"
+            "from cbtqa.dataset import run\n"
+            "from cbtqa.dataset.template import teacher as template\n"
             "from cbtqa.settings import resolve\n"
             "from cbtqa.dataset.settings import BuildSettings\n"
             "answer = template.TemplateTeacher.answer\n"

@@ -23,9 +23,10 @@ from typing import Any
 
 import numpy as np
 import yaml
+from scipy.sparse import csr_array
 
-from cbtqa.distortions.clauses import split_sentences
-from cbtqa.distortions.linear import SparseRows, fit_logistic
+from cbtqa.distortions.linear import fit_logistic
+from cbtqa.distortions.patterns import split_sentences
 from cbtqa.psyqa import bundled_sample_path
 from cbtqa.safety import screen as screen_module
 from cbtqa.safety.answers import check_answer
@@ -33,7 +34,7 @@ from cbtqa.safety.evaluation import share
 from cbtqa.safety.normalise import fold
 from cbtqa.safety.personal_data import scrub
 from cbtqa.safety.screen import EXPLICIT, LONGEST, SecondStage, read_grams, screen
-from cbtqa.safety.texts import read_texts
+from cbtqa.safety.survey import read_texts
 
 PARTS = ("known", "held_out")
 STRENGTH = 30.0
@@ -151,7 +152,9 @@ def train(texts: list[str], labels: list[bool]) -> tuple[dict[str, float], float
             if gram in column_of:
                 columns.append(column_of[gram])
                 values.append(times * scale)
-    rows = SparseRows(np.array(columns), np.array(values), np.array(starts), len(column_of))
+    starts.append(len(columns))
+    shape = (len(texts), len(column_of))
+    rows = csr_array((np.array(values), np.array(columns), np.array(starts)), shape=shape)
     fitted = fit_logistic(rows, np.array(labels), STRENGTH)
     weights = {g: round(float(fitted.weights[n]), 2) for g, n in column_of.items()}
     return {g: weight for g, weight in weights.items() if weight}, round(fitted.bias, 3)

@@ -12,12 +12,13 @@ from cbtqa.cli.main import main
 from cbtqa.files import write_jsonl
 from cbtqa.llm.endpoint import preset_file
 from tests.support.cli_docs import walk_commands
-from tests.support.endpoint import ScriptedEndpoint, ok
+from tests.support.endpoint import ScriptedEndpoint, failed, ok
 
 BLOCK = {
     *("--endpoint", "--model", "--in-flight", "--rpm", "--tpm", "--timeout-s", "--max-attempts"),
     *("--budget", "--budget-tokens", "--price-in", "--price-out", "--extra", "--transport"),
     *("--cluster", "--cluster-actors", "--acknowledge-disclosure", "--dry-run", "--wait"),
+    "--retry",
 }
 LEAVES = {words: one for words, one in walk_commands() if not hasattr(one, "list_commands")}
 FLAGS = {words: {flag for p in one.params for flag in p.opts} for words, one in LEAVES.items()}
@@ -144,6 +145,39 @@ def test_text_goes_to_a_third_party_only_when_that_is_acknowledged(
     assert "add --acknowledge-disclosure" in ended.err
     acknowledged = run(capsys, *words, "--acknowledge-disclosure")
     assert acknowledged.code == 5 and "export DEEPSEEK_API_KEY=" in acknowledged.err
+
+
+@pytest.mark.parametrize("verb", RUNS)
+def test_a_server_that_refuses_everything_ends_a_run_with_its_words_and_binds_nothing(
+    verb: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = words_of(verb, capsys)
+    with ScriptedEndpoint(failed(400, "enable_thinking must be false")) as server:
+        ended = run(capsys, *words, "--endpoint", server.url, "--model", "m")
+        assert ended.code == 6, ended.err
+        assert "enable_thinking must be false" in ended.err and "refused" in ended.err
+        assert len(server.requests) <= 30
+        others = ("--model", "n", "--max-attempts", "1", "--extra", '{"enable_thinking": true}')
+        again = run(capsys, *words, "--endpoint", server.url, *others)
+        assert again.code == 6 and "enable_thinking must be false" in again.err
+        assert server.requests[-1].body["model"] == "n"
+
+
+@pytest.mark.parametrize("verb", RUNS)
+def test_a_run_that_brings_nothing_out_never_ends_with_0(
+    verb: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*words_of(verb, capsys), "--max-attempts", "1"]
+    with ScriptedEndpoint(ok("")) as server:
+        asked = ("--endpoint", server.url, "--model", "m")
+        first = run(capsys, *words, *asked)
+        assert first.code == 6, first.err
+        n_asked = len(server.requests)
+        again = run(capsys, *words, *asked)
+        assert again.code == 6 and "complete already" not in again.err, again.err
+        assert len(server.requests) == n_asked
+        retried = run(capsys, *words, *asked, "--retry", "rejected=empty")
+        assert retried.code == 6 and len(server.requests) > n_asked, retried.err
 
 
 @pytest.mark.parametrize("verb", RUNS)

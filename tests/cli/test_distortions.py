@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import tracemalloc
 from pathlib import Path
@@ -224,3 +225,21 @@ def test_taxonomies_are_listed_and_explained(run, capsys) -> None:
     assert run("taxonomies", "burns-10", "--json") == 0
     assert len(json.loads(capsys.readouterr().out)["types"]) == 10
     assert run("taxonomies", "beck") == 4
+
+
+def test_one_text_and_standard_input_are_labelled_and_shown_and_kept_nowhere(
+    run, tmp_path, capsys, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = "所有人都看不起我，我永远都不会成功。"
+    assert run("label", text, "--json") == 0
+    (row,) = json.loads(capsys.readouterr().out)["texts"]
+    assert row["text"] == text and row["labels"]
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{text}\n今天天气很好。\n"))
+    assert run("label", "-") == 0
+    printed = capsys.readouterr()
+    assert row["labels"][0]["id"] in printed.out and "1 of 2 texts" in printed.err
+    assert list(tmp_path.iterdir()) == []
+    asked = ("--labeller", "llm", "--endpoint", "http://127.0.0.1:9/v1", "--model", "m")
+    assert run("label", text, *asked) == 2
+    assert "--out" in capsys.readouterr().err

@@ -77,6 +77,19 @@ def test_a_study_goes_from_predictions_to_a_named_report(tmp_path: Path) -> None
     }
 
 
+def test_a_new_study_says_how_much_there_is_to_do_and_what_comes_next(tmp_path: Path) -> None:
+    inputs = write_inputs(tmp_path, 4)
+    said = run(
+        "new",
+        *(part for path in inputs["predictions"] for part in ("--predictions", path)),
+        *("--questions", inputs["questions"], "--raters", "2", "--out", tmp_path / "study"),
+    ).stderr
+    said = " ".join(said.split())
+    assert "each rater has 8 items" in said
+    assert f"next: cbtqa rate serve {tmp_path / 'study'}" in said
+    assert f"cbtqa rate collect {tmp_path / 'study'} FILLED.xlsx" in said
+
+
 def test_refused_cells_end_with_4_and_the_good_ones_are_kept(tmp_path: Path) -> None:
     study = new_study(tmp_path)
 

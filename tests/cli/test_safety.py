@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import pytest
@@ -75,3 +76,26 @@ def test_bad_input_ends_with_4_and_says_where(run, tmp_path, capsys) -> None:
     said = capsys.readouterr().err
     assert "bad.csv:2" in said and "--column" in said
     assert run("screen", tmp_path / "missing.csv") == 4
+
+
+def test_screen_reads_lines_of_text_standard_input_and_one_text_itself(
+    run, tmp_path, capsys, monkeypatch
+) -> None:
+    lines = "今天还好\n\n我想自杀\n"
+    (tmp_path / "q.txt").write_text(lines, encoding="utf-8")
+    monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+    for source in (tmp_path / "q.txt", "-"):
+        assert run("screen", source, "--json") == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["n_by_risk"] == {"none": 1, "concern": 0, "explicit": 1}
+    assert run("screen", "我想自杀，药都买好了") == 0
+    printed = capsys.readouterr()
+    assert "我想自杀，药都买好了" in printed.out and "act.intent (stated) 1-4" in printed.out
+    assert "read as one text" in printed.err
+    assert run("screen", "我想" * 300) == 0, "longer than the name of a file may be"
+
+
+@pytest.mark.parametrize("name", ["没有这个文件.jsonl", "no-such-file.jsonl", "没有/这个", "没有"])
+def test_the_name_of_no_file_is_not_taken_for_a_text(run, name, capsys) -> None:
+    assert run("screen", name) == 4
+    assert "no such" in capsys.readouterr().err

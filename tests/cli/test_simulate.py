@@ -14,8 +14,6 @@ from cbtqa.llm import endpoint
 from cbtqa.manifest import read_manifest
 from tests.support.endpoint import ScriptedEndpoint, ok
 
-ROOT = Path(__file__).parents[2]
-
 
 def _run(capsys: pytest.CaptureFixture[str], *words: str | Path, code: int = 0) -> Any:
     with pytest.raises(SystemExit) as ended:
@@ -129,7 +127,7 @@ def test_a_study_names_a_variable_for_keys_or_one_that_the_user_lists(
 
 
 def test_confounds_are_printed_and_end_with_code_4(capsys: pytest.CaptureFixture[str]) -> None:
-    path = ROOT / "recipes/tahir-act-as-published.yaml"
+    path = Path("tahir-act-as-published")
     shown = _run(capsys, "lint", path, code=4)
     assert "training.teacher differs" in shown.out and "early" in shown.out
     report = _run(capsys, "lint", path, "--json", code=4)

@@ -25,6 +25,7 @@ from cbtqa.splits import split_of
 from tests.support.answers import good_answer, steps
 from tests.support.endpoint import ScriptedEndpoint, Seen, ok
 from tests.support.labels import is_evident
+from tests.support.odd_replies import HOSTILE, NATURAL
 
 LONG = (
     "最近半年换了新领导，她总是当着大家的面挑我的毛病，我每天早上一想到要上班就胃疼，"
@@ -153,7 +154,7 @@ def test_too_many_rejects_end_the_run_as_incomplete_but_keep_the_outputs(tmp_pat
     questions = write_questions(tmp_path / "q.jsonl", [f"{LONG}第{i}次。" for i in range(4)])
     with ScriptedEndpoint(ok("不是 JSON")) as server, pytest.raises(IncompleteRunError) as caught:
         build(tmp_path, input=questions, endpoint=server.url, model="m")
-    assert "4 of 4" in str(caught.value)
+    assert "not one of 4 questions has an answer: not_json 4" in str(caught.value)
     assert len((tmp_path / "out" / "rejects.jsonl").read_text("utf-8").splitlines()) == 4
 
 
@@ -346,3 +347,26 @@ def test_the_schema_carries_the_lengths_where_the_server_is_our_own(tmp_path: Pa
     # one more than the check allows: a text that the server ended there is found too long
     expected = {"type": "string", "minLength": 10, "maxLength": 301}
     assert asked["properties"]["key_thought"] == expected
+
+
+def test_hostile_replies_become_no_answers_and_odd_ones_do(tmp_path: Path) -> None:
+    endings = [*HOSTILE.values(), *NATURAL]
+    questions = write_questions(tmp_path / "q.jsonl", [f"{LONG}{i}号" for i in range(len(endings))])
+
+    def script(seen: Seen) -> Any:
+        place = int(seen.user_text.split("我不知道还能怎么办。")[1].split("号")[0])
+        return ok(
+            json.dumps(
+                steps(str(place), encouragement_and_foresight=endings[place]), ensure_ascii=False
+            )
+        )
+
+    with ScriptedEndpoint(script) as server:
+        flags = {"endpoint": server.url, "model": "m", "max_attempts": 1, "max_rejected": 1}
+        result = build(tmp_path, input=questions, **flags)
+    rejected = {
+        json.loads(line)["item_id"]: json.loads(line)["reason"]
+        for line in (result.folder / "rejects.jsonl").read_text("utf-8").splitlines()
+    }
+    assert set(rejected) == {str(place) for place in range(len(HOSTILE))}
+    assert "reasoning" in rejected.values() and "other_speaker" in rejected.values()

@@ -6,7 +6,7 @@ import pytest
 
 from cbtqa.distortions.annotators import masi_alpha, masi_distance, measure_agreement
 from cbtqa.distortions.evaluate import evaluate, mcnemar_p
-from cbtqa.distortions.gold import GoldItem, GoldSet
+from cbtqa.distortions.importers import GoldItem, GoldSet
 from cbtqa.distortions.tables import evaluation_tables
 from cbtqa.distortions.taxonomy import load_taxonomy
 from cbtqa.records import DistortionLabel

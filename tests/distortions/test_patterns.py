@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cbtqa.distortions.clauses import split_clauses, split_sentences
-from cbtqa.distortions.patterns import PatternLabeller
+from cbtqa.distortions.patterns import PatternLabeller, split_clauses, split_sentences
 from cbtqa.distortions.taxonomy import load_taxonomy
 from cbtqa.errors import DataError
 from tests.support.labels import is_evident

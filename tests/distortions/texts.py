@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from cbtqa.distortions.gold import GoldItem, GoldSet
+from cbtqa.distortions.importers import GoldItem, GoldSet
 from cbtqa.distortions.taxonomy import load_taxonomy
 
 _SCENES = (

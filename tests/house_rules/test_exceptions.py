@@ -62,4 +62,4 @@ def test_no_module_keeps_the_repr_of_an_exception() -> None:
     for path in sorted((ROOT / "cbtqa").rglob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         found += [f"{path.name}:{line}" for line in _reprs_of(tree, _caught_names(tree))]
-    assert not found, "use llm.protocol.described, or the type's name and a message"
+    assert not found, "use llm.server_words.described, or the type's name and a message"

@@ -55,6 +55,13 @@ def test_a_model_shows_its_scores(adapter: Path, run: Path, tmp_path: Path) -> N
     assert "model-index" in page and "chrF" in page and BASE in page
 
 
+def test_a_page_without_a_suffix_gets_one_that_a_browser_opens(
+    ready: Prepared, tmp_path: Path
+) -> None:
+    assert ready.write_preview(tmp_path / "prev") == tmp_path / "prev.html"
+    assert ready.write_preview(tmp_path / "p.htm").read_text().startswith("<!doctype html>")
+
+
 def test_an_unfinished_run_has_no_preview(run: Path) -> None:
     (run / "manifest.json").unlink()
     with pytest.raises(IncompleteRunError, match="did not finish"):

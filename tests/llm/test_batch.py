@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import threading
 import time
@@ -281,6 +282,122 @@ def test_what_no_wait_helps_against_ends_the_run_at_once(
     assert journal.outcome("一") is None, "it is not the item's fault"
 
 
+@pytest.mark.parametrize("n_items", [1, 3, 300])
+@pytest.mark.parametrize("schema", [None, SCHEMA])
+def test_first_requests_that_are_all_refused_stop_the_run_and_reject_nothing(
+    journal: Journal, n_items: int, schema: dict[str, Any] | None
+) -> None:
+    items = [f"词{number}" for number in range(n_items)]
+
+    def script(seen: Seen) -> Answer:
+        return scripted.failed(400, f"thinking must be off (request {seen.number})")
+
+    limits = Limits(in_flight=256)
+    with ScriptedEndpoint(script) as server:
+        with pytest.raises(BatchStoppedError, match="thinking must be off") as stopped:
+            run(server, journal, items, limits, EchoTask(schema))
+        assert len(server.requests) <= 3 * 16
+    assert stopped.value.exit_code == 6 and "--extra" in str(stopped.value.hint)
+    assert journal.outcome(items[0]) is None and stopped.value.summary.n_rejected == 0
+    with ScriptedEndpoint(ok("好")) as server:
+        assert run(server, journal, items, limits, EchoTask(schema)).n_accepted == n_items
+
+
+def test_a_refusal_before_the_first_answer_waits_until_another_question_is_answered(
+    journal: Journal,
+) -> None:
+    script = {"坏": scripted.failed(400, "too long"), "善": scripted.slow(ok("好"), 0.2)}
+    with ScriptedEndpoint(script) as server:
+        summary = run(server, journal, ["坏一", "坏二", "善"])
+    assert (summary.n_accepted, summary.rejected) == (1, {Reason.BAD_REQUEST: 2})
+
+
+def test_a_server_that_begins_to_refuse_everything_later_stops_the_run(journal: Journal) -> None:
+    items = [f"词{number}" for number in range(300)]
+    with ScriptedEndpoint([*[ok("好")] * 10, scripted.failed(400, "context is 512")]) as server:
+        with pytest.raises(BatchStoppedError, match="context is 512") as stopped:
+            run(server, journal, items)
+        assert len(server.requests) < 130
+    assert "--retry rejected=bad_request" in str(stopped.value.hint)
+    with ScriptedEndpoint(ok("好")) as server:
+        again = FAST.model_copy(update={"retry": ("rejected=bad_request",)})
+        assert run(server, journal, items, again).n_accepted == 290
+
+
+def test_what_was_rejected_is_asked_again_only_when_wanted_and_with_fresh_attempts(
+    journal: Journal,
+) -> None:
+    items = ["坏", "拒", "善"]
+    script = {"坏": ok("坏"), "拒": scripted.failed(400, "no"), "善": ok("好")}
+    with ScriptedEndpoint(script) as server:
+        run(server, journal, items)
+    assert reasons(journal, items) == [Reason.NOT_JSON, Reason.BAD_REQUEST, None]
+    with ScriptedEndpoint(script | {"拒": ok("好")}) as server:
+        one = FAST.model_copy(update={"retry": ("rejected=bad_request",)})
+        assert run(server, journal, items, one).n_requests == 1
+        assert reasons(journal, items) == [Reason.NOT_JSON, None, None]
+    with ScriptedEndpoint([ok("坏"), ok("坏"), ok("好")]) as server:
+        every = FAST.model_copy(update={"retry": ("rejected",)})
+        assert run(server, journal, [*items, *items], every).n_accepted == 1
+        first = server.requests[0]
+        assert (first.last_text, first.body["seed"]) == ("坏", 7 + 3)
+    assert reasons(journal, items) == [None, None, None]
+    outcome = journal.outcome("坏")
+    assert outcome is not None and outcome.n_attempts == 6, "every paid reply counts"
+
+
+def test_a_retry_is_tried_once_in_a_run_however_often_the_item_comes(journal: Journal) -> None:
+    with ScriptedEndpoint(ok("坏")) as server:
+        run(server, journal, ["一"], Limits(in_flight=8, waits=False, max_attempts=1))
+        retry = Limits(in_flight=8, waits=False, max_attempts=1, retry=("rejected",))
+        assert run(server, journal, ["一"] * 200, retry).n_requests == 1
+
+
+@pytest.mark.parametrize("word", ["everything", "rejected=nonsense", "accepted"])
+def test_a_retry_of_what_cannot_be_is_refused(word: str) -> None:
+    with pytest.raises(ValueError, match="rejected=REASON"):
+        Limits(retry=(word,))
+
+
+def test_a_slow_server_is_given_the_time_that_its_answers_take(journal: Journal) -> None:
+    """One place, 0.2 s an answer, and a limit of 0.5 s: the later ones wait for their turn."""
+    turn = threading.Lock()
+    due = 0.0
+
+    def script(seen: Seen) -> Answer:
+        nonlocal due
+        with turn:
+            due = max(due, seen.at_s) + 0.2
+            return scripted.slow(ok("好"), due - seen.at_s)
+
+    items = [f"词{number}" for number in range(12)]
+    with ScriptedEndpoint(script) as server:
+        summary = run(server, journal, items, Limits(in_flight=12, timeout_s=0.5))
+        assert (summary.n_accepted, len(server.requests)) == (12, 12)
+
+
+def test_a_server_that_loads_its_model_is_waited_for(journal: Journal) -> None:
+    loading = scripted.failed(503, "Loading model", code="unavailable_error")
+    told: list[Progress] = []
+    with ScriptedEndpoint([*[loading] * 11, ok("好")]) as server:
+        limits = Limits(in_flight=64, gone_after_s=0)
+        items = [f"词{number}" for number in range(20)]
+        summary = run(server, journal, items, limits, on_progress=told.append)
+    assert summary.n_accepted == 20
+    assert any("Loading model" in one.note for one in told) and not told[-1].note
+
+
+def test_a_server_that_fails_at_everything_gets_few_requests_and_its_words_are_shown(
+    journal: Journal,
+) -> None:
+    items = [f"词{number}" for number in range(300)]
+    with ScriptedEndpoint(scripted.failed(500, "CUDA out of memory")) as server:
+        with pytest.raises(EndpointError, match="CUDA out of memory") as failed:
+            run(server, journal, items, Limits(in_flight=256, gone_after_s=3))
+        assert len(server.requests) < 40
+    assert "is the server running" not in str(failed.value.hint)
+
+
 @pytest.mark.parametrize(
     ("refused", "kind"),
     [([], "json_schema"), (["json_schema"], "json_object"), (["json_schema", "json_object"], None)],
@@ -314,6 +431,58 @@ def test_a_request_refused_for_its_own_sake_does_not_move_the_ladder(journal: Jo
         ]
     assert kinds == ["json_schema", "json_schema"]
     assert reasons(journal, ["坏", "善", "美"]) == [Reason.BAD_REQUEST, None, None]
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (404, "No endpoints found that can handle the requested parameters"),
+        (500, "failed to parse grammar"),
+        (500, "Internal Server Error"),
+        (501, "not implemented"),
+        (503, "guided_decoding is not compiled in"),
+        (422, "extra fields"),
+    ],
+)
+def test_a_format_that_breaks_the_server_is_stepped_down_whatever_the_status(
+    journal: Journal, status: int, words: str
+) -> None:
+    def script(seen: Seen) -> Answer:
+        is_plain = "response_format" not in seen.body
+        return ok("好") if is_plain else scripted.failed(status, words)
+
+    items = [f"词{number}" for number in range(30)]
+    with ScriptedEndpoint(script) as server:
+        assert run(server, journal, items, task=EchoTask(SCHEMA)).n_accepted == 30
+        n_refused = len(server.requests) - 30
+        assert n_refused <= 2 * (FAST.in_flight + 1), "later requests know the rung"
+        run(server, journal, ["新"], task=EchoTask(SCHEMA))
+        assert len(server.requests) == n_refused + 31, "a resumed run knows it too"
+
+
+def test_failures_by_chance_do_not_move_the_ladder(journal: Journal) -> None:
+    def script(seen: Seen) -> Answer:
+        return scripted.server_error() if seen.number in (0, 9, 19) else ok("好")
+
+    items = [f"词{number}" for number in range(30)]
+    with ScriptedEndpoint(script) as server:
+        assert run(server, journal, items, Limits(in_flight=1, waits=False), EchoTask(SCHEMA))
+        kinds = [seen.body.get("response_format", {}).get("type") for seen in server.requests]
+    assert kinds.count("json_schema") == len(kinds) - 1, "one request was tried a rung lower"
+
+
+def test_where_plain_text_fails_too_it_was_not_the_format(journal: Journal) -> None:
+    def script(seen: Seen) -> Answer:
+        return scripted.server_error() if seen.number < 4 else ok("好")
+
+    with ScriptedEndpoint(script) as server:
+        assert run(server, journal, ["一"], task=EchoTask(SCHEMA)).n_accepted == 1
+        kinds = [seen.body.get("response_format", {}).get("type") for seen in server.requests]
+    assert kinds == ["json_schema", "json_object", None, "json_schema", "json_schema"]
+    missing = scripted.failed(404, "no such model")
+    with ScriptedEndpoint(missing) as server, pytest.raises(EndpointError, match="no such model"):
+        run(server, journal, ["二"], task=EchoTask(SCHEMA))
+    assert len(server.requests) == 3, "one try on each rung"
 
 
 def test_a_budget_in_tokens_stops_before_it_is_passed_and_counts_earlier_runs(
@@ -472,6 +641,23 @@ def test_more_than_the_servers_limit_is_learned_from_its_429s(journal: Journal) 
         summary = run(server, journal, items, Limits(in_flight=40))
         assert summary.n_accepted == 300
         assert summary.n_repeats < 300, "it learns instead of hammering"
+
+
+def test_nothing_is_sent_that_a_full_disk_could_not_keep(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n_free = [10**9] * 20 + [10**6]
+
+    def disk_usage(folder: Path) -> Any:
+        left = n_free.pop(0) if len(n_free) > 1 else n_free[0]
+        return shutil._ntuple_diskusage(10**12, 0, left)
+
+    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
+    monkeypatch.setattr("cbtqa.llm.journal.LOOK_AT_DISK_S", 0.0)
+    with ScriptedEndpoint(ok("好")) as server:
+        with pytest.raises(BatchStoppedError, match="disk is nearly full"):
+            run(server, journal, [f"词{number}" for number in range(100)])
+        assert len(server.requests) == 20 == len(list(journal.done_keys()))
 
 
 # --- several servers -----------------------------------------------------------------------------

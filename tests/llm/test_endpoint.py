@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +19,7 @@ from cbtqa.errors import (
     RateLimitError,
 )
 from cbtqa.llm.chat import ChatRequest, Sampling, split_reasoning
-from cbtqa.llm.endpoint import Endpoint, check_key_variable, is_local, preset_file
+from cbtqa.llm.endpoint import AddressError, Endpoint, check_key_variable, is_local, preset_file
 from cbtqa.llm.protocol import (
     RequestRefusedError,
     duration_s,
@@ -27,9 +29,11 @@ from cbtqa.llm.protocol import (
     request_body,
     retry_after_s,
 )
+from cbtqa.llm.runs import EndpointSettings
 from cbtqa.llm.transport import open_transport
 from cbtqa.records import Reason
 from cbtqa.secrets import masked
+from cbtqa.settings import resolve
 from tests.support.endpoint import completion
 
 WANTED = {
@@ -82,12 +86,46 @@ def test_a_missing_key_names_its_variable() -> None:
         "https://host/v1?key=s3cret",
         "https://host/v1#s3cret",
         "user:s3cret@host/v1",
+        "http://[::1/v1",
+        "http://s3cret@[::1/v1?s3cret",
+        "http:／／host/v1",
+        "http://host／v1?key=s3cret",
+        "http://a host/v1",
     ],
 )
 def test_what_is_no_endpoint_is_refused_without_repeating_secrets(words: str) -> None:
     with pytest.raises(ConfigError) as refused:
         Endpoint.parse(words, "m", environ={"CBTQA_API_KEY": "k"})
     assert "s3cret" not in f"{refused.value} {refused.value.hint}"
+
+
+@pytest.mark.parametrize("words", ["http://[::1/v1", "http:／／host/v1", "opanai", "ftp://host"])
+def test_words_that_are_no_address_are_a_mistake_of_the_command(words: str) -> None:
+    with pytest.raises(AddressError) as refused:
+        Endpoint.parse(words, "m", environ={})
+    assert refused.value.exit_code == 2
+
+
+def test_a_remote_host_is_asked_over_plain_http_only_when_that_is_allowed() -> None:
+    environ = {"CBTQA_API_KEY": "k"}
+    plain = Endpoint.parse("http://93.184.216.34/v1", "m", environ=environ)
+    with pytest.raises(ConfigError, match="is not local") as refused:
+        plain.check_key()
+    assert "--allow-plain-http" in str(refused.value.hint)
+    replace(plain, allows_plain_http=True).check_key()
+    for address in ("https://93.184.216.34/v1", "http://127.0.0.1:1/v1"):
+        Endpoint.parse(address, "m", environ=environ).check_key()
+
+
+def test_the_acknowledgement_is_said_by_the_command_itself(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("acknowledge_disclosure: true\nallow_plain_http: true\n")
+    environ = {"CBTQA_ACKNOWLEDGE_DISCLOSURE": "true"}
+    quiet = resolve(EndpointSettings, file=file, environ=environ)
+    assert not quiet.values.acknowledge_disclosure and quiet.values.allow_plain_http
+    assert "CBTQA_ACKNOWLEDGE_DISCLOSURE" in quiet.origins["acknowledge_disclosure"]
+    said = resolve(EndpointSettings, file=file, flags={"acknowledge_disclosure": True})
+    assert said.values.acknowledge_disclosure
 
 
 def test_what_an_address_carried_is_masked_from_then_on() -> None:
@@ -126,7 +164,7 @@ def test_a_pasted_full_address_is_understood() -> None:
     [
         ("http://localhost:8000/v1", True),
         ("http://LOCALHOST./v1", True),
-        ("http://api.localhost/v1", True),
+        ("http://api.localhost/v1", False),
         ("http://127.1.2.3/v1", True),
         ("http://[::1]:8000/v1", True),
         ("http://[::ffff:127.0.0.1]/v1", True),
@@ -135,7 +173,8 @@ def test_a_pasted_full_address_is_understood() -> None:
         ("http://172.16.0.1/v1", True),
         ("http://172.32.0.1/v1", False),
         ("http://192.168.1.5:11434/v1", True),
-        ("http://gpu.local:8000/v1", True),
+        ("http://gpu.local:8000/v1", False),
+        ("http://[::1/v1", False),
         ("http://0.0.0.0:8000/v1", True),
         ("http://100.64.0.1/v1", False),
         ("http://8.8.8.8/v1", False),
@@ -164,6 +203,10 @@ def test_only_this_machine_and_private_addresses_are_local(
         ("gpu-box", ["10.0.0.7"], True),
         ("gpu-box", ["10.0.0.7", "93.184.216.34"], False),
         ("host.docker.internal", ["192.168.65.2"], True),
+        ("gpu.local", ["192.168.1.9"], True),
+        ("gpu.local", ["93.184.216.34"], False),
+        ("api.localhost", ["127.0.0.1"], True),
+        ("api.localhost", ["93.184.216.34"], False),
         ("innocent.example", ["127.0.0.1"], False),
     ],
 )

@@ -15,7 +15,13 @@ import pytest
 
 from cbtqa.errors import ConfigError, DataError, IncompleteRunError
 from cbtqa.llm.chat import Fault, Reply
-from cbtqa.llm.journal import Entry, Journal, State, fork_path, refuse_network_drive
+from cbtqa.llm.journal import (
+    UNDER_WAY,
+    Entry,
+    Journal,
+    State,
+    fork_path,
+)
 from cbtqa.records import Reason, Usage
 
 USAGE = Usage(prompt_tokens=10, completion_tokens=5)
@@ -87,9 +93,21 @@ def test_done_means_that_nothing_is_left_to_send(
         assert list(journal.done_keys(max_attempts=3)) == (["一"] if is_done else [])
 
 
+def test_of_long_settings_the_part_that_differs_is_shown(tmp_path: Path) -> None:
+    long = "请以心理咨询师的身份回答。" * 20
+    with Journal(tmp_path / "j", {"prompt": f"{long}温和一些。"}) as journal:
+        journal.record([faulty("一", 1)])
+    with pytest.raises(ConfigError) as refused:
+        Journal(tmp_path / "j", {"prompt": f"{long}简短一些。{long}"})
+    (line,) = (one for one in str(refused.value).splitlines() if one.startswith("  prompt: was "))
+    was, now = line.removeprefix("  prompt: was ").split(", is ")
+    assert was.startswith("...") and was.endswith("温和一些。")
+    assert "简短一些。" in now and now.endswith("...") and len(now) < 100
+
+
 def test_a_changed_fingerprint_is_refused_with_the_differences(tmp_path: Path) -> None:
-    with Journal(tmp_path / "j", {"model": "m1", "prompt": "p", "seed": "1"}):
-        pass
+    with Journal(tmp_path / "j", {"model": "m1", "prompt": "p", "seed": "1"}) as journal:
+        journal.record([faulty("一", 1)])
     with pytest.raises(ConfigError) as refused:
         Journal(tmp_path / "j", {"model": "m2", "prompt": "p", "extra": "x"})
     message = str(refused.value)
@@ -98,6 +116,38 @@ def test_a_changed_fingerprint_is_refused_with_the_differences(tmp_path: Path) -
     assert "--fork" in str(refused.value.hint)
     with Journal(tmp_path / "j", {"seed": "1", "prompt": "p", "model": "m1"}):
         pass
+
+
+@pytest.mark.parametrize(
+    ("entry", "is_bound"),
+    [
+        (Entry("一", 1, State.FINAL, None, Fault(Reason.BAD_REQUEST, "no")), False),
+        (Entry("一", 1, State.ENDPOINT, None, Fault(Reason.ENDPOINT, "gone")), False),
+        (Entry("一", 1, State.UNCHECKED, reply()), True),
+        (Entry("一", 1, State.FINAL, reply(), Fault(Reason.CONTENT_FILTER, "")), True),
+    ],
+)
+def test_only_a_reply_binds_the_settings_of_a_journal(
+    tmp_path: Path, entry: Entry, is_bound: bool
+) -> None:
+    with Journal(tmp_path / "j", {"model": "m1"}) as journal:
+        journal.record([entry])
+    if is_bound:
+        with pytest.raises(ConfigError, match="other settings"):
+            Journal(tmp_path / "j", {"model": "m2"})
+        return
+    with Journal(tmp_path / "j", {"model": "m2"}) as journal:
+        assert journal.outcome("一") is None and not journal.totals().faults, "asked anew"
+        journal.record([Entry("一", 1, State.ACCEPTED, reply())])
+    with pytest.raises(ConfigError, match="was m2, is m1"):
+        Journal(tmp_path / "j", {"model": "m1"})
+
+
+def test_a_batch_under_way_binds_the_settings_of_a_journal(tmp_path: Path) -> None:
+    with Journal(tmp_path / "j", {"model": "m1"}) as journal:
+        journal.set_meta(UNDER_WAY, '[{"token": "t", "id": "batch-1"}]')
+    with pytest.raises(ConfigError, match="other settings"):
+        Journal(tmp_path / "j", {"model": "m2"})
 
 
 def test_a_fork_has_one_path_for_one_fingerprint(tmp_path: Path) -> None:
@@ -225,34 +275,6 @@ def test_a_journal_of_a_newer_format_is_refused(tmp_path: Path) -> None:
         journal.set_meta("format_version", "99")
     with pytest.raises(DataError, match="format 99"):
         Journal(tmp_path / "j")
-
-
-@pytest.mark.parametrize(
-    ("folder", "is_refused"),
-    [
-        ("/data/net/runs", True),
-        ("/data/netlike", False),
-        ("/data/net/local", False),
-        ("/data/with space/x", True),
-        ("/srv", False),
-    ],
-)
-def test_a_network_drive_is_refused(folder: str, is_refused: bool) -> None:
-    mounts = (
-        "/dev/vda / ext4 rw 0 0\n"
-        "host:/export /data/net nfs4 rw 0 0\n"
-        "/dev/vdb /data/net/local xfs rw 0 0\n"
-        "me@host: /data/with\\040space fuse.sshfs rw 0 0\n"
-    )
-    if is_refused:
-        with pytest.raises(ConfigError, match="network drive"):
-            refuse_network_drive(Path(folder), mounts)
-    else:
-        refuse_network_drive(Path(folder), mounts)
-
-
-def test_this_machines_own_mounts_can_be_read(tmp_path: Path) -> None:
-    refuse_network_drive(tmp_path)
 
 
 def test_the_file_is_in_wal_mode_and_synced_in_full(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ class Echo:
 
 where = Endpoint.parse(sys.argv[2], "m", environ={})
 with Journal(Path(sys.argv[1]), {"model": "m"}) as journal:
-    print("open", flush=True)
+    print(journal.in_flight.n_before, flush=True)
     run_batch(range(300), Echo(), where, journal, Limits(in_flight=16))
 """
 
@@ -43,12 +43,13 @@ def test_acknowledged_replies_are_never_paid_twice(tmp_path: Path) -> None:
     with ScriptedEndpoint(script) as server:
         command = [sys.executable, "-c", CLIENT, str(path), server.url]
         kept: set[str] = set()
+        n_told = n_lost = 0
         for n_wanted in (60, 200, None):
             n_before = len(server.requests)
             child = subprocess.Popen(command, stdout=subprocess.PIPE)
             assert child.stdout is not None
             with child.stdout:
-                child.stdout.readline()
+                n_told += int(child.stdout.readline())
                 while n_wanted and len(server.paid) < n_wanted and child.poll() is None:
                     time.sleep(0.001)
                 if n_wanted:
@@ -58,7 +59,10 @@ def test_acknowledged_replies_are_never_paid_twice(tmp_path: Path) -> None:
             assert not kept & asked, "what the journal held was asked again"
             with Journal(path, read_only=True) as journal:
                 kept = set(journal.done_keys())
+            n_lost += len(asked - kept)
         assert kept == set(keys)
+        assert server.n_paid_again <= n_lost <= n_told <= n_lost + 2 * 16, "and that was told"
+        assert not list(tmp_path.glob(".*in-flight")), "nothing is on its way at the end"
     with Journal(path, {"model": "m"}) as journal:
         replies = [one.reply.text for _, one in journal.outcomes(keys) if one and one.reply]
     assert replies == [f"好{key}" for key in keys]

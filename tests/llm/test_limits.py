@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from cbtqa.errors import BadResponseError, RateLimitError
+from cbtqa.errors import BadResponseError, EndpointTimeoutError, RateLimitError
 from cbtqa.llm.limits import Gate, GateClosedError, Limits, Pace, Queue, backoff_s
 
 
@@ -34,6 +34,8 @@ def test_no_more_pass_than_the_limit_and_retries_pass_first() -> None:
 def test_a_round_of_429s_halves_the_limit_and_answers_raise_it_again() -> None:
     async def check() -> None:
         gate = Gate(Limits(in_flight=64))
+        climb(gate)
+        assert gate.limit == 64
         for _ in range(64):
             gate.failed(RateLimitError("slow down"))
         assert gate.limit == 32
@@ -41,10 +43,17 @@ def test_a_round_of_429s_halves_the_limit_and_answers_raise_it_again() -> None:
             gate.failed(RateLimitError("slow down"))
         assert gate.limit == 16
         for _ in range(5000):
-            gate.answered()
+            gate.answered(1.0)
         assert gate.limit == 64
 
     asyncio.run(check())
+
+
+def climb(gate: Gate) -> None:
+    """A server that answers quickly, until the limit is reached."""
+    for _ in range(100):
+        gate.answered(1.0)
+    gate._n_outcomes = 0  # a new round
 
 
 def test_a_few_429s_by_chance_do_not_decide_the_speed() -> None:
@@ -52,7 +61,7 @@ def test_a_few_429s_by_chance_do_not_decide_the_speed() -> None:
         gate = Gate(Limits(in_flight=256))
         for number in range(20_000):
             if number % 25:
-                gate.answered()
+                gate.answered(1.0)
             else:
                 gate.failed(RateLimitError("slow down"))
         assert gate.limit > 240
@@ -60,10 +69,97 @@ def test_a_few_429s_by_chance_do_not_decide_the_speed() -> None:
     asyncio.run(check())
 
 
+def test_a_run_begins_with_a_few_requests_and_climbs_with_quick_answers() -> None:
+    async def check() -> None:
+        gate = Gate(Limits(in_flight=256))
+        assert gate.limit == 8
+        for _ in range(8):
+            gate.answered(1.0)
+        assert gate.limit == 32, "four times as many each round"
+        for _ in range(200):
+            gate.answered(10.0)
+        assert gate.limit < 100, "answers that waited in a queue do not raise it by much"
+
+    asyncio.run(check())
+
+
+def test_while_nothing_comes_back_a_run_climbs_by_itself_but_not_to_hundreds() -> None:
+    async def check() -> None:
+        quiet, refuses = Gate(Limits(in_flight=500)), Gate(Limits(in_flight=500))
+        for gate in (quiet, refuses):
+            await gate.enter()
+        refuses.answered()  # with a refusal
+        await asyncio.sleep(0.6)
+        assert quiet.limit == 128
+        assert refuses.limit < 20
+
+    asyncio.run(check())
+
+
+def test_a_server_that_fails_at_everything_is_asked_less_and_less_often() -> None:
+    async def check() -> None:
+        gate = Gate(Limits(in_flight=64))
+        for _ in range(8):
+            gate.failed(BadResponseError("answered 500", status=500))
+        waits = []
+        for _ in range(5):
+            waits.append(gate.hold_until - time.monotonic())
+            gate.hold_until = 0.0  # the wait is over
+            gate.failed(BadResponseError("answered 500", status=500))
+        assert [round(wait, 1) for wait in waits] == [0.5, 1, 2, 4, 8]
+
+    asyncio.run(check())
+
+
+def test_a_server_that_is_loading_is_busy_and_not_gone() -> None:
+    async def check() -> None:
+        gate, loading = Gate(Limits(in_flight=64)), RateLimitError("loading model", status=503)
+        too_many = RateLimitError("too many", status=429)
+        for _ in range(100):
+            gate.failed(loading)
+        assert gate.is_out and not gate.is_suspect
+        gate._busy_since -= 1_000  # seconds later
+        assert not gate.is_gone(loading) and gate.is_gone(too_many)
+        gate._busy_since -= 1_000
+        assert gate.is_gone(loading)
+
+    asyncio.run(check())
+
+
+def test_a_timeout_is_no_proof_that_a_server_is_gone() -> None:
+    async def check() -> None:
+        gate = Gate(Limits(in_flight=64, timeout_s=180))
+        slow = EndpointTimeoutError("no whole answer within 180 s")
+        for _ in range(64):
+            gate.failed(slow, 180)
+        gate._failing_since -= 181  # the second try was too slow, too
+        assert not gate.is_gone(slow, 180)
+        gate._failing_since -= 400
+        assert gate.is_gone(slow, 180)
+
+    asyncio.run(check())
+
+
+def test_the_time_limit_grows_with_what_answers_took_also_for_those_that_wait() -> None:
+    async def check() -> None:
+        gate = Gate(Limits(timeout_s=0.1))
+        with gate.time_limit() as deadline:
+            async with deadline:
+                gate.answered(0.5)
+                await asyncio.sleep(0.3)  # three times the limit that it was sent with
+
+        began = asyncio.get_running_loop().time()
+        with gate.time_limit(n_before=1) as deadline:
+            due = deadline.when()
+            assert due is not None and due - began == pytest.approx(3.0, abs=0.1)
+
+    asyncio.run(check())
+
+
 def test_an_outage_lets_one_probe_through_and_half_come_back_at_once() -> None:
     async def check() -> None:
         gate = Gate(Limits(in_flight=64, gone_after_s=1000))
-        gate.answered()
+        climb(gate)
         failure = BadResponseError("500")
         for _ in range(20):
             gate.failed(failure)

@@ -82,6 +82,20 @@ def test_every_item_ends_as_a_reply_or_a_reason(journal: Journal) -> None:
         assert len(server.batches) == 2, "a second run sends nothing"
 
 
+def test_a_batch_that_is_refused_request_by_request_rejects_nothing(journal: Journal) -> None:
+    items = ["一", "二", "三"]
+    with (
+        ScriptedEndpoint(scripted.failed(400, "thinking must be off")) as server,
+        pytest.raises(
+            BatchStoppedError, match=r"all 3 requests were refused.*thinking must be off"
+        ),
+    ):
+        ask(server, journal, items)
+    assert found_in(journal, items) == [None] * 3
+    with ScriptedEndpoint(ok("好")) as server:
+        assert ask(server, journal, items) == ["好"] * 3
+
+
 def test_large_work_is_cut_into_files(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openai_batch, "MOST_REQUESTS", 10)
     items = [f"词{number}" for number in range(25)]

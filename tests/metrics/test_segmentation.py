@@ -24,7 +24,7 @@ from tests.metrics.conftest import random_texts
 def texts() -> list[str]:
     """Random characters, random dictionary words, random rare characters."""
     rng = random.Random(3)
-    words = list(jieba_tables().log_weights)
+    words = list(jieba_tables().counts)
     by_word = ["".join(rng.choices(words, k=rng.randrange(20))) for _ in range(1_000)]
     rare = [
         "".join(chr(rng.randrange(0x4E00, 0x9FFF)) for _ in range(rng.randrange(40)))

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 
 from cbtqa.ratings.design import NewStudy, NewStudySettings, create_study
 from cbtqa.ratings.sheets import write_sheets
 from cbtqa.ratings.store import Store
 from cbtqa.ratings.study import StudyFolder
-from cbtqa.ratings.web.app import allowed_hosts, create_app, tcp_listener
+from cbtqa.ratings.web.app import allowed_hosts, create_app, make_server, tcp_listener
 
 HOSTILE = (
     '<script>document.title="owned"</script><img src=x onerror="document.title=1"> & {{ 7*7 }}'
@@ -136,14 +135,14 @@ class RunningForm:
         store: Store,
         port: int = 0,
         links: dict[str, str] | None = None,
+        read_timeout_s: float = 60.0,
     ) -> None:
         self.listener = tcp_listener()
         self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.listener.bind(("127.0.0.1", port))
         self.port: int = self.listener.getsockname()[1]
         app = create_app(folder, store, allowed_hosts(self.port))
-        config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off")
-        self.server = uvicorn.Server(config)
+        self.server = make_server(app, read_timeout_s)
         self.thread = threading.Thread(target=self.server.run, args=([self.listener],))
         self.thread.start()
         while not self.server.started:

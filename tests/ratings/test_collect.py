@@ -47,7 +47,6 @@ def test_plain_values_are_taken(
         (-1, "found -1, expected"),
         (1.5, "found 1.5, expected a whole number"),
         (True, "found the logical value TRUE"),
-        ("2分", "found '2分', expected a whole number"),
         ("1/2", "found '1/2'"),
         ("=1+1", "a formula, expected a value"),
         ("好", "found '好'"),
@@ -88,7 +87,7 @@ def test_flags_are_read_in_plain_words(
 
     collected = collect_edited(folder, store, tmp_path, edit)
     details = [r.detail for r in collected.rejections]
-    assert details == ["note: a formula, expected a value"]
+    assert details == ["备注: a formula, expected a value (copy it and paste it as a value)"]
     answers = store.answers()
     assert (answers["R1-001"].cannot_judge if "R1-001" in answers else False) is meant
 
@@ -314,5 +313,5 @@ def test_none_beside_another_mark_takes_neither(make_study: MakeStudy, tmp_path:
         collected = collect_edited(folder, store, tmp_path, edit)
         details = [r.detail for r in collected.rejections]
         assert [d for d in details if "neither is taken" in d] == details[:2]
-        assert details[2] == "evidence:labeling: the evidence does not occur in the text shown"
+        assert details[2] == "乱贴标签：依据（原文）: the evidence does not occur in the text shown"
         assert collected.sheets[0].n_done == 3

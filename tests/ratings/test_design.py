@@ -208,3 +208,20 @@ def test_unblinding_is_logged_and_wants_the_right_key(
     assert set((made.folder.systems() or {}).values()) == {"alpha", "beta"}
     entry = json.loads((made.folder.path / "log.jsonl").read_text("utf-8").splitlines()[-1])
     assert (entry["action"], entry["by"], entry["n_ratings"]) == ("unblinded", "甲", 12)
+
+
+@pytest.mark.parametrize(
+    ("n_available", "systems", "n_drawn"),
+    [
+        (120, ("a", "b"), 100),
+        (120, ("a", "b", "c", "d"), 50),
+        (30, ("a", "b"), 30),
+        (120, ("a",), 100),
+    ],
+)
+def test_without_a_number_a_rater_gets_what_a_person_can_do(
+    make_study: MakeStudy, n_available: int, systems: tuple[str, ...], n_drawn: int
+) -> None:
+    made = make_study(n=None, n_available=n_available, systems=systems, raters=1, sheets=False)
+    assert made.folder.study.n_questions == n_drawn
+    assert made.folder.study.n_items <= 200

@@ -104,6 +104,8 @@ def test_the_guide_tab_holds_guidelines_anchors_and_the_help_line(folder: StudyF
     assert "12356" in text
     assert "抓住了主要困扰和关键细节" in text
     assert "请把每个回答当作唯一的回答来评" in text
+    heads = next(row for row in tab if row[0].value == "评分项")
+    assert [cell.value for cell in heads] == ["评分项", "问的是", "分值"]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 
 from cbtqa.errors import DataError
 from cbtqa.ratings.answers import Change
-from cbtqa.ratings.store import Event, Store, network_filesystem
+from cbtqa.ratings.store import Event, Store
 
 
 def rate(key: str, value: int | None, code: str = "R1-001", seconds: float | None = None) -> Event:
@@ -101,17 +101,3 @@ def test_a_link_is_stored_as_a_hash_and_replacing_it_ends_its_visits(tmp_path: P
         assert store.begin_visit(token) is None and store.visit(cookie) is None
         assert store.begin_visit(fresh) is not None
         assert store.linked_raters() == {"R1"}
-
-
-def test_a_network_share_is_told_from_a_local_disk_by_the_deepest_mount(tmp_path: Path) -> None:
-    mounts = tmp_path / "mounts"
-    mounts.write_text(
-        "/dev/vda / ext4 rw 0 0\nserver:/x /mnt/our\\040share nfs4 rw 0 0\n"
-        "/dev/vdb /mnt/our\\040share/local xfs rw 0 0\n//nas/y /nas cifs rw 0 0\n"
-    )
-    found = {
-        place: network_filesystem(Path(place), mounts)
-        for place in ("/data/x", "/mnt/our share/study", "/mnt/our share/local/study", "/nas/s")
-    }
-    assert list(found.values()) == [None, "nfs4", None, "cifs"]
-    assert network_filesystem(tmp_path, tmp_path / "none") is None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import http.client
 import json
 import re
+import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -121,12 +123,49 @@ def test_without_a_link_nothing_is_shown(form: RunningForm, path: str) -> None:
     assert stranger.send("GET", path).status == 403
 
 
-def test_wrong_links_are_refused_and_soon_not_even_tried(folder: StudyFolder, store: Store) -> None:
-    own = RunningForm(folder, store)  # the others must not be locked out
+def test_many_wrong_links_are_refused_and_lock_out_no_right_one_behind_the_same_address(
+    folder: StudyFolder, store: Store
+) -> None:
+    own = RunningForm(folder, store)
     stranger = Browser(own)
     statuses = [stranger.send("GET", f"/r/guess{n}").status for n in range(25)]
+    assert Browser(own).enter("R2").save("value:relevance", 2).status == 200
+    assert Browser(own).send("GET", f"/r/{own.links['R1']}").status == 200
     own.stop()
     assert statuses[:20] == [403] * 20 and set(statuses[20:]) == {429}
+
+
+@pytest.mark.parametrize(
+    "half",
+    [
+        b"",
+        b"GET / HT",
+        b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n",
+        b"POST /save HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: 900\r\n\r\n{",
+    ],
+)
+def test_a_connection_that_sends_nothing_or_half_a_request_is_closed_in_time(
+    folder: StudyFolder, store: Store, half: bytes
+) -> None:
+    own = RunningForm(folder, store, read_timeout_s=0.2)
+    with socket.create_connection(("127.0.0.1", own.port), timeout=20) as peer:
+        peer.sendall(half.replace(b"{port}", str(own.port).encode()))
+        while peer.recv(4096):  # an answer may come first; then the end, not a timeout
+            pass
+    assert Browser(own).enter().csrf
+    own.stop()
+
+
+def test_a_request_that_comes_slowly_but_whole_is_answered(
+    folder: StudyFolder, store: Store
+) -> None:
+    own = RunningForm(folder, store, read_timeout_s=5)
+    with socket.create_connection(("127.0.0.1", own.port), timeout=20) as peer:
+        for part in (b"GET /nowhere HTTP/1.1\r\nHost: 127.0.", f"0.1:{own.port}\r\n\r\n".encode()):
+            peer.sendall(part)
+            time.sleep(0.1)
+        assert b"404" in peer.recv(4096)
+    own.stop()
 
 
 def test_failures_are_forgotten_after_the_window() -> None:
@@ -281,6 +320,15 @@ def test_progress_counts_finished_items(browser: Browser, folder: StudyFolder) -
     reply = browser.save("value:helpfulness", 1).json
     assert (reply["done"], reply["total"]) == (1, len(folder.shown_to("R1")))
     assert browser.save("cannot_judge", True, code="R1-002").json["done"] == 2
+
+
+def test_a_page_in_chinese_holds_no_english_sentence(browser: Browser) -> None:
+    for path in ("/", "/item/3"):
+        page = re.sub(
+            r"<(style|script)[^>]*>.*?</\1>", "", browser.send("GET", path).text, flags=re.S
+        )
+        texts = re.findall(r">([^<]+)<", page)
+        assert [one for one in texts if re.search(r"[a-z]{2,} [a-z]{2,} [a-z]{2,}", one)] == []
 
 
 def test_pages_speak_both_languages_and_remember_the_choice(browser: Browser) -> None:

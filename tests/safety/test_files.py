@@ -9,8 +9,7 @@ import pytest
 
 from cbtqa.errors import DataError, UsageError
 from cbtqa.safety.evaluation import evaluate_file, parse_labels, share
-from cbtqa.safety.survey import screen_file, scrub_file
-from cbtqa.safety.texts import read_texts
+from cbtqa.safety.survey import read_texts, screen_file, scrub_file
 
 
 def write(path: Path, text: str) -> Path:

@@ -52,11 +52,11 @@ def test_other_spellings_are_looked_for_beside_the_words_own() -> None:
         ("default: concern", "default: high", "rule file"),
         ("outcome: negated", "outcom: negated", "rule file"),
         ("'想$'", "'殺$'", "cannot match"),
-        ("families:", "families: [", "rule file"),
+        ("families:", "families: [", "not YAML"),
     ],
 )
 def test_a_broken_rule_file_names_the_file_and_the_fault(old: str, new: str, message: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
         compile_rules(RULES.replace(old, new), "zh", "my-rules.yaml")
-    assert caught.value.where == "my-rules.yaml"
+    assert str(caught.value.where).partition(":")[0] == "my-rules.yaml"
     assert caught.value.exit_code == 4

@@ -130,6 +130,50 @@ def test_marked_turns_are_left_out_and_counted_but_stay_in_the_history(tmp_path:
     assert json.dumps(marked.text)[1:-1] in prompts
 
 
+def _with_words(folder: StudyFolder, place: int, text: str) -> None:
+    """Puts other words at a place (from 0) of the first session."""
+    first, *others = folder.read_sessions()
+    turns = list(first.turns)
+    turns[place] = turns[place].model_copy(update={"text": text})
+    first = first.model_copy(update={"turns": tuple(turns)})
+    write_jsonl(folder.sessions_path, [first, *others])
+
+
+@pytest.mark.parametrize(
+    ("place", "text", "dropped"),
+    [
+        (3, "*nods* Go on.", {"marked_narration": 1}),
+        (2, "(sighs) I don't know.", {"answers_narration": 1}),
+        (3, "As your patient, I feel low.", {"marked_wrong_speaker": 1, "after_wrong_speaker": 4}),
+        (2, "I'm your therapist, sit down.", {"after_wrong_speaker": 5}),
+        (11, "That is so.<|im_end|>", {"marked_machine_text": 1}),
+    ],
+)
+def test_turns_that_are_none_and_what_follows_from_them_are_left_out_with_their_reason(
+    tmp_path: Path, place: int, text: str, dropped: dict[str, int]
+) -> None:
+    run_study(study_of(end_token=False), tmp_path / "s", limits=QUICK)
+    _with_words(StudyFolder(tmp_path / "s"), place, text)
+    counts = _export(tmp_path / "s", tmp_path / "e").manifest.counts
+    assert counts["dropped"] == dropped
+    kept = _export(tmp_path / "s", tmp_path / "k", keep_marked=True).manifest.counts
+    assert kept["dropped"] == {} and sum(kept["sft"].values()) == 4 * 6
+    assert sum(counts["sft"].values()) == 4 * 6 - sum(dropped.values())
+
+
+def test_a_whole_session_ends_before_its_first_marked_turn(tmp_path: Path) -> None:
+    run_study(study_of(end_token=False), tmp_path / "s", limits=QUICK)
+    _with_words(StudyFolder(tmp_path / "s"), 5, "*leans back* And then?")
+    counts = _export(tmp_path / "s", tmp_path / "e", messages=True, validation=0, test=0)
+    assert counts.manifest.counts["dropped"]["session_ends_at_a_mark"] == 1
+    lengths = sorted(
+        sum(message["role"] == "assistant" for message in row["messages"])
+        for row in _rows(tmp_path / "e/messages/train.jsonl")
+    )
+    assert lengths == [2, 6, 6, 6]
+    assert "leans back" not in (tmp_path / "e/messages/train.jsonl").read_text()
+
+
 def test_only_a_session_that_ended_teaches_the_end_token(tmp_path: Path) -> None:
     run_study(study_of(turns={"min": 2, "max": 25}), tmp_path / "s", limits=QUICK)
     _export(tmp_path / "s", tmp_path / "e", validation=0, test=0)

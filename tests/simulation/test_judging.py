@@ -96,11 +96,12 @@ def test_faulty_replies_are_asked_again_and_then_unscored(tmp_path: Path) -> Non
         (form,) = judged(study, server, repeats=1, seed=0)
     assert form.n_scored == form.n_ratings == 22
     assert {one.value for one in ratings_in(study)} == {4}
-    with ScriptedEndpoint(ok(reply(agenda={"rating": 9}))) as server:
-        (form,) = judged(study, server, repeats=1, out=tmp_path / "other")
+    with (
+        ScriptedEndpoint(ok(reply(agenda={"rating": 9}))) as server,
+        pytest.raises(IncompleteRunError, match="not one of 22 items was scored: bad_rating"),
+    ):
+        judged(study, server, repeats=1, out=tmp_path / "other")
     assert len(server.requests) == 3 * 1 + 3 * 1
-    assert form.n_scored == 0
-    assert form.unscored == {"bad_rating": 22}
 
 
 @pytest.mark.parametrize(
@@ -114,10 +115,11 @@ def test_faulty_replies_are_asked_again_and_then_unscored(tmp_path: Path) -> Non
 )
 def test_what_is_no_rating_is_never_a_number(tmp_path: Path, answer: Answer, reason: str) -> None:
     study = make_study(tmp_path, few(1))
-    with ScriptedEndpoint(answer) as server:
-        (form,) = judged(study, server, repeats=1)
-    assert form.n_scored == 0
-    assert form.unscored == {reason: 22}
+    with (
+        ScriptedEndpoint(answer) as server,
+        pytest.raises(IncompleteRunError, match=f"not one of 22 items was scored: {reason} 22"),
+    ):
+        judged(study, server, repeats=1)
     rows = score_sessions(read_judged(study / "judged")["ctrs"], few(1))
     assert [row.total("total") for row in rows] == [None, None]
 

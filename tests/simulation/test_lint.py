@@ -16,8 +16,6 @@ from cbtqa.simulation.sessions import StudyFolder, read_transcripts
 from cbtqa.simulation.study import load_study
 from tests.support.sessions import QUICK, session_of, study_of
 
-RECIPES = Path(__file__).parents[2] / "recipes"
-
 
 def _codes(report: LintReport) -> set[str]:
     return {finding.code for finding in report.findings}
@@ -27,7 +25,7 @@ def _codes(report: LintReport) -> set[str]:
 
 
 def test_the_act_study_as_published_is_named_with_all_its_confounds() -> None:
-    report = lint(RECIPES / "tahir-act-as-published.yaml")
+    report = lint(Path("tahir-act-as-published"))
     told = {(finding.code, finding.subject): finding.message for finding in report.findings}
     # 1: method and teacher are one factor
     teacher = told["arms_differ", "training.teacher"]
@@ -53,7 +51,7 @@ def test_the_act_study_as_published_is_named_with_all_its_confounds() -> None:
 
 
 def test_nothing_else_is_named_in_the_published_design() -> None:
-    report = lint(RECIPES / "tahir-act-as-published.yaml")
+    report = lint(Path("tahir-act-as-published"))
     known = {"training.teacher", "training.prompt", "history", "therapist.temperature"}
     assert {one.subject for one in report.findings if one.code == "arms_differ"} == known
     assert _codes(report) == {
@@ -64,8 +62,21 @@ def test_nothing_else_is_named_in_the_published_design() -> None:
 
 @pytest.mark.parametrize("name", ["tahir-act", "tahir-act-corpus", "tahir-cbt", "tahir-cbt-corpus"])
 def test_our_versions_of_the_studies_are_clean_and_say_where_they_depart(name: str) -> None:
-    assert lint(RECIPES / f"{name}.yaml").is_clean
-    assert len(load_study(RECIPES / f"{name}.yaml").deviations) >= 3
+    assert lint(Path(name)).is_clean
+    assert len(load_study(Path("recipes") / f"{name}.yaml").deviations) >= 3
+
+
+def test_a_recipe_is_found_by_name_and_a_file_of_that_name_goes_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_study(Path("tahir-act")).id == load_study(Path("recipes/tahir-act.yaml")).id
+    own = "id: mine\napproach: cbt\narms: [{name: a, therapist: {scripted: plain}}]\n"
+    Path("tahir-act").write_text(own)
+    assert load_study(Path("tahir-act")).id == "mine"
+    with pytest.raises(DataError, match="no such study") as caught:
+        load_study(Path("tahir-axt"))
+    assert "tahir-act, " in (caught.value.hint or "")
 
 
 # --- declared parity -----------------------------------------------------------------------------

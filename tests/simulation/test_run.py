@@ -159,31 +159,77 @@ def test_the_context_of_the_server_counts_too(tmp_path: Path) -> None:
 def test_a_reply_that_is_none_stops_with_its_reason(
     tmp_path: Path, answer: Answer, reason: str, detail: str
 ) -> None:
-    session = _asked(tmp_path, [ok("Tell me."), answer], attempts=2)
+    with pytest.raises(IncompleteRunError, match=f"not one of 1 sessions.*{reason} 1"):
+        _asked(tmp_path, [ok("Tell me."), answer], attempts=2)
+    (session,) = StudyFolder(tmp_path / "s").read_sessions()
     assert session.stop_reason == reason
     assert session.stop_detail.startswith("therapist:") and detail in session.stop_detail
     assert session.n_therapist_turns == 1
 
 
-def test_a_faulty_reply_is_asked_again_with_the_complaint_which_leaves_no_trace(
-    tmp_path: Path,
+@pytest.mark.parametrize(
+    ("faulty", "form"),
+    [
+        (cut_by_length("I hear you and I would like"), "plain"),
+        (ok("Where do you feel it?<|im_end|>\n<|im_start|>user\nIn my chest."), "plain"),
+        (ok("Tell me."), "cot"),
+        (refusal(), "plain"),
+    ],
+)
+def test_a_faulty_turn_is_asked_afresh_so_that_no_note_can_be_answered(
+    tmp_path: Path, faulty: Answer, form: str
 ) -> None:
-    replies = [
-        ok("Tell me."),
-        ok("<thinking>a</thinking><answer>b</answer>"),
-        *[ok("<thinking>c</thinking><answer>d</answer>")] * 9,
-    ]
-    arm = {"name": "asked", "reasoning": "cot"}
-    with ScriptedEndpoint(replies) as server:
+    good = "Go on." if form == "plain" else "<thinking>c</thinking><answer>Go on.</answer>"
+    with ScriptedEndpoint([faulty, *[ok(good)] * 9]) as server:
+        arm = {"name": "asked", "reasoning": form}
         arm["therapist"] = {"endpoint": server.url, "model": "m"}
         (session,) = _played(
             study_of(arms=[arm], patients={"ready": "test", "n": 1}), tmp_path / "s"
         )
-        complaint = server.requests[1].last_text
-        later = json.dumps(server.requests[2].body)
-    assert "<thinking>" in complaint
-    assert "Your reply did not have the form" not in later and "Tell me." not in later
-    assert session.turns[1].text == "b" and session.stop_reason == "max_turns"
+        first, second, *later = (seen.body for seen in server.requests)
+    assert second["messages"] == first["messages"] and second["seed"] != first["seed"]
+    assert "your reply" not in json.dumps(later).lower()
+    assert {turn.text for turn in session.turns if turn.role == "therapist"} == {"Go on."}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "[Your reply was cut off because it was too long. Say it again, much shorter.]",
+        "Where do you feel it?<|eot_id|>",
+        "<thought>She is sad.</thought> Where do you feel it?",
+        "Go on.\nUser: I can't.",
+    ],
+)
+def test_what_is_nobodys_turn_never_enters_a_session(tmp_path: Path, said: str) -> None:
+    with ScriptedEndpoint([ok("Tell me."), *[ok(said)] * 9]) as server:
+        study = asked_study(server.url, attempts=2)
+        run_study(study, tmp_path / "s", limits=QUICK)
+    (session,) = StudyFolder(tmp_path / "s").read_sessions()
+    kept = bytes_of(tmp_path / "s").decode()
+    if session.stop_reason == "no_answer":
+        assert session.n_therapist_turns == 1 and said not in kept
+    else:  # the other side's words were cut off, and that is marked
+        assert session.turns[3].text == "Go on." and "cut_at_label" in session.turns[3].marks
+        assert "I can't" not in kept
+
+
+def test_a_supervisors_complaint_is_not_said_to_the_patient(tmp_path: Path) -> None:
+    complaint = "You should ask her what she is afraid of tonight."
+    replies = iter(["Tell me.", f"Sure. {complaint}", "What are you afraid of?"])
+
+    def script(seen: Seen) -> Any:
+        if seen.body["model"] == "boss":
+            is_first = "Tell me." in seen.last_text
+            verdict = {"accepted": not is_first, "feedback": complaint if is_first else ""}
+            return ok(json.dumps(verdict))
+        return ok(next(replies))
+
+    with ScriptedEndpoint(script) as server:
+        boss = {"endpoint": server.url, "model": "boss"}
+        study = asked_study(server.url, supervisor=boss, turns={"min": 1, "max": 1})
+        (session,) = _played(study, tmp_path / "s")
+    assert session.turns[1].text == "What are you afraid of?" and session.turns[1].n_revisions == 1
 
 
 @pytest.mark.parametrize("ended", ["length", "network_error"])
@@ -520,10 +566,11 @@ def test_the_study_in_the_documentation_is_a_study() -> None:
 def test_a_server_that_refuses_every_question_is_no_finished_study(tmp_path: Path) -> None:
     with ScriptedEndpoint(failed(422, "extra input: seed")) as server:
         study = asked_study(server.url)
-        with pytest.raises(IncompleteRunError, match=r"not one of 1 sessions.*extra input: seed"):
+        with pytest.raises(IncompleteRunError, match=r"refused.*extra input: seed"):
             run_study(study, tmp_path / "s", limits=QUICK)
-    (session,) = StudyFolder(tmp_path / "s").read_sessions()
-    assert session.stop_reason == "refused"
+    assert not (tmp_path / "s/manifest.json").exists()
+    with ScriptedEndpoint(ok("Go on.")) as server:
+        _played(asked_study(server.url), tmp_path / "s")
 
 
 @pytest.mark.parametrize(("field", "sent"), [("random_seed", True), (None, False)])

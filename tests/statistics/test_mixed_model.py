@@ -15,23 +15,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cbtqa.statistics.contrasts import (
-    cohen_f,
-    combine,
-    explained_variance,
-    holm_sidak,
-    pairwise,
-    wald,
-)
 from cbtqa.statistics.mixed_model import (
     GroupSums,
     Method,
     MixedFit,
     bootstrap_icc,
     closed_ratio,
+    cohen_f,
+    combine,
+    explained_variance,
     fit_mixed,
+    holm_sidak,
+    pairwise,
     search_ratio,
     solve,
+    wald,
 )
 
 SCORES = os.environ.get("CBTQA_CTRS_SCORES")  # read at import: tests run without CBTQA_*

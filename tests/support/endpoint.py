@@ -39,7 +39,8 @@ class Answer:
     cut: str | None = None
     """`connection`: nothing is sent; `body`: half of the body is sent, then the line drops."""
     raw: bytes | None = None
-    """Sent as it is in place of an HTTP answer, be it one or not; then the line drops."""
+    """Sent as it is in place of an HTTP answer, be it one or not; then the line drops. In the
+    results of a batch: the line, with `{id}` for the id of its request."""
 
 
 @dataclass(frozen=True)
@@ -369,7 +370,10 @@ class ScriptedEndpoint:
             result = {"id": "x", "custom_id": row["custom_id"], "response": response, "error": None}
             if not answer.status:  # never executed, as in a batch that expired
                 result |= {"response": None, "error": answer.body}
-            (good if answer.status == 200 else bad).append(json.dumps(result, ensure_ascii=False))
+            result_line = json.dumps(result)
+            if answer.raw is not None:  # the line itself
+                result_line = answer.raw.decode().replace("{id}", row["custom_id"])
+            (good if answer.status == 200 else bad).append(result_line)
         self.batches[name] = {
             "id": name,
             "object": "batch",

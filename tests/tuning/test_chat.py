@@ -149,6 +149,16 @@ def test_a_conversation_shows_notices_first_and_ends_at_an_empty_line(capsys, mo
     assert "".join(help_text("zh", "answer").split()) in shown
 
 
+def test_a_conversation_knows_help_and_quit_and_asks_no_model_about_them(
+    capsys, monkeypatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"/help\n/halt\n/quit\n{HARMLESS}\n"))
+    assert program._run(["chat"], False) == 0
+    printed = capsys.readouterr()
+    assert printed.err.count("/quit, an empty line or Ctrl-D ends") == 2
+    assert "no such command: /halt" in printed.err and not printed.out.strip()
+
+
 def test_json_without_a_question_is_a_usage_error(capsys) -> None:
     assert program._run(["chat", "--json"], False) == 2
     assert program._run(["chat", "--ask", " "], False) == 2

@@ -377,8 +377,13 @@ def test_what_the_build_refuses_is_not_learnt_and_counted_by_its_reason(
     )
     settings = FinetuneSettings(data=rows)
     encoded = encode(read_training_examples(settings), chat, settings)
-    assert [item.id for item in encoded.items] == ["row 4"]
-    assert encoded.dropped == {"control_tokens": 2, "other_speaker": 1, "reasoning": 1}
+    # a file of rows may mean to teach reasoning
+    assert [item.id for item in encoded.items] == ["row 3", "row 4"]
+    assert encoded.dropped == {"control_tokens": 2, "other_speaker": 1}
+    folder = write_dataset_folder(tmp_path / "d", n_entries=20, tail="</think>慢慢来。")
+    settings = FinetuneSettings(data=folder)
+    with pytest.raises(DataError, match=r"no example is left of .* reasoning"):
+        encode(read_training_examples(settings), chat, settings)
 
 
 def test_a_special_token_of_a_listed_backbone_is_in_no_built_answer(chat: ChatFormat) -> None:

@@ -99,7 +99,9 @@ def _automaton(raw: Mapping[str, Any]) -> Any:
     for kind in ("adult", "scenes"):
         for word in raw[kind]:
             named[word].append((kind, word))
-    weights = {word: weight for weight, words in raw["quote_weights"].items() for word in words}
+    weights = {
+        word: int(weight) for weight, words in raw["quote_weights"].items() for word in words
+    }
     automaton = ahocorasick.Automaton()
     for word in {*topics, *named, *weights}:
         found = tuple(topics.get(word, ())), tuple(named.get(word, ()))

@@ -11,7 +11,6 @@ from importlib.resources import files
 from typing import Any
 
 from cbtqa.errors import ConfigError
-from cbtqa.files import parse_yaml
 from cbtqa.metrics.neural.weights import (
     NeuralSettings,
     cannot_load,
@@ -22,6 +21,7 @@ from cbtqa.metrics.neural.weights import (
     require,
     windows_within,
 )
+from cbtqa.plain_values import parse_yaml
 
 FLAG = "--bertscore-model"
 UNSET_LENGTH = 1_000_000

@@ -7,20 +7,21 @@ never run.
 from __future__ import annotations
 
 import hashlib
-import importlib
 import importlib.metadata
 import json
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
-from cbtqa.errors import ConfigError, MissingExtraError
+from cbtqa import errors
+from cbtqa.errors import ConfigError
 from cbtqa.files import sha256_of
 from cbtqa.settings import Settings
 
@@ -56,16 +57,10 @@ class NeuralSettings(Settings):
         )
 
 
-EXTRA = "neural"
 WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
 
 
-def require(module: str) -> Any:
-    """An optional library, or a MissingExtraError; Any, because torch's types are partial."""
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(error.name or module, EXTRA) from None
+require = partial(errors.require, extra="neural")
 
 
 def versions(*packages: str) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from cbtqa.metrics.text.sequences import Ints, Sequences
+from cbtqa.metrics.text.texts import Ints, Sequences
 
 TOKENS_PER_BLOCK = 1 << 15
 """Keeps the arrays of a block inside the second cache."""

@@ -14,7 +14,7 @@ from importlib.resources import files
 from itertools import pairwise
 from typing import Any
 
-from cbtqa.files import parse_yaml
+from cbtqa.plain_values import parse_yaml
 
 ENDS_IN_LETTER = re.compile(r"[a-z]\Z")
 

@@ -19,7 +19,7 @@ from math import log
 from pathlib import Path
 from typing import Any
 
-from cbtqa.errors import DataError, MissingExtraError
+from cbtqa.errors import DataError, MissingExtraError, require
 
 BLOCK = re.compile(r"([\u4E00-\u9FD5a-zA-Z0-9+#&._%\-]+)")
 """Stretches that may hold words; all else is one token a character. Source: jieba `re_han`."""
@@ -72,25 +72,25 @@ class PythonSegmenter:
     def _best_ends(self, block: str) -> list[int]:
         """For every position, where the word that starts there ends on the best path."""
         tables = self._tables
-        weights, longest, unknown = tables.log_weights, tables.longest, tables.unknown
+        counts, longest, log_total = tables.counts, tables.longest, tables.log_total
         size = len(block)
         ends = [0] * size
         score = [0.0] * (size + 1)
         for start in range(size - 1, -1, -1):
             best, best_end = None, start + 1
             for end in range(start + 1, min(size, start + longest.get(block[start], 0)) + 1):
-                weight = weights.get(block[start:end])
-                if weight is None:
+                if not (count := counts.get(block[start:end])):
                     continue
-                total = weight + score[end]
+                total = log(count) - log_total + score[end]
                 if best is None or total >= best:  # a tie goes to the longer word
                     best, best_end = total, end
-            score[start] = unknown + score[start + 1] if best is None else best
+            # a character outside the dictionary counts as a word of frequency one
+            score[start] = -log_total + score[start + 1] if best is None else best
             ends[start] = best_end
         return ends
 
     def _cut_singles(self, run: str) -> list[str]:
-        if len(run) < 2 or run in self._tables.log_weights:
+        if len(run) < 2 or self._tables.counts.get(run):
             return list(run)
         return _cut_by(HAN, run, self._cut_by_model, _latin)
 
@@ -191,11 +191,7 @@ def _cut_by(
 @cache
 def rust_segmenter() -> RustSegmenter:
     """The segmenter of this process, on an rjieba object of its own, or a MissingExtraError."""
-    try:
-        from rjieba import Jieba
-    except ImportError:
-        raise MissingExtraError("rjieba", "metrics") from None
-    return RustSegmenter(Jieba())
+    return RustSegmenter(require("rjieba", "metrics").Jieba())
 
 
 # jieba itself is not asked to segment anything: its tokenizer object is global and mutable (a
@@ -210,10 +206,9 @@ MIN_FLOAT = -3.14e100
 class JiebaTables:
     """Everything that decides a segmentation."""
 
-    log_weights: dict[str, float]
-    """Word to log(frequency) - log(total), as jieba computes it at every step."""
-    unknown: float
-    """The same for a word of frequency one: a character outside the dictionary."""
+    counts: dict[str, int]
+    """Word to frequency; few texts reach these tables, so no logarithm is taken ahead."""
+    log_total: float
     longest: dict[str, int]
     """First character to the length of the longest word that starts with it."""
     start: dict[str, float]
@@ -240,30 +235,22 @@ def _dictionary() -> bytes:
 @cache
 def jieba_tables() -> JiebaTables:
     """The tables of the installed jieba; a MissingExtraError or DataError without them."""
-    try:
-        with warnings.catch_warnings():
-            # jieba's own source warns on import: escapes (Python 3.12) and pkg_resources
-            warnings.simplefilter("ignore")
-            from jieba.finalseg import prob_emit, prob_start, prob_trans
-    except ImportError:
-        raise MissingExtraError("jieba", "metrics") from None
+    with warnings.catch_warnings():
+        # jieba's own source warns on import: escapes (Python 3.12) and pkg_resources
+        warnings.simplefilter("ignore")
+        model = require("jieba.finalseg", "metrics")
     fields = _dictionary().decode("utf-8").split()
     words, frequencies = fields[0::3], fields[1::3]
     try:
         counts = [int(frequency) for frequency in frequencies]
     except ValueError:
         raise DataError("expected `word frequency tag` per line", where="jieba/dict.txt") from None
-    log_total = log(sum(counts))
-    by_word = dict(zip(words, counts, strict=True))
-    longest: dict[str, int] = {}
-    for word in by_word:
-        if len(word) > longest.get(word[0], 0):
-            longest[word[0]] = len(word)
+    by_length = sorted(words, key=len)
     return JiebaTables(
-        log_weights={word: log(count) - log_total for word, count in by_word.items() if count},
-        unknown=log(1) - log_total,
-        longest=longest,
-        start=prob_start.P,
-        trans=prob_trans.P,
-        emit=prob_emit.P,
+        counts=dict(zip(words, counts, strict=True)),
+        log_total=log(sum(counts)),
+        longest=dict(zip((word[0] for word in by_length), map(len, by_length), strict=True)),
+        start=model.prob_start.P,
+        trans=model.prob_trans.P,
+        emit=model.prob_emit.P,
     )

@@ -14,21 +14,21 @@ import json
 import socket
 import threading
 from collections.abc import Collection, Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import Field, StrictBool, StrictInt, StrictStr, ValidationError
 
-from cbtqa.errors import MissingExtraError, UsageError
+from cbtqa.errors import UsageError, require
 from cbtqa.ratings.answers import Answer, Change, check_change, is_done
 from cbtqa.ratings.rubric import Language
-from cbtqa.ratings.store import Event, Store, Visit, network_filesystem
+from cbtqa.ratings.store import Event, Store, Visit
 from cbtqa.ratings.study import StudyFolder
 from cbtqa.ratings.web import pages
-from cbtqa.ratings.web.guards import FailureLimit, Guard
+from cbtqa.ratings.web.guards import READ_TIMEOUT_S, FailureLimit, Guard, impatient_protocol
 from cbtqa.records import NonEmptyText, Record
 
 if TYPE_CHECKING:
+    import uvicorn
     from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import Response
@@ -61,10 +61,11 @@ class Form:
     def enter(self, request: Request) -> Response:
         """Swaps a link for a cookie. No redirect: a strict cookie would not follow one."""
         language, client = self._language(request), request.client.host if request.client else ""
-        if self._failures.is_exceeded(client):
-            return _html(pages.render_message(language, "error_many"), 429)
         cookie = self._store.begin_visit(request.path_params["token"])
         if cookie is None:
+            # a right link always works: a whole clinic may share the address of one who errs
+            if self._failures.is_exceeded(client):
+                return _html(pages.render_message(language, "error_many"), 429)
             self._failures.count(client)
             return _html(pages.render_message(language, "error_link"), 403)
         response = _html(pages.render_entry(language))
@@ -125,8 +126,12 @@ class Form:
     async def save(self, request: Request) -> Response:
         """Keeps changes for good and answers only then."""
         from starlette.concurrency import run_in_threadpool
+        from starlette.requests import ClientDisconnect
 
-        body = await _read_body(request)
+        try:
+            body = await _read_body(request)
+        except ClientDisconnect:
+            return _json({"error": "cut off"}, 400)
         if body is None:
             return _json({"error": "too large"}, 413)
         return await run_in_threadpool(self._save, request, body)
@@ -166,12 +171,11 @@ class Form:
 
 def create_app(folder: StudyFolder, store: Store, hosts: Collection[str]) -> Starlette:
     """The form as an ASGI application; `hosts` are the Host headers answered, with their port."""
-    try:
-        from starlette.applications import Starlette
-        from starlette.middleware import Middleware
-        from starlette.routing import Route
-    except ModuleNotFoundError:
-        raise MissingExtraError("starlette", "rate") from None
+    require("starlette.applications", "rate")
+    from starlette.applications import Starlette
+    from starlette.middleware import Middleware
+    from starlette.routing import Route
+
     form = Form(folder, store)
     routes = [
         Route("/", form.welcome),
@@ -212,15 +216,6 @@ def _json(value: dict[str, Any], status: int = 200) -> Response:
 LOOPBACK = "127.0.0.1"
 
 
-def check_place(path: Path) -> None:
-    """Raises a UsageError for a study on a network share, where the store's locks do not hold."""
-    if kind := network_filesystem(path):
-        raise UsageError(
-            f"{path} lies on a network share ({kind}); ratings could be lost there",
-            hint="copy the study to a local disk and serve it from there",
-        )
-
-
 def lan_address() -> str:
     """This machine's address in the local network, as far as it is known without traffic."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
@@ -254,18 +249,21 @@ def serve(
     folder: StudyFolder, store: Store, *, host: str, port: int, names: Iterable[str] = ()
 ) -> None:
     """Serves until interrupted; `names` are further Host names, such as behind a tunnel."""
-    try:
-        import uvicorn
-    except ModuleNotFoundError:
-        raise MissingExtraError("uvicorn", "rate") from None
-    app = create_app(folder, store, allowed_hosts(port, names))
-    config = uvicorn.Config(
-        app, log_level="warning", access_log=False, server_header=False, lifespan="off"
-    )
+    server = make_server(create_app(folder, store, allowed_hosts(port, names)))
     with tcp_listener() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, port))
         except OSError as error:
             raise UsageError(f"cannot use {host}:{port}: {error.strerror}", hint="--port") from None
-        uvicorn.Server(config).run(sockets=[listener])
+        server.run(sockets=[listener])
+
+
+def make_server(app: Starlette, read_timeout_s: float = READ_TIMEOUT_S) -> uvicorn.Server:
+    """The server of the form; a request that is not whole in time ends its connection."""
+    require("uvicorn", "rate")
+    import uvicorn
+
+    protocol = impatient_protocol(read_timeout_s)
+    quiet: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False}
+    return uvicorn.Server(uvicorn.Config(app, http=protocol, lifespan="off", **quiet))

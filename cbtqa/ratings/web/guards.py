@@ -1,11 +1,13 @@
 """What every request must pass, whatever its route: a known Host, a same-site origin, headers.
 
 Attacks closed here: DNS rebinding (Host), cross-site posts (Origin, besides the CSRF token and the
-SameSite cookie), script injection (a policy that runs our nonce only), framing, guessing of links.
+SameSite cookie), script injection (a policy that runs our nonce only), framing, guessing of links,
+connections held open with half a request.
 """
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections import deque
@@ -74,6 +76,42 @@ class Guard:
         if origin is not None and urlsplit(origin).netloc.lower() not in self._hosts:
             return 403, "cross-site request"
         return None
+
+
+READ_TIMEOUT_S = 60.0
+"""Seconds in which a request must be whole; a save has at most a megabyte."""
+
+
+def impatient_protocol(read_timeout_s: float) -> type[asyncio.Protocol]:
+    """uvicorn's protocol that leaves a peer who opens a connection and sends nothing, or half.
+
+    uvicorn itself bounds the pause after an answer alone.
+    """
+    import h11
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    class ImpatientProtocol(H11Protocol):
+        waiting: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self.waiting = self.loop.call_later(read_timeout_s, transport.close)
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            is_whole = self.conn.their_state not in (h11.IDLE, h11.SEND_BODY)
+            if is_whole and self.waiting is not None:
+                self.waiting.cancel()
+                self.waiting = None
+            elif not is_whole and self.waiting is None:
+                self.waiting = self.loop.call_later(read_timeout_s, self.transport.close)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            if self.waiting is not None:
+                self.waiting.cancel()
+            super().connection_lost(exc)
+
+    return ImpatientProtocol
 
 
 class FailureLimit:

@@ -29,8 +29,18 @@ from cbtqa.simulation.analysis.settings import ModelSettings, split_names
 from cbtqa.simulation.instruments import Instrument
 from cbtqa.simulation.lint import EARLY_STOPS
 from cbtqa.statistics.agreement import Floats
-from cbtqa.statistics.contrasts import Wald, cohen_f, combine, explained_variance, pairwise, wald
-from cbtqa.statistics.mixed_model import Method, MixedFit, bootstrap_icc, fit_mixed
+from cbtqa.statistics.mixed_model import (
+    Method,
+    MixedFit,
+    Wald,
+    bootstrap_icc,
+    cohen_f,
+    combine,
+    explained_variance,
+    fit_mixed,
+    pairwise,
+    wald,
+)
 
 INTERCEPT = "intercept"
 LENGTH = "words"

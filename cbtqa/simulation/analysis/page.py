@@ -36,7 +36,7 @@ from cbtqa.simulation.analysis.results import (
 )
 from cbtqa.simulation.analysis.settings import AnalysisSettings
 from cbtqa.simulation.judging.task import RULES
-from cbtqa.statistics.contrasts import Wald
+from cbtqa.statistics.mixed_model import Wald
 
 WORDS = load_wording("cbtqa.simulation", "analysis.yaml")
 NO_BREAK = "\u00a0"

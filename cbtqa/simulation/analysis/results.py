@@ -9,8 +9,7 @@ from pydantic import Field
 from cbtqa.judging.agreement import CorrectedMean
 from cbtqa.records import Record
 from cbtqa.statistics.agreement import Coefficient
-from cbtqa.statistics.contrasts import Contrast, ExplainedVariance, Wald
-from cbtqa.statistics.mixed_model import Effect, MixedFit
+from cbtqa.statistics.mixed_model import Contrast, Effect, ExplainedVariance, MixedFit, Wald
 
 AlarmKind = Literal[
     "people", "no_model", "ceiling", "floor", "unused", "one_value", "items_alike",

@@ -28,7 +28,15 @@ from cbtqa.llm.batch import OnProgress
 from cbtqa.llm.chat import Sampling
 from cbtqa.llm.cost import Estimate, Price, sum_estimates
 from cbtqa.llm.runs import Run, Service, estimate_run, open_run
-from cbtqa.manifest import MANIFEST_NAME, Manifest, describe_file, new_manifest, now, write_manifest
+from cbtqa.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    describe_file,
+    new_manifest,
+    now,
+    refuse_empty,
+    write_manifest,
+)
 from cbtqa.ratings.rubric import Rubric
 from cbtqa.records import ItemRating, Record, Session, Usage
 from cbtqa.settings import Resolved
@@ -131,7 +139,9 @@ def _declared(
     price = None
     if player.price_in is not None and player.price_out is not None:
         price = Price(input=player.price_in, output=player.price_out)
-    service = Service.of(settings, [endpoint_of(player)], price)
+    service = Service.of(
+        settings, [endpoint_of(player, allows_plain_http=settings.allow_plain_http)], price
+    )
     return JudgeSpec(player.model, service, default.model_copy(update=own), n_repeats)
 
 
@@ -210,9 +220,15 @@ def judge_sessions(
         IncompleteRunError: stopped early; the same call continues.
     """
     forms = []
-    for work in _prepare(resolved):
+    works = _prepare(resolved)
+    for work in works:
         on_stage(work.name)
         forms.append(_judge_one(work, on_progress))
+    n_scored, n_in = (
+        sum(getattr(one, name) for one in forms) for name in ("n_scored", "n_ratings")
+    )
+    reasons = sum((Counter(form.unscored) for form in forms), Counter[str]())
+    refuse_empty(n_scored, n_in, "items was scored", reasons, kept=works[0].out)
     return forms
 
 

@@ -12,12 +12,12 @@ from functools import cache
 from pathlib import Path
 
 from cbtqa.errors import ConfigError
-from cbtqa.files import parse_record
+from cbtqa.files import parse_record, read_yaml
 from cbtqa.records import NonEmptyText, Record
 from cbtqa.safety.answers import check_answer
 from cbtqa.safety.screen import screen
 from cbtqa.simulation.draws import Draw
-from cbtqa.simulation.study import Events, read_yaml, shipped_yaml
+from cbtqa.simulation.study import Events, shipped_yaml
 
 
 class Event(Record):

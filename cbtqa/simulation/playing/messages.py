@@ -25,10 +25,12 @@ from cbtqa.llm.cost import MESSAGE_TOKENS, estimate_tokens
 from cbtqa.prompts import Prompt, load_prompt
 from cbtqa.records import Provenance, Reason, Session, SessionState, StopReason, Turn, TurnMark
 from cbtqa.simulation.draws import seed_of
+from cbtqa.simulation.marks import marked, repeats_note
 from cbtqa.simulation.playing.course import cbt_course
 from cbtqa.simulation.playing.events import load_events
 from cbtqa.simulation.profiles import Profile
 from cbtqa.simulation.study import Arm, ReasoningForm, StudySettings, shipped_yaml
+from cbtqa.text_faults import find_machine_text
 
 UNSPOKEN = ("price_in", "price_out", "key_env")
 """Settings of a player that change no word."""
@@ -88,7 +90,7 @@ class SessionView:
         **more: Any,
     ) -> Session:
         """The record of this session; `stop` is the reason and its detail."""
-        return Session(
+        session = Session(
             id=self.id,
             arm=self.arm.name,
             profile_id=self.profile.id,
@@ -102,6 +104,7 @@ class SessionView:
             provenance=provenance,
             **more,
         )
+        return marked(session)
 
     @cached_property
     def therapist_prompt(self) -> Prompt:
@@ -353,7 +356,21 @@ def _spoken(text: str, role: str, marks: list[TurnMark]) -> Spoken | Fault:
         text = text[: other.start()]
         marks.append("cut_at_label")
     text = text.strip()
-    return Spoken(text, marks=tuple(marks)) if text else Fault(Reason.EMPTY, "no spoken words")
+    if not text:
+        return Fault(Reason.EMPTY, "no spoken words")
+    return fault_of_words(text) or Spoken(text, marks=tuple(marks))
+
+
+def fault_of_words(text: str, private: Sequence[str] = ()) -> Fault | None:
+    """Why words can be nobody's turn: machine text, or a note that only their speaker was given.
+
+    This is the one door into a session: what does not pass here is not said.
+    """
+    if found := find_machine_text(text):
+        return Fault(Reason(found.kind), f"the reply holds {found.found!r}")
+    if repeats_note(text, private):
+        return Fault(Reason.PROMPT_LEAK, "the reply repeats a note that was no part of the session")
+    return None
 
 
 def whole_sentences(text: str) -> str:

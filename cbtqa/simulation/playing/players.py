@@ -33,6 +33,7 @@ from cbtqa.llm.endpoint import (
 from cbtqa.llm.journal import Journal, Outcome
 from cbtqa.llm.limits import Limits
 from cbtqa.records import Reason
+from cbtqa.simulation.draws import seed_of
 from cbtqa.simulation.playing.messages import TurnContext, filled, with_complaint, wording
 from cbtqa.simulation.playing.scripted import scripted_reply
 from cbtqa.simulation.study import Player
@@ -40,14 +41,17 @@ from cbtqa.simulation.study import Player
 ValueT = TypeVar("ValueT")
 
 
-def endpoint_of(player: Player, transport: TransportName = "http") -> Endpoint:
+def endpoint_of(
+    player: Player, transport: TransportName = "http", *, allows_plain_http: bool = False
+) -> Endpoint:
     """Where a player is asked; raises as `Endpoint.parse` and `check_key_variable`."""
     environ = dict(os.environ)
     if player.key_env:
         check_key_variable(player.key_env)
         environ[OWN_KEY] = environ.get(player.key_env, "")
     where, model = player.endpoint or "", player.model or ""
-    return Endpoint.parse(where, model, transport=transport, environ=environ)
+    how: dict[str, Any] = {"transport": transport, "allows_plain_http": allows_plain_http}
+    return Endpoint.parse(where, model, environ=environ, **how)
 
 
 def price_of(player: Player) -> Price | None:
@@ -76,6 +80,8 @@ class RunLimits:
     budget: float | None = None
     budget_tokens: int | None = None
     transport: TransportName = "http"
+    allows_plain_http: bool = False
+    """True when hosts that are not local may be asked without encryption."""
 
     def study_budget(self) -> StudyBudget | None:
         """The budget of all models together, or None without a limit."""
@@ -147,19 +153,24 @@ class Call(Generic[ValueT]):
     json_schema: Mapping[str, Any] | None = None
     keeps_cut: bool = False
     """True when a reply cut at the token limit is not asked for again."""
+    is_spoken: bool = False
+    """True for a turn of the conversation. To the model a note about its reply would be one, too,
+    and it would answer the note: so the same question is asked with another seed."""
 
     def check(self, reply: Reply) -> Fault | None:
         found = self.read(reply)
         return found if isinstance(found, Fault) else None
 
-    def request(self, messages: Sequence[Message]) -> ChatRequest:
-        sampling = self.player.settings.sampling(self.seed)
+    def request(self, messages: Sequence[Message], seed: int | None = None) -> ChatRequest:
+        sampling = self.player.settings.sampling(self.seed if seed is None else seed)
         return ChatRequest(messages, self.json_schema, sampling=sampling)
 
     def ask_again(self, reply: Reply, fault: Fault) -> ChatRequest | None:
         """The question with the faulty reply and the complaint; None for a cut that is kept."""
         if self.keeps_cut and fault.reason is Reason.CUT:
             return None
+        if self.is_spoken:
+            return self.request(self.messages, seed_of(self.seed, "again", reply.text))
         texts = wording()["again"]
         sentence = texts.get(fault.reason.value, texts["other"])
         complaint = filled(sentence, detail=fault.detail[:200] or fault.reason.value)
@@ -173,7 +184,7 @@ class Players:
         engine = limits.engine.model_copy(update={"max_attempts": attempts})
         budget = limits.study_budget()
         self.line = Line((), journal, engine, budget=budget, on_progress=on_progress)
-        self._transport = limits.transport
+        self._transport, self._allows_plain_http = limits.transport, limits.allows_plain_http
         self._models: dict[str, PlayerModel] = {}
 
     async def open(self, player: Player) -> OpenPlayer:
@@ -195,7 +206,7 @@ class Players:
             from cbtqa.simulation.playing.local_model import LocalModel
 
             return LocalModel(player)
-        endpoint = endpoint_of(player, self._transport)
+        endpoint = endpoint_of(player, self._transport, allows_plain_http=self._allows_plain_http)
         price, budget = price_of(player), self.line.budget
         if budget is not None and budget.max_cost is not None and price is None:
             raise ConfigError(

@@ -29,7 +29,14 @@ from cbtqa.llm.chat import Fault
 from cbtqa.llm.journal import Journal
 from cbtqa.llm.progress import Progress
 from cbtqa.llm.runs import EndpointSettings, Run, Service, open_run, refuse_foreign
-from cbtqa.manifest import MANIFEST_NAME, Manifest, SettingValue, describe_file, write_manifest
+from cbtqa.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    SettingValue,
+    describe_file,
+    refuse_empty,
+    write_manifest,
+)
 from cbtqa.records import Provenance, Reason, Session, SessionState, StopReason
 from cbtqa.settings import Settings
 from cbtqa.simulation.playing.course import cbt_course
@@ -44,6 +51,8 @@ from cbtqa.simulation.sessions import PROFILES_NAME, SESSIONS_NAME, STUDY_NAME, 
 from cbtqa.simulation.study import Arm, Player, StudySettings, flattened, load_study
 
 JOURNAL_FINGERPRINT = {"journal": "simulated sessions"}
+FAILED = ("endpoint", "no_answer", "refused")
+"""Endings of a session that failed."""
 NOTICE = (
     "Simulated sessions for research: no patient is real, and nothing here is fit to treat anyone."
 )
@@ -108,7 +117,7 @@ def run_study(
         run.raise_what_stopped_it()
         manifest = _manifest(folder, courses, sessions, opened, run.players.cost)
     write_manifest(out, manifest)
-    _refuse_unfinished(sessions)
+    _refuse_unfinished(sessions, folder)
     return RunResult(folder, manifest, was_complete=run.was_complete)
 
 
@@ -116,7 +125,11 @@ def service_of(
     players: Iterable[Player], limits: RunLimits, *, is_acknowledged: bool
 ) -> Service | None:
     """The endpoints of all players together, for the gate; None when none is at an endpoint."""
-    endpoints = tuple(endpoint_of(one, limits.transport) for one in players if one.endpoint)
+    endpoints = tuple(
+        endpoint_of(one, limits.transport, allows_plain_http=limits.allows_plain_http)
+        for one in players
+        if one.endpoint
+    )
     service = Service(endpoints, limits.engine, is_acknowledged=is_acknowledged)
     return service if endpoints else None
 
@@ -133,12 +146,19 @@ def refuse_other_settings(
         ConfigError: some were played with other settings, and `update` is not set.
     """
     known: dict[str, set[str]] = {}
+    study = courses[0].study
+    are_asked = any(player.endpoint for player in study.players())
+    n_answers = 0
     for key in journal.done_keys():
+        player = _player_of(study, key)
+        n_answers += player is None or player.scripted is None
         session, fingerprint, *_ = key.split("|")
         arm, patient, _, replicate = session.split("/")
         known.setdefault(f"{arm}/{patient}/{replicate}", set()).add(fingerprint)
     given = {view.course: view.fingerprint for view in courses}
     changed = [name for name, mark in given.items() if mark not in known.get(name, {mark})]
+    if are_asked and not n_answers:
+        return  # the rules alone have spoken, and no model answered them
     if changed and not update:
         message = f"{folder.path} holds {len(changed)} of these courses with other settings, "
         message += f"such as {changed[0]}:"
@@ -324,7 +344,7 @@ def _manifest(
     )
 
 
-def _refuse_unfinished(sessions: Sequence[Session]) -> None:
+def _refuse_unfinished(sessions: Sequence[Session], folder: StudyFolder) -> None:
     failed = [session for session in sessions if session.stop_reason == "endpoint"]
     if failed:
         raise IncompleteRunError(
@@ -332,12 +352,15 @@ def _refuse_unfinished(sessions: Sequence[Session]) -> None:
             f"{failed[0].id}: {failed[0].stop_detail}",
             hint="give the same command again; it resumes these sessions where they stopped",
         )
-    if not any(session.n_therapist_turns for session in sessions):
-        raise IncompleteRunError(
-            f"not one of {len(sessions)} sessions has a therapist turn; {sessions[0].id}: "
-            f"{sessions[0].stop_reason}, {sessions[0].stop_detail}",
-            hint="change what the message names in the study file, then play it with --update",
-        )
+    bad = [one for one in sessions if one.stop_reason in FAILED or not one.n_therapist_turns]
+    reasons = Counter[str](session.stop_reason for session in bad)
+    first = f", such as {bad[0].id}: {bad[0].stop_detail}" if bad else ""
+    refuse_empty(
+        *(len(sessions) - len(bad), len(sessions), f"sessions was played{first}", reasons),
+        kept=folder.path,
+        hint="change what it names in the study file, then play it with --update, or ask the "
+        "same again with --retry rejected",
+    )
 
 
 def at_endpoint(player: Player, settings: EndpointSettings) -> Player:
@@ -382,7 +405,8 @@ class PlayersSettings(EndpointSettings):
             )
         if len(self.endpoint) > 1:
             raise UsageError("each player is asked at one server: give one --endpoint")
-        return RunLimits(self.limits, self.budget, self.budget_tokens, self.transport)
+        is_open = self.allow_plain_http
+        return RunLimits(self.limits, self.budget, self.budget_tokens, self.transport, is_open)
 
 
 class _StudySettings(Settings):
@@ -403,8 +427,8 @@ class RunSettings(_StudySettings, PlayersSettings):
     """Flags of `cbtqa simulate run`."""
 
     study: Path | None = None
-    """YAML file of the study, such as recipes/tahir-act.yaml. Default: a small study between
-    built-in players (rules, no model)."""
+    """YAML file of the study, or a recipe by name, such as tahir-act. Default: a small study
+    between built-in players (rules, no model)."""
     out: Path = Path("cbtqa-study")
     """Folder of the study."""
 
@@ -447,8 +471,8 @@ class CorpusSettings(RunSettings):
     """Flags of `cbtqa simulate corpus`."""
 
     study: Path | None = None
-    """YAML file of the corpus, such as recipes/tahir-cbt-corpus.yaml. Default: a small one by the
-    built-in players (rules, no model)."""
+    """YAML file of the corpus, or a recipe by name, such as tahir-cbt-corpus. Default: a small
+    one by the built-in players (rules, no model)."""
     approach: Literal["cbt", "act"] = "cbt"
     """Which built-in corpus: cbt writes courses of twenty sessions in four calls each, act plays
     single sessions turn by turn under a supervisor."""

@@ -27,6 +27,7 @@ from cbtqa.simulation.playing.messages import (
     SessionView,
     Spoken,
     TurnContext,
+    fault_of_words,
     filled,
     read_patient,
     read_therapist,
@@ -148,6 +149,8 @@ class PlayedSession:
     ) -> _Draft | None:
         """What is said in a turn, revised where a supervisor asks; None once the session stops."""
         asked, kept = messages, None
+        # what only this player is given, and nobody may say
+        private = [load_events(self._study.events.set)[event].note] if event else []
         for revision in range(self._study.revisions + 1):
             context = TurnContext(
                 part=role,
@@ -158,7 +161,7 @@ class PlayedSession:
                 event=event,
                 revision=revision,
             )
-            spoken = await self._speak(role, context, asked)
+            spoken = await self._speak(role, context, asked, private)
             if isinstance(spoken, Fault):
                 if kept is not None and spoken.reason is not Reason.ENDPOINT:
                     break  # the draft before is kept, marked as not accepted
@@ -174,16 +177,23 @@ class PlayedSession:
             sentence = wording()["revise" if role == "therapist" else "revise_patient"]
             complaint = filled(sentence, complaint=verdict.feedback)
             asked = with_complaint(messages, spoken.text, complaint)
+            private.append(verdict.feedback)
         return kept
 
     async def _speak(
-        self, role: Role, context: TurnContext, messages: Sequence[Message]
+        self,
+        role: Role,
+        context: TurnContext,
+        messages: Sequence[Message],
+        private: Sequence[str],
     ) -> Spoken | Fault:
         is_therapist, form = role == "therapist", self._view.arm.reasoning
         keeps_cut = self._study.cut_replies == "keep"
 
         def read(reply: Reply) -> Spoken | Fault:
-            return read_therapist(reply, form) if is_therapist else read_patient(reply)
+            found = read_therapist(reply, form) if is_therapist else read_patient(reply)
+            fault = None if isinstance(found, Fault) else fault_of_words(found.text, private)
+            return fault or found
 
         spoken, outcome = await self._players.ask(
             Call(
@@ -194,6 +204,7 @@ class PlayedSession:
                 seed=seed_of(context.seed, context.revision),
                 read=read,
                 keeps_cut=keeps_cut,
+                is_spoken=True,
             )
         )
         self._outcomes[role].append(outcome)

@@ -20,15 +20,22 @@ from pathlib import Path
 from typing import Any
 
 import cbtqa
-from cbtqa.errors import ConfigError, IncompleteRunError, UsageError
-from cbtqa.files import json_line, read_rows, replacing
-from cbtqa.llm.batch import OnProgress
+from cbtqa.errors import ConfigError, UsageError
+from cbtqa.files import json_line, read_rows
+from cbtqa.llm.batch import OnProgress, asked_again
 from cbtqa.llm.chat import ChatRequest, Fault, Reply, Sampling
 from cbtqa.llm.cost import Estimate
 from cbtqa.llm.journal import Entry, Journal, Outcome, State
 from cbtqa.llm.progress import Meter
 from cbtqa.llm.runs import Run, Service, estimate_run, open_run, refuse_foreign
-from cbtqa.manifest import MANIFEST_NAME, FolderResult, describe_file, write_manifest
+from cbtqa.manifest import (
+    MANIFEST_NAME,
+    FolderResult,
+    describe_file,
+    refuse_empty,
+    write_manifest,
+)
+from cbtqa.paths import replacing
 from cbtqa.psyqa import is_bundled_sample
 from cbtqa.records import CbtAnswer, Provenance, Reason, Rejection
 from cbtqa.settings import Resolved
@@ -108,12 +115,13 @@ def generate(
             files=tuple(describe_file(folder / name, folder) for name in WRITTEN),
         )
     write_manifest(folder, manifest)
-    if not counts["n_out"]:
-        shown = ", ".join(f"{reason} {n:,}" for reason, n in counts["rejected"].items())
-        raise IncompleteRunError(
-            f"not one of {counts['n_in']:,} questions has an answer: {shown}",
-            hint=f"read {folder / REJECTS_NAME}; all cut: raise --max-new-tokens (a new --out)",
-        )
+    refuse_empty(
+        *(counts["n_out"], counts["n_in"], "questions has an answer", counts["rejected"]),
+        kept=folder / REJECTS_NAME,
+        hint="all cut: raise --max-new-tokens (a new --out)"
+        if counts["rejected"].get("cut")
+        else "",
+    )
     return GenerateResult(folder, manifest)
 
 
@@ -135,7 +143,8 @@ def _answer(run: AnswerRun, opened: Run, on_progress: OnProgress | None, on_stag
         return
     assert run.opened is not None and run.precision is not None
     standings = journal.standings([item.key for item in items])
-    waiting = {item.key: item for item in items if item.key not in standings}
+    again = asked_again(journal, standings, run.settings.limits)
+    waiting = {one.key: one for one in items if one.key not in standings or one.key in again}
     if not waiting:
         return
     from cbtqa.tuning.answering.decoding import Decoder, VllmDecoder

@@ -117,7 +117,9 @@ def encode(found: ExampleSet, chat: ChatFormat, settings: FinetuneSettings) -> E
         for example in found.examples[start : start + ROWS_AT_ONCE]:
             prompt = (turn["content"] for turn in example.prompt)
             texts = (example.answer, example.rejected or "", *prompt)
-            if machine := find_machine_text(example.answer):
+            machine = find_machine_text(example.answer)
+            # rows of a file may mean to teach reasoning, a built dataset's never do
+            if machine and (machine.kind != "reasoning" or example.question is not None):
                 encoded.dropped[machine.kind] += 1
             elif any(map(chat.holds_special_token, texts)):
                 encoded.dropped["special_token_in_text"] += 1

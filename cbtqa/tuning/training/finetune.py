@@ -45,7 +45,7 @@ def finetune(
     resolved = resolve_for_run(resolved)
     settings = resolved.values
     if settings.method == "qlora" or settings.optimizer == "adamw_8bit":
-        require("bitsandbytes", "qlora")
+        require("bitsandbytes", extra="qlora")
     check_folder(settings.out)
     backbone = choose_backbone(settings.backbone, settings.revision)
     on_stage("reading data")

@@ -21,8 +21,9 @@ from typing import Any
 
 import cbtqa
 from cbtqa.errors import ConfigError, DataError, IncompleteRunError, UsageError
-from cbtqa.files import read_json, replacing, sha256_of, write_json
+from cbtqa.files import read_json, sha256_of, write_json
 from cbtqa.manifest import FileEntry, describe_file, now, package_versions
+from cbtqa.paths import replacing
 from cbtqa.records import Record
 from cbtqa.tuning.backbones import (
     Backbone,
@@ -271,7 +272,7 @@ def write_shards(outputs: Sequence[Output], limit: int, folder: Path, on_step: O
         started, path = time.monotonic(), folder / name
         is_kept = path.is_file()
         if not is_kept:
-            with replacing(path) as temporary:
+            with replacing(path, is_shared=True) as temporary:
                 save_file(_made(of_shard), temporary, metadata={"format": "pt"})
         seconds = time.monotonic() - started
         on_step(Step("written", number, len(shards), name, path.stat().st_size, seconds, is_kept))

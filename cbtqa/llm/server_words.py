@@ -1,6 +1,7 @@
-"""What a provider means by an error: its codes and words, read before the number of the status.
+"""What a server says: made safe to be shown, and what a provider means by its codes and words.
 
-    meaning_of(429, '{"error": {"code": "1113", "message": "余额不足"}}', "")   # "money"
+    said = Said.of('{"error": {"code": "1113", "message": "余额不足"}}')
+    meaning_of(429, said, "open.bigmodel.cn")   # "money": read before the number of the status
 
 The table is `provider_codes.yaml`, one line a code with its public source. What is compared are the
 fields in which errors speak, never the whole body: a server that repeats the question, which may
@@ -18,7 +19,12 @@ from typing import Any, Literal
 
 from cbtqa.files import shipped_yaml
 from cbtqa.records import Record
+from cbtqa.secrets import masked
 
+SHOWN = 300
+"""Characters of a server's message that an error quotes."""
+MOST_READ = 200_000
+"""Characters of it that are looked at."""
 Meaning = Literal["filter", "money", "wait", "key"]
 FORMAT_WORDS = (
     *("response_format", "response format", "json_schema", "json_object", "json mode"),
@@ -113,3 +119,35 @@ def _table() -> tuple[_Line, ...]:
 def meaning_of(status: int, said: Said, host: str) -> Meaning | None:
     """What an error means by the table; None leaves it to the number of the status."""
     return next((line.means for line in _table() if line.fits(said, status, host)), None)
+
+
+def clean(value: object) -> str:
+    """A text of a server without known keys, and with lone surrogates made visible.
+
+    JSON escapes can smuggle these in; no file can be written with them.
+    """
+    if not isinstance(value, str):
+        return ""
+    text = masked(value)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def described(error: BaseException) -> str:
+    """A foreign exception by its type and its message; never its repr, which may hold headers."""
+    # aiohttp's str adds the address, and its repr the request with all its headers
+    message = getattr(error, "message", None)
+    said = shown(message if isinstance(message, str) else str(error))
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
+def shown(text: bytes | str) -> str:
+    """The beginning of what a server said, on one line, without keys."""
+    if isinstance(text, bytes):
+        text = text[:MOST_READ].decode("utf-8", "replace")
+    # masked before it is cut short: a piece of a key would not be found
+    text = clean(" ".join(text[:MOST_READ].split())[: 8 * SHOWN])
+    return text if len(text) <= SHOWN else text[:SHOWN] + "..."

@@ -1,0 +1,268 @@
+"""Every command with every fault in every file that it takes, and in every place that it writes to.
+
+The commands and their paths come from the program's own registry: a new one is in here by itself.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.faults.faults import ENDS_BADLY, IN_A_FOLDER, IN_SETTINGS, faults_of
+from tests.faults.material import (
+    OUT,
+    Place,
+    commands_with_output,
+    good_input,
+    line,
+    places,
+    write_material,
+)
+from tests.support.program import environment
+
+CODES = {0, 2, 3, 4, 5, 6, 7}
+LIMIT_MB = 1_000
+ROOT = Path(__file__).parents[2]
+PLACES = places()
+COMMANDS = sorted({place.command for place in PLACES})
+
+
+class Case(NamedTuple):
+    """One run of a command with something wrong."""
+
+    name: str
+    words: list[str]
+    cwd: Path
+    may_end_well: bool = True
+    more: dict[str, Any] = {}  # noqa: RUF012 - a value of JSON that nobody changes
+
+
+@pytest.fixture(scope="session")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The good inputs, made once."""
+    folder = tmp_path_factory.mktemp("faults") / "good"
+    write_material(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def runner() -> Iterator[subprocess.Popen[str]]:
+    """The process from which the commands are forked."""
+    started = subprocess.Popen(
+        [sys.executable, "-m", "tests.faults.runner"],
+        cwd=ROOT,
+        env=environment(PYTHONPATH=str(ROOT), HF_HUB_OFFLINE="1", COLUMNS="80"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with started:
+        yield started
+        assert started.stdin is not None
+        started.stdin.close()
+
+
+Run = Callable[[list[Case]], list[dict[str, Any]]]
+
+
+@pytest.fixture
+def run(runner: subprocess.Popen[str], record_property: Callable[[str, object], None]) -> Run:
+    """Runs cases, two at a time; their number and time are told at the end of the session."""
+
+    def run_all(cases: list[Case]) -> list[dict[str, Any]]:
+        started = time.monotonic()
+        assert runner.stdin is not None and runner.stdout is not None
+        asked = [{"words": one.words, "cwd": str(one.cwd), **one.more} for one in cases]
+        runner.stdin.write(json.dumps(asked) + "\n")
+        runner.stdin.flush()
+        ends: list[dict[str, Any]] = json.loads(runner.stdout.readline())
+        record_property("fault_runs", (len(cases), time.monotonic() - started))
+        return ends
+
+    return run_all
+
+
+def _put(good: Path, place: Place, folder: Path) -> Path:
+    """A copy of the place's good input in a folder of its own."""
+    name = good_input(place)
+    target = folder / f"in-{place.name.strip('-')}" / Path(name).name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    source = good / name
+    shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
+    return target
+
+
+def _with_inputs(
+    good: Path, folder: Path, command: str, attacked: Place | None
+) -> tuple[list[tuple[Place, Path]], Path | None]:
+    """The inputs that the command needs and the one to spoil."""
+    folder.mkdir(parents=True)
+    inputs = [
+        (place, _put(good, place, folder))
+        for place in PLACES
+        if place.command == command and (place.is_required or place == attacked)
+    ]
+    return inputs, next((path for place, path in inputs if place == attacked), None)
+
+
+def _spoiled(good: Path, place: Place) -> Iterator[tuple[str, str, str]]:
+    """`(name, path within the input, fault)` of every fault that the place can have."""
+    source = good / good_input(place)
+    if not source.is_dir():
+        known = IN_SETTINGS if place.name == "--config" else faults_of(source)
+        yield from ((name, "", name) for name in known)
+        return
+    yield from (("folder missing", "", "missing"), ("no files", "*", "missing"))
+    for path in sorted(source.rglob("*")):
+        inner = path.relative_to(source).as_posix()
+        if path.is_file():
+            known = faults_of(path)
+            yield from ((f"{inner} {name}", inner, name) for name in IN_A_FOLDER if name in known)
+
+
+def _input_cases(good: Path, base: Path, place: Place) -> Iterator[Case]:
+    for number, (name, inner, fault) in enumerate(_spoiled(good, place)):
+        folder = base / f"{place.name.strip('-')}-{number}"
+        inputs, path = _with_inputs(good, folder, place.command, place)
+        assert path is not None
+        if inner == "*":
+            shutil.rmtree(path)
+            path.mkdir()
+        else:
+            target = path / inner if inner else path
+            faults_of(target)[fault](target)
+        words = line(good, place.command, inputs, folder / _out(place.command))
+        is_read = place.is_required or place.name == "--config"  # of others not every run takes it
+        may_end_well = bool(inner) or fault not in ENDS_BADLY or not is_read
+        yield Case(f"{place.name}: {name}", words, folder, may_end_well)
+
+
+def _out(command: str) -> str:
+    return OUT.get(command, "out")
+
+
+def _at(place: str, command: str) -> str:
+    """A place to write to, with the suffix that the command wants of a file."""
+    return place + Path(_out(command)).suffix if place != "full" else place
+
+
+def _fault_of(case: Case, end: dict[str, Any]) -> str | None:
+    said = end["out"] + end["err"]
+    if case.more.get("kill_s") and end["code"] == -9:
+        return None
+    if end["code"] in (-signal.SIGKILL, -signal.SIGXCPU):
+        return "did not end"
+    if end["code"] not in CODES:
+        return f"exit code {end['code']}"
+    if "Traceback" in said or "a bug in cbtqa" in said:
+        return "a traceback"
+    if end["code"] and "error:" not in end["err"] and not end["err"].strip():
+        return "no word about it"
+    if not end["code"] and not case.may_end_well:
+        return "ended well"
+    if end["mb"] is not None and end["mb"] > LIMIT_MB:
+        return f"{end['mb']:,} MiB"
+    if left := [path for path in case.cwd.rglob("*.part") if "in-" not in str(path)]:
+        return f"left {left[0].name} behind"
+    return None
+
+
+def _check(cases: list[Case], ends: list[dict[str, Any]]) -> None:
+    found = [
+        f"{case.name}: {fault}\n    {' '.join(case.words)}\n    {end['err'].strip()[-600:]}"
+        for case, end in zip(cases, ends, strict=True)
+        if (fault := _fault_of(case, end))
+    ]
+    assert not found, f"{len(found)} of {len(cases)}\n" + "\n".join(found)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_whatever_a_file_holds_the_command_says_what_is_wrong(
+    command: str, material: Path, tmp_path: Path, run: Run
+) -> None:
+    base = tmp_path / "in"
+    mine = [place for place in PLACES if place.command == command]
+    cases = [case for place in mine for case in _input_cases(material, base, place)]
+    _check(cases, run(cases))
+
+
+OUTS = {
+    "below a file": "file/out",
+    "read-only": "/sys/kernel/cbtqa/out",
+    "a name too long": "长" * 100,
+    "a folder that is not empty": "full",
+    "a link to itself": "loop/out",
+}
+
+
+@pytest.mark.parametrize("command", commands_with_output())
+def test_wherever_it_is_to_write_the_command_says_what_is_wrong(
+    command: str, material: Path, tmp_path: Path, run: Run
+) -> None:
+    cases = []
+    for number, (name, out) in enumerate(OUTS.items()):
+        folder = tmp_path / f"{number}"
+        inputs, _ = _with_inputs(material, folder, command, None)
+        (folder / "file").write_text("")
+        (folder / "full").mkdir()
+        (folder / "full" / "mine.txt").write_text("mine")
+        (folder / "loop").symlink_to("loop")
+        cases.append(
+            Case(name, line(material, command, inputs, folder / _at(out, command)), folder)
+        )
+    for size in (0, 3_000, 40_000):
+        folder = tmp_path / f"size-{size}"
+        inputs, _ = _with_inputs(material, folder, command, None)
+        words = line(material, command, inputs, folder / _out(command))
+        cases.append(Case(f"full after {size}", words, folder, True, {"file_bytes": size}))
+    _check(cases, run(cases))
+    for case in cases:
+        if (case.cwd / "full").is_dir():
+            assert (case.cwd / "full" / "mine.txt").read_text() == "mine", case.name
+
+
+@pytest.mark.parametrize("command", commands_with_output())
+def test_after_a_kill_the_same_command_ends_as_if_it_had_not_been(
+    command: str, material: Path, tmp_path: Path, run: Run
+) -> None:
+    inputs, _ = _with_inputs(material, tmp_path / "whole", command, None)
+    words = line(material, command, inputs, tmp_path / "whole" / _out(command))
+    whole = Case("unharmed", words, tmp_path / "whole")
+    [end] = run([whole])
+    _check([whole], [end])
+    draw, cases = random.Random(command), []
+    for number in range(4):
+        folder = tmp_path / f"{number}"
+        inputs, _ = _with_inputs(material, folder, command, None)
+        words = line(material, command, inputs, folder / _out(command))
+        kill = {"kill_s": draw.uniform(0.1, 1) * end["seconds"]}
+        cases.append(Case(f"kill {number}", words, folder, True, kill))
+    killed = run(cases)
+    _check(cases, killed)
+    again = [
+        Case(f"again {number}", case.words, case.cwd)
+        for number, (case, one) in enumerate(zip(cases, killed, strict=True))
+        if one["code"] == -9
+        and not _is_whole(case.cwd / _out(command), tmp_path / "whole" / _out(command))
+    ]
+    ends = run(again)
+    for case, one in zip(again, ends, strict=True):
+        assert one["code"] == end["code"], f"{case.name}: {one['err']}"
+
+
+def _is_whole(path: Path, unharmed: Path) -> bool:
+    """Whether a file is there: then it must be the whole one, for it is taken for that."""
+    if not path.is_file():
+        return False
+    assert len(path.read_bytes()) == len(unharmed.read_bytes())
+    return True
