@@ -320,8 +320,10 @@ class Model:
             if not any(server.gate.has_answered for server in self._servers):
                 kind = "answer" if isinstance(error, EndpointTimeoutError) else "usable answer"
                 said = f"no {kind} from {host}"
+                if error.status is not None:
+                    said = f"{host} fails at every request"
                 raise EndpointError(
-                    f"{said if error.status is None else f'{host} fails at every request'}: {error}",
+                    f"{said}: {error}",
                     hint=error.hint or "the server answers; its own log says what is wrong",
                 )
             self._stop(f"the endpoint is gone: {error}")
