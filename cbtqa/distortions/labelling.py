@@ -206,7 +206,7 @@ def label_file(settings: LabelSettings, *, on_progress: OnProgress | None = None
         LicenceGateError: texts would go to a non-local endpoint without acknowledgement.
     """
     out = _result_path(settings)
-    refuse_existing(out, overwrite=settings.overwrite)
+    refuse_existing(out, overwrite=settings.overwrite or bool(settings.retry))
     rejects = out.with_name(f"{out.name}.rejects.jsonl")
     counts = _Counts()
     with ExitStack() as stack:
@@ -219,9 +219,11 @@ def label_file(settings: LabelSettings, *, on_progress: OnProgress | None = None
         write_labels(out, _labelled_rows(settings, labellers, counts, rejections))
     if not counts.rejected:
         rejects.unlink()
+    if not counts.n["n_rows"]:
+        out.unlink()  # nothing is in it: it must not stand in the way of the same command
     refuse_empty(
         *(counts.n["n_rows"], counts.n["n_parts"], "texts was labelled", counts.rejected),
-        kept=rejects if counts.rejected else out,
+        kept=rejects if counts.rejected else None,
     )
     return LabellingRun(
         **{name: counts.n[name] for name in ("n_texts", "n_parts", "n_rows", "n_labelled")},

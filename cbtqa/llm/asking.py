@@ -321,9 +321,11 @@ class Model:
                 raise GateClosedError
             if not any(server.gate.has_answered for server in self._servers):
                 kind = "answer" if isinstance(error, EndpointTimeoutError) else "usable answer"
-                failed = f"{host} fails at every request"
+                said = f"no {kind} from {host}"
+                if error.status is not None:
+                    said = f"{host} fails at every request"
                 raise EndpointError(
-                    f"{failed if error.status else f'no {kind} from {host}'}: {error}",
+                    f"{said}: {error}",
                     hint=error.hint or "the server answers; its own log says what is wrong",
                 )
             self._stop(f"the endpoint is gone: {error}")

@@ -287,7 +287,7 @@ class Gate:
 
     def answered(self, latency_s: float | None = None) -> None:
         """Notes an answer and how long it took, or a refusal of one request (None)."""
-        if self._n_busy >= self._few:  # it was starting, and so does the run
+        if self._n_busy and not self.has_answered:  # it was starting, and so does the run
             self._is_starting = True
             self.limit = max(self.limit, min(FIRST_IN_FLIGHT, self._limits.in_flight))
         self._failures = self._n_busy = self._n_holds = 0

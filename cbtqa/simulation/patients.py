@@ -75,24 +75,28 @@ def make_patients(
         IncompleteRunError: some stories are missing; the others are written.
     """
     if settings.out is not None:
-        refuse_existing(settings.out, overwrite=settings.overwrite)
+        refuse_existing(settings.out, overwrite=settings.overwrite or bool(settings.retry))
     profiles = _find(settings)
     faults: dict[str, Fault] = {}
     service = settings.service()
     if service is not None and settings.out is not None:
         profiles, faults = write_stories(profiles, settings, service, on_progress)
-    if settings.out is not None and settings.out.suffix in (".yaml", ".yml"):
+    # an empty file would stand in the way of the same command
+    out = settings.out if profiles or not faults else None
+    if out is not None and out.suffix in (".yaml", ".yml"):
         rows = [profile.model_dump(mode="json", exclude_defaults=True) for profile in profiles]
         text = yaml.safe_dump({"profiles": rows}, sort_keys=False, allow_unicode=True)
-        write_text(settings.out, text)
-    elif settings.out is not None:
-        write_jsonl(settings.out, profiles)
+        write_text(out, text)
+    elif out is not None:
+        write_jsonl(out, profiles)
     if faults:
         first, fault = next(iter(faults.items()))
         raise IncompleteRunError(
             f"{len(faults)} patients got no story, such as {first}: "
             f"{fault.reason.value}, {fault.detail}",
-            hint=f"the others are in {settings.out}; the same command with --overwrite tries these",
+            hint=f"the others are in {out}; the same command with --overwrite tries these"
+            if out
+            else "nothing was written; --retry rejected asks again",
         )
     return profiles
 

@@ -379,7 +379,12 @@ def test_a_slow_server_is_given_the_time_that_its_answers_take(journal: Journal)
 def test_a_server_that_loads_its_model_is_waited_for(journal: Journal) -> None:
     loading = scripted.failed(503, "Loading model", code="unavailable_error")
     told: list[Progress] = []
-    with ScriptedEndpoint([*[loading] * 11, ok("好")]) as server:
+
+    def script(seen: Seen) -> Answer:
+        is_loading = seen.at_s - server.requests[0].at_s < 2
+        return loading if is_loading else ok("好")
+
+    with ScriptedEndpoint(script) as server:
         limits = Limits(in_flight=64, gone_after_s=0)
         items = [f"词{number}" for number in range(20)]
         summary = run(server, journal, items, limits, on_progress=told.append)
