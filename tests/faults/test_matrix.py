@@ -31,6 +31,7 @@ from tests.faults.material import (
 )
 from tests.support.program import environment
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 CODES = {0, 2, 3, 4, 5, 6, 7}
 LIMIT_MB = 1_000
 ROOT = Path(__file__).parents[2]
