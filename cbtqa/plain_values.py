@@ -60,7 +60,7 @@ def _finite(digits: str) -> float:
 
 
 decode_json = json.JSONDecoder(parse_constant=_constant, parse_float=_finite)
-"""Decodes as `parse_json` does; what comes out is still to be passed through `checked`."""
+"""Decodes as `parse_json` does; what comes out is still to be passed through `refuse_deep`."""
 
 
 def parse_json(text: str, where: str, *, is_line: bool = False) -> Any:
@@ -79,7 +79,7 @@ def parse_json(text: str, where: str, *, is_line: bool = False) -> Any:
         raise DataError(f"not JSON: {error.msg} (column {error.colno})", where=place) from None
     except (ValueError, RecursionError) as error:
         raise DataError(json_fault(error), where=where) from None
-    return checked(value, text, where)
+    return _checked(value, text, where)
 
 
 def json_fault(error: ValueError | RecursionError) -> str:
@@ -91,15 +91,20 @@ def json_fault(error: ValueError | RecursionError) -> str:
     return "holds a number of thousands of digits" if is_long else str(error)
 
 
-def checked(value: Any, text: str, where: str) -> Any:
+def _checked(value: Any, text: str, where: str) -> Any:
     """A decoded value, well-formed.
 
     Raises:
         DataError: nested too deep.
     """
+    refuse_deep(value, text, where)
+    return well_formed_value(value) if _ESCAPED_HALF.search(text) else value
+
+
+def refuse_deep(value: Any, text: str, where: str) -> None:
+    """Raises a DataError for a value that is nested deeper than is read."""
     if text.count("[") + text.count("{") > MAX_DEPTH and _depth(value) > MAX_DEPTH:
         raise DataError(_DEEP, where=where)
-    return well_formed_value(value) if _ESCAPED_HALF.search(text) else value
 
 
 def _depth(value: Any) -> int:

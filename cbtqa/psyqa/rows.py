@@ -19,7 +19,7 @@ from cbtqa.dataset_folder import source_rows
 from cbtqa.errors import DataError
 from cbtqa.files import lines_of, open_text
 from cbtqa.paths import is_folder, readable
-from cbtqa.plain_values import checked, decode_json, json_fault
+from cbtqa.plain_values import decode_json, json_fault, refuse_deep
 
 Format = Literal["JSON", "JSON Lines", "JSON object", "CSV", "Parquet"]
 UTF8_BOM = b"\xef\xbb\xbf"
@@ -271,7 +271,7 @@ def _array(source: SourceFile) -> Iterator[Row]:
             where = f"{source.path.name}:{window.line}"
             try:
                 value, text = window.decode()
-                value = checked(value, text, f"{source.path}:{window.line}")
+                refuse_deep(value, text, f"{source.path}:{window.line}")
             except UnicodeDecodeError:  # a ValueError too, but open_text words it better
                 raise
             except (ValueError, RecursionError) as error:
@@ -302,7 +302,8 @@ def _lines(source: SourceFile) -> Iterator[Row]:
             number += 1
             where = f"{name}:{line_number}"
             try:
-                value = checked(decode_json.decode(text), text, where)
+                value = decode_json.decode(text)
+                refuse_deep(value, text, where)
             except (ValueError, RecursionError, DataError) as error:
                 said = str(error) if isinstance(error, DataError) else json_fault(error)
                 if number == 1:  # not one good line yet: this is no JSONL at all

@@ -205,11 +205,13 @@ OF_SUFFIX: dict[str, dict[str, Fault]] = {
     ".xlsx": {},
     ".sqlite": {},
 }
+ALIKE = ("empty", "truncated", "a folder", "a loop of links", "GBK", "long number", "null")
+"""Left out where a path may be left out: the same reader has met them elsewhere."""
 ENDS_BADLY = {"missing", "a named pipe", "a loop of links", "binary", "very deep"}
 """With these no command can go on as if nothing were wrong with a file that it was given."""
-IN_A_FOLDER = ("missing", "truncated", "wrong types", "deep", "numbers")
+IN_A_FOLDER = ("truncated", "wrong types", "missing", "deep", "numbers")
 """What is tried on each file of a folder that a command is given: the others say the same."""
-IN_SETTINGS = ("missing", "truncated", "GBK", "alias bomb", "wrong types", "a named pipe")
+IN_SETTINGS = ("missing", "alias bomb", "wrong types")
 """What is tried on `--config` of every command: one function reads it for all of them."""
 
 

@@ -129,7 +129,7 @@ GOOD_BY_NAME: dict[str, str] = {
 }
 OUTPUTS = ("--out", "--gguf", "--key")
 NO_PATHS = re.compile(
-    "--(?:encoding|.*column|endpoint|model|system|revision|encoder|backbone|base)|name"
+    "--(?:encoding|.*column|endpoint|(?:bertscore|bleurt).*|model|system|revision|encoder|backbone|base)|name"
 )
 
 
