@@ -35,7 +35,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlencode
 
-from cbtqa.errors import ConfigError, DataError, IncompleteRunError
+from cbtqa.errors import CbtqaError, ConfigError, DataError, IncompleteRunError
 
 LOCAL_FILE_SYSTEMS = frozenset(
     (
@@ -63,7 +63,7 @@ def file_system_of(folder: Path, mounts: str | None = None) -> str:
     Args:
         mounts: lines `device point kind ...`, as in /proc/mounts, to be read instead of it.
     """
-    resolved = folder.resolve()
+    resolved = Path(os.path.realpath(folder))  # `resolve` raises at a loop of links
     if sys.platform == "win32":
         return _windows_drive(resolved)
     best, kind = -1, ""
@@ -179,7 +179,7 @@ class DatabaseFile:
             if db is not None:
                 db.close()
             if "locked" not in str(error):
-                raise ConfigError(f"{lock} cannot be locked: {error}") from None
+                raise not_opened(lock, "lock", error) from None
             raise ConfigError(
                 f"{self.path} is being written by {writer_of(self.path)}",
                 hint="wait for it to end, or give another output",
@@ -253,6 +253,17 @@ def connect(path: Path, mode: str = "rwc", **more: str | int) -> sqlite3.Connect
     return sqlite3.connect(uri, 30, isolation_level=None, check_same_thread=False, uri=True)
 
 
+def not_opened(path: Path, what: str, error: sqlite3.DatabaseError) -> CbtqaError:
+    """The error of a file that SQLite does not open: not `what` it should be, or a disk's."""
+    name = getattr(error, "sqlite_errorname", "")
+    if name in ("SQLITE_NOTADB", "SQLITE_CORRUPT", "SQLITE_ERROR"):
+        return DataError(f"is no {what}: {error}", where=str(path))
+    return IncompleteRunError(
+        f"{path} cannot be used: {error}",
+        hint="is the disk full, or read-only? then give the same command again",
+    )
+
+
 # --- the lock file -------------------------------------------------------------------------------
 
 
@@ -272,7 +283,7 @@ class Holder:
 
     @classmethod
     def here(cls) -> Holder:
-        pid, now = os.getpid(), datetime.now(UTC).isoformat(timespec="seconds")
+        pid, now = os.getpid(), datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
         machine, token = _machine(), secrets.token_hex(8)
         return cls(socket.gethostname(), pid, machine, _process_start(pid) or "", now, token)
 

@@ -510,6 +510,8 @@ class DatasetWriter:
                 stale.unlink()
         temporary = self._stack.enter_context(replacing(self._folder / REJECTS_NAME))
         self._rejects = self._stack.enter_context(temporary.open("w", encoding="utf-8"))
+        for shards in (self._human, *reversed(self._shards.values())):
+            self._stack.push(shards.close)
         return self
 
     def add_answer(self, split: str, row: Mapping[str, Any]) -> None:
@@ -528,8 +530,6 @@ class DatasetWriter:
         return {name: shards.n_rows for name, shards in self._shards.items() if shards.n_rows}
 
     def __exit__(self, *error: Any) -> None:
-        for shards in (*self._shards.values(), self._human):
-            shards.close(*error)
         self._stack.__exit__(*error)
 
 

@@ -503,9 +503,20 @@ class ParquetRows:
         try:
             if kind is None:
                 self._pack(flush=True)
-        finally:
-            self._writer.close()
-            self._replacing.__exit__(kind, value, trace)
+                self._writer.close()
+        except BaseException as error:
+            self._drop(type(error), error, error.__traceback__)
+            raise
+        if kind is None:
+            self._replacing.__exit__(None, None, None)
+        else:
+            self._drop(kind, value, trace)
+
+    def _drop(self, kind: Any, value: Any, trace: Any) -> None:
+        """Leaves nothing: half a file must not take the place of a whole one."""
+        # or its finaliser closes it once more, and prints what fails then
+        self._writer.is_open = False
+        self._replacing.__exit__(kind, value, trace)
 
 
 def _numbered(value: Any, numbers: Mapping[str, int]) -> Any:

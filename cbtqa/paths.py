@@ -80,6 +80,11 @@ def is_folder(path: Path) -> bool:
         return False
 
 
+def real_path(path: Path) -> Path:
+    """The path without links, absolute; `Path.resolve` raises where links lead to themselves."""
+    return Path(os.path.realpath(path))
+
+
 def make_folder(path: Path, mode: int = 0o777) -> Path:
     """Makes a folder with all above it, if it is not there.
 

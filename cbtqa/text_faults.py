@@ -91,6 +91,7 @@ _CONTROL = re.compile(
             # [INST], [gMASK], [TOOL_CALLS], [UNUSED_TOKEN_146], [unused9], [control_8], [|user|]
             r"\[/?(?:INST|[gs]?MASK|CLS|SEP|PAD|UNK|BOS|EOS|BOT|EOT|IMG|SYS|USER|ASSISTANT|SYSTEM"
             r"|ARGS|PREFIX|MIDDLE|SUFFIX|DONE|end of text)\]",
+            r"(?i:\[/?(?:user|assistant|system|human|bot|model)\])",
             r"\[/?[A-Za-z]{2,20}(?:_[A-Z0-9]{1,20}){1,4}\]|\[(?:unused|control_)\d{1,4}\]",
             r"\[\|\s?/?\w[\w ]{0,30}\|?\]",
             r"\[(?:Round|第)\s?\d{1,3}\s?轮?\]",
@@ -114,7 +115,7 @@ _REASONING_MARK = re.compile(
             r"|assistantfinal",
             # a heading or a label of its own
             r"(?mi:^[ \t#>*【\[(（]{0,6}(?:我的|内心|模型|深度)?(?:思考过程|思维链|推理过程"
-            r"|思维过程|思考步骤|深度思考|内部思考|thinking process"
+            r"|思维过程|思考步骤|内心独白|内心活动|系统提示|深度思考|内部思考|thinking process"
             r"|thought process|chain[ -]of[ -]thought|my (?:thinking|reasoning)"
             r"|internal (?:monologue|thoughts?))"
             r"[】\])） *]{0,5}(?:[:：]|$))",
@@ -133,7 +134,8 @@ _REASONING_HEAD = re.compile(
     r"|(?:我|我们)(?:需要|要|得|应该|应当|必须)(?:先|首先)?(?:按照|根据|遵循|以|用|写|生成|输出|给出|分析"
     r"|回复|回答)(?:一篇回复|五个|CBT|认知行为|JSON|要求|这[个位]用户|用户|提问者|步骤|指令|系统)"
     r"|(?i:(?:the|this) (?:user|asker|prompt) (?:is|was|has|wants|needs|asks?|says|feels|seems)\b"
-    r"|(?:I|we) (?:need|have|should|must|will|are asked)\b[^.\n]{0,60}?\b(?:JSON|the user"
+    r"|(?:I|we) (?:need|have|should|must|will|are asked)\b[^.\n]{0,60}?\b(?:JSON"
+    r"|the user(?:'s (?:message|question)| (?:with|by|in|who|is|has|wants|needs))"
     r"|as (?:a|the) (?:therapist|patient|counsell?or|assistant)"
     r"|the (?:system )?prompt|final answer)\b))"
 )
@@ -145,14 +147,21 @@ _SPEAKERS = (
     r"|人工智能|系统|AI(?:助手)?|(?i:users?|humans?|clients?|patients?|assistants?|system|chatbot|bot"
     r"|therapists?|counsell?ors?|gpt|chatgpt)"
 )
-_LABEL = rf"[#>*_【\[(（<「 \t]{{0,6}}(?:{_SPEAKERS})\s?\d{{0,2}}[*_】\])）>」 \t]{{0,4}}[:：]"
+_LABEL = (
+    rf"[#>*_【\[(（<「 \t]{{0,6}}(?:{_SPEAKERS})\s?[A-Za-z0-9]{{0,2}}[*_】\])）>」 \t]{{0,4}}[:：]"
+)
 _TURN = re.compile(
     "|".join(
         (
             rf"(?m:^{_LABEL})",
+            # the system's own words come back
+            r"^\s{0,9}你是一[名位个][^。，\n]{0,20}(?:咨询师|助手|助理|治疗师|支持者|志愿者|人工智能|模型)"
+            r"[。，,；;\s]{1,2}(?=请|你要|你需要|你的任务|需要|任务|回答|下面)",
+            r"^\s{0,9}You are an? (?:helpful|AI)\b[^.\n]{0,40}\bassistant\b",
             rf"(?<=[。！？!?…”」])\s{{0,3}}{_LABEL}",
             # the role that is left when the tokens round it were dropped: "user\\n谢谢"
-            r"(?m:^[ \t]{0,4}(?:user|assistant|model|system|human)[ \t]{0,4}$)",
+            r"(?m:^[ \t]{0,4}(?:user|assistant|model|system|human|用户|助手|来访者|咨询师)"
+            r"[ \t]{0,4}$)",
             r"(?<=[。！？”\n])[ \t]{0,3}(?:user|assistant|model)(?=\s?[\n\u4e00-\u9fff])",
             r"(?m:^[ \t]{0,4}#{2,4}[ \t]?(?:Instruction|Response|Human|User|Assistant|Input|指令"
             r"|回答|问题)\b)",
@@ -214,6 +223,7 @@ MOST_FOREIGN_TAIL = 25
 """The same at the end of an answer, after a whole sentence."""
 
 _NOT_LETTERS = re.compile(r"[\W_]+")
+_SAME_MARK = re.compile(r"([^\w\s])\1{39,}")
 _HAN = r"\u3400-\u9fff\U00020000-\U0003ffff"
 _FOREIGN_RUN = re.compile(rf"[^\W\d_{_HAN}][^{_HAN}]{{{MOST_FOREIGN_TAIL - 1},}}")
 _OTHER_SCRIPT = re.compile(
@@ -225,7 +235,7 @@ _OTHER_SCRIPT = re.compile(
 _BROKEN = re.compile(
     "|".join(
         (
-            r"[\ufffd\ud800-\udfff\ufffe\uffff\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]",
+            r"[\ufffc\ufffd\ud800-\udfff\ufffe\uffff\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]",
             r"锟斤拷|烫烫烫|屯屯屯|ï»¿|â€[\u0080-\u2122]",
             # UTF-8 read as Latin-1 or Windows-1252
             r"(?:[\u00c2-\u00f4][\u0080-\u00bf\u0152-\u0192\u02c6-\u2122]{1,3}){3}",
@@ -244,7 +254,8 @@ _MARKUP = re.compile(
         (
             rf"(?i:</?(?:{_HTML})(?:\s[\w-]+\s?=[^<>]{{0,200}})?\s?/?>)|<!--|<!DOCTYPE",
             r"&(?:nbsp|[lg]t|amp|quot|apos|#x?[0-9A-Fa-f]{2,6});",
-            r"```|~~~~",
+            r"```|~~~~|\[\d{1,3}\]|【\d{1,3}†[^】\n]{0,40}】",
+            r"\A\s{0,9}(?:\{[^{}]*\}|\"[^\"]*\")\s{0,9}\Z",  # a whole part as an object or a string
             r"\*\*[^*\s][^*\n]{0,29}\*\*|(?<!\w)__[^_\s][^_\n]{0,29}__(?!\w)",
             r"!?\[[^\]\n]{1,80}\]\(\w[^)\s]{1,200}\)",
             r"(?m:^\s{0,3}\|[^\n|]{1,200}\|)|(?m:^\s{0,3}#{1,6}\s)",
@@ -258,7 +269,7 @@ _WHOSE = (
 )
 _BLANK = (
     r"姓名|名字|称呼|昵称|电话(?:号码)?|号码|地址|日期|时间|城市|地点|学校|公司|机构|链接|邮箱"
-    r"|具体(?:情况|内容|事件|时间)|情况|原话|正文|内容"
+    r"|用户|来访者|提问者|求助者|具体(?:情况|内容|事件|时间)|情况|原话|正文|内容"
 )
 _NO_BRACKET = r"[^\[\]{}【】<>()（）\n]{0,12}"
 _PLACEHOLDER = re.compile(
@@ -317,6 +328,8 @@ def find_empty_words(parts: Sequence[str], question: str) -> TextFault | None:
     if len(whole) >= LEAST_LETTERS and n_distinct < LEAST_DISTINCT * len(grams):
         share = f"{n_distinct / len(grams):.0%} of its runs of {GRAM} letters differ"
         return TextFault("repetition", share, 0)
+    if mark := next(filter(None, map(_SAME_MARK.search, parts)), None):
+        return TextFault("repetition", f"'{mark[1]}' {len(mark[0])} times", 0)
     known = [set(_grams(part, GRAM)) for part in bare]
     for place, part in enumerate(bare):
         for before in range(place):

@@ -424,3 +424,27 @@ def test_a_drive_that_lets_no_rights_be_set_takes_a_dataset_and_a_private_file_w
         folder.mkdir(mode=0o755)
         keep_private(folder)
         assert f"others may be able to read {folder}" in caplog.text
+
+
+def test_a_disk_that_takes_nothing_is_not_called_a_foreign_file(tmp_path: Path) -> None:
+    body = """
+import resource, signal, sys
+from pathlib import Path
+from cbtqa.errors import IncompleteRunError
+from cbtqa.llm.journal import Journal
+from cbtqa.ratings.store import Store
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # as on a full disk
+for opened in (Journal, lambda path: Store(path, "s")):
+    try:
+        opened(Path(sys.argv[1]))
+    except IncompleteRunError as error:
+        print(error, error.hint)
+"""
+    said, _ = child(body, tmp_path / "j.sqlite").communicate(timeout=60)
+    assert said.count("cannot be used") == said.count("is the disk full") == 2
+
+
+def test_a_loop_of_links_is_on_no_drive_and_raises_nothing(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    assert file_system_of(tmp_path / "loop" / "out", "/dev/vda / ext4 rw 0 0") == "ext4"

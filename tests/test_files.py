@@ -273,6 +273,18 @@ def test_half_a_character_never_stops_a_file_from_being_written(tmp_path: Path) 
         assert [row for _, row in read_rows(tmp_path / name)] == [{"a": "好\ufffd"}]
 
 
+def test_a_parquet_file_that_cannot_be_ended_does_not_replace_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    path.write_bytes(b"old")
+    with (
+        pytest.raises(pa.ArrowException),
+        ParquetRows(path, pa.schema([("a", pa.int64())])) as rows,
+    ):
+        rows.add({"a": "no number"})
+    assert path.read_bytes() == b"old"
+    assert [one.name for one in tmp_path.iterdir()] == ["a.parquet"]
+
+
 def test_what_is_written_is_for_its_owner_only(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")

@@ -51,6 +51,8 @@ TOKENS = [
     "<用户>",
     "im_end",
     "<|im_e",
+    "[assistant]",
+    "<AI>",
 ]
 REASONING = [
     "<think>用户睡不好</think>",
@@ -67,6 +69,7 @@ REASONING = [
     "\n...done thinking.\n",
     "\nThinking Process:\n1. Empathise.",
 ]
+SYSTEM_WORDS = ["你是一名心理咨询师。请回答：睡不着怎么办？", "You are a helpful assistant. Hi"]
 REASONING_HEADS = [
     "好的，用户说自己睡不好，我需要先共情。",
     "嗯，用户提到失眠，先看描述。",
@@ -84,6 +87,8 @@ TURNS = [
     "\nuser\n谢谢你",
     "assistant你好",
     "\n### Response:\n好的",
+    "\n来访者A：谢谢",
+    "\n---\n用户\n谢谢",
     "\n问：我该怎么办？\n答：慢慢来。",
 ]
 NATURAL = [
@@ -98,7 +103,10 @@ NATURAL = [
     "妈妈说：“你怎么又这样？”你说：“我累了。”",
     "<第二章：我不是我的想法>这一节也许对你有用，还有<时间简史：插图版>。",
     "1<2，而 3>2；(>_<||| )，<3",
+    "你是一位了不起的咨询师，也是会累的人。",
     "Thoughts: I am no good. Feelings: sad.",
+    "We should think about the user group I manage. The client was angry.",
+    '"想法不等于事实"，把它写在纸上，再写下"我在努力"',
     "Let me think about what you said. We need to create a plan together.",
 ]
 
@@ -123,6 +131,12 @@ def test_a_text_that_begins_by_speaking_about_its_task_is_reasoning(head: str) -
     found = find_machine_text(head)
     assert found is not None
     assert (found.kind, found.start) == ("reasoning", 0)
+
+
+@pytest.mark.parametrize("words", SYSTEM_WORDS)
+def test_an_instruction_that_comes_back_is_no_answer(words: str) -> None:
+    found = find_machine_text(words)
+    assert found is not None and found.kind == "other_speaker"
 
 
 @pytest.mark.parametrize("turn", TURNS)

@@ -22,7 +22,7 @@ from cbtqa.dataset.teachers import EndpointTeacher
 from cbtqa.dataset.template.teacher import OfflineTeacher
 from cbtqa.dataset_folder import DatasetWriter, answer_row
 from cbtqa.llm.batch import OnProgress
-from cbtqa.llm.chat import Fault
+from cbtqa.llm.chat import Fault, fault_of_reply
 from cbtqa.llm.journal import Journal, Outcome, blocks_of
 from cbtqa.llm.runs import Run
 from cbtqa.manifest import MANIFEST_NAME, Manifest, describe_file
@@ -164,6 +164,9 @@ class Build:
             return rejected(Fault(Reason.ENDPOINT, "no reply in the journal"), "generate")
         if outcome.fault or outcome.reply is None:
             return rejected(outcome.fault or Fault(Reason.ENDPOINT), "generate")
+        # a journal may hold what an earlier version took for a whole answer
+        if cut := fault_of_reply(outcome.reply):
+            return rejected(cut, "generate")
         checked = self.teacher.read(item, outcome.reply)
         if isinstance(checked, Fault):
             return rejected(checked)

@@ -23,6 +23,7 @@ from cbtqa.distortions.taxonomy import Taxonomy
 from cbtqa.distortions.training import choose_thresholds, split_folds
 from cbtqa.errors import ConfigError, DataError, require
 from cbtqa.files import read_json, write_json
+from cbtqa.paths import make_folder
 from cbtqa.records import DistortionLabel
 from cbtqa.settings import Settings
 
@@ -79,7 +80,7 @@ class EncoderLabeller:
         return labeller
 
     def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         self.model.save_pretrained(folder, safe_serialization=True)
         self.tokenizer.save_pretrained(folder)
         stored = {"thresholds": self.thresholds.tolist(), "max_length": self.max_length}

@@ -22,7 +22,7 @@ from cbtqa.distortions.taxonomy import Taxonomy, is_shipped, load_taxonomy
 from cbtqa.errors import DataError
 from cbtqa.files import parse_record, read_json, sha256_of, write_json, write_text
 from cbtqa.manifest import now
-from cbtqa.paths import replacing
+from cbtqa.paths import make_folder, replacing
 from cbtqa.records import NonEmptyText, Record
 from cbtqa.report.table import Estimate, Table
 from cbtqa.report.words import number
@@ -84,7 +84,7 @@ def describe_model(
 
 def save_linear(folder: Path, model: LinearModel, signature: ModelSignature) -> ModelSignature:
     """Writes the model; the signature goes last, so a folder that holds one is whole."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     arrays = {name: getattr(model, name) for name in _ARRAYS}
     with replacing(folder / ARRAYS_NAME) as temporary, temporary.open("wb") as stream:
         np.savez_compressed(stream, **arrays)

@@ -22,6 +22,7 @@ from cbtqa.hub.client import saved_token
 from cbtqa.hub.plan import CARD_PATH, PROVENANCE_PATH, PlannedFile, PublishPlan, PublishRefusedError
 from cbtqa.hub.settings import PublishSettings
 from cbtqa.hub.source_text import ANSWER_RUN, SourceIndex
+from cbtqa.paths import real_path
 from cbtqa.psyqa import SourceItem, parse_columns, read_questions
 from cbtqa.safety.personal_data import find_personal_data
 
@@ -64,7 +65,7 @@ class Watch:
 
 def places_of(*paths: Path) -> tuple[str, ...]:
     """Paths that betray this machine, long enough to mean something."""
-    known = {str(path.resolve()) for path in (*paths, Path.home(), Path.cwd())}
+    known = {str(real_path(path)) for path in (*paths, Path.home(), Path.cwd())}
     return tuple(sorted(place for place in known if place.count(os.sep) >= 2))
 
 

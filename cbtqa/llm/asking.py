@@ -150,6 +150,8 @@ class Model:
             try:
                 reply = await self._send(request, attempt, tries)
             except EndpointError as error:
+                # its frames hold the whole answer, up to megabytes, while this request waits
+                error.__traceback__ = error.__context__ = None
                 if request.json_schema is not None and _stepped_down(tries, error):
                     continue
                 if isinstance(error, RequestRefusedError):
@@ -239,10 +241,10 @@ class Model:
                 self._in_flight.failed()
                 gate.answered()
                 raise
-            except EndpointError as error:
+            except EndpointError:
                 self._in_flight.failed()
                 tries.took_s = time.monotonic() - sent_at
-                gate.failed(error, tries.took_s)
+                gate.stop_climbing()
                 raise
             finally:
                 self._meter.returned(sent_at)
@@ -311,16 +313,17 @@ class Model:
         """Waits before the next try; a suspected outage does not use up an item's tries."""
         gate, host = tries.server.gate, tries.server.endpoint.host
         wait_asked = error.retry_after_s if isinstance(error, RateLimitError) else None
+        # only here: a failure over the response format is not one of the server's
+        gate.failed(error, tries.took_s)
         if gate.is_gone(error, tries.took_s):
             if isinstance(error, RateLimitError):
                 self._stop(f"{host} takes no requests: {error}")
                 raise GateClosedError
             if not any(server.gate.has_answered for server in self._servers):
-                if error.status is not None:
-                    raise EndpointError(f"{host} fails at every request: {error}")
                 kind = "answer" if isinstance(error, EndpointTimeoutError) else "usable answer"
+                failed = f"{host} fails at every request"
                 raise EndpointError(
-                    f"no {kind} from {host}: {error}",
+                    f"{failed if error.status else f'no {kind} from {host}'}: {error}",
                     hint=error.hint or "the server answers; its own log says what is wrong",
                 )
             self._stop(f"the endpoint is gone: {error}")

@@ -121,7 +121,7 @@ class Endpoint:
         if preset is None and "://" not in endpoint:
             known = ", ".join(presets)
             raise AddressError(
-                f"'{endpoint.rpartition('@')[2]}' is neither a preset nor a URL",
+                f"'{_without_secrets(endpoint)}' is neither a preset nor a URL",
                 hint=f"presets: {known}; a URL starts with http:// or https://; "
                 f"{BATCH_FILES}FOLDER writes the requests to files",
             )
@@ -150,8 +150,11 @@ class Endpoint:
         if self.is_local:
             return
         if self.base_url.lower().startswith("http:") and not self.allows_plain_http:
+            told = f"http://{self.host} is not local"
+            if "." not in self.host or self.host.endswith(_PRIVATE_SUFFIXES):
+                told = f"{self.host} resolves to no local address here"
             raise ConfigError(
-                f"http://{self.host} is not local: key and text could be read on the way there",
+                f"{told}: over http://, key and text could be read on the way",
                 hint="use https://, or a tunnel to a local port; --allow-plain-http where the "
                 "network in between is your own",
             )
@@ -223,8 +226,11 @@ def checked_url(url: str) -> str:
     url = url.strip().rstrip("/").removesuffix("/chat/completions")
     try:
         parts = urlsplit(url)
-    except ValueError as error:  # brackets left open, signs that only look like a slash
-        raise AddressError(f"'{_without_secrets(url)}' is no HTTP URL: {error}") from None
+    except ValueError:  # its words would repeat all of it
+        raise AddressError(
+            f"'{_without_secrets(url)}' is no HTTP URL",
+            hint="a bracket is left open, or a sign only looks like one of :/?#@",
+        ) from None
     # what an address carries beside a place is a secret, refused as it is
     held = [parts.username, parts.password, parts.fragment]
     held += [value for _, value in parse_qsl(parts.query, keep_blank_values=True)]
@@ -250,8 +256,9 @@ def checked_url(url: str) -> str:
 
 def _without_secrets(url: str) -> str:
     """The beginning of what is no URL, without what may be a user, a password or a query."""
-    scheme, sign, rest = url.partition("://")
-    return ascii(scheme + sign + re.split("[?#]", rest.rpartition("@")[2])[0][:80])[1:-1]
+    scheme, sign, rest = url.rpartition("://")
+    place = re.split("[?#？＃]", re.split("[@＠]", rest)[-1])[0]
+    return (re.split("[@＠]", scheme)[-1] + sign + place)[:80]
 
 
 _LOCAL_RANGES = (

@@ -29,7 +29,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cbtqa.database_files import DatabaseFile, connect
+from cbtqa.database_files import DatabaseFile, connect, not_opened
 from cbtqa.errors import ConfigError, DataError, IncompleteRunError
 from cbtqa.llm.journal_rows import (
     ADD_TOTAL,
@@ -48,6 +48,7 @@ from cbtqa.llm.journal_rows import (
     outcome_of,
     row_of,
 )
+from cbtqa.paths import make_folder
 from cbtqa.records import Reason, Usage
 from cbtqa.secrets import masked, masked_value
 
@@ -91,7 +92,7 @@ class Journal:
         if read_only and not path.is_file():
             raise DataError("no such journal", where=str(path))
         if not read_only:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
         self._file = DatabaseFile(path, writer_of=_writer_of, read_only=read_only)
         try:
             self._open(path, read_only)
@@ -116,7 +117,7 @@ class Journal:
             # a journal begun before hosts were kept, opened for reading
             self._columns = COLUMNS if has_host else COLUMNS.replace("host", "NULL")
         except sqlite3.DatabaseError as error:
-            raise DataError(f"is no journal of cbtqa: {error}", where=str(path)) from None
+            raise not_opened(path, "journal of cbtqa", error) from None
         if version != FORMAT_VERSION:
             raise DataError(
                 f"has format {version}, this cbtqa reads {FORMAT_VERSION}", where=str(path)
@@ -175,7 +176,9 @@ class Journal:
         now = time.monotonic()
         if now >= self._look_again_at:
             self._look_again_at = now + LOOK_AT_DISK_S
-            self._has_room = shutil.disk_usage(self.path.parent).free >= LEAST_FREE
+            disk = shutil.disk_usage(self.path.parent)
+            # some network drives do not tell their size, and give 0 for it
+            self._has_room = not disk.total or disk.free >= LEAST_FREE
         return self._has_room
 
     @property

@@ -194,6 +194,10 @@ class Gate:
         if self._is_untouched and self.limit < most and not self.closed.is_set():
             asyncio.get_running_loop().call_later(CLIMB_S, self._climb, most)
 
+    def stop_climbing(self) -> None:
+        """Something came back: only answers raise the number in flight from now on."""
+        self._is_untouched = False
+
     def _climb(self, most: int) -> None:
         if self._is_untouched and not self.closed.is_set():
             self.limit = min(most, self.limit * 2)
@@ -283,6 +287,9 @@ class Gate:
 
     def answered(self, latency_s: float | None = None) -> None:
         """Notes an answer and how long it took, or a refusal of one request (None)."""
+        if self._n_busy >= self._few:  # it was starting, and so does the run
+            self._is_starting = True
+            self.limit = max(self.limit, min(FIRST_IN_FLIGHT, self._limits.in_flight))
         self._failures = self._n_busy = self._n_holds = 0
         self._is_untouched = False
         self._n_outcomes += 1

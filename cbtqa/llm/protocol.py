@@ -30,7 +30,7 @@ from cbtqa.secrets import masked_pieces
 
 MOST_NAME, MOST_TOKENS, MOST_WAIT_S = 200, 10**9, 1e10
 """Bounds of what a server says: letters of a model's name, tokens of a reply, seconds to wait."""
-MOST_PARTS_DEPTH = 8
+MOST_PARTS_DEPTH, MOST_FIELDS, MOST_BRACKETS = 8, 1_000, 100_000
 _EVENTS = re.compile(rb"\s*(?:data|event|id|retry)?:")
 """How the lines of server-sent events begin."""
 
@@ -119,7 +119,8 @@ def parse_completion(data: bytes, latency_s: float, endpoint: Endpoint | None = 
         EndpointError: an error body sent with status 200, mapped by its own code.
     """
     try:
-        body = json.loads(data)
+        # millions of empty lists cost seconds and hundreds of megabytes to read
+        body = json.loads(data if data.count(b"[") + data.count(b"{") <= MOST_BRACKETS else b"")
     except (ValueError, RecursionError):
         if _EVENTS.match(data[:64]):
             raise EventStreamError(shown(data)) from None
@@ -261,7 +262,10 @@ def _error_inside(body: object, endpoint: Endpoint | None) -> EndpointError:
     status = (
         code if isinstance(code, int) else int(_number(code) or 0) if isinstance(code, str) else 0
     )
-    text = written(error or body) or "an object nested too deep"
+    # a large body without an error tells nothing by its thousands of values
+    is_large = not error and isinstance(body, list | dict) and len(body) > MOST_FIELDS
+    said = f"{len(body)} values" if is_large else written(error or body)  # type: ignore[arg-type]
+    text = said or "an object nested too deep"
     return error_of(status if 400 <= status < 600 else 200, {}, text, endpoint)
 
 

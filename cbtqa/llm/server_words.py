@@ -75,7 +75,7 @@ class Said:
     def of(cls, body: str) -> Said:
         """Reads a body, be it JSON or not."""
         try:
-            found = list(_speaking("", json.loads(body)))
+            found = list(_speaking("", json.loads(body if len(body) <= MOST_READ else "")))
         except (ValueError, RecursionError):
             found = [("message", body[:MOST_LETTERS].lower())]
         codes = tuple((name, text) for name, text in found if name in _CODES)

@@ -12,9 +12,11 @@ import asyncio
 import json
 import time
 import zlib
+from asyncio import Lock
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from cbtqa.errors import BadResponseError, EndpointError, EndpointTimeoutError
@@ -33,6 +35,8 @@ attack, such as a few packed megabytes that unpack to gigabytes."""
 NOT_THERE = "is the server running, and is --endpoint right?"
 MOST_RESULT_BYTES = 2**30
 """Of a file of results: 50,000 of them."""
+LARGE_BYTES = 2**18
+"""From here on an answer is larger than any completion of this program's requests."""
 ENCODINGS = "gzip, deflate"
 """What an answer may be packed with: both can be unpacked by a bounded step at a time."""
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
@@ -48,15 +52,28 @@ class Received:
 
 
 async def unpacked(
-    chunks: AsyncIterator[bytes], encoding: str, most: int = MOST_BYTES
+    chunks: AsyncIterator[bytes], encoding: str, most: int = MOST_BYTES, large: Lock | None = None
 ) -> AsyncIterator[bytes]:
     """The bytes of an answer, unpacked; never more than `most` of them are held.
+
+    Args:
+        large: shared by the answers of a server, which are read one at a time once they are large:
+            hundreds in flight would hold gigabytes.
 
     Raises:
         BadResponseError: more than that, or not packed as its header says.
     """
-    n_bytes, packing = 0, encoding.strip().lower()
-    unpack: Any = None
+    async with AsyncExitStack() as stack:
+        n_bytes = 0
+        async for chunk in _unpacked(chunks, encoding.strip().lower(), most):
+            if large and n_bytes <= LARGE_BYTES < n_bytes + len(chunk):
+                await stack.enter_async_context(large)
+            n_bytes += len(chunk)
+            yield chunk
+
+
+async def _unpacked(chunks: AsyncIterator[bytes], packing: str, most: int) -> AsyncIterator[bytes]:
+    n_bytes, unpack = 0, None
     async for chunk in chunks:
         if packing not in ("", "identity"):
             unpack = unpack or _unpacker(packing, chunk)
@@ -106,17 +123,22 @@ def open_sdk(endpoint: Endpoint, *, max_retries: int) -> AsyncOpenAI:
         http_client=openai.DefaultAsyncHttpxClient(
             follow_redirects=False,
             trust_env=not endpoint.is_local,
-            event_hooks={"response": [_bound]},
+            event_hooks={"response": [partial(_bound, Lock())]},
         ),
     )
 
 
-async def _bound(response: Any) -> None:
+async def _bound(large: Lock, response: Any) -> None:
     """Bounds what the SDK reads and unpacks of a response, of an error as of an answer."""
     is_file = response.url.path.endswith("/content")
     packing = response.headers.pop("content-encoding", "")
-    raw, most = response.aiter_raw, MOST_RESULT_BYTES if is_file else MOST_BYTES
-    response.aiter_raw = lambda chunk_size=None: unpacked(raw(), packing, most)
+    most = MOST_RESULT_BYTES if is_file else MOST_BYTES
+
+    def bounded(chunk_size: int | None = None) -> AsyncIterator[bytes]:
+        del response.aiter_raw  # this stand-in; a response that held it would hold itself
+        return unpacked(response.aiter_raw(), packing, most, large)
+
+    response.aiter_raw = bounded
 
 
 @contextmanager
@@ -161,7 +183,7 @@ class HttpTransport:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
-        self._url = f"{endpoint.base_url}/chat/completions"
+        self._url, self._large = f"{endpoint.base_url}/chat/completions", Lock()
 
     async def __aenter__(self) -> Self:
         import aiohttp
@@ -192,7 +214,8 @@ class HttpTransport:
                 self._url, data=data, timeout=timeout, allow_redirects=False
             ) as response:
                 packing = response.headers.get("Content-Encoding", "")
-                chunks = unpacked(response.content.iter_chunked(2**16), packing)
+                raw = response.content.iter_chunked(2**16)
+                chunks = unpacked(raw, packing, large=self._large)
                 answer = b"".join([chunk async for chunk in chunks])
         except TimeoutError:
             raise _too_slow(timeout_s) from None

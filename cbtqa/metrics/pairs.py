@@ -262,7 +262,7 @@ def is_cut(text: str, finish_reason: str | None) -> bool:
 def _finish_reason(row: Mapping[str, Any]) -> str | None:
     made = row.get("provenance")
     reason = made.get("finish_reason") if isinstance(made, dict) else row.get("finish_reason")
-    return reason_text(reason)
+    return None if isinstance(reason, float) else reason_text(reason)  # pandas' NaN: no reason
 
 
 def _rows(path: Path, split: str, encoding: str) -> Iterator[tuple[str, dict[str, Any]]]:

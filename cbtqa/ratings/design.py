@@ -21,6 +21,7 @@ import cbtqa
 from cbtqa.errors import UsageError
 from cbtqa.files import json_line, write_jsonl
 from cbtqa.manifest import describe_file, now
+from cbtqa.paths import real_path
 from cbtqa.ratings.rubric import Language, Rubric, load_rubric
 from cbtqa.ratings.sources import Pool, SourceAnswer, read_pool
 from cbtqa.ratings.study import (
@@ -133,7 +134,7 @@ def create_study(settings: NewStudySettings) -> NewStudy:
     if (settings.per_item or 1) > settings.raters:
         raise UsageError(f"--per-item {settings.per_item} is above --raters {settings.raters}")
     key_path = settings.key or settings.out.with_name(settings.out.name + ".key.json")
-    if settings.out.resolve() in key_path.resolve().parents:
+    if real_path(settings.out) in real_path(key_path).parents:
         raise UsageError(
             "the key must not lie in the study's folder: whoever holds the folder stays blind",
             hint="choose a --key outside of --out",

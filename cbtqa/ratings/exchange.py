@@ -19,6 +19,7 @@ import yaml
 
 from cbtqa.errors import DataError
 from cbtqa.files import read_json, write_json, write_jsonl, write_text
+from cbtqa.paths import make_folder
 from cbtqa.ratings.answers import (
     CANNOT_JUDGE,
     CRISIS,
@@ -135,7 +136,7 @@ def _potato_config(folder: StudyFolder, rater: str) -> str:
 
 def export_ratings(folder: StudyFolder, store: Store, out: Path) -> list[Path]:
     """Writes the ratings as JSONL and a copy of the store, made while it may be in use."""
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     ratings, copy = out / "ratings.jsonl", out / "ratings.sqlite"
     store.snapshot(copy)
     with Store(copy, folder.study.id) as frozen:

@@ -161,6 +161,9 @@ def _check_parts(archive: zipfile.ZipFile, name: str) -> None:
             plain = archive.read(part).replace(b"\0", b"")  # UTF-16 would hide it
             if b"<!DOCTYPE" in plain or b"<!ENTITY" in plain:
                 raise DataError(f"declares XML entities in {part.filename}; not taken", where=name)
+            n_merged = plain.count(b"mergeCell ")
+            if n_merged > MAX_AREAS:  # openpyxl would read them for minutes
+                raise DataError(f"{n_merged} merged areas in {part.filename}", where=name)
 
 
 def _open_workbook(path: Path) -> Any:
@@ -194,6 +197,7 @@ class _Tab:
         # WPS writes `A1` for the size of every tab, Google Sheets and Numbers write none
         tab.reset_dimensions()
         self._tab, self._name, self.title = tab, name, str(tab.title)
+        self._areas = _merged_areas(tab)
         head = tab.iter_rows(max_row=HEAD_ROWS, max_col=MAX_COLUMNS, values_only=True)
         texts = [[_text(value) for value in row] for row in head]
         self._begins, self.ids = _find_ids(texts, {**_heading_ids(), **headings})
@@ -201,7 +205,6 @@ class _Tab:
 
     def rows(self) -> Iterator[dict[str, Cell]]:
         """The filled rows under the headings, wherever they were moved to."""
-        areas = _merged_areas(self._tab)
         blank, n_filled = None, 0
         rows = self._tab.iter_rows(min_row=self._begins + 1, max_col=len(self.ids))
         for number, row in enumerate(rows, self._begins + 1):
@@ -213,7 +216,7 @@ class _Tab:
             n_filled += 1
             if n_filled > MAX_ROWS:
                 raise DataError(f"more than {MAX_ROWS} rows", where=self._name)
-            here = [area for area in areas if area.top <= number <= area.bottom]
+            here = [area for area in self._areas if area.top <= number <= area.bottom]
             cells = {
                 column: self._cell(number, place, row[place] if place < len(row) else None, here)
                 for place, column in enumerate(self.ids)
@@ -274,8 +277,6 @@ def _merged_areas(tab: Any) -> list[_Area]:
 
     part = tab.parent._archive.read(tab._worksheet_path)
     names = re.findall(rb"<(?:\w+:)?mergeCell\s[^>]*?ref=[\"']([A-Z0-9:$]{3,30})[\"']", part)
-    if len(names) > MAX_AREAS:
-        raise DataError(f"{len(names)} merged areas; a sheet has none", where=str(tab.title))
     areas = []
     for name in (one.decode().replace("$", "") for one in names):
         left, top, right, bottom = range_boundaries(name)

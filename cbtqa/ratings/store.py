@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from cbtqa.database_files import DatabaseFile
+from cbtqa.database_files import DatabaseFile, not_opened
 from cbtqa.errors import DataError
 from cbtqa.manifest import now
 from cbtqa.paths import keep_private
@@ -79,7 +79,7 @@ class Store:
             self._connection = self._open(study_id)
         except sqlite3.DatabaseError as error:
             self._file.release()
-            raise DataError(f"not a store of ratings: {error}", where=str(path)) from None
+            raise not_opened(path, "store of ratings", error) from None
         found = self._connection.execute("SELECT id FROM study").fetchone()[0]
         if found != study_id:
             self.close()

@@ -34,7 +34,7 @@ from cbtqa.files import (
     write_jsonl,
 )
 from cbtqa.manifest import FileEntry, now
-from cbtqa.paths import keep_private
+from cbtqa.paths import keep_private, make_folder
 from cbtqa.ratings.rubric import Language, Rubric
 from cbtqa.records import NonEmptyText, Record, Risk
 
@@ -213,7 +213,7 @@ def write_study(
     path: Path, study: Study, rubric: Rubric, items: Iterable[Item], plan: Sequence[Presentation]
 ) -> StudyFolder:
     """Writes a new study folder, readable by its owner only; `study.json` comes last."""
-    path.mkdir(parents=True, exist_ok=True)
+    make_folder(path)
     keep_private(path)
     kept, shown = {item.id: item for item in items}, tuple(plan)
     write_json(path / "rubric.json", rubric)

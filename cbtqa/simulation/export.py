@@ -41,6 +41,7 @@ from cbtqa.manifest import (
     refuse_empty,
     write_manifest,
 )
+from cbtqa.paths import make_folder
 from cbtqa.records import Reason, Session, Turn, TurnMark
 from cbtqa.settings import Resolved
 from cbtqa.simulation.draws import seed_of
@@ -186,7 +187,7 @@ class _Export:
         self, out: Path, journal: Journal | None, on_progress: OnProgress | None
     ) -> dict[str, Any]:
         """Writes all kinds of rows, pairs with a journal only; gives the counts."""
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         (out / MANIFEST_NAME).unlink(missing_ok=True)
         dropped: Counter[str] = Counter()
         rows = self.rows(dropped)
@@ -462,6 +463,7 @@ class _PairRun:
                 messages=row.prompt,
                 seed=seed,
                 read=partial(_content, form=row.view.arm.reasoning),
+                is_spoken=True,
             )
         )
         return words

@@ -50,6 +50,7 @@ _ASIDE = re.compile(
 _LAST_LINE_IS_LISTED = re.compile(r"^\s*(?:[-*•#]|\d+[.)])[^\n]*\Z", re.MULTILINE)
 _WHOLE_END = re.compile(r"[.!?…。！？:;~\-–—\"'”’)\]*]\s*$|[^\w\s,]\s*$")
 _REPORTS = re.compile(r"\b(?:said|says|told|tells|asked|wrote|thought|goes|like),? ", re.IGNORECASE)
+_DATA = re.compile(r"\s*(?:```\w*\s*)?(?:\{\s*[\"']\w+[\"']\s*:|\[\s*(?:\{|[\"']))")
 _IN_FIRST_PERSON = re.compile(r"\b(?:i|i'm|my|me|you|your|we|it|this|that)\b", re.IGNORECASE)
 
 
@@ -125,7 +126,7 @@ def marks_of_words(turn: Turn, is_imported: bool = False) -> Iterator[TurnMark]:
     lines = _by_sentence(_QUOTED.sub(" ", text))
     fault = find_machine_text(text)
     is_other = fault is not None and fault.kind == "other_speaker"
-    if fault is not None and not is_other:
+    if (fault is not None and not is_other) or is_data(text):
         yield "machine_text"
     private = [turn.complaint] if turn.complaint else []
     if rules.note_to_model[turn.role].search(lines) or repeats_note(text, private):
@@ -136,6 +137,11 @@ def marks_of_words(turn: Turn, is_imported: bool = False) -> Iterator[TurnMark]:
         yield "narration"
     if is_cut(text):
         yield "cut"
+
+
+def is_data(text: str) -> bool:
+    """Whether a text is an object or a list of a program, in place of words."""
+    return _DATA.match(text) is not None
 
 
 def is_cut(text: str) -> bool:

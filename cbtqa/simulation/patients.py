@@ -15,7 +15,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from cbtqa.errors import ConfigError, IncompleteRunError
-from cbtqa.files import write_jsonl, write_text
+from cbtqa.files import read_text, write_jsonl, write_text
 from cbtqa.llm.batch import OnProgress
 from cbtqa.llm.chat import ChatRequest, Fault, Reply, request_again
 from cbtqa.llm.cost import Estimate
@@ -115,7 +115,7 @@ def _find(settings: PatientSettings) -> tuple[Profile, ...]:
     is_file = path.suffix == ".jsonl" or (
         path.suffix in (".yaml", ".yml")
         and path.is_file()
-        and re.search(r"^profiles:", path.read_text(encoding="utf-8"), re.MULTILINE) is not None
+        and re.search(r"^profiles:", read_text(path), re.MULTILINE) is not None
     )
     if (is_ready or is_file) and settings.endpoint:
         raise ConfigError("written profiles have their stories", hint="draw from a table instead")

@@ -158,3 +158,12 @@ def test_live_progress_fits_on_one_line_and_loses_the_least_important() -> None:
         "12,345 of 22,346 done | 12.3/s | 67 min left | 12 rejected | 123.45 CNY"
     )
     assert set(line.split(" | ")) <= set(parts)
+
+
+def test_a_long_note_is_cut_to_the_line_and_not_left_out() -> None:
+    note = "waiting for gpu-box: answered 503:\nLoading the model, which is large " * 2
+    parts = progress_parts(Progress(n_total=9, note=note, in_flight=3, limit=64))
+    line = fit_parts(parts, 79, note)
+    assert "waiting for gpu-box: answered 503: Loading" in line and line.endswith("…")
+    assert cell_len(line) <= 79 and "\n" not in line
+    assert fit_parts(["answering with 很长的模型名" * 9], 79).startswith("answering with 很长")

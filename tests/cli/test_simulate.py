@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def test_text_leaves_the_machine_only_with_acknowledgement(
     shown = _run(capsys, verb, *words[verb], code=7)
     said = " ".join(shown.err.split())
     assert "would be sent to llm.example. PsyQA's user agreement forbids" in said
-    assert "--acknowledge-disclosure (recorded in the manifest)" in said
+    assert "add --acknowledge-disclosure to this command (recorded in the manifest" in said
     assert not (tmp_path / "o").exists()
     if verb in ("run", "corpus", "judge"):
         _run(capsys, verb, *words[verb], "--dry-run")
@@ -101,12 +102,15 @@ def test_an_acknowledgement_is_recorded_with_what_was_sent(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(endpoint, "is_local", lambda url: False)
     monkeypatch.setenv("CBTQA_API_KEY", "invented-key")
-    with ScriptedEndpoint(ok("Go on.")) as server:
+    numbers = count()
+    with ScriptedEndpoint(lambda seen: ok(f"Go on, {next(numbers)}.")) as server:
         study = _study_away(tmp_path, endpoint=server.url)
         _run(capsys, "run", study, "--out", "s", code=7)
         assert not server.requests
-        _run(capsys, "run", study, "--out", "s", "--acknowledge-disclosure")
-        _run(capsys, "export", "s", "--out", "e", "--acknowledge-disclosure")
+        # the server of this test has no certificate
+        allowed = ("--acknowledge-disclosure", "--allow-plain-http")
+        _run(capsys, "run", study, "--out", "s", *allowed)
+        _run(capsys, "export", "s", "--out", "e", *allowed)
     for folder in ("s", "e"):
         told = read_manifest(tmp_path / folder).acknowledgements
         assert set(told) == {"notice", "disclosure"} and "127.0.0.1" in told["disclosure"]

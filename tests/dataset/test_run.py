@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,20 @@ def test_a_journal_outlives_a_changed_question_but_not_its_answer(tmp_path: Path
         write_questions(questions, [*texts[:2], "完全换了一个说法，问的也是另外一件事。"])
         build(tmp_path, update=True, **flags)
         assert server.n_paid == 4
+
+
+def test_a_cut_answer_in_the_journal_of_an_earlier_version_is_rejected(tmp_path: Path) -> None:
+    questions = write_questions(tmp_path / "q.jsonl", [f"{LONG}这是第{i}次。" for i in range(4)])
+    with ScriptedEndpoint(lambda seen: ok(good_answer(seen))) as server:
+        flags = {"input": questions, "endpoint": server.url, "model": "m"}
+        build(tmp_path, **flags)
+        with sqlite3.connect(tmp_path / "out" / JOURNAL_NAME) as journal:
+            journal.execute("UPDATE attempts SET finish_reason = 'network_error' WHERE id = 1")
+        journal.close()
+        result = build(tmp_path, update=True, **flags)
+        assert server.n_paid == 4, "it was accepted then, and is not asked for again"
+    assert result.manifest.counts["rejected"] == {"cut": 1}
+    assert result.manifest.counts["n_out"] == 3
 
 
 def test_the_budget_stops_a_run_that_then_continues(tmp_path: Path) -> None:

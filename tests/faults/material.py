@@ -33,8 +33,8 @@ MORE: dict[str, tuple[str, ...]] = {
     "finetune": ("--backbone", "qwen2.5", "--dry-run"),
     "score": ("--metrics", "chrf2"),
     "compare": ("--metrics", "chrf2"),
-    "simulate judge": ("--rules",),
-    "simulate analyse": ("--instrument", "i"),
+    "simulate judge": ("--rules", "--instrument", "tes"),
+    "simulate analyse": ("--instrument", "tes"),
     "distortions agree": ("{good}/others.jsonl",),
     "rate new": ("--n", "4", "--raters", "2"),
     "rate unblind": ("--by", "Li Hua"),
@@ -286,7 +286,7 @@ def _write_sessions(folder: Path) -> None:
     )
     write_text(
         folder / "profiles.yaml",
-        "profiles:\n  - {id: p1, name: Ann, story: I cannot sleep and I worry.}\n",
+        "profiles:\n  - {id: p1, name: Ann, narrative: I cannot sleep and I worry.}\n",
     )
     lines = [f"p{n % 3},{('a', 'b')[n % 2]},{n % 4},{n % 3},{n % 5}" for n in range(24)]
     write_text(folder / "sessions.csv", "\n".join(["patient,arm,session,i1,i2", *lines]) + "\n")

@@ -205,6 +205,10 @@ OUTS = {
 }
 
 
+NOWHERE = ("below a file", "read-only", "a link to itself")
+"""Where nothing can be made: the words of the command are wrong, or a setting."""
+
+
 @pytest.mark.parametrize("command", commands_with_output())
 def test_wherever_it_is_to_write_the_command_says_what_is_wrong(
     command: str, material: Path, tmp_path: Path, run: Run
@@ -220,15 +224,18 @@ def test_wherever_it_is_to_write_the_command_says_what_is_wrong(
         cases.append(
             Case(name, line(material, command, inputs, folder / _at(out, command)), folder)
         )
-    for size in (0, 3_000, 40_000):
+    for size in (3_000, 40_000):
         folder = tmp_path / f"size-{size}"
         inputs, _ = _with_inputs(material, folder, command, None)
         words = line(material, command, inputs, folder / _out(command))
         cases.append(Case(f"full after {size}", words, folder, True, {"file_bytes": size}))
-    _check(cases, run(cases))
-    for case in cases:
+    ends = run(cases)
+    _check(cases, ends)
+    for case, end in zip(cases, ends, strict=True):
         if (case.cwd / "full").is_dir():
             assert (case.cwd / "full" / "mine.txt").read_text() == "mine", case.name
+        if case.name in NOWHERE:
+            assert end["code"] in (2, 3), f"{case.name}: {end['err']}"
 
 
 @pytest.mark.parametrize("command", commands_with_output())

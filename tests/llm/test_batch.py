@@ -387,13 +387,15 @@ def test_a_server_that_loads_its_model_is_waited_for(journal: Journal) -> None:
     assert any("Loading model" in one.note for one in told) and not told[-1].note
 
 
+@pytest.mark.parametrize("schema", [None, SCHEMA])
 def test_a_server_that_fails_at_everything_gets_few_requests_and_its_words_are_shown(
-    journal: Journal,
+    journal: Journal, schema: dict[str, Any] | None
 ) -> None:
     items = [f"词{number}" for number in range(300)]
     with ScriptedEndpoint(scripted.failed(500, "CUDA out of memory")) as server:
         with pytest.raises(EndpointError, match="CUDA out of memory") as failed:
-            run(server, journal, items, Limits(in_flight=256, gone_after_s=3))
+            limits = Limits(in_flight=256, gone_after_s=3)
+            run(server, journal, items, limits, EchoTask(schema))
         assert len(server.requests) < 40
     assert "is the server running" not in str(failed.value.hint)
 

@@ -91,6 +91,10 @@ def test_a_missing_key_names_its_variable() -> None:
         "http:／／host/v1",
         "http://host／v1?key=s3cret",
         "http://a host/v1",
+        "http://anna:s3cret@host／v1",
+        "http:／／anna:s3cret@host/v1",
+        "http:／／anna:s3cret＠host/v1？s3cret",
+        "opanai?key=s3cret",
     ],
 )
 def test_what_is_no_endpoint_is_refused_without_repeating_secrets(words: str) -> None:

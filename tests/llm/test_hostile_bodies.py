@@ -27,7 +27,7 @@ from cbtqa.llm.chat import ChatRequest, Fault, Reply
 from cbtqa.llm.endpoint import Endpoint
 from cbtqa.llm.journal import Journal
 from cbtqa.llm.limits import Limits
-from cbtqa.llm.protocol import reply_of
+from cbtqa.llm.protocol import parse_completion, reply_of
 from cbtqa.llm.transport import MOST_BYTES, open_transport, unpacked
 from cbtqa.records import Reason
 from tests.support.endpoint import Answer, ScriptedEndpoint, Seen, completion, ok
@@ -303,6 +303,29 @@ def test_a_packed_answer_is_read_and_a_broken_one_may_be_asked_for_again(transpo
             pytest.raises(BadResponseError, match="packed"),
         ):
             _send_once(server, transport)
+
+
+@pytest.mark.parametrize("transport", ["http", "sdk"])
+def test_what_failed_is_not_held_while_its_request_waits(tmp_path: Path, transport: Any) -> None:
+    body = b'{"a": "' + bytes(4 * 2**20).replace(b"\0", b"x") + b'"}'
+    items = [f"词{number}" for number in range(24)]
+    limits = Limits(in_flight=24, waits=False, timeout_s=20, max_retries=2, grace_s=1)
+    with ScriptedEndpoint(Answer(500, body)) as server, Journal(tmp_path / "j.sqlite") as journal:
+        where = Endpoint.parse(server.url, "m", environ={}, transport=transport)
+        tracemalloc.start()
+        try:
+            with pytest.raises(EndpointError, match="answered 500"):
+                run_batch(items, AnyText(), where, journal, limits)
+            peak_mib = tracemalloc.get_traced_memory()[1] / 2**20
+        finally:
+            tracemalloc.stop()
+    assert peak_mib < 64, "24 answers have 96, and are held twice"
+
+
+@pytest.mark.parametrize("opening", [b"[", b'{"a":['])
+def test_millions_of_empty_lists_are_not_built(opening: bytes) -> None:
+    with pytest.raises(BadResponseError, match="no JSON"):
+        parse_completion(opening + b"[]," * 200_000 + b"1]", 0)
 
 
 def test_an_answer_without_an_end_is_left_too() -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -334,3 +336,15 @@ def test_a_fault_that_came_every_time_says_how_often(tmp_path: Path) -> None:
         outcome = journal.outcome("a")
     assert outcome and outcome.fault
     assert outcome.fault.detail == "the reply ended at the token limit (64 tokens) (all 3 attempts)"
+
+
+def test_a_drive_that_does_not_tell_its_size_counts_as_one_with_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = SimpleNamespace(total=0, used=0, free=0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: told)
+    with Journal(tmp_path / "j") as journal:
+        assert journal.has_room()
+        told.total = 10**12
+        journal._look_again_at = 0.0
+        assert not journal.has_room()

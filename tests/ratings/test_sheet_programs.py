@@ -264,6 +264,15 @@ def test_a_column_that_stands_twice_is_told_by_its_places(
     assert "the column 'value:relevance' stands twice (E, O)" in refused.detail
 
 
+def test_a_flood_of_merged_cells_is_refused_before_it_is_read(
+    folder: StudyFolder, store: Store, filled: Path
+) -> None:
+    flood = "".join(f'<mergeCell ref="E{n}:F{n}"/>' for n in range(4, 10_010))
+    change = in_tabs("</sheetData>", f"</sheetData><mergeCells>{flood}</mergeCells>")
+    (refused,) = collect(folder, store, [rewrite(filled, change)]).rejections
+    assert " merged areas in xl/worksheets/sheet" in refused.detail
+
+
 def test_strict_workbooks_and_notes_of_programs_are_told_as_what_they_are(
     folder: StudyFolder, store: Store, filled: Path, tmp_path: Path
 ) -> None:

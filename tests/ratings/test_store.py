@@ -82,7 +82,7 @@ def test_a_store_of_another_study_or_no_store_at_all_is_refused(tmp_path: Path) 
     with pytest.raises(DataError, match="holds study one, not two"):
         Store(tmp_path / "s.sqlite", "two")
     (tmp_path / "text.sqlite").write_text("this is no database, whatever its name says" * 20)
-    with pytest.raises(DataError, match="not a store of ratings"):
+    with pytest.raises(DataError, match="is no store of ratings"):
         Store(tmp_path / "text.sqlite", "one")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -197,14 +198,15 @@ def test_a_faulty_turn_is_asked_afresh_so_that_no_note_can_be_answered(
     [
         "[Your reply was cut off because it was too long. Say it again, much shorter.]",
         "Where do you feel it?<|eot_id|>",
-        "<thought>She is sad.</thought> Where do you feel it?",
+        "Where do you feel it? <thought>She is sad.</thought> Tell me.",
         "Go on.\nUser: I can't.",
     ],
 )
 def test_what_is_nobodys_turn_never_enters_a_session(tmp_path: Path, said: str) -> None:
     with ScriptedEndpoint([ok("Tell me."), *[ok(said)] * 9]) as server:
         study = asked_study(server.url, attempts=2)
-        run_study(study, tmp_path / "s", limits=QUICK)
+        with suppress(IncompleteRunError):  # where no session came to its end
+            run_study(study, tmp_path / "s", limits=QUICK)
     (session,) = StudyFolder(tmp_path / "s").read_sessions()
     kept = bytes_of(tmp_path / "s").decode()
     if session.stop_reason == "no_answer":

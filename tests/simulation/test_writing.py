@@ -71,6 +71,16 @@ def test_a_good_part_becomes_turns() -> None:
             "turn 1 is the therapist's",
         ),
         (GOOD[:2], Reason.MISSING_STEP, "list of 4 or more"),
+        (
+            _turns("I am here.", "Go on.<|im_end|>", "The bank.", "I see."),
+            Reason.CONTROL_TOKENS,
+            "turn 2: the reply holds '<|im_end|>'",
+        ),
+        (
+            _turns("I am here.", "Your reply was cut off because it was too long.", "a", "b"),
+            Reason.PROMPT_LEAK,
+            "turn 2: the reply repeats a note",
+        ),
         ([*GOOD, {"speaker": "patient", "text": "Yes."}], Reason.MISSING_STEP, "last turn"),
         (
             [*GOOD[:3], {"speaker": "therapist", "text": " "}],

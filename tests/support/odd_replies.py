@@ -53,8 +53,20 @@ HOSTILE = {
     "JSON inside": '慢慢来，先照顾好自己。", "distortions": []}',
     "escaped line ends": "慢慢来。\\n\\n先照顾好自己。\\n会好起来的。",
     "traditional": "慢慢來，這只是一個開始，需要的時候也可以找信任的人或專業的諮詢師聊聊，你並不孤單，會有人願意聽你說的。",
+    "a role in brackets": "[assistant] 慢慢来，先照顾好自己。",
+    "a role on its own line": "慢慢来，先照顾好自己。\n---\n用户\n谢谢",
+    "a numbered client": "慢慢来，先照顾好自己。\n来访者A：谢谢",
+    "a monologue": "（内心独白：先共情）慢慢来，先照顾好自己。",
+    "speaks to a user": "用户你好，慢慢来，先照顾好自己。",
+    "a blank for the name": "亲爱的[用户]，慢慢来，先照顾好自己。",
+    "counts its characters": "慢慢来，先照顾好自己。\n\n字数：300",
+    "quotes nothing": "慢慢来，先照顾好自己。[1][2]",
+    "an object's place": "慢慢来，先照顾好自己。\ufffc",
+    "sixty faces": "慢慢来，先照顾好自己。" + "😀" * 60,
+    "a string": '"慢慢来，先照顾好自己。"',
+    "announces itself": "好的，下面是一篇按照CBT写的回复：慢慢来，先照顾好自己。",
 }  # fmt: skip
-"""47, written afresh after the list in `cbtqa.text_faults` was finished."""
+"""Written afresh, 47 after the list in `cbtqa.text_faults` was finished, the rest in a second round."""
 
 NATURAL = [
     "你可以试着对他说：“我今天很累，想先休息一下。”如果他说：“你怎么又这样？”就停一停再回答。",

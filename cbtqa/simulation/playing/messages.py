@@ -25,7 +25,7 @@ from cbtqa.llm.cost import MESSAGE_TOKENS, estimate_tokens
 from cbtqa.prompts import Prompt, load_prompt
 from cbtqa.records import Provenance, Reason, Session, SessionState, StopReason, Turn, TurnMark
 from cbtqa.simulation.draws import seed_of
-from cbtqa.simulation.marks import marked, repeats_note
+from cbtqa.simulation.marks import is_data, marked, repeats_note
 from cbtqa.simulation.playing.course import cbt_course
 from cbtqa.simulation.playing.events import load_events
 from cbtqa.simulation.profiles import Profile
@@ -368,6 +368,8 @@ def fault_of_words(text: str, private: Sequence[str] = ()) -> Fault | None:
     """
     if found := find_machine_text(text):
         return Fault(Reason(found.kind), f"the reply holds {found.found!r}")
+    if is_data(text):
+        return Fault(Reason.MARKUP, "the reply is an object of a program, no words")
     if repeats_note(text, private):
         return Fault(Reason.PROMPT_LEAK, "the reply repeats a note that was no part of the session")
     return None

@@ -23,7 +23,13 @@ from cbtqa.records import Reason, Session, SessionState, StopReason, Turn
 from cbtqa.simulation.draws import seed_of
 from cbtqa.simulation.playing.course import Course, Part, cbt_course
 from cbtqa.simulation.playing.events import names_help, speaks_of_risk
-from cbtqa.simulation.playing.messages import SessionView, TurnContext, object_schema, wording
+from cbtqa.simulation.playing.messages import (
+    SessionView,
+    TurnContext,
+    fault_of_words,
+    object_schema,
+    wording,
+)
 from cbtqa.simulation.playing.players import Call, OpenPlayer, Players
 from cbtqa.simulation.playing.session import Role, provenance_of
 from cbtqa.simulation.playing.supervision import STATE_SCHEMA, describe_state, state_of
@@ -146,6 +152,8 @@ def _spoken_fault(turns: Sequence[Turn], part: Part, course: Course) -> Fault | 
         for name, pattern in course.forbidden.items():
             if re.search(pattern, turn.text, re.IGNORECASE | re.MULTILINE):
                 return Fault(Reason.HEADINGS, f"turn {number} holds {name.replace('_', ' ')}")
+        if fault := fault_of_words(turn.text):
+            return Fault(fault.reason, f"turn {number}: {fault.detail}")
         if not part.closes and course.is_closing(turn.text):
             return Fault(Reason.BAD_LABEL, f"turn {number} takes leave before the last part")
         answer = turns[number].text if number < len(turns) else ""

@@ -14,6 +14,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 from cbtqa.errors import ConfigError, IncompleteRunError
 from cbtqa.files import write_json
 from cbtqa.manifest import Manifest, read_manifest
+from cbtqa.paths import make_folder
 from cbtqa.tuning.budget.counting import ModelSizes
 from cbtqa.tuning.budget.estimate import Speed, this_card
 from cbtqa.tuning.data.packing import StepPlan
@@ -61,7 +62,7 @@ def run_training(
     args = training_arguments(sets, precision)
     is_first = args.process_index == 0
     if is_first:
-        settings.out.mkdir(parents=True, exist_ok=True)
+        make_folder(settings.out)
         write_json(settings.out / RUN_NAME, start)
     on_stage(f"loading {sets.backbone.display_name}")
     stop = SoftStop()

@@ -23,7 +23,7 @@ import cbtqa
 from cbtqa.errors import ConfigError, DataError, IncompleteRunError, UsageError
 from cbtqa.files import read_json, sha256_of, write_json
 from cbtqa.manifest import FileEntry, describe_file, now, package_versions
-from cbtqa.paths import replacing
+from cbtqa.paths import make_folder, real_path, replacing
 from cbtqa.records import Record
 from cbtqa.tuning.backbones import (
     Backbone,
@@ -347,7 +347,7 @@ def building(out: Path, plan: dict[str, Any]) -> Iterator[Path]:
     partial = out.parent / f".{out.name}.partial"
     if not (partial / PLAN_NAME).is_file() or read_json(partial / PLAN_NAME) != plan:
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        make_folder(partial)
         write_json(partial / PLAN_NAME, plan)
     for left in partial.glob(".*.part"):
         left.unlink()
@@ -374,7 +374,7 @@ def building(out: Path, plan: dict[str, Any]) -> Iterator[Path]:
 
 def check_space(out: Path, n_bytes: int) -> None:
     """Raises ConfigError when a model of this size, less what is written of it, does not fit."""
-    folder = out.parent.resolve()
+    folder = real_path(out.parent)
     while not folder.exists():
         folder = folder.parent
     written = out.parent / f".{out.name}.partial"
