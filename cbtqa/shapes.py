@@ -15,10 +15,11 @@ and SMILE.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
+
+from cbtqa.plain_values import decode_json
 
 Message = dict[str, str]
 """`{"role": "system" | "user" | "assistant", "content": ...}`."""
@@ -216,7 +217,7 @@ def as_list(found: object) -> list[Any]:
     """
     if isinstance(found, str) and found.lstrip().startswith(("[", "{")):
         with suppress(ValueError, RecursionError):
-            found = json.loads(found)
+            found = decode_json.decode(found)
     if found is None or found == "":
         return []
     if isinstance(found, dict) and found and all(isinstance(part, list) for part in found.values()):

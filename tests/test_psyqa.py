@@ -229,7 +229,7 @@ def test_a_wrapped_array_comes_with_the_way_out(tmp_path) -> None:
         ('[{"question":"甲","id":1}\n', 2, "file ends before", 1),
         ('[{"question":"甲","id":1}]\n[]', 2, "after the end", 1),
         ('[{"question":"甲\n","id":1}]', 1, "Invalid control character", 0),
-        ('[{"question":"甲","id":' + "9" * 5000 + "}]", 1, "thousands of digits", 0),
+        ('[{"question":"甲","id":' + "9" * 5000 + "}]", 1, "digits", 0),
     ],
 )
 def test_broken_syntax_ends_with_line_and_rows_read(tmp_path, text, line, told, n_before) -> None:
@@ -429,7 +429,7 @@ def test_invisible_characters_go_and_are_counted(tmp_path) -> None:
     path.write_text(json.dumps([_row(1, description=dirty)]), encoding="ascii")
     (item,) = _items(path)
     assert item.question.description == "我最近睡 不好\n👨\u200d👩\u200d👧 \ufffd"
-    assert item.n_cleaned == 4
+    assert item.n_cleaned == 3  # half a surrogate pair is replaced where the file is read
     assert check_file(path).n_cleaned == 1
 
 

@@ -181,7 +181,6 @@ def read_predictions(
         text_column = text_column or _text_column(read.values, columns, text_names, read.where)
         found[read.id] = read.item
         systems[str(read.values.get("system") or own_name)] += 1
-        n_machine += read.item is not None and find_machine_text(read.item.text) is not None
         n_cut += read.item is not None and is_cut(read.item.text, _finish_reason(read.values))
         n_machine += read.item is not None and find_machine_text(read.item.text) is not None
     _check_pairing(path, references, found)

@@ -19,7 +19,7 @@ from cbtqa.dataset_folder import source_rows
 from cbtqa.errors import DataError
 from cbtqa.files import lines_of, open_text
 from cbtqa.paths import is_folder, readable
-from cbtqa.plain_values import decode_json, json_fault, refuse_deep
+from cbtqa.plain_values import decode_json, json_fault, parse_json, refuse_deep
 
 Format = Literal["JSON", "JSON Lines", "JSON object", "CSV", "Parquet"]
 UTF8_BOM = b"\xef\xbb\xbf"
@@ -319,13 +319,7 @@ def _object(source: SourceFile) -> Iterator[Row]:
         found = f"one JSON object of {source.n_bytes:,} bytes, too large to be read whole"
         raise DataError(found, where=str(source.path), hint="save one object a line (.jsonl)")
     with open_text(source.path, source.encoding) as stream:
-        try:
-            document = json.load(stream)
-        except json.JSONDecodeError as error:
-            what = f"not JSON: {error.msg} (line {error.lineno}, column {error.colno})"
-            raise _broken(source, error.lineno, what, 0) from None
-        except RecursionError:
-            raise _broken(source, 1, "nested too deeply", 0) from None
+        document = parse_json(stream.read(), str(source.path))
     rows = _rows_of_object(document)
     if rows is None:
         keys = [key for key, value in document.items() if isinstance(value, list)]

@@ -86,7 +86,14 @@ def test_a_built_dataset_gives_its_test_split(tmp_path: Path) -> None:
             "id": key,
             "answer": text,
             **dict.fromkeys(STEP_NAMES, "一步。"),
-            "distortions": [{"id": "mind_reading"}],
+            "distortions": [
+                {
+                    "id": "mind_reading",
+                    "evidence": "难受",
+                    "labeller": "answer",
+                    "confidence": 1.0,
+                }
+            ],
             "risk": "explicit" if key == "3" else "none",
         }
         for key, text in ANSWERS.items()
