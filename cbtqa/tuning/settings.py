@@ -69,7 +69,7 @@ class DataSettings(Settings):
     """Only the first N rows of a split."""
     allow_template: bool = False
     """Train on text of the template teacher, which is no source for real models."""
-    train_on_risk: bool = False
+    with_risk: bool = False
     """Also use rows whose question shows a risk (column risk: concern or explicit). Without it they
     are left out of training and validation, whatever split they are in, and counted."""
 

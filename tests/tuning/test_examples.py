@@ -47,7 +47,7 @@ def _write(path: Path, *rows: dict[str, Any]) -> Path:
 
 
 def test_a_built_dataset_is_read_by_split(folder: Path) -> None:
-    settings = FinetuneSettings(data=folder, train_on_risk=True)
+    settings = FinetuneSettings(data=folder, with_risk=True)
     training, validation = read_training_examples(settings), read_validation_examples(settings)
     assert validation is not None
     rows = [row for _, row in read_rows(folder / "data" / "train-00000-of-00001.parquet")]
@@ -73,7 +73,7 @@ def test_questions_with_a_risk_are_left_out_of_every_split_and_counted(tmp_path:
         assert found is not None and found.dropped["risk"] == len(at_risk)
         assert found.n_in == len(rows) == len(found.examples) + len(at_risk)
         assert not {one.id for one in found.examples} & at_risk
-        everything = read(FinetuneSettings.model_validate({**plain, "train_on_risk": True}))
+        everything = read(FinetuneSettings.model_validate({**plain, "with_risk": True}))
         assert everything is not None and len(everything.examples) == len(rows)
     assert n_at_risk > 5, "else nothing was tested"
 
@@ -84,7 +84,7 @@ def test_a_file_that_grades_its_rows_loses_those_with_a_risk(tmp_path: Path) -> 
     path = _write(tmp_path / "rows.jsonl", *rows, said)
     found = read_training_examples(FinetuneSettings(data=path))
     assert len(found.examples) == 3 and found.dropped == {"risk": 2} and found.n_in == 5
-    taken = read_training_examples(FinetuneSettings(data=path, train_on_risk=True))
+    taken = read_training_examples(FinetuneSettings(data=path, with_risk=True))
     assert len(taken.examples) == 5 and not taken.dropped
 
 
@@ -93,7 +93,7 @@ def test_a_dataset_of_nothing_but_risk_names_the_flag(tmp_path: Path, chat: Chat
     settings = FinetuneSettings(data=_write(tmp_path / "rows.jsonl", row))
     with pytest.raises(DataError, match="risk 1") as caught:
         encode(read_training_examples(settings), chat, settings)
-    assert "--train-on-risk" in (caught.value.hint or "")
+    assert "--with-risk" in (caught.value.hint or "")
 
 
 def test_a_prompt_is_the_persona_then_title_and_description_without_field_names(

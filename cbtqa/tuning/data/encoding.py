@@ -204,6 +204,6 @@ def checked(encoded: EncodedSet, settings: FinetuneSettings) -> EncodedSet:
     elif "no_steps" in encoded.dropped:
         hint = "these answers have no steps: use --mode answer"
     elif "risk" in encoded.dropped:
-        hint = "these questions show a risk: to learn from them all the same, add --train-on-risk"
+        hint = "these questions show a risk: to learn from them all the same, add --with-risk"
     words = f"no example is left of {encoded.n_in:,} rows: {reasons or 'no rows'}"
     raise DataError(words, where=encoded.name, hint=hint)

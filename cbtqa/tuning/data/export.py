@@ -79,7 +79,7 @@ def export(resolved: Resolved[ExportSettings]) -> FolderResult:
         mode=settings.mode,
         system_prompt=settings.system_prompt,
         allow_template=settings.allow_template,
-        train_on_risk=settings.with_risk,
+        with_risk=settings.with_risk,
     )
     counts = {}
     for name in names:
