@@ -401,7 +401,7 @@ def test_a_server_that_fails_at_everything_gets_few_requests_and_its_words_are_s
         with pytest.raises(EndpointError, match="CUDA out of memory") as failed:
             limits = Limits(in_flight=256, gone_after_s=3)
             run(server, journal, items, limits, EchoTask(schema))
-        assert len(server.requests) < 40
+        assert len(server.requests) < 100, "three formats of a first few"
     assert "is the server running" not in str(failed.value.hint)
 
 
