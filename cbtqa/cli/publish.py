@@ -148,7 +148,7 @@ def hub_preview(resolved: Resolved[PreviewSettings], as_json: AsJson = False) ->
     """
     settings = resolved.values
     prepared = prepare_preview(settings)
-    path = prepared.write_preview(settings.out)
+    path = prepared.write_preview(settings.out, overwrite=settings.overwrite)
     for finding in prepared.findings[:10]:
         say(f"would be refused: {finding.where}: {finding.what}")
     say(f"preview: {path}")

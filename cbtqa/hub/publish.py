@@ -29,6 +29,7 @@ from cbtqa.hub.settings import (
     RepoId,
 )
 from cbtqa.hub.upload import Uploaded, upload
+from cbtqa.paths import refuse_existing
 from cbtqa.records import Tabular
 from cbtqa.report.page import Head, Phrase, load_wording, render_page, same
 from cbtqa.report.table import Column, Estimate, Table
@@ -53,10 +54,13 @@ class Prepared(Tabular):
     def to_dict(self) -> dict[str, Any]:
         return {**self.plan.summary(), "card": self.plan.card, "sent": False}
 
-    def write_preview(self, path: Path | None = None) -> Path:
+    def write_preview(self, path: Path | None = None, *, overwrite: bool = False) -> Path:
+        """Writes the page, by default among the run's own; UsageError for a file that is there."""
         target = path or self.settings.run / STAGING / "preview.html"
         if not target.suffix:  # a browser opens a page by its suffix
             target = target.with_name(f"{target.name}.html")
+        if path is not None:
+            refuse_existing(target, overwrite=overwrite)
         write_text(target, preview_page(self.plan, self.findings))
         return target
 
@@ -109,6 +113,8 @@ class PreviewSettings(Settings):
     """Repository that the card names."""
     out: Path | None = None
     """Page to write. Default: publish/preview.html in the run."""
+    overwrite: bool = False
+    """Replace the file of --out."""
     ratings: tuple[Path, ...] = ()
     """Folder that `cbtqa rate report` wrote. May be repeated."""
     notes: Path | None = None

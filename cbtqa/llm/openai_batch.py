@@ -47,6 +47,7 @@ from cbtqa.llm.protocol import (
 )
 from cbtqa.llm.server_words import shown
 from cbtqa.llm.transport import mapped_errors, open_sdk
+from cbtqa.paths import keep_private, replacing
 from cbtqa.records import Reason, Usage
 
 ItemT = TypeVar("ItemT")
@@ -291,6 +292,7 @@ class _Writer:
             self.close()
             self._paths.append(self._folder / f"{len(self._paths)}.jsonl")
             self._stream, self._n_rows, self._n_bytes = self._paths[-1].open("wb"), 0, 0
+            keep_private(self._paths[-1])
         self._stream.write(data)
         self.names.add(name)
         self._n_rows, self._n_bytes = self._n_rows + 1, self._n_bytes + len(data)
@@ -376,7 +378,8 @@ class _Folder(nullcontext[None]):
         self._folder.mkdir(parents=True, exist_ok=True)
         taken = [int(one.stem.split("-")[1]) for one in self._folder.glob("requests-[0-9]*.jsonl")]
         target = self._folder / f"requests-{max(taken, default=0) + 1}.jsonl"
-        target.write_bytes(path.read_bytes())
+        with replacing(target) as temporary:
+            temporary.write_bytes(path.read_bytes())
         return target.name
 
     async def find(self, token: str) -> str | None:

@@ -47,7 +47,8 @@ LENGTHS_APART = 1.25
 LONG_SESSION = 200
 """Turns from which a session is unusually long; assumed."""
 FAULTY_SHARE = 0.1
-"""Share of a session's turns from which repetitions, asides and cuts are an error; assumed."""
+"""Share of a session's turns from which repetitions, asides and cuts are an error, and of sessions
+from which those that broke off are; assumed."""
 SAYS: Mapping[TurnMark, str] = {
     "machine_text": "hold control tokens or a model's reasoning",
     "note_to_model": "speak about the task instead of to the other person",
@@ -292,10 +293,14 @@ def _faulty_dialogues(sessions: Sessions, study: StudySettings | None) -> Iterat
     single = [one.id for one in sessions if len({turn.role for turn in one.turns}) == 1]
     empty = [one.id for one in sessions if not one.turns]
     long = [one.id for one in sessions if len(one.turns) >= LONG_SESSION]
+    broken = [one.id for one in sessions if one.stop_reason in EARLY_STOPS]
+    are_many = len(broken) > FAULTY_SHARE * len(sessions)
     in_a_row = "hold two turns in a row by one speaker"
     yield from listed("error", "adjacent_speakers", adjacent, in_a_row)
     yield from listed("error", "one_speaker", single, "hold only one speaker")
     yield from listed("error", "no_turns", empty, "hold no turn")
+    ended = "broke off (context, no usable answer, refusal or endpoint)"
+    yield from listed("error" if are_many else "note", "broken_off", broken, ended)
     yield from listed("note", "long_sessions", long, f"have {LONG_SESSION} turns or more")
     if study is not None:
         sizes = {one.id: sum(estimate_tokens(turn.text) for turn in one.turns) for one in sessions}

@@ -25,6 +25,7 @@ from transformers import Trainer, TrainerCallback
 from cbtqa.errors import DataError
 from cbtqa.files import json_line, read_rows, write_jsonl
 from cbtqa.metrics.evaluation import score_lists
+from cbtqa.paths import keep_private
 from cbtqa.records import Record
 from cbtqa.tuning.answering.decoding import generate_ids
 from cbtqa.tuning.budget.estimate import Speed
@@ -226,6 +227,7 @@ class SampleAnswers(TrainerCallback):
         samples = answer_samples(self._sets, self._trainer)
         with (settings.out / SAMPLES_NAME).open("a", encoding="utf-8") as stream:
             stream.writelines(json_line(sample) for sample in samples)
+        keep_private(settings.out / SAMPLES_NAME)
         # without headings or reasoning
         predictions = [read_target(settings.mode, sample.text).text for sample in samples]
         references = [read_target(settings.mode, sample.reference).text for sample in samples]
