@@ -236,6 +236,7 @@ READS = (
     "safety evaluate {d}",
     "safety scrub {d}",
     "finetune {d} --backbone qwen2.5 --out {out} --dry-run",
+    "export {d} --for trl --out {out}",
     "generate {d} --endpoint http://127.0.0.1:9/v1 --model m --out {out}",
     "score {d} --ref {whole} --metrics chrf2",
     "score {whole} --ref {d} --metrics chrf2",

@@ -294,6 +294,7 @@ def test_a_batch_is_submitted_left_and_collected_by_the_same_command(
     with ScriptedEndpoint(ok(json.dumps({"labels": []}))) as server:
         words = ("questions.jsonl", "--labeller", "llm", "--out", "out.jsonl", "--json")
         asked = ("--endpoint", server.url, "--model", "m", "--transport", "batch-api", "--no-wait")
+        asked += ("--overwrite",)  # the second time, the labels of the first are there
         dry = run(capsys, "distortions", "label", *words, *asked, "--dry-run")
         assert json.loads(dry.out)["bound_by"] == "batch-api" and not server.batches
         assert run(capsys, "distortions", "label", *words, *asked).code == 6

@@ -102,7 +102,7 @@ def test_refused_cells_end_with_4_and_the_good_ones_are_kept(tmp_path: Path) -> 
     answer = json.loads(done.stdout)
     assert answer["n_kept"] == 50
     assert [entry["where"] for entry in answer["refused"]] == ["R1.xlsx:评分!E4"]
-    assert "refused: R1.xlsx:评分!E4: value:relevance: found 5" in done.stderr
+    assert "refused: R1.xlsx:评分!E4: 相关性: found 5" in done.stderr
 
 
 def test_the_distortion_report_lists_labels_to_adjudicate(tmp_path: Path) -> None:

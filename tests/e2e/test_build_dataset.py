@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -107,9 +108,10 @@ def test_faults_are_asked_again_and_end_as_records_or_counted_rejections(tmp_pat
         steps(distortions=[{"id": "labeling", "evidence": "我没有说过的话"}]), ensure_ascii=False
     )
 
+    asked: Counter[str] = Counter()
+
     def script(seen: Seen):  # type: ignore[no-untyped-def]
         text = next(m["content"] for m in seen.body["messages"] if m["role"] == "user")
-        is_again = seen.body["messages"][-1]["content"] != text
         if "第0次" in text:
             return content_filter()
         if "第1次" in text:
@@ -118,6 +120,8 @@ def test_faults_are_asked_again_and_end_as_records_or_counted_rejections(tmp_pat
             return cut_by_length('{"validation_and_empathy": "写到一半')
         if "第3次" in text:
             return ok(bad)
+        asked[text] += 1
+        is_again = asked[text] > 1
         if "第4次" in text and not is_again:
             return ok("这不是 JSON")
         if "第5次" in text and not is_again:
@@ -302,7 +306,7 @@ def test_a_crisis_question_gets_help_routes_and_its_own_split(tmp_path: Path) ->
     (row,) = rows_of(tmp_path / "a")
     assert row["risk"] == "explicit" and "12356" in row["answer"]
     assert counts_of(tmp_path / "a")["splits"] == {"crisis": 1}
-    run_cbtqa("build-dataset", "q.json", "--out", "b", "--crisis", "drop", cwd=tmp_path)
+    run_cbtqa("build-dataset", "q.json", "--out", "b", "--crisis", "drop", cwd=tmp_path, code=6)
     assert counts_of(tmp_path / "b")["rejected"] == {"crisis_dropped": 1}
 
 

@@ -215,6 +215,7 @@ OUTS = {
 
 
 NOWHERE = ("below a file", "read-only", "a link to itself")
+REFUSED = {"convert": (4,)}
 """Where nothing can be made: the words of the command are wrong, or a setting."""
 
 
@@ -243,8 +244,10 @@ def test_wherever_it_is_to_write_the_command_says_what_is_wrong(
     for case, end in zip(cases, ends, strict=True):
         if (case.cwd / "full").is_dir():
             assert (case.cwd / "full" / "mine.txt").read_text() == "mine", case.name
+        # a dry run writes nothing; the source of `convert` here is an adapter, refused before
+        may_end = (2, 3, *((0,) if "--dry-run" in case.words else ()), *REFUSED.get(command, ()))
         if case.name in NOWHERE:
-            assert end["code"] in (2, 3), f"{case.name}: {end['err']}"
+            assert end["code"] in may_end, f"{case.name}: {end['err']}"
 
 
 @pytest.mark.parametrize("command", commands_with_output())

@@ -69,7 +69,7 @@ def test_a_reply_depends_on_its_seed_and_not_on_its_batch(base: Path, tmp_path: 
 def test_a_prompt_over_the_models_context_ends_the_session_as_such(tmp_path: Path) -> None:
     (tmp_path / "short.md").write_text(PROMPT)
     small = write_tiny_model(tmp_path / "base", max_position_embeddings=64)
-    with pytest.raises(IncompleteRunError, match=r"context, therapist: .*context holds 64"):
+    with pytest.raises(IncompleteRunError, match=r"therapist: .*context holds 64: context"):
         _play(small, tmp_path / "s")
     sessions = StudyFolder(tmp_path / "s").read_sessions()
     assert {one.stop_reason for one in sessions} == {"context"}

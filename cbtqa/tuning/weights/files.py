@@ -21,7 +21,7 @@ from typing import Any
 
 import cbtqa
 from cbtqa.errors import ConfigError, DataError, IncompleteRunError, UsageError
-from cbtqa.files import read_json, sha256_of, write_json
+from cbtqa.files import parse_record, read_json, sha256_of, write_json
 from cbtqa.manifest import FileEntry, describe_file, now, package_versions
 from cbtqa.paths import make_folder, real_path, replacing
 from cbtqa.records import Record
@@ -133,7 +133,7 @@ def write_base_record(folder: Path, record: BaseRecord) -> None:
 def read_base_record(folder: Path) -> BaseRecord | None:
     """An adapter's base, or None for an adapter that records none (made by another program)."""
     path = folder / BASE_RECORD
-    return BaseRecord.model_validate(read_json(path)) if path.is_file() else None
+    return parse_record(BaseRecord, read_json(path), str(path)) if path.is_file() else None
 
 
 @dataclass(frozen=True)
