@@ -135,14 +135,13 @@ def annotate(resolved: Resolved[AnnotateSettings], as_json: AsJson = False) -> N
     Example: cbtqa distortions annotate questions.jsonl --n 500 --raters 2 --out study
     """
     from cbtqa.ratings.design import NewStudySettings, create_study
-    from cbtqa.ratings.sheets import write_sheets
 
     settings = resolved.values
     sample = draw_for_annotation(settings)
     rubric, n = f"distortions:{settings.taxonomy}", sample.n
     given = settings.model_dump(include={"out", "raters", "seed"})
     study = NewStudySettings(questions=sample.path, rubric=rubric, n=n, **given)
-    n_sheets = len(write_sheets(create_study(study).folder))
+    n_sheets = len(create_study(study, with_sheets=True).sheets)
     say(f"{n} texts, {settings.raters} raters; sheets: {n_sheets}; form: cbtqa rate serve")
     found = {**sample.summary(), "study": str(settings.out), "sheets": n_sheets}
     give(as_json, found, sample.table(), title=f"Sample in {sample.path}")

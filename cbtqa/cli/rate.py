@@ -11,7 +11,6 @@ from cbtqa.cli.console import give, print_json, say
 from cbtqa.cli.help import CommandGroup
 from cbtqa.cli.options import AsJson, Newest, settings_flags
 from cbtqa.ratings.design import NewStudySettings, create_study
-from cbtqa.ratings.sheets import write_sheets
 from cbtqa.ratings.store import Store
 from cbtqa.ratings.study import StudyFolder, open_study
 from cbtqa.report.table import Table
@@ -51,10 +50,8 @@ def new(resolved: Resolved[NewStudySettings], as_json: AsJson = False) -> None:
     --questions psyqa.json --n 100 --raters 5 --out study
     """
     settings = resolved.values
-    made = create_study(settings)
-    study = made.folder.study
-    sheets = write_sheets(made.folder) if settings.sheets else []
-    sheets += write_sheets(made.folder, as_csv=True) if settings.csv else []
+    made = create_study(settings, with_sheets=True)
+    study, sheets = made.folder.study, made.sheets
     for item in made.telling_items[:5]:
         say(f"warning: the text of {item} holds a system's name; raters may guess who wrote it")
     size = f"{study.n_questions} of {made.n_available} questions x {len(study.arms)} systems"

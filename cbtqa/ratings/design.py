@@ -23,9 +23,11 @@ from cbtqa.files import json_line, write_jsonl
 from cbtqa.manifest import describe_file, now
 from cbtqa.paths import real_path
 from cbtqa.ratings.rubric import Language, Rubric, load_rubric
+from cbtqa.ratings.sheets import write_sheets
 from cbtqa.ratings.sources import Pool, SourceAnswer, read_pool
 from cbtqa.ratings.study import (
     QUESTIONS_ONLY,
+    UNFINISHED,
     Item,
     Presentation,
     Study,
@@ -101,6 +103,7 @@ class NewStudy:
     """Rows that could not be used; they are in `<study>.left_out.jsonl` beside the key."""
     telling_items: tuple[str, ...]
     """Items whose text holds a system's name, so that raters may guess it."""
+    sheets: tuple[Path, ...] = ()
 
     def summary(self) -> dict[str, Any]:
         study = self.folder.study
@@ -117,8 +120,8 @@ class NewStudy:
         }
 
 
-def create_study(settings: NewStudySettings) -> NewStudy:
-    """Makes the study and writes its folder and its key; sheets are another step."""
+def create_study(settings: NewStudySettings, *, with_sheets: bool = False) -> NewStudy:
+    """Makes the study and writes its folder and its key, and the raters' sheets when asked to."""
     rubric = load_rubric(settings.rubric)
     pool = read_pool(settings.predictions, settings.questions, rubric.shows)
     available = pool.common_ids()
@@ -150,13 +153,16 @@ def create_study(settings: NewStudySettings) -> NewStudy:
     items, calibration = _make_items(pool, drawn, arms, strata, settings)
     plan = _make_plan(items, calibration, settings)
     study = _describe(settings, rubric, items, calibration, plan, tuple(arms))
-    write_key(key_path, StudyKey(study_id=study.id, systems=arms))
     folder = write_study(settings.out, study, rubric, [*calibration, *items], plan)
+    write_key(key_path, StudyKey(study_id=study.id, systems=arms))
     if pool.rejections:
         # beside the folder like the key, since these rows name the systems
         write_jsonl(key_path.with_name(f"{settings.out.name}.left_out.jsonl"), pool.rejections)
+    sheets = write_sheets(folder) if with_sheets and settings.sheets else []
+    sheets += write_sheets(folder, as_csv=True) if with_sheets and settings.csv else []
+    (folder.path / UNFINISHED).unlink()
     telling = _telling_items([*calibration, *items], arms.values())
-    return NewStudy(folder, key_path, len(available), len(pool.rejections), telling)
+    return NewStudy(folder, key_path, len(available), len(pool.rejections), telling, tuple(sheets))
 
 
 def _fitting(pool: Pool, rubric: Rubric, n_available: int) -> int:

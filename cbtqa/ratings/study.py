@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,11 +31,13 @@ from cbtqa.files import (
     parse_record,
     read_json,
     read_jsonl,
+    read_text,
     write_json,
     write_jsonl,
+    write_text,
 )
 from cbtqa.manifest import FileEntry, now
-from cbtqa.paths import keep_private, make_folder
+from cbtqa.paths import keep_private, make_folder, remove_leftovers
 from cbtqa.ratings.rubric import Language, Rubric
 from cbtqa.records import NonEmptyText, Record, Risk
 
@@ -198,8 +201,22 @@ class StudyFolder:
             os.fsync(stream.fileno())
 
 
+UNFINISHED = ".unfinished"
+"""Holds the study's id while its folder, its key and its sheets are being written."""
+
+
 def require_new(path: Path, key_path: Path) -> None:
-    """Raises a UsageError where a study or its key would overwrite something."""
+    """Raises a UsageError where a study or its key would overwrite something.
+
+    What a killed command has left of both is removed.
+    """
+    if (path / UNFINISHED).is_file():
+        study_id = read_text(path / UNFINISHED)
+        if key_path.is_file() and _read_part(StudyKey, key_path).study_id == study_id:
+            key_path.unlink()
+        shutil.rmtree(path)
+    elif path.is_dir() and all(one.suffix == ".part" for one in path.iterdir()):
+        remove_leftovers(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UsageError(
             f"{path} is not an empty folder; a study is never written over",
@@ -212,9 +229,10 @@ def require_new(path: Path, key_path: Path) -> None:
 def write_study(
     path: Path, study: Study, rubric: Rubric, items: Iterable[Item], plan: Sequence[Presentation]
 ) -> StudyFolder:
-    """Writes a new study folder, readable by its owner only; `study.json` comes last."""
+    """Writes a new study folder, readable by its owner only; `UNFINISHED` is the caller's to remove."""
     make_folder(path)
     keep_private(path)
+    write_text(path / UNFINISHED, study.id)
     kept, shown = {item.id: item for item in items}, tuple(plan)
     write_json(path / "rubric.json", rubric)
     write_jsonl(path / "items.jsonl", kept.values())
