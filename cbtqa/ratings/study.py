@@ -229,7 +229,7 @@ def require_new(path: Path, key_path: Path) -> None:
 def write_study(
     path: Path, study: Study, rubric: Rubric, items: Iterable[Item], plan: Sequence[Presentation]
 ) -> StudyFolder:
-    """Writes a new study folder, readable by its owner only; `UNFINISHED` is the caller's to remove."""
+    """Writes a new study folder, for its owner only; the caller removes `UNFINISHED`."""
     make_folder(path)
     keep_private(path)
     write_text(path / UNFINISHED, study.id)
