@@ -33,3 +33,17 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             monkeypatch.delenv(name)
     monkeypatch.setattr(secrets, "_known", {})
     yield
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    # here and not beside the faults: the process that leads the workers loads no deeper file
+    runs = [
+        value
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        for name, value in getattr(report, "user_properties", ())
+        if name == "fault_runs"
+    ]
+    if runs:
+        n, seconds = sum(one[0] for one in runs), sum(one[1] for one in runs)
+        terminalreporter.write_line(f"fault matrix: {n:,} runs in {seconds:.0f} s")
