@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoConfig, AutoTokenizer
 
 from cbtqa.errors import CbtqaError, ConfigError, DataError, IncompleteRunError, UsageError
 from cbtqa.files import read_rows
@@ -16,6 +18,7 @@ from cbtqa.manifest import read_manifest
 from cbtqa.settings import resolve
 from cbtqa.tuning.libraries import is_disk_full, is_out_of_memory
 from cbtqa.tuning.settings import FinetuneSettings
+from cbtqa.tuning.training.dry_run import dry_run
 from cbtqa.tuning.training.finetune import FinetuneResult, finetune
 from cbtqa.tuning.training.trainer import COMPLETE_NAME, last_checkpoint
 from tests.support.dataset_folder import write_dataset_folder
@@ -414,3 +417,24 @@ def test_machine_failures_are_recognised_as_the_libraries_word_them() -> None:
     assert is_disk_full(OSError(28, "No space left on device"))
     assert is_disk_full(RuntimeError("PytorchStreamWriter failed writing file data/0"))
     assert not is_disk_full(OSError(13, "Permission denied"))
+
+
+@pytest.mark.parametrize("is_dry", [True, False])
+def test_a_token_without_a_row_in_the_embedding_is_refused_before_training(
+    bench: Path, tmp_path: Path, is_dry: bool
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(bench / "base", base)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    n_rows = AutoConfig.from_pretrained(base).vocab_size
+    word = json.loads((bench / "rows.jsonl").read_text("utf-8").splitlines()[0])["completion"][:3]
+    fillers = [f"填{number}充" for number in range(max(0, n_rows - len(tokenizer)))]
+    tokenizer.add_tokens([*fillers, word])
+    tokenizer.save_pretrained(base)
+    resolved = resolve(
+        FinetuneSettings,
+        flags=_flags(bench, tmp_path / "out") | {"backbone": str(base)},
+        environ={},
+    )
+    with pytest.raises(ConfigError, match=f"'{word}' the number .* {n_rows:,} rows"):
+        dry_run(resolved) if is_dry else finetune(resolved)

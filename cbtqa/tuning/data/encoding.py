@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cbtqa.errors import DataError
+from cbtqa.errors import ConfigError, DataError
 from cbtqa.records import Question
 from cbtqa.text_faults import find_machine_text
 from cbtqa.tuning.data.chat_format import ChatFormat
@@ -128,6 +128,19 @@ def encode(found: ExampleSet, chat: ChatFormat, settings: FinetuneSettings) -> E
         for example, item in zip(clean, _items(clean, chat), strict=True):
             _add(encoded, example, item, chat, settings)
     return checked(encoded, settings)
+
+
+def refuse_unknown_tokens(sets: Iterable[EncodedSet], tokenizer: Any, n_rows: int) -> None:
+    """Raises a ConfigError where a text has a token for which the embedding has no row."""
+    documents = (one for of in sets for item in of.items for one in item.documents)
+    largest = max((int(one.ids.max()) for one in documents if len(one)), default=0)
+    if largest >= n_rows:
+        token = tokenizer.convert_ids_to_tokens(largest)
+        raise ConfigError(
+            f"the tokenizer gives '{token}' the number {largest:,}, the model's embedding has "
+            f"{n_rows:,} rows",
+            hint="tokenizer and weights do not belong together: tokens were added to one alone",
+        )
 
 
 def _items(examples: Sequence[Example], chat: ChatFormat) -> list[Item]:

@@ -42,6 +42,7 @@ from cbtqa.tuning.data.encoding import (
     add_if_short,
     checked,
     encode,
+    refuse_unknown_tokens,
 )
 from cbtqa.tuning.data.examples import ExampleSet, read_training_examples, read_validation_examples
 from cbtqa.tuning.data.packing import StepPlan
@@ -158,6 +159,8 @@ def dry_run(
     config = to_config(backbone)
     chat = _chat_on_this_machine(backbone, settings)
     splits = _read_splits(settings, chat, config.vocab_size)
+    if chat:
+        refuse_unknown_tokens(splits.values(), chat.tokenizer, config.vocab_size)
     train, statistics = splits["train"], splits["train"].statistics(settings.loss_on)
     layout = _lay_out(train.lengths, settings, n_processes)
     dtype = torch.float32 if settings.precision == "fp32" else torch.bfloat16

@@ -18,7 +18,7 @@ from cbtqa.tuning.backbones import Backbone
 from cbtqa.tuning.budget.counting import count_shape
 from cbtqa.tuning.budget.estimate import memory_of
 from cbtqa.tuning.data.chat_format import ChatFormat
-from cbtqa.tuning.data.encoding import EncodedSet, encode
+from cbtqa.tuning.data.encoding import EncodedSet, encode, refuse_unknown_tokens
 from cbtqa.tuning.data.examples import (
     check_data_named,
     is_of_rows,
@@ -104,6 +104,8 @@ def prepare_model(sets: TrainingSets, precision: ComputeType) -> Ready:
     if is_sharded or not torch.cuda.is_available():
         place = "cpu" if is_4_bit else None
     base = load_base(backbone, precision, in_4_bits=is_4_bit, place=place)
+    n_rows = base.get_input_embeddings().weight.shape[0]
+    refuse_unknown_tokens(sets.by_name.values(), sets.chat.tokenizer, n_rows)
     notes = []
     is_packed = settings.packing
     if is_packed:
