@@ -159,8 +159,6 @@ def dry_run(
     config = to_config(backbone)
     chat = _chat_on_this_machine(backbone, settings)
     splits = _read_splits(settings, chat, config.vocab_size)
-    if chat:
-        refuse_unknown_tokens(splits.values(), chat.tokenizer, config.vocab_size)
     train, statistics = splits["train"], splits["train"].statistics(settings.loss_on)
     layout = _lay_out(train.lengths, settings, n_processes)
     dtype = torch.float32 if settings.precision == "fp32" else torch.bfloat16
@@ -202,11 +200,14 @@ def _read_splits(
         "train": read_training_examples(settings),
         "validation": read_validation_examples(settings),
     }
-    return {
+    splits = {
         name: encode(of, chat, settings) if chat else approximate(of, vocabulary, settings)
         for name, of in found.items()
         if of is not None
     }
+    if chat:
+        refuse_unknown_tokens(splits.values(), chat.tokenizer, vocabulary)
+    return splits
 
 
 def _chat_on_this_machine(backbone: Backbone, settings: FinetuneSettings) -> ChatFormat | None:
