@@ -23,7 +23,6 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from functools import partial
 from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
@@ -222,13 +221,7 @@ class Journal:
         """Queues a row from a running event loop; the future is done once the row is durable."""
         if self._writer is None:
             self._writer = GroupWriter(self._commit)
-        written = self._writer.put(entry)
-        written.add_done_callback(partial(self._written, entry))
-        return written
-
-    def _written(self, entry: Entry, written: asyncio.Future[None]) -> None:
-        if self._in_flight and not written.cancelled() and written.exception() is None:
-            self._in_flight.written(entry)
+        return self._writer.put(entry)
 
     def _commit(self, entries: Sequence[Entry]) -> None:
         assert self._db is not None, "a journal opened for reading is not written"
@@ -245,6 +238,9 @@ class Journal:
                 self._db.execute("BEGIN IMMEDIATE")
                 self._db.executemany(INSERT, rows)
                 self._db.executemany(ADD_TOTAL, totals)
+            if self._in_flight is not None:
+                # at once, not when the loop gets to it: a kill in between tells too many
+                self._in_flight.written(entries)
         except sqlite3.Error as error:
             raise IncompleteRunError(
                 f"the journal {self.path} cannot be written: {error}",

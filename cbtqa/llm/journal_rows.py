@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
@@ -200,6 +200,7 @@ class InFlight:
         """Reads what an earlier run left; `n_before` of its requests may be paid twice."""
         self._path = journal.with_name(f".{journal.name}.in-flight")
         self._unwritten: set[int] = set()
+        self._noting = threading.Lock()
         self.n = 0
         """In flight now."""
         try:
@@ -210,9 +211,10 @@ class InFlight:
         self._note(0)
 
     def _note(self, more: int) -> None:
-        self.n += more
-        self._file.seek(0)
-        self._file.write(b"%09d" % self.n)
+        with self._noting:
+            self.n += more
+            self._file.seek(0)
+            self._file.write(b"%09d" % self.n)
 
     def sent(self) -> None:
         """Notes a request that is about to be sent."""
@@ -226,11 +228,11 @@ class InFlight:
         """Notes the reply to a request; it counts as in flight until its row is durable."""
         self._unwritten.add(id(reply))
 
-    def written(self, entry: Entry) -> None:
-        """Notes a durable row."""
-        if id(entry.reply) in self._unwritten:
-            self._unwritten.discard(id(entry.reply))
-            self._note(-1)
+    def written(self, entries: Iterable[Entry]) -> None:
+        """Notes durable rows, from whatever thread."""
+        durable = self._unwritten.intersection(id(entry.reply) for entry in entries)
+        self._unwritten -= durable
+        self._note(-len(durable))
 
     def close(self) -> None:
         """Removes the file when nothing is in flight; what was dropped stays noted."""

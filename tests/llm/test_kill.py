@@ -61,7 +61,8 @@ def test_acknowledged_replies_are_never_paid_twice(tmp_path: Path) -> None:
                 kept = set(journal.done_keys())
             n_lost += len(asked - kept)
         assert kept == set(keys)
-        assert server.n_paid_again <= n_lost <= n_told <= n_lost + 2 * 16, "and that was told"
+        # besides: what did not reach the server, and a group committed and not yet noted
+        assert server.n_paid_again <= n_lost <= n_told <= n_lost + 2 * (16 + 64), "that was told"
         assert not list(tmp_path.glob(".*in-flight")), "nothing is on its way at the end"
     with Journal(path, {"model": "m"}) as journal:
         replies = [one.reply.text for _, one in journal.outcomes(keys) if one and one.reply]
