@@ -21,6 +21,7 @@ from pydantic import Field, model_validator
 
 from cbtqa.errors import DataError
 from cbtqa.records import NonEmptyText, Record
+from cbtqa.statistics.intervals import CONFIDENCE
 
 Level = Literal["nominal", "ordinal", "interval", "ratio"]
 Weights = Literal["none", "linear", "quadratic"]
@@ -28,7 +29,6 @@ Floats = npt.NDArray[np.float64]
 Cells = Sequence[Sequence[float | None]] | Floats
 Values = Sequence[float | None] | Floats
 
-CONFIDENCE = 0.95
 NO_VARIATION = "no variation: every rating that can be compared is the same"
 NOTHING_TO_COMPARE = "no item was rated by two raters"
 

@@ -14,13 +14,13 @@ import numpy as np
 
 from cbtqa.errors import require
 from cbtqa.statistics.agreement import (
-    CONFIDENCE,
     NO_VARIATION,
     Cells,
     Coefficient,
     as_table,
     undefined,
 )
+from cbtqa.statistics.intervals import CONFIDENCE
 
 IccForm = Literal["1", "A", "C"]
 
