@@ -99,7 +99,7 @@ def mean_interval(
     half = t_quantile(n - 1) * se
     low, high = float(mean - half), float(mean + half)
     if scale is not None and is_short:
-        inner = _short_scale_interval(sums, sizes, scale)
+        inner = _short_scale_interval(sums.astype(np.float64), sizes.astype(np.float64), scale)
         low, high = min(low, inner[0]), max(high, inner[1])
     if scale is not None:
         low, high = max(low, float(scale[0])), min(high, float(scale[1]))
