@@ -51,8 +51,9 @@ from cbtqa.statistics.intervals import (
 from cbtqa.statistics.resampling import Floats
 
 Ints = NDArray[np.int64]
-RATER, RATER_BY_GROUP, ITEM, ITEM_BY_GROUP = 1.0, 0.1, 1.0, 0.5
-"""Variances by that of the rest, for the weights alone; assumed. They do not enter the intervals."""
+RATER, RATER_BY_GROUP, ITEM, ITEM_BY_GROUP = 10.0, 0.1, 1.0, 0.5
+"""Variances by that of the rest, for the weights alone; assumed. They do not enter the intervals.
+That of raters is large, so that systems are compared within raters."""
 NOTHING = 1e-20
 """Variance, by the square of the greatest value, below which nothing but rounding is left."""
 
@@ -215,10 +216,10 @@ class CrossedMeans:
         low, high = self.names.index(first), self.names.index(second)
         contrast = np.zeros(len(self.names))
         contrast[[low, high]] = -1, 1
-        n_items, n_raters = self.shape
+        n_raters = self.shape[1]
         cells = self.item * n_raters + self.rater
         rated = [np.unique(cells[self.group == place]) for place in (low, high)]
-        paired = np.intersect1d(*rated)
+        paired = np.intersect1d(rated[0], rated[1])
         return self._estimate(contrast, np.isin(cells, paired) & np.isin(self.group, (low, high)))
 
     def omnibus(self) -> CrossedTest:
@@ -244,7 +245,8 @@ class CrossedMeans:
             squares[a, b] = squares[b, a] = float(one.se or 0) ** 2
         centred = squares - squares.mean(axis=0) - squares.mean(axis=1)[:, None] + squares.mean()
         epsilon = float(np.trace(centred) ** 2 / ((n - 1) * (centred**2).sum()))
-        pooled = _Variance(*np.mean([part[:3] for part in parts], axis=0), *parts[0][3:])
+        whole, item, rater = np.mean([part[:3] for part in parts], axis=0).tolist()
+        pooled = _Variance(whole, item, rater, parts[0].df_item, parts[0].df_rater)
         statistic = sum(one.value**2 for one in found) / float(squares.sum() / 2)
         df = epsilon * (n - 1), epsilon * (n - 1) * pooled.df()
         return CrossedTest(statistic, *df, f_tail(statistic, *df), *self.shape, None)
@@ -256,12 +258,12 @@ class CrossedMeans:
         n_all = len(np.unique(self.rater[np.isin(self.group, np.flatnonzero(contrast))]))
         size = n_items, n_raters
         none = (None, None, None, None, None)
-        if n_items < 2:
-            reason = f"rests on {n_items} item{'' if n_items == 1 else 's'}"
-            return CrossedEstimate(value, *none, *size, n_raters > 1, reason)
         if n_raters < 2 <= n_all:
             reason = "fewer than two raters rated both: raters and systems cannot be told apart"
             return CrossedEstimate(value, *none, *size, False, reason)
+        if n_items < 2:
+            reason = f"rests on {n_items} item{'' if n_items == 1 else 's'}"
+            return CrossedEstimate(value, *none, *size, n_raters > 1, reason)
         variance = self._variance(contrast)
         if variance.whole <= NOTHING * max(1.0, float(np.abs(self.values).max())) ** 2:
             return CrossedEstimate(value, *none, *size, n_raters > 1, ALIKE)
@@ -301,7 +303,8 @@ class CrossedMeans:
         # how much a cell (rater on item) counts: of a difference the mean of both sides
         counted = weight * contrast[self.group] / float(contrast @ contrast)
         share = np.bincount(cell, weights=counted, minlength=n_items * n_raters)
-        scores, shares = score.reshape(self.shape), share.reshape(self.shape)
+        scores = score.astype(np.float64).reshape(self.shape)
+        shares = share.astype(np.float64).reshape(self.shape)
         if not np.count_nonzero(np.abs(shares).sum(axis=0) > 0) > 1:
             return _items_alone(scores.sum(axis=1), shares.sum(axis=1))
         by_item, by_rater = shares.sum(axis=1), shares.sum(axis=0)
