@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cbtqa.records import NonEmptyText, Record
 from cbtqa.statistics.agreement import Floats
@@ -66,7 +67,7 @@ class ClusterRobust:
             shrunk = ratio / (1 + ratio * len(own))
             weighted.append(own - shrunk * own.sum(axis=0))
             precision += own.T @ weighted[-1]
-        self._inverse = np.linalg.inv(precision)
+        self._inverse: Floats = np.linalg.inv(precision).astype(np.float64)
         # rows of X' W A of each patient, and what its scores add to the sandwich
         self._sides = [
             _adjusted(x[place], weighted[number], self._inverse, ratio)
@@ -165,44 +166,75 @@ def _inverse_root(matrix: Floats) -> Floats:
     return np.asarray((vectors[:, kept] / np.sqrt(values[kept])) @ vectors[:, kept].T, np.float64)
 
 
-def clustered_correlation(
-    a: Floats, b: Floats, patients: Sequence[Hashable], lost: int = 1
-) -> tuple[float, float | None, float | None, str | None] | None:
-    """Pearson's r with its interval, and why it has none; None without variation.
+class Correlated(NamedTuple):
+    """Pearson's r with its 95 % interval, or why it has none."""
 
-    Patients are random. With one row each it is Fisher's z; with several, the patients are left
-    out one after the other (jackknife of z, t with patients less one).
+    r: float
+    low: float | None
+    high: float | None
+    reason: str | None
+
+
+def clustered_correlation(
+    a: Floats, b: Floats, patients: Sequence[Hashable], arms: Sequence[Hashable] | None = None
+) -> Correlated | None:
+    """Pearson's r over rows of which only those of different patients are independent.
+
+    Patients are random, arms fixed. Where every row is another patient's the interval is Fisher's
+    z; elsewhere patients are left out one after the other, each arm's mean anew (jackknife of z,
+    t with patients less one). None without variation or with too few rows.
 
     Args:
-        lost: means that were taken off, such as one an arm.
+        arms: when given, both are taken as deviations from their arm's mean.
 
     Source: Fisher 1915; jackknife of z: Arvesen 1969, Efron 1982.
     """
-    names = list(dict.fromkeys(patients))
-    if len(a) < 4 or len(a) <= lost + 2 or a.std() < 1e-12 or b.std() < 1e-12:
+    row, column = _numbered(patients), _numbered(arms if arms is not None else [0] * len(a))
+    n = int(row.max(initial=-1)) + 1
+    lost = int(column.max(initial=0)) + 1
+    if len(a) < 4 or len(a) <= lost + 2:
         return None
-    place = np.array([names.index(name) for name in patients], dtype=np.int64)
-    rows = np.column_stack([np.ones(len(a)), a, b, a * a, b * b, a * b])
-    sums = np.zeros((len(names), 6))
-    np.add.at(sums, place, rows)
-    r = float(np.clip(np.corrcoef(a, b)[0, 1], -1, 1))
-    n = len(names)
+    centre = np.stack([a.mean(), b.mean()])
+    a, b = a - centre[0], b - centre[1]  # sums of squares far from 0 lose digits
+    sums = np.zeros((n, lost, 6))
+    np.add.at(sums, (row, column), np.column_stack([np.ones(len(a)), a, b, a * a, b * b, a * b]))
+    whole = sums.sum(axis=0)
+    spread_a, spread_b, _ = _products(whole[None])[0]
+    if min(spread_a, spread_b) <= 1e-20 * len(a) or spread_a * spread_b <= 0:
+        return None
+    r = float(_correlations(whole[None])[0])
     if n < FEWEST_FOR_CORRELATION:
-        return r, None, None, f"{n} patients, fewer than {FEWEST_FOR_CORRELATION}"
+        return Correlated(r, None, None, f"{n} patients, fewer than {FEWEST_FOR_CORRELATION}")
     if abs(r) >= 1 - 1e-12:
-        return r, r, r, None
+        return Correlated(r, r, r, None)
     if n == len(a):
         half = t_quantile(math.inf) / math.sqrt(n - lost - 2)
-        return r, math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half), None
-    without = np.arctanh(np.clip(_correlations(sums.sum(axis=0) - sums), -1 + 1e-12, 1 - 1e-12))
-    # around the whole's own z, not the mean of the parts: a little wider where patients are few
-    se = math.sqrt((n - 1) / n * float(((without - math.atanh(r)) ** 2).sum()))
-    half = t_quantile(n - 1) * se
-    return r, math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half), None
+    else:
+        without = np.arctanh(np.clip(_correlations(whole - sums), -1 + 1e-12, 1 - 1e-12))
+        # around the whole's own z, not the mean of the parts: wider where patients are few
+        se = math.sqrt((n - 1) / n * float(((without - math.atanh(r)) ** 2).sum()))
+        half = t_quantile(n - 1) * se
+    return Correlated(r, math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half), None)
+
+
+def _numbered(names: Sequence[Hashable]) -> NDArray[np.int64]:
+    number = {name: place for place, name in enumerate(dict.fromkeys(names))}
+    return np.array([number[name] for name in names], dtype=np.int64)
+
+
+def _products(sums: Floats) -> Floats:
+    """Squares of a and of b and their products, off the means of arms.
+
+    Args:
+        sums: of 1, a, b, aa, bb, ab; shape (samples, arms, 6).
+    """
+    n, a, b, aa, bb, ab = np.moveaxis(sums, -1, 0)
+    n = np.maximum(n, 1.0)
+    each = np.stack([aa - a * a / n, bb - b * b / n, ab - a * b / n], axis=-1)
+    return np.asarray(each.sum(axis=1), dtype=np.float64)
 
 
 def _correlations(sums: Floats) -> Floats:
-    """Pearson's r of each row's sums of 1, a, b, aa, bb, ab."""
-    n, a, b, aa, bb, ab = sums.T
-    below = np.maximum((aa - a * a / n) * (bb - b * b / n), 1e-300)
-    return np.asarray((ab - a * b / n) / np.sqrt(below), dtype=np.float64)
+    squares_a, squares_b, products = _products(sums).T
+    below = np.sqrt(np.maximum(squares_a * squares_b, 1e-300))
+    return np.asarray(np.clip(products / below, -1, 1), dtype=np.float64)

@@ -229,19 +229,24 @@ def compare_arms(
         arms_of: arm of each session; `arms` in the order of the contrasts.
     """
     values = np.asarray(y, dtype=np.float64)
+    if not len(values):
+        missing = no_test(title, "no session has a value")
+        return ArmComparison(
+            n_patients=0, n_cells=0, error="common", test=missing, interaction=missing
+        )
     cells = _Cells.of(values, arms_of, patients, arms)
     whole = cells.whole()
     plain = _Additive.fit(cells, cells.filled)
     linking = int((cells.filled.sum(axis=1) > 1).sum())
     is_own = len(whole.means) >= OWN_ERROR_FROM
-    spread = float(np.nanvar(cells.means)) if len(values) else 0.0
-    reason = _why_no_test(plain, linking, len(arms), spread * float(cells.filled.sum()))
+    spread = float(np.nanvar(cells.means) * cells.filled.sum())
+    reason = _why_no_test(plain, linking, len(arms), spread)
     head = {
         "n_patients": len(cells.means),
         "n_cells": round(float(cells.filled.sum())),
         "error": "own" if is_own else "common",
     }
-    components = _components(whole) if len(whole.means) >= 2 and len(arms) >= 1 else None
+    components = _components(whole) if len(whole.means) >= 2 else None
     interaction = _interaction(cells, len(arms), linking)
     if reason is not None:
         test = no_test(title, reason)
@@ -359,7 +364,7 @@ def _mean_squares(whole: _Cells) -> tuple[float, float]:
 
 
 def _components(whole: _Cells) -> Components | None:
-    m, a = whole.means.shape
+    a = whole.means.shape[1]
     between, error = _mean_squares(whole)
     within = whole.within / whole.n_within if whole.n_within else None
     share = float((1 / whole.counts).mean())
