@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from functools import lru_cache
-from statistics import NormalDist
 
 import numpy as np
 
@@ -38,40 +37,21 @@ END_WEIGHT = 0.5
 
 @lru_cache(256)
 def t_quantile(df: float) -> float:
-    """How many standard errors a two-sided 95 % interval reaches; infinite degrees give 1.96.
-
-    Without scipy, whose import takes a fifth of the time in which a hundred answers are scored: t
-    is the square root of df times the tangent of an angle whose density is a power of its cosine.
-    Equal to scipy's to 1e-9 for one degree and more; fewer are left to scipy.
-    """
-    normal = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
-    if math.isinf(df):
-        return normal
-    if df < 1:
-        return float(require("scipy.special", "metrics").stdtrit(df, (1 + CONFIDENCE) / 2))
-    nodes, weights = np.polynomial.legendre.leggauss(40)
-    density = math.exp(math.lgamma((df + 1) / 2) - math.lgamma(df / 2)) / math.sqrt(math.pi)
-    angle = math.atan(normal / math.sqrt(df))
-    for _ in range(60):
-        powers = np.cos((nodes + 1) * angle / 2) ** (df - 1)
-        wrong = CONFIDENCE / 2 - density * angle / 2 * float(weights @ powers)
-        step = wrong / (density * math.cos(angle) ** (df - 1))
-        angle = min(angle + step, (angle + math.pi / 2) / 2)
-        if abs(step) < 1e-15 * angle:
-            break
-    return math.sqrt(df) * math.tan(angle)
+    """How many standard errors a two-sided 95 % interval reaches; infinite degrees give 1.96."""
+    special = require("scipy.special", "metrics")  # fifty times as fast as scipy.stats, same digits
+    share = (1 + CONFIDENCE) / 2
+    return float(special.ndtri(share) if math.isinf(df) else special.stdtrit(df, share))
 
 
 def t_tail(statistic: float, df: float) -> float:
     """Two-sided p of a t statistic."""
-    stats = require("scipy.stats", "metrics")
-    return float(2 * stats.t.sf(abs(statistic), df))
+    return float(2 * require("scipy.special", "metrics").stdtr(df, -abs(statistic)))
 
 
 def f_tail(statistic: float, df_numerator: float, df_denominator: float) -> float:
     """Upper p of an F statistic."""
-    stats = require("scipy.stats", "metrics")
-    return float(stats.f.sf(statistic, df_numerator, df_denominator))
+    special = require("scipy.special", "metrics")
+    return float(special.fdtrc(df_numerator, df_denominator, statistic))
 
 
 def share_interval(n_hits: int, n: int) -> Interval:
