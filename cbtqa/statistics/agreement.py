@@ -110,7 +110,8 @@ def krippendorff_alpha(
     def statistic(some: Floats, weights: Floats) -> Floats:
         return _alphas([some], weights, level)
 
-    return _below_one(f"alpha_{level}", statistic, *kept_items(as_table(cells), clusters, 2))
+    table, names = kept_items(as_table(cells), clusters, 2)
+    return estimate_below_one(f"alpha_{level}", statistic, table, names)
 
 
 def alpha_within(
@@ -138,7 +139,7 @@ def alpha_within(
     def statistic(some: Floats, weights: Floats) -> Floats:
         return _alphas([one.T for one in some], weights, level)
 
-    found = _below_one(f"alpha_within_{level}", statistic, *kept_items(stack, clusters, 2))
+    found = estimate_below_one(f"alpha_within_{level}", statistic, *kept_items(stack, clusters, 2))
     words = {
         NOTHING_TO_COMPARE: "no item was rated twice by the same rater",
         NO_VARIATION: "no variation: every rater gave one value to everything",
@@ -162,20 +163,15 @@ def _ratings_per_item(table: Floats) -> npt.NDArray[np.int64]:
     return np.asarray((~np.isnan(table)).sum(axis=axes))
 
 
-def _below_one(
-    name: str,
-    statistic: Statistic,
-    table: Floats,
-    clusters: Sequence[Hashable] | None,
-    *,
-    are_raters_random: bool = True,
+def estimate_below_one(
+    name: str, statistic: Statistic, table: Floats, clusters: Sequence[Hashable] | None
 ) -> Coefficient:
     """A coefficient that is 1 less a ratio of disagreements, with its interval.
 
-    On a scale of few points the interval takes half an item more on which all agree in the second
-    most frequent value, and half an item more on which they are divided between this and the most
-    frequent one: where hardly any item is other than usual, a jackknife of the data alone is far
-    too sure (coverage .56 for two raters, 30 items and 8 % other than usual).
+    On a scale of few points the interval takes half an item more on which all agree in the value
+    farthest from the most frequent one, and half an item more on which they are divided between the
+    two: where hardly any item is other than usual, a jackknife of the data alone is far too sure
+    (coverage .56 for two raters, 30 items and 8 % other than usual).
     """
     per_item = _ratings_per_item(table)
     sizes = int((per_item > 1).sum()), int(per_item[per_item > 1].sum())
@@ -186,31 +182,32 @@ def _below_one(
         return undefined(name, NO_VARIATION, *sizes)
     if sizes[0] < FEWEST_ITEMS:
         return undefined(name, TOO_FEW, *sizes)
-    wider, n_added = _with_half_items(table), 0
+    wider = _with_half_items(table) if is_short_scale(table) else table
+    n_added = wider.shape[1] - table.shape[1]
     base = np.ones(wider.shape[1])
-    if wider.shape[1] > table.shape[1]:
-        n_added = 2
-        base[-2:] = per_item.mean() / (np.size(table) / table.shape[1]) / 2
+    base[table.shape[1] :] = per_item.mean() / (table.size / table.shape[1]) / 2
 
     def weighted(some: Floats, weights: Floats) -> Floats:
         return statistic(some, weights * base)
 
-    spread = crossed_spread(
-        weighted, wider, clusters, n_added=n_added, are_raters_random=are_raters_random
-    )
+    spread = crossed_spread(weighted, wider, clusters, n_added=n_added)
     middle = float(weighted(wider, np.ones((1, len(base))))[0])
     return measured(name, value, interval_below_one(middle, spread), spread, sizes)
 
 
+def is_short_scale(table: Floats) -> bool:
+    """Whether so few values occur that most items share theirs."""
+    return 1 < len(np.unique(table[~np.isnan(table)])) <= SHORT_SCALE + 1
+
+
 def _with_half_items(table: Floats) -> Floats:
-    """Two more items on a scale of few points: all agree on a value, and they are divided."""
+    """Two more items: on one all agree on an unusual value, on the other they are divided."""
     values, counts = np.unique(table[~np.isnan(table)], return_counts=True)
-    if not 1 < len(values) <= SHORT_SCALE + 1:
-        return table
-    usual, second = values[np.argsort(-counts, kind="stable")[:2]]
+    usual = values[counts.argmax()]
+    unusual = values[np.abs(values - usual).argmax()]
     shape = table[:, :1].shape
     divided = np.indices(shape).sum(axis=0) % 2
-    added = [np.full(shape, second), np.where(divided, usual, second)]
+    added = [np.full(shape, unusual), np.where(divided, usual, unusual)]
     return np.concatenate([table, *added], axis=1)
 
 
@@ -362,7 +359,7 @@ def mean_kappa(
         return _share(total, shared)
 
     name = "mean_kappa" if weights == "none" else f"mean_kappa_{weights}"
-    return _below_one(name, statistic, *kept_items(table, clusters, 2))
+    return estimate_below_one(name, statistic, *kept_items(table, clusters, 2))
 
 
 def _disagreement(n_labels: int, weights: Weights) -> Floats:
@@ -430,7 +427,7 @@ def gwet_ac(
         return np.asarray((observed - chance) / (1 - chance))
 
     name = "ac1" if weights == "none" else f"ac2_{weights}"
-    return _below_one(name, statistic, *kept_items(table, clusters, 1))
+    return estimate_below_one(name, statistic, *kept_items(table, clusters, 1))
 
 
 def agreement_share(

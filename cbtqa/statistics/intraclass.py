@@ -18,16 +18,17 @@ from cbtqa.errors import require
 from cbtqa.statistics.agreement import (
     FEWEST_ITEMS,
     NO_VARIATION,
-    TOO_FEW,
     Cells,
     Coefficient,
     Floats,
     as_table,
+    estimate_below_one,
+    is_short_scale,
     measured,
     undefined,
 )
 from cbtqa.statistics.intervals import CONFIDENCE
-from cbtqa.statistics.jackknife import Spread, Unit, crossed_spread, interval_below_one
+from cbtqa.statistics.jackknife import Spread, Unit
 from cbtqa.statistics.resampling import Interval
 
 IccForm = Literal["1", "A", "C"]
@@ -42,8 +43,9 @@ def intraclass_correlation(
 ) -> Coefficient:
     """ICC with its 95 % interval, for one rating or for the mean of all raters.
 
-    Of independent items the interval is that of normal ratings, items and (in form `A`) raters
-    random. With clusters it is that of the jackknife, clusters random and, from three on, raters.
+    Of independent items with many values the interval is that of normal ratings, items and (in form
+    `A`) raters random. On a scale of few points, where that covers .75 near the ceiling, and with
+    clusters it is that of the jackknife: items or clusters random and, from three on, raters.
 
     Args:
         form: `1` one-way (raters differ from item to item), `A` two-way absolute agreement (what
@@ -63,54 +65,62 @@ def intraclass_correlation(
         return undefined(name, reason, n, n_ratings)
     if k < 2 or n < 2:
         return undefined(name, "needs two raters and two items", n, n_ratings)
-    squares = _mean_squares(table, form)
-    if sum(squares) <= 1e-12:
+    ones = np.ones((1, n))
+    rows, columns, noise = (float(one[0]) for one in _mean_squares(table, ones, form))
+    if rows + columns + noise <= 1e-12:
         return undefined(name, NO_VARIATION, n, n_ratings)
-    single = _single(table, form)
-    value = _of_mean(single, k) if of_mean else single
-    if math.isnan(value):
+    single = float(_single(table, ones, form)[0])
+    if math.isnan(_of_mean(single, k) if of_mean else single):
         reason = "raters disagree more than items differ; the reliability of a mean is undefined"
         return undefined(name, reason, n, n_ratings)
-    if n < FEWEST_ITEMS:
-        return undefined(name, TOO_FEW, n, n_ratings)
-    if clusters is None:
+
+    def statistic(some: Floats, weights: Floats) -> Floats:
+        return _single(some, weights, form)
+
+    if clusters is None and not is_short_scale(table) and n >= FEWEST_ITEMS:
         units: tuple[Unit, ...] = ("items", "raters") if form == "A" else ("items",)
-        spread = Spread(0.0, n - 1, n, units)
-        interval = _interval(form, single, (n, k), squares)
+        interval = _interval(form, single, (n, k), (rows, columns, noise))
+        found = measured(name, single, interval, Spread(0.0, n - 1, n, units), (n, n_ratings))
     else:
-        spread = crossed_spread(
-            lambda some, weights: np.array([_single(some[:, row > 0], form) for row in weights]),
-            table,
-            clusters,
-            are_raters_random=form != "1",
-        )
-        interval = interval_below_one(single, spread)
-    if of_mean and interval.low is not None and interval.high is not None:
-        low, high = (_of_mean(end, k) for end in (interval.low, interval.high))
-        low, high = (-1.0 if math.isnan(end) else max(-1.0, end) for end in (low, high))
-        interval = Interval(low, high, None, 0)
-    return measured(name, value, interval, spread, (n, n_ratings))
+        found = estimate_below_one(name, statistic, table, clusters)
+    return _for_mean(found, k) if of_mean else found
 
 
-def _mean_squares(table: Floats, form: IccForm) -> tuple[float, float, float]:
-    """Of items, of raters, and of what is noise in this form."""
-    k, n = table.shape
-    grand = table.mean()
-    ss_rows = k * ((table.mean(axis=0) - grand) ** 2).sum()
-    ss_columns = n * ((table.mean(axis=1) - grand) ** 2).sum()
+def _for_mean(single: Coefficient, k: int) -> Coefficient:
+    """From the reliability of one rating that of the mean of k; the interval not below -1."""
+    ends = (single.value, single.low, single.high)
+    value, low, high = (None if one is None else _of_mean(one, k) for one in ends)
+    low = None if low is None else max(-1.0, low)  # NaN gives -1
+    return single.model_copy(update={"value": value, "low": low, "high": high})
+
+
+def _mean_squares(table: Floats, weights: Floats, form: IccForm) -> tuple[Floats, Floats, Floats]:
+    """Of items, of raters, and of what is noise in this form, for each row of item weights."""
+    k, n = len(table), weights.sum(axis=1)
+    centred = table - table.mean()
+    of_items = centred.mean(axis=0)
+    grand = weights @ of_items / n
+    ss_rows = k * (weights @ of_items**2 - n * grand**2)
+    ss_columns = n * ((weights @ centred.T / n[:, None] - grand[:, None]) ** 2).sum(axis=1)
+    total = weights @ (centred**2).sum(axis=0) - n * k * grand**2
     # rounding may leave -1e-16
-    ss_error = max(((table - grand) ** 2).sum() - ss_rows - ss_columns, 0.0)
+    ss_error = np.maximum(total - ss_rows - ss_columns, 0.0)
     error = ss_error / ((n - 1) * (k - 1))
     noise = (ss_columns + ss_error) / (n * (k - 1)) if form == "1" else error
-    return float(ss_rows / (n - 1)), float(ss_columns / (k - 1)), float(noise)
+    return ss_rows / (n - 1), ss_columns / (k - 1), noise
 
 
-def _single(table: Floats, form: IccForm) -> float:
-    """The reliability of one rating; NaN where it is undefined."""
-    k, n = table.shape
-    rows, columns, noise = _mean_squares(table, form)
+def _single(table: Floats, weights: Floats, form: IccForm) -> Floats:
+    """The reliability of one rating for each row of item weights; NaN where it is undefined."""
+    k, n = len(table), weights.sum(axis=1)
+    if k < 2:
+        return np.full(len(n), np.nan)
+    rows, columns, noise = _mean_squares(table, weights, form)
     below = rows + (k - 1) * noise + (k / n * (columns - noise) if form == "A" else 0)
-    return (rows - noise) / below if below > 1e-12 else math.nan
+    is_defined = below > 1e-12
+    found: Floats = np.full(len(n), np.nan)
+    np.divide(rows - noise, below, out=found, where=is_defined)
+    return found
 
 
 def _interval(
