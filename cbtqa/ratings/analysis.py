@@ -9,6 +9,7 @@ from pydantic import Field
 
 from cbtqa.files import write_json, write_jsonl, write_text
 from cbtqa.ratings.answers import Answer, is_done, make_ratings
+from cbtqa.ratings.attention import check_raters
 from cbtqa.ratings.behaviour import (
     agree,
     disagreements,
@@ -55,7 +56,7 @@ def analyse(folder: StudyFolder, answers: Mapping[str, Answer]) -> StudyReport:
         effects += rater_effects(scale, own, study.raters)
         order.append(order_effect(scale, first, study.raters))
         if study.n_repeats:
-            repeats.append(repeat_agreement(scale, own))
+            repeats.append(repeat_agreement(scale, own, study.raters))
     counted = [shown for shown in folder.plan if shown.phase == "main" and not shown.repeat]
     return StudyReport(
         study_id=study.id,
@@ -74,6 +75,7 @@ def analyse(folder: StudyFolder, answers: Mapping[str, Answer]) -> StudyReport:
         raters=tuple(effects),
         repeats=tuple(repeats),
         order=tuple(order),
+        checks=tuple(check_raters(folder, ratings)),
         disagreements=tuple(disagreements(rubric, ratings)),
         flags=tuple(flags_of(folder, ratings)),
         published=published_scores(study.rubric),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -14,18 +14,22 @@ from cbtqa.ratings.results import (
     OrderEffect,
     PairAgreement,
     RaterEffect,
+    RaterRepeats,
     RepeatAgreement,
 )
 from cbtqa.ratings.rubric import Rubric
 from cbtqa.ratings.scores import Mark, Scale
 from cbtqa.statistics.agreement import (
+    NOTHING_TO_COMPARE,
     Coefficient,
     Floats,
     Weights,
     agreement_share,
     cohen_kappa,
     krippendorff_alpha,
+    undefined,
 )
+from cbtqa.statistics.intervals import mean_interval, share_interval
 from cbtqa.statistics.intraclass import intraclass_correlation
 from cbtqa.statistics.tests_of_arms import spearman_rho
 
@@ -48,6 +52,11 @@ def item_ids(marks: Sequence[Mark]) -> dict[str, int]:
     return {
         name: place for place, name in enumerate(dict.fromkeys(m.rating.item_id for m in marks))
     }
+
+
+def questions_of(marks: Sequence[Mark]) -> list[str]:
+    """The question of each column of `table_of`."""
+    return list({mark.rating.item_id: mark.rating.question_id for mark in marks}.values())
 
 
 def agree(scale: Scale, marks: Sequence[Mark], raters: Sequence[str]) -> CriterionAgreement:
@@ -83,36 +92,89 @@ def _icc(table: Floats) -> list[Coefficient]:
     return found
 
 
+def _tolerances(scale: Scale) -> tuple[int, ...]:
+    return (0, 1) if len(scale.points) > 2 else (0,)
+
+
 def _shares(scale: Scale, table: Floats) -> list[Coefficient]:
-    shares = [agreement_share(table)]
-    if len(scale.points) > 2:
-        shares.append(agreement_share(table, 1))
-    return shares
+    return [agreement_share(table, tolerance) for tolerance in _tolerances(scale)]
 
 
-def repeat_agreement(scale: Scale, marks: Sequence[Mark]) -> RepeatAgreement:
-    """First against second showing, all raters pooled."""
-    both: dict[tuple[str, str], dict[int, float | None]] = {}
+def repeat_agreement(scale: Scale, marks: Sequence[Mark], raters: Sequence[str]) -> RepeatAgreement:
+    """First against second showing, within each rater and then over raters."""
+    both: dict[tuple[str, str], dict[int, float]] = {}
     for mark in marks:
-        own = both.setdefault((mark.rating.rater, mark.rating.item_id), {})
-        own[mark.rating.repeat] = mark.value
-    pairs = [(own[0], own[1]) for own in both.values() if {0, 1} <= own.keys()]
-    table = np.array(pairs, float).reshape(-1, 2).T
-    coefficients = [*_shares(scale, table), krippendorff_alpha(table, scale.level)]
-    if scale.points:
-        coefficients.append(_kappa(scale, *table))
-    return RepeatAgreement(criterion=scale.id, coefficients=tuple(coefficients))
+        if mark.value is not None:
+            own = both.setdefault((mark.rating.rater, mark.rating.item_id), {})
+            own[mark.rating.repeat] = mark.value
+    pairs: dict[str, list[tuple[float, float]]] = {}
+    for (rater, _), values in both.items():
+        if {0, 1} <= values.keys():
+            pairs.setdefault(rater, []).append((values[0], values[1]))
+    found = [
+        RaterRepeats(rater=rater, coefficients=tuple(_of_repeats(scale, pairs[rater])))
+        for rater in raters
+        if rater in pairs
+    ]
+    shares = [_share_within(pairs, tolerance) for tolerance in _tolerances(scale)]
+    chance = zip(*(one.coefficients[len(shares) :] for one in found), strict=True)
+    within = [_mean_within(own) for own in chance]
+    return RepeatAgreement(
+        criterion=scale.id, coefficients=(*shares, *within), by_rater=tuple(found)
+    )
+
+
+def _of_repeats(scale: Scale, pairs: Sequence[tuple[float, float]]) -> list[Coefficient]:
+    table = np.array(pairs, float).T
+    found = [*_shares(scale, table), krippendorff_alpha(table, scale.level)]
+    return [*found, _kappa(scale, *table)] if scale.points else found
+
+
+def _share_within(
+    pairs: Mapping[str, Sequence[tuple[float, float]]], tolerance: int
+) -> Coefficient:
+    """Share of repeated items on which a rater comes within `tolerance`; raters are random."""
+    name = "exact_agreement" if tolerance == 0 else f"within_{tolerance}"
+    hits = [(abs(b - a) <= tolerance, rater) for rater, own in pairs.items() for a, b in own]
+    if not hits:
+        return undefined(name, "no item was rated twice by the same rater")
+    shares = [float(hit) for hit, _ in hits]
+    if len(pairs) > 1:
+        found = mean_interval(shares, scale=(0, 1), clusters=[rater for _, rater in hits])
+    else:
+        found = share_interval(round(sum(shares)), len(shares))
+    return Coefficient(
+        name=name,
+        value=float(np.mean(shares)),
+        low=found.low,
+        high=found.high,
+        n_items=len(shares),
+        n_ratings=2 * len(shares),
+    )
+
+
+def _mean_within(own: Sequence[Coefficient]) -> Coefficient:
+    """The mean of a coefficient over the raters for whom it is defined, weighted by items."""
+    name = f"{own[0].name}_within"
+    defined = [(one.value, one.n_items) for one in own if one.value is not None]
+    n_items = sum(n for _, n in defined)
+    if not defined:
+        return undefined(name, own[0].reason or "", sum(one.n_items for one in own))
+    value = sum(value * n for value, n in defined) / n_items
+    return Coefficient(name=name, value=value, n_items=n_items, n_ratings=2 * n_items)
 
 
 def rater_effects(scale: Scale, marks: Sequence[Mark], raters: Sequence[str]) -> list[RaterEffect]:
-    table = table_of(marks, raters)
+    table, questions = table_of(marks, raters), questions_of(marks)
     effects = []
     for place, rater in enumerate(raters):
         own = table[place]
         others = np.delete(table, place, axis=0)
         n_others = (~np.isnan(others)).sum(axis=0)
         both = ~np.isnan(own) & (n_others > 0)
-        mean_of_others = np.nansum(others[:, both], axis=0) / n_others[both]
+        severity = own[both] - np.nansum(others[:, both], axis=0) / n_others[both]
+        drawn = [name for name, is_both in zip(questions, both, strict=True) if is_both]
+        found = mean_interval(severity, clusters=drawn)
         mine = [mark for mark in marks if mark.rating.rater == rater]
         seconds = [m.rating.seconds for m in mine if m.value is not None and m.rating.seconds]
         rated = own[~np.isnan(own)]
@@ -122,7 +184,9 @@ def rater_effects(scale: Scale, marks: Sequence[Mark], raters: Sequence[str]) ->
                 criterion=scale.id,
                 n=len(rated),
                 mean=float(rated.mean()) if len(rated) else None,
-                severity=float((own[both] - mean_of_others).mean()) if both.any() else None,
+                severity=float(severity.mean()) if both.any() else None,
+                severity_low=found.low,
+                severity_high=found.high,
                 repeats=sum(mark.rating.repeat == 1 for mark in mine),
                 seconds_median=float(np.median(seconds)) if seconds else None,
             )
@@ -131,17 +195,28 @@ def rater_effects(scale: Scale, marks: Sequence[Mark], raters: Sequence[str]) ->
 
 
 def order_effect(scale: Scale, marks: Sequence[Mark], raters: Sequence[str]) -> OrderEffect:
-    """Correlation of place in the list with the deviation from the other raters' mean."""
+    """Mean over raters of the correlation of place in the list with the deviation from others."""
     table = table_of(marks, raters)
     items, sums, counts = item_ids(marks), np.nansum(table, axis=0), (~np.isnan(table)).sum(axis=0)
-    places, deviations = [], []
+    own: dict[str, list[tuple[float, float]]] = {}
     for mark in marks:
         item = items[mark.rating.item_id]
         if mark.value is not None and mark.rating.repeat == 0 and counts[item] > 1:
             others = (sums[item] - mark.value) / (counts[item] - 1)
-            places.append(float(mark.rating.order))
-            deviations.append(round(float(mark.value - others), 9))
-    return OrderEffect(criterion=scale.id, rho=spearman_rho(places, deviations))
+            deviation = round(float(mark.value - others), 9)
+            own.setdefault(mark.rating.rater, []).append((float(mark.rating.order), deviation))
+    found = [spearman_rho(*zip(*pairs, strict=True)) for pairs in own.values()]
+    rhos = [one.value for one in found if one.value is not None]
+    name, n = "spearman_within", sum(map(len, own.values()))
+    if not rhos:
+        reason = found[0].reason if found else NOTHING_TO_COMPARE
+        return OrderEffect(criterion=scale.id, rho=undefined(name, reason or "", n))
+    ends = mean_interval(rhos)
+    low = None if ends.low is None else max(-1.0, ends.low)
+    high = None if ends.high is None else min(1.0, ends.high)
+    mean = float(np.mean(rhos))
+    rho = Coefficient(name=name, value=mean, low=low, high=high, n_items=len(items), n_ratings=n)
+    return OrderEffect(criterion=scale.id, rho=rho)
 
 
 def disagreements(rubric: Rubric, ratings: Sequence[Rating]) -> list[Disagreement]:
