@@ -16,7 +16,7 @@ from cbtqa.ratings.behaviour import (
     order_effect,
     rater_effects,
     repeat_agreement,
-    table_of,
+    study_alpha,
 )
 from cbtqa.ratings.documents import datasheet_text, methods_text
 from cbtqa.ratings.results import Disagreement, StudyReport
@@ -33,7 +33,7 @@ from cbtqa.ratings.store import Store
 from cbtqa.ratings.study import StudyFolder
 from cbtqa.records import Record
 from cbtqa.report.table import Estimate, Table
-from cbtqa.statistics.agreement import Coefficient, krippendorff_alpha
+from cbtqa.statistics.agreement import Coefficient
 
 
 def analyse(folder: StudyFolder, answers: Mapping[str, Answer]) -> StudyReport:
@@ -118,9 +118,6 @@ def _adjudication(folder: StudyFolder, found: tuple[Disagreement, ...]) -> Table
     return Table(heads, rows)
 
 
-N_RESAMPLES = 500
-
-
 class RaterProgress(Record):
     rater: str
     n_done: int = Field(ge=0)
@@ -170,10 +167,8 @@ def study_status(folder: StudyFolder, store: Store) -> StudyStatus:
         )
     marks = make_marks(folder.rubric, make_ratings(folder, answers))
     agreement = {
-        scale.id: krippendorff_alpha(
-            table_of([mark for mark in marks if mark.criterion == scale.id], folder.study.raters),
-            scale.level,
-            n_resamples=N_RESAMPLES,
+        scale.id: study_alpha(
+            scale, [mark for mark in marks if mark.criterion == scale.id], folder.study.raters
         )
         for scale in scales_of(folder.rubric)
     }

@@ -10,8 +10,11 @@ are corrected together (Holm), so that a study of sound raters shows a flag in 5
   the other raters' ratings of the same items, for raters whose strictness varies by `STRICTNESS`.
 - `same_run`: the longest run of items with the same ratings on all criteria, against the same
   ratings in random orders (`N_ORDERS`): the order of items was random.
-- `repeats`: how far second ratings lie from first ones, and `practice`: how far the ratings of
-  practice items lie from the other raters', each against the other raters' mean and spread.
+- `unrelated`: how far ratings lie from the other raters' of the same items, by what the same
+  ratings in random order would give, against the other raters' mean and spread.
+- `repeats`: how far second ratings lie from first ones, by what chance would give, and `practice`:
+  how far the ratings of practice items lie from the other raters', each against the other raters'
+  mean and spread.
 - `too_fast`: more than half of the items took less time than anybody needs to read them.
 """
 
@@ -21,6 +24,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
+from typing import NamedTuple
 
 import numpy as np
 
@@ -38,6 +42,8 @@ N_ORDERS = 2_000
 FEWEST_ITEMS = 8
 """Below so many items of a rater, one point throughout or a run says nothing."""
 FEWEST_REPEATS = 3
+REPEAT_VARIANCE = 0.5
+"""Of one repeated item's distance by that of chance; by simulation, on the safe side."""
 FEWEST_TIMED = 5
 FASTEST_READING = 15.0
 """Chinese characters or Latin words a second that nobody reads; silent reading is 4 to 6 (Brysbaert
@@ -54,6 +60,7 @@ def check_raters(folder: StudyFolder, ratings: Sequence[Rating]) -> list[RaterCh
     found = [
         *_same_point(first, raters),
         *_same_run(first, raters),
+        *_outlying("unrelated", _distances_from_others(first), raters),
         *_outlying("repeats", _repeat_distances(main), raters),
         *_outlying("practice", _practice_distances(practice), raters),
     ]
@@ -150,74 +157,119 @@ def _longest_runs(codes: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> Flo
     return longest
 
 
-def _repeat_distances(main: Iterable[Rating]) -> dict[str, list[float]]:
-    """Of each rater's repeated items: mean distance of both ratings, in shares of the scale."""
+class _Measured(NamedTuple):
+    value: float
+    n: int
+    """Items."""
+    variance: float
+    """Of the value, from the sampling of items."""
+
+
+def _repeat_distances(main: Iterable[Rating]) -> dict[str, _Measured]:
+    """Of each rater: mean distance of both ratings of an item, by that of random pairs of items.
+
+    0 is a rater who repeats every rating, 1 one whose second ratings have nothing to do with the
+    first. By itself the distance would accuse whoever uses the scale where others stay at its end.
+    """
     both: dict[tuple[str, str, str], dict[int, Rating]] = {}
     for one in main:
-        both.setdefault((one.rater, one.item_id, one.criterion), {})[one.repeat] = one
-    items: dict[tuple[str, str], list[float]] = {}
-    for (rater, item, _), pair in both.items():
+        both.setdefault((one.rater, one.criterion, one.item_id), {})[one.repeat] = one
+    pairs: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    n_items: dict[str, set[str]] = {}
+    for (rater, criterion, item), pair in both.items():
         if {0, 1} <= pair.keys():
-            distance = abs(float(pair[1].value or 0) - float(pair[0].value or 0))
-            items.setdefault((rater, item), []).append(distance / (pair[0].high - pair[0].low))
-    return _by_rater(items)
+            span = pair[0].high - pair[0].low
+            given = float(pair[0].value or 0) / span, float(pair[1].value or 0) / span
+            pairs.setdefault(rater, {}).setdefault(criterion, []).append(given)
+            n_items.setdefault(rater, set()).add(item)
+    return _by_chance(pairs, {rater: len(items) for rater, items in n_items.items()})
 
 
-def _practice_distances(practice: Iterable[Rating]) -> dict[str, list[float]]:
-    """Of each rater's practice items: mean distance from the other raters' mean."""
+def _by_chance(
+    pairs: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], n_items: Mapping[str, int]
+) -> dict[str, _Measured]:
+    """Mean distance of pairs by that of random pairs, over the criteria of each rater."""
+    found = {}
+    for rater, own in pairs.items():
+        tables = [np.array(given) for given in own.values()]
+        observed = sum(float(np.abs(table[:, 1] - table[:, 0]).mean()) for table in tables)
+        chance = sum(
+            float(np.abs(np.subtract.outer(table[:, 1], table[:, 0])).mean()) for table in tables
+        )
+        n = n_items[rater]
+        if n >= FEWEST_REPEATS and chance > 0:
+            found[rater] = _Measured(observed / chance, n, REPEAT_VARIANCE / n)
+    return found
+
+
+def _distances_from_others(first: Iterable[Rating]) -> dict[str, _Measured]:
+    """Of each rater: mean distance from the others' mean of an item, by that of random items."""
+    shared: dict[tuple[str, str], list[Rating]] = {}
+    for one in first:
+        shared.setdefault((one.criterion, one.item_id), []).append(one)
+    pairs: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    n_items: dict[str, set[str]] = {}
+    for (criterion, item), ratings in shared.items():
+        total = sum(float(one.value or 0) for one in ratings)
+        for one in ratings if len(ratings) > 1 else ():
+            value, span = float(one.value or 0), one.high - one.low
+            pair = value / span, (total - value) / (len(ratings) - 1) / span
+            pairs.setdefault(one.rater, {}).setdefault(criterion, []).append(pair)
+            n_items.setdefault(one.rater, set()).add(item)
+    kept = {rater: len(own) for rater, own in n_items.items() if len(own) >= FEWEST_ITEMS}
+    return _by_chance({rater: pairs[rater] for rater in kept}, kept)
+
+
+def _practice_distances(practice: Iterable[Rating]) -> dict[str, _Measured]:
+    """Of each rater: mean distance from the other raters' mean, in shares of the scale."""
     shared: dict[tuple[str, str], list[Rating]] = {}
     for one in practice:
         shared.setdefault((one.item_id, one.criterion), []).append(one)
-    items: dict[tuple[str, str], list[float]] = {}
+    items: dict[str, dict[str, list[float]]] = {}
     for (item, _), ratings in shared.items():
         total = sum(float(one.value or 0) for one in ratings)
         for one in ratings if len(ratings) > 1 else ():
             others = (total - float(one.value or 0)) / (len(ratings) - 1)
             distance = abs(float(one.value or 0) - others) / (one.high - one.low)
-            items.setdefault((one.rater, item), []).append(distance)
-    return _by_rater(items)
-
-
-def _by_rater(items: Mapping[tuple[str, str], Sequence[float]]) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {}
-    for (rater, _), distances in items.items():
-        found.setdefault(rater, []).append(sum(distances) / len(distances))
+            items.setdefault(one.rater, {}).setdefault(item, []).append(distance)
+    found = {}
+    for rater, own in items.items():
+        distances = [float(np.mean(one)) for one in own.values()]
+        if len(distances) >= FEWEST_REPEATS:
+            # an item at half the scale is added: a few that all agree do not show certainty
+            variance = (float(np.var(distances)) * len(distances) + 0.25) / len(distances)
+            found[rater] = _Measured(
+                float(np.mean(distances)), len(distances), variance / len(distances)
+            )
     return found
 
 
 def _outlying(
-    check: Check, distances: Mapping[str, Sequence[float]], raters: Sequence[str]
+    check: Check, measured: Mapping[str, _Measured], raters: Sequence[str]
 ) -> list[RaterCheck]:
     """One-sided t of each rater against the others, three raters or more.
 
-    The standard error is that of the spread between the others or, where larger, of the spread of
-    items; one item at half the scale is added to the latter, since a few that all agree do not show
-    that there is none.
+    The standard error is that of the spread between the other raters (their number less one is the
+    degrees of freedom) or, where larger, of the sampling of items.
     """
-    kept = {
-        name: distances[name] for name in raters if len(distances.get(name, ())) >= FEWEST_REPEATS
-    }
+    kept = [name for name in raters if name in measured]
     found = []
-    for rater, own in kept.items():
-        others = [one for name, one in kept.items() if name != rater]
-        if len(others) < 2:
-            continue
-        means = np.array([np.mean(one) for one in others])
-        n_pooled = sum(map(len, others))
-        squares = sum(float(np.var(one)) * len(one) for one in others)
-        within = (squares + 0.25) / (n_pooled - len(others) + 1)
-        between = float(means.var(ddof=1)) * (1 + 1 / len(others))
-        sampling = within * (1 / len(own) + 1 / n_pooled)
-        df = len(others) - 1 if between > sampling else n_pooled - len(others)
-        t = (float(np.mean(own)) - float(means.mean())) / math.sqrt(max(between, sampling))
+    for rater in kept if len(kept) > 2 else ():
+        own, others = measured[rater], [measured[name] for name in kept if name != rater]
+        values = np.array([one.value for one in others])
+        between = float(values.var(ddof=1)) * (1 + 1 / len(others))
+        sampling = own.variance + sum(one.variance for one in others) / len(others) ** 2
+        t = (own.value - float(values.mean())) / math.sqrt(max(between, sampling))
+        df = len(others) - 1 if between > sampling else math.inf
+        p = t_tail(t, df) / 2
         found.append(
             RaterCheck(
                 rater=rater,
                 check=check,
-                n=len(own),
-                found=float(np.mean(own)),
-                expected=float(means.mean()),
-                p=t_tail(t, df) / 2 if t > 0 else 1 - t_tail(t, df) / 2,
+                n=own.n,
+                found=own.value,
+                expected=float(values.mean()),
+                p=p if t > 0 else 1 - p,
             )
         )
     return found

@@ -23,8 +23,10 @@ from cbtqa.statistics.agreement import (
     NOTHING_TO_COMPARE,
     Coefficient,
     Floats,
+    Level,
     Weights,
     agreement_share,
+    alpha_within,
     cohen_kappa,
     krippendorff_alpha,
     undefined,
@@ -33,7 +35,8 @@ from cbtqa.statistics.intervals import mean_interval, share_interval
 from cbtqa.statistics.intraclass import intraclass_correlation
 from cbtqa.statistics.tests_of_arms import spearman_rho
 
-N_RESAMPLES = 1_000
+LEVELS_BESIDE: tuple[Level, ...] = ("nominal", "interval")
+"""Of alpha, beside the ordinal one."""
 
 
 def table_of(marks: Sequence[Mark], raters: Sequence[str]) -> Floats:
@@ -59,11 +62,20 @@ def questions_of(marks: Sequence[Mark]) -> list[str]:
     return list({mark.rating.item_id: mark.rating.question_id for mark in marks}.values())
 
 
+def study_alpha(
+    scale: Scale, marks: Sequence[Mark], raters: Sequence[str], level: Level | None = None
+) -> Coefficient:
+    """Krippendorff's alpha of first showings; questions are random, and raters from three on."""
+    own = [mark for mark in marks if mark.rating.repeat == 0]
+    table = table_of(own, raters)
+    return krippendorff_alpha(table, level or scale.level, clusters=questions_of(own))
+
+
 def agree(scale: Scale, marks: Sequence[Mark], raters: Sequence[str]) -> CriterionAgreement:
     table = table_of(marks, raters)
-    coefficients = [krippendorff_alpha(table, scale.level, n_resamples=N_RESAMPLES)]
+    coefficients = [study_alpha(scale, marks, raters)]
     if scale.level == "ordinal":
-        coefficients += [krippendorff_alpha(table, level) for level in ("nominal", "interval")]
+        coefficients += [study_alpha(scale, marks, raters, level) for level in LEVELS_BESIDE]
     if scale.level != "nominal":
         coefficients += _icc(table)
     coefficients += _shares(scale, table)
@@ -101,33 +113,33 @@ def _shares(scale: Scale, table: Floats) -> list[Coefficient]:
 
 
 def repeat_agreement(scale: Scale, marks: Sequence[Mark], raters: Sequence[str]) -> RepeatAgreement:
-    """First against second showing, within each rater and then over raters."""
-    both: dict[tuple[str, str], dict[int, float]] = {}
+    """First against second showing, within each rater."""
+    items, questions = item_ids(marks), questions_of(marks)
+    both = np.full((2, len(raters), len(items)), np.nan)
     for mark in marks:
-        if mark.value is not None:
-            own = both.setdefault((mark.rating.rater, mark.rating.item_id), {})
-            own[mark.rating.repeat] = mark.value
-    pairs: dict[str, list[tuple[float, float]]] = {}
-    for (rater, _), values in both.items():
-        if {0, 1} <= values.keys():
-            pairs.setdefault(rater, []).append((values[0], values[1]))
-    found = [
-        RaterRepeats(rater=rater, coefficients=tuple(_of_repeats(scale, pairs[rater])))
-        for rater in raters
-        if rater in pairs
-    ]
+        if mark.value is not None and mark.rating.repeat < 2:
+            place = mark.rating.repeat, raters.index(mark.rating.rater)
+            both[(*place, items[mark.rating.item_id])] = mark.value
+    is_twice = ~np.isnan(both).any(axis=0)
+    pairs = {
+        rater: [(float(a), float(b)) for a, b in both[:, place, is_twice[place]].T]
+        for place, rater in enumerate(raters)
+        if is_twice[place].any()
+    }
     shares = [_share_within(pairs, tolerance) for tolerance in _tolerances(scale)]
-    chance = zip(*(one.coefficients[len(shares) :] for one in found), strict=True)
-    within = [_mean_within(own) for own in chance]
+    alpha = alpha_within(list(both), scale.level, clusters=questions) if pairs else None
     return RepeatAgreement(
-        criterion=scale.id, coefficients=(*shares, *within), by_rater=tuple(found)
+        criterion=scale.id,
+        coefficients=(*shares, alpha) if alpha else tuple(shares),
+        by_rater=tuple(
+            RaterRepeats(rater=rater, coefficients=tuple(_of_repeats(scale, np.array(own).T)))
+            for rater, own in pairs.items()
+        ),
     )
 
 
-def _of_repeats(scale: Scale, pairs: Sequence[tuple[float, float]]) -> list[Coefficient]:
-    table = np.array(pairs, float).T
-    found = [*_shares(scale, table), krippendorff_alpha(table, scale.level)]
-    return [*found, _kappa(scale, *table)] if scale.points else found
+def _of_repeats(scale: Scale, table: Floats) -> list[Coefficient]:
+    return [*_shares(scale, table), krippendorff_alpha(table, scale.level)]
 
 
 def _share_within(
@@ -151,17 +163,6 @@ def _share_within(
         n_items=len(shares),
         n_ratings=2 * len(shares),
     )
-
-
-def _mean_within(own: Sequence[Coefficient]) -> Coefficient:
-    """The mean of a coefficient over the raters for whom it is defined, weighted by items."""
-    name = f"{own[0].name}_within"
-    defined = [(one.value, one.n_items) for one in own if one.value is not None]
-    n_items = sum(n for _, n in defined)
-    if not defined:
-        return undefined(name, own[0].reason or "", sum(one.n_items for one in own))
-    value = sum(value * n for value, n in defined) / n_items
-    return Coefficient(name=name, value=value, n_items=n_items, n_ratings=2 * n_items)
 
 
 def rater_effects(scale: Scale, marks: Sequence[Mark], raters: Sequence[str]) -> list[RaterEffect]:

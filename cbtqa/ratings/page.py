@@ -103,14 +103,15 @@ def _omnibus_text(one: Omnibus) -> str:
 _SHOWN: dict[str, Show] = {
     "same_point": share,
     "same_run": digits(1),
+    "unrelated": digits(2),
     "repeats": digits(2),
     "practice": digits(2),
     "too_fast": lambda seconds: f"{number(seconds, 1)} s",
 }
 
 
-def _colon(sign: Phrase, name: Phrase, lang: Lang) -> str:
-    return f"{sign.first(lang)}{'：' if lang == 'zh' else ': '}{name.first(lang)}"
+def _colon(sign: Phrase, name: Phrase) -> Phrase:
+    return Phrase(zh=f"{sign.zh}：{name.first('zh')}", en=f"{sign.en}: {name.first('en')}")
 
 
 class _Tables:
@@ -283,7 +284,7 @@ class _Tables:
     def checks(self) -> Table | None:
         """What stands out in a rater; None where nothing does."""
         words = self._words
-        heads = [
+        heads: list[AnyColumn] = [
             *(words["agreement.first"], words["checks.sign"], words["agreement.items"]),
             *(words["checks.found"], words["checks.expected"]),
             Column(words["differences.p_holm"], p_value),
@@ -292,7 +293,7 @@ class _Tables:
         for one in (one for one in self._report.checks if one.is_flagged):
             sign, show = words[f"checks.{one.check}"], _SHOWN[one.check]
             if one.criterion:
-                sign = _both(lambda lang, s=sign, n=one.criterion: _colon(s, self._names[n], lang))
+                sign = _colon(sign, self._names[one.criterion])
             rows.append((one.rater, sign, one.n, show(one.found), show(one.expected), one.p_holm))
         return Table(heads, rows) if rows else None
 

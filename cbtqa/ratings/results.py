@@ -95,8 +95,8 @@ class RaterRepeats(Record):
 class RepeatAgreement(Record):
     """First against second rating of the same item by the same rater.
 
-    Coefficients that allow for chance are means of those within raters, weighted by items; raters
-    pooled would take differences between raters for steadiness.
+    Alpha holds each rater's repeats against the same rater's ratings alone; raters pooled would
+    take differences between raters for steadiness.
     """
 
     criterion: str
@@ -135,7 +135,7 @@ class OrderEffect(Record):
     deviation from the other raters' mean of the item; raters are random in the interval."""
 
 
-Check = Literal["same_point", "same_run", "repeats", "practice", "too_fast"]
+Check = Literal["same_point", "same_run", "unrelated", "repeats", "practice", "too_fast"]
 
 
 class RaterCheck(Record):
@@ -148,8 +148,10 @@ class RaterCheck(Record):
     n: int
     """Items it rests on."""
     found: float
-    """Share of the most frequent point; longest run of items; mean distance in shares of the scale
-    of `repeats` and `practice`; median seconds of `too_fast`."""
+    """`same_point`: share of the most frequent point. `same_run`: longest run of items. `repeats`
+    and `unrelated`: distance of both ratings, or from the others', by that of random pairs (1 is
+    chance). `practice`: mean distance from
+    the others in shares of the scale. `too_fast`: median seconds."""
     expected: float
     """The same of the other raters, of random orders, or the seconds that reading takes."""
     p: float | None = None
