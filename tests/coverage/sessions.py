@@ -273,11 +273,12 @@ def _scale_alarm(rng: Generator, n_patients: int) -> bool:
 TESTS = {
     "3 patients, no patient by arm": Design(3, by_arm=0),
     "3 patients, patient by arm 1": Design(3),
-    "5 patients, patient by arm .5": Design(5, by_arm=0.5),
-    "5 patients, patient by arm 1, one session": Design(5, n_sessions=1),
-    "5 patients, patient by arm 1, a quarter missing": Design(5, missing=0.25),
     "10 patients, one arm of three times the spread": Design(10, noisy=3),
     "20 patients, patient by arm 1, six arms, one session": Design(20, 6, n_sessions=1),
+}
+CUT = {
+    "5 patients, patient by arm .5, one session": Design(5, by_arm=0.5, n_sessions=1),
+    "5 patients, patient by arm 1, a quarter missing": Design(5, missing=0.25),
 }
 CONTRASTS = {
     "3 patients": Design(3),
@@ -308,8 +309,9 @@ def _cases(
 
 
 CASES = [
-    *_cases("test of arms", _arm_test, TESTS, 800, TYPE_I),
-    *_cases("contrast", _contrast, CONTRASTS, 600, COVERAGE),
+    *_cases("test of arms", _arm_test, TESTS, 700, TYPE_I),
+    *_cases("test of arms", _arm_test, CUT, 1_500, TYPE_I),
+    *_cases("contrast", _contrast, CONTRASTS, 500, COVERAGE),
     *_cases("any of 6 pairs", _any_pair, {"5 patients": Design(5)}, 600, (0.02, 0.07)),
     *_cases("arm mean", _arm_mean, GAPS, 200, (0.915, 0.985)),
     *_cases("ICC of patients", _icc, ICCS, 500, (0.93, 0.985)),
@@ -334,11 +336,11 @@ CASES = [
             f"alarm about endings: 6 arms of {n} sessions, share .1",
             "simulate",
             partial(_ending_alarm, n=n, share=0.1),
-            300,
-            (0.0, 0.08),
+            400,
+            SOUND,
             note=SOUND_NOTE,
         )
-        for n in (10, 50)
+        for n in (10, 30)
     ),
     *(
         Case(

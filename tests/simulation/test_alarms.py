@@ -180,7 +180,7 @@ def test_length_that_only_tells_arms_apart_is_pooled_and_not_within() -> None:
     test = length_test(rows, ARMS)
     found = texts(length_alarms(list(by_scope.values()), lengths(rows, ARMS), test), "length")
     assert any("pooled" in text for text in found)
-    assert any("arms differ in length: tuned 300 words" in text for text in found)
+    assert any("arms differ in length: tuned 303 words" in text for text in found)
     assert not any("within" in text for text in found)
 
 
