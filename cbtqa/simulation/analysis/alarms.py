@@ -60,7 +60,7 @@ FOLLOWS_LENGTH = 0.3
 MUCH_BIAS = 0.25
 """Of the judge against people, by share of the scale's range."""
 RULES_TEXT = "rated by built-in rules that count words: no model, and nothing to be believed"
-N_DRAWS = 20_000
+N_DRAWS = 5_000
 """Of early stops over arms. Limits here are assumed: they say when to look, not what is true."""
 SHORT_TURNS = 5
 POOLED, WITHIN = "pooled", "within arms"
@@ -144,7 +144,7 @@ def _range_alarms(result: InstrumentResult, pooled: Counter[int], n: int) -> Ite
 
 
 def _is_left_out(result: InstrumentResult, n: int, n_left_out: int, n_points: int) -> bool:
-    """True where a sound judge, that uses each point, would hardly leave out any so many of them."""
+    """True where a sound judge, that uses each point, would hardly leave out so many of them."""
     chance: float = (1 - n_left_out * SOUND_POINT) ** _n_independent(result, n)
     return math.comb(n_points, n_left_out) * chance <= LEVEL
 
