@@ -364,7 +364,7 @@ def test_a_judge_that_agrees_with_people_shows_it(tmp_path: Path) -> None:
     for found in report.agreement:
         named = {one.name: one.value for one in found.judge_human}
         assert set(named) == {
-            *("mean_kappa_quadratic", "alpha_ordinal", "icc_A_1", "spearman", "kendall_tau_b")
+            *("mean_kappa_quadratic", "icc_A_1", "spearman", "kendall_tau_b")
         }
         assert all(value == pytest.approx(1) for value in named.values())
         assert {one.name for one in found.human_human} == {"mean_kappa_quadratic", "alpha_ordinal"}
@@ -380,11 +380,14 @@ def test_a_mild_judge_is_told_and_corrected(tmp_path: Path) -> None:
     human = human_file(tmp_path, {str(i): [truth[i], truth[i]] for i in range(0, 120, 2)})
     mild = rating_by(lambda answer: min(2, truth[number_of(answer)] + 1))
     with ScriptedEndpoint(mild) as server:
-        report = run(server, given, human=human, repeats=1)
+        report = run(server, given, human=human, repeats=1, human_sample="random")
     assert any("relevance: the judge is milder than people by" in one for one in report.alarms)
     assert any("never gives 0" in one for one in report.alarms)
     correction = report.corrections[0]
     assert correction.judge_mean > np.mean(truth) + 0.5
+    assert correction.corrected is not None
+    assert correction.corrected.low is not None
+    assert correction.corrected.high is not None
     assert correction.corrected.low < np.mean(truth) < correction.corrected.high
     assert (correction.corrected.n_human, correction.corrected.n_judge_only) == (60, 60)
     assert 0 < correction.corrected.weight <= 1
@@ -439,8 +442,8 @@ def test_raters_with_gaps_and_criteria_that_nobody_rated(tmp_path: Path) -> None
     relevance, structure, _ = report.agreement
     assert (relevance.n_items, relevance.n_raters) == (6, 2)
     kappa = relevance.judge_human[0]
-    assert kappa.n_items == 6 + 2
-    assert relevance.human_human[0].n_items == 2
+    assert (kappa.n_items, kappa.n_ratings) == (6, 6 + 2)
+    assert relevance.human_human[0].value is None
     assert (structure.n_items, structure.n_raters, structure.bias) == (0, 0, None)
     assert all(one.value is None and one.reason for one in structure.judge_human)
     assert structure.human_human == ()
@@ -454,8 +457,10 @@ def test_the_corrected_interval_covers_the_truth_where_the_judges_own_does_not()
     for _ in range(n_trials):
         people = np.clip(np.rint(draw.normal(truth, 0.7, n + n_other)), 0, 2)
         judge_ratings = np.clip(people + draw.choice([0, 1], n + n_other, p=[0.5, 0.5]), 0, 2)
-        found = corrected_mean(people[:n], judge_ratings[:n], judge_ratings[n:])
+        found = corrected_mean(people[:n], judge_ratings[:n], judge_ratings[n:], (0, 2))
         assert found is not None
+        assert found.low is not None
+        assert found.high is not None
         n_covered += found.low < truth < found.high
         half = 1.96 * judge_ratings.std(ddof=1) / math.sqrt(n + n_other)
         n_naive += abs(judge_ratings.mean() - truth) < half
@@ -467,8 +472,10 @@ def test_the_weight_makes_the_interval_narrowest() -> None:
     draw = np.random.default_rng(8)
     people = draw.normal(1, 0.5, 500)
     judged = people + draw.normal(0.4, 0.4, 500)
-    found = corrected_mean(people[:80], judged[:80], judged[80:])
+    found = corrected_mean(people[:80], judged[:80], judged[80:], (-9, 9))
     assert found is not None
+    assert found.low is not None
+    assert found.high is not None
 
     def spread(weight: float) -> float:
         rest = (people - weight * judged)[:80]
@@ -481,12 +488,12 @@ def test_the_weight_makes_the_interval_narrowest() -> None:
 
 
 def test_a_judge_that_says_nothing_leaves_the_peoples_mean() -> None:
-    people = np.array([0.0, 1.0, 2.0, 1.0])
-    found = corrected_mean(people, np.ones(4), np.ones(50))
+    people = np.array([0.0, 1.0, 2.0, 1.0, 0.0, 2.0])
+    found = corrected_mean(people, np.ones(6), np.ones(50), (0, 100))
     assert found is not None
     assert (found.value, found.weight) == (1.0, 0.0)
-    assert found.high - found.value == pytest.approx(1.959964 * people.std(ddof=1) / 2, abs=1e-6)
-    assert corrected_mean(people[:1], np.ones(1), np.ones(50)) is None
+    t = 2.570582  # scipy.stats.t.isf(.025, 5)
+    assert found.high == pytest.approx(1 + t * people.std(ddof=1) / math.sqrt(6), abs=1e-5)
 
 
 def test_the_command_prints_tables_and_one_json_object(tmp_path: Path) -> None:
