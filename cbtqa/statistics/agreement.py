@@ -11,7 +11,7 @@ and above is good, .667 to .80 tentative (Krippendorff, Content Analysis, ch. 12
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from itertools import combinations
 from typing import Literal, Self
 

@@ -197,7 +197,8 @@ class CrossedMeans:
 
     @cached_property
     def _means(self) -> Floats:
-        return np.asarray(self._weights.T @ self.values)
+        middle = self.values.mean()  # off first, so that equal ratings have exactly their mean
+        return np.asarray(middle + self._weights.T @ (self.values - middle))
 
     @cached_property
     def _residuals(self) -> Floats:
@@ -262,7 +263,7 @@ class CrossedMeans:
             reason = "fewer than two raters rated both: raters and systems cannot be told apart"
             return CrossedEstimate(value, *none, *size, False, reason)
         if n_items < 2:
-            reason = f"rests on {n_items} item{'' if n_items == 1 else 's'}"
+            reason = "rests on one item: how items differ is not known"
             return CrossedEstimate(value, *none, *size, n_raters > 1, reason)
         variance = self._variance(contrast)
         if variance.whole <= NOTHING * max(1.0, float(np.abs(self.values).max())) ** 2:

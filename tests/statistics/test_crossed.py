@@ -92,7 +92,7 @@ def test_two_raters_give_a_wide_interval() -> None:
 
 def test_where_nothing_can_be_told_the_reason_stands_instead() -> None:
     one_item = crossed_mean([1, 2, 1], ["q1"] * 3, ["R1", "R2", "R3"], scale=(0, 2))
-    assert (one_item.low, one_item.reason) == (None, "rests on 1 item")
+    assert one_item.low is None and (one_item.reason or "").startswith("rests on one item")
     alike = crossed_means([1.0] * 8, list("AB") * 4, [0, 0, 1, 1] * 2, [0] * 4 + [1] * 4)
     assert alike.difference("A", "B").reason == "all are alike: their spread is not known"
     assert alike.omnibus().p is None
