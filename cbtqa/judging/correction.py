@@ -34,6 +34,8 @@ FEWEST_FOR_WEIGHT = 10
 NEAR_END, FEW_OFF_END = 0.05, 5
 """A mean is near an end of its scale when fewer than `FEW_OFF_END` answers that people rated lie
 further from it than this share of the range."""
+LEVEL = 0.05
+"""Of alarms that are tests: all of one kind together."""
 UNKNOWN_SAMPLE = "how the rated ones were drawn is not known: --human-sample random, if by lot"
 CHOSEN_SAMPLE = "the rated ones were chosen, not drawn by lot: they cannot speak for the rest"
 

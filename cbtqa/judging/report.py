@@ -25,7 +25,7 @@ from cbtqa.judging.agreement import (
     self_alpha,
 )
 from cbtqa.judging.answers import HumanRatings, JudgeRating
-from cbtqa.judging.correction import HumanSample, is_beyond
+from cbtqa.judging.correction import LEVEL, HumanSample, is_beyond
 from cbtqa.metrics.base import Signature
 from cbtqa.ratings.rubric import Criterion, Rubric
 from cbtqa.records import MetricScore, Record
@@ -38,8 +38,6 @@ ONE_POINT, MUCH_UNSCORED, MUCH_BIAS = 0.9, 0.05, 0.25
 """Alarms: share of one point of the scale; share without a rating; bias by share of the range. The
 first and the last are raised when the whole 95 % interval lies beyond; what has no rating is
 counted, not estimated."""
-LEVEL = 0.05
-"""Of the alarms that are tests: all of one kind together."""
 
 NO_PEOPLE = (
     "no human ratings: these means are a model's opinion, uncorrected; judges overrate answers and "

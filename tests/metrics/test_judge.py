@@ -363,9 +363,7 @@ def test_a_judge_that_agrees_with_people_shows_it(tmp_path: Path) -> None:
         report = run(server, given, human=human)
     for found in report.agreement:
         named = {one.name: one.value for one in found.judge_human}
-        assert set(named) == {
-            *("mean_kappa_quadratic", "icc_A_1", "spearman", "kendall_tau_b")
-        }
+        assert set(named) == {*("mean_kappa_quadratic", "icc_A_1", "spearman", "kendall_tau_b")}
         assert all(value == pytest.approx(1) for value in named.values())
         assert {one.name for one in found.human_human} == {"mean_kappa_quadratic", "alpha_ordinal"}
         assert found.bias == 0

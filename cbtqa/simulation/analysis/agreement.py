@@ -92,7 +92,8 @@ class _Measure:
         """
         rated = as_table(table)
         is_full = ~np.isnan(rated).any(axis=0)
-        full, of_full = rated[:, is_full], _picked(patients, is_full)
+        full = rated[:, is_full]
+        of_full = [patients[place] for place in np.flatnonzero(is_full).tolist()]
         found = [
             coefficient_of(name, partial(icc_of_raters, form), full, of_full)
             for name, form in ((ICC_A, "A"), (ICC_C, "C"))
@@ -143,10 +144,6 @@ def _sessions_of(raters: Iterable[Cells]) -> list[str]:
 def _by_rater(people: Sequence[ItemRating]) -> list[Cells]:
     names = sorted({one.judge for one in people})
     return [cells_of(one for one in people if one.judge == name) for name in names]
-
-
-def _picked(names: Sequence[str], kept: Iterable[bool]) -> list[str]:
-    return [name for name, is_kept in zip(names, kept, strict=True) if is_kept]
 
 
 def agreement_rows(

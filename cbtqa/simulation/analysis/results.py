@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from cbtqa.judging.agreement import CorrectedMean
+from cbtqa.judging.correction import CorrectedMean
 from cbtqa.records import Record
 from cbtqa.statistics.agreement import Coefficient
 from cbtqa.statistics.clustered import RobustEffect
