@@ -139,8 +139,11 @@ class JudgeAndPeople:
 
     def bias(self, scale: Scale) -> CrossedEstimate:
         """Mean of judge less people, answers by their clusters and raters random."""
-        width = scale[1] - scale[0]
-        return people_mean(self.judge - self.people, (-width, width), self.clusters)
+        found = people_mean(self.people, scale, self.clusters, less=self.judge)
+        low, high = (
+            (None, None) if found.low is None or found.high is None else (-found.high, -found.low)
+        )
+        return found._replace(value=-found.value, low=low, high=high)
 
     def limits(self, bias: float) -> tuple[Scale, tuple[Scale, Scale] | None] | None:
         """Limits of agreement, and the interval of each; None below `FEWEST_PAIRS` answers.

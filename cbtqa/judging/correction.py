@@ -31,6 +31,9 @@ FEWEST_RATED = 5
 """Answers (or clusters of them) rated by people below which there is no corrected mean."""
 FEWEST_FOR_WEIGHT = 10
 """Below so many the judge's weight is 1: a weight fitted on fewer flatters its own interval."""
+COARSE = 4
+"""Steps from end to end up to which few, or equal, differences of two ratings have an interval as
+on a short scale; on longer ones such an interval would be some times too wide."""
 NEAR_END, FEW_OFF_END = 0.05, 5
 """A mean is near an end of its scale when fewer than `FEW_OFF_END` answers that people rated lie
 further from it than this share of the range."""
@@ -85,7 +88,12 @@ def too_few_reason(n: int, what: str) -> str:
 
 
 def people_mean(
-    table: Floats, scale: Scale, clusters: Sequence[Hashable] | None = None
+    table: Floats,
+    scale: Scale,
+    clusters: Sequence[Hashable] | None = None,
+    *,
+    less: Floats | float = 0.0,
+    weight: float = 1.0,
 ) -> CrossedEstimate:
     """The mean that people would give: answers (or clusters) and raters are random.
 
@@ -93,13 +101,22 @@ def people_mean(
 
     Args:
         table: `(raters, answers)` with NaN in the gaps.
+        scale: of the ratings, people's and judge's.
+        less: ratings of the same answers that are taken off first, times `weight`.
         clusters: what each answer belongs to, such as its patient.
     """
     table = np.atleast_2d(table)
     raters, answers = np.nonzero(~np.isnan(table))
     names = range(table.shape[1]) if clusters is None else clusters
     items = [names[place] for place in answers.tolist()]
-    return crossed_mean(table[raters, answers], items, raters.tolist(), scale=scale)
+    low, high = scale
+    reach = (low - weight * high, high - weight * low) if np.ndim(less) else scale
+    return crossed_mean(
+        (table - weight * less)[raters, answers],
+        items,
+        raters.tolist(),
+        scale=reach if high - low <= COARSE else None,
+    )
 
 
 def means_by_answer(table: Floats) -> Floats:
@@ -155,8 +172,7 @@ def corrected_mean(
         return None
     weight = _weight(means_by_answer(table), judged, judge_only, n_clusters)
     low, high = scale
-    reach = (low - weight * high, high - weight * low)
-    rest = people_mean(table - weight * judged, reach, names)
+    rest = people_mean(table, scale, names, less=judged, weight=weight)
     value, reason = rest.value, rest.reason
     below, above = _reaches(rest.value, rest.low, rest.high)
     if weight:
