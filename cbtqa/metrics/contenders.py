@@ -154,5 +154,10 @@ def shared_metrics(contenders: Sequence[Contender]) -> list[Metric]:
 
 
 def _settings_of(signature: str) -> list[str]:
-    """A signature without the number of pairs, which `on_same_rows` has already looked at."""
-    return [field for field in signature.split("|") if not field.startswith(("n:", "clusters:"))]
+    """A signature's fields that can change a score.
+
+    Not the number of pairs, which `on_same_rows` has looked at, nor how the score's own interval
+    was made.
+    """
+    others = ("n:", "clusters:", "ci:", "bs:", "seed:")
+    return [field for field in signature.split("|") if not field.startswith(others)]

@@ -13,7 +13,15 @@ from pydantic import Field
 from cbtqa.dataset_folder import DatasetFolder, has_splits, is_dataset_folder
 from cbtqa.errors import UsageError
 from cbtqa.metrics.base import Metric
-from cbtqa.metrics.evaluation import OnBlock, Resampling, SystemScores, anchors, evaluate, scores_of
+from cbtqa.metrics.evaluation import (
+    IntervalKind,
+    OnBlock,
+    Resampling,
+    SystemScores,
+    anchors,
+    evaluate,
+    scores_of,
+)
 from cbtqa.metrics.neural.weights import NeuralSettings
 from cbtqa.metrics.pairs import (
     Columns,
@@ -65,7 +73,10 @@ class ScoreSettings(NeuralSettings):
     encoding: str = "utf-8"
     """Encoding of text files that are not UTF-8."""
     bootstrap: int = Field(default=BOOTSTRAP_TRIALS, ge=0)
-    """Resamples for the intervals; 0 for none."""
+    """Resamples of --interval percentile; 0 for no interval of either kind."""
+    interval: IntervalKind = "t"
+    """95 % intervals: t, by the jackknife, right from three questions on; percentile, as
+    sacrebleu's bootstrap, too narrow below 100."""
     seed: int = Field(default=DEFAULT_SEED, ge=0)
     """Seed of all resampling."""
     anchors: bool = True
@@ -79,7 +90,7 @@ class ScoreSettings(NeuralSettings):
     @property
     def resampling(self) -> Resampling:
         """How intervals are made."""
-        return Resampling(self.bootstrap, self.seed)
+        return Resampling(self.bootstrap, self.seed, self.interval)
 
 
 class SystemCounts(Record):

@@ -21,6 +21,7 @@ from cbtqa.ratings.documents import datasheet_text, methods_text
 from cbtqa.ratings.results import Disagreement, StudyReport
 from cbtqa.ratings.scores import (
     compare_systems,
+    fit_systems,
     flags_of,
     make_marks,
     published_scores,
@@ -45,8 +46,9 @@ def analyse(folder: StudyFolder, answers: Mapping[str, Answer]) -> StudyReport:
     for scale in scales_of(rubric):
         own = [mark for mark in marks if mark.criterion == scale.id]
         first = [mark for mark in own if mark.rating.repeat == 0]
-        scores += score_systems(scale, first, systems)
-        pairs, overall = compare_systems(scale, first, systems)
+        fitted = fit_systems(scale, first)
+        scores += score_systems(scale, first, systems, fitted)
+        pairs, overall = compare_systems(scale, first, systems, fitted)
         differences += pairs
         omnibus += overall
         agreement.append(agree(scale, first, study.raters))

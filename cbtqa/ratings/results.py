@@ -19,30 +19,48 @@ class Score(Record):
     """A criterion's id, or `total:<id>`."""
     n_ratings: int
     n_questions: int
+    n_raters: int
     n_open: int
     n_cannot_judge: int
     mean: float | None
+    """Of the crossed model: as if all raters had rated all; the plain mean when they have."""
+    raw_mean: float | None
+    """Over the ratings as they are."""
     sd: float | None
     """Over ratings, with n - 1; None below two."""
     low: float | None = None
-    """95 % percentile interval of the mean; questions are drawn, with all their ratings."""
+    """95 % interval of the mean; questions and raters are random (with one rater questions)."""
     high: float | None = None
+    df: float | None = None
+    """Satterthwaite's degrees of freedom."""
+    reason: str | None = None
+    """Why there is no interval."""
     counts: dict[int, int] = Field(default_factory=dict)
     """Ratings per point of the scale; empty for totals."""
 
 
 class Difference(Record):
-    """Two systems on one criterion, over the questions both have ratings for."""
+    """Two systems on one criterion, compared within raters and questions."""
 
     criterion: str
     first: str
     second: str
     difference: float
-    """Mean of `second` less mean of `first`, over questions."""
-    low: float
-    high: float
+    """Mean of `second` less mean of `first`."""
+    low: float | None
+    """95 % interval; questions and raters are random."""
+    high: float | None
+    se: float | None
+    df: float | None
+    """Satterthwaite's degrees of freedom."""
     n_questions: int
+    """Questions of which a rater rated both systems."""
+    n_raters: int
+    """Raters who rated both systems on a question; with one, raters are fixed."""
     test: TestResult
+    """The t test of the same model, or the reason why there is none."""
+    these_raters_only: TestResult
+    """Wilcoxon's signed-rank test on means per question: nothing about other raters."""
     p_holm: float | None = None
     """Adjusted over all pairs of systems on this criterion."""
 
@@ -52,6 +70,11 @@ class Omnibus(Record):
 
     criterion: str
     test: TestResult
+    """Quasi-F with questions and raters random."""
+    these_raters_only: TestResult
+    """Friedman's test on means per question: nothing about other raters."""
+    df_numerator: float | None = None
+    df_denominator: float | None = None
 
 
 class PairAgreement(Record):

@@ -11,7 +11,7 @@ and above is good, .667 to .80 tentative (Krippendorff, Content Analysis, ch. 12
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from itertools import combinations
 from typing import Literal, Self
 
@@ -21,7 +21,8 @@ from pydantic import Field, model_validator
 
 from cbtqa.errors import DataError
 from cbtqa.records import NonEmptyText, Record
-from cbtqa.statistics.intervals import CONFIDENCE
+from cbtqa.statistics.jackknife import Spread, Unit, crossed_spread, interval_below_one
+from cbtqa.statistics.resampling import Interval
 
 Level = Literal["nominal", "ordinal", "interval", "ratio"]
 Weights = Literal["none", "linear", "quadratic"]
@@ -31,6 +32,8 @@ Values = Sequence[float | None] | Floats
 
 NO_VARIATION = "no variation: every rating that can be compared is the same"
 NOTHING_TO_COMPARE = "no item was rated by two raters"
+FEWEST_ITEMS = 3
+TOO_FEW = f"fewer than {FEWEST_ITEMS} items say nothing about agreement"
 
 
 class Coefficient(Record):
@@ -41,8 +44,13 @@ class Coefficient(Record):
     value: float | None
     """None when the data do not define it."""
     low: float | None = None
-    """Lower end of the 95 % interval; None when no interval was asked for or is defined."""
+    """Lower end of the 95 % interval; None where there is none."""
     high: float | None = None
+    interval_reason: str | None = None
+    """Why there is a value without an interval."""
+    random: tuple[Unit, ...] = ()
+    """What the interval takes as drawn from many: `items` or their `clusters` (such as questions),
+    and `raters` where there are enough of them; whatever is not here is fixed."""
     n_items: int = Field(ge=0)
     """Items that entered the coefficient."""
     n_ratings: int = Field(ge=0)
@@ -70,72 +78,161 @@ def as_table(cells: Cells) -> Floats:
 
 
 def krippendorff_alpha(
-    cells: Cells, level: Level = "ordinal", *, n_resamples: int = 0, seed: int = 0
+    cells: Cells,
+    level: Level = "ordinal",
+    *,
+    clusters: Sequence[Hashable] | None = None,
+    n_resamples: int = 0,
+    seed: int = 0,
 ) -> Coefficient:
-    """Krippendorff's alpha; any number of raters, gaps allowed.
+    """Krippendorff's alpha with its interval; any number of raters, gaps allowed.
+
+    The interval holds the alpha of such raters on such questions: questions are random, and raters
+    too where there are three or more (`jackknife`).
 
     Args:
-        n_resamples: bootstrap replicates over items for the interval; 0 gives none. A replicate
-            without variation is left out.
+        clusters: what each item belongs to, such as the question that an answer is for; None where
+            every item stands for itself.
 
     Source: Krippendorff, Content Analysis (2004), section 11.3; differences as in his
         "Computing Krippendorff's Alpha-Reliability" (2011).
     """
-    table = as_table(cells)
-    values = np.unique(table[~np.isnan(table)])
-    # how often each item got each value: (items, values)
-    counts = (table[:, :, None] == values).sum(axis=0).astype(float)
-    counts = counts[counts.sum(axis=1) >= 2]
-    name, n_items, n_ratings = f"alpha_{level}", len(counts), int(counts.sum())
+    name = f"alpha_{level}"
+    table, names = _comparable(as_table(cells), clusters)
+    n_items, n_ratings = table.shape[1], int((~np.isnan(table)).sum())
     if not n_items:
         return undefined(name, NOTHING_TO_COMPARE)
-    value = float(_alphas(counts, values, level, np.ones((1, n_items)))[0])
+
+    def statistic(some: Floats, weights: Floats) -> Floats:
+        return _alphas([some], weights, level)
+
+    value = float(statistic(table, np.ones((1, n_items)))[0])
     if np.isnan(value):
         return undefined(name, NO_VARIATION, n_items, n_ratings)
-    low = high = None
-    if n_resamples:
-        generator = np.random.default_rng(seed)
-        draws = [generator.integers(0, n_items, n_items) for _ in range(n_resamples)]
-        weights = np.stack([np.bincount(one, minlength=n_items) for one in draws], dtype=float)
-        replicates = _alphas(counts, values, level, weights)
-        kept = replicates[~np.isnan(replicates)]
-        if len(kept):
-            tail = 50 * (1 - CONFIDENCE)
-            low, high = map(float, np.percentile(kept, [tail, 100 - tail]))
+    if n_items < FEWEST_ITEMS:
+        return undefined(name, TOO_FEW, n_items, n_ratings)
+    spread = crossed_spread(statistic, table, names)
+    return _measured(name, value, interval_below_one(value, spread), spread, (n_items, n_ratings))
+
+
+def alpha_within(
+    repeats: Sequence[Cells],
+    level: Level = "ordinal",
+    *,
+    clusters: Sequence[Hashable] | None = None,
+) -> Coefficient:
+    """How far raters agree with themselves: alpha of repeated ratings, within each rater alone.
+
+    A rater's two ratings of an item are held against any two of the same rater's ratings, never
+    against another's: raters who each give one value to everything show no variation at all, even
+    if no two of them give the same one. With a single rater it is Krippendorff's alpha of the
+    repeats.
+
+    Args:
+        repeats: one table `(raters, items)` for each time that the items were rated, such as the
+            first and the second; gaps where a rater did not see an item again.
+        clusters: what each item belongs to, as in `krippendorff_alpha`.
+    """
+    name = f"alpha_within_{level}"
+    # (raters, items, repeats)
+    stack = np.stack([as_table(one) for one in repeats], axis=-1)
+    stack[(~np.isnan(stack)).sum(axis=-1) < 2] = np.nan
+    is_kept = ~np.isnan(stack).all(axis=(0, 2))
+    names = None if clusters is None else [clusters[place] for place in np.flatnonzero(is_kept)]
+    stack = stack[:, is_kept]
+    sizes = stack.shape[1], int((~np.isnan(stack)).sum())
+    if not sizes[0]:
+        return undefined(name, "no item was rated twice by the same rater")
+
+    def statistic(some: Floats, weights: Floats) -> Floats:
+        return _alphas([one.T for one in some], weights, level)
+
+    value = float(statistic(stack, np.ones((1, sizes[0])))[0])
+    if np.isnan(value):
+        return undefined(name, "no variation: every rater gave one value to everything", *sizes)
+    if sizes[0] < FEWEST_ITEMS:
+        return undefined(name, TOO_FEW, *sizes)
+    spread = crossed_spread(statistic, stack, names)
+    return _measured(name, value, interval_below_one(value, spread), spread, sizes)
+
+
+def _comparable(
+    table: Floats, clusters: Sequence[Hashable] | None
+) -> tuple[Floats, list[Hashable] | None]:
+    """The items that two raters rated, and what they belong to."""
+    if clusters is not None and len(clusters) != table.shape[1]:
+        raise ValueError("every item needs its cluster")
+    is_kept = (~np.isnan(table)).sum(axis=0) >= 2
+    names = None if clusters is None else [clusters[place] for place in np.flatnonzero(is_kept)]
+    return table[:, is_kept], names
+
+
+def _measured(
+    name: str, value: float, interval: Interval, spread: Spread, sizes: tuple[int, int]
+) -> Coefficient:
     return Coefficient(
-        name=name, value=value, low=low, high=high, n_items=n_items, n_ratings=n_ratings
+        name=name,
+        value=value,
+        low=interval.low,
+        high=interval.high,
+        interval_reason=interval.reason,
+        random=() if interval.low is None else spread.random,
+        n_items=sizes[0],
+        n_ratings=sizes[1],
     )
 
 
-def _alphas(counts: Floats, values: Floats, level: Level, weights: Floats) -> Floats:
-    """Alpha for each row of item weights `(replicates, items)`; NaN where undefined."""
-    totals = counts.sum(axis=1, keepdims=True)
-    marginals = weights @ counts
-    per_pair = counts / (totals - 1)
-    alphas = np.empty(len(weights))
-    for index, weight in enumerate(weights):
-        observed = (counts * weight[:, None]).T @ per_pair
-        observed[np.diag_indices_from(observed)] -= weight @ per_pair
-        margin = marginals[index]
-        distance = _squared_distances(values, margin, level)
-        expected_sum = margin @ distance @ margin
-        n = margin.sum()
-        ratio = (observed * distance).sum() / expected_sum if expected_sum > 0 else np.nan
-        alphas[index] = 1 - (n - 1) * ratio
-    return alphas
+def _alphas(tables: Sequence[Floats], weights: Floats, level: Level) -> Floats:
+    """Alpha for each row of weights of the items `(replicates, items)`; NaN where undefined.
+
+    Of several tables, which share the items and the values, each is compared in itself only.
+    """
+    values = np.unique(np.concatenate([one[~np.isnan(one)] for one in tables]))
+    # how often each item got each value: (items, values)
+    counts = [(one[:, :, None] == values).sum(axis=0).astype(float) for one in tables]
+    for one in counts:
+        one[one.sum(axis=1) < 2] = 0.0
+    places = _places(sum(weights @ one for one in counts), values, level)
+    observed = expected = np.zeros(len(weights))
+    for one in counts:
+        totals, margins = one.sum(axis=1), weights @ one
+        n = margins.sum(axis=1)
+        if places is None:
+            distances = _distances(values, level)
+            within = ((one @ distances) * one).sum(axis=1)
+            between = ((margins @ distances) * margins).sum(axis=1)
+        else:
+            within = 2 * (totals * (places**2 @ one.T) - (places @ one.T) ** 2)
+            sums, squares = (margins * places).sum(axis=1), (margins * places**2).sum(axis=1)
+            between = 2 * np.maximum(n * squares - sums**2, 0.0)
+            between[between < 1e-9 * n * squares] = 0.0
+        observed = observed + (weights * (within / np.maximum(totals - 1, 1))).sum(axis=1)
+        expected = expected + between / np.maximum(n - 1, 1)
+    ratio = np.divide(observed, expected, out=np.full(len(weights), np.nan), where=expected > 0)
+    return 1 - ratio
 
 
-def _squared_distances(values: Floats, margin: Floats, level: Level) -> Floats:
+def _places(margins: Floats, values: Floats, level: Level) -> Floats | None:
+    """Where each value stands `(replicates, values)`, if distances are those of places, squared.
+
+    Between ranks c and k Krippendorff sums the ratings from c to k less half of both ends, which is
+    the distance between their mid-ranks.
+    """
+    if level in ("nominal", "ratio"):
+        return None
+    places = np.cumsum(margins, axis=1) - margins / 2
+    if level == "interval":
+        places = np.broadcast_to(values, margins.shape)
+    n = np.maximum(margins.sum(axis=1, keepdims=True), 1.0)
+    return np.asarray(places - (margins * places).sum(axis=1, keepdims=True) / n)
+
+
+def _distances(values: Floats, level: Level) -> Floats:
+    """Between values of the nominal or ratio level."""
     if level == "nominal":
         return 1.0 - np.eye(len(values))
-    # between ranks c and k Krippendorff sums the ratings from c to k less half of both ends,
-    # which is the distance between their mid-ranks
-    place = np.cumsum(margin) - margin / 2 if level == "ordinal" else values
-    difference = place[:, None] - place[None, :]
-    if level == "ratio":
-        total = values[:, None] + values[None, :]
-        difference = np.divide(difference, total, out=np.zeros_like(difference), where=total != 0)
-    return difference**2
+    difference, total = values[:, None] - values[None, :], values[:, None] + values[None, :]
+    return np.divide(difference, total, out=np.zeros_like(difference), where=total != 0) ** 2
 
 
 def cohen_kappa(

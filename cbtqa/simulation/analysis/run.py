@@ -30,14 +30,17 @@ from cbtqa.simulation.analysis.alarms import (
     endings,
     halo_rows,
     length_correlations,
+    length_test,
     lengths,
 )
 from cbtqa.simulation.analysis.outcomes import (
+    alpha_within_arms,
     analyse_outcome,
     cronbach_alpha,
     item_profiles,
     item_use,
     regress,
+    top_shares,
 )
 from cbtqa.simulation.analysis.page import analysis_page, methods_text
 from cbtqa.simulation.analysis.results import (
@@ -131,6 +134,7 @@ def analyse(resolved: Resolved[AnalysisSettings]) -> tuple[AnalysisReport, Mater
         instruments=tuple(results),
         endings=tuple(endings(material.sessions, material.arms)) if material.sessions else (),
         lengths=tuple(lengths(first, material.arms)),
+        length_test=length_test(first, material.arms),
         correlations=tuple(correlations),
         halo=tuple(halo_rows(headlines)),
         agreement=tuple(agreement),
@@ -236,6 +240,7 @@ def _analyse_one(
 ) -> InstrumentResult:
     instrument, rows = scored.instrument, scored.rows
     ratings = scored.judged.all_ratings() if scored.judged else None
+    alpha, alpha_low = alpha_within_arms(instrument, rows) or (None, None)
     return InstrumentResult(
         instrument=instrument.id,
         title=instrument.rubric.title.to("en"),
@@ -245,6 +250,8 @@ def _analyse_one(
         judges=tuple(scored.judged.ratings) if scored.judged else (),
         n_sessions=len(rows),
         alpha=cronbach_alpha(instrument, rows),
+        alpha_within=alpha,
+        alpha_within_low=alpha_low,
         outcomes=tuple(
             analyse_outcome(rows, instrument, total, arms, settings)
             for total in instrument.rubric.totals
@@ -252,6 +259,7 @@ def _analyse_one(
         regression=regress(rows, instrument, settings) if split_names(settings.terms) else None,
         profile=tuple(item_profiles(instrument, rows, arms)),
         use=tuple(item_use(instrument, rows, ratings)),
+        top=tuple(top_shares(instrument, rows, ratings, arms)),
     )
 
 
@@ -308,14 +316,20 @@ def _score_table(material: Material) -> Table:
 
 
 def _contrast_table(report: AnalysisReport) -> Table:
-    heads = ("instrument", "total", "first", "second", "difference", "se", "z", "p", "p_adjusted")
-    rows = [
-        (
-            *(result.instrument, outcome.total, one.first, one.second, one.difference, one.se),
-            *(one.z, one.p, one.p_adjusted, one.low, one.high, one.d),
-        )
-        for result in report.instruments
-        for outcome in result.outcomes
-        for one in outcome.contrasts
-    ]
-    return Table([*heads, "low", "high", "d"], rows)
+    """Pairs of arms on patients, and beside them the z of the published model."""
+    heads = ("instrument", "total", "first", "second", "difference", "se", "df", "t", "p")
+    more = ("p_adjusted", "low", "high", "d", "p_own_error")
+    published = ("difference", "se", "z", "p", "p_adjusted")
+    rows = []
+    for outcome in (outcome for result in report.instruments for outcome in result.outcomes):
+        old = {(one.first, one.second): one for one in outcome.published.contrasts}
+        for one in outcome.comparison.contrasts:
+            theirs = old.get((one.first, one.second))
+            rows.append(
+                (
+                    *(outcome.instrument, outcome.total),
+                    *(getattr(one, name) for name in (*heads[2:], *more)),
+                    *(getattr(theirs, name) if theirs else None for name in published),
+                )
+            )
+    return Table([*heads, *more, *(f"published_{name}" for name in published)], rows)

@@ -17,9 +17,9 @@ class ModelSettings(Settings):
 
     panel: ClassVar[str] = "Model"
     method: Method = "reml"
-    """Likelihood of the models of arms."""
-    bootstrap: int = Field(500, ge=0)
-    """Drawings for the ICC's interval."""
+    """Likelihood of the models of arms as published."""
+    bootstrap: int = Field(0, ge=0)
+    """Drawings of patients for the published ICC's interval (500 in arXiv 2509.09712)."""
     seed: int = Field(12345, ge=0)
     """Of the drawings."""
     terms: str | None = None
