@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from math import comb
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -27,6 +28,7 @@ from cbtqa.distortions.f1 import (
 )
 from cbtqa.distortions.importers import GoldSet, type_matrix
 from cbtqa.distortions.labellers import Labels
+from cbtqa.files import parse_record, read_json
 from cbtqa.records import Record
 from cbtqa.statistics.intervals import effective_size, mean_interval, share_interval
 from cbtqa.statistics.resampling import DEFAULT_SEED, Interval, holm
@@ -174,6 +176,11 @@ class EvaluationReport(Record):
     paper: dict[str, float] = Field(default_factory=lambda: dict(PAPER_TABLE_3))
 
 
+def read_evaluation(path: Path) -> EvaluationReport:
+    """What `cbtqa distortions evaluate --out` or `--json` wrote; DataError for anything else."""
+    return parse_record(EvaluationReport, read_json(path), str(path))
+
+
 def evaluate(
     gold: GoldSet, given: Mapping[str, Sequence[Labels]], *, n_errors: int = 20
 ) -> EvaluationReport:
@@ -279,10 +286,9 @@ def any_of(matrix: Bools) -> Bools:
     return np.asarray(matrix.any(axis=1), np.bool_)
 
 
-def count_f1(
-    truth: Bools, given: Bools, interval: Interval = Interval(None, None, "not measured", 0)
-) -> F1:
+def count_f1(truth: Bools, given: Bools, interval: Interval | None = None) -> F1:
     """Precision, recall and F1 of decisions of any shape."""
+    interval = interval or Interval(None, None, "not measured", 0)
     hits, support, n_given = int((truth & given).sum()), int(truth.sum()), int(given.sum())
     return F1(
         precision=hits / n_given if n_given else None,
