@@ -163,6 +163,9 @@ class F1Difference(Record):
 
 class EvaluationReport(Record):
     data: str
+    """Short name of the source, such as `cogdis` or `plain`."""
+    file: str | None = None
+    """Name of the file of the gold; None in reports of earlier versions."""
     data_sha256: str
     taxonomy: str
     n_texts: int

@@ -107,13 +107,14 @@ class Counts:
         assert found.low is not None and found.high is not None
         return Interval(f1_of_share(found.low), f1_of_share(found.high), None, 0)
 
+    @cached_property
     def exact_ends(self) -> tuple[float, float]:
         """Clopper and Pearson's ends as F1: they hold for one text, too, as part of a mean."""
-        beta = require("scipy.stats", "metrics").beta
+        beta_quantile = require("scipy.special", "metrics").betaincinv
         right, wrong = self.share * self.worth, (1 - self.share) * self.worth
         tail = (1 - CONFIDENCE) / 2
-        low = float(beta.ppf(tail, right, wrong + 1)) if right > 0 else 0.0
-        high = float(beta.isf(tail, right + 1, wrong)) if wrong > 0 else 1.0
+        low = float(beta_quantile(right, wrong + 1, tail)) if right > 0 else 0.0
+        high = float(beta_quantile(right + 1, wrong, 1 - tail)) if wrong > 0 else 1.0
         return f1_of_share(low), f1_of_share(high)
 
 
@@ -155,7 +156,7 @@ def macro_interval(counts: Sequence[Counts]) -> Interval:
     counts = [one for one in counts if one.n_with]
     if reason := _why_none(counts, len(counts)):
         return Interval(None, None, reason, 0)
-    sides = _Sides.of(counts, [one.exact_ends() for one in counts])
+    sides = _Sides.of(counts, [one.exact_ends for one in counts])
     mean = float(np.mean([one.f1 for one in counts]))
     middle = (sides.below + sides.above) / 2
     low = max(map(sides.reach, (sides.below, middle))) / len(counts)
@@ -183,7 +184,7 @@ def difference(first: Sequence[Counts], second: Sequence[Counts]) -> tuple[float
     if len(pairs) == 1:
         ends = [(found.low or 0.0, found.high or 0.0) for found in (a.interval() for a in counts)]
     else:
-        ends = [one.exact_ends() for one in counts]
+        ends = [one.exact_ends for one in counts]
     sides = _Sides.of(counts, ends)
     sign = np.repeat([1.0, -1.0], len(pairs))
     middle = sign * (sides.below + sides.above) / 2

@@ -87,11 +87,12 @@ class Prevalence(Record):
             moved = "；估计值超出 0 至 1，已取端点" if found.is_truncated else ""
             texts = f"{self.evaluated_on}，{count(self.n_evaluated)} 条文本"
             errors = f"{texts}：灵敏度 {right}，特异度 {none}"
-            return f"按 {self.labeller} 的已知误差（{errors}）校正：{shown}{moved}。"
+            return f"按 {self.labeller} 的已知误差（{errors}）校正（假定在这里误差相同）：{shown}{moved}。"
         moved = "; the estimate lay outside 0 to 1 and was cut there" if found.is_truncated else ""
         texts = f"{self.evaluated_on}, {count(self.n_evaluated)} texts"
         errors = f"{texts}: sensitivity {right}, specificity {none}"
-        return f"Corrected for the errors of {self.labeller} ({errors}): {shown}{moved}."
+        known = f"the errors of {self.labeller} ({errors})"
+        return f"Corrected for {known}, if they are the same here: {shown}{moved}."
 
 
 def labelled_share(
@@ -127,7 +128,7 @@ def labelled_share(
         n,
         n_labelled,
         labeller=labeller,
-        evaluated_on=evaluation.data,
+        evaluated_on=evaluation.file or evaluation.data,
         n_evaluated=evaluation.n_texts,
         sensitivity=system.sensitivity,
         specificity=system.specificity,

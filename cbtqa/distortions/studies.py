@@ -196,6 +196,7 @@ def evaluate_labellers(settings: EvaluateSettings, say: Say) -> EvaluationReport
         raise UsageError(f"two labellers have one name: {', '.join(names)}")
     given = {labeller.name: labeller.label_many(gold.texts) for labeller in labellers}
     report = evaluate(gold, given, n_errors=settings.errors)
+    report = report.model_copy(update={"file": settings.data.name})
     if settings.out is not None:
         write_json(settings.out, report)
     return report

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -9,9 +10,10 @@ import numpy.typing as npt
 
 from cbtqa.distortions.evaluate import EvaluationReport, SystemReport, evaluate
 from cbtqa.distortions.importers import GoldItem, GoldSet
+from cbtqa.distortions.prevalence import labelled_share
 from cbtqa.distortions.taxonomy import load_taxonomy
 from cbtqa.records import DistortionLabel
-from tests.coverage.cases import COVERAGE, Case, Generator
+from tests.coverage.cases import TYPE_I, Case, Generator
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -80,9 +82,20 @@ def _report(
     return evaluate(gold, given, n_errors=0)
 
 
+REPORTS: dict[tuple[int, int, int], EvaluationReport] = {}
+"""By trial, texts and texts a document: every figure of one trial is of the same report."""
+
+
+def _common_report(rng: Generator, n: int, per_document: int) -> EvaluationReport:
+    state: int = rng.bit_generator.state["state"]["state"]
+    key = state, n, per_document
+    if key not in REPORTS:
+        REPORTS[key] = _report(rng, n, LABELLERS, FREQUENT_TO_RARE, per_document)
+    return REPORTS[key]
+
+
 def _system(rng: Generator, n: int, labeller: str, per_document: int) -> SystemReport:
-    labellers = {"x": LABELLERS[labeller]}
-    return _report(rng, n, labellers, FREQUENT_TO_RARE, per_document).systems["x"]
+    return _common_report(rng, n, per_document).systems[labeller]
 
 
 def _f1_by_type(labeller: str) -> Floats:
@@ -123,9 +136,12 @@ def _of_macro(rng: Generator, n: int, labeller: str, per_document: int) -> bool 
 
 def _of_difference(rng: Generator, n: int, figure: str, per_document: int) -> bool | None:
     names = ("fair", "worse on rare types")
-    labellers = {name: LABELLERS[name] for name in names}
-    report = _report(rng, n, labellers, FREQUENT_TO_RARE, per_document)
-    (found,) = (one for one in report.differences if one.figure == figure)
+    report = _common_report(rng, n, per_document)
+    (found,) = (
+        one
+        for one in report.differences
+        if (one.first, one.second, one.figure) == (*names, figure)
+    )
     if figure == "micro":
         truth = _micro(names[0]) - _micro(names[1])
     else:
@@ -153,8 +169,101 @@ def _swap_rejects(rng: Generator, n: int, per_document: int) -> bool:
     return report.comparisons[0].p <= 0.05
 
 
-DESIGNS = ((30, 1), (100, 1), (500, 1), (100, 5), (500, 5))
+def _true_share(
+    rng: Generator, n_evaluated: int, n: int, share: float, right: float, none: float
+) -> bool | None:
+    """A labeller evaluated on some texts, and the labelled share of others."""
+    labeller = {"x": (np.array([right]), np.array([1 - none]))}
+    evaluation = _report(rng, n_evaluated, labeller, np.array([share]))
+    labelled = int(rng.binomial(n, share * right + (1 - share) * (1 - none)))
+    found = labelled_share(n, labelled, {"x": labelled}, evaluation).corrected
+    return None if found is None else found.low <= share <= found.high
+
+
+DESIGNS = {(30, 1): 150, (100, 1): 200, (500, 1): 80, (100, 5): 200}
+"""Texts and texts a document, to the trials in the suite."""
+WIDE = "errs on the wide side where few texts have a type or nearly all decisions are right"
 
 
 def _design(n: int, per_document: int) -> str:
     return f"{n} texts" + (f" of {n // per_document} documents" if per_document > 1 else "")
+
+
+def _case(what: str, trial: Callable[..., bool | None], n: int, per_document: int) -> Case:
+    return Case(
+        f"{what}, {_design(n, per_document)}",
+        "distortions evaluate",
+        partial(trial, n=n, per_document=per_document),
+        DESIGNS[n, per_document],
+        # the fewest trials tell a share of .95 to within .05
+        (0.90, 1.0),
+        least_printed=0.1,
+        note=WIDE,
+    )
+
+
+F1_CASES = [
+    _case(what, trial, n, per_document)
+    for n, per_document in DESIGNS
+    for what, trial in (
+        ("F1 of a type in 30 % of texts", partial(_of_type, place=0, labeller="fair")),
+        ("F1 of a type in 10 % of texts", partial(_of_type, place=3, labeller="fair")),
+        ("F1 of a type in 3 %", partial(_of_type, place=7, labeller="worse on rare types")),
+        ("micro F1", partial(_of_micro, labeller="fair")),
+        ("micro F1, nearly perfect", partial(_of_micro, labeller="nearly perfect")),
+        ("macro F1", partial(_of_macro, labeller="fair")),
+        ("macro F1, worse on rare types", partial(_of_macro, labeller="worse on rare types")),
+        ("macro F1, nearly perfect", partial(_of_macro, labeller="nearly perfect")),
+        ("difference of micro F1", partial(_of_difference, figure="micro")),
+        ("difference of macro F1", partial(_of_difference, figure="macro")),
+    )
+]
+ERRORS = {
+    # sensitivity, specificity, true share
+    "as in the paper": (0.93, 0.58, 0.25),
+    "of patterns": (0.5, 0.93, 0.3),
+    "nearly perfect, rare": (0.95, 0.99, 0.03),
+    "hardly above chance": (0.65, 0.5, 0.3),
+}
+
+CASES = [
+    *F1_CASES,
+    *(
+        Case(
+            f"accuracy, {_design(n, per_document)}",
+            "distortions evaluate",
+            partial(_of_accuracy, n=n, per_document=per_document),
+            300,
+            (0.92, 0.99),
+            note="Wilson's interval takes few values on few texts",
+        )
+        for n, per_document in ((30, 1), (100, 5))
+    ),
+    *(
+        Case(
+            f"two labellers alike, McNemar, {_design(n, per_document)}",
+            "distortions evaluate",
+            partial(_swap_rejects, n=n, per_document=per_document),
+            300,
+            (0.0, TYPE_I[1]),
+            note="exact: below its level where few texts differ",
+        )
+        for n, per_document in ((30, 1), (100, 1), (100, 5))
+    ),
+    *(
+        Case(
+            f"true share by a labeller {name}, evaluated on {n_evaluated} texts",
+            "stats",
+            partial(
+                _true_share, n_evaluated=n_evaluated, n=1_000, share=share, right=right, none=none
+            ),
+            300,
+            (0.92, 1.0),
+            least_printed=0.0 if name == "hardly above chance" else 0.5,
+            note="errs on the wide side where few evaluated texts have a distortion",
+        )
+        for name, (right, none, share) in ERRORS.items()
+        for n_evaluated in (100, 500)
+        if (name, n_evaluated) != ("hardly above chance", 500)
+    ),
+]
