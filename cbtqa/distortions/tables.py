@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -55,7 +54,7 @@ def _differences_table(report: EvaluationReport) -> Table:
         (
             one.figure if one.figure != "macro" else f"macro of {one.n_types}",
             *(one.first, one.second),
-            _noted(Estimate(one.value, one.low, one.high, one.reason)),
+            Estimate(one.value, one.low, one.high, one.reason),
         )
         for one in report.differences
     ]
@@ -96,7 +95,7 @@ def _what_is_drawn(report: EvaluationReport) -> str:
 
 def _tables_of_system(name: str, system: SystemReport) -> Iterator[Table]:
     ends = system.macro_low, system.macro_high
-    macro = _noted(Estimate(system.macro_f1, *ends, system.macro_reason))
+    macro = Estimate(system.macro_f1, *ends, system.macro_reason)
     samples = Estimate(system.samples_f1, system.samples_low, system.samples_high)
     exact = _share(system.subset_accuracy_interval, system.subset_accuracy)
     rows = [
@@ -160,14 +159,8 @@ def _share(found: Share | None, value: float) -> Estimate:
     return Estimate(value, found.low, found.high, found.reason) if found else Estimate(value)
 
 
-def _noted(cell: Estimate) -> Estimate:
-    """With the reason behind the number where it has no interval."""
-    missing = cell.value is not None and cell.low is None and cell.reason
-    return replace(cell, note=f"({cell.reason})") if missing else cell
-
-
 def _f1(entry: F1) -> Estimate:
-    return _noted(Estimate(entry.f1, entry.low, entry.high, entry.reason))
+    return Estimate(entry.f1, entry.low, entry.high, entry.reason)
 
 
 def _f1_row(name: str, entry: F1) -> tuple[Cell, ...]:

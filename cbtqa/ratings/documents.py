@@ -74,8 +74,9 @@ def datasheet_text(folder: StudyFolder, report: StudyReport, sources: Iterable[s
 
 
 def coefficient_text(coefficient: Coefficient) -> str:
-    """`alpha_ordinal 0.512 [0.431, 0.588]`, or the reason why there is no value."""
+    """`alpha_ordinal 0.512 [0.431, 0.588]`, or the reason why a part of it is missing."""
     if coefficient.value is None:
         return f"{coefficient.name} undefined ({coefficient.reason})"
     shown = estimate(coefficient.value, coefficient.low, coefficient.high, digits(3))
-    return f"{coefficient.name} {shown}"
+    missing = f" ({coefficient.interval_reason})" if coefficient.interval_reason else ""
+    return f"{coefficient.name} {shown}{missing}"

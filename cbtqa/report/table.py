@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its interval, or the reason why there is none."""
+    """A number with its interval, or the reason why either is missing."""
 
     value: float | None
     low: float | None = None
@@ -43,8 +43,9 @@ class Estimate:
 
     @classmethod
     def of(cls, coefficient: Coefficient) -> Estimate:
-        """A coefficient with its interval or the reason why it is undefined."""
-        return cls(coefficient.value, coefficient.low, coefficient.high, coefficient.reason)
+        """A coefficient with its interval, or the reason why either is missing."""
+        reason = coefficient.reason or coefficient.interval_reason
+        return cls(coefficient.value, coefficient.low, coefficient.high, reason)
 
 
 Cell = str | Phrase | Markup | int | float | Estimate | None
@@ -95,8 +96,9 @@ class Table:
         """The cells of a row as a page shows them: only what is `Markup` is not escaped."""
         for column, cell in zip(self._columns, row, strict=True):
             text = _written(cell, column.show)
-            if isinstance(cell, Estimate) and cell.value is None and cell.reason:
-                text = Markup('{} <span class="second">{}</span>').format(GAP, cell.reason)
+            if isinstance(cell, Estimate) and cell.reason and cell.low is None:
+                number = _number(cell, column.show)
+                text = Markup('{} <span class="second">{}</span>').format(number, cell.reason)
             yield text
 
     def title_in(self, lang: Lang = "en") -> str:
@@ -170,11 +172,15 @@ def _written(cell: Cell, show: Show | None) -> str | Phrase:
     if isinstance(cell, str | Phrase):
         return cell
     if isinstance(cell, Estimate):
-        if cell.value is None:
-            return f"{GAP} ({cell.reason})" if cell.reason else GAP
-        text = estimate(cell.value, cell.low, cell.high, cell.show or show or digits(3))
-        return f"{text} {cell.note}".rstrip()
+        number = _number(cell, show)
+        return f"{number} ({cell.reason})" if cell.reason and cell.low is None else number
     return count(cell) if isinstance(cell, int) else (show or digits(3))(cell)
+
+
+def _number(cell: Estimate, show: Show | None) -> str:
+    """Without the reason of what is missing."""
+    text = estimate(cell.value, cell.low, cell.high, cell.show or show or digits(3))
+    return GAP if cell.value is None else f"{text} {cell.note}".rstrip()
 
 
 def _value(cell: Cell) -> Any:

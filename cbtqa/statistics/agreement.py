@@ -2,11 +2,14 @@
 
 A table is `(raters, items)`: one row per rater, one column per item, None or NaN for a gap.
 
-    krippendorff_alpha([[0, 1, 2, 2], [0, 1, 2, None]], "ordinal").value == 1.0
+    krippendorff_alpha(table, "ordinal", clusters=questions)  # questions are random, and raters
+    gwet_ac(table, [0, 1, 2], "quadratic", clusters=questions)
 
-A coefficient that the data do not define (all ratings alike, nothing rated twice) comes back with
-value None and the reason in words, never as NaN and never as 0 or 1. Reading aid for alpha: .80
-and above is good, .667 to .80 tentative (Krippendorff, Content Analysis, ch. 12).
+A coefficient that the data do not define (all ratings alike, nothing rated twice, two items) comes
+back with value None and the reason in words, never as NaN and never as 0 or 1; a value that cannot
+have an interval comes with that reason. What an interval takes as random stands in `random`; how it
+is made: `jackknife`. Reading aid for alpha: .80 and above is good, .667 to .80 tentative
+(Krippendorff, Content Analysis, ch. 12).
 """
 
 from __future__ import annotations
@@ -91,8 +94,6 @@ def krippendorff_alpha(
     level: Level = "ordinal",
     *,
     clusters: Sequence[Hashable] | None = None,
-    n_resamples: int = 0,
-    seed: int = 0,
 ) -> Coefficient:
     """Krippendorff's alpha with its interval; any number of raters, gaps allowed.
 
@@ -150,12 +151,13 @@ def alpha_within(
 def kept_items(
     table: Floats, clusters: Sequence[Hashable] | None, n_ratings: int
 ) -> tuple[Floats, list[Hashable] | None]:
-    """The items with at least so many ratings, and what they belong to."""
+    """The items with at least so many ratings, and what they belong to, if not each to itself."""
     if clusters is not None and len(clusters) != table.shape[1]:
         raise ValueError("every item needs its cluster")
     is_kept = _ratings_per_item(table) >= n_ratings
     places = np.flatnonzero(is_kept).tolist()
-    return table[:, is_kept], None if clusters is None else [clusters[one] for one in places]
+    names = None if clusters is None else [clusters[one] for one in places]
+    return table[:, is_kept], None if names is None or len(set(names)) == len(names) else names
 
 
 def _ratings_per_item(table: Floats) -> npt.NDArray[np.int64]:

@@ -24,6 +24,7 @@ from cbtqa.statistics.agreement import (
     as_table,
     estimate_below_one,
     is_short_scale,
+    kept_items,
     measured,
     undefined,
 )
@@ -77,20 +78,22 @@ def intraclass_correlation(
     def statistic(some: Floats, weights: Floats) -> Floats:
         return _single(some, weights, form)
 
-    if clusters is None and not is_short_scale(table) and n >= FEWEST_ITEMS:
+    table, names = kept_items(table, clusters, 2)
+    if names is None and not is_short_scale(table) and n >= FEWEST_ITEMS:
         units: tuple[Unit, ...] = ("items", "raters") if form == "A" else ("items",)
         interval = _interval(form, single, (n, k), (rows, columns, noise))
         found = measured(name, single, interval, Spread(0.0, n - 1, n, units), (n, n_ratings))
     else:
-        found = estimate_below_one(name, statistic, table, clusters)
+        found = estimate_below_one(name, statistic, table, names)
     return _for_mean(found, k) if of_mean else found
 
 
 def _for_mean(single: Coefficient, k: int) -> Coefficient:
-    """From the reliability of one rating that of the mean of k; the interval not below -1."""
+    """From the reliability of one rating that of the mean of k; no end below -1 unless the value."""
     ends = (single.value, single.low, single.high)
     value, low, high = (None if one is None else _of_mean(one, k) for one in ends)
-    low = None if low is None else max(-1.0, low)  # NaN gives -1
+    if low is not None and value is not None:
+        low = min(value, max(-1.0, low))  # NaN gives -1
     return single.model_copy(update={"value": value, "low": low, "high": high})
 
 

@@ -19,8 +19,11 @@ from cbtqa.statistics.agreement import (
     alpha_within,
     as_table,
     cohen_kappa,
+    gwet_ac,
     krippendorff_alpha,
+    mean_kappa,
 )
+from cbtqa.statistics.intervals import share_interval
 from cbtqa.statistics.intraclass import intraclass_correlation
 from cbtqa.statistics.resampling import holm
 from cbtqa.statistics.tests_of_arms import (
@@ -89,7 +92,7 @@ def test_alpha_of_random_tables_equals_krippendorff(level: Any) -> None:
 def test_alpha_of_five_raters_and_five_thousand_items_needs_no_square_of_the_items() -> None:
     generator = np.random.default_rng(1)
     table = generator.integers(0, 3, size=(5, 5000)).astype(float)
-    result = krippendorff_alpha(table, "ordinal", n_resamples=50)
+    result = krippendorff_alpha(table, "ordinal")
     assert result.n_ratings == 25_000
     assert result.low is not None and result.low < 0 < (result.high or 0)
 
@@ -251,3 +254,170 @@ def test_no_ratings_at_all_are_an_error_in_words() -> None:
     for cells in ([], np.empty((0, 3))):
         with pytest.raises(DataError, match="not one rater"):
             as_table(cells)
+
+
+ABSTRACTORS = [(0, 0)] * 13 + [(1, 1)] * 20 + [(1, 2)] * 7 + [(2, 1)] * 4 + [(2, 2)] * 56
+"""Two abstractors and a hundred pregnancies, in Gwet's R package irrCAC (`cont3x3abstractors`)."""
+FOUR_RATERS = [
+    [1, 2, 3, 3, 2, 1, 4, 1, 2, None, None, None],
+    [1, 2, 3, 3, 2, 2, 4, 1, 2, 5, None, None],
+    [None, 3, 3, 3, 2, 3, 4, 2, 2, 5, 1, 3],
+    [1, 2, 3, 3, 2, 4, 4, 1, 2, 5, 1, None],
+]
+"""Krippendorff's example of twelve units, with gaps; in irrCAC `cac.raw4raters`."""
+
+
+def test_ac1_equals_gwets_worked_examples() -> None:
+    # Source: Gwet, Handbook of Inter-Rater Reliability, 2014, and the vignette of his irrCAC
+    first, second = (list(side) for side in zip(*ABSTRACTORS, strict=True))
+    assert gwet_ac([first, second], [0, 1, 2]).value == pytest.approx(0.8493305, abs=1e-7)
+    assert cohen_kappa(first, second, [0, 1, 2]).value == pytest.approx(0.7964094, abs=1e-7)
+    found = gwet_ac(FOUR_RATERS, [1, 2, 3, 4, 5])
+    assert found.value == pytest.approx(0.77544, abs=5e-6)
+    assert found.n_items == 11, "the unit with one rating tells how often a value is used, no more"
+
+
+def test_ac2_is_agreement_beyond_chance_with_the_weights_of_kappa() -> None:
+    pairs = np.array(ABSTRACTORS)
+    weights = 1 - (np.subtract.outer(np.arange(3), np.arange(3)) / 2) ** 2
+    observed = np.mean([weights[a, b] for a, b in pairs])
+    use = np.bincount(pairs.ravel(), minlength=3) / 200
+    chance = weights.sum() / 6 * (use * (1 - use)).sum()
+    found = gwet_ac(pairs.T, [0, 1, 2], "quadratic")
+    assert found.name == "ac2_quadratic"
+    assert found.value == pytest.approx((observed - chance) / (1 - chance))
+
+
+def test_where_one_value_prevails_ac1_tells_agreement_that_alpha_does_not() -> None:
+    rows = [[0] * 95 + [1] * 3 + [0] * 2, [0] * 95 + [0] * 3 + [1] * 2]
+    alpha, ac1 = krippendorff_alpha(rows, "nominal").value, gwet_ac(rows, [0, 1]).value
+    assert alpha is not None and ac1 is not None
+    assert alpha < 0 and ac1 > 0.9
+
+
+def test_two_items_rated_alike_are_no_agreement_statement() -> None:
+    rows = [[0, 2], [0, 2]]
+    for found in (
+        krippendorff_alpha(rows),
+        cohen_kappa(*rows, [0, 1, 2]),
+        mean_kappa(rows, [0, 1, 2]),
+        gwet_ac(rows, [0, 1, 2]),
+        intraclass_correlation(rows),
+    ):
+        assert found.value is None and "fewer than 3 items" in (found.reason or "")
+
+
+def test_answers_to_few_questions_give_a_value_without_interval_and_the_reason() -> None:
+    rows = np.random.default_rng(3).integers(0, 3, (3, 30))
+    found = krippendorff_alpha(rows, clusters=["a", "b", "c"] * 10)
+    assert found.value is not None and found.low is None and found.random == ()
+    assert found.interval_reason == "rests on 3 clusters; an interval needs 10"
+
+
+def test_perfect_agreement_on_few_items_is_no_certainty() -> None:
+    rows = [[0, 2, 1] * 5] * 2
+    for found in (
+        krippendorff_alpha(rows),
+        cohen_kappa(*rows, [0, 1, 2]),
+        gwet_ac(rows, [0, 1, 2]),
+    ):
+        assert found.value == 1.0 == found.high
+        assert found.low is not None and found.low < 0.8
+    share = agreement_share(rows)
+    assert (share.low, share.high) == share_interval(15, 15)[:2]
+
+
+def test_questions_with_several_answers_each_widen_the_interval() -> None:
+    rng = np.random.default_rng(4)
+    quality = np.repeat(rng.normal(0, 1, 20), 5)
+    rows = np.digitize(quality + rng.normal(0, 0.6, (2, 100)), [-0.5, 0.5])
+    questions = np.repeat(np.arange(20), 5).tolist()
+    for one, other in (
+        (krippendorff_alpha(rows), krippendorff_alpha(rows, clusters=questions)),
+        (cohen_kappa(*rows, [0, 1, 2]), cohen_kappa(*rows, [0, 1, 2], clusters=questions)),
+        (spearman_rho(*rows), spearman_rho(*rows, clusters=questions)),
+        (kendall_tau(*rows), kendall_tau(*rows, clusters=questions)),
+        (intraclass_correlation(rows), intraclass_correlation(rows, clusters=questions)),
+    ):
+        assert one.value == other.value
+        assert None not in (one.low, one.high, other.low, other.high)
+        assert other.high - other.low > one.high - one.low  # type: ignore[operator]
+        assert one.random == ("items",) and other.random == ("clusters",)
+
+
+def test_items_that_each_stand_for_themselves_are_no_clusters() -> None:
+    alone = krippendorff_alpha(FULL, clusters=[f"q{place}" for place in range(10)])
+    assert alone == krippendorff_alpha(FULL)
+
+
+def test_raters_of_unlike_severity_make_the_interval_wider_than_their_number_alone() -> None:
+    rng = np.random.default_rng(6)
+    quality, noise = rng.normal(0, 1, 40), rng.normal(0, 0.5, (5, 40))
+    widths = []
+    for severity in (0.0, 0.8):
+        rows = quality + severity * np.array([-2, -1, 0, 1, 2])[:, None] / 1.6 + noise
+        found = krippendorff_alpha(np.digitize(rows, [-0.5, 0.5]))
+        assert found.low is not None and found.high is not None
+        widths.append(found.high - found.low)
+    assert widths[1] > 2 * widths[0]
+
+
+def test_the_mean_kappa_against_one_rater_never_compares_the_others_with_each_other() -> None:
+    rng = np.random.default_rng(8)
+    people = np.repeat(rng.integers(0, 3, (1, 60)), 4, axis=0)
+    noise = rng.integers(0, 3, 60)
+    found = mean_kappa(people, [0, 1, 2], against=noise)
+    assert found.value == pytest.approx(cohen_kappa(noise, people[0], [0, 1, 2], "quadratic").value)
+    assert mean_kappa(people, [0, 1, 2]).value == 1.0
+
+
+def test_the_mean_kappa_weighs_pairs_by_the_items_they_share() -> None:
+    pairs = [
+        cohen_kappa(a, b, [1, 2, 3, 4, 5], "quadratic") for a, b in itertools.combinations(GAPS, 2)
+    ]
+    total = sum(one.n_items for one in pairs)
+    expected = sum((one.value or 0) * one.n_items for one in pairs) / total
+    assert mean_kappa(GAPS, [1, 2, 3, 4, 5]).value == pytest.approx(expected)
+
+
+def test_no_rank_correlation_has_an_interval_where_nearly_all_values_are_the_same() -> None:
+    first, second = [2] * 26 + [0, 1, 0, 1], [2] * 25 + [0, 0, 1, 1, 2]
+    found = spearman_rho(first, second)
+    assert found.value is not None and found.low is None
+    assert "have the same value" in (found.interval_reason or "")
+
+
+def test_the_reliability_of_a_mean_has_no_end_below_minus_one() -> None:
+    rng = np.random.default_rng(9)
+    for form in ("1", "A", "C"):
+        found = intraclass_correlation(rng.normal(0, 1, (8, 12)), form, of_mean=True)
+        if found.value is not None:
+            assert found.low is not None and found.high is not None
+            assert min(-1, found.value) <= found.low <= found.value <= found.high < 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(tables, st.booleans())
+def test_every_value_has_an_interval_that_is_no_point_or_the_reason(
+    table: list[list[int | None]], is_long: bool
+) -> None:
+    rows = [row * 5 for row in table] if is_long else table
+    pair = rows[0], rows[1]
+    for found in (
+        krippendorff_alpha(rows, "nominal"),
+        alpha_within([rows, rows[::-1]]),
+        mean_kappa(rows, [0, 1, 2, 3]),
+        gwet_ac(rows, [0, 1, 2, 3]),
+        agreement_share(rows, clusters=[place // 2 for place in range(len(rows[0]))]),
+        spearman_rho(*pair),
+        kendall_tau(*pair),
+        intraclass_correlation(rows),
+    ):
+        if found.value is None:
+            assert found.reason and found.low is None
+        elif found.low is None:
+            assert found.interval_reason and found.high is None and not found.random
+        else:
+            assert found.high is not None and found.random
+            assert min(-1, found.value) <= found.low <= found.value <= found.high <= 1
+            assert found.low < found.high
