@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import Field
 
 from cbtqa.distortions.labelling import SourceText, read_texts
@@ -19,7 +20,7 @@ from cbtqa.files import write_jsonl
 from cbtqa.records import Record
 from cbtqa.report.table import Table
 from cbtqa.settings import Settings
-from cbtqa.statistics.agreement import Coefficient, krippendorff_alpha
+from cbtqa.statistics.agreement import Coefficient, distance_alpha, krippendorff_alpha
 
 Annotations = Mapping[str, Mapping[str, Set[str]]]
 """Rater to item to the types marked there; an item that a rater did not see is missing."""
@@ -76,30 +77,17 @@ def masi_distance(first: Set[str], second: Set[str]) -> float:
 
 def masi_alpha(annotations: Annotations) -> Coefficient:
     """Krippendorff's alpha over sets of types, with the MASI distance (not squared)."""
-    by_item: dict[str, list[frozenset[str]]] = {}
-    for marks in annotations.values():
-        for item, marked in marks.items():
-            by_item.setdefault(item, []).append(frozenset(marked))
-    pairable = [sets for sets in by_item.values() if len(sets) > 1]
-    totals = Counter(marked for sets in pairable for marked in sets)
-    n = totals.total()
-    observed = sum(
-        2 * sum(itertools.starmap(masi_distance, itertools.combinations(sets, 2))) / (len(sets) - 1)
-        for sets in pairable
+    items = dict.fromkeys(item for marks in annotations.values() for item in marks)
+    sets = list(
+        dict.fromkeys(frozenset(s) for marks in annotations.values() for s in marks.values())
     )
-    expected = sum(
-        2 * totals[one] * totals[other] * masi_distance(one, other)
-        for one, other in itertools.combinations(totals, 2)
-    )
-    value = 1 - (n - 1) * observed / expected if expected else None
-    reason = "no variation" if n else "no item was labelled by two raters"
-    return Coefficient(
-        name="alpha_masi",
-        value=value,
-        n_items=len(pairable),
-        n_ratings=n,
-        reason=reason if value is None else None,
-    )
+    code = {one: float(place) for place, one in enumerate(sets)}
+    cells = [
+        [code[frozenset(marks[item])] if item in marks else None for item in items]
+        for marks in annotations.values()
+    ]
+    distances = np.array([[masi_distance(one, other) for other in sets] for one in sets])
+    return distance_alpha("alpha_masi", cells, distances)
 
 
 class AnnotateSettings(Settings):

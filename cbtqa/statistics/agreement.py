@@ -115,6 +115,20 @@ def krippendorff_alpha(
     return estimate_below_one(f"alpha_{level}", statistic, table, names)
 
 
+def distance_alpha(name: str, cells: Cells, distances: Floats) -> Coefficient:
+    """Krippendorff's alpha of codes 0, 1, ... with a distance of one's own; random as above.
+
+    Args:
+        distances: between codes, not to be squared any more; 0 on the diagonal.
+    """
+
+    def statistic(some: Floats, weights: Floats) -> Floats:
+        return _alphas([some], weights, distances)
+
+    table, names = kept_items(as_table(cells), None, 2)
+    return estimate_below_one(name, statistic, table, names)
+
+
 def alpha_within(
     repeats: Sequence[Cells],
     level: Level = "ordinal",
@@ -235,7 +249,7 @@ def measured(
     )
 
 
-def _alphas(tables: Sequence[Floats], weights: Floats, level: Level) -> Floats:
+def _alphas(tables: Sequence[Floats], weights: Floats, level: Level | Floats) -> Floats:
     """Alpha for each row of weights of the items `(replicates, items)`; NaN where undefined.
 
     Of several tables, which share the items and the values, each is compared in itself only.
@@ -272,13 +286,13 @@ def _counts(table: Floats, values: Floats) -> Floats:
     return counts
 
 
-def _places(margins: Floats, values: Floats, level: Level) -> Floats | None:
+def _places(margins: Floats, values: Floats, level: Level | Floats) -> Floats | None:
     """Where each value stands `(replicates, values)`, if distances are those of places, squared.
 
     Between ranks c and k Krippendorff sums the ratings from c to k less half of both ends, which is
     the distance between their mid-ranks.
     """
-    if level in ("nominal", "ratio"):
+    if not isinstance(level, str) or level in ("nominal", "ratio"):
         return None
     places = np.cumsum(margins, axis=1) - margins / 2
     if level == "interval":
@@ -287,8 +301,11 @@ def _places(margins: Floats, values: Floats, level: Level) -> Floats | None:
     return np.asarray(places - (margins * places).sum(axis=1, keepdims=True) / n)
 
 
-def _distances(values: Floats, level: Level) -> Floats:
-    """Between values of the nominal or ratio level."""
+def _distances(values: Floats, level: Level | Floats) -> Floats:
+    """Between values of the nominal or ratio level, or codes with a distance of their own."""
+    if not isinstance(level, str):
+        codes = values.astype(np.int64)
+        return level[np.ix_(codes, codes)]
     if level == "nominal":
         return 1.0 - np.eye(len(values))
     difference, total = values[:, None] - values[None, :], values[:, None] + values[None, :]

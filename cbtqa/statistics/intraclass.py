@@ -89,7 +89,7 @@ def intraclass_correlation(
 
 
 def _for_mean(single: Coefficient, k: int) -> Coefficient:
-    """From the reliability of one rating that of the mean of k; no end below -1 unless the value."""
+    """From the reliability of one rating that of the mean of k; no end below -1 or the value."""
     ends = (single.value, single.low, single.high)
     value, low, high = (None if one is None else _of_mean(one, k) for one in ends)
     if low is not None and value is not None:
