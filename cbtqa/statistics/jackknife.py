@@ -74,6 +74,7 @@ def crossed_spread(
     n = len(set(names))
     if n < FEWEST_CLUSTERS:
         word = units[0] if n != 1 else units[0][:-1]
+        word += " such as questions" if clusters is not None else ""
         reason = f"rests on {n} {word}; an interval needs {FEWEST_CLUSTERS}"
         return Spread(math.nan, math.nan, n, units, reason=reason)
     group = _groups([*names, *((None, place) for place in range(n_added))])
@@ -112,7 +113,8 @@ def _with_raters(v_items: float, df_items: float, both: Floats) -> tuple[float, 
         return v_items, df_items
     variance = v_items + v_raters - v_both
     parts = ((v_items, df_items), (v_raters, k - 1), (v_both, df_items * (k - 1)))
-    return variance, variance**2 / sum(part**2 / its_df for part, its_df in parts)
+    df = variance**2 / sum(part**2 / its_df for part, its_df in parts)
+    return variance, max(df, min(k - 1.0, df_items))  # what is taken off could bring it below both
 
 
 def _groups(names: Sequence[Hashable]) -> npt.NDArray[np.int64]:
@@ -129,7 +131,7 @@ def _variance(left_out: Floats) -> float:
     return float((n - 1) / n * ((left_out - left_out.mean()) ** 2).sum())
 
 
-NO_SPREAD = "every one of them is alike: their spread is not known"
+NO_SPREAD = "nothing differs from one to the next: the spread is not known"
 
 
 def interval_below_one(value: float, spread: Spread) -> Interval:

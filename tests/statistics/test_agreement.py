@@ -311,7 +311,7 @@ def test_answers_to_few_questions_give_a_value_without_interval_and_the_reason()
     rows = np.random.default_rng(3).integers(0, 3, (3, 30))
     found = krippendorff_alpha(rows, clusters=["a", "b", "c"] * 10)
     assert found.value is not None and found.low is None and found.random == ()
-    assert found.interval_reason == "rests on 3 clusters; an interval needs 10"
+    assert found.interval_reason == "rests on 3 clusters such as questions; an interval needs 10"
 
 
 def test_perfect_agreement_on_few_items_is_no_certainty() -> None:
