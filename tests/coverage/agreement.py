@@ -23,7 +23,7 @@ from cbtqa.statistics.agreement import (
     mean_kappa,
 )
 from cbtqa.statistics.intraclass import intraclass_correlation
-from cbtqa.statistics.tests_of_arms import friedman, kendall_tau, spearman_rho, wilcoxon
+from cbtqa.statistics.tests_of_arms import friedman, spearman_rho, wilcoxon
 from tests.coverage.cases import COVERAGE, TYPE_I, Case, Generator
 
 EVEN = (-0.4, 0.4)
@@ -105,10 +105,6 @@ def _rho(table: np.ndarray, clusters: list[int] | None) -> Coefficient:
     return spearman_rho(table[0], table[1], clusters=clusters)
 
 
-def _tau(table: np.ndarray, clusters: list[int] | None) -> Coefficient:
-    return kendall_tau(table[0], table[1], clusters=clusters)
-
-
 def _icc(table: np.ndarray, clusters: list[int] | None) -> Coefficient:
     return intraclass_correlation(table, "A", clusters=clusters)
 
@@ -123,9 +119,9 @@ def _truth(
 ) -> float:
     """From the quantiles of severity, and questions enough."""
     rng = np.random.default_rng(0)
-    pairwise = measure in (_kappa, _rho, _tau)
+    pairwise = measure in (_kappa, _rho)
     k = 2 if pairwise or severity == 0 else n_raters if measure is _icc_mean else 16
-    n = 3_000 if measure is _tau else 20_000
+    n = 20_000
     if measure in (_icc, _icc_mean) and cuts is None:
         item, rater = 0.8**2 + 0.3**2 + (0.06 if systems > 1 else 0), severity**2
         single = item / (item + rater + 0.7**2)
@@ -224,7 +220,6 @@ CASES = [
     ),
     _case("Spearman", _rho, Study(2, 10, 1, 0.0), 200),
     _case("Spearman", _rho, Study(2, 30, 3, 0.0), 150),
-    _case("Kendall", _tau, Study(2, 30, 1, 0.0), 100),
     *(
         _case("ICC(A,1)", _icc, study)
         for study in (
