@@ -218,8 +218,8 @@ CASES = [
             Study(10, 10, 3),
         )
     ),
-    _case("Spearman", _rho, Study(2, 10, 1, 0.0), 200),
-    _case("Spearman", _rho, Study(2, 30, 3, 0.0), 150),
+    _case("Spearman", _rho, Study(2, 10, 1, 0.0), 120),
+    _case("Spearman", _rho, Study(2, 30, 3, 0.0), 100),
     *(
         _case("ICC(A,1)", _icc, study)
         for study in (
@@ -249,7 +249,7 @@ CASES = [
             f"{'Friedman' if k > 2 else 'Wilcoxon'}, {k} arms on {n} items",
             "agreement",
             partial(_rejects, n_arms=k, n_items=n),
-            1_500,
+            1_000,
             (0.0 if n < 30 else TYPE_I[0], TYPE_I[1]),
             note="few items of few points: the test errs on the safe side",
         )
