@@ -28,6 +28,7 @@ from cbtqa.statistics.agreement import (
     agreement_share,
     alpha_within,
     cohen_kappa,
+    gwet_ac,
     krippendorff_alpha,
     undefined,
 )
@@ -72,44 +73,55 @@ def study_alpha(
 
 
 def agree(scale: Scale, marks: Sequence[Mark], raters: Sequence[str]) -> CriterionAgreement:
-    table = table_of(marks, raters)
+    """Every coefficient of first showings; the questions that items belong to are random."""
+    table, questions = table_of(marks, raters), questions_of(marks)
     coefficients = [study_alpha(scale, marks, raters)]
     if scale.level == "ordinal":
         coefficients += [study_alpha(scale, marks, raters, level) for level in LEVELS_BESIDE]
+    if scale.points:
+        coefficients.append(gwet_ac(table, scale.points, _weights(scale), clusters=questions))
     if scale.level != "nominal":
-        coefficients += _icc(table)
-    coefficients += _shares(scale, table)
+        coefficients += _icc(table, questions)
+    coefficients += [
+        agreement_share(table, tolerance, clusters=questions) for tolerance in _tolerances(scale)
+    ]
     rows = zip(raters, table, strict=True) if scale.points else ()
     pairs = tuple(
-        PairAgreement(first=first, second=second, kappa=_kappa(scale, one, other))
+        PairAgreement(
+            first=first,
+            second=second,
+            kappa=cohen_kappa(one, other, scale.points, _weights(scale), clusters=questions),
+        )
         for (first, one), (second, other) in combinations(rows, 2)
     )
     return CriterionAgreement(criterion=scale.id, coefficients=tuple(coefficients), pairs=pairs)
 
 
-def _kappa(scale: Scale, one: Floats, other: Floats) -> Coefficient:
-    weights: Weights = "none" if scale.level == "nominal" else "quadratic"
-    return cohen_kappa(one, other, scale.points, weights)
+def _weights(scale: Scale) -> Weights:
+    return "none" if scale.level == "nominal" else "quadratic"
 
 
-def _icc(table: Floats) -> list[Coefficient]:
+def _icc(table: Floats, questions: Sequence[str]) -> list[Coefficient]:
     """Two-way ICC of a full table; one-way as well where equally many raters share each item."""
-    found = [intraclass_correlation(table, "A", of_mean=mean) for mean in (False, True)]
+    found = [
+        intraclass_correlation(table, "A", of_mean=mean, clusters=questions)
+        for mean in (False, True)
+    ]
     per_item = (~np.isnan(table)).sum(axis=0)
-    rated = table[:, per_item > 0]
-    sizes = set(per_item[per_item > 0].tolist())
+    is_rated = per_item > 0
+    sizes = set(per_item[is_rated].tolist())
     if found[0].value is None and len(sizes) == 1 and 1 < min(sizes) < len(table):
-        packed = np.array([column[~np.isnan(column)] for column in rated.T]).T
-        found += [intraclass_correlation(packed, "1", of_mean=mean) for mean in (False, True)]
+        packed = np.array([column[~np.isnan(column)] for column in table[:, is_rated].T]).T
+        names = [name for name, kept in zip(questions, is_rated, strict=True) if kept]
+        found += [
+            intraclass_correlation(packed, "1", of_mean=mean, clusters=names)
+            for mean in (False, True)
+        ]
     return found
 
 
 def _tolerances(scale: Scale) -> tuple[int, ...]:
     return (0, 1) if len(scale.points) > 2 else (0,)
-
-
-def _shares(scale: Scale, table: Floats) -> list[Coefficient]:
-    return [agreement_share(table, tolerance) for tolerance in _tolerances(scale)]
 
 
 def repeat_agreement(scale: Scale, marks: Sequence[Mark], raters: Sequence[str]) -> RepeatAgreement:
@@ -139,7 +151,8 @@ def repeat_agreement(scale: Scale, marks: Sequence[Mark], raters: Sequence[str])
 
 
 def _of_repeats(scale: Scale, table: Floats) -> list[Coefficient]:
-    return [*_shares(scale, table), krippendorff_alpha(table, scale.level)]
+    shares = [agreement_share(table, tolerance) for tolerance in _tolerances(scale)]
+    return [*shares, krippendorff_alpha(table, scale.level)]
 
 
 def _share_within(
