@@ -173,6 +173,8 @@ def _share_within(
         value=float(np.mean(shares)),
         low=found.low,
         high=found.high,
+        interval_reason=found.reason,
+        random=("raters",) if len(pairs) > 1 else ("items",),
         n_items=len(shares),
         n_ratings=2 * len(shares),
     )
@@ -223,14 +225,23 @@ def order_effect(scale: Scale, marks: Sequence[Mark], raters: Sequence[str]) -> 
     rhos = [one.value for one in found if one.value is not None]
     name, n = "spearman_within", sum(map(len, own.values()))
     if not rhos:
-        reason = found[0].reason if found else NOTHING_TO_COMPARE
-        return OrderEffect(criterion=scale.id, rho=undefined(name, reason or "", n))
+        reason = "no rater's ratings vary beside the others'" if own else NOTHING_TO_COMPARE
+        return OrderEffect(criterion=scale.id, rho=undefined(name, reason, len(items), n))
     ends = mean_interval(rhos)
     low = None if ends.low is None else max(-1.0, ends.low)
     high = None if ends.high is None else min(1.0, ends.high)
     mean = float(np.mean(rhos))
-    rho = Coefficient(name=name, value=mean, low=low, high=high, n_items=len(items), n_ratings=n)
-    return OrderEffect(criterion=scale.id, rho=rho)
+    drift = Coefficient(
+        name=name,
+        value=mean,
+        low=low,
+        high=high,
+        interval_reason=ends.reason and f"one rater: {ends.reason}",
+        random=() if low is None else ("raters",),
+        n_items=len(items),
+        n_ratings=n,
+    )
+    return OrderEffect(criterion=scale.id, rho=drift)
 
 
 def disagreements(rubric: Rubric, ratings: Sequence[Rating]) -> list[Disagreement]:

@@ -172,7 +172,7 @@ SOUND = Design(20, 5, n_criteria=3, n_repeats=5, n_practice=4)
 
 CASES = [
     *(
-        Case(f"mean, {name}", "rate", partial(_mean, design=design), 400, allowed, note=note)
+        Case(f"mean, {name}", "rate", partial(_mean, design=design), 300, allowed, note=note)
         for name, design, allowed, note in MEANS
     ),
     *(
@@ -180,7 +180,7 @@ CASES = [
             f"no difference, {name}",
             "rate",
             partial(_difference, design=design),
-            400,
+            300,
             allowed,
             note=note,
         )
@@ -193,7 +193,7 @@ CASES = [
         250,
         (0.02, 0.08),
     ),
-    Case("no drift, 5 raters", "rate", partial(_drift, design=Design()), 300, (0.93, 0.98)),
+    Case("no drift, 5 raters", "rate", partial(_drift, design=Design(6)), 120, (0.92, 0.99)),
     Case(
         "strictness of one among 5 raters",
         "rate",
