@@ -1,6 +1,6 @@
 """Raters who may not have read: the same point throughout, no time taken, repeats that disagree.
 
-    check_raters(folder, marks, practice)[0].is_flagged
+    check_raters(folder, ratings)[0].is_flagged
 
 Both front ends give the same checks, except for the time, which only the form measures. A flag is a
 reason to ask the rater, never to drop ratings: nothing is left out here. All p-values of a study
