@@ -1,6 +1,6 @@
 """Raters who may not have read: the same point throughout, no time taken, repeats that disagree.
 
-    check_raters(folder, marks, practice)[0].is_flagged
+    check_raters(folder, ratings)[0].is_flagged
 
 Both front ends give the same checks, except for the time, which only the form measures. A flag is a
 reason to ask the rater, never to drop ratings: nothing is left out here. All p-values of a study
@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import NamedTuple
@@ -36,7 +37,7 @@ from cbtqa.statistics.intervals import t_tail
 from cbtqa.statistics.resampling import DEFAULT_SEED, holm
 
 LEVEL = 0.05
-STRICTNESS = 1.5
+STRICTNESS = 2.0
 """Standard deviation of raters' strictness in logits; assumed, wide."""
 N_ORDERS = 2_000
 FEWEST_ITEMS = 8
@@ -83,10 +84,7 @@ def _same_point(first: Iterable[Rating], raters: Sequence[str]) -> list[RaterChe
             others = [one for one in ratings if one.rater != rater and one.item_id in own]
             if len(own) < FEWEST_ITEMS or not others:
                 continue
-            point, n = max(
-                ((value, list(own.values()).count(value)) for value in set(own.values())),
-                key=lambda pair: pair[1],
-            )
+            point, n = Counter(one for one in own.values() if one is not None).most_common(1)[0]
             share = sum(one.value == point for one in others) / len(others)
             p = _probability_of_one_point(own, others, point) if n == len(own) else 1.0
             found.append(
@@ -104,21 +102,30 @@ def _same_point(first: Iterable[Rating], raters: Sequence[str]) -> list[RaterChe
 
 
 def _probability_of_one_point(
-    own: Mapping[str, int | None], others: Sequence[Rating], point: int | None
+    own: Mapping[str, int | None], others: Sequence[Rating], point: int
 ) -> float:
-    """That a rater of unknown strictness gives this point to all items, as others see them."""
-    overall = (sum(one.value == point for one in others) + 0.5) / (len(others) + 1)
-    hits = dict.fromkeys(own, 0)
-    seen = dict.fromkeys(own, 0)
+    """That a rater of unknown strictness gives this point to all items, as others see them.
+
+    Strictness shifts the others' cumulative shares of the points (proportional odds), so it may
+    explain an end of the scale throughout, but hardly a point in the middle.
+    """
+    low, high = others[0].low, others[0].high
+    place = {item: row for row, item in enumerate(own)}
+    counts = np.zeros((len(own), high - low + 1))
     for one in others:
-        hits[one.item_id] += one.value == point
-        seen[one.item_id] += 1
-    shares = np.array([(hits[item] + overall) / (seen[item] + 1) for item in own])
-    logits = np.log(shares / (1 - shares))
+        counts[place[one.item_id], int(one.value or 0) - low] += 1
+    overall = counts.sum(axis=0) + 0.5
+    shares = counts + overall / overall.sum()
+    below = (shares / shares.sum(axis=1, keepdims=True)).cumsum(axis=1)
     strictness = np.linspace(-5, 5, 201)
+    chance = np.ones((len(strictness), len(own)))
+    for edge, sign in ((point - low, 1), (point - low - 1, -1)):
+        if 0 <= edge < high - low:
+            odds = np.log(below[:, edge] / (1 - below[:, edge]))
+            reached = 1 / (1 + np.exp(-odds - STRICTNESS * strictness[:, None]))
+            chance = reached if sign > 0 else chance - reached
     weight = np.exp(-(strictness**2) / 2)
-    odds = logits + STRICTNESS * strictness[:, None]
-    every = np.exp(-np.logaddexp(0, -odds).sum(axis=1))
+    every = np.exp(np.log(np.maximum(chance, 1e-300)).sum(axis=1))
     return float(weight @ every / weight.sum())
 
 

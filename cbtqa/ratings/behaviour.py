@@ -73,6 +73,7 @@ def study_alpha(
 
 
 def agree(scale: Scale, marks: Sequence[Mark], raters: Sequence[str]) -> CriterionAgreement:
+    """Every coefficient of first showings; the questions that items belong to are random."""
     table, questions = table_of(marks, raters), questions_of(marks)
     coefficients = [study_alpha(scale, marks, raters)]
     if scale.level == "ordinal":
@@ -81,7 +82,9 @@ def agree(scale: Scale, marks: Sequence[Mark], raters: Sequence[str]) -> Criteri
         coefficients.append(gwet_ac(table, scale.points, _weights(scale), clusters=questions))
     if scale.level != "nominal":
         coefficients += _icc(table, questions)
-    coefficients += _shares(scale, table, questions)
+    coefficients += [
+        agreement_share(table, tolerance, clusters=questions) for tolerance in _tolerances(scale)
+    ]
     rows = zip(raters, table, strict=True) if scale.points else ()
     pairs = tuple(
         PairAgreement(
@@ -109,9 +112,9 @@ def _icc(table: Floats, questions: Sequence[str]) -> list[Coefficient]:
     sizes = set(per_item[is_rated].tolist())
     if found[0].value is None and len(sizes) == 1 and 1 < min(sizes) < len(table):
         packed = np.array([column[~np.isnan(column)] for column in table[:, is_rated].T]).T
-        own = [questions[place] for place in np.flatnonzero(is_rated).tolist()]
+        names = [name for name, kept in zip(questions, is_rated, strict=True) if kept]
         found += [
-            intraclass_correlation(packed, "1", of_mean=mean, clusters=own)
+            intraclass_correlation(packed, "1", of_mean=mean, clusters=names)
             for mean in (False, True)
         ]
     return found
@@ -119,14 +122,6 @@ def _icc(table: Floats, questions: Sequence[str]) -> list[Coefficient]:
 
 def _tolerances(scale: Scale) -> tuple[int, ...]:
     return (0, 1) if len(scale.points) > 2 else (0,)
-
-
-def _shares(
-    scale: Scale, table: Floats, questions: Sequence[str] | None = None
-) -> list[Coefficient]:
-    return [
-        agreement_share(table, tolerance, clusters=questions) for tolerance in _tolerances(scale)
-    ]
 
 
 def repeat_agreement(scale: Scale, marks: Sequence[Mark], raters: Sequence[str]) -> RepeatAgreement:
@@ -156,7 +151,8 @@ def repeat_agreement(scale: Scale, marks: Sequence[Mark], raters: Sequence[str])
 
 
 def _of_repeats(scale: Scale, table: Floats) -> list[Coefficient]:
-    return [*_shares(scale, table), krippendorff_alpha(table, scale.level)]
+    shares = [agreement_share(table, tolerance) for tolerance in _tolerances(scale)]
+    return [*shares, krippendorff_alpha(table, scale.level)]
 
 
 def _share_within(
@@ -177,6 +173,8 @@ def _share_within(
         value=float(np.mean(shares)),
         low=found.low,
         high=found.high,
+        interval_reason=found.reason,
+        random=("raters",) if len(pairs) > 1 else ("items",),
         n_items=len(shares),
         n_ratings=2 * len(shares),
     )
@@ -227,14 +225,23 @@ def order_effect(scale: Scale, marks: Sequence[Mark], raters: Sequence[str]) -> 
     rhos = [one.value for one in found if one.value is not None]
     name, n = "spearman_within", sum(map(len, own.values()))
     if not rhos:
-        reason = found[0].reason if found else NOTHING_TO_COMPARE
-        return OrderEffect(criterion=scale.id, rho=undefined(name, reason or "", n))
+        reason = "no rater's ratings vary beside the others'" if own else NOTHING_TO_COMPARE
+        return OrderEffect(criterion=scale.id, rho=undefined(name, reason, len(items), n))
     ends = mean_interval(rhos)
     low = None if ends.low is None else max(-1.0, ends.low)
     high = None if ends.high is None else min(1.0, ends.high)
     mean = float(np.mean(rhos))
-    rho = Coefficient(name=name, value=mean, low=low, high=high, n_items=len(items), n_ratings=n)
-    return OrderEffect(criterion=scale.id, rho=rho)
+    drift = Coefficient(
+        name=name,
+        value=mean,
+        low=low,
+        high=high,
+        interval_reason=ends.reason and f"one rater: {ends.reason}",
+        random=() if low is None else ("raters",),
+        n_items=len(items),
+        n_ratings=n,
+    )
+    return OrderEffect(criterion=scale.id, rho=drift)
 
 
 def disagreements(rubric: Rubric, ratings: Sequence[Rating]) -> list[Disagreement]:

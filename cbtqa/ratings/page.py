@@ -184,24 +184,26 @@ class _Tables:
         heads = [self._words["system"], *(self._names[one] for one in report.criteria)]
         return Table(heads, rows, title)
 
-    def differences(self) -> Table:
+    def differences(self) -> list[Table]:
+        """Every pair of systems, a table for each criterion."""
         words = self._words
         columns: list[AnyColumn] = [
-            *(words["criterion"], words["differences.pair"]),
+            words["differences.pair"],
             Column(words["differences.difference"], lambda value: signed(value, 3)),
             *(words[f"differences.{name}"] for name in ("n", "raters")),
             *(Column(words[f"differences.{name}"], p_value) for name in ("p", "p_holm", "fixed")),
         ]
-        rows = [
-            (
-                *(self._names[one.criterion], f"{one.second} − {one.first}"),
-                _with_interval(one.difference, one),
-                *(one.n_questions, one.n_raters),
-                *(one.test.p, one.p_holm, one.these_raters_only.p),
+        rows: dict[str, list[tuple[Cell, ...]]] = {}
+        for one in self._report.differences:
+            rows.setdefault(one.criterion, []).append(
+                (
+                    f"{one.second} − {one.first}",
+                    _with_interval(one.difference, one),
+                    *(one.n_questions, one.n_raters),
+                    *(one.test.p, one.p_holm, one.these_raters_only.p),
+                )
             )
-            for one in self._report.differences
-        ]
-        return Table(columns, rows)
+        return [Table(columns, own, self._names[criterion]) for criterion, own in rows.items()]
 
     def omnibus(self) -> list[Phrase]:
         """The test over all systems, as a sentence for each criterion."""

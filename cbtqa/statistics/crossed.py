@@ -41,8 +41,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from cbtqa.errors import require
 from cbtqa.statistics.intervals import (
-    SHORT_SCALE,
+    CONFIDENCE,
     f_tail,
     mean_interval,
     t_quantile,
@@ -118,8 +119,8 @@ def crossed_means(
         groups: such as the system of each row.
         items: what is drawn at random, such as the question: rows of all groups share them.
         raters: who rated; a rater need not have rated all items or groups.
-        scale: the least and greatest value there can be. Ends lie on it, and on a short scale no
-            further in than those of `intervals.mean_interval` with items drawn.
+        scale: the least and greatest value there can be; intervals of means end there, and reach
+            further inwards from an end near which all ratings lie.
     """
     given = np.asarray(values, dtype=np.float64)
     names, of_group = _numbered(groups)
@@ -277,18 +278,28 @@ class CrossedMeans:
     def _on_scale(
         self, found: CrossedEstimate, own: NDArray[np.bool_], scale: tuple[float, float]
     ) -> CrossedEstimate:
-        """Ends where the scale ends, and no interval of 0 width from ratings that are alike."""
+        """Ends on the scale, no further in than Jeffreys' interval of so many effective ratings.
+
+        The t interval is too sure where nearly all ratings lie at one end. Source: effective size
+        and degrees of freedom as in Korn & Graubard 1998, Survey Methodology 24.
+        """
         low, high, reason = found.low, found.high, found.reason
-        is_short = scale[1] - scale[0] <= SHORT_SCALE
-        if is_short and found.n_items > 1:
-            drawn = (
-                [self.item] if low is not None or found.n_raters < 2 else [self.item, self.rater]
-            )
-            for one in drawn:
-                inner = mean_interval(self.values[own], scale=scale, clusters=one[own].tolist())
-                if inner.low is not None and inner.high is not None:
-                    low = min(inner.low, inner.low if low is None else low)
-                    high = max(inner.high, inner.high if high is None else high)
+        span = float(scale[1] - scale[0])
+        if found.se is not None and found.df is not None and low is not None and high is not None:
+            share = min(max((found.value - scale[0]) / span, 0.0), 1.0)
+            n = min(share * (1 - share) * (span / found.se) ** 2, float(own.sum()))
+            n *= (t_quantile(math.inf) / t_quantile(found.df)) ** 2
+            shape = n * share + 0.5, n * (1 - share) + 0.5
+            tail = (1 - CONFIDENCE) / 2
+            special = require("scipy.special", "rate")
+            inner = [scale[0] + span * special.betaincinv(*shape, one) for one in (tail, 1 - tail)]
+            low, high = min(low, float(inner[0])), max(high, float(inner[1]))
+        elif found.reason == ALIKE:
+            for one in (self.item, self.rater)[: 1 + found.are_raters_random]:
+                ends = mean_interval(self.values[own], scale=scale, clusters=one[own].tolist())
+                if ends.low is not None and ends.high is not None:
+                    low = ends.low if low is None else min(low, ends.low)
+                    high = ends.high if high is None else max(high, ends.high)
                     reason = None
         if low is None or high is None:
             return found

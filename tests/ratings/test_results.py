@@ -14,6 +14,7 @@ from cbtqa.ratings.analysis import analyse, study_status, write_outputs
 from cbtqa.ratings.answers import Answer
 from cbtqa.ratings.collect import collect
 from cbtqa.ratings.documents import datasheet_text, methods_text
+from cbtqa.ratings.page import rating_page
 from cbtqa.ratings.results import StudyReport
 from cbtqa.ratings.sheets import write_sheets
 from cbtqa.ratings.store import Store
@@ -120,6 +121,70 @@ def test_repeats_measure_how_steady_raters_are(make_study: MakeStudy) -> None:
     assert wavering.repeats[0].coefficients[0].value == 0.0
     assert wavering.repeats[0].coefficients[0].n_items == 3 * folder.study.n_repeats
     assert steady.scores == wavering.scores
+
+
+def test_raters_who_each_give_one_point_to_everything_are_not_called_steady(
+    make_study: MakeStudy,
+) -> None:
+    folder = make_study(n=20, repeat_share=0.5).folder
+    report = analyse(folder, answer_all(folder, lambda p, _: int(p.rater[1:]) - 1))
+    named = {one.name: one for one in report.repeats[0].coefficients}
+    alpha = named["alpha_within_ordinal"]
+    assert alpha.value is None and "no variation" in (alpha.reason or "")
+    assert [one.rater for one in report.repeats[0].by_rater] == list(folder.study.raters)
+
+
+def test_means_beside_a_spread_of_raters_have_an_interval_that_holds_it(
+    make_study: MakeStudy,
+) -> None:
+    folder = make_study(n=10).folder
+    report = analyse(folder, answer_all(folder, lambda p, _: int(p.rater[1:]) - 1))
+    score = report.scores[0]
+    assert (score.mean, score.n_raters) == (pytest.approx(1), 3)
+    assert score.low is not None and score.high is not None
+    assert score.low < 0.5 and score.high > 1.5
+
+
+def test_a_strict_rater_who_rated_one_system_alone_does_not_move_it(
+    make_study: MakeStudy,
+) -> None:
+    folder = make_study(n=20, raters=4).folder
+
+    def rate(shown: Presentation, _: str) -> int | None:
+        if shown.rater != "R4":
+            return 1 + (int(shown.item_id[1:]) + int(shown.rater[1:])) % 2
+        return 0 if folder.item_of(shown).arm == "A" else None
+
+    answers = answer_all(folder, rate)
+    scores = {s.system: s for s in analyse(folder, answers).scores if s.criterion == "structure"}
+    one = next(d for d in analyse(folder, answers).differences if d.criterion == "structure")
+    raw = {name: score.raw_mean or 0 for name, score in scores.items()}
+    assert raw["B"] - raw["A"] > 0.3
+    assert abs(one.difference) < 0.15
+    assert one.difference == pytest.approx((scores["B"].mean or 0) - (scores["A"].mean or 0))
+    assert (one.n_raters, one.n_questions) == (3, 20)
+
+
+@pytest.mark.parametrize(("raters", "words"), [(1, "this rater alone"), (2, "Two raters")])
+def test_the_page_says_what_few_raters_cannot_tell(
+    make_study: MakeStudy, raters: int, words: str
+) -> None:
+    folder = make_study(n=10, raters=raters, language="en").folder
+    report = analyse(folder, answer_all(folder, made_up))
+    assert words in rating_page(folder, report)
+    assert ("fixed" in datasheet_text(folder, report, [])) == (raters == 1)
+    low, high = report.scores[0].low, report.scores[0].high
+    assert low is not None and high is not None and low < high
+
+
+def test_one_question_gives_means_and_the_reason_why_there_is_no_interval(
+    make_study: MakeStudy,
+) -> None:
+    folder = make_study(n=1, repeat_share=0).folder
+    report = analyse(folder, answer_all(folder, made_up))
+    assert {(s.low, (s.reason or "")[:17]) for s in report.scores} == {(None, "rests on one item")}
+    assert all(d.test.p is None and d.test.reason for d in report.differences)
+    assert "rests on one item" in rating_page(folder, report)
 
 
 def test_a_drifting_rater_shows_in_the_order_effect(make_study: MakeStudy) -> None:
