@@ -1,5 +1,5 @@
 """All simulated figures, module by module."""
 
-from tests.coverage import intervals
+from tests.coverage import intervals, scores
 
-CASES = [case for module in (intervals,) for case in module.CASES]
+CASES = [case for module in (intervals, scores) for case in module.CASES]
