@@ -268,10 +268,20 @@ ROUGHLY = "few trials; scripts/bench/coverage.py runs more"
 DF_LOW = "one question in three holds the rows: degrees of freedom err on the low side"
 CASES = [
     *(
-        case(f"{m.label} of {n} answers", "score", _score_of_text, 700, metric=m, n=n)
-        for m in TEXT
-        for n in (3, 10, 30)
+        case(
+            f"{m.label} of {n} answers",
+            "score",
+            _score_of_text,
+            500,
+            (0.93, 0.98),
+            "on three answers the interval errs on the wide side",
+            metric=m,
+            n=n,
+        )
+        for m in TEXT[:2]
+        for n in (3, 10)
     ),
+    case("METEOR of 30 answers", "score", _score_of_text, 1_000, metric=METEOR, n=30),
     *(
         case(
             f"skewed mean of {n} pairs",
@@ -343,7 +353,7 @@ CASES = [
             f"chrF2 difference on {n} questions",
             "compare",
             _difference_of_text,
-            500,
+            300,
             ROUGH,
             ROUGHLY,
             metric=TEXT[1],
@@ -397,7 +407,7 @@ CASES = [
         "chrF2, equal systems, 10 questions",
         "compare",
         _text_called_different,
-        600,
+        400,
         LEVEL,
         ROUGHLY,
         metric=TEXT[1],
