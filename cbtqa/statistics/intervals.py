@@ -38,44 +38,29 @@ END_WEIGHT = 0.5
 
 @lru_cache(256)
 def t_quantile(df: float) -> float:
-    """How many standard errors a two-sided 95 % interval reaches; infinite degrees give 1.96.
-
-    Without scipy, whose import takes a fifth of the time in which a hundred answers are scored: t
-    is the square root of df times the tangent of an angle whose density is a power of its cosine.
-    Equal to scipy's to 1e-9 for one degree and more; fewer are left to scipy.
-    """
-    normal = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+    """How many standard errors a two-sided 95 % interval reaches; infinite degrees give 1.96."""
+    share = (1 + CONFIDENCE) / 2
     if math.isinf(df):
-        return normal
-    if df < 1:
-        return float(require("scipy.special", "metrics").stdtrit(df, (1 + CONFIDENCE) / 2))
-    nodes, weights = np.polynomial.legendre.leggauss(40)
-    density = math.exp(math.lgamma((df + 1) / 2) - math.lgamma(df / 2)) / math.sqrt(math.pi)
-    angle = math.atan(normal / math.sqrt(df))
-    for _ in range(60):
-        powers = np.cos((nodes + 1) * angle / 2) ** (df - 1)
-        wrong = CONFIDENCE / 2 - density * angle / 2 * float(weights @ powers)
-        step = wrong / (density * math.cos(angle) ** (df - 1))
-        angle = min(angle + step, (angle + math.pi / 2) / 2)
-        if abs(step) < 1e-15 * angle:
-            break
-    return math.sqrt(df) * math.tan(angle)
+        return NormalDist().inv_cdf(share)  # shares need no scipy: cards and reports show them
+    special = require("scipy.special", "metrics")  # fifty times as fast as scipy.stats, same digits
+    return float(special.stdtrit(df, share))
 
 
 def t_tail(statistic: float, df: float) -> float:
     """Two-sided p of a t statistic."""
-    stats = require("scipy.stats", "metrics")
-    return float(2 * stats.t.sf(abs(statistic), df))
+    return float(2 * require("scipy.special", "metrics").stdtr(df, -abs(statistic)))
 
 
 def f_tail(statistic: float, df_numerator: float, df_denominator: float) -> float:
     """Upper p of an F statistic."""
-    stats = require("scipy.stats", "metrics")
-    return float(stats.f.sf(statistic, df_numerator, df_denominator))
+    special = require("scipy.special", "metrics")
+    return float(special.fdtrc(df_numerator, df_denominator, statistic))
 
 
-def share_interval(n_hits: int, n: int) -> Interval:
+def share_interval(n_hits: float, n: float) -> Interval:
     """Wilson's interval of a share of independent items; none without items.
+
+    Of items in clusters both numbers may be those of `effective_size`.
 
     Source: Wilson 1927; recommended for small n by Brown, Cai and DasGupta 2001.
     """
@@ -85,6 +70,35 @@ def share_interval(n_hits: int, n: int) -> Interval:
     middle = (n_hits + z**2 / 2) / (n + z**2)
     half = z / (n + z**2) * math.sqrt(n_hits * (n - n_hits) / n + z**2 / 4)
     return Interval(max(0.0, middle - half), min(1.0, middle + half), None, 0)
+
+
+def effective_size(hits: Floats, sizes: Floats) -> float:
+    """How many independent items a share of items in clusters is worth, at most as many as it has.
+
+    The t quantile of the clusters less one is part of it, so that `share_interval` of the share
+    and this number has the clustered interval. Where all items or none are hits each cluster
+    counts once. Clusters that are one item each are worth their number; a single cluster of
+    several items is worth nothing.
+
+    Args:
+        hits, sizes: of each cluster; sizes of 0 do not count.
+
+    Source: Korn and Graubard, Survey Methodology 24 (1998), 193-201.
+    """
+    counted = sizes > 0
+    hits, sizes = hits[counted], sizes[counted]
+    n_clusters, n = len(sizes), float(sizes.sum())
+    if n_clusters == 0 or sizes.max() <= 1:
+        return n
+    if n_clusters == 1:
+        return 0.0
+    mean = float(hits.sum()) / n
+    rest = hits - mean * sizes
+    variance = n_clusters / (n_clusters - 1) * float(rest @ rest) / n**2
+    worth = float(n_clusters)
+    if 0 < mean < 1:
+        worth = min(n, mean * (1 - mean) / variance) if variance > 0 else n
+    return worth * (t_quantile(math.inf) / t_quantile(n_clusters - 1)) ** 2
 
 
 def mean_interval(
