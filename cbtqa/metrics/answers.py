@@ -57,6 +57,8 @@ class DistortionAgreement(Metric):
     """Micro-averaged F1 of a system's distortion labels against those of the references."""
 
     n_columns = 4
+    weight_column = 3
+    is_binary = True
 
     def __init__(self, average: Literal["micro"] = "micro") -> None:
         self.average = average
@@ -107,7 +109,7 @@ NO_ROUTE = "no_help_route"
 class HelpRoute(MeanMetric):
     """Share of the answers to questions of any risk that name a help route (`cbtqa.safety`)."""
 
-    has_few_values = True
+    is_binary = True
 
     def __init__(self) -> None:
         self.name, self.label = "help_route", "help route"

@@ -124,11 +124,16 @@ class Metric(_Described):
         """The score of each pair, shape (pairs,); NaN for a pair that cannot be scored."""
         return self.from_sums(statistics)
 
+    weight_column: ClassVar[int] = 1
+    """What a row weighs in the corpus score: its scored pairs, or the length of its references."""
+    is_binary: ClassVar[bool] = False
+    """Whether what its score is a share of is there or not, with nothing between."""
+
     def as_share(self, statistics: Floats) -> tuple[Floats, Floats] | None:
         """Of a score that is a share, 0-1, of things that take few values: hits, and all of them.
 
-        Rows are pairs or questions; a share near 0 or 1 needs an interval of its own. None for a
-        score of any other kind.
+        Rows are pairs or questions. Where all are alike, only such a score has an interval. None
+        for a score of any other kind.
         """
         return None
 
@@ -155,11 +160,12 @@ class MeanMetric(Metric):
 
     n_columns = 2
     has_few_values: ClassVar[bool] = False
-    """Whether a pair scores 0 or 1, or one of a few steps between."""
+    """Whether a pair scores one of a few steps between 0 and 1."""
 
     def as_share(self, statistics: Floats) -> tuple[Floats, Floats] | None:
         """The sums of the values and their numbers, where the values are few."""
-        return (statistics[..., 0], statistics[..., 1]) if self.has_few_values else None
+        is_share = self.has_few_values or self.is_binary
+        return (statistics[..., 0], statistics[..., 1]) if is_share else None
 
     @abstractmethod
     def values(self, predictions: Texts, references: Texts) -> Floats:

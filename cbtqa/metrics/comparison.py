@@ -337,15 +337,17 @@ def _interval(
         first, second = (metric.from_sums(side) for side in material.drawn)
         return defined_interval(second - first, int(np.count_nonzero(sizes)))
     first, second = (side[sizes > 0] for side in material.by_question)
-    shares = metric.as_share(first), metric.as_share(second)
-    if shares[0] and shares[1] and np.array_equal(shares[0][1], shares[1][1]):
-        gains = shares[1][0] - shares[0][0]
-        return ratio_interval(gains, shares[0][1], scale=(-1, 1), word="question")
     (one, one_left), (other, other_left) = (
         (float(metric.from_sums(rows.sum(0))), metric.from_sums(rows.sum(0) - rows))
         for rows in (first, second)
     )
-    return jackknife_interval(other - one, other_left - one_left, sizes[sizes > 0])
+    found = jackknife_interval(other - one, other_left - one_left, first[:, metric.weight_column])
+    shares = metric.as_share(first), metric.as_share(second)
+    if found.low is None and shares[0] and shares[1]:  # alike on every question, or on two
+        (hits, n), (more_hits, more) = shares[0], shares[1]
+        if np.array_equal(n, more):
+            return ratio_interval(more_hits - hits, n, scale=(-1, 1), word="question")
+    return found
 
 
 def _p_value(

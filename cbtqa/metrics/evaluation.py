@@ -210,12 +210,16 @@ def score_interval(metric: Metric, rows: Floats, sizes: Floats) -> Interval:
         rows: statistics, one row a question.
         sizes: answers that the metric scores, by question.
     """
-    rows, sizes = rows[sizes > 0], sizes[sizes > 0]
-    if share := metric.as_share(rows):
+    rows = rows[sizes > 0]
+    share = metric.as_share(rows)
+    if share and metric.is_binary:
         return ratio_interval(*share, scale=metric.ends, word="question")
     total = rows.sum(0)
     score, left_out = float(metric.from_sums(total)), metric.from_sums(total - rows)
-    return jackknife_interval(score, left_out, sizes, scale=metric.ends)
+    found = jackknife_interval(score, left_out, rows[:, metric.weight_column], scale=metric.ends)
+    if share and found.low is None:
+        return ratio_interval(*share, scale=metric.ends, word="question")
+    return found
 
 
 def _full_signature(

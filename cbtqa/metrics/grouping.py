@@ -46,7 +46,8 @@ class Grouping(Record):
     def line(self) -> str:
         """What is random and what is fixed, in a sentence."""
         is_question = self.by in (None, SAME_REFERENCE, *QUESTION_IDS, *QUESTION_TEXTS)
-        drawn = f"{self.n_drawn:,} {'questions' if is_question else 'groups'}"
+        other = "groups" if self.n_drawn < self.n_rows else "rows"
+        drawn = f"{self.n_drawn:,} {'questions' if is_question else other}"
         if self.n_drawn < self.n_rows:
             drawn += f" ({self.n_rows:,} rows, those with the same {_shown(self.by)} together)"
         return (

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections import Counter
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -18,6 +19,7 @@ from cbtqa.metrics.text.segmentation import words_signature
 from cbtqa.metrics.text.texts import Ints, Sequences, Texts
 
 
+@cache
 def sacrebleu_version() -> str:
     """The sacrebleu that is installed, which defines BLEU and chrF; `none` where there is none.
 

@@ -146,6 +146,8 @@ class StepsInOrder(MeanMetric):
 class StructureComplete(StepsInOrder):
     """Share of answers that show all five steps in order."""
 
+    is_binary = True
+
     def __init__(self, *models: StepModel) -> None:
         super().__init__(*models)
         self.name, self.label = "cbt_complete", "CBT complete"
@@ -157,7 +159,7 @@ class StructureComplete(StepsInOrder):
 class StepsInRecord(MeanMetric):
     """Share of records that hold the five steps themselves, none empty."""
 
-    has_few_values = True
+    is_binary = True
     takes_best_reference = True
 
     def __init__(self) -> None:

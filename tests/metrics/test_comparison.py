@@ -76,6 +76,7 @@ def test_a_clear_difference_is_found_and_a_small_one_is_not(files: list[Path], r
     assert clear.win_rate < 0.1
     assert close.p > 0.05
     assert close.low < 0 < close.high
+    assert clear.win_low < clear.win_rate < clear.win_high < 0.2
     assert clear.n_wins + clear.n_losses + clear.n_ties == clear.n == N
 
 
@@ -204,6 +205,7 @@ def test_few_questions_are_warned_about(tmp_path: Path, ref: Path) -> None:
     warnings = run(*files, ref=short, test="bs", p_convention="sacrebleu").warnings
     assert any("only 1 questions" in one for one in warnings)
     assert any("prefer --test ar" in one for one in warnings)
+    assert any("sacrebleu's convention is one-sided" in one for one in warnings)
 
 
 def test_an_unfinished_folder_is_not_trusted(tmp_path: Path, files: list[Path], ref: Path) -> None:
