@@ -273,6 +273,9 @@ def _show_report(report: AnalysisReport) -> None:
                 say(f"as published, without patient by arm (p too small): {pairs}")
         if result.regression is not None:
             show_table(regression_table(result.regression))
+            for reason in dict.fromkeys(one.reason for one in result.regression.effects):
+                if reason is not None:
+                    say(f"no interval and no p: {reason}")
             for test in result.regression.tests:
                 say(f"{test.name}: {f_text(test)}")
     for row in report.endings:

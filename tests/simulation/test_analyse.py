@@ -294,6 +294,46 @@ def test_the_command_prints_one_object_or_tables(tmp_path: Path) -> None:
     assert "χ²(3)" in shown.stderr
 
 
+def test_two_patients_are_described_and_no_p_is_printed(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.csv", made_rows(16, n_patients=2))
+    words = ["analyse", str(path), "--instrument", "ctrs-ladder", "--terms", "arm"]
+    done = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "o")])
+    assert "arms are not tested: 2 patients in several arms, fewer than 3" in done.stderr
+    assert "no interval and no p: 2 patients, fewer than 3" in done.stderr
+    assert "χ²" not in done.stderr
+    assert "< 0.0001" not in done.stdout
+    page = (tmp_path / "o" / "report.html").read_text(encoding="utf-8")
+    assert "fewer than 3" in page
+    assert "p &lt; 0.0001" not in page
+
+
+def test_sessions_that_stand_twice_make_no_test_surer(tmp_path: Path) -> None:
+    rows = made_rows(17, n_patients=5)
+    settings = {"terms": "arm"}
+    once = analysed(write(tmp_path / "a.csv", rows), **settings).instruments[0]
+    twice = analysed(write(tmp_path / "b.csv", rows * 2), **settings).instruments[0]
+    first, second = (one.outcomes[0].comparison for one in (once, twice))
+    assert first.test.p == pytest.approx(second.test.p)
+    assert once.regression is not None
+    assert twice.regression is not None
+    for a, b in zip(once.regression.effects, twice.regression.effects, strict=True):
+        assert a.p == pytest.approx(b.p, rel=1e-6)
+    published = [one.outcomes[0].published.omnibus for one in (once, twice)]
+    assert published[0] is not None
+    assert published[1] is not None
+    assert published[1].chi2 > 1.5 * published[0].chi2
+
+
+def test_intervals_of_means_end_where_the_instrument_ends(tmp_path: Path) -> None:
+    rows = [row | dict.fromkeys(ITEMS, 10) for row in made_rows(18, n_patients=3)]
+    for row in rows:
+        row["agenda"] = 6 if row["patient"] == "p0" else 10
+        row["focus"] = 9 if row["arm"] == "elm_tuned" and row["session"] == 1 else 10
+    (result,) = analysed(write(tmp_path / "s.csv", rows)).instruments
+    highs = [one.high for one in result.outcomes[0].arms]
+    assert max(high for high in highs if high is not None) == 110
+
+
 def test_instruments_are_listed_and_shown() -> None:
     listed = CliRunner().invoke(app, ["instruments", "--json"])
     assert {one["id"] for one in json.loads(listed.stdout)["instruments"]} >= {"ctrs", "act-fm"}
