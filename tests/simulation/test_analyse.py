@@ -334,6 +334,22 @@ def test_intervals_of_means_end_where_the_instrument_ends(tmp_path: Path) -> Non
     assert max(high for high in highs if high is not None) == 110
 
 
+def test_a_mean_of_many_items_is_no_rating_on_a_short_scale(tmp_path: Path) -> None:
+    items = [item.id for item in load_instrument("tes").items]
+    noise = np.random.default_rng(19)
+    rows: list[Row] = [
+        {"patient": f"p{i}", "arm": arm, "session": 1}
+        | dict(zip(items, noise.integers(2, 4, len(items)).tolist(), strict=True))
+        for arm in ("ash", "elm")
+        for i in range(6)
+    ]
+    path = write(tmp_path / "s.csv", rows)
+    (result,) = analysed(path, instrument=("tes",)).instruments
+    for one in result.outcomes[0].arms:
+        assert one.high is not None
+        assert one.high < 3.2  # not drawn towards 7, which no session is near
+
+
 def test_instruments_are_listed_and_shown() -> None:
     listed = CliRunner().invoke(app, ["instruments", "--json"])
     assert {one["id"] for one in json.loads(listed.stdout)["instruments"]} >= {"ctrs", "act-fm"}

@@ -178,9 +178,15 @@ def _interval(values: Floats, patients: Sequence[str], scale: tuple[float, float
     if n < FEWEST_PATIENTS:
         reason = f"{n} {'patient' if n == 1 else 'patients'}, fewer than {FEWEST_PATIENTS}"
         return Interval(None, None, reason, 0)
-    if n == len(values) and scale == (0.0, 1.0):
-        return share_interval(int(values.sum()), n)
-    return mean_interval(values, scale=scale, clusters=patients)
+    if scale == (0.0, 1.0):
+        if n == len(values):
+            return share_interval(int(values.sum()), n)
+        return mean_interval(values, scale=scale, clusters=patients)
+    # a total adds up many items: it is not the rating of few points that a short scale is meant for
+    found = mean_interval(values, clusters=patients)
+    if found.low is None or found.high is None:
+        return found
+    return found._replace(low=max(found.low, scale[0]), high=min(found.high, scale[1]))
 
 
 def _adjusted(rows: Scores, model: _ArmModel) -> Adjusted | None:
