@@ -256,6 +256,7 @@ def _show_report(report: AnalysisReport) -> None:
         clear_pairs,
         f_text,
         outcome_table,
+        reasons_of_means,
         regression_table,
         wald_text,
     )
@@ -263,6 +264,8 @@ def _show_report(report: AnalysisReport) -> None:
     for result in report.instruments:
         for outcome in result.outcomes:
             show_table(outcome_table(result, outcome))
+            for reason in reasons_of_means(outcome):
+                say(f"no interval of the mean of {reason}")
             found, published = outcome.comparison, outcome.published
             if found.reason is not None:
                 say(f"arms are not tested: {found.reason}")

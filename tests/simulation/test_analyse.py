@@ -327,11 +327,20 @@ def test_sessions_that_stand_twice_make_no_test_surer(tmp_path: Path) -> None:
 def test_intervals_of_means_end_where_the_instrument_ends(tmp_path: Path) -> None:
     rows = [row | dict.fromkeys(ITEMS, 10) for row in made_rows(18, n_patients=3)]
     for row in rows:
-        row["agenda"] = 6 if row["patient"] == "p0" else 10
-        row["focus"] = 9 if row["arm"] == "elm_tuned" and row["session"] == 1 else 10
+        row["agenda"] = 1 if row["patient"] == "p0" else 9
+        row["focus"] = 9 if row["session"] == 1 else 10
     (result,) = analysed(write(tmp_path / "s.csv", rows)).instruments
-    highs = [one.high for one in result.outcomes[0].arms]
-    assert max(high for high in highs if high is not None) == 110
+    assert [one.high for one in result.outcomes[0].arms] == [110] * 4
+
+
+def test_sessions_at_the_end_of_the_scale_leave_their_mean_without_interval(tmp_path: Path) -> None:
+    rows = [row | dict.fromkeys(ITEMS, 10) for row in made_rows(18, n_patients=6)]
+    for row in rows:
+        row["agenda"] = 4 if row["patient"] in ("p0", "p1", "p2") else 10
+    path = write(tmp_path / "s.csv", rows)
+    words = ["analyse", str(path), "--instrument", "ctrs-ladder", "--out", str(tmp_path / "o")]
+    done = CliRunner().invoke(app, words)
+    assert "mean of ash_base: 50% of the sessions are at the end of the scale" in done.stderr
 
 
 def test_a_mean_of_many_items_is_no_rating_on_a_short_scale(tmp_path: Path) -> None:

@@ -81,6 +81,11 @@ def outcome_table(result: InstrumentResult, outcome: OutcomeResult) -> Table:
     return Table(_columns(*names), rows, _caption(result, outcome))
 
 
+def reasons_of_means(outcome: OutcomeResult) -> list[str]:
+    """Why means have no interval, such as `tuned: 2 patients, fewer than 3`."""
+    return [f"{one.arm}: {one.reason}" for one in outcome.arms if one.n and one.reason]
+
+
 def _mean(one: ArmResult) -> Estimate:
     return Estimate(one.mean, one.low, one.high, one.reason)
 
@@ -250,6 +255,7 @@ class _Tables:
             facts["f"] = number(found.sizes.f, 3)
         if found.contrasts:
             facts["error"] = WORDS[f"errors.{found.error}"].first(self._lang)
+        facts["no_interval"] = "; ".join(reasons_of_means(outcome))
         is_tested = found.reason is None
         facts["published"] = "; ".join(_published(outcome.published, is_tested=is_tested))
         return _facts(facts)
