@@ -264,8 +264,8 @@ def _show_report(report: AnalysisReport) -> None:
     for result in report.instruments:
         for outcome in result.outcomes:
             show_table(outcome_table(result, outcome))
-            for reason in reasons_of_means(outcome):
-                say(f"no interval of the mean of {reason}")
+            for what in reasons_of_means(outcome):
+                say(f"no interval of the mean of {what}")
             found, published = outcome.comparison, outcome.published
             if found.reason is not None:
                 say(f"arms are not tested: {found.reason}")
