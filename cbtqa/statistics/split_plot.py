@@ -417,7 +417,7 @@ def _icc_interval(whole: _Cells, between: float, error: float, within: float | N
     return Interval(float(low), float(high), None, 0)
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=256)
 def _over_chi_square(df: int, place: int) -> Floats:
     """Degrees of freedom over draws of their chi-square; the same at every call."""
     draws = np.random.default_rng([DEFAULT_SEED, place]).chisquare(df, N_DRAWS)
