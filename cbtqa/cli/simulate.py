@@ -256,6 +256,7 @@ def _show_report(report: AnalysisReport) -> None:
         clear_pairs,
         f_text,
         outcome_table,
+        reasons_of_means,
         regression_table,
         wald_text,
     )
@@ -263,6 +264,8 @@ def _show_report(report: AnalysisReport) -> None:
     for result in report.instruments:
         for outcome in result.outcomes:
             show_table(outcome_table(result, outcome))
+            for what in reasons_of_means(outcome):
+                say(f"no interval of the mean of {what}")
             found, published = outcome.comparison, outcome.published
             if found.reason is not None:
                 say(f"arms are not tested: {found.reason}")
@@ -273,6 +276,9 @@ def _show_report(report: AnalysisReport) -> None:
                 say(f"as published, without patient by arm (p too small): {pairs}")
         if result.regression is not None:
             show_table(regression_table(result.regression))
+            for reason in dict.fromkeys(one.reason for one in result.regression.effects):
+                if reason is not None:
+                    say(f"no interval and no p: {reason}")
             for test in result.regression.tests:
                 say(f"{test.name}: {f_text(test)}")
     for row in report.endings:

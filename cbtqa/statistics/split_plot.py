@@ -284,8 +284,8 @@ def _interaction(cells: _Cells, n_arms: int, linking: int) -> FTest:
     if cells.n_within < 1:
         return no_test(name, "one session per patient and arm: not told apart from the residual")
     weighted = _Additive.fit(cells, cells.counts)
-    if n_arms < 2 or linking < 2 or weighted.df_error < 1:
-        return no_test(name, "needs two patients in two arms")
+    if n_arms < 2 or linking < FEWEST_PATIENTS or weighted.df_error < 1:
+        return no_test(name, f"needs {FEWEST_PATIENTS} patients in two arms")
     below = cells.within / cells.n_within
     if below <= 0:
         return no_test(name, "sessions of a patient in an arm are all alike")
@@ -417,7 +417,7 @@ def _icc_interval(whole: _Cells, between: float, error: float, within: float | N
     return Interval(float(low), float(high), None, 0)
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=256)
 def _over_chi_square(df: int, place: int) -> Floats:
     """Degrees of freedom over draws of their chi-square; the same at every call."""
     draws = np.random.default_rng([DEFAULT_SEED, place]).chisquare(df, N_DRAWS)

@@ -309,14 +309,14 @@ def _cases(
 
 
 CASES = [
-    *_cases("test of arms", _arm_test, TESTS, 700, TYPE_I),
-    *_cases("test of arms", _arm_test, CUT, 1_500, TYPE_I),
+    *_cases("test of arms", _arm_test, TESTS, 600, TYPE_I),
+    *_cases("test of arms", _arm_test, CUT, 1_200, TYPE_I),
     *_cases("contrast", _contrast, CONTRASTS, 500, COVERAGE),
     *_cases("any of 6 pairs", _any_pair, {"5 patients": Design(5)}, 600, (0.02, 0.07)),
-    *_cases("arm mean", _arm_mean, GAPS, 200, (0.915, 0.985)),
+    *_cases("arm mean", _arm_mean, GAPS, 160, (0.91, 0.985)),
     *_cases("ICC of patients", _icc, ICCS, 500, (0.93, 0.985)),
     *_cases("share at cut-off", _competent, {"5 patients": Design(5, 2)}, 200, (0.93, 1.0)),
-    *_cases("contrast, length equal", _held_equal, FEW, 150, (0.91, 0.99)),
+    *_cases("contrast, length equal", _held_equal, FEW, 100, (0.9, 0.99)),
     *_cases("term of two levels", partial(_term, name="kind=v1"), FEW | GAPS, 300, (0.02, 0.08)),
     *_cases("term within patients", partial(_term, name="z(session)"), GAPS, 200, (0.015, 0.085)),
     *_cases(

@@ -294,6 +294,71 @@ def test_the_command_prints_one_object_or_tables(tmp_path: Path) -> None:
     assert "χ²(3)" in shown.stderr
 
 
+def test_two_patients_are_described_and_no_p_is_printed(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.csv", made_rows(16, n_patients=2))
+    words = ["analyse", str(path), "--instrument", "ctrs-ladder", "--terms", "arm"]
+    done = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "o")])
+    assert "arms are not tested: 2 patients in several arms, fewer than 3" in done.stderr
+    assert "no interval and no p: 2 patients, fewer than 3" in done.stderr
+    assert "χ²" not in done.stderr
+    assert "< 0.0001" not in done.stdout
+    page = (tmp_path / "o" / "report.html").read_text(encoding="utf-8")
+    assert "fewer than 3" in page
+    assert "p &lt; 0.0001" not in page
+
+
+def test_sessions_that_stand_twice_make_no_test_surer(tmp_path: Path) -> None:
+    rows = made_rows(17, n_patients=5)
+    settings = {"terms": "arm"}
+    once = analysed(write(tmp_path / "a.csv", rows), **settings).instruments[0]
+    twice = analysed(write(tmp_path / "b.csv", rows * 2), **settings).instruments[0]
+    first, second = (one.outcomes[0].comparison for one in (once, twice))
+    assert first.test.p == pytest.approx(second.test.p)
+    assert once.regression is not None
+    assert twice.regression is not None
+    for a, b in zip(once.regression.effects, twice.regression.effects, strict=True):
+        assert a.p == pytest.approx(b.p, rel=1e-6)
+    published = [one.outcomes[0].published.omnibus for one in (once, twice)]
+    assert published[0] is not None
+    assert published[1] is not None
+    assert published[1].chi2 > 1.5 * published[0].chi2
+
+
+def test_intervals_of_means_end_where_the_instrument_ends(tmp_path: Path) -> None:
+    rows = [row | dict.fromkeys(ITEMS, 10) for row in made_rows(18, n_patients=3)]
+    for row in rows:
+        row["agenda"] = 1 if row["patient"] == "p0" else 9
+        row["focus"] = 9 if row["session"] == 1 else 10
+    (result,) = analysed(write(tmp_path / "s.csv", rows)).instruments
+    assert [one.high for one in result.outcomes[0].arms] == [110] * 4
+
+
+def test_sessions_at_the_end_of_the_scale_leave_their_mean_without_interval(tmp_path: Path) -> None:
+    rows = [row | dict.fromkeys(ITEMS, 10) for row in made_rows(18, n_patients=6)]
+    for row in rows:
+        row["agenda"] = 4 if row["patient"] in ("p0", "p1", "p2") else 10
+    path = write(tmp_path / "s.csv", rows)
+    words = ["analyse", str(path), "--instrument", "ctrs-ladder", "--out", str(tmp_path / "o")]
+    done = CliRunner().invoke(app, words)
+    assert "mean of ash_base: 50% of the sessions are at the end of the scale" in done.stderr
+
+
+def test_a_mean_of_many_items_is_no_rating_on_a_short_scale(tmp_path: Path) -> None:
+    items = [item.id for item in load_instrument("tes").items]
+    noise = np.random.default_rng(19)
+    rows: list[Row] = [
+        {"patient": f"p{i}", "arm": arm, "session": 1}
+        | dict(zip(items, noise.integers(2, 4, len(items)).tolist(), strict=True))
+        for arm in ("ash", "elm")
+        for i in range(6)
+    ]
+    path = write(tmp_path / "s.csv", rows)
+    (result,) = analysed(path, instrument=("tes",)).instruments
+    for one in result.outcomes[0].arms:
+        assert one.high is not None
+        assert one.high < 3.2  # not drawn towards 7, which no session is near
+
+
 def test_instruments_are_listed_and_shown() -> None:
     listed = CliRunner().invoke(app, ["instruments", "--json"])
     assert {one["id"] for one in json.loads(listed.stdout)["instruments"]} >= {"ctrs", "act-fm"}

@@ -56,6 +56,8 @@ from cbtqa.statistics.split_plot import (
 INTERCEPT = "intercept"
 LENGTH = "words"
 Z_LENGTH = f"z({LENGTH})"
+MOST_AT_END = 0.25
+"""Of the sessions of an arm; beyond it t covers a mean to .92 at most, .86 at two thirds."""
 _STANDARDISED = re.compile(r"^z\((\w+)\)$")
 
 
@@ -178,9 +180,19 @@ def _interval(values: Floats, patients: Sequence[str], scale: tuple[float, float
     if n < FEWEST_PATIENTS:
         reason = f"{n} {'patient' if n == 1 else 'patients'}, fewer than {FEWEST_PATIENTS}"
         return Interval(None, None, reason, 0)
-    if n == len(values) and scale == (0.0, 1.0):
-        return share_interval(int(values.sum()), n)
-    return mean_interval(values, scale=scale, clusters=patients)
+    if scale == (0.0, 1.0):
+        if n == len(values):
+            return share_interval(int(values.sum()), n)
+        return mean_interval(values, scale=scale, clusters=patients)
+    at_end = max(float((values == end).mean()) for end in scale)
+    if at_end > MOST_AT_END:
+        reason = f"{at_end:.0%} of the sessions are at the end of the scale"
+        return Interval(None, None, reason, 0)
+    # a total adds up many items: it is not the rating of few points that a short scale is meant for
+    found = mean_interval(values, clusters=patients)
+    if found.low is None or found.high is None:
+        return found
+    return found._replace(low=max(found.low, scale[0]), high=min(found.high, scale[1]))
 
 
 def _adjusted(rows: Scores, model: _ArmModel) -> Adjusted | None:

@@ -81,6 +81,11 @@ def outcome_table(result: InstrumentResult, outcome: OutcomeResult) -> Table:
     return Table(_columns(*names), rows, _caption(result, outcome))
 
 
+def reasons_of_means(outcome: OutcomeResult) -> list[str]:
+    """Why means have no interval, such as `tuned: 2 patients, fewer than 3`."""
+    return [f"{one.arm}: {one.reason}" for one in outcome.arms if one.n and one.reason]
+
+
 def _mean(one: ArmResult) -> Estimate:
     return Estimate(one.mean, one.low, one.high, one.reason)
 
@@ -99,7 +104,7 @@ def regression_table(regression: Regression) -> Table:
     rows = [
         (
             *(one.name, Estimate(one.estimate, one.low, one.high, one.reason), one.df),
-            *(one.p, old.p),
+            *(one.p, None if one.p is None else old.p),
         )
         for one, old in zip(regression.effects, fit.effects, strict=True)
     ]
@@ -250,7 +255,9 @@ class _Tables:
             facts["f"] = number(found.sizes.f, 3)
         if found.contrasts:
             facts["error"] = WORDS[f"errors.{found.error}"].first(self._lang)
-        facts["published"] = "; ".join(_published(outcome.published))
+        facts["no_interval"] = "; ".join(reasons_of_means(outcome))
+        is_tested = found.reason is None
+        facts["published"] = "; ".join(_published(outcome.published, is_tested=is_tested))
         return _facts(facts)
 
     def contrasts(self, outcome: OutcomeResult) -> Table:
@@ -370,13 +377,16 @@ class _Tables:
         return Table(_columns(*names), rows, WORDS["captions.corrected"])
 
 
-def _published(model: PublishedModel) -> Iterator[str]:
-    """The published model in short: test, pairs, ICC, R2, f, how it was computed."""
+def _published(model: PublishedModel, *, is_tested: bool) -> Iterator[str]:
+    """The published model in short: test, pairs, ICC, R2, f, how it was computed.
+
+    Its test is shown beside one that holds its level, and not alone.
+    """
     fit, explained = model.fit, model.explained
     if fit is None:
         yield model.no_fit_reason or GAP
         return
-    if model.omnibus is not None:
+    if model.omnibus is not None and is_tested:
         yield f"{wald_text(model.omnibus)}; {clear_pairs(model.contrasts)}"
     yield f"ICC {estimate(model.icc, model.icc_low, model.icc_high, digits(3))}"
     if explained is not None:
@@ -435,7 +445,7 @@ def _sentences(report: AnalysisReport, settings: AnalysisSettings) -> Iterator[P
         yield WORDS["methods.published"].fill(method=method, engine=", ".join(engines))
         if settings.bootstrap:
             yield WORDS["methods.bootstrap"].fill(n=settings.bootstrap)
-    if any(outcome.adjusted for outcome in outcomes):
+    if any(one.adjusted and one.adjusted.contrasts for one in outcomes):
         yield WORDS["methods.length"]
     for result in report.instruments:
         yield from _figures(result)
