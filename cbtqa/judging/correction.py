@@ -39,8 +39,8 @@ NEAR_END, FEW_OFF_END = 0.05, 5
 further from it than this share of the range."""
 LEVEL = 0.05
 """Of alarms that are tests: all of one kind together."""
-UNKNOWN_SAMPLE = "how the rated ones were drawn is not known: --human-sample random, if by lot"
-CHOSEN_SAMPLE = "the rated ones were chosen, not drawn by lot: they cannot speak for the rest"
+UNKNOWN_SAMPLE = "it is not known how the rated ones were drawn (--human-sample random, if by lot)"
+CHOSEN_SAMPLE = "the rated ones were chosen, not drawn by lot, and cannot speak for the rest"
 
 
 class CorrectedMean(Record):
@@ -84,7 +84,7 @@ def sample_reason(sample: HumanSample | None, n_judge_only: int) -> str | None:
 
 def too_few_reason(n: int, what: str) -> str:
     """Why so few answers that people rated do not correct a mean."""
-    return f"rests on {n} {what} that people rated; {FEWEST_RATED} are the least"
+    return f"people rated {n} {what}; {FEWEST_RATED} are the least"
 
 
 def people_mean(

@@ -634,9 +634,10 @@ def test_fewer_than_five_rated_answers_correct_nothing_and_the_page_says_why(
     one = report.corrections[0]
     assert (one.corrected, one.reason) == (
         None,
-        "rests on 2 answers that people rated; 5 are the least",
+        "people rated 2 answers; 5 are the least",
     )
-    assert score_table(report).cells()[1][0][2:4] == ["2.00 (n 2)", f"- ({one.reason})"]
+    assert score_table(report).cells()[1][0][2:4] == ["2.00 (n 2)", "-"]
+    assert f"all means: not corrected, because {one.reason}" in report.alarms
 
 
 def test_near_the_ceiling_the_interval_stays_on_the_scale_and_is_told(tmp_path: Path) -> None:

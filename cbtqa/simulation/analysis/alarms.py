@@ -291,7 +291,7 @@ def corrected_alarms(rows: Sequence[CorrectedRow]) -> Iterator[Alarm]:
     """Means that could not be corrected, and corrections that rest on little."""
     for reason in dict.fromkeys(row.reason for row in rows if row.reason):
         names = dict.fromkeys(f"{row.total} {row.arm}" for row in rows if row.reason == reason)
-        text = f"{', '.join(names)}: means are not corrected ({reason})"
+        text = f"{', '.join(names)}: not corrected, because {reason}"
         yield Alarm(kind="people", text=text)
     held = [(row, row.corrected) for row in rows if row.corrected]
     if held and all(one.n_raters == 1 for _, one in held):
