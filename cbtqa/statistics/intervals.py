@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from functools import lru_cache
+from statistics import NormalDist
 
 import numpy as np
 
@@ -38,9 +39,11 @@ END_WEIGHT = 0.5
 @lru_cache(256)
 def t_quantile(df: float) -> float:
     """How many standard errors a two-sided 95 % interval reaches; infinite degrees give 1.96."""
-    special = require("scipy.special", "metrics")  # fifty times as fast as scipy.stats, same digits
     share = (1 + CONFIDENCE) / 2
-    return float(special.ndtri(share) if math.isinf(df) else special.stdtrit(df, share))
+    if math.isinf(df):
+        return NormalDist().inv_cdf(share)  # shares need no scipy: cards and reports show them
+    special = require("scipy.special", "metrics")  # fifty times as fast as scipy.stats, same digits
+    return float(special.stdtrit(df, share))
 
 
 def t_tail(statistic: float, df: float) -> float:
@@ -54,8 +57,10 @@ def f_tail(statistic: float, df_numerator: float, df_denominator: float) -> floa
     return float(special.fdtrc(df_numerator, df_denominator, statistic))
 
 
-def share_interval(n_hits: int, n: int) -> Interval:
+def share_interval(n_hits: float, n: float) -> Interval:
     """Wilson's interval of a share of independent items; none without items.
+
+    Of items in clusters both numbers may be those of `effective_size`.
 
     Source: Wilson 1927; recommended for small n by Brown, Cai and DasGupta 2001.
     """
@@ -65,6 +70,35 @@ def share_interval(n_hits: int, n: int) -> Interval:
     middle = (n_hits + z**2 / 2) / (n + z**2)
     half = z / (n + z**2) * math.sqrt(n_hits * (n - n_hits) / n + z**2 / 4)
     return Interval(max(0.0, middle - half), min(1.0, middle + half), None, 0)
+
+
+def effective_size(hits: Floats, sizes: Floats) -> float:
+    """How many independent items a share of items in clusters is worth, at most as many as it has.
+
+    The t quantile of the clusters less one is part of it, so that `share_interval` of the share
+    and this number has the clustered interval. Where all items or none are hits each cluster
+    counts once. Clusters that are one item each are worth their number; a single cluster of
+    several items is worth nothing.
+
+    Args:
+        hits, sizes: of each cluster; sizes of 0 do not count.
+
+    Source: Korn and Graubard, Survey Methodology 24 (1998), 193-201.
+    """
+    counted = sizes > 0
+    hits, sizes = hits[counted], sizes[counted]
+    n_clusters, n = len(sizes), float(sizes.sum())
+    if n_clusters == 0 or sizes.max() <= 1:
+        return n
+    if n_clusters == 1:
+        return 0.0
+    mean = float(hits.sum()) / n
+    rest = hits - mean * sizes
+    variance = n_clusters / (n_clusters - 1) * float(rest @ rest) / n**2
+    worth = float(n_clusters)
+    if 0 < mean < 1:
+        worth = min(n, mean * (1 - mean) / variance) if variance > 0 else n
+    return worth * (t_quantile(math.inf) / t_quantile(n_clusters - 1)) ** 2
 
 
 def mean_interval(
@@ -77,9 +111,9 @@ def mean_interval(
 
     The t interval, with clusters by their sums (the ratio estimator, `effective_number` less one
     degrees of freedom). It is as wide as its few items make it and ends where the scale ends. On a
-    scale of `SHORT_SCALE` steps or fewer each end lies no further in than that of a Bayesian bootstrap with
-    half an observation at each end of the scale: t is far too sure where nearly all items have
-    the same rating.
+    scale of `SHORT_SCALE` steps or fewer each end lies no further in than that of a Bayesian
+    bootstrap with half an observation at each end of the scale: t is far too sure where nearly all
+    items have the same rating.
 
     Args:
         scale: the least and greatest value there can be.

@@ -61,7 +61,7 @@ FOLLOWS_LENGTH = 0.3
 MUCH_BIAS = 0.25
 """Of the judge against people, by share of the scale's range."""
 RULES_TEXT = "rated by built-in rules that count words: no model, and nothing to be believed"
-N_DRAWS = 20_000
+N_DRAWS = 5_000
 """Of early stops over arms. Limits here are assumed: they say when to look, not what is true."""
 SHORT_TURNS = 5
 POOLED, WITHIN = "pooled", "within arms"
