@@ -23,6 +23,7 @@ from cbtqa.records import Record
 from cbtqa.statistics.agreement import Floats
 from cbtqa.statistics.crossed import CrossedEstimate, crossed_mean
 from cbtqa.statistics.intervals import mean_interval, t_quantile
+from cbtqa.statistics.resampling import FEW_ITEMS
 
 HumanSample = Literal["random", "chosen"]
 """How the answers that people rated were drawn from those judged."""
@@ -239,8 +240,16 @@ def _is_near_end(table: Floats, scale: Scale) -> bool:
     return bool(n_off < FEW_OFF_END)
 
 
-def is_beyond(low: float | None, high: float | None, limit: float) -> bool:
-    """True when an interval lies wholly beyond `limit` on either side of 0."""
+def is_beyond(
+    value: float | None, ends: tuple[float | None, float | None], n: int, limit: float
+) -> bool:
+    """True when a whole interval lies beyond `limit` on either side of 0.
+
+    Where `FEW_ITEMS` values or more are all alike they have no interval and need none.
+    """
+    low, high = ends
+    if value is not None and low is None and n >= FEW_ITEMS:
+        low = high = value
     return low is not None and high is not None and (low > limit or high < -limit)
 
 

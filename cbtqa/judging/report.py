@@ -164,11 +164,11 @@ def _use_alarms(
         for point in criterion.points if len(own) >= FEW_ITEMS else ():
             # an answer counts once, however often it was rated
             shares = [sum(v == point for v in cell.values()) / len(cell) for cell in own]
-            interval = mean_interval(shares, scale=(0, 1))
-            if interval.low is not None and interval.low > ONE_POINT:
+            mean, interval = float(np.mean(shares)), mean_interval(shares, scale=(0, 1))
+            if is_beyond(mean, interval[:2], len(own), ONE_POINT):
                 alarms.append(
-                    f"{system}, {criterion.id}: the judge gives {point} to "
-                    f"{share(float(np.mean(shares)), 0)} of the answers"
+                    f"{system}, {criterion.id}: the judge gives {point} to {share(mean, 0)} of the "
+                    "answers"
                 )
     for one in use:
         n_scored, n_unscored = sum(one.points.values()), sum(one.unscored.values())
@@ -216,7 +216,8 @@ def _people_alarms(
     widths = {criterion.id: criterion.high - criterion.low for criterion in rubric.scales}
     for found in agreement:
         limit = MUCH_BIAS * widths[found.criterion]
-        if is_beyond(found.bias_low, found.bias_high, limit) and found.bias is not None:
+        ends = found.bias_low, found.bias_high
+        if found.bias and is_beyond(found.bias, ends, found.n_items, limit):
             word = "milder" if found.bias > 0 else "stricter"
             alarms.append(
                 f"{found.criterion}: the judge is {word} than people by {number(abs(found.bias))}"

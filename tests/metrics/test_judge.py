@@ -30,9 +30,10 @@ from cbtqa.judging.agreement import agreement_on
 from cbtqa.judging.answers import AnswerJudge, Ask, JudgeRating, load_judged_rubric
 from cbtqa.judging.asking import is_quote_of
 from cbtqa.judging.correction import corrected_mean, people_mean, sample_of
-from cbtqa.judging.report import JudgeReport, score_table
+from cbtqa.judging.report import JudgeReport, make_report, score_table
 from cbtqa.judging.run import JudgeSettings, estimate_judge, judge
 from cbtqa.llm.chat import Reply, Sampling
+from cbtqa.metrics.base import Signature
 from cbtqa.ratings.design import NewStudySettings, create_study
 from cbtqa.records import Reason
 from cbtqa.settings import Resolved, resolve
@@ -704,6 +705,19 @@ def test_a_bias_that_two_answers_may_have_by_chance_raises_no_alarm(tmp_path: Pa
         report = run(server, given, human=human, repeats=1)
     assert report.agreement[0].bias == 1
     assert not any("milder" in alarm for alarm in report.alarms)
+
+
+@pytest.mark.parametrize("n", [60, 600])
+def test_a_judge_that_gives_one_point_to_all_is_told_however_many_they_are(n: int) -> None:
+    ratings = [
+        JudgeRating(
+            question_id=f"q{i}", system="a", criterion="relevance", repeat=0, value=2, judge="m"
+        )
+        for i in range(n)
+    ]
+    rubric = RUBRIC.model_copy(update={"criteria": RUBRIC.criteria[:1]})
+    report = make_report(ratings, rubric, {"a": n}, Signature(()), 1, None)
+    assert "a, relevance: the judge gives 2 to 100% of the answers" in report.alarms
 
 
 def test_answers_that_the_judge_rates_unlike_the_rest_are_told(tmp_path: Path) -> None:

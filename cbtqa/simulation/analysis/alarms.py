@@ -278,10 +278,8 @@ def people_alarms(
         span = spans.get((row.instrument, row.item))
         if span is None or row.bias is None:
             continue
-        # differences that are all alike have no interval, and need none when they are many
-        is_alike = row.bias_low is None and row.coefficients[0].n_items >= FEW_ITEMS
-        low, high = (row.bias, row.bias) if is_alike else (row.bias_low, row.bias_high)
-        if is_beyond(low, high, MUCH_BIAS * span):
+        ends, n = (row.bias_low, row.bias_high), row.coefficients[0].n_items
+        if is_beyond(row.bias, ends, n, MUCH_BIAS * span):
             word = "milder" if row.bias > 0 else "stricter"
             text = f"{row.item.removeprefix('total:')}: {row.who} is {word} by {abs(row.bias):.1f}"
             yield Alarm(kind="bias", instrument=row.instrument, text=text)
