@@ -165,14 +165,13 @@ def corrected_mean(
         Sarndal and Wretman, 1976. MOVER: Zou and Donner 2008.
     """
     table = np.atleast_2d(human)
-    (n_raters, n), n_other = table.shape, len(judge_only)
+    n, n_other = table.shape[1], len(judge_only)
     names = list(range(n)) if clusters is None else list(clusters)
     others = list(range(n, n + n_other)) if other_clusters is None else list(other_clusters)
     n_clusters = len(set(names))
     if n_clusters < FEWEST_RATED:
         return None
     weight = _weight(means_by_answer(table), judged, judge_only, n_clusters)
-    low, high = scale
     rest = people_mean(table, scale, names, less=judged, weight=weight)
     value, reason = rest.value, rest.reason
     below, above = _reaches(rest.value, rest.low, rest.high)
@@ -186,15 +185,15 @@ def corrected_mean(
         shared = max(0.0, 2 * weight * _covariance(gaps, names, judge_only, others))
         more = t_quantile(n_clusters - 1) * math.sqrt(shared)
         below, above = math.hypot(below, parts[0], more), math.hypot(above, parts[1], more)
-    value = min(high, max(low, value))
+    value = min(scale[1], max(scale[0], value))
     return CorrectedMean(
         value=value,
-        low=None if reason else max(low, value - below),
-        high=None if reason else min(high, value + above),
+        low=None if reason else max(scale[0], value - below),
+        high=None if reason else min(scale[1], value + above),
         weight=weight,
         n_human=n,
         n_judge_only=n_other,
-        n_raters=n_raters,
+        n_raters=len(table),
         is_near_end=_is_near_end(table, scale),
         interval_reason=reason,
     )
