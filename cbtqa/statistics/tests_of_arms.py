@@ -175,17 +175,6 @@ def spearman_rho(
     return _correlation("spearman", _rho, first, second, clusters)
 
 
-def kendall_tau(
-    first: Values, second: Values, *, clusters: Sequence[Hashable] | None = None
-) -> Coefficient:
-    """Kendall's tau-b, which allows for ties, with its interval. Gaps are passed over pairwise.
-
-    Args:
-        clusters: as for `spearman_rho`.
-    """
-    return _correlation("kendall_tau_b", _tau, first, second, clusters)
-
-
 def _rho(first: Floats, second: Floats) -> float:
     rankdata = require("scipy.stats", "rate").rankdata
     ranks = rankdata(np.stack([first, second]), axis=1)
