@@ -280,16 +280,27 @@ def _icc(form: str, judge: Floats, whole: Floats, table: Floats, weights: Floats
     return icc_of_raters(form, np.stack([judge, theirs]), counted)
 
 
-def _spearman(judge: Floats, whole: Floats, table: Floats, weights: Floats) -> Floats:
+def _distinct(judge: Floats, table: Floats, weights: Floats) -> tuple[Floats, Floats, Floats]:
+    """The distinct pairs of ratings, judge and people's mean, and how often each one counts.
+
+    Ratings take few values: pairs of answers by the square of their number are spared.
+    """
     theirs, counted = _means_of_people(table, weights)
+    both = np.round(np.stack([judge, theirs]), 9)
+    pairs, place = np.unique(both, axis=1, return_inverse=True)
+    return pairs[0], pairs[1], counted @ np.eye(pairs.shape[1])[place.ravel()]
+
+
+def _spearman(judge: Floats, whole: Floats, table: Floats, weights: Floats) -> Floats:
+    mine, theirs, counted = _distinct(judge, table, weights)
     # the rank of each answer among those that count: those below, and half of those level
-    a, b = (counted @ (0.5 + 0.5 * np.sign(one[None, :] - one[:, None])) for one in (judge, theirs))
+    a, b = (counted @ (0.5 + 0.5 * np.sign(one[None, :] - one[:, None])) for one in (mine, theirs))
     return _pearson(a, b, counted)
 
 
 def _kendall(judge: Floats, whole: Floats, table: Floats, weights: Floats) -> Floats:
-    theirs, counted = _means_of_people(table, weights)
-    a, b = (np.sign(one[None, :] - one[:, None]) for one in (judge, theirs))
+    mine, theirs, counted = _distinct(judge, table, weights)
+    a, b = (np.sign(one[None, :] - one[:, None]) for one in (mine, theirs))
     met, of_judge, of_people = (
         ((counted @ one) * counted).sum(axis=1) for one in (a * b, np.abs(a), np.abs(b))
     )

@@ -23,6 +23,7 @@ from cbtqa.records import Record
 from cbtqa.statistics.agreement import Floats
 from cbtqa.statistics.crossed import CrossedEstimate, crossed_mean
 from cbtqa.statistics.intervals import mean_interval, t_quantile
+from cbtqa.statistics.resampling import FEW_ITEMS
 
 HumanSample = Literal["random", "chosen"]
 """How the answers that people rated were drawn from those judged."""
@@ -39,8 +40,8 @@ NEAR_END, FEW_OFF_END = 0.05, 5
 further from it than this share of the range."""
 LEVEL = 0.05
 """Of alarms that are tests: all of one kind together."""
-UNKNOWN_SAMPLE = "how the rated ones were drawn is not known: --human-sample random, if by lot"
-CHOSEN_SAMPLE = "the rated ones were chosen, not drawn by lot: they cannot speak for the rest"
+UNKNOWN_SAMPLE = "it is not known how the rated ones were drawn (--human-sample random, if by lot)"
+CHOSEN_SAMPLE = "the rated ones were chosen, not drawn by lot, and cannot speak for the rest"
 
 
 class CorrectedMean(Record):
@@ -84,7 +85,7 @@ def sample_reason(sample: HumanSample | None, n_judge_only: int) -> str | None:
 
 def too_few_reason(n: int, what: str) -> str:
     """Why so few answers that people rated do not correct a mean."""
-    return f"rests on {n} {what} that people rated; {FEWEST_RATED} are the least"
+    return f"people rated {n} {what}; {FEWEST_RATED} are the least"
 
 
 def people_mean(
@@ -164,14 +165,13 @@ def corrected_mean(
         Sarndal and Wretman, 1976. MOVER: Zou and Donner 2008.
     """
     table = np.atleast_2d(human)
-    (n_raters, n), n_other = table.shape, len(judge_only)
+    n, n_other = table.shape[1], len(judge_only)
     names = list(range(n)) if clusters is None else list(clusters)
     others = list(range(n, n + n_other)) if other_clusters is None else list(other_clusters)
     n_clusters = len(set(names))
     if n_clusters < FEWEST_RATED:
         return None
     weight = _weight(means_by_answer(table), judged, judge_only, n_clusters)
-    low, high = scale
     rest = people_mean(table, scale, names, less=judged, weight=weight)
     value, reason = rest.value, rest.reason
     below, above = _reaches(rest.value, rest.low, rest.high)
@@ -185,15 +185,15 @@ def corrected_mean(
         shared = max(0.0, 2 * weight * _covariance(gaps, names, judge_only, others))
         more = t_quantile(n_clusters - 1) * math.sqrt(shared)
         below, above = math.hypot(below, parts[0], more), math.hypot(above, parts[1], more)
-    value = min(high, max(low, value))
+    value = min(scale[1], max(scale[0], value))
     return CorrectedMean(
         value=value,
-        low=None if reason else max(low, value - below),
-        high=None if reason else min(high, value + above),
+        low=None if reason else max(scale[0], value - below),
+        high=None if reason else min(scale[1], value + above),
         weight=weight,
         n_human=n,
         n_judge_only=n_other,
-        n_raters=n_raters,
+        n_raters=len(table),
         is_near_end=_is_near_end(table, scale),
         interval_reason=reason,
     )
@@ -239,8 +239,16 @@ def _is_near_end(table: Floats, scale: Scale) -> bool:
     return bool(n_off < FEW_OFF_END)
 
 
-def is_beyond(low: float | None, high: float | None, limit: float) -> bool:
-    """True when an interval lies wholly beyond `limit` on either side of 0."""
+def is_beyond(
+    value: float | None, ends: tuple[float | None, float | None], n: int, limit: float
+) -> bool:
+    """True when a whole interval lies beyond `limit` on either side of 0.
+
+    Where `FEW_ITEMS` values or more are all alike they have no interval and need none.
+    """
+    low, high = ends
+    if value is not None and low is None and n >= FEW_ITEMS:
+        low = high = value
     return low is not None and high is not None and (low > limit or high < -limit)
 
 

@@ -164,11 +164,11 @@ def _use_alarms(
         for point in criterion.points if len(own) >= FEW_ITEMS else ():
             # an answer counts once, however often it was rated
             shares = [sum(v == point for v in cell.values()) / len(cell) for cell in own]
-            interval = mean_interval(shares, scale=(0, 1))
-            if interval.low is not None and interval.low > ONE_POINT:
+            mean, interval = float(np.mean(shares)), mean_interval(shares, scale=(0, 1))
+            if is_beyond(mean, interval[:2], len(own), ONE_POINT):
                 alarms.append(
-                    f"{system}, {criterion.id}: the judge gives {point} to "
-                    f"{share(float(np.mean(shares)), 0)} of the answers"
+                    f"{system}, {criterion.id}: the judge gives {point} to {share(mean, 0)} of the "
+                    "answers"
                 )
     for one in use:
         n_scored, n_unscored = sum(one.points.values()), sum(one.unscored.values())
@@ -216,7 +216,8 @@ def _people_alarms(
     widths = {criterion.id: criterion.high - criterion.low for criterion in rubric.scales}
     for found in agreement:
         limit = MUCH_BIAS * widths[found.criterion]
-        if is_beyond(found.bias_low, found.bias_high, limit) and found.bias is not None:
+        ends = found.bias_low, found.bias_high
+        if found.bias and is_beyond(found.bias, ends, found.n_items, limit):
             word = "milder" if found.bias > 0 else "stricter"
             alarms.append(
                 f"{found.criterion}: the judge is {word} than people by {number(abs(found.bias))}"
@@ -249,8 +250,10 @@ def _people_alarms(
             "intervals say little"
         )
     for reason in dict.fromkeys(one.reason for one in corrections if one.reason):
-        names = [f"{one.system} {one.criterion}" for one in corrections if one.reason == reason]
-        alarms.append(f"{', '.join(names)}: not corrected ({reason})")
+        same = [one for one in corrections if one.reason == reason]
+        names = ", ".join(f"{one.system} {one.criterion}" for one in same)
+        who = "all means" if len(same) == len(corrections) else names
+        alarms.append(f"{who}: not corrected, because {reason}")
     return alarms
 
 
@@ -262,9 +265,8 @@ def score_table(report: JudgeReport) -> Table:
         criterion = score.metric.removeprefix("judge_")
         found = corrected.get((score.system, criterion))
         held = found.corrected if found else None
-        corrected_cell: Cell = None
-        if found:
-            corrected_cell = Estimate(None, reason=found.reason)
+        # why a mean is not corrected is one of the alarms: here it would widen every row
+        corrected_cell: Cell = Estimate(None) if found else None
         if held:
             corrected_cell = Estimate(held.value, held.low, held.high, held.interval_reason)
         rows.append(
@@ -278,29 +280,35 @@ def score_table(report: JudgeReport) -> Table:
         )
     heads = (Column(name, number) for name in ("judge", "people", "corrected"))
     title = f"Rated by {report.judge} on {report.rubric}, {report.n_repeats} times"
+    title += " (random: questions; for corrected means raters too, if several)"
     return Table(["system, criterion", *heads, "scored"], rows, title)
 
 
 def agreement_table(report: JudgeReport) -> Table:
-    """The judge with people, people with each other, the judge with itself."""
+    """The judge with people, over all answers and within systems, people with each other, the
+    judge with itself."""
     rows: list[tuple[Cell, ...]] = []
     for found in report.agreement:
-        both = (
-            ("judge-people", found.judge_human),
-            ("judge-people within systems", found.judge_human_within),
-            ("people", found.human_human),
-        )
-        for who, coefficients in both:
-            rows += [
-                (f"{found.criterion}, {who}: {one.name}", Estimate.of(one), one.n_items)
-                for one in coefficients
-            ]
+        within = {one.name: Estimate.of(one) for one in found.judge_human_within}
+        rows += [
+            (f"{found.criterion}, judge-people: {one.name}", Estimate.of(one), cell, one.n_items)
+            for one in found.judge_human
+            for cell in (within.get(one.name),)
+        ]
+        rows += [
+            (f"{found.criterion}, people: {one.name}", Estimate.of(one), None, one.n_items)
+            for one in found.human_human
+        ]
         if found.bias is not None:
             bias = Estimate(
                 found.bias, found.bias_low, found.bias_high, found.bias_reason, show=signed
             )
-            rows.append((f"{found.criterion}, judge less people", bias, found.n_items))
+            rows.append((f"{found.criterion}, judge less people", bias, None, found.n_items))
     for criterion, alpha in ((one.criterion, one.alpha) for one in report.consistency):
         name = f"{criterion}, judge with itself: {alpha.name}"
-        rows.append((name, Estimate.of(alpha), alpha.n_items))
-    return Table(["what", "value [95% interval]", "n"], rows, "Agreement")
+        rows.append((name, Estimate.of(alpha), None, alpha.n_items))
+    heads = ["what", "value [95% interval]", "within systems", "n"]
+    if not any(row[2] for row in rows):
+        heads, rows = [*heads[:2], heads[3]], [(*row[:2], row[3]) for row in rows]
+    title = "Agreement (random: questions, and raters where they are three or more)"
+    return Table(heads, rows, title)

@@ -10,10 +10,12 @@ import pytest
 
 from cbtqa.errors import DataError, UsageError
 from cbtqa.files import write_json, write_jsonl
+from cbtqa.judging.correction import HumanSample
 from cbtqa.manifest import Manifest, write_manifest
 from cbtqa.records import ItemRating, Session
 from cbtqa.settings import resolve
 from cbtqa.simulation.analysis.agreement import agreement_rows, corrected_rows
+from cbtqa.simulation.analysis.alarms import corrected_alarms
 from cbtqa.simulation.analysis.results import AgreementRow
 from cbtqa.simulation.analysis.run import analyse
 from cbtqa.simulation.analysis.scores import Judged, read_people
@@ -120,6 +122,63 @@ def test_corrected_means_take_the_judges_inflation_back() -> None:
         assert row.corrected.low < expected < row.corrected.high
         assert (row.corrected.n_human, row.corrected.n_judge_only) == (10, 10)
     assert {row.arm for row in rows} == set(ARMS)
+
+
+def test_sessions_of_one_patient_do_not_make_an_interval_narrower() -> None:
+    one = [session("base", f"p{i}") for i in range(8)]
+    thrice = [session("base", f"p{i}", number=n) for n in (1, 2, 3) for i in range(8)]
+    draw = np.random.default_rng(3)
+    level = {f"p{i}": (int(draw.integers(2, 6)), int(draw.integers(0, 3))) for i in range(8)}
+
+    def row(sessions: list[Session]) -> AgreementRow:
+        judged, people = [], []
+        for s in sessions:
+            value, off = level[s.profile_id]
+            judged += ratings(s, TES, min(7, value + off), judge="m")
+            people += ratings(s, TES, value, judge="R1")
+        rows = agreement_rows(Judged(TES, {"m": tuple(judged)}), people, sessions)
+        return row_of(rows, "judge-people")
+
+    first, second = row(one), row(thrice)
+    assert second.coefficients[1].low == pytest.approx(first.coefficients[1].low, abs=0.03)
+    assert (second.bias_low, second.bias_high) == pytest.approx((first.bias_low, first.bias_high))
+    assert second.coefficients[0].n_items == 24
+
+
+def test_a_judge_that_knows_only_the_arm_agrees_over_all_and_not_within_arms() -> None:
+    draw = np.random.default_rng(3)
+    judged, people = [], []
+    for one in SESSIONS:
+        level = 2 if one.arm == "base" else 5
+        judged += ratings(one, TES, level + int(draw.integers(0, 2)), judge="m")
+        people += ratings(one, TES, level + int(draw.integers(0, 2)), judge="R1")
+    row = row_of(
+        agreement_rows(Judged(TES, {"m": tuple(judged)}), people, SESSIONS), "judge-people"
+    )
+    assert value_of(row, "icc_A_1") > 0.8
+    within = {one.name: one.value for one in row.within_arms}
+    assert within["icc_A_1"] is not None
+    assert abs(within["icc_A_1"]) < 0.4
+
+
+def test_agreement_of_judge_and_people_leaves_out_how_people_agree() -> None:
+    noise = truth(9)
+    people = [rating for name in ("R1", "R2", "R3") for rating in rated(truth(), judge=name)]
+    rows = agreement_rows(Judged(TES, {"m": tuple(rated(noise, judge="m"))}), people, SESSIONS)
+    row = row_of(rows, "judge-people", "warmth")
+    assert {one.name for one in row.coefficients} == {"icc_A_1", "icc_C_1", "mean_kappa_quadratic"}
+    assert all(abs(one.value or 0.0) < 0.4 for one in row.coefficients)
+
+
+@pytest.mark.parametrize("sample", [None, "chosen"])
+def test_sessions_that_were_not_drawn_by_lot_correct_nothing(sample: HumanSample | None) -> None:
+    judged = Judged(TES, {"m": tuple(rated(truth(), 1, judge="m"))})
+    some = {one.id: truth()[one.id] for one in SESSIONS if int(one.profile_id[1:]) % 2}
+    rows = corrected_rows(judged, rated(some, judge="R1"), SESSIONS, ARMS, sample)
+    assert [row.corrected for row in rows] == [None, None]
+    assert [row.n_human for row in rows] == [10, 10]
+    (told,) = corrected_alarms(rows)
+    assert "mean base, mean tuned: not corrected, because" in told.text
 
 
 # --- what comes out of a rating study ------------------------------------------------------------

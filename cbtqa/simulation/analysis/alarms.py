@@ -278,10 +278,8 @@ def people_alarms(
         span = spans.get((row.instrument, row.item))
         if span is None or row.bias is None:
             continue
-        # differences that are all alike have no interval, and need none when they are many
-        is_alike = row.bias_low is None and row.coefficients[0].n_items >= FEW_ITEMS
-        low, high = (row.bias, row.bias) if is_alike else (row.bias_low, row.bias_high)
-        if is_beyond(low, high, MUCH_BIAS * span):
+        ends, n = (row.bias_low, row.bias_high), row.coefficients[0].n_items
+        if is_beyond(row.bias, ends, n, MUCH_BIAS * span):
             word = "milder" if row.bias > 0 else "stricter"
             text = f"{row.item.removeprefix('total:')}: {row.who} is {word} by {abs(row.bias):.1f}"
             yield Alarm(kind="bias", instrument=row.instrument, text=text)
@@ -291,7 +289,7 @@ def corrected_alarms(rows: Sequence[CorrectedRow]) -> Iterator[Alarm]:
     """Means that could not be corrected, and corrections that rest on little."""
     for reason in dict.fromkeys(row.reason for row in rows if row.reason):
         names = dict.fromkeys(f"{row.total} {row.arm}" for row in rows if row.reason == reason)
-        text = f"{', '.join(names)}: means are not corrected ({reason})"
+        text = f"{', '.join(names)}: not corrected, because {reason}"
         yield Alarm(kind="people", text=text)
     held = [(row, row.corrected) for row in rows if row.corrected]
     if held and all(one.n_raters == 1 for _, one in held):
