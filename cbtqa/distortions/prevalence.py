@@ -27,6 +27,11 @@ NO_EVALUATION = Phrase(
     zh="没有给出标注者的评估，因此未作校正", en="no evaluation of the labeller was given"
 )
 
+OTHER_ERRORS = Phrase(
+    zh="按评估的误差不可能有这样的占比，标注者在这里的误差必定不同",
+    en="the evaluated errors cannot give such a share: the labeller errs differently here",
+)
+
 
 class Corrected(Record):
     """What share truly has a distortion, by a labeller's known errors."""
@@ -153,6 +158,7 @@ def prevalence(
         reason = _why_not(sensitivity, specificity)
         if reason is None and sensitivity and specificity:
             corrected = correct_share(n_labelled, n, sensitivity, specificity)
+            reason = None if corrected else OTHER_ERRORS
     return Prevalence(
         n=n,
         n_labelled=n_labelled,
@@ -194,10 +200,13 @@ def _why_not(sensitivity: Share | None, specificity: Share | None) -> Phrase | N
     return None
 
 
-def correct_share(n_labelled: int, n: int, sensitivity: Share, specificity: Share) -> Corrected:
+def correct_share(
+    n_labelled: int, n: int, sensitivity: Share, specificity: Share
+) -> Corrected | None:
     """Rogan and Gladen's estimate, with an interval that carries both samples.
 
-    Random are the entries and the evaluated texts with and without a distortion.
+    Random are the entries and the evaluated texts with and without a distortion. None where the
+    whole interval lies outside 0 to 1: with these errors so few or so many labels cannot be.
 
     Source: Rogan and Gladen 1978; interval: Lang and Reiczigel, Preventive Veterinary Medicine
     113 (2014), 13-22.
@@ -215,9 +224,10 @@ def correct_share(n_labelled: int, n: int, sensitivity: Share, specificity: Shar
     variance = p * (1 - p) / n_p + of_right * middle**2 + of_none * (1 - middle) ** 2
     shift = 2 * z**2 * (middle * of_right - (1 - middle) * of_none)
     half = z * math.sqrt(variance) / above_chance
-    value, low, high = (
-        min(1.0, max(0.0, one)) for one in (raw, middle + shift - half, middle + shift + half)
-    )
+    ends = middle + shift - half, middle + shift + half
+    if ends[0] >= 1 or ends[1] <= 0:
+        return None
+    value, low, high = (min(1.0, max(0.0, one)) for one in (raw, *ends))
     return Corrected(
         value=value, low=min(low, value), high=max(high, value), is_truncated=raw != value
     )

@@ -1,5 +1,5 @@
 """All simulated figures, module by module."""
 
-from tests.coverage import intervals
+from tests.coverage import intervals, labels
 
-CASES = [case for module in (intervals,) for case in module.CASES]
+CASES = [case for module in (intervals, labels) for case in module.CASES]

@@ -138,9 +138,7 @@ def _of_difference(rng: Generator, n: int, figure: str, per_document: int) -> bo
     names = ("fair", "worse on rare types")
     report = _common_report(rng, n, per_document)
     (found,) = (
-        one
-        for one in report.differences
-        if (one.first, one.second, one.figure) == (*names, figure)
+        one for one in report.differences if (one.first, one.second, one.figure) == (*names, figure)
     )
     if figure == "micro":
         truth = _micro(names[0]) - _micro(names[1])
@@ -180,7 +178,7 @@ def _true_share(
     return None if found is None else found.low <= share <= found.high
 
 
-DESIGNS = {(30, 1): 150, (100, 1): 200, (500, 1): 80, (100, 5): 200}
+DESIGNS = {(30, 1): 120, (100, 1): 120, (500, 1): 60, (100, 5): 120}
 """Texts and texts a document, to the trials in the suite."""
 WIDE = "errs on the wide side where few texts have a type or nearly all decisions are right"
 
@@ -195,9 +193,10 @@ def _case(what: str, trial: Callable[..., bool | None], n: int, per_document: in
         "distortions evaluate",
         partial(trial, n=n, per_document=per_document),
         DESIGNS[n, per_document],
-        # the fewest trials tell a share of .95 to within .05
-        (0.90, 1.0),
-        least_printed=0.1,
+        # the fewest trials tell a share of .95 to within .06
+        (0.89, 1.0),
+        # a type in 3 % of 30 texts is rarely in four of them
+        least_printed=0.0 if n == 30 else 0.3,
         note=WIDE,
     )
 
@@ -233,8 +232,8 @@ CASES = [
             f"accuracy, {_design(n, per_document)}",
             "distortions evaluate",
             partial(_of_accuracy, n=n, per_document=per_document),
-            300,
-            (0.92, 0.99),
+            200,
+            (0.91, 0.99),
             note="Wilson's interval takes few values on few texts",
         )
         for n, per_document in ((30, 1), (100, 5))
@@ -244,11 +243,11 @@ CASES = [
             f"two labellers alike, McNemar, {_design(n, per_document)}",
             "distortions evaluate",
             partial(_swap_rejects, n=n, per_document=per_document),
-            300,
+            200,
             (0.0, TYPE_I[1]),
             note="exact: below its level where few texts differ",
         )
-        for n, per_document in ((30, 1), (100, 1), (100, 5))
+        for n, per_document in ((30, 1), (100, 5))
     ),
     *(
         Case(
@@ -257,13 +256,14 @@ CASES = [
             partial(
                 _true_share, n_evaluated=n_evaluated, n=1_000, share=share, right=right, none=none
             ),
-            300,
-            (0.92, 1.0),
-            least_printed=0.0 if name == "hardly above chance" else 0.5,
+            150,
+            (0.90, 1.0),
+            # where chance is not ruled out, or hardly any evaluated text has a distortion
+            least_printed=0.0 if name == "hardly above chance" else 0.2,
             note="errs on the wide side where few evaluated texts have a distortion",
         )
         for name, (right, none, share) in ERRORS.items()
-        for n_evaluated in (100, 500)
-        if (name, n_evaluated) != ("hardly above chance", 500)
+        for n_evaluated in (100, 300)
+        if (name, n_evaluated) != ("hardly above chance", 300)
     ),
 ]
