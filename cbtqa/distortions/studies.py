@@ -64,7 +64,8 @@ class EvaluateSettings(GoldSettings):
     """Settings of `cbtqa distortions evaluate`."""
 
     labeller: tuple[str, ...] = ("patterns",)
-    """patterns, or the folder of a trained model; may be repeated."""
+    """patterns, the folder of a trained model, or a built dataset whose own labels are measured;
+    may be repeated."""
     cluster_column: str | None = None
     """Column that says which document a text is a sentence of: documents are drawn then, not
     texts. Default: question_id, document_id and the like, or an id that several texts share."""

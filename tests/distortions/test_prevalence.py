@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import pytest
 
-from cbtqa.distortions.evaluate import Share, evaluate
+from cbtqa.dataset.stats import distortion_share, folder_statistics
+from cbtqa.dataset_folder import DatasetFolder
+from cbtqa.distortions.evaluate import Share, evaluate, read_evaluation
 from cbtqa.distortions.importers import GoldItem, GoldSet
+from cbtqa.distortions.labelling import read_texts
 from cbtqa.distortions.prevalence import (
     correct_share,
     labelled_share,
     prevalence,
     published_prevalence,
 )
+from cbtqa.distortions.studies import EvaluateSettings, evaluate_labellers
 from cbtqa.distortions.taxonomy import load_taxonomy
+from cbtqa.errors import DataError
+from cbtqa.files import write_jsonl
 from cbtqa.records import DistortionLabel
 from cbtqa.statistics.intervals import share_interval
+from tests.support.dataset_folder import write_dataset_folder
 
 
 def share(hits: int, n: int) -> Share:
@@ -93,3 +100,29 @@ def test_only_the_evaluation_of_the_labels_own_labeller_corrects() -> None:
     mixed = labelled_share(500, 200, {"x": 200, "y": 100}, evaluation)
     assert mixed.corrected is None and "x, y" in mixed.reason.en
     assert labelled_share(0, 0, {}, None).sentence().en == "There are no entries."
+
+
+def test_the_labels_of_a_dataset_are_measured_themselves(tmp_path) -> None:
+    folder = write_dataset_folder(tmp_path / "d", 40)
+    rows = list(read_texts(folder))
+    marked = [
+        {"text": row.text, "labels": ["labeling"] if n % 2 else []} for n, row in enumerate(rows)
+    ]
+    write_jsonl(tmp_path / "people.jsonl", marked)
+    out = tmp_path / "evaluation.json"
+    settings = EvaluateSettings(
+        data=tmp_path / "people.jsonl", format="plain", labeller=(str(folder),), out=out
+    )
+    evaluate_labellers(settings, say=lambda text: None)
+    report = read_evaluation(out)
+    (name,) = report.systems
+    assert report.systems[name].binary.n_given == sum(bool(row.answer_labels) for row in rows)
+    assert report.file == "people.jsonl"
+    statistics = folder_statistics(DatasetFolder.open(folder))
+    assert list(statistics.labellers) == [name]
+    found = distortion_share(statistics, report)
+    assert found.evaluated_on == "people.jsonl" and found.n_labelled == statistics.n_distorted
+    write_jsonl(tmp_path / "people.jsonl", [*marked, {"text": "别的", "labels": []}])
+    settings = settings.model_copy(update={"overwrite": True})
+    with pytest.raises(DataError, match="has no question '别的'"):
+        evaluate_labellers(settings, say=lambda text: None)
