@@ -17,7 +17,18 @@ from cbtqa.report.charts import Interval, Levels, interval_chart, stacked_bars
 from cbtqa.report.page import Head, Lang, Phrase, load_wording, render_page, same
 from cbtqa.report.svg import SERIES
 from cbtqa.report.table import AnyColumn, Cell, Column, Estimate, Table
-from cbtqa.report.words import GAP, count, digits, estimate, number, p_relation, p_value, signed
+from cbtqa.report.words import (
+    GAP,
+    Show,
+    count,
+    digits,
+    estimate,
+    number,
+    p_relation,
+    p_value,
+    share,
+    signed,
+)
 from cbtqa.safety.notices import help_text
 from cbtqa.statistics.agreement import Coefficient
 
@@ -87,6 +98,20 @@ def _omnibus_text(one: Omnibus) -> str:
     df = f"{number(one.df_numerator, 1)}, {number(one.df_denominator, 1)}"
     found = f"F({df}) = {number(one.test.statistic)}, p {p_relation(one.test.p)}"
     return "; ".join([found, *tests])
+
+
+_SHOWN: dict[str, Show] = {
+    "same_point": share,
+    "same_run": digits(1),
+    "unrelated": digits(2),
+    "repeats": digits(2),
+    "practice": digits(2),
+    "too_fast": lambda seconds: f"{number(seconds, 1)} s",
+}
+
+
+def _colon(sign: Phrase, name: Phrase) -> Phrase:
+    return Phrase(zh=f"{sign.zh}：{name.first('zh')}", en=f"{sign.en}: {name.first('en')}")
 
 
 class _Tables:
@@ -247,10 +272,30 @@ class _Tables:
             Column(words["raters.seconds"], count),
         ]
         rows = [
-            (self._names[r.criterion], r.rater, r.n, r.mean, r.severity, r.seconds_median)
+            (
+                *(self._names[r.criterion], r.rater, r.n, r.mean),
+                Estimate(r.severity, r.severity_low, r.severity_high),
+                r.seconds_median,
+            )
             for r in self._report.raters
         ]
         return Table(columns, rows)
+
+    def checks(self) -> Table | None:
+        """What stands out in a rater; None where nothing does."""
+        words = self._words
+        heads: list[AnyColumn] = [
+            *(words["agreement.first"], words["checks.sign"], words["agreement.items"]),
+            *(words["checks.found"], words["checks.expected"]),
+            Column(words["differences.p_holm"], p_value),
+        ]
+        rows: list[tuple[Cell, ...]] = []
+        for one in (one for one in self._report.checks if one.is_flagged):
+            sign, show = words[f"checks.{one.check}"], _SHOWN[one.check]
+            if one.criterion:
+                sign = _colon(sign, self._names[one.criterion])
+            rows.append((one.rater, sign, one.n, show(one.found), show(one.expected), one.p_holm))
+        return Table(heads, rows) if rows else None
 
     def labels(self) -> Table:
         names = ("item", "label", "is_yes", "is_no", "evidence")

@@ -6,6 +6,8 @@ and second showings do not enter scores, differences or agreement.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from cbtqa.records import Record
@@ -83,14 +85,28 @@ class PairAgreement(Record):
     kappa: Coefficient
 
 
-class RepeatAgreement(Record):
-    """First against second rating of the same item by the same rater, all raters pooled."""
+class RaterRepeats(Record):
+    """First against second rating of one rater's repeated items."""
 
-    criterion: str
+    rater: str
     coefficients: tuple[Coefficient, ...]
 
 
-class CriterionAgreement(RepeatAgreement):
+class RepeatAgreement(Record):
+    """First against second rating of the same item by the same rater.
+
+    Alpha holds each rater's repeats against the same rater's ratings alone; raters pooled would
+    take differences between raters for steadiness.
+    """
+
+    criterion: str
+    coefficients: tuple[Coefficient, ...]
+    by_rater: tuple[RaterRepeats, ...] = ()
+
+
+class CriterionAgreement(Record):
+    criterion: str
+    coefficients: tuple[Coefficient, ...]
     pairs: tuple[PairAgreement, ...] = ()
 
 
@@ -101,6 +117,9 @@ class RaterEffect(Record):
     mean: float | None
     severity: float | None
     """Mean difference from the other raters on the same items; negative is stricter."""
+    severity_low: float | None = None
+    """95 % interval against these other raters; questions are random. None below two questions."""
+    severity_high: float | None = None
     repeats: int = 0
     """Items this rater rated twice."""
     seconds_median: float | None = None
@@ -112,7 +131,34 @@ class OrderEffect(Record):
 
     criterion: str
     rho: Coefficient
-    """Spearman's correlation of place in the list and deviation from the item's mean."""
+    """Mean over raters of Spearman's correlation, within the rater, of place in the list and
+    deviation from the other raters' mean of the item; raters are random in the interval."""
+
+
+Check = Literal["same_point", "same_run", "unrelated", "repeats", "practice", "too_fast"]
+
+
+class RaterCheck(Record):
+    """One sign that a rater may not have read, looked for in one rater (`attention`)."""
+
+    rater: str
+    check: Check
+    criterion: str | None = None
+    """Of `same_point`; the others are over all criteria."""
+    n: int
+    """Items it rests on."""
+    found: float
+    """`same_point`: share of the most frequent point. `same_run`: longest run of items. `repeats`
+    and `unrelated`: distance of both ratings, or from the others', by that of random pairs (1 is
+    chance). `practice`: mean distance from
+    the others in shares of the scale. `too_fast`: median seconds."""
+    expected: float
+    """The same of the other raters, of random orders, or the seconds that reading takes."""
+    p: float | None = None
+    """One-sided; None for `too_fast`, which has a fixed limit."""
+    p_holm: float | None = None
+    """Adjusted over all checks of all raters."""
+    is_flagged: bool = False
 
 
 class Disagreement(Record):
@@ -165,6 +211,7 @@ class StudyReport(Record):
     raters: tuple[RaterEffect, ...]
     repeats: tuple[RepeatAgreement, ...]
     order: tuple[OrderEffect, ...]
+    checks: tuple[RaterCheck, ...] = ()
     disagreements: tuple[Disagreement, ...]
     flags: tuple[Flag, ...]
     published: tuple[PublishedScore, ...]

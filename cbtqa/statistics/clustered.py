@@ -90,7 +90,7 @@ class ClusterRobust:
         spread = self._spread([weights])[0][0]
         square = float((spread**2).sum())
         df = float(np.trace(spread)) ** 2 / square if square > 0 else 0.0
-        if se <= 0 or df < LEAST_DF:
+        if se <= 0 or df < LEAST_DF - 1e-6:
             reason = "too few patients decide on it" if se > 0 else "its error is not known"
             return RobustEffect(name=name, estimate=estimate, reason=reason, **found)
         half = t_quantile(df) * se
@@ -115,13 +115,13 @@ class ClusterRobust:
             for t in range(q)
         )
         freedom = q * (q + 1) / variance if variance > 0 else 0.0
-        if freedom <= q:
+        rest = freedom - q + 1
+        if rest < LEAST_DF - 1e-6:
             few = f"{len(self._places)} patients are too few for {q} effects at once"
             return no_test(name, few)
         covariance = np.array(weights) @ self._meat @ np.array(weights).T
         gap = table @ self._beta
         quadratic = float(gap @ np.linalg.pinv(covariance) @ gap)
-        rest = freedom - q + 1
         return f_test(name, rest / (freedom * q) * quadratic, q, rest)
 
     def _why_not(self) -> str | None:

@@ -111,9 +111,9 @@ def mean_interval(
 
     The t interval, with clusters by their sums (the ratio estimator, `effective_number` less one
     degrees of freedom). It is as wide as its few items make it and ends where the scale ends. On a
-    scale of `SHORT_SCALE` steps or fewer each end lies no further in than that of a Bayesian bootstrap with
-    half an observation at each end of the scale: t is far too sure where nearly all items have
-    the same rating.
+    scale of `SHORT_SCALE` steps or fewer each end lies no further in than that of a Bayesian
+    bootstrap with half an observation at each end of the scale: t is far too sure where nearly all
+    items have the same rating.
 
     Args:
         scale: the least and greatest value there can be.

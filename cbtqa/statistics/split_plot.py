@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations
 from typing import Literal
 
@@ -202,10 +203,11 @@ class _Additive:
             weights > 0, means - ((weights * means).sum(axis=1) / of_patient)[:, None], 0.0
         )
         right = (weights * off).sum(axis=0)
-        inverse = np.linalg.pinv(normal, rcond=1e-10)
-        ss_arms = float(right @ inverse @ right)
+        values, vectors = np.linalg.eigh(normal)
+        kept = values > 1e-9 * max(1.0, float(values[-1]))
+        inverse = (vectors[:, kept] / values[kept]) @ vectors[:, kept].T
+        rank, ss_arms = int(kept.sum()), float(right @ inverse @ right)
         ss_error = max(float((weights * off**2).sum()) - ss_arms, 0.0)
-        rank = int(np.linalg.matrix_rank(normal, tol=1e-8 * max(1.0, float(normal.max()))))
         df = int((weights > 0).sum()) - len(weights) - rank
         return cls(inverse @ right, inverse, rank, ss_arms, ss_error, df)
 
@@ -399,24 +401,27 @@ def _icc_interval(whole: _Cells, between: float, error: float, within: float | N
         return Interval(None, None, f"{m} patients, fewer than {FEWEST_PATIENTS}", 0)
     if error <= 0 or (within is not None and within <= 0):
         return Interval(None, None, "nothing varies beside arms and patients", 0)
-    rng = np.random.default_rng(DEFAULT_SEED)
     df_error = (m - 1) * (a - 1) if a > 1 else whole.n_within
 
-    def drawn(square: float, df: int) -> Floats:
-        return np.asarray(square * df / rng.chisquare(df, N_DRAWS), dtype=np.float64)
-
-    squares = drawn(between, m - 1), drawn(error, df_error)
+    squares = between * _over_chi_square(m - 1, 0), error * _over_chi_square(df_error, 1)
     patient = np.maximum((squares[0] - squares[1]) / a, 0.0)
     if a == 1:
         rest = squares[1] / share
     elif within is None:
         rest = squares[1]
     else:
-        residual = drawn(within, whole.n_within)
+        residual = within * _over_chi_square(whole.n_within, 2)
         rest = np.maximum(squares[1] - share * residual, 0.0) + residual
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(patient / (patient + rest), [tail, 1 - tail])
     return Interval(float(low), float(high), None, 0)
+
+
+@lru_cache(maxsize=32)
+def _over_chi_square(df: int, place: int) -> Floats:
+    """Degrees of freedom over draws of their chi-square; the same at every call."""
+    draws = np.random.default_rng([DEFAULT_SEED, place]).chisquare(df, N_DRAWS)
+    return np.asarray(df / draws, dtype=np.float64)
 
 
 def _sizes(whole: _Cells, components: Components) -> EffectSizes | None:

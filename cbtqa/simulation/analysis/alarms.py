@@ -14,6 +14,7 @@ from typing import Any, get_args
 
 import numpy as np
 
+from cbtqa.judging.correction import is_beyond
 from cbtqa.records import Session
 from cbtqa.simulation.analysis.outcomes import LENGTH
 from cbtqa.simulation.analysis.results import (
@@ -34,7 +35,7 @@ from cbtqa.simulation.judging.task import RULES
 from cbtqa.simulation.lint import EARLY_STOPS, LENGTHS_APART, STOPS_APART
 from cbtqa.statistics.clustered import clustered_correlation
 from cbtqa.statistics.intervals import share_interval
-from cbtqa.statistics.resampling import DEFAULT_SEED, FEW_ITEMS
+from cbtqa.statistics.resampling import DEFAULT_SEED, FEW_ITEMS, holm
 from cbtqa.statistics.split_plot import OWN_ERROR_FROM, FTest, compare_arms
 
 LEVEL = 0.05
@@ -60,7 +61,7 @@ FOLLOWS_LENGTH = 0.3
 MUCH_BIAS = 0.25
 """Of the judge against people, by share of the scale's range."""
 RULES_TEXT = "rated by built-in rules that count words: no model, and nothing to be believed"
-N_DRAWS = 20_000
+N_DRAWS = 5_000
 """Of early stops over arms. Limits here are assumed: they say when to look, not what is true."""
 SHORT_TURNS = 5
 POOLED, WITHIN = "pooled", "within arms"
@@ -144,7 +145,7 @@ def _range_alarms(result: InstrumentResult, pooled: Counter[int], n: int) -> Ite
 
 
 def _is_left_out(result: InstrumentResult, n: int, n_left_out: int, n_points: int) -> bool:
-    """True where a sound judge, that uses each point, would hardly leave out any so many of them."""
+    """True where a sound judge, that uses each point, would hardly leave out so many of them."""
     chance: float = (1 - n_left_out * SOUND_POINT) ** _n_independent(result, n)
     return math.comb(n_points, n_left_out) * chance <= LEVEL
 
@@ -275,15 +276,38 @@ def people_alarms(
     }
     for row in checked:
         span = spans.get((row.instrument, row.item))
-        if span is not None and row.bias is not None and abs(row.bias) > MUCH_BIAS * span:
+        if span is None or row.bias is None:
+            continue
+        # differences that are all alike have no interval, and need none when they are many
+        is_alike = row.bias_low is None and row.coefficients[0].n_items >= FEW_ITEMS
+        low, high = (row.bias, row.bias) if is_alike else (row.bias_low, row.bias_high)
+        if is_beyond(low, high, MUCH_BIAS * span):
             word = "milder" if row.bias > 0 else "stricter"
             text = f"{row.item.removeprefix('total:')}: {row.who} is {word} by {abs(row.bias):.1f}"
             yield Alarm(kind="bias", instrument=row.instrument, text=text)
 
 
-def corrected_alarms(rows: Iterable[CorrectedRow]) -> Iterator[Alarm]:
-    """Corrections that rest on few sessions."""
-    few = sorted({row.arm for row in rows if row.corrected.n_human < FEW_ITEMS})
+def corrected_alarms(rows: Sequence[CorrectedRow]) -> Iterator[Alarm]:
+    """Means that could not be corrected, and corrections that rest on little."""
+    for reason in dict.fromkeys(row.reason for row in rows if row.reason):
+        names = dict.fromkeys(f"{row.total} {row.arm}" for row in rows if row.reason == reason)
+        text = f"{', '.join(names)}: means are not corrected ({reason})"
+        yield Alarm(kind="people", text=text)
+    held = [(row, row.corrected) for row in rows if row.corrected]
+    if held and all(one.n_raters == 1 for _, one in held):
+        text = "one person rated: corrected means are what this person would give; how others "
+        yield Alarm(kind="people", text=text + "differ is not known")
+    if near := dict.fromkeys(f"{row.total} {row.arm}" for row, one in held if one.is_near_end):
+        text = f"{', '.join(near)}: people gave nearly all sessions an end of the scale; "
+        yield Alarm(kind="people", text=text + "corrected intervals rest on the few others")
+    ps = holm([row.selection_p for row, _ in held if row.selection_p is not None])
+    tested = [row for row, _ in held if row.selection_p is not None]
+    if other := dict.fromkeys(
+        f"{row.total} {row.arm}" for row, p in zip(tested, ps, strict=True) if p < LEVEL
+    ):
+        text = f"{', '.join(other)}: the judge rates the sessions that people rated unlike the "
+        yield Alarm(kind="people", text=text + "rest; were they drawn by lot?")
+    few = sorted({row.arm for row, one in held if one.n_human < FEW_ITEMS})
     if few:
         text = f"fewer than {FEW_ITEMS} sessions of {', '.join(few)} have human ratings: "
         text += "the corrected intervals say little"

@@ -312,10 +312,21 @@ class _Tables:
             if row.item.startswith(TOTAL):
                 found = {_short(one.name): one for one in row.coefficients}
                 what = f"{row.instrument} {row.item.removeprefix(TOTAL)}"
-                shown = (Estimate.of(found[name]) for name in ("icc_a", "icc_c", "alpha"))
+                within = {_short(one.name): one for one in row.within_arms}
+                shown = (
+                    Estimate.of(some[name]) if name in some else None
+                    for some, name in (
+                        *((found, name) for name in ("icc_a", "icc_c")),
+                        (within, "icc_a"),
+                        (found, "alpha"),
+                    )
+                )
                 named = _named(what, row.kind, row.who)
-                rows.append((named, found["icc_a"].n_items, *shown, row.bias))
-        columns = _columns("total", "n", "icc_a", "icc_c", "alpha", "bias")
+                bias = None
+                if row.bias is not None:
+                    bias = Estimate(row.bias, row.bias_low, row.bias_high, row.bias_reason)
+                rows.append((named, found["icc_a"].n_items, *shown, bias))
+        columns = _columns("total", "n", "icc_a", "icc_c", "icc_within", "alpha", "bias")
         return Table(columns, rows, WORDS["captions.agreement"])
 
     def items(self) -> Table:
@@ -348,8 +359,10 @@ class _Tables:
             (
                 *(f"{one.instrument} {one.total}", one.judge, one.arm),
                 *(one.judge_mean, one.human_mean),
-                Estimate(one.corrected.value, one.corrected.low, one.corrected.high),
-                f"{one.corrected.n_human} + {one.corrected.n_judge_only}",
+                Estimate(held.value, held.low, held.high, held.interval_reason)
+                if (held := one.corrected)
+                else Estimate(None, reason=one.reason),
+                f"{one.n_human} + {held.n_judge_only}" if held else one.n_human,
             )
             for one in self._report.corrected
         ]

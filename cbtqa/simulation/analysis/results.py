@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from cbtqa.judging.agreement import CorrectedMean
+from cbtqa.judging.correction import CorrectedMean
 from cbtqa.records import Record
 from cbtqa.statistics.agreement import Coefficient
 from cbtqa.statistics.clustered import RobustEffect
@@ -221,19 +221,30 @@ class HaloRow(Correlation):
     """`within arms` or `pooled`."""
 
 
+AgreementKind = Literal["repeats", "judges", "judge-people", "people"]
+
+
 class AgreementRow(Record):
     """Agreement on one item or total."""
 
     instrument: str
     item: str
     """Item id, or `total:<id>`."""
-    kind: Literal["repeats", "judges", "judge-people", "people"]
+    kind: AgreementKind
     who: str
     coefficients: tuple[Coefficient, ...]
+    within_arms: tuple[Coefficient, ...] = ()
+    """The same within arms; for judge-people rows of two or more arms only."""
     bias: float | None = None
     """Mean of judge less people; for judge-people rows only."""
+    bias_low: float | None = None
+    bias_high: float | None = None
+    bias_reason: str | None = None
+    """Why the bias has no interval."""
     limits: tuple[float, float] | None = None
     """Between these lie 95 % of the differences (Bland & Altman 1986)."""
+    limit_intervals: tuple[tuple[float, float], tuple[float, float]] | None = None
+    """95 % intervals of the lower and of the upper limit."""
 
 
 class CorrectedRow(Record):
@@ -245,7 +256,13 @@ class CorrectedRow(Record):
     arm: str
     judge_mean: float
     human_mean: float
-    corrected: CorrectedMean
+    """Of the sessions that people rated, by the model of crossed raters and patients."""
+    n_human: int
+    corrected: CorrectedMean | None
+    reason: str | None = None
+    """Why the judge's mean is not corrected."""
+    selection_p: float | None = None
+    """Of the hypothesis that the judge rates what people rated as it rates the rest."""
 
 
 class AnalysisReport(Record):

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from cbtqa.errors import DataError, UsageError
 from cbtqa.files import write_json, write_text
+from cbtqa.judging.correction import HumanSample, sample_of
 from cbtqa.manifest import MANIFEST_NAME, describe_file, new_manifest, now, write_manifest
 from cbtqa.records import ItemRating, Session
 from cbtqa.report.table import Table
@@ -76,6 +77,8 @@ class Scored:
     rows: tuple[SessionScore, ...]
     judged: Judged | None = None
     people: tuple[ItemRating, ...] = ()
+    sample: HumanSample | None = None
+    """How the sessions that people rated were drawn, where it is known."""
 
 
 @dataclass(frozen=True)
@@ -115,9 +118,9 @@ def analyse(resolved: Resolved[AnalysisSettings]) -> tuple[AnalysisReport, Mater
                 scored.rows, scored.instrument.id, total.id, material.arms
             )
         if scored.judged is not None:
-            agreement += agreement_rows(scored.judged, scored.people)
+            agreement += agreement_rows(scored.judged, scored.people, material.sessions)
             corrected += corrected_rows(
-                scored.judged, scored.people, material.sessions, material.arms
+                scored.judged, scored.people, material.sessions, material.arms, scored.sample
             )
     headlines = {
         one.instrument.id: (one.instrument.headline.id, one.rows) for one in material.scored
@@ -176,13 +179,23 @@ def _from_study(settings: AnalysisSettings) -> Material:
     if settings.instrument:
         judged = {name: judged[name] for name in settings.instrument}
     people: dict[str, list[ItemRating]] = {name: [] for name in judged}
+    samples: dict[str, HumanSample | None] = {}
     for path in settings.human:
         instruments = [one.instrument for one in judged.values()]
         rated, ratings = read_people(path, instruments, sessions)
         people[rated] += ratings
+        drawn_from = folder.sessions_path if settings.source.is_dir() else settings.source
+        sample = settings.human_sample or sample_of(path, [drawn_from])
+        samples[rated] = sample if samples.get(rated, sample) == sample else None
     levels = {arm.name: arm.levels for arm in study.arms} if study else {}
     scored = [
-        Scored(one.instrument, score_sessions(one, sessions, levels), one, tuple(people[name]))
+        Scored(
+            one.instrument,
+            score_sessions(one, sessions, levels),
+            one,
+            tuple(people[name]),
+            samples.get(name),
+        )
         for name, one in judged.items()
     ]
     found = tuple(dict.fromkeys(session.arm for session in sessions))
