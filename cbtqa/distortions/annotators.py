@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import Field
 
 from cbtqa.distortions.labelling import SourceText, read_texts
@@ -19,7 +20,14 @@ from cbtqa.files import write_jsonl
 from cbtqa.records import Record
 from cbtqa.report.table import Table
 from cbtqa.settings import Settings
-from cbtqa.statistics.agreement import Coefficient, krippendorff_alpha
+from cbtqa.statistics.agreement import (
+    Coefficient,
+    Floats,
+    as_table,
+    estimate_below_one,
+    kept_items,
+    krippendorff_alpha,
+)
 
 Annotations = Mapping[str, Mapping[str, Set[str]]]
 """Rater to item to the types marked there; an item that a rater did not see is missing."""
@@ -38,24 +46,34 @@ class LabelAgreement(Record):
 
 
 def measure_agreement(
-    taxonomy: Taxonomy, annotations: Annotations, *, n_resamples: int = 1_000, seed: int = 0
+    taxonomy: Taxonomy,
+    annotations: Annotations,
+    documents: Mapping[str, str] | None = None,
 ) -> LabelAgreement:
-    """Alpha with its 95 % interval (bootstrap over texts) for each type, any type, and the sets."""
+    """Alpha with its 95 % interval for each type, any type, and the sets.
+
+    Random are the texts, or the documents that they belong to, and the raters where there are
+    three or more.
+
+    Args:
+        documents: what each item is a sentence of; None where each text stands for itself.
+    """
     seen = Counter(item for marks in annotations.values() for item in marks)
+    clusters = None if documents is None else [documents[item] for item in seen]
 
     def alpha(types: Set[str]) -> Coefficient:
         cells = [
             [float(not types.isdisjoint(marks[item])) if item in marks else None for item in seen]
             for marks in annotations.values()
         ]
-        return krippendorff_alpha(cells, "nominal", n_resamples=n_resamples, seed=seed)
+        return krippendorff_alpha(cells, "nominal", clusters=clusters)
 
     return LabelAgreement(
         raters=tuple(annotations),
         n_items=sum(count > 1 for count in seen.values()),
         any=alpha(set(taxonomy.ids)),
         types={type_id: alpha({type_id}) for type_id in taxonomy.ids},
-        masi=masi_alpha(annotations),
+        masi=masi_alpha(annotations, documents),
     )
 
 
@@ -73,32 +91,36 @@ def masi_distance(first: Set[str], second: Set[str]) -> float:
     return 1 - len(shared) / len(first | second) * monotonicity
 
 
-def masi_alpha(annotations: Annotations) -> Coefficient:
+def masi_alpha(annotations: Annotations, documents: Mapping[str, str] | None = None) -> Coefficient:
     """Krippendorff's alpha over sets of types, with the MASI distance (not squared)."""
-    by_item: dict[str, list[frozenset[str]]] = {}
-    for marks in annotations.values():
-        for item, marked in marks.items():
-            by_item.setdefault(item, []).append(frozenset(marked))
-    pairable = [sets for sets in by_item.values() if len(sets) > 1]
-    totals = Counter(marked for sets in pairable for marked in sets)
-    n = totals.total()
-    observed = sum(
-        2 * sum(itertools.starmap(masi_distance, itertools.combinations(sets, 2))) / (len(sets) - 1)
-        for sets in pairable
+    items = list(dict.fromkeys(item for marks in annotations.values() for item in marks))
+    frequent = Counter(
+        frozenset(marked) for marks in annotations.values() for marked in marks.values()
     )
-    expected = sum(
-        2 * totals[one] * totals[other] * masi_distance(one, other)
-        for one, other in itertools.combinations(totals, 2)
-    )
-    value = 1 - (n - 1) * observed / expected if expected else None
-    reason = "no variation" if n else "no item was labelled by two raters"
-    return Coefficient(
-        name="alpha_masi",
-        value=value,
-        n_items=len(pairable),
-        n_ratings=n,
-        reason=reason if value is None else None,
-    )
+    usual = max(frequent, key=lambda one: (frequent[one], sorted(one)), default=frozenset[str]())
+    # in the order of their distance from the usual set, so that the last is the least usual
+    sets = sorted(frequent, key=lambda one: (masi_distance(usual, one), sorted(one)))
+    place = {one: float(number) for number, one in enumerate(sets)}
+    cells = [
+        [place[frozenset(marks[item])] if item in marks else None for item in items]
+        for marks in annotations.values()
+    ]
+    distances = np.array([[masi_distance(one, other) for other in sets] for one in sets])
+
+    def statistic(table: Floats, weights: Floats) -> Floats:
+        counts = (table[:, :, None] == np.arange(len(sets))).sum(axis=0).astype(np.float64)
+        totals = counts.sum(axis=1)
+        counts[totals < 2] = 0
+        margins = weights @ counts
+        observed = weights @ (
+            ((counts @ distances) * counts).sum(axis=1) / np.maximum(totals - 1, 1)
+        )
+        expected = ((margins @ distances) * margins).sum(axis=1)
+        ratio = np.divide(observed, expected, out=np.full(len(weights), np.nan), where=expected > 0)
+        return np.asarray(1 - (margins.sum(axis=1) - 1) * ratio, np.float64)
+
+    clusters = None if documents is None else [documents[item] for item in items]
+    return estimate_below_one("alpha_masi", statistic, *kept_items(as_table(cells), clusters, 2))
 
 
 class AnnotateSettings(Settings):

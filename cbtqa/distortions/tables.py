@@ -14,6 +14,7 @@ from cbtqa.distortions.taxonomy import Taxonomy, load_taxonomy, shipped_taxonomi
 from cbtqa.report.page import Phrase
 from cbtqa.report.table import Cell, Column, Estimate, Table
 from cbtqa.report.words import count, number, p_value, signed
+from cbtqa.statistics.agreement import Coefficient
 
 FIGURES = ("type", "texts", "precision", "recall", "F1 [95% interval]")
 
@@ -128,8 +129,12 @@ def _tables_of_system(name: str, system: SystemReport) -> Iterator[Table]:
 def agreement_table(agreement: LabelAgreement) -> Table:
     overall = {"any distortion": agreement.any, "sets (MASI)": agreement.masi}
     entries = {**agreement.types, **overall}
-    rows = [(name, Estimate.of(entry), entry.n_items) for name, entry in entries.items()]
+    rows = [(name, _agreed(entry), entry.n_items) for name, entry in entries.items()]
+    drawn = sorted({unit for entry in entries.values() for unit in entry.random})
     title = f"{len(agreement.raters)} annotators"
+    if drawn:
+        words = {"items": "texts", "clusters": "documents"}
+        title += f"; intervals draw {' and '.join(words.get(unit, unit) for unit in drawn)}"
     return Table(["type", "alpha [95% interval]", "texts"], rows, title)
 
 
@@ -164,6 +169,11 @@ def _noted(cell: Estimate) -> Estimate:
     """With the reason behind the number where it has no interval."""
     missing = cell.value is not None and cell.low is None and cell.reason
     return replace(cell, note=f"({cell.reason})") if missing else cell
+
+
+def _agreed(entry: Coefficient) -> Estimate:
+    reason = entry.reason if entry.value is None else entry.interval_reason
+    return _noted(Estimate(entry.value, entry.low, entry.high, reason))
 
 
 def _f1(entry: F1) -> Estimate:

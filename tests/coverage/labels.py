@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
+from cbtqa.distortions.annotators import masi_alpha, masi_distance
 from cbtqa.distortions.evaluate import EvaluationReport, SystemReport, evaluate
 from cbtqa.distortions.importers import GoldItem, GoldSet
 from cbtqa.distortions.prevalence import labelled_share
@@ -178,6 +179,34 @@ def _true_share(
     return None if found is None else found.low <= share <= found.high
 
 
+SETS = tuple(frozenset(kinds) for kinds in ((), ("a",), ("b",), ("a", "b")))
+OF_TEXTS = np.array([0.55, 0.2, 0.15, 0.1])
+"""How many texts truly have each set."""
+MARKED = np.array(
+    [
+        [np.prod([0.8 if (k in one) == (k in marked) else 0.2 for k in "ab"]) for marked in SETS]
+        for one in SETS
+    ]
+)
+"""What an annotator who errs in a fifth of the types marks, by true set."""
+
+
+def _masi(rng: Generator, n: int) -> bool | None:
+    """Two annotators of whole sets of types."""
+    truth = rng.choice(len(SETS), n, p=OF_TEXTS)
+    annotations = {
+        name: {
+            str(item): SETS[rng.choice(len(SETS), p=MARKED[one])] for item, one in enumerate(truth)
+        }
+        for name in ("anna", "ben")
+    }
+    pairs, margins = MARKED.T @ (OF_TEXTS[:, None] * MARKED), OF_TEXTS @ MARKED
+    distances = np.array([[masi_distance(one, other) for other in SETS] for one in SETS])
+    alpha = 1 - (pairs * distances).sum() / (margins @ distances @ margins)
+    found = masi_alpha(annotations)
+    return _holds(found.low, float(alpha), found.high)
+
+
 DESIGNS = {(30, 1): 120, (100, 1): 120, (500, 1): 60, (100, 5): 120}
 """Texts and texts a document, to the trials in the suite."""
 WIDE = "errs on the wide side where few texts have a type or nearly all decisions are right"
@@ -227,6 +256,16 @@ ERRORS = {
 
 CASES = [
     *F1_CASES,
+    *(
+        Case(
+            f"MASI alpha of two annotators, {n} texts",
+            "distortions agree",
+            partial(_masi, n=n),
+            150,
+            (0.90, 0.99),
+        )
+        for n in (30, 100)
+    ),
     *(
         Case(
             f"accuracy, {_design(n, per_document)}",
