@@ -20,12 +20,10 @@ from cbtqa.distortions.evaluate import PAPER_TABLE_3, EvaluationReport, Share
 from cbtqa.distortions.f1 import FEWEST
 from cbtqa.records import Record
 from cbtqa.report.page import Phrase
-from cbtqa.report.words import count, interval, number, share
+from cbtqa.report.words import count, number, share
 from cbtqa.statistics.intervals import share_interval, t_quantile
 
-NO_EVALUATION = Phrase(
-    zh="没有给出标注者的评估，因此未作校正", en="no evaluation of the labeller was given"
-)
+NO_EVALUATION = Phrase(zh="没有给出标注者的评估", en="no evaluation of the labeller was given")
 
 OTHER_ERRORS = Phrase(
     zh="按评估的误差不可能有这样的占比，标注者在这里的误差必定不同",
@@ -67,10 +65,10 @@ class Prevalence(Record):
         """The same words wherever the share is shown."""
         if self.share is None:
             return Phrase(zh="没有条目。", en="There are no entries.")
-        ends = interval(self.low, self.high, share)
         labelled = Phrase(
-            zh=f"带标签的占比（不是患病率或真实比例）：{share(self.share)} {ends}。",
-            en=f"Labelled share, not prevalence: {share(self.share)} {ends}.",
+            zh=f"带标签的占比（有扭曲标签的条目），不是真实比例：{_shown(self, self.share, 'zh')}。",
+            en="Labelled share (entries with a distortion label), not prevalence: "
+            f"{_shown(self, self.share, 'en')}.",
         )
         if self.corrected is None:
             why = self.reason or NO_EVALUATION
@@ -86,7 +84,7 @@ class Prevalence(Record):
     def _corrected_words(self, lang: str) -> str:
         assert self.corrected and self.sensitivity and self.specificity
         found = self.corrected
-        shown = f"{share(found.value)} {interval(found.low, found.high, share)}"
+        shown = _shown(found, found.value, lang)
         right, none = number(self.sensitivity.value), number(self.specificity.value)
         if lang == "zh":
             moved = "；估计值超出 0 至 1，已取端点" if found.is_truncated else ""
@@ -99,6 +97,13 @@ class Prevalence(Record):
         errors = f"{texts}: sensitivity {right}, specificity {none}"
         known = f"the errors of {self.labeller} ({errors})"
         return f"Corrected for {known}, if they are the same here: {shown}{moved}."
+
+
+def _shown(ends: Corrected | Prevalence, value: float, lang: str) -> str:
+    low, high = share(ends.low), share(ends.high)
+    if lang == "zh":
+        return f"{share(value)}（95% 区间 {low} 至 {high}）"
+    return f"{share(value)} (95% interval {low} to {high})"
 
 
 def labelled_share(

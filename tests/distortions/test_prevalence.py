@@ -77,7 +77,7 @@ def test_an_estimate_outside_the_scale_is_cut_and_says_so() -> None:
 def test_errors_that_correct_nothing_are_named(right, none, reason) -> None:
     found = prevalence(1_000, 400, labeller="x", sensitivity=right, specificity=none)
     assert found.corrected is None and reason in found.reason.en
-    assert reason in found.sentence().en and "40.0% [" in found.sentence().en
+    assert reason in found.sentence().en and "40.0% (95% interval" in found.sentence().en
 
 
 def test_only_the_evaluation_of_the_labels_own_labeller_corrects() -> None:
