@@ -66,7 +66,8 @@ class Prevalence(Record):
         if self.share is None:
             return Phrase(zh="没有条目。", en="There are no entries.")
         labelled = Phrase(
-            zh=f"带标签的占比（有扭曲标签的条目），不是真实比例：{_shown(self, self.share, 'zh')}。",
+            zh="带标签的占比（有扭曲标签的条目），不是真实比例："
+            f"{_shown(self, self.share, 'zh')}。",
             en="Labelled share (entries with a distortion label), not prevalence: "
             f"{_shown(self, self.share, 'en')}.",
         )
