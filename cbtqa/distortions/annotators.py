@@ -38,26 +38,35 @@ class LabelAgreement(Record):
     """Alpha over whole sets of types with the MASI distance."""
 
 
-def measure_agreement(taxonomy: Taxonomy, annotations: Annotations) -> LabelAgreement:
+def measure_agreement(
+    taxonomy: Taxonomy,
+    annotations: Annotations,
+    documents: Mapping[str, str] | None = None,
+) -> LabelAgreement:
     """Alpha with its 95 % interval for each type, any type, and the sets.
 
-    Texts are random, and from three people on so are they.
+    Random are the texts, or the documents that they belong to, and the raters where there are
+    three or more.
+
+    Args:
+        documents: what each item is a sentence of; None where each text stands for itself.
     """
     seen = Counter(item for marks in annotations.values() for item in marks)
+    clusters = None if documents is None else [documents[item] for item in seen]
 
     def alpha(types: Set[str]) -> Coefficient:
         cells = [
             [float(not types.isdisjoint(marks[item])) if item in marks else None for item in seen]
             for marks in annotations.values()
         ]
-        return krippendorff_alpha(cells, "nominal")
+        return krippendorff_alpha(cells, "nominal", clusters=clusters)
 
     return LabelAgreement(
         raters=tuple(annotations),
         n_items=sum(count > 1 for count in seen.values()),
         any=alpha(set(taxonomy.ids)),
         types={type_id: alpha({type_id}) for type_id in taxonomy.ids},
-        masi=masi_alpha(annotations),
+        masi=masi_alpha(annotations, documents),
     )
 
 
@@ -75,19 +84,24 @@ def masi_distance(first: Set[str], second: Set[str]) -> float:
     return 1 - len(shared) / len(first | second) * monotonicity
 
 
-def masi_alpha(annotations: Annotations) -> Coefficient:
+def masi_alpha(annotations: Annotations, documents: Mapping[str, str] | None = None) -> Coefficient:
     """Krippendorff's alpha over sets of types, with the MASI distance (not squared)."""
-    items = dict.fromkeys(item for marks in annotations.values() for item in marks)
-    sets = list(
-        dict.fromkeys(frozenset(s) for marks in annotations.values() for s in marks.values())
+    items = list(dict.fromkeys(item for marks in annotations.values() for item in marks))
+    frequent = Counter(
+        frozenset(marked) for marks in annotations.values() for marked in marks.values()
     )
-    code = {one: float(place) for place, one in enumerate(sets)}
+    usual = max(frequent, key=lambda one: (frequent[one], sorted(one)), default=frozenset[str]())
+    # in the order of their distance from the usual set, so that the last is the least usual
+    sets = sorted(frequent, key=lambda one: (masi_distance(usual, one), sorted(one)))
+    place = {one: float(number) for number, one in enumerate(sets)}
     cells = [
-        [code[frozenset(marks[item])] if item in marks else None for item in items]
+        [place[frozenset(marks[item])] if item in marks else None for item in items]
         for marks in annotations.values()
     ]
     distances = np.array([[masi_distance(one, other) for other in sets] for one in sets])
-    return distance_alpha("alpha_masi", cells, distances)
+
+    clusters = None if documents is None else [documents[item] for item in items]
+    return distance_alpha("alpha_masi", cells, distances, clusters=clusters)
 
 
 class AnnotateSettings(Settings):

@@ -37,7 +37,7 @@ from cbtqa.files import ParquetRows, json_line, parse_record, read_rows, write_j
 from cbtqa.llm.batch import OnProgress
 from cbtqa.llm.cost import Estimate
 from cbtqa.llm.runs import EndpointSettings, Service, estimate_run, open_run
-from cbtqa.manifest import refuse_empty
+from cbtqa.manifest import MANIFEST_NAME, refuse_empty
 from cbtqa.paths import refuse_existing, replacing
 from cbtqa.records import DistortionLabel, NonEmptyText, Record, Rejection
 
@@ -307,10 +307,40 @@ def _open_part_labeller(
 
 
 def open_labeller(spec: str, taxonomy: Taxonomy) -> Labeller:
-    """`patterns`, or a trained model's folder; DataError for no or another taxonomy's model."""
+    """`patterns`, a trained model's folder, or the labels that a dataset or file holds.
+
+    Raises:
+        DataError: no model there or one of another taxonomy; a file without labels.
+    """
+    path = Path(spec)
     if spec == "patterns":
         return PatternLabeller(taxonomy)
-    return load_labeller(Path(spec), taxonomy)
+    if path.is_file() or (path / MANIFEST_NAME).is_file():
+        return RecordedLabels(path, taxonomy)
+    return load_labeller(path, taxonomy)
+
+
+class RecordedLabels:
+    """The labels of a dataset's column `distortions`, by text: so they are measured themselves."""
+
+    def __init__(self, path: Path, taxonomy: Taxonomy) -> None:
+        self.taxonomy, self._path = taxonomy, path
+        self._labels: dict[str, Labels] = {}
+        for row in read_texts(path):
+            if row.answer_labels is None:
+                raise DataError("holds no column distortions with labels", where=str(path))
+            self._labels[row.text], _ = map_labels(row.answer_labels, taxonomy)
+        labellers = {label.labeller for labels in self._labels.values() for label in labels}
+        self.name = labellers.pop() if len(labellers) == 1 else path.stem
+
+    def label(self, text: str) -> Labels:
+        if text not in self._labels:
+            hint = "the gold's texts must be questions of this dataset (distortions annotate)"
+            raise DataError(f"has no question '{text[:40]}'", where=str(self._path), hint=hint)
+        return self._labels[text]
+
+    def label_many(self, texts: Iterable[str]) -> list[Labels]:
+        return [self.label(text) for text in texts]
 
 
 def _label_by_answer(

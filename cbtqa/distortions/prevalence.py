@@ -20,11 +20,14 @@ from cbtqa.distortions.evaluate import PAPER_TABLE_3, EvaluationReport, Share
 from cbtqa.distortions.f1 import FEWEST
 from cbtqa.records import Record
 from cbtqa.report.page import Phrase
-from cbtqa.report.words import count, interval, number, share
+from cbtqa.report.words import count, number, share
 from cbtqa.statistics.intervals import share_interval, t_quantile
 
-NO_EVALUATION = Phrase(
-    zh="没有给出标注者的评估，因此未作校正", en="no evaluation of the labeller was given"
+NO_EVALUATION = Phrase(zh="没有给出标注者的评估", en="no evaluation of the labeller was given")
+
+OTHER_ERRORS = Phrase(
+    zh="按评估的误差不可能有这样的占比，标注者在这里的误差必定不同",
+    en="the evaluated errors cannot give such a share: the labeller errs differently here",
 )
 
 
@@ -62,10 +65,11 @@ class Prevalence(Record):
         """The same words wherever the share is shown."""
         if self.share is None:
             return Phrase(zh="没有条目。", en="There are no entries.")
-        ends = interval(self.low, self.high, share)
         labelled = Phrase(
-            zh=f"带标签的占比（不是患病率或真实比例）：{share(self.share)} {ends}。",
-            en=f"Labelled share, not prevalence: {share(self.share)} {ends}.",
+            zh="带标签的占比（有扭曲标签的条目），不是真实比例："
+            f"{_shown(self, self.share, 'zh')}。",
+            en="Labelled share (entries with a distortion label), not prevalence: "
+            f"{_shown(self, self.share, 'en')}.",
         )
         if self.corrected is None:
             why = self.reason or NO_EVALUATION
@@ -81,18 +85,26 @@ class Prevalence(Record):
     def _corrected_words(self, lang: str) -> str:
         assert self.corrected and self.sensitivity and self.specificity
         found = self.corrected
-        shown = f"{share(found.value)} {interval(found.low, found.high, share)}"
+        shown = _shown(found, found.value, lang)
         right, none = number(self.sensitivity.value), number(self.specificity.value)
         if lang == "zh":
             moved = "；估计值超出 0 至 1，已取端点" if found.is_truncated else ""
             texts = f"{self.evaluated_on}，{count(self.n_evaluated)} 条文本"
             errors = f"{texts}：灵敏度 {right}，特异度 {none}"
-            return f"按 {self.labeller} 的已知误差（{errors}）校正（假定在这里误差相同）：{shown}{moved}。"
+            known = f"{self.labeller} 的已知误差（{errors}）"
+            return f"按 {known}校正（假定在这里误差相同）：{shown}{moved}。"
         moved = "; the estimate lay outside 0 to 1 and was cut there" if found.is_truncated else ""
         texts = f"{self.evaluated_on}, {count(self.n_evaluated)} texts"
         errors = f"{texts}: sensitivity {right}, specificity {none}"
         known = f"the errors of {self.labeller} ({errors})"
         return f"Corrected for {known}, if they are the same here: {shown}{moved}."
+
+
+def _shown(ends: Corrected | Prevalence, value: float, lang: str) -> str:
+    low, high = share(ends.low), share(ends.high)
+    if lang == "zh":
+        return f"{share(value)}（95% 区间 {low} 至 {high}）"
+    return f"{share(value)} (95% interval {low} to {high})"
 
 
 def labelled_share(
@@ -153,6 +165,7 @@ def prevalence(
         reason = _why_not(sensitivity, specificity)
         if reason is None and sensitivity and specificity:
             corrected = correct_share(n_labelled, n, sensitivity, specificity)
+            reason = None if corrected else OTHER_ERRORS
     return Prevalence(
         n=n,
         n_labelled=n_labelled,
@@ -194,10 +207,13 @@ def _why_not(sensitivity: Share | None, specificity: Share | None) -> Phrase | N
     return None
 
 
-def correct_share(n_labelled: int, n: int, sensitivity: Share, specificity: Share) -> Corrected:
+def correct_share(
+    n_labelled: int, n: int, sensitivity: Share, specificity: Share
+) -> Corrected | None:
     """Rogan and Gladen's estimate, with an interval that carries both samples.
 
-    Random are the entries and the evaluated texts with and without a distortion.
+    Random are the entries and the evaluated texts with and without a distortion. None where the
+    whole interval lies outside 0 to 1: with these errors so few or so many labels cannot be.
 
     Source: Rogan and Gladen 1978; interval: Lang and Reiczigel, Preventive Veterinary Medicine
     113 (2014), 13-22.
@@ -215,9 +231,10 @@ def correct_share(n_labelled: int, n: int, sensitivity: Share, specificity: Shar
     variance = p * (1 - p) / n_p + of_right * middle**2 + of_none * (1 - middle) ** 2
     shift = 2 * z**2 * (middle * of_right - (1 - middle) * of_none)
     half = z * math.sqrt(variance) / above_chance
-    value, low, high = (
-        min(1.0, max(0.0, one)) for one in (raw, middle + shift - half, middle + shift + half)
-    )
+    ends = middle + shift - half, middle + shift + half
+    if ends[0] >= 1 or ends[1] <= 0:
+        return None
+    value, low, high = (min(1.0, max(0.0, one)) for one in (raw, *ends))
     return Corrected(
         value=value, low=min(low, value), high=max(high, value), is_truncated=raw != value
     )

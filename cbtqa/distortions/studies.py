@@ -11,7 +11,7 @@ from pydantic import Field
 
 from cbtqa.distortions.annotators import LabelAgreement, measure_agreement
 from cbtqa.distortions.evaluate import F1, EvaluationReport, count_f1, evaluate
-from cbtqa.distortions.importers import GoldSet, data_formats, read_gold
+from cbtqa.distortions.importers import GoldItem, GoldSet, data_formats, read_gold
 from cbtqa.distortions.labelling import open_labeller
 from cbtqa.distortions.models import describe_model, save_linear, write_signature
 from cbtqa.distortions.taxonomy import Taxonomy
@@ -64,7 +64,8 @@ class EvaluateSettings(GoldSettings):
     """Settings of `cbtqa distortions evaluate`."""
 
     labeller: tuple[str, ...] = ("patterns",)
-    """patterns, or the folder of a trained model; may be repeated."""
+    """patterns, the folder of a trained model, or a built dataset whose own labels are measured;
+    may be repeated."""
     cluster_column: str | None = None
     """Column that says which document a text is a sentence of: documents are drawn then, not
     texts. Default: question_id, document_id and the like, or an id that several texts share."""
@@ -206,8 +207,20 @@ def read_annotations(files: Sequence[Path], taxonomy: Taxonomy) -> LabelAgreemen
     """Agreement of annotators, one labelled file each (UsageError below two), matched by id."""
     if len({path.stem for path in files}) < max(2, len(files)):
         raise UsageError("give two or more files, each with a name of its own")
-    annotations = {}
-    for path in files:
-        gold = read_gold(path, form="plain", taxonomy=taxonomy.id)
-        annotations[path.stem] = {item.id: item.types for item in gold.items}
-    return measure_agreement(taxonomy, annotations)
+    read = {path.stem: read_gold(path, form="plain", taxonomy=taxonomy.id) for path in files}
+    items = [item for gold in read.values() for item in gold.items]
+    # sentences of one document may share its id
+    is_shared = any(
+        len({item.id for item in gold.items}) < len(gold.items) for gold in read.values()
+    )
+
+    def key(item: GoldItem) -> str:
+        return f"{item.id}\n{item.text}" if is_shared else item.id
+
+    annotations = {
+        name: {key(item): item.types for item in gold.items} for name, gold in read.items()
+    }
+    documents = None
+    if any(gold.cluster_column for gold in read.values()):
+        documents = {key(item): item.document or key(item) for item in items}
+    return measure_agreement(taxonomy, annotations, documents)

@@ -13,6 +13,7 @@ from cbtqa.distortions.taxonomy import Taxonomy, load_taxonomy, shipped_taxonomi
 from cbtqa.report.page import Phrase
 from cbtqa.report.table import Cell, Column, Estimate, Table
 from cbtqa.report.words import count, number, p_value, signed
+from cbtqa.statistics.agreement import Coefficient
 
 FIGURES = ("type", "texts", "precision", "recall", "F1 [95% interval]")
 
@@ -128,7 +129,11 @@ def agreement_table(agreement: LabelAgreement) -> Table:
     overall = {"any distortion": agreement.any, "sets (MASI)": agreement.masi}
     entries = {**agreement.types, **overall}
     rows = [(name, Estimate.of(entry), entry.n_items) for name, entry in entries.items()]
+    drawn = sorted({unit for entry in entries.values() for unit in entry.random})
     title = f"{len(agreement.raters)} annotators"
+    if drawn:
+        words = {"items": "texts", "clusters": "documents"}
+        title += f"; intervals draw {' and '.join(words.get(unit, unit) for unit in drawn)}"
     return Table(["type", "alpha [95% interval]", "texts"], rows, title)
 
 

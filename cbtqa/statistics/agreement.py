@@ -115,17 +115,24 @@ def krippendorff_alpha(
     return estimate_below_one(f"alpha_{level}", statistic, table, names)
 
 
-def distance_alpha(name: str, cells: Cells, distances: Floats) -> Coefficient:
+def distance_alpha(
+    name: str,
+    cells: Cells,
+    distances: Floats,
+    *,
+    clusters: Sequence[Hashable] | None = None,
+) -> Coefficient:
     """Krippendorff's alpha of codes 0, 1, ... with a distance of one's own; random as above.
 
     Args:
         distances: between codes, not to be squared any more; 0 on the diagonal.
+        clusters: what each item belongs to, as in `krippendorff_alpha`.
     """
 
     def statistic(some: Floats, weights: Floats) -> Floats:
         return _alphas([some], weights, distances)
 
-    table, names = kept_items(as_table(cells), None, 2)
+    table, names = kept_items(as_table(cells), clusters, 2)
     return estimate_below_one(name, statistic, table, names)
 
 

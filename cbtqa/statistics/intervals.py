@@ -93,8 +93,9 @@ def effective_size(hits: Floats, sizes: Floats) -> float:
     if n_clusters == 1:
         return 0.0
     mean = float(hits.sum()) / n
-    rest = hits - mean * sizes
-    variance = n_clusters / (n_clusters - 1) * float(rest @ rest) / n**2
+    # the jackknife: a large cluster pulls the mean its own way, so its rest looks too small
+    rest = (hits - mean * sizes) / (n - sizes)
+    variance = (n_clusters - 1) / n_clusters * float(rest @ rest)
     worth = float(n_clusters)
     if 0 < mean < 1:
         worth = min(n, mean * (1 - mean) / variance) if variance > 0 else n

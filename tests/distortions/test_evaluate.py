@@ -148,3 +148,23 @@ def test_agreement_that_nothing_can_tell_says_why() -> None:
     assert nothing.value is None and "no item" in str(nothing.reason)
     same = masi_alpha({"r1": {"1": {A}}, "r2": {"1": {A}}})
     assert same.value is None and "no variation" in str(same.reason)
+
+
+def test_whole_sets_get_an_interval_and_documents_are_drawn_whole() -> None:
+    rng = np.random.default_rng(2)
+    truth = np.repeat(rng.integers(0, 3, 20), 4)
+    sets = (set(), {A}, {A, B})
+    annotations = {
+        name: {
+            f"t{n}": sets[kind if rng.random() < 0.8 else rng.integers(0, 3)]
+            for n, kind in enumerate(truth)
+        }
+        for name in ("r1", "r2")
+    }
+    alone = measure_agreement(TAXONOMY, annotations)
+    documents = {f"t{n}": f"d{n // 4}" for n in range(80)}
+    together = measure_agreement(TAXONOMY, annotations, documents)
+    assert alone.masi.low < alone.masi.value < alone.masi.high
+    assert together.masi.value == alone.masi.value
+    assert together.masi.random == ("clusters",) and alone.masi.random == ("items",)
+    assert together.any.low != alone.any.low
