@@ -34,8 +34,9 @@ Floats: TypeAlias = npt.NDArray[np.float64]
 
 SURE = 0.8
 """Pairs at least this alike are joined whatever the size of their cluster."""
-PLAIN = 0.75
-"""The least cosine without weights of a pair that is alike for it."""
+PLAIN = 0.85
+"""The least cosine without weights of a pair that is alike for it: less, and short questions that
+begin with the same greeting would be."""
 SHORT, LONG = 10, 40
 """Characters of the shorter text: from `SHORT` to `LONG` the cosine asked for falls."""
 MORE_IF_SHORT = 1 / 3
@@ -227,8 +228,8 @@ class _Distinct:
             owners, keys = self._runs(texts, 3)
             times = counts[_slots(keys, counts)]
             owners, keys, times = owners[times > 1], keys[times > 1], times[times > 1]
-            # in steps of four times as many that begin elsewhere for each run: of copies of which one is edited, the
-            # others' rarest are otherwise those very runs that the edited one has lost
+            # in steps of four times as many, which begin elsewhere for each run: among copies of
+            # which one is edited, the rarest runs are those that the edited one has lost
             mixed = _mixed(keys)
             start = (mixed & np.uint64(0xFFFF)) / 65_536
             rarity = (np.log2(times) / 2 + start).astype(np.uint64)
