@@ -281,7 +281,8 @@ class _Distinct:
         is_part = (contained >= CONTAINED) & (shorter >= CONTAINED_CHARS)
         is_alike = (weighted >= _asked(threshold, shorter)) | is_plainly_alike | is_part
         likeness = np.where(is_plainly_alike, np.maximum(weighted, plain), weighted)
-        return np.column_stack([one, other, likeness])[is_alike]
+        alike: Floats = np.column_stack([one, other, likeness])[is_alike]
+        return alike
 
 
 def _asked(threshold: float, lengths: Ints) -> Floats:
