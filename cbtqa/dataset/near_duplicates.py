@@ -19,6 +19,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -32,7 +33,10 @@ Words: TypeAlias = npt.NDArray[np.uint64]
 Floats: TypeAlias = npt.NDArray[np.float64]
 
 SURE = 0.8
-"""Pairs at least this alike, also without weights, are joined whatever the size of their cluster."""
+"""Pairs at least this alike are joined whatever the size of their cluster."""
+PLAIN = 0.85
+"""The least cosine without weights of a pair that is alike for it: less, and short questions that
+begin with the same greeting would be."""
 SHORT, LONG = 10, 40
 """Characters of the shorter text: from `SHORT` to `LONG` the cosine asked for falls."""
 MORE_IF_SHORT = 1 / 3
@@ -44,9 +48,9 @@ CONTAINED_CHARS = 15
 LARGEST_SHARE, LARGEST_LEAST = 0.01, 20
 """Pairs less alike than `SURE` join at most this share of the texts, or this many."""
 
-_N_RARE = 16
+_N_RARE = 32
 """Rare runs of each text by which others are found."""
-_N_NEXT = 6
+_N_NEXT = 12
 """Texts compared with each one among those of a run: a run that more have joins a chain."""
 _CHUNK = 1_000_000
 """Characters looked at at a time."""
@@ -79,6 +83,7 @@ class Clusters:
             "method": METHOD,
             "cosine": threshold,
             "cosine_of_short": round(_asked(threshold, np.array([SHORT]))[0], 4),
+            "cosine_without_weights": max(PLAIN, threshold),
             "contained": CONTAINED,
             "sure": SURE,
             "largest_cluster": self.largest,
@@ -175,7 +180,7 @@ class _Distinct:
         return (packed >> np.uint64(48)).astype(np.int64), packed & np.uint64(2**48 - 1)
 
     def _blocks(self) -> Iterator[Ints]:
-        for start, end in zip(self.chunks[:-1], self.chunks[1:], strict=True):
+        for start, end in pairwise(self.chunks.tolist()):
             for low in range(start, end, 65_536):
                 yield np.arange(low, min(end, low + 65_536))
 
@@ -223,10 +228,13 @@ class _Distinct:
             owners, keys = self._runs(texts, 3)
             times = counts[_slots(keys, counts)]
             owners, keys, times = owners[times > 1], keys[times > 1], times[times > 1]
-            # by text, then how many have the run, then the run's hash: one number each
-            rarity = np.minimum(times, 65_535).astype(np.uint64) << np.uint64(32)
-            by = (owners.astype(np.uint64) << np.uint64(48)) | rarity
-            keys = keys[np.argsort(by | (_mixed(keys) >> np.uint64(32)), kind="stable")]
+            # in steps of four times as many, which begin elsewhere for each run: among copies of
+            # which one is edited, the rarest runs are those that the edited one has lost
+            mixed = _mixed(keys)
+            start = (mixed & np.uint64(0xFFFF)) / 65_536
+            rarity = (np.log2(times) / 2 + start).astype(np.uint64)
+            by = (owners.astype(np.uint64) << np.uint64(48)) | (rarity << np.uint64(32))
+            keys = keys[np.argsort(by | (mixed >> np.uint64(32)), kind="stable")]
             rank = np.arange(len(owners)) - np.searchsorted(owners, owners)
             all_keys.append(keys[rank < _N_RARE])
             all_texts.append(texts[owners[rank < _N_RARE]])
@@ -241,7 +249,7 @@ class _Distinct:
         cost = np.cumsum(self.lengths[one] + self.lengths[other] + 32)  # so < 2**16 texts at a time
         cuts = np.searchsorted(cost, np.arange(0, cost[-1] if len(cost) else 0, _CHUNK))
         bounds = np.unique(np.concatenate([cuts, [len(pairs)]]))
-        for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+        for start, end in pairwise(bounds.tolist()):
             found.append(self._likeness_of_few(one[start:end], other[start:end], threshold))
         return np.concatenate(found)
 
@@ -269,11 +277,12 @@ class _Distinct:
         shorter = np.minimum(self.lengths[one], self.lengths[other])
         contained = shared / np.maximum(np.minimum(norms[a], norms[b]), 1e-9)
         # where most of a file is one text with other numbers in it, that text has little weight
-        is_plainly_alike = plain >= _asked(max(SURE, threshold), shorter)
+        is_plainly_alike = plain >= _asked(max(PLAIN, threshold), shorter)
         is_part = (contained >= CONTAINED) & (shorter >= CONTAINED_CHARS)
         is_alike = (weighted >= _asked(threshold, shorter)) | is_plainly_alike | is_part
         likeness = np.where(is_plainly_alike, np.maximum(weighted, plain), weighted)
-        return np.column_stack([one, other, likeness])[is_alike]
+        alike: Floats = np.column_stack([one, other, likeness])[is_alike]
+        return alike
 
 
 def _asked(threshold: float, lengths: Ints) -> Floats:

@@ -19,7 +19,7 @@ import resource
 import sys
 import time
 from collections import defaultdict
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import jieba
@@ -45,7 +45,7 @@ def invented(texts: list[str], n: int) -> list[str]:
     draw, after = random.Random(0), defaultdict(list)
     for text in texts:
         words = jieba.lcut(text)
-        for first, second in zip(words, words[1:], strict=False):
+        for first, second in pairwise(words):
             after[first].append(second)
     others = [word for word, count in jieba.dt.FREQ.items() if count and len(word) < 4]
     weights = list(accumulate(jieba.dt.FREQ[word] for word in others))

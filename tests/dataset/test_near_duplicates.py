@@ -127,7 +127,7 @@ def test_a_chain_of_texts_each_a_little_like_the_next_does_not_join_everything()
 
 def test_many_copies_with_another_number_are_one_cluster_and_take_an_edited_one_in() -> None:
     texts = [LONG.replace("半年", f"{n}个月") for n in range(2, 300)]
-    edited = KINDS["8% of the characters edited"](LONG, random.Random(3))
+    edited = KINDS["5% of the characters edited"](LONG, random.Random(3))
     assert set(first_of([*SAMPLE, *texts, edited])[len(SAMPLE) :]) == {len(SAMPLE)}
 
 
@@ -139,3 +139,16 @@ def test_at_cosine_1_only_texts_equal_as_compared_are_joined() -> None:
 def test_empty_and_tiny_texts_are_no_obstacle() -> None:
     assert first_of([]) == []
     assert first_of(["？", "好", "好的", "？", "😀", "", "好"]) == [0, 1, 2, 0, 4, 5, 1]
+
+
+@pytest.mark.parametrize("n_alike", [2, 9])
+def test_an_edited_copy_finds_its_cluster_also_where_the_others_are_nearly_equal(
+    n_alike: int,
+) -> None:
+    draw = random.Random(4)
+    slightly = KINDS["2% of the characters edited"]
+    alike = [slightly(text, draw) for _ in range(n_alike) for text in SAMPLE]
+    edited = [KINDS["8% of the characters edited"](text, draw) for text in SAMPLE]
+    first = clusters_of([*SAMPLE, *alike, *edited]).first
+    n = len(SAMPLE)
+    assert (first[-n:] == first[:n]).mean() >= 0.95

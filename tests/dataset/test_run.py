@@ -11,10 +11,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from cbtqa.dataset.build import SplitPlan
 from cbtqa.dataset.instruction import Grades, Item
 from cbtqa.dataset.run import build_dataset, estimate_build
 from cbtqa.dataset.settings import BuildSettings
-from cbtqa.dataset.splitting import SplitPlan
 from cbtqa.dataset_folder import JOURNAL_NAME, answer_of, answer_row, question_of
 from cbtqa.errors import ConfigError, IncompleteRunError, LicenceGateError
 from cbtqa.files import read_rows

@@ -10,9 +10,7 @@ from pathlib import Path
 import cbtqa.dataset.near_duplicates
 from cbtqa.files import parse_yaml
 
-SYNONYMS = dict(
-    pair.split("/")
-    for pair in """
+_PAIRS = """
     妈妈/母亲 爸爸/父亲 爸妈/父母 老公/丈夫 老婆/妻子 孩子/小孩 男朋友/男友 女朋友/女友 朋友/好友 同学/同窗
     家里人/家人 家里/家中 老师/教师 领导/上司 同事/搭档 自己/本人 别人/他人 大家/所有人 人们/众人
     难过/伤心 害怕/恐惧 开心/高兴 快乐/愉快 生气/发火 痛苦/难受 焦虑/不安 烦躁/心烦 紧张/慌张 孤独/寂寞
@@ -27,8 +25,8 @@ SYNONYMS = dict(
     关系/交情 感情/情感 性格/脾气 心情/情绪 想法/念头 说话/讲话 聊天/闲聊 告诉/跟我说 见面/碰面 离开/走开
     开始/起初 结束/完结 改变/改掉 努力/用功 放弃/不干 坚持/撑住 影响/干扰 拒绝/回绝 控制/克制 发现/察觉
     时间/时候 认真/专心 漂亮/好看 聪明/机灵 重要/要紧 奇怪/古怪 正常/平常 严重/厉害 简单/容易 困难/不易
-    """.split()
-)
+"""
+SYNONYMS = dict(pair.split("/") for pair in _PAIRS.split())
 """Everyday words, each with another one of about the same meaning."""
 _WORD = re.compile("|".join(sorted(map(re.escape, SYNONYMS), key=len, reverse=True)))
 _END = re.compile(r"(?<=[。！？!?；;\n])")
