@@ -13,7 +13,6 @@ from cbtqa.distortions.taxonomy import Taxonomy, load_taxonomy, shipped_taxonomi
 from cbtqa.report.page import Phrase
 from cbtqa.report.table import Cell, Column, Estimate, Table
 from cbtqa.report.words import count, number, p_value, signed
-from cbtqa.statistics.agreement import Coefficient
 
 FIGURES = ("type", "texts", "precision", "recall", "F1 [95% interval]")
 
