@@ -44,6 +44,7 @@ _EMOJI = re.compile(
 _ENUMERATION = re.compile(
     r"(?:^|(?<=[。！？；\s]))(?:首先|其次|再次|再者|第[一二三四五]点?)[，,、：]"
 )
+_QUOTED = re.compile(r"“[^”]*”|「[^」]*」|『[^』]*』|\"[^\"]*\"")
 _QUESTION_MARK = re.compile(r"[？?]+")
 _BLANK = re.compile(r"\s+")
 _HAN = re.compile(r"[\u3400-\u9fff\U00020000-\U0003ffff]+")
@@ -162,7 +163,8 @@ class AnswerChecks:
             )
         if found := _EMOJI.search(text) or _ENUMERATION.search(text):
             return Fault(Reason.STYLE, found[0], f"出现了“{found[0]}”")
-        if "您" in text:
+        # in words that the asker might say to an elder it is right
+        if "您" in _QUOTED.sub("", text):
             return Fault(Reason.STYLE, "您", "称呼对方用“你”，不用“您”")
         n, (low, high) = len(_QUESTION_MARK.findall(text)), budget.accepted_questions
         if not low <= n <= high:

@@ -1,8 +1,8 @@
 """Which of the five CBT steps an answer shows, and whether they come in order.
 
 `cbt_record` reads the record's own steps. The other two read the text, so that systems with and
-without step boundaries compare fairly: a step model gives every sentence its evidence for every
-step, and the best division into stretches in the steps' order decides which steps are there.
+without step boundaries compare fairly: a step model says how likely each sentence does each step,
+and the best division into stretches in the steps' order decides which steps are there.
 """
 
 from __future__ import annotations
@@ -10,57 +10,36 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from functools import cache, lru_cache
+from functools import lru_cache
 from heapq import nsmallest
-from importlib.resources import files
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cbtqa.dataset_folder import DatasetFolder
 from cbtqa.errors import DataError
 from cbtqa.metrics.base import Floats, MeanMetric
+from cbtqa.metrics.step_model import shipped_model
 from cbtqa.metrics.text.texts import Texts
-from cbtqa.plain_values import parse_yaml
 from cbtqa.records import STEP_NAMES, Record
 
 SENTENCE = re.compile(r"[^。！？!?；;\n]*[。！？!?；;\n]+[”’」』）)\"]*|[^。！？!?；;\n]+")
 PLACE_WEIGHT = 0.3  # assumed
+LEAST = 1e-4
+"""No sentence is less likely than this to do a step: one odd sentence must not decide a division."""
+ENOUGH = 0.75
+"""Sentences expected to do a step, from which it is there; by cross-validation on the corpus."""
 
 
 class StepModel(Hashable, Protocol):
-    """Anything that finds which steps a sentence speaks for."""
+    """Anything that finds which step a sentence does."""
 
     name: str
     """With a hash of what decides, for the signature."""
 
-    def evidence(self, sentences: list[str]) -> Floats:
-        """Shape (sentences, 5): above 0 speaks for a step, below 0 against it."""
-
-
-class RuleModel:
-    """Counts the cue phrases of `steps.zh.yaml`."""
-
-    def __init__(self) -> None:
-        text = files(__package__).joinpath("steps.zh.yaml").read_bytes()
-        cues = parse_yaml(text)
-        self._cues = [[re.compile(cue) for cue in cues[step]] for step in STEP_NAMES]
-        self._any_cue = [re.compile("|".join(cues[step])) for step in STEP_NAMES]
-        self.name = f"rules-{hashlib.sha256(text).hexdigest()[:8]}"
-
-    def evidence(self, sentences: list[str]) -> Floats:
-        found = np.zeros((len(sentences), len(STEP_NAMES)))
-        for row, sentence in zip(found, sentences, strict=True):
-            for step, any_cue in enumerate(self._any_cue):
-                if any_cue.search(sentence):
-                    row[step] = sum(cue.search(sentence) is not None for cue in self._cues[step])
-        return found
-
-
-@cache
-def rule_model() -> RuleModel:
-    """The rules, compiled once."""
-    return RuleModel()
+    def probabilities(self, sentences: list[str]) -> Floats:
+        """Shape (sentences, 6): the five steps in order, then none of them; rows add up to 1."""
 
 
 def sentences_of(text: str) -> list[str]:
@@ -106,17 +85,28 @@ def _expected_places(n_sentences: int) -> Floats:
     return -PLACE_WEIGHT * np.abs(place - due)
 
 
+def divide(probabilities: Floats) -> list[int]:
+    """The step of each sentence in the likeliest division; a sentence that does none fits any."""
+    likely = np.maximum(probabilities[:, :-1], probabilities[:, -1:])
+    return divide_in_order(np.log(np.maximum(likely, LEAST)) + _expected_places(len(likely)))
+
+
+def found_steps(probabilities: Floats) -> NDArray[np.bool_]:
+    """Which of the five steps an answer shows in order, from the (sentences, 6) of a step model."""
+    expected = np.zeros(len(STEP_NAMES))
+    for row, step in zip(probabilities, divide(probabilities), strict=True):
+        expected[step] += row[step] if row[step] >= row[-1] else 0.0
+    return expected >= ENOUGH
+
+
 @lru_cache(1 << 13)  # both metrics ask for the same block of texts, one after the other
 def steps_in_order(text: str, model: StepModel) -> frozenset[str]:
     """Names of the steps found, each after the ones before it."""
     sentences = sentences_of(text)
     if not sentences:
         return frozenset()
-    evidence = model.evidence(sentences)
-    found = np.zeros(len(STEP_NAMES))
-    for index, step in enumerate(divide_in_order(evidence + _expected_places(len(sentences)))):
-        found[step] += max(evidence[index, step], 0.0)
-    return frozenset(name for name, weight in zip(STEP_NAMES, found, strict=True) if weight > 0)
+    found = found_steps(model.probabilities(sentences))
+    return frozenset(name for name, is_found in zip(STEP_NAMES, found, strict=True) if is_found)
 
 
 class StepsInOrder(MeanMetric):
@@ -125,7 +115,7 @@ class StepsInOrder(MeanMetric):
     takes_best_reference = True
 
     def __init__(self, *models: StepModel) -> None:
-        self.models = models or (rule_model(),)
+        self.models = models or (shipped_model(),)
         """One for all texts, or one for each fold of question ids."""
         self.name, self.label = "cbt_steps", "CBT steps"
 
@@ -193,15 +183,16 @@ class TrainedModel:
         self._places, self._weights = places, weights
         self.name = name
 
-    def evidence(self, sentences: list[str]) -> Floats:
-        """Shape (sentences, 5): log posterior minus log(1/5), within `CERTAIN` of zero."""
+    def probabilities(self, sentences: list[str]) -> Floats:
+        """Shape (sentences, 6); every sentence does a step: all that it learned from does."""
         rows = np.zeros((len(sentences), len(STEP_NAMES)))
         for row, sentence in enumerate(sentences):
             known = [self._places[gram] for gram in _grams(sentence) if gram in self._places]
             rows[row] = self._weights[known].sum(0)
         rows -= np.logaddexp.reduce(rows, axis=1, keepdims=True)
-        evidence: Floats = np.clip(rows + np.log(len(STEP_NAMES)), -CERTAIN, CERTAIN)
-        return evidence
+        evidence = np.exp(np.clip(rows + np.log(len(STEP_NAMES)), -CERTAIN, CERTAIN))
+        evidence /= evidence.sum(axis=1, keepdims=True)
+        return np.column_stack([evidence, np.zeros(len(sentences))])
 
 
 class _Counts:
@@ -281,7 +272,7 @@ def measure(models: Sequence[TrainedModel], answers: Iterable[Answer]) -> StepAc
     for question_id, steps in kept:
         model = models[fold_of(question_id, len(models))]
         sentences = [(one, step) for step, text in enumerate(steps) for one in sentences_of(text)]
-        path = divide_in_order(model.evidence([one for one, _ in sentences]))
+        path = divide(model.probabilities([one for one, _ in sentences]))
         right += sum(step == true for step, (_, true) in zip(path, sentences, strict=True))
         total += len(sentences)
         n_found = len(steps_in_order("\n".join(steps), model))

@@ -258,6 +258,7 @@ def test_the_prompt_and_the_check_hold_to_the_same_numbers() -> None:
     ("changed", "reason"),
     [
         ({"key_thought": QUOTING + "您辛苦了。"}, Reason.STYLE),
+        ({"key_thought": QUOTING + "可以对她说：“您先听我说完。”"}, None),
         ({"key_thought": QUOTING + "加油😊"}, Reason.STYLE),
         (
             {"strategy_or_insight": "首先，写下三行字；其次，找一件小事试一试，看看会怎么样。"},
