@@ -24,7 +24,7 @@ from cbtqa.settings import Resolved
 MANIFEST_NAME = "manifest.json"
 RETRY_HINT = "mend the cause, then give the same command with --retry rejected to ask again"
 PACKAGES = (
-    *("openai", "pyarrow", "pydantic", "rensa", "aiohttp", "json-repair", "pyahocorasick"),
+    *("openai", "pyarrow", "pydantic", "aiohttp", "json-repair", "pyahocorasick"),
     *("numpy", "scipy", "jieba", "rjieba", "sacrebleu"),
     *("torch", "transformers", "peft", "accelerate", "datasets", "huggingface-hub"),
     *("tokenizers", "safetensors", "sentencepiece", "bitsandbytes"),

@@ -193,6 +193,9 @@ def report(
     with store:
         found = write_report(folder, store, target)
     say(f"{found.n_done} of {found.n_shown} presentations done; report: {target / 'report.html'}")
+    if flagged := {one.rater: one.check for one in found.checks if one.is_flagged}:
+        named = ", ".join(f"{rater} ({check})" for rater, check in flagged.items())
+        say(f"ask these raters whether they read: {named}; the report's section on raters has more")
     if found.is_blind:
         say("systems are letters still; to name them: cbtqa rate unblind STUDY --key KEY --by NAME")
     give(as_json, found, *score_tables(folder, found))

@@ -149,6 +149,7 @@ def _show_comparison(found: Comparison) -> None:
     for table in pair_tables(found):
         show_table(table, f"{table.title}, against {found.references}")
     say(tests_made(found))
+    say(found.grouping.line)
     for line in missing_figures(found):
         say(line)
     for title, examples in (("gains most over", found.best), ("loses most to", found.worst)):

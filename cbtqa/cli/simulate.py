@@ -252,19 +252,29 @@ def _show_forms(forms: list[JudgedForm], source: Path) -> None:
 
 
 def _show_report(report: AnalysisReport) -> None:
-    from cbtqa.simulation.analysis.page import outcome_table, regression_table, wald_text
+    from cbtqa.simulation.analysis.page import (
+        clear_pairs,
+        f_text,
+        outcome_table,
+        regression_table,
+        wald_text,
+    )
 
     for result in report.instruments:
         for outcome in result.outcomes:
             show_table(outcome_table(result, outcome))
-            if outcome.omnibus is not None and outcome.fit is not None:
-                clear = [one for one in outcome.contrasts if one.p_adjusted < 0.05]
-                pairs = f"{len(clear)} of {len(outcome.contrasts)} pairs at adjusted p < 0.05"
-                say(f"arms differ: {wald_text(outcome.omnibus)}; {pairs}; {outcome.fit.engine}")
-            elif outcome.no_fit_reason:
-                say(f"no model: {outcome.no_fit_reason}")
+            found, published = outcome.comparison, outcome.published
+            if found.reason is not None:
+                say(f"arms are not tested: {found.reason}")
+            else:
+                say(f"arms, patients random: {f_text(found.test)}; {clear_pairs(found.contrasts)}")
+            if published.omnibus is not None and found.reason is None:
+                pairs = f"{wald_text(published.omnibus)}; {clear_pairs(published.contrasts)}"
+                say(f"as published, without patient by arm (p too small): {pairs}")
         if result.regression is not None:
             show_table(regression_table(result.regression))
+            for test in result.regression.tests:
+                say(f"{test.name}: {f_text(test)}")
     for row in report.endings:
         if row.n_early:
             say(f"stopped early: {row.arm} {row.n_early} of {row.n}")

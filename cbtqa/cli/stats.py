@@ -9,10 +9,18 @@ import typer
 
 from cbtqa.cli.console import print_json, say, show_table
 from cbtqa.cli.options import AsJson, take_newest
-from cbtqa.dataset.stats import DatasetStatistics, folder_statistics, paper_facts
+from cbtqa.dataset.stats import (
+    DatasetStatistics,
+    distortion_share,
+    folder_statistics,
+    paper_distortion_share,
+    paper_facts,
+)
 from cbtqa.dataset_folder import DatasetFolder
+from cbtqa.distortions.evaluate import read_evaluation
+from cbtqa.distortions.prevalence import Prevalence
 from cbtqa.errors import IncompleteRunError
-from cbtqa.report.table import Cell, Column, Table
+from cbtqa.report.table import Cell, Column, Estimate, Table
 from cbtqa.report.words import count, share
 
 Folder = Annotated[
@@ -24,7 +32,22 @@ Partial = Annotated[
 ]
 
 
-def stats(dataset: Folder = None, partial: Partial = False, as_json: AsJson = False) -> None:
+Evaluation = Annotated[
+    Path | None,
+    typer.Option(
+        help="JSON that `cbtqa distortions evaluate --out` wrote for the labeller of this dataset: "
+        "corrects the labelled share for its errors.",
+        show_default=False,
+    ),
+]
+
+
+def stats(
+    dataset: Folder = None,
+    partial: Partial = False,
+    labeller_evaluation: Evaluation = None,
+    as_json: AsJson = False,
+) -> None:
     """Count a dataset: splits, distortions, lengths, risk, template-likeness, the paper beside it.
 
     Lengths are in characters. Example: [bold]cbtqa stats[/bold]
@@ -36,14 +59,20 @@ def stats(dataset: Folder = None, partial: Partial = False, as_json: AsJson = Fa
         raise IncompleteRunError(
             str(error), hint=f"{error.hint}\nor count what it holds so far: add --partial"
         ) from None
+    evaluation = read_evaluation(labeller_evaluation) if labeller_evaluation else None
     statistics = folder_statistics(dataset_folder)
+    ours, papers = distortion_share(statistics, evaluation), paper_distortion_share()
     if as_json:
+        shares = {"dataset": ours.model_dump(mode="json"), "paper": papers.model_dump(mode="json")}
+        found = {"dataset": statistics.model_dump(mode="json")}
         paper = paper_facts().model_dump(mode="json")
-        print_json({"dataset": statistics.model_dump(mode="json"), "paper": paper})
+        print_json({**found, "paper": paper, "distortion_share": shares})
         return
     from cbtqa.dataset.report.measures import label_table, length_table, likeness_table
 
-    show_table(_overview(statistics))
+    show_table(_overview(statistics, ours, papers))
+    say(f"here: {ours.sentence().en}")
+    say(f"paper: {papers.sentence().en}")
     show_table(label_table(statistics), "Distortions")
     show_table(length_table(statistics), "Lengths (the paper's are unknown to us)")
     n_sampled = count(statistics.likeness.n_sampled)
@@ -52,12 +81,13 @@ def stats(dataset: Folder = None, partial: Partial = False, as_json: AsJson = Fa
     say(f"paper: {paper_facts().citation}. {paper_facts().note}")
 
 
-def _overview(statistics: DatasetStatistics) -> Table:
+def _overview(statistics: DatasetStatistics, ours: Prevalence, papers: Prevalence) -> Table:
     paper = paper_facts()
     rows: list[tuple[Cell, ...]] = [
         ("entries", statistics.n_entries, paper.n_entries),
-        ("with a distortion", statistics.n_distorted, paper.n_distorted),
-        ("share with a distortion", statistics.share_distorted, paper.share_distorted),
+        ("with a distortion label", statistics.n_distorted, paper.n_distorted),
+        ("labelled share", *(Estimate(one.share, one.low, one.high) for one in (ours, papers))),
+        ("corrected share", *(_corrected(one) for one in (ours, papers))),
         ("fit for training", statistics.n_training_source, ""),
     ]
     for what, counts in (
@@ -67,3 +97,9 @@ def _overview(statistics: DatasetStatistics) -> Table:
     ):
         rows += [(f"{what} {name}", n, "") for name, n in counts.items()]
     return Table(["", Column("here", share), Column("paper", share)], rows, "Entries")
+
+
+def _corrected(found: Prevalence) -> Estimate:
+    """Without a reason: it stands in the sentence below the table."""
+    one = found.corrected
+    return Estimate(one.value, one.low, one.high) if one else Estimate(None)

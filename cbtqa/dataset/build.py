@@ -51,7 +51,7 @@ class Build:
     risks: Counter[str] = field(default_factory=Counter)
     n_human: int = 0
     n_human_rejected: int = 0
-    n_near_duplicates: int = 0
+    near_duplicates: dict[str, Any] = field(default_factory=dict)
     _grades: Grades = field(default_factory=Grades)
 
     @property
@@ -116,7 +116,10 @@ class Build:
     def write(self, folder: Path, journal: Journal) -> dict[str, int]:
         """Writes shards and rejects from the journal; returns rows per split."""
         plan = SplitPlan(self.settings, self.questions())
-        self.n_near_duplicates = plan.n_near_duplicates
+        self.near_duplicates = {
+            "n_near_duplicates": plan.n_near_duplicates,
+            "near_duplicates": plan.near_duplicates,
+        }
         splits = plan.splits()
         seen_answers: set[bytes] = set()
         with DatasetWriter(folder, self.types) as writer:
@@ -192,7 +195,7 @@ class Build:
             "rejected": dict(self.rejected.most_common()),
             "splits": splits,
             "risk": dict(self.risks),
-            "n_near_duplicates": self.n_near_duplicates,
+            **self.near_duplicates,
         }
         if self.settings.include_human:
             counts |= {"n_human": self.n_human, "n_human_rejected": self.n_human_rejected}

@@ -19,13 +19,18 @@ from cbtqa.dataset.report import dataset_report
 from cbtqa.dataset.report.items import crisis_handling
 from cbtqa.dataset.report.material import Material, known_phrase, say
 from cbtqa.dataset.report.provenance import disclosure
-from cbtqa.dataset.stats import DatasetStatistics, folder_statistics, paper_facts
+from cbtqa.dataset.stats import (
+    DatasetStatistics,
+    distortion_share,
+    folder_statistics,
+    paper_distortion_share,
+)
 from cbtqa.dataset_folder import CARD_NAME, FORMAT_VERSION, REPORT_NAME, DatasetFolder, data_files
 from cbtqa.files import write_text
 from cbtqa.manifest import Manifest, describe_file, now, write_manifest
 from cbtqa.report.page import Lang, Phrase
 from cbtqa.report.table import markdown_cell
-from cbtqa.report.words import count, share
+from cbtqa.report.words import count
 from cbtqa.safety.notices import (
     content_warning,
     help_text,
@@ -114,8 +119,7 @@ def card_values(material: Material) -> dict[str, Any]:
         **values_of_every_card(manifest),
         "title": say("title"),
         "n_entries": count(statistics.n_entries),
-        "share_distorted": share(statistics.share_distorted),
-        "paper_share": share(paper_facts().share_distorted),
+        "paper_distortions": paper_distortion_share().sentence(),
         "is_template": material.is_template,
         "is_bundled_sample": material.is_bundled_sample,
         "has_steps": statistics.n_with_steps > 0,
@@ -146,7 +150,7 @@ def _local_values(material: Material) -> dict[str, Any]:
     none = Phrase(zh="", en="")
     return {
         "n_distorted": statistics.n_distorted,
-        "share_distorted": share(statistics.share_distorted) if statistics.n_distorted else None,
+        "distortions": distortion_share(statistics).sentence(),
         "has_human": _has_human(material),
         "splits": [(name, count(n)) for name, n in statistics.splits.items()],
         "length_sentence": say("lengths.sentence", **medians) if medians else none,

@@ -66,8 +66,9 @@ class OutputSettings(Settings):
     """Share of the test split."""
     split_seed: int = 0
     """Seed of the split by hash of question id."""
-    near_duplicate: float = Field(0.7, gt=0, le=1)
-    """Questions at least this alike (Jaccard of character 4-grams) share a split."""
+    near_cosine: float = Field(0.4, gt=0, le=1)
+    """Questions at least this alike (cosine of character pairs, weighted by rarity; short ones must
+    be more alike) share a split. 1: equal ones only."""
     min_step_chars: int = Field(10, ge=1)
     """Shortest step, in characters."""
     max_step_chars: int = Field(800, ge=10)

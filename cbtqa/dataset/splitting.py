@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeAlias
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import rensa
 
 from cbtqa.dataset.instruction import Item
+from cbtqa.dataset.near_duplicates import Texts, plain_text
 from cbtqa.dataset.settings import BuildSettings
 from cbtqa.dataset_folder import SPLITS
 from cbtqa.llm.journal import blocks_of
@@ -28,7 +26,7 @@ class SplitPlan:
 
     def __init__(self, settings: BuildSettings, items: Iterable[Item]) -> None:
         """Reads all questions: compares their texts and grades those not graded yet."""
-        sketched: list[Sketches] = []
+        compared = Texts()
         # by place: where the question alone would go, an index into SPLITS; whether it is apart
         own, is_crisis = bytearray(), bytearray()
         first_ids: list[str] = []
@@ -41,8 +39,8 @@ class SplitPlan:
                     (item.question.source_text, item.grades.is_known(item.place)) for item in block
                 ]
 
-        for sketches, risks in map_blocks(_make_reader, (), texts()):
-            sketched.append(sketches)
+        for plain, risks in map_blocks(_make_reader, (), texts()):
+            compared.add(plain)
             for item, risk in zip(blocks.popleft(), risks, strict=True):
                 if risk is not None:
                     item.note(risk)
@@ -56,11 +54,13 @@ class SplitPlan:
                 if len(first_ids) < FEW_QUESTIONS:
                     first_ids.append(item.question.id)
                 is_crisis.append(item.risk != "none" and settings.crisis == "split")
-        signatures = np.concatenate([sketch(()), *sketched])
-        del sketched  # the signatures of a million questions are not held twice
-        first = cluster_near_duplicates(signatures, settings.near_duplicate)
-        self.n_near_duplicates = int((first != np.arange(len(first))).sum())
+        clusters = compared.clusters(settings.near_cosine)
+        del compared  # two bytes a character
+        first = clusters.first
+        self.n_near_duplicates = clusters.n_joined
         """Questions that joined the cluster of an earlier one."""
+        self.near_duplicates: dict[str, Any] = clusters.describe(settings.near_cosine)
+        """How they were found."""
         apart = np.frombuffer(is_crisis, dtype=bool)
         if len(own) < FEW_QUESTIONS:
             sizes = Counter(first_ids[place] for place in first[~apart])
@@ -80,73 +80,10 @@ class SplitPlan:
         return (SPLITS[place] for place in self._places)
 
 
-def _make_reader() -> Callable[[list[tuple[str, bool]]], tuple[Sketches, list[Risk | None]]]:
+def _make_reader() -> Callable[[list[tuple[str, bool]]], tuple[list[str], list[Risk | None]]]:
     return _read_block
 
 
-def _read_block(texts: list[tuple[str, bool]]) -> tuple[Sketches, list[Risk | None]]:
-    sketches = sketch([text for text, _ in texts])
-    return sketches, [None if is_graded else screen(text).risk for text, is_graded in texts]
-
-
-# --- near-duplicates -----------------------------------------------------------------------------
-# MinHash signatures (rensa, 64 permutations over character 4-grams) are cut into bands; questions
-# that agree in a band and whose estimated Jaccard similarity reaches the threshold are joined. Of
-# each minimum the lower 16 bits are kept: two that differ agree in them once in 65,536. A million
-# questions take 128 MB. Source: b-bit minwise hashing, arXiv 0910.3349.
-
-N_PERMUTATIONS = 64
-GRAM = 4
-_PAIRS = 65_536
-"""Pairs compared at a time."""
-_NOT_TEXT = re.compile(r"[\W_]+")
-
-
-Sketches: TypeAlias = npt.NDArray[np.uint16]
-"""MinHash signatures, shape `(n, N_PERMUTATIONS)`, C order."""
-
-
-def sketch(texts: Sequence[str]) -> Sketches:
-    """The signature of each text (title and description), over its character 4-grams."""
-    found = np.zeros((len(texts), N_PERMUTATIONS), dtype=np.uint16)
-    for row, text in enumerate(texts):
-        plain = _NOT_TEXT.sub("", text)
-        grams = [plain[i : i + GRAM] for i in range(max(1, len(plain) - GRAM + 1))]
-        minhash = rensa.RMinHash(num_perm=N_PERMUTATIONS, seed=1)
-        minhash.update(grams)
-        found[row] = np.array(minhash.digest(), dtype=np.uint32).astype(np.uint16)
-    return found
-
-
-def cluster_near_duplicates(signatures: Sketches, threshold: float) -> npt.NDArray[np.int64]:
-    """For every question, in order, the index of its cluster's first question."""
-    parent = np.arange(len(signatures), dtype=np.int64)
-    for first, second in _alike_pairs(signatures, threshold):
-        a, b = _root(parent, first), _root(parent, second)
-        parent[max(a, b)] = min(a, b)
-    while ((above := parent[parent]) != parent).any():
-        parent = above
-    return parent
-
-
-def _alike_pairs(signatures: Sketches, threshold: float) -> Iterator[tuple[int, int]]:
-    """Pairs that agree in a band and are alike enough over the whole signature."""
-    # 16 bands of 4 rows, 64 bits together: a pair of similarity 0.7 meets in some band with
-    # probability 0.99
-    bands = signatures.view(np.uint64)
-    for keys in bands.T:
-        order = np.argsort(keys, kind="stable")
-        ordered = keys[order]
-        same = np.flatnonzero(ordered[1:] == ordered[:-1])
-        for start in range(0, len(same), _PAIRS):
-            at = same[start : start + _PAIRS]
-            first, second = order[at], order[at + 1]
-            alike = (signatures[first] == signatures[second]).mean(axis=1) >= threshold
-            yield from zip(first[alike].tolist(), second[alike].tolist(), strict=True)
-
-
-def _root(parent: npt.NDArray[np.int64], index: int) -> int:
-    while parent[index] != index:
-        parent[index] = parent[parent[index]]
-        index = int(parent[index])
-    return index
+def _read_block(texts: list[tuple[str, bool]]) -> tuple[list[str], list[Risk | None]]:
+    plain = [plain_text(text) for text, _ in texts]
+    return plain, [None if is_graded else screen(text).risk for text, is_graded in texts]

@@ -10,7 +10,7 @@ import heapq
 import math
 from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from hashlib import blake2b
 from itertools import accumulate, combinations, pairwise
@@ -19,6 +19,8 @@ from typing import Any
 from pydantic import Field
 
 from cbtqa.dataset_folder import DatasetFolder
+from cbtqa.distortions.evaluate import EvaluationReport
+from cbtqa.distortions.prevalence import Prevalence, labelled_share, published_prevalence
 from cbtqa.files import shipped_yaml
 from cbtqa.records import STEP_NAMES, Record
 
@@ -221,6 +223,8 @@ class DatasetStatistics(Record):
     """None for an empty dataset."""
     labels: tuple[LabelCount, ...]
     """Most frequent first."""
+    labellers: dict[str, int]
+    """Labels by who gave them."""
     labels_per_entry: dict[int, int]
     """Number of distinct types in an entry to the number of such entries."""
     label_pairs: tuple[LabelPair, ...]
@@ -257,6 +261,20 @@ class PaperFacts(Record):
 def paper_facts() -> PaperFacts:
     """Table 1 of arXiv 2403.16008, as far as it is known."""
     return PaperFacts.model_validate(shipped_yaml("cbtqa.dataset", "table1.yaml"))
+
+
+def distortion_share(
+    statistics: DatasetStatistics, evaluation: EvaluationReport | None = None
+) -> Prevalence:
+    """Share of the entries with a distortion label; corrected where its labeller was evaluated."""
+    n, n_labelled = statistics.n_entries, statistics.n_distorted
+    return labelled_share(n, n_labelled, statistics.labellers, evaluation)
+
+
+def paper_distortion_share() -> Prevalence:
+    """The same of the paper's dataset, by its own evaluation."""
+    paper = paper_facts()
+    return published_prevalence(paper.n_entries, paper.n_distorted)
 
 
 def folder_statistics(folder: DatasetFolder) -> DatasetStatistics:
@@ -297,9 +315,10 @@ class StatisticsTally:
             self._keywords = Counter({key: n for key, n in self._keywords.items() if n > 1})
         self._sample.offer(row)
 
-    def _add_labels(self, labels: Iterable[Mapping[str, Any]]) -> None:
+    def _add_labels(self, labels: Sequence[Mapping[str, Any]]) -> None:
         found = sorted({label["id"] for label in labels})
         self._counts["label"].update(found)
+        self._counts["labeller"].update(label["labeller"] for label in labels)
         self._counts["evidence"].update({label["id"] for label in labels if label["evidence"]})
         self._counts["n_labels"][len(found)] += 1
         self._counts["pair"].update(combinations(found, 2))
@@ -323,6 +342,7 @@ class StatisticsTally:
                 )
                 for label, n in _ranked(counts["label"])
             ),
+            labellers=dict(_ranked(counts["labeller"])),
             labels_per_entry={k: n for k, n in sorted(counts["n_labels"].items()) if n},
             label_pairs=tuple(
                 LabelPair(first=first, second=second, n=n)

@@ -1,7 +1,8 @@
 """How well labels fit the gold: counts, F1 in its kinds, intervals, tests, calibration, errors.
 
 An F1 whose denominator is 0 (a type that neither gold nor labeller has) is None and stays out of
-the macro mean. Intervals are percentiles of a bootstrap over texts; all systems see the same draws.
+the macro mean. Random in every interval and test are the texts, or the documents that they belong
+to; the labellers and the gold are fixed. The intervals of F1 are in `f1`.
 """
 
 from __future__ import annotations
@@ -9,20 +10,32 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from math import comb
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field
 
+from cbtqa.distortions.f1 import (
+    Bools,
+    Counts,
+    Floats,
+    Ints,
+    cluster_numbers,
+    difference,
+    macro_interval,
+    sum_by_place,
+)
 from cbtqa.distortions.importers import GoldSet, type_matrix
 from cbtqa.distortions.labellers import Labels
+from cbtqa.files import parse_record, read_json
 from cbtqa.records import Record
-from cbtqa.statistics.resampling import bootstrap_sums, holm, percentile_interval
+from cbtqa.statistics.intervals import effective_size, mean_interval, share_interval
+from cbtqa.statistics.resampling import DEFAULT_SEED, Interval, holm
 
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
 PAPER_TABLE_3 = {"n": 500, "accuracy": 0.69, "recall": 0.93, "f1": 0.65}
 """The prompt's labels of arXiv 2403.16008 against people, any distortion or none; as published."""
+CALIBRATION_DRAWS = 400
 
 
 class F1(Record):
@@ -35,9 +48,25 @@ class F1(Record):
     low: float | None = None
     """Lower end of the 95 % interval of F1."""
     high: float | None = None
+    reason: str | None = None
+    """Why F1 has no interval; None when it has one."""
     support: int = Field(ge=0)
     """Times the gold has it."""
     n_given: int = Field(ge=0)
+
+
+class Share(Record):
+    """A share of texts with its interval."""
+
+    value: float
+    low: float | None
+    high: float | None
+    reason: str | None
+    """Why there is no interval."""
+    n: int = Field(ge=0)
+    """Texts that it is a share of."""
+    n_effective: float = Field(ge=0)
+    """Independent texts that these are worth, see `effective_size`."""
 
 
 class Confusion(Record):
@@ -71,13 +100,24 @@ class SystemReport(Record):
     """Any distortion or none."""
     accuracy: float
     """Of the binary decision."""
+    accuracy_interval: Share | None = None
+    """The same with its interval, None in reports of earlier versions; so are the next three."""
+    sensitivity: Share | None = None
+    """Of the texts with any distortion, the share that the labeller gives one; None without any."""
+    specificity: Share | None = None
+    """Of the texts without a distortion, the share that the labeller gives none."""
+    subset_accuracy_interval: Share | None = None
     micro: F1
     macro_f1: float | None
     macro_low: float | None
     macro_high: float | None
+    macro_reason: str | None = None
+    """Why the macro mean has no interval."""
     n_types_in_macro: int
     samples_f1: float
     """Mean over texts of F1 between gold and given types; 1 where both are empty."""
+    samples_low: float | None = None
+    samples_high: float | None = None
     subset_accuracy: float
     """Share of texts whose types are given exactly."""
     types: dict[str, F1]
@@ -85,6 +125,9 @@ class SystemReport(Record):
     calibration: tuple[CalibrationBin, ...]
     calibration_error: float | None
     """Expected calibration error, 0 to 1; None when no label carries a confidence."""
+    calibration_error_if_perfect: float | None = None
+    """What a perfectly calibrated labeller with these confidences gets on average: the error is
+    above 0 by chance alone, the more so with few labels."""
     errors: tuple[InstructiveError, ...]
 
 
@@ -103,59 +146,90 @@ class McNemar(Record):
     """Adjusted over all comparisons of the report."""
 
 
+class F1Difference(Record):
+    """F1 of the first labeller less that of the second, on the same texts and types."""
+
+    first: str
+    second: str
+    figure: Literal["any", "micro", "macro"]
+    value: float | None
+    low: float | None
+    high: float | None
+    reason: str | None
+    """Why there is no interval."""
+    n_types: int
+    """Types that have an F1 for both."""
+
+
 class EvaluationReport(Record):
     data: str
+    """Short name of the source, such as `cogdis` or `plain`."""
+    file: str | None = None
+    """Name of the file of the gold; None in reports of earlier versions."""
     data_sha256: str
     taxonomy: str
     n_texts: int
+    cluster_column: str | None = None
+    """The column that names the documents of the texts; None where each text stands for itself."""
+    n_clusters: int | None = None
+    """Documents; None where each text stands for itself."""
     systems: dict[str, SystemReport]
     comparisons: tuple[McNemar, ...]
+    differences: tuple[F1Difference, ...] = ()
     paper: dict[str, float] = Field(default_factory=lambda: dict(PAPER_TABLE_3))
 
 
+def read_evaluation(path: Path) -> EvaluationReport:
+    """What `cbtqa distortions evaluate --out` or `--json` wrote; DataError for anything else."""
+    return parse_record(EvaluationReport, read_json(path), str(path))
+
+
 def evaluate(
-    gold: GoldSet,
-    given: Mapping[str, Sequence[Labels]],
-    *,
-    n_resamples: int = 1_000,
-    n_errors: int = 20,
-    seed: int = 12345,
+    gold: GoldSet, given: Mapping[str, Sequence[Labels]], *, n_errors: int = 20
 ) -> EvaluationReport:
     """Scores each labeller's labels in the gold's taxonomy: one tuple per item, else ValueError."""
     truth = gold.matrix
-    systems, matrices = {}, {}
+    clusters = cluster_numbers(gold.clusters) if gold.clusters else None
+    matrices = {}
     for name, labels in given.items():
         if len(labels) != len(gold.items):
             raise ValueError(f"{name}: {len(labels)} entries for {len(gold.items)} texts")
-        matrix = type_matrix(({label.id for label in row} for row in labels), gold.taxonomy)
-        draws = _f1_draws(truth, matrix, n_resamples, seed) if n_resamples else None
-        matrices[name] = matrix
-        systems[name] = _system_report(gold, labels, truth, matrix, draws, n_errors)
+        types = ({label.id for label in row} for row in labels)
+        matrices[name] = type_matrix(types, gold.taxonomy)
+    counted = {name: _Counted.of(truth, matrix, clusters) for name, matrix in matrices.items()}
     return EvaluationReport(
         data=gold.name,
         data_sha256=gold.sha256,
         taxonomy=gold.taxonomy.id,
         n_texts=len(gold.items),
-        systems=systems,
-        comparisons=compare_pairs(truth, matrices, gold.taxonomy.ids),
+        cluster_column=gold.cluster_column,
+        n_clusters=None if clusters is None else int(clusters.max()) + 1,
+        systems={
+            name: _system_report(gold, given[name], truth, matrices[name], counted[name], n_errors)
+            for name in given
+        },
+        comparisons=compare_pairs(truth, matrices, gold.taxonomy.ids, clusters),
+        differences=_differences(counted),
     )
 
 
-def _f1_draws(truth: Bools, given: Bools, n_resamples: int, seed: int) -> Floats:
-    """`(draws, types + 2)`: F1 of each type, of any, and micro; NaN where undefined."""
-    truth_all, given_all = (
-        np.hstack([matrix, matrix.any(1, keepdims=True)]) for matrix in (truth, given)
-    )
-    # sums over texts of hits, given and gold, from which every F1 follows
-    table = np.hstack([truth_all & given_all, given_all, truth_all]).astype(np.float64)
-    sums = np.atleast_2d(bootstrap_sums(table, n_resamples, seed))
-    hits, n_given, n_gold = (
-        np.hstack([part, part[:, :-1].sum(1, keepdims=True)]) for part in np.split(sums, 3, axis=1)
-    )
-    total = n_given + n_gold
-    f1: Floats = np.full_like(total, np.nan)
-    np.divide(2 * hits, total, out=f1, where=total > 0)
-    return f1
+class _Counted(NamedTuple):
+    """One labeller's decisions beside the gold's."""
+
+    any: Counts
+    micro: Counts
+    types: list[Counts]
+    clusters: Ints | None
+
+    @classmethod
+    def of(cls, truth: Bools, given: Bools, clusters: Ints | None) -> _Counted:
+        columns = zip(truth.T, given.T, strict=True)
+        return cls(
+            Counts.of(any_of(truth), any_of(given), clusters),
+            Counts.of(truth, given, clusters),
+            [Counts.of(one, other, clusters) for one, other in columns],
+            clusters,
+        )
 
 
 def _system_report(
@@ -163,67 +237,103 @@ def _system_report(
     labels: Sequence[Labels],
     truth: Bools,
     given: Bools,
-    draws: Floats | None,
+    counted: _Counted,
     n_errors: int,
 ) -> SystemReport:
-    ids, n_types = gold.taxonomy.ids, truth.shape[1]
-    any_truth, any_given = np.asarray(truth.any(axis=1)), np.asarray(given.any(axis=1))
-
-    def f1_of(column: int, of_truth: Bools, of_given: Bools) -> F1:
-        return count_f1(of_truth, of_given, _interval(draws, column))
-
+    clusters = counted.clusters
+    any_truth, any_given = any_of(truth), any_of(given)
+    columns = zip(gold.taxonomy.ids, truth.T, given.T, counted.types, strict=True)
     types = {
-        type_id: f1_of(column, truth[:, column], given[:, column])
-        for column, type_id in enumerate(ids)
+        type_id: count_f1(of_truth, of_given, counts.interval())
+        for type_id, of_truth, of_given, counts in columns
     }
-    defined = [column for column, entry in enumerate(types.values()) if entry.f1 is not None]
     values = [entry.f1 for entry in types.values() if entry.f1 is not None]
-    macro_draws = None
-    if draws is not None and values:
-        macro_draws = np.nan_to_num(draws[:, defined]).mean(axis=1, keepdims=True)
-    macro_low, macro_high = _interval(macro_draws, 0)
-    both = (truth & given).sum(1)
-    sizes = truth.sum(1) + given.sum(1)
-    bins, calibration_error = calibrate(labels, [item.types for item in gold.items])
+    macro = macro_interval(counted.types)
+    both, sizes = (truth & given).sum(1), truth.sum(1) + given.sum(1)
+    samples = np.where(sizes > 0, 2 * both / np.maximum(sizes, 1), 1.0)
+    of_samples = mean_interval(
+        samples, scale=(0, 1), clusters=None if clusters is None else clusters.tolist()
+    )
+    bins, calibration_error, if_perfect = calibrate(labels, [item.types for item in gold.items])
+    accuracy = share_of(any_truth == any_given, np.ones_like(any_truth), clusters)
+    exact = share_of(~any_of(truth != given), np.ones_like(any_truth), clusters)
+    assert accuracy is not None and exact is not None, "a gold set has texts"
     return SystemReport(
-        binary=f1_of(n_types, any_truth, any_given),
-        accuracy=float((any_truth == any_given).mean()),
-        micro=f1_of(n_types + 1, truth, given),
+        binary=count_f1(any_truth, any_given, counted.any.interval()),
+        accuracy=accuracy.value,
+        accuracy_interval=accuracy,
+        sensitivity=share_of(any_given, any_truth, clusters),
+        specificity=share_of(~any_given, ~any_truth, clusters),
+        micro=count_f1(truth, given, counted.micro.interval()),
         macro_f1=float(np.mean(values)) if values else None,
-        macro_low=macro_low,
-        macro_high=macro_high,
+        macro_low=macro.low,
+        macro_high=macro.high,
+        macro_reason=macro.reason,
         n_types_in_macro=len(values),
-        samples_f1=float(np.where(sizes > 0, 2 * both / np.maximum(sizes, 1), 1.0).mean()),
-        subset_accuracy=float((truth == given).all(1).mean()),
+        samples_f1=float(samples.mean()),
+        samples_low=of_samples.low,
+        samples_high=of_samples.high,
+        subset_accuracy=exact.value,
+        subset_accuracy_interval=exact,
         types=types,
-        confusions=confusion_pairs(truth, given, ids),
+        confusions=confusion_pairs(truth, given, gold.taxonomy.ids),
         calibration=bins,
         calibration_error=calibration_error,
+        calibration_error_if_perfect=if_perfect,
         errors=instructive_errors(gold, labels, n_errors),
     )
 
 
-def count_f1(
-    truth: Bools, given: Bools, interval: tuple[float | None, float | None] = (None, None)
-) -> F1:
+def any_of(matrix: Bools) -> Bools:
+    """Whether each row holds any."""
+    return np.asarray(matrix.any(axis=1), np.bool_)
+
+
+def count_f1(truth: Bools, given: Bools, interval: Interval | None = None) -> F1:
     """Precision, recall and F1 of decisions of any shape."""
+    interval = interval or Interval(None, None, "not measured", 0)
     hits, support, n_given = int((truth & given).sum()), int(truth.sum()), int(given.sum())
     return F1(
         precision=hits / n_given if n_given else None,
         recall=hits / support if support else None,
         f1=2 * hits / (n_given + support) if n_given + support else None,
-        low=interval[0],
-        high=interval[1],
+        low=interval.low,
+        high=interval.high,
+        reason=interval.reason,
         support=support,
         n_given=n_given,
     )
 
 
-def _interval(draws: Floats | None, column: int) -> tuple[float | None, float | None]:
-    if draws is None:
-        return None, None
-    defined = draws[~np.isnan(draws[:, column]), column]
-    return percentile_interval(defined) if len(defined) else (None, None)
+def share_of(is_hit: Bools, is_counted: Bools, clusters: Ints | None) -> Share | None:
+    """The share of hits among the texts that count, None without any; Wilson's interval."""
+    n = int(is_counted.sum())
+    if not n:
+        return None
+    places = np.arange(len(is_hit)) if clusters is None else clusters
+    hits, sizes = (sum_by_place(part, places) for part in (is_hit & is_counted, is_counted))
+    value, worth = float(hits.sum()) / n, effective_size(hits, sizes)
+    found = share_interval(value * worth, worth)
+    reason = "all from one document" if not worth else found.reason
+    known = {"low": found.low, "high": found.high, "reason": reason}
+    return Share(value=value, n=n, n_effective=worth, **known)
+
+
+def _differences(counted: Mapping[str, _Counted]) -> tuple[F1Difference, ...]:
+    found = []
+    for first, second in combinations(counted, 2):
+        one, other = counted[first], counted[second]
+        figures: dict[str, tuple[list[Counts], list[Counts]]] = {"any": ([one.any], [other.any])}
+        if len(one.types) > 1:
+            figures["micro"] = [one.micro], [other.micro]
+            figures["macro"] = one.types, other.types
+        for figure, (ours, theirs) in figures.items():
+            value, interval = difference(ours, theirs)
+            n_types = sum(1 for a, b in zip(ours, theirs, strict=True) if a.n_with and b.n_with)
+            known = {"low": interval.low, "high": interval.high, "reason": interval.reason}
+            names = {"first": first, "second": second, "figure": figure}
+            found.append(F1Difference(**names, value=value, n_types=n_types, **known))
+    return tuple(found)
 
 
 def confusion_pairs(truth: Bools, given: Bools, ids: Sequence[str]) -> tuple[Confusion, ...]:
@@ -239,11 +349,13 @@ def confusion_pairs(truth: Bools, given: Bools, ids: Sequence[str]) -> tuple[Con
 
 def calibrate(
     labels: Sequence[Labels], gold_types: Sequence[frozenset[str]], n_bins: int = 10
-) -> tuple[tuple[CalibrationBin, ...], float | None]:
-    """Reliability curve of the labels that were given, and the expected calibration error.
+) -> tuple[tuple[CalibrationBin, ...], float | None, float | None]:
+    """Reliability curve of the labels that were given, the expected calibration error, and the
+    error that a perfectly calibrated labeller gets with the same confidences.
 
     Only given labels have a confidence, so the curve does not cover labels that were not given.
-    Source: Guo et al., ICML 2017 (equal-width bins, weighted by their labels).
+    Source: Guo et al., ICML 2017 (equal-width bins, weighted by their labels); the error under
+    perfect calibration: consistency resampling, Broecker and Smith 2007.
     """
     pairs = [
         (label.confidence, label.id in types)
@@ -252,7 +364,7 @@ def calibrate(
         if label.confidence is not None
     ]
     if not pairs:
-        return (), None
+        return (), None, None
     confidence, right = np.array(pairs, np.float64).T
     place = np.minimum((confidence * n_bins).astype(int), n_bins - 1)
     bins = [
@@ -265,8 +377,13 @@ def calibrate(
         )
         for number in np.unique(place)
     ]
-    error = sum(entry.n * abs(entry.mean_confidence - entry.share_right) for entry in bins)
-    return tuple(bins), float(error / len(pairs))
+
+    def error(are_right: Floats) -> float:
+        return float(np.abs(np.bincount(place, confidence - are_right)).sum() / len(pairs))
+
+    rng = np.random.default_rng(DEFAULT_SEED)
+    drawn = [error(rng.random(len(pairs)) < confidence) for _ in range(CALIBRATION_DRAWS)]
+    return tuple(bins), error(right), float(np.mean(drawn))
 
 
 def instructive_errors(
@@ -290,9 +407,15 @@ def instructive_errors(
 
 
 def compare_pairs(
-    truth: Bools, matrices: Mapping[str, Bools], ids: Sequence[str]
+    truth: Bools,
+    matrices: Mapping[str, Bools],
+    ids: Sequence[str],
+    clusters: Ints | None = None,
 ) -> tuple[McNemar, ...]:
-    """McNemar's exact test for every two labellers, on any distortion and on each type."""
+    """McNemar's exact test for every two labellers, on any distortion and on each type.
+
+    With documents the two labellers are swapped document by document, all its texts together.
+    """
     decisions = ("any", *(ids if len(ids) > 1 else ()))
     gold, *given = (
         np.hstack([matrix.any(axis=1, keepdims=True), matrix])
@@ -303,15 +426,15 @@ def compare_pairs(
     for first, second in combinations(matrices, 2):
         for column, decision in enumerate(decisions):
             one, other = is_right[first][:, column], is_right[second][:, column]
-            n_first, n_second = int((one & ~other).sum()), int((other & ~one).sum())
+            ahead = one.astype(np.int64) - other
             drafts.append(
                 McNemar(
                     first=first,
                     second=second,
                     decision=decision,
-                    only_first_right=n_first,
-                    only_second_right=n_second,
-                    p=mcnemar_p(n_first, n_second),
+                    only_first_right=int((ahead > 0).sum()),
+                    only_second_right=int((ahead < 0).sum()),
+                    p=swap_p(ahead, clusters),
                     p_holm=1.0,
                 )
             )
@@ -321,8 +444,26 @@ def compare_pairs(
     )
 
 
-def mcnemar_p(only_first: int, only_second: int) -> float:
-    """Exact two-sided p of McNemar's test: a binomial with one half on the texts that differ."""
-    n, fewer = only_first + only_second, min(only_first, only_second)
-    tail: int = sum(comb(n, k) for k in range(fewer + 1))
-    return float(min(1.0, 2 * tail / 2**n))
+def swap_p(ahead: Ints, clusters: Ints | None = None) -> float:
+    """Exact two-sided p under swaps of two labellers, cluster by cluster.
+
+    With each text alone this is McNemar's exact test: a binomial with one half on the texts that
+    differ.
+
+    Args:
+        ahead: 1 where only the first is right, -1 where only the second is, else 0; by text.
+    """
+    if clusters is not None:
+        ahead = np.bincount(clusters, ahead).astype(np.int64)
+    leads, observed = np.abs(ahead[ahead != 0]), abs(int(ahead.sum()))
+    if not len(leads) or leads.max() == 1:
+        n, fewer = len(leads), (len(leads) - observed) // 2
+        tail: int = sum(comb(n, k) for k in range(fewer + 1))
+        return float(min(1.0, 2 * tail / 2**n))
+    reach = int(leads.sum())
+    shares = np.zeros(2 * reach + 1)
+    shares[reach] = 1.0
+    for lead in leads.tolist():
+        shares = (np.roll(shares, lead) + np.roll(shares, -lead)) / 2
+    is_as_far = np.abs(np.arange(-reach, reach + 1)) >= observed
+    return float(min(1.0, shares[is_as_far].sum()))

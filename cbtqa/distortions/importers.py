@@ -40,6 +40,8 @@ class DataFormat(Record):
     further_label_columns: tuple[str, ...] = ()
     """Optional columns with a further type."""
     one_column_per_type: bool = False
+    parts_of: str | None = None
+    """What the texts are sentences of, where the set does not say of which one."""
 
 
 Row = Mapping[str, Any]
@@ -52,12 +54,19 @@ def data_formats() -> Mapping[str, DataFormat]:
 
 
 def read_gold(
-    path: Path, *, form: str = "auto", taxonomy: str | None = None, encoding: str = "utf-8"
+    path: Path,
+    *,
+    form: str = "auto",
+    taxonomy: str | None = None,
+    encoding: str = "utf-8",
+    cluster_column: str | None = None,
 ) -> GoldSet:
     """A labelled data set.
 
     Args:
         form: a name of `data_formats`, or `auto` to find it by the columns.
+        cluster_column: names the document that a text is a sentence of; found by its name when
+            None, and the id of a text counts as such where several texts have it.
         taxonomy: of the labels; the data set's own when None.
         encoding: of a text file; some older files are `gb18030`.
 
@@ -79,7 +88,8 @@ def read_gold(
         raise UsageError(f"no format '{name}'", hint=f"known: {', '.join(data_formats())}")
     known = data_formats()[name]
     chosen = load_taxonomy(taxonomy or known.taxonomy)
-    reader = _RowReader(known, chosen, first[1], path)
+    column = _find_document_column(first[1], cluster_column, path)
+    reader = _RowReader(known, chosen, first[1], path, column)
     items: dict[str, GoldItem] = {}
     n_rows = n_duplicates = n_contradictions = 0
     for n_rows, (where, row) in enumerate(chain([first], rows), 1):
@@ -89,7 +99,28 @@ def read_gold(
             n_duplicates += held.types == item.types
             n_contradictions += held.types != item.types
     counts = n_rows, n_duplicates, n_contradictions
-    return GoldSet(name, chosen, tuple(items.values()), known.licence, *counts)
+    kept = tuple(items.values())
+    documents = [item.document for item in kept if item.document]
+    is_shared = len(set(documents)) < len(documents)
+    return GoldSet(
+        name, chosen, kept, known.licence, *counts, cluster_column=column if is_shared else None
+    )
+
+
+DOCUMENT_COLUMNS = (
+    *("question_id", "questionid", "document_id", "document", "doc_id", "post_id", "thread_id"),
+    *("session_id", "source_id", "id"),
+)
+"""Columns that name what a text is a part of; the first that is there counts."""
+
+
+def _find_document_column(row: Row, asked: str | None, path: Path) -> str | None:
+    if asked is None:
+        return _first_of(DOCUMENT_COLUMNS, row)
+    if asked.strip().lower() not in row:
+        hint = f"columns: {', '.join(row)}"
+        raise DataError(f"--cluster-column: no column '{asked}'", where=f"{path}:1", hint=hint)
+    return asked.strip().lower()
 
 
 def _first_of(names: tuple[str, ...], row: Row) -> str | None:
@@ -128,8 +159,10 @@ def _type_columns(row: Row, taxonomy: Taxonomy) -> dict[str, str]:
 class _RowReader:
     """Turns rows of one file into gold items."""
 
-    def __init__(self, known: DataFormat, taxonomy: Taxonomy, first: Row, path: Path) -> None:
-        self._taxonomy = taxonomy
+    def __init__(
+        self, known: DataFormat, taxonomy: Taxonomy, first: Row, path: Path, document: str | None
+    ) -> None:
+        self._taxonomy, self._document = taxonomy, document
         self._text = self._need(known.text, first, path, "the text")
         self._before = _first_of(known.before_text, first)
         self._by_column: dict[str, str] = {}
@@ -169,6 +202,7 @@ class _RowReader:
             text=f"{before}\n{text}" if before else text,
             types=frozenset(types),
             where=where,
+            document=str(row.get(self._document) or "") or None if self._document else None,
         )
 
     def _types_named(self, cell: Any, where: str) -> Iterator[str]:
@@ -217,6 +251,8 @@ class GoldItem(Record):
     """Ids of the taxonomy; empty when no distortion was found."""
     where: str = ""
     """`file:line` it comes from."""
+    document: str | None = None
+    """What the text is a part of, such as the id of a question; None where no column says so."""
 
 
 @dataclass(frozen=True)
@@ -232,6 +268,16 @@ class GoldSet:
     """Rows left out because an earlier row has the same text and the same types."""
     n_contradictions: int = 0
     """Rows left out because an earlier row has the same text and other types."""
+
+    cluster_column: str | None = None
+    """The column of the items' documents; None where each text stands for itself."""
+
+    @property
+    def clusters(self) -> list[str] | None:
+        """The document of each text; None where each text stands for itself."""
+        if self.cluster_column is None:
+            return None
+        return [item.document or f"text {n}" for n, item in enumerate(self.items)]
 
     @property
     def texts(self) -> list[str]:

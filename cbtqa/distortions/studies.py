@@ -11,7 +11,7 @@ from pydantic import Field
 
 from cbtqa.distortions.annotators import LabelAgreement, measure_agreement
 from cbtqa.distortions.evaluate import F1, EvaluationReport, count_f1, evaluate
-from cbtqa.distortions.importers import GoldSet, read_gold
+from cbtqa.distortions.importers import GoldSet, data_formats, read_gold
 from cbtqa.distortions.labelling import open_labeller
 from cbtqa.distortions.models import describe_model, save_linear, write_signature
 from cbtqa.distortions.taxonomy import Taxonomy
@@ -65,8 +65,9 @@ class EvaluateSettings(GoldSettings):
 
     labeller: tuple[str, ...] = ("patterns",)
     """patterns, or the folder of a trained model; may be repeated."""
-    resamples: int = Field(1000, ge=0)
-    """Bootstrap resamples for the intervals."""
+    cluster_column: str | None = None
+    """Column that says which document a text is a sentence of: documents are drawn then, not
+    texts. Default: question_id, document_id and the like, or an id that several texts share."""
     errors: int = Field(10, ge=0)
     """Instructive errors to show for each labeller."""
     out: Path | None = None
@@ -160,9 +161,14 @@ def _report(settings: TrainSettings, gold: GoldSet, given: Any) -> TrainedReport
     )
 
 
-def _read_gold(settings: GoldSettings, say: Say) -> GoldSet:
-    form, taxonomy, encoding = settings.format, settings.taxonomy, settings.encoding
-    gold = read_gold(settings.data, form=form, taxonomy=taxonomy, encoding=encoding)
+def _read_gold(settings: GoldSettings, say: Say, cluster_column: str | None = None) -> GoldSet:
+    gold = read_gold(
+        settings.data,
+        form=settings.format,
+        taxonomy=settings.taxonomy,
+        encoding=settings.encoding,
+        cluster_column=cluster_column,
+    )
     say(f"{gold.name}: {len(gold.items):,} of {gold.n_rows:,} rows; taxonomy {gold.taxonomy.id}")
     if gold.n_duplicates or gold.n_contradictions:
         say(f"left out: {gold.n_duplicates} repeated, {gold.n_contradictions} contradictory rows")
@@ -174,13 +180,23 @@ def evaluate_labellers(settings: EvaluateSettings, say: Say) -> EvaluationReport
     """The report; written too where the settings name a place."""
     if settings.out is not None:
         refuse_existing(settings.out, overwrite=settings.overwrite)
-    gold = _read_gold(settings, say)
+    gold = _read_gold(settings, say, settings.cluster_column)
+    parts_of = data_formats()[gold.name].parts_of
+    if gold.cluster_column is not None:
+        n_documents = len(set(gold.clusters or ()))
+        say(f"intervals draw {n_documents:,} documents (column {gold.cluster_column}), not texts")
+    elif parts_of is not None:
+        say(
+            f"warning: the texts are sentences of {parts_of} and no column says of which: "
+            "intervals take each for itself and may be too narrow (--cluster-column)"
+        )
     labellers = [open_labeller(spec, gold.taxonomy) for spec in settings.labeller]
     names = [labeller.name for labeller in labellers]
     if len(set(names)) < len(names):
         raise UsageError(f"two labellers have one name: {', '.join(names)}")
     given = {labeller.name: labeller.label_many(gold.texts) for labeller in labellers}
-    report = evaluate(gold, given, n_resamples=settings.resamples, n_errors=settings.errors)
+    report = evaluate(gold, given, n_errors=settings.errors)
+    report = report.model_copy(update={"file": settings.data.name})
     if settings.out is not None:
         write_json(settings.out, report)
     return report

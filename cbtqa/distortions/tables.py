@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from cbtqa.distortions.annotators import LabelAgreement
-from cbtqa.distortions.evaluate import F1, EvaluationReport, SystemReport
+from cbtqa.distortions.evaluate import F1, EvaluationReport, Share, SystemReport
 from cbtqa.distortions.studies import TrainedReport
 from cbtqa.distortions.taxonomy import Taxonomy, load_taxonomy, shipped_taxonomies
 from cbtqa.report.page import Phrase
 from cbtqa.report.table import Cell, Column, Estimate, Table
-from cbtqa.report.words import count, number, p_value
+from cbtqa.report.words import count, number, p_value, signed
 
 FIGURES = ("type", "texts", "precision", "recall", "F1 [95% interval]")
 
@@ -35,13 +37,32 @@ def evaluation_tables(report: EvaluationReport) -> Iterator[Table]:
     yield binary_table(report)
     for name, system in report.systems.items():
         yield from _tables_of_system(name, system)
+    if report.differences:
+        yield _differences_table(report)
     if report.comparisons:
         rows = []
         for one in report.comparisons:
             counts = f"{one.only_first_right} / {one.only_second_right}"
             rows.append((one.decision, one.first, one.second, counts, one.p_holm))
         heads = ("decision", "first", "second", "only one right")
-        yield Table([*heads, Column("p (Holm)", p_value)], rows, "McNemar's exact test")
+        swapped = "" if report.n_clusters is None else ", document by document"
+        title = f"McNemar's exact test{swapped}"
+        yield Table([*heads, Column("p (Holm)", p_value)], rows, title)
+
+
+def _differences_table(report: EvaluationReport) -> Table:
+    rows = [
+        (
+            one.figure if one.figure != "macro" else f"macro of {one.n_types}",
+            *(one.first, one.second),
+            _noted(Estimate(one.value, one.low, one.high, one.reason)),
+        )
+        for one in report.differences
+    ]
+    last = Column("first - second [95% interval]", signed_3)
+    return Table(
+        ["F1 of", "first", "second", last], rows, "Difference of F1 on the same texts and types"
+    )
 
 
 def binary_table(report: EvaluationReport) -> Table:
@@ -56,23 +77,34 @@ def binary_table(report: EvaluationReport) -> Table:
     }
     columns = [Phrase(zh=zh, en=en) for en, zh in heads.items()]
     rows: list[tuple[Cell, ...]] = [
-        (name, system.accuracy, *_f1_row("", system.binary)[2:], _f1(system.micro))
+        (name, _accuracy(system), *_f1_row("", system.binary)[2:], _f1(system.micro))
         for name, system in report.systems.items()
     ]
     paper = report.paper
     source = f"arXiv 2403.16008, Table 3: {count(paper['n'])} other texts"
     rows.append((source, paper["accuracy"], None, paper["recall"], paper["f1"], None))
-    return Table(columns, rows, f"Any distortion, {count(report.n_texts)} texts")
+    return Table(columns, rows, f"Any distortion, {_what_is_drawn(report)}")
+
+
+def _what_is_drawn(report: EvaluationReport) -> str:
+    """The texts, and what the intervals take as drawn at random."""
+    texts = f"{count(report.n_texts)} texts"
+    if report.n_clusters is None:
+        return f"{texts}, each drawn for itself"
+    return f"{texts} of {count(report.n_clusters)} documents, which are drawn"
 
 
 def _tables_of_system(name: str, system: SystemReport) -> Iterator[Table]:
-    macro = Estimate(system.macro_f1, system.macro_low, system.macro_high)
+    ends = system.macro_low, system.macro_high
+    macro = _noted(Estimate(system.macro_f1, *ends, system.macro_reason))
+    samples = Estimate(system.samples_f1, system.samples_low, system.samples_high)
+    exact = _share(system.subset_accuracy_interval, system.subset_accuracy)
     rows = [
         *(_f1_row(type_id, entry) for type_id, entry in system.types.items()),
         _f1_row("micro", system.micro),
         (f"macro of {system.n_types_in_macro}", "", "", "", macro),
-        ("samples", "", "", "", system.samples_f1),
-        ("exactly right", "", "", "", system.subset_accuracy),
+        ("samples", "", "", "", samples),
+        ("exactly right", "", "", "", exact),
     ]
     yield Table(FIGURES, rows, name)
     if system.confusions:
@@ -81,7 +113,11 @@ def _tables_of_system(name: str, system: SystemReport) -> Iterator[Table]:
     if system.calibration:
         curve = system.calibration
         bins = [(f"{b.low:.1f}-{b.high:.1f}", b.n, b.mean_confidence, b.share_right) for b in curve]
-        title = f"{name}: reliability (expected error {number(system.calibration_error, 3)})"
+        error, by_chance = system.calibration_error, system.calibration_error_if_perfect
+        figures = number(error, 3)
+        if by_chance is not None:
+            figures += f"; {number(by_chance, 3)} by chance alone if perfect"
+        title = f"{name}: reliability (calibration error {figures})"
         yield Table(["confidence", "labels", "mean", "right"], bins, title)
     if system.errors:
         errors = [(e.kind, e.type, e.confidence, e.where, e.text) for e in system.errors]
@@ -112,8 +148,26 @@ def taxonomy_table(taxonomy: Taxonomy) -> Table:
     return Table(["id", "names", "meaning", "example"], rows, title)
 
 
+signed_3 = partial(signed, digits=3)
+
+
+def _accuracy(system: SystemReport) -> Estimate:
+    return _share(system.accuracy_interval, system.accuracy)
+
+
+def _share(found: Share | None, value: float) -> Estimate:
+    """A share with its interval; the bare value in reports of earlier versions."""
+    return Estimate(value, found.low, found.high, found.reason) if found else Estimate(value)
+
+
+def _noted(cell: Estimate) -> Estimate:
+    """With the reason behind the number where it has no interval."""
+    missing = cell.value is not None and cell.low is None and cell.reason
+    return replace(cell, note=f"({cell.reason})") if missing else cell
+
+
 def _f1(entry: F1) -> Estimate:
-    return Estimate(entry.f1, entry.low, entry.high)
+    return _noted(Estimate(entry.f1, entry.low, entry.high, entry.reason))
 
 
 def _f1_row(name: str, entry: F1) -> tuple[Cell, ...]:

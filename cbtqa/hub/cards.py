@@ -24,10 +24,10 @@ from cbtqa.dataset.report import label_names
 from cbtqa.dataset.report.material import Material, say
 from cbtqa.dataset.report.measures import label_table, length_table
 from cbtqa.dataset.report.provenance import sampling_of
-from cbtqa.dataset.stats import DatasetStatistics
-from cbtqa.distortions.evaluate import EvaluationReport
+from cbtqa.dataset.stats import DatasetStatistics, distortion_share
+from cbtqa.distortions.evaluate import read_evaluation
 from cbtqa.distortions.tables import binary_table
-from cbtqa.files import parse_record, read_json, shipped_yaml, write_text
+from cbtqa.files import shipped_yaml, write_text
 from cbtqa.hub.card_schema import DatasetFront, ModelFront, check_front
 from cbtqa.hub.model_facts import BaseModel, ModelScores
 from cbtqa.hub.ratings import SUMMARY_SPLIT, RatedStudy, card_table
@@ -133,12 +133,20 @@ def _values(facts: CardFacts, material: Material) -> dict[str, Any]:
         "inputs": manifest.inputs,
         "sampling": sampling_of(material),
         "n_out": count(manifest.counts.get("n_out", 0)),
+        "distortions": _distortions(facts),
         "n_refused": count(rejected.get("refusal", 0) + rejected.get("content_filter", 0)),
         "usage": manifest.usage,
         "cost": manifest.cost,
         "hosts": manifest.acknowledgements.get("disclosure"),
         "permission": settings.permission.name if settings.permission else None,
     }
+
+
+def _distortions(facts: CardFacts) -> Phrase:
+    """The labelled share in words, corrected where the labeller's quality is known."""
+    path = facts.settings.label_quality
+    evaluation = read_evaluation(path) if path else None
+    return distortion_share(facts.statistics, evaluation).sentence()
 
 
 def _tables(facts: CardFacts, material: Material) -> dict[str, Any]:
@@ -280,7 +288,7 @@ def read_label_quality(path: Path | None) -> dict[str, Any] | None:
     """Figures that `cbtqa distortions evaluate --json` measured, without the texts it quotes."""
     if path is None:
         return None
-    report = parse_record(EvaluationReport, read_json(path), str(path))
+    report = read_evaluation(path)
     name = Path(report.data).name
     measured = {"data": name, "n_texts": report.n_texts, "taxonomy": report.taxonomy}
     return {**measured, "table": binary_table(report)}

@@ -119,7 +119,7 @@ def summary_rows(report: StudyReport) -> Iterator[dict[str, Any]]:
             "study": report.study_id,
             "rubric": report.rubric,
             "n_raters": report.n_raters,
-            **score.model_dump(exclude={"counts"}),
+            **score.model_dump(exclude={"counts", "n_raters", "raw_mean", "df", "reason"}),
             **agreement,
             "agreement": alpha.value if alpha else None,
         }

@@ -5,8 +5,10 @@ Without human ratings the report states that a judge's mean is uncorrected.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 
 import numpy as np
 from pydantic import Field
@@ -23,23 +25,19 @@ from cbtqa.judging.agreement import (
     self_alpha,
 )
 from cbtqa.judging.answers import HumanRatings, JudgeRating
+from cbtqa.judging.correction import LEVEL, HumanSample, is_beyond
 from cbtqa.metrics.base import Signature
 from cbtqa.ratings.rubric import Criterion, Rubric
 from cbtqa.records import MetricScore, Record
 from cbtqa.report.table import Cell, Column, Estimate, Table
 from cbtqa.report.words import count, number, share, signed
-from cbtqa.statistics.resampling import (
-    BOOTSTRAP_TRIALS,
-    DEFAULT_SEED,
-    FEW_ITEMS,
-    Interval,
-    bootstrap_sums,
-    defined_interval,
-)
+from cbtqa.statistics.intervals import mean_interval
+from cbtqa.statistics.resampling import FEW_ITEMS, Interval, holm
 
 ONE_POINT, MUCH_UNSCORED, MUCH_BIAS = 0.9, 0.05, 0.25
-"""Alarms: share of one point of the scale; share without a rating; bias by share of the range."""
-
+"""Alarms: share of one point of the scale; share without a rating; bias by share of the range. The
+first and the last are raised when the whole 95 % interval lies beyond; what has no rating is
+counted, not estimated."""
 
 NO_PEOPLE = (
     "no human ratings: these means are a model's opinion, uncorrected; judges overrate answers and "
@@ -69,6 +67,8 @@ class JudgeReport(Record):
     corrections: tuple[Correction, ...] = ()
     alarms: tuple[str, ...] = ()
     n_human_passed_over: int = Field(default=0, ge=0)
+    human_sample: HumanSample | None = None
+    """How the answers that people rated were drawn; None where nobody said."""
 
 
 def make_report(
@@ -78,8 +78,13 @@ def make_report(
     signature: Signature,
     n_repeats: int,
     human: HumanRatings | None,
+    sample: HumanSample | None = None,
 ) -> JudgeReport:
-    """The report of one judge; `totals` gives each system's questions, unanswered ones included."""
+    """The report of one judge; `totals` gives each system's questions, unanswered ones included.
+
+    Args:
+        sample: how the answers that people rated were drawn from those judged, where it is known.
+    """
     cells = cells_of(ratings)
     scores, use = [], []
     for system, n_total in totals.items():
@@ -100,7 +105,7 @@ def make_report(
     if human:
         values = human.values
         agreement = [agreement_on(one, cells[one.id], values[one.id]) for one in rubric.scales]
-        corrections = corrected_by(rubric, totals, cells, human)
+        corrections = corrected_by(rubric, totals, cells, human, sample)
     return JudgeReport(
         judge=ratings[0].judge if ratings else "",
         rubric=rubric.versioned_id,
@@ -113,8 +118,13 @@ def make_report(
         ),
         agreement=tuple(agreement),
         corrections=tuple(corrections),
-        alarms=tuple(_alarms(rubric, use, agreement, corrections)),
+        alarms=(
+            *_use_alarms(rubric, totals, cells, use),
+            *(_unused_alarms(rubric, totals, cells, human) if human else [NO_PEOPLE]),
+            *_people_alarms(rubric, agreement, corrections),
+        ),
         n_human_passed_over=human.n_passed_over if human else 0,
+        human_sample=sample if human else None,
     )
 
 
@@ -125,9 +135,7 @@ def _score(
     values = np.array([mean for key, mean in means_of(cells).items() if key[1] == system])
     interval = Interval(None, None, None, 0)
     if len(values):
-        rows = np.stack([values, np.ones_like(values)], axis=1)
-        sums = bootstrap_sums(rows, BOOTSTRAP_TRIALS, DEFAULT_SEED)
-        interval = defined_interval(sums[:, 0] / sums[:, 1], len(values))
+        interval = mean_interval(values, scale=(criterion.low, criterion.high))
     return MetricScore(
         metric=f"judge_{criterion.id}",
         system=system,
@@ -143,48 +151,106 @@ def _score(
     )
 
 
-def _alarms(
+def _use_alarms(
     rubric: Rubric,
+    systems: Iterable[str],
+    cells: Mapping[str, Cells],
     use: Sequence[RangeUse],
-    agreement: Sequence[CriterionAgreement],
-    corrections: Sequence[Correction],
 ) -> list[str]:
-    alarms = [alarm for one in use for alarm in _range_alarms(one)]
-    if not agreement:
-        alarms.append(NO_PEOPLE)
+    """One point for nearly all answers, and ratings that are missing."""
+    alarms = []
+    for system, criterion in product(systems, rubric.scales):
+        own = [cell for key, cell in cells[criterion.id].items() if key[1] == system and cell]
+        for point in criterion.points if len(own) >= FEW_ITEMS else ():
+            # an answer counts once, however often it was rated
+            shares = [sum(v == point for v in cell.values()) / len(cell) for cell in own]
+            interval = mean_interval(shares, scale=(0, 1))
+            if interval.low is not None and interval.low > ONE_POINT:
+                alarms.append(
+                    f"{system}, {criterion.id}: the judge gives {point} to "
+                    f"{share(float(np.mean(shares)), 0)} of the answers"
+                )
+    for one in use:
+        n_scored, n_unscored = sum(one.points.values()), sum(one.unscored.values())
+        if n_unscored and n_unscored / (n_scored + n_unscored) > MUCH_UNSCORED:
+            reasons = ", ".join(f"{reason} {n}" for reason, n in one.unscored.items())
+            of_all = share(n_unscored / (n_scored + n_unscored), 0)
+            name = f"{one.system}, {one.criterion}"
+            alarms.append(f"{name}: {of_all} of the ratings are unscored ({reasons})")
+    return alarms
+
+
+def _unused_alarms(
+    rubric: Rubric, systems: Iterable[str], cells: Mapping[str, Cells], human: HumanRatings
+) -> list[str]:
+    """Points that the judge never gives, where people gave them too often for that to be chance.
+
+    Whether a point is missing by fault, or because no answer earns it, only people can say. If the
+    judge were one more person, each answer's ratings could change places: of an answer with m human
+    ratings, h of them this point, the judge's would be another one with probability
+    (m + 1 - h) / (m + 1). The p-value is the product over answers; Holm over all points.
+    """
+    found, values = [], []
+    for system, criterion in product(systems, rubric.scales):
+        own = {key: cell for key, cell in cells[criterion.id].items() if key[1] == system and cell}
+        given = {value for cell in own.values() for value in cell.values()}
+        people = human.values[criterion.id]
+        rated = [list(people[key].values()) for key in own if key in people]
+        for point in criterion.points:
+            n_given = sum(one.count(point) for one in rated)
+            if point not in given and n_given:
+                ratios = [(len(one) + 1 - one.count(point)) / (len(one) + 1) for one in rated]
+                values.append(math.prod(ratios))
+                found.append(
+                    f"{system}, {criterion.id}: the judge never gives {point}, "
+                    f"people did {n_given} times on the same answers"
+                )
+    return [text for text, p in zip(found, holm(values), strict=True) if p < LEVEL]
+
+
+def _people_alarms(
+    rubric: Rubric, agreement: Sequence[CriterionAgreement], corrections: Sequence[Correction]
+) -> list[str]:
+    """Bias, and what corrected means rest on."""
+    alarms = []
     widths = {criterion.id: criterion.high - criterion.low for criterion in rubric.scales}
     for found in agreement:
-        if found.bias is not None and abs(found.bias) > MUCH_BIAS * widths[found.criterion]:
+        limit = MUCH_BIAS * widths[found.criterion]
+        if is_beyond(found.bias_low, found.bias_high, limit) and found.bias is not None:
             word = "milder" if found.bias > 0 else "stricter"
             alarms.append(
                 f"{found.criterion}: the judge is {word} than people by {number(abs(found.bias))}"
             )
-    few = sorted({one.system for one in corrections if one.corrected.n_human < FEW_ITEMS})
+    corrected = [one for one in corrections if one.corrected]
+    if corrected and all(one.corrected and one.corrected.n_raters == 1 for one in corrected):
+        alarms.append(
+            "one person rated: corrected means are what this person would give; how others differ "
+            "is not known"
+        )
+    near = [
+        f"{o.system} {o.criterion}" for o in corrected if o.corrected and o.corrected.is_near_end
+    ]
+    if near:
+        alarms.append(
+            f"{', '.join(near)}: people gave nearly all answers an end of the scale; the corrected "
+            "interval rests on the few others and errs on the wide side"
+        )
+    tested = [one for one in corrected if one.selection_p is not None]
+    ps = holm([one.selection_p or 0.0 for one in tested])
+    if other := [f"{o.system} {o.criterion}" for o, p in zip(tested, ps, strict=True) if p < LEVEL]:
+        alarms.append(
+            f"{', '.join(other)}: the judge rates the answers that people rated unlike the rest; "
+            "were they drawn by lot?"
+        )
+    few = sorted({one.system for one in corrected if one.n_human < FEW_ITEMS})
     if few:
         alarms.append(
             f"{', '.join(few)}: fewer than {FEW_ITEMS} answers have human ratings; the corrected "
             "intervals say little"
         )
-    return alarms
-
-
-def _range_alarms(use: RangeUse) -> list[str]:
-    name = f"{use.system}, {use.criterion}"
-    n_scored, n_unscored = sum(use.points.values()), sum(use.unscored.values())
-    alarms = []
-    if n_scored >= FEW_ITEMS:
-        point, n = max(use.points.items(), key=lambda entry: entry[1])
-        unused = [str(value) for value, count in use.points.items() if not count]
-        if n / n_scored > ONE_POINT:
-            alarms.append(
-                f"{name}: the judge gives {point} to {share(n / n_scored, 0)} of the answers"
-            )
-        elif unused:
-            alarms.append(f"{name}: the judge never gives {', '.join(unused)}")
-    if n_unscored and n_unscored / (n_scored + n_unscored) > MUCH_UNSCORED:
-        reasons = ", ".join(f"{reason} {n}" for reason, n in use.unscored.items())
-        of_all = share(n_unscored / (n_scored + n_unscored), 0)
-        alarms.append(f"{name}: {of_all} of the ratings are unscored ({reasons})")
+    for reason in dict.fromkeys(one.reason for one in corrections if one.reason):
+        names = [f"{one.system} {one.criterion}" for one in corrections if one.reason == reason]
+        alarms.append(f"{', '.join(names)}: not corrected ({reason})")
     return alarms
 
 
@@ -196,12 +262,17 @@ def score_table(report: JudgeReport) -> Table:
         criterion = score.metric.removeprefix("judge_")
         found = corrected.get((score.system, criterion))
         held = found.corrected if found else None
+        corrected_cell: Cell = None
+        if found:
+            corrected_cell = Estimate(None, reason=found.reason)
+        if held:
+            corrected_cell = Estimate(held.value, held.low, held.high, held.interval_reason)
         rows.append(
             (
                 f"{score.system}, {criterion} ({score.unit})",
                 Estimate(score.value, score.low, score.high, score.unscored_reason),
-                Estimate(found.human_mean, note=f"(n {held.n_human})") if found and held else None,
-                Estimate(held.value, held.low, held.high) if held else None,
+                Estimate(found.human_mean, note=f"(n {found.n_human})") if found else None,
+                corrected_cell,
                 f"{count(score.n_scored)}/{count(score.n_total)}",
             )
         )
@@ -214,15 +285,21 @@ def agreement_table(report: JudgeReport) -> Table:
     """The judge with people, people with each other, the judge with itself."""
     rows: list[tuple[Cell, ...]] = []
     for found in report.agreement:
-        both = (("judge-people", found.judge_human), ("people", found.human_human))
+        both = (
+            ("judge-people", found.judge_human),
+            ("judge-people within systems", found.judge_human_within),
+            ("people", found.human_human),
+        )
         for who, coefficients in both:
             rows += [
                 (f"{found.criterion}, {who}: {one.name}", Estimate.of(one), one.n_items)
                 for one in coefficients
             ]
         if found.bias is not None:
-            bias = Estimate(found.bias, show=signed)
-            rows.append((f"{found.criterion}, judge less people", bias, ""))
+            bias = Estimate(
+                found.bias, found.bias_low, found.bias_high, found.bias_reason, show=signed
+            )
+            rows.append((f"{found.criterion}, judge less people", bias, found.n_items))
     for criterion, alpha in ((one.criterion, one.alpha) for one in report.consistency):
         name = f"{criterion}, judge with itself: {alpha.name}"
         rows.append((name, Estimate.of(alpha), alpha.n_items))

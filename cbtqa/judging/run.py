@@ -24,6 +24,7 @@ from cbtqa.judging.answers import (
     read_human_ratings,
 )
 from cbtqa.judging.asking import JudgingSettings, rate
+from cbtqa.judging.correction import HumanSample, sample_of
 from cbtqa.judging.report import JudgeReport, make_report
 from cbtqa.llm.batch import OnProgress
 from cbtqa.llm.cost import Estimate
@@ -51,6 +52,9 @@ class JudgeSettings(JudgingSettings):
     """Judge only so many questions, drawn by a fixed seed."""
     human: Path | None = None
     """Ratings by people (ratings.jsonl of a study) to check against."""
+    human_sample: HumanSample | None = None
+    """How the answers with human ratings were drawn: random (by lot) or chosen (means stay
+    uncorrected). Known for a study of cbtqa rate on the same files."""
     rubric: str = "cbt-llm"
     """Rubric id, or the path of your own."""
     prompt: str = "judge_cbt_llm"
@@ -82,6 +86,9 @@ def judge(resolved: Resolved[JudgeSettings], on_progress: OnProgress | None = No
     service, answers, task = _prepare(settings)
     names = [system.system for system in answers.systems]
     human = read_human_ratings(settings.human, task.rubric, names) if settings.human else None
+    sample = settings.human_sample
+    if settings.human and sample is None:
+        sample = sample_of(settings.human, settings.predictions)
     asks = answers.asks(settings.repeats)
     refuse_foreign(out / JOURNAL_NAME, "ratings of a judge")
     with open_run(
@@ -100,6 +107,7 @@ def judge(resolved: Resolved[JudgeSettings], on_progress: OnProgress | None = No
             _signature(settings, task, answers),
             settings.repeats,
             human,
+            sample,
         )
         write_jsonl(out / RATINGS_NAME, ratings)
         write_json(out / REPORT_NAME, report)

@@ -83,6 +83,11 @@ class DistortionAgreement(Metric):
         score = divided(twice, twice + sums[..., 1] + sums[..., 2], empty=1.0)
         return np.where(sums[..., 3] > 0, score, np.nan)
 
+    def as_share(self, statistics: Floats) -> tuple[Floats, Floats]:
+        """Labels named on both sides, twice, and all labels named on either."""
+        twice = 2 * statistics[..., 0]
+        return twice, twice + statistics[..., 1] + statistics[..., 2]
+
     def why_unscored(
         self, predictions: Sequence[Item | None], references: Sequence[Item | None]
     ) -> str:
@@ -101,6 +106,8 @@ NO_ROUTE = "no_help_route"
 
 class HelpRoute(MeanMetric):
     """Share of the answers to questions of any risk that name a help route (`cbtqa.safety`)."""
+
+    has_few_values = True
 
     def __init__(self) -> None:
         self.name, self.label = "help_route", "help route"

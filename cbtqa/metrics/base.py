@@ -10,6 +10,7 @@ paired test: a resampled corpus is a sum of rows. The shape follows sacrebleu's.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,10 @@ from cbtqa.errors import DataError
 from cbtqa.metrics.text.texts import Ints, Item, Texts
 
 Floats = NDArray[np.float64]
+ENDS = {"0-1": (0.0, 1.0), "0-100": (0.0, 100.0)} | dict.fromkeys(
+    ("characters", "ratio"), (0.0, math.inf)
+)
+"""Least and greatest score by unit; other units have no ends."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,11 @@ class _Described(ABC):
     is_higher_better: ClassVar[bool | None] = True
     """None when neither direction is better, as for a length."""
     unscored_reason: str = "no pair could be scored"
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The least and the greatest score there can be."""
+        return ENDS.get(self.unit, (-math.inf, math.inf))
 
     @abstractmethod
     def own_fields(self) -> str:
@@ -114,6 +124,14 @@ class Metric(_Described):
         """The score of each pair, shape (pairs,); NaN for a pair that cannot be scored."""
         return self.from_sums(statistics)
 
+    def as_share(self, statistics: Floats) -> tuple[Floats, Floats] | None:
+        """Of a score that is a share, 0-1, of things that take few values: hits, and all of them.
+
+        Rows are pairs or questions; a share near 0 or 1 needs an interval of its own. None for a
+        score of any other kind.
+        """
+        return None
+
     def is_scored(self, statistics: Floats) -> NDArray[np.bool_]:
         """Which pairs the metric applies to."""
         return ~np.isnan(self.per_pair(statistics))
@@ -136,6 +154,12 @@ class MeanMetric(Metric):
     """A metric whose corpus score is the mean of its pairs."""
 
     n_columns = 2
+    has_few_values: ClassVar[bool] = False
+    """Whether a pair scores 0 or 1, or one of a few steps between."""
+
+    def as_share(self, statistics: Floats) -> tuple[Floats, Floats] | None:
+        """The sums of the values and their numbers, where the values are few."""
+        return (statistics[..., 0], statistics[..., 1]) if self.has_few_values else None
 
     @abstractmethod
     def values(self, predictions: Texts, references: Texts) -> Floats:
@@ -179,6 +203,7 @@ class Collector(ABC):
 class CorpusMetric(_Described):
     """A metric of a whole system that does not add up over pairs; it has no interval."""
 
+    interval_reason = "compares a system's answers with each other: they cannot be drawn apart"
     is_higher_better: ClassVar[bool | None] = None
     unscored_reason = "no text could be scored"
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import combinations, pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -25,24 +25,31 @@ from cbtqa.metrics.contenders import (
     on_same_rows,
     refuse_other_references,
     shared_metrics,
+    with_one_grouping,
 )
 from cbtqa.metrics.evaluation import OnBlock
+from cbtqa.metrics.grouping import Grouping
 from cbtqa.metrics.score_folder import Missing, decimals, explained, label_of
 from cbtqa.metrics.scoring import Scored, ScoreSettings
 from cbtqa.records import Record
 from cbtqa.report.table import Cell, Column, Estimate, Table
-from cbtqa.report.words import number, p_value, signed
+from cbtqa.report.words import digits, number, p_value, signed
+from cbtqa.statistics.intervals import jackknife_interval, ratio_interval
 from cbtqa.statistics.resampling import (
     BOOTSTRAP_TRIALS,
     FEW_ITEMS,
     FEWEST_FOR_BOOTSTRAP,
+    FEWEST_SCORED,
+    FEWEST_SWAPPED,
     RANDOMISATION_TRIALS,
+    Interval,
     PConvention,
     bootstrap_p,
     bootstrap_sums,
     defined_interval,
     holm,
     randomisation_p,
+    sum_by_cluster,
     swapped_sums,
     why_unreliable,
 )
@@ -118,6 +125,10 @@ class PairComparison(Record):
     n_ties: int = 0
     win_rate: float | None = None
     """Wins and half the ties, by `n`."""
+    win_low: float | None = None
+    """Lower end of its 95 % interval."""
+    win_high: float | None = None
+    win_interval_reason: str | None = None
     signature: str
 
 
@@ -143,6 +154,8 @@ class Comparison(Record):
     """Where the system gains most over the baseline."""
     worst: tuple[Example, ...]
     warnings: tuple[str, ...]
+    grouping: Grouping = Grouping()
+    """What intervals and tests draw."""
 
 
 def compare(
@@ -163,18 +176,21 @@ def compare(
     """
     contenders = gather(settings, on_block, scored)
     refuse_other_references(contenders)
+    contenders = with_one_grouping(contenders)
     contenders = on_same_rows(contenders, is_common=settings.common)
     _refuse_bootstrap_test_of_few(contenders[0], settings)
     metrics = shared_metrics(contenders)
     by = _metric_for_examples(metrics, settings.by)
     pairs = _pairs(contenders, settings.baseline)
     best, worst = _examples(pairs, by, settings.examples)
+    grouping = contenders[0].grouping
     return Comparison(
+        grouping=grouping,
         references=contenders[0].references.name,
         pairs=tuple(compare_pairs(metrics, pairs, settings)),
         best=tuple(best),
         worst=tuple(worst),
-        warnings=tuple(_warnings(contenders[0], settings)),
+        warnings=(*_warnings(contenders[0], settings), *grouping.warnings),
     )
 
 
@@ -214,12 +230,15 @@ def _compare_pair(
     first, second = pair
     is_compared = [first.is_scored(metric) & second.is_scored(metric) for metric in metrics]
     sides = [one.stacked(metrics, is_compared) for one in pair]
-    # the seed gives all pairs the same draws, so that their differences are comparable
-    sums = bootstrap_sums(np.concatenate(sides, axis=1), settings.bootstrap, settings.seed)
-    drawn: Halves = (sums[:, : sides[0].shape[1]], sums[:, sides[0].shape[1] :])
+    by_question: Halves = (sides[0], sides[1])
+    drawn: Halves = (np.empty((0, sides[0].shape[1])),) * 2
+    if settings.test == "bs" or settings.interval == "percentile":
+        # the seed gives all pairs the same draws, so that their differences are comparable
+        sums = bootstrap_sums(np.concatenate(sides, axis=1), settings.bootstrap, settings.seed)
+        drawn = (sums[:, : sides[0].shape[1]], sums[:, sides[0].shape[1] :])
     tested = drawn
     if settings.test == "ar":
-        tested = swapped_sums(sides[0], sides[1], settings.trials, settings.seed)
+        tested = swapped_sums(*by_question, settings.trials, settings.seed)
     ends = np.cumsum([0, *(metric.n_columns for metric in metrics)]).tolist()
     slices = [slice(start, end) for start, end in pairwise(ends)]
     return [
@@ -227,24 +246,34 @@ def _compare_pair(
             pair,
             metric,
             counts,
-            [
-                (metric.from_sums(first[:, columns]), metric.from_sums(second[:, columns]))
-                for first, second in (drawn, tested)
-            ],
+            _Material(*(_columns_of(halves, columns) for halves in (by_question, drawn, tested))),
             settings,
         )
         for metric, counts, columns in zip(metrics, is_compared, slices, strict=True)
     ]
 
 
+class _Material(NamedTuple):
+    """Sums of one metric of both systems."""
+
+    by_question: Halves
+    drawn: Halves
+    """Of the bootstrap's resamples; none where they are not needed."""
+    tested: Halves
+    """Of the test's."""
+
+
+def _columns_of(halves: Halves, columns: slice) -> Halves:
+    return halves[0][:, columns], halves[1][:, columns]
+
+
 def _compare_metric(
     pair: Pair,
     metric: Metric,
     is_compared: Bools,
-    resampled: Sequence[Halves],
+    material: _Material,
     settings: CompareSettings,
 ) -> PairComparison:
-    """`resampled`: scores of both systems in the bootstrap's resamples, and in the test's."""
     n = int(is_compared.sum())
     n_trials = settings.bootstrap if settings.test == "bs" else settings.trials
     known: dict[str, Any] = {
@@ -265,14 +294,15 @@ def _compare_metric(
         float(metric.from_sums(one.scores.matrices[metric.name][is_compared].sum(0)))
         for one in pair
     )
-    questions = {
-        name for name, counts in zip(pair[0].questions, is_compared.tolist(), strict=True) if counts
-    }
-    (drawn_first, drawn_second), tested = resampled
-    interval = defined_interval(drawn_second - drawn_first, len(questions))
-    p, p_reason = _p_value(tested, second - first, len(questions), settings)
-    gains = _gains(pair, metric)[is_compared]
+    gains = np.where(is_compared, _gains(pair, metric), 0.0)
     n_wins, n_losses = int(np.sum(gains > TIE)), int(np.sum(gains < -TIE))
+    won = np.where(is_compared, 0.5 + 0.5 * (gains > TIE) - 0.5 * (gains < -TIE), 0.0)
+    wins, sizes = sum_by_cluster(np.stack([won, is_compared], axis=1), pair[0].questions).T
+    n_questions = int(np.count_nonzero(sizes))
+    interval = _interval(metric, material, sizes, settings)
+    win_interval = ratio_interval(wins, sizes, scale=(0, 1), word="question")
+    scores = metric.from_sums(material.tested[0]), metric.from_sums(material.tested[1])
+    p, p_reason = _p_value(scores, second - first, n_questions, settings)
     return PairComparison(
         **known,
         baseline_value=first,
@@ -289,7 +319,33 @@ def _compare_metric(
         n_losses=n_losses,
         n_ties=n - n_wins - n_losses,
         win_rate=0.5 + (n_wins - n_losses) / (2 * n),
+        win_low=win_interval.low,
+        win_high=win_interval.high,
+        win_interval_reason=win_interval.reason,
     )
+
+
+def _interval(
+    metric: Metric, material: _Material, sizes: Floats, settings: CompareSettings
+) -> Interval:
+    """Of the difference; questions are drawn, each with all answers of both systems to it.
+
+    Args:
+        sizes: answers compared, by question.
+    """
+    if settings.interval == "percentile":
+        first, second = (metric.from_sums(side) for side in material.drawn)
+        return defined_interval(second - first, int(np.count_nonzero(sizes)))
+    first, second = (side[sizes > 0] for side in material.by_question)
+    shares = metric.as_share(first), metric.as_share(second)
+    if shares[0] and shares[1] and np.array_equal(shares[0][1], shares[1][1]):
+        gains = shares[1][0] - shares[0][0]
+        return ratio_interval(gains, shares[0][1], scale=(-1, 1), word="question")
+    (one, one_left), (other, other_left) = (
+        (float(metric.from_sums(rows.sum(0))), metric.from_sums(rows.sum(0) - rows))
+        for rows in (first, second)
+    )
+    return jackknife_interval(other - one, other_left - one_left, sizes[sizes > 0])
 
 
 def _p_value(
@@ -298,7 +354,8 @@ def _p_value(
     """p from the resamples in which both systems have a score, or why there is none."""
     is_defined = ~np.isnan(tested[0] + tested[1])
     n_left_out = int(np.sum(~is_defined))
-    if reason := why_unreliable(n_questions, n_left_out, len(is_defined)):
+    fewest = FEWEST_SWAPPED if settings.test == "ar" else FEWEST_SCORED
+    if reason := why_unreliable(n_questions, n_left_out, len(is_defined), fewest):
         return None, reason
     first, second = tested[0][is_defined], tested[1][is_defined]
     if settings.test == "ar":
@@ -376,13 +433,22 @@ def _warnings(contender: Contender, settings: CompareSettings) -> list[str]:
     found = []
     n_questions = len(set(contender.questions))
     if n_questions < FEW_ITEMS:
-        found.append(f"only {n_questions} questions: below {FEW_ITEMS}, no test can be trusted")
+        found.append(
+            f"only {n_questions} questions: below {FEW_ITEMS}, intervals and tests say little"
+        )
     if settings.test == "bs" and n_questions < FEWEST_FOR_BOOTSTRAP:
         found.append(f"the bootstrap test is too sure on {n_questions} questions; prefer --test ar")
-    if settings.p_convention == "sacrebleu":
+    if settings.p_convention == "sacrebleu" and settings.test == "bs":
+        found.append(
+            "p of the bootstrap in sacrebleu's convention is one-sided: two equal systems get "
+            "p <= .05 in 11 to 17 of 100 comparisons, on any number of questions"
+        )
+    elif settings.p_convention == "sacrebleu":
         found.append(
             "p in sacrebleu's convention leaves ties out: it is too small where few differ"
         )
+    if settings.interval == "percentile" and n_questions < FEWEST_FOR_BOOTSTRAP:
+        found.append(f"percentile intervals are too narrow on {n_questions} questions")
     return found
 
 
@@ -401,7 +467,8 @@ def pair_tables(comparison: Comparison) -> list[Table]:
                 number(one.baseline_value, n),
                 number(one.system_value, n),
                 Estimate(one.difference, one.low, one.high, show=partial(signed, digits=n)),
-                *(one.p, one.p_adjusted, Estimate(one.win_rate, note=applies)),
+                *(one.p, one.p_adjusted),
+                Estimate(one.win_rate, one.win_low, one.win_high, note=applies, show=digits(2)),
             )
         )
     ps = [Column(name, p_value) for name in ("p", "p adjusted")]
@@ -419,6 +486,8 @@ def missing_figures(comparison: Comparison) -> list[str]:
     """Why values, intervals or p-values are a dash."""
 
     def missing(one: PairComparison) -> Iterator[tuple[str, str]]:
+        if one.win_interval_reason and one.win_interval_reason != one.interval_reason:
+            yield "no interval of the win rate", one.win_interval_reason
         if one.unscored_reason:
             yield "not compared", one.unscored_reason
         elif one.interval_reason and one.interval_reason == one.p_reason:
@@ -454,6 +523,7 @@ def write_comparison(folder: Path, comparison: Comparison) -> None:
         *(f"## {one.title}\n\n{one.markdown()}" for one in tables),
         "A question counts where the metric applies to it in both systems; n/all in brackets where "
         f"that is not all of them. What was tested: {tests_made(comparison)}.\n",
+        f"- {comparison.grouping.line}.\n",
         *(f"- {line}.\n" for line in missing_figures(comparison)),
         *(f"- Warning: {warning}\n" for warning in comparison.warnings),
         *_section("Where the system gains most", comparison.best),

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from cbtqa.errors import DataError, UsageError
 from cbtqa.metrics.base import Floats, Metric
 from cbtqa.metrics.evaluation import OnBlock, SystemScores
+from cbtqa.metrics.grouping import Grouping
 from cbtqa.metrics.pairs import Predictions, References
 from cbtqa.metrics.registry import additive_metric
 from cbtqa.metrics.score_folder import SCORES_NAME, StoredScores
@@ -44,6 +45,19 @@ class Contender:
         return metric.is_scored(self.scores.matrices[metric.name])
 
     @property
+    def grouping(self) -> Grouping:
+        """What is drawn of its answers."""
+        known, questions = self.references.grouping, self.questions
+        by = known.by or ("question" if self.n_questions < len(self.references.ids) else None)
+        counts = {"by": by, "n_drawn": len(set(questions)), "n_rows": len(questions)}
+        return known.model_copy(update=counts)
+
+    @property
+    def n_questions(self) -> int:
+        """Questions of all references."""
+        return len(set(self.references.clusters))
+
+    @property
     def questions(self) -> list[str]:
         """The question that each answer answers."""
         return [self.references.clusters[row] for row in self.scores.rows.tolist()]
@@ -65,6 +79,11 @@ def gather(
     """Every system already scored, then of the folders and files named; at least two."""
     folders = [path for path in settings.predictions if (path / SCORES_NAME).exists()]
     rest = tuple(path for path in settings.predictions if path not in folders)
+    if settings.cluster_column and not rest:
+        raise UsageError(
+            "--cluster-column needs files: a folder of scores keeps the questions it was made with",
+            hint="give --cluster-column to cbtqa score, then compare its folder",
+        )
     known: list[Scored | StoredScores] = [*scored, *map(StoredScores, folders)]
     found = [one for each in known for one in _contenders_of(each, with_anchors=settings.anchors)]
     if rest:
@@ -106,6 +125,24 @@ def refuse_other_references(contenders: Sequence[Contender]) -> None:
                 f"{first.name} and {other.name} were scored against other references:\n{shown}",
                 hint="score both against the same --ref and --split",
             )
+
+
+def with_one_grouping(contenders: Sequence[Contender]) -> list[Contender]:
+    """All with the questions that some were scored with; a DataError where these differ."""
+    grouped = [one for one in contenders if one.n_questions < len(one.references.ids)]
+    for other in grouped[1:]:
+        if other.references.clusters != grouped[0].references.clusters:
+            raise DataError(
+                f"{grouped[0].name} and {other.name} were scored with other questions: by "
+                f"{grouped[0].references.grouping.by} and by {other.references.grouping.by}",
+                hint="score both again with the same --cluster-column",
+            )
+    source = (grouped or contenders)[0].references
+    clusters, grouping = source.clusters, source.grouping
+    return [
+        replace(one, references=replace(one.references, clusters=clusters, grouping=grouping))
+        for one in contenders
+    ]
 
 
 def on_same_rows(contenders: Sequence[Contender], *, is_common: bool) -> list[Contender]:
@@ -154,5 +191,10 @@ def shared_metrics(contenders: Sequence[Contender]) -> list[Metric]:
 
 
 def _settings_of(signature: str) -> list[str]:
-    """A signature without the number of pairs, which `on_same_rows` has already looked at."""
-    return [field for field in signature.split("|") if not field.startswith(("n:", "clusters:"))]
+    """A signature's fields that can change a score.
+
+    Not the number of pairs, which `on_same_rows` has looked at, nor how the score's own interval
+    was made.
+    """
+    others = ("n:", "clusters:", "ci:", "bs:", "seed:")
+    return [field for field in signature.split("|") if not field.startswith(others)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from cbtqa.metrics.pairs import Predictions, References
 from cbtqa.metrics.registry import metrics_named
 from cbtqa.metrics.text.texts import Ints, Item, Reading, Texts
 from cbtqa.records import MetricScore
+from cbtqa.statistics.intervals import jackknife_interval, ratio_interval
 from cbtqa.statistics.resampling import Interval, bootstrap_sums, defined_interval, sum_by_cluster
 
 PAIRS_PER_BLOCK = 500
@@ -26,7 +28,9 @@ CEILING, FLOOR = "references", "shuffled references"
 """Names of the two anchor rows: each reference against itself, and against another's."""
 NOTHING = Item("")
 NO_INTERVAL = Interval(None, None, None, 0)
-"""Of a score that cannot have one: nothing was scored, or it does not add up over pairs."""
+"""Of a score of nothing, and where none was asked for."""
+IntervalKind = Literal["t", "percentile"]
+"""`t`: Student's, by the jackknife. `percentile`: the bootstrap's, as sacrebleu's."""
 OnBlock = Callable[[int, int], None]
 """Called after each block with the references done and their number."""
 
@@ -104,7 +108,9 @@ class Resampling:
     """How intervals are made."""
 
     n_trials: int
+    """Of the percentile interval; 0 for no interval of either kind."""
     seed: int
+    kind: IntervalKind = "t"
 
 
 def scores_of(
@@ -128,6 +134,8 @@ def scores_of(
                 reason = metric.unscored_reason
             counts = (n_scored, len(references.ids))
             interval = intervals.get(metric.name, NO_INTERVAL)
+            if isinstance(metric, CorpusMetric) and resampling.n_trials:
+                interval = Interval(None, None, metric.interval_reason, 0)
             scores.append(_score(metric, system.system, value, counts, signature, reason, interval))
     return scores
 
@@ -167,23 +175,47 @@ def _intervals(
     references: References,
     resampling: Resampling,
 ) -> dict[str, Interval]:
-    """Percentile intervals of the additive metrics, all from the same draws."""
+    """Intervals of the additive metrics; those by percentiles are all from the same draws."""
     additive = [metric for metric in metrics if isinstance(metric, Metric)]
     if not additive or not len(system.rows) or not resampling.n_trials:
         return {}
-    joined = np.concatenate([system.matrices[metric.name] for metric in additive], axis=1)
-    clusters = np.array([references.clusters[row] for row in system.rows.tolist()])
-    if len(set(clusters.tolist())) < len(clusters):
-        joined = sum_by_cluster(joined, clusters.tolist())
-    sums = bootstrap_sums(joined, resampling.n_trials, resampling.seed)
+    questions = [references.clusters[row] for row in system.rows.tolist()]
+    # the last columns count what each metric scored of a question
+    is_scored = [metric.is_scored(system.matrices[metric.name]) for metric in additive]
+    parts = [system.matrices[metric.name] for metric in additive]
+    joined = np.concatenate([*parts, np.stack(is_scored, axis=1)], axis=1)
+    if len(set(questions)) < len(questions):
+        joined = sum_by_cluster(joined, questions)
+    sizes = joined[:, -len(additive) :].T
+    sums = np.empty((0, 0))
+    if resampling.kind == "percentile":
+        sums = bootstrap_sums(joined[:, : -len(additive)], resampling.n_trials, resampling.seed)
     found: dict[str, Interval] = {}
     column = 0
-    for metric in additive:
-        drawn = metric.from_sums(sums[:, column : column + metric.n_columns])
+    for metric, counts in zip(additive, sizes, strict=True):
+        columns = slice(column, column + metric.n_columns)
         column += metric.n_columns
-        is_scored = metric.is_scored(system.matrices[metric.name])
-        found[metric.name] = defined_interval(drawn, len(set(clusters[is_scored].tolist())))
+        if resampling.kind == "percentile":
+            n_scored = int(np.count_nonzero(counts))
+            found[metric.name] = defined_interval(metric.from_sums(sums[:, columns]), n_scored)
+        else:
+            found[metric.name] = score_interval(metric, joined[:, columns], counts)
     return found
+
+
+def score_interval(metric: Metric, rows: Floats, sizes: Floats) -> Interval:
+    """The t interval of a score; questions are drawn, each with all of its answers.
+
+    Args:
+        rows: statistics, one row a question.
+        sizes: answers that the metric scores, by question.
+    """
+    rows, sizes = rows[sizes > 0], sizes[sizes > 0]
+    if share := metric.as_share(rows):
+        return ratio_interval(*share, scale=metric.ends, word="question")
+    total = rows.sum(0)
+    score, left_out = float(metric.from_sums(total)), metric.from_sums(total - rows)
+    return jackknife_interval(score, left_out, sizes, scale=metric.ends)
 
 
 def _full_signature(
@@ -198,7 +230,9 @@ def _full_signature(
     if n_clusters != len(system.rows):
         fields["clusters"] = n_clusters
     if isinstance(metric, Metric) and resampling.n_trials:
-        fields |= {"bs": resampling.n_trials, "seed": resampling.seed}
+        is_drawn = resampling.kind == "percentile"
+        drawn = {"bs": resampling.n_trials, "seed": resampling.seed}
+        fields |= drawn if is_drawn else {"ci": resampling.kind}
     return metric.signature().extended(**fields)
 
 

@@ -27,6 +27,18 @@ from cbtqa.dataset_folder import has_splits, source_rows
 from cbtqa.endings import Ending, ending_of, reason_text
 from cbtqa.errors import DataError, UsageError
 from cbtqa.files import open_text
+from cbtqa.metrics.grouping import (
+    EACH_ROW,
+    QUESTION_IDS,
+    SAME_REFERENCE,
+    Grouping,
+    clusters_by,
+    clusters_by_reference,
+    ignored_columns,
+    is_telling,
+    names_questions,
+    question_column,
+)
 from cbtqa.metrics.text.texts import Item
 from cbtqa.paths import readable
 from cbtqa.records import STEP_NAMES, Risk, reads_question_only
@@ -58,7 +70,7 @@ class Columns:
     id: str | None = None
     text: str | None = None
     cluster: str | None = None
-    """Column that groups rows of one question; None: every row is its own question."""
+    """Column that groups rows of one question; None: as the file's own columns tell."""
     encoding: str = "utf-8"
     """Of text files that are not UTF-8."""
     prefix: str = "--"
@@ -77,6 +89,8 @@ class References:
     text_column: str = ""
     has_ids: bool = True
     """False where the ids are the rows' numbers."""
+    grouping: Grouping = EACH_ROW
+    """Where the clusters come from."""
 
     @cached_property
     def sha256(self) -> str:
@@ -98,6 +112,10 @@ class Predictions:
     counts: dict[str, int]
     """Everything that is not a plain scored pair; see `docs/metrics.md`."""
     text_column: str = ""
+    grouping: Grouping = EACH_ROW
+    """What its file says of rows that belong together."""
+    clusters: tuple[str, ...] = ()
+    """One per reference, where its file names questions that stand several times."""
 
 
 def read_references(
@@ -107,14 +125,40 @@ def read_references(
     rows = list(_keyed_rows(path, columns, names, split))
     if not rows:
         raise DataError("holds no row", where=str(path))
-    clusters = tuple(_cluster(row.values, columns.cluster, row.id, row.where) for row in rows)
+    text_column = _text_column(rows[0].values, columns, names, rows[0].where)
+    clusters, grouping = _grouped(rows, columns, text_column)
     return References(
         name=path.name,
         ids=tuple(row.id for row in rows),
         clusters=clusters,
         items=_as_one_source(row.item for row in rows),
-        text_column=_text_column(rows[0].values, columns, names, rows[0].where),
+        text_column=text_column,
         has_ids=rows[0].has_id,
+        grouping=grouping,
+    )
+
+
+def _grouped(
+    rows: Sequence[_KeyedRow], columns: Columns, text_column: str
+) -> tuple[tuple[str, ...], Grouping]:
+    """The question of each row, as the file tells or `--cluster-column` does."""
+    values, ids = [row.values for row in rows], [row.id for row in rows]
+    used = {text_column, *filter(None, (rows[0].id_column, columns.cluster))}
+    by: str | None = None
+    clusters = tuple(ids)
+    if columns.cluster:
+        clusters = tuple(_cluster(row.values, columns.cluster, row.where) for row in rows)
+        by = columns.cluster
+    elif by := question_column(values, used):
+        clusters = clusters_by(values, ids, by)
+    elif not names_questions(values, {text_column}):
+        texts = [None if row.item is None else row.item.text for row in rows]
+        found = clusters_by_reference(texts, ids)
+        if 1 < len(set(found)) < len(found):
+            clusters, by = found, SAME_REFERENCE
+    ignored = ignored_columns(values, clusters, {*used, by or text_column})
+    return clusters, Grouping(
+        by=by, n_drawn=len(set(clusters)), n_rows=len(rows), ignored=tuple(ignored)
     )
 
 
@@ -173,6 +217,7 @@ def read_predictions(
             )
     own_name = path.name if path.is_dir() else path.stem
     found: dict[str, Item | None] = {}
+    told: dict[str, Mapping[str, Any]] = {}
     systems: Counter[str] = Counter()
     n_cut, n_machine, text_column = 0, 0, ""
     for read in _keyed_rows(path, columns, text_names, split or "all"):
@@ -180,6 +225,12 @@ def read_predictions(
             raise _one_sided(path, references, read)
         text_column = text_column or _text_column(read.values, columns, text_names, read.where)
         found[read.id] = read.item
+        not_these = (text_column, read.id_column, columns.cluster)
+        told[read.id] = {
+            name: value
+            for name, value in read.values.items()
+            if name not in not_these and is_telling(str(name))
+        }
         systems[str(read.values.get("system") or own_name)] += 1
         n_cut += read.item is not None and is_cut(read.item.text, _finish_reason(read.values))
         n_machine += read.item is not None and find_machine_text(read.item.text) is not None
@@ -198,7 +249,26 @@ def read_predictions(
         **_text_counts(items, references.items),
     }
     system = next(iter(systems)) if len(systems) == 1 else own_name
-    return Predictions(system, items, counts, text_column)
+    clusters, grouping = _grouped_by_predictions(references, told)
+    return Predictions(system, items, counts, text_column, grouping, clusters)
+
+
+def _grouped_by_predictions(
+    references: References, told: Mapping[str, Mapping[str, Any]]
+) -> tuple[tuple[str, ...], Grouping]:
+    """The question of each reference by the predictions' columns, where the references have none.
+
+    Args:
+        told: by id, the values of columns that may group rows.
+    """
+    rows = [told.get(one, {}) for one in references.ids]
+    clusters: tuple[str, ...] = ()
+    by = None
+    if references.grouping.by is None and (by := question_column(rows)):
+        clusters = clusters_by(rows, references.ids, by)
+    ignored = ignored_columns(rows, clusters or references.clusters, filter(None, (by,)))
+    n_drawn = len(set(clusters or references.clusters))
+    return clusters, Grouping(by=by, n_drawn=n_drawn, n_rows=len(rows), ignored=tuple(ignored))
 
 
 def _check_pairing(path: Path, references: References, found: Mapping[str, object]) -> None:
@@ -319,6 +389,7 @@ class _KeyedRow(NamedTuple):
     item: Item | None
     """None when there is no answer."""
     values: dict[str, Any]
+    id_column: str | None = None
 
 
 def _keyed_rows(
@@ -331,6 +402,10 @@ def _keyed_rows(
         if not text_name:
             text_name = _text_column(row, columns, text_names, where)
             id_name = _id_column(row, columns, text_name, where)
+            if columns.id is None and id_name in QUESTION_IDS and "id" in row:
+                # several rows to a question: `question_id` groups them, `id` names them
+                asked = [str(one.get(id_name)) for _, one in _rows(path, split, columns.encoding)]
+                id_name = id_name if len(set(asked)) == len(asked) else "id"
         value, text = number if id_name is None else row.get(id_name), row.get(text_name)
         place = where if id_name is None else f"{where}:{id_name}"
         if value is None or not str(value).strip():
@@ -355,7 +430,7 @@ def _keyed_rows(
             )
         seen[question_id] = where
         item = None if text is None else _item(text, question_id, row, where)
-        yield _KeyedRow(where, question_id, id_name is not None, item, row)
+        yield _KeyedRow(where, question_id, id_name is not None, item, row, id_name)
 
 
 def _id_column(row: Mapping[str, Any], columns: Columns, text_name: str, where: str) -> str | None:
@@ -401,9 +476,7 @@ def _column(
     )
 
 
-def _cluster(row: Mapping[str, Any], name: str | None, question_id: str, where: str) -> str:
-    if name is None:
-        return question_id
+def _cluster(row: Mapping[str, Any], name: str, where: str) -> str:
     if row.get(name) is None:
         raise DataError("the cluster is missing", where=f"{where}:{name}")
     return str(row[name])

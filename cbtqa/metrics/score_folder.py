@@ -106,7 +106,7 @@ def _page(scored: Scored, table: str) -> str:
     parts = [
         f"# Scores against {report.references}\n",
         table,
-        "Values with 95% percentile bootstrap intervals over questions.\n",
+        "Values with 95 % intervals.\n",
         *(f"- {line}.\n" for line in (*missing_scores(report.scores), *report.notes)),
         *(f"- Warning: {warning}\n" for warning in report.warnings),
         f"## {paper.title}\n",
@@ -194,6 +194,7 @@ class StoredScores:
                     tuple(part["id"].to_pylist()),
                     tuple(part["question"].to_pylist()),
                     tuple(_item(text) for text in part["reference"].to_pylist()),
+                    grouping=self.report.grouping,
                 )
             items = tuple(_item(text) for text in part["prediction"].to_pylist())
             self.predictions.append(Predictions(system, items, {}))

@@ -13,7 +13,16 @@ from pydantic import Field
 from cbtqa.dataset_folder import DatasetFolder, has_splits, is_dataset_folder
 from cbtqa.errors import UsageError
 from cbtqa.metrics.base import Metric
-from cbtqa.metrics.evaluation import OnBlock, Resampling, SystemScores, anchors, evaluate, scores_of
+from cbtqa.metrics.evaluation import (
+    IntervalKind,
+    OnBlock,
+    Resampling,
+    SystemScores,
+    anchors,
+    evaluate,
+    scores_of,
+)
+from cbtqa.metrics.grouping import Grouping
 from cbtqa.metrics.neural.weights import NeuralSettings
 from cbtqa.metrics.pairs import (
     Columns,
@@ -36,7 +45,12 @@ from cbtqa.metrics.structure import (
 )
 from cbtqa.metrics.text.texts import Item
 from cbtqa.records import MetricScore, Record, Tabular
-from cbtqa.statistics.resampling import BOOTSTRAP_TRIALS, DEFAULT_SEED, FEW_ITEMS
+from cbtqa.statistics.resampling import (
+    BOOTSTRAP_TRIALS,
+    DEFAULT_SEED,
+    FEW_ITEMS,
+    FEWEST_FOR_BOOTSTRAP,
+)
 from cbtqa.text_faults import is_traditional
 
 
@@ -61,11 +75,15 @@ class ScoreSettings(NeuralSettings):
     ref_column: str | None = None
     """Column with the reference."""
     cluster_column: str | None = None
-    """Column of the references that names a row's question."""
+    """Column of the references whose equal values make rows one question; without it: question
+    ids and texts that stand several times. The id column makes each row its own."""
     encoding: str = "utf-8"
     """Encoding of text files that are not UTF-8."""
     bootstrap: int = Field(default=BOOTSTRAP_TRIALS, ge=0)
-    """Resamples for the intervals; 0 for none."""
+    """Resamples of --interval percentile; 0 for no interval of either kind."""
+    interval: IntervalKind = "t"
+    """95 % intervals: t, by the jackknife, right from three questions on; percentile, as
+    sacrebleu's bootstrap, too narrow below 100."""
     seed: int = Field(default=DEFAULT_SEED, ge=0)
     """Seed of all resampling."""
     anchors: bool = True
@@ -79,7 +97,7 @@ class ScoreSettings(NeuralSettings):
     @property
     def resampling(self) -> Resampling:
         """How intervals are made."""
-        return Resampling(self.bootstrap, self.seed)
+        return Resampling(self.bootstrap, self.seed, self.interval)
 
 
 class SystemCounts(Record):
@@ -114,6 +132,8 @@ class ScoreReport(Record):
     n_references_missing: int
     """Rows of the references without an answer."""
     references_sha256: str
+    grouping: Grouping = Grouping()
+    """What intervals and tests draw."""
     scores: tuple[MetricScore, ...]
     systems: tuple[SystemCounts, ...]
     warnings: tuple[str, ...]
@@ -160,6 +180,9 @@ def score(
     if not references.has_ids:
         notes.append("paired by row: neither side has ids")
     systems = _read_systems(settings, references)
+    references = _grouped_by(systems, references)
+    if settings.bootstrap:
+        notes.append(references.grouping.line)
     everything = systems + (anchors(references, settings.seed) if settings.anchors else [])
     evaluated = evaluate(references, everything, metrics, on_block)
     n = len(systems)  # the anchors follow
@@ -169,6 +192,7 @@ def score(
         n_references=len(references.ids),
         n_references_missing=sum(item is None for item in references.items),
         references_sha256=references.sha256,
+        grouping=references.grouping,
         scores=tuple(scores_of(evaluated, metrics, references, settings.resampling)),
         systems=tuple(
             SystemCounts(system=one.system, is_anchor=not one.counts, **one.counts)
@@ -176,6 +200,8 @@ def score(
         ),
         warnings=(
             *_warnings(references, systems),
+            *references.grouping.warnings,
+            *_warnings_of_intervals(settings, references),
             *(
                 f"{one.system}: {note}"
                 for one in evaluated
@@ -189,6 +215,17 @@ def score(
         checks=tuple(checks),
     )
     return Scored(report, references, everything, evaluated, metrics)
+
+
+def _grouped_by(systems: Sequence[Predictions], references: References) -> References:
+    """With the questions that the first file of predictions names, where the references do not."""
+    ignored = list(references.grouping.ignored)
+    for one in systems:
+        if one.clusters and references.grouping.by is None:
+            references = replace(references, clusters=one.clusters, grouping=one.grouping)
+        ignored += one.grouping.ignored
+    grouping = references.grouping.model_copy(update={"ignored": tuple(dict.fromkeys(ignored))})
+    return replace(references, grouping=grouping)
 
 
 def _references(settings: ScoreSettings) -> References:
@@ -315,6 +352,16 @@ def _warnings(references: References, systems: Sequence[Predictions]) -> list[st
         if texts[one] == texts[other]
     ]
     return found
+
+
+def _warnings_of_intervals(settings: ScoreSettings, references: References) -> list[str]:
+    n = len(set(references.clusters))
+    if settings.interval == "t" or not settings.bootstrap or n >= FEWEST_FOR_BOOTSTRAP:
+        return []
+    return [
+        f"percentile intervals are too narrow on {n} questions: of 95 in 100 they hold 82 on 5 "
+        "questions, 89 on 10, 92 on 20; --interval t holds its level"
+    ]
 
 
 def _is_traditional(items: Sequence[Item | None]) -> bool | None:

@@ -112,6 +112,7 @@ def steps_in_order(text: str, model: StepModel) -> frozenset[str]:
 class StepsInOrder(MeanMetric):
     """Mean share of the five steps that a text shows in order."""
 
+    has_few_values = True
     takes_best_reference = True
 
     def __init__(self, *models: StepModel) -> None:
@@ -146,6 +147,7 @@ class StructureComplete(StepsInOrder):
 class StepsInRecord(MeanMetric):
     """Share of records that hold the five steps themselves, none empty."""
 
+    has_few_values = True
     takes_best_reference = True
 
     def __init__(self) -> None:

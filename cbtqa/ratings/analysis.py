@@ -9,18 +9,20 @@ from pydantic import Field
 
 from cbtqa.files import write_json, write_jsonl, write_text
 from cbtqa.ratings.answers import Answer, is_done, make_ratings
+from cbtqa.ratings.attention import check_raters
 from cbtqa.ratings.behaviour import (
     agree,
     disagreements,
     order_effect,
     rater_effects,
     repeat_agreement,
-    table_of,
+    study_alpha,
 )
 from cbtqa.ratings.documents import datasheet_text, methods_text
 from cbtqa.ratings.results import Disagreement, StudyReport
 from cbtqa.ratings.scores import (
     compare_systems,
+    fit_systems,
     flags_of,
     make_marks,
     published_scores,
@@ -31,7 +33,7 @@ from cbtqa.ratings.store import Store
 from cbtqa.ratings.study import StudyFolder
 from cbtqa.records import Record
 from cbtqa.report.table import Estimate, Table
-from cbtqa.statistics.agreement import Coefficient, krippendorff_alpha
+from cbtqa.statistics.agreement import Coefficient
 
 
 def analyse(folder: StudyFolder, answers: Mapping[str, Answer]) -> StudyReport:
@@ -45,15 +47,16 @@ def analyse(folder: StudyFolder, answers: Mapping[str, Answer]) -> StudyReport:
     for scale in scales_of(rubric):
         own = [mark for mark in marks if mark.criterion == scale.id]
         first = [mark for mark in own if mark.rating.repeat == 0]
-        scores += score_systems(scale, first, systems)
-        pairs, overall = compare_systems(scale, first, systems)
+        fitted = fit_systems(scale, first)
+        scores += score_systems(scale, first, systems, fitted)
+        pairs, overall = compare_systems(scale, first, systems, fitted)
         differences += pairs
         omnibus += overall
         agreement.append(agree(scale, first, study.raters))
         effects += rater_effects(scale, own, study.raters)
         order.append(order_effect(scale, first, study.raters))
         if study.n_repeats:
-            repeats.append(repeat_agreement(scale, own))
+            repeats.append(repeat_agreement(scale, own, study.raters))
     counted = [shown for shown in folder.plan if shown.phase == "main" and not shown.repeat]
     return StudyReport(
         study_id=study.id,
@@ -72,6 +75,7 @@ def analyse(folder: StudyFolder, answers: Mapping[str, Answer]) -> StudyReport:
         raters=tuple(effects),
         repeats=tuple(repeats),
         order=tuple(order),
+        checks=tuple(check_raters(folder, ratings)),
         disagreements=tuple(disagreements(rubric, ratings)),
         flags=tuple(flags_of(folder, ratings)),
         published=published_scores(study.rubric),
@@ -112,9 +116,6 @@ def _adjudication(folder: StudyFolder, found: tuple[Disagreement, ...]) -> Table
         for one in found
     ]
     return Table(heads, rows)
-
-
-N_RESAMPLES = 500
 
 
 class RaterProgress(Record):
@@ -166,10 +167,8 @@ def study_status(folder: StudyFolder, store: Store) -> StudyStatus:
         )
     marks = make_marks(folder.rubric, make_ratings(folder, answers))
     agreement = {
-        scale.id: krippendorff_alpha(
-            table_of([mark for mark in marks if mark.criterion == scale.id], folder.study.raters),
-            scale.level,
-            n_resamples=N_RESAMPLES,
+        scale.id: study_alpha(
+            scale, [mark for mark in marks if mark.criterion == scale.id], folder.study.raters
         )
         for scale in scales_of(folder.rubric)
     }

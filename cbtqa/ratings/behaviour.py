@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -14,22 +14,29 @@ from cbtqa.ratings.results import (
     OrderEffect,
     PairAgreement,
     RaterEffect,
+    RaterRepeats,
     RepeatAgreement,
 )
 from cbtqa.ratings.rubric import Rubric
 from cbtqa.ratings.scores import Mark, Scale
 from cbtqa.statistics.agreement import (
+    NOTHING_TO_COMPARE,
     Coefficient,
     Floats,
+    Level,
     Weights,
     agreement_share,
+    alpha_within,
     cohen_kappa,
     krippendorff_alpha,
+    undefined,
 )
+from cbtqa.statistics.intervals import mean_interval, share_interval
 from cbtqa.statistics.intraclass import intraclass_correlation
 from cbtqa.statistics.tests_of_arms import spearman_rho
 
-N_RESAMPLES = 1_000
+LEVELS_BESIDE: tuple[Level, ...] = ("nominal", "interval")
+"""Of alpha, beside the ordinal one."""
 
 
 def table_of(marks: Sequence[Mark], raters: Sequence[str]) -> Floats:
@@ -50,11 +57,25 @@ def item_ids(marks: Sequence[Mark]) -> dict[str, int]:
     }
 
 
+def questions_of(marks: Sequence[Mark]) -> list[str]:
+    """The question of each column of `table_of`."""
+    return list({mark.rating.item_id: mark.rating.question_id for mark in marks}.values())
+
+
+def study_alpha(
+    scale: Scale, marks: Sequence[Mark], raters: Sequence[str], level: Level | None = None
+) -> Coefficient:
+    """Krippendorff's alpha of first showings; questions are random, and raters from three on."""
+    own = [mark for mark in marks if mark.rating.repeat == 0]
+    table = table_of(own, raters)
+    return krippendorff_alpha(table, level or scale.level, clusters=questions_of(own))
+
+
 def agree(scale: Scale, marks: Sequence[Mark], raters: Sequence[str]) -> CriterionAgreement:
     table = table_of(marks, raters)
-    coefficients = [krippendorff_alpha(table, scale.level, n_resamples=N_RESAMPLES)]
+    coefficients = [study_alpha(scale, marks, raters)]
     if scale.level == "ordinal":
-        coefficients += [krippendorff_alpha(table, level) for level in ("nominal", "interval")]
+        coefficients += [study_alpha(scale, marks, raters, level) for level in LEVELS_BESIDE]
     if scale.level != "nominal":
         coefficients += _icc(table)
     coefficients += _shares(scale, table)
@@ -83,36 +104,78 @@ def _icc(table: Floats) -> list[Coefficient]:
     return found
 
 
+def _tolerances(scale: Scale) -> tuple[int, ...]:
+    return (0, 1) if len(scale.points) > 2 else (0,)
+
+
 def _shares(scale: Scale, table: Floats) -> list[Coefficient]:
-    shares = [agreement_share(table)]
-    if len(scale.points) > 2:
-        shares.append(agreement_share(table, 1))
-    return shares
+    return [agreement_share(table, tolerance) for tolerance in _tolerances(scale)]
 
 
-def repeat_agreement(scale: Scale, marks: Sequence[Mark]) -> RepeatAgreement:
-    """First against second showing, all raters pooled."""
-    both: dict[tuple[str, str], dict[int, float | None]] = {}
+def repeat_agreement(scale: Scale, marks: Sequence[Mark], raters: Sequence[str]) -> RepeatAgreement:
+    """First against second showing, within each rater."""
+    items, questions = item_ids(marks), questions_of(marks)
+    both = np.full((2, len(raters), len(items)), np.nan)
     for mark in marks:
-        own = both.setdefault((mark.rating.rater, mark.rating.item_id), {})
-        own[mark.rating.repeat] = mark.value
-    pairs = [(own[0], own[1]) for own in both.values() if {0, 1} <= own.keys()]
-    table = np.array(pairs, float).reshape(-1, 2).T
-    coefficients = [*_shares(scale, table), krippendorff_alpha(table, scale.level)]
-    if scale.points:
-        coefficients.append(_kappa(scale, *table))
-    return RepeatAgreement(criterion=scale.id, coefficients=tuple(coefficients))
+        if mark.value is not None and mark.rating.repeat < 2:
+            place = mark.rating.repeat, raters.index(mark.rating.rater)
+            both[(*place, items[mark.rating.item_id])] = mark.value
+    is_twice = ~np.isnan(both).any(axis=0)
+    pairs = {
+        rater: [(float(a), float(b)) for a, b in both[:, place, is_twice[place]].T]
+        for place, rater in enumerate(raters)
+        if is_twice[place].any()
+    }
+    shares = [_share_within(pairs, tolerance) for tolerance in _tolerances(scale)]
+    alpha = alpha_within(list(both), scale.level, clusters=questions) if pairs else None
+    return RepeatAgreement(
+        criterion=scale.id,
+        coefficients=(*shares, alpha) if alpha else tuple(shares),
+        by_rater=tuple(
+            RaterRepeats(rater=rater, coefficients=tuple(_of_repeats(scale, np.array(own).T)))
+            for rater, own in pairs.items()
+        ),
+    )
+
+
+def _of_repeats(scale: Scale, table: Floats) -> list[Coefficient]:
+    return [*_shares(scale, table), krippendorff_alpha(table, scale.level)]
+
+
+def _share_within(
+    pairs: Mapping[str, Sequence[tuple[float, float]]], tolerance: int
+) -> Coefficient:
+    """Share of repeated items on which a rater comes within `tolerance`; raters are random."""
+    name = "exact_agreement" if tolerance == 0 else f"within_{tolerance}"
+    hits = [(abs(b - a) <= tolerance, rater) for rater, own in pairs.items() for a, b in own]
+    if not hits:
+        return undefined(name, "no item was rated twice by the same rater")
+    shares = [float(hit) for hit, _ in hits]
+    if len(pairs) > 1:
+        found = mean_interval(shares, scale=(0, 1), clusters=[rater for _, rater in hits])
+    else:
+        found = share_interval(round(sum(shares)), len(shares))
+    return Coefficient(
+        name=name,
+        value=float(np.mean(shares)),
+        low=found.low,
+        high=found.high,
+        n_items=len(shares),
+        n_ratings=2 * len(shares),
+    )
 
 
 def rater_effects(scale: Scale, marks: Sequence[Mark], raters: Sequence[str]) -> list[RaterEffect]:
-    table = table_of(marks, raters)
+    table, questions = table_of(marks, raters), questions_of(marks)
     effects = []
     for place, rater in enumerate(raters):
         own = table[place]
         others = np.delete(table, place, axis=0)
         n_others = (~np.isnan(others)).sum(axis=0)
         both = ~np.isnan(own) & (n_others > 0)
-        mean_of_others = np.nansum(others[:, both], axis=0) / n_others[both]
+        severity = own[both] - np.nansum(others[:, both], axis=0) / n_others[both]
+        drawn = [name for name, is_both in zip(questions, both, strict=True) if is_both]
+        found = mean_interval(severity, clusters=drawn)
         mine = [mark for mark in marks if mark.rating.rater == rater]
         seconds = [m.rating.seconds for m in mine if m.value is not None and m.rating.seconds]
         rated = own[~np.isnan(own)]
@@ -122,7 +185,9 @@ def rater_effects(scale: Scale, marks: Sequence[Mark], raters: Sequence[str]) ->
                 criterion=scale.id,
                 n=len(rated),
                 mean=float(rated.mean()) if len(rated) else None,
-                severity=float((own[both] - mean_of_others).mean()) if both.any() else None,
+                severity=float(severity.mean()) if both.any() else None,
+                severity_low=found.low,
+                severity_high=found.high,
                 repeats=sum(mark.rating.repeat == 1 for mark in mine),
                 seconds_median=float(np.median(seconds)) if seconds else None,
             )
@@ -131,17 +196,28 @@ def rater_effects(scale: Scale, marks: Sequence[Mark], raters: Sequence[str]) ->
 
 
 def order_effect(scale: Scale, marks: Sequence[Mark], raters: Sequence[str]) -> OrderEffect:
-    """Correlation of place in the list with the deviation from the other raters' mean."""
+    """Mean over raters of the correlation of place in the list with the deviation from others."""
     table = table_of(marks, raters)
     items, sums, counts = item_ids(marks), np.nansum(table, axis=0), (~np.isnan(table)).sum(axis=0)
-    places, deviations = [], []
+    own: dict[str, list[tuple[float, float]]] = {}
     for mark in marks:
         item = items[mark.rating.item_id]
         if mark.value is not None and mark.rating.repeat == 0 and counts[item] > 1:
             others = (sums[item] - mark.value) / (counts[item] - 1)
-            places.append(float(mark.rating.order))
-            deviations.append(round(float(mark.value - others), 9))
-    return OrderEffect(criterion=scale.id, rho=spearman_rho(places, deviations))
+            deviation = round(float(mark.value - others), 9)
+            own.setdefault(mark.rating.rater, []).append((float(mark.rating.order), deviation))
+    found = [spearman_rho(*zip(*pairs, strict=True)) for pairs in own.values()]
+    rhos = [one.value for one in found if one.value is not None]
+    name, n = "spearman_within", sum(map(len, own.values()))
+    if not rhos:
+        reason = found[0].reason if found else NOTHING_TO_COMPARE
+        return OrderEffect(criterion=scale.id, rho=undefined(name, reason or "", n))
+    ends = mean_interval(rhos)
+    low = None if ends.low is None else max(-1.0, ends.low)
+    high = None if ends.high is None else min(1.0, ends.high)
+    mean = float(np.mean(rhos))
+    rho = Coefficient(name=name, value=mean, low=low, high=high, n_items=len(items), n_ratings=n)
+    return OrderEffect(criterion=scale.id, rho=rho)
 
 
 def disagreements(rubric: Rubric, ratings: Sequence[Rating]) -> list[Disagreement]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import cbtqa
 from cbtqa.ratings.results import StudyReport
 from cbtqa.ratings.rubric import Language
-from cbtqa.ratings.scores import N_RESAMPLES, scales_of
+from cbtqa.ratings.scores import scales_of
 from cbtqa.ratings.study import StudyFolder
 from cbtqa.report.page import Phrase, load_wording, template_environment
 from cbtqa.report.words import digits, estimate
@@ -33,7 +33,7 @@ def methods_text(folder: StudyFolder, report: StudyReport, language: Language) -
         n_repeats=study.n_repeats,
         kappa=words["kappa_quadratic" if folder.rubric.scales else "kappa_plain"],
         calibration=calibration.fill(n=study.n_calibration),
-        n_resamples=N_RESAMPLES,
+        model=words["one_rater" if report.n_raters == 1 else "crossed"].first(language),
         levels=", ".join(words[f"levels.{level}"].first(language) for level in levels),
         version=cbtqa.__version__,
     )

@@ -10,17 +10,27 @@ from markupsafe import Markup
 from cbtqa.files import write_text
 from cbtqa.ratings.analysis import analyse, write_outputs
 from cbtqa.ratings.documents import methods_text
-from cbtqa.ratings.results import Score, StudyReport
+from cbtqa.ratings.results import Difference, Omnibus, Score, StudyReport
 from cbtqa.ratings.store import Store
 from cbtqa.ratings.study import StudyFolder
 from cbtqa.report.charts import Interval, Levels, interval_chart, stacked_bars
 from cbtqa.report.page import Head, Lang, Phrase, load_wording, render_page, same
 from cbtqa.report.svg import SERIES
 from cbtqa.report.table import AnyColumn, Cell, Column, Estimate, Table
-from cbtqa.report.words import count, digits, estimate, number, p_relation, p_value, signed
+from cbtqa.report.words import (
+    GAP,
+    Show,
+    count,
+    digits,
+    estimate,
+    number,
+    p_relation,
+    p_value,
+    share,
+    signed,
+)
 from cbtqa.safety.notices import help_text
 from cbtqa.statistics.agreement import Coefficient
-from cbtqa.statistics.resampling import FEW_ITEMS
 
 MAX_ROWS = 60
 """Longest table of single items on the page; the files beside it hold all."""
@@ -53,7 +63,6 @@ def rating_page(folder: StudyFolder, report: StudyReport) -> str:
         report=report,
         tables=_Tables(folder, report),
         max_rows=MAX_ROWS,
-        few_items=FEW_ITEMS,
         methods=_both(lambda lang: methods_text(folder, report, lang)),
     )
 
@@ -68,6 +77,41 @@ def _both(text: Callable[[Lang], str]) -> Phrase:
 
 def _words() -> dict[str, Phrase]:
     return load_wording("cbtqa.ratings", "wording/report.yaml")
+
+
+def _with_interval(value: float | None, one: Score | Difference) -> Estimate:
+    """With the reason in words where there is a value and no interval."""
+    reason = one.reason if isinstance(one, Score) else one.test.reason
+    note = f"[{GAP}: {reason}]" if value is not None and one.low is None and reason else ""
+    return Estimate(value, one.low, one.high, note=note)
+
+
+def _omnibus_text(one: Omnibus) -> str:
+    fixed = one.these_raters_only
+    tests = (
+        [f"Friedman (these raters only) χ² = {number(fixed.statistic)}, p {p_relation(fixed.p)}"]
+        if fixed.p is not None
+        else []
+    )
+    if one.test.p is None:
+        return "; ".join([f"F {GAP} ({one.test.reason})", *tests])
+    df = f"{number(one.df_numerator, 1)}, {number(one.df_denominator, 1)}"
+    found = f"F({df}) = {number(one.test.statistic)}, p {p_relation(one.test.p)}"
+    return "; ".join([found, *tests])
+
+
+_SHOWN: dict[str, Show] = {
+    "same_point": share,
+    "same_run": digits(1),
+    "unrelated": digits(2),
+    "repeats": digits(2),
+    "practice": digits(2),
+    "too_fast": lambda seconds: f"{number(seconds, 1)} s",
+}
+
+
+def _colon(sign: Phrase, name: Phrase) -> Phrase:
+    return Phrase(zh=f"{sign.zh}：{name.first('zh')}", en=f"{sign.en}: {name.first('en')}")
 
 
 class _Tables:
@@ -87,7 +131,7 @@ class _Tables:
                 self._heads(*keys),
                 [
                     (
-                        *(one.system, Estimate(one.mean, one.low, one.high), one.sd),
+                        *(one.system, _with_interval(one.mean, one), one.sd),
                         *(one.n_ratings, one.n_cannot_judge, one.n_open),
                     )
                     for one in self._of(criterion)
@@ -145,15 +189,15 @@ class _Tables:
         columns: list[AnyColumn] = [
             *(words["criterion"], words["differences.pair"]),
             Column(words["differences.difference"], lambda value: signed(value, 3)),
-            Column(words["differences.effect"], number),
-            words["differences.n"],
-            *(Column(words[f"differences.{name}"], p_value) for name in ("p", "p_holm")),
+            *(words[f"differences.{name}"] for name in ("n", "raters")),
+            *(Column(words[f"differences.{name}"], p_value) for name in ("p", "p_holm", "fixed")),
         ]
         rows = [
             (
                 *(self._names[one.criterion], f"{one.second} − {one.first}"),
-                Estimate(one.difference, one.low, one.high),
-                *(one.test.effect, one.test.n, one.test.p, one.p_holm),
+                _with_interval(one.difference, one),
+                *(one.n_questions, one.n_raters),
+                *(one.test.p, one.p_holm, one.these_raters_only.p),
             )
             for one in self._report.differences
         ]
@@ -162,13 +206,14 @@ class _Tables:
     def omnibus(self) -> list[Phrase]:
         """The test over all systems, as a sentence for each criterion."""
         return [
-            same(
-                f"{self._names[one.criterion].first(self._lang)}: Friedman "
-                f"χ² = {number(one.test.statistic)}, "
-                + ("p -" if one.test.p is None else f"p {p_relation(one.test.p)}")
-            )
+            same(f"{self._names[one.criterion].first(self._lang)}: {_omnibus_text(one)}")
             for one in self._report.omnibus
         ]
+
+    def few_raters(self) -> Phrase | None:
+        """What one or two raters cannot tell."""
+        n = max((one.n_raters for one in self._report.scores), default=0)
+        return self._words[f"scores.raters.{n}"] if n in (1, 2) else None
 
     def agreement(self) -> Table:
         return self._coefficients(
@@ -227,10 +272,30 @@ class _Tables:
             Column(words["raters.seconds"], count),
         ]
         rows = [
-            (self._names[r.criterion], r.rater, r.n, r.mean, r.severity, r.seconds_median)
+            (
+                *(self._names[r.criterion], r.rater, r.n, r.mean),
+                Estimate(r.severity, r.severity_low, r.severity_high),
+                r.seconds_median,
+            )
             for r in self._report.raters
         ]
         return Table(columns, rows)
+
+    def checks(self) -> Table | None:
+        """What stands out in a rater; None where nothing does."""
+        words = self._words
+        heads: list[AnyColumn] = [
+            *(words["agreement.first"], words["checks.sign"], words["agreement.items"]),
+            *(words["checks.found"], words["checks.expected"]),
+            Column(words["differences.p_holm"], p_value),
+        ]
+        rows: list[tuple[Cell, ...]] = []
+        for one in (one for one in self._report.checks if one.is_flagged):
+            sign, show = words[f"checks.{one.check}"], _SHOWN[one.check]
+            if one.criterion:
+                sign = _colon(sign, self._names[one.criterion])
+            rows.append((one.rater, sign, one.n, show(one.found), show(one.expected), one.p_holm))
+        return Table(heads, rows) if rows else None
 
     def labels(self) -> Table:
         names = ("item", "label", "is_yes", "is_no", "evidence")

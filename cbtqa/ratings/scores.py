@@ -1,7 +1,13 @@
-"""From ratings to scores: numbers per presentation, means with intervals, paired tests of systems.
+"""From ratings to scores: numbers per presentation, means with intervals, tests of systems.
 
-marks = make_marks(rubric, ratings)
-score_systems(scale, marks, systems)[0].mean
+    marks = make_marks(rubric, ratings)
+    fitted = fit_systems(scale, marks)
+    score_systems(scale, marks, systems, fitted)[0].mean
+
+Questions and raters are random in every interval and test (`statistics.crossed`). Wilcoxon's and
+Friedman's tests on means per question, which papers print, hold the raters fixed: they are kept
+under `these_raters_only`, since they find differences that other raters would not (type I .38
+where raters differ in how they take to a system by SD .2).
 """
 
 from __future__ import annotations
@@ -19,10 +25,9 @@ from cbtqa.ratings.results import Difference, Flag, Omnibus, PublishedScore, Sco
 from cbtqa.ratings.rubric import Rubric
 from cbtqa.ratings.study import StudyFolder
 from cbtqa.statistics.agreement import Level
-from cbtqa.statistics.resampling import DEFAULT_SEED, bootstrap_sums, holm, percentile_interval
-from cbtqa.statistics.tests_of_arms import friedman, wilcoxon
-
-N_RESAMPLES = 2_000
+from cbtqa.statistics.crossed import CrossedMeans, crossed_means
+from cbtqa.statistics.resampling import holm
+from cbtqa.statistics.tests_of_arms import TestResult, friedman, wilcoxon
 
 
 @dataclass(frozen=True)
@@ -44,14 +49,17 @@ class Scale:
     level: Level
     points: tuple[int, ...]
     """Every value on offer; empty for totals."""
+    ends: tuple[float, float]
+    """The least and greatest value."""
 
 
 def scales_of(rubric: Rubric) -> list[Scale]:
     scales = [
-        Scale(c.id, "nominal" if c.kind == "mark" else "ordinal", tuple(c.points))
+        Scale(c.id, "nominal" if c.kind == "mark" else "ordinal", tuple(c.points), (c.low, c.high))
         for c in rubric.criteria
     ]
-    return scales + [Scale(f"total:{total.id}", "interval", ()) for total in rubric.totals]
+    totals = ((f"total:{total.id}", rubric.range_of(total)) for total in rubric.totals)
+    return scales + [Scale(name, "interval", (), ends) for name, ends in totals]
 
 
 def make_marks(rubric: Rubric, ratings: Iterable[Rating]) -> list[Mark]:
@@ -76,37 +84,45 @@ def make_marks(rubric: Rubric, ratings: Iterable[Rating]) -> list[Mark]:
     return marks
 
 
-def score_systems(scale: Scale, marks: Sequence[Mark], systems: Sequence[str]) -> list[Score]:
-    """Every system on one criterion; the same draws of questions for all."""
-    questions = list(dict.fromkeys(mark.rating.question_id for mark in marks))
-    row = {name: number for number, name in enumerate(questions)}
-    sums = np.zeros((len(questions), 2 * len(systems)))
-    own = {system: [mark for mark in marks if mark.rating.system == system] for system in systems}
-    for place, system in enumerate(systems):
-        for mark in own[system]:
-            if mark.value is not None:
-                sums[row[mark.rating.question_id], 2 * place : 2 * place + 2] += (mark.value, 1)
-    drawn = bootstrap_sums(sums, N_RESAMPLES, DEFAULT_SEED) if questions else sums
+def fit_systems(scale: Scale, marks: Sequence[Mark]) -> CrossedMeans | None:
+    """The crossed model of one criterion: questions and raters random; None without a rating."""
+    rated = [(mark.value, mark.rating) for mark in marks if mark.value is not None]
+    if not rated:
+        return None
+    return crossed_means(
+        [value for value, _ in rated],
+        [rating.system for _, rating in rated],
+        [rating.question_id for _, rating in rated],
+        [rating.rater for _, rating in rated],
+        scale=scale.ends,
+    )
+
+
+def score_systems(
+    scale: Scale, marks: Sequence[Mark], systems: Sequence[str], fitted: CrossedMeans | None
+) -> list[Score]:
+    """Every system on one criterion, its mean and interval from `fit_systems`."""
     scores = []
-    for place, system in enumerate(systems):
-        values = [mark.value for mark in own[system] if mark.value is not None]
-        low = high = None
-        n_questions = int((sums[:, 2 * place + 1] > 0).sum())
-        if n_questions > 1:
-            kept = drawn[drawn[:, 2 * place + 1] > 0]  # not the draws without any rating
-            low, high = percentile_interval(kept[:, 2 * place] / kept[:, 2 * place + 1])
+    for system in systems:
+        own = [mark for mark in marks if mark.rating.system == system]
+        values = [mark.value for mark in own if mark.value is not None]
+        found = fitted.mean(system) if fitted is not None and values else None
         scores.append(
             Score(
                 system=system,
                 criterion=scale.id,
                 n_ratings=len(values),
-                n_questions=n_questions,
-                n_open=sum(mark.reason == "open" for mark in own[system]),
-                n_cannot_judge=sum(mark.reason == "cannot_judge" for mark in own[system]),
-                mean=float(np.mean(values)) if values else None,
+                n_questions=found.n_items if found else 0,
+                n_raters=found.n_raters if found else 0,
+                n_open=sum(mark.reason == "open" for mark in own),
+                n_cannot_judge=sum(mark.reason == "cannot_judge" for mark in own),
+                mean=found.value if found else None,
+                raw_mean=float(np.mean(values)) if values else None,
                 sd=float(np.std(values, ddof=1)) if len(values) > 1 else None,
-                low=low,
-                high=high,
+                low=found.low if found else None,
+                high=found.high if found else None,
+                df=found.df if found else None,
+                reason=found.reason if found else None,
                 counts={point: values.count(point) for point in scale.points},
             )
         )
@@ -114,40 +130,59 @@ def score_systems(scale: Scale, marks: Sequence[Mark], systems: Sequence[str]) -
 
 
 def compare_systems(
-    scale: Scale, marks: Sequence[Mark], systems: Sequence[str]
+    scale: Scale, marks: Sequence[Mark], systems: Sequence[str], fitted: CrossedMeans | None
 ) -> tuple[list[Difference], list[Omnibus]]:
-    """Every pair of systems over questions, and one test over all when there are more than two."""
-    means = {system: question_means(marks, system) for system in systems}
+    """Every pair of systems, and one test over all when there are more than two."""
+    if fitted is None:
+        return [], []
+    rated = [system for system in systems if system in fitted.names]
+    means = {system: question_means(marks, system) for system in rated}
     found: list[Difference] = []
-    for first, second in combinations(systems, 2):
-        common = [question for question in means[first] if question in means[second]]
-        if common:
-            a, b = (np.array([means[one][name] for name in common]) for one in (first, second))
-            gaps = b - a
-            drawn = bootstrap_sums(gaps[:, None], N_RESAMPLES, DEFAULT_SEED)[:, 0] / len(gaps)
-            low, high = percentile_interval(drawn)
-            found.append(
-                Difference(
-                    criterion=scale.id,
-                    first=first,
-                    second=second,
-                    difference=float(gaps.mean()),
-                    low=low,
-                    high=high,
-                    n_questions=len(gaps),
-                    test=wilcoxon(a, b),
-                )
+    for first, second in combinations(rated, 2):
+        one = fitted.difference(first, second)
+        a, b = _shared([means[first], means[second]])
+        t = None if one.p is None or not one.se else one.value / one.se
+        test = TestResult(
+            name=f"crossed_t|{_random(one.are_raters_random)}",
+            statistic=t,
+            p=one.p,
+            n=one.n_items,
+            reason=one.reason,
+        )
+        found.append(
+            Difference(
+                criterion=scale.id,
+                first=first,
+                second=second,
+                difference=one.value,
+                low=one.low,
+                high=one.high,
+                se=one.se,
+                df=one.df,
+                n_questions=one.n_items,
+                n_raters=one.n_raters,
+                test=test,
+                these_raters_only=wilcoxon(a, b),
             )
+        )
     adjusted = iter(holm([one.test.p for one in found if one.test.p is not None]))
     found = [
         one if one.test.p is None else one.model_copy(update={"p_holm": next(adjusted)})
         for one in found
     ]
-    shared = [q for q in means[systems[0]] if all(q in means[system] for system in systems)]
-    if len(systems) < 3 or not shared:
+    if len(rated) < 3:
         return found, []
-    arms = [[means[system][question] for question in shared] for system in systems]
-    return found, [Omnibus(criterion=scale.id, test=friedman(arms))]
+    overall = fitted.omnibus()
+    test = TestResult(
+        name=f"crossed_F|{_random(overall.n_raters > 1)}",
+        statistic=overall.statistic,
+        p=overall.p,
+        n=overall.n_items,
+        reason=overall.reason,
+    )
+    degrees = {"df_numerator": overall.df_numerator, "df_denominator": overall.df_denominator}
+    fixed = friedman(_shared(list(means.values())))
+    return found, [Omnibus(criterion=scale.id, test=test, these_raters_only=fixed, **degrees)]
 
 
 def question_means(marks: Sequence[Mark], system: str) -> dict[str, float]:
@@ -157,6 +192,16 @@ def question_means(marks: Sequence[Mark], system: str) -> dict[str, float]:
         if mark.rating.system == system and mark.value is not None:
             values.setdefault(mark.rating.question_id, []).append(mark.value)
     return {name: round(sum(own) / len(own), 9) for name, own in values.items()}
+
+
+def _shared(means: Sequence[dict[str, float]]) -> list[list[float]]:
+    """One list per system over the questions that all have, in the same order."""
+    shared = [name for name in means[0] if all(name in one for one in means)]
+    return [[one[name] for name in shared] for one in means]
+
+
+def _random(are_raters_random: bool) -> str:
+    return f"random:questions{'+raters' if are_raters_random else ''}"
 
 
 @cache

@@ -8,32 +8,51 @@ A table is `(raters, items)` without gaps; see `agreement` for coefficients with
 
 from __future__ import annotations
 
+import math
+from collections.abc import Hashable, Sequence
 from typing import Literal
 
 import numpy as np
 
 from cbtqa.errors import require
 from cbtqa.statistics.agreement import (
+    FEWEST_ITEMS,
     NO_VARIATION,
     Cells,
     Coefficient,
+    Floats,
     as_table,
+    estimate_below_one,
+    is_short_scale,
+    measured,
     undefined,
 )
 from cbtqa.statistics.intervals import CONFIDENCE
+from cbtqa.statistics.jackknife import Spread, Unit
+from cbtqa.statistics.resampling import Interval
 
 IccForm = Literal["1", "A", "C"]
 
 
 def intraclass_correlation(
-    cells: Cells, form: IccForm = "A", *, of_mean: bool = False
+    cells: Cells,
+    form: IccForm = "A",
+    *,
+    of_mean: bool = False,
+    clusters: Sequence[Hashable] | None = None,
 ) -> Coefficient:
     """ICC with its 95 % interval, for one rating or for the mean of all raters.
+
+    Of independent items with many values the interval is that of normal ratings, items and (in form
+    `A`) raters random. On a scale of few points, where that covers .75 near the ceiling, and with
+    clusters it is that of the jackknife: items or clusters random and, from three on, raters.
 
     Args:
         form: `1` one-way (raters differ from item to item), `A` two-way absolute agreement (what
             is often called ICC2), `C` two-way consistency (ICC3).
         of_mean: the reliability of the mean of the k raters instead of a single one.
+        clusters: what each item belongs to, such as the question that an answer is for; None where
+            every item stands for itself.
 
     Source: McGraw & Wong 1996, tables 4 and 7.
     """
@@ -46,55 +65,92 @@ def intraclass_correlation(
         return undefined(name, reason, n, n_ratings)
     if k < 2 or n < 2:
         return undefined(name, "needs two raters and two items", n, n_ratings)
-    grand = table.mean()
-    ss_rows = k * ((table.mean(axis=0) - grand) ** 2).sum()
-    ss_columns = n * ((table.mean(axis=1) - grand) ** 2).sum()
-    # rounding may leave -1e-16
-    ss_error = max(((table - grand) ** 2).sum() - ss_rows - ss_columns, 0.0)
-    rows, columns = float(ss_rows / (n - 1)), float(ss_columns / (k - 1))
-    error = float(ss_error / ((n - 1) * (k - 1)))
-    if rows + columns + error <= 1e-12:
+    ones = np.ones((1, n))
+    rows, columns, noise = (float(one[0]) for one in _mean_squares(table, ones, form))
+    if rows + columns + noise <= 1e-12:
         return undefined(name, NO_VARIATION, n, n_ratings)
-    noise = float((ss_columns + ss_error) / (n * (k - 1))) if form == "1" else error
-    below = rows + (k - 1) * noise + (k / n * (columns - error) if form == "A" else 0)
-    found: tuple[float | None, ...] = (None, None, None)
-    if below > 0:
-        single = (rows - noise) / below
-        found = (single, *_interval(form, single, (n, k), (rows, columns, noise)))
-    value, low, high = (_spearman_brown(one, k) for one in found) if of_mean else found
-    if value is None:
+    single = float(_single(table, ones, form)[0])
+    if math.isnan(_of_mean(single, k) if of_mean else single):
         reason = "raters disagree more than items differ; the reliability of a mean is undefined"
         return undefined(name, reason, n, n_ratings)
-    return Coefficient(name=name, value=value, low=low, high=high, n_items=n, n_ratings=n_ratings)
+
+    def statistic(some: Floats, weights: Floats) -> Floats:
+        return _single(some, weights, form)
+
+    if clusters is None and not is_short_scale(table) and n >= FEWEST_ITEMS:
+        units: tuple[Unit, ...] = ("items", "raters") if form == "A" else ("items",)
+        interval = _interval(form, single, (n, k), (rows, columns, noise))
+        found = measured(name, single, interval, Spread(0.0, n - 1, n, units), (n, n_ratings))
+    else:
+        found = estimate_below_one(name, statistic, table, clusters)
+    return _for_mean(found, k) if of_mean else found
+
+
+def _for_mean(single: Coefficient, k: int) -> Coefficient:
+    """From the reliability of one rating that of the mean of k; the interval not below -1."""
+    ends = (single.value, single.low, single.high)
+    value, low, high = (None if one is None else _of_mean(one, k) for one in ends)
+    low = None if low is None else max(-1.0, low)  # NaN gives -1
+    return single.model_copy(update={"value": value, "low": low, "high": high})
+
+
+def _mean_squares(table: Floats, weights: Floats, form: IccForm) -> tuple[Floats, Floats, Floats]:
+    """Of items, of raters, and of what is noise in this form, for each row of item weights."""
+    k, n = len(table), weights.sum(axis=1)
+    centred = table - table.mean()
+    of_items = centred.mean(axis=0)
+    grand = weights @ of_items / n
+    ss_rows = k * (weights @ of_items**2 - n * grand**2)
+    ss_columns = n * ((weights @ centred.T / n[:, None] - grand[:, None]) ** 2).sum(axis=1)
+    total = weights @ (centred**2).sum(axis=0) - n * k * grand**2
+    # rounding may leave -1e-16
+    ss_error = np.maximum(total - ss_rows - ss_columns, 0.0)
+    error = ss_error / ((n - 1) * (k - 1))
+    noise = (ss_columns + ss_error) / (n * (k - 1)) if form == "1" else error
+    return ss_rows / (n - 1), ss_columns / (k - 1), noise
+
+
+def _single(table: Floats, weights: Floats, form: IccForm) -> Floats:
+    """The reliability of one rating for each row of item weights; NaN where it is undefined."""
+    k, n = len(table), weights.sum(axis=1)
+    if k < 2:
+        return np.full(len(n), np.nan)
+    rows, columns, noise = _mean_squares(table, weights, form)
+    below = rows + (k - 1) * noise + (k / n * (columns - noise) if form == "A" else 0)
+    is_defined = below > 1e-12
+    found: Floats = np.full(len(n), np.nan)
+    np.divide(rows - noise, below, out=found, where=is_defined)
+    return found
 
 
 def _interval(
     form: IccForm, single: float, shape: tuple[int, int], squares: tuple[float, float, float]
-) -> tuple[float | None, float | None]:
+) -> Interval:
     """The interval of a single rating from the mean squares of items, raters and noise."""
     f_distribution = require("scipy.stats", "rate").f
     (n, k), (rows, columns, noise) = shape, squares
     tail = (1 - CONFIDENCE) / 2
-    if noise <= 0:
-        return None, None
+    if noise <= 1e-12 or single >= 1:
+        return Interval(None, None, "no noise between raters: its spread is not known", 0)
     if form != "A":
         df = n * (k - 1) if form == "1" else (n - 1) * (k - 1)
         low = rows / noise / f_distribution.isf(tail, n - 1, df)
         high = rows / noise * f_distribution.isf(tail, df, n - 1)
-        return float((low - 1) / (low + k - 1)), float((high - 1) / (high + k - 1))
-    a = k * single / (n * (1 - single)) * columns
-    b = (1 + k * single * (n - 1) / (n * (1 - single))) * noise
-    freedom = (a + b) ** 2 / (a**2 / (k - 1) + b**2 / ((n - 1) * (k - 1)))
-    rest = k * columns + (k * n - k - n) * noise
-    f_low = f_distribution.isf(tail, n - 1, freedom)
-    f_high = f_distribution.isf(tail, freedom, n - 1)
-    low = n * (rows - f_low * noise) / (f_low * rest + n * rows)
-    high = n * (f_high * rows - noise) / (rest + n * f_high * rows)
-    return float(low), float(high)
+        low, high = ((one - 1) / (one + k - 1) for one in (low, high))
+    else:
+        a = k * single / (n * (1 - single)) * columns
+        b = (1 + k * single * (n - 1) / (n * (1 - single))) * noise
+        freedom = (a + b) ** 2 / (a**2 / (k - 1) + b**2 / ((n - 1) * (k - 1)))
+        rest = k * columns + (k * n - k - n) * noise
+        f_low = f_distribution.isf(tail, n - 1, freedom)
+        f_high = f_distribution.isf(tail, freedom, n - 1)
+        low = n * (rows - f_low * noise) / (f_low * rest + n * rows)
+        high = n * (f_high * rows - noise) / (rest + n * f_high * rows)
+    return Interval(max(-1.0, float(low)), min(1.0, float(high)), None, 0)
 
 
-def _spearman_brown(single: float | None, k: int) -> float | None:
-    """Reliability of the mean of k ratings; None where the single one is too negative."""
-    if single is None or 1 + (k - 1) * single <= 0:
-        return None
+def _of_mean(single: float, k: int) -> float:
+    """Reliability of the mean of k ratings; NaN where the single one is too negative."""
+    if math.isnan(single) or 1 + (k - 1) * single <= 0:
+        return math.nan
     return k * single / (1 + (k - 1) * single)

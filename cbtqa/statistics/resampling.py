@@ -24,7 +24,9 @@ DEFAULT_SEED = 12345  # Source: sacrebleu's SACREBLEU_SEED
 BOOTSTRAP_TRIALS = 1_000  # Source: sacrebleu, after Koehn, EMNLP 2004
 RANDOMISATION_TRIALS = 10_000  # Source: sacrebleu, after Riezler and Maxwell, 2005
 FEWEST_SCORED = 10
-"""Below this many scored items there is no interval and no test: too few different resamples."""
+"""Below this many scored items there is no percentile interval and no bootstrap test."""
+FEWEST_SWAPPED = 6
+"""Items from which randomisation can reach p = .05: on five, two swaps in 32 are as far apart."""
 FEWEST_DEFINED = 0.95
 """Share of the resamples in which a score must be defined for an interval or a test."""
 FEW_ITEMS = 30
@@ -139,11 +141,13 @@ def defined_interval(scores: Floats, n_scored: int) -> Interval:
     return Interval(*percentile_interval(defined), None, n_left_out)
 
 
-def why_unreliable(n_scored: int, n_left_out: int, n_drawn: int) -> str | None:
+def why_unreliable(
+    n_scored: int, n_left_out: int, n_drawn: int, fewest: int = FEWEST_SCORED
+) -> str | None:
     """Why resamples can carry neither interval nor test; None when they can."""
-    if n_scored < FEWEST_SCORED:
+    if n_scored < fewest:
         word = "question" if n_scored == 1 else "questions"
-        return f"{n_scored} scored {word}, fewer than {FEWEST_SCORED}"
+        return f"{n_scored} scored {word}, fewer than {fewest}"
     if n_drawn - n_left_out < FEWEST_DEFINED * n_drawn:
         return f"undefined in {n_left_out} of {n_drawn} resamples"
     return None

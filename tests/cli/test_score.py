@@ -34,7 +34,7 @@ def cbtqa(*words: str | Path) -> subprocess.CompletedProcess[str]:
 def write(path: Path, column: str, n_rows: int, tail: str) -> Path:
     """Answers that differ by their tail."""
     rows = (
-        {"id": str(n), column: f"你说第{n}件事让你很累，得分59.5，" * 20 + tail}
+        {"id": str(n), column: f"你说第{n}件事让你很累，得分59.5，" * (20 + n % 7) + tail}
         for n in range(n_rows)
     )
     path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), "utf-8")

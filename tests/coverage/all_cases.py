@@ -1,5 +1,13 @@
 """All simulated figures, module by module."""
 
-from tests.coverage import intervals
+import importlib
+from pathlib import Path
 
-CASES = [case for module in (intervals,) for case in module.CASES]
+NOT_CASES = {"all_cases", "cases", "test_coverage"}
+MODULES = sorted(path.stem for path in Path(__file__).parent.glob("*.py"))
+CASES = [
+    case
+    for name in MODULES
+    if name not in NOT_CASES
+    for case in importlib.import_module(f"tests.coverage.{name}").CASES
+]

@@ -248,7 +248,7 @@ def test_a_small_file_gets_its_share_of_every_split(tmp_path: Path, n: int) -> N
 
 def test_a_large_file_is_split_by_hash_alone() -> None:
     items = [item_of(f"第{i}个，各不相同：{i * 7919:09d}{i * 104729:09d}") for i in range(200)]
-    found = list(SplitPlan(BuildSettings(near_duplicate=1), items).splits())
+    found = list(SplitPlan(BuildSettings(near_cosine=1), items).splits())
     assert found == [split_of(item.question.id) for item in items]
 
 

@@ -104,7 +104,9 @@ def test_two_labels_of_one_type_count_once() -> None:
 
 def test_pairs_of_types_are_counted_in_one_order() -> None:
     rows = make_rows(1)
-    labels = [{"id": name, "evidence": None} for name in ("should", "labeling")]
+    labels = [
+        {"id": name, "evidence": None, "labeller": "answer"} for name in ("should", "labeling")
+    ]
     both = [
         ("train", {**rows[0][1], "id": "1", "distortions": labels}),
         ("train", {**rows[0][1], "id": "2", "distortions": labels[::-1]}),

@@ -232,7 +232,7 @@ def test_label_quality_shows_figures_and_never_the_texts(run: Path, tmp_path: Pa
     gold_path.write_text("\n".join(json.dumps(r, ensure_ascii=False) for r in rows), "utf-8")
     gold = read_gold(gold_path, taxonomy="socialcd-12")
     labels = PatternLabeller(gold.taxonomy).label_many([item.text for item in gold.items])
-    report = evaluate(gold, {"patterns": labels}, n_resamples=20)
+    report = evaluate(gold, {"patterns": labels})
     quality = tmp_path / "quality.json"
     quality.write_text(report.model_dump_json(), "utf-8")
     card = plan_of(run, label_quality=quality).card

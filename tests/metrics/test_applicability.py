@@ -95,9 +95,12 @@ def test_the_command_compares_where_three_of_forty_questions_carry_risk(tmp_path
         pairs = {one["metric"]: one for one in strict(out / test / COMPARISON_NAME)["pairs"]}
         route = pairs["help_route"]
         assert (route["difference"], route["n"], route["n_losses"]) == (-1, 3, 3)
-        assert (route["win_rate"], route["low"], route["p"]) == (0, None, None)
-        assert "3 scored questions, fewer than 10" in route["interval_reason"]
-        assert "3 scored questions, fewer than 10" in route["p_reason"]
+        assert (route["win_rate"], route["p"]) == (0, None)
+        # three of three: the scale's end and far from it, not -1 to -1
+        assert route["low"] == -1 and -0.4 < route["high"] < 0.2
+        assert route["win_low"] == 0 and 0.2 < route["win_high"] < 0.8
+        fewest = {"ar": 6, "bs": 10}[test]
+        assert f"3 scored questions, fewer than {fewest}" in route["p_reason"]
         assert pairs["bleu_zh"]["p"] < 0.05 and pairs["bleu_zh"]["p_reason"] is None
 
 
@@ -202,7 +205,12 @@ def test_a_score_on_few_questions_says_why_it_has_no_interval(tmp_path: Path) ->
         rows("慢慢来。", risk=lambda number: "explicit" if number < 3 else "none"),
     )
     done = scores(ref, write(tmp_path / "a.jsonl", rows("请拨打12356。")))
-    route, bleu = done["help_route"], done["bleu_zh"]
+    route, distinct = done["help_route"], done["distinct_1"]
+    assert (route.value, route.n_scored, route.high) == (1, 3, 1)
+    assert route.low is not None and 0.2 < route.low < 0.8  # Jeffreys' interval of 3 in 3
+    assert distinct.low is None and "cannot be drawn apart" in (distinct.interval_reason or "")
+    drawn = scores(ref, tmp_path / "a.jsonl", interval="percentile")
+    route, bleu = drawn["help_route"], drawn["bleu_zh"]
     assert (route.value, route.n_scored, route.low, route.high) == (1, 3, None, None)
     assert route.interval_reason == "3 scored questions, fewer than 10"
     assert route.n_left_out > 0
@@ -210,12 +218,15 @@ def test_a_score_on_few_questions_says_why_it_has_no_interval(tmp_path: Path) ->
 
 
 def test_answers_to_one_question_are_one_scored_question(tmp_path: Path) -> None:
-    many = rows("慢慢来。", topic=lambda number: str(number % 5))
+    many = rows("慢慢来。", topic=lambda number: str(number % 2))
     ref = write(tmp_path / "ref.jsonl", many)
     file = write(tmp_path / "a.jsonl", rows("会好的。"))
-    one = scores(ref, file, metrics="bleu_zh", cluster_column="topic")["bleu_zh"]
+    told = {"metrics": "bleu_zh", "cluster_column": "topic"}
+    one = scores(ref, file, **told)["bleu_zh"]
     assert one.n_scored == N and one.low is None
-    assert one.interval_reason == "5 scored questions, fewer than 10"
+    assert one.interval_reason == "rests on 2 questions, fewer than 3"
+    drawn = scores(ref, file, interval="percentile", **told)["bleu_zh"]
+    assert drawn.interval_reason == "2 scored questions, fewer than 10"
 
 
 def columns_where(applies: Mapping[int, bool], *, is_reference: bool) -> dict[str, Any]:
@@ -296,4 +307,5 @@ def check(done: Comparison) -> None:
         assert (one.low is None) == (one.high is None) == (one.interval_reason is not None)
         assert (one.p is None) == (one.p_adjusted is None) == (one.p_reason is not None)
         assert (one.win_rate is None) == (one.n == 0)
-        assert one.n >= 10 or one.p is None
+        assert one.n >= (6 if one.test.startswith("ar") else 10) or one.p is None
+        assert (one.win_low is None) == (one.n < 2)

@@ -26,14 +26,19 @@ from cbtqa.errors import (
     UsageError,
 )
 from cbtqa.files import read_jsonl, write_jsonl
-from cbtqa.judging.agreement import corrected_mean
+from cbtqa.judging.agreement import agreement_on
 from cbtqa.judging.answers import AnswerJudge, Ask, JudgeRating, load_judged_rubric
 from cbtqa.judging.asking import is_quote_of
-from cbtqa.judging.report import JudgeReport
+from cbtqa.judging.correction import corrected_mean, people_mean, sample_of
+from cbtqa.judging.report import JudgeReport, score_table
 from cbtqa.judging.run import JudgeSettings, estimate_judge, judge
 from cbtqa.llm.chat import Reply, Sampling
+from cbtqa.ratings.design import NewStudySettings, create_study
 from cbtqa.records import Reason
 from cbtqa.settings import Resolved, resolve
+from cbtqa.statistics.agreement import cohen_kappa
+from cbtqa.statistics.intraclass import intraclass_correlation
+from cbtqa.statistics.tests_of_arms import kendall_tau, spearman_rho
 from tests.support.endpoint import Answer, ScriptedEndpoint, Seen, ok, out_of_quota, refusal
 
 RUBRIC = load_judged_rubric("cbt-llm")
@@ -363,9 +368,7 @@ def test_a_judge_that_agrees_with_people_shows_it(tmp_path: Path) -> None:
         report = run(server, given, human=human)
     for found in report.agreement:
         named = {one.name: one.value for one in found.judge_human}
-        assert set(named) == {
-            *("mean_kappa_quadratic", "alpha_ordinal", "icc_A_1", "spearman", "kendall_tau_b")
-        }
+        assert set(named) == {*("mean_kappa_quadratic", "icc_A_1", "spearman", "kendall_tau_b")}
         assert all(value == pytest.approx(1) for value in named.values())
         assert {one.name for one in found.human_human} == {"mean_kappa_quadratic", "alpha_ordinal"}
         assert found.bias == 0
@@ -380,11 +383,14 @@ def test_a_mild_judge_is_told_and_corrected(tmp_path: Path) -> None:
     human = human_file(tmp_path, {str(i): [truth[i], truth[i]] for i in range(0, 120, 2)})
     mild = rating_by(lambda answer: min(2, truth[number_of(answer)] + 1))
     with ScriptedEndpoint(mild) as server:
-        report = run(server, given, human=human, repeats=1)
+        report = run(server, given, human=human, repeats=1, human_sample="random")
     assert any("relevance: the judge is milder than people by" in one for one in report.alarms)
     assert any("never gives 0" in one for one in report.alarms)
     correction = report.corrections[0]
     assert correction.judge_mean > np.mean(truth) + 0.5
+    assert correction.corrected is not None
+    assert correction.corrected.low is not None
+    assert correction.corrected.high is not None
     assert correction.corrected.low < np.mean(truth) < correction.corrected.high
     assert (correction.corrected.n_human, correction.corrected.n_judge_only) == (60, 60)
     assert 0 < correction.corrected.weight <= 1
@@ -439,8 +445,8 @@ def test_raters_with_gaps_and_criteria_that_nobody_rated(tmp_path: Path) -> None
     relevance, structure, _ = report.agreement
     assert (relevance.n_items, relevance.n_raters) == (6, 2)
     kappa = relevance.judge_human[0]
-    assert kappa.n_items == 6 + 2
-    assert relevance.human_human[0].n_items == 2
+    assert (kappa.n_items, kappa.n_ratings) == (6, 6 + 2)
+    assert relevance.human_human[0].value is None
     assert (structure.n_items, structure.n_raters, structure.bias) == (0, 0, None)
     assert all(one.value is None and one.reason for one in structure.judge_human)
     assert structure.human_human == ()
@@ -454,8 +460,10 @@ def test_the_corrected_interval_covers_the_truth_where_the_judges_own_does_not()
     for _ in range(n_trials):
         people = np.clip(np.rint(draw.normal(truth, 0.7, n + n_other)), 0, 2)
         judge_ratings = np.clip(people + draw.choice([0, 1], n + n_other, p=[0.5, 0.5]), 0, 2)
-        found = corrected_mean(people[:n], judge_ratings[:n], judge_ratings[n:])
+        found = corrected_mean(people[:n], judge_ratings[:n], judge_ratings[n:], (0, 2))
         assert found is not None
+        assert found.low is not None
+        assert found.high is not None
         n_covered += found.low < truth < found.high
         half = 1.96 * judge_ratings.std(ddof=1) / math.sqrt(n + n_other)
         n_naive += abs(judge_ratings.mean() - truth) < half
@@ -467,8 +475,10 @@ def test_the_weight_makes_the_interval_narrowest() -> None:
     draw = np.random.default_rng(8)
     people = draw.normal(1, 0.5, 500)
     judged = people + draw.normal(0.4, 0.4, 500)
-    found = corrected_mean(people[:80], judged[:80], judged[80:])
+    found = corrected_mean(people[:80], judged[:80], judged[80:], (-9, 9))
     assert found is not None
+    assert found.low is not None
+    assert found.high is not None
 
     def spread(weight: float) -> float:
         rest = (people - weight * judged)[:80]
@@ -481,12 +491,227 @@ def test_the_weight_makes_the_interval_narrowest() -> None:
 
 
 def test_a_judge_that_says_nothing_leaves_the_peoples_mean() -> None:
-    people = np.array([0.0, 1.0, 2.0, 1.0])
-    found = corrected_mean(people, np.ones(4), np.ones(50))
+    people = np.array([0.0, 1.0, 2.0, 1.0, 0.0, 2.0])
+    found = corrected_mean(people, np.ones(6), np.ones(50), (0, 100))
     assert found is not None
     assert (found.value, found.weight) == (1.0, 0.0)
-    assert found.high - found.value == pytest.approx(1.959964 * people.std(ddof=1) / 2, abs=1e-6)
-    assert corrected_mean(people[:1], np.ones(1), np.ones(50)) is None
+    t = 2.570582  # scipy.stats.t.isf(.025, 5)
+    assert found.high == pytest.approx(1 + t * people.std(ddof=1) / math.sqrt(6), abs=1e-5)
+
+
+# --- what people's sample allows, and what an agreement is about ---------------------------------
+
+
+def people_on(
+    table: Any, systems: int = 1, judge: Any = None
+) -> tuple[dict[tuple[str, str], dict[int, int]], dict[tuple[str, str], dict[str, int]]]:
+    """Cells of a judge and people's ratings from `(raters, answers)`, answers system by system."""
+    n = np.shape(table)[1] // systems
+    keys = [(f"q{place % n}", f"s{place // n}") for place in range(np.shape(table)[1])]
+    people = {
+        key: {f"R{r}": int(row[place]) for r, row in enumerate(table) if not np.isnan(row[place])}
+        for place, key in enumerate(keys)
+    }
+    return {key: {0: int(judge[place])} for place, key in enumerate(keys)}, people
+
+
+def coefficients(found: Any) -> dict[str, float]:
+    return {one.name: one.value for one in found}
+
+
+def test_coefficients_equal_those_that_are_checked_against_other_programs() -> None:
+    draw = np.random.default_rng(2)
+    truth = draw.integers(0, 3, 40)
+    table = np.clip(truth + draw.integers(-1, 2, (3, 40)), 0, 2).astype(float)
+    judge = np.clip(truth + draw.integers(0, 2, 40), 0, 2)
+    cells, people = people_on(table, judge=judge)
+    found = coefficients(agreement_on(RUBRIC.scales[0], cells, people).judge_human)
+    mean = table.mean(axis=0)
+    kappas = [cohen_kappa(judge, row, [0, 1, 2], "quadratic").value for row in table]
+    assert found["mean_kappa_quadratic"] == pytest.approx(np.mean(kappas))  # type: ignore[arg-type]
+    icc = intraclass_correlation(np.stack([judge, mean]), "A")
+    assert found["icc_A_1"] == pytest.approx(icc.value)
+    assert found["spearman"] == pytest.approx(spearman_rho(judge, mean).value)
+    assert found["kendall_tau_b"] == pytest.approx(kendall_tau(judge, mean).value)
+
+
+def test_a_noise_judge_does_not_borrow_the_agreement_of_people() -> None:
+    draw = np.random.default_rng(4)
+    table = np.tile(draw.integers(0, 3, 60), (5, 1)).astype(float)
+    cells, people = people_on(table, judge=draw.integers(0, 3, 60))
+    found = agreement_on(RUBRIC.scales[0], cells, people)
+    assert all(abs(value) < 0.25 for value in coefficients(found.judge_human).values())
+    assert coefficients(found.human_human)["alpha_ordinal"] == pytest.approx(1)
+    assert found.judge_human_within == ()
+
+
+def test_a_judge_that_knows_only_the_system_agrees_over_all_and_not_within() -> None:
+    draw = np.random.default_rng(4)
+    level = np.repeat([0, 1, 2], 30)
+    table = np.clip(level + draw.integers(-1, 2, (2, 90)), 0, 2).astype(float)
+    judge = np.where(draw.random(90) < 0.1, draw.integers(0, 3, 90), level)
+    cells, people = people_on(table, systems=3, judge=judge)
+    found = agreement_on(RUBRIC.scales[0], cells, people)
+    over_all, within = (coefficients(x) for x in (found.judge_human, found.judge_human_within))
+    assert over_all["mean_kappa_quadratic"] > 0.5
+    assert all(abs(value) < 0.25 for value in within.values())
+    low, high = found.judge_human_within[0].low, found.judge_human_within[0].high
+    assert low is not None
+    assert high is not None
+    assert low < 0 < high
+
+
+def test_answers_to_one_question_do_not_make_an_interval_narrower() -> None:
+    draw = np.random.default_rng(4)
+    truth = draw.integers(0, 3, 12)
+    judge = np.clip(truth + draw.integers(0, 2, 12), 0, 2)
+    once = people_on(np.array([truth], float), judge=judge)
+    thrice = people_on(np.tile(truth, (1, 3)).astype(float), systems=3, judge=np.tile(judge, 3))
+    first, second = (agreement_on(RUBRIC.scales[0], *one) for one in (once, thrice))
+    assert second.judge_human[0].low == pytest.approx(first.judge_human[0].low)
+    assert second.bias_low == pytest.approx(first.bias_low, abs=0.05)
+    assert first.limit_intervals is not None
+    assert second.limit_intervals is not None
+    assert second.limit_intervals[0] == pytest.approx(first.limit_intervals[0], abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("sample", "words"),
+    [(None, "--human-sample random"), ("chosen", "not drawn by lot"), ("random", None)],
+)
+def test_how_the_rated_answers_were_drawn_decides_on_the_correction(
+    tmp_path: Path, sample: str | None, words: str | None
+) -> None:
+    given = make_files(tmp_path, 40, {"a": written})
+    human = human_file(tmp_path, {str(i): [i % 3, i % 3] for i in range(20)})
+    with ScriptedEndpoint(rating_by(lambda answer: number_of(answer) % 3)) as server:
+        report = run(server, given, human=human, repeats=1, human_sample=sample)
+    assert report.human_sample == sample
+    for one in report.corrections:
+        assert (one.corrected is None) == bool(words)
+        assert one.human_mean == pytest.approx(np.mean([i % 3 for i in range(20)]))
+    told = [alarm for alarm in report.alarms if "not corrected" in alarm]
+    assert bool(words) == (len(told) == 1 and (words or "") in told[0])
+
+
+def test_a_rating_study_on_the_same_files_is_known_to_be_drawn_by_lot(tmp_path: Path) -> None:
+    given = make_files(tmp_path, 12, {"a": written})
+    study = tmp_path / "study"
+    create_study(
+        NewStudySettings(
+            predictions=(str(tmp_path / "a.jsonl"),),
+            questions=given["questions"],
+            out=study,
+            n=6,
+            raters=2,
+        )
+    )
+    (study / "report").mkdir()
+    human = human_file(study / "report", {str(i): [i % 3, 1] for i in range(6)})
+    assert sample_of(human, given["predictions"]) == "random"
+    (tmp_path / "other.jsonl").write_text("{}\n")
+    assert sample_of(human, [tmp_path / "other.jsonl"]) is None
+    assert sample_of(tmp_path / "a.jsonl", given["predictions"]) is None
+
+
+def test_where_all_answers_were_rated_nothing_hangs_on_how_they_were_drawn(tmp_path: Path) -> None:
+    given = make_files(tmp_path, 12, {"a": written})
+    human = human_file(tmp_path, {str(i): [i % 3, i % 3] for i in range(12)})
+    with ScriptedEndpoint(rating_by(lambda answer: 1)) as server:
+        report = run(server, given, human=human, repeats=1)
+    corrected = report.corrections[0].corrected
+    assert corrected is not None
+    assert (corrected.value, corrected.n_judge_only, corrected.weight) == (pytest.approx(1), 0, 0)
+
+
+def test_fewer_than_five_rated_answers_correct_nothing_and_the_page_says_why(
+    tmp_path: Path,
+) -> None:
+    given = make_files(tmp_path, 30, {"a": written})
+    human = human_file(tmp_path, {str(i): [2, 2] for i in range(2)})
+    with ScriptedEndpoint(rating_by(lambda answer: 2)) as server:
+        report = run(server, given, human=human, repeats=1, human_sample="random")
+    one = report.corrections[0]
+    assert (one.corrected, one.reason) == (
+        None,
+        "rests on 2 answers that people rated; 5 are the least",
+    )
+    assert score_table(report).cells()[1][0][2:4] == ["2.00 (n 2)", f"- ({one.reason})"]
+
+
+def test_near_the_ceiling_the_interval_stays_on_the_scale_and_is_told(tmp_path: Path) -> None:
+    given = make_files(tmp_path, 60, {"a": written})
+    human = human_file(tmp_path, {str(i): [2] for i in range(30)}, n_raters=1)
+    with ScriptedEndpoint(rating_by(lambda answer: 2)) as server:
+        report = run(server, given, human=human, repeats=1, human_sample="random")
+    corrected = report.corrections[0].corrected
+    assert corrected is not None
+    assert corrected.low is not None
+    assert 1.7 < corrected.low < 1.97
+    assert corrected.high == 2
+    assert any("an end of the scale" in alarm for alarm in report.alarms)
+
+
+def test_a_strict_rater_who_stopped_early_does_not_pull_the_mean_up(tmp_path: Path) -> None:
+    table = np.array([[1.0] * 10, [0.0] * 3 + [math.nan] * 7]) + np.arange(10) % 2
+    assert people_mean(table, (0, 2)).value == pytest.approx(1.0, abs=0.12)
+    plain = np.nanmean(table, axis=0).mean()
+    assert plain == pytest.approx(1.35)
+    full = np.array([[1.0] * 10, [0.0] * 10]) + np.arange(10) % 2
+    assert people_mean(full, (0, 2)).value == pytest.approx(full.mean())
+
+
+def test_raters_who_differ_widen_the_corrected_interval() -> None:
+    draw = np.random.default_rng(3)
+    truth = draw.integers(0, 7, 90).astype(float)
+    judged = truth + draw.normal(0, 0.3, 90)
+    alike = truth[:30] + draw.normal(0, 0.3, (4, 30))
+    apart = alike + np.array([[-1.0], [-0.5], [0.5], [1.0]])
+    widths = []
+    for table in (alike, apart):
+        found = corrected_mean(table, judged[:30], judged[30:], (0, 6))
+        assert found is not None
+        assert found.low is not None
+        assert found.high is not None
+        widths.append(found.high - found.low)
+    assert widths[1] > 1.5 * widths[0]
+
+
+def test_one_rater_is_told_to_be_one(tmp_path: Path) -> None:
+    given = make_files(tmp_path, 20, {"a": written})
+    human = human_file(tmp_path, {str(i): [i % 3] for i in range(10)}, n_raters=1)
+    with ScriptedEndpoint(rating_by(lambda answer: number_of(answer) % 3)) as server:
+        report = run(server, given, human=human, repeats=1, human_sample="random")
+    assert any(alarm.startswith("one person rated") for alarm in report.alarms)
+
+
+def test_a_point_that_few_answers_earn_is_no_fault_of_the_judge(tmp_path: Path) -> None:
+    given = make_files(tmp_path, 40, {"a": written})
+    # one 0 in forty, which the judge took for a 1
+    human = human_file(tmp_path, {str(i): [0 if i == 0 else 1 + i % 2] * 2 for i in range(40)})
+    with ScriptedEndpoint(rating_by(lambda answer: 1 + number_of(answer) % 2)) as server:
+        report = run(server, given, human=human, repeats=1)
+        assert not any("never gives" in alarm for alarm in report.alarms)
+        alone = run(server, given, repeats=1)
+    assert not any("never gives" in alarm for alarm in alone.alarms)
+
+
+def test_a_bias_that_two_answers_may_have_by_chance_raises_no_alarm(tmp_path: Path) -> None:
+    given = make_files(tmp_path, 20, {"a": written})
+    human = human_file(tmp_path, {"0": [0], "1": [2], "2": [1]}, n_raters=1)
+    with ScriptedEndpoint(rating_by(lambda answer: 2)) as server:
+        report = run(server, given, human=human, repeats=1)
+    assert report.agreement[0].bias == 1
+    assert not any("milder" in alarm for alarm in report.alarms)
+
+
+def test_answers_that_the_judge_rates_unlike_the_rest_are_told(tmp_path: Path) -> None:
+    given = make_files(tmp_path, 60, {"a": written})
+    human = human_file(tmp_path, {str(i): [i % 2, i % 2] for i in range(30)})
+    rate = lambda answer: number_of(answer) % 2 + (number_of(answer) >= 30)  # noqa: E731
+    with ScriptedEndpoint(rating_by(rate)) as server:
+        report = run(server, given, human=human, repeats=1, human_sample="random")
+    assert any("were they drawn by lot?" in alarm for alarm in report.alarms)
 
 
 def test_the_command_prints_tables_and_one_json_object(tmp_path: Path) -> None:

@@ -454,7 +454,9 @@ def test_every_number_carries_everything_that_can_change_it(tmp_path: Path, ref:
     scored = run(path, ref=ref, metrics="bleu_jieba")
     fields = dict(field.split(":", 1) for field in scored.report.scores[0].signature.split("|"))
     assert fields["tok"] == "jieba-0.42.1+hmm"
-    assert fields["n"] == "12" and fields["bs"] == "50" and fields["seed"] == "12345"
+    assert fields["n"] == "12" and fields["ci"] == "t"
+    drawn = run(path, ref=ref, metrics="bleu_jieba", interval="percentile").report.scores[0]
+    assert "|bs:50|seed:12345" in drawn.signature
     assert len(fields["dict"]) == len(fields["refs"]) == 12
     changed = write(
         tmp_path / "other.jsonl", [{"id": k, "answer": t + "。"} for k, t in ANSWERS.items()]
@@ -465,9 +467,10 @@ def test_every_number_carries_everything_that_can_change_it(tmp_path: Path, ref:
 
 def test_the_same_seed_gives_the_same_report(tmp_path: Path, ref: Path) -> None:
     path = predictions(tmp_path, PREDICTED)
-    first, second = (run(path, ref=ref, seed=9).report for _ in range(2))
+    told = {"ref": ref, "interval": "percentile"}
+    first, second = (run(path, seed=9, **told).report for _ in range(2))
     assert first == second
-    assert first.scores[0].low != run(path, ref=ref, seed=10).report.scores[0].low
+    assert first.scores[0].low != run(path, seed=10, **told).report.scores[0].low
 
 
 def test_intervals_draw_questions_not_rows(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_the_better_system_is_found_with_corrected_p_and_an_interval_off_zero(
         assert min(sign * one.low, sign * one.high) > 0
         assert one.p_holm is not None and one.test.p is not None
         assert one.test.p <= one.p_holm < 0.001
-        assert one.test.effect == pytest.approx(sign)
+        assert one.these_raters_only.effect == pytest.approx(sign)
     assert [o.criterion for o in report.omnibus] == list(CRITERIA)
 
 

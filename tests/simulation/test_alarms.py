@@ -17,15 +17,18 @@ from cbtqa.simulation.analysis.alarms import (
     judge_alarms,
     length_alarms,
     length_correlations,
+    length_test,
     lengths,
     order_of,
     scale_alarms,
 )
 from cbtqa.simulation.analysis.outcomes import (
+    alpha_within_arms,
     analyse_outcome,
     cronbach_alpha,
     item_profiles,
     item_use,
+    top_shares,
 )
 from cbtqa.simulation.analysis.results import Alarm, AlarmKind, InstrumentResult
 from cbtqa.simulation.analysis.scores import Judged, SessionScore, score_sessions
@@ -50,6 +53,7 @@ def result_of(values: Any, name: str = "ctrs-ladder", n: int = 20) -> Instrument
     ]
     judged = Judged(instrument, {"judge": tuple(made)})
     rows = score_sessions(judged, sessions)
+    alpha, alpha_low = alpha_within_arms(instrument, rows) or (None, None)
     return InstrumentResult(
         instrument=instrument.id,
         title="t",
@@ -59,6 +63,8 @@ def result_of(values: Any, name: str = "ctrs-ladder", n: int = 20) -> Instrument
         judges=("judge",),
         n_sessions=n,
         alpha=cronbach_alpha(instrument, rows),
+        alpha_within=alpha,
+        alpha_within_low=alpha_low,
         outcomes=(
             analyse_outcome(
                 rows, instrument, instrument.headline, ARMS, ModelSettings(bootstrap=0)
@@ -67,6 +73,7 @@ def result_of(values: Any, name: str = "ctrs-ladder", n: int = 20) -> Instrument
         regression=None,
         profile=tuple(item_profiles(instrument, rows, ARMS)),
         use=tuple(item_use(instrument, rows, judged.all_ratings())),
+        top=tuple(top_shares(instrument, rows, judged.all_ratings(), ARMS)),
     )
 
 
@@ -93,7 +100,7 @@ def test_a_ceiling_below_the_top_of_the_ladder_is_told_with_what_totals_can_reac
 
 def test_ratings_heaped_on_the_top_are_a_ceiling_too() -> None:
     found = texts(scale_alarms(result_of(lambda i, k: 10 if (i + k) % 2 else 1 + k % 9)), "ceiling")
-    assert found == ["50% of the ratings are the highest point, 10"]
+    assert found == ["many ratings are the highest point, 10: tuned 55%"]
 
 
 def test_floor_and_unused_points_are_told() -> None:
@@ -163,16 +170,17 @@ def test_scores_that_follow_length_are_told_pooled_and_within_arms() -> None:
 def test_length_that_only_tells_arms_apart_is_pooled_and_not_within() -> None:
     wiggle = [(-1) ** i for i in range(20)]
     rows = [
-        score(arm, i, value + wiggle[i], words + wiggle[(i // 2) % 20])
+        score(arm, i, value + wiggle[i], words + wiggle[(i // 2) % 20] + i % (value - 1))
         for arm, value, words in (("base", 3, 100.0), ("tuned", 8, 300.0))
         for i in range(20)
     ]
     by_scope = {c.scope: c for c in length_correlations(rows, "ctrs-ladder", "total", ARMS)}
     assert by_scope["pooled"].r > 0.9
-    assert abs(by_scope["within arms"].r) < 0.1
-    found = texts(length_alarms(list(by_scope.values()), lengths(rows, ARMS)), "length")
+    assert abs(by_scope["within arms"].r) < 0.3
+    test = length_test(rows, ARMS)
+    found = texts(length_alarms(list(by_scope.values()), lengths(rows, ARMS), test), "length")
     assert any("pooled" in text for text in found)
-    assert any("arms differ in length: tuned 300 words" in text for text in found)
+    assert any("arms differ in length: tuned 303 words" in text for text in found)
     assert not any("within" in text for text in found)
 
 
@@ -211,9 +219,9 @@ def test_instruments_that_rise_and_fall_together_are_told() -> None:
     tables = {"a": ("total", mild), "b": ("total", mild), "c": ("total", other)}
     rows = halo_rows(tables)
     assert [(row.first, row.second, round(row.r, 6)) for row in rows][0] == ("a", "b", 1)
-    assert len(rows) == 3
+    assert [row.scope for row in rows] == ["within arms", "pooled"] * 3
     (alarm,) = halo_alarms(rows)
-    assert alarm.text.startswith("a and b rise and fall together: r +1.00")
+    assert alarm.text.startswith("a and b rise and fall together, within arms: r +1.00")
     assert halo_rows({"a": ("total", mild[:3]), "b": ("total", mild)}) == []
 
 

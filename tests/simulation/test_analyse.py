@@ -84,7 +84,7 @@ def test_the_model_of_arms_equals_statsmodels(tmp_path: Path, n_lost: int) -> No
     (result,) = analysed(write(tmp_path / "s.csv", rows)).instruments
     (outcome,) = result.outcomes
     theirs = by_statsmodels(rows, "total ~ C(arm, Treatment('ash_base'))", "reml")
-    fit = outcome.fit
+    fit = outcome.published.fit
     assert fit is not None
     assert fit.engine == ("profile likelihood" if n_lost else "closed form")
     tolerance = 1e-6 if n_lost == 0 else 1e-4
@@ -93,9 +93,10 @@ def test_the_model_of_arms_equals_statsmodels(tmp_path: Path, n_lost: int) -> No
     assert fit.var_residual == pytest.approx(theirs.scale, rel=tolerance)
     constraint = np.eye(5)[1:4]
     expected = theirs.wald_test(constraint[:, : len(theirs.params)], scalar=True)
-    assert outcome.omnibus is not None
-    assert outcome.omnibus.chi2 == pytest.approx(expected.statistic, rel=0.05 if n_lost else 1e-6)
-    assert outcome.omnibus.df == 3
+    omnibus = outcome.published.omnibus
+    assert omnibus is not None
+    assert omnibus.chi2 == pytest.approx(expected.statistic, rel=0.05 if n_lost else 1e-6)
+    assert omnibus.df == 3
 
 
 def test_means_and_deviations_are_those_of_the_table(tmp_path: Path) -> None:
@@ -123,7 +124,7 @@ def test_a_model_of_factors_equals_statsmodels(tmp_path: Path) -> None:
     assert regression is not None
     formula = "total ~ C(tree, Treatment('elm')) + C(kind, Treatment('base')) + z"
     theirs = by_statsmodels(rows, formula, "ml")
-    assert [one.name for one in regression.fit.effects] == [
+    assert [one.name for one in regression.effects] == [
         "intercept",
         "tree=ash",
         "kind=tuned",
@@ -154,7 +155,7 @@ def test_length_is_audited_and_held_equal(tmp_path: Path) -> None:
     held = {(c.first, c.second): c.difference for c in outcome.adjusted.contrasts}
     assert all(
         abs(held[c.first, c.second]) < abs(c.difference)
-        for c in outcome.contrasts
+        for c in outcome.comparison.contrasts
         if abs(c.difference) > 5
     )
 
@@ -226,17 +227,21 @@ def test_arms_with_different_patients_are_not_compared_unless_told_how(tmp_path:
 def test_one_arm_or_equal_scores_give_no_model_and_say_why(tmp_path: Path) -> None:
     rows = [row for row in made_rows(10) if row["arm"] == "elm_base"]
     outcome = analysed(write(tmp_path / "s.csv", rows)).instruments[0].outcomes[0]
-    assert outcome.omnibus is None
-    assert outcome.contrasts == ()
+    assert outcome.comparison.reason == "there is one arm"
+    assert outcome.published.omnibus is None
+    assert outcome.comparison.contrasts == outcome.published.contrasts == ()
     flat = [row | dict.fromkeys(ITEMS, 4) for row in made_rows(11)]
     report = analysed(write(tmp_path / "t.csv", flat))
     outcome = report.instruments[0].outcomes[0]
-    assert outcome.fit is None
-    assert "no variation" in str(outcome.no_fit_reason)
+    assert outcome.published.fit is None
+    assert "no variation" in str(outcome.published.no_fit_reason)
+    assert "nothing varies" in str(outcome.comparison.reason)
     assert {"no_model", "one_value", "ceiling"} <= {alarm.kind for alarm in report.alarms}
     two = made_rows(12, n_patients=1)
     outcome = analysed(write(tmp_path / "u.csv", two)).instruments[0].outcomes[0]
-    assert "two groups" in str(outcome.no_fit_reason)
+    assert "two groups" in str(outcome.published.no_fit_reason)
+    assert "1 patient in several arms" in str(outcome.comparison.reason)
+    assert all(one.low is None and one.reason for one in outcome.arms)
 
 
 # --- the folder ----------------------------------------------------------------------------------
@@ -261,6 +266,7 @@ def test_the_folder_holds_page_figures_and_methods_and_asks_nobody(tmp_path: Pat
     assert len(totals) == 96
     methods = (out / "methods.md").read_text(encoding="utf-8")
     assert "Wald chi-square" in methods
+    assert "patients as random units" in methods
     assert "closed form" in methods
     assert (out / "manifest.json").exists()
 
@@ -283,6 +289,8 @@ def test_the_command_prints_one_object_or_tables(tmp_path: Path) -> None:
     shown = CliRunner().invoke(app, words)
     assert "ash_tuned" in shown.stdout
     assert "kind=tuned" in shown.stdout
+    assert "arms, patients random: F(" in shown.stderr
+    assert "as published" in shown.stderr
     assert "χ²(3)" in shown.stderr
 
 
@@ -315,6 +323,11 @@ def test_published_figures_come_out_of_the_published_scores() -> None:
         "qwen_instruct": (100, "55.09", "9.91"),
         "mistral_instruct": (93, "47.20", "14.09"),
     }
+    published, found = result.outcomes[0].published, result.outcomes[0].comparison
+    assert sum(one.p_adjusted < 0.05 for one in published.contrasts) == 14
+    assert sum(one.p_adjusted < 0.05 for one in found.contrasts) == 9
+    assert found.interaction.p is not None
+    assert found.interaction.p < 0.01
     assert result.regression is not None
     fit = result.regression.fit
     assert {one.name: round(one.estimate, 3) for one in fit.effects} == {

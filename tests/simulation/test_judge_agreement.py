@@ -63,11 +63,11 @@ def value_of(row: AgreementRow, name: str) -> float:
 
 def test_repeats_that_are_alike_agree_perfectly_and_noise_does_not() -> None:
     alike = [one for repeat in (1, 2, 3) for one in rated(truth(), judge="m", repeat=repeat)]
-    row = row_of(agreement_rows(Judged(TES, {"m": tuple(alike)})), "repeats")
+    row = row_of(agreement_rows(Judged(TES, {"m": tuple(alike)}), (), SESSIONS), "repeats")
     assert value_of(row, "icc_A_1") == pytest.approx(1)
     assert value_of(row, "alpha_interval") == pytest.approx(1)
     noise = [one for repeat in (1, 2, 3) for one in rated(truth(repeat), judge="m", repeat=repeat)]
-    rows = agreement_rows(Judged(TES, {"m": tuple(noise)}))
+    rows = agreement_rows(Judged(TES, {"m": tuple(noise)}), (), SESSIONS)
     assert abs(value_of(row_of(rows, "repeats"), "icc_A_1")) < 0.3
     assert abs(value_of(row_of(rows, "repeats", "warmth"), "mean_kappa_quadratic")) < 0.3
 
@@ -75,7 +75,7 @@ def test_repeats_that_are_alike_agree_perfectly_and_noise_does_not() -> None:
 def test_a_judge_that_inflates_is_consistent_and_not_in_agreement() -> None:
     judged = Judged(TES, {"mild": tuple(rated(truth(), 2, judge="mild"))})
     people = rated(truth(), judge="R1")
-    row = row_of(agreement_rows(judged, people), "judge-people")
+    row = row_of(agreement_rows(judged, people, SESSIONS), "judge-people")
     assert value_of(row, "icc_C_1") == pytest.approx(1)
     assert value_of(row, "icc_A_1") < 0.3
     assert row.bias == pytest.approx(2)
@@ -87,7 +87,7 @@ def test_judges_are_compared_with_each_other_and_people_among_themselves() -> No
         TES, {"m": tuple(rated(truth(), judge="m")), "n": tuple(rated(truth(), 1, judge="n"))}
     )
     people = [*rated(truth(), judge="R1"), *rated(truth(), judge="R2")]
-    rows = agreement_rows(judged, people)
+    rows = agreement_rows(judged, people, SESSIONS)
     assert row_of(rows, "judges").who == "m | n"
     assert value_of(row_of(rows, "judges"), "icc_C_1") == pytest.approx(1)
     assert value_of(row_of(rows, "people"), "icc_A_1") == pytest.approx(1)
@@ -100,7 +100,7 @@ def test_sessions_without_a_rating_are_left_out_of_the_icc_and_counted() -> None
     values = truth()
     values[SESSIONS[0].id]["warmth"] = None
     judged = Judged(TES, {"m": tuple(rated(values, judge="m"))})
-    row = row_of(agreement_rows(judged, rated(truth(), judge="R1")), "judge-people")
+    row = row_of(agreement_rows(judged, rated(truth(), judge="R1"), SESSIONS), "judge-people")
     assert row.coefficients[0].n_items == len(SESSIONS) - 1
     assert value_of(row, "icc_A_1") == pytest.approx(1)
 
@@ -108,11 +108,14 @@ def test_sessions_without_a_rating_are_left_out_of_the_icc_and_counted() -> None
 def test_corrected_means_take_the_judges_inflation_back() -> None:
     judged = Judged(TES, {"mild": tuple(rated(truth(), 2, judge="mild"))})
     some = {one.id: truth()[one.id] for one in SESSIONS if int(one.profile_id[1:]) % 2}
-    rows = corrected_rows(judged, rated(some, judge="R1"), SESSIONS, ARMS)
+    rows = corrected_rows(judged, rated(some, judge="R1"), SESSIONS, ARMS, "random")
     for row in rows:
         own = [truth()[one.id] for one in SESSIONS if one.arm == row.arm]
         expected = float(np.mean([list(values.values()) for values in own]))  # type: ignore[arg-type]
         assert row.judge_mean == pytest.approx(expected + 2)
+        assert row.corrected is not None
+        assert row.corrected.low is not None
+        assert row.corrected.high is not None
         assert row.corrected.value == pytest.approx(expected, abs=0.25)
         assert row.corrected.low < expected < row.corrected.high
         assert (row.corrected.n_human, row.corrected.n_judge_only) == (10, 10)

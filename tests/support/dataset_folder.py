@@ -221,7 +221,7 @@ def _manifest(
         "taxonomy": "socialcd-12",
         "crisis": "split",
         "seed": 0,
-        "near_duplicate": 0.7,
+        "near_cosine": 0.4,
     }
     if not is_template:
         settings |= {"endpoint": "vllm", "model": "invented-chat-14b", "temperature": 0.7}

@@ -8,7 +8,12 @@ from dataclasses import replace
 from markupsafe import Markup
 
 from cbtqa.dataset.report.material import Material, known_phrase, say
-from cbtqa.dataset.stats import DatasetStatistics, paper_facts
+from cbtqa.dataset.stats import (
+    DatasetStatistics,
+    distortion_share,
+    paper_distortion_share,
+    paper_facts,
+)
 from cbtqa.records import STEP_NAMES
 from cbtqa.report.charts import Bar, HistogramBar, bar_chart, heat_map, histogram
 from cbtqa.report.page import Phrase
@@ -166,6 +171,14 @@ def distorted_chart(material: Material) -> Figure:
         for name, of in (("ours", statistics), ("paper", paper))
     ]
     return _bars(material, bars, say("distortions.share"))
+
+
+def distorted_sentences(material: Material) -> list[Phrase]:
+    """What the labelled shares say of true ones, here and in the paper."""
+    found = (("ours", distortion_share(material.statistics)), ("paper", paper_distortion_share()))
+    return [
+        say("distortions.of", whose=say(f"distortions.{w}"), is_=p.sentence()) for w, p in found
+    ]
 
 
 def types_chart(material: Material) -> Figure:

@@ -1,4 +1,4 @@
-"""One total over all arms: means, mixed model, contrasts, and the same with length held equal.
+"""One total over all arms: means, tests, contrasts, the same with length held equal, items.
 
 analyse_outcome(rows, instrument, instrument.headline, arms, settings)
 regress(rows, "total", ("model", "variant", "z(session)"), {"model": "llama"}, "ml")
@@ -10,10 +10,11 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 
-from cbtqa.errors import UsageError
+from cbtqa.errors import UsageError, require
 from cbtqa.ratings.rubric import Total
 from cbtqa.records import ItemRating
 from cbtqa.simulation.analysis.results import (
@@ -22,24 +23,34 @@ from cbtqa.simulation.analysis.results import (
     ItemProfile,
     ItemUse,
     OutcomeResult,
+    PublishedModel,
     Regression,
+    TopShare,
 )
-from cbtqa.simulation.analysis.scores import Scores, mean_of
+from cbtqa.simulation.analysis.scores import Scores, SessionScore, mean_of
 from cbtqa.simulation.analysis.settings import ModelSettings, split_names
 from cbtqa.simulation.instruments import Instrument
 from cbtqa.simulation.lint import EARLY_STOPS
 from cbtqa.statistics.agreement import Floats
+from cbtqa.statistics.clustered import ClusterRobust
+from cbtqa.statistics.intervals import CONFIDENCE, mean_interval, share_interval
 from cbtqa.statistics.mixed_model import (
-    Method,
     MixedFit,
-    Wald,
     bootstrap_icc,
     cohen_f,
-    combine,
     explained_variance,
     fit_mixed,
+    holm_sidak,
     pairwise,
     wald,
+)
+from cbtqa.statistics.resampling import Interval
+from cbtqa.statistics.split_plot import (
+    FEWEST_PATIENTS,
+    ArmComparison,
+    ArmContrast,
+    FTest,
+    compare_arms,
 )
 
 INTERCEPT = "intercept"
@@ -51,62 +62,26 @@ _STANDARDISED = re.compile(r"^z\((\w+)\)$")
 def analyse_outcome(
     rows: Scores, instrument: Instrument, total: Total, arms: Sequence[str], settings: ModelSettings
 ) -> OutcomeResult:
-    """Everything about one total; without a model, where none can be fitted, and why."""
+    """Everything about one total; without a test, where none holds its level, and why."""
     scored = [row for row in rows if row.total(total.id) is not None]
-    low, high = instrument.rubric.range_of(total)
-    values = [_values([row for row in scored if row.arm == arm], total.id) for arm in arms]
-    result = OutcomeResult(
+    scale = instrument.rubric.range_of(total)
+    present = [arm for arm in arms if any(row.arm == arm for row in scored)]
+    model = _ArmModel(total.id, present, settings)
+    return OutcomeResult(
         instrument=instrument.id,
         total=total.id,
         name=total.name.to("en"),
         name_zh=total.name.to("zh"),
-        low=low,
-        high=high,
+        low=scale[0],
+        high=scale[1],
         n=len(scored),
         cutoff=total.cutoff,
-        arms=tuple(_arm_result(arm, rows, total) for arm in arms),
-        fit=None,
-        cohen_f=cohen_f(values),
+        arms=tuple(_arm_result(arm, rows, total, scale) for arm in arms),
+        comparison=model.compare(scored),
+        adjusted=_adjusted(scored, model),
+        whole_only=_without_early(scored, model),
+        published=model.published(scored),
     )
-    present = [arm for arm in arms if any(row.arm == arm for row in scored)]
-    model = _ArmModel(total.id, present, settings.method)
-    try:
-        fit, x = model.fit(scored)
-    except ValueError as error:
-        return result.model_copy(update={"no_fit_reason": str(error)})
-    means = {arm: combine(fit, line, arm) for arm, line in zip(present, model.lines, strict=True)}
-    interval: tuple[float | None, float | None] = (None, None)
-    if settings.bootstrap:
-        interval = (
-            bootstrap_icc(
-                _values(scored, total.id),
-                x,
-                [row.patient for row in scored],
-                method=settings.method,
-                n_trials=settings.bootstrap,
-                seed=settings.seed,
-            )
-            or interval
-        )
-    shown = (
-        one.model_copy(update={"low": means[one.arm].low, "high": means[one.arm].high})
-        if one.arm in means
-        else one
-        for one in result.arms
-    )
-    found = {
-        "arms": tuple(shown),
-        "fit": fit,
-        "omnibus": model.test(fit),
-        "contrasts": tuple(pairwise(fit, model.lines, present)),
-        "explained": explained_variance(fit, x),
-        "icc": fit.icc,
-        "icc_low": interval[0],
-        "icc_high": interval[1],
-        "adjusted": _adjusted(scored, model),
-        "whole_only": _without_early(scored, model),
-    }
-    return result.model_copy(update=found)
 
 
 def _values(rows: Scores, total: str) -> Floats:
@@ -121,69 +96,140 @@ def _arm_columns(of_rows: Sequence[str], arms: Sequence[str]) -> Floats:
 
 @dataclass(frozen=True)
 class _ArmModel:
-    """The mixed model of one total by arm, patients as groups."""
+    """One total by arm: on patients and their arms, and as the papers' mixed model."""
 
     total: str
     arms: Sequence[str]
-    method: Method
+    settings: ModelSettings
 
     @property
     def lines(self) -> list[Floats]:
         """The line of x of each arm."""
         return list(_arm_columns(self.arms, self.arms))
 
+    def compare(self, rows: Scores, title: str = "arms") -> ArmComparison:
+        patients, arms_of = [row.patient for row in rows], [row.arm for row in rows]
+        return compare_arms(_values(rows, self.total), arms_of, patients, self.arms, title=title)
+
     def fit(self, rows: Scores, covariate: Floats | None = None) -> tuple[MixedFit, Floats]:
         """The fit and its x, with the covariate standardised; a ValueError where there is none."""
         x, names = _arm_columns([row.arm for row in rows], self.arms), [INTERCEPT, *self.arms[1:]]
         if covariate is not None:
             x, names = np.column_stack([x, _standardised(covariate)]), [*names, Z_LENGTH]
-        patients = [row.patient for row in rows]
-        return fit_mixed(_values(rows, self.total), x, names, patients, method=self.method), x
+        patients, y = [row.patient for row in rows], _values(rows, self.total)
+        return fit_mixed(y, x, names, patients, method=self.settings.method), x
 
-    def test(self, fit: MixedFit, *title: str) -> Wald | None:
-        """The omnibus test of the arms; None with a single one."""
-        return wald(fit, self.arms[1:], *title) if len(self.arms) > 1 else None
+    def published(self, rows: Scores) -> PublishedModel:
+        values = [_values([row for row in rows if row.arm == arm], self.total) for arm in self.arms]
+        f = cohen_f(values)
+        try:
+            fit, x = self.fit(rows)
+        except ValueError as error:
+            return PublishedModel(fit=None, no_fit_reason=str(error), cohen_f=f)
+        interval: tuple[float | None, float | None] | None = None
+        if self.settings.bootstrap:
+            interval = bootstrap_icc(
+                _values(rows, self.total),
+                x,
+                [row.patient for row in rows],
+                method=self.settings.method,
+                n_trials=self.settings.bootstrap,
+                seed=self.settings.seed,
+            )
+        low, high = interval or (None, None)
+        return PublishedModel(
+            fit=fit,
+            omnibus=wald(fit, self.arms[1:]) if len(self.arms) > 1 else None,
+            contrasts=tuple(pairwise(fit, self.lines, self.arms)),
+            explained=explained_variance(fit, x),
+            cohen_f=f,
+            icc=fit.icc,
+            icc_low=low,
+            icc_high=high,
+        )
 
 
-def _arm_result(arm: str, rows: Scores, total: Total) -> ArmResult:
-    own = [row.total(total.id) for row in rows if row.arm == arm]
-    values = np.array([value for value in own if value is not None])
-    return ArmResult(
+def _arm_result(arm: str, rows: Scores, total: Total, scale: tuple[float, float]) -> ArmResult:
+    own = [row for row in rows if row.arm == arm]
+    scored = [row for row in own if row.total(total.id) is not None]
+    values, patients = _values(scored, total.id), [row.patient for row in scored]
+    interval = _interval(values, patients, scale)
+    result = ArmResult(
         arm=arm,
         n=len(values),
         n_missing=len(own) - len(values),
         mean=float(values.mean()) if len(values) else None,
         sd=float(values.std(ddof=1)) if len(values) > 1 else None,
-        n_competent=None if total.cutoff is None else int((values >= total.cutoff).sum()),
+        low=interval.low,
+        high=interval.high,
+        reason=interval.reason,
     )
+    if total.cutoff is None:
+        return result
+    is_above = values >= total.cutoff
+    share = _interval(is_above.astype(np.float64), patients, (0.0, 1.0))
+    found = {"n_competent": int(is_above.sum()), "competent_low": share.low}
+    return result.model_copy(update=found | {"competent_high": share.high})
+
+
+def _interval(values: Floats, patients: Sequence[str], scale: tuple[float, float]) -> Interval:
+    """Of a mean over sessions, or of a share (0 and 1), patients random."""
+    n = len(set(patients))
+    if n < FEWEST_PATIENTS:
+        reason = f"{n} {'patient' if n == 1 else 'patients'}, fewer than {FEWEST_PATIENTS}"
+        return Interval(None, None, reason, 0)
+    if n == len(values) and scale == (0.0, 1.0):
+        return share_interval(int(values.sum()), n)
+    return mean_interval(values, scale=scale, clusters=patients)
 
 
 def _adjusted(rows: Scores, model: _ArmModel) -> Adjusted | None:
     """The model with the length held equal; None where lengths are unknown."""
     words = np.array([row.numbers.get(LENGTH, np.nan) for row in rows])
-    if not np.isfinite(words).all() or words.std() == 0:
+    if not len(words) or not np.isfinite(words).all() or words.std() == 0 or len(model.arms) < 2:
         return None
     try:
-        fit, _ = model.fit(rows, words)
+        fit, x = model.fit(rows, words)
     except ValueError:
         return None
+    patients = [row.patient for row in rows]
+    robust = ClusterRobust(x, _values(rows, model.total), patients, fit)
+    lines = [np.append(one, 0.0) for one in model.lines]
+    title, last = "arms, length held equal", np.eye(x.shape[1])[-1]
     return Adjusted(
         covariate=Z_LENGTH,
-        effect=fit.effect(Z_LENGTH),
-        omnibus=model.test(fit, "arms, length held equal"),
-        contrasts=tuple(pairwise(fit, [np.append(one, 0.0) for one in model.lines], model.arms)),
+        effect=robust.effect(last, Z_LENGTH),
+        omnibus=robust.test([line - lines[0] for line in lines[1:]], title),
+        contrasts=tuple(_robust_contrasts(robust, lines, model.arms)),
     )
 
 
-def _without_early(rows: Scores, model: _ArmModel) -> Wald | None:
+def _robust_contrasts(
+    robust: ClusterRobust, lines: Sequence[Floats], arms: Sequence[str]
+) -> Iterator[ArmContrast]:
+    pairs = list(combinations(range(len(arms)), 2))
+    effects = [robust.effect(lines[j] - lines[i], f"{arms[j]}-{arms[i]}") for i, j in pairs]
+    p_values = [one.p for one in effects if one.p is not None]
+    if len(p_values) < len(effects):
+        return
+    for (i, j), one, p in zip(pairs, effects, holm_sidak(p_values), strict=True):
+        fields = one.model_dump(include={"se", "df", "t", "p", "low", "high"})
+        yield ArmContrast(
+            first=arms[i],
+            second=arms[j],
+            difference=one.estimate,
+            p_adjusted=p,
+            d=None,
+            p_own_error=None,
+            **fields,
+        )
+
+
+def _without_early(rows: Scores, model: _ArmModel) -> FTest | None:
     whole = [row for row in rows if row.stop_reason not in EARLY_STOPS]
     if len(whole) == len(rows) or set(model.arms) != {row.arm for row in whole}:
         return None
-    try:
-        fit, _ = model.fit(whole)
-    except ValueError:
-        return None
-    return model.test(fit, "arms, without early stops")
+    return model.compare(whole, "arms, without early stops").test
 
 
 def _standardised(values: Floats) -> Floats:
@@ -222,10 +268,16 @@ def regress(rows: Scores, instrument: Instrument, settings: ModelSettings) -> Re
         fit = fit_mixed(_values(scored, total), x, names, patients, method=method)
     except ValueError as error:
         raise UsageError(f"no model of {' + '.join(terms)}: {error}") from None
+    robust, unit = ClusterRobust(x, _values(scored, total), patients, fit), np.eye(len(names))
     return Regression(
         instrument=instrument.id,
         total=total,
         formula=f"{total} ~ {' + '.join(terms)} + (1 | patient), {method.upper()}",
+        effects=tuple(robust.effect(unit[i], name) for i, name in enumerate(names)),
+        tests=tuple(
+            robust.test([unit[names.index(name)] for name in members], term)
+            for term, members in groups
+        ),
         fit=fit,
         omnibus=tuple(wald(fit, members, term) for term, members in groups),
     )
@@ -267,15 +319,74 @@ def _columns_of(term: str, rows: Scores, references: Mapping[str, str]) -> list[
 
 def cronbach_alpha(instrument: Instrument, rows: Scores) -> float | None:
     """How far the items of the headline total move together; None when that is undefined."""
+    table, _ = _full_items(instrument, rows)
+    return _alpha(table - table.mean(axis=0)) if len(table) >= 3 else None
+
+
+def alpha_within_arms(instrument: Instrument, rows: Scores) -> tuple[float, float] | None:
+    """Cronbach's alpha of deviations from the arms' means, and the lower end of its interval."""
+    table, arms = _full_items(instrument, rows)
+    for arm in set(arms):
+        own = np.array([one == arm for one in arms])
+        table[own] -= table[own].mean(axis=0)
+    df, k = len(table) - len(set(arms)), table.shape[1]
+    alpha = _alpha(table) if df >= 2 else None
+    if alpha is None:
+        return None
+    quantile = float(require("scipy.special", "rate").fdtri(df, df * (k - 1), (1 + CONFIDENCE) / 2))
+    return alpha, 1 - (1 - alpha) * quantile
+
+
+def _full_items(instrument: Instrument, rows: Scores) -> tuple[Floats, list[str]]:
+    """Items of the headline total in the sessions that have all of them, and their arms."""
     items = [criterion.id for criterion, _ in instrument.rubric.parts_of(instrument.headline)]
-    table = [[row.values.get(item) for item in items] for row in rows]
-    full = np.array([line for line in table if None not in line], dtype=np.float64)
-    if len(full) < 3 or len(items) < 2:
+    kept = [(line, row.arm) for row in rows if None not in (line := _line(row, items))]
+    table = np.array([line for line, _ in kept], dtype=np.float64).reshape(len(kept), len(items))
+    return table, [arm for _, arm in kept]
+
+
+def _line(row: SessionScore, items: Sequence[str]) -> list[float | None]:
+    return [row.values.get(item) for item in items]
+
+
+def _alpha(centred: Floats) -> float | None:
+    whole, k = float((centred.sum(axis=1) ** 2).sum()), centred.shape[1]
+    if k < 2 or whole <= 1e-12 * max(1.0, float(np.abs(centred).max(initial=0.0))):
         return None
-    whole = full.sum(axis=1).var(ddof=1)
-    if whole <= 0:
-        return None
-    return float(len(items) / (len(items) - 1) * (1 - full.var(axis=0, ddof=1).sum() / whole))
+    return float(k / (k - 1) * (1 - (centred**2).sum() / whole))
+
+
+def top_shares(
+    instrument: Instrument,
+    rows: Scores,
+    ratings: Sequence[ItemRating] | None,
+    arms: Sequence[str],
+) -> Iterator[TopShare]:
+    """How often each arm got the highest point; nothing where items have different points."""
+    points = {item.points for item in instrument.items}
+    if len(points) != 1:
+        return
+    highest = max(next(iter(points)))
+    given: dict[str, list[float]] = {row.session_id: [] for row in rows}
+    if ratings is None:
+        for row in rows:
+            given[row.session_id] += [round(v) for v in row.values.values() if v is not None]
+    else:
+        for one in ratings:
+            if one.value is not None and one.session_id in given:
+                given[one.session_id].append(one.value)
+    for arm in arms:
+        own = [row for row in rows if row.arm == arm and given[row.session_id]]
+        if not own:
+            continue
+        shares = [np.mean([v == highest for v in given[row.session_id]]) for row in own]
+        interval = mean_interval(
+            np.array(shares, dtype=np.float64),
+            scale=(0, 1),
+            clusters=[row.patient for row in own],
+        )
+        n = sum(len(given[row.session_id]) for row in own)
+        yield TopShare(arm=arm, n=n, share=float(np.mean(shares)), low=interval.low)
 
 
 def item_profiles(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from statistics import median
 
 from markupsafe import Markup
@@ -30,13 +30,16 @@ from cbtqa.simulation.analysis.alarms import POOLED, WITHIN
 from cbtqa.simulation.analysis.results import (
     AgreementRow,
     AnalysisReport,
+    ArmResult,
     InstrumentResult,
     OutcomeResult,
+    PublishedModel,
     Regression,
 )
 from cbtqa.simulation.analysis.settings import AnalysisSettings
 from cbtqa.simulation.judging.task import RULES
-from cbtqa.statistics.mixed_model import Wald
+from cbtqa.statistics.mixed_model import Contrast, Wald
+from cbtqa.statistics.split_plot import ArmContrast, FTest
 
 WORDS = load_wording("cbtqa.simulation", "analysis.yaml")
 NO_BREAK = "\u00a0"
@@ -70,21 +73,37 @@ def outcome_table(result: InstrumentResult, outcome: OutcomeResult) -> Table:
     names = ("arm", "n", "missing", "mean", "sd", *(("competent",) if has_cutoff else ()))
     rows: list[Row] = [
         (
-            *(one.arm, one.n, one.n_missing, Estimate(one.mean, one.low, one.high), one.sd),
-            *((count_of(one.n_competent or 0, one.n, 0),) if has_cutoff else ()),
+            *(one.arm, one.n, one.n_missing, _mean(one), one.sd),
+            *((_competent(one),) if has_cutoff else ()),
         )
         for one in outcome.arms
     ]
     return Table(_columns(*names), rows, _caption(result, outcome))
 
 
+def _mean(one: ArmResult) -> Estimate:
+    return Estimate(one.mean, one.low, one.high, one.reason)
+
+
+def _competent(one: ArmResult) -> str:
+    """Such as `12 (60%) [41%, 77%]`."""
+    shown = count_of(one.n_competent or 0, one.n, 0)
+    if one.competent_low is None:
+        return shown
+    return f"{shown} {interval(one.competent_low, one.competent_high, lambda x: share(x, 0))}"
+
+
 def regression_table(regression: Regression) -> Table:
-    """The effects of a model of named terms."""
+    """The effects of a model of named terms, errors from patients, and the published p."""
     fit = regression.fit
     rows = [
-        (one.name, Estimate(one.estimate, one.low, one.high), one.se, one.p) for one in fit.effects
+        (
+            *(one.name, Estimate(one.estimate, one.low, one.high, one.reason), one.df),
+            *(one.p, old.p),
+        )
+        for one, old in zip(regression.effects, fit.effects, strict=True)
     ]
-    columns = _columns("effect", "estimate", "se", "p")
+    columns = _columns("effect", "estimate", "df", "p", "published")
     aic = "" if fit.aic is None else f", AIC {number(fit.aic, 1)}"
     rest = f"{regression.formula}; n = {fit.n}{aic}; {fit.engine}"
     title = WORDS["captions.regression"]
@@ -96,12 +115,26 @@ def wald_text(test: Wald) -> str:
     return f"χ²({test.df}) = {number(test.chi2)}, p {p_relation(test.p)}"
 
 
+def f_text(test: FTest) -> str:
+    """Such as `F(2, 8) = 9.21, p = 0.0100`, or the reason why there is no test."""
+    if test.f is None or test.p is None:
+        return test.reason or GAP
+    df = (f"{value:.1f}".removesuffix(".0") for value in (test.df_numerator, test.df_denominator))
+    return f"F({', '.join(df)}) = {number(test.f)}, p {p_relation(test.p)}"
+
+
+def clear_pairs(contrasts: Sequence[ArmContrast] | Sequence[Contrast]) -> str:
+    """Such as `9 of 15 pairs at adjusted p < 0.05`."""
+    n = sum(one.p_adjusted < 0.05 for one in contrasts)
+    return f"{n} of {len(contrasts)} pairs at adjusted p < 0.05"
+
+
 _SHOWS: dict[str, Show] = {
-    **dict.fromkeys(("turns", "per_turn"), digits(1)),
-    **dict.fromkeys(("estimate", "se", "icc_a", "icc_c", "alpha"), digits(3)),
+    **dict.fromkeys(("turns", "per_turn", "df"), digits(1)),
+    **dict.fromkeys(("estimate", "icc_a", "icc_c", "alpha"), digits(3)),
     "words": count,
     **dict.fromkeys(("difference", "adjusted", "d", "r", "bias"), signed),
-    **dict.fromkeys(("p", "p_adjusted"), p_value),
+    **dict.fromkeys(("p", "p_adjusted", "published", "published_p"), p_value),
     "early": lambda value: share(value, 0),
 }
 
@@ -165,7 +198,10 @@ class _Tables:
 
     def follows(self) -> Table:
         rows = [
-            (f"{one.instrument} {one.total}", one.scope, one.n, Estimate(one.r, one.low, one.high))
+            (
+                *(f"{one.instrument} {one.total}", one.scope, one.n),
+                Estimate(one.r, one.low, one.high, one.reason),
+            )
             for one in self._report.correlations
             if one.scope in (POOLED, WITHIN)
         ]
@@ -199,35 +235,42 @@ class _Tables:
         return _facts(facts)
 
     def model(self, outcome: OutcomeResult) -> Iterator[tuple[Phrase, str]]:
-        fit, explained, adjusted = outcome.fit, outcome.explained, outcome.adjusted
-        assert fit is not None
-        tests = {"omnibus": outcome.omnibus, "adjusted": adjusted.omnibus if adjusted else None}
-        tests["whole_only"] = outcome.whole_only
-        facts = {name: wald_text(test) for name, test in tests.items() if test is not None}
-        facts["variance"] = f"{number(fit.var_group, 3)}, {number(fit.var_residual, 3)}"
-        if outcome.icc is not None:
-            facts["icc"] = estimate(outcome.icc, outcome.icc_low, outcome.icc_high, digits(3))
-        if explained is not None:
-            facts["r2"] = f"{number(explained.marginal, 3)}, {number(explained.conditional, 3)}"
-        if outcome.cohen_f is not None:
-            facts["f"] = number(outcome.cohen_f, 3)
-        facts["engine"] = f"{fit.engine}, {fit.method.upper()}"
+        found, adjusted = outcome.comparison, outcome.adjusted
+        tests = {"omnibus": found.test, "adjusted": adjusted.omnibus if adjusted else None}
+        tests |= {"whole_only": outcome.whole_only, "interaction": found.interaction}
+        facts = {name: f_text(test) for name, test in tests.items() if test is not None}
+        parts = found.components
+        if parts is not None:
+            shares = (parts.patient, parts.patient_by_arm, parts.residual)
+            facts["variance"] = ", ".join(number(value, 3) for value in shares)
+            icc = estimate(parts.icc, parts.icc_low, parts.icc_high, digits(3))
+            facts["icc"] = f"{icc} ({parts.reason})" if parts.reason else icc
+        if found.sizes is not None:
+            facts["r2"] = f"{number(found.sizes.marginal, 3)}, {number(found.sizes.conditional, 3)}"
+            facts["f"] = number(found.sizes.f, 3)
+        if found.contrasts:
+            facts["error"] = WORDS[f"errors.{found.error}"].first(self._lang)
+        facts["published"] = "; ".join(_published(outcome.published))
         return _facts(facts)
 
     def contrasts(self, outcome: OutcomeResult) -> Table:
         adjusted = outcome.adjusted.contrasts if outcome.adjusted else ()
+        old = {(one.first, one.second): one for one in outcome.published.contrasts}
         names = ("pair", "difference", "p_adjusted", "d")
-        columns = _columns(*names, *(("adjusted", "p_adjusted") if adjusted else ()))
+        held = ("adjusted", "p_adjusted") if adjusted else ()
+        columns = _columns(*names, *held, *(("published_p",) if old else ()))
         rows: list[list[Cell]] = [
             [
                 f"{one.second} − {one.first}".replace(" ", NO_BREAK),
                 Estimate(one.difference, one.low, one.high),
                 *(one.p_adjusted, one.d),
             ]
-            for one in outcome.contrasts
+            for one in outcome.comparison.contrasts
         ]
-        for row, held in zip(rows, adjusted, strict=False):
-            row += [held.difference, held.p_adjusted]
+        for row, equal in zip(rows, adjusted, strict=False):
+            row += [equal.difference, equal.p_adjusted]
+        for row, one in zip(rows, outcome.comparison.contrasts, strict=True) if old else ():
+            row.append(old[one.first, one.second].p_adjusted)
         return Table(columns, rows, WORDS["captions.contrasts"])
 
     def profile(self, result: InstrumentResult) -> Markup:
@@ -269,10 +312,21 @@ class _Tables:
             if row.item.startswith(TOTAL):
                 found = {_short(one.name): one for one in row.coefficients}
                 what = f"{row.instrument} {row.item.removeprefix(TOTAL)}"
-                shown = (Estimate.of(found[name]) for name in ("icc_a", "icc_c", "alpha"))
+                within = {_short(one.name): one for one in row.within_arms}
+                shown = (
+                    Estimate.of(some[name]) if name in some else None
+                    for some, name in (
+                        *((found, name) for name in ("icc_a", "icc_c")),
+                        (within, "icc_a"),
+                        (found, "alpha"),
+                    )
+                )
                 named = _named(what, row.kind, row.who)
-                rows.append((named, found["icc_a"].n_items, *shown, row.bias))
-        columns = _columns("total", "n", "icc_a", "icc_c", "alpha", "bias")
+                bias = None
+                if row.bias is not None:
+                    bias = Estimate(row.bias, row.bias_low, row.bias_high, row.bias_reason)
+                rows.append((named, found["icc_a"].n_items, *shown, bias))
+        columns = _columns("total", "n", "icc_a", "icc_c", "icc_within", "alpha", "bias")
         return Table(columns, rows, WORDS["captions.agreement"])
 
     def items(self) -> Table:
@@ -292,23 +346,44 @@ class _Tables:
 
     def halo(self) -> Table:
         rows = [
-            (f"{one.first}, {one.second}", one.n, Estimate(one.r, one.low, one.high))
+            (
+                *(f"{one.first}, {one.second}", one.scope, one.n),
+                Estimate(one.r, one.low, one.high, one.reason),
+            )
             for one in self._report.halo
         ]
-        return Table(_columns("where", "n", "r"), rows, WORDS["captions.halo"])
+        return Table(_columns("where", "scope", "n", "r"), rows, WORDS["captions.halo"])
 
     def corrected(self) -> Table:
         rows = [
             (
                 *(f"{one.instrument} {one.total}", one.judge, one.arm),
                 *(one.judge_mean, one.human_mean),
-                Estimate(one.corrected.value, one.corrected.low, one.corrected.high),
-                f"{one.corrected.n_human} + {one.corrected.n_judge_only}",
+                Estimate(held.value, held.low, held.high, held.interval_reason)
+                if (held := one.corrected)
+                else Estimate(None, reason=one.reason),
+                f"{one.n_human} + {held.n_judge_only}" if held else one.n_human,
             )
             for one in self._report.corrected
         ]
         names = ("total", "judge", "arm", "judge_mean", "human_mean", "corrected", "n")
         return Table(_columns(*names), rows, WORDS["captions.corrected"])
+
+
+def _published(model: PublishedModel) -> Iterator[str]:
+    """The published model in short: test, pairs, ICC, R2, f, how it was computed."""
+    fit, explained = model.fit, model.explained
+    if fit is None:
+        yield model.no_fit_reason or GAP
+        return
+    if model.omnibus is not None:
+        yield f"{wald_text(model.omnibus)}; {clear_pairs(model.contrasts)}"
+    yield f"ICC {estimate(model.icc, model.icc_low, model.icc_high, digits(3))}"
+    if explained is not None:
+        yield f"R² {number(explained.marginal, 3)}, {number(explained.conditional, 3)}"
+    if model.cohen_f is not None:
+        yield f"f {number(model.cohen_f, 3)}"
+    yield f"{fit.engine}, {fit.method.upper()}"
 
 
 def _facts(facts: dict[str, str]) -> Iterator[tuple[Phrase, str]]:
@@ -349,13 +424,18 @@ def _sentences(report: AnalysisReport, settings: AnalysisSettings) -> Iterator[P
     for result in report.instruments:
         yield _rated(result)
     yield WORDS["methods.missing"]
-    fits = [outcome.fit for result in report.instruments for outcome in result.outcomes]
+    outcomes = [outcome for result in report.instruments for outcome in result.outcomes]
+    tested = [one for one in outcomes if one.comparison.reason is None]
+    for error in dict.fromkeys(one.comparison.error for one in tested):
+        yield WORDS[f"methods.model_{error}"]
+    fits = [one.published.fit for one in outcomes]
     engines = list(dict.fromkeys(fit.engine for fit in fits if fit is not None))
-    if engines:
-        yield WORDS["methods.model"].fill(method=settings.method.upper(), engine=", ".join(engines))
+    if tested and engines:
+        method = settings.method.upper()
+        yield WORDS["methods.published"].fill(method=method, engine=", ".join(engines))
         if settings.bootstrap:
             yield WORDS["methods.bootstrap"].fill(n=settings.bootstrap)
-    if any(outcome.adjusted for result in report.instruments for outcome in result.outcomes):
+    if any(outcome.adjusted for outcome in outcomes):
         yield WORDS["methods.length"]
     for result in report.instruments:
         yield from _figures(result)
@@ -374,15 +454,16 @@ def _rated(result: InstrumentResult) -> Phrase:
 
 def _figures(result: InstrumentResult) -> Iterator[Phrase]:
     for outcome in result.outcomes:
-        if outcome.omnibus is not None and outcome.explained is not None:
+        test, sizes = outcome.comparison.test, outcome.comparison.sizes
+        if test.p is not None and sizes is not None:
             yield WORDS["methods.omnibus"].fill(
                 **_names(result, outcome),
-                df=outcome.omnibus.df,
-                chi2=number(outcome.omnibus.chi2),
-                p=p_relation(outcome.omnibus.p),
-                marginal=number(outcome.explained.marginal, 3),
-                conditional=number(outcome.explained.conditional, 3),
+                test=f_text(test),
+                marginal=number(sizes.marginal, 3),
+                conditional=number(sizes.conditional, 3),
             )
+        elif test.reason is not None:
+            yield WORDS["methods.no_test"].fill(**_names(result, outcome), reason=test.reason)
     if result.regression is not None:
         fit = result.regression.fit
         yield WORDS["methods.terms"].fill(

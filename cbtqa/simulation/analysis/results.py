@@ -6,10 +6,12 @@ from typing import Literal
 
 from pydantic import Field
 
-from cbtqa.judging.agreement import CorrectedMean
+from cbtqa.judging.correction import CorrectedMean
 from cbtqa.records import Record
 from cbtqa.statistics.agreement import Coefficient
-from cbtqa.statistics.mixed_model import Contrast, Effect, ExplainedVariance, MixedFit, Wald
+from cbtqa.statistics.clustered import RobustEffect
+from cbtqa.statistics.mixed_model import Contrast, ExplainedVariance, MixedFit, Wald
+from cbtqa.statistics.split_plot import ArmComparison, ArmContrast, FTest
 
 AlarmKind = Literal[
     "people", "no_model", "ceiling", "floor", "unused", "one_value", "items_alike",
@@ -36,19 +38,46 @@ class ArmResult(Record):
     sd: float | None
     """With n - 1; None below two."""
     low: float | None = None
-    """95 % interval of the arm's mean in the mixed model; None where there is no model."""
+    """95 % interval of the mean, patients random; it ends where the instrument ends."""
     high: float | None = None
+    reason: str | None = None
+    """Why the mean has no interval."""
     n_competent: int | None = None
     """Sessions at or above the published cut-off; None when there is none."""
+    competent_low: float | None = None
+    """95 % interval of their share, patients random."""
+    competent_high: float | None = None
 
 
 class Adjusted(Record):
-    """The same model with a covariate for length."""
+    """The arms with the same length: the mixed model with a covariate, its errors from patients."""
 
     covariate: str
-    effect: Effect
-    omnibus: Wald | None
-    contrasts: tuple[Contrast, ...]
+    effect: RobustEffect
+    omnibus: FTest
+    contrasts: tuple[ArmContrast, ...]
+    """Empty where patients are too few."""
+
+
+class PublishedModel(Record):
+    """The arms as the two papers compared them; their own figures come out of this one.
+
+    A random intercept per patient and no patient-by-arm term, with z and chi-square: p-values are
+    too small where patients respond differently to the arms, and with few patients.
+    """
+
+    fit: MixedFit | None
+    no_fit_reason: str | None = None
+    omnibus: Wald | None = None
+    contrasts: tuple[Contrast, ...] = ()
+    explained: ExplainedVariance | None = None
+    """Upward biased: chance alone explains some."""
+    cohen_f: float | None = None
+    """Upward biased: .195 where there is no effect, with six arms of 20 sessions."""
+    icc: float | None = None
+    icc_low: float | None = None
+    """Of a bootstrap of patients, where one was asked for; too narrow below about 30 patients."""
+    icc_high: float | None = None
 
 
 class OutcomeResult(Record):
@@ -63,18 +92,12 @@ class OutcomeResult(Record):
     n: int
     cutoff: float | None
     arms: tuple[ArmResult, ...]
-    fit: MixedFit | None
-    no_fit_reason: str | None = None
-    omnibus: Wald | None = None
-    contrasts: tuple[Contrast, ...] = ()
-    explained: ExplainedVariance | None = None
-    cohen_f: float | None = None
-    icc: float | None = None
-    icc_low: float | None = None
-    icc_high: float | None = None
+    comparison: ArmComparison
+    """Patients random, with how each responds to each arm as the error: the figures to report."""
     adjusted: Adjusted | None = None
-    whole_only: Wald | None = None
-    """The omnibus test without sessions that stopped early; None when none did."""
+    whole_only: FTest | None = None
+    """The test of the arms without sessions that stopped early; None when none did."""
+    published: PublishedModel
 
 
 class Regression(Record):
@@ -83,9 +106,25 @@ class Regression(Record):
     instrument: str
     total: str
     formula: str
+    effects: tuple[RobustEffect, ...]
+    """The fit's estimates with errors that hold whatever ties a patient's sessions together."""
+    tests: tuple[FTest, ...] = ()
+    """One for every factor of more than two levels."""
     fit: MixedFit
+    """As published: errors and z of the mixed model, without a patient-by-arm term."""
     omnibus: tuple[Wald, ...] = ()
-    """One test for every factor of more than two levels."""
+    """As published: Wald's test of every factor of more than two levels."""
+
+
+class TopShare(Record):
+    """Share of the highest point among the ratings of one arm."""
+
+    arm: str
+    n: int
+    """Ratings."""
+    share: float
+    low: float | None
+    """Lower end of the 95 % interval, patients random; None with one patient."""
 
 
 class ItemUse(Record):
@@ -120,10 +159,16 @@ class InstrumentResult(Record):
     n_sessions: int
     alpha: float | None
     """Cronbach's alpha over the items of the headline total; near 1, items hardly differ."""
+    alpha_within: float | None = None
+    """The same within arms: that arms differ makes no two items alike."""
+    alpha_within_low: float | None = None
+    """Lower end of its 95 % interval (Feldt 1965), sessions taken as independent."""
     outcomes: tuple[OutcomeResult, ...]
     regression: Regression | None
     profile: tuple[ItemProfile, ...]
     use: tuple[ItemUse, ...]
+    top: tuple[TopShare, ...] = ()
+    """Empty where items have different points."""
 
 
 class EndingRow(Record):
@@ -148,12 +193,14 @@ class LengthRow(Record):
 
 
 class Correlation(Record):
-    """Pearson's r with its 95 % interval."""
+    """Pearson's r with its 95 % interval, patients random."""
 
     n: int
     r: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
+    reason: str | None = None
+    """Why there is no interval."""
 
 
 class LengthCorrelation(Correlation):
@@ -170,6 +217,11 @@ class HaloRow(Correlation):
 
     first: str
     second: str
+    scope: str
+    """`within arms` or `pooled`."""
+
+
+AgreementKind = Literal["repeats", "judges", "judge-people", "people"]
 
 
 class AgreementRow(Record):
@@ -178,13 +230,21 @@ class AgreementRow(Record):
     instrument: str
     item: str
     """Item id, or `total:<id>`."""
-    kind: Literal["repeats", "judges", "judge-people", "people"]
+    kind: AgreementKind
     who: str
     coefficients: tuple[Coefficient, ...]
+    within_arms: tuple[Coefficient, ...] = ()
+    """The same within arms; for judge-people rows of two or more arms only."""
     bias: float | None = None
     """Mean of judge less people; for judge-people rows only."""
+    bias_low: float | None = None
+    bias_high: float | None = None
+    bias_reason: str | None = None
+    """Why the bias has no interval."""
     limits: tuple[float, float] | None = None
     """Between these lie 95 % of the differences (Bland & Altman 1986)."""
+    limit_intervals: tuple[tuple[float, float], tuple[float, float]] | None = None
+    """95 % intervals of the lower and of the upper limit."""
 
 
 class CorrectedRow(Record):
@@ -196,7 +256,13 @@ class CorrectedRow(Record):
     arm: str
     judge_mean: float
     human_mean: float
-    corrected: CorrectedMean
+    """Of the sessions that people rated, by the model of crossed raters and patients."""
+    n_human: int
+    corrected: CorrectedMean | None
+    reason: str | None = None
+    """Why the judge's mean is not corrected."""
+    selection_p: float | None = None
+    """Of the hypothesis that the judge rates what people rated as it rates the rest."""
 
 
 class AnalysisReport(Record):
@@ -210,6 +276,8 @@ class AnalysisReport(Record):
     instruments: tuple[InstrumentResult, ...]
     endings: tuple[EndingRow, ...]
     lengths: tuple[LengthRow, ...]
+    length_test: FTest | None = None
+    """Whether arms differ in words of the therapist."""
     correlations: tuple[LengthCorrelation, ...]
     halo: tuple[HaloRow, ...]
     agreement: tuple[AgreementRow, ...]

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from cbtqa.errors import DataError, UsageError
 from cbtqa.files import write_json, write_text
+from cbtqa.judging.correction import HumanSample, sample_of
 from cbtqa.manifest import MANIFEST_NAME, describe_file, new_manifest, now, write_manifest
 from cbtqa.records import ItemRating, Session
 from cbtqa.report.table import Table
@@ -30,14 +31,17 @@ from cbtqa.simulation.analysis.alarms import (
     endings,
     halo_rows,
     length_correlations,
+    length_test,
     lengths,
 )
 from cbtqa.simulation.analysis.outcomes import (
+    alpha_within_arms,
     analyse_outcome,
     cronbach_alpha,
     item_profiles,
     item_use,
     regress,
+    top_shares,
 )
 from cbtqa.simulation.analysis.page import analysis_page, methods_text
 from cbtqa.simulation.analysis.results import (
@@ -73,6 +77,8 @@ class Scored:
     rows: tuple[SessionScore, ...]
     judged: Judged | None = None
     people: tuple[ItemRating, ...] = ()
+    sample: HumanSample | None = None
+    """How the sessions that people rated were drawn, where it is known."""
 
 
 @dataclass(frozen=True)
@@ -112,9 +118,9 @@ def analyse(resolved: Resolved[AnalysisSettings]) -> tuple[AnalysisReport, Mater
                 scored.rows, scored.instrument.id, total.id, material.arms
             )
         if scored.judged is not None:
-            agreement += agreement_rows(scored.judged, scored.people)
+            agreement += agreement_rows(scored.judged, scored.people, material.sessions)
             corrected += corrected_rows(
-                scored.judged, scored.people, material.sessions, material.arms
+                scored.judged, scored.people, material.sessions, material.arms, scored.sample
             )
     headlines = {
         one.instrument.id: (one.instrument.headline.id, one.rows) for one in material.scored
@@ -131,6 +137,7 @@ def analyse(resolved: Resolved[AnalysisSettings]) -> tuple[AnalysisReport, Mater
         instruments=tuple(results),
         endings=tuple(endings(material.sessions, material.arms)) if material.sessions else (),
         lengths=tuple(lengths(first, material.arms)),
+        length_test=length_test(first, material.arms),
         correlations=tuple(correlations),
         halo=tuple(halo_rows(headlines)),
         agreement=tuple(agreement),
@@ -172,13 +179,23 @@ def _from_study(settings: AnalysisSettings) -> Material:
     if settings.instrument:
         judged = {name: judged[name] for name in settings.instrument}
     people: dict[str, list[ItemRating]] = {name: [] for name in judged}
+    samples: dict[str, HumanSample | None] = {}
     for path in settings.human:
         instruments = [one.instrument for one in judged.values()]
         rated, ratings = read_people(path, instruments, sessions)
         people[rated] += ratings
+        drawn_from = folder.sessions_path if settings.source.is_dir() else settings.source
+        sample = settings.human_sample or sample_of(path, [drawn_from])
+        samples[rated] = sample if samples.get(rated, sample) == sample else None
     levels = {arm.name: arm.levels for arm in study.arms} if study else {}
     scored = [
-        Scored(one.instrument, score_sessions(one, sessions, levels), one, tuple(people[name]))
+        Scored(
+            one.instrument,
+            score_sessions(one, sessions, levels),
+            one,
+            tuple(people[name]),
+            samples.get(name),
+        )
         for name, one in judged.items()
     ]
     found = tuple(dict.fromkeys(session.arm for session in sessions))
@@ -236,6 +253,7 @@ def _analyse_one(
 ) -> InstrumentResult:
     instrument, rows = scored.instrument, scored.rows
     ratings = scored.judged.all_ratings() if scored.judged else None
+    alpha, alpha_low = alpha_within_arms(instrument, rows) or (None, None)
     return InstrumentResult(
         instrument=instrument.id,
         title=instrument.rubric.title.to("en"),
@@ -245,6 +263,8 @@ def _analyse_one(
         judges=tuple(scored.judged.ratings) if scored.judged else (),
         n_sessions=len(rows),
         alpha=cronbach_alpha(instrument, rows),
+        alpha_within=alpha,
+        alpha_within_low=alpha_low,
         outcomes=tuple(
             analyse_outcome(rows, instrument, total, arms, settings)
             for total in instrument.rubric.totals
@@ -252,6 +272,7 @@ def _analyse_one(
         regression=regress(rows, instrument, settings) if split_names(settings.terms) else None,
         profile=tuple(item_profiles(instrument, rows, arms)),
         use=tuple(item_use(instrument, rows, ratings)),
+        top=tuple(top_shares(instrument, rows, ratings, arms)),
     )
 
 
@@ -308,14 +329,20 @@ def _score_table(material: Material) -> Table:
 
 
 def _contrast_table(report: AnalysisReport) -> Table:
-    heads = ("instrument", "total", "first", "second", "difference", "se", "z", "p", "p_adjusted")
-    rows = [
-        (
-            *(result.instrument, outcome.total, one.first, one.second, one.difference, one.se),
-            *(one.z, one.p, one.p_adjusted, one.low, one.high, one.d),
-        )
-        for result in report.instruments
-        for outcome in result.outcomes
-        for one in outcome.contrasts
-    ]
-    return Table([*heads, "low", "high", "d"], rows)
+    """Pairs of arms on patients, and beside them the z of the published model."""
+    heads = ("instrument", "total", "first", "second", "difference", "se", "df", "t", "p")
+    more = ("p_adjusted", "low", "high", "d", "p_own_error")
+    published = ("difference", "se", "z", "p", "p_adjusted")
+    rows = []
+    for outcome in (outcome for result in report.instruments for outcome in result.outcomes):
+        old = {(one.first, one.second): one for one in outcome.published.contrasts}
+        for one in outcome.comparison.contrasts:
+            theirs = old.get((one.first, one.second))
+            rows.append(
+                (
+                    *(outcome.instrument, outcome.total),
+                    *(getattr(one, name) for name in (*heads[2:], *more)),
+                    *(getattr(theirs, name) if theirs else None for name in published),
+                )
+            )
+    return Table([*heads, *more, *(f"published_{name}" for name in published)], rows)

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from cbtqa.judging.correction import HumanSample
 from cbtqa.report.page import Lang
 from cbtqa.settings import Settings
 from cbtqa.statistics.mixed_model import Method
@@ -17,9 +18,9 @@ class ModelSettings(Settings):
 
     panel: ClassVar[str] = "Model"
     method: Method = "reml"
-    """Likelihood of the models of arms."""
-    bootstrap: int = Field(500, ge=0)
-    """Drawings for the ICC's interval."""
+    """Likelihood of the models of arms as published."""
+    bootstrap: int = Field(0, ge=0)
+    """Drawings of patients for the published ICC's interval (500 in arXiv 2509.09712)."""
     seed: int = Field(12345, ge=0)
     """Of the drawings."""
     terms: str | None = None
@@ -61,6 +62,9 @@ class AnalysisSettings(ModelSettings, ColumnSettings):
     """Folder of the judges' ratings (default: judged/ in the study)."""
     human: tuple[Path, ...] = ()
     """Ratings by people (ratings.jsonl of a rating study)."""
+    human_sample: HumanSample | None = None
+    """How the sessions with human ratings were drawn: random (by lot) or chosen (means stay
+    uncorrected). Known for a study of cbtqa rate on the same sessions."""
     baseline: str | None = None
     """Arm that comes first."""
     common_patients: bool = False

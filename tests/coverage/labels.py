@@ -1,0 +1,269 @@
+"""Labels beside people's (F1, shares, differences) and what share of texts truly has one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+
+from cbtqa.distortions.evaluate import EvaluationReport, SystemReport, evaluate
+from cbtqa.distortions.importers import GoldItem, GoldSet
+from cbtqa.distortions.prevalence import labelled_share
+from cbtqa.distortions.taxonomy import load_taxonomy
+from cbtqa.records import DistortionLabel
+from tests.coverage.cases import TYPE_I, Case, Generator
+
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+BURNS = load_taxonomy("burns-10")
+BINARY = load_taxonomy("binary")
+FREQUENT_TO_RARE = np.array([0.3, 0.2, 0.15, 0.1, 0.1, 0.08, 0.05, 0.03, 0.02, 0.01])
+LABELLERS = {
+    # sensitivity and false alarms by type
+    "fair": (np.full(10, 0.7), np.full(10, 0.05)),
+    "worse on rare types": (
+        np.array([0.95, 0.9, 0.8, 0.7, 0.6, 0.6, 0.5, 0.5, 0.4, 0.4]),
+        0.4 * FREQUENT_TO_RARE,
+    ),
+    "nearly perfect": (np.full(10, 0.95), 0.05 * FREQUENT_TO_RARE),
+}
+
+
+def _draw(rng: Generator, shares: Floats, documents: list[int] | None) -> Bools:
+    """Yes or no with each share; alike within documents."""
+    from scipy.stats import norm
+
+    n = len(shares)
+    if documents is None:
+        return rng.random(shares.shape) < shares
+    common = rng.normal(size=(max(documents) + 1, 1))[documents]
+    own = rng.normal(size=shares.shape)
+    assert len(documents) == n
+    drawn: Bools = (common + own) / np.sqrt(2) < norm.ppf(shares)
+    return drawn
+
+
+def _labels(given: Bools, ids: tuple[str, ...]) -> list[tuple[DistortionLabel, ...]]:
+    known = {one: DistortionLabel(id=one, labeller="x") for one in ids}
+    return [
+        tuple(known[one] for one, is_given in zip(ids, row, strict=True) if is_given)
+        for row in given
+    ]
+
+
+def _report(
+    rng: Generator,
+    n: int,
+    labellers: dict[str, tuple[Floats, Floats]],
+    shares: Floats,
+    per_document: int = 1,
+) -> EvaluationReport:
+    """The product's report on texts drawn with these shares of types and these labellers."""
+    taxonomy = BURNS if len(shares) > 1 else BINARY
+    documents = (np.arange(n) // per_document).tolist() if per_document > 1 else None
+    truth = _draw(rng, np.tile(shares, (n, 1)), documents)
+    items = tuple(
+        GoldItem(
+            id=str(row),
+            text=f"第{row}句",
+            types=frozenset(np.array(taxonomy.ids)[kinds].tolist()),
+            document=None if documents is None else str(documents[row]),
+        )
+        for row, kinds in enumerate(truth)
+    )
+    column = None if documents is None else "document"
+    gold = GoldSet("invented", taxonomy, items, "ours", n, cluster_column=column)
+    given = {
+        name: _labels(_draw(rng, np.where(truth, right, false), documents), taxonomy.ids)
+        for name, (right, false) in labellers.items()
+    }
+    return evaluate(gold, given, n_errors=0)
+
+
+REPORTS: dict[tuple[int, int, int], EvaluationReport] = {}
+"""By trial, texts and texts a document: every figure of one trial is of the same report."""
+
+
+def _common_report(rng: Generator, n: int, per_document: int) -> EvaluationReport:
+    state: int = rng.bit_generator.state["state"]["state"]
+    key = state, n, per_document
+    if key not in REPORTS:
+        REPORTS[key] = _report(rng, n, LABELLERS, FREQUENT_TO_RARE, per_document)
+    return REPORTS[key]
+
+
+def _system(rng: Generator, n: int, labeller: str, per_document: int) -> SystemReport:
+    return _common_report(rng, n, per_document).systems[labeller]
+
+
+def _f1_by_type(labeller: str) -> Floats:
+    right, false = LABELLERS[labeller]
+    hits = FREQUENT_TO_RARE * right
+    found: Floats = 2 * hits / (FREQUENT_TO_RARE + hits + (1 - FREQUENT_TO_RARE) * false)
+    return found
+
+
+def _micro(labeller: str) -> float:
+    right, false = LABELLERS[labeller]
+    hits = float(FREQUENT_TO_RARE @ right)
+    given = hits + float((1 - FREQUENT_TO_RARE) @ false)
+    return 2 * hits / (given + float(FREQUENT_TO_RARE.sum()))
+
+
+def _holds(low: float | None, truth: float, high: float | None) -> bool | None:
+    return None if low is None or high is None else low <= truth <= high
+
+
+def _of_type(rng: Generator, n: int, place: int, labeller: str, per_document: int) -> bool | None:
+    found = _system(rng, n, labeller, per_document).types[BURNS.ids[place]]
+    return _holds(found.low, _f1_by_type(labeller)[place], found.high)
+
+
+def _of_micro(rng: Generator, n: int, labeller: str, per_document: int) -> bool | None:
+    found = _system(rng, n, labeller, per_document).micro
+    return _holds(found.low, _micro(labeller), found.high)
+
+
+def _of_macro(rng: Generator, n: int, labeller: str, per_document: int) -> bool | None:
+    """The mean is about the types that occur, as the report says."""
+    found = _system(rng, n, labeller, per_document)
+    occurs = [found.types[one].f1 is not None for one in BURNS.ids]
+    truth = float(_f1_by_type(labeller)[occurs].mean())
+    return _holds(found.macro_low, truth, found.macro_high)
+
+
+def _of_difference(rng: Generator, n: int, figure: str, per_document: int) -> bool | None:
+    names = ("fair", "worse on rare types")
+    report = _common_report(rng, n, per_document)
+    (found,) = (
+        one
+        for one in report.differences
+        if (one.first, one.second, one.figure) == (*names, figure)
+    )
+    if figure == "micro":
+        truth = _micro(names[0]) - _micro(names[1])
+    else:
+        occurs = [
+            all(report.systems[name].types[one].f1 is not None for name in names)
+            for one in BURNS.ids
+        ]
+        first, second = (_f1_by_type(name)[occurs] for name in names)
+        truth = float((first - second).mean())
+    return _holds(found.low, truth, found.high)
+
+
+def _of_accuracy(rng: Generator, n: int, per_document: int) -> bool | None:
+    """Of one decision with 30 % of texts distorted, sensitivity .8, specificity .9."""
+    labeller = {"x": (np.array([0.8]), np.array([0.1]))}
+    found = _report(rng, n, labeller, np.array([0.3]), per_document).systems["x"]
+    assert found.accuracy_interval is not None
+    return _holds(found.accuracy_interval.low, 0.87, found.accuracy_interval.high)
+
+
+def _swap_rejects(rng: Generator, n: int, per_document: int) -> bool:
+    """Two labellers of one quality, on one decision."""
+    one = np.array([0.7]), np.array([0.2])
+    report = _report(rng, n, {"a": one, "b": one}, np.array([0.4]), per_document)
+    return report.comparisons[0].p <= 0.05
+
+
+def _true_share(
+    rng: Generator, n_evaluated: int, n: int, share: float, right: float, none: float
+) -> bool | None:
+    """A labeller evaluated on some texts, and the labelled share of others."""
+    labeller = {"x": (np.array([right]), np.array([1 - none]))}
+    evaluation = _report(rng, n_evaluated, labeller, np.array([share]))
+    labelled = int(rng.binomial(n, share * right + (1 - share) * (1 - none)))
+    found = labelled_share(n, labelled, {"x": labelled}, evaluation).corrected
+    return None if found is None else found.low <= share <= found.high
+
+
+DESIGNS = {(30, 1): 150, (100, 1): 200, (500, 1): 80, (100, 5): 200}
+"""Texts and texts a document, to the trials in the suite."""
+WIDE = "errs on the wide side where few texts have a type or nearly all decisions are right"
+
+
+def _design(n: int, per_document: int) -> str:
+    return f"{n} texts" + (f" of {n // per_document} documents" if per_document > 1 else "")
+
+
+def _case(what: str, trial: Callable[..., bool | None], n: int, per_document: int) -> Case:
+    return Case(
+        f"{what}, {_design(n, per_document)}",
+        "distortions evaluate",
+        partial(trial, n=n, per_document=per_document),
+        DESIGNS[n, per_document],
+        # the fewest trials tell a share of .95 to within .05
+        (0.90, 1.0),
+        least_printed=0.1,
+        note=WIDE,
+    )
+
+
+F1_CASES = [
+    _case(what, trial, n, per_document)
+    for n, per_document in DESIGNS
+    for what, trial in (
+        ("F1 of a type in 30 % of texts", partial(_of_type, place=0, labeller="fair")),
+        ("F1 of a type in 10 % of texts", partial(_of_type, place=3, labeller="fair")),
+        ("F1 of a type in 3 %", partial(_of_type, place=7, labeller="worse on rare types")),
+        ("micro F1", partial(_of_micro, labeller="fair")),
+        ("micro F1, nearly perfect", partial(_of_micro, labeller="nearly perfect")),
+        ("macro F1", partial(_of_macro, labeller="fair")),
+        ("macro F1, worse on rare types", partial(_of_macro, labeller="worse on rare types")),
+        ("macro F1, nearly perfect", partial(_of_macro, labeller="nearly perfect")),
+        ("difference of micro F1", partial(_of_difference, figure="micro")),
+        ("difference of macro F1", partial(_of_difference, figure="macro")),
+    )
+]
+ERRORS = {
+    # sensitivity, specificity, true share
+    "as in the paper": (0.93, 0.58, 0.25),
+    "of patterns": (0.5, 0.93, 0.3),
+    "nearly perfect, rare": (0.95, 0.99, 0.03),
+    "hardly above chance": (0.65, 0.5, 0.3),
+}
+
+CASES = [
+    *F1_CASES,
+    *(
+        Case(
+            f"accuracy, {_design(n, per_document)}",
+            "distortions evaluate",
+            partial(_of_accuracy, n=n, per_document=per_document),
+            300,
+            (0.92, 0.99),
+            note="Wilson's interval takes few values on few texts",
+        )
+        for n, per_document in ((30, 1), (100, 5))
+    ),
+    *(
+        Case(
+            f"two labellers alike, McNemar, {_design(n, per_document)}",
+            "distortions evaluate",
+            partial(_swap_rejects, n=n, per_document=per_document),
+            300,
+            (0.0, TYPE_I[1]),
+            note="exact: below its level where few texts differ",
+        )
+        for n, per_document in ((30, 1), (100, 1), (100, 5))
+    ),
+    *(
+        Case(
+            f"true share by a labeller {name}, evaluated on {n_evaluated} texts",
+            "stats",
+            partial(
+                _true_share, n_evaluated=n_evaluated, n=1_000, share=share, right=right, none=none
+            ),
+            300,
+            (0.92, 1.0),
+            least_printed=0.0 if name == "hardly above chance" else 0.5,
+            note="errs on the wide side where few evaluated texts have a distortion",
+        )
+        for name, (right, none, share) in ERRORS.items()
+        for n_evaluated in (100, 500)
+        if (name, n_evaluated) != ("hardly above chance", 500)
+    ),
+]
