@@ -1,9 +1,9 @@
 """The shipped step model: which of the five CBT steps, or none, each sentence of an answer does.
 
 A linear model over the characters, pairs and triples of a sentence, of the sentence before it and
-of the one after. It is fitted by `scripts/train_step_model` on `step_corpus.jsonl`: invented answers
-of many styles, whole ones and ones that lack steps, each sentence with its step; every whole answer
-is there five times more, each time without one of its steps.
+of the one after, fitted by `scripts/train_step_model` on `step_corpus.jsonl`: invented answers of
+many styles, whole ones and ones that lack steps, each sentence with its step; every whole answer is
+there five times more, each time without one of its steps.
 
     shipped_model().probabilities(["你辛苦了。", "今晚先睡一觉。"])   # (2, 6)
 """
