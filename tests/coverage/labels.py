@@ -138,9 +138,7 @@ def _of_difference(rng: Generator, n: int, figure: str, per_document: int) -> bo
     names = ("fair", "worse on rare types")
     report = _common_report(rng, n, per_document)
     (found,) = (
-        one
-        for one in report.differences
-        if (one.first, one.second, one.figure) == (*names, figure)
+        one for one in report.differences if (one.first, one.second, one.figure) == (*names, figure)
     )
     if figure == "micro":
         truth = _micro(names[0]) - _micro(names[1])

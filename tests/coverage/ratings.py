@@ -157,24 +157,66 @@ CASES = [
         Case(f"mean, {name}", "rate", partial(_mean, design=design), 400, allowed, note=note)
         for name, design, allowed, note in (
             ("5 raters of severity SD .4", Design(n_systems=1), COVERAGE, ""),
-            ("10 raters, 5 questions", Design(n_systems=1, n_raters=10, n_questions=5), (0.92, 0.99), ""),
-            ("3 raters, 10 questions", Design(n_systems=1, n_raters=3, n_questions=10), (0.91, 0.99), "two degrees of freedom between raters"),
+            (
+                "10 raters, 5 questions",
+                Design(n_systems=1, n_raters=10, n_questions=5),
+                (0.92, 0.99),
+                "",
+            ),
+            (
+                "3 raters, 10 questions",
+                Design(n_systems=1, n_raters=3, n_questions=10),
+                (0.91, 0.99),
+                "two degrees of freedom between raters",
+            ),
             ("2 raters", Design(n_systems=1, n_raters=2), WIDE, "one degree of freedom: wide"),
-            ("3 raters near the ceiling", Design(n_systems=1, n_raters=3, middle=2.2), WIDE, "few values can occur: the interval errs on the wide side"),
+            (
+                "3 raters near the ceiling",
+                Design(n_systems=1, n_raters=3, middle=2.2),
+                WIDE,
+                "few values can occur: the interval errs on the wide side",
+            ),
             ("2 of 5 raters each question", UNEQUAL, COVERAGE, ""),
             ("5 raters, one stops early", STOPPED, COVERAGE, ""),
         )
     ),
     *(
-        Case(f"no difference, {name}", "rate", partial(_difference, design=design), 400, allowed, note=note)
+        Case(
+            f"no difference, {name}",
+            "rate",
+            partial(_difference, design=design),
+            400,
+            allowed,
+            note=note,
+        )
         for name, design, allowed, note in (
             ("5 raters, rater by system SD .2", Design(n_questions=30, by_system=0.2), TYPE_I, ""),
-            ("the same, 3 raters, 10 questions", Design(n_questions=10, n_raters=3, by_system=0.2), (0.0, 0.07), "few raters: errs on the safe side"),
-            ("10 raters, 5 questions", Design(n_questions=5, n_raters=10, by_system=0.2), (0.02, 0.08), ""),
-            ("raters who do not lean", Design(), (0.01, 0.07), "errs on the safe side where raters do not differ"),
+            (
+                "the same, 3 raters, 10 questions",
+                Design(n_questions=10, n_raters=3, by_system=0.2),
+                (0.0, 0.07),
+                "few raters: errs on the safe side",
+            ),
+            (
+                "10 raters, 5 questions",
+                Design(n_questions=5, n_raters=10, by_system=0.2),
+                (0.02, 0.08),
+                "",
+            ),
+            (
+                "raters who do not lean",
+                Design(),
+                (0.01, 0.07),
+                "errs on the safe side where raters do not differ",
+            ),
             ("2 of 5 raters each question", UNEQUAL, TYPE_I, ""),
             ("one rater rated one system alone", STRICT_ON_ONE, (0.02, 0.07), ""),
-            ("near the ceiling", Design(middle=2.2, by_system=0.2), (0.0, 0.07), "few values can occur"),
+            (
+                "near the ceiling",
+                Design(middle=2.2, by_system=0.2),
+                (0.0, 0.07),
+                "few values can occur",
+            ),
         )
     ),
 ]

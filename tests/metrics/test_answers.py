@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from cbtqa.errors import DataError
 from cbtqa.metrics.answers import DistortionAgreement, HelpRoute, Length, LengthRatio
 from cbtqa.metrics.base import CorpusMetric
 from cbtqa.metrics.diversity import Distinct, OpeningRepetition, SelfBleu, self_bleu
-from cbtqa.metrics.step_model import CORPUS_NAME, shipped_model
+from cbtqa.metrics.step_model import CORPUS_NAME, LABELS, shipped_model
 from cbtqa.metrics.structure import (
     StepsInOrder,
     StepsInRecord,
@@ -137,6 +139,27 @@ def test_a_cold_canned_reply_ranks_below_one_that_lacks_a_step() -> None:
     without = "".join(sentences[:2] + sentences[3:])
     scores = StepsInOrder().values(texts(ANSWER, without, canned), texts("", "", ""))
     assert scores[0] > scores[1] > scores[2]
+
+
+def test_replies_written_without_sight_of_the_model_are_ranked_as_they_should_be() -> None:
+    path = Path(__file__).parents[1] / "golden" / "step_replies.jsonl"
+    replies = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    by_kind: dict[str, list[str]] = {}
+    n_missed = n_dropped = 0
+    for one in replies:
+        text = "".join(sentence for _, sentence in one["sentences"])
+        kind, _, left_out = one["kind"].partition("_")
+        by_kind.setdefault(kind, []).append(text)
+        if left_out:
+            n_dropped += 1
+            step = STEP_NAMES[LABELS.index(left_out)]
+            n_missed += step not in order_of(text, shipped_model())[0]
+    mean = {
+        kind: float(StepsInOrder().values(texts(*own), texts(*own)).mean())
+        for kind, own in by_kind.items()
+    }
+    assert mean["five"] > mean["dropped"] > mean["human"] > mean["canned"]
+    assert n_missed >= 0.8 * n_dropped
 
 
 def test_the_shipped_model_is_the_one_that_its_corpus_gives() -> None:
