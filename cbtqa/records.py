@@ -129,8 +129,8 @@ class CbtSteps(Record):
     encouragement_and_foresight: NonEmptyText
 
     def joined(self) -> str:
-        """The answer as one text: the five steps in order, nothing between them."""
-        return "".join(getattr(self, name) for name in STEP_NAMES)
+        """The answer as one text: the five steps in order, a blank line between them."""
+        return "\n\n".join(getattr(self, name) for name in STEP_NAMES)
 
 
 def reads_question_only(labeller: str) -> bool:
@@ -206,7 +206,10 @@ class CbtAnswer(Record):
 
     @model_validator(mode="after")
     def _steps_rebuild_the_text(self) -> Self:
-        if self.steps is not None and self.steps.joined() != self.text:
+        # written before version 0.2 of the datasets, steps follow each other without a blank line
+        if self.steps is not None and "".join(self.text.split("\n\n")) != "".join(
+            self.steps.joined().split("\n\n")
+        ):
             raise ValueError("the five steps, joined in order, are not the text")
         return self
 
@@ -248,6 +251,8 @@ class Reason(StrEnum):
     """The text is in another language than requested."""
     HEADINGS = "headings"
     """The text holds headings, numbering or step names."""
+    STYLE = "style"
+    """Emoji, another form of address, enumerating words or too many questions."""
     PROMPT_LEAK = "prompt_leak"
     """The text holds parts of the instruction."""
     ECHO = "echo"
@@ -271,7 +276,7 @@ class Reason(StrEnum):
     WRONG_SCRIPT = "wrong_script"
     """Traditional characters where simplified ones were asked for."""
     BAD_LABEL = "bad_label"
-    """A distortion outside the taxonomy."""
+    """A distortion outside the taxonomy, or labels against the prompt's rules for them."""
     EVIDENCE_NOT_FOUND = "evidence_not_found"
     """Quoted evidence is not in the text it should come from."""
     BAD_RATING = "bad_rating"

@@ -59,7 +59,7 @@ def test_fenced_text_cannot_close_its_fence() -> None:
 
 
 def test_an_id_without_version_means_the_newest_and_unknown_ones_are_refused() -> None:
-    assert load_prompt("cbt_answer") is load_prompt("cbt_answer.v1")
+    assert load_prompt("cbt_answer") is load_prompt("cbt_answer.v2")
     with pytest.raises(PromptError, match="no prompt"):
         load_prompt("no_such_prompt")
 

@@ -19,8 +19,14 @@ STEPS = CbtSteps(**{name: f"第{index}步的话。" for index, name in enumerate
 MADE = Provenance(model="m", version="1")
 
 
-def test_steps_join_in_the_papers_order_with_nothing_between() -> None:
-    assert STEPS.joined() == "第0步的话。第1步的话。第2步的话。第3步的话。第4步的话。"
+def test_steps_join_in_the_papers_order_with_a_blank_line_between() -> None:
+    assert STEPS.joined().split("\n\n") == [f"第{index}步的话。" for index in range(5)]
+
+
+def test_answers_written_without_blank_lines_are_still_read() -> None:
+    text = STEPS.joined().replace("\n", "")
+    answer = CbtAnswer(question_id="1", system="s", text=text, steps=STEPS, provenance=MADE)
+    assert answer.text == text
 
 
 def test_an_answer_whose_steps_do_not_rebuild_its_text_is_refused() -> None:

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
 
+from cbtqa.distortions.labellers import labels_named_in
 from cbtqa.distortions.taxonomy import Taxonomy
 from cbtqa.files import shipped_yaml
 from cbtqa.llm.chat import Fault, fault_of_text
 from cbtqa.prompts import FENCE_CLOSE, FENCE_OPEN, Prompt
+from cbtqa.prompts.rules import AnswerRules, load_rules
 from cbtqa.records import STEP_NAMES, CbtSteps, DistortionLabel, Question, Reason, Risk
 from cbtqa.safety.answers import check_answer
 from cbtqa.text_faults import (
@@ -25,12 +27,26 @@ from cbtqa.text_faults import (
     find_machine_text,
 )
 
-LEAK_GRAM = 14
-"""So many characters in a row shared with the instruction count as a leak of it (assumed)."""
+LEAK_GRAM = 20
+"""So many characters in a row shared with the instruction count as a leak of it: what it asks an
+answer to say ("有没有别的证据、别的解释") is shorter."""
+LEAST_DEFINITION = 12
+"""A shorter definition of a type may be said in an answer's own words."""
+SHORTEST_QUOTE = 4
+"""Characters of its evidence that step two must quote to speak of a label."""
 MIN_SHARE_HAN = 0.6
 """Below this share of Chinese characters among the letters a text is not Chinese (assumed)."""
 MIN_SHARE_HAN_OF_STEP = 0.3
 """The same of one step, which may name a book in English (assumed)."""
+_EMOJI = re.compile(
+    "[\U0001f000-\U0001faff\u2600-\u26ff\u2700-\u2712\u2714-\u27bf\u2b50\u2b55\ufe0f]"
+)
+_ENUMERATION = re.compile(
+    r"(?:^|(?<=[。！？；\s]))(?:首先|其次|再次|再者|第[一二三四五]点?)[，,、：]"
+)
+_QUOTED = re.compile(r"“[^”]*”|「[^」]*」|『[^』]*』|\"[^\"]*\"")
+_QUESTION_MARK = re.compile(r"[？?]+")
+_BLANK = re.compile(r"\s+")
 _HAN = re.compile(r"[\u3400-\u9fff\U00020000-\U0003ffff]+")
 _OTHER_LETTER = re.compile(r"[A-Za-z\u00c0-\u024f\u0400-\u04ff\u3040-\u30ff\uac00-\ud7af]+")
 _LOOSE = re.compile(r"[\s\W_]+")
@@ -79,6 +95,18 @@ class AnswerChecks:
     def _leak_grams(self) -> frozenset[str]:
         return frozenset(_grams(self.prompt.system.template)) if self.prompt else frozenset()
 
+    @cached_property
+    def _definitions(self) -> tuple[str, ...]:
+        """Of the types, as they stand in the instruction, without punctuation."""
+        kinds = self.taxonomy.types if self.prompt else ()
+        return tuple(_LOOSE.sub("", kind.definition) for kind in kinds)
+
+    @cached_property
+    def _rules(self) -> AnswerRules | None:
+        """What the prompt was filled from; None for prompts that tell their rules themselves."""
+        name = self.prompt.header.rules if self.prompt else None
+        return load_rules(name) if name else None
+
     def check_object(
         self, question: Question, risk: Risk, reply: Mapping[str, Any]
     ) -> CheckedAnswer | Fault:
@@ -90,7 +118,7 @@ class AnswerChecks:
         for name in STEP_NAMES:
             value = reply.get(name)
             if not isinstance(value, str) or not value.strip():
-                return Fault(Reason.MISSING_STEP, name)
+                return Fault(Reason.MISSING_STEP, name, f"缺了 {name}")
             texts[name] = value.strip()
             if fault := self._check_length(name, texts[name]):
                 return fault
@@ -100,6 +128,12 @@ class AnswerChecks:
         labels = self._read_labels(question, reply.get("distortions"))
         if isinstance(labels, Fault):
             return labels
+        if self._rules:
+            fault = self._check_budget(steps.joined(), risk) or self._check_labels(
+                steps.joined(), labels, risk
+            )
+            if fault := fault or _unspoken(labels, steps.key_thought, self.taxonomy):
+                return fault
         return CheckedAnswer(steps.joined(), steps, labels)
 
     def check_fused(
@@ -109,16 +143,74 @@ class AnswerChecks:
         text = text.strip()
         fault = self._check_length("the text", text, n_steps=5) or self.refusal(text)
         fault = fault or self._check_text(question, [text], text, risk)
+        if self._rules:
+            fault = fault or self._check_budget(text, risk)
+            fault = fault or self._check_labels(text, labels, risk)
         return fault or CheckedAnswer(text, None, labels)
+
+    def _check_budget(self, text: str, risk: Risk) -> Fault | None:
+        """What the prompt's rules say of the answer as a whole, with the prompt's own numbers."""
+        assert self._rules
+        budget = self._rules.budget_of(risk)
+        n, (low, high) = len(_BLANK.sub("", text)), budget.accepted
+        if not low <= n <= high:
+            reason = Reason.STEP_TOO_SHORT if n < low else Reason.STEP_TOO_LONG
+            told = budget.told
+            return Fault(
+                reason,
+                f"the answer has {n} characters, allowed {low}-{high}",
+                f"全文 {n} 个字，要求 {told[0]} 到 {told[1]} 个字",
+            )
+        if found := _EMOJI.search(text) or _ENUMERATION.search(text):
+            return Fault(Reason.STYLE, found[0], f"出现了“{found[0]}”")
+        # in words that the asker might say to an elder it is right
+        if "您" in _QUOTED.sub("", text):
+            return Fault(Reason.STYLE, "您", "称呼对方用“你”，不用“您”")
+        n, (low, high) = len(_QUESTION_MARK.findall(text)), budget.accepted_questions
+        if not low <= n <= high:
+            told = budget.questions
+            return Fault(
+                Reason.STYLE,
+                f"{n} questions, allowed {low}-{high}",
+                f"全文有 {n} 个问句，要求 {told[0]} 到 {told[1]} 个",
+            )
+        return None
+
+    def _check_labels(
+        self, text: str, labels: Sequence[DistortionLabel], risk: Risk
+    ) -> Fault | None:
+        """Labels against the rules for labels, and against the names that the text gives."""
+        assert self._rules
+        given = {label.id for label in labels}
+        if given and not self._rules.branches[risk].labels:
+            return Fault(
+                Reason.BAD_LABEL, f"labels on a question of risk {risk}", "distortions 要写 []"
+            )
+        most = self._rules.most_types
+        if len(given) > most:
+            found = f"{len(given)} types, at most {most}"
+            return Fault(Reason.BAD_LABEL, found, f"标了 {len(given)} 种，最多 {most} 种")
+        for named in labels_named_in(text, self.taxonomy):
+            if named.id not in given:
+                name = next(kind.zh for kind in self.taxonomy.types if kind.id == named.id)
+                return Fault(
+                    Reason.BAD_LABEL,
+                    f"the text names {named.id}, which is no label",
+                    f"正文里点了“{name}”的名，distortions 里却没有",
+                )
+        return None
 
     def _check_length(self, name: str, text: str, n_steps: int = 1) -> Fault | None:
         shortest, longest = n_steps * self.min_step_chars, n_steps * self.max_step_chars
         found = f"{name} has {len(text)} characters"
+        part = "全文" if n_steps > 1 else name
         if len(text) < shortest:
-            fault = Fault(Reason.STEP_TOO_SHORT, f"{found}, wants {shortest}")
+            advice = f"{part} 只有 {len(text)} 个字，至少 {shortest} 个字"
+            fault = Fault(Reason.STEP_TOO_SHORT, f"{found}, wants {shortest}", advice)
             return self.refusal(text) or fault
         if len(text) > longest:
-            return Fault(Reason.STEP_TOO_LONG, f"{found}, allows {longest}")
+            advice = f"{part} 有 {len(text)} 个字，最多 {longest} 个字"
+            return Fault(Reason.STEP_TOO_LONG, f"{found}, allows {longest}", advice)
         return None
 
     def refusal(self, text: str) -> Fault | None:
@@ -143,7 +235,9 @@ class AnswerChecks:
         if leak := self._find_leak(text):
             return Fault(Reason.PROMPT_LEAK, leak)
         if problems := check_answer(text, risk):
-            return Fault(Reason.UNSAFE, "; ".join(map(str, problems)))
+            words = wording()["unsafe"]
+            advice = "；".join(dict.fromkeys(words[problem.rule] for problem in problems))
+            return Fault(Reason.UNSAFE, "; ".join(map(str, problems)), advice)
         return None
 
     def _find_leak(self, text: str) -> str | None:
@@ -151,20 +245,29 @@ class AnswerChecks:
             return found.group()
         if not self._leak_grams:
             return None
-        return next((gram for gram in _grams(text) if gram in self._leak_grams), None)
+        bare = _LOOSE.sub("", text)
+        copied = (one for one in self._definitions if len(one) >= LEAST_DEFINITION and one in bare)
+        leaks = (gram for gram in _grams(text) if gram in self._leak_grams)
+        return next(copied, None) or next(leaks, None)
 
     def _read_labels(
         self, question: Question, entries: object
     ) -> tuple[DistortionLabel, ...] | Fault:
         if not isinstance(entries, list):
-            return Fault(Reason.BAD_LABEL, "distortions is not a list")
+            advice = "distortions 要写成列表，没有时写 []"
+            return Fault(Reason.BAD_LABEL, "distortions is not a list", advice)
         labels: dict[tuple[str, str], DistortionLabel] = {}
         for entry in entries:
             if not isinstance(entry, dict) or not {"id", "evidence"} <= set(entry):
-                return Fault(Reason.BAD_LABEL, f"not an object with id and evidence: {entry!r}")
+                found, advice = (
+                    f"not an object with id and evidence: {entry!r}",
+                    "每个标注都要有 id 和 evidence",
+                )
+                return Fault(Reason.BAD_LABEL, found, advice)
             kind = self.taxonomy.find(str(entry["id"]))
             if kind is None:
-                return Fault(Reason.BAD_LABEL, str(entry["id"]))
+                name = str(entry["id"])
+                return Fault(Reason.BAD_LABEL, name, f"“{name}”不在类型表里")
             evidence = find_verbatim(str(entry["evidence"]), question)
             if evidence is None:
                 return Fault(Reason.EVIDENCE_NOT_FOUND, str(entry["evidence"]))
@@ -176,6 +279,25 @@ class AnswerChecks:
                 confidence=confidence if isinstance(confidence, float) else None,
             )
         return tuple(labels.values())
+
+
+def _unspoken(
+    labels: Sequence[DistortionLabel], key_thought: str, taxonomy: Taxonomy
+) -> Fault | None:
+    """A label of which step two does not speak: neither its evidence nor its name is there."""
+    named = {label.id for label in labels_named_in(key_thought, taxonomy)}
+    said = _LOOSE.sub("", key_thought)
+    for label in labels:
+        quote = _LOOSE.sub("", label.evidence or "")
+        size = min(SHORTEST_QUOTE, len(quote))
+        is_quoted = any(quote[i : i + size] in said for i in range(len(quote) - size + 1))
+        if label.id not in named and not is_quoted:
+            return Fault(
+                Reason.BAD_LABEL,
+                f"step two does not speak of {label.id}",
+                f"key_thought 里没有引用“{label.evidence}”来谈",
+            )
+    return None
 
 
 def _fault_of_part(part: str) -> Fault | None:

@@ -18,7 +18,15 @@ from cbtqa.llm.chat import ChatRequest, Fault, Reply, request_again
 from cbtqa.llm.runs import Service
 from cbtqa.llm.structured import find_echo, parse_object, strings_of_form
 from cbtqa.prompts import load_prompt
-from cbtqa.records import STEP_NAMES, Provenance
+from cbtqa.records import STEP_NAMES, Provenance, Reason
+
+QUOTING = frozenset(
+    {
+        *(Reason.HEADINGS, Reason.MARKUP, Reason.PLACEHOLDER, Reason.WRONG_SCRIPT, Reason.STYLE),
+        *(Reason.EVIDENCE_NOT_FOUND, Reason.PERSONAL_DATA),
+    }
+)
+"""Faults whose detail is what stands in the reply, which the model can look for."""
 
 
 class EndpointTeacher:
@@ -73,7 +81,8 @@ class EndpointTeacher:
         """The same question with the fault named; see `request_again`."""
         words = wording()
         complaint = words["ask_again"].get(fault.reason.value, words["ask_again"]["not_json"])
-        detail = f"（{fault.detail[:200]}）" if fault.detail else ""
+        found = fault.advice or (fault.detail if fault.reason in QUOTING else "")
+        detail = f"（{found[:200]}）" if found else ""
         return request_again(
             self.request(item), reply, fault, f"{complaint}{words['ask_again_closing']}", detail
         )

@@ -36,7 +36,17 @@ class Labeller(Protocol):
         """The same for many texts, in their order."""
 
 
-_NEGATED = re.compile(r"(?:不是|并非|不算|不属于|没有|而非|不等于|避免|不再)[^，。！？；]{0,4}$")
+_NO_NEGATION = re.compile(
+    r"不(?:知不觉|自觉|由得?|妨|仅|只|光|少|小心|免|经意|过是|就是|正是)|忍不住|免不了|没准|差不多"
+    r"|不(?:太|怎么)?(?:合理|公平|现实|舒服|安|好|够)|没有?(?:意识|察觉|发现|注意)到|是不是|会不会|有没有|算不算|能不能"
+)
+"""Holds a word of negation and denies nothing that follows."""
+_NEGATED = re.compile(
+    r"(?:不|没|并非|而非|别|勿|无需|避免|防止|摆脱|谈不上|算不上)[^，。！？；：\n]{0,12}$"
+)
+_NEGATED_AFTER = re.compile(
+    r"^[”」』’\"']?[^，。！？；：\n]{0,4}(?:谈不上|算不上|说不上|倒没有|并不|不存在|是没有的)"
+)
 _NAMED_AS_TERM = re.compile(r"^(?:[”」』’\"']|的?(?:思维|认知|倾向|想法|陷阱|歪曲|扭曲|偏差|模式))")
 _QUOTED = re.compile(r"[“「『‘\"'（(]$")
 
@@ -45,18 +55,20 @@ def labels_named_in(answer_text: str, taxonomy: Taxonomy) -> Labels:
     """Distortions that a running answer names, in the order named, each once.
 
     A name that is also an everyday word (放大, should) counts only in quotes, in brackets, or
-    before a word such as 思维; a name after 不是 does not count. Evidence is None: the answer
-    names the type but does not mark a span of the question.
+    before a word such as 思维, unless it is the name that the taxonomy itself gives the type:
+    prompts prescribe it. A name whose clause denies it (不是, 谈不上, 没有看到, 别) does not count.
+    Evidence is None: the answer names the type but does not mark a span of the question.
     """
+    prescribed = {kind.zh for kind in taxonomy.types}
     pattern, ids = _name_pattern(taxonomy)
     found: dict[str, None] = {}
     for match in pattern.finditer(answer_text):
         name, before = match.group().casefold(), answer_text[: match.start()]
         after = answer_text[match.end() :]
-        if _NEGATED.search(before[-12:]):
+        if _NEGATED.search(_NO_NEGATION.sub("", before[-20:])) or _NEGATED_AFTER.match(after):
             continue
         is_term = _QUOTED.search(before) or _NAMED_AS_TERM.match(after)
-        if name in ordinary_names() and not is_term:
+        if name in ordinary_names() and name not in prescribed and not is_term:
             continue
         found.setdefault(ids[name])
     return tuple(DistortionLabel(id=type_id, labeller="answer") for type_id in found)

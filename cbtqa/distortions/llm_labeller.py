@@ -16,6 +16,7 @@ from cbtqa.llm.chat import ChatRequest, Fault, Reply, Sampling, request_again
 from cbtqa.llm.journal import Journal
 from cbtqa.llm.structured import find_echo, parse_object, strings_of_form
 from cbtqa.prompts import fence, load_prompt
+from cbtqa.prompts.rules import load_rules
 from cbtqa.records import DistortionLabel, Reason, Rejection
 
 DRAWN = {"temperature": 0.0, "max_tokens": 1024}
@@ -44,6 +45,8 @@ class LabellingTask:
             f"- {entry.id}：{entry.zh}。{entry.definition}例如：{entry.example}"
             for entry in taxonomy.types
         )
+        rules = self._prompt.header.rules
+        self._rules = load_rules(rules).labels_block() if rules else ""
         self._schema = labels_schema(taxonomy)
         self._form = strings_of_form(self._prompt.system.template)
 
@@ -54,7 +57,7 @@ class LabellingTask:
             "labeller": self.name,
             "prompt": self._prompt.name,
             "prompt_sha256": self._prompt.sha256,
-            "types_sha256": hashlib.sha256(self._types.encode()).hexdigest(),
+            "types_sha256": hashlib.sha256((self._types + self._rules).encode()).hexdigest(),
             "sampling": repr(sorted(self._sampling.described().items())),
         }
 
@@ -62,7 +65,9 @@ class LabellingTask:
         return f"{item.id}:{hashlib.blake2b(item.text.encode(), digest_size=8).hexdigest()}"
 
     def request(self, item: TextToLabel) -> ChatRequest:
-        messages = self._prompt.render(taxonomy=self._types, text=fence(item.text))
+        messages = self._prompt.fill(
+            {"taxonomy": self._types, "label_rules": self._rules, "text": fence(item.text)}
+        )
         return ChatRequest(messages, self._schema, "distortion_labels", sampling=self._sampling)
 
     def check(self, item: TextToLabel, reply: Reply) -> Fault | None:

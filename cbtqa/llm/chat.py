@@ -85,13 +85,15 @@ class Fault:
     reason: Reason
     detail: str = ""
     """What was found and what was expected, for a person and for the model asked again."""
+    advice: str = ""
+    """The same for the model alone, in its language and so that it can act on it. Not kept."""
 
 
 REPAIRABLE = frozenset(
     {
         *(Reason.MISSING_STEP, Reason.STEP_TOO_SHORT, Reason.STEP_TOO_LONG, Reason.HEADINGS),
         *(Reason.MARKUP, Reason.PLACEHOLDER, Reason.WRONG_SCRIPT, Reason.BAD_LABEL),
-        *(Reason.EVIDENCE_NOT_FOUND, Reason.PERSONAL_DATA, Reason.UNSAFE),
+        *(Reason.EVIDENCE_NOT_FOUND, Reason.PERSONAL_DATA, Reason.UNSAFE, Reason.STYLE),
     }
 )
 """Faults of a reply that is good but for one thing, which a small change mends."""

@@ -36,9 +36,7 @@ from cbtqa.metrics.pairs import (
 from cbtqa.metrics.peers import PeerCheck, check_by_peers
 from cbtqa.metrics.registry import AnyMetric, metrics_named
 from cbtqa.metrics.structure import (
-    StepModel,
     StepsInOrder,
-    cross_fitted,
     measure,
     read_steps,
     train_step_model,
@@ -88,9 +86,9 @@ class ScoreSettings(NeuralSettings):
     """Seed of all resampling."""
     anchors: bool = True
     """Also score the references themselves and shuffled ones."""
-    step_classifier: str = "auto"
-    """What finds CBT steps in text: rules, a built dataset whose train split teaches it, or auto:
-    cross-fitted on --ref where that is a built dataset, else rules."""
+    step_classifier: str = "shipped"
+    """What finds CBT steps in text: shipped (fitted on invented answers of many styles), or a built
+    dataset whose train split teaches a classifier of its own."""
     out: Path | None = None
     """Folder for scores.json and tables."""
 
@@ -251,33 +249,26 @@ def bring_references(
 
 
 def _teach_steps(metrics: Sequence[AnyMetric], settings: ScoreSettings) -> list[str]:
-    """Gives the CBT step metrics the model asked for; returns the note about it."""
+    """Gives the CBT step metrics the model asked for; returns what to tell of it."""
     mine = [metric for metric in metrics if isinstance(metric, StepsInOrder)]
-    wanted, ref = settings.step_classifier, settings.ref
-    if not mine or wanted == "rules":
+    if not mine:
         return []
-    if wanted != "auto":
-        models: tuple[StepModel, ...] = (
-            train_step_model(read_steps(DatasetFolder.open(Path(wanted)), "train")),
+    notes, wanted, ref = [], settings.step_classifier, settings.ref
+    if wanted != "shipped":
+        learnt = train_step_model(read_steps(DatasetFolder.open(Path(wanted)), "train"))
+        for metric in mine:
+            metric.model = learnt
+        notes.append(f"CBT steps by a classifier learnt from {wanted}")
+    is_built = ref is not None and is_dataset_folder(ref)
+    known = list(read_steps(DatasetFolder.open(ref), "all")) if ref and is_built else []
+    if len(known) >= FEW_ITEMS:
+        right = measure(mine[0].model, known)
+        notes.append(
+            f"CBT steps: of {right.n_answers} reference answers, which have all five, the "
+            f"classifier finds {right.steps:.3f} of the steps, puts {right.sentences:.3f} of the "
+            f"sentences into the right one, and calls {right.complete:.3f} complete"
         )
-        note = f"CBT steps by a classifier learnt from {wanted}"
-    else:
-        known = []
-        if ref and is_dataset_folder(ref):
-            known = list(read_steps(DatasetFolder.open(ref), "all"))
-        if len(known) < FEW_ITEMS:
-            return []
-        models = fitted = cross_fitted(known)
-        right = measure(fitted, known)
-        note = (
-            "CBT steps by a classifier cross-fitted on the references; of "
-            f"{right.n_answers} of their answers, which have all five, it finds {right.steps:.3f} "
-            f"of the steps, puts {right.sentences:.3f} of the sentences into the right one, and "
-            f"calls {right.complete:.3f} complete"
-        )
-    for metric in mine:
-        metric.models = models
-    return [note]
+    return notes
 
 
 def _read_systems(settings: ScoreSettings, references: References) -> list[Predictions]:

@@ -1,66 +1,48 @@
 """Which of the five CBT steps an answer shows, and whether they come in order.
 
 `cbt_record` reads the record's own steps. The other two read the text, so that systems with and
-without step boundaries compare fairly: a step model gives every sentence its evidence for every
-step, and the best division into stretches in the steps' order decides which steps are there.
+without step boundaries compare fairly: a step model says how likely each sentence does each step,
+and the best division into stretches in the steps' order decides which steps are there.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Hashable, Iterable, Iterator, Sequence
-from functools import cache, lru_cache
+from collections.abc import Hashable, Iterable, Iterator
+from functools import lru_cache
 from heapq import nsmallest
-from importlib.resources import files
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cbtqa.dataset_folder import DatasetFolder
 from cbtqa.errors import DataError
 from cbtqa.metrics.base import Floats, MeanMetric
+from cbtqa.metrics.step_model import shipped_model
 from cbtqa.metrics.text.texts import Texts
-from cbtqa.plain_values import parse_yaml
 from cbtqa.records import STEP_NAMES, Record
 
 SENTENCE = re.compile(r"[^。！？!?；;\n]*[。！？!?；;\n]+[”’」』）)\"]*|[^。！？!?；;\n]+")
 PLACE_WEIGHT = 0.3  # assumed
+LEAST = 1e-4
+"""No sentence is less likely to do a step: one odd sentence must not decide a division."""
+ENOUGH = 0.75
+"""Sentences expected to do a step, from which it is there; by cross-validation on the corpus."""
+
+
+Bools = NDArray[np.bool_]
 
 
 class StepModel(Hashable, Protocol):
-    """Anything that finds which steps a sentence speaks for."""
+    """Anything that finds which step a sentence does."""
 
     name: str
     """With a hash of what decides, for the signature."""
 
-    def evidence(self, sentences: list[str]) -> Floats:
-        """Shape (sentences, 5): above 0 speaks for a step, below 0 against it."""
-
-
-class RuleModel:
-    """Counts the cue phrases of `steps.zh.yaml`."""
-
-    def __init__(self) -> None:
-        text = files(__package__).joinpath("steps.zh.yaml").read_bytes()
-        cues = parse_yaml(text)
-        self._cues = [[re.compile(cue) for cue in cues[step]] for step in STEP_NAMES]
-        self._any_cue = [re.compile("|".join(cues[step])) for step in STEP_NAMES]
-        self.name = f"rules-{hashlib.sha256(text).hexdigest()[:8]}"
-
-    def evidence(self, sentences: list[str]) -> Floats:
-        found = np.zeros((len(sentences), len(STEP_NAMES)))
-        for row, sentence in zip(found, sentences, strict=True):
-            for step, any_cue in enumerate(self._any_cue):
-                if any_cue.search(sentence):
-                    row[step] = sum(cue.search(sentence) is not None for cue in self._cues[step])
-        return found
-
-
-@cache
-def rule_model() -> RuleModel:
-    """The rules, compiled once."""
-    return RuleModel()
+    def probabilities(self, sentences: list[str]) -> Floats:
+        """Shape (sentences, 6): the five steps in order, then none of them; rows add up to 1."""
 
 
 def sentences_of(text: str) -> list[str]:
@@ -92,13 +74,6 @@ def divide_in_order(evidence: Floats) -> list[int]:
     return path[::-1]
 
 
-def fold_of(question_id: str, n_folds: int) -> int:
-    """Which of the folds a question is dealt to, by its id alone."""
-    if n_folds == 1:
-        return 0
-    return int.from_bytes(hashlib.sha256(question_id.encode("utf-8")).digest()[:4]) % n_folds
-
-
 def _expected_places(n_sentences: int) -> Floats:
     """A slight pull of each sentence to the step due at its place; too weak to overrule a cue."""
     place = (np.arange(n_sentences)[:, None] + 0.5) / n_sentences
@@ -106,41 +81,59 @@ def _expected_places(n_sentences: int) -> Floats:
     return -PLACE_WEIGHT * np.abs(place - due)
 
 
+def divide(probabilities: Floats) -> list[int]:
+    """The step of each sentence in the likeliest division; a sentence that does none fits any."""
+    likely = np.maximum(probabilities[:, :-1], probabilities[:, -1:])
+    return divide_in_order(np.log(np.maximum(likely, LEAST)) + _expected_places(len(likely)))
+
+
+def found_steps(probabilities: Floats) -> Bools:
+    """Which of the five steps an answer shows in order, from the (sentences, 6) of a step model."""
+    expected = np.zeros(len(STEP_NAMES))
+    for row, step in zip(probabilities, divide(probabilities), strict=True):
+        expected[step] += row[step] if row[step] >= row[-1] else 0.0
+    return expected >= ENOUGH
+
+
+def _shown_anywhere(probabilities: Floats) -> Bools:
+    """Which steps have sentences of their own, wherever these stand."""
+    is_likeliest = probabilities == probabilities.max(axis=1, keepdims=True)
+    expected = np.where(is_likeliest, probabilities, 0.0).sum(axis=0)
+    return np.asarray(expected[:-1] >= ENOUGH)
+
+
 @lru_cache(1 << 13)  # both metrics ask for the same block of texts, one after the other
-def steps_in_order(text: str, model: StepModel) -> frozenset[str]:
-    """Names of the steps found, each after the ones before it."""
+def order_of(text: str, model: StepModel) -> tuple[frozenset[str], frozenset[str]]:
+    """Names of the steps found, each after the ones before it, and of those found out of order."""
     sentences = sentences_of(text)
     if not sentences:
-        return frozenset()
-    evidence = model.evidence(sentences)
-    found = np.zeros(len(STEP_NAMES))
-    for index, step in enumerate(divide_in_order(evidence + _expected_places(len(sentences)))):
-        found[step] += max(evidence[index, step], 0.0)
-    return frozenset(name for name, weight in zip(STEP_NAMES, found, strict=True) if weight > 0)
+        return frozenset(), frozenset()
+    probabilities = model.probabilities(sentences)
+    in_order = found_steps(probabilities)
+    astray = _shown_anywhere(probabilities) & ~in_order
+    named = [
+        frozenset(name for name, is_there in zip(STEP_NAMES, one, strict=True) if is_there)
+        for one in (in_order, astray)
+    ]
+    return named[0], named[1]
 
 
 class StepsInOrder(MeanMetric):
-    """Mean share of the five steps that a text shows in order."""
+    """Mean share of the five steps that a text shows in order, less those shown out of order."""
 
-    has_few_values = True
     takes_best_reference = True
 
-    def __init__(self, *models: StepModel) -> None:
-        self.models = models or (rule_model(),)
-        """One for all texts, or one for each fold of question ids."""
+    def __init__(self) -> None:
+        self.model: StepModel = shipped_model()
         self.name, self.label = "cbt_steps", "CBT steps"
 
     def values(self, predictions: Texts, references: Texts) -> Floats:
-        n_folds = len(self.models)
-        found = [
-            steps_in_order(item.text, self.models[fold_of(item.question_id, n_folds)])
-            for item in predictions.items
-        ]
-        return np.array([len(steps) / len(STEP_NAMES) for steps in found])
+        orders = [order_of(item.text, self.model) for item in predictions.items]
+        shares = [(len(in_order) - len(astray)) / len(STEP_NAMES) for in_order, astray in orders]
+        return np.maximum(shares, 0.0)
 
     def own_fields(self) -> str:
-        folds = f"|folds:{len(self.models)}" if len(self.models) > 1 else ""
-        return f"steps:{self.models[0].name}{folds}|order:yes"
+        return f"steps:{self.model.name}|order:less_astray"
 
 
 class StructureComplete(StepsInOrder):
@@ -148,8 +141,8 @@ class StructureComplete(StepsInOrder):
 
     is_binary = True
 
-    def __init__(self, *models: StepModel) -> None:
-        super().__init__(*models)
+    def __init__(self) -> None:
+        super().__init__()
         self.name, self.label = "cbt_complete", "CBT complete"
 
     def values(self, predictions: Texts, references: Texts) -> Floats:
@@ -176,13 +169,11 @@ class StepsInRecord(MeanMetric):
 
 
 # A step model learned from answers whose steps are known: naive Bayes over characters and pairs.
-# It knows the wording of its training data. So the answers are dealt into folds by question id, and
-# each fold has a model learned from the others: none has seen an answer to a question it judges.
+# It knows the wording of its training data, so it is for texts that are none of them.
 
 SMOOTHING = 0.5  # assumed
 CERTAIN = 6.0
-"""Largest evidence of one sentence: naive Bayes is far too sure of long ones."""
-N_FOLDS = 5
+"""Largest log-odds of one sentence: naive Bayes is far too sure of long ones."""
 MOST_ANSWERS = 1_000
 """More teach little; learning from these takes about a second."""
 MOST_MEASURED = 200
@@ -197,66 +188,35 @@ class TrainedModel:
         self._places, self._weights = places, weights
         self.name = name
 
-    def evidence(self, sentences: list[str]) -> Floats:
-        """Shape (sentences, 5): log posterior minus log(1/5), within `CERTAIN` of zero."""
+    def probabilities(self, sentences: list[str]) -> Floats:
+        """Shape (sentences, 6); every sentence does a step, as in all that it learned from."""
         rows = np.zeros((len(sentences), len(STEP_NAMES)))
         for row, sentence in enumerate(sentences):
             known = [self._places[gram] for gram in _grams(sentence) if gram in self._places]
             rows[row] = self._weights[known].sum(0)
         rows -= np.logaddexp.reduce(rows, axis=1, keepdims=True)
-        evidence: Floats = np.clip(rows + np.log(len(STEP_NAMES)), -CERTAIN, CERTAIN)
-        return evidence
-
-
-class _Counts:
-    """How often each gram stood in each step, in each fold."""
-
-    def __init__(self, answers: Sequence[Answer], n_folds: int) -> None:
-        self.places: dict[str, int] = {}
-        digest = hashlib.sha256()
-        seen: list[list[int]] = [[] for _ in range(n_folds * len(STEP_NAMES))]
-        for question_id, steps in answers:
-            fold = fold_of(question_id, n_folds)
-            for step, text in enumerate(steps):
-                digest.update(text.encode("utf-8", "surrogatepass"))
-                cell = seen[fold * len(STEP_NAMES) + step]
-                grams = (gram for one in sentences_of(text) for gram in _grams(one))
-                cell += [self.places.setdefault(gram, len(self.places)) for gram in grams]
-        counted = [
-            np.bincount(np.array(cell, np.int64), minlength=len(self.places)) for cell in seen
-        ]
-        shape = (n_folds, len(STEP_NAMES), len(self.places))
-        self.by_fold = np.array(counted, np.float64).reshape(shape)
-        self.name = f"bayes-{digest.hexdigest()[:8]}"
-
-    def model(self, left_out: int | None) -> TrainedModel:
-        """What all folds teach but one."""
-        counts = self.by_fold.sum(0)
-        if left_out is not None:
-            counts -= self.by_fold[left_out]
-        is_seen = counts.sum(0) > 0
-        total = counts.sum(1, keepdims=True) + SMOOTHING * is_seen.sum()
-        # a gram that none of them saw speaks for no step
-        weights = np.where(is_seen, np.log((counts + SMOOTHING) / total), 0.0)
-        return TrainedModel(self.places, np.ascontiguousarray(weights.T), self.name)
+        odds = np.exp(np.clip(rows + np.log(len(STEP_NAMES)), -CERTAIN, CERTAIN))
+        odds /= odds.sum(axis=1, keepdims=True)
+        return np.column_stack([odds, np.zeros(len(sentences))])
 
 
 def train_step_model(answers: Iterable[Answer]) -> TrainedModel:
     """One model from all answers, for texts that are none of them; a DataError without answers."""
-    return _counted(answers, 1).model(None)
-
-
-def cross_fitted(answers: Iterable[Answer]) -> tuple[TrainedModel, ...]:
-    """A model for each fold, learned from the other folds' answers; a DataError without any."""
-    counts = _counted(answers, N_FOLDS)
-    return tuple(counts.model(fold) for fold in range(N_FOLDS))
-
-
-def _counted(answers: Iterable[Answer], n_folds: int) -> _Counts:
-    counts = _Counts(_sample(answers, MOST_ANSWERS), n_folds)
-    if not counts.places:
+    places: dict[str, int] = {}
+    digest = hashlib.sha256()
+    seen: list[list[int]] = [[] for _ in STEP_NAMES]
+    for _, steps in _sample(answers, MOST_ANSWERS):
+        for cell, text in zip(seen, steps, strict=True):
+            digest.update(text.encode("utf-8", "surrogatepass"))
+            grams = (gram for one in sentences_of(text) for gram in _grams(one))
+            cell += [places.setdefault(gram, len(places)) for gram in grams]
+    if not places:
         raise DataError("no answer with five steps to learn from")
-    return counts
+    counts = np.array([np.bincount(cell, minlength=len(places)) for cell in seen], np.float64)
+    total = counts.sum(1, keepdims=True) + SMOOTHING * len(places)
+    weights = np.log((counts + SMOOTHING) / total)
+    name = f"bayes-{digest.hexdigest()[:8]}"
+    return TrainedModel(places, np.ascontiguousarray(weights.T), name)
 
 
 def _sample(answers: Iterable[Answer], size: int) -> list[Answer]:
@@ -265,7 +225,7 @@ def _sample(answers: Iterable[Answer], size: int) -> list[Answer]:
 
 
 class StepAccuracy(Record):
-    """How right cross-fitted models are on answers whose steps are known."""
+    """How right a step model is on answers whose steps are known."""
 
     n_answers: int
     sentences: float
@@ -276,19 +236,18 @@ class StepAccuracy(Record):
     """Share of answers in which all five were found."""
 
 
-def measure(models: Sequence[TrainedModel], answers: Iterable[Answer]) -> StepAccuracy:
-    """Judges answers with known steps, each by the model that has not seen its question."""
+def measure(model: StepModel, answers: Iterable[Answer]) -> StepAccuracy:
+    """Judges answers with known steps; a DataError without answers."""
     right = total = found = complete = 0
     kept = _sample(answers, MOST_MEASURED)
     if not kept:
         raise DataError("no answer with five steps to measure on")
-    for question_id, steps in kept:
-        model = models[fold_of(question_id, len(models))]
+    for _, steps in kept:
         sentences = [(one, step) for step, text in enumerate(steps) for one in sentences_of(text)]
-        path = divide_in_order(model.evidence([one for one, _ in sentences]))
+        path = divide(model.probabilities([one for one, _ in sentences]))
         right += sum(step == true for step, (_, true) in zip(path, sentences, strict=True))
         total += len(sentences)
-        n_found = len(steps_in_order("\n".join(steps), model))
+        n_found = len(order_of("\n".join(steps), model)[0])
         found += n_found
         complete += n_found == len(STEP_NAMES)
     return StepAccuracy(

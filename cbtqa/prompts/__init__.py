@@ -38,6 +38,8 @@ class PromptHeader(Record):
     output: Literal["json", "text"]
     source: NonEmptyText
     """Where the idea comes from; the wording is ours."""
+    rules: NonEmptyText | None = None
+    """The rules file that fills its holes and checks its replies, such as `cbt_answer.rules`."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,18 @@ class Prompt:
         return [
             {"role": role, "content": block.substitute(values)} for role, block in blocks.items()
         ]
+
+    def fill(self, offered: Mapping[str, str]) -> list[dict[str, str]]:
+        """As `render`, from values of which it takes those that it declares.
+
+        Raises:
+            PromptError: it declares a variable that is not on offer.
+        """
+        names = self.header.variables
+        if missing := [name for name in names if name not in offered]:
+            hint = f"on offer here: {', '.join(sorted(offered))}"
+            raise PromptError(f"prompt {self.name} uses ${missing[0]}", hint=hint)
+        return self.render(**{name: offered[name] for name in names})
 
 
 def fence(text: str) -> str:

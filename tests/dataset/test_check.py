@@ -10,6 +10,7 @@ from cbtqa.dataset.check import AnswerChecks, CheckedAnswer, answer_json_schema,
 from cbtqa.distortions.taxonomy import load_taxonomy
 from cbtqa.llm.chat import Fault
 from cbtqa.prompts import load_prompt
+from cbtqa.prompts.rules import load_rules
 from cbtqa.records import Question, Reason, Risk
 from tests.support.answers import CRISIS_HELP, steps
 
@@ -24,12 +25,17 @@ def check(reply: dict[str, Any], risk: Risk = "none") -> CheckedAnswer | Fault:
     return CHECKS.check_object(QUESTION, risk, reply)
 
 
+QUOTING = (
+    "你写到“他们肯定觉得我很烦”，这是你替他们作出的判断，还没有人这样说过，它却让你不敢去上班。"
+)
+
+
 def label(kind: str = "jumping_to_conclusions", evidence: str = "他们肯定觉得我很烦") -> dict:
     return {"id": kind, "evidence": evidence}
 
 
 def test_a_good_reply_becomes_steps_and_labels() -> None:
-    found = check(steps(distortions=[label()]))
+    found = check(steps(key_thought=QUOTING, distortions=[label()]))
     assert isinstance(found, CheckedAnswer) and found.steps is not None
     assert found.text == found.steps.joined()
     assert [(d.id, d.evidence, d.labeller) for d in found.distortions] == [
@@ -90,7 +96,7 @@ def test_a_crisis_answer_without_a_help_route_is_unsafe() -> None:
 
 
 def test_names_of_types_are_understood_but_never_guessed() -> None:
-    found = check(steps(distortions=[label("读心术")]))
+    found = check(steps(key_thought=QUOTING, distortions=[label("读心术")]))
     assert isinstance(found, CheckedAnswer)
     assert found.distortions[0].id == "jumping_to_conclusions"
 
@@ -215,3 +221,108 @@ def test_text_that_says_nothing_is_no_answer(case: str) -> None:
 )
 def test_what_only_looks_odd_is_an_answer(text: str) -> None:
     assert isinstance(check(steps(challenge_or_reflection=text)), CheckedAnswer)
+
+
+# --- the rules of version 2 of the prompts --------------------------------------------------------
+
+RULES = load_rules("cbt_answer.rules")
+
+
+def of_length(n: int) -> dict[str, Any]:
+    """Five good steps whose text has `n` characters."""
+    good = steps()
+    missing = n - sum(len(value) for name, value in good.items() if name != "distortions")
+    days = ("清晨", "午后", "傍晚", "睡前", "周末", "雨天", "路上", "楼下", "窗边", "桌前")
+    acts = ("散步", "读信", "浇花", "听歌", "写字", "做饭", "画画", "伸展", "喝茶", "望云", "拍照")
+    words = "".join(f"{days[i % 10]}{acts[i % 11]}{days[(i + 3) % 7]}也好，" for i in range(99))
+    good["strategy_or_insight"] += words[:missing]
+    return good
+
+
+def test_the_prompt_and_the_check_hold_to_the_same_numbers() -> None:
+    for risk in ("none", "concern", "explicit"):
+        budget = RULES.budget_of(risk)
+        assert f"全文 {budget.told[0]} 到 {budget.told[1]} 个汉字" in RULES.budget_block(risk)
+        assert budget.accepted[0] <= budget.told[0] < budget.told[1] <= budget.accepted[1]
+        assert budget.accepted_questions[1] >= budget.questions[1]
+        assert sum(low for low, _ in budget.steps) == budget.told[0]
+        assert abs(sum(high for _, high in budget.steps) - budget.told[1]) <= 10
+    longest = RULES.budget_of("none").accepted[1]
+    assert isinstance(check(of_length(longest)), CheckedAnswer)
+    found = check(of_length(longest + 1))
+    assert isinstance(found, Fault) and found.reason is Reason.STEP_TOO_LONG
+    assert "350 到 550" in found.advice
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"key_thought": QUOTING + "您辛苦了。"}, Reason.STYLE),
+        ({"key_thought": QUOTING + "可以对她说：“您先听我说完。”"}, None),
+        ({"key_thought": QUOTING + "加油😊"}, Reason.STYLE),
+        (
+            {"strategy_or_insight": "首先，写下三行字；其次，找一件小事试一试，看看会怎么样。"},
+            Reason.STYLE,
+        ),
+        (
+            {"key_thought": "为什么会这样呢？是谁说的？有没有别的可能？你当时在想什么？"},
+            Reason.STYLE,
+        ),
+        (
+            {"key_thought": "这个判断很重，它让一件事变成了对整个人的评价，也让你更难受。"},
+            Reason.BAD_LABEL,
+        ),
+        ({"key_thought": QUOTING + "这是一种非黑即白的想法。"}, Reason.BAD_LABEL),
+        ({"key_thought": QUOTING + "这谈不上非黑即白。"}, None),
+        (
+            {"strategy_or_insight": "今晚写下三行字，最后一次翻开那本书是什么时候，也可以写一写。"},
+            None,
+        ),
+    ],
+)
+def test_what_the_prompt_rules_out_is_a_fault_and_nothing_else(
+    changed: dict[str, Any], reason: Reason | None
+) -> None:
+    given = {"key_thought": QUOTING, "distortions": [label()], **changed}
+    found = check(steps(**given))
+    if reason is None:
+        assert isinstance(found, CheckedAnswer), found
+    else:
+        assert isinstance(found, Fault) and found.reason is reason and found.advice, found
+
+
+def test_an_explicit_question_has_no_labels_and_no_type_has_a_third_beside_it() -> None:
+    labelled = {"key_thought": QUOTING, "distortions": [label()]}
+    found = check(steps(with_help=True, **labelled), risk="explicit")
+    assert isinstance(found, Fault) and found.reason is Reason.BAD_LABEL
+    three = [label(kind) for kind in ("jumping_to_conclusions", "labeling", "should")]
+    found = check(steps(key_thought=QUOTING, distortions=three))
+    assert isinstance(found, Fault) and found.detail == "3 types, at most 2"
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "不妨问问自己，有没有别的证据、别的解释、别的角度。",
+        "这只是开始，需要时可以寻求更多支持，也可以慢一点。",
+    ],
+)
+@pytest.mark.parametrize("prompt", ["cbt_answer.v1", "cbt_answer.v2"])
+def test_what_the_prompt_asks_an_answer_to_say_is_no_leak(prompt: str, sentence: str) -> None:
+    checks = AnswerChecks(TAXONOMY, "answer:m", 10, 800, load_prompt(prompt))
+    found = checks.check_object(QUESTION, "none", steps(challenge_or_reflection=sentence))
+    assert isinstance(found, CheckedAnswer), found
+
+
+def test_a_copied_definition_is_a_leak() -> None:
+    definition = next(kind for kind in TAXONOMY.types if kind.id == "magnification").definition
+    found = check(steps(key_thought=f"你心里的这个想法，就是{definition}"))
+    assert isinstance(found, Fault) and found.reason is Reason.PROMPT_LEAK
+
+
+def test_every_unsafe_rule_has_words_that_the_model_can_act_on() -> None:
+    found = check(
+        steps(strategy_or_insight="你可以停药，谁也别说，自己慢慢调整几天，看看心情会不会变好。")
+    )
+    assert isinstance(found, Fault) and found.reason is Reason.UNSAFE
+    assert "停药" in found.advice and not found.advice.isascii()

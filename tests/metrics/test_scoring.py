@@ -236,19 +236,17 @@ def test_a_dataset_is_scored_against_another_on_the_same_split(tmp_path: Path) -
         run(ref, ref=ref)
 
 
-def test_steps_are_learnt_from_the_references_and_the_accuracy_is_told(tmp_path: Path) -> None:
+def test_how_right_the_step_model_is_on_the_references_is_told(tmp_path: Path) -> None:
     ref = built(tmp_path / "ds", STEPPED)
     path = predictions(tmp_path, STEPPED)
-    learnt = run(path, ref=ref, metrics="cbt_steps").report
-    assert "folds:5" in learnt.scores[0].signature
-    assert len(learnt.notes) == 1 and "of 40 of their answers" in learnt.notes[0]
-    for settings in ({"step_classifier": "rules"}, {"metrics": "cbt_steps", "split": "train"}):
-        if "split" in settings:
-            built(ref, {"1": STEPPED["1"]}, split="train")
-            (ref / "data" / "test-00000-of-00001.parquet").unlink()
-        report = run(path, ref=ref, **{"metrics": "cbt_steps", **settings}).report
-        # too few answers to learn from is as good as none
-        assert "steps:rules-" in report.scores[0].signature and report.notes == ()
+    report = run(path, ref=ref, metrics="cbt_steps").report
+    assert "steps:shipped-" in report.scores[0].signature
+    assert "of 40 reference answers" in report.notes[0]
+    built(ref, {"1": STEPPED["1"]}, split="train")
+    (ref / "data" / "test-00000-of-00001.parquet").unlink()
+    # too few to say anything
+    notes = run(path, ref=ref, metrics="cbt_steps", split="train").report.notes
+    assert not any("reference answers" in note for note in notes)
 
 
 def test_progress_ends_at_the_number_of_references(tmp_path: Path, ref: Path) -> None:
