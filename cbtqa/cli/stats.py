@@ -21,7 +21,7 @@ from cbtqa.distortions.evaluate import read_evaluation
 from cbtqa.distortions.prevalence import Prevalence
 from cbtqa.errors import IncompleteRunError
 from cbtqa.report.table import Cell, Column, Estimate, Table
-from cbtqa.report.words import count, share
+from cbtqa.report.words import count, digits, share
 
 Folder = Annotated[
     Path | None,
@@ -78,6 +78,14 @@ def stats(
     n_sampled = count(statistics.likeness.n_sampled)
     title = f"Template-likeness: first 8 characters of {n_sampled} sampled answers"
     show_table(likeness_table(statistics), title)
+    found = statistics.likeness
+    say(
+        "repeated text: characters in runs of 12 that another answer has in the same step too "
+        "(people's answers: 2 %, the template teacher's: 55 %)"
+    )
+    say(
+        f"distinct-2: {digits(3)(found.distinct_2)}; answers repeated whole: {found.n_repeated_answers}"
+    )
     say(f"paper: {paper_facts().citation}. {paper_facts().note}")
 
 
