@@ -81,11 +81,10 @@ def stats(
     found = statistics.likeness
     say(
         "repeated text: characters in runs of 12 that another answer has in the same step too "
-        "(people's answers: 2 %, the template teacher's: 55 %)"
+        "(103 answers of people: 2 %; 91 of the template teacher: 55 %)"
     )
-    say(
-        f"distinct-2: {digits(3)(found.distinct_2)}; answers repeated whole: {found.n_repeated_answers}"
-    )
+    distinct_2 = digits(3)(found.distinct_2)
+    say(f"distinct-2: {distinct_2}; answers repeated whole: {found.n_repeated_answers}")
     say(f"paper: {paper_facts().citation}. {paper_facts().note}")
 
 
