@@ -232,6 +232,8 @@ def test_a_question_whose_labelling_fails_keeps_its_answer_and_is_counted(tmp_pa
     counts = result.manifest.counts
     assert counts["n_out"] == 2 and counts["n_rejected"] == 0
     assert counts["question_labels"]["failed"] == {"evidence_not_found": 2}
+    page = (result.folder / "report.html").read_text("utf-8")
+    assert "0 个问题由同一模型另读一遍" in page and "2 个标注失败" in page
     assert [row["distortions"] for row in rows_of(result.folder)] == [[], []]
 
 
