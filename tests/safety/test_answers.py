@@ -104,6 +104,9 @@ def test_what_the_answer_itself_finds_is_a_diagnosis(answer: str) -> None:
         "你现在像得了强迫症一样反复检查，很累吧。",
         "只有医生可以诊断抑郁症。",
         "有抑郁症的人常常这样想。",
+        "这样有焦虑症的人很多，你并不孤单。",
+        "你有抑郁症的朋友，也许也走过这一段。",
+        "这是很多抑郁症患者都说过的话。",
     ],
 )
 def test_a_disorder_denied_asked_or_reported_is_no_diagnosis(answer: str) -> None:
