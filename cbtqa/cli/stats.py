@@ -75,16 +75,16 @@ def stats(
     say(f"paper: {papers.sentence().en}")
     show_table(label_table(statistics), "Distortions")
     show_table(length_table(statistics), "Lengths (the paper's are unknown to us)")
-    n_sampled = count(statistics.likeness.n_sampled)
+    likeness = statistics.likeness
+    n_sampled = count(likeness.n_sampled)
     title = f"Template-likeness: first 8 characters of {n_sampled} sampled answers"
     show_table(likeness_table(statistics), title)
-    found = statistics.likeness
     say(
         "repeated text: characters in runs of 12 that another answer has in the same step too "
         "(103 answers of people: 2 %; 91 of the template teacher: 55 %)"
     )
-    distinct_2 = digits(3)(found.distinct_2)
-    say(f"distinct-2: {distinct_2}; answers repeated whole: {found.n_repeated_answers}")
+    distinct_2 = digits(3)(likeness.distinct_2)
+    say(f"distinct-2: {distinct_2}; answers repeated whole: {likeness.n_repeated_answers}")
     say(f"paper: {paper_facts().citation}. {paper_facts().note}")
 
 
