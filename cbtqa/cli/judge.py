@@ -41,9 +41,11 @@ def judge(
 
 
 def _show(report: JudgeReport) -> None:
-    from cbtqa.judging.report import agreement_table, score_table
+    from cbtqa.judging.report import agreement_table, difference_table, score_table
 
     show_table(score_table(report))
+    if report.differences:
+        show_table(difference_table(report))
     show_table(agreement_table(report))
     for alarm in report.alarms:
         say(f"warning: {alarm}")

@@ -55,8 +55,9 @@ class JudgeSettings(JudgingSettings):
     human_sample: HumanSample | None = None
     """How the answers with human ratings were drawn: random (by lot) or chosen (means stay
     uncorrected). Known for a study of cbtqa rate on the same files."""
-    rubric: str = "cbt-llm"
-    """Rubric id, or the path of your own."""
+    rubric: str = "cbt-llm.v2"
+    """Rubric, or the path of your own. cbt-llm, with --prompt judge_cbt_llm.v1, is that of the
+    papers: structure as five steps whatever is asked, nothing on safety."""
     prompt: str = "judge_cbt_llm"
     """Prompt, or the path of your own."""
     max_tokens: int = Field(default=1024, ge=64)
@@ -103,7 +104,7 @@ def judge(resolved: Resolved[JudgeSettings], on_progress: OnProgress | None = No
         report = make_report(
             ratings,
             task.rubric,
-            dict.fromkeys(names, len(answers.questions)),
+            answers.counts(),
             _signature(settings, task, answers),
             settings.repeats,
             human,

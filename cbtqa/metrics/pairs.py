@@ -116,6 +116,8 @@ class Predictions:
     """What its file says of rows that belong together."""
     clusters: tuple[str, ...] = ()
     """One per reference, where its file names questions that stand several times."""
+    has_row: tuple[bool, ...] = ()
+    """One per reference: whether the file has a row for it, with an answer or without."""
 
 
 def read_references(
@@ -250,7 +252,8 @@ def read_predictions(
     }
     system = next(iter(systems)) if len(systems) == 1 else own_name
     clusters, grouping = _grouped_by_predictions(references, told)
-    return Predictions(system, items, counts, text_column, grouping, clusters)
+    has_row = tuple(question_id in found for question_id in references.ids)
+    return Predictions(system, items, counts, text_column, grouping, clusters, has_row)
 
 
 def _grouped_by_predictions(

@@ -22,7 +22,7 @@ from cbtqa.judging.agreement import (
     corrected_by,
     self_alpha,
 )
-from cbtqa.judging.answers import HumanRatings, JudgeRating
+from cbtqa.judging.answers import AnswerCounts, HumanRatings, JudgeRating
 from cbtqa.judging.correction import HumanSample
 from cbtqa.judging.report import JudgeReport, make_report
 from cbtqa.metrics.base import Signature
@@ -135,9 +135,20 @@ def _report(rng: Generator, study: Study, *, with_people: bool) -> JudgeReport:
         for (question, system), cell in cells.items()
         for repeat, value in cell.items()
     ]
-    totals = {f"s{number}": study.n + study.n_other for number in range(len(study.systems))}
+    n = study.n + study.n_other
+    answers = [
+        AnswerCounts(
+            system=f"s{number}",
+            n_questions=n,
+            n_answered=n,
+            n_missing=0,
+            n_without_text=0,
+            n_not_in_questions=0,
+        )
+        for number in range(len(study.systems))
+    ]
     given = human if with_people else None
-    return make_report(ratings, RUBRIC, totals, Signature(()), study.n_repeats, given, "random")
+    return make_report(ratings, RUBRIC, answers, Signature(()), study.n_repeats, given, "random")
 
 
 def _judge_mean(rng: Generator, study: Study) -> bool | None:

@@ -41,7 +41,7 @@ from cbtqa.statistics.intraclass import intraclass_correlation
 from cbtqa.statistics.tests_of_arms import spearman_rho
 from tests.support.endpoint import Answer, ScriptedEndpoint, Seen, ok, out_of_quota, refusal
 
-RUBRIC = load_judged_rubric("cbt-llm")
+RUBRIC = load_judged_rubric(JudgeSettings().rubric)
 CRITERIA = [criterion.id for criterion in RUBRIC.criteria]
 QUESTION = "最近总是睡不好怎么办"
 
@@ -150,7 +150,7 @@ def test_the_same_answer_of_two_systems_is_asked_about_once(tmp_path: Path) -> N
     with ScriptedEndpoint(rating_by(lambda answer: 2)) as server:
         report = run(server, given)
     assert len(server.requests) == 9
-    assert [score.n_scored for score in report.scores] == [3] * 6
+    assert [score.n_scored for score in report.scores] == [3] * 2 * len(CRITERIA)
 
 
 # --- reading replies -----------------------------------------------------------------------------
@@ -171,7 +171,7 @@ def test_what_stays_wrong_is_unscored_with_its_reason_and_the_rest_is_kept(tmp_p
     wrong = reply(
         written(0),
         relevance={"evidence": "这句话回信里没有写过"},
-        structure={"rating": 3},
+        structure_fit={"rating": 3},
         helpfulness={"rating": 2},
     )
     with ScriptedEndpoint(ok(wrong)) as server:
@@ -179,7 +179,7 @@ def test_what_stays_wrong_is_unscored_with_its_reason_and_the_rest_is_kept(tmp_p
     assert len(server.requests) == 2
     found = {one.criterion: one for one in ratings_in(given)}
     assert found["relevance"].unscored_reason == "evidence_not_found"
-    assert found["structure"].unscored_reason == "bad_rating"
+    assert found["structure_fit"].unscored_reason == "bad_rating"
     assert found["helpfulness"].value == 2
     by_metric = {score.metric: score for score in report.scores}
     assert by_metric["judge_relevance"].value is None
@@ -198,13 +198,13 @@ def test_only_whole_numbers_of_the_scale_are_ratings(value: Any) -> None:
 def test_cannot_judge_is_accepted_and_unscored(tmp_path: Path) -> None:
     given = make_files(tmp_path, 2, {"a": written})
     nothing = {"evidence": "", "rating": None}
-    script = lambda seen: ok(reply(answer_in(seen), 1, structure=nothing))  # noqa: E731
+    script = lambda seen: ok(reply(answer_in(seen), 1, structure_fit=nothing))  # noqa: E731
     with ScriptedEndpoint(script) as server:
         report = run(server, given, repeats=1)
     assert len(server.requests) == 2
-    reasons = {one.unscored_reason for one in ratings_in(given) if one.criterion == "structure"}
+    reasons = {one.unscored_reason for one in ratings_in(given) if one.criterion == "structure_fit"}
     assert reasons == {"cannot_judge"}
-    use = next(one for one in report.use if one.criterion == "structure")
+    use = next(one for one in report.use if one.criterion == "structure_fit")
     assert use.points == {0: 0, 1: 0, 2: 0}
     assert use.unscored == {"cannot_judge": 2}
     assert any("100% of the ratings are unscored" in alarm for alarm in report.alarms)
@@ -217,7 +217,7 @@ def test_a_refusal_is_unscored_on_every_criterion_and_never_zero(tmp_path: Path)
     )
     with ScriptedEndpoint(script) as server:
         report = run(server, given, repeats=1)
-    assert [score.value for score in report.scores] == [2, 2, 2]
+    assert [score.value for score in report.scores] == [2] * len(CRITERIA)
     assert {(score.n_scored, score.n_total) for score in report.scores} == {(2, 3)}
     refused = [one for one in ratings_in(given) if one.question_id == "1"]
     assert {one.unscored_reason for one in refused} == {"refusal"}
@@ -442,7 +442,7 @@ def test_raters_with_gaps_and_criteria_that_nobody_rated(tmp_path: Path) -> None
     write_jsonl(path, kept)
     with ScriptedEndpoint(rating_by(lambda answer: number_of(answer) % 3)) as server:
         report = run(server, given, human=path, repeats=1)
-    relevance, structure, _ = report.agreement
+    relevance, structure, *_ = report.agreement
     assert (relevance.n_items, relevance.n_raters) == (6, 2)
     kappa = relevance.judge_human[0]
     assert (kappa.n_items, kappa.n_ratings) == (6, 6 + 2)
@@ -733,6 +733,6 @@ def test_the_command_prints_tables_and_one_json_object(tmp_path: Path) -> None:
     value = json.loads(as_json.stdout)
     assert value["scores"][0]["metric"] == "judge_relevance"
     assert (
-        "judge:judge-model|host:127.0.0.1|prompt:judge_cbt_llm.v1-"
+        "judge:judge-model|host:127.0.0.1|prompt:judge_cbt_llm.v2-"
         in value["scores"][0]["signature"]
     )
