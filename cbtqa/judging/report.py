@@ -313,6 +313,12 @@ def _people_alarms(
 ) -> list[str]:
     """Bias, and what corrected means rest on."""
     alarms = []
+    open_ones = [found.criterion for found in agreement if not found.n_items]
+    if open_ones:
+        alarms.append(
+            f"{', '.join(open_ones)}: no person rated these answers on it; the judge's means are a "
+            "model's opinion"
+        )
     widths = {criterion.id: criterion.high - criterion.low for criterion in rubric.scales}
     for found in agreement:
         limit = MUCH_BIAS * widths[found.criterion]
@@ -431,3 +437,20 @@ def agreement_table(report: JudgeReport) -> Table:
         heads, rows = [*heads[:2], heads[3]], [(*row[:2], row[3]) for row in rows]
     title = "Agreement (random: questions, and raters where they are three or more)"
     return Table(heads, rows, title)
+
+
+def report_tables(report: JudgeReport) -> list[Table]:
+    """Means, differences where there are two systems, agreement."""
+    differences = [difference_table(report)] if report.differences else []
+    return [score_table(report), *differences, agreement_table(report)]
+
+
+def report_markdown(report: JudgeReport) -> str:
+    """The tables, alarms and signatures as one document."""
+    tables = (f"## {one.title_in()}\n\n{one.markdown()}" for one in report_tables(report))
+    alarms = "".join(f"- {alarm}\n" for alarm in report.alarms)
+    signatures = dict.fromkeys(score.signature for score in report.scores)
+    lines = "".join(f"- `{signature}`\n" for signature in signatures)
+    return "\n".join(
+        [*tables, *([f"## Alarms\n\n{alarms}"] if alarms else []), f"## Signatures\n\n{lines}"]
+    )

@@ -2,7 +2,8 @@
 
 journal.sqlite         every paid reply; the same command continues from it
 judge_ratings.jsonl    one rating a line: answer, criterion, repeat, evidence
-judge.json             means, agreement with people, corrected means, alarms
+judge.json             means, differences, agreement with people, corrected means, alarms
+judge.md               the same as tables
 manifest.json          written last
 """
 
@@ -14,7 +15,7 @@ from pathlib import Path
 from pydantic import Field
 
 from cbtqa.errors import UsageError
-from cbtqa.files import write_json, write_jsonl
+from cbtqa.files import write_json, write_jsonl, write_text
 from cbtqa.judging.answers import (
     AnswerJudge,
     Answers,
@@ -25,7 +26,7 @@ from cbtqa.judging.answers import (
 )
 from cbtqa.judging.asking import JudgingSettings, rate
 from cbtqa.judging.correction import HumanSample, sample_of
-from cbtqa.judging.report import JudgeReport, make_report
+from cbtqa.judging.report import JudgeReport, make_report, report_markdown
 from cbtqa.llm.batch import OnProgress
 from cbtqa.llm.cost import Estimate
 from cbtqa.llm.runs import Service, estimate_run, open_run, refuse_foreign
@@ -37,6 +38,8 @@ from cbtqa.settings import Resolved
 REPLY_TOKENS = 80
 """Of one criterion in a reply: a quote, a sentence, a number; assumed for the dry run."""
 JOURNAL_NAME, RATINGS_NAME, REPORT_NAME = "journal.sqlite", "judge_ratings.jsonl", "judge.json"
+TABLES_NAME = "judge.md"
+RESULT_NAMES = (RATINGS_NAME, REPORT_NAME, TABLES_NAME)
 
 
 class JudgeSettings(JudgingSettings):
@@ -112,6 +115,7 @@ def judge(resolved: Resolved[JudgeSettings], on_progress: OnProgress | None = No
         )
         write_jsonl(out / RATINGS_NAME, ratings)
         write_json(out / REPORT_NAME, report)
+        write_text(out / TABLES_NAME, report_markdown(report))
         inputs = (*settings.predictions, settings.questions, settings.human)
         manifest = run.manifest(
             "judge",
@@ -126,7 +130,7 @@ def judge(resolved: Resolved[JudgeSettings], on_progress: OnProgress | None = No
                     for one in answers.systems
                 },
             },
-            files=tuple(describe_file(out / name, out) for name in (RATINGS_NAME, REPORT_NAME)),
+            files=tuple(describe_file(out / name, out) for name in RESULT_NAMES),
         )
     write_manifest(out, manifest)
     reasons = Counter(

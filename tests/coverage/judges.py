@@ -159,6 +159,22 @@ def _judge_mean(rng: Generator, study: Study) -> bool | None:
     return score.low <= _truth(study) <= score.high
 
 
+EQUAL = Study(n=0, systems=(0.0, 0.0), bias=0.0)
+"""Two systems of one quality on the same questions."""
+
+
+def _difference(rng: Generator, study: Study) -> bool | None:
+    """Whether the interval of equal systems' difference holds 0."""
+    (found,) = _report(rng, study, with_people=False).differences
+    return None if found.low is None or found.high is None else found.low <= 0 <= found.high
+
+
+def _is_different(rng: Generator, study: Study) -> bool:
+    """Whether equal systems are called different."""
+    (found,) = _report(rng, study, with_people=False).differences
+    return found.p is not None and found.p <= 0.05
+
+
 def _alarm(rng: Generator, study: Study, words: str) -> bool:
     """Whether a sound judge is told off."""
     return any(words in alarm for alarm in _report(rng, study, with_people=True).alarms)
@@ -301,6 +317,30 @@ CASES = [
         )
         for name, cuts in (("even", (-0.5, 0.6)), ("near the ceiling", CEILING))
         for n in (3, 10)
+    ),
+    *(
+        Case(
+            f"difference of two systems on {n} questions, {name}",
+            ROOM,
+            partial(_difference, study=replace(EQUAL, n_other=n, cuts=cuts)),
+            250,
+            WIDE,
+            note=FEW,
+        )
+        for name, cuts in (("even", (-0.5, 0.6)), ("near the ceiling", CEILING))
+        for n in (3, 10, 40)
+    ),
+    *(
+        Case(
+            f"p of two equal systems on {n} questions, {name}",
+            ROOM,
+            partial(_is_different, study=replace(EQUAL, n_other=n, cuts=cuts)),
+            250,
+            SELDOM,
+            note="share called different at .05",
+        )
+        for name, cuts in (("even", (-0.5, 0.6)), ("near the ceiling", CEILING))
+        for n in (6, 30)
     ),
     Case(
         "corrected mean, 2 answers rated",

@@ -333,6 +333,111 @@ def test_missing_words_and_foreign_predictions_are_named(tmp_path: Path) -> None
         run(server, given)
 
 
+# --- what is needed, and what is out of what -----------------------------------------------------
+
+
+def test_the_papers_form_and_its_prompt_can_still_be_asked_for(tmp_path: Path) -> None:
+    given = make_files(tmp_path, 1, {"a": written})
+    with ScriptedEndpoint(rating_by(lambda answer: 1)) as server:
+        report = run(server, given, rubric="cbt-llm", prompt="judge_cbt_llm.v1", repeats=1)
+    assert report.rubric == "cbt-llm.v1"
+    assert [one.metric for one in report.scores] == [
+        "judge_relevance",
+        "judge_structure",
+        "judge_helpfulness",
+    ]
+    assert "prompt:judge_cbt_llm.v1-" in report.scores[0].signature
+
+
+def test_peoples_ratings_of_structure_are_not_held_against_another_structure(
+    tmp_path: Path,
+) -> None:
+    given = make_files(tmp_path, 4, {"a": written})
+    path = human_file(tmp_path, {str(i): [1, 2] for i in range(4)})
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    old = [row for row in rows if row["criterion"] in ("relevance", "helpfulness")]
+    old += [{**row, "criterion": "structure"} for row in rows if row["criterion"] == "relevance"]
+    write_jsonl(path, old)
+    with ScriptedEndpoint(rating_by(lambda answer: 1)) as server:
+        report = run(server, given, human=path, repeats=1)
+    assert {one.criterion for one in report.corrections} == {"relevance", "helpfulness"}
+    assert report.n_human_passed_over == 8
+    assert any(one.startswith("structure_fit, safety: no person rated") for one in report.alarms)
+
+
+def test_means_are_out_of_the_questions_that_were_asked_and_not_of_the_whole_file(
+    tmp_path: Path,
+) -> None:
+    given = make_files(tmp_path, 30, {"a": written, "b": written})
+    rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    write_jsonl(tmp_path / "a.jsonl", [*rows[:9], {**rows[9], "text": None}])
+    write_jsonl(tmp_path / "b.jsonl", rows[:8])
+    with ScriptedEndpoint(rating_by(lambda answer: 1)) as server:
+        report = run(server, given, repeats=1)
+    totals = {score.system: (score.n_scored, score.n_total) for score in report.scores}
+    assert totals == {"a": (9, 10), "b": (8, 10)}
+    first, second = report.answers
+    assert (first.n_answered, first.n_missing, first.n_without_text) == (9, 0, 1)
+    assert (second.n_answered, second.n_missing, second.n_without_text) == (8, 2, 2)
+    assert any(one.startswith("b: 2 of 10 questions are unanswered") for one in report.alarms)
+
+
+def test_a_sample_is_drawn_from_the_questions_that_have_predictions(tmp_path: Path) -> None:
+    given = make_files(tmp_path, 200, {"a": written})
+    rows = (tmp_path / "a.jsonl").read_text().splitlines()
+    (tmp_path / "a.jsonl").write_text("\n".join(rows[:10]) + "\n")
+    with ScriptedEndpoint(rating_by(lambda answer: 1)) as server:
+        report = run(server, given, repeats=1, sample=6)
+        assert len(server.requests) == 6
+    assert (report.scores[0].n_scored, report.scores[0].n_total) == (6, 6)
+
+
+# --- differences between systems -----------------------------------------------------------------
+
+
+def other(i: int) -> str:
+    return f"谢谢你写下这些，这是另外第{i}封回信，今天先做一件小事。"
+
+
+def test_systems_are_compared_question_by_question(tmp_path: Path) -> None:
+    """Ten questions of very different worth; on eight, `b` is rated one point higher."""
+    given = make_files(tmp_path, 10, {"a": written, "b": other})
+
+    def rate(answer: str) -> int:
+        i = number_of(answer)
+        return i % 2 + ("另外" in answer and i < 8)
+
+    with ScriptedEndpoint(rating_by(rate)) as server:
+        report = run(server, given, repeats=1)
+    assert len(report.differences) == len(CRITERIA)
+    found = report.differences[0]
+    assert (found.first, found.second, found.n_questions) == ("a", "b", 10)
+    assert (found.n_wins, found.n_losses, found.n_ties) == (8, 0, 2)
+    assert found.difference == pytest.approx(0.8)
+    assert found.low is not None and found.low > 0
+    assert found.p == pytest.approx(2 / 2**8, abs=0.003)  # of 256 ways to swap eight, two
+    assert found.p_holm == pytest.approx(len(CRITERIA) * found.p)
+
+
+def test_equal_systems_and_few_questions_get_no_p_below_one(tmp_path: Path) -> None:
+    given = make_files(tmp_path, 6, {"a": written, "b": other})
+    with ScriptedEndpoint(rating_by(lambda answer: 1)) as server:
+        equal = run(server, given, repeats=1)
+        few = run(server, {**given, "out": tmp_path / "few"}, repeats=1, sample=5)
+    assert all(one.p == 1 and one.difference == 0 for one in equal.differences)
+    assert all(one.p is None and "fewer than 6" in str(one.p_reason) for one in few.differences)
+
+
+def test_a_question_that_one_system_left_open_does_not_enter_the_difference(
+    tmp_path: Path,
+) -> None:
+    given = make_files(tmp_path, 8, {"a": written, "b": lambda i: other(i) if i else ""})
+    with ScriptedEndpoint(rating_by(lambda answer: 2 if number_of(answer) else 0)) as server:
+        report = run(server, given, repeats=1)
+    assert {one.difference for one in report.differences} == {0.0}
+    assert {one.n_questions for one in report.differences} == {7}
+
+
 # --- against people ------------------------------------------------------------------------------
 
 
