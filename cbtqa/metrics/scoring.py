@@ -175,6 +175,12 @@ def score(
     metrics = metrics_named(settings.metrics, NeuralSettings.part_of(settings))
     notes = _teach_steps(metrics, settings)
     references = _references(settings)
+    if references.others:
+        n = [count for count in references.n_texts if count]
+        notes.append(
+            f"{len(n):,} questions with {sum(n):,} reference answers, {min(n)} to {max(n)} each: "
+            "BLEU by counts over all of them, every other metric by the best"
+        )
     if not references.has_ids:
         notes.append("paired by row: neither side has ids")
     systems = _read_systems(settings, references)
