@@ -4,6 +4,7 @@ journal.sqlite         every paid reply; the same command continues from it
 judge_ratings.jsonl    one rating a line: answer, criterion, repeat, evidence
 judge.json             means, differences, agreement with people, corrected means, alarms
 judge.md               the same as tables
+report.html            the same as a page, with the worst and the best answers
 manifest.json          written last
 """
 
@@ -26,6 +27,7 @@ from cbtqa.judging.answers import (
 )
 from cbtqa.judging.asking import JudgingSettings, rate
 from cbtqa.judging.correction import HumanSample, sample_of
+from cbtqa.judging.page import judge_page
 from cbtqa.judging.report import JudgeReport, make_report, report_markdown
 from cbtqa.llm.batch import OnProgress
 from cbtqa.llm.cost import Estimate
@@ -33,13 +35,14 @@ from cbtqa.llm.runs import Service, estimate_run, open_run, refuse_foreign
 from cbtqa.manifest import MANIFEST_NAME, describe_file, refuse_empty, write_manifest
 from cbtqa.metrics.base import Signature, maker
 from cbtqa.metrics.pairs import Columns
+from cbtqa.report.page import Lang
 from cbtqa.settings import Resolved
 
 REPLY_TOKENS = 80
 """Of one criterion in a reply: a quote, a sentence, a number; assumed for the dry run."""
 JOURNAL_NAME, RATINGS_NAME, REPORT_NAME = "journal.sqlite", "judge_ratings.jsonl", "judge.json"
-TABLES_NAME = "judge.md"
-RESULT_NAMES = (RATINGS_NAME, REPORT_NAME, TABLES_NAME)
+TABLES_NAME, PAGE_NAME = "judge.md", "report.html"
+RESULT_NAMES = (RATINGS_NAME, REPORT_NAME, TABLES_NAME, PAGE_NAME)
 
 
 class JudgeSettings(JudgingSettings):
@@ -71,6 +74,8 @@ class JudgeSettings(JudgingSettings):
     """Column with the prediction."""
     encoding: str = "utf-8"
     """Encoding of text files."""
+    lang: Lang = "zh"
+    """Main language of the page."""
     out: Path = Path("cbtqa-judge")
     """Folder of journal and results."""
 
@@ -116,6 +121,8 @@ def judge(resolved: Resolved[JudgeSettings], on_progress: OnProgress | None = No
         write_jsonl(out / RATINGS_NAME, ratings)
         write_json(out / REPORT_NAME, report)
         write_text(out / TABLES_NAME, report_markdown(report))
+        page = judge_page(report, task.rubric, answers, ratings, settings.lang)
+        write_text(out / PAGE_NAME, page)
         inputs = (*settings.predictions, settings.questions, settings.human)
         manifest = run.manifest(
             "judge",

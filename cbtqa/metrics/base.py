@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 import cbtqa
-from cbtqa.errors import DataError
 from cbtqa.metrics.text.texts import Ints, Item, Texts
 
 Floats = NDArray[np.float64]

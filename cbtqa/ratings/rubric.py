@@ -269,7 +269,7 @@ def _shipped_texts() -> Mapping[str, str]:
 
 
 def load_rubric(name: str) -> Rubric:
-    """A shipped rubric by name (`cbt-llm`, `cbt-llm.v2`), or one of your own by the path of its YAML file.
+    """A shipped rubric by name, such as `cbt-llm.v2`, or one of your own by the path of its YAML.
 
     `distortions:socialcd-12` fills the marks from that taxonomy (or the path of a taxonomy file).
     """
