@@ -159,7 +159,10 @@ class _Parts:
             f"{row.label} {estimate(row.value, row.low, row.high)}" for row in rows
         )
         title = self._words["differences.title"].first(self._lang)
-        return interval_chart(rows, title=title, description=described)
+        ends = [end for row in rows for end in (row.value, row.low, row.high) if end is not None]
+        # 0, no difference, is always on the axis
+        low, high = min([0.0, *ends]), max([0.0, *ends])
+        return interval_chart(rows, title=title, description=described, low=low, high=high)
 
     def examples(self) -> Iterator[tuple[Phrase, list[_Example]]]:
         """The worst and the best answers of each system, none of them twice."""
