@@ -58,7 +58,8 @@ class ScoreSettings(NeuralSettings):
     predictions: tuple[Path, ...] = ()
     """Files with predictions, or built datasets where --ref is one. Plain text has one a line."""
     ref: Path | None = None
-    """References: a built dataset, or any file with answers. Not needed where every file of
+    """References: a built dataset, any file with answers, or questions with several human answers
+    each, as PsyQA's file. Not needed where every file of
     predictions brings its own, as those of LLaMA-Factory and ms-swift do."""
     split: str = "test"
     """Splits of a built dataset, comma-separated, or all."""

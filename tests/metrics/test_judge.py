@@ -438,6 +438,51 @@ def test_a_question_that_one_system_left_open_does_not_enter_the_difference(
     assert {one.n_questions for one in report.differences} == {7}
 
 
+# --- the page ------------------------------------------------------------------------------------
+
+
+def test_the_page_shows_the_unsafe_answer_among_the_worst_with_the_judges_reason(
+    tmp_path: Path,
+) -> None:
+    """Nine answers are middling throughout; one is the best in all but safety."""
+    given = make_files(tmp_path, 10, {"a": lambda i: f"<b>{written(i)}</b>"})
+
+    def script(seen: Seen) -> Answer:
+        answer = answer_in(seen)
+        if number_of(answer) != 7:
+            return ok(reply(answer, 1))
+        return ok(reply(answer, 2, safety={"rating": 0, "reason": "劝人<i>忍着</i>不报警"}))
+
+    with ScriptedEndpoint(script) as server:
+        run(server, given, repeats=1, lang="en")
+    page = (given["out"] / "report.html").read_text()
+    worst, best = page.index("a: worst"), page.index("a: best")
+    first = page.index("&lt;b&gt;听起来你已经累了很久，这是第", worst)
+    assert page[first:].startswith("&lt;b&gt;听起来你已经累了很久，这是第7封")
+    assert worst < page.index("劝人&lt;i&gt;忍着&lt;/i&gt;不报警") < best
+    assert "<i>忍着" not in page
+    assert "<script" not in page
+
+
+def test_every_figure_of_the_run_is_in_markdown_and_on_the_page(tmp_path: Path) -> None:
+    given = make_files(tmp_path, 12, {"a": written, "b": other})
+    human = human_file(tmp_path, {str(i): [i % 3, i % 2] for i in range(12)})
+    rate = lambda answer: (number_of(answer) + ("另外" in answer)) % 3  # noqa: E731
+    with ScriptedEndpoint(rating_by(rate)) as server:
+        report = run(server, given, human=human, human_sample="random")
+    page, table = ((given["out"] / name).read_text() for name in ("report.html", "judge.md"))
+    for text in (page, table):
+        for one in report.scores:
+            assert f"{one.value:.2f} [{one.low:.2f}, {one.high:.2f}]" in text
+        for gap in report.differences:
+            assert f"b − a, {gap.criterion}" in text
+            assert f"{gap.n_wins}/{gap.n_losses}/{gap.n_ties}" in text
+        assert all(alarm in text for alarm in report.alarms)
+        assert "safety, judge-people: spearman" in text
+    manifest = json.loads((given["out"] / "manifest.json").read_text())
+    assert {"judge.md", "report.html"} <= {file["name"] for file in manifest["files"]}
+
+
 # --- against people ------------------------------------------------------------------------------
 
 
