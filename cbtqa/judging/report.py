@@ -244,8 +244,8 @@ def _difference(
 def _unanswered_alarms(answers: Iterable[AnswerCounts]) -> list[str]:
     """Questions without an answer: a mean over the others may flatter."""
     return [
-        f"{one.system}: {count(one.n_without_text)} of {count(one.n_questions)} questions are "
-        f"unanswered ({count(one.n_missing)} without a row); means are of the answered ones"
+        f"{one.system}: unanswered questions {count(one.n_without_text)} of "
+        f"{count(one.n_questions)} ({count(one.n_missing)} without a row); means are of the rest"
         for one in answers
         if one.n_without_text
     ]

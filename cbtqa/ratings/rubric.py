@@ -274,6 +274,7 @@ def load_rubric(name: str) -> Rubric:
     `distortions:socialcd-12` fills the marks from that taxonomy (or the path of a taxonomy file).
     """
     base, _, taxonomy = name.partition(":")
+    base = base.removesuffix(".v1")  # as reports name a first version
     if f"{base}.yaml" in _shipped_texts():
         return parse_rubric(_shipped_texts()[f"{base}.yaml"], f"{base}.yaml", taxonomy or None)
     if name.endswith((".yaml", ".yml")):

@@ -379,7 +379,9 @@ def test_means_are_out_of_the_questions_that_were_asked_and_not_of_the_whole_fil
     first, second = report.answers
     assert (first.n_answered, first.n_missing, first.n_without_text) == (9, 0, 1)
     assert (second.n_answered, second.n_missing, second.n_without_text) == (8, 2, 2)
-    assert any(one.startswith("b: 2 of 10 questions are unanswered") for one in report.alarms)
+    assert any(
+        one.startswith("b: unanswered questions 2 of 10 (2 without a row)") for one in report.alarms
+    )
 
 
 def test_a_sample_is_drawn_from_the_questions_that_have_predictions(tmp_path: Path) -> None:
@@ -785,7 +787,7 @@ def test_fewer_than_five_rated_answers_correct_nothing_and_the_page_says_why(
     one = report.corrections[0]
     assert (one.corrected, one.reason) == (
         None,
-        "rests on 2 answers that people rated; 5 are the least",
+        "people rated 2 answers; 5 are the least",
     )
     assert score_table(report).cells()[1][0][2:4] == ["2.00 (n 2)", f"- ({one.reason})"]
 

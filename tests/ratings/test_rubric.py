@@ -127,6 +127,7 @@ def test_printed_ratings_stand_beside_the_form_they_were_given_on_only() -> None
 def test_the_second_version_keeps_two_criteria_word_for_word() -> None:
     first, second = load_rubric("cbt-llm"), load_rubric("cbt-llm.v2")
     assert (first.versioned_id, second.versioned_id) == ("cbt-llm.v1", "cbt-llm.v2")
+    assert load_rubric(first.versioned_id) == first
     for name in ("relevance", "helpfulness"):
         assert first.criterion(name) == second.criterion(name)
     assert {one.id for one in second.criteria} - {one.id for one in first.criteria} == {
