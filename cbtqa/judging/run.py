@@ -11,6 +11,7 @@ manifest.json          written last
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import Field
@@ -20,6 +21,7 @@ from cbtqa.files import write_json, write_jsonl, write_text
 from cbtqa.judging.answers import (
     AnswerJudge,
     Answers,
+    JudgeRating,
     load_judged_rubric,
     rating_of,
     read_answers,
@@ -118,11 +120,8 @@ def judge(resolved: Resolved[JudgeSettings], on_progress: OnProgress | None = No
             human,
             sample,
         )
-        write_jsonl(out / RATINGS_NAME, ratings)
-        write_json(out / REPORT_NAME, report)
-        write_text(out / TABLES_NAME, report_markdown(report))
         page = judge_page(report, task.rubric, answers, ratings, settings.lang)
-        write_text(out / PAGE_NAME, page)
+        _write(out, ratings, report, page)
         inputs = (*settings.predictions, settings.questions, settings.human)
         manifest = run.manifest(
             "judge",
@@ -146,6 +145,13 @@ def judge(resolved: Resolved[JudgeSettings], on_progress: OnProgress | None = No
     n_scored = sum(one.value is not None for one in ratings)
     refuse_empty(n_scored, len(ratings), "ratings was given", reasons, kept=out)
     return report
+
+
+def _write(out: Path, ratings: Sequence[JudgeRating], report: JudgeReport, page: str) -> None:
+    write_jsonl(out / RATINGS_NAME, ratings)
+    write_json(out / REPORT_NAME, report)
+    write_text(out / TABLES_NAME, report_markdown(report))
+    write_text(out / PAGE_NAME, page)
 
 
 def estimate_judge(resolved: Resolved[JudgeSettings]) -> Estimate:

@@ -176,12 +176,7 @@ def score(
     metrics = metrics_named(settings.metrics, NeuralSettings.part_of(settings))
     notes = _teach_steps(metrics, settings)
     references = _references(settings)
-    if references.others:
-        n = [count for count in references.n_texts if count]
-        notes.append(
-            f"{len(n):,} questions with {sum(n):,} reference answers, {min(n)} to {max(n)} each: "
-            "BLEU by counts over all of them, every other metric by the best"
-        )
+    notes += _about_several(references)
     if not references.has_ids:
         notes.append("paired by row: neither side has ids")
     systems = _read_systems(settings, references)
@@ -244,6 +239,17 @@ def _references(settings: ScoreSettings) -> References:
             hint="cbtqa score predictions.jsonl --ref cbtqa-dataset",
         )
     return read_own_references(settings.predictions, Columns(settings.id_column, *named))
+
+
+def _about_several(references: References) -> list[str]:
+    """How many answers the questions have, where any has several."""
+    n = [count for count in references.n_texts if count]
+    if not references.others:
+        return []
+    return [
+        f"{len(n):,} questions with {sum(n):,} reference answers, {min(n)} to {max(n)} each: BLEU "
+        "by counts over all of them, every other metric by the best"
+    ]
 
 
 def bring_references(

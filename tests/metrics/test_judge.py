@@ -785,11 +785,10 @@ def test_fewer_than_five_rated_answers_correct_nothing_and_the_page_says_why(
     with ScriptedEndpoint(rating_by(lambda answer: 2)) as server:
         report = run(server, given, human=human, repeats=1, human_sample="random")
     one = report.corrections[0]
-    assert (one.corrected, one.reason) == (
-        None,
-        "people rated 2 answers; 5 are the least",
-    )
-    assert score_table(report).cells()[1][0][2:4] == ["2.00 (n 2)", f"- ({one.reason})"]
+    assert (one.corrected, one.reason) == (None, "people rated 2 answers; 5 are the least")
+    assert score_table(report).cells()[1][0][2:4] == ["2.00 (n 2)", "-"]
+    page = (given["out"] / "report.html").read_text()
+    assert f"all means: not corrected, because {one.reason}" in page
 
 
 def test_near_the_ceiling_the_interval_stays_on_the_scale_and_is_told(tmp_path: Path) -> None:
