@@ -220,10 +220,11 @@ def _difference(
     reason = why_unreliable(n, 0, 0, FEWEST_SWAPPED)
     p = None
     if reason is None:
-        swapped = swapped_sums(sides[:, :1], sides[:, 1:])
+        kept, swapped = swapped_sums(sides[:, :1], sides[:, 1:])
         observed = float(gaps.sum())
+        # means of repeats add up to equal sums but for rounding
         is_equal = abs(observed) <= ROUNDING * max(1.0, float(np.abs(sides).sum()))
-        p = 1.0 if is_equal else randomisation_p(*(one[:, 0] for one in swapped), observed)
+        p = 1.0 if is_equal else randomisation_p(kept[:, 0], swapped[:, 0], observed)
     return JudgedDifference(
         criterion=criterion.id,
         first=first,

@@ -323,7 +323,7 @@ CASES = [
             f"difference of two systems on {n} questions, {name}",
             ROOM,
             partial(_difference, study=replace(EQUAL, n_other=n, cuts=cuts)),
-            250,
+            100,
             WIDE,
             note=FEW,
         )
@@ -335,7 +335,7 @@ CASES = [
             f"p of two equal systems on {n} questions, {name}",
             ROOM,
             partial(_is_different, study=replace(EQUAL, n_other=n, cuts=cuts)),
-            250,
+            100,
             SELDOM,
             note="share called different at .05",
         )

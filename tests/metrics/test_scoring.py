@@ -485,7 +485,7 @@ def test_intervals_draw_questions_not_rows(tmp_path: Path) -> None:
     settings = {"metrics": "chrf2", "bootstrap": 500}
     by_row, by_question = (
         run(path, ref=ref, cluster_column=column, **settings).report.scores[0]
-        for column in (None, "q")
+        for column in ("id", "q")
     )
     assert by_row.value == by_question.value
     assert by_question.high is not None and by_question.low is not None
