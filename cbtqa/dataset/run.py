@@ -17,7 +17,7 @@ from cbtqa.errors import ConfigError, DataError, IncompleteRunError
 from cbtqa.files import sha256_of
 from cbtqa.llm.batch import OnProgress, rare_collections
 from cbtqa.llm.cost import Estimate
-from cbtqa.llm.journal import fork_path
+from cbtqa.llm.journal import own_path
 from cbtqa.llm.runs import EndpointSettings, estimate_run, open_run, refuse_foreign
 from cbtqa.manifest import (
     MANIFEST_NAME,
@@ -66,7 +66,7 @@ def build_dataset(
         return FolderResult(folder, finished, was_complete=True)
     journal_path, fingerprint = folder / JOURNAL_NAME, build.teacher.fingerprint()
     if fork:
-        journal_path = fork_path(journal_path, fingerprint)
+        journal_path = own_path(journal_path, fingerprint)
     is_invented = is_bundled_sample(sha256_of(build.hashed_path))
     service = build.teacher.service
     with open_run(
@@ -163,5 +163,7 @@ def estimate_build(resolved: Resolved[BuildSettings]) -> Estimate:
 
     teacher = build.teacher if isinstance(build.teacher, EndpointTeacher) else None
     path = build.settings.out / JOURNAL_NAME
+    if teacher:
+        path = own_path(path, teacher.fingerprint())
     estimate = estimate_run(build.teacher.service, path, questions(), teacher)
     return estimate.model_copy(update={"n_left_out": n_rejected})
