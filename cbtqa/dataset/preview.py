@@ -47,7 +47,8 @@ class AnswerFigures(Record):
     reason: str | None
     """Why there is no answer."""
     faults: tuple[str, ...]
-    """Reason of every faulty reply, the first attempt first."""
+    """Reason of every faulty reply, the first attempt first; a rejection for what is no fault of one
+    reply, such as the same answer to another question, comes last."""
     n_attempts: int
     n_characters: int | None
     """Of the answer, without blanks; None where there is none."""
@@ -291,12 +292,16 @@ def _shown(
             low, high = budget.told
             is_long = not low <= n_characters <= high
             given["is_within_budget"] = not is_long and n_questions <= budget.questions[1]
+    reason = answer.reason.value if isinstance(answer, Rejection) else None
+    faults = [one.fault.reason.value for one in replies if one.fault]
+    if reason and reason not in faults[-1:]:
+        faults.append(reason)
     figures = AnswerFigures(
         question_id=item.question.id,
         risk=item.risk,
         is_accepted=isinstance(answer, CbtAnswer),
-        reason=answer.reason.value if isinstance(answer, Rejection) else None,
-        faults=tuple(one.fault.reason.value for one in replies if one.fault),
+        reason=reason,
+        faults=tuple(faults),
         n_attempts=len(replies),
         labels=tuple(one.id for one in answer.distortions) if isinstance(answer, CbtAnswer) else (),
         usage=usage,

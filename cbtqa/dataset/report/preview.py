@@ -71,9 +71,9 @@ def preview_tables(
             "cost": money(one.cost, one.currency),
             "cost_of_all": money(one.cost_of_all, one.currency),
         }
-        for name, value in values.items():
-            rows[name].append(value)
-    shown = [[say(f"preview.rows.{name}", n=count(n_in_input)), *row] for name, row in rows.items()]
+        for key, value in values.items():
+            rows[key].append(value)
+    shown = [[say(f"preview.rows.{key}", n=count(n_in_input)), *row] for key, row in rows.items()]
     reasons = Counter[str]()
     for one in variants:
         reasons.update(one.faults)
@@ -146,6 +146,7 @@ def _question(
                 "name": variant.name,
                 "verdict": _verdict(one),
                 "is_accepted": one.figures.is_accepted,
+                "detail": "" if isinstance(one.answer, CbtAnswer) else one.answer.detail,
                 "figures": _figures(one, variant),
                 "labels": _labels(one, names, numbers),
                 "faulty": [_faulty(entry) for entry in one.replies if entry.fault],
@@ -159,7 +160,7 @@ def _question(
 def _verdict(one: Shown) -> Phrase:
     if not isinstance(one.answer, CbtAnswer):
         reason = known_phrase("reasons", one.answer.reason.value)
-        return say("preview.rejected", reason=reason, detail=one.answer.detail)
+        return say("preview.rejected", reason=reason)
     attempt = one.figures.n_attempts
     return say("preview.first") if attempt < 2 else say("preview.later", n=attempt)
 
