@@ -47,7 +47,7 @@ class AnswerFigures(Record):
     reason: str | None
     """Why there is no answer."""
     faults: tuple[str, ...]
-    """Reason of every faulty reply, the first attempt first; a rejection for what is no fault of one
+    """Reason of every faulty reply, the first attempt first; a rejection that is no fault of one
     reply, such as the same answer to another question, comes last."""
     n_attempts: int
     n_characters: int | None
