@@ -36,7 +36,7 @@ def test_a_plan_adds_up_and_names_the_limit_that_binds() -> None:
     assert plan.cost == pytest.approx(0.059 + 1.0)
     assert (plan.bound_by, plan.seconds) == ("in_flight", 100)
     assert plan_run(requests(1000), "m", in_flight=999, rpm=60).bound_by == "rpm"
-    slow = plan_run(requests(1000), "m", in_flight=999, tpm=55_900)
+    slow = plan_run(requests(1000), "m", in_flight=999, tpm=65_900)
     assert (slow.bound_by, round(slow.seconds)) == ("tpm", 600)
 
 
