@@ -168,7 +168,7 @@ def _parameter(
 def _repeatable(parameter: inspect.Parameter) -> inspect.Parameter:
     """A flag for one value as a flag that may be repeated."""
     one, option = get_args(parameter.annotation)
-    many = list[_without_none(one)]  # type: ignore[misc]
+    many: Any = list[_without_none(one)]  # type: ignore[misc]
     return parameter.replace(annotation=Annotated[many | None, option])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -67,7 +67,7 @@ def stats(
         shares = {"dataset": ours.model_dump(mode="json"), "paper": papers.model_dump(mode="json")}
         found = {"dataset": statistics.model_dump(mode="json")}
         paper = paper_facts().model_dump(mode="json")
-        asked = {"first_try": None, "asked_again": {}, "usage": None, "cost": None}
+        asked: dict[str, Any] = {"first_try": None, "asked_again": {}, "usage": None, "cost": None}
         if manifest:
             counts = {name: manifest.counts[name] for name in asked if name in manifest.counts}
             asked |= counts | manifest.model_dump(mode="json", include={"usage", "cost"})

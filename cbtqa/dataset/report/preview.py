@@ -223,8 +223,8 @@ def _texts(row: Sequence[Shown]) -> list[list[Text | None]]:
             for place, name in enumerate(STEP_NAMES):
                 grid[place].append(Text(say(f"texts.{name}"), steps[name]))
             continue
-        name = say("examples.whole") if answer else say("preview.no_answer")
-        grid[0].append(Text(name, answer.text if answer else "", n_rows))
+        head = say("examples.whole") if answer else say("preview.no_answer")
+        grid[0].append(Text(head, answer.text if answer else "", n_rows))
         for place in range(1, n_rows):
             grid[place].append(None)
     return grid
