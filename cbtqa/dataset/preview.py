@@ -21,7 +21,7 @@ from cbtqa.dataset.settings import BuildSettings
 from cbtqa.dataset.stats import sample_key
 from cbtqa.dataset.teachers import EndpointTeacher
 from cbtqa.dataset_folder import JOURNAL_NAME, PREVIEW_NAME
-from cbtqa.errors import UsageError
+from cbtqa.errors import DataError, UsageError
 from cbtqa.files import sha256_of, write_text
 from cbtqa.llm.batch import OnProgress
 from cbtqa.llm.cost import Estimate, sum_estimates
@@ -136,6 +136,8 @@ def preview_build(
         refuse_foreign(folder / JOURNAL_NAME, "dataset")
     on_stage("choosing questions")
     chosen, n_total = choose(builds[0].questions(), n, seed)
+    if not chosen:
+        raise DataError("holds no question to ask", where=str(builds[0].input_path))
     spent, found, names = Usage(), [], _names(builds)
     money = 0.0
     columns: list[list[Shown]] = []

@@ -157,6 +157,23 @@ def test_several_prompts_without_a_preview_are_refused_in_one_sentence(run: Run)
     assert code == 2 and "--endpoint" in err
 
 
+def test_an_input_without_a_question_is_one_error(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_text('{"id": "1", "question": ""}\n', "utf-8")
+    code, _, err = run("--preview", 2)
+    assert code == 4 and "holds no question to ask" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_preview_without_one_answer_keeps_its_page_and_does_not_end_with_0(
+    run: Run, tmp_path: Path
+) -> None:
+    with ScriptedEndpoint(ok("不是 JSON")) as server:
+        code, _, err = run("--endpoint", server.url, "--model", "m", "--preview", 2)
+    assert code == 6 and "not one of 2 questions has an answer: not_json 2" in err
+    page = (tmp_path / "out" / "preview.html").read_text("utf-8")
+    assert page.count("不是 JSON") >= 6
+
+
 def test_without_a_model_the_template_shows_what_a_page_looks_like(
     run: Run, tmp_path: Path
 ) -> None:
