@@ -18,6 +18,7 @@ from cbtqa.records import STEP_NAMES, CbtAnswer, Usage
 from cbtqa.report.page import Head, Phrase, render_page
 from cbtqa.report.table import Cell, Column, Table
 from cbtqa.report.words import GAP, count, count_of, money, number
+from cbtqa.safety.notices import help_text
 
 if TYPE_CHECKING:
     from cbtqa.dataset.preview import Shown, VariantFigures
@@ -116,6 +117,7 @@ def preview_page(
         "preview.html.j2",
         head,
         say=say,
+        help=Phrase(zh=help_text("zh"), en=help_text("en")),
         width=max(LEAST_WIDTH, WIDTH_OF_ONE * len(variants)),
         variants=variants,
         tables=preview_tables(variants, n_in_input, partial(known_phrase, "reasons")),
