@@ -66,6 +66,7 @@ ROWS_PER_SHARD = 100_000
 JOURNAL_NAME = "journal.sqlite"
 REJECTS_NAME = "rejects.jsonl"
 REPORT_NAME = "report.html"
+PREVIEW_NAME = "preview.html"
 CARD_NAME = "README.md"
 
 # --- columns -------------------------------------------------------------------------------------

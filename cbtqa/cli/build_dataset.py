@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,6 +11,7 @@ from cbtqa.cli.console import live_progress, print_json, say, show_table
 from cbtqa.cli.dry_run import DryRun, print_estimate
 from cbtqa.cli.options import AsJson, settings_flags
 from cbtqa.dataset.settings import BuildSettings
+from cbtqa.errors import UsageError
 from cbtqa.report.table import Cell, Table
 from cbtqa.settings import Resolved
 
@@ -32,12 +34,27 @@ Update = Annotated[
         "failed at the endpoint.",
     ),
 ]
+Preview = Annotated[
+    int | None,
+    typer.Option(
+        "--preview",
+        min=1,
+        metavar="N",
+        help="Answer N questions only and show them on a page, through several --prompt or --model "
+        "side by side. The journal in --out keeps the replies: the whole run pays for none again.",
+    ),
+]
+PreviewSeed = Annotated[
+    int, typer.Option("--preview-seed", help="Another seed shows other questions.")
+]
 
 
-@settings_flags(BuildSettings, positional="input")
+@settings_flags(BuildSettings, positional="input", several=("prompt", "model"))
 def build_dataset(
-    resolved: Resolved[BuildSettings],
+    variants: Sequence[Resolved[BuildSettings]],
     dry_run: DryRun = False,
+    preview: Preview = None,
+    preview_seed: PreviewSeed = 0,
     fork: Fork = False,
     update: Update = False,
     as_json: AsJson = False,
@@ -52,7 +69,16 @@ def build_dataset(
     cbtqa build-dataset
 
     cbtqa build-dataset PsyQA_full.json --endpoint vllm --model Qwen3-32B --out runs/psyqa
+
+    cbtqa build-dataset PsyQA_full.json --endpoint vllm --model Qwen3-32B --out runs/psyqa
+    --preview 5 --prompt cbt_answer --prompt mine.md
     """
+    if preview is not None:
+        _preview(variants, preview, preview_seed, dry_run, as_json)
+        return
+    if len(variants) > 1:
+        raise UsageError("several --prompt or --model are compared with --preview N; a run has one")
+    (resolved,) = variants
     if dry_run:
         from cbtqa.dataset.run import estimate_build
 
@@ -71,7 +97,33 @@ def build_dataset(
     print_json(result.to_dict()) if as_json else _show_result(resolved.values, result)
 
 
+def _preview(
+    variants: Sequence[Resolved[BuildSettings]], n: int, seed: int, dry_run: bool, as_json: bool
+) -> None:
+    from cbtqa.dataset.preview import estimate_preview, preview_build
+
+    if dry_run:
+        print_estimate(estimate_preview(variants, n, seed), as_json)
+        return
+    with live_progress() as progress:
+        found = preview_build(
+            variants, n, seed, on_progress=progress.update, on_stage=progress.stage
+        )
+    if as_json:
+        print_json(found)
+        return
+    for table in found.tables():
+        show_table(table)
+    say(f"page: {found.page}")
+    say("the whole run, the same command without --preview, pays for none of these replies again:")
+    for one in found.variants:
+        more = ", with --fork" if one.wants_fork else ""
+        say(f"  {one.name}: {one.journal}{more}")
+
+
 def _show_result(settings: BuildSettings, result: FolderResult) -> None:
+    from cbtqa.dataset.report.measures import asked_again_table, reply_rows
+
     counts = result.manifest.counts
     if result.was_complete:
         say(f"{result.folder} is complete already; nothing was done (--update writes it again)")
@@ -79,7 +131,10 @@ def _show_result(settings: BuildSettings, result: FolderResult) -> None:
     rows += [[f"  {name}", n] for name, n in counts["splits"].items()]
     rows += [["rejected", counts["n_rejected"]]]
     rows += [[f"  {reason}", n] for reason, n in counts["rejected"].items()]
+    rows += reply_rows(result.manifest)
     show_table(Table(["", "n"], rows, str(result.folder)))
+    if (again := asked_again_table(result.manifest)).rows:
+        show_table(again, "Faulty replies that were asked again")
     for name, share in (("validation", settings.validation), ("test", settings.test)):
         if share and name not in counts["splits"]:
             say(f"no question is in {name}: too few, or too alike, for a share of {share:.0%}")

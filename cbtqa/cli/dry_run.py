@@ -52,6 +52,8 @@ def print_estimate(estimate: Estimate, as_json: bool) -> None:
 
 
 def _cells(one: Estimate) -> tuple[Cell, ...]:
-    price = "unknown" if one.cost is None else money(one.cost, one.currency)
+    # a local endpoint has no price, which is no price of 0.00
+    cost = one.cost if one.cost or one.currency else None
+    price = "unknown" if one.cost is None else money(cost, one.currency)
     counts = (one.n_requests, one.n_done, one.prompt_tokens, one.completion_tokens)
     return (*counts, price, seconds(one.seconds))

@@ -14,6 +14,7 @@ import inspect
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from types import MappingProxyType, NoneType
 from typing import Annotated, Any, NamedTuple, get_args, get_origin
@@ -65,12 +66,15 @@ def settings_flags(
     *,
     positional: str | None = None,
     newest: Mapping[str, Newest] = MappingProxyType({}),
+    several: Sequence[str] = (),
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Wraps a command whose first parameter takes `Resolved[model]`.
 
     Args:
         positional: a field that is an argument instead of a flag.
         newest: fields that nobody need give when there is something to take.
+        several: fields of one value whose flags may be repeated; the command then takes a sequence
+            of `Resolved[model]`, one for each combination.
     """
 
     def wrap(command: Callable[..., None]) -> Callable[..., None]:
@@ -81,6 +85,7 @@ def settings_flags(
                 panels_of(model).items(), key=lambda entry: entry[0] != positional
             )
         ]
+        made = [_repeatable(one) if one.name in several else one for one in made]
         config = inspect.Parameter(
             "config",
             inspect.Parameter.KEYWORD_ONLY,
@@ -95,7 +100,17 @@ def settings_flags(
         def run(**values: Any) -> None:
             extra = {parameter.name: values.pop(parameter.name) for parameter in own}
             file = values.pop("config")
-            command(resolve(model, file=file, flags=values, fallbacks=fallbacks), **extra)
+            given = [list(dict.fromkeys(values.pop(name) or [None])) for name in several]
+            found = tuple(
+                resolve(
+                    model,
+                    file=file,
+                    flags=values | dict(zip(several, one, strict=True)),
+                    fallbacks=fallbacks,
+                )
+                for one in product(*given)
+            )
+            command(found if several else found[0], **extra)
 
         run.__name__, run.__doc__ = command.__name__, command.__doc__
         parameters = [*made, config, *own]
@@ -148,6 +163,13 @@ def _parameter(
         default=None,
         annotation=Annotated[annotation | None, option],
     )
+
+
+def _repeatable(parameter: inspect.Parameter) -> inspect.Parameter:
+    """A flag for one value as a flag that may be repeated."""
+    one, option = get_args(parameter.annotation)
+    many: Any = list[_without_none(one)]  # type: ignore[misc]
+    return parameter.replace(annotation=Annotated[many | None, option])
 
 
 def _without_none(annotation: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -59,6 +59,7 @@ def stats(
         raise IncompleteRunError(
             str(error), hint=f"{error.hint}\nor count what it holds so far: add --partial"
         ) from None
+    manifest = dataset_folder.found
     evaluation = read_evaluation(labeller_evaluation) if labeller_evaluation else None
     statistics = folder_statistics(dataset_folder)
     ours, papers = distortion_share(statistics, evaluation), paper_distortion_share()
@@ -66,11 +67,26 @@ def stats(
         shares = {"dataset": ours.model_dump(mode="json"), "paper": papers.model_dump(mode="json")}
         found = {"dataset": statistics.model_dump(mode="json")}
         paper = paper_facts().model_dump(mode="json")
-        print_json({**found, "paper": paper, "distortion_share": shares})
+        asked: dict[str, Any] = {"first_try": None, "asked_again": {}, "usage": None, "cost": None}
+        if manifest:
+            counts = {name: manifest.counts[name] for name in asked if name in manifest.counts}
+            asked |= counts | manifest.model_dump(mode="json", include={"usage", "cost"})
+        rest = {"paper": paper, "distortion_share": shares, "replies": asked}
+        print_json(found | rest)
         return
-    from cbtqa.dataset.report.measures import label_table, length_table, likeness_table
+    from cbtqa.dataset.report.measures import (
+        asked_again_table,
+        label_table,
+        length_table,
+        likeness_table,
+        reply_rows,
+    )
 
     show_table(_overview(statistics, ours, papers))
+    if manifest and (replies := reply_rows(manifest)):
+        show_table(Table(["", ""], replies), "Replies of the model")
+        if (again := asked_again_table(manifest)).rows:
+            show_table(again, "Faulty replies that were asked again")
     say(f"here: {ours.sentence().en}")
     say(f"paper: {papers.sentence().en}")
     show_table(label_table(statistics), "Distortions")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -115,13 +115,17 @@ class Build:
     def questions(self) -> Iterator[Item]:
         return (entry[0] for entry in self.items() if not isinstance(entry, Rejection))
 
-    def generate(self, run: Run, on_progress: OnProgress | None) -> None:
+    def generate(
+        self, run: Run, on_progress: OnProgress | None, chosen: Sequence[Item] | None = None
+    ) -> None:
+        """Has the questions answered into the run's journal; `chosen`: these alone."""
+        asked = self.questions() if chosen is None else iter(chosen)
         if isinstance(self.teacher, OfflineTeacher):
-            self.teacher.generate(self.questions(), run.journal, on_progress)
+            self.teacher.generate(asked, run.journal, on_progress)
             return
         # counting is a pass of its own: a paid run shows how much is left
-        n_total = sum(1 for _ in self.questions())
-        run.ask(self.questions(), self.teacher, n_total=n_total, on_progress=on_progress)
+        n_total = sum(1 for _ in self.questions()) if chosen is None else len(chosen)
+        run.ask(asked, self.teacher, n_total=n_total, on_progress=on_progress)
 
     @property
     def labels(self) -> QuestionLabels | None:
@@ -170,7 +174,7 @@ class Build:
                 item, source = entry
                 split = next(splits)
                 add_human(source)
-                answer = self._finish(item, outcome, labelled, seen_answers)
+                answer = self.finish(item, outcome, labelled, seen_answers)
                 if isinstance(answer, Rejection):
                     self._reject(writer, answer)
                     continue
@@ -182,7 +186,7 @@ class Build:
         self.rejected[rejection.reason.value] += 1
         writer.add_rejection(rejection)
 
-    def _finish(
+    def finish(
         self,
         item: Item,
         outcome: Outcome | None,

@@ -152,7 +152,8 @@ class AnswerChecks:
         """What the prompt's rules say of the answer as a whole, with the prompt's own numbers."""
         assert self._rules
         budget = self._rules.budget_of(risk)
-        n, (low, high) = len(_BLANK.sub("", text)), budget.accepted
+        n_characters, n_questions = length_and_questions(text)
+        n, (low, high) = n_characters, budget.accepted
         if not low <= n <= high:
             reason = Reason.STEP_TOO_SHORT if n < low else Reason.STEP_TOO_LONG
             told = budget.told
@@ -166,7 +167,7 @@ class AnswerChecks:
         # in words that the asker might say to an elder it is right
         if "您" in _QUOTED.sub("", text):
             return Fault(Reason.STYLE, "您", "称呼对方用“你”，不用“您”")
-        n, (low, high) = len(_QUESTION_MARK.findall(text)), budget.accepted_questions
+        n, (low, high) = n_questions, budget.accepted_questions
         if not low <= n <= high:
             told = budget.questions
             return Fault(
@@ -279,6 +280,11 @@ class AnswerChecks:
                 confidence=confidence if isinstance(confidence, float) else None,
             )
         return tuple(labels.values())
+
+
+def length_and_questions(text: str) -> tuple[int, int]:
+    """Characters without blanks, and questions, as a budget counts them."""
+    return len(_BLANK.sub("", text)), len(_QUESTION_MARK.findall(text))
 
 
 def _unspoken(

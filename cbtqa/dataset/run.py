@@ -19,7 +19,7 @@ from cbtqa.errors import ConfigError, DataError, IncompleteRunError
 from cbtqa.files import sha256_of
 from cbtqa.llm.batch import OnProgress, rare_collections
 from cbtqa.llm.cost import Estimate, sum_estimates
-from cbtqa.llm.journal import fork_path
+from cbtqa.llm.journal import own_path
 from cbtqa.llm.runs import EndpointSettings, estimate_run, open_run, refuse_foreign
 from cbtqa.manifest import (
     MANIFEST_NAME,
@@ -68,7 +68,7 @@ def build_dataset(
         return FolderResult(folder, finished, was_complete=True)
     journal_path, fingerprint = folder / JOURNAL_NAME, build.teacher.fingerprint()
     if fork:
-        journal_path = fork_path(journal_path, fingerprint)
+        journal_path = own_path(journal_path, fingerprint)
     is_invented = is_bundled_sample(sha256_of(build.hashed_path))
     service = build.teacher.service
     with open_run(
@@ -168,6 +168,8 @@ def estimate_build(resolved: Resolved[BuildSettings]) -> Estimate:
 
     teacher = build.teacher if isinstance(build.teacher, EndpointTeacher) else None
     path = build.settings.out / JOURNAL_NAME
+    if teacher:
+        path = own_path(path, teacher.fingerprint())
     service = build.teacher.service
     estimate = estimate_run(service, path, questions(), teacher)
     n_items, n_left_out = estimate.n_items, n_rejected

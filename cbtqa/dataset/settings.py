@@ -35,7 +35,7 @@ class TeacherSettings(Settings):
     given."""
     prompt: str = "cbt_answer"
     """Prompt: cbt_answer (five steps as JSON), cbt_answer_fused (one flowing text, as in the
-    paper), or the path of your own."""
+    paper), or the path of your own. With --preview it may be repeated, and so may --model."""
     examples: int = Field(0, ge=0, le=2)
     """Worked examples shown to the model."""
     persona: str = "supporter"

@@ -34,6 +34,7 @@ from cbtqa.llm.journal_rows import (
     ADD_TOTAL,
     ASKED_AGAIN,
     COLUMNS,
+    FIRST_TRIES,
     INSERT,
     SCHEMA,
     Entry,
@@ -299,6 +300,13 @@ class Journal:
                 return entry_of(row)
         return None
 
+    def replies(self, key: str) -> list[Entry]:
+        """Every reply to an item with its verdict, the first attempt first."""
+        sql = f"SELECT {self._columns} FROM attempts WHERE key = ? ORDER BY attempt, id"
+        rows = [row for row in self._read(sql, key) if row[13] is not None]
+        # a row that was only received, or repeats its reply, is replaced by the later one
+        return list({row[1]: entry_of(row) for row in rows}.values())
+
     def totals(self) -> Totals:
         """What all attempts cost and why they were rejected; kept as running sums."""
         n_replies, usage = 0, Usage()
@@ -319,6 +327,19 @@ class Journal:
             counts[reason] = {"n_asked": n_asked, "n_accepted": n_accepted}
         return counts
 
+    def first_tries(self) -> dict[str, int]:
+        """How many items have a verdict on their first attempt, and how many were accepted there.
+
+        What the endpoint failed on is not counted; what it refused for good is.
+        """
+        ((n_asked, n_accepted),) = self._read(FIRST_TRIES)
+        return {"n_asked": n_asked, "n_accepted": n_accepted or 0}
+
+    def belongs_to(self, fingerprint: Mapping[str, str]) -> bool:
+        """True when a run of these settings may write it: theirs, or without any reply."""
+        begun = json.loads(self.meta("fingerprint") or "null")
+        return begun in (None, masked_value(dict(fingerprint))) or not self._is_paid()
+
     def _read(self, sql: str, *values: str) -> Iterable[Any]:
         assert self._reader is not None
         if self._reader is not self._db:
@@ -332,6 +353,18 @@ def fork_path(path: Path, fingerprint: Mapping[str, str]) -> Path:
     text = json.dumps(dict(sorted(fingerprint.items())), ensure_ascii=False)
     mark = hashlib.sha256(text.encode()).hexdigest()[:8]
     return path.with_name(f"{path.stem}-{mark}{path.suffix}")
+
+
+def own_path(path: Path, fingerprint: Mapping[str, str]) -> Path:
+    """Which journal a run of these settings has: the one at `path`, or a fork beside it.
+
+    Args:
+        path: of the folder's first journal, which need not exist.
+    """
+    if not path.exists():
+        return path
+    with Journal(path, read_only=True) as journal:
+        return path if journal.belongs_to(fingerprint) else fork_path(path, fingerprint)
 
 
 ValueT = TypeVar("ValueT")
@@ -374,4 +407,4 @@ def _writer_of(journal: Path) -> str:
     return f"process {pid}"
 
 
-__all__ = ["Entry", "Journal", "Outcome", "Standing", "State", "Totals", "blocks_of", "fork_path"]
+__all__ = ["Entry", "Journal", "Outcome", "Standing", "State", "Totals", "blocks_of", "own_path"]

@@ -122,6 +122,14 @@ SELECT reason, count(*), sum(is_accepted) FROM (
 ) GROUP BY reason ORDER BY count(*) DESC, reason
 """
 """The index alone finds later attempts: the rows hold the texts and may be gigabytes."""
+FIRST_TRIES = f"""
+SELECT count(*), sum(verdict = {int(State.ACCEPTED)}) FROM (
+    SELECT min(state) AS verdict FROM attempts INDEXED BY attempts_by_key
+    WHERE attempt = 1
+    AND state IN ({int(State.ACCEPTED)}, {int(State.FAULTY)}, {int(State.FINAL)})
+    GROUP BY key
+)
+"""
 
 
 def row_of(entry: Entry) -> tuple[Any, ...]:

@@ -225,17 +225,22 @@ class Run:
 
     @property
     def cost(self) -> dict[str, Any] | None:
-        """Money for them; None without a price."""
+        """Money for them; None without a price, or where the server counts no tokens."""
         price = self.service.charged if self.service else None
-        if price is None:
+        if price is None or not self.usage.n_tokens:
             return None
-        return {"amount": round(price.of(self.usage), 4), **price.model_dump()}
+        return {"amount": round(price.of(self.usage), 6), **price.model_dump()}
 
     def manifest(self, kind: str, resolved: Resolved[Any] | None, **more: Any) -> Manifest:
         """The manifest of what was made: what every run knows, and `more` over it."""
         known = {"usage": self.usage, "cost": self.cost, "acknowledgements": self.acknowledgements}
+        found: dict[str, Any] = {}
+        if self.service and (first := self.journal.first_tries())["n_asked"]:
+            found["first_try"] = first
         if again := self.journal.asked_again():
-            more["counts"] = {**more.get("counts", {}), "asked_again": again}
+            found["asked_again"] = again
+        if found:
+            more["counts"] = {**more.get("counts", {}), **found}
         return new_manifest(kind, resolved, self.started_at, **(known | more))
 
 

@@ -8,6 +8,7 @@ What has no value is `-`, whatever it would have been.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 GAP = "-"
@@ -83,8 +84,11 @@ def estimate(
 
 
 def money(amount: float | None, currency: str | None = "") -> str:
-    """`1,234.50 CNY`."""
-    return f"{number(amount)} {currency or ''}".strip() if amount is not None else GAP
+    """`1,234.50 CNY`; below ten cents two figures, such as `0.0034 CNY`, so that none is `0.00`."""
+    if amount is None:
+        return GAP
+    digits = 2 if amount == 0 or abs(amount) >= 0.1 else 1 - math.floor(math.log10(abs(amount)))
+    return f"{number(amount, digits)} {currency or ''}".strip()
 
 
 def seconds(value: float | None) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from cbtqa.cli.main import main
 from cbtqa.dataset.build import SplitPlan
 from cbtqa.dataset.instruction import Grades, Item
 from cbtqa.dataset.run import build_dataset, estimate_build
@@ -430,7 +431,52 @@ def test_a_loop_an_echo_or_a_cut_is_asked_afresh_and_not_sent_back(
     counts = result.manifest.counts
     assert counts["n_out"] == 1
     assert counts["asked_again"] == {reason: {"n_asked": 1, "n_accepted": 1}}
-    assert '<td class="number">1</td>' in (result.folder / "report.html").read_text("utf-8")
+    assert counts["first_try"] == {"n_asked": 1, "n_accepted": 0}
+    page = (result.folder / "report.html").read_text("utf-8")
+    assert '<td class="number">1</td>' in page and "0 / 1 (0.0%)" in page
+
+
+def test_first_tries_tokens_and_cost_stand_in_the_terminal_and_in_stats(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    write_questions(tmp_path / "q.jsonl", [f"{LONG}这是第{i}次。" for i in range(4)])
+
+    def shown(*words: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            main(list(words))
+        assert not ended.value.code
+        return capsys.readouterr().out
+
+    def script(seen: Seen) -> Any:
+        is_first = "第0次" in seen.user_text and len(seen.body["messages"]) == 2
+        return ok(written(key_thought="")) if is_first else ok(good_answer(seen))
+
+    with ScriptedEndpoint(script) as server:
+        asked = ("build-dataset", "q.jsonl", "--out", "out", "--endpoint", server.url)
+        prices = ("--price-in", "2", "--price-out", "8")
+        told = shown(*asked, "--model", "m", *prices)
+        alone = shown(*asked[:3], "free", *asked[4:], "--model", "m")
+        assert shown(*asked[:3], "free", *asked[4:], "--model", "m", "--dry-run").count("0.00") == 0
+    for text in (told, shown("stats", "out")):
+        assert "3 / 4 (75.0%)" in text and "500 + 250" in text and "0.0030" in text
+        assert "missing_step" in text
+    assert "0.00" not in alone and "3 / 4 (75.0%)" in alone
+    replies = json.loads(shown("stats", "out", "--json"))["replies"]
+    assert replies["first_try"] == {"n_asked": 4, "n_accepted": 3}
+    assert replies["asked_again"] == {"missing_step": {"n_asked": 1, "n_accepted": 1}}
+    assert replies["usage"] == {"prompt_tokens": 500, "completion_tokens": 250}
+    assert replies["cost"]["amount"] == pytest.approx(0.003)
+
+
+def test_a_server_that_counts_no_tokens_costs_an_unknown_amount(tmp_path: Path) -> None:
+    questions = write_questions(tmp_path / "q.jsonl", [LONG])
+    with ScriptedEndpoint(ok(written(), prompt_tokens=0, completion_tokens=0)) as server:
+        prices = {"price_in": 2.0, "price_out": 8.0}
+        result = build(tmp_path, input=questions, endpoint=server.url, model="m", **prices)
+    assert result.manifest.cost is None
+    assert "0.00" not in (result.folder / "report.html").read_text("utf-8").partition("<main>")[2]
 
 
 def test_a_reply_that_lacks_one_step_is_shown_again(tmp_path: Path) -> None:

@@ -495,7 +495,7 @@ def test_where_plain_text_fails_too_it_was_not_the_format(journal: Journal) -> N
 def test_a_budget_in_tokens_stops_before_it_is_passed_and_counts_earlier_runs(
     journal: Journal,
 ) -> None:
-    items = [f"词{number}" for number in range(100)]
+    items = [f"词{number:02}" for number in range(100)]  # alike in length
     budget = Budget(max_tokens=3000)  # a reply costs 150
     with ScriptedEndpoint(scripted.slow(ok("好"), 0.01)) as server:
         with pytest.raises(BatchStoppedError, match="budget") as stopped:

@@ -11,6 +11,7 @@ from cbtqa.llm import cost
 from cbtqa.llm.chat import ChatRequest
 from cbtqa.llm.cost import Budget, Price, estimate_tokens, find_price, plan_run
 from cbtqa.llm.endpoint import Endpoint
+from cbtqa.prompts import shipped_prompts
 from cbtqa.records import Usage
 
 
@@ -31,18 +32,18 @@ def test_every_price_of_the_table_says_when_and_where_it_was_read() -> None:
 def test_a_plan_adds_up_and_names_the_limit_that_binds() -> None:
     price = Price(input=1, output=2, currency="CNY")
     plan = plan_run(requests(1000), "m", in_flight=100, rpm=600, price=price, reply_tokens=500)
-    assert (plan.n_requests, plan.prompt_tokens, plan.completion_tokens) == (1000, 64000, 500_000)
-    assert plan.cost == pytest.approx(0.064 + 1.0)
+    assert (plan.n_requests, plan.prompt_tokens, plan.completion_tokens) == (1000, 59000, 500_000)
+    assert plan.cost == pytest.approx(0.059 + 1.0)
     assert (plan.bound_by, plan.seconds) == ("in_flight", 100)
     assert plan_run(requests(1000), "m", in_flight=999, rpm=60).bound_by == "rpm"
-    slow = plan_run(requests(1000), "m", in_flight=999, tpm=66_400)
+    slow = plan_run(requests(1000), "m", in_flight=999, tpm=65_900)
     assert (slow.bound_by, round(slow.seconds)) == ("tpm", 600)
 
 
 def test_a_large_plan_samples_the_whole_input() -> None:
     mixed = requests(3000, "好" * 10) + requests(3000, "好" * 1000)
     plan = plan_run(iter(mixed), "m", in_flight=64)
-    true = 3000 * (6 + 4) + 3000 * (600 + 4)
+    true = 3000 * (6 + 4) + 3000 * (550 + 4)
     assert plan.prompt_tokens == pytest.approx(true, rel=0.05)
 
 
@@ -51,8 +52,28 @@ def test_an_empty_plan_is_free() -> None:
     assert (plan.n_requests, plan.cost, plan.seconds) == (0, 0, 0)
 
 
-def test_characters_are_weighed_by_width() -> None:
-    assert (estimate_tokens("好" * 10), estimate_tokens("a" * 10), estimate_tokens("")) == (6, 3, 0)
+@pytest.mark.parametrize(
+    ("name", "deepseek", "qwen"),
+    [
+        ("cbt_answer.v1", 527, 550),
+        ("cbt_answer_fused.v1", 342, 359),
+        ("distortion_labels.v1", 254, 258),
+        ("judge_cbt_llm.v1", 254, 271),
+        ("session_summary.v1", 166, 168),
+        ("judge_session.v1", 303, 303),
+        ("profile_story.v1", 134, 134),
+        ("session_therapist_act.v1", 374, 371),
+    ],
+)
+def test_tokens_are_estimated_within_ten_percent_of_real_tokenizers(
+    name: str, deepseek: int, qwen: int
+) -> None:
+    """Counted by `scripts/bench/tokens.py`; the text of a released prompt never changes."""
+    prompt = shipped_prompts()[name]
+    estimate = estimate_tokens(prompt.system.template) + estimate_tokens(prompt.user.template)
+    assert estimate == pytest.approx(deepseek, rel=0.1)
+    assert estimate == pytest.approx(qwen, rel=0.1)
+    assert estimate_tokens("") == 0
 
 
 def test_a_budget_counts_what_is_under_way() -> None:

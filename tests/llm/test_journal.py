@@ -301,6 +301,24 @@ def test_a_journal_begun_before_hosts_were_kept_is_read_and_continued(tmp_path: 
     assert found == ["", "h"]
 
 
+def test_a_first_try_counts_once_and_never_where_the_endpoint_failed(tmp_path: Path) -> None:
+    refused = Entry("c", 1, State.FINAL, None, Fault(Reason.BAD_REQUEST))
+    rows = [
+        Entry("a", 1, State.UNCHECKED, Reply("x")),
+        Entry("a", 1, State.ACCEPTED, Reply("x")),
+        # a fault after which nothing more is asked repeats its row
+        Entry("b", 1, State.FAULTY, Reply("x"), Fault(Reason.CUT)),
+        Entry("b", 1, State.FINAL, Reply("x"), Fault(Reason.CUT)),
+        refused,
+        Entry("d", 1, State.ENDPOINT, None, Fault(Reason.ENDPOINT)),
+    ]
+    with Journal(tmp_path / "j.sqlite") as journal:
+        assert journal.first_tries() == {"n_asked": 0, "n_accepted": 0}
+        journal.record(rows)
+        assert journal.first_tries() == {"n_asked": 3, "n_accepted": 1}
+        assert len(journal.replies("b")) == 1 and journal.replies("c") == []
+
+
 def test_what_was_asked_again_is_counted_by_its_fault_with_what_became_of_it(
     tmp_path: Path,
 ) -> None:
@@ -319,6 +337,11 @@ def test_what_was_asked_again_is_counted_by_its_fault_with_what_became_of_it(
     ]
     with Journal(tmp_path / "j.sqlite") as journal:
         journal.record(rows)
+        assert journal.first_tries() == {"n_asked": 4, "n_accepted": 1}
+        assert [entry.fault and entry.fault.reason for entry in journal.replies("a")] == [
+            Reason.CUT,
+            None,
+        ]
         assert journal.asked_again() == {
             "cut": {"n_asked": 2, "n_accepted": 1},
             "missing_step": {"n_asked": 1, "n_accepted": 0},

@@ -50,6 +50,8 @@ def test_counts_shares_money_time_and_sizes_read_naturally() -> None:
     assert words.count_of(6, 11) == "6 (54.5%)"
     assert words.count_of(0, 0) == "0"
     assert words.money(1234.5, "CNY") == "1,234.50 CNY"
+    shown = [words.money(value) for value in (0.0034, 0.05, 0.1, 0.0, None)]
+    assert shown == ["0.0034", "0.050", "0.10", "0.00", "-"]
     assert [words.seconds(value) for value in (45, 720, 11100)] == ["45 s", "12 min", "3 h 05 min"]
     assert [words.size(n) for n in (512, 2**20 * 12.5, 2**30 * 13.9)] == [
         "512 bytes",

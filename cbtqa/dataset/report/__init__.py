@@ -61,6 +61,7 @@ def dataset_report(
         paper=paper_facts(),
         label_name=lambda label: material.label_names.get(label, same(label)),
         text_name=lambda column: known_phrase("texts", column),
+        reason_name=lambda reason: known_phrase("reasons", reason),
         content_warning=_phrase(notices.content_warning),
         intended_use=_phrase(notices.intended_use),
         forbidden_use=[_phrase(entry) for entry in notices.forbidden_use],

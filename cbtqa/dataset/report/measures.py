@@ -14,11 +14,12 @@ from cbtqa.dataset.stats import (
     paper_distortion_share,
     paper_facts,
 )
+from cbtqa.manifest import Manifest
 from cbtqa.records import STEP_NAMES
 from cbtqa.report.charts import Bar, HistogramBar, bar_chart, heat_map, histogram
 from cbtqa.report.page import Phrase
 from cbtqa.report.table import Cell, Column, Table
-from cbtqa.report.words import Show, count, count_of, digits, share
+from cbtqa.report.words import GAP, Show, count, count_of, digits, money, share
 
 TYPES_IN_HEAT_MAP = 12
 TOPICS = 12
@@ -40,12 +41,33 @@ def _columns(*names: str) -> list[Column]:
     return [Column(say(f"columns.{name}"), _SHOWS.get(name)) for name in names]
 
 
-def asked_again_table(material: Material) -> Table:
+def reply_rows(manifest: Manifest) -> list[list[Cell]]:
+    """First-try rate, tokens and cost of a run that asked a model; none where none was asked."""
+    first: dict[str, int] | None = manifest.counts.get("first_try")
+    if not first:
+        return []
+    usage, cost = manifest.usage, manifest.cost
+    tokens = GAP
+    if usage and usage.n_tokens:
+        tokens = f"{count(usage.prompt_tokens)} + {count(usage.completion_tokens)}"
+    return [
+        [say("made.first_try"), f"{count(first['n_accepted'])} / {_of(first)}"],
+        [say("made.tokens"), tokens],
+        [say("made.cost"), money(cost["amount"], cost.get("currency")) if cost else GAP],
+    ]
+
+
+def _of(counts: dict[str, int]) -> str:
+    """`46 (95.7%)`."""
+    n = counts["n_asked"]
+    return f"{count(n)} ({share(counts['n_accepted'] / n)})"
+
+
+def asked_again_table(manifest: Manifest, name: Name = str) -> Table:
     """Faults after which a question was asked again, and how often that gave an answer."""
-    counts: dict[str, dict[str, int]] = material.manifest.counts.get("asked_again", {})
+    counts: dict[str, dict[str, int]] = manifest.counts.get("asked_again", {})
     rows: list[list[Cell]] = [
-        [known_phrase("reasons", reason), n["n_asked"], n["n_accepted"]]
-        for reason, n in counts.items()
+        [name(reason), n["n_asked"], n["n_accepted"]] for reason, n in counts.items()
     ]
     return Table(_columns("fault", "asked_again", "then_accepted"), rows)
 

@@ -84,7 +84,7 @@ def made(material: Material) -> list[Row]:
     for name, stamp in (("started", manifest.started_at), ("finished", manifest.finished_at)):
         time = datetime.fromisoformat(stamp).strftime("%Y-%m-%d %H:%M:%S")
         rows.append((say(f"made.{name}"), time))
-    if manifest.usage and not material.is_template:
+    if manifest.usage and manifest.usage.n_tokens and not material.is_template:
         used = f"{count(manifest.usage.prompt_tokens)} + "
         rows.append((say("made.tokens"), used + count(manifest.usage.completion_tokens)))
     if manifest.cost:
