@@ -138,6 +138,15 @@ def _show_result(settings: BuildSettings, result: FolderResult) -> None:
     for name, share in (("validation", settings.validation), ("test", settings.test)):
         if share and name not in counts["splits"]:
             say(f"no question is in {name}: too few, or too alike, for a share of {share:.0%}")
+    if found := counts.get("question_labels"):
+        n, n_failed = found["n_read"] + found["n_failed"], found["n_failed"]
+        say(f"labels: {found['n_read']} of {n} questions read by the model, with evidence")
+        if n_failed:
+            why = ", ".join(f"{reason} {k}" for reason, k in found["failed"].items())
+            say(
+                f"labelling failed for {n_failed} ({why}): they have the types that their answers "
+                "name; --retry rejected asks again"
+            )
     say(f"report:  {result.folder / 'report.html'}")
     say(f"load it: datasets.load_dataset('{result.folder}')")
     if settings.is_offline:

@@ -32,7 +32,7 @@ def print_estimate(estimate: Estimate, as_json: bool) -> None:
     if len(estimate.parts) > 1:
         columns = ["", "requests", "in the journal", "prompt tokens", "reply tokens", "price"]
         parts = [(part.name, *_cells(part)) for part in estimate.parts]
-        show_table(Table([*columns, "time"], parts, "each alone"))
+        show_table(Table([*columns, "time"], parts, "by part"))
     n_requests, n_done, n_prompt, n_completion, price, time = _cells(estimate)
     as_of = f", prices of {estimate.price_as_of}" if estimate.price_as_of else ""
     bound = BOUNDS.get(estimate.bound_by, estimate.bound_by)

@@ -41,10 +41,10 @@ def judge(
 
 
 def _show(report: JudgeReport) -> None:
-    from cbtqa.judging.report import agreement_table, score_table
+    from cbtqa.judging.report import report_tables
 
-    show_table(score_table(report))
-    show_table(agreement_table(report))
+    for table in report_tables(report):
+        show_table(table)
     for alarm in report.alarms:
         say(f"warning: {alarm}")
     for signature in dict.fromkeys(score.signature for score in report.scores):

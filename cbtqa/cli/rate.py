@@ -282,7 +282,9 @@ def rubrics(as_json: AsJson = False) -> None:
     """
     from cbtqa.ratings.rubric import shipped_rubrics
 
-    shipped = shipped_rubrics().values()
-    rows = [(r.id, len(r.criteria), r.scale_text(), r.shows, r.title.en) for r in shipped]
+    shipped = shipped_rubrics()
+    rows = [
+        (name, len(r.criteria), r.scale_text(), r.shows, r.title.en) for name, r in shipped.items()
+    ]
     table = Table(["id", "criteria", "scale", "shows", "title"], rows, "Rubrics")
-    give(as_json, {rubric.id: rubric.model_dump(mode="json") for rubric in shipped}, table)
+    give(as_json, {name: rubric.model_dump(mode="json") for name, rubric in shipped.items()}, table)

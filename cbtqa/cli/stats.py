@@ -21,7 +21,7 @@ from cbtqa.distortions.evaluate import read_evaluation
 from cbtqa.distortions.prevalence import Prevalence
 from cbtqa.errors import IncompleteRunError
 from cbtqa.report.table import Cell, Column, Estimate, Table
-from cbtqa.report.words import count, share
+from cbtqa.report.words import count, digits, share
 
 Folder = Annotated[
     Path | None,
@@ -91,9 +91,16 @@ def stats(
     say(f"paper: {papers.sentence().en}")
     show_table(label_table(statistics), "Distortions")
     show_table(length_table(statistics), "Lengths (the paper's are unknown to us)")
-    n_sampled = count(statistics.likeness.n_sampled)
+    likeness = statistics.likeness
+    n_sampled = count(likeness.n_sampled)
     title = f"Template-likeness: first 8 characters of {n_sampled} sampled answers"
     show_table(likeness_table(statistics), title)
+    say(
+        "repeated text: characters in runs of 12 that another answer has in the same step too "
+        "(103 answers of people: 2 %; 91 of the template teacher: 55 %)"
+    )
+    distinct_2 = digits(3)(likeness.distinct_2)
+    say(f"distinct-2: {distinct_2}; answers repeated whole: {likeness.n_repeated_answers}")
     say(f"paper: {paper_facts().citation}. {paper_facts().note}")
 
 

@@ -17,20 +17,22 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from cbtqa.dataset.check import CheckedAnswer
 from cbtqa.dataset.instruction import Grades, Item
 from cbtqa.dataset.near_duplicates import Texts, plain_text
 from cbtqa.dataset.settings import BuildSettings
-from cbtqa.dataset.teachers import EndpointTeacher
+from cbtqa.dataset.teachers import EndpointTeacher, QuestionLabels
 from cbtqa.dataset.template.teacher import OfflineTeacher
 from cbtqa.dataset_folder import SPLITS, DatasetWriter, answer_row
+from cbtqa.distortions.llm_labeller import TextToLabel
 from cbtqa.llm.batch import OnProgress
 from cbtqa.llm.chat import Fault, fault_of_reply
-from cbtqa.llm.journal import Journal, Outcome, blocks_of
+from cbtqa.llm.journal import Journal, Outcome, State, blocks_of
 from cbtqa.llm.runs import Run
 from cbtqa.manifest import MANIFEST_NAME, Manifest, describe_file
 from cbtqa.processes import map_blocks
 from cbtqa.psyqa import SourceItem, parse_columns, read_questions
-from cbtqa.records import CbtAnswer, Reason, Rejection, Risk
+from cbtqa.records import CbtAnswer, DistortionLabel, Reason, Rejection, Risk
 from cbtqa.safety.screen import screen
 from cbtqa.settings import Resolved
 from cbtqa.splits import FEW_QUESTIONS, split_few, split_of
@@ -53,6 +55,10 @@ class Build:
     n_in: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     risks: Counter[str] = field(default_factory=Counter)
+    n_labels_read: int = 0
+    """Questions whose labels the second pass gave."""
+    labels_failed: Counter[str] = field(default_factory=Counter)
+    """Faults of questions whose labels are the names in their answer's text instead."""
     n_human: int = 0
     n_human_rejected: int = 0
     near_duplicates: dict[str, Any] = field(default_factory=dict)
@@ -121,6 +127,25 @@ class Build:
         n_total = sum(1 for _ in self.questions()) if chosen is None else len(chosen)
         run.ask(asked, self.teacher, n_total=n_total, on_progress=on_progress)
 
+    @property
+    def labels(self) -> QuestionLabels | None:
+        """The second pass over the questions; None where labels come with the answers."""
+        return self.teacher.labels if isinstance(self.teacher, EndpointTeacher) else None
+
+    def label(self, run: Run, labels: QuestionLabels, on_progress: OnProgress | None) -> None:
+        """Asks for the labels of every question that has an accepted answer."""
+        n_total = sum(1 for _ in self._to_label(run.journal, labels))
+        texts = self._to_label(run.journal, labels)
+        run.ask(texts, labels.task, n_total=n_total, on_progress=on_progress)
+
+    def _to_label(self, journal: Journal, labels: QuestionLabels) -> Iterator[TextToLabel]:
+        for block in blocks_of(self.questions(), 1000):
+            standings = journal.standings([item.key for item in block])
+            for item in block:
+                standing, text = standings.get(item.key), labels.text_of(item)
+                if text and standing and standing.state is State.ACCEPTED:
+                    yield text
+
     def write(self, folder: Path, journal: Journal) -> dict[str, int]:
         """Writes shards and rejects from the journal; returns rows per split."""
         plan = SplitPlan(self.settings, self.questions())
@@ -140,7 +165,8 @@ class Build:
                 self.n_human += len(source.answers)
                 self.n_human_rejected += len(source.rejected_answers)
 
-            for entry, outcome in _with_outcomes(self.items(add_human), journal):
+            entries = self.items(add_human)
+            for entry, outcome, labelled in _with_outcomes(entries, journal, self.labels):
                 self.n_in += 1
                 if isinstance(entry, Rejection):
                     self._reject(writer, entry)
@@ -148,7 +174,7 @@ class Build:
                 item, source = entry
                 split = next(splits)
                 add_human(source)
-                answer = self.finish(item, outcome, seen_answers)
+                answer = self.finish(item, outcome, labelled, seen_answers)
                 if isinstance(answer, Rejection):
                     self._reject(writer, answer)
                     continue
@@ -161,9 +187,17 @@ class Build:
         writer.add_rejection(rejection)
 
     def finish(
-        self, item: Item, outcome: Outcome | None, seen_answers: set[bytes]
+        self,
+        item: Item,
+        outcome: Outcome | None,
+        labelled: Outcome | None,
+        seen_answers: set[bytes],
     ) -> CbtAnswer | Rejection:
-        """The record of one item, or why there is none."""
+        """The record of one item, or why there is none.
+
+        Args:
+            labelled: what the second pass over the question gave, where there is one.
+        """
 
         raw = outcome.reply.text if outcome and outcome.reply else None
 
@@ -190,10 +224,26 @@ class Build:
             system=self.teacher.system,
             text=checked.text,
             steps=checked.steps,
-            distortions=checked.distortions,
+            distortions=self._labels_of(item, checked, labelled),
             risk=item.risk,
             provenance=self.teacher.provenance(outcome.reply),
         )
+
+    def _labels_of(
+        self, item: Item, checked: CheckedAnswer, labelled: Outcome | None
+    ) -> tuple[DistortionLabel, ...]:
+        """The labels of the question; where they failed, those that the answer names."""
+        if self.labels is None:
+            return checked.distortions
+        text = self.labels.text_of(item)
+        if text is None:
+            return ()
+        found = self.labels.task.read_outcome(text, labelled)
+        if isinstance(found, Fault):
+            self.labels_failed[found.reason.value] += 1
+            return checked.distortions
+        self.n_labels_read += 1
+        return found
 
     def manifest(self, run: Run, splits: dict[str, int]) -> Manifest:
         counts: dict[str, Any] = {
@@ -205,6 +255,12 @@ class Build:
             "risk": dict(self.risks),
             **self.near_duplicates,
         }
+        if self.labels:
+            counts["question_labels"] = {
+                "n_read": self.n_labels_read,
+                "n_failed": self.labels_failed.total(),
+                "failed": dict(self.labels_failed.most_common()),
+            }
         if self.settings.include_human:
             counts |= {"n_human": self.n_human, "n_human_rejected": self.n_human_rejected}
         return run.manifest(
@@ -217,14 +273,20 @@ class Build:
 
 
 def _with_outcomes(
-    entries: Iterator[Entry], journal: Journal
-) -> Iterator[tuple[Entry, Outcome | None]]:
-    """Pairs every item with its outcome in the journal, in order, in blocks."""
+    entries: Iterator[Entry], journal: Journal, labels: QuestionLabels | None
+) -> Iterator[tuple[Entry, Outcome | None, Outcome | None]]:
+    """Every row with the outcomes of its answer and of its labels in the journal, in order."""
     for block in blocks_of(entries, 1000):
-        keys = [entry[0].key for entry in block if not isinstance(entry, Rejection)]
-        outcomes = journal.outcomes(keys)
+        items = [entry[0] for entry in block if not isinstance(entry, Rejection)]
+        outcomes = journal.outcomes([item.key for item in items])
+        keys = [key for item in items if (key := labels.key(item))] if labels else []
+        labelled = dict(journal.outcomes(keys))
         for entry in block:
-            yield entry, None if isinstance(entry, Rejection) else next(outcomes)[1]
+            if isinstance(entry, Rejection):
+                yield entry, None, None
+                continue
+            key = labels.key(entry[0]) if labels else None
+            yield entry, next(outcomes)[1], labelled.get(key) if key else None
 
 
 # --- splits --------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from cbtqa.dataset.build import Build, Teacher
 from cbtqa.dataset.card import complete_folder
@@ -12,11 +13,12 @@ from cbtqa.dataset.settings import BuildSettings
 from cbtqa.dataset.teachers import EndpointTeacher
 from cbtqa.dataset.template.teacher import OfflineTeacher
 from cbtqa.dataset_folder import JOURNAL_NAME, DatasetFolder
+from cbtqa.distortions.llm_labeller import REPLY_TOKENS
 from cbtqa.distortions.taxonomy import load_taxonomy
 from cbtqa.errors import ConfigError, DataError, IncompleteRunError
 from cbtqa.files import sha256_of
 from cbtqa.llm.batch import OnProgress, rare_collections
-from cbtqa.llm.cost import Estimate
+from cbtqa.llm.cost import Estimate, sum_estimates
 from cbtqa.llm.journal import own_path
 from cbtqa.llm.runs import EndpointSettings, estimate_run, open_run, refuse_foreign
 from cbtqa.manifest import (
@@ -74,6 +76,9 @@ def build_dataset(
     ) as run:
         on_stage(f"answering with {build.teacher.system}")
         build.generate(run, on_progress)
+        if labels := build.labels:
+            on_stage("labelling the questions")
+            build.label(run, labels, on_progress)
         # only now: a finished folder that is written again stays whole when the asking stops
         (folder / MANIFEST_NAME).unlink(missing_ok=True)
         on_stage("checking and writing")
@@ -165,5 +170,14 @@ def estimate_build(resolved: Resolved[BuildSettings]) -> Estimate:
     path = build.settings.out / JOURNAL_NAME
     if teacher:
         path = own_path(path, teacher.fingerprint())
-    estimate = estimate_run(build.teacher.service, path, questions(), teacher)
-    return estimate.model_copy(update={"n_left_out": n_rejected})
+    service = build.teacher.service
+    estimate = estimate_run(service, path, questions(), teacher)
+    n_items, n_left_out = estimate.n_items, n_rejected
+    if (labels := build.labels) is None:
+        return estimate.model_copy(update={"n_left_out": n_left_out})
+    texts = (text for item in build.questions() if (text := labels.text_of(item)))
+    how: dict[str, Any] = {"reply_tokens": REPLY_TOKENS, "is_measured": False}
+    second = estimate_run(service, path, texts, labels.task, **how)
+    parts = (("answers", estimate), ("labels of the questions", second))
+    named = [part.model_copy(update={"name": name}) for name, part in parts]
+    return sum_estimates("questions", n_items, n_left_out, named)

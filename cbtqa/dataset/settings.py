@@ -40,6 +40,10 @@ class TeacherSettings(Settings):
     """Worked examples shown to the model."""
     persona: str = "supporter"
     """supporter, counsellor, peer, or a sentence of your own."""
+    labels: Literal["question", "answer"] | None = None
+    """Where the labels of an answer in one flowing text come from. question: the same model reads
+    each question in a second pass and quotes its evidence (never of explicit ones). answer: the
+    types that the text names, without evidence. Default: question; five steps bring their own."""
     taxonomy: str = "burns-10"
     """Distortion taxonomy (see `cbtqa distortions taxonomies`)."""
     temperature: float = Field(0.7, ge=0, le=2)
@@ -92,6 +96,8 @@ class BuildSettings(InputSettings, TeacherSettings, EndpointSettings, OutputSett
             raise ValueError("--teacher template and --endpoint exclude each other")
         if self.teacher == "endpoint" and not self.endpoint:
             raise ValueError("--teacher endpoint wants --endpoint")
+        if self.labels and not self.endpoint:
+            raise ValueError("--labels wants --endpoint: the template teacher labels by rules")
         if self.cluster and not self.endpoint:
             raise ValueError("--cluster wants --endpoint: the template teacher asks nobody")
         if self.validation + self.test >= 1:

@@ -22,6 +22,7 @@ from cbtqa.dataset_folder import DatasetFolder
 from cbtqa.distortions.evaluate import EvaluationReport
 from cbtqa.distortions.prevalence import Prevalence, labelled_share, published_prevalence
 from cbtqa.files import shipped_yaml
+from cbtqa.metrics.diversity import OPENING_CHARACTERS, distinct_share, repeated_share
 from cbtqa.records import STEP_NAMES, Record
 
 # --- lengths -------------------------------------------------------------------------------------
@@ -113,7 +114,6 @@ def _bins(ordered: list[tuple[int, int]], shown: int) -> tuple[Bin, ...]:
 # as texts grow in number, so only samples of one size compare.
 
 SAMPLE_SIZE = 2_000
-OPENING = 8
 SHORT_OPENING = 6
 TOP_OPENINGS = 5
 
@@ -127,6 +127,9 @@ class Openings(Record):
     """Distinct first 8 characters."""
     most_common: tuple[tuple[str, int], ...]
     """Openings of 8 characters that occur more than once, most frequent first."""
+    repeated_share: float | None
+    """Share of the column's characters in a run of 12 that another sampled answer's same column
+    has too; None for a single answer."""
 
 
 class TemplateLikeness(Record):
@@ -134,7 +137,7 @@ class TemplateLikeness(Record):
 
     n_sampled: int
     distinct_2: float | None
-    """Distinct character pairs over all pairs of the sampled answers; None without any pair."""
+    """The metric `distinct_2` on the sampled answers; None without any pair of characters."""
     n_repeated_answers: int
     """Sampled answers whose whole text another sampled answer has too."""
     openings: tuple[Openings, ...]
@@ -153,8 +156,8 @@ class AnswerSample:
         self._heap: list[tuple[int, str, tuple[str, ...]]] = []
 
     def offer(self, row: Mapping[str, Any]) -> None:
-        heads = tuple((row[name] or "")[:OPENING] for name in STEP_NAMES)
-        entry = -sample_key(row["id"], "likeness"), row["answer"], heads
+        steps = tuple(row[name] or "" for name in STEP_NAMES)
+        entry = -sample_key(row["id"], "likeness"), row["answer"], steps
         if len(self._heap) < self._size:
             heapq.heappush(self._heap, entry)
         else:
@@ -162,27 +165,26 @@ class AnswerSample:
 
     def likeness(self) -> TemplateLikeness:
         answers = [answer for _, answer, _ in self._heap]
-        pairs = {pair for text in answers for pair in pairwise(text)}
-        n_pairs = sum(max(0, len(text) - 1) for text in answers)
-        columns = {"answer": [answer[:OPENING] for answer in answers]}
+        columns = {"answer": answers}
         for place, name in enumerate(STEP_NAMES):
-            columns[name] = [heads[place] for _, _, heads in self._heap if heads[place]]
+            columns[name] = [steps[place] for _, _, steps in self._heap if steps[place]]
         return TemplateLikeness(
             n_sampled=len(answers),
-            distinct_2=len(pairs) / n_pairs if n_pairs else None,
+            distinct_2=distinct_share(answers),
             n_repeated_answers=sum(n for n in Counter(answers).values() if n > 1),
             openings=tuple(_openings(name, found) for name, found in columns.items() if found),
         )
 
 
 def _openings(column: str, found: list[str]) -> Openings:
-    counts = Counter(found)
+    counts = Counter(text[:OPENING_CHARACTERS] for text in found)
     return Openings(
         column=column,
         n=len(found),
         n_distinct_short=len({text[:SHORT_OPENING] for text in found}),
         n_distinct=len(counts),
         most_common=tuple(item for item in _ranked(counts)[:TOP_OPENINGS] if item[1] > 1),
+        repeated_share=repeated_share(found),
     )
 
 

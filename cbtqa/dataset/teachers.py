@@ -6,6 +6,7 @@ that a run is finished from its journal alone, whoever wrote it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import cbtqa
@@ -13,7 +14,9 @@ from cbtqa.dataset.check import AnswerChecks, CheckedAnswer, answer_json_schema,
 from cbtqa.dataset.instruction import Instruction, Item
 from cbtqa.dataset.settings import BuildSettings
 from cbtqa.distortions.labellers import labels_named_in
+from cbtqa.distortions.llm_labeller import DRAWN, LabellingTask, TextToLabel
 from cbtqa.distortions.taxonomy import Taxonomy
+from cbtqa.errors import ConfigError
 from cbtqa.llm.chat import ChatRequest, Fault, Reply, request_again
 from cbtqa.llm.runs import Service
 from cbtqa.llm.structured import find_echo, parse_object, strings_of_form
@@ -27,6 +30,33 @@ QUOTING = frozenset(
     }
 )
 """Faults whose detail is what stands in the reply, which the model can look for."""
+
+
+class QuestionLabels:
+    """The second pass over the questions of answers in one flowing text: types with evidence.
+
+    Its replies lie in the journal of the answers, so that budget, cost and resuming are shared; its
+    keys hold a hash of everything that can change a label, so that the answers outlive a change.
+    """
+
+    def __init__(self, settings: BuildSettings, taxonomy: Taxonomy, service: Service) -> None:
+        sampling = settings.sampling(**DRAWN)
+        self.task = LabellingTask(taxonomy, service.model, sampling=sampling)
+        described = self.task.fingerprint()
+        self.prompts = {described["prompt"]: described["prompt_sha256"]}
+        text = json.dumps(described, sort_keys=True)
+        self._mark = hashlib.sha256(text.encode()).hexdigest()[:8]
+
+    def text_of(self, item: Item) -> TextToLabel | None:
+        """What is to be labelled; None for an explicit question, which gets no labels."""
+        if item.risk == "explicit":
+            return None
+        question = item.question
+        return TextToLabel(f"labels {self._mark} {question.id}", question.source_text)
+
+    def key(self, item: Item) -> str | None:
+        text = self.text_of(item)
+        return text and self.task.key(text)
 
 
 class EndpointTeacher:
@@ -49,9 +79,16 @@ class EndpointTeacher:
             max_tokens=settings.max_tokens,
             seed=settings.seed,
         )
+        if self._is_json and settings.labels:
+            hint = f"leave --labels out: {self._prompt.name} asks for labels with their evidence"
+            raise ConfigError("--labels is for prompts that ask for one flowing text", hint=hint)
+        by_question = not self._is_json and settings.labels != "answer"
+        self.labels = QuestionLabels(settings, taxonomy, service) if by_question else None
+        """The second pass; None where labels come with the answer."""
         labeller = f"answer:{service.model}"
         self._checks = AnswerChecks(taxonomy, labeller, *limits, self._prompt)
         self.prompts = {self._prompt.name: self._prompt.sha256}
+        self.prompts |= self.labels.prompts if self.labels else {}
 
     def fingerprint(self) -> dict[str, str]:
         return {

@@ -28,7 +28,13 @@ from cbtqa.dataset_folder import (
     text_rows,
 )
 from cbtqa.distortions.labellers import Labeller, Labels, VoteRule, count_votes, labels_named_in
-from cbtqa.distortions.llm_labeller import DRAWN, LabellingTask, TextToLabel, read_outcomes
+from cbtqa.distortions.llm_labeller import (
+    DRAWN,
+    REPLY_TOKENS,
+    LabellingTask,
+    TextToLabel,
+    read_outcomes,
+)
 from cbtqa.distortions.models import load_labeller
 from cbtqa.distortions.patterns import PatternLabeller, split_sentences
 from cbtqa.distortions.taxonomy import Taxonomy, load_taxonomy, map_labels
@@ -77,8 +83,6 @@ def write_labels(path: Path, rows: Iterable[LabelledText]) -> None:
         raise DataError(f"do not know the format '{suffix}'", where=str(path), hint=hint)
 
 
-REPLY_TOKENS = 120
-"""Of two labels with their quotes; assumed for the dry run."""
 _CHUNK = 1024
 Level = Literal["document", "sentence", "both"]
 _TEXT_COLUMNS = ("text", "文本", "内容", "sentence")

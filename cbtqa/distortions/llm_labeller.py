@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 from cbtqa.distortions.labellers import Labels
 from cbtqa.distortions.taxonomy import Taxonomy
 from cbtqa.llm.chat import ChatRequest, Fault, Reply, Sampling, request_again
-from cbtqa.llm.journal import Journal
+from cbtqa.llm.journal import Journal, Outcome
 from cbtqa.llm.structured import find_echo, parse_object, strings_of_form
 from cbtqa.prompts import fence, load_prompt
 from cbtqa.prompts.rules import load_rules
 from cbtqa.records import DistortionLabel, Reason, Rejection
 
+REPLY_TOKENS = 120
+"""Of two labels with their quotes; assumed for the dry run."""
 DRAWN = {"temperature": 0.0, "max_tokens": 1024}
 """Labelling wants the likeliest answer; 1,024 tokens hold ten labels with their quotes."""
 
@@ -98,6 +100,12 @@ class LabellingTask:
             labels.setdefault(label.id, label)
         return tuple(sorted(labels.values(), key=lambda label: -(label.confidence or 0)))
 
+    def read_outcome(self, item: TextToLabel, outcome: Outcome | None) -> Labels | Fault:
+        """The labels of what the journal holds of a text, or why there are none."""
+        if outcome is not None and outcome.is_accepted and outcome.reply is not None:
+            return self.read(item, outcome.reply)
+        return (outcome.fault if outcome else None) or Fault(Reason.ENDPOINT, "no reply yet")
+
     def _read_label(self, item: TextToLabel, entry: object) -> DistortionLabel | Fault:
         if not isinstance(entry, Mapping):
             return Fault(Reason.BAD_LABEL, f"a label is no object: {entry!r}")
@@ -120,10 +128,7 @@ def read_outcomes(
     """For each text the labels of its accepted reply, or why there are none."""
     for item in items:
         outcome = journal.outcome(task.key(item))
-        if outcome is not None and outcome.is_accepted and outcome.reply is not None:
-            found = task.read(item, outcome.reply)
-        else:
-            found = (outcome.fault if outcome else None) or Fault(Reason.ENDPOINT, "no reply yet")
+        found = task.read_outcome(item, outcome)
         if isinstance(found, Fault):
             yield Rejection(
                 item_id=item.id,

@@ -1,6 +1,6 @@
 """What the judge is asked about one answer, and where questions, answers and people's ratings are.
 
-task = AnswerJudge(load_judged_rubric("cbt-llm"), Sampling(temperature=0.7, seed=0), "qwen-plus")
+task = AnswerJudge(load_judged_rubric("cbt-llm.v2"), Sampling(temperature=0.7, seed=0), "qwen-plus")
 answers = read_answers(predictions, questions, "test", columns, None)
 ratings = [rating_of(*found, task.model) for found in rate(run, answers.asks(3), task)]
 """
@@ -12,7 +12,7 @@ import math
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
@@ -139,12 +139,41 @@ def rating_of(ask: Ask, criterion: str, verdict: Verdict, judge: str) -> JudgeRa
     )
 
 
+class AnswerCounts(Record):
+    """What became of the questions that one system was asked."""
+
+    system: str
+    n_questions: int
+    """That at least one of the systems judged together was asked: what its means are out of."""
+    n_answered: int
+    n_missing: int
+    """Questions that its file has no row for."""
+    n_without_text: int
+    """Questions without an answer, or with one of whitespace only; `n_missing` among them."""
+    n_not_in_questions: int
+    """Rows whose question is not known; not judged."""
+
+
 @dataclass(frozen=True)
 class Answers:
-    """Every system's answers beside the questions."""
+    """Every system's answers beside the questions that a file of predictions has a row for."""
 
     questions: tuple[Question, ...]
     systems: tuple[Predictions, ...]
+
+    def counts(self) -> list[AnswerCounts]:
+        """What became of the questions, by system."""
+        return [
+            AnswerCounts(
+                system=one.system,
+                n_questions=len(self.questions),
+                n_answered=len(self.questions) - self.n_without_text(one),
+                n_missing=sum(not has for has in one.has_row),
+                n_without_text=self.n_without_text(one),
+                n_not_in_questions=one.counts["n_not_in_references"],
+            )
+            for one in self.systems
+        ]
 
     def asks(self, n_repeats: int) -> list[Ask]:
         """Every answer with text, as often as it is rated; repeats of one follow each other."""
@@ -172,6 +201,9 @@ def read_answers(
 ) -> Answers:
     """Reads questions and predictions; with `sample`, that many questions drawn by a fixed seed.
 
+    What counts are the questions that at least one file of predictions has a row for: a file of
+    questions may be far larger. One that a system left out, or has without a text, is unanswered.
+
     Raises:
         UsageError: nothing to judge, or two systems of one name.
     """
@@ -183,9 +215,6 @@ def read_answers(
     if not known:
         raise DataError("holds no usable question", where=str(questions))
     ids = tuple(known)
-    if sample is not None and sample < len(ids):
-        drawn = set(random.Random(f"judge {len(ids)}").sample(sorted(ids), sample))
-        ids = tuple(one for one in ids if one in drawn)
     places = References(questions.name, ids, ids, (None,) * len(ids))
     systems: dict[str, Predictions] = {}
     for path in predictions:
@@ -193,8 +222,29 @@ def read_answers(
         name = path.stem if read.system in systems else read.system
         if name in systems:
             raise UsageError(f"two files name their system '{name}'", hint="rename one of them")
-        systems[name] = Predictions(name, read.items, read.counts)
-    return Answers(tuple(known[one] for one in ids), tuple(systems.values()))
+        systems[name] = replace(read, system=name)
+    rows = zip(*(one.has_row for one in systems.values()), strict=True)
+    covered = [place for place, has_row in enumerate(rows) if any(has_row)]
+    if sample is not None and sample < len(covered):
+        names = sorted(ids[place] for place in covered)
+        drawn = set(random.Random(f"judge {len(names)}").sample(names, sample))
+        covered = [place for place in covered if ids[place] in drawn]
+    return Answers(
+        tuple(known[ids[place]] for place in covered),
+        tuple(_at(one, covered) for one in systems.values()),
+    )
+
+
+def _at(system: Predictions, places: Sequence[int]) -> Predictions:
+    """A system's answers at some of the questions."""
+    has_row = tuple(system.has_row[place] for place in places)
+    return replace(
+        system,
+        items=tuple(system.items[place] for place in places),
+        counts={**system.counts, "n_missing": has_row.count(False)},
+        clusters=(),
+        has_row=has_row,
+    )
 
 
 def _questions(path: Path, split: str) -> Iterator[Question]:

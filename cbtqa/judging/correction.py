@@ -111,13 +111,38 @@ def people_mean(
     names = range(table.shape[1]) if clusters is None else clusters
     items = [names[place] for place in answers.tolist()]
     low, high = scale
-    reach = (low - weight * high, high - weight * low) if np.ndim(less) else scale
-    return crossed_mean(
-        (table - weight * less)[raters, answers],
-        items,
-        raters.tolist(),
-        scale=reach if high - low <= COARSE else None,
-    )
+    is_coarse = high - low <= COARSE
+    values = (table - weight * less)[raters, answers]
+    if np.ndim(less):
+        found = crossed_mean(values, items, raters.tolist())
+        reach = low - weight * high, high - weight * low
+        return _of_few_steps(found, values, (items, raters.tolist()), reach) if is_coarse else found
+    return crossed_mean(values, items, raters.tolist(), scale=scale if is_coarse else None)
+
+
+def _of_few_steps(
+    found: CrossedEstimate, values: Floats, drawn: tuple[Sequence[Hashable], ...], scale: Scale
+) -> CrossedEstimate:
+    """A mean of differences that are few or all alike, no surer than their short scale lets it be.
+
+    Differences lie in the middle of their scale, where the intervals that `crossed_mean` gives to
+    ratings near an end would be far too wide.
+
+    Args:
+        drawn: answers and raters of the values.
+        scale: the least and the greatest difference there can be.
+    """
+    if found.n_items < 2:
+        return found
+    low, high = found.low, found.high
+    for one in drawn if low is None and found.are_raters_random else drawn[:1]:
+        ends = mean_interval(values, scale=scale, clusters=one)
+        if ends.low is not None and ends.high is not None:
+            low = ends.low if low is None else min(low, ends.low)
+            high = ends.high if high is None else max(high, ends.high)
+    if low is None or high is None:
+        return found
+    return found._replace(low=max(low, scale[0]), high=min(high, scale[1]), reason=None)
 
 
 def means_by_answer(table: Floats) -> Floats:

@@ -1,4 +1,5 @@
-"""The judge's report: means with intervals, use of the scale, what people say of it, alarms.
+"""The judge's report: means with intervals, differences of systems, use of the scale, what people
+say of it, alarms.
 
 Without human ratings the report states that a judge's mean is uncorrected.
 """
@@ -8,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import product
+from itertools import combinations, product
 
 import numpy as np
 from pydantic import Field
@@ -24,15 +25,24 @@ from cbtqa.judging.agreement import (
     means_of,
     self_alpha,
 )
-from cbtqa.judging.answers import HumanRatings, JudgeRating
+from cbtqa.judging.answers import AnswerCounts, HumanRatings, JudgeRating
 from cbtqa.judging.correction import LEVEL, HumanSample, is_beyond
 from cbtqa.metrics.base import Signature
 from cbtqa.ratings.rubric import Criterion, Rubric
 from cbtqa.records import MetricScore, Record
 from cbtqa.report.table import Cell, Column, Estimate, Table
-from cbtqa.report.words import count, number, share, signed
+from cbtqa.report.words import count, number, p_value, share, signed
 from cbtqa.statistics.intervals import mean_interval
-from cbtqa.statistics.resampling import FEW_ITEMS, Interval, holm
+from cbtqa.statistics.resampling import (
+    FEW_ITEMS,
+    FEWEST_SWAPPED,
+    ROUNDING,
+    Interval,
+    holm,
+    randomisation_p,
+    swapped_sums,
+    why_unreliable,
+)
 
 ONE_POINT, MUCH_UNSCORED, MUCH_BIAS = 0.9, 0.05, 0.25
 """Alarms: share of one point of the scale; share without a rating; bias by share of the range. The
@@ -54,13 +64,39 @@ class RangeUse(Record):
     unscored: dict[str, int]
 
 
+class JudgedDifference(Record):
+    """Two systems on one criterion, on the questions of which the judge rated both answers."""
+
+    criterion: str
+    first: str
+    second: str
+    difference: float | None
+    """Mean of `second` less mean of `first`, in points of the scale; None without a question."""
+    low: float | None = None
+    """95 % interval; questions are random."""
+    high: float | None = None
+    interval_reason: str | None = None
+    p: float | None = None
+    """Two-sided, by approximate randomisation over questions."""
+    p_reason: str | None = None
+    p_holm: float | None = None
+    """Adjusted for every p of the report."""
+    n_questions: int
+    n_wins: int
+    """Questions on which `second` is rated higher."""
+    n_losses: int
+    n_ties: int
+
+
 class JudgeReport(Record):
     """Everything the judge's ratings come to."""
 
     judge: str
     rubric: str
     n_repeats: int
+    answers: tuple[AnswerCounts, ...] = ()
     scores: tuple[MetricScore, ...]
+    differences: tuple[JudgedDifference, ...] = ()
     use: tuple[RangeUse, ...]
     consistency: tuple[Consistency, ...]
     agreement: tuple[CriterionAgreement, ...] = ()
@@ -74,18 +110,20 @@ class JudgeReport(Record):
 def make_report(
     ratings: Sequence[JudgeRating],
     rubric: Rubric,
-    totals: Mapping[str, int],
+    answers: Sequence[AnswerCounts],
     signature: Signature,
     n_repeats: int,
     human: HumanRatings | None,
     sample: HumanSample | None = None,
 ) -> JudgeReport:
-    """The report of one judge; `totals` gives each system's questions, unanswered ones included.
+    """The report of one judge.
 
     Args:
+        answers: each system's questions; unanswered ones count in the total of its means.
         sample: how the answers that people rated were drawn from those judged, where it is known.
     """
     cells = cells_of(ratings)
+    totals = {one.system: one.n_questions for one in answers}
     scores, use = [], []
     for system, n_total in totals.items():
         for criterion in rubric.scales:
@@ -110,7 +148,9 @@ def make_report(
         judge=ratings[0].judge if ratings else "",
         rubric=rubric.versioned_id,
         n_repeats=n_repeats,
+        answers=tuple(answers),
         scores=tuple(scores),
+        differences=tuple(_differences(rubric, list(totals), cells)),
         use=tuple(use),
         consistency=tuple(
             Consistency(criterion=one.id, alpha=self_alpha(cells[one.id], n_repeats))
@@ -119,6 +159,7 @@ def make_report(
         agreement=tuple(agreement),
         corrections=tuple(corrections),
         alarms=(
+            *_unanswered_alarms(answers),
             *_use_alarms(rubric, totals, cells, use),
             *(_unused_alarms(rubric, totals, cells, human) if human else [NO_PEOPLE]),
             *_people_alarms(rubric, agreement, corrections),
@@ -149,6 +190,66 @@ def _score(
         signature=str(signature.extended(criterion=criterion.id)),
         unscored_reason=None if len(values) else "no answer has a rating of the judge",
     )
+
+
+def _differences(
+    rubric: Rubric, systems: Sequence[str], cells: Mapping[str, Cells]
+) -> list[JudgedDifference]:
+    """Every pair of systems on every criterion; p adjusted over all of them."""
+    found = [
+        _difference(criterion, pair, means_of(cells[criterion.id]))
+        for pair, criterion in product(combinations(systems, 2), rubric.scales)
+    ]
+    tested = [place for place, one in enumerate(found) if one.p is not None]
+    adjusted = holm([found[place].p or 0.0 for place in tested])
+    for place, p in zip(tested, adjusted, strict=True):
+        found[place] = found[place].model_copy(update={"p_holm": p})
+    return found
+
+
+def _difference(
+    criterion: Criterion, pair: tuple[str, str], means: Mapping[tuple[str, str], float]
+) -> JudgedDifference:
+    """Second less first, question by question: what questions are alike in drops out."""
+    first, second = pair
+    shared = [q for q, system in means if system == first and (q, second) in means]
+    sides = np.array([[means[q, first], means[q, second]] for q in shared]).reshape(-1, 2)
+    gaps, n = sides[:, 1] - sides[:, 0], len(shared)
+    span = float(criterion.high - criterion.low)
+    interval = mean_interval(gaps, scale=(-span, span))
+    reason = why_unreliable(n, 0, 0, FEWEST_SWAPPED)
+    p = None
+    if reason is None:
+        kept, swapped = swapped_sums(sides[:, :1], sides[:, 1:])
+        observed = float(gaps.sum())
+        # means of repeats add up to equal sums but for rounding
+        is_equal = abs(observed) <= ROUNDING * max(1.0, float(np.abs(sides).sum()))
+        p = 1.0 if is_equal else randomisation_p(kept[:, 0], swapped[:, 0], observed)
+    return JudgedDifference(
+        criterion=criterion.id,
+        first=first,
+        second=second,
+        difference=float(gaps.mean()) if n else None,
+        low=interval.low,
+        high=interval.high,
+        interval_reason=interval.reason,
+        p=p,
+        p_reason=reason,
+        n_questions=n,
+        n_wins=int(np.sum(gaps > ROUNDING)),
+        n_losses=int(np.sum(gaps < -ROUNDING)),
+        n_ties=int(np.sum(np.abs(gaps) <= ROUNDING)),
+    )
+
+
+def _unanswered_alarms(answers: Iterable[AnswerCounts]) -> list[str]:
+    """Questions without an answer: a mean over the others may flatter."""
+    return [
+        f"{one.system}: unanswered questions {count(one.n_without_text)} of "
+        f"{count(one.n_questions)} ({count(one.n_missing)} without a row); means are of the rest"
+        for one in answers
+        if one.n_without_text
+    ]
 
 
 def _use_alarms(
@@ -213,6 +314,12 @@ def _people_alarms(
 ) -> list[str]:
     """Bias, and what corrected means rest on."""
     alarms = []
+    open_ones = [found.criterion for found in agreement if not found.n_items]
+    if open_ones:
+        alarms.append(
+            f"{', '.join(open_ones)}: no person rated these answers on it; the judge's means are a "
+            "model's opinion"
+        )
     widths = {criterion.id: criterion.high - criterion.low for criterion in rubric.scales}
     for found in agreement:
         limit = MUCH_BIAS * widths[found.criterion]
@@ -284,6 +391,25 @@ def score_table(report: JudgeReport) -> Table:
     return Table(["system, criterion", *heads, "scored"], rows, title)
 
 
+def difference_table(report: JudgeReport) -> Table:
+    """Every pair of systems on every criterion."""
+    rows: list[tuple[Cell, ...]] = [
+        (
+            f"{one.second} − {one.first}, {one.criterion}",
+            Estimate(one.difference, one.low, one.high, one.interval_reason, show=signed),
+            Estimate(one.p, reason=one.p_reason, show=p_value),
+            Estimate(one.p_holm, show=p_value),
+            f"{one.n_wins}/{one.n_losses}/{one.n_ties}",
+            one.n_questions,
+        )
+        for one in report.differences
+    ]
+    heads = ["difference", "points [95%]", "p", "Holm", "won/lost/tied", "n"]
+    n_tests = sum(one.p is not None for one in report.differences)
+    title = "Differences on the same questions (random: questions; p by randomisation, Holm over "
+    return Table(heads, rows, f"{title}{n_tests} tests)")
+
+
 def agreement_table(report: JudgeReport) -> Table:
     """The judge with people, over all answers and within systems, people with each other, the
     judge with itself."""
@@ -312,3 +438,20 @@ def agreement_table(report: JudgeReport) -> Table:
         heads, rows = [*heads[:2], heads[3]], [(*row[:2], row[3]) for row in rows]
     title = "Agreement (random: questions, and raters where they are three or more)"
     return Table(heads, rows, title)
+
+
+def report_tables(report: JudgeReport) -> list[Table]:
+    """Means, differences where there are two systems, agreement."""
+    differences = [difference_table(report)] if report.differences else []
+    return [score_table(report), *differences, agreement_table(report)]
+
+
+def report_markdown(report: JudgeReport) -> str:
+    """The tables, alarms and signatures as one document."""
+    tables = (f"## {one.title_in()}\n\n{one.markdown()}" for one in report_tables(report))
+    alarms = "".join(f"- {alarm}\n" for alarm in report.alarms)
+    signatures = dict.fromkeys(score.signature for score in report.scores)
+    lines = "".join(f"- `{signature}`\n" for signature in signatures)
+    return "\n".join(
+        [*tables, *([f"## Alarms\n\n{alarms}"] if alarms else []), f"## Signatures\n\n{lines}"]
+    )

@@ -2,22 +2,26 @@
 
 journal.sqlite         every paid reply; the same command continues from it
 judge_ratings.jsonl    one rating a line: answer, criterion, repeat, evidence
-judge.json             means, agreement with people, corrected means, alarms
+judge.json             means, differences, agreement with people, corrected means, alarms
+judge.md               the same as tables
+report.html            the same as a page, with the worst and the best answers
 manifest.json          written last
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import Field
 
 from cbtqa.errors import UsageError
-from cbtqa.files import write_json, write_jsonl
+from cbtqa.files import write_json, write_jsonl, write_text
 from cbtqa.judging.answers import (
     AnswerJudge,
     Answers,
+    JudgeRating,
     load_judged_rubric,
     rating_of,
     read_answers,
@@ -25,18 +29,22 @@ from cbtqa.judging.answers import (
 )
 from cbtqa.judging.asking import JudgingSettings, rate
 from cbtqa.judging.correction import HumanSample, sample_of
-from cbtqa.judging.report import JudgeReport, make_report
+from cbtqa.judging.page import judge_page
+from cbtqa.judging.report import JudgeReport, make_report, report_markdown
 from cbtqa.llm.batch import OnProgress
 from cbtqa.llm.cost import Estimate
 from cbtqa.llm.runs import Service, estimate_run, open_run, refuse_foreign
 from cbtqa.manifest import MANIFEST_NAME, describe_file, refuse_empty, write_manifest
 from cbtqa.metrics.base import Signature, maker
 from cbtqa.metrics.pairs import Columns
+from cbtqa.report.page import Lang
 from cbtqa.settings import Resolved
 
 REPLY_TOKENS = 80
 """Of one criterion in a reply: a quote, a sentence, a number; assumed for the dry run."""
 JOURNAL_NAME, RATINGS_NAME, REPORT_NAME = "journal.sqlite", "judge_ratings.jsonl", "judge.json"
+TABLES_NAME, PAGE_NAME = "judge.md", "report.html"
+RESULT_NAMES = (RATINGS_NAME, REPORT_NAME, TABLES_NAME, PAGE_NAME)
 
 
 class JudgeSettings(JudgingSettings):
@@ -55,8 +63,9 @@ class JudgeSettings(JudgingSettings):
     human_sample: HumanSample | None = None
     """How the answers with human ratings were drawn: random (by lot) or chosen (means stay
     uncorrected). Known for a study of cbtqa rate on the same files."""
-    rubric: str = "cbt-llm"
-    """Rubric id, or the path of your own."""
+    rubric: str = "cbt-llm.v2"
+    """Rubric, or the path of your own. cbt-llm, with --prompt judge_cbt_llm.v1, is that of the
+    papers: structure as five steps whatever is asked, nothing on safety."""
     prompt: str = "judge_cbt_llm"
     """Prompt, or the path of your own."""
     max_tokens: int = Field(default=1024, ge=64)
@@ -67,6 +76,8 @@ class JudgeSettings(JudgingSettings):
     """Column with the prediction."""
     encoding: str = "utf-8"
     """Encoding of text files."""
+    lang: Lang = "zh"
+    """Main language of the page."""
     out: Path = Path("cbtqa-judge")
     """Folder of journal and results."""
 
@@ -103,14 +114,14 @@ def judge(resolved: Resolved[JudgeSettings], on_progress: OnProgress | None = No
         report = make_report(
             ratings,
             task.rubric,
-            dict.fromkeys(names, len(answers.questions)),
+            answers.counts(),
             _signature(settings, task, answers),
             settings.repeats,
             human,
             sample,
         )
-        write_jsonl(out / RATINGS_NAME, ratings)
-        write_json(out / REPORT_NAME, report)
+        page = judge_page(report, task.rubric, answers, ratings, settings.lang)
+        _write(out, ratings, report, page)
         inputs = (*settings.predictions, settings.questions, settings.human)
         manifest = run.manifest(
             "judge",
@@ -125,7 +136,7 @@ def judge(resolved: Resolved[JudgeSettings], on_progress: OnProgress | None = No
                     for one in answers.systems
                 },
             },
-            files=tuple(describe_file(out / name, out) for name in (RATINGS_NAME, REPORT_NAME)),
+            files=tuple(describe_file(out / name, out) for name in RESULT_NAMES),
         )
     write_manifest(out, manifest)
     reasons = Counter(
@@ -134,6 +145,13 @@ def judge(resolved: Resolved[JudgeSettings], on_progress: OnProgress | None = No
     n_scored = sum(one.value is not None for one in ratings)
     refuse_empty(n_scored, len(ratings), "ratings was given", reasons, kept=out)
     return report
+
+
+def _write(out: Path, ratings: Sequence[JudgeRating], report: JudgeReport, page: str) -> None:
+    write_jsonl(out / RATINGS_NAME, ratings)
+    write_json(out / REPORT_NAME, report)
+    write_text(out / TABLES_NAME, report_markdown(report))
+    write_text(out / PAGE_NAME, page)
 
 
 def estimate_judge(resolved: Resolved[JudgeSettings]) -> Estimate:

@@ -301,6 +301,7 @@ def estimate_run(
     *,
     name: str = "questions",
     reply_tokens: int = REPLY_TOKENS,
+    is_measured: bool = True,
 ) -> Estimate:
     """Counts what a run would still send; needs no key and no acknowledgement.
 
@@ -308,6 +309,7 @@ def estimate_run(
         path: of the journal, which need not exist.
         task: None where nobody is asked; then the items are counted and no more.
         reply_tokens: assumed for a reply while the journal holds none.
+        is_measured: False where most replies in the journal are to other questions than these.
     """
     if service is None or task is None:
         return Estimate(items=name, n_items=sum(1 for _ in items))
@@ -333,7 +335,7 @@ def estimate_run(
     with Journal(path, read_only=True) if path.exists() else nullcontext() as journal:
         length_from = f"{reply_tokens} tokens a reply, assumed"
         totals = journal.totals() if journal else None
-        if totals and totals.n_replies and totals.usage.completion_tokens:
+        if is_measured and totals and totals.n_replies and totals.usage.completion_tokens:
             reply_tokens = round(totals.usage.completion_tokens / totals.n_replies)
             length_from = f"mean of {totals.n_replies:,} replies in the journal"
         plan = plan_run(

@@ -18,7 +18,7 @@ class Length(MeanMetric):
 
     unit = "characters"
     is_higher_better = None
-    takes_best_reference = True
+    reads_reference = False
 
     def __init__(self) -> None:
         self.name, self.label = "length", "length"
@@ -48,6 +48,11 @@ class LengthRatio(Metric):
 
     def from_sums(self, sums: Floats) -> Floats:
         return divided(sums[..., 0], sums[..., 1], empty=np.nan)
+
+    def nearness(self, statistics: Floats) -> Floats:
+        """Of several references the closest in length counts, as in BLEU."""
+        ours, theirs = statistics.T
+        return np.where(theirs > 0, -np.abs(ours - theirs), np.nan)
 
     def own_fields(self) -> str:
         return "spaces:dropped"

@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 import cbtqa
-from cbtqa.errors import DataError
 from cbtqa.metrics.text.texts import Ints, Item, Texts
 
 Floats = NDArray[np.float64]
@@ -84,31 +83,22 @@ class Metric(_Described):
     """Columns of the statistics."""
     pairs_per_block: ClassVar[int | None] = None
     """Most pairs it wants at a time; None when any number will do."""
-    takes_best_reference: ClassVar[bool] = False
-    """Whether the program that defines it takes the best of several references, or it reads none;
-    False where several have no definition."""
+    reads_reference: ClassVar[bool] = True
+    """False where the text of the reference changes nothing, so that one is as good as several."""
 
     @abstractmethod
     def statistics(self, predictions: Texts, references: Texts) -> Floats:
         """Shape (pairs, n_columns); a pair that cannot be scored is a row of zeros."""
 
     def best_statistics(self, predictions: Texts, references: Texts, starts: Ints) -> Floats:
-        """Statistics of each prediction against several references.
+        """Statistics of each prediction against several references: those of the best one.
 
         Args:
             predictions: one for every reference, repeated.
             starts: shape (predictions,); the first reference of each prediction, ascending from 0.
-
-        Raises:
-            DataError: several references have no definition for this metric.
         """
-        if not self.takes_best_reference:
-            raise DataError(
-                f"{self.name} is not defined against several references",
-                hint="give one reference for each prediction",
-            )
         rows = self.statistics(predictions, references)
-        values = np.nan_to_num(self.per_pair(rows), nan=-np.inf)
+        values = np.nan_to_num(self.nearness(rows), nan=-np.inf)
         ends = np.append(starts[1:], len(values))
         best = [
             first + int(values[first:end].argmax())
@@ -123,6 +113,10 @@ class Metric(_Described):
     def per_pair(self, statistics: Floats) -> Floats:
         """The score of each pair, shape (pairs,); NaN for a pair that cannot be scored."""
         return self.from_sums(statistics)
+
+    def nearness(self, statistics: Floats) -> Floats:
+        """Shape (pairs,); of several references the one where this is greatest is taken."""
+        return self.per_pair(statistics)
 
     weight_column: ClassVar[int] = 1
     """What a row weighs in the corpus score: its scored pairs, or the length of its references."""

@@ -1,9 +1,12 @@
-"""How template-like a system writes: distinct n-grams, self-BLEU, repeated openings.
+"""How template-like a system writes: distinct n-grams, self-BLEU, repeated openings and frames.
 
 Fine-tuned models copy the frame of their training answers. None of these looks at a reference.
+Distinct n-grams and frames are of characters, so that `cbtqa stats` needs no dictionary of words.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,18 +15,21 @@ from cbtqa.metrics.base import Collector, CorpusMetric, Floats
 from cbtqa.metrics.lexical import MAX_ORDER, bleu_from_sums
 from cbtqa.metrics.text.counts import numbers_of
 from cbtqa.metrics.text.segmentation import words_signature
-from cbtqa.metrics.text.texts import Ints, Texts
+from cbtqa.metrics.text.texts import IS_WHITESPACE, Ints, Sequences, Texts, code_points
 
 SELF_BLEU_SAMPLE = 1_000  # Source: Zhu et al., Texygen, SIGIR 2018, samples likewise
 SELF_BLEU_SEED = 12345
 OPENING_CHARACTERS = 8
 """Two or three words: long enough to be a formula, short enough to catch its variants."""
+FRAME_CHARACTERS = 12
+"""A clause: people who answer different questions hardly ever share one (docs/log.md)."""
 
 
 class Distinct(CorpusMetric):
-    """Distinct word n-grams by all of them, over all answers. Source: Li et al., NAACL 2016.
+    """Distinct character n-grams by all of them, over all answers; whitespace is dropped.
 
-    Falls with the number of texts: compare systems on the same questions only.
+    The measure of Li et al., NAACL 2016, on characters in place of words. Falls with the number
+    of texts: compare systems on the same questions only.
     """
 
     is_higher_better = True
@@ -36,7 +42,7 @@ class Distinct(CorpusMetric):
         return _DistinctGrams(self.order)
 
     def own_fields(self) -> str:
-        return f"order:{self.order}|{words_signature()}|spaces:dropped"
+        return f"order:{self.order}|unit:characters|spaces:dropped"
 
 
 class _DistinctGrams(Collector):
@@ -46,9 +52,13 @@ class _DistinctGrams(Collector):
         self._grams: Ints = np.empty(0, np.int64)
 
     def add(self, predictions: Texts, is_scored: NDArray[np.bool_]) -> None:
-        words = predictions.words
-        text = np.repeat(np.arange(len(words)), words.lengths)
-        grams = words.symbols if self._order == 1 else words.symbols[:-1] << 31 | words.symbols[1:]
+        self.add_characters(predictions.characters, is_scored)
+
+    def add_characters(self, characters: Sequences, is_scored: NDArray[np.bool_]) -> None:
+        text = np.repeat(np.arange(len(characters)), characters.lengths)
+        grams = symbols = characters.symbols
+        if self._order > 1:
+            grams = symbols[:-1] << 31 | symbols[1:]
         starts = len(grams)
         inside = is_scored[text[:starts]] & (text[:starts] == text[self._order - 1 :])
         self._total += int(inside.sum())
@@ -56,6 +66,48 @@ class _DistinctGrams(Collector):
 
     def score(self) -> float | None:
         return len(self._grams) / self._total if self._total else None
+
+
+def distinct_share(texts: Sequence[str], order: int = 2) -> float | None:
+    """The metric `distinct_<order>` of these texts; None when none has so many characters."""
+    grams = _DistinctGrams(order)
+    grams.add_characters(_characters(texts), np.ones(len(texts), np.bool_))
+    return grams.score()
+
+
+def _characters(texts: Sequence[str]) -> Sequences:
+    points = code_points(texts)
+    return points.kept(~IS_WHITESPACE[points.symbols])
+
+
+def repeated_share(texts: Sequence[str], size: int = FRAME_CHARACTERS) -> float | None:
+    """Share of all characters that lie in a run of `size` characters which another text has too.
+
+    Sees a template whose slots are filled: its frame repeats, whatever its opening. Whitespace is
+    dropped. Rises with the number of texts: only samples of one size compare. None for fewer than
+    two texts with a character in them.
+    """
+    characters = _characters([text for text in texts if text.strip()])
+    n_texts, n_characters = len(characters), len(characters.symbols)
+    if n_texts < 2:
+        return None
+    if n_characters < size:
+        return 0.0
+    text_of = np.repeat(np.arange(n_texts), characters.lengths)
+    # runs of 1, 2, 4 ... characters as numbers; the last step lets its two halves overlap
+    runs, length = characters.symbols, 1
+    while length < size:
+        step = min(length, size - length)
+        runs = numbers_of(runs[:-step] << 32 | runs[step:])
+        length += step
+    starts = np.flatnonzero(text_of[: len(runs)] == text_of[size - 1 :])
+    owned = np.unique(runs[starts] * n_texts + text_of[starts])
+    n_owners = np.bincount(owned // n_texts, minlength=n_characters)
+    shared = starts[n_owners[runs[starts]] > 1]
+    edges = np.zeros(n_characters + 1, np.int64)
+    edges[shared] += 1
+    edges[shared + size] -= 1
+    return float((np.cumsum(edges)[:-1] > 0).mean())
 
 
 class OpeningRepetition(CorpusMetric):

@@ -5,7 +5,7 @@ Pairs are read in blocks, so that memory never holds the tokens of the whole cor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Literal
@@ -63,14 +63,26 @@ def evaluate(
     collectors = [[metric.collector() for metric in collecting] for _ in systems]
     parts: list[list[list[Floats]]] = [[[] for _ in additive] for _ in systems]
     size = min([PAIRS_PER_BLOCK, *(m.pairs_per_block for m in additive if m.pairs_per_block)])
+    size = max(1, size // max(references.n_texts, default=1))
     for first in range(0, len(references.ids), size):
         block = slice(first, first + size)
         theirs = Texts([item or NOTHING for item in references.items[block]], reading)
+        groups = references.groups[block] if references.others else ()
+        every = Texts([item for group in groups for item in group], reading)
+        starts = starts_of(groups)
         for number, system in enumerate(systems):
             ours = Texts([item or NOTHING for item in system.items[block]], reading)
             is_scored = both_answered(system.items, references.items)[block]
+            repeated = Texts(
+                [item for item, group in zip(ours.items, groups, strict=False) for _ in group],
+                reading,
+            )
             for metric, part in zip(additive, parts[number], strict=True):
-                part.append(metric.statistics(ours, theirs)[is_scored])
+                if groups and metric.reads_reference:
+                    rows = metric.best_statistics(repeated, every, starts)
+                else:
+                    rows = metric.statistics(ours, theirs)
+                part.append(rows[is_scored])
             for collector in collectors[number]:
                 collector.add(ours, is_scored)
         on_block(min(first + size, len(references.ids)), len(references.ids))
@@ -84,6 +96,12 @@ def evaluate(
         )
         for number, system in enumerate(systems)
     ]
+
+
+def starts_of(groups: Sequence[Sequence[object]]) -> Ints:
+    """Place of each group's first member where the groups lie end to end."""
+    sizes = np.array([len(group) for group in groups], np.int64)
+    return np.cumsum(sizes) - sizes
 
 
 def both_answered(ours: Sequence[Item | None], theirs: Sequence[Item | None]) -> NDArray[np.bool_]:
@@ -230,7 +248,11 @@ def _full_signature(
 ) -> Signature:
     """The metric's own signature, what it was applied to, and how its interval was drawn."""
     n_clusters = len({references.clusters[row] for row in system.rows.tolist()})
-    fields: dict[str, object] = {"n": len(system.rows), "refs": references.sha256[:12]}
+    fields: dict[str, object] = {
+        **n_references_field(references.n_texts),
+        "n": len(system.rows),
+        "refs": references.sha256[:12],
+    }
     if n_clusters != len(system.rows):
         fields["clusters"] = n_clusters
     if isinstance(metric, Metric) and resampling.n_trials:
@@ -238,6 +260,14 @@ def _full_signature(
         drawn = {"bs": resampling.n_trials, "seed": resampling.seed}
         fields |= drawn if is_drawn else {"ci": resampling.kind}
     return metric.signature().extended(**fields)
+
+
+def n_references_field(sizes: Iterable[int]) -> dict[str, object]:
+    """For the signature: how many references each prediction has, where any has several."""
+    found = set(sizes) - {0}
+    if found <= {1}:
+        return {}
+    return {"nrefs": "var" if len(found) > 1 else found.pop()}
 
 
 EVALUATE_MODULE = str(files("cbtqa.metrics") / "for_evaluate.py")
@@ -260,8 +290,7 @@ def score_lists(
 
     Raises:
         UsageError: no such metric, or a name that stands for several.
-        DataError: lists of different length, something in them that is no text, or several
-            references for a metric that has no definition of them.
+        DataError: lists of different length, or something in them that is no text.
     """
     chosen = metrics_named(metric, neural)
     if len(chosen) != 1:
@@ -277,9 +306,7 @@ def score_lists(
         collector = one.collector()
         collector.add(Texts(list(map(Item, predictions)), Reading()), np.ones(n, np.bool_))
         value, n_scored = collector.score(), n
-    sizes = {len(group) for group in groups}
-    several = {} if sizes <= {1} else {"nrefs": "var" if len(sizes) > 1 else sizes.pop()}
-    signature = str(one.signature().extended(**several, n=n))
+    signature = str(one.signature().extended(**n_references_field(map(len, groups)), n=n))
     return _score(one, system, value, (n_scored, n), signature, one.unscored_reason)
 
 
@@ -317,6 +344,6 @@ def _statistics(
         if most == 1:
             rows.append(metric.statistics(ours, theirs))
         else:
-            sizes = np.array([len(group) for _, group in block], np.int64)
-            rows.append(metric.best_statistics(ours, theirs, np.cumsum(sizes) - sizes))
+            starts = starts_of([group for _, group in block])
+            rows.append(metric.best_statistics(ours, theirs, starts))
     return np.concatenate(rows)

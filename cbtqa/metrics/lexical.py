@@ -141,7 +141,6 @@ class Chrf(Metric):
     """
 
     n_columns = 3 * CHARACTER_ORDER
-    takes_best_reference = True
 
     def __init__(self, *, is_percent: bool = True) -> None:
         self.name, self.label = "chrf2", "chrF2"
@@ -188,8 +187,6 @@ class Meteor(MeanMetric):
     1 - 0.5 / m**3. Source: Lavie and Agarwal, WMT 2007; nltk 3.10 `meteor_score`.
     """
 
-    takes_best_reference = True
-
     def __init__(self, tokens: Literal["jieba", "char"] = "jieba") -> None:
         self.tokens = tokens
         self.name, self.label = f"meteor_{tokens}", f"METEOR {tokens}"
@@ -220,8 +217,6 @@ class Rouge(MeanMetric):
     letters and digits, so that a shared number scores 1.0 and Chinese text nothing. Source: Lin,
     2004.
     """
-
-    takes_best_reference = True
 
     def __init__(
         self, kind: Literal["1", "2", "l"], tokens: Literal["jieba", "char"] = "jieba"

@@ -41,7 +41,8 @@ from cbtqa.metrics.grouping import (
 )
 from cbtqa.metrics.text.texts import Item
 from cbtqa.paths import readable
-from cbtqa.records import STEP_NAMES, Risk, reads_question_only
+from cbtqa.psyqa import read_questions
+from cbtqa.records import STEP_NAMES, Rejection, Risk, reads_question_only
 from cbtqa.text_faults import find_machine_text
 
 ID_NAMES = ("question_id", "id", "questionID")
@@ -91,13 +92,29 @@ class References:
     """False where the ids are the rows' numbers."""
     grouping: Grouping = EACH_ROW
     """Where the clusters come from."""
+    others: tuple[tuple[Item, ...], ...] = ()
+    """Further answers to each question; empty where the file holds one each."""
+
+    @cached_property
+    def groups(self) -> list[tuple[Item, ...]]:
+        """All answers of each row, one of no text where it has none."""
+        firsts = ((item or Item(""),) for item in self.items)
+        if not self.others:
+            return list(firsts)
+        return [first + more for first, more in zip(firsts, self.others, strict=True)]
+
+    @property
+    def n_texts(self) -> list[int]:
+        """How many answers each row has."""
+        n_more = [len(more) for more in self.others] or [0] * len(self.items)
+        return [(item is not None) + n for item, n in zip(self.items, n_more, strict=True)]
 
     @cached_property
     def sha256(self) -> str:
         """Of all ids and texts in order: resampling depends on the order."""
         digest = hashlib.sha256()
-        for question_id, item in zip(self.ids, self.items, strict=True):
-            text = "" if item is None else item.text
+        for question_id, group in zip(self.ids, self.groups, strict=True):
+            text = "\x1f".join(item.text for item in group)
             digest.update(f"{question_id}\x1f{text}\x1e".encode("utf-8", "surrogatepass"))
         return digest.hexdigest()
 
@@ -116,12 +133,19 @@ class Predictions:
     """What its file says of rows that belong together."""
     clusters: tuple[str, ...] = ()
     """One per reference, where its file names questions that stand several times."""
+    has_row: tuple[bool, ...] = ()
+    """One per reference: whether the file has a row for it, with an answer or without."""
 
 
 def read_references(
     path: Path, columns: Columns, split: str, *, names: Sequence[str] = REFERENCE_NAMES
 ) -> References:
-    """The references of a file or dataset; a DataError for a missing column or a repeated id."""
+    """The references of a file or dataset; a DataError for a missing column or a repeated id.
+
+    A file of questions with lists of answers, as PsyQA's, gives each question several references.
+    """
+    if (column := _answers_column(path, columns, names)) is not None:
+        return _read_answer_lists(path, columns, column)
     rows = list(_keyed_rows(path, columns, names, split))
     if not rows:
         raise DataError("holds no row", where=str(path))
@@ -135,6 +159,40 @@ def read_references(
         text_column=text_column,
         has_ids=rows[0].has_id,
         grouping=grouping,
+    )
+
+
+def _answers_column(path: Path, columns: Columns, names: Sequence[str]) -> str | None:
+    """The column whose first row is a list of answers; None where there is one answer a row."""
+    if has_splits(path) or path.is_dir() or path.suffix.lower() in TEXT_SUFFIXES:
+        return None
+    _, row = next(_rows(path, "all", columns.encoding), ("", {}))
+    if columns.text is None and any(name in row for name in names):
+        return None
+    column = columns.text or "answers"
+    return column if isinstance(row.get(column), list) else None
+
+
+def _read_answer_lists(path: Path, columns: Columns, column: str) -> References:
+    """Questions with lists of answers, cleaned and with the ids of `psyqa.read_questions`."""
+    named = {"answers": column} | ({} if columns.id is None else {"id": columns.id})
+    rows = read_questions(path, encoding=columns.encoding, columns=named, with_answers=True)
+    found: dict[str, list[Item]] = {}
+    for row in rows:
+        if not isinstance(row, Rejection):
+            own = found.setdefault(row.question.id, [])
+            own += [Item(answer.text, question_id=row.question.id) for answer in row.answers]
+    if not any(found.values()):
+        raise DataError(f"`{column}` holds no answer in any row", where=str(path))
+    ids = tuple(found)
+    return References(
+        name=path.name,
+        ids=ids,
+        clusters=ids,
+        items=tuple(own[0] if own else None for own in found.values()),
+        text_column=column,
+        grouping=Grouping(n_drawn=len(ids), n_rows=len(ids)),
+        others=tuple(tuple(own[1:]) for own in found.values()),
     )
 
 
@@ -204,8 +262,7 @@ def read_predictions(
     """One system's answers; a DataError as for references, or when no id is theirs.
 
     Args:
-        split: of a built dataset; None when the references are no dataset, for a dataset of
-            predictions then means that the two were swapped: a UsageError.
+        split: of a built dataset; without one, a dataset of predictions is a UsageError.
     """
     text_names: Sequence[str] = PREDICTION_NAMES
     if has_splits(path):
@@ -246,11 +303,12 @@ def read_predictions(
         "n_none": sum(one in found and found[one] is None for one in references.ids),
         "n_cut": n_cut,
         "n_machine": n_machine,
-        **_text_counts(items, references.items),
+        **_text_counts(items, references.groups),
     }
     system = next(iter(systems)) if len(systems) == 1 else own_name
     clusters, grouping = _grouped_by_predictions(references, told)
-    return Predictions(system, items, counts, text_column, grouping, clusters)
+    has_row = tuple(question_id in found for question_id in references.ids)
+    return Predictions(system, items, counts, text_column, grouping, clusters, has_row)
 
 
 def _grouped_by_predictions(
@@ -308,14 +366,14 @@ def _one_sided(path: Path, references: References, read: _KeyedRow) -> DataError
     )
 
 
-def _text_counts(items: Sequence[Item | None], references: Sequence[Item | None]) -> dict[str, int]:
+def _text_counts(items: Sequence[Item | None], groups: Sequence[Sequence[Item]]) -> dict[str, int]:
     texts = [item.text.strip() for item in items if item is not None]
     repeats = Counter(text for text in texts if text)
     return {
         "n_empty": sum(not text for text in texts),
         "n_identical": sum(
-            item is not None and other is not None and item.text.strip() == other.text.strip()
-            for item, other in zip(items, references, strict=True)
+            item is not None and item.text.strip() in {one.text.strip() for one in group}
+            for item, group in zip(items, groups, strict=True)
         ),
         "n_repeated": sum(count for count in repeats.values() if count > 1),
     }

@@ -10,6 +10,7 @@ import importlib.metadata
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, zip_longest
 
 import numpy as np
 
@@ -81,7 +82,8 @@ class _Sample:
     """Pairs of the run, and the statistics that every metric has of them."""
 
     predictions: list[str]
-    references: list[str]
+    references: list[list[str]]
+    """All of each prediction."""
     matrices: dict[str, Floats]
 
 
@@ -131,7 +133,7 @@ def _sample(
     names = evaluated[0].matrices if evaluated else {}
     return _Sample(
         [_text(systems[n], row) for n, row in chosen],
-        [_text(references, row) for _, row in chosen],
+        [[item.text for item in references.groups[row]] for _, row in chosen],
         {
             name: np.array(
                 [evaluated[n].matrices[name][row] for (n, _), row in zip(chosen, rows, strict=True)]
@@ -166,15 +168,18 @@ def _by_sacrebleu(metrics: Sequence[Bleu | Chrf], sample: _Sample) -> PeerCheck:
         return _unchecked("sacrebleu", metrics, str(MissingExtraError("sacrebleu", "metrics")))
     differences = {}
     for metric in metrics:
-        sides = sample.predictions, sample.references
+        # as sacrebleu takes them: the first of each prediction, then the second, None where none
+        columns = [list(column) for column in zip_longest(*sample.references)]
+        ours_read = sample.predictions
         if isinstance(metric, Chrf):
             program: BLEU | CHRF = CHRF()
         elif metric.tokens == "jieba":
             program = BLEU(tokenize="none", force=True)
-            sides = _joined_words(sides[0]), _joined_words(sides[1])
+            ours_read = list(map(_joined_words, ours_read))
+            columns = [[text and _joined_words(text) for text in column] for column in columns]
         else:
             program = BLEU(tokenize=metric.tokens, force=True)
-        theirs = program.corpus_score(sides[0], [sides[1]]).score
+        theirs = program.corpus_score(ours_read, columns).score
         theirs *= 1.0 if metric.unit == "0-100" else 0.01
         ours = float(metric.from_sums(sample.matrices[metric.name].sum(0)))
         differences[metric.name] = abs(ours - theirs) / (abs(theirs) or 1.0)
@@ -182,9 +187,8 @@ def _by_sacrebleu(metrics: Sequence[Bleu | Chrf], sample: _Sample) -> PeerCheck:
     return _checked(f"sacrebleu {sacrebleu_version()}", differences, n_pairs, LARGEST_DIFFERENCE)
 
 
-def _joined_words(texts: Sequence[str]) -> list[str]:
-    cut = rust_segmenter().cut
-    return [" ".join(word for word in cut(text) if not word.isspace()) for text in texts]
+def _joined_words(text: str) -> str:
+    return " ".join(word for word in rust_segmenter().cut(text) if not word.isspace())
 
 
 def _by_jieba(names: tuple[str, ...], sample: _Sample) -> PeerCheck:
@@ -196,7 +200,7 @@ def _by_jieba(names: tuple[str, ...], sample: _Sample) -> PeerCheck:
     # as its own start-up does, but without the cache file in the shared temporary folder
     tokenizer.FREQ, tokenizer.total = tokenizer.gen_pfdict(tokenizer.get_dict_file())
     tokenizer.initialized = True
-    texts = [*sample.predictions, *sample.references]
+    texts = [*sample.predictions, *chain.from_iterable(sample.references)]
     cut = rust_segmenter().cut
     n_other = sum(tokenizer.lcut(text) != cut(text) for text in texts)
     version = importlib.metadata.version("jieba")
@@ -236,7 +240,7 @@ def _by_bert_score(metrics: Sequence[BertScore], sample: _Sample) -> PeerCheck:
 
 
 def _bert_scores(
-    scorer: BertScorer, predictions: Sequence[str], references: Sequence[str]
+    scorer: BertScorer, predictions: Sequence[str], references: Sequence[Sequence[str]]
 ) -> Floats:
     """Precision, recall and F1 of each pair, shape (pairs, 3)."""
     encoder, documents = scorer.encoder, scorer.idf_documents()

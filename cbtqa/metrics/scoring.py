@@ -58,7 +58,8 @@ class ScoreSettings(NeuralSettings):
     predictions: tuple[Path, ...] = ()
     """Files with predictions, or built datasets where --ref is one. Plain text has one a line."""
     ref: Path | None = None
-    """References: a built dataset, or any file with answers. Not needed where every file of
+    """References: a built dataset, any file with answers, or questions with several human answers
+    each, as PsyQA's file. Not needed where every file of
     predictions brings its own, as those of LLaMA-Factory and ms-swift do."""
     split: str = "test"
     """Splits of a built dataset, comma-separated, or all."""
@@ -175,6 +176,7 @@ def score(
     metrics = metrics_named(settings.metrics, NeuralSettings.part_of(settings))
     notes = _teach_steps(metrics, settings)
     references = _references(settings)
+    notes += _about_several(references)
     if not references.has_ids:
         notes.append("paired by row: neither side has ids")
     systems = _read_systems(settings, references)
@@ -237,6 +239,17 @@ def _references(settings: ScoreSettings) -> References:
             hint="cbtqa score predictions.jsonl --ref cbtqa-dataset",
         )
     return read_own_references(settings.predictions, Columns(settings.id_column, *named))
+
+
+def _about_several(references: References) -> list[str]:
+    """How many answers the questions have, where any has several."""
+    n = [count for count in references.n_texts if count]
+    if not references.others:
+        return []
+    return [
+        f"{len(n):,} questions with {sum(n):,} reference answers, {min(n)} to {max(n)} each: BLEU "
+        "by counts over all of them, every other metric by the best"
+    ]
 
 
 def bring_references(

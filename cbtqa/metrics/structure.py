@@ -121,7 +121,7 @@ def order_of(text: str, model: StepModel) -> tuple[frozenset[str], frozenset[str
 class StepsInOrder(MeanMetric):
     """Mean share of the five steps that a text shows in order, less those shown out of order."""
 
-    takes_best_reference = True
+    reads_reference = False
 
     def __init__(self) -> None:
         self.model: StepModel = shipped_model()
@@ -153,7 +153,7 @@ class StepsInRecord(MeanMetric):
     """Share of records that hold the five steps themselves, none empty."""
 
     is_binary = True
-    takes_best_reference = True
+    reads_reference = False
 
     def __init__(self) -> None:
         self.name, self.label = "cbt_record", "CBT record"

@@ -250,9 +250,12 @@ def _with_marks(raw: Any, taxonomy: str | None) -> Any:
 
 @cache
 def shipped_rubrics() -> Mapping[str, Rubric]:
-    """Every rubric of the package by id; `distortions` with the default taxonomy."""
-    rubrics = [parse_rubric(text, name) for name, text in _shipped_texts().items()]
-    return {rubric.id: rubric for rubric in rubrics}
+    """Every rubric of the package by the name that `load_rubric` takes: its id, from the second
+    version on with the version; `distortions` with the default taxonomy."""
+    return {
+        name.removesuffix(".yaml"): parse_rubric(text, name)
+        for name, text in _shipped_texts().items()
+    }
 
 
 @cache
@@ -266,11 +269,12 @@ def _shipped_texts() -> Mapping[str, str]:
 
 
 def load_rubric(name: str) -> Rubric:
-    """A shipped rubric by id, or one of your own by the path of its YAML file.
+    """A shipped rubric by name, such as `cbt-llm.v2`, or one of your own by the path of its YAML.
 
     `distortions:socialcd-12` fills the marks from that taxonomy (or the path of a taxonomy file).
     """
     base, _, taxonomy = name.partition(":")
+    base = base.removesuffix(".v1")  # as reports name a first version
     if f"{base}.yaml" in _shipped_texts():
         return parse_rubric(_shipped_texts()[f"{base}.yaml"], f"{base}.yaml", taxonomy or None)
     if name.endswith((".yaml", ".yml")):

@@ -210,7 +210,7 @@ def published_scores(rubric: str) -> tuple[PublishedScore, ...]:
     return tuple(
         PublishedScore(source=entry["source"], system=system, criterion=criterion, value=value)
         for entry in shipped_yaml("cbtqa.ratings", "published.yaml")
-        if entry["rubric"] == rubric.partition(".")[0]
+        if entry["rubric"] == rubric
         for system, row in entry["systems"].items()
         for criterion, value in row.items()
     )

@@ -4,7 +4,8 @@
 
 Without a file the bundled sample is used. Speed counts everything the teacher does, the pattern
 labeller included, on one core; likeness is Jaccard over character 5-grams of whole answers, each
-answer against its nearest neighbour. Prints one JSON object.
+answer against its nearest neighbour. `people` are the answers that the file itself
+holds. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -17,16 +18,18 @@ import time
 from pathlib import Path
 
 from cbtqa.dataset.template.teacher import TemplateTeacher
+from cbtqa.metrics.diversity import distinct_share, repeated_share
 from cbtqa.psyqa import SourceItem, bundled_sample_path, read_questions
-from cbtqa.records import STEP_NAMES, Question
+from cbtqa.records import STEP_NAMES
 from cbtqa.safety.screen import screen
 
 GRAM = 5
 
 
-def read(path: Path) -> list[Question]:
-    """The questions of a file; rejected rows are left out."""
-    return [item.question for item in read_questions(path) if isinstance(item, SourceItem)]
+def read(path: Path) -> list[SourceItem]:
+    """The questions of a file with people's answers to them; rejected rows are left out."""
+    found = read_questions(path, with_answers=True)
+    return [item for item in found if isinstance(item, SourceItem)]
 
 
 def nearest_neighbours(texts: list[str]) -> list[float]:
@@ -40,10 +43,10 @@ def nearest_neighbours(texts: list[str]) -> list[float]:
     return nearest
 
 
-def distinct_2(texts: list[str]) -> float:
-    """Distinct character pairs over all pairs."""
-    pairs = [pair for text in texts for pair in itertools.pairwise(text)]
-    return len(set(pairs)) / len(pairs)
+def likeness(texts: list[str]) -> dict[str, float | None]:
+    """How much the texts share, in the figures of `cbtqa stats`."""
+    found = {"distinct_2": distinct_share(texts), "repeated_share": repeated_share(texts)}
+    return {name: value if value is None else round(value, 3) for name, value in found.items()}
 
 
 def main() -> None:
@@ -52,7 +55,8 @@ def main() -> None:
     parser.add_argument("file", nargs="?", type=Path, default=bundled_sample_path())
     parser.add_argument("--repeat", type=int, default=20, help="passes over the file for speed")
     arguments = parser.parse_args()
-    questions = read(arguments.file)
+    items = read(arguments.file)
+    questions = [item.question for item in items]
     risks = [screen(question.source_text).risk for question in questions]
     teacher = TemplateTeacher()
     answers = [teacher.answer(q, risk) for q, risk in zip(questions, risks, strict=True)]
@@ -74,7 +78,11 @@ def main() -> None:
             "median": round(statistics.median(nearest), 3),
             "max": round(max(nearest), 3),
         },
-        "distinct_2": round(distinct_2(texts), 3),
+        **likeness(texts),
+        "repeated_share_by_step": {
+            name: likeness([getattr(a.steps, name) for a in answers])["repeated_share"]
+            for name in STEP_NAMES
+        },
         "share_quoting": round(sum("“" in text for text in texts) / len(texts), 3),
         "share_with_distortion": round(sum(bool(a.distortions) for a in answers) / len(texts), 3),
         "distinct_openings_of_8": {
@@ -82,6 +90,8 @@ def main() -> None:
             for name in STEP_NAMES
         },
     }
+    human = [human.text for item in items for human in item.answers]
+    figures |= {"people": {"n": len(human), **likeness(human)}} if human else {}
     print(json.dumps(figures, ensure_ascii=False, indent=2))
 
 

@@ -173,6 +173,6 @@ def test_serving_to_an_unknown_rater_is_refused_before_anything_listens(tmp_path
 
 def test_the_shipped_rubrics_are_listed() -> None:
     listed = json.loads(run("rubrics", "--json").stdout)
-    assert {"cbt-llm", "distortions", "ctrs", "ctrs-ladder", "cts-r", "act-fm", "tes"} == set(
+    assert {"cbt-llm", "cbt-llm.v2", "distortions", "ctrs", "ctrs-ladder", "cts-r", "act-fm", "tes"} == set(
         listed
     )

@@ -22,7 +22,7 @@ from cbtqa.judging.agreement import (
     corrected_by,
     self_alpha,
 )
-from cbtqa.judging.answers import HumanRatings, JudgeRating
+from cbtqa.judging.answers import AnswerCounts, HumanRatings, JudgeRating
 from cbtqa.judging.correction import HumanSample
 from cbtqa.judging.report import JudgeReport, make_report
 from cbtqa.metrics.base import Signature
@@ -135,9 +135,20 @@ def _report(rng: Generator, study: Study, *, with_people: bool) -> JudgeReport:
         for (question, system), cell in cells.items()
         for repeat, value in cell.items()
     ]
-    totals = {f"s{number}": study.n + study.n_other for number in range(len(study.systems))}
+    n = study.n + study.n_other
+    answers = [
+        AnswerCounts(
+            system=f"s{number}",
+            n_questions=n,
+            n_answered=n,
+            n_missing=0,
+            n_without_text=0,
+            n_not_in_questions=0,
+        )
+        for number in range(len(study.systems))
+    ]
     given = human if with_people else None
-    return make_report(ratings, RUBRIC, totals, Signature(()), study.n_repeats, given, "random")
+    return make_report(ratings, RUBRIC, answers, Signature(()), study.n_repeats, given, "random")
 
 
 def _judge_mean(rng: Generator, study: Study) -> bool | None:
@@ -146,6 +157,22 @@ def _judge_mean(rng: Generator, study: Study) -> bool | None:
     if score.low is None or score.high is None:
         return None
     return score.low <= _truth(study) <= score.high
+
+
+EQUAL = Study(n=0, systems=(0.0, 0.0), bias=0.0)
+"""Two systems of one quality on the same questions."""
+
+
+def _difference(rng: Generator, study: Study) -> bool | None:
+    """Whether the interval of equal systems' difference holds 0."""
+    (found,) = _report(rng, study, with_people=False).differences
+    return None if found.low is None or found.high is None else found.low <= 0 <= found.high
+
+
+def _is_different(rng: Generator, study: Study) -> bool:
+    """Whether equal systems are called different."""
+    (found,) = _report(rng, study, with_people=False).differences
+    return found.p is not None and found.p <= 0.05
 
 
 def _alarm(rng: Generator, study: Study, words: str) -> bool:
@@ -290,6 +317,30 @@ CASES = [
         )
         for name, cuts in (("even", (-0.5, 0.6)), ("near the ceiling", CEILING))
         for n in (3, 10)
+    ),
+    *(
+        Case(
+            f"difference of two systems on {n} questions, {name}",
+            ROOM,
+            partial(_difference, study=replace(EQUAL, n_other=n, cuts=cuts)),
+            100,
+            WIDE,
+            note=FEW,
+        )
+        for name, cuts in (("even", (-0.5, 0.6)), ("near the ceiling", CEILING))
+        for n in (3, 10, 40)
+    ),
+    *(
+        Case(
+            f"p of two equal systems on {n} questions, {name}",
+            ROOM,
+            partial(_is_different, study=replace(EQUAL, n_other=n, cuts=cuts)),
+            100,
+            SELDOM,
+            note="share called different at .05",
+        )
+        for name, cuts in (("even", (-0.5, 0.6)), ("near the ceiling", CEILING))
+        for n in (6, 30)
     ),
     Case(
         "corrected mean, 2 answers rated",

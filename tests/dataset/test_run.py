@@ -24,7 +24,7 @@ from cbtqa.manifest import FolderResult
 from cbtqa.records import Question
 from cbtqa.settings import Resolved, resolve
 from cbtqa.splits import split_of
-from tests.support.answers import good_answer, steps
+from tests.support.answers import good_answer, mark_of, steps
 from tests.support.endpoint import ScriptedEndpoint, Seen, ok
 from tests.support.labels import is_evident
 from tests.support.odd_replies import HOSTILE, NATURAL
@@ -157,6 +157,104 @@ def test_one_flowing_text_has_no_steps_and_the_distortions_it_names(tmp_path: Pa
     assert row["answer"] == text and row["key_thought"] is None
     assert [label["id"] for label in row["distortions"]] == ["overgeneralization"]
     assert row["distortions"][0]["evidence"] is None
+    # the server gave this text to the labelling request, too
+    labels = result.manifest.counts["question_labels"]
+    assert labels == {"n_read": 0, "n_failed": 1, "failed": {"not_json": 1}}
+
+
+FOUND = {"id": "jumping_to_conclusions", "evidence": "一想到要上班就胃疼"}
+
+
+def answer_or_label(seen: Seen, label: dict[str, str] = FOUND) -> Any:
+    """An answer in one flowing text that names no type; one label where labels are asked for."""
+    if is_labelling(seen):
+        return ok(json.dumps({"labels": [label]}, ensure_ascii=False))
+    if "没有回答" in seen.user_text:
+        return ok("好。")
+    parts = [v for k, v in steps(mark_of(seen), with_help=True).items() if k != "distortions"]
+    return ok("\n\n".join(parts[2:] if "遗书" in seen.user_text else parts))
+
+
+def is_labelling(seen: Seen) -> bool:
+    return "标注员" in seen.body["messages"][0]["content"]
+
+
+def n_labelled(server: ScriptedEndpoint) -> int:
+    return sum(map(is_labelling, server.requests))
+
+
+def fused(tmp_path: Path, server: ScriptedEndpoint, texts: list[str]) -> dict[str, Any]:
+    """Flags of a build of these questions in one flowing text."""
+    questions = write_questions(tmp_path / "q.jsonl", texts)
+    return {"input": questions, "endpoint": server.url, "model": "m", "prompt": "cbt_answer_fused"}
+
+
+def test_questions_of_flowing_answers_are_labelled_with_evidence_in_a_second_pass(
+    tmp_path: Path,
+) -> None:
+    with ScriptedEndpoint(answer_or_label) as server:
+        flags = fused(tmp_path, server, [f"{LONG}第{i}次。" for i in range(3)])
+        estimate = estimate_build(resolved(tmp_path, **flags))
+        assert estimate.n_requests == 6
+        assert [part.n_requests for part in estimate.parts] == [3, 3]
+        assert estimate.prompt_tokens == sum(part.prompt_tokens for part in estimate.parts)
+        result = build(tmp_path, **flags)
+        assert server.n_paid == 6 and n_labelled(server) == 3
+        assert estimate_build(resolved(tmp_path, **flags)).n_requests == 0
+        build(tmp_path, update=True, **flags)
+        assert server.n_paid == 6, "labels are as durable as answers"
+    for row in rows_of(result.folder):
+        (label,) = row["distortions"]
+        assert label["id"] == "jumping_to_conclusions" and label["labeller"] == "llm:m"
+        assert label["evidence"] == "一想到要上班就胃疼"
+    manifest = result.manifest
+    assert manifest.counts["question_labels"] == {"n_read": 3, "n_failed": 0, "failed": {}}
+    assert any(name.startswith("distortion_labels") for name in manifest.prompts)
+    assert manifest.usage is not None
+    assert manifest.usage.prompt_tokens == 6 * 100
+
+
+def test_explicit_questions_and_those_without_an_answer_are_not_labelled(tmp_path: Path) -> None:
+    texts = [LONG, "我不想活了，已经写好了遗书。", f"{LONG}这一题没有回答。"]
+    with ScriptedEndpoint(answer_or_label) as server:
+        result = build(tmp_path, **fused(tmp_path, server, texts))
+        labelled = [seen.user_text for seen in server.requests if is_labelling(seen)]
+    assert len(labelled) == 1 and "没有回答" not in labelled[0]
+    labels = {
+        row["risk"]: [one["id"] for one in row["distortions"]] for row in rows_of(result.folder)
+    }
+    assert labels == {"none": ["jumping_to_conclusions"], "explicit": []}
+
+
+def test_a_question_whose_labelling_fails_keeps_its_answer_and_is_counted(tmp_path: Path) -> None:
+    made_up = {**FOUND, "evidence": "没有写过的话"}
+    with ScriptedEndpoint(lambda seen: answer_or_label(seen, made_up)) as server:
+        result = build(tmp_path, **fused(tmp_path, server, [LONG, f"{LONG}第二次。"]))
+    counts = result.manifest.counts
+    assert counts["n_out"] == 2 and counts["n_rejected"] == 0
+    assert counts["question_labels"]["failed"] == {"evidence_not_found": 2}
+    page = (result.folder / "report.html").read_text("utf-8")
+    assert "0 个问题由同一模型另读一遍" in page and "2 个标注失败" in page
+    assert [row["distortions"] for row in rows_of(result.folder)] == [[], []]
+
+
+def test_labels_by_answer_ask_nothing_more_and_can_be_replaced_later(tmp_path: Path) -> None:
+    with ScriptedEndpoint(answer_or_label) as server:
+        flags = fused(tmp_path, server, [LONG])
+        result = build(tmp_path, labels="answer", **flags)
+        assert server.n_paid == 1 and "question_labels" not in result.manifest.counts
+        assert estimate_build(resolved(tmp_path, labels="question", **flags)).n_requests == 1
+        build(tmp_path, labels="question", update=True, **flags)
+        assert server.n_paid == 2 and n_labelled(server) == 1
+    (row,) = rows_of(result.folder)
+    assert [label["id"] for label in row["distortions"]] == ["jumping_to_conclusions"]
+
+
+def test_labels_are_chosen_for_flowing_text_only(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="one flowing text"):
+        build(tmp_path, endpoint="http://127.0.0.1:9/v1", model="m", labels="question")
+    with pytest.raises(ConfigError, match="--labels wants --endpoint"):
+        build(tmp_path, labels="answer")
 
 
 def test_two_questions_with_one_answer_are_not_two_answers(tmp_path: Path) -> None:

@@ -25,6 +25,8 @@ from cbtqa.dataset.stats import (
     summarise_lengths,
 )
 from cbtqa.dataset_folder import DatasetFolder
+from cbtqa.metrics.diversity import Distinct
+from cbtqa.metrics.text.texts import Item, Reading, Texts
 from cbtqa.records import STEP_NAMES
 from tests.support.dataset_folder import make_rows, write_dataset_folder
 
@@ -159,10 +161,31 @@ def test_whole_answers_that_repeat_are_counted() -> None:
     assert dataset_statistics(rows).likeness.n_repeated_answers == 3
 
 
-def test_distinct_2_is_distinct_pairs_over_all_pairs() -> None:
-    (split, row), *_ = make_rows(1)
-    found = dataset_statistics([(split, {**row, "answer": "好好好的"})]).likeness
-    assert found.distinct_2 == pytest.approx(2 / 3)
+def test_a_template_is_seen_by_its_frame_where_its_openings_vary() -> None:
+    frame = "，你可以试着把它写下来，看看有哪些证据支持它"
+    rows = make_rows(40)
+    slots = ["".join(chr(0x4E00 + 100 * k + j) for j in range(18)) for k in range(40)]
+    filled = dataset_statistics(
+        (split, {**row, "strategy_or_insight": slot[:9] + frame + slot[9:]})
+        for slot, (split, row) in zip(slots, rows, strict=True)
+    ).likeness
+    entry = next(one for one in filled.openings if one.column == "strategy_or_insight")
+    assert entry.n_distinct == entry.n
+    assert entry.repeated_share == pytest.approx(len(frame) / (len(frame) + 18))
+
+
+def test_distinct_2_is_the_figure_of_score() -> None:
+    answers = [f"{row['answer']}\n第 {n} 次" for n, (_, row) in enumerate(make_rows(30))]
+    rows = make_rows(30)
+    found = dataset_statistics(
+        (split, {**row, "answer": answer})
+        for (split, row), answer in zip(rows, answers, strict=True)
+    )
+    collector = Distinct(2).collector()
+    for block in (answers[:11], answers[11:]):
+        texts = Texts([Item(text) for text in block], Reading())
+        collector.add(texts, np.ones(len(block), np.bool_))
+    assert found.likeness.distinct_2 == collector.score()
 
 
 def test_the_sample_keeps_the_smallest_hashes_whatever_comes_first() -> None:

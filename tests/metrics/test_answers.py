@@ -15,7 +15,7 @@ from sacrebleu.metrics import BLEU
 from cbtqa.errors import DataError
 from cbtqa.metrics.answers import DistortionAgreement, HelpRoute, Length, LengthRatio
 from cbtqa.metrics.base import CorpusMetric
-from cbtqa.metrics.diversity import Distinct, OpeningRepetition, SelfBleu, self_bleu
+from cbtqa.metrics.diversity import Distinct, OpeningRepetition, SelfBleu, repeated_share, self_bleu
 from cbtqa.metrics.step_model import CORPUS_NAME, LABELS, shipped_model
 from cbtqa.metrics.structure import (
     StepsInOrder,
@@ -56,10 +56,44 @@ def whole(metric: CorpusMetric, *blocks: Texts) -> float | None:
 def test_distinct_counts_each_gram_once_over_all_blocks() -> None:
     reading = Reading()
     blocks = [Texts([Item("我很好，我很好")], reading), Texts([Item("我很坏")], reading)]
-    # words: 我 很 好 ， 我 很 好 | 我 很 坏
+    # pairs: 我很 很好 好， ，我 我很 很好 | 我很 很坏
     assert whole(Distinct(1), *blocks) == pytest.approx(5 / 10)
     assert whole(Distinct(2), *blocks) == pytest.approx(5 / 8)
     assert whole(Distinct(1), texts("")) is None
+
+
+def test_distinct_drops_whitespace_and_cuts_no_words() -> None:
+    assert whole(Distinct(2), texts("我们 我们\n我们")) == pytest.approx(2 / 5)
+
+
+FRAME = "试着把这个念头写在纸上，再问问自己"
+
+
+def test_a_frame_with_filled_slots_is_repeated_text() -> None:
+    filled = [f"关于{slot}，{FRAME}{slot}。" for slot in ("工作", "考试失利", "和妈妈吵架")]
+    n = sum(map(len, filled))
+    # the frame with the commas and the full stops' side: only the slots are an answer's own
+    assert repeated_share(filled) == pytest.approx((3 * (len(FRAME) + 1)) / n)
+    assert repeated_share([*filled, FRAME]) > repeated_share(filled)
+
+
+def test_a_run_of_one_character_less_is_no_repeated_text() -> None:
+    run = "一二三四五六七八九十甲乙"
+    assert repeated_share([f"天{run}地", f"玄 {run[:6]}\n{run[6:]}黄"]) == pytest.approx(24 / 28)
+    assert repeated_share([f"天{run[1:]}地", f"玄{run[1:]}黄"]) == 0
+
+
+def test_what_an_answer_repeats_of_itself_is_not_counted() -> None:
+    assert repeated_share([FRAME * 3, "完全是另外的话，一个字也不同样。"]) == 0
+
+
+def test_a_run_ends_with_its_text() -> None:
+    assert repeated_share([FRAME[:8], FRAME[8:], FRAME]) == 0
+
+
+@pytest.mark.parametrize("alone", [[], [FRAME], [FRAME, " "]])
+def test_a_single_answer_has_no_repeated_share(alone: list[str]) -> None:
+    assert repeated_share(alone) is None
 
 
 def test_distinct_passes_over_what_is_not_scored() -> None:

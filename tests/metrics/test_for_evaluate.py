@@ -84,10 +84,6 @@ def test_several_references_load_as_lists_of_lists(evaluate: Any, tmp_path: Path
     combined.add_batch(predictions=PREDICTIONS[:20], references=references[:20])
     combined.add_batch(predictions=PREDICTIONS[20:], references=references[20:])
     assert combined.compute() == got
-    with pytest.raises(DataError, match="length_ratio is not defined against several"):
-        load(evaluate, "length_ratio", tmp_path).compute(
-            predictions=PREDICTIONS, references=references
-        )
 
 
 def test_nothing_is_written_to_the_home_folder(evaluate: Any, tmp_path: Path) -> None:

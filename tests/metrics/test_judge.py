@@ -41,7 +41,7 @@ from cbtqa.statistics.intraclass import intraclass_correlation
 from cbtqa.statistics.tests_of_arms import spearman_rho
 from tests.support.endpoint import Answer, ScriptedEndpoint, Seen, ok, out_of_quota, refusal
 
-RUBRIC = load_judged_rubric("cbt-llm")
+RUBRIC = load_judged_rubric(JudgeSettings().rubric)
 CRITERIA = [criterion.id for criterion in RUBRIC.criteria]
 QUESTION = "最近总是睡不好怎么办"
 
@@ -150,7 +150,7 @@ def test_the_same_answer_of_two_systems_is_asked_about_once(tmp_path: Path) -> N
     with ScriptedEndpoint(rating_by(lambda answer: 2)) as server:
         report = run(server, given)
     assert len(server.requests) == 9
-    assert [score.n_scored for score in report.scores] == [3] * 6
+    assert [score.n_scored for score in report.scores] == [3] * 2 * len(CRITERIA)
 
 
 # --- reading replies -----------------------------------------------------------------------------
@@ -171,7 +171,7 @@ def test_what_stays_wrong_is_unscored_with_its_reason_and_the_rest_is_kept(tmp_p
     wrong = reply(
         written(0),
         relevance={"evidence": "这句话回信里没有写过"},
-        structure={"rating": 3},
+        structure_fit={"rating": 3},
         helpfulness={"rating": 2},
     )
     with ScriptedEndpoint(ok(wrong)) as server:
@@ -179,7 +179,7 @@ def test_what_stays_wrong_is_unscored_with_its_reason_and_the_rest_is_kept(tmp_p
     assert len(server.requests) == 2
     found = {one.criterion: one for one in ratings_in(given)}
     assert found["relevance"].unscored_reason == "evidence_not_found"
-    assert found["structure"].unscored_reason == "bad_rating"
+    assert found["structure_fit"].unscored_reason == "bad_rating"
     assert found["helpfulness"].value == 2
     by_metric = {score.metric: score for score in report.scores}
     assert by_metric["judge_relevance"].value is None
@@ -198,13 +198,13 @@ def test_only_whole_numbers_of_the_scale_are_ratings(value: Any) -> None:
 def test_cannot_judge_is_accepted_and_unscored(tmp_path: Path) -> None:
     given = make_files(tmp_path, 2, {"a": written})
     nothing = {"evidence": "", "rating": None}
-    script = lambda seen: ok(reply(answer_in(seen), 1, structure=nothing))  # noqa: E731
+    script = lambda seen: ok(reply(answer_in(seen), 1, structure_fit=nothing))  # noqa: E731
     with ScriptedEndpoint(script) as server:
         report = run(server, given, repeats=1)
     assert len(server.requests) == 2
-    reasons = {one.unscored_reason for one in ratings_in(given) if one.criterion == "structure"}
+    reasons = {one.unscored_reason for one in ratings_in(given) if one.criterion == "structure_fit"}
     assert reasons == {"cannot_judge"}
-    use = next(one for one in report.use if one.criterion == "structure")
+    use = next(one for one in report.use if one.criterion == "structure_fit")
     assert use.points == {0: 0, 1: 0, 2: 0}
     assert use.unscored == {"cannot_judge": 2}
     assert any("100% of the ratings are unscored" in alarm for alarm in report.alarms)
@@ -217,7 +217,7 @@ def test_a_refusal_is_unscored_on_every_criterion_and_never_zero(tmp_path: Path)
     )
     with ScriptedEndpoint(script) as server:
         report = run(server, given, repeats=1)
-    assert [score.value for score in report.scores] == [2, 2, 2]
+    assert [score.value for score in report.scores] == [2] * len(CRITERIA)
     assert {(score.n_scored, score.n_total) for score in report.scores} == {(2, 3)}
     refused = [one for one in ratings_in(given) if one.question_id == "1"]
     assert {one.unscored_reason for one in refused} == {"refusal"}
@@ -333,6 +333,158 @@ def test_missing_words_and_foreign_predictions_are_named(tmp_path: Path) -> None
         run(server, given)
 
 
+# --- what is needed, and what is out of what -----------------------------------------------------
+
+
+def test_the_papers_form_and_its_prompt_can_still_be_asked_for(tmp_path: Path) -> None:
+    given = make_files(tmp_path, 1, {"a": written})
+    with ScriptedEndpoint(rating_by(lambda answer: 1)) as server:
+        report = run(server, given, rubric="cbt-llm", prompt="judge_cbt_llm.v1", repeats=1)
+    assert report.rubric == "cbt-llm.v1"
+    assert [one.metric for one in report.scores] == [
+        "judge_relevance",
+        "judge_structure",
+        "judge_helpfulness",
+    ]
+    assert "prompt:judge_cbt_llm.v1-" in report.scores[0].signature
+
+
+def test_peoples_ratings_of_structure_are_not_held_against_another_structure(
+    tmp_path: Path,
+) -> None:
+    given = make_files(tmp_path, 4, {"a": written})
+    path = human_file(tmp_path, {str(i): [1, 2] for i in range(4)})
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    old = [row for row in rows if row["criterion"] in ("relevance", "helpfulness")]
+    old += [{**row, "criterion": "structure"} for row in rows if row["criterion"] == "relevance"]
+    write_jsonl(path, old)
+    with ScriptedEndpoint(rating_by(lambda answer: 1)) as server:
+        report = run(server, given, human=path, repeats=1)
+    assert {one.criterion for one in report.corrections} == {"relevance", "helpfulness"}
+    assert report.n_human_passed_over == 8
+    assert any(one.startswith("structure_fit, safety: no person rated") for one in report.alarms)
+
+
+def test_means_are_out_of_the_questions_that_were_asked_and_not_of_the_whole_file(
+    tmp_path: Path,
+) -> None:
+    given = make_files(tmp_path, 30, {"a": written, "b": written})
+    rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    write_jsonl(tmp_path / "a.jsonl", [*rows[:9], {**rows[9], "text": None}])
+    write_jsonl(tmp_path / "b.jsonl", rows[:8])
+    with ScriptedEndpoint(rating_by(lambda answer: 1)) as server:
+        report = run(server, given, repeats=1)
+    totals = {score.system: (score.n_scored, score.n_total) for score in report.scores}
+    assert totals == {"a": (9, 10), "b": (8, 10)}
+    first, second = report.answers
+    assert (first.n_answered, first.n_missing, first.n_without_text) == (9, 0, 1)
+    assert (second.n_answered, second.n_missing, second.n_without_text) == (8, 2, 2)
+    assert any(
+        one.startswith("b: unanswered questions 2 of 10 (2 without a row)") for one in report.alarms
+    )
+
+
+def test_a_sample_is_drawn_from_the_questions_that_have_predictions(tmp_path: Path) -> None:
+    given = make_files(tmp_path, 200, {"a": written})
+    rows = (tmp_path / "a.jsonl").read_text().splitlines()
+    (tmp_path / "a.jsonl").write_text("\n".join(rows[:10]) + "\n")
+    with ScriptedEndpoint(rating_by(lambda answer: 1)) as server:
+        report = run(server, given, repeats=1, sample=6)
+        assert len(server.requests) == 6
+    assert (report.scores[0].n_scored, report.scores[0].n_total) == (6, 6)
+
+
+# --- differences between systems -----------------------------------------------------------------
+
+
+def other(i: int) -> str:
+    return f"谢谢你写下这些，这是另外第{i}封回信，今天先做一件小事。"
+
+
+def test_systems_are_compared_question_by_question(tmp_path: Path) -> None:
+    """Ten questions of very different worth; on eight, `b` is rated one point higher."""
+    given = make_files(tmp_path, 10, {"a": written, "b": other})
+
+    def rate(answer: str) -> int:
+        i = number_of(answer)
+        return i % 2 + ("另外" in answer and i < 8)
+
+    with ScriptedEndpoint(rating_by(rate)) as server:
+        report = run(server, given, repeats=1)
+    assert len(report.differences) == len(CRITERIA)
+    found = report.differences[0]
+    assert (found.first, found.second, found.n_questions) == ("a", "b", 10)
+    assert (found.n_wins, found.n_losses, found.n_ties) == (8, 0, 2)
+    assert found.difference == pytest.approx(0.8)
+    assert found.low is not None and found.low > 0
+    assert found.p == pytest.approx(2 / 2**8, abs=0.003)  # of 256 ways to swap eight, two
+    assert found.p_holm == pytest.approx(len(CRITERIA) * found.p)
+
+
+def test_equal_systems_and_few_questions_get_no_p_below_one(tmp_path: Path) -> None:
+    given = make_files(tmp_path, 6, {"a": written, "b": other})
+    with ScriptedEndpoint(rating_by(lambda answer: 1)) as server:
+        equal = run(server, given, repeats=1)
+        few = run(server, {**given, "out": tmp_path / "few"}, repeats=1, sample=5)
+    assert all(one.p == 1 and one.difference == 0 for one in equal.differences)
+    assert all(one.p is None and "fewer than 6" in str(one.p_reason) for one in few.differences)
+
+
+def test_a_question_that_one_system_left_open_does_not_enter_the_difference(
+    tmp_path: Path,
+) -> None:
+    given = make_files(tmp_path, 8, {"a": written, "b": lambda i: other(i) if i else ""})
+    with ScriptedEndpoint(rating_by(lambda answer: 2 if number_of(answer) else 0)) as server:
+        report = run(server, given, repeats=1)
+    assert {one.difference for one in report.differences} == {0.0}
+    assert {one.n_questions for one in report.differences} == {7}
+
+
+# --- the page ------------------------------------------------------------------------------------
+
+
+def test_the_page_shows_the_unsafe_answer_among_the_worst_with_the_judges_reason(
+    tmp_path: Path,
+) -> None:
+    """Nine answers are middling throughout; one is the best in all but safety."""
+    given = make_files(tmp_path, 10, {"a": lambda i: f"<b>{written(i)}</b>"})
+
+    def script(seen: Seen) -> Answer:
+        answer = answer_in(seen)
+        if number_of(answer) != 7:
+            return ok(reply(answer, 1))
+        return ok(reply(answer, 2, safety={"rating": 0, "reason": "劝人<i>忍着</i>不报警"}))
+
+    with ScriptedEndpoint(script) as server:
+        run(server, given, repeats=1, lang="en")
+    page = (given["out"] / "report.html").read_text()
+    worst, best = page.index("a: worst"), page.index("a: best")
+    first = page.index("&lt;b&gt;听起来你已经累了很久，这是第", worst)
+    assert page[first:].startswith("&lt;b&gt;听起来你已经累了很久，这是第7封")
+    assert worst < page.index("劝人&lt;i&gt;忍着&lt;/i&gt;不报警") < best
+    assert "<i>忍着" not in page
+    assert "<script" not in page
+
+
+def test_every_figure_of_the_run_is_in_markdown_and_on_the_page(tmp_path: Path) -> None:
+    given = make_files(tmp_path, 12, {"a": written, "b": other})
+    human = human_file(tmp_path, {str(i): [i % 3, i % 2] for i in range(12)})
+    rate = lambda answer: (number_of(answer) + ("另外" in answer)) % 3  # noqa: E731
+    with ScriptedEndpoint(rating_by(rate)) as server:
+        report = run(server, given, human=human, human_sample="random")
+    page, table = ((given["out"] / name).read_text() for name in ("report.html", "judge.md"))
+    for text in (page, table):
+        for one in report.scores:
+            assert f"{one.value:.2f} [{one.low:.2f}, {one.high:.2f}]" in text
+        for gap in report.differences:
+            assert f"b − a, {gap.criterion}" in text
+            assert f"{gap.n_wins}/{gap.n_losses}/{gap.n_ties}" in text
+        assert all(alarm in text for alarm in report.alarms)
+        assert "safety, judge-people: spearman" in text
+    manifest = json.loads((given["out"] / "manifest.json").read_text())
+    assert {"judge.md", "report.html"} <= {file["name"] for file in manifest["files"]}
+
+
 # --- against people ------------------------------------------------------------------------------
 
 
@@ -442,7 +594,7 @@ def test_raters_with_gaps_and_criteria_that_nobody_rated(tmp_path: Path) -> None
     write_jsonl(path, kept)
     with ScriptedEndpoint(rating_by(lambda answer: number_of(answer) % 3)) as server:
         report = run(server, given, human=path, repeats=1)
-    relevance, structure, _ = report.agreement
+    relevance, structure, *_ = report.agreement
     assert (relevance.n_items, relevance.n_raters) == (6, 2)
     kappa = relevance.judge_human[0]
     assert (kappa.n_items, kappa.n_ratings) == (6, 6 + 2)
@@ -633,11 +785,10 @@ def test_fewer_than_five_rated_answers_correct_nothing_and_the_page_says_why(
     with ScriptedEndpoint(rating_by(lambda answer: 2)) as server:
         report = run(server, given, human=human, repeats=1, human_sample="random")
     one = report.corrections[0]
-    assert (one.corrected, one.reason) == (
-        None,
-        "rests on 2 answers that people rated; 5 are the least",
-    )
-    assert score_table(report).cells()[1][0][2:4] == ["2.00 (n 2)", f"- ({one.reason})"]
+    assert (one.corrected, one.reason) == (None, "people rated 2 answers; 5 are the least")
+    assert score_table(report).cells()[1][0][2:4] == ["2.00 (n 2)", "-"]
+    page = (given["out"] / "report.html").read_text()
+    assert f"all means: not corrected, because {one.reason}" in page
 
 
 def test_near_the_ceiling_the_interval_stays_on_the_scale_and_is_told(tmp_path: Path) -> None:
@@ -733,6 +884,6 @@ def test_the_command_prints_tables_and_one_json_object(tmp_path: Path) -> None:
     value = json.loads(as_json.stdout)
     assert value["scores"][0]["metric"] == "judge_relevance"
     assert (
-        "judge:judge-model|host:127.0.0.1|prompt:judge_cbt_llm.v1-"
+        "judge:judge-model|host:127.0.0.1|prompt:judge_cbt_llm.v2-"
         in value["scores"][0]["signature"]
     )

@@ -192,12 +192,14 @@ def test_one_reference_in_a_list_scores_as_without_the_list() -> None:
         assert score_lists(name, predictions, [[text] for text in references]) == plain
 
 
-def test_several_references_are_refused_where_they_have_no_definition() -> None:
-    texts = ["我很好。"], [["我很好！", "我好。"]]
-    for name in ("length_ratio", "distortion_micro_f1", "bleurt"):
-        with pytest.raises(DataError, match=f"{name} is not defined against several references"):
-            score_lists(name, *texts)
+def test_of_several_references_the_closest_in_length_makes_the_ratio() -> None:
+    texts = ["我很好。"], [["我们都很好！", "我很好呀！", ""]]
+    assert score_lists("length_ratio", *texts).value == pytest.approx(4 / 5)
     assert score_lists("length", *texts).value == 4
+    assert score_lists("length_ratio", ["好"], [["", ""]]).value is None
+
+
+def test_an_empty_list_of_references_is_refused() -> None:
     with pytest.raises(DataError, match="reference 1 is an empty list"):
         score_lists("bleu_zh", ["好", "好"], [["好"], []])
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cbtqa.errors import DataError, UsageError
-from cbtqa.metrics.evaluation import CEILING, FLOOR
+from cbtqa.metrics.evaluation import CEILING, FLOOR, score_lists
 from cbtqa.metrics.pairs import is_cut
 from cbtqa.metrics.scoring import Scored, ScoreSettings, score
 from cbtqa.records import STEP_NAMES
@@ -485,7 +485,7 @@ def test_intervals_draw_questions_not_rows(tmp_path: Path) -> None:
     settings = {"metrics": "chrf2", "bootstrap": 500}
     by_row, by_question = (
         run(path, ref=ref, cluster_column=column, **settings).report.scores[0]
-        for column in (None, "q")
+        for column in ("id", "q")
     )
     assert by_row.value == by_question.value
     assert by_question.high is not None and by_question.low is not None
@@ -541,3 +541,77 @@ def test_the_step_classifier_learns_from_the_train_split(tmp_path: Path, ref: Pa
     assert "steps:bayes-" in one.report.scores[0].signature
     with pytest.raises(DataError, match="no such folder"):
         run(path, ref=ref, metrics="cbt_steps", step_classifier=str(tmp_path / "none"))
+
+
+# --- several references to a question -------------------------------------------------------------
+
+
+def questions_with_answers(folder: Path, answers: Mapping[str, Sequence[str]]) -> Path:
+    """A file in PsyQA's form."""
+    rows = [
+        {
+            "questionID": int(key),
+            "question": f"第{key}个烦恼怎么办？",
+            "description": f"第{key}次写下这些话。",
+            "keywords": "烦恼",
+            "answers": [
+                {"answer_text": text, "has_label": False, "labels_sequence": None} for text in own
+            ],
+        }
+        for key, own in answers.items()
+    ]
+    path = folder / "PsyQA.json"
+    path.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+    return path
+
+
+MANY = {
+    key: [text, f"先歇一歇，第{key}个问题会慢慢好的。", "谢谢你说出来，我在听。"][
+        : 1 + int(key) % 3
+    ]
+    for key, text in ANSWERS.items()
+}
+
+
+def test_human_answers_of_psyqa_are_several_references(tmp_path: Path) -> None:
+    ref = questions_with_answers(tmp_path, MANY)
+    names = "bleu_zh,chrf2,meteor_jieba,rouge_l_jieba,length_ratio,cbt_steps"
+    scored = run(predictions(tmp_path, PREDICTED), ref=ref, metrics=names)
+    found = {s.metric: s for s in scored.report.scores if s.system == "sys"}
+    groups = [MANY[key] for key in PREDICTED]
+    for name, one in found.items():
+        alone = score_lists(name, list(PREDICTED.values()), groups)
+        assert one.value == pytest.approx(alone.value, rel=1e-12), name
+        assert "|nrefs:var|" in one.signature
+        assert one.low is not None or name == "cbt_steps"  # all are alike
+    told = "12 questions with 24 reference answers, 1 to 3 each"
+    assert any(note.startswith(told) for note in scored.report.notes)
+    assert all(check.difference is not None for check in scored.report.checks)
+    assert not any(check.off for check in scored.report.checks)
+
+
+def test_an_answer_that_stands_among_the_references_is_identical_and_scores_full(
+    tmp_path: Path,
+) -> None:
+    ref = questions_with_answers(tmp_path, MANY)
+    own = {key: texts[-1] for key, texts in MANY.items()}
+    scored = run(predictions(tmp_path, own), ref=ref, metrics="bleu_zh,chrf2")
+    (counts,) = [one for one in scored.report.systems if not one.is_anchor]
+    assert counts.n_identical == 12
+    assert list(values(scored, "sys").values()) == pytest.approx([100, 100])
+
+
+def test_a_question_whose_answers_are_all_empty_is_no_reference(tmp_path: Path) -> None:
+    ref = questions_with_answers(tmp_path, {**MANY, "0": [""]})
+    scored = run(predictions(tmp_path, PREDICTED), ref=ref, metrics="chrf2")
+    assert scored.report.n_references_missing == 1
+    score_of = next(one for one in scored.report.scores if one.system == "sys")
+    assert (score_of.n_scored, score_of.n_total) == (11, 12)
+
+
+def test_other_further_answers_are_other_references(tmp_path: Path) -> None:
+    hypotheses = predictions(tmp_path, PREDICTED)
+    first = run(hypotheses, ref=questions_with_answers(tmp_path, MANY), metrics="chrf2")
+    fewer = {key: texts[:1] for key, texts in MANY.items()}
+    second = run(hypotheses, ref=questions_with_answers(tmp_path, fewer), metrics="chrf2")
+    assert first.report.references_sha256 != second.report.references_sha256

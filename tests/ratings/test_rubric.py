@@ -9,6 +9,7 @@ import pytest
 from cbtqa.distortions.taxonomy import load_taxonomy
 from cbtqa.errors import DataError
 from cbtqa.ratings.rubric import load_rubric, parse_rubric, shipped_rubrics
+from cbtqa.ratings.scores import published_scores
 
 MINIMAL = """
 id: own
@@ -112,3 +113,24 @@ def test_only_required_criteria_are_missed() -> None:
     rubric = parse_rubric(MINIMAL, "x")
     assert rubric.missing({"two": 3}) == ["one"]
     assert rubric.missing({"one": 0}) == []
+
+
+def test_printed_ratings_stand_beside_the_form_they_were_given_on_only() -> None:
+    assert {one.criterion for one in published_scores("cbt-llm.v1")} == {
+        "relevance",
+        "structure",
+        "helpfulness",
+    }
+    assert published_scores("cbt-llm.v2") == ()
+
+
+def test_the_second_version_keeps_two_criteria_word_for_word() -> None:
+    first, second = load_rubric("cbt-llm"), load_rubric("cbt-llm.v2")
+    assert (first.versioned_id, second.versioned_id) == ("cbt-llm.v1", "cbt-llm.v2")
+    assert load_rubric(first.versioned_id) == first
+    for name in ("relevance", "helpfulness"):
+        assert first.criterion(name) == second.criterion(name)
+    assert {one.id for one in second.criteria} - {one.id for one in first.criteria} == {
+        "structure_fit",
+        "safety",
+    }

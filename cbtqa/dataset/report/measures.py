@@ -29,7 +29,9 @@ Name = Callable[[str], Cell]
 """How a table names a column or label: by its phrase on a page, by its id in a terminal."""
 
 _SHOWS: dict[str, Show] = {
-    **dict.fromkeys(("share", "of_entries", "of_distorted", "paper", "evidence"), share),
+    **dict.fromkeys(
+        ("share", "of_entries", "of_distorted", "paper", "evidence", "repeated"), share
+    ),
     **dict.fromkeys(("mean", "sd"), digits(1)),
     **dict.fromkeys(("median", "p95"), count),
 }
@@ -110,18 +112,18 @@ def label_table(statistics: DatasetStatistics, name: Name = str) -> Table:
 
 
 def likeness_table(statistics: DatasetStatistics, name: Name = str) -> Table:
-    """Distinct openings of each step in the sample."""
+    """Distinct openings and repeated frames of each step in the sample."""
     rows = [
         (
-            name(entry.column),
+            *(name(entry.column), entry.repeated_share, entry.n),
+            *(entry.n_distinct, entry.n_distinct / entry.n),
             " × ".join(map(str, entry.most_common[0]))
             if entry.most_common
             else say("likeness.none"),
-            *(entry.n, entry.n_distinct, entry.n_distinct / entry.n),
         )
         for entry in statistics.likeness.openings
     ]
-    return Table(_columns("step", "common", "sampled", "distinct", "share"), rows)
+    return Table(_columns("step", "repeated", "sampled", "distinct", "share", "common"), rows)
 
 
 def per_entry_table(statistics: DatasetStatistics) -> Table:

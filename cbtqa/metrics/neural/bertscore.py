@@ -230,8 +230,6 @@ def _read_baseline(path: Path, layer: int) -> Floats:
 class BertScore(NeuralMetric):
     """One of precision, recall and F1, raw or rescaled by the model's baseline."""
 
-    takes_best_reference = True
-
     def __init__(
         self,
         scorer: BertScorer,
