@@ -239,13 +239,20 @@ def _ask(
     is_invented = is_bundled_sample(sha256_of(build.hashed_path))
     with open_run(path, fingerprint, service, what="the questions", is_invented=is_invented) as run:
         build.generate(run, on_progress, chosen)
+        labels = build.labels
+        if labels:
+            build.label(run, labels, on_progress)
+        keys = {item.key: labels.key(item) if labels else None for item in chosen}
+        labelled = dict(run.journal.outcomes(key for key in keys.values() if key))
         outcomes = dict(run.journal.outcomes(item.key for item in chosen))
         replies = {item.key: run.journal.replies(item.key) for item in chosen}
     seen: set[bytes] = set()
     shown = []
     for item in chosen:
-        answer = build.finish(item, outcomes[item.key], None, seen)
-        shown.append(_shown(item, answer, replies[item.key], build.settings, service))
+        second = labelled.get(keys[item.key] or "")
+        answer = build.finish(item, outcomes[item.key], second, seen)
+        more = second.usage if second else Usage()
+        shown.append(_shown(item, answer, replies[item.key], build.settings, service, more))
     answers = tuple(one.figures for one in shown)
     usage = sum((one.usage for one in answers), Usage())
     prompt, sha256 = next(iter(teacher.prompts.items()), ("", ""))
@@ -280,11 +287,12 @@ def _shown(
     replies: list[Entry],
     settings: BuildSettings,
     service: Service | None,
+    more: Usage,
 ) -> Shown:
-    """Counts what one question got."""
+    """Counts what one question got; `more` are the tokens of labelling the question."""
     rules = None if service is None else load_prompt(settings.prompt).header.rules
     budget = load_rules(rules).budget_of(item.risk) if rules else None
-    usage = sum((one.reply.usage for one in replies if one.reply), Usage())
+    usage = sum((one.reply.usage for one in replies if one.reply), more)
     price = service.charged if service else None
     given: dict[str, Any] = dict.fromkeys(("n_characters", "n_questions", "is_within_budget"))
     if isinstance(answer, CbtAnswer):

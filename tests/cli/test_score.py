@@ -102,7 +102,7 @@ def test_two_systems_are_compared_and_the_examples_written(
 
 STEPS = [
     "听起来你最近压力很大，一定很辛苦。",
-    "你觉得考砸一次就什么都完了，这背后可能是一种以偏概全的想法。",
+    "你提到自己考砸一次就觉得前途全毁了，这背后可能是一种以偏概全的想法。",
     "不妨想一想，有没有证据说明一次考试就能决定一切？",
     "建议你每天花十分钟写下当天做成的一件小事。",
     "改变需要时间，相信你会慢慢好起来。",
@@ -178,7 +178,7 @@ def test_a_hundred_pairs_take_about_two_seconds_with_start(files: dict[str, Path
 
 def test_no_large_library_is_loaded_for_a_small_job(files: dict[str, Path]) -> None:
     program = PROGRAM.replace("program.main()", "import sys\ntry:\n    program.main()\n") + (
-        "finally:\n    print(sorted({'torch', 'pandas', 'scipy', 'nltk', 'evaluate'}"
+        "finally:\n    print(sorted({'torch', 'pandas', 'scipy.stats', 'nltk', 'evaluate'}"
         " & set(sys.modules)), file=sys.stderr)\n"
     )
     done = subprocess.run(

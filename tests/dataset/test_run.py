@@ -291,7 +291,8 @@ def test_worked_examples_stand_as_earlier_turns_and_the_crisis_rule_only_where_n
             "assistant",
             "user",
         ]
-        assert ("12356" in messages[0]["content"]) is is_crisis
+        assert ("这封信只为一件事" in messages[0]["content"]) is is_crisis
+        assert "12356" in messages[0]["content"], "danger that the screen misses has a route, too"
 
 
 def test_the_asker_cannot_close_the_fence_round_their_text(tmp_path: Path) -> None:

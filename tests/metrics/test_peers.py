@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from cbtqa.files import write_jsonl
+from cbtqa.metrics.lexical import sacrebleu_version
 from cbtqa.metrics.peers import check_by_peers
 from cbtqa.metrics.scoring import Scored, ScoreSettings, score
 from tests.metrics.conftest import random_pairs
@@ -62,7 +63,9 @@ def test_without_sacrebleu_scores_are_signed_so_and_one_line_says_why(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "sacrebleu", None)
     monkeypatch.setattr("importlib.metadata.version", _no_sacrebleu(importlib.metadata.version))
+    sacrebleu_version.cache_clear()
     report = run(tmp_path, 5, "chrf2").report
+    sacrebleu_version.cache_clear()
     assert "|version:none|" in report.scores[0].signature
     assert report.notes == (
         "not checked against sacrebleu: this needs the Python module 'sacrebleu', "
