@@ -232,10 +232,7 @@ def _ask(
     first = build.settings.out / JOURNAL_NAME
     fingerprint = build.teacher.fingerprint()
     path = own_path(first, fingerprint)
-    teacher, service = build.teacher, build.teacher.service
-    if service and service.budget:
-        budget = replace(service.budget, n_tokens=spent[0].n_tokens, cost=spent[1])
-        service = replace(service, budget=budget)
+    teacher, service = build.teacher, _with_spent(build.teacher.service, spent)
     is_invented = is_bundled_sample(sha256_of(build.hashed_path))
     with open_run(path, fingerprint, service, what="the questions", is_invented=is_invented) as run:
         build.generate(run, on_progress, chosen)
@@ -279,6 +276,14 @@ def _ask(
         answers=answers,
     )
     return figures, shown
+
+
+def _with_spent(service: Service | None, spent: tuple[Usage, float]) -> Service | None:
+    """The service, its budget lessened by tokens and money that are gone."""
+    if service is None or not service.budget:
+        return service
+    budget = replace(service.budget, n_tokens=spent[0].n_tokens, cost=spent[1])
+    return replace(service, budget=budget)
 
 
 def _shown(
