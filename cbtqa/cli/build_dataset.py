@@ -114,6 +114,9 @@ def _preview(
         return
     for table in found.tables():
         show_table(table)
+    if found.left_out:
+        told = ", ".join(f"{reason} {count}" for reason, count in found.left_out.items())
+        say(f"rows of the input left out: {told}; the whole run lists them in rejects.jsonl")
     say(f"page: {found.page}")
     say("the whole run, the same command without --preview, pays for none of these replies again:")
     for one in found.variants:

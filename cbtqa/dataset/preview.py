@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -95,6 +95,8 @@ class Preview(Record):
     page: str
     n_in_input: int
     """Questions of the input that would be asked."""
+    left_out: dict[str, int]
+    """Rows of the input that would not, by reason."""
     variants: tuple[VariantFigures, ...]
 
     def tables(self) -> list[Table]:
@@ -135,7 +137,8 @@ def preview_build(
     if not (folder / MANIFEST_NAME).exists():
         refuse_foreign(folder / JOURNAL_NAME, "dataset")
     on_stage("choosing questions")
-    chosen, n_total = choose(builds[0].questions(), n, seed)
+    left_out: Counter[str] = Counter()
+    chosen, n_total = choose(_questions(builds[0], left_out), n, seed)
     if not chosen:
         raise DataError("holds no question to ask", where=str(builds[0].input_path))
     spent, found, names = Usage(), [], _names(builds)
@@ -148,7 +151,10 @@ def preview_build(
         found.append(figures)
         columns.append(shown)
     page = folder / PREVIEW_NAME
-    preview = Preview(page=str(page), n_in_input=n_total, variants=tuple(found))
+    reasons_left_out = dict(left_out.most_common())
+    preview = Preview(
+        page=str(page), n_in_input=n_total, left_out=reasons_left_out, variants=tuple(found)
+    )
     write_text(page, preview_page(n_total, found, columns, builds[0].settings.taxonomy))
     reasons = Counter(one.reason for each in found for one in each.answers if one.reason)
     n_out = sum(one.n_accepted for one in found)
@@ -167,6 +173,15 @@ def estimate_preview(variants: Variants, n: int, seed: int = 0) -> Estimate:
         part = estimate_run(build.teacher.service, path, chosen, teacher)
         parts.append(part.model_copy(update={"name": name}))
     return parts[0] if len(parts) == 1 else sum_estimates("questions", len(chosen), 0, parts)
+
+
+def _questions(build: Build, left_out: Counter[str]) -> Iterator[Item]:
+    """The questions of the input; what is none is counted by reason."""
+    for entry in build.items():
+        if isinstance(entry, Rejection):
+            left_out[entry.reason.value] += 1
+        else:
+            yield entry[0]
 
 
 def choose(items: Iterable[Item], n: int, seed: int = 0) -> tuple[list[Item], int]:

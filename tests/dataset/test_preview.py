@@ -183,6 +183,18 @@ def test_without_a_model_the_template_shows_what_a_page_looks_like(
     assert (tmp_path / "out" / "preview.html").exists()
 
 
+def test_rows_that_are_no_question_are_counted_by_reason(run: Run, tmp_path: Path) -> None:
+    bad = [{"id": "q99", "question": ""}, {"id": "q3", "question": "另一个问题，编号却一样？"}]
+    with (tmp_path / "q.jsonl").open("a", encoding="utf-8") as file:
+        file.writelines("\n" + json.dumps(row, ensure_ascii=False) for row in bad)
+    code, out, _ = run("--preview", 2, "--json")
+    told = json.loads(out)
+    assert (code, told["n_in_input"]) == (0, 30)
+    assert told["left_out"] == {"bad_row": 1, "duplicate_id": 1}
+    _, out, err = run("--preview", 2)
+    assert "left out: bad_row 1, duplicate_id 1" in f"{out} {err}"
+
+
 def test_a_budget_holds_for_all_prompts_of_a_preview_together(run: Run, tmp_path: Path) -> None:
     def reply(seen: Seen) -> Answer:
         return ok(good_answer(seen), prompt_tokens=1500, completion_tokens=400)
