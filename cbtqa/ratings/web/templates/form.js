@@ -22,9 +22,16 @@
   };
   const newKey = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (b) => b.toString(16).padStart(2, "0")).join("");
 
-  // keeps a word for this tab and gives back the one before; true where nothing can be kept
-  const remember = (name, value) => {
-    try { const before = sessionStorage.getItem(name); sessionStorage.setItem(name, value); return before; } catch { return "1"; }
+  // The link was opened again in another tab, which made a new token. It is fetched without a
+  // reload: a key pressed while a page loads would be lost. False where there is no newer one.
+  const renewToken = async () => {
+    try {
+      const page = await fetch(location.pathname, { credentials: "same-origin", cache: "no-store" });
+      const fresh = JSON.parse(new DOMParser().parseFromString(await page.text(), "text/html").getElementById("data").textContent);
+      if (fresh.study !== data.study || fresh.rater !== data.rater || fresh.csrf === data.csrf) return false;
+      data.csrf = fresh.csrf;
+      return true;
+    } catch { return false; }
   };
   let isLeaving = false, isSending = false, failures = 0, timer = 0, isDead = false;
   const show = (state) => {
@@ -66,13 +73,12 @@
       status = response.status;
       if (response.ok) reply = await response.json();
     } catch { reply = null; }
+    const isRenewed = status === 403 && await renewToken();
     isSending = false;
+    if (isRenewed) return flush();
     isDead = status === 401 || status === 403;
-    // the link was opened again in another tab: a fresh page has the new token, the queue waits
-    if (status === 403 && !remember("reloaded", "1")) { isLeaving = true; location.reload(); return false; }
     if (!reply) return fail();
     failures = 0;
-    remember("reloaded", "");
     settle(reply);
     return flush();
   }
