@@ -76,17 +76,17 @@ def is_masked(marked: str) -> bool:
     return {at for at in wanted if plain[at].isalnum()} <= gone
 
 
-@pytest.mark.parametrize("batch", ["first", "second"])
+@pytest.mark.parametrize("batch", ["first", "second", "third"])
 def test_personal_data_of_every_kind_is_masked_but_for_the_known_misses(batch: str) -> None:
     known = yaml.safe_load(LINES.read_text(encoding="utf-8"))["missed"]
     marked = lines(batch, "personal")
-    assert len(marked) > 110
+    assert len(marked) > 60
     assert [line for line in marked if not is_masked(line)] == [
         line for line in marked if line in known
     ]
 
 
-@pytest.mark.parametrize("batch", ["first", "second"])
+@pytest.mark.parametrize("batch", ["first", "second", "third"])
 def test_what_only_looks_like_personal_data_is_left_alone(batch: str) -> None:
     alike = lines(batch, "alike")
     assert len(alike) > 100
