@@ -12,7 +12,13 @@ import typer
 from cbtqa.cli.console import print_json, say, show, waiting
 from cbtqa.cli.options import AsJson, settings_flags
 from cbtqa.errors import AnswerWithheldError, EndpointError, UsageError
-from cbtqa.safety.notices import help_text, not_a_therapist, required_notices, stale_warning
+from cbtqa.safety.notices import (
+    Locale,
+    help_text,
+    not_a_therapist,
+    required_notices,
+    stale_warning,
+)
 from cbtqa.settings import Resolved
 from cbtqa.tuning.answering.chat import ChatSettings, answer_safely, language_of, open_speaker
 
@@ -49,29 +55,25 @@ def chat(resolved: Resolved[ChatSettings], ask: Ask = None, as_json: AsJson = Fa
     if ask is not None and not ask.strip():
         raise UsageError("--ask: an empty text")
     speaker = open_speaker(resolved.values, say)
-    if ask is not None and as_json:
-        turn = answer_safely(speaker, ask)
-        print_json(_described(speaker, turn))
-        _raise_for(turn)
+    if ask is None:
+        _introduce(speaker, "zh")
+        _converse(speaker)
         return
-    language = "zh" if ask is None else language_of(ask)
-    notices = [
-        not_a_therapist(language),
-        *required_notices(language),
-        help_text(language, "page"),
-    ]
+    if not as_json:
+        _introduce(speaker, language_of(ask))
+    turn = answer_safely(speaker, ask)
+    print_json(_described(speaker, turn)) if as_json else _show(turn)
+    _raise_for(turn)
+
+
+def _introduce(speaker: Speaker, language: Locale) -> None:
+    notices = [not_a_therapist(language), *required_notices(language), help_text(language, "page")]
     say("\n".join(notices), style="dim", indent=2)
     if warning := stale_warning():
         say(f"warning: {warning}")
     if not speaker.is_local:
         say("questions leave this machine: what is found of personal data is masked first, not all")
     say(f"{speaker.name} answers; every question stands alone; /help, /quit\n")
-    if ask is None:
-        _converse(speaker)
-    else:
-        turn = answer_safely(speaker, ask)
-        _show(turn)
-        _raise_for(turn)
 
 
 def _raise_for(turn: Turn) -> None:
