@@ -107,8 +107,8 @@ def label(texts: Texts, *, progress: Watch = False, **settings: Any) -> Labelled
         return read_labels(label_file(resolved.values, on_progress=on_progress))
 
 
-def screen(text: str, language: Literal["zh", "en"] = "zh") -> Screening:
-    """How strongly a text speaks of suicide or self-harm, and by which rules.
+def screen(text: str, language: Literal["auto", "zh", "en"] = "auto") -> Screening:
+    """How strongly a text speaks of suicide or self-harm and of other dangers, and where.
 
     Example:
         cbtqa.screen("最近压力很大，睡不好。").risk  # "none"
@@ -145,7 +145,7 @@ def check_answer(
     """
     from cbtqa.safety import answers
 
-    grade = risk or screen(question, locale).risk
+    grade = risk or screen(question).risk
     return AnswerCheck(risk=grade, problems=answers.check_answer(answer, grade, locale))
 
 

@@ -16,6 +16,7 @@ from cbtqa.report.table import Column, Estimate, Table
 from cbtqa.report.words import share
 from cbtqa.safety.evaluation import Share, evaluate_file, parse_labels
 from cbtqa.safety.notices import Danger, Locale, help_text, load_hotlines, stale_warning
+from cbtqa.safety.screen import ScreenLanguage
 from cbtqa.safety.survey import ScreenedText, ScreenSurvey, screen_file, scrub_file
 
 app = CommandGroup(
@@ -34,7 +35,10 @@ Columns = Annotated[
 ]
 Encoding = Annotated[str, typer.Option(help="Of a text file, such as gb18030.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the file of --out.")]
-Lang = Annotated[Locale, typer.Option(help="Language of the texts.")]
+Lang = Annotated[Locale, typer.Option(help="Language of the help lines.")]
+Rules = Annotated[
+    ScreenLanguage, typer.Option("--language", help="Whose rules read the texts; auto: both.")
+]
 _COLOURS = {"explicit": "bold white on red", "concern": "black on yellow", "none": "dim underline"}
 
 
@@ -42,7 +46,7 @@ _COLOURS = {"explicit": "bold white on red", "concern": "black on yellow", "none
 def screen(
     file: File,
     column: Columns = None,
-    language: Lang = "zh",
+    language: Rules = "auto",
     encoding: Encoding = "utf-8",
     out: Annotated[
         Path | None, typer.Option(help="JSONL with grade and hits of every item.")
@@ -53,7 +57,7 @@ def screen(
     ] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Grade every text of a file: none, concern or explicit, and say by which rules.
+    """Grade every text of a file: none, concern or explicit, and other dangers; say where.
 
     Example: cbtqa safety screen questions.jsonl --explain 5 --out screened.jsonl
 
@@ -87,7 +91,7 @@ def evaluate(
         list[str] | None,
         typer.Option(help="LABEL=GRADE, where labels are no grades: 1=explicit 0=none."),
     ] = None,
-    language: Lang = "zh",
+    language: Rules = "auto",
     encoding: Encoding = "utf-8",
     max_errors: Annotated[int, typer.Option(help="Errors to show.")] = 20,
     as_json: AsJson = False,
@@ -185,6 +189,9 @@ def _survey_tables(survey: ScreenSurvey) -> Iterator[Table]:
         yield Table(["rule", "hits"], counted, "Rules that counted most")
     if dropped := list(survey.n_suppressed.items()):
         yield Table(["why", "hits"], dropped, "Hits that did not count")
+    others = [*survey.n_by_danger.items(), ("writer under 18", survey.n_minors)]
+    if any(n for _, n in others):
+        yield Table(["other danger", "texts"], others, "Other dangers (a text may have several)")
 
 
 def _show_item(item: ScreenedText) -> None:
@@ -197,6 +204,9 @@ def _show_item(item: ScreenedText) -> None:
     show(body)
     for hit in item.hits:
         show(f"{hit.risk:8} {hit.rule} ({hit.outcome}) {hit.start}-{hit.end}", indent=2)
+    for danger in item.dangers:
+        place = f"{danger.start}-{danger.end}, probability {danger.probability:.2f}"
+        show(f"{danger.risk:8} {danger.kind} {place}", indent=2)
 
 
 def _estimate(of: Share) -> Estimate:

@@ -3,8 +3,8 @@
     check_answer("你可以停药，谁也别说。", "none")
     # (Problem(rule="stop_medication", ...), Problem(rule="secrecy", ...))
 
-Advice against safety is found by rule files of the screen's format (`rules/answers.*.yaml`); help
-lines are compared with `hotlines.yaml`.
+Advice against safety is found by rule files of the screen's format (`rules/answers.*.yaml`) and by
+a trained model that reads every sentence; help lines are compared with `hotlines.yaml`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from cbtqa.safety.matching import find
 from cbtqa.safety.normalise import fold
 from cbtqa.safety.notices import Locale, LocaleLines, load_hotlines
 from cbtqa.safety.rules import load_rules
+from cbtqa.safety.sentence_model import read_windows, shipped_model, trimmed
 
 _SENTENCE = re.compile(r"[^。!?;\n]+")
 _DIGIT = re.compile(r"[0-9]")  # of folded text, where every other form of a digit is plain
@@ -30,8 +31,9 @@ class Problem:
     """Something in an answer that must not reach a reader."""
 
     rule: str
-    """`stop_medication`, `refuse_help`, `secrecy`, `endorse_death`, `self_harm_method`,
-    `diagnosis`, `shaming`, `round_the_clock_promise`, `unknown_number`, `no_help_route`."""
+    """By the rules `stop_medication`, `refuse_help`, `secrecy`, `endorse_death`,
+    `self_harm_method`, `diagnosis`, `shaming`, `round_the_clock_promise`, `unknown_number`,
+    `no_help_route`; by the model a class of `HARMS`."""
     start: int
     end: int
     """Span in the answer; empty and at its end when something is missing."""
@@ -51,6 +53,23 @@ class _NamedNumber:
     is_advised: bool
 
 
+HARMS = {
+    "medicine": "advises on medicine against the doctor's order",
+    "diagnosis": "gives a diagnosis",
+    "dose_harmless": "calls a dose or a mixture harmless",
+    "death_as_choice": "speaks of dying as a choice or a relief",
+    "help_useless": "calls help lines, hospitals or the police useless or harmful",
+    "blaming": "blames the person",
+    "secrecy": "advises keeping danger secret",
+    "romance_or_self": "courts the person or claims a private life of its own",
+    "harmful_coping": "advises a way to cope that does harm",
+    "claimed_licence": "claims to be a professional",
+    "promise_cure": "promises a cure",
+    "minimising": "makes little of a danger",
+}
+"""Classes of the model, in the order of its table, after `safe`."""
+UNSAFE = 0.5
+"""Probability of all classes together from which a sentence is unsafe."""
 _DETAILS = {
     "stop_medication": "advises stopping medication without a doctor",
     "refuse_help": "advises against doctors, counselling or help lines",
@@ -85,10 +104,20 @@ def check_answer(answer_text: str, risk: Risk, locale: Locale = "zh") -> tuple[P
 
 
 def _advice_against_safety(text: str, folded: str, locale: Locale) -> Iterator[Problem]:
-    for place in find(load_rules(locale, "answers"), text, folded):
-        if place.case.risk != "none":
-            rule, start, end = place.case.rule.split(".")[0], place.start, place.end
-            yield Problem(rule, start, end, text[start:end], _DETAILS[rule])
+    found = find(load_rules(locale, "answers"), text, folded)
+    told = [place for place in found if place.case.risk != "none"]
+    for place in told:
+        rule, start, end = place.case.rule.split(".")[0], place.start, place.end
+        yield Problem(rule, start, end, text[start:end], _DETAILS[rule])
+    windows = read_windows(folded, found)
+    if told or not windows:
+        return
+    scores = shipped_model("answers").scores(windows)[0]
+    worst = int(scores[:, 0].argmin())
+    if 1 - scores[worst, 0] >= UNSAFE:
+        kind = tuple(HARMS)[int(scores[worst, 1:].argmax())]
+        start, end = trimmed(text, windows[worst])
+        yield Problem(kind, start, end, text[start:end], HARMS[kind])
 
 
 def _numbers(folded: str, locale: Locale) -> Iterator[_NamedNumber]:

@@ -10,8 +10,7 @@ from typing import Any, get_args
 
 from cbtqa.errors import DataError, UsageError
 from cbtqa.records import Record, Risk
-from cbtqa.safety.normalise import Language
-from cbtqa.safety.screen import screen
+from cbtqa.safety.screen import ScreenLanguage, screen
 from cbtqa.safety.survey import read_texts
 
 GRADES: tuple[Risk, ...] = get_args(Risk)
@@ -67,7 +66,7 @@ def evaluate_file(
     columns: Sequence[str] = (),
     label_column: str = "risk",
     grade_of: Mapping[str, Risk] | None = None,
-    language: Language = "zh",
+    language: ScreenLanguage = "auto",
     encoding: str = "utf-8",
 ) -> ScreenEvaluation:
     """Screens every row of a gold file and counts agreement.
@@ -100,7 +99,7 @@ def evaluate_file(
         flagged=_scores(pairs, {"concern", "explicit"}),
         per_grade={grade: _scores(pairs, {grade}) for grade in GRADES},
         errors=tuple(errors),
-        signature=f"screen:rules+second_stage|language:{language}|labels:{mapped}|interval:wilson95",
+        signature=f"screen:rules+model|language:{language}|labels:{mapped}|interval:wilson95",
     )
 
 

@@ -1,34 +1,52 @@
-"""Grades a text for suicide and self-harm, and says by which rule and which span.
+"""Grades a text for suicide and self-harm and for eight other dangers, and says where.
 
     screening = screen("我 想 自*殺,药都買好了")
     screening.risk                        # "explicit"
     screening.hits[0].rule, .text         # "act.intent", "想 自*殺"
+    screen("他昨晚又掐我脖子").dangers[0].kind      # "violence"
 
 `explicit` is a present intent, plan, preparation, farewell, attempt or ongoing self-harm of the
 writer's own; `concern` is a passive wish, hopelessness, a past attempt, another person at risk,
-or something ambiguous. Hits that do not count stay in `hits` with the reason as their outcome.
+or something ambiguous. A trained model reads every sentence; what the rules find there is among
+its features, and a rule that it finds unlikely does not count. Hits that do not count stay in
+`hits` with the reason as their outcome.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
-from operator import itemgetter
-from typing import Any
+from typing import Literal, NamedTuple, get_args
 
-import ahocorasick
+import numpy as np
 
+from cbtqa.files import shipped_yaml
 from cbtqa.records import Risk, Tabular
-from cbtqa.safety.matching import find
-from cbtqa.safety.normalise import Language, fold, squeeze
+from cbtqa.safety.matching import Found, find
+from cbtqa.safety.normalise import Language, fold
+from cbtqa.safety.notices import Danger
 from cbtqa.safety.rules import load_rules
+from cbtqa.safety.sentence_model import (
+    Floats,
+    SentenceModel,
+    Window,
+    read_windows,
+    shipped_model,
+    trimmed,
+)
 
+ScreenLanguage = Literal["auto", "zh", "en"]
+"""Whose rules read a text: `auto` both."""
 _RANK: dict[Risk, int] = {"none": 0, "concern": 1, "explicit": 2}
+DANGERS: tuple[Danger, ...] = get_args(Danger)
+
+EXPLICIT, CONCERN = 0.60, 0.60
+"""Probability of a sentence from which it is graded so, whatever the rules say."""
+EXPLICIT_KEPT, CONCERN_KEPT = 0.30, 0.35
+"""The same where a rule says so too."""
+DANGER, ACUTE = 0.65, 0.5
+"""Probability of a danger from which it is told, and of its acute form."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +54,7 @@ class Hit:
     """One found place, counted or not."""
 
     rule: str
-    """`family.case` of the rule file."""
+    """`family.case` of the rule file, or `model.explicit` and `model.concern`."""
     risk: Risk
     """What this place alone is graded; none when it does not count."""
     start: int
@@ -46,120 +64,120 @@ class Hit:
     """The text as given between start and end."""
     outcome: str
     """`stated` when it counts unchanged, else why it is lowered or dropped: `negated`,
-    `third_person`, `idiom`, `quotation`, `past`, `fiction`, `topic`, `hypothetical`..."""
+    `third_person`, `idiom`, `quotation`, `past`, `fiction`, `topic`, `hypothetical`... and
+    `outweighed` where the model finds the whole sentence harmless."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoundDanger:
+    """A danger beside suicide and self-harm."""
+
+    kind: Danger
+    risk: Risk
+    """`explicit` when it is acute, else `concern`."""
+    start: int
+    end: int
+    text: str
+    """The stretch that speaks of it most."""
+    probability: float
 
 
 @dataclass(frozen=True, slots=True)
 class Screening(Tabular):
-    """The grade of a text: the highest of its hits."""
+    """The grades of a text."""
 
     risk: Risk
+    """Of suicide and self-harm."""
     hits: tuple[Hit, ...]
+    dangers: tuple[FoundDanger, ...] = ()
+    """The likeliest first."""
+    is_minor: bool = False
+    """Whether the writer says to be under 18, or at a school for those who are."""
 
 
-_NOTHING = Screening("none", ())
-_OPEN = frozenset({"incidental", "stated", "ambiguous", "passive"})
-"""Outcomes after which the second stage may look: no rule gave a reason to lower the place."""
-_WEAK = frozenset({"trip_other", "tool_other", "over", "initials"})
-"""Cases that call a place idiom only because its company is missing."""
+class Reading(NamedTuple):
+    """What rules and model say of a text, before they are weighed."""
+
+    found: list[Found]
+    windows: list[Window]
+    scores: list[Floats]
+    """A group's probabilities for each window: suicide, then the dangers in order."""
 
 
-def screen(text: str, language: Language = "zh", *, second_stage: bool = True) -> Screening:
-    """The grade of any text; `second_stage` lets the trained model add to the rules (Chinese)."""
+def read_text(text: str, language: ScreenLanguage, model: SentenceModel) -> Reading:
+    """Rules and model over a text."""
     folded = fold(text)
-    found = find(load_rules(language), text, folded)
-    if not found:
-        return _NOTHING
-    hits = tuple(
-        Hit(case.rule, case.risk, start, end, text[start:end], case.outcome)
-        for case, start, end in found
-    )
-    risk: Risk = max((hit.risk for hit in hits), key=_RANK.__getitem__)
-    if second_stage and language == "zh" and risk != "explicit":
-        further = _look_again(text, folded, hits)
-        if further is not None and _RANK[further.risk] > _RANK[risk]:
-            return Screening(further.risk, (*hits, further))
-    return Screening(risk, hits)
+    languages: tuple[Language, ...] = ("zh", "en") if language == "auto" else (language,)
+    found = [place for one in languages for place in find(load_rules(one), text, folded)]
+    windows = read_windows(folded, found)
+    return Reading(found, windows, model.scores(windows) if windows else [])
 
 
-def _look_again(text: str, folded: str, hits: tuple[Hit, ...]) -> Hit | None:
-    """Of sentences with nothing but open hits the likeliest, if the trained model raises it."""
-    is_open = {
-        hit.start: hit.outcome in _OPEN or hit.rule.partition(".")[2] in _WEAK for hit in hits
-    }
-    if not any(is_open.values()):
-        return None
-    units: dict[tuple[int, int], bool] = {}
-    for place, may_look in is_open.items():
-        unit = unit_round(text, place)
-        units[unit] = units.get(unit, True) and may_look
-    judged = [
-        (shipped_second_stage().probability(folded[start:end]), start, end)
-        for (start, end), may_look in units.items()
-        if may_look
-    ]
-    probability, start, end = max(judged, default=(0.0, 0, 0))
-    if probability < CONCERN:
-        return None
-    risk: Risk = "explicit" if probability >= EXPLICIT else "concern"
-    return Hit(f"second_stage.{risk}", risk, start, end, text[start:end], "stated")
+def combine(rules: Risk, explicit: float, flagged: float) -> Risk:
+    """The grade from the rules' one and the highest probabilities of a text's windows.
+
+    Args:
+        explicit: of explicit danger.
+        flagged: of explicit danger or a concern.
+    """
+    if explicit >= (EXPLICIT_KEPT if rules == "explicit" else EXPLICIT):
+        return "explicit"
+    return "concern" if flagged >= (CONCERN if rules == "none" else CONCERN_KEPT) else "none"
 
 
-# --- second stage --------------------------------------------------------------------------------
-# A linear model on character n-grams, trained on invented texts (`scripts/bench/safety.py
-# --train`). It only grades sentences in which a rule's word occurs and none of the rules' reasons
-# (negation, another person, fiction...) holds: alone it takes ordinary distress for intent.
-
-MODEL_NAME = "second_stage.zh.json"
-LONGEST = 3
-"""Characters of the longest n-gram."""
-EXPLICIT, CONCERN = 0.8, 0.6
-"""Probabilities from which a sentence is graded so. Lower ones find a little more on held-out
-batches, and on real questions mostly distress."""
-_SHORT, _REACH = 80, 40
-"""A text up to `_SHORT` characters is read whole, of a longer one the sentence, at most `_REACH`
-characters to either side."""
-_WEIGHT = itemgetter(1)
-_SMOOTHING = 8
-_MARKS = "。！？!?\n"
-_END = re.compile(f"[{_MARKS}]")
+def screen(text: str, language: ScreenLanguage = "auto") -> Screening:
+    """The grades of any text, Chinese, English or mixed."""
+    reading = read_text(text, language, shipped_model("screen"))
+    if not reading.windows:
+        return Screening("none", ())
+    risk, hits = _weigh(text, reading)
+    return Screening(risk, hits, _dangers(text, reading), _is_minor(fold(text)))
 
 
-def read_grams(folded: str) -> tuple[str, float]:
-    """The squeezed text whose n-grams count, and the scale of each by its length."""
-    plain = f"^{squeeze(folded, 'zh', keep_pauses=True)}$"
-    return plain, 1 / math.sqrt(len(plain) + _SMOOTHING)
+def _weigh(text: str, reading: Reading) -> tuple[Risk, tuple[Hit, ...]]:
+    scores = reading.scores[0]
+    flagged, explicit = 1 - scores[:, 0], scores[:, 2]
+    hits: list[Hit] = []
+    risk: Risk = "none"
+    for case, start, end in reading.found:
+        graded, outcome = case.risk, case.outcome
+        if graded != "none":
+            around = [n for n, w in enumerate(reading.windows) if w.start < end and start < w.end]
+            most = (explicit[around].max(), flagged[around].max()) if around else (0.0, 0.0)
+            graded = combine(graded, *most)
+            outcome = outcome if graded == case.risk else "outweighed"
+        hits.append(Hit(case.rule, graded, start, end, text[start:end], outcome))
+        risk = max(risk, graded, key=_RANK.__getitem__)
+    alone = combine("none", float(explicit.max()), float(flagged.max()))
+    if _RANK[alone] > _RANK[risk]:
+        risk = alone
+        start, end, span = _stretch(text, reading, explicit if alone == "explicit" else flagged)
+        hits.append(Hit(f"model.{alone}", alone, start, end, span, "stated"))
+    return risk, tuple(hits)
 
 
-def unit_round(text: str, place: int) -> tuple[int, int]:
-    """The span that is graded for a place: the whole of a short text, else its sentence."""
-    if len(text) <= _SHORT:
-        return 0, len(text)
-    floor = max(0, place - _REACH)
-    start = max(floor, *(text.rfind(mark, floor, place) + 1 for mark in _MARKS))
-    found = _END.search(text, place, place + _REACH)
-    return start, found.end() if found else min(len(text), place + _REACH)
+def _stretch(text: str, reading: Reading, scores: Floats) -> tuple[int, int, str]:
+    start, end = trimmed(text, reading.windows[int(np.argmax(scores))])
+    return start, end, text[start:end]
 
 
-class SecondStage:
-    """A weight for each n-gram, and a bias; other n-grams weigh nothing."""
+def _dangers(text: str, reading: Reading) -> tuple[FoundDanger, ...]:
+    found = []
+    for kind, scores in zip(DANGERS, reading.scores[1:], strict=True):
+        any_grade = 1 - scores[:, 0]
+        place = int(np.argmax(any_grade))
+        if any_grade[place] >= DANGER:
+            risk: Risk = "explicit" if scores[place, 2] >= ACUTE else "concern"
+            stretch = _stretch(text, reading, any_grade)
+            found.append(FoundDanger(kind, risk, *stretch, round(float(any_grade[place]), 3)))
+    return tuple(sorted(found, key=lambda one: -one.probability))
 
-    def __init__(self, weights: Mapping[str, float], bias: float) -> None:
-        self._automaton: Any = ahocorasick.Automaton()
-        for gram, weight in weights.items():
-            self._automaton.add_word(gram, weight)
-        self._automaton.make_automaton()
-        self._bias = bias
 
-    def probability(self, folded: str) -> float:
-        """How likely a sentence, as `normalise.fold` gives it, states the writer's own intent."""
-        plain, scale = read_grams(folded)
-        total = sum(map(_WEIGHT, self._automaton.iter(plain)))
-        return 1 / (1 + math.exp(-max(-50.0, min(50.0, total * scale + self._bias))))
+def _is_minor(folded: str) -> bool:
+    return bool(_minor_words()[0].search(folded)) and not _minor_words()[1].search(folded)
 
 
 @cache
-def shipped_second_stage() -> SecondStage:
-    """The model of the package."""
-    entry = json.loads(files(__package__).joinpath(MODEL_NAME).read_text(encoding="utf-8"))
-    return SecondStage(entry["weights"], entry["bias"])
+def _minor_words() -> tuple[re.Pattern[str], re.Pattern[str]]:
+    entry = shipped_yaml(__package__, "rules/minors.yaml")
+    return re.compile("|".join(entry["minor"])), re.compile("|".join(entry["grown"]))

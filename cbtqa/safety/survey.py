@@ -15,9 +15,8 @@ from cbtqa.errors import DataError
 from cbtqa.files import write_jsonl
 from cbtqa.paths import refuse_existing
 from cbtqa.records import Record, Risk
-from cbtqa.safety.normalise import Language
 from cbtqa.safety.personal_data import scrub, what_is_missed
-from cbtqa.safety.screen import Hit, screen
+from cbtqa.safety.screen import FoundDanger, Hit, ScreenLanguage, screen
 
 
 class ScreenedText(Record):
@@ -28,6 +27,7 @@ class ScreenedText(Record):
     risk: Risk
     text: str
     hits: tuple[Hit, ...]
+    dangers: tuple[FoundDanger, ...] = ()
 
 
 class ScreenSurvey(Record):
@@ -39,6 +39,10 @@ class ScreenSurvey(Record):
     """Counted hits (not suppressed ones) by rule, most frequent first."""
     n_suppressed: dict[str, int]
     """Hits that did not count, by why, most frequent first."""
+    n_by_danger: dict[str, int]
+    """Texts that speak of another danger, by its class."""
+    n_minors: int
+    """Texts whose writer says to be under 18."""
     shown: tuple[ScreenedText, ...] = Field(default=(), exclude=True)
     """The first flagged items, for people; not part of the figures."""
 
@@ -58,7 +62,7 @@ def screen_file(
     path: Path,
     *,
     columns: Sequence[str] = (),
-    language: Language = "zh",
+    language: ScreenLanguage = "auto",
     encoding: str = "utf-8",
     out: Path | None = None,
     overwrite: bool = False,
@@ -78,18 +82,27 @@ def screen_file(
     risks: Counter[Risk] = Counter({"none": 0, "concern": 0, "explicit": 0})
     rules: Counter[str] = Counter()
     suppressed: Counter[str] = Counter()
+    dangers: Counter[str] = Counter()
+    n_minors = 0
     shown: list[ScreenedText] = []
 
     def lines() -> Iterator[dict[str, Any]]:
+        nonlocal n_minors
         for item in read_texts(path, columns, encoding):
             screening = screen(item.text, language)
+            dangers.update(danger.kind for danger in screening.dangers)
+            n_minors += screening.is_minor
             risks[screening.risk] += 1
             rules.update(hit.rule for hit in screening.hits if hit.risk != "none")
             suppressed.update(hit.outcome for hit in screening.hits if hit.risk == "none")
             line = {"id": item.id, "where": item.where, "risk": screening.risk}
-            if screening.risk != "none" and len(shown) < max_shown:
-                shown.append(ScreenedText(**line, text=item.text, hits=screening.hits))
-            yield {**line, "hits": [asdict(hit) for hit in screening.hits]}
+            is_flagged = screening.risk != "none" or screening.dangers
+            if is_flagged and len(shown) < max_shown:
+                places = {"hits": screening.hits, "dangers": screening.dangers}
+                shown.append(ScreenedText(**line, text=item.text, **places))
+            found = {"hits": screening.hits, "dangers": screening.dangers}
+            listed = {name: [asdict(one) for one in some] for name, some in found.items()}
+            yield {**line, **listed, "is_minor": screening.is_minor}
 
     _write_or_run(lines(), out, overwrite)
     return ScreenSurvey(
@@ -97,6 +110,8 @@ def screen_file(
         n_by_risk=dict(risks),
         n_by_rule=dict(rules.most_common()),
         n_suppressed=dict(suppressed.most_common()),
+        n_by_danger=dict(dangers.most_common()),
+        n_minors=n_minors,
         shown=tuple(shown),
     )
 

@@ -94,7 +94,7 @@ def speaks_of_risk(text: str) -> bool:
 
     What is denied or not meant does not count; see docs/safety.md.
     """
-    return screen(text, "en").risk != "none"
+    return screen(text).risk != "none"
 
 
 def names_help(text: str) -> bool:

@@ -86,10 +86,13 @@ class Speaker:
 def answer_safely(speaker: Speaker, text: str) -> Turn:
     """Grades a question, asks for an answer unless it is explicit, and checks the answer."""
     language = language_of(text)
-    risk = max(screen(text, "zh").risk, screen(text, "en").risk, key=_GRADES.index)
+    screening = screen(text)
+    risk = screening.risk
     if risk == "explicit":
         return Turn(risk, help_text(language, "answer"))
-    help_routes = help_text(language, "short") if risk == "concern" else None
+    routes = [help_text(language, "short")] if risk == "concern" else []
+    routes += [help_text(language, danger=danger.kind) for danger in screening.dangers]
+    help_routes = "\n".join(routes) or None
     sent = Scrubbed(text, ()) if speaker.is_local else scrub(text)
     masked = tuple(dict.fromkeys(place.kind for place in sent.found))
     answer = speaker.answer(Question(id="chat", question=sent.text), risk)
@@ -114,7 +117,7 @@ def _problems_of(answer: str) -> tuple[Problem, ...]:
     other: Locale = "en" if own == "zh" else "zh"
     found = check_answer(answer, "none", own)
     more = (one for one in check_answer(answer, "none", other) if one.rule not in _BY_HELP_LINE)
-    return (*found, *more)
+    return tuple(dict.fromkeys((*found, *more)))
 
 
 def open_speaker(settings: ChatSettings, on_stage: OnStage = lambda words: None) -> Speaker:

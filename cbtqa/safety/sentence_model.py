@@ -1,0 +1,282 @@
+"""The trained part of the screen and of the answer check: a linear model over every sentence.
+
+A sentence is read as tokens: a Chinese character, an English word, a number, a mark. Their runs of
+one to four, pairs with a gap, the beginnings of long words, and what the rule files found there
+are hashed into one table of weights, for Chinese and English together, so that a text may change
+its language within a sentence. `scripts/train_safety` fits the table on `data/safety`.
+
+    scores = shipped_model("screen").scores(read_windows(fold("药都买好了。明天见。"), ()))
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from hashlib import blake2b
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cbtqa.safety.matching import Found
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+BUCKET_BITS = 18
+LONGEST = 4
+ORDER_WEIGHTS = (0.8, 1.0, 0.9, 0.5)
+"""Weight of single tokens, pairs, triples and fours; each kind is scaled by its number."""
+GAP_WEIGHT, STEM_WEIGHT, RULE_WEIGHT = 0.5, 0.5, 0.6
+STEM = 5
+"""Characters of an English word that stand for its inflected forms."""
+WHOLE = 100
+"""A text up to so many characters is read as a whole too."""
+_PRIME, _SPREAD = np.uint64(1_000_003), np.uint64(0x9E3779B97F4A7C15)
+_TOKEN = re.compile(r"[a-z]+(?:'[a-z]+)?|[0-9]+|[^\sa-z0-9\u200b-\u200f\ufe0f*_~`^|\\#·•●○]")
+_SENTENCE = re.compile(r"[^。!?\n]*[。!?\n]+[\"”』)]*|[^。!?\n]+")
+_PAUSE = frozenset("。.!;,:、…~—-\"“”()《》「」'")
+
+
+class Window(NamedTuple):
+    """A stretch of a text that is graded by itself."""
+
+    start: int
+    end: int
+    codes: tuple[int, ...]
+    """Its tokens, with one for its beginning and one for its end."""
+    stems: tuple[int, ...]
+    rules: tuple[int, ...]
+
+
+@lru_cache(maxsize=1 << 17)
+def _code(token: str) -> int:
+    return int.from_bytes(blake2b(token.encode("utf-8", "replace"), digest_size=8).digest(), "big")
+
+
+def _codes(folded: str) -> tuple[list[int], list[int]]:
+    codes, stems = [], []
+    for token in _TOKEN.findall(folded):
+        if len(token) == 1:
+            codes.append(_code("," if token in _PAUSE else "0" if token.isdigit() else token))
+        elif token[0].isdigit():
+            codes.append(_code("0"))
+        else:
+            codes.append(_code(token))
+            if len(token) > STEM:
+                stems.append(_code(f"~{token[:STEM]}"))
+    return codes, stems
+
+
+def read_windows(folded: str, found: Sequence[Found]) -> list[Window]:
+    """Every sentence, every two neighbours together, and the whole of a short text.
+
+    Args:
+        folded: the text as `normalise.fold` gives it.
+        found: what the rule files found in it; may be empty.
+    """
+    spans = [match.span() for match in _SENTENCE.finditer(folded) if match[0].strip()]
+    read = [_codes(folded[start:end]) for start, end in spans]
+    runs = [(n, n + 1) for n in range(len(spans))] + [(n, n + 2) for n in range(len(spans) - 1)]
+    if len(spans) > 2 and len(folded) <= WHOLE:
+        runs.append((0, len(spans)))
+    windows = []
+    for first, last in runs:
+        start, end = spans[first][0], spans[last - 1][1]
+        codes = [code for part in read[first:last] for code in part[0]]
+        if codes:
+            stems = tuple(code for part in read[first:last] for code in part[1])
+            rules = tuple(_code(name) for name in _names(found, start, end))
+            windows.append(Window(start, end, (_START, *codes, _END), stems, rules))
+    return windows
+
+
+def trimmed(text: str, window: Window) -> tuple[int, int]:
+    """A window's span without the blanks at its ends."""
+    span = text[window.start : window.end]
+    start = window.start + len(span) - len(span.lstrip())
+    return start, window.end - len(span) + len(span.rstrip())
+
+
+def read_whole(folded: str, found: Sequence[Found] = ()) -> Window | None:
+    """The text as one window; None when it holds no token."""
+    codes, stems = _codes(folded)
+    if not codes:
+        return None
+    rules = tuple(_code(name) for name in _names(found, 0, len(folded)))
+    return Window(0, len(folded), (_START, *codes, _END), tuple(stems), rules)
+
+
+_START, _END = _code("\2"), _code("\3")
+
+
+def _names(found: Sequence[Found], start: int, end: int) -> set[str]:
+    """What the rules say of a stretch: grade, grade with its reason, family with its grade."""
+    names = set()
+    for place in found:
+        if place.start >= start and place.end <= end:
+            case = place.case
+            family = case.rule.partition(".")[0]
+            names |= {f"R:{case.risk}", f"R:{case.risk}:{case.outcome}", f"R:{family}:{case.risk}"}
+    return names
+
+
+class Features:
+    """The hashed features of windows: bucket, value, and the window of each."""
+
+    def __init__(self, windows: Sequence[Window]) -> None:
+        lengths = np.array([len(window.codes) for window in windows])
+        codes = np.array([code for window in windows for code in window.codes], np.uint64)
+        owner = np.repeat(np.arange(len(windows)), lengths)
+        self.n_windows = len(windows)
+        parts: list[tuple[NDArray[np.uint64], Ints, float, int]] = []
+        inner = (codes != np.uint64(_START)) & (codes != np.uint64(_END))
+        parts.append((codes[inner], owner[inner], ORDER_WEIGHTS[0], 1))
+        hashed = codes
+        for n in range(2, LONGEST + 1):
+            hashed = (hashed[:-1] * _PRIME) ^ codes[n - 1 :]
+            inside = owner[: len(hashed)] == owner[n - 1 :]
+            parts.append((hashed[inside], owner[: len(hashed)][inside], ORDER_WEIGHTS[n - 1], n))
+        inside = owner[:-2] == owner[2:]
+        gaps = (codes[:-2] * _PRIME) ^ codes[2:]
+        parts.append((gaps[inside], owner[:-2][inside], GAP_WEIGHT, LONGEST + 1))
+        for name, weight, order in (("stems", STEM_WEIGHT, 6), ("rules", RULE_WEIGHT, 7)):
+            few = [(code, n) for n, one in enumerate(windows) for code in getattr(one, name)]
+            if few:
+                some, owners = zip(*few, strict=True)
+                parts.append((np.array(some, np.uint64), np.array(owners), weight, order))
+        shift = np.uint64(64 - BUCKET_BITS)
+        buckets, values, owners_ = [], [], []
+        for keys, of, weight, order in parts:
+            buckets.append((((keys + np.uint64(order)) * _SPREAD) >> shift).astype(np.int64))
+            size = (
+                np.bincount(of, minlength=self.n_windows) if order < 7 else np.ones(self.n_windows)
+            )
+            values.append(weight / np.sqrt(size[of]))
+            owners_.append(of)
+        self.buckets: Ints = np.concatenate(buckets)
+        self.values: Floats = np.concatenate(values)
+        self.owners: Ints = np.concatenate(owners_)
+
+
+@dataclass(frozen=True)
+class SentenceModel:
+    """Weights of the buckets for groups of classes; within a group they compete."""
+
+    groups: tuple[tuple[str, ...], ...]
+    """Names of the classes, a group each; the first of a group is the harmless one."""
+    rows: Ints
+    """`(2 ** BUCKET_BITS,)`: the row of a bucket's weights; 0 for a bucket without any."""
+    weights: NDArray[np.float32]
+    """`(rows, classes)`; row 0 is zero."""
+    bias: Floats
+
+    def scores(self, windows: Sequence[Window]) -> list[Floats]:
+        """For each group the probabilities, shape (windows, classes of the group)."""
+        features = Features(windows)
+        rows = self.rows[features.buckets]
+        used = rows > 0
+        sums = np.zeros((features.n_windows, self.weights.shape[1])) + self.bias
+        owners = features.owners[used]
+        order = np.argsort(owners, kind="stable")
+        added = self.weights[rows[used]] * features.values[used, None]
+        if len(owners):
+            owners = owners[order]
+            starts = np.flatnonzero(np.r_[True, owners[1:] != owners[:-1]])
+            sums[owners[starts]] += np.add.reduceat(added[order], starts, axis=0)
+        found, first = [], 0
+        for group in self.groups:
+            part = sums[:, first : first + len(group)]
+            part = np.exp(part - part.max(axis=1, keepdims=True))
+            found.append(part / part.sum(axis=1, keepdims=True))
+            first += len(group)
+        return found
+
+
+@cache
+def shipped_model(name: str) -> SentenceModel:
+    """`screen` or `answers`, read once."""
+    data = files(__package__).joinpath(f"{name}_model.npz").read_bytes()
+    with np.load(io.BytesIO(data)) as arrays:
+        return model_of(arrays)
+
+
+def model_of(arrays: Mapping[str, Any]) -> SentenceModel:
+    """The model of the arrays that `fit` gives, or of a file that holds them."""
+    rows = np.zeros(1 << BUCKET_BITS, np.int64)
+    rows[arrays["buckets"]] = np.arange(1, len(arrays["buckets"]) + 1)
+    weights = arrays["weights"].astype(np.float32) * arrays["scale"].astype(np.float32)
+    return SentenceModel(
+        groups=tuple(tuple(str(group).split()) for group in arrays["groups"]),
+        rows=rows,
+        weights=np.vstack([np.zeros((1, weights.shape[1]), np.float32), weights]),
+        bias=arrays["bias"].astype(np.float64),
+    )
+
+
+# --- fitting --------------------------------------------------------------------------------------
+
+RIDGE = 30.0
+"""Variance of the weights' normal prior; chosen on batches left out, among 3, 10, 30 and 100."""
+LEAST = 2
+"""A bucket that stands in fewer windows gets no weight."""
+_STEPS = 127
+
+
+class Example(NamedTuple):
+    """A window with its class in each group; None where it says nothing of a group."""
+
+    window: Window
+    classes: tuple[int | None, ...]
+    weight: float = 1.0
+
+
+def fit(
+    examples: Sequence[Example], groups: Sequence[Sequence[str]], sparse: Any, minimize: Any
+) -> dict[str, Any]:
+    """The arrays of a model file; `scipy.sparse` and `scipy.optimize.minimize` are handed in."""
+    features = Features([example.window for example in examples])
+    cells = (features.values, (features.owners, features.buckets))
+    x = sparse.csr_matrix(cells, shape=(len(examples), 1 << BUCKET_BITS))
+    spread = np.bincount(x.indices, minlength=1 << BUCKET_BITS)
+    used = np.flatnonzero(spread >= LEAST)
+    x = x[:, used].tocsr()
+    weight = np.array([example.weight for example in examples])
+    found = []
+    for place, group in enumerate(groups):
+        told = [n for n, one in enumerate(examples) if one.classes[place] is not None]
+        truth = np.array([examples[n].classes[place] for n in told])
+        found.append(_fit_group(x[told], truth, weight[told], len(group), minimize))
+    weights = np.hstack([one[:-1] for one in found])
+    scale = np.abs(weights).max(axis=0) / _STEPS
+    steps = np.round(weights / scale).astype(np.int8)
+    kept = np.abs(steps).max(axis=1) > 0
+    return {
+        "buckets": used[kept].astype(np.int32),
+        "weights": steps[kept],
+        "scale": scale.astype(np.float32),
+        "bias": np.concatenate([one[-1] for one in found]).astype(np.float32),
+        "groups": np.array([" ".join(group) for group in groups]),
+    }
+
+
+def _fit_group(x: Any, truth: Ints, weight: Floats, n: int, minimize: Any) -> Floats:
+    one_hot, transposed = np.eye(n)[truth], x.T.tocsr()
+
+    def loss(flat: Floats) -> tuple[float, Floats]:
+        w = flat.reshape(-1, n)
+        score = x @ w[:-1] + w[-1]
+        score -= score.max(axis=1, keepdims=True)
+        log_p = score - np.log(np.exp(score).sum(axis=1, keepdims=True))
+        wrong = (np.exp(log_p) - one_hot) * weight[:, None]
+        slope = np.vstack([transposed @ wrong + w[:-1] / RIDGE, wrong.sum(axis=0)])
+        value = (w[:-1] ** 2).sum() / (2 * RIDGE) - (log_p * one_hot * weight[:, None]).sum()
+        return float(value), slope.ravel()
+
+    start = np.zeros((x.shape[1] + 1) * n)
+    result = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 100})
+    fitted: Floats = result.x.reshape(-1, n)
+    return fitted
