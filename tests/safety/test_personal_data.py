@@ -76,20 +76,20 @@ def is_masked(marked: str) -> bool:
     return {at for at in wanted if plain[at].isalnum()} <= gone
 
 
-@pytest.mark.parametrize("batch", ["first", "second", "third"])
+@pytest.mark.parametrize("batch", ["first", "second", "third", "fourth"])
 def test_personal_data_of_every_kind_is_masked_but_for_the_known_misses(batch: str) -> None:
     known = yaml.safe_load(LINES.read_text(encoding="utf-8"))["missed"]
     marked = lines(batch, "personal")
-    assert len(marked) > 60
+    assert len(marked) > 40
     assert [line for line in marked if not is_masked(line)] == [
         line for line in marked if line in known
     ]
 
 
-@pytest.mark.parametrize("batch", ["first", "second", "third"])
+@pytest.mark.parametrize("batch", ["first", "second", "third", "fourth"])
 def test_what_only_looks_like_personal_data_is_left_alone(batch: str) -> None:
     alike = lines(batch, "alike")
-    assert len(alike) > 100
+    assert len(alike) > 50
     assert [line for line in alike if scrub(line).text != line] == []
 
 
