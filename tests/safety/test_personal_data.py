@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,17 @@ def test_every_place_is_reported_with_its_span() -> None:
         ("phone", "13912345678"),
     ]
     assert all(text[place.start : place.end] == place.text for place in found)
+
+
+@pytest.mark.parametrize("piece", ["小区", "路", "1号楼", "大学", "微信 ,", "a.", "Aa ", "1 "])
+def test_a_text_that_repeats_itself_takes_no_longer_than_its_length_says(piece: str) -> None:
+    seconds = []
+    for n_chars in (3_000, 12_000):
+        start = time.process_time()
+        scrub(piece * (n_chars // len(piece)))
+        seconds.append(time.process_time() - start)
+    assert seconds[1] < 20 * seconds[0] + 0.2  # 16 times as long would be quadratic
+    assert seconds[1] < 5
 
 
 @settings(max_examples=150, deadline=None)
