@@ -107,10 +107,13 @@ def test_what_only_looks_like_personal_data_is_left_alone(batch: str) -> None:
         ("我在科技公司上班", "我在科技公司上班"),
         ("我在明泽科技有限公司上班", "我在〔单位〕上班"),
         ("我室友沈佳怡", "我室友〔姓名〕"),
+        ("小🍠号 12345678，＋🛰：abc12345", "小🍠号 〔账号〕，＋🛰：〔微信号〕"),
+        ("QQ裙 123456789，群里2000人", "QQ裙 〔QQ号〕，群里2000人"),
+        ("我的微博名字不重要", "我的微博名字不重要"),
         ("高考考了一百三十八分", "高考考了一百三十八分"),
     ],
 )
-def test_a_name_wants_a_given_name_and_a_school_or_firm_a_name_and_somebody_there(
+def test_names_schools_firms_and_disguised_cues_follow_the_rules_of_the_docs(
     text: str, masked: str
 ) -> None:
     assert scrub(text).text == masked
