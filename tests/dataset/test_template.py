@@ -285,6 +285,7 @@ def test_who_has_the_trouble_is_read_from_who_does_what(
         ("阳台上种点什么，有什么简单的办法", "how"),
         ("人生的意义是什么", "meaning"),
         ("一个人吃火锅算孤独吗？", "whether"),
+        ("不想参加同事的婚礼，是不是我太自私了？", "wrong"),
         ("今天又下雨了", "tell"),
     ],
 )

@@ -37,6 +37,10 @@ _DENIED_OR_OTHERS = re.compile(
     "[不没别].{0,2}$|(?:[妈爸他她]|别人|老公|老婆|孩子|老师|同学|朋友)[^我]*$"
 )
 _TOLD_BY_OTHERS = re.compile("说|骂|以为|如果|要是|告诉我|担心|怕")
+CARED_FOR = frozenset({"child", "pupil", "sibling"})
+"""Roles whose trouble is theirs without more words."""
+HANGING = ("他", "她", "这", "那", "还", "或者", "所以")
+"""Beginnings that hang on the sentence before."""
 _OF_SELF = re.compile("我|自己|不能|不会|不好|麻烦|讨厌")
 
 
@@ -144,7 +148,7 @@ class _Reader:
                 facts.add(name)
         if not facts & set(words.guarded):
             self._read_topic()
-        for name in ("lasting", "impact", "thanks", "tried", "distress", "speak"):
+        for name in ("lasting", "impact", "tried", "distress", "speak"):
             if words.pattern[name].search(self._folded_title if name == "speak" else whole):
                 facts.add(name)
         if words.pattern["minor"].search(whole) and not words.pattern["adult"].search(whole):
@@ -176,19 +180,24 @@ class _Reader:
         person = words.person.search(title)
         patterns = words.pattern
         teaches = patterns["teaching"].search(f"{title},{self._folded},{self._keywords}")
-        if teaches and "how" in self._facts and "我" not in title:
-            if re.search("学生|课|班级|班会", title):
-                return self._other("学生")
+        is_of_class = re.search("学生|课|班级|班会", title) and "我" not in title
+        if teaches and is_of_class and "how" in self._facts:
+            return self._other("学生")
         if person is None:
             return self._role_by_description()
         who = person[0]
-        if patterns["helping"].search(title) and not patterns["both"].search(title):
+        told = patterns["asking"].sub("", title)
+        if re.search("(?:安慰|帮|劝|陪|照顾|开导)(?:他|她)", title) or (
+            patterns["helping"].search(title) and not patterns["both"].search(title)
+        ):
             return self._other(who)
-        for clause in _CLAUSE_END.split(title):
+        for clause in _CLAUSE_END.split(told):
             found = words.subject.match(clause)
-            if found and not patterns["both"].search(title) and "我" not in title[found.end(1) :]:
-                if "自己" not in title and words.roles[found[1]] != "ex":
-                    return self._other(found[1])
+            if found is None or patterns["both"].search(title) or words.roles[found[1]] == "ex":
+                continue
+            theirs = words.roles[found[1]] in CARED_FOR or patterns["trouble"].search(clause)
+            if theirs and not re.search("我|自己", told[found.end(1) :]):
+                return self._other(found[1])
         self._holes["who"] = words.said.get(who, who)
         self._facts.add(words.roles[who])
         return "with"
@@ -215,7 +224,7 @@ class _Reader:
 
     def _read_topic(self) -> None:
         """The first topic that title and description agree on."""
-        if "other" in self._facts:
+        if self._facts & {"other", "fact", "thanks", "angry"}:
             return
         told = f"{self._folded},{self._keywords}"
         own = ",".join(self._own_part(one) for one in _CLAUSE_END.split(self._folded_title))
@@ -245,16 +254,15 @@ class _Reader:
         last = parts[-1] if parts else ""
         for text in (whole, last, *parts[:1]):
             is_sayable = _MIN_TOLD <= len(text) <= _MAX_TOLD and _PLAIN.fullmatch(text)
-            if is_sayable and not self._words.pattern["title_never"].search(fold(text)):
-                if text is whole or not text.startswith(
-                    ("他", "她", "这", "那", "还", "或者", "所以")
-                ):
-                    self._holes["told"] = text
-                    return
+            is_cut = text is not whole and text.startswith(HANGING)
+            never = self._words.pattern["title_never"]
+            if is_sayable and not is_cut and not never.search(fold(text)):
+                self._holes["told"] = text
+                return
 
     def _read_thought(self) -> None:
         """One whole clause of the asker's own that says a fear, a view, or what cannot be done."""
-        if self._facts & {"other", "mind", "ill", "choose", "meaning", "either"}:
+        if self._facts & {"other", "mind", "ill", "choose", "meaning", "either", "fact", "thanks"}:
             return
         found: dict[str, tuple[int, str, bool]] = {}
         for text, folded, is_title in (
@@ -318,7 +326,7 @@ class _Reader:
 
     def _read_feeling(self) -> None:
         """A feeling that the asker names as an own one, in a clause about nobody else."""
-        if "other" in self._facts:
+        if self._facts & {"other", "thanks", "light", "fact"}:
             return
         words = self._words
         for folded in (self._folded_title, self._folded):

@@ -47,7 +47,7 @@ class TemplateAnswer(NamedTuple):
     distortions: tuple[DistortionLabel, ...]
 
 
-# --- the language ----------------------------------------------------------------------------------
+# --- the language ---------------------------------------------------------------------------------
 
 _NODE = re.compile(r"\((?P<options>[^()]*)\)|<(?P<hole>[a-z]+)>")
 Node: TypeAlias = str | tuple[str, ...]
@@ -166,7 +166,7 @@ def _terms() -> Mapping[str, str]:
     return terms
 
 
-# --- the teacher -----------------------------------------------------------------------------------
+# --- the teacher ----------------------------------------------------------------------------------
 
 
 class TemplateTeacher:
