@@ -287,6 +287,9 @@ def test_who_has_the_trouble_is_read_from_who_does_what(
         ("一个人吃火锅算孤独吗？", "whether"),
         ("不想参加同事的婚礼，是不是我太自私了？", "wrong"),
         ("今天又下雨了", "tell"),
+        ("面试没过，以后是不是都没戏了？", "future"),
+        ("三十岁还会梦见考试，正常吗", "normal"),
+        ("心理咨询一次多少钱？", "fact"),
     ],
 )
 def test_the_kind_of_question_is_read_from_the_title(title: str, kind: str) -> None:
@@ -341,6 +344,13 @@ def test_a_practical_question_is_not_answered_as_a_trouble(teacher: TemplateTeac
         question = Question(id=str(number), question="想开始存钱，怎么做比较好？", description=told)
         text = teacher.answer(question, "none").steps.joined()
         assert not re.search("难受|心事|不轻松|咨询", text), text
+
+
+def test_someone_in_danger_is_not_spoken_to_as_a_helper(teacher: TemplateTeacher) -> None:
+    told = "儿子一个星期来一次电话。我夜里常常想，要是睡过去不醒也就算了。"
+    title = "老伴不在了，孩子都忙，活着没什么盼头"
+    question = Question(id="q", question=title, description=told)
+    assert "你现在安全吗" in teacher.answer(question, "concern").steps.joined()
 
 
 def test_violence_is_met_with_safety_and_questions_no_thought(teacher: TemplateTeacher) -> None:
@@ -420,7 +430,20 @@ def test_any_text_gets_a_well_formed_answer(title: str, told: str, risk: Risk) -
 
 def test_every_fact_that_the_language_asks_for_can_be_found() -> None:
     words = load_words()
-    known = {"any", "asked", "mine", "self", "with", "other", "typed", "unclear", "long", "minor"}
+    known = {
+        "for_another",
+        "between",
+        "any",
+        "asked",
+        "mine",
+        "self",
+        "with",
+        "other",
+        "typed",
+        "unclear",
+        "long",
+        "minor",
+    }
     known |= {"topic", "told", "thought", "feeling", "who", "tell", *words.asks, *words.thoughts}
     known |= {*words.guarded, *words.topics, *words.roles.values(), *words.pattern}
     known |= set(shipped_concepts())
@@ -445,7 +468,7 @@ def test_every_slot_has_a_last_word_and_every_hole_is_asked_for() -> None:
                     for words in ([node] if isinstance(node, str) else node)
                     for name in re.findall("<([a-z]+)>", words)
                 }
-                given = {"typed": {"thought", "term"}, "other": {"who"}}
+                given = {"for_another": {"who"}, "typed": {"thought", "term"}, "other": {"who"}}
                 given |= {name: {"thought"} for name in load_words().thoughts}
                 for needs, _ in group.conditions:
                     filled = {*needs, *(one for name in needs for one in given.get(name, ()))}

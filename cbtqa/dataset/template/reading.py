@@ -41,6 +41,13 @@ CARED_FOR = frozenset({"child", "pupil", "sibling"})
 """Roles whose trouble is theirs without more words."""
 HANGING = ("他", "她", "这", "那", "还", "或者", "所以")
 """Beginnings that hang on the sentence before."""
+_SENTENCE = re.compile(r"[^。!?…\n]+[。!?…\n]*")
+_ASKS = re.compile("[?]|怎么办|请问|为什么|求")
+_NOT_FELT = re.compile("[不没](?:怕|累|烦|哭|担心|难受|难过|焦虑|紧张|痛苦|崩溃|后悔|着急)")
+_AT_RISK = re.compile(
+    "(?:说|想|要|闹|喊|威胁|有).{0,8}(?:不想活|想?死|自杀|轻生|不活|跳楼|自残|自伤|想走)"
+)
+_TO_ME = "(?:说|骂|数落|催|忘|不理|管|嫌|逼|让|骗|冷|欺负|孤立|针对|欠|借|不?回|叫|打压|总).{0,4}我"
 _OF_SELF = re.compile("我|自己|不能|不会|不好|麻烦|讨厌")
 
 
@@ -149,7 +156,8 @@ class _Reader:
         if not facts & set(words.guarded):
             self._read_topic()
         for name in ("lasting", "impact", "tried", "distress", "speak"):
-            if words.pattern[name].search(self._folded_title if name == "speak" else whole):
+            read = self._folded_title if name == "speak" else _NOT_FELT.sub("", whole)
+            if words.pattern[name].search(read):
                 facts.add(name)
         if words.pattern["minor"].search(whole) and not words.pattern["adult"].search(whole):
             facts.add("minor")
@@ -168,9 +176,11 @@ class _Reader:
             if pattern.search(self._folded_title.rstrip(" ?!。,~.")):
                 self._facts.add("asked")
                 return name
-        for sentence in reversed(_SENTENCE_END.split(self._folded)[-3:]):
+        for sentence in reversed(_SENTENCE.findall(self._folded)[-3:]):
+            if not _ASKS.search(sentence):
+                continue
             for name in ("why", "how", "whether"):
-                if asks[name].search(sentence):
+                if asks[name].search(sentence.rstrip("?!。…\n ")):
                     return name
         return "tell"
 
@@ -187,11 +197,15 @@ class _Reader:
             return self._role_by_description()
         who = person[0]
         told = patterns["asking"].sub("", title)
+        if len(set(words.person.findall(title))) == 1 and re.search(
+            f"(?:被|和|跟|与|对|讨厌|受不了|烦)[^,]{{0,4}}{who}|{who}[^,]{{0,10}}{_TO_ME}", told
+        ):
+            self._facts.add("between")
         if re.search("(?:安慰|帮|劝|陪|照顾|开导)(?:他|她)", title) or (
             patterns["helping"].search(title) and not patterns["both"].search(title)
         ):
             return self._other(who)
-        for clause in _CLAUSE_END.split(told):
+        for clause in _CLAUSE_END.split(told)[:1]:
             found = words.subject.match(clause)
             if found is None or patterns["both"].search(title) or words.roles[found[1]] == "ex":
                 continue
@@ -220,6 +234,8 @@ class _Reader:
         words = self._words
         self._holes["who"] = words.said.get(who, who)
         self._facts.add(words.roles[who])
+        if _AT_RISK.search(f"{self._folded_title},{self._folded}"):
+            self._facts.add("for_another")
         return "other"
 
     def _read_topic(self) -> None:
