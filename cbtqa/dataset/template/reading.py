@@ -39,15 +39,16 @@ _DENIED_OR_OTHERS = re.compile(
 _TOLD_BY_OTHERS = re.compile("说|骂|以为|如果|要是|告诉我|担心|怕")
 CARED_FOR = frozenset({"child", "pupil", "sibling"})
 """Roles whose trouble is theirs without more words."""
-HANGING = ("他", "她", "这", "那", "还", "或者", "所以")
+HANGING = tuple("他她这那还都也就又而但可并") + ("或者", "所以", "因为")
 """Beginnings that hang on the sentence before."""
 _SENTENCE = re.compile(r"[^。!?…\n]+[。!?…\n]*")
-_ASKS = re.compile("[?]|怎么办|请问|为什么|求")
+_ASKS = re.compile("[?]|怎么办|请问|该怎么|该如何")
 _NOT_FELT = re.compile("[不没](?:怕|累|烦|哭|担心|难受|难过|焦虑|紧张|痛苦|崩溃|后悔|着急)")
 _AT_RISK = re.compile(
     "(?:说|想|要|闹|喊|威胁|有).{0,8}(?:不想活|想?死|自杀|轻生|不活|跳楼|自残|自伤|想走)"
 )
 _TO_ME = "(?:说|骂|数落|催|忘|不理|管|嫌|逼|让|骗|冷|欺负|孤立|针对|欠|借|不?回|叫|打压|总).{0,4}我"
+_OF_OTHERS = re.compile("(?:[他她]|妈|爸|孩子|儿子|女儿|老公|老婆|对方)[^我]*$")
 _OF_SELF = re.compile("我|自己|不能|不会|不好|麻烦|讨厌")
 
 
@@ -155,10 +156,15 @@ class _Reader:
                 facts.add(name)
         if not facts & set(words.guarded):
             self._read_topic()
-        for name in ("lasting", "impact", "tried", "distress", "speak"):
-            read = self._folded_title if name == "speak" else _NOT_FELT.sub("", whole)
+        read = _NOT_FELT.sub("", whole)
+        for name in ("lasting", "tried", "distress", "tell_child"):
             if words.pattern[name].search(read):
                 facts.add(name)
+        if words.pattern["speak"].search(self._folded_title):
+            facts.add("speak")
+        hits = words.pattern["impact"].finditer(whole)
+        if any(not _OF_OTHERS.search(whole[max(0, hit.start() - 15) : hit.start()]) for hit in hits):
+            facts.add("impact")
         if words.pattern["minor"].search(whole) and not words.pattern["adult"].search(whole):
             facts.add("minor")
         if len(whole) > _LONG:
@@ -267,8 +273,11 @@ class _Reader:
         parts = [part.strip(" ,，、") for part in re.split(r"[。！？!?\n]", self._title)]
         parts = [part for part in parts if part]
         whole = parts[0] if len(parts) == 1 else ""
-        last = parts[-1] if parts else ""
-        for text in (whole, last, *parts[:1]):
+        asks = self._words.asks
+        asking = [
+            one for one in parts if any(found.search(fold(one)) for found in asks.values())
+        ]
+        for text in (whole, *reversed(asking), *parts[:1]):
             is_sayable = _MIN_TOLD <= len(text) <= _MAX_TOLD and _PLAIN.fullmatch(text)
             is_cut = text is not whole and text.startswith(HANGING)
             never = self._words.pattern["title_never"]
