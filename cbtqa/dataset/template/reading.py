@@ -39,7 +39,7 @@ _DENIED_OR_OTHERS = re.compile(
 _TOLD_BY_OTHERS = re.compile("说|骂|以为|如果|要是|告诉我|担心|怕")
 CARED_FOR = frozenset({"child", "pupil", "sibling"})
 """Roles whose trouble is theirs without more words."""
-HANGING = tuple("他她这那还都也就又而但可并") + ("或者", "所以", "因为")
+HANGING = (*"他她这那还都也就又而但可并", "或者", "所以", "因为")
 """Beginnings that hang on the sentence before."""
 _SENTENCE = re.compile(r"[^。!?…\n]+[。!?…\n]*")
 _ASKS = re.compile("[?]|怎么办|请问|该怎么|该如何")
@@ -47,8 +47,15 @@ _NOT_FELT = re.compile("[不没](?:怕|累|烦|哭|担心|难受|难过|焦虑|�
 _AT_RISK = re.compile(
     "(?:说|想|要|闹|喊|威胁|有).{0,8}(?:不想活|想?死|自杀|轻生|不活|跳楼|自残|自伤|想走)"
 )
-_TO_ME = "(?:说|骂|数落|催|忘|不理|管|嫌|逼|让|骗|冷|欺负|孤立|针对|欠|借|不?回|叫|打压|总).{0,4}我"
+_TO_ME = (
+    "(?:说|骂|数落|催|忘|不理|管|嫌|逼|让|骗|冷|欺负|孤立|针对|欠|借|不?回|叫|打压|翻|盯|拉黑)"
+    ".{0,4}我"
+)
 _OF_OTHERS = re.compile("(?:[他她]|妈|爸|孩子|儿子|女儿|老公|老婆|对方)[^我]*$")
+_GREETING = re.compile(
+    "^(?:(?:各位|大家|老师|专家|你|您)?好?|求助|请问|想请?问(?:一?下)?(?:大家)?)[，,：:、 ]+"
+    "|^(?:请问|想请?问(?:一?下)?(?:大家|各位)?)"
+)
 _OF_SELF = re.compile("我|自己|不能|不会|不好|麻烦|讨厌")
 
 
@@ -157,13 +164,16 @@ class _Reader:
         if not facts & set(words.guarded):
             self._read_topic()
         read = _NOT_FELT.sub("", whole)
-        for name in ("lasting", "tried", "distress", "tell_child"):
+        for name in ("lasting", "tried", "distress", "tell_child", "treated"):
             if words.pattern[name].search(read):
                 facts.add(name)
-        if words.pattern["speak"].search(self._folded_title):
-            facts.add("speak")
+        for name in ("speak", "state", "luck"):
+            if words.pattern[name].search(self._folded_title):
+                facts.add(name)
         hits = words.pattern["impact"].finditer(whole)
-        if any(not _OF_OTHERS.search(whole[max(0, hit.start() - 15) : hit.start()]) for hit in hits):
+        if any(
+            not _OF_OTHERS.search(whole[max(0, hit.start() - 15) : hit.start()]) for hit in hits
+        ):
             facts.add("impact")
         if words.pattern["minor"].search(whole) and not words.pattern["adult"].search(whole):
             facts.add("minor")
@@ -203,12 +213,14 @@ class _Reader:
             return self._role_by_description()
         who = person[0]
         told = patterns["asking"].sub("", title)
-        if len(set(words.person.findall(title))) == 1 and re.search(
-            f"(?:被|和|跟|与|对|讨厌|受不了|烦)[^,]{{0,4}}{who}|{who}[^,]{{0,10}}{_TO_ME}", told
-        ):
-            self._facts.add("between")
-        if re.search("(?:安慰|帮|劝|陪|照顾|开导)(?:他|她)", title) or (
-            patterns["helping"].search(title) and not patterns["both"].search(title)
+        if len(set(words.person.findall(title))) == 1:
+            if re.search(f"被[^,]{{0,4}}{who}|{who}[^,]{{0,10}}{_TO_ME}", told):
+                self._facts.add("acted")
+            elif re.search(f"(?:和|跟|与|对|讨厌|受不了|烦)[^,]{{0,4}}{who}", told):
+                self._facts.add("between")
+        is_theirs = words.roles[who] in CARED_FOR or patterns["trouble"].search(title)
+        if re.search("(?:安慰|帮|劝|陪|照顾|开导).{0,2}(?:他|她)", title) or (
+            is_theirs and patterns["helping"].search(title) and not patterns["both"].search(title)
         ):
             return self._other(who)
         for clause in _CLAUSE_END.split(told)[:1]:
@@ -270,13 +282,12 @@ class _Reader:
 
     def _read_told(self) -> None:
         """The title as it stands, or its last sentence, where that is fit to be quoted."""
-        parts = [part.strip(" ,，、") for part in re.split(r"[。！？!?\n]", self._title)]
+        bare = _GREETING.sub("", self._title.strip())
+        parts = [part.strip(" ,，、") for part in re.split(r"[。！？!?\n]", bare)]
         parts = [part for part in parts if part]
         whole = parts[0] if len(parts) == 1 else ""
         asks = self._words.asks
-        asking = [
-            one for one in parts if any(found.search(fold(one)) for found in asks.values())
-        ]
+        asking = [one for one in parts if any(found.search(fold(one)) for found in asks.values())]
         for text in (whole, *reversed(asking), *parts[:1]):
             is_sayable = _MIN_TOLD <= len(text) <= _MAX_TOLD and _PLAIN.fullmatch(text)
             is_cut = text is not whole and text.startswith(HANGING)

@@ -34,8 +34,6 @@ from cbtqa.records import STEP_NAMES, CbtSteps, DistortionLabel, Provenance, Que
 from cbtqa.safety.screen import screen
 
 LABELLER = "patterns"
-MOST_LABELS = 1
-"""Labels per answer: step two speaks of one thought, and an unspoken label is none."""
 _MAX_LABELLED = 4_000
 """Characters of a question that distortions are looked for in; PsyQA's longest has 425."""
 
@@ -76,7 +74,7 @@ class Language(NamedTuple):
         dice = Dice(seed)
         written = {}
         for step in STEP_NAMES:
-            said = []
+            said: list[str] = []
             for slot in self.steps[step]:
                 group = next(one for one in self.slots[slot] if one.fits(reading.facts))
                 if group.texts:
@@ -184,7 +182,8 @@ class TemplateTeacher:
 
     def answer(self, question: Question, risk: Risk) -> TemplateAnswer:
         """The answer to one question; `risk` is its grade by `cbtqa.safety.screen`."""
-        reading, labels = read_question(question), ()
+        reading = read_question(question)
+        labels: tuple[DistortionLabel, ...] = ()
         if risk == "none":
             reading, labels = self._label(question, reading)
         named = f"{self._seed}\0{question.id}\0{question.source_text}".encode("utf-8", "replace")
@@ -194,7 +193,10 @@ class TemplateTeacher:
     def _label(
         self, question: Question, reading: Reading
     ) -> tuple[Reading, tuple[DistortionLabel, ...]]:
-        """The surest label, and the reading with its thought in place of a plain one."""
+        """The first sure label, and the reading with its thought in place of a plain one.
+
+        One label at most: step two speaks of one thought, and an unspoken label is none.
+        """
         if reading.facts & {"other", "unclear", *load_words().guarded}:
             return reading, ()
         text = question.source_text[:_MAX_LABELLED]
