@@ -451,16 +451,15 @@ def test_every_fact_that_the_language_asks_for_can_be_found() -> None:
     for language in load_languages().values():
         for groups in language.slots.values():
             for group in groups:
-                for needs, avoids in group.conditions:
-                    assert needs | avoids <= known, (needs | avoids) - known
+                asked = group.needs | group.avoids
+                assert asked <= known, asked - known
 
 
-def test_every_slot_has_a_last_word_and_every_hole_is_asked_for() -> None:
+def test_every_hole_is_asked_for() -> None:
     for language in load_languages().values():
         spoken = {slot for slots in language.steps.values() for slot in slots}
         assert spoken == set(language.slots)
         for slot, groups in language.slots.items():
-            assert any(group.conditions[-1] == (frozenset(), frozenset()) for group in groups), slot
             for group in groups:
                 wanted = {
                     name
@@ -471,9 +470,8 @@ def test_every_slot_has_a_last_word_and_every_hole_is_asked_for() -> None:
                 }
                 given = {"for_another": {"who"}, "typed": {"thought", "term"}, "other": {"who"}}
                 given |= {name: {"thought"} for name in load_words().thoughts}
-                for needs, _ in group.conditions:
-                    filled = {*needs, *(one for name in needs for one in given.get(name, ()))}
-                    assert wanted <= filled, (slot, wanted - filled)
+                filled = {one for name in group.needs for one in given.get(name, ())}
+                assert wanted <= filled | group.needs, (slot, wanted - filled)
 
 
 def test_someone_who_fears_for_another_is_told_how_to_help(teacher: TemplateTeacher) -> None:
@@ -481,6 +479,11 @@ def test_someone_who_fears_for_another_is_told_how_to_help(teacher: TemplateTeac
     question = Question(id="q", question="朋友总说不想活，怎么帮他？", description=told)
     text = teacher.answer(question, "concern").steps.joined()
     assert "对方" in text and "12356" in text and "伤害自己的部分" not in text
+
+
+def test_a_slot_that_could_stay_silent_by_mistake_is_refused() -> None:
+    with pytest.raises(DataError, match="here:open"):
+        read_language({"steps": {}, "open": {"how": ["好。"]}}, "here")
 
 
 @pytest.mark.parametrize("source", ["(一个|两个", "（好）(单)", "a|b"])

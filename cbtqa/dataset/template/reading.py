@@ -124,19 +124,16 @@ def is_sure_label(rule_id: str, text: str, start: int, end: int) -> bool:
     """
     words, clause = load_words(), text[start:end]
     rule = words.sure_rules.get(rule_id)
+    if rule is None or len(clause) > _MAX_EVIDENCE or not rule.search(clause):
+        return False
+    if not _PLAIN.fullmatch(clause) or words.pattern["never_label"].search(clause):
+        return False
     sentence = fold(text[max(0, start - 60) : end + 60])
     place = min(start, 60)
     before = _SENTENCE_END.split(sentence[:place])[-1]
     ending = _SENTENCE_END.search(sentence, place + end - start)
-    return bool(
-        rule
-        and not _TOLD_BY_OTHERS.search(before)
-        and not (ending and ending[0].startswith("?"))
-        and rule.search(clause)
-        and len(clause) <= _MAX_EVIDENCE
-        and _PLAIN.fullmatch(clause)
-        and not words.pattern["never_label"].search(clause)
-    )
+    is_asked = ending is not None and ending[0].startswith("?")
+    return not is_asked and not _TOLD_BY_OTHERS.search(before)
 
 
 class _Reader:
@@ -145,6 +142,8 @@ class _Reader:
         self._title, self._told = _split(question)
         self._folded_title, self._folded = fold(self._title), fold(self._told)
         self._keywords = ",".join(question.keywords)
+        self._title_clauses = _clauses(self._folded_title)
+        self._clauses = _clauses(self._folded)
         self._facts: set[str] = set()
         self._holes: dict[str, str] = {}
 
@@ -301,12 +300,12 @@ class _Reader:
         if self._facts & {"other", "mind", "ill", "choose", "meaning", "either", "fact", "thanks"}:
             return
         found: dict[str, tuple[int, str, bool]] = {}
-        for text, folded, is_title in (
-            (self._title, self._folded_title, True),
-            (self._told, self._folded, False),
+        for text, folded, clauses, is_title in (
+            (self._title, self._folded_title, self._title_clauses, True),
+            (self._told, self._folded, self._clauses, False),
         ):
-            for clause in self._own_clauses(text, folded):
-                kind = self._kind_of(fold(clause))
+            for clause, said in self._own_clauses(text, folded, clauses):
+                kind = self._kind_of(said)
                 # what is said of oneself weighs more than what is said of things
                 weight = len(_OF_SELF.findall(clause[1:])) + is_title
                 if kind and weight > found.get(kind, (-1,))[0]:
@@ -325,9 +324,11 @@ class _Reader:
                 return kind
         return None
 
-    def _own_clauses(self, text: str, folded: str) -> Iterator[str]:
-        """Clauses of the asker's own that keep their sense when they stand alone."""
-        patterns, clauses = self._words.pattern, _clauses(folded)
+    def _own_clauses(
+        self, text: str, folded: str, clauses: list[_Clause]
+    ) -> Iterator[tuple[str, str]]:
+        """Clauses of the asker's own that keep their sense alone: verbatim and folded."""
+        patterns = self._words.pattern
         is_others = False
         """Whether somebody else is the subject of the sentence so far."""
         before = ""
@@ -358,16 +359,19 @@ class _Reader:
             )
             before = said
             if is_whole and _PLAIN.fullmatch(quoted := text[start + cut : end]):
-                yield quoted
+                yield quoted, body
 
     def _read_feeling(self) -> None:
         """A feeling that the asker names as an own one, in a clause about nobody else."""
         if self._facts & {"other", "thanks", "light", "fact"}:
             return
         words = self._words
-        for folded in (self._folded_title, self._folded):
+        for folded, clauses in (
+            (self._folded_title, self._title_clauses),
+            (self._folded, self._clauses),
+        ):
             is_others = False
-            for start, end, opens_sentence, mark in _clauses(folded):
+            for start, end, opens_sentence, mark in clauses:
                 clause = folded[start:end]
                 starts_other = bool(words.subject.match(clause)) or clause[:1] in "他她它"
                 is_others = starts_other or (is_others and not opens_sentence)

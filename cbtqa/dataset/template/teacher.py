@@ -55,31 +55,32 @@ Node: TypeAlias = str | tuple[str, ...]
 class Group(NamedTuple):
     """Texts that may be said where the facts hold."""
 
-    conditions: tuple[tuple[frozenset[str], frozenset[str]], ...]
-    """Alternatives of (facts that hold, facts that do not)."""
+    needs: frozenset[str]
+    avoids: frozenset[str]
     texts: tuple[tuple[Node, ...], ...]
-
-    def fits(self, facts: frozenset[str]) -> bool:
-        return any(needs <= facts and not avoids & facts for needs, avoids in self.conditions)
 
 
 class Language(NamedTuple):
-    """Slots of each step, and the groups of each slot, in order."""
+    """Slots of each step, and the groups of each slot, in order; the last always holds."""
 
     steps: Mapping[str, Sequence[str]]
     slots: Mapping[str, Sequence[Group]]
 
     def write(self, reading: Reading, seed: int) -> CbtSteps:
         """Five steps; in every slot the first group that fits, one of its texts by the seed."""
-        dice = Dice(seed)
+        dice, facts = Dice(seed), reading.facts
         written = {}
         for step in STEP_NAMES:
             said: list[str] = []
             for slot in self.steps[step]:
-                group = next(one for one in self.slots[slot] if one.fits(reading.facts))
-                if group.texts:
-                    nodes = group.texts[dice.roll(len(group.texts))]
-                    said.extend(_say(node, reading.holes, dice) for node in nodes)
+                texts = next(
+                    group.texts
+                    for group in self.slots[slot]
+                    if group.needs <= facts and group.avoids.isdisjoint(facts)
+                )
+                if texts:
+                    for node in texts[dice.roll(len(texts))]:
+                        said.append(_say(node, reading.holes, dice))
             written[step] = "".join(said)
         return CbtSteps(**written)
 
@@ -108,24 +109,21 @@ def _say(node: Node, holes: Mapping[str, str], dice: Dice) -> str:
 
 def read_language(raw: Mapping[str, Any], where: str) -> Language:
     """A language file, compiled; DataError names the slot of a malformed text."""
-    slots = {
-        slot: tuple(
-            Group(_conditions(facts), tuple(_nodes(text, f"{where}:{slot}") for text in texts))
-            for facts, texts in groups.items()
-        )
-        for slot, groups in raw.items()
-        if slot not in {"steps", "terms"}
-    }
+    slots: dict[str, list[Group]] = {}
+    for slot, groups in raw.items():
+        if slot in {"steps", "terms"}:
+            continue
+        slots[slot] = []
+        for facts, texts in groups.items():
+            nodes = tuple(_nodes(text, f"{where}:{slot}") for text in texts)
+            for alternative in facts.split("|"):
+                names = {name.strip() for name in alternative.split("&")} - {"any"}
+                avoided = {name for name in names if name.startswith("not ")}
+                avoids = frozenset(name.removeprefix("not ") for name in avoided)
+                slots[slot].append(Group(frozenset(names - avoided), avoids, nodes))
+        if slots[slot][-1][:2] != (frozenset(), frozenset()):
+            raise DataError("the last group must be `any`", where=f"{where}:{slot}")
     return Language(raw["steps"], slots)
-
-
-def _conditions(facts: str) -> tuple[tuple[frozenset[str], frozenset[str]], ...]:
-    found = []
-    for alternative in facts.split("|"):
-        names = [name.strip() for name in alternative.split("&")]
-        avoids = {name.removeprefix("not ") for name in names if name.startswith("not ")}
-        found.append((frozenset(names) - {f"not {n}" for n in avoids} - {"any"}, frozenset(avoids)))
-    return tuple(found)
 
 
 def _nodes(text: str, where: str) -> tuple[Node, ...]:
