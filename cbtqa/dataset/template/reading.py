@@ -39,6 +39,7 @@ _DENIED_OR_OTHERS = re.compile(
 _TOLD_BY_OTHERS = re.compile("说|骂|以为|如果|要是|告诉我|担心|怕")
 CARED_FOR = frozenset({"child", "pupil", "sibling"})
 """Roles whose trouble is theirs without more words."""
+NOT_THE_ASKER = ("他", "她", "对方", "别人")
 HANGING = (*"他她这那还都也就又而但可并", "或者", "所以", "因为")
 """Beginnings that hang on the sentence before."""
 _SENTENCE = re.compile(r"[^。!?…\n]+[。!?…\n]*")
@@ -339,26 +340,20 @@ class _Reader:
             lead = patterns["lead"].match(said)
             cut = lead.end() if lead else 0
             body = said[cut:]
-            if body.startswith("我") and not self._words.subject.match(body):
-                is_others = False
-            elif self._words.subject.match(body) or body.startswith(("他", "她", "对方", "别人")):
-                is_others = True
+            is_other = self._words.subject.match(body) or body.startswith(NOT_THE_ASKER)
+            is_others = bool(is_other) or (is_others and not body.startswith("我"))
+            hangs, before = patterns["opens"].search(before), said
+            if is_others or hangs or not patterns["own_start"].match(body):
+                continue
+            if not _MIN_THOUGHT <= len(body) <= _MAX_THOUGHT or "?" in mark or ":" in mark:
+                continue
+            if patterns["never_quoted"].search(body) or patterns["bad_end"].search(body):
+                continue
             after = clauses[at + 1] if at + 1 < len(clauses) else None
             flows_on = after is not None and not after.opens_sentence
-            turned = after is not None and patterns["turns"].search(folded[after.start : after.end])
-            is_whole = (
-                _MIN_THOUGHT <= len(body) <= _MAX_THOUGHT
-                and not is_others
-                and "?" not in mark
-                and ":" not in mark
-                and patterns["own_start"].match(body)
-                and not patterns["never_quoted"].search(body)
-                and not patterns["bad_end"].search(body)
-                and not patterns["opens"].search(before)
-                and not (flows_on and turned)
-            )
-            before = said
-            if is_whole and _PLAIN.fullmatch(quoted := text[start + cut : end]):
+            if after and flows_on and patterns["turns"].search(folded[after.start : after.end]):
+                continue
+            if _PLAIN.fullmatch(quoted := text[start + cut : end]):
                 yield quoted, body
 
     def _read_feeling(self) -> None:
@@ -370,6 +365,8 @@ class _Reader:
             (self._folded_title, self._title_clauses),
             (self._folded, self._clauses),
         ):
+            if not words.feeling.search(folded):
+                continue
             is_others = False
             for start, end, opens_sentence, mark in clauses:
                 clause = folded[start:end]
