@@ -455,6 +455,15 @@ def test_every_fact_that_the_language_asks_for_can_be_found() -> None:
                 assert asked <= known, asked - known
 
 
+def test_no_group_of_texts_is_hidden_behind_an_earlier_one() -> None:
+    for language in load_languages().values():
+        for slot, groups in language.slots.items():
+            for at, later in enumerate(groups):
+                for earlier in groups[:at]:
+                    hides = earlier.needs <= later.needs and earlier.avoids <= later.avoids
+                    assert not hides, (slot, earlier.needs, later.needs)
+
+
 def test_every_hole_is_asked_for() -> None:
     for language in load_languages().values():
         spoken = {slot for slots in language.steps.values() for slot in slots}
