@@ -7,12 +7,12 @@ from functools import partial
 from typing import Any
 
 from cbtqa.distortions.annotators import LabelAgreement
-from cbtqa.distortions.evaluate import F1, EvaluationReport, Share, SystemReport
+from cbtqa.distortions.evaluate import F1, AskedModel, EvaluationReport, Share, SystemReport
 from cbtqa.distortions.studies import TrainedReport
 from cbtqa.distortions.taxonomy import Taxonomy, load_taxonomy, shipped_taxonomies
 from cbtqa.report.page import Phrase
 from cbtqa.report.table import Cell, Column, Estimate, Table
-from cbtqa.report.words import count, number, p_value, signed
+from cbtqa.report.words import count, money, number, p_value, signed
 
 FIGURES = ("type", "texts", "precision", "recall", "F1 [95% interval]")
 
@@ -34,6 +34,8 @@ def training_table(report: TrainedReport) -> Table:
 def evaluation_tables(report: EvaluationReport) -> Iterator[Table]:
     """Tables of a report: any distortion beside the paper, then each labeller, then tests."""
     yield binary_table(report)
+    if report.asked:
+        yield _asked_table(report.asked)
     for name, system in report.systems.items():
         yield from _tables_of_system(name, system)
     if report.differences:
@@ -47,6 +49,21 @@ def evaluation_tables(report: EvaluationReport) -> Iterator[Table]:
         swapped = "" if report.n_clusters is None else ", document by document"
         title = f"McNemar's exact test{swapped}"
         yield Table([*heads, Column("p (Holm)", p_value)], rows, title)
+
+
+def _asked_table(asked: AskedModel) -> Table:
+    """The language model, and what it cost."""
+    cost = asked.cost and money(asked.cost["amount"], asked.cost["currency"])
+    rows: list[tuple[str, Cell]] = [
+        (f"convention {asked.convention}, prompt", asked.prompt),
+        ("least confidence", number(asked.min_confidence, 2)),
+        ("requests", asked.n_requests),
+        ("texts without valid labels", asked.n_rejected),
+        ("prompt tokens", asked.usage.prompt_tokens),
+        ("reply tokens", asked.usage.completion_tokens),
+        ("cost", cost or "no price known (--price-in, --price-out)"),
+    ]
+    return Table(["", ""], rows, f"llm:{asked.model} at {asked.endpoint_host}")
 
 
 def _differences_table(report: EvaluationReport) -> Table:
@@ -118,6 +135,14 @@ def _tables_of_system(name: str, system: SystemReport) -> Iterator[Table]:
             figures += f"; {number(by_chance, 3)} by chance alone if perfect"
         title = f"{name}: reliability (calibration error {figures})"
         yield Table(["confidence", "labels", "mean", "right"], bins, title)
+    if system.by_confidence:
+        least = [
+            (f"{one.confidence:.1f}", one.any.n_given, *_f1_row("", one.any)[2:])
+            for one in system.by_confidence
+        ]
+        heads = ("least confidence", "texts given", "precision", "recall", "F1")
+        title = f"{name}: any distortion by least confidence (the best flatters on these texts)"
+        yield Table(heads, least, title)
     if system.errors:
         errors = [(e.kind, e.type, e.confidence, e.where, e.text) for e in system.errors]
         columns = ["what", "type", "confidence", "where", "text"]
