@@ -102,6 +102,9 @@ def train(resolved: Resolved[TrainSettings], as_json: AsJson = False) -> None:
     say(f"reading {settings.data}")
     trained = train_labeller(settings, say=say)
     title = f"{trained.name} in {settings.out}"
+    if not trained.types and not as_json:
+        say(title)
+        return
     give(as_json, trained, training_table(trained), title=title)
 
 

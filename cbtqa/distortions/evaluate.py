@@ -208,6 +208,11 @@ class EvaluationReport(Record):
     """What a language model among the labellers was asked; None without one."""
     paper: dict[str, float] = Field(default_factory=lambda: dict(PAPER_TABLE_3))
 
+    @property
+    def all_distorted(self) -> bool:
+        """Whether the gold of every text has a distortion: then only recall of any is measured."""
+        return all(one.binary.support == self.n_texts for one in self.systems.values())
+
 
 def read_evaluation(path: Path) -> EvaluationReport:
     """What `cbtqa distortions evaluate --out` or `--json` wrote; DataError for anything else."""

@@ -29,6 +29,8 @@ PROMPTS: Mapping[Convention, str] = {
     "strict": "distortion_labels",
     "broad": "distortion_labels_broad",
 }
+LEAST_CONFIDENCE: Mapping[Convention, float] = {"strict": 0.0, "broad": 0.5}
+"""Below that the broad prompt has doubt marked; measured, see docs/log.md."""
 HOPELESSNESS = "hopelessness"
 """What a model calls "life has no meaning, I cannot go on": apart from the types of a taxonomy."""
 MOST_SENTENCES = 20
@@ -64,10 +66,17 @@ class LlmSettings(EndpointSettings):
     convention: Convention = "strict"
     """For llm: strict counts distorted thoughts alone; broad also sweeping negatives about self,
     life or future and lasting distress, as CogDis annotates."""
-    min_confidence: float = Field(0.0, ge=0, le=1)
-    """For llm: leave out labels of less confidence. Paid replies serve for every value."""
+    min_confidence: float | None = Field(None, ge=0, le=1)
+    """For llm: leave out labels of less confidence; paid replies serve for every value. Default:
+    0 in the strict convention, 0.5 in the broad one, which marks doubt below that."""
     prompt: str | None = None
     """For llm: a prompt in place of the convention's, or a path of your own."""
+
+    @property
+    def least_confidence(self) -> float:
+        """The least confidence of a label in use."""
+        known = self.min_confidence
+        return LEAST_CONFIDENCE[self.convention] if known is None else known
 
     def labelling(self, taxonomy: Taxonomy) -> tuple[Service, LabellingTask]:
         """Who is asked, and what; UsageError without an endpoint."""
@@ -79,7 +88,7 @@ class LlmSettings(EndpointSettings):
             service.model,
             convention=self.convention,
             prompt=self.prompt,
-            min_confidence=self.min_confidence,
+            min_confidence=self.least_confidence,
             sampling=self.sampling(**DRAWN),
         )
         return service, task

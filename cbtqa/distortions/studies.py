@@ -277,7 +277,7 @@ def _ask_llm(
             endpoint_host=service.host,
             convention=settings.convention,
             prompt=task.prompt_name,
-            min_confidence=settings.min_confidence,
+            min_confidence=settings.least_confidence,
             n_requests=len(items),
             n_rejected=sum(isinstance(one, Rejection) for one in outcomes),
             usage=run.usage,
