@@ -88,7 +88,7 @@ def _show_labels(settings: LabelSettings, as_json: bool) -> None:
     texts = [row.model_dump(mode="json") for row in found]
     give(as_json, {"texts": texts}, *([table] if rows else ()))
     if not as_json and (bare := [row.id for row in found if not row.labels]):
-        say(f"without a label: {len(bare)} of {run.n_texts} texts, such as text {bare[0]}")
+        say(f"without a label: {len(bare)} of {len(found)} rows, such as text {bare[0]}")
 
 
 @app.command("train")

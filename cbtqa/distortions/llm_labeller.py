@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -63,6 +63,7 @@ class Found(NamedTuple):
 class LlmSettings(EndpointSettings):
     """How a language model labels."""
 
+    panel: ClassVar[str] = "Endpoint"
     convention: Convention = "strict"
     """For llm: strict counts distorted thoughts alone; broad also sweeping negatives about self,
     life or future and lasting distress, as CogDis annotates."""

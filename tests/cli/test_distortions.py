@@ -354,7 +354,9 @@ def test_one_text_and_standard_input_are_labelled_and_shown_and_kept_nowhere(
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{text}\n今天天气很好。\n"))
     assert run("label", "-") == 0
     printed = capsys.readouterr()
-    assert row["labels"][0]["id"] in printed.out and "1 of 2 texts" in printed.err
+    assert row["labels"][0]["id"] in printed.out and "1 of 2 rows" in printed.err
+    assert run("label", "今天很好。明天也好。", "--level", "both") == 0
+    assert "3 of 3 rows" in capsys.readouterr().err, "a document and its two sentences"
     assert list(tmp_path.iterdir()) == []
     asked = ("--labeller", "llm", "--endpoint", "http://127.0.0.1:9/v1", "--model", "m")
     assert run("label", text, *asked) == 2
