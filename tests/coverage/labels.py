@@ -119,6 +119,13 @@ def _of_type(rng: Generator, n: int, place: int, labeller: str, per_document: in
     return shown(found.f1, found.low, found.high, float(_f1_by_type(labeller)[place]))
 
 
+def _of_precision(rng: Generator, n: int, place: int, per_document: int) -> Shown | None:
+    found = _system(rng, n, "fair", per_document).types[BURNS.ids[place]]
+    share = FREQUENT_TO_RARE[place]
+    truth = float(0.7 * share / (0.7 * share + 0.05 * (1 - share)))
+    return shown(found.precision, found.precision_low, found.precision_high, truth)
+
+
 def _of_micro(rng: Generator, n: int, labeller: str, per_document: int) -> Shown | None:
     found = _system(rng, n, labeller, per_document).micro
     return shown(found.f1, found.low, found.high, _micro(labeller))
@@ -247,6 +254,8 @@ F1_CASES = [
         ("F1 of a type in 30 % of texts", partial(_of_type, place=0, labeller="fair"), NOMINAL),
         ("F1 of a type in 10 % of texts", partial(_of_type, place=3, labeller="fair"), FEW),
         ("F1 of a type in 3 %", partial(_of_type, place=7, labeller="worse on rare types"), FEW),
+        ("precision of a type in 30 % of texts", partial(_of_precision, place=0), FEW),
+        ("precision of a type in 10 % of texts", partial(_of_precision, place=3), FEW),
         ("micro F1", partial(_of_micro, labeller="fair"), NOMINAL),
         ("micro F1, nearly perfect", partial(_of_micro, labeller="nearly perfect"), FEW),
         ("macro F1", partial(_of_macro, labeller="fair"), MACRO),
