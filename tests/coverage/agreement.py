@@ -183,22 +183,21 @@ def _case(
     note: str = "",
 ) -> Case:
     trial = partial(_interval, measure=measure, study=study)
-    n = 600 if study.n_raters < 10 else 500
     named = f"{name}, {study}"
-    return Case(named, "agreement", trial, n, allowed, note=note, widest=widest, tier=tier)
+    return Case(named, "agreement", trial, 500, allowed, note=note, widest=widest, tier=tier)
 
 
 CASES = [
     _case("alpha", _alpha, Study(2, 30, 3, 0.0), "suite"),
     _case("alpha", _alpha, Study(3, 30, 3), "suite", (0.95, 0.99), 2.5, FEW_RATERS),
-    _case("alpha", _alpha, Study(3, 100, 1, 0.8), "suite", *SEVERE),
+    _case("alpha", _alpha, Study(3, 100, 1, 0.8), "bench", *SEVERE),
     _case("alpha", _alpha, Study(5, 10, 3), "suite"),
     _case("alpha", _alpha, Study(5, 30, 3), "suite"),
-    _case("alpha", _alpha, Study(10, 10, 2), "suite"),
+    _case("alpha", _alpha, Study(10, 10, 2)),
     _case("alpha", _alpha, Study(10, 30, 3), "suite"),
     _case("alpha", _alpha, Study(5, 100, 2)),
     _case("alpha", _alpha, Study(5, 30, 1), "bench", (0.95, 0.99), 1.4, ON_POINTS),
-    _case("alpha", _alpha, Study(5, 30, 3, gaps=0.2), "suite"),
+    _case("alpha", _alpha, Study(5, 30, 3, gaps=0.2)),
     _case("alpha", _alpha, Study(5, 30, 3, cuts=CEILING), "suite"),
     _case("alpha", _alpha, Study(5, 30, 3, cuts=RARE), "suite", (0.95, 0.99), 1.3, ON_POINTS),
     _case("alpha", _alpha, Study(2, 30, 1, 0.0, RARE), "suite"),
@@ -206,14 +205,22 @@ CASES = [
     _case("kappa", _kappa, Study(2, 10, 1, 0.0), "suite"),
     _case("kappa", _kappa, Study(2, 30, 3, 0.0), "suite"),
     _case("kappa", _kappa, Study(2, 30, 1, 0.0, CEILING)),
-    _case("mean kappa", _mean_kappa, Study(3, 30, 2), "suite"),
-    _case("mean kappa", _mean_kappa, Study(5, 30, 2, cuts=CEILING)),
+    _case("mean kappa", _mean_kappa, Study(3, 30, 2)),
+    _case(
+        "mean kappa",
+        _mean_kappa,
+        Study(5, 30, 2, cuts=CEILING),
+        "bench",
+        (0.95, 0.99),
+        1.3,
+        ON_POINTS,
+    ),
     _case("AC", _ac, Study(2, 30, 1, 0.0, RARE), "suite"),
     _case("AC", _ac, Study(5, 30, 2, cuts=CEILING), "suite"),
     _case("AC", _ac, Study(5, 30, 2)),
     _case("share of pairs alike", _share, Study(2, 10, 1, 0.0), "suite"),
     _case("share of pairs alike", _share, Study(2, 30, 3, 0.0, CEILING), "suite"),
-    _case("share of pairs alike", _share, Study(5, 30, 3), "suite"),
+    _case("share of pairs alike", _share, Study(5, 30, 3)),
     _case("share of pairs alike", _share, Study(10, 10, 3)),
     _case("Spearman", _rho, Study(2, 10, 1, 0.0)),
     _case("Spearman", _rho, Study(2, 30, 3, 0.0)),

@@ -311,7 +311,7 @@ def _case(
     trial: Callable[[Generator], Shown | bool | None],
     told: Told = NOMINAL,
     tier: Tier = "bench",
-    n_trials: int = 400,
+    n_trials: int = 300,
     room: str = ROOM,
 ) -> Case:
     allowed, widest, note = told
@@ -326,7 +326,7 @@ MEANS = [
             partial(_judge_mean, study=Study(n=0, n_other=n, bias=0.0, cuts=cuts)),
             FEW_VALUES if (name, n) != ("even", 10) else NOMINAL,
             "suite",
-            1_000,
+            600,
         )
         for name, cuts in SHAPES
         for n in (3, 10)
@@ -372,7 +372,7 @@ CORRECTED = [
         for name, study, told, tier in (
             ("5 answers rated", Study(n=5), FEW_VALUES, "suite"),
             ("10 answers rated", Study(n=10), NOMINAL, "suite"),
-            ("60 answers rated", Study(n=60), NOMINAL, "suite"),
+            ("60 answers rated", Study(n=60), NOMINAL, "bench"),
             ("30 answers rated, noise judge", Study(n=30, keen=0.0), NOMINAL, "bench"),
             ("30 answers rated near the ceiling", Study(n=30, cuts=CEILING), AT_END, "suite"),
             (

@@ -237,7 +237,7 @@ def _case(
         f"{what}, {_design(n, per_document)}",
         "distortions evaluate",
         partial(trial, n=n, per_document=per_document),
-        400,
+        300,
         allowed,
         # a type in 3 % of 30 texts is rarely in four of them
         least_printed=0.0 if n == 30 else 0.3,

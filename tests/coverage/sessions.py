@@ -344,13 +344,13 @@ def _cases(
 
 
 CASES = [
-    *_cases("test of arms", _arm_test, TESTS, 2_000, TYPE_I),
-    *_cases("contrast", _contrast, CONTRASTS, 2_000, COVERAGE),
+    *_cases("test of arms", _arm_test, TESTS, 1_000, TYPE_I),
+    *_cases("contrast", _contrast, CONTRASTS, 1_000, COVERAGE),
     *_cases(
         "contrast",
         _contrast,
         {f"3 patients, {NOISY}": (Design(3, noisy=3), "suite")},
-        2_000,
+        1_000,
         (0.915, 0.95),
         "of a pair with that arm: a little too narrow",
         1.6,
@@ -359,12 +359,12 @@ CASES = [
         "any of 6 pairs",
         _any_pair,
         {"5 patients": (Design(5), "suite")},
-        1_000,
+        600,
         (0.01, TYPE_I[1]),
         "Holm-Sidak takes pairs as independent: errs on the safe side",
     ),
     *_cases("arm mean", _arm_mean, GAPS, 400, COVERAGE),
-    *_cases("ICC of patients", _icc, ICCS, 1_000, COVERAGE),
+    *_cases("ICC of patients", _icc, ICCS, 500, COVERAGE),
     *_cases("share at cut-off", _competent, {"5 patients": (Design(5, 2), "bench")}, 400, COVERAGE),
     *_cases(
         "contrast, length equal", _held_equal, {"3 patients": (Design(3), "bench")}, 200, COVERAGE
