@@ -13,6 +13,7 @@
         BadResponseError         an answer that is not the protocol
       IncompleteRunError    6    outputs are kept; the same command continues
       LicenceGateError      7    a licence or agreement forbids the step without permission
+      AnswerWithheldError   8    a model's answer is unsafe and not shown
 
 Rooms add finer kinds of their own, such as `hub.plan.PublishRefusedError` (7) and
 `llm.endpoint.AddressError` (2).
@@ -132,3 +133,9 @@ class LicenceGateError(CbtqaError):
     """A licence or user agreement forbids the step unless permission is stated."""
 
     exit_code = 7
+
+
+class AnswerWithheldError(CbtqaError):
+    """The one answer that was asked for did not pass the safety checks and is not shown."""
+
+    exit_code = 8

@@ -11,10 +11,16 @@ import typer
 
 from cbtqa.cli.console import print_json, say, show, waiting
 from cbtqa.cli.options import AsJson, settings_flags
-from cbtqa.errors import EndpointError, UsageError
-from cbtqa.safety.notices import help_text, not_a_therapist, required_notices, stale_warning
+from cbtqa.errors import AnswerWithheldError, EndpointError, UsageError
+from cbtqa.safety.notices import (
+    Locale,
+    help_text,
+    not_a_therapist,
+    required_notices,
+    stale_warning,
+)
 from cbtqa.settings import Resolved
-from cbtqa.tuning.answering.chat import ChatSettings, answer_safely, open_speaker
+from cbtqa.tuning.answering.chat import ChatSettings, answer_safely, language_of, open_speaker
 
 if TYPE_CHECKING:
     from cbtqa.tuning.answering.chat import Speaker, Turn
@@ -32,7 +38,9 @@ def chat(resolved: Resolved[ChatSettings], ask: Ask = None, as_json: AsJson = Fa
     """Try a model by hand: one question, one answer, behind the safety checks. Nothing is kept.
 
     Without a model the rule-based template system answers. Questions of explicit danger are
-    answered with help routes, by no model. Research only, not for people in need of help.
+    answered with help routes, by no model. Personal data is masked before a question goes to an
+    endpoint that is not local. With --ask, an answer withheld as unsafe ends with exit code 8.
+    Research only, not for people in need of help.
 
     [bold]Examples[/bold]
 
@@ -47,15 +55,37 @@ def chat(resolved: Resolved[ChatSettings], ask: Ask = None, as_json: AsJson = Fa
     if ask is not None and not ask.strip():
         raise UsageError("--ask: an empty text")
     speaker = open_speaker(resolved.values, say)
-    if as_json and ask is not None:
-        print_json(_described(speaker, answer_safely(speaker, ask)))
+    if ask is None:
+        _introduce(speaker, "zh")
+        _converse(speaker)
         return
-    notices = [not_a_therapist(), *required_notices(), help_text("zh", "page")]
+    if not as_json:
+        _introduce(speaker, language_of(ask))
+    turn = answer_safely(speaker, ask)
+    print_json(_described(speaker, turn)) if as_json else _show(turn)
+    _raise_for(turn)
+
+
+def _introduce(speaker: Speaker, language: Locale) -> None:
+    notices = [not_a_therapist(language), *required_notices(language), help_text(language, "page")]
     say("\n".join(notices), style="dim", indent=2)
     if warning := stale_warning():
         say(f"warning: {warning}")
+    if not speaker.is_local:
+        say("questions leave this machine: what is found of personal data is masked first, not all")
     say(f"{speaker.name} answers; every question stands alone; /help, /quit\n")
-    _show(answer_safely(speaker, ask)) if ask is not None else _converse(speaker)
+
+
+def _raise_for(turn: Turn) -> None:
+    """The exit code of one question: 8 for an answer withheld, 5 for a reply that is none."""
+    if turn.problems:
+        raise AnswerWithheldError("the answer is withheld: " + _reasons(turn))
+    if turn.fault is not None:
+        raise EndpointError(f"no answer: {turn.fault.reason.value}, {turn.fault.detail}")
+
+
+def _reasons(turn: Turn) -> str:
+    return "; ".join(dict.fromkeys(f"{one.rule}, {one.detail}" for one in turn.problems))
 
 
 def _converse(speaker: Speaker) -> None:
@@ -67,6 +97,10 @@ def _converse(speaker: Speaker) -> None:
             say(f"error: {error}")
         else:
             _show(turn)
+            if turn.problems:
+                say("the answer is withheld: " + _reasons(turn))
+            elif turn.fault is not None:
+                say(f"no answer: {turn.fault.reason.value}, {turn.fault.detail}")
 
 
 def _questions() -> Iterator[str]:
@@ -88,14 +122,14 @@ def _questions() -> Iterator[str]:
 
 
 def _show(turn: Turn) -> None:
-    if turn.help is not None:
-        show(f"\n{turn.help}\n", style="bold yellow", indent=2)
-    if turn.text is not None:
-        show(f"\n{turn.text}\n", indent=2)
-    elif turn.problems:
-        say("the answer is withheld: " + "; ".join(f"{p.rule}, {p.detail}" for p in turn.problems))
-    elif turn.fault is not None:
-        say(f"no answer: {turn.fault.reason.value}, {turn.fault.detail}")
+    if turn.masked:
+        say("masked before it was sent: " + ", ".join(turn.masked))
+    shown = [(turn.help, "bold yellow"), (turn.text or turn.notice, "")]
+    if turn.problems:  # first that there is no answer, then where there is help
+        shown.reverse()
+    for text, style in shown:
+        if text is not None:
+            show(f"\n{text}\n", style=style, indent=2)
 
 
 def _described(speaker: Speaker, turn: Turn) -> dict[str, Any]:
@@ -106,5 +140,7 @@ def _described(speaker: Speaker, turn: Turn) -> dict[str, Any]:
         "text": turn.text,
         "withheld_for": [problem.rule for problem in turn.problems],
         "fault": turn.fault.reason.value if turn.fault else None,
+        "notice": turn.notice,
+        "masked": list(turn.masked),
         "notices": [not_a_therapist(), *required_notices()],
     }

@@ -21,7 +21,8 @@ from cbtqa.paths import system_error
 
 EXIT_CODES = (
     "Exit codes: 0 done, 1 bug in cbtqa, 2 usage, 3 configuration or missing extra, 4 bad data, "
-    "5 endpoint or network, 6 incomplete but resumable, 7 licence or permission, 130 interrupted."
+    "5 endpoint or network, 6 incomplete but resumable, 7 licence or permission, 8 answer withheld "
+    "as unsafe, 130 interrupted."
 )
 _UsageError: Any = typer.BadParameter.__base__  # typer does not export the base of its usage errors
 

@@ -15,7 +15,7 @@ from cbtqa.dataset_folder import is_text
 from cbtqa.report.table import Column, Estimate, Table
 from cbtqa.report.words import share
 from cbtqa.safety.evaluation import Share, evaluate_file, parse_labels
-from cbtqa.safety.notices import Locale, help_text, load_hotlines, stale_warning
+from cbtqa.safety.notices import Danger, Locale, help_text, load_hotlines, stale_warning
 from cbtqa.safety.survey import ScreenedText, ScreenSurvey, screen_file, scrub_file
 
 app = CommandGroup(
@@ -134,32 +134,46 @@ def scrub(
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Count and mask personal data: numbers, accounts, addresses, names after cues.
+    """Count and mask personal data: numbers, accounts, addresses, names, schools, firms after cues.
+
+    It says per kind what it finds and what it does not: no anonymisation.
 
     Example: cbtqa safety scrub questions.jsonl --out masked.jsonl
     """
     survey = scrub_file(file, columns=column or (), encoding=encoding, out=out, overwrite=overwrite)
     title = f"{file}: {survey.n_texts_with_data} of {survey.n_texts} texts hold personal data"
-    give(as_json, survey, Table(["kind", "places"], list(survey.n_by_kind.items()), title))
+    rows = [(kind, survey.n_by_kind.get(kind, 0), missed) for kind, missed in survey.misses.items()]
+    give(as_json, survey, Table(["kind", "places", "not found"], rows, title))
     if out is not None:
         say(f"written to {out}")
 
 
 @app.command()
-def hotlines(locale: Lang = "zh", as_json: AsJson = False) -> None:
-    """The dated help lines that answers and pages may name.
+def hotlines(
+    locale: Lang = "zh",
+    danger: Annotated[
+        Danger | None, typer.Option(help="Only what serves this danger, and its help text.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """The dated help lines that answers and pages may name, and the help texts.
 
     Example: cbtqa safety hotlines --locale en
+
+    For one danger: cbtqa safety hotlines --danger violence
     """
     found = load_hotlines()
     lines = found.locales[locale]
+    if danger is not None:
+        serving = tuple(one for one in lines.lines if danger in one.dangers)
+        lines = lines.model_copy(update={"lines": serving})
     rows = [(one.name, one.number, one.hours, one.coverage) for one in lines.lines]
     rows += [(one.name, one.number, "", "") for one in lines.emergencies]
-    title = f"{lines.region}, checked on {found.checked_on}"
+    title = f"{lines.region}, checked on {found.checked_on} or later"
     table = Table(["line", "number", "hours", "coverage"], rows, title)
     give(as_json, {"checked_on": str(found.checked_on), **lines.model_dump(mode="json")}, table)
     if not as_json:
-        show(help_text(locale, "page"))
+        show(help_text(locale, "page", danger=danger))
     if warning := stale_warning():
         say(f"warning: {warning}")
 

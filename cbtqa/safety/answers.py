@@ -102,7 +102,8 @@ def _numbers(folded: str, locale: Locale) -> Iterator[_NamedNumber]:
         if any(a <= start and end <= b and (a, b) != (start, end) for a, b in spans):
             continue
         is_advised = not wording["number_denied"].search(folded[max(0, start - 20) : start])
-        yield _NamedNumber(folded[start:end].replace("-", ""), start, end, is_advised)
+        digits = "".join(_DIGIT.findall(folded[start:end]))
+        yield _NamedNumber(digits, start, end, is_advised)
 
 
 def _unknown_numbers(
@@ -125,7 +126,9 @@ def _promises(
     if not numbers:
         return
     wording = _wording(locale)
-    limited = {line.number.replace("-", "") for line in lines.lines if not line.is_round_the_clock}
+    limited = {
+        "".join(_DIGIT.findall(line.number)) for line in lines.lines if not line.is_round_the_clock
+    }
     for sentence in _SENTENCE.finditer(folded):
         inside = [n for n in numbers if sentence.start() <= n.start < sentence.end()]
         for promise in wording["round_the_clock"].finditer(sentence[0]) if inside else ():
@@ -141,7 +144,7 @@ def _promises(
 def _missing_route(
     folded: str, numbers: list[_NamedNumber], lines: LocaleLines, risk: Risk, locale: Locale
 ) -> str | None:
-    is_named = any(number.digits in lines.numbers and number.is_advised for number in numbers)
+    is_named = any(one.digits in lines.crisis_numbers and one.is_advised for one in numbers)
     if risk == "none" or is_named:
         return None
     if risk == "explicit":
@@ -156,6 +159,8 @@ def _wording(locale: Locale) -> dict[str, re.Pattern[str]]:
     """The regexes of `rules/help_routes.yaml`, and `known` for the numbers of the hotline file."""
     entry = shipped_yaml(__package__, "rules/help_routes.yaml")[locale]
     numbers = load_hotlines().locales[locale].numbers
-    known = "|".join("-?".join(number) for number in sorted(numbers, key=len, reverse=True))
+    # 116 123 and (800) 799-7233 as well; in short numbers a mark would make 110 of the figure 11.0
+    marks = {number: "[-. ()]{0,2}" if len(number) > 5 else "-?" for number in numbers}
+    known = "|".join(marks[one].join(one) for one in sorted(numbers, key=len, reverse=True))
     known = rf"(?<![\d.-])(?:{known})(?![\d-]|{entry['counted']})"
     return {name: re.compile(pattern) for name, pattern in {**entry, "known": known}.items()}

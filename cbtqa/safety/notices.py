@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Iterable
 from functools import cache
 from typing import Literal, get_args
 
@@ -13,6 +14,17 @@ from cbtqa.files import shipped_yaml
 from cbtqa.records import NonEmptyText, Record
 
 Locale = Literal["zh", "en"]
+Danger = Literal[
+    "violence",
+    "sexual_abuse",
+    "psychosis",
+    "mania",
+    "eating",
+    "perinatal",
+    "harm_to_others",
+    "minor_at_risk",
+]
+"""A danger beside suicide and self-harm, which are a question's `Risk`."""
 
 
 class Wording(Record):
@@ -37,6 +49,8 @@ class Notices(Record):
 
     required: tuple[RequiredNotice, ...]
     not_a_therapist: Wording
+    answer_withheld: Wording
+    no_answer: Wording
     intended_use: Wording
     forbidden_use: tuple[Wording, ...]
     content_warning: Wording
@@ -63,6 +77,16 @@ def required_notices(locale: Locale = "zh") -> tuple[str, ...]:
 def not_a_therapist(locale: Locale = "zh") -> str:
     """Statement that a program speaks, not a therapist."""
     return load_notices().not_a_therapist.in_locale(locale)
+
+
+def answer_withheld(locale: Locale = "zh") -> str:
+    """What the asker reads where an answer is not shown because it is unsafe."""
+    return load_notices().answer_withheld.in_locale(locale)
+
+
+def no_answer(locale: Locale = "zh") -> str:
+    """What the asker reads where the model gave no whole answer."""
+    return load_notices().no_answer.in_locale(locale)
 
 
 def content_warning(locale: Locale = "zh") -> str:
@@ -95,6 +119,12 @@ class Line(Record):
     """True only where the source says so; answers must not promise it otherwise."""
     coverage: NonEmptyText
     source: NonEmptyText
+    checked_on: datetime.date | None = None
+    """None: on the day of the whole file."""
+    dangers: tuple[Danger, ...] = ()
+    """Classes of danger that it serves."""
+    is_for_crisis: bool = True
+    """False where it is no route for somebody who may take their life."""
 
 
 class Emergency(Record):
@@ -111,19 +141,30 @@ class LocaleLines(Record):
     lines: tuple[Line, ...]
     emergencies: tuple[Emergency, ...]
     text: dict[Style, NonEmptyText]
+    by_danger: dict[Danger, NonEmptyText]
+    """What a reader in this danger gets: what to do now first, then who helps."""
 
     @property
     def numbers(self) -> frozenset[str]:
-        """Every number of this locale as digits only."""
-        numbered: list[Line | Emergency] = [*self.lines, *self.emergencies]
-        return frozenset(one.number.replace("-", "") for one in numbered)
+        """Every number of this locale as digits only, also without the 1 of North America."""
+        return _digits_of([*self.lines, *self.emergencies])
+
+    @property
+    def crisis_numbers(self) -> frozenset[str]:
+        """Those that are a route for somebody who may take their life."""
+        return _digits_of([*(one for one in self.lines if one.is_for_crisis), *self.emergencies])
 
     @model_validator(mode="after")
     def _texts_exist(self) -> LocaleLines:
-        missing = set(get_args(Style)) - set(self.text)
+        missing = {*get_args(Style), *get_args(Danger)} - {*self.text, *self.by_danger}
         if missing:
             raise ValueError(f"no text for {sorted(missing)}")
         return self
+
+
+def _digits_of(numbered: Iterable[Line | Emergency]) -> frozenset[str]:
+    digits = {"".join(char for char in one.number if char.isdigit()) for one in numbered}
+    return frozenset(digits | {one[1:] for one in digits if len(one) == 11 and one[0] == "1"})
 
 
 class Hotlines(Record):
@@ -140,16 +181,22 @@ def load_hotlines() -> Hotlines:
     return Hotlines.model_validate(shipped_yaml(__package__, "hotlines.yaml"))
 
 
-def help_text(locale: Locale = "zh", style: Style = "short") -> str:
+def help_text(
+    locale: Locale = "zh", style: Style = "short", *, danger: Danger | None = None
+) -> str:
     """A text that names help routes, for answers and pages.
 
+    Args:
+        danger: the text is that of this class, whatever the style.
+
     Raises:
-        ConfigError: no such locale or style.
+        ConfigError: no such locale, style or danger.
     """
     try:
-        return load_hotlines().locales[locale].text[style]
+        lines = load_hotlines().locales[locale]
+        return lines.text[style] if danger is None else lines.by_danger[danger]
     except KeyError as error:
-        raise ConfigError(f"no help text for {error} ({locale}, {style})") from None
+        raise ConfigError(f"no help text for {error} ({locale}, {danger or style})") from None
 
 
 def stale_warning(today: datetime.date | None = None) -> str | None:

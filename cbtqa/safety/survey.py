@@ -16,7 +16,7 @@ from cbtqa.files import write_jsonl
 from cbtqa.paths import refuse_existing
 from cbtqa.records import Record, Risk
 from cbtqa.safety.normalise import Language
-from cbtqa.safety.personal_data import scrub
+from cbtqa.safety.personal_data import scrub, what_is_missed
 from cbtqa.safety.screen import Hit, screen
 
 
@@ -49,6 +49,9 @@ class ScrubSurvey(Record):
     n_texts: int
     n_texts_with_data: int
     n_by_kind: dict[str, int]
+    """Found places by kind, most frequent first; kinds without any are left out."""
+    misses: dict[str, str]
+    """Every kind to what of it is not found, for people."""
 
 
 def screen_file(
@@ -131,7 +134,10 @@ def scrub_file(
 
     _write_or_run(lines(), out, overwrite)
     return ScrubSurvey(
-        n_texts=n_texts, n_texts_with_data=n_touched, n_by_kind=dict(kinds.most_common())
+        n_texts=n_texts,
+        n_texts_with_data=n_touched,
+        n_by_kind=dict(kinds.most_common()),
+        misses=dict(what_is_missed()),
     )
 
 

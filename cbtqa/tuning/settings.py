@@ -55,7 +55,8 @@ class DataSettings(Settings):
     """What a dataset's answers become: answer (flowing text, as in the paper), steps (with
     headings), cot (distortions first, then the answer)."""
     system_prompt: str | None = None
-    """System text of a built dataset's prompts. Default: a counsellor's, by mode."""
+    """System text of a built dataset's prompts. Default: by mode; it bounds what a
+    program may do."""
     chat_format: str | None = None
     """Chat format by name or template file. Default: the backbone's own."""
     max_length: int = Field(2048, ge=16)

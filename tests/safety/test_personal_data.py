@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cbtqa.safety.personal_data import find_personal_data, scrub
+from cbtqa.safety.personal_data import find_personal_data, scrub, what_is_missed
+
+LINES = Path(__file__).parent / "personal_data_lines.yaml"
 
 
 @pytest.mark.parametrize(
@@ -16,6 +22,8 @@ from cbtqa.safety.personal_data import find_personal_data, scrub
         ("打我+86 138 1234 5678", "打我〔手机号〕"),
         ("座机0755-12345678", "座机〔电话〕"),
         ("身份证11010519491231002X", "身份证〔身份证号〕"),
+        # a slip of the writer's makes the check digit wrong, not the number somebody else's
+        ("身份证号 110105194912310021", "身份证号 〔身份证号〕"),
         ("卡号4111 1111 1111 1111", "卡号〔银行卡号〕"),
         ("邮箱xiao.ming@example.com.cn，谢谢", "邮箱〔邮箱〕，谢谢"),
         ("见https://example.com/a?b=1。", "见〔网址〕。"),
@@ -37,7 +45,7 @@ def test_what_identifies_a_person_is_masked(text: str, masked: str) -> None:
     [
         "请拨打12356或010-82951332，紧急时拨打110、120。",
         "我2003年出生，考了580分，欠了200000元。",
-        "身份证号 110105194912310021 的校验码不对",
+        "订单号 202311021234567890 还没发货",
         "4111 1111 1111 1112 不是卡号",
         "我叫他走，他不走。",
         "我叫车去医院了。",
@@ -50,6 +58,69 @@ def test_what_identifies_a_person_is_masked(text: str, masked: str) -> None:
 )
 def test_figures_help_lines_and_common_words_are_left_alone(text: str) -> None:
     assert scrub(text).text == text
+
+
+def lines(batch: str, part: str) -> list[str]:
+    """The sentences of a batch; those of `personal` with their marks."""
+    found = yaml.safe_load(LINES.read_text(encoding="utf-8"))[batch][part]
+    return found if part == "alike" else [line for kind in found.values() for line in kind]
+
+
+def is_masked(marked: str) -> bool:
+    """Whether every letter and digit between the marks is gone."""
+    plain = re.sub("[⟦⟧]", "", marked)
+    wanted: set[int] = set()
+    for n, mark in enumerate(re.finditer("⟦(.*?)⟧", marked)):
+        wanted |= set(range(mark.start() - 2 * n, mark.end() - 2 * n - 2))
+    gone = {at for place in find_personal_data(plain) for at in range(place.start, place.end)}
+    return {at for at in wanted if plain[at].isalnum()} <= gone
+
+
+@pytest.mark.parametrize("batch", ["first", "second", "third"])
+def test_personal_data_of_every_kind_is_masked_but_for_the_known_misses(batch: str) -> None:
+    known = yaml.safe_load(LINES.read_text(encoding="utf-8"))["missed"]
+    marked = lines(batch, "personal")
+    assert len(marked) > 60
+    assert [line for line in marked if not is_masked(line)] == [
+        line for line in marked if line in known
+    ]
+
+
+@pytest.mark.parametrize("batch", ["first", "second", "third"])
+def test_what_only_looks_like_personal_data_is_left_alone(batch: str) -> None:
+    alike = lines(batch, "alike")
+    assert len(alike) > 100
+    assert [line for line in alike if scrub(line).text != line] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("同事小李和班主任张老师", "同事小李和班主任张老师"),
+        ("班主任张丽华老师", "班主任〔姓名〕老师"),
+        ("听说北京大学很好", "听说北京大学很好"),
+        ("我在北京大学读书", "我在〔学校〕读书"),
+        ("我在师范大学读书", "我在师范大学读书"),
+        ("我想考上清华大学", "我想考上清华大学"),
+        ("我在科技公司上班", "我在科技公司上班"),
+        ("我在明泽科技有限公司上班", "我在〔单位〕上班"),
+        ("我室友沈佳怡", "我室友〔姓名〕"),
+        ("高考考了一百三十八分", "高考考了一百三十八分"),
+    ],
+)
+def test_a_name_wants_a_given_name_and_a_school_or_firm_a_name_and_somebody_there(
+    text: str, masked: str
+) -> None:
+    assert scrub(text).text == masked
+
+
+def test_what_a_kind_does_not_find_is_told_for_every_kind_that_is_found() -> None:
+    told = what_is_missed()
+    marked = [*lines("first", "personal"), *lines("second", "personal")]
+    plain = [re.sub("[⟦⟧]", "", line) for line in marked]
+    found = {place.kind for line in plain for place in find_personal_data(line)}
+    assert found == set(told)
+    assert all(told.values())
 
 
 def test_every_place_is_reported_with_its_span() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ from cbtqa.cli import main as program
 from cbtqa.errors import EndpointError, LicenceGateError, UsageError
 from cbtqa.llm.chat import Fault
 from cbtqa.records import Question, Reason, Risk
-from cbtqa.safety.notices import help_text, required_notices
+from cbtqa.safety.notices import answer_withheld, help_text, no_answer, required_notices
 from cbtqa.tuning.answering.chat import ChatSettings, Turn, answer_safely, open_speaker
+from cbtqa.tuning.data.examples import prompt_messages
 from tests.support.endpoint import ScriptedEndpoint, ok, server_error
 
 HARMLESS = "同事没有回我消息，我觉得所有人都讨厌我"
@@ -26,11 +28,11 @@ class Says:
 
     name = "says"
 
-    def __init__(self, said: str | Fault) -> None:
-        self.said, self.asked = said, 0
+    def __init__(self, said: str | Fault, *, is_local: bool = True) -> None:
+        self.said, self.is_local, self.asked = said, is_local, []
 
     def answer(self, question: Question, risk: Risk) -> str | Fault:
-        self.asked += 1
+        self.asked.append(question.question)
         return self.said
 
 
@@ -45,7 +47,7 @@ def test_explicit_danger_gets_help_routes_and_no_model_is_asked(text: str, langu
     speaker = Says("慢慢来。")
     turn = answer_safely(speaker, text)
     assert turn == Turn("explicit", help_text(language, "answer"))
-    assert speaker.asked == 0
+    assert speaker.asked == []
 
 
 def test_a_concern_gets_help_routes_beside_the_answer() -> None:
@@ -67,6 +69,50 @@ def test_an_unsafe_answer_is_withheld_with_its_reason(unsafe: str) -> None:
     turn = answer_safely(Says(unsafe), HARMLESS)
     assert turn.text is None and turn.problems
     assert unsafe not in str(turn.help)
+    assert turn.notice == answer_withheld("zh") and turn.help == help_text("zh", "short")
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("我已经割了，血止不住", "120"),
+        ("药我刚才全吃了，不想活了", "120"),
+        ("I just took all my pills, I want to die", "911"),
+    ],
+)
+def test_an_attempt_under_way_is_told_to_call_now_before_anything_else(
+    text: str, number: str
+) -> None:
+    turn = answer_safely(Says("慢慢来。"), text)
+    assert turn.risk == "explicit" and turn.help is not None
+    assert number in turn.help[:20]
+    assert turn.text is None
+
+
+def test_what_goes_to_an_endpoint_elsewhere_has_personal_data_masked() -> None:
+    text = "我叫王小明，电话13812345678，最近总睡不好"
+    local, elsewhere = Says("慢慢来。"), Says("慢慢来。", is_local=False)
+    assert answer_safely(local, text).masked == () and local.asked == [text]
+    turn = answer_safely(elsewhere, text)
+    assert elsewhere.asked == ["我叫〔姓名〕，电话〔手机号〕，最近总睡不好"]
+    assert turn.masked == ("name", "phone") and turn.text == "慢慢来。"
+
+
+def test_an_endpoint_on_this_machine_is_local_and_one_elsewhere_is_not(monkeypatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    here = ChatSettings(endpoint="http://127.0.0.1:9/v1", model="m")
+    there = ChatSettings(endpoint="openai", model="m", acknowledge_disclosure=True)
+    assert open_speaker(here).is_local and not open_speaker(there).is_local
+    assert open_speaker(ChatSettings()).is_local
+
+
+@pytest.mark.parametrize("mode", ["answer", "steps", "cot"])
+def test_the_models_own_system_text_claims_no_practice_and_bounds_what_it_may_do(mode) -> None:
+    system = prompt_messages(Question(id="q", question="怎么办？"), mode)[0]["content"]
+    assert not re.search("多年|资深|经验丰富|心理咨询师", system)
+    assert "不是真人" in system
+    for bound in ("诊断", "药", "语言", "范围", "危险"):
+        assert bound in system
 
 
 @pytest.mark.parametrize("safe", ["需要时可拨打 12356。", "You can call 988, or text a friend."])
@@ -76,7 +122,8 @@ def test_each_languages_own_help_lines_may_be_named(safe: str) -> None:
 
 def test_a_reply_that_is_no_answer_is_told_as_such() -> None:
     fault = Fault(Reason.CUT, "at the limit")
-    assert answer_safely(Says(fault), HARMLESS) == Turn("none", None, fault=fault)
+    turn = answer_safely(Says(fault), HARMLESS)
+    assert turn == Turn("none", None, fault=fault, notice=no_answer("zh"))
 
 
 def test_without_a_model_the_template_system_answers_on_topic() -> None:
@@ -157,6 +204,36 @@ def test_a_conversation_knows_help_and_quit_and_asks_no_model_about_them(
     printed = capsys.readouterr()
     assert printed.err.count("/quit, an empty line or Ctrl-D ends") == 2
     assert "no such command: /halt" in printed.err and not printed.out.strip()
+
+
+@pytest.mark.parametrize(
+    ("ask", "language"), [(HARMLESS, "zh"), ("My boss hates me, I think.", "en")]
+)
+def test_a_withheld_answer_is_told_to_the_asker_and_has_an_exit_code_of_its_own(
+    ask: str, language, capsys
+) -> None:
+    unsafe = "你可以自己把药停了。"
+    with ScriptedEndpoint(ok(unsafe)) as server:
+        flags = ["chat", "--endpoint", server.url, "--model", "m", "--ask", ask]
+        assert program._run(flags, False) == 8
+        printed = capsys.readouterr()
+        assert program._run([*flags, "--json"], False) == 8
+        told = json.loads(capsys.readouterr().out)
+    shown = "".join(printed.out.split())
+    assert "".join(answer_withheld(language).split()) in shown
+    assert "".join(help_text(language, "short").split()) in shown
+    assert unsafe not in printed.out + printed.err and "stop_medication" in printed.err
+    assert told["text"] is None and set(told["withheld_for"]) == {"stop_medication"}
+    assert told["notice"] == answer_withheld(language) and told["help"]
+
+
+def test_a_reply_that_is_no_answer_ends_one_question_with_the_code_of_endpoints(capsys) -> None:
+    with ScriptedEndpoint(ok("")) as server:
+        flags = ["chat", "--endpoint", server.url, "--model", "m", "--ask", HARMLESS]
+        assert program._run(flags, False) == 5
+    printed = capsys.readouterr()
+    assert "".join(no_answer("zh").split()) in "".join(printed.out.split())
+    assert "empty" in printed.err
 
 
 def test_json_without_a_question_is_a_usage_error(capsys) -> None:

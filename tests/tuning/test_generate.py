@@ -78,7 +78,7 @@ def answering(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for row, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
         labels[row, len(prompt) : len(text)] = torch.tensor(text[len(prompt) :])
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    for _ in range(50):
+    for _ in range(100):
         loss = model(input_ids=ids, labels=labels).loss
         optimizer.zero_grad()
         loss.backward()

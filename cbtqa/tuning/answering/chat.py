@@ -4,8 +4,9 @@
     turn = answer_safely(speaker, "同事没有回我消息，我觉得大家都讨厌我")
     turn.text            # None when nothing may be shown; turn.problems and turn.fault give why
 
-An explicit question gets help routes and no model is asked. An answer is shown whole or not at
-all, so nothing is streamed. Every question is independent, and nothing is stored.
+An explicit question gets help routes, what to do now first, and no model is asked. An answer is
+shown whole or not at all, so nothing is streamed. What goes to an endpoint that is not local has
+its personal data masked. Every question is independent, and nothing is stored.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from cbtqa.llm.protocol import request_body
 from cbtqa.llm.transport import open_transport
 from cbtqa.records import Question, Risk
 from cbtqa.safety.answers import Problem, check_answer
-from cbtqa.safety.notices import Locale, help_text
+from cbtqa.safety.notices import Locale, answer_withheld, help_text, no_answer
+from cbtqa.safety.personal_data import Scrubbed, scrub
 from cbtqa.safety.screen import screen
 from cbtqa.tuning.answering.generate import open_local, refuse_adapter_at_endpoint, sampling_of
 from cbtqa.tuning.answering.model import AnswerModel, prompt_form
@@ -52,19 +54,25 @@ class Turn:
     risk: Risk
     """Of the question."""
     help: str | None
-    """Help routes, to be shown before anything else; None when the question shows no risk."""
+    """Help routes; None when the question shows no risk and no answer is withheld."""
     text: str | None = None
     """The answer; None when no model was asked, none answered, or the answer is unsafe."""
     problems: tuple[Problem, ...] = ()
     """Why an answer is withheld."""
     fault: Fault | None = None
     """Why a reply is no answer."""
+    notice: str | None = None
+    """What the asker reads in place of an answer, in the language of the question."""
+    masked: tuple[str, ...] = ()
+    """Kinds of personal data that were masked before the question left the machine."""
 
 
 class Speaker:
     """Answers one question: by itself the template system."""
 
     name: str = "template"
+    is_local: bool = True
+    """Whether what is asked stays on this machine or in its private network."""
 
     def __init__(self, settings: ChatSettings) -> None:
         self._settings = settings
@@ -77,24 +85,32 @@ class Speaker:
 
 def answer_safely(speaker: Speaker, text: str) -> Turn:
     """Grades a question, asks for an answer unless it is explicit, and checks the answer."""
-    language: Locale = "zh" if _CHINESE.search(text) else "en"
+    language = language_of(text)
     risk = max(screen(text, "zh").risk, screen(text, "en").risk, key=_GRADES.index)
     if risk == "explicit":
         return Turn(risk, help_text(language, "answer"))
     help_routes = help_text(language, "short") if risk == "concern" else None
-    question = Question(id="chat", question=text)
-    answer = speaker.answer(question, risk)
+    sent = Scrubbed(text, ()) if speaker.is_local else scrub(text)
+    masked = tuple(dict.fromkeys(place.kind for place in sent.found))
+    answer = speaker.answer(Question(id="chat", question=sent.text), risk)
     if isinstance(answer, Fault):
-        return Turn(risk, help_routes, fault=answer)
-    problems = _problems_of(answer)
-    return Turn(risk, help_routes, None if problems else answer, problems)
+        return Turn(risk, help_routes, fault=answer, notice=no_answer(language), masked=masked)
+    if problems := _problems_of(answer):
+        routes, notice = help_text(language, "short"), answer_withheld(language)
+        return Turn(risk, routes, problems=problems, notice=notice, masked=masked)
+    return Turn(risk, help_routes, answer, masked=masked)
+
+
+def language_of(text: str) -> Locale:
+    """The language in which the asker is spoken to: Chinese with any Chinese character."""
+    return "zh" if _CHINESE.search(text) else "en"
 
 
 def _problems_of(answer: str) -> tuple[Problem, ...]:
     """Why an answer is not shown: advice against safety in either language, and numbers and
     promises that contradict the help lines of its own language."""
     # grade `none`: a route is named beside the answer, which need not name one itself
-    own: Locale = "zh" if _CHINESE.search(answer) else "en"
+    own = language_of(answer)
     other: Locale = "en" if own == "zh" else "zh"
     found = check_answer(answer, "none", own)
     more = (one for one in check_answer(answer, "none", other) if one.rule not in _BY_HELP_LINE)
@@ -147,6 +163,7 @@ class _EndpointSpeaker(_PromptedSpeaker):
     def __init__(self, settings: ChatSettings, endpoint: Endpoint) -> None:
         super().__init__(settings)
         self.name, self._endpoint = f"{endpoint.model} at {endpoint.host}", endpoint
+        self.is_local = endpoint.is_local
 
     def _reply(self, item: AskedItem) -> Reply:
         return asyncio.run(self._send(item))

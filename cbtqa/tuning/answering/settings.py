@@ -34,7 +34,8 @@ class DecodingSettings(Settings):
     """Form of the answers: answer, steps or cot. Default: as the adapter was trained, else
     answer."""
     system_prompt: str | None = None
-    """System text. Default: as the adapter was trained, else a counsellor's, by mode."""
+    """System text. Default: as the adapter was trained, else by mode; it bounds what a program may
+    do."""
     chat_format: str | None = None
     """Chat format by name or template file. Default: as trained, else the model's own."""
     max_new_tokens: int = Field(1024, ge=1)

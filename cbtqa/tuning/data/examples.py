@@ -56,7 +56,10 @@ def prompt_messages(
     question: Question, mode: Mode = "answer", system_prompt: str | None = None
 ) -> list[Message]:
     """System text (None: the mode's own; empty: none) and question, in training and generation."""
-    system = wording()["system"][mode] if system_prompt is None else system_prompt
+    system = system_prompt
+    if system is None:
+        parts = wording()["system"]
+        system = parts["persona"] + parts["task"][mode] + parts["bounds"]
     turns = [{"role": "system", "content": system}] if system.strip() else []
     return [*turns, {"role": "user", "content": question.source_text.strip()}]
 
