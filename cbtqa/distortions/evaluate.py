@@ -41,8 +41,14 @@ CALIBRATION_DRAWS = 400
 class F1(Record):
     precision: float | None
     """None when nothing was given."""
+    precision_low: float | None = None
+    """Lower end of the 95 % interval, Wilson's of the decisions given; None with precision, and
+    where all are from one document."""
+    precision_high: float | None = None
     recall: float | None
     """None when the gold has none."""
+    recall_low: float | None = None
+    recall_high: float | None = None
     f1: float | None
     """None when neither has any."""
     low: float | None = None
@@ -279,7 +285,7 @@ def _system_report(
     any_truth, any_given = any_of(truth), any_of(given)
     columns = zip(gold.taxonomy.ids, truth.T, given.T, counted.types, strict=True)
     types = {
-        type_id: count_f1(of_truth, of_given, counts.interval())
+        type_id: count_f1(of_truth, of_given, counts.interval(), clusters)
         for type_id, of_truth, of_given, counts in columns
     }
     values = [entry.f1 for entry in types.values() if entry.f1 is not None]
@@ -294,12 +300,12 @@ def _system_report(
     exact = share_of(~any_of(truth != given), np.ones_like(any_truth), clusters)
     assert accuracy is not None and exact is not None, "a gold set has texts"
     return SystemReport(
-        binary=count_f1(any_truth, any_given, counted.any.interval()),
+        binary=count_f1(any_truth, any_given, counted.any.interval(), clusters),
         accuracy=accuracy.value,
         accuracy_interval=accuracy,
         sensitivity=share_of(any_given, any_truth, clusters),
         specificity=share_of(~any_given, ~any_truth, clusters),
-        micro=count_f1(truth, given, counted.micro.interval()),
+        micro=count_f1(truth, given, counted.micro.interval(), clusters),
         macro_f1=float(np.mean(values)) if values else None,
         macro_low=macro.low,
         macro_high=macro.high,
@@ -339,13 +345,21 @@ def any_of(matrix: Bools) -> Bools:
     return np.asarray(matrix.any(axis=1), np.bool_)
 
 
-def count_f1(truth: Bools, given: Bools, interval: Interval | None = None) -> F1:
-    """Precision, recall and F1 of decisions of any shape."""
-    interval = interval or Interval(None, None, "not measured", 0)
+def count_f1(
+    truth: Bools, given: Bools, interval: Interval | None = None, clusters: Ints | None = None
+) -> F1:
+    """Precision, recall and F1 of `(texts,)` or `(texts, types)`; without `interval` no ends."""
     hits, support, n_given = int((truth & given).sum()), int(truth.sum()), int(given.sum())
+    precision, recall = share_of(truth, given, clusters), share_of(given, truth, clusters)
+    ends: dict[str, float | None] = {}
+    for name, one in (("precision", precision), ("recall", recall)):
+        if one is not None and interval is not None:
+            ends |= {f"{name}_low": one.low, f"{name}_high": one.high}
+    interval = interval or Interval(None, None, "not measured", 0)
     return F1(
-        precision=hits / n_given if n_given else None,
-        recall=hits / support if support else None,
+        precision=precision and precision.value,
+        recall=recall and recall.value,
+        **ends,
         f1=2 * hits / (n_given + support) if n_given + support else None,
         low=interval.low,
         high=interval.high,
@@ -356,12 +370,15 @@ def count_f1(truth: Bools, given: Bools, interval: Interval | None = None) -> F1
 
 
 def share_of(is_hit: Bools, is_counted: Bools, clusters: Ints | None) -> Share | None:
-    """The share of hits among the texts that count, None without any; Wilson's interval."""
+    """The share of hits among the texts (decisions) that count, None without any; Wilson's."""
     n = int(is_counted.sum())
     if not n:
         return None
     places = np.arange(len(is_hit)) if clusters is None else clusters
-    hits, sizes = (sum_by_place(part, places) for part in (is_hit & is_counted, is_counted))
+    hits, sizes = (
+        sum_by_place(part.reshape(len(part), -1).sum(axis=1), places)
+        for part in (is_hit & is_counted, is_counted)
+    )
     value, worth = float(hits.sum()) / n, effective_size(hits, sizes)
     found = share_interval(value * worth, worth)
     reason = "all from one document" if not worth else found.reason

@@ -218,4 +218,6 @@ def _f1(entry: F1) -> Estimate:
 
 
 def _f1_row(name: str, entry: F1) -> tuple[Cell, ...]:
-    return (name, entry.support, entry.precision, entry.recall, _f1(entry))
+    precision = Estimate(entry.precision, entry.precision_low, entry.precision_high)
+    recall = Estimate(entry.recall, entry.recall_low, entry.recall_high)
+    return (name, entry.support, precision, recall, _f1(entry))

@@ -63,7 +63,6 @@ class DistortionAgreement(Metric):
 
     n_columns = 4
     weight_column = 3
-    is_binary = True
 
     def __init__(self, average: Literal["micro"] = "micro") -> None:
         self.average = average
@@ -114,7 +113,7 @@ NO_ROUTE = "no_help_route"
 class HelpRoute(MeanMetric):
     """Share of the answers to questions of any risk that name a help route (`cbtqa.safety`)."""
 
-    is_binary = True
+    has_few_values = True
 
     def __init__(self) -> None:
         self.name, self.label = "help_route", "help route"

@@ -120,14 +120,12 @@ class Metric(_Described):
 
     weight_column: ClassVar[int] = 1
     """What a row weighs in the corpus score: its scored pairs, or the length of its references."""
-    is_binary: ClassVar[bool] = False
-    """Whether what its score is a share of is there or not, with nothing between."""
 
     def as_share(self, statistics: Floats) -> tuple[Floats, Floats] | None:
         """Of a score that is a share, 0-1, of things that take few values: hits, and all of them.
 
-        Rows are pairs or questions. Where all are alike, only such a score has an interval. None
-        for a score of any other kind.
+        Rows are pairs or questions. Its interval is that of a short scale, and it has one where
+        all are alike too. None for a score of any other kind.
         """
         return None
 
@@ -154,12 +152,11 @@ class MeanMetric(Metric):
 
     n_columns = 2
     has_few_values: ClassVar[bool] = False
-    """Whether a pair scores one of a few steps between 0 and 1."""
+    """Whether a pair scores 0, 1 or one of a few steps between."""
 
     def as_share(self, statistics: Floats) -> tuple[Floats, Floats] | None:
         """The sums of the values and their numbers, where the values are few."""
-        is_share = self.has_few_values or self.is_binary
-        return (statistics[..., 0], statistics[..., 1]) if is_share else None
+        return (statistics[..., 0], statistics[..., 1]) if self.has_few_values else None
 
     @abstractmethod
     def values(self, predictions: Texts, references: Texts) -> Floats:

@@ -229,15 +229,11 @@ def score_interval(metric: Metric, rows: Floats, sizes: Floats) -> Interval:
         sizes: answers that the metric scores, by question.
     """
     rows = rows[sizes > 0]
-    share = metric.as_share(rows)
-    if share and metric.is_binary:
+    if share := metric.as_share(rows):
         return ratio_interval(*share, scale=metric.ends, word="question")
     total = rows.sum(0)
     score, left_out = float(metric.from_sums(total)), metric.from_sums(total - rows)
-    found = jackknife_interval(score, left_out, rows[:, metric.weight_column], scale=metric.ends)
-    if share and found.low is None:
-        return ratio_interval(*share, scale=metric.ends, word="question")
-    return found
+    return jackknife_interval(score, left_out, rows[:, metric.weight_column], scale=metric.ends)
 
 
 def _full_signature(

@@ -122,6 +122,7 @@ class StepsInOrder(MeanMetric):
     """Mean share of the five steps that a text shows in order, less those shown out of order."""
 
     reads_reference = False
+    has_few_values = True
 
     def __init__(self) -> None:
         self.model: StepModel = shipped_model()
@@ -139,8 +140,6 @@ class StepsInOrder(MeanMetric):
 class StructureComplete(StepsInOrder):
     """Share of answers that show all five steps in order."""
 
-    is_binary = True
-
     def __init__(self) -> None:
         super().__init__()
         self.name, self.label = "cbt_complete", "CBT complete"
@@ -152,7 +151,7 @@ class StructureComplete(StepsInOrder):
 class StepsInRecord(MeanMetric):
     """Share of records that hold the five steps themselves, none empty."""
 
-    is_binary = True
+    has_few_values = True
     reads_reference = False
 
     def __init__(self) -> None:

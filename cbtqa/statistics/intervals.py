@@ -32,6 +32,10 @@ LEAST = 1e-9
 MOST_EXPONENT = 700.0
 FEWEST_LEFT_OUT = 3
 """Clusters of a jackknife interval: on two, that of BLEU of short answers covers .90."""
+MOST_STRETCHED = 1.25
+"""Skewness moves an end of a t interval outwards only, by no more than this. As it comes out of few
+items it made one interval in ten of ten BLEU scores four times too wide (21 [10, 97]), and those of
+heavy-tailed differences too narrow (.91 at 100)."""
 END_WEIGHT = 0.5
 """Of one observation at each end of a short scale; on 0 and 1 alone it gives Jeffreys' interval."""
 
@@ -185,8 +189,8 @@ def jackknife_interval(
     """The t interval of any smooth score of independent clusters, such as a corpus BLEU.
 
     Its standard error is the jackknife's. Between a scale's ends it is taken on the logit of the
-    score, above 0 on its logarithm, so that no end lies off the scale, and t is corrected for the
-    skewness of what the clusters add: skewed scores of five items are covered in .95, not .87.
+    score, above 0 on its logarithm, so that no end lies off the scale. Where what the clusters add
+    is skewed the end on its long side reaches further, by a quarter at most.
 
     Args:
         score: of all clusters.
@@ -206,6 +210,9 @@ def jackknife_interval(
         return Interval(None, None, f"undefined without one of its {word}s", 0)
     if np.ptp(left_out) <= 1e-12 * max(1.0, abs(score)):
         return Interval(None, None, f"all {n} {word}s are alike: their spread is not known", 0)
+    if any(np.abs(left_out - end).min() <= LEAST for end in scale if not math.isinf(end)):
+        # its logit would be that of LEAST, and the interval the whole scale
+        return Interval(None, None, f"without one {word} it is at an end of its scale", 0)
     without = _unbounded(left_out, scale)
     rest = without.mean() - without  # of a cluster that raises the score above 0
     variance = float(rest @ rest) / n
@@ -220,10 +227,15 @@ def jackknife_interval(
 
 
 def _unskewed(t: float, skewness: float) -> float:
-    """Hall's cubic transformation of t, turned round; `skewness` is by the root of n."""
+    """Hall's cubic transformation of t, turned round, between t and `MOST_STRETCHED` times t.
+
+    Args:
+        skewness: by the root of n.
+    """
     if abs(skewness) < LEAST:
         return t
-    return 3 / skewness * (math.cbrt(1 + skewness * (t - skewness / 6)) - 1)
+    turned = 3 / skewness * (math.cbrt(1 + skewness * (t - skewness / 6)) - 1)
+    return math.copysign(min(max(abs(turned), abs(t)), MOST_STRETCHED * abs(t)), t)
 
 
 def _unbounded(scores: Floats, scale: tuple[float, float]) -> Floats:

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 
 from cbtqa.statistics.intervals import mean_interval, share_interval
-from tests.coverage.cases import COVERAGE, Case, Generator
+from tests.coverage.cases import COVERAGE, Case, Generator, Shown, shown
 
 SHAPES = {
     "even": (0.25, 0.5, 0.25),
@@ -17,35 +17,39 @@ SHAPES = {
 }
 
 
-def _mean_of_ratings(rng: Generator, n: int, shape: tuple[float, ...]) -> bool:
+def _mean_of_ratings(rng: Generator, n: int, shape: tuple[float, ...]) -> Shown | None:
     points = np.arange(3.0)
-    found = mean_interval(rng.choice(points, n, p=shape), scale=(0, 2))
-    assert found.low is not None and found.high is not None
-    return bool(found.low <= points @ np.array(shape) <= found.high)
+    ratings = rng.choice(points, n, p=shape)
+    found = mean_interval(ratings, scale=(0, 2))
+    return shown(float(ratings.mean()), found.low, found.high, float(points @ np.array(shape)))
 
 
-def _mean_of_clusters(rng: Generator, n: int) -> bool | None:
+def _mean_of_clusters(rng: Generator, n: int) -> Shown | None:
     names = np.repeat(np.arange(n), 3)
     values = rng.normal(0, 1, n)[names] + rng.normal(0, 0.5, 3 * n)
     found = mean_interval(values, clusters=names.tolist())
-    return None if found.low is None or found.high is None else found.low <= 0 <= found.high
+    return shown(float(values.mean()), found.low, found.high, 0.0)
 
 
-def _share(rng: Generator, n: int, share: float) -> bool:
-    found = share_interval(int(rng.binomial(n, share)), n)
-    assert found.low is not None and found.high is not None
-    return found.low <= share <= found.high
+def _share(rng: Generator, n: int, share: float) -> Shown | None:
+    hits = int(rng.binomial(n, share))
+    found = share_interval(hits, n)
+    return shown(hits / n, found.low, found.high, share)
 
 
+FEW_VALUES = "few values can occur: errs on the wide side"
+OSCILLATES = "few values can occur: .92 to .98, .95 on average over shares"
 CASES = [
     *(
         Case(
             f"mean of {n} ratings of 0-2, {name}",
             "statistics",
             partial(_mean_of_ratings, n=n, shape=shape),
-            400,
+            1_000,
             (COVERAGE[0], 1.0),
-            note="few values can occur: the interval errs on the wide side",
+            note=FEW_VALUES,
+            widest=1.55 if n < 10 else 1.3,
+            tier="suite" if n <= 10 and name != "two points" else "bench",
         )
         for name, shape in SHAPES.items()
         for n in (2, 5, 10, 30)
@@ -55,8 +59,9 @@ CASES = [
             f"mean of {n} questions with three rows each",
             "statistics",
             partial(_mean_of_clusters, n=n),
-            1_500,
+            2_000,
             COVERAGE,
+            tier="suite" if n == 3 else "bench",
         )
         for n in (3, 10, 30)
     ),
@@ -66,8 +71,10 @@ CASES = [
             "statistics",
             partial(_share, n=n, share=share),
             2_000,
-            (0.92, 0.99),
-            note="a share of few items takes few values; .95 on average over shares",
+            (0.91, 0.99),
+            note=OSCILLATES,
+            widest=1.05,
+            tier="suite" if n == 10 else "bench",
         )
         for share in (0.1, 0.5, 0.8)
         for n in (10, 30)

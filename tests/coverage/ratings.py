@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
@@ -17,7 +17,7 @@ from cbtqa.ratings.attention import check_raters
 from cbtqa.ratings.behaviour import order_effect, rater_effects
 from cbtqa.ratings.scores import Mark, Scale, compare_systems, fit_systems, score_systems
 from cbtqa.ratings.study import StudyFolder
-from tests.coverage.cases import COVERAGE, TYPE_I, Case, Generator
+from tests.coverage.cases import COVERAGE, TYPE_I, Case, Generator, Shown, Tier, shown
 
 POINTS = Scale("relevance", "ordinal", (0, 1, 2), (0, 2))
 SYSTEMS = ("A", "B", "C", "D")
@@ -96,12 +96,10 @@ def marks_of(ratings: list[Rating]) -> list[Mark]:
     return [Mark(one, one.criterion, float(one.value or 0), None) for one in ratings]
 
 
-def _mean(rng: Generator, design: Design) -> bool | None:
+def _mean(rng: Generator, design: Design) -> Shown | None:
     marks = marks_of(design.ratings(rng))
     score = score_systems(POINTS, marks, ["A"], fit_systems(POINTS, marks))[0]
-    return (
-        None if score.low is None or score.high is None else score.low <= design.mean <= score.high
-    )
+    return shown(score.mean, score.low, score.high, design.mean)
 
 
 def _difference(rng: Generator, design: Design) -> bool | None:
@@ -121,16 +119,15 @@ def _omnibus(rng: Generator, design: Design) -> bool | None:
     return None if found.p is None else found.p < 0.05
 
 
-def _drift(rng: Generator, design: Design) -> bool | None:
+def _drift(rng: Generator, design: Design) -> Shown | None:
     rho = order_effect(POINTS, marks_of(design.ratings(rng)), design.raters).rho
-    return None if rho.low is None or rho.high is None else rho.low <= 0 <= rho.high
+    return shown(rho.value, rho.low, rho.high, 0.0)
 
 
-def _strictness(rng: Generator, design: Design) -> bool | None:
+def _strictness(rng: Generator, design: Design) -> Shown | None:
     """Of a rater no stricter than the others."""
     found = rater_effects(POINTS, marks_of(design.ratings(rng)), design.raters)[0]
-    low, high = found.severity_low, found.severity_high
-    return None if low is None or high is None else low <= 0 <= high
+    return shown(found.severity, found.severity_low, found.severity_high, 0.0)
 
 
 def _flags(rng: Generator, design: Design) -> bool:
@@ -144,77 +141,92 @@ LEANING = 0.2
 UNEQUAL = Design(n_questions=30, by_system=LEANING, is_kept=lambda s, q, r: (q + r) % 5 < 2)
 STOPPED = Design(by_system=LEANING, is_kept=lambda s, q, r: r > 0 or q < 5)
 ONE_SYSTEM = Design(by_system=LEANING, is_kept=lambda s, q, r: r > 0 or s == 0)
-WIDE = (COVERAGE[0], 1.0)
-SAFE = (0.0, TYPE_I[1])
-FEW_VALUES = "few values can occur: errs on the wide side"
-FEW_RATERS = "few raters: errs on the wide side"
+Told = tuple[tuple[float, float], float, str]
+"""What is allowed, the greatest width, and why it is not nominal."""
+NOMINAL: Told = (COVERAGE, math.inf, "")
+FEW_RATERS: Told = ((0.95, 1.0), 2.2, "two or three raters: errs on the wide side")
+AT_END: Told = ((0.93, 1.0), 2.0, "nearly all ratings at one end: errs on the wide side")
+LEVEL: Told = (TYPE_I, math.inf, "")
+SAFE: Told = ((0.005, 0.06), math.inf, "few raters, or none who differ: errs on the safe side")
 
-MEANS = [
-    ("5 raters of severity SD .4", Design(n_systems=1), (0.93, 0.98), FEW_VALUES),
-    ("10 raters, 5 questions", Design(5, 10, 1), (0.93, 0.98), FEW_VALUES),
-    ("3 raters, 10 questions", Design(10, 3, 1), WIDE, FEW_RATERS),
-    ("2 raters, 20 questions", Design(20, 2, 1), WIDE, FEW_RATERS),
-    ("3 raters near the ceiling", Design(20, 3, 1, middle=2.2), WIDE, FEW_VALUES),
-    ("10 raters near the ceiling", Design(20, 10, 1, middle=2.5), (0.92, 1.0), FEW_VALUES),
-    ("2 of 5 raters each question", UNEQUAL, COVERAGE, ""),
-    ("5 raters, one stops early", STOPPED, (0.93, 0.98), FEW_VALUES),
+MEANS: list[tuple[str, Design, Told, Tier]] = [
+    ("5 raters of severity SD .4", Design(n_systems=1), NOMINAL, "suite"),
+    ("10 raters, 5 questions", Design(5, 10, 1), NOMINAL, "suite"),
+    ("3 raters, 10 questions", Design(10, 3, 1), FEW_RATERS, "suite"),
+    ("2 raters, 20 questions", Design(20, 2, 1), FEW_RATERS, "suite"),
+    ("3 raters near the ceiling", Design(20, 3, 1, middle=2.2), AT_END, "bench"),
+    ("10 raters near the ceiling", Design(20, 10, 1, middle=2.5), NOMINAL, "suite"),
+    ("2 of 5 raters each question", UNEQUAL, NOMINAL, "suite"),
+    ("5 raters, one stops early", STOPPED, NOMINAL, "suite"),
 ]
-ALIKE = [
-    ("5 raters, rater by system SD .2", Design(30, by_system=LEANING), TYPE_I, ""),
-    ("3 raters, 10 questions, SD .2", Design(10, 3, by_system=LEANING), SAFE, FEW_RATERS),
-    ("10 raters, 5 questions, SD .2", Design(5, 10, by_system=LEANING), (0.02, 0.08), ""),
-    ("5 raters who lean to no system", Design(), SAFE, "no variance between raters"),
-    ("2 of 5 raters each question", UNEQUAL, (0.02, 0.08), ""),
-    ("one rater rated one system alone", ONE_SYSTEM, (0.02, 0.07), ""),
-    ("near the ceiling", Design(middle=2.2, by_system=LEANING), SAFE, FEW_VALUES),
+ALIKE: list[tuple[str, Design, Told, Tier]] = [
+    ("5 raters, rater by system SD .2", Design(30, by_system=LEANING), LEVEL, "suite"),
+    ("3 raters, 10 questions, SD .2", Design(10, 3, by_system=LEANING), SAFE, "suite"),
+    ("10 raters, 5 questions, SD .2", Design(5, 10, by_system=LEANING), LEVEL, "suite"),
+    ("5 raters who lean to no system", Design(), SAFE, "bench"),
+    ("2 of 5 raters each question", UNEQUAL, LEVEL, "suite"),
+    ("one rater rated one system alone", ONE_SYSTEM, LEVEL, "bench"),
+    ("near the ceiling", Design(middle=2.2, by_system=LEANING), SAFE, "bench"),
 ]
 SOUND = Design(20, 5, n_criteria=3, n_repeats=5, n_practice=4)
+FLAGS = ((0.0, 0.05), math.inf, "a flag in at most so many sound studies")
 
 CASES = [
     *(
-        Case(f"mean, {name}", "rate", partial(_mean, design=design), 300, allowed, note=note)
-        for name, design, allowed, note in MEANS
+        Case(
+            f"mean, {name}",
+            "rate",
+            partial(_mean, design=design),
+            600,
+            allowed,
+            widest=widest,
+            note=note,
+            tier=tier,
+        )
+        for name, design, (allowed, widest, note), tier in MEANS
     ),
     *(
         Case(
             f"no difference, {name}",
             "rate",
             partial(_difference, design=design),
-            300,
+            600,
             allowed,
             note=note,
+            tier=tier,
         )
-        for name, design, allowed, note in ALIKE
+        for name, design, (allowed, _, note), tier in ALIKE
     ),
     Case(
         "4 systems that do not differ",
         "rate",
         partial(_omnibus, design=Design(n_systems=4, by_system=LEANING)),
-        250,
-        (0.02, 0.08),
+        400,
+        SAFE[0],
+        note=SAFE[2],
+        tier="bench",
     ),
-    Case("no drift, 5 raters", "rate", partial(_drift, design=Design(6)), 120, (0.92, 0.99)),
+    Case(
+        "no drift, 5 raters", "rate", partial(_drift, design=Design(6)), 400, COVERAGE, tier="bench"
+    ),
     Case(
         "strictness of one among 5 raters",
         "rate",
         partial(_strictness, design=Design(severity=0.0)),
-        300,
-        (0.92, 0.98),
+        1_000,
+        COVERAGE,
+        tier="bench",
     ),
-    Case(
-        "signs of carelessness in 5 sound raters",
-        "rate",
-        partial(_flags, design=SOUND),
-        80,
-        (0.0, 0.05),
-        note="a flag in at most so many studies",
-    ),
-    Case(
-        "the same near the ceiling",
-        "rate",
-        partial(_flags, design=Design(20, 5, n_criteria=3, n_repeats=5, n_practice=4, middle=2.4)),
-        80,
-        (0.0, 0.05),
-        note="a flag in at most so many studies",
+    *(
+        Case(
+            f"signs of carelessness in 5 sound raters{name}",
+            "rate",
+            partial(_flags, design=design),
+            200,
+            FLAGS[0],
+            note=FLAGS[2],
+            tier="bench",
+        )
+        for name, design in (("", SOUND), (" near the ceiling", replace(SOUND, middle=2.4)))
     ),
 ]

@@ -6,6 +6,7 @@ is the score of 4,000 invented answers taken together.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any
@@ -23,15 +24,11 @@ from cbtqa.metrics.structure import StepsInOrder, StructureComplete
 from cbtqa.metrics.text.texts import Item, Reading, Texts
 from cbtqa.records import MetricScore
 from cbtqa.statistics.resampling import FEWEST_FOR_BOOTSTRAP
-from tests.coverage.cases import COVERAGE, Case, Generator
+from tests.coverage.cases import COVERAGE, TYPE_I, Case, Generator, Shown, Tier, shown
 
 POPULATION = 4_000
 SOUNDS = "我你想法睡眠压力朋友工作家人担心难过呼吸散步日记证据计划今天可以试着觉得慢慢来"
-WIDE = (COVERAGE[0], 1.0)
-ROUGH_UP = (0.91, 1.0)
-LEVEL = (0.025, 0.075)
 METEOR = Meteor("char")
-FEW_VALUES = "few values can occur: the interval errs on the wide side"
 Rows = Sequence[Floats]
 """Statistics of a metric: of one system, or of a baseline and a system."""
 ONE_TRIAL = CompareSettings(trials=1, bootstrap=1)
@@ -79,16 +76,25 @@ def _evaluated(
     return evaluated, references
 
 
-def holds(one: MetricScore | PairComparison, truth: float) -> bool | None:
-    return None if one.low is None or one.high is None else one.low <= truth <= one.high
+def score(one: MetricScore, truth: float) -> Shown | None:
+    return shown(one.value, one.low, one.high, truth)
+
+
+def difference(one: PairComparison, truth: float) -> Shown | None:
+    return shown(one.difference, one.low, one.high, truth)
 
 
 # --- populations ---------------------------------------------------------------------------------
 
 
 @cache
-def answers(metric: Metric) -> tuple[Floats, Floats]:
-    """Statistics of two systems that answer `POPULATION` questions with 20 to 150 characters."""
+def answers(metric: Metric, easy: float = 8.0) -> tuple[Floats, Floats]:
+    """Statistics of two systems that answer `POPULATION` questions with 20 to 150 characters.
+
+    Args:
+        easy: the smaller, the more questions differ; 4 gives shares of copied characters from .1
+            to .9.
+    """
     rng = np.random.default_rng(7)
     letters = np.array(list(SOUNDS))
 
@@ -98,7 +104,7 @@ def answers(metric: Metric) -> tuple[Floats, Floats]:
 
     wholes = [rng.choice(letters, rng.integers(20, 151)) for _ in range(POPULATION)]
     texts = ["".join(whole) for whole in wholes]
-    shares = rng.beta(8, 8, POPULATION)  # some questions are easier, for both systems
+    shares = rng.beta(easy, easy, POPULATION)  # some questions are easier, for both systems
     systems = [
         [damaged(whole, share) for whole, share in zip(wholes, shares + more, strict=True)]
         for more in (0.0, 0.05)
@@ -120,17 +126,17 @@ def values(of_pairs: Floats) -> Floats:
 # --- trials --------------------------------------------------------------------------------------
 
 
-def _score_of_text(rng: Generator, metric: Metric, n: int) -> bool | None:
-    rows, _ = answers(metric)
+def _score_of_text(rng: Generator, metric: Metric, n: int, easy: float = 8.0) -> Shown | None:
+    rows, _ = answers(metric, easy)
     (one,) = scored(metric, [rows[rng.integers(0, POPULATION, n)]])
-    return holds(one, float(metric.from_sums(rows.sum(0))))
+    return score(one, float(metric.from_sums(rows.sum(0))))
 
 
-def _difference_of_text(rng: Generator, metric: Metric, n: int) -> bool | None:
+def _difference_of_text(rng: Generator, metric: Metric, n: int) -> Shown | None:
     rows = answers(metric)
     drawn = rng.integers(0, POPULATION, n)
     first, second = (float(metric.from_sums(one.sum(0))) for one in rows)
-    return holds(compared(metric, [one[drawn] for one in rows]), second - first)
+    return difference(compared(metric, [one[drawn] for one in rows]), second - first)
 
 
 def _text_called_different(rng: Generator, metric: Metric, n: int) -> bool | None:
@@ -144,9 +150,9 @@ def _text_called_different(rng: Generator, metric: Metric, n: int) -> bool | Non
 
 def _mean(
     rng: Generator, metric: Metric, n: int, draw: Callable[..., Floats], truth: float
-) -> bool | None:
+) -> Shown | None:
     (one,) = scored(metric, [values(draw(rng, n))])
-    return holds(one, truth)
+    return score(one, truth)
 
 
 def _clusters(rng: Generator, n: int, sizes: str) -> Floats:
@@ -157,11 +163,11 @@ def _clusters(rng: Generator, n: int, sizes: str) -> Floats:
     return np.repeat(np.arange(n), counts[sizes])
 
 
-def _clustered_score(rng: Generator, n: int, sizes: str) -> bool | None:
+def _clustered_score(rng: Generator, n: int, sizes: str) -> Shown | None:
     question = _clusters(rng, n, sizes)
     scores = 0.3 + rng.normal(0, 0.06, n)[question] + rng.normal(0, 0.05, len(question))
     (one,) = scored(METEOR, [values(scores)], question.tolist())
-    return holds(one, 0.3)
+    return score(one, 0.3)
 
 
 def _clustered_pair(
@@ -178,8 +184,8 @@ def _clustered_pair(
     return compared(METEOR, rows, question.tolist(), settings)
 
 
-def _clustered_difference(rng: Generator, n: int, sizes: str) -> bool | None:
-    return holds(_clustered_pair(rng, n, sizes), 0)
+def _clustered_difference(rng: Generator, n: int, sizes: str) -> Shown | None:
+    return difference(_clustered_pair(rng, n, sizes), 0)
 
 
 def _clusters_called_different(rng: Generator, n: int, sizes: str) -> bool | None:
@@ -199,9 +205,9 @@ def _steps(rng: Generator, n: int) -> Floats:
     return rng.choice([0.6, 0.8, 1.0], n, p=[0.05, 0.1, 0.85])
 
 
-def _share(rng: Generator, n: int, share: float) -> bool | None:
+def _share(rng: Generator, n: int, share: float) -> Shown | None:
     (one,) = scored(StructureComplete(), [values((rng.random(n) < share).astype(np.float64))])
-    return holds(one, share)
+    return score(one, share)
 
 
 def _f1_rows(rng: Generator, n: int) -> Floats:
@@ -214,29 +220,28 @@ def _f1_rows(rng: Generator, n: int) -> Floats:
 F1 = 2 * 1.6 / (2 * 1.6 + 0.4 + 0.5)
 
 
-def _f1(rng: Generator, n: int) -> bool | None:
+def _f1(rng: Generator, n: int) -> Shown | None:
     (one,) = scored(DistortionAgreement(), [_f1_rows(rng, n)])
-    return holds(one, F1)
+    return score(one, F1)
 
 
-def _f1_difference(rng: Generator, n: int) -> bool | None:
-    return holds(compared(DistortionAgreement(), [_f1_rows(rng, n), _f1_rows(rng, n)]), 0)
+def _f1_difference(rng: Generator, n: int) -> Shown | None:
+    return difference(compared(DistortionAgreement(), [_f1_rows(rng, n), _f1_rows(rng, n)]), 0)
 
 
-def _share_difference(rng: Generator, n: int, share: float) -> bool | None:
+def _share_difference(rng: Generator, n: int, share: float) -> Shown | None:
     luck = rng.random(n)  # the same questions are hard for both
     rows = [values(((luck + rng.random(n)) / 2 < one).astype(np.float64)) for one in (share, 0.5)]
     truth = 0.5 - (2 * share**2 if share < 0.5 else 1 - 2 * (1 - share) ** 2)
-    return holds(compared(StructureComplete(), rows), truth)
+    return difference(compared(StructureComplete(), rows), truth)
 
 
-def _win_rate(rng: Generator, n: int, advantage: float) -> bool | None:
+def _win_rate(rng: Generator, n: int, advantage: float) -> Shown | None:
     """Of normal gains, a fifth of them ties."""
     gains = np.where(rng.random(n) < 0.2, 0.0, rng.normal(advantage, 1, n))
     one = compared(Length(), [values(np.full(n, 50.0)), values(50 + gains)])
-    assert one.win_low is not None and one.win_high is not None
     wins = {0.0: 0.5, 1.0: 0.8 * 0.8413447 + 0.1}[advantage]
-    return one.win_low <= wins <= one.win_high
+    return shown(one.win_rate, one.win_low, one.win_high, wins)
 
 
 def _called_different(rng: Generator, n: int, test: str, spread: str) -> bool | None:
@@ -246,48 +251,84 @@ def _called_different(rng: Generator, n: int, test: str, spread: str) -> bool | 
     return None if p is None else p <= 0.05
 
 
-TEXT = (Bleu("zh"), Chrf(), METEOR)
+def _of_gains(gains: Floats, settings: CompareSettings = ONE_TRIAL) -> PairComparison:
+    even = np.full(len(gains), 50.0)
+    return compared(Length(), [values(even), values(even + gains)], settings=settings)
+
+
+def _spread_difference(rng: Generator, n: int, spread: str) -> Shown | None:
+    gains = rng.exponential(size=n) - 1 if spread == "skewed" else rng.standard_t(3, size=n)
+    return difference(_of_gains(gains), 0.0)
+
+
+def _one_sided_skew(rng: Generator, n: int) -> bool | None:
+    p = _of_gains(rng.exponential(size=n) - 1, TESTED["ar"]).p
+    return None if p is None else p <= 0.05
+
+
+TEXT = (Bleu("zh"), Chrf())
 
 CLUSTERS = ("3 each", "1-20", "3, one 30")
+Told = tuple[tuple[float, float], float, str]
+"""What is allowed, the greatest width, and why it is not nominal."""
+NOMINAL: Told = (COVERAGE, math.inf, "")
+FEW_VALUES: Told = ((COVERAGE[0], 1.0), 1.4, "few values can occur: errs on the wide side")
+STEPS: Told = ((COVERAGE[0], 1.0), 2.6, "nearly all values at one end: errs on the wide side")
+THREE: Told = ((COVERAGE[0], 0.99), 2.5, "on three answers the interval errs on the wide side")
+DF_LOW: Told = (
+    (COVERAGE[0], 1.0),
+    2.2,
+    "one question holds two thirds of the rows: degrees of freedom err on the low side",
+)
+UNEVEN: Told = ((0.9, 0.95), 2.2, "copied and free answers mixed: a little too narrow")
+ONE_TAIL: Told = ((0.9, 0.95), 1.4, "exponential gains of few questions: a little too narrow")
+SKEWED: Told = (
+    (0.06, 0.12),
+    math.inf,
+    "skewed differences: either system cannot have given either",
+)
 
 
 def case(
     name: str,
     room: str,
-    trial: Callable[..., bool | None],
-    n_trials: int,
-    allowed: tuple[float, float] = COVERAGE,
-    note: str = "",
-    **told: Any,
+    trial: Callable[..., Shown | bool | None],
+    told: Told = NOMINAL,
+    tier: Tier = "bench",
+    n_trials: int = 500,
+    **given: Any,
 ) -> Case:
-    return Case(name, room, partial(trial, **told), n_trials, allowed, note=note)
+    allowed, widest, note = told
+    return Case(
+        name, room, partial(trial, **given), n_trials, allowed, note=note, widest=widest, tier=tier
+    )
 
 
-ROUGH = (0.91, 0.99)
-ROUGHLY = "few trials; scripts/bench/coverage.py runs more"
-DF_LOW = "one question in three holds the rows: degrees of freedom err on the low side"
-CASES = [
+SCORES = [
+    case("BLEU zh of 3 answers", "score", _score_of_text, THREE, "suite", metric=TEXT[0], n=3),
+    case("BLEU zh of 10 answers", "score", _score_of_text, tier="suite", metric=TEXT[0], n=10),
+    case("chrF2 of 3 answers", "score", _score_of_text, THREE, "suite", metric=TEXT[1], n=3),
+    case("chrF2 of 10 answers", "score", _score_of_text, tier="suite", metric=TEXT[1], n=10),
     *(
         case(
-            f"{m.label} of {n} answers",
+            f"chrF2 of {n} answers, copied ones among them",
             "score",
             _score_of_text,
-            500,
-            (0.93, 0.98),
-            "on three answers the interval errs on the wide side",
-            metric=m,
+            UNEVEN,
+            "suite" if n == 10 else "bench",
+            metric=TEXT[1],
             n=n,
+            easy=4.0,
         )
-        for m in TEXT[:2]
-        for n in (3, 10)
+        for n in (3, 5, 10)
     ),
-    case("METEOR of 30 answers", "score", _score_of_text, 1_000, metric=METEOR, n=30),
+    case("METEOR of 30 answers", "score", _score_of_text, metric=METEOR, n=30),
     *(
         case(
             f"skewed mean of {n} pairs",
             "score",
             _mean,
-            1_000,
+            tier="suite" if n == 5 else "bench",
             metric=METEOR,
             n=n,
             draw=_skewed,
@@ -299,7 +340,7 @@ CASES = [
         "length of 10 answers",
         "score",
         _mean,
-        1_000,
+        tier="suite",
         metric=Length(),
         n=10,
         draw=_lengths,
@@ -310,9 +351,8 @@ CASES = [
             f"CBT steps of {n} answers near the ceiling",
             "score",
             _mean,
-            400,
-            WIDE,
-            FEW_VALUES,
+            STEPS,
+            "suite" if n == 5 else "bench",
             metric=StepsInOrder(),
             n=n,
             draw=_steps,
@@ -325,37 +365,35 @@ CASES = [
             f"share {share} of {n} answers",
             "score",
             _share,
-            300,
-            ROUGH_UP,
             FEW_VALUES,
+            "suite" if n == 5 else "bench",
             n=n,
             share=share,
         )
         for share in (0.5, 0.9)
         for n in (5, 30)
     ),
-    case("label F1 of 10 answers", "score", _f1, 300, WIDE, FEW_VALUES, n=10),
+    case("label F1 of 10 answers", "score", _f1, FEW_VALUES, "suite", n=10),
     *(
         case(
             f"mean of {n} questions with rows {sizes}",
             "score",
             _clustered_score,
-            700,
-            WIDE if "30" in sizes else COVERAGE,
-            DF_LOW if "30" in sizes else "",
+            DF_LOW if "30" in sizes else NOMINAL,
+            "suite",
             n=n,
             sizes=sizes,
         )
         for sizes, n in zip(CLUSTERS, (6, 10, 10), strict=True)
     ),
+]
+DIFFERENCES = [
     *(
         case(
             f"chrF2 difference on {n} questions",
             "compare",
             _difference_of_text,
-            300,
-            ROUGH,
-            ROUGHLY,
+            tier="suite" if n == 5 else "bench",
             metric=TEXT[1],
             n=n,
         )
@@ -366,9 +404,8 @@ CASES = [
             f"difference on {n} questions with rows {sizes}",
             "compare",
             _clustered_difference,
-            500,
-            ROUGH_UP if "30" in sizes else ROUGH,
-            DF_LOW if "30" in sizes else ROUGHLY,
+            DF_LOW if "30" in sizes else NOMINAL,
+            "suite" if sizes == "3 each" else "bench",
             n=n,
             sizes=sizes,
         )
@@ -376,40 +413,50 @@ CASES = [
     ),
     *(
         case(
+            f"{spread} difference on {n} questions",
+            "compare",
+            _spread_difference,
+            ONE_TAIL if (spread, n) == ("skewed", 10) else NOMINAL,
+            "suite" if n == 10 else "bench",
+            n=n,
+            spread=spread,
+        )
+        for spread in ("skewed", "heavy-tailed")
+        for n in (10, 30)
+    ),
+    *(
+        case(
             f"difference of shares {share} and .5 on {n}",
             "compare",
             _share_difference,
-            300,
-            ROUGH_UP,
             FEW_VALUES,
             n=n,
             share=share,
         )
         for share, n in ((0.5, 30), (0.9, 10))
     ),
-    case(
-        "label F1 difference on 10 questions", "compare", _f1_difference, 500, ROUGH, ROUGHLY, n=10
-    ),
+    case("label F1 difference on 10 questions", "compare", _f1_difference, FEW_VALUES, n=10),
     *(
         case(
             f"win rate {name} on {n} questions",
             "compare",
             _win_rate,
-            300,
-            ROUGH_UP,
             FEW_VALUES,
             n=n,
             advantage=advantage,
         )
         for name, advantage, n in ((".5", 0.0, 10), (".77", 1.0, 30))
     ),
+]
+LEVEL: Told = (TYPE_I, math.inf, "")
+CASES = [
+    *SCORES,
+    *DIFFERENCES,
     case(
         "chrF2, equal systems, 10 questions",
         "compare",
         _text_called_different,
-        400,
         LEVEL,
-        ROUGHLY,
         metric=TEXT[1],
         n=10,
     ),
@@ -418,9 +465,8 @@ CASES = [
             f"equal systems, {n} questions with rows {sizes}",
             "compare",
             _clusters_called_different,
-            600,
             LEVEL,
-            ROUGHLY,
+            "suite" if sizes == "3 each" else "bench",
             n=n,
             sizes=sizes,
         )
@@ -431,17 +477,24 @@ CASES = [
             f"equal systems, {spread}, --test {test} on {n}",
             "compare",
             _called_different,
-            600,
-            LEVEL,
-            ROUGHLY,
+            told,
+            "suite" if n != 30 else "bench",
             n=n,
             test=test,
             spread=spread,
         )
-        for spread, test, n in (
-            ("normal", "ar", 10),
-            ("skewed", "ar", 30),
-            ("skewed", "bs", FEWEST_FOR_BOOTSTRAP),
+        for spread, test, n, told in (
+            ("normal", "ar", 10, LEVEL),
+            ("skewed", "ar", 30, LEVEL),
+            ("skewed", "bs", FEWEST_FOR_BOOTSTRAP, LEVEL),
         )
+    ),
+    case(
+        "mean difference 0, exponential, --test ar on 10",
+        "compare",
+        _one_sided_skew,
+        SKEWED,
+        "suite",
+        n=10,
     ),
 ]

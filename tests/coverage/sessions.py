@@ -6,6 +6,7 @@ session's residual, all normal, in units of the residual's SD of 8.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -35,8 +36,8 @@ from cbtqa.simulation.analysis.scores import SessionScore
 from cbtqa.simulation.analysis.settings import ModelSettings
 from cbtqa.simulation.instruments import TotalScore, load_instrument
 from cbtqa.statistics.clustered import clustered_correlation
-from cbtqa.statistics.split_plot import ArmComparison, compare_arms
-from tests.coverage.cases import COVERAGE, TYPE_I, Case, Generator
+from cbtqa.statistics.split_plot import ArmComparison, ArmContrast, compare_arms
+from tests.coverage.cases import COVERAGE, TYPE_I, Case, Generator, Shown, Tier, shown
 
 LADDER = load_instrument("ctrs-ladder")
 SD, MIDDLE = 8.0, 60.0
@@ -123,10 +124,14 @@ def _arm_test(rng: Generator, design: Design) -> bool | None:
     return None if test.p is None else test.p < 0.05
 
 
-def _contrast(rng: Generator, design: Design) -> bool | None:
+def _contrast(rng: Generator, design: Design) -> Shown | None:
     """Of the first and the last arm."""
     found = _compare(rng, design).contrasts
-    return found[design.n_arms - 2].low <= 0 <= found[design.n_arms - 2].high if found else None
+    return _of_contrast(found[design.n_arms - 2]) if found else None
+
+
+def _of_contrast(found: ArmContrast) -> Shown:
+    return Shown(found.difference, found.low, found.high, 0.0)
 
 
 def _any_pair(rng: Generator, design: Design) -> bool | None:
@@ -134,27 +139,24 @@ def _any_pair(rng: Generator, design: Design) -> bool | None:
     return min(one.p_adjusted for one in found) < 0.05 if found else None
 
 
-def _arm_mean(rng: Generator, design: Design) -> bool | None:
+def _arm_mean(rng: Generator, design: Design) -> Shown | None:
     last = _outcome(design.rows(rng), design).arms[-1]
-    return None if last.low is None else last.low <= MIDDLE <= last.high
+    return shown(last.mean, last.low, last.high, MIDDLE)
 
 
-def _icc(rng: Generator, design: Design) -> bool | None:
+def _icc(rng: Generator, design: Design) -> Shown | None:
     found = _compare(rng, design).components
-    if found is None or found.icc_low is None or found.icc_high is None:
-        return None
-    return bool(found.icc_low <= design.icc <= found.icc_high)
+    return None if found is None else shown(found.icc, found.icc_low, found.icc_high, design.icc)
 
 
-def _competent(rng: Generator, design: Design) -> bool | None:
+def _competent(rng: Generator, design: Design) -> Shown | None:
     total = LADDER.headline.model_copy(update={"cutoff": MIDDLE})
     found = analyse_outcome(design.rows(rng), LADDER, total, design.arms, ModelSettings()).arms[0]
-    if found.competent_low is None or found.competent_high is None:
-        return None
-    return found.competent_low <= 0.5 <= found.competent_high
+    share = None if found.n_competent is None else found.n_competent / found.n
+    return shown(share, found.competent_low, found.competent_high, 0.5)
 
 
-def _held_equal(rng: Generator, design: Design) -> bool | None:
+def _held_equal(rng: Generator, design: Design) -> Shown | None:
     """A contrast with words held equal that have nothing to do with the totals."""
     rows = [
         replace(row, numbers={**row.numbers, "words": rng.normal(900, 200)})
@@ -163,7 +165,8 @@ def _held_equal(rng: Generator, design: Design) -> bool | None:
     found = _outcome(rows, design).adjusted
     if found is None or not found.contrasts:
         return None
-    return bool(found.contrasts[0].low <= 0 <= found.contrasts[0].high)
+    one = found.contrasts[0]
+    return shown(one.difference, one.low, one.high, 0.0)
 
 
 def _term(rng: Generator, design: Design, name: str) -> bool | None:
@@ -198,14 +201,27 @@ def _two_instruments(rng: Generator, design: Design, r: float) -> tuple[Rows, Ro
     return found
 
 
-def _correlation(rng: Generator, design: Design, r: float) -> bool | None:
+def _correlation(rng: Generator, design: Design, r: float) -> Shown | None:
     first, arms, patients = design.table(rng)
     second, _, _ = design.table(rng)
     mixed = r * first + (1 - r**2) ** 0.5 * second
     found = clustered_correlation(first, mixed, patients, arms)
-    if found is None or found.low is None or found.high is None:
-        return None
-    return found.low <= r <= found.high
+    return None if found is None else shown(found.r, found.low, found.high, r)
+
+
+OPPOSITE = (-0.8, 0.5)
+
+
+def _opposite(rng: Generator, n_patients: int, n_sessions: int) -> Shown | None:
+    """Patients' levels and their sessions, alike in variance, correlate with opposite signs."""
+    parts = []
+    for r, shape in zip(OPPOSITE, ((n_patients, 1), (n_patients, n_sessions)), strict=True):
+        first, other = rng.normal(size=(2, *shape))
+        parts.append((first, r * first + (1 - r**2) ** 0.5 * other))
+    (a, b), (c, d) = parts
+    patients = np.repeat(np.arange(n_patients), n_sessions).tolist()
+    found = clustered_correlation((a + c).ravel(), (b + d).ravel(), patients)
+    return None if found is None else shown(found.r, found.low, found.high, sum(OPPOSITE) / 2)
 
 
 def _halo_alarm(rng: Generator, design: Design, r: float) -> bool:
@@ -270,75 +286,137 @@ def _scale_alarm(rng: Generator, n_patients: int) -> bool:
     return bool(list(scale_alarms(result)))
 
 
-TESTS = {
-    "3 patients, no patient by arm": Design(3, by_arm=0),
-    "3 patients, patient by arm 1": Design(3),
-    "10 patients, one arm of three times the spread": Design(10, noisy=3),
-    "20 patients, patient by arm 1, six arms, one session": Design(20, 6, n_sessions=1),
+NOISY = "one arm of three times the spread"
+TESTS: dict[str, tuple[Design, Tier]] = {
+    "3 patients, no patient by arm": (Design(3, by_arm=0), "suite"),
+    "3 patients, patient by arm 1": (Design(3), "suite"),
+    "5 patients, patient by arm .5, one session": (
+        Design(5, by_arm=0.5, n_sessions=1),
+        "bench",
+    ),
+    "5 patients, patient by arm 1, a quarter missing": (Design(5, missing=0.25), "suite"),
+    "20 patients, patient by arm 1": (Design(20), "suite"),
+    "20 patients, patient by arm 1, six arms, one session": (Design(20, 6, n_sessions=1), "bench"),
+    f"3 patients, {NOISY}": (Design(3, noisy=3), "bench"),
+    f"10 patients, {NOISY}": (Design(10, noisy=3), "suite"),
 }
-CUT = {
-    "5 patients, patient by arm .5, one session": Design(5, by_arm=0.5, n_sessions=1),
-    "5 patients, patient by arm 1, a quarter missing": Design(5, missing=0.25),
+CONTRASTS: dict[str, tuple[Design, Tier]] = {
+    "3 patients": (Design(3), "suite"),
+    "5 patients, a quarter missing": (Design(5, missing=0.25), "suite"),
+    f"5 patients, {NOISY}": (Design(5, noisy=3), "bench"),
+    f"10 patients, {NOISY}": (Design(10, noisy=3), "suite"),
 }
-CONTRASTS = {
-    "3 patients": Design(3),
-    "5 patients, a quarter missing": Design(5, missing=0.25),
-    "10 patients, one arm of three times the spread": Design(10, noisy=3),
+ICCS: dict[str, tuple[Design, Tier]] = {
+    "5 patients, one session": (Design(5, by_arm=0, n_sessions=1), "suite"),
+    "5 patients, three sessions": (Design(5), "suite"),
+    "20 patients, a quarter missing": (Design(20, 3, missing=0.25), "bench"),
 }
-ICCS = {
-    "5 patients, one session": Design(5, by_arm=0, n_sessions=1),
-    "5 patients, three sessions": Design(5),
-    "20 patients, a quarter missing": Design(20, 3, missing=0.25),
+FEW: dict[str, tuple[Design, Tier]] = {"3 patients": (Design(3), "suite")}
+GAPS: dict[str, tuple[Design, Tier]] = {
+    "5 patients, a quarter missing": (Design(5, missing=0.25), "bench")
 }
-FEW, GAPS = {"3 patients": Design(3)}, {"5 patients, a quarter missing": Design(5, missing=0.25)}
 SOUND = (0.0, TYPE_I[1])
 SOUND_NOTE = "an alarm on sound data"
 
 
 def _cases(
     what: str,
-    trial: Callable[..., bool | None],
-    designs: dict[str, Design],
+    trial: Callable[..., Shown | bool | None],
+    designs: dict[str, tuple[Design, Tier]],
     n: int,
     allowed: tuple[float, float],
+    note: str = "",
+    widest: float = math.inf,
 ) -> list[Case]:
     return [
-        Case(f"{what}: {name}", "simulate", partial(trial, design=design), n, allowed)
-        for name, design in designs.items()
+        Case(
+            f"{what}: {name}",
+            "simulate",
+            partial(trial, design=design),
+            n,
+            allowed,
+            note=note,
+            widest=widest,
+            tier=tier,
+        )
+        for name, (design, tier) in designs.items()
     ]
 
 
 CASES = [
-    *_cases("test of arms", _arm_test, TESTS, 600, TYPE_I),
-    *_cases("test of arms", _arm_test, CUT, 1_200, TYPE_I),
-    *_cases("contrast", _contrast, CONTRASTS, 500, COVERAGE),
-    *_cases("any of 6 pairs", _any_pair, {"5 patients": Design(5)}, 600, (0.02, 0.07)),
-    *_cases("arm mean", _arm_mean, GAPS, 160, (0.91, 0.985)),
-    *_cases("ICC of patients", _icc, ICCS, 500, (0.93, 0.985)),
-    *_cases("share at cut-off", _competent, {"5 patients": Design(5, 2)}, 200, (0.93, 1.0)),
-    *_cases("contrast, length equal", _held_equal, FEW, 100, (0.9, 0.99)),
-    *_cases("term of two levels", partial(_term, name="kind=v1"), FEW | GAPS, 300, (0.02, 0.08)),
-    *_cases("term within patients", partial(_term, name="z(session)"), GAPS, 200, (0.015, 0.085)),
+    *_cases("test of arms", _arm_test, TESTS, 1_000, TYPE_I),
+    *_cases("contrast", _contrast, CONTRASTS, 1_000, COVERAGE),
     *_cases(
-        "factor of three levels", _factor, {"10 patients": Design(10, 6, 1)}, 300, (0.025, 0.08)
+        "contrast",
+        _contrast,
+        {f"3 patients, {NOISY}": (Design(3, noisy=3), "suite")},
+        1_000,
+        (0.915, 0.95),
+        "of a pair with that arm: a little too narrow",
+        1.6,
+    ),
+    *_cases(
+        "any of 6 pairs",
+        _any_pair,
+        {"5 patients": (Design(5), "suite")},
+        600,
+        (0.01, TYPE_I[1]),
+        "Holm-Sidak takes pairs as independent: errs on the safe side",
+    ),
+    *_cases("arm mean", _arm_mean, GAPS, 400, COVERAGE),
+    *_cases("ICC of patients", _icc, ICCS, 500, COVERAGE),
+    *_cases("share at cut-off", _competent, {"5 patients": (Design(5, 2), "bench")}, 400, COVERAGE),
+    *_cases(
+        "contrast, length equal", _held_equal, {"3 patients": (Design(3), "bench")}, 200, COVERAGE
+    ),
+    *_cases("term of two levels", partial(_term, name="kind=v1"), FEW | GAPS, 600, TYPE_I),
+    *_cases("term within patients", partial(_term, name="z(session)"), GAPS, 600, TYPE_I),
+    *_cases(
+        "factor of three levels",
+        _factor,
+        {"10 patients": (Design(10, 6, 1), "bench")},
+        600,
+        TYPE_I,
     ),
     *_cases(
         "correlation .6 within arms",
         partial(_correlation, r=0.6),
-        {"5 patients": Design(5), "20 patients, one session": Design(20, 2, n_sessions=1)},
-        800,
-        (0.93, 0.98),
+        {
+            "5 patients": (Design(5), "suite"),
+            "20 patients, one session": (Design(20, 2, n_sessions=1), "suite"),
+        },
+        2_000,
+        COVERAGE,
     ),
-    *_cases("halo alarm at .7", partial(_halo_alarm, r=0.7), {"5 patients": Design(5)}, 150, SOUND),
-    *_cases("length alarms", _length_alarm, {"5 patients": Design(5)}, 200, (0.0, 0.1)),
+    Case(
+        "correlation -.8 between and .5 within 10 patients of 18 sessions",
+        "simulate",
+        partial(_opposite, n_patients=10, n_sessions=18),
+        1_000,
+        (0.88, 0.94),
+        note="of opposite signs between and within patients: too narrow",
+        widest=1.6,
+    ),
+    *_cases(
+        "halo alarm at .7",
+        partial(_halo_alarm, r=0.7),
+        {"5 patients": (Design(5), "suite")},
+        400,
+        SOUND,
+        SOUND_NOTE,
+    ),
+    *_cases(
+        "length alarms", _length_alarm, {"5 patients": (Design(5), "bench")}, 400, SOUND, SOUND_NOTE
+    ),
     *(
         Case(
             f"alarm about endings: 6 arms of {n} sessions, share .1",
             "simulate",
             partial(_ending_alarm, n=n, share=0.1),
-            400,
+            1_000,
             SOUND,
             note=SOUND_NOTE,
+            tier="bench",
         )
         for n in (10, 30)
     ),
@@ -347,9 +425,10 @@ CASES = [
             f"alarms about the scale: {n} patients, 2 arms, skewed ratings",
             "simulate",
             partial(_scale_alarm, n_patients=n),
-            100,
+            400,
             SOUND,
             note=SOUND_NOTE,
+            tier="bench",
         )
         for n in (5, 20)
     ),

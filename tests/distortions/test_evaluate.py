@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -11,6 +13,7 @@ from cbtqa.distortions.importers import GoldItem, GoldSet
 from cbtqa.distortions.tables import binary_table, evaluation_tables
 from cbtqa.distortions.taxonomy import load_taxonomy
 from cbtqa.records import DistortionLabel
+from cbtqa.statistics.intervals import share_interval
 
 TAXONOMY = load_taxonomy("c2d2-7")
 A, B, C = "labeling", "mind_reading", "personalization"
@@ -49,6 +52,24 @@ def test_counts_and_means_are_those_worked_out_by_hand() -> None:
     assert system.samples_f1 == pytest.approx((1 + 2 / 3 + 0 + 0 + 1 + 1) / 6)
     assert [(pair.gold, pair.given, pair.n) for pair in system.confusions] == [(B, C, 1)]
     assert system.calibration_error is None
+
+
+def test_precision_and_recall_have_wilsons_interval_and_documents_make_it_wider() -> None:
+    truth = [{A}] * 30 + [set()] * 20
+    given = [*[labels(A)] * 24, *[()] * 6, *[labels(A)] * 8, *[()] * 12]
+    alone = evaluate(gold_of(*truth), {"x": given}).systems["x"].types[A]
+    of_given, of_true = share_interval(24, 32), share_interval(24, 30)
+    assert (alone.precision_low, alone.precision_high) == pytest.approx(of_given[:2])
+    assert (alone.recall_low, alone.recall_high) == pytest.approx(of_true[:2])
+    gold = gold_of(*truth)
+    items = tuple(
+        one.model_copy(update={"document": str(place // 5)}) for place, one in enumerate(gold.items)
+    )
+    within = replace(gold, items=items, cluster_column="document")
+    tied = evaluate(within, {"x": given}).systems["x"].types[A]
+    assert tied.precision_low is not None and alone.precision_low is not None
+    assert tied.precision_low < alone.precision_low - 0.05
+    assert evaluate(GOLD, {"x": GIVEN}).systems["x"].types[B].precision_low is None
 
 
 def test_the_interval_holds_the_value_and_shrinks_with_more_texts() -> None:

@@ -42,6 +42,24 @@ def test_ends_lie_on_the_scale_and_the_longer_side_is_that_of_the_tail(
     assert found.high - values.mean() > 2 * (values.mean() - found.low)
 
 
+def test_skewness_moves_an_end_outwards_and_by_a_quarter_at_most() -> None:
+    scores = np.array([0.12, 0.14, 0.16, 0.17, 0.18, 0.19, 0.2, 0.21, 0.22, 0.6])
+    left_out = (scores.sum() - scores) / 9
+    found = jackknife_interval(scores.mean(), left_out, np.ones(10))
+    plain = stats.t.interval(0.95, 9, scores.mean(), stats.sem(scores))
+    assert found.low == pytest.approx(plain[0])
+    reach = plain[1] - scores.mean()
+    assert found.high == pytest.approx(scores.mean() + 1.25 * reach)
+    of_share = jackknife_interval(scores.mean(), left_out, np.ones(10), scale=(0, 1))
+    assert of_share.high is not None and of_share.high < 0.45  # of which one answer reaches .6
+
+
+def test_a_score_at_the_end_of_its_scale_but_for_one_question_has_no_jackknife_interval() -> None:
+    scores = np.array([1.0, 1, 1, 1, 0.6])
+    found = jackknife_interval(0.92, (scores.sum() - scores) / 4, np.ones(5), scale=(0, 1))
+    assert found.reason == "without one question it is at an end of its scale"
+
+
 def test_few_or_equal_clusters_have_no_jackknife_interval_but_a_reason() -> None:
     two = jackknife_interval(0.5, np.array([0.4, 0.6]), np.ones(2))
     assert two == (None, None, "rests on 2 questions, fewer than 3", 0)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cbtqa.statistics.mixed_model import cohen_f
+from cbtqa.statistics.mixed_model import cohen_f, holm_sidak
 from cbtqa.statistics.split_plot import ArmComparison, compare_arms
 
 ARMS = ("base", "tuned", "large", "larger")
@@ -47,10 +47,9 @@ def squares(table: Floats) -> tuple[float, float, float, float]:
 
 
 def test_balanced_arms_are_tested_by_the_f_of_a_split_plot() -> None:
-    table = drawn(1, m=4)  # below five patients degrees of freedom are not cut
+    table = drawn(1, m=4)  # whose arms spread so alike that degrees of freedom are not cut
     arms, patients, both, within = squares(table)
     found = compared(table)
-    assert found.error == "common"
     assert found.test.f == pytest.approx(arms / both, rel=1e-12)
     assert (found.test.df_numerator, found.test.df_denominator) == (3, 9)
     assert found.test.p == pytest.approx(stats.f.sf(arms / both, 3, 9), rel=1e-10)
@@ -63,23 +62,36 @@ def test_balanced_arms_are_tested_by_the_f_of_a_split_plot() -> None:
     assert parts.patient == pytest.approx(max((patients - both) / 12, 0))
 
 
-def test_pairs_of_arms_use_patient_by_arm_below_ten_patients_and_their_own_error_above() -> None:
-    for m in (5, 12):
+def test_pairs_of_arms_use_the_patients_differences_and_one_degree_of_freedom_from_all_arms() -> (
+    None
+):
+    for m in (3, 12):
         table = drawn(2, m)
         both, cells = squares(table)[2], table.mean(axis=2)
+        gaps = cells[:, 2] - cells[:, 0]
         found = compared(table)
         one = next(c for c in found.contrasts if (c.first, c.second) == ("base", "large"))
-        theirs = stats.ttest_rel(cells[:, 2], cells[:, 0])
-        assert one.difference == pytest.approx(float((cells[:, 2] - cells[:, 0]).mean()))
-        assert one.p_own_error == pytest.approx(float(theirs.pvalue))
-        if m == 5:
-            assert one.se == pytest.approx(math.sqrt(2 * both / 3 / 5))
-            assert one.df == 12
-        else:
-            assert found.error == "own"
-            assert one.p == pytest.approx(float(theirs.pvalue))
-            low, high = theirs.confidence_interval()
-            assert (one.low, one.high) == pytest.approx((low, high))
+        assert one.difference == pytest.approx(float(gaps.mean()))
+        assert one.p_own_error == pytest.approx(float(stats.ttest_rel(cells[:, 2], cells[:, 0])[1]))
+        error = ((m - 1) * gaps.var(ddof=1) + 2 * both / 3) / m
+        assert (one.se, one.df) == (pytest.approx(math.sqrt(error / m)), m)
+        by_common = [
+            2 * stats.t.sf(abs(c.difference) / math.sqrt(2 * both / 3 / m), 3 * (m - 1))
+            for c in found.contrasts
+        ]
+        assert [c.p_adjusted_common_error for c in found.contrasts] == pytest.approx(
+            holm_sidak(by_common)
+        )
+
+
+def test_a_pair_of_two_arms_is_the_paired_t() -> None:
+    table = drawn(2, 7)[:, :2]
+    cells = table.mean(axis=2)
+    theirs = stats.ttest_rel(cells[:, 1], cells[:, 0])
+    (one,) = compared(table).contrasts
+    assert (one.df, one.p) == (6, pytest.approx(float(theirs.pvalue)))
+    low, high = theirs.confidence_interval()
+    assert (one.low, one.high) == pytest.approx((low, high))
 
 
 def test_degrees_of_freedom_are_cut_as_huynh_and_feldt_do() -> None:
@@ -130,8 +142,9 @@ def test_missing_sessions_leave_cell_means_and_a_missing_cell_leaves_least_squar
     part, *_ = np.linalg.lstsq(np.array(x)[:, :6], np.array(y), rcond=None)
     more = float(((np.array(y) - np.array(x)[:, :6] @ part) ** 2).sum())
     assert found.test.f == pytest.approx(((more - rest) / 3) / (rest / 14))
-    assert found.contrasts[2].difference == pytest.approx(whole[-1])
-    assert found.contrasts[2].df == 14
+    # a pair of arms rests on the five patients that have both
+    assert found.contrasts[2].difference == pytest.approx((means[:5, 3] - means[:5, 0]).mean())
+    assert found.contrasts[2].df == 5
 
 
 def test_repeating_every_session_changes_no_test() -> None:

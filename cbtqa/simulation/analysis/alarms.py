@@ -36,8 +36,9 @@ from cbtqa.simulation.lint import EARLY_STOPS, LENGTHS_APART, STOPS_APART
 from cbtqa.statistics.clustered import clustered_correlation
 from cbtqa.statistics.intervals import share_interval
 from cbtqa.statistics.resampling import DEFAULT_SEED, FEW_ITEMS, holm
-from cbtqa.statistics.split_plot import OWN_ERROR_FROM, FTest, compare_arms
+from cbtqa.statistics.split_plot import FTest, compare_arms
 
+FEW_PATIENTS = 10
 LEVEL = 0.05
 """No alarm about what chance alone brings about more often in sound data.
 
@@ -324,9 +325,9 @@ def design_alarms(result: InstrumentResult, n_patients: int) -> Iterator[Alarm]:
         shown = ", ".join(f"{arm} lacks {most - n}" for arm, n in sizes.items() if n < most)
         text = f"arms have unequal numbers of scored sessions: {shown} of {most}"
         yield Alarm(kind="design", instrument=result.instrument, text=text)
-    if n_patients < OWN_ERROR_FROM:
-        text = f"{n_patients} patients: intervals are wide, results reach no further than patients "
-        text += "like these, and all arms are taken to spread alike"
+    if n_patients < FEW_PATIENTS:
+        text = f"{n_patients} patients: intervals are wide, and results reach no further than "
+        text += "patients like these"
         yield Alarm(kind="design", text=text)
 
 

@@ -129,9 +129,14 @@ def f_text(test: FTest) -> str:
 
 
 def clear_pairs(contrasts: Sequence[ArmContrast] | Sequence[Contrast]) -> str:
-    """Such as `9 of 15 pairs at adjusted p < 0.05`."""
+    """Such as `6 of 15 pairs at adjusted p < 0.05`; how many on the common error, if others."""
     n = sum(one.p_adjusted < 0.05 for one in contrasts)
-    return f"{n} of {len(contrasts)} pairs at adjusted p < 0.05"
+    text = f"{n} of {len(contrasts)} pairs at adjusted p < 0.05"
+    by_common = [one.p_adjusted_common_error for one in contrasts if isinstance(one, ArmContrast)]
+    n_common = sum(p is not None and p < 0.05 for p in by_common)
+    if None in by_common or not by_common or n_common == n:
+        return text
+    return f"{text} ({n_common} on an error common to all arms, right only if all spread alike)"
 
 
 _SHOWS: dict[str, Show] = {
@@ -254,7 +259,7 @@ class _Tables:
             facts["r2"] = f"{number(found.sizes.marginal, 3)}, {number(found.sizes.conditional, 3)}"
             facts["f"] = number(found.sizes.f, 3)
         if found.contrasts:
-            facts["error"] = WORDS[f"errors.{found.error}"].first(self._lang)
+            facts["error"] = WORDS["errors.pairs"].first(self._lang)
         facts["no_interval"] = "; ".join(reasons_of_means(outcome))
         is_tested = found.reason is None
         facts["published"] = "; ".join(_published(outcome.published, is_tested=is_tested))
@@ -436,8 +441,8 @@ def _sentences(report: AnalysisReport, settings: AnalysisSettings) -> Iterator[P
     yield WORDS["methods.missing"]
     outcomes = [outcome for result in report.instruments for outcome in result.outcomes]
     tested = [one for one in outcomes if one.comparison.reason is None]
-    for error in dict.fromkeys(one.comparison.error for one in tested):
-        yield WORDS[f"methods.model_{error}"]
+    if tested:
+        yield WORDS["methods.model"]
     fits = [one.published.fit for one in outcomes]
     engines = list(dict.fromkeys(fit.engine for fit in fits if fit is not None))
     if tested and engines:

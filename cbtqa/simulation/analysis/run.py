@@ -331,7 +331,7 @@ def _score_table(material: Material) -> Table:
 def _contrast_table(report: AnalysisReport) -> Table:
     """Pairs of arms on patients, and beside them the z of the published model."""
     heads = ("instrument", "total", "first", "second", "difference", "se", "df", "t", "p")
-    more = ("p_adjusted", "low", "high", "d", "p_own_error")
+    more = ("p_adjusted", "low", "high", "d", "p_own_error", "p_adjusted_common_error")
     published = ("difference", "se", "z", "p", "p_adjusted")
     rows = []
     for outcome in (outcome for result in report.instruments for outcome in result.outcomes):
