@@ -199,7 +199,7 @@ def _read(settings: FinetuneSettings, path: Path, split: str) -> ExampleSet:
 def dataset_example(settings: FinetuneSettings, row: Mapping[str, Any]) -> Example | str:
     """The example of a dataset's row, or the reason why there is none."""
     answer, question = answer_of(row), question_of(row)
-    if answer.risk != "none" and not settings.with_risk:
+    if (answer.risk != "none" or answer.is_acute) and not settings.with_risk:
         return "risk"
     if ending_of(answer.provenance.finish_reason) is not Ending.WHOLE:
         return "cut"
