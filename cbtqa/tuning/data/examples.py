@@ -229,7 +229,8 @@ def _read_file(settings: FinetuneSettings, path: Path) -> ExampleSet:
             _check_columns(settings.objective, row, where)
         found.n_in += 1
         n_template += row.get("is_training_source") is False
-        if row.get("risk") in RISKS and not settings.with_risk:
+        is_risky = row.get("risk") in RISKS or row.get("is_acute") is True
+        if is_risky and not settings.with_risk:
             found.dropped["risk"] += 1
             continue
         name = str(row.get("id") or f"row {found.n_in}")
