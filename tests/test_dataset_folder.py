@@ -141,12 +141,12 @@ def test_a_folder_of_format_1_reads_the_same(folder: Path) -> None:
 
 
 def test_dangers_and_age_come_back_and_are_counted(tmp_path: Path) -> None:
-    (split, row), *_ = make_rows(1)
+    (_, row), *_ = make_rows(1)
     found = {"dangers": ["violence", "minor_at_risk"], "is_acute": True, "is_minor": True}
     with ParquetRows(
         tmp_path / "data/train-00000-of-00001.parquet", arrow_schema(answer_features(TYPES))
     ) as rows:
-        rows.add({**row, **found})
+        rows.add({**row, "distortions": [], "distortion_types": [], **found})
     dataset = DatasetFolder.open(finish(tmp_path))
     (answer,) = dataset.answers()
     assert answer.dangers == ("violence", "minor_at_risk") and answer.is_acute and answer.is_minor

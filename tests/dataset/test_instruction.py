@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
@@ -173,7 +173,7 @@ def test_the_second_pass_labels_no_question_whose_branch_allows_none(tmp_path: P
 # --- what is accepted ----------------------------------------------------------------------------
 
 
-def check(grade: Grade, prompt: str = "cbt_answer", **changed: object) -> CheckedAnswer | Fault:
+def check(grade: Grade, prompt: str = "cbt_answer", **changed: Any) -> CheckedAnswer | Fault:
     checks = AnswerChecks(TAXONOMY, "answer:m", 10, 800, load_prompt(prompt))
     return checks.check_object(QUESTION, grade, steps(**changed))
 
@@ -191,10 +191,18 @@ def test_labels_are_refused_exactly_where_the_prompt_forbids_them(kind: Danger) 
 
 
 def test_an_answer_is_measured_by_the_budget_of_its_branch() -> None:
-    long = "可以先找一位信得过的人陪着你，把这几天发生的事从头到尾慢慢说给他听，一件一件来。" * 8
-    help_route = {"encouragement_and_foresight": CRISIS_HELP}
+    long = (
+        "今天晚饭以后，先给一位信得过的朋友发条消息，约他周末一起坐一坐。见面时不用把事情讲得很周全，"
+        "从最近让你睡不着的那一件说起就行。朋友要是忙，可以换成常去的那家书店，带上本子，"
+        "写下这星期遇到的人和事，左边写发生了什么，右边写心里冒出来的话。写完以后先合上，去买一杯热饮，"
+        "走回家的路上看看街边新开的小店。到了家，把明天要带的东西放在门口，早半个小时关灯。"
+        "第二天午休时再翻开本子，挑右边的一句，问问自己有没有别的说法也讲得通。想得出来，就写在下面；"
+        "想不出来，就留着，等周末见到朋友时请他帮着看。这样过上一两个星期，你会攒下几页纸，"
+        "里面有顺利的日子，也有不顺利的日子，两样都值得留下来。要是哪天实在不想写，就只画一个圈，"
+        "表示这一天也过去了，第二天接着来。"
+    )
     assert isinstance(check(grade_of(screening("none")), strategy_or_insight=long), CheckedAnswer)
-    found = check(of_danger("violence"), strategy_or_insight=long, **help_route)
+    found = check(of_danger("violence"), with_help=True, strategy_or_insight=long)
     assert isinstance(found, Fault) and found.reason is Reason.STEP_TOO_LONG
     assert found.advice and "250 到 450" in found.advice
 
