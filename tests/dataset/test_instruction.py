@@ -199,7 +199,8 @@ def test_an_answer_is_measured_by_the_budget_of_its_branch() -> None:
         "第二天午休时再翻开本子，挑右边的一句，问问自己有没有别的说法也讲得通。想得出来，就写在下面；"
         "想不出来，就留着，等周末见到朋友时请他帮着看。这样过上一两个星期，你会攒下几页纸，"
         "里面有顺利的日子，也有不顺利的日子，两样都值得留下来。要是哪天实在不想写，就只画一个圈，"
-        "表示这一天也过去了，第二天接着来。"
+        "表示这一天也过去了，第二天接着来。路过熟悉的小店就进去坐一会儿，和老板聊两句天气，"
+        "买一份自己爱吃的点心带回家，配着一集轻松的节目慢慢吃完，再给窗台上的花浇一点水。"
     )
     assert isinstance(check(grade_of(screening("none")), strategy_or_insight=long), CheckedAnswer)
     found = check(of_danger("violence"), with_help=True, strategy_or_insight=long)
