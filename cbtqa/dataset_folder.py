@@ -46,6 +46,7 @@ from cbtqa.records import (
     STEP_NAMES,
     CbtAnswer,
     CbtSteps,
+    Danger,
     DistortionLabel,
     Provenance,
     Question,
@@ -77,6 +78,7 @@ _VALUES = ("string", "int64", "float64", "bool")
 TEXT, INTEGER, NUMBER, TRUTH = [Feature(dtype=kind, _type="Value") for kind in _VALUES]
 LABEL: Feature = {"id": TEXT, "evidence": TEXT, "labeller": TEXT, "confidence": NUMBER}
 RISK: Feature = {"names": list(get_args(Risk)), "_type": "ClassLabel"}
+DANGER: Feature = {"names": list(get_args(Danger)), "_type": "ClassLabel"}
 
 
 def list_of(feature: Feature) -> Feature:
@@ -103,6 +105,8 @@ def answer_features(types: Sequence[str] = ()) -> dict[str, Feature]:
         "distortion_types": list_of(type_label(types)),
         "has_distortion": TRUTH,
         "risk": RISK,
+        "dangers": list_of(DANGER),
+        **dict.fromkeys(("is_acute", "is_minor"), TRUTH),
         "system": TEXT,
         "is_training_source": TRUTH,
         **dict.fromkeys(("model", "endpoint_host", "prompt_id", "prompt_sha256"), TEXT),
@@ -114,6 +118,8 @@ def answer_features(types: Sequence[str] = ()) -> dict[str, Feature]:
 
 
 ANSWER_COLUMNS = tuple(answer_features())
+LATER_COLUMNS = frozenset(("distortion_types", "dangers", "is_acute", "is_minor"))
+"""Folders of earlier versions lack them: None there, the types from the labels."""
 
 
 def human_features() -> dict[str, Feature]:
@@ -162,6 +168,9 @@ def answer_row(question: Question, answer: CbtAnswer) -> dict[str, Any]:
         "distortion_types": types_of(label.id for label in answer.distortions),
         "has_distortion": bool(answer.distortions),
         "risk": answer.risk,
+        "dangers": list(answer.dangers),
+        "is_acute": answer.is_acute,
+        "is_minor": answer.is_minor,
         "system": answer.system,
         **{name: getattr(made, name) for name in _MADE},
         "sampling": json.dumps(made.sampling, sort_keys=True) if made.sampling else None,
@@ -187,6 +196,9 @@ def answer_of(row: Mapping[str, Any]) -> CbtAnswer:
         steps=CbtSteps(**{name: row[name] for name in STEP_NAMES}) if has_steps else None,
         distortions=tuple(DistortionLabel(**label) for label in row["distortions"]),
         risk=row["risk"],
+        dangers=tuple(row["dangers"] or ()),
+        is_acute=bool(row["is_acute"]),
+        is_minor=bool(row["is_minor"]),
         provenance=Provenance(
             **{name: row[name] for name in _MADE},
             sampling=json.loads(row["sampling"]) if row["sampling"] else {},
@@ -390,11 +402,13 @@ def _label_as_text(feature: dict[str, Any]) -> dict[str, Any]:
 def _read_shard(
     file: Path, columns: Sequence[str] | None = None, ids: Collection[str] | None = None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    is_old = "distortion_types" not in parquet_schema(file).names
-    if is_old and columns is not None:
-        columns = [name for name in columns if name != "distortion_types"]
+    missing = LATER_COLUMNS.difference(parquet_schema(file).names)
+    wanted = missing.intersection(columns or ("distortion_types",))
+    if columns is not None:
+        columns = [name for name in columns if name not in missing]
     for where, row in read_parquet(file, columns, ids):
-        if is_old and "distortions" in row:
+        row |= dict.fromkeys(wanted)
+        if "distortion_types" in wanted and "distortions" in row:
             row["distortion_types"] = types_of(label["id"] for label in row["distortions"])
         yield where, row
 

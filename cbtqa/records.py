@@ -13,6 +13,18 @@ NonEmptyText = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
 Risk = Literal["none", "concern", "explicit"]
 """How strongly a text speaks of suicide or self-harm, as graded by `cbtqa.safety`."""
 
+Danger = Literal[
+    "violence",
+    "sexual_abuse",
+    "psychosis",
+    "mania",
+    "eating",
+    "perinatal",
+    "harm_to_others",
+    "minor_at_risk",
+]
+"""A danger beside suicide and self-harm, which are a question's `Risk`."""
+
 STEP_NAMES = (
     "validation_and_empathy",
     "key_thought",
@@ -202,6 +214,12 @@ class CbtAnswer(Record):
     distortions: tuple[DistortionLabel, ...] = ()
     risk: Risk = "none"
     """Risk graded on the question, not on the answer."""
+    dangers: tuple[Danger, ...] = ()
+    """Other dangers found in the question, the likeliest first."""
+    is_acute: bool = False
+    """Whether one of these dangers is acute."""
+    is_minor: bool = False
+    """Whether the asker says to be under 18."""
     provenance: Provenance
 
     @model_validator(mode="after")

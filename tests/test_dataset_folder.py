@@ -16,9 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from cbtqa.cli import main as program_of
+from cbtqa.dataset.stats import folder_statistics
 from cbtqa.dataset_folder import (
     ANSWER_COLUMNS,
     FORMAT_VERSION,
+    LATER_COLUMNS,
     DatasetFolder,
     DatasetWriter,
     answer_features,
@@ -34,7 +36,7 @@ from cbtqa.hub.dataset import label_features, plan_dataset, qa_features
 from cbtqa.hub.settings import DatasetSettings
 from cbtqa.manifest import read_manifest, write_manifest
 from tests.support.cli_docs import walk_commands
-from tests.support.dataset_folder import make_rows, write_dataset_folder
+from tests.support.dataset_folder import finish, make_rows, write_dataset_folder
 from tests.support.program import environment, program, run_cbtqa
 
 TYPES = ("mind_reading", "should", "labeling")
@@ -50,8 +52,9 @@ def make_old(folder: Path) -> Path:
     for path in folder.glob("data/*.parquet"):
         rows = [row for _, row in read_rows(path)]
         schema = arrow_schema({**answer_features(), "risk": answer_features()["id"]})
-        place = schema.get_field_index("distortion_types")
-        old = pa.Table.from_pylist(rows, schema=schema.remove(place).remove_metadata())
+        for name in LATER_COLUMNS:
+            schema = schema.remove(schema.get_field_index(name))
+        old = pa.Table.from_pylist(rows, schema=schema.remove_metadata())
         pq.write_table(old, path)
     write_manifest(folder, read_manifest(folder).model_copy(update={"format_version": 1}))
     return folder
@@ -128,10 +131,28 @@ def test_a_folder_of_format_1_reads_the_same(folder: Path) -> None:
     before = list(DatasetFolder.open(folder).rows())
     old = DatasetFolder.open(make_old(folder))
     assert pq.read_schema(old.files()[0]).field("risk").type == pa.string()
-    assert list(old.rows()) == [{name: row[name] for name in row} for row in before]
+    unknown = dict.fromkeys(LATER_COLUMNS - {"distortion_types"})
+    assert list(old.rows()) == [{**row, **unknown} for row in before]
+    assert [answer.dangers for answer in old.answers()] == [()] * len(before)
+    assert folder_statistics(old).dangers == {}
     assert old.types == ()
     frame = old.to_pandas("crisis")
     assert set(frame["risk"]) == {"concern", "explicit"}
+
+
+def test_dangers_and_age_come_back_and_are_counted(tmp_path: Path) -> None:
+    (_, row), *_ = make_rows(1)
+    found = {"dangers": ["violence", "minor_at_risk"], "is_acute": True, "is_minor": True}
+    with ParquetRows(
+        tmp_path / "data/train-00000-of-00001.parquet", arrow_schema(answer_features(TYPES))
+    ) as rows:
+        rows.add({**row, "distortions": [], "distortion_types": [], **found})
+    dataset = DatasetFolder.open(finish(tmp_path))
+    (answer,) = dataset.answers()
+    assert answer.dangers == ("violence", "minor_at_risk") and answer.is_acute and answer.is_minor
+    statistics = folder_statistics(dataset)
+    assert statistics.dangers == {"minor_at_risk": 1, "violence": 1}
+    assert (statistics.n_acute, statistics.n_minors) == (1, 1)
 
 
 def test_a_folder_of_format_1_is_published_with_texts(folder: Path) -> None:

@@ -12,10 +12,11 @@ from cbtqa.cli.console import give, print_json, say, show, show_table
 from cbtqa.cli.help import CommandGroup
 from cbtqa.cli.options import AsJson
 from cbtqa.dataset_folder import is_text
+from cbtqa.records import Danger
 from cbtqa.report.table import Column, Estimate, Table
 from cbtqa.report.words import share
 from cbtqa.safety.evaluation import Share, evaluate_file, parse_labels
-from cbtqa.safety.notices import Danger, Locale, help_text, load_hotlines, stale_warning
+from cbtqa.safety.notices import Locale, help_text, load_hotlines, stale_warning
 from cbtqa.safety.screen import ScreenLanguage
 from cbtqa.safety.survey import ScreenedText, ScreenSurvey, screen_file, scrub_file
 

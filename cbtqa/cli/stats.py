@@ -116,6 +116,8 @@ def _overview(statistics: DatasetStatistics, ours: Prevalence, papers: Prevalenc
     for what, counts in (
         ("split", statistics.splits),
         ("risk", statistics.risk),
+        ("danger", statistics.dangers),
+        ("asker", {"under 18": statistics.n_minors} if statistics.n_minors else {}),
         ("written by", statistics.models),
     ):
         rows += [(f"{what} {name}", n, "") for name, n in counts.items()]

@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from cbtqa.dataset.check import CheckedAnswer
-from cbtqa.dataset.instruction import Grades, Item
+from cbtqa.dataset.instruction import Grade, Grades, Item, grade_text
 from cbtqa.dataset.near_duplicates import Texts, plain_text
 from cbtqa.dataset.settings import BuildSettings
 from cbtqa.dataset.teachers import EndpointTeacher, QuestionLabels
@@ -32,8 +32,7 @@ from cbtqa.llm.runs import Run
 from cbtqa.manifest import MANIFEST_NAME, Manifest, describe_file
 from cbtqa.processes import map_blocks
 from cbtqa.psyqa import SourceItem, parse_columns, read_questions
-from cbtqa.records import CbtAnswer, DistortionLabel, Reason, Rejection, Risk
-from cbtqa.safety.screen import screen
+from cbtqa.records import CbtAnswer, DistortionLabel, Reason, Rejection
 from cbtqa.settings import Resolved
 from cbtqa.splits import FEW_QUESTIONS, split_few, split_of
 
@@ -55,6 +54,8 @@ class Build:
     n_in: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     risks: Counter[str] = field(default_factory=Counter)
+    dangers: Counter[str] = field(default_factory=Counter)
+    n_minors: int = 0
     n_labels_read: int = 0
     """Questions whose labels the second pass gave."""
     labels_failed: Counter[str] = field(default_factory=Counter)
@@ -76,7 +77,7 @@ class Build:
     def items(
         self, on_further: Callable[[SourceItem], None] = lambda source: None
     ) -> Iterator[Entry]:
-        """Every question as an item with its risk, every other row as a rejection.
+        """Every question as an item with its grade, every other row as a rejection.
 
         Args:
             on_further: called with rows that only bring a further answer to a question.
@@ -92,7 +93,7 @@ class Build:
         while n_entries != self.settings.limit and (entry := next(reader, None)) is not None:
             if isinstance(entry, SourceItem) and entry.is_further:
                 text = entry.question.source_text
-                if self.settings.crisis != "drop" or screen(text).risk == "none":
+                if self.settings.crisis != "drop" or not grade_text(text).is_crisis:
                     on_further(entry)
                 continue
             n_entries += 1
@@ -101,12 +102,12 @@ class Build:
                 continue
             item = Item(entry.question, place, self._grades)
             place += 1
-            if self.settings.crisis == "drop" and item.risk != "none":
+            if self.settings.crisis == "drop" and item.grade.is_crisis:
                 yield Rejection(
                     item_id=item.question.id,
                     stage="screen",
                     reason=Reason.CRISIS_DROPPED,
-                    detail=f"risk {item.risk}; left out by --crisis drop",
+                    detail=f"risk {item.grade.risk}{_told(item.grade)}; left out by --crisis drop",
                     where=entry.where,
                 )
                 continue
@@ -178,7 +179,10 @@ class Build:
                 if isinstance(answer, Rejection):
                     self._reject(writer, answer)
                     continue
-                self.risks[item.risk] += 1
+                grade = item.grade
+                self.risks[grade.risk] += 1
+                self.dangers.update(grade.dangers)
+                self.n_minors += grade.is_minor
                 writer.add_answer(split, answer_row(item.question, answer))
             return writer.n_rows
 
@@ -225,7 +229,10 @@ class Build:
             text=checked.text,
             steps=checked.steps,
             distortions=self._labels_of(item, checked, labelled),
-            risk=item.risk,
+            risk=item.grade.risk,
+            dangers=item.grade.dangers,
+            is_acute=item.grade.is_acute,
+            is_minor=item.grade.is_minor,
             provenance=self.teacher.provenance(outcome.reply),
         )
 
@@ -253,6 +260,8 @@ class Build:
             "rejected": dict(self.rejected.most_common()),
             "splits": splits,
             "risk": dict(self.risks),
+            "dangers": dict(self.dangers.most_common()),
+            "n_minors": self.n_minors,
             **self.near_duplicates,
         }
         if self.labels:
@@ -289,6 +298,11 @@ def _with_outcomes(
             yield entry, next(outcomes)[1], labelled.get(key) if key else None
 
 
+def _told(grade: Grade) -> str:
+    """The acute dangers of a rejection's detail."""
+    return f", acute danger ({', '.join(grade.dangers)})" if grade.is_acute else ""
+
+
 # --- splits --------------------------------------------------------------------------------------
 
 _BLOCK = 2000
@@ -312,11 +326,11 @@ class SplitPlan:
                     (item.question.source_text, item.grades.is_known(item.place)) for item in block
                 ]
 
-        for plain, risks in map_blocks(_make_reader, (), texts()):
+        for plain, grades in map_blocks(_make_reader, (), texts()):
             compared.add(plain)
-            for item, risk in zip(blocks.popleft(), risks, strict=True):
-                if risk is not None:
-                    item.note(risk)
+            for item, grade in zip(blocks.popleft(), grades, strict=True):
+                if grade is not None:
+                    item.note(grade)
                 split = split_of(
                     item.question.id,
                     seed=settings.split_seed,
@@ -326,7 +340,7 @@ class SplitPlan:
                 own.append(SPLITS.index(split))
                 if len(first_ids) < FEW_QUESTIONS:
                     first_ids.append(item.question.id)
-                is_crisis.append(item.risk != "none" and settings.crisis == "split")
+                is_crisis.append(item.grade.is_crisis and settings.crisis == "split")
         clusters = compared.clusters(settings.near_cosine)
         del compared  # two bytes a character
         first = clusters.first
@@ -353,10 +367,10 @@ class SplitPlan:
         return (SPLITS[place] for place in self._places)
 
 
-def _make_reader() -> Callable[[list[tuple[str, bool]]], tuple[list[str], list[Risk | None]]]:
+def _make_reader() -> Callable[[list[tuple[str, bool]]], tuple[list[str], list[Grade | None]]]:
     return _read_block
 
 
-def _read_block(texts: list[tuple[str, bool]]) -> tuple[list[str], list[Risk | None]]:
+def _read_block(texts: list[tuple[str, bool]]) -> tuple[list[str], list[Grade | None]]:
     plain = [plain_text(text) for text, _ in texts]
-    return plain, [None if is_graded else screen(text).risk for text, is_graded in texts]
+    return plain, [None if is_graded else grade_text(text) for text, is_graded in texts]

@@ -128,6 +128,8 @@ def card_values(material: Material) -> dict[str, Any]:
         "rejected": listed("reasons", rejected),
         "crisis": crisis_handling(material),
         "risks": listed("risk", statistics.risk),
+        "dangers": listed("dangers", statistics.dangers),
+        "n_minors": count(statistics.n_minors) if statistics.n_minors else None,
     }
 
 

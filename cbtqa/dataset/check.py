@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
 
+from cbtqa.dataset.instruction import Grade
 from cbtqa.distortions.labellers import labels_named_in
 from cbtqa.distortions.taxonomy import Taxonomy
 from cbtqa.files import shipped_yaml
 from cbtqa.llm.chat import Fault, fault_of_text
 from cbtqa.prompts import FENCE_CLOSE, FENCE_OPEN, Prompt
 from cbtqa.prompts.rules import AnswerRules, load_rules
-from cbtqa.records import STEP_NAMES, CbtSteps, DistortionLabel, Question, Reason, Risk
+from cbtqa.records import STEP_NAMES, CbtSteps, DistortionLabel, Question, Reason
 from cbtqa.safety.answers import check_answer
 from cbtqa.text_faults import (
     find_broken_text,
@@ -108,7 +109,7 @@ class AnswerChecks:
         return load_rules(name) if name else None
 
     def check_object(
-        self, question: Question, risk: Risk, reply: Mapping[str, Any]
+        self, question: Question, grade: Grade, reply: Mapping[str, Any]
     ) -> CheckedAnswer | Fault:
         """Checks a reply in five steps, already parsed as an object."""
         unknown = set(reply) - {*STEP_NAMES, "distortions"}
@@ -123,35 +124,35 @@ class AnswerChecks:
             if fault := self._check_length(name, texts[name]):
                 return fault
         steps = CbtSteps(**texts)
-        if fault := self._check_text(question, list(texts.values()), steps.joined(), risk):
+        if fault := self._check_text(question, list(texts.values()), steps.joined(), grade):
             return fault
         labels = self._read_labels(question, reply.get("distortions"))
         if isinstance(labels, Fault):
             return labels
         if self._rules:
-            fault = self._check_budget(steps.joined(), risk) or self._check_labels(
-                steps.joined(), labels, risk
+            fault = self._check_budget(steps.joined(), grade.branch) or self._check_labels(
+                steps.joined(), labels, grade.branch
             )
             if fault := fault or _unspoken(labels, steps.key_thought, self.taxonomy):
                 return fault
         return CheckedAnswer(steps.joined(), steps, labels)
 
     def check_fused(
-        self, question: Question, risk: Risk, text: str, labels: tuple[DistortionLabel, ...]
+        self, question: Question, grade: Grade, text: str, labels: tuple[DistortionLabel, ...]
     ) -> CheckedAnswer | Fault:
         """Checks one flowing text; the labels were read from it by name, without evidence."""
         text = text.strip()
         fault = self._check_length("the text", text, n_steps=5) or self.refusal(text)
-        fault = fault or self._check_text(question, [text], text, risk)
+        fault = fault or self._check_text(question, [text], text, grade)
         if self._rules:
-            fault = fault or self._check_budget(text, risk)
-            fault = fault or self._check_labels(text, labels, risk)
+            fault = fault or self._check_budget(text, grade.branch)
+            fault = fault or self._check_labels(text, labels, grade.branch)
         return fault or CheckedAnswer(text, None, labels)
 
-    def _check_budget(self, text: str, risk: Risk) -> Fault | None:
+    def _check_budget(self, text: str, branch: str) -> Fault | None:
         """What the prompt's rules say of the answer as a whole, with the prompt's own numbers."""
         assert self._rules
-        budget = self._rules.budget_of(risk)
+        budget = self._rules.budget_of(branch)
         n_characters, n_questions = length_and_questions(text)
         n, (low, high) = n_characters, budget.accepted
         if not low <= n <= high:
@@ -178,14 +179,16 @@ class AnswerChecks:
         return None
 
     def _check_labels(
-        self, text: str, labels: Sequence[DistortionLabel], risk: Risk
+        self, text: str, labels: Sequence[DistortionLabel], branch: str
     ) -> Fault | None:
         """Labels against the rules for labels, and against the names that the text gives."""
         assert self._rules
         given = {label.id for label in labels}
-        if given and not self._rules.branches[risk].labels:
+        if given and not self._rules.branches[branch].labels:
             return Fault(
-                Reason.BAD_LABEL, f"labels on a question of risk {risk}", "distortions 要写 []"
+                Reason.BAD_LABEL,
+                f"labels on a question of the branch {branch}",
+                "distortions 要写 []",
             )
         most = self._rules.most_types
         if len(given) > most:
@@ -222,7 +225,7 @@ class AnswerChecks:
         return None
 
     def _check_text(
-        self, question: Question, parts: Sequence[str], text: str, risk: Risk
+        self, question: Question, parts: Sequence[str], text: str, grade: Grade
     ) -> Fault | None:
         for part in parts:
             if fault := _fault_of_part(part):
@@ -235,6 +238,8 @@ class AnswerChecks:
             return Fault(Reason.HEADINGS, found.group())
         if leak := self._find_leak(text):
             return Fault(Reason.PROMPT_LEAK, leak)
+        # version 1 of the prompts asks for no route where there is another danger
+        risk = grade.risk if self.prompt and not self._rules else grade.route
         if problems := check_answer(text, risk):
             words = wording()["unsafe"]
             advice = "；".join(dict.fromkeys(words[problem.rule] for problem in problems))

@@ -31,10 +31,12 @@ from cbtqa.manifest import MANIFEST_NAME, refuse_empty
 from cbtqa.prompts import load_prompt
 from cbtqa.prompts.rules import Budget, load_rules
 from cbtqa.psyqa import is_bundled_sample
-from cbtqa.records import CbtAnswer, Record, Rejection, Risk, Usage
+from cbtqa.records import CbtAnswer, Danger, Record, Rejection, Risk, Usage
 from cbtqa.report.table import Table
 from cbtqa.settings import Resolved
 
+MOST_URGENT = 4
+"""`Grade.urgency` of an explicit question."""
 Variants = Sequence[Resolved[BuildSettings]]
 
 
@@ -43,6 +45,7 @@ class AnswerFigures(Record):
 
     question_id: str
     risk: Risk
+    dangers: tuple[Danger, ...]
     is_accepted: bool
     reason: str | None
     """Why there is no answer."""
@@ -192,7 +195,7 @@ def choose(items: Iterable[Item], n: int, seed: int = 0) -> tuple[list[Item], in
     danger where any does.
     """
     heap: list[tuple[int, int, Item]] = []
-    danger: dict[Risk, tuple[int, Item]] = {}
+    danger: dict[int, tuple[int, Item]] = {}
     n_total = 0
     for item in items:
         n_total += 1
@@ -203,14 +206,14 @@ def choose(items: Iterable[Item], n: int, seed: int = 0) -> tuple[list[Item], in
         else:
             heapq.heappushpop(heap, taken)
         # screened only where it would be the nearest one: a few hundred of a large file
-        if "explicit" in danger and mark >= danger["explicit"][0]:
+        if MOST_URGENT in danger and mark >= danger[MOST_URGENT][0]:
             continue
-        if item.risk != "none" and (item.risk not in danger or mark < danger[item.risk][0]):
-            danger[item.risk] = mark, item
+        urgency = item.grade.urgency
+        if urgency and (urgency not in danger or mark < danger[urgency][0]):
+            danger[urgency] = mark, item
     chosen = [item for _, _, item in sorted(heap, key=lambda one: -one[0])]
-    wanted = danger.get("explicit") or danger.get("concern")
-    if wanted and n > 1 and wanted[1].risk not in {item.risk for item in chosen}:
-        chosen[-1] = wanted[1]
+    if danger and n > 1 and max(danger) not in {item.grade.urgency for item in chosen}:
+        chosen[-1] = danger[max(danger)][1]
     return sorted(chosen, key=lambda item: item.place), n_total
 
 
@@ -311,7 +314,7 @@ def _shown(
 ) -> Shown:
     """Counts what one question got; `more` are the tokens of labelling the question."""
     rules = None if service is None else load_prompt(settings.prompt).header.rules
-    budget = load_rules(rules).budget_of(item.risk) if rules else None
+    budget = load_rules(rules).budget_of(item.grade.branch) if rules else None
     usage = sum((one.reply.usage for one in replies if one.reply), more)
     price = service.charged if service else None
     given: dict[str, Any] = dict.fromkeys(("n_characters", "n_questions", "is_within_budget"))
@@ -328,7 +331,8 @@ def _shown(
         faults.append(reason)
     figures = AnswerFigures(
         question_id=item.question.id,
-        risk=item.risk,
+        risk=item.grade.risk,
+        dangers=item.grade.dangers,
         is_accepted=isinstance(answer, CbtAnswer),
         reason=reason,
         faults=tuple(faults),

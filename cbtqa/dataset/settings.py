@@ -42,8 +42,9 @@ class TeacherSettings(Settings):
     """supporter, counsellor, peer, or a sentence of your own."""
     labels: Literal["question", "answer"] | None = None
     """Where the labels of an answer in one flowing text come from. question: the same model reads
-    each question in a second pass and quotes its evidence (never of explicit ones). answer: the
-    types that the text names, without evidence. Default: question; five steps bring their own."""
+    each question in a second pass and quotes its evidence (never in explicit risk, nor where the
+    prompt's branch allows none). answer: the types that the text names, without evidence. Default:
+    question; five steps bring their own."""
     taxonomy: str = "burns-10"
     """Distortion taxonomy (see `cbtqa distortions taxonomies`)."""
     temperature: float = Field(0.7, ge=0, le=2)
@@ -63,7 +64,8 @@ class OutputSettings(Settings):
     out: Path = Path("cbtqa-dataset")
     """Folder of the dataset."""
     crisis: Literal["split", "keep", "drop"] = "split"
-    """Crisis questions: in a split of their own, among the others, or left out (always counted)."""
+    """Crisis questions (suicide, self-harm, another acute danger): in a split of their own, among
+    the others, or left out (always counted)."""
     validation: float = Field(0.05, ge=0, lt=1)
     """Share of the validation split."""
     test: float = Field(0.05, ge=0, lt=1)

@@ -193,7 +193,14 @@ def _openings(column: str, found: list[str]) -> Openings:
 TEXT_COLUMNS = ("question", "description", "answer", *STEP_NAMES)
 COLUMNS = (
     *("id", *TEXT_COLUMNS, "keywords", "distortions", "risk", "system", "model", "endpoint_host"),
-    *("is_training_source", "prompt_tokens", "completion_tokens"),
+    *(
+        "dangers",
+        "is_acute",
+        "is_minor",
+        "is_training_source",
+        "prompt_tokens",
+        "completion_tokens",
+    ),
 )
 """The columns that are read; the others do not enter the statistics."""
 TOP_KEYWORDS = 20
@@ -233,6 +240,12 @@ class DatasetStatistics(Record):
     lengths: dict[str, LengthSummary]
     """By column; a column that is null in every row is absent."""
     risk: dict[str, int]
+    dangers: dict[str, int]
+    """Entries by danger beside suicide and self-harm; an entry may have several."""
+    n_acute: int
+    """Entries with an acute one."""
+    n_minors: int
+    """Entries whose asker says to be under 18."""
     keywords: tuple[tuple[str, int], ...]
     systems: dict[str, int]
     models: dict[str, int]
@@ -295,12 +308,15 @@ class StatisticsTally:
         self._lengths: dict[str, Counter[int]] = {name: Counter() for name in TEXT_COLUMNS}
         self._keywords: Counter[str] = Counter()
         self._tokens: dict[str, int | None] = {"prompt_tokens": None, "completion_tokens": None}
-        self._n_training_source = self._n_with_steps = 0
+        self._n_training_source = self._n_with_steps = self._n_acute = self._n_minors = 0
         self._sample = AnswerSample()
 
     def add(self, split: str, row: Mapping[str, Any]) -> None:
         for name, value in (("split", split), *((n, row[n]) for n in ("risk", "system", "model"))):
             self._counts[name][value] += 1
+        self._counts["danger"].update(row["dangers"] or ())
+        self._n_acute += bool(row["is_acute"])
+        self._n_minors += bool(row["is_minor"])
         if row["endpoint_host"] is not None:
             self._counts["host"][row["endpoint_host"]] += 1
         for name in TEXT_COLUMNS:
@@ -354,6 +370,9 @@ class StatisticsTally:
                 name: summarise_lengths(found) for name, found in self._lengths.items() if found
             },
             risk=dict(_ranked(counts["risk"])),
+            dangers=dict(_ranked(counts["danger"])),
+            n_acute=self._n_acute,
+            n_minors=self._n_minors,
             keywords=tuple(_ranked(self._keywords)[:TOP_KEYWORDS]),
             systems=dict(_ranked(counts["system"])),
             models=dict(_ranked(counts["model"])),

@@ -20,7 +20,8 @@ from cbtqa.errors import ConfigError
 from cbtqa.llm.chat import ChatRequest, Fault, Reply, request_again
 from cbtqa.llm.runs import Service
 from cbtqa.llm.structured import find_echo, parse_object, strings_of_form
-from cbtqa.prompts import load_prompt
+from cbtqa.prompts import Prompt, load_prompt
+from cbtqa.prompts.rules import load_rules
 from cbtqa.records import STEP_NAMES, Provenance, Reason
 
 QUOTING = frozenset(
@@ -39,7 +40,11 @@ class QuestionLabels:
     keys hold a hash of everything that can change a label, so that the answers outlive a change.
     """
 
-    def __init__(self, settings: BuildSettings, taxonomy: Taxonomy, service: Service) -> None:
+    def __init__(
+        self, settings: BuildSettings, taxonomy: Taxonomy, service: Service, prompt: Prompt
+    ) -> None:
+        name = prompt.header.rules
+        self._rules = load_rules(name) if name else None
         sampling = settings.sampling(**DRAWN)
         self.task = LabellingTask(taxonomy, service.model, sampling=sampling)
         described = self.task.fingerprint()
@@ -48,8 +53,11 @@ class QuestionLabels:
         self._mark = hashlib.sha256(text.encode()).hexdigest()[:8]
 
     def text_of(self, item: Item) -> TextsToLabel | None:
-        """What is to be labelled; None for an explicit question, which gets no labels."""
-        if item.risk == "explicit":
+        """What is to be labelled; None where the prompt's branch allows no labels."""
+        grade = item.grade
+        if self._rules and not self._rules.branches[grade.branch].labels:
+            return None
+        if grade.risk == "explicit":
             return None
         question = item.question
         return TextsToLabel(f"labels {self._mark} {question.id}", (question.source_text,))
@@ -83,7 +91,9 @@ class EndpointTeacher:
             hint = f"leave --labels out: {self._prompt.name} asks for labels with their evidence"
             raise ConfigError("--labels is for prompts that ask for one flowing text", hint=hint)
         by_question = not self._is_json and settings.labels != "answer"
-        self.labels = QuestionLabels(settings, taxonomy, service) if by_question else None
+        self.labels = (
+            QuestionLabels(settings, taxonomy, service, self._prompt) if by_question else None
+        )
         """The second pass; None where labels come with the answer."""
         labeller = f"answer:{service.model}"
         self._checks = AnswerChecks(taxonomy, labeller, *limits, self._prompt)
@@ -128,13 +138,13 @@ class EndpointTeacher:
         """Five steps from JSON, or one flowing text with the distortions it names."""
         if not self._is_json:
             labels = labels_named_in(reply.text, self._taxonomy)
-            return self._checks.check_fused(item.question, item.risk, reply.text, labels)
+            return self._checks.check_fused(item.question, item.grade, reply.text, labels)
         found = parse_object(reply.text, lambda value: set(STEP_NAMES) <= set(value))
         if isinstance(found, Fault):
             return self._checks.refusal(reply.text) or found
         if echo := find_echo(found, self._form):
             return echo
-        return self._checks.check_object(item.question, item.risk, found)
+        return self._checks.check_object(item.question, item.grade, found)
 
     def provenance(self, reply: Reply) -> Provenance:
         return Provenance(

@@ -136,9 +136,9 @@ def check_dataset(plan: PublishPlan, watch: Watch, settings: DatasetSettings) ->
 
 def _damaged_answers(folder: DatasetFolder, settings: DatasetSettings) -> Iterator[Finding]:
     """Entries to be published whose answer is cut, or holds what a model writes to itself."""
-    for row in folder.rows(columns=("id", "risk", "finish_reason", "answer")):
+    for row in folder.rows(columns=("id", "risk", "is_acute", "finish_reason", "answer")):
         ended, where = row["finish_reason"], f"question {row['id']}"
-        if settings.withhold_crisis and row["risk"] != "none":
+        if settings.withhold_crisis and (row["risk"] != "none" or row["is_acute"]):
             continue
         if ending_of(ended) is not Ending.WHOLE:
             yield Finding(where, f"its answer is cut: it ended with '{ended}'")
@@ -161,7 +161,7 @@ def _write_tables(
     labels = arrow_schema(label_features(folder.types, has_text))
     with Tables(staging) as tables:
         for split, row in ((name, row) for name in folder.splits for row in folder.rows(name)):
-            if settings.withhold_crisis and row["risk"] != "none":
+            if settings.withhold_crisis and (row["risk"] != "none" or row["is_acute"]):
                 counted.n_withheld += 1
                 continue
             made = _masked_row(row, has_text, masks, index, counted)
@@ -265,8 +265,12 @@ class Tables(ExitStack):
 
 SOURCE_COLUMNS = ("question", "description", "keywords")
 """The columns with the source's own text."""
-NOT_PUBLISHED = (*SOURCE_COLUMNS, "distortions", "endpoint_host")
-"""Columns of a built dataset that `qa` lacks; hosts would tell where somebody computes."""
+NOT_PUBLISHED = (
+    *(*SOURCE_COLUMNS, "distortions", "endpoint_host"),
+    *("dangers", "is_acute", "is_minor"),
+)
+"""Columns of a built dataset that `qa` lacks; hosts would tell where somebody computes, and what a
+person lives through is nobody else's to list."""
 MASKED_COLUMNS = ("answer", *STEP_NAMES)
 
 

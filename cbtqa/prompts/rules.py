@@ -10,6 +10,7 @@ is told in one number and checked in another.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 from string import Template
@@ -47,7 +48,7 @@ class Branch(Record):
     labels: bool
     """False where no distortion may be named."""
     text: NonEmptyText
-    """The steps; `$name` holes are help routes."""
+    """The steps; `$name` holes are help routes, `$danger_note` is that of the file."""
 
 
 class Example(Record):
@@ -69,6 +70,10 @@ class AnswerRules(Record):
     questions_words: tuple[tuple[int, int, NonEmptyText], ...]
     actions_words: tuple[tuple[int, int, NonEmptyText], ...]
     branches: dict[str, Branch]
+    danger_note: NonEmptyText
+    """What ends every text on a danger beside suicide and self-harm."""
+    minor: NonEmptyText
+    """What is added to any branch where the asker is under 18."""
     examples: tuple[Example, ...]
     sha256: str
     """Of the file."""
@@ -76,6 +81,11 @@ class AnswerRules(Record):
     def budget_of(self, branch: str) -> Budget:
         """The budget of a branch."""
         return self.budgets[self.branches[branch].budget]
+
+    def text_of(self, branch: str, routes: Mapping[str, str], *, is_minor: bool) -> str:
+        """The steps of a branch, with the help routes by name in its holes."""
+        text = Template(self.branches[branch].text).substitute(routes, danger_note=self.danger_note)
+        return f"{text}\n\n{Template(self.minor).substitute(routes)}" if is_minor else text
 
     def labels_block(self) -> str:
         """The rules for labels as lines of a prompt."""

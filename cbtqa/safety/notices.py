@@ -11,20 +11,9 @@ from pydantic import model_validator
 
 from cbtqa.errors import ConfigError
 from cbtqa.files import shipped_yaml
-from cbtqa.records import NonEmptyText, Record
+from cbtqa.records import Danger, NonEmptyText, Record
 
 Locale = Literal["zh", "en"]
-Danger = Literal[
-    "violence",
-    "sexual_abuse",
-    "psychosis",
-    "mania",
-    "eating",
-    "perinatal",
-    "harm_to_others",
-    "minor_at_risk",
-]
-"""A danger beside suicide and self-harm, which are a question's `Risk`."""
 
 
 class Wording(Record):

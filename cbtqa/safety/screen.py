@@ -21,10 +21,9 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 
 from cbtqa.files import shipped_yaml
-from cbtqa.records import Risk, Tabular
+from cbtqa.records import Danger, Risk, Tabular
 from cbtqa.safety.matching import Found, find
 from cbtqa.safety.normalise import Language, fold
-from cbtqa.safety.notices import Danger
 from cbtqa.safety.rules import load_rules
 from cbtqa.safety.sentence_model import (
     Floats,

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from cbtqa.dataset.check import AnswerChecks, CheckedAnswer, answer_json_schema, find_verbatim
+from cbtqa.dataset.instruction import Grade
 from cbtqa.distortions.taxonomy import load_taxonomy
 from cbtqa.llm.chat import Fault
 from cbtqa.prompts import load_prompt
@@ -22,7 +23,7 @@ CHECKS = AnswerChecks(TAXONOMY, "answer:m", 10, 800, load_prompt("cbt_answer"))
 
 
 def check(reply: dict[str, Any], risk: Risk = "none") -> CheckedAnswer | Fault:
-    return CHECKS.check_object(QUESTION, risk, reply)
+    return CHECKS.check_object(QUESTION, Grade(risk, risk), reply)
 
 
 QUOTING = (
@@ -120,13 +121,13 @@ def test_evidence_is_given_back_in_the_askers_own_characters(
 
 def test_one_flowing_text_is_checked_as_a_whole() -> None:
     text = "".join(value for name, value in steps().items() if name != "distortions")
-    found = CHECKS.check_fused(QUESTION, "none", text, ())
+    found = CHECKS.check_fused(QUESTION, Grade("none", "none"), text, ())
     assert isinstance(found, CheckedAnswer) and found.steps is None
-    short = CHECKS.check_fused(QUESTION, "none", "抱歉，我无法回答这个问题。", ())
+    short = CHECKS.check_fused(QUESTION, Grade("none", "none"), "抱歉，我无法回答这个问题。", ())
     assert isinstance(short, Fault) and short.reason is Reason.REFUSAL
-    unsafe = CHECKS.check_fused(QUESTION, "explicit", text, ())
+    unsafe = CHECKS.check_fused(QUESTION, Grade("explicit", "explicit"), text, ())
     assert isinstance(unsafe, Fault) and unsafe.reason is Reason.UNSAFE
-    safe = CHECKS.check_fused(QUESTION, "explicit", text + CRISIS_HELP, ())
+    safe = CHECKS.check_fused(QUESTION, Grade("explicit", "explicit"), text + CRISIS_HELP, ())
     assert isinstance(safe, CheckedAnswer)
 
 
@@ -310,7 +311,9 @@ def test_an_explicit_question_has_no_labels_and_no_type_has_a_third_beside_it() 
 @pytest.mark.parametrize("prompt", ["cbt_answer.v1", "cbt_answer.v2"])
 def test_what_the_prompt_asks_an_answer_to_say_is_no_leak(prompt: str, sentence: str) -> None:
     checks = AnswerChecks(TAXONOMY, "answer:m", 10, 800, load_prompt(prompt))
-    found = checks.check_object(QUESTION, "none", steps(challenge_or_reflection=sentence))
+    found = checks.check_object(
+        QUESTION, Grade("none", "none"), steps(challenge_or_reflection=sentence)
+    )
     assert isinstance(found, CheckedAnswer), found
 
 

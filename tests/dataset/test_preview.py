@@ -67,7 +67,7 @@ def test_questions_come_from_the_whole_input_and_more_take_in_the_fewer() -> Non
 @pytest.mark.parametrize("place", [0, 123, 399])
 def test_one_question_speaks_of_danger_wherever_it_stands(place: int) -> None:
     texts = [f"第{i}次考砸了怎么办？" for i in range(400)]
-    assert {item.risk for item in choose(items(texts), 3)[0]} == {"none"}
+    assert {item.grade.risk for item in choose(items(texts), 3)[0]} == {"none"}
     texts[place] = DANGER
     found = choose(items(texts), 3)
     assert f"q{place}" in ids(found) and len(found[0]) == 3

@@ -79,7 +79,7 @@ def test_by_default_no_word_of_a_question_is_in_any_file(run: Path) -> None:
             assert not any(
                 label["evidence"] in text for label in row["distortions"] if label["evidence"]
             )
-    assert not {"question", "description", "keywords", "endpoint_host"} & set(
+    assert not {"question", "description", "keywords", "endpoint_host", "dangers"} & set(
         table_of(plan, "qa")[0]
     )
 
@@ -425,7 +425,8 @@ def test_join_gives_the_dataset_back(masks: bool, tmp_path: Path) -> None:
     source = write_psyqa(run, tmp_path / "psyqa.json")
     published = published_folder(run, quotes="mask" if masks else "refuse")
     joined = join(JoinSettings(published=str(published), questions=source, out=tmp_path / "joined"))
-    before = [{**row, "endpoint_host": None} for row in rows_of(run)]
+    kept_back = dict.fromkeys(("endpoint_host", "dangers", "is_acute", "is_minor"))
+    before = [{**row, **kept_back} for row in rows_of(run)]
     assert rows_of(tmp_path / "joined") == before
     assert (joined.n_joined, joined.n_missing, joined.n_other) == (30, 0, 0)
     manifest = read_manifest(tmp_path / "joined")

@@ -8,9 +8,9 @@ from typing import get_args
 
 import pytest
 
+from cbtqa.records import Danger
 from cbtqa.safety.answers import check_answer
 from cbtqa.safety.notices import (
-    Danger,
     help_text,
     load_hotlines,
     load_notices,

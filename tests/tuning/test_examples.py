@@ -66,7 +66,7 @@ def test_questions_with_a_risk_are_left_out_of_every_split_and_counted(tmp_path:
         ("validation", read_validation_examples),
     ):
         rows = list(folder.rows(split))
-        at_risk = {row["id"] for row in rows if row["risk"] != "none"}
+        at_risk = {row["id"] for row in rows if row["risk"] != "none" or row["is_acute"]}
         n_at_risk += len(at_risk)
         plain = {"data": folder.path, "allow_template": True}
         found = read(FinetuneSettings.model_validate(plain))

@@ -76,7 +76,7 @@ def example_of(material: Material, split: str, row: dict[str, Any]) -> dict[str,
         "labels": labels,
         "steps": steps or [(say("examples.whole"), row["answer"])],
         "split": known_phrase("splits", split),
-        "risk": known_phrase("risk", str(row["risk"])),
+        "risk": graded_phrase(str(row["risk"]), row["dangers"] or ()),
         "keywords": "、".join(row["keywords"] or ()),
     }
 
@@ -128,6 +128,13 @@ def _features(split: str, row: dict[str, Any]) -> list[str]:
         f"length {length}",
         *(f"topic {word}" for word in row["keywords"][:1]),
     ]
+
+
+def graded_phrase(risk: str, dangers: Sequence[str]) -> Phrase:
+    """The risk of a question, or its other dangers where it has none but these."""
+    kinds = [known_phrase("dangers", kind) for kind in dangers]
+    parts = [known_phrase("risk", risk), *kinds] if risk != "none" or not kinds else kinds
+    return Phrase(zh="；".join(p.zh for p in parts), en="; ".join(p.en for p in parts))
 
 
 def mark_evidence(text: str, quotes: Sequence[tuple[str, int]]) -> Markup:

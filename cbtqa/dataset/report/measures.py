@@ -87,6 +87,14 @@ def risk_table(material: Material) -> Table:
     return replace(table, rows=[*table.rows, *extra])
 
 
+def danger_table(material: Material) -> Table | None:
+    """Entries by other danger, and those whose asker is under 18; None where there are none."""
+    statistics = material.statistics
+    more = {"acute": statistics.n_acute, "minors": statistics.n_minors}
+    counts = {**statistics.dangers, **{name: n for name, n in more.items() if n}}
+    return shares_table("danger", "dangers", counts, statistics.n_entries) if counts else None
+
+
 def length_table(statistics: DatasetStatistics, name: Name = str) -> Table:
     """Lengths of every text column in characters."""
     rows = [

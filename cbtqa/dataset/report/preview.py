@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import cbtqa
-from cbtqa.dataset.report.items import mark_evidence
+from cbtqa.dataset.report.items import graded_phrase, mark_evidence
 from cbtqa.dataset.report.material import known_phrase, say
 from cbtqa.dataset.report.measures import Name
 from cbtqa.distortions.taxonomy import load_taxonomy
@@ -140,7 +140,7 @@ def _question(
     description = asked.description or ""
     return {
         "id": asked.id,
-        "risk": known_phrase("risk", item.risk),
+        "risk": graded_phrase(item.grade.risk, item.grade.dangers),
         "title": mark_evidence(asked.question, [q for q in quotes if q[0] not in description]),
         "description": mark_evidence(description, quotes),
         "answers": [

@@ -3,7 +3,8 @@
 It is a template system and no therapist, and its text is no source to train models on. It says
 nothing that the question does not say: `reading` finds what is certain, `language.yaml` holds what
 may be said of it, and everything else stays general and asks. A question about suicide or
-self-harm gets `crisis.yaml`: safety first, help routes, no talk of thinking errors.
+self-harm gets `crisis.yaml`, one about another danger `danger.yaml` with the help text of this
+danger: safety first, help routes, no talk of thinking errors.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import cbtqa
 from cbtqa.dataset.check import AnswerChecks, CheckedAnswer
-from cbtqa.dataset.instruction import Item
+from cbtqa.dataset.instruction import Grade, Item, grade_text
 from cbtqa.dataset.settings import BuildSettings
 from cbtqa.dataset.template.reading import Reading, is_sure_label, load_words, read_question
 from cbtqa.distortions.patterns import PatternLabeller
@@ -31,7 +32,7 @@ from cbtqa.llm.journal import Entry, Journal, State, blocks_of
 from cbtqa.llm.progress import Meter
 from cbtqa.processes import map_blocks
 from cbtqa.records import STEP_NAMES, CbtSteps, DistortionLabel, Provenance, Question, Risk
-from cbtqa.safety.screen import screen
+from cbtqa.safety.notices import help_text
 
 LABELLER = "patterns"
 _MAX_LABELLED = 4_000
@@ -39,7 +40,7 @@ _MAX_LABELLED = 4_000
 
 
 class TemplateAnswer(NamedTuple):
-    """Five steps, and the distortions found in the question; none where its risk is not none."""
+    """Five steps, and the distortions found in the question; none where there is any danger."""
 
     steps: CbtSteps
     distortions: tuple[DistortionLabel, ...]
@@ -144,11 +145,13 @@ def _nodes(text: str, where: str) -> tuple[Node, ...]:
 
 @cache
 def load_languages() -> Mapping[str, Language]:
-    """The shipped language of each grade of risk."""
+    """The shipped language of each grade of risk, and `danger` for other dangers."""
     plain = shipped_yaml("cbtqa.dataset", "template/language.yaml")
     crisis = shipped_yaml("cbtqa.dataset", "template/crisis.yaml")
+    danger = shipped_yaml("cbtqa.dataset", "template/danger.yaml")
     return {
         "none": read_language(plain, "template/language.yaml"),
+        "danger": read_language(danger, "template/danger.yaml"),
         **{
             risk: read_language(raw, f"template/crisis.yaml:{risk}") for risk, raw in crisis.items()
         },
@@ -178,15 +181,24 @@ class TemplateTeacher:
         self._languages = load_languages()
         self._seed = seed
 
-    def answer(self, question: Question, risk: Risk) -> TemplateAnswer:
-        """The answer to one question; `risk` is its grade by `cbtqa.safety.screen`."""
+    def answer(
+        self, question: Question, risk: Risk, help_routes: str | None = None
+    ) -> TemplateAnswer:
+        """The answer to one question; `risk` is its grade by `cbtqa.safety.screen`.
+
+        Args:
+            help_routes: said first to a question in another danger, may be empty; None without one.
+        """
+        language = risk if help_routes is None else "danger"
         reading = read_question(question)
         labels: tuple[DistortionLabel, ...] = ()
-        if risk == "none":
+        if language == "none":
             reading, labels = self._label(question, reading)
+        if help_routes is not None:
+            reading = reading._replace(holes={"help": help_routes})
         named = f"{self._seed}\0{question.id}\0{question.source_text}".encode("utf-8", "replace")
         seed = int.from_bytes(hashlib.sha256(named).digest()[:8])
-        return TemplateAnswer(self._languages[risk].write(reading, seed), labels)
+        return TemplateAnswer(self._languages[language].write(reading, seed), labels)
 
     def _label(
         self, question: Question, reading: Reading
@@ -217,7 +229,7 @@ class TemplateTeacher:
 
 
 BLOCK = 500
-Written: TypeAlias = tuple[str, Fault | None, Risk]
+Written: TypeAlias = tuple[str, Fault | None, Grade]
 """Reply text, its fault (or None), grade of the question. Plain, because it travels between
 processes: a whole `Entry` took a twentieth of the time of writing it."""
 
@@ -264,8 +276,8 @@ class OfflineTeacher:
 
         for written in map_blocks(_make_writer, (self._settings,), missing()):
             entries = []
-            for item, (text, fault, risk) in zip(asked.popleft(), written, strict=True):
-                item.note(risk)
+            for item, (text, fault, grade) in zip(asked.popleft(), written, strict=True):
+                item.note(grade)
                 state = State.FINAL if fault else State.ACCEPTED
                 reply = Reply(text, finish_reason="stop", model="template")
                 entries.append(Entry(item.key, 1, state, reply, fault))
@@ -291,13 +303,14 @@ def _make_writer(settings: BuildSettings) -> Callable[[list[Question]], list[Wri
     checks = AnswerChecks(load_taxonomy(settings.taxonomy), LABELLER, *limits)
 
     def write(question: Question) -> Written:
-        risk = screen(question.source_text).risk
-        answer = template.answer(question, risk)
+        grade = grade_text(question.source_text)
+        help_routes = grade.danger and help_text(danger=grade.danger)
+        answer = template.answer(question, grade.risk, help_routes)
         value: dict[str, Any] = answer.steps.model_dump()
         kept = {"id", "evidence", "confidence"}
         value["distortions"] = [label.model_dump(include=kept) for label in answer.distortions]
-        found = checks.check_object(question, risk, value)
+        found = checks.check_object(question, grade, value)
         fault = found if isinstance(found, Fault) else None
-        return json.dumps(value, ensure_ascii=False), fault, risk
+        return json.dumps(value, ensure_ascii=False), fault, grade
 
     return lambda questions: [write(question) for question in questions]

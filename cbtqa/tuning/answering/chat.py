@@ -17,6 +17,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
+from cbtqa.dataset.instruction import grade_text
 from cbtqa.dataset.template.teacher import TemplateTeacher
 from cbtqa.errors import UsageError
 from cbtqa.llm.chat import ChatRequest, Fault, Reply
@@ -80,7 +81,9 @@ class Speaker:
     def answer(self, question: Question, risk: Risk) -> str | Fault:
         """The answer, unchecked; raises EndpointError, or IncompleteRunError without memory."""
         teacher = TemplateTeacher(seed=self._settings.seed)
-        return teacher.answer(question, risk).steps.joined()
+        danger = grade_text(question.source_text).danger
+        # the routes of a danger stand beside the answer, which need not repeat them
+        return teacher.answer(question, risk, None if danger is None else "").steps.joined()
 
 
 def answer_safely(speaker: Speaker, text: str) -> Turn:

@@ -199,7 +199,7 @@ def _read(settings: FinetuneSettings, path: Path, split: str) -> ExampleSet:
 def dataset_example(settings: FinetuneSettings, row: Mapping[str, Any]) -> Example | str:
     """The example of a dataset's row, or the reason why there is none."""
     answer, question = answer_of(row), question_of(row)
-    if answer.risk != "none" and not settings.with_risk:
+    if (answer.risk != "none" or answer.is_acute) and not settings.with_risk:
         return "risk"
     if ending_of(answer.provenance.finish_reason) is not Ending.WHOLE:
         return "cut"
@@ -229,7 +229,8 @@ def _read_file(settings: FinetuneSettings, path: Path) -> ExampleSet:
             _check_columns(settings.objective, row, where)
         found.n_in += 1
         n_template += row.get("is_training_source") is False
-        if row.get("risk") in RISKS and not settings.with_risk:
+        is_risky = row.get("risk") in RISKS or row.get("is_acute") is True
+        if is_risky and not settings.with_risk:
             found.dropped["risk"] += 1
             continue
         name = str(row.get("id") or f"row {found.n_in}")
