@@ -114,9 +114,15 @@ def check_in_both(answer_text: str, risk: Risk) -> tuple[Problem, ...]:
     """
     own = language_of(answer_text)
     other: Locale = "en" if own == "zh" else "zh"
-    more = check_answer(answer_text, "none", other)
-    foreign = (problem for problem in more if problem.rule not in _BY_HELP_LINE)
-    return tuple(dict.fromkeys((*check_answer(answer_text, risk, own), *foreign)))
+    found = check_answer(answer_text, risk, own)
+    foreign = (
+        one
+        for one in check_answer(answer_text, "none", other)
+        # both read every sentence: one place is one problem
+        if one.rule not in _BY_HELP_LINE
+        and not any(a.start < one.end and one.start < a.end for a in found)
+    )
+    return (*found, *foreign)
 
 
 def language_of(text: str) -> Locale:
