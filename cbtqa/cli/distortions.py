@@ -18,6 +18,7 @@ from cbtqa.distortions.labelling import LabelSettings, estimate_labels, label_fi
 from cbtqa.distortions.studies import (
     EvaluateSettings,
     TrainSettings,
+    estimate_evaluation,
     evaluate_labellers,
     read_annotations,
     train_labeller,
@@ -64,6 +65,11 @@ def label(
     summary = run.model_dump(mode="json")
     if run.rejects:
         say(f"{run.n_rejected:,} parts without labels, with reasons: {run.rejects}")
+    if run.n_hopeless:
+        say(
+            f"{run.n_hopeless:,} rows say that life has no meaning or cannot go on "
+            "(column hopelessness, no distortion): see cbtqa safety screen"
+        )
     give(as_json, summary, types_table(summary), title=f"{run.n_rows:,} rows in {run.out}")
 
 
@@ -82,7 +88,7 @@ def _show_labels(settings: LabelSettings, as_json: bool) -> None:
     texts = [row.model_dump(mode="json") for row in found]
     give(as_json, {"texts": texts}, *([table] if rows else ()))
     if not as_json and (bare := [row.id for row in found if not row.labels]):
-        say(f"without a label: {len(bare)} of {run.n_texts} texts, such as text {bare[0]}")
+        say(f"without a label: {len(bare)} of {len(found)} rows, such as text {bare[0]}")
 
 
 @app.command("train")
@@ -96,17 +102,27 @@ def train(resolved: Resolved[TrainSettings], as_json: AsJson = False) -> None:
     say(f"reading {settings.data}")
     trained = train_labeller(settings, say=say)
     title = f"{trained.name} in {settings.out}"
+    if not trained.types and not as_json:
+        say(title)
+        return
     give(as_json, trained, training_table(trained), title=title)
 
 
 @app.command("evaluate")
 @settings_flags(EvaluateSettings, positional="data")
-def evaluate(resolved: Resolved[EvaluateSettings], as_json: AsJson = False) -> None:
+def evaluate(
+    resolved: Resolved[EvaluateSettings], dry_run: DryRun = False, as_json: AsJson = False
+) -> None:
     """Measure labellers against gold labels, beside the paper's Table 3.
 
     Example: cbtqa distortions evaluate gold.tsv --labeller patterns --labeller model
     """
-    report = evaluate_labellers(resolved.values, say=say)
+    settings = resolved.values
+    if dry_run:
+        print_estimate(estimate_evaluation(settings, say=say), as_json)
+        return
+    with live_progress() as progress:
+        report = evaluate_labellers(settings, say=say, on_progress=progress.update)
     give(as_json, report, *evaluation_tables(report))
 
 

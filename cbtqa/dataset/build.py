@@ -24,7 +24,7 @@ from cbtqa.dataset.settings import BuildSettings
 from cbtqa.dataset.teachers import EndpointTeacher, QuestionLabels
 from cbtqa.dataset.template.teacher import OfflineTeacher
 from cbtqa.dataset_folder import SPLITS, DatasetWriter, answer_row
-from cbtqa.distortions.llm_labeller import TextToLabel
+from cbtqa.distortions.llm_labeller import TextsToLabel
 from cbtqa.llm.batch import OnProgress
 from cbtqa.llm.chat import Fault, fault_of_reply
 from cbtqa.llm.journal import Journal, Outcome, State, blocks_of
@@ -138,7 +138,7 @@ class Build:
         texts = self._to_label(run.journal, labels)
         run.ask(texts, labels.task, n_total=n_total, on_progress=on_progress)
 
-    def _to_label(self, journal: Journal, labels: QuestionLabels) -> Iterator[TextToLabel]:
+    def _to_label(self, journal: Journal, labels: QuestionLabels) -> Iterator[TextsToLabel]:
         for block in blocks_of(self.questions(), 1000):
             standings = journal.standings([item.key for item in block])
             for item in block:
@@ -243,7 +243,7 @@ class Build:
             self.labels_failed[found.reason.value] += 1
             return checked.distortions
         self.n_labels_read += 1
-        return found
+        return found[0].labels
 
     def manifest(self, run: Run, splits: dict[str, int]) -> Manifest:
         counts: dict[str, Any] = {

@@ -14,7 +14,7 @@ from cbtqa.dataset.check import AnswerChecks, CheckedAnswer, answer_json_schema,
 from cbtqa.dataset.instruction import Instruction, Item
 from cbtqa.dataset.settings import BuildSettings
 from cbtqa.distortions.labellers import labels_named_in
-from cbtqa.distortions.llm_labeller import DRAWN, LabellingTask, TextToLabel
+from cbtqa.distortions.llm_labeller import DRAWN, LabellingTask, TextsToLabel
 from cbtqa.distortions.taxonomy import Taxonomy
 from cbtqa.errors import ConfigError
 from cbtqa.llm.chat import ChatRequest, Fault, Reply, request_again
@@ -47,12 +47,12 @@ class QuestionLabels:
         text = json.dumps(described, sort_keys=True)
         self._mark = hashlib.sha256(text.encode()).hexdigest()[:8]
 
-    def text_of(self, item: Item) -> TextToLabel | None:
+    def text_of(self, item: Item) -> TextsToLabel | None:
         """What is to be labelled; None for an explicit question, which gets no labels."""
         if item.risk == "explicit":
             return None
         question = item.question
-        return TextToLabel(f"labels {self._mark} {question.id}", question.source_text)
+        return TextsToLabel(f"labels {self._mark} {question.id}", (question.source_text,))
 
     def key(self, item: Item) -> str | None:
         text = self.text_of(item)

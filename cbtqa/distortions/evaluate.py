@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from math import comb
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -29,7 +29,7 @@ from cbtqa.distortions.f1 import (
 from cbtqa.distortions.importers import GoldSet, type_matrix
 from cbtqa.distortions.labellers import Labels
 from cbtqa.files import parse_record, read_json
-from cbtqa.records import Record
+from cbtqa.records import Record, Usage
 from cbtqa.statistics.intervals import effective_size, mean_interval, share_interval
 from cbtqa.statistics.resampling import DEFAULT_SEED, Interval, holm
 
@@ -95,6 +95,13 @@ class InstructiveError(Record):
     evidence: str | None = None
 
 
+class AtLeast(Record):
+    """Any distortion or none, where labels of less confidence are left out."""
+
+    confidence: float
+    any: F1
+
+
 class SystemReport(Record):
     binary: F1
     """Any distortion or none."""
@@ -128,7 +135,28 @@ class SystemReport(Record):
     calibration_error_if_perfect: float | None = None
     """What a perfectly calibrated labeller with these confidences gets on average: the error is
     above 0 by chance alone, the more so with few labels."""
+    by_confidence: tuple[AtLeast, ...] = ()
+    """For a threshold: what each would give. The best of them flatters on these very texts."""
     errors: tuple[InstructiveError, ...]
+
+
+class AskedModel(Record):
+    """The language model among the labellers, and what it cost."""
+
+    model: str
+    endpoint_host: str
+    convention: str
+    prompt: str
+    """Id and version."""
+    min_confidence: float
+    n_requests: int
+    """Of which earlier calls of the same command may have paid some."""
+    n_rejected: int
+    """Texts without valid labels after all attempts; they count as without a distortion."""
+    usage: Usage
+    """Of all paid replies, refused ones included."""
+    cost: dict[str, Any] | None
+    """Amount, currency and prices; None where no price is known."""
 
 
 class McNemar(Record):
@@ -176,7 +204,14 @@ class EvaluationReport(Record):
     systems: dict[str, SystemReport]
     comparisons: tuple[McNemar, ...]
     differences: tuple[F1Difference, ...] = ()
+    asked: AskedModel | None = None
+    """What a language model among the labellers was asked; None without one."""
     paper: dict[str, float] = Field(default_factory=lambda: dict(PAPER_TABLE_3))
+
+    @property
+    def all_distorted(self) -> bool:
+        """Whether the gold of every text has a distortion: then only recall of any is measured."""
+        return all(one.binary.support == self.n_texts for one in self.systems.values())
 
 
 def read_evaluation(path: Path) -> EvaluationReport:
@@ -280,8 +315,23 @@ def _system_report(
         calibration=bins,
         calibration_error=calibration_error,
         calibration_error_if_perfect=if_perfect,
+        by_confidence=by_confidence(any_truth, labels),
         errors=instructive_errors(gold, labels, n_errors),
     )
+
+
+def by_confidence(any_truth: Bools, labels: Sequence[Labels]) -> tuple[AtLeast, ...]:
+    """Any distortion at each tenth of least confidence at which something else is given."""
+    given = [label.confidence for row in labels for label in row]
+    if not given or None in given:
+        return ()
+    surest = np.array([max((label.confidence or 0 for label in row), default=-1) for row in labels])
+    found: list[AtLeast] = []
+    for tenth in range(10):
+        any_given = surest >= tenth / 10
+        if not found or found[-1].any.n_given > any_given.sum() > 0:
+            found.append(AtLeast(confidence=tenth / 10, any=count_f1(any_truth, any_given)))
+    return tuple(found) if len(found) > 1 else ()
 
 
 def any_of(matrix: Bools) -> Bools:

@@ -2,7 +2,8 @@
 
     {"id": "4394", "level": "document", "part": 0, "text": "...", "labels": [{"id": ...}]}
 
-`part` numbers the sentences of a text from 1; a document is part 0.
+`part` numbers the sentences of a text from 1; a document is part 0. A language model is asked about
+all sentences of a document at once; with both levels the document has what its sentences have.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TextIO
 
@@ -29,10 +30,14 @@ from cbtqa.dataset_folder import (
 )
 from cbtqa.distortions.labellers import Labeller, Labels, VoteRule, count_votes, labels_named_in
 from cbtqa.distortions.llm_labeller import (
-    DRAWN,
+    OTHER_RUN,
     REPLY_TOKENS,
+    Found,
     LabellingTask,
-    TextToLabel,
+    LlmSettings,
+    TextsToLabel,
+    cut_document,
+    join_found,
     read_outcomes,
 )
 from cbtqa.distortions.models import load_labeller
@@ -42,7 +47,8 @@ from cbtqa.errors import ConfigError, DataError, UsageError
 from cbtqa.files import ParquetRows, json_line, parse_record, read_rows, write_jsonl
 from cbtqa.llm.batch import OnProgress
 from cbtqa.llm.cost import Estimate
-from cbtqa.llm.runs import EndpointSettings, Service, estimate_run, open_run
+from cbtqa.llm.journal import Journal
+from cbtqa.llm.runs import estimate_run, open_run
 from cbtqa.manifest import MANIFEST_NAME, refuse_empty
 from cbtqa.paths import refuse_existing, replacing
 from cbtqa.records import DistortionLabel, NonEmptyText, Record, Rejection
@@ -56,6 +62,9 @@ class LabelledText(Record):
     part: int = Field(ge=0)
     text: NonEmptyText
     labels: tuple[DistortionLabel, ...]
+    hopelessness: str | None = None
+    """The clause in which a language model finds that life has no meaning or cannot go on, word for
+    word; no distortion, and one of the reasons for a crisis screen. None from other labellers."""
 
 
 def write_labels(path: Path, rows: Iterable[LabelledText]) -> None:
@@ -65,19 +74,21 @@ def write_labels(path: Path, rows: Iterable[LabelledText]) -> None:
         write_jsonl(path, rows)
     elif suffix == ".parquet":
         columns = {"id": TEXT, "level": TEXT, "part": INTEGER, "text": TEXT}
-        with ParquetRows(path, arrow_schema({**columns, "labels": list_of(LABEL)})) as parquet:
+        columns |= {"labels": list_of(LABEL), "hopelessness": TEXT}
+        with ParquetRows(path, arrow_schema(columns)) as parquet:
             for row in rows:
                 parquet.add(row.model_dump())
     elif suffix in (".csv", ".tsv"):
         with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as out:
             writer = csv.writer(out, delimiter="\t" if suffix == ".tsv" else ",")
-            writer.writerow(["id", "level", "part", "text", "types", "labels"])
+            writer.writerow(["id", "level", "part", "text", "types", "labels", "hopelessness"])
             for row in rows:
                 labels = json.dumps(
                     [label.model_dump() for label in row.labels], ensure_ascii=False
                 )
                 types = ";".join(label.id for label in row.labels)
-                writer.writerow([row.id, row.level, row.part, row.text, types, labels])
+                known = (row.id, row.level, row.part, row.text, types, labels)
+                writer.writerow([*known, row.hopelessness or ""])
     else:
         hint = "use .jsonl, .parquet, .csv or .tsv"
         raise DataError(f"do not know the format '{suffix}'", where=str(path), hint=hint)
@@ -89,7 +100,7 @@ _TEXT_COLUMNS = ("text", "文本", "内容", "sentence")
 _ID_COLUMNS = ("id", "question_id", "questionID", "item_id")
 
 
-class LabelSettings(EndpointSettings):
+class LabelSettings(LlmSettings):
     """Settings of `cbtqa distortions label`; the endpoint is for the llm."""
 
     input: Path
@@ -111,8 +122,6 @@ class LabelSettings(EndpointSettings):
     """majority, any or all."""
     encoding: str = "utf-8"
     """Encoding of a text file, such as gb18030."""
-    prompt: str = "distortion_labels"
-    """For llm: prompt, or a path of your own."""
 
     @property
     def is_shown_only(self) -> bool:
@@ -141,6 +150,8 @@ class LabellingRun(Record):
     n_rows: int
     n_labelled: int
     """Rows with at least one label."""
+    n_hopeless: int
+    """Rows in which a language model finds hopelessness."""
     n_rejected: int
     """Parts without valid labels from the language model."""
     rejected: dict[str, int]
@@ -164,6 +175,7 @@ def read_labels(run: LabellingRun) -> LabelledTexts:
         if isinstance(row["labels"], str):  # a cell of CSV
             row["labels"] = json.loads(row["labels"])
         fields = {name: row[name] for name in LabelledText.model_fields}
+        fields["hopelessness"] = fields["hopelessness"] or None
         rows.append(parse_record(LabelledText, fields, where))
     return LabelledTexts(rows=tuple(rows), n_rejected=run.n_rejected)
 
@@ -230,7 +242,7 @@ def label_file(settings: LabelSettings, *, on_progress: OnProgress | None = None
         kept=rejects if counts.rejected else None,
     )
     return LabellingRun(
-        **{name: counts.n[name] for name in ("n_texts", "n_parts", "n_rows", "n_labelled")},
+        **{name: counts.n[name] for name in _COUNTED},
         out=out,
         rejects=rejects if counts.rejected else None,
         labellers=settings.labeller,
@@ -247,7 +259,8 @@ class _Part(NamedTuple):
     """Without its labels."""
 
 
-PartLabeller = Callable[[Sequence[_Part]], Sequence[Labels | Rejection]]
+PartLabeller = Callable[[Sequence[_Part]], Sequence[Labels | Found | Rejection]]
+_COUNTED = ("n_texts", "n_parts", "n_rows", "n_labelled", "n_hopeless")
 
 
 class _Counts:
@@ -271,18 +284,24 @@ def _labelled_rows(
                 counts.rejected[str(rejected.reason)] += 1
                 rejections.write(json_line(rejected))
                 continue
-            votes = [one for one in given if not isinstance(one, Rejection)]
+            asked = next((one for one in given if isinstance(one, Found)), Found(()))
+            votes = [
+                one.labels if isinstance(one, Found) else one
+                for one in given
+                if not isinstance(one, Rejection)
+            ]
             won = votes[0] if len(votes) == 1 else count_votes(votes, settings.vote)
             counts.n["n_rows"] += 1
             counts.n["n_labelled"] += bool(won)
+            counts.n["n_hopeless"] += asked.hopelessness is not None
             counts.types.update({label.id for label in won})
-            yield part.row.model_copy(update={"labels": won})
+            more = {"labels": won, "hopelessness": asked.hopelessness}
+            yield part.row.model_copy(update=more)
 
 
-def _read_parts(settings: LabelSettings, counts: _Counts | None = None) -> Iterator[_Part]:
+def _read_parts(settings: LabelSettings, counts: _Counts) -> Iterator[_Part]:
     for source in read_texts(settings.input, settings.encoding):
-        if counts:
-            counts.n["n_texts"] += 1
+        counts.n["n_texts"] += 1
         whole = LabelledText(id=source.id, level="document", part=0, text=source.text, labels=())
         if settings.level != "sentence":
             yield _Part(source, whole)
@@ -300,6 +319,9 @@ def _open_part_labeller(
     on_progress: OnProgress | None,
 ) -> PartLabeller:
     taxonomy = load_taxonomy(settings.taxonomy)
+    if spec == "vote":
+        hint = "name the voters: --labeller MODEL --labeller llm --vote any"
+        raise UsageError("several --labeller vote by themselves", hint=hint)
     if spec == "llm":
         return _ask_llm(taxonomy, settings, stack, on_progress)
     if spec == "answer":
@@ -363,36 +385,62 @@ def _label_by_answer(
 def _ask_llm(
     taxonomy: Taxonomy, settings: LabelSettings, stack: ExitStack, on_progress: OnProgress | None
 ) -> PartLabeller:
-    """Asks about every part, into the journal; the result reads the labels from there."""
-    service, task = _llm(taxonomy, settings)
-    n_parts = sum(1 for _ in _read_parts(settings))  # a bad line shows before anything is paid
+    """Asks about every text, into the journal; the result reads the labels from there."""
+    service, task = settings.labelling(taxonomy)
+    n_total = sum(1 for _ in _asks(settings))  # a bad line shows before anything is paid
     path = _journal_path(settings)
-    run = stack.enter_context(open_run(path, task.fingerprint(), service, what="the texts"))
-    run.ask(map(_to_label, _read_parts(settings)), task, n_total=n_parts, on_progress=on_progress)
-    return lambda parts: list(read_outcomes(map(_to_label, parts), task, run.journal))
+    opened = open_run(path, task.fingerprint(), service, what="the texts", hint=OTHER_RUN)
+    run = stack.enter_context(opened)
+    run.ask(_asks(settings), task, n_total=n_total, on_progress=on_progress)
+
+    def read(parts: Sequence[_Part]) -> list[Found | Rejection]:
+        groups = groupby(parts, key=lambda part: part.source.id)
+        return [
+            found
+            for _, group in groups
+            for found in _read_document(list(group), settings.level, task, run.journal)
+        ]
+
+    return read
 
 
-def _llm(taxonomy: Taxonomy, settings: LabelSettings) -> tuple[Service, LabellingTask]:
-    service = settings.service()
-    if service is None:
-        raise UsageError("--labeller llm needs --endpoint and --model")
-    sampling = settings.sampling(**DRAWN)
-    task = LabellingTask(taxonomy, service.model, prompt=settings.prompt, sampling=sampling)
-    return service, task
+def _asks(settings: LabelSettings) -> Iterator[TextsToLabel]:
+    for source in read_texts(settings.input, settings.encoding):
+        yield from _requests_about(source, settings.level)
+
+
+def _requests_about(source: SourceText, level: Level) -> list[TextsToLabel]:
+    """The whole text as one, or its sentences together."""
+    if level == "document":
+        return [TextsToLabel(f"{source.id}/0", (source.text,))]
+    return cut_document(source.id, [span.of(source.text) for span in split_sentences(source.text)])
+
+
+def _read_document(
+    parts: Sequence[_Part], level: Level, task: LabellingTask, journal: Journal
+) -> Iterator[Found | Rejection]:
+    """What was found in parts of one document."""
+    found = list(read_outcomes(_requests_about(parts[0].source, level), task, journal))
+    for part in parts:
+        number = part.row.part
+        if number or level == "document":
+            one = found[max(0, number - 1)]
+        else:
+            read = [each for each in found if isinstance(each, Found)]
+            failed = (each for each in found if isinstance(each, Rejection))
+            one = next(failed, None) or join_found(read)
+        if isinstance(one, Rejection):
+            one = one.model_copy(update={"item_id": f"{part.row.id}/{number}"})
+        yield one
 
 
 def estimate_labels(settings: LabelSettings) -> Estimate:
     """What would still be sent to the llm; the other labellers send nothing."""
     service, task = None, None
     if "llm" in settings.labeller:
-        service, task = _llm(load_taxonomy(settings.taxonomy), settings)
-    parts = map(_to_label, _read_parts(settings))
-    path = _journal_path(settings)
-    return estimate_run(service, path, parts, task, name="texts", reply_tokens=REPLY_TOKENS)
-
-
-def _to_label(part: _Part) -> TextToLabel:
-    return TextToLabel(f"{part.row.id}/{part.row.part}", part.row.text)
+        service, task = settings.labelling(load_taxonomy(settings.taxonomy))
+    path, asks = _journal_path(settings), _asks(settings)
+    return estimate_run(service, path, asks, task, name="texts", reply_tokens=REPLY_TOKENS)
 
 
 def _result_path(settings: LabelSettings) -> Path:

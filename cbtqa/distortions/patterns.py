@@ -116,6 +116,7 @@ class PatternRule(Record):
     type: NonEmptyText
     """A concept id, or `distorted` where the rule cannot tell which."""
     confidence: float = Field(gt=0, le=1)
+    """Which of several hits goes first, and below 0.5 no label; no probability."""
     says: tuple[NonEmptyText, ...]
     as_if: bool = False
     of_others: bool = False
@@ -176,7 +177,11 @@ class PatternLabeller:
         return self._rules.words
 
     def label(self, text: str, hits: Iterable[PatternHit] | None = None) -> Labels:
-        """A label per type with its surest clause, surest first; `hits` as of `find_hits`."""
+        """A label per type with its surest clause, surest first; `hits` as of `find_hits`.
+
+        Without a confidence: a rule's own is an order among rules, and no probability of being
+        right (measured, see docs/log.md).
+        """
         best: dict[str, PatternHit] = {}
         for hit in self.find_hits(text) if hits is None else hits:
             type_id = self._ids[hit.rule.type]
@@ -192,7 +197,7 @@ class PatternLabeller:
                 id=type_id,
                 evidence=hit.clause.of(text),
                 labeller=self.name,
-                confidence=hit.rule.confidence,
+                confidence=None,
             )
             for type_id, hit in ranked
         )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,16 +12,30 @@ import numpy as np
 from pydantic import Field
 
 from cbtqa.distortions.annotators import LabelAgreement, measure_agreement
-from cbtqa.distortions.evaluate import F1, EvaluationReport, count_f1, evaluate
+from cbtqa.distortions.evaluate import F1, AskedModel, EvaluationReport, count_f1, evaluate
 from cbtqa.distortions.importers import GoldItem, GoldSet, data_formats, read_gold
+from cbtqa.distortions.labellers import Labels, VoteRule, count_votes
 from cbtqa.distortions.labelling import open_labeller
+from cbtqa.distortions.llm_labeller import (
+    OTHER_RUN,
+    REPLY_TOKENS,
+    Found,
+    LlmSettings,
+    TextsToLabel,
+    cut_document,
+    read_outcomes,
+)
 from cbtqa.distortions.models import describe_model, save_linear, write_signature
 from cbtqa.distortions.taxonomy import Taxonomy
 from cbtqa.distortions.training import TrainingSettings, cross_validate, train_linear
 from cbtqa.errors import ConfigError, UsageError
 from cbtqa.files import write_json
+from cbtqa.llm.batch import OnProgress
+from cbtqa.llm.cost import Estimate
+from cbtqa.llm.runs import estimate_run, open_run
+from cbtqa.manifest import refuse_empty
 from cbtqa.paths import refuse_existing
-from cbtqa.records import Record
+from cbtqa.records import Record, Rejection
 from cbtqa.settings import Settings
 
 Say = Callable[[str], None]
@@ -43,8 +59,8 @@ class TrainSettings(GoldSettings):
 
     out: Path = Path("distortion-model")
     """Folder of the model."""
-    name: str = "linear"
-    """Short name, for labels `trained:NAME`."""
+    name: str | None = None
+    """Short name, for labels `trained:NAME`. Default: linear, or the encoder's."""
     folds: int = Field(5, ge=0, le=20)
     """Folds that measure it; 0 leaves it out."""
     encoder: str | None = None
@@ -59,13 +75,20 @@ class TrainSettings(GoldSettings):
     seed: int = 0
     """Seed of every split."""
 
+    @property
+    def short_name(self) -> str:
+        """The name in use."""
+        return self.name or (Path(self.encoder).name if self.encoder else "linear")
 
-class EvaluateSettings(GoldSettings):
-    """Settings of `cbtqa distortions evaluate`."""
+
+class EvaluateSettings(GoldSettings, LlmSettings):
+    """Settings of `cbtqa distortions evaluate`; the endpoint is for the llm."""
 
     labeller: tuple[str, ...] = ("patterns",)
-    """patterns, the folder of a trained model, or a built dataset whose own labels are measured;
-    may be repeated."""
+    """patterns, the folder of a trained model, llm, or a built dataset whose own labels are
+    measured; may be repeated. vote is a vote of all others that are named."""
+    vote: VoteRule = "majority"
+    """How vote decides: majority, any or all."""
     cluster_column: str | None = None
     """Column that says which document a text is a sentence of: documents are drawn then, not
     texts. Default: question_id, document_id and the like, or an id that several texts share."""
@@ -104,10 +127,10 @@ def train_labeller(settings: TrainSettings, say: Say) -> TrainedReport:
     given = None
     if settings.folds:
         say(f"measuring by {settings.folds}-fold cross-validation (seed {settings.seed})")
-        given = cross_validate(*data, n_folds=settings.folds) > 0
+        given = cross_validate(*data, n_folds=settings.folds, say=say) > 0
     report = _report(settings, gold, given)
     say(f"training on {len(gold.items):,} texts")
-    model = train_linear(*data, name=settings.name)
+    model = train_linear(*data, name=settings.short_name, say=say)
     estimate = None
     if report.micro and report.binary:
         estimate = {
@@ -115,7 +138,7 @@ def train_labeller(settings: TrainSettings, say: Say) -> TrainedReport:
             "micro_f1": report.micro.f1,
             "binary_f1": report.binary.f1,
         }
-    signature = describe_model("linear", settings.name, gold, training.model_dump(), estimate)
+    signature = describe_model("linear", settings.short_name, gold, training.model_dump(), estimate)
     save_linear(settings.out, model, signature)
     return report
 
@@ -131,9 +154,11 @@ def _tune(settings: TrainSettings, gold: GoldSet, say: Say) -> TrainedReport:
         if step % 50 == 0 or step == n_steps:
             say(f"step {step} of {n_steps}, loss {loss:.4f}")
 
-    tune_encoder(gold, encoder, settings.out, name=settings.name, on_step=on_step)
+    tune_encoder(gold, encoder, settings.out, name=settings.short_name, on_step=on_step)
     described = {**encoder.model_dump(), "encoder": Path(encoder.encoder).name}
-    write_signature(settings.out, describe_model("encoder", settings.name, gold, described, None))
+    write_signature(
+        settings.out, describe_model("encoder", settings.short_name, gold, described, None)
+    )
     return _report(settings, gold, None)
 
 
@@ -152,7 +177,7 @@ def _report(settings: TrainSettings, gold: GoldSet, given: Any) -> TrainedReport
             "types": types,
         }
     return TrainedReport(
-        name=settings.name,
+        name=settings.short_name,
         kind="encoder" if settings.encoder else "linear",
         taxonomy=gold.taxonomy.id,
         n_texts=len(gold.items),
@@ -177,11 +202,54 @@ def _read_gold(settings: GoldSettings, say: Say, cluster_column: str | None = No
     return gold
 
 
-def evaluate_labellers(settings: EvaluateSettings, say: Say) -> EvaluationReport:
-    """The report; written too where the settings name a place."""
+def evaluate_labellers(
+    settings: EvaluateSettings, say: Say, *, on_progress: OnProgress | None = None
+) -> EvaluationReport:
+    """The report; written too where the settings name a place.
+
+    Raises:
+        UsageError: labellers that cannot be told apart, or no place for what a model answers.
+        LicenceGateError: texts would go to a non-local endpoint without acknowledgement.
+    """
     if settings.out is not None:
-        refuse_existing(settings.out, overwrite=settings.overwrite)
+        refuse_existing(settings.out, overwrite=settings.overwrite or bool(settings.retry))
+    _check_labellers(settings)
     gold = _read_gold(settings, say, settings.cluster_column)
+    _say_what_is_drawn(gold, say)
+    specs = [spec for spec in settings.labeller if spec not in ("llm", "vote")]
+    given: dict[str, Sequence[Labels]] = {}
+    for spec in specs:
+        labeller = open_labeller(spec, gold.taxonomy)
+        if labeller.name in given:
+            hint = "train one with another name: cbtqa distortions train DATA --name NAME"
+            raise UsageError(f"two labellers have one name: {labeller.name}", hint=hint)
+        given[labeller.name] = labeller.label_many(gold.texts)
+    asked = None
+    if "llm" in settings.labeller:
+        labels, asked = _ask_llm(gold, settings, on_progress)
+        given[f"llm:{asked.model}"] = labels
+        if asked.n_rejected:
+            say(f"{asked.n_rejected} texts without valid labels from the model: counted as none")
+    if "vote" in settings.labeller:
+        ballots = zip(*given.values(), strict=True)
+        given[f"vote:{settings.vote}"] = [count_votes(one, settings.vote) for one in ballots]
+    report = evaluate(gold, given, n_errors=settings.errors)
+    report = report.model_copy(update={"file": settings.data.name, "asked": asked})
+    if settings.out is not None:
+        write_json(settings.out, report)
+    return report
+
+
+def _check_labellers(settings: EvaluateSettings) -> None:
+    voters = [spec for spec in settings.labeller if spec != "vote"]
+    if "vote" in settings.labeller and len(voters) < 2:
+        hint = "--labeller MODEL --labeller llm --labeller vote --vote any"
+        raise UsageError("--labeller vote is a vote of two or more others", hint=hint)
+    if "llm" in settings.labeller and settings.out is None:
+        raise UsageError("what a model answers is kept: name a file with --out")
+
+
+def _say_what_is_drawn(gold: GoldSet, say: Say) -> None:
     parts_of = data_formats()[gold.name].parts_of
     if gold.cluster_column is not None:
         n_documents = len(set(gold.clusters or ()))
@@ -191,16 +259,61 @@ def evaluate_labellers(settings: EvaluateSettings, say: Say) -> EvaluationReport
             f"warning: the texts are sentences of {parts_of} and no column says of which: "
             "intervals take each for itself and may be too narrow (--cluster-column)"
         )
-    labellers = [open_labeller(spec, gold.taxonomy) for spec in settings.labeller]
-    names = [labeller.name for labeller in labellers]
-    if len(set(names)) < len(names):
-        raise UsageError(f"two labellers have one name: {', '.join(names)}")
-    given = {labeller.name: labeller.label_many(gold.texts) for labeller in labellers}
-    report = evaluate(gold, given, n_errors=settings.errors)
-    report = report.model_copy(update={"file": settings.data.name})
-    if settings.out is not None:
-        write_json(settings.out, report)
-    return report
+
+
+def _ask_llm(
+    gold: GoldSet, settings: EvaluateSettings, on_progress: OnProgress | None
+) -> tuple[list[Labels], AskedModel]:
+    """The model's labels of the gold's texts; those of one document are asked about together."""
+    service, task = settings.labelling(gold.taxonomy)
+    order, items = _requests_about(gold)
+    path = _journal_of(settings)
+    opened = open_run(path, task.fingerprint(), service, what="the texts", hint=OTHER_RUN)
+    with opened as run:
+        run.ask(items, task, n_total=len(items), on_progress=on_progress)
+        outcomes = list(read_outcomes(items, task, run.journal))
+        asked = AskedModel(
+            model=service.model,
+            endpoint_host=service.host,
+            convention=settings.convention,
+            prompt=task.prompt_name,
+            min_confidence=settings.least_confidence,
+            n_requests=len(items),
+            n_rejected=sum(isinstance(one, Rejection) for one in outcomes),
+            usage=run.usage,
+            cost=run.cost,
+        )
+    failed = Counter(str(one.reason) for one in outcomes if isinstance(one, Rejection))
+    n_in = len(outcomes)
+    refuse_empty(n_in - failed.total(), n_in, "texts was labelled", failed, kept=path)
+    labels: list[Labels] = [()] * n_in
+    for row, found in zip(order, outcomes, strict=True):
+        labels[row] = found.labels if isinstance(found, Found) else ()
+    return labels, asked
+
+
+def _requests_about(gold: GoldSet) -> tuple[list[int], list[TextsToLabel]]:
+    """The order in which the gold's texts are asked about, and the requests."""
+    documents = gold.clusters or [item.id for item in gold.items]
+    order = sorted(range(len(documents)), key=lambda row: documents[row])
+    items: list[TextsToLabel] = []
+    for document, rows in groupby(order, key=lambda row: documents[row]):
+        items += cut_document(document, [gold.items[row].text for row in rows])
+    return order, items
+
+
+def _journal_of(settings: EvaluateSettings) -> Path:
+    return (settings.out or Path("evaluation.json")).with_suffix(".journal.sqlite")
+
+
+def estimate_evaluation(settings: EvaluateSettings, say: Say) -> Estimate:
+    """What would still be sent to the llm; the other labellers send nothing."""
+    gold = _read_gold(settings, say, settings.cluster_column)
+    service, task = None, None
+    if "llm" in settings.labeller:
+        service, task = settings.labelling(gold.taxonomy)
+    path, items = _journal_of(settings), _requests_about(gold)[1]
+    return estimate_run(service, path, items, task, name="texts", reply_tokens=REPLY_TOKENS)
 
 
 def read_annotations(files: Sequence[Path], taxonomy: Taxonomy) -> LabelAgreement:

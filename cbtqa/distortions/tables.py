@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from cbtqa.distortions.annotators import LabelAgreement
-from cbtqa.distortions.evaluate import F1, EvaluationReport, Share, SystemReport
+from cbtqa.distortions.evaluate import (
+    F1,
+    AskedModel,
+    EvaluationReport,
+    F1Difference,
+    InstructiveError,
+    Share,
+    SystemReport,
+)
 from cbtqa.distortions.studies import TrainedReport
 from cbtqa.distortions.taxonomy import Taxonomy, load_taxonomy, shipped_taxonomies
 from cbtqa.report.page import Phrase
 from cbtqa.report.table import Cell, Column, Estimate, Table
-from cbtqa.report.words import count, number, p_value, signed
+from cbtqa.report.words import count, money, number, p_value, signed
 
 FIGURES = ("type", "texts", "precision", "recall", "F1 [95% interval]")
 
@@ -25,7 +34,8 @@ def types_table(summary: Mapping[str, Any]) -> Table:
 def training_table(report: TrainedReport) -> Table:
     rows = [_f1_row(type_id, entry) for type_id, entry in report.types.items()]
     if report.binary and report.micro and len(report.types) > 1:
-        rows.append(_f1_row("any distortion", report.binary))
+        if report.binary.support < report.n_texts:
+            rows.append(_f1_row("any distortion", report.binary))
         rows.append(_f1_row("micro", report.micro))
         rows.append(("macro", "", "", "", report.macro_f1))
     return Table(FIGURES, rows)
@@ -34,13 +44,19 @@ def training_table(report: TrainedReport) -> Table:
 def evaluation_tables(report: EvaluationReport) -> Iterator[Table]:
     """Tables of a report: any distortion beside the paper, then each labeller, then tests."""
     yield binary_table(report)
+    if report.asked:
+        yield _asked_table(report.asked)
     for name, system in report.systems.items():
         yield from _tables_of_system(name, system)
-    if report.differences:
-        yield _differences_table(report)
-    if report.comparisons:
+    # where every text has one, whoever gives more labels would win on any
+    left_out = "any" if report.all_distorted else None
+    differences = [one for one in report.differences if one.figure != left_out]
+    if differences:
+        yield _differences_table(differences)
+    comparisons = [one for one in report.comparisons if one.decision != left_out]
+    if comparisons:
         rows = []
-        for one in report.comparisons:
+        for one in comparisons:
             counts = f"{one.only_first_right} / {one.only_second_right}"
             rows.append((one.decision, one.first, one.second, counts, one.p_holm))
         heads = ("decision", "first", "second", "only one right")
@@ -49,14 +65,29 @@ def evaluation_tables(report: EvaluationReport) -> Iterator[Table]:
         yield Table([*heads, Column("p (Holm)", p_value)], rows, title)
 
 
-def _differences_table(report: EvaluationReport) -> Table:
+def _asked_table(asked: AskedModel) -> Table:
+    """The language model, and what it cost."""
+    cost = asked.cost and money(asked.cost["amount"], asked.cost["currency"])
+    rows: list[tuple[str, Cell]] = [
+        (f"convention {asked.convention}, prompt", asked.prompt),
+        ("least confidence", number(asked.min_confidence, 2)),
+        ("requests", asked.n_requests),
+        ("texts without valid labels", asked.n_rejected),
+        ("prompt tokens", asked.usage.prompt_tokens),
+        ("reply tokens", asked.usage.completion_tokens),
+        ("cost", cost or "no price known (--price-in, --price-out)"),
+    ]
+    return Table(["", ""], rows, f"llm:{asked.model} at {asked.endpoint_host}")
+
+
+def _differences_table(differences: Iterable[F1Difference]) -> Table:
     rows = [
         (
             one.figure if one.figure != "macro" else f"macro of {one.n_types}",
             *(one.first, one.second),
             Estimate(one.value, one.low, one.high, one.reason),
         )
-        for one in report.differences
+        for one in differences
     ]
     last = Column("first - second [95% interval]", signed_3)
     return Table(
@@ -79,10 +110,16 @@ def binary_table(report: EvaluationReport) -> Table:
         (name, _accuracy(system), *_f1_row("", system.binary)[2:], _f1(system.micro))
         for name, system in report.systems.items()
     ]
+    if report.all_distorted:
+        # a labeller that marks everything would get 1.000 in all of them
+        rows = [(name, None, None, recall, None, micro) for name, _, _, recall, _, micro in rows]
     paper = report.paper
     source = f"arXiv 2403.16008, Table 3: {count(paper['n'])} other texts"
     rows.append((source, paper["accuracy"], None, paper["recall"], paper["f1"], None))
-    return Table(columns, rows, f"Any distortion, {_what_is_drawn(report)}")
+    title = f"Any distortion, {_what_is_drawn(report)}"
+    if report.all_distorted:
+        title += "; the gold of every text has one, so only recall is measured"
+    return Table(columns, rows, title)
 
 
 def _what_is_drawn(report: EvaluationReport) -> str:
@@ -118,10 +155,23 @@ def _tables_of_system(name: str, system: SystemReport) -> Iterator[Table]:
             figures += f"; {number(by_chance, 3)} by chance alone if perfect"
         title = f"{name}: reliability (calibration error {figures})"
         yield Table(["confidence", "labels", "mean", "right"], bins, title)
+    if system.by_confidence and system.specificity:
+        least = [
+            (f"{one.confidence:.1f}", one.any.n_given, *_f1_row("", one.any)[2:4], one.any.f1)
+            for one in system.by_confidence
+        ]
+        heads = ("least confidence", "texts given", "precision", "recall", "F1")
+        title = f"{name}: any distortion by least confidence (the best flatters on these texts)"
+        yield Table(heads, least, title)
     if system.errors:
-        errors = [(e.kind, e.type, e.confidence, e.where, e.text) for e in system.errors]
-        columns = ["what", "type", "confidence", "where", "text"]
-        yield Table(columns, errors, f"{name}: instructive errors")
+        # of three columns, so that no terminal gives a text a column of nine characters
+        errors = [(_what_went_wrong(one), Path(one.where).name, one.text) for one in system.errors]
+        yield Table(["what", "where", "text"], errors, f"{name}: instructive errors")
+
+
+def _what_went_wrong(error: InstructiveError) -> str:
+    sure = "" if error.confidence is None else f" ({number(error.confidence, 2)})"
+    return f"{error.kind} {error.type}{sure}"
 
 
 def agreement_table(agreement: LabelAgreement) -> Table:

@@ -6,7 +6,7 @@ repeats all of it in each fold, so nothing measured on a text was chosen by look
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -34,6 +34,7 @@ from cbtqa.settings import Settings
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
+Say = Callable[[str], None]
 
 
 class TrainingSettings(Settings):
@@ -122,9 +123,10 @@ def train_linear(
     settings: TrainingSettings | None = None,
     *,
     name: str = "linear",
+    say: Say | None = None,
 ) -> LinearModel:
     trainer = _Trainer(texts, gold, taxonomy, settings or TrainingSettings(), name)
-    return trainer.train(np.arange(len(texts)))
+    return trainer.train(np.arange(len(texts)), say)
 
 
 def cross_validate(
@@ -134,6 +136,7 @@ def cross_validate(
     settings: TrainingSettings | None = None,
     *,
     n_folds: int = 5,
+    say: Say | None = None,
 ) -> Floats:
     """Out-of-fold outcome, `(texts, types)`: the probability where the type is given, else -1 x it.
 
@@ -143,7 +146,9 @@ def cross_validate(
     settings = settings or TrainingSettings()
     trainer = _Trainer(texts, gold, taxonomy, settings, "fold")
     outcome = np.zeros(gold.shape)
-    for held_out in split_folds(len(texts), n_folds, settings.seed):
+    for number, held_out in enumerate(split_folds(len(texts), n_folds, settings.seed), 1):
+        if say:
+            say(f"fold {number} of {n_folds}")
         part = np.setdiff1d(np.arange(len(texts)), held_out)
         model = trainer.train(part)
         probabilities = LinearLabeller(model).probabilities([texts[row] for row in held_out])
@@ -175,11 +180,14 @@ class _Trainer:
             settings.at_least_one == "auto" and gold.shape[1] > 1 and bool(gold.any(axis=1).all())
         )
 
-    def train(self, part: Ints) -> LinearModel:
+    def train(self, part: Ints, say: Say | None = None) -> LinearModel:
         """Weights from the part; contrasts, calibration and thresholds from its inner folds."""
         settings = self._settings
         scores = np.zeros((len(_CONTRASTS), len(part), self._gold.shape[1]))
-        for held_out in split_folds(len(part), settings.inner_folds, settings.seed + 1):
+        inner = split_folds(len(part), settings.inner_folds, settings.seed + 1)
+        for number, held_out in enumerate(inner, 1):
+            if say:
+                say(f"thresholds: inner fold {number} of {len(inner)}")
             seen = np.delete(part, held_out)
             *_, rows = self._rows(seen)
             fitted, unseen = rows[seen], rows[part[held_out]]
@@ -192,10 +200,11 @@ class _Trainer:
         platt, thresholds, _ = mixed if mixed.quality > plain.quality else plain
         buckets, idf, rows = self._rows(part)
         fitted = rows[part]
-        models = [
-            mean_model(self._fit(fitted, part, column, contrasts))
-            for column in range(gold.shape[1])
-        ]
+        models = []
+        for column, type_id in enumerate(self._taxonomy.ids):
+            if say:
+                say(f"weights of {type_id}, {column + 1} of {gold.shape[1]}")
+            models.append(mean_model(self._fit(fitted, part, column, contrasts)))
         weights = np.stack([model.weights for model in models], axis=1)
         n_ngrams = len(buckets)
         return LinearModel(

@@ -156,9 +156,11 @@ def _common() -> Mapping[str, re.Pattern[str]]:
 
 @cache
 def _two_characters() -> Mapping[str, frozenset[str]]:
-    """The lists of common words of two characters: `verbs`, `nouns`, `run_over`."""
+    """The lists of common words of two characters: `verbs`, `nouns`, `run_over`, `adverbs`."""
     entry = shipped_yaml(__package__, "personal_data_words.yaml")
-    return {name: frozenset(entry[name].split()) for name in ("verbs", "nouns", "run_over")}
+    return {
+        name: frozenset(entry[name].split()) for name in ("verbs", "nouns", "run_over", "adverbs")
+    }
 
 
 def _is_bank_card(match: re.Match[str]) -> bool:
@@ -197,6 +199,8 @@ def _is_full_name(match: re.Match[str]) -> bool:
     words, pairs = _common()["words"], _two_characters()
     first, last = text[start : start + 2], text[end - 1 : end + 1]
     if not _is_name(match) or words.match(text, start) or first in pairs["verbs"]:
+        return False
+    if text[start + 1 : end] in pairs["adverbs"]:
         return False
     if end - start == 2 and (first in pairs["nouns"] or last in pairs["run_over"]):
         return False

@@ -7,9 +7,8 @@
 
 `explicit` is a present intent, plan, preparation, farewell, attempt or ongoing self-harm of the
 writer's own; `concern` is a passive wish, hopelessness, a past attempt, another person at risk,
-or something ambiguous. A trained model reads every sentence; what the rules find there is among
-its features, and a rule that it finds unlikely does not count. Hits that do not count stay in
-`hits` with the reason as their outcome.
+or something ambiguous. The rules decide first; a trained model that reads every sentence may raise
+a grade, never lower it. Hits that do not count stay in `hits` with the reason as their outcome.
 """
 
 from __future__ import annotations
@@ -41,10 +40,9 @@ ScreenLanguage = Literal["auto", "zh", "en"]
 _RANK: dict[Risk, int] = {"none": 0, "concern": 1, "explicit": 2}
 DANGERS: tuple[Danger, ...] = get_args(Danger)
 
-EXPLICIT, CONCERN = 0.60, 0.60
-"""Probability of a sentence from which it is graded so, whatever the rules say."""
-EXPLICIT_KEPT, CONCERN_KEPT = 0.30, 0.35
-"""The same where a rule says so too."""
+EXPLICIT, CONCERN = 0.80, 0.70
+"""Probability of a sentence from which the model grades it so. Lower ones find more of the
+roundabout statements, and on real questions mostly ordinary distress."""
 DANGER, ACUTE = 0.65, 0.5
 """Probability of a danger from which it is told, and of its acute form."""
 
@@ -64,8 +62,7 @@ class Hit:
     """The text as given between start and end."""
     outcome: str
     """`stated` when it counts unchanged, else why it is lowered or dropped: `negated`,
-    `third_person`, `idiom`, `quotation`, `past`, `fiction`, `topic`, `hypothetical`... and
-    `outweighed` where the model finds the whole sentence harmless."""
+    `third_person`, `idiom`, `quotation`, `past`, `fiction`, `topic`, `hypothetical`..."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +118,10 @@ def combine(rules: Risk, explicit: float, flagged: float) -> Risk:
         explicit: of explicit danger.
         flagged: of explicit danger or a concern.
     """
-    if explicit >= (EXPLICIT_KEPT if rules == "explicit" else EXPLICIT):
-        return "explicit"
-    return "concern" if flagged >= (CONCERN if rules == "none" else CONCERN_KEPT) else "none"
+    model: Risk = "explicit" if explicit >= EXPLICIT else "none"
+    if model == "none" and flagged >= CONCERN:
+        model = "concern"
+    return max(rules, model, key=_RANK.__getitem__)
 
 
 def screen(text: str, language: ScreenLanguage = "auto") -> Screening:
@@ -136,24 +134,17 @@ def screen(text: str, language: ScreenLanguage = "auto") -> Screening:
 
 
 def _weigh(text: str, reading: Reading) -> tuple[Risk, tuple[Hit, ...]]:
+    hits = [
+        Hit(case.rule, case.risk, start, end, text[start:end], case.outcome)
+        for case, start, end in reading.found
+    ]
+    rules: Risk = max((hit.risk for hit in hits), key=_RANK.__getitem__, default="none")
     scores = reading.scores[0]
     flagged, explicit = 1 - scores[:, 0], scores[:, 2]
-    hits: list[Hit] = []
-    risk: Risk = "none"
-    for case, start, end in reading.found:
-        graded, outcome = case.risk, case.outcome
-        if graded != "none":
-            around = [n for n, w in enumerate(reading.windows) if w.start < end and start < w.end]
-            most = (explicit[around].max(), flagged[around].max()) if around else (0.0, 0.0)
-            graded = combine(graded, *most)
-            outcome = outcome if graded == case.risk else "outweighed"
-        hits.append(Hit(case.rule, graded, start, end, text[start:end], outcome))
-        risk = max(risk, graded, key=_RANK.__getitem__)
-    alone = combine("none", float(explicit.max()), float(flagged.max()))
-    if _RANK[alone] > _RANK[risk]:
-        risk = alone
-        start, end, span = _stretch(text, reading, explicit if alone == "explicit" else flagged)
-        hits.append(Hit(f"model.{alone}", alone, start, end, span, "stated"))
+    risk = combine(rules, float(explicit.max()), float(flagged.max()))
+    if risk != rules:
+        stretch = _stretch(text, reading, explicit if risk == "explicit" else flagged)
+        hits.append(Hit(f"model.{risk}", risk, *stretch, "stated"))
     return risk, tuple(hits)
 
 

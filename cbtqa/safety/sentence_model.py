@@ -33,11 +33,12 @@ ORDER_WEIGHTS = (0.8, 1.0, 0.9, 0.5)
 GAP_WEIGHT, STEM_WEIGHT, RULE_WEIGHT = 0.5, 0.5, 0.6
 STEM = 5
 """Characters of an English word that stand for its inflected forms."""
-WHOLE = 100
-"""A text up to so many characters is read as a whole too."""
+MOST_TOKENS = 60
+"""Tokens of the longest stretch that is graded as one."""
 _PRIME, _SPREAD = np.uint64(1_000_003), np.uint64(0x9E3779B97F4A7C15)
 _TOKEN = re.compile(r"[a-z]+(?:'[a-z]+)?|[0-9]+|[^\sa-z0-9\u200b-\u200f\ufe0f*_~`^|\\#·•●○]")
 _SENTENCE = re.compile(r"[^。!?\n]*[。!?\n]+[\"”』)]*|[^。!?\n]+")
+_CLAUSE = re.compile(r"[^,;，、 ]*[,;，、 ]+|[^,;，、 ]+$")
 _PAUSE = frozenset("。.!;,:、…~—-\"“”()《》「」'")
 
 
@@ -72,26 +73,60 @@ def _codes(folded: str) -> tuple[list[int], list[int]]:
 
 
 def read_windows(folded: str, found: Sequence[Found]) -> list[Window]:
-    """Every sentence, every two neighbours together, and the whole of a short text.
+    """Every sentence, and what short neighbours say together.
+
+    A sentence of more than `MOST_TOKENS` is taken apart at its commas: the weights were fitted on
+    stretches of that length, and what common words weigh adds up in a longer one.
 
     Args:
         folded: the text as `normalise.fold` gives it.
         found: what the rule files found in it; may be empty.
     """
-    spans = [match.span() for match in _SENTENCE.finditer(folded) if match[0].strip()]
-    read = [_codes(folded[start:end]) for start, end in spans]
-    runs = [(n, n + 1) for n in range(len(spans))] + [(n, n + 2) for n in range(len(spans) - 1)]
-    if len(spans) > 2 and len(folded) <= WHOLE:
-        runs.append((0, len(spans)))
-    windows = []
-    for first, last in runs:
-        start, end = spans[first][0], spans[last - 1][1]
-        codes = [code for part in read[first:last] for code in part[0]]
-        if codes:
-            stems = tuple(code for part in read[first:last] for code in part[1])
-            rules = tuple(_code(name) for name in _names(found, start, end))
-            windows.append(Window(start, end, (_START, *codes, _END), stems, rules))
+    spans: list[tuple[int, int]] = []
+    read: list[tuple[list[int], list[int]]] = []
+    for match in _SENTENCE.finditer(folded):
+        codes = _codes(match[0])
+        if len(codes[0]) <= MOST_TOKENS:
+            if codes[0]:
+                spans.append(match.span())
+                read.append(codes)
+            continue
+        for start, end in _pieces(match[0], match.start()):
+            codes = _codes(folded[start:end])
+            if codes[0]:
+                spans.append((start, end))
+                read.append(codes)
+    windows = [_window(read[n], *span, found) for n, span in enumerate(spans)]
+    reached = 0
+    for first in range(len(spans)):
+        codes, stems = [*read[first][0]], [*read[first][1]]
+        last = first + 1
+        while last < len(spans) and len(codes) + len(read[last][0]) <= MOST_TOKENS:
+            codes += read[last][0]
+            stems += read[last][1]
+            last += 1
+        if last > max(reached, first + 1):
+            windows.append(_window((codes, stems), spans[first][0], spans[last - 1][1], found))
+            reached = last
     return windows
+
+
+def _pieces(sentence: str, offset: int) -> list[tuple[int, int]]:
+    """A long sentence cut at commas into pieces of at most about `MOST_TOKENS` characters."""
+    pieces, start, end = [], 0, 0
+    for match in _CLAUSE.finditer(sentence):
+        if match.end() - start > MOST_TOKENS and end > start:
+            pieces.append((offset + start, offset + end))
+            start = end
+        end = match.end()
+    return [*pieces, (offset + start, offset + len(sentence))]
+
+
+def _window(
+    codes: tuple[list[int], list[int]], start: int, end: int, found: Sequence[Found]
+) -> Window:
+    rules = tuple(_code(name) for name in _names(found, start, end)) if found else ()
+    return Window(start, end, (_START, *codes[0], _END), tuple(codes[1]), rules)
 
 
 def trimmed(text: str, window: Window) -> tuple[int, int]:
@@ -99,15 +134,6 @@ def trimmed(text: str, window: Window) -> tuple[int, int]:
     span = text[window.start : window.end]
     start = window.start + len(span) - len(span.lstrip())
     return start, window.end - len(span) + len(span.rstrip())
-
-
-def read_whole(folded: str, found: Sequence[Found] = ()) -> Window | None:
-    """The text as one window; None when it holds no token."""
-    codes, stems = _codes(folded)
-    if not codes:
-        return None
-    rules = tuple(_code(name) for name in _names(found, 0, len(folded)))
-    return Window(0, len(folded), (_START, *codes, _END), tuple(stems), rules)
 
 
 _START, _END = _code("\2"), _code("\3")
@@ -170,23 +196,19 @@ class SentenceModel:
     """Names of the classes, a group each; the first of a group is the harmless one."""
     rows: Ints
     """`(2 ** BUCKET_BITS,)`: the row of a bucket's weights; 0 for a bucket without any."""
-    weights: NDArray[np.float32]
-    """`(rows, classes)`; row 0 is zero."""
+    weights: NDArray[np.int8]
+    """`(rows, classes)`, in steps of `scale`; row 0 is zero."""
+    scale: NDArray[np.float32]
+    """`(classes,)`."""
     bias: Floats
 
     def scores(self, windows: Sequence[Window]) -> list[Floats]:
         """For each group the probabilities, shape (windows, classes of the group)."""
         features = Features(windows)
-        rows = self.rows[features.buckets]
-        used = rows > 0
-        sums = np.zeros((features.n_windows, self.weights.shape[1])) + self.bias
-        owners = features.owners[used]
-        order = np.argsort(owners, kind="stable")
-        added = self.weights[rows[used]] * features.values[used, None]
-        if len(owners):
-            owners = owners[order]
-            starts = np.flatnonzero(np.r_[True, owners[1:] != owners[:-1]])
-            sums[owners[starts]] += np.add.reduceat(added[order], starts, axis=0)
+        spread = np.zeros((features.n_windows, len(features.values)), np.float32)
+        spread[features.owners, np.arange(len(features.values))] = features.values
+        weights = self.weights[self.rows[features.buckets]].astype(np.float32)
+        sums = (spread @ weights) * self.scale + self.bias
         found, first = [], 0
         for group in self.groups:
             part = sums[:, first : first + len(group)]
@@ -208,11 +230,12 @@ def model_of(arrays: Mapping[str, Any]) -> SentenceModel:
     """The model of the arrays that `fit` gives, or of a file that holds them."""
     rows = np.zeros(1 << BUCKET_BITS, np.int64)
     rows[arrays["buckets"]] = np.arange(1, len(arrays["buckets"]) + 1)
-    weights = arrays["weights"].astype(np.float32) * arrays["scale"].astype(np.float32)
+    weights = arrays["weights"]
     return SentenceModel(
         groups=tuple(tuple(str(group).split()) for group in arrays["groups"]),
         rows=rows,
-        weights=np.vstack([np.zeros((1, weights.shape[1]), np.float32), weights]),
+        weights=np.vstack([np.zeros((1, weights.shape[1]), np.int8), weights]),
+        scale=arrays["scale"],
         bias=arrays["bias"].astype(np.float64),
     )
 
@@ -221,7 +244,7 @@ def model_of(arrays: Mapping[str, Any]) -> SentenceModel:
 
 RIDGE = 30.0
 """Variance of the weights' normal prior; chosen on batches left out, among 3, 10, 30 and 100."""
-LEAST = 2
+LEAST = 3
 """A bucket that stands in fewer windows gets no weight."""
 _STEPS = 127
 
@@ -277,6 +300,6 @@ def _fit_group(x: Any, truth: Ints, weight: Floats, n: int, minimize: Any) -> Fl
         return float(value), slope.ravel()
 
     start = np.zeros((x.shape[1] + 1) * n)
-    result = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 100})
+    result = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 60})
     fitted: Floats = result.x.reshape(-1, n)
     return fitted

@@ -59,6 +59,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         {"question_id": str(i), "text": f"听起来你等了{i}天，我们慢慢来。"} for i in range(3)
     ]
     write_jsonl(tmp_path / "answers.jsonl", answers)
+    (tmp_path / "gold.csv").write_text("text,labels\n我就是个废物,乱贴标签\n今天下雨了,无\n")
     asked = "{endpoint: vllm, model: m}"
     (tmp_path / "study.yaml").write_text(
         "id: s\napproach: act\nturns: {min: 1, max: 2}\npatients: {ready: test, n: 1}\n"
@@ -80,21 +81,22 @@ def words_of(verb: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
         "cbtqa generate": ["questions.jsonl"],
         "cbtqa judge": ["answers.jsonl", "--questions", "questions.jsonl"],
         "cbtqa distortions label": ["questions.jsonl", "--labeller", "llm"],
+        "cbtqa distortions evaluate": ["gold.csv", "--labeller", "llm"],
         SIMULATE + "profiles": ["act", "--n", "2"],
         SIMULATE + "corpus": ["study.yaml"],
         SIMULATE + "run": ["study.yaml"],
         SIMULATE + "export": ["played"],
         SIMULATE + "judge": ["played", "--instrument", "ctrs"],
     }
-    out = {"cbtqa distortions label": "out.jsonl", SIMULATE + "profiles": "out.yaml"}.get(
-        verb, "out"
-    )
+    named = {"label": "out.jsonl", "evaluate": "out.json", "profiles": "out.yaml"}
+    out = named.get(verb.split()[-1], "out")
     return [*verb.split()[1:], *more[verb], "--out", out]
 
 
 def test_the_verbs_that_ask_are_those_we_know() -> None:
     assert {words.removeprefix("cbtqa ") for words in RUNS} == {
-        *("build-dataset", "generate", "judge", "distortions label", "simulate profiles"),
+        *("build-dataset", "generate", "judge", "distortions label", "distortions evaluate"),
+        *("simulate profiles",),
         *("simulate corpus", "simulate run", "simulate export", "simulate judge"),
     }
 

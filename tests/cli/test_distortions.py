@@ -14,6 +14,7 @@ import typer
 
 from cbtqa.cli import main as program
 from cbtqa.cli.distortions import app as distortions_app
+from cbtqa.files import read_rows
 from tests.distortions.texts import invented_gold
 from tests.support.endpoint import ScriptedEndpoint, ok
 
@@ -168,6 +169,120 @@ def test_a_language_model_labels_through_the_journal(run, questions, tmp_path, c
     assert row["labels"][0]["labeller"] == "llm:m"
 
 
+def _answering(seen) -> dict:
+    """A model that finds one type, and hopelessness, by the words."""
+    kinds = {"废物": "labeling", "不会好": "jumping_to_conclusions", "没意思": "hopelessness"}
+    entries = []
+    for line in seen.user_text.splitlines():
+        number, _, text = line.partition("] ")
+        if number.startswith("["):
+            entries += [
+                {"sentence": int(number[1:]), "id": kind, "evidence": word, "confidence": 0.8}
+                for word, kind in kinds.items()
+                if word in text
+            ]
+    return ok(json.dumps({"labels": entries}, ensure_ascii=False))
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet", "csv"])
+def test_a_model_is_asked_once_about_a_document_and_all_its_sentences(
+    run, questions, tmp_path, suffix, capsys
+) -> None:
+    out = tmp_path / f"l.{suffix}"
+    with questions.open("a") as more:
+        row = {"id": "c", "question": "活着没意思。", "description": "请问怎么办？"}
+        more.write("\n" + json.dumps(row, ensure_ascii=False))
+    with ScriptedEndpoint(_answering) as server:
+        words = ["--labeller", "llm", "--endpoint", server.url, "--model", "m", "--out", out]
+        assert run("label", questions, *words, "--level", "both", "--json") == 0
+        assert len(server.requests) == 3
+    printed = capsys.readouterr()
+    summary = json.loads(printed.out)
+    assert (summary["n_rows"], summary["n_hopeless"]) == (9, 2), "a document and a sentence of it"
+    rows = [row for _, row in read_rows(out)]
+    got = {}
+    for row in rows:
+        labels = json.loads(row["labels"]) if isinstance(row["labels"], str) else row["labels"]
+        place = row["id"], int(row["part"])
+        got[place] = [label["id"] for label in labels], row["hopelessness"] or None
+    assert got["a", 0] == (["labeling", "jumping_to_conclusions"], None)
+    assert got["a", 1] == (["labeling"], None) and got["a", 2] == ([], None)
+    assert got["a", 3] == (["jumping_to_conclusions"], None)
+    assert got["c", 0] == got["c", 1] == ([], "没意思") and got["c", 2] == ([], None)
+
+
+def test_a_document_that_failed_fails_with_every_sentence_of_it(
+    run, questions, tmp_path, capsys
+) -> None:
+    bad = ok('{"labels": [{"sentence": 1, "id": "laziness", "evidence": "早睡", "confidence": 1}]}')
+    out = tmp_path / "l.jsonl"
+    with ScriptedEndpoint(lambda seen: bad if "早睡" in seen.user_text else _answering(seen)) as s:
+        words = ["--labeller", "llm", "--endpoint", s.url, "--model", "m", "--out", out]
+        assert run("label", questions, *words, "--level", "both", "--json") == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["n_rows"], summary["n_rejected"]) == (4, 2)
+    rejected = [json.loads(line) for line in Path(summary["rejects"]).read_text().splitlines()]
+    assert [one["item_id"] for one in rejected] == ["b/0", "b/1"]
+
+
+@pytest.fixture
+def sentences(tmp_path: Path) -> Path:
+    path = tmp_path / "gold.csv"
+    rows = ["id,text,labels", "a,我就是个废物,1", "a,活着真没意思,1", "b,今天下雨了,0"]
+    path.write_text("\n".join([*rows, "b,我这辈子都不会好了,1", "c,大家都看不起我,1"]))
+    return path
+
+
+def test_a_model_and_a_vote_with_it_are_measured_with_what_they_cost(
+    run, sentences, tmp_path, capsys
+) -> None:
+    out = tmp_path / "e.json"
+    with ScriptedEndpoint(_answering) as server:
+        asked = ["--endpoint", server.url, "--model", "m", "--price-in", 1000, "--price-out", 1000]
+        words = [sentences, "--taxonomy", "binary", "--labeller", "patterns", "--labeller", "llm"]
+        words += ["--labeller", "vote", "--vote", "any", *asked, "--out", out]
+        assert run("evaluate", *words) == 0
+        assert len(server.requests) == 3, "the sentences of a document together"
+        assert run("evaluate", *words, "--overwrite", "--convention", "broad") == 3
+        assert "name another --out" in capsys.readouterr().err
+        again = ["--overwrite", "--json", "--min-confidence", "0.9"]
+        assert run("evaluate", *words, *again) == 0
+        assert len(server.requests) == 3, "another threshold costs nothing"
+    report = json.loads(capsys.readouterr().out)
+    assert report["systems"]["llm:m"]["binary"]["n_given"] == 0, "all are less sure"
+    assert report["asked"]["cost"]["amount"] > 0 and report["asked"]["n_requests"] == 3
+
+
+@pytest.mark.parametrize(("convention", "recall"), [("strict", 0.5), ("broad", 0.75)])
+def test_hopelessness_counts_as_distorted_in_the_broad_convention_alone(
+    run, sentences, tmp_path, capsys, convention, recall
+) -> None:
+    with ScriptedEndpoint(_answering) as server:
+        asked = ["--labeller", "llm", "--endpoint", server.url, "--model", "m"]
+        asked += ["--convention", convention, "--out", tmp_path / "e.json", "--json"]
+        words = [sentences, "--taxonomy", "binary", "--labeller", "patterns", "--labeller", "vote"]
+        assert run("evaluate", *words, "--vote", "any", *asked) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["systems"]["llm:m"]["binary"]["recall"] == recall
+    assert report["systems"]["vote:any"]["binary"]["recall"] >= recall + 0.25
+    assert report["asked"]["convention"] == convention
+
+
+def test_labellers_that_cannot_be_measured_are_refused_with_a_hint(
+    run, sentences, tmp_path, capsys
+) -> None:
+    binary = [sentences, "--taxonomy", "binary"]
+    asked = ["--labeller", "llm", "--endpoint", "http://127.0.0.1:9/v1", "--model", "m"]
+    assert run("evaluate", *binary, *asked) == 2
+    assert "--out" in capsys.readouterr().err
+    assert run("evaluate", *binary, "--labeller", "patterns", "--labeller", "vote") == 2
+    assert "two or more" in capsys.readouterr().err
+    assert run("evaluate", *binary, "--labeller", "patterns", "--labeller", "patterns") == 2
+    assert "--name" in capsys.readouterr().err
+    assert run("label", sentences, "--labeller", "patterns", "--labeller", "vote") == 2
+    assert "--vote any" in capsys.readouterr().err
+
+
 def test_many_texts_are_labelled_without_being_held(run, tmp_path, capsys) -> None:
     path = tmp_path / "many.jsonl"
     lines = [json.dumps({"id": n, "text": f"{n} 我就是个废物" + "啊" * 900}) for n in range(5_000)]
@@ -239,7 +354,9 @@ def test_one_text_and_standard_input_are_labelled_and_shown_and_kept_nowhere(
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{text}\n今天天气很好。\n"))
     assert run("label", "-") == 0
     printed = capsys.readouterr()
-    assert row["labels"][0]["id"] in printed.out and "1 of 2 texts" in printed.err
+    assert row["labels"][0]["id"] in printed.out and "1 of 2 rows" in printed.err
+    assert run("label", "今天很好。明天也好。", "--level", "both") == 0
+    assert "3 of 3 rows" in capsys.readouterr().err, "a document and its two sentences"
     assert list(tmp_path.iterdir()) == []
     asked = ("--labeller", "llm", "--endpoint", "http://127.0.0.1:9/v1", "--model", "m")
     assert run("label", text, *asked) == 2

@@ -8,7 +8,7 @@ import pytest
 from cbtqa.distortions.annotators import masi_alpha, masi_distance, measure_agreement
 from cbtqa.distortions.evaluate import evaluate, swap_p
 from cbtqa.distortions.importers import GoldItem, GoldSet
-from cbtqa.distortions.tables import evaluation_tables
+from cbtqa.distortions.tables import binary_table, evaluation_tables
 from cbtqa.distortions.taxonomy import load_taxonomy
 from cbtqa.records import DistortionLabel
 
@@ -168,3 +168,48 @@ def test_whole_sets_get_an_interval_and_documents_are_drawn_whole() -> None:
     assert together.masi.value == alone.masi.value
     assert together.masi.random == ("clusters",) and alone.masi.random == ("items",)
     assert together.any.low != alone.any.low
+
+
+def test_a_p_value_that_rounds_to_zero_is_shown_as_below_the_least_one() -> None:
+    gold = gold_of(*[{A}, set()] * 100)
+    right, wrong = [labels(A), ()] * 100, [(), labels(A)] * 100
+    shown = [table.cells() for table in evaluation_tables(evaluate(gold, {"a": right, "b": wrong}))]
+    (rows,) = [rows for heads, rows in shown if "p (Holm)" in heads]
+    assert {row[-1] for row in rows} == {"1.0000", "< 0.0001"}
+
+
+def test_where_every_text_has_a_distortion_only_recall_of_any_is_shown() -> None:
+    gold = gold_of({A}, {B}, {A})
+    all_given = [labels(A, confidence=0.9), labels(A, confidence=0.4), ()]
+    report = evaluate(gold, {"x": all_given, "y": [labels(A)] * 3})
+    heads, rows = binary_table(report).cells()
+    assert rows[0][heads.index("recall")] == "0.667"
+    for name in ("accuracy", "precision", "F1 [95% interval]"):
+        assert [row[heads.index(name)] for row in rows[:2]] == ["-", "-"]
+    assert "only recall is measured" in binary_table(report).title_in()
+    cells = [
+        cell for table in evaluation_tables(report) for row in table.cells()[1] for cell in row
+    ]
+    assert "any" not in cells
+
+
+def test_errors_say_what_went_wrong_in_one_column_and_where_without_folders() -> None:
+    item = GoldItem(id="1", text="随便一句话", types=frozenset(), where="/some/long/folder/g.tsv:3")
+    gold = GoldSet("x", TAXONOMY, (item,), "ours", 1)
+    report = evaluate(gold, {"x": [labels(A, confidence=0.9)]})
+    tables = [table for table in evaluation_tables(report) if "errors" in table.title_in()]
+    assert tables[0].cells()[1] == [[f"given {A} (0.90)", "g.tsv:3", "随便一句话"]]
+
+
+def test_a_threshold_is_chosen_from_what_each_would_give() -> None:
+    gold = gold_of({A}, {A}, set(), set())
+    given = [
+        labels(A, confidence=0.9),
+        labels(A, confidence=0.6),
+        labels(A, confidence=0.35),
+        (),
+    ]
+    found = evaluate(gold, {"x": given}).systems["x"].by_confidence
+    assert [(one.confidence, one.any.n_given) for one in found] == [(0.0, 3), (0.4, 2), (0.7, 1)]
+    assert found[1].any.f1 == 1.0
+    assert evaluate(gold, {"x": [labels(A)] * 4}).systems["x"].by_confidence == ()

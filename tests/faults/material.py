@@ -47,6 +47,7 @@ MORE: dict[str, tuple[str, ...]] = {
 MORE_AT: dict[str, tuple[str, ...]] = {
     "build-dataset --prompt": (*ASKED, "--dry-run"),
     "distortions label --prompt": ("--labeller", "llm", *ASKED, "--dry-run"),
+    "distortions evaluate --prompt": ("--labeller", "llm", *ASKED, "--dry-run"),
 }
 """The same for one place, which is looked at only then."""
 NEEDED = {

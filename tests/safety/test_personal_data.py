@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from cbtqa.safety.personal_data import find_personal_data, scrub, what_is_missed
 
 LINES = Path(__file__).parent / "personal_data_lines.yaml"
+BATCHES = ("first", "second", "third", "fourth", "fifth")
 
 
 @pytest.mark.parametrize(
@@ -76,20 +78,20 @@ def is_masked(marked: str) -> bool:
     return {at for at in wanted if plain[at].isalnum()} <= gone
 
 
-@pytest.mark.parametrize("batch", ["first", "second", "third"])
+@pytest.mark.parametrize("batch", BATCHES)
 def test_personal_data_of_every_kind_is_masked_but_for_the_known_misses(batch: str) -> None:
     known = yaml.safe_load(LINES.read_text(encoding="utf-8"))["missed"]
     marked = lines(batch, "personal")
-    assert len(marked) > 60
+    assert len(marked) >= 30
     assert [line for line in marked if not is_masked(line)] == [
         line for line in marked if line in known
     ]
 
 
-@pytest.mark.parametrize("batch", ["first", "second", "third"])
+@pytest.mark.parametrize("batch", BATCHES)
 def test_what_only_looks_like_personal_data_is_left_alone(batch: str) -> None:
     alike = lines(batch, "alike")
-    assert len(alike) > 100
+    assert len(alike) > 50
     assert [line for line in alike if scrub(line).text != line] == []
 
 
@@ -105,10 +107,13 @@ def test_what_only_looks_like_personal_data_is_left_alone(batch: str) -> None:
         ("我在科技公司上班", "我在科技公司上班"),
         ("我在明泽科技有限公司上班", "我在〔单位〕上班"),
         ("我室友沈佳怡", "我室友〔姓名〕"),
+        ("小🍠号 12345678，＋🛰：abc12345", "小🍠号 〔账号〕，＋🛰：〔微信号〕"),
+        ("QQ裙 123456789，群里2000人", "QQ裙 〔QQ号〕，群里2000人"),
+        ("我的微博名字不重要", "我的微博名字不重要"),
         ("高考考了一百三十八分", "高考考了一百三十八分"),
     ],
 )
-def test_a_name_wants_a_given_name_and_a_school_or_firm_a_name_and_somebody_there(
+def test_names_schools_firms_and_disguised_cues_follow_the_rules_of_the_docs(
     text: str, masked: str
 ) -> None:
     assert scrub(text).text == masked
@@ -131,6 +136,17 @@ def test_every_place_is_reported_with_its_span() -> None:
         ("phone", "13912345678"),
     ]
     assert all(text[place.start : place.end] == place.text for place in found)
+
+
+@pytest.mark.parametrize("piece", ["小区", "路", "1号楼", "大学", "微信 ,", "a.", "Aa ", "1 "])
+def test_a_text_that_repeats_itself_takes_no_longer_than_its_length_says(piece: str) -> None:
+    seconds = []
+    for n_chars in (3_000, 12_000):
+        start = time.process_time()
+        scrub(piece * (n_chars // len(piece)))
+        seconds.append(time.process_time() - start)
+    assert seconds[1] < 10 * seconds[0] + 0.3  # four times the text; 16 would be quadratic
+    assert seconds[1] < 5
 
 
 @settings(max_examples=150, deadline=None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import socket
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,26 @@ def test_what_goes_to_an_endpoint_elsewhere_has_personal_data_masked() -> None:
     turn = answer_safely(elsewhere, text)
     assert elsewhere.asked == ["我叫〔姓名〕，电话〔手机号〕，最近总睡不好"]
     assert turn.masked == ("name", "phone") and turn.text == "慢慢来。"
+
+
+def test_the_request_itself_holds_no_personal_data(monkeypatch) -> None:
+    found = socket.getaddrinfo
+    monkeypatch.setenv("CBTQA_API_KEY", "k")
+    monkeypatch.setattr(  # a public name that leads here
+        socket, "getaddrinfo", lambda host, *rest, **more: found("127.0.0.1", *rest, **more)
+    )
+    with ScriptedEndpoint(ok("慢慢来。")) as server:
+        url = server.url.replace("127.0.0.1", "llm.example.com")
+        settings = ChatSettings(
+            endpoint=url,
+            model="m",
+            allow_plain_http=True,
+            acknowledge_disclosure=True,
+        )
+        turn = answer_safely(open_speaker(settings), "加我微信 wxm_2001，我总睡不好")
+    (seen,) = server.requests
+    assert "wxm_2001" not in json.dumps(seen.body) and turn.masked == ("wechat",)
+    assert seen.body["messages"][-1]["content"] == "加我微信 〔微信号〕，我总睡不好"
 
 
 def test_an_endpoint_on_this_machine_is_local_and_one_elsewhere_is_not(monkeypatch) -> None:

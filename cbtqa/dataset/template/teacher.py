@@ -1,27 +1,30 @@
 """The default teacher: writes five-step answers by rules, offline, always the same.
 
-It is a template system and no therapist, and its text is no source to train models on. An answer
-depends on what `facts` and the pattern labeller find in the question; its wording is in the YAML
-files here. A question about suicide or self-harm gets the parts of `crisis.yaml`, which put safety
-first, name help routes, and never treat the wish to die as a thinking error.
+It is a template system and no therapist, and its text is no source to train models on. It says
+nothing that the question does not say: `reading` finds what is certain, `language.yaml` holds what
+may be said of it, and everything else stays general and asks. A question about suicide or
+self-harm gets `crisis.yaml`: safety first, help routes, no talk of thinking errors.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, NamedTuple, TypeAlias
 
 import cbtqa
 from cbtqa.dataset.check import AnswerChecks, CheckedAnswer
 from cbtqa.dataset.instruction import Item
 from cbtqa.dataset.settings import BuildSettings
-from cbtqa.dataset.template.facts import Facts, quote_evidence, read_facts
-from cbtqa.dataset.template.grammar import Language, Part, Pools, Writer, load_language
-from cbtqa.distortions.patterns import PatternHit, PatternLabeller
-from cbtqa.distortions.taxonomy import Taxonomy, load_taxonomy
+from cbtqa.dataset.template.reading import Reading, is_sure_label, load_words, read_question
+from cbtqa.distortions.patterns import PatternLabeller
+from cbtqa.distortions.taxonomy import Taxonomy, lift_id, load_taxonomy
+from cbtqa.errors import DataError
+from cbtqa.files import shipped_yaml
 from cbtqa.llm.batch import OnProgress
 from cbtqa.llm.chat import Fault, Reply
 from cbtqa.llm.journal import Entry, Journal, State, blocks_of
@@ -30,8 +33,7 @@ from cbtqa.processes import map_blocks
 from cbtqa.records import STEP_NAMES, CbtSteps, DistortionLabel, Provenance, Question, Risk
 from cbtqa.safety.screen import screen
 
-_GROUP_ODDS = 4
-"""A topic's own parts are taken, but those of its group one time in so many."""
+LABELLER = "patterns"
 _MAX_LABELLED = 4_000
 """Characters of a question that distortions are looked for in; PsyQA's longest has 425."""
 
@@ -43,12 +45,124 @@ class TemplateAnswer(NamedTuple):
     distortions: tuple[DistortionLabel, ...]
 
 
-class _Thought(NamedTuple):
-    """One kind of thinking in the question; `quote` is None where it cannot be quoted."""
+# --- the language ---------------------------------------------------------------------------------
 
-    concept: str
-    term: str
-    quote: str | None
+_NODE = re.compile(r"\((?P<options>[^()]*)\)|<(?P<hole>[a-z]+)>")
+Node: TypeAlias = str | tuple[str, ...]
+"""Plain words (a hole is `<name>`), or the wordings of a choice."""
+
+
+class Group(NamedTuple):
+    """Texts that may be said where the facts hold."""
+
+    needs: frozenset[str]
+    avoids: frozenset[str]
+    texts: tuple[tuple[Node, ...], ...]
+
+
+class Language(NamedTuple):
+    """Slots of each step, and the groups of each slot, in order; the last always holds."""
+
+    steps: Mapping[str, Sequence[str]]
+    slots: Mapping[str, Sequence[Group]]
+
+    def write(self, reading: Reading, seed: int) -> CbtSteps:
+        """Five steps; in every slot the first group that fits, one of its texts by the seed."""
+        dice, facts = Dice(seed), reading.facts
+        written = {}
+        for step in STEP_NAMES:
+            said: list[str] = []
+            for slot in self.steps[step]:
+                texts = next(
+                    group.texts
+                    for group in self.slots[slot]
+                    if group.needs <= facts and group.avoids.isdisjoint(facts)
+                )
+                if texts:
+                    for node in texts[dice.roll(len(texts))]:
+                        said.append(_say(node, reading.holes, dice))
+            written[step] = "".join(said)
+        return CbtSteps(**written)
+
+
+class Dice:
+    """Numbers that depend on the seed alone, on every machine and Python version."""
+
+    __slots__ = ("_state",)
+
+    def __init__(self, seed: int) -> None:
+        self._state = seed & 0xFFFFFFFFFFFFFFFF
+
+    def roll(self, sides: int) -> int:
+        """A number from 0 to `sides` - 1. Source: Knuth's MMIX generator, its high bits."""
+        self._state = (self._state * 6364136223846793005 + 1442695040888963407) & 0xFFFFFFFFFFFFFFFF
+        return (self._state >> 33) % sides
+
+
+def _say(node: Node, holes: Mapping[str, str], dice: Dice) -> str:
+    words = node if isinstance(node, str) else node[dice.roll(len(node))]
+    if "<" in words:
+        for name, filling in holes.items():
+            words = words.replace(f"<{name}>", filling)
+    return words
+
+
+def read_language(raw: Mapping[str, Any], where: str) -> Language:
+    """A language file, compiled; DataError names the slot of a malformed text."""
+    slots: dict[str, list[Group]] = {}
+    for slot, groups in raw.items():
+        if slot in {"steps", "terms"}:
+            continue
+        slots[slot] = []
+        for facts, texts in groups.items():
+            nodes = tuple(_nodes(text, f"{where}:{slot}") for text in texts)
+            for alternative in facts.split("|"):
+                names = {name.strip() for name in alternative.split("&")} - {"any"}
+                avoided = {name for name in names if name.startswith("not ")}
+                avoids = frozenset(name.removeprefix("not ") for name in avoided)
+                slots[slot].append(Group(frozenset(names - avoided), avoids, nodes))
+        if slots[slot][-1][:2] != (frozenset(), frozenset()):
+            raise DataError("the last group must be `any`", where=f"{where}:{slot}")
+    return Language(raw["steps"], slots)
+
+
+def _nodes(text: str, where: str) -> tuple[Node, ...]:
+    nodes: list[Node] = []
+    at = 0
+    for match in _NODE.finditer(text):
+        nodes.append(text[at : match.start()])
+        at = match.end()
+        options = tuple(match["options"].split("|")) if match["options"] is not None else None
+        nodes.append(options or match[0])
+        if options and len(options) < 2:
+            raise DataError(f"not a choice: {match[0]}", where=where)
+    nodes.append(text[at:])
+    if any(mark in node for node in nodes if isinstance(node, str) for mark in "()|"):
+        raise DataError(f"a bracket without its partner: {text}", where=where)
+    return tuple(node for node in nodes if node)
+
+
+@cache
+def load_languages() -> Mapping[str, Language]:
+    """The shipped language of each grade of risk."""
+    plain = shipped_yaml("cbtqa.dataset", "template/language.yaml")
+    crisis = shipped_yaml("cbtqa.dataset", "template/crisis.yaml")
+    return {
+        "none": read_language(plain, "template/language.yaml"),
+        **{
+            risk: read_language(raw, f"template/crisis.yaml:{risk}") for risk, raw in crisis.items()
+        },
+    }
+
+
+@cache
+def _terms() -> Mapping[str, str]:
+    """Concept id -> a plainer Chinese name than the taxonomy's own."""
+    terms: Mapping[str, str] = shipped_yaml("cbtqa.dataset", "template/language.yaml")["terms"]
+    return terms
+
+
+# --- the teacher ----------------------------------------------------------------------------------
 
 
 class TemplateTeacher:
@@ -61,124 +175,48 @@ class TemplateTeacher:
     def __init__(self, taxonomy: str = "burns-10", seed: int = 0) -> None:
         self._taxonomy = load_taxonomy(taxonomy)
         self._labeller = PatternLabeller(self._taxonomy)
-        finer = {type_id: self._taxonomy.finer_ids(type_id) for type_id in self._taxonomy.ids}
-        self._finer_ids = {type_id: found for type_id, found in finer.items() if found}
-        self._language = load_language()
+        self._languages = load_languages()
         self._seed = seed
 
     def answer(self, question: Question, risk: Risk) -> TemplateAnswer:
         """The answer to one question; `risk` is its grade by `cbtqa.safety.screen`."""
-        facts = read_facts(question)
-        source_text = question.source_text
+        reading = read_question(question)
         labels: tuple[DistortionLabel, ...] = ()
-        thoughts: list[_Thought] = []
         if risk == "none":
-            text = source_text[:_MAX_LABELLED]
-            hits = self._labeller.find_hits(text)
-            labels = self._labeller.label(text, hits)
-            thoughts = self._thoughts(text, labels, hits)
-            _add_thoughts(facts, thoughts)
-        named = f"{self._seed}\0{question.id}\0{source_text}".encode("utf-8", "replace")
+            reading, labels = self._label(question, reading)
+        named = f"{self._seed}\0{question.id}\0{question.source_text}".encode("utf-8", "replace")
         seed = int.from_bytes(hashlib.sha256(named).digest()[:8])
-        return TemplateAnswer(
-            _Composer(self._language, facts, thoughts, risk, seed).write(), labels
-        )
+        return TemplateAnswer(self._languages[risk].write(reading, seed), labels)
 
-    def _thoughts(
-        self, text: str, labels: tuple[DistortionLabel, ...], hits: list[PatternHit]
-    ) -> list[_Thought]:
-        types: dict[str, str] = {}
-        if any(label.id in self._finer_ids for label in labels):
-            for hit in hits:
-                types.setdefault(hit.clause.of(text), hit.rule.type)
-        thoughts = []
-        for label in labels:
-            concept = label.id
-            if concept in self._finer_ids:
-                found = types.get(label.evidence or "", concept)
-                concept = found if found in self._finer_ids[concept] else concept
-            if concept not in self._language.types:
+    def _label(
+        self, question: Question, reading: Reading
+    ) -> tuple[Reading, tuple[DistortionLabel, ...]]:
+        """The first sure label, and the reading with its thought in place of a plain one.
+
+        One label at most: step two speaks of one thought, and an unspoken label is none.
+        """
+        if reading.facts & {"other", "unclear", *load_words().guarded}:
+            return reading, ()
+        text = question.source_text[:_MAX_LABELLED]
+        for hit in self._labeller.find_hits(text):
+            type_id = lift_id(hit.rule.type, self._taxonomy)
+            if type_id is None or not is_sure_label(hit.rule.id, text, *hit.clause):
                 continue
-            name = self._language.terms.get(concept) or self._taxonomy.zh_name(concept)
-            quote = quote_evidence(label.evidence) if label.evidence else None
-            thoughts.append(_Thought(concept, f"「{name}」", quote))
-        return thoughts
-
-
-def _add_thoughts(facts: Facts, thoughts: list[_Thought]) -> None:
-    """The first two thoughts as facts; a stretch of the question is quoted for one purpose only."""
-    holes = facts.holes
-    if thoughts:
-        facts.flags.discard("calm")
-        facts.flags.add("distress")
-    for suffix, thought in zip(("", "2"), thoughts, strict=False):
-        if suffix and thought.quote == holes.get("thought"):
-            continue
-        facts.flags.add("second" if suffix else "typed")
-        holes[f"term{suffix}"] = thought.term
-        if thought.quote:
-            holes[f"thought{suffix}"] = thought.quote
-    said = [holes[name] for name in ("thought", "thought2") if name in holes]
-    facts.quotes = [q for q in facts.quotes if not any(q in s or s in q for s in said)]
-    for name in ("asked", "retold"):
-        found = holes.get(name, "").replace("你", "我")
-        if found and any(found in s or s in found for s in said):
-            del holes[name]
-
-
-class _Composer:
-    def __init__(
-        self, language: Language, facts: Facts, thoughts: list[_Thought], risk: Risk, seed: int
-    ) -> None:
-        self._language, self._risk = language, risk
-        self._topic = language.topics[facts.topic]
-        self._group = language.groups[language.group_of.get(facts.topic, "any")]
-        self._types: list[Pools] = [language.types[thought.concept] for thought in thoughts[:2]]
-        holes, quotes = facts.holes, facts.quotes
-        if not thoughts and quotes:
-            holes["core"], *quotes = quotes
-        self._writer = Writer(language.lexis, {*facts.flags, *holes}, holes, quotes, seed)
-
-    def write(self) -> CbtSteps:
-        plans = self._language.plans[self._risk]
-        return CbtSteps(**{name: self._step(plans[name]) for name in STEP_NAMES})
-
-    def _step(self, plans: tuple[Part, ...]) -> str:
-        plan = self._writer.pick(plans)
-        if plan is None:
-            raise AssertionError("every step has a plan without conditions")
-        said = []
-        for source, kind, is_optional in self._language.kinds_of_plan[plan.number]:
-            if not (is_optional and self._writer.chance(2)):
-                said.append(self._say(source, kind))
-        return "".join(said)
-
-    def _say(self, source: str, kind: str) -> str:
-        if kind == "belief" and not source:
-            self._writer.fill("belief", self._say("topic", "belief"))
-        elif kind == "second":
-            self._writer.fill("gist2", self._say("type2", "gist"))
-        part = self._pick(source, kind)
-        return self._writer.say(part) if part else ""
-
-    def _pick(self, source: str, kind: str) -> Part | None:
-        pick, shared = self._writer.pick, self._language.shared
-        if source == "topic":
-            own, group = self._topic.get(kind, ()), self._group[kind]
-            if kind != "belief" and self._writer.chance(_GROUP_ODDS):
-                own, group = group, own
-            return pick(own) or pick(group)
-        if source == "type":
-            return pick(self._types[0][kind])
-        if source == "type2":
-            return pick(self._types[1][kind])
-        if source == "cue":
-            return pick(shared[f"{kind}_cue"]) or pick(shared[kind])
-        return pick(shared[kind] if self._risk == "none" else self._language.crisis[kind])
+            evidence = hit.clause.of(text)
+            # a shipped taxonomy may merge the concept or keep it
+            term = _terms().get(hit.rule.type) or self._taxonomy.zh_name(hit.rule.type)
+            holes = {**reading.holes, "thought": evidence, "term": f"「{term}」"}
+            if evidence in holes.get("told", ""):
+                del holes["told"]
+            facts = (reading.facts - {"fear", "view", "cannot", "told"}) | set(holes)
+            label = DistortionLabel(
+                id=type_id, evidence=evidence, labeller=LABELLER, confidence=hit.rule.confidence
+            )
+            return Reading(frozenset(facts | {"typed", hit.rule.type}), holes), (label,)
+        return reading, ()
 
 
 BLOCK = 500
-LABELLER = "patterns"
 Written: TypeAlias = tuple[str, Fault | None, Risk]
 """Reply text, its fault (or None), grade of the question. Plain, because it travels between
 processes: a whole `Entry` took a twentieth of the time of writing it."""
