@@ -106,7 +106,7 @@ def check(
     give(as_json, survey, _problem_table(survey))
     if survey.n_unread:
         why = ", ".join(f"{reason} {n}" for reason, n in survey.unread.items())
-        say(f"warning: no verdict of the guard on {survey.n_unread} answers ({why})")
+        say(f"warning: answers without a verdict of the guard: {survey.n_unread} ({why})")
     if settings.out is not None:
         say(f"written to {settings.out}")
 
