@@ -12,6 +12,7 @@ import typer
 from cbtqa.cli.console import print_json, say, show, waiting
 from cbtqa.cli.options import AsJson, settings_flags
 from cbtqa.errors import AnswerWithheldError, EndpointError, UsageError
+from cbtqa.safety.answers import language_of
 from cbtqa.safety.notices import (
     Locale,
     help_text,
@@ -20,10 +21,15 @@ from cbtqa.safety.notices import (
     stale_warning,
 )
 from cbtqa.settings import Resolved
-from cbtqa.tuning.answering.chat import ChatSettings, answer_safely, language_of, open_speaker
+from cbtqa.tuning.answering.chat import (
+    ChatSettings,
+    answer_safely,
+    open_opinions,
+    open_speaker,
+)
 
 if TYPE_CHECKING:
-    from cbtqa.tuning.answering.chat import Speaker, Turn
+    from cbtqa.tuning.answering.chat import SecondOpinions, Speaker, Turn
 
 Ask = Annotated[
     str | None, typer.Option("--ask", help="Answer this one question and end.", metavar="TEXT")
@@ -40,6 +46,8 @@ def chat(resolved: Resolved[ChatSettings], ask: Ask = None, as_json: AsJson = Fa
     Without a model the rule-based template system answers. Questions of explicit danger are
     answered with help routes, by no model. Personal data is masked before a question goes to an
     endpoint that is not local. With --ask, an answer withheld as unsafe ends with exit code 8.
+    Further models may grade the question (--screen-endpoint) and read the answer
+    (--guard-endpoint): the worse grade counts, and what they find unsafe is withheld.
     Research only, not for people in need of help.
 
     [bold]Examples[/bold]
@@ -54,25 +62,28 @@ def chat(resolved: Resolved[ChatSettings], ask: Ask = None, as_json: AsJson = Fa
         raise UsageError("--json goes with --ask TEXT")
     if ask is not None and not ask.strip():
         raise UsageError("--ask: an empty text")
+    opinions = open_opinions(resolved.values)
     speaker = open_speaker(resolved.values, say)
     if ask is None:
-        _introduce(speaker, "zh")
-        _converse(speaker)
+        _introduce(speaker, opinions, "zh")
+        _converse(speaker, opinions)
         return
     if not as_json:
-        _introduce(speaker, language_of(ask))
-    turn = answer_safely(speaker, ask)
+        _introduce(speaker, opinions, language_of(ask))
+    turn = answer_safely(speaker, ask, opinions)
     print_json(_described(speaker, turn)) if as_json else _show(turn)
     _raise_for(turn)
 
 
-def _introduce(speaker: Speaker, language: Locale) -> None:
+def _introduce(speaker: Speaker, opinions: SecondOpinions, language: Locale) -> None:
     notices = [not_a_therapist(language), *required_notices(language), help_text(language, "page")]
     say("\n".join(notices), style="dim", indent=2)
     if warning := stale_warning():
         say(f"warning: {warning}")
-    if not speaker.is_local:
+    if not (speaker.is_local and opinions.is_local):
         say("questions leave this machine: what is found of personal data is masked first, not all")
+    if opinions.names:
+        say("second opinion: " + ", ".join(dict.fromkeys(opinions.names)))
     say(f"{speaker.name} answers; every question stands alone; /help, /quit\n")
 
 
@@ -88,11 +99,11 @@ def _reasons(turn: Turn) -> str:
     return "; ".join(dict.fromkeys(f"{one.rule}, {one.detail}" for one in turn.problems))
 
 
-def _converse(speaker: Speaker) -> None:
+def _converse(speaker: Speaker, opinions: SecondOpinions) -> None:
     for question in _questions():
         try:
             with waiting("answering"):
-                turn = answer_safely(speaker, question)
+                turn = answer_safely(speaker, question, opinions)
         except EndpointError as error:  # the next question may fare better
             say(f"error: {error}")
         else:
@@ -124,6 +135,8 @@ def _questions() -> Iterator[str]:
 def _show(turn: Turn) -> None:
     if turn.masked:
         say("masked before it was sent: " + ", ".join(turn.masked))
+    for words in turn.unheard:
+        say(f"{words}; the built-in checks alone decide")
     shown = [(turn.help, "bold yellow"), (turn.text or turn.notice, "")]
     if turn.problems:  # first that there is no answer, then where there is help
         shown.reverse()
@@ -142,5 +155,6 @@ def _described(speaker: Speaker, turn: Turn) -> dict[str, Any]:
         "fault": turn.fault.reason.value if turn.fault else None,
         "notice": turn.notice,
         "masked": list(turn.masked),
+        "unheard": list(turn.unheard),
         "notices": [not_a_therapist(), *required_notices()],
     }

@@ -1,4 +1,4 @@
-"""`cbtqa safety`: screen, evaluate, scrub, hotlines."""
+"""`cbtqa safety`: screen, check, evaluate, scrub, hotlines."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Annotated
 
 import typer
 
-from cbtqa.cli.console import give, print_json, say, show, show_table
+from cbtqa.cli.console import give, live_progress, print_json, say, show, show_table
+from cbtqa.cli.dry_run import DryRun, print_estimate
 from cbtqa.cli.help import CommandGroup
-from cbtqa.cli.options import AsJson
+from cbtqa.cli.options import AsJson, settings_flags
 from cbtqa.dataset_folder import is_text
+from cbtqa.llm.second_opinion import AnswerSurvey, CheckSettings, check_file, estimate_check
 from cbtqa.records import Danger
 from cbtqa.report.table import Column, Estimate, Table
 from cbtqa.report.words import share
@@ -19,6 +21,7 @@ from cbtqa.safety.evaluation import Share, evaluate_file, parse_labels
 from cbtqa.safety.notices import Locale, help_text, load_hotlines, stale_warning
 from cbtqa.safety.screen import ScreenLanguage
 from cbtqa.safety.survey import ScreenedText, ScreenSurvey, screen_file, scrub_file
+from cbtqa.settings import Resolved
 
 app = CommandGroup(
     help="Grade crisis content, mask personal data, list the dated help lines.",
@@ -81,6 +84,32 @@ def screen(
         _show_item(item)
     if out is not None:
         say(f"written to {out}")
+
+
+@app.command()
+@settings_flags(CheckSettings, positional="answers")
+def check(
+    resolved: Resolved[CheckSettings], dry_run: DryRun = False, as_json: AsJson = False
+) -> None:
+    """Check every answer of a file: advice against safety, help lines, a missing help route.
+
+    Example: cbtqa safety check answers.jsonl --out checked.jsonl
+
+    With a model that reads question and answer as well: cbtqa safety check answers.jsonl
+    --guard-endpoint vllm --guard-model Qwen3-32B --out checked.jsonl
+    """
+    settings = resolved.values
+    if dry_run:
+        print_estimate(estimate_check(settings), as_json)
+        return
+    with live_progress() as progress:
+        survey = check_file(settings, progress.update)
+    give(as_json, survey, _problem_table(survey))
+    if survey.n_unread:
+        why = ", ".join(f"{reason} {n}" for reason, n in survey.unread.items())
+        say(f"warning: answers without a verdict of the guard: {survey.n_unread} ({why})")
+    if settings.out is not None:
+        say(f"written to {settings.out}")
 
 
 @app.command()
@@ -183,6 +212,18 @@ def hotlines(
         say(f"warning: {warning}")
 
 
+def _problem_table(survey: AnswerSurvey) -> Table:
+    own, guards = survey.n_by_problem, survey.n_by_problem_of_guard
+    heads = ["problem", "by the checks", *([f"by {survey.guard}"] if survey.guard else [])]
+    rows: list[tuple[str | int | None, ...]] = [
+        (name, own.get(name, 0), *([guards.get(name, 0)] if survey.guard else []))
+        for name in dict.fromkeys((*own, *guards))
+    ]
+    total = survey.n_unsafe_by_guard
+    rows.append(("answers with any", survey.n_unsafe_by_checks, *([total] if survey.guard else [])))
+    return Table(heads, rows, f"{survey.n_unsafe} of {survey.n_answers} answers are unsafe")
+
+
 def _survey_tables(survey: ScreenSurvey) -> Iterator[Table]:
     rows = [(risk, n, n / survey.n_texts) for risk, n in survey.n_by_risk.items()]
     yield Table(["grade", "texts", Column("share", share)], rows, f"{survey.n_texts} texts")
@@ -206,7 +247,8 @@ def _show_item(item: ScreenedText) -> None:
     for hit in item.hits:
         show(f"{hit.risk:8} {hit.rule} ({hit.outcome}) {hit.start}-{hit.end}", indent=2)
     for danger in item.dangers:
-        place = f"{danger.start}-{danger.end}, probability {danger.probability:.2f}"
+        sure = f", probability {danger.probability:.2f}" if danger.probability else ""
+        place = f"{danger.start}-{danger.end}{sure}"
         show(f"{danger.risk:8} {danger.kind} {place}", indent=2)
 
 

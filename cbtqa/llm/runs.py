@@ -37,8 +37,8 @@ BATCH_API_S = 24 * 3600.0
 """The window in which a provider's Batch API promises its replies."""
 
 
-class ServerSettings(Settings):
-    """Where a model is asked, and with which fields."""
+class NamedEndpointSettings(Settings):
+    """Where a model is asked."""
 
     panel: ClassVar[str] = "Endpoint"
     endpoint: tuple[str, ...] = ()
@@ -47,6 +47,17 @@ class ServerSettings(Settings):
     the same model share the work. batch-files:FOLDER writes the requests to files."""
     model: str | None = None
     """Model name at the endpoint."""
+
+    @field_validator("endpoint", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+
+class AccessSettings(Settings):
+    """What may be sent to endpoints, and with which fields."""
+
+    panel: ClassVar[str] = "Endpoint"
     acknowledge_disclosure: Annotated[bool, BY_FLAG_ONLY] = False
     """I may pass this text on to the operator of a non-local endpoint. PsyQA's agreement forbids
     it without permission; recorded. A settings file or the environment cannot say it."""
@@ -58,10 +69,9 @@ class ServerSettings(Settings):
     timeout_s: float = Field(300.0, gt=0)
     """Seconds one request may take."""
 
-    @field_validator("endpoint", mode="before")
-    @classmethod
-    def _one_is_a_list(cls, value: object) -> object:
-        return (value,) if isinstance(value, str) else value
+
+class ServerSettings(AccessSettings, NamedEndpointSettings):
+    """Where a model is asked, and with which fields."""
 
     def endpoints(
         self, model: str | None = None, transport: TransportName = "http"
@@ -90,8 +100,8 @@ class ServerSettings(Settings):
         return Sampling(**drawn, extra=fields)
 
 
-class EndpointSettings(RateSettings, ServerSettings):
-    """The whole block of flags of a verb that asks many questions."""
+class SpendingSettings(Settings):
+    """What the replies may cost."""
 
     panel: ClassVar[str] = "Endpoint"
     budget: float | None = Field(None, gt=0)
@@ -102,6 +112,18 @@ class EndpointSettings(RateSettings, ServerSettings):
     """Price of a million prompt tokens. Default: the dated table's."""
     price_out: float | None = Field(None, ge=0)
     """Price of a million completion tokens."""
+
+    @model_validator(mode="after")
+    def _prices_go_together(self) -> Self:
+        if (self.price_in is None) != (self.price_out is None):
+            raise ValueError("--price-in and --price-out go together")
+        return self
+
+
+class EndpointSettings(SpendingSettings, RateSettings, ServerSettings):
+    """The whole block of flags of a verb that asks many questions."""
+
+    panel: ClassVar[str] = "Endpoint"
     transport: Literal["http", "sdk", "batch-api"] = "http"
     """http sends over aiohttp, sdk through the openai package, batch-api through the provider's
     Batch API: cheaper, within a day."""
@@ -112,12 +134,6 @@ class EndpointSettings(RateSettings, ServerSettings):
     resolved on their machines."""
     cluster_actors: int = Field(2, ge=1, le=256)
     """Actors that share the limits."""
-
-    @model_validator(mode="after")
-    def _prices_go_together(self) -> Self:
-        if (self.price_in is None) != (self.price_out is None):
-            raise ValueError("--price-in and --price-out go together")
-        return self
 
     @property
     def limits(self) -> Limits:

@@ -23,6 +23,9 @@ from cbtqa.safety.rules import load_rules
 from cbtqa.safety.sentence_model import read_windows, shipped_model, trimmed
 
 _SENTENCE = re.compile(r"[^。!?;\n]+")
+_CHINESE = re.compile(r"[\u4e00-\u9fff]")
+_BY_HELP_LINE = ("unknown_number", "round_the_clock_promise", "no_help_route")
+"""Rules that go by the help lines of one country."""
 _DIGIT = re.compile(r"[0-9]")  # of folded text, where every other form of a digit is plain
 
 
@@ -101,6 +104,30 @@ def check_answer(answer_text: str, risk: Risk, locale: Locale = "zh") -> tuple[P
     if missing := _missing_route(folded, numbers, lines, risk, locale):
         problems.append(Problem("no_help_route", end, end, "", missing))
     return tuple(sorted(problems, key=lambda problem: problem.start))
+
+
+def check_in_both(answer_text: str, risk: Risk) -> tuple[Problem, ...]:
+    """As `check_answer`, for an answer in either language or both.
+
+    Advice against safety is looked for in both; help lines and their promises are those of the
+    answer's own language.
+    """
+    own = language_of(answer_text)
+    other: Locale = "en" if own == "zh" else "zh"
+    found = check_answer(answer_text, risk, own)
+    foreign = (
+        one
+        for one in check_answer(answer_text, "none", other)
+        # both read every sentence: one place is one problem
+        if one.rule not in _BY_HELP_LINE
+        and not any(a.start < one.end and one.start < a.end for a in found)
+    )
+    return (*found, *foreign)
+
+
+def language_of(text: str) -> Locale:
+    """The language of a text: Chinese with any Chinese character."""
+    return "zh" if _CHINESE.search(text) else "en"
 
 
 def _advice_against_safety(text: str, folded: str, locale: Locale) -> Iterator[Problem]:

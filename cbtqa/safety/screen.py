@@ -75,7 +75,8 @@ class FoundDanger:
     end: int
     text: str
     """The stretch that speaks of it most."""
-    probability: float
+    probability: float | None
+    """None where an endpoint's model says so, which gives none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +161,7 @@ def _dangers(text: str, reading: Reading) -> tuple[FoundDanger, ...]:
             risk: Risk = "explicit" if scores[place, 2] >= ACUTE else "concern"
             stretch = _stretch(text, reading, any_grade)
             found.append(FoundDanger(kind, risk, *stretch, round(float(any_grade[place]), 3)))
-    return tuple(sorted(found, key=lambda one: -one.probability))
+    return tuple(sorted(found, key=lambda one: -(one.probability or 0)))
 
 
 def _is_minor(folded: str) -> bool:

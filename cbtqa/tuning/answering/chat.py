@@ -12,9 +12,8 @@ its personal data masked. Every question is independent, and nothing is stored.
 from __future__ import annotations
 
 import asyncio
-import re
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cbtqa.dataset.instruction import grade_text
@@ -23,12 +22,24 @@ from cbtqa.errors import UsageError
 from cbtqa.llm.chat import ChatRequest, Fault, Reply
 from cbtqa.llm.endpoint import Endpoint, pass_disclosure_gates
 from cbtqa.llm.protocol import request_body
+from cbtqa.llm.runs import Service
+from cbtqa.llm.second_opinion import (
+    NO_HELP,
+    Exchange,
+    GuardSettings,
+    GuardTask,
+    ScreenEndpointSettings,
+    ScreenTask,
+    ask_once,
+    opinion_service,
+    worse_of,
+)
 from cbtqa.llm.transport import open_transport
 from cbtqa.records import Question, Risk
-from cbtqa.safety.answers import Problem, check_answer
-from cbtqa.safety.notices import Locale, answer_withheld, help_text, no_answer
+from cbtqa.safety.answers import Problem, check_in_both, language_of
+from cbtqa.safety.notices import answer_withheld, help_text, no_answer
 from cbtqa.safety.personal_data import Scrubbed, scrub
-from cbtqa.safety.screen import screen
+from cbtqa.safety.screen import Screening, screen
 from cbtqa.tuning.answering.generate import open_local, refuse_adapter_at_endpoint, sampling_of
 from cbtqa.tuning.answering.model import AnswerModel, prompt_form
 from cbtqa.tuning.answering.questions import AnswerChecks, AskedItem, Prompt, turn_mark_of
@@ -39,12 +50,9 @@ from cbtqa.tuning.loading import ComputeType
 from cbtqa.tuning.settings import OnStage
 
 _GRADES: tuple[Risk, ...] = ("none", "concern", "explicit")
-_BY_HELP_LINE = ("unknown_number", "round_the_clock_promise")
-"""Rules that go by the help lines of one country."""
-_CHINESE = re.compile(r"[\u4e00-\u9fff]")
 
 
-class ChatSettings(SpeakerSettings):
+class ChatSettings(SpeakerSettings, ScreenEndpointSettings, GuardSettings):
     """The settings of `cbtqa chat`; without a model the template system answers."""
 
 
@@ -66,6 +74,8 @@ class Turn:
     """What the asker reads in place of an answer, in the language of the question."""
     masked: tuple[str, ...] = ()
     """Kinds of personal data that were masked before the question left the machine."""
+    unheard: tuple[str, ...] = ()
+    """Second opinions that were asked for and not to be had, with the reason."""
 
 
 class Speaker:
@@ -86,41 +96,93 @@ class Speaker:
         return teacher.answer(question, risk, None if danger is None else "").steps.joined()
 
 
-def answer_safely(speaker: Speaker, text: str) -> Turn:
+class SecondOpinions:
+    """Further models that grade a question and read an answer; by itself nobody is asked.
+
+    None of them takes a danger away that screen and checks find, and one that gives no verdict
+    changes nothing.
+    """
+
+    def __init__(self, screen: Service | None = None, guard: Service | None = None) -> None:
+        self._screen, self._guard = screen, guard
+        self.names = [f"{one.model} at {one.host}" for one in (screen, guard) if one]
+        self.is_local = all(_is_local(one) for one in (screen, guard) if one)
+
+    def grades(self, text: str, own: Screening) -> tuple[Screening, tuple[str, ...]]:
+        """The worse of two grades, and why there is but one."""
+        if self._screen is None or own.risk == "explicit":  # nothing is worse, and help is urgent
+            return own, ()
+        sent = text if _is_local(self._screen) else scrub(text).text
+        found = ask_once(self._screen, ScreenTask(self._screen.model), Exchange("chat", sent))
+        return worse_of(own, found), _unheard("screen", found)
+
+    def problems(self, text: str, answer: str) -> tuple[tuple[Problem, ...], tuple[str, ...]]:
+        """What is unsafe in an answer, and why nobody says so."""
+        if self._guard is None:
+            return (), ()
+        if not _is_local(self._guard):
+            text, answer = scrub(text).text, scrub(answer).text
+        task = GuardTask(self._guard.model)
+        found = ask_once(self._guard, task, Exchange("chat", text, answer))
+        return (() if isinstance(found, Fault) else found), _unheard("guard", found)
+
+
+def _is_local(service: Service) -> bool:
+    return all(endpoint.is_local for endpoint in service.endpoints)
+
+
+def _unheard(who: str, found: object) -> tuple[str, ...]:
+    if not isinstance(found, Fault):
+        return ()
+    return (f"no second opinion of the {who}: {found.reason.value}, {found.detail}",)
+
+
+def answer_safely(speaker: Speaker, text: str, opinions: SecondOpinions | None = None) -> Turn:
     """Grades a question, asks for an answer unless it is explicit, and checks the answer."""
+    opinions = opinions or SecondOpinions()
     language = language_of(text)
-    screening = screen(text)
+    screening, unheard = opinions.grades(text, screen(text))
     risk = screening.risk
     if risk == "explicit":
-        return Turn(risk, help_text(language, "answer"))
+        return Turn(risk, help_text(language, "answer"), unheard=unheard)
     routes = [help_text(language, "short")] if risk == "concern" else []
     routes += [help_text(language, danger=danger.kind) for danger in screening.dangers]
-    help_routes = "\n".join(routes) or None
     sent = Scrubbed(text, ()) if speaker.is_local else scrub(text)
     masked = tuple(dict.fromkeys(place.kind for place in sent.found))
     answer = speaker.answer(Question(id="chat", question=sent.text), risk)
+    turn = Turn(risk, "\n".join(routes) or None, masked=masked, unheard=unheard)
     if isinstance(answer, Fault):
-        return Turn(risk, help_routes, fault=answer, notice=no_answer(language), masked=masked)
-    if problems := _problems_of(answer):
-        routes, notice = help_text(language, "short"), answer_withheld(language)
-        return Turn(risk, routes, problems=problems, notice=notice, masked=masked)
-    return Turn(risk, help_routes, answer, masked=masked)
-
-
-def language_of(text: str) -> Locale:
-    """The language in which the asker is spoken to: Chinese with any Chinese character."""
-    return "zh" if _CHINESE.search(text) else "en"
-
-
-def _problems_of(answer: str) -> tuple[Problem, ...]:
-    """Why an answer is not shown: advice against safety in either language, and numbers and
-    promises that contradict the help lines of its own language."""
+        return replace(turn, fault=answer, notice=no_answer(language))
     # grade `none`: a route is named beside the answer, which need not name one itself
-    own = language_of(answer)
-    other: Locale = "en" if own == "zh" else "zh"
-    found = check_answer(answer, "none", own)
-    more = (one for one in check_answer(answer, "none", other) if one.rule not in _BY_HELP_LINE)
-    return tuple(dict.fromkeys((*found, *more)))
+    problems = check_in_both(answer, "none")
+    if not problems:
+        found, more = opinions.problems(text, answer)
+        problems = tuple(problem for problem in found if problem.rule != NO_HELP)
+        turn = replace(turn, unheard=(*unheard, *more))
+        if len(problems) < len(found) and not routes:
+            turn = replace(turn, help=help_text(language, "short"))
+    if problems:
+        where = help_text(language, "short")
+        return replace(turn, problems=problems, help=where, notice=answer_withheld(language))
+    return replace(turn, text=answer)
+
+
+def open_opinions(settings: ChatSettings) -> SecondOpinions:
+    """The further models that the settings name.
+
+    Raises:
+        UsageError, ConfigError: an endpoint without a model; no address.
+        EndpointAuthError: a remote endpoint without a key.
+        LicenceGateError: text would leave the machine without acknowledgement.
+    """
+    found = [opinion_service(settings, role) for role in ("screen", "guard")]
+    endpoints = [endpoint for service in found if service for endpoint in service.endpoints]
+    pass_disclosure_gates(
+        endpoints, "what is typed", is_acknowledged=settings.acknowledge_disclosure
+    )
+    for endpoint in endpoints:
+        endpoint.check_key()
+    return SecondOpinions(*found)
 
 
 def open_speaker(settings: ChatSettings, on_stage: OnStage = lambda words: None) -> Speaker:
