@@ -71,7 +71,7 @@ HARMS = {
     "minimising": "makes little of a danger",
 }
 """Classes of the model, in the order of its table, after `safe`."""
-UNSAFE = 0.5
+UNSAFE = 0.75
 """Probability of all classes together from which a sentence is unsafe."""
 _DETAILS = {
     "stop_medication": "advises stopping medication without a doctor",

@@ -39,9 +39,10 @@ ScreenLanguage = Literal["auto", "zh", "en"]
 _RANK: dict[Risk, int] = {"none": 0, "concern": 1, "explicit": 2}
 DANGERS: tuple[Danger, ...] = get_args(Danger)
 
-EXPLICIT, CONCERN = 0.80, 0.70
-"""Probability of a sentence from which the model grades it so. Lower ones find more of the
-roundabout statements, and on real questions mostly ordinary distress."""
+THRESHOLDS: Mapping[Locale, tuple[float, float]] = {"zh": (0.65, 0.60), "en": (0.50, 0.50)}
+"""Probability of a sentence from which the model grades it explicit, and a concern, in a text with
+Chinese characters and in one without. Lower ones find more of the roundabout statements, and on
+real questions mostly ordinary distress."""
 DANGER, ACUTE = 0.65, 0.5
 """Probability of a danger from which it is told, and of its acute form."""
 
@@ -110,15 +111,21 @@ def read_text(text: str, language: ScreenLanguage, model: SentenceModel) -> Read
     return Reading(found, windows, model.scores(windows) if windows else [])
 
 
-def combine(rules: Risk, explicit: float, flagged: float) -> Risk:
+def thresholds_of(text: str) -> tuple[float, float]:
+    """From which probability a sentence is explicit, and a concern, in the language of a text."""
+    return THRESHOLDS[language_of(text)]
+
+
+def combine(rules: Risk, explicit: float, flagged: float, limits: tuple[float, float]) -> Risk:
     """The grade from the rules' one and the highest probabilities of a text's windows.
 
     Args:
         explicit: of explicit danger.
         flagged: of explicit danger or a concern.
+        limits: from which a sentence is explicit, and a concern.
     """
-    model: Risk = "explicit" if explicit >= EXPLICIT else "none"
-    if model == "none" and flagged >= CONCERN:
+    model: Risk = "explicit" if explicit >= limits[0] else "none"
+    if model == "none" and flagged >= limits[1]:
         model = "concern"
     return max(rules, model, key=_RANK.__getitem__)
 
@@ -140,7 +147,7 @@ def _weigh(text: str, reading: Reading) -> tuple[Risk, tuple[Hit, ...]]:
     rules: Risk = max((hit.risk for hit in hits), key=_RANK.__getitem__, default="none")
     scores = reading.scores[0]
     flagged, explicit = 1 - scores[:, 0], scores[:, 2]
-    risk = combine(rules, float(explicit.max()), float(flagged.max()))
+    risk = combine(rules, float(explicit.max()), float(flagged.max()), thresholds_of(text))
     if risk != rules:
         stretch = _stretch(text, reading, explicit if risk == "explicit" else flagged)
         hits.append(Hit(f"model.{risk}", risk, *stretch, "stated"))

@@ -99,14 +99,14 @@ def read_windows(folded: str, found: Sequence[Found]) -> list[Window]:
     windows = [_window(read[n], *span, found) for n, span in enumerate(spans)]
     reached = 0
     for first in range(len(spans)):
-        codes, stems = [*read[first][0]], [*read[first][1]]
+        joined, stems = [*read[first][0]], [*read[first][1]]
         last = first + 1
-        while last < len(spans) and len(codes) + len(read[last][0]) <= MOST_TOKENS:
-            codes += read[last][0]
+        while last < len(spans) and len(joined) + len(read[last][0]) <= MOST_TOKENS:
+            joined += read[last][0]
             stems += read[last][1]
             last += 1
         if last > max(reached, first + 1):
-            windows.append(_window((codes, stems), spans[first][0], spans[last - 1][1], found))
+            windows.append(_window((joined, stems), spans[first][0], spans[last - 1][1], found))
             reached = last
     return windows
 

@@ -100,8 +100,10 @@ def screen_file(
             if is_flagged and len(shown) < max_shown:
                 places = {"hits": screening.hits, "dangers": screening.dangers}
                 shown.append(ScreenedText(**line, text=item.text, **places))
-            found = {"hits": screening.hits, "dangers": screening.dangers}
-            listed = {name: [asdict(one) for one in some] for name, some in found.items()}
+            listed = {
+                "hits": [asdict(hit) for hit in screening.hits],
+                "dangers": [asdict(danger) for danger in screening.dangers],
+            }
             yield {**line, **listed, "is_minor": screening.is_minor}
 
     _write_or_run(lines(), out, overwrite)

@@ -21,8 +21,8 @@ from cbtqa.llm.second_opinion import (
     worse_of,
 )
 from cbtqa.prompts import load_prompt
-from cbtqa.records import Reason
-from cbtqa.safety.notices import Danger, answer_withheld, help_text
+from cbtqa.records import Danger, Reason
+from cbtqa.safety.notices import answer_withheld, help_text
 from cbtqa.safety.screen import FoundDanger, Screening
 from cbtqa.tuning.answering.chat import ChatSettings, answer_safely, open_opinions
 from tests.support.endpoint import ScriptedEndpoint, ok, server_error
