@@ -17,13 +17,12 @@ from functools import cache
 from cbtqa.files import shipped_yaml
 from cbtqa.records import Risk
 from cbtqa.safety.matching import find
-from cbtqa.safety.normalise import fold
+from cbtqa.safety.normalise import fold, language_of
 from cbtqa.safety.notices import Locale, LocaleLines, load_hotlines
 from cbtqa.safety.rules import load_rules
 from cbtqa.safety.sentence_model import read_windows, shipped_model, trimmed
 
 _SENTENCE = re.compile(r"[^。!?;\n]+")
-_CHINESE = re.compile(r"[\u4e00-\u9fff]")
 _BY_HELP_LINE = ("unknown_number", "round_the_clock_promise", "no_help_route")
 """Rules that go by the help lines of one country."""
 _DIGIT = re.compile(r"[0-9]")  # of folded text, where every other form of a digit is plain
@@ -123,11 +122,6 @@ def check_in_both(answer_text: str, risk: Risk) -> tuple[Problem, ...]:
         and not any(a.start < one.end and one.start < a.end for a in found)
     )
     return (*found, *foreign)
-
-
-def language_of(text: str) -> Locale:
-    """The language of a text: Chinese with any Chinese character."""
-    return "zh" if _CHINESE.search(text) else "en"
 
 
 def _advice_against_safety(text: str, folded: str, locale: Locale) -> Iterator[Problem]:

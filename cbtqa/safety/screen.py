@@ -14,6 +14,7 @@ a grade, never lower it. Hits that do not count stay in `hits` with the reason a
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal, NamedTuple, get_args
@@ -23,7 +24,7 @@ import numpy as np
 from cbtqa.files import shipped_yaml
 from cbtqa.records import Danger, Risk, Tabular
 from cbtqa.safety.matching import Found, find
-from cbtqa.safety.normalise import Language, fold
+from cbtqa.safety.normalise import Language, fold, language_of
 from cbtqa.safety.rules import load_rules
 from cbtqa.safety.sentence_model import (
     Floats,
@@ -39,11 +40,11 @@ ScreenLanguage = Literal["auto", "zh", "en"]
 _RANK: dict[Risk, int] = {"none": 0, "concern": 1, "explicit": 2}
 DANGERS: tuple[Danger, ...] = get_args(Danger)
 
-THRESHOLDS: Mapping[Locale, tuple[float, float]] = {"zh": (0.65, 0.60), "en": (0.50, 0.50)}
+THRESHOLDS: Mapping[Language, tuple[float, float]] = {"zh": (0.65, 0.60), "en": (0.50, 0.50)}
 """Probability of a sentence from which the model grades it explicit, and a concern, in a text with
 Chinese characters and in one without. Lower ones find more of the roundabout statements, and on
 real questions mostly ordinary distress."""
-DANGER, ACUTE = 0.65, 0.5
+DANGER, ACUTE = 0.35, 0.35
 """Probability of a danger from which it is told, and of its acute form."""
 
 
