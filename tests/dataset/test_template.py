@@ -260,7 +260,7 @@ def test_a_single_word_makes_no_topic(title: str, description: str) -> None:
         ("孩子上课坐不住，怎么引导？", "男孩，七岁，老师说他爱动", "other", "孩子"),
         ("怎样让学生安静下来听课？", "我是刚入职的老师，教五年级", "other", "学生"),
         ("女朋友最近情绪很低落，我该怎么帮她？", "她换了工作", "other", "女朋友"),
-        ("总被老公数落，怎么办", "他说我做什么都慢", "with", "老公"),
+        ("总被老公数落，怎么办", "他说我做什么都慢", "with", "丈夫"),
         ("很讨厌我的同桌，怎么办", "他总抖腿", "with", "同桌"),
         ("我吼了孩子，怎么弥补？", "吼完就后悔", "with", "孩子"),
         ("晚上总是想起那件事怎么办", "我妹妹也劝我别想了", "self", None),
@@ -444,7 +444,6 @@ def test_every_fact_that_the_language_asks_for_can_be_found() -> None:
         "other",
         "typed",
         "unclear",
-        "long",
         "minor",
     }
     known |= {"topic", "told", "thought", "feeling", "who", "tell", *words.asks, *words.thoughts}

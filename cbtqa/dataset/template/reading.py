@@ -22,7 +22,7 @@ from cbtqa.safety.normalise import fold
 
 READ_AT_MOST = 1_500
 """Characters of a question that are read; PsyQA's longest description has 400."""
-_LONG, _LONG_TITLE = 140, 60
+_LONG_TITLE = 60
 _MAX_TOLD, _MIN_TOLD = 36, 5
 _MIN_THOUGHT, _MAX_THOUGHT, _MAX_EVIDENCE = 5, 22, 26
 _SOME_HAN = re.compile(r"(?:[\u4e00-\u9fff][^\u4e00-\u9fff]*){5}")
@@ -164,7 +164,7 @@ class _Reader:
         if not facts & set(words.guarded):
             self._read_topic()
         read = _NOT_FELT.sub("", whole)
-        for name in ("lasting", "tried", "distress", "tell_child", "treated"):
+        for name in ("distress", "severe", "hinted", "tell_child", "treated"):
             if words.pattern[name].search(read):
                 facts.add(name)
         for name in ("speak", "state", "luck"):
@@ -177,8 +177,6 @@ class _Reader:
             facts.add("impact")
         if words.pattern["minor"].search(whole) and not words.pattern["adult"].search(whole):
             facts.add("minor")
-        if len(whole) > _LONG:
-            facts.add("long")
         self._read_told()
         self._read_thought()
         self._read_feeling()
