@@ -164,17 +164,17 @@ class _Reader:
         if not facts & set(words.guarded):
             self._read_topic()
         read = _NOT_FELT.sub("", whole)
-        for name in ("distress", "severe", "hinted", "tell_child", "treated"):
+        for name in ("distress", "hinted", "tell_child", "treated"):
             if words.pattern[name].search(read):
                 facts.add(name)
         for name in ("speak", "state", "luck"):
             if words.pattern[name].search(self._folded_title):
                 facts.add(name)
-        hits = words.pattern["impact"].finditer(whole)
-        if any(
-            not _OF_OTHERS.search(whole[max(0, hit.start() - 15) : hit.start()]) for hit in hits
-        ):
-            facts.add("impact")
+        for name in ("impact", "severe"):
+            hits = words.pattern[name].finditer(read)
+            starts = [read[max(0, hit.start() - 15) : hit.start()] for hit in hits]
+            if not all(_OF_OTHERS.search(before) for before in starts):
+                facts.add(name)
         if words.pattern["minor"].search(whole) and not words.pattern["adult"].search(whole):
             facts.add("minor")
         self._read_told()
