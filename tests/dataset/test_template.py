@@ -260,7 +260,7 @@ def test_a_single_word_makes_no_topic(title: str, description: str) -> None:
         ("孩子上课坐不住，怎么引导？", "男孩，七岁，老师说他爱动", "other", "孩子"),
         ("怎样让学生安静下来听课？", "我是刚入职的老师，教五年级", "other", "学生"),
         ("女朋友最近情绪很低落，我该怎么帮她？", "她换了工作", "other", "女朋友"),
-        ("总被老公数落，怎么办", "他说我做什么都慢", "with", "老公"),
+        ("总被老公数落，怎么办", "他说我做什么都慢", "with", "丈夫"),
         ("很讨厌我的同桌，怎么办", "他总抖腿", "with", "同桌"),
         ("我吼了孩子，怎么弥补？", "吼完就后悔", "with", "孩子"),
         ("晚上总是想起那件事怎么办", "我妹妹也劝我别想了", "self", None),
@@ -380,6 +380,45 @@ def test_a_word_of_blame_that_is_not_the_askers_own_claim_is_no_label(
     assert teacher.answer(question, "none").distortions == ()
 
 
+@pytest.mark.parametrize(
+    "told", ["我快崩溃了，什么都做不了。", "我真的撑不住了。", "这件事已经影响我的生活了，很烦。"]
+)
+def test_words_of_collapse_name_a_route_to_a_professional(
+    teacher: TemplateTeacher, told: str
+) -> None:
+    question = Question(id="q", question="搬家以后一团乱，怎么办？", description=told)
+    assert "医院" in teacher.answer(question, "none").steps.encouragement_and_foresight
+
+
+def test_the_collapse_of_another_is_not_laid_on_the_asker() -> None:
+    assert "severe" not in facts("室友最近很忙", "她妈妈崩溃了，她也没有办法。")
+
+
+@pytest.mark.parametrize("title", ["好难过，好想离开", "朋友都走了，我一时想不开"])
+def test_words_that_may_mean_a_wish_to_die_are_asked_about(
+    teacher: TemplateTeacher, title: str
+) -> None:
+    text = teacher.answer(Question(id="q", question=title), "none").steps.joined()
+    assert "你有没有想过伤害自己" in text and "12356" in text
+
+
+def test_a_title_that_ends_in_the_middle_of_its_sentence_is_not_quoted() -> None:
+    assert "told" not in holes("每天都一样，活着的意义是？").holes
+
+
+def test_a_bad_name_that_hangs_on_a_broken_clause_is_no_label(teacher: TemplateTeacher) -> None:
+    told = "总是会有自己是个废物，做什么都小心翼翼。"
+    question = Question(id="q", question="怎么和新同学相处？", description=told)
+    assert teacher.answer(question, "none").distortions == ()
+
+
+def test_nobody_is_called_he() -> None:
+    for language in load_languages().values():
+        for groups in language.slots.values():
+            said = str([group.texts for group in groups])
+            assert not re.search("(?<![其])他(?!们|人)", said), said
+
+
 # --- hostile input ---------------------------------------------------------------------------------
 
 HOSTILE = [
@@ -444,7 +483,6 @@ def test_every_fact_that_the_language_asks_for_can_be_found() -> None:
         "other",
         "typed",
         "unclear",
-        "long",
         "minor",
     }
     known |= {"topic", "told", "thought", "feeling", "who", "tell", *words.asks, *words.thoughts}

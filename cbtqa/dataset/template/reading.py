@@ -22,7 +22,7 @@ from cbtqa.safety.normalise import fold
 
 READ_AT_MOST = 1_500
 """Characters of a question that are read; PsyQA's longest description has 400."""
-_LONG, _LONG_TITLE = 140, 60
+_LONG_TITLE = 60
 _MAX_TOLD, _MIN_TOLD = 36, 5
 _MIN_THOUGHT, _MAX_THOUGHT, _MAX_EVIDENCE = 5, 22, 26
 _SOME_HAN = re.compile(r"(?:[\u4e00-\u9fff][^\u4e00-\u9fff]*){5}")
@@ -164,21 +164,19 @@ class _Reader:
         if not facts & set(words.guarded):
             self._read_topic()
         read = _NOT_FELT.sub("", whole)
-        for name in ("lasting", "tried", "distress", "tell_child", "treated"):
+        for name in ("distress", "hinted", "tell_child", "treated"):
             if words.pattern[name].search(read):
                 facts.add(name)
         for name in ("speak", "state", "luck"):
             if words.pattern[name].search(self._folded_title):
                 facts.add(name)
-        hits = words.pattern["impact"].finditer(whole)
-        if any(
-            not _OF_OTHERS.search(whole[max(0, hit.start() - 15) : hit.start()]) for hit in hits
-        ):
-            facts.add("impact")
+        for name in ("impact", "severe"):
+            hits = words.pattern[name].finditer(read)
+            starts = [read[max(0, hit.start() - 15) : hit.start()] for hit in hits]
+            if not all(_OF_OTHERS.search(before) for before in starts):
+                facts.add(name)
         if words.pattern["minor"].search(whole) and not words.pattern["adult"].search(whole):
             facts.add("minor")
-        if len(whole) > _LONG:
-            facts.add("long")
         self._read_told()
         self._read_thought()
         self._read_feeling()
