@@ -127,7 +127,7 @@ def _questions(pairs: Counter[tuple[str, str]]) -> dict[str, Any]:
 
 
 def other_first_contact() -> dict[str, dict[str, str]]:
-    """Unsafe answers, dangers and personal data: found of those there, and flagged of the others."""
+    """Unsafe answers, dangers, personal data: found of those there, and flagged of the others."""
     counts: dict[str, Counter[tuple[bool, bool]]] = {}
     for row in _rows("answers.tsv"):
         name = f"answers, {row['batch'].partition('-')[0]}"
