@@ -128,6 +128,14 @@ def test_another_danger_is_found_with_its_class(text: str, kind: str) -> None:
     assert kind in {danger.kind for danger in screen(text).dangers}
 
 
+def test_a_hand_that_is_raised_is_violence_and_no_suicide() -> None:
+    """动手 was read as a plan of somebody else's, and a shove against a wall as intent."""
+    text = "丈夫动手打人怎么办？\n他喝了酒就动手，昨晚又把我推到墙上，我不敢跟娘家说。"
+    screening = screen(text)
+    assert screening.risk == "none"
+    assert "violence" in {danger.kind for danger in screening.dangers}
+
+
 @pytest.mark.parametrize(
     "text",
     [
