@@ -12,7 +12,7 @@ import typer
 from cbtqa.cli.console import print_json, say, show, waiting
 from cbtqa.cli.options import AsJson, settings_flags
 from cbtqa.errors import AnswerWithheldError, EndpointError, UsageError
-from cbtqa.safety.answers import language_of
+from cbtqa.safety.normalise import language_of
 from cbtqa.safety.notices import (
     Locale,
     help_text,

@@ -17,13 +17,12 @@ from functools import cache
 from cbtqa.files import shipped_yaml
 from cbtqa.records import Risk
 from cbtqa.safety.matching import find
-from cbtqa.safety.normalise import fold
+from cbtqa.safety.normalise import fold, language_of
 from cbtqa.safety.notices import Locale, LocaleLines, load_hotlines
 from cbtqa.safety.rules import load_rules
 from cbtqa.safety.sentence_model import read_windows, shipped_model, trimmed
 
 _SENTENCE = re.compile(r"[^。!?;\n]+")
-_CHINESE = re.compile(r"[\u4e00-\u9fff]")
 _BY_HELP_LINE = ("unknown_number", "round_the_clock_promise", "no_help_route")
 """Rules that go by the help lines of one country."""
 _DIGIT = re.compile(r"[0-9]")  # of folded text, where every other form of a digit is plain
@@ -71,8 +70,9 @@ HARMS = {
     "minimising": "makes little of a danger",
 }
 """Classes of the model, in the order of its table, after `safe`."""
-UNSAFE = 0.75
-"""Probability of all classes together from which a sentence is unsafe."""
+UNSAFE, SURELY_UNSAFE = 0.75, 0.90
+"""Probability of all classes together from which a sentence is unsafe; and from which it is when
+an answer is asked again for it: a teacher's good answer must not be refused."""
 _DETAILS = {
     "stop_medication": "advises stopping medication without a doctor",
     "refuse_help": "advises against doctors, counselling or help lines",
@@ -84,19 +84,22 @@ _DETAILS = {
 }
 
 
-def check_answer(answer_text: str, risk: Risk, locale: Locale = "zh") -> tuple[Problem, ...]:
+def check_answer(
+    answer_text: str, risk: Risk, locale: Locale = "zh", *, unsafe_from: float = UNSAFE
+) -> tuple[Problem, ...]:
     """Everything unsafe in an answer, in order of appearance; empty when it may pass.
 
     Args:
         risk: the grade of the *question*. `explicit` demands a number of the dated hotline file
             (or an emergency number); `concern` any route to people who can help; `none` no route.
             Everything else is checked for all three.
+        unsafe_from: probability from which the model's finding is a problem.
     """
     folded = fold(answer_text)
     lines = load_hotlines().locales[locale]
     numbers = list(_numbers(folded, locale))
     problems = [
-        *_advice_against_safety(answer_text, folded, locale),
+        *_advice_against_safety(answer_text, folded, locale, unsafe_from),
         *_unknown_numbers(answer_text, numbers, lines),
         *_promises(answer_text, folded, numbers, lines, locale),
     ]
@@ -125,12 +128,9 @@ def check_in_both(answer_text: str, risk: Risk) -> tuple[Problem, ...]:
     return (*found, *foreign)
 
 
-def language_of(text: str) -> Locale:
-    """The language of a text: Chinese with any Chinese character."""
-    return "zh" if _CHINESE.search(text) else "en"
-
-
-def _advice_against_safety(text: str, folded: str, locale: Locale) -> Iterator[Problem]:
+def _advice_against_safety(
+    text: str, folded: str, locale: Locale, unsafe_from: float
+) -> Iterator[Problem]:
     found = find(load_rules(locale, "answers"), text, folded)
     told = [place for place in found if place.case.risk != "none"]
     for place in told:
@@ -141,7 +141,7 @@ def _advice_against_safety(text: str, folded: str, locale: Locale) -> Iterator[P
         return
     scores = shipped_model("answers").scores(windows)[0]
     worst = int(scores[:, 0].argmin())
-    if 1 - scores[worst, 0] >= UNSAFE:
+    if 1 - scores[worst, 0] >= unsafe_from:
         kind = tuple(HARMS)[int(scores[worst, 1:].argmax())]
         start, end = trimmed(text, windows[worst])
         yield Problem(kind, start, end, text[start:end], HARMS[kind])

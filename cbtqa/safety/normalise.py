@@ -33,6 +33,7 @@ _SYMBOLS = (
     r"\u2190-\u2bff\u3013\u3164\u30fb\ufe00-\ufe0f\ufeff\uffa0\ufffc\ufffd"
     r"\U0001f000-\U0001faff\U000e0000-\U000e01ef"
 )
+_CHINESE = re.compile(r"[\u4e00-\u9fff]")
 _HAN_PAIR = "[\u4e00-\u9fff]{2}"
 _READINGS = {
     # a pure character class: the fast path that nearly every text takes
@@ -48,6 +49,11 @@ _NOISE_AND_ENTITIES = {
     name: re.compile(rf"&(?:nbsp|amp|ensp|emsp|zwnj|zwj);|{pattern}")
     for name, pattern in _READINGS.items()
 }
+
+
+def language_of(text: str) -> Language:
+    """The language of a text: Chinese with any Chinese character."""
+    return "zh" if _CHINESE.search(text) else "en"
 
 
 @cache

@@ -14,6 +14,7 @@ a grade, never lower it. Hits that do not count stay in `hits` with the reason a
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal, NamedTuple, get_args
@@ -23,7 +24,7 @@ import numpy as np
 from cbtqa.files import shipped_yaml
 from cbtqa.records import Danger, Risk, Tabular
 from cbtqa.safety.matching import Found, find
-from cbtqa.safety.normalise import Language, fold
+from cbtqa.safety.normalise import Language, fold, language_of
 from cbtqa.safety.rules import load_rules
 from cbtqa.safety.sentence_model import (
     Floats,
@@ -39,12 +40,14 @@ ScreenLanguage = Literal["auto", "zh", "en"]
 _RANK: dict[Risk, int] = {"none": 0, "concern": 1, "explicit": 2}
 DANGERS: tuple[Danger, ...] = get_args(Danger)
 
-THRESHOLDS: Mapping[Locale, tuple[float, float]] = {"zh": (0.65, 0.60), "en": (0.50, 0.50)}
+THRESHOLDS: Mapping[Language, tuple[float, float]] = {"zh": (0.65, 0.60), "en": (0.50, 0.50)}
 """Probability of a sentence from which the model grades it explicit, and a concern, in a text with
 Chinese characters and in one without. Lower ones find more of the roundabout statements, and on
 real questions mostly ordinary distress."""
-DANGER, ACUTE = 0.65, 0.5
-"""Probability of a danger from which it is told, and of its acute form."""
+DANGER, DANGER_WORDED, ACUTE = 0.20, 0.08, 0.40
+"""Probability of a danger from which it is told; from which where a plain wording of it matches;
+and share of the acute form from which it is acute. At these, a class is found in less than 1 % of
+real counselling questions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,8 @@ class Reading(NamedTuple):
     windows: list[Window]
     scores: list[Floats]
     """A group's probabilities for each window: suicide, then the dangers in order."""
+    worded: frozenset[Danger]
+    """Dangers of which a plain wording stands in the text."""
 
 
 def read_text(text: str, language: ScreenLanguage, model: SentenceModel) -> Reading:
@@ -107,8 +112,16 @@ def read_text(text: str, language: ScreenLanguage, model: SentenceModel) -> Read
     folded = fold(text)
     languages: tuple[Language, ...] = ("zh", "en") if language == "auto" else (language,)
     found = [place for one in languages for place in find(load_rules(one), text, folded)]
-    windows = read_windows(folded, found)
-    return Reading(found, windows, model.scores(windows) if windows else [])
+    windows = with_worded(folded, read_windows(folded, found))
+    scores = model.scores(windows) if windows else []
+    return Reading(found, windows, scores, worded_dangers(folded))
+
+
+def with_worded(folded: str, windows: list[Window]) -> list[Window]:
+    """The windows with the plain wordings of dangers among their rules."""
+    if not worded_dangers(folded):
+        return windows
+    return [one.with_rules(worded_dangers(folded[one.start : one.end])) for one in windows]
 
 
 def thresholds_of(text: str) -> tuple[float, float]:
@@ -164,11 +177,25 @@ def _dangers(text: str, reading: Reading) -> tuple[FoundDanger, ...]:
     for kind, scores in zip(DANGERS, reading.scores[1:], strict=True):
         any_grade = 1 - scores[:, 0]
         place = int(np.argmax(any_grade))
-        if any_grade[place] >= DANGER:
-            risk: Risk = "explicit" if scores[place, 2] >= ACUTE else "concern"
+        limit = DANGER_WORDED if kind in reading.worded else DANGER
+        if any_grade[place] >= limit:
+            is_acute = scores[place, 2] >= ACUTE * any_grade[place]
             stretch = _stretch(text, reading, any_grade)
-            found.append(FoundDanger(kind, risk, *stretch, round(float(any_grade[place]), 3)))
+            probability = round(float(any_grade[place]), 3)
+            risk: Risk = "explicit" if is_acute else "concern"
+            found.append(FoundDanger(kind, risk, *stretch, probability))
     return tuple(sorted(found, key=lambda one: -(one.probability or 0)))
+
+
+def worded_dangers(folded: str) -> frozenset[Danger]:
+    """Dangers of which a plain wording matches; no more than a hint."""
+    return frozenset(kind for kind, words in _danger_words().items() if words.search(folded))
+
+
+@cache
+def _danger_words() -> dict[Danger, re.Pattern[str]]:
+    entry = shipped_yaml(__package__, "rules/dangers.yaml")
+    return {kind: re.compile("|".join(entry[kind])) for kind in DANGERS}
 
 
 def _is_minor(folded: str) -> bool:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from hashlib import blake2b
@@ -51,6 +51,10 @@ class Window(NamedTuple):
     """Its tokens, with one for its beginning and one for its end."""
     stems: tuple[int, ...]
     rules: tuple[int, ...]
+
+    def with_rules(self, names: Iterable[str]) -> Window:
+        """The window with further names among what rules say of it."""
+        return self._replace(rules=(*self.rules, *(_code(f"D:{name}") for name in names)))
 
 
 @lru_cache(maxsize=1 << 17)
@@ -242,8 +246,12 @@ def model_of(arrays: Mapping[str, Any]) -> SentenceModel:
 
 # --- fitting --------------------------------------------------------------------------------------
 
-RIDGE = 30.0
-"""Variance of the weights' normal prior; chosen on batches left out, among 3, 10, 30 and 100."""
+RIDGE, RIDGE_OF_FEW = 30.0, 3.0
+"""Variance of the weights' normal prior; chosen on batches left out, among 3, 10, 30 and 100. The
+second holds for a group whose classes but the first are rare."""
+FEW = 0.05
+"""Share of the windows below which the classes of a group are rare; they weigh `RAISED` times."""
+RAISED = 8.0
 LEAST = 3
 """A bucket that stands in fewer windows gets no weight."""
 _STEPS = 127
@@ -272,10 +280,13 @@ def fit(
     for place, group in enumerate(groups):
         told = [n for n, one in enumerate(examples) if one.classes[place] is not None]
         truth = np.array([examples[n].classes[place] for n in told])
-        found.append(_fit_group(x[told], truth, weight[told], len(group), minimize))
-    weights = np.hstack([one[:-1] for one in found])
-    scale = np.abs(weights).max(axis=0) / _STEPS
-    steps = np.round(weights / scale).astype(np.int8)
+        weights, ridge = weight[told], RIDGE
+        if np.mean(truth > 0) < FEW:
+            weights, ridge = np.where(truth > 0, RAISED * weights, weights), RIDGE_OF_FEW
+        found.append(_fit_group(x[told], truth, weights, len(group), ridge, minimize))
+    table = np.hstack([one[:-1] for one in found])
+    scale = np.abs(table).max(axis=0) / _STEPS
+    steps = np.round(table / scale).astype(np.int8)
     kept = np.abs(steps).max(axis=1) > 0
     return {
         "buckets": used[kept].astype(np.int32),
@@ -286,7 +297,7 @@ def fit(
     }
 
 
-def _fit_group(x: Any, truth: Ints, weight: Floats, n: int, minimize: Any) -> Floats:
+def _fit_group(x: Any, truth: Ints, weight: Floats, n: int, ridge: float, minimize: Any) -> Floats:
     one_hot, transposed = np.eye(n)[truth], x.T.tocsr()
 
     def loss(flat: Floats) -> tuple[float, Floats]:
@@ -295,8 +306,8 @@ def _fit_group(x: Any, truth: Ints, weight: Floats, n: int, minimize: Any) -> Fl
         score -= score.max(axis=1, keepdims=True)
         log_p = score - np.log(np.exp(score).sum(axis=1, keepdims=True))
         wrong = (np.exp(log_p) - one_hot) * weight[:, None]
-        slope = np.vstack([transposed @ wrong + w[:-1] / RIDGE, wrong.sum(axis=0)])
-        value = (w[:-1] ** 2).sum() / (2 * RIDGE) - (log_p * one_hot * weight[:, None]).sum()
+        slope = np.vstack([transposed @ wrong + w[:-1] / ridge, wrong.sum(axis=0)])
+        value = (w[:-1] ** 2).sum() / (2 * ridge) - (log_p * one_hot * weight[:, None]).sum()
         return float(value), slope.ravel()
 
     start = np.zeros((x.shape[1] + 1) * n)

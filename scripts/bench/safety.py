@@ -23,14 +23,13 @@ from typing import Any
 import yaml
 
 from cbtqa.psyqa import bundled_sample_path
-from cbtqa.safety.answers import check_answer
+from cbtqa.safety.answers import check_answer, check_in_both
 from cbtqa.safety.evaluation import share
 from cbtqa.safety.personal_data import scrub
 from cbtqa.safety.screen import screen
 from cbtqa.safety.survey import read_texts
 
 LISTS = Path(__file__).parents[2] / "tests" / "safety"
-FIRST_CONTACT = LISTS / "first_contact.tsv"
 
 
 def speed_sample(path: Path, columns: list[str], n_chars: int) -> list[str]:
@@ -98,33 +97,65 @@ def grade_batches() -> dict[str, Any]:
     return report
 
 
-def first_contact(path: Path) -> dict[str, Any]:
-    """Each batch of a TSV file with the columns batch, grade and text, graded as it came.
+def first_contact() -> dict[str, Any]:
+    """The batches that were written without sight of rules and corpus, graded as they came.
 
     Precision counts explicit texts among all that are called explicit.
     """
     counts: dict[str, Counter[tuple[str, str]]] = {}
-    for item in read_texts(path, ["text"]):
-        pairs = counts.setdefault(str(item.row["batch"]), Counter())
-        pairs[str(item.row["grade"]), screen(item.text).risk] += 1
-    report = {}
-    for name, pairs in counts.items():
-        hit, gold, told, harmless, flagged = (
-            sum(n for pair, n in pairs.items() if says(*pair))
-            for says in (
-                lambda gold, found: gold == found == "explicit",
-                lambda gold, found: gold == "explicit",
-                lambda gold, found: found == "explicit",
-                lambda gold, found: gold == "none",
-                lambda gold, found: gold == "none" != found,
-            )
-        )
-        report[name] = {
-            "explicit_recall": share(hit, gold).model_dump(),
-            "explicit_precision": share(hit, told).model_dump(),
-            "harmless_but_flagged": share(flagged, harmless).model_dump(),
+    for row in _rows("questions.tsv"):
+        language = row["batch"].partition("-")[0]
+        for name in (row["batch"], f"{language}, all"):
+            pairs = counts.setdefault(name, Counter())
+            pairs[row["grade"], screen(row["text"]).risk] += 1
+    return {name: _questions(pairs) for name, pairs in counts.items()}
+
+
+def _questions(pairs: Counter[tuple[str, str]]) -> dict[str, Any]:
+    def of(golds: set[str], founds: set[str]) -> int:
+        return sum(n for (gold, found), n in pairs.items() if gold in golds and found in founds)
+
+    every, flagged = {"none", "concern", "explicit"}, {"concern", "explicit"}
+    hit = of({"explicit"}, {"explicit"})
+    return {
+        "explicit_recall": share(hit, of({"explicit"}, every)).model_dump(),
+        "explicit_precision": share(hit, of(every, {"explicit"})).model_dump(),
+        "explicit_flagged": share(of({"explicit"}, flagged), of({"explicit"}, every)).model_dump(),
+        "concern_flagged": share(of({"concern"}, flagged), of({"concern"}, every)).model_dump(),
+        "harmless_flagged": share(of({"none"}, flagged), of({"none"}, every)).model_dump(),
+    }
+
+
+def other_first_contact() -> dict[str, dict[str, str]]:
+    """Unsafe answers, dangers, personal data: found of those there, and flagged of the others."""
+    counts: dict[str, Counter[tuple[bool, bool]]] = {}
+    for row in _rows("answers.tsv"):
+        name = f"answers, {row['batch'].partition('-')[0]}"
+        is_found = bool(check_in_both(row["text"], "none"))
+        counts.setdefault(name, Counter())[row["grade"] == "unsafe", is_found] += 1
+    for row in _rows("dangers.tsv"):
+        kinds = {danger.kind for danger in screen(row["text"]).dangers}
+        counts.setdefault(row["danger"], Counter())[
+            row["is_there"] == "yes", row["danger"] in kinds
+        ] += 1
+    for row in _rows("personal_data.tsv"):
+        is_there, masked = row["is_there"] == "yes", scrub(row["text"]).text
+        kept = any(part in masked for part in row["masked"].split("|"))
+        is_found = not kept if is_there else masked != row["text"]
+        counts.setdefault("personal data", Counter())[is_there, is_found] += 1
+    return {
+        name: {
+            "found": f"{one[True, True]}/{one[True, True] + one[True, False]}",
+            "flagged_of_others": f"{one[False, True]}/{one[False, True] + one[False, False]}",
         }
-    return report
+        for name, one in counts.items()
+    }
+
+
+def _rows(name: str) -> list[dict[str, str]]:
+    lines = (LISTS / "first_contact" / name).read_text(encoding="utf-8").splitlines()
+    heads = lines[0].split("\t")
+    return [dict(zip(heads, line.split("\t"), strict=True)) for line in lines[1:]]
 
 
 def main() -> None:
@@ -134,7 +165,6 @@ def main() -> None:
     parser.add_argument("--column", action="append", default=[])
     parser.add_argument("--chars", type=int, default=150)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--blind", type=Path, default=FIRST_CONTACT, help="batches to grade")
     options = parser.parse_args()
     texts = speed_sample(options.texts, options.column, options.chars)
     flagged = sum(screen(text).risk != "none" for text in texts)
@@ -150,7 +180,8 @@ def main() -> None:
         "per_cpu_second": {name: round(value) for name, value in speed.items()},
         "lists": {part: grade_lists(part) for part in ("known", "held_out", "all")},
         "blind_batches": grade_batches(),
-        "first_contact": first_contact(options.blind),
+        "first_contact": first_contact(),
+        "first_contact_of_others": other_first_contact(),
     }
     print(json.dumps(report, indent=2))
 

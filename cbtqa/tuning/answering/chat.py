@@ -36,7 +36,8 @@ from cbtqa.llm.second_opinion import (
 )
 from cbtqa.llm.transport import open_transport
 from cbtqa.records import Question, Risk
-from cbtqa.safety.answers import Problem, check_in_both, language_of
+from cbtqa.safety.answers import Problem, check_in_both
+from cbtqa.safety.normalise import language_of
 from cbtqa.safety.notices import answer_withheld, help_text, no_answer
 from cbtqa.safety.personal_data import Scrubbed, scrub
 from cbtqa.safety.screen import Screening, screen
