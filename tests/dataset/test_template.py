@@ -402,6 +402,11 @@ def test_words_that_may_mean_a_wish_to_die_are_asked_about(
     assert "你有没有想过伤害自己" in text and "12356" in text
 
 
+def test_a_wish_to_leave_a_job_is_no_wish_to_die() -> None:
+    assert "hinted" not in facts("刚入职就想离开，没意思", "每天对着表格，什么也不想做。")
+    assert "hinted" not in facts("妈妈不让，可我还是想离开", "外地的公司要我，她不同意。")
+
+
 def test_a_title_that_ends_in_the_middle_of_its_sentence_is_not_quoted() -> None:
     assert "told" not in holes("每天都一样，活着的意义是？").holes
 
