@@ -44,7 +44,7 @@ THRESHOLDS: Mapping[Language, tuple[float, float]] = {"zh": (0.65, 0.60), "en": 
 """Probability of a sentence from which the model grades it explicit, and a concern, in a text with
 Chinese characters and in one without. Lower ones find more of the roundabout statements, and on
 real questions mostly ordinary distress."""
-DANGER, DANGER_WORDED, ACUTE = 0.15, 0.04, 0.40
+DANGER, DANGER_WORDED, ACUTE = 0.30, 0.04, 0.40
 """Probability of a danger from which it is told; from which where a plain wording of it matches;
 and share of the acute form from which it is acute. At these, a class is found in less than 1 % of
 real counselling questions."""
