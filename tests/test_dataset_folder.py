@@ -254,6 +254,7 @@ READS = (
     "distortions agree {d} {whole}",
     "distortions annotate {d} --out {out}.jsonl",
     "safety screen {d}",
+    "safety check {d}",
     "safety evaluate {d}",
     "safety scrub {d}",
     "finetune {d} --backbone qwen2.5 --out {out} --dry-run",

@@ -110,18 +110,29 @@ class Reading(NamedTuple):
 def read_text(text: str, language: ScreenLanguage, model: SentenceModel) -> Reading:
     """Rules and model over a text."""
     folded = fold(text)
+    found = find_rules(text, folded, language)
+    worded = worded_dangers(folded)
+    windows = with_worded(folded, read_windows(folded, found), worded)
+    return Reading(found, windows, model.scores(windows) if windows else [], worded)
+
+
+def find_rules(text: str, folded: str, language: ScreenLanguage) -> list[Found]:
+    """What the rules of one or both languages find."""
     languages: tuple[Language, ...] = ("zh", "en") if language == "auto" else (language,)
-    found = [place for one in languages for place in find(load_rules(one), text, folded)]
-    windows = with_worded(folded, read_windows(folded, found))
-    scores = model.scores(windows) if windows else []
-    return Reading(found, windows, scores, worded_dangers(folded))
+    return [place for one in languages for place in find(load_rules(one), text, folded)]
 
 
-def with_worded(folded: str, windows: list[Window]) -> list[Window]:
-    """The windows with the plain wordings of dangers among their rules."""
-    if not worded_dangers(folded):
+def with_worded(
+    folded: str, windows: list[Window], worded: frozenset[Danger] = frozenset(DANGERS)
+) -> list[Window]:
+    """The windows with the plain wordings of dangers among their rules.
+
+    Args:
+        worded: the dangers that are worded somewhere in the text.
+    """
+    if not worded:
         return windows
-    return [one.with_rules(worded_dangers(folded[one.start : one.end])) for one in windows]
+    return [one.with_rules(worded_dangers(folded[one.start : one.end], worded)) for one in windows]
 
 
 def thresholds_of(text: str) -> tuple[float, float]:
@@ -143,8 +154,12 @@ def combine(rules: Risk, explicit: float, flagged: float, limits: tuple[float, f
     return max(rules, model, key=_RANK.__getitem__)
 
 
-def screen(text: str, language: ScreenLanguage = "auto") -> Screening:
-    """The grades of any text, Chinese, English or mixed."""
+def screen(text: str, language: ScreenLanguage = "auto", *, rules_alone: bool = False) -> Screening:
+    """The grades of any text, Chinese, English or mixed; `rules_alone` leaves the model out."""
+    if rules_alone:
+        folded = fold(text)
+        risk, hits = _by_rules(text, find_rules(text, folded, language))
+        return Screening(risk, hits, (), _is_minor(folded))
     reading = read_text(text, language, shipped_model("screen"))
     if not reading.windows:
         return Screening("none", ())
@@ -152,12 +167,18 @@ def screen(text: str, language: ScreenLanguage = "auto") -> Screening:
     return Screening(risk, hits, _dangers(text, reading), _is_minor(fold(text)))
 
 
-def _weigh(text: str, reading: Reading) -> tuple[Risk, tuple[Hit, ...]]:
-    hits = [
+def _by_rules(text: str, found: list[Found]) -> tuple[Risk, tuple[Hit, ...]]:
+    hits = tuple(
         Hit(case.rule, case.risk, start, end, text[start:end], case.outcome)
-        for case, start, end in reading.found
-    ]
-    rules: Risk = max((hit.risk for hit in hits), key=_RANK.__getitem__, default="none")
+        for case, start, end in found
+    )
+    risk: Risk = max((hit.risk for hit in hits), key=_RANK.__getitem__, default="none")
+    return risk, hits
+
+
+def _weigh(text: str, reading: Reading) -> tuple[Risk, tuple[Hit, ...]]:
+    rules, by_rules = _by_rules(text, reading.found)
+    hits = list(by_rules)
     scores = reading.scores[0]
     flagged, explicit = 1 - scores[:, 0], scores[:, 2]
     risk = combine(rules, float(explicit.max()), float(flagged.max()), thresholds_of(text))
@@ -187,9 +208,10 @@ def _dangers(text: str, reading: Reading) -> tuple[FoundDanger, ...]:
     return tuple(sorted(found, key=lambda one: -(one.probability or 0)))
 
 
-def worded_dangers(folded: str) -> frozenset[Danger]:
+def worded_dangers(folded: str, of: frozenset[Danger] = frozenset(DANGERS)) -> frozenset[Danger]:
     """Dangers of which a plain wording matches; no more than a hint."""
-    return frozenset(kind for kind, words in _danger_words().items() if words.search(folded))
+    words = _danger_words()
+    return frozenset(kind for kind in of if words[kind].search(folded))
 
 
 @cache

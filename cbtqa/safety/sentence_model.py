@@ -13,7 +13,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from hashlib import blake2b
 from importlib.resources import files
@@ -42,6 +42,10 @@ _CLAUSE = re.compile(r"[^,;，、 ]*[,;，、 ]+|[^,;，、 ]+$")
 _PAUSE = frozenset("。.!;,:、…~—-\"“”()《》「」'")
 
 
+MOST_KNOWN = 20_000
+"""Windows whose sums are kept."""
+
+
 class Window(NamedTuple):
     """A stretch of a text that is graded by itself."""
 
@@ -62,6 +66,7 @@ def _code(token: str) -> int:
     return int.from_bytes(blake2b(token.encode("utf-8", "replace"), digest_size=8).digest(), "big")
 
 
+@lru_cache(maxsize=1 << 14)
 def _codes(folded: str) -> tuple[list[int], list[int]]:
     codes, stems = [], []
     for token in _TOKEN.findall(folded):
@@ -205,14 +210,29 @@ class SentenceModel:
     scale: NDArray[np.float32]
     """`(classes,)`."""
     bias: Floats
+    known: dict[tuple[object, ...], Floats] = field(default_factory=dict, compare=False)
+    """Sums of windows met before: sentences repeat, within a template's answers above all."""
 
-    def scores(self, windows: Sequence[Window]) -> list[Floats]:
-        """For each group the probabilities, shape (windows, classes of the group)."""
+    def _sums(self, windows: Sequence[Window]) -> Floats:
+        """Shape (windows, classes)."""
         features = Features(windows)
         spread = np.zeros((features.n_windows, len(features.values)), np.float32)
         spread[features.owners, np.arange(len(features.values))] = features.values
         weights = self.weights[self.rows[features.buckets]].astype(np.float32)
-        sums = (spread @ weights) * self.scale + self.bias
+        sums: Floats = (spread @ weights) * self.scale + self.bias
+        return sums
+
+    def scores(self, windows: Sequence[Window]) -> list[Floats]:
+        """For each group the probabilities, shape (windows, classes of the group)."""
+        keys = [window[2:] for window in windows]
+        if len(self.known) > MOST_KNOWN:
+            self.known.clear()
+        new = {
+            key: window for key, window in zip(keys, windows, strict=True) if key not in self.known
+        }
+        if new:
+            self.known.update(zip(new, self._sums(list(new.values())), strict=True))
+        sums = np.array([self.known[key] for key in keys])
         found, first = [], 0
         for group in self.groups:
             part = sums[:, first : first + len(group)]

@@ -94,7 +94,8 @@ def speaks_of_risk(text: str) -> bool:
 
     What is denied or not meant does not count; see docs/safety.md.
     """
-    return screen(text).risk != "none"
+    # the model takes too many harmless English lines for risk (docs/safety.md)
+    return screen(text, "en", rules_alone=True).risk != "none"
 
 
 def names_help(text: str) -> bool:
