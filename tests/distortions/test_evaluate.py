@@ -204,7 +204,7 @@ def test_where_every_text_has_a_distortion_only_recall_of_any_is_shown() -> None
     all_given = [labels(A, confidence=0.9), labels(A, confidence=0.4), ()]
     report = evaluate(gold, {"x": all_given, "y": [labels(A)] * 3})
     heads, rows = binary_table(report).cells()
-    assert rows[0][heads.index("recall")] .startswith("0.667 [")
+    assert rows[0][heads.index("recall")].startswith("0.667 [")
     for name in ("accuracy", "precision", "F1 [95% interval]"):
         assert [row[heads.index(name)] for row in rows[:2]] == ["-", "-"]
     assert "only recall is measured" in binary_table(report).title_in()
