@@ -85,6 +85,21 @@ def _judge(folder: Path, url: str) -> list[Any]:
     return [folder / "a.jsonl", *words, "--out", folder / "out"]
 
 
+def _check(folder: Path, url: str) -> list[Any]:
+    rows = [{"question": row["question"], "answer_text": "你已经累了很久。"} for row in QUESTIONS]
+    write_jsonl(folder / "a.jsonl", rows)
+    guard = ["--guard-endpoint", url, "--guard-model", "m"]
+    return [folder / "a.jsonl", *guard, "--out", folder / "out/checked.jsonl"]
+
+
+def _gold(folder: Path) -> Path:
+    """Sentences of documents of their own, labelled distorted or not."""
+    rows = [f"{n}\t{row['question']}\t{n % 2}" for n, row in enumerate(QUESTIONS)]
+    path = folder / "gold.tsv"
+    path.write_text("\n".join(["document_id\ttext\tdistorted", *rows]) + "\n", encoding="utf-8")
+    return path
+
+
 def _story(seen: Seen) -> str:
     """Every field that the request wants, filled."""
     wanted = seen.body["response_format"]["json_schema"]["schema"]["properties"]
@@ -102,11 +117,19 @@ CALLS = {
         ],
         lambda seen: json.dumps({"labels": []}),
     ),
+    "cbtqa distortions evaluate": Call(
+        lambda folder, url: [
+            *(_gold(folder), "--taxonomy", "binary", "--labeller", "llm", *_at(url)),
+            *("--out", folder / "out/report.json"),
+        ],
+        lambda seen: json.dumps({"labels": []}),
+    ),
     "cbtqa generate": Call(
         lambda folder, url: [_questions(folder), *_at(url), "--out", folder / "out"]
     ),
     "cbtqa chat": Call(lambda folder, url: [*_at(url), "--ask", "最近总是睡不好怎么办", "--json"]),
     "cbtqa judge": Call(_judge),
+    "cbtqa safety check": Call(_check, lambda seen: json.dumps({"problems": []})),
     "cbtqa simulate profiles": Call(
         lambda folder, url: ["cbt", "--n", 12, *_at(url), "--out", folder / "out/patients.yaml"],
         _story,
