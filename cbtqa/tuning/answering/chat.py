@@ -253,7 +253,8 @@ class _ModelSpeaker(_PromptedSpeaker):
         super().__init__(settings)
         self.name, self.checks = opened.name, AnswerChecks(turn_mark_of(opened.chat))
         model: Any = opened.load(device, precision)
-        as_generate = GenerateSettings(**settings.model_dump())
+        shared = GenerateSettings.model_fields.keys() & settings.model_dump().keys()
+        as_generate = GenerateSettings(**settings.model_dump(include=set(shared)))
         self._opened = opened
         self._decoder = Decoder(model, opened.chat, opened.stops, as_generate, opened.name)
 
