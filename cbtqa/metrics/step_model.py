@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cbtqa.records import STEP_NAMES
+from cbtqa.statistics.softmax import fit_softmax
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -156,20 +157,8 @@ def fit(replies: Sequence[LabelledReply], sparse: Any, minimize: Any) -> tuple[F
     cells = (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns)))
     x = sparse.csr_matrix(cells, shape=shape)
     used = np.unique(x.indices)
-    x, one_hot = x[:, used], np.eye(N_CLASSES)[truth]
-
-    def loss(flat: Floats) -> tuple[float, Floats]:
-        w = flat.reshape(-1, N_CLASSES)
-        score = x @ w[:-1] + w[-1]
-        score -= score.max(axis=1, keepdims=True)
-        log_p = score - np.log(np.exp(score).sum(axis=1, keepdims=True))
-        wrong = np.exp(log_p) - one_hot
-        slope = np.vstack([x.T @ wrong + w[:-1] / RIDGE, wrong.sum(axis=0)])
-        return float((w[:-1] ** 2).sum() / (2 * RIDGE) - (log_p * one_hot).sum()), slope.ravel()
-
-    start = np.zeros((len(used) + 1) * N_CLASSES)
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 200})
-    fitted = found.x.reshape(-1, N_CLASSES)
+    prior = {"ridge": RIDGE, "max_steps": 200, "minimize": minimize}
+    fitted = fit_softmax(x[:, used], np.array(truth), N_CLASSES, **prior)
     weights = np.zeros((shape[1], N_CLASSES))
     weights[used] = fitted[:-1]
     return weights, fitted[-1]

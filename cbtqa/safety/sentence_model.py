@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cbtqa.safety.matching import Found
+from cbtqa.statistics.softmax import fit_softmax
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -272,6 +273,7 @@ second holds for a group whose classes but the first are rare."""
 FEW = 0.05
 """Share of the windows below which the classes of a group are rare; they weigh `RAISED` times."""
 RAISED = 8.0
+MAX_STEPS = 60
 LEAST = 3
 """A bucket that stands in fewer windows gets no weight."""
 _STEPS = 127
@@ -303,7 +305,8 @@ def fit(
         weights, ridge = weight[told], RIDGE
         if np.mean(truth > 0) < FEW:
             weights, ridge = np.where(truth > 0, RAISED * weights, weights), RIDGE_OF_FEW
-        found.append(_fit_group(x[told], truth, weights, len(group), ridge, minimize))
+        prior = {"ridge": ridge, "max_steps": MAX_STEPS, "minimize": minimize}
+        found.append(fit_softmax(x[told], truth, len(group), weight=weights, **prior))
     table = np.hstack([one[:-1] for one in found])
     scale = np.abs(table).max(axis=0) / _STEPS
     steps = np.round(table / scale).astype(np.int8)
@@ -315,22 +318,3 @@ def fit(
         "bias": np.concatenate([one[-1] for one in found]).astype(np.float32),
         "groups": np.array([" ".join(group) for group in groups]),
     }
-
-
-def _fit_group(x: Any, truth: Ints, weight: Floats, n: int, ridge: float, minimize: Any) -> Floats:
-    one_hot, transposed = np.eye(n)[truth], x.T.tocsr()
-
-    def loss(flat: Floats) -> tuple[float, Floats]:
-        w = flat.reshape(-1, n)
-        score = x @ w[:-1] + w[-1]
-        score -= score.max(axis=1, keepdims=True)
-        log_p = score - np.log(np.exp(score).sum(axis=1, keepdims=True))
-        wrong = (np.exp(log_p) - one_hot) * weight[:, None]
-        slope = np.vstack([transposed @ wrong + w[:-1] / ridge, wrong.sum(axis=0)])
-        value = (w[:-1] ** 2).sum() / (2 * ridge) - (log_p * one_hot * weight[:, None]).sum()
-        return float(value), slope.ravel()
-
-    start = np.zeros((x.shape[1] + 1) * n)
-    result = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 60})
-    fitted: Floats = result.x.reshape(-1, n)
-    return fitted

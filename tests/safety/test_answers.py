@@ -48,6 +48,7 @@ def test_advice_against_safety_is_a_problem_whatever_the_question(answer: str, r
         "如果你怀疑自己可能有抑郁症，可以去医院的精神科评估。",
         "你说医生诊断你是抑郁症，这一定不容易。",
         "复习时可以先划一下重点。",
+        "人不必喜欢，事却可以划清界限。",
     ],
 )
 def test_careful_wording_is_no_problem(answer: str) -> None:
