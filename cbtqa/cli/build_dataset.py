@@ -145,8 +145,8 @@ def _show_result(settings: BuildSettings, result: FolderResult) -> None:
         n, n_failed = found["n_read"] + found["n_failed"], found["n_failed"]
         say(f"labels: {found['n_read']} of {n} questions read by the model, with evidence")
         say(
-            f"in {found['n_differ']} answers the types named differ from the labels kept; "
-            f"{found['n_dropped']} labels beyond the most of a question dropped"
+            f"answers that name other types than the labels kept: {found['n_differ']}; "
+            f"labels dropped, beyond the most of a question: {found['n_dropped']}"
         )
         if n_failed:
             why = ", ".join(f"{reason} {k}" for reason, k in found["failed"].items())

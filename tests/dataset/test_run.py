@@ -279,7 +279,7 @@ def test_the_two_surest_labels_are_kept_and_what_differs_from_the_answer_is_coun
             main(["stats", str(result.folder), *more])
     shown = capsys.readouterr().out
     assert "Labelling accepted at the first try" in shown
-    assert "Types that answer and label differ on" in shown
+    assert "Where labels and names in answers differ" in shown
     told = json.loads(shown[shown.index("\n{") :])
     assert told["replies"]["question_labels"] == counts
 
