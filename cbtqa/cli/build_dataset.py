@@ -125,7 +125,7 @@ def _preview(
 
 
 def _show_result(settings: BuildSettings, result: FolderResult) -> None:
-    from cbtqa.dataset.report.measures import asked_again_table, reply_rows
+    from cbtqa.dataset.report.measures import reply_rows, reply_tables
 
     counts = result.manifest.counts
     if result.was_complete:
@@ -136,14 +136,18 @@ def _show_result(settings: BuildSettings, result: FolderResult) -> None:
     rows += [[f"  {reason}", n] for reason, n in counts["rejected"].items()]
     rows += reply_rows(result.manifest)
     show_table(Table(["", "n"], rows, str(result.folder)))
-    if (again := asked_again_table(result.manifest)).rows:
-        show_table(again, "Faulty replies that were asked again")
+    for table in reply_tables(counts):
+        show_table(table)
     for name, share in (("validation", settings.validation), ("test", settings.test)):
         if share and name not in counts["splits"]:
             say(f"no question is in {name}: too few, or too alike, for a share of {share:.0%}")
     if found := counts.get("question_labels"):
         n, n_failed = found["n_read"] + found["n_failed"], found["n_failed"]
         say(f"labels: {found['n_read']} of {n} questions read by the model, with evidence")
+        say(
+            f"answers that name other types than the labels kept: {found['n_differ']}; "
+            f"labels dropped, beyond the most of a question: {found['n_dropped']}"
+        )
         if n_failed:
             why = ", ".join(f"{reason} {k}" for reason, k in found["failed"].items())
             say(

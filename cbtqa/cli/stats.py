@@ -67,7 +67,8 @@ def stats(
         shares = {"dataset": ours.model_dump(mode="json"), "paper": papers.model_dump(mode="json")}
         found = {"dataset": statistics.model_dump(mode="json")}
         paper = paper_facts().model_dump(mode="json")
-        asked: dict[str, Any] = {"first_try": None, "asked_again": {}, "usage": None, "cost": None}
+        asked: dict[str, Any] = {"first_try": None, "asked_again": {}, "question_labels": None}
+        asked |= {"usage": None, "cost": None}
         if manifest:
             counts = {name: manifest.counts[name] for name in asked if name in manifest.counts}
             asked |= counts | manifest.model_dump(mode="json", include={"usage", "cost"})
@@ -75,18 +76,18 @@ def stats(
         print_json(found | rest)
         return
     from cbtqa.dataset.report.measures import (
-        asked_again_table,
         label_table,
         length_table,
         likeness_table,
         reply_rows,
+        reply_tables,
     )
 
     show_table(_overview(statistics, ours, papers))
     if manifest and (replies := reply_rows(manifest)):
         show_table(Table(["", ""], replies), "Replies of the model")
-        if (again := asked_again_table(manifest)).rows:
-            show_table(again, "Faulty replies that were asked again")
+        for table in reply_tables(manifest.counts):
+            show_table(table)
     say(f"here: {ours.sentence().en}")
     say(f"paper: {papers.sentence().en}")
     show_table(label_table(statistics), "Distortions")

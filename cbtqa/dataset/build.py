@@ -21,7 +21,7 @@ from cbtqa.dataset.check import CheckedAnswer
 from cbtqa.dataset.instruction import Grade, Grades, Item, grade_text
 from cbtqa.dataset.near_duplicates import Texts, plain_text
 from cbtqa.dataset.settings import BuildSettings
-from cbtqa.dataset.teachers import EndpointTeacher, QuestionLabels
+from cbtqa.dataset.teachers import LABELS, EndpointTeacher, QuestionLabels
 from cbtqa.dataset.template.teacher import OfflineTeacher
 from cbtqa.dataset_folder import SPLITS, DatasetWriter, answer_row
 from cbtqa.distortions.llm_labeller import TextsToLabel
@@ -60,6 +60,14 @@ class Build:
     """Questions whose labels the second pass gave."""
     labels_failed: Counter[str] = field(default_factory=Counter)
     """Faults of questions whose labels are the names in their answer's text instead."""
+    labels_dropped: Counter[str] = field(default_factory=Counter)
+    """Types that the second pass gave beyond the most that are kept."""
+    n_labels_differ: int = 0
+    """Answers whose text does not name just the types that the second pass left them."""
+    only_named: Counter[str] = field(default_factory=Counter)
+    """Types that the answer's text names and its labels lack."""
+    only_labelled: Counter[str] = field(default_factory=Counter)
+    """Types that are labels and that the answer's text does not name."""
     n_human: int = 0
     n_human_rejected: int = 0
     near_duplicates: dict[str, Any] = field(default_factory=dict)
@@ -133,14 +141,27 @@ class Build:
         """The second pass over the questions; None where labels come with the answers."""
         return self.teacher.labels if isinstance(self.teacher, EndpointTeacher) else None
 
-    def label(self, run: Run, labels: QuestionLabels, on_progress: OnProgress | None) -> None:
-        """Asks for the labels of every question that has an accepted answer."""
-        n_total = sum(1 for _ in self._to_label(run.journal, labels))
-        texts = self._to_label(run.journal, labels)
-        run.ask(texts, labels.task, n_total=n_total, on_progress=on_progress)
+    def label(
+        self,
+        run: Run,
+        labels: QuestionLabels,
+        on_progress: OnProgress | None,
+        chosen: Sequence[Item] | None = None,
+    ) -> None:
+        """Asks for the labels of the questions that have an accepted answer; `chosen` alone."""
 
-    def _to_label(self, journal: Journal, labels: QuestionLabels) -> Iterator[TextsToLabel]:
-        for block in blocks_of(self.questions(), 1000):
+        def texts() -> Iterator[TextsToLabel]:
+            asked = self.questions() if chosen is None else iter(chosen)
+            return self._to_label(asked, run.journal, labels)
+
+        n_total = sum(1 for _ in texts())
+        run.ask(texts(), labels.task, n_total=n_total, on_progress=on_progress)
+
+    @staticmethod
+    def _to_label(
+        items: Iterator[Item], journal: Journal, labels: QuestionLabels
+    ) -> Iterator[TextsToLabel]:
+        for block in blocks_of(items, 1000):
             standings = journal.standings([item.key for item in block])
             for item in block:
                 standing, text = standings.get(item.key), labels.text_of(item)
@@ -242,15 +263,21 @@ class Build:
         """The labels of the question; where they failed, those that the answer names."""
         if self.labels is None:
             return checked.distortions
-        text = self.labels.text_of(item)
-        if text is None:
-            return ()
-        found = self.labels.task.read_outcome(text, labelled)
-        if isinstance(found, Fault):
-            self.labels_failed[found.reason.value] += 1
-            return checked.distortions
-        self.n_labels_read += 1
-        return found[0].labels
+        kept: tuple[DistortionLabel, ...] = ()
+        if text := self.labels.text_of(item):
+            found = self.labels.task.read_outcome(text, labelled)
+            if isinstance(found, Fault):
+                self.labels_failed[found.reason.value] += 1
+                return checked.distortions
+            self.n_labels_read += 1
+            # the surest come first
+            kept = found[0].labels[: self.labels.most_types]
+            self.labels_dropped.update(one.id for one in found[0].labels[len(kept) :])
+        given, named = ({one.id for one in labels} for labels in (kept, checked.distortions))
+        self.n_labels_differ += given != named
+        self.only_named.update(named - given)
+        self.only_labelled.update(given - named)
+        return kept
 
     def manifest(self, run: Run, splits: dict[str, int]) -> Manifest:
         counts: dict[str, Any] = {
@@ -269,12 +296,19 @@ class Build:
                 "n_read": self.n_labels_read,
                 "n_failed": self.labels_failed.total(),
                 "failed": dict(self.labels_failed.most_common()),
+                "n_dropped": self.labels_dropped.total(),
+                "dropped": dict(self.labels_dropped.most_common()),
+                "n_differ": self.n_labels_differ,
+                "only_named": dict(self.only_named.most_common()),
+                "only_labelled": dict(self.only_labelled.most_common()),
+                **run.journal.first_replies(LABELS),
             }
         if self.settings.include_human:
             counts |= {"n_human": self.n_human, "n_human_rejected": self.n_human_rejected}
         return run.manifest(
             "dataset",
             self.resolved,
+            apart=LABELS,
             inputs=(describe_file(self.hashed_path),),
             prompts=dict(self.teacher.prompts),
             counts=counts,

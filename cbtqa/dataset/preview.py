@@ -16,17 +16,16 @@ from cbtqa.dataset.build import Build
 from cbtqa.dataset.check import length_and_questions
 from cbtqa.dataset.instruction import Item
 from cbtqa.dataset.report.preview import preview_page, preview_tables
-from cbtqa.dataset.run import prepare
+from cbtqa.dataset.run import estimate_passes, prepare
 from cbtqa.dataset.settings import BuildSettings
 from cbtqa.dataset.stats import sample_key
-from cbtqa.dataset.teachers import EndpointTeacher
 from cbtqa.dataset_folder import JOURNAL_NAME, PREVIEW_NAME
 from cbtqa.errors import DataError, UsageError
 from cbtqa.files import sha256_of, write_text
 from cbtqa.llm.batch import OnProgress
 from cbtqa.llm.cost import Estimate, sum_estimates
 from cbtqa.llm.journal import Entry, own_path
-from cbtqa.llm.runs import Service, estimate_run, open_run, refuse_foreign
+from cbtqa.llm.runs import Service, open_run, refuse_foreign
 from cbtqa.manifest import MANIFEST_NAME, refuse_empty
 from cbtqa.prompts import load_prompt
 from cbtqa.prompts.rules import Budget, load_rules
@@ -171,10 +170,9 @@ def estimate_preview(variants: Variants, n: int, seed: int = 0) -> Estimate:
     chosen, _ = choose(builds[0].questions(), n, seed)
     parts = []
     for name, build in zip(_names(builds), builds, strict=True):
-        teacher = build.teacher if isinstance(build.teacher, EndpointTeacher) else None
-        path = own_path(build.settings.out / JOURNAL_NAME, build.teacher.fingerprint())
-        part = estimate_run(build.teacher.service, path, chosen, teacher)
-        parts.append(part.model_copy(update={"name": name}))
+        for part in estimate_passes(build, chosen, chosen):
+            both = f"{name}, {part.name}" if part.name else name
+            parts.append(part.model_copy(update={"name": both}))
     return parts[0] if len(parts) == 1 else sum_estimates("questions", len(chosen), 0, parts)
 
 
@@ -256,7 +254,7 @@ def _ask(
         build.generate(run, on_progress, chosen)
         labels = build.labels
         if labels:
-            build.label(run, labels, on_progress)
+            build.label(run, labels, on_progress, chosen)
         keys = {item.key: labels.key(item) if labels else None for item in chosen}
         labelled = dict(run.journal.outcomes(key for key in keys.values() if key))
         outcomes = dict(run.journal.outcomes(item.key for item in chosen))

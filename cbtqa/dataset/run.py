@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -166,18 +166,30 @@ def estimate_build(resolved: Resolved[BuildSettings]) -> Estimate:
             else:
                 yield entry[0]
 
+    parts = estimate_passes(build, questions(), build.questions())
+    if len(parts) == 1:
+        return parts[0].model_copy(update={"n_left_out": n_rejected})
+    return sum_estimates("questions", parts[0].n_items, n_rejected, parts)
+
+
+def estimate_passes(
+    build: Build, items: Iterable[Item], items_again: Iterable[Item]
+) -> list[Estimate]:
+    """What the answers to questions would still take, then their labels where they are asked for.
+
+    Args:
+        items_again: the same questions, for the second pass.
+    """
     teacher = build.teacher if isinstance(build.teacher, EndpointTeacher) else None
     path = build.settings.out / JOURNAL_NAME
     if teacher:
         path = own_path(path, teacher.fingerprint())
     service = build.teacher.service
-    estimate = estimate_run(service, path, questions(), teacher)
-    n_items, n_left_out = estimate.n_items, n_rejected
+    estimate = estimate_run(service, path, items, teacher)
     if (labels := build.labels) is None:
-        return estimate.model_copy(update={"n_left_out": n_left_out})
-    texts = (text for item in build.questions() if (text := labels.text_of(item)))
+        return [estimate]
+    texts = (text for item in items_again if (text := labels.text_of(item)))
     how: dict[str, Any] = {"reply_tokens": REPLY_TOKENS, "is_measured": False}
     second = estimate_run(service, path, texts, labels.task, **how)
     parts = (("answers", estimate), ("labels of the questions", second))
-    named = [part.model_copy(update={"name": name}) for name, part in parts]
-    return sum_estimates("questions", n_items, n_left_out, named)
+    return [part.model_copy(update={"name": name}) for name, part in parts]

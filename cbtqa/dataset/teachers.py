@@ -33,6 +33,10 @@ QUOTING = frozenset(
 """Faults whose detail is what stands in the reply, which the model can look for."""
 
 
+LABELS = "labels "
+"""Begins the journal keys of the second pass, which counts apart from the answers."""
+
+
 class QuestionLabels:
     """The second pass over the questions of answers in one flowing text: types with evidence.
 
@@ -47,6 +51,8 @@ class QuestionLabels:
         self._rules = load_rules(name) if name else None
         sampling = settings.sampling(**DRAWN)
         self.task = LabellingTask(taxonomy, service.model, sampling=sampling)
+        self.most_types = load_rules("cbt_answer.rules").most_types
+        """Kept of one question, the surest: what the labelling prompt asks for."""
         described = self.task.fingerprint()
         self.prompts = {described["prompt"]: described["prompt_sha256"]}
         text = json.dumps(described, sort_keys=True)
@@ -60,7 +66,7 @@ class QuestionLabels:
         if grade.risk == "explicit":
             return None
         question = item.question
-        return TextsToLabel(f"labels {self._mark} {question.id}", (question.source_text,))
+        return TextsToLabel(f"{LABELS}{self._mark} {question.id}", (question.source_text,))
 
     def key(self, item: Item) -> str | None:
         text = self.text_of(item)

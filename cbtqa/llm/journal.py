@@ -320,27 +320,32 @@ class Journal:
                 faults[Reason(reason)] += n
         return Totals(n_replies, usage, dict(faults))
 
-    def asked_again(self) -> dict[str, dict[str, int]]:
-        """By fault: how often a reply with it was asked again, and how often that was accepted."""
-        counts: dict[str, dict[str, int]] = {}
-        for reason, n_asked, n_accepted in self._read(ASKED_AGAIN):
-            counts[reason] = {"n_asked": n_asked, "n_accepted": n_accepted}
-        return counts
+    def first_replies(self, prefix: str = "", *, is_prefixed: bool = True) -> dict[str, Any]:
+        """What became of first replies: `first_try` and `asked_again`, each where there is any.
 
-    def first_tries(self) -> dict[str, int]:
-        """How many items have a verdict on their first attempt, and how many were accepted there.
+        `first_try` counts items with a verdict on their first attempt, and those accepted there;
+        what the endpoint failed on is none, what it refused for good is. `asked_again` counts by
+        fault how often a reply with it was asked again, and how often that was accepted.
 
-        What the endpoint failed on is not counted; what it refused for good is.
+        Args:
+            prefix: of the keys that count; with `is_prefixed` False, of those that do not.
         """
-        ((n_asked, n_accepted),) = self._read(FIRST_TRIES)
-        return {"n_asked": n_asked, "n_accepted": n_accepted or 0}
+        found: dict[str, Any] = {}
+        ((n_asked, n_accepted),) = self._read(FIRST_TRIES, prefix, is_prefixed)
+        if n_asked:
+            found["first_try"] = {"n_asked": n_asked, "n_accepted": n_accepted}
+        again = {
+            reason: {"n_asked": n, "n_accepted": n_then_accepted}
+            for reason, n, n_then_accepted in self._read(ASKED_AGAIN, prefix, is_prefixed)
+        }
+        return found | ({"asked_again": again} if again else {})
 
     def belongs_to(self, fingerprint: Mapping[str, str]) -> bool:
         """True when a run of these settings may write it: theirs, or without any reply."""
         begun = json.loads(self.meta("fingerprint") or "null")
         return begun in (None, masked_value(dict(fingerprint))) or not self._is_paid()
 
-    def _read(self, sql: str, *values: str) -> Iterable[Any]:
+    def _read(self, sql: str, *values: str | bool) -> Iterable[Any]:
         assert self._reader is not None
         if self._reader is not self._db:
             return self._reader.execute(sql, values)

@@ -116,7 +116,7 @@ SELECT reason, count(*), sum(is_accepted) FROM (
     FROM attempts AS later INDEXED BY attempts_by_key JOIN attempts AS before
     ON before.key = later.key AND before.attempt = later.attempt - 1
     AND before.state = {int(State.FAULTY)}
-    WHERE later.attempt > 1
+    WHERE later.attempt > 1 AND (substr(later.key, 1, length(?1)) = ?1) = ?2
     AND later.state IN ({int(State.ACCEPTED)}, {int(State.FAULTY)}, {int(State.FINAL)})
     GROUP BY later.key, later.attempt
 ) GROUP BY reason ORDER BY count(*) DESC, reason
@@ -125,7 +125,7 @@ SELECT reason, count(*), sum(is_accepted) FROM (
 FIRST_TRIES = f"""
 SELECT count(*), sum(verdict = {int(State.ACCEPTED)}) FROM (
     SELECT min(state) AS verdict FROM attempts INDEXED BY attempts_by_key
-    WHERE attempt = 1
+    WHERE attempt = 1 AND (substr(key, 1, length(?1)) = ?1) = ?2
     AND state IN ({int(State.ACCEPTED)}, {int(State.FAULTY)}, {int(State.FINAL)})
     GROUP BY key
 )

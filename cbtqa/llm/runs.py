@@ -247,14 +247,18 @@ class Run:
             return None
         return {"amount": round(price.of(self.usage), 6), **price.model_dump()}
 
-    def manifest(self, kind: str, resolved: Resolved[Any] | None, **more: Any) -> Manifest:
-        """The manifest of what was made: what every run knows, and `more` over it."""
+    def manifest(
+        self, kind: str, resolved: Resolved[Any] | None, *, apart: str = "", **more: Any
+    ) -> Manifest:
+        """The manifest of what was made: what every run knows, and `more` over it.
+
+        Args:
+            apart: begins the keys of requests that do not count among the first tries.
+        """
         known = {"usage": self.usage, "cost": self.cost, "acknowledgements": self.acknowledgements}
-        found: dict[str, Any] = {}
-        if self.service and (first := self.journal.first_tries())["n_asked"]:
-            found["first_try"] = first
-        if again := self.journal.asked_again():
-            found["asked_again"] = again
+        found = self.journal.first_replies(apart, is_prefixed=not apart)
+        if self.service is None:
+            found.pop("first_try", None)
         if found:
             more["counts"] = {**more.get("counts", {}), **found}
         return new_manifest(kind, resolved, self.started_at, **(known | more))

@@ -117,6 +117,33 @@ def test_models_are_compared_too_and_the_dry_run_counts_them_all(run: Run) -> No
         assert json.loads(run(*asked, "--dry-run", "--json")[1])["n_requests"] == 0
 
 
+def test_the_dry_run_counts_the_labels_of_the_chosen_questions_too(run: Run) -> None:
+    def script(seen: Seen) -> Answer:
+        if "标注员" in seen.body["messages"][0]["content"]:
+            return ok('{"labels": []}')
+        parts = [v for k, v in steps(mark_of(seen), with_help=True).items() if k != "distortions"]
+        return ok("\n\n".join(parts[2:] if DANGER in seen.user_text else parts))
+
+    with ScriptedEndpoint(script) as server:
+        asked = ("--endpoint", server.url, "--model", "m")
+        one = (*asked, "--prompt", "cbt_answer_fused", "--preview", 3)
+        told = json.loads(run(*one, "--dry-run", "--json")[1])
+        answers, labels = told["parts"]
+        # one of the three speaks of danger and gets no labels
+        assert (answers["n_requests"], labels["n_requests"], told["n_requests"]) == (3, 2, 5)
+        assert told["n_items"] == 3 and labels["prompt_tokens"] > 0
+        assert told["prompt_tokens"] == answers["prompt_tokens"] + labels["prompt_tokens"]
+        both = json.loads(run(*one, "--prompt", "cbt_answer", "--dry-run", "--json")[1])
+        assert [part["name"] for part in both["parts"]] == [
+            "cbt_answer_fused, answers",
+            "cbt_answer_fused, labels of the questions",
+            "cbt_answer",
+        ]
+        assert both["n_requests"] == 8 and not server.requests
+        assert run(*one)[0] == 0 and server.n_paid == 5
+        assert json.loads(run(*one, "--dry-run", "--json")[1])["n_requests"] == 0
+
+
 def test_what_was_faulty_is_told_with_its_reason_and_whether_asking_again_helped(
     run: Run, tmp_path: Path
 ) -> None:

@@ -158,8 +158,14 @@ def test_one_flowing_text_has_no_steps_and_the_distortions_it_names(tmp_path: Pa
     assert [label["id"] for label in row["distortions"]] == ["overgeneralization"]
     assert row["distortions"][0]["evidence"] is None
     # the server gave this text to the labelling request, too
-    labels = result.manifest.counts["question_labels"]
-    assert labels == {"n_read": 0, "n_failed": 1, "failed": {"not_json": 1}}
+    counts = result.manifest.counts
+    labels = counts["question_labels"]
+    assert (labels["n_read"], labels["failed"]) == (0, {"not_json": 1})
+    assert labels["n_differ"] == 0, "the labels are the names"
+    # three faulty labellings are none of the answers' tries
+    assert counts["first_try"] == {"n_asked": 1, "n_accepted": 1} and "asked_again" not in counts
+    assert labels["first_try"] == {"n_asked": 1, "n_accepted": 0}
+    assert labels["asked_again"] == {"not_json": {"n_asked": 2, "n_accepted": 0}}
 
 
 FOUND = {"id": "jumping_to_conclusions", "evidence": "一想到要上班就胃疼"}
@@ -208,7 +214,8 @@ def test_questions_of_flowing_answers_are_labelled_with_evidence_in_a_second_pas
         assert label["id"] == "jumping_to_conclusions" and label["labeller"] == "llm:m"
         assert label["evidence"] == "一想到要上班就胃疼"
     manifest = result.manifest
-    assert manifest.counts["question_labels"] == {"n_read": 3, "n_failed": 0, "failed": {}}
+    counts = manifest.counts["question_labels"]
+    assert (counts["n_read"], counts["n_failed"], counts["n_dropped"]) == (3, 0, 0)
     assert any(name.startswith("distortion_labels") for name in manifest.prompts)
     assert manifest.usage is not None
     assert manifest.usage.prompt_tokens == 6 * 100
@@ -236,6 +243,45 @@ def test_a_question_whose_labelling_fails_keeps_its_answer_and_is_counted(tmp_pa
     page = (result.folder / "report.html").read_text("utf-8")
     assert "0 个问题由同一模型另读一遍" in page and "2 个标注失败" in page
     assert [row["distortions"] for row in rows_of(result.folder)] == [[], []]
+
+
+def test_the_two_surest_labels_are_kept_and_what_differs_from_the_answer_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sure = {"jumping_to_conclusions": 0.6, "labeling": 0.3, "mental_filter": 0.9}
+    given = [
+        {"id": name, "evidence": "一想到要上班就胃疼", "confidence": confidence}
+        for name, confidence in sure.items()
+    ]
+
+    def script(seen: Seen) -> Any:
+        if is_labelling(seen):
+            return ok(json.dumps({"labels": given}, ensure_ascii=False))
+        parts = [str(v) for k, v in steps(mark_of(seen)).items() if k != "distortions"]
+        return ok("".join(parts) + "这有点像妄下结论，也有点像以偏概全。")
+
+    monkeypatch.setenv("COLUMNS", "80")
+    with ScriptedEndpoint(script) as server:
+        result = build(tmp_path, **fused(tmp_path, server, [LONG]))
+    (row,) = rows_of(result.folder)
+    kept = [label["id"] for label in row["distortions"]]
+    assert kept == ["mental_filter", "jumping_to_conclusions"]
+    counts = result.manifest.counts["question_labels"]
+    assert (counts["n_dropped"], counts["dropped"]) == (1, {"labeling": 1})
+    assert counts["n_differ"] == 1
+    assert counts["only_named"] == {"overgeneralization": 1}
+    assert counts["only_labelled"] == {"mental_filter": 1}
+    page = (result.folder / "report.html").read_text("utf-8")
+    assert "1 篇回答点名的类型与所留标注不同；另有 1 个标注超出" in page
+    assert "标注一次合格" in page and "只在正文" in page
+    for more in ([], ["--json"]):
+        with pytest.raises(SystemExit):
+            main(["stats", str(result.folder), *more])
+    shown = capsys.readouterr().out
+    assert "Labelling accepted at the first try" in shown
+    assert "Where labels and names in answers differ" in shown
+    told = json.loads(shown[shown.index("\n{") :])
+    assert told["replies"]["question_labels"] == counts
 
 
 def test_labels_by_answer_ask_nothing_more_and_can_be_replaced_later(tmp_path: Path) -> None:

@@ -313,10 +313,30 @@ def test_a_first_try_counts_once_and_never_where_the_endpoint_failed(tmp_path: P
         Entry("d", 1, State.ENDPOINT, None, Fault(Reason.ENDPOINT)),
     ]
     with Journal(tmp_path / "j.sqlite") as journal:
-        assert journal.first_tries() == {"n_asked": 0, "n_accepted": 0}
+        assert journal.first_replies() == {}
         journal.record(rows)
-        assert journal.first_tries() == {"n_asked": 3, "n_accepted": 1}
+        assert journal.first_replies()["first_try"] == {"n_asked": 3, "n_accepted": 1}
         assert len(journal.replies("b")) == 1 and journal.replies("c") == []
+
+
+def test_items_of_another_pass_are_counted_apart_by_how_their_keys_begin(tmp_path: Path) -> None:
+    rows = [
+        Entry("a", 1, State.FAULTY, Reply("x"), Fault(Reason.CUT)),
+        Entry("a", 2, State.ACCEPTED, Reply("x")),
+        Entry("labels a", 1, State.FAULTY, Reply("x"), Fault(Reason.NOT_JSON)),
+        Entry("labels a", 2, State.FAULTY, Reply("x"), Fault(Reason.NOT_JSON)),
+        Entry("labels b", 1, State.ACCEPTED, Reply("x")),
+    ]
+    with Journal(tmp_path / "j.sqlite") as journal:
+        journal.record(rows)
+        assert journal.first_replies("labels ", is_prefixed=False) == {
+            "first_try": {"n_asked": 1, "n_accepted": 0},
+            "asked_again": {"cut": {"n_asked": 1, "n_accepted": 1}},
+        }
+        assert journal.first_replies("labels ") == {
+            "first_try": {"n_asked": 2, "n_accepted": 1},
+            "asked_again": {"not_json": {"n_asked": 1, "n_accepted": 0}},
+        }
 
 
 def test_what_was_asked_again_is_counted_by_its_fault_with_what_became_of_it(
@@ -337,12 +357,12 @@ def test_what_was_asked_again_is_counted_by_its_fault_with_what_became_of_it(
     ]
     with Journal(tmp_path / "j.sqlite") as journal:
         journal.record(rows)
-        assert journal.first_tries() == {"n_asked": 4, "n_accepted": 1}
+        assert journal.first_replies()["first_try"] == {"n_asked": 4, "n_accepted": 1}
         assert [entry.fault and entry.fault.reason for entry in journal.replies("a")] == [
             Reason.CUT,
             None,
         ]
-        assert journal.asked_again() == {
+        assert journal.first_replies()["asked_again"] == {
             "cut": {"n_asked": 2, "n_accepted": 1},
             "missing_step": {"n_asked": 1, "n_accepted": 0},
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from markupsafe import Markup
 
@@ -43,17 +44,30 @@ def _columns(*names: str) -> list[Column]:
 
 def reply_rows(manifest: Manifest) -> list[list[Cell]]:
     """First-try rate, tokens and cost of a run that asked a model; none where none was asked."""
-    first: dict[str, int] | None = manifest.counts.get("first_try")
-    if not first:
+    if not (first := first_try_rows(manifest)):
         return []
     usage, cost = manifest.usage, manifest.cost
     tokens = GAP
     if usage and usage.n_tokens:
         tokens = f"{count(usage.prompt_tokens)} + {count(usage.completion_tokens)}"
     return [
-        [say("made.first_try"), f"{count(first['n_accepted'])} / {_of(first)}"],
+        *first,
         [say("made.tokens"), tokens],
         [say("made.cost"), money(cost["amount"], cost.get("currency")) if cost else GAP],
+    ]
+
+
+def first_try_rows(manifest: Manifest) -> list[list[Cell]]:
+    """First-try rates of the answers and, where there was one, of the labelling pass."""
+    labels = manifest.counts.get("question_labels", {})
+    found = (
+        ("first_try", manifest.counts.get("first_try")),
+        ("labels_first_try", labels.get("first_try")),
+    )
+    return [
+        [say(f"made.{name}"), f"{count(first['n_accepted'])} / {_of(first)}"]
+        for name, first in found
+        if first
     ]
 
 
@@ -63,13 +77,41 @@ def _of(counts: dict[str, int]) -> str:
     return f"{count(n)} ({share(counts['n_accepted'] / n)})"
 
 
-def asked_again_table(manifest: Manifest, name: Name = str) -> Table:
-    """Faults after which a question was asked again, and how often that gave an answer."""
-    counts: dict[str, dict[str, int]] = manifest.counts.get("asked_again", {})
+def asked_again_table(counts: Mapping[str, Any], name: Name = str) -> Table:
+    """Faults after which a question was asked again, and how often that gave an answer.
+
+    Args:
+        counts: of a manifest; its `question_labels` for the labelling pass.
+    """
+    again: dict[str, dict[str, int]] = counts.get("asked_again", {})
     rows: list[list[Cell]] = [
-        [name(reason), n["n_asked"], n["n_accepted"]] for reason, n in counts.items()
+        [name(reason), n["n_asked"], n["n_accepted"]] for reason, n in again.items()
     ]
     return Table(_columns("fault", "asked_again", "then_accepted"), rows)
+
+
+def labels_differ_table(counts: Mapping[str, Any], name: Name = str) -> Table:
+    """By type, where labels of the question and names in the answer differ; and what was dropped.
+
+    Args:
+        counts: `question_labels` of a manifest.
+    """
+    kinds = ("only_named", "only_labelled", "dropped")
+    by_kind: list[dict[str, int]] = [counts.get(kind, {}) for kind in kinds]
+    types = dict.fromkeys(label for found in by_kind for label in found)
+    rows = [(name(label), *(found.get(label, 0) for found in by_kind)) for label in types]
+    return Table(_columns("type", *kinds), rows)
+
+
+def reply_tables(counts: Mapping[str, Any]) -> list[Table]:
+    """What a terminal shows of a manifest's counts: faulty replies, and labels that differ."""
+    labels = counts.get("question_labels", {})
+    tables = {
+        "faulty": asked_again_table(counts),
+        "labels_faulty": asked_again_table(labels),
+        "labels_differ": labels_differ_table(labels),
+    }
+    return [replace(one, title=say(f"replies.{name}")) for name, one in tables.items() if one.rows]
 
 
 def shares_table(head: str, group: str, counts: Mapping[str, int], n_entries: int) -> Table:
