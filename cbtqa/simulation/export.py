@@ -390,10 +390,10 @@ def has_adjacent_speakers(turns: Sequence[Turn]) -> bool:
 
 def session_messages(session: Session, view: SessionView) -> list[Message]:
     """A whole session as one list of messages, for trainers that learn from all turns at once."""
-    messages = view.therapist_messages(session.turns)
-    if session.turns and session.turns[-1].role == "patient":
-        messages = messages[:-1]
-    return messages
+    turns = session.turns
+    said = turns[:-1] if turns and turns[-1].role == "patient" else turns
+    messages = view.therapist_messages(said)
+    return messages if said else messages[:1]
 
 
 # --- preference pairs: two models answer one and the same prompt ----------------------------------

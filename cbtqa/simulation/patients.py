@@ -132,8 +132,12 @@ def _find(settings: PatientSettings) -> tuple[Profile, ...]:
     )
 
 
-FEWEST_WORDS, MOST_WORDS = 5, 150
-"""Of one field: one to four sentences; assumed."""
+FEWEST_WORDS, MOST_WORDS = 3, 150
+"""Of one field: one to three sentences; assumed."""
+MOST_STORY_WORDS = 450
+"""Of all fields together: the story stands in every message to the patient's player."""
+UNTOLD = ("risk", "held_back")
+"""Parts that the prompt adds to those of the table: only a model can tell them by patient."""
 REPLY_TOKENS = 600
 """Of one story: some 400 words; assumed for the dry run."""
 
@@ -159,10 +163,11 @@ class _StoryTask:
     def request(self, item: Profile) -> ChatRequest:
         """Attributes in, one field for each content out."""
         table = load_table(item.table or "")
-        shape = dict.fromkeys(table.contents, "...")
+        keys = story_parts(table)
         messages = self.prompt.render(
             contents="\n".join(f"- {key}: {one.asks}" for key, one in table.contents.items()),
-            shape=json.dumps(shape),
+            most_words=str(MOST_STORY_WORDS),
+            shape=json.dumps(dict.fromkeys(keys, "...")),
             name=item.name,
             attributes="\n".join(
                 f"- {table.attributes[key].label}: {', '.join(values)}"
@@ -171,7 +176,7 @@ class _StoryTask:
             manner=item.behaviour or "as fits the attributes",
         )
         sampling = self.player.sampling(seed_of("story", item.id))
-        fields = {key: {"type": "string"} for key in table.contents}
+        fields = {key: {"type": "string"} for key in keys}
         return ChatRequest(messages, object_schema(**fields), "story", sampling)
 
     def check(self, item: Profile, reply: Reply) -> Fault | None:
@@ -186,13 +191,19 @@ class _StoryTask:
         return request_again(first, reply, fault, complaint)
 
 
+def story_parts(table: AttributeTable) -> tuple[str, ...]:
+    """Fields of a story that a model tells."""
+    return (*table.contents, *UNTOLD)
+
+
 def read_story(reply: Reply, table: AttributeTable) -> str | Fault:
     """The narrative in a reply: its fields in the table's order, one paragraph each."""
-    found = parse_object(reply.text, lambda value: set(table.contents) <= set(value))
+    keys = story_parts(table)
+    found = parse_object(reply.text, lambda value: set(keys) <= set(value))
     if isinstance(found, Fault):
         return found
     paragraphs = []
-    for key in table.contents:
+    for key in keys:
         text = found.get(key)
         n_words = len(text.split()) if isinstance(text, str) else 0
         if n_words < FEWEST_WORDS:
@@ -200,6 +211,11 @@ def read_story(reply: Reply, table: AttributeTable) -> str | Fault:
         if n_words > MOST_WORDS:
             return Fault(Reason.STEP_TOO_LONG, f"{key} has {n_words} words, at most {MOST_WORDS}")
         paragraphs.append(str(text).strip())
+    n_words = len(" ".join(paragraphs).split())
+    if n_words > MOST_STORY_WORDS:
+        return Fault(
+            Reason.STEP_TOO_LONG, f"the story has {n_words} words, at most {MOST_STORY_WORDS}"
+        )
     return "\n".join(paragraphs)
 
 

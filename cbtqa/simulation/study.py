@@ -261,6 +261,8 @@ class StudySettings(Settings):
     """So many messages of the history at most are shown to the patient; None: all."""
     prompt: str | None = None
     """Therapist prompt of all arms; `session_therapist_<approach>` by default."""
+    prompt_version: int | None = Field(default=None, ge=1)
+    """Version of the shipped prompts that the study does not name itself; None: the newest."""
     sessions: int = Field(default=1, ge=1)
     """Sessions of each patient with each arm, one after the other."""
     replicates: int = Field(default=1, ge=1)
@@ -304,7 +306,13 @@ class StudySettings(Settings):
 
     def therapist_prompt(self, arm: Arm) -> str:
         """Name of the prompt that an arm's therapist is given."""
-        return arm.prompt or self.prompt or f"session_therapist_{self.approach}"
+        own = arm.prompt or self.prompt
+        return own or self.shipped_prompt(f"session_therapist_{self.approach}")
+
+    def shipped_prompt(self, name: str) -> str:
+        """Name of a shipped prompt in this study's version; a version or path given stays."""
+        has_version = self.prompt_version is not None and "." not in name
+        return f"{name}.v{self.prompt_version}" if has_version else name
 
     def players(self) -> tuple[Player, ...]:
         """Everyone who is asked in a session."""

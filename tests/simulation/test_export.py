@@ -210,7 +210,7 @@ def test_rows_over_the_context_are_left_out_not_cut(tmp_path: Path) -> None:
         run_study(study, tmp_path / "s", limits=QUICK)
     serve = tmp_path / "serve.yaml"
     serve.write_text(
-        "id: x\napproach: cbt\ncontext_tokens: 1300\nturns: {min: 2, max: 6}\n"
+        "id: x\napproach: cbt\ncontext_tokens: 1900\nturns: {min: 2, max: 6}\n"
         "arms: [{name: a, therapist: {scripted: plain}}]\n"
     )
     counts = _export(tmp_path / "s", tmp_path / "e", serve=serve).manifest.counts

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from cbtqa.llm.chat import Fault, Reply
@@ -16,7 +18,7 @@ from cbtqa.simulation.playing.messages import (
     whole_sentences,
 )
 from cbtqa.simulation.profiles import ready_profiles
-from cbtqa.simulation.study import ReasoningForm
+from cbtqa.simulation.study import ReasoningForm, load_study, shipped_recipes
 from tests.support.sessions import study_of
 
 TURNS = (
@@ -145,13 +147,55 @@ def test_notes_of_the_last_session_reach_the_therapist_typed_and_the_patient_as_
     assert "They spoke about the bank." in patient and "Avoiding keeps" not in patient
 
 
+def test_the_therapist_is_told_which_message_it_writes_and_which_is_the_last() -> None:
+    view = _view(turns={"min": 1, "max": 2})
+
+    def told(*turns: Turn) -> str:
+        return view.therapist_messages(turns)[0]["content"]
+
+    assert "message number 1 of at most 2; the last one: no" in told(TURNS[0])
+    assert "message number 2 of at most 2; the last one: yes" in told(*TURNS)
+    # a whole session to learn from has one head for all its messages
+    assert "message number 1 to 1 of at most 2; the last one: number 2" in told(*TURNS[:2])
+
+
+@pytest.mark.parametrize("approach", ["cbt", "act"])
+def test_newest_session_prompts_are_the_default_and_a_study_can_keep_the_first(
+    approach: str,
+) -> None:
+    players = {"supervisor": {"scripted": "supervisor"}, "validator": {"scripted": "validator"}}
+    course = {"sessions": 2, "summariser": {"scripted": "summariser"}}
+    newest = _view(approach=approach, **players, **course)
+    first = _view(approach=approach, prompt_version=1, **players, **course)
+    assert {prompt.header.version for prompt in newest.prompts} == {2}
+    assert {prompt.header.version for prompt in first.prompts} == {1}
+    assert [one.header.id for one in first.prompts] == [one.header.id for one in newest.prompts]
+    assert first.fingerprint != newest.fingerprint
+    # that it is named changes no word: only what the prompts hold counts
+    assert _view(approach=approach, prompt_version=2, **players, **course).fingerprint == (
+        newest.fingerprint
+    )
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_recipes_of_published_studies_keep_the_first_prompts(name: str) -> None:
+    study = load_study(Path(name))
+    profile = ready_profiles("test")[0]
+    for arm in study.arms:
+        used = [study.shipped_prompt(study.patient_prompt), study.therapist_prompt(arm)]
+        assert all(one.endswith(".v1") or one.startswith("act-") for one in used)
+        if not used[1].startswith("act-"):  # names of the published study, no files
+            prompts = SessionView(study, arm, profile).prompts
+            assert {prompt.header.version for prompt in prompts} == {1}
+
+
 def test_a_full_context_stops_or_drops_the_oldest_exchange() -> None:
     long = tuple(
         Turn(role=role, text=f"{n} " + "word " * 80)
         for n, role in enumerate(("patient", "therapist") * 6 + ("patient",))
     )
     for when_full, expected in (("stop", None), ("drop_oldest", "12 ")):
-        view = _view(context_tokens=1600, when_full=when_full)
+        view = _view(context_tokens=2200, when_full=when_full)
         view = view.fitting(view.therapist_messages(long))
         if expected is None:
             assert view is None

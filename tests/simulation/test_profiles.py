@@ -8,8 +8,16 @@ from pathlib import Path
 import pytest
 
 from cbtqa.errors import ConfigError, DataError, IncompleteRunError
+from cbtqa.llm.chat import Fault, Reply
+from cbtqa.records import Reason
 from cbtqa.simulation.draws import Draw, seed_of
-from cbtqa.simulation.patients import PatientSettings, make_patients
+from cbtqa.simulation.patients import (
+    MOST_STORY_WORDS,
+    PatientSettings,
+    make_patients,
+    read_story,
+    story_parts,
+)
 from cbtqa.simulation.profiles import (
     archetypes,
     draw_profiles,
@@ -136,7 +144,7 @@ def test_drawn_patients_survive_the_way_through_yaml(tmp_path: Path) -> None:
 
 def _story(seen: Seen) -> Answer:
     """A story for every content; the first reply about the second patient leaves one out."""
-    shape = list(load_table("cbt").contents)
+    shape = story_parts(load_table("cbt"))
     told = {key: f"About {key} there is this to say, in a few plain words." for key in shape}
     if "cbt-0-0002" in _ids[seen.user_text] and len(seen.body["messages"]) == 2:
         del told["strengths"]
@@ -172,6 +180,21 @@ def test_a_model_tells_stories_that_leave_no_content_out(tmp_path: Path) -> None
     plain = draw_profiles("cbt", 3, seed=0)
     assert [one.attributes for one in told] == [one.attributes for one in plain]
     assert told[0].provenance is not None and told[0].provenance.endpoint_host == "127.0.0.1"
+
+
+def test_a_story_tells_risk_and_what_is_held_back_and_is_capped_in_all() -> None:
+    table = load_table("cbt")
+    told = {key: f"About {key} there is little to say." for key in story_parts(table)}
+
+    def read(**changes: str) -> str | Fault:
+        return read_story(Reply(json.dumps(told | changes), finish_reason="stop"), table)
+
+    assert "About held_back" in str(read()) and "About risk" in str(read())
+    without = {key: text for key, text in told.items() if key != "risk"}
+    assert isinstance(read_story(Reply(json.dumps(without)), table), Fault)
+    long = read(**dict.fromkeys(list(told)[:5], "word " * 100))
+    assert isinstance(long, Fault) and long.reason is Reason.STEP_TOO_LONG
+    assert f"at most {MOST_STORY_WORDS}" in long.detail
 
 
 def test_patients_without_a_story_are_named_and_the_others_kept(tmp_path: Path) -> None:

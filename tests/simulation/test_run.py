@@ -136,8 +136,8 @@ def test_an_end_token_alone_ends_without_an_empty_turn(tmp_path: Path) -> None:
 
 
 def test_a_full_context_ends_a_session_with_the_count(tmp_path: Path) -> None:
-    session = _asked(tmp_path, ok("word " * 100), context_tokens=1000, turns={"min": 2, "max": 20})
-    assert session.stop_reason == "context" and "of 1000 tokens" in session.stop_detail
+    session = _asked(tmp_path, ok("word " * 100), context_tokens=1600, turns={"min": 2, "max": 20})
+    assert session.stop_reason == "context" and "of 1600 tokens" in session.stop_detail
     assert 0 < session.n_therapist_turns < 20
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from cbtqa.llm.chat import Fault, Reply
+from cbtqa.prompts import Prompt, load_prompt
 from cbtqa.records import Reason, Turn
 from cbtqa.simulation.playing.course import cbt_course
 from cbtqa.simulation.playing.events import event_file, load_events
@@ -21,6 +22,8 @@ from tests.support.sessions import QUICK, study_of
 
 COURSE = cbt_course()
 OPENING, BEGIN, _, CLOSE = COURSE.parts
+FIRST, NEWEST = load_prompt("course_part.v1"), load_prompt("course_part")
+CLOSES = "You write now: the part `close`"
 STATE = {
     "agenda": ["the letter"],
     "homework": [],
@@ -39,10 +42,14 @@ GOOD = _turns("I am here.", "What is on the agenda?", "The bank.", "Then let us 
 
 
 def _read(
-    turns: Any, part: Any = BEGIN, before: tuple[Turn, ...] = (), **more: Any
+    turns: Any,
+    part: Any = BEGIN,
+    before: tuple[Turn, ...] = (),
+    prompt: Prompt = FIRST,
+    **more: Any,
 ) -> WrittenPart | Fault:
     text = json.dumps({"turns": turns, **more})
-    return read_part(Reply(text, finish_reason="stop"), part, COURSE, before)
+    return read_part(Reply(text, finish_reason="stop"), part, COURSE, before, prompt)
 
 
 def test_the_course_has_the_published_phases() -> None:
@@ -119,6 +126,16 @@ def test_a_part_goes_on_with_the_other_speaker() -> None:
     assert isinstance(_read(turns, before=before), WrittenPart)
 
 
+def test_newer_prompts_ask_for_no_set_word_and_no_length_of_the_notes() -> None:
+    # neither may be wanted of a session in which there was nothing to say
+    turns = _turns("a", "b", "c", "d")
+    assert isinstance(_read(turns, OPENING, prompt=NEWEST), WrittenPart)
+    state = STATE | {"summary": "She came late and said little."}
+    assert isinstance(_read(GOOD, CLOSE, state=state, prompt=NEWEST), WrittenPart)
+    empty = _read(GOOD, CLOSE, state=STATE | {"summary": ""}, prompt=NEWEST)
+    assert isinstance(empty, Fault) and "summary" in empty.detail
+
+
 def test_the_opening_names_the_agenda_and_only_the_last_part_closes() -> None:
     found = _read(_turns("a", "b", "c", "d"), OPENING)
     assert isinstance(found, Fault) and "agenda" in found.detail
@@ -156,7 +173,7 @@ def _course(url: str | None = None, **changes: Any) -> StudySettings:
 
 def test_a_course_is_four_calls_a_session_and_hands_its_state_on(tmp_path: Path) -> None:
     def script(seen: Seen) -> Answer:
-        is_last = '"state"' in seen.body["messages"][0]["content"]
+        is_last = CLOSES in seen.body["messages"][0]["content"]
         return ok(json.dumps({"turns": GOOD, **({"state": STATE} if is_last else {})}))
 
     with ScriptedEndpoint(script) as server:
@@ -173,9 +190,32 @@ def test_a_course_is_four_calls_a_session_and_hands_its_state_on(tmp_path: Path)
     assert "the letter" in second[0].body["messages"][1]["content"]
 
 
+def test_only_the_first_version_asks_for_the_mood_since_a_last_time_in_session_one(
+    tmp_path: Path,
+) -> None:
+    told: dict[int | None, str] = {}
+
+    def script(seen: Seen) -> Answer:
+        is_last = "Then fill in the state" in str(seen.body["messages"]) or CLOSES in str(seen.body)
+        return ok(json.dumps({"turns": GOOD, **({"state": STATE} if is_last else {})}))
+
+    for version in (1, None):
+        with ScriptedEndpoint(script) as server:
+            study = _course(
+                server.url, prompt_version=version, sessions=1, patients={"draw": "cbt", "n": 1}
+            )
+            result = run_study(study, tmp_path / f"s{version}", limits=QUICK)
+            told[version] = server.requests[0].body["messages"][0]["content"]
+        used = next(iter(result.folder.read_sessions())).provenance.prompt_id
+        assert used == ("course_part.v1" if version else NEWEST.name)
+    assert "asks about the mood since last time" in told[1] and "word agenda" in told[1]
+    assert "mood since" not in told[None] and "agenda is used" not in told[None]
+    assert "You write now: the part `opening`" in told[None]
+
+
 def test_a_faulty_part_is_asked_for_again_with_the_complaint(tmp_path: Path) -> None:
     def script(seen: Seen) -> Answer:
-        is_last = '"state"' in seen.body["messages"][0]["content"]
+        is_last = CLOSES in seen.body["messages"][0]["content"]
         faulty = len(seen.body["messages"]) == 2
         turns = [*GOOD[:1], *GOOD] if faulty else GOOD
         return ok(json.dumps({"turns": turns, **({"state": STATE} if is_last else {})}))
@@ -194,7 +234,7 @@ def test_a_part_that_never_fits_ends_the_course_and_no_session_vanishes(tmp_path
         system = seen.body["messages"][0]["content"]
         if "session 2 of 20" in system:
             return ok("I'd rather not.")
-        return ok(json.dumps({"turns": GOOD, **({"state": STATE} if '"state"' in system else {})}))
+        return ok(json.dumps({"turns": GOOD, **({"state": STATE} if CLOSES in system else {})}))
 
     with ScriptedEndpoint(script) as server:
         study = _course(server.url, attempts=2, patients={"draw": "cbt", "n": 1})

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cbtqa.llm.cost import MESSAGE_TOKENS, Estimate, sum_estimates, time_of
+from cbtqa.llm.cost import MESSAGE_TOKENS, Estimate, estimate_tokens, sum_estimates, time_of
 from cbtqa.llm.journal import Journal
 from cbtqa.llm.limits import Limits
 from cbtqa.records import Usage
@@ -25,10 +25,10 @@ from cbtqa.simulation.study import Player, StudySettings
 
 THERAPIST_TOKENS, REASONING_TOKENS, PATIENT_TOKENS = 80, 150, 50
 """Of one turn: one to four sentences, 50-150 words of reasoning, one to five sentences; assumed."""
-VERDICT_TOKENS, STATE_TOKENS, INSTRUCTION_TOKENS = 40, 350, 450
-"""Of a supervisor's answer, of the notes on a session, and of either's instruction; assumed."""
-PART_TOKENS, PART_INSTRUCTION_TOKENS = 600, 1_000
-"""Of one part of a written session, and of the instruction for it; assumed."""
+VERDICT_TOKENS, STATE_TOKENS, FILLED_TOKENS = 40, 350, 280
+"""Of a supervisor's answer, of the notes on a session, of what fills either's prompt; assumed."""
+PART_TOKENS, PART_FILLED_TOKENS = 600, 730
+"""Of one part of a written session, and of what fills the prompt for it; assumed."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,8 @@ def _session(view: SessionView) -> Iterator[Calls]:
     study, arm = view.study, view.arm
     if study.written:
         n = len(cbt_course().parts)
-        instruction = PART_INSTRUCTION_TOKENS + (STATE_TOKENS if study.sessions > 1 else 0)
+        instruction = _instruction(view, "course_part", PART_FILLED_TOKENS)
+        instruction += STATE_TOKENS if study.sessions > 1 else 0
         n_in = n * instruction + PART_TOKENS * n * (n - 1) // 2
         yield Calls(arm.therapist, n, n_in, n * PART_TOKENS + STATE_TOKENS)
         return
@@ -106,11 +107,20 @@ def _session(view: SessionView) -> Iterator[Calls]:
     yield Calls(arm.therapist, n, n * head + own, n * (THERAPIST_TOKENS + extra))
     head = tokens_of(view.patient_messages((), None))
     yield Calls(study.patient, n, n * head + seen, n * PATIENT_TOKENS)
-    for reader in (study.supervisor, study.validator):
+    readers = {"session_supervisor": study.supervisor, "session_patient_check": study.validator}
+    for name, reader in readers.items():
         if reader is not None:
-            yield Calls(reader, n, n * INSTRUCTION_TOKENS + history, n * VERDICT_TOKENS)
+            yield Calls(reader, n, n * _instruction(view, name) + history, n * VERDICT_TOKENS)
     if study.summariser is not None and study.sessions > 1:
-        yield Calls(study.summariser, 1, INSTRUCTION_TOKENS + n * spoken, STATE_TOKENS)
+        n_in = _instruction(view, "session_summary") + n * spoken
+        yield Calls(study.summariser, 1, n_in, STATE_TOKENS)
+
+
+def _instruction(view: SessionView, name: str, n_filled: int = FILLED_TOKENS) -> int:
+    """Tokens of a prompt with what fills it, without the transcript."""
+    prompt = view.shipped_prompt(name)
+    templates = (prompt.system.template, prompt.user.template)
+    return sum(map(estimate_tokens, templates)) + n_filled
 
 
 def _priced(items: str, calls: Calls, limits: Limits) -> Estimate:

@@ -112,7 +112,11 @@ class SessionView:
 
     @cached_property
     def patient_prompt(self) -> Prompt:
-        return load_prompt(self.study.patient_prompt)
+        return self.shipped_prompt(self.study.patient_prompt)
+
+    def shipped_prompt(self, name: str) -> Prompt:
+        """A prompt in the version that the study plays with."""
+        return load_prompt(self.study.shipped_prompt(name))
 
     @property
     def phase(self) -> str | None:
@@ -125,7 +129,7 @@ class SessionView:
 
     def therapist_messages(self, turns: Sequence[Turn]) -> list[Message]:
         """The therapist's view after these turns; the last of them is the patient's."""
-        messages: list[Message] = [*self._therapist_head(turns[0].text if turns else "")]
+        messages: list[Message] = [*self._therapist_head(turns)]
         for turn in turns[1:]:
             if turn.role == "patient":
                 messages.append({"role": "user", "content": turn.text})
@@ -135,19 +139,26 @@ class SessionView:
                 messages.append({"role": "assistant", "content": turn_content(turn, form)})
         return messages
 
-    def _therapist_head(self, opening: str) -> list[dict[str, str]]:
+    def _therapist_head(self, turns: Sequence[Turn]) -> list[dict[str, str]]:
         """System message and first user message, as one prompt file gives them."""
+        number = sum(turn.role == "therapist" for turn in turns) + 1
+        # after the therapist's own words it is a whole session to learn from, all its messages
+        is_whole = bool(turns) and turns[-1].role == "therapist"
         keys = ("gender", "age", "occupation", "issue", "severity")
         facts = ", ".join(one for key in keys for one in self.profile.attributes.get(key, ()))
         limits = self.study.turns
         ending = wording()["ending"]["allowed" if self.study.end_token else "never"]
-        return self.therapist_prompt.render(
-            intake=filled(wording()["intake"], name=self.profile.name, facts=facts or "-"),
-            course=self._course("therapist"),
-            format=wording()["format"][self.arm.reasoning],
-            ending=filled(ending, most=limits.max, least=limits.min, token=end_token()),
-            opening=opening,
-        )
+        offered = {
+            "intake": filled(wording()["intake"], name=self.profile.name, facts=facts or "-"),
+            "course": self._course("therapist"),
+            "message": f"1 to {number - 1}" if is_whole else str(number),
+            "most": str(limits.max),
+            "last": f"number {limits.max}" if is_whole else _yes(number >= limits.max),
+            "format": wording()["format"][self.arm.reasoning],
+            "ending": filled(ending, most=limits.max, least=limits.min, token=end_token()),
+            "opening": turns[0].text if turns else "",
+        }
+        return self.therapist_prompt.fill(offered)
 
     def patient_messages(self, turns: Sequence[Turn], event_note: str | None) -> list[Message]:
         """The patient's view; the note of an event ends the last message only."""
@@ -205,11 +216,11 @@ class SessionView:
         """Every prompt file that a session of this kind is made with."""
         study = self.study
         if study.written:
-            return [load_prompt("course_part")]
+            return [self.shipped_prompt("course_part")]
         names = ["session_supervisor"] if study.supervisor else []
         names += ["session_patient_check"] if study.validator else []
         names += ["session_summary"] if study.summariser and study.sessions > 1 else []
-        return [self.therapist_prompt, self.patient_prompt, *map(load_prompt, names)]
+        return [self.therapist_prompt, self.patient_prompt, *map(self.shipped_prompt, names)]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -224,6 +235,7 @@ class SessionView:
             exclude={
                 *("id", "title", "factor", "arms", "patients", "sessions", "replicates"),
                 *("attempts", "instruments", "judges", "pairs", "deviations"),
+                "prompt_version",  # the prompts' hashes tell it
             },
         )
         is_course = self.study.sessions > 1
@@ -258,6 +270,10 @@ def adapter_mark(folder: Path | None) -> str | None:
     """Hash of an adapter's weights: trained anew in the same folder, it is another player."""
     found = sorted(folder.glob("adapter_model.*")) if folder is not None else []
     return sha256_of(found[0]) if found else None
+
+
+def _yes(holds: bool) -> str:
+    return "yes" if holds else "no"
 
 
 def _without_prices(value: Any) -> Any:

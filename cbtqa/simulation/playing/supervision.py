@@ -6,13 +6,14 @@ A verdict that cannot be read is no acceptance: the turn is kept and marked `uns
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from cbtqa.errors import DataError
 from cbtqa.files import parse_record
 from cbtqa.llm.chat import Fault, Reply
 from cbtqa.llm.structured import parse_object
-from cbtqa.prompts import fence, load_prompt
+from cbtqa.prompts import Prompt, fence
 from cbtqa.records import Reason, Session, SessionState
 from cbtqa.simulation.draws import seed_of
 from cbtqa.simulation.playing.course import cbt_course
@@ -89,31 +90,36 @@ def _messages(context: TurnContext, reasoning: str | None) -> list[dict[str, str
         "criteria": "\n".join(f"- {one}" for one in criteria),
     }
     if is_supervisor:
-        return load_prompt("session_supervisor").render(
+        return view.shipped_prompt("session_supervisor").render(
             approach=APPROACHES[view.study.approach],
             reasoning=fence(reasoning or "(none)"),
             **shared,
         )
-    return load_prompt("session_patient_check").render(
+    return view.shipped_prompt("session_patient_check").render(
         narrative=view.profile.narrative, manner=view.profile.behaviour, **shared
     )
 
 
-def state_of(value: object) -> SessionState | Fault:
-    """A checked state from decoded JSON; a short summary is a fault."""
+def fewest_summary_words(prompt: Prompt) -> int:
+    """Words that a summary needs: version 1 asks for a number, later ones for what was said."""
+    return cbt_course().summary_words if prompt.header.version == 1 else 1
+
+
+def state_of(value: object, least: int) -> SessionState | Fault:
+    """A checked state from decoded JSON; a summary of fewer than `least` words is a fault."""
     try:
         state = parse_record(SessionState, value, "state")
     except DataError as error:
         return Fault(Reason.NOT_JSON, str(error))
-    least, n_words = cbt_course().summary_words, len(state.summary.split())
+    n_words = len(state.summary.split())
     if n_words < least:
         return Fault(Reason.STEP_TOO_SHORT, f"the summary has {n_words} words, at least {least}")
     return state
 
 
-def read_state(reply: Reply) -> SessionState | Fault:
+def read_state(reply: Reply, least: int) -> SessionState | Fault:
     found = parse_object(reply.text, lambda value: "summary" in value)
-    return found if isinstance(found, Fault) else state_of(found)
+    return found if isinstance(found, Fault) else state_of(found, least)
 
 
 def describe_state(state: SessionState | None) -> str:
@@ -128,21 +134,22 @@ async def ask_state(
 ) -> SessionState | Fault:
     """What a played session hands over, or why there is nothing."""
     seed = seed_of(session.seed, "summariser")
-    messages = load_prompt("session_summary").render(
-        shape=wording()["shapes"]["state"],
-        number=str(view.number),
-        phase=f" ({session.phase})" if session.phase else "",
-        previous=describe_state(view.state),
-        transcript=fence(transcript_text(session.turns)),
-    )
+    prompt = view.shipped_prompt("session_summary")
+    offered = {
+        "shape": str(wording()["shapes"]["state"]),
+        "number": str(view.number),
+        "phase": f" ({session.phase})" if session.phase else "",
+        "previous": describe_state(view.state),
+        "transcript": fence(transcript_text(session.turns)),
+    }
     found, _ = await players.ask(
         Call(
             key=view.key("summary"),
             player=summariser,
             context=TurnContext("summariser", view, session.turns, seed, view.number),
-            messages=messages,
+            messages=prompt.fill(offered),
             seed=seed,
-            read=read_state,
+            read=partial(read_state, least=fewest_summary_words(prompt)),
             json_schema=STATE_SCHEMA,
         )
     )

@@ -18,7 +18,7 @@ from typing import Any
 from cbtqa.llm.chat import Fault, Message, Reply
 from cbtqa.llm.journal import Outcome
 from cbtqa.llm.structured import parse_object
-from cbtqa.prompts import fence, load_prompt
+from cbtqa.prompts import Prompt, fence
 from cbtqa.records import Reason, Session, SessionState, StopReason, Turn
 from cbtqa.simulation.draws import seed_of
 from cbtqa.simulation.playing.course import Course, Part, cbt_course
@@ -32,7 +32,12 @@ from cbtqa.simulation.playing.messages import (
 )
 from cbtqa.simulation.playing.players import Call, OpenPlayer, Players
 from cbtqa.simulation.playing.session import Role, provenance_of
-from cbtqa.simulation.playing.supervision import STATE_SCHEMA, describe_state, state_of
+from cbtqa.simulation.playing.supervision import (
+    STATE_SCHEMA,
+    describe_state,
+    fewest_summary_words,
+    state_of,
+)
 from cbtqa.simulation.sessions import transcript_text
 
 FEWEST_TURNS = 4
@@ -53,7 +58,7 @@ class WrittenPart:
 
 
 async def write_session(view: SessionView, writer: OpenPlayer, players: Players) -> Session:
-    course = cbt_course()
+    course, prompt = cbt_course(), view.shipped_prompt("course_part")
     turns: list[Turn] = []
     outcomes: list[Outcome] = []
     state: SessionState | None = None
@@ -66,9 +71,11 @@ async def write_session(view: SessionView, writer: OpenPlayer, players: Players)
                 key=view.key(f"part{place}"),
                 player=writer,
                 context=context,
-                messages=_messages(context, part, course),
+                messages=_messages(context, part, course, prompt),
                 seed=seed,
-                read=partial(read_part, part=part, course=course, before=context.turns),
+                read=partial(
+                    read_part, part=part, course=course, before=context.turns, prompt=prompt
+                ),
                 json_schema=LAST_PART_SCHEMA if part.closes else PART_SCHEMA,
             )
         )
@@ -79,27 +86,30 @@ async def write_session(view: SessionView, writer: OpenPlayer, players: Players)
             break
         turns += written.turns
         state = written.state
-    prompt = load_prompt("course_part")
     provenance = provenance_of(view.arm.therapist, prompt, view.seed, outcomes)
     return view.session(turns, stop, provenance, state=state)
 
 
-def _messages(context: TurnContext, part: Part, course: Course) -> Sequence[Message]:
+def _messages(
+    context: TurnContext, part: Part, course: Course, prompt: Prompt
+) -> Sequence[Message]:
     view, shapes = context.view, wording()["shapes"]
     phase = course.phase_of(view.number)
-    return load_prompt("course_part").render(
-        name=view.profile.name,
-        narrative=view.profile.narrative,
-        manner=view.profile.behaviour,
-        phase=f"session {view.number} of {course.n_sessions}, {phase.id}",
-        goals=f"What belongs to this phase: {phase.goals}.",
-        script=course.scripts.get(view.number, ""),
-        part=part.asks,
-        next_speaker=next_speaker(context.turns),
-        shape=shapes["turns_and_state" if part.closes else "turns"],
-        state=describe_state(view.state),
-        so_far=fence(transcript_text(context.turns) or "(nothing yet)"),
-    )
+    offered = {
+        "name": view.profile.name,
+        "narrative": view.profile.narrative,
+        "manner": view.profile.behaviour,
+        "phase": f"session {view.number} of {course.n_sessions}, {phase.id}",
+        "goals": f"What belongs to this phase: {phase.goals}.",
+        "script": course.scripts.get(view.number, ""),
+        # later versions tell of all parts, so that each knows what the others are for
+        "part": part.asks if prompt.header.version == 1 else f"the part `{part.id}`",
+        "next_speaker": next_speaker(context.turns),
+        "shape": shapes["turns_and_state" if part.closes else "turns"],
+        "state": describe_state(view.state),
+        "so_far": fence(transcript_text(context.turns) or "(nothing yet)"),
+    }
+    return prompt.fill(offered)
 
 
 def next_speaker(turns: Sequence[Turn]) -> Role:
@@ -108,7 +118,7 @@ def next_speaker(turns: Sequence[Turn]) -> Role:
 
 
 def read_part(
-    reply: Reply, part: Part, course: Course, before: Sequence[Turn]
+    reply: Reply, part: Part, course: Course, before: Sequence[Turn], prompt: Prompt
 ) -> WrittenPart | Fault:
     """The turns of a part, or the first rule that it breaks."""
     found = parse_object(reply.text, lambda value: "turns" in value)
@@ -117,12 +127,14 @@ def read_part(
     turns = _turns(found.get("turns"), next_speaker(before))
     if isinstance(turns, Fault):
         return turns
-    fault = _spoken_fault(turns, part, course)
+    # only version 1 asks for set words
+    must_mention = part.must_mention if prompt.header.version == 1 else ()
+    fault = _spoken_fault(turns, part, course, must_mention)
     if fault is not None:
         return fault
     if not part.closes:
         return WrittenPart(turns, None)
-    state = state_of(found.get("state"))
+    state = state_of(found.get("state"), fewest_summary_words(prompt))
     return state if isinstance(state, Fault) else WrittenPart(turns, state)
 
 
@@ -147,7 +159,9 @@ def _turns(rows: object, expected: Role) -> tuple[Turn, ...] | Fault:
     return tuple(turns)
 
 
-def _spoken_fault(turns: Sequence[Turn], part: Part, course: Course) -> Fault | None:
+def _spoken_fault(
+    turns: Sequence[Turn], part: Part, course: Course, must_mention: Sequence[str]
+) -> Fault | None:
     for number, turn in enumerate(turns, 1):
         for name, pattern in course.forbidden.items():
             if re.search(pattern, turn.text, re.IGNORECASE | re.MULTILINE):
@@ -161,7 +175,7 @@ def _spoken_fault(turns: Sequence[Turn], part: Part, course: Course) -> Fault | 
         if is_risk and not names_help(answer):
             return Fault(Reason.UNSAFE, f"turn {number} speaks of risk and no help is named after")
     said = " ".join(turn.text.lower() for turn in turns)
-    missing = [word for word in part.must_mention if word not in said]
+    missing = [word for word in must_mention if word not in said]
     if missing:
         return Fault(Reason.MISSING_STEP, f"the word '{missing[0]}' has to be said in this part")
     return None
