@@ -198,6 +198,20 @@ class _Tables:
         columns = [*_columns("arm", "n"), *map(Column, reasons), *_columns("early")]
         return Table(columns, rows, WORDS["captions.endings"])
 
+    def marks(self) -> Table:
+        rows: list[Row] = [
+            [
+                row.arm,
+                row.mark.replace("_", " "),
+                row.n_turns,
+                row.n_turns / row.of_turns if row.of_turns else None,
+                row.n_sessions,
+            ]
+            for row in self._report.marks
+        ]
+        columns = _columns("arm", "mark", "marked_turns", "of_turns", "marked_sessions")
+        return Table(columns, rows, WORDS["captions.marks"])
+
     def lengths(self) -> Table:
         rows = [
             (row.arm, row.n, row.turns, row.words, row.words_per_turn, row.n_short)

@@ -33,6 +33,7 @@ from cbtqa.simulation.analysis.alarms import (
     length_correlations,
     length_test,
     lengths,
+    mark_rows,
 )
 from cbtqa.simulation.analysis.outcomes import (
     alpha_within_arms,
@@ -136,6 +137,7 @@ def analyse(resolved: Resolved[AnalysisSettings]) -> tuple[AnalysisReport, Mater
         is_rules=any(RULES in result.judges for result in results),
         instruments=tuple(results),
         endings=tuple(endings(material.sessions, material.arms)) if material.sessions else (),
+        marks=tuple(mark_rows(material.sessions, material.arms)),
         lengths=tuple(lengths(first, material.arms)),
         length_test=length_test(first, material.arms),
         correlations=tuple(correlations),

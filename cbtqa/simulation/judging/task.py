@@ -26,6 +26,7 @@ from cbtqa.prompts import fence
 from cbtqa.ratings.rubric import Criterion
 from cbtqa.records import ItemRating, Reason, Session, Turn
 from cbtqa.simulation.instruments import Instrument
+from cbtqa.simulation.marks import CONTENT_MARKS, FAULTY_SHARE, HARMS, SPOILING
 from cbtqa.simulation.sessions import transcript_text
 from cbtqa.simulation.study import shipped_yaml
 
@@ -151,12 +152,20 @@ def shown_text(session: Session) -> str:
     return transcript_text(shown_turns(session))
 
 
-def unfit_reason(session: Session, max_turns: int, max_tokens: int) -> str | None:
+def unfit_reason(
+    session: Session, max_turns: int, max_tokens: int, *, keeps_marked: bool = False
+) -> str | None:
     """Why a session is not sent to a judge, or None when it is.
+
+    A session that is no conversation any more is not rated: words of a program or about the task,
+    a side that speaks as the other, goodbyes without end, or more than a tenth of the turns with a
+    fault of form. What a therapist says that harms is what a judge has to see, and keeps no
+    session back.
 
     Args:
         max_turns: of both sides; the longest published simulations have some 120.
         max_tokens: estimated, of the transcript.
+        keeps_marked: marks of turns keep no session back.
     """
     turns = shown_turns(session)
     roles = {turn.role for turn in turns}
@@ -166,10 +175,24 @@ def unfit_reason(session: Session, max_turns: int, max_tokens: int) -> str | Non
         return f"one_speaker: only the {roles.pop()} speaks"
     if len(turns) > max_turns:
         return f"too_many_turns: {len(turns)}, the limit is {max_turns}"
+    if not keeps_marked and (reason := _marked_reason(session)):
+        return reason
     n_tokens = estimate_tokens(shown_text(session))
     if n_tokens > max_tokens:
         return f"over_context: about {n_tokens} tokens, the limit is {max_tokens}"
     return None
+
+
+def _marked_reason(session: Session) -> str | None:
+    """Why a session is no conversation to be rated, by the marks of its turns."""
+    of_form = set(CONTENT_MARKS) - set(HARMS)
+    places = [place for place, turn in enumerate(session.turns, 1) if of_form & set(turn.marks)]
+    spoilt = [mark for turn in session.turns for mark in turn.marks if mark in SPOILING]
+    if not spoilt and len(places) <= FAULTY_SHARE * len(session.turns):
+        return None
+    first = session.turns[places[0] - 1].marks[0]
+    n_turns = f"{len(places)} of {len(session.turns)} turns"
+    return f"marked_turns: {n_turns}, the first is turn {places[0]} ({spoilt[0] if spoilt else first})"
 
 
 def is_quoted(evidence: str, turns: tuple[Turn, ...]) -> bool:
