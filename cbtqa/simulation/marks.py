@@ -371,6 +371,7 @@ class _Rules(NamedTuple):
     polite: re.Pattern[str]
     wrong_speaker: Mapping[str, re.Pattern[str]]
     gesture: re.Pattern[str]
+    action: re.Pattern[str]
     transcribed: re.Pattern[str]
     third_person: re.Pattern[str]
     note_to_model: Mapping[str, re.Pattern[str]]
@@ -396,6 +397,7 @@ def _rules() -> _Rules:
         polite=_one_of(value["farewell"]["polite"]),
         wrong_speaker={role: _one_of(own) for role, own in value["wrong_speaker"].items()},
         gesture=_one_of([narration["gesture"]]),
+        action=_one_of([narration["action"]]),
         transcribed=_one_of([narration["transcribed"]]),
         third_person=_one_of([narration["third_person"], narration["opening"]]),
         note_to_model={
@@ -444,7 +446,8 @@ def _asides(text: str, is_imported: bool) -> Iterator[bool]:
         is_long = len(aside.split()) > 14
         if is_imported and _rules().transcribed.fullmatch(aside.strip(". ")):
             continue
-        says_gesture = _rules().gesture.match(aside) is not None
+        in_asterisks = match[1] is not None and _rules().action.match(aside) is not None
+        says_gesture = in_asterisks or _rules().gesture.match(aside) is not None
         yield says_gesture and not is_long and not _IN_FIRST_PERSON.search(aside)
 
 

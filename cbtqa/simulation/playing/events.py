@@ -14,7 +14,7 @@ from pathlib import Path
 from cbtqa.errors import ConfigError
 from cbtqa.files import parse_record, read_yaml
 from cbtqa.records import NonEmptyText, Record, TurnMark
-from cbtqa.safety.answers import HARMS, SURELY_UNSAFE, check_answer
+from cbtqa.safety.answers import HARMS, check_answer
 from cbtqa.safety.notices import load_hotlines
 from cbtqa.safety.screen import screen
 from cbtqa.simulation.draws import Draw
@@ -105,6 +105,9 @@ _UNSAFE = (
     *("endorse_death", "self_harm_method", "shaming"),
 )
 """Rules of the answer check that hold in any country and for a therapist."""
+SAID_UNSAFE = 0.3
+"""Probability of harm from which the model's finding in a therapist's turn counts; measured on invented
+sessions: none of 180 sound turns is above 0.2, half of the harmful ones are above 0.3."""
 _OTHER_MARKS: Mapping[str, TurnMark] = {
     "diagnosis": "diagnosis",
     "promise_cure": "promised_cure",
@@ -146,7 +149,7 @@ def names_help(text: str, country: str | None = None) -> bool:
 def harms_in(text: str) -> dict[TurnMark, str]:
     """The marks that a therapist's words earn by the answer check, each with the words."""
     found: dict[TurnMark, str] = {}
-    for problem in check_answer(text, "none", "en", unsafe_from=SURELY_UNSAFE):
+    for problem in check_answer(text, "none", "en", unsafe_from=SAID_UNSAFE):
         if problem.rule in _UNSAFE or problem.rule in HARMS or problem.rule in _OTHER_MARKS:
             found.setdefault(_OTHER_MARKS.get(problem.rule, "unsafe_advice"), problem.text)
     return found
@@ -154,7 +157,7 @@ def harms_in(text: str) -> dict[TurnMark, str]:
 
 def unsafe_advice(text: str) -> tuple[str, ...]:
     """Rules of the answer check that a therapist's words break, in order; empty when none."""
-    problems = check_answer(text, "none", "en", unsafe_from=SURELY_UNSAFE)
+    problems = check_answer(text, "none", "en", unsafe_from=SAID_UNSAFE)
     known = {*_UNSAFE, *HARMS} - {*_OTHER_MARKS}
     return tuple(problem.rule for problem in problems if problem.rule in known)
 
@@ -182,7 +185,7 @@ def _lines(country: str | None) -> re.Pattern[str]:
     """Names and numbers of the lines that serve a country; of all English ones where it is None."""
     places = event_file().help.places
     where = [re.escape(one) for one in places.get(country, ())] if country else [""]
-    serves = re.compile("|".join(where) or r"(?!)")
+    serves = re.compile("|".join(where) if where else r"(?!)")
     marks: list[str] = []
     for locale, lines in load_hotlines().locales.items():
         if country is None and locale != "en":
