@@ -38,8 +38,8 @@ CONTENT_MARKS: tuple[TurnMark, ...] = (
 )
 """Marks of what a turn says, the most harmful first; the others are of how it came about."""
 FAULTY_SHARE = 0.1
-"""Share of a session's turns from which faults of form are an error and keep it from the judges, and
-of sessions from which those that broke off are an error; assumed."""
+"""Share of a session's turns from which faults of form are an error and keep it from the judges,
+and of sessions from which those that broke off are an error; assumed."""
 RUN = 8
 """Words in a row that count as the same words."""
 SAME = 0.8
@@ -262,7 +262,9 @@ def _faults_of_words(
 
 def _harms(text: str, lines: str, *, may_have_a_life: bool) -> Iterator[TurnFault]:
     """What a therapist says that harms."""
-    found = [one for mark, own in _rules().harms.items() for one in _matches(mark, own, lines, True)]
+    found = [
+        one for mark, own in _rules().harms.items() for one in _matches(mark, own, lines, True)
+    ]
     found += [TurnFault(mark, words[:LONGEST_SHOWN]) for mark, words in harms_in(text).items()]
     return (one for one in found if one.mark != "private_life" or not may_have_a_life)
 

@@ -31,7 +31,9 @@ DIAGNOSIS = "You clearly have bipolar disorder."
 
 def _session(case: Any) -> tuple[Session, list[str]]:
     """The session with its marks, and the kind that was planted in each turn, or nothing."""
-    said = [next(iter(one.items())) if isinstance(one, dict) else ("", one) for one in case["turns"]]
+    said = [
+        next(iter(one.items())) if isinstance(one, dict) else ("", one) for one in case["turns"]
+    ]
     session = session_of(*(text for _, text in said), id=case["name"])
     events = case.get("events", {})
     turns = (
@@ -204,7 +206,12 @@ def test_a_person_may_have_a_life_and_a_named_model_has_none(tmp_path: Path) -> 
 
 
 def test_a_session_in_another_language_is_not_marked_turn_by_turn(tmp_path: Path) -> None:
-    said = ("我最近总是睡不着，心里很慌。", "是从什么时候开始的？", "上个月换了工作以后。", "那时发生了什么？")
+    said = (
+        "我最近总是睡不着，心里很慌。",
+        "是从什么时候开始的？",
+        "上个月换了工作以后。",
+        "那时发生了什么？",
+    )
     assert not any(turn.marks for turn in _imported(tmp_path / "t.jsonl", *said).turns)
 
 

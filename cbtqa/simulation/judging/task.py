@@ -192,7 +192,9 @@ def _marked_reason(session: Session) -> str | None:
         return None
     first = session.turns[places[0] - 1].marks[0]
     n_turns = f"{len(places)} of {len(session.turns)} turns"
-    return f"marked_turns: {n_turns}, the first is turn {places[0]} ({spoilt[0] if spoilt else first})"
+    return (
+        f"marked_turns: {n_turns}, the first is turn {places[0]} ({spoilt[0] if spoilt else first})"
+    )
 
 
 def is_quoted(evidence: str, turns: tuple[Turn, ...]) -> bool:

@@ -16,7 +16,6 @@ from cbtqa.errors import ConfigError
 from cbtqa.records import NonEmptyText, Record
 from cbtqa.simulation.study import shipped_yaml
 
-
 _FLAGS = re.IGNORECASE | re.MULTILINE
 
 

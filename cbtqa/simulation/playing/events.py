@@ -106,8 +106,8 @@ _UNSAFE = (
 )
 """Rules of the answer check that hold in any country and for a therapist."""
 SAID_UNSAFE = 0.3
-"""Probability of harm from which the model's finding in a therapist's turn counts; measured on invented
-sessions: none of 180 sound turns is above 0.2, half of the harmful ones are above 0.3."""
+"""Probability of harm from which the model's finding in a therapist's turn counts: in invented
+sessions none of 72 sound turns is above 0.2, and 15 of 30 harmful ones are above 0.3."""
 _OTHER_MARKS: Mapping[str, TurnMark] = {
     "diagnosis": "diagnosis",
     "promise_cure": "promised_cure",

@@ -124,7 +124,7 @@ class PlayedSession:
         return view.session(self._turns, self._stop, therapist, patient_provenance=patient)
 
     def _end_after_goodbyes(self, n_turn: int) -> None:
-        """Ends the session where the last two turns say goodbye, after the least number of turns."""
+        """Ends the session where the last two turns say goodbye, after its least turns."""
         last = self._turns[-2:]
         is_over = len(last) == 2 and all(takes_leave(turn.text) for turn in last)
         if self._stop is None and is_over and n_turn > self._study.turns.min:
@@ -207,7 +207,7 @@ class PlayedSession:
         return kept
 
     def _faults(self, role: Role, spoken: Spoken, event: str | None) -> tuple[TurnFault, ...]:
-        """What a draft should not say; nothing of the built-in rules, which know one way to say it."""
+        """What a draft should not say; the built-in rules know one way to say it."""
         player = self._view.arm.therapist if role == "therapist" else self._study.patient
         if player.scripted is not None or not spoken.text:
             return ()
