@@ -37,6 +37,10 @@ class ArmResult(Record):
     mean: float | None
     sd: float | None
     """With n - 1; None below two."""
+    mean_least: float | None = None
+    """The mean of all sessions, missing items at the end of their scale that makes it smallest; no
+    missing one can take the mean out of `mean_least` to `mean_most`."""
+    mean_most: float | None = None
     low: float | None = None
     """95 % interval of the mean, patients random; it ends where the instrument ends."""
     high: float | None = None

@@ -321,13 +321,13 @@ def _score_table(material: Material) -> Table:
     rows = [
         (
             *(row.session_id, row.arm, row.patient, row.number, one.instrument, one.total),
-            *(one.value, one.low, one.high),
+            *(one.value, one.low, one.high, one.least, one.most, one.reason),
         )
         for scored in material.scored
         for row in scored.rows
         for one in row.totals
     ]
-    return Table([*heads, "low", "high"], rows)
+    return Table([*heads, "low", "high", "least", "most", "reason"], rows)
 
 
 def _contrast_table(report: AnalysisReport) -> Table:
