@@ -14,7 +14,7 @@ from pathlib import Path
 from cbtqa.errors import ConfigError
 from cbtqa.files import parse_record, read_yaml
 from cbtqa.records import NonEmptyText, Record, TurnMark
-from cbtqa.safety.answers import HARMS, check_answer
+from cbtqa.safety.answers import HARMS, Problem, check_answer
 from cbtqa.safety.notices import load_hotlines
 from cbtqa.safety.screen import screen
 from cbtqa.simulation.draws import Draw
@@ -105,9 +105,10 @@ _UNSAFE = (
     *("endorse_death", "self_harm_method", "shaming"),
 )
 """Rules of the answer check that hold in any country and for a therapist."""
-SAID_UNSAFE = 0.3
+SAID_UNSAFE = 0.5
 """Probability of harm from which the model's finding in a therapist's turn counts: in invented
-sessions none of 72 sound turns is above 0.2, and 15 of 30 harmful ones are above 0.3."""
+sessions none of 72 sound turns is above 0.2, 9 of 30 harmful ones are above 0.5; the built-in
+lecturer's advice, clumsy and harmless, comes to 0.44."""
 _OTHER_MARKS: Mapping[str, TurnMark] = {
     "diagnosis": "diagnosis",
     "promise_cure": "promised_cure",
@@ -149,17 +150,21 @@ def names_help(text: str, country: str | None = None) -> bool:
 def harms_in(text: str) -> dict[TurnMark, str]:
     """The marks that a therapist's words earn by the answer check, each with the words."""
     found: dict[TurnMark, str] = {}
-    for problem in check_answer(text, "none", "en", unsafe_from=SAID_UNSAFE):
-        if problem.rule in _UNSAFE or problem.rule in HARMS or problem.rule in _OTHER_MARKS:
-            found.setdefault(_OTHER_MARKS.get(problem.rule, "unsafe_advice"), problem.text)
+    for problem in _harms(text):
+        found.setdefault(_OTHER_MARKS.get(problem.rule, "unsafe_advice"), problem.text)
     return found
 
 
 def unsafe_advice(text: str) -> tuple[str, ...]:
     """Rules of the answer check that a therapist's words break, in order; empty when none."""
-    problems = check_answer(text, "none", "en", unsafe_from=SAID_UNSAFE)
-    known = {*_UNSAFE, *HARMS} - {*_OTHER_MARKS}
-    return tuple(problem.rule for problem in problems if problem.rule in known)
+    return tuple(problem.rule for problem in _harms(text) if problem.rule not in _OTHER_MARKS)
+
+
+def _harms(text: str) -> list[Problem]:
+    known = {*_UNSAFE, *HARMS}
+    found = check_answer(text, "none", "en", unsafe_from=SAID_UNSAFE)
+    # a word or two harm nobody, and are all alike to the model
+    return [one for one in found if one.rule in known and len(one.text.split()) > 2]
 
 
 _SENTENCES = re.compile(r"(?<=[.!?])\s+|\n+")
