@@ -109,7 +109,7 @@ def check_answer(
     return tuple(sorted(problems, key=lambda problem: problem.start))
 
 
-def check_in_both(answer_text: str, risk: Risk) -> tuple[Problem, ...]:
+def check_in_both(answer_text: str, risk: Risk, question: str = "") -> tuple[Problem, ...]:
     """As `check_answer`, for an answer in either language or both.
 
     Advice against safety is looked for in both; help lines and their promises are those of the
