@@ -22,7 +22,7 @@ from cbtqa.llm.batch import OnProgress, rare_collections
 from cbtqa.llm.cost import Estimate, sum_estimates
 from cbtqa.llm.journal import Journal, own_path
 from cbtqa.llm.runs import EndpointSettings, Run, estimate_run, open_run, refuse_foreign
-from cbtqa.llm.second_opinion import Exchange, OpenOpinions, opinions_of
+from cbtqa.llm.second_opinion import ANSWER_CHARS, Exchange, OpenOpinions, opinions_of
 from cbtqa.manifest import (
     MANIFEST_NAME,
     FolderResult,
@@ -35,8 +35,6 @@ from cbtqa.psyqa import bundled_sample_path, is_bundled_sample
 from cbtqa.records import Rejection
 from cbtqa.settings import Resolved
 
-ANSWER_CHARS = 600
-"""Of an answer that is not written yet, in a dry run; assumed."""
 WITHOUT_EFFECT = {"out", "input", "teacher", *EndpointSettings.model_fields} - {
     *("endpoint", "model", "extra", "max_attempts")
 }

@@ -23,7 +23,7 @@ from cbtqa.llm.batch import OnProgress
 from cbtqa.llm.chat import Fault
 from cbtqa.llm.cost import Estimate, sum_estimates
 from cbtqa.llm.limits import RateSettings
-from cbtqa.llm.runs import AccessSettings, SpendingSettings
+from cbtqa.llm.runs import AccessSettings, Run, SpendingSettings
 from cbtqa.llm.second_opinion import (
     Exchange,
     GuardSettings,
@@ -231,7 +231,8 @@ def estimate_check(settings: CheckSettings) -> Estimate:
 
 def estimate_answers_check(answers: Sequence[CheckedExchange], opinions: Opinions) -> Estimate:
     """What checking these answers would still send."""
-    parts = [one.estimate(_asked(answers, one.role), "answers") for one in opinions.each]
+    named = {"screen": "questions", "guard": "answers"}
+    parts = [one.estimate(_asked(answers, one.role), named[one.role]) for one in opinions.each]
     return sum_estimates("answers", len(answers), 0, parts)
 
 
@@ -258,11 +259,11 @@ class AnswerCheck:
         self._guards: Counter[str] = Counter()
         self._counts = {one.by.role: OpinionCounts(one.by) for one in opened.each}
 
-    def ask(self, *, on_progress: OnProgress | None = None) -> None:
-        """Has the further models asked what their journals do not hold."""
+    def ask(self, *, beside: Sequence[Run] = (), on_progress: OnProgress | None = None) -> None:
+        """Has the further models asked what their journals do not hold; see `Run.ask`."""
         for one in self._opened.each:
             items = list(_asked(self._answers, one.by.role))
-            others = [other.run for other in self._opened.each if other is not one]
+            others = [*beside, *(other.run for other in self._opened.each if other is not one)]
             one.ask(items, n_total=len(items), beside=others, on_progress=on_progress)
 
     def write(self, out: Path | None) -> AnswerSurvey:

@@ -43,6 +43,8 @@ DRAWN = {"temperature": 0.0, "max_tokens": 2048}
 """The likeliest verdict; the tokens are for models that think first."""
 REPLY_TOKENS = 60
 """Of a verdict with one quote; assumed for the dry run."""
+ANSWER_CHARS = 600
+"""Of an answer that is not written yet, in a dry run; assumed."""
 NO_HELP = "no_help_route"
 KINDS = {**HARMS, NO_HELP: "answers danger without naming anyone who can help"}
 """What a guard may find, with what is told of it."""
@@ -432,6 +434,11 @@ class Opinions:
     @property
     def services(self) -> tuple[Service, ...]:
         return tuple(one.service for one in self.each)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the models."""
+        return tuple(dict.fromkeys(one.model for one in self.services))
 
     @property
     def prompts(self) -> dict[str, str]:
