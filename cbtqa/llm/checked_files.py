@@ -37,7 +37,7 @@ from cbtqa.llm.second_opinion import (
 )
 from cbtqa.paths import refuse_existing, replacing
 from cbtqa.records import Record, Risk
-from cbtqa.safety.answers import Problem, check_in_both
+from cbtqa.safety.answers import Problem, check_in_both, is_at_stake
 from cbtqa.safety.screen import Screening, ScreenLanguage, screen
 from cbtqa.safety.survey import ScreenSurvey, TextRow, read_texts, screen_rows
 from cbtqa.settings import Settings
@@ -193,12 +193,18 @@ class AnswerSurvey(Record):
     """What each further model was asked, by role; empty where none was."""
 
 
+def grades_of(question: str, known: Risk = "none") -> Screening:
+    """A question's grades, at least the one that is known of it."""
+    own = screen(question) if question.strip() else Screening("none", ())
+    return worse_of(own, Screening(known, ()))
+
+
 class CheckedExchange(NamedTuple):
     """An answer to be checked."""
 
     exchange: Exchange
     where: str
-    risk: Risk
+    grades: Screening
     """Of the question."""
 
 
@@ -241,7 +247,7 @@ def _asked(answers: Iterable[CheckedExchange], role: str) -> Iterator[Exchange]:
     for one in answers:
         if role == "guard":
             yield one.exchange
-        elif one.exchange.question.strip() and one.risk != "explicit":
+        elif one.exchange.question.strip() and one.grades.risk != "explicit":
             yield _question_of(one)
 
 
@@ -279,9 +285,11 @@ class AnswerCheck:
     def lines(self) -> Iterator[dict[str, Any]]:
         """Id, grade of the question and problems of every answer, without its text."""
         for answer in self._answers:
-            item, risk = answer.exchange, self._risk_of(answer)
-            own = check_in_both(item.answer, risk, item.question)
-            line: dict[str, Any] = {"id": item.id, "where": answer.where, "risk": risk}
+            item, grades = answer.exchange, self._grades_of(answer)
+            at_stake = is_at_stake(item.question, grades.route)
+            own = check_in_both(item.answer, grades.route, at_stake=at_stake)
+            line: dict[str, Any] = {"id": item.id, "where": answer.where, "risk": grades.risk}
+            line["dangers"] = [danger.kind for danger in grades.dangers]
             line["problems"] = [{**asdict(problem), "by": "checks"} for problem in own]
             guards: Sequence[Problem] = ()
             if self._opened.guard is not None:
@@ -296,15 +304,15 @@ class AnswerCheck:
             self._count(own, guards)
             yield line
 
-    def _risk_of(self, answer: CheckedExchange) -> Risk:
-        """The worse grade of the question."""
-        asked, item = self._opened.screen, _question_of(answer)
-        if asked is None or answer.risk == "explicit" or not item.question.strip():
-            return answer.risk
-        mine, verdict = Screening(answer.risk, ()), asked.verdict(item)
-        worse = worse_of(mine, verdict)
-        self._counts["screen"].add(verdict, changes(mine, worse))
-        return worse.risk
+    def _grades_of(self, answer: CheckedExchange) -> Screening:
+        """The worse grades of the question."""
+        asked, item, own = self._opened.screen, _question_of(answer), answer.grades
+        if asked is None or own.risk == "explicit" or not item.question.strip():
+            return own
+        verdict = asked.verdict(item)
+        worse = worse_of(own, verdict)
+        self._counts["screen"].add(verdict, changes(own, worse))
+        return worse
 
     def _count(self, own: Sequence[Problem], guards: Sequence[Problem]) -> None:
         found = {"unsafe_by_checks": own, "unsafe_by_guard": guards, "unsafe": own or guards}
@@ -351,7 +359,7 @@ def _read_answers(settings: CheckFileSettings) -> Iterator[CheckedExchange]:
         question = "\n".join(filter(None, parts))
         found = next((str(row[name]) for name in _IDS if row.get(name) is not None), where)
         given = next((grade for grade in get_args(Risk) if grade == row.get("risk")), None)
-        risk: Risk = given or (screen(question).risk if question else "none")
-        yield CheckedExchange(Exchange(found, question, answer), where, risk)
+        grades = grades_of(question, given or "none")
+        yield CheckedExchange(Exchange(found, question, answer), where, grades)
     if where is None:
         raise DataError("the file holds no rows", where=str(settings.answers))

@@ -36,7 +36,7 @@ from cbtqa.llm.second_opinion import (
 )
 from cbtqa.llm.transport import open_transport
 from cbtqa.records import Question, Risk
-from cbtqa.safety.answers import Problem, check_in_both
+from cbtqa.safety.answers import Problem, check_in_both, is_at_stake
 from cbtqa.safety.normalise import language_of
 from cbtqa.safety.notices import answer_withheld, help_text, no_answer
 from cbtqa.safety.personal_data import Scrubbed, scrub
@@ -151,7 +151,8 @@ def answer_safely(speaker: Speaker, text: str, opinions: SecondOpinions | None =
     if isinstance(answer, Fault):
         return replace(turn, fault=answer, notice=no_answer(language))
     # grade `none`: a route is named beside the answer, which need not name one itself
-    problems = check_in_both(answer, "none")
+    at_stake = is_at_stake(text, screening.route)
+    problems = check_in_both(answer, "none", at_stake=at_stake)
     if not problems:
         found, more = opinions.problems(text, answer)
         problems = tuple(problem for problem in found if problem.rule != NO_HELP)

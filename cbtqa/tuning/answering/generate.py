@@ -27,7 +27,7 @@ from cbtqa.errors import ConfigError, UsageError
 from cbtqa.files import json_line, read_rows, write_jsonl
 from cbtqa.llm.batch import OnProgress, asked_again
 from cbtqa.llm.chat import ChatRequest, Fault, Reply, Sampling
-from cbtqa.llm.checked_files import AnswerCheck, CheckedExchange, estimate_answers_check
+from cbtqa.llm.checked_files import AnswerCheck, CheckedExchange, estimate_answers_check, grades_of
 from cbtqa.llm.cost import Estimate, sum_estimates
 from cbtqa.llm.journal import Entry, Journal, Outcome, State
 from cbtqa.llm.progress import Meter
@@ -166,7 +166,8 @@ def estimate_answers(resolved: Resolved[GenerateSettings]) -> Estimate:
         outcome = known.get(item.key)
         reply = outcome.reply.text if outcome and outcome.reply else "字" * ANSWER_CHARS
         text = read_target(mode, reply).text
-        answers.append(CheckedExchange(Exchange(item.id, item.question, text), "", item.risk))
+        grades = grades_of(item.question, item.risk)
+        answers.append(CheckedExchange(Exchange(item.id, item.question, text), "", grades))
     further = estimate_answers_check(answers, opinions)
     parts = [estimate.model_copy(update={"name": "answers"}), *further.parts]
     return sum_estimates("questions", len(asked.items), n_left_out, parts)
@@ -178,7 +179,8 @@ def _to_check(run: AnswerRun, journal: Journal) -> Iterator[CheckedExchange]:
     for item, (_, outcome) in zip(run.asked.items, outcomes, strict=True):
         if outcome is not None and outcome.reply is not None and outcome.fault is None:
             text = read_target(run.mode, outcome.reply.text).text
-            yield CheckedExchange(Exchange(item.id, item.question, text), item.id, item.risk)
+            grades = grades_of(item.question, item.risk)
+            yield CheckedExchange(Exchange(item.id, item.question, text), item.id, grades)
 
 
 def _answer(
