@@ -231,21 +231,23 @@ class Run:
         *,
         n_total: int | None = None,
         beside: Sequence[Run] = (),
+        spent: float = 0.0,
         on_progress: OnProgress | None = None,
     ) -> None:
         """Asks what the journal has no answer for; raises as `batch.run_batch`.
 
         Args:
             beside: other open runs, whose tokens and money count towards the budget.
+            spent: money that they do not know of, where a run asks models of several prices.
         """
         assert self.service is not None, "a run without a service asks nobody"
         by, shown = self.service, {"n_total": n_total, "on_progress": on_progress}
         budget = by.budget
         if budget:
             n_tokens = sum(other.usage.n_tokens for other in beside)
-            cost = sum((other.cost or {}).get("amount", 0.0) for other in beside)
-            spent = budget.n_tokens + n_tokens, budget.cost + cost
-            budget = replace(budget, n_tokens=spent[0], cost=spent[1])
+            cost = sum(((other.cost or {}).get("amount", 0.0) for other in beside), spent)
+            n_tokens, cost = budget.n_tokens + n_tokens, budget.cost + cost
+            budget = replace(budget, n_tokens=n_tokens, cost=cost)
         how = {"budget": budget, "price": by.price, "cluster": by.cluster, "wait": by.waits}
         given: dict[str, Any] = how | shown
         run_batch(items, task, by.endpoints, self.journal, by.limits, **given)

@@ -362,19 +362,21 @@ class OpenOpinion(Generic[VerdictT]):
         *,
         n_total: int | None = None,
         beside: Sequence[Run] = (),
+        spent: float = 0.0,
         on_progress: OnProgress | None = None,
     ) -> None:
         """Asks about what its journal has no verdict of.
 
         Args:
             beside: the other runs that spend of the same budget.
+            spent: money beside theirs.
 
         Raises:
             EndpointError, IncompleteRunError: as `Run.ask`, with the role in the message.
         """
         shown: dict[str, Any] = {"n_total": n_total, "on_progress": on_progress}
         try:
-            self.run.ask(items, self.by.task, beside=beside, **shown)
+            self.run.ask(items, self.by.task, beside=beside, spent=spent, **shown)
         except (EndpointError, IncompleteRunError) as error:
             of, n = self.by, self.run.journal.totals().n_replies
             kept = "1 reply of it is kept" if n == 1 else f"{n:,} replies of it are kept"
