@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cbtqa.cli.console import give, live_progress, print_json, print_table, say, show, show_table
-from cbtqa.cli.dry_run import DryRun, print_estimate
+from cbtqa.cli.dry_run import DryRun, print_estimate, say_opinions
 from cbtqa.cli.help import CommandGroup
 from cbtqa.cli.options import AsJson, Newest, settings_flags, take_newest
 from cbtqa.manifest import FolderResult
@@ -319,12 +319,19 @@ def _described(one: Instrument) -> dict[str, Any]:
 
 
 def _play(settings: RunSettings, dry_run: bool, update: bool, as_json: bool) -> None:
+    from cbtqa.llm.second_opinion import opinions_of
+
     study = settings.declared()
     if dry_run:
         from cbtqa.simulation.playing.estimate import estimate_study
+        from cbtqa.simulation.playing.opinions import with_opinions
 
         limits = settings.run_limits.engine
-        print_estimate(estimate_study(study, settings.out, limits), as_json)
+        estimate = estimate_study(study, settings.out, limits)
+        opinions = opinions_of(settings, settings.out)
+        most = study.turns.max
+        found = with_opinions(estimate, opinions, settings.out, estimate.n_items, most)
+        print_estimate(found, as_json)
         return
     from cbtqa.simulation.playing.run import run_study
 
@@ -335,6 +342,7 @@ def _play(settings: RunSettings, dry_run: bool, update: bool, as_json: bool) -> 
             limits=settings.run_limits,
             update=update,
             is_acknowledged=settings.acknowledge_disclosure,
+            opinions=opinions_of(settings, settings.out),
             on_progress=progress.update,
         )
     counts = result.counts
@@ -349,6 +357,7 @@ def _play(settings: RunSettings, dry_run: bool, update: bool, as_json: bool) -> 
     rows = [(arm, *(stops.get(reason, 0) for reason in reasons)) for arm, stops in stopped]
     title = f"{counts['n_sessions']} simulated sessions by how they ended"
     show_table(Table(["arm", *reasons], rows, title))
+    say_opinions(counts.get("second_opinion", {}))
     say(f"sessions: {result.folder.sessions_path}")
     say(f"next:     cbtqa simulate lint {result.folder.path}")
     say(result.manifest.acknowledgements["notice"])

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from cbtqa.llm.chat import Fault
 from cbtqa.llm.journal import Journal
 from cbtqa.llm.progress import Progress
 from cbtqa.llm.runs import EndpointSettings, Run, Service, open_run, refuse_foreign
+from cbtqa.llm.second_opinion import GuardSettings, Opinions, ScreenEndpointSettings
 from cbtqa.manifest import (
     MANIFEST_NAME,
     Manifest,
@@ -41,6 +42,7 @@ from cbtqa.records import Provenance, Reason, Session, SessionState, StopReason
 from cbtqa.settings import Settings
 from cbtqa.simulation.playing.course import cbt_course
 from cbtqa.simulation.playing.messages import SessionView, plan_courses
+from cbtqa.simulation.playing.opinions import ask_opinions
 from cbtqa.simulation.playing.players import Players, RunLimits, endpoints_of
 from cbtqa.simulation.playing.scripted import therapist_rules
 from cbtqa.simulation.playing.session import ArmPlayers, PlayedSession
@@ -77,6 +79,7 @@ def run_study(
     limits: RunLimits | None = None,
     update: bool = False,
     is_acknowledged: bool = False,
+    opinions: Opinions | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> RunResult:
     """Plays a study, or continues one that was interrupted.
@@ -84,6 +87,7 @@ def run_study(
     Args:
         update: play anew what was begun with other settings; its paid turns stay in the journal.
         is_acknowledged: the sessions may be passed on to the non-local endpoints of the study.
+        opinions: further models that read the sessions and mark their turns.
         on_progress: called twice a second; items are sessions.
 
     Raises:
@@ -105,7 +109,12 @@ def run_study(
     folder = StudyFolder(out)
     refuse_foreign(folder.journal_path, "study")
     service = service_of(study.players(), limits, is_acknowledged=is_acknowledged)
-    with open_run(folder.journal_path, JOURNAL_FINGERPRINT, service, what="the sessions") as opened:
+    opinions, what = opinions or Opinions(), "the sessions"
+    path, further = folder.journal_path, opinions.services
+    with (
+        open_run(path, JOURNAL_FINGERPRINT, service, further=further, what=what) as opened,
+        opinions.open(what) as second,
+    ):
         journal = opened.journal
         refuse_other_settings(journal, courses, folder, update=update)
         (out / MANIFEST_NAME).unlink(missing_ok=True)
@@ -115,7 +124,13 @@ def run_study(
         sessions = run.run()
         write_jsonl(folder.sessions_path, sessions)
         run.raise_what_stopped_it()
-        manifest = _manifest(folder, courses, sessions, opened, run.players.cost)
+        described: dict[str, Any] = {}
+        if second.runs:
+            sessions, described = ask_opinions(
+                sessions, second, opened, run.players.cost or 0.0, on_progress
+            )
+            write_jsonl(folder.sessions_path, sessions)
+        manifest = _manifest(folder, courses, sessions, opened, run.players.cost, described)
     write_manifest(out, manifest)
     _refuse_unfinished(sessions, folder)
     return RunResult(folder, manifest, was_complete=run.was_complete)
@@ -320,6 +335,7 @@ def _manifest(
     sessions: Sequence[Session],
     opened: Run,
     cost: float | None,
+    second_opinion: Mapping[str, Any],
 ) -> Manifest:
     names = (STUDY_NAME, PROFILES_NAME, SESSIONS_NAME)
     views = {view.arm.name: view for view in courses}
@@ -331,14 +347,17 @@ def _manifest(
         "n_sessions": len(sessions),
         "n_turns": sum(len(session.turns) for session in sessions),
         "stops": {arm: dict(sorted(found.items())) for arm, found in stops.items()},
+        **({"second_opinion": second_opinion} if second_opinion else {}),
     }
+    costs = [one["cost"]["amount"] for one in second_opinion.values() if one["cost"]]
+    total = None if cost is None and not costs else (cost or 0.0) + sum(costs)
     return opened.manifest(
         "study",
         None,
         settings={"study": SettingValue(value=courses[0].study.id, origin=STUDY_NAME)},
         prompts={prompt.name: prompt.sha256 for prompt in prompts},
         counts=counts,
-        cost=None if cost is None else {"value": round(cost, 6)},
+        cost=None if total is None else {"value": round(total, 6)},
         acknowledgements={"notice": NOTICE, **opened.acknowledgements},
         files=tuple(describe_file(folder.path / name, folder.path) for name in names),
     )
@@ -437,7 +456,7 @@ class _StudySettings(Settings):
     """Only this arm. May be repeated."""
 
 
-class RunSettings(_StudySettings, PlayersSettings):
+class RunSettings(_StudySettings, PlayersSettings, ScreenEndpointSettings, GuardSettings):
     """Flags of `cbtqa simulate run`."""
 
     study: Path | None = None
