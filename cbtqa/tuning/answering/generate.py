@@ -342,7 +342,7 @@ def open_local(
 ) -> tuple[AnswerModel, str, ComputeType]:
     """The model of this process, checked, with its device and precision; raises as `open_model`."""
     on_stage("checking the model")
-    opened = open_model(settings)
+    opened = open_model(settings, on_stage)
     for note in opened.notes:
         on_stage(note)
     torch, device = require("torch"), settings.device
