@@ -192,7 +192,7 @@ def _print_one(backbone: Backbone, given: str) -> None:
         ("context", f"{backbone.context:,} tokens" if backbone.context else ""),
         ("chat format", backbone.template or "the tokenizer's own"),
         ("an answer ends with", " or ".join(backbone.stops) or "the tokenizer's end token"),
-        ("adapters on", ", ".join(backbone.target_modules)),
+        ("adapters on", ", ".join(backbone.target_modules) or "every linear layer but the head"),
         *(("assumed", statement) for statement in backbone.assumed),
     ]
     print_facts(backbone.id, rows)

@@ -35,6 +35,9 @@ class LoraSettings(Settings):
     """Scale of the adapter, before its division."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout before the adapter. 0.05 takes 1.4 times the memory per token."""
+    targets: Literal["default", "experts"] = "default"
+    """default (the backbone's linear layers; of a mixture of experts attention and what every token
+    passes) or experts (the experts as well)."""
     target_module: tuple[str, ...] = ()
     """Linear layer to adapt, such as q_proj. May be repeated. Default: the backbone's own list."""
     rslora: bool = False

@@ -22,6 +22,7 @@ import torch
 from cbtqa.manifest import SettingValue, describe_settings
 from cbtqa.records import Record
 from cbtqa.settings import Resolved
+from cbtqa.tuning.attention import reason_to_pad
 from cbtqa.tuning.backbones import Backbone, to_config
 from cbtqa.tuning.budget.counting import count_shape
 from cbtqa.tuning.budget.estimate import (
@@ -49,7 +50,7 @@ from cbtqa.tuning.data.packing import StepPlan
 from cbtqa.tuning.libraries import read_table, require
 from cbtqa.tuning.loading import choose_backbone, load_chat, lora_config
 from cbtqa.tuning.settings import FinetuneSettings
-from cbtqa.tuning.training.prepare import resolve_for_run, within_context
+from cbtqa.tuning.training.prepare import padding_note, resolve_for_run, within_context
 
 STEPS_LAID_OUT = 500
 FSDP_CARDS = (2, 4, 8)
@@ -78,6 +79,8 @@ class Layout(Record):
     """Of the largest micro-batch, padding included: what memory has to hold."""
     fill: float
     """Real tokens as a share of the token budget, 0 to 1; what is left is never computed."""
+    is_packed: bool
+    """False by the settings, or where the model would mix packed documents."""
     padding: float
     """Padding as a share of what is computed, 0 to 1; 0 when packed."""
 
@@ -157,12 +160,17 @@ def dry_run(
         words = f"first: cbtqa convert {given.backbone} --out {backbone.id.lower()}-converted"
         notes = (words, *notes)
     config = to_config(backbone)
+    if settings.packing and (reason := reason_to_pad(config)):
+        settings = settings.model_copy(update={"packing": False})
+        notes = (*notes, padding_note(backbone, reason))
     chat = _chat_on_this_machine(backbone, settings)
-    splits = _read_splits(settings, chat, config.vocab_size)
+    splits = _read_splits(settings, chat, config.get_text_config().vocab_size)
     train, statistics = splits["train"], splits["train"].statistics(settings.loss_on)
     layout = _lay_out(train.lengths, settings, n_processes)
     dtype = torch.float32 if settings.precision == "fp32" else torch.bfloat16
     count = count_shape(config, lora_config(settings, backbone), dtype=dtype)
+    if count.by_formula:
+        notes = (*notes, f"memory by formula, not counted: {count.by_formula}")
     labelled = statistics["n_learnt_tokens"] / max(1, statistics["n_tokens"])
     lengths = [len(document) for item in train.items for document in item.documents]
     squares = sum(n * n for n in lengths)
@@ -257,6 +265,7 @@ def _lay_out(lengths: Sequence[int], settings: FinetuneSettings, n_processes: in
         n_micro_batches=len(real) / max(1, n_steps) / n_processes,
         mean_tokens=sum(real) / max(1, len(real)),
         most_tokens=max(computed, default=0),
+        is_packed=settings.packing,
         fill=sum(real) / max(1, sum(max(settings.micro_batch_tokens, n) for n in computed)),
         padding=1 - sum(real) / max(1, sum(computed)),
     )

@@ -13,7 +13,7 @@ import torch
 from cbtqa.errors import ConfigError
 from cbtqa.manifest import FileEntry
 from cbtqa.settings import Resolved
-from cbtqa.tuning.attention import documents_stay_apart, register_attention
+from cbtqa.tuning.attention import pack_if_apart, why_not_causal
 from cbtqa.tuning.backbones import Backbone
 from cbtqa.tuning.budget.counting import count_shape
 from cbtqa.tuning.budget.estimate import memory_of
@@ -106,14 +106,16 @@ def prepare_model(sets: TrainingSets, precision: ComputeType) -> Ready:
     base = load_base(backbone, precision, in_4_bits=is_4_bit, place=place)
     n_rows = base.get_input_embeddings().weight.shape[0]
     refuse_unknown_tokens(sets.by_name.values(), sets.chat.tokenizer, n_rows)
+    if reason := why_not_causal(base):
+        raise ConfigError(
+            f"{backbone.display_name} cannot be tuned: {reason}",
+            hint="cbtqa backbones lists models that can",
+        )
     notes = []
     is_packed = settings.packing
-    if is_packed:
-        base.set_attn_implementation(register_attention())
-        is_packed = documents_stay_apart(base)
-        if not is_packed:
-            base.set_attn_implementation("sdpa")
-            notes.append(f"{backbone.display_name} mixes packed documents: padded batches instead")
+    if is_packed and (reason := pack_if_apart(base)):
+        is_packed = False
+        notes.append(padding_note(backbone, reason))
     head_is_chunked = attach_log_probs(base)
     if not head_is_chunked:
         notes.append(f"{backbone.display_name} does more with its logits: all of them are computed")
@@ -126,6 +128,11 @@ def prepare_model(sets: TrainingSets, precision: ComputeType) -> Ready:
     set_seed(settings.seed)
     model = add_adapter(base, config, backbone)
     return Ready(model, is_packed, head_is_chunked, is_checkpointing, tuple(notes))
+
+
+def padding_note(backbone: Backbone, reason: str) -> str:
+    """The sentence on padded batches in place of packed rows."""
+    return f"{backbone.display_name}: padded batches, not packed rows: {reason}"
 
 
 def _checkpointing(settings: FinetuneSettings, base: Any, config: Any, longest: int) -> bool:
