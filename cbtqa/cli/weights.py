@@ -90,6 +90,12 @@ DTypeOption = Annotated[
     Literal["float32", "float16", "bfloat16"] | None,
     typer.Option("--dtype", help="Type of the merged weights (default: the base's)."),
 ]
+ThinkingOption = Annotated[
+    Literal["off", "on", "keep"] | None,
+    typer.Option(
+        "--thinking", help="Reasoning before an answer, by default (default: as trained)."
+    ),
+]
 Gguf = Annotated[
     Path | None, typer.Option("--gguf", help="Also write this GGUF file, with llama.cpp's script.")
 ]
@@ -104,6 +110,7 @@ def merge(
     out: Out,
     base: Base = None,
     dtype: DTypeOption = None,
+    thinking: ThinkingOption = None,
     shard_mib: Shard = 2048,
     gguf: Gguf = None,
     llama_cpp: LlamaCpp = None,
@@ -118,7 +125,13 @@ def merge(
 
     converter = find_converter(llama_cpp) if gguf else None
     record = merge_adapter(
-        adapter, out, base=base, dtype=dtype, shard_bytes=shard_mib * MIB, on_step=say_step
+        adapter,
+        out,
+        base=base,
+        dtype=dtype,
+        thinking=thinking,
+        shard_bytes=shard_mib * MIB,
+        on_step=say_step,
     )
     if gguf and converter:
         write_gguf(out, gguf, converter)

@@ -14,9 +14,9 @@ from typing import Any, Literal
 from cbtqa.errors import ConfigError
 from cbtqa.files import read_text
 from cbtqa.tuning.backbones import Backbone, cannot_get, completed, find_backbone, template_text
-from cbtqa.tuning.data.chat_format import ChatFormat
+from cbtqa.tuning.data.chat_format import ChatFormat, set_thinking
 from cbtqa.tuning.libraries import require, shipped, shipped_yaml
-from cbtqa.tuning.settings import LoraSettings, Precision
+from cbtqa.tuning.settings import LoraSettings, Precision, Thinking
 
 ComputeType = Literal["bf16", "fp16", "fp32"]
 HEADS = ("lm_head", "embed_tokens", "wte", "embed_out")
@@ -61,10 +61,12 @@ def choose_precision(wanted: Precision) -> ComputeType:
     return wanted
 
 
-def load_chat(backbone: Backbone, chat_format: str | None = None) -> ChatFormat:
+def load_chat(
+    backbone: Backbone, chat_format: str | None = None, thinking: Thinking = "off"
+) -> ChatFormat:
     """The tokenizer with a chat format, by name or file, or the backbone's own; raises ConfigError.
 
-    The template is set on the tokenizer, so that it is saved with it.
+    The template is set on the tokenizer, so that it is saved with it, its thinking switch included.
     """
     auto = require("transformers").AutoTokenizer
     try:
@@ -76,6 +78,8 @@ def load_chat(backbone: Backbone, chat_format: str | None = None) -> ChatFormat:
     template = template_text(backbone) if chat_format is None else find_template(chat_format)
     if template is not None:
         tokenizer.chat_template = template
+    if isinstance(tokenizer.chat_template, str):
+        tokenizer.chat_template = set_thinking(tokenizer.chat_template, thinking)
     if backbone.pad_token and backbone.pad_token in tokenizer.get_vocab():
         tokenizer.pad_token = backbone.pad_token
     elif tokenizer.pad_token is None:

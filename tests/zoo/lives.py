@@ -74,7 +74,9 @@ def live(model_type: str, folder: Path) -> Life:
             loss=(counts["first_loss"], counts["last_loss"]),
         )
         stage = "two steps, padded"
-        padded = _train(data, base, folder / "padded", packing=False)["counts"]
+        padded = counts
+        if is_packed:
+            padded = _train(data, base, folder / "padded", packing=False)["counts"]
         for name in ("first_loss", "last_loss"):
             if abs(padded[name] - counts[name]) > TOLERANCE * abs(padded[name]):
                 raise Unexpected(f"{name} {counts[name]:.5f}, padded {padded[name]:.5f}")

@@ -164,7 +164,7 @@ def dry_run(
         settings = settings.model_copy(update={"packing": False})
         notes = (*notes, padding_note(backbone, reason))
     chat = _chat_on_this_machine(backbone, settings)
-    splits = _read_splits(settings, chat, config.get_text_config().vocab_size)
+    splits = _read_splits(settings, chat, backbone, config.get_text_config().vocab_size)
     train, statistics = splits["train"], splits["train"].statistics(settings.loss_on)
     layout = _lay_out(train.lengths, settings, n_processes)
     dtype = torch.float32 if settings.precision == "fp32" else torch.bfloat16
@@ -201,7 +201,7 @@ def dry_run(
 
 
 def _read_splits(
-    settings: FinetuneSettings, chat: ChatFormat | None, vocabulary: int
+    settings: FinetuneSettings, chat: ChatFormat | None, backbone: Backbone, vocabulary: int
 ) -> dict[str, EncodedSet]:
     """Every split, encoded; by approximation without a chat format."""
     found = {
@@ -209,7 +209,9 @@ def _read_splits(
         "validation": read_validation_examples(settings),
     }
     splits = {
-        name: encode(of, chat, settings) if chat else approximate(of, vocabulary, settings)
+        name: encode(of, chat, settings, backbone.context)
+        if chat
+        else approximate(of, vocabulary, settings, backbone.context)
         for name, of in found.items()
         if of is not None
     }
@@ -235,7 +237,7 @@ def _chat_on_this_machine(backbone: Backbone, settings: FinetuneSettings) -> Cha
             return None
         # the cache's own folder: a Hub id would be looked up on the network again
         backbone = backbone.model_copy(update={"path": Path(cached).parent, "revision": None})
-    return load_chat(backbone, settings.chat_format)
+    return load_chat(backbone, settings.chat_format, settings.thinking)
 
 
 def _lay_out(lengths: Sequence[int], settings: FinetuneSettings, n_processes: int) -> Layout:
@@ -346,7 +348,9 @@ def approximate_tokens(text: str, vocabulary: int) -> int:
     return round(n_han * rate["han"] + (len(text) - n_han) * rate["other"])
 
 
-def approximate(found: ExampleSet, vocabulary: int, settings: FinetuneSettings) -> EncodedSet:
+def approximate(
+    found: ExampleSet, vocabulary: int, settings: FinetuneSettings, context: int | None = None
+) -> EncodedSet:
     """Items of about the right size without content; raises DataError when nothing is left."""
     encoded = EncodedSet(found.name, dropped=found.dropped.copy(), n_in=found.n_in)
     for example in found.examples:
@@ -359,4 +363,4 @@ def approximate(found: ExampleSet, vocabulary: int, settings: FinetuneSettings) 
                 n = n_prompt + approximate_tokens(text, vocabulary) + _rates()["answer_extra"]
                 documents.append(Document(np.zeros(n, np.int32), n_prompt))
         add_if_short(encoded, example, Item(example.id, tuple(documents)), settings)
-    return checked(encoded, settings)
+    return checked(encoded, settings, context)

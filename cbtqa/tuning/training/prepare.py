@@ -53,16 +53,20 @@ class TrainingSets:
 
 def prepare_sets(settings: FinetuneSettings, backbone: Backbone) -> TrainingSets:
     """Reads and encodes the data."""
-    chat = load_chat(backbone, settings.chat_format)
+    chat = load_chat(backbone, settings.chat_format, settings.thinking)
     fitting, notes = within_context(settings, backbone)
     training = read_training_examples(settings)
     validation = read_validation_examples(settings)
+    read = {"train": training, **({"validation": validation} if validation is not None else {})}
+    encoded = {name: encode(of, chat, fitting, backbone.context) for name, of in read.items()}
+    if backbone.shape is not None:  # before its weights are hashed and loaded
+        refuse_unknown_tokens(encoded.values(), chat.tokenizer, backbone.shape.vocab)
     return TrainingSets(
         settings,
         backbone,
         chat,
-        encode(training, chat, fitting),
-        encode(validation, chat, fitting) if validation is not None else None,
+        encoded["train"],
+        encoded.get("validation"),
         (*training.files, *(validation.files if validation is not None else ())),
         notes,
     )
