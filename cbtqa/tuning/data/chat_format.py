@@ -25,6 +25,7 @@ _SWITCHES = ("enable_thinking", "thinking")
 _OPEN, _CLOSE = "<think>", "</think>"
 _EMPTY_BLOCK = re.compile(rf"(?:{_OPEN})?\s*{_CLOSE}\s*")
 _SET = "{{%- if {0} is not defined %}}{{%- set {0} = {1} %}}{{%- endif %}}"
+_USE = r"\b{0}\b\s*(?:is|==|and|or|else|\)|-?%\}}|-?\}}\}})"
 _WAS_SET = re.compile(
     r"\{%- if ([a-z_]+) is not defined %\}\{%- set \1 = (?:true|false) %\}\{%- endif %\}"
 )
@@ -36,11 +37,8 @@ def set_thinking(template: str, thinking: Thinking) -> str:
         return template
     bare = _WAS_SET.sub("", template)
     value = "true" if thinking == "on" else "false"
-    names = (
-        name
-        for name in _SWITCHES
-        if re.search(rf"\b{name}\b(?=\s*(?:is|%}}|==|and|or|else))", bare)
-    )
+    code = re.sub(r"\{#.*?#\}", "", bare, flags=re.DOTALL)
+    names = (name for name in _SWITCHES if re.search(_USE.format(name), code))
     return "".join(_SET.format(name, value) for name in names) + bare
 
 
