@@ -92,6 +92,12 @@ DTypeOption = Annotated[
     Literal["float32", "float16", "bfloat16"] | None,
     typer.Option("--dtype", help="Type of the merged weights (default: the base's)."),
 ]
+ThinkingOption = Annotated[
+    Literal["off", "on", "keep"] | None,
+    typer.Option(
+        "--thinking", help="Reasoning before an answer, by default (default: as trained)."
+    ),
+]
 Gguf = Annotated[
     Path | None, typer.Option("--gguf", help="Also write this GGUF file, with llama.cpp's script.")
 ]
@@ -106,6 +112,7 @@ def merge(
     out: Out,
     base: Base = None,
     dtype: DTypeOption = None,
+    thinking: ThinkingOption = None,
     shard_mib: Shard = 2048,
     gguf: Gguf = None,
     llama_cpp: LlamaCpp = None,
@@ -124,6 +131,7 @@ def merge(
         out,
         base=base,
         dtype=dtype,
+        thinking=thinking,
         shard_bytes=shard_mib * MIB,
         on_step=say_step,
         on_stage=say,
@@ -200,7 +208,7 @@ def _print_one(backbone: Backbone, given: str) -> None:
         ("context", f"{backbone.context:,} tokens" if backbone.context else ""),
         ("chat format", backbone.template or "the tokenizer's own"),
         ("an answer ends with", " or ".join(backbone.stops) or "the tokenizer's end token"),
-        ("adapters on", ", ".join(backbone.target_modules)),
+        ("adapters on", ", ".join(backbone.target_modules) or "every linear layer but the head"),
         *(("assumed", statement) for statement in backbone.assumed),
     ]
     if backbone.needs_conversion:

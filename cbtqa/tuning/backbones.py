@@ -90,6 +90,10 @@ def facts_of_config(config: dict[str, Any], where: str) -> dict[str, Any]:
     conversion = conversion_of(config, where)
     architecture = name = (config.get("architectures") or [None])[0]
     model_type = config["model_type"]
+    if "hidden_size" not in config and isinstance(config.get("text_config"), dict):
+        # a model of several senses: what is tuned is its language model
+        tied = {k: config[k] for k in ("tie_word_embeddings",) if k in config}
+        config = {**tied, **config["text_config"]}
     if conversion is not None:
         is_qwen = conversion == "qwen"
         architecture = "Qwen2ForCausalLM" if is_qwen else "LlamaForCausalLM"
@@ -148,7 +152,6 @@ RECORD_NAMES = ("conversion.json", MERGE_RECORD)
 """Records that `cbtqa convert` and `cbtqa merge` leave in what they write; each has `backbone`."""
 DEFAULT_TEMPLATE = "cbt-llm-card.jinja"
 """For models whose tokenizer has no chat template: plain text, so every vocabulary can write it."""
-ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 class Title(Record):
@@ -189,8 +192,9 @@ class Backbone(Record):
     """Tokens any of which ends generation; empty: `end_of_turn` alone."""
     pad_token: str | None = None
     """Token of padding, never in a label; None: the tokenizer's own."""
-    target_modules: tuple[str, ...] = ALL_LINEAR
-    """Linear layers that get an adapter, after conversion."""
+    target_modules: tuple[str, ...] = ()
+    """Linear layers that get an adapter, after conversion; empty: all that the model has but its
+    head, the experts and what chooses them."""
     licence: str = "unknown: see the model's card"
     gated: bool = False
     """True when the Hub asks for the licence to be accepted before the download."""
@@ -304,7 +308,7 @@ def _layers_of_type(model_type: str) -> dict[str, Any]:
     return {"target_modules": same.target_modules} if same else {}
 
 
-_FOREIGN = ("not a listed backbone: adapters on the usual linear layers, licence not looked up",)
+_FOREIGN = ("not a listed backbone: adapters on all linear layers, licence not looked up",)
 
 
 def record_of(path: Path) -> dict[str, Any]:

@@ -100,6 +100,8 @@ def continued(folder: Path, start: RunStart) -> RunStart:
     before = parse_record(RunStart, read_json(path), str(path))
     changes = []
     for name, entry in start.settings.items():
+        if name not in before.settings and entry.origin == "default":
+            continue  # a setting that cbtqa did not have then
         old = before.settings[name].value if name in before.settings else None
         if name not in WITHOUT_EFFECT and old != entry.value:
             changes.append(f"  {name}: {old!r} there, {entry.value!r} now")

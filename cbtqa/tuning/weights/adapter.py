@@ -4,8 +4,8 @@
     W' = m (W + s B A) / |W + s B A|  DoRA; the length of each row, m learned
 
 Source: Hu et al., arXiv 2106.09685; Kalajdzievski, arXiv 2312.03732; Liu et al., arXiv 2402.09353.
-What is not of this form (adapters on embeddings, with biases, on experts, changed bases) is
-rejected by name rather than merged wrongly.
+What is not of this form (adapters on embeddings, with biases, changed bases) is rejected by name
+rather than merged wrongly; adapters on experts are merged by peft itself (`Adapter.why_whole`).
 """
 
 from __future__ import annotations
@@ -71,6 +71,17 @@ class Adapter:
     """By the base's weight name, such as `model.layers.0.self_attn.q_proj.weight`."""
     replaced: dict[str, Any]
     """Weights that were trained whole (`modules_to_save`), by the base's name."""
+
+    @property
+    def why_whole(self) -> str | None:
+        """Why only peft can merge it, with the whole base in memory; None otherwise."""
+        if self.config.get("target_parameters"):
+            return "it adapts experts"
+        return (
+            "its base has weights stored the other way round"
+            * bool(self.config.get("fan_in_fan_out"))
+            or None
+        )
 
     @property
     def method(self) -> str:

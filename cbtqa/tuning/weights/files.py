@@ -238,6 +238,11 @@ class Output:
         return self.n_values * _BYTES.get(self.dtype, 1)
 
 
+def dtypes_of(outputs: Iterable[Output]) -> set[str]:
+    """torch's names of the types that are written."""
+    return {output.dtype for output in outputs}
+
+
 @dataclass(frozen=True)
 class Step:
     """One file done."""
@@ -327,12 +332,12 @@ class ModelRecord(Record):
     finished_at: str
 
 
-def describe_written(folder: Path, outputs: Iterable[Output]) -> dict[str, Any]:
+def describe_written(folder: Path, dtypes: Iterable[str]) -> dict[str, Any]:
     """The fields of a record that are known once everything else is written."""
     paths = sorted(path for path in folder.iterdir() if path.name != PLAN_NAME)
     written = tuple(describe_file(path) for path in paths if path.is_file())
     return {
-        "dtypes": tuple(sorted({output.dtype for output in outputs})),
+        "dtypes": tuple(sorted(set(dtypes))),
         "weights_sha256": combine_hashes(f for f in written if f.name.endswith(".safetensors")),
         "packages": package_versions(),
         "files": written,
@@ -433,7 +438,7 @@ def write_configs(
     source: Backbone,
     family: Backbone,
     config: dict[str, Any],
-    outputs: Iterable[Output],
+    dtypes: Iterable[str],
     *,
     adapter: Path | None = None,
 ) -> tuple[str, ...]:
@@ -463,9 +468,9 @@ def write_configs(
         path = own if own.is_file() else path
     given = read_json(path) if path else {}
     generation, unknown = make_generation_config(given, tokenizer, family, ends)
-    dtypes = {output.dtype for output in outputs}
-    if len(dtypes) == 1:
-        config["torch_dtype"] = dtypes.pop()
+    kinds = set(dtypes)
+    if len(kinds) == 1:
+        config["torch_dtype"] = kinds.pop()
     write_json(folder / "config.json", config)
     write_json(folder / GENERATION_NAME, generation)
     return unknown
