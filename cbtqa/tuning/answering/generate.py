@@ -403,7 +403,7 @@ def open_local(
 ) -> tuple[AnswerModel, str, ComputeType]:
     """The model of this process, checked, with its device and precision; raises as `open_model`."""
     on_stage("checking the model")
-    opened = open_model(settings)
+    opened = open_model(settings, on_stage)
     for note in opened.notes:
         on_stage(note)
     torch, device = require("torch"), settings.device
@@ -422,11 +422,13 @@ def open_local(
 
 def sampling_of(settings: SpeakerSettings) -> Sampling:
     """The request's sampling; what the protocol has no field for is sent as vLLM takes it."""
-    more: dict[str, float | int] = {}
+    more: dict[str, Any] = {}
     if settings.top_k:
         more["top_k"] = settings.top_k
     if settings.repetition_penalty != 1:
         more["repetition_penalty"] = settings.repetition_penalty
+    if settings.thinking in ("on", "off"):
+        more["chat_template_kwargs"] = {"enable_thinking": settings.thinking == "on"}
     return settings.sampling(
         temperature=settings.temperature,
         top_p=settings.top_p if settings.top_p < 1 else None,

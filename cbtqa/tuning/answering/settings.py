@@ -10,7 +10,7 @@ from pydantic import Field
 from cbtqa.llm.runs import EndpointSettings, ServerSettings
 from cbtqa.llm.second_opinion import GuardSettings, ScreenEndpointSettings
 from cbtqa.settings import Settings
-from cbtqa.tuning.settings import Mode, Precision
+from cbtqa.tuning.settings import Mode, Precision, Thinking
 
 
 class ModelSettings(Settings):
@@ -39,6 +39,10 @@ class DecodingSettings(Settings):
     do."""
     chat_format: str | None = None
     """Chat format by name or template file. Default: as trained, else the model's own."""
+    thinking: Thinking | None = None
+    """off, on or keep, of a chat format with a switch for reasoning. Default: as trained, else off;
+    at an endpoint what the server does (on and off are sent as chat_template_kwargs, which vLLM,
+    SGLang and llama.cpp read)."""
     max_new_tokens: int = Field(1024, ge=1)
     """Most tokens of an answer; one that reaches them is rejected as cut."""
     temperature: float = Field(0.0, ge=0, le=2)
