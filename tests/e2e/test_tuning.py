@@ -85,7 +85,7 @@ def test_a_backbone_of_the_paper_learns_answers_and_is_scored(
     tuned, answers, scores = (tmp_path / name for name in ("tuned", "answers", "scores"))
     words = ("finetune", dataset, "--backbone", base, "--out", tuned, *chat, *LEARN)
     if backbone == "baichuan":  # once as a user would, as processes of their own
-        run_cbtqa(*words, cwd=tmp_path)
+        run_cbtqa(*words, cwd=tmp_path, as_process=True)
     else:
         _program(*words)
     words = ("generate", dataset, "--adapter", tuned, "--base", base, "--out", answers, *ANSWER)
