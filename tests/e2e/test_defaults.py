@@ -26,7 +26,7 @@ def test_the_commands_follow_each_other_without_a_path(tmp_path: Path) -> None:
     (base / "generation_config.json").write_text(json.dumps({"eos_token_id": [*range(2, 512, 12)]}))
 
     def run(*words: str) -> str:
-        return run_cbtqa(*words, cwd=tmp_path, OMP_NUM_THREADS="1").stderr
+        return run_cbtqa(*words, cwd=tmp_path).stderr
 
     run("build-dataset")
     assert "dataset: cbtqa-dataset, the newest here" in run("stats")
