@@ -143,8 +143,20 @@ def count_parameters(shape: Shape) -> int:
         queries = more["q_lora_rank"] * (hidden + heads * (plain + turned))
         keys_and_values = hidden * (latent + turned) + latent * heads * (plain + out)
         attention = queries + keys_and_values + heads * out * hidden
+    layer = attention + 3 * hidden * shape.intermediate
+    if "num_experts" in more:
+        experts = 3 * hidden * more["num_experts"] * more["moe_intermediate_size"]
+        layer = attention + experts + hidden * more["num_experts"]
+    extra = 0
+    if "linear_num_key_heads" in more:  # three layers of four, as in Qwen3.5; its queries are gated
+        keys = more["linear_num_key_heads"] * more["linear_key_head_dim"]
+        values = more["linear_num_value_heads"] * more["linear_value_head_dim"]
+        linear = hidden * (2 * keys + 3 * values + 2 * more["linear_num_value_heads"])
+        attention += hidden * head_dim * heads
+        layer = 3 * hidden * shape.intermediate
+        extra = shape.layers * (3 * linear + attention) // 4
     embeddings = shape.vocab * hidden * (1 if shape.tied else 2)
-    return embeddings + shape.layers * (attention + 3 * hidden * shape.intermediate)
+    return embeddings + extra + shape.layers * layer
 
 
 MERGE_RECORD = "merge.json"
@@ -170,6 +182,8 @@ class Backbone(Record):
     aliases: tuple[str, ...] = ()
     hub_id: str | None = None
     """None for a local folder that names no origin."""
+    modelscope_id: str | None = None
+    """The same weights on ModelScope; None where no mirror is known."""
     revision: str | None = None
     """Commit to download; None: the Hub's newest."""
     path: Path | None = None
@@ -201,8 +215,10 @@ class Backbone(Record):
     context: int | None = None
     """Tokens the model was made for."""
     shape: Shape | None = None
+    sources: tuple[str, ...] = ()
+    """Where facts were looked up, and which."""
     assumed: tuple[str, ...] = ()
-    """Facts that were not read from the checkpoint."""
+    """Facts that were neither read from the checkpoint nor looked up."""
 
     @property
     def needs_conversion(self) -> bool:
@@ -234,8 +250,12 @@ class Backbone(Record):
 @cache
 def load_backbones() -> dict[str, Backbone]:
     """All known backbones by id, in the file's order."""
-    rows = read_table("backbones.yaml")["backbones"]
-    return {name: Backbone(id=name, **row) for name, row in rows.items()}
+    table = read_table("backbones.yaml")
+    found = {}
+    for name, row in table["backbones"].items():
+        told = tuple(table["sources"][one] for one in row.get("sources", ()))
+        found[name] = Backbone(**{**row, "id": name, "sources": told})
+    return found
 
 
 def find_backbone(given: str | Path) -> Backbone:

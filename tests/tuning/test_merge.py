@@ -267,7 +267,6 @@ def test_a_base_known_by_name_only_asks_for_its_folder(
     ("change", "words"),
     [
         ({"peft_type": "IA3"}, "type IA3"),
-        ({"fan_in_fan_out": True}, "the other way round"),
         ({"layer_replication": [[0, 2]]}, "replicated layers"),
         ({"init_lora_weights": "pissa_niter_4"}, "initialised by pissa"),
     ],

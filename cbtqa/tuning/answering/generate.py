@@ -376,7 +376,9 @@ def prepare(settings: GenerateSettings, on_stage: OnStage) -> AnswerRun:
     service, mode, asked = _read(settings)
     if service is not None:
         return AnswerRun(settings, mode, asked, service, None)
-    return AnswerRun(settings, mode, asked, None, *open_local(settings, on_stage))
+    opened, device, precision = open_local(settings, on_stage)
+    settings = settings.with_own(opened.generation)
+    return AnswerRun(settings, mode, asked, None, opened, device, precision)
 
 
 def _read(settings: GenerateSettings) -> tuple[Service | None, Mode, Asked]:
@@ -429,8 +431,10 @@ def sampling_of(settings: SpeakerSettings) -> Sampling:
         more["repetition_penalty"] = settings.repetition_penalty
     if settings.thinking in ("on", "off"):
         more["chat_template_kwargs"] = {"enable_thinking": settings.thinking == "on"}
+    # with `--decoding model` the server knows them
+    is_servers = settings.decoding == "model" and "temperature" not in settings.model_fields_set
     return settings.sampling(
-        temperature=settings.temperature,
+        temperature=None if is_servers and settings.endpoint else settings.temperature,
         top_p=settings.top_p if settings.top_p < 1 else None,
         max_tokens=settings.max_new_tokens,
         seed=settings.seed,

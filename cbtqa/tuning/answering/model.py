@@ -73,13 +73,19 @@ class AnswerModel:
     notes: tuple[str, ...] = ()
 
     @property
+    def generation(self) -> dict[str, Any]:
+        """The model's own generation_config.json; empty where it has none."""
+        place = self.backbone
+        file = fetch_if_present(place.location, GENERATION_NAME, revision=place.revision)
+        found = read_json(file) if file else {}
+        return found if isinstance(found, dict) else {}
+
+    @property
     def stops(self) -> list[int]:
         """Tokens any of which ends an answer."""
         tokenizer = self.chat.tokenizer
         named = tokenizer.convert_tokens_to_ids(list(self.backbone.stops))
-        place = self.backbone
-        file = fetch_if_present(place.location, GENERATION_NAME, revision=place.revision)
-        given = read_json(file).get("eos_token_id") if file else None
+        given = self.generation.get("eos_token_id")
         own = given if isinstance(given, list) else [given]
         found = {*self.chat.end_ids, tokenizer.eos_token_id, *named, *own}
         return sorted(found - {None, tokenizer.unk_token_id})
