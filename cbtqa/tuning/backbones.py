@@ -244,7 +244,14 @@ class Backbone(Record):
     @property
     def display_name(self) -> str:
         """Name for records: the folder's last part or the Hub id, never a path."""
-        return self.path.resolve().name if self.path else self.hub_id or self.id
+        return folder_name(self.path) if self.path else self.hub_id or self.id
+
+
+def folder_name(path: Path) -> str:
+    """A model folder's own name; in a cache (`owner--NAME/snapshots/COMMIT`) that of the model."""
+    folder = path.resolve()
+    is_cached = folder.parent.name == "snapshots"
+    return folder.parent.parent.name.rpartition("--")[2] if is_cached else folder.name
 
 
 @cache
@@ -300,7 +307,7 @@ def _named(name: str) -> Backbone | None:
 
 
 def _folder_backbone(path: Path) -> Backbone:
-    config, record, name = read_config(path), record_of(path), path.resolve().name
+    config, record, name = read_config(path), record_of(path), folder_name(path)
     # a source that is none of the known ones still has the formats of its layout
     formats = load_backbones().get(str(record.get("backbone") or record.get("conversion")))
     source = formats or _same_kind(name, config)
@@ -446,7 +453,8 @@ def fetch_if_present(
 def commit_of(path: Path) -> str | None:
     """The commit of a file in the Hub's cache (`.../snapshots/COMMIT/FILE`), or None."""
     parts = path.parts
-    return parts[parts.index("snapshots") + 1] if "snapshots" in parts else None
+    found = parts[parts.index("snapshots") + 1] if "snapshots" in parts else ""
+    return found if re.fullmatch(r"[0-9a-f]{7,64}", found) else None  # a branch is no commit
 
 
 def cannot_get(location: str, error: Exception) -> ConfigError:

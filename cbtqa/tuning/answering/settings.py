@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from cbtqa.llm.runs import EndpointSettings, ServerSettings
 from cbtqa.llm.second_opinion import GuardSettings, ScreenEndpointSettings
 from cbtqa.settings import Settings
-from cbtqa.tuning.settings import Mode, Precision, Thinking
+from cbtqa.tuning.settings import Mode, Place, Precision, Thinking
 
 CARD = {"max_new_tokens": 256, "temperature": 1.0, "top_k": 50}
 """Source: the card of Hongbin37/CBT-LLM, which sets max_new_tokens=256 and leaves the rest to the
@@ -29,6 +29,8 @@ class ModelSettings(Settings):
     """Model folder, backbone name or Hub id; with --endpoint its name there."""
     revision: str | None = None
     """Commit or tag of a model on the Hub."""
+    from_: Place = "hub"
+    """Where a model that is not here is downloaded from: hub, or modelscope (needs its library)."""
 
 
 class DecodingSettings(Settings):
