@@ -2,13 +2,14 @@
 
 What the file does not declare is read from a model's own `config.json`.
 
-    find_backbone("baichuan").needs_conversion          # True: cbtqa convert comes first
+    find_backbone("baichuan").needs_conversion          # True: `weights.cache` makes the copy
     find_backbone("baichuan-7b-llama").source_id        # "baichuan", from its conversion record
 """
 
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from functools import cache
 from pathlib import Path
@@ -192,7 +193,7 @@ class Backbone(Record):
     source_architecture: str | None = None
     """Class named by the published config.json; None: the same as `architecture`."""
     conversion: Conversion | None = None
-    """Layout that `cbtqa convert` must rewrite first; None: transformers reads it as it is."""
+    """Layout that must be rewritten first; None: transformers reads it as it is."""
     architecture: str | None = None
     """transformers class once converted; None: not read yet (a Hub id that is not listed)."""
     model_type: str | None = None
@@ -221,7 +222,7 @@ class Backbone(Record):
 
     @property
     def needs_conversion(self) -> bool:
-        """True when `cbtqa convert` has to run before training."""
+        """True when only a converted copy can be loaded."""
         return self.conversion is not None
 
     @property
@@ -458,5 +459,9 @@ def cannot_get(location: str, error: Exception) -> ConfigError:
 
 
 def download_hint(location: str) -> str:
-    """The command that downloads a model where there is a network."""
-    return f"where there is a network: hf download {location} --local-dir {location.split('/')[-1]}"
+    """What to do where the Hub is not reached; names the mirror that the environment sets."""
+    mirror = os.environ.get("HF_ENDPOINT")
+    tried = f"HF_ENDPOINT names {mirror}: is it reachable? " if mirror else ""
+    other = "" if mirror else " (or through a mirror: HF_ENDPOINT=URL)"
+    folder = location.split("/")[-1]
+    return f"{tried}where there is a network{other}: hf download {location} --local-dir {folder}"

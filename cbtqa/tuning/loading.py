@@ -16,7 +16,8 @@ from cbtqa.files import read_text
 from cbtqa.tuning.backbones import Backbone, cannot_get, completed, find_backbone, template_text
 from cbtqa.tuning.data.chat_format import ChatFormat, set_thinking
 from cbtqa.tuning.libraries import require, shipped, shipped_yaml
-from cbtqa.tuning.settings import LoraSettings, Precision, Thinking
+from cbtqa.tuning.settings import LoraSettings, OnStage, Precision, Thinking
+from cbtqa.tuning.weights.cache import converted, find_copy
 
 ComputeType = Literal["bf16", "fp16", "fp32"]
 HEADS = ("lm_head", "embed_tokens", "wte", "embed_out")
@@ -30,22 +31,29 @@ ALL_EXPERTS = ("experts",)
 
 
 def choose_backbone(
-    name: str | None, revision: str | None = None, *, may_need_conversion: bool = False
+    name: str | None,
+    revision: str | None = None,
+    on_stage: OnStage = lambda words: None,
+    *,
+    is_dry: bool = False,
 ) -> Backbone:
-    """The backbone of a name; raises ConfigError without a name, or if it must be converted."""
+    """The backbone of a name, as transformers reads it; raises ConfigError without a name.
+
+    One that was published with code of its own is downloaded and converted, once.
+
+    Args:
+        is_dry: convert nothing: a copy that is there is taken, else the published layout.
+    """
     if not name:
         hint = "--backbone NAME, a folder or a Hub id; names: cbtqa backbones"
         raise ConfigError("no backbone named", hint=hint)
     backbone = completed(find_backbone(name))
     if revision:
         backbone = backbone.model_copy(update={"revision": revision})
-    if backbone.needs_conversion and not may_need_conversion:
-        target = f"{backbone.id.lower()}-converted"
-        raise ConfigError(
-            f"{backbone.display_name} was published with code of its own, which is never run here",
-            hint=f"cbtqa convert {name} --out {target}, then --backbone {target}",
-        )
-    return backbone
+    if is_dry and backbone.needs_conversion:
+        copy = find_copy(backbone)
+        return find_backbone(copy) if copy else backbone
+    return converted(backbone, on_stage)
 
 
 def choose_precision(wanted: Precision) -> ComputeType:
@@ -146,8 +154,7 @@ def _not_loaded(backbone: Backbone, error: Exception) -> ConfigError:
     if "trust_remote_code" in words or "does not recognize this architecture" in words:
         return ConfigError(
             f"{backbone.display_name} needs code from the Hub, which is never run here",
-            hint="cbtqa backbones lists models that work without; Baichuan-7B, Baichuan2-7B and "
-            "Qwen-7B: cbtqa convert",
+            hint="cbtqa backbones lists models that work without",
         )
     return cannot_get(backbone.display_name, error)
 

@@ -22,7 +22,7 @@ from cbtqa.tuning.backbones import Backbone, fetch_if_present
 from cbtqa.tuning.data.chat_format import ChatFormat
 from cbtqa.tuning.libraries import require
 from cbtqa.tuning.loading import ComputeType, choose_backbone, load_base, load_chat
-from cbtqa.tuning.settings import Mode, Thinking
+from cbtqa.tuning.settings import Mode, OnStage, Thinking
 from cbtqa.tuning.training.record import RUN_NAME, RunStart
 from cbtqa.tuning.weights.adapter import CONFIG_NAME, check_base, find_adapter, find_base
 from cbtqa.tuning.weights.files import (
@@ -124,13 +124,15 @@ class AnswerModel:
             ) from None
 
 
-def open_model(settings: SpeakerSettings) -> AnswerModel:
+def open_model(settings: SpeakerSettings, on_stage: OnStage = lambda words: None) -> AnswerModel:
     """Finds the model, its base and its tokenizer, and checks that they belong together.
+
+    A model that has to be converted first is, once, as `on_stage` tells.
 
     Raises:
         UsageError: neither an adapter nor a model named, or both.
         DataError: no adapter there, or on another base than the one given.
-        ConfigError: a model that must be converted first, or cannot be loaded.
+        ConfigError: a model that cannot be had, converted or loaded.
     """
     if (settings.adapter is None) == (settings.model is None):
         raise UsageError(
@@ -139,17 +141,17 @@ def open_model(settings: SpeakerSettings) -> AnswerModel:
             "URL the model's name there",
         )
     if settings.adapter is not None:
-        return _open_adapter(settings, settings.adapter)
-    backbone = choose_backbone(settings.model, settings.revision)
+        return _open_adapter(settings, settings.adapter, on_stage)
+    backbone = choose_backbone(settings.model, settings.revision, on_stage)
     chat = load_chat(backbone, settings.chat_format, _thinking(settings, "keep"))
     sha256 = describe_base(backbone).weights_sha256
     return AnswerModel(backbone, chat, None, backbone.display_name, sha256)
 
 
-def _open_adapter(settings: SpeakerSettings, folder: Path) -> AnswerModel:
+def _open_adapter(settings: SpeakerSettings, folder: Path, on_stage: OnStage) -> AnswerModel:
     config, weights = find_adapter(folder)
     recorded = read_base_record(folder)
-    backbone = find_base(config, settings.base, recorded)
+    backbone = find_base(config, settings.base, recorded, on_stage)
     base, notes = check_base(backbone, recorded)
     files = (*map(describe_file, weights), describe_file(folder / CONFIG_NAME))
     chat, sha256 = _chat_of_adapter(settings, folder, backbone), combine_hashes(files)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from cbtqa.llm.runs import EndpointSettings, ServerSettings
+from cbtqa.llm.second_opinion import GuardSettings, ScreenEndpointSettings
 from cbtqa.settings import Settings
 from cbtqa.tuning.settings import Mode, Precision, Thinking
 
@@ -108,7 +109,9 @@ class BatchSettings(Settings):
     no memory left."""
 
 
-class GenerateSettings(SpeakerSettings, BatchSettings, EndpointSettings):
+class GenerateSettings(
+    SpeakerSettings, BatchSettings, EndpointSettings, ScreenEndpointSettings, GuardSettings
+):
     """The settings of `cbtqa generate`."""
 
     data: Path | None = None

@@ -51,6 +51,7 @@ from cbtqa.tuning.libraries import read_table, require
 from cbtqa.tuning.loading import choose_backbone, load_chat, lora_config
 from cbtqa.tuning.settings import FinetuneSettings
 from cbtqa.tuning.training.prepare import padding_note, resolve_for_run, within_context
+from cbtqa.tuning.weights.cache import cache_folder
 
 STEPS_LAID_OUT = 500
 FSDP_CARDS = (2, 4, 8)
@@ -152,13 +153,13 @@ def dry_run(
     """
     resolved = resolve_for_run(resolved)
     given = resolved.values
-    backbone = choose_backbone(given.backbone, given.revision, may_need_conversion=True)
+    backbone = choose_backbone(given.backbone, given.revision, is_dry=True)
     settings, notes = within_context(given, backbone)
     if backbone.gated:
         words = f"gated: accept the licence on the page of {backbone.hub_id}, hf auth login"
         notes = (words, *notes)
     if backbone.needs_conversion:
-        words = f"first: cbtqa convert {given.backbone} --out {backbone.id.lower()}-converted"
+        words = f"the run begins with a download and a conversion, once, into {cache_folder()}"
         notes = (words, *notes)
     config = to_config(backbone)
     if settings.packing and (reason := reason_to_pad(config)):

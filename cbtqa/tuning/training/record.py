@@ -124,6 +124,7 @@ def write_readme(folder: Path, start: RunStart) -> None:
     text = shipped_yaml("adapter_readme.md")
     base = start.base
     words = {name: start.settings[name].value for name in ("objective", "preset", "mode")}
+    words |= {"published": base.hub_id or base.name}
     words |= {"base": base.name, "revision": base.revision or "main", "sha256": base.weights_sha256}
     write_text(folder / README_NAME, Template(text).substitute(words))
 

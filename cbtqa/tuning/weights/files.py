@@ -95,7 +95,12 @@ class BaseRecord(Record):
     """Known backbone it is or was made from; None when it is none of them."""
     name: str
     """Hub id, or the folder's own name."""
+    hub_id: str | None = None
+    """Where its weights, or those that were converted, were published; None where not known."""
     revision: str | None = None
+    """Commit there."""
+    is_converted: bool = False
+    """True when `cbtqa convert`, or a verb by itself, rewrote what was published."""
     weights_sha256: str
     """See `hash_weights`."""
     is_quantized: bool = False
@@ -106,10 +111,16 @@ def describe_base(backbone: Backbone, *, is_quantized: bool = False) -> BaseReco
     """The record of a base; a folder that we converted or merged is not hashed again."""
     recorded = _recorded_hash(backbone.path) if backbone.path else None
     files = () if recorded else find_weights(backbone.location, backbone.revision)
+    record = record_of(backbone.path) if backbone.path else {}
+    source = record.get("source") or {}  # of a conversion; without a commit it was a folder
+    commit = source.get("revision") or (commit_of(files[0]) if files else backbone.revision)
+    hub_id = None if backbone.path else backbone.hub_id
     return BaseRecord(
         backbone=backbone.known_id,
         name=backbone.display_name,
-        revision=commit_of(files[0]) if files else backbone.revision,
+        hub_id=source["name"] if source.get("revision") else hub_id,
+        revision=commit,
+        is_converted=bool(source),
         weights_sha256=recorded or hash_weights(files),
         is_quantized=is_quantized,
     )
@@ -178,8 +189,9 @@ def _load_pickle(path: Path, *, mapped: bool) -> dict[str, Any]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
-        words = f"a pickle with more than tensors in it is not loaded: {first_line(error)}"
-        raise DataError(words, where=str(path)) from None
+        # torch's own words advise to load it all the same, which would run what is in it
+        words = "damaged, or a pickle with more than tensors in it: it is not loaded"
+        raise DataError(words, where=str(path), hint=DOWNLOAD_AGAIN) from error
     except (RuntimeError, EOFError, ValueError) as error:
         if mapped and "mmap" in str(error):  # the format before torch 1.6 cannot be mapped
             return _load_pickle(path, mapped=False)

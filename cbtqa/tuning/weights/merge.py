@@ -30,7 +30,7 @@ from cbtqa.tuning.backbones import MERGE_RECORD, Backbone, commit_of, fetch, fet
 from cbtqa.tuning.data.chat_format import set_thinking
 from cbtqa.tuning.libraries import require
 from cbtqa.tuning.loading import load_base
-from cbtqa.tuning.settings import Thinking
+from cbtqa.tuning.settings import OnStage, Thinking
 from cbtqa.tuning.weights.adapter import CONFIG_NAME, Adapter, check_base, find_base, read_adapter
 from cbtqa.tuning.weights.files import (
     SHARD_BYTES,
@@ -84,8 +84,9 @@ def merge(
     thinking: Thinking | None = None,
     shard_bytes: int = SHARD_BYTES,
     on_step: OnStep = lambda step: None,
+    on_stage: OnStage = lambda words: None,
 ) -> MergeRecord:
-    """Merges an adapter into the folder `out`.
+    """Merges an adapter into the folder `out`; a base that has to be converted is, once.
 
     Args:
         base: name, folder or Hub id; None: what the adapter names.
@@ -95,13 +96,13 @@ def merge(
 
     Raises:
         UsageError: `out` exists, or the base is not found by the name that the adapter records.
-        ConfigError: a base in 4 bits or in need of conversion; an adapter of another kind.
+        ConfigError: a base in 4 bits, or one that cannot be had; an adapter of another kind.
         DataError: another base than the one the adapter was trained on; damaged files.
         IncompleteRunError: the disk is full; the same command resumes.
     """
     refuse_existing(out)
     opened, recorded = read_adapter(adapter), read_base_record(adapter)
-    backbone = find_base(opened.config, base, recorded)
+    backbone = find_base(opened.config, base, recorded, on_stage)
     config_path = fetch(backbone.location, "config.json", revision=backbone.revision)
     config: dict[str, Any] = read_json(config_path)
     if config.get("quantization_config"):
