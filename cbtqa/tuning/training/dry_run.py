@@ -128,6 +128,7 @@ class DryRun(Record):
     """Over all epochs."""
     n_processes: int
     """Cards that share each step."""
+    memory_by: Literal["counted", "by formula"]
     memory: dict[Literal["plain", "checkpointed"], Memory]
     cards: tuple[CardEstimate, ...]
     example: tuple[Piece, ...]
@@ -195,6 +196,7 @@ def dry_run(
         flops_per_token=flops.total(checkpointing=False),
         total_tokens=total_tokens,
         n_processes=n_processes,
+        memory_by="by formula" if count.by_formula else "counted",
         memory={"plain": sizing.plain, "checkpointed": sizing.checkpointed},
         cards=tuple(sizing.on(card, flops, total_tokens) for card in cards),
         example=_show_example(train, chat, settings),
