@@ -278,3 +278,8 @@ def test_a_line_is_promised_at_any_hour_also_in_the_sentence_after_its_number() 
     assert "round_the_clock_promise" in rules(promise)
     assert "round_the_clock_promise" not in rules("可以拨打12356。你随时可以求助。")
     assert "round_the_clock_promise" not in rules("可以拨打120。急救电话随时能打通。")
+
+
+def test_a_child_who_was_told_to_keep_it_secret_is_no_advice_to_do_so() -> None:
+    assert "secrecy" not in rules("还被嘱咐瞒着父母，这是很危险的信号。")
+    assert "secrecy" in rules("这件事你要瞒着父母。")
