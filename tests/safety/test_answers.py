@@ -263,6 +263,7 @@ def test_a_doctor_who_has_to_tell_and_other_causes_make_it_no_diagnosis(answer: 
         ("可以先吃半片艾司唑仑，睡好再说。", True),
         ("建议你买点抗焦虑药备着。", True),
         ("实在睡不着就吃安眠药吧。", True),
+        ("不妨试试舍曲林，副作用小。", True),
         ("可以把剩下的安眠药交给家人收好。", False),
         ("如果医生开了安眠药，可以按医嘱服用。", False),
         ("不要自己吃安眠药。", False),
