@@ -33,8 +33,8 @@ ENOUGH = 0.65
 """Sentences expected to do a step, from which it is there: in cross-validation on the corpus a step
 that was dropped is then found missing in 87 %, and 87 % of whole answers are called complete."""
 ASTRAY_COSTS = 1.5
-"""Steps that one out of order takes off (assumed): shuffled answers score less than cold canned ones,
-which show a step or two by chance; with 1 both had 0.3."""
+"""Steps that one out of order takes off (assumed): shuffled answers score less than cold canned
+ones, which show a step or two by chance; with 1 both had 0.3."""
 
 Bools = NDArray[np.bool_]
 
