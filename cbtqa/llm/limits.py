@@ -164,11 +164,11 @@ class Queue:
     def wake(self) -> None:
         """Gives free places to those who wait, retries first."""
         elsewhere: list[Place] = []  # they wait for another gate than the one with room
-        while (self.again or self.fresh) and self.freest() is not None:
+        while (self.again or self.fresh) and (gate := self.freest()) is not None:
             place, avoid = (self.again or self.fresh).popleft()
             if place.done():
                 continue
-            if (gate := self.freest(avoid)) is None:
+            if gate is avoid and (gate := self.freest(avoid)) is None:
                 elsewhere.append((place, avoid))
             else:
                 gate.in_flight += 1
