@@ -131,8 +131,8 @@ def merge(
     with building(out, plan) as folder:
         if why_whole:
             notes = (*notes, f"merged by peft with the whole base in memory: {why_whole}")
-            dtypes = {dtype or _main_dtype(outputs)}
-            config = _merge_whole(adapter, backbone, folder, *dtypes, shard_bytes)
+            made = dtype or _main_dtype(outputs)
+            dtypes, config = {made}, _merge_whole(adapter, backbone, folder, made, shard_bytes)
         _carry_tokenizer(opened, backbone, folder, thinking)
         carry_notices(backbone, folder)
         write_configs(folder, backbone, backbone, config, dtypes, adapter=adapter)
