@@ -126,9 +126,8 @@ def run_study(
         run.raise_what_stopped_it()
         described: dict[str, Any] = {}
         if second.runs:
-            sessions, described = ask_opinions(
-                sessions, second, opened, run.players.cost or 0.0, on_progress
-            )
+            spent = run.players.cost or 0.0
+            sessions, described = ask_opinions(sessions, second, opened, spent, on_progress)
             write_jsonl(folder.sessions_path, sessions)
         manifest = _manifest(folder, courses, sessions, opened, run.players.cost, described)
     write_manifest(out, manifest)

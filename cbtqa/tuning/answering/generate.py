@@ -91,8 +91,7 @@ def generate(
 
     Raises:
         UsageError: data, adapter or model are missing, or two of them given.
-        ConfigError: a model that must be converted first or cannot be loaded; a folder of another
-            run.
+        ConfigError: a model that cannot be had or loaded; a folder of another run.
         DataError: no questions, no adapter, an adapter on another base.
         MissingExtraError: torch, transformers or peft are not installed.
         LicenceGateError: questions would go to a non-local endpoint without acknowledgement.
@@ -136,12 +135,11 @@ def generate(
             files=tuple(describe_file(folder / name, folder) for name in WRITTEN),
         )
     write_manifest(folder, manifest)
+    was_cut = counts["rejected"].get("cut")
     refuse_empty(
         *(counts["n_out"], counts["n_in"], "questions has an answer", counts["rejected"]),
         kept=folder / REJECTS_NAME,
-        hint="all cut: raise --max-new-tokens (a new --out)"
-        if counts["rejected"].get("cut")
-        else "",
+        hint="all cut: raise --max-new-tokens (a new --out)" if was_cut else "",
     )
     return GenerateResult(folder, manifest)
 

@@ -10,7 +10,7 @@ from its tokenizer where that is on this machine, else from characters:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -155,12 +155,7 @@ def dry_run(
     given = resolved.values
     backbone = choose_backbone(given.backbone, given.revision, is_dry=True)
     settings, notes = within_context(given, backbone)
-    if backbone.gated:
-        words = f"gated: accept the licence on the page of {backbone.hub_id}, hf auth login"
-        notes = (words, *notes)
-    if backbone.needs_conversion:
-        words = f"the run begins with a download and a conversion, once, into {cache_folder()}"
-        notes = (words, *notes)
+    notes = (*_first_steps(backbone), *notes)
     config = to_config(backbone)
     if settings.packing and (reason := reason_to_pad(config)):
         settings = settings.model_copy(update={"packing": False})
@@ -201,6 +196,14 @@ def dry_run(
         cards=tuple(sizing.on(card, flops, total_tokens) for card in cards),
         example=_show_example(train, chat, settings),
     )
+
+
+def _first_steps(backbone: Backbone) -> Iterator[str]:
+    """What comes before the training itself, in words."""
+    if backbone.needs_conversion:
+        yield f"the run begins with a download and a conversion, once, into {cache_folder()}"
+    if backbone.gated:
+        yield f"gated: accept the licence on the page of {backbone.hub_id}, hf auth login"
 
 
 def _read_splits(

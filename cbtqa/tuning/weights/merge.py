@@ -102,16 +102,7 @@ def merge(
     """
     refuse_existing(out)
     opened, recorded = read_adapter(adapter), read_base_record(adapter)
-    backbone = find_base(opened.config, base, recorded, on_stage)
-    config_path = fetch(backbone.location, "config.json", revision=backbone.revision)
-    config: dict[str, Any] = read_json(config_path)
-    if config.get("quantization_config"):
-        raise ConfigError(
-            f"{backbone.display_name} holds quantised weights: merging into them would lose what "
-            "was learned",
-            hint="give the 16-bit model that it was made from: --base FOLDER",
-        )
-    backbone = backbone.model_copy(update={"revision": commit_of(config_path)})
+    backbone, config = _at_one_commit(find_base(opened.config, base, recorded, on_stage))
     found, notes = check_base(backbone, recorded)
     outputs, why_whole = _planned(opened, find_weights(backbone.location, backbone.revision), dtype)
     if why_whole and recorded is None:
@@ -151,6 +142,19 @@ def merge(
         )
         write_json(folder / MERGE_RECORD, record)
     return record
+
+
+def _at_one_commit(backbone: Backbone) -> tuple[Backbone, dict[str, Any]]:
+    """The base held to the commit of its config.json, and that; refuses quantised weights."""
+    config_path = fetch(backbone.location, "config.json", revision=backbone.revision)
+    config: dict[str, Any] = read_json(config_path)
+    if config.get("quantization_config"):
+        raise ConfigError(
+            f"{backbone.display_name} holds quantised weights: merging into them would lose what "
+            "was learned",
+            hint="give the 16-bit model that it was made from: --base FOLDER",
+        )
+    return backbone.model_copy(update={"revision": commit_of(config_path)}), config
 
 
 def _planned(
