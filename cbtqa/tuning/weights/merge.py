@@ -104,13 +104,8 @@ def merge(
     opened, recorded = read_adapter(adapter), read_base_record(adapter)
     backbone, config = _at_one_commit(find_base(opened.config, base, recorded, on_stage))
     found, notes = check_base(backbone, recorded)
-    outputs, why_whole = _planned(opened, find_weights(backbone.location, backbone.revision), dtype)
-    if why_whole and recorded is None:
-        raise DataError(
-            f"the base has other weights than the adapter: {why_whole}",
-            where=adapter.name,
-            hint="give the base that it was trained on: --base FOLDER",
-        )
+    weights, is_known = find_weights(backbone.location, backbone.revision), recorded is not None
+    outputs, why_whole = _planned(opened, weights, dtype, is_known=is_known)
     check_space(out, sum(output.n_bytes for output in outputs))
     files = tuple(map(describe_file, opened.weight_paths))
     plan = {
@@ -118,11 +113,10 @@ def merge(
         "adapter": [each.sha256 for each in files],
         "settings": [dtype, shard_bytes, opened.config, cbtqa.__version__, thinking],
     }
-    dtypes = dtypes_of(outputs)
+    dtypes, made = dtypes_of(outputs), dtype or _main_dtype(outputs)
     with building(out, plan) as folder:
         if why_whole:
             notes = (*notes, f"merged by peft with the whole base in memory: {why_whole}")
-            made = dtype or _main_dtype(outputs)
             dtypes, config = {made}, _merge_whole(adapter, backbone, folder, made, shard_bytes)
         _carry_tokenizer(opened, backbone, folder, thinking)
         carry_notices(backbone, folder)
@@ -158,9 +152,13 @@ def _at_one_commit(backbone: Backbone) -> tuple[Backbone, dict[str, Any]]:
 
 
 def _planned(
-    adapter: Adapter, paths: tuple[Path, ...], dtype: DType | None
+    adapter: Adapter, paths: tuple[Path, ...], dtype: DType | None, *, is_known: bool
 ) -> tuple[list[Output], str | None]:
-    """The weights to write, and why they cannot be made one by one, or None."""
+    """The weights to write, and why they cannot be made one by one, or None.
+
+    Args:
+        is_known: the adapter records its base, by hash; else other weights are refused.
+    """
     outputs: list[Output] = []
     changed = {_bare(name): name for name in (*adapter.deltas, *adapter.replaced)}
     for path in paths:
@@ -182,6 +180,12 @@ def _planned(
     if lost and not whole:
         whole = f"its files have no {lost[0]}"
         whole += f" and {len(lost) - 1} more, which transformers makes from others as it loads them"
+    if whole and not is_known:
+        raise DataError(
+            f"the base has other weights than the adapter: {whole}",
+            where=adapter.folder.name,
+            hint="give the base that it was trained on: --base FOLDER",
+        )
     return outputs, whole
 
 
