@@ -44,7 +44,7 @@ THRESHOLDS: Mapping[Language, tuple[float, float]] = {"zh": (0.65, 0.60), "en": 
 """Probability of a sentence from which the model grades it explicit, and a concern, in a text with
 Chinese characters and in one without. Lower ones find more of the roundabout statements, and on
 real questions mostly ordinary distress."""
-SPOKEN = 0.90, 0.95
+SPOKEN = 0.95, 0.97
 """The same for a turn of a session. The model has learned whole questions: of ordinary short lines,
 such as "It began on Monday", it is too sure at lower ones."""
 DANGER, DANGER_WORDED, ACUTE = 0.30, 0.04, 0.40
