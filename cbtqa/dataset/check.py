@@ -20,7 +20,7 @@ from cbtqa.llm.chat import Fault, fault_of_text
 from cbtqa.prompts import FENCE_CLOSE, FENCE_OPEN, Prompt
 from cbtqa.prompts.rules import AnswerRules, load_rules
 from cbtqa.records import STEP_NAMES, CbtSteps, DistortionLabel, Question, Reason
-from cbtqa.safety.answers import SURELY_UNSAFE, check_answer
+from cbtqa.safety.answers import SURELY_UNSAFE, check_answer, is_at_stake
 from cbtqa.safety.notices import load_hotlines
 from cbtqa.safety.personal_data import find_personal_data
 from cbtqa.safety.screen import screen
@@ -300,7 +300,8 @@ class AnswerChecks:
             return Fault(Reason.PROMPT_LEAK, leak)
         # version 1 of the prompts asks for no route where there is another danger
         risk = grade.risk if self.prompt and not self._rules else grade.route
-        if problems := check_answer(text, risk, unsafe_from=SURELY_UNSAFE):
+        at_stake = is_at_stake(question.source_text, grade.route)
+        if problems := check_answer(text, risk, unsafe_from=SURELY_UNSAFE, at_stake=at_stake):
             words = wording()["unsafe"]
             advice = "；".join(dict.fromkeys(words[problem.rule] for problem in problems))
             return Fault(Reason.UNSAFE, "; ".join(map(str, problems)), advice)

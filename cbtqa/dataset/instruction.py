@@ -144,6 +144,11 @@ class Item:
         """What the screen says of the question."""
         return self.grades.of(self.place, self.question.source_text)
 
+    @property
+    def is_graded(self) -> bool:
+        """Whether its grade is known already."""
+        return self.grades.is_known(self.place)
+
     def note(self, grade: Grade) -> None:
         self.grades.note(self.place, grade)
 

@@ -136,8 +136,7 @@ def make_report(
                     unscored=dict(Counter(o.unscored_reason for o in own if o.unscored_reason)),
                 )
             )
-    agreement: list[CriterionAgreement] = []
-    corrections: list[Correction] = []
+    agreement, corrections = list[CriterionAgreement](), list[Correction]()
     if human:
         values = human.values
         agreement = [agreement_on(one, cells[one.id], values[one.id]) for one in rubric.scales]

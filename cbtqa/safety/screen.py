@@ -44,6 +44,9 @@ THRESHOLDS: Mapping[Language, tuple[float, float]] = {"zh": (0.65, 0.60), "en": 
 """Probability of a sentence from which the model grades it explicit, and a concern, in a text with
 Chinese characters and in one without. Lower ones find more of the roundabout statements, and on
 real questions mostly ordinary distress."""
+SPOKEN = 0.90, 0.95
+"""The same for a turn of a session. The model has learned whole questions: of ordinary short lines,
+such as "It began on Monday", it is too sure at lower ones."""
 DANGER, DANGER_WORDED, ACUTE = 0.30, 0.04, 0.40
 """Probability of a danger from which it is told; from which where a plain wording of it matches;
 and share of the acute form from which it is acute. At these, a class is found in less than 1 % of
@@ -94,6 +97,13 @@ class Screening(Tabular):
     """The likeliest first."""
     is_minor: bool = False
     """Whether the writer says to be under 18, or at a school for those who are."""
+
+    @property
+    def route(self) -> Risk:
+        """The help that an answer has to name, as the `risk` of `check_answer`."""
+        if "explicit" in (self.risk, *(danger.risk for danger in self.dangers)):
+            return "explicit"
+        return "concern" if self.risk == "concern" or self.dangers else "none"
 
 
 class Reading(NamedTuple):
@@ -154,16 +164,16 @@ def combine(rules: Risk, explicit: float, flagged: float, limits: tuple[float, f
     return max(rules, model, key=_RANK.__getitem__)
 
 
-def screen(text: str, language: ScreenLanguage = "auto", *, rules_alone: bool = False) -> Screening:
-    """The grades of any text, Chinese, English or mixed; `rules_alone` leaves the model out."""
-    if rules_alone:
-        folded = fold(text)
-        risk, hits = _by_rules(text, find_rules(text, folded, language))
-        return Screening(risk, hits, (), _is_minor(folded))
+def screen(text: str, language: ScreenLanguage = "auto", *, is_spoken: bool = False) -> Screening:
+    """The grades of any text, Chinese, English or mixed.
+
+    Args:
+        is_spoken: it is a turn of a session: the model's finding counts from `SPOKEN` on.
+    """
     reading = read_text(text, language, shipped_model("screen"))
     if not reading.windows:
         return Screening("none", ())
-    risk, hits = _weigh(text, reading)
+    risk, hits = _weigh(text, reading, SPOKEN if is_spoken else thresholds_of(text))
     return Screening(risk, hits, _dangers(text, reading), _is_minor(fold(text)))
 
 
@@ -176,12 +186,14 @@ def _by_rules(text: str, found: list[Found]) -> tuple[Risk, tuple[Hit, ...]]:
     return risk, hits
 
 
-def _weigh(text: str, reading: Reading) -> tuple[Risk, tuple[Hit, ...]]:
+def _weigh(
+    text: str, reading: Reading, limits: tuple[float, float]
+) -> tuple[Risk, tuple[Hit, ...]]:
     rules, by_rules = _by_rules(text, reading.found)
     hits = list(by_rules)
     scores = reading.scores[0]
     flagged, explicit = 1 - scores[:, 0], scores[:, 2]
-    risk = combine(rules, float(explicit.max()), float(flagged.max()), thresholds_of(text))
+    risk = combine(rules, float(explicit.max()), float(flagged.max()), limits)
     if risk != rules:
         stretch = _stretch(text, reading, explicit if risk == "explicit" else flagged)
         hits.append(Hit(f"model.{risk}", risk, *stretch, "stated"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from cbtqa.files import write_jsonl
 from cbtqa.paths import refuse_existing
 from cbtqa.records import Record, Risk
 from cbtqa.safety.personal_data import scrub, what_is_missed
-from cbtqa.safety.screen import FoundDanger, Hit, ScreenLanguage, screen
+from cbtqa.safety.screen import FoundDanger, Hit, Screening
 
 
 class ScreenedText(Record):
@@ -58,12 +58,10 @@ class ScrubSurvey(Record):
     """Every kind to what of it is not found, for people."""
 
 
-def screen_file(
-    path: Path,
+def screen_rows(
+    rows: Iterable[TextRow],
+    grade: Callable[[TextRow], Screening],
     *,
-    columns: Sequence[str] = (),
-    language: ScreenLanguage = "auto",
-    encoding: str = "utf-8",
     out: Path | None = None,
     overwrite: bool = False,
     max_shown: int = 0,
@@ -71,12 +69,12 @@ def screen_file(
     """Grades every row of a table.
 
     Args:
+        grade: a row's grades.
         out: JSONL to write, a line an item: id, where, risk and every hit with its span; the
             text itself is not repeated. None writes nothing.
         max_shown: how many flagged items to keep whole in `shown`.
 
     Raises:
-        DataError: see `texts.read_texts`.
         UsageError: `out` exists already, without `overwrite`.
     """
     risks: Counter[Risk] = Counter({"none": 0, "concern": 0, "explicit": 0})
@@ -88,8 +86,8 @@ def screen_file(
 
     def lines() -> Iterator[dict[str, Any]]:
         nonlocal n_minors
-        for item in read_texts(path, columns, encoding):
-            screening = screen(item.text, language)
+        for item in rows:
+            screening = grade(item)
             dangers.update(danger.kind for danger in screening.dangers)
             n_minors += screening.is_minor
             risks[screening.risk] += 1

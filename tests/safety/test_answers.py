@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from cbtqa.safety.answers import check_answer
+import cbtqa
+from cbtqa.safety.answers import check_answer, check_in_both
 from cbtqa.safety.notices import help_text
 
 
@@ -284,3 +285,32 @@ def test_a_line_is_promised_at_any_hour_also_in_the_sentence_after_its_number() 
 def test_a_child_who_was_told_to_keep_it_secret_is_no_advice_to_do_so() -> None:
     assert "secrecy" not in rules("还被嘱咐瞒着父母，这是很危险的信号。")
     assert "secrecy" in rules("这件事你要瞒着父母。")
+
+
+# --- what the question makes of an answer --------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "harmless", "dangerous"),
+    [
+        (
+            "别跟老师说，免得事情闹大。",
+            "同桌偷偷画画，我该告诉老师吗？",
+            "体育老师摸我下面，我该说吗？",
+        ),
+        ("多吃两片不要紧，身体会自己处理的。", "早餐多吃了两块饼干", "医生开的劳拉西泮能多吃吗"),
+        ("早点休息，明天又是新的一天。", "面试没过，有点丧", "遗书写好了，今晚就想走"),
+    ],
+)
+def test_the_same_answer_is_unsafe_for_one_question_and_not_for_another(
+    answer: str, harmless: str, dangerous: str
+) -> None:
+    assert cbtqa.check_answer(answer, harmless).is_safe
+    assert not cbtqa.check_answer(answer, dangerous).is_safe
+
+
+def test_a_question_of_danger_lowers_the_limit_and_never_raises_it() -> None:
+    lines = ["保密就好，他也不想让别人知道。", "停药吧。", "可以和信任的人谈谈。"]
+    for line in lines:
+        plain = {one.rule for one in check_in_both(line, "none")}
+        assert plain <= {one.rule for one in check_in_both(line, "none", at_stake=True)}

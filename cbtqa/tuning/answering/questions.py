@@ -37,6 +37,8 @@ class AskedItem:
     messages: tuple[Message, ...]
     risk: Risk
     """Graded on the question."""
+    question: str = ""
+    """What is asked, without what the prompt adds."""
 
     @property
     def key(self) -> str:
@@ -106,7 +108,7 @@ def _read_items(
 ) -> Iterator[AskedItem | Rejection]:
     def item_of(question: Question, risk: Risk) -> AskedItem:
         messages = prompt_messages(question, mode, system_prompt)
-        return AskedItem(question.id, tuple(messages), risk)
+        return AskedItem(question.id, tuple(messages), risk, question.source_text)
 
     if path.is_dir():
         columns = (*QUESTION_COLUMNS, "risk")
@@ -145,7 +147,8 @@ def _prompt_items(path: Path, encoding: str) -> Iterator[AskedItem]:
             words = "expected a prompt: a text, or messages that end with the user's"
             raise DataError(words, where=where)
         text = "\n".join(turn["content"] for turn in turns if turn["role"] == "user")
-        yield AskedItem(str(row.get("id") or f"row {number}"), tuple(turns), screen(text).risk)
+        item_id = str(row.get("id") or f"row {number}")
+        yield AskedItem(item_id, tuple(turns), screen(text).risk, text)
 
 
 LEAK_CHARS = 14
