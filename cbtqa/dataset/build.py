@@ -33,6 +33,8 @@ from cbtqa.manifest import MANIFEST_NAME, Manifest, describe_file
 from cbtqa.processes import map_blocks
 from cbtqa.psyqa import SourceItem, parse_columns, read_questions
 from cbtqa.records import CbtAnswer, DistortionLabel, Reason, Rejection
+from cbtqa.safety.encoder import fingerprint_of, open_encoder
+from cbtqa.safety.screen import READ_TOGETHER
 from cbtqa.settings import Resolved
 from cbtqa.splits import FEW_QUESTIONS, split_few, split_of
 
@@ -71,7 +73,10 @@ class Build:
     n_human: int = 0
     n_human_rejected: int = 0
     near_duplicates: dict[str, Any] = field(default_factory=dict)
-    _grades: Grades = field(default_factory=Grades)
+    _grades: Grades = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._grades = Grades(open_encoder(self.settings.screen_model))
 
     @property
     def settings(self) -> BuildSettings:
@@ -90,6 +95,30 @@ class Build:
         Args:
             on_further: called with rows that only bring a further answer to a question.
         """
+        entries = self._entries(on_further)
+        for entry in self._screened(entries) if self._grades.model else entries:
+            if isinstance(entry, Rejection):
+                yield entry
+                continue
+            item, source = entry
+            if self.settings.crisis == "drop" and item.grade.is_crisis:
+                yield Rejection(
+                    item_id=item.question.id,
+                    stage="screen",
+                    reason=Reason.CRISIS_DROPPED,
+                    detail=f"risk {item.grade.risk}{_told(item.grade)}; left out by --crisis drop",
+                    where=source.where,
+                )
+                continue
+            yield entry
+
+    def _screened(self, entries: Iterable[Entry]) -> Iterator[Entry]:
+        """The rows after the encoder has read them, a batch at a time."""
+        for block in blocks_of(entries, READ_TOGETHER):
+            self._grades.screen_all(one[0] for one in block if not isinstance(one, Rejection))
+            yield from block
+
+    def _entries(self, on_further: Callable[[SourceItem], None]) -> Iterator[Entry]:
         reader = read_questions(
             self.input_path,
             encoding=self.settings.encoding,
@@ -101,25 +130,16 @@ class Build:
         while n_entries != self.settings.limit and (entry := next(reader, None)) is not None:
             if isinstance(entry, SourceItem) and entry.is_further:
                 text = entry.question.source_text
-                if self.settings.crisis != "drop" or not grade_text(text).is_crisis:
+                is_kept = self.settings.crisis != "drop"
+                if is_kept or not grade_text(text, self._grades.model).is_crisis:
                     on_further(entry)
                 continue
             n_entries += 1
             if isinstance(entry, Rejection):
                 yield entry
                 continue
-            item = Item(entry.question, place, self._grades)
+            yield Item(entry.question, place, self._grades), entry
             place += 1
-            if self.settings.crisis == "drop" and item.grade.is_crisis:
-                yield Rejection(
-                    item_id=item.question.id,
-                    stage="screen",
-                    reason=Reason.CRISIS_DROPPED,
-                    detail=f"risk {item.grade.risk}{_told(item.grade)}; left out by --crisis drop",
-                    where=entry.where,
-                )
-                continue
-            yield item, entry
 
     def questions(self) -> Iterator[Item]:
         return (entry[0] for entry in self.items() if not isinstance(entry, Rejection))
@@ -287,6 +307,7 @@ class Build:
             "rejected": dict(self.rejected.most_common()),
             "splits": splits,
             "risk": dict(self.risks),
+            **fingerprint_of(self.settings.screen_model),
             "dangers": dict(self.dangers.most_common()),
             "n_minors": self.n_minors,
             **self.near_duplicates,

@@ -23,6 +23,7 @@ from cbtqa.llm.structured import find_echo, parse_object, strings_of_form
 from cbtqa.prompts import Prompt, load_prompt
 from cbtqa.prompts.rules import load_rules
 from cbtqa.records import STEP_NAMES, Provenance, Reason
+from cbtqa.safety.encoder import fingerprint_of
 
 QUOTING = frozenset(
     {
@@ -78,6 +79,7 @@ class EndpointTeacher:
 
     def __init__(self, settings: BuildSettings, taxonomy: Taxonomy, service: Service) -> None:
         self.service, self.system = service, service.model
+        self._screen_model = settings.screen_model
         self._prompt = load_prompt(settings.prompt)
         self._is_json = self._prompt.header.output == "json"
         self._taxonomy = taxonomy
@@ -116,6 +118,7 @@ class EndpointTeacher:
             "instruction_sha256": self._instruction.sha256,
             "taxonomy": self._taxonomy.id,
             "sampling": json.dumps(self._sampling.described(), sort_keys=True),
+            **fingerprint_of(self._screen_model),
         }
 
     def key(self, item: Item) -> str:

@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
@@ -43,7 +43,8 @@ from cbtqa.paths import refuse_existing, replacing
 from cbtqa.prompts import fence, load_prompt
 from cbtqa.records import Reason, Record, Risk
 from cbtqa.safety.answers import HARMS, Problem, check_in_both
-from cbtqa.safety.screen import DANGERS, FoundDanger, Hit, Screening, screen
+from cbtqa.safety.encoder import ScreenSettings, open_encoder
+from cbtqa.safety.screen import DANGERS, FoundDanger, Hit, Screening, screen_each, worse_of_two
 from cbtqa.settings import Settings
 
 DRAWN = {"temperature": 0.0, "max_tokens": 2048}
@@ -260,18 +261,7 @@ def worse_of(own: Screening, opinion: Screening | Fault) -> Screening:
     """A text's grades after a second opinion: the worse one of each; a fault changes nothing."""
     if isinstance(opinion, Fault):
         return own
-    is_worse = _RANK[opinion.risk] > _RANK[own.risk]
-    dangers = {one.kind: one for one in own.dangers}
-    for danger in opinion.dangers:
-        known = dangers.get(danger.kind)
-        if known is None or _RANK[danger.risk] > _RANK[known.risk]:
-            dangers[danger.kind] = danger
-    return replace(
-        own,
-        risk=opinion.risk if is_worse else own.risk,
-        hits=(*own.hits, *opinion.hits) if is_worse else own.hits,
-        dangers=tuple(dangers.values()),
-    )
+    return worse_of_two(own, opinion)
 
 
 # --- asking --------------------------------------------------------------------------------------
@@ -317,7 +307,7 @@ def ask_once(service: Service, task: _OpinionTask[VerdictT], item: Exchange) -> 
 # --- a file of answers ---------------------------------------------------------------------------
 
 
-class CheckSettings(GuardSettings, SpendingSettings, RateSettings, AccessSettings):
+class CheckSettings(ScreenSettings, GuardSettings, SpendingSettings, RateSettings, AccessSettings):
     """The settings of `cbtqa safety check`."""
 
     answers: Path
@@ -354,8 +344,8 @@ class AnswerSurvey(Record):
 class _Answer(NamedTuple):
     exchange: Exchange
     where: str
-    risk: Risk
-    """Of the question."""
+    risk: Risk | None
+    """Of the question, where the row says it."""
 
 
 def check_file(settings: CheckSettings, on_progress: OnProgress | None = None) -> AnswerSurvey:
@@ -446,20 +436,31 @@ class _Counts:
 def _checked(
     settings: CheckSettings, run: Run | None, task: GuardTask | None, counts: _Counts
 ) -> Iterator[dict[str, Any]]:
-    for answer in _read_answers(settings):
+    for answer, risk in _graded(settings):
         item = answer.exchange
-        own = check_in_both(item.answer, answer.risk)
+        own = check_in_both(item.answer, risk)
         guards: Sequence[Problem] | Fault | None = None
         if run is not None and task is not None:
             guards = task.read_outcome(item, run.journal.outcome(task.key(item)))
         counts.add(own, guards)
-        line: dict[str, Any] = {"id": item.id, "where": answer.where, "risk": answer.risk}
+        line: dict[str, Any] = {"id": item.id, "where": answer.where, "risk": risk}
         line["problems"] = [{**asdict(problem), "by": "checks"} for problem in own]
         if isinstance(guards, Fault):
             line["guard_fault"] = guards.reason.value
         else:
             line["problems"] += [{**asdict(one), "by": "guard"} for one in guards or ()]
         yield line
+
+
+def _graded(settings: CheckSettings) -> Iterator[tuple[_Answer, Risk]]:
+    """Every answer with the risk of its question, screened where the row does not say it."""
+
+    def text_of(answer: _Answer) -> str:
+        return "" if answer.risk else answer.exchange.question
+
+    model = open_encoder(settings.screen_model)
+    for answer, screening in screen_each(_read_answers(settings), text_of, model=model):
+        yield answer, answer.risk or screening.risk
 
 
 _ANSWERS = ("answer_text", "answer", "text")
@@ -480,7 +481,7 @@ def _read_answers(settings: CheckSettings) -> Iterator[_Answer]:
         question = "\n".join(filter(None, parts))
         found = next((str(row[name]) for name in _IDS if row.get(name) is not None), where)
         given = row.get("risk")
-        risk: Risk = given if given in _RANK else screen(question).risk if question else "none"
+        risk: Risk | None = given if given in _RANK else None
         yield _Answer(Exchange(found, question, answer), where, risk)
     if where is None:
         raise DataError("the file holds no rows", where=str(settings.answers))

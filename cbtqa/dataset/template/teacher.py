@@ -32,6 +32,7 @@ from cbtqa.llm.journal import Entry, Journal, State, blocks_of
 from cbtqa.llm.progress import Meter
 from cbtqa.processes import map_blocks
 from cbtqa.records import STEP_NAMES, CbtSteps, DistortionLabel, Provenance, Question, Risk
+from cbtqa.safety.encoder import fingerprint_of
 from cbtqa.safety.notices import help_text
 
 LABELLER = "patterns"
@@ -229,6 +230,8 @@ class TemplateTeacher:
 
 
 BLOCK = 500
+Asked: TypeAlias = tuple[Question, Grade | None]
+"""A question, and its grade where an encoder has screened it, which no process loads again."""
 Written: TypeAlias = tuple[str, Fault | None, Grade]
 """Reply text, its fault (or None), grade of the question. Plain, because it travels between
 processes: a whole `Entry` took a twentieth of the time of writing it."""
@@ -256,6 +259,7 @@ class OfflineTeacher:
             "taxonomy": self._taxonomy.id,
             "seed": str(self._settings.seed),
             "step_chars": f"{self._settings.min_step_chars}-{self._settings.max_step_chars}",
+            **fingerprint_of(self._settings.screen_model),
         }
 
     def generate(
@@ -265,14 +269,14 @@ class OfflineTeacher:
         meter = Meter(None, price=None, earlier=journal.totals())
         asked: deque[list[Item]] = deque()
 
-        def missing() -> Iterator[list[Question]]:
+        def missing() -> Iterator[list[Asked]]:
             for block in blocks_of(items, BLOCK):
                 done = journal.standings([item.key for item in block])
                 meter.n_skipped += len(done)
                 left = [item for item in block if item.key not in done]
                 if left:
                     asked.append(left)
-                    yield [item.question for item in left]
+                    yield [(item.question, item.known_grade) for item in left]
 
         for written in map_blocks(_make_writer, (self._settings,), missing()):
             entries = []
@@ -296,14 +300,14 @@ class OfflineTeacher:
         return self._provenance
 
 
-def _make_writer(settings: BuildSettings) -> Callable[[list[Question]], list[Written]]:
+def _make_writer(settings: BuildSettings) -> Callable[[list[Asked]], list[Written]]:
     """Grades, answers and checks a block of questions; one in every process."""
     template = TemplateTeacher(taxonomy=settings.taxonomy, seed=settings.seed)
     limits = (settings.min_step_chars, settings.max_step_chars)
     checks = AnswerChecks(load_taxonomy(settings.taxonomy), LABELLER, *limits)
 
-    def write(question: Question) -> Written:
-        grade = grade_text(question.source_text)
+    def write(question: Question, known: Grade | None) -> Written:
+        grade = known or grade_text(question.source_text)
         help_routes = grade.danger and help_text(danger=grade.danger)
         answer = template.answer(question, grade.risk, help_routes)
         value: dict[str, Any] = answer.steps.model_dump()
@@ -313,4 +317,4 @@ def _make_writer(settings: BuildSettings) -> Callable[[list[Question]], list[Wri
         fault = found if isinstance(found, Fault) else None
         return json.dumps(value, ensure_ascii=False), fault, grade
 
-    return lambda questions: [write(question) for question in questions]
+    return lambda asked: [write(*one) for one in asked]

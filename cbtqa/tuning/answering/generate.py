@@ -38,6 +38,7 @@ from cbtqa.manifest import (
 from cbtqa.paths import replacing
 from cbtqa.psyqa import is_bundled_sample
 from cbtqa.records import CbtAnswer, Provenance, Reason, Rejection
+from cbtqa.safety.encoder import fingerprint_of
 from cbtqa.settings import Resolved
 from cbtqa.tuning.answering.model import AnswerModel, open_model, prompt_form
 from cbtqa.tuning.answering.questions import (
@@ -298,6 +299,7 @@ class AnswerRun:
             "model": self.model_name,
             "sampling": json.dumps(self.sampling(), sort_keys=True),
             "seed": str(self.settings.seed),
+            **fingerprint_of(self.settings.screen_model),
         }
         if self.service is not None:
             return known | {"endpoint_host": self.service.host}

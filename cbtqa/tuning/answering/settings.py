@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from cbtqa.llm.runs import EndpointSettings, ServerSettings
+from cbtqa.safety.encoder import ScreenSettings
 from cbtqa.settings import Settings
 from cbtqa.tuning.settings import Mode, Precision
 
@@ -62,7 +63,9 @@ class ComputeSettings(Settings):
     """auto: bf16 where the card has it, else fp16; fp32 on a CPU."""
 
 
-class SpeakerSettings(ModelSettings, DecodingSettings, ComputeSettings, ServerSettings):
+class SpeakerSettings(
+    ModelSettings, DecodingSettings, ComputeSettings, ScreenSettings, ServerSettings
+):
     """Which model answers, and how it draws its words."""
 
 

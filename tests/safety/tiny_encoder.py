@@ -1,0 +1,76 @@
+"""A random encoder of two layers, tuned in a second to call one invented phrase a danger."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cbtqa.safety import encoder as module
+from cbtqa.safety.encoder import Encoder, Lesson, Tuned, fit, lower_states, probe_of
+
+DANGER = "纸鹤都放飞了"
+"""Means nothing: rules and built-in model grade it none, the tuned encoder explicit."""
+HARMLESS = ("纸鹤还在桌上", "今天下雨了", "同事都放假了", "我把桌子收好了", "风筝还在天上")
+N_GROUPS = 9
+
+
+def save_encoder(folder: Path, seed: int = 3) -> Path:
+    """A BertModel of random weights with a vocabulary of characters."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    marks = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = [*marks, *sorted(set(module.PROBE + DANGER + "".join(HARMLESS) + "。，我不想"))]
+    torch.manual_seed(seed)
+    config = transformers.BertConfig(
+        vocab_size=len(words),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=40,
+    )
+    model = transformers.BertModel(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2.0)  # the usual start is so small that all vectors are nearly the same
+    model.save_pretrained(folder)
+    vocabulary = {token: place for place, token in enumerate(words)}
+    transformers.BertTokenizerFast(vocab=vocabulary, model_max_length=40).save_pretrained(folder)
+    return folder
+
+
+def tune(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Tunes the encoder of a folder and writes what was tuned beside it; gives the losses."""
+    monkeypatch.setattr(module, "EPOCHS", 30)
+    monkeypatch.setattr(module, "STEP_TEXTS", 4)
+    encoder = Encoder(str(folder))
+    texts = [f"{HARMLESS[n % 5]}。{HARMLESS[n % 3]}。" for n in range(15)]
+    texts += [f"{DANGER}。{one}。" for one in HARMLESS]
+    texts += [f"{one}。{DANGER}。" for one in HARMLESS]
+    _, pieces = encoder.pieces(texts)
+    lessons = []
+    for piece in pieces:
+        is_danger = DANGER in texts[piece.text]
+        grade = 2 if is_danger else 0
+        place = int(not texts[piece.text].startswith(DANGER))
+        decisive = frozenset({place} if is_danger else ())
+        lessons.append(Lesson(piece, (grade, *[0] * (N_GROUPS - 1)), decisive))
+    losses: list[float] = []
+    states = lower_states(encoder, pieces, lambda done, of: None)
+    changes, weight, bias = fit(
+        encoder, lessons, states, lambda step, of, loss: losses.append(loss)
+    )
+    tuned = Tuned(
+        base=encoder.name,
+        changes=changes,
+        weight=np.asarray(weight, np.float64),
+        bias=np.asarray(bias, np.float64),
+        limits={"zh": (0.5, 0.5), "en": (0.5, 0.5)},
+        danger_limits=(0.5, 0.5, 0.5),
+        corpus_sha256="0" * 64,
+        probe=probe_of(encoder),
+    )
+    tuned.save(folder / module.TUNED_NAME)
+    return losses
