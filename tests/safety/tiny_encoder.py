@@ -1,4 +1,4 @@
-"""A random encoder of two layers, tuned in a second to call one invented phrase a danger."""
+"""A random encoder of two layers, fitted in a second to call one invented phrase a danger."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cbtqa.safety import encoder as module
-from cbtqa.safety.encoder import Encoder, Lesson, Tuned, fit, lower_states, probe_of
+from cbtqa.safety.encoder import Encoder, Lesson, Tuned, fit, probe_of
 
 DANGER = "纸鹤都放飞了"
 """Means nothing: rules and built-in model grade it none, the tuned encoder explicit."""
@@ -42,35 +42,36 @@ def save_encoder(folder: Path, seed: int = 3) -> Path:
 
 
 def tune(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Tunes the encoder of a folder and writes what was tuned beside it; gives the losses."""
-    monkeypatch.setattr(module, "EPOCHS", 30)
-    monkeypatch.setattr(module, "STEP_TEXTS", 4)
+    """Fits a network on the encoder of a folder and writes it beside it; gives the losses."""
+    monkeypatch.setattr(module, "EPOCHS", 60)
+    monkeypatch.setattr(module, "STEP_TEXTS", 8)
     encoder = Encoder(str(folder))
     texts = [f"{HARMLESS[n % 5]}。{HARMLESS[n % 3]}。" for n in range(15)]
     texts += [f"{DANGER}。{one}。" for one in HARMLESS]
     texts += [f"{one}。{DANGER}。" for one in HARMLESS]
-    _, pieces = encoder.pieces(texts)
-    lessons = []
-    for piece in pieces:
-        is_danger = DANGER in texts[piece.text]
-        grade = 2 if is_danger else 0
-        place = int(not texts[piece.text].startswith(DANGER))
-        decisive = frozenset({place} if is_danger else ())
-        lessons.append(Lesson(piece, (grade, *[0] * (N_GROUPS - 1)), decisive))
+    found = encoder.means(texts, (1, 2))
+    lessons, n_rows = [], 0
+    for text, one in zip(texts, found, strict=True):
+        place = text.replace("。", " ").split().index(DANGER) if DANGER in text else None
+        rows = range(n_rows, n_rows + len(one.spans))
+        few = rows if place is None else [rows[place]]
+        grade = 0 if place is None else 2
+        lessons.append(Lesson(few, (grade, *[0] * (N_GROUPS - 1))))
+        n_rows += len(rows)
     losses: list[float] = []
-    states = lower_states(encoder, pieces, lambda done, of: None)
-    changes, weight, bias = fit(
-        encoder, lessons, states, lambda step, of, loss: losses.append(loss)
+    fitted = fit(
+        np.vstack([one.means for one in found]),
+        lessons,
+        lambda step, of, loss: losses.append(loss),
     )
     tuned = Tuned(
         base=encoder.name,
-        changes=changes,
-        weight=np.asarray(weight, np.float64),
-        bias=np.asarray(bias, np.float64),
+        layers=(1, 2),
         limits={"zh": (0.5, 0.5), "en": (0.5, 0.5)},
         danger_limits=(0.5, 0.5, 0.5),
         corpus_sha256="0" * 64,
-        probe=probe_of(encoder),
+        probe=probe_of(encoder, (1, 2)),
+        **fitted,
     )
     tuned.save(folder / module.TUNED_NAME)
     return losses
