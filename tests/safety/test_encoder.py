@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -97,7 +98,7 @@ def test_other_weights_of_the_same_shape_are_refused(folder, tmp_path) -> None:
 
 
 def test_an_encoder_that_nothing_is_tuned_on_is_refused(tmp_path) -> None:
-    with pytest.raises(ConfigError, match="nothing is fitted for .*plain"):
+    with pytest.raises(ConfigError, match=r"nothing is fitted for .*plain"):
         open_encoder(str(save_encoder(tmp_path / "plain")))
 
 
@@ -199,6 +200,28 @@ def test_importing_the_package_and_the_settings_loads_no_torch() -> None:
         "cbtqa.screen('我想自杀'); assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+def test_what_is_shipped_is_whole_and_small() -> None:
+    path = Path(cbtqa.__file__).parent / "safety" / TUNED_NAME
+    shipped = Tuned.read(path.read_bytes())
+    assert shipped.base == "intfloat/multilingual-e5-small"
+    assert len(shipped.probe) == 2 * 384 and len(shipped.out[1]) == 27
+    assert all(0.2 < limit <= 1 for pair in shipped.limits.values() for limit in pair)
+    assert path.stat().st_size < 1_000_000
+
+
+@pytest.mark.weights
+def test_with_real_weights_roundabout_intent_is_raised_and_its_harmless_twin_is_not() -> None:
+    given = os.environ.get("MULTILINGUAL_E5_SMALL")
+    if not given:
+        pytest.skip("MULTILINGUAL_E5_SMALL names a folder of intfloat/multilingual-e5-small")
+    model = open_encoder(given)
+    pairs = {
+        "花都托给楼下阿姨了，猫也送走了，等这场雪下完，我就不用再醒过来了。": "explicit",
+        "花都托给楼下阿姨了，猫也送走了，等这场雪下完，我就出发去哈尔滨玩。": "none",
+    }
+    assert {text: one.risk for text, one in screen_each(pairs, str, model=model)} == pairs
 
 
 def test_the_python_face_takes_a_folder(folder) -> None:
