@@ -152,8 +152,11 @@ def check_answer(
     """
     from cbtqa.safety import answers
 
-    grade = risk or screen(question).risk
-    return AnswerCheck(risk=grade, problems=answers.check_answer(answer, grade, locale))
+    grades = screen(question)
+    route = risk or grades.route
+    at_stake = answers.is_at_stake(question, route)
+    problems = answers.check_answer(answer, route, locale, at_stake=at_stake)
+    return AnswerCheck(risk=risk or grades.risk, problems=problems)
 
 
 def convert(

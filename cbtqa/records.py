@@ -370,6 +370,8 @@ TurnMark = Literal[
     "narration",
     "note_to_model",
     "machine_text",
+    "risk",
+    "unsafe",
 ]
 """How a turn came about: the end was asked before the minimum of turns; the supervisor never
 accepted it; the supervisor gave no verdict; it was cut; it went on to speak for the other side and
@@ -377,7 +379,10 @@ was cut there; its tags were incomplete but its answer plain.
 
 What it says (`cbtqa.simulation.marks`): what was said before; leave-taking after the leave-taking;
 the other side's words; what bodies do; something about the task instead of to the other person;
-control tokens, reasoning or invented turns."""
+control tokens, reasoning or invented turns.
+
+What further models say (`cbtqa.simulation.playing.opinions`): the patient speaks of danger; the
+therapist's words are unsafe."""
 
 
 class Turn(Record):

@@ -46,11 +46,11 @@ def finetune(
 
     [bold]Examples[/bold]
 
-    cbtqa finetune --backbone baichuan-7b-llama
+    cbtqa finetune --backbone baichuan
 
     cbtqa finetune runs/psyqa --backbone qwen2.5 --dry-run --cards 4
 
-    cbtqa finetune runs/psyqa --backbone baichuan-7b-llama --preset paper --out runs/paper
+    cbtqa finetune runs/psyqa --backbone baichuan --preset paper --out runs/paper
 
     cbtqa finetune pairs.jsonl --backbone llama-3.2-3b --preset tahir-act-orpo
     """

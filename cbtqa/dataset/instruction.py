@@ -132,7 +132,7 @@ class Grades:
 
     def screen_all(self, items: Iterable[Item]) -> None:
         """Screens the items whose grade is not known yet."""
-        unknown = (item for item in items if not self.is_known(item.place))
+        unknown = (item for item in items if not item.is_graded)
         text_of = attrgetter("question.source_text")
         for item, screening in screen_each(unknown, text_of, model=self.model):
             self.note(item.place, grade_of(screening))
@@ -158,9 +158,9 @@ class Item:
         return self.grades.of(self.place, self.question.source_text)
 
     @property
-    def known_grade(self) -> Grade | None:
-        """The grade where it is known already."""
-        return self.grade if self.grades.is_known(self.place) else None
+    def is_graded(self) -> bool:
+        """Whether its grade is known already."""
+        return self.grades.is_known(self.place)
 
     def note(self, grade: Grade) -> None:
         self.grades.note(self.place, grade)

@@ -8,7 +8,8 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from cbtqa.llm.runs import EndpointSettings
-from cbtqa.safety.encoder import ScreenSettings
+from cbtqa.llm.second_opinion import GuardSettings, ScreenEndpointSettings
+from cbtqa.safety.encoder import ScreenModelSettings
 from cbtqa.settings import Settings
 
 
@@ -87,7 +88,13 @@ class OutputSettings(Settings):
 
 
 class BuildSettings(
-    InputSettings, TeacherSettings, ScreenSettings, EndpointSettings, OutputSettings
+    InputSettings,
+    TeacherSettings,
+    EndpointSettings,
+    ScreenModelSettings,
+    ScreenEndpointSettings,
+    GuardSettings,
+    OutputSettings,
 ):
     """Everything that shapes a build. Values assumed where arXiv 2403.16008 is silent say so."""
 

@@ -23,7 +23,6 @@ from cbtqa.llm.structured import find_echo, parse_object, strings_of_form
 from cbtqa.prompts import Prompt, load_prompt
 from cbtqa.prompts.rules import load_rules
 from cbtqa.records import STEP_NAMES, Provenance, Reason
-from cbtqa.safety.encoder import fingerprint_of
 
 QUOTING = frozenset(
     {
@@ -79,7 +78,6 @@ class EndpointTeacher:
 
     def __init__(self, settings: BuildSettings, taxonomy: Taxonomy, service: Service) -> None:
         self.service, self.system = service, service.model
-        self._screen_model = settings.screen_model
         self._prompt = load_prompt(settings.prompt)
         self._is_json = self._prompt.header.output == "json"
         self._taxonomy = taxonomy
@@ -118,7 +116,6 @@ class EndpointTeacher:
             "instruction_sha256": self._instruction.sha256,
             "taxonomy": self._taxonomy.id,
             "sampling": json.dumps(self._sampling.described(), sort_keys=True),
-            **fingerprint_of(self._screen_model),
         }
 
     def key(self, item: Item) -> str:
@@ -138,6 +135,9 @@ class EndpointTeacher:
         words = wording()
         complaint = words["ask_again"].get(fault.reason.value, words["ask_again"]["not_json"])
         found = fault.advice or (fault.detail if fault.reason in QUOTING else "")
+        if fault.reason is Reason.UNSAFE and not fault.advice:  # read back from a journal
+            unsafe = words["unsafe"].items()
+            found = "；".join(one for rule, one in unsafe if f"{rule}: " in fault.detail)
         detail = f"（{found[:200]}）" if found else ""
         return request_again(
             self.request(item), reply, fault, f"{complaint}{words['ask_again_closing']}", detail

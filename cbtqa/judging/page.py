@@ -87,9 +87,10 @@ class _Parts:
         )
         for one in ratings:
             self._ratings[one.system, one.question_id][one.criterion].append(one)
-        self.scores = score_table(report)
-        self.differences = difference_table(report)
-        self.agreement = agreement_table(report)
+        names = {one.id: _both(one.name) for one in self._criteria}
+        self.scores = score_table(report, names)
+        self.differences = difference_table(report, names)
+        self.agreement = agreement_table(report, names)
 
     def facts(self) -> list[tuple[str, Phrase]]:
         found, words = self._report.answers, self._words

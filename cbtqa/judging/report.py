@@ -30,6 +30,7 @@ from cbtqa.judging.correction import LEVEL, HumanSample, is_beyond
 from cbtqa.metrics.base import Signature
 from cbtqa.ratings.rubric import Criterion, Rubric
 from cbtqa.records import MetricScore, Record
+from cbtqa.report.page import Phrase, load_wording, same
 from cbtqa.report.table import Cell, Column, Estimate, Table
 from cbtqa.report.words import count, number, p_value, share, signed
 from cbtqa.statistics.intervals import mean_interval
@@ -364,8 +365,23 @@ def _people_alarms(
     return alarms
 
 
-def score_table(report: JudgeReport) -> Table:
+Names = Mapping[str, Phrase]
+"""Of criteria by id, for people; without one, a criterion is shown by its id."""
+
+
+def _words() -> dict[str, Phrase]:
+    return load_wording("cbtqa.judging", "page.yaml")
+
+
+def _row(what: Phrase, criterion: str, names: Names | None, **values: object) -> Phrase:
+    """The head of a row in both languages; English has the criterion's id, as files do."""
+    name = (names or {}).get(criterion, same(criterion))
+    return what.fill(criterion=Phrase(zh=name.first("zh"), en=criterion), **values)
+
+
+def score_table(report: JudgeReport, names: Names | None = None) -> Table:
     """The judge's means beside those of people, and as people would rate."""
+    words = _words()
     corrected = {(one.system, one.criterion): one for one in report.corrections}
     rows: list[tuple[Cell, ...]] = []
     for score in report.scores:
@@ -378,24 +394,30 @@ def score_table(report: JudgeReport) -> Table:
             corrected_cell = Estimate(held.value, held.low, held.high, held.interval_reason)
         rows.append(
             (
-                f"{score.system}, {criterion} ({score.unit})",
+                _row(
+                    words["tables.score"], criterion, names, system=score.system, unit=score.unit
+                ),
                 Estimate(score.value, score.low, score.high, score.unscored_reason),
                 Estimate(found.human_mean, note=f"(n {found.n_human})") if found else None,
                 corrected_cell,
                 f"{count(score.n_scored)}/{count(score.n_total)}",
             )
         )
-    heads = (Column(name, number) for name in ("judge", "people", "corrected"))
-    title = f"Rated by {report.judge} on {report.rubric}, {report.n_repeats} times"
-    title += " (random: questions; for corrected means raters too, if several)"
-    return Table(["system, criterion", *heads, "scored"], rows, title)
+    heads = (Column(words[f"tables.{name}"], number) for name in ("judge", "people", "corrected"))
+    title = words["tables.scores"].fill(
+        judge=report.judge or "-", rubric=report.rubric, n=report.n_repeats
+    )
+    return Table([words["tables.of_system"], *heads, words["tables.scored"]], rows, title)
 
 
-def difference_table(report: JudgeReport) -> Table:
+def difference_table(report: JudgeReport, names: Names | None = None) -> Table:
     """Every pair of systems on every criterion."""
+    words = _words()
     rows: list[tuple[Cell, ...]] = [
         (
-            f"{one.second} − {one.first}, {one.criterion}",
+            _row(
+                words["tables.pair"], one.criterion, names, second=one.second, first=one.first
+            ),
             Estimate(one.difference, one.low, one.high, one.interval_reason, show=signed),
             Estimate(one.p, reason=one.p_reason, show=p_value),
             Estimate(one.p_holm, show=p_value),
@@ -404,40 +426,44 @@ def difference_table(report: JudgeReport) -> Table:
         )
         for one in report.differences
     ]
-    heads = ["difference", "points [95%]", "p", "Holm", "won/lost/tied", "n"]
+    heads = [words["tables.difference"], words["tables.points"], "p", "Holm"]
     n_tests = sum(one.p is not None for one in report.differences)
-    title = "Differences on the same questions (random: questions; p by randomisation, Holm over "
-    return Table(heads, rows, f"{title}{n_tests} tests)")
+    title = words["tables.differences"].fill(n=n_tests)
+    return Table([*heads, words["tables.won"], "n"], rows, title)
 
 
-def agreement_table(report: JudgeReport) -> Table:
+def agreement_table(report: JudgeReport, names: Names | None = None) -> Table:
     """The judge with people, over all answers and within systems, people with each other, the
     judge with itself."""
+    words = _words()
     rows: list[tuple[Cell, ...]] = []
+
+    def head(kind: str, criterion: str, measure: str = "") -> Phrase:
+        return _row(words[f"tables.{kind}"], criterion, names, measure=measure)
+
     for found in report.agreement:
         within = {one.name: Estimate.of(one) for one in found.judge_human_within}
         rows += [
-            (f"{found.criterion}, judge-people: {one.name}", Estimate.of(one), cell, one.n_items)
+            (head("with_people", found.criterion, one.name), Estimate.of(one), cell, one.n_items)
             for one in found.judge_human
             for cell in (within.get(one.name),)
         ]
         rows += [
-            (f"{found.criterion}, people: {one.name}", Estimate.of(one), None, one.n_items)
+            (head("among_people", found.criterion, one.name), Estimate.of(one), None, one.n_items)
             for one in found.human_human
         ]
         if found.bias is not None:
             bias = Estimate(
                 found.bias, found.bias_low, found.bias_high, found.bias_reason, show=signed
             )
-            rows.append((f"{found.criterion}, judge less people", bias, None, found.n_items))
+            rows.append((head("less_people", found.criterion), bias, None, found.n_items))
     for criterion, alpha in ((one.criterion, one.alpha) for one in report.consistency):
-        name = f"{criterion}, judge with itself: {alpha.name}"
+        name = head("with_itself", criterion, alpha.name)
         rows.append((name, Estimate.of(alpha), None, alpha.n_items))
-    heads = ["what", "value [95% interval]", "within systems", "n"]
+    heads = [*(words[f"tables.{name}"] for name in ("what", "value", "within")), same("n")]
     if not any(row[2] for row in rows):
         heads, rows = [*heads[:2], heads[3]], [(*row[:2], row[3]) for row in rows]
-    title = "Agreement (random: questions, and raters where they are three or more)"
-    return Table(heads, rows, title)
+    return Table(heads, rows, words["tables.agreement"])
 
 
 def report_tables(report: JudgeReport) -> list[Table]:

@@ -44,10 +44,10 @@ Another encoder of the same shape is near 0."""
 _END = re.compile(r"[。!?\n]+[\"”』)]*|\.+[\"')]*(?=\s|$)")
 
 
-class ScreenSettings(Settings):
+class ScreenModelSettings(Settings):
     """A further model of the screen."""
 
-    panel: ClassVar[str] = "Screen"
+    panel: ClassVar[str] = "Second opinion"
     screen_model: str | None = None
     """An encoder that grades texts beside the built-in screen; the worse grade counts:
     intfloat/multilingual-e5-small, a folder of it, or one of scripts/train_safety. Needs torch."""
@@ -90,10 +90,13 @@ class Tuned:
         weights = {"hidden_weight": self.hidden[0], "out_weight": self.out[0]}
         plain = {"hidden_bias": self.hidden[1], "out_bias": self.out[1]}
         plain |= {"mean": self.mean, "spread": self.spread, "probe": self.probe}
-        np.savez_compressed(
-            path,
+        arrays: dict[str, Any] = {
             **{name: array.astype(np.float16) for name, array in weights.items()},
             **{name: array.astype(np.float32) for name, array in plain.items()},
+        }
+        np.savez_compressed(
+            path,
+            **arrays,
             base=self.base,
             layers=np.array(self.layers),
             limits=np.array([self.limits["zh"], self.limits["en"]]),

@@ -102,6 +102,13 @@ class Screening(Tabular):
     is_minor: bool = False
     """Whether the writer says to be under 18, or at a school for those who are."""
 
+    @property
+    def route(self) -> Risk:
+        """The help that an answer has to name, as the `risk` of `check_answer`."""
+        if "explicit" in (self.risk, *(danger.risk for danger in self.dangers)):
+            return "explicit"
+        return "concern" if self.risk == "concern" or self.dangers else "none"
+
 
 class Reading(NamedTuple):
     """What rules and model say of a text, before they are weighed."""

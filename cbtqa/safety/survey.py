@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,8 @@ from cbtqa.errors import DataError
 from cbtqa.files import write_jsonl
 from cbtqa.paths import refuse_existing
 from cbtqa.records import Record, Risk
-from cbtqa.safety.encoder import open_encoder
 from cbtqa.safety.personal_data import scrub, what_is_missed
-from cbtqa.safety.screen import FoundDanger, Hit, ScreenLanguage, screen_each
+from cbtqa.safety.screen import FoundDanger, Hit, Screening
 
 
 class ScreenedText(Record):
@@ -49,8 +48,6 @@ class ScreenSurvey(Record):
     """Texts that speak of another danger, by its class."""
     n_minors: int
     """Texts whose writer says to be under 18."""
-    screen_model: str | None = None
-    """Name and hash of the encoder that read the texts as well; None without one."""
     shown: tuple[ScreenedText, ...] = Field(default=(), exclude=True)
     """The first flagged items, for people; not part of the figures."""
 
@@ -69,28 +66,22 @@ class ScrubSurvey(Record):
     """Every kind to what of it is not found, for people."""
 
 
-def screen_file(
-    path: Path,
+def screen_rows(
+    graded: Iterable[tuple[TextRow, Screening]],
     *,
-    columns: Sequence[str] = (),
-    language: ScreenLanguage = "auto",
-    screen_model: str | None = None,
-    encoding: str = "utf-8",
     out: Path | None = None,
     overwrite: bool = False,
     max_shown: int = 0,
 ) -> ScreenSurvey:
-    """Grades every row of a table.
+    """Counts the rows of a table with their grades.
 
     Args:
-        screen_model: an encoder that reads the texts as well; see `encoder.open_encoder`.
         out: JSONL to write, a line an item: id, where, risk and every hit with its span; the
             text itself is not repeated. A row without a text has the risk null. None writes
             nothing.
         max_shown: how many flagged items to keep whole in `shown`.
 
     Raises:
-        DataError: see `read_texts`.
         UsageError: `out` exists already, without `overwrite`.
     """
     risks: Counter[Risk] = Counter({"none": 0, "concern": 0, "explicit": 0})
@@ -99,13 +90,11 @@ def screen_file(
     dangers: Counter[str] = Counter()
     n_minors = 0
     empty: list[str] = []
-    model = open_encoder(screen_model)
     shown: list[ScreenedText] = []
 
     def lines() -> Iterator[dict[str, Any]]:
         nonlocal n_minors
-        items = read_texts(path, columns, encoding)
-        for item, screening in screen_each(items, lambda item: item.text, language, model):
+        for item, screening in graded:
             if item.is_empty:
                 empty.append(f"{item.where}:{item.columns[0]}")
                 yield {"id": item.id, "where": item.where, "risk": None, "why": "no text"}
@@ -136,7 +125,6 @@ def screen_file(
         n_suppressed=dict(suppressed.most_common()),
         n_by_danger=dict(dangers.most_common()),
         n_minors=n_minors,
-        screen_model=model.described if model else None,
         shown=tuple(shown),
     )
 

@@ -315,8 +315,9 @@ def _missing_referrals(sessions: Sessions) -> Iterator[Finding]:
     n_crises, unanswered = 0, []
     for session in sessions:
         for place, turn in enumerate(session.turns, 1):
-            is_crisis = turn.event in crises or speaks_of_risk(turn.text)
-            if turn.role != "patient" or not is_crisis:
+            if turn.role != "patient":
+                continue
+            if not (turn.event in crises or "risk" in turn.marks or speaks_of_risk(turn.text)):
                 continue
             n_crises += 1
             answers = session.turns[place : place + 1]
@@ -329,14 +330,16 @@ def _missing_referrals(sessions: Sessions) -> Iterator[Finding]:
 
 
 def _unsafe_turns(sessions: Sessions) -> Iterator[Finding]:
-    """Turns of a therapist with advice against safety."""
-    unsafe = [
-        (f"{session.id} turn {place}", rule)
-        for session in sessions
-        for place, turn in enumerate(session.turns, 1)
-        if turn.role == "therapist"
-        for rule in unsafe_advice(turn.text)
-    ]
+    """Turns of a therapist with advice against safety, whoever found it."""
+    unsafe = []
+    for session in sessions:
+        before = ""
+        for place, turn in enumerate(session.turns, 1):
+            if turn.role == "therapist":
+                guard = ["guard"] if "unsafe" in turn.marks else []
+                rules = (*unsafe_advice(turn.text, before), *guard)
+                unsafe += [(f"{session.id} turn {place}", rule) for rule in rules]
+            before = turn.text
     if unsafe:
         shown = _some([f"{place} ({rule})" for place, rule in unsafe])
         message = f"{len(unsafe)} times a therapist advises against safety: {shown}"

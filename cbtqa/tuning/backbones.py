@@ -2,13 +2,14 @@
 
 What the file does not declare is read from a model's own `config.json`.
 
-    find_backbone("baichuan").needs_conversion          # True: cbtqa convert comes first
+    find_backbone("baichuan").needs_conversion          # True: `weights.cache` makes the copy
     find_backbone("baichuan-7b-llama").source_id        # "baichuan", from its conversion record
 """
 
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from functools import cache
 from pathlib import Path
@@ -89,6 +90,10 @@ def facts_of_config(config: dict[str, Any], where: str) -> dict[str, Any]:
     conversion = conversion_of(config, where)
     architecture = name = (config.get("architectures") or [None])[0]
     model_type = config["model_type"]
+    if "hidden_size" not in config and isinstance(config.get("text_config"), dict):
+        # a model of several senses: what is tuned is its language model
+        tied = {k: config[k] for k in ("tie_word_embeddings",) if k in config}
+        config = {**tied, **config["text_config"]}
     if conversion is not None:
         is_qwen = conversion == "qwen"
         architecture = "Qwen2ForCausalLM" if is_qwen else "LlamaForCausalLM"
@@ -147,7 +152,6 @@ RECORD_NAMES = ("conversion.json", MERGE_RECORD)
 """Records that `cbtqa convert` and `cbtqa merge` leave in what they write; each has `backbone`."""
 DEFAULT_TEMPLATE = "cbt-llm-card.jinja"
 """For models whose tokenizer has no chat template: plain text, so every vocabulary can write it."""
-ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 class Title(Record):
@@ -175,7 +179,7 @@ class Backbone(Record):
     source_architecture: str | None = None
     """Class named by the published config.json; None: the same as `architecture`."""
     conversion: Conversion | None = None
-    """Layout that `cbtqa convert` must rewrite first; None: transformers reads it as it is."""
+    """Layout that must be rewritten first; None: transformers reads it as it is."""
     architecture: str | None = None
     """transformers class once converted; None: not read yet (a Hub id that is not listed)."""
     model_type: str | None = None
@@ -188,8 +192,9 @@ class Backbone(Record):
     """Tokens any of which ends generation; empty: `end_of_turn` alone."""
     pad_token: str | None = None
     """Token of padding, never in a label; None: the tokenizer's own."""
-    target_modules: tuple[str, ...] = ALL_LINEAR
-    """Linear layers that get an adapter, after conversion."""
+    target_modules: tuple[str, ...] = ()
+    """Linear layers that get an adapter, after conversion; empty: all that the model has but its
+    head, the experts and what chooses them."""
     licence: str = "unknown: see the model's card"
     gated: bool = False
     """True when the Hub asks for the licence to be accepted before the download."""
@@ -201,7 +206,7 @@ class Backbone(Record):
 
     @property
     def needs_conversion(self) -> bool:
-        """True when `cbtqa convert` has to run before training."""
+        """True when only a converted copy can be loaded."""
         return self.conversion is not None
 
     @property
@@ -303,7 +308,7 @@ def _layers_of_type(model_type: str) -> dict[str, Any]:
     return {"target_modules": same.target_modules} if same else {}
 
 
-_FOREIGN = ("not a listed backbone: adapters on the usual linear layers, licence not looked up",)
+_FOREIGN = ("not a listed backbone: adapters on all linear layers, licence not looked up",)
 
 
 def record_of(path: Path) -> dict[str, Any]:
@@ -434,5 +439,9 @@ def cannot_get(location: str, error: Exception) -> ConfigError:
 
 
 def download_hint(location: str) -> str:
-    """The command that downloads a model where there is a network."""
-    return f"where there is a network: hf download {location} --local-dir {location.split('/')[-1]}"
+    """What to do where the Hub is not reached; names the mirror that the environment sets."""
+    mirror = os.environ.get("HF_ENDPOINT")
+    tried = f"HF_ENDPOINT names {mirror}: is it reachable? " if mirror else ""
+    other = "" if mirror else " (or through a mirror: HF_ENDPOINT=URL)"
+    folder = location.split("/")[-1]
+    return f"{tried}where there is a network{other}: hf download {location} --local-dir {folder}"

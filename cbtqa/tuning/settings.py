@@ -21,6 +21,8 @@ OnLine = Callable[[dict[str, float]], None]
 Objective = Literal["sft", "orpo"]
 Mode = Literal["answer", "steps", "cot"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
+Thinking = Literal["off", "on", "keep"]
+"""What a chat format with a switch for it does before an answer where nobody sets the switch."""
 
 
 class LoraSettings(Settings):
@@ -35,6 +37,9 @@ class LoraSettings(Settings):
     """Scale of the adapter, before its division."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout before the adapter. 0.05 takes 1.4 times the memory per token."""
+    targets: Literal["default", "experts"] = "default"
+    """default (the backbone's linear layers; of a mixture of experts attention and what every token
+    passes) or experts (the experts as well)."""
     target_module: tuple[str, ...] = ()
     """Linear layer to adapt, such as q_proj. May be repeated. Default: the backbone's own list."""
     rslora: bool = False
@@ -59,6 +64,10 @@ class DataSettings(Settings):
     program may do."""
     chat_format: str | None = None
     """Chat format by name or template file. Default: the backbone's own."""
+    thinking: Thinking = "off"
+    """Reasoning before an answer, of a chat format that has a switch for it: off (an empty think
+    block), on (rows may hold <think>...</think>), keep (the format as it was published). Saved with
+    the adapter, so that a server asks as in training."""
     max_length: int = Field(2048, ge=16)
     """Longest prompt and answer together, in tokens. Longer rows are left out and counted, never
     cut."""

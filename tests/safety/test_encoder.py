@@ -15,11 +15,10 @@ import cbtqa
 from cbtqa.cli.main import _run
 from cbtqa.errors import ConfigError, MissingExtraError
 from cbtqa.files import write_jsonl
-from cbtqa.llm.second_opinion import CheckSettings, check_file
+from cbtqa.llm.checked_files import CheckSettings, ScreenSettings, check_file, screen_texts
 from cbtqa.safety.encoder import TUNED_NAME, Tuned, open_encoder, sentence_spans
 from cbtqa.safety.evaluation import evaluate_file
 from cbtqa.safety.screen import screen, screen_each
-from cbtqa.safety.survey import screen_file
 from cbtqa.tuning.answering.chat import ChatSettings, answer_safely, open_opinions, open_speaker
 from cbtqa.tuning.answering.questions import read_asked
 from cbtqa.tuning.answering.settings import GenerateSettings
@@ -135,8 +134,8 @@ def questions(path: Path) -> Path:
 
 def test_a_file_is_screened_and_compared_with_it(folder, tmp_path) -> None:
     path = questions(tmp_path / "q.jsonl")
-    assert screen_file(path).n_by_risk["explicit"] == 1
-    survey = screen_file(path, screen_model=folder, max_shown=9)
+    assert screen_texts(ScreenSettings(file=path)).n_by_risk["explicit"] == 1
+    survey = screen_texts(ScreenSettings(file=path, screen_model=folder))
     assert (survey.n_by_risk["explicit"], survey.n_by_rule["encoder.explicit"]) == (2, 1)
     assert survey.screen_model.startswith("tiny@")
     gold = tmp_path / "gold.jsonl"
@@ -183,7 +182,7 @@ def test_generate_grades_questions_and_prompts_by_it(folder, tmp_path) -> None:
         for model, n_explicit in ((None, 0), (folder, 1)):
             settings = GenerateSettings(data=path, endpoint=("http://x",), screen_model=model)
             asked = read_asked(settings, "answer", None)
-            said = [one.risk for one in asked.items if DANGER in one.asked_text()]
+            said = [one.risk for one in asked.items if DANGER in one.question]
             assert said.count("explicit") == n_explicit
 
 

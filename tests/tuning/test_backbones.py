@@ -269,7 +269,8 @@ def test_the_command_lists_explains_and_speaks_json(capsys: pytest.CaptureFixtur
     told = capsys.readouterr()
     assert "baichuan-inc/Baichuan-7B, a download of about 13.0 GiB" in told.out
     assert "the paper trained in the format of the CBT-LLM card" in told.out
-    assert "first: cbtqa convert 百川-7B" in told.err
+    assert "converted by the first verb that needs it, once, into" in " ".join(told.out.split())
+    assert "next: cbtqa finetune --backbone 百川-7B --dry-run" in told.err
     assert run(["backbones", "qwen", "--json"], is_debug=False) == 0
     one = json.loads(capsys.readouterr().out)
     assert (one["conversion"], one["stops"]) == ("qwen", ["<|im_end|>", "<|endoftext|>"])

@@ -32,7 +32,6 @@ from cbtqa.llm.journal import Entry, Journal, State, blocks_of
 from cbtqa.llm.progress import Meter
 from cbtqa.processes import map_blocks
 from cbtqa.records import STEP_NAMES, CbtSteps, DistortionLabel, Provenance, Question, Risk
-from cbtqa.safety.encoder import fingerprint_of
 from cbtqa.safety.notices import help_text
 
 LABELLER = "patterns"
@@ -230,8 +229,6 @@ class TemplateTeacher:
 
 
 BLOCK = 500
-Asked: TypeAlias = tuple[Question, Grade | None]
-"""A question, and its grade where an encoder has screened it, which no process loads again."""
 Written: TypeAlias = tuple[str, Fault | None, Grade]
 """Reply text, its fault (or None), grade of the question. Plain, because it travels between
 processes: a whole `Entry` took a twentieth of the time of writing it."""
@@ -259,7 +256,6 @@ class OfflineTeacher:
             "taxonomy": self._taxonomy.id,
             "seed": str(self._settings.seed),
             "step_chars": f"{self._settings.min_step_chars}-{self._settings.max_step_chars}",
-            **fingerprint_of(self._settings.screen_model),
         }
 
     def generate(
@@ -269,14 +265,14 @@ class OfflineTeacher:
         meter = Meter(None, price=None, earlier=journal.totals())
         asked: deque[list[Item]] = deque()
 
-        def missing() -> Iterator[list[Asked]]:
+        def missing() -> Iterator[list[tuple[Question, Grade | None]]]:
             for block in blocks_of(items, BLOCK):
                 done = journal.standings([item.key for item in block])
                 meter.n_skipped += len(done)
                 left = [item for item in block if item.key not in done]
                 if left:
                     asked.append(left)
-                    yield [(item.question, item.known_grade) for item in left]
+                    yield [(one.question, one.grade if one.is_graded else None) for one in left]
 
         for written in map_blocks(_make_writer, (self._settings,), missing()):
             entries = []
@@ -300,7 +296,9 @@ class OfflineTeacher:
         return self._provenance
 
 
-def _make_writer(settings: BuildSettings) -> Callable[[list[Asked]], list[Written]]:
+def _make_writer(
+    settings: BuildSettings,
+) -> Callable[[list[tuple[Question, Grade | None]]], list[Written]]:
     """Grades, answers and checks a block of questions; one in every process."""
     template = TemplateTeacher(taxonomy=settings.taxonomy, seed=settings.seed)
     limits = (settings.min_step_chars, settings.max_step_chars)
@@ -317,4 +315,4 @@ def _make_writer(settings: BuildSettings) -> Callable[[list[Asked]], list[Writte
         fault = found if isinstance(found, Fault) else None
         return json.dumps(value, ensure_ascii=False), fault, grade
 
-    return lambda asked: [write(*one) for one in asked]
+    return lambda questions: [write(*one) for one in questions]

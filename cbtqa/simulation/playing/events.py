@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from cbtqa.errors import ConfigError
 from cbtqa.files import parse_record, read_yaml
 from cbtqa.records import NonEmptyText, Record
-from cbtqa.safety.answers import check_answer
+from cbtqa.safety.answers import HARMS, check_in_both, is_at_stake
 from cbtqa.safety.screen import screen
 from cbtqa.simulation.draws import Draw
 from cbtqa.simulation.study import Events, shipped_yaml
@@ -82,20 +82,24 @@ def plan_events(
     return planned
 
 
-_UNSAFE = (
+_UNSAFE = {
     *("stop_medication", "refuse_help", "secrecy"),
     *("endorse_death", "self_harm_method", "shaming"),
-)
-"""Rules of the answer check that hold in any country and for a therapist."""
+    *HARMS,
+} - {"diagnosis", "claimed_licence"}
+"""Rules and classes of the answer check that hold in any country and for a therapist, who has a
+licence and may speak of a diagnosis."""
 
 
+@lru_cache(maxsize=1 << 14)
 def speaks_of_risk(text: str) -> bool:
     """Whether a text speaks of suicide or self-harm: now, once, or of somebody else.
 
-    What is denied or not meant does not count; see docs/safety.md.
+    What is denied or not meant does not count; see docs/safety.md. Graded once for a text: a turn
+    is looked at when it is answered, when it is read and when it is checked, and lines of the
+    built-in players come back.
     """
-    # the model takes too many harmless English lines for risk (docs/safety.md)
-    return screen(text, "en", rules_alone=True).risk != "none"
+    return screen(text).risk != "none"
 
 
 def names_help(text: str) -> bool:
@@ -106,11 +110,16 @@ def names_help(text: str) -> bool:
     return _help_pattern().search(text) is not None
 
 
-def unsafe_advice(text: str) -> tuple[str, ...]:
-    """Rules of the answer check that a therapist's words break, in order; empty when none."""
-    return tuple(
-        problem.rule for problem in check_answer(text, "none", "en") if problem.rule in _UNSAFE
-    )
+@lru_cache(maxsize=1 << 14)
+def unsafe_advice(text: str, before: str = "") -> tuple[str, ...]:
+    """Rules of the answer check that a therapist's words break, in order; empty when none.
+
+    Args:
+        before: what the patient said just before.
+    """
+    at_stake = is_at_stake(before, screen(before).route) if before else False
+    problems = check_in_both(text, "none", at_stake=at_stake)
+    return tuple(problem.rule for problem in problems if problem.rule in _UNSAFE)
 
 
 @cache

@@ -36,7 +36,7 @@ from cbtqa.llm.second_opinion import (
 )
 from cbtqa.llm.transport import open_transport
 from cbtqa.records import Question, Risk
-from cbtqa.safety.answers import Problem, check_in_both
+from cbtqa.safety.answers import Problem, check_in_both, is_at_stake
 from cbtqa.safety.encoder import ScreenEncoder, open_encoder
 from cbtqa.safety.normalise import language_of
 from cbtqa.safety.notices import answer_withheld, help_text, no_answer
@@ -115,14 +115,14 @@ class SecondOpinions:
         self._screen, self._guard, self._encoder = screen, guard, encoder
         self.names = [f"{one.model} at {one.host}" for one in (screen, guard) if one]
         self.names += [encoder.name] if encoder else []
-        self.is_local = all(_is_local(one) for one in (screen, guard) if one)
+        self.is_local = all(one.is_local for one in (screen, guard) if one)
 
     def grades(self, text: str) -> tuple[Screening, tuple[str, ...]]:
         """The worst of all grades, and why an endpoint's is not among them."""
         own = screen(text, model=self._encoder)
         if self._screen is None or own.risk == "explicit":  # nothing is worse, and help is urgent
             return own, ()
-        sent = text if _is_local(self._screen) else scrub(text).text
+        sent = text if self._screen.is_local else scrub(text).text
         found = ask_once(self._screen, ScreenTask(self._screen.model), Exchange("chat", sent))
         return worse_of(own, found), _unheard("screen", found)
 
@@ -130,15 +130,11 @@ class SecondOpinions:
         """What is unsafe in an answer, and why nobody says so."""
         if self._guard is None:
             return (), ()
-        if not _is_local(self._guard):
+        if not self._guard.is_local:
             text, answer = scrub(text).text, scrub(answer).text
         task = GuardTask(self._guard.model)
         found = ask_once(self._guard, task, Exchange("chat", text, answer))
         return (() if isinstance(found, Fault) else found), _unheard("guard", found)
-
-
-def _is_local(service: Service) -> bool:
-    return all(endpoint.is_local for endpoint in service.endpoints)
 
 
 def _unheard(who: str, found: object) -> tuple[str, ...]:
@@ -164,7 +160,8 @@ def answer_safely(speaker: Speaker, text: str, opinions: SecondOpinions | None =
     if isinstance(answer, Fault):
         return replace(turn, fault=answer, notice=no_answer(language))
     # grade `none`: a route is named beside the answer, which need not name one itself
-    problems = check_in_both(answer, "none")
+    at_stake = is_at_stake(text, screening.route)
+    problems = check_in_both(answer, "none", at_stake=at_stake)
     if not problems:
         found, more = opinions.problems(text, answer)
         problems = tuple(problem for problem in found if problem.rule != NO_HELP)
@@ -188,9 +185,8 @@ def open_opinions(settings: ChatSettings) -> SecondOpinions:
     """
     encoder = open_encoder(settings.screen_model)
     screen, guard = (opinion_service(settings, role) for role in ("screen", "guard"))
-    endpoints = [
-        endpoint for service in (screen, guard) if service for endpoint in service.endpoints
-    ]
+    asked = [service for service in (screen, guard) if service]
+    endpoints = [endpoint for service in asked for endpoint in service.endpoints]
     pass_disclosure_gates(
         endpoints, "what is typed", is_acknowledged=settings.acknowledge_disclosure
     )

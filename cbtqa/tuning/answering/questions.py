@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from operator import attrgetter
 from pathlib import Path
 
 from cbtqa.dataset_folder import QUESTION_COLUMNS, DatasetFolder, question_of
@@ -38,6 +39,8 @@ class AskedItem:
     messages: tuple[Message, ...]
     risk: Risk
     """Graded on the question."""
+    question: str = ""
+    """What is asked, without what the prompt adds."""
 
     @property
     def key(self) -> str:
@@ -45,10 +48,6 @@ class AskedItem:
         text = json.dumps(self.messages, ensure_ascii=False, sort_keys=True)
         digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
         return f"{self.id}:{digest}"
-
-    def asked_text(self) -> str:
-        """What the person wrote, all turns."""
-        return "\n".join(turn["content"] for turn in self.messages if turn["role"] == "user")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,16 +112,15 @@ def _read_items(
 
     def item_of(question: Question, risk: Risk) -> AskedItem:
         messages = prompt_messages(question, mode, system_prompt)
-        return AskedItem(question.id, tuple(messages), risk)
+        return AskedItem(question.id, tuple(messages), risk, question.source_text)
 
     if path.is_dir():
         columns = (*QUESTION_COLUMNS, "risk")
         for row in DatasetFolder.open(path).rows(settings.split, columns):
             yield item_of(question_of(row), row["risk"])
     elif _holds_prompts(path, settings.encoding):
-        for item, screening in screen_each(
-            _prompt_items(path, settings.encoding), AskedItem.asked_text, model=model
-        ):
+        prompts = _prompt_items(path, settings.encoding)
+        for item, screening in screen_each(prompts, attrgetter("question"), model=model):
             yield replace(item, risk=screening.risk)
     else:
         rows = read_questions(path, encoding=settings.encoding)
@@ -160,7 +158,9 @@ def _prompt_items(path: Path, encoding: str) -> Iterator[AskedItem]:
         if not turns or not turns[-1]["content"].strip():
             words = "expected a prompt: a text, or messages that end with the user's"
             raise DataError(words, where=where)
-        yield AskedItem(str(row.get("id") or f"row {number}"), tuple(turns), "none")
+        text = "\n".join(turn["content"] for turn in turns if turn["role"] == "user")
+        item_id = str(row.get("id") or f"row {number}")
+        yield AskedItem(item_id, tuple(turns), "none", text)
 
 
 LEAK_CHARS = 14

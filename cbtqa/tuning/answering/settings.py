@@ -8,9 +8,10 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from cbtqa.llm.runs import EndpointSettings, ServerSettings
-from cbtqa.safety.encoder import ScreenSettings
+from cbtqa.llm.second_opinion import GuardSettings, ScreenEndpointSettings
+from cbtqa.safety.encoder import ScreenModelSettings
 from cbtqa.settings import Settings
-from cbtqa.tuning.settings import Mode, Precision
+from cbtqa.tuning.settings import Mode, Precision, Thinking
 
 
 class ModelSettings(Settings):
@@ -39,6 +40,10 @@ class DecodingSettings(Settings):
     do."""
     chat_format: str | None = None
     """Chat format by name or template file. Default: as trained, else the model's own."""
+    thinking: Thinking | None = None
+    """off, on or keep, of a chat format with a switch for reasoning. Default: as trained, else off;
+    at an endpoint what the server does (on and off are sent as chat_template_kwargs, which vLLM,
+    SGLang and llama.cpp read)."""
     max_new_tokens: int = Field(1024, ge=1)
     """Most tokens of an answer; one that reaches them is rejected as cut."""
     temperature: float = Field(0.0, ge=0, le=2)
@@ -64,7 +69,7 @@ class ComputeSettings(Settings):
 
 
 class SpeakerSettings(
-    ModelSettings, DecodingSettings, ComputeSettings, ScreenSettings, ServerSettings
+    ModelSettings, DecodingSettings, ComputeSettings, ScreenModelSettings, ServerSettings
 ):
     """Which model answers, and how it draws its words."""
 
@@ -80,7 +85,9 @@ class BatchSettings(Settings):
     no memory left."""
 
 
-class GenerateSettings(SpeakerSettings, BatchSettings, EndpointSettings):
+class GenerateSettings(
+    SpeakerSettings, BatchSettings, EndpointSettings, ScreenEndpointSettings, GuardSettings
+):
     """The settings of `cbtqa generate`."""
 
     data: Path | None = None

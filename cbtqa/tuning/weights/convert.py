@@ -40,6 +40,7 @@ from cbtqa.tuning.weights.files import (
     carry_notices,
     check_space,
     describe_written,
+    dtypes_of,
     find_weights,
     open_tensors,
     refuse_existing,
@@ -117,7 +118,7 @@ def convert(
     }
     with building(out, plan) as folder:
         tokenizer = write_tokenizer(backbone, folder, family)
-        unknown = write_configs(folder, backbone, family, made_config, outputs)
+        unknown = write_configs(folder, backbone, family, made_config, dtypes_of(outputs))
         carry_notices(backbone, folder)
         write_shards(outputs, shard_bytes, folder, on_step)
         record = ConversionRecord(
@@ -129,7 +130,7 @@ def convert(
             exactness=(*rules.notes, *tokenizer.notes),
             tokenizer=tokenizer,
             n_parameters=sum(output.n_values for output in outputs),
-            **describe_written(folder, outputs),
+            **describe_written(folder, dtypes_of(outputs)),
         )
         write_json(folder / RECORD_NAME, record)
     return record
