@@ -27,7 +27,12 @@ from cbtqa.errors import ConfigError, UsageError
 from cbtqa.files import json_line, read_rows, write_jsonl
 from cbtqa.llm.batch import OnProgress, asked_again
 from cbtqa.llm.chat import ChatRequest, Fault, Reply, Sampling
-from cbtqa.llm.checked_files import AnswerCheck, CheckedExchange, estimate_answers_check, grades_of
+from cbtqa.llm.checked_files import (
+    AnswerCheck,
+    CheckedExchange,
+    estimate_answers_check,
+    with_grades,
+)
 from cbtqa.llm.cost import Estimate, sum_estimates
 from cbtqa.llm.journal import Entry, Journal, Outcome, State
 from cbtqa.llm.progress import Meter
@@ -43,6 +48,8 @@ from cbtqa.manifest import (
 from cbtqa.paths import replacing
 from cbtqa.psyqa import is_bundled_sample
 from cbtqa.records import CbtAnswer, Provenance, Reason, Rejection, Risk
+from cbtqa.safety.encoder import fingerprint_of
+from cbtqa.safety.screen import Screening
 from cbtqa.settings import Resolved
 from cbtqa.tuning.answering.model import AnswerModel, open_model, prompt_form
 from cbtqa.tuning.answering.questions import (
@@ -117,7 +124,8 @@ def generate(
     ):
         (folder / MANIFEST_NAME).unlink(missing_ok=True)
         _answer(run, opened, on_progress, on_stage, second.runs)
-        check = AnswerCheck(list(_to_check(run, opened.journal)), second)
+        answers = with_grades(_to_check(run, opened.journal), run.settings.screen_model)
+        check = AnswerCheck(list(answers), second)
         if second.runs:
             on_stage("reading questions and answers with " + ", ".join(opinions.names))
         check.ask(beside=[opened], on_progress=on_progress)
@@ -164,9 +172,10 @@ def estimate_answers(resolved: Resolved[GenerateSettings]) -> Estimate:
         outcome = known.get(item.key)
         reply = outcome.reply.text if outcome and outcome.reply else "字" * ANSWER_CHARS
         text = read_target(mode, reply).text
-        grades = grades_of(item.question, item.risk)
-        answers.append(CheckedExchange(Exchange(item.id, item.question, text), "", grades))
-    further = estimate_answers_check(answers, opinions)
+        known_grades = Screening(item.risk, ())
+        answers.append(CheckedExchange(Exchange(item.id, item.question, text), "", known_grades))
+    graded = list(with_grades(answers, settings.screen_model))
+    further = estimate_answers_check(graded, opinions)
     parts = [estimate.model_copy(update={"name": "answers"}), *further.parts]
     return sum_estimates("questions", len(asked.items), n_left_out, parts)
 
@@ -177,7 +186,7 @@ def _to_check(run: AnswerRun, journal: Journal) -> Iterator[CheckedExchange]:
     for item, (_, outcome) in zip(run.asked.items, outcomes, strict=True):
         if outcome is not None and outcome.reply is not None and outcome.fault is None:
             text = read_target(run.mode, outcome.reply.text).text
-            grades = grades_of(item.question, item.risk)
+            grades = Screening(item.risk, ())
             yield CheckedExchange(Exchange(item.id, item.question, text), item.id, grades)
 
 
@@ -357,6 +366,7 @@ class AnswerRun:
             "model": self.model_name,
             "sampling": json.dumps(self.sampling(), sort_keys=True),
             "seed": str(self.settings.seed),
+            **fingerprint_of(self.settings.screen_model),
         }
         if self.service is not None:
             return known | {"endpoint_host": self.service.host}

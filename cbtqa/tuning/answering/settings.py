@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from cbtqa.llm.runs import EndpointSettings, ServerSettings
 from cbtqa.llm.second_opinion import GuardSettings, ScreenEndpointSettings
+from cbtqa.safety.encoder import ScreenModelSettings
 from cbtqa.settings import Settings
 from cbtqa.tuning.settings import Mode, Place, Precision, Thinking
 
@@ -96,7 +97,9 @@ class ComputeSettings(Settings):
     """auto: bf16 where the card has it, else fp16; fp32 on a CPU."""
 
 
-class SpeakerSettings(ModelSettings, DecodingSettings, ComputeSettings, ServerSettings):
+class SpeakerSettings(
+    ModelSettings, DecodingSettings, ComputeSettings, ScreenModelSettings, ServerSettings
+):
     """Which model answers, and how it draws its words."""
 
 
