@@ -48,7 +48,7 @@ class Branch(Record):
     labels: bool
     """False where no distortion may be named."""
     text: NonEmptyText
-    """The steps; `$name` holes are help routes, `$risk_note` and `$danger_note` those of the file."""
+    """The steps; `$name` holes are help routes, or notes of the file."""
 
 
 class Example(Record):
