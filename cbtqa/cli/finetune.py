@@ -200,7 +200,7 @@ def _memory(found: DryRun) -> Table:
         rows.append((f"{name} (assumed)" if name == "overhead" else name, *sizes))
     cards = f"each of {found.n_processes} cards" if found.n_processes > 1 else "one card"
     heads = (Column(name, number) for name in ("as it is", "recomputing"))
-    return Table(["", *heads], rows, f"GiB on {cards}, counted")
+    return Table(["", *heads], rows, f"GiB on {cards}, {found.memory_by}")
 
 
 def _cards(found: DryRun) -> Table:

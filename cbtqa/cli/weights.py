@@ -197,6 +197,7 @@ def _print_one(backbone: Backbone, given: str) -> None:
         ("also", ", ".join(backbone.aliases)),
         ("made from", backbone.source_id or ""),
         ("weights", f"{backbone.display_name}{_download_size(backbone)}"),
+        ("on ModelScope", backbone.modelscope_id or ""),
         ("revision", backbone.revision or ("" if backbone.path else "newest (none is pinned)")),
         ("licence", backbone.licence),
         ("gate", "accept the licence on the model's page first" if backbone.gated else "none"),
@@ -209,6 +210,7 @@ def _print_one(backbone: Backbone, given: str) -> None:
         ("chat format", backbone.template or "the tokenizer's own"),
         ("an answer ends with", " or ".join(backbone.stops) or "the tokenizer's end token"),
         ("adapters on", ", ".join(backbone.target_modules) or "every linear layer but the head"),
+        *(("looked up", source) for source in backbone.sources),
         *(("assumed", statement) for statement in backbone.assumed),
     ]
     if backbone.needs_conversion:

@@ -35,8 +35,8 @@ LEAK_GRAM = 20
 """So many characters in a row shared with the instruction count as a leak of it: what it asks an
 answer to say ("有没有别的证据、别的解释") is shorter."""
 _SPEAKS_OF_THE_ASKER = re.compile("对方|提问者|原文|写明|篇幅")
-"""Words of an instruction, never of a letter: the steps of a branch hold sentences that an answer may
-well say ("僵住不等于同意"), so that only what has one of these words is a leak of them."""
+"""Words of an instruction. The steps of a branch hold sentences that an answer may well say
+("僵住不等于同意"): only what has one of these words is a leak of them."""
 LEAST_DEFINITION = 12
 """A shorter definition of a type may be said in an answer's own words."""
 SHORTEST_QUOTE = 4
@@ -55,7 +55,7 @@ _QUOTED = re.compile(r"“[^”]*”|「[^」]*」|『[^』]*』|\"[^\"]*\"")
 _PARAGRAPH = re.compile(r"\S[^\n]*")
 _QUESTION_MARK = re.compile(r"[？?]+")
 HELP_FIRST = 200
-"""An answer in one flowing text names help within so many characters: a first paragraph and its end."""
+"""An answer in one flowing text names help within so many characters, a first paragraph."""
 REACHES_A_PERSON = frozenset({"phone", "landline", "wechat", "qq", "email", "account", "url"})
 """Kinds of personal data through which a reader could be led to a stranger."""
 _BLANK = re.compile(r"\s+")
@@ -187,8 +187,8 @@ class AnswerChecks:
         opening: str,
         labels: Sequence[DistortionLabel],
     ) -> Fault | None:
-        """Help stands first where it is urgent, a minor is told of the line for minors, and words of death are not
-        given back; nothing leads the reader to a stranger."""
+        """Help stands first where it is urgent, a minor is told of the line for minors, words of
+        death are not given back, and nothing leads the reader to a stranger."""
         words = wording()["unsafe"]
         is_urgent = grade.route == "explicit"
         if is_urgent and "no_help_route" in {p.rule for p in check_answer(opening, "explicit")}:

@@ -101,6 +101,10 @@ class _Parts:
             (count(len(self._report.alarms)), words["facts.alarms"]),
         ]
 
+    def alarms(self) -> list[Phrase]:
+        both = zip(self._report.alarms_zh, self._report.alarms, strict=True)
+        return [Phrase(zh=zh, en=en) for zh, en in both]
+
     def score_charts(self) -> Iterator[tuple[Markup, Phrase]]:
         """Means with intervals, and how often each point was given, criterion by criterion."""
         for criterion in self._criteria:

@@ -151,24 +151,28 @@ class Queue:
         self.tokens = Pace(limits.tpm) if limits.tpm else None
 
     def freest(self, avoid: Gate | None = None) -> Gate | None:
-        """The gate with the most free places, or None; one that is held only if all are, and the
-        one to avoid only where there is no other."""
+        """The gate of which the smallest part is taken, or None; one that is held only if all are,
+        and the one to avoid only where there is no other.
+
+        Not the one with the most free places: that grows with every answer, so the first server
+        to answer would get all of a run that needs few places.
+        """
         gates = self.gates
         if len(gates) > 1:
             now = time.monotonic()
             gates = [gate for gate in gates if gate.hold_until <= now] or gates
             gates = [gate for gate in gates if gate is not avoid] or gates
-        gate = max(gates, key=lambda one: int(one.limit) - one.in_flight)
-        return gate if gate.in_flight < int(gate.limit) else None
+        free = [gate for gate in gates if gate.in_flight < int(gate.limit)]
+        return min(free, key=lambda gate: gate.in_flight / gate.limit, default=None)
 
     def wake(self) -> None:
         """Gives free places to those who wait, retries first."""
         elsewhere: list[Place] = []  # they wait for another gate than the one with room
-        while (self.again or self.fresh) and self.freest() is not None:
+        while (self.again or self.fresh) and (gate := self.freest()) is not None:
             place, avoid = (self.again or self.fresh).popleft()
             if place.done():
                 continue
-            if (gate := self.freest(avoid)) is None:
+            if gate is avoid and (gate := self.freest(avoid)) is None:
                 elsewhere.append((place, avoid))
             else:
                 gate.in_flight += 1

@@ -50,6 +50,9 @@ THRESHOLDS: Mapping[Language, tuple[float, float]] = {"zh": (0.65, 0.60), "en": 
 """Probability of a sentence from which the model grades it explicit, and a concern, in a text with
 Chinese characters and in one without. Lower ones find more of the roundabout statements, and on
 real questions mostly ordinary distress."""
+SPOKEN = 0.95, 0.97
+"""The same for a turn of a session. The model has learned whole questions: of ordinary short lines,
+such as "It began on Monday", it is too sure at lower ones."""
 DANGER, DANGER_WORDED, ACUTE = 0.30, 0.04, 0.40
 """Probability of a danger from which it is told; from which where a plain wording of it matches;
 and share of the acute form from which it is acute. At these, a class is found in less than 1 % of
@@ -173,18 +176,16 @@ def screen(
     language: ScreenLanguage = "auto",
     *,
     model: ScreenEncoder | None = None,
-    rules_alone: bool = False,
+    is_spoken: bool = False,
 ) -> Screening:
     """The grades of any text, Chinese, English or mixed.
 
     Args:
         model: reads the text as well; the worse grade counts. For many texts see `screen_each`.
-        rules_alone: leaves every model out.
+        is_spoken: it is a turn of a session: the model's finding counts from `SPOKEN` on.
     """
-    if rules_alone:
-        folded = fold(text)
-        risk, hits = _by_rules(text, find_rules(text, folded, language))
-        return Screening(risk, hits, (), _is_minor(folded))
+    if model is None:
+        return _by_rules_and_sentences(text, language, is_spoken=is_spoken)
     ((_, screening),) = screen_each([text], str, language, model)
     return screening
 
@@ -232,11 +233,13 @@ def _likeliest(danger: FoundDanger) -> float:
     return -(danger.probability or 0)
 
 
-def _by_rules_and_sentences(text: str, language: ScreenLanguage) -> Screening:
+def _by_rules_and_sentences(
+    text: str, language: ScreenLanguage, *, is_spoken: bool = False
+) -> Screening:
     reading = read_text(text, language, shipped_model("screen"))
     if not reading.windows:
         return Screening("none", ())
-    risk, hits = _weigh(text, reading)
+    risk, hits = _weigh(text, reading, SPOKEN if is_spoken else thresholds_of(text))
     dangers = _dangers(text, reading, (DANGER, DANGER_WORDED, ACUTE))
     return Screening(risk, hits, dangers, _is_minor(fold(text)))
 
@@ -260,16 +263,12 @@ def _by_rules(text: str, found: list[Found]) -> tuple[Risk, tuple[Hit, ...]]:
 
 
 def _weigh(
-    text: str,
-    reading: Reading,
-    limits: tuple[float, float] | None = None,
-    name: str = "model",
+    text: str, reading: Reading, limits: tuple[float, float], name: str = "model"
 ) -> tuple[Risk, tuple[Hit, ...]]:
     rules, by_rules = _by_rules(text, reading.found)
     hits = list(by_rules)
     scores = reading.scores[0]
     flagged, explicit = 1 - scores[:, 0], scores[:, 2]
-    limits = limits or thresholds_of(text)
     risk = combine(rules, float(explicit.max()), float(flagged.max()), limits)
     if risk != rules:
         stretch = _stretch(text, reading, explicit if risk == "explicit" else flagged)

@@ -83,7 +83,11 @@ class Player(Settings):
     @field_validator("endpoint", mode="before")
     @classmethod
     def _a_list_of_one_is_that_one(cls, value: object) -> object:
-        return value[0] if isinstance(value, list | tuple) and len(value) == 1 else value
+        many = value if isinstance(value, list | tuple) else [value]
+        if value is not None and not all(isinstance(one, str) for one in many):
+            raise ValueError("expected an address or a preset, or a list of them")
+        servers = tuple(dict.fromkeys(many))
+        return servers[0] if len(servers) == 1 else servers
 
     @model_validator(mode="after")
     def _is_exactly_one(self) -> Self:
@@ -112,7 +116,7 @@ class Player(Settings):
     def endpoints(self) -> tuple[str, ...]:
         """The servers that are asked; none for rules and for a model on this machine."""
         named = (self.endpoint,) if isinstance(self.endpoint, str) else self.endpoint or ()
-        return tuple(dict.fromkeys(filter(None, named)))
+        return tuple(filter(None, named))
 
     @property
     def is_local(self) -> bool:
@@ -399,7 +403,15 @@ def parse_study(value: Mapping[str, Any], where: str) -> StudySettings:
         return StudySettings.model_validate(value)
     except ValidationError as error:
         lines = []
-        for item in error.errors(include_url=False):
+        # a list whose items are wrong is also told to be empty: that is no second fault
+        found = error.errors(include_url=False)
+        inner = [item["loc"] for item in found]
+        for item in found:
+            n = len(item["loc"])
+            if item["type"] == "too_short" and any(
+                len(loc) > n and loc[:n] == item["loc"] for loc in inner
+            ):
+                continue
             field = ".".join(str(part) for part in item["loc"])
             what = "unknown key" if item["type"] == "extra_forbidden" else item["msg"]
             lines.append(f"{where}: {field}: {what}" if field else f"{where}: {what}")

@@ -144,6 +144,10 @@ def pack_inputs(
         "cu_seq_lens_k": starts,
         "max_length_q": longest,
         "max_length_k": longest,
+        # for convolutions, which no boundaries can be given to: the document of each token
+        "seq_idx": torch.repeat_interleave(torch.arange(len(lengths)), lengths)[None]
+        .to(torch.int32)
+        .to(device),
         "use_cache": False,
     }
 
@@ -163,7 +167,10 @@ def reason_to_pad(config: Any) -> str | None:
 
     kinds = set(getattr(config.get_text_config(), "layer_types", None) or _APART)
     if _LINEAR in kinds and find_spec(FLA) is None:
-        return "linear attention keeps packed documents apart with flash-linear-attention only"
+        return (
+            "linear attention keeps packed documents apart with flash-linear-attention only: "
+            "pip install 'cbtqa[fla]'"
+        )
     if others := sorted(kinds - _APART - {_LINEAR}):
         return f"layers of kind {others[0]} do not keep packed documents apart"
     known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING

@@ -143,8 +143,20 @@ def count_parameters(shape: Shape) -> int:
         queries = more["q_lora_rank"] * (hidden + heads * (plain + turned))
         keys_and_values = hidden * (latent + turned) + latent * heads * (plain + out)
         attention = queries + keys_and_values + heads * out * hidden
+    layer = attention + 3 * hidden * shape.intermediate
+    if "num_experts" in more:
+        experts = 3 * hidden * more["num_experts"] * more["moe_intermediate_size"]
+        layer = attention + experts + hidden * more["num_experts"]
+    extra = 0
+    if "linear_num_key_heads" in more:  # three layers of four, as in Qwen3.5; its queries are gated
+        keys = more["linear_num_key_heads"] * more["linear_key_head_dim"]
+        values = more["linear_num_value_heads"] * more["linear_value_head_dim"]
+        linear = hidden * (2 * keys + 3 * values + 2 * more["linear_num_value_heads"])
+        attention += hidden * head_dim * heads
+        layer = 3 * hidden * shape.intermediate
+        extra = shape.layers * (3 * linear + attention) // 4
     embeddings = shape.vocab * hidden * (1 if shape.tied else 2)
-    return embeddings + shape.layers * (attention + 3 * hidden * shape.intermediate)
+    return embeddings + extra + shape.layers * layer
 
 
 MERGE_RECORD = "merge.json"
@@ -170,6 +182,8 @@ class Backbone(Record):
     aliases: tuple[str, ...] = ()
     hub_id: str | None = None
     """None for a local folder that names no origin."""
+    modelscope_id: str | None = None
+    """The same weights on ModelScope; None where no mirror is known."""
     revision: str | None = None
     """Commit to download; None: the Hub's newest."""
     path: Path | None = None
@@ -201,8 +215,10 @@ class Backbone(Record):
     context: int | None = None
     """Tokens the model was made for."""
     shape: Shape | None = None
+    sources: tuple[str, ...] = ()
+    """Where facts were looked up, and which."""
     assumed: tuple[str, ...] = ()
-    """Facts that were not read from the checkpoint."""
+    """Facts that were neither read from the checkpoint nor looked up."""
 
     @property
     def needs_conversion(self) -> bool:
@@ -228,14 +244,25 @@ class Backbone(Record):
     @property
     def display_name(self) -> str:
         """Name for records: the folder's last part or the Hub id, never a path."""
-        return self.path.resolve().name if self.path else self.hub_id or self.id
+        return folder_name(self.path) if self.path else self.hub_id or self.id
+
+
+def folder_name(path: Path) -> str:
+    """A model folder's own name; in a cache (`owner--NAME/snapshots/COMMIT`) that of the model."""
+    folder = path.resolve()
+    is_cached = folder.parent.name == "snapshots"
+    return folder.parent.parent.name.rpartition("--")[2] if is_cached else folder.name
 
 
 @cache
 def load_backbones() -> dict[str, Backbone]:
     """All known backbones by id, in the file's order."""
-    rows = read_table("backbones.yaml")["backbones"]
-    return {name: Backbone(id=name, **row) for name, row in rows.items()}
+    table = read_table("backbones.yaml")
+    found = {}
+    for name, row in table["backbones"].items():
+        told = tuple(table["sources"][one] for one in row.get("sources", ()))
+        found[name] = Backbone(**{**row, "id": name, "sources": told})
+    return found
 
 
 def find_backbone(given: str | Path) -> Backbone:
@@ -280,7 +307,7 @@ def _named(name: str) -> Backbone | None:
 
 
 def _folder_backbone(path: Path) -> Backbone:
-    config, record, name = read_config(path), record_of(path), path.resolve().name
+    config, record, name = read_config(path), record_of(path), folder_name(path)
     # a source that is none of the known ones still has the formats of its layout
     formats = load_backbones().get(str(record.get("backbone") or record.get("conversion")))
     source = formats or _same_kind(name, config)
@@ -426,7 +453,8 @@ def fetch_if_present(
 def commit_of(path: Path) -> str | None:
     """The commit of a file in the Hub's cache (`.../snapshots/COMMIT/FILE`), or None."""
     parts = path.parts
-    return parts[parts.index("snapshots") + 1] if "snapshots" in parts else None
+    found = parts[parts.index("snapshots") + 1] if "snapshots" in parts else ""
+    return found if re.fullmatch(r"[0-9a-f]{7,64}", found) else None  # a branch is no commit
 
 
 def cannot_get(location: str, error: Exception) -> ConfigError:

@@ -16,8 +16,8 @@ from cbtqa.files import read_text
 from cbtqa.tuning.backbones import Backbone, cannot_get, completed, find_backbone, template_text
 from cbtqa.tuning.data.chat_format import ChatFormat, set_thinking
 from cbtqa.tuning.libraries import require, shipped, shipped_yaml
-from cbtqa.tuning.settings import LoraSettings, OnStage, Precision, Thinking
-from cbtqa.tuning.weights.cache import converted, find_copy
+from cbtqa.tuning.settings import LoraSettings, OnStage, Place, Precision, Thinking
+from cbtqa.tuning.weights.cache import converted, find_copy, from_modelscope
 
 ComputeType = Literal["bf16", "fp16", "fp32"]
 HEADS = ("lm_head", "embed_tokens", "wte", "embed_out")
@@ -35,6 +35,7 @@ def choose_backbone(
     revision: str | None = None,
     on_stage: OnStage = lambda words: None,
     *,
+    place: Place = "hub",
     is_dry: bool = False,
 ) -> Backbone:
     """The backbone of a name, as transformers reads it; raises ConfigError without a name.
@@ -42,14 +43,18 @@ def choose_backbone(
     One that was published with code of its own is downloaded and converted, once.
 
     Args:
-        is_dry: convert nothing: a copy that is there is taken, else the published layout.
+        place: where a download comes from.
+        is_dry: download and convert nothing: a converted copy that is there is taken.
     """
     if not name:
         hint = "--backbone NAME, a folder or a Hub id; names: cbtqa backbones"
         raise ConfigError("no backbone named", hint=hint)
-    backbone = completed(find_backbone(name))
+    backbone = find_backbone(name)
     if revision:
         backbone = backbone.model_copy(update={"revision": revision})
+    if place == "modelscope" and not is_dry:
+        backbone = from_modelscope(backbone, on_stage)
+    backbone = completed(backbone)
     if is_dry and backbone.needs_conversion:
         copy = find_copy(backbone)
         return find_backbone(copy) if copy else backbone

@@ -15,6 +15,8 @@ from cbtqa.settings import Resolved, Settings
 from cbtqa.tuning.libraries import shipped, shipped_yaml
 
 OnStage = Callable[[str], None]
+Place = Literal["hub", "modelscope"]
+"""Where a model is downloaded from: the Hugging Face Hub, or ModelScope by its own library."""
 """Receives a few words on what a run does now."""
 OnLine = Callable[[dict[str, float]], None]
 """Receives the figures of a log line."""
@@ -54,6 +56,9 @@ class DataSettings(Settings):
     panel: ClassVar[str] = "Data"
     revision: str | None = None
     """Commit or tag of the backbone on the Hub. Default: the pinned one."""
+    from_: Place = "hub"
+    """Where a backbone that is not here is downloaded from: hub, or modelscope (needs its
+    library)."""
     validation_data: Path | None = None
     """File to evaluate on. Default: the dataset's validation split."""
     mode: Mode = "answer"

@@ -2,6 +2,7 @@
 
     nice -n 10 python scripts/bench/zoo.py                       # all: about half an hour on a core
     python scripts/bench/zoo.py qwen3_5_text qwen3_moe           # these alone
+    nice -n 10 python scripts/bench/zoo.py --missing             # what has no result yet
     scripts/make_zoo_table                                       # the table of docs/backbones.md
 
 Each class runs in a process of its own, within `--limit` CPU seconds. Results go to
@@ -58,6 +59,7 @@ def main() -> int:
     """Runs what is named, or all, and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("types", nargs="*", help="model types; default: all that are registered")
+    parser.add_argument("--missing", action="store_true", help="only types without a result")
     parser.add_argument("--limit", type=int, default=90, help="CPU seconds for one class")
     parser.add_argument("--out", type=Path, default=ROOT / "tests/zoo/results.jsonl")
     given = parser.parse_args()
@@ -76,6 +78,8 @@ def main() -> int:
         for text in given.out.read_text(encoding="utf-8").splitlines():
             lines[json.loads(text)["model_type"]] = text
     names = given.types or list(registered_types())
+    if given.missing:
+        names = [name for name in names if name not in lines]
     for name in names:
         started = time.perf_counter()
         lines[name] = run_one(name, given.limit)

@@ -193,6 +193,8 @@ def test_an_unsafe_answer_is_asked_for_again_with_the_reason_and_then_rejected(
     assert counts["rejected"] == {"unsafe": 1} and counts["n_out"] == 2
     (rejected,) = (row for _, row in read_rows(result.folder / "rejects.jsonl"))
     assert rejected["item_id"] == "a" and "says g" in rejected["detail"]
+    assert counts["first_try"] == {"n_asked": 3, "n_accepted": 2}
+    assert counts["asked_again"] == {"unsafe": {"n_asked": 1, "n_accepted": 0}}
     told = counts["second_opinion"]["guard"]
     assert told["n_changed"] == told["found"]["secrecy"] >= 1
 

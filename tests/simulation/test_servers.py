@@ -118,7 +118,10 @@ def test_a_study_file_may_name_several_servers_of_a_player(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("verb", ["run", "corpus"])
-@pytest.mark.parametrize("way", [("--cluster", "local"), ("--transport", "batch-api")])
+@pytest.mark.parametrize(
+    "way",
+    [("--cluster", "local"), ("--transport", "batch-api"), ("--endpoint", "batch-files:FOLDER")],
+)
 def test_a_way_for_independent_requests_is_refused_with_the_reason(
     tmp_path: Path, verb: str, way: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -127,6 +130,31 @@ def test_a_way_for_independent_requests_is_refused_with_the_reason(
     assert f"{' '.join(way).removesuffix(' local')}: it takes requests that are independent" in said
     assert "a turn of a session needs the reply before it" in said
     assert not (tmp_path / "s").exists()
+
+
+def test_files_of_requests_named_in_a_study_are_refused_for_players(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run("run", _study(tmp_path, f"batch-files:{tmp_path}/b"), "--out", tmp_path / "s") == 3
+    assert "players are asked one by one" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("endpoint", [5, ["vllm", 5], {"url": "vllm"}])
+def test_what_is_no_address_is_told_once_with_its_field(
+    tmp_path: Path, endpoint: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run("run", _study(tmp_path, endpoint), "--out", tmp_path / "s") == 3
+    said = capsys.readouterr().err
+    assert "arms.0.therapist.endpoint: Value error, expected an address or a preset" in said
+    assert said.count("error: ") == 2, "one for the therapist, one for the patient"
+
+
+def test_a_server_named_twice_is_one_server(tmp_path: Path) -> None:
+    study = _study(tmp_path)
+    with ScriptedEndpoint(_said) as server:
+        assert _run("run", study, "--out", tmp_path / "s", *_at(server, server)) == 0
+        assert _run("run", study, "--out", tmp_path / "s", *_at(server)) == 0
+        assert server.n_paid == N_TURNS
 
 
 # --- requests that are independent of one another: every way of sending ---------------------------

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any, ClassVar
+from urllib.parse import parse_qs, urlparse
 
 import pytest
 
@@ -91,6 +96,66 @@ def test_a_dry_run_converts_nothing(tmp_path: Path) -> None:
     save_original(tmp_path / "mine", "baichuan2")
     assert choose_backbone(str(tmp_path / "mine"), is_dry=True).needs_conversion
     assert cached_copies() == []
+
+
+class _ModelScope(BaseHTTPRequestHandler):
+    """What ModelScope's library asks for when it downloads a model."""
+
+    files: ClassVar[dict[str, bytes]] = {}
+
+    def do_GET(self) -> None:
+        asked = urlparse(self.path)
+        if "baichuan-inc/baichuan-7B/" not in asked.path:
+            self._send(404, json.dumps({"Code": 404, "Message": "no such model"}).encode())
+        elif asked.path.endswith("/repo/files"):
+            rows = [
+                {
+                    "Name": name,
+                    "Path": name,
+                    "Type": "blob",
+                    "Size": len(data),
+                    "Sha256": hashlib.sha256(data).hexdigest(),
+                }
+                for name, data in self.files.items()
+            ]
+            told = {"Code": 200, "Success": True, "Data": {"Files": rows}}
+            self._send(200, json.dumps(told).encode())
+        else:
+            self._send(200, self.files[parse_qs(asked.query)["FilePath"][0]])
+
+    def _send(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+def test_a_backbone_comes_from_modelscope_by_its_own_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("modelscope", reason="needs modelscope: cbtqa[modelscope]")
+    save_original(tmp_path / "source", "baichuan")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "source").iterdir()}
+    monkeypatch.setattr(_ModelScope, "files", files)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _ModelScope)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("MODELSCOPE_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / "modelscope"))
+    try:
+        told: list[str] = []
+        made = choose_backbone("baichuan", on_stage=told.append, place="modelscope")
+        assert "downloading baichuan-inc/baichuan-7B from ModelScope" in told[0]
+        assert made.path is not None and made.path.name.startswith("baichuan-7B-")
+        assert (made.known_id, made.architecture) == ("baichuan", "LlamaForCausalLM")
+        assert choose_backbone("baichuan", place="modelscope") == made
+        with pytest.raises(ConfigError, match="cannot get nobody/none from ModelScope"):
+            choose_backbone("nobody/none", place="modelscope")
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def _convert(folder: str, told: list[str]) -> None:

@@ -132,9 +132,10 @@ def _with_tokens_of(backbone: Backbone, folder: Path) -> Path:
     tiny_tokenizer().save_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     named = {"<s>", "</s>", "<unk>", *backbone.stops, backbone.pad_token or "<unk>"}
+    end = backbone.end_of_turn or "<|im_end|>"
     tokenizer.add_special_tokens({"additional_special_tokens": sorted(named)})
     tokenizer.bos_token = "<s>"
-    tokenizer.eos_token = backbone.end_of_turn
+    tokenizer.eos_token = end
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -93,7 +93,7 @@ def live(model_type: str, folder: Path) -> Life:
         if stage == "two steps" or stage == "dry run":
             return replace(life, ending="refused", sentence=words)
         return replace(life, ending="unexpected", sentence=f"{stage}: {words}")
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is the finding
         at = traceback.extract_tb(error.__traceback__)
         own_line = [one for one in at if "cbtqa" in one.filename][-1:] or at[-1:]
         where = " < ".join(f"{Path(o.filename).name}:{o.lineno}" for o in (at[-1], own_line[0]))

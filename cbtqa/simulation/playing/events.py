@@ -99,7 +99,7 @@ def speaks_of_risk(text: str) -> bool:
     is looked at when it is answered, when it is read and when it is checked, and lines of the
     built-in players come back.
     """
-    return screen(text).risk != "none"
+    return screen(text, is_spoken=True).risk != "none"
 
 
 def names_help(text: str) -> bool:

@@ -26,6 +26,7 @@ from cbtqa.errors import ConfigError, DataError, IncompleteRunError, UsageError
 from cbtqa.files import write_json, write_jsonl
 from cbtqa.llm.batch import BatchStoppedError, run_anywhere
 from cbtqa.llm.chat import Fault
+from cbtqa.llm.endpoint import BATCH_FILES
 from cbtqa.llm.journal import Journal
 from cbtqa.llm.progress import Progress
 from cbtqa.llm.runs import EndpointSettings, Run, Service, open_run, refuse_foreign
@@ -126,9 +127,8 @@ def run_study(
         run.raise_what_stopped_it()
         described: dict[str, Any] = {}
         if second.runs:
-            sessions, described = ask_opinions(
-                sessions, second, opened, run.players.cost or 0.0, on_progress
-            )
+            spent = run.players.cost or 0.0
+            sessions, described = ask_opinions(sessions, second, opened, spent, on_progress)
             write_jsonl(folder.sessions_path, sessions)
         manifest = _manifest(folder, courses, sessions, opened, run.players.cost, described)
     write_manifest(out, manifest)
@@ -144,6 +144,9 @@ def service_of(
     endpoints = tuple(
         server for one in players for server in endpoints_of(one, limits.transport, **how)
     )
+    if any(one.is_batch for one in endpoints):
+        problem = f"a player's endpoint is {BATCH_FILES}FOLDER, and players are asked one by one"
+        raise ConfigError(problem, hint="name a server; simulate judge takes it for a judge")
     service = Service(endpoints, limits.engine, is_acknowledged=is_acknowledged)
     return service if endpoints else None
 
@@ -396,7 +399,7 @@ def at_endpoint(player: Player, settings: EndpointSettings) -> Player:
         return player
     changes: dict[str, Any] = {}
     if settings.endpoint:
-        servers = settings.endpoint
+        servers = tuple(dict.fromkeys(settings.endpoint))
         changes["endpoint"] = servers[0] if len(servers) == 1 else servers
     if settings.model:
         changes["model"] = settings.model
@@ -431,8 +434,13 @@ class PlayersSettings(EndpointSettings):
         Raises:
             UsageError: a way of sending that no session can be played over.
         """
-        if self.cluster or self.transport == "batch-api":
-            way = "--cluster" if self.cluster else "--transport batch-api"
+        is_batch_files = any(one.startswith(BATCH_FILES) for one in self.endpoint)
+        ways = {
+            "--cluster": self.cluster is not None,
+            "--transport batch-api": self.transport == "batch-api",
+            f"--endpoint {BATCH_FILES}FOLDER": is_batch_files,
+        }
+        if way := next((name for name, is_given in ways.items() if is_given), None):
             raise UsageError(
                 f"{way}: {self.why_one_by_one}",
                 hint="several --endpoint share the work; simulate profiles and simulate judge "

@@ -262,6 +262,8 @@ class _ModelSpeaker(_PromptedSpeaker):
         super().__init__(settings)
         self.name, self.checks = opened.name, AnswerChecks(turn_mark_of(opened.chat))
         model: Any = opened.load(device, precision)
+        settings = settings.with_own(opened.generation)
+        self._settings = settings
         shared = GenerateSettings.model_fields.keys() & settings.model_dump().keys()
         as_generate = GenerateSettings(**settings.model_dump(include=set(shared)))
         self._opened = opened

@@ -98,8 +98,7 @@ def generate(
 
     Raises:
         UsageError: data, adapter or model are missing, or two of them given.
-        ConfigError: a model that must be converted first or cannot be loaded; a folder of another
-            run.
+        ConfigError: a model that cannot be had or loaded; a folder of another run.
         DataError: no questions, no adapter, an adapter on another base.
         MissingExtraError: torch, transformers or peft are not installed.
         LicenceGateError: questions would go to a non-local endpoint without acknowledgement.
@@ -144,12 +143,11 @@ def generate(
             files=tuple(describe_file(folder / name, folder) for name in WRITTEN),
         )
     write_manifest(folder, manifest)
+    was_cut = counts["rejected"].get("cut")
     refuse_empty(
         *(counts["n_out"], counts["n_in"], "questions has an answer", counts["rejected"]),
         kept=folder / REJECTS_NAME,
-        hint="all cut: raise --max-new-tokens (a new --out)"
-        if counts["rejected"].get("cut")
-        else "",
+        hint="all cut: raise --max-new-tokens (a new --out)" if was_cut else "",
     )
     return GenerateResult(folder, manifest)
 
@@ -386,7 +384,9 @@ def prepare(settings: GenerateSettings, on_stage: OnStage) -> AnswerRun:
     service, mode, asked = _read(settings)
     if service is not None:
         return AnswerRun(settings, mode, asked, service, None)
-    return AnswerRun(settings, mode, asked, None, *open_local(settings, on_stage))
+    opened, device, precision = open_local(settings, on_stage)
+    settings = settings.with_own(opened.generation)
+    return AnswerRun(settings, mode, asked, None, opened, device, precision)
 
 
 def _read(settings: GenerateSettings) -> tuple[Service | None, Mode, Asked]:
@@ -439,8 +439,10 @@ def sampling_of(settings: SpeakerSettings) -> Sampling:
         more["repetition_penalty"] = settings.repetition_penalty
     if settings.thinking in ("on", "off"):
         more["chat_template_kwargs"] = {"enable_thinking": settings.thinking == "on"}
+    # with `--decoding model` the server knows them
+    is_servers = settings.decoding == "model" and "temperature" not in settings.model_fields_set
     return settings.sampling(
-        temperature=settings.temperature,
+        temperature=None if is_servers and settings.endpoint else settings.temperature,
         top_p=settings.top_p if settings.top_p < 1 else None,
         max_tokens=settings.max_new_tokens,
         seed=settings.seed,

@@ -73,13 +73,19 @@ class AnswerModel:
     notes: tuple[str, ...] = ()
 
     @property
+    def generation(self) -> dict[str, Any]:
+        """The model's own generation_config.json; empty where it has none."""
+        place = self.backbone
+        file = fetch_if_present(place.location, GENERATION_NAME, revision=place.revision)
+        found = read_json(file) if file else {}
+        return found if isinstance(found, dict) else {}
+
+    @property
     def stops(self) -> list[int]:
         """Tokens any of which ends an answer."""
         tokenizer = self.chat.tokenizer
         named = tokenizer.convert_tokens_to_ids(list(self.backbone.stops))
-        place = self.backbone
-        file = fetch_if_present(place.location, GENERATION_NAME, revision=place.revision)
-        given = read_json(file).get("eos_token_id") if file else None
+        given = self.generation.get("eos_token_id")
         own = given if isinstance(given, list) else [given]
         found = {*self.chat.end_ids, tokenizer.eos_token_id, *named, *own}
         return sorted(found - {None, tokenizer.unk_token_id})
@@ -136,7 +142,7 @@ def open_model(settings: SpeakerSettings, on_stage: OnStage = lambda words: None
         )
     if settings.adapter is not None:
         return _open_adapter(settings, settings.adapter, on_stage)
-    backbone = choose_backbone(settings.model, settings.revision, on_stage)
+    backbone = choose_backbone(settings.model, settings.revision, on_stage, place=settings.from_)
     chat = load_chat(backbone, settings.chat_format, _thinking(settings, "keep"))
     sha256 = describe_base(backbone).weights_sha256
     return AnswerModel(backbone, chat, None, backbone.display_name, sha256)
@@ -145,7 +151,7 @@ def open_model(settings: SpeakerSettings, on_stage: OnStage = lambda words: None
 def _open_adapter(settings: SpeakerSettings, folder: Path, on_stage: OnStage) -> AnswerModel:
     config, weights = find_adapter(folder)
     recorded = read_base_record(folder)
-    backbone = find_base(config, settings.base, recorded, on_stage)
+    backbone = find_base(config, settings.base, recorded, on_stage, settings.from_)
     base, notes = check_base(backbone, recorded)
     files = (*map(describe_file, weights), describe_file(folder / CONFIG_NAME))
     chat, sha256 = _chat_of_adapter(settings, folder, backbone), combine_hashes(files)

@@ -10,7 +10,7 @@ from its tokenizer where that is on this machine, else from characters:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -128,6 +128,7 @@ class DryRun(Record):
     """Over all epochs."""
     n_processes: int
     """Cards that share each step."""
+    memory_by: Literal["counted", "by formula"]
     memory: dict[Literal["plain", "checkpointed"], Memory]
     cards: tuple[CardEstimate, ...]
     example: tuple[Piece, ...]
@@ -154,12 +155,7 @@ def dry_run(
     given = resolved.values
     backbone = choose_backbone(given.backbone, given.revision, is_dry=True)
     settings, notes = within_context(given, backbone)
-    if backbone.gated:
-        words = f"gated: accept the licence on the page of {backbone.hub_id}, hf auth login"
-        notes = (words, *notes)
-    if backbone.needs_conversion:
-        words = f"the run begins with a download and a conversion, once, into {cache_folder()}"
-        notes = (words, *notes)
+    notes = (*_first_steps(backbone), *notes)
     config = to_config(backbone)
     if settings.packing and (reason := reason_to_pad(config)):
         settings = settings.model_copy(update={"packing": False})
@@ -195,10 +191,19 @@ def dry_run(
         flops_per_token=flops.total(checkpointing=False),
         total_tokens=total_tokens,
         n_processes=n_processes,
+        memory_by="by formula" if count.by_formula else "counted",
         memory={"plain": sizing.plain, "checkpointed": sizing.checkpointed},
         cards=tuple(sizing.on(card, flops, total_tokens) for card in cards),
         example=_show_example(train, chat, settings),
     )
+
+
+def _first_steps(backbone: Backbone) -> Iterator[str]:
+    """What comes before the training itself, in words."""
+    if backbone.needs_conversion:
+        yield f"the run begins with a download and a conversion, once, into {cache_folder()}"
+    if backbone.gated:
+        yield f"gated: accept the licence on the page of {backbone.hub_id}, hf auth login"
 
 
 def _read_splits(

@@ -39,7 +39,7 @@ RUN_NAME, README_NAME, CURVE_NAME = "run.json", "README.md", "loss.svg"
 WITHOUT_EFFECT = {
     *("out", "data", "validation_data", "backbone", "micro_batch_tokens", "packing", "log_steps"),
     *("gradient_checkpointing", "compile", "keep_checkpoints", "tracker", "n_samples"),
-    *("sample_tokens", "allow_template", "preset"),
+    *("sample_tokens", "allow_template", "preset", "from_"),
 }
 """Settings that change speed, memory or the log, never what is learnt but for rounding. Data and
 backbone are compared by hash instead."""

@@ -20,8 +20,8 @@ from cbtqa.errors import ConfigError, DataError, UsageError
 from cbtqa.files import read_json
 from cbtqa.tuning.backbones import Backbone, find_backbone
 from cbtqa.tuning.libraries import read_table, require
-from cbtqa.tuning.settings import OnStage
-from cbtqa.tuning.weights.cache import cached_copies, converted
+from cbtqa.tuning.settings import OnStage, Place
+from cbtqa.tuning.weights.cache import cached_copies, converted, from_modelscope
 from cbtqa.tuning.weights.files import BaseRecord, describe_base, open_tensors
 
 CONFIG_NAME = "adapter_config.json"
@@ -159,7 +159,11 @@ def _scale(config: dict[str, Any], module: str, down: Any) -> float:
 
 
 def find_base(
-    config: dict[str, Any], given: str | None, recorded: BaseRecord | None, on_stage: OnStage
+    config: dict[str, Any],
+    given: str | None,
+    recorded: BaseRecord | None,
+    on_stage: OnStage,
+    place: Place = "hub",
 ) -> Backbone:
     """The base of an adapter, in its native layout; downloaded and converted where it has to be.
 
@@ -171,7 +175,11 @@ def find_base(
         UsageError: the base is not found by the name that the adapter records.
         ConfigError: a base that cannot be had, or not be converted.
     """
+    if given is None and place == "modelscope" and recorded:
+        given = recorded.backbone  # the record names a folder of ModelScope's cache
     backbone = find_backbone(given) if given else _named_base(config, recorded)
+    if place == "modelscope":
+        backbone = from_modelscope(backbone, on_stage)
     if backbone.path is None and recorded is not None and backbone.revision is None:
         backbone = backbone.model_copy(update={"revision": recorded.revision})
     return converted(backbone, on_stage)

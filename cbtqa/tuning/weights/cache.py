@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from cbtqa import errors
 from cbtqa.errors import ConfigError, UsageError
 from cbtqa.files import parse_record, read_json
 from cbtqa.paths import make_folder
@@ -23,11 +24,13 @@ from cbtqa.report.words import seconds, size
 from cbtqa.tuning.backbones import (
     Backbone,
     commit_of,
+    facts_of_config,
     fetch,
     fetch_if_present,
     find_backbone,
+    read_config,
 )
-from cbtqa.tuning.libraries import require
+from cbtqa.tuning.libraries import first_line, require
 from cbtqa.tuning.settings import OnStage
 from cbtqa.tuning.weights.convert import RECORD_NAME, ConversionRecord, convert
 from cbtqa.tuning.weights.files import WHOLE_NAMES, Step, check_space
@@ -139,6 +142,32 @@ def converted(backbone: Backbone, on_stage: OnStage) -> Backbone:
     return find_backbone(out)
 
 
+def from_modelscope(backbone: Backbone, on_stage: OnStage) -> Backbone:
+    """The backbone as the folder that ModelScope's own library downloads, into its own cache.
+
+    Raises:
+        MissingExtraError: without that library.
+        ConfigError: no such model there, or no network.
+    """
+    if backbone.path is not None:
+        return backbone
+    library = errors.require("modelscope.hub.snapshot_download", extra="modelscope")
+    failures = (OSError, errors.require("modelscope.hub.errors", extra="modelscope").HubError)
+    name = backbone.modelscope_id or backbone.location
+    on_stage(f"downloading {name} from ModelScope: once, into its own cache")
+    try:
+        folder = Path(library.snapshot_download(name, revision=backbone.revision))
+    except failures as error:
+        raise ConfigError(
+            f"cannot get {name} from ModelScope: {first_line(error)}",
+            hint="without --from it comes from the Hugging Face Hub; a folder works too",
+        ) from None
+    if backbone.known_id is None:
+        return find_backbone(folder)
+    facts = facts_of_config(read_config(folder), name)
+    return backbone.model_copy(update={"path": folder, "source_id": backbone.id, **facts})
+
+
 def _plain_name(backbone: Backbone) -> str:
     """The model's own name where it is listed or a folder, else with its owner."""
     name = backbone.display_name
@@ -192,7 +221,7 @@ def _convert(backbone: Backbone, out: Path, on_stage: OnStage) -> None:
         words = f"{step.what} {step.number} of {step.total}: {size(step.n_bytes)}, {took}"
         on_stage(words)
 
-    convert(backbone.path or backbone.location, out, revision=backbone.revision, on_step=on_step)
+    convert(backbone, out, revision=backbone.revision, on_step=on_step)
 
 
 def _is_downloaded(backbone: Backbone) -> bool:

@@ -102,24 +102,10 @@ def merge(
     """
     refuse_existing(out)
     opened, recorded = read_adapter(adapter), read_base_record(adapter)
-    backbone = find_base(opened.config, base, recorded, on_stage)
-    config_path = fetch(backbone.location, "config.json", revision=backbone.revision)
-    config: dict[str, Any] = read_json(config_path)
-    if config.get("quantization_config"):
-        raise ConfigError(
-            f"{backbone.display_name} holds quantised weights: merging into them would lose what "
-            "was learned",
-            hint="give the 16-bit model that it was made from: --base FOLDER",
-        )
-    backbone = backbone.model_copy(update={"revision": commit_of(config_path)})
+    backbone, config = _at_one_commit(find_base(opened.config, base, recorded, on_stage))
     found, notes = check_base(backbone, recorded)
-    outputs, why_whole = _planned(opened, find_weights(backbone.location, backbone.revision), dtype)
-    if why_whole and recorded is None:
-        raise DataError(
-            f"the base has other weights than the adapter: {why_whole}",
-            where=adapter.name,
-            hint="give the base that it was trained on: --base FOLDER",
-        )
+    weights, is_known = find_weights(backbone.location, backbone.revision), recorded is not None
+    outputs, why_whole = _planned(opened, weights, dtype, is_known=is_known)
     check_space(out, sum(output.n_bytes for output in outputs))
     files = tuple(map(describe_file, opened.weight_paths))
     plan = {
@@ -127,12 +113,11 @@ def merge(
         "adapter": [each.sha256 for each in files],
         "settings": [dtype, shard_bytes, opened.config, cbtqa.__version__, thinking],
     }
-    dtypes = dtypes_of(outputs)
+    dtypes, made = dtypes_of(outputs), dtype or _main_dtype(outputs)
     with building(out, plan) as folder:
         if why_whole:
             notes = (*notes, f"merged by peft with the whole base in memory: {why_whole}")
-            dtypes = {dtype or _main_dtype(outputs)}
-            config = _merge_whole(adapter, backbone, folder, *dtypes, shard_bytes)
+            dtypes, config = {made}, _merge_whole(adapter, backbone, folder, made, shard_bytes)
         _carry_tokenizer(opened, backbone, folder, thinking)
         carry_notices(backbone, folder)
         write_configs(folder, backbone, backbone, config, dtypes, adapter=adapter)
@@ -153,10 +138,27 @@ def merge(
     return record
 
 
+def _at_one_commit(backbone: Backbone) -> tuple[Backbone, dict[str, Any]]:
+    """The base held to the commit of its config.json, and that; refuses quantised weights."""
+    config_path = fetch(backbone.location, "config.json", revision=backbone.revision)
+    config: dict[str, Any] = read_json(config_path)
+    if config.get("quantization_config"):
+        raise ConfigError(
+            f"{backbone.display_name} holds quantised weights: merging into them would lose what "
+            "was learned",
+            hint="give the 16-bit model that it was made from: --base FOLDER",
+        )
+    return backbone.model_copy(update={"revision": commit_of(config_path)}), config
+
+
 def _planned(
-    adapter: Adapter, paths: tuple[Path, ...], dtype: DType | None
+    adapter: Adapter, paths: tuple[Path, ...], dtype: DType | None, *, is_known: bool
 ) -> tuple[list[Output], str | None]:
-    """The weights to write, and why they cannot be made one by one, or None."""
+    """The weights to write, and why they cannot be made one by one, or None.
+
+    Args:
+        is_known: the adapter records its base, by hash; else other weights are refused.
+    """
     outputs: list[Output] = []
     changed = {_bare(name): name for name in (*adapter.deltas, *adapter.replaced)}
     for path in paths:
@@ -178,6 +180,12 @@ def _planned(
     if lost and not whole:
         whole = f"its files have no {lost[0]}"
         whole += f" and {len(lost) - 1} more, which transformers makes from others as it loads them"
+    if whole and not is_known:
+        raise DataError(
+            f"the base has other weights than the adapter: {whole}",
+            where=adapter.folder.name,
+            hint="give the base that it was trained on: --base FOLDER",
+        )
     return outputs, whole
 
 
