@@ -83,6 +83,8 @@ def screen(
         say(f"rows without a text, not graded: {survey.n_empty} ({', '.join(survey.empty)}{more})")
     for item in survey.shown if not as_json else ():
         _show_item(item)
+    if survey.screen_model:
+        say(f"read by {survey.screen_model.partition('@')[0]} as well")
     if survey.second_opinion:
         say_opinions({"screen": survey.second_opinion})
     if settings.out is not None:
