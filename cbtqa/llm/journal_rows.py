@@ -122,8 +122,8 @@ SELECT reason, count(*), sum(is_accepted) FROM (
     GROUP BY later.key, later.attempt
 ) GROUP BY reason ORDER BY count(*) DESC, reason
 """
-"""The index alone finds later attempts: the rows hold the texts and may be gigabytes. An attempt that
-was accepted and then found faulty, by a guard, has both rows and was not accepted."""
+"""The index alone finds later attempts: the rows hold the texts and may be gigabytes. An attempt
+that was accepted and then found faulty, by a guard, has both rows and was not accepted."""
 FIRST_TRIES = f"""
 SELECT count(*), sum(is_accepted) FROM (
     SELECT min(state) = {int(State.ACCEPTED)} AND max(state = {int(State.FAULTY)}) = 0
