@@ -11,7 +11,7 @@ import typer
 from cbtqa.cli.console import give, live_progress, print_json, say, show, show_table
 from cbtqa.cli.dry_run import DryRun, print_estimate, say_opinions
 from cbtqa.cli.help import CommandGroup
-from cbtqa.cli.options import AsJson, settings_flags
+from cbtqa.cli.options import AsJson, ScreenModel, settings_flags
 from cbtqa.dataset_folder import is_text
 from cbtqa.llm.checked_files import (
     AnswerSurvey,
@@ -78,6 +78,9 @@ def screen(
     with live_progress() as progress:
         survey = screen_texts(settings, progress.update)
     give(as_json, survey, *_survey_tables(survey))
+    if survey.n_empty:
+        more = ", ..." if survey.n_empty > len(survey.empty) else ""
+        say(f"rows without a text, not graded: {survey.n_empty} ({', '.join(survey.empty)}{more})")
     for item in survey.shown if not as_json else ():
         _show_item(item)
     if survey.second_opinion:
@@ -120,6 +123,7 @@ def evaluate(
         typer.Option(help="LABEL=GRADE, where labels are no grades: 1=explicit 0=none."),
     ] = None,
     language: Rules = "auto",
+    screen_model: ScreenModel = None,
     encoding: Encoding = "utf-8",
     max_errors: Annotated[int, typer.Option(help="Errors to show.")] = 20,
     as_json: AsJson = False,
@@ -135,6 +139,7 @@ def evaluate(
         label_column=label_column,
         grade_of=parse_labels(label or ()),
         language=language,
+        screen_model=screen_model,
         encoding=encoding,
     )
     if as_json:
@@ -152,6 +157,8 @@ def evaluate(
     for error in report.errors[:max_errors]:
         rules = ", ".join(error.rules) or "no rule"
         show(f"{error.where}  {error.gold} -> {error.found}  {error.text}  {rules}")
+    if report.n_empty:
+        say(f"rows without a text, left out: {report.n_empty}")
     say(f"{len(report.errors)} errors; {report.signature}")
 
 
@@ -174,6 +181,8 @@ def scrub(
     """
     survey = scrub_file(file, columns=column or (), encoding=encoding, out=out, overwrite=overwrite)
     title = f"{file}: {survey.n_texts_with_data} of {survey.n_texts} texts hold personal data"
+    if survey.n_empty:
+        say(f"rows without a text, kept as they are: {survey.n_empty}")
     rows = [(kind, survey.n_by_kind.get(kind, 0), missed) for kind, missed in survey.misses.items()]
     give(as_json, survey, Table(["kind", "places", "not found"], rows, title))
     if out is not None:

@@ -11,7 +11,7 @@ import typer
 from cbtqa.cli.console import give, live_progress, print_json, print_table, say, show, show_table
 from cbtqa.cli.dry_run import DryRun, print_estimate, say_opinions
 from cbtqa.cli.help import CommandGroup
-from cbtqa.cli.options import AsJson, settings_flags
+from cbtqa.cli.options import AsJson, Newest, settings_flags, take_newest
 from cbtqa.manifest import FolderResult
 from cbtqa.report.table import AnyColumn, Column, Table
 from cbtqa.report.words import digits, share
@@ -101,7 +101,7 @@ def run(
 
 
 @app.command("export")
-@settings_flags(ExportSettings, positional="sessions")
+@settings_flags(ExportSettings, positional="sessions", newest={"sessions": Newest("study")})
 def export(
     resolved: Resolved[ExportSettings], dry_run: DryRun = False, as_json: AsJson = False
 ) -> None:
@@ -137,9 +137,12 @@ def _show_export(made: Exported, as_json: bool) -> None:
 @app.command("lint")
 def lint(
     path: Annotated[
-        Path,
-        typer.Argument(help="Study file, study folder, export folder, or file of transcripts."),
-    ] = Path("cbtqa-study"),
+        Path | None,
+        typer.Argument(
+            help="Study file, study folder, export folder, or file of transcripts. (default: the "
+            "newest study here)"
+        ),
+    ] = None,
     against: Annotated[
         Path | None,
         typer.Option(
@@ -156,7 +159,7 @@ def lint(
     """
     from cbtqa.simulation.lint import lint as check
 
-    report = check(path, against=against)
+    report = check(path or Path(take_newest("study")), against=against)
     found = {**report.model_dump(mode="json"), "is_clean": report.is_clean}
     print_json(found) if as_json else _show_lint(report)
     if not report.is_clean:
@@ -164,7 +167,7 @@ def lint(
 
 
 @app.command("judge")
-@settings_flags(SessionJudgeSettings, positional="sessions")
+@settings_flags(SessionJudgeSettings, positional="sessions", newest={"sessions": Newest("study")})
 def judge(
     resolved: Resolved[SessionJudgeSettings], dry_run: DryRun = False, as_json: AsJson = False
 ) -> None:
@@ -188,7 +191,7 @@ def judge(
 
 
 @app.command("analyse")
-@settings_flags(AnalysisSettings, positional="source")
+@settings_flags(AnalysisSettings, positional="source", newest={"source": Newest("study")})
 def analyse(resolved: Resolved[AnalysisSettings], as_json: AsJson = False) -> None:
     """Compare arms: mixed models, contrasts, audits of endings and length, agreement, alarms.
 

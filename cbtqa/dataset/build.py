@@ -44,7 +44,8 @@ from cbtqa.processes import map_blocks
 from cbtqa.psyqa import SourceItem, parse_columns, read_questions
 from cbtqa.records import CbtAnswer, DistortionLabel, Reason, Rejection, Usage
 from cbtqa.safety.answers import Problem
-from cbtqa.safety.screen import Screening, screen
+from cbtqa.safety.encoder import fingerprint_of, open_encoder
+from cbtqa.safety.screen import READ_TOGETHER, Screening, screen
 from cbtqa.settings import Resolved
 from cbtqa.splits import FEW_QUESTIONS, split_few, split_of
 
@@ -87,9 +88,10 @@ class Build:
     near_duplicates: dict[str, Any] = field(default_factory=dict)
     opinion_counts: dict[str, OpinionCounts] = field(init=False)
     """By role, of the models that are asked."""
-    _grades: Grades = field(default_factory=Grades)
+    _grades: Grades = field(init=False)
 
     def __post_init__(self) -> None:
+        self._grades = Grades(open_encoder(self.settings.screen_model))
         self.opinion_counts = {one.role: OpinionCounts(one) for one in self.opinions.each}
 
     @property
@@ -109,6 +111,37 @@ class Build:
         Args:
             on_further: called with rows that only bring a further answer to a question.
         """
+        dropped: set[str] = set()
+        entries = self._entries()
+        for entry in self._screened(entries) if self._grades.model else entries:
+            if isinstance(entry, SourceItem):
+                if entry.question.id not in dropped:
+                    on_further(entry)
+                continue
+            if isinstance(entry, Rejection):
+                yield entry
+                continue
+            item, source = entry
+            if self.settings.crisis == "drop" and item.grade.is_crisis:
+                dropped.add(item.question.id)
+                yield Rejection(
+                    item_id=item.question.id,
+                    stage="screen",
+                    reason=Reason.CRISIS_DROPPED,
+                    detail=f"risk {item.grade.risk}{_told(item.grade)}; left out by --crisis drop",
+                    where=source.where,
+                )
+                continue
+            yield entry
+
+    def _screened(self, entries: Iterable[Row | SourceItem]) -> Iterator[Row | SourceItem]:
+        """The rows after the encoder has read them, a batch at a time."""
+        for block in blocks_of(entries, READ_TOGETHER):
+            self._grades.screen_all(one[0] for one in block if isinstance(one, tuple))
+            yield from block
+
+    def _entries(self) -> Iterator[Row | SourceItem]:
+        """Every row; one that only brings a further answer to a question as its source alone."""
         reader = read_questions(
             self.input_path,
             encoding=self.settings.encoding,
@@ -117,36 +150,24 @@ class Build:
             with_answers=self.settings.include_human,
         )
         place, n_entries = 0, 0
-        dropped: set[str] = set()
         while n_entries != self.settings.limit and (entry := next(reader, None)) is not None:
             if isinstance(entry, SourceItem) and entry.is_further:
-                if entry.question.id not in dropped:
-                    on_further(entry)
+                yield entry
                 continue
             n_entries += 1
             if isinstance(entry, Rejection):
                 yield entry
                 continue
-            item = Item(entry.question, place, self._grades)
+            yield Item(entry.question, place, self._grades), entry
             place += 1
-            if self.settings.crisis == "drop" and item.grade.is_crisis:
-                dropped.add(item.question.id)
-                yield Rejection(
-                    item_id=item.question.id,
-                    stage="screen",
-                    reason=Reason.CRISIS_DROPPED,
-                    detail=f"risk {item.grade.risk}{_told(item.grade)}; left out by --crisis drop",
-                    where=entry.where,
-                )
-                continue
-            yield item, entry
 
     def questions(self) -> Iterator[Item]:
         return (entry[0] for entry in self.items() if not isinstance(entry, Rejection))
 
     def fingerprint(self) -> dict[str, str]:
         """What shapes the teacher's replies: its own, and whose grades choose the branch."""
-        return self.teacher.fingerprint() | self.opinions.fingerprint()
+        encoder = fingerprint_of(self.settings.screen_model)
+        return self.teacher.fingerprint() | self.opinions.fingerprint() | encoder
 
     def grade(
         self,
@@ -173,7 +194,7 @@ class Build:
             for item, (text, verdict) in zip(block, verdicts, strict=True):
                 changed: tuple[str, ...] = ()
                 if isinstance(verdict, Screening) and (verdict.risk != "none" or verdict.dangers):
-                    own = screen(text.question)
+                    own = screen(text.question, model=self._grades.model)
                     worse = worse_of(own, verdict)
                     changed = changes(own, worse)
                     item.note(grade_of(worse))
@@ -423,6 +444,7 @@ class Build:
             "rejected": dict(self.rejected.most_common()),
             "splits": splits,
             "risk": dict(self.risks),
+            **fingerprint_of(self.settings.screen_model),
             "dangers": dict(self.dangers.most_common()),
             "n_minors": self.n_minors,
             **self.near_duplicates,

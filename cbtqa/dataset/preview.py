@@ -260,8 +260,7 @@ def _ask(
         labelled = dict(run.journal.outcomes(key for key in keys.values() if key))
         outcomes = dict(run.journal.outcomes(item.key for item in chosen))
         replies = {item.key: run.journal.replies(item.key) for item in chosen}
-    seen: set[bytes] = set()
-    shown = []
+    seen, shown = set[bytes](), list[Shown]()
     for item in chosen:
         second = labelled.get(keys[item.key] or "")
         answer = build.finish(item, outcomes[item.key], second, seen)

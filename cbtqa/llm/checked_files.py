@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, get_args
 
@@ -38,7 +39,8 @@ from cbtqa.llm.second_opinion import (
 from cbtqa.paths import refuse_existing, replacing
 from cbtqa.records import Record, Risk
 from cbtqa.safety.answers import Problem, check_in_both, is_at_stake
-from cbtqa.safety.screen import Screening, ScreenLanguage, screen
+from cbtqa.safety.encoder import ScreenEncoder, ScreenModelSettings, open_encoder
+from cbtqa.safety.screen import Screening, ScreenLanguage, screen_each, worse_of_two
 from cbtqa.safety.survey import ScreenSurvey, TextRow, read_texts, screen_rows
 from cbtqa.settings import Settings
 
@@ -72,7 +74,9 @@ class ScreenFileSettings(Settings):
     """Show so many flagged items with their spans coloured."""
 
 
-class ScreenSettings(ScreenFileSettings, ScreenEndpointSettings, AskingSettings):
+class ScreenSettings(
+    ScreenFileSettings, ScreenModelSettings, ScreenEndpointSettings, AskingSettings
+):
     """The settings of `cbtqa safety screen`."""
 
 
@@ -81,13 +85,15 @@ class ScreenedFile(ScreenSurvey):
 
     second_opinion: dict[str, Any] | None = None
     """None where no model was asked."""
+    screen_model: str | None = None
+    """Name and hash of the encoder that read the texts as well; None without one."""
 
 
 def screen_texts(settings: ScreenSettings, on_progress: OnProgress | None = None) -> ScreenedFile:
     """Grades every text of a file; where a model is asked, the worse grade counts.
 
     Raises:
-        DataError: no rows, no column with text, an empty text.
+        DataError: no rows, no column with text, no text at all.
         UsageError: an endpoint without `out`; `out` exists already, without `overwrite`.
         LicenceGateError: texts would go to a non-local endpoint without acknowledgement.
         EndpointError, IncompleteRunError: the asking stopped early; the same call continues.
@@ -100,38 +106,52 @@ def screen_texts(settings: ScreenSettings, on_progress: OnProgress | None = None
     is_one = is_text(settings.file)
     by["max_shown"] = max(settings.explain, int(is_one))
     by["overwrite"] = settings.overwrite or bool(settings.retry)
+    model = open_encoder(settings.screen_model)
+    named = {"screen_model": model.described if model else None}
     if opinions.screen is None:
-        found = screen_rows(rows, lambda row: screen(row.text, settings.language), **by)
-        return ScreenedFile(**dict(found))
+        found = screen_rows(_graded(rows, settings, model), **by)
+        return ScreenedFile(**dict(found), **named)
     rows = list(rows)  # a bad line shows before paying, and standard input is read but once
     counts = OpinionCounts(opinions.screen)
     with opinions.open("the texts") as opened:
         asked = opened.screen
         assert asked is not None
-        own = {row.where: screen(row.text, settings.language) for row in rows}
-        items = [_exchange(row) for row in rows if own[row.where].risk != "explicit"]
+        own = list(_graded(rows, settings, model))
+        items = [_exchange(row) for row, mine in own if _is_asked_about(row, mine)]
         asked.ask(items, n_total=len(items), on_progress=on_progress)
 
-        def grade(row: TextRow) -> Screening:
-            mine = own[row.where]
-            if mine.risk == "explicit":
+        def grade(row: TextRow, mine: Screening) -> Screening:
+            if not _is_asked_about(row, mine):
                 return mine
             verdict = asked.verdict(_exchange(row))
             worse = worse_of(mine, verdict)
             counts.add(verdict, changes(mine, worse))
             return worse
 
-        found = screen_rows(rows, grade, **by)
-        return ScreenedFile(**dict(found), second_opinion=counts.described(asked.run))
+        found = screen_rows(((row, grade(row, mine)) for row, mine in own), **by)
+        described = counts.described(asked.run)
+        return ScreenedFile(**dict(found), second_opinion=described, **named)
+
+
+def _graded(
+    rows: Iterable[TextRow], settings: ScreenSettings, model: ScreenEncoder | None
+) -> Iterator[tuple[TextRow, Screening]]:
+    """Every row with the grades of screen and encoder."""
+    return screen_each(rows, attrgetter("text"), settings.language, model)
+
+
+def _is_asked_about(row: TextRow, own: Screening) -> bool:
+    return not row.is_empty and own.risk != "explicit"  # nothing is worse
 
 
 def estimate_screen(settings: ScreenSettings) -> Estimate:
     """What would still be sent; nothing without an endpoint."""
     opinions = _opinions(settings, settings.out)
     rows = list(read_texts(settings.file, settings.column, settings.encoding))
-    items = [_exchange(row) for row in rows if screen(row.text).risk != "explicit"]
     if opinions.screen is None:
         return Estimate(items="texts", n_items=len(rows))
+    own = _graded(rows, settings, open_encoder(settings.screen_model))
+    items = [_exchange(row) for row, mine in own if _is_asked_about(row, mine)]
     found = opinions.screen.estimate(items, "texts")
     return found.model_copy(update={"items": "texts", "n_items": len(rows)})
 
@@ -168,7 +188,9 @@ class CheckFileSettings(Settings):
     """Of a text file, such as gb18030."""
 
 
-class CheckSettings(CheckFileSettings, ScreenEndpointSettings, GuardSettings, AskingSettings):
+class CheckSettings(
+    CheckFileSettings, ScreenModelSettings, ScreenEndpointSettings, GuardSettings, AskingSettings
+):
     """The settings of `cbtqa safety check`."""
 
 
@@ -193,12 +215,6 @@ class AnswerSurvey(Record):
     """What each further model was asked, by role; empty where none was."""
 
 
-def grades_of(question: str, known: Risk = "none") -> Screening:
-    """A question's grades, at least the one that is known of it."""
-    own = screen(question) if question.strip() else Screening("none", ())
-    return worse_of(own, Screening(known, ()))
-
-
 class CheckedExchange(NamedTuple):
     """An answer to be checked."""
 
@@ -206,6 +222,15 @@ class CheckedExchange(NamedTuple):
     where: str
     grades: Screening
     """Of the question."""
+
+
+def with_grades(
+    answers: Iterable[CheckedExchange], screen_model: str | None
+) -> Iterator[CheckedExchange]:
+    """The answers with all grades of their questions, at least those that are known already."""
+    model, text_of = open_encoder(screen_model), attrgetter("exchange.question")
+    for one, own in screen_each(answers, text_of, model=model):
+        yield one._replace(grades=worse_of_two(own, one.grades))
 
 
 def check_file(settings: CheckSettings, on_progress: OnProgress | None = None) -> AnswerSurvey:
@@ -345,7 +370,13 @@ _ANSWERS = ("answer_text", "answer", "text")
 _IDS = ("id", "question_id", "questionID")
 
 
-def _read_answers(settings: CheckFileSettings) -> Iterator[CheckedExchange]:
+def _read_answers(settings: CheckSettings) -> Iterator[CheckedExchange]:
+    """Every answer with the grades of its question, at least the one that its row says."""
+    return with_grades(_read_rows(settings), settings.screen_model)
+
+
+def _read_rows(settings: CheckSettings) -> Iterator[CheckedExchange]:
+    """Every answer with the grade that its row says of the question."""
     where = None
     for where, row in text_rows(settings.answers, settings.encoding):
         column = next((name for name in _ANSWERS if name in row), None)
@@ -359,7 +390,7 @@ def _read_answers(settings: CheckFileSettings) -> Iterator[CheckedExchange]:
         question = "\n".join(filter(None, parts))
         found = next((str(row[name]) for name in _IDS if row.get(name) is not None), where)
         given = next((grade for grade in get_args(Risk) if grade == row.get("risk")), None)
-        grades = grades_of(question, given or "none")
-        yield CheckedExchange(Exchange(found, question, answer), where, grades)
+        known = Screening(given or "none", ())
+        yield CheckedExchange(Exchange(found, question, answer), where, known)
     if where is None:
         raise DataError("the file holds no rows", where=str(settings.answers))

@@ -20,7 +20,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
@@ -36,7 +36,7 @@ from cbtqa.llm.structured import parse_object
 from cbtqa.prompts import fence, load_prompt
 from cbtqa.records import Reason, Risk
 from cbtqa.safety.answers import HARMS, Problem
-from cbtqa.safety.screen import DANGERS, FoundDanger, Hit, Screening
+from cbtqa.safety.screen import DANGERS, FoundDanger, Hit, Screening, worse_of_two
 from cbtqa.settings import Settings
 
 DRAWN = {"temperature": 0.0, "max_tokens": 2048}
@@ -255,18 +255,7 @@ def worse_of(own: Screening, opinion: Screening | Fault) -> Screening:
     """A text's grades after a second opinion: the worse one of each; a fault changes nothing."""
     if isinstance(opinion, Fault):
         return own
-    is_worse = _RANK[opinion.risk] > _RANK[own.risk]
-    dangers = {one.kind: one for one in own.dangers}
-    for danger in opinion.dangers:
-        known = dangers.get(danger.kind)
-        if known is None or _RANK[danger.risk] > _RANK[known.risk]:
-            dangers[danger.kind] = danger
-    return replace(
-        own,
-        risk=opinion.risk if is_worse else own.risk,
-        hits=(*own.hits, *opinion.hits) if is_worse else own.hits,
-        dangers=tuple(dangers.values()),
-    )
+    return worse_of_two(own, opinion)
 
 
 def changes(own: Screening, worse: Screening) -> tuple[str, ...]:

@@ -49,7 +49,7 @@ def test_an_existing_output_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "columns", "where"),
     [
-        ('text\n你好\n""\n', (), ":3:text"),
+        ('text\n""\n" "\n', (), ":text"),
         ("title\n你好\n", (), ":2"),
         ("text\n你好\n", ("body",), ":2"),
         ("text\n", (), ""),
@@ -62,6 +62,22 @@ def test_a_row_that_cannot_be_screened_is_named(
     with pytest.raises(DataError) as caught:
         list(read_texts(path, columns))
     assert caught.value.where == f"{path}{where}"
+
+
+def test_rows_without_a_text_are_counted_and_named_and_do_not_stop_the_file(tmp_path: Path) -> None:
+    rows = [{"text": "我想自杀"}, {"text": " "}, {"text": None}, {"text": "今天很好"}]
+    path = write(tmp_path / "q.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    survey = screen_texts(ScreenSettings(file=path, out=tmp_path / "out.jsonl"))
+    assert survey.n_by_risk == {"none": 1, "concern": 0, "explicit": 1}
+    assert (survey.n_texts, survey.n_empty) == (2, 2)
+    assert survey.empty == (f"{path}:2:text", f"{path}:3:text")
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [line["risk"] for line in lines] == ["explicit", None, None, "none"]
+    masked = scrub_file(path, out=tmp_path / "masked.jsonl")
+    assert (masked.n_texts, masked.n_empty) == (2, 2)
+    assert len((tmp_path / "masked.jsonl").read_text().splitlines()) == 4
+    gold = write(tmp_path / "gold.tsv", "text\trisk\n我想自杀\texplicit\n\tnone\n")
+    assert (evaluate_file(gold).n_texts, evaluate_file(gold).n_empty) == (1, 1)
 
 
 def test_a_cell_that_is_no_text_is_named(tmp_path: Path) -> None:

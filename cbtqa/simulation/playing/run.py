@@ -26,6 +26,7 @@ from cbtqa.errors import ConfigError, DataError, IncompleteRunError, UsageError
 from cbtqa.files import write_json, write_jsonl
 from cbtqa.llm.batch import BatchStoppedError, run_anywhere
 from cbtqa.llm.chat import Fault
+from cbtqa.llm.endpoint import BATCH_FILES
 from cbtqa.llm.journal import Journal
 from cbtqa.llm.progress import Progress
 from cbtqa.llm.runs import EndpointSettings, Run, Service, open_run, refuse_foreign
@@ -43,7 +44,7 @@ from cbtqa.settings import Settings
 from cbtqa.simulation.playing.course import cbt_course
 from cbtqa.simulation.playing.messages import SessionView, plan_courses
 from cbtqa.simulation.playing.opinions import ask_opinions
-from cbtqa.simulation.playing.players import Players, RunLimits, endpoint_of
+from cbtqa.simulation.playing.players import Players, RunLimits, endpoints_of
 from cbtqa.simulation.playing.scripted import therapist_rules
 from cbtqa.simulation.playing.session import ArmPlayers, PlayedSession
 from cbtqa.simulation.playing.supervision import ask_state
@@ -125,9 +126,8 @@ def run_study(
         run.raise_what_stopped_it()
         described: dict[str, Any] = {}
         if second.runs:
-            sessions, described = ask_opinions(
-                sessions, second, opened, run.players.cost or 0.0, on_progress
-            )
+            spent = run.players.cost or 0.0
+            sessions, described = ask_opinions(sessions, second, opened, spent, on_progress)
             write_jsonl(folder.sessions_path, sessions)
         manifest = _manifest(folder, courses, sessions, opened, run.players.cost, described)
     write_manifest(out, manifest)
@@ -139,11 +139,13 @@ def service_of(
     players: Iterable[Player], limits: RunLimits, *, is_acknowledged: bool
 ) -> Service | None:
     """The endpoints of all players together, for the gate; None when none is at an endpoint."""
+    how = {"allows_plain_http": limits.allows_plain_http}
     endpoints = tuple(
-        endpoint_of(one, limits.transport, allows_plain_http=limits.allows_plain_http)
-        for one in players
-        if one.endpoint
+        server for one in players for server in endpoints_of(one, limits.transport, **how)
     )
+    if any(one.is_batch for one in endpoints):
+        problem = f"a player's endpoint is {BATCH_FILES}FOLDER, and players are asked one by one"
+        raise ConfigError(problem, hint="name a server; simulate judge takes it for a judge")
     service = Service(endpoints, limits.engine, is_acknowledged=is_acknowledged)
     return service if endpoints else None
 
@@ -207,7 +209,8 @@ class _StudyRun:
         on_progress: Callable[[Progress], None] | None,
     ) -> None:
         self._courses, self._on_progress = courses, on_progress
-        self._study, self._in_flight = courses[0].study, limits.engine.in_flight
+        self._study, n = courses[0].study, limits.engine.in_flight
+        self._in_flight = n * most_servers(self._study.players())
         report = self._report if on_progress else None
         self.players = Players(journal, limits, self._study.attempts, report)
         self._finished: list[list[Session]] = [[] for _ in courses]
@@ -381,16 +384,22 @@ def _refuse_unfinished(sessions: Sequence[Session], folder: StudyFolder) -> None
     )
 
 
+def most_servers(players: Iterable[Player]) -> int:
+    """How many servers answer for the player that has most of them; 1 where nobody is asked."""
+    return max([1, *(len(one.endpoints) for one in players)])
+
+
 def at_endpoint(player: Player, settings: EndpointSettings) -> Player:
-    """The player as the flags have it: another server, model or price, further fields.
+    """The player as the flags have it: other servers, model or price, further fields.
 
     Only a player that is asked at an endpoint changes.
     """
-    if player.endpoint is None:
+    if not player.endpoints:
         return player
     changes: dict[str, Any] = {}
     if settings.endpoint:
-        changes["endpoint"] = settings.endpoint[0]
+        servers = tuple(dict.fromkeys(settings.endpoint))
+        changes["endpoint"] = servers[0] if len(servers) == 1 else servers
     if settings.model:
         changes["model"] = settings.model
     if settings.price_in is not None:
@@ -404,11 +413,18 @@ class PlayersSettings(EndpointSettings):
     """The block of flags where a study file names who is asked; they hold for all its models."""
 
     endpoint: tuple[str, ...] = ()
-    """Base URL or preset of the server that is asked in place of those in the study file."""
+    """Base URL or preset of the server that is asked in place of those in the study file. May be
+    repeated: servers of the same models share the work."""
     model: str | None = None
     """Model that is asked in place of those at endpoints in the study file."""
     max_attempts: int = Field(3, ge=1, le=20)
     """Replies asked for in one place, faulty ones included. Default: the study file's."""
+
+    why_one_by_one: ClassVar[str] = (
+        "it takes requests that are independent of one another, and a turn of a session needs the "
+        "reply before it"
+    )
+    """Why no cluster and no Batch API can be asked."""
 
     @property
     def run_limits(self) -> RunLimits:
@@ -417,12 +433,18 @@ class PlayersSettings(EndpointSettings):
         Raises:
             UsageError: a way of sending that no session can be played over.
         """
-        if self.cluster or self.transport == "batch-api":
+        is_batch_files = any(one.startswith(BATCH_FILES) for one in self.endpoint)
+        ways = {
+            "--cluster": self.cluster is not None,
+            "--transport batch-api": self.transport == "batch-api",
+            f"--endpoint {BATCH_FILES}FOLDER": is_batch_files,
+        }
+        if way := next((name for name, is_given in ways.items() if is_given), None):
             raise UsageError(
-                "sessions are played turn by turn: no --cluster, no --transport batch-api"
+                f"{way}: {self.why_one_by_one}",
+                hint="several --endpoint share the work; simulate profiles and simulate judge "
+                f"take {way}",
             )
-        if len(self.endpoint) > 1:
-            raise UsageError("each player is asked at one server: give one --endpoint")
         is_open = self.allow_plain_http
         return RunLimits(self.limits, self.budget, self.budget_tokens, self.transport, is_open)
 

@@ -27,7 +27,12 @@ from cbtqa.errors import ConfigError, UsageError
 from cbtqa.files import json_line, read_rows, write_jsonl
 from cbtqa.llm.batch import OnProgress, asked_again
 from cbtqa.llm.chat import ChatRequest, Fault, Reply, Sampling
-from cbtqa.llm.checked_files import AnswerCheck, CheckedExchange, estimate_answers_check, grades_of
+from cbtqa.llm.checked_files import (
+    AnswerCheck,
+    CheckedExchange,
+    estimate_answers_check,
+    with_grades,
+)
 from cbtqa.llm.cost import Estimate, sum_estimates
 from cbtqa.llm.journal import Entry, Journal, Outcome, State
 from cbtqa.llm.progress import Meter
@@ -43,6 +48,8 @@ from cbtqa.manifest import (
 from cbtqa.paths import replacing
 from cbtqa.psyqa import is_bundled_sample
 from cbtqa.records import CbtAnswer, Provenance, Reason, Rejection, Risk
+from cbtqa.safety.encoder import fingerprint_of
+from cbtqa.safety.screen import Screening
 from cbtqa.settings import Resolved
 from cbtqa.tuning.answering.model import AnswerModel, open_model, prompt_form
 from cbtqa.tuning.answering.questions import (
@@ -91,8 +98,7 @@ def generate(
 
     Raises:
         UsageError: data, adapter or model are missing, or two of them given.
-        ConfigError: a model that must be converted first or cannot be loaded; a folder of another
-            run.
+        ConfigError: a model that cannot be had or loaded; a folder of another run.
         DataError: no questions, no adapter, an adapter on another base.
         MissingExtraError: torch, transformers or peft are not installed.
         LicenceGateError: questions would go to a non-local endpoint without acknowledgement.
@@ -118,9 +124,10 @@ def generate(
     ):
         (folder / MANIFEST_NAME).unlink(missing_ok=True)
         _answer(run, opened, on_progress, on_stage, second.runs)
+        answers = with_grades(_to_check(run, opened.journal), run.settings.screen_model)
+        check = AnswerCheck(list(answers), second)
         if second.runs:
             on_stage("reading questions and answers with " + ", ".join(opinions.names))
-        check = AnswerCheck(list(_to_check(run, opened.journal)), second)
         check.ask(beside=[opened], on_progress=on_progress)
         counts = _write(run, opened.journal, check)
         manifest = opened.manifest(
@@ -133,12 +140,11 @@ def generate(
             files=tuple(describe_file(folder / name, folder) for name in WRITTEN),
         )
     write_manifest(folder, manifest)
+    was_cut = counts["rejected"].get("cut")
     refuse_empty(
         *(counts["n_out"], counts["n_in"], "questions has an answer", counts["rejected"]),
         kept=folder / REJECTS_NAME,
-        hint="all cut: raise --max-new-tokens (a new --out)"
-        if counts["rejected"].get("cut")
-        else "",
+        hint="all cut: raise --max-new-tokens (a new --out)" if was_cut else "",
     )
     return GenerateResult(folder, manifest)
 
@@ -163,9 +169,10 @@ def estimate_answers(resolved: Resolved[GenerateSettings]) -> Estimate:
         outcome = known.get(item.key)
         reply = outcome.reply.text if outcome and outcome.reply else "字" * ANSWER_CHARS
         text = read_target(mode, reply).text
-        grades = grades_of(item.question, item.risk)
-        answers.append(CheckedExchange(Exchange(item.id, item.question, text), "", grades))
-    further = estimate_answers_check(answers, opinions)
+        known_grades = Screening(item.risk, ())
+        answers.append(CheckedExchange(Exchange(item.id, item.question, text), "", known_grades))
+    graded = list(with_grades(answers, settings.screen_model))
+    further = estimate_answers_check(graded, opinions)
     parts = [estimate.model_copy(update={"name": "answers"}), *further.parts]
     return sum_estimates("questions", len(asked.items), n_left_out, parts)
 
@@ -176,7 +183,7 @@ def _to_check(run: AnswerRun, journal: Journal) -> Iterator[CheckedExchange]:
     for item, (_, outcome) in zip(run.asked.items, outcomes, strict=True):
         if outcome is not None and outcome.reply is not None and outcome.fault is None:
             text = read_target(run.mode, outcome.reply.text).text
-            grades = grades_of(item.question, item.risk)
+            grades = Screening(item.risk, ())
             yield CheckedExchange(Exchange(item.id, item.question, text), item.id, grades)
 
 
@@ -356,6 +363,7 @@ class AnswerRun:
             "model": self.model_name,
             "sampling": json.dumps(self.sampling(), sort_keys=True),
             "seed": str(self.settings.seed),
+            **fingerprint_of(self.settings.screen_model),
         }
         if self.service is not None:
             return known | {"endpoint_host": self.service.host}
@@ -373,7 +381,9 @@ def prepare(settings: GenerateSettings, on_stage: OnStage) -> AnswerRun:
     service, mode, asked = _read(settings)
     if service is not None:
         return AnswerRun(settings, mode, asked, service, None)
-    return AnswerRun(settings, mode, asked, None, *open_local(settings, on_stage))
+    opened, device, precision = open_local(settings, on_stage)
+    settings = settings.with_own(opened.generation)
+    return AnswerRun(settings, mode, asked, None, opened, device, precision)
 
 
 def _read(settings: GenerateSettings) -> tuple[Service | None, Mode, Asked]:
@@ -400,7 +410,7 @@ def open_local(
 ) -> tuple[AnswerModel, str, ComputeType]:
     """The model of this process, checked, with its device and precision; raises as `open_model`."""
     on_stage("checking the model")
-    opened = open_model(settings)
+    opened = open_model(settings, on_stage)
     for note in opened.notes:
         on_stage(note)
     torch, device = require("torch"), settings.device
@@ -419,13 +429,17 @@ def open_local(
 
 def sampling_of(settings: SpeakerSettings) -> Sampling:
     """The request's sampling; what the protocol has no field for is sent as vLLM takes it."""
-    more: dict[str, float | int] = {}
+    more: dict[str, Any] = {}
     if settings.top_k:
         more["top_k"] = settings.top_k
     if settings.repetition_penalty != 1:
         more["repetition_penalty"] = settings.repetition_penalty
+    if settings.thinking in ("on", "off"):
+        more["chat_template_kwargs"] = {"enable_thinking": settings.thinking == "on"}
+    # with `--decoding model` the server knows them
+    is_servers = settings.decoding == "model" and "temperature" not in settings.model_fields_set
     return settings.sampling(
-        temperature=settings.temperature,
+        temperature=None if is_servers and settings.endpoint else settings.temperature,
         top_p=settings.top_p if settings.top_p < 1 else None,
         max_tokens=settings.max_new_tokens,
         seed=settings.seed,
