@@ -245,18 +245,17 @@ def _ask(
     Args:
         spent: tokens and money of the variants before, which count towards a budget.
     """
-    first = build.settings.out / JOURNAL_NAME
-    fingerprint = build.fingerprint()
+    first, fingerprint = build.settings.out / JOURNAL_NAME, build.fingerprint()
     path = own_path(first, fingerprint)
     teacher, service = build.teacher, _with_spent(build.teacher.service, spent)
     is_invented = is_bundled_sample(sha256_of(build.hashed_path))
     how: dict[str, Any] = {"what": "the questions", "is_invented": is_invented}
-    further, labels = build.opinions.services, build.labels
     with (
-        open_run(path, fingerprint, service, further=further, **how) as run,
+        open_run(path, fingerprint, service, further=build.opinions.services, **how) as run,
         build.opinions.open(**how) as opened,
     ):
         ask_all_passes(build, run, opened, on_progress, chosen=chosen)
+        labels = build.labels
         keys = {item.key: labels.key(item) if labels else None for item in chosen}
         labelled = dict(run.journal.outcomes(key for key in keys.values() if key))
         outcomes = dict(run.journal.outcomes(item.key for item in chosen))

@@ -116,12 +116,11 @@ def run_study(
         open_run(path, JOURNAL_FINGERPRINT, service, further=further, what=what) as opened,
         opinions.open(what) as second,
     ):
-        journal = opened.journal
-        refuse_other_settings(journal, courses, folder, update=update)
+        refuse_other_settings(opened.journal, courses, folder, update=update)
         (out / MANIFEST_NAME).unlink(missing_ok=True)
         write_json(out / STUDY_NAME, study)
         write_jsonl(out / PROFILES_NAME, profiles)
-        run = _StudyRun(courses, journal, limits, on_progress)
+        run = _StudyRun(courses, opened.journal, limits, on_progress)
         sessions = run.run()
         write_jsonl(folder.sessions_path, sessions)
         run.raise_what_stopped_it()

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain
@@ -129,10 +129,7 @@ def generate(
         if second.runs:
             on_stage("reading questions and answers with " + ", ".join(opinions.names))
         check.ask(beside=[opened], on_progress=on_progress)
-        checked = {str(line["id"]): line for line in check.lines()}
-        write_jsonl(folder / CHECKED_NAME, checked.values())
-        counts = _write(run, opened.journal, {name: one["risk"] for name, one in checked.items()})
-        counts["safety"] = check.survey().to_dict()
+        counts = _write(run, opened.journal, check)
         manifest = opened.manifest(
             "answers",
             resolved,
@@ -251,12 +248,11 @@ def _record_entries(journal: Journal, meter: Meter, entries: list[Entry]) -> Non
         meter.ended(entry)
 
 
-def _write(run: AnswerRun, journal: Journal, risks: Mapping[str, Risk]) -> dict[str, Any]:
-    """Both files from the journal, in the order of the questions; gives the counts.
-
-    Args:
-        risks: the question's grade of each answer, by id.
-    """
+def _write(run: AnswerRun, journal: Journal, check: AnswerCheck) -> dict[str, Any]:
+    """All three files from the journals, in the order of the questions; gives the counts."""
+    lines = list(check.lines())
+    write_jsonl(run.settings.out / CHECKED_NAME, lines)
+    risks: dict[str, Risk] = {line["id"]: line["risk"] for line in lines}
     folder, rejected = run.settings.out, Counter[str]()
     n_out = n_steps = 0
     outcomes = journal.outcomes(item.key for item in run.asked.items)
@@ -284,6 +280,7 @@ def _write(run: AnswerRun, journal: Journal, risks: Mapping[str, Risk]) -> dict[
         "n_with_steps": n_steps,
         "n_rejected": rejected.total(),
         "rejected": dict(rejected.most_common()),
+        "safety": check.survey().to_dict(),
     }
 
 
