@@ -394,9 +394,7 @@ def score_table(report: JudgeReport, names: Names | None = None) -> Table:
             corrected_cell = Estimate(held.value, held.low, held.high, held.interval_reason)
         rows.append(
             (
-                _row(
-                    words["tables.score"], criterion, names, system=score.system, unit=score.unit
-                ),
+                _row(words["tables.score"], criterion, names, system=score.system, unit=score.unit),
                 Estimate(score.value, score.low, score.high, score.unscored_reason),
                 Estimate(found.human_mean, note=f"(n {found.n_human})") if found else None,
                 corrected_cell,
@@ -415,9 +413,7 @@ def difference_table(report: JudgeReport, names: Names | None = None) -> Table:
     words = _words()
     rows: list[tuple[Cell, ...]] = [
         (
-            _row(
-                words["tables.pair"], one.criterion, names, second=one.second, first=one.first
-            ),
+            _row(words["tables.pair"], one.criterion, names, second=one.second, first=one.first),
             Estimate(one.difference, one.low, one.high, one.interval_reason, show=signed),
             Estimate(one.p, reason=one.p_reason, show=p_value),
             Estimate(one.p_holm, show=p_value),
