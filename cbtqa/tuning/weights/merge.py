@@ -113,13 +113,8 @@ def merge(
         )
     backbone = backbone.model_copy(update={"revision": commit_of(config_path)})
     found, notes = check_base(backbone, recorded)
-    outputs, why_whole = _planned(opened, find_weights(backbone.location, backbone.revision), dtype)
-    if why_whole and recorded is None:
-        raise DataError(
-            f"the base has other weights than the adapter: {why_whole}",
-            where=adapter.name,
-            hint="give the base that it was trained on: --base FOLDER",
-        )
+    paths = find_weights(backbone.location, backbone.revision)
+    outputs, why_whole = _planned(opened, paths, dtype, is_known=recorded is not None)
     check_space(out, sum(output.n_bytes for output in outputs))
     files = tuple(map(describe_file, opened.weight_paths))
     plan = {
@@ -154,9 +149,14 @@ def merge(
 
 
 def _planned(
-    adapter: Adapter, paths: tuple[Path, ...], dtype: DType | None
+    adapter: Adapter, paths: tuple[Path, ...], dtype: DType | None, *, is_known: bool
 ) -> tuple[list[Output], str | None]:
-    """The weights to write, and why they cannot be made one by one, or None."""
+    """The weights to write, and why they cannot be made one by one, or None.
+
+    Args:
+        is_known: True when the base is by its hash that of the training; without, weights that it
+            has not mean another base.
+    """
     outputs: list[Output] = []
     changed = {_bare(name): name for name in (*adapter.deltas, *adapter.replaced)}
     for path in paths:
@@ -168,7 +168,7 @@ def _planned(
                 outputs.append(Output(name, path, name, shape, written, make))
     names = {_bare(output.name) for output in outputs}
     lost = [name for bare, name in changed.items() if bare not in names]
-    if any(name in adapter.replaced for name in lost):
+    if lost and (not is_known or any(name in adapter.replaced for name in lost)):
         raise DataError(
             f"the base has no weight {lost[0]} (and {len(lost) - 1} more): another base, or a head "
             "tied to the embedding",
