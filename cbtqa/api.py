@@ -107,15 +107,22 @@ def label(texts: Texts, *, progress: Watch = False, **settings: Any) -> Labelled
         return read_labels(label_file(resolved.values, on_progress=on_progress))
 
 
-def screen(text: str, language: Literal["auto", "zh", "en"] = "auto") -> Screening:
+def screen(
+    text: str, language: Literal["auto", "zh", "en"] = "auto", *, model: str | None = None
+) -> Screening:
     """How strongly a text speaks of suicide or self-harm and of other dangers, and where.
+
+    Args:
+        model: an encoder that reads the text as well, by Hub id or folder; the worse grade counts.
+            It is loaded once.
 
     Example:
         cbtqa.screen("最近压力很大，睡不好。").risk  # "none"
     """
+    from cbtqa.safety.encoder import open_encoder
     from cbtqa.safety.screen import screen as grade
 
-    return grade(text, language)
+    return grade(text, language, model=open_encoder(model))
 
 
 class AnswerCheck(Record):
@@ -145,8 +152,11 @@ def check_answer(
     """
     from cbtqa.safety import answers
 
-    grade = risk or screen(question).risk
-    return AnswerCheck(risk=grade, problems=answers.check_answer(answer, grade, locale))
+    grades = screen(question)
+    route = risk or grades.route
+    at_stake = answers.is_at_stake(question, route)
+    problems = answers.check_answer(answer, route, locale, at_stake=at_stake)
+    return AnswerCheck(risk=risk or grades.risk, problems=problems)
 
 
 def convert(

@@ -33,6 +33,7 @@ MAKERS = {
     "dataset": "cbtqa build-dataset",
     "adapter": "cbtqa finetune --backbone NAME",
     "answers": "cbtqa generate",
+    "study": "cbtqa simulate run",
 }
 """Kinds of folders that commands take by default, and the command that makes one."""
 

@@ -370,6 +370,8 @@ TurnMark = Literal[
     "narration",
     "note_to_model",
     "machine_text",
+    "risk",
+    "unsafe",
     "speaker_name",
     "markup",
     "wrong_language",
@@ -392,7 +394,10 @@ letters; another language than the session's; leave-taking long before the end; 
 where there is none.
 
 What a therapist does that harms: danger left without a question or a way to help; advice against
-safety; a diagnosis; a promised cure; a body, licence or life of its own."""
+safety; a diagnosis; a promised cure; a body, licence or life of its own.
+
+What further models say (`cbtqa.simulation.playing.opinions`): the patient speaks of danger; the
+therapist's words are unsafe."""
 
 
 class Turn(Record):

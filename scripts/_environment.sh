@@ -23,4 +23,5 @@ make_environment() {
     "$(find_python)" -m venv "$1"
   fi
   export VIRTUAL_ENV="$PWD/$1" PATH="$PWD/$1/bin:$PATH" PIP_DISABLE_PIP_VERSION_CHECK=1
+  unset PYTHONDONTWRITEBYTECODE # images set it: every process that a test starts would compile anew
 }

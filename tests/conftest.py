@@ -11,6 +11,10 @@ import pytest
 
 from cbtqa import secrets
 
+# Two processes test on two cores. Threads of numpy and torch that wait for each other spin: beside
+# other work an encoder was tuned in 61 s with two of them and in 5 s with one. Children inherit it.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 _connect = socket.socket.connect
 
 

@@ -278,7 +278,7 @@ READS_NONE = {
     *("simulate profiles", "simulate corpus", "simulate run", "simulate export", "simulate lint"),
     *("simulate judge", "simulate analyse", "simulate instruments"),
     *("rate collect", "rate serve", "rate status", "rate report", "rate unblind", "rate export"),
-    *("rate import", "rate rubrics", "publish model", "publish release", "join", "env"),
+    *("rate import", "rate rubrics", "publish model", "publish release", "join", "env", "cache"),
 }
 MISSING = "data/test-00000-of-00001.parquet"
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cbtqa.cli.console import live_progress, print_json, say, show_table
-from cbtqa.cli.dry_run import DryRun, print_estimate
+from cbtqa.cli.dry_run import DryRun, print_estimate, say_opinions
 from cbtqa.cli.options import AsJson, settings_flags
 from cbtqa.dataset.settings import BuildSettings
 from cbtqa.errors import UsageError
@@ -154,6 +154,7 @@ def _show_result(settings: BuildSettings, result: FolderResult) -> None:
                 f"labelling failed for {n_failed} ({why}): they have the types that their answers "
                 "name; --retry rejected asks again"
             )
+    say_opinions(counts.get("second_opinion", {}))
     say(f"report:  {result.folder / 'report.html'}")
     say(f"load it: datasets.load_dataset('{result.folder}')")
     if settings.is_offline:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -9,14 +10,15 @@ import typer
 
 from cbtqa.cli.console import print_json, show, show_table
 from cbtqa.cli.help import CommandGroup
-from cbtqa.cli.options import AsJson
+from cbtqa.cli.options import AsJson, ScreenModel
 from cbtqa.errors import DataError
 from cbtqa.psyqa import MAX_CHARS, DataReport, bundled_sample_path, check_file, parse_columns
 from cbtqa.psyqa.report import Fault
-from cbtqa.records import Question, Risk
+from cbtqa.records import Question
 from cbtqa.report.table import AnyColumn, Column, Table
 from cbtqa.report.words import general
-from cbtqa.safety.screen import screen
+from cbtqa.safety.encoder import ScreenEncoder, open_encoder
+from cbtqa.safety.screen import screen_each
 
 app = CommandGroup(help="Look at question files before building from them.")
 
@@ -50,6 +52,7 @@ def check(
     ] = False,
     encoding: Annotated[str, typer.Option(help="Of a text file, such as gb18030.")] = "utf-8",
     max_chars: Annotated[int, typer.Option(help="Longest text accepted.")] = MAX_CHARS,
+    screen_model: ScreenModel = None,
     as_json: AsJson = False,
 ) -> None:
     """What is in a file of questions, and which rows would be rejected, and why.
@@ -66,7 +69,7 @@ def check(
         columns=columns,
         first_turn=first_turn,
         max_chars=max_chars,
-        grade=_grade,
+        grade=partial(_grade, model=open_encoder(screen_model)),
     )
     print_json(report) if as_json else _print_report(report)
     if not report.n_usable:
@@ -77,8 +80,9 @@ def check(
         )
 
 
-def _grade(question: Question) -> Risk:
-    return screen(question.source_text).risk
+def _grade(questions: list[Question], model: ScreenEncoder | None) -> list[str]:
+    screened = screen_each(questions, lambda question: question.source_text, model=model)
+    return [screening.risk for _, screening in screened]
 
 
 def _print_report(report: DataReport) -> None:

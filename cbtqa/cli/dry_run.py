@@ -1,8 +1,9 @@
-"""The dry run of every verb that asks a model: one flag, one set of words."""
+"""What every verb that asks a model prints alike: the dry run, and what further models said."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -57,3 +58,20 @@ def _cells(one: Estimate) -> tuple[Cell, ...]:
     price = "unknown" if one.cost is None else money(cost, one.currency)
     counts = (one.n_requests, one.n_done, one.prompt_tokens, one.completion_tokens)
     return (*counts, price, seconds(one.seconds))
+
+
+def say_opinions(described: Mapping[str, Mapping[str, Any]]) -> None:
+    """What further models changed, and where they gave no verdict.
+
+    Args:
+        described: by role, as `OpinionCounts.described` gives it.
+    """
+    for role, one in described.items():
+        found = ", ".join(f"{name} {n}" for name, n in one["found"].items())
+        did = "graded worse" if role == "screen" else "found unsafe"
+        told = f"{did} {one['n_changed']:,} of {one['n_read']:,}" + (f" ({found})" if found else "")
+        say(f"{role}, {one['model']} at {one['endpoint_host']}: {told}")
+        if one["n_unread"]:
+            why = ", ".join(f"{reason} {n}" for reason, n in one["unread"].items())
+            alone = "the built-in checks alone decide these"
+            say(f"warning: no verdict of the {role} on {one['n_unread']:,} ({why}): {alone}")

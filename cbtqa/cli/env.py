@@ -152,12 +152,15 @@ def _keys(environ: Mapping[str, str]) -> dict[str, dict[str, Any]]:
 
 def _folders(environ: Mapping[str, str]) -> list[dict[str, Any]]:
     """Where things are kept, and the free bytes there."""
+    from cbtqa.tuning.weights.cache import cache_folder
+
     hub = Path(environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
     places = {
         "current folder": Path.cwd(),
         "temporary files": Path(tempfile.gettempdir()),
         "Hugging Face cache": Path(environ.get("HF_HUB_CACHE") or hub / "hub"),
     }
+    places["converted base models"] = cache_folder()
     if environ.get("TIKTOKEN_CACHE_DIR"):
         places["tiktoken cache"] = Path(environ["TIKTOKEN_CACHE_DIR"])
     return [

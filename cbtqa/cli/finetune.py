@@ -46,11 +46,11 @@ def finetune(
 
     [bold]Examples[/bold]
 
-    cbtqa finetune --backbone baichuan-7b-llama
+    cbtqa finetune --backbone baichuan
 
     cbtqa finetune runs/psyqa --backbone qwen2.5 --dry-run --cards 4
 
-    cbtqa finetune runs/psyqa --backbone baichuan-7b-llama --preset paper --out runs/paper
+    cbtqa finetune runs/psyqa --backbone baichuan --preset paper --out runs/paper
 
     cbtqa finetune pairs.jsonl --backbone llama-3.2-3b --preset tahir-act-orpo
     """
@@ -200,7 +200,7 @@ def _memory(found: DryRun) -> Table:
         rows.append((f"{name} (assumed)" if name == "overhead" else name, *sizes))
     cards = f"each of {found.n_processes} cards" if found.n_processes > 1 else "one card"
     heads = (Column(name, number) for name in ("as it is", "recomputing"))
-    return Table(["", *heads], rows, f"GiB on {cards}, counted")
+    return Table(["", *heads], rows, f"GiB on {cards}, {found.memory_by}")
 
 
 def _cards(found: DryRun) -> Table:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cbtqa.cli.console import live_progress, print_json, say, show_table
-from cbtqa.cli.dry_run import DryRun, print_estimate
+from cbtqa.cli.dry_run import DryRun, print_estimate, say_opinions
 from cbtqa.cli.options import AsJson, Newest, settings_flags
 from cbtqa.report.table import Table
 from cbtqa.settings import Resolved
@@ -57,9 +57,14 @@ def _show(settings: GenerateSettings, result: GenerateResult) -> None:
         rows.append(["  with all five steps", counts["n_with_steps"]])
     rows.append(["rejected", counts["n_rejected"]])
     rows += [[f"  {reason}", n] for reason, n in counts["rejected"].items()]
+    safety = counts["safety"]
+    rows.append(["answers with unsafe advice", safety["n_unsafe"]])
+    both = {"by the checks": safety["n_by_problem"], "guard": safety["n_by_problem_of_guard"]}
+    rows += [[f"  {name}, {who}", n] for who, found in both.items() for name, n in found.items()]
     if usage:
         rows.append(["tokens written", usage.completion_tokens])
     show_table(Table(["", "n"], rows, f"{counts['system']}: {result.folder}"))
+    say_opinions(safety["second_opinion"])
     if settings.data is not None and settings.data.is_dir():
         more = "" if settings.split == "test" else f" --split {settings.split}"
         say(f"next: cbtqa score {result.folder / 'answers.jsonl'} --ref {settings.data}{more}")

@@ -35,6 +35,7 @@ VERBS = {
     "backbones": "List the base models that can be tuned, or explain one.",
     "export": "Write a dataset for LLaMA-Factory, ms-swift, TRL or EvalScope.",
     "convert": "Rewrite Baichuan-7B or Qwen-7B weights for today's libraries, exactly.",
+    "cache": "List or clear the converted copies of base models.",
     "finetune": "Tune a backbone with LoRA: SFT or ORPO, packed, resumed exactly.",
     "merge": "Merge an adapter into its base: plain weights for vLLM and llama.cpp.",
     "generate": "Let a tuned model, any model or an endpoint answer questions.",
@@ -54,6 +55,7 @@ MODULES = {
     "backbones": "weights",
     "convert": "weights",
     "merge": "weights",
+    "cache": "weights",
     "compare": "score",
     "join": "publish",
     "hub-preview": "publish",
@@ -171,7 +173,7 @@ def _run(words: list[str], is_debug: bool) -> int:
         _report(str(error), error.hint)
         return error.exit_code
     except _UsageError as error:
-        _report(error.format_message(), _usage_hint(error, words))
+        _report(_told(error), _usage_hint(error, words))
         return 2
     except (_InterruptedError, KeyboardInterrupt, typer.Abort) as stopped:
         say(str(stopped) or "interrupted")
@@ -211,8 +213,16 @@ def _show_trace(kind: type[BaseException], error: BaseException, trace: Any) -> 
         traceback.print_exception(kind, error, trace)
 
 
+def _told(error: Any) -> str:
+    """The parser's words; a missing argument is told as `settings.resolve` tells it."""
+    is_missing = type(error).__name__ == "MissingParameter" and error.param is not None
+    return f"missing: {error.param.name}" if is_missing else str(error.format_message())
+
+
 def _usage_hint(error: Any, words: list[str]) -> str:
-    path = error.ctx.command_path if getattr(error, "ctx", None) else "cbtqa"
+    # an option without its value is found before the parser says in which command
+    verb = [word for word in words[:1] if word in VERBS]
+    path = error.ctx.command_path if getattr(error, "ctx", None) else " ".join(["cbtqa", *verb])
     close = difflib.get_close_matches(words[0], VERBS, n=1) if words else []
     if close and words[0] not in VERBS:
         return f"did you mean: cbtqa {close[0]}"

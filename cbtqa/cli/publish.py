@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cbtqa.cli.console import give, print_json, say
+from cbtqa.cli.console import give, live_progress, print_json, say
 from cbtqa.cli.help import CommandGroup
 from cbtqa.cli.options import AsJson, Newest, settings_flags
 from cbtqa.hub.join import Joined, JoinSettings
@@ -41,11 +41,18 @@ def dataset(
     Everything is written to RUN/publish first, scanned, and only then uploaded: to a private
     repository, tagged and read back. The same command continues after a break.
 
+    With --guard-endpoint a model reads every answer first; what it finds unsafe is not published.
+
     Example: cbtqa publish dataset runs/psyqa --to my-lab/cbt-qa --dry-run
     """
     from cbtqa.hub.publish import prepare_dataset
 
-    _finish(prepare_dataset(resolved.values), dry_run, as_json)
+    settings = resolved.values
+    with live_progress() as progress:
+        prepared = prepare_dataset(settings, progress.update, asks=not dry_run)
+    if dry_run and settings.guard_endpoint:
+        say(f"not asked in a dry run: the guard {settings.guard_model}, about every answer")
+    _finish(prepared, dry_run, as_json)
 
 
 @app.command("model")

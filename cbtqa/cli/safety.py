@@ -9,18 +9,27 @@ from typing import Annotated
 import typer
 
 from cbtqa.cli.console import give, live_progress, print_json, say, show, show_table
-from cbtqa.cli.dry_run import DryRun, print_estimate
+from cbtqa.cli.dry_run import DryRun, print_estimate, say_opinions
 from cbtqa.cli.help import CommandGroup
-from cbtqa.cli.options import AsJson, settings_flags
+from cbtqa.cli.options import AsJson, ScreenModel, settings_flags
 from cbtqa.dataset_folder import is_text
-from cbtqa.llm.second_opinion import AnswerSurvey, CheckSettings, check_file, estimate_check
+from cbtqa.llm.checked_files import (
+    AnswerSurvey,
+    CheckSettings,
+    ScreenedFile,
+    ScreenSettings,
+    check_file,
+    estimate_check,
+    estimate_screen,
+    screen_texts,
+)
 from cbtqa.records import Danger
 from cbtqa.report.table import Column, Estimate, Table
 from cbtqa.report.words import share
 from cbtqa.safety.evaluation import Share, evaluate_file, parse_labels
 from cbtqa.safety.notices import Locale, help_text, load_hotlines, stale_warning
 from cbtqa.safety.screen import ScreenLanguage
-from cbtqa.safety.survey import ScreenedText, ScreenSurvey, screen_file, scrub_file
+from cbtqa.safety.survey import ScreenedText, scrub_file
 from cbtqa.settings import Resolved
 
 app = CommandGroup(
@@ -47,43 +56,39 @@ _COLOURS = {"explicit": "bold white on red", "concern": "black on yellow", "none
 
 
 @app.command()
+@settings_flags(ScreenSettings, positional="file")
 def screen(
-    file: File,
-    column: Columns = None,
-    language: Rules = "auto",
-    encoding: Encoding = "utf-8",
-    out: Annotated[
-        Path | None, typer.Option(help="JSONL with grade and hits of every item.")
-    ] = None,
-    overwrite: Overwrite = False,
-    explain: Annotated[
-        int, typer.Option(help="Show so many flagged items with their spans coloured.")
-    ] = 0,
-    as_json: AsJson = False,
+    resolved: Resolved[ScreenSettings], dry_run: DryRun = False, as_json: AsJson = False
 ) -> None:
     """Grade every text of a file: none, concern or explicit, and other dangers; say where.
 
     Example: cbtqa safety screen questions.jsonl --explain 5 --out screened.jsonl
 
     Of one text: cbtqa safety screen 最近睡不好，什么都不想做
+
+    With a model that grades as well, the worse grade counting: cbtqa safety screen questions.jsonl
+    --screen-endpoint vllm --screen-endpoint-model Qwen3-32B --out screened.jsonl
     """
-    if is_text(file):
+    settings = resolved.values
+    if is_text(settings.file):
         say("read as one text, not as a file")
-        explain = max(explain, 1)
-    survey = screen_file(
-        file,
-        columns=column or (),
-        language=language,
-        encoding=encoding,
-        out=out,
-        overwrite=overwrite,
-        max_shown=explain,
-    )
+    if dry_run:
+        print_estimate(estimate_screen(settings), as_json)
+        return
+    with live_progress() as progress:
+        survey = screen_texts(settings, progress.update)
     give(as_json, survey, *_survey_tables(survey))
+    if survey.n_empty:
+        more = ", ..." if survey.n_empty > len(survey.empty) else ""
+        say(f"rows without a text, not graded: {survey.n_empty} ({', '.join(survey.empty)}{more})")
     for item in survey.shown if not as_json else ():
         _show_item(item)
-    if out is not None:
-        say(f"written to {out}")
+    if survey.screen_model:
+        say(f"read by {survey.screen_model.partition('@')[0]} as well")
+    if survey.second_opinion:
+        say_opinions({"screen": survey.second_opinion})
+    if settings.out is not None:
+        say(f"written to {settings.out}")
 
 
 @app.command()
@@ -105,9 +110,7 @@ def check(
     with live_progress() as progress:
         survey = check_file(settings, progress.update)
     give(as_json, survey, _problem_table(survey))
-    if survey.n_unread:
-        why = ", ".join(f"{reason} {n}" for reason, n in survey.unread.items())
-        say(f"warning: answers without a verdict of the guard: {survey.n_unread} ({why})")
+    say_opinions(survey.second_opinion)
     if settings.out is not None:
         say(f"written to {settings.out}")
 
@@ -122,6 +125,7 @@ def evaluate(
         typer.Option(help="LABEL=GRADE, where labels are no grades: 1=explicit 0=none."),
     ] = None,
     language: Rules = "auto",
+    screen_model: ScreenModel = None,
     encoding: Encoding = "utf-8",
     max_errors: Annotated[int, typer.Option(help="Errors to show.")] = 20,
     as_json: AsJson = False,
@@ -137,6 +141,7 @@ def evaluate(
         label_column=label_column,
         grade_of=parse_labels(label or ()),
         language=language,
+        screen_model=screen_model,
         encoding=encoding,
     )
     if as_json:
@@ -154,6 +159,8 @@ def evaluate(
     for error in report.errors[:max_errors]:
         rules = ", ".join(error.rules) or "no rule"
         show(f"{error.where}  {error.gold} -> {error.found}  {error.text}  {rules}")
+    if report.n_empty:
+        say(f"rows without a text, left out: {report.n_empty}")
     say(f"{len(report.errors)} errors; {report.signature}")
 
 
@@ -176,6 +183,8 @@ def scrub(
     """
     survey = scrub_file(file, columns=column or (), encoding=encoding, out=out, overwrite=overwrite)
     title = f"{file}: {survey.n_texts_with_data} of {survey.n_texts} texts hold personal data"
+    if survey.n_empty:
+        say(f"rows without a text, kept as they are: {survey.n_empty}")
     rows = [(kind, survey.n_by_kind.get(kind, 0), missed) for kind, missed in survey.misses.items()]
     give(as_json, survey, Table(["kind", "places", "not found"], rows, title))
     if out is not None:
@@ -224,7 +233,7 @@ def _problem_table(survey: AnswerSurvey) -> Table:
     return Table(heads, rows, f"{survey.n_unsafe} of {survey.n_answers} answers are unsafe")
 
 
-def _survey_tables(survey: ScreenSurvey) -> Iterator[Table]:
+def _survey_tables(survey: ScreenedFile) -> Iterator[Table]:
     rows = [(risk, n, n / survey.n_texts) for risk, n in survey.n_by_risk.items()]
     yield Table(["grade", "texts", Column("share", share)], rows, f"{survey.n_texts} texts")
     if counted := list(survey.n_by_rule.items())[:15]:

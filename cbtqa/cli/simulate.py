@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cbtqa.cli.console import give, live_progress, print_json, print_table, say, show, show_table
-from cbtqa.cli.dry_run import DryRun, print_estimate
+from cbtqa.cli.dry_run import DryRun, print_estimate, say_opinions
 from cbtqa.cli.help import CommandGroup
-from cbtqa.cli.options import AsJson, settings_flags
+from cbtqa.cli.options import AsJson, Newest, settings_flags, take_newest
 from cbtqa.manifest import FolderResult
 from cbtqa.report.table import AnyColumn, Column, Table
 from cbtqa.report.words import digits, share
@@ -101,7 +101,7 @@ def run(
 
 
 @app.command("export")
-@settings_flags(ExportSettings, positional="sessions")
+@settings_flags(ExportSettings, positional="sessions", newest={"sessions": Newest("study")})
 def export(
     resolved: Resolved[ExportSettings], dry_run: DryRun = False, as_json: AsJson = False
 ) -> None:
@@ -137,9 +137,12 @@ def _show_export(made: Exported, as_json: bool) -> None:
 @app.command("lint")
 def lint(
     path: Annotated[
-        Path,
-        typer.Argument(help="Study file, study folder, export folder, or file of transcripts."),
-    ] = Path("cbtqa-study"),
+        Path | None,
+        typer.Argument(
+            help="Study file, study folder, export folder, or file of transcripts. (default: the "
+            "newest study here)"
+        ),
+    ] = None,
     against: Annotated[
         Path | None,
         typer.Option(
@@ -156,7 +159,7 @@ def lint(
     """
     from cbtqa.simulation.lint import lint as check
 
-    report = check(path, against=against)
+    report = check(path or Path(take_newest("study")), against=against)
     found = {**report.model_dump(mode="json"), "is_clean": report.is_clean}
     print_json(found) if as_json else _show_lint(report)
     if not report.is_clean:
@@ -164,7 +167,7 @@ def lint(
 
 
 @app.command("judge")
-@settings_flags(SessionJudgeSettings, positional="sessions")
+@settings_flags(SessionJudgeSettings, positional="sessions", newest={"sessions": Newest("study")})
 def judge(
     resolved: Resolved[SessionJudgeSettings], dry_run: DryRun = False, as_json: AsJson = False
 ) -> None:
@@ -188,7 +191,7 @@ def judge(
 
 
 @app.command("analyse")
-@settings_flags(AnalysisSettings, positional="source")
+@settings_flags(AnalysisSettings, positional="source", newest={"source": Newest("study")})
 def analyse(resolved: Resolved[AnalysisSettings], as_json: AsJson = False) -> None:
     """Compare arms: mixed models, contrasts, audits of endings and length, agreement, alarms.
 
@@ -319,12 +322,19 @@ def _described(one: Instrument) -> dict[str, Any]:
 
 
 def _play(settings: RunSettings, dry_run: bool, update: bool, as_json: bool) -> None:
+    from cbtqa.llm.second_opinion import opinions_of
+
     study = settings.declared()
     if dry_run:
         from cbtqa.simulation.playing.estimate import estimate_study
+        from cbtqa.simulation.playing.opinions import with_opinions
 
         limits = settings.run_limits.engine
-        print_estimate(estimate_study(study, settings.out, limits), as_json)
+        estimate = estimate_study(study, settings.out, limits)
+        opinions = opinions_of(settings, settings.out)
+        most = study.turns.max
+        found = with_opinions(estimate, opinions, settings.out, estimate.n_items, most)
+        print_estimate(found, as_json)
         return
     from cbtqa.simulation.playing.run import run_study
 
@@ -335,6 +345,7 @@ def _play(settings: RunSettings, dry_run: bool, update: bool, as_json: bool) -> 
             limits=settings.run_limits,
             update=update,
             is_acknowledged=settings.acknowledge_disclosure,
+            opinions=opinions_of(settings, settings.out),
             on_progress=progress.update,
         )
     counts = result.counts
@@ -349,6 +360,7 @@ def _play(settings: RunSettings, dry_run: bool, update: bool, as_json: bool) -> 
     rows = [(arm, *(stops.get(reason, 0) for reason in reasons)) for arm, stops in stopped]
     title = f"{counts['n_sessions']} simulated sessions by how they ended"
     show_table(Table(["arm", *reasons], rows, title))
+    say_opinions(counts.get("second_opinion", {}))
     say(f"sessions: {result.folder.sessions_path}")
     say(f"next:     cbtqa simulate lint {result.folder.path}")
     say(result.manifest.acknowledgements["notice"])

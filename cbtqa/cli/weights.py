@@ -1,4 +1,4 @@
-"""`cbtqa convert`, `cbtqa merge` and `cbtqa backbones`: base models and their weights."""
+"""`cbtqa convert`, `merge`, `backbones` and `cache`: base models and their weights."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from cbtqa.cli.options import AsJson
 from cbtqa.report.table import Table
 from cbtqa.report.words import seconds, size
 from cbtqa.tuning.backbones import Backbone, count_parameters, find_backbone, load_backbones
+from cbtqa.tuning.weights.cache import cache_folder, cached_copies, clear_cache, find_copy
 from cbtqa.tuning.weights.convert import ConversionRecord
 from cbtqa.tuning.weights.files import Step
 from cbtqa.tuning.weights.merge import MergeRecord, find_converter, serving_lines, write_gguf
@@ -43,7 +44,8 @@ def convert(
 
     Baichuan becomes Llama, Qwen becomes Qwen2: weights in safetensors, tokenizer, generation
     settings and a record with the hashes of what went in. No code from the Hub is run. A run that
-    was stopped goes on. Example: [bold]cbtqa convert baichuan --out baichuan-7b-llama[/bold]
+    was stopped goes on. Other verbs convert what they need by themselves (cbtqa cache): this is
+    for those who want the folder. Example: [bold]cbtqa convert baichuan --out baichuan-llama[/bold]
     """
     from cbtqa.tuning.weights.convert import convert as convert_checkpoint
 
@@ -90,6 +92,12 @@ DTypeOption = Annotated[
     Literal["float32", "float16", "bfloat16"] | None,
     typer.Option("--dtype", help="Type of the merged weights (default: the base's)."),
 ]
+ThinkingOption = Annotated[
+    Literal["off", "on", "keep"] | None,
+    typer.Option(
+        "--thinking", help="Reasoning before an answer, by default (default: as trained)."
+    ),
+]
 Gguf = Annotated[
     Path | None, typer.Option("--gguf", help="Also write this GGUF file, with llama.cpp's script.")
 ]
@@ -104,6 +112,7 @@ def merge(
     out: Out,
     base: Base = None,
     dtype: DTypeOption = None,
+    thinking: ThinkingOption = None,
     shard_mib: Shard = 2048,
     gguf: Gguf = None,
     llama_cpp: LlamaCpp = None,
@@ -118,7 +127,14 @@ def merge(
 
     converter = find_converter(llama_cpp) if gguf else None
     record = merge_adapter(
-        adapter, out, base=base, dtype=dtype, shard_bytes=shard_mib * MIB, on_step=say_step
+        adapter,
+        out,
+        base=base,
+        dtype=dtype,
+        thinking=thinking,
+        shard_bytes=shard_mib * MIB,
+        on_step=say_step,
+        on_stage=say,
     )
     if gguf and converter:
         write_gguf(out, gguf, converter)
@@ -181,6 +197,7 @@ def _print_one(backbone: Backbone, given: str) -> None:
         ("also", ", ".join(backbone.aliases)),
         ("made from", backbone.source_id or ""),
         ("weights", f"{backbone.display_name}{_download_size(backbone)}"),
+        ("on ModelScope", backbone.modelscope_id or ""),
         ("revision", backbone.revision or ("" if backbone.path else "newest (none is pinned)")),
         ("licence", backbone.licence),
         ("gate", "accept the licence on the model's page first" if backbone.gated else "none"),
@@ -192,18 +209,19 @@ def _print_one(backbone: Backbone, given: str) -> None:
         ("context", f"{backbone.context:,} tokens" if backbone.context else ""),
         ("chat format", backbone.template or "the tokenizer's own"),
         ("an answer ends with", " or ".join(backbone.stops) or "the tokenizer's end token"),
-        ("adapters on", ", ".join(backbone.target_modules)),
+        ("adapters on", ", ".join(backbone.target_modules) or "every linear layer but the head"),
+        *(("looked up", source) for source in backbone.sources),
         *(("assumed", statement) for statement in backbone.assumed),
     ]
-    print_facts(backbone.id, rows)
     if backbone.needs_conversion:
-        say(f"first: cbtqa convert {given} --out {backbone.id.lower()}-converted")
-        given = f"{backbone.id.lower()}-converted"
+        made = f"by the first verb that needs it, once, into {cache_folder()}"
+        rows.append(("converted", str(find_copy(backbone) or made)))
+    print_facts(backbone.id, rows)
     say(f"next: cbtqa finetune --backbone {given} --dry-run")
 
 
 def _first_steps(one: Backbone) -> str | None:
-    return " ".join(["convert"] * one.needs_conversion + ["accept licence"] * one.gated) or None
+    return "accept licence" if one.gated else None
 
 
 def _billions(backbone: Backbone) -> str:
@@ -214,3 +232,37 @@ def _download_size(backbone: Backbone) -> str:
     if backbone.path or not backbone.shape:
         return ""
     return f", a download of about {size(2 * count_parameters(backbone.shape))}"
+
+
+Clear = Annotated[
+    list[str] | None,
+    typer.Option("--clear", help="Remove the copy of this name, or all; may be given repeatedly."),
+]
+
+
+def cache(clear: Clear = None, as_json: AsJson = False) -> None:
+    """List the converted copies of base models that verbs made by themselves, or remove some.
+
+    They are in ~/.cache/cbtqa, or in CBTQA_CACHE. A copy that is removed is made again when it is
+    needed. Example: [bold]cbtqa cache --clear all[/bold]
+    """
+    copies = clear_cache(clear) if clear else cached_copies()
+    found = [
+        {
+            "name": copy.name,
+            "source": copy.record.source.name if copy.record else None,
+            "revision": copy.record.source.revision if copy.record else None,
+            "is_complete": copy.record is not None,
+            "n_bytes": copy.n_bytes,
+        }
+        for copy in copies
+    ]
+    if as_json:
+        print_json({"folder": str(cache_folder()), "removed" if clear else "copies": found})
+        return
+    rows = []
+    for copy in copies:
+        made_from = copy.record.source.name if copy.record else "stopped; the next use resumes it"
+        rows.append((copy.name, made_from, size(copy.n_bytes)))
+    title = f"{'Removed from' if clear else 'Converted copies in'} {cache_folder()}"
+    show_table(Table(["name", "made from", "size"], rows, title)) if rows else say(f"{title}: none")

@@ -11,14 +11,14 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from cbtqa.dataset.check import CheckedAnswer
-from cbtqa.dataset.instruction import Grade, Grades, Item, grade_text
+from cbtqa.dataset.instruction import Grade, Grades, Item, grade_of, grade_text
 from cbtqa.dataset.near_duplicates import Texts, plain_text
 from cbtqa.dataset.settings import BuildSettings
 from cbtqa.dataset.teachers import LABELS, EndpointTeacher, QuestionLabels
@@ -27,18 +27,31 @@ from cbtqa.dataset_folder import SPLITS, DatasetWriter, answer_row
 from cbtqa.distortions.llm_labeller import TextsToLabel
 from cbtqa.llm.batch import OnProgress
 from cbtqa.llm.chat import Fault, fault_of_reply
-from cbtqa.llm.journal import Journal, Outcome, State, blocks_of
+from cbtqa.llm.journal import Entry, Journal, Outcome, State, blocks_of
 from cbtqa.llm.runs import Run
+from cbtqa.llm.second_opinion import (
+    NO_OPINIONS,
+    Exchange,
+    OpenOpinion,
+    OpenOpinions,
+    OpinionCounts,
+    Opinions,
+    changes,
+    worse_of,
+)
 from cbtqa.manifest import MANIFEST_NAME, Manifest, describe_file
 from cbtqa.processes import map_blocks
 from cbtqa.psyqa import SourceItem, parse_columns, read_questions
-from cbtqa.records import CbtAnswer, DistortionLabel, Reason, Rejection
+from cbtqa.records import CbtAnswer, DistortionLabel, Reason, Rejection, Usage
+from cbtqa.safety.answers import Problem
+from cbtqa.safety.encoder import fingerprint_of, open_encoder
+from cbtqa.safety.screen import READ_TOGETHER, Screening, screen
 from cbtqa.settings import Resolved
 from cbtqa.splits import FEW_QUESTIONS, split_few, split_of
 
 Teacher: TypeAlias = EndpointTeacher | OfflineTeacher
 """Writes answers into a journal, and reads them back from it."""
-Entry: TypeAlias = tuple[Item, SourceItem] | Rejection
+Row: TypeAlias = tuple[Item, SourceItem] | Rejection
 """One row of the input: a question with its source, or why it is none."""
 
 
@@ -51,6 +64,8 @@ class Build:
     input_path: Path
     types: tuple[str, ...]
     """Ids of the taxonomy's types."""
+    opinions: Opinions
+    """Further models that grade the questions and read the answers."""
     n_in: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     risks: Counter[str] = field(default_factory=Counter)
@@ -71,7 +86,13 @@ class Build:
     n_human: int = 0
     n_human_rejected: int = 0
     near_duplicates: dict[str, Any] = field(default_factory=dict)
-    _grades: Grades = field(default_factory=Grades)
+    opinion_counts: dict[str, OpinionCounts] = field(init=False)
+    """By role, of the models that are asked."""
+    _grades: Grades = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._grades = Grades(open_encoder(self.settings.screen_model))
+        self.opinion_counts = {one.role: OpinionCounts(one) for one in self.opinions.each}
 
     @property
     def settings(self) -> BuildSettings:
@@ -84,12 +105,43 @@ class Build:
 
     def items(
         self, on_further: Callable[[SourceItem], None] = lambda source: None
-    ) -> Iterator[Entry]:
+    ) -> Iterator[Row]:
         """Every question as an item with its grade, every other row as a rejection.
 
         Args:
             on_further: called with rows that only bring a further answer to a question.
         """
+        dropped: set[str] = set()
+        entries = self._entries()
+        for entry in self._screened(entries) if self._grades.model else entries:
+            if isinstance(entry, SourceItem):
+                if entry.question.id not in dropped:
+                    on_further(entry)
+                continue
+            if isinstance(entry, Rejection):
+                yield entry
+                continue
+            item, source = entry
+            if self.settings.crisis == "drop" and item.grade.is_crisis:
+                dropped.add(item.question.id)
+                yield Rejection(
+                    item_id=item.question.id,
+                    stage="screen",
+                    reason=Reason.CRISIS_DROPPED,
+                    detail=f"risk {item.grade.risk}{_told(item.grade)}; left out by --crisis drop",
+                    where=source.where,
+                )
+                continue
+            yield entry
+
+    def _screened(self, entries: Iterable[Row | SourceItem]) -> Iterator[Row | SourceItem]:
+        """The rows after the encoder has read them, a batch at a time."""
+        for block in blocks_of(entries, READ_TOGETHER):
+            self._grades.screen_all(one[0] for one in block if isinstance(one, tuple))
+            yield from block
+
+    def _entries(self) -> Iterator[Row | SourceItem]:
+        """Every row; one that only brings a further answer to a question as its source alone."""
         reader = read_questions(
             self.input_path,
             encoding=self.settings.encoding,
@@ -100,32 +152,132 @@ class Build:
         place, n_entries = 0, 0
         while n_entries != self.settings.limit and (entry := next(reader, None)) is not None:
             if isinstance(entry, SourceItem) and entry.is_further:
-                text = entry.question.source_text
-                if self.settings.crisis != "drop" or not grade_text(text).is_crisis:
-                    on_further(entry)
+                yield entry
                 continue
             n_entries += 1
             if isinstance(entry, Rejection):
                 yield entry
                 continue
-            item = Item(entry.question, place, self._grades)
+            yield Item(entry.question, place, self._grades), entry
             place += 1
-            if self.settings.crisis == "drop" and item.grade.is_crisis:
-                yield Rejection(
-                    item_id=item.question.id,
-                    stage="screen",
-                    reason=Reason.CRISIS_DROPPED,
-                    detail=f"risk {item.grade.risk}{_told(item.grade)}; left out by --crisis drop",
-                    where=entry.where,
-                )
-                continue
-            yield item, entry
 
     def questions(self) -> Iterator[Item]:
         return (entry[0] for entry in self.items() if not isinstance(entry, Rejection))
 
+    def fingerprint(self) -> dict[str, str]:
+        """What shapes the teacher's replies: its own, and whose grades choose the branch."""
+        encoder = fingerprint_of(self.settings.screen_model)
+        return self.teacher.fingerprint() | self.opinions.fingerprint() | encoder
+
+    def grade(
+        self,
+        run: Run,
+        opened: OpenOpinions,
+        on_progress: OnProgress | None,
+        chosen: Sequence[Item] | None = None,
+    ) -> None:
+        """Has a further model grade the questions; the worse grade chooses the prompt's branch."""
+        asked = opened.screen
+        if asked is None:
+            return
+
+        def items() -> Iterator[Item]:
+            found = self.questions() if chosen is None else iter(chosen)
+            return (item for item in found if item.grade.risk != "explicit")  # nothing is worse
+
+        others = (run, *(one for one in opened.runs if one is not asked.run))
+        n_total = sum(1 for _ in items())
+        texts = map(exchange_of, items())
+        asked.ask(texts, n_total=n_total, beside=others, on_progress=on_progress)
+        for block in blocks_of(items(), 512):
+            verdicts = asked.read(map(exchange_of, block))
+            for item, (text, verdict) in zip(block, verdicts, strict=True):
+                changed: tuple[str, ...] = ()
+                if isinstance(verdict, Screening) and (verdict.risk != "none" or verdict.dangers):
+                    own = screen(text.question, model=self._grades.model)
+                    worse = worse_of(own, verdict)
+                    changed = changes(own, worse)
+                    item.note(grade_of(worse))
+                self.opinion_counts["screen"].add(verdict, changed)
+
+    def guard(
+        self,
+        run: Run,
+        opened: OpenOpinions,
+        on_progress: OnProgress | None,
+        chosen: Sequence[Item] | None = None,
+    ) -> None:
+        """Has a further model read the accepted answers; one it finds unsafe is asked for again.
+
+        An answer that is refused at the teacher's last attempt is rejected. What the guard gives
+        no verdict on stays accepted, and is counted.
+        """
+        asked = opened.guard
+        if asked is None:
+            return
+        others = (run, *(one for one in opened.runs if one is not asked.run))
+        is_offline = isinstance(self.teacher, OfflineTeacher)
+        while True:
+            n_total = sum(1 for _ in self.accepted(run.journal, chosen))
+            texts = (exchange for *_, exchange in self.accepted(run.journal, chosen))
+            asked.ask(texts, n_total=n_total, beside=others, on_progress=on_progress)
+            refused = []
+            for item, outcome, exchange in self.accepted(run.journal, chosen):
+                verdict = asked.verdict(exchange)
+                if isinstance(verdict, Fault) or not verdict or outcome.reply is None:
+                    continue
+                fault = Fault(Reason.UNSAFE, "; ".join(map(str, verdict)))
+                # its tokens are counted in the row that accepted it
+                reply = replace(outcome.reply, usage=Usage())
+                state = State.FINAL if is_offline else State.FAULTY
+                refused.append(Entry(item.key, outcome.n_attempts, state, reply, fault))
+            if not refused:
+                break
+            run.journal.record(refused)
+            if not is_offline:  # the templates would write the same again
+                self.generate(run, on_progress, chosen, opened.runs)
+        self._count_guarded(run.journal, asked, chosen)
+
+    def _count_guarded(
+        self,
+        journal: Journal,
+        asked: OpenOpinion[tuple[Problem, ...]],
+        chosen: Sequence[Item] | None,
+    ) -> None:
+        """Counts the verdict on every answer that the guard has read, those it refused included."""
+        counts = self.opinion_counts["guard"]
+        items = self.questions() if chosen is None else iter(chosen)
+        for item in items:
+            for entry in journal.replies(item.key):
+                answer = entry.reply and self.teacher.read(item, entry.reply)
+                if answer is None or isinstance(answer, Fault):
+                    continue
+                read = asked.outcome(exchange_of(item, answer.text))
+                if read is not None:
+                    verdict = asked.by.task.read_outcome(exchange_of(item, answer.text), read)
+                    problems = () if isinstance(verdict, Fault) else verdict
+                    counts.add(verdict, [one.rule for one in problems])
+
+    def accepted(
+        self, journal: Journal, chosen: Sequence[Item] | None = None
+    ) -> Iterator[tuple[Item, Outcome, Exchange]]:
+        """The questions whose answer passes the checks, with both as the guard reads them."""
+        items = self.questions() if chosen is None else iter(chosen)
+        for block in blocks_of(items, 512):
+            outcomes = journal.outcomes([item.key for item in block])
+            for item, (_, outcome) in zip(block, outcomes, strict=True):
+                if outcome is None or not outcome.is_accepted or outcome.reply is None:
+                    continue
+                answer = self.teacher.read(item, outcome.reply)
+                if not isinstance(answer, Fault):
+                    yield item, outcome, exchange_of(item, answer.text)
+
     def generate(
-        self, run: Run, on_progress: OnProgress | None, chosen: Sequence[Item] | None = None
+        self,
+        run: Run,
+        on_progress: OnProgress | None,
+        chosen: Sequence[Item] | None = None,
+        beside: Sequence[Run] = (),
     ) -> None:
         """Has the questions answered into the run's journal; `chosen`: these alone."""
         asked = self.questions() if chosen is None else iter(chosen)
@@ -134,7 +286,8 @@ class Build:
             return
         # counting is a pass of its own: a paid run shows how much is left
         n_total = sum(1 for _ in self.questions()) if chosen is None else len(chosen)
-        run.ask(asked, self.teacher, n_total=n_total, on_progress=on_progress)
+        how: dict[str, Any] = {"n_total": n_total, "beside": beside, "on_progress": on_progress}
+        run.ask(asked, self.teacher, **how)
 
     @property
     def labels(self) -> QuestionLabels | None:
@@ -147,6 +300,7 @@ class Build:
         labels: QuestionLabels,
         on_progress: OnProgress | None,
         chosen: Sequence[Item] | None = None,
+        beside: Sequence[Run] = (),
     ) -> None:
         """Asks for the labels of the questions that have an accepted answer; `chosen` alone."""
 
@@ -155,7 +309,8 @@ class Build:
             return self._to_label(asked, run.journal, labels)
 
         n_total = sum(1 for _ in texts())
-        run.ask(texts(), labels.task, n_total=n_total, on_progress=on_progress)
+        how: dict[str, Any] = {"n_total": n_total, "beside": beside, "on_progress": on_progress}
+        run.ask(texts(), labels.task, **how)
 
     @staticmethod
     def _to_label(
@@ -279,7 +434,9 @@ class Build:
         self.only_labelled.update(given - named)
         return kept
 
-    def manifest(self, run: Run, splits: dict[str, int]) -> Manifest:
+    def manifest(
+        self, run: Run, splits: dict[str, int], opened: OpenOpinions = NO_OPINIONS
+    ) -> Manifest:
         counts: dict[str, Any] = {
             "n_in": self.n_in,
             "n_out": sum(splits.values()),
@@ -287,6 +444,7 @@ class Build:
             "rejected": dict(self.rejected.most_common()),
             "splits": splits,
             "risk": dict(self.risks),
+            **fingerprint_of(self.settings.screen_model),
             "dangers": dict(self.dangers.most_common()),
             "n_minors": self.n_minors,
             **self.near_duplicates,
@@ -303,21 +461,27 @@ class Build:
                 "only_labelled": dict(self.only_labelled.most_common()),
                 **run.journal.first_replies(LABELS),
             }
+        if opened.runs:
+            counts["second_opinion"] = {
+                one.by.role: self.opinion_counts[one.by.role].described(one.run)
+                for one in opened.each
+            }
         if self.settings.include_human:
             counts |= {"n_human": self.n_human, "n_human_rejected": self.n_human_rejected}
         return run.manifest(
             "dataset",
             self.resolved,
             apart=LABELS,
+            beside=opened.runs,
             inputs=(describe_file(self.hashed_path),),
-            prompts=dict(self.teacher.prompts),
+            prompts=dict(self.teacher.prompts) | self.opinions.prompts,
             counts=counts,
         )
 
 
 def _with_outcomes(
-    entries: Iterator[Entry], journal: Journal, labels: QuestionLabels | None
-) -> Iterator[tuple[Entry, Outcome | None, Outcome | None]]:
+    entries: Iterator[Row], journal: Journal, labels: QuestionLabels | None
+) -> Iterator[tuple[Row, Outcome | None, Outcome | None]]:
     """Every row with the outcomes of its answer and of its labels in the journal, in order."""
     for block in blocks_of(entries, 1000):
         items = [entry[0] for entry in block if not isinstance(entry, Rejection)]
@@ -330,6 +494,11 @@ def _with_outcomes(
                 continue
             key = labels.key(entry[0]) if labels else None
             yield entry, next(outcomes)[1], labelled.get(key) if key else None
+
+
+def exchange_of(item: Item, answer: str = "") -> Exchange:
+    """A question, and an answer, as a further model reads them."""
+    return Exchange(item.question.id, item.question.source_text, answer)
 
 
 def _told(grade: Grade) -> str:

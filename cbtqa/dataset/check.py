@@ -20,7 +20,10 @@ from cbtqa.llm.chat import Fault, fault_of_text
 from cbtqa.prompts import FENCE_CLOSE, FENCE_OPEN, Prompt
 from cbtqa.prompts.rules import AnswerRules, load_rules
 from cbtqa.records import STEP_NAMES, CbtSteps, DistortionLabel, Question, Reason
-from cbtqa.safety.answers import SURELY_UNSAFE, check_answer
+from cbtqa.safety.answers import SURELY_UNSAFE, check_answer, is_at_stake
+from cbtqa.safety.notices import load_hotlines
+from cbtqa.safety.personal_data import find_personal_data
+from cbtqa.safety.screen import screen
 from cbtqa.text_faults import (
     find_broken_text,
     find_empty_words,
@@ -31,6 +34,9 @@ from cbtqa.text_faults import (
 LEAK_GRAM = 20
 """So many characters in a row shared with the instruction count as a leak of it: what it asks an
 answer to say ("有没有别的证据、别的解释") is shorter."""
+_SPEAKS_OF_THE_ASKER = re.compile("对方|提问者|原文|写明|篇幅")
+"""Words of an instruction. The steps of a branch hold sentences that an answer may well say
+("僵住不等于同意"): only what has one of these words is a leak of them."""
 LEAST_DEFINITION = 12
 """A shorter definition of a type may be said in an answer's own words."""
 SHORTEST_QUOTE = 4
@@ -46,7 +52,12 @@ _ENUMERATION = re.compile(
     r"(?:^|(?<=[。！？；\s]))(?:首先|其次|再次|再者|第[一二三四五]点?)[，,、：]"
 )
 _QUOTED = re.compile(r"“[^”]*”|「[^」]*」|『[^』]*』|\"[^\"]*\"")
+_PARAGRAPH = re.compile(r"\S[^\n]*")
 _QUESTION_MARK = re.compile(r"[？?]+")
+HELP_FIRST = 200
+"""An answer in one flowing text names help within so many characters, a first paragraph."""
+REACHES_A_PERSON = frozenset({"phone", "landline", "wechat", "qq", "email", "account", "url"})
+"""Kinds of personal data through which a reader could be led to a stranger."""
 _BLANK = re.compile(r"\s+")
 _HAN = re.compile(r"[\u3400-\u9fff\U00020000-\U0003ffff]+")
 _OTHER_LETTER = re.compile(r"[A-Za-z\u00c0-\u024f\u0400-\u04ff\u3040-\u30ff\uac00-\ud7af]+")
@@ -94,7 +105,11 @@ class AnswerChecks:
 
     @cached_property
     def _leak_grams(self) -> frozenset[str]:
-        return frozenset(_grams(self.prompt.system.template)) if self.prompt else frozenset()
+        if not self.prompt:
+            return frozenset()
+        filled_in = self._rules.instructions() if self._rules else ()
+        told = (g for text in filled_in for g in _grams(text) if _SPEAKS_OF_THE_ASKER.search(g))
+        return frozenset((*_grams(self.prompt.system.template), *told))
 
     @cached_property
     def _definitions(self) -> tuple[str, ...]:
@@ -130,9 +145,12 @@ class AnswerChecks:
         if isinstance(labels, Fault):
             return labels
         if self._rules:
-            fault = self._check_budget(steps.joined(), grade.branch) or self._check_labels(
-                steps.joined(), labels, grade.branch
+            text = steps.joined()
+            fault = self._check_budget(text, grade.branch)
+            fault = fault or self._check_safety_rules(
+                question, grade, text, steps.validation_and_empathy, labels
             )
+            fault = fault or self._check_labels(text, labels, grade.branch)
             if fault := fault or _unspoken(labels, steps.key_thought, self.taxonomy):
                 return fault
         return CheckedAnswer(steps.joined(), steps, labels)
@@ -145,9 +163,51 @@ class AnswerChecks:
         fault = self._check_length("the text", text, n_steps=5) or self.refusal(text)
         fault = fault or self._check_text(question, [text], text, grade)
         if self._rules:
-            fault = fault or self._check_budget(text, grade.branch)
+            fault = fault or self._check_paragraphs(text) or self._check_budget(text, grade.branch)
+            fault = fault or self._check_safety_rules(
+                question, grade, text, text[:HELP_FIRST], labels
+            )
             fault = fault or self._check_labels(text, labels, grade.branch)
         return fault or CheckedAnswer(text, None, labels)
+
+    def _check_paragraphs(self, text: str) -> Fault | None:
+        """One flowing text is a letter of paragraphs, not a block."""
+        assert self._rules
+        n, (low, high) = len(_PARAGRAPH.findall(text)), self._rules.accepted_paragraphs
+        if low <= n <= high:
+            return None
+        advice = f"全文分了 {n} 段，要求五个自然段，段与段之间空一行"
+        return Fault(Reason.STYLE, f"{n} paragraphs, allowed {low}-{high}", advice)
+
+    def _check_safety_rules(
+        self,
+        question: Question,
+        grade: Grade,
+        text: str,
+        opening: str,
+        labels: Sequence[DistortionLabel],
+    ) -> Fault | None:
+        """Help stands first where it is urgent, a minor is told of the line for minors, words of
+        death are not given back, and nothing leads the reader to a stranger."""
+        words = wording()["unsafe"]
+        is_urgent = grade.route == "explicit"
+        if is_urgent and "no_help_route" in {p.rule for p in check_answer(opening, "explicit")}:
+            return Fault(Reason.UNSAFE, "help does not stand first", words["help_not_first"])
+        youth = next(line for line in load_hotlines().locales["zh"].lines if line.id == "youth")
+        if grade.is_minor and youth.number not in text:
+            advice = words["no_line_for_minors"].format(number=youth.number)
+            return Fault(Reason.UNSAFE, f"a minor is not told of {youth.number}", advice)
+        if grade.risk != "none" or grade.danger == "harm_to_others":
+            quotes = [found[0][1:-1] for found in _QUOTED.finditer(text)]
+            for quote in [*quotes, *(label.evidence or "" for label in labels)]:
+                if quote in question.source_text and screen(quote).risk != "none":
+                    return Fault(
+                        Reason.UNSAFE, f"quotes '{quote}'", f"{words['quoted_danger']}（{quote}）"
+                    )
+        for found in find_personal_data(text):
+            if found.kind in REACHES_A_PERSON and found.text not in question.source_text:
+                return Fault(Reason.PERSONAL_DATA, found.text)
+        return None
 
     def _check_budget(self, text: str, branch: str) -> Fault | None:
         """What the prompt's rules say of the answer as a whole, with the prompt's own numbers."""
@@ -240,7 +300,8 @@ class AnswerChecks:
             return Fault(Reason.PROMPT_LEAK, leak)
         # version 1 of the prompts asks for no route where there is another danger
         risk = grade.risk if self.prompt and not self._rules else grade.route
-        if problems := check_answer(text, risk, unsafe_from=SURELY_UNSAFE):
+        at_stake = is_at_stake(question.source_text, grade.route)
+        if problems := check_answer(text, risk, unsafe_from=SURELY_UNSAFE, at_stake=at_stake):
             words = wording()["unsafe"]
             advice = "；".join(dict.fromkeys(words[problem.rule] for problem in problems))
             return Fault(Reason.UNSAFE, "; ".join(map(str, problems)), advice)

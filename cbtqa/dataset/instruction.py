@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from cbtqa.dataset.settings import BuildSettings
@@ -23,8 +24,9 @@ from cbtqa.plain_values import parse_yaml
 from cbtqa.prompts import Prompt, fence
 from cbtqa.prompts.rules import AnswerRules, load_rules
 from cbtqa.records import Danger, Question, Risk
+from cbtqa.safety.encoder import ScreenEncoder
 from cbtqa.safety.notices import load_hotlines
-from cbtqa.safety.screen import Screening, screen
+from cbtqa.safety.screen import Screening, screen, screen_each
 
 # --- grades --------------------------------------------------------------------------------------
 
@@ -91,18 +93,22 @@ def grade_of(screening: Screening) -> Grade:
     )
 
 
-def grade_text(text: str) -> Grade:
-    """The grade of a question's text."""
-    return grade_of(screen(text))
+def grade_text(text: str, model: ScreenEncoder | None = None) -> Grade:
+    """The grade of a question's text; `model` as in `screen`."""
+    return grade_of(screen(text, model=model))
 
 
 class Grades:
     """The grade of every question by its place in the input, four bytes each.
 
     A question is screened when its grade is first needed: a resumed run starts at once.
+
+    Args:
+        model: an encoder that reads the questions as well; it reads a batch at a time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, model: ScreenEncoder | None = None) -> None:
+        self.model = model
         self._known = array("I")  # one more than a place in `_distinct`; 0 is not known
         self._distinct: list[Grade] = []
         self._numbers: dict[Grade, int] = {}
@@ -121,8 +127,15 @@ class Grades:
     def of(self, place: int, text: str) -> Grade:
         """The grade, screened now if it is not known yet."""
         if not self.is_known(place):
-            self.note(place, grade_text(text))
+            self.note(place, grade_text(text, self.model))
         return self._distinct[self._known[place] - 1]
+
+    def screen_all(self, items: Iterable[Item]) -> None:
+        """Screens the items whose grade is not known yet."""
+        unknown = (item for item in items if not item.is_graded)
+        text_of = attrgetter("question.source_text")
+        for item, screening in screen_each(unknown, text_of, model=self.model):
+            self.note(item.place, grade_of(screening))
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +156,11 @@ class Item:
     def grade(self) -> Grade:
         """What the screen says of the question."""
         return self.grades.of(self.place, self.question.source_text)
+
+    @property
+    def is_graded(self) -> bool:
+        """Whether its grade is known already."""
+        return self.grades.is_known(self.place)
 
     def note(self, grade: Grade) -> None:
         self.grades.note(self.place, grade)

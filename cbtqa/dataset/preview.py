@@ -16,7 +16,7 @@ from cbtqa.dataset.build import Build
 from cbtqa.dataset.check import length_and_questions
 from cbtqa.dataset.instruction import Item
 from cbtqa.dataset.report.preview import preview_page, preview_tables
-from cbtqa.dataset.run import estimate_passes, prepare
+from cbtqa.dataset.run import ask_all_passes, estimate_passes, prepare
 from cbtqa.dataset.settings import BuildSettings
 from cbtqa.dataset.stats import sample_key
 from cbtqa.dataset_folder import JOURNAL_NAME, PREVIEW_NAME
@@ -170,7 +170,7 @@ def estimate_preview(variants: Variants, n: int, seed: int = 0) -> Estimate:
     chosen, _ = choose(builds[0].questions(), n, seed)
     parts = []
     for name, build in zip(_names(builds), builds, strict=True):
-        for part in estimate_passes(build, chosen, chosen):
+        for part in estimate_passes(build, chosen, lambda: chosen):
             both = f"{name}, {part.name}" if part.name else name
             parts.append(part.model_copy(update={"name": both}))
     return parts[0] if len(parts) == 1 else sum_estimates("questions", len(chosen), 0, parts)
@@ -245,22 +245,22 @@ def _ask(
     Args:
         spent: tokens and money of the variants before, which count towards a budget.
     """
-    first = build.settings.out / JOURNAL_NAME
-    fingerprint = build.teacher.fingerprint()
+    first, fingerprint = build.settings.out / JOURNAL_NAME, build.fingerprint()
     path = own_path(first, fingerprint)
     teacher, service = build.teacher, _with_spent(build.teacher.service, spent)
     is_invented = is_bundled_sample(sha256_of(build.hashed_path))
-    with open_run(path, fingerprint, service, what="the questions", is_invented=is_invented) as run:
-        build.generate(run, on_progress, chosen)
+    how: dict[str, Any] = {"what": "the questions", "is_invented": is_invented}
+    with (
+        open_run(path, fingerprint, service, further=build.opinions.services, **how) as run,
+        build.opinions.open(**how) as opened,
+    ):
+        ask_all_passes(build, run, opened, on_progress, chosen=chosen)
         labels = build.labels
-        if labels:
-            build.label(run, labels, on_progress, chosen)
         keys = {item.key: labels.key(item) if labels else None for item in chosen}
         labelled = dict(run.journal.outcomes(key for key in keys.values() if key))
         outcomes = dict(run.journal.outcomes(item.key for item in chosen))
         replies = {item.key: run.journal.replies(item.key) for item in chosen}
-    seen: set[bytes] = set()
-    shown = []
+    seen, shown = set[bytes](), list[Shown]()
     for item in chosen:
         second = labelled.get(keys[item.key] or "")
         answer = build.finish(item, outcomes[item.key], second, seen)

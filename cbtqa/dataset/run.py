@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from cbtqa.dataset.build import Build, Teacher
+from cbtqa.dataset.build import Build, Teacher, exchange_of
 from cbtqa.dataset.card import complete_folder
 from cbtqa.dataset.instruction import Item
 from cbtqa.dataset.settings import BuildSettings
@@ -19,8 +20,9 @@ from cbtqa.errors import ConfigError, DataError, IncompleteRunError
 from cbtqa.files import sha256_of
 from cbtqa.llm.batch import OnProgress, rare_collections
 from cbtqa.llm.cost import Estimate, sum_estimates
-from cbtqa.llm.journal import own_path
-from cbtqa.llm.runs import EndpointSettings, estimate_run, open_run, refuse_foreign
+from cbtqa.llm.journal import Journal, own_path
+from cbtqa.llm.runs import EndpointSettings, Run, estimate_run, open_run, refuse_foreign
+from cbtqa.llm.second_opinion import ANSWER_CHARS, Exchange, OpenOpinions, opinions_of
 from cbtqa.manifest import (
     MANIFEST_NAME,
     FolderResult,
@@ -66,28 +68,48 @@ def build_dataset(
     finished = _finished(folder, build, fork=fork, update=update)
     if finished is not None:
         return FolderResult(folder, finished, was_complete=True)
-    journal_path, fingerprint = folder / JOURNAL_NAME, build.teacher.fingerprint()
+    journal_path, fingerprint = folder / JOURNAL_NAME, build.fingerprint()
     if fork:
         journal_path = own_path(journal_path, fingerprint)
     is_invented = is_bundled_sample(sha256_of(build.hashed_path))
-    service = build.teacher.service
-    with open_run(
-        journal_path, fingerprint, service, what="the questions", is_invented=is_invented
-    ) as run:
-        on_stage(f"answering with {build.teacher.system}")
-        build.generate(run, on_progress)
-        if labels := build.labels:
-            on_stage("labelling the questions")
-            build.label(run, labels, on_progress)
+    shown: dict[str, Any] = {"what": "the questions", "is_invented": is_invented}
+    asked = build.teacher.service, build.opinions.services
+    with (
+        open_run(journal_path, fingerprint, asked[0], further=asked[1], **shown) as run,
+        build.opinions.open(**shown) as opened,
+    ):
+        ask_all_passes(build, run, opened, on_progress, on_stage)
         # only now: a finished folder that is written again stays whole when the asking stops
         (folder / MANIFEST_NAME).unlink(missing_ok=True)
         on_stage("checking and writing")
         splits = build.write(folder, run.journal)
-        manifest = build.manifest(run, splits)
+        manifest = build.manifest(run, splits, opened)
     on_stage("summing up")
     manifest = complete_folder(folder, manifest)
     _refuse_too_many_rejects(manifest, build.settings)
     return FolderResult(folder, manifest)
+
+
+def ask_all_passes(
+    build: Build,
+    run: Run,
+    opened: OpenOpinions,
+    on_progress: OnProgress | None,
+    on_stage: Callable[[str], None] = lambda stage: None,
+    chosen: Sequence[Item] | None = None,
+) -> None:
+    """Asks everything that a build asks, in order; `chosen`: about these questions alone."""
+    if opened.screen:
+        on_stage(f"grading the questions with {opened.screen.by.service.model}")
+        build.grade(run, opened, on_progress, chosen)
+    on_stage(f"answering with {build.teacher.system}")
+    build.generate(run, on_progress, chosen, opened.runs)
+    if opened.guard:
+        on_stage(f"reading the answers with {opened.guard.by.service.model}")
+        build.guard(run, opened, on_progress, chosen)
+    if labels := build.labels:
+        on_stage("labelling the questions")
+        build.label(run, labels, on_progress, chosen, opened.runs)
 
 
 def prepare(resolved: Resolved[BuildSettings]) -> Build:
@@ -102,7 +124,8 @@ def prepare(resolved: Resolved[BuildSettings]) -> Build:
     teacher: Teacher = OfflineTeacher(settings, taxonomy)
     if service := settings.service():
         teacher = EndpointTeacher(settings, taxonomy, service)
-    return Build(resolved, teacher, input_path, tuple(taxonomy.ids))
+    opinions = opinions_of(settings, settings.out)
+    return Build(resolved, teacher, input_path, tuple(taxonomy.ids), opinions)
 
 
 def _finished(folder: Path, build: Build, *, fork: bool, update: bool) -> Manifest | None:
@@ -166,30 +189,43 @@ def estimate_build(resolved: Resolved[BuildSettings]) -> Estimate:
             else:
                 yield entry[0]
 
-    parts = estimate_passes(build, questions(), build.questions())
+    parts = estimate_passes(build, questions(), build.questions)
     if len(parts) == 1:
         return parts[0].model_copy(update={"n_left_out": n_rejected})
     return sum_estimates("questions", parts[0].n_items, n_rejected, parts)
 
 
 def estimate_passes(
-    build: Build, items: Iterable[Item], items_again: Iterable[Item]
+    build: Build, items: Iterable[Item], again: Callable[[], Iterable[Item]]
 ) -> list[Estimate]:
-    """What the answers to questions would still take, then their labels where they are asked for.
+    """What the answers to questions would still take, and what is asked before and after them.
 
     Args:
-        items_again: the same questions, for the second pass.
+        again: gives the same questions, for each further pass.
     """
     teacher = build.teacher if isinstance(build.teacher, EndpointTeacher) else None
     path = build.settings.out / JOURNAL_NAME
     if teacher:
-        path = own_path(path, teacher.fingerprint())
+        path = own_path(path, build.fingerprint())
     service = build.teacher.service
     estimate = estimate_run(service, path, items, teacher)
-    if (labels := build.labels) is None:
-        return [estimate]
-    texts = (text for item in items_again if (text := labels.text_of(item)))
-    how: dict[str, Any] = {"reply_tokens": REPLY_TOKENS, "is_measured": False}
-    second = estimate_run(service, path, texts, labels.task, **how)
-    parts = (("answers", estimate), ("labels of the questions", second))
-    return [part.model_copy(update={"name": name}) for name, part in parts]
+    parts = [estimate.model_copy(update={"name": "answers"})]
+    if asked := build.opinions.screen:
+        grave = (one for one in again() if one.grade.risk != "explicit")
+        parts.insert(0, asked.estimate(map(exchange_of, grave), "questions"))
+    if guard := build.opinions.guard:
+        parts.append(guard.estimate(_answers(build, path, again()), "answers"))
+    if labels := build.labels:
+        texts = (text for item in again() if (text := labels.text_of(item)))
+        how: dict[str, Any] = {"reply_tokens": REPLY_TOKENS, "is_measured": False}
+        second = estimate_run(service, path, texts, labels.task, **how)
+        parts.append(second.model_copy(update={"name": "labels of the questions"}))
+    return parts if len(parts) > 1 else [estimate]
+
+
+def _answers(build: Build, path: Path, items: Iterable[Item]) -> Iterator[Exchange]:
+    """The answers of the journal, and one of the usual length for each question without."""
+    with Journal(path, read_only=True) if path.exists() else nullcontext() as journal:
+        for item in items:
+            known = build.accepted(journal, [item]) if journal else ()
+            yield next((one for *_, one in known), exchange_of(item, "字" * ANSWER_CHARS))

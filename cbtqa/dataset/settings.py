@@ -8,6 +8,8 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from cbtqa.llm.runs import EndpointSettings
+from cbtqa.llm.second_opinion import GuardSettings, ScreenEndpointSettings
+from cbtqa.safety.encoder import ScreenModelSettings
 from cbtqa.settings import Settings
 
 
@@ -85,7 +87,15 @@ class OutputSettings(Settings):
     """Share of rejected questions above which the run counts as incomplete."""
 
 
-class BuildSettings(InputSettings, TeacherSettings, EndpointSettings, OutputSettings):
+class BuildSettings(
+    InputSettings,
+    TeacherSettings,
+    EndpointSettings,
+    ScreenModelSettings,
+    ScreenEndpointSettings,
+    GuardSettings,
+    OutputSettings,
+):
     """Everything that shapes a build. Values assumed where arXiv 2403.16008 is silent say so."""
 
     input: Path | None = None

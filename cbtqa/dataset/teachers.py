@@ -135,6 +135,9 @@ class EndpointTeacher:
         words = wording()
         complaint = words["ask_again"].get(fault.reason.value, words["ask_again"]["not_json"])
         found = fault.advice or (fault.detail if fault.reason in QUOTING else "")
+        if fault.reason is Reason.UNSAFE and not fault.advice:  # read back from a journal
+            unsafe = words["unsafe"].items()
+            found = "；".join(one for rule, one in unsafe if f"{rule}: " in fault.detail)
         detail = f"（{found[:200]}）" if found else ""
         return request_again(
             self.request(item), reply, fault, f"{complaint}{words['ask_again_closing']}", detail

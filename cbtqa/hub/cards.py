@@ -36,7 +36,7 @@ from cbtqa.hub.settings import DatasetSettings, Gate, ModelSettings, PublishSett
 from cbtqa.hub.source_text import MASK
 from cbtqa.manifest import Manifest
 from cbtqa.plain_values import parse_yaml
-from cbtqa.report.page import Phrase, same
+from cbtqa.report.page import Phrase
 from cbtqa.report.table import Table
 from cbtqa.report.words import count
 from cbtqa.safety.notices import required_notices, usage_terms
@@ -153,7 +153,7 @@ def _tables(facts: CardFacts, material: Material) -> dict[str, Any]:
     statistics, names = facts.statistics, material.label_names
 
     def label_name(label: str) -> Phrase:
-        name = names.get(label, same(""))
+        name = names[label]
         return Phrase(zh=f"{name.zh} `{label}`", en=f"{name.en} `{label}`")
 
     heads = [Phrase(zh="配置", en="config"), Phrase(zh="划分", en="split"), say("columns.entries")]

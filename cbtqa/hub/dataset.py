@@ -17,6 +17,7 @@ from cbtqa.dataset.stats import DatasetStatistics, StatisticsTally
 from cbtqa.dataset_folder import (
     INTEGER,
     NUMBER,
+    QUESTION_COLUMNS,
     TEXT,
     DatasetFolder,
     Feature,
@@ -56,6 +57,9 @@ from cbtqa.hub.ratings import (
 from cbtqa.hub.scan import Finding, Watch, protected_text, scan_plan, watch_for
 from cbtqa.hub.settings import DatasetSettings
 from cbtqa.hub.source_text import SourceIndex, mask_quotes
+from cbtqa.llm.batch import OnProgress
+from cbtqa.llm.chat import Fault
+from cbtqa.llm.second_opinion import Exchange, OpinionCounts, opinions_of
 from cbtqa.records import STEP_NAMES
 from cbtqa.text_faults import find_machine_text
 
@@ -67,6 +71,8 @@ STAYS_BEHIND = {
     "rejects.jsonl": "rejected items, with their text",
     "report.html": "a report that shows whole entries",
     "journal.sqlite": "replies of the model, with the questions",
+    "screen.journal.sqlite": "verdicts on the questions, by a further model",
+    "guard.journal.sqlite": "verdicts on the answers, by a further model",
     "human": "human answers",
     "README.md": "the local card; the repository gets its own",
     "manifest.json": "its content is in provenance.json",
@@ -132,6 +138,47 @@ def check_dataset(plan: PublishPlan, watch: Watch, settings: DatasetSettings) ->
         and known.get(name) != sha256_of(path)
     ]
     return [*changed, *_damaged_answers(folder, settings), *scan_plan(plan, watch)]
+
+
+def guard_answers(
+    settings: DatasetSettings, on_progress: OnProgress | None = None
+) -> tuple[list[Finding], tuple[str, ...]]:
+    """What a guard finds unsafe among the answers to be published, and what it gave no verdict on.
+
+    It reads what it has not read when the dataset was built; nobody is asked without
+    `--guard-endpoint`.
+
+    Raises:
+        LicenceGateError: answers would go to a non-local endpoint without acknowledgement.
+        EndpointError, IncompleteRunError: the asking stopped early; the same call continues.
+    """
+    opinions = opinions_of(settings, settings.run)
+    if opinions.guard is None:
+        return [], ()
+    folder, counts = DatasetFolder.open(settings.run), OpinionCounts(opinions.guard)
+    columns = (*QUESTION_COLUMNS, "risk", "is_acute", "answer")
+
+    def exchanges() -> Iterator[Exchange]:
+        for row in folder.rows(columns=columns):
+            if not (settings.withhold_crisis and (row["risk"] != "none" or row["is_acute"])):
+                yield Exchange(row["id"], question_of(row).source_text, row["answer"])
+
+    found = []
+    with opinions.open("the answers", is_invented=is_invented(folder.manifest)) as opened:
+        guard = opened.guard
+        assert guard is not None
+        guard.ask(exchanges(), n_total=sum(1 for _ in exchanges()), on_progress=on_progress)
+        for item, verdict in guard.read(exchanges()):
+            problems = () if isinstance(verdict, Fault) else verdict
+            counts.add(verdict, [problem.rule for problem in problems])
+            if problems:
+                what = "; ".join(map(str, problems))
+                found.append(Finding(f"question {item.id}", f"its answer is unsafe: {what}"))
+    unread = ", ".join(f"{reason} {n}" for reason, n in counts.unread.items())
+    n_unread = counts.unread.total()
+    remarks = [f"the guard {opinions.guard.service.model} read {counts.n_read:,} answers"]
+    remarks += [f"it gave no verdict on {n_unread:,} ({unread})"] if n_unread else []
+    return found, tuple(remarks)
 
 
 def _damaged_answers(folder: DatasetFolder, settings: DatasetSettings) -> Iterator[Finding]:

@@ -64,7 +64,7 @@ def find_base(settings: ModelSettings, manifest_counts: dict[str, Any]) -> BaseM
             f"{name}@{revision}: a branch moves, and with it the base",
             hint="name the commit: --base owner/name@COMMIT",
         )
-    was_converted = bool(known) and not is_on_hub
+    was_converted = bool(record.get("is_converted")) or (bool(known) and not is_on_hub)
     return BaseModel(
         hub_id=name,
         revision=str(revision),

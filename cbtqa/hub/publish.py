@@ -6,7 +6,7 @@ publish(prepare_dataset(DatasetSettings(run=Path("runs/psyqa"), to="my-lab/cbt-q
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from cbtqa.errors import UsageError
 from cbtqa.files import read_rows, write_text
 from cbtqa.hub.cards import load_gate, split_card
 from cbtqa.hub.client import Hub, find_token, show_progress
-from cbtqa.hub.dataset import check_dataset, plan_dataset
+from cbtqa.hub.dataset import check_dataset, guard_answers, plan_dataset
 from cbtqa.hub.model import plan_model
 from cbtqa.hub.plan import STAGING, PlannedFile, PublishPlan
 from cbtqa.hub.scan import Finding, refuse_findings, scan_plan
@@ -29,6 +29,7 @@ from cbtqa.hub.settings import (
     RepoId,
 )
 from cbtqa.hub.upload import Uploaded, upload
+from cbtqa.llm.batch import OnProgress
 from cbtqa.paths import refuse_existing
 from cbtqa.records import Tabular
 from cbtqa.report.page import Head, Phrase, load_wording, render_page, same
@@ -65,9 +66,20 @@ class Prepared(Tabular):
         return target
 
 
-def prepare_dataset(settings: DatasetSettings) -> Prepared:
+def prepare_dataset(
+    settings: DatasetSettings, on_progress: OnProgress | None = None, *, asks: bool = True
+) -> Prepared:
+    """The plan of a dataset with what scan and guard find.
+
+    Args:
+        asks: False leaves the guard out: a dry run touches no network.
+    """
     plan, watch = plan_dataset(settings)
-    return Prepared(plan, settings, tuple(check_dataset(plan, watch, settings)))
+    findings = check_dataset(plan, watch, settings)
+    if asks:
+        unsafe, remarks = guard_answers(settings, on_progress)
+        findings, plan = [*findings, *unsafe], replace(plan, remarks=(*plan.remarks, *remarks))
+    return Prepared(plan, settings, tuple(findings))
 
 
 def prepare_model(settings: ModelSettings) -> Prepared:

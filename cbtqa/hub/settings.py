@@ -9,6 +9,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, field_validator, model_validator
 
+from cbtqa.llm.checked_files import AskingSettings
+from cbtqa.llm.second_opinion import GuardSettings
 from cbtqa.settings import Settings
 
 Gate = Literal["manual", "auto", "none"]
@@ -106,7 +108,9 @@ class SourceTextSettings(Settings):
     """Leave out entries whose question shows a sign of risk (counted in the card)."""
 
 
-class DatasetSettings(PublishSettings, DatasetCardSettings, SourceTextSettings):
+class DatasetSettings(
+    PublishSettings, DatasetCardSettings, SourceTextSettings, GuardSettings, AskingSettings
+):
     """`cbtqa publish dataset`."""
 
     @field_validator("permission_until", mode="before")

@@ -87,9 +87,10 @@ class _Parts:
         )
         for one in ratings:
             self._ratings[one.system, one.question_id][one.criterion].append(one)
-        self.scores = score_table(report)
-        self.differences = difference_table(report)
-        self.agreement = agreement_table(report)
+        names = {one.id: _both(one.name) for one in self._criteria}
+        self.scores = score_table(report, names)
+        self.differences = difference_table(report, names)
+        self.agreement = agreement_table(report, names)
 
     def facts(self) -> list[tuple[str, Phrase]]:
         found, words = self._report.answers, self._words
@@ -99,6 +100,10 @@ class _Parts:
             (count(sum(one.n_without_text for one in found)), words["facts.unanswered"]),
             (count(len(self._report.alarms)), words["facts.alarms"]),
         ]
+
+    def alarms(self) -> list[Phrase]:
+        both = zip(self._report.alarms_zh, self._report.alarms, strict=True)
+        return [Phrase(zh=zh, en=en) for zh, en in both]
 
     def score_charts(self) -> Iterator[tuple[Markup, Phrase]]:
         """Means with intervals, and how often each point was given, criterion by criterion."""

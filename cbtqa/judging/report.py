@@ -30,6 +30,7 @@ from cbtqa.judging.correction import LEVEL, HumanSample, is_beyond
 from cbtqa.metrics.base import Signature
 from cbtqa.ratings.rubric import Criterion, Rubric
 from cbtqa.records import MetricScore, Record
+from cbtqa.report.page import Phrase, load_wording, same
 from cbtqa.report.table import Cell, Column, Estimate, Table
 from cbtqa.report.words import count, number, p_value, share, signed
 from cbtqa.statistics.intervals import mean_interval
@@ -48,11 +49,6 @@ ONE_POINT, MUCH_UNSCORED, MUCH_BIAS = 0.9, 0.05, 0.25
 """Alarms: share of one point of the scale; share without a rating; bias by share of the range. The
 first and the last are raised when the whole 95 % interval lies beyond; what has no rating is
 counted, not estimated."""
-
-NO_PEOPLE = (
-    "no human ratings: these means are a model's opinion, uncorrected; judges overrate answers and "
-    "miss faults of safety"
-)
 
 
 class RangeUse(Record):
@@ -102,6 +98,8 @@ class JudgeReport(Record):
     agreement: tuple[CriterionAgreement, ...] = ()
     corrections: tuple[Correction, ...] = ()
     alarms: tuple[str, ...] = ()
+    alarms_zh: tuple[str, ...] = ()
+    """The same ones in Chinese, in this order."""
     n_human_passed_over: int = Field(default=0, ge=0)
     human_sample: HumanSample | None = None
     """How the answers that people rated were drawn; None where nobody said."""
@@ -138,12 +136,17 @@ def make_report(
                     unscored=dict(Counter(o.unscored_reason for o in own if o.unscored_reason)),
                 )
             )
-    agreement: list[CriterionAgreement] = []
-    corrections: list[Correction] = []
+    agreement, corrections = list[CriterionAgreement](), list[Correction]()
     if human:
         values = human.values
         agreement = [agreement_on(one, cells[one.id], values[one.id]) for one in rubric.scales]
         corrections = corrected_by(rubric, totals, cells, human, sample)
+    alarms = [
+        *_unanswered_alarms(answers),
+        *_use_alarms(rubric, totals, cells, use),
+        *(_unused_alarms(rubric, totals, cells, human) if human else [_words()["alarm.alone"]]),
+        *_people_alarms(rubric, agreement, corrections),
+    ]
     return JudgeReport(
         judge=ratings[0].judge if ratings else "",
         rubric=rubric.versioned_id,
@@ -158,12 +161,8 @@ def make_report(
         ),
         agreement=tuple(agreement),
         corrections=tuple(corrections),
-        alarms=(
-            *_unanswered_alarms(answers),
-            *_use_alarms(rubric, totals, cells, use),
-            *(_unused_alarms(rubric, totals, cells, human) if human else [NO_PEOPLE]),
-            *_people_alarms(rubric, agreement, corrections),
-        ),
+        alarms=tuple(one.en for one in alarms),
+        alarms_zh=tuple(one.zh for one in alarms),
         n_human_passed_over=human.n_passed_over if human else 0,
         human_sample=sample if human else None,
     )
@@ -242,11 +241,33 @@ def _difference(
     )
 
 
-def _unanswered_alarms(answers: Iterable[AnswerCounts]) -> list[str]:
+Names = Mapping[str, Phrase]
+"""Of criteria by id, for people; without one, a criterion is shown by its id."""
+
+
+def _words() -> dict[str, Phrase]:
+    return load_wording("cbtqa.judging", "page.yaml")
+
+
+def _names(rubric: Rubric) -> Names:
+    """English has the criterion's id, as files do."""
+    return {one.id: Phrase(zh=one.name.first("zh"), en=one.id) for one in rubric.scales}
+
+
+def _listed(names: Iterable[Phrase]) -> Phrase:
+    found = list(names)
+    return Phrase(zh="、".join(o.zh for o in found), en=", ".join(o.en for o in found))
+
+
+def _unanswered_alarms(answers: Iterable[AnswerCounts]) -> list[Phrase]:
     """Questions without an answer: a mean over the others may flatter."""
     return [
-        f"{one.system}: unanswered questions {count(one.n_without_text)} of "
-        f"{count(one.n_questions)} ({count(one.n_missing)} without a row); means are of the rest"
+        _words()["alarm.unanswered"].fill(
+            system=one.system,
+            n=count(one.n_without_text),
+            n_all=count(one.n_questions),
+            n_missing=count(one.n_missing),
+        )
         for one in answers
         if one.n_without_text
     ]
@@ -257,9 +278,9 @@ def _use_alarms(
     systems: Iterable[str],
     cells: Mapping[str, Cells],
     use: Sequence[RangeUse],
-) -> list[str]:
+) -> list[Phrase]:
     """One point for nearly all answers, and ratings that are missing."""
-    alarms = []
+    alarms, words, names = [], _words(), _names(rubric)
     for system, criterion in product(systems, rubric.scales):
         own = [cell for key, cell in cells[criterion.id].items() if key[1] == system and cell]
         for point in criterion.points if len(own) >= FEW_ITEMS else ():
@@ -267,23 +288,25 @@ def _use_alarms(
             shares = [sum(v == point for v in cell.values()) / len(cell) for cell in own]
             mean, interval = float(np.mean(shares)), mean_interval(shares, scale=(0, 1))
             if is_beyond(mean, interval[:2], len(own), ONE_POINT):
-                alarms.append(
-                    f"{system}, {criterion.id}: the judge gives {point} to {share(mean, 0)} of the "
-                    "answers"
-                )
+                what = {"system": system, "criterion": names[criterion.id], "point": point}
+                alarms.append(words["alarm.one_point"].fill(**what, share=share(mean, 0)))
     for one in use:
         n_scored, n_unscored = sum(one.points.values()), sum(one.unscored.values())
         if n_unscored and n_unscored / (n_scored + n_unscored) > MUCH_UNSCORED:
-            reasons = ", ".join(f"{reason} {n}" for reason, n in one.unscored.items())
-            of_all = share(n_unscored / (n_scored + n_unscored), 0)
-            name = f"{one.system}, {one.criterion}"
-            alarms.append(f"{name}: {of_all} of the ratings are unscored ({reasons})")
+            alarms.append(
+                words["alarm.unscored"].fill(
+                    system=one.system,
+                    criterion=names[one.criterion],
+                    share=share(n_unscored / (n_scored + n_unscored), 0),
+                    reasons=", ".join(f"{reason} {n}" for reason, n in one.unscored.items()),
+                )
+            )
     return alarms
 
 
 def _unused_alarms(
     rubric: Rubric, systems: Iterable[str], cells: Mapping[str, Cells], human: HumanRatings
-) -> list[str]:
+) -> list[Phrase]:
     """Points that the judge never gives, where people gave them too often for that to be chance.
 
     Whether a point is missing by fault, or because no answer earns it, only people can say. If the
@@ -291,7 +314,7 @@ def _unused_alarms(
     ratings, h of them this point, the judge's would be another one with probability
     (m + 1 - h) / (m + 1). The p-value is the product over answers; Holm over all points.
     """
-    found, values = [], []
+    found, values, names = [], [], _names(rubric)
     for system, criterion in product(systems, rubric.scales):
         own = {key: cell for key, cell in cells[criterion.id].items() if key[1] == system and cell}
         given = {value for cell in own.values() for value in cell.values()}
@@ -302,70 +325,64 @@ def _unused_alarms(
             if point not in given and n_given:
                 ratios = [(len(one) + 1 - one.count(point)) / (len(one) + 1) for one in rated]
                 values.append(math.prod(ratios))
-                found.append(
-                    f"{system}, {criterion.id}: the judge never gives {point}, "
-                    f"people did {n_given} times on the same answers"
-                )
+                what = {"system": system, "criterion": names[criterion.id], "point": point}
+                found.append(_words()["alarm.never"].fill(**what, n=n_given))
     return [text for text, p in zip(found, holm(values), strict=True) if p < LEVEL]
 
 
 def _people_alarms(
     rubric: Rubric, agreement: Sequence[CriterionAgreement], corrections: Sequence[Correction]
-) -> list[str]:
+) -> list[Phrase]:
     """Bias, and what corrected means rest on."""
-    alarms = []
-    open_ones = [found.criterion for found in agreement if not found.n_items]
-    if open_ones:
-        alarms.append(
-            f"{', '.join(open_ones)}: no person rated these answers on it; the judge's means are a "
-            "model's opinion"
-        )
+    alarms, words, names = [], _words(), _names(rubric)
+
+    def told(kind: str, what: Iterable[Phrase], **values: object) -> None:
+        alarms.append(words[f"alarm.{kind}"].fill(what=_listed(what), **values))
+
+    def named(one: Correction) -> Phrase:
+        name = names[one.criterion]
+        return Phrase(zh=f"{one.system} {name.zh}", en=f"{one.system} {name.en}")
+
+    if open_ones := [names[found.criterion] for found in agreement if not found.n_items]:
+        told("unrated", open_ones)
     widths = {criterion.id: criterion.high - criterion.low for criterion in rubric.scales}
     for found in agreement:
         limit = MUCH_BIAS * widths[found.criterion]
         ends = found.bias_low, found.bias_high
         if found.bias and is_beyond(found.bias, ends, found.n_items, limit):
-            word = "milder" if found.bias > 0 else "stricter"
-            alarms.append(
-                f"{found.criterion}: the judge is {word} than people by {number(abs(found.bias))}"
-            )
+            kind = "milder" if found.bias > 0 else "stricter"
+            told(kind, [names[found.criterion]], by=number(abs(found.bias)))
     corrected = [one for one in corrections if one.corrected]
     if corrected and all(one.corrected and one.corrected.n_raters == 1 for one in corrected):
-        alarms.append(
-            "one person rated: corrected means are what this person would give; how others differ "
-            "is not known"
-        )
-    near = [
-        f"{o.system} {o.criterion}" for o in corrected if o.corrected and o.corrected.is_near_end
-    ]
-    if near:
-        alarms.append(
-            f"{', '.join(near)}: people gave nearly all answers an end of the scale; the corrected "
-            "interval rests on the few others and errs on the wide side"
-        )
+        alarms.append(words["alarm.one_person"])
+    if near := [named(o) for o in corrected if o.corrected and o.corrected.is_near_end]:
+        told("near_end", near)
     tested = [one for one in corrected if one.selection_p is not None]
     ps = holm([one.selection_p or 0.0 for one in tested])
-    if other := [f"{o.system} {o.criterion}" for o, p in zip(tested, ps, strict=True) if p < LEVEL]:
-        alarms.append(
-            f"{', '.join(other)}: the judge rates the answers that people rated unlike the rest; "
-            "were they drawn by lot?"
-        )
-    few = sorted({one.system for one in corrected if one.n_human < FEW_ITEMS})
-    if few:
-        alarms.append(
-            f"{', '.join(few)}: fewer than {FEW_ITEMS} answers have human ratings; the corrected "
-            "intervals say little"
-        )
+    if other := [named(o) for o, p in zip(tested, ps, strict=True) if p < LEVEL]:
+        told("chosen", other)
+    if few := sorted({one.system for one in corrected if one.n_human < FEW_ITEMS}):
+        told("few", map(same, few), n=FEW_ITEMS)
     for reason in dict.fromkeys(one.reason for one in corrections if one.reason):
-        same = [one for one in corrections if one.reason == reason]
-        names = ", ".join(f"{one.system} {one.criterion}" for one in same)
-        who = "all means" if len(same) == len(corrections) else names
-        alarms.append(f"{who}: not corrected, because {reason}")
+        alike = [one for one in corrections if one.reason == reason]
+        everywhere = len(alike) == len(corrections)
+        told(
+            "uncorrected",
+            [words["alarm.all_means"]] if everywhere else map(named, alike),
+            reason=reason,
+        )
     return alarms
 
 
-def score_table(report: JudgeReport) -> Table:
+def _row(what: Phrase, criterion: str, names: Names | None, **values: object) -> Phrase:
+    """The head of a row in both languages; English has the criterion's id, as files do."""
+    name = (names or {}).get(criterion, same(criterion))
+    return what.fill(criterion=Phrase(zh=name.first("zh"), en=criterion), **values)
+
+
+def score_table(report: JudgeReport, names: Names | None = None) -> Table:
     """The judge's means beside those of people, and as people would rate."""
+    words = _words()
     corrected = {(one.system, one.criterion): one for one in report.corrections}
     rows: list[tuple[Cell, ...]] = []
     for score in report.scores:
@@ -378,24 +395,26 @@ def score_table(report: JudgeReport) -> Table:
             corrected_cell = Estimate(held.value, held.low, held.high, held.interval_reason)
         rows.append(
             (
-                f"{score.system}, {criterion} ({score.unit})",
+                _row(words["tables.score"], criterion, names, system=score.system, unit=score.unit),
                 Estimate(score.value, score.low, score.high, score.unscored_reason),
                 Estimate(found.human_mean, note=f"(n {found.n_human})") if found else None,
                 corrected_cell,
                 f"{count(score.n_scored)}/{count(score.n_total)}",
             )
         )
-    heads = (Column(name, number) for name in ("judge", "people", "corrected"))
-    title = f"Rated by {report.judge} on {report.rubric}, {report.n_repeats} times"
-    title += " (random: questions; for corrected means raters too, if several)"
-    return Table(["system, criterion", *heads, "scored"], rows, title)
+    heads = (Column(words[f"tables.{name}"], number) for name in ("judge", "people", "corrected"))
+    title = words["tables.scores"].fill(
+        judge=report.judge or "-", rubric=report.rubric, n=report.n_repeats
+    )
+    return Table([words["tables.of_system"], *heads, words["tables.scored"]], rows, title)
 
 
-def difference_table(report: JudgeReport) -> Table:
+def difference_table(report: JudgeReport, names: Names | None = None) -> Table:
     """Every pair of systems on every criterion."""
+    words = _words()
     rows: list[tuple[Cell, ...]] = [
         (
-            f"{one.second} − {one.first}, {one.criterion}",
+            _row(words["tables.pair"], one.criterion, names, second=one.second, first=one.first),
             Estimate(one.difference, one.low, one.high, one.interval_reason, show=signed),
             Estimate(one.p, reason=one.p_reason, show=p_value),
             Estimate(one.p_holm, show=p_value),
@@ -404,40 +423,44 @@ def difference_table(report: JudgeReport) -> Table:
         )
         for one in report.differences
     ]
-    heads = ["difference", "points [95%]", "p", "Holm", "won/lost/tied", "n"]
+    heads = [words["tables.difference"], words["tables.points"], "p", "Holm"]
     n_tests = sum(one.p is not None for one in report.differences)
-    title = "Differences on the same questions (random: questions; p by randomisation, Holm over "
-    return Table(heads, rows, f"{title}{n_tests} tests)")
+    title = words["tables.differences"].fill(n=n_tests)
+    return Table([*heads, words["tables.won"], "n"], rows, title)
 
 
-def agreement_table(report: JudgeReport) -> Table:
+def agreement_table(report: JudgeReport, names: Names | None = None) -> Table:
     """The judge with people, over all answers and within systems, people with each other, the
     judge with itself."""
+    words = _words()
     rows: list[tuple[Cell, ...]] = []
+
+    def head(kind: str, criterion: str, measure: str = "") -> Phrase:
+        return _row(words[f"tables.{kind}"], criterion, names, measure=measure)
+
     for found in report.agreement:
         within = {one.name: Estimate.of(one) for one in found.judge_human_within}
         rows += [
-            (f"{found.criterion}, judge-people: {one.name}", Estimate.of(one), cell, one.n_items)
+            (head("with_people", found.criterion, one.name), Estimate.of(one), cell, one.n_items)
             for one in found.judge_human
             for cell in (within.get(one.name),)
         ]
         rows += [
-            (f"{found.criterion}, people: {one.name}", Estimate.of(one), None, one.n_items)
+            (head("among_people", found.criterion, one.name), Estimate.of(one), None, one.n_items)
             for one in found.human_human
         ]
         if found.bias is not None:
             bias = Estimate(
                 found.bias, found.bias_low, found.bias_high, found.bias_reason, show=signed
             )
-            rows.append((f"{found.criterion}, judge less people", bias, None, found.n_items))
+            rows.append((head("less_people", found.criterion), bias, None, found.n_items))
     for criterion, alpha in ((one.criterion, one.alpha) for one in report.consistency):
-        name = f"{criterion}, judge with itself: {alpha.name}"
+        name = head("with_itself", criterion, alpha.name)
         rows.append((name, Estimate.of(alpha), None, alpha.n_items))
-    heads = ["what", "value [95% interval]", "within systems", "n"]
+    heads = [*(words[f"tables.{name}"] for name in ("what", "value", "within")), same("n")]
     if not any(row[2] for row in rows):
         heads, rows = [*heads[:2], heads[3]], [(*row[:2], row[3]) for row in rows]
-    title = "Agreement (random: questions, and raters where they are three or more)"
-    return Table(heads, rows, title)
+    return Table(heads, rows, words["tables.agreement"])
 
 
 def report_tables(report: JudgeReport) -> list[Table]:

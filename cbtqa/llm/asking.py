@@ -74,6 +74,9 @@ class _Tries:
     """The highest rung left to this request, where a server refused a higher one."""
     guessed: set[_Server] = field(default_factory=set)
     """Where lower rungs were tried after a failure that may have meant the format."""
+    failed_at: Gate | None = None
+    """Where it failed last: another server that is up takes it, so that no request uses up its
+    tries at a server that has died and is not known for it yet."""
     failing_since: float | None = None
     """Monotonic time of the first failure; what came before was waiting for its turn."""
     n_sent: int = 0
@@ -221,7 +224,7 @@ class Model:
         estimate = estimate_prompt(request) if self._budget or self._limits.tpm else 0
         paced = self._book(estimate, request).n_tokens
         door, is_retry = self._servers[0].gate, attempt > 1 or tries.n_sent > 0
-        gate = await door.enter(paced, is_retry=is_retry)
+        gate = await door.enter(paced, is_retry=is_retry, avoid=tries.failed_at)
         server = next(one for one in self._servers if one.gate is gate)
         tries.server = server
         try:
@@ -315,6 +318,7 @@ class Model:
         wait_asked = error.retry_after_s if isinstance(error, RateLimitError) else None
         # only here: a failure over the response format is not one of the server's
         gate.failed(error, tries.took_s)
+        tries.failed_at = None if isinstance(error, RateLimitError) else gate
         if gate.is_gone(error, tries.took_s):
             if isinstance(error, RateLimitError):
                 self._stop(f"{host} takes no requests: {error}")

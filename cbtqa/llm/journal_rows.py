@@ -112,7 +112,8 @@ ADD_TOTAL = (
 )
 ASKED_AGAIN = f"""
 SELECT reason, count(*), sum(is_accepted) FROM (
-    SELECT before.reason AS reason, max(later.state = {int(State.ACCEPTED)}) AS is_accepted
+    SELECT before.reason AS reason, max(later.state = {int(State.ACCEPTED)})
+    AND max(later.state = {int(State.FAULTY)}) = 0 AS is_accepted
     FROM attempts AS later INDEXED BY attempts_by_key JOIN attempts AS before
     ON before.key = later.key AND before.attempt = later.attempt - 1
     AND before.state = {int(State.FAULTY)}
@@ -121,10 +122,12 @@ SELECT reason, count(*), sum(is_accepted) FROM (
     GROUP BY later.key, later.attempt
 ) GROUP BY reason ORDER BY count(*) DESC, reason
 """
-"""The index alone finds later attempts: the rows hold the texts and may be gigabytes."""
+"""The index alone finds later attempts: the rows hold the texts and may be gigabytes. An attempt
+that was accepted and then found faulty, by a guard, has both rows and was not accepted."""
 FIRST_TRIES = f"""
-SELECT count(*), sum(verdict = {int(State.ACCEPTED)}) FROM (
-    SELECT min(state) AS verdict FROM attempts INDEXED BY attempts_by_key
+SELECT count(*), sum(is_accepted) FROM (
+    SELECT min(state) = {int(State.ACCEPTED)} AND max(state = {int(State.FAULTY)}) = 0
+    AS is_accepted FROM attempts INDEXED BY attempts_by_key
     WHERE attempt = 1 AND (substr(key, 1, length(?1)) = ?1) = ?2
     AND state IN ({int(State.ACCEPTED)}, {int(State.FAULTY)}, {int(State.FINAL)})
     GROUP BY key

@@ -134,6 +134,10 @@ class GateClosedError(Exception):
     """The run is stopping; nothing more is sent."""
 
 
+Place = tuple[asyncio.Future["Gate"], "Gate | None"]
+"""A request that waits for a place, and the gate that it avoids."""
+
+
 class Queue:
     """What the gates of interchangeable servers share: who waits, the pace, the end of the run."""
 
@@ -141,27 +145,39 @@ class Queue:
         self.closed = asyncio.Event()
         self.gates: list[Gate] = []
         self.has_begun = False
-        self.fresh: deque[asyncio.Future[Gate]] = deque()
-        self.again: deque[asyncio.Future[Gate]] = deque()
+        self.fresh: deque[Place] = deque()
+        self.again: deque[Place] = deque()
         self.requests = Pace(limits.rpm) if limits.rpm else None
         self.tokens = Pace(limits.tpm) if limits.tpm else None
 
-    def freest(self) -> Gate | None:
-        """The gate with the most free places, or None; one that is held only if all are."""
+    def freest(self, avoid: Gate | None = None) -> Gate | None:
+        """The gate of which the smallest part is taken, or None; one that is held only if all are,
+        and the one to avoid only where there is no other.
+
+        Not the one with the most free places: that grows with every answer, so the first server
+        to answer would get all of a run that needs few places.
+        """
         gates = self.gates
         if len(gates) > 1:
             now = time.monotonic()
             gates = [gate for gate in gates if gate.hold_until <= now] or gates
-        gate = max(gates, key=lambda one: int(one.limit) - one.in_flight)
-        return gate if gate.in_flight < int(gate.limit) else None
+            gates = [gate for gate in gates if gate is not avoid] or gates
+        free = [gate for gate in gates if gate.in_flight < int(gate.limit)]
+        return min(free, key=lambda gate: gate.in_flight / gate.limit, default=None)
 
     def wake(self) -> None:
         """Gives free places to those who wait, retries first."""
+        elsewhere: list[Place] = []  # they wait for another gate than the one with room
         while (self.again or self.fresh) and (gate := self.freest()) is not None:
-            place = (self.again or self.fresh).popleft()
-            if not place.done():
+            place, avoid = (self.again or self.fresh).popleft()
+            if place.done():
+                continue
+            if gate is avoid and (gate := self.freest(avoid)) is None:
+                elsewhere.append((place, avoid))
+            else:
                 gate.in_flight += 1
                 place.set_result(gate)
+        self.again.extendleft(reversed(elsewhere))
 
 
 class Gate:
@@ -204,8 +220,13 @@ class Gate:
             self.queue.wake()
             self.begin()
 
-    async def enter(self, tokens: float = 0, *, is_retry: bool = False) -> Gate:
+    async def enter(
+        self, tokens: float = 0, *, is_retry: bool = False, avoid: Gate | None = None
+    ) -> Gate:
         """The gate of a server with a free place, after pace and hold; retries come first.
+
+        Args:
+            avoid: where this request has just failed: another server that is up takes it.
 
         Raises:
             GateClosedError: the run is stopping.
@@ -217,16 +238,16 @@ class Gate:
             queue.has_begun = True
             for one in queue.gates:
                 one.begin()
-        gate = None if queue.fresh or queue.again else queue.freest()
+        gate = None if queue.fresh or queue.again else queue.freest(avoid)
         if gate is None:
-            gate = await self._wait_in(queue.again if is_retry else queue.fresh)
+            gate = await self._wait_in(queue.again if is_retry else queue.fresh, avoid)
         else:
             gate.in_flight += 1
         return await gate._keep_pace(tokens)
 
-    async def _wait_in(self, line: deque[asyncio.Future[Gate]]) -> Gate:
+    async def _wait_in(self, line: deque[Place], avoid: Gate | None) -> Gate:
         place: asyncio.Future[Gate] = asyncio.get_running_loop().create_future()
-        line.append(place)
+        line.append((place, avoid))
         try:
             return await place
         except asyncio.CancelledError:
@@ -281,7 +302,7 @@ class Gate:
         self.closed.set()
         for line in (self.queue.again, self.queue.fresh):
             while line:
-                place = line.popleft()
+                place, _ = line.popleft()
                 if not place.done():
                     place.set_exception(GateClosedError())
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
@@ -193,6 +193,11 @@ class Service:
         return self.endpoints[0].model
 
     @property
+    def is_local(self) -> bool:
+        """Whether nothing that is asked leaves this machine or its private network."""
+        return all(endpoint.is_local for endpoint in self.endpoints)
+
+    @property
     def host(self) -> str:
         """Host of the endpoint, as fingerprints and provenance name it; several in order."""
         return ", ".join(sorted({endpoint.host for endpoint in self.endpoints}))
@@ -225,12 +230,25 @@ class Run:
         task: Task[ItemT],
         *,
         n_total: int | None = None,
+        beside: Sequence[Run] = (),
+        spent: float = 0.0,
         on_progress: OnProgress | None = None,
     ) -> None:
-        """Asks what the journal has no answer for; raises as `batch.run_batch`."""
+        """Asks what the journal has no answer for; raises as `batch.run_batch`.
+
+        Args:
+            beside: other open runs, whose tokens and money count towards the budget.
+            spent: money that they do not know of, where a run asks models of several prices.
+        """
         assert self.service is not None, "a run without a service asks nobody"
         by, shown = self.service, {"n_total": n_total, "on_progress": on_progress}
-        how = {"budget": by.budget, "price": by.price, "cluster": by.cluster, "wait": by.waits}
+        budget = by.budget
+        if budget:
+            n_tokens = sum(other.usage.n_tokens for other in beside)
+            cost = sum(((other.cost or {}).get("amount", 0.0) for other in beside), spent)
+            n_tokens, cost = budget.n_tokens + n_tokens, budget.cost + cost
+            budget = replace(budget, n_tokens=n_tokens, cost=cost)
+        how = {"budget": budget, "price": by.price, "cluster": by.cluster, "wait": by.waits}
         given: dict[str, Any] = how | shown
         run_batch(items, task, by.endpoints, self.journal, by.limits, **given)
 
@@ -248,14 +266,23 @@ class Run:
         return {"amount": round(price.of(self.usage), 6), **price.model_dump()}
 
     def manifest(
-        self, kind: str, resolved: Resolved[Any] | None, *, apart: str = "", **more: Any
+        self,
+        kind: str,
+        resolved: Resolved[Any] | None,
+        *,
+        apart: str = "",
+        beside: Sequence[Run] = (),
+        **more: Any,
     ) -> Manifest:
         """The manifest of what was made: what every run knows, and `more` over it.
 
         Args:
             apart: begins the keys of requests that do not count among the first tries.
+            beside: further runs, whose tokens and money are counted in.
         """
-        known = {"usage": self.usage, "cost": self.cost, "acknowledgements": self.acknowledgements}
+        usage = sum((other.usage for other in beside), self.usage)
+        cost = _sum_costs((self, *beside))
+        known = {"usage": usage, "cost": cost, "acknowledgements": self.acknowledgements}
         found = self.journal.first_replies(apart, is_prefixed=not apart)
         if self.service is None:
             found.pop("first_try", None)
@@ -264,12 +291,27 @@ class Run:
         return new_manifest(kind, resolved, self.started_at, **(known | more))
 
 
+def _sum_costs(runs: Sequence[Run]) -> dict[str, Any] | None:
+    """Money for all of them; None where one that is paid for has no price, or other money."""
+    asked = [one for one in runs if one.usage.n_tokens and one.service is not None]
+    paid = [one for one in asked if one.service and (one.service.price or not one.service.is_local)]
+    if len(paid) <= 1:
+        return paid[0].cost if paid else None
+    costs = [one.cost for one in paid]
+    currencies = {cost["currency"] for cost in costs if cost and cost["amount"]}
+    if None in costs or len(currencies) > 1:
+        return None
+    amount = round(sum(cost["amount"] for cost in costs if cost), 6)
+    return {"amount": amount, "currency": next(iter(currencies), "")}
+
+
 @contextmanager
 def open_run(
     path: Path,
     fingerprint: Mapping[str, str],
     service: Service | None,
     *,
+    further: Sequence[Service] = (),
     what: str = "",
     is_invented: bool = False,
     hint: str | None = None,
@@ -277,6 +319,8 @@ def open_run(
     """Passes the disclosure gate, then opens the journal at `path`; a closed gate writes nothing.
 
     Args:
+        further: asked beside it in runs of their own, whose gates are to be open before anything
+            is written.
         what: would be sent, such as `the questions`.
         is_invented: it is our own invented text, which may go anywhere.
         hint: what to do where the journal belongs to another run.
@@ -286,12 +330,12 @@ def open_run(
         ConfigError: the journal belongs to another run, or another process writes it.
     """
     started, acknowledgements = now(), {}
-    if service is not None:
+    if asked := [one for one in (service, *further) if one is not None]:
+        endpoints = [endpoint for one in asked for endpoint in one.endpoints]
         if not is_invented:
-            acknowledgements = pass_disclosure_gates(
-                service.endpoints, what, is_acknowledged=service.is_acknowledged
-            )
-        for endpoint in service.endpoints:
+            is_open = all(one.is_acknowledged for one in asked)
+            acknowledgements = pass_disclosure_gates(endpoints, what, is_acknowledged=is_open)
+        for endpoint in endpoints:
             endpoint.check_key()
     try:
         journal = Journal(path, fingerprint)

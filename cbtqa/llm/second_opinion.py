@@ -1,11 +1,15 @@
 """A language model's opinion of a question or an answer, beside the rules and the trained model.
 
-    service = opinion_service(settings, "guard")              # None when no endpoint is named
-    found = ask_once(service, GuardTask(service.model), Exchange("1", question, answer))
-    worse_of(screen(text), ask_once(service, ScreenTask(service.model), Exchange("1", text)))
+    opinions = opinions_of(settings, folder)                # .screen and .guard, None if not named
+    with opinions.open("the questions") as opened:
+        opened.screen.ask(exchanges)                        # journaled beside the run's own replies
+        for exchange, found in opened.screen.read(exchanges):
+            worse_of(screen(exchange.question), found)
+    ask_once(service, GuardTask(service.model), exchange)   # one that is kept nowhere
 
 The worse counts: a model can raise a grade or add a problem, never take one away. A reply that
-cannot be read, and an endpoint that does not answer, change nothing; the fault says why.
+cannot be read changes nothing, and the fault says why. An endpoint that is gone stops a run, which
+the same command continues, and one question of a person's goes on without it.
 """
 
 from __future__ import annotations
@@ -14,42 +18,33 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
-from cbtqa.dataset_folder import text_rows
-from cbtqa.errors import DataError, EndpointError, IncompleteRunError, UsageError
-from cbtqa.files import json_line
+from cbtqa.errors import EndpointError, IncompleteRunError, UsageError
 from cbtqa.llm.batch import OnProgress, run_batch
 from cbtqa.llm.chat import ChatRequest, Fault, Message, Reply, Sampling, request_again
-from cbtqa.llm.cost import Estimate
-from cbtqa.llm.journal import Journal, Outcome
-from cbtqa.llm.limits import Limits, RateSettings
-from cbtqa.llm.runs import (
-    AccessSettings,
-    EndpointSettings,
-    Run,
-    Service,
-    SpendingSettings,
-    estimate_run,
-    open_run,
-)
+from cbtqa.llm.cost import Estimate, Price
+from cbtqa.llm.journal import Journal, Outcome, blocks_of, own_path
+from cbtqa.llm.limits import Limits
+from cbtqa.llm.runs import EndpointSettings, Run, Service, estimate_run, open_run
 from cbtqa.llm.structured import parse_object
-from cbtqa.paths import refuse_existing, replacing
 from cbtqa.prompts import fence, load_prompt
-from cbtqa.records import Reason, Record, Risk
-from cbtqa.safety.answers import HARMS, Problem, check_in_both
-from cbtqa.safety.screen import DANGERS, FoundDanger, Hit, Screening, screen
+from cbtqa.records import Reason, Risk
+from cbtqa.safety.answers import HARMS, Problem
+from cbtqa.safety.screen import DANGERS, FoundDanger, Hit, Screening, worse_of_two
 from cbtqa.settings import Settings
 
 DRAWN = {"temperature": 0.0, "max_tokens": 2048}
 """The likeliest verdict; the tokens are for models that think first."""
 REPLY_TOKENS = 60
 """Of a verdict with one quote; assumed for the dry run."""
+ANSWER_CHARS = 600
+"""Of an answer that is not written yet, in a dry run; assumed."""
 NO_HELP = "no_help_route"
 KINDS = {**HARMS, NO_HELP: "answers danger without naming anyone who can help"}
 """What a guard may find, with what is told of it."""
@@ -260,18 +255,14 @@ def worse_of(own: Screening, opinion: Screening | Fault) -> Screening:
     """A text's grades after a second opinion: the worse one of each; a fault changes nothing."""
     if isinstance(opinion, Fault):
         return own
-    is_worse = _RANK[opinion.risk] > _RANK[own.risk]
-    dangers = {one.kind: one for one in own.dangers}
-    for danger in opinion.dangers:
-        known = dangers.get(danger.kind)
-        if known is None or _RANK[danger.risk] > _RANK[known.risk]:
-            dangers[danger.kind] = danger
-    return replace(
-        own,
-        risk=opinion.risk if is_worse else own.risk,
-        hits=(*own.hits, *opinion.hits) if is_worse else own.hits,
-        dangers=tuple(dangers.values()),
-    )
+    return worse_of_two(own, opinion)
+
+
+def changes(own: Screening, worse: Screening) -> tuple[str, ...]:
+    """What a second opinion made worse: `concern`, `explicit`, or classes of danger."""
+    known = {danger.kind: danger.risk for danger in own.dangers}
+    raised = [one.kind for one in worse.dangers if known.get(one.kind) != one.risk]
+    return (*([worse.risk] if worse.risk != own.risk else []), *raised)
 
 
 # --- asking --------------------------------------------------------------------------------------
@@ -284,20 +275,31 @@ def opinion_service(settings: Settings, role: Role) -> Service | None:
         UsageError, ConfigError: an endpoint without a model or the reverse; no address; files.
     """
     model_flag = "screen_endpoint_model" if role == "screen" else "guard_model"
-    endpoint, model = getattr(settings, f"{role}_endpoint"), getattr(settings, model_flag)
+    endpoint, model = (getattr(settings, name, None) for name in (f"{role}_endpoint", model_flag))
     flags = f"--{role}-endpoint and --{model_flag.replace('_', '-')}"
     if (endpoint is None) != (model is None):
         raise UsageError(f"{flags} go together")
     if endpoint is None:
         return None
-    # `extra` of a verb that asks another model for answers is meant for that one
-    is_alone = not hasattr(settings, "endpoint")
     shared = set(EndpointSettings.model_fields) - {"endpoint", "model", "transport", "cluster"}
-    given = settings.model_dump(include=shared if is_alone else shared - {"extra"})
-    service = EndpointSettings(**given, endpoint=endpoint, model=model).service()
-    if service is None or service.endpoints[0].is_batch:
+    given = settings.model_dump(include=shared - _of_another(settings, model))
+    asked = EndpointSettings(**given, endpoint=endpoint, model=model)
+    (server,) = asked.endpoints()
+    if server.is_batch:
         raise UsageError(f"{flags}: an opinion is wanted at once, not through files")
-    return service
+    # what runs here costs nothing, whatever the other model of a budget in money costs
+    free = Price(input=0, output=0, currency="") if server.is_local and asked.budget else None
+    return Service.of(asked, [server], free)
+
+
+def _of_another(settings: Settings, model: str | None) -> set[str]:
+    """Settings that are meant for the model that a verb asks for answers, not for an opinion."""
+    if not hasattr(settings, "endpoint"):
+        return set()
+    prices = {"price_in", "price_out"} if getattr(settings, "model", None) != model else set()
+    # one attempt is for a system that is scored, not for who reads its answers
+    is_scored = type(settings).model_fields.get("max_attempts")
+    return {"extra", *prices, *(["max_attempts"] if is_scored and is_scored.default == 1 else [])}
 
 
 def ask_once(service: Service, task: _OpinionTask[VerdictT], item: Exchange) -> VerdictT | Fault:
@@ -314,173 +316,197 @@ def ask_once(service: Service, task: _OpinionTask[VerdictT], item: Exchange) -> 
         return task.read_outcome(item, journal.outcome(task.key(item)))
 
 
-# --- a file of answers ---------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Opinion(Generic[VerdictT]):
+    """A further model of a run, before it is asked."""
+
+    role: Role
+    service: Service
+    task: _OpinionTask[VerdictT]
+    path: Path
+    """Of its journal, beside what the run itself writes."""
+
+    @property
+    def journal_path(self) -> Path:
+        """The journal, or a fork of it where that one holds another model's replies."""
+        return own_path(self.path, self.task.fingerprint())
+
+    def estimate(self, items: Iterable[Exchange], name: str) -> Estimate:
+        """What would still be sent to it."""
+        how: dict[str, Any] = {"name": name, "reply_tokens": REPLY_TOKENS}
+        found = estimate_run(self.service, self.journal_path, items, self.task, **how)
+        return found.model_copy(update={"name": f"{self.role}: {name}"})
 
 
-class CheckSettings(GuardSettings, SpendingSettings, RateSettings, AccessSettings):
-    """The settings of `cbtqa safety check`."""
+@dataclass(frozen=True)
+class OpenOpinion(Generic[VerdictT]):
+    """The same with its journal open."""
 
-    answers: Path
-    """JSONL, JSON, CSV, TSV, Parquet or a dataset folder; columns `answer_text`, `answer` or
-    `text`, and `question` (with `description`) or `risk`. Or one answer itself."""
-    out: Path | None = None
-    """JSONL with the problems of every answer; the text is not repeated. A guard needs it: its
-    replies are kept beside it."""
-    overwrite: bool = False
-    """Replace the file of --out."""
-    encoding: str = "utf-8"
-    """Of a text file, such as gb18030."""
+    by: Opinion[VerdictT]
+    run: Run
+
+    def ask(
+        self,
+        items: Iterable[Exchange],
+        *,
+        n_total: int | None = None,
+        beside: Sequence[Run] = (),
+        spent: float = 0.0,
+        on_progress: OnProgress | None = None,
+    ) -> None:
+        """Asks about what its journal has no verdict of.
+
+        Args:
+            beside: the other runs that spend of the same budget.
+            spent: money beside theirs.
+
+        Raises:
+            EndpointError, IncompleteRunError: as `Run.ask`, with the role in the message.
+        """
+        shown: dict[str, Any] = {"n_total": n_total, "on_progress": on_progress}
+        try:
+            self.run.ask(items, self.by.task, beside=beside, spent=spent, **shown)
+        except (EndpointError, IncompleteRunError) as error:
+            of, n = self.by, self.run.journal.totals().n_replies
+            kept = "1 reply of it is kept" if n == 1 else f"{n:,} replies of it are kept"
+            hint = error.hint or "give the same command again to continue"
+            without = f"{hint}; or go on without --{of.role}-endpoint"
+            message = f"the {of.role} ({of.service.model} at {of.service.host}): {error}; {kept}"
+            kind = EndpointError if isinstance(error, EndpointError) else IncompleteRunError
+            raise kind(message, hint=without) from None
+
+    def outcome(self, item: Exchange) -> Outcome | None:
+        """What the journal holds of an item; None where it was not asked about."""
+        return self.run.journal.outcome(self.by.task.key(item))
+
+    def verdict(self, item: Exchange) -> VerdictT | Fault:
+        """The verdict on one item, or why there is none."""
+        return self.by.task.read_outcome(item, self.outcome(item))
+
+    def read(self, items: Iterable[Exchange]) -> Iterator[tuple[Exchange, VerdictT | Fault]]:
+        """Each item with its verdict, or why there is none."""
+        task = self.by.task
+        for block in blocks_of(items, 512):
+            keys = [task.key(item) for item in block]
+            for item, (_, outcome) in zip(block, self.run.journal.outcomes(keys), strict=True):
+                yield item, task.read_outcome(item, outcome)
 
 
-class AnswerSurvey(Record):
-    """What is unsafe in a file of answers."""
+@dataclass(frozen=True)
+class OpenOpinions:
+    """Both further models with their journals open; None where none is named."""
 
-    n_answers: int
-    n_unsafe: int
-    """Answers with a problem, whoever found it."""
-    n_unsafe_by_checks: int
-    n_unsafe_by_guard: int | None
-    """None without a guard."""
-    n_by_problem: dict[str, int]
-    """Answers by problem, as rules and trained model find them; most frequent first."""
-    n_by_problem_of_guard: dict[str, int]
-    n_unread: int
-    """Answers of which the guard gave no verdict; the checks alone decide."""
-    unread: dict[str, int]
-    """The same by reason."""
-    guard: str | None
+    screen: OpenOpinion[Screening] | None = None
+    guard: OpenOpinion[tuple[Problem, ...]] | None = None
+
+    @property
+    def each(self) -> tuple[OpenOpinion[Any], ...]:
+        return tuple(one for one in (self.screen, self.guard) if one)
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        return tuple(one.run for one in self.each)
 
 
-class _Answer(NamedTuple):
-    exchange: Exchange
-    where: str
-    risk: Risk
-    """Of the question."""
+NO_OPINIONS = OpenOpinions()
 
 
-def check_file(settings: CheckSettings, on_progress: OnProgress | None = None) -> AnswerSurvey:
-    """Checks every answer of a file, with a guard where one is named.
+@dataclass(frozen=True)
+class Opinions:
+    """The further models that a verb's settings name."""
+
+    screen: Opinion[Screening] | None = None
+    guard: Opinion[tuple[Problem, ...]] | None = None
+
+    @property
+    def each(self) -> tuple[Opinion[Any], ...]:
+        return tuple(one for one in (self.screen, self.guard) if one)
+
+    @property
+    def services(self) -> tuple[Service, ...]:
+        return tuple(one.service for one in self.each)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the models."""
+        return tuple(dict.fromkeys(one.model for one in self.services))
+
+    @property
+    def prompts(self) -> dict[str, str]:
+        """Hash of each prompt by its name, as a manifest keeps them."""
+        found = [one.task.fingerprint() for one in self.each]
+        return {one["prompt"]: one["prompt_sha256"] for one in found}
+
+    def fingerprint(self) -> dict[str, str]:
+        """What shapes the questions of a run, beside the run's own settings; the guard does not."""
+        if self.screen is None:
+            return {}
+        return {"screen": json.dumps(self.screen.task.fingerprint(), sort_keys=True)}
+
+    @contextmanager
+    def open(self, what: str, *, is_invented: bool = False) -> Iterator[OpenOpinions]:
+        """Passes the disclosure gates and opens the journals; raises as `open_run`."""
+        with ExitStack() as stack:
+            opened: dict[str, Any] = {}
+            for one in self.each:
+                given: dict[str, Any] = {"what": what, "is_invented": is_invented}
+                # the gates of both, before either journal is begun
+                given["further"] = self.services
+                found = open_run(one.journal_path, one.task.fingerprint(), one.service, **given)
+                opened[one.role] = OpenOpinion(one, stack.enter_context(found))
+            yield OpenOpinions(**opened)
+
+
+def opinions_of(settings: Settings, folder: Path, stem: str = "") -> Opinions:
+    """The further models that settings name, with their journals in a folder.
+
+    Args:
+        stem: begins the names of the journals, of a verb that writes one file among others.
 
     Raises:
-        DataError: no rows, no column with answers, an empty answer.
-        UsageError: a guard without `out`; `out` exists already, without `overwrite`.
-        LicenceGateError: texts would go to a non-local endpoint without acknowledgement.
-        IncompleteRunError: the guard's run stopped early; the same call continues.
+        UsageError, ConfigError: as `opinion_service`.
     """
-    service, task = _guard(settings)
-    if settings.out is not None:
-        refuse_existing(settings.out, overwrite=settings.overwrite or bool(settings.retry))
-    counts = _Counts()
-    with ExitStack() as stack:
-        run = None
-        if service is not None and task is not None:
-            n_answers = sum(1 for _ in _read_answers(settings))  # a bad line shows before paying
-            run = stack.enter_context(
-                open_run(_journal_path(settings), task.fingerprint(), service, what="the answers")
-            )
-            asked = (one.exchange for one in _read_answers(settings))
-            run.ask(asked, task, n_total=n_answers, on_progress=on_progress)
-        lines = _checked(settings, run, task, counts)
-        if settings.out is None:
-            for _ in lines:
-                pass
-        else:
-            temporary = stack.enter_context(replacing(settings.out))
-            with temporary.open("w", encoding="utf-8") as out:
-                out.writelines(map(json_line, lines))
-    return counts.survey(task.model if task else None)
+    found: dict[str, Any] = {}
+    kinds: dict[Role, type[ScreenTask] | type[GuardTask]]
+    kinds = {"screen": ScreenTask, "guard": GuardTask}
+    extra = None if hasattr(settings, "endpoint") else getattr(settings, "extra", None)
+    for role, kind in kinds.items():
+        if (service := opinion_service(settings, role)) is not None:
+            path = folder / f"{stem}{role}.journal.sqlite"
+            found[role] = Opinion(role, service, kind(service.model, extra), path)
+    return Opinions(**found)
 
 
-def estimate_check(settings: CheckSettings) -> Estimate:
-    """What would still be sent to the guard; nothing without one."""
-    service, task = _guard(settings)
-    items = (one.exchange for one in _read_answers(settings))
-    path = _journal_path(settings)
-    return estimate_run(service, path, items, task, name="answers", reply_tokens=REPLY_TOKENS)
+class OpinionCounts:
+    """How often an opinion was read, and what it changed; what a manifest keeps of it."""
 
-
-def _guard(settings: CheckSettings) -> tuple[Service | None, GuardTask | None]:
-    service = opinion_service(settings, "guard")
-    if service is None:
-        return None, None
-    if settings.out is None:
-        raise UsageError("what a guard answers is kept: name a file with --out")
-    return service, GuardTask(service.model, settings.extra)
-
-
-def _journal_path(settings: CheckSettings) -> Path:
-    return (settings.out or Path("checked.jsonl")).with_suffix(".journal.sqlite")
-
-
-class _Counts:
-    def __init__(self) -> None:
-        self.n: Counter[str] = Counter()
-        self.own: Counter[str] = Counter()
-        self.guards: Counter[str] = Counter()
+    def __init__(self, by: Opinion[Any]) -> None:
+        self._by = by
+        self.n_read = self.n_changed = 0
+        self.found: Counter[str] = Counter()
         self.unread: Counter[str] = Counter()
 
-    def add(self, own: Sequence[Problem], guards: Sequence[Problem] | Fault | None) -> None:
-        if isinstance(guards, Fault):
-            self.unread[guards.reason.value] += 1
-            guards = ()
-        found = {"unsafe_by_checks": own, "unsafe_by_guard": guards, "unsafe": own or guards}
-        self.n.update(name for name, problems in found.items() if problems)
-        self.n["answers"] += 1
-        self.own.update({problem.rule for problem in own})
-        self.guards.update({problem.rule for problem in guards or ()})
+    def add(self, verdict: object, changed: Iterable[str] = ()) -> None:
+        """Counts one verdict; `changed` names what it found beyond the built-in checks."""
+        if isinstance(verdict, Fault):
+            self.unread[verdict.reason.value] += 1
+            return
+        names = tuple(dict.fromkeys(changed))
+        self.n_read += 1
+        self.n_changed += bool(names)
+        self.found.update(names)
 
-    def survey(self, guard: str | None) -> AnswerSurvey:
-        return AnswerSurvey(
-            n_answers=self.n["answers"],
-            n_unsafe=self.n["unsafe"],
-            n_unsafe_by_checks=self.n["unsafe_by_checks"],
-            n_unsafe_by_guard=self.n["unsafe_by_guard"] if guard else None,
-            n_by_problem=dict(self.own.most_common()),
-            n_by_problem_of_guard=dict(self.guards.most_common()),
-            n_unread=self.unread.total(),
-            unread=dict(self.unread.most_common()),
-            guard=guard,
-        )
-
-
-def _checked(
-    settings: CheckSettings, run: Run | None, task: GuardTask | None, counts: _Counts
-) -> Iterator[dict[str, Any]]:
-    for answer in _read_answers(settings):
-        item = answer.exchange
-        own = check_in_both(item.answer, answer.risk)
-        guards: Sequence[Problem] | Fault | None = None
-        if run is not None and task is not None:
-            guards = task.read_outcome(item, run.journal.outcome(task.key(item)))
-        counts.add(own, guards)
-        line: dict[str, Any] = {"id": item.id, "where": answer.where, "risk": answer.risk}
-        line["problems"] = [{**asdict(problem), "by": "checks"} for problem in own]
-        if isinstance(guards, Fault):
-            line["guard_fault"] = guards.reason.value
-        else:
-            line["problems"] += [{**asdict(one), "by": "guard"} for one in guards or ()]
-        yield line
-
-
-_ANSWERS = ("answer_text", "answer", "text")
-_IDS = ("id", "question_id", "questionID")
-
-
-def _read_answers(settings: CheckSettings) -> Iterator[_Answer]:
-    where = None
-    for where, row in text_rows(settings.answers, settings.encoding):
-        column = next((name for name in _ANSWERS if name in row), None)
-        if column is None:
-            hint = f"expected one of {', '.join(_ANSWERS)}"
-            raise DataError(f"no column with answers among {sorted(row)}", where=where, hint=hint)
-        answer = row[column]
-        if not isinstance(answer, str) or not answer.strip():
-            raise DataError("no answer in this row", where=f"{where}:{column}")
-        parts = (str(row.get(name) or "").strip() for name in ("question", "description"))
-        question = "\n".join(filter(None, parts))
-        found = next((str(row[name]) for name in _IDS if row.get(name) is not None), where)
-        given = row.get("risk")
-        risk: Risk = given if given in _RANK else screen(question).risk if question else "none"
-        yield _Answer(Exchange(found, question, answer), where, risk)
-    if where is None:
-        raise DataError("the file holds no rows", where=str(settings.answers))
+    def described(self, run: Run) -> dict[str, Any]:
+        """Model, numbers and cost; `n_unread` are items that the built-in checks alone decide."""
+        return {
+            "model": self._by.service.model,
+            "endpoint_host": self._by.service.host,
+            "prompt": self._by.task.fingerprint()["prompt"],
+            "n_read": self.n_read,
+            "n_changed": self.n_changed,
+            "found": dict(self.found.most_common()),
+            "n_unread": self.unread.total(),
+            "unread": dict(self.unread.most_common()),
+            "usage": run.usage.model_dump(),
+            "cost": run.cost,
+        }

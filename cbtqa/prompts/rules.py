@@ -48,7 +48,7 @@ class Branch(Record):
     labels: bool
     """False where no distortion may be named."""
     text: NonEmptyText
-    """The steps; `$name` holes are help routes, `$danger_note` is that of the file."""
+    """The steps; `$name` holes are help routes, or notes of the file."""
 
 
 class Example(Record):
@@ -66,10 +66,14 @@ class AnswerRules(Record):
     most_types: int = Field(ge=1)
     labels_words: dict[str, NonEmptyText]
     budgets: dict[str, Budget]
+    accepted_paragraphs: Range
+    """Of an answer in one flowing text, which is told to have five."""
     budget_words: NonEmptyText
     questions_words: tuple[tuple[int, int, NonEmptyText], ...]
     actions_words: tuple[tuple[int, int, NonEmptyText], ...]
     branches: dict[str, Branch]
+    risk_note: NonEmptyText
+    """What ends the texts on suicide and self-harm."""
     danger_note: NonEmptyText
     """What ends every text on a danger beside suicide and self-harm."""
     minor: NonEmptyText
@@ -84,8 +88,15 @@ class AnswerRules(Record):
 
     def text_of(self, branch: str, routes: Mapping[str, str], *, is_minor: bool) -> str:
         """The steps of a branch, with the help routes by name in its holes."""
-        text = Template(self.branches[branch].text).substitute(routes, danger_note=self.danger_note)
+        notes = {name: getattr(self, name) for name in ("risk_note", "danger_note")}
+        steps = Template(self.branches[branch].text).safe_substitute(notes)
+        text = Template(steps).substitute(routes)
         return f"{text}\n\n{Template(self.minor).substitute(routes)}" if is_minor else text
+
+    def instructions(self) -> tuple[str, ...]:
+        """What the prompt says to the model and not to the reader: branches, notes, minors."""
+        branches = (branch.text for branch in self.branches.values())
+        return (*branches, self.risk_note, self.danger_note, self.minor)
 
     def labels_block(self) -> str:
         """The rules for labels as lines of a prompt."""

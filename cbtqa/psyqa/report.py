@@ -22,6 +22,7 @@ from cbtqa.psyqa.damage import (
 from cbtqa.psyqa.questions import MAX_CHARS, QuestionReader, SourceItem, read_questions
 from cbtqa.records import Question, Record, Rejection
 
+GRADED_TOGETHER = 256
 N_EXAMPLES = 3
 N_KEYWORDS = 20
 MAX_DISTINCT_KEYWORDS = 100_000
@@ -108,12 +109,12 @@ def check_file(
     columns: Mapping[str, str] | None = None,
     first_turn: bool = False,
     max_chars: int = MAX_CHARS,
-    grade: Callable[[Question], str] | None = None,
+    grade: Callable[[list[Question]], list[str]] | None = None,
 ) -> DataReport:
     """Reads the whole file once and reports on it.
 
     Args:
-        grade: gives the risk grade of a question, such as `cbtqa.safety` does.
+        grade: gives the risk grades of some questions, such as `cbtqa.safety` does.
 
     Raises:
         DataError: as `read_questions` does.
@@ -142,8 +143,9 @@ def _count_fault(faults: dict[str, Fault], kind: str, rejection: Rejection) -> N
 
 
 class _Tally:
-    def __init__(self, grade: Callable[[Question], str] | None) -> None:
+    def __init__(self, grade: Callable[[list[Question]], list[str]] | None) -> None:
         self._grade = grade
+        self._waiting: list[Question] = []
         self._risk: Counter[str] = Counter()
         self._counts: Counter[str] = Counter()
         self._lengths: dict[str, Counter[int]] = {
@@ -185,7 +187,13 @@ class _Tally:
         self._add_id(question.id)
         self._add_answers(item)
         if self._grade is not None:
-            self._risk[self._grade(question)] += 1
+            self._waiting.append(question)
+            if len(self._waiting) == GRADED_TOGETHER:
+                self._count_risk(self._grade)
+
+    def _count_risk(self, grade: Callable[[list[Question]], list[str]]) -> None:
+        self._risk.update(grade(self._waiting))
+        self._waiting.clear()
 
     def _add_id(self, item_id: str) -> None:
         if not (item_id.isascii() and item_id.isdigit() and len(item_id) < 19):
@@ -206,6 +214,8 @@ class _Tally:
             _count_fault(self._bad_answers, "answers", rejection)
 
     def report(self, reader: QuestionReader) -> DataReport:
+        if self._grade is not None:
+            self._count_risk(self._grade)
         source, counts = reader.source, self._counts
         each = self._lengths["answers"]
         for n in filter(None, self._further.values()):

@@ -34,8 +34,8 @@ class Problem:
 
     rule: str
     """By the rules `stop_medication`, `refuse_help`, `secrecy`, `endorse_death`,
-    `self_harm_method`, `diagnosis`, `shaming`, `round_the_clock_promise`, `unknown_number`,
-    `no_help_route`; by the model a class of `HARMS`."""
+    `self_harm_method`, `diagnosis`, `own_medicine`, `shaming`, `round_the_clock_promise`,
+    `unknown_number`, `no_help_route`; by the model a class of `HARMS`."""
     start: int
     end: int
     """Span in the answer; empty and at its end when something is missing."""
@@ -73,6 +73,17 @@ HARMS = {
 UNSAFE, SURELY_UNSAFE = 0.75, 0.90
 """Probability of all classes together from which a sentence is unsafe; and from which it is when
 an answer is asked again for it: a teacher's good answer must not be refused."""
+AT_STAKE = {UNSAFE: 0.50, SURELY_UNSAFE: UNSAFE}
+"""The same where the question speaks of danger or of medicine: "that will pass by itself" is then
+another sentence than after a missed bus."""
+_MEDICINE = re.compile(
+    "药|剂量|处方|舍曲林|西汀|文拉法辛|度洛西汀|西酞普兰|锂盐|碳酸锂|奥氮平|喹硫平|利培酮|阿立哌唑"
+    "|丙戊酸|拉莫三嗪|唑仑|西泮|安定|思诺思|唑吡坦|褪黑素|百忧解"
+    r"|\b(?:pills?|tablets?|medic\w+|meds|drugs?|dos(?:e|age)s?|antidepressants?|prescri\w+"
+    r"|lithium|sertraline|\w+oxetine|\w+talopram|\w+azepam|\w+apine|risperidone|melatonin"
+    r"|tylenol|paracetamol|ibuprofen|insulin)\b"
+)
+"""Of folded text."""
 _DETAILS = {
     "stop_medication": "advises stopping medication without a doctor",
     "refuse_help": "advises against doctors, counselling or help lines",
@@ -80,12 +91,27 @@ _DETAILS = {
     "endorse_death": "agrees that death would help, or encourages it",
     "self_harm_method": "encourages self-harm or names a way",
     "diagnosis": "gives a diagnosis",
+    "own_medicine": "names a medicine to take",
     "shaming": "shames the person",
 }
 
 
+def is_at_stake(question: str, route: Risk) -> bool:
+    """Whether a question speaks of danger or of medicine, so that its answer is read strictly.
+
+    Args:
+        route: `Screening.route` of the question.
+    """
+    return route != "none" or _MEDICINE.search(fold(question)) is not None
+
+
 def check_answer(
-    answer_text: str, risk: Risk, locale: Locale = "zh", *, unsafe_from: float = UNSAFE
+    answer_text: str,
+    risk: Risk,
+    locale: Locale = "zh",
+    *,
+    unsafe_from: float = UNSAFE,
+    at_stake: bool = False,
 ) -> tuple[Problem, ...]:
     """Everything unsafe in an answer, in order of appearance; empty when it may pass.
 
@@ -94,12 +120,14 @@ def check_answer(
             (or an emergency number); `concern` any route to people who can help; `none` no route.
             Everything else is checked for all three.
         unsafe_from: probability from which the model's finding is a problem.
+        at_stake: whether the question is one of `is_at_stake`; `AT_STAKE` is then the limit.
     """
+    limit = AT_STAKE.get(unsafe_from, unsafe_from) if at_stake else unsafe_from
     folded = fold(answer_text)
     lines = load_hotlines().locales[locale]
     numbers = list(_numbers(folded, locale))
     problems = [
-        *_advice_against_safety(answer_text, folded, locale, unsafe_from),
+        *_advice_against_safety(answer_text, folded, locale, limit),
         *_unknown_numbers(answer_text, numbers, lines),
         *_promises(answer_text, folded, numbers, lines, locale),
     ]
@@ -109,7 +137,7 @@ def check_answer(
     return tuple(sorted(problems, key=lambda problem: problem.start))
 
 
-def check_in_both(answer_text: str, risk: Risk) -> tuple[Problem, ...]:
+def check_in_both(answer_text: str, risk: Risk, *, at_stake: bool = False) -> tuple[Problem, ...]:
     """As `check_answer`, for an answer in either language or both.
 
     Advice against safety is looked for in both; help lines and their promises are those of the
@@ -117,10 +145,10 @@ def check_in_both(answer_text: str, risk: Risk) -> tuple[Problem, ...]:
     """
     own = language_of(answer_text)
     other: Locale = "en" if own == "zh" else "zh"
-    found = check_answer(answer_text, risk, own)
+    found = check_answer(answer_text, risk, own, at_stake=at_stake)
     foreign = (
         one
-        for one in check_answer(answer_text, "none", other)
+        for one in check_answer(answer_text, "none", other, at_stake=at_stake)
         # both read every sentence: one place is one problem
         if one.rule not in _BY_HELP_LINE
         and not any(a.start < one.end and one.start < a.end for a in found)
@@ -187,6 +215,8 @@ def _promises(
     }
     for sentence in _SENTENCE.finditer(folded):
         inside = [n for n in numbers if sentence.start() <= n.start < sentence.end()]
+        if not inside and wording["line"].search(sentence[0]):  # "the line" is the one named last
+            inside = [n for n in numbers if n.start < sentence.start()][-1:]
         for promise in wording["round_the_clock"].finditer(sentence[0]) if inside else ():
             start = sentence.start() + promise.start()
             end = sentence.start() + promise.end()

@@ -10,7 +10,8 @@ from typing import Any, get_args
 
 from cbtqa.errors import DataError, UsageError
 from cbtqa.records import Record, Risk
-from cbtqa.safety.screen import ScreenLanguage, screen
+from cbtqa.safety.encoder import open_encoder
+from cbtqa.safety.screen import ScreenLanguage, screen_each
 from cbtqa.safety.survey import read_texts
 
 GRADES: tuple[Risk, ...] = get_args(Risk)
@@ -50,6 +51,8 @@ class ScreenEvaluation(Record):
     """The comparison; `signature` holds what can change it."""
 
     n_texts: int
+    n_empty: int
+    """Rows without a text; they are left out."""
     confusion: dict[Risk, dict[Risk, int]]
     """gold -> found -> count."""
     explicit: GradeScores
@@ -67,22 +70,29 @@ def evaluate_file(
     label_column: str = "risk",
     grade_of: Mapping[str, Risk] | None = None,
     language: ScreenLanguage = "auto",
+    screen_model: str | None = None,
     encoding: str = "utf-8",
 ) -> ScreenEvaluation:
     """Screens every row of a gold file and counts agreement.
 
     Args:
         grade_of: the grade that each label of the file means; None takes grades by name.
+        screen_model: an encoder that reads the texts as well; see `encoder.open_encoder`.
 
     Raises:
-        DataError: see `texts.read_texts`; also a missing or unknown label.
+        DataError: see `survey.read_texts`; also a missing or unknown label.
     """
     labels: Mapping[str, Risk] = grade_of or {str(grade): grade for grade in GRADES}
     pairs: Counter[tuple[Risk, Risk]] = Counter()
     errors = []
-    for item in read_texts(path, columns, encoding):
+    n_empty = 0
+    model = open_encoder(screen_model)
+    items = read_texts(path, columns, encoding)
+    for item, screening in screen_each(items, lambda item: item.text, language, model):
+        if item.is_empty:
+            n_empty += 1
+            continue
         gold = _gold(item.row, label_column, labels, item.where)
-        screening = screen(item.text, language)
         pairs[gold, screening.risk] += 1
         if gold != screening.risk:
             rules = tuple(
@@ -91,15 +101,17 @@ def evaluate_file(
             )
             known = {"where": item.where, "text": item.text}
             errors.append(ScreenError(**known, gold=gold, found=screening.risk, rules=rules))
+    screens = "rules+model" + (f"+{model.described}" if model else "")
     mapped = ",".join(f"{label}={grade}" for label, grade in sorted(labels.items()))
     return ScreenEvaluation(
         n_texts=pairs.total(),
+        n_empty=n_empty,
         confusion={gold: {found: pairs[gold, found] for found in GRADES} for gold in GRADES},
         explicit=_scores(pairs, {"explicit"}),
         flagged=_scores(pairs, {"concern", "explicit"}),
         per_grade={grade: _scores(pairs, {grade}) for grade in GRADES},
         errors=tuple(errors),
-        signature=f"screen:rules+model|language:{language}|labels:{mapped}|interval:wilson95",
+        signature=f"screen:{screens}|language:{language}|labels:{mapped}|interval:wilson95",
     )
 
 

@@ -174,13 +174,21 @@ def _alternation(words: list[str]) -> str:
 class _Compiler:
     def __init__(self, entry: RuleFile, language: Language, where: str) -> None:
         self._entry, self._language, self._where = entry, language, where
+        self._compiled: dict[str, re.Pattern[str]] = {}
 
     def regex(self, pattern: str, rule: str) -> re.Pattern[str]:
+        # most families share their contexts: every third pattern has been met
+        if pattern not in self._compiled:
+            self._compiled[pattern] = self._new_regex(pattern, rule)
+        return self._compiled[pattern]
+
+    def _new_regex(self, pattern: str, rule: str) -> re.Pattern[str]:
         def alternation(hole: re.Match[str]) -> str:
             return _alternation(self._words(hole[1], rule))
 
         full = _HOLE.sub(alternation, pattern)
-        if odd := sorted({char for char in full if fold(char) != char} - _REGEX_LETTERS):
+        folded = zip(full, fold(full), strict=True)
+        if odd := sorted({char for char, plain in folded if char != plain} - _REGEX_LETTERS):
             found = f"rule {rule}: {odd} cannot match, texts are folded first"
             raise DataError(found, where=self._where)
         try:

@@ -8,21 +8,24 @@
 `explicit` is a present intent, plan, preparation, farewell, attempt or ongoing self-harm of the
 writer's own; `concern` is a passive wish, hopelessness, a past attempt, another person at risk,
 or something ambiguous. The rules decide first; a trained model that reads every sentence may raise
-a grade, never lower it. Hits that do not count stay in `hits` with the reason as their outcome.
+a grade, never lower it, and so may an encoder (`encoder.open_encoder`) that is handed in. Hits that
+do not count stay in `hits` with the reason as their outcome.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import Literal, NamedTuple, get_args
+from itertools import islice
+from typing import Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 
 from cbtqa.files import shipped_yaml
 from cbtqa.records import Danger, Risk, Tabular
+from cbtqa.safety.encoder import Opinion, ScreenEncoder
 from cbtqa.safety.matching import Found, find
 from cbtqa.safety.normalise import Language, fold, language_of
 from cbtqa.safety.rules import load_rules
@@ -39,11 +42,17 @@ ScreenLanguage = Literal["auto", "zh", "en"]
 """Whose rules read a text: `auto` both."""
 _RANK: dict[Risk, int] = {"none": 0, "concern": 1, "explicit": 2}
 DANGERS: tuple[Danger, ...] = get_args(Danger)
+ItemT = TypeVar("ItemT")
+READ_TOGETHER = 64
+"""Texts that the encoder reads at a time, sorted by length."""
 
 THRESHOLDS: Mapping[Language, tuple[float, float]] = {"zh": (0.65, 0.60), "en": (0.50, 0.50)}
 """Probability of a sentence from which the model grades it explicit, and a concern, in a text with
 Chinese characters and in one without. Lower ones find more of the roundabout statements, and on
 real questions mostly ordinary distress."""
+SPOKEN = 0.95, 0.97
+"""The same for a turn of a session. The model has learned whole questions: of ordinary short lines,
+such as "It began on Monday", it is too sure at lower ones."""
 DANGER, DANGER_WORDED, ACUTE = 0.30, 0.04, 0.40
 """Probability of a danger from which it is told; from which where a plain wording of it matches;
 and share of the acute form from which it is acute. At these, a class is found in less than 1 % of
@@ -55,7 +64,8 @@ class Hit:
     """One found place, counted or not."""
 
     rule: str
-    """`family.case` of the rule file, or `model.explicit` and `model.concern`."""
+    """`family.case` of the rule file, or `model.explicit`, `model.concern`; `encoder.` in front
+    where the encoder raised the grade."""
     risk: Risk
     """What this place alone is graded; none when it does not count."""
     start: int
@@ -94,6 +104,13 @@ class Screening(Tabular):
     """The likeliest first."""
     is_minor: bool = False
     """Whether the writer says to be under 18, or at a school for those who are."""
+
+    @property
+    def route(self) -> Risk:
+        """The help that an answer has to name, as the `risk` of `check_answer`."""
+        if "explicit" in (self.risk, *(danger.risk for danger in self.dangers)):
+            return "explicit"
+        return "concern" if self.risk == "concern" or self.dangers else "none"
 
 
 class Reading(NamedTuple):
@@ -154,17 +171,86 @@ def combine(rules: Risk, explicit: float, flagged: float, limits: tuple[float, f
     return max(rules, model, key=_RANK.__getitem__)
 
 
-def screen(text: str, language: ScreenLanguage = "auto", *, rules_alone: bool = False) -> Screening:
-    """The grades of any text, Chinese, English or mixed; `rules_alone` leaves the model out."""
-    if rules_alone:
-        folded = fold(text)
-        risk, hits = _by_rules(text, find_rules(text, folded, language))
-        return Screening(risk, hits, (), _is_minor(folded))
+def screen(
+    text: str,
+    language: ScreenLanguage = "auto",
+    *,
+    model: ScreenEncoder | None = None,
+    is_spoken: bool = False,
+) -> Screening:
+    """The grades of any text, Chinese, English or mixed.
+
+    Args:
+        model: reads the text as well; the worse grade counts. For many texts see `screen_each`.
+        is_spoken: it is a turn of a session: the model's finding counts from `SPOKEN` on.
+    """
+    if model is None:
+        return _by_rules_and_sentences(text, language, is_spoken=is_spoken)
+    ((_, screening),) = screen_each([text], str, language, model)
+    return screening
+
+
+def screen_each(
+    items: Iterable[ItemT],
+    text_of: Callable[[ItemT], str],
+    language: ScreenLanguage = "auto",
+    model: ScreenEncoder | None = None,
+) -> Iterator[tuple[ItemT, Screening]]:
+    """Every item with the grades of its text, in order; the encoder reads a batch at a time."""
+    if model is None:
+        for item in items:
+            yield item, _by_rules_and_sentences(text_of(item), language)
+        return
+    waiting = iter(items)
+    while some := list(islice(waiting, READ_TOGETHER)):
+        texts = [text_of(item) for item in some]
+        for item, text, opinion in zip(some, texts, model.read(texts), strict=True):
+            own = _by_rules_and_sentences(text, language)
+            both = worse_of_two(own, _by_encoder(text, opinion, model))
+            yield item, replace(both, dangers=tuple(sorted(both.dangers, key=_likeliest)))
+
+
+def worse_of_two(own: Screening, opinion: Screening) -> Screening:
+    """The worse grade of each, with the places that led to it."""
+    is_worse = _RANK[opinion.risk] > _RANK[own.risk]
+    dangers = {one.kind: one for one in own.dangers}
+    for danger in opinion.dangers:
+        known = dangers.get(danger.kind, danger)
+        dangers[danger.kind] = max(known, danger, key=_gravity)
+    return replace(
+        own,
+        risk=opinion.risk if is_worse else own.risk,
+        hits=(*own.hits, *opinion.hits) if is_worse else own.hits,
+        dangers=tuple(dangers.values()),
+    )
+
+
+def _gravity(danger: FoundDanger) -> tuple[int, float]:
+    return _RANK[danger.risk], danger.probability or 0
+
+
+def _likeliest(danger: FoundDanger) -> float:
+    return -(danger.probability or 0)
+
+
+def _by_rules_and_sentences(
+    text: str, language: ScreenLanguage, *, is_spoken: bool = False
+) -> Screening:
     reading = read_text(text, language, shipped_model("screen"))
     if not reading.windows:
         return Screening("none", ())
-    risk, hits = _weigh(text, reading)
-    return Screening(risk, hits, _dangers(text, reading), _is_minor(fold(text)))
+    risk, hits = _weigh(text, reading, SPOKEN if is_spoken else thresholds_of(text))
+    dangers = _dangers(text, reading, (DANGER, DANGER_WORDED, ACUTE))
+    return Screening(risk, hits, dangers, _is_minor(fold(text)))
+
+
+def _by_encoder(text: str, opinion: Opinion, model: ScreenEncoder) -> Screening:
+    if not opinion.windows:
+        return Screening("none", ())
+    reading = Reading([], *opinion, worded_dangers(fold(text)))
+    limits = model.tuned.limits[language_of(text)]
+    risk, hits = _weigh(text, reading, limits, "encoder")
+    return Screening(risk, hits, _dangers(text, reading, model.tuned.danger_limits))
 
 
 def _by_rules(text: str, found: list[Found]) -> tuple[Risk, tuple[Hit, ...]]:
@@ -176,15 +262,17 @@ def _by_rules(text: str, found: list[Found]) -> tuple[Risk, tuple[Hit, ...]]:
     return risk, hits
 
 
-def _weigh(text: str, reading: Reading) -> tuple[Risk, tuple[Hit, ...]]:
+def _weigh(
+    text: str, reading: Reading, limits: tuple[float, float], name: str = "model"
+) -> tuple[Risk, tuple[Hit, ...]]:
     rules, by_rules = _by_rules(text, reading.found)
     hits = list(by_rules)
     scores = reading.scores[0]
     flagged, explicit = 1 - scores[:, 0], scores[:, 2]
-    risk = combine(rules, float(explicit.max()), float(flagged.max()), thresholds_of(text))
+    risk = combine(rules, float(explicit.max()), float(flagged.max()), limits)
     if risk != rules:
         stretch = _stretch(text, reading, explicit if risk == "explicit" else flagged)
-        hits.append(Hit(f"model.{risk}", risk, *stretch, "stated"))
+        hits.append(Hit(f"{name}.{risk}", risk, *stretch, "stated"))
     return risk, tuple(hits)
 
 
@@ -193,19 +281,22 @@ def _stretch(text: str, reading: Reading, scores: Floats) -> tuple[int, int, str
     return start, end, text[start:end]
 
 
-def _dangers(text: str, reading: Reading) -> tuple[FoundDanger, ...]:
+def _dangers(
+    text: str, reading: Reading, limits: tuple[float, float, float]
+) -> tuple[FoundDanger, ...]:
+    danger, danger_worded, acute = limits
     found = []
     for kind, scores in zip(DANGERS, reading.scores[1:], strict=True):
         any_grade = 1 - scores[:, 0]
         place = int(np.argmax(any_grade))
-        limit = DANGER_WORDED if kind in reading.worded else DANGER
+        limit = danger_worded if kind in reading.worded else danger
         if any_grade[place] >= limit:
-            is_acute = scores[place, 2] >= ACUTE * any_grade[place]
+            is_acute = scores[place, 2] >= acute * any_grade[place]
             stretch = _stretch(text, reading, any_grade)
             probability = round(float(any_grade[place]), 3)
             risk: Risk = "explicit" if is_acute else "concern"
             found.append(FoundDanger(kind, risk, *stretch, probability))
-    return tuple(sorted(found, key=lambda one: -(one.probability or 0)))
+    return tuple(sorted(found, key=_likeliest))
 
 
 def worded_dangers(folded: str, of: frozenset[Danger] = frozenset(DANGERS)) -> frozenset[Danger]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from cbtqa.files import write_jsonl
 from cbtqa.paths import refuse_existing
 from cbtqa.records import Record, Risk
 from cbtqa.safety.personal_data import scrub, what_is_missed
-from cbtqa.safety.screen import FoundDanger, Hit, ScreenLanguage, screen
+from cbtqa.safety.screen import FoundDanger, Hit, Screening
 
 
 class ScreenedText(Record):
@@ -34,6 +34,11 @@ class ScreenSurvey(Record):
     """What a screened file holds."""
 
     n_texts: int
+    """Rows that hold a text."""
+    n_empty: int
+    """Rows without one; they are graded nothing."""
+    empty: tuple[str, ...]
+    """Where the first of them are, as `file:line:column`."""
     n_by_risk: dict[Risk, int]
     n_by_rule: dict[str, int]
     """Counted hits (not suppressed ones) by rule, most frequent first."""
@@ -51,6 +56,9 @@ class ScrubSurvey(Record):
     """What personal data a file holds."""
 
     n_texts: int
+    """Rows that hold a text."""
+    n_empty: int
+    """Rows without one; they are written as they are."""
     n_texts_with_data: int
     n_by_kind: dict[str, int]
     """Found places by kind, most frequent first; kinds without any are left out."""
@@ -58,25 +66,22 @@ class ScrubSurvey(Record):
     """Every kind to what of it is not found, for people."""
 
 
-def screen_file(
-    path: Path,
+def screen_rows(
+    graded: Iterable[tuple[TextRow, Screening]],
     *,
-    columns: Sequence[str] = (),
-    language: ScreenLanguage = "auto",
-    encoding: str = "utf-8",
     out: Path | None = None,
     overwrite: bool = False,
     max_shown: int = 0,
 ) -> ScreenSurvey:
-    """Grades every row of a table.
+    """Counts the rows of a table with their grades.
 
     Args:
         out: JSONL to write, a line an item: id, where, risk and every hit with its span; the
-            text itself is not repeated. None writes nothing.
+            text itself is not repeated. A row without a text has the risk null. None writes
+            nothing.
         max_shown: how many flagged items to keep whole in `shown`.
 
     Raises:
-        DataError: see `texts.read_texts`.
         UsageError: `out` exists already, without `overwrite`.
     """
     risks: Counter[Risk] = Counter({"none": 0, "concern": 0, "explicit": 0})
@@ -84,12 +89,16 @@ def screen_file(
     suppressed: Counter[str] = Counter()
     dangers: Counter[str] = Counter()
     n_minors = 0
+    empty: list[str] = []
     shown: list[ScreenedText] = []
 
     def lines() -> Iterator[dict[str, Any]]:
         nonlocal n_minors
-        for item in read_texts(path, columns, encoding):
-            screening = screen(item.text, language)
+        for item, screening in graded:
+            if item.is_empty:
+                empty.append(f"{item.where}:{item.columns[0]}")
+                yield {"id": item.id, "where": item.where, "risk": None, "why": "no text"}
+                continue
             dangers.update(danger.kind for danger in screening.dangers)
             n_minors += screening.is_minor
             risks[screening.risk] += 1
@@ -109,6 +118,8 @@ def screen_file(
     _write_or_run(lines(), out, overwrite)
     return ScreenSurvey(
         n_texts=risks.total(),
+        n_empty=len(empty),
+        empty=tuple(empty[:MOST_NAMED]),
         n_by_risk=dict(risks),
         n_by_rule=dict(rules.most_common()),
         n_suppressed=dict(suppressed.most_common()),
@@ -133,25 +144,27 @@ def scrub_file(
             only counts.
 
     Raises:
-        DataError: see `texts.read_texts`.
+        DataError: see `read_texts`.
         UsageError: `out` exists already, without `overwrite`.
     """
     kinds: Counter[str] = Counter()
-    n_texts = n_touched = 0
+    n_texts = n_empty = n_touched = 0
 
     def lines() -> Iterator[dict[str, Any]]:
-        nonlocal n_texts, n_touched
+        nonlocal n_texts, n_empty, n_touched
         for item in read_texts(path, columns, encoding):
             masked = {name: scrub(item.row[name]) for name in item.columns if item.row[name]}
             found = [place.kind for scrubbed in masked.values() for place in scrubbed.found]
             kinds.update(found)
-            n_texts += 1
+            n_texts += not item.is_empty
+            n_empty += item.is_empty
             n_touched += bool(found)
             yield {**item.row, **{name: scrubbed.text for name, scrubbed in masked.items()}}
 
     _write_or_run(lines(), out, overwrite)
     return ScrubSurvey(
         n_texts=n_texts,
+        n_empty=n_empty,
         n_texts_with_data=n_touched,
         n_by_kind=dict(kinds.most_common()),
         misses=dict(what_is_missed()),
@@ -164,6 +177,10 @@ def _write_or_run(lines: Iterator[dict[str, Any]], out: Path | None, overwrite: 
     else:
         refuse_existing(out, overwrite=overwrite)
         write_jsonl(out, lines)
+
+
+MOST_NAMED = 5
+"""Rows without a text that are named."""
 
 
 # --- texts ---------------------------------------------------------------------------------------
@@ -185,6 +202,11 @@ class TextRow:
     """The text columns of the file."""
     row: Mapping[str, Any]
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether it holds no text: null, or blanks alone."""
+        return not self.text.strip()
+
 
 def read_texts(
     path: Path, columns: Sequence[str] = (), encoding: str = "utf-8"
@@ -195,20 +217,23 @@ def read_texts(
         columns: the text columns; empty means the usual ones, decided by the first row.
 
     Raises:
-        DataError: the file is empty, a column is missing, or a row holds no text.
+        DataError: the file holds no text at all, a column is missing, or holds other than text.
     """
     chosen = tuple(columns)
     where: str | None = None
+    has_text = False
     for where, row in text_rows(path, encoding=encoding):
         chosen = chosen or _usual_columns(row, where)
-        parts = [_cell(row, column, where, column == chosen[0]) for column in chosen]
+        parts = [_cell(row, column, where) for column in chosen]
         text = "\n".join(part for part in parts if part)
-        if not text.strip():
-            raise DataError("no text in this row", where=f"{where}:{chosen[0]}")
         found = next((str(row[name]) for name in _ID_COLUMNS if row.get(name) is not None), where)
-        yield TextRow(found, where, text, chosen, row)
+        item = TextRow(found, where, text, chosen, row)
+        has_text |= not item.is_empty
+        yield item
     if where is None:
         raise DataError("the file holds no rows", where=str(path))
+    if not has_text:
+        raise DataError("no row holds a text", where=f"{path}:{chosen[0]}")
 
 
 def _usual_columns(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
@@ -219,12 +244,12 @@ def _usual_columns(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
     raise DataError(f"no text column among {sorted(row)}", where=where, hint=hint)
 
 
-def _cell(row: Mapping[str, Any], column: str, where: str, is_required: bool) -> str:
+def _cell(row: Mapping[str, Any], column: str, where: str) -> str:
     if column not in row:
         found = f"no column '{column}' among {sorted(row)}"
         raise DataError(found, where=where, hint="--column NAME")
     value = row[column]
-    if value is None and not is_required:
+    if value is None:
         return ""
     if not isinstance(value, str):
         raise DataError(f"expected text, found {type(value).__name__}", where=f"{where}:{column}")

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise, takewhile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -55,7 +55,13 @@ from cbtqa.simulation.playing.messages import (
     turn_content,
 )
 from cbtqa.simulation.playing.players import Call, OpenPlayer, Players
-from cbtqa.simulation.playing.run import NOTICE, PlayersSettings, at_endpoint, service_of
+from cbtqa.simulation.playing.run import (
+    NOTICE,
+    PlayersSettings,
+    at_endpoint,
+    most_servers,
+    service_of,
+)
 from cbtqa.simulation.profiles import Profile
 from cbtqa.simulation.sessions import PROFILES_NAME, StudyFolder, split_sessions
 from cbtqa.simulation.study import Arm, Player, ReasoningForm, StudySettings, load_study
@@ -72,6 +78,7 @@ PAIRS_JOURNAL, FINGERPRINT = "pairs.sqlite", {"journal": "preference pairs"}
 class ExportSettings(PlayersSettings):
     """Flags of `cbtqa simulate export`."""
 
+    why_one_by_one: ClassVar[str] = "it asks one model, and the two sides of a pair are by two"
     sessions: Path = Path("cbtqa-study")
     """Folder of `cbtqa simulate corpus` or `run`."""
     out: Path = Path("cbtqa-export")
@@ -159,7 +166,8 @@ def estimate_export(settings: ExportSettings) -> Estimate:
     n_in, n_out = sum(tokens_of(row.prompt) for row in rows), len(rows) * THERAPIST_TOKENS
     planned = [Calls(player, len(rows), n_in, n_out) for player in work.writers.values()]
     n_done = count_done(settings.out / PAIRS_JOURNAL, work.attempts)
-    return estimate_players("pairs", len(rows), planned, n_done, settings.run_limits.engine)
+    limits, most = settings.run_limits.engine, max(1, len(rows))
+    return estimate_players("pairs", len(rows), planned, n_done, limits, most=most)
 
 
 class _Export:
@@ -202,7 +210,8 @@ class _Export:
         if journal is not None:
             limits = self._settings.run_limits
             players = Players(journal, limits, self.attempts, on_progress)
-            pair_run = _PairRun(players, self.writers, 2 * limits.engine.in_flight)
+            n_rooms = 2 * limits.engine.in_flight * most_servers(self.writers.values())
+            pair_run = _PairRun(players, self.writers, n_rooms)
             counts["orpo"] = self._write(out / "orpo", pair_run.run(rows, dropped))
         return counts | {"dropped": dict(sorted(dropped.items()))}
 
@@ -306,7 +315,7 @@ def _views(
 
 UNFIT_MARKS: tuple[TurnMark, ...] = (
     *CONTENT_MARKS,
-    *("cut_at_label", "not_accepted", "unsupervised"),
+    *("cut_at_label", "not_accepted", "unsupervised", "unsafe"),
 )
 """Turns with one of these are no example to learn from."""
 TrainingRow = tuple[dict[str, Any], dict[str, Any]]

@@ -331,7 +331,7 @@ def _missing_referrals(sessions: Sessions) -> Iterator[Finding]:
     n_crises, unanswered = 0, []
     for session in sessions:
         for place, turn in enumerate(session.turns, 1):
-            if not is_danger(turn):
+            if not (is_danger(turn) or (turn.role == "patient" and "risk" in turn.marks)):
                 continue
             n_crises += 1
             answers = session.turns[place : place + 1]
@@ -344,14 +344,14 @@ def _missing_referrals(sessions: Sessions) -> Iterator[Finding]:
 
 
 def _unsafe_turns(sessions: Sessions) -> Iterator[Finding]:
-    """Turns of a therapist with advice against safety."""
-    unsafe = [
-        (f"{session.id} turn {place}", rule)
-        for session in sessions
-        for place, turn in enumerate(session.turns, 1)
-        if "unsafe_advice" in turn.marks
-        for rule in unsafe_advice(turn.text) or ("words",)
-    ]
+    """Turns of a therapist with advice against safety, whoever found it."""
+    unsafe = []
+    for session in sessions:
+        for place, turn in enumerate(session.turns, 1):
+            rules = ["guard"] if "unsafe" in turn.marks else []
+            if "unsafe_advice" in turn.marks:
+                rules += unsafe_advice(turn.text) or ("words",)
+            unsafe += [(f"{session.id} turn {place}", rule) for rule in rules]
     if unsafe:
         shown = _some([f"{place} ({rule})" for place, rule in unsafe])
         message = f"{len(unsafe)} times a therapist advises against safety: {shown}"

@@ -110,7 +110,7 @@ def estimate_stories(settings: PatientSettings) -> Estimate:
     profiles, service = _find(settings), settings.service()
     if service is None:
         return Estimate(items="patients", n_items=len(profiles))
-    task, path = _StoryTask(settings), _journal_path(settings)
+    task, path = StoryTask(settings), _journal_path(settings)
     return estimate_run(service, path, profiles, task, name="patients", reply_tokens=REPLY_TOKENS)
 
 
@@ -142,12 +142,12 @@ REPLY_TOKENS = 600
 """Of one story: some 400 words; assumed for the dry run."""
 
 
-class _StoryTask:
+class StoryTask:
     """The engine's task: the model fills one field for each thing that a story has to cover."""
 
     def __init__(self, settings: PatientSettings) -> None:
         self.player = Player(
-            endpoint=settings.endpoint[0],
+            endpoint=settings.endpoint,
             model=settings.model,
             temperature=settings.temperature,
             max_tokens=settings.max_tokens,
@@ -226,7 +226,7 @@ def write_stories(
     on_progress: OnProgress | None,
 ) -> tuple[tuple[Profile, ...], dict[str, Fault]]:
     """The profiles with their stories, and by id why others got none."""
-    task = _StoryTask(settings)
+    task = StoryTask(settings)
     fingerprint = {
         "model": service.model,
         "endpoint_host": service.host,

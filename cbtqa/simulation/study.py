@@ -15,7 +15,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from cbtqa.errors import ConfigError, DataError
 from cbtqa.files import read_text
@@ -55,8 +55,9 @@ class Player(Settings):
 
     scripted: str | None = None
     """A variant of the built-in rules (no model), such as `attentive`."""
-    endpoint: str | None = None
-    """URL or preset, as everywhere in cbtqa; the key comes from the environment."""
+    endpoint: str | tuple[str, ...] | None = None
+    """URL or preset, as everywhere in cbtqa; the key comes from the environment. A list: servers of
+    the same model, which share the work."""
     model: str | None = None
     key_env: str | None = None
     """Environment variable that holds the key, where a study asks several providers by URL. Its
@@ -79,6 +80,15 @@ class Player(Settings):
     """Price of a million prompt tokens; the dated table's when left out."""
     price_out: float | None = Field(default=None, ge=0)
 
+    @field_validator("endpoint", mode="before")
+    @classmethod
+    def _a_list_of_one_is_that_one(cls, value: object) -> object:
+        many = value if isinstance(value, list | tuple) else [value]
+        if value is not None and not all(isinstance(one, str) for one in many):
+            raise ValueError("expected an address or a preset, or a list of them")
+        servers = tuple(dict.fromkeys(many))
+        return servers[0] if len(servers) == 1 else servers
+
     @model_validator(mode="after")
     def _is_exactly_one(self) -> Self:
         given = [name for name in ("scripted", "endpoint") if getattr(self, name)]
@@ -90,16 +100,23 @@ class Player(Settings):
             )
         if self.endpoint and not self.model:
             raise ValueError("endpoint wants model")
-        if self.endpoint and "://" in self.endpoint:
-            try:
-                checked_url(self.endpoint)
-            except ConfigError as error:  # which does not repeat a secret in the address
-                raise ValueError(str(error)) from None
+        try:
+            for url in self.endpoints:
+                if "://" in url:
+                    checked_url(url)
+        except ConfigError as error:  # which does not repeat a secret in the address
+            raise ValueError(str(error)) from None
         if self.is_local and self.seed_field != "seed":
             raise ValueError("seed_field is for endpoints")
         if (self.price_in is None) != (self.price_out is None):
             raise ValueError("price_in and price_out go together")
         return self
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        """The servers that are asked; none for rules and for a model on this machine."""
+        named = (self.endpoint,) if isinstance(self.endpoint, str) else self.endpoint or ()
+        return tuple(filter(None, named))
 
     @property
     def is_local(self) -> bool:
@@ -389,7 +406,15 @@ def parse_study(value: Mapping[str, Any], where: str) -> StudySettings:
         return StudySettings.model_validate(value)
     except ValidationError as error:
         lines = []
-        for item in error.errors(include_url=False):
+        # a list whose items are wrong is also told to be empty: that is no second fault
+        found = error.errors(include_url=False)
+        inner = [item["loc"] for item in found]
+        for item in found:
+            n = len(item["loc"])
+            if item["type"] == "too_short" and any(
+                len(loc) > n and loc[:n] == item["loc"] for loc in inner
+            ):
+                continue
             field = ".".join(str(part) for part in item["loc"])
             what = "unknown key" if item["type"] == "extra_forbidden" else item["msg"]
             lines.append(f"{where}: {field}: {what}" if field else f"{where}: {what}")

@@ -11,11 +11,14 @@ a mask is given or a cache is used: so positions restart, without mask or cache.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
+
+from cbtqa.tuning.libraries import FAULTS, first_line, is_out_of_memory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +27,7 @@ DOCUMENTS = "cbtqa_documents"
 """The name to give as `attn_implementation`."""
 _HALF = (torch.float16, torch.bfloat16)
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 1e-1}
-"""Largest difference of hidden states, relative to their size, that rounding alone explains."""
+"""Largest difference of logits, relative to their size, that rounding alone explains."""
 
 
 def register_attention() -> str:
@@ -141,28 +144,112 @@ def pack_inputs(
         "cu_seq_lens_k": starts,
         "max_length_q": longest,
         "max_length_k": longest,
+        # for convolutions, which no boundaries can be given to: the document of each token
+        "seq_idx": torch.repeat_interleave(torch.arange(len(lengths)), lengths)[None]
+        .to(torch.int32)
+        .to(device),
         "use_cache": False,
     }
 
 
-def documents_stay_apart(model: Any) -> bool:
-    """True when this model gives a packed document the same states as the document alone.
+# --- what a model can do -------------------------------------------------------------------------
 
-    False for models that mix tokens outside their attention or attend in a way of their own.
+_APART = {"full_attention", "sliding_attention"}
+"""Kinds of layers that attend through transformers' interface, and so through `attend`."""
+_LINEAR = "linear_attention"
+FLA = "fla"
+"""Module of flash-linear-attention, whose kernels know where packed documents begin."""
+
+
+def reason_to_pad(config: Any) -> str | None:
+    """Why a model of this configuration is not even tried on packed rows; None where it is."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    kinds = set(getattr(config.get_text_config(), "layer_types", None) or _APART)
+    if _LINEAR in kinds and find_spec(FLA) is None:
+        return (
+            "linear attention keeps packed documents apart with flash-linear-attention only: "
+            "pip install 'cbtqa[fla]'"
+        )
+    if others := sorted(kinds - _APART - {_LINEAR}):
+        return f"layers of kind {others[0]} do not keep packed documents apart"
+    known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    made = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)] if known else None
+    if not getattr(made, "_supports_attention_backend", True):
+        return "its class attends by code of its own"
+    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+    if capped or not getattr(made, "_supports_sdpa", True):
+        return "its attention has caps or sinks, which torch's kernels do not do"
+    return None
+
+
+def pack_if_apart(model: Any) -> str | None:
+    """Sets the attention for packed rows, if documents stay apart under it; else says why not.
+
+    Proven on the model itself: two packed documents have the logits that each has alone under the
+    model's own attention, which is left in place otherwise.
     """
-    body = getattr(model, model.base_model_prefix)
-    n_ids = model.config.get_text_config().vocab_size
-    first, second = ([(17 * k + 3) % n_ids for k in range(n)] for n in (7, 12))
+    reason = reason_to_pad(model.config)
+    if reason is not None:
+        return reason
+    own = model.config._attn_implementation
+    documents = [[(17 * k + 3) % _n_ids(model) for k in range(n)] for n in (7, 12)]
+    try:
+        alone = torch.cat([_logits(model, **_one_row(ids, model)) for ids in documents])
+        model.set_attn_implementation(register_attention())
+        packed = _logits(model, **pack_inputs(documents, model.device))
+        is_apart = _is_close(packed, alone)
+        reason = None if is_apart else "packed documents see each other in it"
+    except FAULTS as error:
+        if is_out_of_memory(error):
+            raise
+        reason = f"its code takes no packed documents ({first_line(error)[:160]})"
+    if reason is not None:
+        model.set_attn_implementation(own)
+    return reason
+
+
+def why_not_causal(model: Any) -> str | None:
+    """Why a model cannot be trained to answer token by token, or None.
+
+    Its logits must follow from token ids alone, and those of a token not from later tokens.
+    """
+    ids = [(11 * k + 5) % _n_ids(model) for k in range(12)]
+    other = [*ids[:-1], (ids[-1] + 1) % _n_ids(model)]
+    try:
+        first, second = (_logits(model, **_one_row(one, model)) for one in (ids, other))
+    except FAULTS as error:
+        if is_out_of_memory(error):
+            raise
+        return f"it gives no logits for token ids alone ({first_line(error)[:160]})"
+    if len(first) != len(ids):
+        return f"it gives {len(first)} rows of logits for {len(ids)} tokens"
+    if not _is_close(first[:-1], second[:-1]):
+        return "what it says of a token depends on later tokens: it is no causal model"
+    return None
+
+
+def _n_ids(model: Any) -> int:
+    return int(model.get_input_embeddings().weight.shape[0])
+
+
+def _one_row(ids: list[int], model: Any) -> dict[str, Any]:
+    return {"input_ids": torch.tensor([ids], device=model.device), "use_cache": False}
+
+
+def _logits(model: Any, **inputs: Any) -> Tensor:
+    """Of the one row, shape (tokens, vocabulary)."""
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            packed = body(**pack_inputs([first, second], model.device)).last_hidden_state[0]
-            alone = body(**pack_inputs([second], model.device)).last_hidden_state[0]
-    except NotImplementedError:
-        return False
+            found: Tensor = model(**inputs).logits[0]
     finally:
         model.train(was_training)
-    difference = (packed[len(first) :].float() - alone.float()).norm()
-    tolerance = _TOLERANCE.get(alone.dtype, 1e-1)
-    return bool(difference <= tolerance * alone.float().norm())
+    return found
+
+
+def _is_close(found: Tensor, expected: Tensor) -> bool:
+    difference = (found.float() - expected.float()).norm()
+    tolerance = _TOLERANCE.get(expected.dtype, 1e-1)
+    return bool(difference <= tolerance * expected.float().norm())

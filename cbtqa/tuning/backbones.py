@@ -2,13 +2,14 @@
 
 What the file does not declare is read from a model's own `config.json`.
 
-    find_backbone("baichuan").needs_conversion          # True: cbtqa convert comes first
+    find_backbone("baichuan").needs_conversion          # True: `weights.cache` makes the copy
     find_backbone("baichuan-7b-llama").source_id        # "baichuan", from its conversion record
 """
 
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from functools import cache
 from pathlib import Path
@@ -89,6 +90,10 @@ def facts_of_config(config: dict[str, Any], where: str) -> dict[str, Any]:
     conversion = conversion_of(config, where)
     architecture = name = (config.get("architectures") or [None])[0]
     model_type = config["model_type"]
+    if "hidden_size" not in config and isinstance(config.get("text_config"), dict):
+        # a model of several senses: what is tuned is its language model
+        tied = {k: config[k] for k in ("tie_word_embeddings",) if k in config}
+        config = {**tied, **config["text_config"]}
     if conversion is not None:
         is_qwen = conversion == "qwen"
         architecture = "Qwen2ForCausalLM" if is_qwen else "LlamaForCausalLM"
@@ -138,8 +143,20 @@ def count_parameters(shape: Shape) -> int:
         queries = more["q_lora_rank"] * (hidden + heads * (plain + turned))
         keys_and_values = hidden * (latent + turned) + latent * heads * (plain + out)
         attention = queries + keys_and_values + heads * out * hidden
+    layer = attention + 3 * hidden * shape.intermediate
+    if "num_experts" in more:
+        experts = 3 * hidden * more["num_experts"] * more["moe_intermediate_size"]
+        layer = attention + experts + hidden * more["num_experts"]
+    extra = 0
+    if "linear_num_key_heads" in more:  # three layers of four, as in Qwen3.5; its queries are gated
+        keys = more["linear_num_key_heads"] * more["linear_key_head_dim"]
+        values = more["linear_num_value_heads"] * more["linear_value_head_dim"]
+        linear = hidden * (2 * keys + 3 * values + 2 * more["linear_num_value_heads"])
+        attention += hidden * head_dim * heads
+        layer = 3 * hidden * shape.intermediate
+        extra = shape.layers * (3 * linear + attention) // 4
     embeddings = shape.vocab * hidden * (1 if shape.tied else 2)
-    return embeddings + shape.layers * (attention + 3 * hidden * shape.intermediate)
+    return embeddings + extra + shape.layers * layer
 
 
 MERGE_RECORD = "merge.json"
@@ -147,7 +164,6 @@ RECORD_NAMES = ("conversion.json", MERGE_RECORD)
 """Records that `cbtqa convert` and `cbtqa merge` leave in what they write; each has `backbone`."""
 DEFAULT_TEMPLATE = "cbt-llm-card.jinja"
 """For models whose tokenizer has no chat template: plain text, so every vocabulary can write it."""
-ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 class Title(Record):
@@ -166,6 +182,8 @@ class Backbone(Record):
     aliases: tuple[str, ...] = ()
     hub_id: str | None = None
     """None for a local folder that names no origin."""
+    modelscope_id: str | None = None
+    """The same weights on ModelScope; None where no mirror is known."""
     revision: str | None = None
     """Commit to download; None: the Hub's newest."""
     path: Path | None = None
@@ -175,7 +193,7 @@ class Backbone(Record):
     source_architecture: str | None = None
     """Class named by the published config.json; None: the same as `architecture`."""
     conversion: Conversion | None = None
-    """Layout that `cbtqa convert` must rewrite first; None: transformers reads it as it is."""
+    """Layout that must be rewritten first; None: transformers reads it as it is."""
     architecture: str | None = None
     """transformers class once converted; None: not read yet (a Hub id that is not listed)."""
     model_type: str | None = None
@@ -188,20 +206,23 @@ class Backbone(Record):
     """Tokens any of which ends generation; empty: `end_of_turn` alone."""
     pad_token: str | None = None
     """Token of padding, never in a label; None: the tokenizer's own."""
-    target_modules: tuple[str, ...] = ALL_LINEAR
-    """Linear layers that get an adapter, after conversion."""
+    target_modules: tuple[str, ...] = ()
+    """Linear layers that get an adapter, after conversion; empty: all that the model has but its
+    head, the experts and what chooses them."""
     licence: str = "unknown: see the model's card"
     gated: bool = False
     """True when the Hub asks for the licence to be accepted before the download."""
     context: int | None = None
     """Tokens the model was made for."""
     shape: Shape | None = None
+    sources: tuple[str, ...] = ()
+    """Where facts were looked up, and which."""
     assumed: tuple[str, ...] = ()
-    """Facts that were not read from the checkpoint."""
+    """Facts that were neither read from the checkpoint nor looked up."""
 
     @property
     def needs_conversion(self) -> bool:
-        """True when `cbtqa convert` has to run before training."""
+        """True when only a converted copy can be loaded."""
         return self.conversion is not None
 
     @property
@@ -223,14 +244,25 @@ class Backbone(Record):
     @property
     def display_name(self) -> str:
         """Name for records: the folder's last part or the Hub id, never a path."""
-        return self.path.resolve().name if self.path else self.hub_id or self.id
+        return folder_name(self.path) if self.path else self.hub_id or self.id
+
+
+def folder_name(path: Path) -> str:
+    """A model folder's own name; in a cache (`owner--NAME/snapshots/COMMIT`) that of the model."""
+    folder = path.resolve()
+    is_cached = folder.parent.name == "snapshots"
+    return folder.parent.parent.name.rpartition("--")[2] if is_cached else folder.name
 
 
 @cache
 def load_backbones() -> dict[str, Backbone]:
     """All known backbones by id, in the file's order."""
-    rows = read_table("backbones.yaml")["backbones"]
-    return {name: Backbone(id=name, **row) for name, row in rows.items()}
+    table = read_table("backbones.yaml")
+    found = {}
+    for name, row in table["backbones"].items():
+        told = tuple(table["sources"][one] for one in row.get("sources", ()))
+        found[name] = Backbone(**{**row, "id": name, "sources": told})
+    return found
 
 
 def find_backbone(given: str | Path) -> Backbone:
@@ -275,7 +307,7 @@ def _named(name: str) -> Backbone | None:
 
 
 def _folder_backbone(path: Path) -> Backbone:
-    config, record, name = read_config(path), record_of(path), path.resolve().name
+    config, record, name = read_config(path), record_of(path), folder_name(path)
     # a source that is none of the known ones still has the formats of its layout
     formats = load_backbones().get(str(record.get("backbone") or record.get("conversion")))
     source = formats or _same_kind(name, config)
@@ -303,7 +335,7 @@ def _layers_of_type(model_type: str) -> dict[str, Any]:
     return {"target_modules": same.target_modules} if same else {}
 
 
-_FOREIGN = ("not a listed backbone: adapters on the usual linear layers, licence not looked up",)
+_FOREIGN = ("not a listed backbone: adapters on all linear layers, licence not looked up",)
 
 
 def record_of(path: Path) -> dict[str, Any]:
@@ -421,7 +453,8 @@ def fetch_if_present(
 def commit_of(path: Path) -> str | None:
     """The commit of a file in the Hub's cache (`.../snapshots/COMMIT/FILE`), or None."""
     parts = path.parts
-    return parts[parts.index("snapshots") + 1] if "snapshots" in parts else None
+    found = parts[parts.index("snapshots") + 1] if "snapshots" in parts else ""
+    return found if re.fullmatch(r"[0-9a-f]{7,64}", found) else None  # a branch is no commit
 
 
 def cannot_get(location: str, error: Exception) -> ConfigError:
@@ -434,5 +467,9 @@ def cannot_get(location: str, error: Exception) -> ConfigError:
 
 
 def download_hint(location: str) -> str:
-    """The command that downloads a model where there is a network."""
-    return f"where there is a network: hf download {location} --local-dir {location.split('/')[-1]}"
+    """What to do where the Hub is not reached; names the mirror that the environment sets."""
+    mirror = os.environ.get("HF_ENDPOINT")
+    tried = f"HF_ENDPOINT names {mirror}: is it reachable? " if mirror else ""
+    other = "" if mirror else " (or through a mirror: HF_ENDPOINT=URL)"
+    folder = location.split("/")[-1]
+    return f"{tried}where there is a network{other}: hf download {location} --local-dir {folder}"

@@ -44,6 +44,14 @@ def first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 
 
+FAULTS = (
+    *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError),
+    *(OSError, RuntimeError, TypeError, ValueError),
+)
+"""What the code of a model may raise on inputs that it was not written for. A probe that ends so
+has found out that the model is not fit for the probed way; it never ends the run."""
+
+
 _DISK = ("no space left", "storagefull", "disk quota exceeded", "file too large")
 _MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 _WRITER = ("pytorchstreamwriter failed", "unexpected pos")

@@ -5,6 +5,7 @@ Code from the Hub is never run: a checkpoint whose layout needs it is rejected.
 
 from __future__ import annotations
 
+import re
 import warnings
 from functools import partial
 from pathlib import Path
@@ -13,31 +14,51 @@ from typing import Any, Literal
 from cbtqa.errors import ConfigError
 from cbtqa.files import read_text
 from cbtqa.tuning.backbones import Backbone, cannot_get, completed, find_backbone, template_text
-from cbtqa.tuning.data.chat_format import ChatFormat
+from cbtqa.tuning.data.chat_format import ChatFormat, set_thinking
 from cbtqa.tuning.libraries import require, shipped, shipped_yaml
-from cbtqa.tuning.settings import LoraSettings, Precision
+from cbtqa.tuning.settings import LoraSettings, OnStage, Place, Precision, Thinking
+from cbtqa.tuning.weights.cache import converted, find_copy, from_modelscope
 
 ComputeType = Literal["bf16", "fp16", "fp32"]
 HEADS = ("lm_head", "embed_tokens", "wte", "embed_out")
+ROUTERS = ("gate", "router", "shared_expert_gate", "wg")
+"""Last names of layers that choose experts: trained on few rows they would send all to few."""
+EXPERTS = re.compile(r"\.experts?\.")
+TOWERS = re.compile(r"(^|\.)(visual|vision|image|audio|multi_modal|multimodal)[a-z_]*\.")
+"""Parts that read pictures and sounds: no text passes them."""
+ALL_EXPERTS = ("experts",)
+"""In place of their names, until the model is known."""
 
 
 def choose_backbone(
-    name: str | None, revision: str | None = None, *, may_need_conversion: bool = False
+    name: str | None,
+    revision: str | None = None,
+    on_stage: OnStage = lambda words: None,
+    *,
+    place: Place = "hub",
+    is_dry: bool = False,
 ) -> Backbone:
-    """The backbone of a name; raises ConfigError without a name, or if it must be converted."""
+    """The backbone of a name, as transformers reads it; raises ConfigError without a name.
+
+    One that was published with code of its own is downloaded and converted, once.
+
+    Args:
+        place: where a download comes from.
+        is_dry: download and convert nothing: a converted copy that is there is taken.
+    """
     if not name:
         hint = "--backbone NAME, a folder or a Hub id; names: cbtqa backbones"
         raise ConfigError("no backbone named", hint=hint)
-    backbone = completed(find_backbone(name))
+    backbone = find_backbone(name)
     if revision:
         backbone = backbone.model_copy(update={"revision": revision})
-    if backbone.needs_conversion and not may_need_conversion:
-        target = f"{backbone.id.lower()}-converted"
-        raise ConfigError(
-            f"{backbone.display_name} was published with code of its own, which is never run here",
-            hint=f"cbtqa convert {name} --out {target}, then --backbone {target}",
-        )
-    return backbone
+    if place == "modelscope" and not is_dry:
+        backbone = from_modelscope(backbone, on_stage)
+    backbone = completed(backbone)
+    if is_dry and backbone.needs_conversion:
+        copy = find_copy(backbone)
+        return find_backbone(copy) if copy else backbone
+    return converted(backbone, on_stage)
 
 
 def choose_precision(wanted: Precision) -> ComputeType:
@@ -53,10 +74,12 @@ def choose_precision(wanted: Precision) -> ComputeType:
     return wanted
 
 
-def load_chat(backbone: Backbone, chat_format: str | None = None) -> ChatFormat:
+def load_chat(
+    backbone: Backbone, chat_format: str | None = None, thinking: Thinking = "off"
+) -> ChatFormat:
     """The tokenizer with a chat format, by name or file, or the backbone's own; raises ConfigError.
 
-    The template is set on the tokenizer, so that it is saved with it.
+    The template is set on the tokenizer, so that it is saved with it, its thinking switch included.
     """
     auto = require("transformers").AutoTokenizer
     try:
@@ -68,6 +91,8 @@ def load_chat(backbone: Backbone, chat_format: str | None = None) -> ChatFormat:
     template = template_text(backbone) if chat_format is None else find_template(chat_format)
     if template is not None:
         tokenizer.chat_template = template
+    if isinstance(tokenizer.chat_template, str):
+        tokenizer.chat_template = set_thinking(tokenizer.chat_template, thinking)
     if backbone.pad_token and backbone.pad_token in tokenizer.get_vocab():
         tokenizer.pad_token = backbone.pad_token
     elif tokenizer.pad_token is None:
@@ -134,15 +159,25 @@ def _not_loaded(backbone: Backbone, error: Exception) -> ConfigError:
     if "trust_remote_code" in words or "does not recognize this architecture" in words:
         return ConfigError(
             f"{backbone.display_name} needs code from the Hub, which is never run here",
-            hint="cbtqa backbones lists models that work without; Baichuan-7B, Baichuan2-7B and "
-            "Qwen-7B: cbtqa convert",
+            hint="cbtqa backbones lists models that work without",
         )
     return cannot_get(backbone.display_name, error)
 
 
 def lora_config(settings: LoraSettings, backbone: Backbone) -> Any:
-    """peft's configuration; raises ConfigError for an adapter on output head or embedding."""
+    """peft's configuration, to be completed by `complete_targets`.
+
+    Raises:
+        ConfigError: an adapter on output head or embedding, or on experts in a way peft has not.
+    """
     targets = settings.target_module or backbone.target_modules
+    experts = settings.targets == "experts"
+    if experts and (settings.dropout or settings.dora or settings.method == "qlora"):
+        raise ConfigError(
+            "--targets experts goes with --dropout 0 and without --dora or --method qlora: peft "
+            "adapts experts only so",
+            hint="experts hold most weights and learn little from few rows: try the default first",
+        )
     refused = [name for name in targets if name.rpartition(".")[2] in HEADS or name == "all-linear"]
     if refused:
         raise ConfigError(
@@ -154,24 +189,58 @@ def lora_config(settings: LoraSettings, backbone: Backbone) -> Any:
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules=list(targets),
+        target_modules=list(targets) or None,
+        target_parameters=list(ALL_EXPERTS) if experts else None,
         use_rslora=settings.rslora,
         use_dora=settings.dora,
         task_type="CAUSAL_LM",
     )
 
 
+def complete_targets(model: Any, config: Any, name: str) -> Any:
+    """The configuration with the names of this model's layers; gives it back.
+
+    Raises:
+        ConfigError: a layer that the model has not, no linear layer at all, or no experts.
+    """
+    kinds = (require("torch").nn.Linear, require("transformers.pytorch_utils").Conv1D)
+    head = model.get_output_embeddings()
+    linear = [n for n, one in model.named_modules() if isinstance(one, kinds) and one is not head]
+    of_text = [n for n in linear if not TOWERS.search(n)]
+    if tuple(config.target_parameters or ()) == ALL_EXPERTS:
+        in_blocks = (n for n, p in model.named_parameters() if p.dim() == 3 and EXPERTS.search(n))
+        found = sorted({".".join(n.split(".")[-2:]) for n in in_blocks})
+        if not found and not any(map(EXPERTS.search, of_text)):
+            raise ConfigError(f"--targets experts: {name} has no experts")
+        config.target_parameters = found or None
+    else:
+        of_text = [n for n in of_text if not EXPERTS.search(n)]
+    own = sorted({_short(n) for n in of_text} - {*HEADS, *ROUTERS})
+    wanted = sorted(config.target_modules or own)
+    missing = sorted(set(wanted) - {_short(n) for n in linear})
+    if missing or not wanted:
+        raise ConfigError(
+            f"{name} has no linear layer {', '.join(missing)}".rstrip(),
+            hint=f"--target-module, one of: {', '.join(own)}" if own else None,
+        )
+    config.target_modules = wanted
+    kept = set(of_text)
+    outside = sorted(n for n in linear if n not in kept and _short(n) in wanted)
+    if outside:
+        config.exclude_modules = f"({'|'.join(map(re.escape, outside))})"
+    return config
+
+
+def _short(name: str) -> str:
+    """The last part of a layer's name, with the one before it where it is a mere number."""
+    *before, last = name.split(".")
+    return ".".join([*before[-1:], last]) if last.isdigit() else last
+
+
 def add_adapter(model: Any, config: Any, backbone: Backbone) -> Any:
     """The model with a fresh float32 adapter, alone trainable; raises ConfigError for no layer."""
-    torch, peft = require("torch"), require("peft")
-    of_kind = (name for name, one in model.named_modules() if isinstance(one, torch.nn.Linear))
-    linear = {name.rpartition(".")[2] for name in of_kind}
-    missing = sorted(set(config.target_modules) - linear)
-    if missing:
-        raise ConfigError(
-            f"{backbone.display_name} has no linear layer {', '.join(missing)}",
-            hint=f"--target-module, one of: {', '.join(sorted(linear - set(HEADS)))}",
-        )
+    peft = require("peft")
+    complete_targets(model, config, backbone.display_name)
     with warnings.catch_warnings():
         # peft 0.21 asks transformers 5.23 for a property by its old name
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from cbtqa.tuning.libraries import FAULTS, is_out_of_memory
+
 LOGITS_AT_ONCE = 1 << 26
 """Logits of a chunk: 256 MiB in float32."""
 
@@ -78,14 +80,13 @@ def attach_log_probs(model: Any) -> bool:
     ) -> Any:
         if targets is None:
             return own_forward(*args, **inputs)
-        weight = self.get_output_embeddings().weight
-        if not is_plain or hasattr(weight, "ds_id"):  # ZeRO-3 gathers a weight in its own module
+        # peft gives arguments that not every model knows, as None
+        inputs = {name: value for name, value in inputs.items() if value is not None}
+        weight = self.get_output_embeddings().weight if is_plain else None
+        if weight is None or hasattr(weight, "ds_id"):  # ZeRO-3 gathers a weight in its own module
             logits = own_forward(*args, **inputs).logits
             rows = logits.flatten(0, 1)[learn_at].float().log_softmax(-1)
             return rows.gather(-1, targets[:, None])[:, 0]
-        for unused in ("labels", "inputs_embeds"):
-            if inputs.get(unused) is None:
-                inputs.pop(unused, None)
         body = getattr(self, self.base_model_prefix)
         hidden = body(*args, **inputs).last_hidden_state
         return head_log_probs(hidden.flatten(0, 1)[learn_at], weight, targets)
@@ -97,18 +98,27 @@ def attach_log_probs(model: Any) -> bool:
 def _head_is_plain(model: Any) -> bool:
     """True when hidden states times the head's weight are the model's own logits."""
     head = model.get_output_embeddings()
-    if getattr(head, "bias", None) is not None or not head.weight.dtype.is_floating_point:
+    weight = getattr(head, "weight", None)
+    if weight is None or getattr(head, "bias", None) is not None:
+        return False
+    if not weight.dtype.is_floating_point:
         return False
     ids = torch.arange(1, 5, device=model.device)[None]
     was_training = model.training
     model.eval()
-    with torch.no_grad():
-        hidden = getattr(model, model.base_model_prefix)(ids, use_cache=False).last_hidden_state
-        own = model(ids, use_cache=False).logits.float()
-        plain = (hidden.to(head.weight.dtype) @ head.weight.T).float()
-    model.train(was_training)
-    tolerance = 1e-3 if head.weight.dtype == torch.float32 else 3e-2
-    return bool((own - plain).norm() <= tolerance * own.norm())
+    try:
+        with torch.no_grad():
+            hidden = getattr(model, model.base_model_prefix)(ids, use_cache=False).last_hidden_state
+            own = model(ids, use_cache=False).logits.float()
+            plain = (hidden.to(weight.dtype) @ weight.T).float()
+    except FAULTS as error:
+        if is_out_of_memory(error):
+            raise
+        return False
+    finally:
+        model.train(was_training)
+    tolerance = 1e-3 if weight.dtype == torch.float32 else 3e-2
+    return own.shape == plain.shape and bool((own - plain).norm() <= tolerance * own.norm())
 
 
 def sft_loss(log_probs: Tensor, n_learnt: int) -> Tensor:

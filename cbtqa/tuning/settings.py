@@ -15,12 +15,16 @@ from cbtqa.settings import Resolved, Settings
 from cbtqa.tuning.libraries import shipped, shipped_yaml
 
 OnStage = Callable[[str], None]
+Place = Literal["hub", "modelscope"]
+"""Where a model is downloaded from: the Hugging Face Hub, or ModelScope by its own library."""
 """Receives a few words on what a run does now."""
 OnLine = Callable[[dict[str, float]], None]
 """Receives the figures of a log line."""
 Objective = Literal["sft", "orpo"]
 Mode = Literal["answer", "steps", "cot"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
+Thinking = Literal["off", "on", "keep"]
+"""What a chat format with a switch for it does before an answer where nobody sets the switch."""
 
 
 class LoraSettings(Settings):
@@ -35,6 +39,9 @@ class LoraSettings(Settings):
     """Scale of the adapter, before its division."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout before the adapter. 0.05 takes 1.4 times the memory per token."""
+    targets: Literal["default", "experts"] = "default"
+    """default (the backbone's linear layers; of a mixture of experts attention and what every token
+    passes) or experts (the experts as well)."""
     target_module: tuple[str, ...] = ()
     """Linear layer to adapt, such as q_proj. May be repeated. Default: the backbone's own list."""
     rslora: bool = False
@@ -49,6 +56,9 @@ class DataSettings(Settings):
     panel: ClassVar[str] = "Data"
     revision: str | None = None
     """Commit or tag of the backbone on the Hub. Default: the pinned one."""
+    from_: Place = "hub"
+    """Where a backbone that is not here is downloaded from: hub, or modelscope (needs its
+    library)."""
     validation_data: Path | None = None
     """File to evaluate on. Default: the dataset's validation split."""
     mode: Mode = "answer"
@@ -59,6 +69,10 @@ class DataSettings(Settings):
     program may do."""
     chat_format: str | None = None
     """Chat format by name or template file. Default: the backbone's own."""
+    thinking: Thinking = "off"
+    """Reasoning before an answer, of a chat format that has a switch for it: off (an empty think
+    block), on (rows may hold <think>...</think>), keep (the format as it was published). Saved with
+    the adapter, so that a server asks as in training."""
     max_length: int = Field(2048, ge=16)
     """Longest prompt and answer together, in tokens. Longer rows are left out and counted, never
     cut."""

@@ -106,8 +106,11 @@ def run_ours(folder: Path) -> dict[str, object]:
     from cbtqa.metrics.evaluation import evaluate, scores_of
     from cbtqa.metrics.pairs import Predictions, References
     from cbtqa.metrics.registry import metrics_named
+    from cbtqa.metrics.text.segmentation import jieba_tables, rust_segmenter
     from cbtqa.metrics.text.texts import Item
 
+    rust_segmenter().cut("开始")
+    jieba_tables()
     items = {name: tuple(map(Item, texts[name])) for name in texts}
     ids = tuple(map(str, range(len(items["ref"]))))
     references = References("synthetic", ids, ids, items["ref"])
@@ -155,6 +158,7 @@ def run_peers(folder: Path) -> dict[str, object]:
             return []
 
     jieba.setLogLevel(logging.ERROR)
+    jieba.initialize()
     clock("load")
     words = {
         name: [[w for w in jieba.lcut(t) if not w.isspace()] for t in texts[name]] for name in texts
@@ -249,7 +253,10 @@ def main() -> None:
         for kind in ("scores", "p"):
             off = max(abs(ours[kind][key] - value) for key, value in peers[kind].items())
             print(f"largest difference in {kind} {off:.2e}")
-        print(f"ratio of CPU seconds {peers['cpu_s'] / ours['cpu_s']:.1f}")
+        # programs and dictionaries are loaded once, however many pairs there are
+        by_pair = [found["cpu_s"] - found["steps"]["load"] for found in (peers, ours)]
+        print(f"ratio of CPU seconds {peers['cpu_s'] / ours['cpu_s']:.1f}", end=", ")
+        print(f"without the step `load` {by_pair[0] / by_pair[1]:.1f}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
     python scripts/bench/safety.py                      # invented questions and both lists
     python scripts/bench/safety.py --texts FILE         # your own texts as the speed sample
     python scripts/bench/safety.py --texts FILE --column text --chars 0    # as they are, uncut
+    python scripts/bench/safety.py --screen-model FOLDER    # the first contact with an encoder too
 
 scripts/train_safety fits the models, and measures them on what they were not fitted on.
 
@@ -17,6 +18,7 @@ import argparse
 import json
 import time
 from collections import Counter
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,10 @@ import yaml
 
 from cbtqa.psyqa import bundled_sample_path
 from cbtqa.safety.answers import check_answer, check_in_both
+from cbtqa.safety.encoder import ScreenEncoder, open_encoder
 from cbtqa.safety.evaluation import share
 from cbtqa.safety.personal_data import scrub
-from cbtqa.safety.screen import screen
+from cbtqa.safety.screen import screen, screen_each
 from cbtqa.safety.survey import read_texts
 
 LISTS = Path(__file__).parents[2] / "tests" / "safety"
@@ -97,17 +100,17 @@ def grade_batches() -> dict[str, Any]:
     return report
 
 
-def first_contact() -> dict[str, Any]:
+def first_contact(model: ScreenEncoder | None = None) -> dict[str, Any]:
     """The batches that were written without sight of rules and corpus, graded as they came.
 
     Precision counts explicit texts among all that are called explicit.
     """
     counts: dict[str, Counter[tuple[str, str]]] = {}
-    for row in _rows("questions.tsv"):
+    for row, screening in screen_each(_rows("questions.tsv"), itemgetter("text"), model=model):
         language = row["batch"].partition("-")[0]
         for name in (row["batch"], f"{language}, all"):
             pairs = counts.setdefault(name, Counter())
-            pairs[row["grade"], screen(row["text"]).risk] += 1
+            pairs[row["grade"], screening.risk] += 1
     return {name: _questions(pairs) for name, pairs in counts.items()}
 
 
@@ -126,15 +129,15 @@ def _questions(pairs: Counter[tuple[str, str]]) -> dict[str, Any]:
     }
 
 
-def other_first_contact() -> dict[str, dict[str, str]]:
+def other_first_contact(model: ScreenEncoder | None = None) -> dict[str, dict[str, str]]:
     """Unsafe answers, dangers, personal data: found of those there, and flagged of the others."""
     counts: dict[str, Counter[tuple[bool, bool]]] = {}
     for row in _rows("answers.tsv"):
         name = f"answers, {row['batch'].partition('-')[0]}"
         is_found = bool(check_in_both(row["text"], "none"))
         counts.setdefault(name, Counter())[row["grade"] == "unsafe", is_found] += 1
-    for row in _rows("dangers.tsv"):
-        kinds = {danger.kind for danger in screen(row["text"]).dangers}
+    for row, screening in screen_each(_rows("dangers.tsv"), itemgetter("text"), model=model):
+        kinds = {danger.kind for danger in screening.dangers}
         counts.setdefault(row["danger"], Counter())[
             row["is_there"] == "yes", row["danger"] in kinds
         ] += 1
@@ -165,7 +168,23 @@ def main() -> None:
     parser.add_argument("--column", action="append", default=[])
     parser.add_argument("--chars", type=int, default=150)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--screen-model")
     options = parser.parse_args()
+    if options.screen_model:
+        model = open_encoder(options.screen_model)
+        texts = [item.text for item in read_texts(options.texts, options.column)]
+        start = time.process_time()
+        n_flagged = sum(one.risk != "none" for _, one in screen_each(texts, str, model=model))
+        report = {
+            "screen_model": options.screen_model,
+            "texts_per_cpu_second": round(len(texts) / (time.process_time() - start), 1),
+            "mean_chars": round(sum(map(len, texts)) / len(texts), 1),
+            "flagged": n_flagged / len(texts),
+            "first_contact": first_contact(model),
+            "first_contact_of_others": other_first_contact(model),
+        }
+        print(json.dumps(report, indent=2))
+        return
     texts = speed_sample(options.texts, options.column, options.chars)
     flagged = sum(screen(text).risk != "none" for text in texts)
     speed = {

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from cbtqa.metrics.step_model import LABELS, shipped_model
-from cbtqa.metrics.structure import order_of
+from cbtqa.metrics.structure import order_of, share_in_order
 from cbtqa.records import STEP_NAMES
 
 GOLDEN = Path(__file__).resolve().parents[2] / "tests/golden/step_replies.jsonl"
@@ -41,9 +41,8 @@ def without(reply: dict, label: str) -> dict:
 
 
 def score(replies: list[dict]) -> tuple[float, float]:
-    found = [order_of(text_of(one), shipped_model()) for one in replies]
-    steps = [max(0, len(in_order) - len(astray)) / 5 for in_order, astray in found]
-    return float(np.mean(steps)), float(np.mean([len(in_order) == 5 for in_order, _ in found]))
+    steps = [share_in_order(text_of(one), shipped_model()) for one in replies]
+    return float(np.mean(steps)), float(np.mean([share == 1 for share in steps]))
 
 
 def main() -> None:

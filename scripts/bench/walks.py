@@ -5,8 +5,9 @@
 
 A question on its way to Parquet (`build-dataset`, template teacher; card and report left out), a
 prediction to its score (`score`), a dataset's row to a publish plan (`publish dataset --dry-run`).
-Each verb runs over 3 and over 9 items; the files of cbtqa whose functions were called more often
-the second time are those that an item enters.
+Each verb runs over 12 and over 24 items; the files of cbtqa in which a function was called at least
+once more for each further item are those that an item enters. Beside them: files called more often,
+but not for each item, such as for one more split or one more label in a table.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 from million import write_questions
 
 ROOT = str(Path(cbtqa.__file__).parent)
-FEW, MORE = 3, 9
+FEW, MORE = 12, 24
 LAST = ("dataset/card.py", "complete_folder")
 """Where a build goes over to its card and report."""
 
 
-def calls_by_file(words: list[str]) -> Counter[str]:
-    """Calls of functions by file of cbtqa while a command runs."""
-    counted: Counter[str] = Counter()
+def calls_by_function(words: list[str]) -> Counter[tuple[str, str]]:
+    """Calls by file of cbtqa and function while a command runs."""
+    counted: Counter[tuple[str, str]] = Counter()
 
     def count(frame: Any, event: str, _: Any) -> None:
         code = frame.f_code
@@ -44,7 +45,7 @@ def calls_by_file(words: list[str]) -> Counter[str]:
         if (file, code.co_name) == LAST:
             sys.setprofile(None)
         elif event == "call" and code.co_filename.startswith(ROOT) and file.endswith(".py"):
-            counted[file] += 1
+            counted[file, code.co_qualname] += 1
 
     silent = io.StringIO()
     with contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
@@ -92,10 +93,13 @@ def main() -> None:
             write_inputs(Path(temporary) / name, n)
         walks = {name: commands(Path(temporary) / name) for name in sizes}
         for walk in walks["few"]:
-            calls_by_file(walks["warm"][walk])
-            few, more = (calls_by_file(walks[name][walk]) for name in ("few", "more"))
-            entered = sorted(file for file, n in more.items() if n > few[file])
+            calls_by_function(walks["warm"][walk])
+            few, more = (calls_by_function(walks[name][walk]) for name in ("few", "more"))
+            grown = {place: n - few[place] for place, n in more.items() if n > few[place]}
+            entered = sorted({file for (file, _), n in grown.items() if n >= MORE - FEW})
+            beside = sorted({file for file, _ in grown} - set(entered))
             print(f"{walk}: {len(entered)} files: {', '.join(entered)}")
+            print(f"    more often, but not for each item: {len(beside)}: {', '.join(beside)}")
 
 
 if __name__ == "__main__":

@@ -100,6 +100,10 @@ def test_a_bare_group_prints_its_help_and_is_no_error(
         "distortions agree",
         "safety screen",
         "safety evaluate",
+        "simulate export",
+        "simulate lint",
+        "simulate judge",
+        "simulate analyse",
     ],
 )
 def test_a_missing_argument_is_a_usage_error(
@@ -109,6 +113,22 @@ def test_a_missing_argument_is_a_usage_error(
     code, _, errors = _run(capsys, *words.split())
     assert code == 2, errors
     assert errors.startswith("error: ") and "hint: " in errors
+
+
+@pytest.mark.parametrize("words", ["merge", "convert", "rate report", "join", "hub-preview"])
+def test_a_missing_argument_is_told_in_the_same_words_by_every_verb(
+    words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, errors = _run(capsys, *words.split())
+    first = errors.splitlines()[0]
+    assert code == 2 and first.startswith("error: missing: ") and first.islower()
+
+
+def test_a_flag_without_its_value_points_to_the_help_of_its_command(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, _, errors = _run(capsys, "score", "--out")
+    assert code == 2 and "hint: cbtqa score --help" in errors
 
 
 def test_examples_over_several_lines_can_be_pasted(

@@ -71,13 +71,24 @@ def _study_away(folder: Path, **player: str) -> Path:
     return folder / "away.yaml"
 
 
+def _study_here(folder: Path) -> Path:
+    """One short session, played by built-in rules."""
+    path = folder / "here.yaml"
+    path.write_text(
+        "id: here\napproach: act\nturns: {min: 2, max: 2}\npatients: {ready: archetypes, n: 1}\n"
+        "arms: [{name: a, therapist: {scripted: present}}]\n"
+    )
+    return path
+
+
 @pytest.mark.parametrize("verb", ["run", "corpus", "export", "profiles", "judge"])
 def test_text_leaves_the_machine_only_with_acknowledgement(
     verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CBTQA_API_KEY", "invented-key")
-    _run(capsys, "run", "--out", "s")
+    if verb in ("export", "judge"):
+        _run(capsys, "run", _study_here(tmp_path), "--out", "s")
     away = _study_away(tmp_path)
     at = ("--endpoint", "https://llm.example/v1", "--model", "m")
     words: dict[str, tuple[str | Path, ...]] = {

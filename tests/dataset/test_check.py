@@ -120,14 +120,14 @@ def test_evidence_is_given_back_in_the_askers_own_characters(
 
 
 def test_one_flowing_text_is_checked_as_a_whole() -> None:
-    text = "".join(value for name, value in steps().items() if name != "distortions")
+    text = "\n\n".join(value for name, value in steps().items() if name != "distortions")
     found = CHECKS.check_fused(QUESTION, Grade("none", "none"), text, ())
     assert isinstance(found, CheckedAnswer) and found.steps is None
     short = CHECKS.check_fused(QUESTION, Grade("none", "none"), "抱歉，我无法回答这个问题。", ())
     assert isinstance(short, Fault) and short.reason is Reason.REFUSAL
     unsafe = CHECKS.check_fused(QUESTION, Grade("explicit", "explicit"), text, ())
     assert isinstance(unsafe, Fault) and unsafe.reason is Reason.UNSAFE
-    safe = CHECKS.check_fused(QUESTION, Grade("explicit", "explicit"), text + CRISIS_HELP, ())
+    safe = CHECKS.check_fused(QUESTION, Grade("explicit", "explicit"), CRISIS_HELP + text, ())
     assert isinstance(safe, CheckedAnswer)
 
 
@@ -329,3 +329,69 @@ def test_every_unsafe_rule_has_words_that_the_model_can_act_on() -> None:
     )
     assert isinstance(found, Fault) and found.reason is Reason.UNSAFE
     assert "停药" in found.advice and not found.advice.isascii()
+
+
+def test_one_flowing_text_has_paragraphs() -> None:
+    block = "".join(value for name, value in steps().items() if name != "distortions")
+    found = CHECKS.check_fused(QUESTION, Grade("none", "none"), block, ())
+    assert isinstance(found, Fault) and found.reason is Reason.STYLE
+    assert "1 段" in found.advice and "空一行" in found.advice
+
+
+@pytest.mark.parametrize(
+    "grade",
+    [
+        Grade("explicit", "explicit"),
+        Grade("none", "violence", ("violence",), is_acute=True),
+    ],
+)
+def test_in_urgent_danger_help_stands_first(grade: Grade) -> None:
+    late = steps()
+    late["encouragement_and_foresight"] += CRISIS_HELP
+    found = CHECKS.check_object(QUESTION, grade, late)
+    assert isinstance(found, Fault) and found.reason is Reason.UNSAFE and "第一段" in found.advice
+    assert isinstance(CHECKS.check_object(QUESTION, grade, steps(with_help=True)), CheckedAnswer)
+    parts = [value for name, value in late.items() if name != "distortions"]
+    fused = CHECKS.check_fused(QUESTION, grade, "\n\n".join(parts), ())
+    assert isinstance(fused, Fault) and "第一段" in fused.advice
+
+
+def test_a_minor_is_told_of_the_line_for_minors() -> None:
+    grade = Grade("none", "none", is_minor=True)
+    found = CHECKS.check_object(QUESTION, grade, steps())
+    assert isinstance(found, Fault) and found.reason is Reason.UNSAFE and "12355" in found.advice
+    told = steps()
+    told["strategy_or_insight"] += "也可以拨打青少年服务台 12355。"
+    assert isinstance(CHECKS.check_object(QUESTION, grade, told), CheckedAnswer)
+
+
+def test_words_of_death_are_not_given_back() -> None:
+    question = Question(id="2", question="撑不下去了", description="我不想活了，他们都觉得我烦。")
+    grade = Grade("explicit", "explicit")
+    quoting = steps(with_help=True, key_thought="你说“我不想活了”，听得出你痛到了什么地步，很累。")
+    found = CHECKS.check_object(question, grade, quoting)
+    assert isinstance(found, Fault) and found.reason is Reason.UNSAFE and "不想活" in found.advice
+    other = steps(with_help=True, key_thought="你说“他们都觉得我烦”，听得出这些天你有多孤单。")
+    assert isinstance(CHECKS.check_object(question, grade, other), CheckedAnswer)
+    labelled = steps(with_help=True, distortions=[label("labeling", "我不想活了")])
+    found = CHECKS.check_object(question, Grade("concern", "concern"), labelled)
+    assert isinstance(found, Fault) and found.reason is Reason.UNSAFE
+
+
+@pytest.mark.parametrize(
+    "stranger", ["加我微信 abc12345 慢慢聊。", "发邮件到 help@example.org 找我。"]
+)
+def test_no_answer_leads_to_a_stranger(stranger: str) -> None:
+    found = check(steps(strategy_or_insight=f"今晚先早点睡，明天写下三行字。也可以{stranger}"))
+    assert isinstance(found, Fault) and found.reason is Reason.PERSONAL_DATA
+    assert found.detail in stranger
+
+
+def test_instructions_of_a_branch_are_a_leak_and_what_it_lets_say_is_none() -> None:
+    told = "说出原文里看得见的一点长处或努力，再说事情可能怎样慢慢变化。"
+    found = check(steps(encouragement_and_foresight=told))
+    assert isinstance(found, Fault) and found.reason is Reason.PROMPT_LEAK
+    said = "当时僵住、没有喊、没有马上说、后来还有来往，都是常见的反应，不等于同意。"
+    grade = Grade("none", "sexual_abuse", ("sexual_abuse",), is_acute=True)
+    found = CHECKS.check_object(QUESTION, grade, steps(with_help=True, key_thought=said))
+    assert isinstance(found, CheckedAnswer), found

@@ -212,7 +212,7 @@ def test_an_acute_danger_wants_a_number_and_version_one_was_never_told() -> None
     acute = of_danger("violence", is_acute=True)
     found = check(acute)
     assert isinstance(found, Fault) and found.reason is Reason.UNSAFE
-    assert isinstance(check(acute, encouragement_and_foresight=CRISIS_HELP), CheckedAnswer)
+    assert isinstance(check(acute, validation_and_empathy=CRISIS_HELP), CheckedAnswer)
     assert isinstance(check(acute, prompt="cbt_answer.v1"), CheckedAnswer)
     assert isinstance(check(of_danger("violence")), CheckedAnswer)
 
@@ -241,3 +241,14 @@ def test_the_template_teacher_begins_with_the_help_text_and_disputes_nothing(
         assert "<" not in answer.steps.joined() and "？" not in answer.steps.joined()
         found.add(answer.steps.joined())
     assert len(found) == 40
+
+
+@pytest.mark.parametrize("branch", ["concern", "explicit"])
+def test_the_texts_on_suicide_fit_another_person_in_danger_and_a_screen_that_erred(
+    branch: str,
+) -> None:
+    rules = load_rules("cbt_answer.rules")
+    routes = dict.fromkeys(("national", "police", "youth", "women", "citizens"), "号码")
+    text = rules.text_of(branch, {**routes, "ambulance": "120"}, is_minor=False)
+    assert "让人担心的是别人" in text and "马上拨打 120" in text and "读下来没有这样的危险" in text
+    assert "$" not in text

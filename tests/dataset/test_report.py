@@ -6,9 +6,10 @@ import re
 
 import pytest
 
-from cbtqa.dataset.report import dataset_report
+from cbtqa.dataset.report import dataset_report, label_names
 from cbtqa.dataset.report.items import choose_examples, mark_evidence
 from cbtqa.dataset.report.material import wording
+from cbtqa.dataset.stats import folder_statistics, paper_facts
 from cbtqa.dataset_folder import DatasetFolder, answer_features, arrow_schema
 from cbtqa.errors import IncompleteRunError
 from cbtqa.files import ParquetRows, write_jsonl
@@ -57,6 +58,13 @@ def test_the_papers_figures_stand_beside_ours_and_the_rest_is_said_to_be_unknown
     text = visible(html)
     for expected in ("54.4%", "12,136 / 22,327", "64.0%", "59.0%", "未知"):
         assert expected in text
+
+
+def test_a_type_that_the_paper_alone_has_stands_in_the_tables_by_its_name(folder) -> None:
+    found = folder_statistics(DatasetFolder.open(folder)).model_copy(update={"labels": ()})
+    names = label_names(read_manifest(folder), found)
+    assert set(dict(paper_facts().labels)) == set(names)
+    assert names["all_or_nothing"].en == "All-or-nothing thinking" and names["all_or_nothing"].zh
 
 
 def test_text_of_questions_and_models_is_never_markup(html: str) -> None:

@@ -145,9 +145,8 @@ def test_the_budget_stops_a_run_that_then_continues(tmp_path: Path) -> None:
 
 def test_one_flowing_text_has_no_steps_and_the_distortions_it_names(tmp_path: Path) -> None:
     questions = write_questions(tmp_path / "q.jsonl", [LONG])
-    text = (
-        "".join(str(v) for k, v in steps("7").items() if k != "distortions") + "这有点像以偏概全。"
-    )
+    parts = [str(v) for k, v in steps("7").items() if k != "distortions"]
+    text = "\n\n".join(parts) + "这有点像以偏概全。"
     with ScriptedEndpoint(ok(text)) as server:
         result = build(
             tmp_path, input=questions, endpoint=server.url, model="m", prompt="cbt_answer_fused"
@@ -178,7 +177,7 @@ def answer_or_label(seen: Seen, label: dict[str, str] = FOUND) -> Any:
     if "没有回答" in seen.user_text:
         return ok("好。")
     parts = [v for k, v in steps(mark_of(seen), with_help=True).items() if k != "distortions"]
-    return ok("\n\n".join(parts[2:] if "遗书" in seen.user_text else parts))
+    return ok("\n\n".join(parts))
 
 
 def is_labelling(seen: Seen) -> bool:
@@ -258,7 +257,7 @@ def test_the_two_surest_labels_are_kept_and_what_differs_from_the_answer_is_coun
         if is_labelling(seen):
             return ok(json.dumps({"labels": given}, ensure_ascii=False))
         parts = [str(v) for k, v in steps(mark_of(seen)).items() if k != "distortions"]
-        return ok("".join(parts) + "这有点像妄下结论，也有点像以偏概全。")
+        return ok("\n\n".join(parts) + "这有点像妄下结论，也有点像以偏概全。")
 
     monkeypatch.setenv("COLUMNS", "80")
     with ScriptedEndpoint(script) as server:

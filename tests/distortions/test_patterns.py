@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cbtqa.distortions import patterns
 from cbtqa.distortions.patterns import PatternLabeller, split_clauses, split_sentences
 from cbtqa.distortions.taxonomy import load_taxonomy
 from cbtqa.errors import DataError
@@ -161,3 +162,32 @@ def test_the_invented_sample_is_heard_type_by_type() -> None:
     assert {type_id for type_id in meant if heard[type_id] < 0.7 * meant[type_id]} == set()
     assert heard.total() >= 0.85 * meant.total(), "recall"
     assert heard.total() >= 0.65 * given, "precision"
+
+
+def test_how_many_words_the_automaton_holds_changes_no_rules_clause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "rules.yaml"
+    path.write_text(
+        "words: {who: [别人, 他们], how: [都会, 不再, ''], what: [看不起我, 讨厌我, 不要我]}\nrules:\n"
+        "  - {id: a, type: mind_reading, confidence: 0.8, says: ['{who}{how}{what}']}\n"
+        "  - {id: b, type: mind_reading, confidence: 0.8, says: ['以后…{how}{what}']}\n",
+        encoding="utf-8",
+    )
+    texts = [
+        "别人都会看不起我",
+        "我妈说别人讨厌我，以后他们不再不要我",
+        "以后没人会不要我",
+        "不是他们讨厌我",
+    ]
+
+    def found() -> list[set[tuple[str, tuple[int, int]]]]:
+        patterns._load_rules.cache_clear()
+        labeller = PatternLabeller(rules_path=path)
+        return [{(hit.rule.id, hit.clause) for hit in labeller.find_hits(one)} for one in texts]
+
+    whole = found()
+    assert sum(map(len, whole)) == 4
+    for most in (3, 12):
+        monkeypatch.setattr(patterns, "_MAX_EXPANSIONS", most)
+        assert found() == whole

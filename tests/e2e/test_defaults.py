@@ -26,7 +26,7 @@ def test_the_commands_follow_each_other_without_a_path(tmp_path: Path) -> None:
     (base / "generation_config.json").write_text(json.dumps({"eos_token_id": [*range(2, 512, 12)]}))
 
     def run(*words: str) -> str:
-        return run_cbtqa(*words, cwd=tmp_path, OMP_NUM_THREADS="1").stderr
+        return run_cbtqa(*words, cwd=tmp_path).stderr
 
     run("build-dataset")
     assert "dataset: cbtqa-dataset, the newest here" in run("stats")
@@ -55,6 +55,8 @@ def test_the_commands_follow_each_other_without_a_path(tmp_path: Path) -> None:
         (("rate", "new"), "cbtqa generate"),
         (("publish", "dataset"), "cbtqa build-dataset"),
         (("publish", "model"), "cbtqa finetune --backbone NAME"),
+        (("simulate", "judge"), "cbtqa simulate run"),
+        (("simulate", "lint"), "cbtqa simulate run"),
     ],
 )
 def test_where_there_is_nothing_to_take_the_command_that_makes_it_is_named(
@@ -70,3 +72,13 @@ def test_a_dataset_is_published_only_to_a_repository_that_was_named(tmp_path: Pa
     run_cbtqa("build-dataset", "--limit", "20", cwd=tmp_path)
     told = run_cbtqa("publish", "dataset", "cbtqa-dataset", cwd=tmp_path, code=2).stderr
     assert "--to OWNER/NAME" in told
+
+
+def test_sessions_are_judged_and_exported_where_they_were_played_last(tmp_path: Path) -> None:
+    (tmp_path / "cbtqa-study").mkdir()  # such as the sheets of `cbtqa rate new`
+    (tmp_path / "cbtqa-study/study.json").write_text("{}")
+    run_cbtqa("simulate", "run", "--patients", "1", "--out", "played", cwd=tmp_path)
+    judged = run_cbtqa("simulate", "judge", "--instrument", "ctrs", cwd=tmp_path)
+    assert "study: played, the newest here" in judged.stderr
+    assert (tmp_path / "played/judged/ctrs").is_dir()
+    assert "study: played" in run_cbtqa("simulate", "export", cwd=tmp_path).stderr

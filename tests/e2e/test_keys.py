@@ -12,9 +12,12 @@ import pytest
 import yaml
 
 from cbtqa.cli.main import main
+from cbtqa.dataset.run import build_dataset
+from cbtqa.dataset.settings import BuildSettings
 from cbtqa.files import write_jsonl
 from cbtqa.llm import asking, limits
 from cbtqa.secrets import MASK
+from cbtqa.settings import resolve
 from cbtqa.simulation.playing.run import run_study
 from cbtqa.simulation.study import parse_study
 from tests.support.answers import good_answer
@@ -59,6 +62,14 @@ def _study(url: str, **more: Any) -> dict[str, Any]:
         "turns": {"min": 2, "max": 3},
     }
     return plain | more
+
+
+def _ruled_file(folder: Path, url: str) -> Path:
+    """A study between built-in players, which only the further models are asked about."""
+    arms = [{"name": "ruled", "therapist": {"scripted": "present"}}]
+    study = _study(url, arms=arms, replicates=1)
+    (folder / "ruled.yaml").write_text(yaml.safe_dump(study), encoding="utf-8")
+    return folder / "ruled.yaml"
 
 
 def _study_file(folder: Path, url: str) -> Path:
@@ -106,6 +117,47 @@ def _story(seen: Seen) -> str:
     return json.dumps(dict.fromkeys(wanted, "She has not slept well for some weeks now."))
 
 
+def _opinion(seen: Seen) -> str:
+    """A verdict that both further models may give: nothing is wrong."""
+    return json.dumps({"risk": "none", "quote": "", "dangers": [], "problems": []})
+
+
+def _further(url: str, *roles: str) -> list[str]:
+    models = {"screen": "--screen-endpoint-model", "guard": "--guard-model"}
+    return [word for one in roles for word in (f"--{one}-endpoint", url, models[one], "m")]
+
+
+def _built(folder: Path) -> Path:
+    settings = {"input": _questions(folder), "out": folder / "built"}
+    build_dataset(resolve(BuildSettings, flags=settings, environ={}))
+    return folder / "built"
+
+
+OPINIONS = {
+    "cbtqa build-dataset, screen": Call(
+        lambda folder, url: [
+            *(_questions(folder), *_further(url, "screen"), "--out", folder / "out"),
+        ],
+        _opinion,
+    ),
+    "cbtqa build-dataset, guard": Call(
+        lambda folder, url: [
+            *(_questions(folder), *_further(url, "guard"), "--out", folder / "out"),
+        ],
+        _opinion,
+    ),
+    "cbtqa simulate run, both": Call(
+        lambda folder, url: [
+            *(_ruled_file(folder, url), *_further(url, "screen", "guard")),
+            *("--out", folder / "out"),
+        ],
+        _opinion,
+    ),
+    "cbtqa safety check, both": Call(
+        lambda folder, url: [*_check(folder, url), *_further(url, "screen")], _opinion
+    ),
+}
+"""The same for the further models of verbs that have others in `CALLS`."""
 CALLS = {
     "cbtqa build-dataset": Call(
         lambda folder, url: [_questions(folder), *_at(url), "--out", folder / "out"], good_answer
@@ -130,6 +182,16 @@ CALLS = {
     "cbtqa chat": Call(lambda folder, url: [*_at(url), "--ask", "最近总是睡不好怎么办", "--json"]),
     "cbtqa judge": Call(_judge),
     "cbtqa safety check": Call(_check, lambda seen: json.dumps({"problems": []})),
+    "cbtqa safety screen": Call(
+        lambda folder, url: [
+            *(_questions(folder), *_further(url, "screen"), "--out", folder / "out/screened.jsonl"),
+        ],
+        _opinion,
+    ),
+    "cbtqa publish dataset": Call(
+        lambda folder, url: [_built(folder), "--to", "lab/cbt-qa", *_further(url, "guard")],
+        _opinion,
+    ),
     "cbtqa simulate profiles": Call(
         lambda folder, url: ["cbt", "--n", 12, *_at(url), "--out", folder / "out/patients.yaml"],
         _story,
@@ -161,7 +223,7 @@ ROADS = [
     (words, transport)
     for words in CALLS
     for transport in (("http", "sdk") if "--transport" in COMMANDS[words] else ("http",))
-]
+] + [(words, "http") for words in OPINIONS]
 
 
 def test_every_verb_that_asks_an_endpoint_is_tried_below() -> None:
@@ -193,7 +255,8 @@ def _run(
 def test_a_server_that_repeats_the_key_in_its_answers_brings_it_nowhere(
     words: str, transport: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    call, told = CALLS[words], ""
+    call, told = (CALLS | OPINIONS)[words], ""
+    words = words.partition(",")[0]
     with ScriptedEndpoint(hostile_in_turn(call.good)) as server:
         for n in range(len(ITEM_LEVEL) + 1):
             if len(server.requests) > len(ITEM_LEVEL):
@@ -201,7 +264,8 @@ def test_a_server_that_repeats_the_key_in_its_answers_brings_it_nowhere(
             folder = tmp_path / str(n)
             folder.mkdir()
             code, shown = _run(capsys, words, transport, call.words(folder, server.url))
-            assert code in (0, 4, 5, 6), shown
+            # 7: publishing found text of the questions in the answers, too
+            assert code in (0, 4, 5, 6, 7), shown
             told += shown
     assert len(server.requests) > len(ITEM_LEVEL), "too few requests for every kind of answer"
     assert all(KEY in seen.headers["Authorization"] for seen in server.requests)
@@ -215,7 +279,8 @@ def test_a_server_that_repeats_the_key_in_its_answers_brings_it_nowhere(
 def test_a_server_that_stops_the_run_with_the_key_brings_it_nowhere(
     words: str, transport: str, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    call = CALLS[words]
+    call = (CALLS | OPINIONS)[words]
+    words = words.partition(",")[0]
     with ScriptedEndpoint(lambda seen: RUN_LEVEL[kind](seen, "")) as server:
         given = call.words(tmp_path, server.url)
         code, shown = _run(capsys, words, transport, given, "--debug")

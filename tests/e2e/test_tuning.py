@@ -1,7 +1,7 @@
-"""From questions to scores: build, convert, finetune, generate, score, for the paper's backbones.
+"""From questions to scores: build, finetune, generate, score, for the paper's backbones.
 
-Tiny random weights in each architecture's own layout; Baichuan and first-generation Qwen start as
-their published checkpoints look. An answer is learnt by heart, so that the scores say whether
+Tiny random weights in each architecture's own layout; those of 2023 lie on a Hub as
+they were published, and a name is all that is given. An answer is learnt by heart, so that the scores say whether
 all the parts agree on one prompt, one end of turn and one set of weights.
 """
 
@@ -9,24 +9,30 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cbtqa.cli.main import _run
-from tests.support.original_checkpoints import save_original
+from cbtqa.tuning.backbones import load_backbones
+from cbtqa.tuning.loading import choose_backbone
+from tests.support.hub import StandInHub
+from tests.support.original_checkpoints import Kind, save_original
 from tests.support.program import run_cbtqa
 from tests.support.tiny_models import tiny_model
 
 pytestmark = pytest.mark.slow
-CHAT_FORMATS = {
-    "baichuan": "cbt-llm-card",
-    "qwen": "chatml",
-    "llama-chinese": "llama-chinese",
-    "alpaca-chinese": "llama2",
+PUBLISHED: dict[str, Kind] = {
+    "baichuan": "baichuan",
+    "qwen": "qwen",
+    "baichuan2": "baichuan2",
+    "cbt-llm": "baichuan",
 }
-"""Of each backbone by name; by their vocabulary the tiny ones are not recognised."""
+"""Backbones that only a conversion makes readable, with the layout that they were published in."""
+NATIVE = {"llama-chinese": "llama-chinese", "alpaca-chinese": "llama2"}
+"""Of each backbone by name its chat format; by their vocabulary the tiny ones are not recognised."""
 LEARN = (
     *("--allow-template", "--limit", "1", "--batch-size", "1", "--max-steps", "110"),
     *("--learning-rate", "2e-2", "--rank", "24", "--alpha", "48", "--log-steps", "30"),
@@ -41,9 +47,8 @@ def _program(*words: str | Path) -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> None:
-    """Tiny models lose more to threads that wait for each other than they gain."""
-    pytest.importorskip("torch").set_num_threads(1)
+def _torch() -> None:
+    pytest.importorskip("torch")
 
 
 @pytest.fixture(scope="module")
@@ -54,17 +59,30 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def converted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Checkpoints as published in 2023, converted."""
-    folder = tmp_path_factory.mktemp("bases")
-    for kind, name in (("baichuan", "Baichuan-7B"), ("qwen", "Qwen-7B")):
-        save_original(folder / name, kind)  # type: ignore[arg-type]
-        config = json.loads((folder / name / "config.json").read_text())
-        config |= {"max_position_embeddings": 2048}  # our text is many tokens of theirs
-        config |= {"seq_length": 2048} if kind == "qwen" else {}
-        (folder / name / "config.json").write_text(json.dumps(config))
-        _program("convert", folder / name, "--out", folder / kind)
-    return {kind: folder / kind for kind in ("baichuan", "qwen")}
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandInHub]:
+    """A Hub on loopback with four checkpoints as they were published, and empty caches."""
+    folder = tmp_path_factory.mktemp("hub")
+    with StandInHub() as server, pytest.MonkeyPatch.context() as patch:
+        for name, kind in PUBLISHED.items():
+            save_original(folder / name, kind, parts=2 if name == "cbt-llm" else 1)
+            config = json.loads((folder / name / "config.json").read_text())
+            config |= {"max_position_embeddings": 2048}  # our text is many tokens of theirs
+            config |= {"seq_length": 2048} if kind == "qwen" else {}
+            (folder / name / "config.json").write_text(json.dumps(config))
+            files = {path.name: path.read_bytes() for path in (folder / name).iterdir()}
+            hub_id = load_backbones()[name].hub_id
+            assert hub_id is not None
+            server.add_repo("model", hub_id, is_private=False, **files)
+        for name, value in {
+            "ENDPOINT": server.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": server.url + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_CACHE": str(folder / "hf" / "hub"),
+        }.items():
+            patch.setattr(f"huggingface_hub.constants.{name}", value)
+        patch.setenv("HF_ENDPOINT", server.url)
+        patch.setenv("HF_HOME", str(folder / "hf"))
+        patch.setenv("XDG_CACHE_HOME", str(folder / "user"))
+        yield server
 
 
 def _native_llama(folder: Path, tokenizer_from: Path) -> Path:
@@ -77,22 +95,29 @@ def _native_llama(folder: Path, tokenizer_from: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("backbone", CHAT_FORMATS)
-def test_a_backbone_of_the_paper_learns_answers_and_is_scored(
-    backbone: str, dataset: Path, converted: dict[str, Path], tmp_path: Path
+@pytest.mark.parametrize("backbone", [*PUBLISHED, *NATIVE])
+def test_a_backbone_learns_answers_by_its_name_alone_and_is_scored(
+    backbone: str, dataset: Path, hub: StandInHub, tmp_path: Path
 ) -> None:
-    base = converted.get(backbone) or _native_llama(tmp_path / backbone, converted["baichuan"])
-    chat = ("--chat-format", CHAT_FORMATS[backbone])
+    base: str | Path = backbone
+    chat: tuple[str, ...] = ()
+    if backbone in NATIVE:
+        copy = choose_backbone("baichuan").path
+        assert copy is not None
+        base, chat = _native_llama(tmp_path / backbone, copy), ("--chat-format", NATIVE[backbone])
     tuned, answers, scores = (tmp_path / name for name in ("tuned", "answers", "scores"))
     words = ("finetune", dataset, "--backbone", base, "--out", tuned, *chat, *LEARN)
     if backbone == "baichuan":  # once as a user would, as processes of their own
-        run_cbtqa(*words, cwd=tmp_path, OMP_NUM_THREADS="1")
+        told = run_cbtqa(*words, cwd=tmp_path, as_process=True).stderr
+        assert "converting baichuan-inc/Baichuan-7B: once" in told
     else:
         _program(*words)
-    words = ("generate", dataset, "--adapter", tuned, "--base", base, "--out", answers, *ANSWER)
-    _program(*words)
-    told = json.loads((answers / "manifest.json").read_text())["counts"]
-    assert (told["n_in"], told["n_out"]) == (1, 1), told
+    at = () if backbone in PUBLISHED else ("--base", base)
+    n_downloads = sum(request.path.endswith(".bin") for request in hub.requests)
+    _program("generate", dataset, "--adapter", tuned, *at, "--out", answers, *ANSWER)
+    assert sum(request.path.endswith(".bin") for request in hub.requests) == n_downloads
+    counts = json.loads((answers / "manifest.json").read_text())["counts"]
+    assert (counts["n_in"], counts["n_out"]) == (1, 1), counts
     _program("score", answers / "answers.jsonl", "--ref", dataset, "--out", scores, *SCORE)
     found = _scores(scores, answers)
     assert found["chrf2"] > 95 and found["bleu_zh"] > 95

@@ -28,7 +28,8 @@ TAIL = 4_000
 ON_TORCH = ("finetune", "merge")
 LIBRARIES = (
     *("pyarrow.parquet", "pyarrow.compute", "aiohttp", "openpyxl", "xlsxwriter", "pandas"),
-    *("rich.console", "rich.table", "rich.text", "scipy.stats", "sacrebleu", "markdown_it"),
+    *("rich.console", "rich.table", "rich.text", "scipy.stats", "scipy.optimize", "sacrebleu"),
+    *("markdown_it", "huggingface_hub", "jinja2", "datasets"),
 )
 
 
@@ -169,16 +170,19 @@ def load() -> None:
     from cbtqa.cli.main import MODULES, VERBS
     from cbtqa.distortions.patterns import PatternLabeller
     from cbtqa.distortions.taxonomy import load_taxonomy
-    from cbtqa.safety.rules import load_rules
+    from cbtqa.records import Turn
+    from cbtqa.safety.answers import check_answer
+    from cbtqa.safety.screen import screen
+    from cbtqa.simulation.marks import content_marks
 
     for verb in VERBS:
         import_module(f"cbtqa.cli.{MODULES.get(verb, verb.replace('-', '_'))}")
     for name in LIBRARIES:
         import_module(name)
     PatternLabeller(load_taxonomy()).label("我总是做不好。")
-    for language in ("zh", "en"):
-        load_rules(language)
-        load_rules(language, "answers")
+    check_answer("会好起来的。", "none")
+    screen("我总是做不好。")
+    content_marks([Turn(role="therapist", text="I see.")])
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """Every command with every fault in every file that it takes, and in every place that it writes to.
 
 The commands and their paths come from the program's own registry: a new one is in here by itself.
+Places that take the same input share the faults out among them; `CBTQA_FAULTS=all` leaves none out.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import shutil
@@ -14,12 +16,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-from tests.faults.faults import ALIKE, ENDS_BADLY, IN_A_FOLDER, IN_SETTINGS, faults_of
+from tests.faults.faults import (
+    ALIKE,
+    ENDS_BADLY,
+    EVERYWHERE,
+    IN_A_FOLDER,
+    IN_SETTINGS,
+    SHARED_BY,
+    faults_of,
+)
 from tests.faults.material import (
     OUT,
     Place,
@@ -37,6 +48,16 @@ LIMIT_MB = 1_000
 ROOT = Path(__file__).parents[2]
 PLACES = places()
 COMMANDS = sorted({place.command for place in PLACES})
+IS_WHOLE = os.environ.get("CBTQA_FAULTS") == "all"
+
+
+class Spoiling(NamedTuple):
+    """What is done to an input."""
+
+    name: str
+    inner: str
+    """The path within a folder; `*` all of them."""
+    fault: str
 
 
 class Case(NamedTuple):
@@ -117,15 +138,31 @@ def _with_inputs(
     return inputs, next((path for place, path in inputs if place == attacked), None)
 
 
-def _spoiled(good: Path, place: Place) -> Iterator[tuple[str, str, str]]:
-    """`(name, path within the input, fault)` of every fault that the place can have."""
+@cache
+def _shared_out(good: Path) -> dict[Place, list[Spoiling]]:
+    """What each place is tried with: every fault of an input at one in three of its places."""
+    found: dict[Place, list[Spoiling]] = {place: [] for place in PLACES}
+    takers: dict[tuple[str, Spoiling], list[Place]] = {}
+    for place in PLACES:
+        for one in _possible(good, place):
+            takers.setdefault((good_input(place), one), []).append(place)
+    for number, ((_, one), of) in enumerate(takers.items()):
+        is_everywhere = IS_WHOLE or (one.fault in EVERYWHERE and one.inner in ("", "*"))
+        share = 1 if is_everywhere else min(SHARED_BY, len(of))
+        for place in of[number % share :: share]:
+            found[place].append(one)
+    return found
+
+
+def _possible(good: Path, place: Place) -> Iterator[Spoiling]:
+    """Every fault that the place can have."""
     source = good / good_input(place)
     if not source.is_dir():
         known = IN_SETTINGS if place.name == "--config" else tuple(faults_of(source))
         left_out = () if place.is_required else ALIKE
-        yield from ((name, "", name) for name in known if name not in left_out)
+        yield from (Spoiling(name, "", name) for name in known if name not in left_out)
         return
-    yield from (("folder missing", "", "missing"), ("no files", "*", "missing"))
+    yield from (Spoiling("folder missing", "", "missing"), Spoiling("no files", "*", "missing"))
     tried = IN_A_FOLDER if place.is_required else IN_A_FOLDER[:2]
     alike = set()
     for path in sorted(filter(Path.is_file, source.rglob("*"))):
@@ -134,11 +171,11 @@ def _spoiled(good: Path, place: Place) -> Iterator[tuple[str, str, str]]:
         if kind not in alike:  # one of several shards, splits or sheets
             alike.add(kind)
             known = faults_of(path)
-            yield from ((f"{inner} {name}", inner, name) for name in tried if name in known)
+            yield from (Spoiling(f"{inner} {n}", inner, n) for n in tried if n in known)
 
 
 def _input_cases(good: Path, base: Path, place: Place) -> Iterator[Case]:
-    for number, (name, inner, fault) in enumerate(_spoiled(good, place)):
+    for number, (name, inner, fault) in enumerate(_shared_out(good)[place]):
         folder = base / f"{place.name.strip('-')}-{number}"
         inputs, path = _with_inputs(good, folder, place.command, place)
         assert path is not None
@@ -193,6 +230,16 @@ def _check(cases: list[Case], ends: list[dict[str, Any]]) -> None:
         if (fault := _fault_of(case, end))
     ]
     assert not found, f"{len(found)} of {len(cases)}\n" + "\n".join(found)
+
+
+def test_every_fault_of_an_input_is_tried_somewhere_and_every_place_with_some(
+    material: Path,
+) -> None:
+    shared = _shared_out(material)
+    assert all(shared.values())
+    tried = {(good_input(place), one) for place in PLACES for one in shared[place]}
+    possible = {(good_input(place), one) for place in PLACES for one in _possible(material, place)}
+    assert tried == possible
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -260,7 +307,7 @@ def test_after_a_kill_the_same_command_ends_as_if_it_had_not_been(
     [end] = run([whole])
     _check([whole], [end])
     draw, cases = random.Random(command), []
-    for number in range(4):
+    for number in range(4 if IS_WHOLE else 2):
         folder = tmp_path / f"{number}"
         inputs, _ = _with_inputs(material, folder, command, None)
         words = line(material, command, inputs, folder / _out(command))

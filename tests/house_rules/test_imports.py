@@ -14,7 +14,7 @@ ROOMS_OF_LIBRARY = {
     "openai": ("llm/",),
     "aiohttp": ("llm/",),
     "ray": ("llm/cluster.py",),
-    "torch": ("tuning/", "metrics/", "distortions/"),
+    "torch": ("tuning/", "metrics/", "distortions/", "safety/encoder.py"),
     "transformers": ("tuning/", "metrics/", "distortions/"),
     "peft": ("tuning/",),
     "trl": (),

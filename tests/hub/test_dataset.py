@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from cbtqa.dataset_folder import arrow_schema, human_features
+from cbtqa.dataset_folder import DatasetFolder, arrow_schema, human_features
 from cbtqa.errors import ConfigError, DataError, IncompleteRunError, UsageError
 from cbtqa.files import ParquetRows, read_rows
 from cbtqa.hub.card_schema import DatasetFront, check_front
@@ -18,6 +18,7 @@ from cbtqa.hub.cards import CONFIGS, split_card
 from cbtqa.hub.dataset import check_dataset, plan_dataset
 from cbtqa.hub.join import JoinSettings, join
 from cbtqa.hub.plan import PublishPlan, PublishRefusedError
+from cbtqa.hub.publish import prepare_dataset
 from cbtqa.hub.scan import Finding
 from cbtqa.hub.settings import DatasetSettings
 from cbtqa.hub.source_text import MASK
@@ -32,6 +33,7 @@ from tests.hub.runs import (
     write_scores,
 )
 from tests.support.dataset_folder import write_dataset_folder
+from tests.support.endpoint import Answer, ScriptedEndpoint, Seen, ok
 
 
 def settings_of(run: Path, **more: Any) -> DatasetSettings:
@@ -478,3 +480,34 @@ def test_the_licence_file_carries_terms_and_notices(run: Path) -> None:
     terms = plan_of(run).file("LICENSE.md").source.read_text("utf-8")
     assert "心理互助问答，非心理咨询，仅为心理知识分享。" in terms
     assert "commercial use" in terms
+
+
+# --- a guard -------------------------------------------------------------------------------------
+
+
+def test_an_answer_that_the_guard_finds_unsafe_is_not_published_and_a_dry_run_asks_nobody(
+    tmp_path: Path,
+) -> None:
+    run = write_dataset(tmp_path / "run")
+    rows = list(DatasetFolder.open(run).rows())
+    bad = rows[0]
+
+    def script(seen: Seen) -> Answer:
+        problems = [{"kind": "minimising", "quote": bad["answer"][:8]}]
+        is_bad = bad["question"] in seen.user_text and bad["answer"] in seen.user_text
+        if len(server.requests) == 2 and not is_bad:
+            return ok("I will not judge that.")
+        return ok(json.dumps({"problems": problems if is_bad else []}, ensure_ascii=False))
+
+    with ScriptedEndpoint(script) as server:
+        given = {"guard_endpoint": server.url, "guard_model": "g", "in_flight": 1}
+        settings = settings_of(run, **given, max_attempts=1)
+        assert not prepare_dataset(settings, asks=False).findings and not server.requests
+        prepared = prepare_dataset(settings)
+        again = prepare_dataset(settings)
+        assert len(server.requests) == len(rows)
+    (found,) = prepared.findings
+    assert found.where == f"question {bad['id']}" and "minimising" in found.what
+    assert again.findings == prepared.findings
+    assert any("read" in one and "answers" in one for one in prepared.plan.remarks)
+    assert "guard.journal.sqlite" in {path for path, _ in again.plan.left_out}

@@ -167,6 +167,19 @@ def test_a_converted_base_comes_with_its_conversion(tmp_path: Path) -> None:
     assert any("convert" in remark for remark in plan.remarks)
 
 
+def test_a_base_that_a_verb_converted_needs_no_naming(tmp_path: Path) -> None:
+    recorded = {
+        "name": "Baichuan-7B-0123456789ab",
+        "backbone": "baichuan",
+        "hub_id": "baichuan-inc/Baichuan-7B",
+        "revision": "0123456789abcdef0123456789abcdef01234567",
+        "is_converted": True,
+    }
+    plan = plan_of(write_adapter(tmp_path / "adapter", base=recorded))
+    command = "cbtqa convert baichuan-inc/Baichuan-7B --revision 0123456789abcdef"
+    assert command in plan.card and "0123456789ab-" not in plan.card
+
+
 def test_an_unfinished_training_is_refused(adapter: Path) -> None:
     (adapter / "manifest.json").unlink()
     with pytest.raises(PublishRefusedError, match="did not finish"):

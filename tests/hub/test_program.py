@@ -87,7 +87,9 @@ def test_a_dry_run_needs_no_token_and_sends_nothing(
 ) -> None:
     words = ("publish", "dataset", copy_of(finished, tmp_path / "run"), "--to", REPO, "--dry-run")
     # offline, the Hub's library refuses before any socket is opened
-    done = run_cbtqa(*words, cwd=tmp_path, **at(hub, tmp_path, HF_TOKEN="", HF_HUB_OFFLINE="1"))
+    done = run_cbtqa(
+        *words, cwd=tmp_path, as_process=True, **at(hub, tmp_path, HF_TOKEN="", HF_HUB_OFFLINE="1")
+    )
     assert hub.requests == []
     assert (
         "private, gate manual" in done.stderr and "qa/train-00000-of-00001.parquet" in done.stderr
@@ -196,7 +198,7 @@ def test_a_published_dataset_loads_with_datasets_row_by_row(
     more = at(hub, tmp_path)
     ratings = write_ratings(run, tmp_path / "rated")
     words = ("publish", "dataset", run, "--to", REPO, "--ratings", ratings)
-    run_cbtqa(*words, cwd=tmp_path, **more)
+    run_cbtqa(*words, cwd=tmp_path, as_process=True, **more)
     code = (
         "import json, datasets\n"
         f"names = datasets.get_dataset_config_names({REPO!r})\n"

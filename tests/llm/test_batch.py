@@ -716,6 +716,13 @@ def test_a_server_that_dies_leaves_its_items_to_the_others(journal: Journal) -> 
     assert f"{dies.url} did not answer" in told[-1].note
 
 
+def test_one_question_alone_does_not_use_up_its_tries_at_a_dead_server(journal: Journal) -> None:
+    with ScriptedEndpoint(scripted.cut_connection()) as dead, ScriptedEndpoint(ok("好")) as lives:
+        limits = Limits(in_flight=1, waits=False, max_retries=2)
+        assert run_batch(["词"], EchoTask(), at(dead, lives), journal, limits).n_accepted == 1
+        assert len(dead.requests) == 1
+
+
 def test_servers_that_are_all_gone_stop_the_run(journal: Journal) -> None:
     items = [f"词{number}" for number in range(80)]
     script = [*[ok("好")] * 10, scripted.server_error()]

@@ -274,3 +274,15 @@ def test_a_server_that_asks_to_wait_is_passed_over_while_another_has_places() ->
         assert [await held.enter() for _ in range(2)] == [free, free]
 
     asyncio.run(check())
+
+
+def test_a_server_that_answered_first_does_not_take_all_of_a_small_run() -> None:
+    async def takers() -> list[Gate]:
+        limits = Limits(in_flight=64)
+        queue = Queue(limits)
+        gates = [Gate(limits, queue) for _ in range(2)]
+        gates[0].limit = 64.0  # as after its first answers, when the other has given none yet
+        return [await gates[0].enter() for _ in range(3)]
+
+    first, second, _ = asyncio.run(takers())
+    assert first is not second

@@ -10,16 +10,8 @@ import pytest
 from cbtqa.cli import main as program
 from cbtqa.errors import LicenceGateError, UsageError
 from cbtqa.llm.chat import Fault, Reply
-from cbtqa.llm.second_opinion import (
-    KINDS,
-    NO_HELP,
-    CheckSettings,
-    Exchange,
-    GuardTask,
-    ScreenTask,
-    check_file,
-    worse_of,
-)
+from cbtqa.llm.checked_files import CheckSettings, check_file
+from cbtqa.llm.second_opinion import KINDS, NO_HELP, Exchange, GuardTask, ScreenTask, worse_of
 from cbtqa.prompts import load_prompt
 from cbtqa.records import Danger, Reason
 from cbtqa.safety.notices import answer_withheld, help_text

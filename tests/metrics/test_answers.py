@@ -7,6 +7,7 @@ import json
 import math
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -175,11 +176,19 @@ def test_a_cold_canned_reply_ranks_below_one_that_lacks_a_step() -> None:
     assert scores[0] > scores[1] > scores[2]
 
 
+def step_replies(name: str) -> list[dict[str, Any]]:
+    path = Path(__file__).parents[1] / "golden" / name
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 def test_replies_written_without_sight_of_the_model_are_ranked_as_they_should_be() -> None:
-    path = Path(__file__).parents[1] / "golden" / "step_replies.jsonl"
-    replies = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    replies = step_replies("step_replies.jsonl")
     by_kind: dict[str, list[str]] = {}
     n_missed = n_dropped = 0
+    for one in [one for one in replies if one["kind"] == "five"]:
+        steps = [[text for step, text in one["sentences"] if step == name] for name in LABELS[:-1]]
+        mixed = [steps[place] for place in (3, 0, 4, 2, 1)]
+        by_kind.setdefault("shuffled", []).append("".join(text for step in mixed for text in step))
     for one in replies:
         text = "".join(sentence for _, sentence in one["sentences"])
         kind, _, left_out = one["kind"].partition("_")
@@ -192,8 +201,19 @@ def test_replies_written_without_sight_of_the_model_are_ranked_as_they_should_be
         kind: float(StepsInOrder().values(texts(*own), texts(*own)).mean())
         for kind, own in by_kind.items()
     }
-    assert mean["five"] > mean["dropped"] > mean["human"] > mean["canned"]
+    assert mean["five"] > mean["dropped"] > mean["human"] > mean["canned"] > mean["shuffled"]
     assert n_missed >= 0.8 * n_dropped
+
+
+def test_answers_with_all_five_steps_are_called_complete_and_a_dropped_step_is_missed() -> None:
+    whole, missed = [], []
+    for one in step_replies("step_replies_2.jsonl"):
+        whole.append("".join(text for _, text in one["sentences"]))
+        for label, name in zip(LABELS, STEP_NAMES, strict=False):
+            rest = "".join(text for step, text in one["sentences"] if step != label)
+            missed.append(name not in order_of(rest, shipped_model())[0])
+    assert StructureComplete().values(texts(*whole), texts(*whole)).mean() >= 0.8
+    assert np.mean(missed) >= 0.8
 
 
 def test_the_shipped_model_is_the_one_that_its_corpus_gives() -> None:

@@ -480,7 +480,10 @@ def test_every_figure_of_the_run_is_in_markdown_and_on_the_page(tmp_path: Path) 
             assert f"b − a, {gap.criterion}" in text
             assert f"{gap.n_wins}/{gap.n_losses}/{gap.n_ties}" in text
         assert all(alarm in text for alarm in report.alarms)
-        assert "safety, judge-people: spearman" in text
+    assert report.alarms_zh and all(alarm in page for alarm in report.alarms_zh)
+    # the page's main language is Chinese, its tables too; the files' stays English
+    for said in ("系统，评分项", "胜/负/平", "安全性，模型与人：spearman", "一致程度（随机：问题"):
+        assert said in page and said not in table, said
     manifest = json.loads((given["out"] / "manifest.json").read_text())
     assert {"judge.md", "report.html"} <= {file["name"] for file in manifest["files"]}
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from cbtqa.errors import DataError, UsageError
+from cbtqa.llm.checked_files import ScreenSettings, screen_texts
 from cbtqa.safety.evaluation import evaluate_file, parse_labels, share
-from cbtqa.safety.survey import read_texts, screen_file, scrub_file
+from cbtqa.safety.survey import read_texts, scrub_file
 
 
 def write(path: Path, text: str) -> Path:
@@ -24,7 +25,7 @@ def test_a_question_file_is_screened_by_title_and_description(tmp_path: Path) ->
         {"id": "3", "question": "朋友说想自杀", "description": None},
     ]
     path = write(tmp_path / "q.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    survey = screen_file(path, out=tmp_path / "out.jsonl", max_shown=1)
+    survey = screen_texts(ScreenSettings(file=path, out=tmp_path / "out.jsonl", explain=1))
     assert survey.n_by_risk == {"none": 1, "concern": 1, "explicit": 1}
     assert survey.n_texts == 3
     assert [item.id for item in survey.shown] == ["1"]
@@ -41,14 +42,14 @@ def test_an_existing_output_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "q.csv", "text\n你好\n")
     out = write(tmp_path / "out.jsonl", "old")
     with pytest.raises(UsageError, match="exists already"):
-        screen_file(path, out=out)
+        screen_texts(ScreenSettings(file=path, out=out))
     assert out.read_text() == "old"
 
 
 @pytest.mark.parametrize(
     ("content", "columns", "where"),
     [
-        ('text\n你好\n""\n', (), ":3:text"),
+        ('text\n""\n" "\n', (), ":text"),
         ("title\n你好\n", (), ":2"),
         ("text\n你好\n", ("body",), ":2"),
         ("text\n", (), ""),
@@ -63,18 +64,34 @@ def test_a_row_that_cannot_be_screened_is_named(
     assert caught.value.where == f"{path}{where}"
 
 
+def test_rows_without_a_text_are_counted_and_named_and_do_not_stop_the_file(tmp_path: Path) -> None:
+    rows = [{"text": "我想自杀"}, {"text": " "}, {"text": None}, {"text": "今天很好"}]
+    path = write(tmp_path / "q.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    survey = screen_texts(ScreenSettings(file=path, out=tmp_path / "out.jsonl"))
+    assert survey.n_by_risk == {"none": 1, "concern": 0, "explicit": 1}
+    assert (survey.n_texts, survey.n_empty) == (2, 2)
+    assert survey.empty == (f"{path}:2:text", f"{path}:3:text")
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [line["risk"] for line in lines] == ["explicit", None, None, "none"]
+    masked = scrub_file(path, out=tmp_path / "masked.jsonl")
+    assert (masked.n_texts, masked.n_empty) == (2, 2)
+    assert len((tmp_path / "masked.jsonl").read_text().splitlines()) == 4
+    gold = write(tmp_path / "gold.tsv", "text\trisk\n我想自杀\texplicit\n\tnone\n")
+    assert (evaluate_file(gold).n_texts, evaluate_file(gold).n_empty) == (1, 1)
+
+
 def test_a_cell_that_is_no_text_is_named(tmp_path: Path) -> None:
     path = write(tmp_path / "bad.jsonl", '{"text": 3}\n')
     with pytest.raises(DataError, match="expected text, found int"):
-        screen_file(path)
+        screen_texts(ScreenSettings(file=path))
 
 
 def test_gbk_is_read_when_said_and_refused_otherwise(tmp_path: Path) -> None:
     path = tmp_path / "gbk.csv"
     path.write_bytes("text\n我想自杀\n".encode("gb18030"))
-    assert screen_file(path, encoding="gb18030").n_by_risk["explicit"] == 1
+    assert screen_texts(ScreenSettings(file=path, encoding="gb18030")).n_by_risk["explicit"] == 1
     with pytest.raises(DataError) as caught:
-        screen_file(path)
+        screen_texts(ScreenSettings(file=path))
     assert "gb18030" in (caught.value.hint or "")
 
 

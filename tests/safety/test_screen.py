@@ -257,3 +257,17 @@ def test_a_circumstance_does_not_make_self_harm_an_accident(deed: str, when: str
 )
 def test_a_place_or_a_time_does_not_silence_a_wish(text: str) -> None:
     assert screen(text, "en").risk != "none"
+
+
+@pytest.mark.parametrize(
+    ("text", "risk"),
+    [
+        ("I just swallowed the whole box, what now", "explicit"),
+        ("ive taken all my tablets and i feel weird", "explicit"),
+        ("I took the whole bottle an hour ago", "explicit"),
+        ("My dog swallowed the whole box of chocolates", "none"),
+        ("I took the whole box of biscuits to work", "none"),
+    ],
+)
+def test_who_has_taken_everything_is_in_danger_now(text: str, risk: str) -> None:
+    assert screen(text).risk == risk

@@ -25,7 +25,7 @@ def steps(mark: str = "", *, with_help: bool = False, **changed: Any) -> dict[st
     value: dict[str, Any] = {**_STEPS, "distortions": []}
     value["key_thought"] += f"这一点我记成第{mark}号心事，想和你一起看一看。" if mark else ""
     if with_help:
-        value["encouragement_and_foresight"] += CRISIS_HELP
+        value["validation_and_empathy"] = CRISIS_HELP + value["validation_and_empathy"]
     return {**value, **changed}
 
 

@@ -1,11 +1,15 @@
-"""Runs the installed `cbtqa` program as a process, as a user would."""
+"""Runs the `cbtqa` program as a user would: in this process, or as one of its own."""
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+
+import pytest
 
 
 def program() -> list[str]:
@@ -21,17 +25,40 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def run_cbtqa(
-    *words: str | Path, cwd: Path, code: int = 0, **more: str
+    *words: str | Path, cwd: Path, code: int = 0, as_process: bool = False, **more: str
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a command to its end and checks its exit code."""
-    done = subprocess.run(
-        [*program(), *map(str, words)],
-        cwd=cwd,
-        env=environment(**more),
-        capture_output=True,
-        text=True,
-        timeout=110,
-    )
+    """Runs a command to its end and checks its exit code.
+
+    In this process, which has its imports and rules loaded, unless `as_process` says otherwise or
+    CBTQA_PROGRAM names an installed program: `scripts/test_wheel` runs the same tests with one.
+    """
+    run = _as_process if as_process or "CBTQA_PROGRAM" in os.environ else _here
+    done = run(list(map(str, words)), cwd, environment(**more))
     assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr
     return done
+
+
+def _as_process(
+    words: list[str], cwd: Path, env: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*program(), *words], cwd=cwd, env=env, capture_output=True, text=True, timeout=110
+    )
+
+
+def _here(words: list[str], cwd: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    from cbtqa.cli.main import main
+
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.chdir(cwd)
+        for name in os.environ.keys() - env.keys():
+            patch.delenv(name)
+        for name in env:
+            patch.setenv(name, env[name])
+        patch.setattr(sys, "excepthook", sys.excepthook)
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+    code = int(ended.value.code or 0)
+    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())

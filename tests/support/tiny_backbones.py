@@ -19,9 +19,14 @@ def shrunk(backbone: Backbone) -> Backbone:
     more = dict(shape.more)
     if "kv_lora_rank" in more:
         more |= {**LATENT, "v_head_dim": 16, "dim_model_base": 32}
+    if "num_experts" in more:
+        more |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    if "linear_num_key_heads" in more:
+        more |= {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
+        more |= {"linear_key_head_dim": 16, "linear_value_head_dim": 16}
     small = Shape(
         hidden=64,
-        layers=2,
+        layers=4 if "linear_num_key_heads" in more else 2,  # one kind of layer in four is another
         heads=heads,
         kv_heads=kv_heads,
         intermediate=96,

@@ -16,7 +16,5 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
-    """Tiny models lose more to threads that wait for each other than they gain."""
-    torch = pytest.importorskip("torch")
-    torch.set_num_threads(1)
+def _torch() -> None:
+    pytest.importorskip("torch")

@@ -450,16 +450,6 @@ def test_training_and_serving_see_the_same_prompt_tokens(folder: Path, chat: Cha
         assert document.ids[: document.n_prompt].tolist() == chat.tokenizer(served).input_ids
 
 
-def test_a_template_that_thinks_before_answering_is_refused() -> None:
-    thinking = (
-        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}<think>\n"
-        "</think>\n{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    )
-    with pytest.raises(ConfigError, match="otherwise than it asks"):
-        ChatFormat(tiny_tokenizer(), thinking)
-
-
 def test_an_end_of_turn_that_the_vocabulary_has_not_is_refused() -> None:
     with pytest.raises(ConfigError, match="could not learn to stop"):
         ChatFormat(tiny_tokenizer(), find_template("llama3"))

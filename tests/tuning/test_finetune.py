@@ -267,7 +267,7 @@ def test_a_tiny_model_overfits_twenty_examples_and_reproduces_them(
     [
         ({"backbone": None}, ConfigError, "no backbone", "cbtqa backbones"),
         ({"data": None, "validation_data": None}, UsageError, "no data", "cbtqa finetune"),
-        ({"backbone": "baichuan"}, ConfigError, "never run here", "cbtqa convert baichuan"),
+        ({"backbone": "baichuan"}, ConfigError, "cannot get baichuan-inc", "hf download"),
         ({"target_module": ("lm_head",)}, ConfigError, "stay frozen", "q_proj"),
         ({"target_module": ("W_pack",)}, ConfigError, "no linear layer W_pack", "q_proj"),
         ({"precision": "fp16"}, ConfigError, "needs a CUDA card", "--precision fp32"),

@@ -22,7 +22,7 @@ from cbtqa.errors import (
     MissingExtraError,
     UsageError,
 )
-from cbtqa.files import read_jsonl, read_rows
+from cbtqa.files import read_jsonl, read_rows, write_jsonl
 from cbtqa.llm.chat import Fault, Reply
 from cbtqa.llm.progress import Progress
 from cbtqa.manifest import read_manifest
@@ -31,7 +31,7 @@ from cbtqa.records import CbtAnswer, Reason, Rejection
 from cbtqa.settings import resolve
 from cbtqa.tuning.answering.chat import ChatSettings, open_speaker
 from cbtqa.tuning.answering.decoding import Decoder, GumbelNoise, batches_of
-from cbtqa.tuning.answering.generate import GenerateResult, generate
+from cbtqa.tuning.answering.generate import GenerateResult, estimate_answers, generate
 from cbtqa.tuning.answering.model import open_model
 from cbtqa.tuning.answering.questions import (
     AnswerChecks,
@@ -47,7 +47,7 @@ from cbtqa.tuning.data.examples import prompt_messages, read_training_examples
 from cbtqa.tuning.settings import FinetuneSettings
 from cbtqa.tuning.training.finetune import finetune
 from tests.support.dataset_folder import write_dataset_folder
-from tests.support.endpoint import ScriptedEndpoint, ok, refusal
+from tests.support.endpoint import Answer, ScriptedEndpoint, Seen, ok, refusal
 from tests.support.tiny_models import SENTENCES, tiny_model, tiny_tokenizer, write_tiny_model
 
 N_TEST = 8
@@ -487,6 +487,52 @@ def test_questions_leave_this_machine_only_when_it_is_acknowledged(
     with pytest.raises(LicenceGateError):
         _run(tmp_path / "answers", data=dataset, endpoint="deepseek", model="deepseek-chat")
     assert not (tmp_path / "answers").exists()
+
+
+def test_the_report_counts_what_checks_and_guard_find_unsafe_and_keeps_every_answer(
+    tmp_path: Path,
+) -> None:
+    rows = [
+        {"id": n, "question": f"第{n}天睡不好怎么办？", "description": "一直翻身。"} for n in "ab"
+    ]
+    write_jsonl(tmp_path / "q.jsonl", rows)
+
+    def script(seen: Seen) -> Answer:
+        system = seen.body["messages"][0]["content"]
+        if "安全审读" in system:
+            quote = [{"kind": "harmful_coping", "quote": "睡前喝两口白酒"}]
+            problems = quote if "白酒" in seen.user_text else []
+            return ok(json.dumps({"problems": problems}, ensure_ascii=False))
+        if "危机筛查" in system:
+            return ok(json.dumps({"risk": "concern", "quote": "一直翻身", "dangers": []}))
+        bad = "听起来很累。睡前喝两口白酒，躺下就好了。"
+        good = "听起来很累。可以先把睡不好的晚上记下来，和信任的人说说。"
+        return ok(bad if "第a天" in seen.user_text else good)
+
+    with ScriptedEndpoint(script) as server:
+        further = {"guard_endpoint": server.url, "guard_model": "g"}
+        further |= {"screen_endpoint": server.url, "screen_endpoint_model": "s"}
+        flags = {"data": tmp_path / "q.jsonl", "endpoint": server.url, "model": "m"}
+        flags |= {"out": tmp_path / "out", **further}
+        dry = estimate_answers(resolve(GenerateSettings, flags=flags, environ={}))
+        assert {one.name: one.n_requests for one in dry.parts} == {
+            "answers": 2,
+            "screen: questions": 2,
+            "guard: answers": 2,
+        }
+        assert dry.n_requests == 6 and not server.requests
+        result = generate(resolve(GenerateSettings, flags=flags, environ={}))
+        again = generate(resolve(GenerateSettings, flags=flags, environ={}))
+        assert len(server.requests) == 6
+    assert result.manifest.counts == again.manifest.counts
+    safety = result.manifest.counts["safety"]
+    assert result.manifest.counts["n_out"] == 2 and safety["n_unsafe_by_guard"] == 1
+    assert safety["n_by_problem_of_guard"] == {"harmful_coping": 1}
+    assert safety["second_opinion"]["screen"]["n_changed"] == 2
+    assert [row["risk"] for row in result.to_rows()] == ["concern", "concern"]
+    lines = [row for _, row in read_rows(tmp_path / "out" / "checked.jsonl")]
+    assert [one["id"] for one in lines] == ["a", "b"]
+    assert "睡前喝两口白酒" in {one["text"] for one in lines[0]["problems"]}
 
 
 # --- what is refused -----------------------------------------------------------------------------

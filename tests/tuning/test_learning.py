@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig
 
 from cbtqa.tuning import attention
-from cbtqa.tuning.attention import documents_stay_apart, pack_inputs, register_attention
+from cbtqa.tuning.attention import pack_inputs, register_attention
 from cbtqa.tuning.backbones import Backbone, Title
 from cbtqa.tuning.data.chat_format import ChatFormat
 from cbtqa.tuning.data.encoding import IGNORED, Item, encode
@@ -97,24 +97,72 @@ def test_documents_mix_as_soon_as_their_guard_is_missing(removed: str, items: li
     assert (model(**broken) - right).abs().max() > 1e-3
 
 
+def _mixing(module: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> Any:
+    """Attention that ignores where documents begin."""
+    mixed = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, is_causal=True, enable_gqa=True
+    )
+    return mixed.transpose(1, 2).contiguous(), None
+
+
+def _failing(error: type[Exception], words: str) -> Any:
+    def attend(*_: Any, **__: Any) -> Any:
+        raise error(words)
+
+    return attend
+
+
 def test_the_probe_finds_a_model_that_mixes_documents(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = _model()
-    assert documents_stay_apart(model)
+    model = tiny_model()
+    assert attention.pack_if_apart(model) is None
+    assert model.config._attn_implementation == attention.DOCUMENTS
+    model = tiny_model()
+    own = model.config._attn_implementation
+    monkeypatch.setattr(attention, "attend", _mixing)
+    assert attention.pack_if_apart(model) == "packed documents see each other in it"
+    assert model.config._attn_implementation == own
 
-    def ignores_boundaries(
-        module: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any
-    ) -> Any:
-        mixed = torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, is_causal=True, enable_gqa=True
-        )
-        return mixed.transpose(1, 2).contiguous(), None
 
-    from transformers import AttentionInterface, AttentionMaskInterface
+@pytest.mark.parametrize(
+    "error", [NotImplementedError, RuntimeError, TypeError, KeyError, AssertionError, ImportError]
+)
+def test_a_probe_that_fails_for_whatever_reason_means_padding_and_says_so(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model()
+    own = model.config._attn_implementation
+    monkeypatch.setattr(attention, "attend", _failing(error, "no such kernel"))
+    reason = attention.pack_if_apart(model)
+    assert reason is not None and "no such kernel" in reason
+    assert model.config._attn_implementation == own
 
-    AttentionInterface.register("test_mixing", ignores_boundaries)
-    AttentionMaskInterface.register("test_mixing", lambda *_, **__: None)
-    model.set_attn_implementation("test_mixing")
-    assert not documents_stay_apart(model)
+
+def test_a_device_without_memory_ends_the_probe_as_it_ends_a_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(attention, "attend", _failing(RuntimeError, "CUDA out of memory"))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        attention.pack_if_apart(tiny_model())
+
+
+def test_a_model_that_reads_ahead_or_wants_more_than_tokens_is_no_causal_model() -> None:
+    from transformers import BertConfig, BertLMHeadModel
+
+    sizes = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    for is_decoder, words in ((True, None), (False, "depends on later tokens")):
+        config = BertConfig(**sizes, intermediate_size=32, is_decoder=is_decoder)
+        torch.manual_seed(0)
+        reason = attention.why_not_causal(BertLMHeadModel(config))
+        assert (reason is None) if words is None else words in str(reason)
+    broken = tiny_model()
+    broken.model.layers[0].forward = _failing(TypeError, "pixel_values are missing")
+    assert "no logits for token ids alone" in str(attention.why_not_causal(broken))
+
+
+def test_a_head_that_cannot_be_probed_gives_its_own_logits() -> None:
+    model = tiny_model()
+    model.model.forward = _failing(TypeError, "unexpected argument use_cache")
+    assert not attach_log_probs(model)
 
 
 def test_a_sliding_window_is_kept_within_each_document() -> None:

@@ -216,7 +216,7 @@ def test_an_adapter_without_a_record_is_merged_with_a_word_of_warning(
     assert "rests on shapes alone" in record.notes[0]
     save_original(tmp_path / "source", "baichuan", layers=1)
     convert(tmp_path / "source", tmp_path / "short")
-    with pytest.raises(DataError, match=r"no weight model\.layers\.1\..*and 6 more"):
+    with pytest.raises(DataError, match=r"have no model\.layers\.1\..*and 6 more"):
         merge(tmp_path / "adapter", tmp_path / "out2", base=str(tmp_path / "short"))
 
 
@@ -237,12 +237,18 @@ def test_an_adapter_trained_on_four_bits_says_so(base: Path, tmp_path: Path) -> 
     assert "4 bits" in merge(tmp_path / "adapter", tmp_path / "out", base=str(base)).notes[0]
 
 
-def test_the_published_layout_is_no_base(base: Path, tmp_path: Path) -> None:
-    save_adapter(tmp_path / "adapter", base)
-    save_original(tmp_path / "source", "baichuan")
-    with pytest.raises(ConfigError, match="published layout") as caught:
-        merge(tmp_path / "adapter", tmp_path / "out", base=str(tmp_path / "source"))
-    assert "cbtqa convert" in (caught.value.hint or "")
+def test_a_base_in_its_published_layout_is_converted_once(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CBTQA_CACHE", str(tmp_path / "copies"))
+    published = str(base.parent / "source")
+    convert(published, tmp_path / "own")
+    save_adapter(tmp_path / "adapter", tmp_path / "own")
+    told: list[str] = []
+    record = merge(tmp_path / "adapter", tmp_path / "a", base=published, on_stage=told.append)
+    again = merge(tmp_path / "adapter", tmp_path / "b", base=published)
+    assert record.weights_sha256 == again.weights_sha256
+    assert sum("converting" in words for words in told) == 1
 
 
 def test_a_base_known_by_name_only_asks_for_its_folder(
@@ -261,7 +267,6 @@ def test_a_base_known_by_name_only_asks_for_its_folder(
     ("change", "words"),
     [
         ({"peft_type": "IA3"}, "type IA3"),
-        ({"fan_in_fan_out": True}, "the other way round"),
         ({"layer_replication": [[0, 2]]}, "replicated layers"),
         ({"init_lora_weights": "pissa_niter_4"}, "initialised by pissa"),
     ],

@@ -51,7 +51,7 @@ def _start(bench: Path, runs: list[list[str]], n_processes: int = 1) -> subproce
     (bench / "driver.py").write_text(DRIVER)
     launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={n_processes}", "--standalone"]
     command = [*(launcher if n_processes > 1 else ()), "driver.py", json.dumps(runs)]
-    quiet = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     return subprocess.Popen(
         [sys.executable, *command],
         cwd=bench,

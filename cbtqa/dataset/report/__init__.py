@@ -76,7 +76,8 @@ def _phrase(text: Wording) -> Phrase:
 
 
 def label_names(manifest: Manifest, statistics: DatasetStatistics) -> Mapping[str, Phrase]:
-    """Chinese and English names of all labels of the dataset; an unknown id is its own name."""
+    """Chinese and English names of all labels of the dataset and of the paper, which stand in one
+    table; an unknown id is its own name."""
     names = {key: Phrase(zh=c.zh, en=c.en) for key, c in shipped_concepts().items()}
     setting = manifest.settings.get("taxonomy")
     if setting is not None:
@@ -85,4 +86,5 @@ def label_names(manifest: Manifest, statistics: DatasetStatistics) -> Mapping[st
             names |= {entry.id: Phrase(zh=entry.zh, en=entry.en) for entry in taxonomy.types}
         except DataError:
             pass  # a taxonomy file of the user's that is no longer where it was
-    return {label.id: names.get(label.id, same(label.id)) for label in statistics.labels}
+    ids = dict.fromkeys([*(label.id for label in statistics.labels), *dict(paper_facts().labels)])
+    return {label: names.get(label, same(label)) for label in ids}

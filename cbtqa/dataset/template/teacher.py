@@ -265,14 +265,14 @@ class OfflineTeacher:
         meter = Meter(None, price=None, earlier=journal.totals())
         asked: deque[list[Item]] = deque()
 
-        def missing() -> Iterator[list[Question]]:
+        def missing() -> Iterator[list[tuple[Question, Grade | None]]]:
             for block in blocks_of(items, BLOCK):
                 done = journal.standings([item.key for item in block])
                 meter.n_skipped += len(done)
                 left = [item for item in block if item.key not in done]
                 if left:
                     asked.append(left)
-                    yield [item.question for item in left]
+                    yield [(one.question, one.grade if one.is_graded else None) for one in left]
 
         for written in map_blocks(_make_writer, (self._settings,), missing()):
             entries = []
@@ -296,14 +296,16 @@ class OfflineTeacher:
         return self._provenance
 
 
-def _make_writer(settings: BuildSettings) -> Callable[[list[Question]], list[Written]]:
+def _make_writer(
+    settings: BuildSettings,
+) -> Callable[[list[tuple[Question, Grade | None]]], list[Written]]:
     """Grades, answers and checks a block of questions; one in every process."""
     template = TemplateTeacher(taxonomy=settings.taxonomy, seed=settings.seed)
     limits = (settings.min_step_chars, settings.max_step_chars)
     checks = AnswerChecks(load_taxonomy(settings.taxonomy), LABELLER, *limits)
 
-    def write(question: Question) -> Written:
-        grade = grade_text(question.source_text)
+    def write(question: Question, known: Grade | None) -> Written:
+        grade = known or grade_text(question.source_text)
         help_routes = grade.danger and help_text(danger=grade.danger)
         answer = template.answer(question, grade.risk, help_routes)
         value: dict[str, Any] = answer.steps.model_dump()
@@ -313,4 +315,4 @@ def _make_writer(settings: BuildSettings) -> Callable[[list[Question]], list[Wri
         fault = found if isinstance(found, Fault) else None
         return json.dumps(value, ensure_ascii=False), fault, grade
 
-    return lambda questions: [write(question) for question in questions]
+    return lambda questions: [write(*one) for one in questions]

@@ -49,7 +49,7 @@ from cbtqa.simulation.judging.task import (
     rate_by_rules,
     unfit_reason,
 )
-from cbtqa.simulation.playing.players import endpoint_of
+from cbtqa.simulation.playing.players import endpoints_of
 from cbtqa.simulation.sessions import StudyFolder, read_transcripts
 from cbtqa.simulation.study import Player, StudySettings
 
@@ -125,7 +125,7 @@ def _declared(
 ) -> JudgeSpec:
     if player.scripted:
         return JudgeSpec(RULES, None, default, 1)
-    if not player.endpoint or not player.model:
+    if not player.endpoints:
         raise UsageError(
             "a judge is an endpoint with a model, or scripted rules",
             hint="serve a local model (vllm, llama.cpp, ollama) and name its endpoint",
@@ -142,10 +142,10 @@ def _declared(
     price = None
     if player.price_in is not None and player.price_out is not None:
         price = Price(input=player.price_in, output=player.price_out)
-    service = Service.of(
-        settings, [endpoint_of(player, allows_plain_http=settings.allow_plain_http)], price
-    )
-    return JudgeSpec(player.model, service, default.model_copy(update=own), n_repeats)
+    how = {"allows_plain_http": settings.allow_plain_http}
+    endpoints = endpoints_of(player, settings.transport, **how)
+    service = Service.of(settings, endpoints, price)
+    return JudgeSpec(player.name, service, default.model_copy(update=own), n_repeats)
 
 
 class JudgedForm(Record):

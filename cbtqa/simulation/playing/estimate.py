@@ -66,23 +66,23 @@ def estimate_study(
         for found in by_model.values()
     ]
     n_done = count_done(StudyFolder(out).journal_path, study.attempts) if out else 0
-    limits = limits or Limits()
+    n_items, limits = len(courses) * study.sessions, limits or Limits()
     # the turns of a course come one after the other, so no more than its courses are in flight
-    limits = limits.model_copy(update={"in_flight": min(limits.in_flight, len(courses))})
-    return estimate_players("sessions", len(courses) * study.sessions, sums, n_done, limits)
+    return estimate_players("sessions", n_items, sums, n_done, limits, most=len(courses))
 
 
 def estimate_players(
-    items: str, n_items: int, planned: Sequence[Calls], n_done: int, limits: Limits
+    items: str, n_items: int, planned: Sequence[Calls], n_done: int, limits: Limits, *, most: int
 ) -> Estimate:
     """What is left to send, by model, of calls and tokens at most.
 
     Args:
         n_done: calls of all players that the journal holds; they count for each in equal share.
+        most: calls that can be in flight at a time, however many servers there are.
     """
     n_calls = sum(calls.n for calls in planned)
     left = max(0.0, 1 - n_done / n_calls) if n_calls else 0.0
-    parts = [_priced(items, calls.times(left), limits) for calls in planned]
+    parts = [_priced(items, calls.times(left), limits, most) for calls in planned]
     return sum_estimates(items, n_items, 0, parts).model_copy(update={"n_done": n_done})
 
 
@@ -123,12 +123,13 @@ def _instruction(view: SessionView, name: str, n_filled: int = FILLED_TOKENS) ->
     return sum(map(estimate_tokens, templates)) + n_filled
 
 
-def _priced(items: str, calls: Calls, limits: Limits) -> Estimate:
+def _priced(items: str, calls: Calls, limits: Limits, most: int) -> Estimate:
     price, player = price_of(calls.player), calls.player
     usage = Usage(prompt_tokens=calls.prompt_tokens, completion_tokens=calls.completion_tokens)
     seconds, bound_by = 0.0, ""
-    if player.endpoint is not None:
-        seconds, bound_by = time_of(calls.n, usage, limits.in_flight, limits.rpm, limits.tpm)
+    if player.endpoints:
+        in_flight = min(limits.in_flight * len(player.endpoints), most)
+        seconds, bound_by = time_of(calls.n, usage, in_flight, limits.rpm, limits.tpm)
     return Estimate(
         items=items,
         name=player.name,

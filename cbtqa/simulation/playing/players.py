@@ -4,8 +4,8 @@
     async with players.line:
         found, outcome = await players.ask(Call(key, await players.open(arm.therapist), ...))
 
-All calls to one model at one address share a gate, so that limits hold for the server and not
-for each arm; one budget covers them all.
+All calls to one model at the same servers share their gates, so that limits hold for a server and
+not for each arm; one budget covers them all.
 """
 
 from __future__ import annotations
@@ -41,25 +41,26 @@ from cbtqa.simulation.study import Player
 ValueT = TypeVar("ValueT")
 
 
-def endpoint_of(
+def endpoints_of(
     player: Player, transport: TransportName = "http", *, allows_plain_http: bool = False
-) -> Endpoint:
+) -> tuple[Endpoint, ...]:
     """Where a player is asked; raises as `Endpoint.parse` and `check_key_variable`."""
     environ = dict(os.environ)
     if player.key_env:
         check_key_variable(player.key_env)
         environ[OWN_KEY] = environ.get(player.key_env, "")
-    where, model = player.endpoint or "", player.model or ""
     how: dict[str, Any] = {"transport": transport, "allows_plain_http": allows_plain_http}
-    return Endpoint.parse(where, model, environ=environ, **how)
+    how |= {"model": player.model or "", "environ": environ}
+    return tuple(Endpoint.parse(where, **how) for where in player.endpoints)
 
 
 def price_of(player: Player) -> Price | None:
     """What a player's tokens cost; nothing for rules and this machine, None when unknown."""
     if player.price_in is not None and player.price_out is not None:
         return Price(input=player.price_in, output=player.price_out, currency="")
-    preset = preset_file().presets.get(player.endpoint or "")
-    if player.endpoint is None or is_local(preset.base_url if preset else player.endpoint):
+    presets = preset_file().presets
+    urls = [presets[one].base_url if one in presets else one for one in player.endpoints]
+    if all(map(is_local, urls)):
         return Price(input=0, output=0)
     return find_price(player.model or "")
 
@@ -188,7 +189,7 @@ class Players:
         self._models: dict[str, PlayerModel] = {}
 
     async def open(self, player: Player) -> OpenPlayer:
-        """The player with its model; players with one model at one address share it.
+        """The player with its model; players with one model at the same servers share it.
 
         Raises:
             ConfigError, EndpointAuthError: the endpoint is none, or its key is missing.
@@ -206,14 +207,15 @@ class Players:
             from cbtqa.simulation.playing.local_model import LocalModel
 
             return LocalModel(player)
-        endpoint = endpoint_of(player, self._transport, allows_plain_http=self._allows_plain_http)
+        how = {"allows_plain_http": self._allows_plain_http}
+        endpoints = endpoints_of(player, self._transport, **how)
         price, budget = price_of(player), self.line.budget
         if budget is not None and budget.max_cost is not None and price is None:
             raise ConfigError(
-                f"--budget: no price is known for {endpoint.model}",
+                f"--budget: no price is known for {player.model}",
                 hint="add price_in and price_out to the player, or use --budget-tokens",
             )
-        return EndpointModel(await self.line.model([endpoint], price))
+        return EndpointModel(await self.line.model(endpoints, price))
 
     async def ask(self, call: Call[ValueT]) -> tuple[ValueT | Fault, Outcome]:
         """What the last reply to a call holds, or its fault; raises as `Line.ask`."""
@@ -250,7 +252,7 @@ class Players:
 
 
 def _model_name(player: Player) -> str:
-    """What players of one model at one place have in common."""
-    if player.endpoint is None:
+    """What players of one model at the same servers have in common."""
+    if not player.endpoints:
         return f"here\n{player.backbone}\n{player.adapter}"
-    return f"{player.endpoint}\n{player.model}"
+    return "\n".join((*player.endpoints, player.model or ""))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,9 +26,11 @@ from cbtqa.errors import ConfigError, DataError, IncompleteRunError, UsageError
 from cbtqa.files import write_json, write_jsonl
 from cbtqa.llm.batch import BatchStoppedError, run_anywhere
 from cbtqa.llm.chat import Fault
+from cbtqa.llm.endpoint import BATCH_FILES
 from cbtqa.llm.journal import Journal
 from cbtqa.llm.progress import Progress
 from cbtqa.llm.runs import EndpointSettings, Run, Service, open_run, refuse_foreign
+from cbtqa.llm.second_opinion import GuardSettings, Opinions, ScreenEndpointSettings
 from cbtqa.manifest import (
     MANIFEST_NAME,
     Manifest,
@@ -41,7 +43,8 @@ from cbtqa.records import Provenance, Reason, Session, SessionState, StopReason
 from cbtqa.settings import Settings
 from cbtqa.simulation.playing.course import cbt_course
 from cbtqa.simulation.playing.messages import SessionView, plan_courses
-from cbtqa.simulation.playing.players import Players, RunLimits, endpoint_of
+from cbtqa.simulation.playing.opinions import ask_opinions
+from cbtqa.simulation.playing.players import Players, RunLimits, endpoints_of
 from cbtqa.simulation.playing.scripted import therapist_rules
 from cbtqa.simulation.playing.session import ArmPlayers, PlayedSession
 from cbtqa.simulation.playing.supervision import ask_state
@@ -77,6 +80,7 @@ def run_study(
     limits: RunLimits | None = None,
     update: bool = False,
     is_acknowledged: bool = False,
+    opinions: Opinions | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> RunResult:
     """Plays a study, or continues one that was interrupted.
@@ -84,6 +88,7 @@ def run_study(
     Args:
         update: play anew what was begun with other settings; its paid turns stay in the journal.
         is_acknowledged: the sessions may be passed on to the non-local endpoints of the study.
+        opinions: further models that read the sessions and mark their turns.
         on_progress: called twice a second; items are sessions.
 
     Raises:
@@ -105,17 +110,26 @@ def run_study(
     folder = StudyFolder(out)
     refuse_foreign(folder.journal_path, "study")
     service = service_of(study.players(), limits, is_acknowledged=is_acknowledged)
-    with open_run(folder.journal_path, JOURNAL_FINGERPRINT, service, what="the sessions") as opened:
-        journal = opened.journal
-        refuse_other_settings(journal, courses, folder, update=update)
+    opinions, what = opinions or Opinions(), "the sessions"
+    path, further = folder.journal_path, opinions.services
+    with (
+        open_run(path, JOURNAL_FINGERPRINT, service, further=further, what=what) as opened,
+        opinions.open(what) as second,
+    ):
+        refuse_other_settings(opened.journal, courses, folder, update=update)
         (out / MANIFEST_NAME).unlink(missing_ok=True)
         write_json(out / STUDY_NAME, study)
         write_jsonl(out / PROFILES_NAME, profiles)
-        run = _StudyRun(courses, journal, limits, on_progress)
+        run = _StudyRun(courses, opened.journal, limits, on_progress)
         sessions = run.run()
         write_jsonl(folder.sessions_path, sessions)
         run.raise_what_stopped_it()
-        manifest = _manifest(folder, courses, sessions, opened, run.players.cost)
+        described: dict[str, Any] = {}
+        if second.runs:
+            spent = run.players.cost or 0.0
+            sessions, described = ask_opinions(sessions, second, opened, spent, on_progress)
+            write_jsonl(folder.sessions_path, sessions)
+        manifest = _manifest(folder, courses, sessions, opened, run.players.cost, described)
     write_manifest(out, manifest)
     _refuse_unfinished(sessions, folder)
     return RunResult(folder, manifest, was_complete=run.was_complete)
@@ -125,11 +139,13 @@ def service_of(
     players: Iterable[Player], limits: RunLimits, *, is_acknowledged: bool
 ) -> Service | None:
     """The endpoints of all players together, for the gate; None when none is at an endpoint."""
+    how = {"allows_plain_http": limits.allows_plain_http}
     endpoints = tuple(
-        endpoint_of(one, limits.transport, allows_plain_http=limits.allows_plain_http)
-        for one in players
-        if one.endpoint
+        server for one in players for server in endpoints_of(one, limits.transport, **how)
     )
+    if any(one.is_batch for one in endpoints):
+        problem = f"a player's endpoint is {BATCH_FILES}FOLDER, and players are asked one by one"
+        raise ConfigError(problem, hint="name a server; simulate judge takes it for a judge")
     service = Service(endpoints, limits.engine, is_acknowledged=is_acknowledged)
     return service if endpoints else None
 
@@ -193,7 +209,8 @@ class _StudyRun:
         on_progress: Callable[[Progress], None] | None,
     ) -> None:
         self._courses, self._on_progress = courses, on_progress
-        self._study, self._in_flight = courses[0].study, limits.engine.in_flight
+        self._study, n = courses[0].study, limits.engine.in_flight
+        self._in_flight = n * most_servers(self._study.players())
         report = self._report if on_progress else None
         self.players = Players(journal, limits, self._study.attempts, report)
         self._finished: list[list[Session]] = [[] for _ in courses]
@@ -320,6 +337,7 @@ def _manifest(
     sessions: Sequence[Session],
     opened: Run,
     cost: float | None,
+    second_opinion: Mapping[str, Any],
 ) -> Manifest:
     names = (STUDY_NAME, PROFILES_NAME, SESSIONS_NAME)
     views = {view.arm.name: view for view in courses}
@@ -331,14 +349,17 @@ def _manifest(
         "n_sessions": len(sessions),
         "n_turns": sum(len(session.turns) for session in sessions),
         "stops": {arm: dict(sorted(found.items())) for arm, found in stops.items()},
+        **({"second_opinion": second_opinion} if second_opinion else {}),
     }
+    costs = [one["cost"]["amount"] for one in second_opinion.values() if one["cost"]]
+    total = None if cost is None and not costs else (cost or 0.0) + sum(costs)
     return opened.manifest(
         "study",
         None,
         settings={"study": SettingValue(value=courses[0].study.id, origin=STUDY_NAME)},
         prompts={prompt.name: prompt.sha256 for prompt in prompts},
         counts=counts,
-        cost=None if cost is None else {"value": round(cost, 6)},
+        cost=None if total is None else {"value": round(total, 6)},
         acknowledgements={"notice": NOTICE, **opened.acknowledgements},
         files=tuple(describe_file(folder.path / name, folder.path) for name in names),
     )
@@ -363,16 +384,22 @@ def _refuse_unfinished(sessions: Sequence[Session], folder: StudyFolder) -> None
     )
 
 
+def most_servers(players: Iterable[Player]) -> int:
+    """How many servers answer for the player that has most of them; 1 where nobody is asked."""
+    return max([1, *(len(one.endpoints) for one in players)])
+
+
 def at_endpoint(player: Player, settings: EndpointSettings) -> Player:
-    """The player as the flags have it: another server, model or price, further fields.
+    """The player as the flags have it: other servers, model or price, further fields.
 
     Only a player that is asked at an endpoint changes.
     """
-    if player.endpoint is None:
+    if not player.endpoints:
         return player
     changes: dict[str, Any] = {}
     if settings.endpoint:
-        changes["endpoint"] = settings.endpoint[0]
+        servers = tuple(dict.fromkeys(settings.endpoint))
+        changes["endpoint"] = servers[0] if len(servers) == 1 else servers
     if settings.model:
         changes["model"] = settings.model
     if settings.price_in is not None:
@@ -386,11 +413,18 @@ class PlayersSettings(EndpointSettings):
     """The block of flags where a study file names who is asked; they hold for all its models."""
 
     endpoint: tuple[str, ...] = ()
-    """Base URL or preset of the server that is asked in place of those in the study file."""
+    """Base URL or preset of the server that is asked in place of those in the study file. May be
+    repeated: servers of the same models share the work."""
     model: str | None = None
     """Model that is asked in place of those at endpoints in the study file."""
     max_attempts: int = Field(3, ge=1, le=20)
     """Replies asked for in one place, faulty ones included. Default: the study file's."""
+
+    why_one_by_one: ClassVar[str] = (
+        "it takes requests that are independent of one another, and a turn of a session needs the "
+        "reply before it"
+    )
+    """Why no cluster and no Batch API can be asked."""
 
     @property
     def run_limits(self) -> RunLimits:
@@ -399,12 +433,18 @@ class PlayersSettings(EndpointSettings):
         Raises:
             UsageError: a way of sending that no session can be played over.
         """
-        if self.cluster or self.transport == "batch-api":
+        is_batch_files = any(one.startswith(BATCH_FILES) for one in self.endpoint)
+        ways = {
+            "--cluster": self.cluster is not None,
+            "--transport batch-api": self.transport == "batch-api",
+            f"--endpoint {BATCH_FILES}FOLDER": is_batch_files,
+        }
+        if way := next((name for name, is_given in ways.items() if is_given), None):
             raise UsageError(
-                "sessions are played turn by turn: no --cluster, no --transport batch-api"
+                f"{way}: {self.why_one_by_one}",
+                hint="several --endpoint share the work; simulate profiles and simulate judge "
+                f"take {way}",
             )
-        if len(self.endpoint) > 1:
-            raise UsageError("each player is asked at one server: give one --endpoint")
         is_open = self.allow_plain_http
         return RunLimits(self.limits, self.budget, self.budget_tokens, self.transport, is_open)
 
@@ -423,7 +463,7 @@ class _StudySettings(Settings):
     """Only this arm. May be repeated."""
 
 
-class RunSettings(_StudySettings, PlayersSettings):
+class RunSettings(_StudySettings, PlayersSettings, ScreenEndpointSettings, GuardSettings):
     """Flags of `cbtqa simulate run`."""
 
     study: Path | None = None

@@ -41,7 +41,7 @@ from cbtqa.simulation.playing.messages import (
     with_complaint,
     wording,
 )
-from cbtqa.simulation.playing.players import Call, OpenPlayer, Players, endpoint_of
+from cbtqa.simulation.playing.players import Call, OpenPlayer, Players, endpoints_of
 from cbtqa.simulation.playing.supervision import Verdict, ask_verdict
 from cbtqa.simulation.study import Player
 
@@ -278,8 +278,10 @@ def provenance_of(
         completion_tokens=sum(one.usage.completion_tokens for one in outcomes),
     )
     hosts = [one.reply.host for one in outcomes if one.reply and one.reply.host]
-    if not hosts and player.endpoint:
-        hosts = [endpoint_of(player).host]  # nothing was answered, or by an earlier version
+    if not hosts:
+        hosts = [one.host for one in endpoints_of(player)][
+            :1
+        ]  # nothing was answered, or by an earlier version
     made_at = [one.reply.created_at for one in outcomes if one.reply and one.reply.created_at]
     return Provenance(
         model=player.name,

@@ -36,7 +36,8 @@ from cbtqa.llm.second_opinion import (
 )
 from cbtqa.llm.transport import open_transport
 from cbtqa.records import Question, Risk
-from cbtqa.safety.answers import Problem, check_in_both
+from cbtqa.safety.answers import Problem, check_in_both, is_at_stake
+from cbtqa.safety.encoder import ScreenEncoder, open_encoder
 from cbtqa.safety.normalise import language_of
 from cbtqa.safety.notices import answer_withheld, help_text, no_answer
 from cbtqa.safety.personal_data import Scrubbed, scrub
@@ -92,7 +93,8 @@ class Speaker:
     def answer(self, question: Question, risk: Risk) -> str | Fault:
         """The answer, unchecked; raises EndpointError, or IncompleteRunError without memory."""
         teacher = TemplateTeacher(seed=self._settings.seed)
-        danger = grade_text(question.source_text).danger
+        model = open_encoder(self._settings.screen_model)
+        danger = grade_text(question.source_text, model).danger
         # the routes of a danger stand beside the answer, which need not repeat them
         return teacher.answer(question, risk, None if danger is None else "").steps.joined()
 
@@ -104,16 +106,23 @@ class SecondOpinions:
     changes nothing.
     """
 
-    def __init__(self, screen: Service | None = None, guard: Service | None = None) -> None:
-        self._screen, self._guard = screen, guard
+    def __init__(
+        self,
+        screen: Service | None = None,
+        guard: Service | None = None,
+        encoder: ScreenEncoder | None = None,
+    ) -> None:
+        self._screen, self._guard, self._encoder = screen, guard, encoder
         self.names = [f"{one.model} at {one.host}" for one in (screen, guard) if one]
-        self.is_local = all(_is_local(one) for one in (screen, guard) if one)
+        self.names += [encoder.name] if encoder else []
+        self.is_local = all(one.is_local for one in (screen, guard) if one)
 
-    def grades(self, text: str, own: Screening) -> tuple[Screening, tuple[str, ...]]:
-        """The worse of two grades, and why there is but one."""
+    def grades(self, text: str) -> tuple[Screening, tuple[str, ...]]:
+        """The worst of all grades, and why an endpoint's is not among them."""
+        own = screen(text, model=self._encoder)
         if self._screen is None or own.risk == "explicit":  # nothing is worse, and help is urgent
             return own, ()
-        sent = text if _is_local(self._screen) else scrub(text).text
+        sent = text if self._screen.is_local else scrub(text).text
         found = ask_once(self._screen, ScreenTask(self._screen.model), Exchange("chat", sent))
         return worse_of(own, found), _unheard("screen", found)
 
@@ -121,15 +130,11 @@ class SecondOpinions:
         """What is unsafe in an answer, and why nobody says so."""
         if self._guard is None:
             return (), ()
-        if not _is_local(self._guard):
+        if not self._guard.is_local:
             text, answer = scrub(text).text, scrub(answer).text
         task = GuardTask(self._guard.model)
         found = ask_once(self._guard, task, Exchange("chat", text, answer))
         return (() if isinstance(found, Fault) else found), _unheard("guard", found)
-
-
-def _is_local(service: Service) -> bool:
-    return all(endpoint.is_local for endpoint in service.endpoints)
 
 
 def _unheard(who: str, found: object) -> tuple[str, ...]:
@@ -142,7 +147,7 @@ def answer_safely(speaker: Speaker, text: str, opinions: SecondOpinions | None =
     """Grades a question, asks for an answer unless it is explicit, and checks the answer."""
     opinions = opinions or SecondOpinions()
     language = language_of(text)
-    screening, unheard = opinions.grades(text, screen(text))
+    screening, unheard = opinions.grades(text)
     risk = screening.risk
     if risk == "explicit":
         return Turn(risk, help_text(language, "answer"), unheard=unheard)
@@ -155,7 +160,8 @@ def answer_safely(speaker: Speaker, text: str, opinions: SecondOpinions | None =
     if isinstance(answer, Fault):
         return replace(turn, fault=answer, notice=no_answer(language))
     # grade `none`: a route is named beside the answer, which need not name one itself
-    problems = check_in_both(answer, "none")
+    at_stake = is_at_stake(text, screening.route)
+    problems = check_in_both(answer, "none", at_stake=at_stake)
     if not problems:
         found, more = opinions.problems(text, answer)
         problems = tuple(problem for problem in found if problem.rule != NO_HELP)
@@ -172,18 +178,21 @@ def open_opinions(settings: ChatSettings) -> SecondOpinions:
     """The further models that the settings name.
 
     Raises:
-        UsageError, ConfigError: an endpoint without a model; no address.
+        UsageError, ConfigError: an endpoint without a model; no address; no such encoder.
+        MissingExtraError: an encoder without torch.
         EndpointAuthError: a remote endpoint without a key.
         LicenceGateError: text would leave the machine without acknowledgement.
     """
-    found = [opinion_service(settings, role) for role in ("screen", "guard")]
-    endpoints = [endpoint for service in found if service for endpoint in service.endpoints]
+    encoder = open_encoder(settings.screen_model)
+    screen, guard = (opinion_service(settings, role) for role in ("screen", "guard"))
+    asked = [service for service in (screen, guard) if service]
+    endpoints = [endpoint for service in asked for endpoint in service.endpoints]
     pass_disclosure_gates(
         endpoints, "what is typed", is_acknowledged=settings.acknowledge_disclosure
     )
     for endpoint in endpoints:
         endpoint.check_key()
-    return SecondOpinions(*found)
+    return SecondOpinions(screen, guard, encoder)
 
 
 def open_speaker(settings: ChatSettings, on_stage: OnStage = lambda words: None) -> Speaker:
@@ -253,6 +262,8 @@ class _ModelSpeaker(_PromptedSpeaker):
         super().__init__(settings)
         self.name, self.checks = opened.name, AnswerChecks(turn_mark_of(opened.chat))
         model: Any = opened.load(device, precision)
+        settings = settings.with_own(opened.generation)
+        self._settings = settings
         shared = GenerateSettings.model_fields.keys() & settings.model_dump().keys()
         as_generate = GenerateSettings(**settings.model_dump(include=set(shared)))
         self._opened = opened

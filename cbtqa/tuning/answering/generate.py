@@ -3,6 +3,7 @@
 journal.sqlite     every answer as it was made; the same command continues from it
 answers.jsonl      one `CbtAnswer` a line: what `cbtqa score` takes as predictions
 rejects.jsonl      questions without an answer, each with its reason and the whole text
+checked.jsonl      what the safety checks, and a guard where one is asked, find in each answer
 manifest.json      written last
 
 result = generate(resolve(GenerateSettings, flags={...}))
@@ -14,6 +15,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -21,13 +24,20 @@ from typing import Any
 
 import cbtqa
 from cbtqa.errors import ConfigError, UsageError
-from cbtqa.files import json_line, read_rows
+from cbtqa.files import json_line, read_rows, write_jsonl
 from cbtqa.llm.batch import OnProgress, asked_again
 from cbtqa.llm.chat import ChatRequest, Fault, Reply, Sampling
-from cbtqa.llm.cost import Estimate
+from cbtqa.llm.checked_files import (
+    AnswerCheck,
+    CheckedExchange,
+    estimate_answers_check,
+    with_grades,
+)
+from cbtqa.llm.cost import Estimate, sum_estimates
 from cbtqa.llm.journal import Entry, Journal, Outcome, State
 from cbtqa.llm.progress import Meter
 from cbtqa.llm.runs import Run, Service, estimate_run, open_run, refuse_foreign
+from cbtqa.llm.second_opinion import ANSWER_CHARS, Exchange, opinions_of
 from cbtqa.manifest import (
     MANIFEST_NAME,
     FolderResult,
@@ -37,7 +47,9 @@ from cbtqa.manifest import (
 )
 from cbtqa.paths import replacing
 from cbtqa.psyqa import is_bundled_sample
-from cbtqa.records import CbtAnswer, Provenance, Reason, Rejection
+from cbtqa.records import CbtAnswer, Provenance, Reason, Rejection, Risk
+from cbtqa.safety.encoder import fingerprint_of
+from cbtqa.safety.screen import Screening
 from cbtqa.settings import Resolved
 from cbtqa.tuning.answering.model import AnswerModel, open_model, prompt_form
 from cbtqa.tuning.answering.questions import (
@@ -55,7 +67,8 @@ from cbtqa.tuning.loading import ComputeType, choose_precision
 from cbtqa.tuning.settings import Mode, OnStage
 
 JOURNAL_NAME, ANSWERS_NAME, REJECTS_NAME = "journal.sqlite", "answers.jsonl", "rejects.jsonl"
-WRITTEN = (ANSWERS_NAME, REJECTS_NAME)
+CHECKED_NAME = "checked.jsonl"
+WRITTEN = (ANSWERS_NAME, REJECTS_NAME, CHECKED_NAME)
 
 
 class GenerateResult(FolderResult):
@@ -85,8 +98,7 @@ def generate(
 
     Raises:
         UsageError: data, adapter or model are missing, or two of them given.
-        ConfigError: a model that must be converted first or cannot be loaded; a folder of another
-            run.
+        ConfigError: a model that cannot be had or loaded; a folder of another run.
         DataError: no questions, no adapter, an adapter on another base.
         MissingExtraError: torch, transformers or peft are not installed.
         LicenceGateError: questions would go to a non-local endpoint without acknowledgement.
@@ -96,31 +108,43 @@ def generate(
     run = prepare(resolved.values, on_stage)
     folder = run.settings.out
     refuse_foreign(folder / JOURNAL_NAME, "answers")
-    with open_run(
-        folder / JOURNAL_NAME,
-        run.fingerprint(),
-        run.service,
-        what="the questions",
-        is_invented=all(is_bundled_sample(file.sha256) for file in run.asked.files),
-        hint="one folder holds the answers of one model: name another with --out",
-    ) as opened:
+    shown: dict[str, Any] = {"what": "the questions"}
+    shown["is_invented"] = all(is_bundled_sample(file.sha256) for file in run.asked.files)
+    opinions = opinions_of(run.settings, folder)
+    with (
+        open_run(
+            folder / JOURNAL_NAME,
+            run.fingerprint(),
+            run.service,
+            further=opinions.services,
+            hint="one folder holds the answers of one model: name another with --out",
+            **shown,
+        ) as opened,
+        opinions.open(**shown) as second,
+    ):
         (folder / MANIFEST_NAME).unlink(missing_ok=True)
-        _answer(run, opened, on_progress, on_stage)
-        counts = _write(run, opened.journal)
+        _answer(run, opened, on_progress, on_stage, second.runs)
+        answers = with_grades(_to_check(run, opened.journal), run.settings.screen_model)
+        check = AnswerCheck(list(answers), second)
+        if second.runs:
+            on_stage("reading questions and answers with " + ", ".join(opinions.names))
+        check.ask(beside=[opened], on_progress=on_progress)
+        counts = _write(run, opened.journal, check)
         manifest = opened.manifest(
             "answers",
             resolved,
+            beside=second.runs,
+            prompts=opinions.prompts,
             inputs=run.asked.files,
             counts={**counts, "system": run.system, "mode": run.mode, **run.fingerprint()},
             files=tuple(describe_file(folder / name, folder) for name in WRITTEN),
         )
     write_manifest(folder, manifest)
+    was_cut = counts["rejected"].get("cut")
     refuse_empty(
         *(counts["n_out"], counts["n_in"], "questions has an answer", counts["rejected"]),
         kept=folder / REJECTS_NAME,
-        hint="all cut: raise --max-new-tokens (a new --out)"
-        if counts["rejected"].get("cut")
-        else "",
+        hint="all cut: raise --max-new-tokens (a new --out)" if was_cut else "",
     )
     return GenerateResult(folder, manifest)
 
@@ -131,15 +155,49 @@ def estimate_answers(resolved: Resolved[GenerateSettings]) -> Estimate:
     Raises as `generate`, but reads no weights.
     """
     settings = resolved.values
-    service, _, asked = _read(settings)
-    estimate = estimate_run(service, settings.out / JOURNAL_NAME, asked.items, AnswerTask(settings))
-    return estimate.model_copy(update={"n_left_out": len(asked.rejections)})
+    service, mode, asked = _read(settings)
+    path = settings.out / JOURNAL_NAME
+    estimate = estimate_run(service, path, asked.items, AnswerTask(settings))
+    n_left_out = len(asked.rejections)
+    opinions = opinions_of(settings, settings.out)
+    if not opinions.services:
+        return estimate.model_copy(update={"n_left_out": n_left_out})
+    with Journal(path, read_only=True) if path.exists() else nullcontext() as journal:
+        known = dict(journal.outcomes(item.key for item in asked.items)) if journal else {}
+    answers = []
+    for item in asked.items:
+        outcome = known.get(item.key)
+        reply = outcome.reply.text if outcome and outcome.reply else "字" * ANSWER_CHARS
+        text = read_target(mode, reply).text
+        known_grades = Screening(item.risk, ())
+        answers.append(CheckedExchange(Exchange(item.id, item.question, text), "", known_grades))
+    graded = list(with_grades(answers, settings.screen_model))
+    further = estimate_answers_check(graded, opinions)
+    parts = [estimate.model_copy(update={"name": "answers"}), *further.parts]
+    return sum_estimates("questions", len(asked.items), n_left_out, parts)
 
 
-def _answer(run: AnswerRun, opened: Run, on_progress: OnProgress | None, on_stage: OnStage) -> None:
+def _to_check(run: AnswerRun, journal: Journal) -> Iterator[CheckedExchange]:
+    """The accepted answers with their questions."""
+    outcomes = journal.outcomes(item.key for item in run.asked.items)
+    for item, (_, outcome) in zip(run.asked.items, outcomes, strict=True):
+        if outcome is not None and outcome.reply is not None and outcome.fault is None:
+            text = read_target(run.mode, outcome.reply.text).text
+            grades = Screening(item.risk, ())
+            yield CheckedExchange(Exchange(item.id, item.question, text), item.id, grades)
+
+
+def _answer(
+    run: AnswerRun,
+    opened: Run,
+    on_progress: OnProgress | None,
+    on_stage: OnStage,
+    beside: Sequence[Run],
+) -> None:
     items, journal = run.asked.items, opened.journal
     if run.service is not None:
-        opened.ask(items, AnswerTask(run.settings), n_total=len(items), on_progress=on_progress)
+        shown: dict[str, Any] = {"n_total": len(items), "on_progress": on_progress}
+        opened.ask(items, AnswerTask(run.settings), beside=beside, **shown)
         return
     assert run.opened is not None and run.precision is not None
     standings = journal.standings([item.key for item in items])
@@ -190,13 +248,19 @@ def _record_entries(journal: Journal, meter: Meter, entries: list[Entry]) -> Non
         meter.ended(entry)
 
 
-def _write(run: AnswerRun, journal: Journal) -> dict[str, Any]:
-    """Both files from the journal, in the order of the questions; gives the counts."""
+def _write(run: AnswerRun, journal: Journal, check: AnswerCheck) -> dict[str, Any]:
+    """All three files from the journals, in the order of the questions; gives the counts."""
+    lines = list(check.lines())
+    write_jsonl(run.settings.out / CHECKED_NAME, lines)
+    risks: dict[str, Risk] = {line["id"]: line["risk"] for line in lines}
     folder, rejected = run.settings.out, Counter[str]()
     n_out = n_steps = 0
     outcomes = journal.outcomes(item.key for item in run.asked.items)
     pairs = zip(run.asked.items, outcomes, strict=True)
-    records = (_answer_record(run, item, outcome) for item, (_, outcome) in pairs)
+    records = (
+        _answer_record(run, item, outcome, risks.get(item.id, item.risk))
+        for item, (_, outcome) in pairs
+    )
     with (
         replacing(folder / ANSWERS_NAME) as answers_path,
         replacing(folder / REJECTS_NAME) as rejects_path,
@@ -216,11 +280,12 @@ def _write(run: AnswerRun, journal: Journal) -> dict[str, Any]:
         "n_with_steps": n_steps,
         "n_rejected": rejected.total(),
         "rejected": dict(rejected.most_common()),
+        "safety": check.survey().to_dict(),
     }
 
 
 def _answer_record(
-    run: AnswerRun, item: AskedItem, outcome: Outcome | None
+    run: AnswerRun, item: AskedItem, outcome: Outcome | None, risk: Risk
 ) -> CbtAnswer | Rejection:
     reply = outcome.reply if outcome else None
     if outcome is None or reply is None or outcome.fault is not None:
@@ -238,7 +303,7 @@ def _answer_record(
         system=run.system,
         text=read.text,
         steps=read.steps,
-        risk=item.risk,
+        risk=risk,
         provenance=Provenance(
             model=run.model_name,
             endpoint_host=(reply.host or run.service.host) if run.service else None,
@@ -298,6 +363,7 @@ class AnswerRun:
             "model": self.model_name,
             "sampling": json.dumps(self.sampling(), sort_keys=True),
             "seed": str(self.settings.seed),
+            **fingerprint_of(self.settings.screen_model),
         }
         if self.service is not None:
             return known | {"endpoint_host": self.service.host}
@@ -315,7 +381,9 @@ def prepare(settings: GenerateSettings, on_stage: OnStage) -> AnswerRun:
     service, mode, asked = _read(settings)
     if service is not None:
         return AnswerRun(settings, mode, asked, service, None)
-    return AnswerRun(settings, mode, asked, None, *open_local(settings, on_stage))
+    opened, device, precision = open_local(settings, on_stage)
+    settings = settings.with_own(opened.generation)
+    return AnswerRun(settings, mode, asked, None, opened, device, precision)
 
 
 def _read(settings: GenerateSettings) -> tuple[Service | None, Mode, Asked]:
@@ -342,7 +410,7 @@ def open_local(
 ) -> tuple[AnswerModel, str, ComputeType]:
     """The model of this process, checked, with its device and precision; raises as `open_model`."""
     on_stage("checking the model")
-    opened = open_model(settings)
+    opened = open_model(settings, on_stage)
     for note in opened.notes:
         on_stage(note)
     torch, device = require("torch"), settings.device
@@ -361,13 +429,17 @@ def open_local(
 
 def sampling_of(settings: SpeakerSettings) -> Sampling:
     """The request's sampling; what the protocol has no field for is sent as vLLM takes it."""
-    more: dict[str, float | int] = {}
+    more: dict[str, Any] = {}
     if settings.top_k:
         more["top_k"] = settings.top_k
     if settings.repetition_penalty != 1:
         more["repetition_penalty"] = settings.repetition_penalty
+    if settings.thinking in ("on", "off"):
+        more["chat_template_kwargs"] = {"enable_thinking": settings.thinking == "on"}
+    # with `--decoding model` the server knows them
+    is_servers = settings.decoding == "model" and "temperature" not in settings.model_fields_set
     return settings.sampling(
-        temperature=settings.temperature,
+        temperature=None if is_servers and settings.endpoint else settings.temperature,
         top_p=settings.top_p if settings.top_p < 1 else None,
         max_tokens=settings.max_new_tokens,
         seed=settings.seed,

@@ -22,7 +22,7 @@ from cbtqa.tuning.backbones import Backbone, fetch_if_present
 from cbtqa.tuning.data.chat_format import ChatFormat
 from cbtqa.tuning.libraries import require
 from cbtqa.tuning.loading import ComputeType, choose_backbone, load_base, load_chat
-from cbtqa.tuning.settings import Mode
+from cbtqa.tuning.settings import Mode, OnStage, Thinking
 from cbtqa.tuning.training.record import RUN_NAME, RunStart
 from cbtqa.tuning.weights.adapter import CONFIG_NAME, check_base, find_adapter, find_base
 from cbtqa.tuning.weights.files import (
@@ -40,6 +40,7 @@ class Trained:
     mode: Mode | None = None
     system_prompt: str | None = None
     chat_format: str | None = None
+    thinking: Thinking | None = None
 
 
 def read_training(adapter: Path | None) -> Trained:
@@ -47,8 +48,8 @@ def read_training(adapter: Path | None) -> Trained:
     if adapter is None or not (adapter / RUN_NAME).is_file():
         return Trained()
     start = parse_record(RunStart, read_json(adapter / RUN_NAME), str(adapter / RUN_NAME))
-    values = {name: start.settings[name].value for name in Trained.__annotations__}
-    return Trained(**values)
+    known = start.settings
+    return Trained(**{name: known[name].value for name in Trained.__annotations__ if name in known})
 
 
 def prompt_form(settings: SpeakerSettings) -> tuple[Mode, str | None]:
@@ -72,13 +73,19 @@ class AnswerModel:
     notes: tuple[str, ...] = ()
 
     @property
+    def generation(self) -> dict[str, Any]:
+        """The model's own generation_config.json; empty where it has none."""
+        place = self.backbone
+        file = fetch_if_present(place.location, GENERATION_NAME, revision=place.revision)
+        found = read_json(file) if file else {}
+        return found if isinstance(found, dict) else {}
+
+    @property
     def stops(self) -> list[int]:
         """Tokens any of which ends an answer."""
         tokenizer = self.chat.tokenizer
         named = tokenizer.convert_tokens_to_ids(list(self.backbone.stops))
-        place = self.backbone
-        file = fetch_if_present(place.location, GENERATION_NAME, revision=place.revision)
-        given = read_json(file).get("eos_token_id") if file else None
+        given = self.generation.get("eos_token_id")
         own = given if isinstance(given, list) else [given]
         found = {*self.chat.end_ids, tokenizer.eos_token_id, *named, *own}
         return sorted(found - {None, tokenizer.unk_token_id})
@@ -117,13 +124,15 @@ class AnswerModel:
             ) from None
 
 
-def open_model(settings: SpeakerSettings) -> AnswerModel:
+def open_model(settings: SpeakerSettings, on_stage: OnStage = lambda words: None) -> AnswerModel:
     """Finds the model, its base and its tokenizer, and checks that they belong together.
+
+    A model that has to be converted first is, once, as `on_stage` tells.
 
     Raises:
         UsageError: neither an adapter nor a model named, or both.
         DataError: no adapter there, or on another base than the one given.
-        ConfigError: a model that must be converted first, or cannot be loaded.
+        ConfigError: a model that cannot be had, converted or loaded.
     """
     if (settings.adapter is None) == (settings.model is None):
         raise UsageError(
@@ -132,17 +141,17 @@ def open_model(settings: SpeakerSettings) -> AnswerModel:
             "URL the model's name there",
         )
     if settings.adapter is not None:
-        return _open_adapter(settings, settings.adapter)
-    backbone = choose_backbone(settings.model, settings.revision)
-    chat = load_chat(backbone, settings.chat_format)
+        return _open_adapter(settings, settings.adapter, on_stage)
+    backbone = choose_backbone(settings.model, settings.revision, on_stage, place=settings.from_)
+    chat = load_chat(backbone, settings.chat_format, _thinking(settings, "keep"))
     sha256 = describe_base(backbone).weights_sha256
     return AnswerModel(backbone, chat, None, backbone.display_name, sha256)
 
 
-def _open_adapter(settings: SpeakerSettings, folder: Path) -> AnswerModel:
+def _open_adapter(settings: SpeakerSettings, folder: Path, on_stage: OnStage) -> AnswerModel:
     config, weights = find_adapter(folder)
     recorded = read_base_record(folder)
-    backbone = find_base(config, settings.base, recorded)
+    backbone = find_base(config, settings.base, recorded, on_stage, settings.from_)
     base, notes = check_base(backbone, recorded)
     files = (*map(describe_file, weights), describe_file(folder / CONFIG_NAME))
     chat, sha256 = _chat_of_adapter(settings, folder, backbone), combine_hashes(files)
@@ -150,11 +159,18 @@ def _open_adapter(settings: SpeakerSettings, folder: Path) -> AnswerModel:
     return AnswerModel(backbone, chat, folder, name, sha256, notes)
 
 
+def _thinking(settings: SpeakerSettings, otherwise: Thinking) -> Thinking:
+    return settings.thinking or read_training(settings.adapter).thinking or otherwise
+
+
 def _chat_of_adapter(settings: SpeakerSettings, folder: Path, backbone: Backbone) -> ChatFormat:
     """The tokenizer saved with the adapter, whose template is the one it was trained with."""
     if not (folder / "tokenizer_config.json").is_file():
-        return load_chat(backbone, settings.chat_format)
+        return load_chat(backbone, settings.chat_format, _thinking(settings, "off"))
     words: dict[str, Any] = {"path": folder, "revision": None, "template": None}
     if read_training(folder).chat_format is not None:
         words["end_of_turn"] = None  # it was that of the format, which the template shows
-    return load_chat(backbone.model_copy(update=words), settings.chat_format)
+    # what was saved has the switch as it was trained
+    thinking = settings.thinking or "keep" if settings.chat_format is None else None
+    found = thinking or _thinking(settings, "off")
+    return load_chat(backbone.model_copy(update=words), settings.chat_format, found)

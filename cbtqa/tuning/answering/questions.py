@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
+from operator import attrgetter
 from pathlib import Path
 
 from cbtqa.dataset_folder import QUESTION_COLUMNS, DatasetFolder, question_of
@@ -18,9 +19,10 @@ from cbtqa.errors import ConfigError, DataError, UsageError
 from cbtqa.files import read_rows
 from cbtqa.llm.chat import Fault, Reply, fault_of_reply, fault_of_text
 from cbtqa.manifest import FileEntry, describe_file
-from cbtqa.psyqa import read_questions
+from cbtqa.psyqa import SourceItem, read_questions
 from cbtqa.records import Question, Reason, Rejection, Risk
-from cbtqa.safety.screen import screen
+from cbtqa.safety.encoder import open_encoder
+from cbtqa.safety.screen import screen_each
 from cbtqa.shapes import Message, shape_of
 from cbtqa.text_faults import find_machine_text
 from cbtqa.tuning.answering.settings import GenerateSettings
@@ -37,6 +39,8 @@ class AskedItem:
     messages: tuple[Message, ...]
     risk: Risk
     """Graded on the question."""
+    question: str = ""
+    """What is asked, without what the prompt adds."""
 
     @property
     def key(self) -> str:
@@ -104,22 +108,31 @@ def read_asked(settings: GenerateSettings, mode: Mode, system_prompt: str | None
 def _read_items(
     settings: GenerateSettings, path: Path, mode: Mode, system_prompt: str | None
 ) -> Iterator[AskedItem | Rejection]:
+    model = open_encoder(settings.screen_model)
+
     def item_of(question: Question, risk: Risk) -> AskedItem:
         messages = prompt_messages(question, mode, system_prompt)
-        return AskedItem(question.id, tuple(messages), risk)
+        return AskedItem(question.id, tuple(messages), risk, question.source_text)
 
     if path.is_dir():
         columns = (*QUESTION_COLUMNS, "risk")
         for row in DatasetFolder.open(path).rows(settings.split, columns):
             yield item_of(question_of(row), row["risk"])
     elif _holds_prompts(path, settings.encoding):
-        yield from _prompt_items(path, settings.encoding)
+        prompts = _prompt_items(path, settings.encoding)
+        for item, screening in screen_each(prompts, attrgetter("question"), model=model):
+            yield replace(item, risk=screening.risk)
     else:
-        for read in read_questions(path, encoding=settings.encoding):
+        rows = read_questions(path, encoding=settings.encoding)
+        for read, screening in screen_each(rows, _text_of, model=model):
             if isinstance(read, Rejection):
                 yield read
             else:
-                yield item_of(read.question, screen(read.question.source_text).risk)
+                yield item_of(read.question, screening.risk)
+
+
+def _text_of(read: SourceItem | Rejection) -> str:
+    return "" if isinstance(read, Rejection) else read.question.source_text
 
 
 def _holds_prompts(path: Path, encoding: str) -> bool:
@@ -134,6 +147,7 @@ def _holds_prompts(path: Path, encoding: str) -> bool:
 
 
 def _prompt_items(path: Path, encoding: str) -> Iterator[AskedItem]:
+    """The rows of a file of prompts, not screened yet."""
     for number, (where, row) in enumerate(read_rows(path, encoding), 1):
         if shape_of(row) is None:
             turns = read_messages(row.get("prompt"), "user", where)
@@ -145,7 +159,8 @@ def _prompt_items(path: Path, encoding: str) -> Iterator[AskedItem]:
             words = "expected a prompt: a text, or messages that end with the user's"
             raise DataError(words, where=where)
         text = "\n".join(turn["content"] for turn in turns if turn["role"] == "user")
-        yield AskedItem(str(row.get("id") or f"row {number}"), tuple(turns), screen(text).risk)
+        item_id = str(row.get("id") or f"row {number}")
+        yield AskedItem(item_id, tuple(turns), "none", text)
 
 
 LEAK_CHARS = 14

@@ -2,7 +2,8 @@
 
 The prompt is rendered and tokenised alone, as a server does it; the answer is tokenised alone and
 closed by the end-of-turn token, so that no token spans the boundary. What a chat template writes
-after an answer is found once, by a probe.
+after an answer is found once, by a probe, and so is what it writes before one: a model that thinks
+has an empty think block there, in the prompt (not learnt) or in the answer (learnt).
 
     chat = ChatFormat(tokenizer)
     chat.prompt_ids([[{"role": "user", "content": "..."}]]), chat.answer_ids(["..."])
@@ -10,13 +11,35 @@ after an answer is found once, by a probe.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from cbtqa.errors import ConfigError
 from cbtqa.shapes import Message
+from cbtqa.tuning.settings import Thinking
 
 _PROBE_QUESTION, _PROBE_ANSWER = "问题", "回答"
+_SWITCHES = ("enable_thinking", "thinking")
+"""Variables by which templates are told to let a model think: Qwen, GLM, Hunyuan; DeepSeek."""
+_OPEN, _CLOSE = "<think>", "</think>"
+_EMPTY_BLOCK = re.compile(rf"(?:{_OPEN})?\s*{_CLOSE}\s*")
+_SET = "{{%- if {0} is not defined %}}{{%- set {0} = {1} %}}{{%- endif %}}"
+_USE = r"\b{0}\b\s*(?:is|==|and|or|else|\)|-?%\}}|-?\}}\}})"
+_WAS_SET = re.compile(
+    r"\{%- if ([a-z_]+) is not defined %\}\{%- set \1 = (?:true|false) %\}\{%- endif %\}"
+)
+
+
+def set_thinking(template: str, thinking: Thinking) -> str:
+    """A chat template whose switch stands as wanted where nobody sets it; `keep`: as it is."""
+    if thinking == "keep":
+        return template
+    bare = _WAS_SET.sub("", template)
+    value = "true" if thinking == "on" else "false"
+    code = re.sub(r"\{#.*?#\}", "", bare, flags=re.DOTALL)
+    names = (name for name in _SWITCHES if re.search(_USE.format(name), code))
+    return "".join(_SET.format(name, value) for name in names) + bare
 
 
 class ChatFormat:
@@ -41,6 +64,8 @@ class ChatFormat:
                 "the tokenizer has no chat template",
                 hint="--chat-format names one: cbt-llm-card, chatml, llama3, ...",
             )
+        self.lead = ""
+        """What an answer without reasoning begins with: an empty think block, or its end."""
         self.end_text = self._find_end(end_of_turn)
         known = tokenizer.get_vocab().get(self.end_text)
         self.end_ids = self._batch([self.end_text])[0] if known is None else [known]
@@ -68,7 +93,13 @@ class ChatFormat:
 
     def answer_ids(self, answers: Sequence[str]) -> list[list[int]]:
         """Tokens of each answer, with the end of turn."""
-        return [[*ids, *self.end_ids] for ids in self._batch(list(answers))]
+        return [[*ids, *self.end_ids] for ids in self._batch([self._told(one) for one in answers])]
+
+    def _told(self, answer: str) -> str:
+        """The answer as the model is to write it after the prompt."""
+        if _CLOSE not in answer:
+            return self.lead + answer
+        return answer.lstrip().removeprefix(_OPEN) if self._opens_block else answer
 
     def holds_special_token(self, text: str) -> bool:
         """True when a text spells out a special token, which would then end a turn or open one."""
@@ -89,11 +120,20 @@ class ChatFormat:
             chat_template=self._template,
             tokenize=False,
         )
-        if not whole.startswith(prompt + _PROBE_ANSWER):
+        self._opens_block = prompt.rstrip().endswith(_OPEN)
+        self.takes_reasoning = not prompt.rstrip().endswith(_CLOSE)
+        """False where the prompt ends with an empty think block."""
+        before, _, rest = whole.partition(_PROBE_ANSWER)
+        block = before.removeprefix(prompt)
+        without_opening = prompt.rstrip().removesuffix(_OPEN)
+        if self._opens_block and before == without_opening:
+            self.lead = f"\n{_CLOSE}\n\n"  # the template leaves reasoning out of earlier answers
+        elif before.startswith(prompt) and (not block or _EMPTY_BLOCK.fullmatch(block)):
+            self.lead = block
+        else:
             raise ConfigError(
                 "the chat template writes an answer otherwise than it asks for one: "
                 f"{whole!r} does not begin with {prompt + _PROBE_ANSWER!r}",
                 hint="--chat-format names a template of ours: chatml, chatml-no-think, llama3, ...",
             )
-        rest = whole[len(prompt + _PROBE_ANSWER) :].strip()
-        return given or rest or str(self.tokenizer.eos_token or "")
+        return given or rest.strip() or str(self.tokenizer.eos_token or "")

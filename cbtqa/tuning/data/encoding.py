@@ -109,8 +109,14 @@ def _spread(counts: npt.NDArray[np.int64]) -> dict[str, float]:
     return {"mean": round(float(counts.mean()), 1), **shares, "max": int(counts.max())}
 
 
-def encode(found: ExampleSet, chat: ChatFormat, settings: FinetuneSettings) -> EncodedSet:
-    """Tokenises examples, counts those that do not fit; raises DataError when nothing is left."""
+def encode(
+    found: ExampleSet, chat: ChatFormat, settings: FinetuneSettings, context: int | None = None
+) -> EncodedSet:
+    """Tokenises examples, counts those that do not fit; raises DataError when nothing is left.
+
+    Args:
+        context: tokens that the backbone takes, for the hint; the limit is `settings.max_length`.
+    """
     encoded = EncodedSet(found.name, dropped=Counter(found.dropped), n_in=found.n_in)
     for start in range(0, len(found.examples), ROWS_AT_ONCE):
         clean = []
@@ -119,7 +125,8 @@ def encode(found: ExampleSet, chat: ChatFormat, settings: FinetuneSettings) -> E
             texts = (example.answer, example.rejected or "", *prompt)
             machine = find_machine_text(example.answer)
             # rows of a file may mean to teach reasoning, a built dataset's never do
-            if machine and (machine.kind != "reasoning" or example.question is not None):
+            is_taught = example.question is None and chat.takes_reasoning
+            if machine and not (machine.kind == "reasoning" and is_taught):
                 encoded.dropped[machine.kind] += 1
             elif any(map(chat.holds_special_token, texts)):
                 encoded.dropped["special_token_in_text"] += 1
@@ -127,7 +134,7 @@ def encode(found: ExampleSet, chat: ChatFormat, settings: FinetuneSettings) -> E
                 clean.append(example)
         for example, item in zip(clean, _items(clean, chat), strict=True):
             _add(encoded, example, item, chat, settings)
-    return checked(encoded, settings)
+    return checked(encoded, settings, context)
 
 
 def refuse_unknown_tokens(sets: Iterable[EncodedSet], tokenizer: Any, n_rows: int) -> None:
@@ -206,14 +213,24 @@ def _shortened(
     return ids if whole - len(ids) >= n_over else None
 
 
-def checked(encoded: EncodedSet, settings: FinetuneSettings) -> EncodedSet:
+def checked(
+    encoded: EncodedSet, settings: FinetuneSettings, context: int | None = None
+) -> EncodedSet:
     """The set itself; raises DataError when nothing is left in it."""
     if encoded.items:
         return encoded
     reasons = ", ".join(f"{reason} {n:,}" for reason, n in sorted(encoded.dropped.items()))
     hint = None
     if "too_long" in encoded.dropped:
-        hint = f"raise --max-length (now {settings.max_length}) or add --shorten-prompts"
+        limit = settings.max_length
+        is_context = context is not None and context <= limit
+        hint = (
+            f"the backbone takes {context:,} tokens: name one that takes more"
+            if is_context
+            else f"raise --max-length (now {limit:,})"
+        ) + ", or add --shorten-prompts" * (not settings.shorten_prompts)
+    elif "reasoning" in encoded.dropped and settings.thinking == "off":
+        hint = "these answers hold reasoning: --thinking on learns it"
     elif "no_steps" in encoded.dropped:
         hint = "these answers have no steps: use --mode answer"
     elif "risk" in encoded.dropped:

@@ -10,7 +10,7 @@ from its tokenizer where that is on this machine, else from characters:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -22,6 +22,7 @@ import torch
 from cbtqa.manifest import SettingValue, describe_settings
 from cbtqa.records import Record
 from cbtqa.settings import Resolved
+from cbtqa.tuning.attention import reason_to_pad
 from cbtqa.tuning.backbones import Backbone, to_config
 from cbtqa.tuning.budget.counting import count_shape
 from cbtqa.tuning.budget.estimate import (
@@ -49,7 +50,8 @@ from cbtqa.tuning.data.packing import StepPlan
 from cbtqa.tuning.libraries import read_table, require
 from cbtqa.tuning.loading import choose_backbone, load_chat, lora_config
 from cbtqa.tuning.settings import FinetuneSettings
-from cbtqa.tuning.training.prepare import resolve_for_run, within_context
+from cbtqa.tuning.training.prepare import padding_note, resolve_for_run, within_context
+from cbtqa.tuning.weights.cache import cache_folder
 
 STEPS_LAID_OUT = 500
 FSDP_CARDS = (2, 4, 8)
@@ -78,6 +80,8 @@ class Layout(Record):
     """Of the largest micro-batch, padding included: what memory has to hold."""
     fill: float
     """Real tokens as a share of the token budget, 0 to 1; what is left is never computed."""
+    is_packed: bool
+    """False by the settings, or where the model would mix packed documents."""
     padding: float
     """Padding as a share of what is computed, 0 to 1; 0 when packed."""
 
@@ -124,6 +128,7 @@ class DryRun(Record):
     """Over all epochs."""
     n_processes: int
     """Cards that share each step."""
+    memory_by: Literal["counted", "by formula"]
     memory: dict[Literal["plain", "checkpointed"], Memory]
     cards: tuple[CardEstimate, ...]
     example: tuple[Piece, ...]
@@ -148,21 +153,21 @@ def dry_run(
     """
     resolved = resolve_for_run(resolved)
     given = resolved.values
-    backbone = choose_backbone(given.backbone, given.revision, may_need_conversion=True)
+    backbone = choose_backbone(given.backbone, given.revision, is_dry=True)
     settings, notes = within_context(given, backbone)
-    if backbone.gated:
-        words = f"gated: accept the licence on the page of {backbone.hub_id}, hf auth login"
-        notes = (words, *notes)
-    if backbone.needs_conversion:
-        words = f"first: cbtqa convert {given.backbone} --out {backbone.id.lower()}-converted"
-        notes = (words, *notes)
+    notes = (*_first_steps(backbone), *notes)
     config = to_config(backbone)
+    if settings.packing and (reason := reason_to_pad(config)):
+        settings = settings.model_copy(update={"packing": False})
+        notes = (*notes, padding_note(backbone, reason))
     chat = _chat_on_this_machine(backbone, settings)
-    splits = _read_splits(settings, chat, config.vocab_size)
+    splits = _read_splits(settings, chat, backbone, config.get_text_config().vocab_size)
     train, statistics = splits["train"], splits["train"].statistics(settings.loss_on)
     layout = _lay_out(train.lengths, settings, n_processes)
     dtype = torch.float32 if settings.precision == "fp32" else torch.bfloat16
     count = count_shape(config, lora_config(settings, backbone), dtype=dtype)
+    if count.by_formula:
+        notes = (*notes, f"memory by formula, not counted: {count.by_formula}")
     labelled = statistics["n_learnt_tokens"] / max(1, statistics["n_tokens"])
     lengths = [len(document) for item in train.items for document in item.documents]
     squares = sum(n * n for n in lengths)
@@ -186,14 +191,23 @@ def dry_run(
         flops_per_token=flops.total(checkpointing=False),
         total_tokens=total_tokens,
         n_processes=n_processes,
+        memory_by="by formula" if count.by_formula else "counted",
         memory={"plain": sizing.plain, "checkpointed": sizing.checkpointed},
         cards=tuple(sizing.on(card, flops, total_tokens) for card in cards),
         example=_show_example(train, chat, settings),
     )
 
 
+def _first_steps(backbone: Backbone) -> Iterator[str]:
+    """What comes before the training itself, in words."""
+    if backbone.needs_conversion:
+        yield f"the run begins with a download and a conversion, once, into {cache_folder()}"
+    if backbone.gated:
+        yield f"gated: accept the licence on the page of {backbone.hub_id}, hf auth login"
+
+
 def _read_splits(
-    settings: FinetuneSettings, chat: ChatFormat | None, vocabulary: int
+    settings: FinetuneSettings, chat: ChatFormat | None, backbone: Backbone, vocabulary: int
 ) -> dict[str, EncodedSet]:
     """Every split, encoded; by approximation without a chat format."""
     found = {
@@ -201,7 +215,9 @@ def _read_splits(
         "validation": read_validation_examples(settings),
     }
     splits = {
-        name: encode(of, chat, settings) if chat else approximate(of, vocabulary, settings)
+        name: encode(of, chat, settings, backbone.context)
+        if chat
+        else approximate(of, vocabulary, settings, backbone.context)
         for name, of in found.items()
         if of is not None
     }
@@ -227,7 +243,7 @@ def _chat_on_this_machine(backbone: Backbone, settings: FinetuneSettings) -> Cha
             return None
         # the cache's own folder: a Hub id would be looked up on the network again
         backbone = backbone.model_copy(update={"path": Path(cached).parent, "revision": None})
-    return load_chat(backbone, settings.chat_format)
+    return load_chat(backbone, settings.chat_format, settings.thinking)
 
 
 def _lay_out(lengths: Sequence[int], settings: FinetuneSettings, n_processes: int) -> Layout:
@@ -257,6 +273,7 @@ def _lay_out(lengths: Sequence[int], settings: FinetuneSettings, n_processes: in
         n_micro_batches=len(real) / max(1, n_steps) / n_processes,
         mean_tokens=sum(real) / max(1, len(real)),
         most_tokens=max(computed, default=0),
+        is_packed=settings.packing,
         fill=sum(real) / max(1, sum(max(settings.micro_batch_tokens, n) for n in computed)),
         padding=1 - sum(real) / max(1, sum(computed)),
     )
@@ -337,7 +354,9 @@ def approximate_tokens(text: str, vocabulary: int) -> int:
     return round(n_han * rate["han"] + (len(text) - n_han) * rate["other"])
 
 
-def approximate(found: ExampleSet, vocabulary: int, settings: FinetuneSettings) -> EncodedSet:
+def approximate(
+    found: ExampleSet, vocabulary: int, settings: FinetuneSettings, context: int | None = None
+) -> EncodedSet:
     """Items of about the right size without content; raises DataError when nothing is left."""
     encoded = EncodedSet(found.name, dropped=found.dropped.copy(), n_in=found.n_in)
     for example in found.examples:
@@ -350,4 +369,4 @@ def approximate(found: ExampleSet, vocabulary: int, settings: FinetuneSettings) 
                 n = n_prompt + approximate_tokens(text, vocabulary) + _rates()["answer_extra"]
                 documents.append(Document(np.zeros(n, np.int32), n_prompt))
         add_if_short(encoded, example, Item(example.id, tuple(documents)), settings)
-    return checked(encoded, settings)
+    return checked(encoded, settings, context)

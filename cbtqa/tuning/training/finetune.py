@@ -47,7 +47,7 @@ def finetune(
     if settings.method == "qlora" or settings.optimizer == "adamw_8bit":
         require("bitsandbytes", extra="qlora")
     check_folder(settings.out)
-    backbone = choose_backbone(settings.backbone, settings.revision)
+    backbone = choose_backbone(settings.backbone, settings.revision, on_stage, place=settings.from_)
     on_stage("reading data")
     sets = prepare_sets(settings, backbone)
     on_stage("hashing the backbone")

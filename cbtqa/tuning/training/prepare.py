@@ -13,7 +13,7 @@ import torch
 from cbtqa.errors import ConfigError
 from cbtqa.manifest import FileEntry
 from cbtqa.settings import Resolved
-from cbtqa.tuning.attention import documents_stay_apart, register_attention
+from cbtqa.tuning.attention import pack_if_apart, why_not_causal
 from cbtqa.tuning.backbones import Backbone
 from cbtqa.tuning.budget.counting import count_shape
 from cbtqa.tuning.budget.estimate import memory_of
@@ -53,16 +53,20 @@ class TrainingSets:
 
 def prepare_sets(settings: FinetuneSettings, backbone: Backbone) -> TrainingSets:
     """Reads and encodes the data."""
-    chat = load_chat(backbone, settings.chat_format)
+    chat = load_chat(backbone, settings.chat_format, settings.thinking)
     fitting, notes = within_context(settings, backbone)
     training = read_training_examples(settings)
     validation = read_validation_examples(settings)
+    read = {"train": training, **({"validation": validation} if validation is not None else {})}
+    encoded = {name: encode(of, chat, fitting, backbone.context) for name, of in read.items()}
+    if backbone.shape is not None:  # before its weights are hashed and loaded
+        refuse_unknown_tokens(encoded.values(), chat.tokenizer, backbone.shape.vocab)
     return TrainingSets(
         settings,
         backbone,
         chat,
-        encode(training, chat, fitting),
-        encode(validation, chat, fitting) if validation is not None else None,
+        encoded["train"],
+        encoded.get("validation"),
         (*training.files, *(validation.files if validation is not None else ())),
         notes,
     )
@@ -106,14 +110,16 @@ def prepare_model(sets: TrainingSets, precision: ComputeType) -> Ready:
     base = load_base(backbone, precision, in_4_bits=is_4_bit, place=place)
     n_rows = base.get_input_embeddings().weight.shape[0]
     refuse_unknown_tokens(sets.by_name.values(), sets.chat.tokenizer, n_rows)
+    if reason := why_not_causal(base):
+        raise ConfigError(
+            f"{backbone.display_name} cannot be tuned: {reason}",
+            hint="cbtqa backbones lists models that can",
+        )
     notes = []
     is_packed = settings.packing
-    if is_packed:
-        base.set_attn_implementation(register_attention())
-        is_packed = documents_stay_apart(base)
-        if not is_packed:
-            base.set_attn_implementation("sdpa")
-            notes.append(f"{backbone.display_name} mixes packed documents: padded batches instead")
+    if is_packed and (reason := pack_if_apart(base)):
+        is_packed = False
+        notes.append(padding_note(backbone, reason))
     head_is_chunked = attach_log_probs(base)
     if not head_is_chunked:
         notes.append(f"{backbone.display_name} does more with its logits: all of them are computed")
@@ -126,6 +132,11 @@ def prepare_model(sets: TrainingSets, precision: ComputeType) -> Ready:
     set_seed(settings.seed)
     model = add_adapter(base, config, backbone)
     return Ready(model, is_packed, head_is_chunked, is_checkpointing, tuple(notes))
+
+
+def padding_note(backbone: Backbone, reason: str) -> str:
+    """The sentence on padded batches in place of packed rows."""
+    return f"{backbone.display_name}: padded batches, not packed rows: {reason}"
 
 
 def _checkpointing(settings: FinetuneSettings, base: Any, config: Any, longest: int) -> bool:

@@ -39,7 +39,7 @@ RUN_NAME, README_NAME, CURVE_NAME = "run.json", "README.md", "loss.svg"
 WITHOUT_EFFECT = {
     *("out", "data", "validation_data", "backbone", "micro_batch_tokens", "packing", "log_steps"),
     *("gradient_checkpointing", "compile", "keep_checkpoints", "tracker", "n_samples"),
-    *("sample_tokens", "allow_template", "preset"),
+    *("sample_tokens", "allow_template", "preset", "from_"),
 }
 """Settings that change speed, memory or the log, never what is learnt but for rounding. Data and
 backbone are compared by hash instead."""
@@ -100,6 +100,8 @@ def continued(folder: Path, start: RunStart) -> RunStart:
     before = parse_record(RunStart, read_json(path), str(path))
     changes = []
     for name, entry in start.settings.items():
+        if name not in before.settings and entry.origin == "default":
+            continue  # a setting that cbtqa did not have then
         old = before.settings[name].value if name in before.settings else None
         if name not in WITHOUT_EFFECT and old != entry.value:
             changes.append(f"  {name}: {old!r} there, {entry.value!r} now")
@@ -122,6 +124,7 @@ def write_readme(folder: Path, start: RunStart) -> None:
     text = shipped_yaml("adapter_readme.md")
     base = start.base
     words = {name: start.settings[name].value for name in ("objective", "preset", "mode")}
+    words |= {"published": base.hub_id or base.name}
     words |= {"base": base.name, "revision": base.revision or "main", "sha256": base.weights_sha256}
     write_text(folder / README_NAME, Template(text).substitute(words))
 

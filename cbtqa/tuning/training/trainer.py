@@ -24,6 +24,7 @@ from transformers import Trainer, TrainerCallback
 
 from cbtqa.errors import DataError
 from cbtqa.files import json_line, read_rows, write_jsonl
+from cbtqa.llm.chat import split_reasoning
 from cbtqa.metrics.evaluation import score_lists
 from cbtqa.paths import keep_private
 from cbtqa.records import Record
@@ -302,7 +303,9 @@ def answer_samples(sets: TrainingSets, trainer: StepTrainer) -> list[Sample]:
                 Sample(
                     step=trainer.state.global_step,
                     id=example.id,
-                    text=tokenizer.decode(made, skip_special_tokens=True).strip(),
+                    text=split_reasoning(tokenizer.decode(made, skip_special_tokens=True))[
+                        0
+                    ].strip(),
                     reference=example.answer,
                     finish_reason="stop" if made and made[-1] in stops else "length",
                 )

@@ -4,8 +4,8 @@
     W' = m (W + s B A) / |W + s B A|  DoRA; the length of each row, m learned
 
 Source: Hu et al., arXiv 2106.09685; Kalajdzievski, arXiv 2312.03732; Liu et al., arXiv 2402.09353.
-What is not of this form (adapters on embeddings, with biases, on experts, changed bases) is
-rejected by name rather than merged wrongly.
+What is not of this form (adapters on embeddings, with biases, changed bases) is rejected by name
+rather than merged wrongly; adapters on experts are merged by peft itself (`Adapter.why_whole`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from cbtqa.errors import ConfigError, DataError, UsageError
 from cbtqa.files import read_json
 from cbtqa.tuning.backbones import Backbone, find_backbone
 from cbtqa.tuning.libraries import read_table, require
+from cbtqa.tuning.settings import OnStage, Place
+from cbtqa.tuning.weights.cache import cached_copies, converted, from_modelscope
 from cbtqa.tuning.weights.files import BaseRecord, describe_base, open_tensors
 
 CONFIG_NAME = "adapter_config.json"
@@ -69,6 +71,17 @@ class Adapter:
     """By the base's weight name, such as `model.layers.0.self_attn.q_proj.weight`."""
     replaced: dict[str, Any]
     """Weights that were trained whole (`modules_to_save`), by the base's name."""
+
+    @property
+    def why_whole(self) -> str | None:
+        """Why only peft can merge it, with the whole base in memory; None otherwise."""
+        if self.config.get("target_parameters"):
+            return "it adapts experts"
+        return (
+            "its base has weights stored the other way round"
+            * bool(self.config.get("fan_in_fan_out"))
+            or None
+        )
 
     @property
     def method(self) -> str:
@@ -145,8 +158,14 @@ def _scale(config: dict[str, Any], module: str, down: Any) -> float:
     return float(alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
 
 
-def find_base(config: dict[str, Any], given: str | None, recorded: BaseRecord | None) -> Backbone:
-    """The base of an adapter, in its native layout.
+def find_base(
+    config: dict[str, Any],
+    given: str | None,
+    recorded: BaseRecord | None,
+    on_stage: OnStage,
+    place: Place = "hub",
+) -> Backbone:
+    """The base of an adapter, in its native layout; downloaded and converted where it has to be.
 
     Args:
         config: the adapter's own configuration.
@@ -154,28 +173,32 @@ def find_base(config: dict[str, Any], given: str | None, recorded: BaseRecord | 
 
     Raises:
         UsageError: the base is not found by the name that the adapter records.
-        ConfigError: a base that has to be converted first.
+        ConfigError: a base that cannot be had, or not be converted.
     """
-    named = recorded.name if recorded else config.get("base_model_name_or_path")
-    if given is None and not named:
+    if given is None and place == "modelscope" and recorded:
+        given = recorded.backbone  # the record names a folder of ModelScope's cache
+    backbone = find_backbone(given) if given else _named_base(config, recorded)
+    if place == "modelscope":
+        backbone = from_modelscope(backbone, on_stage)
+    if backbone.path is None and recorded is not None and backbone.revision is None:
+        backbone = backbone.model_copy(update={"revision": recorded.revision})
+    return converted(backbone, on_stage)
+
+
+def _named_base(config: dict[str, Any], recorded: BaseRecord | None) -> Backbone:
+    """The base that an adapter records: by name from here, in the cache, or on the Hub."""
+    named = str(recorded.name if recorded else config.get("base_model_name_or_path") or "")
+    if not named:
         raise UsageError("the adapter names no base", hint="name it: --base FOLDER")
     try:
-        backbone = find_backbone(given or str(named))
+        return find_backbone(next((c.path for c in cached_copies() if c.name == named), named))
     except UsageError as error:
-        if given is not None:
-            raise
+        if recorded and recorded.hub_id and recorded.is_converted:
+            return find_backbone(recorded.hub_id)
         raise UsageError(
             f"the adapter's base is called '{named}', which is not found from here",
             hint="give its folder: --base FOLDER",
         ) from error
-    if backbone.needs_conversion:
-        raise ConfigError(
-            f"{backbone.display_name} has its published layout, adapters are for the converted one",
-            hint="give the folder that cbtqa convert wrote: --base FOLDER",
-        )
-    if backbone.path is None and recorded is not None and backbone.revision is None:
-        return backbone.model_copy(update={"revision": recorded.revision})
-    return backbone
 
 
 def check_base(

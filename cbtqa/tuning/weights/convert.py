@@ -40,6 +40,7 @@ from cbtqa.tuning.weights.files import (
     carry_notices,
     check_space,
     describe_written,
+    dtypes_of,
     find_weights,
     open_tensors,
     refuse_existing,
@@ -77,7 +78,7 @@ class ConversionRecord(ModelRecord):
 
 
 def convert(
-    source: str | Path,
+    source: str | Path | Backbone,
     out: Path,
     *,
     layout: Conversion | None = None,
@@ -88,7 +89,7 @@ def convert(
     """Converts a checkpoint into the folder `out`.
 
     Args:
-        source: name of a backbone, folder, or Hub id.
+        source: name of a backbone, folder, or Hub id; or a backbone that is found already.
         layout: what the checkpoint is; None: by its config.json.
         revision: commit or branch on the Hub; None: the backbone's own, or the newest.
         shard_bytes: size of the files written, which is also what memory has to hold.
@@ -117,7 +118,7 @@ def convert(
     }
     with building(out, plan) as folder:
         tokenizer = write_tokenizer(backbone, folder, family)
-        unknown = write_configs(folder, backbone, family, made_config, outputs)
+        unknown = write_configs(folder, backbone, family, made_config, dtypes_of(outputs))
         carry_notices(backbone, folder)
         write_shards(outputs, shard_bytes, folder, on_step)
         record = ConversionRecord(
@@ -129,24 +130,24 @@ def convert(
             exactness=(*rules.notes, *tokenizer.notes),
             tokenizer=tokenizer,
             n_parameters=sum(output.n_values for output in outputs),
-            **describe_written(folder, outputs),
+            **describe_written(folder, dtypes_of(outputs)),
         )
         write_json(folder / RECORD_NAME, record)
     return record
 
 
 def _opened(
-    source: str | Path, layout: Conversion | None, revision: str | None
+    source: str | Path | Backbone, layout: Conversion | None, revision: str | None
 ) -> tuple[Backbone, dict[str, Any]]:
     """The backbone with its layout settled, and its published configuration."""
-    backbone = find_backbone(source)
+    backbone = source if isinstance(source, Backbone) else find_backbone(source)
     config_path = fetch(backbone.location, "config.json", revision=revision or backbone.revision)
     config = read_config(config_path.parent)
     kind = layout or conversion_of(config, backbone.display_name)
     if kind is None:
         raise UsageError(
             f"{backbone.display_name} is a {config['model_type']} model: nothing to convert",
-            hint=f"train on it as it is: cbtqa finetune --backbone {source}",
+            hint=f"train on it as it is: cbtqa finetune --backbone {backbone.location}",
         )
     # the commit found now, so that a push in the meantime cannot mix two states of the model
     words = {"conversion": kind, "revision": commit_of(config_path)}

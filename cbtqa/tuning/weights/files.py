@@ -95,7 +95,12 @@ class BaseRecord(Record):
     """Known backbone it is or was made from; None when it is none of them."""
     name: str
     """Hub id, or the folder's own name."""
+    hub_id: str | None = None
+    """Where its weights, or those that were converted, were published; None where not known."""
     revision: str | None = None
+    """Commit there."""
+    is_converted: bool = False
+    """True when `cbtqa convert`, or a verb by itself, rewrote what was published."""
     weights_sha256: str
     """See `hash_weights`."""
     is_quantized: bool = False
@@ -106,10 +111,16 @@ def describe_base(backbone: Backbone, *, is_quantized: bool = False) -> BaseReco
     """The record of a base; a folder that we converted or merged is not hashed again."""
     recorded = _recorded_hash(backbone.path) if backbone.path else None
     files = () if recorded else find_weights(backbone.location, backbone.revision)
+    record = record_of(backbone.path) if backbone.path else {}
+    source = record.get("source") or {}  # of a conversion; without a commit it was a folder
+    commit = source.get("revision") or (commit_of(files[0]) if files else backbone.revision)
+    hub_id = None if backbone.path else backbone.hub_id
     return BaseRecord(
         backbone=backbone.known_id,
         name=backbone.display_name,
-        revision=commit_of(files[0]) if files else backbone.revision,
+        hub_id=source["name"] if source.get("revision") else hub_id,
+        revision=commit,
+        is_converted=bool(source),
         weights_sha256=recorded or hash_weights(files),
         is_quantized=is_quantized,
     )
@@ -178,8 +189,9 @@ def _load_pickle(path: Path, *, mapped: bool) -> dict[str, Any]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
-        words = f"a pickle with more than tensors in it is not loaded: {first_line(error)}"
-        raise DataError(words, where=str(path)) from None
+        # torch's own words advise to load it all the same, which would run what is in it
+        words = "damaged, or a pickle with more than tensors in it: it is not loaded"
+        raise DataError(words, where=str(path), hint=DOWNLOAD_AGAIN) from error
     except (RuntimeError, EOFError, ValueError) as error:
         if mapped and "mmap" in str(error):  # the format before torch 1.6 cannot be mapped
             return _load_pickle(path, mapped=False)
@@ -224,6 +236,11 @@ class Output:
     @property
     def n_bytes(self) -> int:
         return self.n_values * _BYTES.get(self.dtype, 1)
+
+
+def dtypes_of(outputs: Iterable[Output]) -> set[str]:
+    """torch's names of the types that are written."""
+    return {output.dtype for output in outputs}
 
 
 @dataclass(frozen=True)
@@ -315,12 +332,12 @@ class ModelRecord(Record):
     finished_at: str
 
 
-def describe_written(folder: Path, outputs: Iterable[Output]) -> dict[str, Any]:
+def describe_written(folder: Path, dtypes: Iterable[str]) -> dict[str, Any]:
     """The fields of a record that are known once everything else is written."""
     paths = sorted(path for path in folder.iterdir() if path.name != PLAN_NAME)
     written = tuple(describe_file(path) for path in paths if path.is_file())
     return {
-        "dtypes": tuple(sorted({output.dtype for output in outputs})),
+        "dtypes": tuple(sorted(set(dtypes))),
         "weights_sha256": combine_hashes(f for f in written if f.name.endswith(".safetensors")),
         "packages": package_versions(),
         "files": written,
@@ -421,7 +438,7 @@ def write_configs(
     source: Backbone,
     family: Backbone,
     config: dict[str, Any],
-    outputs: Iterable[Output],
+    dtypes: Iterable[str],
     *,
     adapter: Path | None = None,
 ) -> tuple[str, ...]:
@@ -451,9 +468,9 @@ def write_configs(
         path = own if own.is_file() else path
     given = read_json(path) if path else {}
     generation, unknown = make_generation_config(given, tokenizer, family, ends)
-    dtypes = {output.dtype for output in outputs}
-    if len(dtypes) == 1:
-        config["torch_dtype"] = dtypes.pop()
+    kinds = set(dtypes)
+    if len(kinds) == 1:
+        config["torch_dtype"] = kinds.pop()
     write_json(folder / "config.json", config)
     write_json(folder / GENERATION_NAME, generation)
     return unknown

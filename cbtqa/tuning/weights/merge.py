@@ -3,26 +3,34 @@
     merge(Path("run"), Path("merged"), base="baichuan-7b-llama")
 
 Each weight is read, changed in float32 and cast once; memory holds one shard and the adapter,
-never the model. Merging in 16 bits, as is often done, is off by a thousand times as much.
+never the model. Merging in 16 bits, as is often done, is off by a thousand times as much. Where
+transformers renames weights as it loads them, or experts are adapted, peft merges the whole model
+in memory, in float32 as well.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import cbtqa
 from cbtqa.errors import ConfigError, DataError, UsageError
-from cbtqa.files import read_json, write_json
+from cbtqa.files import read_json, read_text, write_json, write_text
 from cbtqa.manifest import FileEntry, describe_file
 from cbtqa.tuning.backbones import MERGE_RECORD, Backbone, commit_of, fetch, fetch_if_present
+from cbtqa.tuning.data.chat_format import set_thinking
 from cbtqa.tuning.libraries import require
+from cbtqa.tuning.loading import load_base
+from cbtqa.tuning.settings import OnStage, Thinking
 from cbtqa.tuning.weights.adapter import CONFIG_NAME, Adapter, check_base, find_base, read_adapter
 from cbtqa.tuning.weights.files import (
     SHARD_BYTES,
@@ -34,6 +42,7 @@ from cbtqa.tuning.weights.files import (
     carry_notices,
     check_space,
     describe_written,
+    dtypes_of,
     find_weights,
     open_tensors,
     read_base_record,
@@ -72,48 +81,48 @@ def merge(
     *,
     base: str | None = None,
     dtype: DType | None = None,
+    thinking: Thinking | None = None,
     shard_bytes: int = SHARD_BYTES,
     on_step: OnStep = lambda step: None,
+    on_stage: OnStage = lambda words: None,
 ) -> MergeRecord:
-    """Merges an adapter into the folder `out`.
+    """Merges an adapter into the folder `out`; a base that has to be converted is, once.
 
     Args:
         base: name, folder or Hub id; None: what the adapter names.
         dtype: type of the merged weights; None: each as in the base.
+        thinking: how the chat format's switch is left; None: as trained.
         shard_bytes: size of the files written, which is also what memory has to hold.
 
     Raises:
         UsageError: `out` exists, or the base is not found by the name that the adapter records.
-        ConfigError: a base in 4 bits or in need of conversion; an adapter of another kind.
+        ConfigError: a base in 4 bits, or one that cannot be had; an adapter of another kind.
         DataError: another base than the one the adapter was trained on; damaged files.
         IncompleteRunError: the disk is full; the same command resumes.
     """
     refuse_existing(out)
     opened, recorded = read_adapter(adapter), read_base_record(adapter)
-    backbone = find_base(opened.config, base, recorded)
-    config_path = fetch(backbone.location, "config.json", revision=backbone.revision)
-    config: dict[str, Any] = read_json(config_path)
-    if config.get("quantization_config"):
-        raise ConfigError(
-            f"{backbone.display_name} holds quantised weights: merging into them would lose what "
-            "was learned",
-            hint="give the 16-bit model that it was made from: --base FOLDER",
-        )
-    backbone = backbone.model_copy(update={"revision": commit_of(config_path)})
+    backbone, config = _at_one_commit(find_base(opened.config, base, recorded, on_stage))
     found, notes = check_base(backbone, recorded)
-    outputs = _planned(opened, find_weights(backbone.location, backbone.revision), dtype)
+    paths = find_weights(backbone.location, backbone.revision)
+    outputs, why_whole = _planned(opened, paths, dtype, is_known=recorded is not None)
     check_space(out, sum(output.n_bytes for output in outputs))
     files = tuple(map(describe_file, opened.weight_paths))
     plan = {
         "base": found.weights_sha256,
         "adapter": [each.sha256 for each in files],
-        "settings": [dtype, shard_bytes, opened.config, cbtqa.__version__],
+        "settings": [dtype, shard_bytes, opened.config, cbtqa.__version__, thinking],
     }
+    dtypes, made = dtypes_of(outputs), dtype or _main_dtype(outputs)
     with building(out, plan) as folder:
-        _carry_tokenizer(opened, backbone, folder)
+        if why_whole:
+            notes = (*notes, f"merged by peft with the whole base in memory: {why_whole}")
+            dtypes, config = {made}, _merge_whole(adapter, backbone, folder, made, shard_bytes)
+        _carry_tokenizer(opened, backbone, folder, thinking)
         carry_notices(backbone, folder)
-        write_configs(folder, backbone, backbone, config, outputs, adapter=adapter)
-        write_shards(outputs, shard_bytes, folder, on_step)
+        write_configs(folder, backbone, backbone, config, dtypes, adapter=adapter)
+        if not why_whole:
+            write_shards(outputs, shard_bytes, folder, on_step)
         record = MergeRecord(
             backbone=found.backbone,
             base=found,
@@ -123,30 +132,92 @@ def merge(
             n_merged=len(opened.deltas),
             n_replaced=len(opened.replaced),
             notes=notes,
-            **describe_written(folder, outputs),
+            **describe_written(folder, dtypes),
         )
         write_json(folder / MERGE_RECORD, record)
     return record
 
 
-def _planned(adapter: Adapter, paths: tuple[Path, ...], dtype: DType | None) -> list[Output]:
+def _at_one_commit(backbone: Backbone) -> tuple[Backbone, dict[str, Any]]:
+    """The base held to the commit of its config.json, and that; refuses quantised weights."""
+    config_path = fetch(backbone.location, "config.json", revision=backbone.revision)
+    config: dict[str, Any] = read_json(config_path)
+    if config.get("quantization_config"):
+        raise ConfigError(
+            f"{backbone.display_name} holds quantised weights: merging into them would lose what "
+            "was learned",
+            hint="give the 16-bit model that it was made from: --base FOLDER",
+        )
+    return backbone.model_copy(update={"revision": commit_of(config_path)}), config
+
+
+def _planned(
+    adapter: Adapter, paths: tuple[Path, ...], dtype: DType | None, *, is_known: bool
+) -> tuple[list[Output], str | None]:
+    """The weights to write, and why they cannot be made one by one, or None.
+
+    Args:
+        is_known: True when the base is by its hash that of the training; without, weights that it
+            has not mean another base.
+    """
     outputs: list[Output] = []
+    changed = {_bare(name): name for name in (*adapter.deltas, *adapter.replaced)}
     for path in paths:
         with open_tensors(path) as tensors:
             for name, shape in tensors.shapes.items():
                 kind = tensors.dtypes[name]
                 written = dtype if dtype and "float" in kind else kind
-                make = _maker(adapter, name, written)
+                make = _maker(adapter, changed.get(_bare(name), name), written)
                 outputs.append(Output(name, path, name, shape, written, make))
-    names = {output.name for output in outputs}
-    lost = [name for name in (*adapter.deltas, *adapter.replaced) if name not in names]
-    if lost:
+    names = {_bare(output.name) for output in outputs}
+    lost = [name for bare, name in changed.items() if bare not in names]
+    if lost and (not is_known or any(name in adapter.replaced for name in lost)):
         raise DataError(
             f"the base has no weight {lost[0]} (and {len(lost) - 1} more): another base, or a head "
             "tied to the embedding",
             where=adapter.folder.name,
         )
-    return outputs
+    whole = adapter.why_whole
+    if lost and not whole:
+        whole = f"its files have no {lost[0]}"
+        whole += f" and {len(lost) - 1} more, which transformers makes from others as it loads them"
+    if whole and not is_known:
+        raise DataError(
+            f"the base has other weights than the adapter: {whole}",
+            where=adapter.folder.name,
+            hint="give the base that it was trained on: --base FOLDER",
+        )
+    return outputs, whole
+
+
+_PREFIX = re.compile(r"^(?:model\.|language_model\.)+")
+
+
+def _bare(name: str) -> str:
+    """A weight's name without what models of several senses put before it."""
+    return _PREFIX.sub("", name)
+
+
+def _main_dtype(outputs: Sequence[Output]) -> str:
+    """The type of most numbers."""
+    sizes: Counter[str] = Counter()
+    for output in outputs:
+        sizes[output.dtype] += output.n_values
+    return sizes.most_common(1)[0][0]
+
+
+def _merge_whole(
+    adapter: Path, backbone: Backbone, folder: Path, dtype: str, shard_bytes: int
+) -> dict[str, Any]:
+    """Merges in memory and writes the weights; gives the configuration that they are for."""
+    base = load_base(backbone, "fp32")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft's, on names that it had transformers rename
+        model = require("peft").PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
+    model.to(getattr(require("torch"), dtype)).save_pretrained(folder, max_shard_size=shard_bytes)
+    written = read_json(folder / "config.json")
+    assert isinstance(written, dict)
+    return written
 
 
 def _maker(adapter: Adapter, name: str, dtype: str) -> Callable[[Any], Any]:
@@ -162,7 +233,9 @@ def _maker(adapter: Adapter, name: str, dtype: str) -> Callable[[Any], Any]:
     return make
 
 
-def _carry_tokenizer(adapter: Adapter, backbone: Backbone, folder: Path) -> None:
+def _carry_tokenizer(
+    adapter: Adapter, backbone: Backbone, folder: Path, thinking: Thinking | None
+) -> None:
     """Tokenizer and chat template: the adapter's own where it has them, else the base's."""
     has_own = (adapter.folder / "tokenizer_config.json").is_file()
     for name in TOKENIZER_NAMES:
@@ -178,7 +251,14 @@ def _carry_tokenizer(adapter: Adapter, backbone: Backbone, folder: Path) -> None
     words = read_json(settings) if settings.is_file() else {}
     if words.get("tokenizer_class") == "TokenizersBackend":
         # transformers 5's name for the class that all versions know by this one
-        write_json(settings, {**words, "tokenizer_class": "PreTrainedTokenizerFast"})
+        words = {**words, "tokenizer_class": "PreTrainedTokenizerFast"}
+        write_json(settings, words)
+    template = folder / "chat_template.jinja"
+    if thinking and template.is_file():
+        write_text(template, set_thinking(read_text(template), thinking))
+    elif thinking and isinstance(words.get("chat_template"), str):
+        told = set_thinking(words["chat_template"], thinking)
+        write_json(settings, {**words, "chat_template": told})
 
 
 CONVERTER = "convert_hf_to_gguf.py"

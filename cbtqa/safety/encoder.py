@@ -1,0 +1,501 @@
+"""The optional second model of the screen: a multilingual encoder that reads every sentence.
+
+    model = open_encoder("intfloat/multilingual-e5-small")  # or a local folder of it
+    model.read(["药都攒够了。明天见。"])[0].scores[0]  # (sentences, none|concern|explicit)
+
+The text goes through the lower layers of the encoder once, in pieces. A sentence is the mean of its
+tokens after two of the layers, so it is graded within what stands around it. The encoder itself is
+never changed: what is fitted is a small network on these means, in `screen_encoder.npz` of this
+package or of the folder that is named. `scripts/train_safety --encoder` fits it on `data/safety`.
+torch is imported when a model is opened.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from cbtqa.errors import ConfigError, require
+from cbtqa.files import sha256_of
+from cbtqa.safety.normalise import Language, fold
+from cbtqa.safety.sentence_model import Floats, Window
+from cbtqa.settings import Settings
+
+FLAG = "--screen-model"
+TUNED_NAME = "screen_encoder.npz"
+MOST_TOKENS = 160
+"""Tokens of a piece; the texts that it was tuned on have at most 155."""
+BATCH_TOKENS = 2048
+"""Tokens that the encoder reads at a time, padding included."""
+PROBE = "今天下班早，和同事去江边走了走。The bus was late again."
+LEAST_LIKE_PROBE = 0.7
+"""Cosine to what the weights that it was tuned on made of `PROBE`, in deviations from the mean.
+Another encoder of the same shape is near 0."""
+_END = re.compile(r"[。!?\n]+[\"”』)]*|\.+[\"')]*(?=\s|$)")
+
+
+class ScreenModelSettings(Settings):
+    """A further model of the screen."""
+
+    panel: ClassVar[str] = "Second opinion"
+    screen_model: str | None = None
+    """An encoder that grades texts beside the built-in screen; the worse grade counts:
+    intfloat/multilingual-e5-small, a folder of it, or one of scripts/train_safety. Needs torch."""
+
+
+class Opinion(NamedTuple):
+    """What the encoder says of a text."""
+
+    windows: list[Window]
+    """Its sentences; only their spans are filled in."""
+    scores: list[Floats]
+    """A group's probabilities for each sentence: suicide, then the dangers in order."""
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What is fitted: a network of one hidden layer on the means of a sentence."""
+
+    base: str
+    """Hub id, or name of the folder, of the encoder that it was fitted on."""
+    layers: tuple[int, ...]
+    """After which layers of the encoder the means are taken, ascending."""
+    mean: Floats
+    spread: Floats
+    """Of the means in the corpus, `(layers x hidden size,)`."""
+    hidden: tuple[Floats, Floats]
+    """Weight `(units, layers x hidden size)` and bias of the hidden layer."""
+    out: tuple[Floats, Floats]
+    """Weight `(3 x groups, units)` and bias."""
+    limits: Mapping[Language, tuple[float, float]]
+    """From which probability a sentence is explicit, and a concern; by language of the text."""
+    danger_limits: tuple[float, float, float]
+    """From which a danger is reported; from which where a plain wording matches; and share of the
+    acute form from which it is acute."""
+    corpus_sha256: str
+    probe: Floats
+    """What the network reads of `PROBE`."""
+
+    def save(self, path: Path) -> None:
+        weights = {"hidden_weight": self.hidden[0], "out_weight": self.out[0]}
+        plain = {"hidden_bias": self.hidden[1], "out_bias": self.out[1]}
+        plain |= {"mean": self.mean, "spread": self.spread, "probe": self.probe}
+        arrays: dict[str, Any] = {
+            **{name: array.astype(np.float16) for name, array in weights.items()},
+            **{name: array.astype(np.float32) for name, array in plain.items()},
+        }
+        np.savez_compressed(
+            path,
+            **arrays,
+            base=self.base,
+            layers=np.array(self.layers),
+            limits=np.array([self.limits["zh"], self.limits["en"]]),
+            danger_limits=np.array(self.danger_limits),
+            corpus_sha256=self.corpus_sha256,
+        )
+
+    @classmethod
+    def read(cls, content: bytes) -> Tuned:
+        """Raises ValueError, KeyError, OSError or BadZipFile for a file of something else."""
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            zh, en = arrays["limits"].tolist()
+
+            def floats(name: str) -> Floats:
+                found: Floats = arrays[name].astype(np.float64)
+                return found
+
+            return cls(
+                base=str(arrays["base"]),
+                layers=tuple(arrays["layers"].tolist()),
+                mean=floats("mean"),
+                spread=floats("spread"),
+                hidden=(floats("hidden_weight"), floats("hidden_bias")),
+                out=(floats("out_weight"), floats("out_bias")),
+                limits={"zh": tuple(zh), "en": tuple(en)},
+                danger_limits=tuple(arrays["danger_limits"].tolist()),
+                corpus_sha256=str(arrays["corpus_sha256"]),
+                probe=floats("probe"),
+            )
+
+    def scores(self, means: Floats) -> list[Floats]:
+        """A group's probabilities for each sentence."""
+        units = np.maximum(self.deviations(means) @ self.hidden[0].T + self.hidden[1], 0)
+        sums = (units @ self.out[0].T + self.out[1]).reshape(len(means), len(self.out[1]) // 3, 3)
+        parts = np.exp(sums - sums.max(axis=2, keepdims=True))
+        shares = parts / parts.sum(axis=2, keepdims=True)
+        return [shares[:, group] for group in range(shares.shape[1])]
+
+    def deviations(self, means: Floats) -> Floats:
+        """Means of sentences in units of their spread in the corpus."""
+        found: Floats = (means - self.mean) / self.spread
+        return found
+
+
+def sentence_spans(folded: str) -> list[tuple[int, int]]:
+    """Sentences of a folded text, Chinese and English, without the blanks round them."""
+    spans, start = [], 0
+    for end in (*(match.end() for match in _END.finditer(folded)), len(folded)):
+        said = folded[start:end]
+        if said.strip():
+            spans.append((start + len(said) - len(said.lstrip()), start + len(said.rstrip())))
+        start = end
+    return spans
+
+
+class SentenceMeans(NamedTuple):
+    """What the encoder makes of a text."""
+
+    spans: list[tuple[int, int]]
+    means: Floats
+    """`(sentences, layers x hidden size)`."""
+
+
+class Piece(NamedTuple):
+    """A stretch that the encoder reads at once."""
+
+    text: int
+    """Place of its text among those given."""
+    ids: list[int]
+    sentences: list[int]
+    """For each token the sentence of the text; -1 for one that belongs to none."""
+
+
+class Encoder:
+    """An encoder with its tokenizer, as it was published."""
+
+    def __init__(self, given: str) -> None:
+        torch, transformers = require("torch", "neural"), require("transformers", "neural")
+        hub = require("transformers.utils.hub", "neural")
+        logging = require("transformers.utils.logging", "neural")
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        try:
+            weights = Path(hub.cached_file(given, "model.safetensors"))
+            self.tokenizer = transformers.AutoTokenizer.from_pretrained(
+                given, trust_remote_code=False
+            )
+            self.model: Any = transformers.AutoModel.from_pretrained(
+                given, trust_remote_code=False, use_safetensors=True
+            )
+        except (OSError, ValueError, RuntimeError, ImportError) as error:
+            words = str(error).strip().partition("\n")[0]
+            folder = given.rpartition("/")[2] or "NAME"
+            raise ConfigError(
+                f"{FLAG}: cannot load {given}: {words}",
+                hint=f"where there is a network: hf download {given} --local-dir {folder}; "
+                f"then {FLAG} {folder}",
+            ) from None
+        finally:
+            logging.set_verbosity(verbosity)
+            logging.enable_progress_bar()
+        if not hasattr(getattr(self.model, "encoder", None), "layer"):
+            raise ConfigError(f"{FLAG}: {given} is no encoder of BERT's kind")
+        if not self.tokenizer.is_fast:
+            raise ConfigError(f"{FLAG}: the tokenizer of {given} gives no offsets")
+        self.name = Path(given).resolve().name if Path(given).is_dir() else given
+        self.weights_sha256 = sha256_of(weights)
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.model.to(self.device).eval().requires_grad_(False)
+
+    def _pieces(self, folded: Sequence[str]) -> tuple[list[list[tuple[int, int]]], list[Piece]]:
+        """The sentences of each text, and what is read at once, text by text in order."""
+        spans = [sentence_spans(text) for text in folded]
+        read = self.tokenizer(
+            list(folded), return_offsets_mapping=True, add_special_tokens=False, verbose=False
+        )
+        first, last = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
+        most, pieces = self._most_tokens(), []
+        for place, (ids, offsets) in enumerate(
+            zip(read["input_ids"], read["offset_mapping"], strict=True)
+        ):
+            owners = _owners(offsets, spans[place])
+            for start, end in _cuts(owners, most):
+                whole = [first, *ids[start:end], last]
+                pieces.append(Piece(place, whole, [-1, *owners[start:end], -1]))
+        return spans, pieces
+
+    def _most_tokens(self) -> int:
+        positions = int(self.model.config.max_position_embeddings)
+        if "roberta" in self.model.config.model_type:  # counts from the padding id on
+            positions -= int(self.model.config.pad_token_id) + 1
+        return min(MOST_TOKENS, positions) - 2
+
+    def means(
+        self,
+        folded: Sequence[str],
+        layers: Sequence[int],
+        on_step: Callable[[int, int], None] = lambda done, of: None,
+    ) -> list[SentenceMeans]:
+        """What the encoder makes of the sentences of each text.
+
+        Args:
+            layers: after which layers the means are taken, ascending; those above are not run.
+        """
+        spans, pieces = self._pieces(folded)
+        size = len(layers) * int(self.model.config.hidden_size)
+        sums = [np.zeros((len(some), size)) for some in spans]
+        counts = [np.zeros(len(some)) for some in spans]
+        n_done = 0
+        for batch in _batches([len(piece.ids) for piece in pieces]):
+            chosen = [pieces[place] for place in batch]
+            states = self._states(chosen, layers)
+            for row, piece in enumerate(chosen):
+                # a long sentence may lie in several pieces
+                owners = np.array(piece.sentences)
+                for sentence in np.unique(owners[owners >= 0]):
+                    own = owners == sentence
+                    sums[piece.text][sentence] += states[row, : len(own)][own].sum(axis=0)
+                    counts[piece.text][sentence] += own.sum()
+            n_done += len(batch)
+            on_step(n_done, len(pieces))
+        found = []
+        for some, total, count in zip(spans, sums, counts, strict=True):
+            read = np.flatnonzero(count)
+            means = total[read] / count[read, None]
+            found.append(SentenceMeans([some[place] for place in read], means))
+        return found
+
+    def _states(self, pieces: Sequence[Piece], layers: Sequence[int]) -> Floats:
+        """`(pieces, tokens, layers x hidden size)`."""
+        import torch
+
+        lengths = torch.tensor([len(piece.ids) for piece in pieces])
+        longest = int(lengths.max())
+        pad = self.tokenizer.pad_token_id or 0
+        ids = torch.tensor([piece.ids + [pad] * (longest - len(piece.ids)) for piece in pieces])
+        beyond = torch.arange(longest) >= lengths[:, None]
+        # what is added to the attention scores: a great negative number at padding
+        mask = (beyond * torch.finfo(torch.float32).min)[:, None, None, :].to(self.device)
+        kept = []
+        with torch.inference_mode():
+            hidden = self.model.embeddings(input_ids=ids.to(self.device))
+            for number, layer in enumerate(self.model.encoder.layer[: layers[-1]], 1):
+                hidden = layer(hidden, attention_mask=mask)
+                hidden = hidden[0] if isinstance(hidden, tuple) else hidden
+                if number in layers:
+                    kept.append(hidden)
+            states: Floats = torch.cat(kept, dim=2).cpu().numpy().astype(np.float64)
+        return states
+
+
+def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Places of pieces of like length, so that little is spent on padding."""
+    batch: list[int] = []
+    for place in sorted(range(len(lengths)), key=lambda n: lengths[n]):
+        if batch and (len(batch) + 1) * lengths[place] > BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(place)
+    if batch:
+        yield batch
+
+
+def _owners(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[int]:
+    owners, current = [], 0
+    for start, end in offsets:
+        while current < len(spans) and spans[current][1] <= start:
+            current += 1
+        is_inside = current < len(spans) and end > spans[current][0]
+        owners.append(current if is_inside else -1)
+    return owners
+
+
+def _cuts(owners: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
+    """Pieces of at most `most` tokens, cut between sentences where that is possible."""
+    start = 0
+    while len(owners) - start > most:
+        end = start + most
+        cut = end
+        while cut > start and owners[cut] == owners[cut - 1]:
+            cut -= 1
+        end = cut if cut > start else end
+        yield start, end
+        start = end
+    if start < len(owners):
+        yield start, len(owners)
+
+
+class ScreenEncoder:
+    """An encoder with what was fitted on it."""
+
+    def __init__(self, encoder: Encoder, tuned: Tuned) -> None:
+        self.tuned, self._encoder = tuned, encoder
+        self.name = encoder.name
+        self._check_probe()
+        content = hashlib.sha256(encoder.weights_sha256.encode())
+        for array in (*tuned.hidden, *tuned.out, tuned.mean, tuned.spread):
+            content.update(np.ascontiguousarray(array).tobytes())
+        content.update(repr((tuned.layers, tuned.limits, tuned.danger_limits)).encode())
+        self.sha256 = content.hexdigest()
+        """Of the encoder's weights and of what was fitted."""
+
+    @property
+    def described(self) -> str:
+        """Name and hash, as manifests and signatures hold them."""
+        return f"{self.name}@{self.sha256}"
+
+    def _check_probe(self) -> None:
+        config, tuned = self._encoder.model.config, self.tuned
+        size = len(tuned.layers) * int(config.hidden_size)
+        if size == len(tuned.probe) and config.num_hidden_layers >= tuned.layers[-1]:
+            found, known = map(
+                tuned.deviations, (probe_of(self._encoder, tuned.layers), tuned.probe)
+            )
+            like = float(found @ known / np.linalg.norm(found) / np.linalg.norm(known))
+            if like >= LEAST_LIKE_PROBE:
+                return
+        raise ConfigError(
+            f"{FLAG}: nothing is fitted for {self.name}: these are not the weights of {tuned.base}",
+            hint=f"{FLAG} {tuned.base}, or fit your own: scripts/train_safety --encoder",
+        )
+
+    def read(self, texts: Sequence[str]) -> list[Opinion]:
+        """What the encoder says of each text."""
+        found = self._encoder.means([fold(text) for text in texts], self.tuned.layers)
+        return [
+            Opinion([Window(*span, (), (), ()) for span in one.spans], self.tuned.scores(one.means))
+            for one in found
+        ]
+
+
+def probe_of(encoder: Encoder, layers: Sequence[int]) -> Floats:
+    """The means of the sentences of `PROBE` together."""
+    (found,) = encoder.means([fold(PROBE)], layers)
+    mean: Floats = found.means.mean(axis=0)
+    return mean
+
+
+@cache
+def open_encoder(given: str | None) -> ScreenEncoder | None:
+    """The encoder of a Hub id or a folder, with what was tuned on it; read once in a process.
+
+    None without a name: the built-in screen alone.
+
+    Raises:
+        MissingExtraError: torch or transformers is not installed.
+        ConfigError: no encoder, or one that nothing was tuned on.
+    """
+    if given is None:
+        return None
+    folder = Path(given).expanduser()
+    if not folder.is_dir() and (folder.exists() or given.startswith((".", "/", "~"))):
+        raise ConfigError(f"{FLAG}: {given} is not a folder with a model")
+    own, shipped = folder / TUNED_NAME, files(__package__).joinpath(TUNED_NAME)
+    if not own.is_file() and not shipped.is_file():
+        raise ConfigError(
+            f"{FLAG}: nothing is fitted for {given}: there is no {TUNED_NAME}",
+            hint="fit it: scripts/train_safety --encoder FOLDER --out OUT",
+        )
+    try:
+        tuned = Tuned.read((own if own.is_file() else shipped).read_bytes())
+    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+        raise ConfigError(f"{FLAG}: {own} is damaged: {error}") from None
+    base = str(folder) if folder.is_dir() else given
+    if own.is_file() and not (folder / "config.json").is_file():
+        base = tuned.base
+    return ScreenEncoder(Encoder(base), tuned)
+
+
+def fingerprint_of(screen_model: str | None) -> dict[str, str]:
+    """What manifests hold, and what a run must have in common with the one it continues."""
+    model = open_encoder(screen_model)
+    return {} if model is None else {"screen_model": model.described}
+
+
+# --- fitting --------------------------------------------------------------------------------------
+
+LAYERS = (6, 8)
+"""Of the 12 of multilingual-e5-small; those above would cost a third of the time."""
+UNITS, DROPOUT, EPOCHS, RATE, DECAY, STEP_TEXTS = 256, 0.2, 12, 2e-3, 0.05, 128
+RAISED = 4.0
+"""Weight of a text in one of the other dangers: a class stands in one text of a hundred."""
+_HIGHEST = 30.0
+
+
+class Lesson(NamedTuple):
+    """A text to learn from."""
+
+    rows: Sequence[int]
+    """Of the means: its sentences, or those of which one must carry the grade."""
+    classes: tuple[int | None, ...]
+    """Its grade in each group; None where it says nothing of a group."""
+
+
+def fit(
+    means: Floats,
+    lessons: Sequence[Lesson],
+    on_step: Callable[[int, int, float], None] = lambda step, of, loss: None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The fitted fields of `Tuned`: mean, spread, hidden, out.
+
+    A text says of a class what its sentences say together (the logarithm of the sum of their
+    odds); it is the worst sentence that counts when texts are graded.
+
+    Args:
+        on_step: called with step, steps in all and loss.
+    """
+    import torch
+
+    torch.manual_seed(seed)
+    generator = np.random.default_rng(seed)
+    mean, spread = means.mean(axis=0), means.std(axis=0) + 1e-3
+    given = torch.tensor((means - mean) / spread, dtype=torch.float32)
+    n_groups = len(lessons[0].classes)
+    first, last = torch.nn.Linear(means.shape[1], UNITS), torch.nn.Linear(UNITS, 3 * n_groups)
+    drop = torch.nn.Dropout(DROPOUT)
+    network = torch.nn.Sequential(drop, first, torch.nn.ReLU(), drop, last)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=DECAY)
+    n_steps = EPOCHS * -(-len(lessons) // STEP_TEXTS)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / n_steps)
+    step = 0
+    for _ in range(EPOCHS):
+        order = generator.permutation(len(lessons))
+        for start in range(0, len(order), STEP_TEXTS):
+            loss = _loss(network, given, [lessons[n] for n in order[start : start + STEP_TEXTS]])
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            step += 1
+            on_step(step, n_steps, float(loss.detach()))
+    hidden, out = (
+        (
+            one.weight.detach().numpy().astype(np.float64),
+            one.bias.detach().numpy().astype(np.float64),
+        )
+        for one in (first, last)
+    )
+    return {"mean": mean, "spread": spread, "hidden": hidden, "out": out}
+
+
+def _loss(network: Any, given: Any, lessons: Sequence[Lesson]) -> Any:
+    """Cross entropy of the texts' grades, a mean over the texts."""
+    import torch
+
+    rows = torch.tensor([row for lesson in lessons for row in lesson.rows])
+    owners = torch.tensor([n for n, lesson in enumerate(lessons) for _ in lesson.rows])
+    sums = network(given[rows]).reshape(len(rows), -1, 3)
+    odds = (sums[:, :, 1:] - sums[:, :, :1]).clamp(-_HIGHEST, _HIGHEST).exp()
+    together = torch.zeros(len(lessons), *odds.shape[1:]).index_add(0, owners, odds).log()
+    texts = torch.cat([torch.zeros_like(together[:, :, :1]), together], dim=2)
+    truth = torch.tensor(
+        [[-100 if one is None else one for one in lesson.classes] for lesson in lessons]
+    )
+    each = torch.nn.functional.cross_entropy(
+        texts.transpose(1, 2), truth, reduction="none", ignore_index=-100
+    )
+    weight = torch.ones_like(each)
+    weight[:, 1:] += (RAISED - 1) * (truth[:, 1:] > 0)
+    return (each * weight).sum() / len(lessons)

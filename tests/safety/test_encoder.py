@@ -1,0 +1,228 @@
+"""The encoder beside the built-in screen: tuned, saved, opened, and only ever raising a grade."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import cbtqa
+from cbtqa.cli.main import _run
+from cbtqa.errors import ConfigError, MissingExtraError
+from cbtqa.files import write_jsonl
+from cbtqa.llm.checked_files import CheckSettings, ScreenSettings, check_file, screen_texts
+from cbtqa.safety.encoder import TUNED_NAME, Tuned, open_encoder, sentence_spans
+from cbtqa.safety.evaluation import evaluate_file
+from cbtqa.safety.screen import screen, screen_each
+from cbtqa.tuning.answering.chat import ChatSettings, answer_safely, open_opinions, open_speaker
+from cbtqa.tuning.answering.questions import read_asked
+from cbtqa.tuning.answering.settings import GenerateSettings
+from tests.safety.tiny_encoder import DANGER, HARMLESS, save_encoder, tune
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # third-party deprecations, not ours
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory) -> tuple[Path, list[float]]:
+    folder = save_encoder(tmp_path_factory.mktemp("encoder") / "tiny")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        return folder, tune(folder, monkeypatch)
+
+
+@pytest.fixture
+def folder(tuned) -> str:
+    return str(tuned[0])
+
+
+def test_it_learns_the_sentence_that_decides_and_raises_a_text_for_it(tuned, folder) -> None:
+    losses = tuned[1]
+    assert np.mean(losses[-9:]) < np.mean(losses[:9]) / 3, "it learns"
+    text = f"{HARMLESS[1]}。{DANGER}。{HARMLESS[0]}。"
+    assert screen(text).risk == "none"
+    found = screen(text, model=open_encoder(folder))
+    assert found.risk == "explicit"
+    (hit,) = found.hits
+    assert (hit.rule, hit.text) == ("encoder.explicit", f"{DANGER}。")
+    assert text[hit.start : hit.end] == hit.text
+    assert screen(f"{HARMLESS[1]}。{HARMLESS[0]}。", model=open_encoder(folder)).risk == "none"
+
+
+def test_it_never_lowers_what_rules_and_built_in_model_grade(folder) -> None:
+    texts = [
+        "我想自杀。",
+        "他昨晚又掐我脖子，我报过警。",
+        "",
+        " \n",
+        "😀",
+        "求你让我不要再醒来了。",
+    ]
+    rank = {"none": 0, "concern": 1, "explicit": 2}
+    for text, both in screen_each(texts, str, model=open_encoder(folder)):
+        own = screen(text)
+        assert rank[both.risk] >= rank[own.risk]
+        assert {one.kind for one in own.dangers} <= {one.kind for one in both.dangers}
+        assert both.hits[: len(own.hits)] == own.hits
+
+
+def test_a_batch_gives_what_each_text_gives_alone_long_ones_included(folder) -> None:
+    model = open_encoder(folder)
+    texts = [DANGER, *HARMLESS, f"{'，'.join(HARMLESS * 4)}。{DANGER}", "", f"{DANGER}，" * 30]
+    together = [found for _, found in screen_each(texts, str, model=model)]
+    assert together == [screen(text, model=model) for text in texts]
+    assert [one.risk for one in together] == [
+        *["explicit"],
+        *["none"] * 5,
+        "explicit",
+        "none",
+        "explicit",
+    ]
+
+
+def test_sentences_are_cut_in_both_languages_and_keep_their_places() -> None:
+    text = "药都收好了。 Dr.X said 3.5 mg. It's fine!\n真的"
+    cut = [text[start:end] for start, end in sentence_spans(text)]
+    assert cut == ["药都收好了。", "Dr.X said 3.5 mg.", "It's fine!", "真的"]
+
+
+def test_other_weights_of_the_same_shape_are_refused(folder, tmp_path) -> None:
+    other = save_encoder(tmp_path / "other", seed=8)
+    (other / TUNED_NAME).write_bytes(Path(folder, TUNED_NAME).read_bytes())
+    with pytest.raises(ConfigError, match="not the weights of tiny"):
+        open_encoder(str(other))
+
+
+def test_an_encoder_that_nothing_is_tuned_on_is_refused(tmp_path) -> None:
+    with pytest.raises(ConfigError, match=r"nothing is fitted for .*plain"):
+        open_encoder(str(save_encoder(tmp_path / "plain")))
+
+
+def test_a_damaged_file_and_a_missing_folder_are_told(folder, tmp_path) -> None:
+    broken = save_encoder(tmp_path / "broken")
+    (broken / TUNED_NAME).write_bytes(Path(folder, TUNED_NAME).read_bytes()[:900])
+    with pytest.raises(ConfigError, match="damaged"):
+        open_encoder(str(broken))
+    with pytest.raises(ConfigError, match="not a folder with a model"):
+        open_encoder(str(tmp_path / "none"))
+
+
+def test_what_was_tuned_survives_its_file(tuned, tmp_path) -> None:
+    content = (tuned[0] / TUNED_NAME).read_bytes()
+    first = Tuned.read(content)
+    first.save(tmp_path / "again.npz")
+    second = Tuned.read((tmp_path / "again.npz").read_bytes())
+    assert first.limits == second.limits and first.base == "tiny"
+    np.testing.assert_array_equal(first.hidden[0], second.hidden[0])
+
+
+def test_without_torch_the_extra_is_named(folder, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(MissingExtraError) as caught:
+        open_encoder.__wrapped__(folder)
+    assert "neural" in (caught.value.hint or "")
+
+
+def questions(path: Path) -> Path:
+    texts = [f"{HARMLESS[n]}。" for n in range(5)] + [f"{DANGER}。", "我想自杀。"]
+    write_jsonl(path, ({"id": str(n), "question": text} for n, text in enumerate(texts)))
+    return path
+
+
+def test_a_file_is_screened_and_compared_with_it(folder, tmp_path) -> None:
+    path = questions(tmp_path / "q.jsonl")
+    assert screen_texts(ScreenSettings(file=path)).n_by_risk["explicit"] == 1
+    survey = screen_texts(ScreenSettings(file=path, screen_model=folder))
+    assert (survey.n_by_risk["explicit"], survey.n_by_rule["encoder.explicit"]) == (2, 1)
+    assert survey.screen_model.startswith("tiny@")
+    gold = tmp_path / "gold.jsonl"
+    write_jsonl(gold, [{"text": DANGER, "risk": "explicit"}, {"text": HARMLESS[0], "risk": "none"}])
+    report = evaluate_file(gold, screen_model=folder)
+    assert report.explicit.recall.value == 1.0 and "+tiny@" in report.signature
+    assert evaluate_file(gold).explicit.recall.value == 0.0
+
+
+def test_a_build_grades_by_it_and_a_resumed_one_refuses_another(folder, tmp_path) -> None:
+    path, out = questions(tmp_path / "q.jsonl"), tmp_path / "built"
+    built = cbtqa.build_dataset(path, out=out, screen_model=folder)
+    assert built.manifest.counts["risk"]["explicit"] == 2
+    assert built.manifest.counts["screen_model"].startswith("tiny@")
+    with pytest.raises(ConfigError, match="screen_model"):
+        cbtqa.build_dataset(path, out=out)
+    (out / "manifest.json").unlink()
+    with pytest.raises(ConfigError, match="screen_model"):
+        cbtqa.build_dataset(path, out=out)
+    dropped = cbtqa.build_dataset(path, out=tmp_path / "x", screen_model=folder, crisis="drop")
+    assert dropped.manifest.counts["rejected"] == {"crisis_dropped": 2}
+
+
+def test_chat_gives_help_where_it_sees_explicit_danger(folder) -> None:
+    opinions = open_opinions(ChatSettings(screen_model=folder))
+    speaker = open_speaker(ChatSettings(screen_model=folder))
+    assert answer_safely(speaker, f"{DANGER}。").risk == "none"
+    turn = answer_safely(speaker, f"{DANGER}。", opinions)
+    assert turn.risk == "explicit" and turn.text is None and turn.help
+
+
+def test_answers_are_held_to_the_grade_that_it_gives_their_question(folder, tmp_path) -> None:
+    answers = tmp_path / "answers.jsonl"
+    write_jsonl(answers, [{"question": f"{DANGER}。", "answer": "慢慢来，先照顾好自己。"}])
+    assert check_file(CheckSettings(answers=answers)).n_unsafe == 0
+    found = check_file(CheckSettings(answers=answers, screen_model=folder))
+    assert found.n_by_problem == {"no_help_route": 1}
+
+
+def test_generate_grades_questions_and_prompts_by_it(folder, tmp_path) -> None:
+    prompts = tmp_path / "p.jsonl"
+    write_jsonl(prompts, [{"prompt": f"{DANGER}。"}, {"prompt": f"{HARMLESS[0]}。"}])
+    for path in (questions(tmp_path / "q.jsonl"), prompts):
+        for model, n_explicit in ((None, 0), (folder, 1)):
+            settings = GenerateSettings(data=path, endpoint=("http://x",), screen_model=model)
+            asked = read_asked(settings, "answer", None)
+            said = [one.risk for one in asked.items if DANGER in one.question]
+            assert said.count("explicit") == n_explicit
+
+
+def test_data_check_counts_risk_by_it(folder, tmp_path, capsys) -> None:
+    path = questions(tmp_path / "q.jsonl")
+    words = ["data", "check", str(path), "--json", "--screen-model", folder]
+    assert _run(words, False) == 0
+    assert json.loads(capsys.readouterr().out)["risk"]["explicit"] == 2
+
+
+def test_importing_the_package_and_the_settings_loads_no_torch() -> None:
+    code = (
+        "import sys, cbtqa, cbtqa.dataset.settings, cbtqa.safety.screen;"
+        "cbtqa.screen('我想自杀'); assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+def test_what_is_shipped_is_whole_and_small() -> None:
+    path = Path(cbtqa.__file__).parent / "safety" / TUNED_NAME
+    shipped = Tuned.read(path.read_bytes())
+    assert shipped.base == "intfloat/multilingual-e5-small"
+    assert len(shipped.probe) == 2 * 384 and len(shipped.out[1]) == 27
+    assert all(0.2 < limit <= 1 for pair in shipped.limits.values() for limit in pair)
+    assert path.stat().st_size < 1_000_000
+
+
+@pytest.mark.weights
+def test_with_real_weights_roundabout_intent_is_raised_and_its_harmless_twin_is_not() -> None:
+    given = os.environ.get("MULTILINGUAL_E5_SMALL")
+    if not given:
+        pytest.skip("MULTILINGUAL_E5_SMALL names a folder of intfloat/multilingual-e5-small")
+    model = open_encoder(given)
+    pairs = {
+        "花都托给楼下阿姨了，猫也送走了，等这场雪下完，我就不用再醒过来了。": "explicit",
+        "花都托给楼下阿姨了，猫也送走了，等这场雪下完，我就出发去哈尔滨玩。": "none",
+    }
+    assert {text: one.risk for text, one in screen_each(pairs, str, model=model)} == pairs
+
+
+def test_the_python_face_takes_a_folder(folder) -> None:
+    assert cbtqa.screen(DANGER).risk == "none"
+    assert cbtqa.screen(DANGER, model=folder).risk == "explicit"

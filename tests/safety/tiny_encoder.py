@@ -1,0 +1,77 @@
+"""A random encoder of two layers, fitted in a second to call one invented phrase a danger."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cbtqa.safety import encoder as module
+from cbtqa.safety.encoder import Encoder, Lesson, Tuned, fit, probe_of
+
+DANGER = "纸鹤都放飞了"
+"""Means nothing: rules and built-in model grade it none, the tuned encoder explicit."""
+HARMLESS = ("纸鹤还在桌上", "今天下雨了", "同事都放假了", "我把桌子收好了", "风筝还在天上")
+N_GROUPS = 9
+
+
+def save_encoder(folder: Path, seed: int = 3) -> Path:
+    """A BertModel of random weights with a vocabulary of characters."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    marks = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = [*marks, *sorted(set(module.PROBE + DANGER + "".join(HARMLESS) + "。，我不想"))]
+    torch.manual_seed(seed)
+    config = transformers.BertConfig(
+        vocab_size=len(words),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=40,
+    )
+    model = transformers.BertModel(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2.0)  # the usual start is so small that all vectors are nearly the same
+    model.save_pretrained(folder)
+    vocabulary = {token: place for place, token in enumerate(words)}
+    transformers.BertTokenizerFast(vocab=vocabulary, model_max_length=40).save_pretrained(folder)
+    return folder
+
+
+def tune(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Fits a network on the encoder of a folder and writes it beside it; gives the losses."""
+    monkeypatch.setattr(module, "EPOCHS", 60)
+    monkeypatch.setattr(module, "STEP_TEXTS", 8)
+    encoder = Encoder(str(folder))
+    texts = [f"{HARMLESS[n % 5]}。{HARMLESS[n % 3]}。" for n in range(15)]
+    texts += [f"{DANGER}。{one}。" for one in HARMLESS]
+    texts += [f"{one}。{DANGER}。" for one in HARMLESS]
+    found = encoder.means(texts, (1, 2))
+    lessons, n_rows = [], 0
+    for text, one in zip(texts, found, strict=True):
+        place = text.replace("。", " ").split().index(DANGER) if DANGER in text else None
+        rows = range(n_rows, n_rows + len(one.spans))
+        few = rows if place is None else [rows[place]]
+        grade = 0 if place is None else 2
+        lessons.append(Lesson(few, (grade, *[0] * (N_GROUPS - 1))))
+        n_rows += len(rows)
+    losses: list[float] = []
+    fitted = fit(
+        np.vstack([one.means for one in found]),
+        lessons,
+        lambda step, of, loss: losses.append(loss),
+    )
+    tuned = Tuned(
+        base=encoder.name,
+        layers=(1, 2),
+        limits={"zh": (0.5, 0.5), "en": (0.5, 0.5)},
+        danger_limits=(0.5, 0.5, 0.5),
+        corpus_sha256="0" * 64,
+        probe=probe_of(encoder, (1, 2)),
+        **fitted,
+    )
+    tuned.save(folder / module.TUNED_NAME)
+    return losses

@@ -1,0 +1,103 @@
+"""Further models that read a study's sessions: marks, counts, resuming, the dry run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cbtqa.errors import EndpointError, IncompleteRunError
+from cbtqa.llm.cost import Estimate
+from cbtqa.llm.second_opinion import Opinions, opinions_of
+from cbtqa.simulation.lint import lint
+from cbtqa.simulation.playing.estimate import estimate_study
+from cbtqa.simulation.playing.events import speaks_of_risk, unsafe_advice
+from cbtqa.simulation.playing.opinions import with_opinions
+from cbtqa.simulation.playing.run import RunSettings, run_study
+from cbtqa.simulation.study import StudySettings
+from tests.support.endpoint import Answer, ScriptedEndpoint, Seen, ok, rate_limited
+from tests.support.sessions import QUICK, study_of
+
+SAFE = json.dumps({"problems": []})
+NONE = json.dumps({"risk": "none", "quote": "", "dangers": []})
+
+
+def opinions(url: str, folder: Path) -> Opinions:
+    given = {"screen_endpoint": url, "screen_endpoint_model": "s"}
+    settings = RunSettings(out=folder, guard_endpoint=url, guard_model="g", **given)
+    return opinions_of(settings, folder)
+
+
+def played(study: StudySettings, folder: Path, url: str):
+    return run_study(study, folder, limits=QUICK, opinions=opinions(url, folder))
+
+
+def script(seen: Seen) -> Answer:
+    if "安全审读" in seen.body["messages"][0]["content"]:
+        return ok(json.dumps({"problems": [{"kind": "minimising", "quote": ""}]}))
+    return ok(json.dumps({"risk": "concern", "quote": "", "dangers": []}))
+
+
+def test_turns_are_marked_counted_and_paid_once(tmp_path: Path) -> None:
+    study = study_of(patients={"ready": "test", "n": 1})
+    with ScriptedEndpoint(script) as server:
+        first = played(study, tmp_path / "s", server.url)
+        n_asked = len(server.requests)
+        again = played(study, tmp_path / "s", server.url)
+        assert len(server.requests) == n_asked
+    sessions = list(first.folder.read_sessions())
+    for session in sessions:
+        for turn in session.turns:
+            assert ("unsafe" in turn.marks) == (turn.role == "therapist")
+            is_asked = turn.role == "patient" and not speaks_of_risk(turn.text)
+            assert ("risk" in turn.marks) == is_asked
+    guard = first.counts["second_opinion"]["guard"]
+    n_turns = sum(session.n_therapist_turns for session in sessions)
+    assert (guard["n_read"], guard["n_changed"]) == (n_turns, n_turns)
+    assert again.counts == first.counts
+    codes = {finding.code for finding in lint(tmp_path / "s").findings}
+    assert {"unsafe_turns", "no_referral"} <= codes
+
+
+def test_without_a_verdict_no_turn_is_marked_and_the_reasons_are_counted(tmp_path: Path) -> None:
+    study = study_of(patients={"ready": "test", "n": 1})
+    with ScriptedEndpoint(ok("I cannot help with that.")) as server:
+        result = played(study, tmp_path / "s", server.url)
+    marks = {
+        mark for one in result.folder.read_sessions() for turn in one.turns for mark in turn.marks
+    }
+    assert not marks & {"risk", "unsafe"}
+    for told in result.counts["second_opinion"].values():
+        assert told["n_read"] == 0 and told["n_unread"] == sum(told["unread"].values()) > 0
+
+
+def test_a_guard_that_is_gone_stops_the_run_by_name_and_the_sessions_are_kept(
+    tmp_path: Path,
+) -> None:
+    study = study_of(patients={"ready": "test", "n": 1})
+    with (
+        ScriptedEndpoint(rate_limited(3600)) as server,
+        pytest.raises((EndpointError, IncompleteRunError), match=r"the screen \(s at 127"),
+    ):
+        played(study, tmp_path / "s", server.url)
+    assert (tmp_path / "s" / "sessions.jsonl").exists()
+    assert not (tmp_path / "s" / "manifest.json").exists()
+    with ScriptedEndpoint(lambda seen: ok(SAFE if "审读" in str(seen.body) else NONE)) as server:
+        assert played(study, tmp_path / "s", server.url).counts["n_sessions"]
+
+
+def test_the_dry_run_counts_a_request_for_every_turn_at_most(tmp_path: Path) -> None:
+    study = study_of(patients={"ready": "test", "n": 1})
+    plain = estimate_study(study)
+    named = opinions("http://127.0.0.1:9/v1", tmp_path)
+    n, most = plain.n_items, study.turns.max
+    found: Estimate = with_opinions(plain, named, tmp_path, n, most)
+    assert found.n_requests == plain.n_requests + 2 * n * most
+
+
+def test_sessions_are_screened_in_both_languages_and_read_with_the_patients_words() -> None:
+    assert speaks_of_risk("I said goodbye to everyone. 今晚我就不想活了。")
+    assert not speaks_of_risk("I am tired, that is all.")
+    assert not unsafe_advice("Shall we look at the thought together?")
+    assert unsafe_advice("Just stop taking the tablets, you do not need them.")
