@@ -80,9 +80,7 @@ def screen(
     give(as_json, survey, *_survey_tables(survey))
     for item in survey.shown if not as_json else ():
         _show_item(item)
-    _say_how(survey)
-    if settings.out is not None:
-        say(f"written to {settings.out}")
+    _say_how(survey, settings.out)
 
 
 @app.command()
@@ -239,8 +237,8 @@ def _survey_tables(survey: ScreenedFile) -> Iterator[Table]:
         yield Table(["other danger", "texts"], others, "Other dangers (a text may have several)")
 
 
-def _say_how(survey: ScreenedFile) -> None:
-    """Rows that were not graded, and further models that graded."""
+def _say_how(survey: ScreenedFile, out: Path | None) -> None:
+    """Rows that were not graded, further models that graded, and where it is written."""
     if survey.n_empty:
         more = ", ..." if survey.n_empty > len(survey.empty) else ""
         say(f"rows without a text, not graded: {survey.n_empty} ({', '.join(survey.empty)}{more})")
@@ -248,6 +246,8 @@ def _say_how(survey: ScreenedFile) -> None:
         say(f"read by {survey.screen_model.partition('@')[0]} as well")
     if survey.second_opinion:
         say_opinions({"screen": survey.second_opinion})
+    if out is not None:
+        say(f"written to {out}")
 
 
 def _show_item(item: ScreenedText) -> None:
