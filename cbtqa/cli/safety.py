@@ -78,17 +78,9 @@ def screen(
     with live_progress() as progress:
         survey = screen_texts(settings, progress.update)
     give(as_json, survey, *_survey_tables(survey))
-    if survey.n_empty:
-        more = ", ..." if survey.n_empty > len(survey.empty) else ""
-        say(f"rows without a text, not graded: {survey.n_empty} ({', '.join(survey.empty)}{more})")
     for item in survey.shown if not as_json else ():
         _show_item(item)
-    if survey.screen_model:
-        say(f"read by {survey.screen_model.partition('@')[0]} as well")
-    if survey.second_opinion:
-        say_opinions({"screen": survey.second_opinion})
-    if settings.out is not None:
-        say(f"written to {settings.out}")
+    _say_how(survey, settings.out)
 
 
 @app.command()
@@ -243,6 +235,19 @@ def _survey_tables(survey: ScreenedFile) -> Iterator[Table]:
     others = [*survey.n_by_danger.items(), ("writer under 18", survey.n_minors)]
     if any(n for _, n in others):
         yield Table(["other danger", "texts"], others, "Other dangers (a text may have several)")
+
+
+def _say_how(survey: ScreenedFile, out: Path | None) -> None:
+    """Rows that were not graded, further models that graded, and where it is written."""
+    if survey.n_empty:
+        more = ", ..." if survey.n_empty > len(survey.empty) else ""
+        say(f"rows without a text, not graded: {survey.n_empty} ({', '.join(survey.empty)}{more})")
+    if survey.screen_model:
+        say(f"read by {survey.screen_model.partition('@')[0]} as well")
+    if survey.second_opinion:
+        say_opinions({"screen": survey.second_opinion})
+    if out is not None:
+        say(f"written to {out}")
 
 
 def _show_item(item: ScreenedText) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain
@@ -124,8 +124,7 @@ def generate(
     ):
         (folder / MANIFEST_NAME).unlink(missing_ok=True)
         _answer(run, opened, on_progress, on_stage, second.runs)
-        answers = with_grades(_to_check(run, opened.journal), run.settings.screen_model)
-        check = AnswerCheck(list(answers), second)
+        check = AnswerCheck(_to_check(run, opened.journal), second)
         if second.runs:
             on_stage("reading questions and answers with " + ", ".join(opinions.names))
         check.ask(beside=[opened], on_progress=on_progress)
@@ -177,14 +176,16 @@ def estimate_answers(resolved: Resolved[GenerateSettings]) -> Estimate:
     return sum_estimates("questions", len(asked.items), n_left_out, parts)
 
 
-def _to_check(run: AnswerRun, journal: Journal) -> Iterator[CheckedExchange]:
-    """The accepted answers with their questions."""
+def _to_check(run: AnswerRun, journal: Journal) -> list[CheckedExchange]:
+    """The accepted answers with their questions, which are graded."""
     outcomes = journal.outcomes(item.key for item in run.asked.items)
+    answers = []
     for item, (_, outcome) in zip(run.asked.items, outcomes, strict=True):
         if outcome is not None and outcome.reply is not None and outcome.fault is None:
             text = read_target(run.mode, outcome.reply.text).text
-            grades = Screening(item.risk, ())
-            yield CheckedExchange(Exchange(item.id, item.question, text), item.id, grades)
+            exchange = Exchange(item.id, item.question, text)
+            answers.append(CheckedExchange(exchange, item.id, Screening(item.risk, ())))
+    return list(with_grades(answers, run.settings.screen_model))
 
 
 def _answer(
