@@ -78,15 +78,20 @@ def screen(
     with live_progress() as progress:
         survey = screen_texts(settings, progress.update)
     give(as_json, survey, *_survey_tables(survey))
+    for item in survey.shown if not as_json else ():
+        _show_item(item)
+    _say_notes(survey, settings.out)
+
+
+def _say_notes(survey: ScreenedFile, out: Path | None) -> None:
+    """What was not graded, what a further model changed, and where the grades are."""
     if survey.n_empty:
         more = ", ..." if survey.n_empty > len(survey.empty) else ""
         say(f"rows without a text, not graded: {survey.n_empty} ({', '.join(survey.empty)}{more})")
-    for item in survey.shown if not as_json else ():
-        _show_item(item)
     if survey.second_opinion:
         say_opinions({"screen": survey.second_opinion})
-    if settings.out is not None:
-        say(f"written to {settings.out}")
+    if out is not None:
+        say(f"written to {out}")
 
 
 @app.command()
